@@ -1,0 +1,85 @@
+//! Schedules sequences onto an executor. Sees token ids, never text or HTTP.
+//!
+//! One OS thread owns the weights and the KV; everything else holds an
+//! [`Engine`] handle and talks to it through channels. A [`Generation`] that is
+//! dropped (its client left, a stop string matched, a deadline passed) is
+//! noticed at the next step, and its KV is freed.
+
+use std::sync::Arc;
+
+use crate::sample::{SamplingParams, TokenLogprobs};
+
+/// The constant tokens before a prompt, shared by every sequence that has them.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Prefix {
+    /// The ids, BOS included where the model asks for one.
+    pub ids: Vec<u32>,
+}
+
+/// One sequence to generate.
+#[derive(Clone, Debug)]
+pub struct GenerateRequest {
+    /// Constant tokens that come first; their KV is shared.
+    pub prefix: Option<Arc<Prefix>>,
+    /// The client's own tokens. Prefix and prompt together hold at least one.
+    pub prompt: Vec<u32>,
+    /// How many tokens to generate at the most; 0 only scores the prompt.
+    pub max_tokens: usize,
+    /// Tokens that end the answer (they are reported, then `FinishReason::Stop`).
+    pub end_tokens: Arc<[u32]>,
+    /// How each token is chosen.
+    pub sampling: SamplingParams,
+    /// Which of a request's `n` answers this is: each has its own random stream.
+    pub index: u64,
+    /// Report log-probabilities of generated tokens, with so many alternatives.
+    pub logprobs: Option<usize>,
+    /// The same for the prompt's tokens (not the prefix's).
+    pub prompt_logprobs: Option<usize>,
+}
+
+/// Why a sequence ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum FinishReason {
+    /// An end token was generated.
+    Stop,
+    /// `max_tokens` or the context's end was reached.
+    Length,
+}
+
+/// What a running sequence reports.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Event {
+    /// The sequence was given a slot. Comes first, once.
+    Started {
+        /// Tokens whose KV was already there.
+        cached_tokens: usize,
+    },
+    /// Log-probabilities of the prompt's tokens, one entry each, in order; sent
+    /// once, before the first token. `None` only where nothing precedes the token.
+    Prompt(Vec<Option<TokenLogprobs>>),
+    /// A generated token.
+    Token {
+        /// Its id.
+        id: u32,
+        /// Present if the request asked for log-probabilities.
+        logprobs: Option<TokenLogprobs>,
+    },
+    /// The end; nothing follows.
+    Finished(FinishReason),
+    /// The executor failed; nothing follows.
+    Failed(String),
+}
+
+/// Why a request was not accepted.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum SubmitError {
+    /// The queue is full; retry after so many seconds.
+    #[error("the queue is full")]
+    QueueFull {
+        /// Seconds until a place is likely.
+        retry_after: u64,
+    },
+    /// The engine is draining and takes no new work.
+    #[error("the server is shutting down")]
+    Draining,
+}

@@ -1,0 +1,20 @@
+//! incant serves a *base* language model as a good assistant, in context.
+//!
+//! The library holds everything but the command line. Its modules follow the
+//! way one request goes: [`server`] reads the wire, [`runtime`] resolves the
+//! arm, [`profile`] renders, [`text`] encodes, [`engine`] schedules,
+//! [`exec`] computes, [`sample`] chooses, and the token goes back up again.
+//! `ARCHITECTURE.md` says what each part may know of the others.
+
+pub mod catalog;
+pub mod engine;
+pub mod exec;
+pub mod gguf;
+pub mod kv;
+pub mod mmap;
+pub mod model;
+pub mod profile;
+pub mod runtime;
+pub mod sample;
+pub mod server;
+pub mod text;
