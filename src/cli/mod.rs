@@ -1,0 +1,38 @@
+//! The commands. Each is one file: its arguments, and what it does.
+
+mod ask;
+mod inspect;
+mod pull;
+mod serve;
+mod tokenize;
+
+use clap::{Parser, Subcommand};
+
+/// Serve a base language model as a good assistant, in context.
+#[derive(Parser)]
+#[command(version, about)]
+pub(crate) struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    Serve(serve::Args),
+    Ask(ask::Args),
+    Pull(pull::Args),
+    Tokenize(tokenize::Args),
+    Inspect(inspect::Args),
+}
+
+impl Cli {
+    pub(crate) fn run(self) -> anyhow::Result<()> {
+        match self.command {
+            Command::Serve(args) => args.run(),
+            Command::Ask(args) => args.run(),
+            Command::Pull(args) => args.run(),
+            Command::Tokenize(args) => args.run(),
+            Command::Inspect(args) => args.run(),
+        }
+    }
+}
