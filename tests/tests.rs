@@ -1,3 +1,4 @@
 //! The one integration-test binary: one module per behaviour.
 mod build;
 mod gguf;
+mod tokenizer;
