@@ -69,21 +69,23 @@ impl Staging {
         Ok(Staging(path))
     }
 
-    /// The bytes of everything in it.
-    fn bytes(&self) -> u64 {
-        fn bytes_in(dir: &Path) -> u64 {
+    /// The size of the largest file in it, in bytes: that is the wheel, or what
+    /// there is of it.
+    fn largest(&self) -> u64 {
+        fn largest_in(dir: &Path) -> u64 {
             // pip moves and removes its files while this looks: what cannot be
             // read counts as nothing.
             let entries = fs::read_dir(dir).into_iter().flatten().flatten();
             entries
                 .map(|entry| match entry.metadata() {
-                    Ok(metadata) if metadata.is_dir() => bytes_in(&entry.path()),
+                    Ok(metadata) if metadata.is_dir() => largest_in(&entry.path()),
                     Ok(metadata) => metadata.len(),
                     Err(_) => 0,
                 })
-                .sum()
+                .max()
+                .unwrap_or(0)
         }
-        bytes_in(&self.0)
+        largest_in(&self.0)
     }
 
     /// The wheel that pip put here.
@@ -178,7 +180,7 @@ impl Pip {
         let status = loop {
             match child.try_wait().map_err(Failure::Local)? {
                 Some(status) => break status,
-                None => watch(staging.bytes()),
+                None => watch(staging.largest()),
             }
             thread::sleep(POLL_INTERVAL);
         };

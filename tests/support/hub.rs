@@ -49,10 +49,11 @@ impl FakeHub {
         let listener = TcpListener::bind("127.0.0.1:0").expect("a port is free");
         let address = listener.local_addr().expect("it is bound");
         let requests: Arc<Mutex<Vec<Request>>> = Arc::default();
-        let (file, mut replies) = (file.to_vec(), replies.to_vec().into_iter());
+        let (file, replies) = (file.to_vec(), replies.to_vec());
         let record = Arc::clone(&requests);
         // The thread ends with the test binary.
         thread::spawn(move || {
+            let mut replies = replies.into_iter();
             for stream in listener.incoming().flatten() {
                 let reply = replies.next().unwrap_or(Reply::Good);
                 // A client that goes away is some tests' point.
