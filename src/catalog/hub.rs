@@ -89,7 +89,7 @@ impl Download<'_> {
         }
         let response = request
             .call()
-            .map_err(|error| Failure::Source(format!("{url}: {error}")))?;
+            .map_err(|error| Failure::Source(format!("{url}: {}", plainly(error))))?;
 
         let answer = Answer::read(&response)
             .map_err(|reason| Failure::Source(format!("{url}: {reason}")))?;
@@ -117,6 +117,15 @@ impl Download<'_> {
                 Failure::Source(reason) => Failure::Source(format!("{url}: {reason}")),
                 local => local,
             })
+    }
+}
+
+/// The client's errors lead with the name of a category; a person needs the rest.
+fn plainly(error: ureq::Error) -> String {
+    match error {
+        ureq::Error::Io(error) => error.to_string(),
+        ureq::Error::Timeout(phase) => format!("no answer in time ({phase})"),
+        error => error.to_string(),
     }
 }
 
