@@ -1,3 +1,7 @@
 //! The one integration-test binary: one module per behaviour.
 mod build;
 mod gguf;
+
+mod catalog;
+mod cli;
+mod support;
