@@ -1,1 +1,3 @@
 //! The one integration-test binary: one module per behaviour.
+
+mod profile;
