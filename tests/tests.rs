@@ -5,3 +5,5 @@ mod gguf;
 mod catalog;
 mod cli;
 mod support;
+
+mod profile;
