@@ -2,6 +2,7 @@
 
 mod ask;
 mod inspect;
+mod output;
 mod pull;
 mod serve;
 mod tokenize;
