@@ -1,1 +1,4 @@
 //! To come.
+
+pub mod decode;
+pub mod stop;
