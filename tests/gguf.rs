@@ -315,7 +315,7 @@ fn the_fingerprint_follows_header_and_weights() {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(512))]
+    #![proptest_config(ProptestConfig { cases: 512, failure_persistence: None, ..ProptestConfig::default() })]
 
     /// Whatever bytes of a good file are overwritten, opening it either fails
     /// with one line or gives metadata and tensors that can all be read.

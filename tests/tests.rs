@@ -1,9 +1,9 @@
 //! The one integration-test binary: one module per behaviour.
 mod build;
-mod gguf;
+mod support;
 
 mod catalog;
 mod cli;
-mod support;
-
+mod gguf;
 mod profile;
+mod tokenizer;
