@@ -1,7 +1,3 @@
-//! To come.
-
-pub mod decode;
-pub mod stop;
 //! Between text and token ids.
 //!
 //! [`Tokenizer`] is built from a GGUF's metadata alone and gives the ids that
@@ -14,6 +10,9 @@ pub mod stop;
 //! that a vocabulary defines beside its merges) are found before either family
 //! sees the text. That is also where a user's text is kept from becoming a
 //! control token: see [`Tokenizer::guard_controls`].
+
+pub mod decode;
+pub mod stop;
 
 mod bpe;
 mod load;
