@@ -71,7 +71,11 @@ impl Shared {
         let held = held.as_millis() as u64;
         // One thread writes: the worker.
         let mean = self.mean_millis.load(Ordering::Relaxed);
-        let mean = if mean == 0 { held } else { (7 * mean + held) / 8 };
+        let mean = if mean == 0 {
+            held
+        } else {
+            (7 * mean + held) / 8
+        };
         self.mean_millis.store(mean.max(1), Ordering::Relaxed);
     }
 

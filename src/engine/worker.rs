@@ -164,10 +164,7 @@ impl Worker {
 
     /// The segments that waiting request number `index` stands on; `None` while
     /// its prefix is being computed.
-    fn chain(
-        &mut self,
-        index: usize,
-    ) -> Result<Option<Vec<crate::exec::SegmentId>>, ExecError> {
+    fn chain(&mut self, index: usize) -> Result<Option<Vec<crate::exec::SegmentId>>, ExecError> {
         let Some(prefix) = self.waiting[index].request.prefix.clone() else {
             return Ok(Some(Vec::new()));
         };

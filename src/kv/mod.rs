@@ -47,7 +47,8 @@ impl PrefixStore {
 
     /// The file that holds (or would hold) the KV of `tokens`.
     pub fn path(&self, tokens: &[u32]) -> PathBuf {
-        self.folder.join(format!("{}.safetensors", self.key(tokens)))
+        self.folder
+            .join(format!("{}.safetensors", self.key(tokens)))
     }
 
     /// The segment of `tokens`, if it was saved. A file that cannot be believed
@@ -101,7 +102,9 @@ impl PrefixStore {
                 tracing::warn!("cannot keep the prefix {}: {error}", path.display());
             }
         };
-        let spawned = thread::Builder::new().name("save-prefix".to_owned()).spawn(save);
+        let spawned = thread::Builder::new()
+            .name("save-prefix".to_owned())
+            .spawn(save);
         if let Err(error) = spawned {
             tracing::warn!("cannot keep a prefix: {error}");
         }

@@ -173,9 +173,9 @@ impl Arm {
         let protect = |text: &str| tokenizer.guard_controls(text, guard).into_owned();
         let rendered = self.rendering.render(messages, &protect)?;
         let turns = tokenizer.encode_guarded(&rendered, guard);
-        let bos = self.bos().filter(|_| {
-            self.chat_prefix.is_none() && !self.rendering.writes_bos()
-        });
+        let bos = self
+            .bos()
+            .filter(|_| self.chat_prefix.is_none() && !self.rendering.writes_bos());
         let mut text = self.rendering.prefix().to_owned();
         text.extend(rendered.chars().filter(|&c| c != guard));
         Ok(Prompt {

@@ -176,9 +176,10 @@ impl Model {
         })?;
         let footprint = executor.footprint();
         let mut engine = options.engine.clone();
-        engine.prefixes = options.prefix_folder.as_deref().map(|folder| {
-            PrefixStore::new(folder, gguf.fingerprint(), executor.kv_format())
-        });
+        engine.prefixes = options
+            .prefix_folder
+            .as_deref()
+            .map(|folder| PrefixStore::new(folder, gguf.fingerprint(), executor.kv_format()));
         Ok(Model {
             id: id.to_owned(),
             context: options
