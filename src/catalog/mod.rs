@@ -46,6 +46,11 @@ pub fn default_model() -> &'static Manifest {
 }
 
 /// The shipped model of that name.
+///
+/// ```
+/// let model = incant::catalog::find("gemma-3-270m").expect("it ships with incant");
+/// assert_eq!(model.default_profile.as_deref(), Some("urial"));
+/// ```
 pub fn find(name: &str) -> Option<&'static Manifest> {
     manifests().iter().find(|manifest| manifest.name == name)
 }

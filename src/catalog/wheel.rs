@@ -204,11 +204,13 @@ impl Pip {
     }
 }
 
-/// The line in which pip says what went wrong, fit for a terminal.
+/// The line in which pip says what went wrong, fit for a terminal. Where pip
+/// itself fails, `ERROR: Exception:` only heads a traceback, which ends with
+/// what matters.
 fn last_error(said: &str) -> Option<String> {
     let lines = || said.lines().rev().filter(|line| !line.trim().is_empty());
     let line = lines()
-        .find(|line| line.contains("ERROR:"))
+        .find(|line| line.contains("ERROR:") && !line.ends_with(':'))
         .or(lines().next())?;
     Some(line.chars().filter(|char| !char.is_control()).collect())
 }
@@ -247,6 +249,10 @@ mod tests {
         assert_eq!(
             last_error("Traceback\nOSError: \u{1b}[31mgone\n").as_deref(),
             Some("OSError: [31mgone")
+        );
+        assert_eq!(
+            last_error("ERROR: Exception:\nTraceback:\nOSError: no space").as_deref(),
+            Some("OSError: no space")
         );
         assert_eq!(last_error("\n"), None);
     }

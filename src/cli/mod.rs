@@ -2,8 +2,9 @@
 
 mod ask;
 mod inspect;
+mod log;
 mod output;
-mod pull;
+pub(crate) mod pull;
 mod serve;
 mod tokenize;
 

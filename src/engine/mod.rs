@@ -5,12 +5,23 @@
 //! dropped (its client left, a stop string matched, a deadline passed) is
 //! noticed at the next step, and its KV is freed.
 
+mod handle;
+mod prefixes;
+mod sequence;
+mod worker;
+
 use std::sync::Arc;
+
+pub use handle::{Engine, EngineOptions, Generation, Load};
+pub use prefixes::{Origin, Warmed};
 
 use crate::sample::{SamplingParams, TokenLogprobs};
 
 /// The constant tokens before a prompt, shared by every sequence that has them.
-#[derive(Debug, PartialEq, Eq)]
+///
+/// The last of them is computed with each prompt: it predicts the prompt's
+/// first token, so all but the last are what sequences share.
+#[derive(Debug, PartialEq, Eq, Hash)]
 pub struct Prefix {
     /// The ids, BOS included where the model asks for one.
     pub ids: Vec<u32>,

@@ -3,6 +3,7 @@
 use serde::Deserialize;
 
 use super::ProfileError;
+use crate::sample::SamplingParams;
 
 const FENCE: &str = "+++";
 
@@ -43,6 +44,21 @@ impl SamplingDefaults {
         repetition_penalty: None,
         max_tokens: None,
     };
+
+    /// These defaults, with OpenAI's where they say nothing.
+    pub fn sampling(&self) -> SamplingParams {
+        let openai = SamplingParams::default();
+        SamplingParams {
+            temperature: self.temperature.unwrap_or(openai.temperature),
+            top_p: self.top_p.unwrap_or(openai.top_p),
+            top_k: self.top_k.unwrap_or(openai.top_k),
+            min_p: self.min_p.unwrap_or(openai.min_p),
+            presence_penalty: self.presence_penalty.unwrap_or(openai.presence_penalty),
+            frequency_penalty: self.frequency_penalty.unwrap_or(openai.frequency_penalty),
+            repetition_penalty: self.repetition_penalty.unwrap_or(openai.repetition_penalty),
+            ..openai
+        }
+    }
 
     /// Names the first field that is out of its range, and the range.
     fn out_of_range(&self) -> Option<String> {

@@ -11,6 +11,9 @@
 //! sees the text. That is also where a user's text is kept from becoming a
 //! control token: see [`Tokenizer::guard_controls`].
 
+pub mod decode;
+pub mod stop;
+
 mod bpe;
 mod load;
 mod merge;

@@ -32,7 +32,7 @@ impl Vocabulary for Tokenizer {
 
     fn shown(&self, id: u32) -> Cow<'_, [u8]> {
         match self.token_bytes(id) {
-            [] => Cow::Owned(self.token_text_special(id).into_bytes()),
+            [] => Cow::Borrowed(self.token_text_special(id)),
             bytes => Cow::Borrowed(bytes),
         }
     }
@@ -236,7 +236,7 @@ impl<V: Vocabulary> Choice<V> {
             self.sent += text.len();
             return self.stop(text);
         }
-        text += &self.matcher.finish().text;
+        text += &self.matcher.finish();
         self.sent += text.len();
         for held in std::mem::take(&mut self.held) {
             self.ready.push(self.entry(held));

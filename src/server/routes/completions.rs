@@ -192,7 +192,6 @@ fn planned(
         }
         input => arm.completion(input),
     };
-    let prompt = prompt.map_err(|error| ApiError::invalid("prompt", error.to_string()))?;
     let echo = echo.then(|| echoed(tokenizer, &prompt, &input));
     Ok(Planned { prompt, echo })
 }
