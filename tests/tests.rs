@@ -8,3 +8,4 @@ mod gguf;
 mod inspect;
 mod profile;
 mod tokenizer;
+mod tokenizer_oracle;
