@@ -5,5 +5,6 @@ mod support;
 mod catalog;
 mod cli;
 mod gguf;
+mod golden;
 mod profile;
 mod tokenizer;
