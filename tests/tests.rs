@@ -6,5 +6,6 @@ mod catalog;
 mod cli;
 mod gguf;
 mod golden;
+mod inspect;
 mod profile;
 mod tokenizer;
