@@ -83,3 +83,21 @@ pub enum SubmitError {
     #[error("the server is shutting down")]
     Draining,
 }
+
+/// Stand-in: a running sequence.
+#[derive(Debug)]
+pub struct Generation {
+    receiver: tokio::sync::mpsc::UnboundedReceiver<Event>,
+}
+
+impl Generation {
+    /// Stand-in.
+    pub fn new(receiver: tokio::sync::mpsc::UnboundedReceiver<Event>) -> Generation {
+        Generation { receiver }
+    }
+
+    /// The next event.
+    pub async fn next(&mut self) -> Option<Event> {
+        self.receiver.recv().await
+    }
+}
