@@ -1,1 +1,134 @@
-//! To come.
+//! The HTTP surface: OpenAI's REST API over what [`crate::runtime`] offers.
+//!
+//! A request is read into typed views ([`fields`]), checked ([`controls`],
+//! [`lacking`]), rendered and tokenized by its arm, and handed to the engine.
+//! [`answer`] turns the engine's events back into text; an endpoint only says
+//! what its JSON looks like. Every failure is an [`errors::ApiError`].
+//!
+//! Nothing below this module knows HTTP or OpenAI's shapes.
+
+mod accept;
+mod answer;
+mod call;
+mod controls;
+mod errors;
+mod fields;
+mod lacking;
+mod log;
+mod openapi;
+mod routes;
+mod sse;
+
+use std::collections::HashSet;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use axum::Router;
+use axum::extract::{Request, State};
+use axum::middleware::{self, Next};
+use axum::response::{IntoResponse, Response};
+use axum::routing::{MethodRouter, get, post};
+use tower_http::catch_panic::CatchPanicLayer;
+
+pub use accept::serve;
+
+use crate::runtime::Runtime;
+use errors::ApiError;
+
+/// What can be set about serving.
+#[derive(Clone, Debug)]
+pub struct ServeOptions {
+    /// Refuse requests with fields that incant does not know, instead of a warning in the log.
+    pub strict: bool,
+    /// The largest request body in bytes.
+    pub max_body: usize,
+    /// How long a request body may take to arrive.
+    pub body_timeout: Duration,
+    /// How long a connection may take to send a request's head, or idle between two.
+    pub head_timeout: Duration,
+    /// Connections served at once; more wait unaccepted.
+    pub max_connections: usize,
+    /// How long running answers may take to end after the shutdown signal.
+    pub drain_timeout: Duration,
+}
+
+impl Default for ServeOptions {
+    fn default() -> Self {
+        ServeOptions {
+            strict: false,
+            max_body: 32 << 20,
+            body_timeout: Duration::from_secs(60),
+            head_timeout: Duration::from_secs(60),
+            max_connections: 1024,
+            drain_timeout: Duration::from_secs(30),
+        }
+    }
+}
+
+/// What every request shares.
+struct App {
+    runtime: Arc<Runtime>,
+    options: ServeOptions,
+    /// Unknown fields that were warned of.
+    warned: Mutex<HashSet<String>>,
+}
+
+/// Every endpoint, one line each; `openapi.rs` describes them.
+fn endpoints() -> Vec<(&'static str, MethodRouter<Arc<App>>)> {
+    use routes::*;
+    vec![
+        ("/health", get(health::health)),
+        ("/openapi.json", get(openapi::document)),
+        ("/v1/models", get(models::list)),
+        ("/v1/models/{*id}", get(models::one)),
+        ("/v1/profiles", get(profiles::list)),
+        ("/v1/chat/completions", post(chat::chat)),
+        ("/v1/completions", post(completions::completions)),
+        ("/tokenize", post(tokenize::tokenize)),
+        ("/detokenize", post(tokenize::detokenize)),
+        ("/apply-template", post(template::apply)),
+    ]
+}
+
+/// The endpoints with everything around them.
+fn router(runtime: Arc<Runtime>, options: ServeOptions) -> Router {
+    let app = Arc::new(App {
+        runtime,
+        options,
+        warned: Mutex::default(),
+    });
+    let routed = endpoints()
+        .into_iter()
+        .fold(Router::new(), |router, (path, method)| {
+            router.route(path, method)
+        });
+    routed
+        .fallback(unknown_path)
+        .method_not_allowed_fallback(method_not_allowed)
+        .layer(middleware::from_fn_with_state(app.clone(), unless_loading))
+        .layer(CatchPanicLayer::custom(ApiError::from_panic))
+        .layer(middleware::from_fn(log::request))
+        .with_state(app)
+}
+
+async fn unknown_path(request: Request) -> ApiError {
+    ApiError::UnknownPath {
+        path: request.uri().path().to_owned(),
+    }
+}
+
+async fn method_not_allowed(request: Request) -> ApiError {
+    ApiError::MethodNotAllowed {
+        method: request.method().to_string(),
+        path: request.uri().path().to_owned(),
+    }
+}
+
+/// While models load, only the description of the API is there.
+async fn unless_loading(State(app): State<Arc<App>>, request: Request, next: Next) -> Response {
+    if app.runtime.is_ready() || request.uri().path() == "/openapi.json" {
+        next.run(request).await
+    } else {
+        ApiError::Loading.into_response()
+    }
+}

@@ -1,0 +1,371 @@
+//! One answer: its events in, pieces of its text out. No IO, no HTTP.
+//!
+//! Text leaves only when nothing can change it any more: bytes of an
+//! unfinished character wait in the decoder, text that could begin a stop
+//! string waits in the matcher. A token's log-probabilities wait until all of
+//! its text has left, so that an entry never gives away what the text holds
+//! back, and the joined entries are always the text.
+
+use std::borrow::Cow;
+use std::collections::VecDeque;
+use std::sync::Arc;
+
+use crate::engine::{Event, FinishReason};
+use crate::sample::TokenLogprobs;
+use crate::server::errors::ApiError;
+use crate::text::Tokenizer;
+use crate::text::decode::StreamDecoder;
+use crate::text::stop::StopMatcher;
+
+/// What an answer needs to know of tokens.
+pub(crate) trait Vocabulary: Send + Sync {
+    /// The bytes that a generated token adds to the answer; control tokens add none.
+    fn bytes(&self, id: u32) -> &[u8];
+    /// The bytes that name a token, control tokens included.
+    fn shown(&self, id: u32) -> Cow<'_, [u8]>;
+}
+
+impl Vocabulary for Tokenizer {
+    fn bytes(&self, id: u32) -> &[u8] {
+        self.token_bytes(id)
+    }
+
+    fn shown(&self, id: u32) -> Cow<'_, [u8]> {
+        match self.token_bytes(id) {
+            [] => Cow::Owned(self.token_text_special(id).into_bytes()),
+            bytes => Cow::Borrowed(bytes),
+        }
+    }
+}
+
+/// A prompt that the client wants back: each token with the bytes it shows.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Echo(pub(crate) Vec<(u32, Vec<u8>)>);
+
+/// A part of an answer that can be sent.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) struct Piece {
+    /// Which of the request's answers this belongs to.
+    pub(crate) index: usize,
+    /// Whether it is the answer's first.
+    pub(crate) opens: bool,
+    pub(crate) text: String,
+    /// The log-probabilities of tokens whose text is out, if they were asked for.
+    pub(crate) entries: Vec<Entry>,
+    /// Set in the answer's last piece.
+    pub(crate) finish: Option<FinishReason>,
+}
+
+/// A token of the answer (or of the echoed prompt) with its log-probability.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) struct Entry {
+    /// What it contributed to the text.
+    pub(crate) bytes: Vec<u8>,
+    /// Characters of the text before it.
+    pub(crate) offset: usize,
+    /// `None` only for a prompt's first token, which nothing precedes.
+    pub(crate) logprob: Option<f32>,
+    /// The most likely tokens at its place, best first; whether itself is among them is marked.
+    pub(crate) top: Vec<Alternative>,
+}
+
+/// A token that could have been.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) struct Alternative {
+    pub(crate) bytes: Vec<u8>,
+    pub(crate) logprob: f32,
+    /// This is the one that was chosen.
+    pub(crate) chosen: bool,
+}
+
+/// Where a token's bytes lie in the decoded text.
+#[derive(Clone, Debug)]
+struct Place {
+    bytes: Vec<u8>,
+    /// Characters before the token.
+    offset: usize,
+    /// Where the token's bytes end, counted in bytes of text.
+    end: usize,
+    /// The token is all out once so many bytes of text are.
+    release: usize,
+}
+
+/// A token with its log-probabilities, until its text is all out.
+struct Held {
+    id: u32,
+    place: Place,
+    logprobs: Option<TokenLogprobs>,
+}
+
+/// The state of one answer.
+pub(crate) struct Choice<V> {
+    index: usize,
+    vocabulary: Arc<V>,
+    end_tokens: Arc<[u32]>,
+    text: Text,
+    matcher: StopMatcher,
+    /// The echoed prompt's tokens, until their log-probabilities come.
+    echoed: Vec<(u32, Place)>,
+    /// The echoed prompt's text, until the first token.
+    head: String,
+    held: VecDeque<Held>,
+    /// Entries that wait for a piece with text to go with.
+    ready: Vec<Entry>,
+    /// Bytes of text sent.
+    sent: usize,
+    opened: bool,
+    generated: usize,
+    cached: usize,
+}
+
+impl<V: Vocabulary> Choice<V> {
+    /// An answer that has not begun.
+    pub(crate) fn new(
+        index: usize,
+        vocabulary: Arc<V>,
+        end_tokens: Arc<[u32]>,
+        stop: &[String],
+        markers: &[String],
+        echo: Option<&Echo>,
+    ) -> Choice<V> {
+        let mut text = Text::default();
+        let mut head = String::new();
+        // The prompt is not the answer: it passes by the matcher.
+        let mut place = |(id, bytes): &(u32, Vec<u8>)| {
+            let (place, decoded) = text.push(bytes);
+            head.push_str(&decoded);
+            (*id, place)
+        };
+        let echoed = echo
+            .map(|echo| echo.0.iter().map(&mut place).collect())
+            .unwrap_or_default();
+        Choice {
+            index,
+            vocabulary,
+            end_tokens,
+            text,
+            matcher: StopMatcher::new(stop, markers),
+            echoed,
+            head,
+            held: VecDeque::new(),
+            ready: Vec::new(),
+            sent: 0,
+            opened: false,
+            generated: 0,
+            cached: 0,
+        }
+    }
+
+    /// Tokens generated so far.
+    pub(crate) fn generated(&self) -> usize {
+        self.generated
+    }
+
+    /// Tokens of the prompt that were not computed again.
+    pub(crate) fn cached(&self) -> usize {
+        self.cached
+    }
+
+    /// Takes one event; a piece comes back if something can be sent.
+    pub(crate) fn advance(&mut self, event: Event) -> Result<Option<Piece>, ApiError> {
+        match event {
+            Event::Started { cached_tokens } => {
+                self.cached = cached_tokens;
+                Ok(None)
+            }
+            Event::Prompt(logprobs) => {
+                let echoed = std::mem::take(&mut self.echoed).into_iter().zip(logprobs);
+                self.held.extend(echoed.map(|((id, place), logprobs)| Held {
+                    id,
+                    place,
+                    logprobs,
+                }));
+                Ok(None)
+            }
+            Event::Token { id, logprobs } => Ok(self.token(id, logprobs)),
+            Event::Finished(reason) => Ok(Some(self.end(reason))),
+            Event::Failed(cause) => Err(ApiError::Internal(cause)),
+        }
+    }
+
+    fn token(&mut self, id: u32, logprobs: Option<TokenLogprobs>) -> Option<Piece> {
+        self.generated += 1;
+        let bytes = if self.end_tokens.contains(&id) {
+            &[]
+        } else {
+            self.vocabulary.bytes(id)
+        };
+        let (place, decoded) = self.text.push(bytes);
+        if logprobs.is_some() {
+            self.held.push_back(Held {
+                id,
+                place,
+                logprobs,
+            });
+        }
+        let passed = self.matcher.push(&decoded);
+        let text = std::mem::take(&mut self.head) + &passed.text;
+        self.sent += text.len();
+        if passed.stopped {
+            return Some(self.stop(text));
+        }
+        self.release();
+        let opens = !std::mem::replace(&mut self.opened, true);
+        if text.is_empty() && !opens {
+            return None;
+        }
+        let entries = if text.is_empty() {
+            Vec::new()
+        } else {
+            std::mem::take(&mut self.ready)
+        };
+        Some(Piece {
+            index: self.index,
+            opens,
+            text,
+            entries,
+            finish: None,
+        })
+    }
+
+    /// The engine has ended the answer: whatever was held back goes out.
+    fn end(&mut self, reason: FinishReason) -> Piece {
+        let passed = self.matcher.push(&self.text.finish());
+        let mut text = std::mem::take(&mut self.head) + &passed.text;
+        if passed.stopped {
+            self.sent += text.len();
+            return self.stop(text);
+        }
+        text += &self.matcher.finish().text;
+        self.sent += text.len();
+        for held in std::mem::take(&mut self.held) {
+            self.ready.push(self.entry(held));
+        }
+        self.last(text, reason)
+    }
+
+    /// A stop text was met. Tokens that reach into it are cut where it begins.
+    fn stop(&mut self, text: String) -> Piece {
+        for mut held in std::mem::take(&mut self.held) {
+            let over = held.place.end.saturating_sub(self.sent);
+            if over == 0 {
+                self.ready.push(self.entry(held));
+            } else if over < held.place.bytes.len() {
+                held.place.bytes.truncate(held.place.bytes.len() - over);
+                self.ready.push(self.entry(held));
+            }
+        }
+        self.last(text, FinishReason::Stop)
+    }
+
+    fn last(&mut self, text: String, reason: FinishReason) -> Piece {
+        let opens = !std::mem::replace(&mut self.opened, true);
+        let entries = std::mem::take(&mut self.ready);
+        Piece {
+            index: self.index,
+            opens,
+            text,
+            entries,
+            finish: Some(reason),
+        }
+    }
+
+    /// Lets go of entries whose text is all out.
+    fn release(&mut self) {
+        while let Some(held) = self
+            .held
+            .pop_front_if(|held| held.place.release <= self.sent)
+        {
+            let entry = self.entry(held);
+            self.ready.push(entry);
+        }
+    }
+
+    fn entry(&self, held: Held) -> Entry {
+        let Held {
+            id,
+            place,
+            logprobs,
+        } = held;
+        let alternative = |(other, logprob): (u32, f32)| {
+            let chosen = other == id;
+            let bytes = if chosen {
+                place.bytes.clone()
+            } else {
+                self.vocabulary.shown(other).into_owned()
+            };
+            Alternative {
+                bytes,
+                logprob,
+                chosen,
+            }
+        };
+        let (logprob, top) = match logprobs {
+            Some(TokenLogprobs { chosen, top }) => {
+                (Some(chosen), top.into_iter().map(alternative).collect())
+            }
+            None => (None, Vec::new()),
+        };
+        Entry {
+            bytes: place.bytes,
+            offset: place.offset,
+            logprob,
+            top,
+        }
+    }
+}
+
+/// The decoded text, and where tokens lie in it.
+#[derive(Default)]
+struct Text {
+    decoder: StreamDecoder,
+    /// The last bytes that came in: at most three, as many as can wait for a character's end.
+    tail: Vec<u8>,
+    /// Bytes and characters that came out.
+    bytes: usize,
+    characters: usize,
+}
+
+impl Text {
+    /// Places a token; the text that it completes comes back.
+    fn push(&mut self, bytes: &[u8]) -> (Place, String) {
+        let offset = self.characters;
+        let decoded = self.decoder.push(bytes);
+        self.bytes += decoded.len();
+        self.characters += decoded.chars().count();
+        self.tail.extend_from_slice(bytes);
+        self.tail.drain(..self.tail.len().saturating_sub(3));
+        let waiting = unfinished(&self.tail);
+        let place = Place {
+            bytes: bytes.to_vec(),
+            offset,
+            end: self.bytes + waiting,
+            // The waiting bytes become one character, real or U+FFFD; when its
+            // first byte is out, all of it is.
+            release: self.bytes + waiting.min(1),
+        };
+        (place, decoded)
+    }
+
+    /// The end: what waits becomes U+FFFD.
+    fn finish(&mut self) -> String {
+        let rest = self.decoder.finish();
+        self.bytes += rest.len();
+        rest
+    }
+}
+
+/// How many bytes at the end begin a character that they do not complete.
+fn unfinished(bytes: &[u8]) -> usize {
+    for (back, byte) in (1..=3).zip(bytes.iter().rev()) {
+        let length = match byte {
+            0x80..=0xBF => continue,
+            0xC2..=0xDF => 2,
+            0xE0..=0xEF => 3,
+            0xF0..=0xF4 => 4,
+            _ => 1,
+        };
+        return if length > back { back } else { 0 };
+    }
+    0
+}

@@ -1,0 +1,113 @@
+//! The outer object of an answer, which chat and completions share.
+
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use schemars::JsonSchema;
+use serde::Serialize;
+
+use super::{Answer, Piece, Usage};
+
+/// Names the build, as OpenAI names the configuration behind an answer.
+const FINGERPRINT: &str = concat!("incant-", env!("CARGO_PKG_VERSION"));
+
+/// How an endpoint writes answers.
+pub(crate) trait Shape: Send + 'static {
+    /// What its ids begin with.
+    const ID: &'static str;
+    /// The `object` of a whole answer.
+    const OBJECT: &'static str;
+    /// The `object` of a chunk.
+    const CHUNK: &'static str;
+    /// An element of `choices` in a whole answer.
+    type Choice: Serialize + Send;
+    /// An element of `choices` in a chunk.
+    type Delta: Serialize + Send;
+
+    /// Writes a whole answer.
+    fn answer(&self, answer: Answer) -> Self::Choice;
+
+    /// Writes a piece of one, each element in a chunk of its own.
+    fn chunks(&self, piece: Piece) -> Vec<Self::Delta>;
+}
+
+/// What is the same in every chunk of a response.
+#[derive(Clone, Debug)]
+pub(crate) struct Head {
+    id: String,
+    created: u64,
+    model: String,
+}
+
+/// A whole answer or a chunk of one.
+#[derive(Debug, Serialize, JsonSchema)]
+#[schemars(rename = "{C}Response")]
+pub(crate) struct Envelope<C> {
+    /// The same in every chunk of a response.
+    id: String,
+    /// What this is.
+    object: &'static str,
+    /// When the answer was begun, in seconds since 1970.
+    created: u64,
+    /// The id of the arm that answers.
+    model: String,
+    /// Names the server's build.
+    system_fingerprint: &'static str,
+    /// The answers. Empty in the chunk that carries the usage.
+    choices: Vec<C>,
+    /// Absent from chunks, unless `stream_options.include_usage` is true: then null in all but the last.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    usage: Option<Option<Usage>>,
+}
+
+impl Head {
+    /// A new response's head.
+    pub(crate) fn new<S: Shape>(model: &str) -> Head {
+        let since_1970 = SystemTime::now().duration_since(UNIX_EPOCH);
+        Head {
+            id: format!("{}{:032x}", S::ID, rand::random::<u128>()),
+            // A clock before 1970 is no reason to refuse an answer.
+            created: since_1970.map_or(0, |time| time.as_secs()),
+            model: model.to_owned(),
+        }
+    }
+
+    fn envelope<C>(
+        &self,
+        object: &'static str,
+        choices: Vec<C>,
+        usage: Option<Option<Usage>>,
+    ) -> Envelope<C> {
+        Envelope {
+            id: self.id.clone(),
+            object,
+            created: self.created,
+            model: self.model.clone(),
+            system_fingerprint: FINGERPRINT,
+            choices,
+            usage,
+        }
+    }
+
+    /// The whole answer.
+    pub(crate) fn whole<S: Shape>(
+        &self,
+        choices: Vec<S::Choice>,
+        usage: Usage,
+    ) -> Envelope<S::Choice> {
+        self.envelope(S::OBJECT, choices, Some(Some(usage)))
+    }
+
+    /// A chunk.
+    pub(crate) fn chunk<S: Shape>(
+        &self,
+        choice: S::Delta,
+        include_usage: bool,
+    ) -> Envelope<S::Delta> {
+        self.envelope(S::CHUNK, vec![choice], include_usage.then_some(None))
+    }
+
+    /// The chunk that carries the usage.
+    pub(crate) fn last_chunk<S: Shape>(&self, usage: Usage) -> Envelope<S::Delta> {
+        self.envelope(S::CHUNK, Vec::new(), Some(Some(usage)))
+    }
+}

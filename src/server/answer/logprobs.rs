@@ -1,0 +1,261 @@
+//! Log-probabilities as chat and as completions write them.
+
+use std::collections::HashSet;
+
+use schemars::{JsonSchema, Schema, SchemaGenerator};
+use serde::ser::SerializeMap;
+use serde::{Serialize, Serializer};
+
+use super::choice::{Alternative, Entry};
+
+/// What stands for a probability of zero: JSON has no infinity.
+const ZERO_PROBABILITY: f32 = -9999.0;
+
+/// A log-probability that JSON can hold.
+pub(crate) fn finite(logprob: f32) -> f32 {
+    if logprob.is_finite() {
+        logprob.max(ZERO_PROBABILITY)
+    } else {
+        ZERO_PROBABILITY
+    }
+}
+
+/// A token's bytes as a string. Bytes that are only part of a character are
+/// written as `bytes:\xf0\x9f`, as OpenAI does; plain ASCII among them stays.
+fn name(bytes: &[u8]) -> String {
+    use std::fmt::Write;
+    match str::from_utf8(bytes) {
+        Ok(text) => text.to_owned(),
+        Err(_) => bytes.iter().fold("bytes:".to_owned(), |mut name, byte| {
+            match byte {
+                b'\\' | ..b' ' | 0x7f.. => {
+                    write!(name, "\\x{byte:02x}").expect("a String takes everything")
+                }
+                _ => name.push(char::from(*byte)),
+            }
+            name
+        }),
+    }
+}
+
+/// Log-probabilities in a chat answer.
+#[derive(Debug, Serialize, JsonSchema)]
+pub(crate) struct ChatLogprobs {
+    /// One entry for each token; their `bytes` joined are the content.
+    content: Vec<ChatToken>,
+    /// Always null: a refusal is an answer like any other.
+    refusal: Option<Vec<ChatToken>>,
+}
+
+/// A token of a chat answer.
+#[derive(Debug, Serialize, JsonSchema)]
+struct ChatToken {
+    /// Its text, or `bytes:\x..` if it is only part of a character. Empty for an end token.
+    token: String,
+    /// Log-softmax of the raw logits, before bias, penalties and temperature.
+    logprob: f32,
+    /// The bytes it contributed to the content.
+    bytes: Vec<u8>,
+    /// The most likely tokens at its place, best first.
+    top_logprobs: Vec<ChatAlternative>,
+}
+
+/// A token that could have been.
+#[derive(Debug, Serialize, JsonSchema)]
+struct ChatAlternative {
+    /// As in the entry that holds it; a control token is shown by its name.
+    token: String,
+    /// As in the entry that holds it.
+    logprob: f32,
+    /// The bytes of `token`.
+    bytes: Vec<u8>,
+}
+
+impl From<Vec<Entry>> for ChatLogprobs {
+    fn from(entries: Vec<Entry>) -> ChatLogprobs {
+        let alternative = |Alternative { bytes, logprob, .. }| ChatAlternative {
+            token: name(&bytes),
+            logprob: finite(logprob),
+            bytes,
+        };
+        let token = |Entry {
+                         bytes,
+                         logprob,
+                         top,
+                         ..
+                     }| ChatToken {
+            token: name(&bytes),
+            // Chat echoes no prompt, so each token has one.
+            logprob: logprob.map_or(ZERO_PROBABILITY, finite),
+            bytes,
+            top_logprobs: top.into_iter().map(alternative).collect(),
+        };
+        ChatLogprobs {
+            content: entries.into_iter().map(token).collect(),
+            refusal: None,
+        }
+    }
+}
+
+/// Log-probabilities in a completion: four lists of the same length.
+#[derive(Debug, Serialize, JsonSchema)]
+pub(crate) struct CompletionLogprobs {
+    /// The tokens. One that is only part of a character is written `bytes:\x..`.
+    tokens: Vec<String>,
+    /// Log-softmax of the raw logits. Null for a prompt's first token, which nothing precedes.
+    token_logprobs: Vec<Option<f32>>,
+    /// The most likely tokens at each place, and always the chosen one.
+    top_logprobs: Vec<Option<TopLogprobs>>,
+    /// Characters of `text` before the token, counted over all of a stream's chunks.
+    text_offset: Vec<usize>,
+}
+
+impl From<Vec<Entry>> for CompletionLogprobs {
+    fn from(entries: Vec<Entry>) -> CompletionLogprobs {
+        let top = |entry: &Entry| entry.logprob.map(|logprob| TopLogprobs::of(entry, logprob));
+        CompletionLogprobs {
+            tokens: entries.iter().map(|entry| name(&entry.bytes)).collect(),
+            token_logprobs: entries
+                .iter()
+                .map(|entry| entry.logprob.map(finite))
+                .collect(),
+            top_logprobs: entries.iter().map(top).collect(),
+            text_offset: entries.iter().map(|entry| entry.offset).collect(),
+        }
+    }
+}
+
+/// Tokens and their log-probabilities, best first, written as one object.
+#[derive(Debug, PartialEq)]
+struct TopLogprobs(Vec<(String, f32)>);
+
+impl TopLogprobs {
+    /// The entry's alternatives with the entry itself among them. Two tokens
+    /// can have one name; then the chosen one has it, else the likelier.
+    fn of(entry: &Entry, logprob: f32) -> TopLogprobs {
+        let chosen = name(&entry.bytes);
+        let mut names = HashSet::new();
+        let mut top = Vec::new();
+        let mut add = |token: String, logprob: f32| {
+            if names.insert(token.clone()) {
+                top.push((token, finite(logprob)));
+            }
+        };
+        for alternative in &entry.top {
+            let token = name(&alternative.bytes);
+            if alternative.chosen || token == chosen {
+                add(chosen.clone(), logprob);
+            } else {
+                add(token, alternative.logprob);
+            }
+        }
+        add(chosen, logprob);
+        TopLogprobs(top)
+    }
+}
+
+impl Serialize for TopLogprobs {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let mut map = serializer.serialize_map(Some(self.0.len()))?;
+        for (token, logprob) in &self.0 {
+            map.serialize_entry(token, logprob)?;
+        }
+        map.end()
+    }
+}
+
+impl JsonSchema for TopLogprobs {
+    fn inline_schema() -> bool {
+        true
+    }
+
+    fn schema_name() -> std::borrow::Cow<'static, str> {
+        "TopLogprobs".into()
+    }
+
+    fn json_schema(_: &mut SchemaGenerator) -> Schema {
+        schemars::json_schema!({"type": "object", "additionalProperties": {"type": "number"}})
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    fn entry(bytes: &[u8], logprob: Option<f32>, top: &[(&[u8], f32, bool)]) -> Entry {
+        let top = top.iter().map(|(bytes, logprob, chosen)| Alternative {
+            bytes: bytes.to_vec(),
+            logprob: *logprob,
+            chosen: *chosen,
+        });
+        Entry {
+            bytes: bytes.to_vec(),
+            offset: 3,
+            logprob,
+            top: top.collect(),
+        }
+    }
+
+    #[test]
+    fn a_part_of_a_character_is_named_by_its_bytes() {
+        assert_eq!(name("né".as_bytes()), "né");
+        assert_eq!(name(b""), "");
+        assert_eq!(name(b"\xf0\x9f"), "bytes:\\xf0\\x9f");
+        assert_eq!(name(b" a\\\n\xe2"), "bytes: a\\x5c\\x0a\\xe2");
+    }
+
+    #[test]
+    fn json_never_sees_an_infinity() {
+        for impossible in [f32::NEG_INFINITY, f32::NAN, f32::INFINITY, -1e30] {
+            assert_eq!(finite(impossible), -9999.0);
+        }
+        assert_eq!(finite(-0.25), -0.25);
+    }
+
+    #[test]
+    fn the_chosen_token_is_always_among_the_top_with_the_identical_float() {
+        let odd = -0.1_f32; // not the f64 of the same digits
+        let inside = entry(b"b", Some(odd), &[(b"a", -0.05, false), (b"b", odd, true)]);
+        let outside = entry(b"z", Some(odd), &[(b"a", -0.05, false)]);
+        let namesake = entry(b"a", Some(odd), &[(b"a", -0.05, false)]);
+        let first = entry(b"x", None, &[]);
+        let logprobs = CompletionLogprobs::from(vec![inside, outside, namesake, first]);
+        let written = serde_json::to_value(
+            serde_json::from_str::<serde_json::Value>(&serde_json::to_string(&logprobs).unwrap())
+                .unwrap(),
+        )
+        .unwrap();
+        let expected = json!({
+            "tokens": ["b", "z", "a", "x"],
+            "token_logprobs": [-0.1, -0.1, -0.1, null],
+            "top_logprobs": [{"a": -0.05, "b": -0.1}, {"a": -0.05, "z": -0.1}, {"a": -0.1}, null],
+            "text_offset": [3, 3, 3, 3],
+        });
+        assert_eq!(written, expected);
+    }
+
+    #[test]
+    fn chat_gives_bytes_beside_names() {
+        let entries = vec![entry(
+            b"\xf0",
+            Some(-1.0),
+            &[(b"\xf0", -1.0, true), (b"<eos>", f32::NEG_INFINITY, false)],
+        )];
+        let expected = json!({
+            "content": [{
+                "token": "bytes:\\xf0", "logprob": -1.0, "bytes": [240],
+                "top_logprobs": [
+                    {"token": "bytes:\\xf0", "logprob": -1.0, "bytes": [240]},
+                    {"token": "<eos>", "logprob": -9999.0, "bytes": [60, 101, 111, 115, 62]},
+                ],
+            }],
+            "refusal": null,
+        });
+        assert_eq!(
+            serde_json::to_value(ChatLogprobs::from(entries)).unwrap(),
+            expected
+        );
+    }
+}

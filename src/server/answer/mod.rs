@@ -1,0 +1,311 @@
+//! From the engine's events to a response, whole or streamed.
+//!
+//! [`respond`] is the one path that chat and completions share. Each answer
+//! has a [`Choice`] that turns its events into [`Piece`]s of text; [`Running`]
+//! interleaves the choices of a request; a [`Shape`] says how an endpoint
+//! writes them. Nothing is sent before the first token, so that a failure until
+//! then is a plain error with its status.
+
+mod choice;
+mod envelope;
+mod logprobs;
+
+use std::pin::Pin;
+use std::sync::Arc;
+
+use axum::Json;
+use axum::response::{IntoResponse, Response};
+use futures_util::StreamExt;
+use futures_util::stream::{FuturesUnordered, unfold};
+use schemars::JsonSchema;
+use serde::Serialize;
+
+use super::controls::{Resolved, Stream};
+use super::errors::ApiError;
+use super::sse::{self, Frames};
+use crate::engine::{Event, FinishReason, GenerateRequest, Generation};
+use crate::runtime::{Arm, Prompt};
+use crate::text::Tokenizer;
+
+pub(crate) use choice::{Choice, Echo, Entry, Piece, Vocabulary};
+pub(crate) use envelope::{Envelope, Shape};
+
+use envelope::Head;
+pub(crate) use logprobs::{ChatLogprobs, CompletionLogprobs};
+
+/// Everything there is to run for one request.
+pub(crate) struct Plan {
+    pub(crate) arm: Arm,
+    /// Each is answered `controls.answers` times.
+    pub(crate) prompts: Vec<Planned>,
+    pub(crate) controls: Resolved,
+    /// Report log-probabilities, with so many alternatives.
+    pub(crate) logprobs: Option<usize>,
+    /// The request field that holds the prompt, for errors.
+    pub(crate) param: &'static str,
+}
+
+/// One prompt of a plan.
+pub(crate) struct Planned {
+    pub(crate) prompt: Prompt,
+    /// What precedes the answer's text, if the client asked for its prompt back.
+    pub(crate) echo: Option<Echo>,
+}
+
+/// What a request cost.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, JsonSchema)]
+pub(crate) struct Usage {
+    /// Tokens of all prompts, those of the profile included; a prompt with several answers counts once.
+    prompt_tokens: usize,
+    /// Tokens generated in all answers, an end token included.
+    completion_tokens: usize,
+    /// The sum of both.
+    total_tokens: usize,
+    prompt_tokens_details: PromptTokensDetails,
+}
+
+/// Where the prompt's tokens came from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, JsonSchema)]
+struct PromptTokensDetails {
+    /// Tokens that were not computed again.
+    cached_tokens: usize,
+}
+
+/// A whole answer.
+pub(crate) struct Answer {
+    pub(crate) index: usize,
+    pub(crate) text: String,
+    pub(crate) entries: Vec<Entry>,
+    pub(crate) finish: FinishReason,
+}
+
+/// Runs `plan` and writes what comes in `shape`.
+pub(crate) async fn respond<S: Shape>(plan: Plan, shape: S) -> Result<Response, ApiError> {
+    let head = Head::new::<S>(plan.arm.id());
+    let stream = plan.controls.stream;
+    let mut running = Running::submit(plan)?;
+    match stream {
+        Stream::No => {
+            let answers = running.collect().await?;
+            let choices = answers
+                .into_iter()
+                .map(|answer| shape.answer(answer))
+                .collect();
+            Ok(Json(head.whole::<S>(choices, running.usage())).into_response())
+        }
+        Stream::Events { include_usage } => {
+            let first = running.next().await.transpose()?;
+            let events = Events {
+                first,
+                running,
+                shape,
+                head,
+                include_usage,
+            };
+            let frames = unfold(Some(events), |events| async { events?.frames().await });
+            Ok(sse::response(frames))
+        }
+    }
+}
+
+/// The rest of a stream.
+struct Events<S> {
+    /// The piece that proved that there is an answer.
+    first: Option<Piece>,
+    running: Running,
+    shape: S,
+    head: Head,
+    include_usage: bool,
+}
+
+impl<S: Shape> Events<S> {
+    /// The next frames, and what comes after them; without the latter they are the last.
+    async fn frames(mut self) -> Option<(Frames, Option<Self>)> {
+        let mut frames = Frames::default();
+        while frames.is_empty() {
+            let next = match self.first.take() {
+                Some(first) => Some(Ok(first)),
+                None => self.running.next().await,
+            };
+            match next {
+                Some(Ok(piece)) => {
+                    for choice in self.shape.chunks(piece) {
+                        frames.push(&self.head.chunk::<S>(choice, self.include_usage));
+                    }
+                }
+                Some(Err(error)) => {
+                    tracing::warn!("a stream broke off: {error}");
+                    frames.push(&error.body());
+                    return Some((frames, None));
+                }
+                None => {
+                    if self.include_usage {
+                        frames.push(&self.head.last_chunk::<S>(self.running.usage()));
+                    }
+                    frames.done();
+                    return Some((frames, None));
+                }
+            }
+        }
+        Some((frames, Some(self)))
+    }
+}
+
+type Step = Pin<Box<dyn Future<Output = (usize, Generation, Option<Event>)> + Send>>;
+
+/// Waits for the next event of one generation, and hands the generation back with it.
+fn step(index: usize, mut generation: Generation) -> Step {
+    Box::pin(async move {
+        let event = generation.next().await;
+        (index, generation, event)
+    })
+}
+
+/// A request's answers while they are generated. Dropping it cancels them all.
+struct Running {
+    choices: Vec<Choice<Tokenizer>>,
+    steps: FuturesUnordered<Step>,
+    prompt_tokens: usize,
+    answers_per_prompt: usize,
+}
+
+impl Running {
+    /// Hands all sequences to the engine, or none.
+    fn submit(plan: Plan) -> Result<Running, ApiError> {
+        let Plan {
+            arm,
+            prompts,
+            controls,
+            logprobs,
+            param,
+        } = plan;
+        let mut requests = Vec::new();
+        let mut choices = Vec::new();
+        let mut prompt_tokens = 0;
+        for Planned { prompt, echo } in prompts {
+            let room = fit(&prompt, arm.context(), controls.max_tokens, param)?;
+            prompt_tokens += length(&prompt);
+            for index in 0..controls.answers {
+                requests.push(GenerateRequest {
+                    prefix: prompt.prefix.clone(),
+                    prompt: prompt.ids.clone(),
+                    max_tokens: room,
+                    end_tokens: controls.end_tokens.clone(),
+                    sampling: controls.sampling.clone(),
+                    index: index as u64,
+                    logprobs,
+                    prompt_logprobs: logprobs.filter(|_| echo.is_some()),
+                });
+                choices.push(Choice::new(
+                    choices.len(),
+                    Arc::clone(arm.tokenizer()),
+                    controls.end_tokens.clone(),
+                    &controls.stop,
+                    &prompt.markers,
+                    echo.as_ref(),
+                ));
+            }
+        }
+        let generations = arm.submit(requests)?;
+        let steps = generations
+            .into_iter()
+            .enumerate()
+            .map(|(index, generation)| step(index, generation))
+            .collect();
+        Ok(Running {
+            choices,
+            steps,
+            prompt_tokens,
+            answers_per_prompt: controls.answers,
+        })
+    }
+
+    /// The next piece of any answer; `None` after all have ended.
+    async fn next(&mut self) -> Option<Result<Piece, ApiError>> {
+        while let Some((index, generation, event)) = self.steps.next().await {
+            let event = event.unwrap_or_else(|| Event::Failed("the engine stopped".into()));
+            match self.choices[index].advance(event) {
+                Err(error) => return Some(Err(error)),
+                Ok(Some(piece)) => {
+                    // An answer that a stop text ended is dropped here, which frees its place.
+                    if piece.finish.is_none() {
+                        self.steps.push(step(index, generation));
+                    }
+                    return Some(Ok(piece));
+                }
+                Ok(None) => self.steps.push(step(index, generation)),
+            }
+        }
+        None
+    }
+
+    /// Waits for all answers.
+    async fn collect(&mut self) -> Result<Vec<Answer>, ApiError> {
+        let blank = |index| Answer {
+            index,
+            text: String::new(),
+            entries: Vec::new(),
+            finish: FinishReason::Length,
+        };
+        let mut answers: Vec<Answer> = (0..self.choices.len()).map(blank).collect();
+        while let Some(piece) = self.next().await.transpose()? {
+            let answer = &mut answers[piece.index];
+            answer.text.push_str(&piece.text);
+            answer.entries.extend(piece.entries);
+            answer.finish = piece.finish.unwrap_or(answer.finish);
+        }
+        Ok(answers)
+    }
+
+    fn usage(&self) -> Usage {
+        let completion_tokens = self.choices.iter().map(Choice::generated).sum();
+        // A prompt's later answers find in the cache what its first one computed:
+        // only the first says what the request could reuse.
+        let cached_tokens = self
+            .choices
+            .iter()
+            .step_by(self.answers_per_prompt)
+            .map(Choice::cached)
+            .sum();
+        Usage {
+            prompt_tokens: self.prompt_tokens,
+            completion_tokens,
+            total_tokens: self.prompt_tokens + completion_tokens,
+            prompt_tokens_details: PromptTokensDetails { cached_tokens },
+        }
+    }
+}
+
+/// All tokens of a prompt, the profile's included.
+fn length(prompt: &Prompt) -> usize {
+    prompt.prefix.as_ref().map_or(0, |prefix| prefix.ids.len()) + prompt.ids.len()
+}
+
+/// How many tokens may be generated: the prompt must fit, the answer ends with the context.
+fn fit(
+    prompt: &Prompt,
+    context: usize,
+    max_tokens: Option<usize>,
+    param: &'static str,
+) -> Result<usize, ApiError> {
+    let tokens = length(prompt);
+    if tokens == 0 {
+        return Err(ApiError::invalid(
+            param,
+            format!("`{param}` has no tokens to continue from."),
+        ));
+    }
+    let room = max_tokens.map_or(1, |most| most.min(1));
+    if tokens + room > context {
+        let prefix = tokens - prompt.ids.len();
+        return Err(ApiError::ContextLength {
+            context,
+            prompt: tokens,
+            prefix,
+            room,
+            param,
+        });
+    }
+    let left = context - tokens;
+    Ok(max_tokens.map_or(left, |most| most.min(left)))
+}

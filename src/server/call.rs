@@ -1,0 +1,140 @@
+//! What a handler of a POST request holds: the server, the body's fields, the log line.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::body::Body;
+use axum::extract::{FromRequest, Request};
+use bytes::Bytes;
+use http::header;
+use http_body_util::{BodyExt, LengthLimitError, Limited};
+
+use super::App;
+use super::errors::ApiError;
+use super::fields::Fields;
+use super::log::Trace;
+use crate::runtime::Arm;
+
+/// How long a body that is too large is read and thrown away. A client still
+/// sending when the connection closes would see a reset instead of the answer.
+const LINGER: Duration = Duration::from_secs(2);
+
+/// Unknown field names remembered, so that a hostile client cannot fill the memory with them.
+const MAX_WARNED: usize = 1000;
+
+/// One request with a JSON body.
+pub(crate) struct Call {
+    pub(crate) app: Arc<App>,
+    pub(crate) fields: Fields,
+    trace: Arc<Trace>,
+}
+
+impl FromRequest<Arc<App>> for Call {
+    type Rejection = ApiError;
+
+    async fn from_request(request: Request, app: &Arc<App>) -> Result<Call, ApiError> {
+        let trace = request
+            .extensions()
+            .get::<Arc<Trace>>()
+            .cloned()
+            .unwrap_or_default();
+        let body = read(request, app.options.max_body, app.options.body_timeout).await?;
+        Ok(Call {
+            app: app.clone(),
+            fields: Fields::parse(&body)?,
+            trace,
+        })
+    }
+}
+
+impl Call {
+    /// The arm with this id, which the log line then names.
+    pub(crate) fn arm(&self, id: &str) -> Result<Arm, ApiError> {
+        let arm = self.app.runtime.arm(id)?;
+        self.trace.note_arm(arm.id());
+        Ok(arm)
+    }
+
+    /// The arm with this id, or the only model there is.
+    pub(crate) fn arm_or_only(&self, id: Option<&str>) -> Result<Arm, ApiError> {
+        if let Some(id) = id {
+            return self.arm(id);
+        }
+        let arms = self.app.runtime.arms();
+        match arms.first() {
+            Some(first) if arms.iter().all(|arm| arm.model == first.model) => {
+                self.arm(&first.model)
+            }
+            _ => Err(ApiError::invalid(
+                "model",
+                "`model` is required: several models are served.",
+            )),
+        }
+    }
+
+    /// Warns of fields that nothing read, or refuses them where the server is strict.
+    pub(crate) fn check_unknown(&self) -> Result<(), ApiError> {
+        for name in self.fields.unknown() {
+            if self.app.options.strict {
+                return Err(ApiError::invalid(
+                    name,
+                    format!("`{name}` is not a field that incant knows."),
+                ));
+            }
+            let mut warned = self
+                .app
+                .warned
+                .lock()
+                .unwrap_or_else(|poisoned| poisoned.into_inner());
+            if warned.len() < MAX_WARNED && warned.insert(name.to_owned()) {
+                tracing::warn!(
+                    field = name,
+                    "a request has a field that incant does not know; it is ignored"
+                );
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Reads the body within its limits.
+async fn read(request: Request, limit: usize, patience: Duration) -> Result<Bytes, ApiError> {
+    let announced = request.headers().get(header::CONTENT_LENGTH);
+    let announced = announced.and_then(|length| length.to_str().ok()?.parse::<u64>().ok());
+    let body = request.into_body();
+    if announced.is_some_and(|length| length > limit as u64) {
+        linger(body).await;
+        return Err(ApiError::BodyTooLarge { limit });
+    }
+    let mut body = Limited::new(body, limit);
+    match tokio::time::timeout(patience, (&mut body).collect()).await {
+        Err(_) => Err(ApiError::BodyTimeout {
+            seconds: patience.as_secs(),
+        }),
+        Ok(Ok(body)) => Ok(body.to_bytes()),
+        Ok(Err(error)) if error.is::<LengthLimitError>() => Err(ApiError::BodyTooLarge { limit }),
+        Ok(Err(error)) => Err(ApiError::malformed(format!(
+            "The body could not be read: {error}."
+        ))),
+    }
+}
+
+/// Reads and forgets.
+async fn linger(mut body: Body) {
+    let drain = async { while let Some(Ok(_)) = body.frame().await {} };
+    // Late or not, the answer is the same.
+    _ = tokio::time::timeout(LINGER, drain).await;
+}
+
+/// Runs what may take long (a large prompt's tokenization) where it holds up no other request.
+pub(crate) async fn unhurried<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> T {
+    match tokio::task::spawn_blocking(work).await {
+        Ok(done) => done,
+        Err(error) => match error.try_into_panic() {
+            Ok(panic) => std::panic::resume_unwind(panic),
+            Err(cancelled) => {
+                unreachable!("the runtime cancels blocking work only before it starts: {cancelled}")
+            }
+        },
+    }
+}

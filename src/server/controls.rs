@@ -1,0 +1,299 @@
+//! The parameters that chat and completions share: how tokens are chosen, how
+//! many answers there are, and where they end.
+//!
+//! [`Controls`] is what the wire says. [`Controls::resolve`] checks each range
+//! and fills what is absent from the arm's profile, then from OpenAI's own
+//! defaults. A value out of range is refused, never clamped.
+
+use std::collections::BTreeMap;
+use std::ops::RangeInclusive;
+use std::sync::Arc;
+
+use schemars::JsonSchema;
+use serde::Deserialize;
+
+use super::errors::ApiError;
+use super::fields::{Object, TextOr};
+use crate::runtime::Arm;
+use crate::sample::SamplingParams;
+
+/// The most answers one request may ask for, as OpenAI has it.
+const MAX_ANSWERS: i64 = 128;
+
+/// Generation parameters. An absent or null one takes the profile's default, then OpenAI's.
+#[derive(Clone, Debug, Default, Deserialize, JsonSchema)]
+#[serde(default)]
+#[schemars(rename = "GenerationParameters")]
+pub(crate) struct Controls {
+    /// 0 always takes the most likely token; 1 samples from the model's own distribution.
+    #[schemars(range(min = 0, max = 2))]
+    temperature: Option<f64>,
+    /// Sample among the most likely tokens that together hold this mass; 0 keeps only the top one.
+    #[schemars(range(min = 0, max = 1))]
+    top_p: Option<f64>,
+    /// Sample among the k most likely tokens; 0 or -1 keeps all.
+    #[schemars(range(min = -1))]
+    top_k: Option<i64>,
+    /// Drop tokens less likely than this share of the most likely one.
+    #[schemars(range(min = 0, max = 1))]
+    min_p: Option<f64>,
+    /// Subtracted once from every token that was generated before.
+    #[schemars(range(min = -2, max = 2))]
+    presence_penalty: Option<f64>,
+    /// Subtracted for every time a token was generated before.
+    #[schemars(range(min = -2, max = 2))]
+    frequency_penalty: Option<f64>,
+    /// Divides the positive and multiplies the negative logits of generated tokens; 1 is off.
+    #[serde(alias = "repeat_penalty")]
+    #[schemars(range(min = 0.01, max = 100))]
+    repetition_penalty: Option<f64>,
+    /// Whether `repetition_penalty` counts the prompt's tokens too.
+    penalize_prompt: Option<bool>,
+    /// Token id (as a string) to what is added to its logit.
+    logit_bias: Option<BTreeMap<String, f64>>,
+    /// The same request with the same seed gives the same answer.
+    seed: Option<i64>,
+    /// How many answers to give.
+    #[schemars(range(min = 1, max = 128))]
+    n: Option<i64>,
+    /// Texts that end the answer and are not part of it.
+    stop: Option<TextOr<String>>,
+    /// Ids of tokens that end the answer beside the model's own.
+    stop_token_ids: Option<Vec<u32>>,
+    /// Do not end at the model's end tokens.
+    ignore_eos: Option<bool>,
+    /// The most tokens an answer may have.
+    #[schemars(range(min = 0))]
+    max_tokens: Option<i64>,
+    /// The newer name of `max_tokens`.
+    #[schemars(range(min = 0))]
+    max_completion_tokens: Option<i64>,
+    /// Send the answer as server-sent events while it is generated.
+    stream: Option<bool>,
+    /// Only with `stream`.
+    stream_options: Option<Object<StreamOptions>>,
+}
+
+/// What a stream carries beside the answer.
+#[derive(Clone, Copy, Debug, Default, Deserialize, JsonSchema)]
+#[serde(default)]
+pub(crate) struct StreamOptions {
+    /// Give every chunk a `usage`, null in all but an additional last one.
+    include_usage: Option<bool>,
+}
+
+/// What differs between the endpoints.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Limits {
+    /// The least `max_tokens`.
+    pub(crate) least_tokens: usize,
+    /// `max_tokens` where neither request nor profile has one; `None` is the context's end.
+    pub(crate) default_tokens: Option<usize>,
+}
+
+/// The parameters, checked and complete.
+#[derive(Clone, Debug)]
+pub(crate) struct Resolved {
+    pub(crate) sampling: SamplingParams,
+    /// Answers per prompt.
+    pub(crate) answers: usize,
+    /// Texts that end an answer.
+    pub(crate) stop: Vec<String>,
+    /// Tokens that end an answer.
+    pub(crate) end_tokens: Arc<[u32]>,
+    /// `None` runs to the end of the context.
+    pub(crate) max_tokens: Option<usize>,
+    pub(crate) stream: Stream,
+}
+
+/// How an answer is sent.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Stream {
+    /// As one JSON body.
+    No,
+    /// As events.
+    Events {
+        /// Whether an additional last chunk carries the usage.
+        include_usage: bool,
+    },
+}
+
+impl Controls {
+    /// Checks every range and fills in what is absent.
+    pub(crate) fn resolve(self, arm: &Arm, limits: Limits) -> Result<Resolved, ApiError> {
+        let defaults = arm.defaults();
+        let openai = SamplingParams::default();
+        let vocabulary = arm.tokenizer().vocab_size();
+        let sampling = SamplingParams {
+            temperature: number("temperature", self.temperature, 0.0..=2.0)?
+                .or(defaults.temperature)
+                .unwrap_or(openai.temperature),
+            top_p: number("top_p", self.top_p, 0.0..=1.0)?
+                .or(defaults.top_p)
+                .unwrap_or(openai.top_p),
+            top_k: integer("top_k", self.top_k, -1..=i64::from(u32::MAX))?
+                .map(|k| usize::try_from(k).unwrap_or(0)) // -1 keeps all, like 0
+                .or(defaults.top_k)
+                .unwrap_or(openai.top_k),
+            min_p: number("min_p", self.min_p, 0.0..=1.0)?
+                .or(defaults.min_p)
+                .unwrap_or(openai.min_p),
+            presence_penalty: number("presence_penalty", self.presence_penalty, -2.0..=2.0)?
+                .unwrap_or(openai.presence_penalty),
+            frequency_penalty: number("frequency_penalty", self.frequency_penalty, -2.0..=2.0)?
+                .unwrap_or(openai.frequency_penalty),
+            repetition_penalty: number(
+                "repetition_penalty",
+                self.repetition_penalty,
+                0.01..=100.0,
+            )?
+            .or(defaults.repetition_penalty)
+            .unwrap_or(openai.repetition_penalty),
+            penalize_prompt: self.penalize_prompt.unwrap_or(openai.penalize_prompt),
+            logit_bias: biases(self.logit_bias.unwrap_or_default(), vocabulary)?,
+            // A seed is a name for a stream: negative ones are as good as others.
+            seed: self.seed.map(i64::cast_unsigned),
+        };
+        let answers = integer("n", self.n, 1..=MAX_ANSWERS)?.map_or(1, |n| n as usize);
+        let end_tokens = end_tokens(arm, self.ignore_eos, self.stop_token_ids, vocabulary)?;
+        let max_tokens = max_tokens(
+            self.max_tokens,
+            self.max_completion_tokens,
+            limits.least_tokens,
+        )?
+        .or(defaults.max_tokens)
+        .or(limits.default_tokens);
+        Ok(Resolved {
+            sampling,
+            answers,
+            stop: stop_texts(self.stop)?,
+            end_tokens,
+            max_tokens,
+            stream: stream(self.stream, self.stream_options)?,
+        })
+    }
+}
+
+/// Checks a number's range; engines compute in `f32`.
+fn number(
+    name: &str,
+    value: Option<f64>,
+    range: RangeInclusive<f64>,
+) -> Result<Option<f32>, ApiError> {
+    match value {
+        Some(value) if !range.contains(&value) => Err(out_of_range(name, value, &range)),
+        value => Ok(value.map(|value| value as f32)),
+    }
+}
+
+/// Checks an integer's range.
+pub(crate) fn integer(
+    name: &str,
+    value: Option<i64>,
+    range: RangeInclusive<i64>,
+) -> Result<Option<i64>, ApiError> {
+    match value {
+        Some(value) if !range.contains(&value) => Err(out_of_range(name, value, &range)),
+        value => Ok(value),
+    }
+}
+
+fn out_of_range<T: std::fmt::Display>(name: &str, value: T, range: &RangeInclusive<T>) -> ApiError {
+    let (least, most) = (range.start(), range.end());
+    ApiError::invalid(
+        name,
+        format!("`{name}` is {value}, but must be between {least} and {most}."),
+    )
+}
+
+fn biases(biases: BTreeMap<String, f64>, vocabulary: usize) -> Result<Vec<(u32, f32)>, ApiError> {
+    let read = |(key, bias): (String, f64)| {
+        let id = key.parse().ok().filter(|id| (*id as usize) < vocabulary);
+        let id: u32 = id.ok_or_else(|| {
+            let message = format!(
+                "`logit_bias` names the token `{key}`, but ids run from 0 to {}.",
+                vocabulary - 1
+            );
+            ApiError::invalid("logit_bias", message)
+        })?;
+        let bias = number("logit_bias", Some(bias), -100.0..=100.0)?;
+        Ok((id, bias.unwrap_or(0.0)))
+    };
+    biases.into_iter().map(read).collect()
+}
+
+fn stop_texts(stop: Option<TextOr<String>>) -> Result<Vec<String>, ApiError> {
+    let texts = match stop {
+        None => Vec::new(),
+        Some(TextOr::Text(text)) => vec![text],
+        Some(TextOr::List(texts)) => texts,
+    };
+    match texts.iter().any(String::is_empty) {
+        true => Err(ApiError::invalid(
+            "stop",
+            "`stop` must not hold an empty text: every answer begins with it.",
+        )),
+        false => Ok(texts),
+    }
+}
+
+fn end_tokens(
+    arm: &Arm,
+    ignore_eos: Option<bool>,
+    more: Option<Vec<u32>>,
+    vocabulary: usize,
+) -> Result<Arc<[u32]>, ApiError> {
+    let more = more.unwrap_or_default();
+    check_ids("stop_token_ids", &more, vocabulary)?;
+    match (ignore_eos.unwrap_or(false), more.is_empty()) {
+        (false, true) => Ok(arm.end_tokens()),
+        (false, false) => Ok(arm.end_tokens().iter().copied().chain(more).collect()),
+        (true, _) => Ok(more.into()),
+    }
+}
+
+/// Refuses ids that the vocabulary does not have.
+pub(crate) fn check_ids(param: &str, ids: &[u32], vocabulary: usize) -> Result<(), ApiError> {
+    match ids.iter().find(|id| **id as usize >= vocabulary) {
+        Some(id) => {
+            let message = format!(
+                "`{param}` holds the token {id}, but ids run from 0 to {}.",
+                vocabulary - 1
+            );
+            Err(ApiError::invalid(param, message))
+        }
+        None => Ok(()),
+    }
+}
+
+fn max_tokens(old: Option<i64>, new: Option<i64>, least: usize) -> Result<Option<usize>, ApiError> {
+    let range = least as i64..=i64::from(u32::MAX);
+    let old = integer("max_tokens", old, range.clone())?;
+    let new = integer("max_completion_tokens", new, range)?;
+    if let (Some(old), Some(new)) = (old, new)
+        && old != new
+    {
+        let message = "`max_tokens` and `max_completion_tokens` mean the same and must not differ.";
+        return Err(ApiError::invalid("max_tokens", message));
+    }
+    Ok(new.or(old).map(|tokens| tokens as usize))
+}
+
+fn stream(
+    stream: Option<bool>,
+    options: Option<Object<StreamOptions>>,
+) -> Result<Stream, ApiError> {
+    match (stream.unwrap_or(false), options) {
+        (false, Some(_)) => Err(ApiError::invalid(
+            "stream_options",
+            "`stream_options` needs `stream` to be true.",
+        )),
+        (false, None) => Ok(Stream::No),
+        (true, options) => {
+            let include_usage = options
+                .and_then(|options| options.0.include_usage)
+                .unwrap_or(false);
+            Ok(Stream::Events { include_usage })
+        }
+    }
+}

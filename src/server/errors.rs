@@ -1,0 +1,386 @@
+//! Every way a request can fail, and what it looks like on the wire.
+//!
+//! Handlers return [`ApiError`]; [`ApiError::wire`] is the only place that
+//! knows which status, `type` and `code` belong to which failure. A client's
+//! fault is never a 5xx: the official clients repeat those by themselves.
+
+use std::any::Any;
+
+use axum::body::Body;
+use axum::response::{IntoResponse, Response};
+use http::{HeaderValue, StatusCode, header};
+use schemars::JsonSchema;
+use serde::Serialize;
+
+use crate::engine::SubmitError;
+use crate::runtime::ArmError;
+
+/// Seconds a client should wait while the server is loading or draining.
+const UNAVAILABLE_RETRY_AFTER: u64 = 5;
+
+/// Why a request was not answered.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub(crate) enum ApiError {
+    /// The request itself is wrong: malformed, mistyped, incomplete, out of
+    /// range, or asking for what incant does not have.
+    #[error("{message}")]
+    Invalid {
+        message: String,
+        /// The field at fault, such as `messages[0].role`.
+        param: Option<String>,
+    },
+    /// No such model, profile or adapter.
+    #[error("{0}")]
+    UnknownModel(String),
+    /// The prompt does not fit.
+    #[error(
+        "This model's maximum context length is {context} tokens, but the prompt has {prompt} tokens{} \
+         and must leave room for {room} more.",
+        prefix_note(*.prefix)
+    )]
+    ContextLength {
+        /// The context in tokens.
+        context: usize,
+        /// All tokens of the prompt, the profile's included.
+        prompt: usize,
+        /// How many of them are the profile's.
+        prefix: usize,
+        /// Tokens that must be free after the prompt: 1 for an answer, 0 to score.
+        room: usize,
+        /// The field that holds the prompt.
+        param: &'static str,
+    },
+    /// The body is larger than the server reads.
+    #[error("The request body is larger than the limit of {limit} bytes.")]
+    BodyTooLarge {
+        /// The limit in bytes.
+        limit: usize,
+    },
+    /// The body did not arrive in time.
+    #[error("The request body did not arrive within {seconds} seconds.")]
+    BodyTimeout {
+        /// The limit in seconds.
+        seconds: u64,
+    },
+    /// No endpoint has this path.
+    #[error("There is no endpoint {path}; /openapi.json lists those there are.")]
+    UnknownPath { path: String },
+    /// The endpoint has other methods.
+    #[error("{path} does not answer to {method}.")]
+    MethodNotAllowed { method: String, path: String },
+    /// The engine's queue has no place.
+    #[error("The server has more requests than it can queue; try again in {retry_after} s.")]
+    QueueFull {
+        /// Seconds until a place is likely.
+        retry_after: u64,
+    },
+    /// The models are still being loaded.
+    #[error("The server is still loading its models.")]
+    Loading,
+    /// The server finishes what it has and takes nothing new.
+    #[error("The server is shutting down.")]
+    Draining,
+    /// The server's own fault.
+    #[error("The server failed: {0}")]
+    Internal(String),
+}
+
+fn prefix_note(prefix: usize) -> String {
+    match prefix {
+        0 => String::new(),
+        tokens => format!(" ({tokens} of them the profile's)"),
+    }
+}
+
+/// How one failure is told.
+struct Wire {
+    status: StatusCode,
+    kind: &'static str,
+    code: Option<&'static str>,
+    retry_after: Option<u64>,
+}
+
+impl ApiError {
+    /// A client's mistake in the field `param`.
+    pub(crate) fn invalid(param: impl Into<String>, message: impl Into<String>) -> ApiError {
+        ApiError::Invalid {
+            message: message.into(),
+            param: Some(param.into()),
+        }
+    }
+
+    /// A client's mistake that no single field is to blame for.
+    pub(crate) fn malformed(message: impl Into<String>) -> ApiError {
+        ApiError::Invalid {
+            message: message.into(),
+            param: None,
+        }
+    }
+
+    /// What the panic handler answers with.
+    pub(crate) fn from_panic(panic: Box<dyn Any + Send>) -> Response {
+        let cause = panic
+            .downcast_ref::<String>()
+            .map(String::as_str)
+            .or_else(|| panic.downcast_ref::<&str>().copied())
+            .unwrap_or("no message");
+        tracing::error!(cause, "a request handler panicked");
+        ApiError::Internal("an unexpected error, see the server's log".into()).into_response()
+    }
+
+    fn wire(&self) -> Wire {
+        const INVALID: &str = "invalid_request_error";
+        const UNAVAILABLE: &str = "service_unavailable";
+        let (status, kind, code) = match self {
+            ApiError::Invalid { .. } => (StatusCode::BAD_REQUEST, INVALID, None),
+            ApiError::UnknownModel(_) => (StatusCode::NOT_FOUND, INVALID, Some("model_not_found")),
+            ApiError::ContextLength { .. } => (
+                StatusCode::BAD_REQUEST,
+                INVALID,
+                Some("context_length_exceeded"),
+            ),
+            ApiError::BodyTooLarge { .. } => (StatusCode::PAYLOAD_TOO_LARGE, INVALID, None),
+            ApiError::BodyTimeout { .. } => (StatusCode::REQUEST_TIMEOUT, INVALID, None),
+            ApiError::UnknownPath { .. } => (StatusCode::NOT_FOUND, INVALID, None),
+            ApiError::MethodNotAllowed { .. } => (StatusCode::METHOD_NOT_ALLOWED, INVALID, None),
+            ApiError::QueueFull { .. } => (
+                StatusCode::TOO_MANY_REQUESTS,
+                "rate_limit_error",
+                Some("queue_full"),
+            ),
+            ApiError::Loading | ApiError::Draining => {
+                (StatusCode::SERVICE_UNAVAILABLE, UNAVAILABLE, None)
+            }
+            ApiError::Internal(_) => (StatusCode::INTERNAL_SERVER_ERROR, "server_error", None),
+        };
+        let retry_after = match self {
+            ApiError::QueueFull { retry_after } => Some(*retry_after),
+            ApiError::Loading | ApiError::Draining => Some(UNAVAILABLE_RETRY_AFTER),
+            _ => None,
+        };
+        Wire {
+            status,
+            kind,
+            code,
+            retry_after,
+        }
+    }
+
+    fn param(&self) -> Option<String> {
+        match self {
+            ApiError::Invalid { param, .. } => param.clone(),
+            ApiError::UnknownModel(_) => Some("model".into()),
+            ApiError::ContextLength { param, .. } => Some((*param).into()),
+            _ => None,
+        }
+    }
+
+    /// The body that tells a client about this failure.
+    pub(crate) fn body(&self) -> ErrorBody {
+        let wire = self.wire();
+        ErrorBody {
+            error: ErrorDetail {
+                message: self.to_string(),
+                kind: wire.kind,
+                param: self.param(),
+                code: wire.code,
+            },
+        }
+    }
+}
+
+impl IntoResponse for ApiError {
+    fn into_response(self) -> Response {
+        let wire = self.wire();
+        if wire.status.is_server_error() {
+            tracing::warn!(status = wire.status.as_u16(), "{self}");
+        }
+        let body = serde_json::to_vec(&self.body()).expect("strings serialize");
+        let mut response = Response::new(Body::from(body));
+        *response.status_mut() = wire.status;
+        let headers = response.headers_mut();
+        headers.insert(
+            header::CONTENT_TYPE,
+            HeaderValue::from_static("application/json"),
+        );
+        if let Some(seconds) = wire.retry_after {
+            headers.insert(header::RETRY_AFTER, HeaderValue::from(seconds));
+        }
+        response
+    }
+}
+
+impl From<ArmError> for ApiError {
+    fn from(error: ArmError) -> ApiError {
+        ApiError::UnknownModel(error.to_string())
+    }
+}
+
+impl From<SubmitError> for ApiError {
+    fn from(error: SubmitError) -> ApiError {
+        match error {
+            SubmitError::QueueFull { retry_after } => ApiError::QueueFull { retry_after },
+            SubmitError::Draining => ApiError::Draining,
+        }
+    }
+}
+
+/// The body of every failure.
+#[derive(Debug, Serialize, JsonSchema)]
+#[schemars(rename = "Error")]
+pub(crate) struct ErrorBody {
+    error: ErrorDetail,
+}
+
+/// What went wrong. All four keys are always there.
+#[derive(Debug, Serialize, JsonSchema)]
+struct ErrorDetail {
+    /// For people.
+    message: String,
+    /// The class of the failure, such as `invalid_request_error`.
+    #[serde(rename = "type")]
+    kind: &'static str,
+    /// The request field at fault, such as `messages[0].role`, or null.
+    param: Option<String>,
+    /// For programs, such as `model_not_found`, or null.
+    code: Option<&'static str>,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn told(error: ApiError) -> (u16, Option<String>, serde_json::Value) {
+        let body = serde_json::to_value(error.body()).unwrap();
+        let response = error.into_response();
+        let retry = response.headers().get("retry-after");
+        let retry = retry.map(|value| value.to_str().unwrap().to_owned());
+        (response.status().as_u16(), retry, body)
+    }
+
+    #[test]
+    fn all_four_keys_are_always_there() {
+        let (status, retry, body) = told(ApiError::malformed("no"));
+        assert_eq!((status, retry), (400, None));
+        let expected = serde_json::json!({"error": {
+            "message": "no", "type": "invalid_request_error", "param": null, "code": null,
+        }});
+        assert_eq!(body, expected);
+    }
+
+    #[test]
+    fn only_failures_of_the_server_are_5xx_and_those_worth_repeating_say_when() {
+        let context = ApiError::ContextLength {
+            context: 8,
+            prompt: 9,
+            prefix: 4,
+            room: 1,
+            param: "prompt",
+        };
+        let unknown_path = ApiError::UnknownPath { path: "/x".into() };
+        let method = ApiError::MethodNotAllowed {
+            method: "GET".into(),
+            path: "/x".into(),
+        };
+        let table = [
+            (
+                ApiError::invalid("n", "no"),
+                400,
+                None,
+                "invalid_request_error",
+                None,
+                Some("n"),
+            ),
+            (
+                ApiError::UnknownModel("no".into()),
+                404,
+                None,
+                "invalid_request_error",
+                Some("model_not_found"),
+                Some("model"),
+            ),
+            (
+                context,
+                400,
+                None,
+                "invalid_request_error",
+                Some("context_length_exceeded"),
+                Some("prompt"),
+            ),
+            (
+                ApiError::BodyTooLarge { limit: 1 },
+                413,
+                None,
+                "invalid_request_error",
+                None,
+                None,
+            ),
+            (
+                ApiError::BodyTimeout { seconds: 1 },
+                408,
+                None,
+                "invalid_request_error",
+                None,
+                None,
+            ),
+            (unknown_path, 404, None, "invalid_request_error", None, None),
+            (method, 405, None, "invalid_request_error", None, None),
+            (
+                ApiError::QueueFull { retry_after: 7 },
+                429,
+                Some("7"),
+                "rate_limit_error",
+                Some("queue_full"),
+                None,
+            ),
+            (
+                ApiError::Loading,
+                503,
+                Some("5"),
+                "service_unavailable",
+                None,
+                None,
+            ),
+            (
+                ApiError::Draining,
+                503,
+                Some("5"),
+                "service_unavailable",
+                None,
+                None,
+            ),
+            (
+                ApiError::Internal("x".into()),
+                500,
+                None,
+                "server_error",
+                None,
+                None,
+            ),
+        ];
+        for (error, status, retry, kind, code, param) in table {
+            let name = format!("{error:?}");
+            let (told_status, told_retry, body) = told(error);
+            assert_eq!(told_status, status, "{name}");
+            assert_eq!(told_retry.as_deref(), retry, "{name}");
+            assert_eq!(body["error"]["type"], kind, "{name}");
+            assert_eq!(body["error"]["code"].as_str(), code, "{name}");
+            assert_eq!(body["error"]["param"].as_str(), param, "{name}");
+        }
+    }
+
+    #[test]
+    fn the_context_error_gives_its_numbers() {
+        let error = ApiError::ContextLength {
+            context: 8192,
+            prompt: 9000,
+            prefix: 1300,
+            room: 1,
+            param: "messages",
+        };
+        let text = error.to_string();
+        for number in ["8192", "9000", "1300"] {
+            assert!(text.contains(number), "{text}");
+        }
+    }
+}

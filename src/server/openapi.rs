@@ -1,0 +1,356 @@
+//! `GET /openapi.json`: the whole surface as an OpenAPI 3.1 document.
+//!
+//! The schemas are derived from the very types that read and write the wire;
+//! this file says which operation has which. A test holds it to the routing
+//! table.
+
+use std::sync::LazyLock;
+
+use axum::body::Bytes;
+use axum::response::IntoResponse;
+use http::header;
+use schemars::generate::{SchemaGenerator, SchemaSettings};
+use schemars::{JsonSchema, Schema};
+use serde_json::{Map, Value, json};
+
+use super::answer::Envelope;
+use super::controls::Controls;
+use super::errors::ErrorBody;
+use super::routes::chat::{ChatChoice, ChatDelta, ChatRequest};
+use super::routes::completions::{CompletionChoice, CompletionRequest};
+use super::routes::health::Health;
+use super::routes::models::{Model, Models};
+use super::routes::profiles::Profiles;
+use super::routes::template::{TemplateRequest, TemplateResponse};
+use super::routes::tokenize::{
+    DetokenizeRequest, DetokenizeResponse, TokenizeRequest, TokenizeResponse,
+};
+
+/// Answers with the document.
+pub(crate) async fn document() -> impl IntoResponse {
+    static DOCUMENT: LazyLock<Bytes> = LazyLock::new(|| build().to_string().into());
+    (
+        [(header::CONTENT_TYPE, "application/json")],
+        DOCUMENT.clone(),
+    )
+}
+
+/// Writes the document.
+fn build() -> Value {
+    let mut schemas = Schemas::new();
+    let paths = paths(&mut schemas);
+    json!({
+        "openapi": "3.1.0",
+        "info": {
+            "title": "incant",
+            "version": env!("CARGO_PKG_VERSION"),
+            "description": "OpenAI's REST API over base language models that answer in context.\n\n\
+                A model id is an arm, `MODEL[@PROFILE][+ADAPTER]`. Values out of range are refused, null \
+                means the default, and fields that are not listed are ignored with a warning in the log, \
+                or refused by a server started as strict. What incant lacks (tools, images, constrained \
+                formats) is refused too.",
+            "license": {"name": "MIT OR Apache-2.0", "identifier": "MIT OR Apache-2.0"},
+        },
+        "paths": paths,
+        "components": {"schemas": schemas.definitions(), "responses": failures()},
+    })
+}
+
+fn paths(schemas: &mut Schemas) -> Value {
+    let health = get(
+        "health",
+        "Whether the server can answer",
+        schemas.output::<Health>(),
+        &[],
+    );
+    let document = get("openapi", "This document", json!({"type": "object"}), &[]);
+    let models = get(
+        "listModels",
+        "Every arm",
+        schemas.output::<Models>(),
+        &["503"],
+    );
+    let mut model = get(
+        "getModel",
+        "One arm",
+        schemas.output::<Model>(),
+        &["404", "503"],
+    );
+    model["get"]["parameters"] = json!([{
+        "name": "id", "in": "path", "required": true, "schema": {"type": "string"},
+        "description": "The arm's id; `@` and `+` may be percent-encoded.",
+    }]);
+    let profiles = get(
+        "listProfiles",
+        "The alignment prompts",
+        schemas.output::<Profiles>(),
+        &["503"],
+    );
+    let chat = {
+        let request = schemas.both::<ChatRequest, Controls>();
+        let answer = schemas.output::<Envelope<ChatChoice>>();
+        let chunk = schemas.output::<Envelope<ChatDelta>>();
+        let operation = post(
+            "chat",
+            "Answer a conversation",
+            request,
+            answer,
+            GENERATION_FAILURES,
+        );
+        with_stream(operation, chunk)
+    };
+    let completions = {
+        let request = schemas.both::<CompletionRequest, Controls>();
+        let answer = schemas.output::<Envelope<CompletionChoice>>();
+        let operation = post(
+            "complete",
+            "Continue texts, verbatim",
+            request,
+            answer.clone(),
+            GENERATION_FAILURES,
+        );
+        with_stream(operation, answer)
+    };
+    let (text, tokens) = (
+        schemas.input::<TokenizeRequest>(),
+        schemas.output::<TokenizeResponse>(),
+    );
+    let tokenize = post(
+        "tokenize",
+        "Make tokens of a text",
+        text,
+        tokens,
+        BODY_FAILURES,
+    );
+    let (tokens, text) = (
+        schemas.input::<DetokenizeRequest>(),
+        schemas.output::<DetokenizeResponse>(),
+    );
+    let detokenize = post(
+        "detokenize",
+        "Make a text of tokens",
+        tokens,
+        text,
+        BODY_FAILURES,
+    );
+    let (messages, rendered) = (
+        schemas.input::<TemplateRequest>(),
+        schemas.output::<TemplateResponse>(),
+    );
+    let template = post(
+        "applyTemplate",
+        "Render a conversation as the model reads it",
+        messages,
+        rendered,
+        BODY_FAILURES,
+    );
+    json!({
+        "/health": with_failures(health, &["503"]),
+        "/openapi.json": document,
+        "/v1/models": models,
+        "/v1/models/{id}": model,
+        "/v1/profiles": profiles,
+        "/v1/chat/completions": chat,
+        "/v1/completions": completions,
+        "/tokenize": tokenize,
+        "/detokenize": detokenize,
+        "/apply-template": template,
+    })
+}
+
+const BODY_FAILURES: &[&str] = &["400", "404", "408", "413", "500", "503"];
+const GENERATION_FAILURES: &[&str] = &["400", "404", "408", "413", "429", "500", "503"];
+
+/// The failures that operations refer to, by status.
+fn failures() -> Value {
+    let told = [
+        (
+            "400",
+            "The request is wrong: malformed, out of range, longer than the context, or asking for what incant lacks",
+        ),
+        ("404", "No such model, profile or adapter"),
+        ("408", "The body took too long to arrive"),
+        ("413", "The body is too large"),
+        ("429", "The queue is full"),
+        ("500", "The server failed"),
+        ("503", "The server is loading or shutting down"),
+    ];
+    let failure = |(status, description): (&str, &str)| {
+        let schema = json!({"$ref": "#/components/schemas/Error"});
+        let mut response = json!({"description": description, "content": {"application/json": {"schema": schema}}});
+        if matches!(status, "429" | "503") {
+            response["headers"] = json!({
+                "Retry-After": {"description": "Seconds to wait", "schema": {"type": "integer"}},
+            });
+        }
+        (status.to_owned(), response)
+    };
+    told.into_iter().map(failure).collect::<Map<_, _>>().into()
+}
+
+fn get(id: &str, summary: &str, answer: Value, failures: &[&str]) -> Value {
+    let operation = json!({
+        "operationId": id,
+        "summary": summary,
+        "responses": {"200": {"description": "OK", "content": {"application/json": {"schema": answer}}}},
+    });
+    with_failures(json!({"get": operation}), failures)
+}
+
+fn post(id: &str, summary: &str, request: Value, answer: Value, failures: &[&str]) -> Value {
+    let operation = json!({
+        "operationId": id,
+        "summary": summary,
+        "requestBody": {"required": true, "content": {"application/json": {"schema": request}}},
+        "responses": {"200": {"description": "OK", "content": {"application/json": {"schema": answer}}}},
+    });
+    with_failures(json!({"post": operation}), failures)
+}
+
+/// Adds references to `failures` to a path's only operation.
+fn with_failures(mut path: Value, failures: &[&str]) -> Value {
+    for operation in path
+        .as_object_mut()
+        .into_iter()
+        .flat_map(|path| path.values_mut())
+    {
+        for status in failures {
+            operation["responses"][status] =
+                json!({"$ref": format!("#/components/responses/{status}")});
+        }
+    }
+    path
+}
+
+/// Adds the stream of `chunk`s that an answer can be.
+fn with_stream(mut path: Value, chunk: Value) -> Value {
+    let either = json!({"anyOf": [chunk, {"$ref": "#/components/schemas/Error"}]});
+    path["post"]["responses"]["200"]["content"]["text/event-stream"] = json!({
+        "schema": {
+            "type": "string",
+            "description": "With `stream`: events `data: {chunk}`, then `data: [DONE]`. A failure after the first \
+                token is sent as `data: {error}` and ends the stream.",
+            "contentMediaType": "text/event-stream",
+        },
+        // OpenAPI 3.1 has no words for the events of a stream; 3.2 calls this so.
+        "x-itemSchema": either,
+    });
+    path
+}
+
+/// Collects schemas: what is read may leave fields out, what is written may not.
+struct Schemas {
+    input: SchemaGenerator,
+    output: SchemaGenerator,
+}
+
+impl Schemas {
+    fn new() -> Schemas {
+        let settings = SchemaSettings::draft2020_12().with(|settings| {
+            settings.definitions_path = "/components/schemas".into();
+            settings.meta_schema = None;
+        });
+        let mut output = settings.clone().for_serialize().into_generator();
+        output.subschema_for::<ErrorBody>();
+        Schemas {
+            input: settings.for_deserialize().into_generator(),
+            output,
+        }
+    }
+
+    fn input<T: JsonSchema>(&mut self) -> Value {
+        Schema::to_value(self.input.subschema_for::<T>())
+    }
+
+    /// One object that is read as two views.
+    fn both<A: JsonSchema, B: JsonSchema>(&mut self) -> Value {
+        json!({"allOf": [self.input::<A>(), self.input::<B>()]})
+    }
+
+    fn output<T: JsonSchema>(&mut self) -> Value {
+        Schema::to_value(self.output.subschema_for::<T>())
+    }
+
+    fn definitions(mut self) -> Map<String, Value> {
+        let mut definitions = self.input.take_definitions(true);
+        definitions.extend(self.output.take_definitions(true));
+        definitions.sort_keys();
+        definitions
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use super::*;
+
+    #[test]
+    fn every_endpoint_is_described_and_nothing_else() {
+        let described: BTreeSet<String> = build()["paths"]
+            .as_object()
+            .unwrap()
+            .keys()
+            .cloned()
+            .collect();
+        let routed = super::super::endpoints()
+            .into_iter()
+            .map(|(path, _)| path.replace("{*", "{"))
+            .collect();
+        assert_eq!(described, routed);
+    }
+
+    #[test]
+    fn every_reference_leads_somewhere() {
+        fn references(value: &Value, found: &mut Vec<String>) {
+            match value {
+                Value::Object(map) => {
+                    if let Some(Value::String(reference)) = map.get("$ref") {
+                        found.push(reference.clone());
+                    }
+                    map.values().for_each(|value| references(value, found));
+                }
+                Value::Array(list) => list.iter().for_each(|value| references(value, found)),
+                _ => {}
+            }
+        }
+        let document = build();
+        let mut found = Vec::new();
+        references(&document, &mut found);
+        assert!(found.len() > 50, "{}", found.len());
+        for reference in found {
+            let pointer = reference.strip_prefix('#').unwrap();
+            assert!(document.pointer(pointer).is_some(), "{reference}");
+        }
+    }
+
+    #[test]
+    fn requests_may_leave_out_what_has_a_default_and_answers_leave_out_nothing() {
+        let document = build();
+        let schemas = &document["components"]["schemas"];
+        assert_eq!(
+            schemas["ChatRequest"]["required"],
+            json!(["model", "messages"])
+        );
+        assert_eq!(
+            schemas["CompletionRequest"]["required"],
+            json!(["model", "prompt"])
+        );
+        assert_eq!(schemas["GenerationParameters"]["required"], Value::Null);
+        assert_eq!(
+            schemas["GenerationParameters"]["properties"]["temperature"]["maximum"],
+            json!(2)
+        );
+        assert_eq!(
+            schemas["ErrorDetail"]["required"],
+            json!(["message", "type", "param", "code"])
+        );
+        let chunk = schemas["ChatCompletionChunkResponse"]["required"]
+            .as_array()
+            .unwrap();
+        assert!(
+            chunk.contains(&json!("choices")) && !chunk.contains(&json!("usage")),
+            "{chunk:?}"
+        );
+    }
+}

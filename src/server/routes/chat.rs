@@ -1,0 +1,305 @@
+//! `POST /v1/chat/completions`.
+
+use axum::response::Response;
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use crate::engine::FinishReason;
+use crate::profile::{Message, Role};
+use crate::server::answer::{Answer, ChatLogprobs, Piece, Plan, Planned, Shape, respond};
+use crate::server::call::{Call, unhurried};
+use crate::server::controls::{Controls, Limits, integer};
+use crate::server::errors::ApiError;
+use crate::server::fields::{Object, TextOr};
+use crate::server::lacking;
+
+/// The most alternatives per token, as OpenAI has it.
+const MAX_TOP_LOGPROBS: i64 = 20;
+
+/// A conversation to continue.
+#[derive(Debug, Deserialize, JsonSchema)]
+pub(crate) struct ChatRequest {
+    /// The arm that answers.
+    model: String,
+    /// The conversation so far.
+    #[schemars(length(min = 1))]
+    messages: Vec<Object<ChatMessage>>,
+    /// Report the log-probability of every token.
+    logprobs: Option<bool>,
+    /// With so many alternatives each.
+    #[schemars(range(min = 0, max = 20))]
+    top_logprobs: Option<i64>,
+}
+
+/// One message.
+#[derive(Clone, Debug, Deserialize, JsonSchema)]
+pub(crate) struct ChatMessage {
+    role: ChatRole,
+    /// A text, or a list of parts which are joined by line breaks.
+    content: Option<TextOr<Object<Part>>>,
+    /// Not supported: a message with one is refused.
+    #[schemars(skip)]
+    tool_calls: Option<serde_json::Value>,
+    /// Not supported: a message with one is refused.
+    #[schemars(skip)]
+    function_call: Option<serde_json::Value>,
+}
+
+/// Who speaks.
+#[derive(Clone, Copy, Debug, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+enum ChatRole {
+    System,
+    Developer,
+    User,
+    Assistant,
+    #[schemars(skip)]
+    Tool,
+    #[schemars(skip)]
+    Function,
+}
+
+/// A part of a message's content.
+#[derive(Clone, Debug, Deserialize, JsonSchema)]
+pub(crate) struct Part {
+    /// Always `text`.
+    #[serde(rename = "type")]
+    kind: String,
+    /// The text.
+    text: Option<String>,
+}
+
+/// Answers a conversation.
+pub(crate) async fn chat(mut call: Call) -> Result<Response, ApiError> {
+    let request: ChatRequest = call.fields.view()?;
+    let controls: Controls = call.fields.view()?;
+    lacking::refuse(&mut call.fields, lacking::EVERYWHERE)?;
+    lacking::refuse(&mut call.fields, lacking::CHAT)?;
+    call.check_unknown()?;
+    let messages = conversation(request.messages)?;
+    let logprobs = alternatives(request.logprobs, request.top_logprobs)?;
+    let arm = call.arm(&request.model)?;
+    let controls = controls.resolve(
+        &arm,
+        Limits {
+            least_tokens: 1,
+            default_tokens: None,
+        },
+    )?;
+    let renderer = arm.clone();
+    let prompt = unhurried(move || renderer.chat(&messages)).await;
+    let prompt = prompt.map_err(|error| ApiError::invalid("messages", error.to_string()))?;
+    let prompts = vec![Planned { prompt, echo: None }];
+    let plan = Plan {
+        arm,
+        prompts,
+        controls,
+        logprobs,
+        param: "messages",
+    };
+    respond(
+        plan,
+        Chat {
+            logprobs: logprobs.is_some(),
+        },
+    )
+    .await
+}
+
+/// How many alternatives to report; `None` reports nothing.
+fn alternatives(logprobs: Option<bool>, top: Option<i64>) -> Result<Option<usize>, ApiError> {
+    let top = integer("top_logprobs", top, 0..=MAX_TOP_LOGPROBS)?.unwrap_or(0) as usize;
+    match logprobs.unwrap_or(false) {
+        true => Ok(Some(top)),
+        false if top > 0 => Err(ApiError::invalid(
+            "top_logprobs",
+            "`top_logprobs` needs `logprobs` to be true.",
+        )),
+        false => Ok(None),
+    }
+}
+
+/// Reads a conversation's messages.
+pub(crate) fn conversation(messages: Vec<Object<ChatMessage>>) -> Result<Vec<Message>, ApiError> {
+    if messages.is_empty() {
+        return Err(ApiError::invalid(
+            "messages",
+            "`messages` must hold at least one message.",
+        ));
+    }
+    messages
+        .into_iter()
+        .enumerate()
+        .map(|(at, Object(message))| read(at, message))
+        .collect()
+}
+
+fn read(at: usize, message: ChatMessage) -> Result<Message, ApiError> {
+    let refuse = |field: &str, why: &str| {
+        let param = format!("messages[{at}].{field}");
+        Err(ApiError::invalid(param.clone(), format!("`{param}` {why}")))
+    };
+    let role = match message.role {
+        ChatRole::System | ChatRole::Developer => Role::System,
+        ChatRole::User => Role::User,
+        ChatRole::Assistant => Role::Assistant,
+        ChatRole::Tool | ChatRole::Function => {
+            return refuse(
+                "role",
+                "cannot be `tool` or `function`: incant has no tool calls.",
+            );
+        }
+    };
+    let calls = [
+        ("tool_calls", message.tool_calls),
+        ("function_call", message.function_call),
+    ];
+    for (field, value) in calls {
+        if value.is_some_and(|value| value.as_array().is_none_or(|calls| !calls.is_empty())) {
+            return refuse(field, "is not supported: incant has no tool calls.");
+        }
+    }
+    let content = match message.content {
+        None => return refuse("content", "is required."),
+        Some(TextOr::Text(text)) => text,
+        Some(TextOr::List(parts)) => {
+            let mut texts = Vec::with_capacity(parts.len());
+            for (part_at, Object(part)) in parts.into_iter().enumerate() {
+                if part.kind != "text" {
+                    let why = "can only be `text`: incant reads no images, audio or files.";
+                    return refuse(&format!("content[{part_at}].type"), why);
+                }
+                let Some(text) = part.text else {
+                    return refuse(&format!("content[{part_at}].text"), "is required.");
+                };
+                texts.push(text);
+            }
+            texts.join("\n")
+        }
+    };
+    Ok(Message { role, content })
+}
+
+/// Chat's shape of an answer.
+struct Chat {
+    /// Whether log-probabilities were asked for.
+    logprobs: bool,
+}
+
+/// An answer.
+#[derive(Debug, Serialize, JsonSchema)]
+#[schemars(rename = "ChatCompletion")]
+pub(crate) struct ChatChoice {
+    index: usize,
+    message: AssistantMessage,
+    /// Null unless asked for.
+    logprobs: Option<ChatLogprobs>,
+    finish_reason: FinishWord,
+}
+
+/// What the model says.
+#[derive(Debug, Serialize, JsonSchema)]
+struct AssistantMessage {
+    /// Always `assistant`.
+    role: &'static str,
+    content: String,
+    /// Always null: a refusal is an answer like any other.
+    refusal: Option<String>,
+}
+
+/// A part of an answer.
+#[derive(Debug, Serialize, JsonSchema)]
+#[schemars(rename = "ChatCompletionChunk")]
+pub(crate) struct ChatDelta {
+    index: usize,
+    delta: Delta,
+    /// Null unless asked for.
+    logprobs: Option<ChatLogprobs>,
+    /// Null in all but an answer's last chunk.
+    finish_reason: Option<FinishWord>,
+}
+
+/// What is new. Empty in an answer's last chunk.
+#[derive(Debug, Default, Serialize, JsonSchema)]
+struct Delta {
+    /// `assistant`, in an answer's first chunk.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    role: Option<&'static str>,
+    /// More of the text; empty in an answer's first chunk.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    content: Option<String>,
+}
+
+/// Why an answer ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+#[schemars(rename = "FinishReason")]
+pub(crate) enum FinishWord {
+    /// By an end token, a stop text or a role marker.
+    Stop,
+    /// At `max_tokens` or the end of the context.
+    Length,
+}
+
+impl From<FinishReason> for FinishWord {
+    fn from(reason: FinishReason) -> FinishWord {
+        match reason {
+            FinishReason::Stop => FinishWord::Stop,
+            FinishReason::Length => FinishWord::Length,
+        }
+    }
+}
+
+impl Shape for Chat {
+    const ID: &'static str = "chatcmpl-";
+    const OBJECT: &'static str = "chat.completion";
+    const CHUNK: &'static str = "chat.completion.chunk";
+    type Choice = ChatChoice;
+    type Delta = ChatDelta;
+
+    fn answer(&self, answer: Answer) -> ChatChoice {
+        ChatChoice {
+            index: answer.index,
+            message: AssistantMessage {
+                role: "assistant",
+                content: answer.text,
+                refusal: None,
+            },
+            logprobs: self.logprobs.then(|| answer.entries.into()),
+            finish_reason: answer.finish.into(),
+        }
+    }
+
+    fn chunks(&self, piece: Piece) -> Vec<ChatDelta> {
+        let index = piece.index;
+        let chunk = |delta, logprobs, finish_reason| ChatDelta {
+            index,
+            delta,
+            logprobs,
+            finish_reason,
+        };
+        let mut chunks = Vec::new();
+        let mut entries = piece.entries;
+        if piece.opens {
+            let delta = Delta {
+                role: Some("assistant"),
+                content: Some(String::new()),
+            };
+            chunks.push(chunk(delta, None, None));
+        }
+        if !piece.text.is_empty() {
+            let delta = Delta {
+                role: None,
+                content: Some(piece.text),
+            };
+            let logprobs = self.logprobs.then(|| std::mem::take(&mut entries).into());
+            chunks.push(chunk(delta, logprobs, None));
+        }
+        if let Some(reason) = piece.finish {
+            // Only tokens without text are left: the end token, if it came alone.
+            let logprobs = (!entries.is_empty()).then(|| entries.into());
+            chunks.push(chunk(Delta::default(), logprobs, Some(reason.into())));
+        }
+        chunks
+    }
+}

@@ -1,0 +1,291 @@
+//! `POST /v1/completions`: the prompt is taken verbatim.
+
+use std::fmt;
+
+use axum::response::Response;
+use schemars::{JsonSchema, Schema, SchemaGenerator};
+use serde::de::value::SeqAccessDeserializer;
+use serde::de::{self, Deserializer, SeqAccess, Unexpected, Visitor};
+use serde::{Deserialize, Serialize};
+
+use super::chat::FinishWord;
+use crate::runtime::{Arm, Prompt, PromptInput};
+use crate::server::answer::{
+    Answer, CompletionLogprobs, Echo, Piece, Plan, Planned, Shape, respond,
+};
+use crate::server::call::{Call, unhurried};
+use crate::server::controls::{Controls, Limits, check_ids, integer};
+use crate::server::errors::ApiError;
+use crate::server::fields::TextOr;
+use crate::server::lacking;
+use crate::text::{Special, Tokenizer};
+
+/// The most alternatives per token, as OpenAI has it.
+const MAX_LOGPROBS: i64 = 5;
+
+/// `max_tokens` where none is given, as OpenAI has it.
+const DEFAULT_MAX_TOKENS: usize = 16;
+
+/// A text to continue.
+#[derive(Debug, Deserialize, JsonSchema)]
+pub(crate) struct CompletionRequest {
+    /// The arm that answers. `MODEL` is the raw model; with `@PROFILE` it continues right after the profile's text.
+    model: String,
+    /// A text, a list of texts, a list of token ids, or a list of such lists.
+    prompt: TextOr<PromptItem>,
+    /// Report log-probabilities, with so many alternatives per token.
+    #[schemars(range(min = 0, max = 5))]
+    logprobs: Option<i64>,
+    /// Begin the answer with the prompt; with `logprobs` its tokens are scored too.
+    echo: Option<bool>,
+    /// Only what `n` says: all answers are given.
+    best_of: Option<i64>,
+    /// Begin a text prompt with BOS if the model asks for one; true by default.
+    add_special_tokens: Option<bool>,
+}
+
+/// An element of a list in `prompt`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum PromptItem {
+    /// One of several prompts.
+    Text(String),
+    /// One of several prompts.
+    Ids(Vec<u32>),
+    /// One token of the only prompt.
+    Id(u32),
+}
+
+impl<'de> Deserialize<'de> for PromptItem {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct ItemVisitor;
+        impl<'de> Visitor<'de> for ItemVisitor {
+            type Value = PromptItem;
+
+            fn expecting(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+                formatter.write_str("a string, a token id or a list of token ids")
+            }
+
+            fn visit_str<E: de::Error>(self, text: &str) -> Result<PromptItem, E> {
+                Ok(PromptItem::Text(text.to_owned()))
+            }
+
+            fn visit_u64<E: de::Error>(self, id: u64) -> Result<PromptItem, E> {
+                let small = u32::try_from(id);
+                small
+                    .map(PromptItem::Id)
+                    .map_err(|_| E::invalid_value(Unexpected::Unsigned(id), &self))
+            }
+
+            fn visit_seq<A: SeqAccess<'de>>(self, ids: A) -> Result<PromptItem, A::Error> {
+                Vec::deserialize(SeqAccessDeserializer::new(ids)).map(PromptItem::Ids)
+            }
+        }
+        deserializer.deserialize_any(ItemVisitor)
+    }
+}
+
+impl JsonSchema for PromptItem {
+    fn inline_schema() -> bool {
+        true
+    }
+
+    fn schema_name() -> std::borrow::Cow<'static, str> {
+        "PromptItem".into()
+    }
+
+    fn json_schema(generator: &mut SchemaGenerator) -> Schema {
+        let id = generator.subschema_for::<u32>();
+        let ids = generator.subschema_for::<Vec<u32>>();
+        schemars::json_schema!({"anyOf": [{"type": "string"}, id, ids]})
+    }
+}
+
+/// Continues texts.
+pub(crate) async fn completions(mut call: Call) -> Result<Response, ApiError> {
+    let request: CompletionRequest = call.fields.view()?;
+    let controls: Controls = call.fields.view()?;
+    lacking::refuse(&mut call.fields, lacking::EVERYWHERE)?;
+    lacking::refuse(&mut call.fields, lacking::COMPLETIONS)?;
+    call.check_unknown()?;
+    let logprobs = integer("logprobs", request.logprobs, 0..=MAX_LOGPROBS)?.map(|top| top as usize);
+    let arm = call.arm(&request.model)?;
+    let limits = Limits {
+        least_tokens: 0,
+        default_tokens: Some(DEFAULT_MAX_TOKENS),
+    };
+    let controls = controls.resolve(&arm, limits)?;
+    if request
+        .best_of
+        .is_some_and(|best_of| best_of != controls.answers as i64)
+    {
+        let message = "`best_of` can only be what `n` is: incant gives every answer it generates.";
+        return Err(ApiError::invalid("best_of", message));
+    }
+    let inputs = inputs(request.prompt)?;
+    let add_special = request.add_special_tokens.unwrap_or(true);
+    let echo = request.echo.unwrap_or(false);
+    let renderer = arm.clone();
+    let plan = move || {
+        inputs
+            .into_iter()
+            .map(|input| planned(&renderer, input, add_special, echo))
+            .collect()
+    };
+    let prompts: Result<_, ApiError> = unhurried(plan).await;
+    let plan = Plan {
+        arm,
+        prompts: prompts?,
+        controls,
+        logprobs,
+        param: "prompt",
+    };
+    respond(
+        plan,
+        Completions {
+            logprobs: logprobs.is_some(),
+        },
+    )
+    .await
+}
+
+/// The prompts that a request holds, in order.
+fn inputs(prompt: TextOr<PromptItem>) -> Result<Vec<PromptInput>, ApiError> {
+    let items = match prompt {
+        TextOr::Text(text) => return Ok(vec![PromptInput::Text(text)]),
+        TextOr::List(items) => items,
+    };
+    let refuse = |message: &str| Err(ApiError::invalid("prompt", message));
+    let mut single = Vec::new();
+    let mut inputs = Vec::new();
+    for item in items {
+        match item {
+            PromptItem::Id(id) => single.push(id),
+            PromptItem::Ids(ids) if ids.is_empty() => {
+                return refuse("`prompt` holds an empty list of token ids.");
+            }
+            PromptItem::Ids(ids) => inputs.push(PromptInput::Tokens(ids)),
+            PromptItem::Text(text) => inputs.push(PromptInput::Text(text)),
+        }
+    }
+    match (single.is_empty(), inputs.is_empty()) {
+        (true, true) => refuse("`prompt` must not be an empty list."),
+        (true, false) => Ok(inputs),
+        (false, true) => Ok(vec![PromptInput::Tokens(single)]),
+        (false, false) => refuse("`prompt` mixes single token ids with whole prompts."),
+    }
+}
+
+/// Makes one prompt ready to run.
+fn planned(
+    arm: &Arm,
+    input: PromptInput,
+    add_special: bool,
+    echo: bool,
+) -> Result<Planned, ApiError> {
+    let tokenizer = arm.tokenizer();
+    if let PromptInput::Tokens(ids) = &input {
+        check_ids("prompt", ids, tokenizer.vocab_size())?;
+    }
+    let prompt = match &input {
+        PromptInput::Text(text) if !add_special => {
+            arm.completion(&PromptInput::Tokens(tokenizer.encode(text, Special::Parse)))
+        }
+        input => arm.completion(input),
+    };
+    let prompt = prompt.map_err(|error| ApiError::invalid("prompt", error.to_string()))?;
+    let echo = echo.then(|| echoed(tokenizer, &prompt, &input));
+    Ok(Planned { prompt, echo })
+}
+
+/// What the prompt's tokens show. A BOS that the client did not write, or the
+/// space that some tokenizers put before a text, is no part of its text: the
+/// joined tokens are exactly what the client sent.
+fn echoed(tokenizer: &Tokenizer, prompt: &Prompt, input: &PromptInput) -> Echo {
+    use crate::server::answer::Vocabulary;
+    let mut tokens: Vec<(u32, Vec<u8>)> = prompt
+        .ids
+        .iter()
+        .map(|id| (*id, tokenizer.shown(*id).into_owned()))
+        .collect();
+    if let PromptInput::Text(text) = input {
+        strip_added(&mut tokens, text.as_bytes());
+    }
+    Echo(tokens)
+}
+
+/// Cuts from the first tokens what stands before `text`, if the joined tokens end with it.
+fn strip_added(tokens: &mut [(u32, Vec<u8>)], text: &[u8]) {
+    let joined: Vec<u8> = tokens
+        .iter()
+        .flat_map(|(_, bytes)| bytes)
+        .copied()
+        .collect();
+    let mut added = if joined.ends_with(text) {
+        joined.len() - text.len()
+    } else {
+        0
+    };
+    for (_, bytes) in tokens {
+        let cut = added.min(bytes.len());
+        bytes.drain(..cut);
+        added -= cut;
+    }
+}
+
+/// Completions' shape of an answer.
+struct Completions {
+    /// Whether log-probabilities were asked for.
+    logprobs: bool,
+}
+
+/// An answer, or a part of one.
+#[derive(Debug, Serialize, JsonSchema)]
+#[schemars(rename = "Completion")]
+pub(crate) struct CompletionChoice {
+    /// The prompt's place in the list times `n`, plus the answer's number.
+    index: usize,
+    text: String,
+    /// Null unless asked for.
+    logprobs: Option<CompletionLogprobs>,
+    /// Null in all but an answer's last chunk.
+    finish_reason: Option<FinishWord>,
+}
+
+impl Shape for Completions {
+    const ID: &'static str = "cmpl-";
+    const OBJECT: &'static str = "text_completion";
+    const CHUNK: &'static str = "text_completion";
+    type Choice = CompletionChoice;
+    type Delta = CompletionChoice;
+
+    fn answer(&self, answer: Answer) -> CompletionChoice {
+        CompletionChoice {
+            index: answer.index,
+            text: answer.text,
+            logprobs: self.logprobs.then(|| answer.entries.into()),
+            finish_reason: Some(answer.finish.into()),
+        }
+    }
+
+    fn chunks(&self, piece: Piece) -> Vec<CompletionChoice> {
+        let index = piece.index;
+        let chunk = |text, logprobs, finish_reason| CompletionChoice {
+            index,
+            text,
+            logprobs,
+            finish_reason,
+        };
+        let mut chunks = Vec::new();
+        let mut entries = piece.entries;
+        if !piece.text.is_empty() {
+            let logprobs = self.logprobs.then(|| std::mem::take(&mut entries).into());
+            chunks.push(chunk(piece.text, logprobs, None));
+        }
+        if let Some(reason) = piece.finish {
+            // Only tokens without text are left: the end token, if it came alone.
+            let logprobs = (!entries.is_empty()).then(|| entries.into());
+            chunks.push(chunk(String::new(), logprobs, Some(reason.into())));
+        }
+        chunks
+    }
+}

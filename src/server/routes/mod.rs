@@ -1,0 +1,9 @@
+//! The endpoints: one file each, with its wire types.
+
+pub(super) mod chat;
+pub(super) mod completions;
+pub(super) mod health;
+pub(super) mod models;
+pub(super) mod profiles;
+pub(super) mod template;
+pub(super) mod tokenize;

@@ -1,0 +1,96 @@
+//! `GET /v1/models` and `/v1/models/{id}`: every arm is a model.
+
+use std::sync::Arc;
+
+use axum::Json;
+use axum::extract::rejection::PathRejection;
+use axum::extract::{Path, State};
+use schemars::JsonSchema;
+use serde::Serialize;
+
+use crate::runtime::ArmInfo;
+use crate::server::App;
+use crate::server::errors::ApiError;
+
+/// Every arm that can be asked.
+#[derive(Debug, Serialize, JsonSchema)]
+pub(crate) struct Models {
+    /// Always `list`.
+    object: &'static str,
+    data: Vec<Model>,
+}
+
+/// One arm.
+#[derive(Debug, Serialize, JsonSchema)]
+pub(crate) struct Model {
+    /// `MODEL[@PROFILE][+ADAPTER]`.
+    id: String,
+    /// Always `model`.
+    object: &'static str,
+    /// When the server loaded it, in seconds since 1970.
+    created: u64,
+    /// Always `incant`.
+    owned_by: &'static str,
+    /// The model whose weights it uses.
+    root: String,
+    /// The arm it is made from, if any.
+    parent: Option<String>,
+    /// The alignment prompt it uses, if any.
+    profile: Option<String>,
+}
+
+impl Model {
+    fn new(arm: ArmInfo, created: u64) -> Model {
+        let ArmInfo {
+            id,
+            model,
+            profile,
+            parent,
+        } = arm;
+        Model {
+            id,
+            object: "model",
+            created,
+            owned_by: "incant",
+            root: model,
+            parent,
+            profile,
+        }
+    }
+}
+
+/// All of them.
+pub(crate) async fn list(State(app): State<Arc<App>>) -> Json<Models> {
+    let created = app.runtime.created();
+    let data = app
+        .runtime
+        .arms()
+        .into_iter()
+        .map(|arm| Model::new(arm, created))
+        .collect();
+    Json(Models {
+        object: "list",
+        data,
+    })
+}
+
+/// One, by its percent-encoded id.
+pub(crate) async fn one(
+    State(app): State<Arc<App>>,
+    id: Result<Path<String>, PathRejection>,
+) -> Result<Json<Model>, ApiError> {
+    // The only rejection is an id that is not UTF-8, and no arm has such a one.
+    let Path(id) =
+        id.map_err(|_| ApiError::UnknownModel("No model has an id that is not UTF-8.".into()))?;
+    let known = app.runtime.arms().into_iter().find(|arm| arm.id == id);
+    match known {
+        Some(arm) => Ok(Json(Model::new(arm, app.runtime.created()))),
+        None => {
+            // The runtime says best what it does not know.
+            let missing = app.runtime.arm(&id).err().map(ApiError::from);
+            Err(missing.unwrap_or_else(|| {
+                ApiError::UnknownModel(format!("The model `{id}` is not served."))
+            }))
+        }
+    }
+}

@@ -1,0 +1,76 @@
+//! `GET /v1/profiles`: the alignment prompts, with their texts.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use axum::Json;
+use axum::extract::State;
+use schemars::JsonSchema;
+use serde::Serialize;
+
+use crate::runtime::ProfileInfo;
+use crate::server::App;
+
+/// Every profile that a model id can name.
+#[derive(Debug, Serialize, JsonSchema)]
+pub(crate) struct Profiles {
+    /// Always `list`.
+    object: &'static str,
+    data: Vec<Profile>,
+}
+
+/// One profile.
+#[derive(Debug, Serialize, JsonSchema)]
+struct Profile {
+    /// What follows the `@` in a model id.
+    id: String,
+    /// Always `profile`.
+    object: &'static str,
+    title: String,
+    description: String,
+    /// The language it is written in, such as `en`.
+    language: String,
+    /// How many examples it gives.
+    shots: usize,
+    version: String,
+    /// The role markers that end an answer at the start of a line.
+    markers: Vec<String>,
+    /// The constant text before every conversation, or null if it has none.
+    prefix: Option<String>,
+    /// How many tokens that text is, for each model.
+    prefix_tokens: BTreeMap<String, usize>,
+    /// The models whose chat uses it where the model id names no profile.
+    default_for: Vec<String>,
+}
+
+impl From<ProfileInfo> for Profile {
+    fn from(info: ProfileInfo) -> Profile {
+        Profile {
+            id: info.name,
+            object: "profile",
+            title: info.title,
+            description: info.description,
+            language: info.language,
+            shots: info.shots,
+            version: info.version,
+            markers: info.markers,
+            prefix: info.prefix_text,
+            prefix_tokens: info.prefix_tokens,
+            default_for: info.default_for,
+        }
+    }
+}
+
+/// All of them.
+pub(crate) async fn list(State(app): State<Arc<App>>) -> Json<Profiles> {
+    let data = app
+        .runtime
+        .profiles()
+        .into_iter()
+        .map(Profile::from)
+        .collect();
+    Json(Profiles {
+        object: "list",
+        data,
+    })
+}
