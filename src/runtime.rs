@@ -344,6 +344,14 @@ impl Arm {
             if request.index % 2 == 1 {
                 script.insert(0, u32::from(b'*'));
             }
+            if let Some((forced, _)) = request
+                .sampling
+                .logit_bias
+                .iter()
+                .find(|(_, bias)| *bias >= 100.0)
+            {
+                script = vec![*forced];
+            }
             let cached_tokens = request.prefix.as_ref().map_or(0, |prefix| prefix.ids.len());
             let mut events = vec![Event::Started { cached_tokens }];
             if let Some(top) = request.prompt_logprobs {

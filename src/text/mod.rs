@@ -62,12 +62,9 @@ impl Tokenizer {
     }
 
     /// Text of a control.
-    pub fn token_text_special(&self, id: u32) -> String {
+    pub fn token_text_special(&self, id: u32) -> &[u8] {
         let control = CONTROLS.iter().find(|(_, control)| *control == id);
-        control.map_or_else(
-            || String::from_utf8_lossy(self.token_bytes(id)).into_owned(),
-            |(name, _)| (*name).into(),
-        )
+        control.map_or_else(|| self.token_bytes(id), |(name, _)| name.as_bytes())
     }
 
     /// Text.
