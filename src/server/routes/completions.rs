@@ -205,7 +205,7 @@ fn echoed(tokenizer: &Tokenizer, prompt: &Prompt, input: &PromptInput) -> Echo {
     let mut tokens: Vec<(u32, Vec<u8>)> = prompt
         .ids
         .iter()
-        .map(|id| (*id, tokenizer.shown(*id).into_owned()))
+        .map(|id| (*id, tokenizer.shown(*id).to_vec()))
         .collect();
     if let PromptInput::Text(text) = input {
         strip_added(&mut tokens, text.as_bytes());
@@ -287,5 +287,44 @@ impl Shape for Completions {
             chunks.push(chunk(String::new(), logprobs, Some(reason.into())));
         }
         chunks
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn stripped(tokens: &[&str], text: &str) -> Vec<String> {
+        let mut tokens: Vec<(u32, Vec<u8>)> = tokens
+            .iter()
+            .map(|token| (0, token.as_bytes().to_vec()))
+            .collect();
+        strip_added(&mut tokens, text.as_bytes());
+        tokens
+            .into_iter()
+            .map(|(_, bytes)| String::from_utf8(bytes).unwrap())
+            .collect()
+    }
+
+    #[test]
+    fn what_the_tokenizer_put_before_a_text_is_not_shown() {
+        assert_eq!(stripped(&["Hi", " you"], "Hi you"), ["Hi", " you"]);
+        assert_eq!(
+            stripped(&["<s>", "Hi", " you"], "Hi you"),
+            ["", "Hi", " you"],
+            "BOS"
+        );
+        assert_eq!(stripped(&["<s>", " Hi"], "Hi"), ["", "Hi"], "and a space");
+        assert_eq!(
+            stripped(&["<s>", "<s>", "Hi"], "<s>Hi"),
+            ["", "<s>", "Hi"],
+            "the client wrote one too"
+        );
+        assert_eq!(stripped(&["<s>"], ""), [""]);
+        assert_eq!(
+            stripped(&["<s>", "other"], "text"),
+            ["<s>", "other"],
+            "a tokenizer that changes texts"
+        );
     }
 }
