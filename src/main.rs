@@ -1,6 +1,7 @@
 //! The `incant` program: one file per command in `cli`.
 
 mod cli;
+mod config;
 
 use std::process::ExitCode;
 

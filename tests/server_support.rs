@@ -5,18 +5,34 @@ use std::net::{SocketAddr, TcpStream};
 use std::sync::{Arc, LazyLock};
 use std::time::Duration;
 
-use incant::runtime::Runtime;
+use incant::engine::EngineOptions;
+use incant::exec::device::{DeviceChoice, open_device};
+use incant::runtime::{LoadOptions, Model, Runtime};
 use incant::server::{ServeOptions, serve};
 use serde_json::{Value, json};
 use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
 
-/// The model all server tests share.
-pub(crate) const MODEL: &str = "toy";
+/// The model all server tests share: a base model without a chat template.
+pub(crate) const MODEL: &str = "gemma-3-270m";
 
 /// What is loaded, once for all tests.
 pub(crate) fn runtime() -> Arc<Runtime> {
-    static RUNTIME: LazyLock<Arc<Runtime>> = LazyLock::new(|| Arc::new(Runtime::stand_in()));
+    static RUNTIME: LazyLock<Arc<Runtime>> = LazyLock::new(|| {
+        let options = LoadOptions {
+            device: open_device(Some(DeviceChoice::Cpu)).expect("there is always a CPU"),
+            engine: EngineOptions::default(),
+            // Short enough to be exceeded cheaply.
+            context: Some(4096),
+            profiles: incant::profile::load(None).expect("the built-in profiles"),
+            default_profile: None,
+            prefix_folder: None,
+        };
+        let model = Model::load(MODEL, &crate::support::model(MODEL), &options);
+        let runtime = Runtime::new();
+        runtime.loaded(vec![Arc::new(model.expect("a sound model"))]);
+        Arc::new(runtime)
+    });
     RUNTIME.clone()
 }
 
@@ -49,6 +65,11 @@ pub(crate) fn shared() -> &'static Server {
 impl Server {
     /// A server of its own for a test that needs other options.
     pub(crate) fn start(options: ServeOptions) -> Server {
+        Server::over(runtime(), options)
+    }
+
+    /// A server over `runtime`, which may still be loading.
+    pub(crate) fn over(runtime: Arc<Runtime>, options: ServeOptions) -> Server {
         let (stop, stopped) = oneshot::channel();
         let listener = threads()
             .block_on(tokio::net::TcpListener::bind("127.0.0.1:0"))
@@ -60,7 +81,7 @@ impl Server {
                 std::future::pending::<()>().await;
             }
         };
-        let ended = threads().spawn(serve(listener, runtime(), shutdown, options));
+        let ended = threads().spawn(serve(listener, runtime, shutdown, options));
         Server {
             address,
             stop,

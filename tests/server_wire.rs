@@ -1,8 +1,10 @@
 //! What goes over the wire around an answer: routes, errors, limits, the end.
 
 use std::io::{Read, Write};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use incant::runtime::Runtime;
 use incant::server::ServeOptions;
 use serde_json::{Value, json};
 
@@ -35,6 +37,21 @@ fn completion_body(more: &Value) -> Value {
 #[test]
 fn health_is_ok_once_loaded() {
     assert_eq!(shared().get("/health").expect(200), json!({"status": "ok"}));
+}
+
+#[test]
+fn a_server_that_loads_only_describes_itself() {
+    let loading = Server::over(Arc::new(Runtime::new()), ServeOptions::default());
+    for reply in [
+        loading.get("/health"),
+        loading.get("/v1/models"),
+        loading.get("/nowhere"),
+        loading.post(CHAT, &chat_body(&json!({}))),
+    ] {
+        assert_eq!(reply.error(503)["type"], "service_unavailable");
+        assert!(reply.header("retry-after").unwrap().parse::<u64>().unwrap() > 0);
+    }
+    loading.get("/openapi.json").expect(200);
 }
 
 #[test]

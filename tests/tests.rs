@@ -1,6 +1,13 @@
 //! The one integration-test binary: one module per behaviour.
+mod build;
+mod server_support;
+mod support;
 
+mod catalog;
+mod cli;
+mod gguf;
+mod profile;
 mod server_answers;
 mod server_openai_client;
-mod server_support;
 mod server_wire;
+mod tokenizer;

@@ -1,11 +1,137 @@
 //! `incant ask`.
 
+use std::io::{self, Read, Write};
+
+use anyhow::{Context, bail};
+use incant::engine::{EngineOptions, Event, GenerateRequest};
+use incant::profile::{Message, Role};
+use incant::runtime::{Arm, Runtime};
+use incant::sample::SamplingParams;
+use incant::text::decode::StreamDecoder;
+use incant::text::stop::StopMatcher;
+
+use crate::config::ModelArgs;
+
 /// Answer one question in the terminal
 #[derive(clap::Args)]
-pub(crate) struct Args {}
+pub(crate) struct Args {
+    /// The question; - reads it from the standard input
+    question: String,
+    /// Which arm answers: MODEL[@PROFILE] [default: the model as it chats]
+    #[arg(long, short)]
+    arm: Option<String>,
+    #[command(flatten)]
+    models: ModelArgs,
+    /// What a system message would say
+    #[arg(long, short)]
+    system: Option<String>,
+    /// 0 (always the most likely token) to 2
+    #[arg(long, short)]
+    temperature: Option<f32>,
+    /// End the answer after this many tokens
+    #[arg(long, value_name = "N")]
+    max_tokens: Option<usize>,
+    /// Repeats an answer
+    #[arg(long)]
+    seed: Option<u64>,
+}
 
 impl Args {
     pub(crate) fn run(self) -> anyhow::Result<()> {
-        Ok(())
+        if self.temperature.is_some_and(|t| !(0.0..=2.0).contains(&t)) {
+            bail!("--temperature must be 0 to 2");
+        }
+        if self.max_tokens == Some(0) {
+            bail!("--max-tokens must be at least 1");
+        }
+        let mut question = self.question.clone();
+        if question == "-" {
+            question.clear();
+            io::stdin()
+                .read_to_string(&mut question)
+                .context("cannot read the question")?;
+        }
+        let mut models = self.models.clone();
+        if let Some(arm) = &self.arm {
+            // A model that is named otherwise has an @ or + in its name: say --model.
+            let name = arm.split(['@', '+']).next().unwrap_or(arm);
+            models = models.or_model(name);
+        }
+        let loaded = models.resolve(EngineOptions::default())?.load()?;
+        let runtime = Runtime::new();
+        let default = loaded[0].id().to_owned();
+        runtime.loaded(loaded);
+        let arm = runtime.arm(self.arm.as_deref().unwrap_or(&default))?;
+        self.answer(&arm, &question)
+    }
+
+    /// Prints the answer as it comes.
+    fn answer(&self, arm: &Arm, question: &str) -> anyhow::Result<()> {
+        let system = self.system.iter();
+        let mut messages: Vec<Message> = system
+            .map(|text| Message::new(Role::System, text))
+            .collect();
+        messages.push(Message::new(Role::User, question));
+        let prompt = arm.chat(&messages)?;
+        let prefix = prompt.prefix.as_ref().map_or(0, |prefix| prefix.ids.len());
+        let used = prefix + prompt.ids.len();
+        if used >= arm.context() {
+            bail!(
+                "the question has {used} tokens, the context {}",
+                arm.context()
+            );
+        }
+        let most = self.max_tokens.or(arm.defaults().max_tokens);
+        let end_tokens = arm.end_tokens();
+        let mut generation = arm
+            .submit(vec![GenerateRequest {
+                prefix: prompt.prefix,
+                prompt: prompt.ids,
+                max_tokens: most.unwrap_or(usize::MAX).min(arm.context() - used),
+                end_tokens: end_tokens.clone(),
+                sampling: self.sampling(arm),
+                index: 0,
+                logprobs: None,
+                prompt_logprobs: None,
+            }])?
+            .remove(0);
+
+        let mut decoder = StreamDecoder::new();
+        let mut matcher = StopMatcher::new(&[], &prompt.markers).trim_start(true);
+        let mut out = io::stdout().lock();
+        let mut show = |text: &str| -> io::Result<()> {
+            out.write_all(text.as_bytes())?;
+            out.flush()
+        };
+        while let Some(event) = generation.blocking_next() {
+            match event {
+                Event::Token { id, .. } if !end_tokens.contains(&id) => {
+                    let text = decoder.push(arm.tokenizer().token_bytes(id));
+                    let output = matcher.push(&text);
+                    show(&output.text)?;
+                    if output.stopped {
+                        return Ok(show("\n")?);
+                    }
+                }
+                Event::Finished(_) => {
+                    let output = matcher.push(&decoder.finish());
+                    show(&output.text)?;
+                    if !output.stopped {
+                        show(&matcher.finish())?;
+                    }
+                    return Ok(show("\n")?);
+                }
+                Event::Failed(why) => bail!(why),
+                Event::Started { .. } | Event::Prompt(_) | Event::Token { .. } => {}
+            }
+        }
+        bail!("the engine has died")
+    }
+
+    fn sampling(&self, arm: &Arm) -> SamplingParams {
+        let mut sampling = arm.defaults().sampling();
+        sampling.temperature = self.temperature.unwrap_or(sampling.temperature);
+        sampling.seed = self.seed;
+        sampling
     }
 }

@@ -2,7 +2,8 @@
 
 mod ask;
 mod inspect;
-mod pull;
+mod log;
+pub(crate) mod pull;
 mod serve;
 mod tokenize;
 

@@ -1,11 +1,251 @@
-//! `incant pull`.
+//! `incant pull`, and what other commands need to have a model here.
 
-/// Download a model
+use std::cell::{Cell, RefCell};
+use std::fs;
+use std::io::{self, BufRead, IsTerminal, Write};
+use std::path::PathBuf;
+
+use anyhow::{Context, bail};
+use incant::catalog::{self, Cache, CatalogError, Located, Manifest, Progress, State};
+use indicatif::{DecimalBytes, ProgressBar, ProgressStyle};
+
+/// Download models, or see which there are
 #[derive(clap::Args)]
-pub(crate) struct Args {}
+pub(crate) struct Args {
+    /// The models; without one, the default model
+    #[arg(value_name = "NAME", conflicts_with = "list")]
+    names: Vec<String>,
+    /// Show the catalogue: sizes, licences, and what is on this machine
+    #[arg(long)]
+    list: bool,
+    /// Do not ask before a download
+    #[arg(long, short)]
+    yes: bool,
+    /// Download by a manifest of one's own; its model is known by name from then on
+    #[arg(long, value_name = "FILE.toml", conflicts_with_all = ["names", "list"])]
+    manifest: Option<PathBuf>,
+}
 
 impl Args {
     pub(crate) fn run(self) -> anyhow::Result<()> {
-        Ok(())
+        let cache = Cache::from_env()?;
+        if self.list {
+            return list(&cache);
+        }
+        if let Some(file) = &self.manifest {
+            let at = || format!("{}", file.display());
+            let text = fs::read_to_string(file).with_context(at)?;
+            let manifest = Manifest::parse(&text).with_context(at)?;
+            if catalog::find(&manifest.name).is_some() {
+                bail!(
+                    "{}: the name {} belongs to a model of incant's own",
+                    file.display(),
+                    manifest.name
+                );
+            }
+            pull(&cache, &manifest, self.yes)?;
+            return Ok(cache.keep(&manifest, &text)?);
+        }
+        let mut names = self.names;
+        if names.is_empty() {
+            names.push(catalog::default_model().name.clone());
+        }
+        // All names are looked up first: a typing error in the last one should
+        // not show after an hour's download.
+        let manifests = names
+            .iter()
+            .map(|name| known(&cache, name))
+            .collect::<Result<Vec<Manifest>, CatalogError>>()?;
+        manifests
+            .iter()
+            .try_for_each(|manifest| pull(&cache, manifest, self.yes))
+    }
+}
+
+/// Finds a model by its name or its file's path, and downloads it first if it
+/// is in the catalogue and not on this machine. Licence and progress go to the
+/// standard error; nothing is asked.
+#[allow(dead_code, reason = "the commands that load a model call it")]
+pub(crate) fn ensure(name_or_file: &str) -> anyhow::Result<Located> {
+    let cache = Cache::from_env()?;
+    match cache.locate(name_or_file) {
+        Err(CatalogError::NotPulled { name } | CatalogError::WrongSize { name, .. }) => {
+            let manifest = known(&cache, &name)?;
+            show_terms(&manifest);
+            cache.fetch(&manifest, &Display::new())?;
+            Ok(cache.locate(&name)?)
+        }
+        outcome => Ok(outcome?),
+    }
+}
+
+fn known(cache: &Cache, name: &str) -> Result<Manifest, CatalogError> {
+    cache.find(name)?.ok_or_else(|| cache.unknown(name))
+}
+
+fn pull(cache: &Cache, manifest: &Manifest, yes: bool) -> anyhow::Result<()> {
+    let path = cache.path(&manifest.name);
+    if cache.state(manifest)? == State::Present {
+        println!("{} is here: {}", manifest.name, path.display());
+        return Ok(());
+    }
+    show_terms(manifest);
+    if !yes && !confirmed(manifest)? {
+        bail!("nothing was downloaded");
+    }
+    let path = cache.fetch(manifest, &Display::new())?;
+    println!("{} is here: {}", manifest.name, path.display());
+    Ok(())
+}
+
+fn show_terms(manifest: &Manifest) {
+    let Manifest {
+        title,
+        quantization,
+        licence,
+        ..
+    } = manifest;
+    let size = DecimalBytes(manifest.size);
+    eprintln!("{title}, {quantization}, {size}");
+    eprintln!("Licence: {} ({})", licence.id, licence.url);
+    eprintln!("{}", licence.terms.trim());
+}
+
+/// Asks at a terminal. Where no one could answer, the command itself is the
+/// answer.
+fn confirmed(manifest: &Manifest) -> io::Result<bool> {
+    if !io::stdin().is_terminal() || !io::stderr().is_terminal() {
+        return Ok(true);
+    }
+    eprint!("Download {} under these terms? [Y/n] ", manifest.name);
+    io::stderr().flush()?;
+    let mut answer = String::new();
+    let read = io::stdin().lock().read_line(&mut answer)?;
+    let answer = answer.trim().to_lowercase();
+    Ok(read > 0 && ["", "y", "yes"].contains(&answer.as_str()))
+}
+
+fn list(cache: &Cache) -> anyhow::Result<()> {
+    let mut rows = vec![["NAME", "SIZE", "TYPE", "LICENCE", "ON THIS MACHINE"].map(String::from)];
+    for manifest in cache.manifests()? {
+        let state = match cache.state(&manifest)? {
+            State::Present => "yes".to_owned(),
+            State::Partial { bytes } => format!("{}%", percent(bytes, manifest.size)),
+            State::Absent => "no".to_owned(),
+        };
+        rows.push([
+            manifest.name,
+            DecimalBytes(manifest.size).to_string(),
+            manifest.quantization,
+            manifest.licence.id,
+            state,
+        ]);
+    }
+    let width = |column: usize| rows.iter().map(|row| row[column].chars().count()).max();
+    let widths = [0, 1, 2, 3].map(|column| width(column).unwrap_or(0));
+    for [name, size, quantization, licence, state] in &rows {
+        println!(
+            "{name:0$}  {size:>1$}  {quantization:2$}  {licence:3$}  {state}",
+            widths[0], widths[1], widths[2], widths[3]
+        );
+    }
+    println!("\nModels are kept in {}", cache.dir.display());
+    Ok(())
+}
+
+fn percent(bytes: u64, total: u64) -> u64 {
+    (bytes as f64 / total as f64 * 100.0) as u64
+}
+
+/// A bar on a terminal; elsewhere a line for each tenth.
+struct Display {
+    is_terminal: bool,
+    name: RefCell<String>,
+    bar: RefCell<Option<ProgressBar>>,
+    total: Cell<u64>,
+    tenths: Cell<u64>,
+}
+
+impl Display {
+    fn new() -> Display {
+        Display {
+            is_terminal: io::stderr().is_terminal(),
+            name: RefCell::default(),
+            bar: RefCell::default(),
+            total: Cell::new(0),
+            tenths: Cell::new(0),
+        }
+    }
+}
+
+impl Progress for Display {
+    fn note(&self, line: &str) {
+        match &*self.bar.borrow() {
+            Some(bar) => bar.suspend(|| eprintln!("{line}")),
+            None => eprintln!("{line}"),
+        }
+    }
+
+    fn begin(&self, name: &str, total: u64) {
+        name.clone_into(&mut self.name.borrow_mut());
+        self.total.set(total);
+        self.tenths.set(0);
+        if self.is_terminal {
+            let template = "{msg}  [{bar:30}]  {decimal_bytes} of {decimal_total_bytes}  {decimal_bytes_per_sec}  {eta} left";
+            let style = ProgressStyle::with_template(template)
+                .expect("the template is a constant that a test draws")
+                .progress_chars("=> ");
+            let bar = ProgressBar::new(total)
+                .with_style(style)
+                .with_message(name.to_owned());
+            *self.bar.borrow_mut() = Some(bar);
+        }
+    }
+
+    fn position(&self, bytes: u64) {
+        if let Some(bar) = &*self.bar.borrow() {
+            // What was here before says nothing about the speed.
+            let jumps = bar.position() == 0 || bytes < bar.position();
+            bar.set_position(bytes);
+            if jumps {
+                bar.reset_eta();
+            }
+            return;
+        }
+        let tenths = percent(bytes, self.total.get()) / 10;
+        if tenths > self.tenths.replace(tenths) {
+            let size = DecimalBytes(self.total.get());
+            eprintln!("{}: {}% of {size}", self.name.borrow(), tenths * 10);
+        }
+    }
+
+    fn end(&self) {
+        if let Some(bar) = self.bar.take() {
+            bar.finish_and_clear();
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_bar_draws_a_download() {
+        let display = Display {
+            is_terminal: true,
+            ..Display::new()
+        };
+        display.begin("tiny", 1000);
+        display.position(400);
+        let drawn = display
+            .bar
+            .borrow()
+            .as_ref()
+            .map(|bar| (bar.position(), bar.length()));
+        assert_eq!(drawn, Some((400, Some(1000))));
+        display.note("a line above the bar");
+        display.end();
+        assert!(display.bar.borrow().is_none());
     }
 }

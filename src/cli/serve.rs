@@ -1,11 +1,198 @@
 //! `incant serve`.
 
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, bail};
+use incant::engine::{EngineOptions, Origin};
+use incant::runtime::{Model, Runtime};
+use incant::server::{ServeOptions, serve};
+use tokio::net::TcpListener;
+use tokio::sync::oneshot;
+
+use super::log;
+use crate::config::{Loading, ModelArgs};
+
 /// Serve models over OpenAI's REST API
 #[derive(clap::Args)]
-pub(crate) struct Args {}
+pub(crate) struct Args {
+    #[command(flatten)]
+    models: ModelArgs,
+    /// The address to listen on
+    #[arg(long, default_value = "127.0.0.1")]
+    host: String,
+    /// The port to listen on; 0 takes a free one
+    #[arg(long, short, default_value_t = 8080)]
+    port: u16,
+    /// Answers computed at once, per model
+    #[arg(long, value_name = "N", default_value_t = 8)]
+    parallel: usize,
+    /// Further requests that may wait; beyond that the answer is 429
+    #[arg(long, value_name = "N", default_value_t = 128)]
+    queue: usize,
+    /// Prompt tokens computed in one step: what running answers wait for at most
+    #[arg(long, value_name = "TOKENS", default_value_t = 256)]
+    chunk: usize,
+    /// Refuse requests with unknown fields instead of logging a warning
+    #[arg(long)]
+    strict: bool,
+    /// After SIGTERM or Ctrl-C, let running answers go on for this long
+    #[arg(long, value_name = "SECONDS", default_value_t = 30)]
+    drain: u64,
+}
 
 impl Args {
     pub(crate) fn run(self) -> anyhow::Result<()> {
-        Ok(())
+        log::to_stderr();
+        if self.parallel == 0 || self.chunk == 0 {
+            bail!("--parallel and --chunk must be at least 1");
+        }
+        let options = ServeOptions {
+            strict: self.strict,
+            drain_timeout: Duration::from_secs(self.drain),
+            ..ServeOptions::default()
+        };
+        let engine = EngineOptions {
+            slots: self.parallel,
+            queue: self.queue,
+            chunk: self.chunk,
+            prefixes: None,
+        };
+        let tokio = tokio::runtime::Builder::new_multi_thread()
+            .worker_threads(2)
+            .enable_all()
+            .build()?;
+        tokio.block_on(async {
+            // Before anything is downloaded: a port that is taken shows at once.
+            let listener = TcpListener::bind((self.host.as_str(), self.port))
+                .await
+                .with_context(|| format!("cannot listen on {}:{}", self.host, self.port))?;
+            let address = listener.local_addr()?;
+            let loading = tokio::task::spawn_blocking(|| self.models.resolve(engine)).await??;
+            run(listener, address, loading, options).await
+        })
+    }
+}
+
+/// Serves while the models load and until a signal comes.
+async fn run(
+    listener: TcpListener,
+    address: SocketAddr,
+    loading: Loading,
+    options: ServeOptions,
+) -> anyhow::Result<()> {
+    let runtime = Arc::new(Runtime::new());
+    let (failed, failure) = oneshot::channel();
+    let loader = {
+        let runtime = Arc::clone(&runtime);
+        tokio::task::spawn_blocking(move || match load(loading) {
+            Ok(models) => {
+                runtime.loaded(models);
+                greet(address, runtime.models());
+            }
+            // The receiver is there until the server has ended.
+            Err(error) => _ = failed.send(error),
+        })
+    };
+    let mut error = None;
+    let shutdown = async {
+        tokio::select! {
+            () = signalled() => {}
+            Ok(why) = failure => error = Some(why),
+        }
+        runtime.drain();
+    };
+    serve(listener, Arc::clone(&runtime), shutdown, options).await?;
+    if let Some(error) = error {
+        return Err(error);
+    }
+    // A load that a signal interrupted has no one to load for.
+    loader.abort();
+    Ok(())
+}
+
+fn load(loading: Loading) -> anyhow::Result<Vec<Arc<Model>>> {
+    let began = Instant::now();
+    let models = loading.load()?;
+    tracing::info!(took = ?began.elapsed(), "loaded");
+    for model in &models {
+        let warmed = model.warm().map_err(anyhow::Error::msg)?;
+        if let Some(warmed) = warmed {
+            let origin = match warmed.origin {
+                Origin::Memory => "was in memory",
+                Origin::Disk => "read from disk",
+                Origin::Computed => "computed",
+            };
+            tracing::info!(
+                model = model.id(),
+                tokens = warmed.tokens,
+                took = ?warmed.took,
+                "prefix {origin}"
+            );
+        }
+    }
+    Ok(models)
+}
+
+/// Says what is served, and how to try it.
+fn greet(address: SocketAddr, models: &[Arc<Model>]) {
+    for model in models {
+        let footprint = model.footprint();
+        let mut line = format!(
+            "{}: {} context, {} of weights in memory",
+            model.id(),
+            model.context(),
+            megabytes(footprint.resident),
+        );
+        if footprint.expanded > 0 {
+            line += &format!(
+                " ({} of them expanded to f32 from {}, for speed on the CPU)",
+                megabytes(footprint.expanded),
+                megabytes(footprint.expanded_from)
+            );
+        }
+        match model.chat_profile() {
+            Some(profile) => line += &format!("; chats with @{profile}"),
+            None if model.template().is_some() => line += "; chats with its own template",
+            None => {}
+        }
+        eprintln!("{line}");
+    }
+    // Whoever listens on every interface still reaches it here.
+    let host = match address.ip() {
+        ip if ip.is_unspecified() => "127.0.0.1".to_owned(),
+        std::net::IpAddr::V6(ip) => format!("[{ip}]"),
+        ip => ip.to_string(),
+    };
+    let base = format!("http://{host}:{}", address.port());
+    let model = models.first().map_or("", |model| model.id());
+    eprintln!(
+        "listening on {base}\n\ntry:\n  curl {base}/v1/chat/completions -H 'Content-Type: \
+         application/json' -d '{{\"model\":\"{model}\",\"messages\":[{{\"role\":\"user\",\
+         \"content\":\"What is the capital of France?\"}}],\"max_tokens\":128}}'\n"
+    );
+}
+
+fn megabytes(bytes: usize) -> String {
+    format!("{} MB", bytes.div_ceil(1_000_000))
+}
+
+/// Resolves on Ctrl-C or SIGTERM.
+async fn signalled() {
+    #[cfg(unix)]
+    {
+        use tokio::signal::unix::{SignalKind, signal};
+        if let Ok(mut terminate) = signal(SignalKind::terminate()) {
+            tokio::select! {
+                _ = tokio::signal::ctrl_c() => {}
+                _ = terminate.recv() => {}
+            }
+            return;
+        }
+    }
+    // Without a handler the signal ends the process by itself.
+    if tokio::signal::ctrl_c().await.is_err() {
+        std::future::pending::<()>().await;
     }
 }

@@ -5,12 +5,23 @@
 //! dropped (its client left, a stop string matched, a deadline passed) is
 //! noticed at the next step, and its KV is freed.
 
+mod handle;
+mod prefixes;
+mod sequence;
+mod worker;
+
 use std::sync::Arc;
+
+pub use handle::{Engine, EngineOptions, Generation, Load};
+pub use prefixes::{Origin, Warmed};
 
 use crate::sample::{SamplingParams, TokenLogprobs};
 
 /// The constant tokens before a prompt, shared by every sequence that has them.
-#[derive(Debug, PartialEq, Eq)]
+///
+/// The last of them is computed with each prompt: it predicts the prompt's
+/// first token, so all but the last are what sequences share.
+#[derive(Debug, PartialEq, Eq, Hash)]
 pub struct Prefix {
     /// The ids, BOS included where the model asks for one.
     pub ids: Vec<u32>,
@@ -82,22 +93,4 @@ pub enum SubmitError {
     /// The engine is draining and takes no new work.
     #[error("the server is shutting down")]
     Draining,
-}
-
-/// Stand-in: a running sequence.
-#[derive(Debug)]
-pub struct Generation {
-    receiver: tokio::sync::mpsc::UnboundedReceiver<Event>,
-}
-
-impl Generation {
-    /// Stand-in.
-    pub fn new(receiver: tokio::sync::mpsc::UnboundedReceiver<Event>) -> Generation {
-        Generation { receiver }
-    }
-
-    /// The next event.
-    pub async fn next(&mut self) -> Option<Event> {
-        self.receiver.recv().await
-    }
 }

@@ -1,1 +1,173 @@
-//! To come.
+//! GGUF files: header, metadata and tensors, straight from the map.
+//!
+//! [`Gguf::open`] maps a file and checks everything it will later rely on, so
+//! that reading a tensor is a slice of the map and cannot fail for a reason
+//! inside the file. No tensor is copied, and long arrays of the metadata (a
+//! vocabulary of 262,144 strings) stay in the file until somebody reads them.
+//! A file that is cut off, corrupt or hostile is refused with one line.
+//!
+//! The format: <https://github.com/ggml-org/ggml/blob/master/docs/gguf.md>,
+//! versions 2 and 3, little-endian.
+
+mod error;
+mod metadata;
+mod parse;
+mod types;
+mod value;
+
+use std::collections::HashMap;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use sha2::{Digest, Sha256};
+
+use crate::mmap::Map;
+
+pub use error::{GgufCause, GgufError};
+pub use metadata::Metadata;
+pub use types::TensorType;
+pub use value::{Array, Strs, Value, ValueType};
+
+/// How many samples of the tensor data a fingerprint takes, and their size.
+const SAMPLES: usize = 64;
+const SAMPLE_BYTES: usize = 4096;
+
+/// An open GGUF file.
+#[derive(Debug)]
+pub struct Gguf {
+    path: PathBuf,
+    map: Arc<Map>,
+    version: u32,
+    data_start: usize,
+    metadata: Metadata,
+    tensors: Vec<TensorInfo>,
+    by_name: HashMap<String, usize>,
+}
+
+/// What the file says of one tensor.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct TensorInfo {
+    /// Its name, such as `blk.0.attn_q.weight`.
+    pub name: String,
+    /// Its shape, outermost dimension first (ggml's `ne` reversed): a linear
+    /// layer's weights are `[out, in]`.
+    pub shape: Vec<usize>,
+    /// How its elements are stored.
+    pub kind: TensorType,
+    /// Where its data begins, in bytes from the start of the file.
+    pub offset: usize,
+    /// Its data's size in bytes.
+    pub len: usize,
+}
+
+impl TensorInfo {
+    /// How many elements it has.
+    pub fn elements(&self) -> usize {
+        // Checked not to overflow when the file was opened.
+        self.shape.iter().product()
+    }
+}
+
+/// A tensor and its bytes in the map.
+#[derive(Clone, Copy, Debug)]
+pub struct TensorView<'a> {
+    /// Name, shape, type.
+    pub info: &'a TensorInfo,
+    /// The data: rows of blocks, `info.len` bytes.
+    pub data: &'a [u8],
+}
+
+impl Gguf {
+    /// Maps the file at `path` and checks its header.
+    ///
+    /// # Errors
+    /// The file cannot be read, is no GGUF of a supported version, or
+    /// contradicts itself; see [`GgufCause`].
+    pub fn open(path: &Path) -> Result<Gguf, GgufError> {
+        let error = |cause| GgufError::new(path, cause);
+        let metadata = std::fs::metadata(path).map_err(|cause| error(GgufCause::Io(cause)))?;
+        if metadata.is_dir() {
+            // Mapping it would fail as well, with "no such device".
+            return Err(error(GgufCause::Io(
+                std::io::ErrorKind::IsADirectory.into(),
+            )));
+        }
+        let map = Map::open(path).map_err(|cause| error(GgufCause::Io(cause)))?;
+        let header = parse::parse(&map).map_err(error)?;
+        let map = Arc::new(map);
+        Ok(Gguf {
+            path: path.to_owned(),
+            map: Arc::clone(&map),
+            version: header.version,
+            data_start: header.data_start,
+            metadata: Metadata::new(path.to_owned(), map, header.entries, header.by_key),
+            tensors: header.tensors,
+            by_name: header.by_name,
+        })
+    }
+
+    /// Where the file is.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// The format's version, 2 or 3.
+    pub fn version(&self) -> u32 {
+        self.version
+    }
+
+    /// The file's size in bytes.
+    pub fn file_len(&self) -> usize {
+        self.map.len()
+    }
+
+    /// The key-value part.
+    pub fn metadata(&self) -> &Metadata {
+        &self.metadata
+    }
+
+    /// Every tensor, in file order.
+    pub fn tensors(&self) -> impl ExactSizeIterator<Item = &TensorInfo> {
+        self.tensors.iter()
+    }
+
+    /// The tensor called `name`, if there is one.
+    pub fn find(&self, name: &str) -> Option<TensorView<'_>> {
+        let info = &self.tensors[*self.by_name.get(name)?];
+        Some(TensorView {
+            info,
+            data: &self.map[info.offset..info.offset + info.len],
+        })
+    }
+
+    /// The tensor called `name`.
+    ///
+    /// # Errors
+    /// There is none; the error names it.
+    pub fn tensor(&self, name: &str) -> Result<TensorView<'_>, GgufError> {
+        self.find(name)
+            .ok_or_else(|| GgufError::new(&self.path, GgufCause::MissingTensor(name.to_owned())))
+    }
+
+    /// A hash that tells weights apart: SHA-256 over the header, the file's
+    /// size, and 64 samples of 4 KiB spread evenly over the tensor data (all of
+    /// it where there is no more). Reading it costs milliseconds, not a pass
+    /// over the file; two files that differ only between the samples share it.
+    pub fn fingerprint(&self) -> [u8; 32] {
+        let (header, data) = self.map.split_at(self.data_start);
+        let mut hash = Sha256::new();
+        hash.update((self.map.len() as u64).to_le_bytes());
+        hash.update(header);
+        if data.len() <= SAMPLES * SAMPLE_BYTES {
+            hash.update(data);
+        } else {
+            // The first sample begins with the data, the last one ends with it.
+            let last = data.len() - SAMPLE_BYTES;
+            for sample in 0..SAMPLES {
+                let start = (last as u128 * sample as u128 / (SAMPLES as u128 - 1)) as usize;
+                hash.update(&data[start..start + SAMPLE_BYTES]);
+            }
+        }
+        hash.finalize().into()
+    }
+}

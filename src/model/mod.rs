@@ -1,1 +1,14 @@
-//! To come.
+//! What a model is: data read from a GGUF file, no forward code.
+//!
+//! [`DecoderSpec`] describes a decoder-only transformer completely enough for
+//! an executor to run it; each architecture is one file in [`arch`] that fills
+//! it in from metadata.
+
+pub mod arch;
+mod error;
+mod spec;
+mod weights;
+
+pub use error::ModelError;
+pub use spec::{Activation, DecoderSpec, LayerSpec, RopeSpec, RopeStyle};
+pub use weights::{LayerNames, Part, Weights};

@@ -1,4 +1,36 @@
 //! From logits to a token: the sampling chain and log-probabilities.
+//!
+//! A row of logits passes, in this order,
+//!
+//! 1. the repetition penalty, the frequency and the presence penalty, the bias;
+//! 2. the temperature: 0 takes the most likely token and ends here;
+//! 3. top-k, top-p, min-p;
+//! 4. the draw, by the sequence's own random stream.
+//!
+//! Whatever is decided by likelihood is decided by the logit and among equals by
+//! the lower id, so that each result is a function of the row alone. NaN counts as
+//! −∞, and such tokens are never chosen. The result is exact, that of the full sort
+//! in double precision, but nothing sorts the vocabulary.
+
+mod blocks;
+mod edits;
+mod exp;
+mod logprobs;
+mod random;
+mod rank;
+mod truncation;
+
+#[cfg(test)]
+mod properties;
+
+pub use logprobs::{LogSoftmax, logprobs, rank};
+pub use random::fresh_seed;
+
+use blocks::{Blocks, Scale};
+use edits::Edits;
+use random::RandomStream;
+use rank::Ranked;
+use truncation::Truncation;
 
 /// How a token is chosen. The defaults are OpenAI's.
 #[derive(Clone, Debug, PartialEq)]
@@ -49,4 +81,109 @@ pub struct TokenLogprobs {
     pub chosen: f32,
     /// The most likely tokens, best first.
     pub top: Vec<(u32, f32)>,
+}
+
+/// Why no token could be chosen.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum SampleError {
+    /// The row is empty, or nothing in it is above −∞: the model's computation has
+    /// failed, or the bias has banned everything.
+    #[error("no token can be chosen: every logit is NaN or minus infinity")]
+    NothingToChoose,
+}
+
+/// Chooses the tokens of one sequence.
+///
+/// ```
+/// use incant::sample::{Sampler, SamplingParams};
+///
+/// let mut sampler = Sampler::new(&SamplingParams::default(), 7, 0, &[]);
+/// let mut logits = [0.0, 2.0, 1.0];
+/// let id = sampler.sample(&mut logits)?;
+/// sampler.accept(id);
+/// # Ok::<(), incant::sample::SampleError>(())
+/// ```
+#[derive(Debug)]
+pub struct Sampler {
+    temperature: f32,
+    truncation: Truncation,
+    edits: Edits,
+    random: RandomStream,
+    blocks: Blocks,
+    kept: Vec<Ranked>,
+}
+
+impl Sampler {
+    /// A sampler for answer number `stream` of a request.
+    ///
+    /// The answers of one request share its `seed` (`params.seed`, or
+    /// [`fresh_seed`] where that is `None`: this is the caller's to decide) and
+    /// differ by `stream`. `prompt` is only read if `params.penalize_prompt` is set.
+    ///
+    /// The same parameters, seed, stream and rows give the same tokens, in this
+    /// release and in later ones. The values are taken as they are; refusing those
+    /// out of range is for whoever speaks to the client.
+    pub fn new(params: &SamplingParams, seed: u64, stream: u64, prompt: &[u32]) -> Sampler {
+        Sampler {
+            temperature: params.temperature,
+            truncation: Truncation::new(params.top_k, params.top_p, params.min_p),
+            edits: Edits::new(params, prompt),
+            random: RandomStream::new(seed, stream),
+            blocks: Blocks::default(),
+            kept: Vec::new(),
+        }
+    }
+
+    /// Chooses a token from a row of raw logits, one per token of the vocabulary.
+    ///
+    /// The row is edited while it runs and has all its values back when it returns.
+    /// The token is not counted as generated: [`Sampler::accept`] does that, also
+    /// for tokens that were chosen in another way. One random number is used, none
+    /// where nothing is left to chance: at temperature 0, and for a row with a logit
+    /// of +∞, whose first such token is taken.
+    ///
+    /// # Errors
+    /// [`SampleError::NothingToChoose`] if every logit is NaN or −∞.
+    pub fn sample(&mut self, logits: &mut [f32]) -> Result<u32, SampleError> {
+        self.edits.apply(logits);
+        let chosen = self.choose(logits);
+        self.edits.take_back(logits);
+        chosen.ok_or(SampleError::NothingToChoose)
+    }
+
+    /// Counts `id` as generated, for the penalties of the tokens that follow.
+    pub fn accept(&mut self, id: u32) {
+        self.edits.count(id);
+    }
+
+    /// Chooses from the edited row; `None` if there is nothing above −∞.
+    fn choose(&mut self, logits: &[f32]) -> Option<u32> {
+        let largest = self.blocks.survey(logits);
+        if largest == f32::NEG_INFINITY {
+            return None;
+        }
+        // A logit of +∞ is as certain as a temperature of 0 makes the largest.
+        let greedy = self.temperature.is_nan() || self.temperature <= 0.0;
+        if greedy || largest == f32::INFINITY {
+            return self.blocks.first(logits, largest);
+        }
+        let scale = Scale::new(largest, self.temperature);
+        if self.truncation.keeps_all(logits.len()) {
+            let mass = self.blocks.weigh(logits, scale);
+            let target = self.random.uniform() * mass;
+            self.blocks.at_mass(logits, scale, target)
+        } else {
+            let mass = self
+                .truncation
+                .keep(logits, scale, &mut self.blocks, &mut self.kept);
+            let target = self.random.uniform() * mass;
+            let mut passed = 0.0;
+            let drawn = self.kept.iter().find(|token| {
+                passed += scale.weight(token.logit());
+                passed > target
+            });
+            // The target is below the mass, which is the same sum in the same order.
+            drawn.map(|token| token.id())
+        }
+    }
 }

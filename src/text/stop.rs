@@ -1,69 +1,304 @@
-//! Stand-in.
+//! Where an answer ends by its text: stop strings and role markers.
+//!
+//! A **stop string** is the client's. It counts anywhere. The answer ends at the
+//! first position at which one is complete, and is cut where that one starts; if
+//! several are complete there, where the earliest of them starts. This is what "the
+//! API will stop generating" says, and it needs no look ahead: waiting for a longer
+//! stop string that started earlier would cost tokens for a text that nobody sees.
+//!
+//! A **role marker** belongs to a profile (`# Query:`) and would open the next turn.
+//! It counts only at the very start of a line, the answer's first line included, and
+//! not inside a fenced code block: code that looks like a marker survives. The line
+//! breaks before it, and what blank lines they make, belong to the form of the turn
+//! and are cut with it.
+//!
+//! Text that may turn out to belong to what is cut is held back until that is
+//! decided, and no other: a stop string or marker that has begun, and where there
+//! are markers, the blank lines at the end of the text.
+//!
+//! # Aligning tokens with the text
+//! Positions count the bytes of all text pushed so far, and [`StopMatcher::sent`] is
+//! the range of it that was returned. Let a token's text be `start..end` there, the
+//! `end` taken only when its last byte has left the decoder (until then it is not
+//! known, and the token waits). The token has been seen whole once `end` is at most
+//! `sent().end`, and can be reported with the text. After the last piece, one that
+//! has `start < sent().end` was seen in part and is reported too; what is left was
+//! cut. One that ends by `sent().start` was trimmed from the start of the answer.
 
-/// What comes out.
-#[derive(Debug, Default)]
+mod fence;
+
+use std::ops::Range;
+
+use fence::Fences;
+
+/// What a piece of text led to.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Output {
-    /// Text that can be sent.
+    /// What can be sent now; may be empty.
     pub text: String,
-    /// Whether a stop text was met.
+    /// Whether the answer is over. All that is pushed later is dropped.
     pub stopped: bool,
-    /// Bytes sent so far.
+    /// Bytes of all text pushed so far that are settled: sent, or trimmed from the
+    /// start. The text that follows them is held back, or cut if `stopped`.
     pub emitted: usize,
 }
 
-/// Stand-in.
-#[derive(Debug)]
+/// Finds the end of an answer in text that comes in pieces. The result does not
+/// depend on how the text was cut into pieces.
+///
+/// ```
+/// use incant::text::stop::StopMatcher;
+///
+/// let mut matcher = StopMatcher::new(&["END".to_owned()], &["# Query:".to_owned()]);
+/// assert_eq!(matcher.push("Blue, E").text, "Blue, ");
+/// assert_eq!(matcher.push("arl.\n").text, "Earl.");
+/// let last = matcher.push("\n# Query:\nAnd now?");
+/// assert_eq!((last.text.as_str(), last.stopped), ("", true));
+/// ```
+#[derive(Clone, Debug)]
 pub struct StopMatcher {
-    stops: Vec<String>,
+    stops: Vec<Pattern>,
+    markers: Markers,
+    /// Whether leading whitespace is still being dropped.
+    trimming: bool,
+    /// Bytes dropped from the start.
+    trimmed: usize,
+    /// Bytes pushed; once stopped, those before the cut.
+    pushed: usize,
+    /// The end of what was pushed, not returned yet.
     held: String,
-    emitted: usize,
+    stopped: bool,
 }
 
 impl StopMatcher {
-    /// New.
+    /// A matcher for one answer.
+    ///
+    /// An empty string among `stops` or `markers` would end every answer; it is
+    /// passed over here, and for whoever speaks to the client to refuse.
     pub fn new(stops: &[String], markers: &[String]) -> StopMatcher {
-        let markers = markers.iter().map(|marker| format!("\n{marker}"));
         StopMatcher {
-            stops: stops.iter().cloned().chain(markers).collect(),
+            stops: patterns(stops),
+            markers: Markers::new(markers),
+            trimming: false,
+            trimmed: 0,
+            pushed: 0,
             held: String::new(),
-            emitted: 0,
+            stopped: false,
         }
     }
 
-    fn out(&mut self, to: usize, stopped: bool) -> Output {
-        let text: String = self.held.drain(..to).collect();
-        self.emitted += text.len();
+    /// Whether to drop the spaces, tabs and line breaks that the answer starts with:
+    /// base models like to write some. The answer is then what follows them, and stop
+    /// strings, lines and fences are looked for in that alone. To be called before the
+    /// first piece; off by default.
+    pub fn trim_start(mut self, trim: bool) -> StopMatcher {
+        self.trimming = trim;
+        self
+    }
+
+    /// Takes the next piece of text.
+    pub fn push(&mut self, text: &str) -> Output {
+        if self.stopped {
+            return self.settle(self.pushed);
+        }
+        let text = self.trim(text);
+        let start = self.pushed;
+        self.held.push_str(text);
+        self.pushed += text.len();
+        for (at, byte) in (start..).zip(text.bytes()) {
+            let stop = self.stops.iter_mut().filter_map(|stop| stop.push(at, byte));
+            let cut = stop.min().into_iter().chain(self.markers.push(at, byte));
+            if let Some(cut) = cut.min() {
+                self.stopped = true;
+                self.held.truncate(cut - self.settled());
+                self.pushed = cut;
+                break;
+            }
+        }
+        if self.stopped {
+            return self.settle(self.pushed);
+        }
+        let begun = self.stops.iter().map(|stop| self.pushed - stop.matched);
+        let undecided = begun.chain(self.markers.undecided_from(self.pushed)).min();
+        self.settle(undecided.unwrap_or(self.pushed))
+    }
+
+    /// Ends the text and returns what was still held back: it was no stop.
+    pub fn finish(&mut self) -> String {
+        self.settle(self.pushed).text
+    }
+
+    /// The range of the pushed text that was returned. Its start is above 0 only if
+    /// the answer's start was trimmed.
+    pub fn sent(&self) -> Range<usize> {
+        self.trimmed..self.settled()
+    }
+
+    /// Drops leading whitespace as long as nothing else has come.
+    fn trim<'t>(&mut self, text: &'t str) -> &'t str {
+        if !self.trimming {
+            return text;
+        }
+        let rest = text.trim_start_matches([' ', '\t', '\r', '\n']);
+        self.trimmed += text.len() - rest.len();
+        self.pushed = self.trimmed;
+        self.markers.start_at(self.trimmed);
+        self.trimming = rest.is_empty();
+        rest
+    }
+
+    /// Bytes that are no longer held.
+    fn settled(&self) -> usize {
+        self.pushed - self.held.len()
+    }
+
+    /// Returns the held text up to position `end`.
+    fn settle(&mut self, end: usize) -> Output {
+        let rest = self.held.split_off(end - self.settled());
+        let text = std::mem::replace(&mut self.held, rest);
         Output {
             text,
-            stopped,
-            emitted: self.emitted,
+            stopped: self.stopped,
+            emitted: end,
         }
-    }
-
-    /// Text in.
-    pub fn push(&mut self, text: &str) -> Output {
-        self.held.push_str(text);
-        if let Some(at) = self
-            .stops
-            .iter()
-            .filter_map(|stop| self.held.find(stop))
-            .min()
-        {
-            return self.out(at, true);
-        }
-        let could_begin = |at: &usize| {
-            self.stops
-                .iter()
-                .any(|stop| stop.starts_with(&self.held[*at..]))
-        };
-        let hold = (0..self.held.len())
-            .filter(|at| self.held.is_char_boundary(*at))
-            .find(could_begin);
-        self.out(hold.unwrap_or(self.held.len()), false)
-    }
-
-    /// The end.
-    pub fn finish(&mut self) -> Output {
-        self.out(self.held.len(), false)
     }
 }
+
+/// The role markers and the lines that they may stand on.
+#[derive(Clone, Debug)]
+struct Markers {
+    patterns: Vec<Pattern>,
+    /// Bytes of the longest marker.
+    longest: usize,
+    fences: Fences,
+    /// Where the line breaks and blank lines start that the text ends with now.
+    blank_from: Option<usize>,
+    /// Where a marker counts, in order, as far back as one in progress may start.
+    line_starts: Vec<LineStart>,
+}
+
+/// The start of a line outside a fenced code block.
+#[derive(Clone, Copy, Debug)]
+struct LineStart {
+    at: usize,
+    /// Where the answer ends if a marker stands here.
+    cut: usize,
+}
+
+impl Markers {
+    fn new(markers: &[String]) -> Markers {
+        let patterns = patterns(markers);
+        let mut markers = Markers {
+            longest: patterns.iter().map(Pattern::len).max().unwrap_or(0),
+            patterns,
+            fences: Fences::new(),
+            blank_from: None,
+            line_starts: Vec::new(),
+        };
+        markers.start_at(0);
+        markers
+    }
+
+    /// Says that the answer starts at position `at`, as on a new line.
+    fn start_at(&mut self, at: usize) {
+        self.blank_from = Some(at);
+        self.line_starts = vec![LineStart { at, cut: at }];
+    }
+
+    /// Takes the byte at position `at`. If a marker is complete with it, returns where
+    /// the answer ends.
+    fn push(&mut self, at: usize, byte: u8) -> Option<usize> {
+        let starts = &self.line_starts;
+        let complete = self.patterns.iter_mut().filter_map(|marker| {
+            let start = marker.push(at, byte)?;
+            starts.iter().find(|line| line.at == start)
+        });
+        let cut = complete.map(|line| line.cut).min();
+
+        self.fences.push(byte);
+        match byte {
+            b'\n' | b'\r' if self.fences.inside() => self.blank_from = None,
+            b'\n' | b'\r' => {
+                let cut = *self.blank_from.get_or_insert(at);
+                let next = at + 1;
+                self.line_starts
+                    .retain(|line| line.at + self.longest >= next);
+                self.line_starts.push(LineStart { at: next, cut });
+            }
+            b' ' | b'\t' => {}
+            _ => self.blank_from = None,
+        }
+        cut
+    }
+
+    /// From where on text that ends at `end` may turn out to be cut.
+    fn undecided_from(&self, end: usize) -> Option<usize> {
+        let begun = self.patterns.iter().filter_map(|marker| {
+            let mut lengths = marker.lengths();
+            lengths.find_map(|length| {
+                let start = self.line_starts.iter().find(|line| line.at + length == end);
+                start.map(|line| line.cut)
+            })
+        });
+        let blank = self.blank_from.filter(|_| !self.patterns.is_empty());
+        begun.chain(blank).min()
+    }
+}
+
+/// One string, looked for byte by byte (Knuth, Morris and Pratt 1977).
+#[derive(Clone, Debug)]
+struct Pattern {
+    bytes: Vec<u8>,
+    /// `borders[n]`: the length of the longest string, shorter than n bytes, that the
+    /// first n bytes both begin and end with.
+    borders: Vec<usize>,
+    /// How many of its first bytes the text ends with, at the most.
+    matched: usize,
+}
+
+impl Pattern {
+    fn new(text: &str) -> Pattern {
+        let mut pattern = Pattern {
+            bytes: text.as_bytes().to_vec(),
+            borders: vec![0, 0],
+            matched: 0,
+        };
+        // The borders of a string are found by looking for it in its own tail.
+        for at in 1..pattern.bytes.len() {
+            pattern.push(at, pattern.bytes[at]);
+            pattern.borders.push(pattern.matched);
+        }
+        pattern.matched = 0;
+        pattern
+    }
+
+    fn len(&self) -> usize {
+        self.bytes.len()
+    }
+
+    /// Takes the byte at position `at`; where the string starts if this completes it.
+    fn push(&mut self, at: usize, byte: u8) -> Option<usize> {
+        while self.matched > 0 && self.bytes.get(self.matched) != Some(&byte) {
+            self.matched = self.borders[self.matched];
+        }
+        if self.bytes[self.matched] == byte {
+            self.matched += 1;
+        }
+        (self.matched == self.len()).then(|| at + 1 - self.len())
+    }
+
+    /// The lengths of all its beginnings that the text ends with, longest first.
+    fn lengths(&self) -> impl Iterator<Item = usize> {
+        std::iter::successors(Some(self.matched), |&n| Some(self.borders[n]))
+            .take_while(|&length| length > 0)
+    }
+}
+
+/// The patterns for all texts that are not empty.
+fn patterns(texts: &[String]) -> Vec<Pattern> {
+    let texts = texts.iter().filter(|text| !text.is_empty());
+    texts.map(|text| Pattern::new(text)).collect()
+}
+
+#[cfg(test)]
+mod tests;

@@ -232,7 +232,7 @@ impl<V: Vocabulary> Choice<V> {
             self.sent += text.len();
             return self.stop(text);
         }
-        text += &self.matcher.finish().text;
+        text += &self.matcher.finish();
         self.sent += text.len();
         for held in std::mem::take(&mut self.held) {
             self.ready.push(self.entry(held));

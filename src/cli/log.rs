@@ -1,0 +1,22 @@
+//! Where the log goes.
+
+use std::io::{self, IsTerminal};
+
+use tracing_subscriber::EnvFilter;
+use tracing_subscriber::filter::LevelFilter;
+
+/// Logs to the standard error: by default what a person who started a server
+/// wants to see, otherwise what `INCANT_LOG` asks for (`debug`, `warn`,
+/// `incant::engine=debug`…).
+pub(crate) fn to_stderr() {
+    let filter = EnvFilter::builder()
+        .with_default_directive(LevelFilter::INFO.into())
+        .with_env_var("INCANT_LOG")
+        .from_env_lossy();
+    tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(io::stderr)
+        .with_ansi(io::stderr().is_terminal())
+        .with_target(false)
+        .init();
+}

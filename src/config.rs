@@ -1,0 +1,134 @@
+//! What was asked for on the command line, made definite: as typed in
+//! [`ModelArgs`], as used in [`Loading`]. Nothing below the commands reads a
+//! flag or the environment.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use anyhow::{Context, bail};
+use etcetera::{AppStrategy, AppStrategyArgs};
+use incant::catalog::{self, Located};
+use incant::engine::EngineOptions;
+use incant::exec::device::{DeviceChoice, open_device};
+use incant::profile;
+use incant::runtime::{LoadOptions, Model};
+
+use crate::cli::pull;
+
+/// Which models to load, and how. Shared by the commands that run models.
+#[derive(Clone, Debug, clap::Args)]
+pub(crate) struct ModelArgs {
+    /// A model of the catalogue, or a GGUF file; repeat it for several
+    #[arg(long = "model", short, value_name = "NAME|FILE.gguf")]
+    models: Vec<String>,
+    /// Where to compute: cpu, cuda, cuda:N or metal [default: the best that answers]
+    #[arg(long)]
+    device: Option<DeviceChoice>,
+    /// Serve no longer context than this many tokens [default: the model's]
+    #[arg(long, value_name = "TOKENS")]
+    context: Option<usize>,
+    /// Profiles of one's own, which add to the built-in ones or replace them
+    #[arg(long, value_name = "DIR")]
+    profile_dir: Option<PathBuf>,
+    /// The profile to chat with when a request names none and the model brings
+    /// no chat template [default: the model's, or urial]
+    #[arg(long, value_name = "NAME")]
+    default_profile: Option<String>,
+    /// Where computed prefixes are kept [default: the user's cache directory]
+    #[arg(long, value_name = "DIR", conflicts_with = "no_prefix_cache")]
+    prefix_dir: Option<PathBuf>,
+    /// Keep no computed prefixes on disk
+    #[arg(long)]
+    no_prefix_cache: bool,
+}
+
+/// The models to load, and how.
+pub(crate) struct Loading {
+    models: Vec<Located>,
+    options: LoadOptions,
+    default_profile: Option<String>,
+}
+
+impl ModelArgs {
+    /// Names `model` if no model was named.
+    pub(crate) fn or_model(mut self, model: &str) -> ModelArgs {
+        if self.models.is_empty() {
+            self.models.push(model.to_owned());
+        }
+        self
+    }
+
+    /// Resolves everything; downloads catalogue models that are missing.
+    pub(crate) fn resolve(self, engine: EngineOptions) -> anyhow::Result<Loading> {
+        if self.context == Some(0) {
+            bail!("--context must be at least 1");
+        }
+        // What needs no download is checked first.
+        let device = open_device(self.device)?;
+        let profiles = profile::load(self.profile_dir.as_deref())?;
+        let prefix_folder = if self.no_prefix_cache {
+            None
+        } else {
+            Some(match self.prefix_dir {
+                Some(folder) => folder,
+                None => cache_folder()?.join("prefixes"),
+            })
+        };
+        let mut names = self.models;
+        if names.is_empty() {
+            names.push(catalog::default_model().name.clone());
+        }
+        let mut models: Vec<Located> = Vec::new();
+        for name in &names {
+            let located = pull::ensure(name)?;
+            if models.iter().any(|other| other.name == located.name) {
+                bail!("two models are called {}; rename one file", located.name);
+            }
+            models.push(located);
+        }
+        Ok(Loading {
+            models,
+            options: LoadOptions {
+                device,
+                engine,
+                context: self.context,
+                profiles,
+                default_profile: None,
+                prefix_folder,
+            },
+            default_profile: self.default_profile,
+        })
+    }
+}
+
+impl Loading {
+    /// Loads the models one by one, in order. Blocks.
+    pub(crate) fn load(self) -> anyhow::Result<Vec<Arc<Model>>> {
+        self.models
+            .iter()
+            .map(|located| {
+                let manifest = located.manifest.as_ref();
+                let options = LoadOptions {
+                    default_profile: self
+                        .default_profile
+                        .clone()
+                        .or_else(|| manifest.and_then(|m| m.default_profile.clone())),
+                    ..self.options.clone()
+                };
+                let model = Model::load(&located.name, &located.path, &options)?;
+                Ok(Arc::new(model))
+            })
+            .collect()
+    }
+}
+
+/// `$XDG_CACHE_HOME/incant`, or what stands for it on this system.
+fn cache_folder() -> anyhow::Result<PathBuf> {
+    let strategy = etcetera::choose_app_strategy(AppStrategyArgs {
+        top_level_domain: String::new(),
+        author: String::new(),
+        app_name: "incant".to_owned(),
+    })
+    .context("there is no home directory; say --prefix-dir DIR or --no-prefix-cache")?;
+    Ok(strategy.cache_dir())
+}

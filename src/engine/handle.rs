@@ -1,0 +1,200 @@
+//! The side of the engine that other threads hold.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::sync::mpsc;
+use std::thread;
+use std::time::Duration;
+
+use tokio::sync::{mpsc as tokio_mpsc, oneshot};
+
+use super::prefixes::Warmed;
+use super::worker::Worker;
+use super::{Event, GenerateRequest, Prefix, SubmitError};
+use crate::exec::Executor;
+use crate::kv::PrefixStore;
+
+/// How an engine schedules.
+#[derive(Clone, Debug)]
+pub struct EngineOptions {
+    /// How many sequences run at once.
+    pub slots: usize,
+    /// How many more may wait.
+    pub queue: usize,
+    /// How many prompt tokens one step computes at the most: what running
+    /// answers wait for when a prompt comes in.
+    pub chunk: usize,
+    /// Where prefixes are kept between runs; `None` keeps none.
+    pub prefixes: Option<PrefixStore>,
+}
+
+impl Default for EngineOptions {
+    fn default() -> Self {
+        EngineOptions {
+            slots: 8,
+            queue: 128,
+            chunk: 256,
+            prefixes: None,
+        }
+    }
+}
+
+/// A handle to one model's engine. The engine's thread ends after the last
+/// handle is dropped and the last sequence has ended.
+#[derive(Clone, Debug)]
+pub struct Engine {
+    mail: mpsc::Sender<Mail>,
+    shared: Arc<Shared>,
+}
+
+/// What is sent to the worker.
+pub(super) enum Mail {
+    Submit(Vec<(GenerateRequest, tokio_mpsc::UnboundedSender<Event>)>),
+    Warm(Arc<Prefix>, oneshot::Sender<Result<Warmed, String>>),
+}
+
+/// What both sides see.
+#[derive(Debug)]
+pub(super) struct Shared {
+    slots: usize,
+    queue: usize,
+    pub(super) waiting: AtomicUsize,
+    pub(super) running: AtomicUsize,
+    draining: AtomicBool,
+    /// How long a sequence has held its slot, in milliseconds: a running mean.
+    pub(super) mean_millis: AtomicU64,
+}
+
+impl Shared {
+    /// Counts a sequence that has ended after `held` in its slot.
+    pub(super) fn ended(&self, held: Duration) {
+        let held = held.as_millis() as u64;
+        // One thread writes: the worker.
+        let mean = self.mean_millis.load(Ordering::Relaxed);
+        let mean = if mean == 0 {
+            held
+        } else {
+            (7 * mean + held) / 8
+        };
+        self.mean_millis.store(mean.max(1), Ordering::Relaxed);
+    }
+
+    /// When a place in the queue is likely, in whole seconds.
+    fn retry_after(&self) -> u64 {
+        let mean = self.mean_millis.load(Ordering::Relaxed);
+        let each = mean.div_ceil(self.slots as u64);
+        each.div_ceil(1000).clamp(1, 60)
+    }
+}
+
+/// How busy an engine is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Load {
+    /// Sequences that hold a slot.
+    pub running: usize,
+    /// Sequences that wait for one.
+    pub waiting: usize,
+}
+
+impl Engine {
+    /// Starts a thread that owns `executor`.
+    ///
+    /// # Errors
+    /// The system gives no thread.
+    pub fn start(executor: Box<dyn Executor>, options: EngineOptions) -> std::io::Result<Engine> {
+        let (mail, inbox) = mpsc::channel();
+        let shared = Arc::new(Shared {
+            slots: options.slots,
+            queue: options.queue,
+            waiting: AtomicUsize::new(0),
+            running: AtomicUsize::new(0),
+            draining: AtomicBool::new(false),
+            mean_millis: AtomicU64::new(0),
+        });
+        let worker = Worker::new(executor, options, inbox, Arc::clone(&shared));
+        thread::Builder::new()
+            .name("engine".to_owned())
+            .spawn(move || worker.run())?;
+        Ok(Engine { mail, shared })
+    }
+
+    /// Queues all of `requests`, or none of them.
+    ///
+    /// # Errors
+    /// The queue has no room for all, or the engine is draining.
+    pub fn submit(&self, requests: Vec<GenerateRequest>) -> Result<Vec<Generation>, SubmitError> {
+        let shared = &self.shared;
+        if shared.draining.load(Ordering::Acquire) {
+            return Err(SubmitError::Draining);
+        }
+        let count = requests.len();
+        // Slots count as room: what is queued on an idle engine starts at once.
+        let limit = shared.slots + shared.queue;
+        let running = shared.running.load(Ordering::Acquire);
+        shared
+            .waiting
+            .fetch_update(Ordering::AcqRel, Ordering::Acquire, |waiting| {
+                (running + waiting + count <= limit).then_some(waiting + count)
+            })
+            .map_err(|_| SubmitError::QueueFull {
+                retry_after: shared.retry_after(),
+            })?;
+        let (mail, generations) = requests
+            .into_iter()
+            .map(|request| {
+                let (sender, events) = tokio_mpsc::unbounded_channel();
+                ((request, sender), Generation { events })
+            })
+            .unzip();
+        // The worker ends only after the last handle: if it is gone, it panicked.
+        // The generations then report that by ending without an event.
+        if self.mail.send(Mail::Submit(mail)).is_err() {
+            tracing::error!("the engine's thread has died");
+        }
+        Ok(generations)
+    }
+
+    /// Makes a prefix resident, from disk or by computing it. Blocks.
+    ///
+    /// # Errors
+    /// The executor failed, in its words.
+    pub fn warm(&self, prefix: Arc<Prefix>) -> Result<Warmed, String> {
+        let (sender, done) = oneshot::channel();
+        let died = || "the engine's thread has died".to_owned();
+        self.mail
+            .send(Mail::Warm(prefix, sender))
+            .map_err(|_| died())?;
+        done.blocking_recv().map_err(|_| died())?
+    }
+
+    /// Refuses new work from now on; what was accepted goes on.
+    pub fn drain(&self) {
+        self.shared.draining.store(true, Ordering::Release);
+    }
+
+    /// How busy the engine is now.
+    pub fn load(&self) -> Load {
+        Load {
+            running: self.shared.running.load(Ordering::Acquire),
+            waiting: self.shared.waiting.load(Ordering::Acquire),
+        }
+    }
+}
+
+/// The events of one sequence. Dropping it ends the sequence.
+#[derive(Debug)]
+pub struct Generation {
+    events: tokio_mpsc::UnboundedReceiver<Event>,
+}
+
+impl Generation {
+    /// The next event; `None` after the last one, or if the engine has died.
+    pub async fn next(&mut self) -> Option<Event> {
+        self.events.recv().await
+    }
+
+    /// [`next`](Generation::next) for a thread that may wait.
+    pub fn blocking_next(&mut self) -> Option<Event> {
+        self.events.blocking_recv()
+    }
+}

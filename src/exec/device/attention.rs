@@ -1,0 +1,130 @@
+//! Attention over shared segments and private suffixes (cascade attention).
+//!
+//! The softmax over all a row sees is computed in parts: one part per segment,
+//! for all rows that share it in one product, and one for the row's own suffix.
+//! A part keeps its weighted sum of values together with the greatest score and
+//! the sum of the weights, which is all that merging two parts needs.
+
+use candle_core::{Result, Tensor};
+
+use super::cache::LayerKv;
+use super::plan::{Node, Plan};
+
+/// The softmax-weighted values of some keys, before division by the weights' sum.
+struct Partial {
+    /// `[kv_heads, group, rows, head_dim]`.
+    values: Tensor,
+    /// Greatest score, `[kv_heads, group, rows, 1]`.
+    max: Tensor,
+    /// Sum of exp(score − max), of the same shape.
+    sum: Tensor,
+}
+
+impl Partial {
+    /// Attends `q`, `[kv_heads, group, rows, head_dim]` and already scaled, to
+    /// the keys of `kv`.
+    fn new(q: &Tensor, kv: &LayerKv, mask: Option<&Tensor>) -> Result<Partial> {
+        let (kv_heads, group, rows, width) = q.dims4()?;
+        let keys = kv.k.dims()[1];
+        let flat = q.contiguous()?.reshape((kv_heads, group * rows, width))?;
+        let mut scores = flat
+            .matmul(&kv.k.transpose(1, 2)?)?
+            .reshape((kv_heads, group, rows, keys))?;
+        if let Some(mask) = mask {
+            scores = scores.broadcast_add(mask)?;
+        }
+        let max = scores.max_keepdim(3)?;
+        let weights = scores.broadcast_sub(&max)?.exp()?;
+        let sum = weights.sum_keepdim(3)?;
+        let values = weights
+            .reshape((kv_heads, group * rows, keys))?
+            .matmul(&kv.v.contiguous()?)?
+            .reshape((kv_heads, group, rows, width))?;
+        Ok(Partial { values, max, sum })
+    }
+
+    /// The softmax over the keys of both.
+    fn merge(&self, other: &Partial) -> Result<Partial> {
+        let max = self.max.maximum(&other.max)?;
+        let mine = (&self.max - &max)?.exp()?;
+        let theirs = (&other.max - &max)?.exp()?;
+        let values = (self.values.broadcast_mul(&mine)? + other.values.broadcast_mul(&theirs)?)?;
+        let sum = ((&self.sum * &mine)? + (&other.sum * &theirs)?)?;
+        Ok(Partial { values, max, sum })
+    }
+
+    /// The rows of several, one below the other.
+    fn cat(mut parts: Vec<Partial>) -> Result<Partial> {
+        if parts.len() == 1 {
+            return Ok(parts.remove(0));
+        }
+        let cat = |of: fn(&Partial) -> &Tensor| {
+            let tensors: Vec<&Tensor> = parts.iter().map(of).collect();
+            Tensor::cat(&tensors, 2)
+        };
+        Ok(Partial {
+            values: cat(|part| &part.values)?,
+            max: cat(|part| &part.max)?,
+            sum: cat(|part| &part.sum)?,
+        })
+    }
+
+    fn finish(&self) -> Result<Tensor> {
+        self.values.broadcast_div(&self.sum)
+    }
+}
+
+/// One layer's attention for all rows of a batch.
+pub(super) struct Attention<'a> {
+    pub(super) plan: &'a Plan,
+    pub(super) layer: usize,
+    pub(super) window: Option<usize>,
+    /// Scaled queries, `[kv_heads, group, rows, head_dim]`.
+    pub(super) q: &'a Tensor,
+    /// What each run sees of its own suffix, its new tokens included.
+    pub(super) own: &'a [LayerKv],
+}
+
+impl Attention<'_> {
+    /// The attended values, in the shape of the queries.
+    pub(super) fn run(&self) -> Result<Tensor> {
+        self.nodes(&self.plan.nodes)?.finish()
+    }
+
+    fn nodes(&self, nodes: &[Node]) -> Result<Partial> {
+        let parts = nodes.iter().map(|node| self.node(node));
+        Partial::cat(parts.collect::<Result<_>>()?)
+    }
+
+    fn node(&self, node: &Node) -> Result<Partial> {
+        match node {
+            Node::Own(run) => {
+                let views = &self.plan.runs[*run].views;
+                let rows = &self.plan.runs[*run].rows;
+                let q = self.q.narrow(2, rows.start, rows.len())?;
+                let mask = views.of(self.window).mask.as_ref();
+                Partial::new(&q, &self.own[*run], mask)
+            }
+            Node::Shared {
+                segment,
+                rows,
+                views,
+                beyond,
+            } => {
+                let beyond = self.nodes(beyond)?;
+                let view = views.of(self.window);
+                if view.from >= segment.end() {
+                    return Ok(beyond);
+                }
+                let (start, kv) = segment.layer(self.layer);
+                let (skipped, seen) = (view.from - start, segment.end() - view.from);
+                let kv = LayerKv {
+                    k: kv.k.narrow(1, skipped, seen)?,
+                    v: kv.v.narrow(1, skipped, seen)?,
+                };
+                let q = self.q.narrow(2, rows.start, rows.len())?;
+                Partial::new(&q, &kv, view.mask.as_ref())?.merge(&beyond)
+            }
+        }
+    }
+}

@@ -1,0 +1,172 @@
+//! One transformer layer.
+
+use std::collections::HashMap;
+
+use candle_core::{Device, Result, Tensor};
+
+use super::attention::Attention;
+use super::cache::Sequence;
+use super::linear::{Linear, vector};
+use super::plan::Plan;
+use super::{Footprint, ops};
+use crate::exec::{ExecError, SequenceId};
+use crate::model::{DecoderSpec, Part, Weights};
+
+/// The weights of one layer.
+pub(super) struct Layer {
+    attention_norm: Tensor,
+    query: Projection,
+    key: Projection,
+    value: Projection,
+    output: Linear,
+    post_attention_norm: Option<Tensor>,
+    feed_forward_norm: Tensor,
+    gate: Linear,
+    up: Linear,
+    down: Linear,
+    post_feed_forward_norm: Option<Tensor>,
+}
+
+/// One of the q, k, v projections with what some architectures add to it.
+struct Projection {
+    linear: Linear,
+    bias: Option<Tensor>,
+    /// Norm of each head.
+    norm: Option<Tensor>,
+}
+
+impl Projection {
+    /// `[rows, hidden]` to `[heads, rows, head_dim]`.
+    fn forward(&self, h: &Tensor, spec: &DecoderSpec) -> Result<Tensor> {
+        let mut x = self.linear.forward(h)?;
+        if let Some(bias) = &self.bias {
+            x = x.broadcast_add(bias)?;
+        }
+        let (rows, width) = x.dims2()?;
+        let mut x = x.reshape((rows, width / spec.head_dim, spec.head_dim))?;
+        if let Some(norm) = &self.norm {
+            x = ops::rms_norm(&x, norm, spec.norm_eps)?;
+        }
+        x.transpose(0, 1)?.contiguous()
+    }
+}
+
+impl Layer {
+    pub(super) fn load(
+        weights: &Weights<'_>,
+        spec: &DecoderSpec,
+        index: usize,
+        device: &Device,
+        footprint: &mut Footprint,
+    ) -> std::result::Result<Layer, ExecError> {
+        let mut linear = |part| Linear::load(weights.layer(index, part)?, device, footprint);
+        let (query, key, value) = (
+            linear(Part::Query)?,
+            linear(Part::Key)?,
+            linear(Part::Value)?,
+        );
+        let output = linear(Part::Output)?;
+        let (gate, up, down) = (linear(Part::Gate)?, linear(Part::Up)?, linear(Part::Down)?);
+        let mut vector = |part| vector(weights.layer(index, part)?, device, footprint);
+        let mut vector_if = |wanted: bool, part| wanted.then(|| vector(part)).transpose();
+        Ok(Layer {
+            query: Projection {
+                linear: query,
+                bias: vector_if(spec.qkv_bias, Part::QueryBias)?,
+                norm: vector_if(spec.qk_norm, Part::QueryNorm)?,
+            },
+            key: Projection {
+                linear: key,
+                bias: vector_if(spec.qkv_bias, Part::KeyBias)?,
+                norm: vector_if(spec.qk_norm, Part::KeyNorm)?,
+            },
+            value: Projection {
+                linear: value,
+                bias: vector_if(spec.qkv_bias, Part::ValueBias)?,
+                norm: None,
+            },
+            post_attention_norm: vector_if(spec.post_norms, Part::PostAttentionNorm)?,
+            post_feed_forward_norm: vector_if(spec.post_norms, Part::PostFeedForwardNorm)?,
+            attention_norm: vector(Part::AttentionNorm)?,
+            feed_forward_norm: vector(Part::FeedForwardNorm)?,
+            output,
+            gate,
+            up,
+            down,
+        })
+    }
+
+    /// Runs the layer over all rows, `[rows, hidden]`, and appends their keys
+    /// and values to their sequences.
+    pub(super) fn forward(
+        &self,
+        x: &Tensor,
+        index: usize,
+        spec: &DecoderSpec,
+        plan: &Plan,
+        sequences: &mut HashMap<SequenceId, Sequence>,
+    ) -> Result<Tensor> {
+        let h = ops::rms_norm(x, &self.attention_norm, spec.norm_eps)?;
+        let h = self.attention(&h, index, spec, plan, sequences)?;
+        let h = normed(h, self.post_attention_norm.as_ref(), spec)?;
+        let x = (x + h)?;
+        let h = ops::rms_norm(&x, &self.feed_forward_norm, spec.norm_eps)?;
+        let h = ops::gated(
+            &self.gate.forward(&h)?,
+            &self.up.forward(&h)?,
+            spec.activation,
+        )?;
+        let h = self.down.forward(&h)?;
+        let h = normed(h, self.post_feed_forward_norm.as_ref(), spec)?;
+        x + h
+    }
+
+    fn attention(
+        &self,
+        h: &Tensor,
+        index: usize,
+        spec: &DecoderSpec,
+        plan: &Plan,
+        sequences: &mut HashMap<SequenceId, Sequence>,
+    ) -> Result<Tensor> {
+        let (rope, window) = (spec.layers[index].rope, spec.layers[index].window);
+        let rotate = |x| ops::rope(&x, &spec.ropes[rope], &plan.angles[rope]);
+        let q = rotate(self.query.forward(h, spec)?)?;
+        let k = rotate(self.key.forward(h, spec)?)?;
+        let v = self.value.forward(h, spec)?;
+
+        let mut own = Vec::with_capacity(plan.runs.len());
+        for run in &plan.runs {
+            let rows = |x: &Tensor| x.narrow(1, run.rows.start, run.rows.len());
+            let sequence = sequences
+                .get_mut(&run.sequence)
+                .expect("the plan was made from these sequences");
+            own.push(sequence.append(index, &rows(&k)?, &rows(&v)?, run.views.of(window).from)?);
+        }
+
+        let (heads, rows, width) = q.dims3()?;
+        let group = heads / spec.kv_heads;
+        let q = (q * f64::from(spec.attention_scale))?;
+        let q = q.reshape((spec.kv_heads, group, rows, width))?;
+        let attended = Attention {
+            plan,
+            layer: index,
+            window,
+            q: &q,
+            own: &own,
+        }
+        .run()?;
+        let attended = attended
+            .reshape((heads, rows, width))?
+            .transpose(0, 1)?
+            .reshape((rows, heads * width))?;
+        self.output.forward(&attended)
+    }
+}
+
+fn normed(h: Tensor, weight: Option<&Tensor>, spec: &DecoderSpec) -> Result<Tensor> {
+    match weight {
+        Some(weight) => ops::rms_norm(&h, weight, spec.norm_eps),
+        None => Ok(h),
+    }
+}

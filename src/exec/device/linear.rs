@@ -1,0 +1,125 @@
+//! Weights on the device: linear layers, the embedding, norms and biases.
+
+use std::borrow::Cow;
+use std::sync::Arc;
+
+use candle_core::quantized::{GgmlDType, QMatMul, QStorage, QTensor};
+use candle_core::{Device, Module, Tensor};
+
+use super::Footprint;
+use crate::exec::ExecError;
+use crate::gguf::{TensorType, TensorView};
+
+/// A frozen linear layer, `y = x·Wᵀ`, `W` of shape `[out, in]`.
+#[derive(Clone, Debug)]
+pub(super) struct Linear(QMatMul);
+
+impl Linear {
+    /// Puts a weight matrix on the device.
+    ///
+    /// A GPU computes on every quantized type as it is. On the CPU candle has
+    /// fast code for the K-quants; the older types (Q4_0 to Q8_0) take up to
+    /// fifty times as long as the same product in f32, so those are expanded.
+    pub(super) fn load(
+        view: TensorView<'_>,
+        device: &Device,
+        footprint: &mut Footprint,
+    ) -> Result<Linear, ExecError> {
+        let tensor = quantized(view, device)?;
+        if device.is_cpu() && !fast_on_cpu(tensor.dtype()) {
+            let expanded = tensor.dequantize(device)?;
+            let bytes = expanded.elem_count() * expanded.dtype().size_in_bytes();
+            footprint.resident += bytes;
+            if view.info.kind != TensorType::F32 {
+                footprint.expanded += bytes;
+                footprint.expanded_from += view.data.len();
+            }
+            return Ok(Linear(QMatMul::Tensor(expanded)));
+        }
+        footprint.resident += view.data.len();
+        Ok(Linear(QMatMul::from_arc(Arc::new(tensor))?))
+    }
+
+    /// Applies the layer to `[rows, in]`.
+    pub(super) fn forward(&self, x: &Tensor) -> candle_core::Result<Tensor> {
+        self.0.forward(x)
+    }
+}
+
+/// The token embedding: a row of the matrix per id.
+#[derive(Debug)]
+pub(super) struct Embedding(QMatMul);
+
+impl Embedding {
+    /// The embedding that shares the head's weights.
+    pub(super) fn tied(head: &Linear) -> Embedding {
+        Embedding(head.0.clone())
+    }
+
+    /// An embedding with weights of its own. Rows are looked up one by one, so
+    /// no type needs expanding.
+    pub(super) fn load(
+        view: TensorView<'_>,
+        device: &Device,
+        footprint: &mut Footprint,
+    ) -> Result<Embedding, ExecError> {
+        footprint.resident += view.data.len();
+        let tensor = Arc::new(quantized(view, device)?);
+        Ok(Embedding(QMatMul::from_arc(tensor)?))
+    }
+
+    /// `[rows]` ids to `[rows, hidden]`.
+    pub(super) fn forward(&self, ids: &Tensor) -> candle_core::Result<Tensor> {
+        self.0.embedding(ids)
+    }
+}
+
+/// A norm's weight or a bias, as f32.
+pub(super) fn vector(
+    view: TensorView<'_>,
+    device: &Device,
+    footprint: &mut Footprint,
+) -> Result<Tensor, ExecError> {
+    let vector = quantized(view, device)?.dequantize(device)?;
+    footprint.resident += vector.elem_count() * vector.dtype().size_in_bytes();
+    Ok(vector)
+}
+
+fn quantized(view: TensorView<'_>, device: &Device) -> Result<QTensor, ExecError> {
+    let dtype = candle_type(view.info.kind).ok_or_else(|| {
+        ExecError::Model(crate::model::ModelError::Feature {
+            architecture: "GGUF".to_owned(),
+            feature: format!(
+                "weights of type {} (tensor '{}')",
+                view.info.kind.name(),
+                view.info.name
+            ),
+        })
+    })?;
+    let storage = QStorage::from_data(Cow::Borrowed(view.data), device, dtype)?;
+    Ok(QTensor::new(storage, view.info.shape.as_slice())?)
+}
+
+fn fast_on_cpu(dtype: GgmlDType) -> bool {
+    use GgmlDType::{Q2K, Q3K, Q4K, Q5K, Q6K};
+    matches!(dtype, Q2K | Q3K | Q4K | Q5K | Q6K)
+}
+
+fn candle_type(kind: TensorType) -> Option<GgmlDType> {
+    Some(match kind {
+        TensorType::F32 => GgmlDType::F32,
+        TensorType::F16 => GgmlDType::F16,
+        TensorType::BF16 => GgmlDType::BF16,
+        TensorType::Q4_0 => GgmlDType::Q4_0,
+        TensorType::Q4_1 => GgmlDType::Q4_1,
+        TensorType::Q5_0 => GgmlDType::Q5_0,
+        TensorType::Q5_1 => GgmlDType::Q5_1,
+        TensorType::Q8_0 => GgmlDType::Q8_0,
+        TensorType::Q2_K => GgmlDType::Q2K,
+        TensorType::Q3_K => GgmlDType::Q3K,
+        TensorType::Q4_K => GgmlDType::Q4K,
+        TensorType::Q5_K => GgmlDType::Q5K,
+        TensorType::Q6_K => GgmlDType::Q6K,
+        _ => return None,
+    })
+}

@@ -1,0 +1,184 @@
+//! The key-value part of a GGUF file.
+
+use std::collections::HashMap;
+use std::ops::Range;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use super::error::{GgufCause, GgufError};
+use super::value::{Array, Strs, Value, ValueType};
+use crate::mmap::Map;
+
+/// A GGUF's metadata: typed look-ups by key, and all entries in file order.
+///
+/// Every type has two getters: `get_x` is `None` if the key is absent or holds
+/// something else; `x` is for keys one cannot do without, and its error names
+/// the key and what was found. Integers are accepted at any width, signed or
+/// not, where the value fits.
+#[derive(Debug)]
+pub struct Metadata {
+    path: PathBuf,
+    map: Arc<Map>,
+    entries: Vec<Entry>,
+    by_key: HashMap<String, usize>,
+}
+
+/// One entry as the parser leaves it: where its value lies in the file.
+#[derive(Debug)]
+pub(super) struct Entry {
+    pub(super) key: String,
+    pub(super) value: Stored,
+}
+
+/// A checked value, as a range of the file.
+#[derive(Clone, Debug)]
+pub(super) enum Stored {
+    Fixed(ValueType, Range<usize>),
+    /// The text's bytes, without the length before them.
+    String(Range<usize>),
+    Array {
+        kind: ValueType,
+        count: usize,
+        bytes: Range<usize>,
+    },
+}
+
+impl Stored {
+    pub(super) fn kind(&self) -> ValueType {
+        match self {
+            Stored::Fixed(kind, _) => *kind,
+            Stored::String(_) => ValueType::String,
+            Stored::Array { .. } => ValueType::Array,
+        }
+    }
+
+    /// The value in `file`, the bytes it was found in.
+    pub(super) fn read<'a>(&self, file: &'a [u8]) -> Option<Value<'a>> {
+        match self {
+            Stored::Fixed(kind, range) => Value::fixed(*kind, file.get(range.clone())?),
+            Stored::String(range) => std::str::from_utf8(file.get(range.clone())?)
+                .ok()
+                .map(Value::String),
+            Stored::Array { kind, count, bytes } => Some(Value::Array(Array::new(
+                *kind,
+                *count,
+                file.get(bytes.clone())?,
+            ))),
+        }
+    }
+}
+
+/// A getter that may find nothing, and one that must not.
+macro_rules! getters {
+    ($($(#[$doc:meta])* $optional:ident, $required:ident: $type:ty = $expected:literal, $read:expr;)*) => {
+        $(
+            $(#[$doc])*
+            pub fn $optional(&self, key: &str) -> Option<$type> {
+                self.get(key).and_then($read)
+            }
+
+            #[doc = concat!("Like [`", stringify!($optional), "`](Self::", stringify!($optional), ").")]
+            ///
+            /// # Errors
+            /// The key is missing or holds something else.
+            pub fn $required(&self, key: &str) -> Result<$type, GgufError> {
+                self.required(key, $expected, $read)
+            }
+        )*
+    };
+}
+
+impl Metadata {
+    pub(super) fn new(
+        path: PathBuf,
+        map: Arc<Map>,
+        entries: Vec<Entry>,
+        by_key: HashMap<String, usize>,
+    ) -> Metadata {
+        Metadata {
+            path,
+            map,
+            entries,
+            by_key,
+        }
+    }
+
+    /// The value of `key`.
+    pub fn get(&self, key: &str) -> Option<Value<'_>> {
+        let entry = &self.entries[*self.by_key.get(key)?];
+        entry.value.read(&self.map)
+    }
+
+    /// Whether there is such a key.
+    pub fn contains(&self, key: &str) -> bool {
+        self.by_key.contains_key(key)
+    }
+
+    /// How many entries there are.
+    pub fn len(&self) -> usize {
+        self.entries.len()
+    }
+
+    /// Whether there are none.
+    pub fn is_empty(&self) -> bool {
+        self.entries.is_empty()
+    }
+
+    /// Every entry in file order: key, type, value.
+    pub fn iter(&self) -> impl Iterator<Item = (&str, ValueType, Value<'_>)> {
+        self.entries.iter().filter_map(|entry| {
+            let value = entry.value.read(&self.map)?;
+            Some((entry.key.as_str(), entry.value.kind(), value))
+        })
+    }
+
+    getters! {
+        /// An integer from 0 to 2³² − 1.
+        get_u32, u32: u32 = "an unsigned 32-bit integer", |value| value.integer();
+        /// An integer from 0 to 2⁶⁴ − 1.
+        get_u64, u64: u64 = "an unsigned integer", |value| value.integer();
+        /// An integer from −2³¹ to 2³¹ − 1.
+        get_i32, i32: i32 = "a 32-bit integer", |value| value.integer();
+        /// A floating-point number.
+        get_f32, f32: f32 = "a floating-point number", |value| value.float();
+        /// A boolean.
+        get_bool, bool: bool = "a boolean", |value| value.boolean();
+        /// A string.
+        get_str, str: &str = "a string", |value| value.string();
+        /// An array of any type.
+        get_array, array: Array<'_> = "an array", |value| value.array();
+        /// An array of strings, read as it is iterated.
+        get_strs, strs: Strs<'_> = "an array of strings", |value| value.array()?.strs();
+        /// An array of floating-point numbers.
+        get_f32s, f32s: Vec<f32> = "an array of floating-point numbers",
+            |value| value.array()?.floats();
+        /// An array of integers from −2³¹ to 2³¹ − 1.
+        get_i32s, i32s: Vec<i32> = "an array of 32-bit integers",
+            |value| value.array()?.integers();
+        /// An array of integers from 0 to 2³² − 1.
+        get_u32s, u32s: Vec<u32> = "an array of unsigned 32-bit integers",
+            |value| value.array()?.integers();
+        /// An array of booleans.
+        get_bools, bools: Vec<bool> = "an array of booleans",
+            |value| value.array()?.iter().map(|value| value.boolean()).collect();
+    }
+
+    fn required<'a, T>(
+        &'a self,
+        key: &str,
+        expected: &'static str,
+        read: impl FnOnce(Value<'a>) -> Option<T>,
+    ) -> Result<T, GgufError> {
+        let error = |cause| GgufError::new(&self.path, cause);
+        let value = self
+            .get(key)
+            .ok_or_else(|| error(GgufCause::MissingKey(key.to_owned())))?;
+        read(value).ok_or_else(|| {
+            error(GgufCause::WrongType {
+                key: key.to_owned(),
+                expected,
+                found: value.describe(),
+            })
+        })
+    }
+}

@@ -1,0 +1,305 @@
+//! The values of a GGUF's metadata.
+
+/// The type of a metadata value or of an array's elements.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ValueType {
+    /// Unsigned, 8 bits.
+    U8,
+    /// Signed, 8 bits.
+    I8,
+    /// Unsigned, 16 bits.
+    U16,
+    /// Signed, 16 bits.
+    I16,
+    /// Unsigned, 32 bits.
+    U32,
+    /// Signed, 32 bits.
+    I32,
+    /// Unsigned, 64 bits.
+    U64,
+    /// Signed, 64 bits.
+    I64,
+    /// Floating point, 32 bits.
+    F32,
+    /// Floating point, 64 bits.
+    F64,
+    /// A boolean, one byte.
+    Bool,
+    /// A UTF-8 string.
+    String,
+    /// An array; only a value's own type, never an element's.
+    Array,
+}
+
+impl ValueType {
+    /// The type with this id in the file.
+    pub(super) fn from_id(id: u32) -> Option<ValueType> {
+        Some(match id {
+            0 => ValueType::U8,
+            1 => ValueType::I8,
+            2 => ValueType::U16,
+            3 => ValueType::I16,
+            4 => ValueType::U32,
+            5 => ValueType::I32,
+            6 => ValueType::F32,
+            7 => ValueType::Bool,
+            8 => ValueType::String,
+            9 => ValueType::Array,
+            10 => ValueType::U64,
+            11 => ValueType::I64,
+            12 => ValueType::F64,
+            _ => return None,
+        })
+    }
+
+    /// Bytes of one value, or `None` where it depends on the value.
+    pub(super) fn size(self) -> Option<usize> {
+        match self {
+            ValueType::U8 | ValueType::I8 | ValueType::Bool => Some(1),
+            ValueType::U16 | ValueType::I16 => Some(2),
+            ValueType::U32 | ValueType::I32 | ValueType::F32 => Some(4),
+            ValueType::U64 | ValueType::I64 | ValueType::F64 => Some(8),
+            ValueType::String | ValueType::Array => None,
+        }
+    }
+
+    /// The name the GGUF specification uses, lower case.
+    pub fn name(self) -> &'static str {
+        match self {
+            ValueType::U8 => "u8",
+            ValueType::I8 => "i8",
+            ValueType::U16 => "u16",
+            ValueType::I16 => "i16",
+            ValueType::U32 => "u32",
+            ValueType::I32 => "i32",
+            ValueType::U64 => "u64",
+            ValueType::I64 => "i64",
+            ValueType::F32 => "f32",
+            ValueType::F64 => "f64",
+            ValueType::Bool => "bool",
+            ValueType::String => "string",
+            ValueType::Array => "array",
+        }
+    }
+}
+
+/// One metadata value; strings and arrays are borrowed from the file.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Value<'a> {
+    /// Any unsigned integer; the width is in [`ValueType`] alone.
+    Unsigned(u64),
+    /// Any signed integer.
+    Signed(i64),
+    /// An `f32`.
+    F32(f32),
+    /// An `f64`.
+    F64(f64),
+    /// A boolean.
+    Bool(bool),
+    /// A string.
+    String(&'a str),
+    /// An array.
+    Array(Array<'a>),
+}
+
+impl<'a> Value<'a> {
+    /// Reads a value of fixed size from exactly its bytes. Strings and arrays
+    /// are no such values.
+    pub(super) fn fixed(kind: ValueType, bytes: &[u8]) -> Option<Value<'static>> {
+        let mut wide = [0; 8];
+        wide[..bytes.len()].copy_from_slice(bytes);
+        let bits = u64::from_le_bytes(wide);
+        Some(match kind {
+            ValueType::U8 | ValueType::U16 | ValueType::U32 | ValueType::U64 => {
+                Value::Unsigned(bits)
+            }
+            ValueType::I8 => Value::Signed((bits as i8).into()),
+            ValueType::I16 => Value::Signed((bits as i16).into()),
+            ValueType::I32 => Value::Signed((bits as i32).into()),
+            ValueType::I64 => Value::Signed(bits as i64),
+            ValueType::F32 => Value::F32(f32::from_bits(bits as u32)),
+            ValueType::F64 => Value::F64(f64::from_bits(bits)),
+            ValueType::Bool => Value::Bool(bits != 0),
+            ValueType::String | ValueType::Array => return None,
+        })
+    }
+
+    /// The value as an integer of any width, if it is one and fits.
+    pub fn integer<T: TryFrom<u64> + TryFrom<i64>>(&self) -> Option<T> {
+        match *self {
+            Value::Unsigned(value) => T::try_from(value).ok(),
+            Value::Signed(value) => T::try_from(value).ok(),
+            _ => None,
+        }
+    }
+
+    /// The value as an `f32`, if it is a floating-point number (an `f64` is
+    /// rounded).
+    pub fn float(&self) -> Option<f32> {
+        match *self {
+            Value::F32(value) => Some(value),
+            Value::F64(value) => Some(value as f32),
+            _ => None,
+        }
+    }
+
+    /// The value as a boolean, if it is one.
+    pub fn boolean(&self) -> Option<bool> {
+        match *self {
+            Value::Bool(value) => Some(value),
+            _ => None,
+        }
+    }
+
+    /// The value as a string, if it is one.
+    pub fn string(&self) -> Option<&'a str> {
+        match *self {
+            Value::String(value) => Some(value),
+            _ => None,
+        }
+    }
+
+    /// The value as an array, if it is one.
+    pub fn array(&self) -> Option<Array<'a>> {
+        match *self {
+            Value::Array(value) => Some(value),
+            _ => None,
+        }
+    }
+
+    /// What the value is, for an error message: `the string "abc…"`, `-3`, …
+    pub(super) fn describe(&self) -> String {
+        match self {
+            Value::Unsigned(value) => format!("the integer {value}"),
+            Value::Signed(value) => format!("the integer {value}"),
+            Value::F32(value) => format!("the number {value:?}"),
+            Value::F64(value) => format!("the number {value:?}"),
+            Value::Bool(value) => format!("the boolean {value}"),
+            Value::String(value) => {
+                let short: String = value.chars().take(32).collect();
+                let rest = if short.len() < value.len() { "…" } else { "" };
+                format!("the string \"{}{rest}\"", short.escape_debug())
+            }
+            Value::Array(array) => {
+                format!("an array of {} {}", array.len(), array.kind().name())
+            }
+        }
+    }
+}
+
+/// An array in the metadata: a range of the file, read element by element.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Array<'a> {
+    kind: ValueType,
+    count: usize,
+    bytes: &'a [u8],
+}
+
+impl<'a> Array<'a> {
+    /// `bytes` holds exactly `count` elements of `kind`; the parser has walked
+    /// over them and found every string to be UTF-8.
+    pub(super) fn new(kind: ValueType, count: usize, bytes: &'a [u8]) -> Array<'a> {
+        Array { kind, count, bytes }
+    }
+
+    /// The type of the elements.
+    pub fn kind(&self) -> ValueType {
+        self.kind
+    }
+
+    /// How many elements.
+    pub fn len(&self) -> usize {
+        self.count
+    }
+
+    /// Whether there are none.
+    pub fn is_empty(&self) -> bool {
+        self.count == 0
+    }
+
+    /// The elements in order.
+    pub fn iter(&self) -> impl ExactSizeIterator<Item = Value<'a>> + use<'a> {
+        Elements {
+            kind: self.kind,
+            left: self.count,
+            bytes: self.bytes,
+        }
+    }
+
+    /// The elements as strings, if they are strings.
+    pub fn strs(&self) -> Option<Strs<'a>> {
+        (self.kind == ValueType::String).then_some(Strs {
+            left: self.count,
+            bytes: self.bytes,
+        })
+    }
+
+    /// The elements as integers, if all are integers that fit.
+    pub fn integers<T: TryFrom<u64> + TryFrom<i64>>(&self) -> Option<Vec<T>> {
+        self.iter().map(|value| value.integer()).collect()
+    }
+
+    /// The elements as `f32`, if they are floating-point numbers.
+    pub fn floats(&self) -> Option<Vec<f32>> {
+        self.iter().map(|value| value.float()).collect()
+    }
+}
+
+struct Elements<'a> {
+    kind: ValueType,
+    left: usize,
+    bytes: &'a [u8],
+}
+
+impl<'a> Iterator for Elements<'a> {
+    type Item = Value<'a>;
+
+    fn next(&mut self) -> Option<Value<'a>> {
+        self.left = self.left.checked_sub(1)?;
+        match self.kind.size() {
+            Some(size) => {
+                let (element, rest) = self.bytes.split_at_checked(size)?;
+                self.bytes = rest;
+                Value::fixed(self.kind, element)
+            }
+            None => next_string(&mut self.bytes).map(Value::String),
+        }
+    }
+
+    fn size_hint(&self) -> (usize, Option<usize>) {
+        (self.left, Some(self.left))
+    }
+}
+
+impl ExactSizeIterator for Elements<'_> {}
+
+/// The strings of an array, in order.
+#[derive(Clone, Debug)]
+pub struct Strs<'a> {
+    left: usize,
+    bytes: &'a [u8],
+}
+
+impl<'a> Iterator for Strs<'a> {
+    type Item = &'a str;
+
+    fn next(&mut self) -> Option<&'a str> {
+        self.left = self.left.checked_sub(1)?;
+        next_string(&mut self.bytes)
+    }
+
+    fn size_hint(&self) -> (usize, Option<usize>) {
+        (self.left, Some(self.left))
+    }
+}
+
+impl ExactSizeIterator for Strs<'_> {}
+
+/// Takes one string (its length in eight bytes, then its bytes) off the front.
+fn next_string<'a>(bytes: &mut &'a [u8]) -> Option<&'a str> {
+    let (length, rest) = bytes.split_first_chunk::<8>()?;
+    let length = usize::try_from(u64::from_le_bytes(*length)).ok()?;
+    let (text, rest) = rest.split_at_checked(length)?;
+    *bytes = rest;
+    std::str::from_utf8(text).ok()
+}

@@ -1,0 +1,78 @@
+//! Gemma 3 (text): five sliding-window layers to each global one, with a rope
+//! base of their own; q and k norms; norms after attention and feed-forward;
+//! scaled embeddings. The files' norm weights already include the "+ 1".
+
+use super::{DecoderSpec, Fields, ModelError, RopeStyle};
+use crate::model::{Activation, LayerSpec, RopeSpec};
+
+/// One layer in six is global.
+const PATTERN: usize = 6;
+/// The rope base of sliding layers.
+const LOCAL_BASE: f32 = 10_000.0;
+/// Gemma 3 27B alone scales queries by its hidden width per head; it is the
+/// only size with this many layers.
+const LAYERS_27B: usize = 62;
+
+const GLOBAL_ROPE: usize = 0;
+const LOCAL_ROPE: usize = 1;
+
+pub(super) fn read(fields: &Fields<'_>) -> Result<DecoderSpec, ModelError> {
+    if fields
+        .get_float("final_logit_softcapping")
+        .is_some_and(|cap| cap != 0.0)
+    {
+        return Err(fields.unsupported("soft-capped logits"));
+    }
+    let hidden = fields.size("embedding_length")?;
+    let (heads, kv_heads, head_dim) = fields.heads(hidden)?;
+    let layer_count = fields.layer_count()?;
+    let window = fields.size("attention.sliding_window")?;
+    let global = RopeSpec {
+        base: fields.get_float("rope.freq_base").unwrap_or(1_000_000.0),
+        ..fields.rope(head_dim, RopeStyle::Halves)?
+    };
+    // Linear scaling, where a file has it, is for the global layers only.
+    let local = RopeSpec {
+        base: fields.get_float("rope.freq_base_swa").unwrap_or(LOCAL_BASE),
+        scale: 1.0,
+        ..global.clone()
+    };
+    let query_width = if layer_count == LAYERS_27B {
+        hidden / heads
+    } else {
+        head_dim
+    };
+    let layer = |index: usize| {
+        if (index + 1).is_multiple_of(PATTERN) {
+            LayerSpec {
+                window: None,
+                rope: GLOBAL_ROPE,
+            }
+        } else {
+            LayerSpec {
+                window: Some(window),
+                rope: LOCAL_ROPE,
+            }
+        }
+    };
+    Ok(DecoderSpec {
+        architecture: fields.name,
+        vocab: fields.vocab()?,
+        hidden,
+        feed_forward: fields.size("feed_forward_length")?,
+        heads,
+        kv_heads,
+        head_dim,
+        context: fields.size("context_length")?,
+        norm_eps: fields.float("attention.layer_norm_rms_epsilon")?,
+        attention_scale: (query_width as f32).powf(-0.5),
+        embedding_scale: (hidden as f32).sqrt(),
+        activation: Activation::GeluTanh,
+        qkv_bias: false,
+        qk_norm: true,
+        post_norms: true,
+        tied_head: !fields.has_tensor("output.weight"),
+        ropes: vec![global, local],
+        layers: (0..layer_count).map(layer).collect(),
+    })
+}

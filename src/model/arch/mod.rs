@@ -1,0 +1,226 @@
+//! One file per architecture: metadata to [`DecoderSpec`].
+
+mod gemma3;
+mod llama;
+mod qwen2;
+
+use super::{DecoderSpec, ModelError, RopeSpec, RopeStyle};
+use crate::gguf::Gguf;
+
+type Reader = fn(&Fields<'_>) -> Result<DecoderSpec, ModelError>;
+
+/// Every architecture, under its name in `general.architecture`.
+const ARCHITECTURES: &[(&str, Reader)] = &[
+    ("gemma3", gemma3::read),
+    ("llama", llama::read),
+    ("qwen2", qwen2::read),
+];
+
+/// Reads the decoder that a GGUF file describes.
+///
+/// # Errors
+/// The architecture is not supported, or its metadata is missing or senseless.
+pub fn read(gguf: &Gguf) -> Result<DecoderSpec, ModelError> {
+    let name = gguf.metadata().str("general.architecture")?;
+    let Some(&(name, reader)) = ARCHITECTURES.iter().find(|(known, _)| *known == name) else {
+        return Err(ModelError::Architecture {
+            name: name.to_owned(),
+            supported: names().collect::<Vec<_>>().join(", "),
+        });
+    };
+    let spec = reader(&Fields { gguf, name })?;
+    check(&spec)?;
+    Ok(spec)
+}
+
+/// The architectures that are supported.
+pub fn names() -> impl Iterator<Item = &'static str> {
+    ARCHITECTURES.iter().map(|(name, _)| *name)
+}
+
+/// The metadata of one model, with the keys' architecture prefix put in.
+struct Fields<'a> {
+    gguf: &'a Gguf,
+    name: &'static str,
+}
+
+impl Fields<'_> {
+    fn key(&self, key: &str) -> String {
+        format!("{}.{key}", self.name)
+    }
+
+    fn size(&self, key: &str) -> Result<usize, ModelError> {
+        Ok(self.gguf.metadata().u32(&self.key(key))? as usize)
+    }
+
+    fn get_size(&self, key: &str) -> Option<usize> {
+        self.gguf
+            .metadata()
+            .get_u32(&self.key(key))
+            .map(|size| size as usize)
+    }
+
+    fn float(&self, key: &str) -> Result<f32, ModelError> {
+        Ok(self.gguf.metadata().f32(&self.key(key))?)
+    }
+
+    fn get_float(&self, key: &str) -> Option<f32> {
+        self.gguf.metadata().get_f32(&self.key(key))
+    }
+
+    fn get_str(&self, key: &str) -> Option<&str> {
+        self.gguf.metadata().get_str(&self.key(key))
+    }
+
+    fn unsupported(&self, feature: impl Into<String>) -> ModelError {
+        ModelError::Feature {
+            architecture: self.name.to_owned(),
+            feature: feature.into(),
+        }
+    }
+
+    fn senseless(&self, key: &str, value: impl ToString, why: &'static str) -> ModelError {
+        ModelError::Value {
+            key: self.key(key),
+            value: value.to_string(),
+            why,
+        }
+    }
+
+    /// The number of layers.
+    fn layer_count(&self) -> Result<usize, ModelError> {
+        let layers = self.size("block_count")?;
+        // Far beyond any model; keeps a hostile file from a huge allocation.
+        if layers == 0 || layers > 4096 {
+            return Err(self.senseless("block_count", layers, "a model has 1 to 4096 layers"));
+        }
+        Ok(layers)
+    }
+
+    /// Query heads, key-value heads, and the width of one head.
+    fn heads(&self, hidden: usize) -> Result<(usize, usize, usize), ModelError> {
+        let heads = self.size("attention.head_count")?;
+        let kv_heads = self.get_size("attention.head_count_kv").unwrap_or(heads);
+        if heads == 0 || kv_heads == 0 || !heads.is_multiple_of(kv_heads) {
+            return Err(self.senseless(
+                "attention.head_count_kv",
+                kv_heads,
+                "it must divide head_count",
+            ));
+        }
+        let head_dim = self
+            .get_size("attention.key_length")
+            .unwrap_or(hidden / heads);
+        let value_length = self.get_size("attention.value_length").unwrap_or(head_dim);
+        if value_length != head_dim {
+            return Err(self.unsupported("value heads that are not as wide as key heads"));
+        }
+        Ok((heads, kv_heads, head_dim))
+    }
+
+    /// The rope that the standard keys describe.
+    fn rope(&self, head_dim: usize, style: RopeStyle) -> Result<RopeSpec, ModelError> {
+        let dims = self.get_size("rope.dimension_count").unwrap_or(head_dim);
+        let scale = match self.get_str("rope.scaling.type") {
+            None | Some("none") => self.get_float("rope.scale_linear").unwrap_or(1.0),
+            Some("linear") => self.float("rope.scaling.factor")?,
+            Some(other) => return Err(self.unsupported(format!("rope scaling of type '{other}'"))),
+        };
+        Ok(RopeSpec {
+            base: self.get_float("rope.freq_base").unwrap_or(10_000.0),
+            dims,
+            scale,
+            factors: self.rope_factors(dims)?,
+            style,
+        })
+    }
+
+    /// Llama 3's frequency factors, which its files carry as a tensor.
+    fn rope_factors(&self, dims: usize) -> Result<Option<Vec<f32>>, ModelError> {
+        let Some(view) = self.gguf.find("rope_freqs.weight") else {
+            return Ok(None);
+        };
+        if view.info.shape != [dims / 2] || view.data.len() != dims / 2 * 4 {
+            return Err(ModelError::Shape {
+                name: view.info.name.clone(),
+                found: view.info.shape.clone(),
+                expected: vec![dims / 2],
+            });
+        }
+        let factors = view
+            .data
+            .chunks_exact(4)
+            .map(|bytes| f32::from_le_bytes(bytes.try_into().expect("chunks of four")))
+            .collect();
+        Ok(Some(factors))
+    }
+
+    /// The vocabulary's size, as the tokenizer and the embedding have it.
+    fn vocab(&self) -> Result<usize, ModelError> {
+        Ok(self.gguf.tensor("token_embd.weight")?.info.shape[0])
+    }
+
+    fn has_tensor(&self, name: &str) -> bool {
+        self.gguf.find(name).is_some()
+    }
+}
+
+/// What must hold whatever the architecture: executors rely on it.
+fn check(spec: &DecoderSpec) -> Result<(), ModelError> {
+    let senseless = |key: &str, value: String, why| ModelError::Value {
+        key: format!("{}.{key}", spec.architecture),
+        value,
+        why,
+    };
+    let positive = [
+        ("embedding_length", spec.hidden),
+        ("feed_forward_length", spec.feed_forward),
+        ("attention.key_length", spec.head_dim),
+        ("context_length", spec.context),
+        ("vocab_size", spec.vocab),
+    ];
+    for (key, value) in positive {
+        if value == 0 || value > 1 << 28 {
+            return Err(senseless(key, value.to_string(), "it is out of range"));
+        }
+    }
+    if !(spec.norm_eps.is_finite() && spec.norm_eps > 0.0) {
+        let value = spec.norm_eps.to_string();
+        return Err(senseless(
+            "attention.layer_norm_rms_epsilon",
+            value,
+            "it must be positive",
+        ));
+    }
+    for rope in &spec.ropes {
+        if rope.dims == 0 || rope.dims > spec.head_dim || !rope.dims.is_multiple_of(2) {
+            return Err(senseless(
+                "rope.dimension_count",
+                rope.dims.to_string(),
+                "it must be even and at most a head's width",
+            ));
+        }
+        if !(rope.base.is_finite() && rope.base > 0.0) {
+            return Err(senseless(
+                "rope.freq_base",
+                rope.base.to_string(),
+                "it must be positive",
+            ));
+        }
+        if !(rope.scale.is_finite() && rope.scale > 0.0) {
+            return Err(senseless(
+                "rope.scaling.factor",
+                rope.scale.to_string(),
+                "it must be positive",
+            ));
+        }
+    }
+    if spec.layers.iter().any(|layer| layer.window == Some(0)) {
+        return Err(senseless(
+            "attention.sliding_window",
+            "0".to_owned(),
+            "a window holds at least the position itself",
+        ));
+    }
+    Ok(())
+}

@@ -1,0 +1,48 @@
+//! Why a GGUF file cannot be run.
+
+use crate::gguf::GgufError;
+
+/// A file that parses but cannot be run; one line each.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum ModelError {
+    /// The file lacks something, or it is of the wrong type.
+    #[error(transparent)]
+    Gguf(#[from] GgufError),
+    /// No file in `arch` reads this architecture.
+    #[error("architecture '{name}' is not supported (supported: {supported})")]
+    Architecture {
+        /// `general.architecture`.
+        name: String,
+        /// The names that are supported.
+        supported: String,
+    },
+    /// A feature of a known architecture that is not implemented.
+    #[error("this {architecture} model needs {feature}, which is not supported")]
+    Feature {
+        /// `general.architecture`.
+        architecture: String,
+        /// What it needs.
+        feature: String,
+    },
+    /// Metadata that contradicts itself.
+    #[error("{key} = {value} makes no sense: {why}")]
+    Value {
+        /// The metadata key.
+        key: String,
+        /// What it holds.
+        value: String,
+        /// The rule it breaks.
+        why: &'static str,
+    },
+    /// A tensor whose shape the metadata does not allow.
+    #[error("tensor '{name}' has shape {found:?}, expected {expected:?}")]
+    Shape {
+        /// The tensor's name.
+        name: String,
+        /// Its shape, outermost dimension first.
+        found: Vec<usize>,
+        /// The shape the metadata asks for.
+        expected: Vec<usize>,
+    },
+}

@@ -1,0 +1,263 @@
+//! The chat template that a model brings along: Jinja as transformers runs it.
+
+use std::borrow::Cow;
+
+use jiff::Zoned;
+use minijinja::syntax::SyntaxConfig;
+use minijinja::{Environment, Error, ErrorKind, Value};
+use minijinja_contrib::pycompat::unknown_method_callback;
+
+use super::error::Refusal;
+use super::template::FUEL;
+use super::{Message, ProfileError, Role, python};
+
+/// What stands for the file in errors: the key that GGUF keeps a template under.
+const FILE: &str = "tokenizer.chat_template";
+
+/// A GGUF's own chat template, compiled.
+///
+/// It is run in the environment that transformers' `apply_chat_template` sets
+/// up: blocks trimmed, loop controls, Python's methods on strings, lists and
+/// maps, `raise_exception`, `strftime_now`, `tojson` without HTML escapes, and a
+/// lenient view of what is undefined. Tags of the `generation` extension, which
+/// only mark text for training, are understood.
+#[derive(Debug)]
+pub struct ChatTemplate {
+    environment: Environment<'static>,
+    bos: Option<String>,
+    eos: Option<String>,
+}
+
+impl ChatTemplate {
+    /// Compiles a template. `bos` and `eos` are the texts of the model's tokens,
+    /// for the template to write.
+    pub fn new(
+        source: &str,
+        bos: Option<&str>,
+        eos: Option<&str>,
+    ) -> Result<ChatTemplate, ProfileError> {
+        let mut environment = Environment::new();
+        environment.set_auto_escape_callback(|_| minijinja::AutoEscape::None);
+        environment.set_unknown_method_callback(unknown_method_callback);
+        environment.set_fuel(Some(FUEL));
+        environment.set_debug(true);
+        environment.add_filter("tojson", python::tojson);
+        environment.add_function("strftime_now", |format: &str| {
+            python::strftime(format, &Zoned::now())
+        });
+        environment.add_function(
+            "raise_exception",
+            |message: String| -> Result<Value, Error> {
+                let error = Error::new(ErrorKind::InvalidOperation, "raise_exception");
+                Err(error.with_source(Refusal(message)))
+            },
+        );
+        // keep_trailing_newline stays off, as it is in Python.
+        SyntaxConfig::builder()
+            .trim_blocks(true)
+            .lstrip_blocks(true)
+            .build()
+            .and_then(|syntax| {
+                environment.set_syntax(syntax);
+                environment.add_template_owned(FILE, without_generation_tags(source).into_owned())
+            })
+            .map_err(|error| ProfileError::from_template(FILE, &error))?;
+        let template = ChatTemplate {
+            environment,
+            bos: bos.map(str::to_owned),
+            eos: eos.map(str::to_owned),
+        };
+        // A template that fails on the plainest of questions fails on all of
+        // them; one that refuses it may still have others that it takes.
+        match template.render(&[Message::new(Role::User, "Hello")], &str::to_owned) {
+            Ok(_) | Err(ProfileError::Refused(_)) => Ok(template),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Renders a conversation with the generation prompt behind it. `protect` is
+    /// applied to each message's content before the template sees it.
+    pub fn render(
+        &self,
+        messages: &[Message],
+        protect: &dyn Fn(&str) -> String,
+    ) -> Result<String, ProfileError> {
+        let messages: Vec<Value> = messages
+            .iter()
+            .map(|message| {
+                let content = protect(&message.content);
+                Value::from_pairs([("role", message.role.name()), ("content", content.as_str())])
+            })
+            .collect();
+        let mut context = vec![
+            ("messages", Value::from(messages)),
+            // Defined, as they are for transformers, but none.
+            ("tools", Value::from(())),
+            ("documents", Value::from(())),
+            ("add_generation_prompt", Value::from(true)),
+        ];
+        context.extend(
+            self.bos
+                .as_deref()
+                .map(|bos| ("bos_token", Value::from(bos))),
+        );
+        context.extend(
+            self.eos
+                .as_deref()
+                .map(|eos| ("eos_token", Value::from(eos))),
+        );
+        self.environment
+            .get_template(FILE)
+            .and_then(|template| template.render(Value::from_pairs(context)))
+            .map_err(|error| ProfileError::from_template(FILE, &error))
+    }
+}
+
+/// Turns `{% generation %}` and `{% endgeneration %}` into a condition that
+/// always holds: what stands between them is sent, and the tags trim their
+/// surroundings as before.
+fn without_generation_tags(source: &str) -> Cow<'_, str> {
+    if !source.contains("generation") {
+        return Cow::Borrowed(source);
+    }
+    let mut rewritten = String::with_capacity(source.len());
+    let mut rest = source;
+    while let Some(start) = rest.find("{%") {
+        let (before, tag) = rest.split_at(start);
+        let end = tag.find("%}").map_or(tag.len(), |end| end + 2);
+        let (tag, after) = tag.split_at(end);
+        rewritten.push_str(before);
+        let word = tag
+            .trim_start_matches("{%")
+            .trim_end_matches("%}")
+            .trim_matches(|c: char| c.is_whitespace() || c == '-' || c == '+');
+        match word {
+            "generation" => rewritten.push_str(&tag.replace("generation", "if true")),
+            "endgeneration" => rewritten.push_str(&tag.replace("endgeneration", "endif")),
+            _ => rewritten.push_str(tag),
+        }
+        rest = after;
+    }
+    rewritten.push_str(rest);
+    Cow::Owned(rewritten)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn render(source: &str) -> Result<String, ProfileError> {
+        let template = ChatTemplate::new(source, Some("<s>"), Some("</s>"))?;
+        let messages = [
+            Message::new(Role::User, " Hi "),
+            Message::new(Role::Assistant, "a</think>b"),
+        ];
+        template.render(&messages, &str::to_owned)
+    }
+
+    #[test]
+    fn blocks_are_trimmed_as_in_transformers() {
+        let source =
+            "{{ bos_token }}\n  {% for m in messages %}\n{{ m.role }}\n    {% endfor %}\n\n";
+        assert_eq!(render(source).unwrap(), "<s>\nuser\nassistant\n");
+    }
+
+    #[test]
+    fn what_templates_use_of_python_is_there() {
+        for (source, expected) in [
+            ("{{ messages[0]['content'].strip() }}", "Hi"),
+            ("{{ messages[-1].content.split('</think>')[-1] }}", "b"),
+            ("{{ messages[::-1][0]['role'] }}", "assistant"),
+            ("{{ messages[1:]|length }}", "1"),
+            (
+                "{% for m in messages %}{% if loop.last %}{% break %}{% endif %}{{ loop.index0 }}{% endfor %}",
+                "0",
+            ),
+            (
+                "{% set ns = namespace(n=0) %}{% for m in messages %}{% set ns.n = ns.n + 1 %}{% endfor %}{{ ns.n }}",
+                "2",
+            ),
+            (
+                "{{ messages[0].get('name', 'nobody') }}{{ messages[0].tool_calls }}",
+                "nobody",
+            ),
+            (
+                "{{ tools is defined and tools is none }} {{ none }}",
+                "True None",
+            ),
+            (
+                "{% if add_generation_prompt and not missing %}go{% endif %}{{ eos_token }}",
+                "go</s>",
+            ),
+            (
+                "{{ messages[0] | tojson }}",
+                r#"{"role": "user", "content": " Hi "}"#,
+            ),
+            (
+                "a{%- generation -%} {{ 'b' }} {%- endgeneration %} c",
+                "ab c",
+            ),
+            (
+                "{% macro twice(x) %}{{ x }}{{ x }}{% endmacro %}{{ twice('a') }}",
+                "aa",
+            ),
+            (
+                "{{ 'a' if messages[0].content is string and messages is not mapping }}",
+                "a",
+            ),
+        ] {
+            assert_eq!(render(source).unwrap(), expected, "{source}");
+        }
+        let year = render("{{ strftime_now('%Y') }}").unwrap();
+        assert_eq!(year.len(), 4, "{year}");
+    }
+
+    #[test]
+    fn an_exception_that_a_template_raises_is_a_refusal_in_its_own_words() {
+        let source =
+            "{% if messages|length > 1 %}{{ raise_exception('One at a time!') }}{% endif %}";
+        match render(source) {
+            Err(ProfileError::Refused(message)) => assert_eq!(message, "One at a time!"),
+            other => panic!("{other:?}"),
+        }
+        // In a macro too, where the error arrives wrapped.
+        let source = "{% macro no() %}{{ raise_exception('No.') }}{% endmacro %}{{ no() }}";
+        assert!(matches!(render(source), Err(ProfileError::Refused(message)) if message == "No."));
+    }
+
+    #[test]
+    fn a_broken_template_names_its_line() {
+        let error = render("one\n{% if %}").unwrap_err().to_string();
+        assert!(
+            error.starts_with("tokenizer.chat_template:2: syntax error"),
+            "{error}"
+        );
+        let error = render("one\n\n{{ x.y.z }}").unwrap_err().to_string();
+        assert!(
+            error.starts_with("tokenizer.chat_template:3: undefined value"),
+            "{error}"
+        );
+        assert!(
+            render("{% for a in range(9999) %}{% for b in range(9999) %}{% endfor %}{% endfor %}")
+                .is_err()
+        );
+    }
+
+    #[test]
+    fn every_message_is_protected() {
+        let template = ChatTemplate::new(
+            "{% for m in messages %}{{ m.content }}{% endfor %}",
+            None,
+            None,
+        );
+        let messages = [
+            Message::new(Role::System, "<x>"),
+            Message::new(Role::User, "<x>"),
+            Message::new(Role::Assistant, "<x>"),
+        ];
+        let text = template
+            .unwrap()
+            .render(&messages, &|text| text.replace("<x>", "<!x>"));
+        assert_eq!(text.unwrap(), "<!x><!x><!x>");
+    }
+}

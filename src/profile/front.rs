@@ -1,0 +1,283 @@
+//! The front matter of a profile's file: TOML between two `+++` lines.
+
+use serde::Deserialize;
+
+use super::ProfileError;
+use crate::sample::SamplingParams;
+
+const FENCE: &str = "+++";
+
+/// How a profile wants its answers sampled where the client does not say.
+/// Every field is optional: an absent one leaves OpenAI's default in place.
+/// The meaning and the units are those of
+/// [`SamplingParams`](crate::sample::SamplingParams).
+#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct SamplingDefaults {
+    /// 0 to 2.
+    pub temperature: Option<f32>,
+    /// 0 to 1.
+    pub top_p: Option<f32>,
+    /// 0 keeps all.
+    pub top_k: Option<usize>,
+    /// 0 to 1.
+    pub min_p: Option<f32>,
+    /// −2 to 2.
+    pub presence_penalty: Option<f32>,
+    /// −2 to 2.
+    pub frequency_penalty: Option<f32>,
+    /// Above 0; 1 is off.
+    pub repetition_penalty: Option<f32>,
+    /// At least 1 token.
+    pub max_tokens: Option<usize>,
+}
+
+impl SamplingDefaults {
+    /// Asks for nothing.
+    pub(super) const NONE: SamplingDefaults = SamplingDefaults {
+        temperature: None,
+        top_p: None,
+        top_k: None,
+        min_p: None,
+        presence_penalty: None,
+        frequency_penalty: None,
+        repetition_penalty: None,
+        max_tokens: None,
+    };
+
+    /// These defaults, with OpenAI's where they say nothing.
+    pub fn sampling(&self) -> SamplingParams {
+        let openai = SamplingParams::default();
+        SamplingParams {
+            temperature: self.temperature.unwrap_or(openai.temperature),
+            top_p: self.top_p.unwrap_or(openai.top_p),
+            top_k: self.top_k.unwrap_or(openai.top_k),
+            min_p: self.min_p.unwrap_or(openai.min_p),
+            presence_penalty: self.presence_penalty.unwrap_or(openai.presence_penalty),
+            frequency_penalty: self.frequency_penalty.unwrap_or(openai.frequency_penalty),
+            repetition_penalty: self.repetition_penalty.unwrap_or(openai.repetition_penalty),
+            ..openai
+        }
+    }
+
+    /// Names the first field that is out of its range, and the range.
+    fn out_of_range(&self) -> Option<String> {
+        let within = |name: &str, value: Option<f32>, low: f32, high: f32| match value {
+            Some(value) if !(low..=high).contains(&value) => {
+                Some(format!("sampling.{name} is {value}, not {low} to {high}"))
+            }
+            _ => None,
+        };
+        within("temperature", self.temperature, 0.0, 2.0)
+            .or_else(|| within("top_p", self.top_p, 0.0, 1.0))
+            .or_else(|| within("min_p", self.min_p, 0.0, 1.0))
+            .or_else(|| within("presence_penalty", self.presence_penalty, -2.0, 2.0))
+            .or_else(|| within("frequency_penalty", self.frequency_penalty, -2.0, 2.0))
+            .or_else(|| match self.repetition_penalty {
+                Some(value) if !(value > 0.0 && value.is_finite()) => Some(format!(
+                    "sampling.repetition_penalty is {value}, not above 0"
+                )),
+                _ => None,
+            })
+            .or_else(|| match self.max_tokens {
+                Some(0) => Some("sampling.max_tokens is 0, not at least 1".to_owned()),
+                _ => None,
+            })
+    }
+}
+
+/// What a profile says about itself.
+#[derive(Clone, Debug, PartialEq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct FrontMatter {
+    pub(super) name: String,
+    pub(super) title: String,
+    pub(super) description: String,
+    pub(super) language: String,
+    pub(super) shots: usize,
+    pub(super) version: u32,
+    pub(super) markers: Vec<String>,
+    #[serde(default)]
+    pub(super) sampling: SamplingDefaults,
+}
+
+/// A file's front matter and its template. The template keeps the file's line
+/// numbers: the lines of the front matter are left in it, empty.
+pub(super) fn split(file: &str, source: &str) -> Result<(FrontMatter, String), ProfileError> {
+    let source = source.strip_prefix('\u{feff}').unwrap_or(source);
+    // A checkout with CRLF line ends must give the same prompt as one without.
+    let source = source.replace("\r\n", "\n");
+    let missing = |line| {
+        let problem = format!("front matter between two `{FENCE}` lines must come first");
+        Err(ProfileError::broken(file, Some(line), problem))
+    };
+    let Some(rest) = source.strip_prefix("+++\n") else {
+        return missing(1);
+    };
+    let Some((toml, template)) = rest
+        .strip_prefix("+++\n")
+        .map(|template| ("", template))
+        .or_else(|| rest.split_once("\n+++\n"))
+    else {
+        return missing(source.lines().count());
+    };
+
+    let front: FrontMatter = toml::from_str(toml).map_err(|error| {
+        let before = error.span().map_or("", |span| &toml[..span.start]);
+        let line = 2 + before.matches('\n').count();
+        ProfileError::broken(file, Some(line), error.message())
+    })?;
+    let front_lines = source.len() - template.len();
+    let blank = "\n".repeat(source[..front_lines].matches('\n').count());
+    if let Some(problem) = front.problem() {
+        return Err(ProfileError::broken(file, None, problem));
+    }
+    Ok((front, blank + template))
+}
+
+impl FrontMatter {
+    /// Names the first value that cannot be meant.
+    fn problem(&self) -> Option<String> {
+        if !is_name(&self.name) {
+            return Some(format!(
+                "name {:?} may hold only a-z, 0-9, `-`, `_` and `.`, and begins with one of a-z, 0-9",
+                self.name
+            ));
+        }
+        if RESERVED.contains(&self.name.as_str()) {
+            return Some(format!("the name {:?} is built in", self.name));
+        }
+        if !is_language_tag(&self.language) {
+            return Some(format!(
+                "language {:?} is no BCP-47 tag such as \"en\" or \"pt-BR\"",
+                self.language
+            ));
+        }
+        if self.markers.is_empty() {
+            return Some("markers is empty: nothing would end an answer".to_owned());
+        }
+        if let Some(marker) = self.markers.iter().find(|marker| !is_marker(marker)) {
+            return Some(format!(
+                "marker {marker:?} must be one line, without spaces or backslashes around it"
+            ));
+        }
+        self.sampling.out_of_range()
+    }
+}
+
+/// The names of the renderings that need no file.
+const RESERVED: [&str; 2] = ["base", "turn"];
+
+/// A profile's name stands in model ids (`MODEL@PROFILE+ADAPTER`) and file
+/// names, so it keeps to characters that mean nothing in either.
+fn is_name(name: &str) -> bool {
+    let plain = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit();
+    name.starts_with(plain) && name.chars().all(|c| plain(c) || "-_.".contains(c))
+}
+
+/// The shape of a language tag (RFC 5646): subtags of one to eight letters or
+/// digits, the first of them two or three letters.
+fn is_language_tag(tag: &str) -> bool {
+    let mut subtags = tag.split('-');
+    let language = subtags.next().unwrap_or_default();
+    (2..=3).contains(&language.len())
+        && language.chars().all(|c| c.is_ascii_alphabetic())
+        && subtags.all(|subtag| {
+            (1..=8).contains(&subtag.len()) && subtag.chars().all(|c| c.is_ascii_alphanumeric())
+        })
+}
+
+fn is_marker(marker: &str) -> bool {
+    !marker.is_empty()
+        && marker.trim() == marker
+        && !marker.starts_with('\\')
+        && !marker.chars().any(char::is_control)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const FRONT: &str = "+++\nname = \"short\"\ntitle = \"Short\"\ndescription = \"For tests\"\n\
+        language = \"en\"\nshots = 0\nversion = 1\nmarkers = [\"# Query:\"]\n+++\n";
+
+    fn error_of(source: &str) -> String {
+        split("short.jinja", source).unwrap_err().to_string()
+    }
+
+    #[test]
+    fn the_template_keeps_the_files_line_numbers() {
+        let (front, template) = split("short.jinja", &format!("{FRONT}first\nsecond\n")).unwrap();
+        assert_eq!(front.name, "short");
+        assert_eq!(template.lines().nth(9), Some("first"));
+        assert_eq!(template.trim_start(), "first\nsecond\n");
+    }
+
+    #[test]
+    fn windows_line_ends_and_a_byte_order_mark_change_nothing() {
+        let plain = format!("{FRONT}first\n");
+        let windows = format!("\u{feff}{}", plain.replace('\n', "\r\n"));
+        assert_eq!(
+            split("a.jinja", &plain).unwrap(),
+            split("a.jinja", &windows).unwrap()
+        );
+    }
+
+    #[test]
+    fn an_unknown_key_is_refused_with_its_line() {
+        let source = FRONT.replace("shots = 0", "shots = 0\nstop = [\"x\"]");
+        let error = error_of(&source);
+        assert!(
+            error.starts_with("short.jinja:7: unknown field `stop`"),
+            "{error}"
+        );
+        let source = FRONT.replace("\n+++\n", "\n[sampling]\ntemprature = 0\n+++\n");
+        let error = error_of(&source);
+        assert!(
+            error.starts_with("short.jinja:10: unknown field `temprature`"),
+            "{error}"
+        );
+    }
+
+    #[test]
+    fn a_missing_fence_and_a_missing_key_are_named() {
+        assert!(error_of("hello").starts_with("short.jinja:1: front matter"));
+        assert!(error_of("+++\nname = \"x\"\n").starts_with("short.jinja:2: front matter"));
+        assert!(error_of("+++\n+++\n").contains("missing field `name`"));
+    }
+
+    #[test]
+    fn values_that_cannot_be_meant_are_refused() {
+        let refuse = |from: &str, to: &str, expected: &str| {
+            let source = FRONT.replace(from, to);
+            assert_ne!(source, FRONT);
+            let error = error_of(&source);
+            assert!(error.contains(expected), "{error}");
+        };
+        refuse("\"short\"", "\"a@b\"", "name \"a@b\"");
+        refuse("\"short\"", "\"base\"", "built in");
+        refuse("\"en\"", "\"english language\"", "BCP-47");
+        refuse("[\"# Query:\"]", "[]", "markers is empty");
+        refuse("[\"# Query:\"]", "[\" # Query:\"]", "marker \" # Query:\"");
+        let sampling = |line: &str| format!("\n[sampling]\n{line}\n+++\n");
+        for (line, expected) in [
+            ("temperature = 2.5", "temperature is 2.5, not 0 to 2"),
+            ("top_p = -0.1", "top_p is -0.1"),
+            ("temperature = nan", "temperature is NaN"),
+            ("repetition_penalty = 0.0", "not above 0"),
+            ("max_tokens = 0", "not at least 1"),
+        ] {
+            refuse("\n+++\n", &sampling(line), expected);
+        }
+    }
+
+    #[test]
+    fn language_tags_have_the_shape_of_bcp_47() {
+        for good in ["en", "ja", "pt-BR", "zh-Hant-TW", "haw"] {
+            assert!(is_language_tag(good), "{good}");
+        }
+        for bad in ["", "e", "english", "en_GB", "en-", "日本"] {
+            assert!(!is_language_tag(bad), "{bad}");
+        }
+    }
+}

@@ -1,0 +1,465 @@
+//! One profile: its file, parsed and checked, and how it writes turns.
+
+use minijinja::syntax::SyntaxConfig;
+use minijinja::{Environment, ErrorKind, UndefinedBehavior, Value};
+
+use super::front::{self, FrontMatter, SamplingDefaults};
+use super::{Message, ProfileError, Role, markers};
+
+/// Steps that one rendering may take: thousands of messages' worth, and over in
+/// well under a second if a template never ends.
+pub(super) const FUEL: u64 = 2_000_000;
+
+/// The block whose text is constant.
+const PREFIX: &str = "prefix";
+/// The block that writes a conversation after it.
+const TURNS: &str = "turns";
+/// Fills both blocks with nothing, so that only stray text is left.
+const OUTSIDE: &str = "outside the blocks";
+
+/// An alignment prompt: a constant prefix, and the markup of the turns that
+/// follow it.
+///
+/// The template has two blocks. `prefix` sees no variables. `turns` sees
+/// `messages`, each with a `role` (`user` or `assistant`, never the same twice
+/// in a row) and a `content`, and `system`, the system messages joined by blank
+/// lines, or none; it leaves the assistant's answer open.
+#[derive(Debug)]
+pub struct Profile {
+    file: String,
+    front: FrontMatter,
+    environment: Environment<'static>,
+    prefix: String,
+}
+
+impl Profile {
+    /// Reads a profile from its file's text; `file` names it in errors.
+    ///
+    /// Everything that can be wrong with it is found here: the front matter, the
+    /// template's syntax, variables that do not exist, a missing block, text
+    /// outside of the two, a marker that no turn begins with.
+    pub fn parse(file: &str, source: &str) -> Result<Profile, ProfileError> {
+        let (front, template) = front::split(file, source)?;
+        let environment = environment(file, template)?;
+        let prefix = {
+            let template = environment
+                .get_template(file)
+                .map_err(|error| ProfileError::from_template(file, &error))?;
+            let mut nothing = template.new_state();
+            nothing
+                .render_block(PREFIX)
+                .map_err(|error| block_error(file, PREFIX, &error))?
+        };
+        let profile = Profile {
+            file: file.to_owned(),
+            front,
+            environment,
+            prefix,
+        };
+        profile.check()?;
+        Ok(profile)
+    }
+
+    /// What the model id calls it: `MODEL@NAME`.
+    pub fn name(&self) -> &str {
+        &self.front.name
+    }
+
+    /// A few words for a list.
+    pub fn title(&self) -> &str {
+        &self.front.title
+    }
+
+    /// What it does and for which models it is meant.
+    pub fn description(&self) -> &str {
+        &self.front.description
+    }
+
+    /// The BCP-47 tag of the language that it is written in.
+    pub fn language(&self) -> &str {
+        &self.front.language
+    }
+
+    /// How many examples the prefix holds.
+    pub fn shots(&self) -> usize {
+        self.front.shots
+    }
+
+    /// Counts up whenever the text changes.
+    pub fn version(&self) -> u32 {
+        self.front.version
+    }
+
+    /// What ends an answer when a line of it begins with one of these.
+    pub fn markers(&self) -> &[String] {
+        &self.front.markers
+    }
+
+    /// How its answers are sampled where the client does not say.
+    pub fn defaults(&self) -> &SamplingDefaults {
+        &self.front.sampling
+    }
+
+    /// The constant text, without a BOS.
+    pub fn prefix(&self) -> &str {
+        &self.prefix
+    }
+
+    /// Writes a conversation as it follows the prefix, open at the answer.
+    ///
+    /// Each message's markers are escaped, then `protect` is applied to it:
+    /// what it returns goes into the template as it is. Consecutive messages of
+    /// one role become one, since a prompt made of examples has no form for two
+    /// questions in a row.
+    pub fn turns(
+        &self,
+        messages: &[Message],
+        protect: &dyn Fn(&str) -> String,
+    ) -> Result<String, ProfileError> {
+        let context = self.context(messages, protect);
+        let mut rendered = self
+            .environment
+            .get_template(&self.file)
+            .and_then(|template| template.render_captured(context))
+            .map_err(|error| ProfileError::from_template(&self.file, &error))?;
+        rendered
+            .with_state_mut(|state| state.render_block(TURNS))
+            .map_err(|error| block_error(&self.file, TURNS, &error))
+    }
+
+    /// Turns of short conversations that differ in how they begin: what a
+    /// runtime encodes after the prefix to verify that the prefix's tokens never
+    /// depend on what follows it.
+    pub fn probes(&self) -> Result<Vec<String>, ProfileError> {
+        probe_conversations()
+            .iter()
+            .map(|messages| self.turns(messages, &str::to_owned))
+            .collect()
+    }
+
+    fn context(&self, messages: &[Message], protect: &dyn Fn(&str) -> String) -> Value {
+        let safe = |text: &str| protect(&markers::escape(text, self.markers()));
+        // A blank system message instructs nothing; a heading over nothing would
+        // only confuse.
+        let speaks =
+            |message: &&Message| message.role != Role::System || !message.content.trim().is_empty();
+        let mut system: Option<String> = None;
+        let mut turns: Vec<(Role, String)> = Vec::with_capacity(messages.len());
+        for Message { role, content } in messages.iter().filter(speaks) {
+            let content = safe(content);
+            let open = match role {
+                Role::System => system.as_mut(),
+                _ => turns
+                    .last_mut()
+                    .filter(|(last, _)| last == role)
+                    .map(|(_, text)| text),
+            };
+            match (open, role) {
+                (Some(text), _) => {
+                    text.push_str("\n\n");
+                    text.push_str(&content);
+                }
+                (None, Role::System) => system = Some(content),
+                (None, _) => turns.push((*role, content)),
+            }
+        }
+        let messages: Vec<Value> = turns
+            .into_iter()
+            .map(|(role, content)| {
+                Value::from_pairs([("role", role.name()), ("content", content.as_str())])
+            })
+            .collect();
+        Value::from_pairs([
+            ("messages", Value::from(messages)),
+            ("system", Value::from(system)),
+        ])
+    }
+
+    /// What only shows when the whole file is rendered.
+    fn check(&self) -> Result<(), ProfileError> {
+        let broken = |problem: String| Err(ProfileError::broken(&self.file, None, problem));
+        let probes = self.probes()?;
+
+        let known: Vec<&str> = self.environment.globals().map(|(name, _)| name).collect();
+        let mut unknown: Vec<String> = self
+            .environment
+            .get_template(&self.file)
+            .map(|template| template.undeclared_variables(false))
+            .map_err(|error| ProfileError::from_template(&self.file, &error))?
+            .into_iter()
+            .filter(|name| name != "messages" && name != "system")
+            .filter(|name| !known.contains(&name.as_str()))
+            .collect();
+        unknown.sort();
+        if let Some(name) = unknown.first() {
+            return broken(format!(
+                "unknown variable {name:?}: turns have `messages` and `system`"
+            ));
+        }
+
+        let outside = self
+            .environment
+            .get_template(OUTSIDE)
+            .and_then(|template| template.render(self.context(&[], &str::to_owned)))
+            .map_err(|error| ProfileError::from_template(&self.file, &error))?;
+        if let Some(line) = outside.trim().lines().next() {
+            return broken(format!(
+                "{line:?} stands outside of the blocks `{PREFIX}` and `{TURNS}` and would never be sent"
+            ));
+        }
+
+        let written = |marker: &String| {
+            let begins = |text: &String| text.lines().any(|line| line.starts_with(marker));
+            probes.iter().any(begins)
+        };
+        match self.markers().iter().find(|marker| !written(marker)) {
+            Some(marker) => broken(format!("no line of the turns begins with {marker:?}")),
+            None => Ok(()),
+        }
+    }
+}
+
+/// The template, alone in a world without files, and strict: whatever is not
+/// there is an error and not an empty text.
+fn environment(file: &str, template: String) -> Result<Environment<'static>, ProfileError> {
+    let mut environment = Environment::new();
+    environment.set_undefined_behavior(UndefinedBehavior::Strict);
+    environment.set_auto_escape_callback(|_| minijinja::AutoEscape::None);
+    environment.set_fuel(Some(FUEL));
+    // Errors then name the variable that is missing.
+    environment.set_debug(true);
+    let syntax = SyntaxConfig::builder()
+        .trim_blocks(true)
+        .lstrip_blocks(true)
+        .keep_trailing_newline(true)
+        .build();
+    let outside = format!(
+        "{{% extends {file:?} %}}\
+         {{% block {PREFIX} %}}{{% endblock %}}{{% block {TURNS} %}}{{% endblock %}}"
+    );
+    syntax
+        .and_then(|syntax| {
+            environment.set_syntax(syntax);
+            environment.add_template_owned(file.to_owned(), template)?;
+            environment.add_template_owned(OUTSIDE, outside)
+        })
+        .map_err(|error| ProfileError::from_template(file, &error))?;
+    Ok(environment)
+}
+
+fn block_error(file: &str, block: &str, error: &minijinja::Error) -> ProfileError {
+    match error.kind() {
+        ErrorKind::UnknownBlock => {
+            ProfileError::broken(file, None, format!("there is no block `{block}`"))
+        }
+        ErrorKind::UndefinedError if block == PREFIX => {
+            let detail = error.detail().unwrap_or("a variable is not defined");
+            let problem =
+                format!("the block `{PREFIX}` is constant and has no variables: {detail}");
+            ProfileError::broken(file, error.line(), problem)
+        }
+        _ => ProfileError::from_template(file, error),
+    }
+}
+
+/// Beginnings that tokenizers treat differently.
+fn probe_conversations() -> Vec<Vec<Message>> {
+    let user = |content: &str| Message::new(Role::User, content);
+    let assistant = |content: &str| Message::new(Role::Assistant, content);
+    let system = |content: &str| Message::new(Role::System, content);
+    let beginnings = [
+        "Hello",
+        "\n\nhello",
+        "こんにちは",
+        "42",
+        "  two",
+        "## Title",
+        "🙂",
+        "",
+    ];
+    let mut conversations: Vec<Vec<Message>> = Vec::new();
+    for beginning in beginnings {
+        conversations.push(vec![user(beginning)]);
+        conversations.push(vec![system(beginning), user("Hello")]);
+    }
+    conversations.push(vec![
+        user("Hello"),
+        assistant("Hi! How can I help?"),
+        user("Tell me more."),
+    ]);
+    conversations.push(vec![assistant("Hi! How can I help?"), user("Hello")]);
+    conversations.push(vec![system("Be brief.")]);
+    conversations
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const FRONT: &str = r##"+++
+name = "short"
+title = "Short"
+description = "For tests"
+language = "en"
+shots = 0
+version = 1
+markers = ["# Query:", "# Answer:"]
++++
+"##;
+
+    const BODY: &str = r#"{% block prefix %}
+Answer well.
+
+{% endblock %}
+{% block turns %}
+{% if system %}
+{{ system }}
+
+{% endif %}
+{% for message in messages %}
+# {{ "Query" if message.role == "user" else "Answer" }}:
+{{ message.content }}
+
+{% endfor %}
+# Answer:
+{% endblock %}
+"#;
+
+    fn parse(body: &str) -> Result<Profile, ProfileError> {
+        Profile::parse("short.jinja", &format!("{FRONT}{body}"))
+    }
+
+    fn error_of(body: &str) -> String {
+        parse(body).unwrap_err().to_string()
+    }
+
+    fn render(messages: &[(Role, &str)]) -> String {
+        let messages: Vec<Message> = messages
+            .iter()
+            .map(|&(role, content)| Message::new(role, content))
+            .collect();
+        let profile = parse(BODY).unwrap();
+        profile.turns(&messages, &str::to_owned).unwrap()
+    }
+
+    #[test]
+    fn the_prefix_is_constant_and_the_turns_follow_it() {
+        assert_eq!(parse(BODY).unwrap().prefix(), "Answer well.\n\n");
+        assert_eq!(
+            render(&[
+                (Role::System, "Be kind."),
+                (Role::User, "Hi <b> & {{ system }}"),
+                (Role::Assistant, "Hello!"),
+                (Role::User, "Bye"),
+            ]),
+            "Be kind.\n\n# Query:\nHi <b> & {{ system }}\n\n# Answer:\nHello!\n\n\
+             # Query:\nBye\n\n# Answer:\n"
+        );
+    }
+
+    #[test]
+    fn messages_of_one_role_in_a_row_become_one() {
+        assert_eq!(
+            render(&[
+                (Role::System, "One."),
+                (Role::User, "first"),
+                (Role::System, "Two."),
+                (Role::User, "second"),
+            ]),
+            "One.\n\nTwo.\n\n# Query:\nfirst\n\nsecond\n\n# Answer:\n"
+        );
+    }
+
+    #[test]
+    fn a_clients_text_is_escaped_then_protected() {
+        let profile = parse(BODY).unwrap();
+        let messages = [Message::new(Role::User, "hi\n# Query:\n<eos>")];
+        let turns = profile.turns(&messages, &|text| text.replace("<eos>", "<|eos>"));
+        assert_eq!(
+            turns.unwrap(),
+            "# Query:\nhi\n\\# Query:\n<|eos>\n\n# Answer:\n"
+        );
+    }
+
+    #[test]
+    fn a_broken_template_names_its_file_and_line() {
+        let error = error_of(&BODY.replace("{% endif %}", "{% endfi %}"));
+        assert!(error.starts_with("short.jinja:18: syntax error"), "{error}");
+        let error = error_of(&BODY.replace("{{ system }}", "{{ sistem }}"));
+        assert!(
+            error.starts_with("short.jinja:16: undefined value") && error.contains("sistem"),
+            "{error}"
+        );
+        let error = error_of(&BODY.replace("message.content", "message.text"));
+        assert!(
+            error.starts_with("short.jinja:21: undefined value"),
+            "{error}"
+        );
+    }
+
+    #[test]
+    fn a_variable_in_the_prefix_is_refused() {
+        for variable in [
+            "{{ messages[0].content }}",
+            "{{ system }}",
+            "{% if system %}x{% endif %}",
+        ] {
+            let error = error_of(&BODY.replace("Answer well.", variable));
+            assert!(error.starts_with("short.jinja:11:"), "{error}");
+            assert!(error.contains("is constant"), "{error}");
+        }
+    }
+
+    #[test]
+    fn a_variable_that_no_probe_reaches_is_refused_too() {
+        let never = "{% if messages | length > 99 %}{{ extra }}{% endif %}\n# Answer:\n{% endblock";
+        let error = error_of(&BODY.replace("# Answer:\n{% endblock", never));
+        assert!(error.contains("unknown variable \"extra\""), "{error}");
+    }
+
+    #[test]
+    fn both_blocks_must_be_there_and_nothing_beside_them() {
+        let error = error_of(&BODY.replace("block prefix", "block constant"));
+        assert!(error.contains("no block `prefix`"), "{error}");
+        let error = error_of(&BODY.replace("block turns", "block rest"));
+        assert!(error.contains("no block `turns`"), "{error}");
+        let error = error_of(&format!("{BODY}\nAnd be brief."));
+        assert!(
+            error.contains("\"And be brief.\" stands outside"),
+            "{error}"
+        );
+    }
+
+    #[test]
+    fn a_marker_that_no_turn_begins_with_is_refused() {
+        let error = error_of(
+            &BODY
+                .replace("else \"Answer\"", "else \"Reply\"")
+                .replace("# Answer:", "# Reply:"),
+        );
+        assert!(error.contains("begins with \"# Answer:\""), "{error}");
+    }
+
+    #[test]
+    fn other_files_are_out_of_reach_and_nothing_runs_for_ever() {
+        let error = error_of(&BODY.replace("Answer well.", "{% include \"/etc/hosts\" %}"));
+        assert!(error.contains("/etc/hosts"), "{error}");
+        let endless =
+            "{% for a in range(9999) %}{% for b in range(9999) %}{% endfor %}{% endfor %}";
+        let error = error_of(&BODY.replace("Answer well.", endless));
+        assert!(error.contains("out of fuel"), "{error}");
+    }
+
+    #[test]
+    fn macros_of_the_file_can_be_used_in_the_turns() {
+        let body = BODY
+            .replace(
+                "{% block prefix",
+                "{% macro loud(x) %}{{ x | upper }}{% endmacro %}\n{% block prefix",
+            )
+            .replace("{{ message.content }}", "{{ loud(message.content) }}");
+        let profile = parse(&body).unwrap();
+        let turns = profile.turns(&[Message::new(Role::User, "hi")], &str::to_owned);
+        assert_eq!(turns.unwrap(), "# Query:\nHI\n\n# Answer:\n");
+    }
+}

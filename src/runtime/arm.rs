@@ -1,0 +1,224 @@
+//! Arms: `MODEL[@PROFILE][+ADAPTER]`, resolved.
+
+use std::sync::Arc;
+
+use super::Model;
+use crate::engine::{GenerateRequest, Generation, Prefix, SubmitError};
+use crate::profile::{Message, ProfileError, Rendering, SamplingDefaults, guard_for};
+use crate::text::{Special, Tokenizer};
+
+/// A resolved arm.
+#[derive(Clone)]
+pub struct Arm {
+    id: String,
+    model: Arc<Model>,
+    /// How chat is rendered.
+    rendering: Rendering,
+    /// The constant tokens that come first, in chat.
+    chat_prefix: Option<Arc<Prefix>>,
+    /// The same for plain completions: only a profile that was named counts.
+    completion_prefix: Option<Arc<Prefix>>,
+}
+
+/// A prompt that is ready to run.
+#[derive(Clone, Debug)]
+pub struct Prompt {
+    /// The profile's constant tokens, if the arm has any.
+    pub prefix: Option<Arc<Prefix>>,
+    /// The client's tokens that follow it.
+    pub ids: Vec<u32>,
+    /// The whole text, the prefix's included.
+    pub text: String,
+    /// Role markers that end an answer at the start of a line.
+    pub markers: Vec<String>,
+}
+
+/// What a completion continues.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum PromptInput {
+    /// Text, in which special tokens are parsed and to which BOS is added where
+    /// the model asks for one.
+    Text(String),
+    /// Ids, taken as they are.
+    Tokens(Vec<u32>),
+}
+
+/// There is no such arm.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum ArmError {
+    /// No model's id begins the arm's.
+    #[error("the model '{id}' does not exist (models: {})", models.join(", "))]
+    UnknownModel {
+        /// What was asked for.
+        id: String,
+        /// The models there are.
+        models: Vec<String>,
+    },
+    /// The model does not serve that profile.
+    #[error(
+        "the model '{model}' has no profile '{profile}' (profiles: {})",
+        profiles.join(", ")
+    )]
+    UnknownProfile {
+        /// The model's id.
+        model: String,
+        /// What was asked for.
+        profile: String,
+        /// The profiles it serves.
+        profiles: Vec<String>,
+    },
+    /// The model has no such adapter.
+    #[error("the model '{model}' has no adapter '{adapter}'")]
+    UnknownAdapter {
+        /// The model's id.
+        model: String,
+        /// What was asked for.
+        adapter: String,
+    },
+}
+
+/// A conversation cannot be rendered.
+#[derive(Debug, thiserror::Error)]
+#[error(transparent)]
+pub struct PromptError(#[from] ProfileError);
+
+impl Arm {
+    /// The arm of `model` that `rest` (`[@PROFILE][+ADAPTER]`) names.
+    pub(super) fn resolve(model: &Arc<Model>, rest: &str) -> Result<Arm, ArmError> {
+        let (profile, adapter) = match rest.split_once('+') {
+            Some((profile, adapter)) => (profile, Some(adapter)),
+            None => (rest, None),
+        };
+        if let Some(adapter) = adapter {
+            return Err(ArmError::UnknownAdapter {
+                model: model.id().to_owned(),
+                adapter: adapter.to_owned(),
+            });
+        }
+        let profile = profile.strip_prefix('@');
+        let (rendering, prefix) = Arm::rendering(model, profile)?;
+        Ok(Arm {
+            id: format!("{}{rest}", model.id()),
+            model: Arc::clone(model),
+            rendering,
+            completion_prefix: prefix.clone().filter(|_| profile.is_some()),
+            chat_prefix: prefix,
+        })
+    }
+
+    /// How the arm renders chat: the named profile; else the file's chat
+    /// template; else the default profile; else the text alone.
+    fn rendering(
+        model: &Arc<Model>,
+        profile: Option<&str>,
+    ) -> Result<(Rendering, Option<Arc<Prefix>>), ArmError> {
+        let of = |name: &str| {
+            model.profiles().get(name).map(|bound| {
+                let rendering = Rendering::Profile(Arc::clone(bound.profile()));
+                (rendering, bound.prefix().cloned())
+            })
+        };
+        let found = match profile {
+            Some("base") => Some((Rendering::Base, None)),
+            Some("turn") => model
+                .default_profile()
+                .map(|bound| (Rendering::Turn(Arc::clone(bound.profile())), None)),
+            Some(name) => of(name),
+            None => Some(match (model.template(), model.chat_profile()) {
+                (Some(template), _) => (Rendering::Template(Arc::clone(template)), None),
+                (None, Some(name)) => of(name).unwrap_or((Rendering::Base, None)),
+                (None, None) => (Rendering::Base, None),
+            }),
+        };
+        found.ok_or_else(|| ArmError::UnknownProfile {
+            model: model.id().to_owned(),
+            profile: profile.unwrap_or_default().to_owned(),
+            profiles: model.profile_names().map(str::to_owned).collect(),
+        })
+    }
+
+    /// Its id, as it was asked for.
+    pub fn id(&self) -> &str {
+        &self.id
+    }
+
+    /// The longest context, in tokens.
+    pub fn context(&self) -> usize {
+        self.model.context()
+    }
+
+    /// Its model's tokenizer.
+    pub fn tokenizer(&self) -> &Arc<Tokenizer> {
+        self.model.tokenizer()
+    }
+
+    /// How chat answers are sampled where the client does not say.
+    pub fn defaults(&self) -> &SamplingDefaults {
+        self.rendering.defaults()
+    }
+
+    /// The tokens that end an answer.
+    pub fn end_tokens(&self) -> Arc<[u32]> {
+        Arc::clone(self.model.end_tokens())
+    }
+
+    /// Renders a conversation, left open at the assistant's turn. Nothing in a
+    /// message becomes a control token or opens a turn of its own.
+    ///
+    /// # Errors
+    /// A chat template turns the messages down.
+    pub fn chat(&self, messages: &[Message]) -> Result<Prompt, PromptError> {
+        let tokenizer = self.tokenizer();
+        let guard = guard_for(messages);
+        let protect = |text: &str| tokenizer.guard_controls(text, guard).into_owned();
+        let rendered = self.rendering.render(messages, &protect)?;
+        let turns = tokenizer.encode_guarded(&rendered, guard);
+        let bos = self
+            .bos()
+            .filter(|_| self.chat_prefix.is_none() && !self.rendering.writes_bos());
+        let mut text = self.rendering.prefix().to_owned();
+        text.extend(rendered.chars().filter(|&c| c != guard));
+        Ok(Prompt {
+            prefix: self.chat_prefix.clone(),
+            ids: bos.into_iter().chain(turns).collect(),
+            text,
+            markers: self.rendering.markers().to_vec(),
+        })
+    }
+
+    /// Takes a prompt verbatim, right after the prefix of a profile that the
+    /// arm names.
+    pub fn completion(&self, input: &PromptInput) -> Prompt {
+        let prefix = self.completion_prefix.clone();
+        let (ids, text) = match input {
+            PromptInput::Text(text) => {
+                let bos = self.bos().filter(|_| prefix.is_none());
+                let ids = self.tokenizer().encode(text, Special::Parse);
+                (bos.into_iter().chain(ids).collect(), text.clone())
+            }
+            PromptInput::Tokens(ids) => (ids.clone(), self.tokenizer().decode(ids, true)),
+        };
+        Prompt {
+            text: match prefix {
+                Some(_) => format!("{}{text}", self.rendering.prefix()),
+                None => text,
+            },
+            prefix,
+            ids,
+            markers: Vec::new(),
+        }
+    }
+
+    fn bos(&self) -> Option<u32> {
+        let tokenizer = self.tokenizer();
+        tokenizer.bos().filter(|_| tokenizer.adds_bos())
+    }
+
+    /// Hands sequences to the engine: all of them, or none.
+    ///
+    /// # Errors
+    /// See [`SubmitError`].
+    pub fn submit(&self, requests: Vec<GenerateRequest>) -> Result<Vec<Generation>, SubmitError> {
+        self.model.engine().submit(requests)
+    }
+}

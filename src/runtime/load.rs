@@ -1,0 +1,320 @@
+//! Loading a model: weights into an executor, an engine around it, its
+//! tokenizer, and every profile bound to its tokens.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use candle_core::Device;
+
+use crate::engine::{Engine, EngineOptions, Prefix, Warmed};
+use crate::exec::device::{DeviceExecutor, Footprint};
+use crate::exec::{ExecError, Executor};
+use crate::gguf::{Gguf, GgufError};
+use crate::kv::PrefixStore;
+use crate::model::{DecoderSpec, ModelError, arch};
+use crate::profile::{ChatTemplate, Profile, ProfileError};
+use crate::text::{Special, Tokenizer, TokenizerError};
+
+/// The profile that a base model chats with unless its manifest names another.
+const DEFAULT_PROFILE: &str = "urial";
+
+/// How a model is loaded.
+#[derive(Clone, Debug)]
+pub struct LoadOptions {
+    /// Where its weights go.
+    pub device: Device,
+    /// How its engine schedules.
+    pub engine: EngineOptions,
+    /// The longest context to serve, in tokens; the model's own if absent or
+    /// smaller.
+    pub context: Option<usize>,
+    /// The profiles to serve, by name.
+    pub profiles: BTreeMap<String, Arc<Profile>>,
+    /// The profile to chat with by default, where the model has no template.
+    pub default_profile: Option<String>,
+    /// Where computed prefixes are kept; `None` keeps none.
+    pub prefix_folder: Option<PathBuf>,
+}
+
+/// Why a model cannot be loaded.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum LoadError {
+    /// The file cannot be read.
+    #[error(transparent)]
+    Gguf(#[from] GgufError),
+    /// The file cannot be run.
+    #[error("{}: {error}", path.display())]
+    Model {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        error: ModelError,
+    },
+    /// Its tokenizer is not supported.
+    #[error(transparent)]
+    Tokenizer(#[from] TokenizerError),
+    /// The device has no room, or failed.
+    #[error("{}: {error}", path.display())]
+    Exec {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        error: ExecError,
+    },
+    /// A profile or chat template cannot be used.
+    #[error(transparent)]
+    Profile(#[from] ProfileError),
+    /// A profile's prefix would be cut into other tokens depending on what
+    /// follows it.
+    #[error(
+        "profile '{profile}' cannot be used with {model}: the tokens at its prefix's end depend \
+         on what follows ({follows:?}); end the prefix where a token ends, after a line break for \
+         instance"
+    )]
+    PrefixDepends {
+        /// The profile's name.
+        profile: String,
+        /// The model's id.
+        model: String,
+        /// The beginning of a text that changes the tokens before it.
+        follows: String,
+    },
+    /// The profile to chat with by default does not exist.
+    #[error("there is no profile '{name}' (profiles: {known})")]
+    UnknownProfile {
+        /// The name.
+        name: String,
+        /// The names there are.
+        known: String,
+    },
+    /// The system gives no thread.
+    #[error("the engine cannot start: {0}")]
+    Thread(#[from] std::io::Error),
+}
+
+/// One model with its tokenizer, engine and profiles.
+pub struct Model {
+    id: String,
+    spec: DecoderSpec,
+    context: usize,
+    tokenizer: Arc<Tokenizer>,
+    end_tokens: Arc<[u32]>,
+    engine: Engine,
+    profiles: BTreeMap<String, BoundProfile>,
+    template: Option<Arc<ChatTemplate>>,
+    default_profile: Option<String>,
+    footprint: Footprint,
+}
+
+/// A profile and its prefix in a model's tokens.
+#[derive(Clone, Debug)]
+pub struct BoundProfile {
+    profile: Arc<Profile>,
+    prefix: Option<Arc<Prefix>>,
+}
+
+impl BoundProfile {
+    /// The profile.
+    pub fn profile(&self) -> &Arc<Profile> {
+        &self.profile
+    }
+
+    /// Its prefix, BOS included where the model asks for one; `None` if the
+    /// profile has no constant text.
+    pub fn prefix(&self) -> Option<&Arc<Prefix>> {
+        self.prefix.as_ref()
+    }
+}
+
+impl Model {
+    /// Loads the GGUF file at `path` as the model `id`.
+    ///
+    /// # Errors
+    /// See [`LoadError`]; each is one line that names the file or the profile.
+    pub fn load(id: &str, path: &Path, options: &LoadOptions) -> Result<Model, LoadError> {
+        let gguf = Gguf::open(path)?;
+        let spec = arch::read(&gguf).map_err(|error| LoadError::Model {
+            path: path.to_owned(),
+            error,
+        })?;
+        let tokenizer = Arc::new(Tokenizer::from_gguf(&gguf)?);
+        if tokenizer.vocab_size() > spec.vocab {
+            return Err(LoadError::Model {
+                path: path.to_owned(),
+                error: ModelError::Value {
+                    key: "tokenizer.ggml.tokens".to_owned(),
+                    value: format!("{} tokens", tokenizer.vocab_size()),
+                    why: "the embedding has fewer rows",
+                },
+            });
+        }
+        let profiles = options
+            .profiles
+            .iter()
+            .map(|(name, profile)| Ok((name.clone(), bind(id, profile, &tokenizer)?)))
+            .collect::<Result<BTreeMap<_, _>, LoadError>>()?;
+        let template = chat_template(&gguf, &tokenizer)?;
+        let wanted = options.default_profile.as_deref();
+        let default_profile = wanted.unwrap_or(DEFAULT_PROFILE);
+        if !profiles.contains_key(default_profile) && wanted.is_some() {
+            return Err(LoadError::UnknownProfile {
+                name: default_profile.to_owned(),
+                known: profiles.keys().cloned().collect::<Vec<_>>().join(", "),
+            });
+        }
+        let default_profile = profiles
+            .contains_key(default_profile)
+            .then(|| default_profile.to_owned());
+
+        let executor = DeviceExecutor::load(&gguf, &spec, &options.device).map_err(|error| {
+            LoadError::Exec {
+                path: path.to_owned(),
+                error,
+            }
+        })?;
+        let footprint = executor.footprint();
+        let mut engine = options.engine.clone();
+        engine.prefixes = options
+            .prefix_folder
+            .as_deref()
+            .map(|folder| PrefixStore::new(folder, gguf.fingerprint(), executor.kv_format()));
+        Ok(Model {
+            id: id.to_owned(),
+            context: options
+                .context
+                .map_or(spec.context, |context| context.min(spec.context)),
+            spec,
+            end_tokens: tokenizer.end_tokens().into(),
+            tokenizer,
+            engine: Engine::start(Box::new(executor), engine)?,
+            profiles,
+            template,
+            default_profile,
+            footprint,
+        })
+    }
+
+    /// The id that arms begin with.
+    pub fn id(&self) -> &str {
+        &self.id
+    }
+
+    /// What the model is.
+    pub fn spec(&self) -> &DecoderSpec {
+        &self.spec
+    }
+
+    /// The longest context it serves, in tokens.
+    pub fn context(&self) -> usize {
+        self.context
+    }
+
+    /// Its tokenizer.
+    pub fn tokenizer(&self) -> &Arc<Tokenizer> {
+        &self.tokenizer
+    }
+
+    /// The tokens that end an answer.
+    pub fn end_tokens(&self) -> &Arc<[u32]> {
+        &self.end_tokens
+    }
+
+    /// Its engine.
+    pub fn engine(&self) -> &Engine {
+        &self.engine
+    }
+
+    /// Its profiles, by name.
+    pub fn profiles(&self) -> &BTreeMap<String, BoundProfile> {
+        &self.profiles
+    }
+
+    /// The chat template in its file.
+    pub fn template(&self) -> Option<&Arc<ChatTemplate>> {
+        self.template.as_ref()
+    }
+
+    /// What its weights take in memory.
+    pub fn footprint(&self) -> Footprint {
+        self.footprint
+    }
+
+    /// The names that may follow the `@` of an arm.
+    pub fn profile_names(&self) -> impl Iterator<Item = &str> {
+        let turn = self.default_profile.is_some().then_some("turn");
+        let named = self.profiles.keys().map(String::as_str);
+        std::iter::once("base").chain(turn).chain(named)
+    }
+
+    /// The profile whose turns `@turn` writes.
+    pub fn default_profile(&self) -> Option<&BoundProfile> {
+        self.profiles.get(self.default_profile.as_deref()?)
+    }
+
+    /// The profile that a chat without a named one uses: none where the file
+    /// brings a chat template.
+    pub fn chat_profile(&self) -> Option<&str> {
+        match self.template {
+            Some(_) => None,
+            None => self.default_profile.as_deref(),
+        }
+    }
+
+    /// Makes the prefix that chat uses by default resident. Blocks.
+    ///
+    /// # Errors
+    /// The executor failed, in its words.
+    pub fn warm(&self) -> Result<Option<Warmed>, String> {
+        let profile = self.chat_profile().and_then(|name| self.profiles.get(name));
+        match profile.and_then(BoundProfile::prefix) {
+            Some(prefix) => self.engine.warm(Arc::clone(prefix)).map(Some),
+            None => Ok(None),
+        }
+    }
+}
+
+/// Encodes a profile's prefix, and makes sure that its tokens are the same
+/// whatever follows: a model that saw the whole text at once would see the
+/// same tokens as one that reuses the prefix.
+fn bind(
+    model: &str,
+    profile: &Arc<Profile>,
+    tokenizer: &Tokenizer,
+) -> Result<BoundProfile, LoadError> {
+    let text = profile.prefix();
+    let prefix = tokenizer.encode(text, Special::Parse);
+    for probe in profile.probes()? {
+        let whole = tokenizer.encode(&format!("{text}{probe}"), Special::Parse);
+        if !whole.starts_with(&prefix) {
+            return Err(LoadError::PrefixDepends {
+                profile: profile.name().to_owned(),
+                model: model.to_owned(),
+                follows: probe.chars().take(20).collect(),
+            });
+        }
+    }
+    let bos = tokenizer.bos().filter(|_| tokenizer.adds_bos());
+    let prefix = (!prefix.is_empty()).then(|| {
+        Arc::new(Prefix {
+            ids: bos.into_iter().chain(prefix).collect(),
+        })
+    });
+    Ok(BoundProfile {
+        profile: Arc::clone(profile),
+        prefix,
+    })
+}
+
+fn chat_template(
+    gguf: &Gguf,
+    tokenizer: &Tokenizer,
+) -> Result<Option<Arc<ChatTemplate>>, ProfileError> {
+    let Some(source) = gguf.metadata().get_str("tokenizer.chat_template") else {
+        return Ok(None);
+    };
+    let text = |id: Option<u32>| id.and_then(|id| tokenizer.piece(id));
+    let template = ChatTemplate::new(source, text(tokenizer.bos()), text(tokenizer.eos()))?;
+    Ok(Some(Arc::new(template)))
+}

@@ -1,0 +1,176 @@
+//! What is loaded and how it is named: models, their profiles, and the arms
+//! `MODEL[@PROFILE][+ADAPTER]` that requests choose between.
+//!
+//! This is the seam between the server and everything below it: an [`Arm`]
+//! turns a client's messages or text into a [`Prompt`] of token ids, and hands
+//! sequences to the engine of its model.
+
+mod arm;
+mod load;
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, OnceLock};
+use std::time::{SystemTime, UNIX_EPOCH};
+
+pub use arm::{Arm, ArmError, Prompt, PromptError, PromptInput};
+pub use load::{LoadError, LoadOptions, Model};
+
+/// Everything loaded, shared by all requests.
+pub struct Runtime {
+    /// Empty while the models load.
+    models: OnceLock<Vec<Arc<Model>>>,
+    created: u64,
+}
+
+/// An arm, as the list of models shows it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ArmInfo {
+    /// The id that requests name it by.
+    pub id: String,
+    /// Its model's id.
+    pub model: String,
+    /// Its profile, `base` and `turn` included.
+    pub profile: Option<String>,
+    /// The arm that it is a variant of.
+    pub parent: Option<String>,
+}
+
+/// A profile, and what it is on the loaded models.
+#[derive(Clone, Debug, PartialEq)]
+pub struct ProfileInfo {
+    /// The name that arms use.
+    pub name: String,
+    /// A line for people.
+    pub title: String,
+    /// What it is for.
+    pub description: String,
+    /// BCP-47.
+    pub language: String,
+    /// How many examples its prefix holds.
+    pub shots: usize,
+    /// Raised when its text changes.
+    pub version: String,
+    /// What ends an answer at the start of a line.
+    pub markers: Vec<String>,
+    /// Its constant text.
+    pub prefix_text: Option<String>,
+    /// The models whose chat uses it unless another profile is named.
+    pub default_for: Vec<String>,
+    /// How many tokens the prefix is, by model.
+    pub prefix_tokens: BTreeMap<String, usize>,
+}
+
+impl Default for Runtime {
+    fn default() -> Self {
+        Runtime::new()
+    }
+}
+
+impl Runtime {
+    /// A runtime that is still loading.
+    pub fn new() -> Runtime {
+        let now = SystemTime::now().duration_since(UNIX_EPOCH);
+        Runtime {
+            models: OnceLock::new(),
+            // A clock before 1970 is wrong anyhow.
+            created: now.map_or(0, |since| since.as_secs()),
+        }
+    }
+
+    /// Makes the models available. Done once; a second call changes nothing.
+    pub fn loaded(&self, models: Vec<Arc<Model>>) {
+        // Failing means that it was done before, which stands.
+        _ = self.models.set(models);
+    }
+
+    /// Whether the models have loaded.
+    pub fn is_ready(&self) -> bool {
+        self.models.get().is_some()
+    }
+
+    /// The models, in the order they were given; none while they load.
+    pub fn models(&self) -> &[Arc<Model>] {
+        self.models.get().map_or(&[], Vec::as_slice)
+    }
+
+    /// Refuses new work from now on; what was accepted goes on.
+    pub fn drain(&self) {
+        for model in self.models() {
+            model.engine().drain();
+        }
+    }
+
+    /// When the runtime was made, in Unix seconds.
+    pub fn created(&self) -> u64 {
+        self.created
+    }
+
+    /// The arm called `id`.
+    ///
+    /// # Errors
+    /// There is no such model, profile or adapter.
+    pub fn arm(&self, id: &str) -> Result<Arm, ArmError> {
+        // A model's own name may hold an @ or a +, so the longest match counts.
+        let model = self
+            .models()
+            .iter()
+            .filter(|model| {
+                id.strip_prefix(model.id())
+                    .is_some_and(|rest| rest.is_empty() || rest.starts_with(['@', '+']))
+            })
+            .max_by_key(|model| model.id().len())
+            .ok_or_else(|| ArmError::UnknownModel {
+                id: id.to_owned(),
+                models: self.models().iter().map(|m| m.id().to_owned()).collect(),
+            })?;
+        Arm::resolve(model, &id[model.id().len()..])
+    }
+
+    /// Every arm of every model.
+    pub fn arms(&self) -> Vec<ArmInfo> {
+        let arms = self.models().iter().flat_map(|model| {
+            let variants = model.profile_names().map(|profile| ArmInfo {
+                id: format!("{}@{profile}", model.id()),
+                model: model.id().to_owned(),
+                profile: Some(profile.to_owned()),
+                parent: Some(model.id().to_owned()),
+            });
+            let plain = ArmInfo {
+                id: model.id().to_owned(),
+                model: model.id().to_owned(),
+                profile: None,
+                parent: None,
+            };
+            std::iter::once(plain).chain(variants)
+        });
+        arms.collect()
+    }
+
+    /// Every profile that some model serves.
+    pub fn profiles(&self) -> Vec<ProfileInfo> {
+        let mut infos: BTreeMap<&str, ProfileInfo> = BTreeMap::new();
+        for model in self.models() {
+            for bound in model.profiles().values() {
+                let profile = bound.profile();
+                let info = infos.entry(profile.name()).or_insert_with(|| ProfileInfo {
+                    name: profile.name().to_owned(),
+                    title: profile.title().to_owned(),
+                    description: profile.description().to_owned(),
+                    language: profile.language().to_owned(),
+                    shots: profile.shots(),
+                    version: profile.version().to_string(),
+                    markers: profile.markers().to_vec(),
+                    prefix_text: Some(profile.prefix().to_owned()),
+                    default_for: Vec::new(),
+                    prefix_tokens: BTreeMap::new(),
+                });
+                let tokens = bound.prefix().map_or(0, |prefix| prefix.ids.len());
+                info.prefix_tokens.insert(model.id().to_owned(), tokens);
+                if model.chat_profile() == Some(profile.name()) {
+                    info.default_for.push(model.id().to_owned());
+                }
+            }
+        }
+        infos.into_values().collect()
+    }
+}

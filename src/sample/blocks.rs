@@ -1,0 +1,288 @@
+//! A row of logits seen in blocks, so that a second look can skip most of it.
+//!
+//! One pass notes the largest logit of each block. With that the largest of all
+//! is found again without a search, a bound on what can matter leaves out whole
+//! blocks, and the k-th largest block maximum is a bound for the k-th largest
+//! logit: at least k logits reach it.
+
+use super::exp::exp;
+use super::rank::{Ranked, not_nan};
+
+/// Logits in a block.
+const BLOCK: usize = 64;
+
+/// Values that a pass works on side by side. Sums are kept per lane, so that
+/// their order, and with it their rounding, is the same on every machine.
+const LANES: usize = 8;
+
+/// Room for what is noted about one row; kept to be used again for the next.
+#[derive(Debug, Default)]
+pub(super) struct Blocks {
+    /// The largest logit of each block; −∞ if all of it is NaN.
+    largest: Vec<f32>,
+    /// The weight of each block, once [`Blocks::weigh`] has run.
+    weight: Vec<f64>,
+    /// Room for a selection among `largest`.
+    order: Vec<f32>,
+}
+
+impl Blocks {
+    /// Looks at a row and returns its largest logit, −∞ if it has none. The other
+    /// methods are then about this row and must be given the same one.
+    pub(super) fn survey(&mut self, logits: &[f32]) -> f32 {
+        self.largest.clear();
+        self.largest.extend(logits.chunks(BLOCK).map(largest_of));
+        largest_of(&self.largest)
+    }
+
+    /// The lowest id whose logit is `largest`, the value that `survey` returned.
+    pub(super) fn first(&self, logits: &[f32], largest: f32) -> Option<u32> {
+        let block = self.largest.iter().position(|&value| value == largest)?;
+        let start = block * BLOCK;
+        let inside = logits[start..].iter().position(|&l| l == largest)?;
+        Some((start + inside) as u32)
+    }
+
+    /// Sums the weights of all tokens.
+    pub(super) fn weigh(&mut self, logits: &[f32], scale: Scale) -> f64 {
+        // What is this far down adds less than half a unit in the last place
+        // to the sum, even if every token is: its block needs no look.
+        let negligible = scale.logit_of(-37.0 - (logits.len() as f64).ln());
+        self.weight.clear();
+        self.weight.extend(
+            logits
+                .chunks(BLOCK)
+                .zip(&self.largest)
+                .map(|(block, &largest)| {
+                    if largest < negligible {
+                        0.0
+                    } else {
+                        weight_of(block, scale)
+                    }
+                }),
+        );
+        self.weight.iter().sum()
+    }
+
+    /// The token at which the running sum of weights, in the order of ids, first
+    /// exceeds `target`; the last one that weighs anything if rounding keeps the
+    /// sum below. [`Blocks::weigh`] has run with the same `scale`.
+    pub(super) fn at_mass(&self, logits: &[f32], scale: Scale, target: f64) -> Option<u32> {
+        let mut before = 0.0;
+        let mut reached = None;
+        for (block, &weight) in self.weight.iter().enumerate() {
+            if weight > 0.0 {
+                reached = Some((block, before));
+                if before + weight > target {
+                    break;
+                }
+                before += weight;
+            }
+        }
+        let (block, mut mass) = reached?;
+        let start = block * BLOCK;
+        let mut last = None;
+        for (id, &logit) in (start..).zip(&logits[start..logits.len().min(start + BLOCK)]) {
+            let weight = scale.weight(logit);
+            if weight > 0.0 {
+                mass += weight;
+                last = Some(id as u32);
+                if mass > target {
+                    break;
+                }
+            }
+        }
+        last
+    }
+
+    /// Appends the tokens whose logit is at least `bound` to `found`, in the order
+    /// of ids.
+    pub(super) fn at_least(&self, logits: &[f32], bound: f32, found: &mut Vec<Ranked>) {
+        for (block, (values, &largest)) in logits.chunks(BLOCK).zip(&self.largest).enumerate() {
+            if largest < bound {
+                continue;
+            }
+            for (id, &logit) in (block * BLOCK..).zip(values) {
+                if not_nan(logit) >= bound {
+                    found.push(Ranked::new(id as u32, logit));
+                }
+            }
+        }
+    }
+
+    /// A logit that at least `k` tokens reach: the k-th largest block maximum,
+    /// −∞ if there are fewer blocks.
+    pub(super) fn reached_by(&mut self, k: usize) -> f32 {
+        if k == 0 || k > self.largest.len() {
+            return f32::NEG_INFINITY;
+        }
+        self.order.clear();
+        self.order.extend_from_slice(&self.largest);
+        // The maxima are never NaN, so the total order is the usual one.
+        let (_, bound, _) = self
+            .order
+            .select_nth_unstable_by(k - 1, |a, b| b.total_cmp(a));
+        *bound
+    }
+
+    /// Replaces `found` by the `k` most likely tokens, best first; by all of them
+    /// if the row has fewer.
+    pub(super) fn most_likely(&mut self, logits: &[f32], k: usize, found: &mut Vec<Ranked>) {
+        found.clear();
+        if k == 0 {
+            return;
+        }
+        let bound = self.reached_by(k);
+        self.at_least(logits, bound, found);
+        if k < found.len() {
+            found.select_nth_unstable(k - 1);
+            found.truncate(k);
+        }
+        found.sort_unstable();
+    }
+}
+
+/// Turns logits into weights: `e^((logit − largest) / temperature)`, 1 for the
+/// most likely token.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Scale {
+    largest: f64,
+    temperature: f64,
+    inverse: f64,
+}
+
+impl Scale {
+    /// `largest` is the row's largest logit and finite, `temperature` is above 0.
+    pub(super) fn new(largest: f32, temperature: f32) -> Scale {
+        let temperature = f64::from(temperature);
+        Scale {
+            largest: f64::from(largest),
+            temperature,
+            inverse: 1.0 / temperature,
+        }
+    }
+
+    /// The weight of a token. NaN weighs nothing.
+    #[inline(always)]
+    pub(super) fn weight(self, logit: f32) -> f64 {
+        exp((f64::from(logit) - self.largest) * self.inverse)
+    }
+
+    /// A logit whose weight is at most `e^exponent`, and hardly less: as a bound
+    /// it lets pass whatever weighs that much, and perhaps a neighbour.
+    pub(super) fn logit_of(self, exponent: f64) -> f32 {
+        // The conversion rounds to the nearest value, maybe up: one step down.
+        ((self.largest + self.temperature * exponent) as f32).next_down()
+    }
+}
+
+/// The largest of some logits, NaN left out; −∞ if nothing is left.
+fn largest_of(logits: &[f32]) -> f32 {
+    // Written out, because `f32::max` takes care of NaN on both sides and would
+    // cost thrice as much. Here a NaN fails the comparison and is passed over.
+    let larger = |a: f32, b: f32| if b > a { b } else { a };
+    let mut lanes = [f32::NEG_INFINITY; LANES];
+    let (groups, rest) = logits.as_chunks::<LANES>();
+    for group in groups {
+        for (lane, &logit) in lanes.iter_mut().zip(group) {
+            *lane = larger(*lane, logit);
+        }
+    }
+    lanes
+        .iter()
+        .chain(rest)
+        .fold(f32::NEG_INFINITY, |a, &b| larger(a, b))
+}
+
+/// The summed weight of some logits.
+fn weight_of(logits: &[f32], scale: Scale) -> f64 {
+    let mut lanes = [0.0; LANES];
+    let (groups, rest) = logits.as_chunks::<LANES>();
+    for group in groups {
+        for (lane, &logit) in lanes.iter_mut().zip(group) {
+            *lane += scale.weight(logit);
+        }
+    }
+    for (lane, &logit) in lanes.iter_mut().zip(rest) {
+        *lane += scale.weight(logit);
+    }
+    lanes.iter().sum()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// 1,000 logits, the last block ragged, with ties.
+    fn row() -> Vec<f32> {
+        (0..1000u32)
+            .map(|i| (i.wrapping_mul(2_654_435_761) >> 22) as f32 / 64.0)
+            .collect()
+    }
+
+    #[test]
+    fn finds_the_first_of_the_largest() {
+        let mut logits = row();
+        logits[333] = 99.0;
+        logits[700] = 99.0;
+        let mut blocks = Blocks::default();
+        let largest = blocks.survey(&logits);
+        assert_eq!(largest, 99.0);
+        assert_eq!(blocks.first(&logits, largest), Some(333));
+    }
+
+    #[test]
+    fn passes_over_nan() {
+        let mut logits = vec![f32::NAN; 200];
+        logits[130] = -5.0;
+        logits[131] = f32::NEG_INFINITY;
+        let mut blocks = Blocks::default();
+        let largest = blocks.survey(&logits);
+        assert_eq!(largest, -5.0);
+        assert_eq!(blocks.first(&logits, largest), Some(130));
+        let scale = Scale::new(largest, 1.0);
+        assert_eq!(blocks.weigh(&logits, scale), 1.0);
+        assert_eq!(blocks.at_mass(&logits, scale, 0.999), Some(130));
+    }
+
+    #[test]
+    fn weighs_what_a_plain_sum_weighs() {
+        let logits = row();
+        let mut blocks = Blocks::default();
+        for temperature in [0.01, 0.5, 1.0, 2.0] {
+            let scale = Scale::new(blocks.survey(&logits), temperature);
+            let plain: f64 = logits.iter().map(|&l| scale.weight(l)).sum();
+            let ours = blocks.weigh(&logits, scale);
+            assert!((ours / plain - 1.0).abs() < 1e-14, "{ours} {plain}");
+        }
+    }
+
+    #[test]
+    fn most_likely_is_the_head_of_a_full_sort() {
+        let logits = row();
+        let mut sorted: Vec<Ranked> = (0..)
+            .zip(&logits)
+            .map(|(i, &l)| Ranked::new(i, l))
+            .collect();
+        sorted.sort_unstable();
+        let mut blocks = Blocks::default();
+        blocks.survey(&logits);
+        let mut found = Vec::new();
+        // 16 blocks: both sides of where the block bound gives out.
+        for k in [0, 1, 2, 15, 16, 17, 500, 999, 1000, 5000] {
+            blocks.most_likely(&logits, k, &mut found);
+            assert_eq!(found, sorted[..k.min(1000)], "k = {k}");
+        }
+    }
+
+    #[test]
+    fn the_bound_lets_pass_what_weighs_as_much() {
+        for largest in [-3.3f32, 0.1, 17.77, 1e6] {
+            let scale = Scale::new(largest, 0.7);
+            for exponent in [-0.001, -1.0, -15.5, -40.0] {
+                let bound = scale.logit_of(exponent);
+                assert!(scale.weight(bound) <= exponent.exp());
+            }
+        }
+    }
+}

@@ -1,0 +1,190 @@
+//! Penalties and bias: edits of a few logits, taken back afterwards.
+//!
+//! With c the number of times a token was generated, its logit becomes
+//!
+//! - `l / r` if l > 0, else `l · r`, for a token seen before and the repetition
+//!   penalty r (Keskar et al. 2019, with the correction for negative logits that
+//!   became usual);
+//! - `l − c · frequency − presence` if c > 0 (OpenAI's definition);
+//! - `l + bias` for a token the client names; −100 bans it and 100 forces it in
+//!   effect, by their size alone.
+
+use super::SamplingParams;
+
+/// A token that was seen, and how often it was generated.
+#[derive(Clone, Copy, Debug)]
+struct Seen {
+    id: u32,
+    generated: u32,
+}
+
+/// The penalties and the bias of one sequence.
+#[derive(Clone, Debug)]
+pub(super) struct Edits {
+    presence: f32,
+    frequency: f32,
+    repetition: f32,
+    bias: Vec<(u32, f32)>,
+    /// In the order of ids. Stays empty if nothing penalizes.
+    seen: Vec<Seen>,
+    /// What the edited logits were, in the order of the edits.
+    before: Vec<(usize, f32)>,
+}
+
+impl Edits {
+    /// `prompt` counts for the repetition penalty if `params` says so.
+    pub(super) fn new(params: &SamplingParams, prompt: &[u32]) -> Edits {
+        let mut edits = Edits {
+            presence: params.presence_penalty,
+            frequency: params.frequency_penalty,
+            repetition: params.repetition_penalty,
+            bias: params.logit_bias.clone(),
+            seen: Vec::new(),
+            before: Vec::new(),
+        };
+        if params.penalize_prompt && edits.repetition != 1.0 {
+            let mut ids = prompt.to_vec();
+            ids.sort_unstable();
+            ids.dedup();
+            edits.seen = ids
+                .into_iter()
+                .map(|id| Seen { id, generated: 0 })
+                .collect();
+        }
+        edits
+    }
+
+    /// Counts a generated token.
+    pub(super) fn count(&mut self, id: u32) {
+        if self.presence == 0.0 && self.frequency == 0.0 && self.repetition == 1.0 {
+            return;
+        }
+        match self.seen.binary_search_by_key(&id, |seen| seen.id) {
+            Ok(at) => self.seen[at].generated += 1,
+            Err(at) => self.seen.insert(at, Seen { id, generated: 1 }),
+        }
+    }
+
+    /// Edits a row. Ids beyond its end are passed over.
+    pub(super) fn apply(&mut self, logits: &mut [f32]) {
+        self.before.clear();
+        for &Seen { id, generated } in &self.seen {
+            let at = id as usize;
+            let Some(logit) = logits.get_mut(at) else {
+                continue;
+            };
+            self.before.push((at, *logit));
+            if self.repetition != 1.0 {
+                *logit = if *logit > 0.0 {
+                    *logit / self.repetition
+                } else {
+                    *logit * self.repetition
+                };
+            }
+            if generated > 0 {
+                *logit -= generated as f32 * self.frequency;
+                *logit -= self.presence;
+            }
+        }
+        for &(id, bias) in &self.bias {
+            let at = id as usize;
+            if let Some(logit) = logits.get_mut(at) {
+                self.before.push((at, *logit));
+                *logit += bias;
+            }
+        }
+    }
+
+    /// Gives an edited row its values back, to the bit.
+    pub(super) fn take_back(&mut self, logits: &mut [f32]) {
+        // The last edit first: a token may have been edited twice.
+        for (at, logit) in self.before.drain(..).rev() {
+            logits[at] = logit;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn edited(params: &SamplingParams, prompt: &[u32], generated: &[u32]) -> Vec<f32> {
+        let mut edits = Edits::new(params, prompt);
+        for &id in generated {
+            edits.count(id);
+        }
+        let original = [2.0, -2.0, 0.0, 1.0, f32::NEG_INFINITY];
+        let mut logits = original;
+        edits.apply(&mut logits);
+        let result = logits.to_vec();
+        edits.take_back(&mut logits);
+        assert_eq!(logits, original);
+        result
+    }
+
+    #[test]
+    fn presence_counts_once_and_frequency_each_time() {
+        let params = SamplingParams {
+            presence_penalty: 0.5,
+            frequency_penalty: 0.25,
+            ..SamplingParams::default()
+        };
+        assert_eq!(
+            edited(&params, &[3], &[0, 1, 0, 0]),
+            [0.75, -2.75, 0.0, 1.0, f32::NEG_INFINITY]
+        );
+    }
+
+    #[test]
+    fn negative_penalties_encourage() {
+        let params = SamplingParams {
+            presence_penalty: -2.0,
+            frequency_penalty: -1.0,
+            ..SamplingParams::default()
+        };
+        assert_eq!(
+            edited(&params, &[], &[2, 2]),
+            [2.0, -2.0, 4.0, 1.0, f32::NEG_INFINITY]
+        );
+    }
+
+    #[test]
+    fn repetition_divides_positive_and_multiplies_negative_logits() {
+        let params = SamplingParams {
+            repetition_penalty: 2.0,
+            ..SamplingParams::default()
+        };
+        assert_eq!(
+            edited(&params, &[3], &[0, 1, 1, 4]),
+            [1.0, -4.0, 0.0, 1.0, f32::NEG_INFINITY]
+        );
+    }
+
+    #[test]
+    fn repetition_counts_the_prompt_if_asked_to() {
+        let params = SamplingParams {
+            repetition_penalty: 2.0,
+            presence_penalty: 0.25,
+            penalize_prompt: true,
+            ..SamplingParams::default()
+        };
+        // Presence stays with what was generated.
+        assert_eq!(
+            edited(&params, &[3, 0, 3, 77], &[1]),
+            [1.0, -4.25, 0.0, 0.5, f32::NEG_INFINITY]
+        );
+    }
+
+    #[test]
+    fn bias_is_added_after_the_penalties() {
+        let params = SamplingParams {
+            repetition_penalty: 2.0,
+            logit_bias: vec![(0, 5.0), (3, -100.0), (99, 1.0)],
+            ..SamplingParams::default()
+        };
+        assert_eq!(
+            edited(&params, &[], &[0]),
+            [6.0, -2.0, 0.0, -99.0, f32::NEG_INFINITY]
+        );
+    }
+}

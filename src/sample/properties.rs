@@ -1,0 +1,355 @@
+//! The chain against a plain reference: a full sort in double precision.
+
+use proptest::collection::vec;
+use proptest::prelude::*;
+
+use super::rank::Ranked;
+use super::*;
+
+/// Ids and weights of the tokens that may be drawn, the most likely first.
+fn reference(logits: &[f32], params: &SamplingParams) -> Vec<(u32, f64)> {
+    let largest = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+    let mut tokens: Vec<(u32, f32)> = (0..)
+        .zip(logits.iter().copied())
+        .filter(|(_, l)| !l.is_nan())
+        .collect();
+    // A stable sort by logit alone leaves ties in the order of ids.
+    tokens.sort_by(|a, b| b.1.total_cmp(&a.1));
+    if params.top_k > 0 {
+        tokens.truncate(params.top_k);
+    }
+    let mut tokens: Vec<(u32, f64)> = tokens
+        .into_iter()
+        .map(|(id, l)| {
+            let exponent = f64::from(l - largest) / f64::from(params.temperature);
+            (id, exponent.exp())
+        })
+        .collect();
+    let decimal = |p: f32| -> f64 { p.to_string().parse().unwrap() };
+    if params.top_p < 1.0 {
+        let total: f64 = tokens.iter().map(|t| t.1).sum();
+        let mut mass = 0.0;
+        let crossing = tokens.iter().position(|t| {
+            mass += t.1;
+            mass >= decimal(params.top_p) * total
+        });
+        tokens.truncate(crossing.map_or(tokens.len(), |at| at + 1));
+    }
+    tokens.retain(|t| t.1 >= decimal(params.min_p));
+    tokens
+}
+
+fn kept(logits: &[f32], params: &SamplingParams) -> Vec<u32> {
+    let truncation = Truncation::new(params.top_k, params.top_p, params.min_p);
+    let mut blocks = Blocks::default();
+    let scale = Scale::new(blocks.survey(logits), params.temperature);
+    let mut kept = Vec::new();
+    truncation.keep(logits, scale, &mut blocks, &mut kept);
+    kept.iter().map(|token| token.id()).collect()
+}
+
+/// Logits on a grid of quarters: differences are exact in `f32`, ties abound.
+fn grid(length: impl Into<proptest::collection::SizeRange>) -> impl Strategy<Value = Vec<f32>> {
+    vec(
+        (-80i32..40).prop_map(|quarters| quarters as f32 / 4.0),
+        length,
+    )
+}
+
+fn truncations() -> impl Strategy<Value = SamplingParams> {
+    (
+        prop_oneof![Just(0.05f32), Just(0.7), Just(1.0), Just(2.0)],
+        prop_oneof![Just(0usize), 1usize..60, 60usize..3000],
+        prop_oneof![Just(1.0f32), 0.0f32..1.0, 0.99f32..1.0],
+        prop_oneof![Just(0.0f32), 0.0f32..1.0, 0.0f32..0.01],
+    )
+        .prop_map(|(temperature, top_k, top_p, min_p)| SamplingParams {
+            temperature,
+            top_k,
+            top_p,
+            min_p,
+            ..SamplingParams::default()
+        })
+}
+
+/// Pearson's statistic of `draws` draws against the expected weights.
+fn chi_square(logits: &[f32], params: &SamplingParams, draws: u32) -> (f64, usize) {
+    let mut expected = reference(logits, params);
+    // Nothing can be expected of a banned token, but that it stays out.
+    expected.retain(|t| t.1 > 0.0);
+    let total: f64 = expected.iter().map(|t| t.1).sum();
+    let mut counts = vec![0u32; logits.len()];
+    let mut row = logits.to_vec();
+    let mut sampler = Sampler::new(params, 2024, 0, &[]);
+    for _ in 0..draws {
+        counts[sampler.sample(&mut row).unwrap() as usize] += 1;
+    }
+    let mut statistic = 0.0;
+    for &(id, weight) in &expected {
+        let mean = f64::from(draws) * weight / total;
+        assert!(mean >= 5.0, "the test expects too little of token {id}");
+        let count = std::mem::take(&mut counts[id as usize]);
+        statistic += (f64::from(count) - mean).powi(2) / mean;
+    }
+    assert!(counts.iter().all(|&c| c == 0), "a token outside was drawn");
+    (statistic, expected.len() - 1)
+}
+
+proptest! {
+    #[test]
+    fn keeps_what_a_full_sort_keeps(logits in grid(1..2500), params in truncations()) {
+        let expected: Vec<u32> = reference(&logits, &params).iter().map(|t| t.0).collect();
+        prop_assert_eq!(kept(&logits, &params), expected);
+    }
+
+    #[test]
+    fn a_larger_top_p_keeps_no_less(
+        logits in grid(1..500), a in 0.0f32..1.0, b in 0.0f32..1.0,
+    ) {
+        let keep = |top_p| kept(&logits, &SamplingParams { top_p, ..SamplingParams::default() });
+        let (fewer, more) = (keep(a.min(b)), keep(a.max(b)));
+        prop_assert!(more.starts_with(&fewer));
+    }
+
+    #[test]
+    fn the_order_of_the_vocabulary_is_of_no_matter(
+        order in Just((0..700usize).collect::<Vec<_>>()).prop_shuffle(),
+        params in truncations(),
+    ) {
+        // All different, so that no tie asks for the id.
+        let logits: Vec<f32> = (0..700).map(|i| (i as f32 / 40.0).sin() * 8.0 + i as f32 / 512.0).collect();
+        let shuffled: Vec<f32> = order.iter().map(|&i| logits[i]).collect();
+        let back: Vec<u32> = kept(&shuffled, &params).iter().map(|&i| order[i as usize] as u32).collect();
+        prop_assert_eq!(back, kept(&logits, &params));
+    }
+
+    #[test]
+    fn greedy_takes_the_first_of_the_largest(logits in grid(1..500)) {
+        let params = SamplingParams { temperature: 0.0, ..SamplingParams::default() };
+        let mut row = logits.clone();
+        let chosen = Sampler::new(&params, 1, 0, &[]).sample(&mut row).unwrap();
+        let best = (0..).zip(&logits).map(|(i, &l)| Ranked::new(i, l)).min().unwrap();
+        prop_assert_eq!(chosen, best.id());
+    }
+
+    #[test]
+    fn any_row_gives_a_token_above_minus_infinity_or_an_error(
+        logits in vec(any::<f32>(), 0..200), params in truncations(), seed: u64,
+    ) {
+        let mut row = logits.clone();
+        let possible = logits.iter().any(|&l| l > f32::NEG_INFINITY);
+        match Sampler::new(&params, seed, 0, &[]).sample(&mut row) {
+            Ok(id) => prop_assert!(logits[id as usize] > f32::NEG_INFINITY),
+            Err(SampleError::NothingToChoose) => prop_assert!(!possible),
+        }
+    }
+
+    #[test]
+    fn the_row_has_its_values_back(
+        logits in grid(20..300), seen in vec(0u32..300, 0..40), bias in vec((0u32..300, -100f32..100.0), 0..20),
+    ) {
+        let params = SamplingParams {
+            repetition_penalty: 1.3,
+            presence_penalty: 0.3,
+            frequency_penalty: -0.7,
+            logit_bias: bias,
+            ..SamplingParams::default()
+        };
+        let mut sampler = Sampler::new(&params, 3, 0, &[]);
+        for id in seen {
+            sampler.accept(id);
+        }
+        let mut row = logits.clone();
+        sampler.sample(&mut row).unwrap();
+        prop_assert_eq!(row, logits);
+    }
+
+    #[test]
+    fn the_same_seed_draws_the_same(logits in grid(1..300), params in truncations(), seed: u64, stream: u64) {
+        let mut row = logits.clone();
+        let mut draw = || {
+            let mut sampler = Sampler::new(&params, seed, stream, &[]);
+            (0..5).map(|_| sampler.sample(&mut row).unwrap()).collect::<Vec<_>>()
+        };
+        prop_assert_eq!(draw(), draw());
+    }
+
+    #[test]
+    fn log_probabilities_are_the_references(logits in grid(1..1500), top in 0usize..100, at: prop::sample::Index) {
+        let chosen = at.index(logits.len()) as u32;
+        let found = logprobs(&logits, chosen, top);
+        let log_sum = logits.iter().map(|&l| f64::from(l).exp()).sum::<f64>().ln();
+        let every = SamplingParams::default();
+        let mut expected: Vec<u32> = reference(&logits, &every).iter().map(|t| t.0).collect();
+        let place = expected.iter().position(|&id| id == chosen).unwrap();
+        prop_assert_eq!(rank(&logits, chosen), place + 1);
+        expected.truncate(top);
+        prop_assert_eq!(found.top.iter().map(|t| t.0).collect::<Vec<_>>(), expected);
+        for &(id, value) in found.top.iter().chain(&[(chosen, found.chosen)]) {
+            let exact = f64::from(logits[id as usize]) - log_sum;
+            prop_assert!((f64::from(value) - exact).abs() <= exact.abs() * 1e-6 + 1e-12);
+        }
+        if let Some(entry) = found.top.iter().find(|t| t.0 == chosen) {
+            prop_assert_eq!(entry.1.to_bits(), found.chosen.to_bits());
+        }
+    }
+}
+
+#[test]
+fn draws_follow_the_distribution() {
+    let logits = [0.0, 1.0, -1.0, 2.0, 0.5, f32::NEG_INFINITY, 1.5, 2.0];
+    let with = |change: fn(&mut SamplingParams)| {
+        let mut params = SamplingParams::default();
+        change(&mut params);
+        params
+    };
+    let cases = [
+        with(|_| ()),
+        with(|p| p.temperature = 0.6),
+        with(|p| p.temperature = 1.7),
+        with(|p| p.top_p = 0.8),
+        with(|p| p.top_k = 4),
+        with(|p| p.min_p = 0.2),
+    ];
+    // The 0.999 quantile of chi-square, by degrees of freedom.
+    let critical = [0.0, 10.83, 13.82, 16.27, 18.47, 20.52, 22.46];
+    for params in cases {
+        let (statistic, freedom) = chi_square(&logits, &params, 20_000);
+        assert!(
+            statistic < critical[freedom],
+            "{statistic} with {freedom} degrees of freedom: {params:?}"
+        );
+    }
+}
+
+#[test]
+fn draws_follow_the_distribution_over_many_blocks() {
+    // 640 tokens of which only every tenth weighs anything.
+    let logits: Vec<f32> = (0..640)
+        .map(|i| {
+            if i % 10 == 0 {
+                (i % 7) as f32 / 4.0
+            } else {
+                -80.0
+            }
+        })
+        .collect();
+    let mut row = logits.clone();
+    let mut sampler = Sampler::new(&SamplingParams::default(), 5, 0, &[]);
+    let total: f64 = logits.iter().map(|&l| f64::from(l).exp()).sum();
+    let mut counts = [0u32; 64];
+    for _ in 0..20_000 {
+        let id = sampler.sample(&mut row).unwrap();
+        assert_eq!(id % 10, 0);
+        counts[id as usize / 10] += 1;
+    }
+    let statistic: f64 = counts
+        .iter()
+        .enumerate()
+        .map(|(i, &count)| {
+            let mean = 20_000.0 * f64::from(logits[i * 10]).exp() / total;
+            (f64::from(count) - mean).powi(2) / mean
+        })
+        .sum();
+    // The 0.999 quantile for 63 degrees of freedom.
+    assert!(statistic < 103.4, "{statistic}");
+}
+
+#[test]
+fn a_banned_token_is_never_drawn() {
+    let mut row = vec![f32::NEG_INFINITY, 0.0, f32::NAN, 0.0, f32::NEG_INFINITY];
+    for params in [
+        SamplingParams::default(),
+        SamplingParams {
+            top_k: 4,
+            ..SamplingParams::default()
+        },
+        SamplingParams {
+            top_p: 0.99,
+            ..SamplingParams::default()
+        },
+    ] {
+        let mut sampler = Sampler::new(&params, 9, 0, &[]);
+        for _ in 0..200 {
+            assert!([1, 3].contains(&sampler.sample(&mut row).unwrap()));
+        }
+    }
+}
+
+#[test]
+fn a_row_without_a_candidate_is_an_error() {
+    for mut row in [vec![], vec![f32::NAN; 70], vec![f32::NEG_INFINITY; 3]] {
+        for temperature in [0.0, 1.0] {
+            let params = SamplingParams {
+                temperature,
+                ..SamplingParams::default()
+            };
+            assert_eq!(
+                Sampler::new(&params, 1, 0, &[]).sample(&mut row),
+                Err(SampleError::NothingToChoose)
+            );
+        }
+    }
+}
+
+#[test]
+fn accepted_tokens_are_penalized() {
+    let params = SamplingParams {
+        temperature: 0.0,
+        frequency_penalty: 0.75,
+        ..SamplingParams::default()
+    };
+    let mut sampler = Sampler::new(&params, 0, 0, &[]);
+    let mut row = [3.0, 2.0, 1.0];
+    let chosen: Vec<u32> = (0..6)
+        .map(|_| {
+            let id = sampler.sample(&mut row).unwrap();
+            sampler.accept(id);
+            id
+        })
+        .collect();
+    // 3, 2.25 against 2, 1.5 against 2, 1.5 against 1.25, 0.75 against 1.25 …
+    assert_eq!(chosen, [0, 0, 1, 0, 1, 2]);
+}
+
+/// Seeded answers stay what they are from release to release. If this fails, every
+/// answer that someone asked for with a seed has changed.
+#[test]
+fn seeded_draws_are_pinned() {
+    let logits: Vec<f32> = (0..1000u32)
+        .map(|i| (i.wrapping_mul(2_654_435_761) >> 20) as f32 / 512.0)
+        .collect();
+    let draw = |params: SamplingParams, seed, stream| {
+        let mut row = logits.clone();
+        let mut sampler = Sampler::new(&params, seed, stream, &[]);
+        (0..6)
+            .map(|_| sampler.sample(&mut row).unwrap())
+            .collect::<Vec<_>>()
+    };
+    let plain = SamplingParams::default;
+    assert_eq!(draw(plain(), 1, 0), [380, 296, 802, 919, 862, 144]);
+    assert_eq!(draw(plain(), 1, 1), [110, 817, 639, 330, 364, 974]);
+    assert_eq!(
+        draw(
+            SamplingParams {
+                top_p: 0.9,
+                ..plain()
+            },
+            1,
+            0
+        ),
+        [851, 508, 579, 731, 134, 110]
+    );
+    assert_eq!(
+        draw(
+            SamplingParams {
+                top_k: 40,
+                temperature: 0.5,
+                ..plain()
+            },
+            u64::MAX,
+            0
+        ),
+        [542, 665, 398, 953, 864, 864]
+    );
+}

@@ -1,0 +1,217 @@
+//! Which tokens may be drawn: top-k, then top-p, then min-p.
+//!
+//! - **top-k** keeps the k most likely tokens.
+//! - **top-p** keeps, of these, the smallest set of the most likely whose share of
+//!   their mass is at least p; the token that crosses p is kept. At least one is.
+//! - **min-p** keeps, of these, the tokens at least p times as likely as the most
+//!   likely one.
+//!
+//! The result is that of sorting the whole vocabulary, which is never done. If a
+//! token is in the nucleus, the tokens before it hold less than p of the mass, so
+//! it and those after it hold more than 1 − p; these are at most V and none is
+//! more likely than it. A token whose share is below (1 − p) / V is therefore not
+//! in the nucleus. What passes this bound is selected and sorted piece by piece,
+//! the most likely first, until p is reached.
+
+use super::blocks::{Blocks, Scale};
+use super::rank::Ranked;
+
+/// How many candidates are sorted at first; then four times as many each time.
+const FIRST_PIECE: usize = 128;
+
+/// What is cut off, in the form in which it is computed.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Truncation {
+    /// 0 keeps all.
+    top_k: usize,
+    /// From 1 up it keeps all.
+    top_p: f64,
+    /// 0 keeps all.
+    min_p: f64,
+}
+
+impl Truncation {
+    /// Takes the numbers as a client wrote them: a top-p of 0.6 means six of ten
+    /// equal tokens, though the nearest `f32` is a little more than six tenths.
+    pub(super) fn new(top_k: usize, top_p: f32, min_p: f32) -> Truncation {
+        Truncation {
+            top_k,
+            top_p: as_written(top_p),
+            min_p: as_written(min_p),
+        }
+    }
+
+    /// Whether a row of so many logits is left whole.
+    pub(super) fn keeps_all(&self, vocabulary: usize) -> bool {
+        !self.limits_count(vocabulary) && self.top_p >= 1.0 && self.min_p <= 0.0
+    }
+
+    /// Replaces `kept` by the tokens that may be drawn, the most likely first, and
+    /// returns their summed weight. `blocks` has surveyed this row; it holds a
+    /// finite logit.
+    pub(super) fn keep(
+        &self,
+        logits: &[f32],
+        scale: Scale,
+        blocks: &mut Blocks,
+        kept: &mut Vec<Ranked>,
+    ) -> f64 {
+        let total = if self.limits_count(logits.len()) {
+            blocks.most_likely(logits, self.top_k, kept);
+            kept.iter().map(|token| scale.weight(token.logit())).sum()
+        } else {
+            let mut bound = scale.logit_of(self.min_p.ln());
+            let mut total = f64::INFINITY;
+            if self.top_p < 1.0 {
+                total = blocks.weigh(logits, scale);
+                let smallest = (1.0 - self.top_p) * total / logits.len() as f64;
+                bound = bound.max(scale.logit_of(smallest.ln()));
+            }
+            kept.clear();
+            blocks.at_least(logits, bound, kept);
+            total
+        };
+        let enough = if self.top_p < 1.0 {
+            self.top_p * total
+        } else {
+            f64::INFINITY
+        };
+
+        let mut mass = 0.0;
+        let count = count_sorted(kept, |token| {
+            let weight = scale.weight(token.logit());
+            // The most likely token is always kept, and its weight is 1.
+            if mass > 0.0 && (mass >= enough || weight < self.min_p) {
+                return false;
+            }
+            mass += weight;
+            true
+        });
+        kept.truncate(count);
+        mass
+    }
+
+    fn limits_count(&self, vocabulary: usize) -> bool {
+        (1..vocabulary).contains(&self.top_k)
+    }
+}
+
+/// The decimal number that is written for `value`, in double precision.
+fn as_written(value: f32) -> f64 {
+    // The shortest text that reads as this f32: what the client wrote, unless it
+    // wrote more than seven digits. The text of an f32 always reads as an f64.
+    value
+        .to_string()
+        .parse()
+        .unwrap_or_else(|_| f64::from(value))
+}
+
+/// Sorts as much of `tokens` as it takes and counts the leading ones that `keep`
+/// accepts, asking in order until it refuses one.
+fn count_sorted(tokens: &mut [Ranked], mut keep: impl FnMut(Ranked) -> bool) -> usize {
+    let mut sorted = 0;
+    let mut piece = FIRST_PIECE;
+    while sorted < tokens.len() {
+        let rest = &mut tokens[sorted..];
+        // Near the end selecting first costs more than it saves.
+        if piece < rest.len() / 4 {
+            rest.select_nth_unstable(piece - 1);
+        } else {
+            piece = rest.len();
+        }
+        let next = &mut rest[..piece];
+        next.sort_unstable();
+        if let Some(refused) = next.iter().position(|&token| !keep(token)) {
+            return sorted + refused;
+        }
+        sorted += piece;
+        piece *= 4;
+    }
+    sorted
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn kept(truncation: Truncation, logits: &[f32], temperature: f32) -> (Vec<u32>, f64) {
+        let mut blocks = Blocks::default();
+        let scale = Scale::new(blocks.survey(logits), temperature);
+        let mut kept = Vec::new();
+        let mass = truncation.keep(logits, scale, &mut blocks, &mut kept);
+        (kept.iter().map(|token| token.id()).collect(), mass)
+    }
+
+    fn ids(truncation: Truncation, logits: &[f32]) -> Vec<u32> {
+        kept(truncation, logits, 1.0).0
+    }
+
+    /// Logits whose probabilities are 0.5, 0.25, 0.125, 0.125.
+    fn halves() -> Vec<f32> {
+        [0.25f32, 0.125, 0.5, 0.125].map(f32::ln).to_vec()
+    }
+
+    #[test]
+    fn top_p_keeps_the_token_that_crosses() {
+        assert_eq!(ids(Truncation::new(0, 0.4, 0.0), &halves()), [2]);
+        assert_eq!(ids(Truncation::new(0, 0.6, 0.0), &halves()), [2, 0]);
+        assert_eq!(ids(Truncation::new(0, 0.8, 0.0), &halves()), [2, 0, 1]);
+        assert_eq!(ids(Truncation::new(0, 0.9, 0.0), &halves()), [2, 0, 1, 3]);
+    }
+
+    #[test]
+    fn top_p_counts_equal_tokens_as_the_client_wrote_it() {
+        for tenths in 1..10u32 {
+            let top_p = tenths as f32 / 10.0;
+            let expected: Vec<u32> = (0..tenths).collect();
+            assert_eq!(ids(Truncation::new(0, top_p, 0.0), &[1.0; 10]), expected);
+        }
+    }
+
+    #[test]
+    fn top_p_zero_keeps_only_the_top_token() {
+        assert_eq!(ids(Truncation::new(0, 0.0, 0.0), &halves()), [2]);
+        assert_eq!(ids(Truncation::new(0, 0.0, 0.0), &[1.0; 4]), [0]);
+    }
+
+    #[test]
+    fn top_p_is_a_share_of_what_top_k_left() {
+        // 0.5 and 0.25 are left: two thirds and one third.
+        assert_eq!(ids(Truncation::new(2, 0.66, 0.0), &halves()), [2]);
+        assert_eq!(ids(Truncation::new(2, 0.67, 0.0), &halves()), [2, 0]);
+    }
+
+    #[test]
+    fn min_p_is_relative_to_the_most_likely() {
+        assert_eq!(ids(Truncation::new(0, 1.0, 0.51), &halves()), [2]);
+        assert_eq!(ids(Truncation::new(0, 1.0, 0.49), &halves()), [2, 0]);
+        assert_eq!(ids(Truncation::new(0, 1.0, 1.0), &halves()), [2]);
+        assert_eq!(ids(Truncation::new(0, 1.0, 1.0), &[1.0; 4]), [0, 1, 2, 3]);
+    }
+
+    #[test]
+    fn temperature_flattens_before_top_p() {
+        // At temperature 2 the probabilities are as the square roots.
+        let (ids, mass) = kept(Truncation::new(0, 0.6, 0.0), &halves(), 2.0);
+        assert_eq!(ids, [2, 0, 1][..2]);
+        assert!((mass - (1.0 + 0.5f64.sqrt())).abs() < 1e-7);
+    }
+
+    #[test]
+    fn a_banned_token_has_no_mass() {
+        let mut logits = vec![f32::NEG_INFINITY; 300];
+        logits[200] = 1.0;
+        logits[100] = 1.0;
+        assert_eq!(ids(Truncation::new(0, 0.99, 0.0), &logits), [100, 200]);
+        assert_eq!(ids(Truncation::new(0, 1.0, 0.001), &logits), [100, 200]);
+    }
+
+    #[test]
+    fn tells_when_it_is_off() {
+        assert!(Truncation::new(0, 1.0, 0.0).keeps_all(100));
+        assert!(Truncation::new(100, 1.0, 0.0).keeps_all(100));
+        assert!(!Truncation::new(99, 1.0, 0.0).keeps_all(100));
+        assert!(!Truncation::new(0, 0.99, 0.0).keeps_all(100));
+        assert!(!Truncation::new(0, 1.0, 0.01).keeps_all(100));
+    }
+}

@@ -1,0 +1,382 @@
+//! A tokenizer out of a GGUF's metadata.
+
+use std::path::{Path, PathBuf};
+
+use super::bpe::{self, Bpe};
+use super::split::Specials;
+use super::spm::{self, Spm};
+use super::tokenizer::{Encoder, Facts, Tokenizer};
+use super::vocabulary::{Arena, TokenKind, Vocabulary};
+use super::words::{self, Words};
+use crate::gguf::{Gguf, GgufError, Metadata};
+
+/// A GGUF's tokenizer cannot be used; one line that names the file.
+#[derive(Debug, thiserror::Error)]
+pub enum TokenizerError {
+    /// A metadata key is missing or of the wrong type.
+    #[error(transparent)]
+    Gguf(#[from] GgufError),
+    /// The metadata is of a kind that is not supported, or contradicts itself.
+    #[error("{}: {cause}", path.display())]
+    Vocabulary {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong. (Part of the message, so not a `source`.)
+        cause: VocabularyError,
+    },
+}
+
+/// What is wrong with a vocabulary.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum VocabularyError {
+    /// Neither `llama` nor `gpt2`.
+    #[error("tokenizer `{}` is not supported (supported: llama, gpt2)", .0.escape_debug())]
+    Model(String),
+    /// An unknown way to cut text into words.
+    #[error("pre-tokenizer `{}` is not supported (supported: {})", .0.escape_debug(), words::SUPPORTED)]
+    Pre(String),
+    /// There are no tokens.
+    #[error("the vocabulary is empty")]
+    Empty,
+    /// The pieces are too long together.
+    #[error("the vocabulary's texts exceed 4 GiB")]
+    TooLarge,
+    /// An array that should have one entry per token has not.
+    #[error("{key} has {found} entries for {tokens} tokens")]
+    Length {
+        /// The array's key.
+        key: &'static str,
+        /// Its length.
+        found: usize,
+        /// The number of tokens.
+        tokens: usize,
+    },
+    /// A token type outside 1 to 6.
+    #[error("token {id} has the unknown type {kind}")]
+    Kind {
+        /// The token.
+        id: usize,
+        /// Its type in the file.
+        kind: i32,
+    },
+    /// A score that is not a number.
+    #[error("token {0} has a score that is not a number")]
+    Score(usize),
+    /// A special token's id is outside the vocabulary.
+    #[error("{key} is {id}, but there are only {tokens} tokens")]
+    Id {
+        /// The key.
+        key: &'static str,
+        /// Its value.
+        id: u32,
+        /// The number of tokens.
+        tokens: u32,
+    },
+    /// A merge of pieces that are not in the vocabulary.
+    #[error("merge {at} needs the piece `{}`, which the vocabulary does not have", .piece.escape_debug())]
+    Merge {
+        /// The merge's place in the list.
+        at: usize,
+        /// The piece.
+        piece: String,
+    },
+    /// Characters outside the vocabulary could not be encoded.
+    #[error("the vocabulary has neither a piece for each byte nor an unknown token")]
+    NoFallback,
+    /// The special tokens are too many or too long to be searched for.
+    #[error("the special tokens cannot be indexed: {0}")]
+    Specials(aho_corasick::BuildError),
+}
+
+/// Texts of tokens that end generation wherever they are control tokens.
+///
+/// The list follows llama.cpp's: turn and text ends of the common model
+/// families, and the ends of a file in code models.
+const ENDS: &[&str] = &[
+    "<|im_end|>",
+    "<|endoftext|>",
+    "<|end_of_text|>",
+    "<|eot_id|>",
+    "<|eom_id|>",
+    "<|end|>",
+    "<|return|>",
+    "<|call|>",
+    "<end_of_turn>",
+    "<end_of_utterance>",
+    "<｜end▁of▁sentence｜>",
+    "<|fim_pad|>",
+    "<|fim_repo|>",
+    "<|repo_name|>",
+    "<|file_sep|>",
+    "<fim_pad>",
+    "<reponame>",
+    "<EOT>",
+    "_<EOT>",
+    "[EOT]",
+    "[EOS]",
+    "<eos>",
+    "</s>",
+];
+
+/// So many of [`ENDS`], from the first, are never meant as text. Some files
+/// declare them as ordinary pieces; they are taken for controls all the same.
+const NEVER_TEXT: usize = 11;
+
+impl Tokenizer {
+    /// Builds the tokenizer that `gguf` describes.
+    ///
+    /// # Errors
+    /// The metadata lacks a vocabulary, describes one of an unsupported kind,
+    /// or contradicts itself.
+    pub fn from_gguf(gguf: &Gguf) -> Result<Tokenizer, TokenizerError> {
+        let metadata = gguf.metadata();
+        let error = |cause| vocabulary_error(gguf.path(), cause);
+        let model = metadata.str("tokenizer.ggml.model")?;
+        let pre = metadata.get_str("tokenizer.ggml.pre").unwrap_or("default");
+        let (spm, words) = match model {
+            "llama" => (true, None),
+            "gpt2" => {
+                let words = Words::named(pre);
+                let words = words.ok_or_else(|| error(VocabularyError::Pre(pre.to_owned())))?;
+                (false, Some(words))
+            }
+            _ => return Err(error(VocabularyError::Model(model.to_owned()))),
+        };
+
+        let (pieces, kinds) = pieces(gguf)?;
+        let texts = texts(&pieces, &kinds, spm).ok_or_else(|| error(VocabularyError::TooLarge))?;
+        let vocabulary = Vocabulary::new(pieces, kinds);
+        let ids = SpecialIds {
+            path: gguf.path(),
+            metadata,
+            vocabulary: &vocabulary,
+        };
+        let encoder = match words {
+            None => {
+                let unknown = ids.get("tokenizer.ggml.unknown_token_id", Some(0))?;
+                Encoder::Spm(scored(gguf, &vocabulary, unknown)?)
+            }
+            Some(words) => Encoder::Bpe(merged(gguf, &vocabulary, words, pre)?),
+        };
+        let facts = facts(&ids, spm, pre)?;
+        let specials =
+            Specials::new(&vocabulary).map_err(|cause| error(VocabularyError::Specials(cause)))?;
+        Ok(Tokenizer {
+            vocabulary,
+            texts,
+            specials,
+            encoder,
+            facts,
+        })
+    }
+}
+
+fn vocabulary_error(path: &Path, cause: VocabularyError) -> TokenizerError {
+    TokenizerError::Vocabulary {
+        path: path.to_owned(),
+        cause,
+    }
+}
+
+/// All pieces and what each is for.
+fn pieces(gguf: &Gguf) -> Result<(Arena, Vec<TokenKind>), TokenizerError> {
+    let metadata = gguf.metadata();
+    let error = |cause| vocabulary_error(gguf.path(), cause);
+    let tokens = metadata.strs("tokenizer.ggml.tokens")?;
+    if tokens.len() == 0 {
+        return Err(error(VocabularyError::Empty));
+    }
+    let count = tokens.len();
+    let mut pieces = Arena::default();
+    for piece in tokens {
+        if !pieces.push(piece.as_bytes()) {
+            return Err(error(VocabularyError::TooLarge));
+        }
+    }
+
+    let key = "tokenizer.ggml.token_type";
+    let mut kinds = Vec::with_capacity(count);
+    if metadata.contains(key) {
+        let types = metadata.i32s(key)?;
+        check_length(gguf, key, types.len(), count)?;
+        for (id, kind) in types.into_iter().enumerate() {
+            let known = TokenKind::from_id(kind);
+            kinds.push(known.ok_or_else(|| error(VocabularyError::Kind { id, kind }))?);
+        }
+    } else {
+        kinds.resize(count, TokenKind::Normal);
+    }
+    for (kind, id) in kinds.iter_mut().zip(0..) {
+        let piece = pieces.get(id).unwrap_or_default();
+        let never_text = &ENDS[..NEVER_TEXT];
+        if never_text.iter().any(|end| end.as_bytes() == piece) {
+            *kind = TokenKind::Control;
+        }
+    }
+    Ok((pieces, kinds))
+}
+
+fn check_length(
+    gguf: &Gguf,
+    key: &'static str,
+    found: usize,
+    tokens: usize,
+) -> Result<(), TokenizerError> {
+    if found == tokens {
+        return Ok(());
+    }
+    let cause = VocabularyError::Length { key, found, tokens };
+    Err(vocabulary_error(gguf.path(), cause))
+}
+
+/// What each token adds to a text; `None` if that is too much.
+fn texts(pieces: &Arena, kinds: &[TokenKind], spm: bool) -> Option<Arena> {
+    let mut texts = Arena::default();
+    let mut buffer = Vec::new();
+    for (&kind, id) in kinds.iter().zip(0..) {
+        let piece = std::str::from_utf8(pieces.get(id)?).ok()?;
+        buffer.clear();
+        match kind {
+            TokenKind::Normal if spm => {
+                let mut utf8 = [0; 4];
+                for c in piece.chars() {
+                    let c = if c == spm::SPACE { ' ' } else { c };
+                    buffer.extend_from_slice(c.encode_utf8(&mut utf8).as_bytes());
+                }
+            }
+            TokenKind::Normal => {
+                let mut utf8 = [0; 4];
+                for c in piece.chars() {
+                    match bpe::byte(c) {
+                        Some(byte) => buffer.push(byte),
+                        // Outside the alphabet: text as it stands.
+                        None => buffer.extend_from_slice(c.encode_utf8(&mut utf8).as_bytes()),
+                    }
+                }
+            }
+            TokenKind::UserDefined => buffer.extend_from_slice(piece.as_bytes()),
+            TokenKind::Byte => buffer.extend(byte_piece(piece)),
+            TokenKind::Control | TokenKind::Unknown | TokenKind::Unused => {}
+        }
+        if !texts.push(&buffer) {
+            return None;
+        }
+    }
+    Some(texts)
+}
+
+/// The byte of a piece such as `<0x0A>`.
+fn byte_piece(piece: &str) -> Option<u8> {
+    let digits = piece.strip_prefix("<0x")?.strip_suffix('>')?;
+    // `from_str_radix` would take a sign as well.
+    if digits.len() != 2 || !digits.bytes().all(|digit| digit.is_ascii_hexdigit()) {
+        return None;
+    }
+    u8::from_str_radix(digits, 16).ok()
+}
+
+fn scored(
+    gguf: &Gguf,
+    vocabulary: &Vocabulary,
+    unknown: Option<u32>,
+) -> Result<Spm, TokenizerError> {
+    let metadata = gguf.metadata();
+    let key = "tokenizer.ggml.scores";
+    let scores = metadata.f32s(key)?;
+    check_length(gguf, key, scores.len(), vocabulary.len() as usize)?;
+    if let Some(id) = scores.iter().position(|score| score.is_nan()) {
+        return Err(vocabulary_error(gguf.path(), VocabularyError::Score(id)));
+    }
+    let mut bytes = Box::new([None; 256]);
+    for (id, kind, piece) in vocabulary.iter() {
+        if kind == TokenKind::Byte
+            && let Some(byte) = byte_piece(piece)
+        {
+            bytes[byte as usize] = Some(id);
+        }
+    }
+    if unknown.is_none() && bytes.contains(&None) {
+        return Err(vocabulary_error(gguf.path(), VocabularyError::NoFallback));
+    }
+    let space_prefix = metadata
+        .get_bool("tokenizer.ggml.add_space_prefix")
+        .unwrap_or(true);
+    Ok(Spm::new(&scores, bytes, unknown, space_prefix))
+}
+
+fn merged(
+    gguf: &Gguf,
+    vocabulary: &Vocabulary,
+    words: Words,
+    pre: &str,
+) -> Result<Bpe, TokenizerError> {
+    let merges = gguf.metadata().strs("tokenizer.ggml.merges")?;
+    let whole_words = Words::whole_words(pre);
+    Bpe::new(vocabulary, merges, words, whole_words).map_err(|bad| {
+        let cause = VocabularyError::Merge {
+            at: bad.at,
+            piece: bad.piece,
+        };
+        vocabulary_error(gguf.path(), cause)
+    })
+}
+
+/// Looks up the ids of special tokens and checks them.
+struct SpecialIds<'a> {
+    path: &'a Path,
+    metadata: &'a Metadata,
+    vocabulary: &'a Vocabulary,
+}
+
+impl SpecialIds<'_> {
+    /// The id under `key`, or `default` if that is a token with a use of its own.
+    fn get(&self, key: &'static str, default: Option<u32>) -> Result<Option<u32>, TokenizerError> {
+        if !self.metadata.contains(key) {
+            let special = |&id: &u32| {
+                let kind = self.vocabulary.kind(id);
+                matches!(kind, Some(TokenKind::Control | TokenKind::Unknown))
+            };
+            return Ok(default.filter(special));
+        }
+        let id = self.metadata.u32(key)?;
+        let tokens = self.vocabulary.len();
+        // Some files write −1, as a u32, for "there is none".
+        if id == u32::MAX {
+            return Ok(None);
+        }
+        if id >= tokens {
+            let cause = VocabularyError::Id { key, id, tokens };
+            return Err(vocabulary_error(self.path, cause));
+        }
+        Ok(Some(id))
+    }
+}
+
+fn facts(ids: &SpecialIds<'_>, spm: bool, pre: &str) -> Result<Facts, TokenizerError> {
+    // The defaults are SentencePiece's and llama.cpp's.
+    let bos = ids.get("tokenizer.ggml.bos_token_id", spm.then_some(1))?;
+    let eos = ids.get("tokenizer.ggml.eos_token_id", spm.then_some(2))?;
+    let eot = ids.get("tokenizer.ggml.eot_token_id", None)?;
+    let eom = ids.get("tokenizer.ggml.eom_token_id", None)?;
+    let mut end_tokens: Vec<u32> = [eos, eot, eom].into_iter().flatten().collect();
+    for (id, kind, piece) in ids.vocabulary.iter() {
+        if kind == TokenKind::Control && ENDS.contains(&piece) {
+            end_tokens.push(id);
+        }
+    }
+    let mut seen = std::collections::HashSet::new();
+    end_tokens.retain(|&id| seen.insert(id));
+
+    let metadata = ids.metadata;
+    let adds = |key, default| metadata.get_bool(key).unwrap_or(default);
+    let bos_default = spm || Words::whole_words(pre);
+    Ok(Facts {
+        pre: pre.to_owned(),
+        bos,
+        eos,
+        adds_bos: adds("tokenizer.ggml.add_bos_token", bos_default) && bos.is_some(),
+        adds_eos: adds("tokenizer.ggml.add_eos_token", false) && eos.is_some(),
+        end_tokens,
+    })
+}

@@ -1,0 +1,283 @@
+//! Finds special tokens in a text.
+//!
+//! llama.cpp looks for one token after the other, longest first, each from
+//! left to right in what the ones before have left over. So a token counts
+//! where it overlaps no longer one, nor an equally long one that comes before
+//! it. The same is done here in one pass: every place of the text stands in a
+//! queue with the longest token that begins there, and moves on to the next
+//! shorter one when that cannot be had.
+
+use std::cmp::Reverse;
+use std::collections::{BinaryHeap, HashMap};
+
+use aho_corasick::{AhoCorasick, Anchored, BuildError, Input, MatchKind, StartKind};
+
+use super::vocabulary::{TokenKind, Vocabulary};
+
+/// The special tokens of a vocabulary.
+#[derive(Debug)]
+pub(super) struct Specials {
+    /// Longest first, then by id. The automaton's patterns are in this order.
+    tokens: Vec<SpecialToken>,
+    automaton: AhoCorasick,
+    /// The bytes that some special token begins with.
+    begins: Box<[bool; 256]>,
+}
+
+/// A token that is looked for in the text as it stands.
+#[derive(Debug)]
+pub(super) struct SpecialToken {
+    id: u32,
+    len: usize,
+    /// Whether it is more than text: a control or the unknown token.
+    pub(super) control: bool,
+    /// Whether its text is one character.
+    single: bool,
+    /// The longest other special token that it begins with.
+    shorter: Option<usize>,
+}
+
+impl SpecialToken {
+    /// Whether the token at `start` would span one of `guards`, places in the
+    /// text in ascending order. A guard cannot stand inside a single
+    /// character; right after it counts as well.
+    pub(super) fn spans(&self, start: usize, guards: &[usize]) -> bool {
+        let end = start + self.len;
+        let next = guards.partition_point(|&guard| guard <= start);
+        guards
+            .get(next)
+            .is_some_and(|&guard| guard < end || (self.single && guard == end))
+    }
+}
+
+/// A part of a text.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Fragment<'a> {
+    /// A special token.
+    Token(u32),
+    /// Text between special tokens, never empty.
+    Text(&'a str),
+}
+
+impl Specials {
+    /// Collects control, unknown and user-defined tokens.
+    pub(super) fn new(vocabulary: &Vocabulary) -> Result<Specials, BuildError> {
+        let mut found: Vec<(&str, u32, bool)> = vocabulary
+            .iter()
+            .filter(|(_, _, piece)| !piece.is_empty())
+            .filter_map(|(id, kind, piece)| match kind {
+                TokenKind::Control | TokenKind::Unknown => Some((piece, id, true)),
+                TokenKind::UserDefined => Some((piece, id, false)),
+                TokenKind::Normal | TokenKind::Unused | TokenKind::Byte => None,
+            })
+            .collect();
+        found.sort_unstable_by_key(|&(piece, id, _)| (Reverse(piece.len()), id));
+
+        let mut by_piece = HashMap::new();
+        for (at, &(piece, ..)) in found.iter().enumerate() {
+            by_piece.entry(piece).or_insert(at);
+        }
+        let mut begins = Box::new([false; 256]);
+        let tokens = found
+            .iter()
+            .map(|&(piece, id, control)| {
+                begins[piece.as_bytes()[0] as usize] = true;
+                let shorter = (1..piece.len())
+                    .rev()
+                    .filter_map(|len| by_piece.get(piece.get(..len)?).copied())
+                    .next();
+                SpecialToken {
+                    id,
+                    len: piece.len(),
+                    control,
+                    single: piece.chars().nth(1).is_none(),
+                    shorter,
+                }
+            })
+            .collect();
+        let automaton = AhoCorasick::builder()
+            .match_kind(MatchKind::LeftmostLongest)
+            .start_kind(StartKind::Anchored)
+            .build(found.iter().map(|(piece, ..)| piece))?;
+        Ok(Specials {
+            tokens,
+            automaton,
+            begins,
+        })
+    }
+
+    /// Cuts `text` at its special tokens, of those that `allowed` admits at
+    /// their place.
+    pub(super) fn split<'a>(
+        &self,
+        text: &'a str,
+        allowed: impl Fn(&SpecialToken, usize) -> bool,
+    ) -> Vec<Fragment<'a>> {
+        let mut queue = BinaryHeap::new();
+        for start in self.places(text) {
+            if let Some(at) = self.next(self.longest_at(text, start), start, &allowed) {
+                queue.push(Reverse((at, start)));
+            }
+        }
+        let mut taken = vec![false; if queue.is_empty() { 0 } else { text.len() }];
+        let mut accepted = Vec::new();
+        while let Some(Reverse((at, start))) = queue.pop() {
+            let token = &self.tokens[at];
+            let end = start + token.len;
+            // What is taken already is as long at least, so it covers one end
+            // of this token if it overlaps it at all.
+            if taken[start] {
+                continue;
+            }
+            if taken[end - 1] {
+                if let Some(at) = self.next(token.shorter, start, &allowed) {
+                    queue.push(Reverse((at, start)));
+                }
+                continue;
+            }
+            taken[start..end].fill(true);
+            accepted.push((start, end, token.id));
+        }
+        accepted.sort_unstable();
+
+        let mut fragments = Vec::with_capacity(accepted.len() * 2 + 1);
+        let mut at = 0;
+        for (start, end, id) in accepted {
+            if start > at {
+                fragments.push(Fragment::Text(&text[at..start]));
+            }
+            fragments.push(Fragment::Token(id));
+            at = end;
+        }
+        if at < text.len() {
+            fragments.push(Fragment::Text(&text[at..]));
+        }
+        fragments
+    }
+
+    /// Where control tokens begin in `text`, overlapping ones included, in
+    /// ascending order.
+    pub(super) fn controls<'a>(&'a self, text: &'a str) -> impl Iterator<Item = usize> + 'a {
+        let control = |token: &SpecialToken, _| token.control;
+        self.places(text).filter(move |&start| {
+            self.next(self.longest_at(text, start), start, &control)
+                .is_some()
+        })
+    }
+
+    /// The places of `text` whose byte some special token begins with.
+    fn places<'a>(&'a self, text: &'a str) -> impl Iterator<Item = usize> + 'a {
+        let bytes = text.bytes().enumerate();
+        bytes.filter_map(|(at, byte)| self.begins[byte as usize].then_some(at))
+    }
+
+    /// The longest special token that begins at `start`.
+    fn longest_at(&self, text: &str, start: usize) -> Option<usize> {
+        let input = Input::new(text).range(start..).anchored(Anchored::Yes);
+        Some(self.automaton.find(input)?.pattern().as_usize())
+    }
+
+    /// The first allowed token of those that begin with each other.
+    fn next(
+        &self,
+        mut at: Option<usize>,
+        start: usize,
+        allowed: &impl Fn(&SpecialToken, usize) -> bool,
+    ) -> Option<usize> {
+        while let Some(token) = at.map(|at| &self.tokens[at]) {
+            if allowed(token, start) {
+                return at;
+            }
+            at = token.shorter;
+        }
+        None
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::vocabulary::Arena;
+    use super::*;
+
+    /// Pieces that begin with `<` are controls, the others user-defined.
+    fn specials(pieces: &[&str]) -> Specials {
+        let mut arena = Arena::default();
+        let mut kinds = Vec::new();
+        for piece in pieces {
+            assert!(arena.push(piece.as_bytes()));
+            kinds.push(match piece.starts_with('<') {
+                true => TokenKind::Control,
+                false => TokenKind::UserDefined,
+            });
+        }
+        Specials::new(&Vocabulary::new(arena, kinds)).expect("builds")
+    }
+
+    /// The text with each special token in brackets.
+    fn show(specials: &Specials, pieces: &[&str], text: &str) -> String {
+        let fragments = specials.split(text, |_, _| true);
+        let shown = fragments.iter().map(|fragment| match fragment {
+            Fragment::Token(id) => format!("[{}]", pieces[*id as usize]),
+            Fragment::Text(text) => text.to_string(),
+        });
+        shown.collect()
+    }
+
+    /// What llama.cpp does, word for word: token by token, longest first.
+    fn reference(pieces: &[&str], text: &str) -> String {
+        let mut order: Vec<&str> = pieces.to_vec();
+        order.sort_by_key(|piece| Reverse(piece.len()));
+        let mut parts: Vec<(bool, String)> = vec![(false, text.to_owned())];
+        for piece in order {
+            let mut next = Vec::new();
+            for (special, part) in parts {
+                if special {
+                    next.push((true, part));
+                    continue;
+                }
+                for (at, between) in part.split(piece).enumerate() {
+                    if at > 0 {
+                        next.push((true, piece.to_owned()));
+                    }
+                    next.push((false, between.to_owned()));
+                }
+            }
+            parts = next;
+        }
+        let shown = parts.iter().map(|(special, part)| match special {
+            true => format!("[{part}]"),
+            false => part.clone(),
+        });
+        shown.collect()
+    }
+
+    #[test]
+    fn the_longest_token_wins_wherever_it_stands() {
+        let pieces = ["abc", "bcde", "de", "c"];
+        let specials = specials(&pieces);
+        assert_eq!(show(&specials, &pieces, "abcde"), "a[bcde]");
+        assert_eq!(show(&specials, &pieces, "abcd"), "[abc]d");
+        assert_eq!(show(&specials, &pieces, "xcxdex"), "x[c]x[de]x");
+    }
+
+    #[test]
+    fn runs_are_cut_from_the_left() {
+        let pieces = ["aa", "aaa", "aaaa"];
+        let specials = specials(&pieces);
+        assert_eq!(show(&specials, &pieces, "aaaaaaa"), "[aaaa][aaa]");
+        assert_eq!(show(&specials, &pieces, "aaaaa"), "[aaaa]a");
+    }
+
+    proptest::proptest! {
+        #[test]
+        fn matches_are_those_of_a_search_token_by_token(
+            pieces in proptest::collection::hash_set("[ab<]{1,4}", 1..8),
+            text in "[ab<]{0,24}",
+        ) {
+            let mut pieces: Vec<&str> = pieces.iter().map(String::as_str).collect();
+            pieces.sort();
+            let specials = specials(&pieces);
+            proptest::prop_assert_eq!(show(&specials, &pieces, &text), reference(&pieces, &text));
+        }
+    }
+}

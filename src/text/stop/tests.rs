@@ -1,0 +1,389 @@
+use proptest::collection::vec;
+use proptest::prelude::*;
+
+use super::*;
+
+fn strings(texts: &[&str]) -> Vec<String> {
+    texts.iter().map(|&text| text.to_owned()).collect()
+}
+
+/// Pushes the pieces; the whole text, and whether it was stopped. On the way it
+/// checks that what is reported is what was sent.
+fn run(matcher: StopMatcher, pieces: &[&str]) -> (String, bool) {
+    let mut matcher = matcher;
+    let whole = pieces.concat();
+    let mut sent = String::new();
+    let mut stopped = false;
+    for piece in pieces {
+        let output = matcher.push(piece);
+        sent += &output.text;
+        assert_eq!(output.emitted, matcher.sent().end);
+        assert_eq!(whole[matcher.sent()], sent);
+        assert!(output.stopped || !stopped);
+        assert!(!stopped || output.text.is_empty());
+        stopped = output.stopped;
+    }
+    let rest = matcher.finish();
+    assert!(!stopped || rest.is_empty());
+    sent += &rest;
+    assert_eq!(whole[matcher.sent()], sent);
+    if !stopped {
+        assert_eq!(matcher.sent().end, whole.len());
+    }
+    (sent, stopped)
+}
+
+fn stops(texts: &[&str]) -> StopMatcher {
+    StopMatcher::new(&strings(texts), &[])
+}
+
+fn markers(texts: &[&str]) -> StopMatcher {
+    StopMatcher::new(&[], &strings(texts))
+}
+
+fn stopped(text: &str) -> (String, bool) {
+    (text.to_owned(), true)
+}
+
+fn whole(text: &str) -> (String, bool) {
+    (text.to_owned(), false)
+}
+
+#[test]
+fn a_stop_string_and_what_follows_is_cut() {
+    assert_eq!(run(stops(&["END"]), &["one END two"]), stopped("one "));
+    assert_eq!(
+        run(stops(&["END"]), &["one E", "N", "D two"]),
+        stopped("one ")
+    );
+    assert_eq!(run(stops(&["END"]), &["END"]), stopped(""));
+    assert_eq!(run(stops(&["END"]), &["one EN", "d"]), whole("one ENd"));
+    assert_eq!(run(stops(&["END"]), &["one EN"]), whole("one EN"));
+    assert_eq!(run(stops(&["。"]), &["はい", "。", "次"]), stopped("はい"));
+}
+
+#[test]
+fn nothing_is_dropped_without_stops() {
+    assert_eq!(
+        run(stops(&[]), &["one\n", "\n", "# Query:"]),
+        whole("one\n\n# Query:")
+    );
+    assert_eq!(run(stops(&[""]), &["one"]), whole("one"));
+}
+
+#[test]
+fn a_stop_string_may_begin_within_itself() {
+    assert_eq!(run(stops(&["aab"]), &["a", "a", "a", "b"]), stopped("a"));
+    assert_eq!(run(stops(&["abab!"]), &["aba", "bab!"]), stopped("ab"));
+}
+
+#[test]
+fn the_first_complete_stop_string_wins() {
+    // "b" is complete before "abc" could be.
+    assert_eq!(run(stops(&["abc", "b"]), &["xabc"]), stopped("xa"));
+    // Both end at once: the one that starts first.
+    assert_eq!(run(stops(&["c", "abc"]), &["xabc"]), stopped("x"));
+}
+
+#[test]
+fn what_cannot_begin_a_stop_is_sent_at_once() {
+    let mut matcher = stops(&["\n\n", "STOP"]);
+    assert_eq!(matcher.push("a\n").text, "a");
+    assert_eq!(matcher.push("b STO").text, "\nb ");
+    assert_eq!(matcher.push("S").text, "STO");
+    assert_eq!(matcher.finish(), "S");
+}
+
+#[test]
+fn what_comes_after_the_stop_is_dropped() {
+    let mut matcher = stops(&["."]);
+    let first = matcher.push("Yes. No");
+    assert_eq!(
+        (first.text.as_str(), first.stopped, first.emitted),
+        ("Yes", true, 3)
+    );
+    let second = matcher.push("more");
+    assert_eq!(
+        (second.text.as_str(), second.stopped, second.emitted),
+        ("", true, 3)
+    );
+    assert_eq!(matcher.finish(), "");
+    assert_eq!(matcher.sent(), 0..3);
+}
+
+#[test]
+fn a_marker_ends_the_answer_with_its_blank_lines() {
+    let matcher = || markers(&["# Query:", "# Answer:"]);
+    for text in [
+        "Sure.\n\n# Query:\nNext",
+        "Sure.\n# Answer:",
+        "Sure.\r\n\r\n# Query:",
+        "Sure.\n \n\t\n\n# Query:",
+    ] {
+        assert_eq!(run(matcher(), &[text]), stopped("Sure."), "{text:?}");
+    }
+    // The spaces that end a line of text are text.
+    assert_eq!(run(matcher(), &["Sure. \n# Query:"]), stopped("Sure. "));
+    assert_eq!(run(matcher(), &["# Query:"]), stopped(""));
+    assert_eq!(run(matcher(), &[" \n\n# Query:"]), stopped(""));
+}
+
+#[test]
+fn a_marker_counts_only_at_the_start_of_a_line() {
+    for text in [
+        "It says # Query: here",
+        "a\n # Query:",
+        "a\n# Quer:\n\n",
+        "a\n## Query:",
+        "a\n# query:",
+    ] {
+        assert_eq!(
+            run(markers(&["# Query:"]), &[text]),
+            whole(text),
+            "{text:?}"
+        );
+    }
+}
+
+#[test]
+fn a_marker_in_a_code_block_is_code() {
+    let text = "Use this:\n```markdown\n\n# Query:\n```\nDone.";
+    assert_eq!(run(markers(&["# Query:"]), &[text]), whole(text));
+    let text = "~~~~\n```\n~~~\n# Query:";
+    assert_eq!(run(markers(&["# Query:"]), &[text]), whole(text));
+    assert_eq!(
+        run(
+            markers(&["# Query:"]),
+            &["```\n# Query:\n```\n\n# Query:\n"]
+        ),
+        stopped("```\n# Query:\n```")
+    );
+    // Not a fence: its info string has a backtick.
+    assert_eq!(
+        run(markers(&["# Query:"]), &["``` a`\n# Query:\n"]),
+        stopped("``` a`")
+    );
+}
+
+#[test]
+fn a_stop_string_counts_in_a_code_block_too() {
+    assert_eq!(
+        run(stops(&["\n\n"]), &["```\na\n\nb\n```"]),
+        stopped("```\na")
+    );
+}
+
+#[test]
+fn a_marker_may_be_a_closing_fence() {
+    let form = || markers(&["```\n\n# Query:"]);
+    assert_eq!(run(form(), &["Yes.\n```\n\n# Query:"]), stopped("Yes."));
+    let text = "```\na\n```\n\n# Query:";
+    assert_eq!(run(form(), &[text]), whole(text));
+}
+
+#[test]
+fn blank_lines_wait_for_a_marker_but_not_in_a_code_block() {
+    let mut matcher = markers(&["# Query:"]);
+    assert_eq!(matcher.push("one two\n").text, "one two");
+    assert_eq!(matcher.push("\n# Que").text, "");
+    assert_eq!(matcher.push("st").text, "\n\n# Quest");
+    assert_eq!(matcher.push("\n```\n").text, "\n```\n");
+    assert_eq!(matcher.push("\n").text, "\n");
+    assert_eq!(matcher.push("# Query:\n").text, "# Query:\n");
+    assert_eq!(matcher.push("```\n").text, "```");
+    assert_eq!(matcher.finish(), "\n");
+}
+
+#[test]
+fn the_start_is_trimmed_if_asked_for() {
+    let trimmed = |texts: &[&str]| stops(texts).trim_start(true);
+    assert_eq!(run(trimmed(&[]), &["\n", " ", " a b"]), whole("a b"));
+    assert_eq!(run(trimmed(&["\n"]), &["\n\na", "\nb"]), stopped("a"));
+    // An ideographic space is how a Japanese paragraph begins.
+    assert_eq!(run(trimmed(&[]), &[" \u{3000}はい"]), whole("\u{3000}はい"));
+    assert_eq!(run(stops(&[]), &["\n a"]), whole("\n a"));
+    assert_eq!(
+        run(markers(&["# Q"]).trim_start(true), &[" \n # Q"]),
+        stopped("")
+    );
+
+    let mut matcher = trimmed(&[]);
+    assert_eq!(matcher.push(" \n").emitted, 2);
+    assert_eq!(matcher.sent(), 2..2);
+    assert_eq!(matcher.push(" a").emitted, 4);
+    assert_eq!(matcher.sent(), 3..4);
+}
+
+/// Whether a line that follows `before`, whole lines, is in a fenced code block.
+fn in_code(before: &str) -> bool {
+    let mut open: Option<&str> = None;
+    for line in before.split(['\n', '\r']) {
+        let text = line.trim_start_matches(' ');
+        let fence_end = match text.as_bytes().first() {
+            Some(&mark @ (b'`' | b'~')) => text
+                .bytes()
+                .position(|byte| byte != mark)
+                .unwrap_or(text.len()),
+            _ => 0,
+        };
+        let (fence, info) = text.split_at(fence_end);
+        if fence.len() < 3 || line.len() - text.len() > 3 {
+            continue;
+        }
+        match open {
+            None if fence.starts_with('~') || !info.contains('`') => open = Some(fence),
+            Some(begun)
+                if fence.starts_with(begun) && info.trim_matches([' ', '\t']).is_empty() =>
+            {
+                open = None;
+            }
+            _ => {}
+        }
+    }
+    open.is_some()
+}
+
+/// The result for a whole text, by trying each end in turn.
+fn reference(text: &str, stops: &[String], markers: &[String], trim: bool) -> (String, bool) {
+    let blank = [' ', '\t', '\r', '\n'];
+    let text = if trim {
+        text.trim_start_matches(blank)
+    } else {
+        text
+    };
+    for end in (0..=text.len()).filter(|&end| text.is_char_boundary(end)) {
+        let so_far = &text[..end];
+        let of_stops = stops
+            .iter()
+            .filter_map(|stop| so_far.strip_suffix(stop.as_str()));
+        let of_markers = markers.iter().filter_map(|marker| {
+            let before = so_far.strip_suffix(marker.as_str())?;
+            let line_start = before.is_empty() || before.ends_with(['\n', '\r']);
+            if !line_start || in_code(before) {
+                return None;
+            }
+            let content = before.trim_end_matches(blank);
+            // After the last content its line goes on to the first line break.
+            let run = &before[content.len()..];
+            let line_end = if content.is_empty() {
+                Some(0)
+            } else {
+                run.find(['\n', '\r'])
+            };
+            Some(&before[..content.len() + line_end.unwrap_or(run.len())])
+        });
+        if let Some(cut) = of_stops.chain(of_markers).min_by_key(|cut| cut.len()) {
+            return (cut.to_owned(), true);
+        }
+    }
+    (text.to_owned(), false)
+}
+
+/// Text in which fences, blank lines, markers and parts of them are common.
+fn text() -> impl Strategy<Value = Vec<String>> {
+    let piece = prop_oneof![
+        Just("```\n"),
+        Just("\n```\n"),
+        Just("~~~"),
+        Just("`"),
+        Just("    "),
+        Just("\n"),
+        Just("\n\n"),
+        Just("\r\n"),
+        Just(" "),
+        Just("\t"),
+        Just("# Q:"),
+        Just("\n# Q:"),
+        Just("\n# "),
+        Just("#"),
+        Just(" Q"),
+        Just("Q:"),
+        Just(":"),
+        Just("a"),
+        Just("b"),
+        Just("ab"),
+        Just("aab"),
+        Just("é"),
+        Just("は"),
+        Just("````"),
+    ];
+    vec(piece.prop_map(str::to_owned), 0..24)
+}
+
+fn stop_strings() -> impl Strategy<Value = Vec<String>> {
+    let stop = prop_oneof![
+        Just("\n\n".to_owned()),
+        Just("# Q:a".to_owned()),
+        Just("は".to_owned()),
+        Just(" ".to_owned()),
+        "[ab]{2,5}",
+        "[ab\n#]{2,4}",
+    ];
+    vec(stop, 0..3)
+}
+
+fn marker_strings() -> impl Strategy<Value = Vec<String>> {
+    let marker = prop_oneof![
+        3 => Just("# Q:"),
+        1 => Just("#"),
+        1 => Just("aa"),
+        1 => Just("```\n\n# Q:"),
+        1 => Just("\n# Q:"),
+        1 => Just(" a"),
+    ];
+    vec(marker.prop_map(str::to_owned), 0..3)
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(2_000))]
+
+    #[test]
+    fn the_result_is_that_of_the_whole_text(
+        text in text(), stops in stop_strings(), markers in marker_strings(), trim: bool,
+    ) {
+        let pieces: Vec<&str> = text.iter().map(String::as_str).collect();
+        let expected = reference(&text.concat(), &stops, &markers, trim);
+        let matcher = StopMatcher::new(&stops, &markers).trim_start(trim);
+        let whole = text.concat();
+        prop_assert_eq!(&run(matcher.clone(), &pieces), &expected);
+        prop_assert_eq!(&run(matcher.clone(), &[&whole]), &expected);
+        let characters: Vec<String> = whole.chars().map(String::from).collect();
+        let characters: Vec<&str> = characters.iter().map(String::as_str).collect();
+        prop_assert_eq!(&run(matcher, &characters), &expected);
+    }
+
+    /// With one string to look for: of several, one may keep another from being
+    /// completed.
+    #[test]
+    fn only_what_may_be_cut_is_held(
+        text in text(), stops in stop_strings(), markers in marker_strings(), of_client: bool,
+    ) {
+        let (stops, markers) = if of_client { (stops, vec![]) } else { (vec![], markers) };
+        let stops: Vec<String> = stops.into_iter().take(1).collect();
+        let markers: Vec<String> = markers.into_iter().take(1).collect();
+        let Some(full) = stops.iter().chain(&markers).next() else {
+            return Ok(());
+        };
+        let rests: Vec<&str> = full.char_indices().map(|(at, _)| &full[at..]).collect();
+        let endings: Vec<String> = ["", "\n"]
+            .iter()
+            .flat_map(|line_break| rests.iter().map(move |rest| format!("{line_break}{rest}")))
+            .collect();
+
+        let mut matcher = StopMatcher::new(&stops, &markers);
+        let mut pushed = String::new();
+        for piece in text {
+            pushed += &piece;
+            if matcher.push(&piece).stopped {
+                break;
+            }
+            // Some continuation must cut all that is held.
+            let sent = matcher.sent().end;
+            let may_be_cut = endings.iter().any(|ending| {
+                let (kept, stopped) = reference(&format!("{pushed}{ending}"), &stops, &markers, false);
+                stopped && kept.len() <= sent
+            });
+            prop_assert!(sent == pushed.len() || may_be_cut, "{pushed:?} {sent}");
+        }
+    }
+}

@@ -1,0 +1,225 @@
+//! The tokenizer as the rest of incant sees it.
+
+use std::borrow::Cow;
+
+use super::bpe::Bpe;
+use super::split::{Fragment, SpecialToken, Specials};
+use super::spm::Spm;
+use super::vocabulary::{Arena, TokenKind, Vocabulary};
+
+/// Turns text into a model's token ids and ids into text.
+///
+/// Build it with [`Tokenizer::from_gguf`]. It is immutable: share it in an
+/// `Arc`.
+#[derive(Debug)]
+pub struct Tokenizer {
+    pub(super) vocabulary: Vocabulary,
+    /// By token: the bytes it adds to a text.
+    pub(super) texts: Arena,
+    pub(super) specials: Specials,
+    pub(super) encoder: Encoder,
+    pub(super) facts: Facts,
+}
+
+/// How text between special tokens is encoded.
+#[derive(Debug)]
+pub(super) enum Encoder {
+    Spm(Spm),
+    Bpe(Bpe),
+}
+
+/// What else the metadata says.
+#[derive(Debug)]
+pub(super) struct Facts {
+    pub(super) pre: String,
+    pub(super) bos: Option<u32>,
+    pub(super) eos: Option<u32>,
+    pub(super) adds_bos: bool,
+    pub(super) adds_eos: bool,
+    pub(super) end_tokens: Vec<u32>,
+}
+
+/// Whether texts such as `<|im_end|>` stand for control tokens.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Special {
+    /// They do.
+    Parse,
+    /// They are text like any other: no id of a control token comes out.
+    /// Pieces that the vocabulary defines as text still match.
+    Plain,
+}
+
+impl Tokenizer {
+    /// The ids of `text`, as llama.cpp gives them; BOS and EOS are not added.
+    pub fn encode(&self, text: &str, special: Special) -> Vec<u32> {
+        match special {
+            Special::Parse => self.encode_where(text, |_, _| true),
+            Special::Plain => self.encode_where(text, |token, _| !token.control),
+        }
+    }
+
+    /// Like [`encode`](Self::encode) with [`Special::Parse`], but `guard`
+    /// marks places: it is removed, and no control token is found across a
+    /// place where it stood. Where that prevents nothing, the ids are those of
+    /// the text without guards.
+    pub fn encode_guarded(&self, text: &str, guard: char) -> Vec<u32> {
+        let mut guards = Vec::new();
+        let mut clean = String::with_capacity(text.len());
+        for part in text.split(guard) {
+            clean.push_str(part);
+            guards.push(clean.len());
+        }
+        // The end of the text is no guard.
+        guards.pop();
+        self.encode_where(&clean, |token, start| {
+            !(token.control && token.spans(start, &guards))
+        })
+    }
+
+    /// Puts `guard` after the first character of each text in `text` that is a
+    /// control token's, overlapping ones included. What
+    /// [`encode_guarded`](Self::encode_guarded) makes of the result, also with
+    /// more text around it, holds no control token from within `text`.
+    ///
+    /// `text` itself should not contain `guard`: it would be lost.
+    pub fn guard_controls<'a>(&self, text: &'a str, guard: char) -> Cow<'a, str> {
+        let mut guarded = String::new();
+        let mut copied = 0;
+        for start in self.specials.controls(text) {
+            let first = text[start..].chars().next().map_or(0, char::len_utf8);
+            guarded.push_str(&text[copied..start + first]);
+            guarded.push(guard);
+            copied = start + first;
+        }
+        if copied == 0 {
+            return Cow::Borrowed(text);
+        }
+        guarded.push_str(&text[copied..]);
+        Cow::Owned(guarded)
+    }
+
+    fn encode_where(&self, text: &str, allowed: impl Fn(&SpecialToken, usize) -> bool) -> Vec<u32> {
+        let mut ids = Vec::new();
+        // Whether the next text begins everything or follows a special token.
+        let mut first = true;
+        for fragment in self.specials.split(text, allowed) {
+            match fragment {
+                Fragment::Token(id) => ids.push(id),
+                Fragment::Text(text) => match &self.encoder {
+                    Encoder::Spm(spm) => spm.encode(&self.vocabulary, text, first, &mut ids),
+                    Encoder::Bpe(bpe) => bpe.encode(&self.vocabulary, text, &mut ids),
+                },
+            }
+            first = matches!(fragment, Fragment::Token(_));
+        }
+        ids
+    }
+
+    /// The bytes a token adds to a text. Empty for control, unknown and unused
+    /// tokens, and for ids that there are not. They need not be whole
+    /// characters.
+    pub fn token_bytes(&self, id: u32) -> &[u8] {
+        self.texts.get(id).unwrap_or_default()
+    }
+
+    /// The same, but tokens that add nothing show their piece: `<|im_end|>`.
+    pub fn token_text_special(&self, id: u32) -> &[u8] {
+        match self.kind(id) {
+            TokenKind::Control | TokenKind::Unknown | TokenKind::Unused => {
+                self.piece(id).unwrap_or_default().as_bytes()
+            }
+            TokenKind::Normal | TokenKind::UserDefined | TokenKind::Byte => self.token_bytes(id),
+        }
+    }
+
+    /// The text of `ids`; with `special`, control tokens are shown as their
+    /// pieces. Bytes that form no character become U+FFFD. Where encoding puts
+    /// a space before a text ([`adds_space_prefix`](Self::adds_space_prefix)),
+    /// that space is taken away again.
+    pub fn decode(&self, ids: &[u32], special: bool) -> String {
+        let mut bytes = Vec::new();
+        let mut first = true;
+        for &id in ids {
+            let text = match special {
+                true => self.token_text_special(id),
+                false => self.token_bytes(id),
+            };
+            let added = first && self.adds_space_prefix() && self.is_text(id);
+            bytes.extend_from_slice(match text {
+                [b' ', rest @ ..] if added => rest,
+                _ => text,
+            });
+            first = !self.is_text(id);
+        }
+        String::from_utf8_lossy(&bytes).into_owned()
+    }
+
+    /// Whether a token comes from text rather than from a special token.
+    fn is_text(&self, id: u32) -> bool {
+        matches!(self.kind(id), TokenKind::Normal | TokenKind::Byte)
+    }
+
+    /// A token's text as the vocabulary has it (`▁the`, `Ġthe`, `<0x0A>`).
+    pub fn piece(&self, id: u32) -> Option<&str> {
+        self.vocabulary.piece(id)
+    }
+
+    /// What a token is for; [`TokenKind::Unused`] for ids that there are not.
+    pub fn kind(&self, id: u32) -> TokenKind {
+        self.vocabulary.kind(id).unwrap_or(TokenKind::Unused)
+    }
+
+    /// How many tokens there are.
+    pub fn vocab_size(&self) -> usize {
+        self.vocabulary.len() as usize
+    }
+
+    /// The token that begins a text.
+    pub fn bos(&self) -> Option<u32> {
+        self.facts.bos
+    }
+
+    /// The token that ends a text.
+    pub fn eos(&self) -> Option<u32> {
+        self.facts.eos
+    }
+
+    /// Whether the model expects BOS before every prompt.
+    pub fn adds_bos(&self) -> bool {
+        self.facts.adds_bos
+    }
+
+    /// Whether the model expects EOS after every text.
+    pub fn adds_eos(&self) -> bool {
+        self.facts.adds_eos
+    }
+
+    /// Whether encoding puts a space before a text (and after each special
+    /// token).
+    pub fn adds_space_prefix(&self) -> bool {
+        match &self.encoder {
+            Encoder::Spm(spm) => spm.space_prefix,
+            Encoder::Bpe(_) => false,
+        }
+    }
+
+    /// Every token that ends generation: EOS, the ends of a turn and of a
+    /// message that the metadata names, and control tokens that are known as
+    /// ends by their text. EOS comes first.
+    pub fn end_tokens(&self) -> &[u32] {
+        &self.facts.end_tokens
+    }
+
+    /// The tokenizer's family as GGUF calls it: `llama` or `gpt2`.
+    pub fn kind_name(&self) -> &'static str {
+        match self.encoder {
+            Encoder::Spm(_) => "llama",
+            Encoder::Bpe(_) => "gpt2",
+        }
+    }
+
+    /// The pre-tokenizer as the GGUF calls it, `default` if it names none.
+    pub fn pre_name(&self) -> &str {
+        &self.facts.pre
+    }
+}

@@ -1,0 +1,546 @@
+//! Models are found and fetched: whole, verified, resumed, or not at all.
+
+use std::cell::RefCell;
+use std::fs;
+use std::net::TcpListener;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use incant::catalog::{Cache, CatalogError, Hub, Manifest, Progress, State};
+use sha2::{Digest, Sha256};
+
+use crate::support;
+use crate::support::hub::{FakeHub, Reply};
+
+/// A file of some size, no two of its kilobytes alike.
+pub(crate) fn file_bytes() -> Vec<u8> {
+    (0..300_000_u32)
+        .map(|i| (i.wrapping_mul(2_654_435_761) >> 24) as u8)
+        .collect()
+}
+
+pub(crate) fn checksum(bytes: &[u8]) -> String {
+    Sha256::digest(bytes)
+        .iter()
+        .map(|byte| format!("{byte:02x}"))
+        .collect()
+}
+
+/// The text of a manifest for `bytes` that the hub has as `tiny.gguf`.
+pub(crate) fn manifest_text(bytes: &[u8]) -> String {
+    format!(
+        r#"
+name = "tiny"
+title = "Tiny"
+architecture = "llama"
+parameters = 1000
+quantization = "Q4_0"
+context = 128
+size = {size}
+
+[licence]
+id = "MIT"
+url = "https://opensource.org/license/mit"
+terms = "Do as you like."
+
+[[source]]
+kind = "huggingface"
+repo = "someone/tiny-gguf"
+revision = "v1"
+file = "tiny.gguf"
+sha256 = "{sha256}"
+"#,
+        size = bytes.len(),
+        sha256 = checksum(bytes),
+    )
+}
+
+fn manifest(bytes: &[u8]) -> Manifest {
+    Manifest::parse(&manifest_text(bytes)).expect("the test's manifest is good")
+}
+
+struct Place {
+    dir: tempfile::TempDir,
+    cache: Cache,
+}
+
+/// An empty cache that asks `hub`.
+fn place(hub: Option<Hub>) -> Place {
+    let dir = tempfile::tempdir().expect("a temporary directory");
+    let cache = Cache {
+        dir: dir.path().join("models"),
+        hub,
+    };
+    Place { dir, cache }
+}
+
+impl Place {
+    /// The names of the files in the cache.
+    fn files(&self) -> Vec<String> {
+        let mut names: Vec<String> = fs::read_dir(&self.cache.dir)
+            .expect("the cache is there")
+            .map(|entry| {
+                entry
+                    .expect("it is readable")
+                    .file_name()
+                    .display()
+                    .to_string()
+            })
+            .collect();
+        names.sort();
+        names
+    }
+}
+
+/// Remembers the lines it is told.
+#[derive(Default)]
+struct Notes(RefCell<Vec<String>>);
+
+impl Progress for Notes {
+    fn note(&self, line: &str) {
+        self.0.borrow_mut().push(line.to_owned());
+    }
+    fn begin(&self, _name: &str, _total: u64) {}
+    fn position(&self, _bytes: u64) {}
+    fn end(&self) {}
+}
+
+fn failure(place: &Place, manifest: &Manifest) -> String {
+    let outcome = place.cache.fetch(manifest, &Notes::default());
+    outcome.expect_err("it cannot be fetched").to_string()
+}
+
+#[test]
+fn a_file_is_fetched_once_and_then_needs_no_network() {
+    let bytes = file_bytes();
+    let server = FakeHub::new(&bytes, &[]);
+    let mut place = place(Some(server.hub()));
+    let manifest = manifest(&bytes);
+    assert_eq!(
+        place.cache.state(&manifest).expect("it can look"),
+        State::Absent
+    );
+
+    let path = place
+        .cache
+        .fetch(&manifest, &Notes::default())
+        .expect("it is fetched");
+    assert_eq!(path, place.cache.dir.join("tiny.gguf"));
+    assert_eq!(fs::read(&path).expect("it is there"), bytes);
+    assert_eq!(place.files(), ["tiny.gguf"], "nothing else is left");
+    assert_eq!(
+        place.cache.state(&manifest).expect("it can look"),
+        State::Present
+    );
+    assert_eq!(
+        server.requests()[0].path,
+        "/someone/tiny-gguf/resolve/v1/tiny.gguf"
+    );
+
+    place.cache.hub = None;
+    let again = place
+        .cache
+        .fetch(&manifest, &Notes::default())
+        .expect("it is here");
+    assert_eq!(again, path);
+    assert_eq!(server.requests().len(), 1);
+}
+
+#[test]
+fn a_lost_connection_goes_on_where_it_was() {
+    let bytes = file_bytes();
+    let server = FakeHub::new(&bytes, &[Reply::Cut(100_000), Reply::Cut(50_000)]);
+    let place = place(Some(server.hub()));
+    let notes = Notes::default();
+    let path = place
+        .cache
+        .fetch(&manifest(&bytes), &notes)
+        .expect("it is fetched");
+    assert_eq!(fs::read(path).expect("it is there"), bytes);
+    let ranges = [
+        None,
+        Some("bytes=100000-".to_owned()),
+        Some("bytes=150000-".to_owned()),
+    ];
+    assert_eq!(server.ranges(), ranges);
+    assert!(
+        notes.0.borrow()[0].contains("going on from byte 100000"),
+        "{:?}",
+        notes.0
+    );
+}
+
+#[test]
+fn a_later_try_goes_on_where_an_earlier_one_ended() {
+    let bytes = file_bytes();
+    let server = FakeHub::new(
+        &bytes,
+        &[Reply::Cut(1000), Reply::Status("503 Service Unavailable")],
+    );
+    let place = place(Some(server.hub()));
+    let manifest = manifest(&bytes);
+    let error = failure(&place, &manifest);
+    assert!(error.contains("503 Service Unavailable"), "{error}");
+    assert!(error.contains("1000 bytes are kept"), "{error}");
+    assert_eq!(
+        place.cache.state(&manifest).expect("it can look"),
+        State::Partial { bytes: 1000 }
+    );
+
+    let path = place
+        .cache
+        .fetch(&manifest, &Notes::default())
+        .expect("it is fetched");
+    assert_eq!(fs::read(path).expect("it is there"), bytes);
+    assert_eq!(
+        server.ranges().last(),
+        Some(&Some("bytes=1000-".to_owned()))
+    );
+    assert_eq!(place.files(), ["tiny.gguf"]);
+}
+
+#[test]
+fn a_server_without_ranges_is_asked_for_the_whole_file() {
+    let bytes = file_bytes();
+    let server = FakeHub::new(&bytes, &[Reply::Cut(1000), Reply::Whole]);
+    let place = place(Some(server.hub()));
+    let notes = Notes::default();
+    let path = place
+        .cache
+        .fetch(&manifest(&bytes), &notes)
+        .expect("it is fetched");
+    assert_eq!(fs::read(path).expect("it is there"), bytes);
+    assert!(
+        notes
+            .0
+            .borrow()
+            .iter()
+            .any(|line| line.contains("starting again"))
+    );
+}
+
+#[test]
+fn a_server_that_always_hangs_up_is_given_up() {
+    let bytes = file_bytes();
+    let server = FakeHub::new(&bytes, &[const { Reply::Cut(10) }; 100]);
+    let place = place(Some(server.hub()));
+    let error = failure(&place, &manifest(&bytes));
+    assert!(error.contains("60 bytes are kept"), "{error}");
+    assert_eq!(server.requests().len(), 6);
+}
+
+#[test]
+fn wrong_data_is_deleted_and_said_so() {
+    let bytes = file_bytes();
+    let mut wrong = bytes.clone();
+    wrong[200_000] ^= 1;
+    let server = FakeHub::new(&wrong, &[]);
+    let place = place(Some(server.hub()));
+    let error = failure(&place, &manifest(&bytes));
+    assert!(error.contains(&checksum(&wrong)), "{error}");
+    assert!(error.contains(&checksum(&bytes)), "{error}");
+    assert!(error.contains("deleted"), "{error}");
+    assert_eq!(place.files(), ["tiny.gguf.lock"]);
+    assert_eq!(
+        server.requests().len(),
+        1,
+        "the same bytes would come again"
+    );
+}
+
+#[test]
+fn damaged_data_of_an_earlier_try_costs_a_new_start() {
+    let bytes = file_bytes();
+    let server = FakeHub::new(&bytes, &[]);
+    let place = place(Some(server.hub()));
+    let part = format!("tiny.gguf.{}.part", &checksum(&bytes)[..8]);
+    fs::create_dir(&place.cache.dir).expect("the cache is new");
+    fs::write(place.cache.dir.join(part), [7; 1000]).expect("it is writable");
+    let notes = Notes::default();
+    let path = place
+        .cache
+        .fetch(&manifest(&bytes), &notes)
+        .expect("it is fetched");
+    assert_eq!(fs::read(path).expect("it is there"), bytes);
+    assert_eq!(server.ranges(), [Some("bytes=1000-".to_owned()), None]);
+    assert!(
+        notes.0.borrow()[0].contains("starting again"),
+        "{:?}",
+        notes.0
+    );
+}
+
+#[test]
+fn a_finished_part_needs_only_its_name() {
+    let bytes = file_bytes();
+    let place = place(None);
+    let part = format!("tiny.gguf.{}.part", &checksum(&bytes)[..8]);
+    fs::create_dir(&place.cache.dir).expect("the cache is new");
+    fs::write(place.cache.dir.join(part), &bytes).expect("it is writable");
+    // Even without a hub: there is nothing to ask for.
+    let closed = Cache {
+        hub: Some(nobody()),
+        ..place.cache.clone()
+    };
+    let path = closed
+        .fetch(&manifest(&bytes), &Notes::default())
+        .expect("it is here");
+    assert_eq!(fs::read(path).expect("it is there"), bytes);
+}
+
+#[test]
+fn answers_that_do_not_fit_are_refused_before_anything_is_lost() {
+    let bytes = file_bytes();
+    let other = &bytes[..bytes.len() - 1];
+    for (served, reply, complaint) in [
+        (
+            &bytes[..],
+            Reply::WrongRange,
+            "asked for byte 1000, it answers from byte 1001",
+        ),
+        (other, Reply::Good, "has 299999 bytes there, not 300000"),
+        (other, Reply::Whole, "has 299999 bytes there, not 300000"),
+        (&bytes[..], Reply::Status("404 Not Found"), "404 Not Found"),
+        (&bytes[..], Reply::Status("401 Unauthorized"), "HF_TOKEN"),
+        (
+            &bytes[..],
+            Reply::Status("416 Range Not Satisfiable"),
+            "shorter there",
+        ),
+    ] {
+        let server = FakeHub::new(served, &[reply]);
+        let place = place(Some(server.hub()));
+        let part = format!("tiny.gguf.{}.part", &checksum(&bytes)[..8]);
+        fs::create_dir(&place.cache.dir).expect("the cache is new");
+        fs::write(place.cache.dir.join(part), &bytes[..1000]).expect("it is writable");
+        let error = failure(&place, &manifest(&bytes));
+        assert!(error.contains(complaint), "{error}");
+        assert!(error.contains("1000 bytes are kept"), "{error}");
+        assert_eq!(server.requests().len(), 1);
+    }
+}
+
+#[test]
+fn a_body_of_unknown_length_is_held_to_the_manifest() {
+    let bytes = file_bytes();
+    let server = FakeHub::new(&bytes, &[Reply::Unmeasured]);
+    let whole = place(Some(server.hub()));
+    let path = whole.cache.fetch(&manifest(&bytes), &Notes::default());
+    assert_eq!(
+        fs::read(path.expect("it is fetched")).expect("it is there"),
+        bytes
+    );
+
+    // More than was promised: no more than was promised is written.
+    let mut longer = bytes.clone();
+    longer.extend([0; 1000]);
+    let mut promise = manifest(&longer);
+    promise.size = 300_000;
+    let server = FakeHub::new(&longer, &[Reply::Unmeasured]);
+    let place = place(Some(server.hub()));
+    let error = failure(&place, &promise);
+    assert!(error.contains(&checksum(&bytes)), "{error}");
+    assert_eq!(place.files(), ["tiny.gguf.lock"]);
+}
+
+#[test]
+fn two_that_want_the_same_model_download_it_once() {
+    let bytes = file_bytes();
+    let server = FakeHub::new(&bytes, &[]);
+    let place = place(Some(server.hub()));
+    let cache = Arc::new(place.cache.clone());
+    let threads: Vec<_> = (0..4)
+        .map(|_| {
+            let (cache, manifest) = (Arc::clone(&cache), manifest(&bytes));
+            thread::spawn(move || cache.fetch(&manifest, &Notes::default()))
+        })
+        .collect();
+    for thread in threads {
+        let path = thread
+            .join()
+            .expect("it does not panic")
+            .expect("it is fetched");
+        assert_eq!(fs::read(path).expect("it is there"), bytes);
+    }
+    assert_eq!(server.requests().len(), 1);
+    assert_eq!(place.files(), ["tiny.gguf"]);
+}
+
+/// A hub at a port where nobody listens.
+fn nobody() -> Hub {
+    let listener = TcpListener::bind("127.0.0.1:0").expect("a port is free");
+    let address = listener.local_addr().expect("it is bound");
+    Hub {
+        endpoint: format!("http://{address}"),
+        token: None,
+    }
+}
+
+#[test]
+fn a_hub_that_cannot_be_reached_fails_at_once() {
+    let place = place(Some(nobody()));
+    let start = Instant::now();
+    let error = failure(&place, &manifest(&file_bytes()));
+    assert!(
+        start.elapsed() < Duration::from_secs(10),
+        "{:?}",
+        start.elapsed()
+    );
+    assert!(
+        error.starts_with("no source delivered the model tiny:\n"),
+        "{error}"
+    );
+    assert!(
+        error.contains("Hugging Face (someone/tiny-gguf): http://127.0.0.1"),
+        "{error}"
+    );
+    assert_eq!(place.files(), ["tiny.gguf.lock"], "no empty part is left");
+}
+
+#[test]
+fn the_token_goes_to_the_hub_and_not_where_it_redirects() {
+    let bytes = file_bytes();
+    let store = FakeHub::new(&bytes, &[]);
+    let front = FakeHub::new(
+        &bytes,
+        &[Reply::Redirect(format!("{}/blob", store.endpoint))],
+    );
+    let mut hub = front.hub();
+    hub.token = Some("secret".to_owned());
+    let place = place(Some(hub));
+    place
+        .cache
+        .fetch(&manifest(&bytes), &Notes::default())
+        .expect("it is fetched");
+    assert_eq!(
+        front.requests()[0].authorization.as_deref(),
+        Some("Bearer secret")
+    );
+    assert_eq!(store.requests()[0].path, "/blob");
+    assert_eq!(store.requests()[0].authorization, None);
+}
+
+#[test]
+fn a_file_of_another_size_is_replaced() {
+    let bytes = file_bytes();
+    let server = FakeHub::new(&bytes, &[]);
+    let place = place(Some(server.hub()));
+    fs::create_dir(&place.cache.dir).expect("the cache is new");
+    fs::write(place.cache.dir.join("tiny.gguf"), b"GGUF").expect("it is writable");
+    let path = place
+        .cache
+        .fetch(&manifest(&bytes), &Notes::default())
+        .expect("it is fetched");
+    assert_eq!(fs::read(path).expect("it is there"), bytes);
+}
+
+#[test]
+fn a_cache_that_cannot_be_made_is_named() {
+    let mut place = place(Some(nobody()));
+    let file = place.dir.path().join("file");
+    fs::write(&file, b"").expect("it is writable");
+    place.cache.dir = file.join("models");
+    let error = failure(&place, &manifest(&file_bytes()));
+    assert!(
+        error.contains(&place.cache.dir.display().to_string()),
+        "{error}"
+    );
+}
+
+#[test]
+fn models_are_located_by_name_and_by_file() {
+    let bytes = file_bytes();
+    let place = place(None);
+    let cache = &place.cache;
+    let locate = |name: &str| cache.locate(name);
+
+    let error = locate("gemma-3-270m").expect_err("it is not here");
+    assert!(
+        error.to_string().contains("`incant pull gemma-3-270m`"),
+        "{error}"
+    );
+    let error = locate("smollm2-135m").expect_err("there is none");
+    let CatalogError::Unknown { known, .. } = &error else {
+        panic!("{error}");
+    };
+    assert_eq!(
+        known,
+        &["smollm2-135m-instruct", "gemma-3-270m"],
+        "the nearest first"
+    );
+
+    // By hand, without a manifest.
+    fs::create_dir(&cache.dir).expect("the cache is new");
+    fs::write(cache.dir.join("tiny.gguf"), &bytes).expect("it is writable");
+    let by_name = locate("tiny").expect("it is here");
+    assert_eq!((by_name.name.as_str(), by_name.manifest), ("tiny", None));
+
+    // With one.
+    let manifest = manifest(&bytes);
+    cache
+        .keep(&manifest, &manifest_text(&bytes))
+        .expect("it is kept");
+    assert_eq!(
+        locate("tiny").expect("it is here").manifest,
+        Some(manifest.clone())
+    );
+    assert_eq!(
+        cache.manifests().expect("it can look").last(),
+        Some(&manifest)
+    );
+
+    // The wrong file.
+    fs::write(cache.dir.join("tiny.gguf"), &bytes[1..]).expect("it is writable");
+    let error = locate("tiny").expect_err("it is another file").to_string();
+    assert!(
+        error.contains("299999 bytes where the model tiny has 300000"),
+        "{error}"
+    );
+
+    // By path.
+    let elsewhere: PathBuf = place.dir.path().join("My Model.Q4_0.gguf");
+    fs::write(&elsewhere, b"GGUF").expect("it is writable");
+    let path = elsewhere.display().to_string();
+    let by_path = locate(&path).expect("it is there");
+    assert_eq!(
+        (by_path.name.as_str(), by_path.path),
+        ("My Model.Q4_0", elsewhere)
+    );
+    let error = locate("nothing-here.gguf")
+        .expect_err("it is not there")
+        .to_string();
+    assert!(error.contains("nothing-here.gguf"), "{error}");
+    let folder = place.dir.path().display().to_string();
+    let error = locate(&folder).expect_err("it is a folder").to_string();
+    assert!(error.contains("is not a file"), "{error}");
+}
+
+#[test]
+fn a_damaged_manifest_in_the_cache_is_named() {
+    let place = place(None);
+    fs::create_dir(&place.cache.dir).expect("the cache is new");
+    fs::write(place.cache.dir.join("odd.toml"), "name = 1").expect("it is writable");
+    let error = place
+        .cache
+        .locate("odd")
+        .expect_err("it cannot be read")
+        .to_string();
+    assert!(error.contains("odd.toml"), "{error}");
+}
+
+#[test]
+fn the_real_models_are_gguf_files_of_the_promised_size() {
+    for name in [
+        "gemma-3-270m",
+        "smollm2-135m-instruct",
+        "qwen2.5-coder-0.5b-instruct",
+    ] {
+        let path: &Path = &support::model(name);
+        let mut magic = [0; 4];
+        let mut file = fs::File::open(path).expect("it is there");
+        std::io::Read::read_exact(&mut file, &mut magic).expect("it is not empty");
+        assert_eq!(&magic, b"GGUF", "{name}");
+    }
+}

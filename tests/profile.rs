@@ -1,0 +1,271 @@
+//! Profiles and chat templates as a client meets them.
+
+use std::path::Path;
+use std::sync::Arc;
+
+use incant::profile::{
+    self, ChatTemplate, Message, Profile, ProfileError, Rendering, Role, markers,
+};
+use proptest::prelude::*;
+
+fn user(content: &str) -> Message {
+    Message::new(Role::User, content)
+}
+
+fn assistant(content: &str) -> Message {
+    Message::new(Role::Assistant, content)
+}
+
+fn system(content: &str) -> Message {
+    Message::new(Role::System, content)
+}
+
+fn turns(profile: &Profile, messages: &[Message]) -> String {
+    profile.turns(messages, &str::to_owned).unwrap()
+}
+
+#[test]
+fn every_profile_in_prompts_is_built_in() {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("prompts");
+    let mut files: Vec<String> = std::fs::read_dir(folder)
+        .unwrap()
+        .map(|entry| entry.unwrap().path())
+        .filter(|path| {
+            path.extension()
+                .is_some_and(|extension| extension == "jinja")
+        })
+        .map(|path| path.file_stem().unwrap().to_str().unwrap().to_owned())
+        .collect();
+    files.sort();
+    let mut names: Vec<&str> = profile::builtin()
+        .iter()
+        .map(|profile| profile.name())
+        .collect();
+    names.sort();
+    assert_eq!(names, files);
+}
+
+/// The first marker opens a question and the second an answer; every built-in
+/// profile keeps that order, and this is where it shows.
+#[test]
+fn a_built_in_prefix_is_made_of_whole_turns() {
+    for profile in profile::builtin() {
+        let [query, answer, ..] = profile.markers() else {
+            panic!("{}: too few markers", profile.name());
+        };
+        let count = |marker: &String| {
+            profile
+                .prefix()
+                .lines()
+                .filter(|line| *line == marker)
+                .count()
+        };
+        assert_eq!(count(query), count(answer), "{}", profile.name());
+        assert!(count(query) >= profile.shots(), "{}", profile.name());
+        // What follows begins on a line of its own, after a blank one, so that
+        // no tokenizer joins the last piece of the prefix with the first turn.
+        assert!(profile.prefix().ends_with("\n\n"), "{}", profile.name());
+        assert!(!profile.prefix().ends_with("\n\n\n"), "{}", profile.name());
+        for probe in profile.probes().unwrap() {
+            assert!(probe.starts_with('#'), "{}: {probe:?}", profile.name());
+            assert!(
+                probe.ends_with(&format!("{answer}\n")),
+                "{}",
+                profile.name()
+            );
+        }
+    }
+}
+
+#[test]
+fn urial_writes_a_conversation_after_the_clients_instruction() {
+    let profiles = profile::load(None).unwrap();
+    let rendering = Rendering::Profile(Arc::clone(&profiles["urial"]));
+    let messages = [
+        user("Hi"),
+        assistant("Hello!"),
+        user("  What is 2 + 2?\n"),
+        system("Answer in French."),
+    ];
+    assert_eq!(
+        rendering.render(&messages, &str::to_owned).unwrap(),
+        "# Instruction:\nAnswer in French.\n\n# Query:\nHi\n\n# Answer:\nHello!\n\n\
+         # Query:\nWhat is 2 + 2?\n\n# Answer:\n"
+    );
+    assert!(rendering.prefix().contains("# Query:\n"));
+    let turn = Rendering::Turn(Arc::clone(&profiles["urial"]));
+    assert_eq!(turn.prefix(), "");
+    assert_eq!(
+        turn.render(&messages, &str::to_owned).unwrap(),
+        rendering.render(&messages, &str::to_owned).unwrap()
+    );
+    assert_eq!(turn.markers(), rendering.markers());
+}
+
+/// Texts that try to open a turn, and ordinary ones.
+fn contents(markers: Vec<String>) -> impl Strategy<Value = String> {
+    let marker = prop::sample::select(markers);
+    let disguised = marker.clone().prop_map(|marker| {
+        let wide = |c: char| match c {
+            '!'..='~' => char::from_u32(c as u32 + 0xfee0).unwrap(),
+            ' ' => '\u{3000}',
+            c => c,
+        };
+        marker.chars().map(wide).collect::<String>()
+    });
+    let piece = prop_oneof![
+        4 => marker.clone(),
+        1 => marker.prop_map(|marker| marker.to_uppercase()),
+        1 => disguised,
+        4 => Just("\n".to_owned()),
+        1 => Just("\r".to_owned()),
+        1 => Just("\u{2028}".to_owned()),
+        1 => Just(" ".to_owned()),
+        1 => Just("\u{200b}".to_owned()),
+        1 => Just("\\".to_owned()),
+        1 => Just("```\n".to_owned()),
+        2 => any::<String>(),
+    ];
+    prop::collection::vec(piece, 0..12).prop_map(|pieces| pieces.concat())
+}
+
+fn conversations() -> impl Strategy<Value = (usize, Vec<Message>)> {
+    let role = prop::sample::select(vec![Role::System, Role::User, Role::Assistant]);
+    (0..profile::builtin().len()).prop_flat_map(move |index| {
+        let contents = contents(profile::builtin()[index].markers().to_vec());
+        let message =
+            (role.clone(), contents).prop_map(|(role, content)| Message::new(role, content));
+        (Just(index), prop::collection::vec(message, 1..6))
+    })
+}
+
+proptest! {
+    #[test]
+    fn a_message_never_opens_a_turn((index, messages) in conversations()) {
+        let profile = &profile::builtin()[index];
+        let harmless: Vec<Message> = messages
+            .iter()
+            .map(|message| {
+                // A blank message stays one: it may be left out.
+                let blank = message.content.trim().is_empty();
+                Message::new(message.role, if blank { " " } else { "x" })
+            })
+            .collect();
+        prop_assert_eq!(
+            markers::count(&turns(profile, &messages), profile.markers()),
+            markers::count(&turns(profile, &harmless), profile.markers())
+        );
+    }
+
+    #[test]
+    fn a_turn_holds_its_message_and_a_reader_can_restore_it(content in contents(
+        profile::builtin()[0].markers().to_vec()
+    )) {
+        let profile = &profile::builtin()[0];
+        let turns = turns(profile, &[user(&content)]);
+        let written = turns
+            .strip_prefix("# Query:\n")
+            .and_then(|rest| rest.strip_suffix("\n\n# Answer:\n"))
+            .unwrap();
+        let escaped = markers::escape(&content, profile.markers());
+        prop_assert_eq!(written, escaped.trim());
+        prop_assert_eq!(markers::unescape(&escaped, profile.markers()), content);
+    }
+}
+
+const OWN: &str = "+++\nname = \"own\"\ntitle = \"Own\"\ndescription = \"A user's\"\n\
+    language = \"en\"\nshots = 0\nversion = 1\nmarkers = [\"Q:\"]\n+++\n\
+    {% block prefix %}{% endblock %}\n\
+    {% block turns %}\n{% for m in messages %}\nQ: {{ m.content }}\n{% endfor %}\nA: {% endblock %}\n";
+
+#[test]
+fn a_folder_adds_profiles_and_replaces_built_in_ones() {
+    let folder = tempfile::tempdir().unwrap();
+    let write = |name: &str, text: &str| std::fs::write(folder.path().join(name), text).unwrap();
+    write("own.jinja", OWN);
+    write("urial.jinja", &OWN.replace("\"own\"", "\"urial\""));
+    write("README.md", "not a profile");
+    let profiles = profile::load(Some(folder.path())).unwrap();
+    assert_eq!(profiles["own"].title(), "Own");
+    assert_eq!(profiles["urial"].title(), "Own");
+    assert_eq!(profiles["urial-ja"].language(), "ja");
+    assert_eq!(turns(&profiles["own"], &[user("hi")]), "Q: hi\nA: ");
+}
+
+#[test]
+fn a_broken_file_in_the_folder_stops_the_start() {
+    let error_of = |name: &str, text: &[u8]| {
+        let folder = tempfile::tempdir().unwrap();
+        std::fs::write(folder.path().join(name), text).unwrap();
+        profile::load(Some(folder.path())).unwrap_err().to_string()
+    };
+    let error = error_of("own.jinja", OWN.replace("{% endfor %}", "").as_bytes());
+    assert!(
+        error.contains("own.jinja:") && error.contains("syntax error"),
+        "{error}"
+    );
+    let error = error_of("other.jinja", OWN.as_bytes());
+    assert!(
+        error.contains("named otherwise than its profile, \"own\""),
+        "{error}"
+    );
+    let error = error_of("own.jinja", b"\xff\xfe");
+    assert!(
+        error.contains("cannot read") && error.contains("own.jinja"),
+        "{error}"
+    );
+    let missing = profile::load(Some(Path::new("no-such-folder"))).unwrap_err();
+    assert!(matches!(missing, ProfileError::Read { .. }));
+}
+
+fn template(source: &str) -> ChatTemplate {
+    ChatTemplate::new(source, Some("<|endoftext|>"), Some("<|im_end|>")).unwrap()
+}
+
+fn render(template: &ChatTemplate, messages: &[Message]) -> String {
+    template.render(messages, &str::to_owned).unwrap()
+}
+
+#[test]
+fn smollm2s_template_renders_as_transformers_renders_it() {
+    let template = template(include_str!("fixtures/chat-template-smollm2.jinja"));
+    assert_eq!(
+        render(
+            &template,
+            &[user("Hi  <b>\n"), assistant("Hello."), user("Bye")]
+        ),
+        "<|im_start|>system\nYou are a helpful AI assistant named SmolLM, trained by Hugging \
+         Face<|im_end|>\n<|im_start|>user\nHi  <b>\n<|im_end|>\n<|im_start|>assistant\nHello.\
+         <|im_end|>\n<|im_start|>user\nBye<|im_end|>\n<|im_start|>assistant\n"
+    );
+    assert_eq!(
+        render(&template, &[system("Be brief."), user("Hi")]),
+        "<|im_start|>system\nBe brief.<|im_end|>\n<|im_start|>user\nHi<|im_end|>\n\
+         <|im_start|>assistant\n"
+    );
+}
+
+#[test]
+fn qwen25s_template_renders_as_transformers_renders_it() {
+    let template = template(include_str!("fixtures/chat-template-qwen2.5.jinja"));
+    assert_eq!(
+        render(&template, &[user("Hi"), assistant("Hello."), user("Bye")]),
+        "<|im_start|>system\nYou are Qwen, created by Alibaba Cloud. You are a helpful \
+         assistant.<|im_end|>\n<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\nHello.\
+         <|im_end|>\n<|im_start|>user\nBye<|im_end|>\n<|im_start|>assistant\n"
+    );
+    assert_eq!(
+        render(
+            &template,
+            &[
+                system("Be brief."),
+                user("Hi"),
+                system("Still brief."),
+                user("Go on")
+            ]
+        ),
+        "<|im_start|>system\nBe brief.<|im_end|>\n<|im_start|>user\nHi<|im_end|>\n\
+         <|im_start|>system\nStill brief.<|im_end|>\n<|im_start|>user\nGo on<|im_end|>\n\
+         <|im_start|>assistant\n"
+    );
+}

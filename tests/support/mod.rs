@@ -1,0 +1,122 @@
+//! What tests share: real models, reference data, a Python to run clients in.
+
+pub(crate) mod hub;
+
+use std::fs::{self, File};
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use incant::catalog::{self, Cache, Manifest, Progress};
+
+/// The file of a real model, shipped or of `tests/models`. One that is not in
+/// the cache (`INCANT_MODELS`, as for the program) is downloaded with pip; a
+/// second test or process that wants the same one waits for it.
+pub(crate) fn model(name: &str) -> PathBuf {
+    let manifest = match catalog::find(name) {
+        Some(manifest) => manifest.clone(),
+        None => {
+            let path =
+                Path::new(env!("CARGO_MANIFEST_DIR")).join(format!("tests/models/{name}.toml"));
+            let text = fs::read_to_string(&path).unwrap_or_else(|error| {
+                panic!("no manifest for {name}: {}: {error}", path.display())
+            });
+            Manifest::parse(&text).unwrap_or_else(|error| panic!("{}: {error}", path.display()))
+        }
+    };
+    let cache = Cache {
+        // The package index is what a machine that builds this is sure to reach.
+        hub: None,
+        ..Cache::from_env().expect("there is a cache directory")
+    };
+    cache
+        .fetch(&manifest, &Lines)
+        .unwrap_or_else(|error| panic!("{error}"))
+}
+
+/// Reports a download on the standard error: it can take minutes.
+struct Lines;
+
+impl Progress for Lines {
+    fn note(&self, line: &str) {
+        eprintln!("{line}");
+    }
+
+    fn begin(&self, name: &str, total: u64) {
+        eprintln!("downloading {name}, {total} bytes");
+    }
+
+    fn position(&self, _bytes: u64) {}
+
+    fn end(&self) {}
+}
+
+/// The folder of reference data, where `INCANT_SHARED` names one.
+#[allow(dead_code, reason = "for the modules that other parts add")]
+pub(crate) fn shared() -> Option<PathBuf> {
+    std::env::var_os("INCANT_SHARED")
+        .filter(|path| !path.is_empty())
+        .map(PathBuf::from)
+}
+
+/// What an independent engine computed for a model. `None`, and a line that
+/// says so, where there is no reference data.
+#[allow(dead_code, reason = "for the modules that other parts add")]
+pub(crate) fn golden(model: &str) -> Option<serde_json::Value> {
+    let file = match model {
+        "gemma-3-270m" => "gemma-3-270m-q4_k_m.json",
+        "smollm2-135m-instruct" => "smollm2.json",
+        "qwen2.5-coder-0.5b-instruct" => "q05.json",
+        _ => panic!("no reference was made for {model}"),
+    };
+    let Some(shared) = shared() else {
+        eprintln!("NOT RUN: no reference data for {model}: INCANT_SHARED is not set");
+        return None;
+    };
+    let path = shared.join("golden").join(file);
+    let text =
+        fs::read_to_string(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
+    Some(serde_json::from_str(&text).unwrap_or_else(|error| panic!("{}: {error}", path.display())))
+}
+
+/// The interpreter of a Python environment with these packages (`NAME==VERSION`).
+/// It is made once per set of packages and kept among the build's files.
+#[allow(dead_code, reason = "for the modules that other parts add")]
+pub(crate) fn python_env(packages: &[&str]) -> PathBuf {
+    let folder = format!("python-{}", packages.join("-").replace("==", "-"));
+    let dir = Path::new(env!("CARGO_TARGET_TMPDIR")).join(folder);
+    let python = dir.join("bin/python");
+    let complete = dir.join("complete");
+
+    let lock = File::create(dir.with_extension("lock")).expect("the build folder is writable");
+    lock.lock().expect("the build folder has locks");
+    if complete.exists() {
+        return python;
+    }
+    // One that was cut short is of no use. It may not be there at all.
+    let _ = fs::remove_dir_all(&dir);
+    // Without a pip of its own: Debian ships that part separately, and the
+    // outer pip can install into it.
+    run(Command::new("python3")
+        .args(["-m", "venv", "--without-pip"])
+        .arg(&dir));
+    run(Command::new("python3")
+        .args(["-m", "pip", "--python"])
+        .arg(&python)
+        .args([
+            "install",
+            "--quiet",
+            "--no-input",
+            "--disable-pip-version-check",
+        ])
+        .args(packages));
+    File::create(&complete).expect("the build folder is writable");
+    python
+}
+
+#[allow(dead_code, reason = "for the modules that other parts add")]
+fn run(command: &mut Command) {
+    let status = command
+        .status()
+        .unwrap_or_else(|error| panic!("{command:?}: {error}"));
+    assert!(status.success(), "{command:?}: {status}");
+}
