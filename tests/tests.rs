@@ -1,5 +1,6 @@
 //! The one integration-test binary: one module per behaviour.
 mod build;
+mod server_support;
 mod support;
 
 mod catalog;
@@ -8,4 +9,7 @@ mod gguf;
 mod golden;
 mod inspect;
 mod profile;
+mod server_answers;
+mod server_openai_client;
+mod server_wire;
 mod tokenizer;
