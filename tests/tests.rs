@@ -1,11 +1,16 @@
 //! The one integration-test binary: one module per behaviour.
 mod build;
+mod server_support;
 mod support;
 
 mod catalog;
 mod cli;
 mod gguf;
+mod golden;
 mod inspect;
 mod profile;
+mod server_answers;
+mod server_openai_client;
+mod server_wire;
 mod tokenizer;
 mod tokenizer_oracle;

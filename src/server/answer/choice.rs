@@ -6,7 +6,6 @@
 //! its text has left, so that an entry never gives away what the text holds
 //! back, and the joined entries are always the text.
 
-use std::borrow::Cow;
 use std::collections::VecDeque;
 use std::sync::Arc;
 
@@ -22,7 +21,7 @@ pub(crate) trait Vocabulary: Send + Sync {
     /// The bytes that a generated token adds to the answer; control tokens add none.
     fn bytes(&self, id: u32) -> &[u8];
     /// The bytes that name a token, control tokens included.
-    fn shown(&self, id: u32) -> Cow<'_, [u8]>;
+    fn shown(&self, id: u32) -> &[u8];
 }
 
 impl Vocabulary for Tokenizer {
@@ -30,11 +29,8 @@ impl Vocabulary for Tokenizer {
         self.token_bytes(id)
     }
 
-    fn shown(&self, id: u32) -> Cow<'_, [u8]> {
-        match self.token_bytes(id) {
-            [] => Cow::Borrowed(self.token_text_special(id)),
-            bytes => Cow::Borrowed(bytes),
-        }
+    fn shown(&self, id: u32) -> &[u8] {
+        self.token_text_special(id)
     }
 }
 
@@ -292,7 +288,7 @@ impl<V: Vocabulary> Choice<V> {
             let bytes = if chosen {
                 place.bytes.clone()
             } else {
-                self.vocabulary.shown(other).into_owned()
+                self.vocabulary.shown(other).to_vec()
             };
             Alternative {
                 bytes,
@@ -369,3 +365,6 @@ fn unfinished(bytes: &[u8]) -> usize {
     }
     0
 }
+
+#[cfg(test)]
+mod tests;
