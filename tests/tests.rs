@@ -5,6 +5,7 @@ mod support;
 
 mod catalog;
 mod cli;
+mod engine;
 mod gguf;
 mod golden;
 mod inspect;
