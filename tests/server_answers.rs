@@ -3,7 +3,7 @@
 
 use serde_json::{Value, json};
 
-use crate::server_support::{MODEL, Reply, shared};
+use crate::server_support::{MODEL, Reply, alone, shared};
 
 const CHAT: &str = "/v1/chat/completions";
 const COMPLETIONS: &str = "/v1/completions";
@@ -104,6 +104,7 @@ fn a_profiles_prefix_is_counted_as_cached() {
 
 #[test]
 fn a_streamed_chat_is_the_whole_one_in_pieces() {
+    let _alone = alone();
     for body in [
         question(json!({})),
         question(json!({"logprobs": true, "top_logprobs": 2})),
@@ -156,6 +157,7 @@ fn a_streamed_chat_is_the_whole_one_in_pieces() {
 
 #[test]
 fn with_include_usage_every_chunk_has_the_key_and_the_last_the_numbers() {
+    let _alone = alone();
     for (path, body) in [
         (CHAT, question(json!({}))),
         (COMPLETIONS, text(json!({"n": 2}))),
@@ -226,6 +228,7 @@ fn a_completion_has_openais_shape_and_sixteen_tokens_by_default() {
 
 #[test]
 fn a_streamed_completion_is_the_whole_one_in_pieces() {
+    let _alone = alone();
     for body in [
         text(json!({})),
         text(json!({"logprobs": 2, "echo": true})),
@@ -391,6 +394,7 @@ fn scoring_a_prompt_gives_the_numbers_of_stepping_through_it() {
 
 #[test]
 fn each_prompt_of_a_list_has_n_answers() {
+    let _alone = alone();
     let prompts = ["The sky is", "Once upon a time"];
     let body = json!({"prompt": prompts, "n": 2, "temperature": 0, "max_tokens": 6});
     let answer = shared().complete(text(body));
@@ -419,6 +423,7 @@ fn each_prompt_of_a_list_has_n_answers() {
 
 #[test]
 fn several_answers_share_one_stream() {
+    let _alone = alone();
     let body = question(json!({"n": 3, "temperature": 1, "seed": 7}));
     let whole = shared().chat(body.clone());
     let (_, events) = stream(CHAT, body);
@@ -451,6 +456,7 @@ fn several_answers_share_one_stream() {
 
 #[test]
 fn a_stop_text_ends_the_answer_and_is_not_in_it() {
+    let _alone = alone();
     let free = shared().complete(text(json!({"max_tokens": 20, "ignore_eos": true})));
     let said: Vec<char> = free["choices"][0]["text"]
         .as_str()
@@ -515,6 +521,7 @@ fn a_stop_token_ends_the_answer_without_a_trace() {
 
 #[test]
 fn the_same_seed_says_the_same_and_greedy_is_repeatable() {
+    let _alone = alone();
     for more in [
         json!({"temperature": 1, "seed": 42}),
         json!({"temperature": 1, "seed": -42}),

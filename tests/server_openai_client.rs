@@ -3,7 +3,7 @@
 use std::path::Path;
 use std::process::Command;
 
-use crate::server_support::{MODEL, shared};
+use crate::server_support::{MODEL, alone, shared};
 use crate::support::python_env;
 
 /// The client's version, as on the package index.
@@ -15,6 +15,7 @@ fn the_official_client_is_content() {
     let mut command = Command::new(python_env(&[CLIENT]));
     let arms = [format!("{MODEL}@base"), format!("{MODEL}@urial")];
     command.arg(script).arg(shared().url()).args(arms);
+    let _alone = alone();
     let output = command.output().expect("the interpreter starts");
     let told = String::from_utf8_lossy(&output.stdout);
     let complained = String::from_utf8_lossy(&output.stderr);

@@ -1,8 +1,9 @@
 //! A server on a free port, and a client that sees the bytes it sends.
 
+use std::cell::Cell;
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpStream};
-use std::sync::{Arc, LazyLock};
+use std::sync::{Arc, LazyLock, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 use std::time::Duration;
 
 use incant::engine::EngineOptions;
@@ -47,6 +48,38 @@ fn threads() -> &'static tokio::runtime::Runtime {
             .expect("threads")
     });
     &THREADS
+}
+
+/// Held shared by requests, and alone by tests that compare two answers to the
+/// last bit: rows that are computed together differ from rows computed alone by
+/// rounding, and a near tie can then fall the other way.
+static COMPANY: RwLock<()> = RwLock::new(());
+
+thread_local! {
+    static ALONE: Cell<bool> = const { Cell::new(false) };
+}
+
+/// While it lives, only the test that holds it sends requests.
+pub(crate) struct Alone(
+    #[allow(dead_code, reason = "held, not read")] RwLockWriteGuard<'static, ()>,
+);
+
+/// Waits until no other test has a request under way.
+pub(crate) fn alone() -> Alone {
+    let guard = COMPANY.write().unwrap_or_else(PoisonError::into_inner);
+    ALONE.set(true);
+    Alone(guard)
+}
+
+impl Drop for Alone {
+    fn drop(&mut self) {
+        ALONE.set(false);
+    }
+}
+
+/// Lets a test that is [`alone`] stay so.
+pub(crate) fn in_company() -> Option<RwLockReadGuard<'static, ()>> {
+    (!ALONE.get()).then(|| COMPANY.read().unwrap_or_else(PoisonError::into_inner))
 }
 
 /// A running server. It ends with the test program, or by [`Server::stop`].
@@ -114,6 +147,7 @@ impl Server {
 
     /// Sends bytes as they are and reads to the end of the connection.
     pub(crate) fn send(&self, request: &[u8]) -> Reply {
+        let _company = in_company();
         let mut stream = self.connect();
         stream.write_all(request).expect("the server reads");
         let mut bytes = Vec::new();

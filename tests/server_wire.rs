@@ -8,7 +8,7 @@ use incant::runtime::Runtime;
 use incant::server::ServeOptions;
 use serde_json::{Value, json};
 
-use crate::server_support::{MODEL, Server, post, shared};
+use crate::server_support::{MODEL, Server, alone, in_company, post, runtime, shared};
 
 const CHAT: &str = "/v1/chat/completions";
 const COMPLETIONS: &str = "/v1/completions";
@@ -619,6 +619,62 @@ fn a_connection_serves_more_than_one_request() {
     }
 }
 
+/// Waits for what the engine does by itself.
+fn eventually(what: &str, holds: impl Fn() -> bool) {
+    let since = Instant::now();
+    while !holds() {
+        assert!(since.elapsed() < Duration::from_secs(30), "not so: {what}");
+        std::thread::sleep(Duration::from_millis(5));
+    }
+}
+
+/// A request that would run for minutes.
+fn endless(more: &Value) -> Vec<u8> {
+    let body = completion_body(&json!({"max_tokens": 4000, "ignore_eos": true}));
+    post(COMPLETIONS, with(body, more).to_string().as_bytes(), "")
+}
+
+#[test]
+fn a_client_that_leaves_frees_its_slot() {
+    let _alone = alone();
+    let runtime = runtime();
+    let load = || runtime.models()[0].engine().load();
+    let idle = || load().running == 0 && load().waiting == 0;
+    for more in [
+        json!({"stream": true}),
+        json!({"stream": false}),
+        json!({"n": 3}),
+    ] {
+        eventually("the engine is idle", idle);
+        let mut client = shared().connect();
+        client.write_all(&endless(&more)).unwrap();
+        eventually("it runs", || load().running > 0);
+        drop(client);
+        eventually("it runs no more", idle);
+    }
+}
+
+#[test]
+fn a_full_queue_says_when_to_come_back() {
+    let _alone = alone();
+    let mut client = shared().connect();
+    client.write_all(&endless(&json!({"n": 128}))).unwrap();
+    let runtime = runtime();
+    eventually("they wait", || {
+        runtime.models()[0].engine().load().waiting > 0
+    });
+    let reply = shared().post(
+        COMPLETIONS,
+        &completion_body(&json!({"n": 64, "stream": true})),
+    );
+    let error = reply.error(429);
+    assert_eq!(
+        (&error["type"], &error["code"]),
+        (&json!("rate_limit_error"), &json!("queue_full"))
+    );
+    assert!(reply.header("retry-after").unwrap().parse::<u64>().unwrap() > 0);
+}
+
 #[test]
 fn a_shutdown_lets_answers_end_and_waits_for_nothing_else() {
     let server = Server::start(ServeOptions {
@@ -627,6 +683,7 @@ fn a_shutdown_lets_answers_end_and_waits_for_nothing_else() {
     });
     let address = server.address();
     let mut idle = server.connect();
+    let _company = in_company();
     let mut busy = server.connect();
     let body = json!({"model": MODEL, "prompt": "Hi", "max_tokens": 24, "ignore_eos": true, "stream": true});
     busy.write_all(&post(COMPLETIONS, body.to_string().as_bytes(), ""))
@@ -664,6 +721,7 @@ fn a_shutdown_cuts_off_what_takes_too_long() {
         drain_timeout: Duration::from_millis(50),
         ..ServeOptions::default()
     });
+    let _company = in_company();
     let mut busy = server.connect();
     let body = json!({"model": MODEL, "prompt": "Hi", "max_tokens": 3000, "ignore_eos": true, "stream": true});
     busy.write_all(&post(COMPLETIONS, body.to_string().as_bytes(), ""))

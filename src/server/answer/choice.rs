@@ -7,6 +7,7 @@
 //! back, and the joined entries are always the text.
 
 use std::collections::VecDeque;
+use std::ops::Range;
 use std::sync::Arc;
 
 use crate::engine::{Event, FinishReason};
@@ -107,8 +108,11 @@ pub(crate) struct Choice<V> {
     held: VecDeque<Held>,
     /// Entries that wait for a piece with text to go with.
     ready: Vec<Entry>,
-    /// Bytes of text sent.
-    sent: usize,
+    /// The bytes of the decoded text that were sent: what comes before was
+    /// trimmed from the start of the answer.
+    sent: Range<usize>,
+    /// Bytes of the echoed prompt: the matcher counts from the answer's start.
+    prompt: usize,
     opened: bool,
     generated: usize,
     cached: usize,
@@ -140,12 +144,14 @@ impl<V: Vocabulary> Choice<V> {
             vocabulary,
             end_tokens,
             text,
-            matcher: StopMatcher::new(stop, markers),
+            // Between turns base models like to leave more space than the form has.
+            matcher: StopMatcher::new(stop, markers).trim_start(!markers.is_empty()),
             echoed,
+            sent: 0..0,
+            prompt: head.len(),
             head,
             held: VecDeque::new(),
             ready: Vec::new(),
-            sent: 0,
             opened: false,
             generated: 0,
             cached: 0,
@@ -201,7 +207,7 @@ impl<V: Vocabulary> Choice<V> {
         }
         let passed = self.matcher.push(&decoded);
         let text = std::mem::take(&mut self.head) + &passed.text;
-        self.sent += text.len();
+        self.note_sent();
         if passed.stopped {
             return Some(self.stop(text));
         }
@@ -229,13 +235,13 @@ impl<V: Vocabulary> Choice<V> {
         let passed = self.matcher.push(&self.text.finish());
         let mut text = std::mem::take(&mut self.head) + &passed.text;
         if passed.stopped {
-            self.sent += text.len();
+            self.note_sent();
             return self.stop(text);
         }
         text += &self.matcher.finish();
-        self.sent += text.len();
+        self.note_sent();
         for held in std::mem::take(&mut self.held) {
-            self.ready.push(self.entry(held));
+            self.settle(held);
         }
         self.last(text, reason)
     }
@@ -243,15 +249,23 @@ impl<V: Vocabulary> Choice<V> {
     /// A stop text was met. Tokens that reach into it are cut where it begins.
     fn stop(&mut self, text: String) -> Piece {
         for mut held in std::mem::take(&mut self.held) {
-            let over = held.place.end.saturating_sub(self.sent);
+            let over = held.place.end.saturating_sub(self.sent.end);
+            let length = held.place.bytes.len();
             if over == 0 {
-                self.ready.push(self.entry(held));
-            } else if over < held.place.bytes.len() {
-                held.place.bytes.truncate(held.place.bytes.len() - over);
-                self.ready.push(self.entry(held));
+                self.settle(held);
+            } else if over < length {
+                held.place.bytes.truncate(length - over);
+                held.place.end -= over;
+                self.settle(held);
             }
         }
         self.last(text, FinishReason::Stop)
+    }
+
+    fn note_sent(&mut self) {
+        let Range { start, end } = self.matcher.sent();
+        let start = if start > 0 { self.prompt + start } else { 0 };
+        self.sent = start..self.prompt + end;
     }
 
     fn last(&mut self, text: String, reason: FinishReason) -> Piece {
@@ -270,11 +284,22 @@ impl<V: Vocabulary> Choice<V> {
     fn release(&mut self) {
         while let Some(held) = self
             .held
-            .pop_front_if(|held| held.place.release <= self.sent)
+            .pop_front_if(|held| held.place.release <= self.sent.end)
         {
-            let entry = self.entry(held);
-            self.ready.push(entry);
+            self.settle(held);
         }
+    }
+
+    /// Makes an entry ready to go, without what was trimmed from the start.
+    fn settle(&mut self, mut held: Held) {
+        let Place { bytes, end, .. } = &mut held.place;
+        let before = (self.sent.start + bytes.len()).saturating_sub(*end);
+        if before > 0 && before >= bytes.len() {
+            return;
+        }
+        bytes.drain(..before);
+        let entry = self.entry(held);
+        self.ready.push(entry);
     }
 
     fn entry(&self, held: Held) -> Entry {
@@ -304,7 +329,8 @@ impl<V: Vocabulary> Choice<V> {
         };
         Entry {
             bytes: place.bytes,
-            offset: place.offset,
+            // Only ASCII is trimmed: its bytes are characters.
+            offset: place.offset.saturating_sub(self.sent.start),
             logprob,
             top,
         }

@@ -21,13 +21,19 @@ impl Vocabulary for Tokens {
 }
 
 fn choice(tokens: &[&[u8]], stop: &[&str], echo: Option<Echo>) -> Choice<Tokens> {
+    marked(tokens, stop, &[], echo)
+}
+
+/// An answer that role markers end too.
+fn marked(tokens: &[&[u8]], stop: &[&str], markers: &[&str], echo: Option<Echo>) -> Choice<Tokens> {
     let vocabulary = Arc::new(Tokens(tokens.iter().map(|bytes| bytes.to_vec()).collect()));
     let end: Arc<[u32]> = match tokens.iter().position(|bytes| *bytes == b"<end>") {
         Some(end) => Arc::new([end as u32]),
         None => Arc::new([]),
     };
-    let stop: Vec<String> = stop.iter().map(|stop| (*stop).to_owned()).collect();
-    Choice::new(0, vocabulary, end, &stop, &[], echo.as_ref())
+    let owned = |texts: &[&str]| texts.iter().map(|text| (*text).to_owned()).collect();
+    let (stop, markers): (Vec<String>, Vec<String>) = (owned(stop), owned(markers));
+    Choice::new(0, vocabulary, end, &stop, &markers, echo.as_ref())
 }
 
 fn scored(id: usize) -> Option<TokenLogprobs> {
@@ -162,6 +168,22 @@ fn a_stop_character_split_over_tokens_leaves_no_half() {
     check_no_entry_runs_ahead(&pieces);
     assert_eq!(text(&pieces), "a");
     assert_eq!(joined(&entries(&pieces)), b"a");
+}
+
+#[test]
+fn a_turn_is_trimmed_in_its_text_and_in_its_tokens() {
+    let tokens: [&[u8]; 6] = [b"\n", b" \n", b"  Hi", b" you.", b"\n\n#", b" Query:\nMore"];
+    let choice = marked(&tokens, &[], &["# Query:"], None);
+    let pieces = run(choice, 6, FinishReason::Length);
+    check_no_entry_runs_ahead(&pieces);
+    assert_eq!(text(&pieces), "Hi you.");
+    let entries = entries(&pieces);
+    let shown: Vec<(&[u8], usize)> = entries
+        .iter()
+        .map(|entry| (entry.bytes.as_slice(), entry.offset))
+        .collect();
+    assert_eq!(shown, [(&b"Hi"[..], 0), (&b" you."[..], 2)]);
+    assert_eq!(pieces.last().unwrap().finish, Some(FinishReason::Stop));
 }
 
 #[test]
@@ -309,6 +331,29 @@ proptest! {
         check_no_entry_runs_ahead(&pieces);
         for entry in entries(&pieces) {
             prop_assert!(entry.offset <= expected.chars().count());
+        }
+    }
+
+    /// The same where a turn's form ends the answer, and trims its start.
+    #[test]
+    fn chunking_changes_nothing_in_a_turn(
+        body in "[ab#é😀 \n]{0,40}",
+        mut cuts in proptest::collection::vec(0usize..200, 0..40),
+    ) {
+        let bytes = body.as_bytes();
+        cuts.iter_mut().for_each(|cut| *cut %= bytes.len() + 1);
+        cuts.extend([0, bytes.len()]);
+        cuts.sort_unstable();
+        let tokens: Vec<&[u8]> = cuts.windows(2).map(|cut| &bytes[cut[0]..cut[1]]).collect();
+        let whole = run(marked(&[bytes], &[], &["#a"], None), 1, FinishReason::Length);
+        let choice = marked(&tokens, &[], &["#a"], None);
+        let pieces = run(choice, tokens.len(), FinishReason::Length);
+        prop_assert_eq!(text(&pieces), text(&whole));
+        prop_assert_eq!(joined(&entries(&pieces)), text(&whole).into_bytes());
+        prop_assert_eq!(pieces.last().unwrap().finish, whole.last().unwrap().finish);
+        check_no_entry_runs_ahead(&pieces);
+        if !body.contains("#a") {
+            prop_assert_eq!(text(&pieces), body.trim_start());
         }
     }
 
