@@ -4,7 +4,9 @@ mod gemma3;
 mod llama;
 mod qwen2;
 
-use super::{DecoderSpec, ModelError, RopeSpec, RopeStyle};
+use std::collections::HashSet;
+
+use super::{DecoderSpec, LayerNames, ModelError, Part, RopeSpec, RopeStyle};
 use crate::gguf::{Gguf, TensorType};
 
 type Reader = fn(&Fields<'_>) -> Result<DecoderSpec, ModelError>;
@@ -30,6 +32,7 @@ pub fn read(gguf: &Gguf) -> Result<DecoderSpec, ModelError> {
     };
     let spec = reader(&Fields { gguf, name })?;
     check(&spec)?;
+    check_tensors(gguf, &spec)?;
     Ok(spec)
 }
 
@@ -183,6 +186,35 @@ impl Fields<'_> {
 
     fn has_tensor(&self, name: &str) -> bool {
         self.gguf.find(name).is_some()
+    }
+}
+
+/// Refuses a file with a tensor that the decoder would not use: it is a variant
+/// of the architecture, and without the tensor its answers would be wrong.
+fn check_tensors(gguf: &Gguf, spec: &DecoderSpec) -> Result<(), ModelError> {
+    let mut used: HashSet<String> = ["token_embd", "output_norm", "output"]
+        .map(|name| format!("{name}.weight"))
+        .into();
+    for layer in 0..spec.layers.len() {
+        used.extend(Part::of(spec).map(|part| LayerNames(layer).of(part)));
+        // Precomputed angles in some old files.
+        used.insert(format!("blk.{layer}.attn_rot_embd.weight"));
+    }
+    // A file may hold an image encoder beside the decoder.
+    let ours = |name: &str| {
+        ["blk.", "output", "token_embd"]
+            .iter()
+            .any(|s| name.starts_with(s))
+    };
+    match gguf
+        .tensors()
+        .find(|t| ours(&t.name) && !used.contains(&t.name))
+    {
+        Some(tensor) => Err(ModelError::Feature {
+            architecture: spec.architecture.to_owned(),
+            feature: format!("the tensor '{}'", tensor.name.escape_debug()),
+        }),
+        None => Ok(()),
     }
 }
 
