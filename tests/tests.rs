@@ -6,4 +6,5 @@ mod catalog;
 mod cli;
 mod gguf;
 mod profile;
+mod reference;
 mod tokenizer;
