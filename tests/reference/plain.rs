@@ -179,10 +179,10 @@ impl Plain {
             .map(|position| {
                 let first = (position + 1).saturating_sub(layer.window);
                 let mut out = Vec::new();
-                for head in 0..self.heads {
+                for (head, query) in q[position].iter().enumerate() {
                     let shared = head / (self.heads / self.kv_heads);
                     let scores = (first..=position)
-                        .map(|seen| dot(&q[position][head], &k[seen][shared]) * self.score_scale);
+                        .map(|seen| dot(query, &k[seen][shared]) * self.score_scale);
                     let chances = softmax(scores.collect());
                     let mut sum = vec![0.0; width];
                     for (seen, chance) in (first..=position).zip(chances) {
