@@ -13,5 +13,6 @@ mod profile;
 mod server_answers;
 mod server_openai_client;
 mod server_wire;
+mod reference;
 mod tokenizer;
 mod tokenizer_oracle;
