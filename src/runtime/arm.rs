@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use super::Model;
+use super::load::BoundProfile;
 use crate::engine::{GenerateRequest, Generation, Prefix, SubmitError};
 use crate::profile::{Message, ProfileError, Rendering, SamplingDefaults, guard_for};
 use crate::text::{Special, Tokenizer};
@@ -16,7 +17,9 @@ pub struct Arm {
     rendering: Rendering,
     /// The constant tokens that come first, in chat.
     chat_prefix: Option<Arc<Prefix>>,
-    /// The same for plain completions: only a profile that was named counts.
+    /// Constant text after them that is encoded with the conversation.
+    chat_tail: String,
+    /// The constant tokens of plain completions: a named profile's.
     completion_prefix: Option<Arc<Prefix>>,
 }
 
@@ -96,27 +99,28 @@ impl Arm {
             });
         }
         let profile = profile.strip_prefix('@');
-        let (rendering, prefix) = Arm::rendering(model, profile)?;
+        let (rendering, bound) = Arm::rendering(model, profile)?;
+        let named = bound.filter(|_| profile.is_some());
         Ok(Arm {
             id: format!("{}{rest}", model.id()),
             model: Arc::clone(model),
             rendering,
-            completion_prefix: prefix.clone().filter(|_| profile.is_some()),
-            chat_prefix: prefix,
+            chat_prefix: bound.and_then(BoundProfile::prefix).cloned(),
+            chat_tail: bound.map_or("", BoundProfile::tail).to_owned(),
+            completion_prefix: named.and_then(BoundProfile::whole).cloned(),
         })
     }
 
-    /// How the arm renders chat: the named profile; else the file's chat
-    /// template; else the default profile; else the text alone.
-    fn rendering(
-        model: &Arc<Model>,
+    /// How the arm renders chat, and the profile whose prefix comes first: the
+    /// named profile; else the file's chat template; else the default profile;
+    /// else the text alone.
+    fn rendering<'a>(
+        model: &'a Model,
         profile: Option<&str>,
-    ) -> Result<(Rendering, Option<Arc<Prefix>>), ArmError> {
+    ) -> Result<(Rendering, Option<&'a BoundProfile>), ArmError> {
         let of = |name: &str| {
-            model.profiles().get(name).map(|bound| {
-                let rendering = Rendering::Profile(Arc::clone(bound.profile()));
-                (rendering, bound.prefix().cloned())
-            })
+            let bound = model.profiles().get(name)?;
+            Some((Rendering::Profile(Arc::clone(bound.profile())), Some(bound)))
         };
         let found = match profile {
             Some("base") => Some((Rendering::Base, None)),
@@ -172,7 +176,8 @@ impl Arm {
         let guard = guard_for(messages);
         let protect = |text: &str| tokenizer.guard_controls(text, guard).into_owned();
         let rendered = self.rendering.render(messages, &protect)?;
-        let turns = tokenizer.encode_guarded(&rendered, guard);
+        let open = format!("{}{rendered}", self.chat_tail);
+        let turns = tokenizer.encode_guarded(&open, guard);
         let bos = self
             .bos()
             .filter(|_| self.chat_prefix.is_none() && !self.rendering.writes_bos());

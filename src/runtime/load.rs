@@ -19,6 +19,10 @@ use crate::text::{Special, Tokenizer, TokenizerError};
 /// The profile that a base model chats with unless its manifest names another.
 const DEFAULT_PROFILE: &str = "urial";
 
+/// The most bytes (and tokens) at the end of a prefix that may be encoded with
+/// what follows.
+const MOST_UNSTABLE: usize = 32;
+
 /// How a model is loaded.
 #[derive(Clone, Debug)]
 pub struct LoadOptions {
@@ -69,17 +73,14 @@ pub enum LoadError {
     /// A profile's prefix would be cut into other tokens depending on what
     /// follows it.
     #[error(
-        "profile '{profile}' cannot be used with {model}: the tokens at its prefix's end depend \
-         on what follows ({follows:?}); end the prefix where a token ends, after a line break for \
-         instance"
+        "profile '{profile}' cannot be used with {model}: what follows its prefix changes the \
+         prefix's own tokens; end the prefix with a word and a line break, for instance"
     )]
     PrefixDepends {
         /// The profile's name.
         profile: String,
         /// The model's id.
         model: String,
-        /// The beginning of a text that changes the tokens before it.
-        follows: String,
     },
     /// The profile to chat with by default does not exist.
     #[error("there is no profile '{name}' (profiles: {known})")]
@@ -136,6 +137,8 @@ pub struct Model {
 pub struct BoundProfile {
     profile: Arc<Profile>,
     prefix: Option<Arc<Prefix>>,
+    tail: String,
+    whole: Option<Arc<Prefix>>,
 }
 
 impl BoundProfile {
@@ -144,10 +147,21 @@ impl BoundProfile {
         &self.profile
     }
 
-    /// Its prefix, BOS included where the model asks for one; `None` if the
-    /// profile has no constant text.
+    /// The part of its prefix whose tokens do not depend on what follows, BOS
+    /// included where the model asks for one; `None` if there is none.
     pub fn prefix(&self) -> Option<&Arc<Prefix>> {
         self.prefix.as_ref()
+    }
+
+    /// The rest of the prefix's text, most often empty: it is encoded together
+    /// with the turns that follow.
+    pub fn tail(&self) -> &str {
+        &self.tail
+    }
+
+    /// All of the prefix, for what continues it without being part of its form.
+    pub fn whole(&self) -> Option<&Arc<Prefix>> {
+        self.whole.as_ref()
     }
 }
 
@@ -291,35 +305,59 @@ impl Model {
     }
 }
 
-/// Encodes a profile's prefix, and makes sure that its tokens are the same
-/// whatever follows: a model that saw the whole text at once would see the
-/// same tokens as one that reuses the prefix.
+/// Encodes a profile's prefix such that its tokens are the same whatever
+/// follows: a model that saw the whole text at once would see the same tokens as
+/// one that reuses the prefix. Some tokenizers cut the text before a line break
+/// or space by what comes after it; the part of the prefix where that happens,
+/// a few characters at its end, is left to be encoded with what follows.
 fn bind(
     model: &str,
     profile: &Arc<Profile>,
     tokenizer: &Tokenizer,
 ) -> Result<BoundProfile, LoadError> {
     let text = profile.prefix();
-    let prefix = tokenizer.encode(text, Special::Parse);
+    let encode = |text: &str| tokenizer.encode(text, Special::Parse);
+    let mut ids = encode(text);
     for probe in profile.probes()? {
-        let whole = tokenizer.encode(&format!("{text}{probe}"), Special::Parse);
-        if !whole.starts_with(&prefix) {
-            return Err(LoadError::PrefixDepends {
-                profile: profile.name().to_owned(),
-                model: model.to_owned(),
-                follows: probe.chars().take(20).collect(),
-            });
-        }
+        let whole = encode(&format!("{text}{probe}"));
+        let same = ids.iter().zip(&whole).take_while(|(a, b)| a == b).count();
+        ids.truncate(same);
     }
+    // Where the encoding puts a space before the text, it is not the text's.
+    let added = usize::from(tokenizer.adds_space_prefix());
+    let mut stable = None;
+    for _ in 0..=MOST_UNSTABLE {
+        let bytes: usize = ids
+            .iter()
+            .map(|&id| tokenizer.token_text_special(id).len())
+            .sum();
+        let cut = text.split_at_checked(bytes.saturating_sub(added));
+        if let Some((before, after)) = cut.filter(|(before, _)| encode(before) == ids) {
+            stable = Some((before, after));
+            break;
+        }
+        ids.pop();
+    }
+    let Some((_, tail)) = stable.filter(|(_, tail)| tail.len() <= MOST_UNSTABLE) else {
+        return Err(LoadError::PrefixDepends {
+            profile: profile.name().to_owned(),
+            model: model.to_owned(),
+        });
+    };
     let bos = tokenizer.bos().filter(|_| tokenizer.adds_bos());
-    let prefix = (!prefix.is_empty()).then(|| {
-        Arc::new(Prefix {
-            ids: bos.into_iter().chain(prefix).collect(),
+    let prefix = |ids: Vec<u32>| {
+        (!ids.is_empty()).then(|| {
+            Arc::new(Prefix {
+                ids: bos.into_iter().chain(ids).collect(),
+            })
         })
-    });
+    };
+    let whole: Vec<u32> = ids.iter().copied().chain(encode(tail)).collect();
     Ok(BoundProfile {
         profile: Arc::clone(profile),
-        prefix,
+        tail: tail.to_owned(),
+        whole: prefix(whole),
+        prefix: prefix(ids),
     })
 }
 

@@ -13,7 +13,7 @@ use std::sync::{Arc, OnceLock};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 pub use arm::{Arm, ArmError, Prompt, PromptError, PromptInput};
-pub use load::{LoadError, LoadOptions, Model};
+pub use load::{BoundProfile, LoadError, LoadOptions, Model};
 
 /// Everything loaded, shared by all requests.
 pub struct Runtime {
@@ -164,7 +164,7 @@ impl Runtime {
                     default_for: Vec::new(),
                     prefix_tokens: BTreeMap::new(),
                 });
-                let tokens = bound.prefix().map_or(0, |prefix| prefix.ids.len());
+                let tokens = bound.whole().map_or(0, |prefix| prefix.ids.len());
                 info.prefix_tokens.insert(model.id().to_owned(), tokens);
                 if model.chat_profile() == Some(profile.name()) {
                     info.default_for.push(model.id().to_owned());
