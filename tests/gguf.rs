@@ -213,11 +213,15 @@ fn contradictions_in_the_metadata_are_refused() {
         ),
         (
             Builder::new().with("general.alignment", Item::U32(24)),
-            "general.alignment is 24, not a power of two",
+            "general.alignment is 24, not a power of two from 8 on",
+        ),
+        (
+            Builder::new().with("general.alignment", Item::U32(4)),
+            "general.alignment is 4, not a power of two from 8 on",
         ),
         (
             Builder::new().with("general.alignment", Item::U32(0)),
-            "general.alignment is 0, not a power of two",
+            "general.alignment is 0, not a power of two from 8 on",
         ),
         (
             Builder::new().with("general.alignment", Item::Str("x")),

@@ -6,6 +6,7 @@ use incant::exec::device::DeviceExecutor;
 use incant::exec::{Chunk, Executor, Wanted};
 use incant::gguf::Gguf;
 use incant::model::arch;
+use incant::text::Tokenizer;
 use serde_json::Value;
 
 use crate::support;
@@ -36,12 +37,17 @@ fn agrees(model: &str) {
     let spec = arch::read(&gguf).expect("the architecture is supported");
     let mut executor = DeviceExecutor::load(&gguf, &spec, &Device::Cpu).expect("the model loads");
 
+    let tokenizer = Tokenizer::from_gguf(&gguf).expect("the tokenizer loads");
+
     let (mut positions, mut agreed, mut difference) = (0, 0, 0.0);
     let texts = ["greedy", "long"].map(|kind| golden[kind].as_array().expect("a list"));
     for text in texts.into_iter().flatten() {
         let prompt = ids(&text["prompt_ids"]);
-        let steps = text["steps"].as_array().expect("a list");
+        let steps = aligned(text, &tokenizer);
         let chosen: Vec<u32> = steps.iter().map(|step| id(&step["id"])).collect();
+        if chosen.is_empty() {
+            continue;
+        }
         for (row, step) in score(&mut executor, &prompt, &chosen).iter().zip(steps) {
             let expected = step["logprob"].as_f64().expect("a number");
             let logprob = log_softmax(row, id(&step["id"]));
@@ -56,6 +62,18 @@ fn agrees(model: &str) {
     assert!(positions > 100, "the reference holds {positions} positions");
     assert!(share >= 0.97, "the first choice agrees at {share:.4}");
     assert!(mean <= 0.05, "log-probabilities differ by {mean:.4}");
+}
+
+/// The steps up to the first one that the reference left out: it reports none
+/// that ends inside a character, so what follows such a gap cannot be forced.
+fn aligned<'a>(text: &'a Value, tokenizer: &Tokenizer) -> &'a [Value] {
+    let steps = text["steps"].as_array().expect("a list");
+    let mut rest = text["text"].as_str().expect("a text").as_bytes();
+    let whole = steps.iter().take_while(|step| {
+        let bytes = tokenizer.token_bytes(id(&step["id"]));
+        rest.strip_prefix(bytes).map(|after| rest = after).is_some()
+    });
+    &steps[..whole.count()]
 }
 
 /// The rows of logits that predict each of `chosen` after `prompt`.
@@ -85,7 +103,9 @@ fn score(executor: &mut DeviceExecutor, prompt: &[u32], chosen: &[u32]) -> Vec<V
 }
 
 fn log_softmax(row: &[f32], id: u32) -> f64 {
-    let max = row.iter().fold(f64::NEG_INFINITY, |max, &x| max.max(f64::from(x)));
+    let max = row
+        .iter()
+        .fold(f64::NEG_INFINITY, |max, &x| max.max(f64::from(x)));
     let sum: f64 = row.iter().map(|&x| (f64::from(x) - max).exp()).sum();
     f64::from(row[id as usize]) - max - sum.ln()
 }

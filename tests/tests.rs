@@ -5,10 +5,12 @@ mod support;
 
 mod catalog;
 mod cli;
+mod engine;
 mod gguf;
 mod golden;
 mod inspect;
 mod profile;
+mod reference;
 mod server_answers;
 mod server_openai_client;
 mod server_wire;

@@ -126,6 +126,7 @@ pub trait Executor: Send {
     fn kv_format(&self) -> String;
 
     /// Begins an empty sequence on a chain of segments, the first one outermost.
+    /// Each must have been made on exactly those before it.
     fn begin(&mut self, chain: &[SegmentId]) -> Result<SequenceId, ExecError>;
 
     /// How many tokens a sequence holds, its segments' included.
@@ -145,7 +146,7 @@ pub trait Executor: Send {
     /// Forgets a segment; its KV is freed with the last sequence on it.
     fn release(&mut self, segment: SegmentId);
 
-    /// A segment's KV, to be written to disk.
+    /// The KV of a segment that begins at position 0, to be written to disk.
     fn save(&self, segment: SegmentId) -> Result<Vec<SavedTensor>, ExecError>;
 
     /// A segment of `tokens` tokens that begins at position 0, out of what

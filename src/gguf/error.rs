@@ -100,8 +100,8 @@ pub enum GgufCause {
     /// Two tensors with one name.
     #[error("tensor `{}` appears twice", .0.escape_debug())]
     DuplicateTensor(String),
-    /// `general.alignment` is not a power of two.
-    #[error("general.alignment is {0}, not a power of two")]
+    /// `general.alignment` is not a power of two, or below the format's least.
+    #[error("general.alignment is {0}, not a power of two from 8 on")]
     Alignment(u64),
     /// Something about one tensor does not hold.
     #[error("tensor `{}` {problem}", .name.escape_debug())]

@@ -18,6 +18,9 @@ use super::value::ValueType;
 const MAX_DIMS: u32 = 4;
 /// ggml's `GGUF_DEFAULT_ALIGNMENT`.
 const DEFAULT_ALIGNMENT: u64 = 32;
+/// The format asks for a multiple of eight; whoever reads the tensors in place
+/// relies on it.
+const LEAST_ALIGNMENT: u64 = 8;
 /// The fewest bytes a metadata entry takes: key length, type, a byte of value.
 const MIN_ENTRY: u64 = 8 + 4 + 1;
 /// The fewest bytes a tensor's description takes: name length, dimensions,
@@ -109,7 +112,7 @@ fn alignment(
             found: value.map_or_else(String::new, |value| value.describe()),
         });
     };
-    if !alignment.is_power_of_two() {
+    if !alignment.is_power_of_two() || alignment < LEAST_ALIGNMENT {
         return Err(GgufCause::Alignment(alignment));
     }
     Ok(alignment)

@@ -10,7 +10,7 @@ pub enum ModelError {
     #[error(transparent)]
     Gguf(#[from] GgufError),
     /// No file in `arch` reads this architecture.
-    #[error("architecture '{name}' is not supported (supported: {supported})")]
+    #[error("architecture '{}' is not supported (supported: {supported})", name.escape_debug())]
     Architecture {
         /// `general.architecture`.
         name: String,

@@ -40,6 +40,37 @@ pub enum Part {
     PostFeedForwardNorm,
 }
 
+impl Part {
+    /// What each layer of a decoder is made of.
+    pub fn of(spec: &DecoderSpec) -> impl Iterator<Item = Part> {
+        let always = [
+            Part::AttentionNorm,
+            Part::Query,
+            Part::Key,
+            Part::Value,
+            Part::Output,
+            Part::FeedForwardNorm,
+            Part::Gate,
+            Part::Up,
+            Part::Down,
+        ];
+        let optional = [
+            (
+                spec.qkv_bias,
+                &[Part::QueryBias, Part::KeyBias, Part::ValueBias][..],
+            ),
+            (spec.qk_norm, &[Part::QueryNorm, Part::KeyNorm]),
+            (
+                spec.post_norms,
+                &[Part::PostAttentionNorm, Part::PostFeedForwardNorm],
+            ),
+        ];
+        let present = optional.into_iter().filter(|(present, _)| *present);
+        let present = present.flat_map(|(_, parts)| parts.iter().copied());
+        always.into_iter().chain(present)
+    }
+}
+
 /// The tensor names of one layer.
 #[derive(Clone, Copy, Debug)]
 pub struct LayerNames(pub usize);

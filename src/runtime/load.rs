@@ -94,6 +94,29 @@ pub enum LoadError {
     Thread(#[from] std::io::Error),
 }
 
+impl LoadError {
+    fn model(path: &Path, error: ModelError) -> LoadError {
+        match error {
+            // Names the file already.
+            ModelError::Gguf(error) => LoadError::Gguf(error),
+            error => LoadError::Model {
+                path: path.to_owned(),
+                error,
+            },
+        }
+    }
+
+    fn exec(path: &Path, error: ExecError) -> LoadError {
+        match error {
+            ExecError::Model(error) => LoadError::model(path, error),
+            error => LoadError::Exec {
+                path: path.to_owned(),
+                error,
+            },
+        }
+    }
+}
+
 /// One model with its tokenizer, engine and profiles.
 pub struct Model {
     id: String,
@@ -135,10 +158,7 @@ impl Model {
     /// See [`LoadError`]; each is one line that names the file or the profile.
     pub fn load(id: &str, path: &Path, options: &LoadOptions) -> Result<Model, LoadError> {
         let gguf = Gguf::open(path)?;
-        let spec = arch::read(&gguf).map_err(|error| LoadError::Model {
-            path: path.to_owned(),
-            error,
-        })?;
+        let spec = arch::read(&gguf).map_err(|error| LoadError::model(path, error))?;
         let tokenizer = Arc::new(Tokenizer::from_gguf(&gguf)?);
         if tokenizer.vocab_size() > spec.vocab {
             return Err(LoadError::Model {
@@ -168,12 +188,8 @@ impl Model {
             .contains_key(default_profile)
             .then(|| default_profile.to_owned());
 
-        let executor = DeviceExecutor::load(&gguf, &spec, &options.device).map_err(|error| {
-            LoadError::Exec {
-                path: path.to_owned(),
-                error,
-            }
-        })?;
+        let executor = DeviceExecutor::load(&gguf, &spec, &options.device)
+            .map_err(|error| LoadError::exec(path, error))?;
         let footprint = executor.footprint();
         let mut engine = options.engine.clone();
         engine.prefixes = options

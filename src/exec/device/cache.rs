@@ -21,6 +21,8 @@ pub(super) struct LayerKv {
 /// A shared, read-only stretch of KV.
 #[derive(Debug)]
 pub(super) struct Segment {
+    /// The chain that it was made on.
+    pub(super) below: Vec<SegmentId>,
     /// Position of its first token.
     pub(super) start: usize,
     /// How many tokens it stands for.
@@ -44,6 +46,11 @@ impl Segment {
     }
 
     pub(super) fn save(&self) -> Result<Vec<SavedTensor>, ExecError> {
+        if self.start > 0 {
+            return Err(ExecError::Batch(
+                "only a segment that begins at position 0 can be saved",
+            ));
+        }
         let mut saved = Vec::with_capacity(2 * self.layers.len());
         for (index, layer) in self.layers.iter().enumerate() {
             for (side, tensor) in [("k", &layer.k), ("v", &layer.v)] {
@@ -78,6 +85,7 @@ impl Segment {
             });
         }
         Ok(Segment {
+            below: Vec::new(),
             start: 0,
             len: tokens,
             layers,
@@ -202,13 +210,19 @@ impl Sequence {
                 .as_ref()
                 .ok_or(ExecError::Batch("an empty sequence cannot be frozen"))?;
             let held = held(self.own, layer.window);
-            let last = |tensor: &Tensor| tensor.narrow(1, self.own - held, held)?.contiguous();
+            // A copy even of what is contiguous already, as with one KV head: a
+            // view would keep the whole suffix's room alive.
+            let last = |tensor: &Tensor| {
+                let last = tensor.narrow(1, self.own - held, held)?;
+                last.force_contiguous()
+            };
             layers.push(LayerKv {
                 k: last(&kv.k)?,
                 v: last(&kv.v)?,
             });
         }
         Ok(Segment {
+            below: self.chain.iter().map(|(id, _)| *id).collect(),
             start: self.start(),
             len: self.own,
             layers,

@@ -156,6 +156,15 @@ impl Executor for DeviceExecutor {
             .iter()
             .map(|id| self.segment(*id).map(|segment| (*id, Arc::clone(segment))))
             .collect::<Result<Vec<_>, _>>()?;
+        let ids: Vec<SegmentId> = chain.iter().map(|(id, _)| *id).collect();
+        for (depth, (_, segment)) in chain.iter().enumerate() {
+            // Elsewhere its keys would stand at the wrong positions.
+            if segment.below != ids[..depth] {
+                return Err(ExecError::Batch(
+                    "a segment follows one that it was not made on",
+                ));
+            }
+        }
         let id = SequenceId(self.fresh_id());
         self.sequences.insert(id, Sequence::new(chain, &self.spec));
         Ok(id)

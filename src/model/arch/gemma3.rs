@@ -57,7 +57,7 @@ pub(super) fn read(fields: &Fields<'_>) -> Result<DecoderSpec, ModelError> {
     };
     Ok(DecoderSpec {
         architecture: fields.name,
-        vocab: fields.vocab()?,
+        vocab: fields.vocab(hidden)?,
         hidden,
         feed_forward: fields.size("feed_forward_length")?,
         heads,

@@ -14,7 +14,7 @@ pub(super) fn read(fields: &Fields<'_>) -> Result<DecoderSpec, ModelError> {
     let (heads, kv_heads, head_dim) = fields.heads(hidden)?;
     Ok(DecoderSpec {
         architecture: fields.name,
-        vocab: fields.vocab()?,
+        vocab: fields.vocab(hidden)?,
         hidden,
         feed_forward: fields.size("feed_forward_length")?,
         heads,

@@ -4,8 +4,10 @@ mod gemma3;
 mod llama;
 mod qwen2;
 
-use super::{DecoderSpec, ModelError, RopeSpec, RopeStyle};
-use crate::gguf::Gguf;
+use std::collections::HashSet;
+
+use super::{DecoderSpec, LayerNames, ModelError, Part, RopeSpec, RopeStyle};
+use crate::gguf::{Gguf, TensorType};
 
 type Reader = fn(&Fields<'_>) -> Result<DecoderSpec, ModelError>;
 
@@ -30,6 +32,7 @@ pub fn read(gguf: &Gguf) -> Result<DecoderSpec, ModelError> {
     };
     let spec = reader(&Fields { gguf, name })?;
     check(&spec)?;
+    check_tensors(gguf, &spec)?;
     Ok(spec)
 }
 
@@ -122,9 +125,18 @@ impl Fields<'_> {
     fn rope(&self, head_dim: usize, style: RopeStyle) -> Result<RopeSpec, ModelError> {
         let dims = self.get_size("rope.dimension_count").unwrap_or(head_dim);
         let scale = match self.get_str("rope.scaling.type") {
-            None | Some("none") => self.get_float("rope.scale_linear").unwrap_or(1.0),
-            Some("linear") => self.float("rope.scaling.factor")?,
-            Some(other) => return Err(self.unsupported(format!("rope scaling of type '{other}'"))),
+            Some("none") => 1.0,
+            // A factor without a type is linear, under its old name too; 0
+            // stands for none.
+            None | Some("linear") => self
+                .get_float("rope.scaling.factor")
+                .or_else(|| self.get_float("rope.scale_linear"))
+                .filter(|&factor| factor != 0.0)
+                .unwrap_or(1.0),
+            Some(other) => {
+                let other = other.escape_debug();
+                return Err(self.unsupported(format!("rope scaling of type '{other}'")));
+            }
         };
         Ok(RopeSpec {
             base: self.get_float("rope.freq_base").unwrap_or(10_000.0),
@@ -140,7 +152,11 @@ impl Fields<'_> {
         let Some(view) = self.gguf.find("rope_freqs.weight") else {
             return Ok(None);
         };
-        if view.info.shape != [dims / 2] || view.data.len() != dims / 2 * 4 {
+        if view.info.kind != TensorType::F32 {
+            let kind = view.info.kind;
+            return Err(self.unsupported(format!("rope frequencies of type {kind}")));
+        }
+        if view.info.shape != [dims / 2] {
             return Err(ModelError::Shape {
                 name: view.info.name.clone(),
                 found: view.info.shape.clone(),
@@ -155,13 +171,50 @@ impl Fields<'_> {
         Ok(Some(factors))
     }
 
-    /// The vocabulary's size, as the tokenizer and the embedding have it.
-    fn vocab(&self) -> Result<usize, ModelError> {
-        Ok(self.gguf.tensor("token_embd.weight")?.info.shape[0])
+    /// The vocabulary's size: how many rows of `hidden` the embedding has.
+    fn vocab(&self, hidden: usize) -> Result<usize, ModelError> {
+        let info = self.gguf.tensor("token_embd.weight")?.info;
+        match info.shape[..] {
+            [vocab, width] if width == hidden => Ok(vocab),
+            _ => Err(ModelError::Shape {
+                name: info.name.clone(),
+                found: info.shape.clone(),
+                expected: vec![info.elements() / hidden.max(1), hidden],
+            }),
+        }
     }
 
     fn has_tensor(&self, name: &str) -> bool {
         self.gguf.find(name).is_some()
+    }
+}
+
+/// Refuses a file with a tensor that the decoder would not use: it is a variant
+/// of the architecture, and without the tensor its answers would be wrong.
+fn check_tensors(gguf: &Gguf, spec: &DecoderSpec) -> Result<(), ModelError> {
+    let mut used: HashSet<String> = ["token_embd", "output_norm", "output"]
+        .map(|name| format!("{name}.weight"))
+        .into();
+    for layer in 0..spec.layers.len() {
+        used.extend(Part::of(spec).map(|part| LayerNames(layer).of(part)));
+        // Precomputed angles in some old files.
+        used.insert(format!("blk.{layer}.attn_rot_embd.weight"));
+    }
+    // A file may hold an image encoder beside the decoder.
+    let ours = |name: &str| {
+        ["blk.", "output", "token_embd"]
+            .iter()
+            .any(|s| name.starts_with(s))
+    };
+    match gguf
+        .tensors()
+        .find(|t| ours(&t.name) && !used.contains(&t.name))
+    {
+        Some(tensor) => Err(ModelError::Feature {
+            architecture: spec.architecture.to_owned(),
+            feature: format!("the tensor '{}'", tensor.name.escape_debug()),
+        }),
+        None => Ok(()),
     }
 }
 

@@ -1,0 +1,320 @@
+//! Files that hold no model that can be run: one line says why.
+
+use std::collections::BTreeMap;
+
+use candle_core::Device;
+use incant::engine::EngineOptions;
+use incant::runtime::{LoadOptions, Model};
+use incant::text::Special;
+use tempfile::NamedTempFile;
+
+use crate::build::{Builder, Item};
+
+use super::tiny::{self, Tiny, VOCAB, Weight};
+
+fn load(file: &NamedTempFile) -> Result<Model, String> {
+    let options = LoadOptions {
+        device: Device::Cpu,
+        engine: EngineOptions::default(),
+        context: None,
+        profiles: BTreeMap::new(),
+        default_profile: None,
+        prefix_folder: None,
+    };
+    Model::load("tiny", file.path(), &options).map_err(|error| error.to_string())
+}
+
+/// Why a file is refused, without its path, which must come first.
+fn refusal(builder: &Builder) -> String {
+    let file = tiny::written(builder);
+    let line = load(&file).map(|_| ()).expect_err("is refused");
+    let path = format!("{}: ", file.path().display());
+    assert!(!line.contains('\n'), "{line:?}");
+    let cause = line.strip_prefix(&path).unwrap_or_else(|| panic!("{line}"));
+    assert!(!cause.contains(&path), "the path comes twice: {line}");
+    cause.to_owned()
+}
+
+/// The refusal of `model` after a change to its tensors.
+fn changed(model: &Tiny, change: impl FnOnce(&mut BTreeMap<String, Weight>)) -> String {
+    let mut tensors = model.tensors();
+    change(&mut tensors);
+    refusal(&model.file(&tensors))
+}
+
+/// The refusal of `model` with one more metadata entry.
+fn with(model: &Tiny, key: &str, item: Item<'_>) -> String {
+    refusal(&model.file(&model.tensors()).with(key, item))
+}
+
+#[test]
+fn a_tiny_model_is_a_whole_model() {
+    for model in [Tiny::llama(), Tiny::qwen2(), Tiny::gemma3()] {
+        let file = model.written(&model.tensors());
+        let loaded = load(&file).expect("loads");
+        assert_eq!(loaded.spec().architecture, model.architecture);
+        assert_eq!(loaded.spec().vocab, VOCAB);
+        assert_eq!(loaded.context(), 4096);
+        let ids = loaded.tokenizer().encode("Héllo, 1", Special::Plain);
+        assert_eq!(loaded.tokenizer().decode(&ids, false), "Héllo, 1");
+    }
+}
+
+#[test]
+fn an_architecture_nobody_knows_is_named_beside_those_known() {
+    let model = |architecture| Tiny {
+        architecture,
+        ..Tiny::llama()
+    };
+    assert_eq!(
+        changed(&model("mamba"), |_| ()),
+        "architecture 'mamba' is not supported (supported: gemma3, llama, qwen2)"
+    );
+    assert_eq!(
+        changed(&model("a\nb"), |_| ()),
+        r"architecture 'a\nb' is not supported (supported: gemma3, llama, qwen2)"
+    );
+}
+
+#[test]
+fn a_missing_tensor_is_named() {
+    for (model, name) in [
+        (Tiny::llama(), "token_embd.weight"),
+        (Tiny::llama(), "output_norm.weight"),
+        (Tiny::llama(), "blk.2.ffn_down.weight"),
+        (Tiny::qwen2(), "blk.1.attn_k.bias"),
+        (Tiny::gemma3(), "blk.6.post_ffw_norm.weight"),
+    ] {
+        let line = changed(&model, |tensors| {
+            tensors.remove(name).expect("was there");
+        });
+        assert_eq!(line, format!("tensor `{name}` is missing"));
+    }
+}
+
+#[test]
+fn a_tensor_of_another_shape_is_named_with_both_shapes() {
+    let model = Tiny::llama();
+    let reshaped = |name: &'static str, shape: &'static [usize]| {
+        changed(&model, move |tensors| {
+            let weight = tensors.get_mut(name).expect("is there");
+            weight.shape = shape.to_vec();
+        })
+    };
+    assert_eq!(
+        reshaped("blk.1.attn_k.weight", &[64, 32]),
+        "tensor 'blk.1.attn_k.weight' has shape [64, 32], expected [32, 64]"
+    );
+    assert_eq!(
+        reshaped("blk.0.attn_norm.weight", &[1, 64]),
+        "tensor 'blk.0.attn_norm.weight' has shape [1, 64], expected [64]"
+    );
+    assert_eq!(
+        reshaped("token_embd.weight", &[VOCAB * 64]),
+        format!(
+            "tensor 'token_embd.weight' has shape [{}], expected [300, 64]",
+            VOCAB * 64
+        )
+    );
+}
+
+#[test]
+fn what_is_not_implemented_is_refused_by_name() {
+    let (llama, gemma3) = (Tiny::llama(), Tiny::gemma3());
+    let needs = |model: &Tiny, key, item, what: &str| {
+        let line = with(model, key, item);
+        let architecture = model.architecture;
+        assert_eq!(
+            line,
+            format!("this {architecture} model needs {what}, which is not supported")
+        );
+    };
+    needs(
+        &llama,
+        "llama.expert_count",
+        Item::U32(8),
+        "a mixture of experts",
+    );
+    needs(
+        &Tiny::qwen2(),
+        "qwen2.rope.scaling.type",
+        Item::Str("yarn"),
+        "rope scaling of type 'yarn'",
+    );
+    needs(
+        &llama,
+        "llama.rope.scaling.type",
+        Item::Str("long\nrope"),
+        r"rope scaling of type 'long\nrope'",
+    );
+    needs(
+        &llama,
+        "llama.attention.value_length",
+        Item::U32(8),
+        "value heads that are not as wide as key heads",
+    );
+    needs(
+        &gemma3,
+        "gemma3.final_logit_softcapping",
+        Item::F32(30.0),
+        "soft-capped logits",
+    );
+}
+
+#[test]
+fn a_tensor_that_would_go_unused_is_refused() {
+    let bias = |name: &'static str, model: &Tiny| {
+        changed(model, |tensors| {
+            let bias = tensors["blk.0.attn_norm.weight"].clone();
+            tensors.insert(name.to_owned(), bias);
+        })
+    };
+    for (name, model) in [
+        ("blk.0.attn_output.bias", Tiny::llama()),
+        ("blk.0.attn_q_norm.weight", Tiny::qwen2()),
+        ("output_norm.bias", Tiny::llama()),
+        ("blk.7.attn_norm.weight", Tiny::gemma3()),
+    ] {
+        let architecture = model.architecture;
+        assert_eq!(
+            bias(name, &model),
+            format!("this {architecture} model needs the tensor '{name}', which is not supported")
+        );
+    }
+}
+
+#[test]
+fn weights_of_an_unsupported_type_are_refused() {
+    let model = Tiny::llama();
+    let mut tensors = model.tensors();
+    tensors.remove("blk.1.ffn_up.weight");
+    // 96 rows of two blocks of IQ4_NL, 18 bytes each.
+    let data = vec![0; 96 * 2 * 18];
+    let file = model.file(&tensors);
+    let file = file.tensor("blk.1.ffn_up.weight", &[64, 96], 20, data);
+    assert_eq!(
+        refusal(&file),
+        "this GGUF model needs weights of type IQ4_NL (tensor 'blk.1.ffn_up.weight'), which is \
+         not supported"
+    );
+}
+
+#[test]
+fn odd_shapes_are_refused_and_not_believed() {
+    // No dimensions at all, where the number of rows is wanted.
+    let model = Tiny::llama();
+    let mut tensors = model.tensors();
+    tensors.remove("token_embd.weight");
+    let scalar = model.file(&tensors);
+    assert_eq!(
+        refusal(&scalar.tensor("token_embd.weight", &[], 0, vec![0; 4])),
+        "tensor 'token_embd.weight' has shape [], expected [0, 64]"
+    );
+    // Fewer rows than the tokenizer has tokens.
+    let line = changed(
+        &Tiny {
+            tied: true,
+            ..model
+        },
+        |tensors| {
+            let embedding = tensors.get_mut("token_embd.weight").expect("is there");
+            embedding.shape[0] = VOCAB - 1;
+            embedding.bytes.truncate((VOCAB - 1) * 64 * 4);
+        },
+    );
+    assert_eq!(
+        line,
+        "tokenizer.ggml.tokens = 300 tokens makes no sense: the embedding has fewer rows"
+    );
+}
+
+#[test]
+fn senseless_metadata_is_refused() {
+    let sense = |model: Tiny, message: &str| {
+        let line = changed(&model, |_| ());
+        assert_eq!(line, message);
+    };
+    let (llama, gemma3) = (Tiny::llama(), Tiny::gemma3());
+    sense(
+        Tiny {
+            kv_heads: 3,
+            ..llama.clone()
+        },
+        "llama.attention.head_count_kv = 3 makes no sense: it must divide head_count",
+    );
+    sense(
+        Tiny {
+            rope_dims: Some(7),
+            ..llama.clone()
+        },
+        "llama.rope.dimension_count = 7 makes no sense: it must be even and at most a head's width",
+    );
+    sense(
+        Tiny {
+            rope_dims: Some(18),
+            ..llama.clone()
+        },
+        "llama.rope.dimension_count = 18 makes no sense: it must be even and at most a head's width",
+    );
+    sense(
+        Tiny {
+            rope_linear: Some(-2.0),
+            ..llama.clone()
+        },
+        "llama.rope.scaling.factor = -2 makes no sense: it must be positive",
+    );
+    sense(
+        Tiny {
+            eps: f32::NAN,
+            ..llama
+        },
+        "llama.attention.layer_norm_rms_epsilon = NaN makes no sense: it must be positive",
+    );
+    sense(
+        Tiny {
+            window: 0,
+            ..gemma3
+        },
+        "metadata key `gemma3.attention.sliding_window` is missing",
+    );
+    let bare = Builder::new().with("general.architecture", Item::Str("llama"));
+    assert_eq!(
+        refusal(&bare),
+        "metadata key `llama.embedding_length` is missing"
+    );
+}
+
+#[test]
+fn frequency_factors_must_fit_the_rope() {
+    let model = Tiny {
+        rope_factors: true,
+        ..Tiny::llama()
+    };
+    let mut tensors = model.tensors();
+    let factors = tensors.remove("rope_freqs.weight").expect("was drawn");
+    let file = model.file(&tensors);
+    assert_eq!(
+        refusal(
+            &file
+                .clone()
+                .tensor("rope_freqs.weight", &[8], 1, vec![0; 16])
+        ),
+        "this llama model needs rope frequencies of type F16, which is not supported"
+    );
+    let short = factors.bytes[..4 * 7].to_vec();
+    assert_eq!(
+        refusal(&file.tensor("rope_freqs.weight", &[7], 0, short)),
+        "tensor 'rope_freqs.weight' has shape [7], expected [8]"
+    );
+}
+
+#[test]
+fn tensors_at_odd_places_end_no_program() {
+    let model = Tiny::llama();
+    let file = Builder::new().with("general.alignment", Item::U32(1));
+    let file = file.tensor("unrelated", &[3], 24, vec![0; 3]);
+    assert_eq!(
+        refusal(&model.continued(file, &model.tensors())),
+        "general.alignment is 1, not a power of two from 8 on"
+    );
+}

@@ -1,0 +1,155 @@
+//! The way tokens are cut into steps changes no answer.
+
+use incant::exec::Wanted;
+
+use super::tiny::{self, Tiny};
+use super::watched::Watched;
+
+/// One model of each architecture.
+fn models() -> [Tiny; 3] {
+    [Tiny::llama(), Tiny::qwen2(), Tiny::gemma3()]
+}
+
+#[test]
+fn chunks_of_any_size_are_the_whole() {
+    for model in models() {
+        let tokens = tiny::tokens(1, 80);
+        let mut watched = Watched::new(&model);
+        for size in [1, 3, 7, 64, 80] {
+            let sequence = watched.begin(None);
+            for chunk in tokens.chunks(size) {
+                watched.feed(sequence, chunk);
+            }
+        }
+        watched.finish(model.architecture);
+    }
+}
+
+#[test]
+fn sequences_in_one_batch_do_not_meet() {
+    for model in models() {
+        let mut watched = Watched::new(&model);
+        let texts = [1, 2, 3, 4].map(|seed| tiny::tokens(seed, 40));
+        let [a, b, c, d] = [(); 4].map(|()| watched.begin(None));
+        let [x, y, z, w] = &texts;
+        // Ragged prefill, then decoding beside prefill, then decoding alone,
+        // and not always in the order in which the sequences began.
+        watched.step(&[
+            (a, &x[..20], Wanted::Last),
+            (b, &y[..3], Wanted::All),
+            (c, &z[..1], Wanted::None),
+        ]);
+        watched.step(&[
+            (d, &w[..33], Wanted::Last),
+            (b, &y[3..4], Wanted::Last),
+            (a, &x[20..21], Wanted::Last),
+            (c, &z[1..12], Wanted::All),
+        ]);
+        for at in 0..6 {
+            watched.step(&[
+                (c, &z[12 + at..][..1], Wanted::Last),
+                (a, &x[21 + at..][..1], Wanted::Last),
+                (d, &w[33 + at..][..1], Wanted::Last),
+                (b, &y[4 + at..][..1], Wanted::None),
+            ]);
+        }
+        watched.end(a);
+        watched.step(&[(b, &y[10..], Wanted::All), (c, &z[18..19], Wanted::Last)]);
+        watched.finish(model.architecture);
+    }
+}
+
+#[test]
+fn a_shared_segment_is_what_each_would_compute() {
+    for model in models() {
+        // Shorter than a window, as long, one longer, and much longer.
+        for length in [1, 3, 4, 5, 6, 30, 64] {
+            let mut watched = Watched::new(&model);
+            let text = tiny::tokens(5, length);
+            let segment = watched.segment(None, &text, 7);
+            let [a, b] = [(); 2].map(|()| watched.begin(Some(segment)));
+            let [x, y] = [6, 7].map(|seed| tiny::tokens(seed, 12));
+            // One is near the segment, the other leaves it behind its window.
+            watched.feed(a, &x[..9]);
+            watched.step(&[(b, &y[..1], Wanted::All), (a, &x[9..10], Wanted::All)]);
+            watched.step(&[(a, &x[10..], Wanted::All), (b, &y[1..3], Wanted::All)]);
+            watched.step(&[(b, &y[3..], Wanted::All)]);
+            watched.finish(&format!("{}, {length} tokens", model.architecture));
+        }
+    }
+}
+
+#[test]
+fn a_chain_of_segments_is_what_each_would_compute() {
+    for model in models() {
+        for (first, second) in [(6, 2), (2, 6), (1, 1), (20, 1), (3, 9)] {
+            let mut watched = Watched::new(&model);
+            let outer = watched.segment(None, &tiny::tokens(1, first), 4);
+            let inner = watched.segment(Some(outer), &tiny::tokens(2, second), 4);
+            let other = watched.segment(Some(outer), &tiny::tokens(3, second + 1), 4);
+            // On both branches, on the trunk, and on nothing, in one batch.
+            let on = [Some(inner), Some(other), Some(outer), None, Some(inner)];
+            let sequences = on.map(|segment| watched.begin(segment));
+            let texts = [11, 12, 13, 14, 15].map(|seed| tiny::tokens(seed, 9));
+            for range in [0..1, 1..4, 4..5, 5..9] {
+                let batch: Vec<_> = sequences
+                    .iter()
+                    .zip(&texts)
+                    .rev()
+                    .map(|(&sequence, text)| (sequence, &text[range.clone()], Wanted::All))
+                    .collect();
+                watched.step(&batch);
+            }
+            watched.finish(&format!("{}, {first} and {second}", model.architecture));
+        }
+    }
+}
+
+#[test]
+fn a_segment_read_back_is_the_segment() {
+    for model in models() {
+        for length in [1, 4, 30] {
+            let mut watched = Watched::new(&model);
+            let computed = watched.segment(None, &tiny::tokens(5, length), 30);
+            let read = watched.restore(computed);
+            watched.release(computed);
+            let above = watched.segment(Some(read), &tiny::tokens(6, 3), 3);
+            let [a, b] = [read, above].map(|segment| watched.begin(Some(segment)));
+            let text = tiny::tokens(7, 9);
+            watched.step(&[(a, &text[..5], Wanted::All), (b, &text[..1], Wanted::All)]);
+            watched.step(&[(a, &text[5..], Wanted::All), (b, &text[1..], Wanted::All)]);
+            watched.finish(&format!("{}, {length} tokens", model.architecture));
+        }
+    }
+}
+
+#[test]
+fn a_released_segment_stays_with_those_on_it() {
+    let mut watched = Watched::new(&Tiny::gemma3());
+    let outer = watched.segment(None, &tiny::tokens(1, 9), 9);
+    let inner = watched.segment(Some(outer), &tiny::tokens(2, 3), 3);
+    let sequence = watched.begin(Some(inner));
+    watched.release(inner);
+    watched.release(outer);
+    let text = tiny::tokens(3, 10);
+    watched.feed(sequence, &text[..1]);
+    watched.feed(sequence, &text[1..]);
+    watched.finish("released");
+}
+
+#[test]
+fn a_window_of_one_needs_no_kv() {
+    let model = Tiny {
+        window: 1,
+        ..Tiny::gemma3()
+    };
+    let mut watched = Watched::new(&model);
+    let computed = watched.segment(None, &tiny::tokens(1, 9), 4);
+    let read = watched.restore(computed);
+    let sequences = [computed, read].map(|segment| watched.begin(Some(segment)));
+    for text in tiny::tokens(2, 6).chunks(2) {
+        let batch = sequences.map(|sequence| (sequence, text, Wanted::All));
+        watched.step(&batch);
+    }
+    watched.finish("a window of one");
+}

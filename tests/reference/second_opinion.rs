@@ -1,0 +1,56 @@
+//! candle-transformers' models, from the same files, where they are right.
+
+use std::fs::File;
+
+use candle_core::quantized::gguf_file::Content;
+use candle_core::{Device, Tensor};
+use candle_transformers::models::{quantized_llama, quantized_qwen2};
+
+use super::tiny::{self, Tiny};
+use super::{TOLERANCE, at_once, executor, row_distance};
+
+/// Takes tokens and the position of the first one; gives the last one's logits.
+type Forward = Box<dyn FnMut(&Tensor, usize) -> candle_core::Result<Tensor>>;
+
+#[test]
+fn candles_own_models_agree() {
+    let llama = Tiny {
+        // It insists on the key.
+        rope_dims: Some(16),
+        ..Tiny::llama()
+    };
+    for model in [llama, Tiny::qwen2()] {
+        let tensors = model.tensors();
+        let file = model.written(&tensors);
+        let mut reader = File::open(file.path()).expect("was just written");
+        let content = Content::read(&mut reader).expect("candle reads it");
+        let mut forward: Forward = match model.architecture {
+            "llama" => {
+                let mut model =
+                    quantized_llama::ModelWeights::from_gguf(content, &mut reader, &Device::Cpu)
+                        .expect("candle loads it");
+                Box::new(move |tokens, position| model.forward(tokens, position))
+            }
+            _ => {
+                let mut model =
+                    quantized_qwen2::ModelWeights::from_gguf(content, &mut reader, &Device::Cpu)
+                        .expect("candle loads it");
+                Box::new(move |tokens, position| model.forward(tokens, position))
+            }
+        };
+        let tokens = tiny::tokens(4, 40);
+        let mut executor = executor(&model, &tensors);
+        let found = at_once(&mut executor, &tokens);
+        // A token at a time: it gives no other logits than the last one's.
+        for (position, (&token, found)) in tokens.iter().zip(&found).enumerate() {
+            let token = Tensor::new(&[[token]], &Device::Cpu).expect("a tensor");
+            let logits = forward(&token, position)
+                .and_then(|logits| logits.flatten_all()?.to_vec1::<f32>())
+                .expect("candle runs it");
+            let logits: Vec<f64> = logits.into_iter().map(f64::from).collect();
+            let error = row_distance(found, &logits);
+            let name = model.architecture;
+            assert!(error <= TOLERANCE, "{name}, token {position}: {error:.2e}");
+        }
+    }
+}

@@ -1,0 +1,324 @@
+//! Tiny random models, as complete GGUF files: a few layers, 300 tokens, and a
+//! tokenizer of bytes, so that whatever loads a model can load them.
+
+use std::collections::BTreeMap;
+use std::io::Write as _;
+
+use candle_core::quantized::{GgmlDType, QTensor};
+use candle_core::{Device, Tensor};
+use rand::{Rng, SeedableRng};
+use rand_chacha::ChaCha8Rng;
+use tempfile::NamedTempFile;
+
+use crate::build::{Builder, Item};
+
+/// How many tokens each tiny model has.
+pub(crate) const VOCAB: usize = 300;
+
+/// What a tiny model is. Its weights follow from this alone.
+#[derive(Clone, Debug)]
+pub(crate) struct Tiny {
+    /// `general.architecture`.
+    pub(crate) architecture: &'static str,
+    pub(crate) hidden: usize,
+    pub(crate) feed_forward: usize,
+    pub(crate) heads: usize,
+    pub(crate) kv_heads: usize,
+    /// Written as `attention.key_length` where it is not `hidden / heads`.
+    pub(crate) head_dim: usize,
+    pub(crate) layers: usize,
+    /// Whether the head is the embedding.
+    pub(crate) tied: bool,
+    /// Whether q, k and v have biases.
+    pub(crate) biases: bool,
+    pub(crate) eps: f32,
+    pub(crate) rope_base: f32,
+    /// Dimensions of a head that rotate; all of them if absent.
+    pub(crate) rope_dims: Option<usize>,
+    /// The factor of linear scaling.
+    pub(crate) rope_linear: Option<f32>,
+    /// Whether the file has Llama 3's `rope_freqs.weight`.
+    pub(crate) rope_factors: bool,
+    /// The window of sliding layers.
+    pub(crate) window: usize,
+    /// The type of every matrix; vectors are F32 as in real files.
+    pub(crate) weights: GgmlDType,
+    pub(crate) seed: u64,
+}
+
+impl Tiny {
+    pub(crate) fn llama() -> Tiny {
+        Tiny {
+            architecture: "llama",
+            hidden: 64,
+            feed_forward: 96,
+            heads: 4,
+            kv_heads: 2,
+            head_dim: 16,
+            layers: 3,
+            tied: false,
+            biases: false,
+            eps: 1e-5,
+            rope_base: 10_000.0,
+            rope_dims: None,
+            rope_linear: None,
+            rope_factors: false,
+            window: 0,
+            weights: GgmlDType::F32,
+            seed: 1,
+        }
+    }
+
+    pub(crate) fn qwen2() -> Tiny {
+        Tiny {
+            architecture: "qwen2",
+            biases: true,
+            eps: 1e-6,
+            rope_base: 1_000_000.0,
+            seed: 2,
+            ..Tiny::llama()
+        }
+    }
+
+    /// Seven layers, so that the sixth is global; heads wider than
+    /// `hidden / heads`.
+    pub(crate) fn gemma3() -> Tiny {
+        Tiny {
+            architecture: "gemma3",
+            head_dim: 24,
+            layers: 7,
+            tied: true,
+            eps: 1e-4,
+            rope_base: 1_000_000.0,
+            window: 5,
+            seed: 3,
+            ..Tiny::llama()
+        }
+    }
+
+    /// The same model, wide enough for K-quants: their blocks hold 256 weights.
+    pub(crate) fn wide(self) -> Tiny {
+        Tiny {
+            hidden: 256,
+            feed_forward: 256,
+            head_dim: 64,
+            ..self
+        }
+    }
+
+    /// How many dimensions of a head rotate.
+    pub(crate) fn rotating(&self) -> usize {
+        self.rope_dims.unwrap_or(self.head_dim)
+    }
+
+    /// Draws the model's weights.
+    pub(crate) fn tensors(&self) -> BTreeMap<String, Weight> {
+        let mut draw = Draw {
+            random: ChaCha8Rng::seed_from_u64(self.seed),
+            matrices: self.weights,
+            drawn: BTreeMap::new(),
+        };
+        let (hidden, feed_forward) = (self.hidden, self.feed_forward);
+        let (q, kv) = (self.heads * self.head_dim, self.kv_heads * self.head_dim);
+        draw.matrix("token_embd.weight", VOCAB, hidden);
+        draw.norm("output_norm.weight", hidden);
+        if !self.tied {
+            draw.matrix("output.weight", VOCAB, hidden);
+        }
+        if self.rope_factors {
+            draw.vector("rope_freqs.weight", self.rotating() / 2, 1.0, 8.0);
+        }
+        for layer in 0..self.layers {
+            let name = |part: &str| format!("blk.{layer}.{part}");
+            draw.norm(&name("attn_norm.weight"), hidden);
+            draw.matrix(&name("attn_q.weight"), q, hidden);
+            draw.matrix(&name("attn_k.weight"), kv, hidden);
+            draw.matrix(&name("attn_v.weight"), kv, hidden);
+            draw.matrix(&name("attn_output.weight"), hidden, q);
+            draw.norm(&name("ffn_norm.weight"), hidden);
+            draw.matrix(&name("ffn_gate.weight"), feed_forward, hidden);
+            draw.matrix(&name("ffn_up.weight"), feed_forward, hidden);
+            draw.matrix(&name("ffn_down.weight"), hidden, feed_forward);
+            if self.biases {
+                draw.vector(&name("attn_q.bias"), q, -0.5, 0.5);
+                draw.vector(&name("attn_k.bias"), kv, -0.5, 0.5);
+                draw.vector(&name("attn_v.bias"), kv, -0.5, 0.5);
+            }
+            if self.architecture == "gemma3" {
+                draw.norm(&name("attn_q_norm.weight"), self.head_dim);
+                draw.norm(&name("attn_k_norm.weight"), self.head_dim);
+                draw.norm(&name("post_attention_norm.weight"), hidden);
+                draw.norm(&name("post_ffw_norm.weight"), hidden);
+            }
+        }
+        draw.drawn
+    }
+
+    /// The model's file, with these weights.
+    pub(crate) fn file(&self, tensors: &BTreeMap<String, Weight>) -> Builder {
+        self.continued(Builder::new(), tensors)
+    }
+
+    /// The same behind what a file has already.
+    pub(crate) fn continued(&self, file: Builder, tensors: &BTreeMap<String, Weight>) -> Builder {
+        let arch = self.architecture;
+        let key = |key: &str| format!("{arch}.{key}");
+        let size = |size: usize| Item::U32(size as u32);
+        let mut file = tokenizer(file.with("general.architecture", Item::Str(arch)))
+            .with(&key("context_length"), Item::U32(4096))
+            .with(&key("embedding_length"), size(self.hidden))
+            .with(&key("block_count"), size(self.layers))
+            .with(&key("feed_forward_length"), size(self.feed_forward))
+            .with(&key("attention.head_count"), size(self.heads))
+            .with(&key("attention.head_count_kv"), size(self.kv_heads))
+            .with(
+                &key("attention.layer_norm_rms_epsilon"),
+                Item::F32(self.eps),
+            )
+            .with(&key("rope.freq_base"), Item::F32(self.rope_base));
+        if self.head_dim * self.heads != self.hidden {
+            file = file
+                .with(&key("attention.key_length"), size(self.head_dim))
+                .with(&key("attention.value_length"), size(self.head_dim));
+        }
+        if let Some(dims) = self.rope_dims {
+            file = file.with(&key("rope.dimension_count"), size(dims));
+        }
+        if let Some(factor) = self.rope_linear {
+            file = file
+                .with(&key("rope.scaling.type"), Item::Str("linear"))
+                .with(&key("rope.scaling.factor"), Item::F32(factor));
+        }
+        if self.window > 0 {
+            file = file.with(&key("attention.sliding_window"), size(self.window));
+        }
+        for (name, weight) in tensors {
+            let dims: Vec<u64> = weight.shape.iter().rev().map(|&dim| dim as u64).collect();
+            file = file.tensor(name, &dims, id(weight.kind), weight.bytes.clone());
+        }
+        file
+    }
+
+    /// The model's file on disk.
+    pub(crate) fn written(&self, tensors: &BTreeMap<String, Weight>) -> NamedTempFile {
+        written(&self.file(tensors))
+    }
+}
+
+/// A temporary file of what `builder` holds.
+pub(crate) fn written(builder: &Builder) -> NamedTempFile {
+    let mut file = NamedTempFile::with_suffix(".gguf").expect("a temporary file");
+    file.write_all(&builder.bytes()).expect("written");
+    file
+}
+
+/// One tensor: as the file holds it, and as the numbers that this means.
+#[derive(Clone, Debug)]
+pub(crate) struct Weight {
+    /// Outermost dimension first.
+    pub(crate) shape: Vec<usize>,
+    pub(crate) kind: GgmlDType,
+    pub(crate) bytes: Vec<u8>,
+    /// Row by row.
+    pub(crate) values: Vec<f32>,
+}
+
+impl Weight {
+    fn new(shape: &[usize], kind: GgmlDType, values: Vec<f32>) -> Weight {
+        let exact = Tensor::from_vec(values, shape, &Device::Cpu).expect("as many as the shape");
+        let stored = QTensor::quantize(&exact, kind).expect("whole blocks");
+        let values = stored
+            .dequantize(&Device::Cpu)
+            .and_then(|values| values.flatten_all()?.to_vec1())
+            .expect("dequantizes");
+        Weight {
+            shape: shape.to_vec(),
+            kind,
+            bytes: stored.data().expect("on the CPU").into_owned(),
+            values,
+        }
+    }
+}
+
+struct Draw {
+    random: ChaCha8Rng,
+    matrices: GgmlDType,
+    drawn: BTreeMap<String, Weight>,
+}
+
+impl Draw {
+    /// Weights that make outputs somewhat larger than inputs, so that attention
+    /// is far from uniform and every layer counts.
+    fn matrix(&mut self, name: &str, rows: usize, columns: usize) {
+        let limit = (6.0 / columns as f32).sqrt();
+        self.draw(name, &[rows, columns], self.matrices, -limit, limit);
+    }
+
+    fn norm(&mut self, name: &str, width: usize) {
+        self.vector(name, width, 0.5, 1.5);
+    }
+
+    fn vector(&mut self, name: &str, width: usize, low: f32, high: f32) {
+        self.draw(name, &[width], GgmlDType::F32, low, high);
+    }
+
+    fn draw(&mut self, name: &str, shape: &[usize], kind: GgmlDType, low: f32, high: f32) {
+        let values = (0..shape.iter().product())
+            .map(|_| self.random.random_range(low..high))
+            .collect();
+        let weight = Weight::new(shape, kind, values);
+        self.drawn.insert(name.to_owned(), weight);
+    }
+}
+
+/// A vocabulary of `<unk>`, `<s>`, `</s>`, the 256 bytes and single characters.
+fn tokenizer(file: Builder) -> Builder {
+    let mut pieces: Vec<String> = ["<unk>", "<s>", "</s>"].map(str::to_owned).into();
+    pieces.extend((0..256).map(|byte| format!("<0x{byte:02X}>")));
+    pieces.extend(
+        "▁abcdefghijklmnopqrstuvwxyz,.?!:;'-0123456789"
+            .chars()
+            .map(String::from),
+    );
+    pieces.truncate(VOCAB);
+    assert_eq!(pieces.len(), VOCAB);
+    let mut kinds = vec![2, 3, 3];
+    kinds.resize(3 + 256, 6);
+    kinds.resize(VOCAB, 1);
+    let texts: Vec<&str> = pieces.iter().map(String::as_str).collect();
+    file.with("tokenizer.ggml.model", Item::Str("llama"))
+        .with("tokenizer.ggml.tokens", Item::Strs(&texts))
+        .with("tokenizer.ggml.scores", Item::F32s(&[0.0; VOCAB]))
+        .with("tokenizer.ggml.token_type", Item::I32s(&kinds))
+        .with("tokenizer.ggml.unknown_token_id", Item::U32(0))
+        .with("tokenizer.ggml.bos_token_id", Item::U32(1))
+        .with("tokenizer.ggml.eos_token_id", Item::U32(2))
+}
+
+/// ggml's number for a type.
+fn id(kind: GgmlDType) -> u32 {
+    match kind {
+        GgmlDType::F32 => 0,
+        GgmlDType::F16 => 1,
+        GgmlDType::Q4_0 => 2,
+        GgmlDType::Q4_1 => 3,
+        GgmlDType::Q5_0 => 6,
+        GgmlDType::Q5_1 => 7,
+        GgmlDType::Q8_0 => 8,
+        GgmlDType::Q2K => 10,
+        GgmlDType::Q3K => 11,
+        GgmlDType::Q4K => 12,
+        GgmlDType::Q5K => 13,
+        GgmlDType::Q6K => 14,
+        GgmlDType::BF16 => 30,
+        other => unreachable!("files have no weights of {other:?}"),
+    }
+}
+
+/// Random tokens of the tiny vocabulary.
+pub(crate) fn tokens(seed: u64, count: usize) -> Vec<u32> {
+    let mut random = ChaCha8Rng::seed_from_u64(seed);
+    (0..count)
+        .map(|_| random.random_range(0..VOCAB as u32))
+        .collect()
+}
