@@ -1,9 +1,10 @@
 //! The HTTP surface: OpenAI's REST API over what [`crate::runtime`] offers.
 //!
-//! A request is read into typed views ([`fields`]), checked ([`controls`],
-//! [`lacking`]), rendered and tokenized by its arm, and handed to the engine.
-//! [`answer`] turns the engine's events back into text; an endpoint only says
-//! what its JSON looks like. Every failure is an [`errors::ApiError`].
+//! A request is read into typed views (`fields`), checked (`controls`,
+//! `lacking`), rendered and tokenized by its arm, and handed to the engine.
+//! `answer` turns the engine's events back into text; an endpoint (one file
+//! each in `routes`) only says what its JSON looks like. Every failure is an
+//! `ApiError`.
 //!
 //! Nothing below this module knows HTTP or OpenAI's shapes.
 
