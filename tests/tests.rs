@@ -1,10 +1,18 @@
 //! The one integration-test binary: one module per behaviour.
 mod build;
+mod server_support;
 mod support;
 
 mod catalog;
 mod cli;
+mod engine;
 mod gguf;
+mod golden;
+mod inspect;
 mod profile;
+mod server_answers;
+mod server_openai_client;
+mod server_wire;
 mod reference;
 mod tokenizer;
+mod tokenizer_oracle;

@@ -25,7 +25,7 @@ const MODELS: [(&str, &str); 3] = [
 /// A guard that no text here contains.
 const GUARD: char = '\u{fdd0}';
 
-fn file(folder: &str, name: String) -> Option<PathBuf> {
+pub(crate) fn file(folder: &str, name: String) -> Option<PathBuf> {
     let path = PathBuf::from(std::env::var_os(folder)?).join(name);
     path.exists().then_some(path)
 }

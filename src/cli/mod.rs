@@ -3,6 +3,7 @@
 mod ask;
 mod inspect;
 mod log;
+mod output;
 pub(crate) mod pull;
 mod serve;
 mod tokenize;

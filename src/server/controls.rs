@@ -14,6 +14,7 @@ use serde::Deserialize;
 
 use super::errors::ApiError;
 use super::fields::{Object, TextOr};
+use crate::profile::SamplingDefaults;
 use crate::runtime::Arm;
 use crate::sample::SamplingParams;
 
@@ -120,8 +121,12 @@ pub(crate) enum Stream {
 
 impl Controls {
     /// Checks every range and fills in what is absent.
-    pub(crate) fn resolve(self, arm: &Arm, limits: Limits) -> Result<Resolved, ApiError> {
-        let defaults = arm.defaults();
+    pub(crate) fn resolve(
+        self,
+        arm: &Arm,
+        defaults: &SamplingDefaults,
+        limits: Limits,
+    ) -> Result<Resolved, ApiError> {
         let openai = SamplingParams::default();
         let vocabulary = arm.tokenizer().vocab_size();
         let sampling = SamplingParams {
@@ -139,8 +144,10 @@ impl Controls {
                 .or(defaults.min_p)
                 .unwrap_or(openai.min_p),
             presence_penalty: number("presence_penalty", self.presence_penalty, -2.0..=2.0)?
+                .or(defaults.presence_penalty)
                 .unwrap_or(openai.presence_penalty),
             frequency_penalty: number("frequency_penalty", self.frequency_penalty, -2.0..=2.0)?
+                .or(defaults.frequency_penalty)
                 .unwrap_or(openai.frequency_penalty),
             repetition_penalty: number(
                 "repetition_penalty",

@@ -89,10 +89,9 @@ pub enum VocabularyError {
     Specials(aho_corasick::BuildError),
 }
 
-/// Texts of tokens that end generation wherever they are control tokens.
-///
-/// The list follows llama.cpp's: turn and text ends of the common model
-/// families, and the ends of a file in code models.
+/// Texts of tokens that end generation and are never meant as text: turn and
+/// text ends of the common model families. Some files declare them as ordinary
+/// pieces; they are taken for controls all the same, as in llama.cpp.
 const ENDS: &[&str] = &[
     "<|im_end|>",
     "<|endoftext|>",
@@ -105,6 +104,12 @@ const ENDS: &[&str] = &[
     "<end_of_turn>",
     "<end_of_utterance>",
     "<｜end▁of▁sentence｜>",
+];
+
+/// Texts of tokens that end generation where the file declares them as
+/// controls: the ends of a file in code models, and texts that others use as
+/// markup (`</s>` is an HTML tag in Gemma's vocabulary).
+const ENDS_IF_CONTROL: &[&str] = &[
     "<|fim_pad|>",
     "<|fim_repo|>",
     "<|repo_name|>",
@@ -118,10 +123,6 @@ const ENDS: &[&str] = &[
     "<eos>",
     "</s>",
 ];
-
-/// So many of [`ENDS`], from the first, are never meant as text. Some files
-/// declare them as ordinary pieces; they are taken for controls all the same.
-const NEVER_TEXT: usize = 11;
 
 impl Tokenizer {
     /// Builds the tokenizer that `gguf` describes.
@@ -209,8 +210,7 @@ fn pieces(gguf: &Gguf) -> Result<(Arena, Vec<TokenKind>), TokenizerError> {
     }
     for (kind, id) in kinds.iter_mut().zip(0..) {
         let piece = pieces.get(id).unwrap_or_default();
-        let never_text = &ENDS[..NEVER_TEXT];
-        if never_text.iter().any(|end| end.as_bytes() == piece) {
+        if ENDS.iter().any(|end| end.as_bytes() == piece) {
             *kind = TokenKind::Control;
         }
     }
@@ -361,7 +361,8 @@ fn facts(ids: &SpecialIds<'_>, spm: bool, pre: &str) -> Result<Facts, TokenizerE
     let eom = ids.get("tokenizer.ggml.eom_token_id", None)?;
     let mut end_tokens: Vec<u32> = [eos, eot, eom].into_iter().flatten().collect();
     for (id, kind, piece) in ids.vocabulary.iter() {
-        if kind == TokenKind::Control && ENDS.contains(&piece) {
+        let known = ENDS.contains(&piece) || ENDS_IF_CONTROL.contains(&piece);
+        if known && kind == TokenKind::Control {
             end_tokens.push(id);
         }
     }

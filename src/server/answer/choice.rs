@@ -6,8 +6,8 @@
 //! its text has left, so that an entry never gives away what the text holds
 //! back, and the joined entries are always the text.
 
-use std::borrow::Cow;
 use std::collections::VecDeque;
+use std::ops::Range;
 use std::sync::Arc;
 
 use crate::engine::{Event, FinishReason};
@@ -22,7 +22,7 @@ pub(crate) trait Vocabulary: Send + Sync {
     /// The bytes that a generated token adds to the answer; control tokens add none.
     fn bytes(&self, id: u32) -> &[u8];
     /// The bytes that name a token, control tokens included.
-    fn shown(&self, id: u32) -> Cow<'_, [u8]>;
+    fn shown(&self, id: u32) -> &[u8];
 }
 
 impl Vocabulary for Tokenizer {
@@ -30,11 +30,8 @@ impl Vocabulary for Tokenizer {
         self.token_bytes(id)
     }
 
-    fn shown(&self, id: u32) -> Cow<'_, [u8]> {
-        match self.token_bytes(id) {
-            [] => Cow::Borrowed(self.token_text_special(id)),
-            bytes => Cow::Borrowed(bytes),
-        }
+    fn shown(&self, id: u32) -> &[u8] {
+        self.token_text_special(id)
     }
 }
 
@@ -111,8 +108,11 @@ pub(crate) struct Choice<V> {
     held: VecDeque<Held>,
     /// Entries that wait for a piece with text to go with.
     ready: Vec<Entry>,
-    /// Bytes of text sent.
-    sent: usize,
+    /// The bytes of the decoded text that were sent: what comes before was
+    /// trimmed from the start of the answer.
+    sent: Range<usize>,
+    /// Bytes of the echoed prompt: the matcher counts from the answer's start.
+    prompt: usize,
     opened: bool,
     generated: usize,
     cached: usize,
@@ -144,12 +144,14 @@ impl<V: Vocabulary> Choice<V> {
             vocabulary,
             end_tokens,
             text,
-            matcher: StopMatcher::new(stop, markers),
+            // Between turns base models like to leave more space than the form has.
+            matcher: StopMatcher::new(stop, markers).trim_start(!markers.is_empty()),
             echoed,
+            sent: 0..0,
+            prompt: head.len(),
             head,
             held: VecDeque::new(),
             ready: Vec::new(),
-            sent: 0,
             opened: false,
             generated: 0,
             cached: 0,
@@ -205,7 +207,7 @@ impl<V: Vocabulary> Choice<V> {
         }
         let passed = self.matcher.push(&decoded);
         let text = std::mem::take(&mut self.head) + &passed.text;
-        self.sent += text.len();
+        self.note_sent();
         if passed.stopped {
             return Some(self.stop(text));
         }
@@ -233,13 +235,13 @@ impl<V: Vocabulary> Choice<V> {
         let passed = self.matcher.push(&self.text.finish());
         let mut text = std::mem::take(&mut self.head) + &passed.text;
         if passed.stopped {
-            self.sent += text.len();
+            self.note_sent();
             return self.stop(text);
         }
         text += &self.matcher.finish();
-        self.sent += text.len();
+        self.note_sent();
         for held in std::mem::take(&mut self.held) {
-            self.ready.push(self.entry(held));
+            self.settle(held);
         }
         self.last(text, reason)
     }
@@ -247,15 +249,23 @@ impl<V: Vocabulary> Choice<V> {
     /// A stop text was met. Tokens that reach into it are cut where it begins.
     fn stop(&mut self, text: String) -> Piece {
         for mut held in std::mem::take(&mut self.held) {
-            let over = held.place.end.saturating_sub(self.sent);
+            let over = held.place.end.saturating_sub(self.sent.end);
+            let length = held.place.bytes.len();
             if over == 0 {
-                self.ready.push(self.entry(held));
-            } else if over < held.place.bytes.len() {
-                held.place.bytes.truncate(held.place.bytes.len() - over);
-                self.ready.push(self.entry(held));
+                self.settle(held);
+            } else if over < length {
+                held.place.bytes.truncate(length - over);
+                held.place.end -= over;
+                self.settle(held);
             }
         }
         self.last(text, FinishReason::Stop)
+    }
+
+    fn note_sent(&mut self) {
+        let Range { start, end } = self.matcher.sent();
+        let start = if start > 0 { self.prompt + start } else { 0 };
+        self.sent = start..self.prompt + end;
     }
 
     fn last(&mut self, text: String, reason: FinishReason) -> Piece {
@@ -274,11 +284,22 @@ impl<V: Vocabulary> Choice<V> {
     fn release(&mut self) {
         while let Some(held) = self
             .held
-            .pop_front_if(|held| held.place.release <= self.sent)
+            .pop_front_if(|held| held.place.release <= self.sent.end)
         {
-            let entry = self.entry(held);
-            self.ready.push(entry);
+            self.settle(held);
         }
+    }
+
+    /// Makes an entry ready to go, without what was trimmed from the start.
+    fn settle(&mut self, mut held: Held) {
+        let Place { bytes, end, .. } = &mut held.place;
+        let before = (self.sent.start + bytes.len()).saturating_sub(*end);
+        if before > 0 && before >= bytes.len() {
+            return;
+        }
+        bytes.drain(..before);
+        let entry = self.entry(held);
+        self.ready.push(entry);
     }
 
     fn entry(&self, held: Held) -> Entry {
@@ -292,7 +313,7 @@ impl<V: Vocabulary> Choice<V> {
             let bytes = if chosen {
                 place.bytes.clone()
             } else {
-                self.vocabulary.shown(other).into_owned()
+                self.vocabulary.shown(other).to_vec()
             };
             Alternative {
                 bytes,
@@ -308,7 +329,8 @@ impl<V: Vocabulary> Choice<V> {
         };
         Entry {
             bytes: place.bytes,
-            offset: place.offset,
+            // Only ASCII is trimmed: its bytes are characters.
+            offset: place.offset.saturating_sub(self.sent.start),
             logprob,
             top,
         }
@@ -369,3 +391,6 @@ fn unfinished(bytes: &[u8]) -> usize {
     }
     0
 }
+
+#[cfg(test)]
+mod tests;

@@ -309,3 +309,63 @@ fn fit(
     let left = context - tokens;
     Ok(max_tokens.map_or(left, |most| most.min(left)))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::engine::Prefix;
+
+    fn room(prefix: usize, ids: usize, max_tokens: Option<usize>) -> Result<usize, ApiError> {
+        let prefix = (prefix > 0).then(|| {
+            Arc::new(Prefix {
+                ids: vec![1; prefix],
+            })
+        });
+        let prompt = Prompt {
+            prefix,
+            ids: vec![1; ids],
+            text: String::new(),
+            markers: Vec::new(),
+        };
+        fit(&prompt, 10, max_tokens, "prompt")
+    }
+
+    #[test]
+    fn the_prompt_must_fit_and_the_answer_ends_with_the_context() {
+        let table = [
+            (0, 4, None, Ok(6)),
+            (3, 4, None, Ok(3)),
+            (0, 4, Some(2), Ok(2)),
+            (0, 4, Some(100), Ok(6)),
+            (0, 9, Some(100), Ok(1)),
+            (0, 10, Some(0), Ok(0)),
+            (0, 10, Some(1), Err(1)),
+            (0, 10, None, Err(1)),
+            (0, 11, Some(0), Err(0)),
+            (7, 4, Some(0), Err(0)),
+        ];
+        for (prefix, ids, max_tokens, expected) in table {
+            let refused = |room| ApiError::ContextLength {
+                context: 10,
+                prompt: prefix + ids,
+                prefix,
+                room,
+                param: "prompt",
+            };
+            assert_eq!(
+                room(prefix, ids, max_tokens),
+                expected.map_err(refused),
+                "{prefix} + {ids}, {max_tokens:?}"
+            );
+        }
+    }
+
+    #[test]
+    fn there_must_be_something_to_continue_from() {
+        assert!(matches!(
+            room(0, 0, None),
+            Err(ApiError::Invalid { param: Some(_), .. })
+        ));
+        assert_eq!(room(3, 0, None), Ok(7), "a profile alone will do");
+    }
+}

@@ -79,13 +79,11 @@ pub(crate) async fn chat(mut call: Call) -> Result<Response, ApiError> {
     let messages = conversation(request.messages)?;
     let logprobs = alternatives(request.logprobs, request.top_logprobs)?;
     let arm = call.arm(&request.model)?;
-    let controls = controls.resolve(
-        &arm,
-        Limits {
-            least_tokens: 1,
-            default_tokens: None,
-        },
-    )?;
+    let limits = Limits {
+        least_tokens: 1,
+        default_tokens: None,
+    };
+    let controls = controls.resolve(&arm, arm.defaults(), limits)?;
     let renderer = arm.clone();
     let prompt = unhurried(move || renderer.chat(&messages)).await;
     let prompt = prompt.map_err(|error| ApiError::invalid("messages", error.to_string()))?;

@@ -9,6 +9,7 @@ use serde::de::{self, Deserializer, SeqAccess, Unexpected, Visitor};
 use serde::{Deserialize, Serialize};
 
 use super::chat::FinishWord;
+use crate::profile::SamplingDefaults;
 use crate::runtime::{Arm, Prompt, PromptInput};
 use crate::server::answer::{
     Answer, CompletionLogprobs, Echo, Piece, Plan, Planned, Shape, respond,
@@ -113,7 +114,23 @@ pub(crate) async fn completions(mut call: Call) -> Result<Response, ApiError> {
         least_tokens: 0,
         default_tokens: Some(DEFAULT_MAX_TOKENS),
     };
-    let controls = controls.resolve(&arm, limits)?;
+    let inputs = inputs(request.prompt)?;
+    let add_special = request.add_special_tokens.unwrap_or(true);
+    let echo = request.echo.unwrap_or(false);
+    let renderer = arm.clone();
+    let plan = move || {
+        let planned = |input| planned(&renderer, input, add_special, echo);
+        inputs.into_iter().map(planned).collect()
+    };
+    let prompts: Result<Vec<Planned>, ApiError> = unhurried(plan).await;
+    let prompts = prompts?;
+    // A profile speaks for the raw model only where its text comes first.
+    let profile = prompts
+        .iter()
+        .any(|planned| planned.prompt.prefix.is_some());
+    let none = SamplingDefaults::default();
+    let defaults = if profile { arm.defaults() } else { &none };
+    let controls = controls.resolve(&arm, defaults, limits)?;
     if request
         .best_of
         .is_some_and(|best_of| best_of != controls.answers as i64)
@@ -121,20 +138,9 @@ pub(crate) async fn completions(mut call: Call) -> Result<Response, ApiError> {
         let message = "`best_of` can only be what `n` is: incant gives every answer it generates.";
         return Err(ApiError::invalid("best_of", message));
     }
-    let inputs = inputs(request.prompt)?;
-    let add_special = request.add_special_tokens.unwrap_or(true);
-    let echo = request.echo.unwrap_or(false);
-    let renderer = arm.clone();
-    let plan = move || {
-        inputs
-            .into_iter()
-            .map(|input| planned(&renderer, input, add_special, echo))
-            .collect()
-    };
-    let prompts: Result<_, ApiError> = unhurried(plan).await;
     let plan = Plan {
         arm,
-        prompts: prompts?,
+        prompts,
         controls,
         logprobs,
         param: "prompt",
@@ -204,7 +210,7 @@ fn echoed(tokenizer: &Tokenizer, prompt: &Prompt, input: &PromptInput) -> Echo {
     let mut tokens: Vec<(u32, Vec<u8>)> = prompt
         .ids
         .iter()
-        .map(|id| (*id, tokenizer.shown(*id).into_owned()))
+        .map(|id| (*id, tokenizer.shown(*id).to_vec()))
         .collect();
     if let PromptInput::Text(text) = input {
         strip_added(&mut tokens, text.as_bytes());
@@ -286,5 +292,44 @@ impl Shape for Completions {
             chunks.push(chunk(String::new(), logprobs, Some(reason.into())));
         }
         chunks
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn stripped(tokens: &[&str], text: &str) -> Vec<String> {
+        let mut tokens: Vec<(u32, Vec<u8>)> = tokens
+            .iter()
+            .map(|token| (0, token.as_bytes().to_vec()))
+            .collect();
+        strip_added(&mut tokens, text.as_bytes());
+        tokens
+            .into_iter()
+            .map(|(_, bytes)| String::from_utf8(bytes).unwrap())
+            .collect()
+    }
+
+    #[test]
+    fn what_the_tokenizer_put_before_a_text_is_not_shown() {
+        assert_eq!(stripped(&["Hi", " you"], "Hi you"), ["Hi", " you"]);
+        assert_eq!(
+            stripped(&["<s>", "Hi", " you"], "Hi you"),
+            ["", "Hi", " you"],
+            "BOS"
+        );
+        assert_eq!(stripped(&["<s>", " Hi"], "Hi"), ["", "Hi"], "and a space");
+        assert_eq!(
+            stripped(&["<s>", "<s>", "Hi"], "<s>Hi"),
+            ["", "<s>", "Hi"],
+            "the client wrote one too"
+        );
+        assert_eq!(stripped(&["<s>"], ""), [""]);
+        assert_eq!(
+            stripped(&["<s>", "other"], "text"),
+            ["<s>", "other"],
+            "a tokenizer that changes texts"
+        );
     }
 }

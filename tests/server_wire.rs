@@ -1,0 +1,737 @@
+//! What goes over the wire around an answer: routes, errors, limits, the end.
+
+use std::io::{Read, Write};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use incant::runtime::Runtime;
+use incant::server::ServeOptions;
+use serde_json::{Value, json};
+
+use crate::server_support::{MODEL, Server, alone, in_company, post, runtime, shared};
+
+const CHAT: &str = "/v1/chat/completions";
+const COMPLETIONS: &str = "/v1/completions";
+
+/// `base` with the fields of `more`.
+fn with(mut base: Value, more: &Value) -> Value {
+    let object = base.as_object_mut().expect("an object");
+    object.extend(more.as_object().expect("an object").clone());
+    base
+}
+
+fn chat_body(more: &Value) -> Value {
+    with(
+        json!({"model": MODEL, "messages": [{"role": "user", "content": "Hi"}], "max_tokens": 1}),
+        more,
+    )
+}
+
+fn completion_body(more: &Value) -> Value {
+    with(
+        json!({"model": MODEL, "prompt": "Hi", "max_tokens": 1}),
+        more,
+    )
+}
+
+#[test]
+fn health_is_ok_once_loaded() {
+    assert_eq!(shared().get("/health").expect(200), json!({"status": "ok"}));
+}
+
+#[test]
+fn a_server_that_loads_only_describes_itself() {
+    let loading = Server::over(Arc::new(Runtime::new()), ServeOptions::default());
+    for reply in [
+        loading.get("/health"),
+        loading.get("/v1/models"),
+        loading.get("/nowhere"),
+        loading.post(CHAT, &chat_body(&json!({}))),
+    ] {
+        assert_eq!(reply.error(503)["type"], "service_unavailable");
+        assert!(reply.header("retry-after").unwrap().parse::<u64>().unwrap() > 0);
+    }
+    loading.get("/openapi.json").expect(200);
+}
+
+#[test]
+fn a_request_has_a_name_and_keeps_the_one_it_brought() {
+    let first = shared().get("/health");
+    let second = shared().get("/nowhere");
+    let (first, second) = (
+        first.header("x-request-id").unwrap(),
+        second.header("x-request-id").unwrap(),
+    );
+    assert_ne!(first, second);
+    let named = shared().send(
+        b"GET /health HTTP/1.1\r\nHost: t\r\nX-Request-Id: mine-1\r\nConnection: close\r\n\r\n",
+    );
+    assert_eq!(named.header("x-request-id"), Some("mine-1"));
+}
+
+#[test]
+fn paths_and_methods_that_are_not_there_fail_in_the_same_shape() {
+    for path in ["/", "/v1", "/v1/embeddings", "/v1/models/", "/health/"] {
+        let error = shared().get(path).error(404);
+        assert_eq!(
+            (&error["type"], &error["code"]),
+            (&json!("invalid_request_error"), &Value::Null),
+            "{path}"
+        );
+        assert!(error["message"].as_str().unwrap().contains(path));
+    }
+    let reply = shared().get(CHAT);
+    reply.error(405);
+    assert_eq!(reply.header("allow"), Some("POST"));
+    shared().post("/v1/models", &json!({})).error(405);
+}
+
+#[test]
+fn every_arm_is_a_model_and_answers_to_its_encoded_id() {
+    let models = shared().get("/v1/models").expect(200);
+    assert_eq!(models["object"], "list");
+    let ids: Vec<&str> = models["data"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|model| model["id"].as_str().unwrap())
+        .collect();
+    for id in [
+        MODEL.to_owned(),
+        format!("{MODEL}@base"),
+        format!("{MODEL}@urial"),
+    ] {
+        assert!(ids.contains(&id.as_str()), "{id} is not among {ids:?}");
+    }
+    for model in models["data"].as_array().unwrap() {
+        let id = model["id"].as_str().unwrap();
+        assert_eq!(model["object"], "model");
+        assert!(model["created"].is_u64() && model["owned_by"].is_string());
+        assert!(model["parent"].is_null() || ids.contains(&model["parent"].as_str().unwrap()));
+        for path in [id.to_owned(), id.replace('@', "%40").replace('+', "%2B")] {
+            assert_eq!(
+                shared().get(&format!("/v1/models/{path}")).expect(200),
+                *model
+            );
+        }
+    }
+    for missing in ["nothing", &format!("{MODEL}@nothing"), "a/b", "%FF"] {
+        let error = shared().get(&format!("/v1/models/{missing}")).error(404);
+        assert_eq!(error["code"], "model_not_found", "{missing}");
+    }
+}
+
+#[test]
+fn a_model_profile_or_adapter_that_is_not_there_is_not_found() {
+    for model in ["nothing", &format!("{MODEL}@nothing"), ""] {
+        for (path, body) in [
+            (CHAT, chat_body(&json!({"model": model}))),
+            (COMPLETIONS, completion_body(&json!({"model": model}))),
+            ("/tokenize", json!({"model": model, "prompt": "x"})),
+            ("/detokenize", json!({"model": model, "tokens": []})),
+            (
+                "/apply-template",
+                json!({"model": model, "messages": [{"role": "user", "content": "x"}]}),
+            ),
+        ] {
+            let error = shared().post(path, &body).error(404);
+            assert_eq!(error["type"], "invalid_request_error");
+            assert_eq!(
+                (&error["code"], &error["param"]),
+                (&json!("model_not_found"), &json!("model")),
+                "{path} {model}"
+            );
+        }
+    }
+}
+
+#[test]
+fn a_body_that_is_no_object_is_refused_by_every_endpoint() {
+    for path in [
+        CHAT,
+        COMPLETIONS,
+        "/tokenize",
+        "/detokenize",
+        "/apply-template",
+    ] {
+        for body in [
+            "",
+            "{",
+            "null",
+            "[]",
+            "{\"model\": \"x\",}",
+            "\u{feff}{}",
+            "{} {}",
+        ] {
+            let error = shared().post_bytes(path, body.as_bytes()).error(400);
+            assert_eq!(
+                (&error["type"], &error["param"]),
+                (&json!("invalid_request_error"), &Value::Null),
+                "{path} {body}"
+            );
+        }
+        assert_eq!(
+            shared().post_bytes(path, b"{\"a\": \"\xff\"}").error(400)["code"],
+            Value::Null
+        );
+    }
+}
+
+#[test]
+fn what_both_endpoints_refuse() {
+    let table = [
+        (json!({"temperature": 2.01}), "temperature"),
+        (json!({"temperature": -0.1}), "temperature"),
+        (json!({"temperature": "warm"}), "temperature"),
+        (json!({"top_p": 1.1}), "top_p"),
+        (json!({"top_p": -0.1}), "top_p"),
+        (json!({"top_k": -2}), "top_k"),
+        (json!({"top_k": 1.5}), "top_k"),
+        (json!({"min_p": 1.5}), "min_p"),
+        (json!({"presence_penalty": 2.5}), "presence_penalty"),
+        (json!({"frequency_penalty": -2.5}), "frequency_penalty"),
+        (json!({"repetition_penalty": 0}), "repetition_penalty"),
+        (json!({"repetition_penalty": -1}), "repetition_penalty"),
+        (json!({"penalize_prompt": 1}), "penalize_prompt"),
+        (json!({"seed": 1.5}), "seed"),
+        (json!({"seed": "x"}), "seed"),
+        (json!({"n": 0}), "n"),
+        (json!({"n": 129}), "n"),
+        (json!({"max_tokens": -1}), "max_tokens"),
+        (json!({"max_tokens": 1.5}), "max_tokens"),
+        (json!({"max_completion_tokens": 2}), "max_tokens"),
+        (json!({"stop": ""}), "stop"),
+        (json!({"stop": ["a", ""]}), "stop"),
+        (json!({"stop": 5}), "stop"),
+        (json!({"stop": ["a", 5]}), "stop[1]"),
+        (
+            json!({"stop_token_ids": [4_000_000_000_u32]}),
+            "stop_token_ids",
+        ),
+        (json!({"stop_token_ids": [-1]}), "stop_token_ids[0]"),
+        (json!({"logit_bias": {"x": 1}}), "logit_bias"),
+        (json!({"logit_bias": {"4000000000": 1}}), "logit_bias"),
+        (json!({"logit_bias": {"5": 101}}), "logit_bias"),
+        (json!({"logit_bias": {"5": "much"}}), "logit_bias.5"),
+        (json!({"logit_bias": [1]}), "logit_bias"),
+        (json!({"stream": "yes"}), "stream"),
+        (
+            json!({"stream_options": {"include_usage": true}}),
+            "stream_options",
+        ),
+        (
+            json!({"stream": true, "stream_options": {"include_usage": 1}}),
+            "stream_options.include_usage",
+        ),
+        (
+            json!({"stream": true, "stream_options": [true]}),
+            "stream_options",
+        ),
+        (
+            json!({"response_format": {"type": "json_object"}}),
+            "response_format",
+        ),
+        (
+            json!({"response_format": {"type": "json_schema", "json_schema": {}}}),
+            "response_format",
+        ),
+        (json!({"min_tokens": 3}), "min_tokens"),
+        (json!({"user": 5}), "user"),
+        (json!({"model": null}), "model"),
+        (json!({"model": 5}), "model"),
+    ];
+    for (fields, param) in table {
+        for (path, body) in [
+            (CHAT, chat_body(&fields)),
+            (COMPLETIONS, completion_body(&fields)),
+        ] {
+            let error = shared().post(path, &body).error(400);
+            assert_eq!(error["type"], "invalid_request_error");
+            assert_eq!(
+                (&error["param"], &error["code"]),
+                (&json!(param), &Value::Null),
+                "{path} {fields}: {error}"
+            );
+        }
+    }
+}
+
+#[test]
+fn what_chat_refuses() {
+    let image =
+        json!([{"type": "text", "text": "a"}, {"type": "image_url", "image_url": {"url": "x"}}]);
+    let table = [
+        (json!({"messages": []}), "messages"),
+        (json!({"messages": null}), "messages"),
+        (json!({"messages": "hi"}), "messages"),
+        (json!({"messages": ["hi"]}), "messages[0]"),
+        (json!({"messages": [["user", "hi"]]}), "messages[0]"),
+        (json!({"messages": [{"content": "hi"}]}), "messages[0].role"),
+        (
+            json!({"messages": [{"role": "robot", "content": "hi"}]}),
+            "messages[0].role",
+        ),
+        (
+            json!({"messages": [{"role": "tool", "content": "hi"}]}),
+            "messages[0].role",
+        ),
+        (
+            json!({"messages": [{"role": "user", "content": "hi"}, {"role": "user"}]}),
+            "messages[1].content",
+        ),
+        (
+            json!({"messages": [{"role": "user", "content": null}]}),
+            "messages[0].content",
+        ),
+        (
+            json!({"messages": [{"role": "user", "content": 5}]}),
+            "messages[0].content",
+        ),
+        (
+            json!({"messages": [{"role": "user", "content": image}]}),
+            "messages[0].content[1].type",
+        ),
+        (
+            json!({"messages": [{"role": "user", "content": [{"type": "text"}]}]}),
+            "messages[0].content[0].text",
+        ),
+        (
+            json!({"messages": [{"role": "user", "content": [{"text": "a"}]}]}),
+            "messages[0].content[0].type",
+        ),
+        (
+            json!({"messages": [{"role": "assistant", "content": "", "tool_calls": [{}]}]}),
+            "messages[0].tool_calls",
+        ),
+        (json!({"max_tokens": 0}), "max_tokens"),
+        (
+            json!({"max_tokens": null, "max_completion_tokens": 0}),
+            "max_completion_tokens",
+        ),
+        (json!({"logprobs": 1}), "logprobs"),
+        (
+            json!({"logprobs": true, "top_logprobs": 21}),
+            "top_logprobs",
+        ),
+        (
+            json!({"logprobs": true, "top_logprobs": -1}),
+            "top_logprobs",
+        ),
+        (json!({"top_logprobs": 3}), "top_logprobs"),
+        (
+            json!({"tools": [{"type": "function", "function": {"name": "f"}}]}),
+            "tools",
+        ),
+        (json!({"tool_choice": "required"}), "tool_choice"),
+        (json!({"functions": [{"name": "f"}]}), "functions"),
+        (json!({"modalities": ["audio"]}), "modalities"),
+    ];
+    for (fields, param) in table {
+        let error = shared().post(CHAT, &chat_body(&fields)).error(400);
+        assert_eq!(
+            (&error["param"], &error["code"]),
+            (&json!(param), &Value::Null),
+            "{fields}: {error}"
+        );
+    }
+}
+
+#[test]
+fn what_completions_refuse() {
+    let table = [
+        (json!({"prompt": null}), "prompt"),
+        (json!({"prompt": 5}), "prompt"),
+        (json!({"prompt": []}), "prompt"),
+        (json!({"prompt": [[]]}), "prompt"),
+        (json!({"prompt": ["a", 5]}), "prompt"),
+        (json!({"prompt": [5, [5]]}), "prompt"),
+        (json!({"prompt": [-1]}), "prompt[0]"),
+        (json!({"prompt": [5.5]}), "prompt[0]"),
+        (json!({"prompt": [[5, "a"]]}), "prompt[0][1]"),
+        (json!({"prompt": [4_000_000_000_u32]}), "prompt"),
+        (json!({"prompt": [5_000_000_000_u64]}), "prompt[0]"),
+        (json!({"logprobs": 6}), "logprobs"),
+        (json!({"logprobs": -1}), "logprobs"),
+        (json!({"logprobs": true}), "logprobs"),
+        (json!({"echo": "yes"}), "echo"),
+        (json!({"best_of": 3}), "best_of"),
+        (json!({"suffix": "the end"}), "suffix"),
+    ];
+    for (fields, param) in table {
+        let error = shared()
+            .post(COMPLETIONS, &completion_body(&fields))
+            .error(400);
+        assert_eq!(
+            (&error["param"], &error["code"]),
+            (&json!(param), &Value::Null),
+            "{fields}: {error}"
+        );
+    }
+}
+
+#[test]
+fn null_is_the_default_and_other_servers_extensions_are_understood() {
+    let nulls = json!({
+        "temperature": null, "top_p": null, "top_k": null, "min_p": null, "seed": null, "n": null, "stop": null,
+        "presence_penalty": null, "frequency_penalty": null, "logit_bias": null, "stream": null, "user": null,
+        "stream_options": null, "logprobs": null, "max_completion_tokens": null, "response_format": null,
+        "repetition_penalty": null, "ignore_eos": null, "stop_token_ids": null,
+    });
+    let edges = json!({
+        "temperature": 2, "top_p": 0, "top_k": -1, "min_p": 1, "seed": -9_223_372_036_854_775_808_i64, "n": 1,
+        "presence_penalty": -2, "frequency_penalty": 2, "repetition_penalty": 1.1, "penalize_prompt": true,
+        "logit_bias": {"5": -100, "6": 100}, "stop": ["a", "b", "c", "d", "e", "f"], "ignore_eos": true,
+        "stop_token_ids": [5], "user": "someone", "max_completion_tokens": 1, "min_tokens": 0,
+        "response_format": {"type": "text"}, "metadata": {"a": "b"}, "store": false,
+    });
+    let unknown = json!({"a_field_of_tomorrow": {"x": 1}});
+    for fields in [nulls, edges, unknown] {
+        shared().post(CHAT, &chat_body(&fields)).expect(200);
+        shared()
+            .post(COMPLETIONS, &completion_body(&fields))
+            .expect(200);
+    }
+    let chat = json!({
+        "tools": [], "tool_choice": "auto", "modalities": ["text"], "logprobs": false, "top_logprobs": 0,
+        "messages": [
+            {"role": "developer", "content": "Be brief."},
+            {"role": "user", "content": [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}]},
+            {"role": "assistant", "content": "c", "refusal": null, "tool_calls": null, "function_call": null, "audio": null},
+            {"role": "user", "content": "d"},
+        ],
+    });
+    shared().post(CHAT, &chat_body(&chat)).expect(200);
+    let completion =
+        json!({"suffix": null, "best_of": 1, "echo": false, "add_special_tokens": true});
+    shared()
+        .post(COMPLETIONS, &completion_body(&completion))
+        .expect(200);
+}
+
+#[test]
+fn a_strict_server_refuses_fields_it_does_not_know() {
+    let strict = Server::start(ServeOptions {
+        strict: true,
+        ..ServeOptions::default()
+    });
+    let table = [
+        (CHAT, chat_body(&json!({"odd": 1})), "odd"),
+        (
+            CHAT,
+            chat_body(&json!({"messages": [{"role": "user", "content": "x", "odd": 1}]})),
+            "messages[].odd",
+        ),
+        (
+            CHAT,
+            chat_body(&json!({"stream": true, "stream_options": {"odd": true}})),
+            "stream_options.odd",
+        ),
+        (COMPLETIONS, completion_body(&json!({"odd": 1})), "odd"),
+        ("/tokenize", json!({"prompt": "x", "odd": 1}), "odd"),
+    ];
+    for (path, body, param) in table {
+        assert_eq!(strict.post(path, &body).error(400)["param"], param);
+    }
+    strict
+        .post(
+            CHAT,
+            &chat_body(&json!({"odd": null, "user": "me", "top_k": 1})),
+        )
+        .expect(200);
+}
+
+#[test]
+fn a_body_over_the_limit_is_refused_whether_it_says_so_or_not() {
+    let small = Server::start(ServeOptions {
+        max_body: 2000,
+        ..ServeOptions::default()
+    });
+    let body = completion_body(&json!({"prompt": "a".repeat(100_000)})).to_string();
+    assert_eq!(
+        small.post_bytes(COMPLETIONS, body.as_bytes()).error(413)["type"],
+        "invalid_request_error"
+    );
+    let head = format!(
+        "POST {COMPLETIONS} HTTP/1.1\r\nHost: t\r\nConnection: close\r\nTransfer-Encoding: chunked\r\n\r\n"
+    );
+    let chunk = format!("{:x}\r\n{}\r\n0\r\n\r\n", 3000, "a".repeat(3000));
+    small.send((head + &chunk).as_bytes()).error(413);
+    small
+        .post(COMPLETIONS, &completion_body(&json!({})))
+        .expect(200);
+}
+
+#[test]
+fn a_body_that_does_not_come_is_not_waited_for() {
+    let hasty = Server::start(ServeOptions {
+        body_timeout: Duration::from_millis(100),
+        ..ServeOptions::default()
+    });
+    let request = format!(
+        "POST {COMPLETIONS} HTTP/1.1\r\nHost: t\r\nConnection: close\r\nContent-Length: 100\r\n\r\n{{"
+    );
+    assert_eq!(
+        hasty.send(request.as_bytes()).error(408)["type"],
+        "invalid_request_error"
+    );
+}
+
+#[test]
+fn a_prompt_longer_than_the_context_is_told_the_numbers() {
+    let known = shared()
+        .post("/tokenize", &json!({"prompt": "x", "model": MODEL}))
+        .expect(200);
+    let context = known["max_model_len"].as_u64().unwrap() as usize;
+    let long = vec![5; context + 1];
+    for more in [json!({}), json!({"max_tokens": 0, "echo": true})] {
+        let body = with(completion_body(&json!({"prompt": long})), &more);
+        let error = shared().post(COMPLETIONS, &body).error(400);
+        assert_eq!(
+            (&error["code"], &error["param"]),
+            (&json!("context_length_exceeded"), &json!("prompt"))
+        );
+        let message = error["message"].as_str().unwrap();
+        assert!(
+            message.contains(&context.to_string()) && message.contains(&long.len().to_string()),
+            "{message}"
+        );
+    }
+    let words = "word ".repeat(context + 1);
+    let body = chat_body(&json!({"messages": [{"role": "user", "content": words}]}));
+    let error = shared().post(CHAT, &body).error(400);
+    assert_eq!(
+        (&error["code"], &error["param"]),
+        (&json!("context_length_exceeded"), &json!("messages"))
+    );
+}
+
+#[test]
+fn tokens_are_made_of_texts_and_texts_of_tokens() {
+    let text = "A naïve 😀 text.";
+    let whole = shared()
+        .post("/tokenize", &json!({"prompt": text}))
+        .expect(200);
+    let tokens = whole["tokens"].as_array().unwrap();
+    assert_eq!(whole["count"], tokens.len());
+    let bare = shared().ids(text);
+    assert!(tokens.len() >= bare.len());
+    // Either name of each field, and both at once.
+    let other = json!({"content": text, "add_special": false, "parse_special": true});
+    assert_eq!(
+        shared().post("/tokenize", &other).expect(200)["tokens"],
+        json!(bare)
+    );
+    let both = json!({"prompt": text, "content": "not this", "add_special_tokens": false, "add_special": true});
+    assert_eq!(
+        shared().post("/tokenize", &both).expect(200)["tokens"],
+        json!(bare)
+    );
+    let back = shared()
+        .post("/detokenize", &json!({"tokens": bare}))
+        .expect(200);
+    assert_eq!(back, json!({"prompt": text, "content": text}));
+    assert_eq!(
+        shared().post("/tokenize", &json!({})).error(400)["param"],
+        "prompt"
+    );
+    assert_eq!(
+        shared()
+            .post("/detokenize", &json!({"tokens": [4_000_000_000_u32]}))
+            .error(400)["param"],
+        "tokens"
+    );
+    assert_eq!(
+        shared().post("/detokenize", &json!({})).error(400)["param"],
+        "tokens"
+    );
+}
+
+#[test]
+fn a_template_shows_what_the_model_reads() {
+    let messages = json!([{"role": "user", "content": "What is a naïve 😀?"}]);
+    let rendered = |model: &str| {
+        shared()
+            .post(
+                "/apply-template",
+                &json!({"model": model, "messages": messages}),
+            )
+            .expect(200)
+    };
+    let base = rendered(&format!("{MODEL}@base"));
+    let urial = rendered(&format!("{MODEL}@urial"));
+    for shown in [&base, &urial] {
+        assert!(
+            shown["prompt"]
+                .as_str()
+                .unwrap()
+                .contains("What is a naïve 😀?"),
+            "{shown}"
+        );
+        assert_eq!(shown["count"], shown["tokens"].as_array().unwrap().len());
+    }
+    assert_eq!(base["prefix_tokens"], 0);
+    assert!(urial["prefix_tokens"].as_u64().unwrap() > 0);
+    assert!(!urial["markers"].as_array().unwrap().is_empty());
+    assert!(urial["count"].as_u64() > base["count"].as_u64());
+    let chat = shared()
+        .chat(json!({"model": format!("{MODEL}@urial"), "messages": messages, "max_tokens": 1}));
+    assert_eq!(chat["usage"]["prompt_tokens"], urial["count"]);
+}
+
+#[test]
+fn profiles_are_listed_with_their_texts() {
+    let profiles = shared().get("/v1/profiles").expect(200);
+    let urial = profiles["data"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .find(|profile| profile["id"] == "urial")
+        .unwrap();
+    assert!(!urial["prefix"].as_str().unwrap().is_empty());
+    assert!(urial["prefix_tokens"][MODEL].as_u64().unwrap() > 0);
+}
+
+#[test]
+fn the_api_describes_itself() {
+    let document = shared().get("/openapi.json").expect(200);
+    assert_eq!(document["openapi"], "3.1.0");
+    assert!(document["paths"][CHAT]["post"]["requestBody"].is_object());
+}
+
+#[test]
+fn a_connection_serves_more_than_one_request() {
+    let mut stream = shared().connect();
+    for _ in 0..2 {
+        stream
+            .write_all(b"GET /health HTTP/1.1\r\nHost: t\r\n\r\n")
+            .unwrap();
+        let mut bytes = Vec::new();
+        while !bytes.ends_with(b"{\"status\":\"ok\"}") {
+            let mut some = [0; 256];
+            let read = stream.read(&mut some).unwrap();
+            assert!(
+                read > 0,
+                "closed after {:?}",
+                String::from_utf8_lossy(&bytes)
+            );
+            bytes.extend_from_slice(&some[..read]);
+        }
+    }
+}
+
+/// Waits for what the engine does by itself.
+fn eventually(what: &str, holds: impl Fn() -> bool) {
+    let since = Instant::now();
+    while !holds() {
+        assert!(since.elapsed() < Duration::from_secs(30), "not so: {what}");
+        std::thread::sleep(Duration::from_millis(5));
+    }
+}
+
+/// A request that would run for minutes.
+fn endless(more: &Value) -> Vec<u8> {
+    let body = completion_body(&json!({"max_tokens": 4000, "ignore_eos": true}));
+    post(COMPLETIONS, with(body, more).to_string().as_bytes(), "")
+}
+
+#[test]
+fn a_client_that_leaves_frees_its_slot() {
+    let _alone = alone();
+    let runtime = runtime();
+    let load = || runtime.models()[0].engine().load();
+    let idle = || load().running == 0 && load().waiting == 0;
+    for more in [
+        json!({"stream": true}),
+        json!({"stream": false}),
+        json!({"n": 3}),
+    ] {
+        eventually("the engine is idle", idle);
+        let mut client = shared().connect();
+        client.write_all(&endless(&more)).unwrap();
+        eventually("it runs", || load().running > 0);
+        drop(client);
+        eventually("it runs no more", idle);
+    }
+}
+
+#[test]
+fn a_full_queue_says_when_to_come_back() {
+    let _alone = alone();
+    let mut client = shared().connect();
+    client.write_all(&endless(&json!({"n": 128}))).unwrap();
+    let runtime = runtime();
+    eventually("they wait", || {
+        runtime.models()[0].engine().load().waiting > 0
+    });
+    let reply = shared().post(
+        COMPLETIONS,
+        &completion_body(&json!({"n": 64, "stream": true})),
+    );
+    let error = reply.error(429);
+    assert_eq!(
+        (&error["type"], &error["code"]),
+        (&json!("rate_limit_error"), &json!("queue_full"))
+    );
+    assert!(reply.header("retry-after").unwrap().parse::<u64>().unwrap() > 0);
+}
+
+#[test]
+fn a_shutdown_lets_answers_end_and_waits_for_nothing_else() {
+    let server = Server::start(ServeOptions {
+        drain_timeout: Duration::from_secs(120),
+        ..ServeOptions::default()
+    });
+    let address = server.address();
+    let mut idle = server.connect();
+    let _company = in_company();
+    let mut busy = server.connect();
+    let body = json!({"model": MODEL, "prompt": "Hi", "max_tokens": 24, "ignore_eos": true, "stream": true});
+    busy.write_all(&post(COMPLETIONS, body.to_string().as_bytes(), ""))
+        .unwrap();
+    let mut first = [0; 16];
+    busy.read_exact(&mut first).unwrap();
+    let since = Instant::now();
+    let ended = server.stop();
+    let mut rest = Vec::new();
+    busy.read_to_end(&mut rest).unwrap();
+    let rest = String::from_utf8_lossy(&rest);
+    assert!(
+        rest.contains("\"finish_reason\":\"length\"") && rest.contains("data: [DONE]\n\n"),
+        "{rest}"
+    );
+    assert_eq!(
+        idle.read(&mut first).unwrap(),
+        0,
+        "an idle connection is closed"
+    );
+    ended.wait();
+    assert!(
+        since.elapsed() < Duration::from_secs(100),
+        "the drain's limit was not what ended it"
+    );
+    assert!(
+        std::net::TcpStream::connect(address).is_err(),
+        "nobody listens any more"
+    );
+}
+
+#[test]
+fn a_shutdown_cuts_off_what_takes_too_long() {
+    let server = Server::start(ServeOptions {
+        drain_timeout: Duration::from_millis(50),
+        ..ServeOptions::default()
+    });
+    let _company = in_company();
+    let mut busy = server.connect();
+    let body = json!({"model": MODEL, "prompt": "Hi", "max_tokens": 3000, "ignore_eos": true, "stream": true});
+    busy.write_all(&post(COMPLETIONS, body.to_string().as_bytes(), ""))
+        .unwrap();
+    let mut first = [0; 16];
+    busy.read_exact(&mut first).unwrap();
+    let ended = server.stop();
+    let mut rest = Vec::new();
+    // Cut off in the middle: an end without the last chunk, or a reset.
+    _ = busy.read_to_end(&mut rest);
+    assert!(!String::from_utf8_lossy(&rest).contains("[DONE]"));
+    ended.wait();
+}
