@@ -318,3 +318,22 @@ fn tensors_at_odd_places_end_no_program() {
         "general.alignment is 1, not a power of two from 8 on"
     );
 }
+
+#[test]
+fn a_rope_factor_is_linear_under_either_name() {
+    let model = Tiny::llama();
+    let scale = |entries: &[(&str, Item<'_>)]| {
+        let mut file = model.file(&model.tensors());
+        for (key, item) in entries {
+            file = file.with(&format!("llama.rope.{key}"), item.clone());
+        }
+        let loaded = load(&tiny::written(&file)).expect("loads");
+        loaded.spec().ropes[0].scale
+    };
+    assert_eq!(scale(&[]), 1.0);
+    assert_eq!(scale(&[("scaling.factor", Item::F32(4.0))]), 4.0);
+    assert_eq!(scale(&[("scale_linear", Item::F32(4.0))]), 4.0);
+    assert_eq!(scale(&[("scaling.factor", Item::F32(0.0))]), 1.0);
+    let none = ("scaling.type", Item::Str("none"));
+    assert_eq!(scale(&[none, ("scaling.factor", Item::F32(4.0))]), 1.0);
+}

@@ -34,8 +34,8 @@ fn action() -> impl Strategy<Value = Action> {
     let part = (any::<Index>(), length, wanted);
     let index = any::<Index>;
     prop_oneof![
-        4 => proptest::option::of(index()).prop_map(Action::Begin),
-        8 => proptest::collection::vec(part, 1..5).prop_map(Action::Step),
+        6 => proptest::option::of(index()).prop_map(Action::Begin),
+        8 => proptest::collection::vec(part, 1..7).prop_map(Action::Step),
         3 => index().prop_map(Action::Freeze),
         1 => index().prop_map(Action::Restore),
         1 => index().prop_map(Action::End),
@@ -142,7 +142,7 @@ proptest! {
         actions in proptest::collection::vec(action(), 4..24),
     ) {
         let mut watched = watched(windows);
-        let mut text = tiny::tokens(seed, 24 * 4 * 70).into_iter();
+        let mut text = tiny::tokens(seed, 24 * 6 * 70).into_iter();
         watched.begin(None);
         for action in &actions {
             act(&mut watched, action, &mut text);
