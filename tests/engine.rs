@@ -263,6 +263,10 @@ fn a_client_that_leaves_frees_its_slot_and_a_full_queue_refuses() {
         engine.submit(vec![long()]),
         Err(SubmitError::QueueFull { retry_after: 1.. })
     ));
+    assert!(matches!(
+        engine.submit(vec![long(), long(), long(), long()]),
+        Err(SubmitError::TooMany { asked: 4, limit: 3 })
+    ));
     drop(first);
     drop(waiting);
     wait_until("everything is free", || {

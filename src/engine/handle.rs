@@ -121,7 +121,7 @@ impl Engine {
     /// Queues all of `requests`, or none of them.
     ///
     /// # Errors
-    /// The queue has no room for all, or the engine is draining.
+    /// The queue has no room for all, now or ever, or the engine is draining.
     pub fn submit(&self, requests: Vec<GenerateRequest>) -> Result<Vec<Generation>, SubmitError> {
         let shared = &self.shared;
         if shared.draining.load(Ordering::Acquire) {
@@ -130,6 +130,12 @@ impl Engine {
         let count = requests.len();
         // Slots count as room: what is queued on an idle engine starts at once.
         let limit = shared.slots + shared.queue;
+        if count > limit {
+            return Err(SubmitError::TooMany {
+                asked: count,
+                limit,
+            });
+        }
         let running = shared.running.load(Ordering::Acquire);
         shared
             .waiting

@@ -90,6 +90,14 @@ pub enum SubmitError {
         /// Seconds until a place is likely.
         retry_after: u64,
     },
+    /// The request has more sequences than slots and queue can ever hold.
+    #[error("the request asks for {asked} answers, this server takes {limit} at once")]
+    TooMany {
+        /// How many it asks for.
+        asked: usize,
+        /// The most there is room for.
+        limit: usize,
+    },
     /// The engine is draining and takes no new work.
     #[error("the server is shutting down")]
     Draining,

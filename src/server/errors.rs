@@ -220,6 +220,7 @@ impl From<SubmitError> for ApiError {
     fn from(error: SubmitError) -> ApiError {
         match error {
             SubmitError::QueueFull { retry_after } => ApiError::QueueFull { retry_after },
+            error @ SubmitError::TooMany { .. } => ApiError::invalid("n", error.to_string()),
             SubmitError::Draining => ApiError::Draining,
         }
     }

@@ -17,16 +17,17 @@ pub(super) struct Linear(QMatMul);
 impl Linear {
     /// Puts a weight matrix on the device.
     ///
-    /// A GPU computes on every quantized type as it is. On the CPU candle has
-    /// fast code for the K-quants; the older types (Q4_0 to Q8_0) take up to
-    /// fifty times as long as the same product in f32, so those are expanded.
+    /// A GPU computes on every quantized type as it is. On the CPU matrices are
+    /// expanded to f32: candle's code for most quantized types is several times
+    /// slower than the same product in f32, and all of it rounds activations to
+    /// 8 bits, in ways that depend on how many rows there are.
     pub(super) fn load(
         view: TensorView<'_>,
         device: &Device,
         footprint: &mut Footprint,
     ) -> Result<Linear, ExecError> {
         let tensor = quantized(view, device)?;
-        if device.is_cpu() && !fast_on_cpu(tensor.dtype()) {
+        if device.is_cpu() {
             let expanded = tensor.dequantize(device)?;
             let bytes = expanded.elem_count() * expanded.dtype().size_in_bytes();
             footprint.resident += bytes;
@@ -98,11 +99,6 @@ fn quantized(view: TensorView<'_>, device: &Device) -> Result<QTensor, ExecError
     })?;
     let storage = QStorage::from_data(Cow::Borrowed(view.data), device, dtype)?;
     Ok(QTensor::new(storage, view.info.shape.as_slice())?)
-}
-
-fn fast_on_cpu(dtype: GgmlDType) -> bool {
-    use GgmlDType::{Q2K, Q3K, Q4K, Q5K, Q6K};
-    matches!(dtype, Q2K | Q3K | Q4K | Q5K | Q6K)
 }
 
 fn candle_type(kind: TensorType) -> Option<GgmlDType> {

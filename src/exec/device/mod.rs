@@ -50,8 +50,7 @@ pub struct DeviceExecutor {
 pub struct Footprint {
     /// Bytes of all weights as they are held.
     pub resident: usize,
-    /// Of those, bytes that were expanded to f32 because candle's CPU code
-    /// computes their file type slowly…
+    /// Of those, bytes of matrices that were expanded to f32 (on the CPU)…
     pub expanded: usize,
     /// …and what these took in the file.
     pub expanded_from: usize,
