@@ -33,8 +33,6 @@ pub(crate) struct Plain {
     pub(crate) activation: fn(f64) -> f64,
     /// The two dimensions of a rotating pair, given its index and their number.
     pub(crate) pair: fn(usize, usize) -> (usize, usize),
-    /// What becomes of the inputs of matrix products.
-    pub(crate) inputs: fn(&[f64]) -> Vec<f64>,
     pub(crate) layers: Vec<PlainLayer>,
 }
 
@@ -107,7 +105,6 @@ impl Plain {
             } else {
                 halves
             },
-            inputs: <[f64]>::to_vec,
             layers,
             weights,
         }
@@ -211,7 +208,6 @@ impl Plain {
         let bias = self.weights.get(&format!("{name}.bias"));
         x.iter()
             .map(|x| {
-                let x = &(self.inputs)(x);
                 let bias = |out: usize| bias.map_or(0.0, |bias| bias[out]);
                 let row = |out: usize| &weight[out * x.len()..][..x.len()];
                 (0..width).map(|out| dot(row(out), x) + bias(out)).collect()
@@ -268,17 +264,6 @@ pub(crate) fn gelu_exact(x: f64) -> f64 {
     }
     let density = (-0.5 * x * x).exp() / (2.0 * std::f64::consts::PI).sqrt();
     x * (0.5 + density * sum)
-}
-
-/// Each block of 256 in eight bits, in units of its largest over 127: ggml's
-/// Q8_K, which products with K-quants take.
-pub(crate) fn eight_bits(x: &[f64]) -> Vec<f64> {
-    let rounded = |block: &[f64]| -> Vec<f64> {
-        let largest = block.iter().map(|v| v.abs()).fold(0.0, f64::max);
-        let unit = largest.max(f64::MIN_POSITIVE) / 127.0;
-        block.iter().map(|v| (v / unit).round() * unit).collect()
-    };
-    x.chunks(256).flat_map(rounded).collect()
 }
 
 fn softmax(scores: Vec<f64>) -> Vec<f64> {
