@@ -63,7 +63,7 @@ impl Args {
             .worker_threads(2)
             .enable_all()
             .build()?;
-        tokio.block_on(async {
+        let served = tokio.block_on(async {
             // Before anything is downloaded: a port that is taken shows at once.
             let listener = TcpListener::bind((self.host.as_str(), self.port))
                 .await
@@ -71,7 +71,10 @@ impl Args {
             let address = listener.local_addr()?;
             let loading = tokio::task::spawn_blocking(|| self.models.resolve(engine)).await??;
             run(listener, address, loading, options).await
-        })
+        });
+        // A load that a signal interrupted has no one to load for.
+        tokio.shutdown_background();
+        served
     }
 }
 
@@ -84,17 +87,15 @@ async fn run(
 ) -> anyhow::Result<()> {
     let runtime = Arc::new(Runtime::new());
     let (failed, failure) = oneshot::channel();
-    let loader = {
-        let runtime = Arc::clone(&runtime);
-        tokio::task::spawn_blocking(move || match load(loading) {
-            Ok(models) => {
-                runtime.loaded(models);
-                greet(address, runtime.models());
-            }
-            // The receiver is there until the server has ended.
-            Err(error) => _ = failed.send(error),
-        })
-    };
+    let loaded = Arc::clone(&runtime);
+    tokio::task::spawn_blocking(move || match load(loading) {
+        Ok(models) => {
+            loaded.loaded(models);
+            greet(address, loaded.models());
+        }
+        // The receiver is there until the server has ended.
+        Err(error) => _ = failed.send(error),
+    });
     let mut error = None;
     let shutdown = async {
         tokio::select! {
@@ -104,12 +105,7 @@ async fn run(
         runtime.drain();
     };
     serve(listener, Arc::clone(&runtime), shutdown, options).await?;
-    if let Some(error) = error {
-        return Err(error);
-    }
-    // A load that a signal interrupted has no one to load for.
-    loader.abort();
-    Ok(())
+    error.map_or(Ok(()), Err)
 }
 
 fn load(loading: Loading) -> anyhow::Result<Vec<Arc<Model>>> {
@@ -147,7 +143,7 @@ fn greet(address: SocketAddr, models: &[Arc<Model>]) {
         );
         if footprint.expanded > 0 {
             line += &format!(
-                " ({} of them expanded to f32 from {}, for speed on the CPU)",
+                " ({} of them expanded to f32 from {} in the file)",
                 megabytes(footprint.expanded),
                 megabytes(footprint.expanded_from)
             );

@@ -10,7 +10,7 @@ const FENCE: &str = "+++";
 /// How a profile wants its answers sampled where the client does not say.
 /// Every field is optional: an absent one leaves OpenAI's default in place.
 /// The meaning and the units are those of
-/// [`SamplingParams`](crate::sample::SamplingParams).
+/// [`SamplingParams`].
 #[derive(Clone, Debug, Default, PartialEq, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct SamplingDefaults {

@@ -6,7 +6,7 @@
 //! stand one below the other in a `[rows, hidden]` matrix, and everything but
 //! attention treats rows alike. Attention takes the rows of all sequences that
 //! share a segment through it at once, and each sequence's suffix by itself
-//! (see [`attention`]).
+//! (see `attention.rs`).
 
 mod attention;
 mod cache;
