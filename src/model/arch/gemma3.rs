@@ -23,13 +23,11 @@ pub(super) fn read(fields: &Fields<'_>) -> Result<DecoderSpec, ModelError> {
     {
         return Err(fields.unsupported("soft-capped logits"));
     }
-    let hidden = fields.size("embedding_length")?;
-    let (heads, kv_heads, head_dim) = fields.heads(hidden)?;
-    let layer_count = fields.layer_count()?;
+    let base = fields.decoder(RopeStyle::Halves)?;
     let window = fields.size("attention.sliding_window")?;
     let global = RopeSpec {
         base: fields.get_float("rope.freq_base").unwrap_or(1_000_000.0),
-        ..fields.rope(head_dim, RopeStyle::Halves)?
+        ..base.ropes[0].clone()
     };
     // Linear scaling, where a file has it, is for the global layers only.
     let local = RopeSpec {
@@ -37,10 +35,10 @@ pub(super) fn read(fields: &Fields<'_>) -> Result<DecoderSpec, ModelError> {
         scale: 1.0,
         ..global.clone()
     };
-    let query_width = if layer_count == LAYERS_27B {
-        hidden / heads
+    let query_width = if base.layers.len() == LAYERS_27B {
+        base.hidden / base.heads
     } else {
-        head_dim
+        base.head_dim
     };
     let layer = |index: usize| {
         if (index + 1).is_multiple_of(PATTERN) {
@@ -56,23 +54,13 @@ pub(super) fn read(fields: &Fields<'_>) -> Result<DecoderSpec, ModelError> {
         }
     };
     Ok(DecoderSpec {
-        architecture: fields.name,
-        vocab: fields.vocab(hidden)?,
-        hidden,
-        feed_forward: fields.size("feed_forward_length")?,
-        heads,
-        kv_heads,
-        head_dim,
-        context: fields.size("context_length")?,
-        norm_eps: fields.float("attention.layer_norm_rms_epsilon")?,
         attention_scale: (query_width as f32).powf(-0.5),
-        embedding_scale: (hidden as f32).sqrt(),
+        embedding_scale: (base.hidden as f32).sqrt(),
         activation: Activation::GeluTanh,
-        qkv_bias: false,
         qk_norm: true,
         post_norms: true,
-        tied_head: !fields.has_tensor("output.weight"),
         ropes: vec![global, local],
-        layers: (0..layer_count).map(layer).collect(),
+        layers: (0..base.layers.len()).map(layer).collect(),
+        ..base
     })
 }

@@ -6,7 +6,9 @@ mod qwen2;
 
 use std::collections::HashSet;
 
-use super::{DecoderSpec, LayerNames, ModelError, Part, RopeSpec, RopeStyle};
+use super::{
+    Activation, DecoderSpec, LayerNames, LayerSpec, ModelError, Part, RopeSpec, RopeStyle,
+};
 use crate::gguf::{Gguf, TensorType};
 
 type Reader = fn(&Fields<'_>) -> Result<DecoderSpec, ModelError>;
@@ -88,6 +90,37 @@ impl Fields<'_> {
             value: value.to_string(),
             why,
         }
+    }
+
+    /// The decoder that the keys which all architectures share describe: Llama's,
+    /// but for the rope's style. An architecture changes what is its own.
+    fn decoder(&self, style: RopeStyle) -> Result<DecoderSpec, ModelError> {
+        let hidden = self.size("embedding_length")?;
+        let (heads, kv_heads, head_dim) = self.heads(hidden)?;
+        let layer = LayerSpec {
+            window: None,
+            rope: 0,
+        };
+        Ok(DecoderSpec {
+            architecture: self.name,
+            vocab: self.vocab(hidden)?,
+            hidden,
+            feed_forward: self.size("feed_forward_length")?,
+            heads,
+            kv_heads,
+            head_dim,
+            context: self.size("context_length")?,
+            norm_eps: self.float("attention.layer_norm_rms_epsilon")?,
+            attention_scale: (head_dim as f32).powf(-0.5),
+            embedding_scale: 1.0,
+            activation: Activation::Silu,
+            qkv_bias: false,
+            qk_norm: false,
+            post_norms: false,
+            tied_head: !self.has_tensor("output.weight"),
+            ropes: vec![self.rope(head_dim, style)?],
+            layers: vec![layer; self.layer_count()?],
+        })
     }
 
     /// The number of layers.

@@ -1,35 +1,10 @@
 //! Qwen 2 and 2.5: Llama with q, k and v biases and rope over halves.
 
 use super::{DecoderSpec, Fields, ModelError, RopeStyle};
-use crate::model::{Activation, LayerSpec};
 
 pub(super) fn read(fields: &Fields<'_>) -> Result<DecoderSpec, ModelError> {
-    let hidden = fields.size("embedding_length")?;
-    let (heads, kv_heads, head_dim) = fields.heads(hidden)?;
     Ok(DecoderSpec {
-        architecture: fields.name,
-        vocab: fields.vocab(hidden)?,
-        hidden,
-        feed_forward: fields.size("feed_forward_length")?,
-        heads,
-        kv_heads,
-        head_dim,
-        context: fields.size("context_length")?,
-        norm_eps: fields.float("attention.layer_norm_rms_epsilon")?,
-        attention_scale: (head_dim as f32).powf(-0.5),
-        embedding_scale: 1.0,
-        activation: Activation::Silu,
         qkv_bias: true,
-        qk_norm: false,
-        post_norms: false,
-        tied_head: !fields.has_tensor("output.weight"),
-        ropes: vec![fields.rope(head_dim, RopeStyle::Halves)?],
-        layers: vec![
-            LayerSpec {
-                window: None,
-                rope: 0
-            };
-            fields.layer_count()?
-        ],
+        ..fields.decoder(RopeStyle::Halves)?
     })
 }
