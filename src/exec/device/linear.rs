@@ -10,6 +10,9 @@ use super::Footprint;
 use crate::exec::ExecError;
 use crate::gguf::{TensorType, TensorView};
 
+/// Up to so many rows are few: the rows of a batch that decodes.
+const FEW_ROWS: usize = 16;
+
 /// A frozen linear layer, `y = x·Wᵀ`, `W` of shape `[out, in]`.
 #[derive(Clone, Debug)]
 pub(super) struct Linear(QMatMul);
@@ -43,7 +46,14 @@ impl Linear {
 
     /// Applies the layer to `[rows, in]`.
     pub(super) fn forward(&self, x: &Tensor) -> candle_core::Result<Tensor> {
-        self.0.forward(x)
+        match &self.0 {
+            // With few rows candle's CPU product is up to five times as fast if
+            // the tall matrix comes first.
+            QMatMul::Tensor(weight) if weight.device().is_cpu() && x.dim(0)? <= FEW_ROWS => {
+                weight.matmul(&x.t()?)?.t()?.contiguous()
+            }
+            weight => weight.forward(x),
+        }
     }
 }
 
