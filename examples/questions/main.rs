@@ -15,6 +15,7 @@ mod score;
 use std::fs::File;
 use std::io::Write;
 use std::path::PathBuf;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Instant;
 
 use anyhow::{Context, bail};
@@ -42,7 +43,10 @@ struct Args {
     /// A field of every request, such as `repetition_penalty=1.1`.
     #[arg(long = "set", value_parser = field)]
     fields: Vec<(String, Value)>,
-    /// Print each answer as it comes.
+    /// How many questions are asked at once.
+    #[arg(long, default_value_t = 8)]
+    parallel: usize,
+    /// Print each answer.
     #[arg(long)]
     show: bool,
     /// Write each answer with its scores to this file, as JSON lines.
@@ -109,26 +113,17 @@ fn main() -> anyhow::Result<()> {
     let mut rows = Vec::new();
     for arm in &args.arms {
         let started = Instant::now();
-        let mut answers = Vec::new();
-        for set in &sets {
-            for question in set.question.iter().filter(|question| args.wants(question)) {
-                let answered = client.ask(arm, set, question)?;
-                for answered in &answered {
-                    if args.show {
-                        show(arm, answered);
-                    }
-                    if let Some(file) = &mut save {
-                        writeln!(file, "{}", answered.to_json(arm))?;
-                    }
-                }
-                answers.extend(answered);
+        let answers = client.ask_all(arm, &sets)?;
+        let count = answers.len();
+        eprintln!("{arm}: {count} answers in {:.0?}", started.elapsed());
+        for answered in &answers {
+            if args.show {
+                show(arm, answered);
+            }
+            if let Some(file) = &mut save {
+                writeln!(file, "{}", answered.to_json(arm))?;
             }
         }
-        eprintln!(
-            "{arm}: {} answers in {:.0?}",
-            answers.len(),
-            started.elapsed()
-        );
         rows.extend(summarise(arm, &answers));
     }
     println!("{}", table(&rows));
@@ -156,6 +151,39 @@ impl<'a> Client<'a> {
             .build()
             .new_agent();
         Client { agent, args }
+    }
+
+    /// Asks every question, several at once; the answers come in the order of
+    /// the questions.
+    fn ask_all<'q>(&self, arm: &str, sets: &'q [QuestionSet]) -> anyhow::Result<Vec<Answered<'q>>> {
+        let wanted: Vec<(&QuestionSet, &Question)> = sets
+            .iter()
+            .flat_map(|set| set.question.iter().map(move |question| (set, question)))
+            .filter(|(_, question)| self.args.wants(question))
+            .collect();
+        let next = AtomicUsize::new(0);
+        let work = || -> anyhow::Result<Vec<(usize, Vec<Answered<'q>>)>> {
+            let mut done = Vec::new();
+            loop {
+                let index = next.fetch_add(1, Ordering::Relaxed);
+                let Some((set, question)) = wanted.get(index) else {
+                    return Ok(done);
+                };
+                done.push((index, self.ask(arm, set, question)?));
+            }
+        };
+        let mut answers = Vec::new();
+        std::thread::scope(|scope| {
+            let workers: Vec<_> = (0..self.args.parallel.max(1))
+                .map(|_| scope.spawn(work))
+                .collect();
+            for worker in workers {
+                answers.extend(worker.join().expect("asking does not panic")?);
+            }
+            anyhow::Ok(())
+        })?;
+        answers.sort_by_key(|(index, _)| *index);
+        Ok(answers.into_iter().flat_map(|(_, turns)| turns).collect())
     }
 
     /// Holds one conversation, the arm's own answers in it.
