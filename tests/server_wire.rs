@@ -1,14 +1,13 @@
-//! What goes over the wire around an answer: routes, errors, limits, the end.
+//! What goes over the wire around an answer: routes, errors, limits.
 
-use std::io::{Read, Write};
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use incant::runtime::Runtime;
 use incant::server::ServeOptions;
 use serde_json::{Value, json};
 
-use crate::server_support::{MODEL, Server, alone, in_company, post, runtime, shared};
+use crate::server_support::{MODEL, Server, shared};
 
 const CHAT: &str = "/v1/chat/completions";
 const COMPLETIONS: &str = "/v1/completions";
@@ -596,142 +595,4 @@ fn the_api_describes_itself() {
     let document = shared().get("/openapi.json").expect(200);
     assert_eq!(document["openapi"], "3.1.0");
     assert!(document["paths"][CHAT]["post"]["requestBody"].is_object());
-}
-
-#[test]
-fn a_connection_serves_more_than_one_request() {
-    let mut stream = shared().connect();
-    for _ in 0..2 {
-        stream
-            .write_all(b"GET /health HTTP/1.1\r\nHost: t\r\n\r\n")
-            .unwrap();
-        let mut bytes = Vec::new();
-        while !bytes.ends_with(b"{\"status\":\"ok\"}") {
-            let mut some = [0; 256];
-            let read = stream.read(&mut some).unwrap();
-            assert!(
-                read > 0,
-                "closed after {:?}",
-                String::from_utf8_lossy(&bytes)
-            );
-            bytes.extend_from_slice(&some[..read]);
-        }
-    }
-}
-
-/// Waits for what the engine does by itself.
-fn eventually(what: &str, holds: impl Fn() -> bool) {
-    let since = Instant::now();
-    while !holds() {
-        assert!(since.elapsed() < Duration::from_secs(30), "not so: {what}");
-        std::thread::sleep(Duration::from_millis(5));
-    }
-}
-
-/// A request that would run for minutes.
-fn endless(more: &Value) -> Vec<u8> {
-    let body = completion_body(&json!({"max_tokens": 4000, "ignore_eos": true}));
-    post(COMPLETIONS, with(body, more).to_string().as_bytes(), "")
-}
-
-#[test]
-fn a_client_that_leaves_frees_its_slot() {
-    let _alone = alone();
-    let runtime = runtime();
-    let load = || runtime.models()[0].engine().load();
-    let idle = || load().running == 0 && load().waiting == 0;
-    for more in [
-        json!({"stream": true}),
-        json!({"stream": false}),
-        json!({"n": 3}),
-    ] {
-        eventually("the engine is idle", idle);
-        let mut client = shared().connect();
-        client.write_all(&endless(&more)).unwrap();
-        eventually("it runs", || load().running > 0);
-        drop(client);
-        eventually("it runs no more", idle);
-    }
-}
-
-#[test]
-fn a_full_queue_says_when_to_come_back() {
-    let _alone = alone();
-    let mut client = shared().connect();
-    client.write_all(&endless(&json!({"n": 128}))).unwrap();
-    let runtime = runtime();
-    eventually("they wait", || {
-        runtime.models()[0].engine().load().waiting > 0
-    });
-    let reply = shared().post(
-        COMPLETIONS,
-        &completion_body(&json!({"n": 64, "stream": true})),
-    );
-    let error = reply.error(429);
-    assert_eq!(
-        (&error["type"], &error["code"]),
-        (&json!("rate_limit_error"), &json!("queue_full"))
-    );
-    assert!(reply.header("retry-after").unwrap().parse::<u64>().unwrap() > 0);
-}
-
-#[test]
-fn a_shutdown_lets_answers_end_and_waits_for_nothing_else() {
-    let server = Server::start(ServeOptions {
-        drain_timeout: Duration::from_secs(120),
-        ..ServeOptions::default()
-    });
-    let address = server.address();
-    let mut idle = server.connect();
-    let _company = in_company();
-    let mut busy = server.connect();
-    let body = json!({"model": MODEL, "prompt": "Hi", "max_tokens": 24, "ignore_eos": true, "stream": true});
-    busy.write_all(&post(COMPLETIONS, body.to_string().as_bytes(), ""))
-        .unwrap();
-    let mut first = [0; 16];
-    busy.read_exact(&mut first).unwrap();
-    let since = Instant::now();
-    let ended = server.stop();
-    let mut rest = Vec::new();
-    busy.read_to_end(&mut rest).unwrap();
-    let rest = String::from_utf8_lossy(&rest);
-    assert!(
-        rest.contains("\"finish_reason\":\"length\"") && rest.contains("data: [DONE]\n\n"),
-        "{rest}"
-    );
-    assert_eq!(
-        idle.read(&mut first).unwrap(),
-        0,
-        "an idle connection is closed"
-    );
-    ended.wait();
-    assert!(
-        since.elapsed() < Duration::from_secs(100),
-        "the drain's limit was not what ended it"
-    );
-    assert!(
-        std::net::TcpStream::connect(address).is_err(),
-        "nobody listens any more"
-    );
-}
-
-#[test]
-fn a_shutdown_cuts_off_what_takes_too_long() {
-    let server = Server::start(ServeOptions {
-        drain_timeout: Duration::from_millis(50),
-        ..ServeOptions::default()
-    });
-    let _company = in_company();
-    let mut busy = server.connect();
-    let body = json!({"model": MODEL, "prompt": "Hi", "max_tokens": 3000, "ignore_eos": true, "stream": true});
-    busy.write_all(&post(COMPLETIONS, body.to_string().as_bytes(), ""))
-        .unwrap();
-    let mut first = [0; 16];
-    busy.read_exact(&mut first).unwrap();
-    let ended = server.stop();
-    let mut rest = Vec::new();
-    // Cut off in the middle: an end without the last chunk, or a reset.
-    _ = busy.read_to_end(&mut rest);
-    assert!(!String::from_utf8_lossy(&rest).contains("[DONE]"));
-    ended.wait();
 }

@@ -17,7 +17,7 @@ pub enum ModelError {
         /// The names that are supported.
         supported: String,
     },
-    /// A feature of a known architecture that is not implemented.
+    /// A feature of a known architecture that is not supported.
     #[error("this {architecture} model needs {feature}, which is not supported")]
     Feature {
         /// `general.architecture`.
