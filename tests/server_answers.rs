@@ -3,10 +3,8 @@
 
 use serde_json::{Value, json};
 
-use crate::server_support::{MODEL, Reply, alone, shared};
+use crate::server_support::{CHAT, COMPLETIONS, MODEL, Reply, alone, shared};
 
-const CHAT: &str = "/v1/chat/completions";
-const COMPLETIONS: &str = "/v1/completions";
 const PROMPT: &str = "The quick brown fox jumps over the";
 
 fn greedy(model: &str, more: Value) -> Value {

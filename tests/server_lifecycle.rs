@@ -7,9 +7,7 @@ use std::time::{Duration, Instant};
 use incant::server::ServeOptions;
 use serde_json::{Value, json};
 
-use crate::server_support::{MODEL, Server, alone, in_company, post, runtime, shared};
-
-const COMPLETIONS: &str = "/v1/completions";
+use crate::server_support::{COMPLETIONS, MODEL, Server, alone, in_company, post, runtime, shared};
 
 #[test]
 fn a_connection_serves_more_than_one_request() {

@@ -17,6 +17,32 @@ use tokio::task::JoinHandle;
 /// The model all server tests share: a base model without a chat template.
 pub(crate) const MODEL: &str = "gemma-3-270m";
 
+pub(crate) const CHAT: &str = "/v1/chat/completions";
+pub(crate) const COMPLETIONS: &str = "/v1/completions";
+
+/// `base` with the fields of `more`.
+pub(crate) fn with(mut base: Value, more: &Value) -> Value {
+    let object = base.as_object_mut().expect("an object");
+    object.extend(more.as_object().expect("an object").clone());
+    base
+}
+
+/// A short chat request with the fields of `more`.
+pub(crate) fn chat_body(more: &Value) -> Value {
+    with(
+        json!({"model": MODEL, "messages": [{"role": "user", "content": "Hi"}], "max_tokens": 1}),
+        more,
+    )
+}
+
+/// A short completion request with the fields of `more`.
+pub(crate) fn completion_body(more: &Value) -> Value {
+    with(
+        json!({"model": MODEL, "prompt": "Hi", "max_tokens": 1}),
+        more,
+    )
+}
+
 /// What is loaded, once for all tests.
 pub(crate) fn runtime() -> Arc<Runtime> {
     static RUNTIME: LazyLock<Arc<Runtime>> = LazyLock::new(|| {

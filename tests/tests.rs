@@ -14,6 +14,7 @@ mod reference;
 mod server_answers;
 mod server_lifecycle;
 mod server_openai_client;
+mod server_refusals;
 mod server_wire;
 mod tokenizer;
 mod tokenizer_oracle;

@@ -1,10 +1,8 @@
 //! Tokenizers: the reference's ids, round trips, guards, and bad metadata.
 //!
-//! The tests over real models need their GGUF files in `INCANT_MODELS` (and
-//! the reference's recordings in `INCANT_SHARED`); where they are absent, a
-//! test says so and checks what it can on vocabularies made here.
+//! The reference's recordings are in `INCANT_SHARED`; where they are absent,
+//! their test says so.
 
-use std::path::PathBuf;
 use std::sync::OnceLock;
 use std::time::{Duration, Instant};
 
@@ -14,37 +12,26 @@ use proptest::prelude::*;
 use serde_json::Value;
 
 use crate::build::{Builder, Item};
+use crate::support;
 
-/// The models' files, and the reference's recordings of each.
-const MODELS: [(&str, &str); 3] = [
-    ("gemma-3-270m", "gemma-3-270m-q4_k_m"),
-    ("smollm2-135m-instruct", "smollm2"),
-    ("qwen2.5-coder-0.5b-instruct", "q05"),
+const MODELS: [&str; 3] = [
+    "gemma-3-270m",
+    "smollm2-135m-instruct",
+    "qwen2.5-coder-0.5b-instruct",
 ];
 
 /// A guard that no text here contains.
 const GUARD: char = '\u{fdd0}';
 
-pub(crate) fn file(folder: &str, name: String) -> Option<PathBuf> {
-    let path = PathBuf::from(std::env::var_os(folder)?).join(name);
-    path.exists().then_some(path)
-}
-
-/// The tokenizers of the models that are present, with their recordings' names.
-fn models() -> &'static [(&'static str, &'static str, Tokenizer)] {
-    static LOADED: OnceLock<Vec<(&str, &str, Tokenizer)>> = OnceLock::new();
+/// The real models' tokenizers, by name.
+fn models() -> &'static [(&'static str, Tokenizer)] {
+    static LOADED: OnceLock<Vec<(&str, Tokenizer)>> = OnceLock::new();
     LOADED.get_or_init(|| {
-        let mut loaded = Vec::new();
-        for (model, golden) in MODELS {
-            let Some(path) = file("INCANT_MODELS", format!("{model}.gguf")) else {
-                eprintln!("not run for {model}: no {model}.gguf in INCANT_MODELS");
-                continue;
-            };
-            let gguf = Gguf::open(&path).expect("opens");
-            let tokenizer = Tokenizer::from_gguf(&gguf).expect("has a tokenizer");
-            loaded.push((model, golden, tokenizer));
-        }
-        loaded
+        let load = |model| {
+            let gguf = Gguf::open(&support::model(model)).expect("opens");
+            (model, Tokenizer::from_gguf(&gguf).expect("has a tokenizer"))
+        };
+        MODELS.into_iter().map(load).collect()
     })
 }
 
@@ -109,12 +96,10 @@ fn has_byte(tokenizer: &Tokenizer, byte: u8) -> bool {
 
 #[test]
 fn ids_are_those_of_the_reference() {
-    for (model, golden, tokenizer) in models() {
-        let Some(path) = file("INCANT_SHARED", format!("golden/{golden}.json")) else {
-            eprintln!("not run for {model}: no golden/{golden}.json in INCANT_SHARED");
+    for (model, tokenizer) in models() {
+        let Some(golden) = support::golden(model) else {
             continue;
         };
-        let golden: Value = serde_json::from_slice(&std::fs::read(path).unwrap()).unwrap();
         let texts = golden["tokenize"].as_array().unwrap();
         assert!(!texts.is_empty());
         for entry in texts {
@@ -168,7 +153,7 @@ fn ids_are_those_of_the_reference() {
 
 #[test]
 fn facts_are_those_of_the_metadata() {
-    for (model, _, tokenizer) in models() {
+    for (model, tokenizer) in models() {
         let ends: Vec<&str> = tokenizer
             .end_tokens()
             .iter()
@@ -220,7 +205,7 @@ fn long_runs_take_no_time_and_survive() {
     .collect();
     runs.push("<|im_start|>".repeat(8_000));
     runs.push("<".repeat(100_000));
-    for (model, _, tokenizer) in models() {
+    for (model, tokenizer) in models() {
         for run in &runs {
             let start = Instant::now();
             let ids = tokenizer.encode(run, Special::Plain);
@@ -234,7 +219,7 @@ fn long_runs_take_no_time_and_survive() {
 
 #[test]
 fn a_user_cannot_write_a_control_token() {
-    for (model, _, tokenizer) in models() {
+    for (model, tokenizer) in models() {
         let end = tokenizer.end_tokens()[0];
         let control = tokenizer.piece(end).unwrap();
         let attack = format!("a{control}b <{control}> {control}{control}");
@@ -255,7 +240,7 @@ fn a_user_cannot_write_a_control_token() {
 
 #[test]
 fn guards_elsewhere_change_nothing() {
-    for (model, _, tokenizer) in models() {
+    for (model, tokenizer) in models() {
         let control = tokenizer.piece(tokenizer.end_tokens()[0]).unwrap();
         let text = format!("Hello,  world\n\n{control}<x>\n it's 1234 日本語 {control}");
         let expected = tokenizer.encode(&text, Special::Parse);
@@ -270,24 +255,6 @@ fn guards_elsewhere_change_nothing() {
         }
         let end = format!("{text}{GUARD}");
         assert_eq!(tokenizer.encode_guarded(&end, GUARD), expected, "{model}");
-    }
-}
-
-#[test]
-fn loading_is_quick() {
-    for (model, _) in MODELS {
-        let Some(path) = file("INCANT_MODELS", format!("{model}.gguf")) else {
-            eprintln!("not run for {model}: no {model}.gguf in INCANT_MODELS");
-            continue;
-        };
-        let start = Instant::now();
-        let gguf = Gguf::open(&path).unwrap();
-        let opened = start.elapsed();
-        Tokenizer::from_gguf(&gguf).unwrap();
-        let took = start.elapsed();
-        eprintln!("{model}: opened in {opened:?}, tokenizer after {took:?}");
-        // Tests are built with little optimisation and share the machine.
-        assert!(took < Duration::from_secs(5), "{model}: {took:?}");
     }
 }
 
@@ -479,7 +446,7 @@ proptest! {
     /// is SentencePiece's own space, and SmolLM2 lacks some bytes.
     #[test]
     fn any_text_survives_the_round_trip(text in "\\PC*|[ \n\t\ra-z0-9'<|>▁]{0,60}|.{0,40}") {
-        for (model, _, tokenizer) in models() {
+        for (model, tokenizer) in models() {
             let ids = tokenizer.encode(&text, Special::Plain);
             let expected = match tokenizer.kind_name() {
                 "llama" => text.replace('▁', " "),
@@ -505,7 +472,7 @@ proptest! {
         parts in prop::collection::vec("<\\|im_(start|end)\\|>|<end_of_turn>|<bos>|<\\||\\|>|[a<>| \n]{0,3}", 0..8)
     ) {
         let text = parts.concat();
-        for (model, _, tokenizer) in models() {
+        for (model, tokenizer) in models() {
             let guarded = tokenizer.guard_controls(&text, GUARD);
             prop_assert_eq!(
                 tokenizer.encode_guarded(&guarded, GUARD),

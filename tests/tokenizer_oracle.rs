@@ -14,7 +14,7 @@ use tokenizers::pre_tokenizers::sequence::Sequence;
 use tokenizers::pre_tokenizers::split::{Split, SplitPattern};
 use tokenizers::{PreTokenizerWrapper, SplitDelimiterBehavior};
 
-use crate::tokenizer::file;
+use crate::support;
 
 /// Qwen 2's words as its own tokenizer file writes them, lookahead and all.
 const QWEN2: &str = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
@@ -24,19 +24,13 @@ struct Pair {
     theirs: tokenizers::Tokenizer,
 }
 
-/// The byte-level models that are present, each with the crate's reading of it.
+/// The byte-level models, each with the crate's reading of it.
 fn byte_level() -> &'static [Pair] {
     static PAIRS: OnceLock<Vec<Pair>> = OnceLock::new();
     PAIRS.get_or_init(|| {
         ["smollm2-135m-instruct", "qwen2.5-coder-0.5b-instruct"]
             .iter()
-            .filter_map(|model| {
-                let path = file("INCANT_MODELS", format!("{model}.gguf"));
-                if path.is_none() {
-                    eprintln!("not run for {model}: no {model}.gguf in INCANT_MODELS");
-                }
-                Some(pair(&Gguf::open(&path?).expect("opens")))
-            })
+            .map(|model| pair(&Gguf::open(&support::model(model)).expect("opens")))
             .collect()
     })
 }
@@ -102,14 +96,10 @@ fn plain_merges(text: &str, score: impl Fn(&str) -> Option<f32>) -> Vec<&str> {
 }
 
 /// Gemma's tokenizer and its scores by piece.
-fn gemma() -> Option<&'static (Tokenizer, HashMap<String, f32>)> {
-    static GEMMA: OnceLock<Option<(Tokenizer, HashMap<String, f32>)>> = OnceLock::new();
-    let loaded = GEMMA.get_or_init(|| {
-        let Some(path) = file("INCANT_MODELS", "gemma-3-270m.gguf".to_owned()) else {
-            eprintln!("not run for gemma-3-270m: no gemma-3-270m.gguf in INCANT_MODELS");
-            return None;
-        };
-        let gguf = Gguf::open(&path).expect("opens");
+fn gemma() -> &'static (Tokenizer, HashMap<String, f32>) {
+    static GEMMA: OnceLock<(Tokenizer, HashMap<String, f32>)> = OnceLock::new();
+    GEMMA.get_or_init(|| {
+        let gguf = Gguf::open(&support::model("gemma-3-270m")).expect("opens");
         let tokenizer = Tokenizer::from_gguf(&gguf).expect("has a tokenizer");
         let scores = gguf.metadata().f32s("tokenizer.ggml.scores").unwrap();
         let scores = scores
@@ -118,9 +108,8 @@ fn gemma() -> Option<&'static (Tokenizer, HashMap<String, f32>)> {
             .filter(|&(_, id)| tokenizer.kind(id) == TokenKind::Normal)
             .map(|(score, id)| (tokenizer.piece(id).unwrap().to_owned(), score))
             .collect();
-        Some((tokenizer, scores))
-    });
-    loaded.as_ref()
+        (tokenizer, scores)
+    })
 }
 
 proptest! {
@@ -151,26 +140,25 @@ proptest! {
         // No runs of white space: the vocabulary defines those as pieces.
         text in "[a-z]{1,6}( [a-zA-Z]{1,12}|[0-9]{1,3}|[,.;:!?]|[à-ÿ]{1,3}|[ぁ-ん]{1,6}|[一-龠]{1,4}){0,10}"
     ) {
-        if let Some((tokenizer, scores)) = gemma() {
-            let escaped = text.replace(' ', "▁");
-            let parts = plain_merges(&escaped, |piece| scores.get(piece).copied());
-            let ids = tokenizer.encode(&text, Special::Plain);
-            // Characters that are no piece have become bytes.
-            let mut pieces: Vec<String> = Vec::new();
-            let mut bytes = Vec::new();
-            for id in ids {
-                match tokenizer.kind(id) {
-                    TokenKind::Byte => bytes.extend(tokenizer.token_bytes(id)),
-                    _ => pieces.push(tokenizer.piece(id).unwrap().to_owned()),
-                }
-                if let Ok(character) = std::str::from_utf8(&bytes)
-                    && !bytes.is_empty()
-                {
-                    pieces.push(character.to_owned());
-                    bytes.clear();
-                }
+        let (tokenizer, scores) = gemma();
+        let escaped = text.replace(' ', "▁");
+        let parts = plain_merges(&escaped, |piece| scores.get(piece).copied());
+        let ids = tokenizer.encode(&text, Special::Plain);
+        // Characters that are no piece have become bytes.
+        let mut pieces: Vec<String> = Vec::new();
+        let mut bytes = Vec::new();
+        for id in ids {
+            match tokenizer.kind(id) {
+                TokenKind::Byte => bytes.extend(tokenizer.token_bytes(id)),
+                _ => pieces.push(tokenizer.piece(id).unwrap().to_owned()),
             }
-            prop_assert_eq!(pieces, parts);
+            if let Ok(character) = std::str::from_utf8(&bytes)
+                && !bytes.is_empty()
+            {
+                pieces.push(character.to_owned());
+                bytes.clear();
+            }
         }
+        prop_assert_eq!(pieces, parts);
     }
 }

@@ -1,0 +1,229 @@
+//! Requests that are refused, each with the field that is at fault.
+
+use serde_json::{Value, json};
+
+use crate::server_support::{CHAT, COMPLETIONS, chat_body, completion_body, shared};
+
+#[test]
+fn a_body_that_is_no_object_is_refused_by_every_endpoint() {
+    for path in [
+        CHAT,
+        COMPLETIONS,
+        "/tokenize",
+        "/detokenize",
+        "/apply-template",
+    ] {
+        for body in [
+            "",
+            "{",
+            "null",
+            "[]",
+            "{\"model\": \"x\",}",
+            "\u{feff}{}",
+            "{} {}",
+        ] {
+            let error = shared().post_bytes(path, body.as_bytes()).error(400);
+            assert_eq!(
+                (&error["type"], &error["param"]),
+                (&json!("invalid_request_error"), &Value::Null),
+                "{path} {body}"
+            );
+        }
+        assert_eq!(
+            shared().post_bytes(path, b"{\"a\": \"\xff\"}").error(400)["code"],
+            Value::Null
+        );
+    }
+}
+
+#[test]
+fn what_both_endpoints_refuse() {
+    let table = [
+        (json!({"temperature": 2.01}), "temperature"),
+        (json!({"temperature": -0.1}), "temperature"),
+        (json!({"temperature": "warm"}), "temperature"),
+        (json!({"top_p": 1.1}), "top_p"),
+        (json!({"top_p": -0.1}), "top_p"),
+        (json!({"top_k": -2}), "top_k"),
+        (json!({"top_k": 1.5}), "top_k"),
+        (json!({"min_p": 1.5}), "min_p"),
+        (json!({"presence_penalty": 2.5}), "presence_penalty"),
+        (json!({"frequency_penalty": -2.5}), "frequency_penalty"),
+        (json!({"repetition_penalty": 0}), "repetition_penalty"),
+        (json!({"repetition_penalty": -1}), "repetition_penalty"),
+        (json!({"penalize_prompt": 1}), "penalize_prompt"),
+        (json!({"seed": 1.5}), "seed"),
+        (json!({"seed": "x"}), "seed"),
+        (json!({"n": 0}), "n"),
+        (json!({"n": 129}), "n"),
+        (json!({"max_tokens": -1}), "max_tokens"),
+        (json!({"max_tokens": 1.5}), "max_tokens"),
+        (json!({"max_completion_tokens": 2}), "max_tokens"),
+        (json!({"stop": ""}), "stop"),
+        (json!({"stop": ["a", ""]}), "stop"),
+        (json!({"stop": 5}), "stop"),
+        (json!({"stop": ["a", 5]}), "stop[1]"),
+        (
+            json!({"stop_token_ids": [4_000_000_000_u32]}),
+            "stop_token_ids",
+        ),
+        (json!({"stop_token_ids": [-1]}), "stop_token_ids[0]"),
+        (json!({"logit_bias": {"x": 1}}), "logit_bias"),
+        (json!({"logit_bias": {"4000000000": 1}}), "logit_bias"),
+        (json!({"logit_bias": {"5": 101}}), "logit_bias"),
+        (json!({"logit_bias": {"5": "much"}}), "logit_bias.5"),
+        (json!({"logit_bias": [1]}), "logit_bias"),
+        (json!({"stream": "yes"}), "stream"),
+        (
+            json!({"stream_options": {"include_usage": true}}),
+            "stream_options",
+        ),
+        (
+            json!({"stream": true, "stream_options": {"include_usage": 1}}),
+            "stream_options.include_usage",
+        ),
+        (
+            json!({"stream": true, "stream_options": [true]}),
+            "stream_options",
+        ),
+        (
+            json!({"response_format": {"type": "json_object"}}),
+            "response_format",
+        ),
+        (
+            json!({"response_format": {"type": "json_schema", "json_schema": {}}}),
+            "response_format",
+        ),
+        (json!({"min_tokens": 3}), "min_tokens"),
+        (json!({"user": 5}), "user"),
+        (json!({"model": null}), "model"),
+        (json!({"model": 5}), "model"),
+    ];
+    for (fields, param) in table {
+        for (path, body) in [
+            (CHAT, chat_body(&fields)),
+            (COMPLETIONS, completion_body(&fields)),
+        ] {
+            let error = shared().post(path, &body).error(400);
+            assert_eq!(error["type"], "invalid_request_error");
+            assert_eq!(
+                (&error["param"], &error["code"]),
+                (&json!(param), &Value::Null),
+                "{path} {fields}: {error}"
+            );
+        }
+    }
+}
+
+#[test]
+fn what_chat_refuses() {
+    let image =
+        json!([{"type": "text", "text": "a"}, {"type": "image_url", "image_url": {"url": "x"}}]);
+    let table = [
+        (json!({"messages": []}), "messages"),
+        (json!({"messages": null}), "messages"),
+        (json!({"messages": "hi"}), "messages"),
+        (json!({"messages": ["hi"]}), "messages[0]"),
+        (json!({"messages": [["user", "hi"]]}), "messages[0]"),
+        (json!({"messages": [{"content": "hi"}]}), "messages[0].role"),
+        (
+            json!({"messages": [{"role": "robot", "content": "hi"}]}),
+            "messages[0].role",
+        ),
+        (
+            json!({"messages": [{"role": "tool", "content": "hi"}]}),
+            "messages[0].role",
+        ),
+        (
+            json!({"messages": [{"role": "user", "content": "hi"}, {"role": "user"}]}),
+            "messages[1].content",
+        ),
+        (
+            json!({"messages": [{"role": "user", "content": null}]}),
+            "messages[0].content",
+        ),
+        (
+            json!({"messages": [{"role": "user", "content": 5}]}),
+            "messages[0].content",
+        ),
+        (
+            json!({"messages": [{"role": "user", "content": image}]}),
+            "messages[0].content[1].type",
+        ),
+        (
+            json!({"messages": [{"role": "user", "content": [{"type": "text"}]}]}),
+            "messages[0].content[0].text",
+        ),
+        (
+            json!({"messages": [{"role": "user", "content": [{"text": "a"}]}]}),
+            "messages[0].content[0].type",
+        ),
+        (
+            json!({"messages": [{"role": "assistant", "content": "", "tool_calls": [{}]}]}),
+            "messages[0].tool_calls",
+        ),
+        (json!({"max_tokens": 0}), "max_tokens"),
+        (
+            json!({"max_tokens": null, "max_completion_tokens": 0}),
+            "max_completion_tokens",
+        ),
+        (json!({"logprobs": 1}), "logprobs"),
+        (
+            json!({"logprobs": true, "top_logprobs": 21}),
+            "top_logprobs",
+        ),
+        (
+            json!({"logprobs": true, "top_logprobs": -1}),
+            "top_logprobs",
+        ),
+        (json!({"top_logprobs": 3}), "top_logprobs"),
+        (
+            json!({"tools": [{"type": "function", "function": {"name": "f"}}]}),
+            "tools",
+        ),
+        (json!({"tool_choice": "required"}), "tool_choice"),
+        (json!({"functions": [{"name": "f"}]}), "functions"),
+        (json!({"modalities": ["audio"]}), "modalities"),
+    ];
+    for (fields, param) in table {
+        let error = shared().post(CHAT, &chat_body(&fields)).error(400);
+        assert_eq!(
+            (&error["param"], &error["code"]),
+            (&json!(param), &Value::Null),
+            "{fields}: {error}"
+        );
+    }
+}
+
+#[test]
+fn what_completions_refuse() {
+    let table = [
+        (json!({"prompt": null}), "prompt"),
+        (json!({"prompt": 5}), "prompt"),
+        (json!({"prompt": []}), "prompt"),
+        (json!({"prompt": [[]]}), "prompt"),
+        (json!({"prompt": ["a", 5]}), "prompt"),
+        (json!({"prompt": [5, [5]]}), "prompt"),
+        (json!({"prompt": [-1]}), "prompt[0]"),
+        (json!({"prompt": [5.5]}), "prompt[0]"),
+        (json!({"prompt": [[5, "a"]]}), "prompt[0][1]"),
+        (json!({"prompt": [4_000_000_000_u32]}), "prompt"),
+        (json!({"prompt": [5_000_000_000_u64]}), "prompt[0]"),
+        (json!({"logprobs": 6}), "logprobs"),
+        (json!({"logprobs": -1}), "logprobs"),
+        (json!({"logprobs": true}), "logprobs"),
+        (json!({"echo": "yes"}), "echo"),
+        (json!({"best_of": 3}), "best_of"),
+        (json!({"suffix": "the end"}), "suffix"),
+    ];
+    for (fields, param) in table {
+        let error = shared()
+            .post(COMPLETIONS, &completion_body(&fields))
+            .error(400);
+        assert_eq!(
+            (&error["param"], &error["code"]),
+            (&json!(param), &Value::Null),
+            "{fields}: {error}"
+        );
+    }
+}
