@@ -228,6 +228,11 @@ fn a_prefix_is_the_same_from_memory_disk_and_recomputed() {
     assert_eq!(disk.cached, prefix.ids.len() - 1);
     assert_same(&disk, &warm);
     drop(second);
+    let unwarmed = engine(Some(folder.path()), EngineOptions::default());
+    let found = alone(&unwarmed, request(Some(&prefix), &prompt, 12));
+    assert_eq!(found.cached, prefix.ids.len() - 1, "the first one finds it");
+    assert_same(&found, &warm);
+    drop(unwarmed);
 
     // A file that is not what it should be is as good as none.
     let path = saved().expect("it is there").path();

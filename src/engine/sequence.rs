@@ -17,7 +17,7 @@ const SCORED_ROWS: usize = 64;
 pub(super) struct Waiting {
     pub(super) request: GenerateRequest,
     pub(super) events: UnboundedSender<Event>,
-    /// Whether its prefix was resident when it came.
+    /// Whether its prefix was resident when it came, or was read from disk for it.
     pub(super) found_prefix: bool,
 }
 

@@ -137,20 +137,17 @@ impl Worker {
                     let Some(waiting) = self.waiting.remove(next) else {
                         return;
                     };
-                    self.shared.running.fetch_add(1, Ordering::AcqRel);
-                    self.shared.waiting.fetch_sub(1, Ordering::AcqRel);
                     match begun {
                         Ok(id) => {
+                            self.shared.running.fetch_add(1, Ordering::AcqRel);
                             let cached = cached_tokens(&waiting);
                             let sequence = Sequence::new(id, waiting);
                             sequence.started(cached);
                             self.running.push(sequence);
                         }
-                        Err(error) => {
-                            self.shared.running.fetch_sub(1, Ordering::AcqRel);
-                            refuse(&waiting, &error);
-                        }
+                        Err(error) => refuse(&waiting, &error),
                     }
+                    self.shared.waiting.fetch_sub(1, Ordering::AcqRel);
                 }
                 Err(error) => {
                     if let Some(waiting) = self.waiting.remove(next) {
@@ -174,6 +171,8 @@ impl Worker {
         if self.prefixes.resident(&prefix).is_none() {
             let executor = self.executor.as_mut();
             self.prefixes.request(&prefix, executor, None)?;
+            // What was read from disk was found as much as what was in memory.
+            self.waiting[index].found_prefix = self.prefixes.resident(&prefix).is_some();
         }
         Ok(self.prefixes.resident(&prefix).map(|segment| vec![segment]))
     }

@@ -20,7 +20,7 @@ use crate::exec::{Executor, SavedTensor, SegmentId};
 use crate::mmap::Map;
 
 /// Raised whenever a file's meaning changes.
-const FORMAT: &str = "1";
+const FORMAT: &str = "2";
 
 const KEY: &str = "incant.prefix";
 const CHECKSUM: &str = "incant.sha256";
@@ -76,17 +76,16 @@ impl PrefixStore {
             Err(error) => return Err(error.to_string()),
         };
         let invalid = |error: safetensors::SafeTensorError| error.to_string();
-        let (header, metadata) = SafeTensors::read_metadata(&map).map_err(invalid)?;
+        let (_, metadata) = SafeTensors::read_metadata(&map).map_err(invalid)?;
         let metadata = metadata.metadata().clone().unwrap_or_default();
         if metadata.get(KEY) != Some(&self.key(tokens)) {
             return Err("it was saved for something else".to_owned());
         }
-        // The data follows the header and the eight bytes of its length.
-        let data = &map[header + 8..];
-        if metadata.get(CHECKSUM) != Some(&hex(&Sha256::digest(data))) {
+        let saved = SafeTensors::deserialize(&map).map_err(invalid)?;
+        let data = saved.iter().map(|(name, view)| (name, view.data()));
+        if metadata.get(CHECKSUM) != Some(&checksum(data)) {
             return Err("its checksum is wrong".to_owned());
         }
-        let saved = SafeTensors::deserialize(&map).map_err(invalid)?;
         executor
             .restore(tokens.len(), &saved)
             .map(Some)
@@ -134,13 +133,10 @@ fn write(path: &Path, key: String, tensors: &[SavedTensor]) -> io::Result<()> {
                 .map_err(io::Error::other)
         })
         .collect::<io::Result<_>>()?;
-    // The checksum is that of the data as the file holds it, in the order the
-    // serializer chooses: it is taken from a first serialization.
-    let plain = safetensors::serialize(views.clone(), None).map_err(io::Error::other)?;
-    let (header, _) = SafeTensors::read_metadata(&plain).map_err(io::Error::other)?;
-    let checksum = hex(&Sha256::digest(&plain[header + 8..]));
-    drop(plain);
-    let metadata = HashMap::from([(KEY.to_owned(), key), (CHECKSUM.to_owned(), checksum)]);
+    let data = tensors
+        .iter()
+        .map(|t| (t.name.as_str(), t.bytes.as_slice()));
+    let metadata = HashMap::from([(KEY.to_owned(), key), (CHECKSUM.to_owned(), checksum(data))]);
     let bytes = safetensors::serialize(views, Some(metadata)).map_err(io::Error::other)?;
 
     let folder = path.parent().unwrap_or(Path::new("."));
@@ -153,6 +149,20 @@ fn write(path: &Path, key: String, tensors: &[SavedTensor]) -> io::Result<()> {
     file.persist(path).map_err(|error| error.error)?;
     // The rename itself is durable once the folder is.
     File::open(folder)?.sync_all()
+}
+
+/// SHA-256 over tensors' names and data, whatever order they come in.
+fn checksum<'a>(tensors: impl Iterator<Item = (&'a str, &'a [u8])>) -> String {
+    let mut tensors: Vec<_> = tensors.collect();
+    tensors.sort_unstable_by_key(|(name, _)| *name);
+    let mut hash = Sha256::new();
+    for (name, data) in tensors {
+        hash.update((name.len() as u64).to_le_bytes());
+        hash.update(name);
+        hash.update((data.len() as u64).to_le_bytes());
+        hash.update(data);
+    }
+    hex(&hash.finalize())
 }
 
 fn hex(bytes: &[u8]) -> String {
