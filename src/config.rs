@@ -9,7 +9,7 @@ use anyhow::{Context, bail};
 use etcetera::{AppStrategy, AppStrategyArgs};
 use incant::catalog::{self, Located};
 use incant::engine::EngineOptions;
-use incant::exec::device::{DeviceChoice, open_device};
+use incant::exec::{Backend, DeviceChoice};
 use incant::profile;
 use incant::runtime::{LoadOptions, Model};
 
@@ -21,9 +21,14 @@ pub(crate) struct ModelArgs {
     /// A model of the catalogue, or a GGUF file; repeat it for several
     #[arg(long = "model", short, value_name = "NAME|FILE.gguf")]
     models: Vec<String>,
-    /// Where to compute: cpu, cuda, cuda:N or metal [default: the best that answers]
+    /// Where to compute: cpu, cuda, cuda:N or metal; reference computes with
+    /// plain f32 tensors on the CPU [default: the best that answers]
     #[arg(long)]
     device: Option<DeviceChoice>,
+    /// How many threads compute on the CPU [default: as many as the process may
+    /// use, by its affinity and its cgroup's quota]
+    #[arg(long, value_name = "N")]
+    threads: Option<std::num::NonZeroUsize>,
     /// Serve no longer context than this many tokens [default: the model's]
     #[arg(long, value_name = "TOKENS")]
     context: Option<usize>,
@@ -64,7 +69,8 @@ impl ModelArgs {
             bail!("--context must be at least 1");
         }
         // What needs no download is checked first.
-        let device = open_device(self.device)?;
+        let threads = self.threads.map(std::num::NonZeroUsize::get);
+        let backend = Backend::open(self.device, threads)?;
         let profiles = profile::load(self.profile_dir.as_deref())?;
         let prefix_folder = if self.no_prefix_cache {
             None
@@ -89,7 +95,7 @@ impl ModelArgs {
         Ok(Loading {
             models,
             options: LoadOptions {
-                device,
+                backend,
                 engine,
                 context: self.context,
                 profiles,

@@ -10,6 +10,7 @@ pub mod catalog;
 pub mod engine;
 pub mod exec;
 pub mod gguf;
+pub mod kernels;
 pub mod kv;
 pub mod mmap;
 pub mod model;

@@ -24,6 +24,30 @@ impl Map {
     }
 }
 
+impl Map {
+    /// Lets the system forget the part of the file that `bytes` is: to read it
+    /// again is possible, but slow.
+    ///
+    /// # Panics
+    /// `bytes` is not a part of this mapping.
+    pub fn release(&self, bytes: &[u8]) {
+        let start = (bytes.as_ptr() as usize).wrapping_sub(self.0.as_ptr() as usize);
+        assert!(start <= self.0.len() && bytes.len() <= self.0.len() - start);
+        #[cfg(target_os = "linux")]
+        {
+            // Whole pages only: the neighbours' stay.
+            const PAGE: usize = 4096;
+            let (first, last) = (start.next_multiple_of(PAGE), (start + bytes.len()) / PAGE * PAGE);
+            if first < last {
+                // SAFETY: pages of a read-only mapping of a file come back
+                // from the file, the same as they were.
+                let advice = memmap2::UncheckedAdvice::DontNeed;
+                let _ = unsafe { self.0.unchecked_advise_range(advice, first, last - first) };
+            }
+        }
+    }
+}
+
 impl Deref for Map {
     type Target = [u8];
 

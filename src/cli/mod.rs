@@ -1,6 +1,7 @@
 //! The commands. Each is one file: its arguments, and what it does.
 
 mod ask;
+mod bench;
 mod inspect;
 mod log;
 mod output;
@@ -25,6 +26,7 @@ enum Command {
     Pull(pull::Args),
     Tokenize(tokenize::Args),
     Inspect(inspect::Args),
+    Bench(bench::Args),
 }
 
 impl Cli {
@@ -35,6 +37,7 @@ impl Cli {
             Command::Pull(args) => args.run(),
             Command::Tokenize(args) => args.run(),
             Command::Inspect(args) => args.run(),
+            Command::Bench(args) => args.run(),
         }
     }
 }

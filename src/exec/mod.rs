@@ -9,7 +9,11 @@
 //! go into its private *suffix*, which [`Executor::freeze`] turns into a new
 //! segment.
 
+mod backend;
 pub mod device;
+pub mod native;
+
+pub use backend::{Backend, DeviceChoice};
 
 use safetensors::SafeTensors;
 
@@ -94,6 +98,20 @@ pub struct SavedTensor {
     pub bytes: Vec<u8>,
 }
 
+/// What a model's weights take in memory.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Footprint {
+    /// Bytes of all weights as they are held.
+    pub resident: usize,
+    /// Of those, bytes that every step reads: all but an embedding that is not
+    /// the head too.
+    pub streamed: usize,
+    /// Of those, bytes of matrices that were expanded to f32…
+    pub expanded: usize,
+    /// …and what these took in the file.
+    pub expanded_from: usize,
+}
+
 /// The executor could not do what was asked.
 #[derive(Debug, thiserror::Error)]
 pub enum ExecError {
@@ -103,6 +121,9 @@ pub enum ExecError {
     /// The weights cannot be run.
     #[error(transparent)]
     Model(#[from] crate::model::ModelError),
+    /// The system has no room for something.
+    #[error("{0}")]
+    Memory(String),
     /// The named device is not there, or not compiled in.
     #[error("{0}")]
     Device(String),
@@ -121,6 +142,9 @@ pub enum ExecError {
 pub trait Executor: Send {
     /// What is run.
     fn spec(&self) -> &DecoderSpec;
+
+    /// What its weights take in memory.
+    fn footprint(&self) -> Footprint;
 
     /// Names the layout and precision of saved KV: part of a saved prefix's key.
     fn kv_format(&self) -> String;

@@ -149,6 +149,12 @@ impl Gguf {
             .ok_or_else(|| GgufError::new(&self.path, GgufCause::MissingTensor(name.to_owned())))
     }
 
+    /// Says that tensor data, a part of [`TensorView::data`], has been copied
+    /// and need not stay in memory. It can still be read.
+    pub fn release(&self, data: &[u8]) {
+        self.map.release(data);
+    }
+
     /// A hash that tells weights apart: SHA-256 over the header, the file's
     /// size, and 64 samples of 4 KiB spread evenly over the tensor data (all of
     /// it where there is no more). Reading it costs milliseconds, not a pass

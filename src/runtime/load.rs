@@ -5,11 +5,8 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use candle_core::Device;
-
 use crate::engine::{Engine, EngineOptions, Prefix, Warmed};
-use crate::exec::device::{DeviceExecutor, Footprint};
-use crate::exec::{ExecError, Executor};
+use crate::exec::{Backend, ExecError, Footprint};
 use crate::gguf::{Gguf, GgufError};
 use crate::kv::PrefixStore;
 use crate::model::{DecoderSpec, ModelError, arch};
@@ -26,8 +23,8 @@ const MOST_UNSTABLE: usize = 32;
 /// How a model is loaded.
 #[derive(Clone, Debug)]
 pub struct LoadOptions {
-    /// Where its weights go.
-    pub device: Device,
+    /// What computes it.
+    pub backend: Backend,
     /// How its engine schedules.
     pub engine: EngineOptions,
     /// The longest context to serve, in tokens; the model's own if absent or
@@ -202,8 +199,9 @@ impl Model {
             .contains_key(default_profile)
             .then(|| default_profile.to_owned());
 
-        let executor = DeviceExecutor::load(&gguf, &spec, &options.device)
-            .map_err(|error| LoadError::exec(path, error))?;
+        let backend = &options.backend;
+        let executor = backend.load(&gguf, &spec);
+        let executor = executor.map_err(|error| LoadError::exec(path, error))?;
         let footprint = executor.footprint();
         let mut engine = options.engine.clone();
         engine.prefixes = options
@@ -218,7 +216,7 @@ impl Model {
             spec,
             end_tokens: tokenizer.end_tokens().into(),
             tokenizer,
-            engine: Engine::start(Box::new(executor), engine)?,
+            engine: Engine::start(executor, engine)?,
             profiles,
             template,
             default_profile,

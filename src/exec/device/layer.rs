@@ -8,8 +8,8 @@ use super::attention::Attention;
 use super::cache::Sequence;
 use super::linear::{Linear, vector};
 use super::plan::Plan;
-use super::{Footprint, ops};
-use crate::exec::{ExecError, SequenceId};
+use super::ops;
+use crate::exec::{ExecError, Footprint, SequenceId};
 use crate::model::{DecoderSpec, Part, Weights};
 
 /// The weights of one layer.

@@ -6,8 +6,7 @@ use std::sync::Arc;
 use candle_core::quantized::{GgmlDType, QMatMul, QStorage, QTensor};
 use candle_core::{Device, Module, Tensor};
 
-use super::Footprint;
-use crate::exec::ExecError;
+use crate::exec::{ExecError, Footprint};
 use crate::gguf::{TensorType, TensorView};
 
 /// Up to so many rows are few: the rows of a batch that decodes.

@@ -14,7 +14,6 @@ mod layer;
 mod linear;
 mod ops;
 mod plan;
-mod select;
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -26,8 +25,7 @@ use self::cache::{Segment, Sequence};
 use self::layer::Layer;
 use self::linear::{Embedding, Linear};
 use self::plan::Plan;
-pub use self::select::{DeviceChoice, open_device};
-use super::{Chunk, ExecError, Executor, Logits, SavedTensor, SegmentId, SequenceId};
+use super::{Chunk, ExecError, Executor, Footprint, Logits, SavedTensor, SegmentId, SequenceId};
 use crate::gguf::Gguf;
 use crate::model::{DecoderSpec, Weights};
 
@@ -43,17 +41,6 @@ pub struct DeviceExecutor {
     sequences: HashMap<SequenceId, Sequence>,
     segments: HashMap<SegmentId, Arc<Segment>>,
     next_id: u64,
-}
-
-/// What the weights take in memory.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Footprint {
-    /// Bytes of all weights as they are held.
-    pub resident: usize,
-    /// Of those, bytes of matrices that were expanded to f32 (on the CPU)…
-    pub expanded: usize,
-    /// …and what these took in the file.
-    pub expanded_from: usize,
 }
 
 impl DeviceExecutor {
@@ -79,6 +66,11 @@ impl DeviceExecutor {
         let layers = (0..spec.layers.len())
             .map(|index| Layer::load(&weights, spec, index, device, &mut footprint))
             .collect::<Result<_, _>>()?;
+        let looked_up = match spec.tied_head {
+            true => 0,
+            false => weights.embedding()?.data.len(),
+        };
+        footprint.streamed = footprint.resident - looked_up;
         Ok(DeviceExecutor {
             spec: spec.clone(),
             device: device.clone(),
@@ -91,11 +83,6 @@ impl DeviceExecutor {
             segments: HashMap::new(),
             next_id: 0,
         })
-    }
-
-    /// What the weights take in memory.
-    pub fn footprint(&self) -> Footprint {
-        self.footprint
     }
 
     fn sequence(&self, id: SequenceId) -> Result<&Sequence, ExecError> {
@@ -144,6 +131,10 @@ impl DeviceExecutor {
 impl Executor for DeviceExecutor {
     fn spec(&self) -> &DecoderSpec {
         &self.spec
+    }
+
+    fn footprint(&self) -> Footprint {
+        self.footprint
     }
 
     fn kv_format(&self) -> String {

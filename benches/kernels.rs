@@ -1,0 +1,149 @@
+//! The kernels, one by one, for every instruction set that is here:
+//! `cargo bench --bench kernels`.
+
+use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
+use incant::gguf::TensorType;
+use incant::kernels::attention::{self, CHUNK, Partials, Stretch};
+use incant::kernels::{Activations, Isa, Kind, LANES, Matrix, math, product};
+use incant::model::{Activation, RopeStyle};
+
+const TYPES: [TensorType; 7] = [
+    TensorType::Q4_0,
+    TensorType::Q4_1,
+    TensorType::Q5_0,
+    TensorType::Q8_0,
+    TensorType::Q4_K,
+    TensorType::Q6_K,
+    TensorType::F16,
+];
+
+/// Numbers between −1 and 1, the same ones every time.
+fn numbers(count: usize) -> Vec<f32> {
+    let mut state = 1u64;
+    let mut next = || {
+        state = state.wrapping_mul(6364136223846793005).wrapping_add(1);
+        (state >> 40) as f32 / (1u64 << 23) as f32 - 1.0
+    };
+    (0..count).map(|_| next()).collect()
+}
+
+/// Weights of any bits: only finite scales matter, and 0x2c2c is about 0.07.
+fn weights(kind: TensorType, rows: usize, columns: usize) -> Matrix {
+    let bytes = rows * columns / kind.block_size() * kind.type_size();
+    let matrix = Matrix::pack(kind, rows, columns, &vec![0x2c; bytes]);
+    matrix.expect("memory").expect("a format")
+}
+
+fn activations(isa: Isa, matrix: &Matrix, rows: usize, prompts: usize) -> Activations {
+    let mut activations = Activations::new(isa);
+    activations.reset(rows, prompts, matrix.columns(), Kind::of([matrix]));
+    let writer = activations.writer();
+    for row in 0..rows {
+        // SAFETY: one thread.
+        unsafe { writer.write(row, &numbers(matrix.columns())) };
+    }
+    activations
+}
+
+/// One thread, weights in the second-level cache: what computing costs.
+fn products(criterion: &mut Criterion) {
+    const ROWS: usize = 256;
+    const COLUMNS: usize = 1024;
+    for kind in TYPES {
+        let matrix = weights(kind, ROWS, COLUMNS);
+        let mut group = criterion.benchmark_group(format!("product/{kind}"));
+        for isa in Isa::all() {
+            for (rows, prompts) in [(1, 1), (8, 8), (64, 0)] {
+                let macs = ROWS * COLUMNS * rows;
+                group.throughput(Throughput::Elements(macs as u64));
+                let activations = activations(isa, &matrix, rows, prompts);
+                let mut out = vec![[0.0; LANES]; rows];
+                group.bench_function(BenchmarkId::new(isa.to_string(), rows), |bencher| {
+                    bencher.iter(|| {
+                        for panel in 0..matrix.panels() {
+                            product::panel(isa, &matrix, panel, &activations, &mut out);
+                        }
+                    });
+                });
+            }
+        }
+        group.finish();
+    }
+}
+
+/// Queries of a prompt or of a few sequences over one chunk of keys.
+fn attend(criterion: &mut Criterion) {
+    let mut group = criterion.benchmark_group("attention");
+    for head_dim in [64, 256] {
+        let blocks = CHUNK / attention::BLOCK;
+        let mut keys = vec![0; blocks * attention::key_block_len(head_dim)];
+        let mut values = vec![0; blocks * attention::value_block_len(head_dim)];
+        for token in 0..CHUNK {
+            let (isa, number) = (Isa::best(), numbers(head_dim));
+            let stride = attention::key_block_len(head_dim);
+            attention::write_key(isa, &mut keys, stride, token, &number);
+            let stride = attention::value_block_len(head_dim);
+            attention::write_value(isa, &mut values, stride, token, &number);
+        }
+        let stretch = Stretch {
+            keys: &keys,
+            values: &values,
+            key_stride: attention::key_block_len(head_dim),
+            value_stride: attention::value_block_len(head_dim),
+            head_dim,
+        };
+        for isa in Isa::all() {
+            for rows in [4, 64] {
+                let queries = numbers(rows * head_dim);
+                let visible = vec![0..CHUNK as u32; rows];
+                let (mut maxima, mut sums) = (vec![0.0; rows], vec![0.0; rows]);
+                let mut out = vec![0.0; rows * head_dim];
+                let macs = 2 * rows * head_dim * CHUNK;
+                group.throughput(Throughput::Elements(macs as u64));
+                let name = format!("{rows}x{head_dim}");
+                group.bench_function(BenchmarkId::new(isa.to_string(), name), |bencher| {
+                    bencher.iter(|| {
+                        let mut partials = Partials {
+                            maxima: &mut maxima,
+                            sums: &mut sums,
+                            values: &mut out,
+                        };
+                        let keys = 0..CHUNK;
+                        attention::attend(isa, &stretch, keys, &queries, &visible, &mut partials);
+                    });
+                });
+            }
+        }
+    }
+    group.finish();
+}
+
+fn element_wise(criterion: &mut Criterion) {
+    const WIDTH: usize = 2048;
+    let mut group = criterion.benchmark_group("element-wise");
+    group.throughput(Throughput::Elements(WIDTH as u64));
+    let (x, y) = (numbers(WIDTH), numbers(WIDTH));
+    for isa in Isa::all() {
+        let mut out = x.clone();
+        group.bench_function(BenchmarkId::new("norm", isa), |bencher| {
+            bencher.iter(|| math::rms_norm(isa, &x, &y, 1e-6, &mut out));
+        });
+        for activation in [Activation::Silu, Activation::GeluTanh] {
+            let name = format!("{activation:?}");
+            group.bench_function(BenchmarkId::new(name, isa), |bencher| {
+                bencher.iter(|| {
+                    out.copy_from_slice(&x);
+                    math::gated(isa, activation, &mut out, &y);
+                });
+            });
+        }
+        group.bench_function(BenchmarkId::new("rope", isa), |bencher| {
+            let (cos, sin) = (&x[..WIDTH / 2], &y[..WIDTH / 2]);
+            bencher.iter(|| math::rope(isa, RopeStyle::Halves, &mut out, cos, sin));
+        });
+    }
+    group.finish();
+}
+
+criterion_group!(kernels, products, attend, element_wise);
+criterion_main!(kernels);

@@ -1,0 +1,264 @@
+//! The measurements themselves, and the bounds they are held against.
+
+use std::time::Instant;
+
+use incant::exec::{Backend, Chunk, ExecError, Executor, SegmentId, SequenceId, Wanted};
+use incant::kernels::roofline;
+use incant::model::DecoderSpec;
+use serde::Serialize;
+
+/// Decoding is measured over so many tokens of each sequence.
+pub(super) const STEPS: usize = 24;
+/// Prompts run in chunks of this many tokens, as when serving.
+const CHUNK: usize = 512;
+/// Enough that no cache holds it.
+const WORKING_SET: usize = 256 << 20;
+
+/// What was measured.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Measured {
+    pub(super) batch: usize,
+    pub(super) depth: usize,
+    /// Of each sequence.
+    pub(super) tokens: usize,
+    /// The median.
+    pub(super) seconds: f64,
+}
+
+/// One model, ready to be measured.
+pub(super) struct Bench {
+    executor: Box<dyn Executor>,
+    repeat: usize,
+    /// Numbers that choose tokens.
+    state: u64,
+}
+
+impl Bench {
+    pub(super) fn new(executor: Box<dyn Executor>, repeat: usize) -> Bench {
+        Bench {
+            executor,
+            repeat,
+            state: 1,
+        }
+    }
+
+    /// Any tokens: what they are changes no time.
+    fn tokens(&mut self, count: usize) -> Vec<u32> {
+        let vocab = self.executor.spec().vocab as u64;
+        let mut next = || {
+            self.state = self.state.wrapping_mul(6364136223846793005).wrapping_add(1);
+            ((self.state >> 33) % vocab) as u32
+        };
+        (0..count).map(|_| next()).collect()
+    }
+
+    fn feed(&mut self, sequence: SequenceId, tokens: &[u32]) -> Result<(), ExecError> {
+        let chunks = tokens.len().div_ceil(CHUNK);
+        for (index, tokens) in tokens.chunks(CHUNK).enumerate() {
+            let wanted = match index + 1 == chunks {
+                true => Wanted::Last,
+                false => Wanted::None,
+            };
+            let chunk = Chunk {
+                sequence,
+                tokens,
+                wanted,
+            };
+            self.executor.forward(&[chunk])?;
+        }
+        Ok(())
+    }
+
+    /// A prompt up to the logits of its last token.
+    pub(super) fn prefill(&mut self, tokens: usize) -> Result<Measured, ExecError> {
+        let mut seconds = Vec::with_capacity(self.repeat);
+        // Once more, and first, for what only the first time costs.
+        for round in 0..=self.repeat {
+            let text = self.tokens(tokens);
+            let sequence = self.executor.begin(&[])?;
+            let started = Instant::now();
+            self.feed(sequence, &text)?;
+            if round > 0 {
+                seconds.push(started.elapsed().as_secs_f64());
+            }
+            self.executor.end(sequence);
+        }
+        Ok(Measured {
+            batch: 1,
+            depth: 0,
+            tokens,
+            seconds: median(seconds),
+        })
+    }
+
+    /// So many sequences, a token each per step, after a context that they share.
+    pub(super) fn decode(&mut self, batch: usize, depth: usize) -> Result<Measured, ExecError> {
+        let segment = self.segment(depth)?;
+        let mut seconds = Vec::with_capacity(self.repeat);
+        for round in 0..=self.repeat {
+            let sequences = (0..batch)
+                .map(|_| self.executor.begin(segment.as_slice()))
+                .collect::<Result<Vec<_>, _>>()?;
+            let text = self.tokens(batch * STEPS);
+            let started = Instant::now();
+            for tokens in text.chunks_exact(batch) {
+                let chunk = |(&sequence, token)| Chunk {
+                    sequence,
+                    tokens: std::slice::from_ref(token),
+                    wanted: Wanted::Last,
+                };
+                let chunks: Vec<Chunk<'_>> = sequences.iter().zip(tokens).map(chunk).collect();
+                self.executor.forward(&chunks)?;
+            }
+            if round > 0 {
+                seconds.push(started.elapsed().as_secs_f64());
+            }
+            for sequence in sequences {
+                self.executor.end(sequence);
+            }
+        }
+        if let Some(segment) = segment {
+            self.executor.release(segment);
+        }
+        Ok(Measured {
+            batch,
+            depth,
+            tokens: STEPS,
+            seconds: median(seconds),
+        })
+    }
+
+    fn segment(&mut self, tokens: usize) -> Result<Option<SegmentId>, ExecError> {
+        if tokens == 0 {
+            return Ok(None);
+        }
+        let text = self.tokens(tokens);
+        let sequence = self.executor.begin(&[])?;
+        self.feed(sequence, &text)?;
+        self.executor.freeze(sequence).map(Some)
+    }
+}
+
+fn median(mut values: Vec<f64>) -> f64 {
+    values.sort_by(f64::total_cmp);
+    values[values.len() / 2]
+}
+
+/// What the machine allows.
+#[derive(Clone, Copy, Debug, Serialize)]
+pub(super) struct Limits {
+    /// Reading from memory, with all threads.
+    pub(super) bytes_per_second: f64,
+    /// Multiply-adds of 16-bit numbers, with all threads.
+    pub(super) macs_per_second: f64,
+}
+
+impl Limits {
+    /// Measures them, for the native executor.
+    pub(super) fn measure(backend: &Backend) -> anyhow::Result<Option<Limits>> {
+        let Backend::Native { isa, pool } = backend else {
+            return Ok(None);
+        };
+        let threads = pool.threads();
+        let memory = incant::kernels::Pages::zeroed(WORKING_SET)?;
+        let parts = 16 * threads;
+        let part = WORKING_SET / parts;
+        let mut reading = Vec::new();
+        let mut multiplying = Vec::new();
+        // The first time finds the memory not there yet.
+        for round in 0..6 {
+            let started = Instant::now();
+            pool.run(|crew| {
+                crew.each(parts, |index| {
+                    std::hint::black_box(roofline::read(*isa, &memory[index * part..][..part]));
+                });
+            });
+            if round > 0 {
+                reading.push((part * parts) as f64 / started.elapsed().as_secs_f64());
+            }
+        }
+        const ROUNDS: usize = 200_000;
+        for _ in 0..5 {
+            let started = Instant::now();
+            let done = std::sync::atomic::AtomicU64::new(0);
+            pool.run(|crew| {
+                crew.each(4 * threads, |_| {
+                    let macs = roofline::multiply_add(*isa, ROUNDS);
+                    done.fetch_add(macs, std::sync::atomic::Ordering::Relaxed);
+                });
+            });
+            multiplying.push(done.into_inner() as f64 / started.elapsed().as_secs_f64());
+        }
+        Ok(Some(Limits {
+            bytes_per_second: reading.into_iter().fold(0.0, f64::max),
+            macs_per_second: multiplying.into_iter().fold(0.0, f64::max),
+        }))
+    }
+}
+
+/// What running a model takes.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Cost<'a> {
+    spec: &'a DecoderSpec,
+    /// Bytes of weights that a step reads.
+    weights: usize,
+}
+
+impl<'a> Cost<'a> {
+    pub(super) fn new(spec: &'a DecoderSpec, weights: usize) -> Cost<'a> {
+        Cost { spec, weights }
+    }
+
+    /// Multiply-adds of the layers' matrices for a token.
+    fn layers(&self) -> usize {
+        let spec = self.spec;
+        let heads = 2 * (spec.heads + spec.kv_heads) * spec.head_dim;
+        spec.layers.len() * spec.hidden * (heads + 3 * spec.feed_forward)
+    }
+
+    /// Those of the head.
+    fn head(&self) -> usize {
+        self.spec.vocab * self.spec.hidden
+    }
+
+    /// Those of attention for a token that sees `depth` others.
+    fn attention(&self, depth: usize) -> usize {
+        let seen = |window: Option<usize>| window.map_or(depth, |window| depth.min(window));
+        let seen: usize = self.spec.layers.iter().map(|layer| seen(layer.window)).sum();
+        2 * seen * self.spec.heads * self.spec.head_dim
+    }
+
+    /// Tokens per second of a prompt, and what bounds it.
+    pub(super) fn prefill(&self, tokens: usize, limits: &Limits) -> (f64, &'static str) {
+        let attention: usize = (0..tokens).map(|depth| self.attention(depth)).sum();
+        let macs = tokens * self.layers() + self.head() + attention;
+        bound(limits, tokens, macs, self.weights)
+    }
+
+    /// Tokens per second of `batch` sequences that share a context of `depth`
+    /// tokens, and what bounds it.
+    pub(super) fn decode(&self, batch: usize, depth: usize, limits: &Limits) -> (f64, &'static str) {
+        let macs = batch * (self.layers() + self.head() + self.attention(depth));
+        // In f16, and once for all.
+        let context = self.spec.kv_bytes(depth, 2);
+        bound(limits, batch, macs, self.weights + context)
+    }
+}
+
+fn bound(limits: &Limits, tokens: usize, macs: usize, bytes: usize) -> (f64, &'static str) {
+    let computing = macs as f64 / limits.macs_per_second;
+    let reading = bytes as f64 / limits.bytes_per_second;
+    let by = match computing > reading {
+        true => "multiply-adds",
+        false => "memory",
+    };
+    (tokens as f64 / computing.max(reading), by)
+}
+
+/// The most memory that this process ever had.
+pub(super) fn peak_memory() -> Option<u64> {
+    let status = std::fs::read_to_string("/proc/self/status").ok()?;
+    let line = status.lines().find(|line| line.starts_with("VmHWM:"))?;
+    let kilobytes: u64 = line.split_whitespace().nth(1)?.parse().ok()?;
+    Some(kilobytes * 1024)
+}

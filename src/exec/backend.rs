@@ -1,0 +1,149 @@
+//! What computes: which executor, on which device.
+
+use std::fmt;
+use std::str::FromStr;
+use std::sync::Arc;
+
+use candle_core::Device;
+
+use super::device::DeviceExecutor;
+use super::native::{NativeExecutor, Pool, threads_to_use};
+use super::{ExecError, Executor};
+use crate::gguf::Gguf;
+use crate::kernels::Isa;
+use crate::model::DecoderSpec;
+
+/// A device as a user names it: `cpu`, `reference`, `cuda`, `cuda:N`, `metal`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum DeviceChoice {
+    /// The processor, with incant's own kernels.
+    Cpu,
+    /// The processor, with plain f32 tensors: slow, and what the rest is held
+    /// against.
+    Reference,
+    /// An NVIDIA GPU, by number.
+    Cuda(usize),
+    /// An Apple GPU.
+    Metal,
+}
+
+impl FromStr for DeviceChoice {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<DeviceChoice, String> {
+        match text {
+            "cpu" => return Ok(DeviceChoice::Cpu),
+            "reference" => return Ok(DeviceChoice::Reference),
+            "cuda" => return Ok(DeviceChoice::Cuda(0)),
+            "metal" => return Ok(DeviceChoice::Metal),
+            _ => {}
+        }
+        text.strip_prefix("cuda:")
+            .and_then(|number| number.parse().ok())
+            .map(DeviceChoice::Cuda)
+            .ok_or_else(|| format!("'{text}' is no device (cpu, cuda, cuda:N, metal or reference)"))
+    }
+}
+
+/// What models are loaded onto. All models of a process share one.
+#[derive(Clone, Debug)]
+pub enum Backend {
+    /// The native executor.
+    Native {
+        /// The instructions it uses.
+        isa: Isa,
+        /// The threads it uses.
+        pool: Arc<Pool>,
+    },
+    /// The device executor.
+    Device(Device),
+}
+
+impl Backend {
+    /// Opens the chosen device, or the best that is compiled in and answers.
+    /// On the CPU so many threads compute: `None` takes as many as the process
+    /// may use.
+    ///
+    /// # Errors
+    /// The chosen device is not compiled in or does not answer, or `INCANT_ISA`
+    /// asks for instructions that are not there. Without a choice there is
+    /// always the CPU.
+    pub fn open(
+        choice: Option<DeviceChoice>,
+        threads: Option<usize>,
+    ) -> Result<Backend, ExecError> {
+        if let Some(choice) = choice {
+            return open(choice, threads);
+        }
+        let compiled_in = [
+            cfg!(feature = "cuda").then_some(DeviceChoice::Cuda(0)),
+            cfg!(feature = "metal").then_some(DeviceChoice::Metal),
+        ];
+        for choice in compiled_in.into_iter().flatten() {
+            match open(choice, threads) {
+                Ok(backend) => return Ok(backend),
+                Err(error) => tracing::warn!("{error}; trying the next device"),
+            }
+        }
+        open(DeviceChoice::Cpu, threads)
+    }
+
+    /// Loads the weights of a model.
+    ///
+    /// # Errors
+    /// A tensor is missing, has the wrong shape or an unsupported type, or
+    /// there is no room.
+    pub fn load(&self, gguf: &Gguf, spec: &DecoderSpec) -> Result<Box<dyn Executor>, ExecError> {
+        Ok(match self {
+            Backend::Native { isa, pool } => {
+                let pool = Arc::clone(pool);
+                Box::new(NativeExecutor::load(gguf, spec, *isa, pool)?)
+            }
+            Backend::Device(device) => Box::new(DeviceExecutor::load(gguf, spec, device)?),
+        })
+    }
+}
+
+impl fmt::Display for Backend {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Backend::Native { isa, pool } => {
+                let threads = pool.threads();
+                let s = if threads == 1 { "" } else { "s" };
+                write!(f, "CPU ({isa}, {threads} thread{s})")
+            }
+            Backend::Device(Device::Cpu) => write!(f, "CPU (reference)"),
+            Backend::Device(Device::Cuda(_)) => write!(f, "CUDA"),
+            Backend::Device(Device::Metal(_)) => write!(f, "Metal"),
+        }
+    }
+}
+
+fn open(choice: DeviceChoice, threads: Option<usize>) -> Result<Backend, ExecError> {
+    Ok(match choice {
+        DeviceChoice::Cpu => Backend::Native {
+            isa: Isa::from_env().map_err(|error| ExecError::Device(format!("INCANT_ISA: {error}")))?,
+            pool: Arc::new(
+                Pool::new(threads_to_use(threads))
+                    .map_err(|error| ExecError::Device(format!("no threads: {error}")))?,
+            ),
+        },
+        DeviceChoice::Reference => Backend::Device(Device::Cpu),
+        DeviceChoice::Cuda(number) => Backend::Device(
+            Device::new_cuda(number)
+                .map_err(|error| refused("cuda", cfg!(feature = "cuda"), &error))?,
+        ),
+        DeviceChoice::Metal => Backend::Device(
+            Device::new_metal(0)
+                .map_err(|error| refused("metal", cfg!(feature = "metal"), &error))?,
+        ),
+    })
+}
+
+fn refused(name: &str, compiled_in: bool, error: &candle_core::Error) -> ExecError {
+    ExecError::Device(if compiled_in {
+        format!("device {name} does not answer: {error}")
+    } else {
+        format!("this incant was built without {name} (build it with --features {name})")
+    })
+}

@@ -1,0 +1,170 @@
+//! The weights of a model, packed.
+
+use std::io;
+
+use super::Pool;
+use super::shared::SharedSlice;
+use crate::exec::{ExecError, Footprint};
+use crate::gguf::{Gguf, TensorType, TensorView};
+use crate::kernels::Matrix;
+use crate::model::{DecoderSpec, ModelError, Part, Weights as Tensors};
+
+/// The weights of a decoder.
+#[derive(Debug)]
+pub(super) struct Weights {
+    pub(super) embedding: Option<Matrix>,
+    /// The head; the embedding too where they are tied.
+    pub(super) head: Matrix,
+    pub(super) output_norm: Vec<f32>,
+    pub(super) layers: Vec<Layer>,
+}
+
+/// The weights of one layer.
+#[derive(Debug)]
+pub(super) struct Layer {
+    pub(super) attention_norm: Vec<f32>,
+    /// Query, key and value.
+    pub(super) projections: [Projection; 3],
+    pub(super) output: Matrix,
+    pub(super) post_attention_norm: Option<Vec<f32>>,
+    pub(super) feed_forward_norm: Vec<f32>,
+    pub(super) gate: Matrix,
+    pub(super) up: Matrix,
+    pub(super) down: Matrix,
+    pub(super) post_feed_forward_norm: Option<Vec<f32>>,
+}
+
+/// A projection with what some architectures add to it.
+#[derive(Debug)]
+pub(super) struct Projection {
+    pub(super) matrix: Matrix,
+    pub(super) bias: Option<Vec<f32>>,
+    /// Norm of each head.
+    pub(super) norm: Option<Vec<f32>>,
+}
+
+impl Weights {
+    /// Packs the weights of `gguf`.
+    pub(super) fn load(gguf: &Gguf, spec: &DecoderSpec, pool: &Pool) -> Result<Weights, ExecError> {
+        let tensors = Tensors::new(gguf, spec);
+        let matrix = |view: TensorView<'_>| matrix(gguf, view, pool);
+        let embedding = match spec.tied_head {
+            true => None,
+            false => Some(matrix(tensors.embedding()?)?),
+        };
+        let layers = (0..spec.layers.len())
+            .map(|index| Layer::load(&tensors, spec, index, &matrix))
+            .collect::<Result<_, _>>()?;
+        Ok(Weights {
+            embedding,
+            head: matrix(tensors.head()?)?,
+            output_norm: vector(tensors.output_norm()?)?,
+            layers,
+        })
+    }
+
+    /// The matrix that tokens' embeddings are rows of.
+    pub(super) fn embedding(&self) -> &Matrix {
+        self.embedding.as_ref().unwrap_or(&self.head)
+    }
+
+    /// What they take in memory.
+    pub(super) fn footprint(&self) -> Footprint {
+        let layers = self.layers.iter().flat_map(Layer::matrices);
+        let streamed = layers.chain([&self.head]).map(Matrix::bytes).sum();
+        Footprint {
+            resident: streamed + self.embedding.as_ref().map_or(0, Matrix::bytes),
+            streamed,
+            ..Footprint::default()
+        }
+    }
+}
+
+impl Layer {
+    fn load(
+        tensors: &Tensors<'_>,
+        spec: &DecoderSpec,
+        index: usize,
+        matrix: &impl Fn(TensorView<'_>) -> Result<Matrix, ExecError>,
+    ) -> Result<Layer, ExecError> {
+        let matrix = |part| matrix(tensors.layer(index, part)?);
+        let vector = |part| vector(tensors.layer(index, part)?);
+        let vector_if = |wanted: bool, part| wanted.then(|| vector(part)).transpose();
+        let projection = |part, bias, norm: Option<Part>| {
+            Ok::<_, ExecError>(Projection {
+                matrix: matrix(part)?,
+                bias: vector_if(spec.qkv_bias, bias)?,
+                norm: norm.filter(|_| spec.qk_norm).map(vector).transpose()?,
+            })
+        };
+        Ok(Layer {
+            projections: [
+                projection(Part::Query, Part::QueryBias, Some(Part::QueryNorm))?,
+                projection(Part::Key, Part::KeyBias, Some(Part::KeyNorm))?,
+                projection(Part::Value, Part::ValueBias, None)?,
+            ],
+            attention_norm: vector(Part::AttentionNorm)?,
+            output: matrix(Part::Output)?,
+            post_attention_norm: vector_if(spec.post_norms, Part::PostAttentionNorm)?,
+            feed_forward_norm: vector(Part::FeedForwardNorm)?,
+            gate: matrix(Part::Gate)?,
+            up: matrix(Part::Up)?,
+            down: matrix(Part::Down)?,
+            post_feed_forward_norm: vector_if(spec.post_norms, Part::PostFeedForwardNorm)?,
+        })
+    }
+
+    fn matrices(&self) -> impl Iterator<Item = &Matrix> {
+        let rest = [&self.output, &self.gate, &self.up, &self.down];
+        self.projections.iter().map(|p| &p.matrix).chain(rest)
+    }
+}
+
+/// Packs a matrix, with all threads, and lets go of the file's copy of it.
+fn matrix(gguf: &Gguf, view: TensorView<'_>, pool: &Pool) -> Result<Matrix, ExecError> {
+    let [rows, columns] = view.info.shape[..] else {
+        unreachable!("a matrix's shape was checked");
+    };
+    let packing = Matrix::for_packing(view.info.kind, rows, columns, view.data);
+    let no_room = |error: io::Error| {
+        ExecError::Memory(format!("no memory for '{}': {error}", view.info.name))
+    };
+    let (mut matrix, packing) = packing
+        .map_err(no_room)?
+        .ok_or_else(|| unsupported(&view))?;
+    let panels = matrix.panels();
+    let (memory, panel_bytes) = matrix.memory_mut();
+    let memory = SharedSlice::from(memory);
+    // Enough for each to be worth claiming.
+    let at_once = (1 << 18) / panel_bytes.max(1) + 1;
+    pool.run(|crew| {
+        crew.each(panels.div_ceil(at_once), |task| {
+            for panel in task * at_once..panels.min((task + 1) * at_once) {
+                let bytes = panel * panel_bytes..(panel + 1) * panel_bytes;
+                // SAFETY: each panel is packed once.
+                packing.panel(panel, unsafe { memory.slice_mut(bytes) });
+            }
+        });
+    });
+    gguf.release(view.data);
+    Ok(matrix)
+}
+
+/// A norm's weight or a bias.
+fn vector(view: TensorView<'_>) -> Result<Vec<f32>, ExecError> {
+    let columns = view.info.elements();
+    let matrix = Matrix::pack(view.info.kind, 1, columns, view.data)
+        .map_err(|error| ExecError::Memory(error.to_string()))?
+        .ok_or_else(|| unsupported(&view))?;
+    let mut values = vec![0.0; columns];
+    matrix.row(0, &mut values);
+    Ok(values)
+}
+
+fn unsupported(view: &TensorView<'_>) -> ExecError {
+    let kind: TensorType = view.info.kind;
+    ExecError::Model(ModelError::Feature {
+        architecture: "GGUF".to_owned(),
+        feature: format!("weights of type {kind} (tensor '{}')", view.info.name),
+    })
+}

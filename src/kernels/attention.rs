@@ -1,0 +1,156 @@
+//! Attention of many query rows over a chunk of the keys.
+//!
+//! A chunk gives each row a *partial* result, and partial results over different
+//! keys are merged by log-sum-exp. So rows of many sequences go over the keys of
+//! a shared prefix together, each sequence goes over its own keys alone, and
+//! several threads may share the chunks of one row.
+//!
+//! A row's numbers depend on its query, its visible keys and the chunk's bounds,
+//! never on the other rows of a call. Every instruction set computes the same.
+
+mod blocks;
+#[cfg(test)]
+mod tests;
+mod tile;
+
+use std::ops::Range;
+
+pub use blocks::{
+    BLOCK, key_block_len, read_key, read_value, value_block_len, write_key, write_value,
+};
+
+use super::isa::{Isa, Tier};
+use super::math::{dispatch, exp};
+
+/// The most keys that one partial result covers.
+pub const CHUNK: usize = 128;
+
+/// Keys and values of one head for some tokens, as binary16 in blocks of
+/// [`BLOCK`] tokens.
+///
+/// A block of keys is `[head_dim][BLOCK]`, a block of values is
+/// `[head_dim / 16, rounded up][BLOCK][16]`. What is stored for tokens that no
+/// row sees is never used, so the last block need not be filled. What rows do
+/// see must be finite, as [`write_key`] and [`write_value`] make it of all but
+/// NaN.
+#[derive(Clone, Copy, Debug)]
+pub struct Stretch<'a> {
+    /// The keys, from the head's first block on.
+    pub keys: &'a [u16],
+    /// The values, likewise.
+    pub values: &'a [u16],
+    /// From one block of keys to the next of the same head.
+    pub key_stride: usize,
+    /// From one block of values to the next of the same head.
+    pub value_stride: usize,
+    /// Numbers in a key and in a value: even.
+    pub head_dim: usize,
+}
+
+/// What some rows know after some of their keys.
+///
+/// A row that has seen none has the maximum -∞, the sum 0 and zeros as values.
+#[derive(Debug)]
+pub struct Partials<'a> {
+    /// Each row's largest score.
+    pub maxima: &'a mut [f32],
+    /// Each row's sum of `exp(score − maximum)`.
+    pub sums: &'a mut [f32],
+    /// Each row's sum of `exp(score − maximum) · value`: rows × head_dim.
+    pub values: &'a mut [f32],
+}
+
+impl Partials<'_> {
+    /// Those of some of the rows.
+    pub fn rows(&mut self, rows: Range<usize>) -> Partials<'_> {
+        let head_dim = self.values.len().checked_div(self.sums.len()).unwrap_or(0);
+        Partials {
+            maxima: &mut self.maxima[rows.clone()],
+            sums: &mut self.sums[rows.clone()],
+            values: &mut self.values[rows.start * head_dim..rows.end * head_dim],
+        }
+    }
+}
+
+/// Computes the partial results of all rows over a chunk of the keys, into
+/// `out`, whatever it held.
+///
+/// `keys` begins at a multiple of [`BLOCK`] and spans at most [`CHUNK`] keys.
+/// `queries` is rows × head_dim, already scaled. Row `r` sees those of `keys`
+/// that are in `visible[r]`; like `keys`, these count from the stretch's start.
+///
+/// # Panics
+/// The lengths do not fit, or the stretch is too short for the keys seen.
+pub fn attend(
+    isa: Isa,
+    stretch: &Stretch<'_>,
+    keys: Range<usize>,
+    queries: &[f32],
+    visible: &[Range<u32>],
+    out: &mut Partials<'_>,
+) {
+    let (rows, head_dim) = (visible.len(), stretch.head_dim);
+    assert!(keys.start.is_multiple_of(BLOCK) && keys.len() <= CHUNK);
+    assert!(head_dim > 0 && queries.len() == rows * head_dim);
+    assert!(out.maxima.len() == rows && out.sums.len() == rows);
+    assert_eq!(out.values.len(), queries.len());
+    dispatch!(isa, |lanes,
+                    stretch: &Stretch<'_>,
+                    keys: Range<usize>,
+                    queries: &[f32],
+                    visible: &[Range<u32>],
+                    out: &mut Partials<'_>| {
+        tile::attend(lanes, stretch, keys, queries, visible, out)
+    });
+}
+
+/// Merges `other`'s keys into `into`, row by row. The two saw different keys.
+///
+/// # Panics
+/// They are not of the same shape.
+pub fn merge(isa: Isa, into: &mut Partials<'_>, other: &Partials<'_>) {
+    let rows = into.sums.len();
+    assert!(into.maxima.len() == rows && other.maxima.len() == rows && other.sums.len() == rows);
+    assert_eq!(into.values.len(), other.values.len());
+    if rows == 0 {
+        return;
+    }
+    dispatch!(isa, |_, into: &mut Partials<'_>, other: &Partials<'_>| {
+        let head_dim = into.values.len() / into.sums.len();
+        for row in 0..into.sums.len() {
+            let (old, new) = (into.maxima[row], other.maxima[row]);
+            let values = &mut into.values[row * head_dim..][..head_dim];
+            let others = &other.values[row * head_dim..][..head_dim];
+            // -∞ must not meet -∞ in a subtraction, and a row that has seen
+            // nothing must not change a bit of the other.
+            if new == f32::NEG_INFINITY {
+                continue;
+            }
+            if old == f32::NEG_INFINITY {
+                into.maxima[row] = new;
+                into.sums[row] = other.sums[row];
+                values.copy_from_slice(others);
+                continue;
+            }
+            let maximum = if new > old { new } else { old };
+            let (keep, take) = (exp(old - maximum), exp(new - maximum));
+            into.maxima[row] = maximum;
+            into.sums[row] = other.sums[row].mul_add(take, into.sums[row] * keep);
+            for (value, other) in values.iter_mut().zip(others) {
+                *value = other.mul_add(take, *value * keep);
+            }
+        }
+    });
+}
+
+/// One row's attention, `values / sum`, once all its keys are in. A row that has
+/// seen none gives zeros.
+pub fn finish(isa: Isa, sum: f32, values: &[f32], out: &mut [f32]) {
+    assert_eq!(values.len(), out.len());
+    dispatch!(isa, |_, sum: f32, values: &[f32], out: &mut [f32]| {
+        let divisor = if sum == 0.0 { 1.0 } else { sum };
+        for (out, value) in out.iter_mut().zip(values) {
+            *out = value / divisor;
+        }
+    });
+}

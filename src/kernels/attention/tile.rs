@@ -1,0 +1,280 @@
+//! The kernel: a few rows at a time over all keys of a chunk.
+
+use std::ops::Range;
+
+use super::{BLOCK, CHUNK, Partials, Stretch, key_block_len, value_block_len};
+use crate::kernels::math::{LANES, Lanes, exp, sum_lanes};
+
+/// Blocks in a chunk.
+const BLOCKS: usize = CHUNK / BLOCK;
+
+/// Dimensions between two prefetches.
+const STEP: usize = 16;
+
+/// Numbers in a cache line.
+const LINE: usize = 32;
+
+/// Scores of one row, which become weights: `[block][key]`.
+type Scores = [[f32; LANES]; BLOCKS];
+
+/// [`super::attend`] with the given instructions.
+#[inline(always)]
+pub(super) fn attend<L: Lanes>(
+    lanes: L,
+    stretch: &Stretch<'_>,
+    keys: Range<usize>,
+    queries: &[f32],
+    visible: &[Range<u32>],
+    out: &mut Partials<'_>,
+) {
+    let rows = visible.len();
+    let tiles = rows.div_ceil(L::TALLEST);
+    let mut start = 0;
+    for index in 0..tiles {
+        // As even as can be.
+        let end = rows * (index + 1) / tiles;
+        let tile = Tile {
+            lanes,
+            stretch: *stretch,
+            keys: keys.clone(),
+            queries: &queries[start * stretch.head_dim..end * stretch.head_dim],
+            visible: &visible[start..end],
+            prefetch: index == 0,
+        };
+        let out = out.rows(start..end);
+        let height = end - start;
+        // Tells the compiler which of the tiles below it may leave out.
+        assert!(height <= L::TALLEST);
+        // Few rows go over several vectors of keys or values at once, so that
+        // there are enough sums to hide the latency of additions.
+        match (height, L::WIDE) {
+            (1, false) => tile.run::<1, 4>(out),
+            (2, false) => tile.run::<2, 2>(out),
+            (3, false) => tile.run::<3, 1>(out),
+            (4, false) => tile.run::<4, 1>(out),
+            (5, false) => tile.run::<5, 1>(out),
+            (6, false) => tile.run::<6, 1>(out),
+            (1, true) => tile.run::<1, 8>(out),
+            (2, true) => tile.run::<2, 4>(out),
+            (3, true) => tile.run::<3, 4>(out),
+            (4, true) => tile.run::<4, 2>(out),
+            (5, true) => tile.run::<5, 2>(out),
+            (6, true) => tile.run::<6, 2>(out),
+            _ => unreachable!("a tile has from 1 to 6 rows"),
+        }
+        start = end;
+    }
+}
+
+/// Rows that share registers.
+struct Tile<'a, L> {
+    lanes: L,
+    stretch: Stretch<'a>,
+    keys: Range<usize>,
+    queries: &'a [f32],
+    visible: &'a [Range<u32>],
+    /// Whether keys and values are still far away.
+    prefetch: bool,
+}
+
+impl<L: Lanes> Tile<'_, L> {
+    /// Computes the tile's `ROWS` rows, up to `SIDE` vectors side by side.
+    #[inline(always)]
+    fn run<const ROWS: usize, const SIDE: usize>(&self, out: Partials<'_>) {
+        let head_dim = self.stretch.head_dim;
+        let seen: [Range<usize>; ROWS] = std::array::from_fn(|row| self.seen(row));
+        let some = || seen.iter().filter(|seen| !seen.is_empty());
+        // All keys that any row sees.
+        let first = some().map(|seen| seen.start).min().unwrap_or(0);
+        let end = some().map(|seen| seen.end).max().unwrap_or(0);
+        let blocks = first / BLOCK..end.div_ceil(BLOCK);
+
+        let mut scores: [Scores; ROWS] = [[[0.0; LANES]; BLOCKS]; ROWS];
+        let whole = blocks.len() - blocks.len() % SIDE;
+        for at in (0..whole).step_by(SIDE) {
+            self.scores::<ROWS, SIDE>(blocks.start + at, at, &mut scores);
+        }
+        for at in whole..blocks.len() {
+            self.scores::<ROWS, 1>(blocks.start + at, at, &mut scores);
+        }
+        for row in 0..ROWS {
+            let scores = &mut scores[row][..blocks.len()];
+            (out.maxima[row], out.sums[row]) = softmax(scores, blocks.start * BLOCK, &seen[row]);
+        }
+        let groups = head_dim.div_ceil(LANES);
+        let whole = groups - groups % SIDE;
+        for group in (0..whole).step_by(SIDE) {
+            self.values::<ROWS, SIDE>(first..end, &scores, group, out.values);
+        }
+        for group in whole..groups {
+            self.values::<ROWS, 1>(first..end, &scores, group, out.values);
+        }
+    }
+
+    /// The keys of the chunk that a row sees.
+    #[inline(always)]
+    fn seen(&self, row: usize) -> Range<usize> {
+        let visible = &self.visible[row];
+        let start = self.keys.start.max(visible.start as usize);
+        let end = self.keys.end.min(visible.end as usize);
+        start..end
+    }
+
+    /// Products of all rows with the keys of `SIDE` blocks, from `block` on.
+    #[inline(always)]
+    fn scores<const ROWS: usize, const SIDE: usize>(
+        &self,
+        block: usize,
+        at: usize,
+        scores: &mut [Scores; ROWS],
+    ) {
+        let (lanes, head_dim) = (self.lanes, self.stretch.head_dim);
+        let keys: [&[[u16; LANES]]; SIDE] = std::array::from_fn(|side| {
+            let start = (block + side) * self.stretch.key_stride;
+            let keys = &self.stretch.keys[start..][..key_block_len(head_dim)];
+            &keys.as_chunks().0[..head_dim]
+        });
+        let queries: [&[f32]; ROWS] =
+            std::array::from_fn(|row| &self.queries[row * head_dim..][..head_dim]);
+        let mut sums = [[lanes.zero(); SIDE]; ROWS];
+        for first in (0..head_dim).step_by(STEP) {
+            if self.prefetch {
+                self.prefetch(block..block + SIDE, first);
+            }
+            for dim in first..head_dim.min(first + STEP) {
+                let mut vectors = [lanes.zero(); SIDE];
+                for side in 0..SIDE {
+                    vectors[side] = lanes.load_half(&keys[side][dim]);
+                }
+                for row in 0..ROWS {
+                    let query = lanes.splat(queries[row][dim]);
+                    for side in 0..SIDE {
+                        sums[row][side] = lanes.mul_add(query, vectors[side], sums[row][side]);
+                    }
+                }
+            }
+        }
+        for row in 0..ROWS {
+            for side in 0..SIDE {
+                lanes.store(sums[row][side], &mut scores[row][at + side]);
+            }
+        }
+    }
+
+    /// Asks, at dimension `dim` of some blocks of keys, for the values of these
+    /// blocks and for as many keys of the blocks that follow. The processor does
+    /// not foresee them: blocks are far apart, and values are not read in order.
+    #[inline(always)]
+    fn prefetch(&self, blocks: Range<usize>, dim: usize) {
+        let ahead = blocks.len();
+        for block in blocks {
+            let values = block * self.stretch.value_stride + dim * BLOCK;
+            let keys = (block + ahead) * self.stretch.key_stride + dim * BLOCK;
+            for line in (0..STEP * BLOCK).step_by(LINE) {
+                let values = self.stretch.values.as_ptr().wrapping_add(values + line);
+                let keys = self.stretch.keys.as_ptr().wrapping_add(keys + line);
+                self.lanes.prefetch(values);
+                self.lanes.prefetch(keys);
+            }
+        }
+    }
+
+    /// Sums of the values of `keys`, weighted by `weights`, which begin with the
+    /// block of the first key; for `SIDE` groups of 16 dimensions from `group` on.
+    #[inline(always)]
+    fn values<const ROWS: usize, const SIDE: usize>(
+        &self,
+        keys: Range<usize>,
+        weights: &[Scores; ROWS],
+        group: usize,
+        out: &mut [f32],
+    ) {
+        let (lanes, head_dim) = (self.lanes, self.stretch.head_dim);
+        let mut sums = [[lanes.zero(); SIDE]; ROWS];
+        let first_block = keys.start / BLOCK;
+        for block in first_block..keys.end.div_ceil(BLOCK) {
+            let start = block * self.stretch.value_stride;
+            let values = &self.stretch.values[start..][..value_block_len(head_dim)];
+            let values = values.as_chunks::<LANES>().0;
+            let values: [&[[u16; LANES]; BLOCK]; SIDE] =
+                std::array::from_fn(|side| &values.as_chunks().0[group + side]);
+            let weights: [&[f32; BLOCK]; ROWS] =
+                std::array::from_fn(|row| &weights[row][block - first_block]);
+            // Values that no row sees may be NaN, so a weight of 0 is no help.
+            let start = keys.start.saturating_sub(block * BLOCK);
+            let end = (keys.end - block * BLOCK).min(BLOCK);
+            for key in start..end {
+                let mut vectors = [lanes.zero(); SIDE];
+                for side in 0..SIDE {
+                    vectors[side] = lanes.load_half(&values[side][key]);
+                }
+                for row in 0..ROWS {
+                    let weight = lanes.splat(weights[row][key]);
+                    for side in 0..SIDE {
+                        sums[row][side] = lanes.mul_add(weight, vectors[side], sums[row][side]);
+                    }
+                }
+            }
+        }
+        for (row, sums) in sums.into_iter().enumerate() {
+            for (side, sum) in sums.into_iter().enumerate() {
+                // Keys that only other rows see add 0, which could make a sum of
+                // -0 a sum of 0. So all are made 0.
+                let sum = lanes.mul_add(sum, lanes.splat(1.0), lanes.zero());
+                let dim = (group + side) * LANES;
+                let out = &mut out[row * head_dim..][..head_dim][dim..];
+                if let Some(out) = out.first_chunk_mut() {
+                    lanes.store(sum, out);
+                } else {
+                    let mut padded = [0.0; LANES];
+                    lanes.store(sum, &mut padded);
+                    out.copy_from_slice(&padded[..out.len()]);
+                }
+            }
+        }
+    }
+}
+
+/// Makes one row's scores weights, `exp(score − maximum)`, and returns the
+/// maximum and the sum of weights. The scores are those of the keys from `first`
+/// on; keys that are not seen weigh 0, whatever their score.
+#[inline(always)]
+fn softmax(scores: &mut [[f32; LANES]], first: usize, seen: &Range<usize>) -> (f32, f32) {
+    let (start, end) = (seen.start as u32, seen.end as u32);
+    let mut maxima = [f32::NEG_INFINITY; LANES];
+    for (block, scores) in scores.iter_mut().enumerate() {
+        let first = (first + block * BLOCK) as u32;
+        for lane in 0..LANES {
+            let key = first + lane as u32;
+            let seen = (start <= key) & (key < end);
+            let score = if seen {
+                scores[lane]
+            } else {
+                f32::NEG_INFINITY
+            };
+            scores[lane] = score;
+            maxima[lane] = if score > maxima[lane] {
+                score
+            } else {
+                maxima[lane]
+            };
+        }
+    }
+    let larger = |a, b| if a > b { a } else { b };
+    let maximum = maxima.into_iter().fold(f32::NEG_INFINITY, larger);
+    // Where nothing is seen, -∞ must not meet -∞ in a subtraction.
+    let base = if maximum == f32::NEG_INFINITY {
+        0.0
+    } else {
+        maximum
+    };
+    let mut sums = [0.0; LANES];
+    for scores in scores {
+        for lane in 0..LANES {
+            let weight = exp(scores[lane] - base);
+            scores[lane] = weight;
+            sums[lane] += weight;
+        }
+    }
+    (maximum, sum_lanes(sums))
+}

@@ -1,0 +1,163 @@
+//! Which instructions the kernels may use: chosen once, at run time.
+
+#![allow(unsafe_code)]
+
+use std::fmt;
+use std::str::FromStr;
+
+/// The instruction sets that kernels are written for, the plainest first. Each
+/// includes those before it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Tier {
+    /// Whatever the compiler makes of plain Rust: the reference.
+    Scalar,
+    /// AVX2, FMA and F16C.
+    Avx2,
+    /// AVX-512 F, BW, DQ, VL and VNNI.
+    Avx512,
+    /// AMX tiles of bf16 for prompts, AVX-512 for everything else.
+    Amx,
+}
+
+impl Tier {
+    const ALL: [Tier; 4] = [Tier::Scalar, Tier::Avx2, Tier::Avx512, Tier::Amx];
+
+    /// Its name in `INCANT_ISA`.
+    pub fn name(self) -> &'static str {
+        match self {
+            Tier::Scalar => "scalar",
+            Tier::Avx2 => "avx2",
+            Tier::Avx512 => "avx512",
+            Tier::Amx => "amx",
+        }
+    }
+
+    #[cfg(target_arch = "x86_64")]
+    fn runs_here(self) -> bool {
+        match self {
+            Tier::Scalar => true,
+            Tier::Avx2 => {
+                is_x86_feature_detected!("avx2")
+                    && is_x86_feature_detected!("fma")
+                    && is_x86_feature_detected!("f16c")
+            }
+            Tier::Avx512 => {
+                Tier::Avx2.runs_here()
+                    && is_x86_feature_detected!("avx512f")
+                    && is_x86_feature_detected!("avx512bw")
+                    && is_x86_feature_detected!("avx512dq")
+                    && is_x86_feature_detected!("avx512vl")
+                    && is_x86_feature_detected!("avx512vnni")
+            }
+            Tier::Amx => Tier::Avx512.runs_here() && amx_is_ours(),
+        }
+    }
+
+    #[cfg(not(target_arch = "x86_64"))]
+    fn runs_here(self) -> bool {
+        self == Tier::Scalar
+    }
+}
+
+/// Whether the processor has tiles of bf16 and the system lets us use them: a
+/// process must ask, once, for the room that its threads' tiles take.
+#[cfg(all(target_arch = "x86_64", target_os = "linux"))]
+fn amx_is_ours() -> bool {
+    use std::arch::x86_64::{__cpuid_count, _xgetbv};
+
+    const BF16: u32 = 1 << 22;
+    const TILES: u32 = 1 << 24;
+    /// The bits of XCR0 that say the system saves tiles.
+    const SAVED: u64 = 1 << 17 | 1 << 18;
+    const ARCH_REQ_XCOMP_PERM: libc::c_long = 0x1023;
+    const TILE_DATA: libc::c_long = 18;
+
+    let features = __cpuid_count(7, 0).edx;
+    if features & BF16 == 0 || features & TILES == 0 || !is_x86_feature_detected!("xsave") {
+        return false;
+    }
+    // SAFETY: the processor has XSAVE, and the system uses it, as AVX is there.
+    if unsafe { _xgetbv(0) } & SAVED != SAVED {
+        return false;
+    }
+    // SAFETY: changes only what this process may use.
+    unsafe { libc::syscall(libc::SYS_arch_prctl, ARCH_REQ_XCOMP_PERM, TILE_DATA) == 0 }
+}
+
+#[cfg(all(target_arch = "x86_64", not(target_os = "linux")))]
+fn amx_is_ours() -> bool {
+    false
+}
+
+impl fmt::Display for Tier {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(self.name())
+    }
+}
+
+/// An instruction set that this processor was seen to have.
+///
+/// There is no other way to make one, so whoever holds an `Isa` may call the
+/// kernels of its tier.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Isa(Tier);
+
+/// `INCANT_ISA` names no set, or one that the processor lacks.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum IsaError {
+    /// Not a name.
+    #[error("'{0}' is no instruction set (scalar, avx2, avx512, amx)")]
+    Unknown(String),
+    /// Not here.
+    #[error("this processor cannot run {0} (it can run {1})")]
+    Lacking(Tier, String),
+}
+
+impl Isa {
+    /// The best that the processor has.
+    pub fn best() -> Isa {
+        *Isa::all().last().expect("every processor runs plain code")
+    }
+
+    /// All that the processor has, the plainest first.
+    pub fn all() -> Vec<Isa> {
+        let here = Tier::ALL.into_iter().filter(|tier| tier.runs_here());
+        here.map(Isa).collect()
+    }
+
+    /// What `INCANT_ISA` asks for, or the best.
+    ///
+    /// # Errors
+    /// It asks for what is not there.
+    pub fn from_env() -> Result<Isa, IsaError> {
+        match std::env::var("INCANT_ISA") {
+            Ok(name) if !name.is_empty() => name.parse(),
+            _ => Ok(Isa::best()),
+        }
+    }
+
+    /// Which one it is.
+    pub fn tier(self) -> Tier {
+        self.0
+    }
+}
+
+impl FromStr for Isa {
+    type Err = IsaError;
+
+    fn from_str(name: &str) -> Result<Isa, IsaError> {
+        let tier = Tier::ALL.into_iter().find(|tier| tier.name() == name);
+        let tier = tier.ok_or_else(|| IsaError::Unknown(name.to_owned()))?;
+        if !tier.runs_here() {
+            let all: Vec<&str> = Isa::all().iter().map(|isa| isa.0.name()).collect();
+            return Err(IsaError::Lacking(tier, all.join(", ")));
+        }
+        Ok(Isa(tier))
+    }
+}
+
+impl fmt::Display for Isa {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}

@@ -1,0 +1,251 @@
+//! Element-wise kernels.
+//!
+//! Each is written once, as plain loops that LLVM vectorizes, and compiled for
+//! every instruction set by `dispatch!`. All sets compute the same bits: sums
+//! run in 16 lanes in a fixed order, products are fused with additions only
+//! where `mul_add` says so, and `exp` is our own.
+
+mod lanes;
+#[cfg(test)]
+mod tests;
+
+#[cfg(target_arch = "x86_64")]
+pub(super) use lanes::{Avx2, Avx512};
+pub(super) use lanes::{LANES, Lanes, Plain};
+
+use super::isa::{Isa, Tier};
+use crate::model::{Activation, RopeStyle};
+
+/// `dispatch!(isa, |lanes, x: X, y: Y| body)` runs `body` as compiled for the
+/// instruction set of `isa`. `x` and `y` are variables in scope, passed by these
+/// names and types; `lanes` is the set's [`Lanes`]. What `body` calls is
+/// compiled for the set only if it is `#[inline(always)]`.
+macro_rules! dispatch {
+    ($isa:expr, |$lanes:pat_param, $($argument:ident: $type:ty),*| $body:expr) => {{
+        fn plain($($argument: $type),*) {
+            let $lanes = $crate::kernels::math::Plain;
+            $body
+        }
+        #[cfg(target_arch = "x86_64")]
+        #[target_feature(enable = "avx2,fma,f16c")]
+        fn avx2($($argument: $type),*) {
+            let $lanes = $crate::kernels::math::Avx2::new();
+            $body
+        }
+        #[cfg(target_arch = "x86_64")]
+        #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx2,fma,f16c")]
+        fn avx512($($argument: $type),*) {
+            let $lanes = $crate::kernels::math::Avx512::new();
+            $body
+        }
+        match $isa.tier() {
+            // SAFETY: an `Isa` of this tier exists only where the processor
+            // has these instructions.
+            #[cfg(target_arch = "x86_64")]
+            Tier::Avx2 => unsafe { avx2($($argument),*) },
+            // SAFETY: as above; AMX implies AVX-512.
+            #[cfg(target_arch = "x86_64")]
+            Tier::Avx512 | Tier::Amx => unsafe { avx512($($argument),*) },
+            _ => plain($($argument),*),
+        }
+    }};
+}
+pub(super) use dispatch;
+
+/// The RMS norm: `out = x / sqrt(mean(x²) + eps) · weight`.
+pub fn rms_norm(isa: Isa, x: &[f32], weight: &[f32], eps: f32, out: &mut [f32]) {
+    assert!(x.len() == weight.len() && x.len() == out.len());
+    dispatch!(isa, |_,
+                    x: &[f32],
+                    weight: &[f32],
+                    eps: f32,
+                    out: &mut [f32]| {
+        let factor = norm_factor(x, eps);
+        for ((out, x), weight) in out.iter_mut().zip(x).zip(weight) {
+            *out = x * factor * weight;
+        }
+    });
+}
+
+/// The same, in place.
+pub fn rms_norm_in_place(isa: Isa, x: &mut [f32], weight: &[f32], eps: f32) {
+    assert_eq!(x.len(), weight.len());
+    dispatch!(isa, |_, x: &mut [f32], weight: &[f32], eps: f32| {
+        let factor = norm_factor(x, eps);
+        for (x, weight) in x.iter_mut().zip(weight) {
+            *x = *x * factor * weight;
+        }
+    });
+}
+
+/// `1 / sqrt(mean(x²) + eps)`.
+#[inline(always)]
+fn norm_factor(x: &[f32], eps: f32) -> f32 {
+    let mut sums = [0.0f32; LANES];
+    let (whole, rest) = x.as_chunks::<LANES>();
+    for x in whole {
+        for (sum, x) in sums.iter_mut().zip(x) {
+            *sum = x.mul_add(*x, *sum);
+        }
+    }
+    for (sum, x) in sums.iter_mut().zip(rest) {
+        *sum = x.mul_add(*x, *sum);
+    }
+    1.0 / (sum_lanes(sums) / x.len() as f32 + eps).sqrt()
+}
+
+/// The sum of all lanes, halving their number until one is left.
+#[inline(always)]
+pub(super) fn sum_lanes(mut x: [f32; LANES]) -> f32 {
+    let mut width = LANES / 2;
+    while width > 0 {
+        for lane in 0..width {
+            x[lane] += x[lane + width];
+        }
+        width /= 2;
+    }
+    x[0]
+}
+
+/// `x += y`.
+pub fn add_assign(isa: Isa, x: &mut [f32], y: &[f32]) {
+    assert_eq!(x.len(), y.len());
+    dispatch!(isa, |_, x: &mut [f32], y: &[f32]| {
+        for (x, y) in x.iter_mut().zip(y) {
+            *x += y;
+        }
+    });
+}
+
+/// `x *= factor`.
+pub fn scale(isa: Isa, x: &mut [f32], factor: f32) {
+    dispatch!(isa, |_, x: &mut [f32], factor: f32| {
+        for x in x {
+            *x *= factor;
+        }
+    });
+}
+
+/// `e^x` with a relative error below 2e-7 from -87.3 to 88.3. Below that it goes
+/// to 0, above to infinity; NaN stays NaN, and `exp(0)` is exactly 1.
+///
+/// `x` is split into `n · ln 2 + r` with `|r| ≤ ln 2 / 2`; the polynomial in `r`
+/// is that of Cephes' `expf`.
+#[inline(always)]
+pub(super) fn exp(x: f32) -> f32 {
+    // Adding 1.5 · 2²³ leaves a float's whole part in its lowest bits.
+    const ROUND: f32 = 12_582_912.0;
+    // The high part of ln 2 has so few bits that its product with n is exact.
+    const LN_2_HIGH: f32 = 0.693_359_4;
+    const LN_2_LOW: f32 = -2.121_944_4e-4;
+    // These make n -127 and 128, whose powers of two come out as 0 and infinity.
+    // Comparing so, unlike `clamp`, is one instruction that lets NaN pass.
+    let x = if x < -88.0 { -88.0 } else { x };
+    let x = if x > 89.0 { 89.0 } else { x };
+    let rounded = x.mul_add(std::f32::consts::LOG2_E, ROUND);
+    let n = rounded - ROUND;
+    let r = n.mul_add(-LN_2_HIGH, x);
+    let r = n.mul_add(-LN_2_LOW, r);
+    let y = 1.987_569_1e-4f32;
+    let y = y.mul_add(r, 1.398_2e-3);
+    let y = y.mul_add(r, 8.333_452e-3);
+    let y = y.mul_add(r, 4.166_579_6e-2);
+    let y = y.mul_add(r, 1.666_666_5e-1);
+    let y = y.mul_add(r, 0.5);
+    let y = y.mul_add(r * r, r) + 1.0;
+    y * f32::from_bits(rounded.to_bits().wrapping_add(127) << 23)
+}
+
+/// The gate of a feed-forward part: `gate = activation(gate) · up`.
+pub fn gated(isa: Isa, activation: Activation, gate: &mut [f32], up: &[f32]) {
+    assert_eq!(gate.len(), up.len());
+    match activation {
+        Activation::Silu => dispatch!(isa, |_, gate: &mut [f32], up: &[f32]| {
+            for (gate, up) in gate.iter_mut().zip(up) {
+                *gate = *gate / (1.0 + exp(-*gate)) * up;
+            }
+        }),
+        Activation::GeluTanh => dispatch!(isa, |_, gate: &mut [f32], up: &[f32]| {
+            for (gate, up) in gate.iter_mut().zip(up) {
+                *gate = gelu_tanh(*gate) * up;
+            }
+        }),
+    }
+}
+
+/// `x/2 · (1 + tanh(u))` with `u = √(2/π) · (x + 0.044715 x³)`, which equals
+/// `x / (1 + exp(-2u))`.
+#[inline(always)]
+fn gelu_tanh(x: f32) -> f32 {
+    const LINEAR: f32 = -1.595_769;
+    const CUBIC: f32 = LINEAR * 0.044_715;
+    x / (1.0 + exp((x * x).mul_add(CUBIC, LINEAR) * x))
+}
+
+/// Rotates the first `2 · cos.len()` dimensions of one head by the angles whose
+/// cosines and sines are given.
+pub fn rope(isa: Isa, style: RopeStyle, head: &mut [f32], cos: &[f32], sin: &[f32]) {
+    assert_eq!(cos.len(), sin.len());
+    let head = &mut head[..2 * cos.len()];
+    match style {
+        RopeStyle::Halves => {
+            let (first, second) = head.split_at_mut(cos.len());
+            dispatch!(isa, |_,
+                            first: &mut [f32],
+                            second: &mut [f32],
+                            cos: &[f32],
+                            sin: &[f32]| {
+                let pairs = first.iter_mut().zip(second);
+                for ((x, y), (cos, sin)) in pairs.zip(cos.iter().zip(sin)) {
+                    (*x, *y) = rotate(*x, *y, *cos, *sin);
+                }
+            });
+        }
+        RopeStyle::Pairs => {
+            dispatch!(isa, |_, head: &mut [f32], cos: &[f32], sin: &[f32]| {
+                let pairs = head.as_chunks_mut::<2>().0;
+                for (pair, (cos, sin)) in pairs.iter_mut().zip(cos.iter().zip(sin)) {
+                    (pair[0], pair[1]) = rotate(pair[0], pair[1], *cos, *sin);
+                }
+            });
+        }
+    }
+}
+
+#[inline(always)]
+fn rotate(x: f32, y: f32, cos: f32, sin: f32) -> (f32, f32) {
+    (x.mul_add(cos, -(y * sin)), y.mul_add(cos, x * sin))
+}
+
+/// Converts to IEEE binary16, rounding to nearest even. What lies beyond ±65504,
+/// even infinite, becomes ±65504; NaN stays NaN.
+pub fn to_half(isa: Isa, x: &[f32], out: &mut [u16]) {
+    assert_eq!(x.len(), out.len());
+    dispatch!(isa, |lanes, x: &[f32], out: &mut [u16]| {
+        let (x, last_x) = x.as_chunks::<LANES>();
+        let (out, last_out) = out.as_chunks_mut::<LANES>();
+        for (x, out) in x.iter().zip(out) {
+            lanes.store_half(lanes.load(x), out);
+        }
+        let (mut padded, mut halves) = ([0.0; LANES], [0; LANES]);
+        padded[..last_x.len()].copy_from_slice(last_x);
+        lanes.store_half(lanes.load(&padded), &mut halves);
+        last_out.copy_from_slice(&halves[..last_out.len()]);
+    });
+}
+
+/// Converts from IEEE binary16, which is exact.
+pub fn from_half(isa: Isa, x: &[u16], out: &mut [f32]) {
+    assert_eq!(x.len(), out.len());
+    dispatch!(isa, |lanes, x: &[u16], out: &mut [f32]| {
+        let (x, last_x) = x.as_chunks::<LANES>();
+        let (out, last_out) = out.as_chunks_mut::<LANES>();
+        for (x, out) in x.iter().zip(out) {
+            lanes.store(lanes.load_half(x), out);
+        }
+        let (mut halves, mut padded) = ([0; LANES], [0.0; LANES]);
+        halves[..last_x.len()].copy_from_slice(last_x);
+        lanes.store(lanes.load_half(&halves), &mut padded);
+        last_out.copy_from_slice(&padded[..last_out.len()]);
+    });
+}

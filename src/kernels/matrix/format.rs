@@ -1,0 +1,180 @@
+//! How a packed matrix holds its numbers.
+//!
+//! Every quantized type of GGUF reduces to unsigned codes of 4, 5, 6 or 8 bits
+//! in groups of 16 or 32 that share a scale and, for some types, a minimum:
+//! `weight = scale · (code − zero) + minimum`.
+
+use crate::gguf::TensorType;
+
+/// Output rows that are packed together: the lanes of the kernels.
+pub const LANES: usize = 16;
+/// Columns of one block of codes.
+pub const BLOCK: usize = 32;
+
+/// How the numbers of a packed matrix are held.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Format {
+    /// Small integers with scales.
+    Codes(Codes),
+    /// Floating-point numbers, a column of 16 rows after the other.
+    Dense(Dense),
+}
+
+/// The width of a floating-point weight.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Dense {
+    /// IEEE half precision.
+    F16,
+    /// The upper half of an `f32`.
+    BF16,
+    /// Single precision.
+    F32,
+}
+
+/// Small integers with scales.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Codes {
+    /// Bits per code.
+    pub bits: Bits,
+    /// The code that stands for 0 (before the minimum).
+    pub zero: i16,
+    /// Columns that share a scale: 16 or 32.
+    pub group: usize,
+    /// How scales are held.
+    pub scales: Scales,
+}
+
+/// Bits per code.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Bits {
+    /// Two to a byte.
+    Four,
+    /// A plane of four bits and a plane of one.
+    Five,
+    /// A plane of four bits and a plane of two.
+    Six,
+    /// A byte each.
+    Eight,
+}
+
+/// How the scales of a row's groups are held.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Scales {
+    /// An f16 for each group (of 32 columns).
+    Half,
+    /// An f16 and an f16 minimum for each group (of 32 columns).
+    HalfWithMinimum,
+    /// An f16 for 256 columns, and an i8 factor for each group.
+    Super,
+    /// An f16 each for the scales and the minima of 256 columns, and two u8
+    /// factors for each group.
+    SuperWithMinimum,
+}
+
+impl Format {
+    /// The format that holds weights of this type exactly, if one does.
+    pub fn of(kind: TensorType) -> Option<Format> {
+        use Bits::{Eight, Five, Four, Six};
+        use Scales::{Half, HalfWithMinimum, Super, SuperWithMinimum};
+        let codes = |bits, zero, group, scales| {
+            Some(Format::Codes(Codes {
+                bits,
+                zero,
+                group,
+                scales,
+            }))
+        };
+        match kind {
+            TensorType::F32 => Some(Format::Dense(Dense::F32)),
+            TensorType::F16 => Some(Format::Dense(Dense::F16)),
+            TensorType::BF16 => Some(Format::Dense(Dense::BF16)),
+            TensorType::Q4_0 => codes(Four, 8, 32, Half),
+            TensorType::Q4_1 => codes(Four, 0, 32, HalfWithMinimum),
+            TensorType::Q5_0 => codes(Five, 16, 32, Half),
+            TensorType::Q5_1 => codes(Five, 0, 32, HalfWithMinimum),
+            TensorType::Q8_0 => codes(Eight, 128, 32, Half),
+            // Two and three bits are rare enough to live in four.
+            TensorType::Q2_K => codes(Four, 0, 16, SuperWithMinimum),
+            TensorType::Q3_K => codes(Four, 4, 16, Super),
+            TensorType::Q4_K => codes(Four, 0, 32, SuperWithMinimum),
+            TensorType::Q5_K => codes(Five, 0, 32, SuperWithMinimum),
+            TensorType::Q6_K => codes(Six, 32, 16, Super),
+            _ => None,
+        }
+    }
+
+    /// Columns are padded with zeros to a multiple of this.
+    pub fn unit(self) -> usize {
+        match self {
+            Format::Codes(codes) => codes.unit(),
+            Format::Dense(_) => BLOCK,
+        }
+    }
+
+    /// Bytes of a panel: 16 rows of `columns` (padded) columns.
+    pub fn panel_bytes(self, columns: usize) -> usize {
+        match self {
+            Format::Codes(codes) => codes.codes_at(columns) + codes.code_bytes() * columns / BLOCK,
+            Format::Dense(dense) => dense.width() * LANES * columns,
+        }
+    }
+}
+
+impl Dense {
+    /// Bytes per number.
+    pub fn width(self) -> usize {
+        match self {
+            Dense::F16 | Dense::BF16 => 2,
+            Dense::F32 => 4,
+        }
+    }
+}
+
+impl Codes {
+    /// Columns that share a header of scales.
+    pub fn unit(self) -> usize {
+        match self.scales {
+            Scales::Half | Scales::HalfWithMinimum => BLOCK,
+            Scales::Super | Scales::SuperWithMinimum => 256,
+        }
+    }
+
+    /// Whether groups have a minimum.
+    pub fn has_minimum(self) -> bool {
+        matches!(
+            self.scales,
+            Scales::HalfWithMinimum | Scales::SuperWithMinimum
+        )
+    }
+
+    /// Groups in a unit.
+    pub fn groups(self) -> usize {
+        self.unit() / self.group
+    }
+
+    /// Bytes of 16 rows' scales of one unit.
+    pub fn header_bytes(self) -> usize {
+        match self.scales {
+            Scales::Half => 2 * LANES,
+            Scales::HalfWithMinimum => 4 * LANES,
+            Scales::Super => (2 + self.groups()) * LANES,
+            Scales::SuperWithMinimum => (4 + 2 * self.groups()) * LANES,
+        }
+    }
+
+    /// Bytes of 16 rows' codes of one block.
+    pub fn code_bytes(self) -> usize {
+        let bits = match self.bits {
+            Bits::Four => 4,
+            Bits::Five => 5,
+            Bits::Six => 6,
+            Bits::Eight => 8,
+        };
+        LANES * BLOCK * bits / 8
+    }
+
+    /// Where codes begin in a panel: behind all headers, on a cache line.
+    pub fn codes_at(self, columns: usize) -> usize {
+        (columns / self.unit() * self.header_bytes()).next_multiple_of(64)
+    }
+}

@@ -1,0 +1,299 @@
+//! Weight matrices, packed for the product kernels.
+//!
+//! A matrix is cut into *panels* of 16 output rows. Within a panel, a *block*
+//! is 32 columns of all 16 rows, laid out so that one vector load gives the
+//! same few columns of each row, one row per lane:
+//!
+//! ```text
+//! panel  = headers of all units, padded to 64 bytes, then blocks of codes
+//! header = scales of 16 rows, side by side (see `Scales`)
+//! 4 bits: [4][16 rows] u32: eight columns, c0 c2 c4 c6 in the lower half from
+//!         its lowest bits on, c1 c3 c5 c7 in the upper half
+//! 5 bits: the same, then [16 rows] u32: bit s of the lower half is bit 4 of
+//!         column 2s, of the upper half that of column 2s + 1
+//! 6 bits: the same, then [2][16 rows] u32 for 16 columns each: bits 2s and
+//!         2s + 1 of the lower half are bits 4 and 5 of column 2s, …
+//! 8 bits: [8][16 rows] u32: four columns, bytes c0 c2 c1 c3
+//! dense:  [column][16 rows]
+//! ```
+//!
+//! So an and, and a shift at most, give a vector of 16-bit codes in which each
+//! lane holds two neighbouring columns: what a multiply-add of pairs takes.
+
+mod format;
+mod pack;
+mod source;
+#[cfg(test)]
+pub(super) mod tests;
+
+pub use format::{BLOCK, Bits, Codes, Dense, Format, LANES, Scales};
+
+use half::{bf16, f16};
+
+use super::memory::Pages;
+use crate::gguf::TensorType;
+
+/// A packed weight matrix, `[rows, columns]`.
+#[derive(Debug)]
+pub struct Matrix {
+    format: Format,
+    rows: usize,
+    columns: usize,
+    padded: usize,
+    panel_bytes: usize,
+    bytes: Pages,
+}
+
+/// A matrix that is being packed, panel by panel.
+pub struct Packing<'a> {
+    kind: TensorType,
+    rows: usize,
+    columns: usize,
+    source: &'a [u8],
+}
+
+impl Matrix {
+    /// An empty matrix for weights of type `kind`, and what fills it. `None`
+    /// if no format holds the type.
+    ///
+    /// # Errors
+    /// The system has no memory for it.
+    ///
+    /// # Panics
+    /// `source` is not as long as the shape asks for.
+    pub fn for_packing(
+        kind: TensorType,
+        rows: usize,
+        columns: usize,
+        source: &[u8],
+    ) -> std::io::Result<Option<(Matrix, Packing<'_>)>> {
+        let Some(format) = Format::of(kind) else {
+            return Ok(None);
+        };
+        let row_bytes = columns / kind.block_size() * kind.type_size();
+        assert_eq!(source.len(), rows * row_bytes, "the source has the shape");
+        let padded = columns.next_multiple_of(format.unit());
+        let panel_bytes = format.panel_bytes(padded);
+        let bytes = Pages::zeroed(rows.div_ceil(LANES) * panel_bytes)?;
+        let matrix = Matrix {
+            format,
+            rows,
+            columns,
+            padded,
+            panel_bytes,
+            bytes,
+        };
+        let packing = Packing {
+            kind,
+            rows,
+            columns,
+            source,
+        };
+        Ok(Some((matrix, packing)))
+    }
+
+    /// Packs a whole matrix on this thread.
+    ///
+    /// # Errors
+    /// As for [`for_packing`](Matrix::for_packing).
+    pub fn pack(
+        kind: TensorType,
+        rows: usize,
+        columns: usize,
+        source: &[u8],
+    ) -> std::io::Result<Option<Matrix>> {
+        let Some((mut matrix, packing)) = Matrix::for_packing(kind, rows, columns, source)? else {
+            return Ok(None);
+        };
+        for (index, panel) in matrix.panels_mut().enumerate() {
+            packing.panel(index, panel);
+        }
+        Ok(Some(matrix))
+    }
+
+    /// How numbers are held.
+    pub fn format(&self) -> Format {
+        self.format
+    }
+
+    /// Output rows.
+    pub fn rows(&self) -> usize {
+        self.rows
+    }
+
+    /// Input columns.
+    pub fn columns(&self) -> usize {
+        self.columns
+    }
+
+    /// Input columns with the padding.
+    pub fn padded(&self) -> usize {
+        self.padded
+    }
+
+    /// How many panels there are.
+    pub fn panels(&self) -> usize {
+        self.rows.div_ceil(LANES)
+    }
+
+    /// Bytes of all panels.
+    pub fn bytes(&self) -> usize {
+        self.bytes.len()
+    }
+
+    /// One panel.
+    pub(super) fn panel(&self, index: usize) -> &[u8] {
+        &self.bytes[index * self.panel_bytes..][..self.panel_bytes]
+    }
+
+    /// All panels, to be filled.
+    pub fn panels_mut(&mut self) -> impl Iterator<Item = &mut [u8]> {
+        self.bytes.chunks_exact_mut(self.panel_bytes)
+    }
+
+    /// All panels' memory, and the length of each.
+    pub fn memory_mut(&mut self) -> (&mut [u8], usize) {
+        (&mut self.bytes, self.panel_bytes)
+    }
+
+    /// The weights of one row, as they are meant: `out` takes `columns` of them.
+    ///
+    /// # Panics
+    /// There is no such row, or `out` is not that long.
+    pub fn row(&self, row: usize, out: &mut [f32]) {
+        assert!(row < self.rows && out.len() == self.columns, "a row fits");
+        let panel = self.panel(row / LANES);
+        let lane = row % LANES;
+        match self.format {
+            Format::Codes(codes) => self.coded_row(codes, panel, lane, out),
+            Format::Dense(dense) => dense_row(dense, panel, lane, out),
+        }
+    }
+
+    fn coded_row(&self, codes: Codes, panel: &[u8], lane: usize, out: &mut [f32]) {
+        let (headers, blocks) = panel.split_at(codes.codes_at(self.padded));
+        let mut scales = UnitScales::new();
+        for (unit, out) in out.chunks_mut(codes.unit()).enumerate() {
+            scales.read(codes, &headers[unit * codes.header_bytes()..]);
+            for (block, out) in out.chunks_mut(BLOCK).enumerate() {
+                let block = unit * codes.unit() / BLOCK + block;
+                let bytes = &blocks[block * codes.code_bytes()..][..codes.code_bytes()];
+                for (column, out) in out.iter_mut().enumerate() {
+                    let code = f32::from(code(codes.bits, bytes, column, lane) - codes.zero);
+                    let group = (block * BLOCK % codes.unit() + column) / codes.group;
+                    let minimum = scales.minima[group][lane];
+                    *out = code.mul_add(scales.scales[group][lane], minimum);
+                }
+            }
+        }
+    }
+}
+
+/// One code of a block.
+pub(super) fn code(bits: Bits, block: &[u8], column: usize, lane: usize) -> i16 {
+    let word = |index: usize| {
+        let at = 4 * (index * LANES + lane);
+        u32::from_le_bytes([block[at], block[at + 1], block[at + 2], block[at + 3]])
+    };
+    // Odd columns are in the upper half of a word.
+    let upper = column % 2 * 16;
+    let nibble = || word(column / 8) >> (upper + 4 * (column % 8 / 2)) & 0xF;
+    let code = match bits {
+        Bits::Four => nibble(),
+        Bits::Five => nibble() | (word(4) >> (upper + column / 2) & 1) << 4,
+        Bits::Six => {
+            let plane = word(4 + column / 16);
+            nibble() | (plane >> (upper + column % 16 / 2 * 2) & 3) << 4
+        }
+        Bits::Eight => word(column / 4) >> (upper + 8 * (column % 4 / 2)) & 0xFF,
+    };
+    code as i16
+}
+
+/// Most groups that a unit has.
+pub(super) const MOST_GROUPS: usize = 16;
+
+/// The scales and minima of one unit, as numbers.
+#[repr(align(64))]
+pub(super) struct UnitScales {
+    pub(super) scales: [[f32; LANES]; MOST_GROUPS],
+    pub(super) minima: [[f32; LANES]; MOST_GROUPS],
+}
+
+impl UnitScales {
+    pub(super) fn new() -> UnitScales {
+        UnitScales {
+            scales: [[0.0; LANES]; MOST_GROUPS],
+            minima: [[0.0; LANES]; MOST_GROUPS],
+        }
+    }
+
+    /// Reads a unit's header.
+    pub(super) fn read(&mut self, codes: Codes, header: &[u8]) {
+        self.read_with(codes, header, |halves| {
+            let mut out = [0.0; LANES];
+            for (out, bytes) in out.iter_mut().zip(halves.chunks_exact(2)) {
+                *out = f16::from_le_bytes([bytes[0], bytes[1]]).to_f32();
+            }
+            out
+        });
+    }
+
+    /// The same, with `halves` to turn 16 f16s into numbers.
+    #[inline(always)]
+    pub(super) fn read_with(
+        &mut self,
+        codes: Codes,
+        header: &[u8],
+        halves: impl Fn(&[u8; 2 * LANES]) -> [f32; LANES],
+    ) {
+        let halves = |at: usize| {
+            let bytes = header[at..at + 2 * LANES].try_into();
+            halves(bytes.expect("a slice of that length"))
+        };
+        let row = |at: usize| -> &[u8; LANES] {
+            let bytes = header[at..at + LANES].try_into();
+            bytes.expect("a slice of that length")
+        };
+        match codes.scales {
+            Scales::Half => self.scales[0] = halves(0),
+            Scales::HalfWithMinimum => {
+                self.scales[0] = halves(0);
+                self.minima[0] = halves(2 * LANES);
+            }
+            Scales::Super => {
+                let scale = halves(0);
+                for group in 0..codes.groups() {
+                    let factors = row((2 + group) * LANES);
+                    for lane in 0..LANES {
+                        let factor = f32::from(factors[lane] as i8);
+                        self.scales[group][lane] = factor * scale[lane];
+                    }
+                }
+            }
+            Scales::SuperWithMinimum => {
+                let (scale, minimum) = (halves(0), halves(2 * LANES));
+                for group in 0..codes.groups() {
+                    let scales = row((4 + group) * LANES);
+                    let minima = row((4 + codes.groups() + group) * LANES);
+                    for lane in 0..LANES {
+                        self.scales[group][lane] = f32::from(scales[lane]) * scale[lane];
+                        self.minima[group][lane] = f32::from(minima[lane]) * minimum[lane];
+                    }
+                }
+            }
+        }
+    }
+}
+
+fn dense_row(dense: Dense, panel: &[u8], lane: usize, out: &mut [f32]) {
+    let width = dense.width();
+    for (column, out) in out.iter_mut().enumerate() {
+        let bytes = &panel[width * (column * LANES + lane)..][..width];
+        *out = match dense {
+            Dense::F16 => f16::from_le_bytes([bytes[0], bytes[1]]).to_f32(),
+            Dense::BF16 => bf16::from_le_bytes([bytes[0], bytes[1]]).to_f32(),
+            Dense::F32 => f32::from_le_bytes([bytes[0], bytes[1], bytes[2], bytes[3]]),
+        };
+    }
+}

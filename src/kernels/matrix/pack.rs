@@ -1,0 +1,122 @@
+//! Fills panels from the blocks of a GGUF file.
+
+use super::source::Unit;
+use super::{BLOCK, Bits, Codes, Dense, Format, LANES, Packing, Scales};
+
+impl Packing<'_> {
+    /// Fills panel `index`, which must be zeroed: rows past the last stay 0.
+    pub fn panel(&self, index: usize, panel: &mut [u8]) {
+        let first = index * LANES;
+        let row_bytes = self.columns / self.kind.block_size() * self.kind.type_size();
+        let rows = self.source[first * row_bytes..]
+            .chunks_exact(row_bytes)
+            .take(LANES);
+        debug_assert!(first < self.rows);
+        match Format::of(self.kind) {
+            Some(Format::Codes(codes)) => self.codes(codes, rows, panel),
+            Some(Format::Dense(dense)) => {
+                for (lane, row) in rows.enumerate() {
+                    dense_row(dense, lane, row, panel);
+                }
+            }
+            None => unreachable!("a packing is made only of types with a format"),
+        }
+    }
+
+    fn codes<'s>(&self, codes: Codes, rows: impl Iterator<Item = &'s [u8]>, panel: &mut [u8]) {
+        let (headers, blocks) = panel.split_at_mut(codes.codes_at(self.columns));
+        let (per_header, per_block) = (codes.header_bytes(), codes.code_bytes());
+        let mut source = Unit::new();
+        for (lane, row) in rows.enumerate() {
+            for (unit, bytes) in row.chunks_exact(self.kind.type_size()).enumerate() {
+                source.read(self.kind, bytes);
+                write_scales(
+                    codes,
+                    lane,
+                    &source,
+                    &mut headers[unit * per_header..][..per_header],
+                );
+                let per_unit = codes.unit() / BLOCK;
+                for (block, codes_of) in source.codes[..codes.unit()].chunks_exact(BLOCK).enumerate()
+                {
+                    let at = (unit * per_unit + block) * per_block;
+                    let codes_of = codes_of.try_into().expect("a chunk of a block's length");
+                    write_codes(codes.bits, lane, codes_of, &mut blocks[at..][..per_block]);
+                }
+            }
+        }
+    }
+}
+
+fn write_scales(codes: Codes, lane: usize, source: &Unit, header: &mut [u8]) {
+    let mut half = |at: usize, value: u16| {
+        header[at * LANES + 2 * lane..][..2].copy_from_slice(&value.to_le_bytes());
+    };
+    match codes.scales {
+        Scales::Half => half(0, source.scale),
+        Scales::HalfWithMinimum => {
+            half(0, source.scale);
+            half(2, source.minimum);
+        }
+        Scales::Super => {
+            half(0, source.scale);
+            for group in 0..codes.groups() {
+                header[(2 + group) * LANES + lane] = source.scales[group];
+            }
+        }
+        Scales::SuperWithMinimum => {
+            half(0, source.scale);
+            half(2, source.minimum);
+            for group in 0..codes.groups() {
+                header[(4 + group) * LANES + lane] = source.scales[group];
+                header[(4 + codes.groups() + group) * LANES + lane] = source.minima[group];
+            }
+        }
+    }
+}
+
+/// Puts one row's codes of a block into its lane.
+fn write_codes(bits: Bits, lane: usize, codes: &[u8; BLOCK], block: &mut [u8]) {
+    let mut word = |index: usize, value: u32| {
+        block[4 * (index * LANES + lane)..][..4].copy_from_slice(&value.to_le_bytes());
+    };
+    if bits == Bits::Eight {
+        for (index, four) in codes.chunks_exact(4).enumerate() {
+            word(index, u32::from_le_bytes([four[0], four[2], four[1], four[3]]));
+        }
+        return;
+    }
+    for (index, eight) in codes.chunks_exact(8).enumerate() {
+        let mut value = 0;
+        for (pair, two) in eight.chunks_exact(2).enumerate() {
+            value |= u32::from(two[0] & 0xF) << (4 * pair);
+            value |= u32::from(two[1] & 0xF) << (4 * pair + 16);
+        }
+        word(index, value);
+    }
+    // What is left above the lower four bits, by pairs of columns.
+    let planes = |codes: &[u8], width: usize| {
+        let mut value = 0;
+        for (pair, two) in codes.chunks_exact(2).enumerate() {
+            value |= u32::from(two[0] >> 4) << (width * pair);
+            value |= u32::from(two[1] >> 4) << (width * pair + 16);
+        }
+        value
+    };
+    match bits {
+        Bits::Four | Bits::Eight => {}
+        Bits::Five => word(4, planes(codes, 1)),
+        Bits::Six => {
+            word(4, planes(&codes[..16], 2));
+            word(5, planes(&codes[16..], 2));
+        }
+    }
+}
+
+fn dense_row(dense: Dense, lane: usize, row: &[u8], panel: &mut [u8]) {
+    let width = dense.width();
+    let numbers = row.chunks_exact(width);
+    for (column, number) in panel.chunks_exact_mut(width * LANES).zip(numbers) {
+        column[width * lane..][..width].copy_from_slice(number);
+    }
+}

@@ -1,0 +1,21 @@
+//! What the native executor computes with.
+//!
+//! [`Matrix`] holds packed weights, [`Activations`] the rows they are multiplied
+//! with; [`product`] multiplies. [`math`] and [`attention`] do the rest of a
+//! transformer. Every kernel exists for every [`Isa`], and all of them give the
+//! same bits: the order of each sum is part of a kernel's meaning. (The bf16
+//! tiles of AMX are the exception.)
+#![allow(unsafe_code)]
+
+pub mod attention;
+mod isa;
+pub mod math;
+mod matrix;
+mod memory;
+pub mod product;
+pub mod roofline;
+
+pub use isa::{Isa, IsaError, Tier};
+pub use memory::Pages;
+pub use matrix::{Format, LANES, Matrix, Packing};
+pub use product::{Activations, Kind};

@@ -1,0 +1,346 @@
+//! The rows that weights are multiplied with, in the order kernels read them.
+
+use half::bf16;
+
+use super::super::isa::{Isa, Tier};
+use super::super::matrix::{BLOCK, Format, Matrix};
+use super::{PAIRS, Tile, tallest};
+
+/// What the matrices that share some activations need them as.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Kind {
+    /// As whole numbers; rows of prompts as bf16, where there are tiles for it.
+    codes: bool,
+    /// As they are.
+    dense: bool,
+}
+
+impl Kind {
+    /// What all of `matrices` need.
+    pub fn of<'a>(matrices: impl IntoIterator<Item = &'a Matrix>) -> Kind {
+        let mut kind = Kind::default();
+        for matrix in matrices {
+            match matrix.format() {
+                Format::Codes(_) => kind.codes = true,
+                Format::Dense(_) => kind.dense = true,
+            }
+        }
+        kind
+    }
+}
+
+/// Rows of activations: 16-bit codes with a scale for each 32, or numbers, or
+/// both.
+///
+/// Rows are cut into tiles as high as registers allow, the same ones for every
+/// block:
+///
+/// ```text
+/// codes:  [block][tile][pair of columns][row of the tile][2]
+/// dense:  [block][tile][column][row of the tile]
+/// scales: [block][row]       sums: [block][row][half of the block]
+/// ```
+///
+/// With AMX, the rows of prompts, which come last, are rounded to bf16 for its
+/// tiles of 16 rows: `[tile][block][16 rows][column]`.
+#[derive(Debug)]
+pub struct Activations {
+    isa: Isa,
+    rows: usize,
+    /// Rows before the first one of a prompt, where it makes a difference.
+    plain: usize,
+    columns: usize,
+    kind: Kind,
+    codes: Vec<i16>,
+    scales: Vec<f32>,
+    sums: Vec<[f32; 2]>,
+    dense: Vec<f32>,
+    halves: Vec<u16>,
+}
+
+/// Rows of a tile of AMX.
+pub(super) const TILE_ROWS: usize = 16;
+
+/// The greatest code. 32 products with a code of 8 bits fit in 32 bits.
+const GREATEST: f32 = 32767.0;
+
+impl Activations {
+    /// No rows yet, for kernels of `isa`.
+    pub fn new(isa: Isa) -> Activations {
+        Activations {
+            isa,
+            rows: 0,
+            plain: 0,
+            columns: 0,
+            kind: Kind::default(),
+            codes: Vec::new(),
+            scales: Vec::new(),
+            sums: Vec::new(),
+            dense: Vec::new(),
+            halves: Vec::new(),
+        }
+    }
+
+    /// Takes another shape: so many rows, of which those from `prompts` on are
+    /// of prompts. What the rows hold is undefined until they are written;
+    /// memory only grows.
+    pub fn reset(&mut self, rows: usize, prompts: usize, columns: usize, kind: Kind) {
+        (self.rows, self.columns, self.kind) = (rows, columns, kind);
+        self.plain = match self.isa.tier() {
+            Tier::Amx => prompts.min(rows),
+            _ => rows,
+        };
+        let blocks = columns.div_ceil(BLOCK);
+        if kind.codes && self.plain < rows {
+            let tiles = (rows - self.plain).div_ceil(TILE_ROWS);
+            grow(&mut self.halves, tiles * TILE_ROWS * blocks * BLOCK, 0);
+        }
+        if kind.codes {
+            grow(&mut self.codes, self.plain * blocks * BLOCK, 0);
+            grow(&mut self.scales, self.plain * blocks, 0.0);
+            grow(&mut self.sums, self.plain * blocks, [0.0; 2]);
+        }
+        if kind.dense {
+            grow(&mut self.dense, rows * blocks * BLOCK, 0.0);
+        }
+    }
+
+    /// How many rows there are.
+    pub fn rows(&self) -> usize {
+        self.rows
+    }
+
+    /// How wide they are.
+    pub fn columns(&self) -> usize {
+        self.columns
+    }
+
+    /// Bytes of memory.
+    pub fn bytes(&self) -> usize {
+        2 * self.codes.capacity()
+            + 4 * self.scales.capacity()
+            + 8 * self.sums.capacity()
+            + 4 * self.dense.capacity()
+            + 2 * self.halves.capacity()
+    }
+
+    /// Rows that are not left to AMX.
+    pub(super) fn plain_rows(&self) -> usize {
+        self.plain
+    }
+
+    /// First row and height of each tile of the first `rows` rows: the fewest
+    /// tiles, of about the same height.
+    pub(super) fn tiles(&self, rows: usize) -> impl Iterator<Item = (usize, usize)> + use<> {
+        let tiles = rows.div_ceil(tallest(self.isa));
+        let (height, taller) = (
+            rows.checked_div(tiles).unwrap_or(0),
+            rows.checked_rem(tiles).unwrap_or(0),
+        );
+        (0..tiles).map(move |tile| {
+            let first = tile * height + tile.min(taller);
+            (first, height + usize::from(tile < taller))
+        })
+    }
+
+    /// The tile that row `row` of the first `rows` is in.
+    fn tile_of(&self, row: usize, rows: usize) -> (usize, usize) {
+        let tiles = rows.div_ceil(tallest(self.isa));
+        let (height, taller) = (rows / tiles, rows % tiles);
+        let high = taller * (height + 1);
+        if row < high {
+            (row / (height + 1) * (height + 1), height + 1)
+        } else {
+            (high + (row - high) / height * height, height)
+        }
+    }
+
+    #[inline(always)]
+    pub(super) fn tile(&self, block: usize, first: usize, height: usize) -> Tile<'_> {
+        let at = block * self.plain + first;
+        Tile {
+            codes: &self.codes[at * BLOCK..][..height * BLOCK],
+            scales: &self.scales[at..at + height],
+            sums: &self.sums[at..at + height],
+        }
+    }
+
+    #[inline(always)]
+    pub(super) fn dense_tile(&self, block: usize, first: usize, height: usize) -> &[f32] {
+        &self.dense[(block * self.rows + first) * BLOCK..][..height * BLOCK]
+    }
+
+    /// All tiles of bf16, and how many numbers each has.
+    #[cfg(target_arch = "x86_64")]
+    pub(super) fn half_tiles(&self) -> (&[u16], usize) {
+        let len = self.columns.div_ceil(BLOCK) * BLOCK * TILE_ROWS;
+        let tiles = (self.rows - self.plain).div_ceil(TILE_ROWS);
+        (&self.halves[..tiles * len], len)
+    }
+
+    /// Access for several threads at once, each to rows of its own.
+    pub fn writer(&mut self) -> Writer<'_> {
+        Writer {
+            codes: self.codes.as_mut_ptr(),
+            scales: self.scales.as_mut_ptr(),
+            sums: self.sums.as_mut_ptr(),
+            dense: self.dense.as_mut_ptr(),
+            halves: self.halves.as_mut_ptr(),
+            rows: self,
+        }
+    }
+}
+
+/// Longer if need be, never shorter.
+fn grow<T: Clone>(vector: &mut Vec<T>, len: usize, value: T) {
+    if vector.len() < len {
+        vector.resize(len, value);
+    }
+}
+
+/// Writes rows of [`Activations`] from several threads.
+pub struct Writer<'a> {
+    rows: &'a Activations,
+    codes: *mut i16,
+    scales: *mut f32,
+    sums: *mut [f32; 2],
+    dense: *mut f32,
+    halves: *mut u16,
+}
+
+// SAFETY: a row's places belong to that row alone, and `write` asks its callers
+// to keep rows apart.
+unsafe impl Send for Writer<'_> {}
+// SAFETY: as above.
+unsafe impl Sync for Writer<'_> {}
+
+impl Writer<'_> {
+    /// Writes row `row`.
+    ///
+    /// # Safety
+    /// No other thread writes or reads the same row at the same time.
+    ///
+    /// # Panics
+    /// There is no such row, or `values` is not as wide as the rows.
+    pub unsafe fn write(&self, row: usize, values: &[f32]) {
+        assert_eq!(values.len(), self.rows.columns, "a row fits");
+        for (block, values) in values.chunks(BLOCK).enumerate() {
+            // SAFETY: passed on to the caller.
+            unsafe { self.write_block(row, block, values) };
+        }
+    }
+
+    /// Writes 32 columns of row `row`, or as many as the last block has.
+    ///
+    /// # Safety
+    /// No other thread writes or reads the same block of the row at the same
+    /// time.
+    ///
+    /// # Panics
+    /// There is no such row or block, or `values` is not as long as the block.
+    pub unsafe fn write_block(&self, row: usize, block: usize, values: &[f32]) {
+        let rows = self.rows;
+        let columns = rows.columns.saturating_sub(block * BLOCK).min(BLOCK);
+        assert!(row < rows.rows && columns > 0 && values.len() == columns, "a block fits");
+        let mut padded = [0.0; BLOCK];
+        let values: &[f32; BLOCK] = match values.try_into() {
+            Ok(values) => values,
+            Err(_) => {
+                padded[..columns].copy_from_slice(values);
+                &padded
+            }
+        };
+        // SAFETY (of all that follows): `reset` made room for these places, and
+        // they are this block's and row's.
+        if rows.kind.codes && row < rows.plain {
+            let (first, height) = rows.tile_of(row, rows.plain);
+            let at = block * rows.plain + row;
+            let mut codes = [[0; 2]; PAIRS];
+            let (scale, sums) = round(rows.isa, values, &mut codes);
+            // SAFETY: see above.
+            unsafe {
+                self.scales.add(at).write(scale);
+                self.sums.add(at).write(sums);
+                let tile = (block * rows.plain + first) * BLOCK;
+                let codes_at = self.codes.add(tile + 2 * (row - first));
+                for (pair, codes) in codes.into_iter().enumerate() {
+                    let to = codes_at.add(2 * pair * height);
+                    to.cast::<[i16; 2]>().write_unaligned(codes);
+                }
+            }
+        }
+        if rows.kind.dense {
+            let (first, height) = rows.tile_of(row, rows.rows);
+            let tile = (block * rows.rows + first) * BLOCK + row - first;
+            for (column, &value) in values.iter().enumerate() {
+                // SAFETY: see above.
+                unsafe { self.dense.add(tile + column * height).write(value) };
+            }
+        }
+        if rows.kind.codes && row >= rows.plain {
+            let (tile, place) = (
+                (row - rows.plain) / TILE_ROWS,
+                (row - rows.plain) % TILE_ROWS,
+            );
+            let blocks = rows.columns.div_ceil(BLOCK);
+            let at = ((tile * blocks + block) * TILE_ROWS + place) * BLOCK;
+            for (column, &value) in values.iter().enumerate() {
+                let half = bf16::from_f32(value).to_bits();
+                // SAFETY: see above.
+                unsafe { self.halves.add(at + column).write(half) };
+            }
+        }
+    }
+
+    /// The rows, to be multiplied with.
+    ///
+    /// # Safety
+    /// While the result is in use, no thread writes.
+    pub unsafe fn activations(&self) -> &Activations {
+        self.rows
+    }
+}
+
+/// Rounds 32 numbers to codes of 16 bits. Gives their scale, and scale times
+/// sum for each half.
+fn round(isa: Isa, values: &[f32; BLOCK], codes: &mut [[i16; 2]; PAIRS]) -> (f32, [f32; 2]) {
+    match isa.tier() {
+        Tier::Scalar => round_body(values, codes),
+        // SAFETY: an `Isa` is proof that its instructions are there.
+        #[cfg(target_arch = "x86_64")]
+        Tier::Avx2 | Tier::Avx512 | Tier::Amx => unsafe { round_avx2(values, codes) },
+        #[cfg(not(target_arch = "x86_64"))]
+        tier => unreachable!("{tier} does not exist here"),
+    }
+}
+
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx2,fma,f16c")]
+fn round_avx2(values: &[f32; BLOCK], codes: &mut [[i16; 2]; PAIRS]) -> (f32, [f32; 2]) {
+    round_body(values, codes)
+}
+
+#[inline(always)]
+fn round_body(values: &[f32; BLOCK], codes: &mut [[i16; 2]; PAIRS]) -> (f32, [f32; 2]) {
+    let mut greatest = [0.0f32; 8];
+    for eight in values.chunks_exact(8) {
+        for (greatest, value) in greatest.iter_mut().zip(eight) {
+            *greatest = greatest.max(value.abs());
+        }
+    }
+    let greatest = greatest.into_iter().fold(0.0, f32::max);
+    let scale = greatest / GREATEST;
+    let inverse = if scale > 0.0 { GREATEST / greatest } else { 0.0 };
+    let mut whole = [0i32; BLOCK];
+    for (whole, value) in whole.iter_mut().zip(values) {
+        *whole = (value * inverse).round_ties_even() as i32;
+    }
+    let mut sums = [0i32; 2];
+    for (sum, half) in sums.iter_mut().zip(whole.chunks_exact(BLOCK / 2)) {
+        *sum = half.iter().sum();
+    }
+    for (pair, whole) in codes.iter_mut().zip(whole.chunks_exact(2)) {
+        *pair = [whole[0] as i16, whole[1] as i16];
+    }
+    (scale, sums.map(|sum| sum as f32 * scale))
+}

@@ -1,0 +1,192 @@
+use proptest::prelude::*;
+
+use super::super::isa::Isa;
+use super::super::matrix::tests::random_bytes;
+use super::super::matrix::{LANES, Matrix};
+use super::{Activations, Kind, panel};
+use crate::gguf::TensorType;
+
+const TYPES: [TensorType; 13] = [
+    TensorType::F32,
+    TensorType::F16,
+    TensorType::BF16,
+    TensorType::Q4_0,
+    TensorType::Q4_1,
+    TensorType::Q5_0,
+    TensorType::Q5_1,
+    TensorType::Q8_0,
+    TensorType::Q2_K,
+    TensorType::Q3_K,
+    TensorType::Q4_K,
+    TensorType::Q5_K,
+    TensorType::Q6_K,
+];
+
+/// Activations as they occur: most near 0, a few far out, in one row per call.
+fn random_rows(rows: usize, columns: usize, seed: u64) -> Vec<Vec<f32>> {
+    let mut state = seed | 1;
+    let mut next = move || {
+        state = state.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
+        (state >> 40) as f32 / (1 << 23) as f32 - 1.0
+    };
+    (0..rows)
+        .map(|_| (0..columns).map(|_| next() / (1.001 - next().abs())).collect())
+        .collect()
+}
+
+/// All outputs, `[row][output]`, of rows that decode.
+fn product(isa: Isa, matrix: &Matrix, rows: &[Vec<f32>]) -> Vec<Vec<f32>> {
+    mixed_product(isa, matrix, rows, rows.len())
+}
+
+/// All outputs of rows of which those from `prompts` on are of prompts.
+fn mixed_product(
+    isa: Isa,
+    matrix: &Matrix,
+    rows: &[Vec<f32>],
+    prompts: usize,
+) -> Vec<Vec<f32>> {
+    let mut activations = Activations::new(isa);
+    activations.reset(rows.len(), prompts, matrix.columns(), Kind::of([matrix]));
+    let writer = activations.writer();
+    for (index, row) in rows.iter().enumerate() {
+        // SAFETY: one thread.
+        unsafe { writer.write(index, row) };
+    }
+    let mut outputs = vec![Vec::new(); rows.len()];
+    for index in 0..matrix.panels() {
+        let mut out = vec![[f32::NAN; LANES]; rows.len()];
+        panel(isa, matrix, index, &activations, &mut out);
+        for (outputs, lanes) in outputs.iter_mut().zip(out) {
+            outputs.extend(lanes);
+        }
+    }
+    for outputs in &mut outputs {
+        outputs.truncate(matrix.rows());
+    }
+    outputs
+}
+
+fn matrix(kind: TensorType, rows: usize, columns: usize, seed: u64) -> Matrix {
+    let bytes = random_bytes(kind, rows * columns, seed);
+    Matrix::pack(kind, rows, columns, &bytes)
+        .expect("there is memory")
+        .expect("the type has a format")
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(96))]
+
+    #[test]
+    fn every_instruction_set_gives_the_scalar_bits(
+        kind in prop::sample::select(&TYPES[..]),
+        outputs in 1..40usize,
+        blocks in 1..12usize,
+        rows in 1..29usize,
+        seed: u64,
+    ) {
+        let columns = (blocks * 32).next_multiple_of(kind.block_size());
+        let matrix = matrix(kind, outputs, columns, seed);
+        let rows = random_rows(rows, columns, seed);
+        let (reference, others) = Isa::all().split_first().map(|(&a, b)| (a, b.to_vec())).unwrap();
+        let expected = product(reference, &matrix, &rows);
+        for isa in others {
+            prop_assert_eq!(&product(isa, &matrix, &rows), &expected, "{}", isa);
+        }
+    }
+
+    #[test]
+    fn a_row_does_not_depend_on_its_company(
+        kind in prop::sample::select(&TYPES[..]),
+        rows in 2..40usize,
+        seed: u64,
+    ) {
+        let matrix = matrix(kind, 16, 256, seed);
+        let rows = random_rows(rows, 256, seed);
+        for isa in Isa::all() {
+            let together = product(isa, &matrix, &rows);
+            for (row, expected) in rows.iter().zip(&together) {
+                let alone = product(isa, &matrix, std::slice::from_ref(row));
+                prop_assert_eq!(&alone[0], expected);
+            }
+        }
+    }
+
+    #[test]
+    fn products_are_what_a_plain_sum_gives(
+        kind in prop::sample::select(&TYPES[..]),
+        outputs in 1..40usize,
+        blocks in 1..20usize,
+        rows in 1..8usize,
+        seed: u64,
+    ) {
+        // Weights that are no codes may have any width.
+        let columns = match kind.block_size() {
+            1 => blocks * 32 - seed as usize % 32,
+            block => (blocks * 32).next_multiple_of(block),
+        };
+        let matrix = matrix(kind, outputs, columns, seed);
+        let rows = random_rows(rows, columns, seed);
+        let found = product(Isa::best(), &matrix, &rows);
+        let mut weights = vec![0.0; columns];
+        for output in 0..outputs {
+            matrix.row(output, &mut weights);
+            for (row, found) in rows.iter().zip(&found) {
+                let terms = || weights.iter().zip(row).map(|(&w, &x)| f64::from(w) * f64::from(x));
+                let (expected, size) = (terms().sum::<f64>(), terms().map(f64::abs).sum::<f64>());
+                let error = (f64::from(found[output]) - expected).abs();
+                // A code is off by half a step, and a step is 1/32,767 of the
+                // greatest of 32 activations.
+                let greatest = row.iter().fold(0.0f32, |a, b| a.max(b.abs()));
+                let heaviest = weights.iter().map(|w| f64::from(w.abs())).sum::<f64>();
+                let allowed = 2e-6 * size + f64::from(greatest) / 32767.0 * heaviest * 0.51;
+                prop_assert!(error <= allowed, "{} {} {}", found[output], expected, allowed);
+            }
+        }
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(64))]
+
+    /// Only AMX makes a difference between rows: it rounds those of prompts, and
+    /// the weights for them, to 8 bits, so each product is off by 2⁻⁸ at most.
+    #[test]
+    fn rows_of_prompts_are_close_and_leave_the_others_alone(
+        kind in prop::sample::select(&TYPES[..]),
+        outputs in 1..40usize,
+        blocks in 1..12usize,
+        before in 0..20usize,
+        prompts in 0..150usize,
+        seed: u64,
+    ) {
+        let columns = (blocks * 32).next_multiple_of(kind.block_size());
+        let matrix = matrix(kind, outputs, columns, seed);
+        let rows = random_rows(before + prompts, columns, seed);
+        for isa in Isa::all() {
+            let found = mixed_product(isa, &matrix, &rows, before);
+            prop_assert_eq!(&found[..before], &product(isa, &matrix, &rows[..before])[..]);
+            let mut weights = vec![0.0; columns];
+            for output in 0..outputs {
+                matrix.row(output, &mut weights);
+                for (row, found) in rows.iter().zip(&found).skip(before) {
+                    let terms = || weights.iter().zip(row).map(|(&w, &x)| f64::from(w) * f64::from(x));
+                    let (expected, size) = (terms().sum::<f64>(), terms().map(f64::abs).sum::<f64>());
+                    let error = (f64::from(found[output]) - expected).abs();
+                    prop_assert!(error <= size / 250.0, "{isa} {kind}: {error} of {size}");
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn rows_of_zeros_give_zeros() {
+    for kind in TYPES {
+        let matrix = matrix(kind, 20, 256, 7);
+        for isa in Isa::all() {
+            let found = product(isa, &matrix, &[vec![0.0; 256]]);
+            assert_eq!(found[0], vec![0.0; 20], "{kind} {isa}");
+        }
+    }
+}
