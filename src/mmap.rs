@@ -37,7 +37,10 @@ impl Map {
         {
             // Whole pages only: the neighbours' stay.
             const PAGE: usize = 4096;
-            let (first, last) = (start.next_multiple_of(PAGE), (start + bytes.len()) / PAGE * PAGE);
+            let (first, last) = (
+                start.next_multiple_of(PAGE),
+                (start + bytes.len()) / PAGE * PAGE,
+            );
             if first < last {
                 // SAFETY: pages of a read-only mapping of a file come back
                 // from the file, the same as they were.

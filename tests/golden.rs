@@ -1,15 +1,13 @@
-//! The executor against an independent engine, on real models: log-probabilities
+//! The executors against an independent engine, on real models: log-probabilities
 //! along the reference's own greedy continuations.
 
-use candle_core::Device;
-use incant::exec::device::DeviceExecutor;
 use incant::exec::{Chunk, Executor, Wanted};
 use incant::gguf::Gguf;
-use incant::model::arch;
 use incant::text::Tokenizer;
 use serde_json::Value;
 
 use crate::support;
+use crate::support::subjects::{self, Subject};
 
 #[test]
 fn gemma3_agrees_with_the_reference() {
@@ -34,21 +32,30 @@ fn agrees(model: &str) {
         return;
     };
     let gguf = Gguf::open(&support::model(model)).expect("the model opens");
-    let spec = arch::read(&gguf).expect("the architecture is supported");
-    let mut executor = DeviceExecutor::load(&gguf, &spec, &Device::Cpu).expect("the model loads");
-
     let tokenizer = Tokenizer::from_gguf(&gguf).expect("the tokenizer loads");
+    for subject in subjects::both() {
+        subject_agrees(subject, model, &gguf, &tokenizer, &golden);
+    }
+}
 
+fn subject_agrees(
+    subject: &Subject,
+    model: &str,
+    gguf: &Gguf,
+    tokenizer: &Tokenizer,
+    golden: &Value,
+) {
+    let mut executor = subject.load(gguf);
     let (mut positions, mut agreed, mut difference) = (0, 0, 0.0);
     let texts = ["greedy", "long"].map(|kind| golden[kind].as_array().expect("a list"));
     for text in texts.into_iter().flatten() {
         let prompt = ids(&text["prompt_ids"]);
-        let steps = aligned(text, &tokenizer);
+        let steps = aligned(text, tokenizer);
         let chosen: Vec<u32> = steps.iter().map(|step| id(&step["id"])).collect();
         if chosen.is_empty() {
             continue;
         }
-        for (row, step) in score(&mut executor, &prompt, &chosen).iter().zip(steps) {
+        for (row, step) in score(executor.as_mut(), &prompt, &chosen).iter().zip(steps) {
             let expected = step["logprob"].as_f64().expect("a number");
             let logprob = log_softmax(row, id(&step["id"]));
             positions += 1;
@@ -58,10 +65,20 @@ fn agrees(model: &str) {
     }
     let share = f64::from(agreed as u32) / f64::from(positions as u32);
     let mean = difference / f64::from(positions as u32);
-    eprintln!("{model}: {positions} positions, first choice {share:.4}, mean difference {mean:.4}");
-    assert!(positions > 100, "the reference holds {positions} positions");
-    assert!(share >= 0.97, "the first choice agrees at {share:.4}");
-    assert!(mean <= 0.05, "log-probabilities differ by {mean:.4}");
+    let what = format!("{model}, {subject}");
+    eprintln!("{what}: {positions} positions, first choice {share:.4}, mean difference {mean:.4}");
+    assert!(
+        positions > 100,
+        "{what}: the reference holds {positions} positions"
+    );
+    assert!(
+        share >= 0.97,
+        "{what}: the first choice agrees at {share:.4}"
+    );
+    assert!(
+        mean <= 0.05,
+        "{what}: log-probabilities differ by {mean:.4}"
+    );
 }
 
 /// The steps up to the first one that the reference left out: it reports none
@@ -77,7 +94,7 @@ fn aligned<'a>(text: &'a Value, tokenizer: &Tokenizer) -> &'a [Value] {
 }
 
 /// The rows of logits that predict each of `chosen` after `prompt`.
-fn score(executor: &mut DeviceExecutor, prompt: &[u32], chosen: &[u32]) -> Vec<Vec<f32>> {
+fn score(executor: &mut dyn Executor, prompt: &[u32], chosen: &[u32]) -> Vec<Vec<f32>> {
     let sequence = executor.begin(&[]).expect("a sequence begins");
     let (last, before) = prompt.split_last().expect("a prompt has tokens");
     for tokens in before.chunks(512) {

@@ -7,12 +7,13 @@ use std::sync::{Arc, LazyLock, PoisonError, RwLock, RwLockReadGuard, RwLockWrite
 use std::time::Duration;
 
 use incant::engine::EngineOptions;
-use incant::exec::device::{DeviceChoice, open_device};
 use incant::runtime::{LoadOptions, Model, Runtime};
 use incant::server::{ServeOptions, serve};
 use serde_json::{Value, json};
 use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
+
+use crate::support::subjects;
 
 /// The model all server tests share: a base model without a chat template.
 pub(crate) const MODEL: &str = "gemma-3-270m";
@@ -47,7 +48,7 @@ pub(crate) fn completion_body(more: &Value) -> Value {
 pub(crate) fn runtime() -> Arc<Runtime> {
     static RUNTIME: LazyLock<Arc<Runtime>> = LazyLock::new(|| {
         let options = LoadOptions {
-            device: open_device(Some(DeviceChoice::Cpu)).expect("there is always a CPU"),
+            backend: subjects::native().backend.clone(),
             engine: EngineOptions::default(),
             // Short enough to be exceeded cheaply.
             context: Some(4096),

@@ -122,7 +122,8 @@ impl fmt::Display for Backend {
 fn open(choice: DeviceChoice, threads: Option<usize>) -> Result<Backend, ExecError> {
     Ok(match choice {
         DeviceChoice::Cpu => Backend::Native {
-            isa: Isa::from_env().map_err(|error| ExecError::Device(format!("INCANT_ISA: {error}")))?,
+            isa: Isa::from_env()
+                .map_err(|error| ExecError::Device(format!("INCANT_ISA: {error}")))?,
             pool: Arc::new(
                 Pool::new(threads_to_use(threads))
                     .map_err(|error| ExecError::Device(format!("no threads: {error}")))?,

@@ -16,6 +16,6 @@ pub mod product;
 pub mod roofline;
 
 pub use isa::{Isa, IsaError, Tier};
-pub use memory::Pages;
 pub use matrix::{Format, LANES, Matrix, Packing};
+pub use memory::Pages;
 pub use product::{Activations, Kind};

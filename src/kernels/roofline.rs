@@ -95,7 +95,9 @@ fn multiply_add_avx2(rounds: usize) -> u64 {
 #[target_feature(enable = "avx2")]
 fn opaque(mut a: std::arch::x86_64::__m256i) -> std::arch::x86_64::__m256i {
     // SAFETY: no instructions at all.
-    unsafe { std::arch::asm!("/* {0} */", inout(ymm_reg) a, options(nomem, nostack, pure, preserves_flags)) };
+    unsafe {
+        std::arch::asm!("/* {0} */", inout(ymm_reg) a, options(nomem, nostack, preserves_flags))
+    };
     a
 }
 

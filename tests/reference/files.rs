@@ -2,19 +2,19 @@
 
 use std::collections::BTreeMap;
 
-use candle_core::Device;
 use incant::engine::EngineOptions;
 use incant::runtime::{LoadOptions, Model};
 use incant::text::Special;
 use tempfile::NamedTempFile;
 
 use crate::build::{Builder, Item};
+use crate::support::subjects::{self, Subject};
 
 use super::tiny::{self, Tiny, VOCAB, Weight};
 
-fn load(file: &NamedTempFile) -> Result<Model, String> {
+fn load(subject: &Subject, file: &NamedTempFile) -> Result<Model, String> {
     let options = LoadOptions {
-        device: Device::Cpu,
+        backend: subject.backend.clone(),
         engine: EngineOptions::default(),
         context: None,
         profiles: BTreeMap::new(),
@@ -24,15 +24,24 @@ fn load(file: &NamedTempFile) -> Result<Model, String> {
     Model::load("tiny", file.path(), &options).map_err(|error| error.to_string())
 }
 
-/// Why a file is refused, without its path, which must come first.
+/// Why each executor refuses a file, without its path, which must come first.
 fn refusal(builder: &Builder) -> String {
     let file = tiny::written(builder);
-    let line = load(&file).map(|_| ()).expect_err("is refused");
     let path = format!("{}: ", file.path().display());
-    assert!(!line.contains('\n'), "{line:?}");
-    let cause = line.strip_prefix(&path).unwrap_or_else(|| panic!("{line}"));
-    assert!(!cause.contains(&path), "the path comes twice: {line}");
-    cause.to_owned()
+    let mut causes = subjects::both().map(|subject| {
+        let line = load(subject, &file).map(|_| ()).expect_err("is refused");
+        assert!(!line.contains('\n'), "{subject}: {line:?}");
+        let cause = line.strip_prefix(&path);
+        let cause = cause.unwrap_or_else(|| panic!("{subject}: {line}"));
+        assert!(
+            !cause.contains(&path),
+            "{subject}: the path comes twice: {line}"
+        );
+        cause.to_owned()
+    });
+    let cause = causes.next().expect("there are executors");
+    assert!(causes.all(|other| other == cause), "{cause}");
+    cause
 }
 
 /// The refusal of `model` after a change to its tensors.
@@ -51,12 +60,14 @@ fn with(model: &Tiny, key: &str, item: Item<'_>) -> String {
 fn a_tiny_model_is_a_whole_model() {
     for model in [Tiny::llama(), Tiny::qwen2(), Tiny::gemma3()] {
         let file = model.written(&model.tensors());
-        let loaded = load(&file).expect("loads");
-        assert_eq!(loaded.spec().architecture, model.architecture);
-        assert_eq!(loaded.spec().vocab, VOCAB);
-        assert_eq!(loaded.context(), 4096);
-        let ids = loaded.tokenizer().encode("Héllo, 1", Special::Plain);
-        assert_eq!(loaded.tokenizer().decode(&ids, false), "Héllo, 1");
+        for subject in subjects::both() {
+            let loaded = load(subject, &file).expect("loads");
+            assert_eq!(loaded.spec().architecture, model.architecture);
+            assert_eq!(loaded.spec().vocab, VOCAB);
+            assert_eq!(loaded.context(), 4096);
+            let ids = loaded.tokenizer().encode("Héllo, 1", Special::Plain);
+            assert_eq!(loaded.tokenizer().decode(&ids, false), "Héllo, 1");
+        }
     }
 }
 
@@ -327,7 +338,7 @@ fn a_rope_factor_is_linear_under_either_name() {
         for (key, item) in entries {
             file = file.with(&format!("llama.rope.{key}"), item.clone());
         }
-        let loaded = load(&tiny::written(&file)).expect("loads");
+        let loaded = load(subjects::native(), &tiny::written(&file)).expect("loads");
         loaded.spec().ropes[0].scale
     };
     assert_eq!(scale(&[]), 1.0);

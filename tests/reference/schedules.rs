@@ -4,17 +4,19 @@ use incant::exec::Wanted;
 
 use super::tiny::{self, Tiny};
 use super::watched::Watched;
+use crate::support::subjects::{self, Subject};
 
-/// One model of each architecture.
-fn models() -> [Tiny; 3] {
-    [Tiny::llama(), Tiny::qwen2(), Tiny::gemma3()]
+/// One model of each architecture, on both executors.
+fn cases() -> impl Iterator<Item = (&'static Subject, Tiny)> {
+    let models = [Tiny::llama(), Tiny::qwen2(), Tiny::gemma3()];
+    subjects::both().flat_map(move |subject| models.clone().map(|model| (subject, model)))
 }
 
 #[test]
 fn chunks_of_any_size_are_the_whole() {
-    for model in models() {
+    for (subject, model) in cases() {
         let tokens = tiny::tokens(1, 80);
-        let mut watched = Watched::new(&model);
+        let mut watched = Watched::new(&model, subject);
         for size in [1, 3, 7, 64, 80] {
             let sequence = watched.begin(None);
             for chunk in tokens.chunks(size) {
@@ -27,8 +29,8 @@ fn chunks_of_any_size_are_the_whole() {
 
 #[test]
 fn sequences_in_one_batch_do_not_meet() {
-    for model in models() {
-        let mut watched = Watched::new(&model);
+    for (subject, model) in cases() {
+        let mut watched = Watched::new(&model, subject);
         let texts = [1, 2, 3, 4].map(|seed| tiny::tokens(seed, 40));
         let [a, b, c, d] = [(); 4].map(|()| watched.begin(None));
         let [x, y, z, w] = &texts;
@@ -61,10 +63,10 @@ fn sequences_in_one_batch_do_not_meet() {
 
 #[test]
 fn a_shared_segment_is_what_each_would_compute() {
-    for model in models() {
+    for (subject, model) in cases() {
         // Shorter than a window, as long, one longer, and much longer.
         for length in [1, 3, 4, 5, 6, 30, 64] {
-            let mut watched = Watched::new(&model);
+            let mut watched = Watched::new(&model, subject);
             let text = tiny::tokens(5, length);
             let segment = watched.segment(None, &text, 7);
             let [a, b] = [(); 2].map(|()| watched.begin(Some(segment)));
@@ -81,9 +83,9 @@ fn a_shared_segment_is_what_each_would_compute() {
 
 #[test]
 fn a_chain_of_segments_is_what_each_would_compute() {
-    for model in models() {
+    for (subject, model) in cases() {
         for (first, second) in [(6, 2), (2, 6), (1, 1), (20, 1), (3, 9)] {
-            let mut watched = Watched::new(&model);
+            let mut watched = Watched::new(&model, subject);
             let outer = watched.segment(None, &tiny::tokens(1, first), 4);
             let inner = watched.segment(Some(outer), &tiny::tokens(2, second), 4);
             let other = watched.segment(Some(outer), &tiny::tokens(3, second + 1), 4);
@@ -107,9 +109,9 @@ fn a_chain_of_segments_is_what_each_would_compute() {
 
 #[test]
 fn a_segment_read_back_is_the_segment() {
-    for model in models() {
+    for (subject, model) in cases() {
         for length in [1, 4, 30] {
-            let mut watched = Watched::new(&model);
+            let mut watched = Watched::new(&model, subject);
             let computed = watched.segment(None, &tiny::tokens(5, length), 30);
             let read = watched.restore(computed);
             watched.release(computed);
@@ -125,31 +127,35 @@ fn a_segment_read_back_is_the_segment() {
 
 #[test]
 fn a_released_segment_stays_with_those_on_it() {
-    let mut watched = Watched::new(&Tiny::gemma3());
-    let outer = watched.segment(None, &tiny::tokens(1, 9), 9);
-    let inner = watched.segment(Some(outer), &tiny::tokens(2, 3), 3);
-    let sequence = watched.begin(Some(inner));
-    watched.release(inner);
-    watched.release(outer);
-    let text = tiny::tokens(3, 10);
-    watched.feed(sequence, &text[..1]);
-    watched.feed(sequence, &text[1..]);
-    watched.finish("released");
+    for subject in subjects::both() {
+        let mut watched = Watched::new(&Tiny::gemma3(), subject);
+        let outer = watched.segment(None, &tiny::tokens(1, 9), 9);
+        let inner = watched.segment(Some(outer), &tiny::tokens(2, 3), 3);
+        let sequence = watched.begin(Some(inner));
+        watched.release(inner);
+        watched.release(outer);
+        let text = tiny::tokens(3, 10);
+        watched.feed(sequence, &text[..1]);
+        watched.feed(sequence, &text[1..]);
+        watched.finish("released");
+    }
 }
 
 #[test]
 fn a_window_of_one_needs_no_kv() {
-    let model = Tiny {
-        window: 1,
-        ..Tiny::gemma3()
-    };
-    let mut watched = Watched::new(&model);
-    let computed = watched.segment(None, &tiny::tokens(1, 9), 4);
-    let read = watched.restore(computed);
-    let sequences = [computed, read].map(|segment| watched.begin(Some(segment)));
-    for text in tiny::tokens(2, 6).chunks(2) {
-        let batch = sequences.map(|sequence| (sequence, text, Wanted::All));
-        watched.step(&batch);
+    for subject in subjects::both() {
+        let model = Tiny {
+            window: 1,
+            ..Tiny::gemma3()
+        };
+        let mut watched = Watched::new(&model, subject);
+        let computed = watched.segment(None, &tiny::tokens(1, 9), 4);
+        let read = watched.restore(computed);
+        let sequences = [computed, read].map(|segment| watched.begin(Some(segment)));
+        for text in tiny::tokens(2, 6).chunks(2) {
+            let batch = sequences.map(|sequence| (sequence, text, Wanted::All));
+            watched.step(&batch);
+        }
+        watched.finish("a window of one");
     }
-    watched.finish("a window of one");
 }

@@ -7,7 +7,8 @@ use candle_core::{Device, Tensor};
 use candle_transformers::models::{quantized_llama, quantized_qwen2};
 
 use super::tiny::{self, Tiny};
-use super::{TOLERANCE, at_once, executor, row_distance};
+use super::{at_once, executor, row_distance};
+use crate::support::subjects;
 
 /// Takes tokens and the position of the first one; gives the last one's logits.
 type Forward = Box<dyn FnMut(&Tensor, usize) -> candle_core::Result<Tensor>>;
@@ -39,18 +40,22 @@ fn candles_own_models_agree() {
             }
         };
         let tokens = tiny::tokens(4, 40);
-        let mut executor = executor(&model, &tensors);
-        let found = at_once(&mut executor, &tokens);
+        let run = |subject| at_once(executor(&model, &tensors, subject).as_mut(), &tokens);
+        let found: Vec<_> = subjects::both()
+            .map(|subject| (subject, run(subject)))
+            .collect();
         // A token at a time: it gives no other logits than the last one's.
-        for (position, (&token, found)) in tokens.iter().zip(&found).enumerate() {
+        for (position, &token) in tokens.iter().enumerate() {
             let token = Tensor::new(&[[token]], &Device::Cpu).expect("a tensor");
             let logits = forward(&token, position)
                 .and_then(|logits| logits.flatten_all()?.to_vec1::<f32>())
                 .expect("candle runs it");
             let logits: Vec<f64> = logits.into_iter().map(f64::from).collect();
-            let error = row_distance(found, &logits);
-            let name = model.architecture;
-            assert!(error <= TOLERANCE, "{name}, token {position}: {error:.2e}");
+            for (subject, found) in &found {
+                let error = row_distance(&found[position], &logits);
+                let what = format!("{subject}, {}, token {position}", model.architecture);
+                assert!(error <= subject.tolerance, "{what}: {error:.2e}");
+            }
         }
     }
 }

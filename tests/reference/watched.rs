@@ -2,19 +2,20 @@
 
 use std::collections::BTreeMap;
 
-use incant::exec::device::DeviceExecutor;
 use incant::exec::{Chunk, Executor, SegmentId, SequenceId, Wanted};
 use safetensors::SafeTensors;
 use safetensors::tensor::TensorView;
 
 use super::plain::Plain;
 use super::tiny::Tiny;
-use super::{TOLERANCE, Twice, row_distance};
+use super::{Twice, row_distance};
+use crate::support::subjects::Subject;
 
 /// An executor, and what it has been told and has answered so far.
 pub(crate) struct Watched {
     plain: Plain,
-    pub(crate) executor: DeviceExecutor,
+    pub(crate) executor: Box<dyn Executor>,
+    subject: &'static Subject,
     sequences: BTreeMap<SequenceId, Course>,
     segments: BTreeMap<SegmentId, Stretch>,
     /// The position after each segment there ever was.
@@ -41,15 +42,20 @@ struct Stretch {
 }
 
 impl Watched {
-    pub(crate) fn new(model: &Tiny) -> Watched {
-        let Twice { plain, executor } = Twice::new(model);
-        Watched::of(plain, executor)
+    pub(crate) fn new(model: &Tiny, subject: &'static Subject) -> Watched {
+        let Twice { plain, executor } = Twice::new(model, subject);
+        Watched::of(plain, executor, subject)
     }
 
-    pub(crate) fn of(plain: Plain, executor: DeviceExecutor) -> Watched {
+    pub(crate) fn of(
+        plain: Plain,
+        executor: Box<dyn Executor>,
+        subject: &'static Subject,
+    ) -> Watched {
         Watched {
             plain,
             executor,
+            subject,
             sequences: BTreeMap::new(),
             segments: BTreeMap::new(),
             ends: BTreeMap::new(),
@@ -211,8 +217,10 @@ impl Watched {
 
     /// Compares what is left, and fails where anything differed.
     pub(crate) fn finish(self, what: &str) {
+        let subject = self.subject;
         let (compared, error) = self.result();
-        assert!(compared > 0, "{what}: no logits were compared");
-        assert!(error <= TOLERANCE, "{what}: {error:.2e}");
+        eprintln!("{subject}, {what}: {error:.1e}");
+        assert!(compared > 0, "{subject}, {what}: no logits were compared");
+        assert!(error <= subject.tolerance, "{subject}, {what}: {error:.2e}");
     }
 }

@@ -3,10 +3,12 @@
 use candle_core::quantized::GgmlDType;
 use incant::exec::Executor;
 
+use super::plain::Plain;
 use super::tiny::{self, Tiny};
-use super::{TOLERANCE, Twice, at_once, distance, forward};
+use super::{at_once, distance, executor, forward};
+use crate::support::subjects;
 
-const TYPES: [GgmlDType; 13] = [
+pub(super) const TYPES: [GgmlDType; 13] = [
     GgmlDType::F32,
     GgmlDType::F16,
     GgmlDType::BF16,
@@ -40,18 +42,24 @@ fn no_type_loses_more_than_its_file_has() {
     let tokens = tiny::tokens(9, 24);
     for model in TYPES.into_iter().flat_map(both) {
         let kind = model.weights;
-        let Twice {
-            plain,
-            mut executor,
-        } = Twice::new(&model);
-        let expected = plain.logits(&tokens);
-        for found in [
-            at_once(&mut executor, &tokens),
-            one_by_one(&mut executor, &tokens),
-        ] {
-            let error = distance(&found, &expected);
-            eprintln!("{kind:?}: {error:.1e}");
-            assert!(error <= TOLERANCE, "{kind:?}: {error:.2e}");
+        let tensors = model.tensors();
+        let plain = Plain::new(&model, &tensors);
+        for subject in subjects::all() {
+            let plain = Plain {
+                kept: subject.kept,
+                ..plain.clone()
+            };
+            let expected = plain.logits(&tokens);
+            let mut executor = executor(&model, &tensors, subject);
+            let executor = executor.as_mut();
+            for found in [at_once(executor, &tokens), one_by_one(executor, &tokens)] {
+                let error = distance(&found, &expected);
+                eprintln!("{subject}, {kind:?}: {error:.1e}");
+                assert!(
+                    error <= subject.tolerance,
+                    "{subject}, {kind:?}: {error:.2e}"
+                );
+            }
         }
     }
 }

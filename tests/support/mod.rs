@@ -1,6 +1,7 @@
 //! What tests share: real models, reference data, a Python to run clients in.
 
 pub(crate) mod hub;
+pub(crate) mod subjects;
 
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};

@@ -224,7 +224,12 @@ impl<'a> Cost<'a> {
     /// Those of attention for a token that sees `depth` others.
     fn attention(&self, depth: usize) -> usize {
         let seen = |window: Option<usize>| window.map_or(depth, |window| depth.min(window));
-        let seen: usize = self.spec.layers.iter().map(|layer| seen(layer.window)).sum();
+        let seen: usize = self
+            .spec
+            .layers
+            .iter()
+            .map(|layer| seen(layer.window))
+            .sum();
         2 * seen * self.spec.heads * self.spec.head_dim
     }
 
@@ -237,7 +242,12 @@ impl<'a> Cost<'a> {
 
     /// Tokens per second of `batch` sequences that share a context of `depth`
     /// tokens, and what bounds it.
-    pub(super) fn decode(&self, batch: usize, depth: usize, limits: &Limits) -> (f64, &'static str) {
+    pub(super) fn decode(
+        &self,
+        batch: usize,
+        depth: usize,
+        limits: &Limits,
+    ) -> (f64, &'static str) {
         let macs = batch * (self.layers() + self.head() + self.attention(depth));
         // In f16, and once for all.
         let context = self.spec.kv_bytes(depth, 2);

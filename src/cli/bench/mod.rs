@@ -31,14 +31,29 @@ pub(crate) struct Args {
     #[arg(long, value_name = "N")]
     threads: Option<NonZeroUsize>,
     /// Lengths of prompts, in tokens
-    #[arg(long, value_name = "TOKENS", value_delimiter = ',', default_value = "128,512,1200")]
+    #[arg(
+        long,
+        value_name = "TOKENS",
+        value_delimiter = ',',
+        default_value = "128,512,1200"
+    )]
     prefill: Vec<usize>,
     /// Numbers of sequences that decode together
-    #[arg(long, value_name = "N", value_delimiter = ',', default_value = "1,2,4,8,16")]
+    #[arg(
+        long,
+        value_name = "N",
+        value_delimiter = ',',
+        default_value = "1,2,4,8,16"
+    )]
     batch: Vec<usize>,
     /// Lengths of the context that decoding goes on from, in tokens; the
     /// sequences of a batch share it
-    #[arg(long, value_name = "TOKENS", value_delimiter = ',', default_value = "0,1200")]
+    #[arg(
+        long,
+        value_name = "TOKENS",
+        value_delimiter = ',',
+        default_value = "0,1200"
+    )]
     depth: Vec<usize>,
     /// Take the median of so many measurements
     #[arg(long, value_name = "N", default_value = "3")]
@@ -158,12 +173,7 @@ impl Args {
 }
 
 impl Row {
-    fn new(
-        kind: &'static str,
-        measured: &Measured,
-        cost: &Cost,
-        limits: Option<&Limits>,
-    ) -> Row {
+    fn new(kind: &'static str, measured: &Measured, cost: &Cost, limits: Option<&Limits>) -> Row {
         let &Measured {
             batch,
             depth,
@@ -207,7 +217,14 @@ impl Report {
             );
         }
         text.push('\n');
-        let head = ["work", "sequences", "after", "tokens/s", "of the bound", "bound by"];
+        let head = [
+            "work",
+            "sequences",
+            "after",
+            "tokens/s",
+            "of the bound",
+            "bound by",
+        ];
         let mut rows = vec![head.map(str::to_owned).to_vec()];
         for row in &self.results {
             let work = match row.kind {

@@ -7,8 +7,8 @@ use candle_core::{Device, Result, Tensor};
 use super::attention::Attention;
 use super::cache::Sequence;
 use super::linear::{Linear, vector};
-use super::plan::Plan;
 use super::ops;
+use super::plan::Plan;
 use crate::exec::{ExecError, Footprint, SequenceId};
 use crate::model::{DecoderSpec, Part, Weights};
 

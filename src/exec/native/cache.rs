@@ -43,7 +43,9 @@ impl Layout {
     /// What attention reads of one head.
     pub(super) fn head<'a>(self, head: usize, keys: &'a [u16], values: &'a [u16]) -> Stretch<'a> {
         Stretch {
-            keys: keys.get(head * key_block_len(self.head_dim)..).unwrap_or(&[]),
+            keys: keys
+                .get(head * key_block_len(self.head_dim)..)
+                .unwrap_or(&[]),
             values: values
                 .get(head * value_block_len(self.head_dim)..)
                 .unwrap_or(&[]),

@@ -142,7 +142,12 @@ impl NativeExecutor {
         };
         let slots = match split {
             Split::Rows(_) => 1,
-            Split::Pieces => plan.views.values().map(|view| view.slots).max().unwrap_or(0),
+            Split::Pieces => plan
+                .views
+                .values()
+                .map(|view| view.slots)
+                .max()
+                .unwrap_or(0),
         };
         let buffers = &mut self.buffers;
         buffers.grow(spec, rows, slots);
@@ -183,13 +188,18 @@ impl NativeExecutor {
             projections.chain([&layer.gate, &layer.up]).collect()
         });
         let prompts = plan.prompts;
-        buffers.normed.reset(rows, prompts, spec.hidden, takes_normed);
+        buffers
+            .normed
+            .reset(rows, prompts, spec.hidden, takes_normed);
         buffers
             .attended
             .reset(rows, prompts, heads, kind(|layer| vec![&layer.output]));
-        buffers
-            .inner
-            .reset(rows, prompts, spec.feed_forward, kind(|layer| vec![&layer.down]));
+        buffers.inner.reset(
+            rows,
+            prompts,
+            spec.feed_forward,
+            kind(|layer| vec![&layer.down]),
+        );
         let normed = buffers.normed.writer();
         let attended = buffers.attended.writer();
         let inner = buffers.inner.writer();
@@ -523,7 +533,14 @@ impl<'a> Pass<'a> {
                 sums: &mut scratch.sums[..queries],
                 values: &mut scratch.values[..queries * self.spec.head_dim],
             };
-            self.attend(piece, layer, head, rows.clone(), &scratch.visible, &mut part);
+            self.attend(
+                piece,
+                layer,
+                head,
+                rows.clone(),
+                &scratch.visible,
+                &mut part,
+            );
             merge(self.isa, &mut self.partials(0, head, rows), &part);
         }
     }
@@ -590,7 +607,14 @@ impl<'a> Pass<'a> {
             };
             (queries, self.layout.head(head, keys, values))
         };
-        attend(self.isa, &stretch, piece.keys.clone(), queries, visible, out);
+        attend(
+            self.isa,
+            &stretch,
+            piece.keys.clone(),
+            queries,
+            visible,
+            out,
+        );
     }
 
     /// Merges each row's partial results and rounds what they give.

@@ -89,7 +89,9 @@ pub(super) struct Piece {
 impl View {
     /// The keys that a row at `position` sees of a piece, counted from its base.
     pub(super) fn visible(&self, piece: &Piece, position: usize) -> Range<u32> {
-        let first = self.window.map_or(0, |window| (position + 1).saturating_sub(window));
+        let first = self
+            .window
+            .map_or(0, |window| (position + 1).saturating_sub(window));
         let within = |at: usize| {
             let at = at.saturating_sub(piece.base);
             at.clamp(piece.keys.start, piece.keys.end) as u32
@@ -255,7 +257,11 @@ impl Plan {
                 next += 1;
                 continue;
             };
-            let same = |run: &usize| chains[*run].get(depth).is_some_and(|(other, _)| other == id);
+            let same = |run: &usize| {
+                chains[*run]
+                    .get(depth)
+                    .is_some_and(|(other, _)| other == id)
+            };
             let end = (next..runs.end).find(|run| !same(run)).unwrap_or(runs.end);
             let rows = self.runs[next].rows.start..self.runs[end - 1].rows.end;
             let base = segment.end() - held(segment.len, view.window);
@@ -280,7 +286,9 @@ impl Plan {
             let sees = |row: usize| !view.visible(&piece, self.positions[row]).is_empty();
             if rows.clone().any(sees) {
                 view.pieces.push(piece);
-                view.slots_of[rows.clone()].iter_mut().for_each(|slots| *slots += 1);
+                view.slots_of[rows.clone()]
+                    .iter_mut()
+                    .for_each(|slots| *slots += 1);
             }
         }
     }

@@ -120,7 +120,8 @@ impl Layer {
     }
 }
 
-/// Packs a matrix, with all threads, and lets go of the file's copy of it.
+/// Packs a matrix, with all threads, and lets go of the file's copy of it on the
+/// way: at no time are both in memory.
 fn matrix(gguf: &Gguf, view: TensorView<'_>, pool: &Pool) -> Result<Matrix, ExecError> {
     let [rows, columns] = view.info.shape[..] else {
         unreachable!("a matrix's shape was checked");
@@ -139,13 +140,16 @@ fn matrix(gguf: &Gguf, view: TensorView<'_>, pool: &Pool) -> Result<Matrix, Exec
     let at_once = (1 << 18) / panel_bytes.max(1) + 1;
     pool.run(|crew| {
         crew.each(panels.div_ceil(at_once), |task| {
-            for panel in task * at_once..panels.min((task + 1) * at_once) {
+            let panels = task * at_once..panels.min((task + 1) * at_once);
+            for panel in panels.clone() {
                 let bytes = panel * panel_bytes..(panel + 1) * panel_bytes;
                 // SAFETY: each panel is packed once.
                 packing.panel(panel, unsafe { memory.slice_mut(bytes) });
             }
+            gguf.release(packing.source_of(panels));
         });
     });
+    // The pages that two tasks shared.
     gguf.release(view.data);
     Ok(matrix)
 }

@@ -1,9 +1,18 @@
 //! Fills panels from the blocks of a GGUF file.
 
+use std::ops::Range;
+
 use super::source::Unit;
 use super::{BLOCK, Bits, Codes, Dense, Format, LANES, Packing, Scales};
 
-impl Packing<'_> {
+impl<'a> Packing<'a> {
+    /// What some panels are filled from.
+    pub fn source_of(&self, panels: Range<usize>) -> &'a [u8] {
+        let row_bytes = self.columns / self.kind.block_size() * self.kind.type_size();
+        let rows = panels.start * LANES..self.rows.min(panels.end * LANES);
+        &self.source[rows.start * row_bytes..rows.end * row_bytes]
+    }
+
     /// Fills panel `index`, which must be zeroed: rows past the last stay 0.
     pub fn panel(&self, index: usize, panel: &mut [u8]) {
         let first = index * LANES;
@@ -37,7 +46,8 @@ impl Packing<'_> {
                     &mut headers[unit * per_header..][..per_header],
                 );
                 let per_unit = codes.unit() / BLOCK;
-                for (block, codes_of) in source.codes[..codes.unit()].chunks_exact(BLOCK).enumerate()
+                for (block, codes_of) in
+                    source.codes[..codes.unit()].chunks_exact(BLOCK).enumerate()
                 {
                     let at = (unit * per_unit + block) * per_block;
                     let codes_of = codes_of.try_into().expect("a chunk of a block's length");
@@ -82,7 +92,10 @@ fn write_codes(bits: Bits, lane: usize, codes: &[u8; BLOCK], block: &mut [u8]) {
     };
     if bits == Bits::Eight {
         for (index, four) in codes.chunks_exact(4).enumerate() {
-            word(index, u32::from_le_bytes([four[0], four[2], four[1], four[3]]));
+            word(
+                index,
+                u32::from_le_bytes([four[0], four[2], four[1], four[3]]),
+            );
         }
         return;
     }

@@ -8,7 +8,9 @@ use crate::gguf::TensorType;
 pub(in crate::kernels) fn random_bytes(kind: TensorType, elements: usize, seed: u64) -> Vec<u8> {
     let mut state = seed.wrapping_add(0x9E37_79B9_7F4A_7C15);
     let mut next = move || {
-        state = state.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
+        state = state
+            .wrapping_mul(6364136223846793005)
+            .wrapping_add(1442695040888963407);
         state >> 33
     };
     let mut number = move || (next() as f32 / (1u64 << 30) as f32 - 1.0, next());
@@ -63,7 +65,9 @@ fn packing_adds_little_to_the_file() {
 #[test]
 fn rows_past_the_last_are_zeros() {
     let bytes = random_bytes(TensorType::Q8_0, 3 * 64, 1);
-    let matrix = Matrix::pack(TensorType::Q8_0, 3, 64, &bytes).unwrap().unwrap();
+    let matrix = Matrix::pack(TensorType::Q8_0, 3, 64, &bytes)
+        .unwrap()
+        .unwrap();
     assert_eq!(matrix.panels(), 1);
     let header = &matrix.panel(0)[..2 * LANES];
     assert!(header[..6].iter().any(|&byte| byte != 0));

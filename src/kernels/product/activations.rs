@@ -241,7 +241,10 @@ impl Writer<'_> {
     pub unsafe fn write_block(&self, row: usize, block: usize, values: &[f32]) {
         let rows = self.rows;
         let columns = rows.columns.saturating_sub(block * BLOCK).min(BLOCK);
-        assert!(row < rows.rows && columns > 0 && values.len() == columns, "a block fits");
+        assert!(
+            row < rows.rows && columns > 0 && values.len() == columns,
+            "a block fits"
+        );
         let mut padded = [0.0; BLOCK];
         let values: &[f32; BLOCK] = match values.try_into() {
             Ok(values) => values,
@@ -330,7 +333,11 @@ fn round_body(values: &[f32; BLOCK], codes: &mut [[i16; 2]; PAIRS]) -> (f32, [f3
     }
     let greatest = greatest.into_iter().fold(0.0, f32::max);
     let scale = greatest / GREATEST;
-    let inverse = if scale > 0.0 { GREATEST / greatest } else { 0.0 };
+    let inverse = if scale > 0.0 {
+        GREATEST / greatest
+    } else {
+        0.0
+    };
     let mut whole = [0i32; BLOCK];
     for (whole, value) in whole.iter_mut().zip(values) {
         *whole = (value * inverse).round_ties_even() as i32;

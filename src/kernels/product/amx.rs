@@ -136,8 +136,13 @@ fn multiply(blocks: &[Block], tiles: &[u16], tile_len: usize, out: &mut [[f32; L
         // SAFETY: every tile has as many blocks as the panel, of 16 rows of 64
         // bytes each.
         unsafe {
-            asm!("tilezero tmm0", "tilezero tmm1", "tilezero tmm2", "tilezero tmm3",
-                options(nostack, nomem));
+            asm!(
+                "tilezero tmm0",
+                "tilezero tmm1",
+                "tilezero tmm2",
+                "tilezero tmm3",
+                options(nostack, nomem)
+            );
             for (index, block) in blocks.iter().enumerate() {
                 let at = index * TILE_ROWS * BLOCK;
                 asm!(

@@ -135,7 +135,13 @@ impl Ops for Avx2 {
                             let words = words(block, index, half);
                             let low = _mm256_and_si256(words, mask);
                             put(out, 2 * index, half, low, zero);
-                            put(out, 2 * index + 1, half, _mm256_srli_epi16::<8>(words), zero);
+                            put(
+                                out,
+                                2 * index + 1,
+                                half,
+                                _mm256_srli_epi16::<8>(words),
+                                zero,
+                            );
                         }
                     }
                 }

@@ -135,12 +135,7 @@ macro_rules! by_height {
 
 /// [`panel`] with the given inner loops.
 #[inline(always)]
-unsafe fn run<O: Ops>(
-    matrix: &Matrix,
-    panel: usize,
-    rows: &Activations,
-    out: &mut [[f32; LANES]],
-) {
+unsafe fn run<O: Ops>(matrix: &Matrix, panel: usize, rows: &Activations, out: &mut [[f32; LANES]]) {
     out.fill([0.0; LANES]);
     let bytes = matrix.panel(panel);
     // SAFETY: passed on to the caller.
@@ -204,7 +199,10 @@ unsafe fn run_dense<O: Ops>(
     out: &mut [[f32; LANES]],
 ) {
     let mut weights = UnpackedDense([[0.0; LANES]; BLOCK]);
-    for (block, bytes) in panel.chunks_exact(dense.width() * LANES * BLOCK).enumerate() {
+    for (block, bytes) in panel
+        .chunks_exact(dense.width() * LANES * BLOCK)
+        .enumerate()
+    {
         // SAFETY: passed on to the caller.
         unsafe {
             O::prefetch(bytes);

@@ -26,11 +26,17 @@ const TYPES: [TensorType; 13] = [
 fn random_rows(rows: usize, columns: usize, seed: u64) -> Vec<Vec<f32>> {
     let mut state = seed | 1;
     let mut next = move || {
-        state = state.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
+        state = state
+            .wrapping_mul(6364136223846793005)
+            .wrapping_add(1442695040888963407);
         (state >> 40) as f32 / (1 << 23) as f32 - 1.0
     };
     (0..rows)
-        .map(|_| (0..columns).map(|_| next() / (1.001 - next().abs())).collect())
+        .map(|_| {
+            (0..columns)
+                .map(|_| next() / (1.001 - next().abs()))
+                .collect()
+        })
         .collect()
 }
 
@@ -40,12 +46,7 @@ fn product(isa: Isa, matrix: &Matrix, rows: &[Vec<f32>]) -> Vec<Vec<f32>> {
 }
 
 /// All outputs of rows of which those from `prompts` on are of prompts.
-fn mixed_product(
-    isa: Isa,
-    matrix: &Matrix,
-    rows: &[Vec<f32>],
-    prompts: usize,
-) -> Vec<Vec<f32>> {
+fn mixed_product(isa: Isa, matrix: &Matrix, rows: &[Vec<f32>], prompts: usize) -> Vec<Vec<f32>> {
     let mut activations = Activations::new(isa);
     activations.reset(rows.len(), prompts, matrix.columns(), Kind::of([matrix]));
     let writer = activations.writer();

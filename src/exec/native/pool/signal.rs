@@ -29,13 +29,14 @@ pub(super) struct Signal {
 }
 
 impl Signal {
-    /// Returns once the condition holds: spins for a while, then sleeps.
+    /// Returns once the condition holds: spins for a while, then sleeps. Woken
+    /// in vain it spins anew, or a worker that wakes too late for one short
+    /// program would sleep again just before the next.
     pub(super) fn wait_until(&self, spin: Duration, condition: impl Fn() -> bool) {
         while !spin_until(spin, &condition) {
             let guard = lock(&self.mutex);
             self.asleep.store(true, SeqCst);
             if !condition() {
-                // Woken for no reason, it looks and sleeps again.
                 drop(self.condvar.wait(guard));
             }
         }

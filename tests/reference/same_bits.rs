@@ -1,0 +1,241 @@
+//! What the native executor promises beyond closeness: a row's logits are the
+//! same to the last bit in any company, with any instructions, on any number
+//! of threads.
+
+use incant::exec::{Chunk, Executor, SegmentId, SequenceId, Wanted};
+use incant::kernels::Tier;
+use safetensors::SafeTensors;
+use safetensors::tensor::TensorView;
+
+use super::tiny::{self, Tiny};
+use super::weight_types::TYPES;
+use super::{executor, forward};
+use crate::support::subjects::{self, Subject};
+
+type Rows = Vec<Vec<f32>>;
+
+/// One model of each architecture, and one with each type of weights.
+fn models() -> impl Iterator<Item = (String, Tiny)> {
+    let architectures = [Tiny::llama(), Tiny::qwen2(), Tiny::gemma3()];
+    let types = TYPES.map(|weights| Tiny {
+        layers: 1,
+        weights,
+        ..Tiny::llama().wide()
+    });
+    let name = |model: Tiny| {
+        (
+            format!("{}, {:?}", model.architecture, model.weights),
+            model,
+        )
+    };
+    architectures.into_iter().chain(types).map(name)
+}
+
+/// Those instruction sets whose prompts and whose single tokens are computed
+/// alike: tiles round to bf16.
+fn without_tiles() -> impl Iterator<Item = &'static Subject> {
+    let sets = subjects::instruction_sets().iter();
+    sets.filter(|subject| subject.tier() < Some(Tier::Amx))
+}
+
+fn load(model: &Tiny, subject: &Subject) -> Box<dyn Executor> {
+    executor(model, &model.tensors(), subject)
+}
+
+fn assert_same(found: &Rows, expected: &Rows, what: &str) {
+    assert_eq!(found.len(), expected.len(), "{what}");
+    for (row, (found, expected)) in found.iter().zip(expected).enumerate() {
+        let pairs = found.iter().zip(expected);
+        let other = pairs.filter(|(a, b)| a.to_bits() != b.to_bits()).count();
+        assert_eq!(other, 0, "{what}: so many logits of row {row} differ");
+    }
+}
+
+/// A segment that is longer than attention takes at once.
+fn segment(executor: &mut dyn Executor) -> SegmentId {
+    let sequence = executor.begin(&[]).expect("begins");
+    forward(executor, sequence, &tiny::tokens(1, 140));
+    executor.freeze(sequence).expect("freezes")
+}
+
+/// A long prompt, a shorter one, and then token by token.
+fn answer(executor: &mut dyn Executor) -> Rows {
+    let text = tiny::tokens(2, 146);
+    let sequence = executor.begin(&[]).expect("begins");
+    let (prompts, tokens) = text.split_at(140);
+    let (long, short) = prompts.split_at(100);
+    let chunks = [long, short].into_iter().chain(tokens.chunks(1));
+    let rows = chunks.flat_map(|chunk| forward(executor, sequence, chunk));
+    rows.collect()
+}
+
+#[test]
+fn every_instruction_set_gives_the_same() {
+    for (name, model) in models() {
+        let mut answers = without_tiles().map(|subject| {
+            let rows = answer(load(&model, subject).as_mut());
+            (subject, rows)
+        });
+        let (_, plain) = answers.next().expect("plain code runs everywhere");
+        for (subject, rows) in answers {
+            assert_same(&rows, &plain, &format!("{subject}, {name}"));
+        }
+    }
+}
+
+#[test]
+fn any_number_of_threads_gives_the_same() {
+    let [one, more @ ..] = [1, 2, 3].map(subjects::native_with_threads);
+    for (name, model) in models() {
+        let expected = answer(load(&model, &one).as_mut());
+        for subject in &more {
+            let rows = answer(load(&model, subject).as_mut());
+            assert_same(&rows, &expected, &format!("{subject}, {name}"));
+        }
+    }
+}
+
+/// How many sequences decode in [`decoded`].
+const SEQUENCES: usize = 8;
+
+/// The last tokens' rows of each sequence, run in batches of `together`. Every
+/// other sequence stands on `segment`.
+fn decoded(executor: &mut dyn Executor, segment: SegmentId, together: usize) -> Vec<Rows> {
+    let texts: Vec<Vec<u32>> = (0..SEQUENCES)
+        .map(|index| tiny::tokens(10 + index as u64, 5 + 7 * index))
+        .collect();
+    let sequences: Vec<SequenceId> = (0..SEQUENCES)
+        .map(|index| {
+            let chain = [segment];
+            let chain = if index % 2 == 0 { &chain[..] } else { &[] };
+            executor.begin(chain).expect("begins")
+        })
+        .collect();
+    for (text, &sequence) in texts.iter().zip(&sequences) {
+        forward(executor, sequence, &text[3..]);
+    }
+    let mut rows = vec![Vec::new(); SEQUENCES];
+    for step in 0..3 {
+        for first in (0..SEQUENCES).step_by(together) {
+            let range = first..SEQUENCES.min(first + together);
+            let chunk = |index: usize| Chunk {
+                sequence: sequences[index],
+                tokens: &texts[index][step..][..1],
+                wanted: Wanted::Last,
+            };
+            let batch: Vec<Chunk<'_>> = range.clone().map(chunk).collect();
+            let logits = executor.forward(&batch).expect("runs");
+            for (row, index) in range.enumerate() {
+                rows[index].push(logits.row(row).to_vec());
+            }
+        }
+    }
+    for sequence in sequences {
+        executor.end(sequence);
+    }
+    rows
+}
+
+#[test]
+fn tokens_of_other_sequences_change_nothing() {
+    for (name, model) in models() {
+        for subject in subjects::instruction_sets() {
+            let mut executor = load(&model, subject);
+            let segment = segment(executor.as_mut());
+            let alone = decoded(executor.as_mut(), segment, 1);
+            for together in [2, 5, 8] {
+                let rows = decoded(executor.as_mut(), segment, together);
+                for (index, (rows, alone)) in rows.iter().zip(&alone).enumerate() {
+                    let what = format!("{subject}, {name}, sequence {index} among {together}");
+                    assert_same(rows, alone, &what);
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn prompts_of_other_sequences_change_nothing() {
+    let texts = [(1, 40), (2, 1), (3, 7), (4, 170), (5, 1)];
+    let texts = texts.map(|(seed, len)| tiny::tokens(seed, len));
+    for (name, model) in models() {
+        for subject in subjects::instruction_sets() {
+            let mut executor = load(&model, subject);
+            let executor = executor.as_mut();
+            let segment = segment(executor);
+            let mut begin = |executor: &mut dyn Executor| {
+                let chains: [&[SegmentId]; 5] = [&[], &[segment], &[segment], &[], &[]];
+                chains.map(|chain| executor.begin(chain).expect("begins"))
+            };
+            let sequences = begin(executor);
+            let alone: Rows = sequences
+                .iter()
+                .zip(&texts)
+                .flat_map(|(&sequence, text)| forward(executor, sequence, text))
+                .collect();
+            let sequences = begin(executor);
+            let chunks = sequences.iter().zip(&texts);
+            let chunks = chunks.map(|(&sequence, tokens)| Chunk {
+                sequence,
+                tokens,
+                wanted: Wanted::All,
+            });
+            let logits = executor.forward(&chunks.collect::<Vec<_>>());
+            let logits = logits.expect("runs");
+            let rows = (0..logits.rows()).map(|row| logits.row(row).to_vec());
+            assert_same(&rows.collect(), &alone, &format!("{subject}, {name}"));
+        }
+    }
+}
+
+#[test]
+fn a_prompt_cut_otherwise_gives_the_same() {
+    let text = tiny::tokens(3, 300);
+    for (name, model) in models() {
+        for subject in without_tiles() {
+            let mut executor = load(&model, subject);
+            let executor = executor.as_mut();
+            let segment = segment(executor);
+            for chain in [&[][..], &[segment]] {
+                let mut run = |size: usize| -> Rows {
+                    let sequence = executor.begin(chain).expect("begins");
+                    let chunks = text.chunks(size);
+                    let rows = chunks.flat_map(|chunk| forward(executor, sequence, chunk));
+                    let rows = rows.collect();
+                    executor.end(sequence);
+                    rows
+                };
+                let whole = run(text.len());
+                for size in [1, 7, 64] {
+                    let what = format!("{subject}, {name}, {size} at once");
+                    assert_same(&run(size), &whole, &what);
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn a_segment_read_back_gives_the_same() {
+    let text = tiny::tokens(4, 20);
+    for (name, model) in models() {
+        for subject in subjects::instruction_sets() {
+            let mut executor = load(&model, subject);
+            let executor = executor.as_mut();
+            let computed = segment(executor);
+            let saved = executor.save(computed).expect("saves");
+            let views = saved.iter().map(|tensor| {
+                let view = TensorView::new(tensor.dtype, tensor.shape.clone(), &tensor.bytes);
+                (&tensor.name, view.expect("bytes for the shape"))
+            });
+            let file = safetensors::serialize(views, None).expect("serializes");
+            let file = SafeTensors::deserialize(&file).expect("reads");
+            let read = executor.restore(140, &file).expect("restores");
+            let [computed, read] = [computed, read].map(|segment| {
+                let sequence = executor.begin(&[segment]).expect("begins");
+                forward(executor, sequence, &text)
+            });
+            assert_same(&read, &computed, &format!("{subject}, {name}"));
+        }
+    }
+}
