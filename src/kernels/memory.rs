@@ -1,44 +1,131 @@
-//! Memory for packed weights: page-aligned, zeroed, in huge pages where the
-//! system gives them.
+//! Memory for packed weights: zeroed, in huge pages where the system gives them.
 
+use std::io;
 use std::ops::{Deref, DerefMut};
+use std::ptr::NonNull;
+use std::slice;
+use std::sync::Arc;
 
 use memmap2::MmapMut;
 
-/// A block of zeroed memory outside the allocator's heap.
+/// The size of a huge page, on the systems that matter.
+const HUGE: usize = 2 << 20;
+/// Room is taken from the system in pieces of at least this size.
+const LEAST: usize = 64 << 20;
+/// Pieces begin on a cache line.
+const LINE: usize = 64;
+
+/// Gives out memory outside the allocator's heap, side by side in huge pages.
 ///
 /// Weights are read from end to end for every token. In pages of 4 KiB the
-/// address translation alone costs a good part of the memory's bandwidth.
-#[derive(Debug)]
-pub struct Pages(Option<MmapMut>);
+/// address translation alone costs a good part of the memory's bandwidth; a
+/// matrix by itself may be too small for a huge page, but a model is not.
+#[derive(Debug, Default)]
+pub struct Arena {
+    room: Option<Arc<Room>>,
+    used: usize,
+}
 
-impl Pages {
+/// One mapping, of which pieces are given out.
+#[derive(Debug)]
+struct Room {
+    start: NonNull<u8>,
+    len: usize,
+    _map: MmapMut,
+}
+
+// SAFETY: the pointer stands for the mapping that is held beside it.
+unsafe impl Send for Room {}
+// SAFETY: nobody reads or writes through a shared `Room`; pieces do, each
+// within bounds of its own.
+unsafe impl Sync for Room {}
+
+impl Arena {
     /// `len` bytes of zeros.
     ///
     /// # Errors
     /// The system has no room.
-    pub fn zeroed(len: usize) -> std::io::Result<Pages> {
-        if len == 0 {
-            return Ok(Pages(None));
-        }
-        let map = MmapMut::map_anon(len)?;
+    pub fn zeroed(&mut self, len: usize) -> io::Result<Pages> {
+        let room = match &self.room {
+            Some(room) if len <= room.len - self.used => Arc::clone(room),
+            _ => {
+                let room = Arc::new(Room::new(len.max(LEAST))?);
+                self.used = 0;
+                self.room = Some(Arc::clone(&room));
+                room
+            }
+        };
+        let at = self.used;
+        self.used = (at + len).next_multiple_of(LINE).min(room.len);
+        Ok(Pages { room, at, len })
+    }
+}
+
+impl Room {
+    fn new(len: usize) -> io::Result<Room> {
+        let len = len.next_multiple_of(HUGE);
+        // More, to begin where a huge page does. What is never touched takes
+        // no memory.
+        let mut map = MmapMut::map_anon(len + HUGE)?;
         // Only a wish: without huge pages everything works, a little slower.
         #[cfg(target_os = "linux")]
         let _ = map.advise(memmap2::Advice::HugePage);
-        Ok(Pages(Some(map)))
+        let before = map.as_ptr().align_offset(HUGE);
+        let start = NonNull::from(&mut map[before..before + len]).cast();
+        Ok(Room {
+            start,
+            len,
+            _map: map,
+        })
     }
+}
+
+/// Memory that an [`Arena`] gave out.
+#[derive(Debug)]
+pub struct Pages {
+    room: Arc<Room>,
+    at: usize,
+    len: usize,
 }
 
 impl Deref for Pages {
     type Target = [u8];
 
     fn deref(&self) -> &[u8] {
-        self.0.as_deref().unwrap_or_default()
+        // SAFETY: the piece is within the room, which is held, and is given
+        // out once.
+        unsafe { slice::from_raw_parts(self.room.start.as_ptr().add(self.at), self.len) }
     }
 }
 
 impl DerefMut for Pages {
     fn deref_mut(&mut self) -> &mut [u8] {
-        self.0.as_deref_mut().unwrap_or_default()
+        // SAFETY: as above, and borrowed mutably.
+        unsafe { slice::from_raw_parts_mut(self.room.start.as_ptr().add(self.at), self.len) }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{Arena, LEAST};
+
+    #[test]
+    fn pieces_are_zeros_and_do_not_meet() {
+        let mut arena = Arena::default();
+        let sizes = [1, 63, 64, 65, 0, LEAST / 2, LEAST / 2, LEAST + 1, 5];
+        let mut pieces: Vec<_> = sizes
+            .iter()
+            .map(|&size| arena.zeroed(size).expect("there is room"))
+            .collect();
+        for (index, piece) in pieces.iter_mut().enumerate() {
+            assert_eq!(piece.as_ptr() as usize % 64, 0);
+            assert!(piece.iter().all(|&byte| byte == 0), "piece {index}");
+            piece.fill(index as u8 + 1);
+        }
+        drop(arena);
+        for (index, (piece, size)) in pieces.iter().zip(sizes).enumerate() {
+            assert_eq!(piece.len(), size);
+            assert!(piece.iter().all(|&byte| byte == index as u8 + 1));
+        }
     }
 }

@@ -17,5 +17,5 @@ pub mod roofline;
 
 pub use isa::{Isa, IsaError, Tier};
 pub use matrix::{Format, LANES, Matrix, Packing};
-pub use memory::Pages;
+pub use memory::{Arena, Pages};
 pub use product::{Activations, Kind};

@@ -20,6 +20,7 @@ use super::cache::{Layout, SharedKv};
 use super::plan::{Piece, Plan, Source, View};
 use super::pool::Crew;
 use super::shared::SharedSlice;
+use super::shares::Shares;
 use super::weights::{Layer, Projection};
 use crate::exec::Logits;
 use crate::kernels::attention::{self, Partials, Stretch, attend, merge};
@@ -29,9 +30,6 @@ use crate::model::DecoderSpec;
 
 /// Columns of a block of activations.
 const BLOCK: usize = 2 * LANES;
-/// Tasks per thread into which a product is cut: enough that a thread which is
-/// held up leaves most of its share to others.
-const TASKS_PER_THREAD: usize = 8;
 /// Queries that go over a chunk of keys together in a long prompt: their
 /// scores and values stay in the second-level cache.
 const QUERIES: usize = 64;
@@ -365,13 +363,13 @@ impl<'a> Pass<'a> {
     ) {
         let panels: usize = matrices.iter().map(|matrix| matrix.panels()).sum();
         let width: usize = matrices.iter().map(|matrix| matrix.rows()).sum();
-        let at_once = self.at_once(panels);
+        let shares = Shares::new(panels, self.threads);
         let scratch = self.scratch(crew);
-        crew.each(panels.div_ceil(at_once), |task| {
+        crew.each(shares.tasks(), |task| {
             // SAFETY: an earlier phase wrote the rows.
             let rows = unsafe { rows.activations() };
             let result = &mut scratch.panel[..rows.rows()];
-            for panel in task * at_once..panels.min((task + 1) * at_once) {
+            for panel in shares.range(task) {
                 let (mut panel, mut column) = (panel, 0);
                 let mut matrix = matrices[0];
                 for next in matrices {
@@ -393,11 +391,6 @@ impl<'a> Pass<'a> {
                 }
             }
         });
-    }
-
-    /// How many of `count` equal parts make a task.
-    fn at_once(&self, count: usize) -> usize {
-        count.div_ceil(self.threads * TASKS_PER_THREAD).max(1)
     }
 
     /// Finishes queries, keys and values, and puts them where attention finds
@@ -648,15 +641,15 @@ impl<'a> Pass<'a> {
     fn gate(&self, crew: &mut Crew<'_>, layer: &Layer, rows: &Writer<'_>, to: &Writer<'_>) {
         let width = self.spec.feed_forward;
         let blocks = width.div_ceil(BLOCK);
-        let at_once = self.at_once(blocks);
+        let shares = Shares::new(blocks, self.threads);
         let scratch = self.scratch(crew);
-        crew.each(blocks.div_ceil(at_once), |task| {
+        crew.each(shares.tasks(), |task| {
             // SAFETY: an earlier phase wrote the rows.
             let rows = unsafe { rows.activations() };
             let gate = &mut scratch.panel[..rows.rows()];
             let up = &mut scratch.other_panel[..rows.rows()];
             let inner = &mut scratch.block[..rows.rows()];
-            for block in task * at_once..blocks.min((task + 1) * at_once) {
+            for block in shares.range(task) {
                 for half in 0..2 {
                     let panel = 2 * block + half;
                     if panel >= layer.gate.panels() {

@@ -13,6 +13,7 @@ mod forward;
 mod plan;
 mod pool;
 mod shared;
+mod shares;
 mod weights;
 
 use std::collections::HashMap;

@@ -1,12 +1,13 @@
 //! The weights of a model, packed.
 
+use std::cell::RefCell;
 use std::io;
 
 use super::Pool;
 use super::shared::SharedSlice;
 use crate::exec::{ExecError, Footprint};
 use crate::gguf::{Gguf, TensorType, TensorView};
-use crate::kernels::Matrix;
+use crate::kernels::{Arena, Matrix};
 use crate::model::{DecoderSpec, ModelError, Part, Weights as Tensors};
 
 /// The weights of a decoder.
@@ -47,7 +48,8 @@ impl Weights {
     /// Packs the weights of `gguf`.
     pub(super) fn load(gguf: &Gguf, spec: &DecoderSpec, pool: &Pool) -> Result<Weights, ExecError> {
         let tensors = Tensors::new(gguf, spec);
-        let matrix = |view: TensorView<'_>| matrix(gguf, view, pool);
+        let arena = RefCell::default();
+        let matrix = |view: TensorView<'_>| matrix(gguf, view, pool, &arena);
         let embedding = match spec.tied_head {
             true => None,
             false => Some(matrix(tensors.embedding()?)?),
@@ -122,11 +124,22 @@ impl Layer {
 
 /// Packs a matrix, with all threads, and lets go of the file's copy of it on the
 /// way: at no time are both in memory.
-fn matrix(gguf: &Gguf, view: TensorView<'_>, pool: &Pool) -> Result<Matrix, ExecError> {
+fn matrix(
+    gguf: &Gguf,
+    view: TensorView<'_>,
+    pool: &Pool,
+    arena: &RefCell<Arena>,
+) -> Result<Matrix, ExecError> {
     let [rows, columns] = view.info.shape[..] else {
         unreachable!("a matrix's shape was checked");
     };
-    let packing = Matrix::for_packing(view.info.kind, rows, columns, view.data);
+    let packing = Matrix::for_packing(
+        view.info.kind,
+        rows,
+        columns,
+        view.data,
+        &mut arena.borrow_mut(),
+    );
     let no_room = |error: io::Error| {
         ExecError::Memory(format!("no memory for '{}': {error}", view.info.name))
     };

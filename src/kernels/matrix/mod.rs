@@ -30,7 +30,7 @@ pub use format::{BLOCK, Bits, Codes, Dense, Format, LANES, Scales};
 
 use half::{bf16, f16};
 
-use super::memory::Pages;
+use super::memory::{Arena, Pages};
 use crate::gguf::TensorType;
 
 /// A packed weight matrix, `[rows, columns]`.
@@ -53,20 +53,21 @@ pub struct Packing<'a> {
 }
 
 impl Matrix {
-    /// An empty matrix for weights of type `kind`, and what fills it. `None`
-    /// if no format holds the type.
+    /// An empty matrix for weights of type `kind`, in memory of `arena`, and what
+    /// fills it. `None` if no format holds the type.
     ///
     /// # Errors
     /// The system has no memory for it.
     ///
     /// # Panics
     /// `source` is not as long as the shape asks for.
-    pub fn for_packing(
+    pub fn for_packing<'a>(
         kind: TensorType,
         rows: usize,
         columns: usize,
-        source: &[u8],
-    ) -> std::io::Result<Option<(Matrix, Packing<'_>)>> {
+        source: &'a [u8],
+        arena: &mut Arena,
+    ) -> std::io::Result<Option<(Matrix, Packing<'a>)>> {
         let Some(format) = Format::of(kind) else {
             return Ok(None);
         };
@@ -74,7 +75,7 @@ impl Matrix {
         assert_eq!(source.len(), rows * row_bytes, "the source has the shape");
         let padded = columns.next_multiple_of(format.unit());
         let panel_bytes = format.panel_bytes(padded);
-        let bytes = Pages::zeroed(rows.div_ceil(LANES) * panel_bytes)?;
+        let bytes = arena.zeroed(rows.div_ceil(LANES) * panel_bytes)?;
         let matrix = Matrix {
             format,
             rows,
@@ -92,7 +93,7 @@ impl Matrix {
         Ok(Some((matrix, packing)))
     }
 
-    /// Packs a whole matrix on this thread.
+    /// Packs a whole matrix on this thread, in memory of its own.
     ///
     /// # Errors
     /// As for [`for_packing`](Matrix::for_packing).
@@ -102,7 +103,9 @@ impl Matrix {
         columns: usize,
         source: &[u8],
     ) -> std::io::Result<Option<Matrix>> {
-        let Some((mut matrix, packing)) = Matrix::for_packing(kind, rows, columns, source)? else {
+        let arena = &mut Arena::default();
+        let packing = Matrix::for_packing(kind, rows, columns, source, arena)?;
+        let Some((mut matrix, packing)) = packing else {
             return Ok(None);
         };
         for (index, panel) in matrix.panels_mut().enumerate() {

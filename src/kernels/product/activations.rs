@@ -51,6 +51,9 @@ pub struct Activations {
     plain: usize,
     columns: usize,
     kind: Kind,
+    /// First row and height of each tile of the plain rows, and of all rows.
+    tiles: Vec<(usize, usize)>,
+    dense_tiles: Vec<(usize, usize)>,
     codes: Vec<i16>,
     scales: Vec<f32>,
     sums: Vec<[f32; 2]>,
@@ -73,6 +76,8 @@ impl Activations {
             plain: 0,
             columns: 0,
             kind: Kind::default(),
+            tiles: Vec::new(),
+            dense_tiles: Vec::new(),
             codes: Vec::new(),
             scales: Vec::new(),
             sums: Vec::new(),
@@ -90,6 +95,8 @@ impl Activations {
             Tier::Amx => prompts.min(rows),
             _ => rows,
         };
+        cut(&mut self.tiles, self.plain, tallest(self.isa));
+        cut(&mut self.dense_tiles, rows, tallest(self.isa));
         let blocks = columns.div_ceil(BLOCK);
         if kind.codes && self.plain < rows {
             let tiles = (rows - self.plain).div_ceil(TILE_ROWS);
@@ -129,30 +136,14 @@ impl Activations {
         self.plain
     }
 
-    /// First row and height of each tile of the first `rows` rows: the fewest
-    /// tiles, of about the same height.
-    pub(super) fn tiles(&self, rows: usize) -> impl Iterator<Item = (usize, usize)> + use<> {
-        let tiles = rows.div_ceil(tallest(self.isa));
-        let (height, taller) = (
-            rows.checked_div(tiles).unwrap_or(0),
-            rows.checked_rem(tiles).unwrap_or(0),
-        );
-        (0..tiles).map(move |tile| {
-            let first = tile * height + tile.min(taller);
-            (first, height + usize::from(tile < taller))
-        })
+    /// First row and height of each tile of the plain rows.
+    pub(super) fn tiles(&self) -> &[(usize, usize)] {
+        &self.tiles
     }
 
-    /// The tile that row `row` of the first `rows` is in.
-    fn tile_of(&self, row: usize, rows: usize) -> (usize, usize) {
-        let tiles = rows.div_ceil(tallest(self.isa));
-        let (height, taller) = (rows / tiles, rows % tiles);
-        let high = taller * (height + 1);
-        if row < high {
-            (row / (height + 1) * (height + 1), height + 1)
-        } else {
-            (high + (row - high) / height * height, height)
-        }
+    /// The same of all rows.
+    pub(super) fn dense_tiles(&self) -> &[(usize, usize)] {
+        &self.dense_tiles
     }
 
     #[inline(always)]
@@ -188,6 +179,28 @@ impl Activations {
             halves: self.halves.as_mut_ptr(),
             rows: self,
         }
+    }
+}
+
+/// Cuts so many rows into the fewest tiles, of about the same height.
+fn cut(tiles: &mut Vec<(usize, usize)>, rows: usize, tallest: usize) {
+    let count = rows.div_ceil(tallest);
+    tiles.clear();
+    let mut first = 0;
+    for tile in 0..count {
+        let height = rows / count + usize::from(tile < rows % count);
+        tiles.push((first, height));
+        first += height;
+    }
+}
+
+/// The tile that a row is in. The first ones may be a row higher than the rest.
+fn tile_of(tiles: &[(usize, usize)], row: usize) -> (usize, usize) {
+    let guess = row / tiles[0].1;
+    let (first, height) = tiles[guess.min(tiles.len() - 1)];
+    match row < first + height {
+        true => (first, height),
+        false => tiles[guess + 1],
     }
 }
 
@@ -256,7 +269,7 @@ impl Writer<'_> {
         // SAFETY (of all that follows): `reset` made room for these places, and
         // they are this block's and row's.
         if rows.kind.codes && row < rows.plain {
-            let (first, height) = rows.tile_of(row, rows.plain);
+            let (first, height) = tile_of(&rows.tiles, row);
             let at = block * rows.plain + row;
             let mut codes = [[0; 2]; PAIRS];
             let (scale, sums) = round(rows.isa, values, &mut codes);
@@ -273,7 +286,7 @@ impl Writer<'_> {
             }
         }
         if rows.kind.dense {
-            let (first, height) = rows.tile_of(row, rows.rows);
+            let (first, height) = tile_of(&rows.dense_tiles, row);
             let tile = (block * rows.rows + first) * BLOCK + row - first;
             for (column, &value) in values.iter().enumerate() {
                 // SAFETY: see above.

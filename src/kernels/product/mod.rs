@@ -179,7 +179,7 @@ unsafe fn run_codes<O: Ops, const GROUPS: usize, const MINIMUM: bool>(
                 O::unpack(codes, block, &mut weights);
             }
             let block = unit * per_unit + index;
-            for (first, height) in rows.tiles(rows.plain_rows()) {
+            for &(first, height) in rows.tiles() {
                 let tile = rows.tile(block, first, height);
                 let out = &mut out[first..first + height];
                 // SAFETY: passed on to the caller.
@@ -208,7 +208,7 @@ unsafe fn run_dense<O: Ops>(
             O::prefetch(bytes);
             O::unpack_dense(dense, bytes, &mut weights);
         }
-        for (first, height) in rows.tiles(out.len()) {
+        for &(first, height) in rows.dense_tiles() {
             let tile = rows.dense_tile(block, first, height);
             let out = &mut out[first..first + height];
             // SAFETY: passed on to the caller.

@@ -1,0 +1,68 @@
+//! How a phase is cut into tasks.
+
+use std::ops::Range;
+
+/// Cuts `count` equal parts into tasks of falling size: the first ones are long
+/// stretches of memory, the last ones so short that no thread waits long for
+/// another.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Shares {
+    count: usize,
+    threads: usize,
+}
+
+impl Shares {
+    pub(super) fn new(count: usize, threads: usize) -> Shares {
+        Shares { count, threads }
+    }
+
+    /// How many tasks there are.
+    pub(super) fn tasks(self) -> usize {
+        self.ranges().count()
+    }
+
+    /// The parts of a task.
+    pub(super) fn range(self, task: usize) -> Range<usize> {
+        let mut ranges = self.ranges();
+        ranges.nth(task).expect("there are so many tasks")
+    }
+
+    fn ranges(self) -> impl Iterator<Item = Range<usize>> {
+        let mut start = 0;
+        std::iter::from_fn(move || {
+            let left = self.count - start;
+            let end = start + left.div_ceil(2 * self.threads);
+            let range = start..end;
+            start = end;
+            (left > 0).then_some(range)
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::Shares;
+
+    #[test]
+    fn every_part_is_in_one_task() {
+        for threads in [1, 2, 3, 64] {
+            for count in [0, 1, 2, 7, 40, 16384] {
+                let shares = Shares::new(count, threads);
+                let mut parts = (0..shares.tasks()).flat_map(|task| shares.range(task));
+                assert!(parts.by_ref().eq(0..count), "{count} for {threads}");
+            }
+        }
+    }
+
+    #[test]
+    fn tasks_begin_long_and_end_short() {
+        let shares = Shares::new(1000, 2);
+        let sizes: Vec<usize> = (0..shares.tasks())
+            .map(|task| shares.range(task).len())
+            .collect();
+        assert_eq!(sizes[0], 250);
+        assert!(sizes.is_sorted_by(|a, b| a >= b), "{sizes:?}");
+        assert_eq!(sizes.last(), Some(&1));
+        assert!(sizes.len() < 40, "{sizes:?}");
+    }
+}
