@@ -78,8 +78,8 @@ fn threads() -> &'static tokio::runtime::Runtime {
 }
 
 /// Held shared by requests, and alone by tests that compare two answers to the
-/// last bit: rows that are computed together differ from rows computed alone by
-/// rounding, and a near tie can then fall the other way.
+/// last bit: what else is under way decides how a prompt is cut, with AMX that
+/// changes how it is rounded, and a near tie can then fall the other way.
 static COMPANY: RwLock<()> = RwLock::new(());
 
 thread_local! {

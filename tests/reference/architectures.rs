@@ -3,7 +3,7 @@
 use super::plain::{self, Plain};
 use super::tiny::{self, Tiny};
 use super::{at_once, distance, executor};
-use crate::support::subjects;
+use crate::support::subjects::{self, F32_TOLERANCE, NATIVE_TOLERANCE};
 
 /// Models by what is particular about them.
 #[rustfmt::skip]
@@ -50,13 +50,8 @@ fn logits_are_the_oracles_far_into_a_text() {
 
 fn are_the_oracles(name: &str, model: &Tiny, tokens: &[u32]) {
     let tensors = model.tensors();
-    let plain = Plain::new(model, &tensors);
+    let expected = Plain::new(model, &tensors).logits(tokens);
     for subject in subjects::all() {
-        let plain = Plain {
-            kept: subject.kept,
-            ..plain.clone()
-        };
-        let expected = plain.logits(tokens);
         let mut executor = executor(model, &tensors, subject);
         let error = distance(&at_once(executor.as_mut(), tokens), &expected);
         eprintln!("{subject}, {name}: {error:.1e}");
@@ -68,7 +63,8 @@ fn are_the_oracles(name: &str, model: &Tiny, tokens: &[u32]) {
 type Mistake = fn(&mut Plain);
 
 /// These tests are worth what they notice: every one of these mistakes moves
-/// some logit by ten times the tolerance or more.
+/// some logit by ten times the tolerance or more. That of the native executor
+/// is too wide for one, which its kernels' own tests must notice.
 #[test]
 #[rustfmt::skip]
 fn each_mistake_would_be_noticed() {
@@ -122,7 +118,11 @@ fn each_mistake_would_be_noticed() {
             let pairs = wrong.iter().flatten().zip(expected.iter().flatten());
             let most = pairs.map(|(a, b)| (a - b).abs()).fold(0.0, f64::max);
             eprintln!("{}, {mistake}: {most:.1e}", model.architecture);
-            assert!(most > 1e-3, "{}, {mistake}: {most:.1e}", model.architecture);
+            let tolerance = match *mistake {
+                "exact GELU" => F32_TOLERANCE,
+                _ => NATIVE_TOLERANCE,
+            };
+            assert!(most > 10.0 * tolerance, "{}, {mistake}: {most:.1e}", model.architecture);
         }
     }
 }

@@ -37,10 +37,7 @@ impl Twice {
     fn new(model: &Tiny, subject: &Subject) -> Twice {
         let tensors = model.tensors();
         Twice {
-            plain: Plain {
-                kept: subject.kept,
-                ..Plain::new(model, &tensors)
-            },
+            plain: Plain::new(model, &tensors),
             executor: executor(model, &tensors, subject),
         }
     }

@@ -33,8 +33,6 @@ pub(crate) struct Plain {
     pub(crate) activation: fn(f64) -> f64,
     /// The two dimensions of a rotating pair, given its index and their number.
     pub(crate) pair: fn(usize, usize) -> (usize, usize),
-    /// What becomes of the numbers of keys and values that are kept.
-    pub(crate) kept: fn(f64) -> f64,
     pub(crate) layers: Vec<PlainLayer>,
 }
 
@@ -107,7 +105,6 @@ impl Plain {
             } else {
                 halves
             },
-            kept: |number| number,
             layers,
             weights,
         }
@@ -172,11 +169,8 @@ impl Plain {
                 .collect()
         };
         let q = turned(project("attn_q", self.heads), "attn_q_norm.weight");
-        let mut k = turned(project("attn_k", self.kv_heads), "attn_k_norm.weight");
-        let mut v = project("attn_v", self.kv_heads);
-        for number in k.iter_mut().chain(&mut v).flatten().flatten() {
-            *number = (self.kept)(*number);
-        }
+        let k = turned(project("attn_k", self.kv_heads), "attn_k_norm.weight");
+        let v = project("attn_v", self.kv_heads);
 
         (0..h.len())
             .map(|position| {

@@ -58,7 +58,7 @@ impl Tiny {
             layers: 3,
             tied: false,
             biases: false,
-            eps: 1e-5,
+            eps: 1e-3,
             rope_base: 10_000.0,
             rope_dims: None,
             rope_linear: None,
@@ -73,7 +73,7 @@ impl Tiny {
         Tiny {
             architecture: "qwen2",
             biases: true,
-            eps: 1e-6,
+            eps: 1e-4,
             rope_base: 1_000_000.0,
             seed: 2,
             ..Tiny::llama()
@@ -88,7 +88,7 @@ impl Tiny {
             head_dim: 24,
             layers: 7,
             tied: true,
-            eps: 1e-4,
+            eps: 3e-2,
             rope_base: 1_000_000.0,
             window: 5,
             seed: 3,

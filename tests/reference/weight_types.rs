@@ -8,7 +8,7 @@ use super::tiny::{self, Tiny};
 use super::{at_once, distance, executor, forward};
 use crate::support::subjects;
 
-pub(super) const TYPES: [GgmlDType; 13] = [
+const TYPES: [GgmlDType; 13] = [
     GgmlDType::F32,
     GgmlDType::F16,
     GgmlDType::BF16,
@@ -43,13 +43,8 @@ fn no_type_loses_more_than_its_file_has() {
     for model in TYPES.into_iter().flat_map(both) {
         let kind = model.weights;
         let tensors = model.tensors();
-        let plain = Plain::new(&model, &tensors);
+        let expected = Plain::new(&model, &tensors).logits(&tokens);
         for subject in subjects::all() {
-            let plain = Plain {
-                kept: subject.kept,
-                ..plain.clone()
-            };
-            let expected = plain.logits(&tokens);
             let mut executor = executor(&model, &tensors, subject);
             let executor = executor.as_mut();
             for found in [at_once(executor, &tokens), one_by_one(executor, &tokens)] {
