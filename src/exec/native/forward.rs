@@ -24,7 +24,7 @@ use super::shares::Shares;
 use super::weights::{Layer, Projection};
 use crate::exec::Logits;
 use crate::kernels::attention::{self, Partials, Stretch, attend, merge};
-use crate::kernels::product::{self, PANELS, Writer};
+use crate::kernels::product::{self, Writer};
 use crate::kernels::{Activations, Isa, Kind, LANES, Matrix, math};
 use crate::model::DecoderSpec;
 
@@ -62,8 +62,8 @@ pub(super) struct Buffers {
 /// What one thread works in.
 #[derive(Debug, Default)]
 struct Scratch {
-    panels: Vec<[f32; LANES]>,
-    other_panels: Vec<[f32; LANES]>,
+    panel: Vec<[f32; LANES]>,
+    other_panel: Vec<[f32; LANES]>,
     block: Vec<[f32; BLOCK]>,
     row: Vec<f32>,
     maxima: Vec<f32>,
@@ -99,9 +99,9 @@ impl Buffers {
         grow(&mut self.sums, slots * rows * spec.heads);
         grow(&mut self.values, slots * rows * heads);
         for scratch in &mut self.scratch {
-            if scratch.block.len() < rows {
-                scratch.panels.resize(rows * PANELS, [0.0; LANES]);
-                scratch.other_panels.resize(rows * PANELS, [0.0; LANES]);
+            if scratch.panel.len() < rows {
+                scratch.panel.resize(rows, [0.0; LANES]);
+                scratch.other_panel.resize(rows, [0.0; LANES]);
                 scratch.block.resize(rows, [0.0; BLOCK]);
             }
             grow(&mut scratch.row, spec.hidden.max(heads));
@@ -247,15 +247,6 @@ impl NativeExecutor {
     }
 }
 
-/// How many panels are multiplied together: with few rows, reading one stretch
-/// of memory after the other is faster.
-fn panels_at_once(rows: &Activations) -> usize {
-    match rows.rows() > 16 {
-        true => PANELS,
-        false => 1,
-    }
-}
-
 /// One forward pass, as all threads see it.
 ///
 /// What its phases write is divided by row, by panel, by span or by piece, so
@@ -377,9 +368,9 @@ impl<'a> Pass<'a> {
         crew.each(shares.tasks(), |task| {
             // SAFETY: an earlier phase wrote the rows.
             let rows = unsafe { rows.activations() };
-            let mut parts = shares.range(task);
-            while !parts.is_empty() {
-                let (mut panel, mut column) = (parts.start, 0);
+            let result = &mut scratch.panel[..rows.rows()];
+            for panel in shares.range(task) {
+                let (mut panel, mut column) = (panel, 0);
                 let mut matrix = matrices[0];
                 for next in matrices {
                     matrix = next;
@@ -389,20 +380,14 @@ impl<'a> Pass<'a> {
                     panel -= matrix.panels();
                     column += matrix.rows();
                 }
-                let last = matrix.panels().min(panel + parts.len());
-                let panels = panel..last.min(panel + panels_at_once(rows));
-                parts.start += panels.len();
-                let result = &mut scratch.panels[..panels.len() * rows.rows()];
-                product::panels(self.isa, matrix, panels.clone(), rows, result);
-                for (panel, result) in panels.zip(result.chunks_exact(rows.rows())) {
-                    let used = LANES.min(matrix.rows() - panel * LANES);
-                    let column = column + panel * LANES;
-                    for (row, lanes) in result.iter().enumerate() {
-                        let at = row * width + column;
-                        // SAFETY: each panel's columns are written by one task.
-                        let out = unsafe { out.slice_mut(at..at + used) };
-                        out.copy_from_slice(&lanes[..used]);
-                    }
+                product::panel(self.isa, matrix, panel, rows, result);
+                let used = LANES.min(matrix.rows() - panel * LANES);
+                column += panel * LANES;
+                for (row, lanes) in result.iter().enumerate() {
+                    let at = row * width + column;
+                    // SAFETY: each panel's columns are written by one task.
+                    let out = unsafe { out.slice_mut(at..at + used) };
+                    out.copy_from_slice(&lanes[..used]);
                 }
             }
         });
@@ -661,23 +646,22 @@ impl<'a> Pass<'a> {
         crew.each(shares.tasks(), |task| {
             // SAFETY: an earlier phase wrote the rows.
             let rows = unsafe { rows.activations() };
+            let gate = &mut scratch.panel[..rows.rows()];
+            let up = &mut scratch.other_panel[..rows.rows()];
             let inner = &mut scratch.block[..rows.rows()];
             for block in shares.range(task) {
-                let (mut panel, end) = (2 * block, layer.gate.panels().min(2 * block + 2));
-                while panel < end {
-                    let panels = panel..end.min(panel + panels_at_once(rows));
-                    panel = panels.end;
-                    let gate = &mut scratch.panels[..panels.len() * rows.rows()];
-                    let up = &mut scratch.other_panels[..panels.len() * rows.rows()];
-                    product::panels(self.isa, &layer.gate, panels.clone(), rows, gate);
-                    product::panels(self.isa, &layer.up, panels.clone(), rows, up);
+                for half in 0..2 {
+                    let panel = 2 * block + half;
+                    if panel >= layer.gate.panels() {
+                        break;
+                    }
+                    product::panel(self.isa, &layer.gate, panel, rows, gate);
+                    product::panel(self.isa, &layer.up, panel, rows, up);
                     let activation = self.spec.activation;
                     let up = up.as_flattened();
                     math::gated(self.isa, activation, gate.as_flattened_mut(), up);
-                    for (panel, gate) in panels.zip(gate.chunks_exact(rows.rows())) {
-                        for (inner, gate) in inner.iter_mut().zip(gate) {
-                            inner[panel % 2 * LANES..][..LANES].copy_from_slice(gate);
-                        }
+                    for (inner, gate) in inner.iter_mut().zip(&*gate) {
+                        inner[half * LANES..][..LANES].copy_from_slice(gate);
                     }
                 }
                 let used = BLOCK.min(width - block * BLOCK);

@@ -224,7 +224,7 @@ pub(super) struct UnitScales {
 }
 
 impl UnitScales {
-    pub(super) const fn new() -> UnitScales {
+    pub(super) fn new() -> UnitScales {
         UnitScales {
             scales: [[0.0; LANES]; MOST_GROUPS],
             minima: [[0.0; LANES]; MOST_GROUPS],

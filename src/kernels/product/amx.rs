@@ -7,7 +7,6 @@
 use std::arch::asm;
 use std::arch::x86_64::*;
 use std::cell::RefCell;
-use std::ops::Range;
 
 use super::super::matrix::{BLOCK, Codes, Format, LANES, Matrix, UnitScales};
 use super::activations::TILE_ROWS;
@@ -47,31 +46,24 @@ thread_local! {
     static EXPANDED: RefCell<Vec<Block>> = const { RefCell::new(Vec::new()) };
 }
 
-/// [`super::panels`] with AMX.
+/// [`super::panel`] with AMX.
 #[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
-pub(super) fn panels(
-    matrix: &Matrix,
-    panels: Range<usize>,
-    rows: &Activations,
-    out: &mut [[f32; LANES]],
-) {
+pub(super) fn panel(matrix: &Matrix, panel: usize, rows: &Activations, out: &mut [[f32; LANES]]) {
     let Format::Codes(codes) = matrix.format() else {
-        return avx512::panels(matrix, panels, rows, out);
+        return avx512::panel(matrix, panel, rows, out);
     };
-    for (panel, out) in panels.zip(out.chunks_exact_mut(rows.rows().max(1))) {
-        let (plain, prompts) = out.split_at_mut(rows.plain_rows());
-        if !plain.is_empty() {
-            avx512::panels(matrix, panel..panel + 1, rows, plain);
-        }
-        if !prompts.is_empty() {
-            EXPANDED.with_borrow_mut(|blocks| {
-                blocks.clear();
-                expand(codes, matrix.padded(), matrix.panel(panel), blocks);
-                let (tiles, tile_len) = rows.half_tiles();
-                assert_eq!(tile_len, blocks.len() * BLOCK * TILE_ROWS);
-                multiply(blocks, tiles, tile_len, prompts);
-            });
-        }
+    let (plain, prompts) = out.split_at_mut(rows.plain_rows());
+    if !plain.is_empty() {
+        avx512::panel(matrix, panel, rows, plain);
+    }
+    if !prompts.is_empty() {
+        EXPANDED.with_borrow_mut(|blocks| {
+            blocks.clear();
+            expand(codes, matrix.padded(), matrix.panel(panel), blocks);
+            let (tiles, tile_len) = rows.half_tiles();
+            assert_eq!(tile_len, blocks.len() * BLOCK * TILE_ROWS);
+            multiply(blocks, tiles, tile_len, prompts);
+        });
     }
 }
 

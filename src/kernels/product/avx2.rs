@@ -1,26 +1,20 @@
 //! The inner loops for AVX2: a lane vector is two registers of eight rows.
 
 use std::arch::x86_64::*;
-use std::ops::Range;
 
 use super::super::matrix::{BLOCK, Bits, Codes, Dense, LANES, Matrix};
-use super::{Activations, Ops, PAIRS, Stage, Unpacked, UnpackedDense, run};
+use super::{Activations, Ops, PAIRS, Tile, Unpacked, UnpackedDense, run};
 
 /// How far ahead of the block at hand memory is asked for.
 const AHEAD: usize = 4096;
 
 pub(super) struct Avx2;
 
-/// [`super::panels`] with AVX2.
+/// [`super::panel`] with AVX2.
 #[target_feature(enable = "avx2,fma,f16c")]
-pub(super) fn panels(
-    matrix: &Matrix,
-    panels: Range<usize>,
-    rows: &Activations,
-    out: &mut [[f32; LANES]],
-) {
+pub(super) fn panel(matrix: &Matrix, panel: usize, rows: &Activations, out: &mut [[f32; LANES]]) {
     // SAFETY: the instructions are enabled here.
-    unsafe { run::<Avx2>(matrix, panels, rows, out) }
+    unsafe { run::<Avx2>(matrix, panel, rows, out) }
 }
 
 /// Eight words of a block: `row` is 0 or 1, for the lower or the upper eight rows.
@@ -178,14 +172,55 @@ impl Ops for Avx2 {
 
     #[inline(always)]
     unsafe fn tile<const R: usize, const GROUPS: usize, const MINIMUM: bool>(
-        stage: &Stage,
-        blocks: Range<usize>,
-        rows: &Activations,
-        first: usize,
+        weights: &Unpacked,
+        scales: &[[f32; LANES]],
+        minima: &[[f32; LANES]],
+        tile: Tile<'_>,
         out: &mut [[f32; LANES]],
     ) {
-        // SAFETY: passed on to the caller.
-        unsafe { tile::<R, GROUPS, MINIMUM>(stage, blocks, rows, first, out) }
+        assert!(scales.len() == GROUPS && minima.len() == GROUPS);
+        assert!(tile.codes.len() == R * BLOCK && tile.scales.len() == R && tile.sums.len() == R);
+        assert_eq!(out.len(), R);
+        // SAFETY: the lengths were just checked, and the caller has AVX2 enabled.
+        unsafe {
+            let codes = tile.codes.as_ptr();
+            for group in 0..GROUPS {
+                let mut whole = [[_mm256_setzero_si256(); 2]; R];
+                for pair in group * PAIRS / GROUPS..(group + 1) * PAIRS / GROUPS {
+                    let weights = weights.0.as_ptr().add(pair).cast::<__m256i>();
+                    let weights = [
+                        _mm256_load_si256(weights),
+                        _mm256_load_si256(weights.add(1)),
+                    ];
+                    for (row, whole) in whole.iter_mut().enumerate() {
+                        let two = codes.add(2 * (pair * R + row)).cast::<i32>();
+                        let two = _mm256_set1_epi32(two.read_unaligned());
+                        for half in 0..2 {
+                            let products = _mm256_madd_epi16(weights[half], two);
+                            whole[half] = _mm256_add_epi32(whole[half], products);
+                        }
+                    }
+                }
+                for (row, whole) in whole.iter().enumerate() {
+                    let scale = _mm256_set1_ps(tile.scales[row]);
+                    let sum = match GROUPS {
+                        1 => tile.sums[row][0] + tile.sums[row][1],
+                        _ => tile.sums[row][group],
+                    };
+                    for (half, &whole) in whole.iter().enumerate() {
+                        let product = _mm256_mul_ps(_mm256_cvtepi32_ps(whole), scale);
+                        let out = out[row].as_mut_ptr().add(8 * half);
+                        let scales = _mm256_loadu_ps(scales[group].as_ptr().add(8 * half));
+                        let mut total = _mm256_fmadd_ps(product, scales, _mm256_loadu_ps(out));
+                        if MINIMUM {
+                            let minima = _mm256_loadu_ps(minima[group].as_ptr().add(8 * half));
+                            total = _mm256_fmadd_ps(_mm256_set1_ps(sum), minima, total);
+                        }
+                        _mm256_storeu_ps(out, total);
+                    }
+                }
+            }
+        }
     }
 
     #[inline(always)]
@@ -214,71 +249,6 @@ impl Ops for Avx2 {
                 for (half, &sum) in sums.iter().enumerate() {
                     let out = out.as_mut_ptr().add(8 * half);
                     _mm256_storeu_ps(out, _mm256_add_ps(_mm256_loadu_ps(out), sum));
-                }
-            }
-        }
-    }
-}
-
-/// [`Ops::tile`].
-#[inline(never)]
-#[target_feature(enable = "avx2,fma,f16c")]
-fn tile<const R: usize, const GROUPS: usize, const MINIMUM: bool>(
-    stage: &Stage,
-    blocks: Range<usize>,
-    rows: &Activations,
-    first: usize,
-    out: &mut [[f32; LANES]],
-) {
-    assert_eq!(out.len(), R);
-    for (place, block) in blocks.enumerate() {
-        let tile = rows.tile(block, first, R);
-        let weights = &stage.weights[place].0;
-        let codes = tile.codes.as_ptr();
-        assert!(tile.codes.len() == R * BLOCK && tile.scales.len() == R && tile.sums.len() == R);
-        for group in 0..GROUPS {
-            let mut whole = [[_mm256_setzero_si256(); 2]; R];
-            for pair in group * PAIRS / GROUPS..(group + 1) * PAIRS / GROUPS {
-                // SAFETY: 16 pairs of i16 are two registers, aligned to 64.
-                let weights = unsafe {
-                    let weights = weights.as_ptr().add(pair).cast::<__m256i>();
-                    [
-                        _mm256_load_si256(weights),
-                        _mm256_load_si256(weights.add(1)),
-                    ]
-                };
-                for (row, whole) in whole.iter_mut().enumerate() {
-                    // SAFETY: there are `R` rows of as many pairs.
-                    let two = unsafe {
-                        codes
-                            .add(2 * (pair * R + row))
-                            .cast::<i32>()
-                            .read_unaligned()
-                    };
-                    let two = _mm256_set1_epi32(two);
-                    for half in 0..2 {
-                        let products = _mm256_madd_epi16(weights[half], two);
-                        whole[half] = _mm256_add_epi32(whole[half], products);
-                    }
-                }
-            }
-            let (scales, minima) = (&stage.scales[place][group], &stage.minima[place][group]);
-            for (row, whole) in whole.iter().enumerate() {
-                let scale = _mm256_set1_ps(tile.scales[row]);
-                let sum = _mm256_set1_ps(tile.sum::<GROUPS>(row, group));
-                for (half, &whole) in whole.iter().enumerate() {
-                    let product = _mm256_mul_ps(_mm256_cvtepi32_ps(whole), scale);
-                    // SAFETY: all of these have 16 lanes.
-                    unsafe {
-                        let out = out[row].as_mut_ptr().add(8 * half);
-                        let scales = _mm256_loadu_ps(scales.as_ptr().add(8 * half));
-                        let mut total = _mm256_fmadd_ps(product, scales, _mm256_loadu_ps(out));
-                        if MINIMUM {
-                            let minima = _mm256_loadu_ps(minima.as_ptr().add(8 * half));
-                            total = _mm256_fmadd_ps(sum, minima, total);
-                        }
-                        _mm256_storeu_ps(out, total);
-                    }
                 }
             }
         }

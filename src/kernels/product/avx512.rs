@@ -1,26 +1,20 @@
 //! The inner loops for AVX-512 with VNNI: a lane vector is one register.
 
 use std::arch::x86_64::*;
-use std::ops::Range;
 
 use super::super::matrix::{BLOCK, Bits, Codes, Dense, LANES, Matrix};
-use super::{Activations, Ops, PAIRS, Stage, Unpacked, UnpackedDense, run};
+use super::{Activations, Ops, PAIRS, Tile, Unpacked, UnpackedDense, run};
 
 /// How far ahead of the block at hand memory is asked for.
 const AHEAD: usize = 8192;
 
 pub(super) struct Avx512;
 
-/// [`super::panels`] with AVX-512.
+/// [`super::panel`] with AVX-512.
 #[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
-pub(super) fn panels(
-    matrix: &Matrix,
-    panels: Range<usize>,
-    rows: &Activations,
-    out: &mut [[f32; LANES]],
-) {
+pub(super) fn panel(matrix: &Matrix, panel: usize, rows: &Activations, out: &mut [[f32; LANES]]) {
     // SAFETY: the instructions are enabled here.
-    unsafe { run::<Avx512>(matrix, panels, rows, out) }
+    unsafe { run::<Avx512>(matrix, panel, rows, out) }
 }
 
 /// 16 words of a block.
@@ -167,14 +161,47 @@ impl Ops for Avx512 {
 
     #[inline(always)]
     unsafe fn tile<const R: usize, const GROUPS: usize, const MINIMUM: bool>(
-        stage: &Stage,
-        blocks: Range<usize>,
-        rows: &Activations,
-        first: usize,
+        weights: &Unpacked,
+        scales: &[[f32; LANES]],
+        minima: &[[f32; LANES]],
+        tile: Tile<'_>,
         out: &mut [[f32; LANES]],
     ) {
-        // SAFETY: passed on to the caller.
-        unsafe { tile::<R, GROUPS, MINIMUM>(stage, blocks, rows, first, out) }
+        assert!(scales.len() == GROUPS && minima.len() == GROUPS);
+        assert!(tile.codes.len() == R * BLOCK && tile.scales.len() == R && tile.sums.len() == R);
+        assert_eq!(out.len(), R);
+        // SAFETY: the lengths were just checked, and the caller has AVX-512
+        // enabled.
+        unsafe {
+            let codes = tile.codes.as_ptr();
+            for group in 0..GROUPS {
+                let mut whole = [_mm512_setzero_si512(); R];
+                for pair in group * PAIRS / GROUPS..(group + 1) * PAIRS / GROUPS {
+                    let weights = _mm512_load_si512(weights.0.as_ptr().add(pair).cast());
+                    for (row, whole) in whole.iter_mut().enumerate() {
+                        let two = codes.add(2 * (pair * R + row)).cast::<i32>();
+                        let two = _mm512_set1_epi32(two.read_unaligned());
+                        *whole = _mm512_dpwssd_epi32(*whole, weights, two);
+                    }
+                }
+                let scales = _mm512_loadu_ps(scales[group].as_ptr());
+                for (row, &whole) in whole.iter().enumerate() {
+                    let scale = _mm512_set1_ps(tile.scales[row]);
+                    let product = _mm512_mul_ps(_mm512_cvtepi32_ps(whole), scale);
+                    let out = out[row].as_mut_ptr();
+                    let mut total = _mm512_fmadd_ps(product, scales, _mm512_loadu_ps(out));
+                    if MINIMUM {
+                        let sum = match GROUPS {
+                            1 => tile.sums[row][0] + tile.sums[row][1],
+                            _ => tile.sums[row][group],
+                        };
+                        let minima = _mm512_loadu_ps(minima[group].as_ptr());
+                        total = _mm512_fmadd_ps(_mm512_set1_ps(sum), minima, total);
+                    }
+                    _mm512_storeu_ps(out, total);
+                }
+            }
+        }
     }
 
     #[inline(always)]
@@ -198,58 +225,6 @@ impl Ops for Avx512 {
             for (&sum, out) in sums.iter().zip(out) {
                 let out = out.as_mut_ptr();
                 _mm512_storeu_ps(out, _mm512_add_ps(_mm512_loadu_ps(out), sum));
-            }
-        }
-    }
-}
-
-/// [`Ops::tile`].
-#[inline(never)]
-#[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
-fn tile<const R: usize, const GROUPS: usize, const MINIMUM: bool>(
-    stage: &Stage,
-    blocks: Range<usize>,
-    rows: &Activations,
-    first: usize,
-    out: &mut [[f32; LANES]],
-) {
-    assert_eq!(out.len(), R);
-    for (place, block) in blocks.enumerate() {
-        let tile = rows.tile(block, first, R);
-        let weights = &stage.weights[place].0;
-        let codes = tile.codes.as_ptr();
-        assert!(tile.codes.len() == R * BLOCK && tile.scales.len() == R && tile.sums.len() == R);
-        for group in 0..GROUPS {
-            let mut whole = [_mm512_setzero_si512(); R];
-            for pair in group * PAIRS / GROUPS..(group + 1) * PAIRS / GROUPS {
-                // SAFETY: 16 pairs of i16, aligned to 64.
-                let weights = unsafe { _mm512_load_si512(weights.as_ptr().add(pair).cast()) };
-                for (row, whole) in whole.iter_mut().enumerate() {
-                    // SAFETY: there are `R` rows of as many pairs.
-                    let two = unsafe {
-                        codes
-                            .add(2 * (pair * R + row))
-                            .cast::<i32>()
-                            .read_unaligned()
-                    };
-                    *whole = _mm512_dpwssd_epi32(*whole, weights, _mm512_set1_epi32(two));
-                }
-            }
-            // SAFETY: all of these have 16 lanes.
-            unsafe {
-                let scales = _mm512_loadu_ps(stage.scales[place][group].as_ptr());
-                let minima = _mm512_loadu_ps(stage.minima[place][group].as_ptr());
-                for (row, &whole) in whole.iter().enumerate() {
-                    let scale = _mm512_set1_ps(tile.scales[row]);
-                    let product = _mm512_mul_ps(_mm512_cvtepi32_ps(whole), scale);
-                    let out = out[row].as_mut_ptr();
-                    let mut total = _mm512_fmadd_ps(product, scales, _mm512_loadu_ps(out));
-                    if MINIMUM {
-                        let sum = _mm512_set1_ps(tile.sum::<GROUPS>(row, group));
-                        total = _mm512_fmadd_ps(sum, minima, total);
-                    }
-                    _mm512_storeu_ps(out, total);
-                }
             }
         }
     }

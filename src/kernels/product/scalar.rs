@@ -1,11 +1,9 @@
 //! The inner loops in plain Rust: what the others are held against.
 
-use std::ops::Range;
-
 use half::{bf16, f16};
 
 use super::super::matrix::{BLOCK, Codes, Dense, LANES, code};
-use super::{Activations, Ops, PAIRS, Stage, Unpacked, UnpackedDense};
+use super::{Ops, PAIRS, Tile, Unpacked, UnpackedDense};
 
 pub(super) struct Scalar;
 
@@ -43,31 +41,32 @@ impl Ops for Scalar {
     }
 
     unsafe fn tile<const R: usize, const GROUPS: usize, const MINIMUM: bool>(
-        stage: &Stage,
-        blocks: Range<usize>,
-        rows: &Activations,
-        first: usize,
+        weights: &Unpacked,
+        scales: &[[f32; LANES]],
+        minima: &[[f32; LANES]],
+        tile: Tile<'_>,
         out: &mut [[f32; LANES]],
     ) {
-        for (place, block) in blocks.enumerate() {
-            let tile = rows.tile(block, first, R);
-            for (row, out) in out.iter_mut().enumerate() {
-                for group in 0..GROUPS {
-                    let pairs = group * PAIRS / GROUPS..(group + 1) * PAIRS / GROUPS;
-                    for (lane, out) in out.iter_mut().enumerate() {
-                        let mut whole = 0;
-                        for pair in pairs.clone() {
-                            let codes = &tile.codes[2 * (pair * R + row)..][..2];
-                            let weights = stage.weights[place].0[pair][lane];
-                            whole += i32::from(weights[0]) * i32::from(codes[0]);
-                            whole += i32::from(weights[1]) * i32::from(codes[1]);
-                        }
-                        let product = whole as f32 * tile.scales[row];
-                        *out = product.mul_add(stage.scales[place][group][lane], *out);
-                        if MINIMUM {
-                            let sum = tile.sum::<GROUPS>(row, group);
-                            *out = sum.mul_add(stage.minima[place][group][lane], *out);
-                        }
+        for row in 0..R {
+            for group in 0..GROUPS {
+                let pairs = group * PAIRS / GROUPS..(group + 1) * PAIRS / GROUPS;
+                let sum = match GROUPS {
+                    1 => tile.sums[row][0] + tile.sums[row][1],
+                    _ => tile.sums[row][group],
+                };
+                for lane in 0..LANES {
+                    let mut whole = 0;
+                    for pair in pairs.clone() {
+                        let codes = &tile.codes[2 * (pair * R + row)..][..2];
+                        let weights = weights.0[pair][lane];
+                        whole += i32::from(weights[0]) * i32::from(codes[0]);
+                        whole += i32::from(weights[1]) * i32::from(codes[1]);
+                    }
+                    let product = whole as f32 * tile.scales[row];
+                    let out = &mut out[row][lane];
+                    *out = product.mul_add(scales[group][lane], *out);
+                    if MINIMUM {
+                        *out = sum.mul_add(minima[group][lane], *out);
                     }
                 }
             }

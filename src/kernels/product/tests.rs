@@ -3,7 +3,7 @@ use proptest::prelude::*;
 use super::super::isa::Isa;
 use super::super::matrix::tests::random_bytes;
 use super::super::matrix::{LANES, Matrix};
-use super::{Activations, Kind, PANELS, panels};
+use super::{Activations, Kind, panel};
 use crate::gguf::TensorType;
 
 const TYPES: [TensorType; 13] = [
@@ -55,14 +55,11 @@ fn mixed_product(isa: Isa, matrix: &Matrix, rows: &[Vec<f32>], prompts: usize) -
         unsafe { writer.write(index, row) };
     }
     let mut outputs = vec![Vec::new(); rows.len()];
-    for first in (0..matrix.panels()).step_by(PANELS) {
-        let some = first..matrix.panels().min(first + PANELS);
-        let mut out = vec![[f32::NAN; LANES]; some.len() * rows.len()];
-        panels(isa, matrix, some, &activations, &mut out);
-        for out in out.chunks_exact(rows.len().max(1)) {
-            for (outputs, lanes) in outputs.iter_mut().zip(out) {
-                outputs.extend(lanes);
-            }
+    for index in 0..matrix.panels() {
+        let mut out = vec![[f32::NAN; LANES]; rows.len()];
+        panel(isa, matrix, index, &activations, &mut out);
+        for (outputs, lanes) in outputs.iter_mut().zip(out) {
+            outputs.extend(lanes);
         }
     }
     for outputs in &mut outputs {
