@@ -1,6 +1,8 @@
 //! The kernels, one by one, for every instruction set that is here:
 //! `cargo bench --bench kernels`.
 
+#![allow(unsafe_code)]
+
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
 use incant::gguf::TensorType;
 use incant::kernels::attention::{self, CHUNK, Partials, Stretch};

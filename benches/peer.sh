@@ -157,10 +157,10 @@ measure() {
     local lengths
     lengths=$(printf '64,%.0s' $(seq "$repetitions"))
     {
-        "${llama_bench[@]}" -p 512 -n 64
-        "${llama_bench[@]}" -p 0 -n 64 -d 1200
-        "$programs_of_build/llama-batched-bench" -m "$2" -t "$threads" -c 2048 \
-            -npp 16 -ntg "${lengths%,}" -npl 8 --output-format jsonl
+        "${llama_bench[@]}" -p 512 -n 64 &&
+            "${llama_bench[@]}" -p 0 -n 64 -d 1200 &&
+            "$programs_of_build/llama-batched-bench" -m "$2" -t "$threads" -c 2048 \
+                -npp 16 -ntg "${lengths%,}" -npl 8 --output-format jsonl
     } 2>"$folder/measure.log" | rates "$1" "$(basename "$2")" ||
         fail "measuring $1 with $2 failed; see $folder/measure.log"
 }

@@ -1,7 +1,5 @@
 //! Which instructions the kernels may use: chosen once, at run time.
 
-#![allow(unsafe_code)]
-
 use std::fmt;
 use std::str::FromStr;
 

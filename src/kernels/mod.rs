@@ -16,6 +16,6 @@ pub mod product;
 pub mod roofline;
 
 pub use isa::{Isa, IsaError, Tier};
-pub use matrix::{Format, LANES, Matrix, Packing};
+pub use matrix::{BLOCK, Bits, Codes, Dense, Format, LANES, Matrix, Packing, Scales};
 pub use memory::{Arena, Pages};
 pub use product::{Activations, Kind};

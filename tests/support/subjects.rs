@@ -104,6 +104,11 @@ impl fmt::Display for Subject {
     }
 }
 
+/// The device executor on the CPU.
+pub(crate) fn reference() -> &'static Subject {
+    &REFERENCE
+}
+
 /// The native executor.
 pub(crate) fn native() -> &'static Subject {
     &NATIVE

@@ -10,8 +10,6 @@
 //! over goes on to the next. And a thread that waits spins only briefly before
 //! it sleeps, for the core that it leaves may be the one that is missing.
 
-#![allow(unsafe_code)]
-
 use std::any::Any;
 use std::cell::Cell;
 use std::io;

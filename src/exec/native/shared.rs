@@ -1,7 +1,5 @@
 //! A slice of which several threads write different parts.
 
-#![allow(unsafe_code)]
-
 use std::marker::PhantomData;
 use std::ops::Range;
 use std::slice;
@@ -9,7 +7,7 @@ use std::slice;
 /// A mutable slice that threads may share, for the phases of a program that
 /// write different parts of one buffer.
 #[derive(Debug)]
-pub struct SharedSlice<'a, T> {
+pub(super) struct SharedSlice<'a, T> {
     start: *mut T,
     len: usize,
     borrow: PhantomData<&'a mut [T]>,
@@ -42,13 +40,8 @@ impl<'a, T> From<&'a mut [T]> for SharedSlice<'a, T> {
 
 impl<'a, T> SharedSlice<'a, T> {
     /// The whole slice's length.
-    pub fn len(&self) -> usize {
+    pub(super) fn len(&self) -> usize {
         self.len
-    }
-
-    /// Whether it has no elements.
-    pub fn is_empty(&self) -> bool {
-        self.len == 0
     }
 
     /// A part of it, to read.
@@ -59,7 +52,7 @@ impl<'a, T> SharedSlice<'a, T> {
     ///
     /// # Panics
     /// When the range is not within the slice.
-    pub unsafe fn slice(&self, range: Range<usize>) -> &'a [T] {
+    pub(super) unsafe fn slice(&self, range: Range<usize>) -> &'a [T] {
         let start = self.part(&range);
         // SAFETY: the range is within the slice that this was made from, which
         // is borrowed for `'a`; that nobody writes it is the caller's promise.
@@ -74,7 +67,7 @@ impl<'a, T> SharedSlice<'a, T> {
     ///
     /// # Panics
     /// When the range is not within the slice.
-    pub unsafe fn slice_mut(&self, range: Range<usize>) -> &'a mut [T] {
+    pub(super) unsafe fn slice_mut(&self, range: Range<usize>) -> &'a mut [T] {
         let start = self.part(&range);
         // SAFETY: the range is within the slice that this was made from, which
         // is mutably borrowed for `'a`; that nobody else uses this part is the
@@ -115,7 +108,6 @@ mod tests {
         });
         // SAFETY: the threads have ended.
         assert_eq!(unsafe { shared.slice(0..shared.len()) }, [25; 100]);
-        assert!(!shared.is_empty());
     }
 
     #[test]

@@ -79,12 +79,12 @@ impl Ops for Scalar {
         out: &mut [[f32; LANES]],
     ) {
         for row in 0..R {
-            for lane in 0..LANES {
+            for (lane, out) in out[row].iter_mut().enumerate() {
                 let mut sum = 0.0f32;
                 for column in 0..BLOCK {
                     sum = tile[column * R + row].mul_add(weights.0[column][lane], sum);
                 }
-                out[row][lane] += sum;
+                *out += sum;
             }
         }
     }
