@@ -11,7 +11,9 @@
 
 mod backend;
 pub mod device;
+mod ledger;
 pub mod native;
+mod saved;
 
 pub use backend::{Backend, DeviceChoice};
 

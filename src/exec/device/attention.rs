@@ -99,8 +99,8 @@ impl Attention<'_> {
     fn node(&self, node: &Node) -> Result<Partial> {
         match node {
             Node::Own(run) => {
-                let views = &self.plan.runs[*run].views;
-                let rows = &self.plan.runs[*run].rows;
+                let views = &self.plan.own[*run];
+                let rows = &self.plan.rows.runs[*run].rows;
                 let q = self.q.narrow(2, rows.start, rows.len())?;
                 let mask = views.of(self.window).mask.as_ref();
                 Partial::new(&q, &self.own[*run], mask)
@@ -116,7 +116,8 @@ impl Attention<'_> {
                 if view.from >= segment.end() {
                     return Ok(beyond);
                 }
-                let (start, kv) = segment.layer(self.layer);
+                let kv = segment.kv.layer(self.layer);
+                let start = segment.end() - kv.k.dim(1)?;
                 let (skipped, seen) = (view.from - start, segment.end() - view.from);
                 let kv = LayerKv {
                     k: kv.k.narrow(1, skipped, seen)?,

@@ -1,11 +1,10 @@
 //! KV on the device: private suffixes and shared segments.
 
-use std::sync::Arc;
-
 use candle_core::{DType, Device, Tensor};
 use safetensors::{Dtype, SafeTensors};
 
-use crate::exec::{ExecError, SavedTensor, SegmentId};
+use crate::exec::ledger::{self, held};
+use crate::exec::{ExecError, SavedTensor, saved};
 use crate::model::DecoderSpec;
 
 /// The least room a suffix is given, in tokens.
@@ -18,53 +17,21 @@ pub(super) struct LayerKv {
     pub(super) v: Tensor,
 }
 
-/// A shared, read-only stretch of KV.
+/// The KV of a segment, per layer. A layer with a window holds only the last
+/// `window − 1` tokens.
 #[derive(Debug)]
-pub(super) struct Segment {
-    /// The chain that it was made on.
-    pub(super) below: Vec<SegmentId>,
-    /// Position of its first token.
-    pub(super) start: usize,
-    /// How many tokens it stands for.
-    pub(super) len: usize,
-    /// Per layer. A layer with a window holds only the last `window − 1` tokens:
-    /// whoever comes after the segment sees no more.
-    layers: Vec<LayerKv>,
-}
+pub(super) struct Frozen(Vec<LayerKv>);
 
-impl Segment {
-    /// Position after its last token.
-    pub(super) fn end(&self) -> usize {
-        self.start + self.len
-    }
-
-    /// The KV that layer `layer` holds, and the position of its first token.
-    pub(super) fn layer(&self, layer: usize) -> (usize, &LayerKv) {
-        let kv = &self.layers[layer];
-        let held = kv.k.dims()[1];
-        (self.end() - held, kv)
+impl Frozen {
+    pub(super) fn layer(&self, layer: usize) -> &LayerKv {
+        &self.0[layer]
     }
 
     pub(super) fn save(&self) -> Result<Vec<SavedTensor>, ExecError> {
-        if self.start > 0 {
-            return Err(ExecError::Batch(
-                "only a segment that begins at position 0 can be saved",
-            ));
-        }
-        let mut saved = Vec::with_capacity(2 * self.layers.len());
-        for (index, layer) in self.layers.iter().enumerate() {
-            for (side, tensor) in [("k", &layer.k), ("v", &layer.v)] {
-                let values: Vec<f32> = tensor.flatten_all()?.to_vec1()?;
-                saved.push(SavedTensor {
-                    name: name(index, side),
-                    shape: tensor.dims().to_vec(),
-                    dtype: Dtype::F32,
-                    bytes: values
-                        .iter()
-                        .flat_map(|value| value.to_le_bytes())
-                        .collect(),
-                });
-            }
+        let mut saved = Vec::with_capacity(2 * self.0.len());
+        for (index, layer) in self.0.iter().enumerate() {
+            let sides = [bytes(&layer.k)?, bytes(&layer.v)?];
+            saved.extend(saved::layer(index, Dtype::F32, layer.k.dims(), sides));
         }
         Ok(saved)
     }
@@ -74,105 +41,57 @@ impl Segment {
         saved: &SafeTensors<'_>,
         spec: &DecoderSpec,
         device: &Device,
-    ) -> Result<Segment, ExecError> {
+    ) -> Result<Frozen, ExecError> {
         let mut layers = Vec::with_capacity(spec.layers.len());
         for (index, layer) in spec.layers.iter().enumerate() {
             let shape = [spec.kv_heads, held(tokens, layer.window), spec.head_dim];
-            let load = |side| load(saved, &name(index, side), &shape, device);
+            let tensor = |bytes| Tensor::from_raw_buffer(bytes, DType::F32, &shape, device);
+            let [k, v] = saved::read(saved, index, Dtype::F32, &shape)?;
             layers.push(LayerKv {
-                k: load("k")?,
-                v: load("v")?,
+                k: tensor(k)?,
+                v: tensor(v)?,
             });
         }
-        Ok(Segment {
-            below: Vec::new(),
-            start: 0,
-            len: tokens,
-            layers,
-        })
+        Ok(Frozen(layers))
     }
 }
 
-fn name(layer: usize, side: &str) -> String {
-    format!("layers.{layer}.{side}")
+fn bytes(tensor: &Tensor) -> Result<Vec<u8>, ExecError> {
+    let values: Vec<f32> = tensor.flatten_all()?.to_vec1()?;
+    let bytes = values.iter().flat_map(|value| value.to_le_bytes());
+    Ok(bytes.collect())
 }
 
-/// How many of a segment's tokens a layer needs to hold.
-fn held(tokens: usize, window: Option<usize>) -> usize {
-    window.map_or(tokens, |window| tokens.min(window - 1))
-}
-
-fn load(
-    saved: &SafeTensors<'_>,
-    name: &str,
-    shape: &[usize],
-    device: &Device,
-) -> Result<Tensor, ExecError> {
-    let view = saved
-        .tensor(name)
-        .map_err(|error| ExecError::Saved(format!("{name}: {error}")))?;
-    if view.dtype() != Dtype::F32 || view.shape() != shape {
-        return Err(ExecError::Saved(format!(
-            "{name} is {:?} {:?}, expected F32 {shape:?}",
-            view.dtype(),
-            view.shape()
-        )));
-    }
-    Ok(Tensor::from_raw_buffer(
-        view.data(),
-        DType::F32,
-        shape,
-        device,
-    )?)
-}
-
-/// A running sequence: the segments it stands on and its own suffix.
+/// The KV of a sequence's suffix.
 #[derive(Debug)]
-pub(super) struct Sequence {
-    /// Outermost first.
-    pub(super) chain: Vec<(SegmentId, Arc<Segment>)>,
-    /// Tokens in the suffix.
-    own: usize,
-    /// Per layer: room for at least `own` tokens. Nothing before the first one.
+pub(super) struct Suffix {
+    /// Per layer, with room to grow. Nothing before the first token.
     layers: Vec<Option<LayerKv>>,
 }
 
-impl Sequence {
-    pub(super) fn new(chain: Vec<(SegmentId, Arc<Segment>)>, spec: &DecoderSpec) -> Sequence {
-        Sequence {
-            chain,
-            own: 0,
+/// What this executor keeps count of.
+pub(super) type Ledger = ledger::Ledger<Suffix, Frozen>;
+
+impl Suffix {
+    pub(super) fn new(spec: &DecoderSpec) -> Suffix {
+        Suffix {
             layers: vec![None; spec.layers.len()],
         }
     }
 
-    /// Position of the suffix's first token.
-    pub(super) fn start(&self) -> usize {
-        self.chain.last().map_or(0, |(_, segment)| segment.end())
-    }
-
-    /// How many tokens the sequence holds in all.
-    pub(super) fn len(&self) -> usize {
-        self.start() + self.own
-    }
-
-    /// Counts `tokens` tokens that were written behind the suffix's end.
-    pub(super) fn grow(&mut self, tokens: usize) {
-        self.own += tokens;
-    }
-
     /// Writes keys and values, `[kv_heads, tokens, head_dim]`, behind the
-    /// suffix's end, and returns the suffix with them: the KV of the positions
-    /// from `from` on.
+    /// suffix's `own` tokens, and returns the suffix with them from token
+    /// `skipped` on.
     pub(super) fn append(
         &mut self,
         layer: usize,
+        own: usize,
         k: &Tensor,
         v: &Tensor,
-        from: usize,
+        skipped: usize,
     ) -> candle_core::Result<LayerKv> {
         let (heads, tokens, width) = k.dims3()?;
-        let needed = self.own + tokens;
+        let needed = own + tokens;
         let slot = &mut self.layers[layer];
         let room = slot.as_ref().map_or(0, |kv| kv.k.dims()[1]);
         if room < needed {
@@ -180,9 +99,9 @@ impl Sequence {
             let grown = |old: Option<&Tensor>| -> candle_core::Result<Tensor> {
                 let new = Tensor::zeros((heads, room, width), k.dtype(), k.device())?;
                 if let Some(old) = old
-                    && self.own > 0
+                    && own > 0
                 {
-                    new.slice_set(&old.narrow(1, 0, self.own)?.contiguous()?, 1, 0)?;
+                    new.slice_set(&old.narrow(1, 0, own)?.contiguous()?, 1, 0)?;
                 }
                 Ok(new)
             };
@@ -192,28 +111,25 @@ impl Sequence {
             });
         }
         let kv = slot.as_ref().expect("room was just made");
-        kv.k.slice_set(&k.contiguous()?, 1, self.own)?;
-        kv.v.slice_set(&v.contiguous()?, 1, self.own)?;
-        let start = self.chain.last().map_or(0, |(_, segment)| segment.end());
-        let skipped = from.saturating_sub(start).min(needed);
+        kv.k.slice_set(&k.contiguous()?, 1, own)?;
+        kv.v.slice_set(&v.contiguous()?, 1, own)?;
+        let skipped = skipped.min(needed);
         Ok(LayerKv {
             k: kv.k.narrow(1, skipped, needed - skipped)?,
             v: kv.v.narrow(1, skipped, needed - skipped)?,
         })
     }
 
-    /// A read-only copy of the suffix.
-    pub(super) fn freeze(&self, spec: &DecoderSpec) -> Result<Segment, ExecError> {
+    /// A read-only copy of the suffix's `own` tokens.
+    pub(super) fn freeze(&self, own: usize, spec: &DecoderSpec) -> Result<Frozen, ExecError> {
         let mut layers = Vec::with_capacity(self.layers.len());
         for (kv, layer) in self.layers.iter().zip(&spec.layers) {
-            let kv = kv
-                .as_ref()
-                .ok_or(ExecError::Batch("an empty sequence cannot be frozen"))?;
-            let held = held(self.own, layer.window);
+            let kv = kv.as_ref().expect("a suffix with tokens has KV");
+            let held = held(own, layer.window);
             // A copy even of what is contiguous already, as with one KV head: a
             // view would keep the whole suffix's room alive.
             let last = |tensor: &Tensor| {
-                let last = tensor.narrow(1, self.own - held, held)?;
+                let last = tensor.narrow(1, own - held, held)?;
                 last.force_contiguous()
             };
             layers.push(LayerKv {
@@ -221,11 +137,6 @@ impl Sequence {
                 v: last(&kv.v)?,
             });
         }
-        Ok(Segment {
-            below: self.chain.iter().map(|(id, _)| *id).collect(),
-            start: self.start(),
-            len: self.own,
-            layers,
-        })
+        Ok(Frozen(layers))
     }
 }

@@ -1,15 +1,13 @@
 //! One transformer layer.
 
-use std::collections::HashMap;
-
 use candle_core::{Device, Result, Tensor};
 
 use super::attention::Attention;
-use super::cache::Sequence;
+use super::cache::Ledger;
 use super::linear::{Linear, vector};
 use super::ops;
 use super::plan::Plan;
-use crate::exec::{ExecError, Footprint, SequenceId};
+use crate::exec::{ExecError, Footprint};
 use crate::model::{DecoderSpec, Part, Weights};
 
 /// The weights of one layer.
@@ -104,10 +102,10 @@ impl Layer {
         index: usize,
         spec: &DecoderSpec,
         plan: &Plan,
-        sequences: &mut HashMap<SequenceId, Sequence>,
+        ledger: &mut Ledger,
     ) -> Result<Tensor> {
         let h = ops::rms_norm(x, &self.attention_norm, spec.norm_eps)?;
-        let h = self.attention(&h, index, spec, plan, sequences)?;
+        let h = self.attention(&h, index, spec, plan, ledger)?;
         let h = normed(h, self.post_attention_norm.as_ref(), spec)?;
         let x = (x + h)?;
         let h = ops::rms_norm(&x, &self.feed_forward_norm, spec.norm_eps)?;
@@ -127,7 +125,7 @@ impl Layer {
         index: usize,
         spec: &DecoderSpec,
         plan: &Plan,
-        sequences: &mut HashMap<SequenceId, Sequence>,
+        ledger: &mut Ledger,
     ) -> Result<Tensor> {
         let (rope, window) = (spec.layers[index].rope, spec.layers[index].window);
         let rotate = |x| ops::rope(&x, &spec.ropes[rope], &plan.angles[rope]);
@@ -135,13 +133,13 @@ impl Layer {
         let k = rotate(self.key.forward(h, spec)?)?;
         let v = self.value.forward(h, spec)?;
 
-        let mut own = Vec::with_capacity(plan.runs.len());
-        for run in &plan.runs {
+        let runs = &plan.rows.runs;
+        let mut own = Vec::with_capacity(runs.len());
+        for (run, views) in runs.iter().zip(&plan.own) {
             let rows = |x: &Tensor| x.narrow(1, run.rows.start, run.rows.len());
-            let sequence = sequences
-                .get_mut(&run.sequence)
-                .expect("the plan was made from these sequences");
-            own.push(sequence.append(index, &rows(&k)?, &rows(&v)?, run.views.of(window).from)?);
+            let suffix = &mut ledger.sequence_mut(run.sequence).kv;
+            let skipped = views.of(window).from.saturating_sub(run.start);
+            own.push(suffix.append(index, run.own, &rows(&k)?, &rows(&v)?, skipped)?);
         }
 
         let (heads, rows, width) = q.dims3()?;

@@ -15,13 +15,10 @@ mod linear;
 mod ops;
 mod plan;
 
-use std::collections::HashMap;
-use std::sync::Arc;
-
 use candle_core::{DType, Device, Tensor};
 use safetensors::SafeTensors;
 
-use self::cache::{Segment, Sequence};
+use self::cache::{Frozen, Ledger, Suffix};
 use self::layer::Layer;
 use self::linear::{Embedding, Linear};
 use self::plan::Plan;
@@ -38,9 +35,7 @@ pub struct DeviceExecutor {
     output_norm: Tensor,
     head: Linear,
     footprint: Footprint,
-    sequences: HashMap<SequenceId, Sequence>,
-    segments: HashMap<SegmentId, Arc<Segment>>,
-    next_id: u64,
+    ledger: Ledger,
 }
 
 impl DeviceExecutor {
@@ -79,45 +74,21 @@ impl DeviceExecutor {
             output_norm,
             head,
             footprint,
-            sequences: HashMap::new(),
-            segments: HashMap::new(),
-            next_id: 0,
+            ledger: Ledger::new(),
         })
-    }
-
-    fn sequence(&self, id: SequenceId) -> Result<&Sequence, ExecError> {
-        self.sequences
-            .get(&id)
-            .ok_or_else(|| ExecError::Unknown(format!("sequence {}", id.0)))
-    }
-
-    fn segment(&self, id: SegmentId) -> Result<&Arc<Segment>, ExecError> {
-        self.segments
-            .get(&id)
-            .ok_or_else(|| ExecError::Unknown(format!("segment {}", id.0)))
-    }
-
-    fn fresh_id(&mut self) -> u64 {
-        self.next_id += 1;
-        self.next_id
-    }
-
-    fn add_segment(&mut self, segment: Segment) -> SegmentId {
-        let id = SegmentId(self.fresh_id());
-        self.segments.insert(id, Arc::new(segment));
-        id
     }
 
     /// The logits of the wanted rows, given the last layer's output.
     fn head(&self, x: &Tensor, plan: &Plan) -> Result<Logits, ExecError> {
         let vocab = self.spec.vocab;
-        if plan.wanted.is_empty() {
+        if plan.rows.wanted.is_empty() {
             return Ok(Logits {
                 vocab,
                 values: Vec::new(),
             });
         }
-        let rows = Tensor::new(plan.wanted.as_slice(), &self.device)?;
+        let wanted: Vec<u32> = plan.rows.wanted.iter().map(|&row| row as u32).collect();
+        let rows = Tensor::new(wanted, &self.device)?;
         let x = x.index_select(&rows, 0)?;
         let x = ops::rms_norm(&x, &self.output_norm, self.spec.norm_eps)?;
         let logits = self.head.forward(&x)?;
@@ -142,68 +113,50 @@ impl Executor for DeviceExecutor {
     }
 
     fn begin(&mut self, chain: &[SegmentId]) -> Result<SequenceId, ExecError> {
-        let chain = chain
-            .iter()
-            .map(|id| self.segment(*id).map(|segment| (*id, Arc::clone(segment))))
-            .collect::<Result<Vec<_>, _>>()?;
-        let ids: Vec<SegmentId> = chain.iter().map(|(id, _)| *id).collect();
-        for (depth, (_, segment)) in chain.iter().enumerate() {
-            // Elsewhere its keys would stand at the wrong positions.
-            if segment.below != ids[..depth] {
-                return Err(ExecError::Batch(
-                    "a segment follows one that it was not made on",
-                ));
-            }
-        }
-        let id = SequenceId(self.fresh_id());
-        self.sequences.insert(id, Sequence::new(chain, &self.spec));
-        Ok(id)
+        self.ledger.begin(chain, Suffix::new(&self.spec))
     }
 
     fn len(&self, sequence: SequenceId) -> Result<usize, ExecError> {
-        Ok(self.sequence(sequence)?.len())
+        Ok(self.ledger.sequence(sequence)?.len())
     }
 
     fn forward(&mut self, batch: &[Chunk<'_>]) -> Result<Logits, ExecError> {
-        let plan = Plan::new(batch, &self.sequences, &self.spec, &self.device)?;
-        let ids = Tensor::new(plan.tokens.as_slice(), &self.device)?;
+        let rows = self.ledger.lay_out(batch, self.spec.vocab, false)?;
+        let plan = Plan::new(rows, &self.spec, &self.device)?;
+        let ids = Tensor::new(plan.rows.tokens.as_slice(), &self.device)?;
         let mut x = self.embedding.forward(&ids)?;
         if self.spec.embedding_scale != 1.0 {
             x = (x * f64::from(self.spec.embedding_scale))?;
         }
         for (index, layer) in self.layers.iter().enumerate() {
-            x = layer.forward(&x, index, &self.spec, &plan, &mut self.sequences)?;
+            x = layer.forward(&x, index, &self.spec, &plan, &mut self.ledger)?;
         }
         let logits = self.head(&x, &plan)?;
         // Only now: a batch that failed half-way leaves every sequence as it was.
-        for chunk in batch {
-            if let Some(sequence) = self.sequences.get_mut(&chunk.sequence) {
-                sequence.grow(chunk.tokens.len());
-            }
-        }
+        self.ledger.grow(batch);
         Ok(logits)
     }
 
     fn freeze(&mut self, sequence: SequenceId) -> Result<SegmentId, ExecError> {
-        let segment = self.sequence(sequence)?.freeze(&self.spec)?;
-        self.end(sequence);
-        Ok(self.add_segment(segment))
+        let spec = &self.spec;
+        self.ledger
+            .freeze(sequence, |suffix, own| suffix.freeze(own, spec))
     }
 
     fn end(&mut self, sequence: SequenceId) {
-        self.sequences.remove(&sequence);
+        self.ledger.end(sequence);
     }
 
     fn release(&mut self, segment: SegmentId) {
-        self.segments.remove(&segment);
+        self.ledger.release(segment);
     }
 
     fn save(&self, segment: SegmentId) -> Result<Vec<SavedTensor>, ExecError> {
-        self.segment(segment)?.save()
+        self.ledger.first_segment(segment)?.kv.save()
     }
 
     fn restore(&mut self, tokens: usize, saved: &SafeTensors<'_>) -> Result<SegmentId, ExecError> {
-        let segment = Segment::restore(tokens, saved, &self.spec, &self.device)?;
-        Ok(self.add_segment(segment))
+        let kv = Frozen::restore(tokens, saved, &self.spec, &self.device)?;
+        Ok(self.ledger.add_first(tokens, kv))
     }
 }

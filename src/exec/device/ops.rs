@@ -29,7 +29,7 @@ pub(super) struct Angles {
 impl Angles {
     pub(super) fn new(
         rope: &RopeSpec,
-        positions: &[u32],
+        positions: &[usize],
         device: &candle_core::Device,
     ) -> Result<Angles> {
         let frequencies = rope.frequencies();
@@ -37,7 +37,7 @@ impl Angles {
         let angles = positions.iter().flat_map(|&position| {
             frequencies
                 .iter()
-                .map(move |&frequency| f64::from(position) * f64::from(frequency))
+                .map(move |&frequency| position as f64 * f64::from(frequency))
         });
         let (cos, sin): (Vec<f32>, Vec<f32>) = angles
             .map(|angle| (angle.cos() as f32, angle.sin() as f32))

@@ -8,39 +8,27 @@ use std::sync::Arc;
 
 use candle_core::{Device, Tensor};
 
-use super::cache::{Segment, Sequence};
+use super::cache::Frozen;
 use super::ops::Angles;
-use crate::exec::{Chunk, ExecError, SequenceId, Wanted};
+use crate::exec::ledger::{Branch, Rows, Segment};
 use crate::model::DecoderSpec;
 
 /// A batch, laid out.
 pub(super) struct Plan {
-    /// The rows' tokens. Rows stand in the order of their chains, so that all
-    /// rows that share a segment stand together.
-    pub(super) tokens: Vec<u32>,
-    /// Rows whose logits are wanted, in the batch's own order.
-    pub(super) wanted: Vec<u32>,
-    /// Each chunk, in row order.
-    pub(super) runs: Vec<Run>,
+    pub(super) rows: Rows<Frozen>,
+    /// What each run sees of its sequence's suffix.
+    pub(super) own: Vec<Views>,
     /// What the rows attend to: covers all of them, in order.
     pub(super) nodes: Vec<Node>,
     /// Cosines and sines per rope of the spec.
     pub(super) angles: Vec<Angles>,
 }
 
-/// One chunk's rows.
-pub(super) struct Run {
-    pub(super) sequence: SequenceId,
-    pub(super) rows: Range<usize>,
-    /// What its rows see of the sequence's suffix, per window of the spec.
-    pub(super) views: Views,
-}
-
 /// A part of the tree of shared segments.
 pub(super) enum Node {
     /// A segment and all rows that stand on it.
     Shared {
-        segment: Arc<Segment>,
+        segment: Arc<Segment<Frozen>>,
         rows: Range<usize>,
         views: Views,
         /// What these rows attend to beyond the segment.
@@ -56,7 +44,7 @@ pub(super) struct Views(HashMap<Option<usize>, View>);
 impl Views {
     fn new(
         spec: &DecoderSpec,
-        positions: &[u32],
+        positions: &[usize],
         keys: &Range<usize>,
         device: &Device,
     ) -> candle_core::Result<Views> {
@@ -92,12 +80,11 @@ const HIDDEN: f32 = -1e30;
 impl View {
     fn new(
         window: Option<usize>,
-        positions: &[u32],
+        positions: &[usize],
         keys: &Range<usize>,
         device: &Device,
     ) -> candle_core::Result<View> {
-        let sees = |position: u32| -> Range<usize> {
-            let position = position as usize;
+        let sees = |position: usize| -> Range<usize> {
             let first = window.map_or(0, |window| (position + 1).saturating_sub(window));
             first..position + 1
         };
@@ -130,134 +117,54 @@ impl View {
 }
 
 impl Plan {
-    /// Lays out `batch`.
-    ///
-    /// # Errors
-    /// An unknown sequence, one that occurs twice, an empty chunk, or a token
-    /// that is not in the vocabulary.
+    /// Plans a batch that was laid out.
     pub(super) fn new(
-        batch: &[Chunk<'_>],
-        sequences: &HashMap<SequenceId, Sequence>,
+        rows: Rows<Frozen>,
         spec: &DecoderSpec,
         device: &Device,
-    ) -> Result<Plan, ExecError> {
-        let mut members = Vec::with_capacity(batch.len());
-        let mut seen = HashSet::new();
-        for chunk in batch {
-            let sequence = sequences
-                .get(&chunk.sequence)
-                .ok_or_else(|| ExecError::Unknown(format!("sequence {}", chunk.sequence.0)))?;
-            if !seen.insert(chunk.sequence) {
-                return Err(ExecError::Batch("a sequence occurs twice"));
-            }
-            if chunk.tokens.is_empty() {
-                return Err(ExecError::Batch("a chunk holds no token"));
-            }
-            if chunk
-                .tokens
-                .iter()
-                .any(|&token| token as usize >= spec.vocab)
-            {
-                return Err(ExecError::Batch("a token is not in the vocabulary"));
-            }
-            members.push((sequence, chunk));
-        }
-        if members.is_empty() {
-            return Err(ExecError::Batch("it is empty"));
-        }
-        let mut order: Vec<usize> = (0..members.len()).collect();
-        order.sort_by(|&a, &b| {
-            let ids = |index: usize| members[index].0.chain.iter().map(|(id, _)| *id);
-            ids(a).cmp(ids(b))
-        });
-
-        let mut tokens = Vec::new();
-        let mut positions: Vec<u32> = Vec::new();
-        let mut runs = Vec::with_capacity(members.len());
-        let mut first_rows = vec![0; members.len()];
-        for &index in &order {
-            let (sequence, chunk) = members[index];
-            let first = tokens.len();
-            first_rows[index] = first;
-            tokens.extend_from_slice(chunk.tokens);
-            let (start, end) = (sequence.len(), sequence.len() + chunk.tokens.len());
-            positions.extend(start as u32..end as u32);
-            runs.push(Run {
-                sequence: chunk.sequence,
-                rows: first..tokens.len(),
-                views: Views::new(spec, &positions[first..], &(sequence.start()..end), device)?,
-            });
-        }
-        let mut wanted = Vec::new();
-        for (chunk, &first) in batch.iter().zip(&first_rows) {
-            let rows = first as u32..(first + chunk.tokens.len()) as u32;
-            match chunk.wanted {
-                Wanted::None => {}
-                Wanted::Last => wanted.push(rows.end - 1),
-                Wanted::All => wanted.extend(rows),
-            }
-        }
-        let chains: Vec<&[_]> = order
-            .iter()
-            .map(|&index| members[index].0.chain.as_slice())
-            .collect();
-        let tree = Tree {
-            spec,
-            device,
-            positions: &positions,
-            runs: &runs,
-            chains: &chains,
+    ) -> candle_core::Result<Plan> {
+        let views = |of: &Range<usize>, keys: Range<usize>| {
+            Views::new(spec, &rows.positions[of.clone()], &keys, device)
         };
-        let nodes = tree.nodes(0..runs.len(), 0)?;
+        let own = rows
+            .runs
+            .iter()
+            .map(|run| views(&run.rows, run.start..rows.positions[run.rows.end - 1] + 1))
+            .collect::<candle_core::Result<_>>()?;
+        let nodes = nodes(&rows, &views, 0..rows.runs.len(), 0)?;
         let angles = spec
             .ropes
             .iter()
-            .map(|rope| Angles::new(rope, &positions, device))
-            .collect::<Result<_, _>>()?;
+            .map(|rope| Angles::new(rope, &rows.positions, device))
+            .collect::<candle_core::Result<_>>()?;
         Ok(Plan {
-            tokens,
-            wanted,
-            runs,
+            own,
             nodes,
             angles,
+            rows,
         })
     }
 }
 
-/// What the tree of segments is made from.
-struct Tree<'a> {
-    spec: &'a DecoderSpec,
-    device: &'a Device,
-    positions: &'a [u32],
-    runs: &'a [Run],
-    /// Each run's chain of segments.
-    chains: &'a [&'a [(crate::exec::SegmentId, Arc<Segment>)]],
-}
-
-impl Tree<'_> {
-    /// What the given runs attend to from depth `depth` of their chains on.
-    fn nodes(&self, runs: Range<usize>, depth: usize) -> candle_core::Result<Vec<Node>> {
-        let mut nodes = Vec::new();
-        let mut next = runs.start;
-        while next < runs.end {
-            let Some((id, segment)) = self.chains[next].get(depth) else {
-                nodes.push(Node::Own(next));
-                next += 1;
-                continue;
-            };
-            let same = |run: &usize| self.chains[*run].get(depth).is_some_and(|(i, _)| i == id);
-            let members = next..(next..runs.end).take_while(same).last().unwrap_or(next) + 1;
-            let rows = self.runs[members.start].rows.start..self.runs[members.end - 1].rows.end;
-            let positions = &self.positions[rows.clone()];
-            let keys = segment.start..segment.end();
-            nodes.push(Node::Shared {
-                segment: Arc::clone(segment),
-                rows,
-                views: Views::new(self.spec, positions, &keys, self.device)?,
-                beyond: self.nodes(members.clone(), depth + 1)?,
-            });
-            next = members.end;
-        }
-        Ok(nodes)
-    }
+/// What some runs attend to from depth `depth` of their chains on.
+fn nodes(
+    rows: &Rows<Frozen>,
+    views: &impl Fn(&Range<usize>, Range<usize>) -> candle_core::Result<Views>,
+    runs: Range<usize>,
+    depth: usize,
+) -> candle_core::Result<Vec<Node>> {
+    rows.branches(runs, depth)
+        .map(|branch| match branch {
+            Branch::Own(run) => Ok(Node::Own(run)),
+            Branch::Shared(segment, runs) => {
+                let of_runs = rows.of_runs(&runs);
+                Ok(Node::Shared {
+                    segment: Arc::clone(segment),
+                    views: views(&of_runs, segment.start..segment.end())?,
+                    rows: of_runs,
+                    beyond: nodes(rows, views, runs, depth + 1)?,
+                })
+            }
+        })
+        .collect()
 }

@@ -1,13 +1,11 @@
 //! KV in blocks of 16 tokens: private suffixes and shared segments.
 
-use std::sync::Arc;
-
 use half::f16;
-use half::slice::HalfFloatSliceExt;
 use safetensors::{Dtype, SafeTensors};
 
 use super::shared::SharedSlice;
-use crate::exec::{ExecError, SavedTensor, SegmentId};
+use crate::exec::ledger::{self, held};
+use crate::exec::{ExecError, SavedTensor, saved};
 use crate::kernels::Isa;
 use crate::kernels::attention::{
     self, BLOCK, Stretch, key_block_len, value_block_len, write_key, write_value,
@@ -127,43 +125,27 @@ impl LayerKv {
     }
 }
 
-/// A shared, read-only stretch of KV.
+/// The KV of a segment, per layer. A layer with a window holds only the last
+/// `window − 1` tokens.
 #[derive(Debug)]
-pub(super) struct Segment {
-    /// The chain that it was made on.
-    pub(super) below: Vec<SegmentId>,
-    /// Position of its first token.
-    pub(super) start: usize,
-    /// How many tokens it stands for.
-    pub(super) len: usize,
-    /// Per layer. A layer with a window holds only the last `window − 1` tokens:
-    /// whoever comes after the segment sees no more.
-    pub(super) layers: Vec<LayerKv>,
-}
+pub(super) struct Frozen(Vec<LayerKv>);
 
-/// How many of a segment's tokens a layer holds.
-pub(super) fn held(tokens: usize, window: Option<usize>) -> usize {
-    window.map_or(tokens, |window| tokens.min(window - 1))
-}
+/// What this executor keeps count of.
+pub(super) type Ledger = ledger::Ledger<Suffix, Frozen>;
 
-impl Segment {
-    /// Position after its last token.
-    pub(super) fn end(&self) -> usize {
-        self.start + self.len
+impl Frozen {
+    pub(super) fn layer(&self, layer: usize) -> &LayerKv {
+        &self.0[layer]
     }
 
-    pub(super) fn save(&self, isa: Isa, spec: &DecoderSpec) -> Result<Vec<SavedTensor>, ExecError> {
-        if self.start > 0 {
-            return Err(ExecError::Batch(
-                "only a segment that begins at position 0 can be saved",
-            ));
-        }
+    /// What the segment of `len` tokens is saved as.
+    pub(super) fn save(&self, len: usize, isa: Isa, spec: &DecoderSpec) -> Vec<SavedTensor> {
         let layout = Layout::of(spec);
-        let mut saved = Vec::with_capacity(2 * self.layers.len());
+        let mut saved = Vec::with_capacity(2 * self.0.len());
         let (mut key, mut value) = (vec![0.0; spec.head_dim], vec![0.0; spec.head_dim]);
-        for (index, (kv, layer)) in self.layers.iter().zip(&spec.layers).enumerate() {
-            let tokens = held(self.len, layer.window);
-            let (mut keys, mut values) = (Vec::new(), Vec::new());
+        for (index, (kv, layer)) in self.0.iter().zip(&spec.layers).enumerate() {
+            let tokens = held(len, layer.window);
+            let [mut keys, mut values] = [(); 2].map(|()| Vec::new());
             for head in 0..spec.kv_heads {
                 for token in 0..tokens {
                     layout.read(isa, kv, head, token, (&mut key, &mut value));
@@ -171,16 +153,10 @@ impl Segment {
                     push(&mut values, &value);
                 }
             }
-            for (side, bytes) in [("k", keys), ("v", values)] {
-                saved.push(SavedTensor {
-                    name: name(index, side),
-                    shape: vec![spec.kv_heads, tokens, spec.head_dim],
-                    dtype: Dtype::F16,
-                    bytes,
-                });
-            }
+            let shape = [spec.kv_heads, tokens, spec.head_dim];
+            saved.extend(saved::layer(index, Dtype::F16, &shape, [keys, values]));
         }
-        Ok(saved)
+        saved
     }
 
     pub(super) fn restore(
@@ -188,7 +164,7 @@ impl Segment {
         saved: &SafeTensors<'_>,
         isa: Isa,
         spec: &DecoderSpec,
-    ) -> Result<Segment, ExecError> {
+    ) -> Result<Frozen, ExecError> {
         let layout = Layout::of(spec);
         let mut layers = Vec::with_capacity(spec.layers.len());
         let width = spec.kv_heads * spec.head_dim;
@@ -196,33 +172,23 @@ impl Segment {
         for (index, layer) in spec.layers.iter().enumerate() {
             let held = held(tokens, layer.window);
             let shape = [spec.kv_heads, held, spec.head_dim];
-            let keys = load(saved, &name(index, "k"), &shape)?;
-            let values = load(saved, &name(index, "v"), &shape)?;
+            let [keys, values] = saved::read(saved, index, Dtype::F16, &shape)?;
             let mut kv = LayerKv::default();
             kv.reserve(layout, held);
             for token in 0..held {
                 for head in 0..spec.kv_heads {
-                    let from = (head * held + token) * spec.head_dim..;
+                    let from = (head * held + token) * spec.head_dim;
                     let to = head * spec.head_dim..(head + 1) * spec.head_dim;
-                    keys[from.clone()][..spec.head_dim].convert_to_f32_slice(&mut key[to.clone()]);
-                    values[from][..spec.head_dim].convert_to_f32_slice(&mut value[to]);
+                    read_halves(keys, from, &mut key[to.clone()]);
+                    read_halves(values, from, &mut value[to]);
                 }
                 let blocks = (&mut kv.keys[..], &mut kv.values[..]);
                 layout.write(isa, blocks, token, (&key, &value));
             }
             layers.push(kv);
         }
-        Ok(Segment {
-            below: Vec::new(),
-            start: 0,
-            len: tokens,
-            layers,
-        })
+        Ok(Frozen(layers))
     }
-}
-
-fn name(layer: usize, side: &str) -> String {
-    format!("layers.{layer}.{side}")
 }
 
 /// Appends numbers that are binary16 already.
@@ -230,61 +196,35 @@ fn push(bytes: &mut Vec<u8>, numbers: &[f32]) {
     bytes.extend(numbers.iter().flat_map(|&x| f16::from_f32(x).to_le_bytes()));
 }
 
-fn load(saved: &SafeTensors<'_>, name: &str, shape: &[usize]) -> Result<Vec<f16>, ExecError> {
-    let view = saved
-        .tensor(name)
-        .map_err(|error| ExecError::Saved(format!("{name}: {error}")))?;
-    if view.dtype() != Dtype::F16 || view.shape() != shape {
-        return Err(ExecError::Saved(format!(
-            "{name} is {:?} {:?}, expected F16 {shape:?}",
-            view.dtype(),
-            view.shape()
-        )));
+/// Reads the binary16 numbers from the one numbered `first` on.
+fn read_halves(bytes: &[u8], first: usize, out: &mut [f32]) {
+    let halves = bytes[2 * first..].chunks_exact(2);
+    for (out, half) in out.iter_mut().zip(halves) {
+        *out = f16::from_le_bytes([half[0], half[1]]).to_f32();
     }
-    let halves = view.data().chunks_exact(2);
-    Ok(halves
-        .map(|bytes| f16::from_le_bytes([bytes[0], bytes[1]]))
-        .collect())
 }
 
-/// A running sequence: the segments it stands on and its own suffix.
+/// The KV of a sequence's suffix.
 #[derive(Debug)]
-pub(super) struct Sequence {
-    /// Outermost first.
-    pub(super) chain: Vec<(SegmentId, Arc<Segment>)>,
-    /// Tokens in the suffix.
-    pub(super) own: usize,
-    /// Per layer: room for at least `own` tokens.
+pub(super) struct Suffix {
+    /// Per layer, with room to grow.
     layers: Vec<LayerKv>,
 }
 
-impl Sequence {
-    pub(super) fn new(chain: Vec<(SegmentId, Arc<Segment>)>, spec: &DecoderSpec) -> Sequence {
-        Sequence {
-            chain,
-            own: 0,
+impl Suffix {
+    pub(super) fn new(spec: &DecoderSpec) -> Suffix {
+        Suffix {
             layers: vec![LayerKv::default(); spec.layers.len()],
         }
     }
 
-    /// Position of the suffix's first token.
-    pub(super) fn start(&self) -> usize {
-        self.chain.last().map_or(0, |(_, segment)| segment.end())
-    }
-
-    /// How many tokens the sequence holds in all.
-    pub(super) fn len(&self) -> usize {
-        self.start() + self.own
-    }
-
-    /// Makes room for `tokens` more, and gives access to each layer's KV for
-    /// several threads.
-    pub(super) fn grow(&mut self, layout: Layout, tokens: usize) -> Vec<SharedKv<'_>> {
-        let needed = self.own + tokens;
+    /// Makes room for `tokens` tokens in all, and gives access to each layer's
+    /// KV for several threads.
+    pub(super) fn reserve(&mut self, layout: Layout, tokens: usize) -> Vec<SharedKv<'_>> {
         self.layers
             .iter_mut()
             .map(|kv| {
-                kv.reserve(layout, needed);
+                kv.reserve(layout, tokens);
                 SharedKv {
                     keys: SharedSlice::from(&mut kv.keys[..]),
                     values: SharedSlice::from(&mut kv.values[..]),
@@ -293,26 +233,20 @@ impl Sequence {
             .collect()
     }
 
-    /// Ends the sequence and makes its suffix a segment.
-    pub(super) fn freeze(self, isa: Isa, spec: &DecoderSpec) -> Segment {
+    /// Gives up the KV of the suffix's `own` tokens.
+    pub(super) fn freeze(&mut self, own: usize, isa: Isa, spec: &DecoderSpec) -> Frozen {
         let layout = Layout::of(spec);
-        let start = self.start();
-        let layers = self.layers.into_iter().zip(&spec.layers);
-        let layers = layers.map(|(mut kv, layer)| {
-            let held = held(self.own, layer.window);
-            if held < self.own {
-                return kv.from(isa, layout, self.own - held, held);
+        let layers = std::mem::take(&mut self.layers).into_iter();
+        let layers = layers.zip(&spec.layers).map(|(mut kv, layer)| {
+            let held = held(own, layer.window);
+            if held < own {
+                return kv.from(isa, layout, own - held, held);
             }
             kv.keys.shrink_to_fit();
             kv.values.shrink_to_fit();
             kv
         });
-        Segment {
-            layers: layers.collect(),
-            below: self.chain.iter().map(|(id, _)| *id).collect(),
-            start,
-            len: self.own,
-        }
+        Frozen(layers.collect())
     }
 }
 

@@ -8,6 +8,7 @@
 //! depend on the rows beside it.
 #![allow(unsafe_code)]
 
+mod buffers;
 mod cache;
 mod forward;
 mod plan;
@@ -16,13 +17,12 @@ mod shared;
 mod shares;
 mod weights;
 
-use std::collections::HashMap;
 use std::sync::Arc;
 
 use safetensors::SafeTensors;
 
-use self::cache::{Segment, Sequence};
-use self::forward::Buffers;
+use self::buffers::Buffers;
+use self::cache::{Frozen, Ledger, Suffix};
 use self::plan::Plan;
 pub use self::pool::{Crew, Pool, threads_to_use};
 use self::weights::Weights;
@@ -40,9 +40,7 @@ pub struct NativeExecutor {
     /// Radians per position of each rope's pairs.
     frequencies: Vec<Vec<f32>>,
     buffers: Buffers,
-    sequences: HashMap<SequenceId, Sequence>,
-    segments: HashMap<SegmentId, Arc<Segment>>,
-    next_id: u64,
+    ledger: Ledger,
 }
 
 impl NativeExecutor {
@@ -64,33 +62,8 @@ impl NativeExecutor {
             frequencies: spec.ropes.iter().map(|rope| rope.frequencies()).collect(),
             buffers: Buffers::new(isa, pool.threads()),
             pool,
-            sequences: HashMap::new(),
-            segments: HashMap::new(),
-            next_id: 0,
+            ledger: Ledger::new(),
         })
-    }
-
-    fn sequence(&self, id: SequenceId) -> Result<&Sequence, ExecError> {
-        self.sequences
-            .get(&id)
-            .ok_or_else(|| ExecError::Unknown(format!("sequence {}", id.0)))
-    }
-
-    fn segment(&self, id: SegmentId) -> Result<&Arc<Segment>, ExecError> {
-        self.segments
-            .get(&id)
-            .ok_or_else(|| ExecError::Unknown(format!("segment {}", id.0)))
-    }
-
-    fn fresh_id(&mut self) -> u64 {
-        self.next_id += 1;
-        self.next_id
-    }
-
-    fn add_segment(&mut self, segment: Segment) -> SegmentId {
-        let id = SegmentId(self.fresh_id());
-        self.segments.insert(id, Arc::new(segment));
-        id
     }
 }
 
@@ -112,63 +85,44 @@ impl Executor for NativeExecutor {
     }
 
     fn begin(&mut self, chain: &[SegmentId]) -> Result<SequenceId, ExecError> {
-        let chain = chain
-            .iter()
-            .map(|id| self.segment(*id).map(|segment| (*id, Arc::clone(segment))))
-            .collect::<Result<Vec<_>, _>>()?;
-        let ids: Vec<SegmentId> = chain.iter().map(|(id, _)| *id).collect();
-        for (depth, (_, segment)) in chain.iter().enumerate() {
-            // Elsewhere its keys would stand at the wrong positions.
-            if segment.below != ids[..depth] {
-                return Err(ExecError::Batch(
-                    "a segment follows one that it was not made on",
-                ));
-            }
-        }
-        let id = SequenceId(self.fresh_id());
-        self.sequences.insert(id, Sequence::new(chain, &self.spec));
-        Ok(id)
+        self.ledger.begin(chain, Suffix::new(&self.spec))
     }
 
     fn len(&self, sequence: SequenceId) -> Result<usize, ExecError> {
-        Ok(self.sequence(sequence)?.len())
+        Ok(self.ledger.sequence(sequence)?.len())
     }
 
     fn forward(&mut self, batch: &[Chunk<'_>]) -> Result<Logits, ExecError> {
-        let amx = self.isa.tier() == Tier::Amx;
-        let plan = Plan::new(batch, &self.sequences, &self.spec, &self.frequencies, amx)?;
+        // Tiles take prompts and nothing else.
+        let prompts_apart = self.isa.tier() == Tier::Amx;
+        let rows = self.ledger.lay_out(batch, self.spec.vocab, prompts_apart)?;
+        let plan = Plan::new(rows, &self.spec, &self.frequencies);
         let logits = self.run(&plan);
-        for run in &plan.runs {
-            if let Some(sequence) = self.sequences.get_mut(&run.sequence) {
-                sequence.own += run.rows.len();
-            }
-        }
+        self.ledger.grow(batch);
         Ok(logits)
     }
 
     fn freeze(&mut self, sequence: SequenceId) -> Result<SegmentId, ExecError> {
-        if self.sequence(sequence)?.own == 0 {
-            return Err(ExecError::Batch("an empty sequence cannot be frozen"));
-        }
-        let ended = self.sequences.remove(&sequence);
-        let ended = ended.expect("it was just looked up");
-        Ok(self.add_segment(ended.freeze(self.isa, &self.spec)))
+        let (isa, spec) = (self.isa, &self.spec);
+        self.ledger
+            .freeze(sequence, |suffix, own| Ok(suffix.freeze(own, isa, spec)))
     }
 
     fn end(&mut self, sequence: SequenceId) {
-        self.sequences.remove(&sequence);
+        self.ledger.end(sequence);
     }
 
     fn release(&mut self, segment: SegmentId) {
-        self.segments.remove(&segment);
+        self.ledger.release(segment);
     }
 
     fn save(&self, segment: SegmentId) -> Result<Vec<SavedTensor>, ExecError> {
-        self.segment(segment)?.save(self.isa, &self.spec)
+        let segment = self.ledger.first_segment(segment)?;
+        Ok(segment.kv.save(segment.len, self.isa, &self.spec))
     }
 
     fn restore(&mut self, tokens: usize, saved: &SafeTensors<'_>) -> Result<SegmentId, ExecError> {
-        let segment = Segment::restore(tokens, saved, self.isa, &self.spec)?;
-        Ok(self.add_segment(segment))
+        let kv = Frozen::restore(tokens, saved, self.isa, &self.spec)?;
+        Ok(self.ledger.add_first(tokens, kv))
     }
 }

@@ -1,45 +1,25 @@
 //! How a batch is laid out: which rows belong to which sequence, and what each
 //! row attends to. Made once per forward pass; every layer uses the same.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashMap;
 use std::ops::Range;
 use std::sync::Arc;
 
-use super::cache::{Segment, Sequence, held};
-use crate::exec::{Chunk, ExecError, SegmentId, SequenceId, Wanted};
+use super::cache::Frozen;
+use crate::exec::ledger::{Branch, Rows, Segment, held};
 use crate::kernels::attention::{BLOCK, CHUNK};
 use crate::model::DecoderSpec;
 
 /// A batch, laid out.
 #[derive(Debug)]
 pub(super) struct Plan {
-    /// The rows' tokens. Rows stand in the order of their chains, so that all
-    /// rows that share a segment stand together.
-    pub(super) tokens: Vec<u32>,
-    /// The rows' positions.
-    pub(super) positions: Vec<usize>,
-    /// Rows whose logits are wanted, in the batch's own order.
-    pub(super) wanted: Vec<usize>,
-    /// The first row of a prompt: a chunk of more than one token. Rows that
-    /// decode come before it if they are computed otherwise.
-    pub(super) prompts: usize,
-    /// Each chunk, in row order.
-    pub(super) runs: Vec<Run>,
+    pub(super) rows: Rows<Frozen>,
     /// The runs' rows, cut where a block of their suffix ends.
     pub(super) spans: Vec<Span>,
     /// What rows attend to, per kind of window.
     pub(super) views: HashMap<Option<usize>, View>,
     /// Cosines and sines per rope of the spec: `[row][pair]`.
     pub(super) angles: Vec<(Vec<f32>, Vec<f32>)>,
-}
-
-/// One chunk's rows.
-#[derive(Debug)]
-pub(super) struct Run {
-    pub(super) sequence: SequenceId,
-    pub(super) rows: Range<usize>,
-    /// Position of the suffix's first token.
-    pub(super) start: usize,
 }
 
 /// Rows of one run whose keys go into the same block.
@@ -56,7 +36,7 @@ pub(super) struct Span {
 /// Where keys are.
 #[derive(Clone, Debug)]
 pub(super) enum Source {
-    Segment(Arc<Segment>),
+    Segment(Arc<Segment<Frozen>>),
     /// The suffix of a run, its new tokens included.
     Own(usize),
 }
@@ -101,179 +81,103 @@ impl View {
 }
 
 impl Plan {
-    /// Lays out `batch`.
-    ///
-    /// # Errors
-    /// An unknown sequence, one that occurs twice, an empty chunk, or a token
-    /// that is not in the vocabulary.
-    pub(super) fn new(
-        batch: &[Chunk<'_>],
-        sequences: &HashMap<SequenceId, Sequence>,
-        spec: &DecoderSpec,
-        frequencies: &[Vec<f32>],
-        prompts_apart: bool,
-    ) -> Result<Plan, ExecError> {
-        let mut members = Vec::with_capacity(batch.len());
-        let mut seen = HashSet::new();
-        for chunk in batch {
-            let sequence = sequences
-                .get(&chunk.sequence)
-                .ok_or_else(|| ExecError::Unknown(format!("sequence {}", chunk.sequence.0)))?;
-            if !seen.insert(chunk.sequence) {
-                return Err(ExecError::Batch("a sequence occurs twice"));
-            }
-            if chunk.tokens.is_empty() {
-                return Err(ExecError::Batch("a chunk holds no token"));
-            }
-            let known = |&token: &u32| (token as usize) < spec.vocab;
-            if !chunk.tokens.iter().all(known) {
-                return Err(ExecError::Batch("a token is not in the vocabulary"));
-            }
-            members.push((sequence, chunk));
-        }
-        if members.is_empty() {
-            return Err(ExecError::Batch("it is empty"));
-        }
-        let mut order: Vec<usize> = (0..members.len()).collect();
-        let is_prompt = |index: usize| prompts_apart && members[index].1.tokens.len() > 1;
-        order.sort_by(|&a, &b| {
-            let ids = |index: usize| members[index].0.chain.iter().map(|(id, _)| *id);
-            let prompts = is_prompt(a).cmp(&is_prompt(b));
-            prompts.then_with(|| ids(a).cmp(ids(b)))
-        });
-
-        let mut plan = Plan {
-            tokens: Vec::new(),
-            positions: Vec::new(),
-            prompts: 0,
-            wanted: Vec::new(),
-            runs: Vec::with_capacity(members.len()),
-            spans: Vec::new(),
-            views: HashMap::new(),
-            angles: Vec::new(),
-        };
-        let mut first_rows = vec![0; members.len()];
-        for &index in &order {
-            let (sequence, chunk) = members[index];
-            first_rows[index] = plan.tokens.len();
-            plan.append(sequence, chunk);
-            if !is_prompt(index) {
-                plan.prompts = plan.tokens.len();
-            }
-        }
-        for (chunk, &first) in batch.iter().zip(&first_rows) {
-            let rows = first..first + chunk.tokens.len();
-            match chunk.wanted {
-                Wanted::None => {}
-                Wanted::Last => plan.wanted.push(rows.end - 1),
-                Wanted::All => plan.wanted.extend(rows),
-            }
-        }
-        let chains: Vec<&[(SegmentId, Arc<Segment>)]> = order
-            .iter()
-            .map(|&index| members[index].0.chain.as_slice())
-            .collect();
+    /// Plans a batch that was laid out, for ropes of these frequencies.
+    pub(super) fn new(rows: Rows<Frozen>, spec: &DecoderSpec, frequencies: &[Vec<f32>]) -> Plan {
+        let mut views = HashMap::new();
         for layer in &spec.layers {
-            if !plan.views.contains_key(&layer.window) {
-                let view = plan.view(&chains, layer.window);
-                plan.views.insert(layer.window, view);
-            }
+            views
+                .entry(layer.window)
+                .or_insert_with_key(|window| View::new(&rows, *window));
         }
-        plan.angles = frequencies.iter().map(|of| plan.angles(of)).collect();
-        Ok(plan)
+        let angles = frequencies.iter().map(|of| angles(&rows.positions, of));
+        Plan {
+            spans: spans(&rows),
+            views,
+            angles: angles.collect(),
+            rows,
+        }
     }
 
     /// How many rows there are.
-    pub(super) fn rows(&self) -> usize {
-        self.tokens.len()
+    pub(super) fn count(&self) -> usize {
+        self.rows.tokens.len()
     }
+}
 
-    fn append(&mut self, sequence: &Sequence, chunk: &Chunk<'_>) {
-        let run = self.runs.len();
-        let first = self.tokens.len();
-        self.tokens.extend_from_slice(chunk.tokens);
-        let rows = first..self.tokens.len();
-        self.positions
-            .extend(sequence.len()..sequence.len() + rows.len());
-        let mut row = rows.start;
-        while row < rows.end {
-            let token = sequence.own + row - rows.start;
+fn spans(rows: &Rows<Frozen>) -> Vec<Span> {
+    let mut spans = Vec::new();
+    for (run, of_run) in rows.runs.iter().enumerate() {
+        let Range { start, end } = of_run.rows;
+        let mut row = start;
+        while row < end {
+            let token = of_run.own + row - start;
             let place = token % BLOCK;
-            let end = rows.end.min(row + BLOCK - place);
-            self.spans.push(Span {
+            let last = end.min(row + BLOCK - place);
+            spans.push(Span {
                 run,
-                rows: row..end,
+                rows: row..last,
                 block: token / BLOCK,
                 place,
             });
-            row = end;
+            row = last;
         }
-        self.runs.push(Run {
-            sequence: chunk.sequence,
-            rows,
-            start: sequence.start(),
-        });
     }
+    spans
+}
 
-    fn angles(&self, frequencies: &[f32]) -> (Vec<f32>, Vec<f32>) {
-        // In f64: at position 30,000 an f32 angle is off by a thousandth.
-        let angles = self.positions.iter().flat_map(|&position| {
-            frequencies
-                .iter()
-                .map(move |&frequency| position as f64 * f64::from(frequency))
-        });
-        angles
-            .map(|angle| (angle.cos() as f32, angle.sin() as f32))
-            .unzip()
-    }
+fn angles(positions: &[usize], frequencies: &[f32]) -> (Vec<f32>, Vec<f32>) {
+    // In f64: at position 30,000 an f32 angle is off by a thousandth.
+    let angles = positions.iter().flat_map(|&position| {
+        frequencies
+            .iter()
+            .map(move |&frequency| position as f64 * f64::from(frequency))
+    });
+    angles
+        .map(|angle| (angle.cos() as f32, angle.sin() as f32))
+        .unzip()
+}
 
-    fn view(&self, chains: &[&[(SegmentId, Arc<Segment>)]], window: Option<usize>) -> View {
+impl View {
+    fn new(rows: &Rows<Frozen>, window: Option<usize>) -> View {
         let mut view = View {
             window,
             pieces: Vec::new(),
             slots: 0,
-            slots_of: vec![0; self.rows()],
+            slots_of: vec![0; rows.tokens.len()],
         };
-        self.pieces(&mut view, chains, 0..chains.len(), 0);
+        view.add_pieces(rows, 0..rows.runs.len(), 0);
         view.slots = view.slots_of.iter().copied().max().unwrap_or(0);
         view
     }
 
-    /// Appends what the given runs attend to from depth `depth` of their chains
-    /// on.
-    fn pieces(
-        &self,
-        view: &mut View,
-        chains: &[&[(SegmentId, Arc<Segment>)]],
-        runs: Range<usize>,
-        depth: usize,
-    ) {
-        let mut next = runs.start;
-        while next < runs.end {
-            let Some((id, segment)) = chains[next].get(depth) else {
-                let run = &self.runs[next];
-                let end = self.positions[run.rows.end - 1] + 1;
-                self.chunks(view, Source::Own(next), run.rows.clone(), run.start..end);
-                next += 1;
-                continue;
-            };
-            let same = |run: &usize| {
-                chains[*run]
-                    .get(depth)
-                    .is_some_and(|(other, _)| other == id)
-            };
-            let end = (next..runs.end).find(|run| !same(run)).unwrap_or(runs.end);
-            let rows = self.runs[next].rows.start..self.runs[end - 1].rows.end;
-            let base = segment.end() - held(segment.len, view.window);
-            let source = Source::Segment(Arc::clone(segment));
-            self.chunks(view, source, rows, base..segment.end());
-            self.pieces(view, chains, next..end, depth + 1);
-            next = end;
+    /// Adds what the given runs attend to from depth `depth` of their chains on.
+    fn add_pieces(&mut self, rows: &Rows<Frozen>, runs: Range<usize>, depth: usize) {
+        for branch in rows.branches(runs, depth) {
+            match branch {
+                Branch::Own(run) => {
+                    let of_run = &rows.runs[run];
+                    let end = rows.positions[of_run.rows.end - 1] + 1;
+                    let keys = of_run.start..end;
+                    self.add_chunks(rows, Source::Own(run), of_run.rows.clone(), keys);
+                }
+                Branch::Shared(segment, runs) => {
+                    let base = segment.end() - held(segment.len, self.window);
+                    let source = Source::Segment(Arc::clone(segment));
+                    self.add_chunks(rows, source, rows.of_runs(&runs), base..segment.end());
+                    self.add_pieces(rows, runs, depth + 1);
+                }
+            }
         }
     }
 
-    /// Appends those chunks of a stretch that some of the rows see.
-    fn chunks(&self, view: &mut View, source: Source, rows: Range<usize>, stretch: Range<usize>) {
+    /// Adds those chunks of a stretch of keys that some of the rows see.
+    fn add_chunks(
+        &mut self,
+        all: &Rows<Frozen>,
+        source: Source,
+        rows: Range<usize>,
+        stretch: Range<usize>,
+    ) {
         let len = stretch.len();
         for start in (0..len).step_by(CHUNK) {
             let piece = Piece {
@@ -281,14 +185,13 @@ impl Plan {
                 rows: rows.clone(),
                 base: stretch.start,
                 keys: start..len.min(start + CHUNK),
-                slot: view.slots_of[rows.start],
+                slot: self.slots_of[rows.start],
             };
-            let sees = |row: usize| !view.visible(&piece, self.positions[row]).is_empty();
+            let sees = |row: usize| !self.visible(&piece, all.positions[row]).is_empty();
             if rows.clone().any(sees) {
-                view.pieces.push(piece);
-                view.slots_of[rows.clone()]
-                    .iter_mut()
-                    .for_each(|slots| *slots += 1);
+                self.pieces.push(piece);
+                let slots = &mut self.slots_of[rows.clone()];
+                slots.iter_mut().for_each(|slots| *slots += 1);
             }
         }
     }

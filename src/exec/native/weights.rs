@@ -7,7 +7,7 @@ use super::Pool;
 use super::shared::SharedSlice;
 use crate::exec::{ExecError, Footprint};
 use crate::gguf::{Gguf, TensorType, TensorView};
-use crate::kernels::{Arena, Matrix};
+use crate::kernels::{Arena, Kind, Matrix};
 use crate::model::{DecoderSpec, ModelError, Part, Weights as Tensors};
 
 /// The weights of a decoder.
@@ -18,6 +18,20 @@ pub(super) struct Weights {
     pub(super) head: Matrix,
     pub(super) output_norm: Vec<f32>,
     pub(super) layers: Vec<Layer>,
+    pub(super) kinds: Kinds,
+}
+
+/// What matrices need activations as. Layers may differ in this.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Kinds {
+    /// The projections, the gate and up.
+    pub(super) normed: Kind,
+    /// Attention's output projection.
+    pub(super) attended: Kind,
+    /// The down projection.
+    pub(super) inner: Kind,
+    /// The head.
+    pub(super) wanted: Kind,
 }
 
 /// The weights of one layer.
@@ -56,10 +70,21 @@ impl Weights {
         };
         let layers = (0..spec.layers.len())
             .map(|index| Layer::load(&tensors, spec, index, &matrix))
-            .collect::<Result<_, _>>()?;
+            .collect::<Result<Vec<Layer>, _>>()?;
+        let head = matrix(tensors.head()?)?;
+        let kinds = Kinds {
+            normed: Kind::of(layers.iter().flat_map(|layer| {
+                let projections = layer.projections.iter().map(|p| &p.matrix);
+                projections.chain([&layer.gate, &layer.up])
+            })),
+            attended: Kind::of(layers.iter().map(|layer| &layer.output)),
+            inner: Kind::of(layers.iter().map(|layer| &layer.down)),
+            wanted: Kind::of([&head]),
+        };
         Ok(Weights {
             embedding,
-            head: matrix(tensors.head()?)?,
+            head,
+            kinds,
             output_norm: vector(tensors.output_norm()?)?,
             layers,
         })

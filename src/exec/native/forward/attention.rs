@@ -1,0 +1,223 @@
+//! The attention phases of a forward pass.
+
+use std::ops::Range;
+
+use super::Pass;
+use crate::exec::native::buffers::{Scratch, grow};
+use crate::exec::native::plan::{Piece, Plan, Source, View};
+use crate::exec::native::pool::Crew;
+use crate::exec::native::shared::SharedSlice;
+use crate::kernels::attention::{self, Partials, Stretch, attend, merge};
+use crate::kernels::product::Writer;
+use crate::model::DecoderSpec;
+
+/// Queries that go over a chunk of keys together in a long prompt: their
+/// scores and values stay in the second-level cache.
+const QUERIES: usize = 64;
+
+/// How the attention of one layer is shared out.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Split {
+    /// Few rows: a task is a piece and a head of keys; each piece has a slot of
+    /// partial results of its own.
+    Pieces,
+    /// Many rows: a task is so many rows and a head of keys. It goes over all
+    /// their pieces, in the same order in which the others are merged.
+    Rows(usize),
+}
+
+impl Split {
+    /// By rows if that gives every thread enough to do.
+    pub(super) fn of(plan: &Plan, spec: &DecoderSpec, threads: usize) -> Split {
+        let many = (QUERIES * spec.kv_heads / spec.heads).max(1);
+        match plan.count().div_ceil(many) * spec.kv_heads >= 4 * threads {
+            true => Split::Rows(many),
+            false => Split::Pieces,
+        }
+    }
+
+    /// How many partial results a row may have at once.
+    pub(super) fn slots(self, plan: &Plan) -> usize {
+        match self {
+            Split::Rows(_) => 1,
+            Split::Pieces => plan.views.values().map(|v| v.slots).max().unwrap_or(0),
+        }
+    }
+}
+
+impl<'a> Pass<'a> {
+    fn view(&self, layer: usize) -> &'a View {
+        // Made for every window of the spec.
+        &self.plan.views[&self.spec.layers[layer].window]
+    }
+
+    /// Query heads to a head of keys.
+    fn group(&self) -> usize {
+        self.spec.heads / self.spec.kv_heads
+    }
+
+    /// All rows' partial results.
+    pub(super) fn attention(&self, crew: &mut Crew<'_>, layer: usize) {
+        let view = self.view(layer);
+        let scratch = self.scratch(crew);
+        let kv_heads = self.spec.kv_heads;
+        match self.split {
+            Split::Pieces => crew.each(view.pieces.len() * kv_heads, |task| {
+                let (piece, head) = (&view.pieces[task / kv_heads], task % kv_heads);
+                let rows = piece.rows.clone();
+                let mut out = self.partials(piece.slot, head, rows.clone());
+                self.visible(view, piece, rows.clone(), &mut scratch.visible);
+                self.attend(piece, layer, head, rows, &scratch.visible, &mut out);
+            }),
+            Split::Rows(many) => {
+                let tiles = self.plan.count().div_ceil(many);
+                crew.each(tiles * kv_heads, |task| {
+                    let (tile, head) = (task / kv_heads, task % kv_heads);
+                    let rows = tile * many..self.plan.count().min((tile + 1) * many);
+                    self.attend_all(view, layer, head, rows, scratch);
+                });
+            }
+        }
+    }
+
+    /// Some rows' results over all their pieces, merged into the first slot.
+    fn attend_all(
+        &self,
+        view: &View,
+        layer: usize,
+        head: usize,
+        rows: Range<usize>,
+        scratch: &mut Scratch,
+    ) {
+        let Partials {
+            maxima,
+            sums,
+            values,
+        } = self.partials(0, head, rows.clone());
+        maxima.fill(f32::NEG_INFINITY);
+        sums.fill(0.0);
+        values.fill(0.0);
+        let most = rows.len() * self.group();
+        grow(&mut scratch.maxima, most);
+        grow(&mut scratch.sums, most);
+        grow(&mut scratch.values, most * self.spec.head_dim);
+        for piece in &view.pieces {
+            let rows = rows.start.max(piece.rows.start)..rows.end.min(piece.rows.end);
+            if rows.is_empty() {
+                continue;
+            }
+            self.visible(view, piece, rows.clone(), &mut scratch.visible);
+            if scratch.visible.iter().all(|seen| seen.is_empty()) {
+                continue;
+            }
+            let queries = rows.len() * self.group();
+            let mut part = Partials {
+                maxima: &mut scratch.maxima[..queries],
+                sums: &mut scratch.sums[..queries],
+                values: &mut scratch.values[..queries * self.spec.head_dim],
+            };
+            self.attend(
+                piece,
+                layer,
+                head,
+                rows.clone(),
+                &scratch.visible,
+                &mut part,
+            );
+            merge(self.isa, &mut self.partials(0, head, rows), &part);
+        }
+    }
+
+    /// Partial results of some rows with a head of keys, in one slot.
+    fn partials(&self, slot: usize, head: usize, rows: Range<usize>) -> Partials<'a> {
+        let group = self.group();
+        let first = (slot * self.spec.kv_heads + head) * self.plan.count();
+        let queries = (first + rows.start) * group..(first + rows.end) * group;
+        let width = self.spec.head_dim;
+        // SAFETY: attention's tasks divide slots by rows and heads, and merging
+        // divides them by rows.
+        unsafe {
+            Partials {
+                maxima: self.maxima.slice_mut(queries.clone()),
+                sums: self.sums.slice_mut(queries.clone()),
+                values: self
+                    .values
+                    .slice_mut(queries.start * width..queries.end * width),
+            }
+        }
+    }
+
+    /// The keys that each query of some rows sees.
+    fn visible(&self, view: &View, piece: &Piece, rows: Range<usize>, out: &mut Vec<Range<u32>>) {
+        out.clear();
+        for row in rows {
+            let seen = view.visible(piece, self.plan.rows.positions[row]);
+            out.extend(std::iter::repeat_n(seen, self.group()));
+        }
+    }
+
+    fn attend(
+        &self,
+        piece: &Piece,
+        layer: usize,
+        head: usize,
+        rows: Range<usize>,
+        visible: &[Range<u32>],
+        out: &mut Partials<'_>,
+    ) {
+        let width = self.group() * self.spec.head_dim;
+        let first = head * self.plan.count();
+        let queries = (first + rows.start) * width..(first + rows.end) * width;
+        // SAFETY: an earlier phase wrote the queries and the suffixes.
+        let (queries, stretch): (_, Stretch<'_>) = unsafe {
+            let queries = self.queries.slice(queries);
+            let (keys, values) = match &piece.source {
+                Source::Segment(segment) => {
+                    let kv = segment.kv.layer(layer);
+                    (&kv.keys[..], &kv.values[..])
+                }
+                Source::Own(run) => {
+                    let kv = &self.suffixes[*run][layer];
+                    let all = |numbers: SharedSlice<'a, u16>| numbers.slice(0..numbers.len());
+                    (all(kv.keys), all(kv.values))
+                }
+            };
+            (queries, self.layout.head(head, keys, values))
+        };
+        attend(
+            self.isa,
+            &stretch,
+            piece.keys.clone(),
+            queries,
+            visible,
+            out,
+        );
+    }
+
+    /// Merges each row's partial results and rounds what they give.
+    pub(super) fn merge(&self, crew: &mut Crew<'_>, layer: usize, to: &Writer<'_>) {
+        let view = self.view(layer);
+        let scratch = self.scratch(crew);
+        let (width, group) = (self.spec.head_dim, self.group());
+        crew.each(self.plan.count(), |row| {
+            let slots = match self.split {
+                Split::Pieces => view.slots_of[row],
+                Split::Rows(_) => 1,
+            };
+            let out = &mut scratch.row[..self.spec.heads * width];
+            for (head, out) in out.chunks_exact_mut(group * width).enumerate() {
+                let mut whole = self.partials(0, head, row..row + 1);
+                for slot in 1..slots {
+                    let part = self.partials(slot, head, row..row + 1);
+                    merge(self.isa, &mut whole, &part);
+                }
+                for (query, out) in out.chunks_exact_mut(width).enumerate() {
+                    let values = &whole.values[query * width..][..width];
+                    attention::finish(self.isa, whole.sums[query], values, out);
+                }
+            }
+            // SAFETY: each row is written by one task.
+            unsafe { to.write(row, out) };
+        });
+    }
+}
