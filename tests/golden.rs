@@ -29,8 +29,8 @@ fn qwen2_agrees_with_the_reference() {
 /// bounds are 97% of first choices and 0.05.
 ///
 /// The device executor computes with the file's weights expanded to f32, so it
-/// is also what accuracy is measured from: no executor may be further from it
-/// than the reference is.
+/// is also what accuracy is measured from: the native executor may not be further
+/// from it than the reference is.
 fn agrees(model: &str) {
     let Some(golden) = support::golden(model) else {
         return;
@@ -53,7 +53,6 @@ fn agrees(model: &str) {
 
     let exact = positions(subjects::reference(), &gguf, &texts);
     let native = positions(subjects::native(), &gguf, &texts);
-    let allowed = divergence(&exact, &golden);
     for (name, found) in [("device", &exact), ("native", &native)] {
         let (mut agreed, mut difference) = (0, 0.0);
         for (found, golden) in found.iter().zip(&golden) {
@@ -63,12 +62,8 @@ fn agrees(model: &str) {
         let count = golden.len();
         let share = f64::from(agreed as u32) / count as f64;
         let mean = difference / count as f64;
-        let divergence = divergence(&exact, found);
         let what = format!("{model}, {name} executor");
-        eprintln!(
-            "{what}: {count} positions, first choice {share:.4}, mean difference {mean:.4}, \
-             divergence {divergence:.1e} (the reference: {allowed:.1e})"
-        );
+        eprintln!("{what}: {count} positions, first choice {share:.4}, mean difference {mean:.4}");
         assert!(
             share >= 0.97,
             "{what}: the first choice agrees at {share:.4}"
@@ -77,11 +72,13 @@ fn agrees(model: &str) {
             mean <= 0.05,
             "{what}: log-probabilities differ by {mean:.4}"
         );
-        assert!(
-            divergence <= allowed,
-            "{what}: {divergence:.1e} > {allowed:.1e}"
-        );
     }
+    let (ours, theirs) = (divergence(&exact, &native), divergence(&exact, &golden));
+    eprintln!("{model}: {ours:.1e} from f32, the reference {theirs:.1e}");
+    assert!(
+        ours <= theirs,
+        "{model}: {ours:.1e} from f32, the reference {theirs:.1e}"
+    );
 }
 
 /// A prompt, and how the reference went on.

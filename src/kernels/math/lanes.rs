@@ -201,7 +201,7 @@ mod x86 {
 
     impl Avx512 {
         /// The proof, where it is due.
-        #[target_feature(enable = "avx512f")]
+        #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
         pub(crate) fn new() -> Avx512 {
             Avx512(())
         }

@@ -30,6 +30,7 @@ pub use format::{BLOCK, Bits, Codes, Dense, Format, LANES, Scales};
 
 use half::{bf16, f16};
 
+use super::math::{Lanes, Plain};
 use super::memory::{Arena, Pages};
 use crate::gguf::TensorType;
 
@@ -177,7 +178,7 @@ impl Matrix {
         let (headers, blocks) = panel.split_at(codes.codes_at(self.padded));
         let mut scales = UnitScales::new();
         for (unit, out) in out.chunks_mut(codes.unit()).enumerate() {
-            scales.read(codes, &headers[unit * codes.header_bytes()..]);
+            scales.read(Plain, codes, &headers[unit * codes.header_bytes()..]);
             for (block, out) in out.chunks_mut(BLOCK).enumerate() {
                 let block = unit * codes.unit() / BLOCK + block;
                 let bytes = &blocks[block * codes.code_bytes()..][..codes.code_bytes()];
@@ -213,6 +214,13 @@ pub(super) fn code(bits: Bits, block: &[u8], column: usize, lane: usize) -> i16 
     code as i16
 }
 
+/// 16 numbers of two bytes.
+#[inline(always)]
+pub(super) fn halves(bytes: &[u8; 2 * LANES]) -> [u16; LANES] {
+    let bytes = bytes.as_chunks::<2>().0;
+    std::array::from_fn(|lane| u16::from_le_bytes(bytes[lane]))
+}
+
 /// Most groups that a unit has.
 pub(super) const MOST_GROUPS: usize = 16;
 
@@ -232,40 +240,27 @@ impl UnitScales {
     }
 
     /// Reads a unit's header.
-    pub(super) fn read(&mut self, codes: Codes, header: &[u8]) {
-        self.read_with(codes, header, |halves| {
-            let mut out = [0.0; LANES];
-            for (out, bytes) in out.iter_mut().zip(halves.chunks_exact(2)) {
-                *out = f16::from_le_bytes([bytes[0], bytes[1]]).to_f32();
-            }
-            out
-        });
-    }
-
-    /// The same, with `halves` to turn 16 f16s into numbers.
     #[inline(always)]
-    pub(super) fn read_with(
-        &mut self,
-        codes: Codes,
-        header: &[u8],
-        halves: impl Fn(&[u8; 2 * LANES]) -> [f32; LANES],
-    ) {
-        let halves = |at: usize| {
+    pub(super) fn read(&mut self, lanes: impl Lanes, codes: Codes, header: &[u8]) {
+        let half_row = |at: usize| {
             let bytes = header[at..at + 2 * LANES].try_into();
-            halves(bytes.expect("a slice of that length"))
+            let mut numbers = [0.0; LANES];
+            let bits = halves(bytes.expect("a slice of that length"));
+            lanes.store(lanes.load_half(&bits), &mut numbers);
+            numbers
         };
         let row = |at: usize| -> &[u8; LANES] {
             let bytes = header[at..at + LANES].try_into();
             bytes.expect("a slice of that length")
         };
         match codes.scales {
-            Scales::Half => self.scales[0] = halves(0),
+            Scales::Half => self.scales[0] = half_row(0),
             Scales::HalfWithMinimum => {
-                self.scales[0] = halves(0);
-                self.minima[0] = halves(2 * LANES);
+                self.scales[0] = half_row(0);
+                self.minima[0] = half_row(2 * LANES);
             }
             Scales::Super => {
-                let scale = halves(0);
+                let scale = half_row(0);
                 for group in 0..codes.groups() {
                     let factors = row((2 + group) * LANES);
                     for lane in 0..LANES {
@@ -275,7 +270,7 @@ impl UnitScales {
                 }
             }
             Scales::SuperWithMinimum => {
-                let (scale, minimum) = (halves(0), halves(2 * LANES));
+                let (scale, minimum) = (half_row(0), half_row(2 * LANES));
                 for group in 0..codes.groups() {
                     let scales = row((4 + group) * LANES);
                     let minima = row((4 + codes.groups() + group) * LANES);

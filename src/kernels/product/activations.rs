@@ -3,8 +3,11 @@
 use half::bf16;
 
 use super::super::isa::{Isa, Tier};
+#[cfg(target_arch = "x86_64")]
+use super::super::math::{Avx2, Avx512};
+use super::super::math::{Plain, dispatch};
 use super::super::matrix::{BLOCK, Format, Matrix};
-use super::{PAIRS, Tile, tallest};
+use super::{PAIRS, Tile, tile};
 
 /// What the matrices that share some activations need them as.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -36,7 +39,7 @@ impl Kind {
 /// block:
 ///
 /// ```text
-/// codes:  [block][tile][pair of columns][row of the tile][2]
+/// codes:  [block][tile][pair of columns][row of the tile]
 /// dense:  [block][tile][column][row of the tile]
 /// scales: [block][row]       sums: [block][row][half of the block]
 /// ```
@@ -54,7 +57,7 @@ pub struct Activations {
     /// First row and height of each tile of the plain rows, and of all rows.
     tiles: Vec<(usize, usize)>,
     dense_tiles: Vec<(usize, usize)>,
-    codes: Vec<i16>,
+    codes: Vec<u32>,
     scales: Vec<f32>,
     sums: Vec<[f32; 2]>,
     dense: Vec<f32>,
@@ -103,7 +106,7 @@ impl Activations {
             grow(&mut self.halves, tiles * TILE_ROWS * blocks * BLOCK, 0);
         }
         if kind.codes {
-            grow(&mut self.codes, self.plain * blocks * BLOCK, 0);
+            grow(&mut self.codes, self.plain * blocks * PAIRS, 0);
             grow(&mut self.scales, self.plain * blocks, 0.0);
             grow(&mut self.sums, self.plain * blocks, [0.0; 2]);
         }
@@ -124,7 +127,7 @@ impl Activations {
 
     /// Bytes of memory.
     pub fn bytes(&self) -> usize {
-        2 * self.codes.capacity()
+        4 * self.codes.capacity()
             + 4 * self.scales.capacity()
             + 8 * self.sums.capacity()
             + 4 * self.dense.capacity()
@@ -150,7 +153,7 @@ impl Activations {
     pub(super) fn tile(&self, block: usize, first: usize, height: usize) -> Tile<'_> {
         let at = block * self.plain + first;
         Tile {
-            codes: &self.codes[at * BLOCK..][..height * BLOCK],
+            codes: &self.codes[at * PAIRS..][..height * PAIRS],
             scales: &self.scales[at..at + height],
             sums: &self.sums[at..at + height],
         }
@@ -214,7 +217,7 @@ fn grow<T: Clone>(vector: &mut Vec<T>, len: usize, value: T) {
 /// Writes rows of [`Activations`] from several threads.
 pub struct Writer<'a> {
     rows: &'a Activations,
-    codes: *mut i16,
+    codes: *mut u32,
     scales: *mut f32,
     sums: *mut [f32; 2],
     dense: *mut f32,
@@ -271,17 +274,16 @@ impl Writer<'_> {
         if rows.kind.codes && row < rows.plain {
             let (first, height) = tile_of(&rows.tiles, row);
             let at = block * rows.plain + row;
-            let mut codes = [[0; 2]; PAIRS];
+            let mut codes = [0; PAIRS];
             let (scale, sums) = round(rows.isa, values, &mut codes);
             // SAFETY: see above.
             unsafe {
                 self.scales.add(at).write(scale);
                 self.sums.add(at).write(sums);
-                let tile = (block * rows.plain + first) * BLOCK;
-                let codes_at = self.codes.add(tile + 2 * (row - first));
+                let tile = (block * rows.plain + first) * PAIRS;
+                let codes_at = self.codes.add(tile + row - first);
                 for (pair, codes) in codes.into_iter().enumerate() {
-                    let to = codes_at.add(2 * pair * height);
-                    to.cast::<[i16; 2]>().write_unaligned(codes);
+                    codes_at.add(pair * height).write(codes);
                 }
             }
         }
@@ -317,27 +319,23 @@ impl Writer<'_> {
     }
 }
 
-/// Rounds 32 numbers to codes of 16 bits. Gives their scale, and scale times
-/// sum for each half.
-fn round(isa: Isa, values: &[f32; BLOCK], codes: &mut [[i16; 2]; PAIRS]) -> (f32, [f32; 2]) {
-    match isa.tier() {
-        Tier::Scalar => round_body(values, codes),
-        // SAFETY: an `Isa` is proof that its instructions are there.
-        #[cfg(target_arch = "x86_64")]
-        Tier::Avx2 | Tier::Avx512 | Tier::Amx => unsafe { round_avx2(values, codes) },
-        #[cfg(not(target_arch = "x86_64"))]
-        tier => unreachable!("{tier} does not exist here"),
-    }
-}
-
-#[cfg(target_arch = "x86_64")]
-#[target_feature(enable = "avx2,fma,f16c")]
-fn round_avx2(values: &[f32; BLOCK], codes: &mut [[i16; 2]; PAIRS]) -> (f32, [f32; 2]) {
-    round_body(values, codes)
+/// Rounds 32 numbers to codes of 16 bits, two to a word. Gives their scale, and
+/// scale times sum for each half.
+fn round(isa: Isa, values: &[f32; BLOCK], codes: &mut [u32; PAIRS]) -> (f32, [f32; 2]) {
+    let (mut scale, mut sums) = (0.0, [0.0; 2]);
+    let (to_scale, to_sums) = (&mut scale, &mut sums);
+    dispatch!(isa, |_,
+                    values: &[f32; BLOCK],
+                    codes: &mut [u32; PAIRS],
+                    to_scale: &mut f32,
+                    to_sums: &mut [f32; 2]| {
+        (*to_scale, *to_sums) = round_body(values, codes);
+    });
+    (scale, sums)
 }
 
 #[inline(always)]
-fn round_body(values: &[f32; BLOCK], codes: &mut [[i16; 2]; PAIRS]) -> (f32, [f32; 2]) {
+fn round_body(values: &[f32; BLOCK], codes: &mut [u32; PAIRS]) -> (f32, [f32; 2]) {
     let mut greatest = [0.0f32; 8];
     for eight in values.chunks_exact(8) {
         for (greatest, value) in greatest.iter_mut().zip(eight) {
@@ -360,7 +358,18 @@ fn round_body(values: &[f32; BLOCK], codes: &mut [[i16; 2]; PAIRS]) -> (f32, [f3
         *sum = half.iter().sum();
     }
     for (pair, whole) in codes.iter_mut().zip(whole.chunks_exact(2)) {
-        *pair = [whole[0] as i16, whole[1] as i16];
+        *pair = whole[0].cast_unsigned() & 0xFFFF | whole[1].cast_unsigned() << 16;
     }
     (scale, sums.map(|sum| sum as f32 * scale))
+}
+
+/// Rows of the tallest tile that the kernels of `isa` take.
+fn tallest(isa: Isa) -> usize {
+    match isa.tier() {
+        #[cfg(target_arch = "x86_64")]
+        Tier::Avx2 => tile::tallest::<Avx2>(),
+        #[cfg(target_arch = "x86_64")]
+        Tier::Avx512 | Tier::Amx => tile::tallest::<Avx512>(),
+        _ => tile::tallest::<Plain>(),
+    }
 }

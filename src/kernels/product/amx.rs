@@ -8,10 +8,11 @@ use std::arch::asm;
 use std::arch::x86_64::*;
 use std::cell::RefCell;
 
+use super::super::math::Avx512;
 use super::super::matrix::{BLOCK, Codes, Format, LANES, Matrix, UnitScales};
 use super::activations::TILE_ROWS;
-use super::avx512::Avx512;
-use super::{Activations, Ops, PAIRS, Unpacked, avx512};
+use super::tile::{self, Unpacked};
+use super::{Activations, PAIRS};
 
 /// A block of a panel in bf16, as a tile takes it: pairs of columns side by side.
 #[repr(C, align(64))]
@@ -49,12 +50,13 @@ thread_local! {
 /// [`super::panel`] with AMX.
 #[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
 pub(super) fn panel(matrix: &Matrix, panel: usize, rows: &Activations, out: &mut [[f32; LANES]]) {
+    let lanes = Avx512::new();
     let Format::Codes(codes) = matrix.format() else {
-        return avx512::panel(matrix, panel, rows, out);
+        return tile::panel(lanes, matrix, panel, rows, out);
     };
     let (plain, prompts) = out.split_at_mut(rows.plain_rows());
     if !plain.is_empty() {
-        avx512::panel(matrix, panel, rows, plain);
+        tile::panel(lanes, matrix, panel, rows, plain);
     }
     if !prompts.is_empty() {
         EXPANDED.with_borrow_mut(|blocks| {
@@ -68,26 +70,24 @@ pub(super) fn panel(matrix: &Matrix, panel: usize, rows: &Activations, out: &mut
 }
 
 /// All of a panel's weights, block after block.
-/// All of a panel's weights, block after block.
 #[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
 fn expand(codes: Codes, columns: usize, panel: &[u8], blocks: &mut Vec<Block>) {
     let (headers, code_bytes) = panel.split_at(codes.codes_at(columns));
-    let mut weights = Unpacked([[[0; 2]; LANES]; PAIRS]);
+    let lanes = Avx512::new();
+    let mut weights = Unpacked::EMPTY;
     let mut scales = UnitScales::new();
     let per_unit = codes.unit() / BLOCK;
     let units = headers
         .chunks_exact(codes.header_bytes())
         .zip(code_bytes.chunks_exact(per_unit * codes.code_bytes()));
     for (header, bytes) in units {
-        // SAFETY: the instructions are enabled here.
-        scales.read_with(codes, header, |bytes| unsafe { Avx512::halves(bytes) });
+        scales.read(lanes, codes, header);
         for (index, bytes) in bytes.chunks_exact(codes.code_bytes()).enumerate() {
             let mut block = ZERO;
-            // SAFETY: the instructions are enabled here, and all arrays have 16
-            // lanes of 32 bits.
+            tile::prefetch(lanes, bytes);
+            tile::unpack(lanes, codes, bytes, &mut weights);
+            // SAFETY: all arrays have 16 lanes of 32 bits.
             unsafe {
-                Avx512::prefetch(bytes);
-                Avx512::unpack(codes, bytes, &mut weights);
                 for pair in 0..PAIRS {
                     let group = (index * BLOCK + 2 * pair) / codes.group;
                     let scale = _mm512_loadu_ps(scales.scales[group].as_ptr());

@@ -1,0 +1,296 @@
+//! [`Words`]: what products need of whole numbers, 16 words of 32 bits at a time.
+
+use super::super::math::{LANES, Lanes, Plain};
+
+/// Operations on 16 words, each of which is also two halves of 16 bits.
+pub(super) trait Words: Lanes {
+    /// 16 words, in registers.
+    type Words: Copy;
+
+    /// All the same.
+    fn same(self, word: u32) -> Self::Words;
+    /// Reads 16 words.
+    fn words(self, from: &[u32; LANES]) -> Self::Words;
+    /// Writes 16 words.
+    fn put(self, words: Self::Words, to: &mut [u32; LANES]);
+    /// Bit by bit.
+    fn and(self, a: Self::Words, b: Self::Words) -> Self::Words;
+    /// Bit by bit.
+    fn or(self, a: Self::Words, b: Self::Words) -> Self::Words;
+    /// Shifts each half towards its lowest bit. `by` is to be a constant.
+    fn lower(self, words: Self::Words, by: i32) -> Self::Words;
+    /// Shifts each half towards its highest bit. `by` is to be a constant.
+    fn raise(self, words: Self::Words, by: i32) -> Self::Words;
+    /// Subtracts half from half.
+    fn subtract(self, a: Self::Words, b: Self::Words) -> Self::Words;
+    /// Adds the product of the lower halves and that of the upper ones, as signed
+    /// numbers, to each word.
+    fn add_products(self, sum: Self::Words, a: Self::Words, b: Self::Words) -> Self::Words;
+    /// Each word, as a signed number.
+    fn numbers(self, words: Self::Words) -> Self::Vector;
+    /// `a + b`.
+    fn add(self, a: Self::Vector, b: Self::Vector) -> Self::Vector;
+    /// `a · b`.
+    fn multiply(self, a: Self::Vector, b: Self::Vector) -> Self::Vector;
+}
+
+/// The halves of a word.
+fn halves(word: u32) -> [u16; 2] {
+    [word as u16, (word >> 16) as u16]
+}
+
+/// Applies `f` to each half of each word.
+#[inline(always)]
+fn by_halves(mut a: [u32; LANES], f: impl Fn(u16) -> u16) -> [u32; LANES] {
+    for word in &mut a {
+        let [low, high] = halves(*word);
+        *word = u32::from(f(low)) | u32::from(f(high)) << 16;
+    }
+    a
+}
+
+impl Words for Plain {
+    type Words = [u32; LANES];
+
+    #[inline(always)]
+    fn same(self, word: u32) -> [u32; LANES] {
+        [word; LANES]
+    }
+
+    #[inline(always)]
+    fn words(self, from: &[u32; LANES]) -> [u32; LANES] {
+        *from
+    }
+
+    #[inline(always)]
+    fn put(self, words: [u32; LANES], to: &mut [u32; LANES]) {
+        *to = words;
+    }
+
+    #[inline(always)]
+    fn and(self, a: [u32; LANES], b: [u32; LANES]) -> [u32; LANES] {
+        std::array::from_fn(|lane| a[lane] & b[lane])
+    }
+
+    #[inline(always)]
+    fn or(self, a: [u32; LANES], b: [u32; LANES]) -> [u32; LANES] {
+        std::array::from_fn(|lane| a[lane] | b[lane])
+    }
+
+    #[inline(always)]
+    fn lower(self, words: [u32; LANES], by: i32) -> [u32; LANES] {
+        by_halves(words, |half| half >> by)
+    }
+
+    #[inline(always)]
+    fn raise(self, words: [u32; LANES], by: i32) -> [u32; LANES] {
+        by_halves(words, |half| half << by)
+    }
+
+    #[inline(always)]
+    fn subtract(self, a: [u32; LANES], b: [u32; LANES]) -> [u32; LANES] {
+        std::array::from_fn(|lane| {
+            let ([low, high], [other_low, other_high]) = (halves(a[lane]), halves(b[lane]));
+            let low = low.wrapping_sub(other_low);
+            u32::from(low) | u32::from(high.wrapping_sub(other_high)) << 16
+        })
+    }
+
+    #[inline(always)]
+    fn add_products(self, sum: [u32; LANES], a: [u32; LANES], b: [u32; LANES]) -> [u32; LANES] {
+        let signed = |word: u32| halves(word).map(|half| i32::from(half.cast_signed()));
+        std::array::from_fn(|lane| {
+            let (a, b) = (signed(a[lane]), signed(b[lane]));
+            let products = a[0] * b[0] + a[1] * b[1];
+            sum[lane].wrapping_add(products.cast_unsigned())
+        })
+    }
+
+    #[inline(always)]
+    fn numbers(self, words: [u32; LANES]) -> [f32; LANES] {
+        words.map(|word| word.cast_signed() as f32)
+    }
+
+    #[inline(always)]
+    fn add(self, a: [f32; LANES], b: [f32; LANES]) -> [f32; LANES] {
+        std::array::from_fn(|lane| a[lane] + b[lane])
+    }
+
+    #[inline(always)]
+    fn multiply(self, a: [f32; LANES], b: [f32; LANES]) -> [f32; LANES] {
+        std::array::from_fn(|lane| a[lane] * b[lane])
+    }
+}
+
+#[cfg(target_arch = "x86_64")]
+mod x86 {
+    use std::arch::x86_64::*;
+
+    use super::super::super::math::{Avx2, Avx512, LANES};
+    use super::Words;
+
+    /// One operation on the two registers of AVX2, which hold eight words each.
+    #[inline(always)]
+    fn both<T>(f: impl Fn(usize) -> T) -> [T; 2] {
+        [f(0), f(1)]
+    }
+
+    // SAFETY of all blocks below: `self` proves that the processor has the
+    // instructions, and the arrays are as long as what is read or written.
+    impl Words for Avx2 {
+        type Words = [__m256i; 2];
+
+        #[inline(always)]
+        fn same(self, word: u32) -> [__m256i; 2] {
+            // SAFETY: see above.
+            unsafe { [_mm256_set1_epi32(word.cast_signed()); 2] }
+        }
+
+        #[inline(always)]
+        fn words(self, from: &[u32; LANES]) -> [__m256i; 2] {
+            let from = from.as_ptr().cast::<__m256i>();
+            // SAFETY: see above.
+            both(|half| unsafe { _mm256_loadu_si256(from.add(half)) })
+        }
+
+        #[inline(always)]
+        fn put(self, words: [__m256i; 2], to: &mut [u32; LANES]) {
+            let to = to.as_mut_ptr().cast::<__m256i>();
+            for (half, words) in words.into_iter().enumerate() {
+                // SAFETY: see above.
+                unsafe { _mm256_storeu_si256(to.add(half), words) };
+            }
+        }
+
+        #[inline(always)]
+        fn and(self, a: [__m256i; 2], b: [__m256i; 2]) -> [__m256i; 2] {
+            // SAFETY: see above.
+            both(|half| unsafe { _mm256_and_si256(a[half], b[half]) })
+        }
+
+        #[inline(always)]
+        fn or(self, a: [__m256i; 2], b: [__m256i; 2]) -> [__m256i; 2] {
+            // SAFETY: see above.
+            both(|half| unsafe { _mm256_or_si256(a[half], b[half]) })
+        }
+
+        #[inline(always)]
+        fn lower(self, words: [__m256i; 2], by: i32) -> [__m256i; 2] {
+            // SAFETY: see above.
+            both(|half| unsafe { _mm256_srl_epi16(words[half], _mm_cvtsi32_si128(by)) })
+        }
+
+        #[inline(always)]
+        fn raise(self, words: [__m256i; 2], by: i32) -> [__m256i; 2] {
+            // SAFETY: see above.
+            both(|half| unsafe { _mm256_sll_epi16(words[half], _mm_cvtsi32_si128(by)) })
+        }
+
+        #[inline(always)]
+        fn subtract(self, a: [__m256i; 2], b: [__m256i; 2]) -> [__m256i; 2] {
+            // SAFETY: see above.
+            both(|half| unsafe { _mm256_sub_epi16(a[half], b[half]) })
+        }
+
+        #[inline(always)]
+        fn add_products(self, sum: [__m256i; 2], a: [__m256i; 2], b: [__m256i; 2]) -> [__m256i; 2] {
+            // SAFETY: see above.
+            both(|half| unsafe { _mm256_add_epi32(sum[half], _mm256_madd_epi16(a[half], b[half])) })
+        }
+
+        #[inline(always)]
+        fn numbers(self, words: [__m256i; 2]) -> [__m256; 2] {
+            // SAFETY: see above.
+            both(|half| unsafe { _mm256_cvtepi32_ps(words[half]) })
+        }
+
+        #[inline(always)]
+        fn add(self, a: [__m256; 2], b: [__m256; 2]) -> [__m256; 2] {
+            // SAFETY: see above.
+            both(|half| unsafe { _mm256_add_ps(a[half], b[half]) })
+        }
+
+        #[inline(always)]
+        fn multiply(self, a: [__m256; 2], b: [__m256; 2]) -> [__m256; 2] {
+            // SAFETY: see above.
+            both(|half| unsafe { _mm256_mul_ps(a[half], b[half]) })
+        }
+    }
+
+    // SAFETY of all blocks below: as above.
+    impl Words for Avx512 {
+        type Words = __m512i;
+
+        #[inline(always)]
+        fn same(self, word: u32) -> __m512i {
+            // SAFETY: see above.
+            unsafe { _mm512_set1_epi32(word.cast_signed()) }
+        }
+
+        #[inline(always)]
+        fn words(self, from: &[u32; LANES]) -> __m512i {
+            // SAFETY: see above.
+            unsafe { _mm512_loadu_si512(from.as_ptr().cast()) }
+        }
+
+        #[inline(always)]
+        fn put(self, words: __m512i, to: &mut [u32; LANES]) {
+            // SAFETY: see above.
+            unsafe { _mm512_storeu_si512(to.as_mut_ptr().cast(), words) }
+        }
+
+        #[inline(always)]
+        fn and(self, a: __m512i, b: __m512i) -> __m512i {
+            // SAFETY: see above.
+            unsafe { _mm512_and_si512(a, b) }
+        }
+
+        #[inline(always)]
+        fn or(self, a: __m512i, b: __m512i) -> __m512i {
+            // SAFETY: see above.
+            unsafe { _mm512_or_si512(a, b) }
+        }
+
+        #[inline(always)]
+        fn lower(self, words: __m512i, by: i32) -> __m512i {
+            // SAFETY: see above.
+            unsafe { _mm512_srl_epi16(words, _mm_cvtsi32_si128(by)) }
+        }
+
+        #[inline(always)]
+        fn raise(self, words: __m512i, by: i32) -> __m512i {
+            // SAFETY: see above.
+            unsafe { _mm512_sll_epi16(words, _mm_cvtsi32_si128(by)) }
+        }
+
+        #[inline(always)]
+        fn subtract(self, a: __m512i, b: __m512i) -> __m512i {
+            // SAFETY: see above.
+            unsafe { _mm512_sub_epi16(a, b) }
+        }
+
+        #[inline(always)]
+        fn add_products(self, sum: __m512i, a: __m512i, b: __m512i) -> __m512i {
+            // SAFETY: see above.
+            unsafe { _mm512_dpwssd_epi32(sum, a, b) }
+        }
+
+        #[inline(always)]
+        fn numbers(self, words: __m512i) -> __m512 {
+            // SAFETY: see above.
+            unsafe { _mm512_cvtepi32_ps(words) }
+        }
+
+        #[inline(always)]
+        fn add(self, a: __m512, b: __m512) -> __m512 {
+            // SAFETY: see above.
+            unsafe { _mm512_add_ps(a, b) }
+        }
+
+        #[inline(always)]
+        fn multiply(self, a: __m512, b: __m512) -> __m512 {
+            // SAFETY: see above.
+            unsafe { _mm512_mul_ps(a, b) }
+        }
+    }
+}
