@@ -123,6 +123,18 @@ impl Args {
         Ok(())
     }
 
+    /// Whether all that is to be measured fits in the context.
+    fn check_lengths(&self, context: usize) -> anyhow::Result<()> {
+        if let Some(tokens) = self.prefill.iter().find(|&&tokens| tokens > context) {
+            bail!("a prompt of {tokens} tokens is longer than the context of {context}");
+        }
+        let steps = measure::STEPS;
+        if let Some(depth) = self.depth.iter().find(|&&depth| depth + steps > context) {
+            bail!("{depth} tokens and {steps} decoded ones exceed the context of {context}");
+        }
+        Ok(())
+    }
+
     fn model(
         &self,
         name: &str,
@@ -134,6 +146,7 @@ impl Args {
         let gguf = Gguf::open(&located.path)?;
         let read = || {
             let spec = arch::read(&gguf)?;
+            self.check_lengths(spec.context)?;
             let executor = backend.load(&gguf, &spec)?;
             Ok::<_, anyhow::Error>((spec, executor))
         };
@@ -145,16 +158,10 @@ impl Args {
         let mut bench = Bench::new(executor, self.repeat.get());
         let mut results = Vec::new();
         for &tokens in &self.prefill {
-            if tokens > spec.context {
-                bail!("{name} takes {} tokens, not {tokens}", spec.context);
-            }
             let measured = bench.prefill(tokens)?;
             results.push(Row::new("prefill", &measured, &cost, limits.as_ref()));
         }
         for &depth in &self.depth {
-            if depth + measure::STEPS >= spec.context {
-                bail!("{name} takes {} tokens, not {depth}", spec.context);
-            }
             for &batch in &self.batch {
                 let measured = bench.decode(batch, depth)?;
                 results.push(Row::new("decode", &measured, &cost, limits.as_ref()));
