@@ -7,7 +7,7 @@ use super::super::isa::{Isa, Tier};
 use super::super::math::{Avx2, Avx512};
 use super::super::math::{Plain, dispatch};
 use super::super::matrix::{BLOCK, Format, Matrix};
-use super::{PAIRS, Tile, tile};
+use super::{HalfSums, PAIRS, Tile, tile};
 
 /// What the matrices that share some activations need them as.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -41,7 +41,7 @@ impl Kind {
 /// ```text
 /// codes:  [block][tile][pair of columns][row of the tile]
 /// dense:  [block][tile][column][row of the tile]
-/// scales: [block][row]       sums: [block][row][half of the block]
+/// scales: [block][row]       sums: [block][row]
 /// ```
 ///
 /// With AMX, the rows of prompts, which come last, are rounded to bf16 for its
@@ -59,7 +59,7 @@ pub struct Activations {
     dense_tiles: Vec<(usize, usize)>,
     codes: Vec<u32>,
     scales: Vec<f32>,
-    sums: Vec<[f32; 2]>,
+    sums: Vec<HalfSums>,
     dense: Vec<f32>,
     halves: Vec<u16>,
 }
@@ -108,7 +108,7 @@ impl Activations {
         if kind.codes {
             grow(&mut self.codes, self.plain * blocks * PAIRS, 0);
             grow(&mut self.scales, self.plain * blocks, 0.0);
-            grow(&mut self.sums, self.plain * blocks, [0.0; 2]);
+            grow(&mut self.sums, self.plain * blocks, HalfSums::default());
         }
         if kind.dense {
             grow(&mut self.dense, rows * blocks * BLOCK, 0.0);
@@ -129,7 +129,7 @@ impl Activations {
     pub fn bytes(&self) -> usize {
         4 * self.codes.capacity()
             + 4 * self.scales.capacity()
-            + 8 * self.sums.capacity()
+            + size_of::<HalfSums>() * self.sums.capacity()
             + 4 * self.dense.capacity()
             + 2 * self.halves.capacity()
     }
@@ -219,7 +219,7 @@ pub struct Writer<'a> {
     rows: &'a Activations,
     codes: *mut u32,
     scales: *mut f32,
-    sums: *mut [f32; 2],
+    sums: *mut HalfSums,
     dense: *mut f32,
     halves: *mut u16,
 }
@@ -320,22 +320,22 @@ impl Writer<'_> {
 }
 
 /// Rounds 32 numbers to codes of 16 bits, two to a word. Gives their scale, and
-/// scale times sum for each half.
-fn round(isa: Isa, values: &[f32; BLOCK], codes: &mut [u32; PAIRS]) -> (f32, [f32; 2]) {
-    let (mut scale, mut sums) = (0.0, [0.0; 2]);
+/// the sums of the halves.
+fn round(isa: Isa, values: &[f32; BLOCK], codes: &mut [u32; PAIRS]) -> (f32, HalfSums) {
+    let (mut scale, mut sums) = (0.0, HalfSums::default());
     let (to_scale, to_sums) = (&mut scale, &mut sums);
     dispatch!(isa, |_,
                     values: &[f32; BLOCK],
                     codes: &mut [u32; PAIRS],
                     to_scale: &mut f32,
-                    to_sums: &mut [f32; 2]| {
+                    to_sums: &mut HalfSums| {
         (*to_scale, *to_sums) = round_body(values, codes);
     });
     (scale, sums)
 }
 
 #[inline(always)]
-fn round_body(values: &[f32; BLOCK], codes: &mut [u32; PAIRS]) -> (f32, [f32; 2]) {
+fn round_body(values: &[f32; BLOCK], codes: &mut [u32; PAIRS]) -> (f32, HalfSums) {
     let mut greatest = [0.0f32; 8];
     for eight in values.chunks_exact(8) {
         for (greatest, value) in greatest.iter_mut().zip(eight) {
@@ -360,7 +360,14 @@ fn round_body(values: &[f32; BLOCK], codes: &mut [u32; PAIRS]) -> (f32, [f32; 2]
     for (pair, whole) in codes.iter_mut().zip(whole.chunks_exact(2)) {
         *pair = whole[0].cast_unsigned() & 0xFFFF | whole[1].cast_unsigned() << 16;
     }
-    (scale, sums.map(|sum| sum as f32 * scale))
+    let values = sums.map(|sum| sum as f32 * scale);
+    (
+        scale,
+        HalfSums {
+            codes: sums,
+            values,
+        },
+    )
 }
 
 /// Rows of the tallest tile that the kernels of `isa` take.

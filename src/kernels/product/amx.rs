@@ -93,10 +93,11 @@ fn expand(codes: Codes, columns: usize, panel: &[u8], blocks: &mut Vec<Block>) {
                     let scale = _mm512_loadu_ps(scales.scales[group].as_ptr());
                     let minimum = _mm512_loadu_ps(scales.minima[group].as_ptr());
                     let two = _mm512_load_si512(weights.0[pair].as_ptr().cast());
-                    let even = _mm512_srai_epi32::<16>(_mm512_slli_epi32::<16>(two));
-                    let odd = _mm512_srai_epi32::<16>(two);
+                    let even = _mm512_and_si512(two, _mm512_set1_epi32(0xFFFF));
+                    let odd = _mm512_srli_epi32::<16>(two);
+                    let zero = _mm512_set1_epi32(codes.zero.into());
                     let [even, odd] = [even, odd].map(|codes| {
-                        let codes = _mm512_cvtepi32_ps(codes);
+                        let codes = _mm512_cvtepi32_ps(_mm512_sub_epi32(codes, zero));
                         rounded(_mm512_fmadd_ps(codes, scale, minimum))
                     });
                     let upper = _mm512_set1_epi32(0xFFFF_0000u32.cast_signed());

@@ -26,6 +26,15 @@ use super::matrix::{BLOCK, LANES, Matrix};
 /// Pairs of columns in a block.
 const PAIRS: usize = BLOCK / 2;
 
+/// Sums over the halves of a block of a row.
+#[derive(Clone, Copy, Debug, Default)]
+struct HalfSums {
+    /// Of its codes.
+    codes: [i32; 2],
+    /// Of what they stand for.
+    values: [f32; 2],
+}
+
 /// Some rows' activations of one block.
 #[derive(Clone, Copy)]
 struct Tile<'a> {
@@ -33,8 +42,8 @@ struct Tile<'a> {
     codes: &'a [u32],
     /// `[row]`.
     scales: &'a [f32],
-    /// `[row][half of the block]`: scale · sum of codes.
-    sums: &'a [[f32; 2]],
+    /// `[row]`.
+    sums: &'a [HalfSums],
 }
 
 /// Computes the outputs of panel `panel` for all rows: `out[row][lane]`.

@@ -4,7 +4,7 @@ use super::super::matrix::{BLOCK, Bits, Codes, Dense, Format, LANES, Matrix, Uni
 use super::words::Words;
 use super::{Activations, PAIRS, Tile};
 
-/// A block's codes as numbers: each word is two columns of a row, side by side.
+/// A block's codes, spread out: each word is two columns of a row, side by side.
 #[repr(align(64))]
 pub(super) struct Unpacked(pub(super) [[u32; LANES]; PAIRS]);
 
@@ -102,13 +102,31 @@ fn run_codes<L: Words, const GROUPS: usize, const MINIMUM: bool>(
             let groups = index * GROUPS..(index + 1) * GROUPS;
             let (scales, minima) = (&scales.scales[groups.clone()], &scales.minima[groups]);
             prefetch(lanes, block);
-            unpack(lanes, codes, block, &mut weights);
-            let block = unit * per_unit + index;
+            let number = unit * per_unit + index;
+            if let [row] = &mut out[..] {
+                // What is spread out is used once: it need not leave registers.
+                let tile = rows.tile(number, 0, 1);
+                let mut sums = Sums::<L, 1, GROUPS>::new(lanes, codes.zero, tile);
+                unpack(lanes, codes, block, &mut sums);
+                let out = std::array::from_mut(row);
+                sums.finish::<MINIMUM>(lanes, scales, minima, out);
+                continue;
+            }
+            let mut centred = Centred {
+                to: &mut weights,
+                zero: in_halves(lanes, codes.zero.cast_unsigned().into()),
+            };
+            unpack(lanes, codes, block, &mut centred);
             for &(first, height) in rows.tiles() {
-                let tile = rows.tile(block, first, height);
+                let tile = rows.tile(number, first, height);
                 let out = &mut out[first..first + height];
                 by_height!(height, L, R => {
-                    multiply::<L, R, GROUPS, MINIMUM>(lanes, &weights, scales, minima, tile, out)
+                    let mut sums = Sums::<L, R, GROUPS>::new(lanes, 0, tile);
+                    for (pair, weights) in weights.0.iter().enumerate() {
+                        sums.take(lanes, pair, lanes.words(weights));
+                    }
+                    let out = out.try_into().expect("as many rows as the tile");
+                    sums.finish::<MINIMUM>(lanes, scales, minima, out);
                 });
             }
         }
@@ -136,12 +154,91 @@ fn run_dense<L: Words>(
     }
 }
 
-/// The words numbered `index` of a block, one per row.
+/// Takes the codes of a block, pair by pair of columns.
+pub(super) trait Sink<L: Words> {
+    fn take(&mut self, lanes: L, pair: usize, codes: L::Words);
+}
+
+impl<L: Words> Sink<L> for Unpacked {
+    #[inline(always)]
+    fn take(&mut self, lanes: L, pair: usize, codes: L::Words) {
+        lanes.put(codes, &mut self.0[pair]);
+    }
+}
+
+/// Takes codes less the one that stands for 0.
+struct Centred<'a, L: Words> {
+    to: &'a mut Unpacked,
+    zero: L::Words,
+}
+
+impl<L: Words> Sink<L> for Centred<'_, L> {
+    #[inline(always)]
+    fn take(&mut self, lanes: L, pair: usize, codes: L::Words) {
+        self.to.take(lanes, pair, lanes.subtract(codes, self.zero));
+    }
+}
+
+/// Spreads out a block of codes.
+///
+/// It has no loops: the place of a pair must be a constant, or a sink could not
+/// keep its sums in registers.
 #[inline(always)]
-fn words<L: Words>(lanes: L, block: &[u8], index: usize) -> L::Words {
-    let bytes = &block[4 * LANES * index..][..4 * LANES];
-    let words = bytes.as_chunks::<4>().0;
-    lanes.words(&std::array::from_fn(|row| u32::from_le_bytes(words[row])))
+pub(super) fn unpack<L: Words>(lanes: L, codes: Codes, block: &[u8], out: &mut impl Sink<L>) {
+    let quarters = match codes.bits {
+        Bits::Four => [
+            nibbles(lanes, block, 0),
+            nibbles(lanes, block, 1),
+            nibbles(lanes, block, 2),
+            nibbles(lanes, block, 3),
+        ],
+        Bits::Five => {
+            // The bits of pair s are at place s of each half. They belong at
+            // place 4.
+            let plane = words(lanes, block, 4);
+            let (first, bit) = (lanes.raise(plane, 4), in_halves(lanes, 0x10));
+            let (third, fourth) = (lanes.lower(plane, 4), lanes.lower(plane, 8));
+            [
+                joined(lanes, nibbles(lanes, block, 0), first, 1, bit),
+                joined(lanes, nibbles(lanes, block, 1), plane, 1, bit),
+                joined(lanes, nibbles(lanes, block, 2), third, 1, bit),
+                joined(lanes, nibbles(lanes, block, 3), fourth, 1, bit),
+            ]
+        }
+        Bits::Six => {
+            // The same with two bits each, and a plane for each half of the block.
+            let (left, right) = (words(lanes, block, 4), words(lanes, block, 5));
+            let (first, third) = (lanes.raise(left, 4), lanes.raise(right, 4));
+            let (second, fourth) = (lanes.lower(left, 4), lanes.lower(right, 4));
+            let bits = in_halves(lanes, 0x30);
+            [
+                joined(lanes, nibbles(lanes, block, 0), first, 2, bits),
+                joined(lanes, nibbles(lanes, block, 1), second, 2, bits),
+                joined(lanes, nibbles(lanes, block, 2), third, 2, bits),
+                joined(lanes, nibbles(lanes, block, 3), fourth, 2, bits),
+            ]
+        }
+        Bits::Eight => [
+            bytes(lanes, block, 0),
+            bytes(lanes, block, 1),
+            bytes(lanes, block, 2),
+            bytes(lanes, block, 3),
+        ],
+    };
+    let [first, second, third, fourth] = quarters;
+    take(lanes, 0, first, out);
+    take(lanes, 4, second, out);
+    take(lanes, 8, third, out);
+    take(lanes, 12, fourth, out);
+}
+
+/// Four pairs, from pair `first` on.
+#[inline(always)]
+fn take<L: Words>(lanes: L, first: usize, codes: [L::Words; 4], out: &mut impl Sink<L>) {
+    out.take(lanes, first, codes[0]);
+    out.take(lanes, first + 1, codes[1]);
+    out.take(lanes, first + 2, codes[2]);
+    out.take(lanes, first + 3, codes[3]);
 }
 
 /// The same bits in both halves of all words.
@@ -150,10 +247,18 @@ fn in_halves<L: Words>(lanes: L, bits: u32) -> L::Words {
     lanes.same(bits | bits << 16)
 }
 
-/// The lower four bits of eight columns: four pairs.
+/// Words numbered `index` of a block, one per row.
 #[inline(always)]
-fn nibbles<L: Words>(lanes: L, block: &[u8], index: usize) -> [L::Words; 4] {
-    let (words, low) = (words(lanes, block, index), in_halves(lanes, 0xF));
+fn words<L: Words>(lanes: L, block: &[u8], index: usize) -> L::Words {
+    let bytes = &block[4 * LANES * index..][..4 * LANES];
+    let words = bytes.as_chunks::<4>().0;
+    lanes.words(&std::array::from_fn(|row| u32::from_le_bytes(words[row])))
+}
+
+/// The lower four bits of a quarter of a block: four pairs.
+#[inline(always)]
+fn nibbles<L: Words>(lanes: L, block: &[u8], quarter: usize) -> [L::Words; 4] {
+    let (words, low) = (words(lanes, block, quarter), in_halves(lanes, 0xF));
     [
         lanes.and(words, low),
         lanes.and(lanes.lower(words, 4), low),
@@ -162,68 +267,36 @@ fn nibbles<L: Words>(lanes: L, block: &[u8], index: usize) -> [L::Words; 4] {
     ]
 }
 
-/// Puts a pair's codes where they belong, less what stands for 0.
+/// Four pairs with their upper bits, which for each pair stand `step` places
+/// higher in `plane` than for the one before.
 #[inline(always)]
-fn put<L: Words>(lanes: L, out: &mut [u32; LANES], codes: L::Words, zero: L::Words) {
-    lanes.put(lanes.subtract(codes, zero), out);
+fn joined<L: Words>(
+    lanes: L,
+    low: [L::Words; 4],
+    plane: L::Words,
+    step: i32,
+    bits: L::Words,
+) -> [L::Words; 4] {
+    [
+        lanes.or(low[0], lanes.and(plane, bits)),
+        lanes.or(low[1], lanes.and(lanes.lower(plane, step), bits)),
+        lanes.or(low[2], lanes.and(lanes.lower(plane, 2 * step), bits)),
+        lanes.or(low[3], lanes.and(lanes.lower(plane, 3 * step), bits)),
+    ]
 }
 
-/// Unpacks a block of codes.
+/// A quarter of a block of bytes: four pairs.
 #[inline(always)]
-pub(super) fn unpack<L: Words>(lanes: L, codes: Codes, block: &[u8], out: &mut Unpacked) {
-    let zero = in_halves(lanes, u32::from(codes.zero.cast_unsigned()));
-    let out = &mut out.0;
-    match codes.bits {
-        Bits::Four => {
-            for index in 0..4 {
-                for (pair, codes) in nibbles(lanes, block, index).into_iter().enumerate() {
-                    put(lanes, &mut out[4 * index + pair], codes, zero);
-                }
-            }
-        }
-        Bits::Five => {
-            let plane = words(lanes, block, 4);
-            let bit = in_halves(lanes, 0x10);
-            // Pair s has its bits at place s of each half; they belong at place 4.
-            let mut fifth = lanes.raise(plane, 4);
-            for index in 0..4 {
-                if index == 3 {
-                    fifth = lanes.lower(plane, 8);
-                }
-                for (pair, codes) in nibbles(lanes, block, index).into_iter().enumerate() {
-                    let codes = lanes.or(codes, lanes.and(fifth, bit));
-                    put(lanes, &mut out[4 * index + pair], codes, zero);
-                    fifth = lanes.lower(fifth, 1);
-                }
-            }
-        }
-        Bits::Six => {
-            let bits = in_halves(lanes, 0x30);
-            for half in 0..2 {
-                let plane = words(lanes, block, 4 + half);
-                let mut upper = lanes.raise(plane, 4);
-                for index in 2 * half..2 * half + 2 {
-                    for (pair, codes) in nibbles(lanes, block, index).into_iter().enumerate() {
-                        // Pairs 6 and 7 of a plane were shifted out.
-                        if index % 2 == 1 && pair == 2 {
-                            upper = lanes.lower(plane, 8);
-                        }
-                        let codes = lanes.or(codes, lanes.and(upper, bits));
-                        put(lanes, &mut out[4 * index + pair], codes, zero);
-                        upper = lanes.lower(upper, 2);
-                    }
-                }
-            }
-        }
-        Bits::Eight => {
-            let mask = in_halves(lanes, 0xFF);
-            for index in 0..8 {
-                let words = words(lanes, block, index);
-                put(lanes, &mut out[2 * index], lanes.and(words, mask), zero);
-                put(lanes, &mut out[2 * index + 1], lanes.lower(words, 8), zero);
-            }
-        }
-    }
+fn bytes<L: Words>(lanes: L, block: &[u8], quarter: usize) -> [L::Words; 4] {
+    let low = in_halves(lanes, 0xFF);
+    let first = words(lanes, block, 2 * quarter);
+    let second = words(lanes, block, 2 * quarter + 1);
+    [
+        lanes.and(first, low),
+        lanes.lower(first, 8),
+        lanes.and(second, low),
+        lanes.lower(second, 8),
+    ]
 }
 
 #[inline(always)]
@@ -250,40 +323,70 @@ fn unpack_dense<L: Words>(lanes: L, dense: Dense, block: &[u8], out: &mut Unpack
     }
 }
 
-/// Adds a block's product with `R` rows to `out`. The block has one group of 32
-/// columns or two of 16, with their scales and minima.
-#[inline(always)]
-fn multiply<L: Words, const R: usize, const GROUPS: usize, const MINIMUM: bool>(
-    lanes: L,
-    weights: &Unpacked,
-    scales: &[[f32; LANES]],
-    minima: &[[f32; LANES]],
-    tile: Tile<'_>,
-    out: &mut [[f32; LANES]],
-) {
-    let codes = tile.codes.as_chunks::<R>().0;
-    assert!(codes.len() == PAIRS && out.len() == R);
-    assert!(tile.scales.len() == R && tile.sums.len() == R);
-    for group in 0..GROUPS {
-        let mut whole = [lanes.same(0); R];
-        for pair in group * PAIRS / GROUPS..(group + 1) * PAIRS / GROUPS {
-            let weights = lanes.words(&weights.0[pair]);
-            for (whole, &codes) in whole.iter_mut().zip(&codes[pair]) {
-                *whole = lanes.add_products(*whole, weights, lanes.same(codes));
+/// A block's product with `R` rows, in whole numbers. The block has one group of
+/// 32 columns or two of 16.
+struct Sums<'a, L: Words, const R: usize, const GROUPS: usize> {
+    whole: [[L::Words; R]; GROUPS],
+    codes: &'a [[u32; R]],
+    tile: Tile<'a>,
+}
+
+impl<'a, L: Words, const R: usize, const GROUPS: usize> Sums<'a, L, R, GROUPS> {
+    /// Begins with what makes up for `zero`, the code that stands for 0: to
+    /// subtract it from each code gives the same sum.
+    #[inline(always)]
+    fn new(lanes: L, zero: i16, tile: Tile<'a>) -> Sums<'a, L, R, GROUPS> {
+        assert!(tile.scales.len() == R && tile.sums.len() == R);
+        let mut whole = [[lanes.same(0); R]; GROUPS];
+        for (group, whole) in whole.iter_mut().enumerate() {
+            for (whole, sums) in whole.iter_mut().zip(tile.sums) {
+                let sum = match GROUPS {
+                    1 => sums.codes[0] + sums.codes[1],
+                    _ => sums.codes[group],
+                };
+                *whole = lanes.same((-i32::from(zero) * sum).cast_unsigned());
             }
         }
-        let (scales, minima) = (lanes.load(&scales[group]), lanes.load(&minima[group]));
-        for (row, &whole) in whole.iter().enumerate() {
-            let product = lanes.multiply(lanes.numbers(whole), lanes.splat(tile.scales[row]));
-            let mut total = lanes.mul_add(product, scales, lanes.load(&out[row]));
-            if MINIMUM {
-                let sum = match GROUPS {
-                    1 => tile.sums[row][0] + tile.sums[row][1],
-                    _ => tile.sums[row][group],
-                };
-                total = lanes.mul_add(lanes.splat(sum), minima, total);
+        let codes = tile.codes.as_chunks::<R>().0;
+        assert_eq!(codes.len(), PAIRS);
+        Sums { whole, codes, tile }
+    }
+
+    /// Adds the sums to `out`, scaled.
+    #[inline(always)]
+    fn finish<const MINIMUM: bool>(
+        self,
+        lanes: L,
+        scales: &[[f32; LANES]],
+        minima: &[[f32; LANES]],
+        out: &mut [[f32; LANES]; R],
+    ) {
+        for (group, whole) in self.whole.into_iter().enumerate() {
+            let (scales, minima) = (lanes.load(&scales[group]), lanes.load(&minima[group]));
+            for (row, whole) in whole.into_iter().enumerate() {
+                let scale = self.tile.scales[row];
+                let product = lanes.multiply(lanes.numbers(whole), lanes.splat(scale));
+                let mut total = lanes.mul_add(product, scales, lanes.load(&out[row]));
+                if MINIMUM {
+                    let values = self.tile.sums[row].values;
+                    let sum = match GROUPS {
+                        1 => values[0] + values[1],
+                        _ => values[group],
+                    };
+                    total = lanes.mul_add(lanes.splat(sum), minima, total);
+                }
+                lanes.store(total, &mut out[row]);
             }
-            lanes.store(total, &mut out[row]);
+        }
+    }
+}
+
+impl<L: Words, const R: usize, const GROUPS: usize> Sink<L> for Sums<'_, L, R, GROUPS> {
+    #[inline(always)]
+    fn take(&mut self, lanes: L, pair: usize, weights: L::Words) {
+        let whole = &mut self.whole[pair * GROUPS / PAIRS];
+        for (whole, &codes) in whole.iter_mut().zip(&self.codes[pair]) {
+            *whole = lanes.add_products(*whole, weights, lanes.same(codes));
         }
     }
 }
