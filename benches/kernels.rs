@@ -5,7 +5,7 @@
 
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
 use incant::gguf::TensorType;
-use incant::kernels::attention::{self, CHUNK, Partials, Stretch};
+use incant::kernels::attention::{self, BLOCK, Block, CHUNK, Partials, Stretch};
 use incant::kernels::{Activations, Isa, Kind, LANES, Matrix, math, product};
 use incant::model::{Activation, RopeStyle};
 
@@ -77,21 +77,23 @@ fn products(criterion: &mut Criterion) {
 fn attend(criterion: &mut Criterion) {
     let mut group = criterion.benchmark_group("attention");
     for head_dim in [64, 256] {
-        let blocks = CHUNK / attention::BLOCK;
-        let mut keys = vec![0; blocks * attention::key_block_len(head_dim)];
-        let mut values = vec![0; blocks * attention::value_block_len(head_dim)];
+        let (key_len, value_len) = (
+            attention::key_block_len(head_dim),
+            attention::value_block_len(head_dim),
+        );
+        let mut keys = vec![0; CHUNK / BLOCK * key_len];
+        let mut values = vec![0; CHUNK / BLOCK * value_len];
         for token in 0..CHUNK {
             let (isa, number) = (Isa::best(), numbers(head_dim));
-            let stride = attention::key_block_len(head_dim);
-            attention::write_key(isa, &mut keys, stride, token, &number);
-            let stride = attention::value_block_len(head_dim);
-            attention::write_value(isa, &mut values, stride, token, &number);
+            let (block, place) = (token / BLOCK, token % BLOCK);
+            attention::write_key(isa, &mut keys[block * key_len..], place, &number);
+            attention::write_value(isa, &mut values[block * value_len..], place, &number);
         }
         let stretch = Stretch {
-            keys: &keys,
-            values: &values,
-            key_stride: attention::key_block_len(head_dim),
-            value_stride: attention::value_block_len(head_dim),
+            blocks: std::array::from_fn(|block| Block {
+                keys: &keys[block * key_len..],
+                values: &values[block * value_len..],
+            }),
             head_dim,
         };
         for isa in Isa::all() {
@@ -110,8 +112,7 @@ fn attend(criterion: &mut Criterion) {
                             sums: &mut sums,
                             values: &mut out,
                         };
-                        let keys = 0..CHUNK;
-                        attention::attend(isa, &stretch, keys, &queries, &visible, &mut partials);
+                        attention::attend(isa, &stretch, &queries, &visible, &mut partials);
                     });
                 });
             }

@@ -32,6 +32,11 @@ pub(crate) struct ModelArgs {
     /// Serve no longer context than this many tokens [default: the model's]
     #[arg(long, value_name = "TOKENS")]
     context: Option<usize>,
+    /// Memory that each model's KV may take, such as 512MiB or 4GiB: of running
+    /// answers, profiles, and what is kept for later requests [default: 1GiB, or
+    /// what the longest context takes if that is more]
+    #[arg(long, value_name = "SIZE")]
+    kv_memory: Option<bytesize::ByteSize>,
     /// Profiles of one's own, which add to the built-in ones or replace them
     #[arg(long, value_name = "DIR")]
     profile_dir: Option<PathBuf>,
@@ -96,6 +101,7 @@ impl ModelArgs {
             models,
             options: LoadOptions {
                 backend,
+                kv_memory: self.kv_memory.map(|size| size.as_u64() as usize),
                 engine,
                 context: self.context,
                 profiles,

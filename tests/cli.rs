@@ -312,7 +312,7 @@ fn an_interrupted_download_goes_on_the_next_time() {
         .join(format!("tiny.gguf.{}.part", &checksum(&bytes)[..8]));
     wait_for(&part, 100_000);
     let interrupt = Command::new("kill")
-        .args(["-INT", &child.id().to_string()])
+        .args(["-TERM", &child.id().to_string()])
         .status();
     assert!(interrupt.expect("there is a kill").success());
     assert!(!child.wait().expect("it ends").success());

@@ -67,7 +67,7 @@ fn report(mut generation: Generation) -> Report {
     let (mut cached, mut prompt, mut tokens) = (None, Vec::new(), Vec::new());
     while let Some(event) = generation.blocking_next() {
         match event {
-            Event::Started { cached_tokens } => cached = Some(cached_tokens),
+            Event::Started { cached_tokens, .. } => cached = Some(cached_tokens),
             Event::Prompt(entries) => prompt = entries,
             Event::Token { id, logprobs } => tokens.push((id, logprobs.expect("asked for"))),
             Event::Finished(finish) => {
@@ -197,8 +197,12 @@ fn a_prefix_is_the_same_from_memory_disk_and_recomputed() {
         let first = engine(subject, Some(folder.path()), EngineOptions::default());
         let mut plain = request(None, &whole, 12);
         plain.prompt_logprobs = None;
-        let recomputed = alone(&first, plain);
+        let recomputed = alone(&engine(subject, None, EngineOptions::default()), plain.clone());
+        assert_eq!(recomputed.cached, 0);
         let cold = alone(&first, request(Some(&prefix), &prompt, 12));
+        let sent = alone(&first, plain);
+        // A prefix that a client sends by itself is as good; and so is the rest.
+        assert_eq!(sent.cached, whole.len() - 1);
         let warm = alone(&first, request(Some(&prefix), &prompt, 12));
         assert_eq!(cold.cached, 0, "the first one computed it");
         assert_eq!(warm.cached, prefix.ids.len() - 1);
@@ -209,6 +213,7 @@ fn a_prefix_is_the_same_from_memory_disk_and_recomputed() {
         assert_same(subject, &cold, &warm);
         let tokens = |report: &Report| report.tokens.iter().map(|(id, _)| *id).collect::<Vec<_>>();
         assert_eq!(tokens(&recomputed), tokens(&warm));
+        assert_eq!(tokens(&recomputed), tokens(&sent));
         drop(first);
 
         // It is saved on a thread of its own.

@@ -154,7 +154,7 @@ fn aligned<'a>(text: &'a Value, tokenizer: &Tokenizer) -> &'a [Value] {
 
 /// The rows of logits that predict each of `chosen` after `prompt`.
 fn score(executor: &mut dyn Executor, prompt: &[u32], chosen: &[u32]) -> Vec<Vec<f32>> {
-    let sequence = executor.begin(&[]).expect("a sequence begins");
+    let sequence = executor.begin();
     let (last, before) = prompt.split_last().expect("a prompt has tokens");
     for tokens in before.chunks(512) {
         let chunk = Chunk {

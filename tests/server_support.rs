@@ -48,6 +48,7 @@ pub(crate) fn completion_body(more: &Value) -> Value {
 pub(crate) fn runtime() -> Arc<Runtime> {
     static RUNTIME: LazyLock<Arc<Runtime>> = LazyLock::new(|| {
         let options = LoadOptions {
+            kv_memory: None,
             backend: subjects::native().backend.clone(),
             engine: EngineOptions::default(),
             // Short enough to be exceeded cheaply.

@@ -4,15 +4,15 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::mpsc;
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use tokio::sync::{mpsc as tokio_mpsc, oneshot};
+use tokio::sync::mpsc as tokio_mpsc;
 
-use super::prefixes::Warmed;
 use super::worker::Worker;
-use super::{Event, GenerateRequest, Prefix, SubmitError};
+use super::{Event, GenerateRequest, Origin, Prefix, SubmitError, Warmed, cache};
 use crate::exec::Executor;
 use crate::kv::PrefixStore;
+use crate::sample::SamplingParams;
 
 /// How an engine schedules.
 #[derive(Clone, Debug)]
@@ -47,11 +47,8 @@ pub struct Engine {
     shared: Arc<Shared>,
 }
 
-/// What is sent to the worker.
-pub(super) enum Mail {
-    Submit(Vec<(GenerateRequest, tokio_mpsc::UnboundedSender<Event>)>),
-    Warm(Arc<Prefix>, oneshot::Sender<Result<Warmed, String>>),
-}
+/// What is sent to the worker: requests that were accepted.
+pub(super) struct Mail(pub(super) Vec<(GenerateRequest, tokio_mpsc::UnboundedSender<Event>)>);
 
 /// What both sides see.
 #[derive(Debug)]
@@ -154,23 +151,56 @@ impl Engine {
             .unzip();
         // The worker ends only after the last handle: if it is gone, it panicked.
         // The generations then report that by ending without an event.
-        if self.mail.send(Mail::Submit(mail)).is_err() {
+        if self.mail.send(Mail(mail)).is_err() {
             tracing::error!("the engine's thread has died");
         }
         Ok(generations)
     }
 
-    /// Makes a prefix resident, from disk or by computing it. Blocks.
+    /// Sees to it that a prefix is in memory, from disk or by computing it. Blocks.
     ///
     /// # Errors
-    /// The executor failed, in its words.
+    /// The executor failed, or the engine takes no work; in words.
     pub fn warm(&self, prefix: Arc<Prefix>) -> Result<Warmed, String> {
-        let (sender, done) = oneshot::channel();
-        let died = || "the engine's thread has died".to_owned();
-        self.mail
-            .send(Mail::Warm(prefix, sender))
-            .map_err(|_| died())?;
-        done.blocking_recv().map_err(|_| died())?
+        let began = Instant::now();
+        let tokens = cache::shared(&prefix).len();
+        let request = GenerateRequest {
+            prefix: Some(prefix),
+            prompt: Vec::new(),
+            max_tokens: 0,
+            end_tokens: Arc::from([]),
+            sampling: SamplingParams::default(),
+            index: 0,
+            logprobs: None,
+            prompt_logprobs: None,
+        };
+        let mut origin = Origin::Computed;
+        let generations = self.submit(vec![request]);
+        for mut generation in generations.map_err(|error| error.to_string())? {
+            loop {
+                match generation.blocking_next() {
+                    Some(Event::Started {
+                        cached_tokens,
+                        from_disk,
+                    }) => {
+                        if from_disk {
+                            origin = Origin::Disk;
+                        } else if cached_tokens == tokens {
+                            origin = Origin::Memory;
+                        }
+                    }
+                    Some(Event::Finished(_)) => break,
+                    Some(Event::Failed(why)) => return Err(why),
+                    Some(_) => {}
+                    None => return Err("the engine's thread has died".to_owned()),
+                }
+            }
+        }
+        Ok(Warmed {
+            origin,
+            tokens,
+            took: began.elapsed(),
+        })
     }
 
     /// Refuses new work from now on; what was accepted goes on.

@@ -5,15 +5,17 @@
 //! dropped (its client left, a stop string matched, a deadline passed) is
 //! noticed at the next step, and its KV is freed.
 
+mod cache;
 mod handle;
-mod prefixes;
+mod pace;
 mod sequence;
+mod swap;
 mod worker;
 
 use std::sync::Arc;
+use std::time::Duration;
 
 pub use handle::{Engine, EngineOptions, Generation, Load};
-pub use prefixes::{Origin, Warmed};
 
 use crate::sample::{SamplingParams, TokenLogprobs};
 
@@ -25,6 +27,28 @@ use crate::sample::{SamplingParams, TokenLogprobs};
 pub struct Prefix {
     /// The ids, BOS included where the model asks for one.
     pub ids: Vec<u32>,
+}
+
+/// Where a prefix's KV came from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Origin {
+    /// It was in memory already.
+    Memory,
+    /// It was read from disk.
+    Disk,
+    /// It was computed.
+    Computed,
+}
+
+/// How a prefix came into memory.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Warmed {
+    /// Where its KV came from.
+    pub origin: Origin,
+    /// How many tokens it shares.
+    pub tokens: usize,
+    /// How long that took.
+    pub took: Duration,
 }
 
 /// One sequence to generate.
@@ -64,6 +88,8 @@ pub enum Event {
     Started {
         /// Tokens whose KV was already there.
         cached_tokens: usize,
+        /// Whether it was read from disk for this sequence.
+        from_disk: bool,
     },
     /// Log-probabilities of the prompt's tokens, one entry each, in order; sent
     /// once, before the first token. `None` only where nothing precedes the token.

@@ -5,7 +5,7 @@ use std::time::Instant;
 
 use tokio::sync::mpsc::UnboundedSender;
 
-use super::{Event, FinishReason, GenerateRequest, prefixes};
+use super::{Event, FinishReason, GenerateRequest, Prefix, cache};
 use crate::exec::{Chunk, Logits, SequenceId, Wanted};
 use crate::sample::{LogSoftmax, Sampler, TokenLogprobs, fresh_seed, logprobs};
 
@@ -15,10 +15,52 @@ const SCORED_ROWS: usize = 64;
 
 /// A request that waits for a slot.
 pub(super) struct Waiting {
-    pub(super) request: GenerateRequest,
-    pub(super) events: UnboundedSender<Event>,
-    /// Whether its prefix was resident when it came, or was read from disk for it.
-    pub(super) found_prefix: bool,
+    request: GenerateRequest,
+    events: UnboundedSender<Event>,
+    /// The prefix's tokens and the prompt's.
+    tokens: Vec<u32>,
+    /// Whether its prefix was read from disk for it.
+    pub(super) read_from_disk: bool,
+}
+
+impl Waiting {
+    pub(super) fn new(request: GenerateRequest, events: UnboundedSender<Event>) -> Waiting {
+        let prefix: &[u32] = request.prefix.as_ref().map_or(&[], |prefix| &prefix.ids);
+        Waiting {
+            tokens: prefix.iter().chain(&request.prompt).copied().collect(),
+            request,
+            events,
+            read_from_disk: false,
+        }
+    }
+
+    /// Its tokens, as far as others may have computed them for it: at least one is
+    /// left, whose logits tell how it goes on.
+    pub(super) fn shareable(&self) -> &[u32] {
+        let most = match self.request.prompt_logprobs {
+            // Whoever is scored needs the logits before each of the prompt's tokens.
+            Some(_) => self.tokens.len() - self.request.prompt.len(),
+            None => self.tokens.len(),
+        };
+        &self.tokens[..most.saturating_sub(1)]
+    }
+
+    /// The constant tokens that come first, if sequences share any.
+    pub(super) fn prefix(&self) -> Option<&Arc<Prefix>> {
+        let prefix = self.request.prefix.as_ref();
+        prefix.filter(|prefix| !cache::shared(prefix).is_empty())
+    }
+
+    /// Whether the client has gone.
+    pub(super) fn is_abandoned(&self) -> bool {
+        self.events.is_closed()
+    }
+
+    /// Tells the client that the request failed.
+    pub(super) fn fail(&self, why: &str) {
+        // A client that has gone needs no answer.
+        _ = self.events.send(Event::Failed(why.to_owned()));
+    }
 }
 
 /// A sequence in a slot: first its prompt is computed, chunk by chunk, then a
@@ -31,56 +73,69 @@ pub(super) struct Sequence {
     end_tokens: Arc<[u32]>,
     max_tokens: usize,
     logprobs: Option<usize>,
-    /// What is still to be computed: the prompt, then the last generated token.
+    /// Prefix, prompt and answer.
     tokens: Vec<u32>,
-    /// How many of `tokens` are computed.
+    /// How many of them are computed.
     done: usize,
     generated: usize,
     scoring: Option<Scoring>,
+    /// The prefix, while it is not yet kept.
+    prefix: Option<Arc<Prefix>>,
 }
 
 /// Log-probabilities of a prompt, as they come in.
 struct Scoring {
     top: usize,
+    /// The first token whose log-probability is wanted.
+    first: usize,
     entries: Vec<Option<TokenLogprobs>>,
 }
 
 impl Sequence {
-    /// A sequence that stands on its prefix's segment, if it has one.
-    pub(super) fn new(id: SequenceId, waiting: Waiting) -> Sequence {
+    /// A sequence of which `done` tokens are computed. Its prefix is to be kept as
+    /// soon as it is, if `keep_prefix`.
+    pub(super) fn new(
+        id: SequenceId,
+        waiting: Waiting,
+        done: usize,
+        keep_prefix: bool,
+    ) -> Sequence {
         let Waiting {
-            request, events, ..
+            request,
+            events,
+            tokens,
+            ..
         } = waiting;
-        let prefix: &[u32] = request.prefix.as_ref().map_or(&[], |prefix| &prefix.ids);
-        // All but the prefix's last token are shared; see `Prefix`.
-        let mut tokens: Vec<u32> = prefix.last().copied().into_iter().collect();
-        let precedes = tokens.len();
-        tokens.extend(&request.prompt);
         let sampling = &request.sampling;
         let seed = sampling.seed.unwrap_or_else(fresh_seed);
-        let all: Vec<u32> = prefix.iter().chain(&request.prompt).copied().collect();
+        let first = tokens.len() - request.prompt.len();
         Sequence {
             id,
             began: Instant::now(),
             events,
-            sampler: Sampler::new(sampling, seed, request.index, &all),
+            sampler: Sampler::new(sampling, seed, request.index, &tokens),
             end_tokens: request.end_tokens,
             max_tokens: request.max_tokens,
             logprobs: request.logprobs,
             tokens,
-            done: 0,
+            done,
             generated: 0,
             scoring: request.prompt_logprobs.map(|top| Scoring {
                 top,
+                first: first.max(1),
                 // Nothing precedes the first token of all.
-                entries: vec![None; usize::from(precedes == 0 && !request.prompt.is_empty())],
+                entries: vec![None; usize::from(first == 0 && !request.prompt.is_empty())],
             }),
+            prefix: request.prefix.filter(|_| keep_prefix),
         }
     }
 
     /// Tells the client that the sequence runs.
-    pub(super) fn started(&self, cached_tokens: usize) {
-        self.send(Event::Started { cached_tokens });
+    pub(super) fn started(&self, cached_tokens: usize, from_disk: bool) {
+        self.send(Event::Started {
+            cached_tokens,
+            from_disk,
+        });
     }
 
     /// Whether the client has gone.
@@ -93,18 +148,44 @@ impl Sequence {
         self.generated > 0
     }
 
+    /// The tokens that are computed.
+    pub(super) fn computed(&self) -> &[u32] {
+        &self.tokens[..self.done]
+    }
+
+    /// How many tokens are still to be computed before the next one is chosen.
+    pub(super) fn remaining(&self) -> usize {
+        self.tokens.len() - self.done
+    }
+
+    /// How many tokens it begins like `tokens`, computed or not.
+    pub(super) fn common(&self, tokens: &[u32]) -> usize {
+        let both = self.tokens.iter().zip(tokens);
+        both.take_while(|(mine, other)| mine == other).count()
+    }
+
+    /// Its prefix, once it is computed and to be kept; told once.
+    pub(super) fn prefix_to_keep(&mut self) -> Option<Arc<Prefix>> {
+        self.prefix
+            .take_if(|prefix| cache::shared(prefix).len() <= self.done)
+    }
+
     /// The next tokens to compute, `most` at the most.
     pub(super) fn chunk(&self, most: usize) -> Chunk<'_> {
-        let most = match self.scoring {
-            Some(_) => most.min(SCORED_ROWS),
-            None => most,
-        };
         let rest = &self.tokens[self.done..];
+        let (most, scored) = match &self.scoring {
+            None => (most, false),
+            // Up to the first token whose logits are wanted.
+            Some(scoring) if self.done + 1 < scoring.first => {
+                (most.min(scoring.first - 1 - self.done), false)
+            }
+            Some(_) => (most.min(SCORED_ROWS), true),
+        };
         let count = rest.len().min(most);
-        let wanted = match self.scoring {
-            Some(_) => Wanted::All,
-            None if count == rest.len() => Wanted::Last,
-            None => Wanted::None,
+        let wanted = match scored {
+            true => Wanted::All,
+            false if count == rest.len() => Wanted::Last,
+            false => Wanted::None,
         };
         Chunk {
             sequence: self.id,
@@ -113,27 +194,30 @@ impl Sequence {
         }
     }
 
-    /// Takes in that `count` tokens were computed, whose wanted logits begin at
-    /// row `first`. Returns whether the sequence goes on.
-    pub(super) fn advance(&mut self, count: usize, logits: &mut Logits, first: usize) -> bool {
-        if let Some(scoring) = &mut self.scoring {
+    /// Takes in that a chunk was computed, whose wanted logits begin at row
+    /// `first`. Returns whether the sequence goes on.
+    pub(super) fn advance(&mut self, chunk: Computed, logits: &mut Logits, first: usize) -> bool {
+        let Computed { tokens, wanted } = chunk;
+        if let Some(scoring) = &mut self.scoring
+            && wanted == Wanted::All
+        {
             let next = &self.tokens[self.done + 1..];
-            for (row, &token) in next.iter().take(count).enumerate() {
+            for (row, &token) in next.iter().take(tokens).enumerate() {
                 let entry = logprobs(logits.row(first + row), token, scoring.top);
                 scoring.entries.push(Some(entry));
             }
         }
-        self.done += count;
+        self.done += tokens;
         if self.done < self.tokens.len() {
             return true;
         }
-        let row = match self.scoring.take() {
-            Some(scoring) => {
-                self.send(Event::Prompt(scoring.entries));
-                first + count - 1
-            }
-            None => first,
+        let row = match wanted {
+            Wanted::All => first + tokens - 1,
+            Wanted::Last | Wanted::None => first,
         };
+        if let Some(scoring) = self.scoring.take() {
+            self.send(Event::Prompt(scoring.entries));
+        }
         if self.max_tokens == 0 {
             self.send(Event::Finished(FinishReason::Length));
             return false;
@@ -168,9 +252,7 @@ impl Sequence {
             self.send(Event::Finished(FinishReason::Length));
             return false;
         }
-        self.tokens.clear();
         self.tokens.push(id);
-        self.done = 0;
         true
     }
 
@@ -185,10 +267,10 @@ impl Sequence {
     }
 }
 
-/// How many tokens a sequence finds computed.
-pub(super) fn cached_tokens(waiting: &Waiting) -> usize {
-    match &waiting.request.prefix {
-        Some(prefix) if waiting.found_prefix => prefixes::shared(prefix).len(),
-        _ => 0,
-    }
+/// A chunk that was computed.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Computed {
+    /// How many tokens it had.
+    pub(super) tokens: usize,
+    pub(super) wanted: Wanted,
 }

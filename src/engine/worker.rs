@@ -1,43 +1,59 @@
-//! The thread that owns the executor: admits, batches, steps.
+//! The thread that owns the executor: takes requests in, and steps.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::sync::mpsc::{Receiver, TryRecvError};
+use std::time::Instant;
 
+use super::EngineOptions;
+use super::cache::{Cache, LEAST, Start};
 use super::handle::{Mail, Shared};
-use super::prefixes::{self, Prefixes};
-use super::sequence::{Sequence, Waiting, cached_tokens};
-use super::{EngineOptions, Event};
-use crate::exec::{Chunk, ExecError, Executor};
+use super::pace::Pace;
+use super::sequence::{Computed, Sequence, Waiting};
+use super::swap::Swapped;
+use crate::exec::{Chunk, ExecError, Executor, SequenceId};
 
 pub(super) struct Worker {
     executor: Box<dyn Executor>,
-    options: EngineOptions,
+    slots: usize,
     inbox: Receiver<Mail>,
     shared: Arc<Shared>,
-    prefixes: Prefixes,
+    cache: Cache,
+    pace: Pace,
     /// First come, first served.
     waiting: VecDeque<Waiting>,
+    /// In the order in which they were let in.
     running: Vec<Sequence>,
+    /// Those that ran before memory ran out; they come before any that wait.
+    swapped: VecDeque<Swapped>,
+}
+
+/// What a request that waits can do.
+enum Next {
+    /// Begin, with what was computed already.
+    Begin(Option<Start>),
+    /// Wait: what it needs is being computed for another.
+    Wait,
 }
 
 impl Worker {
     pub(super) fn new(
         executor: Box<dyn Executor>,
-        mut options: EngineOptions,
+        options: EngineOptions,
         inbox: Receiver<Mail>,
         shared: Arc<Shared>,
     ) -> Worker {
-        let prefixes = Prefixes::new(options.prefixes.take());
         Worker {
             executor,
-            options,
+            slots: options.slots,
             inbox,
             shared,
-            prefixes,
+            cache: Cache::new(options.prefixes),
+            pace: Pace::new(options.chunk),
             waiting: VecDeque::new(),
             running: Vec::new(),
+            swapped: VecDeque::new(),
         }
     }
 
@@ -45,15 +61,16 @@ impl Worker {
     pub(super) fn run(mut self) {
         while self.read_mail() {
             self.drop_abandoned();
+            self.swap_in();
             self.admit();
-            if !self.running.is_empty() || self.prefixes.is_building() {
+            if !self.running.is_empty() {
                 self.step();
             }
         }
     }
 
     fn is_idle(&self) -> bool {
-        self.running.is_empty() && self.waiting.is_empty() && !self.prefixes.is_building()
+        self.running.is_empty() && self.waiting.is_empty() && self.swapped.is_empty()
     }
 
     /// Takes in all mail; waits for some if there is nothing else to do.
@@ -74,191 +91,302 @@ impl Worker {
         }
     }
 
-    fn open(&mut self, mail: Mail) {
-        match mail {
-            Mail::Submit(requests) => {
-                for (request, events) in requests {
-                    let found_prefix = request
-                        .prefix
-                        .as_ref()
-                        .is_some_and(|prefix| self.prefixes.resident(prefix).is_some());
-                    self.waiting.push_back(Waiting {
-                        request,
-                        events,
-                        found_prefix,
-                    });
-                }
-            }
-            Mail::Warm(prefix, waiter) => {
-                let executor = self.executor.as_mut();
-                if let Err(error) = self.prefixes.request(&prefix, executor, Some(waiter)) {
-                    // The waiter was dropped with the request, which tells it.
-                    tracing::error!("a prefix cannot be computed: {error}");
-                }
-            }
+    fn open(&mut self, Mail(requests): Mail) {
+        for (request, events) in requests {
+            self.waiting.push_back(Waiting::new(request, events));
         }
     }
 
     /// Frees what belongs to clients that have gone.
     fn drop_abandoned(&mut self) {
         self.waiting.retain(|waiting| {
-            let stays = !waiting.events.is_closed();
+            let stays = !waiting.is_abandoned();
             if !stays {
                 self.shared.waiting.fetch_sub(1, Ordering::AcqRel);
             }
             stays
         });
         self.retain_running(|sequence| !sequence.is_abandoned());
+        let (gone, stay) = std::mem::take(&mut self.swapped)
+            .into_iter()
+            .partition(|swapped: &Swapped| swapped.sequence().is_abandoned());
+        self.swapped = stay;
+        let gone: VecDeque<Swapped> = gone;
+        for swapped in gone {
+            self.lose(swapped.sequence());
+        }
     }
 
-    /// Ends every running sequence that `stays` turns down.
+    /// Ends every running sequence that `stays` turns down. What they computed is
+    /// kept.
     fn retain_running(&mut self, mut stays: impl FnMut(&Sequence) -> bool) {
-        let (executor, shared) = (self.executor.as_mut(), &self.shared);
-        self.running.retain(|sequence| {
-            let stays = stays(sequence);
-            if !stays {
-                executor.end(sequence.id);
-                shared.ended(sequence.began.elapsed());
-                shared.running.fetch_sub(1, Ordering::AcqRel);
+        let mut index = 0;
+        while index < self.running.len() {
+            if stays(&self.running[index]) {
+                index += 1;
+                continue;
             }
-            stays
-        });
+            let ended = self.running.remove(index);
+            let executor = self.executor.as_mut();
+            self.cache.keep(ended.id, ended.computed(), false, executor);
+            self.count_ended(&ended);
+        }
     }
 
-    /// Gives free slots to whoever has waited longest. One whose prefix is still
-    /// being computed lets others pass.
+    /// Ends a sequence of which nothing is kept.
+    fn lose(&mut self, sequence: &Sequence) {
+        self.executor.end(sequence.id);
+        self.count_ended(sequence);
+    }
+
+    fn count_ended(&self, sequence: &Sequence) {
+        self.shared.ended(sequence.began.elapsed());
+        self.shared.running.fetch_sub(1, Ordering::AcqRel);
+    }
+
+    /// Brings back what was swapped out, as far as there is room: the one first that
+    /// has waited longest.
+    fn swap_in(&mut self) {
+        while self.running.len() < self.slots
+            && let Some(swapped) = self.swapped.front()
+        {
+            // With room to go on for a while, or it would be out again at once.
+            let mut growth = vec![(swapped.sequence().id, LEAST)];
+            growth.extend(self.running.iter().map(|sequence| (sequence.id, LEAST)));
+            if !self.make_room(&growth) && !self.running.is_empty() {
+                return;
+            }
+            let Some(swapped) = self.swapped.pop_front() else {
+                return;
+            };
+            match swapped.back(self.executor.as_mut()) {
+                Ok(sequence) => self.running.push(sequence),
+                Err((sequence, why)) => {
+                    tracing::error!("a sequence cannot be brought back: {why}");
+                    sequence.fail(&why);
+                    self.lose(&sequence);
+                }
+            }
+        }
+    }
+
+    /// Frees what nobody runs until there is room. Returns whether there is.
+    fn make_room(&mut self, growth: &[(SequenceId, usize)]) -> bool {
+        let executor = self.executor.as_mut();
+        while !executor.has_room(growth) {
+            if !self.cache.reclaim(executor) {
+                return false;
+            }
+        }
+        true
+    }
+
+    /// Gives free slots to whoever has waited longest. One for whom another is
+    /// computing something lets others pass.
     fn admit(&mut self) {
         let mut next = 0;
-        while self.running.len() < self.options.slots && next < self.waiting.len() {
-            match self.chain(next) {
-                Ok(None) => next += 1,
-                Ok(Some(chain)) => {
-                    let begun = self.executor.begin(&chain);
-                    let Some(waiting) = self.waiting.remove(next) else {
-                        return;
-                    };
-                    match begun {
-                        Ok(id) => {
-                            self.shared.running.fetch_add(1, Ordering::AcqRel);
-                            let cached = cached_tokens(&waiting);
-                            let sequence = Sequence::new(id, waiting);
-                            sequence.started(cached);
-                            self.running.push(sequence);
-                        }
-                        Err(error) => refuse(&waiting, &error),
-                    }
-                    self.shared.waiting.fetch_sub(1, Ordering::AcqRel);
-                }
-                Err(error) => {
-                    if let Some(waiting) = self.waiting.remove(next) {
-                        self.shared.waiting.fetch_sub(1, Ordering::AcqRel);
-                        refuse(&waiting, &error);
-                    }
-                }
+        // Whoever was swapped out comes first.
+        while self.swapped.is_empty()
+            && self.running.len() < self.slots
+            && next < self.waiting.len()
+        {
+            match self.next(next) {
+                Ok(Next::Wait) => next += 1,
+                Ok(Next::Begin(start)) => self.begin(next, start),
+                Err(error) => self.refuse(next, &error),
             }
         }
     }
 
-    /// The segments that waiting request number `index` stands on; `None` while
-    /// its prefix is being computed.
-    fn chain(&mut self, index: usize) -> Result<Option<Vec<crate::exec::SegmentId>>, ExecError> {
-        let Some(prefix) = self.waiting[index].request.prefix.clone() else {
-            return Ok(Some(Vec::new()));
-        };
-        if prefixes::shared(&prefix).is_empty() {
-            return Ok(Some(Vec::new()));
+    /// Where waiting request number `index` can begin.
+    fn next(&mut self, index: usize) -> Result<Next, ExecError> {
+        let executor = self.executor.as_mut();
+        let waiting = &mut self.waiting[index];
+        if let Some(prefix) = waiting.prefix()
+            && !self.cache.has(prefix)
+        {
+            waiting.read_from_disk = self.cache.read(prefix, executor);
         }
-        if self.prefixes.resident(&prefix).is_none() {
-            let executor = self.executor.as_mut();
-            self.prefixes.request(&prefix, executor, None)?;
-            // What was read from disk was found as much as what was in memory.
-            self.waiting[index].found_prefix = self.prefixes.resident(&prefix).is_some();
-        }
-        Ok(self.prefixes.resident(&prefix).map(|segment| vec![segment]))
-    }
-
-    /// One forward pass over a mixed batch: a token of each sequence that
-    /// decodes, and chunks of prompts up to the budget, oldest first.
-    fn step(&mut self) {
-        let mut budget = self.options.chunk;
-        let mut batch: Vec<Chunk<'_>> = Vec::new();
-        // Which running sequence each chunk belongs to; `None` is a prefix's.
-        let mut owners: Vec<Option<usize>> = Vec::new();
-        for (index, sequence) in self.running.iter().enumerate() {
-            if sequence.is_decoding() {
-                batch.push(sequence.chunk(1));
-                owners.push(Some(index));
-            }
-        }
-        if let Some(chunk) = self.prefixes.chunk(budget) {
-            budget -= chunk.tokens.len();
-            batch.push(chunk);
-            owners.push(None);
-        }
-        for (index, sequence) in self.running.iter().enumerate() {
-            if budget > 0 && !sequence.is_decoding() {
-                let chunk = sequence.chunk(budget);
-                budget -= chunk.tokens.len();
-                batch.push(chunk);
-                owners.push(Some(index));
-            }
-        }
-        let counts: Vec<(usize, usize)> = batch
+        let tokens = waiting.shareable();
+        let start = self.cache.find(tokens, executor)?;
+        let found = start.map_or(0, |start| start.tokens);
+        // Whoever runs may be about to have more in common with it.
+        let best = self
+            .running
             .iter()
-            .map(|chunk| (chunk.tokens.len(), chunk.wanted_rows()))
-            .collect();
+            .map(|other| (other.common(tokens), other));
+        let Some((common, other)) = best.max_by_key(|(common, _)| *common) else {
+            return Ok(Next::Begin(start));
+        };
+        if common < found + LEAST {
+            return Ok(Next::Begin(start));
+        }
+        if other.computed().len() < common {
+            return Ok(Next::Wait);
+        }
+        self.cache.branch(other.id, &tokens[..common], executor)?;
+        Ok(Next::Begin(self.cache.find(tokens, executor)?))
+    }
 
+    /// Lets waiting request number `index` in.
+    fn begin(&mut self, index: usize, start: Option<Start>) {
+        let begun = match start {
+            Some(start) => self.executor.fork(start.from, start.tokens),
+            None => Ok(self.executor.begin()),
+        };
+        let id = match begun {
+            Ok(id) => id,
+            Err(error) => return self.refuse(index, &error),
+        };
+        let Some(waiting) = self.waiting.remove(index) else {
+            return;
+        };
+        let keep_prefix = waiting
+            .prefix()
+            .is_some_and(|prefix| !self.cache.has(prefix));
+        let from_disk = waiting.read_from_disk;
+        let cached = start.map_or(0, |start| start.tokens);
+        let sequence = Sequence::new(id, waiting, cached, keep_prefix);
+        self.shared.waiting.fetch_sub(1, Ordering::AcqRel);
+        self.shared.running.fetch_add(1, Ordering::AcqRel);
+        sequence.started(cached, from_disk);
+        self.running.push(sequence);
+    }
+
+    /// Turns waiting request number `index` away.
+    fn refuse(&mut self, index: usize, error: &ExecError) {
+        if let Some(waiting) = self.waiting.remove(index) {
+            self.shared.waiting.fetch_sub(1, Ordering::AcqRel);
+            waiting.fail(&error.to_string());
+        }
+    }
+
+    /// How many tokens of each running sequence the next step computes: one of each
+    /// that decodes, and of prompts what the pace allows. Half of that is the
+    /// oldest's; the rest goes to whoever needs least, so that a short prompt does
+    /// not wait for a long one.
+    fn share_out(&self) -> Vec<usize> {
+        let mut counts = vec![0; self.running.len()];
+        let mut prompts = Vec::new();
+        for (index, sequence) in self.running.iter().enumerate() {
+            match sequence.is_decoding() {
+                true => counts[index] = 1,
+                false => prompts.push(index),
+            }
+        }
+        let mut left = self.pace.budget(prompts.len() < self.running.len());
+        let Some(&oldest) = prompts.first() else {
+            return counts;
+        };
+        let mut give = |index: usize, most: usize| {
+            let remaining = self.running[index].remaining() - counts[index];
+            let given = remaining.min(most);
+            counts[index] += given;
+            given
+        };
+        left -= give(oldest, left.div_ceil(2));
+        prompts.sort_by_key(|&index| self.running[index].remaining());
+        for index in prompts {
+            left -= give(index, left);
+        }
+        counts
+    }
+
+    /// One forward pass over a mixed batch of answers and prompts.
+    fn step(&mut self) {
+        let counts = loop {
+            let counts = self.share_out();
+            if self.find_room(&counts) {
+                break counts;
+            }
+            if self.running.is_empty() {
+                return;
+            }
+        };
+        let mut batch: Vec<Chunk<'_>> = Vec::new();
+        // Which running sequence each chunk belongs to.
+        let mut owners: Vec<(usize, Computed)> = Vec::new();
+        let mut prompt_tokens = 0;
+        for (index, (sequence, &count)) in self.running.iter().zip(&counts).enumerate() {
+            if count == 0 {
+                continue;
+            }
+            let chunk = sequence.chunk(count);
+            let (tokens, wanted) = (chunk.tokens.len(), chunk.wanted);
+            if !sequence.is_decoding() {
+                prompt_tokens += tokens;
+            }
+            owners.push((index, Computed { tokens, wanted }));
+            batch.push(chunk);
+        }
+        let rows: Vec<usize> = batch.iter().map(Chunk::wanted_rows).collect();
+
+        let began = Instant::now();
         let mut logits = match self.executor.forward(&batch) {
             Ok(logits) => logits,
             Err(error) => return self.fail(&error),
         };
+        self.pace.note(prompt_tokens, began.elapsed());
 
         let mut ended = vec![false; self.running.len()];
         let mut row = 0;
-        for (owner, (tokens, rows)) in owners.into_iter().zip(counts) {
-            match owner {
-                Some(index) => {
-                    ended[index] = !self.running[index].advance(tokens, &mut logits, row);
-                }
-                None => {
-                    let executor = self.executor.as_mut();
-                    if let Err(error) = self.prefixes.advance(tokens, executor) {
-                        return self.fail(&error);
-                    }
+        for ((index, computed), rows) in owners.into_iter().zip(rows) {
+            let sequence = &mut self.running[index];
+            ended[index] = !sequence.advance(computed, &mut logits, row);
+            row += rows;
+            if let Some(prefix) = sequence.prefix_to_keep() {
+                let executor = self.executor.as_mut();
+                if let Err(error) = self.cache.pin(&prefix, sequence.id, executor) {
+                    tracing::warn!("a prefix is not kept: {error}");
                 }
             }
-            row += rows;
         }
         let mut ended = ended.into_iter();
         self.retain_running(|_| !ended.next().unwrap_or(false));
+    }
+
+    /// Makes room for a step. If there is none, someone has to give way: then the
+    /// step is to be shared out again.
+    fn find_room(&mut self, counts: &[usize]) -> bool {
+        let ids = self.running.iter().map(|sequence| sequence.id);
+        let growth: Vec<_> = ids.zip(counts.iter().copied()).collect();
+        if self.make_room(&growth) {
+            return true;
+        }
+        let executor = self.executor.as_mut();
+        let trimmed = self.running.iter().filter(|s| executor.trim(s.id)).count();
+        if trimmed > 0 && executor.has_room(&growth) {
+            return true;
+        }
+        // The one that was let in last has the least to lose.
+        let Some(youngest) = self.running.pop() else {
+            return false;
+        };
+        if self.running.is_empty() {
+            let why = "this server has too little memory for KV for this request (--kv-memory)";
+            tracing::error!("{why}");
+            youngest.fail(why);
+            self.lose(&youngest);
+            return false;
+        }
+        match Swapped::out(youngest, executor) {
+            Ok(swapped) => self.swapped.push_back(swapped),
+            Err((sequence, why)) => {
+                tracing::error!("a sequence cannot be swapped out: {why}");
+                sequence.fail(&why);
+                self.lose(&sequence);
+            }
+        }
+        false
     }
 
     /// The executor failed: everything that was in the batch ends.
     fn fail(&mut self, error: &ExecError) {
         tracing::error!("a step failed: {error}");
         let why = error.to_string();
-        for sequence in &self.running {
+        for sequence in std::mem::take(&mut self.running) {
             sequence.fail(&why);
+            self.lose(&sequence);
         }
-        self.retain_running(|_| false);
-        let failed = self.prefixes.fail(self.executor.as_mut(), &why);
-        let shared = &self.shared;
-        self.waiting.retain(|waiting| {
-            let hit = waiting
-                .request
-                .prefix
-                .as_ref()
-                .is_some_and(|prefix| failed.contains(prefix));
-            if hit {
-                refuse(waiting, error);
-                shared.waiting.fetch_sub(1, Ordering::AcqRel);
-            }
-            !hit
-        });
     }
-}
-
-fn refuse(waiting: &Waiting, error: &ExecError) {
-    // A client that has gone needs no answer.
-    _ = waiting.events.send(Event::Failed(error.to_string()));
 }

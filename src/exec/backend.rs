@@ -88,18 +88,26 @@ impl Backend {
         open(DeviceChoice::Cpu, threads)
     }
 
-    /// Loads the weights of a model.
+    /// Loads the weights of a model, whose KV may take `kv_memory` bytes; `None`
+    /// is [`default_kv_memory`](super::default_kv_memory).
     ///
     /// # Errors
     /// A tensor is missing, has the wrong shape or an unsupported type, or
     /// there is no room.
-    pub fn load(&self, gguf: &Gguf, spec: &DecoderSpec) -> Result<Box<dyn Executor>, ExecError> {
+    pub fn load(
+        &self,
+        gguf: &Gguf,
+        spec: &DecoderSpec,
+        kv_memory: Option<usize>,
+    ) -> Result<Box<dyn Executor>, ExecError> {
         Ok(match self {
             Backend::Native { isa, pool } => {
                 let pool = Arc::clone(pool);
-                Box::new(NativeExecutor::load(gguf, spec, *isa, pool)?)
+                Box::new(NativeExecutor::load(gguf, spec, *isa, pool, kv_memory)?)
             }
-            Backend::Device(device) => Box::new(DeviceExecutor::load(gguf, spec, device)?),
+            Backend::Device(device) => {
+                Box::new(DeviceExecutor::load(gguf, spec, device, kv_memory)?)
+            }
         })
     }
 }

@@ -4,10 +4,10 @@
 //! to begin. It never sees a request: the engine tells it which tokens to run
 //! and which logits are wanted.
 //!
-//! KV lives in two places. A *segment* is read-only and shared: any number of
-//! sequences may stand on the same chain of segments. A sequence's own tokens
-//! go into its private *suffix*, which [`Executor::freeze`] turns into a new
-//! segment.
+//! Sequences share KV: a *fork* begins with tokens of another sequence, and
+//! nothing of what both have is computed or kept twice. So what was computed
+//! once, a constant prompt or a conversation's earlier turns, is kept by keeping
+//! a sequence that ends there, and used by forking it.
 
 mod backend;
 pub mod device;
@@ -21,13 +21,9 @@ use safetensors::SafeTensors;
 
 use crate::model::DecoderSpec;
 
-/// A running sequence of an executor.
+/// A sequence of an executor: tokens and their KV.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct SequenceId(u64);
-
-/// A shared, read-only stretch of KV.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub struct SegmentId(u64);
 
 /// Which of a chunk's rows want logits.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -100,6 +96,23 @@ pub struct SavedTensor {
     pub bytes: Vec<u8>,
 }
 
+/// The memory for KV where nobody says how much: [`DEFAULT_KV_MEMORY`], or what
+/// the longest context takes at so many bytes a number, if that is more.
+pub fn default_kv_memory(spec: &DecoderSpec, number: usize) -> usize {
+    let token = 2 * spec.kv_heads * spec.head_dim.next_multiple_of(16) * number;
+    let layers = spec.layers.iter().map(|layer| {
+        // With some pages to spare.
+        let seen = layer
+            .window
+            .map_or(spec.context, |window| 2 * window + 1024);
+        seen.min(spec.context) + 64
+    });
+    DEFAULT_KV_MEMORY.max(token * layers.sum::<usize>())
+}
+
+/// See [`default_kv_memory`].
+pub const DEFAULT_KV_MEMORY: usize = 1 << 30;
+
 /// What a model's weights take in memory.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Footprint {
@@ -112,6 +125,15 @@ pub struct Footprint {
     pub expanded: usize,
     /// …and what these took in the file.
     pub expanded_from: usize,
+}
+
+/// Memory for KV, in bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct KvMemory {
+    /// What sequences hold; what they share counts once.
+    pub used: usize,
+    /// The most they may hold.
+    pub capacity: usize,
 }
 
 /// The executor could not do what was asked.
@@ -132,12 +154,15 @@ pub enum ExecError {
     /// Saved KV that does not fit this model.
     #[error("saved KV does not fit: {0}")]
     Saved(String),
-    /// A sequence or segment that was never begun, or has ended.
+    /// A sequence that was never begun, or has ended.
     #[error("unknown {0}")]
     Unknown(String),
     /// A batch that breaks the executor's rules.
     #[error("bad batch: {0}")]
     Batch(&'static str),
+    /// The memory for KV is used up; see [`Executor::has_room`].
+    #[error("there is no room for more KV")]
+    NoRoom,
 }
 
 /// Runs one model.
@@ -151,31 +176,63 @@ pub trait Executor: Send {
     /// Names the layout and precision of saved KV: part of a saved prefix's key.
     fn kv_format(&self) -> String;
 
-    /// Begins an empty sequence on a chain of segments, the first one outermost.
-    /// Each must have been made on exactly those before it.
-    fn begin(&mut self, chain: &[SegmentId]) -> Result<SequenceId, ExecError>;
+    /// Begins an empty sequence.
+    fn begin(&mut self) -> SequenceId;
 
-    /// How many tokens a sequence holds, its segments' included.
+    /// Begins a sequence with the first `tokens` tokens of another, which goes on
+    /// as before.
+    ///
+    /// # Errors
+    /// The other sequence has fewer tokens, or [`can_fork`](Executor::can_fork)
+    /// says no.
+    fn fork(&mut self, from: SequenceId, tokens: usize) -> Result<SequenceId, ExecError>;
+
+    /// Whether a sequence still has all KV that its first `tokens` tokens need to
+    /// be continued: layers with a sliding window may have let go of some.
+    fn can_fork(&self, from: SequenceId, tokens: usize) -> bool;
+
+    /// How many tokens a sequence holds.
     fn len(&self, sequence: SequenceId) -> Result<usize, ExecError>;
 
     /// Appends each chunk to its sequence and computes the wanted logits. On an
     /// error no sequence has grown.
     fn forward(&mut self, batch: &[Chunk<'_>]) -> Result<Logits, ExecError>;
 
-    /// Ends a sequence and makes its own tokens a segment, which continues the
-    /// chain the sequence stood on.
-    fn freeze(&mut self, sequence: SequenceId) -> Result<SegmentId, ExecError>;
-
-    /// Ends a sequence and frees its KV. Unknown ids are ignored.
+    /// Ends a sequence and frees what KV it shares with none. Unknown ids are
+    /// ignored.
     fn end(&mut self, sequence: SequenceId);
 
-    /// Forgets a segment; its KV is freed with the last sequence on it.
-    fn release(&mut self, segment: SegmentId);
+    /// How much memory KV takes, and how much it may.
+    fn kv_memory(&self) -> KvMemory;
 
-    /// The KV of a segment that begins at position 0, to be written to disk.
-    fn save(&self, segment: SegmentId) -> Result<Vec<SavedTensor>, ExecError>;
+    /// The most tokens that one sequence can have, were it the only one.
+    fn longest(&self) -> usize;
 
-    /// A segment of `tokens` tokens that begins at position 0, out of what
-    /// [`save`](Executor::save) gave.
-    fn restore(&mut self, tokens: usize, saved: &SafeTensors<'_>) -> Result<SegmentId, ExecError>;
+    /// Whether there is memory for each of these sequences to grow by so many
+    /// tokens, and to come back if it was swapped out.
+    fn has_room(&self, growth: &[(SequenceId, usize)]) -> bool;
+
+    /// Frees KV of sliding windows that nothing needs which continues this
+    /// sequence at its end, or a few tokens before. Returns whether any was freed.
+    fn trim(&mut self, sequence: SequenceId) -> bool;
+
+    /// Frees KV that this sequence shares with none, and returns it. Until it is
+    /// swapped in again, the sequence cannot be used.
+    ///
+    /// # Errors
+    /// There is no such sequence, or it is swapped out already.
+    fn swap_out(&mut self, sequence: SequenceId) -> Result<Vec<u8>, ExecError>;
+
+    /// Takes back what [`swap_out`](Executor::swap_out) gave, bit for bit.
+    ///
+    /// # Errors
+    /// There is no room, or the bytes are not those of this sequence.
+    fn swap_in(&mut self, sequence: SequenceId, kv: &[u8]) -> Result<(), ExecError>;
+
+    /// The KV of a sequence, to be written to disk: what continuing it at its end
+    /// takes.
+    fn save(&self, sequence: SequenceId) -> Result<Vec<SavedTensor>, ExecError>;
+
+    /// A sequence of `tokens` tokens out of what [`save`](Executor::save) gave.
+    fn restore(&mut self, tokens: usize, saved: &SafeTensors<'_>) -> Result<SequenceId, ExecError>;
 }

@@ -22,27 +22,29 @@ pub use blocks::{
 use super::isa::{Isa, Tier};
 use super::math::{dispatch, exp};
 
-/// The most keys that one partial result covers.
+/// The keys that one partial result covers.
 pub const CHUNK: usize = 128;
 
-/// Keys and values of one head for some tokens, as binary16 in blocks of
-/// [`BLOCK`] tokens.
+/// Keys and values of one head for the [`BLOCK`] tokens of a block, as binary16.
 ///
-/// A block of keys is `[head_dim][BLOCK]`, a block of values is
-/// `[head_dim / 16, rounded up][BLOCK][16]`. What is stored for tokens that no
-/// row sees is never used, so the last block need not be filled. What rows do
-/// see must be finite, as [`write_key`] and [`write_value`] make it of all but
-/// NaN.
+/// Keys are `[head_dim][BLOCK]`, values are `[head_dim / 16, rounded up][BLOCK][16]`.
+/// What is stored for tokens that no row sees is never used, so a block need not
+/// be filled. What rows do see must be finite, as [`write_key`] and
+/// [`write_value`] make it of all but NaN.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Block<'a> {
+    /// The keys: at least [`key_block_len`] numbers.
+    pub keys: &'a [u16],
+    /// The values: at least [`value_block_len`] numbers.
+    pub values: &'a [u16],
+}
+
+/// Keys and values of one head for the [`CHUNK`] tokens of a chunk. Its blocks
+/// may lie anywhere; those that no row sees may be empty.
 #[derive(Clone, Copy, Debug)]
 pub struct Stretch<'a> {
-    /// The keys, from the head's first block on.
-    pub keys: &'a [u16],
-    /// The values, likewise.
-    pub values: &'a [u16],
-    /// From one block of keys to the next of the same head.
-    pub key_stride: usize,
-    /// From one block of values to the next of the same head.
-    pub value_stride: usize,
+    /// The blocks, in the tokens' order.
+    pub blocks: [Block<'a>; CHUNK / BLOCK],
     /// Numbers in a key and in a value: even.
     pub head_dim: usize,
 }
@@ -75,32 +77,28 @@ impl Partials<'_> {
 /// Computes the partial results of all rows over a chunk of the keys, into
 /// `out`, whatever it held.
 ///
-/// `keys` begins at a multiple of [`BLOCK`] and spans at most [`CHUNK`] keys.
-/// `queries` is rows × head_dim, already scaled. Row `r` sees those of `keys`
-/// that are in `visible[r]`; like `keys`, these count from the stretch's start.
+/// `queries` is rows × head_dim, already scaled. Row `r` sees the keys
+/// `visible[r]`, counted from the chunk's first.
 ///
 /// # Panics
-/// The lengths do not fit, or the stretch is too short for the keys seen.
+/// The lengths do not fit, or a block that some row sees is too short.
 pub fn attend(
     isa: Isa,
     stretch: &Stretch<'_>,
-    keys: Range<usize>,
     queries: &[f32],
     visible: &[Range<u32>],
     out: &mut Partials<'_>,
 ) {
     let (rows, head_dim) = (visible.len(), stretch.head_dim);
-    assert!(keys.start.is_multiple_of(BLOCK) && keys.len() <= CHUNK);
     assert!(head_dim > 0 && queries.len() == rows * head_dim);
     assert!(out.maxima.len() == rows && out.sums.len() == rows);
     assert_eq!(out.values.len(), queries.len());
     dispatch!(isa, |lanes,
                     stretch: &Stretch<'_>,
-                    keys: Range<usize>,
                     queries: &[f32],
                     visible: &[Range<u32>],
                     out: &mut Partials<'_>| {
-        tile::attend(lanes, stretch, keys, queries, visible, out)
+        tile::attend(lanes, stretch, queries, visible, out)
     });
 }
 

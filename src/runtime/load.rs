@@ -25,6 +25,9 @@ const MOST_UNSTABLE: usize = 32;
 pub struct LoadOptions {
     /// What computes it.
     pub backend: Backend,
+    /// The bytes that KV may take; `None` is
+    /// [`default_kv_memory`](crate::exec::default_kv_memory).
+    pub kv_memory: Option<usize>,
     /// How its engine schedules.
     pub engine: EngineOptions,
     /// The longest context to serve, in tokens; the model's own if absent or
@@ -200,9 +203,19 @@ impl Model {
             .then(|| default_profile.to_owned());
 
         let backend = &options.backend;
-        let executor = backend.load(&gguf, &spec);
+        let executor = backend.load(&gguf, &spec, options.kv_memory);
         let executor = executor.map_err(|error| LoadError::exec(path, error))?;
         let footprint = executor.footprint();
+        let wanted = options.context.unwrap_or(spec.context).min(spec.context);
+        let context = wanted.min(executor.longest());
+        if context < wanted {
+            tracing::warn!(
+                model = id,
+                wanted,
+                context,
+                "the memory for KV limits the context (--kv-memory)"
+            );
+        }
         let mut engine = options.engine.clone();
         engine.prefixes = options
             .prefix_folder
@@ -210,9 +223,7 @@ impl Model {
             .map(|folder| PrefixStore::new(folder, gguf.fingerprint(), executor.kv_format()));
         Ok(Model {
             id: id.to_owned(),
-            context: options
-                .context
-                .map_or(spec.context, |context| context.min(spec.context)),
+            context,
             spec,
             end_tokens: tokenizer.end_tokens().into(),
             tokenizer,

@@ -14,6 +14,7 @@ use super::tiny::{self, Tiny, VOCAB, Weight};
 
 fn load(subject: &Subject, file: &NamedTempFile) -> Result<Model, String> {
     let options = LoadOptions {
+        kv_memory: None,
         backend: subject.backend.clone(),
         engine: EngineOptions::default(),
         context: None,

@@ -55,7 +55,7 @@ fn executor(
 
 /// All logits of `tokens`, run at once.
 fn at_once(executor: &mut dyn Executor, tokens: &[u32]) -> Vec<Vec<f32>> {
-    let sequence = executor.begin(&[]).expect("begins");
+    let sequence = executor.begin();
     let rows = forward(executor, sequence, tokens);
     executor.end(sequence);
     rows

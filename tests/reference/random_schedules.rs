@@ -17,14 +17,16 @@ const LONGEST: usize = 140;
 /// where there is nothing to pick from, nothing is done.
 #[derive(Clone, Debug)]
 enum Action {
-    /// Begins a sequence on a segment, or on none.
-    Begin(Option<Index>),
+    Begin,
+    /// Forks a sequence after such a share of its tokens.
+    Fork(Index, Index),
     /// A batch of different sequences, with so many tokens of each.
     Step(Vec<(Index, usize, Wanted)>),
-    Freeze(Index),
     Restore(Index),
+    Trim(Index),
+    /// Swaps a sequence out, or in again.
+    Swap(Index),
     End(Index),
-    Release(Index),
 }
 
 fn action() -> impl Strategy<Value = Action> {
@@ -34,12 +36,13 @@ fn action() -> impl Strategy<Value = Action> {
     let part = (any::<Index>(), length, wanted);
     let index = any::<Index>;
     prop_oneof![
-        6 => proptest::option::of(index()).prop_map(Action::Begin),
-        8 => proptest::collection::vec(part, 1..7).prop_map(Action::Step),
-        3 => index().prop_map(Action::Freeze),
+        3 => Just(Action::Begin),
+        6 => (index(), index()).prop_map(|(from, at)| Action::Fork(from, at)),
+        10 => proptest::collection::vec(part, 1..7).prop_map(Action::Step),
         1 => index().prop_map(Action::Restore),
-        1 => index().prop_map(Action::End),
-        1 => index().prop_map(Action::Release),
+        1 => index().prop_map(Action::Trim),
+        2 => index().prop_map(Action::Swap),
+        2 => index().prop_map(Action::End),
     ]
 }
 
@@ -79,13 +82,15 @@ fn pick<T: Copy>(index: Index, from: &[T]) -> Option<T> {
 
 fn act(watched: &mut Watched, action: &Action, text: &mut impl Iterator<Item = u32>) {
     match action {
-        Action::Begin(on) => {
-            let segments = watched.segments();
-            let segment = on.and_then(|index| pick(index, &segments));
-            watched.begin(segment);
+        Action::Begin => _ = watched.begin(),
+        Action::Fork(from, at) => {
+            if let Some(from) = pick(*from, &watched.present()) {
+                let tokens = at.index(watched.len(from) + 1);
+                watched.try_fork(from, tokens);
+            }
         }
         Action::Step(parts) => {
-            let mut free = watched.sequences();
+            let mut free = watched.present();
             let mut batch = Vec::new();
             for &(index, length, wanted) in parts {
                 let Some(sequence) = pick(index, &free) else {
@@ -102,28 +107,26 @@ fn act(watched: &mut Watched, action: &Action, text: &mut impl Iterator<Item = u
                 watched.step(&batch);
             }
         }
-        Action::Freeze(index) => {
-            let mut sequences = watched.sequences();
-            sequences.retain(|&sequence| watched.has_own_tokens(sequence));
+        Action::Restore(index) => {
+            let mut sequences = watched.present();
+            sequences.retain(|&sequence| watched.len(sequence) > 0);
             if let Some(sequence) = pick(*index, &sequences) {
-                watched.freeze(sequence);
+                watched.restore(sequence);
             }
         }
-        Action::Restore(index) => {
-            let mut segments = watched.segments();
-            segments.retain(|&segment| watched.is_first(segment));
-            if let Some(segment) = pick(*index, &segments) {
-                watched.restore(segment);
+        Action::Trim(index) => {
+            if let Some(sequence) = pick(*index, &watched.sequences()) {
+                watched.executor.trim(sequence);
+            }
+        }
+        Action::Swap(index) => {
+            if let Some(sequence) = pick(*index, &watched.sequences()) {
+                watched.swap(sequence);
             }
         }
         Action::End(index) => {
             if let Some(sequence) = pick(*index, &watched.sequences()) {
                 watched.end(sequence);
-            }
-        }
-        Action::Release(index) => {
-            if let Some(segment) = pick(*index, &watched.segments()) {
-                watched.release(segment);
             }
         }
     }
@@ -145,12 +148,12 @@ proptest! {
         for subject in subjects::both() {
             let mut watched = watched(windows, subject);
             let mut text = tiny::tokens(seed, 24 * 6 * 70).into_iter();
-            watched.begin(None);
+            watched.begin();
             for action in &actions {
                 act(&mut watched, action, &mut text);
             }
             // All that still run say a last word.
-            for sequence in watched.sequences() {
+            for sequence in watched.present() {
                 let last: Vec<u32> = text.by_ref().take(2).collect();
                 watched.feed(sequence, &last);
             }

@@ -1,9 +1,11 @@
 //! A batch that is refused leaves every sequence as it was.
 
 use incant::exec::{Chunk, ExecError, Executor, SequenceId, Wanted};
+use incant::gguf::Gguf;
 use safetensors::SafeTensors;
 use safetensors::tensor::TensorView;
 
+use super::plain::Plain;
 use super::tiny::{self, Tiny, VOCAB};
 use super::watched::Watched;
 use crate::support::subjects;
@@ -26,9 +28,9 @@ fn refusal(executor: &mut dyn Executor, batch: &[Chunk<'_>]) -> String {
 fn bad_batches_change_nothing() {
     for subject in subjects::both() {
         let mut watched = Watched::new(&Tiny::gemma3(), subject);
-        let segment = watched.segment(None, &tiny::tokens(1, 7), 7);
-        let [a, b] = [Some(segment), None].map(|on| watched.begin(on));
-        let gone = watched.executor.begin(&[]).expect("begins");
+        let a = watched.computed(None, &tiny::tokens(1, 7), 7);
+        let b = watched.begin();
+        let gone = watched.executor.begin();
         watched.executor.end(gone);
         let text = tiny::tokens(2, 12);
         watched.step(&[(a, &text[..5], Wanted::All), (b, &text[..2], Wanted::All)]);
@@ -69,60 +71,76 @@ fn what_was_never_begun_is_unknown() {
     for subject in subjects::both() {
         let mut watched = Watched::new(&Tiny::llama(), subject);
         let executor = watched.executor.as_mut();
-        let sequence = executor.begin(&[]).expect("begins");
-        assert!(matches!(
-            executor.freeze(sequence),
-            Err(ExecError::Batch(_))
-        ));
-        // Refusing to freeze what is empty has not ended it.
-        executor.forward(&[chunk(sequence, &[1])]).expect("runs");
-        let segment = executor.freeze(sequence).expect("freezes");
-        assert!(matches!(executor.len(sequence), Err(ExecError::Unknown(_))));
-        assert!(matches!(
-            executor.freeze(sequence),
-            Err(ExecError::Unknown(_))
-        ));
+        let sequence = executor.begin();
         executor.end(sequence);
-        executor.release(segment);
-        assert!(matches!(
-            executor.begin(&[segment]),
-            Err(ExecError::Unknown(_))
-        ));
-        assert!(matches!(executor.save(segment), Err(ExecError::Unknown(_))));
-        executor.release(segment);
+        let unknown = |result: Result<(), ExecError>| {
+            assert!(matches!(result, Err(ExecError::Unknown(_))), "{result:?}");
+        };
+        unknown(executor.len(sequence).map(|_| ()));
+        unknown(executor.fork(sequence, 0).map(|_| ()));
+        unknown(executor.save(sequence).map(|_| ()));
+        unknown(executor.swap_out(sequence).map(|_| ()));
+        unknown(executor.swap_in(sequence, &[]));
+        assert!(!executor.can_fork(sequence, 0));
+        assert!(!executor.trim(sequence));
+        // To end it again is as good.
+        executor.end(sequence);
     }
 }
 
 #[test]
-fn a_chain_is_what_its_segments_were_made_on() {
+fn a_fork_is_no_longer_than_what_it_comes_from() {
     for subject in subjects::both() {
         let mut watched = Watched::new(&Tiny::gemma3(), subject);
-        let outer = watched.segment(None, &tiny::tokens(1, 3), 3);
-        let inner = watched.segment(Some(outer), &tiny::tokens(2, 3), 3);
-        // As long as `outer`, but of another text.
-        let other = watched.segment(None, &tiny::tokens(3, 3), 3);
-        let executor = watched.executor.as_mut();
-        for chain in [
-            &[inner][..],
-            &[inner, outer],
-            &[outer, outer],
-            &[outer, inner, inner],
-            &[other, inner],
-        ] {
-            let error = executor.begin(chain).expect_err("is refused").to_string();
-            assert_eq!(
-                error,
-                "bad batch: a segment follows one that it was not made on"
-            );
-        }
-        for chain in [&[][..], &[outer], &[outer, inner], &[other]] {
-            executor.begin(chain).expect("begins");
-        }
-        let error = executor.save(inner).expect_err("is refused").to_string();
+        let from = watched.computed(None, &tiny::tokens(1, 3), 3);
+        let error = watched.executor.fork(from, 4).expect_err("is refused");
         assert_eq!(
-            error,
-            "bad batch: only a segment that begins at position 0 can be saved"
+            error.to_string(),
+            "bad batch: a fork is longer than what it comes from"
         );
+        for tokens in 0..=3 {
+            watched.fork(from, tokens);
+        }
+    }
+}
+
+#[test]
+fn memory_that_is_used_up_is_an_error_that_changes_nothing() {
+    for subject in subjects::both() {
+        let model = Tiny::gemma3();
+        let tensors = model.tensors();
+        let file = model.written(&tensors);
+        let gguf = Gguf::open(file.path()).expect("a good file");
+        let most = 2 << 20;
+        let executor = subject.load_with(&gguf, Some(most));
+        let plain = Plain::new(&model, &tensors);
+        let mut watched = Watched::of(plain, executor, subject);
+        let longest = watched.executor.longest();
+        assert!(longest > 100, "{subject}: {longest}");
+        let first = watched.computed(None, &tiny::tokens(1, 100), 100);
+        let mut forks = vec![first];
+        // Forks cost what is their own.
+        while watched.executor.has_room(&[(forks[0], 1), (first, 20)]) {
+            let fork = watched.fork_all(first);
+            if !watched.executor.has_room(&[(fork, 20)]) {
+                break;
+            }
+            watched.feed(fork, &tiny::tokens(2, 20));
+            forks.push(fork);
+            assert!(watched.executor.kv_memory().used <= most);
+        }
+        assert!(forks.len() > 4, "{subject}: {}", forks.len());
+        let last = watched.fork_all(first);
+        let text = tiny::tokens(3, 2000);
+        let error = watched.executor.forward(&[chunk(last, &text)]);
+        assert!(matches!(error, Err(ExecError::NoRoom)), "{error:?}");
+        assert_eq!(watched.executor.len(last).expect("known"), 100);
+        // Room that is given back is there for others.
+        for fork in forks.drain(1..) {
+            watched.end(fork);
+        }
+        watched.feed(last, &text[..20]);
+        watched.finish("out of room");
     }
 }
 
@@ -130,9 +148,9 @@ fn a_chain_is_what_its_segments_were_made_on() {
 fn saved_kv_of_another_shape_is_refused() {
     for subject in subjects::both() {
         let mut watched = Watched::new(&Tiny::gemma3(), subject);
-        let segment = watched.segment(None, &tiny::tokens(1, 9), 9);
+        let sequence = watched.computed(None, &tiny::tokens(1, 9), 9);
         let executor = watched.executor.as_mut();
-        let saved = executor.save(segment).expect("saves");
+        let saved = executor.save(sequence).expect("saves");
         let kind = saved[0].dtype;
         let mut read = |tokens: usize, change: &dyn Fn(usize) -> Option<Vec<usize>>| {
             let views = saved.iter().enumerate().filter_map(|(at, tensor)| {

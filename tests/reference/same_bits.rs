@@ -3,7 +3,7 @@
 //! of threads.
 
 use candle_core::quantized::GgmlDType;
-use incant::exec::{Chunk, Executor, SegmentId, SequenceId, Wanted};
+use incant::exec::{Chunk, Executor, SequenceId, Wanted};
 use incant::kernels::Tier;
 use safetensors::SafeTensors;
 use safetensors::tensor::TensorView;
@@ -52,17 +52,25 @@ fn assert_same(found: &[Vec<f32>], expected: &[Vec<f32>], what: &str) {
     }
 }
 
-/// A segment that is longer than attention takes at once.
-fn segment(executor: &mut dyn Executor) -> SegmentId {
-    let sequence = executor.begin(&[]).expect("begins");
+/// A constant beginning, longer than attention takes at once.
+fn beginning(executor: &mut dyn Executor) -> SequenceId {
+    let sequence = executor.begin();
     forward(executor, sequence, &tiny::tokens(1, 140));
-    executor.freeze(sequence).expect("freezes")
+    sequence
+}
+
+/// A sequence after that, or after nothing.
+fn after(executor: &mut dyn Executor, beginning: Option<SequenceId>) -> SequenceId {
+    match beginning {
+        Some(beginning) => executor.fork(beginning, 140).expect("can be forked"),
+        None => executor.begin(),
+    }
 }
 
 /// A long prompt, a shorter one, and then token by token.
 fn answer(executor: &mut dyn Executor) -> Rows {
     let text = tiny::tokens(2, 146);
-    let sequence = executor.begin(&[]).expect("begins");
+    let sequence = executor.begin();
     let (prompts, tokens) = text.split_at(140);
     let (long, short) = prompts.split_at(100);
     let chunks = [long, short].into_iter().chain(tokens.chunks(1));
@@ -100,17 +108,13 @@ fn any_number_of_threads_gives_the_same() {
 const SEQUENCES: usize = 8;
 
 /// The last tokens' rows of each sequence, run in batches of `together`. Every
-/// other sequence stands on `segment`.
-fn decoded(executor: &mut dyn Executor, segment: SegmentId, together: usize) -> Vec<Rows> {
+/// other sequence goes on from `beginning`.
+fn decoded(executor: &mut dyn Executor, beginning: SequenceId, together: usize) -> Vec<Rows> {
     let texts: Vec<Vec<u32>> = (0..SEQUENCES)
         .map(|index| tiny::tokens(10 + index as u64, 5 + 7 * index))
         .collect();
     let sequences: Vec<SequenceId> = (0..SEQUENCES)
-        .map(|index| {
-            let chain = [segment];
-            let chain = if index % 2 == 0 { &chain[..] } else { &[] };
-            executor.begin(chain).expect("begins")
-        })
+        .map(|index| after(executor, (index % 2 == 0).then_some(beginning)))
         .collect();
     for (text, &sequence) in texts.iter().zip(&sequences) {
         forward(executor, sequence, &text[3..]);
@@ -142,10 +146,10 @@ fn tokens_of_other_sequences_change_nothing() {
     for (name, model) in models() {
         for subject in subjects::instruction_sets() {
             let mut executor = load(&model, subject);
-            let segment = segment(executor.as_mut());
-            let alone = decoded(executor.as_mut(), segment, 1);
+            let beginning = beginning(executor.as_mut());
+            let alone = decoded(executor.as_mut(), beginning, 1);
             for together in [2, 5, 8] {
-                let rows = decoded(executor.as_mut(), segment, together);
+                let rows = decoded(executor.as_mut(), beginning, together);
                 for (index, (rows, alone)) in rows.iter().zip(&alone).enumerate() {
                     let what = format!("{subject}, {name}, sequence {index} among {together}");
                     assert_same(rows, alone, &what);
@@ -163,10 +167,10 @@ fn prompts_of_other_sequences_change_nothing() {
         for subject in subjects::instruction_sets() {
             let mut executor = load(&model, subject);
             let executor = executor.as_mut();
-            let segment = segment(executor);
+            let beginning = Some(beginning(executor));
             let begin = |executor: &mut dyn Executor| {
-                let chains: [&[SegmentId]; 5] = [&[], &[segment], &[segment], &[], &[]];
-                chains.map(|chain| executor.begin(chain).expect("begins"))
+                let afters = [None, beginning, beginning, None, None];
+                afters.map(|beginning| after(executor, beginning))
             };
             let sequences = begin(executor);
             let alone: Rows = sequences
@@ -200,10 +204,10 @@ fn a_prompt_cut_otherwise_gives_the_same() {
         for subject in without_tiles() {
             let mut executor = load(&model, subject);
             let executor = executor.as_mut();
-            let segment = segment(executor);
-            for chain in [&[][..], &[segment]] {
+            let beginning = beginning(executor);
+            for beginning in [None, Some(beginning)] {
                 let mut run = |size: usize| -> Rows {
-                    let sequence = executor.begin(chain).expect("begins");
+                    let sequence = after(executor, beginning);
                     let chunks = text.chunks(size);
                     let rows = chunks.flat_map(|chunk| forward(executor, sequence, chunk));
                     let rows = rows.collect();
@@ -221,13 +225,13 @@ fn a_prompt_cut_otherwise_gives_the_same() {
 }
 
 #[test]
-fn a_segment_read_back_gives_the_same() {
+fn a_sequence_read_back_gives_the_same() {
     let text = tiny::tokens(4, 20);
     for (name, model) in models() {
         for subject in subjects::instruction_sets() {
             let mut executor = load(&model, subject);
             let executor = executor.as_mut();
-            let computed = segment(executor);
+            let computed = beginning(executor);
             let saved = executor.save(computed).expect("saves");
             let views = saved.iter().map(|tensor| {
                 let view = TensorView::new(tensor.dtype, tensor.shape.clone(), &tensor.bytes);
@@ -236,11 +240,61 @@ fn a_segment_read_back_gives_the_same() {
             let file = safetensors::serialize(views, None).expect("serializes");
             let file = SafeTensors::deserialize(&file).expect("reads");
             let read = executor.restore(140, &file).expect("restores");
-            let [computed, read] = [computed, read].map(|segment| {
-                let sequence = executor.begin(&[segment]).expect("begins");
+            let [computed, read] = [computed, read].map(|from| {
+                let sequence = after(executor, Some(from));
                 forward(executor, sequence, &text)
             });
             assert_same(&read, &computed, &format!("{subject}, {name}"));
+        }
+    }
+}
+
+/// However what a sequence goes on from is shared, and wherever it was parted from
+/// others, its numbers are those of computing it all at once.
+#[test]
+fn a_fork_anywhere_gives_the_same() {
+    let text = tiny::tokens(5, 300);
+    for (name, model) in models() {
+        for subject in without_tiles() {
+            let mut executor = load(&model, subject);
+            let executor = executor.as_mut();
+            let whole = executor.begin();
+            let expected = forward(executor, whole, &text);
+            let mut last = whole;
+            // Forks of forks, each with tokens of its own in between.
+            for at in [290, 257, 130, 128, 100, 17, 16, 3] {
+                let other = executor.fork(last, at).expect("can be forked");
+                forward(executor, other, &tiny::tokens(at as u64, 9));
+                let fork = executor.fork(last, at).expect("can be forked");
+                let rows = forward(executor, fork, &text[at..]);
+                let what = format!("{subject}, {name}, forked at {at}");
+                assert_same(&rows, &expected[at..], &what);
+                last = fork;
+            }
+        }
+    }
+}
+
+#[test]
+fn a_sequence_swapped_out_and_in_gives_the_same() {
+    let text = tiny::tokens(6, 60);
+    for (name, model) in models() {
+        for subject in subjects::instruction_sets() {
+            let mut executor = load(&model, subject);
+            let executor = executor.as_mut();
+            let beginning = beginning(executor);
+            let [still, moved] = [(); 2].map(|()| after(executor, Some(beginning)));
+            for sequence in [still, moved] {
+                forward(executor, sequence, &text[..30]);
+            }
+            let bytes = executor.swap_out(moved).expect("swaps out");
+            // Others use its memory meanwhile.
+            let other = executor.begin();
+            forward(executor, other, &tiny::tokens(7, 90));
+            executor.swap_in(moved, &bytes).expect("swaps in");
+            let expected = forward(executor, still, &text[30..]);
+            let rows = forward(executor, moved, &text[30..]);
+            assert_same(&rows, &expected, &format!("{subject}, {name}"));
         }
     }
 }

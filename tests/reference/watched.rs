@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use incant::exec::{Chunk, Executor, SegmentId, SequenceId, Wanted};
+use incant::exec::{Chunk, ExecError, Executor, SequenceId, Wanted};
 use safetensors::SafeTensors;
 use safetensors::tensor::TensorView;
 
@@ -17,9 +17,8 @@ pub(crate) struct Watched {
     pub(crate) executor: Box<dyn Executor>,
     subject: &'static Subject,
     sequences: BTreeMap<SequenceId, Course>,
-    segments: BTreeMap<SegmentId, Stretch>,
-    /// The position after each segment there ever was.
-    ends: BTreeMap<SegmentId, usize>,
+    /// What was swapped out, of those that are.
+    away: BTreeMap<SequenceId, Vec<u8>>,
     compared: usize,
     error: f64,
 }
@@ -27,18 +26,9 @@ pub(crate) struct Watched {
 /// What a sequence has seen and said.
 #[derive(Clone, Default)]
 struct Course {
-    chain: Vec<SegmentId>,
-    /// Its segments' tokens included.
     tokens: Vec<u32>,
     /// Position and logits of each row that was asked for.
     rows: Vec<(usize, Vec<f32>)>,
-}
-
-/// A segment's tokens after those of the segments before it.
-#[derive(Clone)]
-struct Stretch {
-    chain: Vec<SegmentId>,
-    tokens: Vec<u32>,
 }
 
 impl Watched {
@@ -57,27 +47,49 @@ impl Watched {
             executor,
             subject,
             sequences: BTreeMap::new(),
-            segments: BTreeMap::new(),
-            ends: BTreeMap::new(),
+            away: BTreeMap::new(),
             compared: 0,
             error: 0.0,
         }
     }
 
-    /// Begins a sequence on `segment` and those before it.
-    pub(crate) fn begin(&mut self, segment: Option<SegmentId>) -> SequenceId {
-        let below = segment.map(|segment| &self.segments[&segment]);
-        let mut chain = below.map_or(Vec::new(), |below| below.chain.clone());
-        chain.extend(segment);
-        let tokens = below.map_or(Vec::new(), |below| below.tokens.clone());
-        let sequence = self.executor.begin(&chain).expect("begins");
+    /// Begins a sequence.
+    pub(crate) fn begin(&mut self) -> SequenceId {
+        let sequence = self.executor.begin();
+        self.add(sequence, Vec::new())
+    }
+
+    /// Begins a sequence with the first tokens of another, where that goes.
+    pub(crate) fn try_fork(&mut self, from: SequenceId, tokens: usize) -> Option<SequenceId> {
+        let can = self.executor.can_fork(from, tokens);
+        match self.executor.fork(from, tokens) {
+            Ok(sequence) => {
+                assert!(can);
+                let tokens = self.sequences[&from].tokens[..tokens].to_vec();
+                Some(self.add(sequence, tokens))
+            }
+            Err(error) => {
+                assert!(!can, "{error}");
+                None
+            }
+        }
+    }
+
+    /// The same, where it must go.
+    pub(crate) fn fork(&mut self, from: SequenceId, tokens: usize) -> SequenceId {
+        self.try_fork(from, tokens).expect("can be forked")
+    }
+
+    /// Begins a sequence with all of another.
+    pub(crate) fn fork_all(&mut self, from: SequenceId) -> SequenceId {
+        self.fork(from, self.len(from))
+    }
+
+    fn add(&mut self, sequence: SequenceId, tokens: Vec<u32>) -> SequenceId {
+        assert_eq!(self.executor.len(sequence).expect("known"), tokens.len());
         let rows = Vec::new();
-        let course = Course {
-            chain,
-            tokens,
-            rows,
-        };
-        assert!(self.sequences.insert(sequence, course).is_none());
+        let before = self.sequences.insert(sequence, Course { tokens, rows });
+        assert!(before.is_none());
         sequence
     }
 
@@ -111,90 +123,6 @@ impl Watched {
 
     /// Ends a sequence after comparing what it said.
     pub(crate) fn end(&mut self, sequence: SequenceId) {
-        self.settle(sequence);
-        self.executor.end(sequence);
-    }
-
-    /// Makes a sequence a segment after comparing what it said.
-    pub(crate) fn freeze(&mut self, sequence: SequenceId) -> SegmentId {
-        let Course { chain, tokens, .. } = self.settle(sequence);
-        let segment = self.executor.freeze(sequence).expect("freezes");
-        self.ends.insert(segment, tokens.len());
-        self.segments.insert(segment, Stretch { chain, tokens });
-        segment
-    }
-
-    /// A segment of `tokens`, computed in chunks of `size`, after those below.
-    pub(crate) fn segment(
-        &mut self,
-        below: Option<SegmentId>,
-        tokens: &[u32],
-        size: usize,
-    ) -> SegmentId {
-        let sequence = self.begin(below);
-        for chunk in tokens.chunks(size) {
-            self.feed(sequence, chunk);
-        }
-        self.freeze(sequence)
-    }
-
-    /// The same segment again, by way of a safetensors file.
-    pub(crate) fn restore(&mut self, segment: SegmentId) -> SegmentId {
-        let stretch = self.segments[&segment].clone();
-        let saved = self.executor.save(segment).expect("saves");
-        let views = saved.iter().map(|tensor| {
-            let view = TensorView::new(tensor.dtype, tensor.shape.clone(), &tensor.bytes);
-            (&tensor.name, view.expect("bytes for the shape"))
-        });
-        let file = safetensors::serialize(views, None).expect("serializes");
-        let read = SafeTensors::deserialize(&file).expect("reads");
-        let restored = self.executor.restore(stretch.tokens.len(), &read);
-        let restored = restored.expect("restores");
-        self.ends.insert(restored, stretch.tokens.len());
-        self.segments.insert(restored, stretch);
-        restored
-    }
-
-    /// Forgets a segment.
-    pub(crate) fn release(&mut self, segment: SegmentId) {
-        assert!(self.segments.remove(&segment).is_some());
-        self.executor.release(segment);
-        assert!(self.executor.begin(&[segment]).is_err());
-    }
-
-    /// How many tokens a running sequence holds.
-    pub(crate) fn len(&self, sequence: SequenceId) -> usize {
-        self.sequences[&sequence].tokens.len()
-    }
-
-    /// Whether a running sequence holds tokens beyond its segments'.
-    pub(crate) fn has_own_tokens(&self, sequence: SequenceId) -> bool {
-        let course = &self.sequences[&sequence];
-        let below = course.chain.last();
-        course.tokens.len() > below.map_or(0, |below| self.ends[below])
-    }
-
-    /// The running sequences.
-    pub(crate) fn sequences(&self) -> Vec<SequenceId> {
-        self.sequences.keys().copied().collect()
-    }
-
-    /// The segments that a sequence can stand on.
-    pub(crate) fn segments(&self) -> Vec<SegmentId> {
-        let known = |id: &SegmentId| self.segments.contains_key(id);
-        let whole = self
-            .segments
-            .iter()
-            .filter(|(_, s)| s.chain.iter().all(known));
-        whole.map(|(&id, _)| id).collect()
-    }
-
-    /// Whether a segment begins at position 0.
-    pub(crate) fn is_first(&self, segment: SegmentId) -> bool {
-        self.segments[&segment].chain.is_empty()
-    }
-
-    fn settle(&mut self, sequence: SequenceId) -> Course {
         let course = self.sequences.remove(&sequence).expect("begun");
         if !course.rows.is_empty() {
             let expected = self.plain.logits(&course.tokens);
@@ -203,7 +131,85 @@ impl Watched {
             }
             self.compared += course.rows.len();
         }
-        course
+        self.away.remove(&sequence);
+        self.executor.end(sequence);
+        let len = self.executor.len(sequence);
+        assert!(matches!(len, Err(ExecError::Unknown(_))), "{len:?}");
+    }
+
+    /// A sequence of `tokens` after those of another, computed in chunks of `size`.
+    pub(crate) fn computed(
+        &mut self,
+        after: Option<SequenceId>,
+        tokens: &[u32],
+        size: usize,
+    ) -> SequenceId {
+        let sequence = match after {
+            Some(after) => self.fork_all(after),
+            None => self.begin(),
+        };
+        for chunk in tokens.chunks(size) {
+            self.feed(sequence, chunk);
+        }
+        sequence
+    }
+
+    /// The same sequence once more, by way of a safetensors file.
+    pub(crate) fn restore(&mut self, sequence: SequenceId) -> SequenceId {
+        let tokens = self.sequences[&sequence].tokens.clone();
+        let saved = self.executor.save(sequence).expect("saves");
+        let views = saved.iter().map(|tensor| {
+            let view = TensorView::new(tensor.dtype, tensor.shape.clone(), &tensor.bytes);
+            (&tensor.name, view.expect("bytes for the shape"))
+        });
+        let file = safetensors::serialize(views, None).expect("serializes");
+        let read = SafeTensors::deserialize(&file).expect("reads");
+        let restored = self.executor.restore(tokens.len(), &read);
+        self.add(restored.expect("restores"), tokens)
+    }
+
+    /// Swaps a sequence out, or in again.
+    pub(crate) fn swap(&mut self, sequence: SequenceId) {
+        let executor = self.executor.as_mut();
+        if let Some(bytes) = self.away.remove(&sequence) {
+            let cut = executor.swap_in(sequence, &bytes[..bytes.len().saturating_sub(1)]);
+            assert!(cut.is_err() || bytes.is_empty(), "a byte is missing");
+            if !bytes.is_empty() {
+                executor.swap_in(sequence, &bytes).expect("swaps in");
+            }
+            return;
+        }
+        let before = executor.kv_memory().used;
+        let bytes = executor.swap_out(sequence).expect("swaps out");
+        assert!(executor.kv_memory().used <= before - bytes.len());
+        if !bytes.is_empty() {
+            assert!(executor.swap_out(sequence).is_err());
+            assert!(!executor.can_fork(sequence, 0));
+            let chunk = Chunk {
+                sequence,
+                tokens: &[0],
+                wanted: Wanted::None,
+            };
+            assert!(executor.forward(&[chunk]).is_err());
+        }
+        self.away.insert(sequence, bytes);
+    }
+
+    /// How many tokens a sequence holds.
+    pub(crate) fn len(&self, sequence: SequenceId) -> usize {
+        self.sequences[&sequence].tokens.len()
+    }
+
+    /// All sequences.
+    pub(crate) fn sequences(&self) -> Vec<SequenceId> {
+        self.sequences.keys().copied().collect()
+    }
+
+    /// Those that are not swapped out.
+    pub(crate) fn present(&self) -> Vec<SequenceId> {
+        let mut sequences = self.sequences();
+        sequences.retain(|sequence| !self.away.contains_key(sequence));
+        sequences
     }
 
     /// Compares what is left; returns how many rows were compared, and the
@@ -212,6 +218,11 @@ impl Watched {
         for sequence in self.sequences() {
             self.end(sequence);
         }
+        assert_eq!(
+            self.executor.kv_memory().used,
+            0,
+            "nothing holds KV any more"
+        );
         (self.compared, self.error)
     }
 

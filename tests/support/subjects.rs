@@ -92,8 +92,13 @@ impl Subject {
 
     /// Loads a model.
     pub(crate) fn load(&self, gguf: &Gguf) -> Box<dyn Executor> {
+        self.load_with(gguf, None)
+    }
+
+    /// The same, with so many bytes for KV.
+    pub(crate) fn load_with(&self, gguf: &Gguf, kv_memory: Option<usize>) -> Box<dyn Executor> {
         let spec = arch::read(gguf).expect("a supported model");
-        let loaded = self.backend.load(gguf, &spec);
+        let loaded = self.backend.load(gguf, &spec, kv_memory);
         loaded.unwrap_or_else(|error| panic!("{self}: {error}"))
     }
 }

@@ -2,7 +2,7 @@
 
 use std::time::Instant;
 
-use incant::exec::{Backend, Chunk, ExecError, Executor, SegmentId, SequenceId, Wanted};
+use incant::exec::{Backend, Chunk, ExecError, Executor, SequenceId, Wanted};
 use incant::kernels::roofline;
 use incant::model::DecoderSpec;
 use serde::Serialize;
@@ -75,7 +75,7 @@ impl Bench {
         // Once more, and first, for what only the first time costs.
         for round in 0..=self.repeat {
             let text = self.tokens(tokens);
-            let sequence = self.executor.begin(&[])?;
+            let sequence = self.executor.begin();
             let started = Instant::now();
             self.feed(sequence, &text)?;
             if round > 0 {
@@ -93,11 +93,13 @@ impl Bench {
 
     /// So many sequences, a token each per step, after a context that they share.
     pub(super) fn decode(&mut self, batch: usize, depth: usize) -> Result<Measured, ExecError> {
-        let segment = self.segment(depth)?;
+        let context = self.executor.begin();
+        let text = self.tokens(depth);
+        self.feed(context, &text)?;
         let mut seconds = Vec::with_capacity(self.repeat);
         for round in 0..=self.repeat {
             let sequences = (0..batch)
-                .map(|_| self.executor.begin(segment.as_slice()))
+                .map(|_| self.executor.fork(context, depth))
                 .collect::<Result<Vec<_>, _>>()?;
             let text = self.tokens(batch * STEPS);
             let started = Instant::now();
@@ -117,25 +119,13 @@ impl Bench {
                 self.executor.end(sequence);
             }
         }
-        if let Some(segment) = segment {
-            self.executor.release(segment);
-        }
+        self.executor.end(context);
         Ok(Measured {
             batch,
             depth,
             tokens: STEPS,
             seconds: median(seconds),
         })
-    }
-
-    fn segment(&mut self, tokens: usize) -> Result<Option<SegmentId>, ExecError> {
-        if tokens == 0 {
-            return Ok(None);
-        }
-        let text = self.tokens(tokens);
-        let sequence = self.executor.begin(&[])?;
-        self.feed(sequence, &text)?;
-        self.executor.freeze(sequence).map(Some)
     }
 }
 

@@ -147,7 +147,7 @@ impl Args {
         let read = || {
             let spec = arch::read(&gguf)?;
             self.check_lengths(spec.context)?;
-            let executor = backend.load(&gguf, &spec)?;
+            let executor = backend.load(&gguf, &spec, None)?;
             Ok::<_, anyhow::Error>((spec, executor))
         };
         let (spec, executor) = read().with_context(|| located.path.display().to_string())?;

@@ -99,7 +99,7 @@ impl Attention<'_> {
     fn node(&self, node: &Node) -> Result<Partial> {
         match node {
             Node::Own(run) => {
-                let views = &self.plan.own[*run];
+                let views = &self.plan.own[*run].views;
                 let rows = &self.plan.rows.runs[*run].rows;
                 let q = self.q.narrow(2, rows.start, rows.len())?;
                 let mask = views.of(self.window).mask.as_ref();
@@ -108,21 +108,17 @@ impl Attention<'_> {
             Node::Shared {
                 segment,
                 rows,
+                end,
                 views,
                 beyond,
             } => {
                 let beyond = self.nodes(beyond)?;
                 let view = views.of(self.window);
-                if view.from >= segment.end() {
+                if view.from >= *end {
                     return Ok(beyond);
                 }
-                let kv = segment.kv.layer(self.layer);
-                let start = segment.end() - kv.k.dim(1)?;
-                let (skipped, seen) = (view.from - start, segment.end() - view.from);
-                let kv = LayerKv {
-                    k: kv.k.narrow(1, skipped, seen)?,
-                    v: kv.v.narrow(1, skipped, seen)?,
-                };
+                let (kv, start) = segment.layer(self.layer);
+                let kv = kv.narrow(view.from - start, end - view.from)?;
                 let q = self.q.narrow(2, rows.start, rows.len())?;
                 Partial::new(&q, &kv, view.mask.as_ref())?.merge(&beyond)
             }

@@ -1,9 +1,10 @@
-//! KV on the device: private suffixes and shared segments.
+//! KV on the device: a chain of shared segments, and a suffix of one's own.
+
+use std::sync::Arc;
 
 use candle_core::{DType, Device, Tensor};
 use safetensors::{Dtype, SafeTensors};
 
-use crate::exec::ledger::{self, held};
 use crate::exec::{ExecError, SavedTensor, saved};
 use crate::model::DecoderSpec;
 
@@ -17,65 +18,113 @@ pub(super) struct LayerKv {
     pub(super) v: Tensor,
 }
 
-/// The KV of a segment, per layer. A layer with a window holds only the last
-/// `window − 1` tokens.
-#[derive(Debug)]
-pub(super) struct Frozen(Vec<LayerKv>);
-
-impl Frozen {
-    pub(super) fn layer(&self, layer: usize) -> &LayerKv {
-        &self.0[layer]
+impl LayerKv {
+    /// Some of the tokens.
+    pub(super) fn narrow(&self, first: usize, tokens: usize) -> candle_core::Result<LayerKv> {
+        Ok(LayerKv {
+            k: self.k.narrow(1, first, tokens)?,
+            v: self.v.narrow(1, first, tokens)?,
+        })
     }
 
-    pub(super) fn save(&self) -> Result<Vec<SavedTensor>, ExecError> {
-        let mut saved = Vec::with_capacity(2 * self.0.len());
-        for (index, layer) in self.0.iter().enumerate() {
-            let sides = [bytes(&layer.k)?, bytes(&layer.v)?];
-            saved.extend(saved::layer(index, Dtype::F32, layer.k.dims(), sides));
-        }
-        Ok(saved)
-    }
-
-    pub(super) fn restore(
-        tokens: usize,
-        saved: &SafeTensors<'_>,
-        spec: &DecoderSpec,
-        device: &Device,
-    ) -> Result<Frozen, ExecError> {
-        let mut layers = Vec::with_capacity(spec.layers.len());
-        for (index, layer) in spec.layers.iter().enumerate() {
-            let shape = [spec.kv_heads, held(tokens, layer.window), spec.head_dim];
-            let tensor = |bytes| Tensor::from_raw_buffer(bytes, DType::F32, &shape, device);
-            let [k, v] = saved::read(saved, index, Dtype::F32, &shape)?;
-            layers.push(LayerKv {
-                k: tensor(k)?,
-                v: tensor(v)?,
-            });
-        }
-        Ok(Frozen(layers))
+    /// How many tokens there are, or is room for.
+    fn tokens(&self) -> usize {
+        self.k.dims()[1]
     }
 }
 
-fn bytes(tensor: &Tensor) -> Result<Vec<u8>, ExecError> {
-    let values: Vec<f32> = tensor.flatten_all()?.to_vec1()?;
-    let bytes = values.iter().flat_map(|value| value.to_le_bytes());
-    Ok(bytes.collect())
+/// A read-only stretch of tokens that sequences share.
+#[derive(Debug)]
+pub(super) struct Segment {
+    /// Tells it from all others.
+    pub(super) id: u64,
+    /// Position of its first token.
+    pub(super) start: usize,
+    len: usize,
+    /// Per layer; one with a window may hold only the last tokens.
+    layers: Vec<LayerKv>,
 }
 
-/// The KV of a sequence's suffix.
+impl Segment {
+    /// The keys and values of a layer, and the position of the first of them.
+    pub(super) fn layer(&self, layer: usize) -> (&LayerKv, usize) {
+        let kv = &self.layers[layer];
+        (kv, self.start + self.len - kv.tokens())
+    }
+
+    pub(super) fn bytes(&self) -> usize {
+        bytes_of(self.layers.iter())
+    }
+}
+
+/// A segment in a chain, of which the first tokens count.
+#[derive(Clone, Debug)]
+pub(super) struct Link {
+    pub(super) segment: Arc<Segment>,
+    pub(super) len: usize,
+}
+
+impl Link {
+    /// Position after the last token that counts.
+    pub(super) fn end(&self) -> usize {
+        self.segment.start + self.len
+    }
+}
+
+/// The KV of a sequence.
 #[derive(Debug)]
-pub(super) struct Suffix {
+pub(super) struct Kv {
+    pub(super) chain: Vec<Link>,
+    suffix: Suffix,
+}
+
+#[derive(Debug)]
+enum Suffix {
     /// Per layer, with room to grow. Nothing before the first token.
-    layers: Vec<Option<LayerKv>>,
+    Here(Vec<Option<LayerKv>>),
+    SwappedOut,
 }
 
-/// What this executor keeps count of.
-pub(super) type Ledger = ledger::Ledger<Suffix, Frozen>;
+impl Kv {
+    pub(super) fn new(spec: &DecoderSpec, chain: Vec<Link>) -> Kv {
+        Kv {
+            chain,
+            suffix: Suffix::Here(vec![None; spec.layers.len()]),
+        }
+    }
 
-impl Suffix {
-    pub(super) fn new(spec: &DecoderSpec) -> Suffix {
-        Suffix {
-            layers: vec![None; spec.layers.len()],
+    /// Position of the suffix's first token.
+    pub(super) fn start(&self) -> usize {
+        self.chain.last().map_or(0, Link::end)
+    }
+
+    pub(super) fn is_swapped_out(&self) -> bool {
+        matches!(self.suffix, Suffix::SwappedOut)
+    }
+
+    /// How many tokens the suffix has room for.
+    fn room(&self) -> usize {
+        match &self.suffix {
+            Suffix::Here(layers) => layers[0].as_ref().map_or(0, LayerKv::tokens),
+            Suffix::SwappedOut => 0,
+        }
+    }
+
+    /// How many more tokens the suffix would take memory for, were it to hold
+    /// `needed`.
+    pub(super) fn growth(&self, needed: usize) -> usize {
+        let room = self.room();
+        match needed > room {
+            true => room_for(needed) - room,
+            false => 0,
+        }
+    }
+
+    /// Bytes of the suffix.
+    pub(super) fn bytes(&self) -> usize {
+        match &self.suffix {
+            Suffix::Here(layers) => bytes_of(layers.iter().flatten()),
+            Suffix::SwappedOut => 0,
         }
     }
 
@@ -90,14 +139,16 @@ impl Suffix {
         v: &Tensor,
         skipped: usize,
     ) -> candle_core::Result<LayerKv> {
+        let Suffix::Here(layers) = &mut self.suffix else {
+            candle_core::bail!("a sequence is swapped out");
+        };
         let (heads, tokens, width) = k.dims3()?;
         let needed = own + tokens;
-        let slot = &mut self.layers[layer];
-        let room = slot.as_ref().map_or(0, |kv| kv.k.dims()[1]);
-        if room < needed {
-            let room = needed.next_power_of_two().max(LEAST_ROOM);
+        let slot = &mut layers[layer];
+        if slot.as_ref().map_or(0, LayerKv::tokens) < needed {
             let grown = |old: Option<&Tensor>| -> candle_core::Result<Tensor> {
-                let new = Tensor::zeros((heads, room, width), k.dtype(), k.device())?;
+                let shape = (heads, room_for(needed), width);
+                let new = Tensor::zeros(shape, k.dtype(), k.device())?;
                 if let Some(old) = old
                     && own > 0
                 {
@@ -114,29 +165,198 @@ impl Suffix {
         kv.k.slice_set(&k.contiguous()?, 1, own)?;
         kv.v.slice_set(&v.contiguous()?, 1, own)?;
         let skipped = skipped.min(needed);
-        Ok(LayerKv {
-            k: kv.k.narrow(1, skipped, needed - skipped)?,
-            v: kv.v.narrow(1, skipped, needed - skipped)?,
-        })
+        kv.narrow(skipped, needed - skipped)
     }
 
-    /// A read-only copy of the suffix's `own` tokens.
-    pub(super) fn freeze(&self, own: usize, spec: &DecoderSpec) -> Result<Frozen, ExecError> {
-        let mut layers = Vec::with_capacity(self.layers.len());
-        for (kv, layer) in self.layers.iter().zip(&spec.layers) {
+    /// Makes the suffix of a sequence of `len` tokens a segment, so that it can be
+    /// shared. It is known as `id`.
+    pub(super) fn seal(&mut self, len: usize, id: u64) -> candle_core::Result<()> {
+        let (start, own) = (self.start(), len - self.start());
+        let Suffix::Here(layers) = &mut self.suffix else {
+            candle_core::bail!("a sequence is swapped out");
+        };
+        if own == 0 {
+            return Ok(());
+        }
+        let mut sealed = Vec::with_capacity(layers.len());
+        for kv in layers.iter() {
             let kv = kv.as_ref().expect("a suffix with tokens has KV");
-            let held = held(own, layer.window);
             // A copy even of what is contiguous already, as with one KV head: a
             // view would keep the whole suffix's room alive.
-            let last = |tensor: &Tensor| {
-                let last = tensor.narrow(1, own - held, held)?;
-                last.force_contiguous()
-            };
-            layers.push(LayerKv {
-                k: last(&kv.k)?,
-                v: last(&kv.v)?,
+            let kv = kv.narrow(0, own)?;
+            sealed.push(LayerKv {
+                k: kv.k.force_contiguous()?,
+                v: kv.v.force_contiguous()?,
             });
         }
-        Ok(Frozen(layers))
+        layers.fill(None);
+        self.chain.push(Link {
+            segment: Arc::new(Segment {
+                id,
+                start,
+                len: own,
+                layers: sealed,
+            }),
+            len: own,
+        });
+        Ok(())
     }
+
+    /// The chain of a sealed sequence's first `tokens` tokens.
+    pub(super) fn chain_of(&self, tokens: usize) -> Vec<Link> {
+        let links = self.chain.iter();
+        let links = links.take_while(|link| link.segment.start < tokens);
+        links
+            .map(|link| Link {
+                segment: Arc::clone(&link.segment),
+                len: link.len.min(tokens - link.segment.start),
+            })
+            .collect()
+    }
+
+    /// Whether nothing is missing that continuing the first `tokens` tokens takes.
+    pub(super) fn can_fork(&self, spec: &DecoderSpec, tokens: usize) -> bool {
+        let whole = |link: &Link| {
+            let mut layers = spec.layers.iter().enumerate();
+            layers.all(|(index, layer)| {
+                let (_, held) = link.segment.layer(index);
+                let seen = layer.window.map_or(0, |window| first_seen(tokens, window));
+                held <= seen.max(link.segment.start)
+            })
+        };
+        !self.is_swapped_out() && self.chain_of(tokens).iter().all(whole)
+    }
+
+    /// Gives up the suffix's `own` tokens, and returns their bytes.
+    pub(super) fn swap_out(&mut self, own: usize) -> Result<Vec<u8>, ExecError> {
+        let Suffix::Here(layers) = &self.suffix else {
+            return Err(ExecError::Batch("a sequence is swapped out"));
+        };
+        let mut out = Vec::new();
+        for kv in layers.iter().flatten() {
+            let kv = kv.narrow(0, own)?;
+            out.extend(bytes(&kv.k)?);
+            out.extend(bytes(&kv.v)?);
+        }
+        self.suffix = Suffix::SwappedOut;
+        Ok(out)
+    }
+
+    /// Takes back a suffix of `own` tokens.
+    pub(super) fn swap_in(
+        &mut self,
+        own: usize,
+        spec: &DecoderSpec,
+        device: &Device,
+        bytes: &[u8],
+    ) -> Result<(), ExecError> {
+        let shape = [spec.kv_heads, own, spec.head_dim];
+        let each = size_of::<f32>() * shape.iter().product::<usize>();
+        if bytes.len() != 2 * spec.layers.len() * each {
+            return Err(ExecError::Saved("it is of another length".to_owned()));
+        }
+        let layers = if own == 0 {
+            vec![None; spec.layers.len()]
+        } else {
+            let tensor = |bytes| Tensor::from_raw_buffer(bytes, DType::F32, &shape, device);
+            let layers = bytes.chunks_exact(2 * each).map(|both| {
+                let (k, v) = both.split_at(each);
+                Ok(Some(LayerKv {
+                    k: tensor(k)?,
+                    v: tensor(v)?,
+                }))
+            });
+            layers.collect::<candle_core::Result<_>>()?
+        };
+        self.suffix = Suffix::Here(layers);
+        Ok(())
+    }
+
+    /// What continuing the `len` tokens of a sequence takes.
+    pub(super) fn save(
+        &self,
+        len: usize,
+        spec: &DecoderSpec,
+    ) -> Result<Vec<SavedTensor>, ExecError> {
+        let mut saved = Vec::with_capacity(2 * spec.layers.len());
+        let own = len - self.start();
+        for (index, layer) in spec.layers.iter().enumerate() {
+            let first = layer.window.map_or(0, |window| first_seen(len, window));
+            let mut parts = Vec::new();
+            for link in &self.chain {
+                let (kv, start) = link.segment.layer(index);
+                let from = first.max(start);
+                if from < link.end() {
+                    parts.push(kv.narrow(from - start, link.end() - from)?);
+                }
+            }
+            if let Suffix::Here(layers) = &self.suffix
+                && let Some(kv) = layers[index].as_ref().filter(|_| own > 0)
+            {
+                let from = first.saturating_sub(self.start());
+                parts.push(kv.narrow(from, own - from)?);
+            }
+            let cat = |side: fn(&LayerKv) -> &Tensor| {
+                let parts: Vec<&Tensor> = parts.iter().map(side).collect();
+                Tensor::cat(&parts, 1)
+            };
+            let (k, v) = (cat(|kv| &kv.k)?, cat(|kv| &kv.v)?);
+            let sides = [bytes(&k)?, bytes(&v)?];
+            saved.extend(saved::layer(index, Dtype::F32, k.dims(), sides));
+        }
+        Ok(saved)
+    }
+
+    /// The KV of `tokens` tokens as it was saved, in a segment known as `id`.
+    pub(super) fn restore(
+        tokens: usize,
+        saved: &SafeTensors<'_>,
+        spec: &DecoderSpec,
+        device: &Device,
+        id: u64,
+    ) -> Result<Kv, ExecError> {
+        let mut layers = Vec::with_capacity(spec.layers.len());
+        for (index, layer) in spec.layers.iter().enumerate() {
+            let first = layer.window.map_or(0, |window| first_seen(tokens, window));
+            let shape = [spec.kv_heads, tokens - first, spec.head_dim];
+            let tensor = |bytes| Tensor::from_raw_buffer(bytes, DType::F32, &shape, device);
+            let [k, v] = saved::read(saved, index, Dtype::F32, &shape)?;
+            layers.push(LayerKv {
+                k: tensor(k)?,
+                v: tensor(v)?,
+            });
+        }
+        let segment = Arc::new(Segment {
+            id,
+            start: 0,
+            len: tokens,
+            layers,
+        });
+        let link = Link {
+            segment,
+            len: tokens,
+        };
+        Ok(Kv::new(spec, vec![link]))
+    }
+}
+
+/// Tokens that a suffix has room for once it must hold `needed`.
+pub(super) fn room_for(needed: usize) -> usize {
+    needed.next_power_of_two().max(LEAST_ROOM)
+}
+
+/// The first token that one at position `at` sees through a window.
+fn first_seen(at: usize, window: usize) -> usize {
+    (at + 1).saturating_sub(window)
+}
+
+fn bytes_of<'a>(layers: impl Iterator<Item = &'a LayerKv>) -> usize {
+    let numbers = |kv: &LayerKv| kv.k.elem_count() + kv.v.elem_count();
+    layers.map(numbers).sum::<usize>() * size_of::<f32>()
+}
+
+fn bytes(tensor: &Tensor) -> Result<Vec<u8>, ExecError> {
+    let values: Vec<f32> = tensor.flatten_all()?.to_vec1()?;
+    let bytes = values.iter().flat_map(|value| value.to_le_bytes());
+    Ok(bytes.collect())
 }

@@ -3,10 +3,11 @@
 use candle_core::{Device, Result, Tensor};
 
 use super::attention::Attention;
-use super::cache::Ledger;
+use super::cache::Kv;
 use super::linear::{Linear, vector};
 use super::ops;
 use super::plan::Plan;
+use crate::exec::ledger::Ledger;
 use crate::exec::{ExecError, Footprint};
 use crate::model::{DecoderSpec, Part, Weights};
 
@@ -102,8 +103,8 @@ impl Layer {
         index: usize,
         spec: &DecoderSpec,
         plan: &Plan,
-        ledger: &mut Ledger,
-    ) -> Result<Tensor> {
+        ledger: &mut Ledger<Kv>,
+    ) -> std::result::Result<Tensor, ExecError> {
         let h = ops::rms_norm(x, &self.attention_norm, spec.norm_eps)?;
         let h = self.attention(&h, index, spec, plan, ledger)?;
         let h = normed(h, self.post_attention_norm.as_ref(), spec)?;
@@ -116,7 +117,7 @@ impl Layer {
         )?;
         let h = self.down.forward(&h)?;
         let h = normed(h, self.post_feed_forward_norm.as_ref(), spec)?;
-        x + h
+        Ok((x + h)?)
     }
 
     fn attention(
@@ -125,8 +126,8 @@ impl Layer {
         index: usize,
         spec: &DecoderSpec,
         plan: &Plan,
-        ledger: &mut Ledger,
-    ) -> Result<Tensor> {
+        ledger: &mut Ledger<Kv>,
+    ) -> std::result::Result<Tensor, ExecError> {
         let (rope, window) = (spec.layers[index].rope, spec.layers[index].window);
         let rotate = |x| ops::rope(&x, &spec.ropes[rope], &plan.angles[rope]);
         let q = rotate(self.query.forward(h, spec)?)?;
@@ -135,11 +136,11 @@ impl Layer {
 
         let runs = &plan.rows.runs;
         let mut own = Vec::with_capacity(runs.len());
-        for (run, views) in runs.iter().zip(&plan.own) {
+        for (run, suffix) in runs.iter().zip(&plan.own) {
             let rows = |x: &Tensor| x.narrow(1, run.rows.start, run.rows.len());
-            let suffix = &mut ledger.sequence_mut(run.sequence).kv;
-            let skipped = views.of(window).from.saturating_sub(run.start);
-            own.push(suffix.append(index, run.own, &rows(&k)?, &rows(&v)?, skipped)?);
+            let kv = &mut ledger.sequence_mut(run.sequence)?.kv;
+            let skipped = suffix.views.of(window).from.saturating_sub(suffix.start);
+            own.push(kv.append(index, suffix.tokens, &rows(&k)?, &rows(&v)?, skipped)?);
         }
 
         let (heads, rows, width) = q.dims3()?;
@@ -158,7 +159,7 @@ impl Layer {
             .reshape((heads, rows, width))?
             .transpose(0, 1)?
             .reshape((rows, heads * width))?;
-        self.output.forward(&attended)
+        Ok(self.output.forward(&attended)?)
     }
 }
 

@@ -15,14 +15,20 @@ mod linear;
 mod ops;
 mod plan;
 
+use std::collections::HashSet;
+
 use candle_core::{DType, Device, Tensor};
 use safetensors::SafeTensors;
 
-use self::cache::{Frozen, Ledger, Suffix};
+use self::cache::{Kv, room_for};
 use self::layer::Layer;
 use self::linear::{Embedding, Linear};
 use self::plan::Plan;
-use super::{Chunk, ExecError, Executor, Footprint, Logits, SavedTensor, SegmentId, SequenceId};
+use super::ledger::Ledger;
+use super::{
+    Chunk, ExecError, Executor, Footprint, KvMemory, Logits, SavedTensor, SequenceId,
+    default_kv_memory,
+};
 use crate::gguf::Gguf;
 use crate::model::{DecoderSpec, Weights};
 
@@ -35,11 +41,16 @@ pub struct DeviceExecutor {
     output_norm: Tensor,
     head: Linear,
     footprint: Footprint,
-    ledger: Ledger,
+    ledger: Ledger<Kv>,
+    /// Bytes that KV may take.
+    kv_memory: usize,
+    /// How many segments were made.
+    segments: u64,
 }
 
 impl DeviceExecutor {
-    /// Loads the weights of `gguf` onto `device`.
+    /// Loads the weights of `gguf` onto `device`. KV may take so many bytes; `None`
+    /// is [`default_kv_memory`].
     ///
     /// # Errors
     /// A tensor is missing, has the wrong shape or an unsupported type, or the
@@ -48,6 +59,7 @@ impl DeviceExecutor {
         gguf: &Gguf,
         spec: &DecoderSpec,
         device: &Device,
+        kv_memory: Option<usize>,
     ) -> Result<DeviceExecutor, ExecError> {
         let weights = Weights::new(gguf, spec);
         let mut footprint = Footprint::default();
@@ -75,7 +87,20 @@ impl DeviceExecutor {
             head,
             footprint,
             ledger: Ledger::new(),
+            kv_memory: kv_memory.unwrap_or_else(|| default_kv_memory(spec, size_of::<f32>())),
+            segments: 0,
         })
+    }
+
+    /// Bytes of a token's KV.
+    fn token_bytes(&self) -> usize {
+        let spec = &self.spec;
+        2 * spec.layers.len() * spec.kv_heads * spec.head_dim * size_of::<f32>()
+    }
+
+    fn new_segment(&mut self) -> u64 {
+        self.segments += 1;
+        self.segments
     }
 
     /// The logits of the wanted rows, given the last layer's output.
@@ -112,17 +137,51 @@ impl Executor for DeviceExecutor {
         "device-f32".to_owned()
     }
 
-    fn begin(&mut self, chain: &[SegmentId]) -> Result<SequenceId, ExecError> {
-        self.ledger.begin(chain, Suffix::new(&self.spec))
+    fn begin(&mut self) -> SequenceId {
+        self.ledger.add(0, Kv::new(&self.spec, Vec::new()))
+    }
+
+    fn fork(&mut self, from: SequenceId, tokens: usize) -> Result<SequenceId, ExecError> {
+        self.ledger.check_fork(from, tokens)?;
+        if !self.can_fork(from, tokens) {
+            return Err(ExecError::Batch("a fork needs KV that was let go"));
+        }
+        let id = self.new_segment();
+        let parent = self.ledger.sequence_mut(from)?;
+        // What is shared must not change any more.
+        if tokens > parent.kv.start() {
+            parent.kv.seal(parent.len, id)?;
+        }
+        let chain = parent.kv.chain_of(tokens);
+        Ok(self.ledger.add(tokens, Kv::new(&self.spec, chain)))
+    }
+
+    fn can_fork(&self, from: SequenceId, tokens: usize) -> bool {
+        self.ledger.sequence(from).is_ok_and(|sequence| {
+            tokens <= sequence.len && sequence.kv.can_fork(&self.spec, tokens)
+        })
     }
 
     fn len(&self, sequence: SequenceId) -> Result<usize, ExecError> {
-        Ok(self.ledger.sequence(sequence)?.len())
+        Ok(self.ledger.sequence(sequence)?.len)
     }
 
     fn forward(&mut self, batch: &[Chunk<'_>]) -> Result<Logits, ExecError> {
-        let rows = self.ledger.lay_out(batch, self.spec.vocab, false)?;
-        let plan = Plan::new(rows, &self.spec, &self.device)?;
+        let ids = |kv: &Kv| -> Vec<u64> { kv.chain.iter().map(|l| l.segment.id).collect() };
+        let rows = self
+            .ledger
+            .lay_out(batch, self.spec.vocab, false, |a, b| ids(a).cmp(&ids(b)))?;
+        let kv = rows.runs.iter();
+        let kv = kv.map(|run| Ok(&self.ledger.sequence(run.sequence)?.kv));
+        let kv = kv.collect::<Result<Vec<&Kv>, ExecError>>()?;
+        if kv.iter().any(|kv| kv.is_swapped_out()) {
+            return Err(ExecError::Batch("a sequence is swapped out"));
+        }
+        let growth = batch.iter().map(|c| (c.sequence, c.tokens.len()));
+        if !self.has_room(&growth.collect::<Vec<_>>()) {
+            return Err(ExecError::NoRoom);
+        }
+        let plan = Plan::new(rows, &kv, &self.spec, &self.device)?;
         let ids = Tensor::new(plan.rows.tokens.as_slice(), &self.device)?;
         let mut x = self.embedding.forward(&ids)?;
         if self.spec.embedding_scale != 1.0 {
@@ -137,26 +196,76 @@ impl Executor for DeviceExecutor {
         Ok(logits)
     }
 
-    fn freeze(&mut self, sequence: SequenceId) -> Result<SegmentId, ExecError> {
-        let spec = &self.spec;
-        self.ledger
-            .freeze(sequence, |suffix, own| suffix.freeze(own, spec))
-    }
-
     fn end(&mut self, sequence: SequenceId) {
         self.ledger.end(sequence);
     }
 
-    fn release(&mut self, segment: SegmentId) {
-        self.ledger.release(segment);
+    fn kv_memory(&self) -> KvMemory {
+        let mut seen = HashSet::new();
+        let mut used = 0;
+        for sequence in self.ledger.sequences() {
+            used += sequence.kv.bytes();
+            for link in &sequence.kv.chain {
+                if seen.insert(link.segment.id) {
+                    used += link.segment.bytes();
+                }
+            }
+        }
+        KvMemory {
+            used,
+            capacity: self.kv_memory,
+        }
     }
 
-    fn save(&self, segment: SegmentId) -> Result<Vec<SavedTensor>, ExecError> {
-        self.ledger.first_segment(segment)?.kv.save()
+    fn longest(&self) -> usize {
+        let most = self.kv_memory / self.token_bytes();
+        let rooms = std::iter::successors(Some(room_for(1)), |room| Some(2 * room));
+        let room = rooms.take_while(|&room| room <= most).last();
+        room.unwrap_or(0).min(self.spec.context)
     }
 
-    fn restore(&mut self, tokens: usize, saved: &SafeTensors<'_>) -> Result<SegmentId, ExecError> {
-        let kv = Frozen::restore(tokens, saved, &self.spec, &self.device)?;
-        Ok(self.ledger.add_first(tokens, kv))
+    fn has_room(&self, growth: &[(SequenceId, usize)]) -> bool {
+        let tokens = growth.iter().map(|&(id, tokens)| {
+            self.ledger.sequence(id).map_or(0, |sequence| {
+                let own = sequence.len - sequence.kv.start();
+                sequence.kv.growth(own + tokens)
+            })
+        });
+        let more = tokens.sum::<usize>() * self.token_bytes();
+        self.kv_memory().used + more <= self.kv_memory
+    }
+
+    fn trim(&mut self, _: SequenceId) -> bool {
+        // Windows are views of tensors here: what they do not reach stays.
+        false
+    }
+
+    fn swap_out(&mut self, sequence: SequenceId) -> Result<Vec<u8>, ExecError> {
+        let found = self.ledger.sequence_mut(sequence)?;
+        let own = found.len - found.kv.start();
+        found.kv.swap_out(own)
+    }
+
+    fn swap_in(&mut self, sequence: SequenceId, kv: &[u8]) -> Result<(), ExecError> {
+        if !self.has_room(&[(sequence, 0)]) {
+            return Err(ExecError::NoRoom);
+        }
+        let found = self.ledger.sequence_mut(sequence)?;
+        let own = found.len - found.kv.start();
+        found.kv.swap_in(own, &self.spec, &self.device, kv)
+    }
+
+    fn save(&self, sequence: SequenceId) -> Result<Vec<SavedTensor>, ExecError> {
+        let found = self.ledger.sequence(sequence)?;
+        if !self.can_fork(sequence, found.len) {
+            return Err(ExecError::Batch("a sequence is swapped out"));
+        }
+        found.kv.save(found.len, &self.spec)
+    }
+
+    fn restore(&mut self, tokens: usize, saved: &SafeTensors<'_>) -> Result<SequenceId, ExecError> {
+        let id = self.new_segment();
+        let kv = Kv::restore(tokens, saved, &self.spec, &self.device, id)?;
+        Ok(self.ledger.add(tokens, kv))
     }
 }

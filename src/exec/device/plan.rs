@@ -8,28 +8,40 @@ use std::sync::Arc;
 
 use candle_core::{Device, Tensor};
 
-use super::cache::Frozen;
+use super::cache::{Kv, Link, Segment};
 use super::ops::Angles;
-use crate::exec::ledger::{Branch, Rows, Segment};
+use crate::exec::ledger::{Rows, Run};
 use crate::model::DecoderSpec;
 
 /// A batch, laid out.
 pub(super) struct Plan {
-    pub(super) rows: Rows<Frozen>,
-    /// What each run sees of its sequence's suffix.
-    pub(super) own: Vec<Views>,
+    pub(super) rows: Rows,
+    /// Each run's sequence's own tokens.
+    pub(super) own: Vec<Own>,
     /// What the rows attend to: covers all of them, in order.
     pub(super) nodes: Vec<Node>,
     /// Cosines and sines per rope of the spec.
     pub(super) angles: Vec<Angles>,
 }
 
+/// The suffix of a run's sequence.
+pub(super) struct Own {
+    /// Position of its first token.
+    pub(super) start: usize,
+    /// How many tokens it holds before the run's.
+    pub(super) tokens: usize,
+    /// What the run sees of it.
+    pub(super) views: Views,
+}
+
 /// A part of the tree of shared segments.
 pub(super) enum Node {
     /// A segment and all rows that stand on it.
     Shared {
-        segment: Arc<Segment<Frozen>>,
+        segment: Arc<Segment>,
         rows: Range<usize>,
+        /// Position after the last key that any row sees.
+        end: usize,
         views: Views,
         /// What these rows attend to beyond the segment.
         beyond: Vec<Node>,
@@ -38,20 +50,28 @@ pub(super) enum Node {
     Own(usize),
 }
 
+/// A row, as a stretch of keys sees it.
+#[derive(Clone, Copy)]
+struct Row {
+    position: usize,
+    /// Position after the last key of the stretch that is the row's.
+    end: usize,
+}
+
 /// What a set of rows sees of a stretch of keys, per kind of window.
 pub(super) struct Views(HashMap<Option<usize>, View>);
 
 impl Views {
     fn new(
         spec: &DecoderSpec,
-        positions: &[usize],
+        rows: &[Row],
         keys: &Range<usize>,
         device: &Device,
     ) -> candle_core::Result<Views> {
         let windows: HashSet<Option<usize>> = spec.layers.iter().map(|l| l.window).collect();
         windows
             .into_iter()
-            .map(|window| Ok((window, View::new(window, positions, keys, device)?)))
+            .map(|window| Ok((window, View::new(window, rows, keys, device)?)))
             .collect::<candle_core::Result<_>>()
             .map(Views)
     }
@@ -80,35 +100,31 @@ const HIDDEN: f32 = -1e30;
 impl View {
     fn new(
         window: Option<usize>,
-        positions: &[usize],
+        rows: &[Row],
         keys: &Range<usize>,
         device: &Device,
     ) -> candle_core::Result<View> {
-        let sees = |position: usize| -> Range<usize> {
-            let first = window.map_or(0, |window| (position + 1).saturating_sub(window));
-            first..position + 1
+        let sees = |row: &Row| -> Range<usize> {
+            let first = window.map_or(0, |window| (row.position + 1).saturating_sub(window));
+            first..row.end.min(row.position + 1)
         };
-        let from = positions
-            .iter()
-            .map(|&position| sees(position).start)
-            .min()
-            .unwrap_or(keys.start)
-            .max(keys.start);
-        let all = positions.iter().all(|&position| {
-            let seen = sees(position);
+        let from = rows.iter().map(|row| sees(row).start).min();
+        let from = from.unwrap_or(keys.start).max(keys.start);
+        let all = rows.iter().all(|row| {
+            let seen = sees(row);
             seen.start <= from && keys.end <= seen.end
         });
         if all || from >= keys.end {
             return Ok(View { from, mask: None });
         }
-        let mask: Vec<f32> = positions
+        let mask: Vec<f32> = rows
             .iter()
-            .flat_map(|&position| {
-                let seen = sees(position);
+            .flat_map(|row| {
+                let seen = sees(row);
                 (from..keys.end).map(move |key| if seen.contains(&key) { 0.0 } else { HIDDEN })
             })
             .collect();
-        let shape = (positions.len(), keys.end - from);
+        let shape = (rows.len(), keys.end - from);
         Ok(View {
             from,
             mask: Some(Tensor::from_vec(mask, shape, device)?),
@@ -117,21 +133,30 @@ impl View {
 }
 
 impl Plan {
-    /// Plans a batch that was laid out.
+    /// Plans a batch that was laid out, with the KV of its runs' sequences.
     pub(super) fn new(
-        rows: Rows<Frozen>,
+        rows: Rows,
+        kv: &[&Kv],
         spec: &DecoderSpec,
         device: &Device,
     ) -> candle_core::Result<Plan> {
-        let views = |of: &Range<usize>, keys: Range<usize>| {
-            Views::new(spec, &rows.positions[of.clone()], &keys, device)
+        let own = rows.runs.iter().zip(kv).map(|(run, kv)| {
+            let start = kv.start();
+            let seen = see(&rows, run, run.end());
+            Ok(Own {
+                start,
+                tokens: run.start - start,
+                views: Views::new(spec, &seen, &(start..run.end()), device)?,
+            })
+        });
+        let own = own.collect::<candle_core::Result<_>>()?;
+        let tree = Tree {
+            rows: &rows,
+            kv,
+            spec,
+            device,
         };
-        let own = rows
-            .runs
-            .iter()
-            .map(|run| views(&run.rows, run.start..rows.positions[run.rows.end - 1] + 1))
-            .collect::<candle_core::Result<_>>()?;
-        let nodes = nodes(&rows, &views, 0..rows.runs.len(), 0)?;
+        let nodes = tree.nodes(0..rows.runs.len(), 0)?;
         let angles = spec
             .ropes
             .iter()
@@ -146,25 +171,65 @@ impl Plan {
     }
 }
 
-/// What some runs attend to from depth `depth` of their chains on.
-fn nodes(
-    rows: &Rows<Frozen>,
-    views: &impl Fn(&Range<usize>, Range<usize>) -> candle_core::Result<Views>,
-    runs: Range<usize>,
-    depth: usize,
-) -> candle_core::Result<Vec<Node>> {
-    rows.branches(runs, depth)
-        .map(|branch| match branch {
-            Branch::Own(run) => Ok(Node::Own(run)),
-            Branch::Shared(segment, runs) => {
-                let of_runs = rows.of_runs(&runs);
-                Ok(Node::Shared {
-                    segment: Arc::clone(segment),
-                    views: views(&of_runs, segment.start..segment.end())?,
-                    rows: of_runs,
-                    beyond: nodes(rows, views, runs, depth + 1)?,
-                })
-            }
+/// A run's rows, as keys see them that are the run's up to `end`.
+fn see(rows: &Rows, run: &Run, end: usize) -> Vec<Row> {
+    let positions = rows.positions[run.rows.clone()].iter();
+    positions.map(|&position| Row { position, end }).collect()
+}
+
+/// What it takes to find out who shares what.
+struct Tree<'a> {
+    rows: &'a Rows,
+    kv: &'a [&'a Kv],
+    spec: &'a DecoderSpec,
+    device: &'a Device,
+}
+
+impl Tree<'_> {
+    fn link(&self, run: usize, depth: usize) -> Option<&Link> {
+        self.kv[run].chain.get(depth)
+    }
+
+    /// What some runs attend to from depth `depth` of their chains on.
+    fn nodes(&self, runs: Range<usize>, depth: usize) -> candle_core::Result<Vec<Node>> {
+        let mut nodes = Vec::new();
+        let mut first = runs.start;
+        while first < runs.end {
+            let Some(link) = self.link(first, depth) else {
+                nodes.push(Node::Own(first));
+                first += 1;
+                continue;
+            };
+            let id = link.segment.id;
+            let same = |run: usize| self.link(run, depth).is_some_and(|l| l.segment.id == id);
+            let end = (first..runs.end).find(|&run| !same(run));
+            let sharing = first..end.unwrap_or(runs.end);
+            first = sharing.end;
+            nodes.push(self.shared(&link.segment, sharing, depth)?);
+        }
+        Ok(nodes)
+    }
+
+    /// What some runs attend to that all have this segment at `depth`.
+    fn shared(
+        &self,
+        segment: &Arc<Segment>,
+        runs: Range<usize>,
+        depth: usize,
+    ) -> candle_core::Result<Node> {
+        let mut seen = Vec::new();
+        for run in runs.clone() {
+            let end = self.link(run, depth).map_or(0, Link::end);
+            seen.extend(see(self.rows, &self.rows.runs[run], end));
+        }
+        let end = seen.iter().map(|row| row.end).max().unwrap_or(0);
+        let of_runs = &self.rows.runs[runs.clone()];
+        Ok(Node::Shared {
+            segment: Arc::clone(segment),
+            rows: of_runs[0].rows.start..of_runs[of_runs.len() - 1].rows.end,
+            end,
+            views: Views::new(self.spec, &seen, &(segment.start..end), self.device)?,
+            beyond: self.nodes(runs, depth + 1)?,
         })
-        .collect()
+    }
 }

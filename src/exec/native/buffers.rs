@@ -16,7 +16,7 @@ pub(super) struct Buffers {
     pub(super) projected: Vec<f32>,
     /// Queries, ready to be used: `[kv_head][row][head of the group][head_dim]`.
     pub(super) queries: Vec<f32>,
-    /// Partial results of attention: `[slot][kv_head][row][head of the group]`.
+    /// Partial results of attention: `[kv_head][result][head of the group]`.
     pub(super) maxima: Vec<f32>,
     pub(super) sums: Vec<f32>,
     pub(super) values: Vec<f32>,
@@ -60,15 +60,15 @@ impl Buffers {
         }
     }
 
-    pub(super) fn grow(&mut self, spec: &DecoderSpec, rows: usize, slots: usize) {
+    pub(super) fn grow(&mut self, spec: &DecoderSpec, rows: usize, partials: usize) {
         let (heads, kv) = (spec.heads * spec.head_dim, spec.kv_heads * spec.head_dim);
         grow(&mut self.x, rows * spec.hidden);
         grow(&mut self.added, rows * spec.hidden);
         grow(&mut self.projected, rows * (heads + 2 * kv));
         grow(&mut self.queries, rows * heads);
-        grow(&mut self.maxima, slots * rows * spec.heads);
-        grow(&mut self.sums, slots * rows * spec.heads);
-        grow(&mut self.values, slots * rows * heads);
+        grow(&mut self.maxima, partials * spec.heads);
+        grow(&mut self.sums, partials * spec.heads);
+        grow(&mut self.values, partials * heads);
         for scratch in &mut self.scratch {
             if scratch.panel.len() < rows {
                 scratch.panel.resize(rows, [0.0; LANES]);

@@ -1,194 +1,343 @@
-//! KV in blocks of 16 tokens: private suffixes and shared segments.
+//! Which pages hold a sequence's KV.
 
 use half::f16;
 use safetensors::{Dtype, SafeTensors};
 
-use super::shared::SharedSlice;
-use crate::exec::ledger::{self, held};
+use super::layout::{Layout, pages};
+use super::pages::{PageId, PagePool};
 use crate::exec::{ExecError, SavedTensor, saved};
 use crate::kernels::Isa;
-use crate::kernels::attention::{
-    self, BLOCK, Stretch, key_block_len, value_block_len, write_key, write_value,
-};
+use crate::kernels::attention::BLOCK;
 use crate::model::DecoderSpec;
 
-/// How the KV of a layer lies in memory: `[block][kv_head]` and then as
-/// [`Stretch`] has it.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct Layout {
-    kv_heads: usize,
-    head_dim: usize,
-}
+/// Tokens before a window that [`Kv::trim`] keeps, so that a sequence can still be
+/// forked a little before its end: an answer that is sent back as part of a
+/// conversation often ends a few tokens earlier than it did.
+const SLACK: usize = 64;
 
-impl Layout {
-    pub(super) fn of(spec: &DecoderSpec) -> Layout {
-        Layout {
-            kv_heads: spec.kv_heads,
-            head_dim: spec.head_dim,
-        }
-    }
+/// Tokens of a step that [`longest`] reckons with.
+const STEP: usize = 512;
 
-    /// Numbers in a block of keys of all heads.
-    pub(super) fn keys(self) -> usize {
-        self.kv_heads * key_block_len(self.head_dim)
-    }
-
-    /// Numbers in a block of values of all heads.
-    pub(super) fn values(self) -> usize {
-        self.kv_heads * value_block_len(self.head_dim)
-    }
-
-    /// What attention reads of one head.
-    pub(super) fn head<'a>(self, head: usize, keys: &'a [u16], values: &'a [u16]) -> Stretch<'a> {
-        Stretch {
-            keys: keys
-                .get(head * key_block_len(self.head_dim)..)
-                .unwrap_or(&[]),
-            values: values
-                .get(head * value_block_len(self.head_dim)..)
-                .unwrap_or(&[]),
-            key_stride: self.keys(),
-            value_stride: self.values(),
-            head_dim: self.head_dim,
-        }
-    }
-
-    /// Writes a token's keys and values, all heads side by side, as token
-    /// `token` of what the blocks hold.
-    pub(super) fn write(
-        self,
-        isa: Isa,
-        (keys, values): (&mut [u16], &mut [u16]),
-        token: usize,
-        (key, value): (&[f32], &[f32]),
-    ) {
-        let heads = key
-            .chunks_exact(self.head_dim)
-            .zip(value.chunks_exact(self.head_dim));
-        for (head, (key, value)) in heads.enumerate() {
-            let keys = &mut keys[head * key_block_len(self.head_dim)..];
-            write_key(isa, keys, self.keys(), token, key);
-            let values = &mut values[head * value_block_len(self.head_dim)..];
-            write_value(isa, values, self.values(), token, value);
-        }
-    }
-
-    /// Reads one head's key and value of a token.
-    fn read(
-        self,
-        isa: Isa,
-        kv: &LayerKv,
-        head: usize,
-        token: usize,
-        (key, value): (&mut [f32], &mut [f32]),
-    ) {
-        let stretch = self.head(head, &kv.keys, &kv.values);
-        attention::read_key(isa, stretch.keys, stretch.key_stride, token, key);
-        attention::read_value(isa, stretch.values, stretch.value_stride, token, value);
-    }
-}
-
-/// Keys and values of one layer.
-#[derive(Clone, Debug, Default)]
-pub(super) struct LayerKv {
-    pub(super) keys: Vec<u16>,
-    pub(super) values: Vec<u16>,
-}
-
-impl LayerKv {
-    /// Room for `tokens` tokens.
-    fn reserve(&mut self, layout: Layout, tokens: usize) {
-        let blocks = tokens.div_ceil(BLOCK);
-        if self.keys.len() < blocks * layout.keys() {
-            self.keys.resize(blocks * layout.keys(), 0);
-            self.values.resize(blocks * layout.values(), 0);
-        }
-    }
-
-    /// A copy of the tokens from `first` on, `tokens` in all.
-    fn from(&self, isa: Isa, layout: Layout, first: usize, tokens: usize) -> LayerKv {
-        let mut copy = LayerKv::default();
-        copy.reserve(layout, tokens);
-        let width = layout.kv_heads * layout.head_dim;
-        let (mut key, mut value) = (vec![0.0; width], vec![0.0; width]);
-        for token in 0..tokens {
-            let heads = key
-                .chunks_exact_mut(layout.head_dim)
-                .zip(value.chunks_exact_mut(layout.head_dim));
-            for (head, head_kv) in heads.enumerate() {
-                layout.read(isa, self, head, first + token, head_kv);
-            }
-            let blocks = (&mut copy.keys[..], &mut copy.values[..]);
-            layout.write(isa, blocks, token, (&key, &value));
-        }
-        copy
-    }
-}
-
-/// The KV of a segment, per layer. A layer with a window holds only the last
-/// `window − 1` tokens.
+/// The KV of a sequence.
 #[derive(Debug)]
-pub(super) struct Frozen(Vec<LayerKv>);
+pub(super) struct Kv {
+    /// By group of layers.
+    pub(super) tables: Vec<Table>,
+}
 
-/// What this executor keeps count of.
-pub(super) type Ledger = ledger::Ledger<Suffix, Frozen>;
+/// The pages of one group.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Table {
+    /// How many pages at the beginning were let go.
+    skipped: usize,
+    /// The others, in order.
+    pages: Vec<PageId>,
+}
 
-impl Frozen {
-    pub(super) fn layer(&self, layer: usize) -> &LayerKv {
-        &self.0[layer]
+impl Table {
+    /// The page that holds block number `block` of the sequence.
+    pub(super) fn page(&self, block: usize) -> PageId {
+        self.pages[block - self.skipped]
     }
 
-    /// What the segment of `len` tokens is saved as.
-    pub(super) fn save(&self, len: usize, isa: Isa, spec: &DecoderSpec) -> Vec<SavedTensor> {
-        let layout = Layout::of(spec);
-        let mut saved = Vec::with_capacity(2 * self.0.len());
+    /// All pages that are held.
+    pub(super) fn pages(&self) -> &[PageId] {
+        &self.pages
+    }
+
+    fn is_swapped_out(&self) -> bool {
+        self.pages.contains(&PageId::SWAPPED)
+    }
+}
+
+impl Kv {
+    pub(super) fn new(layout: &Layout) -> Kv {
+        Kv {
+            tables: vec![Table::default(); layout.groups.len()],
+        }
+    }
+
+    pub(super) fn is_swapped_out(&self) -> bool {
+        self.tables.iter().any(Table::is_swapped_out)
+    }
+
+    /// Whether nothing is missing that continuing the first `tokens` tokens takes.
+    pub(super) fn can_fork(&self, layout: &Layout, tokens: usize) -> bool {
+        let mut groups = self.tables.iter().zip(&layout.groups);
+        !self.is_swapped_out()
+            && groups.all(|(table, group)| {
+                let first = group.window.map_or(0, |window| first_seen(tokens, window));
+                table.skipped * BLOCK <= first
+            })
+    }
+
+    /// The same tokens' KV once more, up to `tokens`.
+    pub(super) fn fork(&self, pool: &mut PagePool, tokens: usize) -> Kv {
+        let mut tables = self.tables.clone();
+        for (group, table) in tables.iter_mut().enumerate() {
+            let kept = pages(tokens).saturating_sub(table.skipped);
+            table.pages.truncate(kept);
+            for &page in &table.pages {
+                pool.share(group, page);
+            }
+        }
+        Kv { tables }
+    }
+
+    /// Lets go of everything.
+    pub(super) fn release(self, pool: &mut PagePool) {
+        for (group, table) in self.tables.into_iter().enumerate() {
+            for page in table.pages {
+                if page != PageId::SWAPPED {
+                    pool.release(group, page);
+                }
+            }
+        }
+    }
+
+    /// Lets go of pages that no window reaches from the end of `len` tokens, but
+    /// for some slack. Returns whether there were any.
+    pub(super) fn trim(&mut self, pool: &mut PagePool, layout: &Layout, len: usize) -> bool {
+        let mut any = false;
+        for (index, group) in layout.groups.iter().enumerate() {
+            let Some(window) = group.window else {
+                continue;
+            };
+            let table = &mut self.tables[index];
+            let first = first_seen(len, window + SLACK) / BLOCK;
+            let count = first.saturating_sub(table.skipped).min(table.pages.len());
+            if count == 0 || table.is_swapped_out() {
+                continue;
+            }
+            for page in table.pages.drain(..count) {
+                pool.release(index, page);
+            }
+            table.skipped += count;
+            any = true;
+        }
+        any
+    }
+
+    /// Adds to `needed`, by group, the pages that `growth` more tokens may take,
+    /// and those that must come back first.
+    pub(super) fn count_needed(
+        &self,
+        pool: &PagePool,
+        len: usize,
+        growth: usize,
+        needed: &mut [usize],
+    ) {
+        for (group, table) in self.tables.iter().enumerate() {
+            let held = table.skipped + table.pages.len();
+            let swapped = table.pages.iter().filter(|&&p| p == PageId::SWAPPED);
+            // Who appends first to a page that several hold does so in place, but
+            // who that is shows later.
+            let last = table.pages.last().copied();
+            let copied = growth > 0
+                && !len.is_multiple_of(BLOCK)
+                && last.is_some_and(|p| p != PageId::SWAPPED && pool.is_shared(group, p));
+            needed[group] +=
+                pages(len + growth).saturating_sub(held) + swapped.count() + usize::from(copied);
+        }
+    }
+
+    /// Makes room for `growth` tokens after the first `len`: pages to write that
+    /// nobody else looks at.
+    pub(super) fn grow(
+        &mut self,
+        pool: &mut PagePool,
+        len: usize,
+        growth: usize,
+    ) -> Result<(), ExecError> {
+        let end = len + growth;
+        for (group, table) in self.tables.iter_mut().enumerate() {
+            let own = len % BLOCK;
+            if own > 0
+                && let Some(last) = table.pages.last_mut()
+                && !pool.may_append(group, *last, own)
+            {
+                let copy = pool.take(group)?;
+                pool.copy(group, *last, copy);
+                pool.release(group, *last);
+                *last = copy;
+            }
+            while table.skipped + table.pages.len() < pages(end) {
+                table.pages.push(pool.take(group)?);
+            }
+            for block in table.skipped.max(len / BLOCK)..pages(end) {
+                pool.fill(group, table.page(block), BLOCK.min(end - block * BLOCK));
+            }
+        }
+        Ok(())
+    }
+
+    /// Lets go of the pages that nobody else holds, and returns their bytes.
+    pub(super) fn swap_out(&mut self, pool: &mut PagePool) -> Vec<u8> {
+        let mut bytes = Vec::new();
+        for (group, table) in self.tables.iter_mut().enumerate() {
+            for page in &mut table.pages {
+                if pool.is_shared(group, *page) {
+                    continue;
+                }
+                let numbers = pool.page(group, *page);
+                bytes.extend(numbers.iter().flat_map(|number| number.to_le_bytes()));
+                pool.release(group, *page);
+                *page = PageId::SWAPPED;
+            }
+        }
+        bytes
+    }
+
+    /// Takes back what was swapped out of a sequence of `len` tokens.
+    pub(super) fn swap_in(
+        &mut self,
+        pool: &mut PagePool,
+        layout: &Layout,
+        len: usize,
+        bytes: &[u8],
+    ) -> Result<(), ExecError> {
+        let mut needed = vec![0; self.tables.len()];
+        self.count_needed(pool, len, 0, &mut needed);
+        if !pool.has_room(&needed) {
+            return Err(ExecError::NoRoom);
+        }
+        let sizes = needed.iter().enumerate();
+        let numbers: usize = sizes.map(|(g, pages)| pages * layout.page_len(g)).sum();
+        if bytes.len() != 2 * numbers {
+            return Err(ExecError::Saved("it is of another length".to_owned()));
+        }
+        let mut rest = bytes;
+        for (group, table) in self.tables.iter_mut().enumerate() {
+            for (index, page) in table.pages.iter_mut().enumerate() {
+                if *page != PageId::SWAPPED {
+                    continue;
+                }
+                *page = pool.take(group)?;
+                let (own, others) = rest.split_at(2 * layout.page_len(group));
+                rest = others;
+                let halves = own.as_chunks().0;
+                for (number, half) in pool.page_mut(group, *page).iter_mut().zip(halves) {
+                    *number = u16::from_le_bytes(*half);
+                }
+                let before = (table.skipped + index) * BLOCK;
+                pool.fill(group, *page, BLOCK.min(len - before));
+            }
+        }
+        Ok(())
+    }
+
+    /// What continuing these `len` tokens takes.
+    pub(super) fn save(
+        &self,
+        pool: &PagePool,
+        layout: &Layout,
+        isa: Isa,
+        spec: &DecoderSpec,
+        len: usize,
+    ) -> Vec<SavedTensor> {
+        let mut saved = Vec::with_capacity(2 * spec.layers.len());
         let (mut key, mut value) = (vec![0.0; spec.head_dim], vec![0.0; spec.head_dim]);
-        for (index, (kv, layer)) in self.0.iter().zip(&spec.layers).enumerate() {
-            let tokens = held(len, layer.window);
+        for (index, layer) in spec.layers.iter().enumerate() {
+            let first = layer.window.map_or(0, |window| first_seen(len, window));
+            let table = &self.tables[layout.group_of(index)];
             let [mut keys, mut values] = [(); 2].map(|()| Vec::new());
             for head in 0..spec.kv_heads {
-                for token in 0..tokens {
-                    layout.read(isa, kv, head, token, (&mut key, &mut value));
+                for token in first..len {
+                    let page = pool.page(layout.group_of(index), table.page(token / BLOCK));
+                    let block = &page[layout.block_of(index)];
+                    let to = (&mut key[..], &mut value[..]);
+                    layout.read(isa, block, head, token % BLOCK, to);
                     push(&mut keys, &key);
                     push(&mut values, &value);
                 }
             }
-            let shape = [spec.kv_heads, tokens, spec.head_dim];
+            let shape = [spec.kv_heads, len - first, spec.head_dim];
             saved.extend(saved::layer(index, Dtype::F16, &shape, [keys, values]));
         }
         saved
     }
 
+    /// The KV of `len` tokens as it was saved.
     pub(super) fn restore(
-        tokens: usize,
-        saved: &SafeTensors<'_>,
+        pool: &mut PagePool,
+        layout: &Layout,
         isa: Isa,
         spec: &DecoderSpec,
-    ) -> Result<Frozen, ExecError> {
-        let layout = Layout::of(spec);
-        let mut layers = Vec::with_capacity(spec.layers.len());
+        len: usize,
+        tensors: &SafeTensors<'_>,
+    ) -> Result<Kv, ExecError> {
+        let mut kv = Kv::new(layout);
+        for (table, group) in kv.tables.iter_mut().zip(&layout.groups) {
+            let first = group.window.map_or(0, |window| first_seen(len, window));
+            table.skipped = first / BLOCK;
+        }
+        let restored = kv.read(pool, layout, isa, spec, len, tensors);
+        match restored {
+            Ok(()) => Ok(kv),
+            Err(error) => {
+                kv.release(pool);
+                Err(error)
+            }
+        }
+    }
+
+    fn read(
+        &mut self,
+        pool: &mut PagePool,
+        layout: &Layout,
+        isa: Isa,
+        spec: &DecoderSpec,
+        len: usize,
+        tensors: &SafeTensors<'_>,
+    ) -> Result<(), ExecError> {
+        self.grow(pool, 0, len)?;
         let width = spec.kv_heads * spec.head_dim;
         let (mut key, mut value) = (vec![0.0; width], vec![0.0; width]);
         for (index, layer) in spec.layers.iter().enumerate() {
-            let held = held(tokens, layer.window);
+            let first = layer.window.map_or(0, |window| first_seen(len, window));
+            let held = len - first;
             let shape = [spec.kv_heads, held, spec.head_dim];
-            let [keys, values] = saved::read(saved, index, Dtype::F16, &shape)?;
-            let mut kv = LayerKv::default();
-            kv.reserve(layout, held);
-            for token in 0..held {
+            let [keys, values] = saved::read(tensors, index, Dtype::F16, &shape)?;
+            let group = layout.group_of(index);
+            for token in first..len {
                 for head in 0..spec.kv_heads {
-                    let from = (head * held + token) * spec.head_dim;
+                    let from = (head * held + token - first) * spec.head_dim;
                     let to = head * spec.head_dim..(head + 1) * spec.head_dim;
                     read_halves(keys, from, &mut key[to.clone()]);
                     read_halves(values, from, &mut value[to]);
                 }
-                let blocks = (&mut kv.keys[..], &mut kv.values[..]);
-                layout.write(isa, blocks, token, (&key, &value));
+                let page = pool.page_mut(group, self.tables[group].page(token / BLOCK));
+                let block = &mut page[layout.block_of(index)];
+                layout.write(isa, block, token % BLOCK, (&key, &value));
             }
-            layers.push(kv);
         }
-        Ok(Frozen(layers))
+        Ok(())
     }
+}
+
+/// The first token that one at position `at` sees through a window.
+fn first_seen(at: usize, window: usize) -> usize {
+    (at + 1).saturating_sub(window)
+}
+
+/// The most tokens that one sequence can have in this pool, up to `most`.
+pub(super) fn longest(pool: &PagePool, layout: &Layout, most: usize) -> usize {
+    let fits = |tokens: usize| {
+        let needed = layout.groups.iter().map(|group| {
+            let seen = group.window.map(|window| window + SLACK + STEP + BLOCK);
+            pages(tokens.min(seen.unwrap_or(tokens)))
+        });
+        pool.could_hold(&needed.collect::<Vec<_>>())
+    };
+    let (mut fit, mut not) = (0, most + 1);
+    while fit + 1 < not {
+        let middle = fit.midpoint(not);
+        match fits(middle) {
+            true => fit = middle,
+            false => not = middle,
+        }
+    }
+    fit
 }
 
 /// Appends numbers that are binary16 already.
@@ -202,57 +351,4 @@ fn read_halves(bytes: &[u8], first: usize, out: &mut [f32]) {
     for (out, half) in out.iter_mut().zip(halves) {
         *out = f16::from_le_bytes([half[0], half[1]]).to_f32();
     }
-}
-
-/// The KV of a sequence's suffix.
-#[derive(Debug)]
-pub(super) struct Suffix {
-    /// Per layer, with room to grow.
-    layers: Vec<LayerKv>,
-}
-
-impl Suffix {
-    pub(super) fn new(spec: &DecoderSpec) -> Suffix {
-        Suffix {
-            layers: vec![LayerKv::default(); spec.layers.len()],
-        }
-    }
-
-    /// Makes room for `tokens` tokens in all, and gives access to each layer's
-    /// KV for several threads.
-    pub(super) fn reserve(&mut self, layout: Layout, tokens: usize) -> Vec<SharedKv<'_>> {
-        self.layers
-            .iter_mut()
-            .map(|kv| {
-                kv.reserve(layout, tokens);
-                SharedKv {
-                    keys: SharedSlice::from(&mut kv.keys[..]),
-                    values: SharedSlice::from(&mut kv.values[..]),
-                }
-            })
-            .collect()
-    }
-
-    /// Gives up the KV of the suffix's `own` tokens.
-    pub(super) fn freeze(&mut self, own: usize, isa: Isa, spec: &DecoderSpec) -> Frozen {
-        let layout = Layout::of(spec);
-        let layers = std::mem::take(&mut self.layers).into_iter();
-        let layers = layers.zip(&spec.layers).map(|(mut kv, layer)| {
-            let held = held(own, layer.window);
-            if held < own {
-                return kv.from(isa, layout, own - held, held);
-            }
-            kv.keys.shrink_to_fit();
-            kv.values.shrink_to_fit();
-            kv
-        });
-        Frozen(layers.collect())
-    }
-}
-
-/// One layer's KV of a suffix, of which threads write different blocks.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct SharedKv<'a> {
-    pub(super) keys: SharedSlice<'a, u16>,
-    pub(super) values: SharedSlice<'a, u16>,
 }

@@ -20,7 +20,7 @@ mod attention;
 use self::attention::Split;
 use super::NativeExecutor;
 use super::buffers::Scratch;
-use super::cache::{Layout, SharedKv};
+use super::layout::Layout;
 use super::plan::Plan;
 use super::pool::Crew;
 use super::shared::SharedSlice;
@@ -36,32 +36,20 @@ impl NativeExecutor {
     /// counted.
     pub(super) fn run(&mut self, plan: &Plan) -> Logits {
         let spec = &self.spec;
-        let layout = Layout::of(spec);
         let (rows, threads) = (plan.count(), self.pool.threads());
         let split = Split::of(plan, spec, threads);
         let buffers = &mut self.buffers;
-        buffers.grow(spec, rows, split.slots(plan));
-
-        // The suffixes' KV by run, then by layer.
-        let runs = &plan.rows.runs;
-        let mut suffixes: Vec<Vec<SharedKv<'_>>> = Vec::new();
-        suffixes.resize_with(runs.len(), Vec::new);
-        for (id, sequence) in self.ledger.sequences_mut() {
-            if let Some(run) = runs.iter().position(|run| run.sequence == id) {
-                let tokens = runs[run].own + runs[run].rows.len();
-                suffixes[run] = sequence.kv.reserve(layout, tokens);
-            }
-        }
+        buffers.grow(spec, rows, split.partials(plan));
 
         let mut logits = vec![0.0; plan.rows.wanted.len() * spec.vocab];
         let pass = Pass {
             spec,
             isa: self.isa,
             plan,
-            layout,
+            layout: &self.layout,
             threads,
             split,
-            suffixes: &suffixes,
+            kv: self.pages.shared(),
             x: SharedSlice::from(&mut buffers.x[..]),
             added: SharedSlice::from(&mut buffers.added[..]),
             projected: SharedSlice::from(&mut buffers.projected[..]),
@@ -140,10 +128,11 @@ struct Pass<'a> {
     spec: &'a DecoderSpec,
     isa: Isa,
     plan: &'a Plan,
-    layout: Layout,
+    layout: &'a Layout,
     threads: usize,
     split: Split,
-    suffixes: &'a [Vec<SharedKv<'a>>],
+    /// All pages of KV.
+    kv: SharedSlice<'a, u16>,
     x: SharedSlice<'a, f32>,
     added: SharedSlice<'a, f32>,
     projected: SharedSlice<'a, f32>,
@@ -287,17 +276,12 @@ impl<'a> Pass<'a> {
         let (cos, sin) = &self.plan.angles[rope];
         let pairs = spec.ropes[rope].dims / 2;
         let group = spec.heads / spec.kv_heads;
+        let (group_of, block) = (self.layout.group_of(layer), self.layout.block_of(layer));
         crew.each(self.plan.spans.len(), |index| {
             let span = &self.plan.spans[index];
-            let suffix = &self.suffixes[span.run][layer];
-            let blocks = |size: usize| span.block * size..(span.block + 1) * size;
-            // SAFETY: each block is written by one task.
-            let (keys, values) = unsafe {
-                (
-                    suffix.keys.slice_mut(blocks(self.layout.keys())),
-                    suffix.values.slice_mut(blocks(self.layout.values())),
-                )
-            };
+            let page = self.plan.places[index * self.layout.groups.len() + group_of];
+            // SAFETY: each span's page is written by one task.
+            let block = unsafe { self.kv.slice_mut(page + block.start..page + block.end) };
             for (offset, row) in span.rows.clone().enumerate() {
                 let (cos, sin) = (&cos[row * pairs..][..pairs], &sin[row * pairs..][..pairs]);
                 let projected = self.row(self.projected, row, heads + 2 * kv);
@@ -322,8 +306,7 @@ impl<'a> Pass<'a> {
                     to.copy_from_slice(queries);
                 }
                 let place = span.place + offset;
-                let blocks = (&mut *keys, &mut *values);
-                self.layout.write(self.isa, blocks, place, (key, value));
+                self.layout.write(self.isa, block, place, (key, value));
             }
         });
     }

@@ -3,14 +3,20 @@
 //!
 //! It computes what the device executor computes. A batch's rows go through
 //! each layer together, in a handful of *phases* that all threads of one pool
-//! share (`forward.rs`); attention takes the rows of all sequences that share a
-//! segment through it at once (`plan.rs`, `cache.rs`). A row's numbers do not
-//! depend on the rows beside it.
+//! share (`forward.rs`). KV is kept in pages of 16 tokens that sequences share
+//! (`pages.rs`, `cache.rs`), and attention takes the rows of all sequences that
+//! share pages over them at once (`plan.rs`).
+//!
+//! A row's numbers depend neither on the rows beside it nor on where its KV came
+//! from: attention goes over chunks of 128 positions, the same ones whoever
+//! shares what.
 #![allow(unsafe_code)]
 
 mod buffers;
 mod cache;
 mod forward;
+mod layout;
+mod pages;
 mod plan;
 mod pool;
 mod shared;
@@ -22,11 +28,17 @@ use std::sync::Arc;
 use safetensors::SafeTensors;
 
 use self::buffers::Buffers;
-use self::cache::{Frozen, Ledger, Suffix};
+use self::cache::Kv;
+use self::layout::Layout;
+use self::pages::PagePool;
 use self::plan::Plan;
 pub use self::pool::{Crew, Pool, threads_to_use};
 use self::weights::Weights;
-use super::{Chunk, ExecError, Executor, Footprint, Logits, SavedTensor, SegmentId, SequenceId};
+use super::ledger::Ledger;
+use super::{
+    Chunk, ExecError, Executor, Footprint, KvMemory, Logits, SavedTensor, SequenceId,
+    default_kv_memory,
+};
 use crate::gguf::Gguf;
 use crate::kernels::{Isa, Tier};
 use crate::model::DecoderSpec;
@@ -40,11 +52,14 @@ pub struct NativeExecutor {
     /// Radians per position of each rope's pairs.
     frequencies: Vec<Vec<f32>>,
     buffers: Buffers,
-    ledger: Ledger,
+    layout: Layout,
+    pages: PagePool,
+    ledger: Ledger<Kv>,
 }
 
 impl NativeExecutor {
-    /// Packs the weights of `gguf` for the kernels of `isa`.
+    /// Packs the weights of `gguf` for the kernels of `isa`. KV may take so many
+    /// bytes; `None` is [`default_kv_memory`].
     ///
     /// # Errors
     /// A tensor is missing, has the wrong shape or an unsupported type, or
@@ -54,7 +69,10 @@ impl NativeExecutor {
         spec: &DecoderSpec,
         isa: Isa,
         pool: Arc<Pool>,
+        kv_memory: Option<usize>,
     ) -> Result<NativeExecutor, ExecError> {
+        let layout = Layout::of(spec);
+        let kv_memory = kv_memory.unwrap_or_else(|| default_kv_memory(spec, size_of::<u16>()));
         Ok(NativeExecutor {
             spec: spec.clone(),
             isa,
@@ -62,8 +80,16 @@ impl NativeExecutor {
             frequencies: spec.ropes.iter().map(|rope| rope.frequencies()).collect(),
             buffers: Buffers::new(isa, pool.threads()),
             pool,
+            pages: PagePool::new(&layout, kv_memory)?,
+            layout,
             ledger: Ledger::new(),
         })
+    }
+
+    /// A sequence, and the pages that its KV is in.
+    fn kv(&mut self, id: SequenceId) -> Result<(&mut Kv, usize, &mut PagePool), ExecError> {
+        let sequence = self.ledger.sequence_mut(id)?;
+        Ok((&mut sequence.kv, sequence.len, &mut self.pages))
     }
 }
 
@@ -84,45 +110,125 @@ impl Executor for NativeExecutor {
         }
     }
 
-    fn begin(&mut self, chain: &[SegmentId]) -> Result<SequenceId, ExecError> {
-        self.ledger.begin(chain, Suffix::new(&self.spec))
+    fn begin(&mut self) -> SequenceId {
+        self.ledger.add(0, Kv::new(&self.layout))
+    }
+
+    fn fork(&mut self, from: SequenceId, tokens: usize) -> Result<SequenceId, ExecError> {
+        self.ledger.check_fork(from, tokens)?;
+        if !self.can_fork(from, tokens) {
+            return Err(ExecError::Batch("a fork needs KV that was let go"));
+        }
+        let (kv, _, pool) = self.kv(from)?;
+        let kv = kv.fork(pool, tokens);
+        Ok(self.ledger.add(tokens, kv))
+    }
+
+    fn can_fork(&self, from: SequenceId, tokens: usize) -> bool {
+        self.ledger.sequence(from).is_ok_and(|sequence| {
+            tokens <= sequence.len && sequence.kv.can_fork(&self.layout, tokens)
+        })
     }
 
     fn len(&self, sequence: SequenceId) -> Result<usize, ExecError> {
-        Ok(self.ledger.sequence(sequence)?.len())
+        Ok(self.ledger.sequence(sequence)?.len)
     }
 
     fn forward(&mut self, batch: &[Chunk<'_>]) -> Result<Logits, ExecError> {
         // Tiles take prompts and nothing else.
         let prompts_apart = self.isa.tier() == Tier::Amx;
-        let rows = self.ledger.lay_out(batch, self.spec.vocab, prompts_apart)?;
-        let plan = Plan::new(rows, &self.spec, &self.frequencies);
+        let group = self.layout.whole_group();
+        let pages = |kv: &Kv| kv.tables[group].pages().to_vec();
+        let rows = self
+            .ledger
+            .lay_out(batch, self.spec.vocab, prompts_apart, |a, b| {
+                pages(a).cmp(&pages(b))
+            })?;
+        for run in &rows.runs {
+            if self.ledger.sequence(run.sequence)?.kv.is_swapped_out() {
+                return Err(ExecError::Batch("a sequence is swapped out"));
+            }
+        }
+        let growth = batch.iter().map(|c| (c.sequence, c.tokens.len()));
+        if !self.has_room(&growth.collect::<Vec<_>>()) {
+            return Err(ExecError::NoRoom);
+        }
+        for run in &rows.runs {
+            let (kv, len, pool) = self.kv(run.sequence)?;
+            kv.grow(pool, len, run.rows.len())?;
+        }
+        let plan = {
+            let runs = rows.runs.iter();
+            let kv = runs.map(|run| Ok(&self.ledger.sequence(run.sequence)?.kv));
+            let kv = kv.collect::<Result<Vec<_>, ExecError>>()?;
+            Plan::new(rows, &kv, &self.pages, &self.layout, &self.frequencies)
+        };
         let logits = self.run(&plan);
         self.ledger.grow(batch);
         Ok(logits)
     }
 
-    fn freeze(&mut self, sequence: SequenceId) -> Result<SegmentId, ExecError> {
-        let (isa, spec) = (self.isa, &self.spec);
-        self.ledger
-            .freeze(sequence, |suffix, own| Ok(suffix.freeze(own, isa, spec)))
-    }
-
     fn end(&mut self, sequence: SequenceId) {
-        self.ledger.end(sequence);
+        if let Some(ended) = self.ledger.end(sequence) {
+            ended.kv.release(&mut self.pages);
+        }
     }
 
-    fn release(&mut self, segment: SegmentId) {
-        self.ledger.release(segment);
+    fn kv_memory(&self) -> KvMemory {
+        self.pages.usage()
     }
 
-    fn save(&self, segment: SegmentId) -> Result<Vec<SavedTensor>, ExecError> {
-        let segment = self.ledger.first_segment(segment)?;
-        Ok(segment.kv.save(segment.len, self.isa, &self.spec))
+    fn longest(&self) -> usize {
+        cache::longest(&self.pages, &self.layout, self.spec.context)
     }
 
-    fn restore(&mut self, tokens: usize, saved: &SafeTensors<'_>) -> Result<SegmentId, ExecError> {
-        let kv = Frozen::restore(tokens, saved, self.isa, &self.spec)?;
-        Ok(self.ledger.add_first(tokens, kv))
+    fn has_room(&self, growth: &[(SequenceId, usize)]) -> bool {
+        let mut needed = vec![0; self.layout.groups.len()];
+        for &(id, tokens) in growth {
+            if let Ok(sequence) = self.ledger.sequence(id) {
+                let (kv, len) = (&sequence.kv, sequence.len);
+                kv.count_needed(&self.pages, len, tokens, &mut needed);
+            }
+        }
+        self.pages.has_room(&needed)
+    }
+
+    fn trim(&mut self, sequence: SequenceId) -> bool {
+        match self.ledger.sequence_mut(sequence) {
+            Ok(found) => found.kv.trim(&mut self.pages, &self.layout, found.len),
+            Err(_) => false,
+        }
+    }
+
+    fn swap_out(&mut self, sequence: SequenceId) -> Result<Vec<u8>, ExecError> {
+        let (kv, _, pool) = self.kv(sequence)?;
+        if kv.is_swapped_out() {
+            return Err(ExecError::Batch("a sequence is swapped out"));
+        }
+        Ok(kv.swap_out(pool))
+    }
+
+    fn swap_in(&mut self, sequence: SequenceId, bytes: &[u8]) -> Result<(), ExecError> {
+        let found = self.ledger.sequence_mut(sequence)?;
+        found
+            .kv
+            .swap_in(&mut self.pages, &self.layout, found.len, bytes)
+    }
+
+    fn save(&self, sequence: SequenceId) -> Result<Vec<SavedTensor>, ExecError> {
+        let found = self.ledger.sequence(sequence)?;
+        if !self.can_fork(sequence, found.len) {
+            return Err(ExecError::Batch("a sequence is swapped out"));
+        }
+        let (pages, layout) = (&self.pages, &self.layout);
+        Ok(found
+            .kv
+            .save(pages, layout, self.isa, &self.spec, found.len))
+    }
+
+    fn restore(&mut self, tokens: usize, saved: &SafeTensors<'_>) -> Result<SequenceId, ExecError> {
+        let (pool, layout) = (&mut self.pages, &self.layout);
+        let kv = Kv::restore(pool, layout, self.isa, &self.spec, tokens, saved)?;
+        Ok(self.ledger.add(tokens, kv))
     }
 }

@@ -1,23 +1,27 @@
 //! How a batch is laid out: which rows belong to which sequence, and what each
 //! row attends to. Made once per forward pass; every layer uses the same.
 
-use std::collections::HashMap;
 use std::ops::Range;
-use std::sync::Arc;
 
-use super::cache::Frozen;
-use crate::exec::ledger::{Branch, Rows, Segment, held};
+use super::cache::{Kv, Table};
+use super::layout::Layout;
+use super::pages::PagePool;
+use crate::exec::ledger::{Rows, Run};
 use crate::kernels::attention::{BLOCK, CHUNK};
-use crate::model::DecoderSpec;
+
+/// Blocks in a chunk.
+pub(super) const BLOCKS: usize = CHUNK / BLOCK;
 
 /// A batch, laid out.
 #[derive(Debug)]
 pub(super) struct Plan {
-    pub(super) rows: Rows<Frozen>,
-    /// The runs' rows, cut where a block of their suffix ends.
+    pub(super) rows: Rows,
+    /// The runs' rows, cut where a block ends.
     pub(super) spans: Vec<Span>,
-    /// What rows attend to, per kind of window.
-    pub(super) views: HashMap<Option<usize>, View>,
+    /// Where each span's page begins in memory: `[span][group]`.
+    pub(super) places: Vec<usize>,
+    /// What rows attend to, by group of layers.
+    pub(super) views: Vec<View>,
     /// Cosines and sines per rope of the spec: `[row][pair]`.
     pub(super) angles: Vec<(Vec<f32>, Vec<f32>)>,
 }
@@ -25,73 +29,114 @@ pub(super) struct Plan {
 /// Rows of one run whose keys go into the same block.
 #[derive(Debug)]
 pub(super) struct Span {
-    pub(super) run: usize,
     pub(super) rows: Range<usize>,
-    /// The block, counted within the suffix.
-    pub(super) block: usize,
     /// Place of the first row's token in the block.
     pub(super) place: usize,
-}
-
-/// Where keys are.
-#[derive(Clone, Debug)]
-pub(super) enum Source {
-    Segment(Arc<Segment<Frozen>>),
-    /// The suffix of a run, its new tokens included.
-    Own(usize),
 }
 
 /// What the rows of a batch attend to in layers with the same window.
 #[derive(Debug)]
 pub(super) struct View {
-    pub(super) window: Option<usize>,
+    window: Option<usize>,
     /// In the order in which a row's results are merged.
     pub(super) pieces: Vec<Piece>,
-    /// The largest number of pieces that a row has.
-    pub(super) slots: usize,
-    /// How many pieces each row has.
-    pub(super) slots_of: Vec<usize>,
+    /// How many partial results there are: each piece has one for each of its rows.
+    pub(super) partials: usize,
+    /// Each row's partial results, in order: those from `firsts[row]` to
+    /// `firsts[row + 1]`.
+    of_rows: Vec<usize>,
+    firsts: Vec<usize>,
 }
 
-/// A chunk of keys and all rows that may see some of it.
+/// A chunk of positions and some rows that find the same pages there.
 #[derive(Debug)]
 pub(super) struct Piece {
-    pub(super) source: Source,
     pub(super) rows: Range<usize>,
-    /// Position of the source's first key.
-    pub(super) base: usize,
-    /// Keys, counted from `base`.
-    pub(super) keys: Range<usize>,
-    /// How many pieces these rows have before this one.
-    pub(super) slot: usize,
+    /// The first position of the chunk.
+    base: usize,
+    /// Where the pages begin in memory, for those blocks that some row sees.
+    pub(super) pages: [usize; BLOCKS],
+    /// Which blocks these are.
+    pub(super) blocks: Range<usize>,
+    /// The number of the first row's partial result.
+    pub(super) first: usize,
+}
+
+impl Piece {
+    /// Takes in a run that stands next and sees these pages of the chunk, if that
+    /// goes: what both see must be the same.
+    fn join(&mut self, run: &Run, pages: &[usize; BLOCKS], blocks: &Range<usize>) -> bool {
+        let common = self.blocks.start.max(blocks.start)..self.blocks.end.min(blocks.end);
+        let joins = self.rows.end == run.rows.start
+            // With a hole between them there would be blocks without a page.
+            && common.start <= common.end
+            && self.pages[common.clone()] == pages[common];
+        if joins {
+            self.rows.end = run.rows.end;
+            self.pages[blocks.clone()].copy_from_slice(&pages[blocks.clone()]);
+            self.blocks = self.blocks.start.min(blocks.start)..self.blocks.end.max(blocks.end);
+        }
+        joins
+    }
 }
 
 impl View {
-    /// The keys that a row at `position` sees of a piece, counted from its base.
+    /// The keys that a row at `position` sees of a piece, counted from its first.
     pub(super) fn visible(&self, piece: &Piece, position: usize) -> Range<u32> {
-        let first = self
-            .window
-            .map_or(0, |window| (position + 1).saturating_sub(window));
-        let within = |at: usize| {
-            let at = at.saturating_sub(piece.base);
-            at.clamp(piece.keys.start, piece.keys.end) as u32
-        };
-        within(first)..within(position + 1)
+        let within = |at: usize| at.saturating_sub(piece.base).min(CHUNK) as u32;
+        within(self.first_seen(position))..within(position + 1)
+    }
+
+    /// The numbers of a row's partial results, in the order to merge them.
+    pub(super) fn of_row(&self, row: usize) -> &[usize] {
+        &self.of_rows[self.firsts[row]..self.firsts[row + 1]]
+    }
+
+    fn first_seen(&self, position: usize) -> usize {
+        self.window
+            .map_or(0, |window| (position + 1).saturating_sub(window))
     }
 }
 
 impl Plan {
-    /// Plans a batch that was laid out, for ropes of these frequencies.
-    pub(super) fn new(rows: Rows<Frozen>, spec: &DecoderSpec, frequencies: &[Vec<f32>]) -> Plan {
-        let mut views = HashMap::new();
-        for layer in &spec.layers {
-            views
-                .entry(layer.window)
-                .or_insert_with_key(|window| View::new(&rows, *window));
+    /// Plans a batch that was laid out, with the KV of its runs' sequences, for
+    /// ropes of these frequencies.
+    pub(super) fn new(
+        rows: Rows,
+        kv: &[&Kv],
+        pool: &PagePool,
+        layout: &Layout,
+        frequencies: &[Vec<f32>],
+    ) -> Plan {
+        let views = layout.groups.iter().enumerate().map(|(index, group)| {
+            let tables: Vec<&Table> = kv.iter().map(|kv| &kv.tables[index]).collect();
+            View::new(&rows, group.window, |run, block| {
+                pool.range(index, tables[run].page(block)).start
+            })
+        });
+        let views = views.collect();
+        let (mut spans, mut places) = (Vec::new(), Vec::new());
+        for (run, kv) in rows.runs.iter().zip(kv) {
+            let mut row = run.rows.start;
+            while row < run.rows.end {
+                let token = run.start + row - run.rows.start;
+                let place = token % BLOCK;
+                let end = run.rows.end.min(row + BLOCK - place);
+                spans.push(Span {
+                    rows: row..end,
+                    place,
+                });
+                let tables = kv.tables.iter().enumerate();
+                places.extend(
+                    tables.map(|(group, table)| pool.range(group, table.page(token / BLOCK)).start),
+                );
+                row = end;
+            }
         }
         let angles = frequencies.iter().map(|of| angles(&rows.positions, of));
         Plan {
-            spans: spans(&rows),
+            spans,
+            places,
             views,
             angles: angles.collect(),
             rows,
@@ -102,27 +147,6 @@ impl Plan {
     pub(super) fn count(&self) -> usize {
         self.rows.tokens.len()
     }
-}
-
-fn spans(rows: &Rows<Frozen>) -> Vec<Span> {
-    let mut spans = Vec::new();
-    for (run, of_run) in rows.runs.iter().enumerate() {
-        let Range { start, end } = of_run.rows;
-        let mut row = start;
-        while row < end {
-            let token = of_run.own + row - start;
-            let place = token % BLOCK;
-            let last = end.min(row + BLOCK - place);
-            spans.push(Span {
-                run,
-                rows: row..last,
-                block: token / BLOCK,
-                place,
-            });
-            row = last;
-        }
-    }
-    spans
 }
 
 fn angles(positions: &[usize], frequencies: &[f32]) -> (Vec<f32>, Vec<f32>) {
@@ -138,61 +162,145 @@ fn angles(positions: &[usize], frequencies: &[f32]) -> (Vec<f32>, Vec<f32>) {
 }
 
 impl View {
-    fn new(rows: &Rows<Frozen>, window: Option<usize>) -> View {
+    /// What rows see through a window, where `page` tells where the page of a run's
+    /// block begins.
+    fn new(rows: &Rows, window: Option<usize>, page: impl Fn(usize, usize) -> usize) -> View {
         let mut view = View {
             window,
             pieces: Vec::new(),
-            slots: 0,
-            slots_of: vec![0; rows.tokens.len()],
+            partials: 0,
+            of_rows: Vec::new(),
+            firsts: Vec::new(),
         };
-        view.add_pieces(rows, 0..rows.runs.len(), 0);
-        view.slots = view.slots_of.iter().copied().max().unwrap_or(0);
+        let seen: Vec<Range<usize>> = rows
+            .runs
+            .iter()
+            .map(|run| view.first_seen(run.start)..run.end())
+            .collect();
+        let first = seen.iter().map(|seen| seen.start).min().unwrap_or(0);
+        let end = seen.iter().map(|seen| seen.end).max().unwrap_or(0);
+        for base in (first - first % CHUNK..end).step_by(CHUNK) {
+            for (index, (run, seen)) in rows.runs.iter().zip(&seen).enumerate() {
+                let seen = seen.start.max(base)..seen.end.min(base + CHUNK);
+                if !seen.is_empty() {
+                    let blocks = (seen.start - base) / BLOCK..(seen.end - base).div_ceil(BLOCK);
+                    let mut pages = [0; BLOCKS];
+                    for block in blocks.clone() {
+                        pages[block] = page(index, base / BLOCK + block);
+                    }
+                    view.add(run, base, pages, blocks);
+                }
+            }
+        }
+        for piece in &mut view.pieces {
+            piece.first = view.partials;
+            view.partials += piece.rows.len();
+        }
+        view.number_by_row(rows.tokens.len());
         view
     }
 
-    /// Adds what the given runs attend to from depth `depth` of their chains on.
-    fn add_pieces(&mut self, rows: &Rows<Frozen>, runs: Range<usize>, depth: usize) {
-        for branch in rows.branches(runs, depth) {
-            match branch {
-                Branch::Own(run) => {
-                    let of_run = &rows.runs[run];
-                    let end = rows.positions[of_run.rows.end - 1] + 1;
-                    let keys = of_run.start..end;
-                    self.add_chunks(rows, Source::Own(run), of_run.rows.clone(), keys);
-                }
-                Branch::Shared(segment, runs) => {
-                    let base = segment.end() - held(segment.len, self.window);
-                    let source = Source::Segment(Arc::clone(segment));
-                    self.add_chunks(rows, source, rows.of_runs(&runs), base..segment.end());
-                    self.add_pieces(rows, runs, depth + 1);
-                }
+    fn add(&mut self, run: &Run, base: usize, pages: [usize; BLOCKS], blocks: Range<usize>) {
+        if let Some(last) = self.pieces.last_mut()
+            && last.base == base
+            && last.join(run, &pages, &blocks)
+        {
+            return;
+        }
+        self.pieces.push(Piece {
+            rows: run.rows.clone(),
+            base,
+            pages,
+            blocks,
+            first: 0,
+        });
+    }
+
+    /// Fills in which partial results are a row's.
+    fn number_by_row(&mut self, rows: usize) {
+        let mut firsts = vec![0; rows + 1];
+        for piece in &self.pieces {
+            for row in piece.rows.clone() {
+                firsts[row + 1] += 1;
             }
+        }
+        for row in 0..rows {
+            firsts[row + 1] += firsts[row];
+        }
+        let mut next = firsts.clone();
+        let mut of_rows = vec![0; self.partials];
+        for piece in &self.pieces {
+            for row in piece.rows.clone() {
+                of_rows[next[row]] = piece.first + row - piece.rows.start;
+                next[row] += 1;
+            }
+        }
+        (self.of_rows, self.firsts) = (of_rows, firsts);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{BLOCKS, Rows, Run, View};
+    use crate::exec::SequenceId;
+
+    /// One row for each of some sequences, whose tokens are in pages of these numbers.
+    fn view(tables: &[Vec<usize>], lens: &[usize], window: Option<usize>) -> View {
+        let runs = lens.iter().enumerate().map(|(row, len)| Run {
+            sequence: SequenceId(row as u64),
+            rows: row..row + 1,
+            start: len - 1,
+        });
+        let rows = Rows {
+            tokens: vec![0; lens.len()],
+            positions: lens.iter().map(|len| len - 1).collect(),
+            wanted: Vec::new(),
+            prompts: lens.len(),
+            runs: runs.collect(),
+        };
+        View::new(&rows, window, |run, block| tables[run][block])
+    }
+
+    #[test]
+    fn sequences_that_share_pages_go_over_them_together() {
+        // Two chunks are the same; in the third they part.
+        let shared: Vec<usize> = (0..2 * BLOCKS).collect();
+        let own = |page| shared.iter().copied().chain([page]).collect();
+        let tables: Vec<Vec<usize>> = vec![own(100), own(101), own(102)];
+        let view = view(&tables, &[258, 265, 270], None);
+        let rows: Vec<_> = view.pieces.iter().map(|piece| piece.rows.clone()).collect();
+        assert_eq!(rows, [0..3, 0..3, 0..1, 1..2, 2..3]);
+        assert_eq!(view.partials, 9);
+        for row in 0..3 {
+            let numbers = view.of_row(row);
+            assert_eq!(numbers, [row, 3 + row, 6 + row]);
         }
     }
 
-    /// Adds those chunks of a stretch of keys that some of the rows see.
-    fn add_chunks(
-        &mut self,
-        all: &Rows<Frozen>,
-        source: Source,
-        rows: Range<usize>,
-        stretch: Range<usize>,
-    ) {
-        let len = stretch.len();
-        for start in (0..len).step_by(CHUNK) {
-            let piece = Piece {
-                source: source.clone(),
-                rows: rows.clone(),
-                base: stretch.start,
-                keys: start..len.min(start + CHUNK),
-                slot: self.slots_of[rows.start],
-            };
-            let sees = |row: usize| !self.visible(&piece, all.positions[row]).is_empty();
-            if rows.clone().any(sees) {
-                self.pieces.push(piece);
-                let slots = &mut self.slots_of[rows.clone()];
-                slots.iter_mut().for_each(|slots| *slots += 1);
-            }
-        }
+    #[test]
+    fn a_window_hides_whole_pieces_and_leaves_no_hole() {
+        // The first row is far ahead of the second: what they see of the first
+        // chunk does not meet.
+        let tables: Vec<Vec<usize>> = vec![(0..40).collect(), (0..40).collect()];
+        let view = view(&tables, &[160, 20], Some(50));
+        let first: Vec<_> = view
+            .pieces
+            .iter()
+            .map(|piece| piece.blocks.clone())
+            .collect();
+        assert_eq!(first, [6..8, 0..2, 0..2]);
+        let seen = |piece: usize, position| view.visible(&view.pieces[piece], position);
+        assert_eq!(seen(0, 159), 110..128);
+        assert_eq!(seen(1, 19), 0..20);
+        assert_eq!(seen(2, 159), 0..32);
+    }
+
+    #[test]
+    fn a_shorter_sequence_joins_where_it_has_the_same_pages() {
+        let tables: Vec<Vec<usize>> = vec![(0..4).collect(), (0..4).collect()];
+        let view = view(&tables, &[64, 20], None);
+        assert_eq!(view.pieces.len(), 1);
+        assert_eq!(view.pieces[0].blocks, 0..4);
+        assert_eq!(view.visible(&view.pieces[0], 19), 0..20);
     }
 }

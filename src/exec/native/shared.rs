@@ -39,11 +39,6 @@ impl<'a, T> From<&'a mut [T]> for SharedSlice<'a, T> {
 }
 
 impl<'a, T> SharedSlice<'a, T> {
-    /// The whole slice's length.
-    pub(super) fn len(&self) -> usize {
-        self.len
-    }
-
     /// A part of it, to read.
     ///
     /// # Safety
@@ -107,7 +102,7 @@ mod tests {
             }
         });
         // SAFETY: the threads have ended.
-        assert_eq!(unsafe { shared.slice(0..shared.len()) }, [25; 100]);
+        assert_eq!(unsafe { shared.slice(0..100) }, [25; 100]);
     }
 
     #[test]

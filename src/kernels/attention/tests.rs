@@ -29,29 +29,37 @@ impl Memory {
             exact_keys: random(tokens * head_dim),
             exact_values: random(tokens * head_dim),
         };
-        let Stretch {
-            key_stride,
-            value_stride,
-            ..
-        } = memory.stretch();
         for token in 0..tokens {
             let numbers = token * head_dim..(token + 1) * head_dim;
+            let (block, place) = (token / BLOCK, token % BLOCK);
             let key = &mut memory.exact_keys[numbers.clone()];
-            write_key(isa, &mut memory.keys, key_stride, token, key);
+            let to = &mut memory.keys[block * (key_block_len(head_dim) + 10)..];
+            write_key(isa, to, place, key);
             key.iter_mut().for_each(round);
             let value = &mut memory.exact_values[numbers];
-            write_value(isa, &mut memory.values, value_stride, token, value);
+            let to = &mut memory.values[block * (value_block_len(head_dim) + 20)..];
+            write_value(isa, to, place, value);
             value.iter_mut().for_each(round);
         }
         memory
     }
 
-    fn stretch(&self) -> Stretch<'_> {
+    fn block(&self, block: usize) -> Option<Block<'_>> {
+        Some(Block {
+            keys: self
+                .keys
+                .get(block * (key_block_len(self.head_dim) + 10)..)?,
+            values: self
+                .values
+                .get(block * (value_block_len(self.head_dim) + 20)..)?,
+        })
+    }
+
+    /// The chunk that begins with block number `first`; past the end there are
+    /// empty blocks.
+    fn stretch(&self, first: usize) -> Stretch<'_> {
         Stretch {
-            keys: &self.keys,
-            values: &self.values,
-            key_stride: key_block_len(self.head_dim) + 10,
-            value_stride: value_block_len(self.head_dim) + 20,
+            blocks: std::array::from_fn(|at| self.block(first + at).unwrap_or_default()),
             head_dim: self.head_dim,
         }
     }
@@ -122,25 +130,30 @@ impl Owned {
     }
 }
 
-/// One call of [`attend`].
+/// One call of [`attend`] over the chunk that begins with block number `first`.
+/// What rows see counts from the memory's first token.
 fn chunk(
     isa: Isa,
     memory: &Memory,
-    keys: Range<usize>,
+    first: usize,
     queries: &[f32],
     visible: &[Range<u32>],
 ) -> Owned {
     let mut out = Owned::new(visible.len(), memory.head_dim);
     out.values.fill(f32::NAN);
-    attend(
-        isa,
-        &memory.stretch(),
-        keys,
-        queries,
-        visible,
-        &mut out.partials(),
-    );
+    let (stretch, visible) = (memory.stretch(first), within(first, visible));
+    attend(isa, &stretch, queries, &visible, &mut out.partials());
     out
+}
+
+/// What is seen of the chunk that begins with block number `first`.
+fn within(first: usize, visible: &[Range<u32>]) -> Vec<Range<u32>> {
+    let first = (first * BLOCK) as u32;
+    let at = |token: u32| token.saturating_sub(first).min(CHUNK as u32);
+    visible
+        .iter()
+        .map(|seen| at(seen.start)..at(seen.end))
+        .collect()
 }
 
 /// All chunks merged.
@@ -148,8 +161,7 @@ fn attention(isa: Isa, memory: &Memory, queries: &[f32], visible: &[Range<u32>])
     let tokens = memory.exact_keys.len() / memory.head_dim;
     let mut whole = Owned::new(visible.len(), memory.head_dim);
     for start in (0..tokens).step_by(CHUNK) {
-        let keys = start..tokens.min(start + CHUNK);
-        let mut part = chunk(isa, memory, keys, queries, visible);
+        let mut part = chunk(isa, memory, start / BLOCK, queries, visible);
         merge(isa, &mut whole.partials(), &part.partials());
     }
     whole
@@ -260,16 +272,16 @@ proptest! {
     fn what_was_written_is_read_back(case in cases()) {
         for isa in Isa::all() {
             let memory = case.memory(isa);
-            let stretch = memory.stretch();
+            let block = |token| memory.block(token / BLOCK).expect("it was written");
             let mut read = vec![f32::NAN; case.head_dim];
             let exact = memory.exact_keys.chunks(case.head_dim);
             for (token, exact) in exact.enumerate() {
-                read_key(isa, stretch.keys, stretch.key_stride, token, &mut read);
+                read_key(isa, block(token).keys, token % BLOCK, &mut read);
                 prop_assert_eq!(&read[..], exact);
             }
             let exact = memory.exact_values.chunks(case.head_dim);
             for (token, exact) in exact.enumerate() {
-                read_value(isa, stretch.values, stretch.value_stride, token, &mut read);
+                read_value(isa, block(token).values, token % BLOCK, &mut read);
                 prop_assert_eq!(&read[..], exact);
             }
         }
@@ -281,8 +293,8 @@ fn a_row_that_sees_nothing_changes_nothing() {
     for isa in Isa::all() {
         let memory = Memory::random(isa, 1, 50, 24);
         let queries = numbers(2)(2 * 24);
-        let mut seen = chunk(isa, &memory, 0..50, &queries, &[0..50, 7..31]);
-        let mut blind = chunk(isa, &memory, 0..50, &queries, &[0..0, 90..100]);
+        let mut seen = chunk(isa, &memory, 0, &queries, &[0..50, 7..31]);
+        let mut blind = chunk(isa, &memory, 0, &queries, &[0..0, 30..30]);
         assert_eq!(blind, Owned::new(2, 24));
 
         let before = seen.bits();
@@ -331,18 +343,11 @@ fn tiles_for_wide_registers_give_the_same_bits() {
     for rows in 1..=13 {
         let queries = numbers(rows as u64)(rows * 34);
         let visible: Vec<_> = (0..rows as u32).map(|row| 3 * row..150 + row).collect();
-        let narrow = chunk(isa, &memory, 16..144, &queries, &visible);
+        let narrow = chunk(isa, &memory, 1, &queries, &visible);
         let mut wide = Owned::new(rows, 34);
-        let stretch = memory.stretch();
+        let (stretch, visible) = (memory.stretch(1), within(1, &visible));
         let mut out = wide.partials();
-        tile::attend(
-            wide_lanes::Wide,
-            &stretch,
-            16..144,
-            &queries,
-            &visible,
-            &mut out,
-        );
+        tile::attend(wide_lanes::Wide, &stretch, &queries, &visible, &mut out);
         assert_eq!(wide.bits(), narrow.bits(), "{rows} rows");
     }
 }

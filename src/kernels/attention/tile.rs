@@ -22,7 +22,6 @@ type Scores = [[f32; LANES]; BLOCKS];
 pub(super) fn attend<L: Lanes>(
     lanes: L,
     stretch: &Stretch<'_>,
-    keys: Range<usize>,
     queries: &[f32],
     visible: &[Range<u32>],
     out: &mut Partials<'_>,
@@ -36,7 +35,6 @@ pub(super) fn attend<L: Lanes>(
         let tile = Tile {
             lanes,
             stretch: *stretch,
-            keys: keys.clone(),
             queries: &queries[start * stretch.head_dim..end * stretch.head_dim],
             visible: &visible[start..end],
             prefetch: index == 0,
@@ -70,7 +68,6 @@ pub(super) fn attend<L: Lanes>(
 struct Tile<'a, L> {
     lanes: L,
     stretch: Stretch<'a>,
-    keys: Range<usize>,
     queries: &'a [f32],
     visible: &'a [Range<u32>],
     /// Whether keys and values are still far away.
@@ -115,9 +112,7 @@ impl<L: Lanes> Tile<'_, L> {
     #[inline(always)]
     fn seen(&self, row: usize) -> Range<usize> {
         let visible = &self.visible[row];
-        let start = self.keys.start.max(visible.start as usize);
-        let end = self.keys.end.min(visible.end as usize);
-        start..end
+        visible.start as usize..CHUNK.min(visible.end as usize)
     }
 
     /// Products of all rows with the keys of `SIDE` blocks, from `block` on.
@@ -130,9 +125,8 @@ impl<L: Lanes> Tile<'_, L> {
     ) {
         let (lanes, head_dim) = (self.lanes, self.stretch.head_dim);
         let keys: [&[[u16; LANES]]; SIDE] = std::array::from_fn(|side| {
-            let start = (block + side) * self.stretch.key_stride;
-            let keys = &self.stretch.keys[start..][..key_block_len(head_dim)];
-            &keys.as_chunks().0[..head_dim]
+            let keys = self.stretch.blocks[block + side].keys;
+            &keys[..key_block_len(head_dim)].as_chunks().0[..head_dim]
         });
         let queries: [&[f32]; ROWS] =
             std::array::from_fn(|row| &self.queries[row * head_dim..][..head_dim]);
@@ -168,13 +162,13 @@ impl<L: Lanes> Tile<'_, L> {
     fn prefetch(&self, blocks: Range<usize>, dim: usize) {
         let ahead = blocks.len();
         for block in blocks {
-            let values = block * self.stretch.value_stride + dim * BLOCK;
-            let keys = (block + ahead) * self.stretch.key_stride + dim * BLOCK;
-            for line in (0..STEP * BLOCK).step_by(LINE) {
-                let values = self.stretch.values.as_ptr().wrapping_add(values + line);
-                let keys = self.stretch.keys.as_ptr().wrapping_add(keys + line);
-                self.lanes.prefetch(values);
-                self.lanes.prefetch(keys);
+            let values = self.stretch.blocks[block].values.as_ptr();
+            // After the last one, anything will do.
+            let next = (block + ahead).min(BLOCKS - 1);
+            let keys = self.stretch.blocks[next].keys.as_ptr();
+            for line in (dim * BLOCK..(dim + STEP) * BLOCK).step_by(LINE) {
+                self.lanes.prefetch(values.wrapping_add(line));
+                self.lanes.prefetch(keys.wrapping_add(line));
             }
         }
     }
@@ -193,8 +187,7 @@ impl<L: Lanes> Tile<'_, L> {
         let mut sums = [[lanes.zero(); SIDE]; ROWS];
         let first_block = keys.start / BLOCK;
         for block in first_block..keys.end.div_ceil(BLOCK) {
-            let start = block * self.stretch.value_stride;
-            let values = &self.stretch.values[start..][..value_block_len(head_dim)];
+            let values = &self.stretch.blocks[block].values[..value_block_len(head_dim)];
             let values = values.as_chunks::<LANES>().0;
             let values: [&[[u16; LANES]; BLOCK]; SIDE] =
                 std::array::from_fn(|side| &values.as_chunks().0[group + side]);

@@ -171,7 +171,7 @@ impl<V: Vocabulary> Choice<V> {
     /// Takes one event; a piece comes back if something can be sent.
     pub(crate) fn advance(&mut self, event: Event) -> Result<Option<Piece>, ApiError> {
         match event {
-            Event::Started { cached_tokens } => {
+            Event::Started { cached_tokens, .. } => {
                 self.cached = cached_tokens;
                 Ok(None)
             }

@@ -4,10 +4,9 @@ use std::ops::Range;
 
 use super::Pass;
 use crate::exec::native::buffers::{Scratch, grow};
-use crate::exec::native::plan::{Piece, Plan, Source, View};
+use crate::exec::native::plan::{BLOCKS, Piece, Plan, View};
 use crate::exec::native::pool::Crew;
-use crate::exec::native::shared::SharedSlice;
-use crate::kernels::attention::{self, Partials, Stretch, attend, merge};
+use crate::kernels::attention::{self, Block, Partials, Stretch, attend, merge};
 use crate::kernels::product::Writer;
 use crate::model::DecoderSpec;
 
@@ -18,8 +17,8 @@ const QUERIES: usize = 64;
 /// How the attention of one layer is shared out.
 #[derive(Clone, Copy, Debug)]
 pub(super) enum Split {
-    /// Few rows: a task is a piece and a head of keys; each piece has a slot of
-    /// partial results of its own.
+    /// Few rows: a task is a piece and a head of keys; each piece has partial results
+    /// of its own.
     Pieces,
     /// Many rows: a task is so many rows and a head of keys. It goes over all
     /// their pieces, in the same order in which the others are merged.
@@ -36,19 +35,18 @@ impl Split {
         }
     }
 
-    /// How many partial results a row may have at once.
-    pub(super) fn slots(self, plan: &Plan) -> usize {
+    /// How many partial results there are at once.
+    pub(super) fn partials(self, plan: &Plan) -> usize {
         match self {
-            Split::Rows(_) => 1,
-            Split::Pieces => plan.views.values().map(|v| v.slots).max().unwrap_or(0),
+            Split::Rows(_) => plan.count(),
+            Split::Pieces => plan.views.iter().map(|v| v.partials).max().unwrap_or(0),
         }
     }
 }
 
 impl<'a> Pass<'a> {
     fn view(&self, layer: usize) -> &'a View {
-        // Made for every window of the spec.
-        &self.plan.views[&self.spec.layers[layer].window]
+        &self.plan.views[self.layout.group_of(layer)]
     }
 
     /// Query heads to a head of keys.
@@ -65,7 +63,7 @@ impl<'a> Pass<'a> {
             Split::Pieces => crew.each(view.pieces.len() * kv_heads, |task| {
                 let (piece, head) = (&view.pieces[task / kv_heads], task % kv_heads);
                 let rows = piece.rows.clone();
-                let mut out = self.partials(piece.slot, head, rows.clone());
+                let mut out = self.partials(head, piece.first..piece.first + rows.len());
                 self.visible(view, piece, rows.clone(), &mut scratch.visible);
                 self.attend(piece, layer, head, rows, &scratch.visible, &mut out);
             }),
@@ -80,7 +78,7 @@ impl<'a> Pass<'a> {
         }
     }
 
-    /// Some rows' results over all their pieces, merged into the first slot.
+    /// Some rows' results over all their pieces, merged into one for each.
     fn attend_all(
         &self,
         view: &View,
@@ -93,7 +91,7 @@ impl<'a> Pass<'a> {
             maxima,
             sums,
             values,
-        } = self.partials(0, head, rows.clone());
+        } = self.partials(head, rows.clone());
         maxima.fill(f32::NEG_INFINITY);
         sums.fill(0.0);
         values.fill(0.0);
@@ -124,18 +122,18 @@ impl<'a> Pass<'a> {
                 &scratch.visible,
                 &mut part,
             );
-            merge(self.isa, &mut self.partials(0, head, rows), &part);
+            merge(self.isa, &mut self.partials(head, rows), &part);
         }
     }
 
-    /// Partial results of some rows with a head of keys, in one slot.
-    fn partials(&self, slot: usize, head: usize, rows: Range<usize>) -> Partials<'a> {
+    /// The partial results with these numbers, of a head of keys.
+    fn partials(&self, head: usize, numbers: Range<usize>) -> Partials<'a> {
         let group = self.group();
-        let first = (slot * self.spec.kv_heads + head) * self.plan.count();
-        let queries = (first + rows.start) * group..(first + rows.end) * group;
+        let first = head * self.split.partials(self.plan);
+        let queries = (first + numbers.start) * group..(first + numbers.end) * group;
         let width = self.spec.head_dim;
-        // SAFETY: attention's tasks divide slots by rows and heads, and merging
-        // divides them by rows.
+        // SAFETY: attention's tasks divide these by piece or by rows, and by heads;
+        // merging divides them by rows.
         unsafe {
             Partials {
                 maxima: self.maxima.slice_mut(queries.clone()),
@@ -168,30 +166,20 @@ impl<'a> Pass<'a> {
         let width = self.group() * self.spec.head_dim;
         let first = head * self.plan.count();
         let queries = (first + rows.start) * width..(first + rows.end) * width;
-        // SAFETY: an earlier phase wrote the queries and the suffixes.
-        let (queries, stretch): (_, Stretch<'_>) = unsafe {
+        let block = self.layout.block_of(layer);
+        // SAFETY: an earlier phase wrote the queries and the pages.
+        let (queries, stretch) = unsafe {
             let queries = self.queries.slice(queries);
-            let (keys, values) = match &piece.source {
-                Source::Segment(segment) => {
-                    let kv = segment.kv.layer(layer);
-                    (&kv.keys[..], &kv.values[..])
-                }
-                Source::Own(run) => {
-                    let kv = &self.suffixes[*run][layer];
-                    let all = |numbers: SharedSlice<'a, u16>| numbers.slice(0..numbers.len());
-                    (all(kv.keys), all(kv.values))
-                }
-            };
-            (queries, self.layout.head(head, keys, values))
+            let mut blocks = [Block::default(); BLOCKS];
+            for seen in piece.blocks.clone() {
+                let page = piece.pages[seen];
+                let numbers = self.kv.slice(page + block.start..page + block.end);
+                blocks[seen] = self.layout.head(numbers, head);
+            }
+            let head_dim = self.spec.head_dim;
+            (queries, Stretch { blocks, head_dim })
         };
-        attend(
-            self.isa,
-            &stretch,
-            piece.keys.clone(),
-            queries,
-            visible,
-            out,
-        );
+        attend(self.isa, &stretch, queries, visible, out);
     }
 
     /// Merges each row's partial results and rounds what they give.
@@ -200,15 +188,18 @@ impl<'a> Pass<'a> {
         let scratch = self.scratch(crew);
         let (width, group) = (self.spec.head_dim, self.group());
         crew.each(self.plan.count(), |row| {
-            let slots = match self.split {
-                Split::Pieces => view.slots_of[row],
-                Split::Rows(_) => 1,
-            };
+            let own = [row];
+            let (first, others) = match self.split {
+                Split::Pieces => view.of_row(row),
+                Split::Rows(_) => &own[..],
+            }
+            .split_first()
+            .expect("a row sees its own key");
             let out = &mut scratch.row[..self.spec.heads * width];
             for (head, out) in out.chunks_exact_mut(group * width).enumerate() {
-                let mut whole = self.partials(0, head, row..row + 1);
-                for slot in 1..slots {
-                    let part = self.partials(slot, head, row..row + 1);
+                let mut whole = self.partials(head, *first..first + 1);
+                for other in others {
+                    let part = self.partials(head, *other..other + 1);
                     merge(self.isa, &mut whole, &part);
                 }
                 for (query, out) in out.chunks_exact_mut(width).enumerate() {

@@ -246,7 +246,10 @@ fn an_echoed_prompt_comes_with_the_first_token_and_cannot_stop_the_answer() {
     ]);
     let mut choice = choice(&[b"\xac", b"b stop"], &["stop"], Some(echo));
     assert_eq!(
-        choice.advance(Event::Started { cached_tokens: 2 }),
+        choice.advance(Event::Started {
+            cached_tokens: 2,
+            from_disk: false,
+        }),
         Ok(None)
     );
     let prompt = Event::Prompt(vec![None, scored(7), scored(8)]);

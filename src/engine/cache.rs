@@ -1,0 +1,180 @@
+//! What sequences begin with that was computed before.
+//!
+//! Whatever was computed stays, as a sequence of the executor that nobody runs,
+//! until its memory is needed: prompts, answers, and *branching points*, where
+//! two prompts went different ways. A new sequence is a fork of the one with which
+//! it has most in common. The constant prefixes of profiles stay for good, and on
+//! disk.
+
+use std::collections::HashSet;
+use std::sync::Arc;
+
+use super::Prefix;
+use crate::exec::{ExecError, Executor, SequenceId};
+use crate::kv::{Found, PrefixStore, Tree};
+
+/// Fewer common tokens than this are computed again: a sequence that is kept for
+/// each would cost more.
+pub(super) const LEAST: usize = 16;
+
+/// All that is kept.
+pub(super) struct Cache {
+    kept: Tree<Kept>,
+    store: Option<PrefixStore>,
+    /// Prefixes that are not on disk.
+    absent: HashSet<Arc<Prefix>>,
+}
+
+struct Kept {
+    sequence: SequenceId,
+    /// Whether its windows' KV was let go already.
+    trimmed: bool,
+}
+
+/// Where a sequence can begin.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Start {
+    /// What to fork.
+    pub(super) from: SequenceId,
+    /// How many of its tokens are shared.
+    pub(super) tokens: usize,
+}
+
+/// The part of a prefix that sequences share: see [`Prefix`].
+pub(super) fn shared(prefix: &Prefix) -> &[u32] {
+    &prefix.ids[..prefix.ids.len().saturating_sub(1)]
+}
+
+impl Cache {
+    pub(super) fn new(store: Option<PrefixStore>) -> Cache {
+        Cache {
+            kept: Tree::new(),
+            store,
+            absent: HashSet::new(),
+        }
+    }
+
+    /// What begins like `tokens`, as far as possible.
+    pub(super) fn find(
+        &mut self,
+        tokens: &[u32],
+        executor: &mut dyn Executor,
+    ) -> Result<Option<Start>, ExecError> {
+        let whole = |found: &Found| {
+            let kept = self.kept.get(found.handle);
+            found.shared >= LEAST && executor.can_fork(kept.sequence, found.shared)
+        };
+        let Some(found) = self.kept.find(tokens).into_iter().find(whole) else {
+            return Ok(None);
+        };
+        self.kept.touch(found.handle);
+        let from = self.kept.get(found.handle).sequence;
+        let tokens = &tokens[..found.shared];
+        if found.tokens > found.shared {
+            self.branch(from, tokens, executor)?;
+        }
+        Ok(Some(Start {
+            from,
+            tokens: tokens.len(),
+        }))
+    }
+
+    /// Keeps the point where something new goes another way than `from`: what one
+    /// prompt has in common with another, the next is likely to have too.
+    pub(super) fn branch(
+        &mut self,
+        from: SequenceId,
+        tokens: &[u32],
+        executor: &mut dyn Executor,
+    ) -> Result<(), ExecError> {
+        let sequence = executor.fork(from, tokens.len())?;
+        self.keep(sequence, tokens, false, executor);
+        Ok(())
+    }
+
+    /// Keeps a sequence of these tokens, unless there is one already.
+    pub(super) fn keep(
+        &mut self,
+        sequence: SequenceId,
+        tokens: &[u32],
+        pinned: bool,
+        executor: &mut dyn Executor,
+    ) {
+        let kept = Kept {
+            sequence,
+            trimmed: false,
+        };
+        if tokens.len() < LEAST && !pinned {
+            executor.end(sequence);
+        } else if let Err(kept) = self.kept.insert(tokens, kept, pinned) {
+            executor.end(kept.sequence);
+        }
+    }
+
+    /// Whether a prefix is in memory, for good.
+    pub(super) fn has(&self, prefix: &Prefix) -> bool {
+        let tokens = shared(prefix);
+        let found = self.kept.find(tokens).into_iter();
+        let mut exact = found.filter(|f| f.shared == tokens.len() && f.tokens == tokens.len());
+        exact.any(|found| self.kept.is_pinned(found.handle))
+    }
+
+    /// Reads a prefix from disk, if it is there. Returns whether it is in memory now.
+    pub(super) fn read(&mut self, prefix: &Arc<Prefix>, executor: &mut dyn Executor) -> bool {
+        if self.absent.contains(prefix) {
+            return false;
+        }
+        let tokens = shared(prefix);
+        let store = self.store.as_ref();
+        match store.and_then(|store| store.load(tokens, executor)) {
+            Some(sequence) => {
+                self.keep(sequence, tokens, true, executor);
+                true
+            }
+            None => {
+                self.absent.insert(Arc::clone(prefix));
+                false
+            }
+        }
+    }
+
+    /// Keeps a prefix that `from` begins with, for good and on disk.
+    pub(super) fn pin(
+        &mut self,
+        prefix: &Prefix,
+        from: SequenceId,
+        executor: &mut dyn Executor,
+    ) -> Result<(), ExecError> {
+        let tokens = shared(prefix);
+        let sequence = executor.fork(from, tokens.len())?;
+        if let Some(store) = &self.store {
+            match executor.save(sequence) {
+                Ok(tensors) => store.save_later(tokens, tensors),
+                Err(error) => tracing::warn!("a prefix is not kept on disk: {error}"),
+            }
+        }
+        self.keep(sequence, tokens, true, executor);
+        Ok(())
+    }
+
+    /// Frees some memory: first what windows left behind, then whatever was used
+    /// least recently. Returns whether there was anything to free.
+    pub(super) fn reclaim(&mut self, executor: &mut dyn Executor) -> bool {
+        let handles: Vec<_> = self.kept.handles().collect();
+        for handle in handles {
+            let kept = self.kept.get_mut(handle);
+            if !kept.trimmed {
+                kept.trimmed = true;
+                if executor.trim(kept.sequence) {
+                    return true;
+                }
+            }
+        }
+        let oldest = self.kept.by_use().next();
+        if let Some(oldest) = oldest {
+            let kept = self.kept.remove(oldest);
+            executor.end(kept.sequence);
+        }
+        oldest.is_some()
+    }
+}

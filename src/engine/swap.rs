@@ -1,0 +1,66 @@
+//! Sequences that had to give up their memory for a while.
+
+use std::fs::File;
+use std::io::{self, Read, Seek, SeekFrom, Write};
+
+use super::sequence::Sequence;
+use crate::exec::Executor;
+
+/// A sequence whose KV is in a file that nobody else sees.
+pub(super) struct Swapped {
+    sequence: Sequence,
+    file: File,
+}
+
+impl Swapped {
+    /// Writes a sequence's KV to disk and frees its memory. On an error the
+    /// sequence is lost, and comes back to be told so.
+    pub(super) fn out(
+        sequence: Sequence,
+        executor: &mut dyn Executor,
+    ) -> Result<Swapped, (Sequence, String)> {
+        let swapped = executor
+            .swap_out(sequence.id)
+            .map_err(|error| error.to_string())
+            .and_then(|bytes| write(&bytes).map_err(|error| error.to_string()));
+        match swapped {
+            Ok(file) => Ok(Swapped { sequence, file }),
+            Err(error) => Err((sequence, error)),
+        }
+    }
+
+    /// Reads the KV back. On an error the sequence is lost likewise.
+    pub(super) fn back(
+        mut self,
+        executor: &mut dyn Executor,
+    ) -> Result<Sequence, (Sequence, String)> {
+        let back = read(&mut self.file)
+            .map_err(|error| error.to_string())
+            .and_then(|bytes| {
+                let swapped_in = executor.swap_in(self.sequence.id, &bytes);
+                swapped_in.map_err(|error| error.to_string())
+            });
+        match back {
+            Ok(()) => Ok(self.sequence),
+            Err(error) => Err((self.sequence, error)),
+        }
+    }
+
+    pub(super) fn sequence(&self) -> &Sequence {
+        &self.sequence
+    }
+}
+
+fn write(bytes: &[u8]) -> io::Result<File> {
+    // Without a name: it is gone when it is closed, whatever becomes of us.
+    let mut file = tempfile::tempfile()?;
+    file.write_all(bytes)?;
+    Ok(file)
+}
+
+fn read(file: &mut File) -> io::Result<Vec<u8>> {
+    let mut bytes = Vec::new();
+    file.seek(SeekFrom::Start(0))?;
+    file.read_to_end(&mut bytes)?;
+    Ok(bytes)
+}

@@ -1,0 +1,131 @@
+//! How keys and values lie in a page: the KV of [`BLOCK`] tokens for all layers
+//! with the same window.
+
+use std::ops::Range;
+
+use crate::kernels::Isa;
+use crate::kernels::attention::{
+    BLOCK, Block, key_block_len, read_key, read_value, value_block_len, write_key, write_value,
+};
+use crate::model::DecoderSpec;
+
+/// The layers of a model, grouped by their windows, and what they keep.
+///
+/// A page holds the blocks of its layers one after the other; a block holds each
+/// head's keys and values.
+#[derive(Clone, Debug)]
+pub(super) struct Layout {
+    pub(super) kv_heads: usize,
+    pub(super) head_dim: usize,
+    pub(super) groups: Vec<Group>,
+    /// Each layer's group and its place there.
+    layers: Vec<(usize, usize)>,
+}
+
+/// Layers with the same window.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Group {
+    pub(super) window: Option<usize>,
+    pub(super) layers: usize,
+}
+
+impl Layout {
+    pub(super) fn of(spec: &DecoderSpec) -> Layout {
+        let mut groups: Vec<Group> = Vec::new();
+        let mut layers = Vec::with_capacity(spec.layers.len());
+        for layer in &spec.layers {
+            let window = layer.window;
+            let known = groups.iter().position(|group| group.window == window);
+            let group = known.unwrap_or_else(|| {
+                groups.push(Group { window, layers: 0 });
+                groups.len() - 1
+            });
+            layers.push((group, groups[group].layers));
+            groups[group].layers += 1;
+        }
+        Layout {
+            kv_heads: spec.kv_heads,
+            head_dim: spec.head_dim,
+            groups,
+            layers,
+        }
+    }
+
+    /// Numbers in a layer's block.
+    fn block_len(&self) -> usize {
+        self.kv_heads * self.head_len()
+    }
+
+    /// Numbers in a head's block.
+    fn head_len(&self) -> usize {
+        key_block_len(self.head_dim) + value_block_len(self.head_dim)
+    }
+
+    /// Numbers in a page of a group.
+    pub(super) fn page_len(&self, group: usize) -> usize {
+        self.groups[group].layers * self.block_len()
+    }
+
+    /// The group whose pages hold this layer.
+    pub(super) fn group_of(&self, layer: usize) -> usize {
+        self.layers[layer].0
+    }
+
+    /// Where a layer's block lies in its pages.
+    pub(super) fn block_of(&self, layer: usize) -> Range<usize> {
+        let (_, place) = self.layers[layer];
+        place * self.block_len()..(place + 1) * self.block_len()
+    }
+
+    /// The group whose tables tell best which sequences share tokens: one that
+    /// forgets nothing, if there is any.
+    pub(super) fn whole_group(&self) -> usize {
+        let whole = self.groups.iter().position(|group| group.window.is_none());
+        whole.unwrap_or(0)
+    }
+
+    /// What attention reads of one head in a layer's block.
+    pub(super) fn head<'a>(&self, block: &'a [u16], head: usize) -> Block<'a> {
+        let both = &block[head * self.head_len()..][..self.head_len()];
+        let (keys, values) = both.split_at(key_block_len(self.head_dim));
+        Block { keys, values }
+    }
+
+    /// Writes a token's keys and values, all heads side by side, as those of token
+    /// `place` of a layer's block.
+    pub(super) fn write(
+        &self,
+        isa: Isa,
+        block: &mut [u16],
+        place: usize,
+        (key, value): (&[f32], &[f32]),
+    ) {
+        let heads = block.chunks_exact_mut(self.head_len());
+        let key = key.chunks_exact(self.head_dim);
+        let value = value.chunks_exact(self.head_dim);
+        for (both, (key, value)) in heads.zip(key.zip(value)) {
+            let (keys, values) = both.split_at_mut(key_block_len(self.head_dim));
+            write_key(isa, keys, place, key);
+            write_value(isa, values, place, value);
+        }
+    }
+
+    /// Reads back one head's key and value.
+    pub(super) fn read(
+        &self,
+        isa: Isa,
+        block: &[u16],
+        head: usize,
+        place: usize,
+        (key, value): (&mut [f32], &mut [f32]),
+    ) {
+        let block = self.head(block, head);
+        read_key(isa, block.keys, place, key);
+        read_value(isa, block.values, place, value);
+    }
+}
+
+/// How many pages hold so many tokens.
+pub(super) fn pages(tokens: usize) -> usize {
+    tokens.div_ceil(BLOCK)
+}

@@ -1,0 +1,174 @@
+//! Prefixes on disk: the KV of constant tokens, kept from one start to the next.
+//!
+//! A file is a safetensors file named after everything its numbers depend on:
+//! the weights, the tokens, and how the executor lays KV out. It is written
+//! beside its final name and renamed, and it is believed only if the name, the
+//! metadata and the checksum of its data agree with what is asked for.
+
+use std::collections::HashMap;
+use std::fmt::Write as _;
+use std::fs::{self, File};
+use std::io::{self, Write as _};
+use std::path::{Path, PathBuf};
+use std::thread;
+
+use safetensors::SafeTensors;
+use safetensors::tensor::TensorView;
+use sha2::{Digest, Sha256};
+
+use crate::exec::{Executor, SavedTensor, SequenceId};
+use crate::mmap::Map;
+
+/// Raised whenever a file's meaning changes.
+const FORMAT: &str = "2";
+
+const KEY: &str = "incant.prefix";
+const CHECKSUM: &str = "incant.sha256";
+
+/// A folder of saved prefixes of one model.
+#[derive(Clone, Debug)]
+pub struct PrefixStore {
+    folder: PathBuf,
+    /// [`Gguf::fingerprint`](crate::gguf::Gguf::fingerprint) of the weights.
+    weights: [u8; 32],
+    /// [`Executor::kv_format`].
+    kv_format: String,
+}
+
+impl PrefixStore {
+    /// The saved prefixes in `folder` for these weights and this layout of KV.
+    pub fn new(folder: &Path, weights: [u8; 32], kv_format: String) -> PrefixStore {
+        PrefixStore {
+            folder: folder.to_owned(),
+            weights,
+            kv_format,
+        }
+    }
+
+    /// The file that holds (or would hold) the KV of `tokens`.
+    pub fn path(&self, tokens: &[u32]) -> PathBuf {
+        self.folder
+            .join(format!("{}.safetensors", self.key(tokens)))
+    }
+
+    /// A sequence of `tokens`, if it was saved. A file that cannot be believed
+    /// is as good as none: the log says why.
+    pub fn load(&self, tokens: &[u32], executor: &mut dyn Executor) -> Option<SequenceId> {
+        let path = self.path(tokens);
+        match self.read(&path, tokens, executor) {
+            Ok(sequence) => sequence,
+            Err(why) => {
+                tracing::warn!("ignoring the saved prefix {}: {why}", path.display());
+                None
+            }
+        }
+    }
+
+    fn read(
+        &self,
+        path: &Path,
+        tokens: &[u32],
+        executor: &mut dyn Executor,
+    ) -> Result<Option<SequenceId>, String> {
+        let map = match Map::open(path) {
+            Ok(map) => map,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+            Err(error) => return Err(error.to_string()),
+        };
+        let invalid = |error: safetensors::SafeTensorError| error.to_string();
+        let (_, metadata) = SafeTensors::read_metadata(&map).map_err(invalid)?;
+        let metadata = metadata.metadata().clone().unwrap_or_default();
+        if metadata.get(KEY) != Some(&self.key(tokens)) {
+            return Err("it was saved for something else".to_owned());
+        }
+        let saved = SafeTensors::deserialize(&map).map_err(invalid)?;
+        let data = saved.iter().map(|(name, view)| (name, view.data()));
+        if metadata.get(CHECKSUM) != Some(&checksum(data)) {
+            return Err("its checksum is wrong".to_owned());
+        }
+        executor
+            .restore(tokens.len(), &saved)
+            .map(Some)
+            .map_err(|error| error.to_string())
+    }
+
+    /// Saves the KV of `tokens` on a thread of its own. A failure costs only
+    /// the next start's time: the log says what it was.
+    pub fn save_later(&self, tokens: &[u32], tensors: Vec<SavedTensor>) {
+        let (path, key) = (self.path(tokens), self.key(tokens));
+        let save = move || {
+            if let Err(error) = write(&path, key, &tensors) {
+                tracing::warn!("cannot keep the prefix {}: {error}", path.display());
+            }
+        };
+        let spawned = thread::Builder::new()
+            .name("save-prefix".to_owned())
+            .spawn(save);
+        if let Err(error) = spawned {
+            tracing::warn!("cannot keep a prefix: {error}");
+        }
+    }
+
+    fn key(&self, tokens: &[u32]) -> String {
+        let mut hash = Sha256::new();
+        for part in [FORMAT, env!("CARGO_PKG_VERSION"), &self.kv_format] {
+            hash.update((part.len() as u64).to_le_bytes());
+            hash.update(part);
+        }
+        hash.update(self.weights);
+        for token in tokens {
+            hash.update(token.to_le_bytes());
+        }
+        hex(&hash.finalize())
+    }
+}
+
+/// Writes a file whole or not at all.
+fn write(path: &Path, key: String, tensors: &[SavedTensor]) -> io::Result<()> {
+    let views: Vec<(&str, TensorView<'_>)> = tensors
+        .iter()
+        .map(|tensor| {
+            TensorView::new(tensor.dtype, tensor.shape.clone(), &tensor.bytes)
+                .map(|view| (tensor.name.as_str(), view))
+                .map_err(io::Error::other)
+        })
+        .collect::<io::Result<_>>()?;
+    let data = tensors
+        .iter()
+        .map(|t| (t.name.as_str(), t.bytes.as_slice()));
+    let metadata = HashMap::from([(KEY.to_owned(), key), (CHECKSUM.to_owned(), checksum(data))]);
+    let bytes = safetensors::serialize(views, Some(metadata)).map_err(io::Error::other)?;
+
+    let folder = path.parent().unwrap_or(Path::new("."));
+    fs::create_dir_all(folder)?;
+    let mut file = tempfile::Builder::new()
+        .prefix(".saving-")
+        .tempfile_in(folder)?;
+    file.write_all(&bytes)?;
+    file.as_file().sync_all()?;
+    file.persist(path).map_err(|error| error.error)?;
+    // The rename itself is durable once the folder is.
+    File::open(folder)?.sync_all()
+}
+
+/// SHA-256 over tensors' names and data, whatever order they come in.
+fn checksum<'a>(tensors: impl Iterator<Item = (&'a str, &'a [u8])>) -> String {
+    let mut tensors: Vec<_> = tensors.collect();
+    tensors.sort_unstable_by_key(|(name, _)| *name);
+    let mut hash = Sha256::new();
+    for (name, data) in tensors {
+        hash.update((name.len() as u64).to_le_bytes());
+        hash.update(name);
+        hash.update((data.len() as u64).to_le_bytes());
+        hash.update(data);
+    }
+    hex(&hash.finalize())
+}
+
+fn hex(bytes: &[u8]) -> String {
+    bytes.iter().fold(String::new(), |mut text, byte| {
+        // Writing to a string cannot fail.
+        _ = write!(text, "{byte:02x}");
+        text
+    })
+}

@@ -1,0 +1,414 @@
+//! Which token sequences are kept: a radix tree over token ids.
+//!
+//! Each entry stands for a sequence of tokens and holds a value. A lookup gives
+//! the entries that share the longest beginning with some tokens. Entries that are
+//! used least recently come first when room is needed; pinned ones never do.
+
+use std::cmp::Reverse;
+use std::collections::{BTreeMap, BTreeSet};
+
+/// How many entries below the point where a lookup ends it looks at. They share
+/// the same tokens; one may still have what another has let go.
+const BELOW: usize = 8;
+
+/// Names an entry for as long as it is kept.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Handle(usize);
+
+/// An entry that a lookup found.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Found {
+    /// Which entry.
+    pub handle: Handle,
+    /// How many tokens it shares with those looked up.
+    pub shared: usize,
+    /// How many it has in all.
+    pub tokens: usize,
+}
+
+/// The tree. The root is node 0.
+#[derive(Debug)]
+pub struct Tree<T> {
+    nodes: Vec<Node<T>>,
+    /// Places in `nodes` that are free.
+    free: Vec<usize>,
+    /// Entries that are not pinned: when they were used last, the longer ones
+    /// first, and their nodes.
+    by_use: BTreeSet<(u64, Reverse<usize>, usize)>,
+    clock: u64,
+}
+
+#[derive(Debug)]
+struct Node<T> {
+    parent: usize,
+    /// The tokens from the parent to here.
+    edge: Vec<u32>,
+    /// The tokens from the root to here.
+    depth: usize,
+    /// By the first token of their edges.
+    children: BTreeMap<u32, usize>,
+    entry: Option<Entry<T>>,
+}
+
+#[derive(Debug)]
+struct Entry<T> {
+    value: T,
+    used: u64,
+    pinned: bool,
+}
+
+impl<T> Default for Tree<T> {
+    fn default() -> Self {
+        Tree::new()
+    }
+}
+
+impl<T> Tree<T> {
+    /// A tree without entries.
+    pub fn new() -> Tree<T> {
+        Tree {
+            nodes: vec![Node {
+                parent: 0,
+                edge: Vec::new(),
+                depth: 0,
+                children: BTreeMap::new(),
+                entry: None,
+            }],
+            free: Vec::new(),
+            by_use: BTreeSet::new(),
+            clock: 0,
+        }
+    }
+
+    /// Adds an entry, as the one used last.
+    ///
+    /// # Errors
+    /// These tokens have an entry, which counts as used now. The value comes back.
+    pub fn insert(&mut self, tokens: &[u32], value: T, pinned: bool) -> Result<Handle, T> {
+        let node = self.node_at(tokens);
+        let handle = Handle(node);
+        if self.nodes[node].entry.is_some() {
+            if pinned {
+                self.pin(handle);
+            }
+            self.touch(handle);
+            return Err(value);
+        }
+        self.nodes[node].entry = Some(Entry {
+            value,
+            used: 0,
+            pinned,
+        });
+        self.touch(handle);
+        Ok(handle)
+    }
+
+    /// The entries that share the longest beginning with `tokens`, best first, and
+    /// then those that are a beginning of it themselves, longest first.
+    pub fn find(&self, tokens: &[u32]) -> Vec<Found> {
+        let mut path = vec![0];
+        let mut shared = 0;
+        // The node below which everything shares the most.
+        let mut below = 0;
+        while let Some(&child) = tokens
+            .get(shared)
+            .and_then(|token| self.nodes[below].children.get(token))
+        {
+            let edge = &self.nodes[child].edge;
+            let same = common(edge, &tokens[shared..]);
+            shared += same;
+            below = child;
+            if same < edge.len() {
+                break;
+            }
+            path.push(child);
+        }
+        let mut found = Vec::new();
+        let mut open = vec![below];
+        while let Some(node) = open.pop() {
+            if found.len() == BELOW || shared == 0 {
+                break;
+            }
+            found.extend(self.found(node, shared));
+            open.extend(self.nodes[node].children.values().rev());
+        }
+        let before = path.iter().rev().filter(|&&node| node != below);
+        found.extend(before.filter_map(|&node| self.found(node, self.nodes[node].depth)));
+        found
+    }
+
+    fn found(&self, node: usize, shared: usize) -> Option<Found> {
+        self.nodes[node].entry.as_ref().map(|_| Found {
+            handle: Handle(node),
+            shared,
+            tokens: self.nodes[node].depth,
+        })
+    }
+
+    /// An entry's value.
+    pub fn get(&self, handle: Handle) -> &T {
+        &self.entry(handle).value
+    }
+
+    /// The same, to be changed.
+    pub fn get_mut(&mut self, handle: Handle) -> &mut T {
+        &mut self.entry_mut(handle).value
+    }
+
+    /// Notes that an entry is used, and so is whatever it goes on from.
+    pub fn touch(&mut self, handle: Handle) {
+        self.clock += 1;
+        let mut node = handle.0;
+        loop {
+            let depth = Reverse(self.nodes[node].depth);
+            if let Some(entry) = &mut self.nodes[node].entry {
+                self.by_use.remove(&(entry.used, depth, node));
+                entry.used = self.clock;
+                if !entry.pinned {
+                    self.by_use.insert((entry.used, depth, node));
+                }
+            }
+            if node == 0 {
+                return;
+            }
+            node = self.nodes[node].parent;
+        }
+    }
+
+    /// Sees to it that an entry is never the one to go.
+    pub fn pin(&mut self, handle: Handle) {
+        let depth = Reverse(self.nodes[handle.0].depth);
+        let entry = self.entry_mut(handle);
+        entry.pinned = true;
+        let used = entry.used;
+        self.by_use.remove(&(used, depth, handle.0));
+    }
+
+    /// Whether an entry is never the one to go.
+    pub fn is_pinned(&self, handle: Handle) -> bool {
+        self.entry(handle).pinned
+    }
+
+    /// Entries that are not pinned, from the one used least recently on.
+    pub fn by_use(&self) -> impl Iterator<Item = Handle> {
+        self.by_use.iter().map(|&(_, _, node)| Handle(node))
+    }
+
+    /// All entries.
+    pub fn handles(&self) -> impl Iterator<Item = Handle> {
+        let nodes = self.nodes.iter().enumerate();
+        nodes.filter_map(|(node, at)| at.entry.is_some().then_some(Handle(node)))
+    }
+
+    /// Takes an entry out.
+    pub fn remove(&mut self, handle: Handle) -> T {
+        let depth = Reverse(self.nodes[handle.0].depth);
+        let entry = self.nodes[handle.0].entry.take();
+        let entry = entry.expect("a handle names an entry that is kept");
+        self.by_use.remove(&(entry.used, depth, handle.0));
+        self.prune(handle.0);
+        entry.value
+    }
+
+    fn entry(&self, handle: Handle) -> &Entry<T> {
+        let entry = self.nodes[handle.0].entry.as_ref();
+        entry.expect("a handle names an entry that is kept")
+    }
+
+    fn entry_mut(&mut self, handle: Handle) -> &mut Entry<T> {
+        let entry = self.nodes[handle.0].entry.as_mut();
+        entry.expect("a handle names an entry that is kept")
+    }
+
+    /// The node of exactly these tokens, made if need be.
+    fn node_at(&mut self, tokens: &[u32]) -> usize {
+        let (mut node, mut at) = (0, 0);
+        while at < tokens.len() {
+            let Some(&child) = self.nodes[node].children.get(&tokens[at]) else {
+                return self.add(node, tokens[at..].to_vec());
+            };
+            let same = common(&self.nodes[child].edge, &tokens[at..]);
+            at += same;
+            node = match same < self.nodes[child].edge.len() {
+                true => self.split(child, same),
+                false => child,
+            };
+        }
+        node
+    }
+
+    /// Adds a node below another.
+    fn add(&mut self, parent: usize, edge: Vec<u32>) -> usize {
+        let first = edge[0];
+        let node = Node {
+            parent,
+            depth: self.nodes[parent].depth + edge.len(),
+            edge,
+            children: BTreeMap::new(),
+            entry: None,
+        };
+        let place = match self.free.pop() {
+            Some(place) => {
+                self.nodes[place] = node;
+                place
+            }
+            None => {
+                self.nodes.push(node);
+                self.nodes.len() - 1
+            }
+        };
+        self.nodes[parent].children.insert(first, place);
+        place
+    }
+
+    /// Puts a node in the middle of the edge to `child`, after `tokens` tokens.
+    fn split(&mut self, child: usize, tokens: usize) -> usize {
+        let rest = self.nodes[child].edge.split_off(tokens);
+        let edge = std::mem::replace(&mut self.nodes[child].edge, rest);
+        let middle = self.add(self.nodes[child].parent, edge);
+        let first = self.nodes[child].edge[0];
+        self.nodes[middle].children.insert(first, child);
+        self.nodes[child].parent = middle;
+        middle
+    }
+
+    /// Removes a node that serves nothing any more, and what then serves nothing.
+    fn prune(&mut self, mut node: usize) {
+        while node != 0 && self.nodes[node].entry.is_none() {
+            let parent = self.nodes[node].parent;
+            let mut children = self.nodes[node].children.values();
+            match (children.next().copied(), children.next()) {
+                (Some(_), Some(_)) => return,
+                // An edge that only leads on is made one with the next.
+                (Some(child), None) => {
+                    let mut edge = std::mem::take(&mut self.nodes[node].edge);
+                    self.nodes[parent].children.insert(edge[0], child);
+                    edge.append(&mut self.nodes[child].edge);
+                    self.nodes[child].edge = edge;
+                    self.nodes[child].parent = parent;
+                    self.nodes[node].children.clear();
+                    self.free.push(node);
+                    return;
+                }
+                (None, _) => {
+                    let first = self.nodes[node].edge[0];
+                    self.nodes[parent].children.remove(&first);
+                    self.free.push(node);
+                    node = parent;
+                }
+            }
+        }
+    }
+}
+
+/// How many tokens two sequences begin with alike.
+fn common(a: &[u32], b: &[u32]) -> usize {
+    a.iter().zip(b).take_while(|(a, b)| a == b).count()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::HashMap;
+
+    use proptest::prelude::*;
+
+    use super::*;
+
+    #[test]
+    fn the_longest_common_beginning_is_found() {
+        let mut tree = Tree::new();
+        tree.insert(&[1, 2, 3, 4], "long", false).unwrap();
+        tree.insert(&[1, 2], "short", false).unwrap();
+        tree.insert(&[9], "other", false).unwrap();
+        let found = |tokens: &[u32]| -> Vec<(&str, usize, usize)> {
+            let found = tree.find(tokens).into_iter();
+            found
+                .map(|found| (*tree.get(found.handle), found.shared, found.tokens))
+                .collect()
+        };
+        assert_eq!(found(&[1, 2, 3, 7]), [("long", 3, 4), ("short", 2, 2)]);
+        assert_eq!(found(&[1, 2, 3, 4, 5]), [("long", 4, 4), ("short", 2, 2)]);
+        assert_eq!(found(&[1, 5]), [("short", 1, 2), ("long", 1, 4)]);
+        assert_eq!(found(&[1, 2, 8]), [("short", 2, 2), ("long", 2, 4)]);
+        assert_eq!(found(&[7]), []);
+        assert_eq!(found(&[]), []);
+    }
+
+    #[test]
+    fn what_was_used_least_recently_comes_first_and_branches_before_their_stem() {
+        let mut tree = Tree::new();
+        let stem = tree.insert(&[1, 2], 'a', false).unwrap();
+        let old = tree.insert(&[1, 2, 3], 'b', false).unwrap();
+        let new = tree.insert(&[1, 2, 4], 'c', false).unwrap();
+        assert_eq!(tree.by_use().collect::<Vec<_>>(), [old, new, stem]);
+        tree.touch(old);
+        assert_eq!(tree.by_use().collect::<Vec<_>>(), [new, old, stem]);
+        tree.pin(new);
+        assert_eq!(tree.by_use().collect::<Vec<_>>(), [old, stem]);
+        assert_eq!(tree.insert(&[1, 2], 'd', false), Err('d'), "it is taken");
+        assert_eq!(tree.by_use().collect::<Vec<_>>(), [old, stem]);
+    }
+
+    /// What happens to a tree: entries come and go.
+    #[derive(Clone, Debug)]
+    enum Change {
+        Insert(Vec<u32>),
+        Remove(Vec<u32>),
+    }
+
+    fn tokens() -> impl Strategy<Value = Vec<u32>> {
+        prop::collection::vec(0u32..3, 0..8)
+    }
+
+    proptest! {
+        #[test]
+        fn a_tree_finds_what_a_list_finds(
+            changes in prop::collection::vec(
+                prop_oneof![
+                    3 => tokens().prop_map(Change::Insert),
+                    1 => tokens().prop_map(Change::Remove),
+                ],
+                0..60,
+            ),
+            questions in prop::collection::vec(tokens(), 20),
+        ) {
+            let mut tree = Tree::new();
+            let mut list: HashMap<Vec<u32>, Handle> = HashMap::new();
+            for change in changes {
+                match change {
+                    Change::Insert(tokens) => {
+                        let inserted = tree.insert(&tokens, tokens.clone(), false);
+                        prop_assert_eq!(inserted.is_err(), list.contains_key(&tokens));
+                        if let Ok(handle) = inserted {
+                            list.insert(tokens, handle);
+                        }
+                    }
+                    Change::Remove(tokens) => {
+                        if let Some(handle) = list.remove(&tokens) {
+                            prop_assert_eq!(tree.remove(handle), tokens);
+                        }
+                    }
+                }
+            }
+            prop_assert_eq!(tree.handles().count(), list.len());
+            prop_assert_eq!(tree.by_use().count(), list.len());
+            for (tokens, handle) in &list {
+                prop_assert_eq!(tree.get(*handle), tokens);
+            }
+            // No node is there for nothing.
+            prop_assert!(tree.nodes.len() - tree.free.len() <= 2 * list.len() + 1);
+            for question in questions {
+                let found = tree.find(&question);
+                let best = list.keys().map(|tokens| common(tokens, &question)).max();
+                let best = best.filter(|&best| best > 0);
+                prop_assert_eq!(found.iter().map(|f| f.shared).filter(|&s| s > 0).max(), best);
+                prop_assert!(found.is_sorted_by(|a, b| a.shared >= b.shared));
+                for found in found {
+                    let tokens = tree.get(found.handle);
+                    prop_assert_eq!(found.tokens, tokens.len());
+                    prop_assert_eq!(found.shared, common(tokens, &question).min(found.shared));
+                }
+            }
+        }
+    }
+}
