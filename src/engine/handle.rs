@@ -60,6 +60,10 @@ pub(super) struct Shared {
     draining: AtomicBool,
     /// How long a sequence has held its slot, in milliseconds: a running mean.
     pub(super) mean_millis: AtomicU64,
+    /// Bytes of KV that prefixes and sequences hold.
+    pub(super) kv_used: AtomicUsize,
+    /// Bytes of KV that there is room for.
+    pub(super) kv_capacity: AtomicUsize,
 }
 
 impl Shared {
@@ -76,11 +80,15 @@ impl Shared {
         self.mean_millis.store(mean.max(1), Ordering::Relaxed);
     }
 
-    /// When a place in the queue is likely, in whole seconds.
-    fn retry_after(&self) -> u64 {
+    /// When a client that finds `waiting` sequences before it should try again,
+    /// in whole seconds: when all of them will have been given a slot, as far as
+    /// the sequences that have ended tell, but within a minute.
+    fn retry_after(&self, waiting: usize) -> u64 {
         let mean = self.mean_millis.load(Ordering::Relaxed);
-        let each = mean.div_ceil(self.slots as u64);
-        each.div_ceil(1000).clamp(1, 60)
+        // With no queue at all it waits for the next slot.
+        let ahead = waiting.max(1) as u64;
+        let millis = ahead.saturating_mul(mean).div_ceil(self.slots as u64);
+        millis.div_ceil(1000).clamp(1, 60)
     }
 }
 
@@ -91,6 +99,10 @@ pub struct Load {
     pub running: usize,
     /// Sequences that wait for one.
     pub waiting: usize,
+    /// Bytes of KV that prefixes and sequences hold.
+    pub kv_used: usize,
+    /// Bytes of KV that there is room for.
+    pub kv_capacity: usize,
 }
 
 impl Engine {
@@ -107,6 +119,8 @@ impl Engine {
             running: AtomicUsize::new(0),
             draining: AtomicBool::new(false),
             mean_millis: AtomicU64::new(0),
+            kv_used: AtomicUsize::new(0),
+            kv_capacity: AtomicUsize::new(0),
         });
         let worker = Worker::new(executor, options, inbox, Arc::clone(&shared));
         thread::Builder::new()
@@ -139,8 +153,8 @@ impl Engine {
             .fetch_update(Ordering::AcqRel, Ordering::Acquire, |waiting| {
                 (running + waiting + count <= limit).then_some(waiting + count)
             })
-            .map_err(|_| SubmitError::QueueFull {
-                retry_after: shared.retry_after(),
+            .map_err(|waiting| SubmitError::QueueFull {
+                retry_after: shared.retry_after(waiting),
             })?;
         let (mail, generations) = requests
             .into_iter()
@@ -213,6 +227,8 @@ impl Engine {
         Load {
             running: self.shared.running.load(Ordering::Acquire),
             waiting: self.shared.waiting.load(Ordering::Acquire),
+            kv_used: self.shared.kv_used.load(Ordering::Relaxed),
+            kv_capacity: self.shared.kv_capacity.load(Ordering::Relaxed),
         }
     }
 }
@@ -232,5 +248,39 @@ impl Generation {
     /// [`next`](Generation::next) for a thread that may wait.
     pub fn blocking_next(&mut self) -> Option<Event> {
         self.events.blocking_recv()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_refused_client_comes_back_when_those_before_it_have_a_slot() {
+        // Slots, how many wait, mean milliseconds in a slot, seconds.
+        let table = [
+            (8, 0, 0, 1),
+            (8, 128, 0, 1),
+            (8, 16, 1500, 3),
+            (8, 17, 1500, 4),
+            (1, 3, 2000, 6),
+            (1, 0, 2500, 3),
+            (8, 128, 10_000, 60),
+            (1, usize::MAX, u64::MAX, 60),
+        ];
+        for (slots, waiting, mean, seconds) in table {
+            let shared = Shared {
+                slots,
+                queue: 128,
+                waiting: AtomicUsize::new(0),
+                running: AtomicUsize::new(0),
+                draining: AtomicBool::new(false),
+                mean_millis: AtomicU64::new(mean),
+                kv_used: AtomicUsize::new(0),
+                kv_capacity: AtomicUsize::new(0),
+            };
+            let told = shared.retry_after(waiting);
+            assert_eq!(told, seconds, "{waiting} before {slots} slots of {mean} ms");
+        }
     }
 }
