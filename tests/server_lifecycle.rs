@@ -5,9 +5,11 @@ use std::io::{Read, Write};
 use std::time::{Duration, Instant};
 
 use incant::server::ServeOptions;
-use serde_json::{Value, json};
+use serde_json::json;
 
-use crate::server_support::{COMPLETIONS, MODEL, Server, alone, in_company, post, runtime, shared};
+use crate::server_support::{
+    COMPLETIONS, MODEL, Server, alone, endless, eventually, idle, in_company, post, runtime, shared,
+};
 
 #[test]
 fn a_connection_serves_more_than_one_request() {
@@ -30,28 +32,11 @@ fn a_connection_serves_more_than_one_request() {
     }
 }
 
-/// Waits for what the engine does by itself.
-fn eventually(what: &str, holds: impl Fn() -> bool) {
-    let since = Instant::now();
-    while !holds() {
-        assert!(since.elapsed() < Duration::from_secs(30), "not so: {what}");
-        std::thread::sleep(Duration::from_millis(5));
-    }
-}
-
-/// A request that would run for minutes, with one more field.
-fn endless(field: &str, value: Value) -> Vec<u8> {
-    let mut body = json!({"model": MODEL, "prompt": "Hi", "max_tokens": 4000, "ignore_eos": true});
-    body[field] = value;
-    post(COMPLETIONS, body.to_string().as_bytes(), "")
-}
-
 #[test]
 fn a_client_that_leaves_frees_its_slot() {
     let _alone = alone();
     let runtime = runtime();
     let load = || runtime.models()[0].engine().load();
-    let idle = || load().running == 0 && load().waiting == 0;
     for (field, value) in [
         ("stream", json!(true)),
         ("stream", json!(false)),
@@ -59,7 +44,7 @@ fn a_client_that_leaves_frees_its_slot() {
     ] {
         eventually("the engine is idle", idle);
         let mut client = shared().connect();
-        client.write_all(&endless(field, value)).unwrap();
+        client.write_all(&endless(&json!({field: value}))).unwrap();
         eventually("it runs", || load().running > 0);
         drop(client);
         eventually("it runs no more", idle);
@@ -70,7 +55,7 @@ fn a_client_that_leaves_frees_its_slot() {
 fn a_full_queue_says_when_to_come_back() {
     let _alone = alone();
     let mut client = shared().connect();
-    client.write_all(&endless("n", json!(128))).unwrap();
+    client.write_all(&endless(&json!({"n": 128}))).unwrap();
     let runtime = runtime();
     eventually("they wait", || {
         runtime.models()[0].engine().load().waiting > 0

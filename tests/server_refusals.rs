@@ -73,6 +73,11 @@ fn what_both_endpoints_refuse() {
         (json!({"logit_bias": {"5": 101}}), "logit_bias"),
         (json!({"logit_bias": {"5": "much"}}), "logit_bias.5"),
         (json!({"logit_bias": [1]}), "logit_bias"),
+        (json!({"timeout": 0}), "timeout"),
+        (json!({"timeout": -1.5}), "timeout"),
+        (json!({"timeout": 1e300}), "timeout"),
+        (json!({"timeout": "soon"}), "timeout"),
+        (json!({"timeout": true}), "timeout"),
         (json!({"stream": "yes"}), "stream"),
         (
             json!({"stream_options": {"include_usage": true}}),

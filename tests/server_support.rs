@@ -4,7 +4,7 @@ use std::cell::Cell;
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpStream};
 use std::sync::{Arc, LazyLock, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use incant::engine::EngineOptions;
 use incant::runtime::{LoadOptions, Model, Runtime};
@@ -42,6 +42,28 @@ pub(crate) fn completion_body(more: &Value) -> Value {
         json!({"model": MODEL, "prompt": "Hi", "max_tokens": 1}),
         more,
     )
+}
+
+/// A completion that would run for minutes, with the fields of `more`.
+pub(crate) fn endless(more: &Value) -> Vec<u8> {
+    let lasting = json!({"max_tokens": 4000, "ignore_eos": true});
+    let body = with(completion_body(&lasting), more);
+    post(COMPLETIONS, body.to_string().as_bytes(), "")
+}
+
+/// Waits for what happens by itself.
+pub(crate) fn eventually(what: &str, holds: impl Fn() -> bool) {
+    let since = Instant::now();
+    while !holds() {
+        assert!(since.elapsed() < Duration::from_secs(30), "not so: {what}");
+        std::thread::sleep(Duration::from_millis(5));
+    }
+}
+
+/// Whether the engine has nothing to do.
+pub(crate) fn idle() -> bool {
+    let load = runtime().models()[0].engine().load();
+    load.running == 0 && load.waiting == 0
 }
 
 /// What is loaded, once for all tests.
@@ -253,7 +275,7 @@ pub(crate) struct Reply {
 }
 
 impl Reply {
-    fn parse(bytes: &[u8]) -> Reply {
+    pub(crate) fn parse(bytes: &[u8]) -> Reply {
         let end = bytes
             .windows(4)
             .position(|window| window == b"\r\n\r\n")

@@ -12,6 +12,7 @@ mod inspect;
 mod profile;
 mod reference;
 mod server_answers;
+mod server_deadlines;
 mod server_lifecycle;
 mod server_openai_client;
 mod server_refusals;

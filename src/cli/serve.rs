@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, bail};
 use incant::engine::{EngineOptions, Origin};
 use incant::runtime::{Model, Runtime};
-use incant::server::{ServeOptions, serve};
+use incant::server::{ServeOptions, serve, time_limit};
 use tokio::net::TcpListener;
 use tokio::sync::oneshot;
 
@@ -37,9 +37,19 @@ pub(crate) struct Args {
     /// Refuse requests with unknown fields instead of logging a warning
     #[arg(long)]
     strict: bool,
+    /// Answer 408 to requests that take longer than this, the queue included
+    /// [default: no limit]; a request can ask for less with its field `timeout`
+    #[arg(long, value_name = "SECONDS", value_parser = seconds)]
+    request_timeout: Option<Duration>,
     /// After SIGTERM or Ctrl-C, let running answers go on for this long
     #[arg(long, value_name = "SECONDS", default_value_t = 30)]
     drain: u64,
+}
+
+/// Reads a limit in seconds, fractions allowed.
+fn seconds(text: &str) -> Result<Duration, String> {
+    // What is no number is out of range too.
+    time_limit(text.parse().unwrap_or(f64::NAN))
 }
 
 impl Args {
@@ -50,6 +60,7 @@ impl Args {
         }
         let options = ServeOptions {
             strict: self.strict,
+            request_timeout: self.request_timeout,
             drain_timeout: Duration::from_secs(self.drain),
             ..ServeOptions::default()
         };

@@ -1,7 +1,7 @@
 //! What a handler of a POST request holds: the server, the body's fields, the log line.
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use axum::body::Body;
 use axum::extract::{FromRequest, Request};
@@ -10,6 +10,7 @@ use http::header;
 use http_body_util::{BodyExt, LengthLimitError, Limited};
 
 use super::App;
+use super::deadline::Deadline;
 use super::errors::ApiError;
 use super::fields::Fields;
 use super::log::Trace;
@@ -27,6 +28,8 @@ pub(crate) struct Call {
     pub(crate) app: Arc<App>,
     pub(crate) fields: Fields,
     trace: Arc<Trace>,
+    /// When all of it was here.
+    arrived: Instant,
 }
 
 impl FromRequest<Arc<App>> for Call {
@@ -43,6 +46,7 @@ impl FromRequest<Arc<App>> for Call {
             app: app.clone(),
             fields: Fields::parse(&body)?,
             trace,
+            arrived: Instant::now(),
         })
     }
 }
@@ -70,6 +74,11 @@ impl Call {
                 "`model` is required: several models are served.",
             )),
         }
+    }
+
+    /// When the answer must be complete, by the server's limit and the request's own.
+    pub(crate) fn deadline(&self, timeout: Option<Duration>) -> Deadline {
+        Deadline::new(self.arrived, self.app.options.request_timeout, timeout)
     }
 
     /// Warns of fields that nothing read, or refuses them where the server is strict.

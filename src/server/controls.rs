@@ -8,10 +8,12 @@
 use std::collections::BTreeMap;
 use std::ops::RangeInclusive;
 use std::sync::Arc;
+use std::time::Duration;
 
 use schemars::JsonSchema;
 use serde::Deserialize;
 
+use super::deadline::time_limit;
 use super::errors::ApiError;
 use super::fields::{Object, TextOr};
 use crate::profile::SamplingDefaults;
@@ -69,6 +71,9 @@ pub(crate) struct Controls {
     /// The newer name of `max_tokens`.
     #[schemars(range(min = 0))]
     max_completion_tokens: Option<i64>,
+    /// Seconds that the answer may take, the time in the queue included; a server's own limit may be shorter.
+    #[schemars(extend("exclusiveMinimum" = 0))]
+    timeout: Option<f64>,
     /// Send the answer as server-sent events while it is generated.
     stream: Option<bool>,
     /// Only with `stream`.
@@ -104,6 +109,8 @@ pub(crate) struct Resolved {
     pub(crate) end_tokens: Arc<[u32]>,
     /// `None` runs to the end of the context.
     pub(crate) max_tokens: Option<usize>,
+    /// How long the answer may take, if the client said so.
+    pub(crate) timeout: Option<Duration>,
     pub(crate) stream: Stream,
 }
 
@@ -176,6 +183,7 @@ impl Controls {
             stop: stop_texts(self.stop)?,
             end_tokens,
             max_tokens,
+            timeout: timeout(self.timeout)?,
             stream: stream(self.stream, self.stream_options)?,
         })
     }
@@ -284,6 +292,11 @@ fn max_tokens(old: Option<i64>, new: Option<i64>, least: usize) -> Result<Option
         return Err(ApiError::invalid("max_tokens", message));
     }
     Ok(new.or(old).map(|tokens| tokens as usize))
+}
+
+fn timeout(seconds: Option<f64>) -> Result<Option<Duration>, ApiError> {
+    let refuse = |why| ApiError::invalid("timeout", format!("`timeout` {why}."));
+    seconds.map(time_limit).transpose().map_err(refuse)
 }
 
 fn stream(

@@ -5,18 +5,23 @@
 //! fault is never a 5xx: the official clients repeat those by themselves.
 
 use std::any::Any;
+use std::time::Duration;
 
 use axum::body::Body;
 use axum::response::{IntoResponse, Response};
-use http::{HeaderValue, StatusCode, header};
+use http::{HeaderName, HeaderValue, StatusCode, header};
 use schemars::JsonSchema;
 use serde::Serialize;
 
+use super::deadline::Whose;
 use crate::engine::SubmitError;
 use crate::runtime::ArmError;
 
 /// Seconds a client should wait while the server is loading or draining.
 const UNAVAILABLE_RETRY_AFTER: u64 = 5;
+
+/// What the official clients obey before they look at the status.
+const SHOULD_RETRY: HeaderName = HeaderName::from_static("x-should-retry");
 
 /// Why a request was not answered.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -74,6 +79,14 @@ pub(crate) enum ApiError {
         /// Seconds until a place is likely.
         retry_after: u64,
     },
+    /// The answer was not complete in time.
+    #[error("The answer was not complete within {whose} of {} s.", .limit.as_secs_f64())]
+    Timeout {
+        /// How long it could take.
+        limit: Duration,
+        /// Who set that.
+        whose: Whose,
+    },
     /// The models are still being loaded.
     #[error("The server is still loading its models.")]
     Loading,
@@ -98,6 +111,9 @@ struct Wire {
     kind: &'static str,
     code: Option<&'static str>,
     retry_after: Option<u64>,
+    /// Whether the official clients may repeat the request, as they do by
+    /// themselves for some statuses.
+    repeat: bool,
 }
 
 impl ApiError {
@@ -148,6 +164,11 @@ impl ApiError {
                 "rate_limit_error",
                 Some("queue_full"),
             ),
+            ApiError::Timeout { .. } => (
+                StatusCode::REQUEST_TIMEOUT,
+                "timeout_error",
+                Some("request_timeout"),
+            ),
             ApiError::Loading | ApiError::Draining => {
                 (StatusCode::SERVICE_UNAVAILABLE, UNAVAILABLE, None)
             }
@@ -163,6 +184,7 @@ impl ApiError {
             kind,
             code,
             retry_after,
+            repeat: !matches!(self, ApiError::Timeout { .. }),
         }
     }
 
@@ -205,6 +227,9 @@ impl IntoResponse for ApiError {
         );
         if let Some(seconds) = wire.retry_after {
             headers.insert(header::RETRY_AFTER, HeaderValue::from(seconds));
+        }
+        if !wire.repeat {
+            headers.insert(SHOULD_RETRY, HeaderValue::from_static("false"));
         }
         response
     }
@@ -283,6 +308,10 @@ mod tests {
             method: "GET".into(),
             path: "/x".into(),
         };
+        let timeout = ApiError::Timeout {
+            limit: Duration::from_millis(1500),
+            whose: Whose::Server,
+        };
         let table = [
             (
                 ApiError::invalid("n", "no"),
@@ -332,6 +361,14 @@ mod tests {
                 Some("7"),
                 "rate_limit_error",
                 Some("queue_full"),
+                None,
+            ),
+            (
+                timeout,
+                408,
+                None,
+                "timeout_error",
+                Some("request_timeout"),
                 None,
             ),
             (

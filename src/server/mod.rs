@@ -12,6 +12,7 @@ mod accept;
 mod answer;
 mod call;
 mod controls;
+mod deadline;
 mod errors;
 mod fields;
 mod lacking;
@@ -32,6 +33,7 @@ use axum::routing::{MethodRouter, get, post};
 use tower_http::catch_panic::CatchPanicLayer;
 
 pub use accept::serve;
+pub use deadline::time_limit;
 
 use crate::runtime::Runtime;
 use errors::ApiError;
@@ -45,6 +47,8 @@ pub struct ServeOptions {
     pub max_body: usize,
     /// How long a request body may take to arrive.
     pub body_timeout: Duration,
+    /// How long an answer may take from its request's arrival, the queue included; `None` as long as it takes.
+    pub request_timeout: Option<Duration>,
     /// How long a connection may take to send a request's head, or idle between two.
     pub head_timeout: Duration,
     /// Connections served at once; more wait unaccepted.
@@ -59,6 +63,7 @@ impl Default for ServeOptions {
             strict: false,
             max_body: 32 << 20,
             body_timeout: Duration::from_secs(60),
+            request_timeout: None,
             head_timeout: Duration::from_secs(60),
             max_connections: 1024,
             drain_timeout: Duration::from_secs(30),

@@ -169,7 +169,10 @@ fn failures() -> Value {
             "The request is wrong: malformed, out of range, longer than the context, or asking for what incant lacks",
         ),
         ("404", "No such model, profile or adapter"),
-        ("408", "The body took too long to arrive"),
+        (
+            "408",
+            "The body took too long to arrive, or the answer longer than it may (`timeout`, or the server's limit)",
+        ),
         ("413", "The body is too large"),
         ("429", "The queue is full"),
         ("500", "The server failed"),
@@ -181,6 +184,14 @@ fn failures() -> Value {
         if matches!(status, "429" | "503") {
             response["headers"] = json!({
                 "Retry-After": {"description": "Seconds to wait", "schema": {"type": "integer"}},
+            });
+        }
+        if status == "408" {
+            response["headers"] = json!({
+                "X-Should-Retry": {
+                    "description": "`false` where the answer took too long: it would again",
+                    "schema": {"type": "string"},
+                },
             });
         }
         (status.to_owned(), response)

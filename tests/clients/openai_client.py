@@ -208,6 +208,20 @@ def errors_are_typed(served: Served):
     expect(missing, lambda: served.client.embeddings.create(model=served.base, input="x"))
 
 
+@check
+def what_took_too_long_is_not_repeated(served: Served):
+    patient = served.client.with_options(max_retries=3)
+    parameters = {"model": served.base, "prompt": PROMPT, "extra_body": {"timeout": 0.000001}}
+    for stream in (False, True):
+        try:
+            patient.completions.create(**parameters, stream=stream)
+        except openai.APIStatusError as raised:
+            assert (raised.status_code, raised.type, raised.code) == (408, "timeout_error", "request_timeout"), raised
+            assert raised.request.headers["x-stainless-retry-count"] == "0", "asked once"
+        else:
+            raise AssertionError("a microsecond is not enough")
+
+
 def main():
     url, base, urial = sys.argv[1:]
     served = Served(url, base, urial)

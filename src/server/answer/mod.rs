@@ -20,7 +20,9 @@ use futures_util::stream::{FuturesUnordered, unfold};
 use schemars::JsonSchema;
 use serde::Serialize;
 
+use super::call::Call;
 use super::controls::{Resolved, Stream};
+use super::deadline::Deadline;
 use super::errors::ApiError;
 use super::sse::{self, Frames};
 use crate::engine::{Event, FinishReason, GenerateRequest, Generation};
@@ -79,11 +81,15 @@ pub(crate) struct Answer {
     pub(crate) finish: FinishReason,
 }
 
-/// Runs `plan` and writes what comes in `shape`.
-pub(crate) async fn respond<S: Shape>(plan: Plan, shape: S) -> Result<Response, ApiError> {
+/// Runs the `plan` that `call` asked for and writes what comes in `shape`.
+pub(crate) async fn respond<S: Shape>(
+    call: &Call,
+    plan: Plan,
+    shape: S,
+) -> Result<Response, ApiError> {
     let head = Head::new::<S>(plan.arm.id());
     let stream = plan.controls.stream;
-    let mut running = Running::submit(plan)?;
+    let mut running = Running::submit(call, plan)?;
     match stream {
         Stream::No => {
             let answers = running.collect().await?;
@@ -167,11 +173,12 @@ struct Running {
     steps: FuturesUnordered<Step>,
     prompt_tokens: usize,
     answers_per_prompt: usize,
+    deadline: Deadline,
 }
 
 impl Running {
     /// Hands all sequences to the engine, or none.
-    fn submit(plan: Plan) -> Result<Running, ApiError> {
+    fn submit(call: &Call, plan: Plan) -> Result<Running, ApiError> {
         let Plan {
             arm,
             prompts,
@@ -217,12 +224,21 @@ impl Running {
             steps,
             prompt_tokens,
             answers_per_prompt: controls.answers,
+            deadline: call.deadline(controls.timeout),
         })
     }
 
-    /// The next piece of any answer; `None` after all have ended.
+    /// The next piece of any answer; `None` after all have ended. After an error
+    /// there is nothing more to come: dropping it all ends what still runs.
     async fn next(&mut self) -> Option<Result<Piece, ApiError>> {
-        while let Some((index, generation, event)) = self.steps.next().await {
+        loop {
+            let next = tokio::select! {
+                // Events that lie ready must not put the deadline off.
+                biased;
+                error = self.deadline.passed() => return Some(Err(error)),
+                next = self.steps.next() => next,
+            };
+            let (index, generation, event) = next?;
             let event = event.unwrap_or_else(|| Event::Failed("the engine stopped".into()));
             match self.choices[index].advance(event) {
                 Err(error) => return Some(Err(error)),
@@ -236,7 +252,6 @@ impl Running {
                 Ok(None) => self.steps.push(step(index, generation)),
             }
         }
-        None
     }
 
     /// Waits for all answers.

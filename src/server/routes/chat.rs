@@ -96,6 +96,7 @@ pub(crate) async fn chat(mut call: Call) -> Result<Response, ApiError> {
         param: "messages",
     };
     respond(
+        &call,
         plan,
         Chat {
             logprobs: logprobs.is_some(),

@@ -146,6 +146,7 @@ pub(crate) async fn completions(mut call: Call) -> Result<Response, ApiError> {
         param: "prompt",
     };
     respond(
+        &call,
         plan,
         Completions {
             logprobs: logprobs.is_some(),

@@ -1,0 +1,131 @@
+//! When an answer must be complete: the server's limit or the request's own,
+//! whichever ends first.
+
+use std::fmt;
+use std::future::pending;
+use std::pin::Pin;
+use std::time::{Duration, Instant};
+
+use tokio::time::{Sleep, sleep_until};
+
+use super::errors::ApiError;
+
+/// The longest limit in seconds, a year: a number beyond it is a mistake.
+const MOST: f64 = 31_536_000.0;
+
+/// A limit of so many seconds.
+///
+/// # Errors
+/// The number is not above 0, or beyond reason. The message has no subject: the
+/// limit's name goes before it.
+pub fn time_limit(seconds: f64) -> Result<Duration, String> {
+    if seconds > 0.0 && seconds <= MOST {
+        Ok(Duration::from_secs_f64(seconds))
+    } else {
+        Err(format!(
+            "must be a number of seconds above 0 and at most {MOST}"
+        ))
+    }
+}
+
+/// Who set a limit.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Whose {
+    /// `--request-timeout`.
+    Server,
+    /// The field `timeout`.
+    Request,
+}
+
+impl fmt::Display for Whose {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Whose::Server => "this server's limit",
+            Whose::Request => "the request's own `timeout`",
+        })
+    }
+}
+
+/// When one request's answer must be complete, if ever.
+#[derive(Debug)]
+pub(crate) struct Deadline(Option<Limit>);
+
+#[derive(Debug)]
+struct Limit {
+    whose: Whose,
+    limit: Duration,
+    sleep: Pin<Box<Sleep>>,
+}
+
+impl Deadline {
+    /// The deadline of a request that arrived at `arrived`: the shorter limit counts.
+    pub(crate) fn new(
+        arrived: Instant,
+        server: Option<Duration>,
+        request: Option<Duration>,
+    ) -> Deadline {
+        let server = server.map(|limit| (limit, Whose::Server));
+        let request = request.map(|limit| (limit, Whose::Request));
+        let shorter = server.into_iter().chain(request).min_by_key(|set| set.0);
+        Deadline(shorter.map(|(limit, whose)| Limit {
+            whose,
+            limit,
+            sleep: Box::pin(sleep_until((arrived + limit).into())),
+        }))
+    }
+
+    /// Resolves when the time has come, to what the client is told.
+    pub(crate) async fn passed(&mut self) -> ApiError {
+        match &mut self.0 {
+            Some(Limit {
+                whose,
+                limit,
+                sleep,
+            }) => {
+                sleep.as_mut().await;
+                ApiError::Timeout {
+                    limit: *limit,
+                    whose: *whose,
+                }
+            }
+            None => pending().await,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn told(server: Option<f64>, request: Option<f64>) -> String {
+        let limit = |seconds: Option<f64>| seconds.map(|seconds| time_limit(seconds).unwrap());
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_time()
+            .build()
+            .unwrap();
+        runtime.block_on(async {
+            let long_ago = Instant::now() - Duration::from_secs(60);
+            let mut deadline = Deadline::new(long_ago, limit(server), limit(request));
+            deadline.passed().await.to_string()
+        })
+    }
+
+    #[test]
+    fn the_shorter_limit_counts_and_the_message_says_whose_it_was() {
+        let servers = "The answer was not complete within this server's limit of 1.5 s.";
+        let requests = "The answer was not complete within the request's own `timeout` of 0.5 s.";
+        assert_eq!(told(Some(1.5), None), servers);
+        assert_eq!(told(Some(1.5), Some(20.0)), servers);
+        assert_eq!(told(Some(1.5), Some(0.5)), requests);
+        assert_eq!(told(None, Some(0.5)), requests);
+    }
+
+    #[test]
+    fn only_a_number_of_seconds_is_a_limit() {
+        assert_eq!(time_limit(0.25), Ok(Duration::from_millis(250)));
+        assert!(time_limit(MOST).is_ok());
+        for seconds in [0.0, -0.0, -1.0, f64::NAN, f64::INFINITY, 1e300, 1e-400] {
+            assert!(time_limit(seconds).is_err(), "{seconds}");
+        }
+    }
+}
