@@ -14,6 +14,8 @@ mod reference;
 mod server_answers;
 mod server_deadlines;
 mod server_lifecycle;
+mod server_log;
+mod server_metrics;
 mod server_openai_client;
 mod server_refusals;
 mod server_wire;

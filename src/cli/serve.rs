@@ -44,6 +44,9 @@ pub(crate) struct Args {
     /// After SIGTERM or Ctrl-C, let running answers go on for this long
     #[arg(long, value_name = "SECONDS", default_value_t = 30)]
     drain: u64,
+    /// What the log on the standard error looks like
+    #[arg(long, value_name = "FORMAT", value_enum, default_value_t = log::Format::Text)]
+    log_format: log::Format,
 }
 
 /// Reads a limit in seconds, fractions allowed.
@@ -54,7 +57,7 @@ fn seconds(text: &str) -> Result<Duration, String> {
 
 impl Args {
     pub(crate) fn run(self) -> anyhow::Result<()> {
-        log::to_stderr();
+        log::to_stderr(self.log_format);
         if self.parallel == 0 || self.chunk == 0 {
             bail!("--parallel and --chunk must be at least 1");
         }
@@ -81,7 +84,7 @@ impl Args {
                 .with_context(|| format!("cannot listen on {}:{}", self.host, self.port))?;
             let address = listener.local_addr()?;
             let loading = tokio::task::spawn_blocking(|| self.models.resolve(engine)).await??;
-            run(listener, address, loading, options).await
+            run(listener, address, loading, options, self.log_format).await
         });
         // A load that a signal interrupted has no one to load for.
         tokio.shutdown_background();
@@ -95,6 +98,7 @@ async fn run(
     address: SocketAddr,
     loading: Loading,
     options: ServeOptions,
+    format: log::Format,
 ) -> anyhow::Result<()> {
     let runtime = Arc::new(Runtime::new());
     let (failed, failure) = oneshot::channel();
@@ -102,7 +106,10 @@ async fn run(
     tokio::task::spawn_blocking(move || match load(loading) {
         Ok(models) => {
             loaded.loaded(models);
-            greet(address, loaded.models());
+            match format {
+                log::Format::Text => greet(address, loaded.models()),
+                log::Format::Json => announce(loaded.models()),
+            }
         }
         // The receiver is there until the server has ended.
         Err(error) => _ = failed.send(error),
@@ -140,6 +147,19 @@ fn load(loading: Loading) -> anyhow::Result<Vec<Arc<Model>>> {
         }
     }
     Ok(models)
+}
+
+/// Logs what is served.
+fn announce(models: &[Arc<Model>]) {
+    for model in models {
+        tracing::info!(
+            model = model.id(),
+            context = model.context(),
+            weights_bytes = model.footprint().resident,
+            chat_profile = model.chat_profile(),
+            "serving"
+        );
+    }
 }
 
 /// Says what is served, and how to try it.

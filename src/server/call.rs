@@ -8,8 +8,10 @@ use axum::extract::{FromRequest, Request};
 use bytes::Bytes;
 use http::header;
 use http_body_util::{BodyExt, LengthLimitError, Limited};
+use tracing::Span;
 
 use super::App;
+use super::answer::Watch;
 use super::deadline::Deadline;
 use super::errors::ApiError;
 use super::fields::Fields;
@@ -81,6 +83,13 @@ impl Call {
         Deadline::new(self.arrived, self.app.options.request_timeout, timeout)
     }
 
+    /// Watches the answers of `arm` to prompts of so many tokens, which are queued now.
+    pub(crate) fn watch(&self, arm: &str, prompts: Vec<usize>, answers_per_prompt: usize) -> Watch {
+        let metrics = self.app.metrics.arm(arm);
+        let trace = self.trace.clone();
+        Watch::new(metrics, trace, self.arrived, prompts, answers_per_prompt)
+    }
+
     /// Warns of fields that nothing read, or refuses them where the server is strict.
     pub(crate) fn check_unknown(&self) -> Result<(), ApiError> {
         for name in self.fields.unknown() {
@@ -137,7 +146,8 @@ async fn linger(mut body: Body) {
 
 /// Runs what may take long (a large prompt's tokenization) where it holds up no other request.
 pub(crate) async fn unhurried<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> T {
-    match tokio::task::spawn_blocking(work).await {
+    let request = Span::current();
+    match tokio::task::spawn_blocking(move || request.in_scope(work)).await {
         Ok(done) => done,
         Err(error) => match error.try_into_panic() {
             Ok(panic) => std::panic::resume_unwind(panic),

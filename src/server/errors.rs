@@ -79,6 +79,14 @@ pub(crate) enum ApiError {
         /// Seconds until a place is likely.
         retry_after: u64,
     },
+    /// The request has more answers than the engine could ever hold.
+    #[error("The request asks for {asked} answers, but this server takes {limit} at once.")]
+    TooMany {
+        /// How many it asks for.
+        asked: usize,
+        /// The most there is room for.
+        limit: usize,
+    },
     /// The answer was not complete in time.
     #[error("The answer was not complete within {whose} of {} s.", .limit.as_secs_f64())]
     Timeout {
@@ -115,6 +123,11 @@ struct Wire {
     /// themselves for some statuses.
     repeat: bool,
 }
+
+/// Why a request was turned away, in a word: its response carries this to the
+/// log and the metrics.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Refusal(pub(crate) &'static str);
 
 impl ApiError {
     /// A client's mistake in the field `param`.
@@ -164,6 +177,7 @@ impl ApiError {
                 "rate_limit_error",
                 Some("queue_full"),
             ),
+            ApiError::TooMany { .. } => (StatusCode::BAD_REQUEST, INVALID, None),
             ApiError::Timeout { .. } => (
                 StatusCode::REQUEST_TIMEOUT,
                 "timeout_error",
@@ -188,11 +202,31 @@ impl ApiError {
         }
     }
 
+    /// Why the request was turned away; `None` where it was accepted and failed.
+    fn refusal(&self) -> Option<Refusal> {
+        let word = match self {
+            ApiError::Invalid { .. } => "invalid",
+            ApiError::UnknownModel(_) => "model_not_found",
+            ApiError::ContextLength { .. } => "context_length_exceeded",
+            ApiError::BodyTooLarge { .. } => "body_too_large",
+            ApiError::BodyTimeout { .. } => "body_timeout",
+            ApiError::UnknownPath { .. } => "unknown_path",
+            ApiError::MethodNotAllowed { .. } => "method_not_allowed",
+            ApiError::QueueFull { .. } => "queue_full",
+            ApiError::TooMany { .. } => "too_many",
+            ApiError::Loading => "loading",
+            ApiError::Draining => "draining",
+            ApiError::Timeout { .. } | ApiError::Internal(_) => return None,
+        };
+        Some(Refusal(word))
+    }
+
     fn param(&self) -> Option<String> {
         match self {
             ApiError::Invalid { param, .. } => param.clone(),
             ApiError::UnknownModel(_) => Some("model".into()),
             ApiError::ContextLength { param, .. } => Some((*param).into()),
+            ApiError::TooMany { .. } => Some("n".into()),
             _ => None,
         }
     }
@@ -231,6 +265,9 @@ impl IntoResponse for ApiError {
         if !wire.repeat {
             headers.insert(SHOULD_RETRY, HeaderValue::from_static("false"));
         }
+        if let Some(refusal) = self.refusal() {
+            response.extensions_mut().insert(refusal);
+        }
         response
     }
 }
@@ -245,7 +282,7 @@ impl From<SubmitError> for ApiError {
     fn from(error: SubmitError) -> ApiError {
         match error {
             SubmitError::QueueFull { retry_after } => ApiError::QueueFull { retry_after },
-            error @ SubmitError::TooMany { .. } => ApiError::invalid("n", error.to_string()),
+            SubmitError::TooMany { asked, limit } => ApiError::TooMany { asked, limit },
             SubmitError::Draining => ApiError::Draining,
         }
     }
@@ -362,6 +399,14 @@ mod tests {
                 "rate_limit_error",
                 Some("queue_full"),
                 None,
+            ),
+            (
+                ApiError::TooMany { asked: 9, limit: 8 },
+                400,
+                None,
+                "invalid_request_error",
+                None,
+                Some("n"),
             ),
             (
                 timeout,

@@ -3,14 +3,20 @@
 use std::pin::Pin;
 use std::sync::{Arc, OnceLock};
 use std::task::{Context, Poll};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use axum::body::{Body, Bytes};
-use axum::extract::Request;
+use axum::extract::{Request, State};
 use axum::middleware::Next;
 use axum::response::Response;
-use http::{HeaderName, HeaderValue, Method};
+use http::{HeaderName, HeaderValue, Method, StatusCode};
 use http_body::{Body as _, Frame, SizeHint};
+use tracing::{Instrument, Span};
+
+use super::App;
+use super::answer::Usage;
+use super::errors::Refusal;
+use super::metrics::Outcome;
 
 /// The header that carries a request's name.
 pub(crate) const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
@@ -22,6 +28,18 @@ const MAX_ID: usize = 128;
 #[derive(Debug, Default)]
 pub(crate) struct Trace {
     arm: OnceLock<String>,
+    answer: OnceLock<Learned>,
+}
+
+/// What there is to say of a generated answer.
+#[derive(Debug)]
+pub(crate) struct Learned {
+    pub(crate) outcome: Outcome,
+    pub(crate) usage: Usage,
+    /// How long it waited for a slot, if it got one.
+    pub(crate) queued: Option<Duration>,
+    /// How long after the request its first token came, if one did.
+    pub(crate) first_token: Option<Duration>,
 }
 
 impl Trace {
@@ -30,50 +48,95 @@ impl Trace {
         // Only the first counts; no handler has two.
         _ = self.arm.set(id.to_owned());
     }
+
+    /// Adds what was learned of the answer.
+    pub(crate) fn note_answer(&self, learned: Learned) {
+        // No handler answers twice.
+        _ = self.answer.set(learned);
+    }
 }
 
 /// Logs itself when dropped: at the response's end, or when the client has left.
 struct Line {
-    id: HeaderValue,
+    /// Carries the request's name.
+    span: Span,
     method: Method,
     path: String,
     trace: Arc<Trace>,
     since: Instant,
-    status: Option<u16>,
+    status: Option<StatusCode>,
+    refusal: Option<Refusal>,
     complete: bool,
+}
+
+impl Line {
+    fn outcome(&self) -> &'static str {
+        match self.trace.answer.get() {
+            Some(learned) => learned.outcome.word(),
+            None if self.refusal.is_some() => "refused",
+            None if self.status.is_some_and(|status| status.is_server_error()) => {
+                Outcome::Failed.word()
+            }
+            None if self.complete => Outcome::Finished.word(),
+            None => Outcome::Left.word(),
+        }
+    }
 }
 
 impl Drop for Line {
     fn drop(&mut self) {
+        let answer = self.trace.answer.get();
+        let usage = answer.map(|answer| answer.usage);
         tracing::info!(
-            id = self.id.to_str().unwrap_or_default(),
+            parent: &self.span,
             method = %self.method,
             path = self.path,
-            status = self.status,
-            ms = self.since.elapsed().as_millis() as u64,
+            status = self.status.map(|status| status.as_u16()),
+            outcome = self.outcome(),
+            reason = self.refusal.map(|Refusal(reason)| reason),
+            ms = millis(self.since.elapsed()),
             arm = self.trace.arm.get(),
-            left = !self.complete,
-            "request"
+            prompt_tokens = usage.map(|usage| usage.prompt_tokens),
+            cached_tokens = usage.map(|usage| usage.prompt_tokens_details.cached_tokens),
+            completion_tokens = usage.map(|usage| usage.completion_tokens),
+            queue_ms = answer.and_then(|answer| answer.queued).map(millis),
+            first_token_ms = answer.and_then(|answer| answer.first_token).map(millis),
+            "ended"
         );
     }
 }
 
-/// The outermost layer.
-pub(crate) async fn request(mut request: Request, next: Next) -> Response {
+fn millis(duration: Duration) -> u64 {
+    duration.as_millis() as u64
+}
+
+/// The outermost layer: all that is logged on behalf of a request carries its name.
+pub(crate) async fn request(
+    State(app): State<Arc<App>>,
+    mut request: Request,
+    next: Next,
+) -> Response {
     let id = request_id(&request);
+    // At this level it is there as long as anything is logged at all.
+    let span = tracing::error_span!("request", id = %id.to_str().unwrap_or_default());
     let trace = Arc::new(Trace::default());
     let mut line = Line {
-        id: id.clone(),
+        span: span.clone(),
         method: request.method().clone(),
         path: request.uri().path().to_owned(),
         trace: trace.clone(),
         since: Instant::now(),
         status: None,
+        refusal: None,
         complete: false,
     };
     request.extensions_mut().insert(trace);
-    let mut response = next.run(request).await;
-    line.status = Some(response.status().as_u16());
+    let mut response = next.run(request).instrument(span).await;
+    line.status = Some(response.status());
+    line.refusal = response.extensions().get().copied();
+    if let Some(refusal) = line.refusal {
+        app.metrics.refused(refusal);
+    }
     response.headers_mut().insert(REQUEST_ID, id);
     response.map(|body| Body::new(LoggedBody { body, line }))
 }
@@ -105,7 +168,11 @@ impl http_body::Body for LoggedBody {
         mut self: Pin<&mut Self>,
         context: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, axum::Error>>> {
-        let polled = Pin::new(&mut self.body).poll_frame(context);
+        let this = &mut *self;
+        let polled = this
+            .line
+            .span
+            .in_scope(|| Pin::new(&mut this.body).poll_frame(context));
         self.line.complete |= matches!(polled, Poll::Ready(None));
         polled
     }

@@ -17,6 +17,7 @@ mod errors;
 mod fields;
 mod lacking;
 mod log;
+mod metrics;
 mod openapi;
 mod routes;
 mod sse;
@@ -37,6 +38,7 @@ pub use deadline::time_limit;
 
 use crate::runtime::Runtime;
 use errors::ApiError;
+use metrics::Metrics;
 
 /// What can be set about serving.
 #[derive(Clone, Debug)]
@@ -75,6 +77,7 @@ impl Default for ServeOptions {
 struct App {
     runtime: Arc<Runtime>,
     options: ServeOptions,
+    metrics: Metrics,
     /// Unknown fields that were warned of.
     warned: Mutex<HashSet<String>>,
 }
@@ -84,6 +87,7 @@ fn endpoints() -> Vec<(&'static str, MethodRouter<Arc<App>>)> {
     use routes::*;
     vec![
         ("/health", get(health::health)),
+        ("/metrics", get(metrics::metrics)),
         ("/openapi.json", get(openapi::document)),
         ("/v1/models", get(models::list)),
         ("/v1/models/{*id}", get(models::one)),
@@ -101,6 +105,7 @@ fn router(runtime: Arc<Runtime>, options: ServeOptions) -> Router {
     let app = Arc::new(App {
         runtime,
         options,
+        metrics: Metrics::new(),
         warned: Mutex::default(),
     });
     let routed = endpoints()
@@ -113,7 +118,7 @@ fn router(runtime: Arc<Runtime>, options: ServeOptions) -> Router {
         .method_not_allowed_fallback(method_not_allowed)
         .layer(middleware::from_fn_with_state(app.clone(), unless_loading))
         .layer(CatchPanicLayer::custom(ApiError::from_panic))
-        .layer(middleware::from_fn(log::request))
+        .layer(middleware::from_fn_with_state(app.clone(), log::request))
         .with_state(app)
 }
 
@@ -130,9 +135,12 @@ async fn method_not_allowed(request: Request) -> ApiError {
     }
 }
 
-/// While models load, only the description of the API is there.
+/// What is there while models load.
+const ALWAYS: [&str; 2] = ["/metrics", "/openapi.json"];
+
+/// While models load, little is there.
 async fn unless_loading(State(app): State<Arc<App>>, request: Request, next: Next) -> Response {
-    if app.runtime.is_ready() || request.uri().path() == "/openapi.json" {
+    if app.runtime.is_ready() || ALWAYS.contains(&request.uri().path()) {
         next.run(request).await
     } else {
         ApiError::Loading.into_response()

@@ -16,6 +16,7 @@ use serde_json::{Map, Value, json};
 use super::answer::Envelope;
 use super::controls::Controls;
 use super::errors::ErrorBody;
+use super::metrics::CONTENT_TYPE;
 use super::routes::chat::{ChatChoice, ChatDelta, ChatRequest};
 use super::routes::completions::{CompletionChoice, CompletionRequest};
 use super::routes::health::Health;
@@ -63,6 +64,14 @@ fn paths(schemas: &mut Schemas) -> Value {
         schemas.output::<Health>(),
         &[],
     );
+    let mut metrics = get(
+        "metrics",
+        "Metrics, as Prometheus reads them",
+        json!({}),
+        &[],
+    );
+    metrics["get"]["responses"]["200"]["content"] =
+        json!({CONTENT_TYPE: {"schema": {"type": "string"}}});
     let document = get("openapi", "This document", json!({"type": "object"}), &[]);
     let models = get(
         "listModels",
@@ -146,6 +155,7 @@ fn paths(schemas: &mut Schemas) -> Value {
     );
     json!({
         "/health": with_failures(health, &["503"]),
+        "/metrics": metrics,
         "/openapi.json": document,
         "/v1/models": models,
         "/v1/models/{id}": model,

@@ -9,6 +9,7 @@
 mod choice;
 mod envelope;
 mod logprobs;
+mod watch;
 
 use std::pin::Pin;
 use std::sync::Arc;
@@ -24,6 +25,7 @@ use super::call::Call;
 use super::controls::{Resolved, Stream};
 use super::deadline::Deadline;
 use super::errors::ApiError;
+use super::metrics::Outcome;
 use super::sse::{self, Frames};
 use crate::engine::{Event, FinishReason, GenerateRequest, Generation};
 use crate::runtime::{Arm, Prompt};
@@ -31,9 +33,10 @@ use crate::text::Tokenizer;
 
 pub(crate) use choice::{Choice, Echo, Entry, Piece, Vocabulary};
 pub(crate) use envelope::{Envelope, Shape};
+pub(crate) use logprobs::{ChatLogprobs, CompletionLogprobs};
+pub(crate) use watch::Watch;
 
 use envelope::Head;
-pub(crate) use logprobs::{ChatLogprobs, CompletionLogprobs};
 
 /// Everything there is to run for one request.
 pub(crate) struct Plan {
@@ -58,19 +61,19 @@ pub(crate) struct Planned {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, JsonSchema)]
 pub(crate) struct Usage {
     /// Tokens of all prompts, those of the profile included; a prompt with several answers counts once.
-    prompt_tokens: usize,
+    pub(crate) prompt_tokens: usize,
     /// Tokens generated in all answers, an end token included.
-    completion_tokens: usize,
+    pub(crate) completion_tokens: usize,
     /// The sum of both.
     total_tokens: usize,
-    prompt_tokens_details: PromptTokensDetails,
+    pub(crate) prompt_tokens_details: PromptTokensDetails,
 }
 
 /// Where the prompt's tokens came from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, JsonSchema)]
-struct PromptTokensDetails {
+pub(crate) struct PromptTokensDetails {
     /// Tokens that were not computed again.
-    cached_tokens: usize,
+    pub(crate) cached_tokens: usize,
 }
 
 /// A whole answer.
@@ -171,9 +174,15 @@ fn step(index: usize, mut generation: Generation) -> Step {
 struct Running {
     choices: Vec<Choice<Tokenizer>>,
     steps: FuturesUnordered<Step>,
-    prompt_tokens: usize,
     answers_per_prompt: usize,
     deadline: Deadline,
+    watch: Watch,
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        self.watch.end(self.usage());
+    }
 }
 
 impl Running {
@@ -188,10 +197,10 @@ impl Running {
         } = plan;
         let mut requests = Vec::new();
         let mut choices = Vec::new();
-        let mut prompt_tokens = 0;
+        let mut prompt_tokens = Vec::with_capacity(prompts.len());
         for Planned { prompt, echo } in prompts {
             let room = fit(&prompt, arm.context(), controls.max_tokens, param)?;
-            prompt_tokens += length(&prompt);
+            prompt_tokens.push(length(&prompt));
             for index in 0..controls.answers {
                 requests.push(GenerateRequest {
                     prefix: prompt.prefix.clone(),
@@ -214,6 +223,7 @@ impl Running {
             }
         }
         let generations = arm.submit(requests)?;
+        let watch = call.watch(arm.id(), prompt_tokens, controls.answers);
         let steps = generations
             .into_iter()
             .enumerate()
@@ -222,9 +232,9 @@ impl Running {
         Ok(Running {
             choices,
             steps,
-            prompt_tokens,
             answers_per_prompt: controls.answers,
             deadline: call.deadline(controls.timeout),
+            watch,
         })
     }
 
@@ -235,11 +245,18 @@ impl Running {
             let next = tokio::select! {
                 // Events that lie ready must not put the deadline off.
                 biased;
-                error = self.deadline.passed() => return Some(Err(error)),
+                error = self.deadline.passed() => {
+                    self.watch.note_outcome(Outcome::TimedOut);
+                    return Some(Err(error));
+                }
                 next = self.steps.next() => next,
             };
-            let (index, generation, event) = next?;
+            let Some((index, generation, event)) = next else {
+                self.watch.note_outcome(Outcome::Finished);
+                return None;
+            };
             let event = event.unwrap_or_else(|| Event::Failed("the engine stopped".into()));
+            self.watch.note(index, &event);
             match self.choices[index].advance(event) {
                 Err(error) => return Some(Err(error)),
                 Ok(Some(piece)) => {
@@ -282,10 +299,11 @@ impl Running {
             .step_by(self.answers_per_prompt)
             .map(Choice::cached)
             .sum();
+        let prompt_tokens = self.watch.prompt_tokens();
         Usage {
-            prompt_tokens: self.prompt_tokens,
+            prompt_tokens,
             completion_tokens,
-            total_tokens: self.prompt_tokens + completion_tokens,
+            total_tokens: prompt_tokens + completion_tokens,
             prompt_tokens_details: PromptTokensDetails { cached_tokens },
         }
     }

@@ -3,6 +3,7 @@
 pub(super) mod chat;
 pub(super) mod completions;
 pub(super) mod health;
+pub(super) mod metrics;
 pub(super) mod models;
 pub(super) mod profiles;
 pub(super) mod template;

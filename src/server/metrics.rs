@@ -1,0 +1,256 @@
+//! What Prometheus reads: every metric's name and buckets, in one place.
+//!
+//! The labels are bounded: `arm` and `model` are those that are served, and the
+//! words for outcomes and refusals are ours.
+
+use std::fmt;
+use std::sync::atomic::AtomicU64;
+
+use prometheus_client::encoding::{EncodeLabelSet, text};
+use prometheus_client::metrics::counter::Counter;
+use prometheus_client::metrics::family::Family;
+use prometheus_client::metrics::gauge::Gauge;
+use prometheus_client::metrics::histogram::Histogram;
+use prometheus_client::registry::{Registry, Unit};
+
+use super::errors::Refusal;
+use crate::runtime::Runtime;
+
+/// The format that [`Metrics::text`] writes.
+pub(crate) const CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+
+/// Seconds to a request's first token.
+const FIRST_TOKEN: [f64; 15] = [
+    0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 20.0, 60.0,
+];
+
+/// Seconds from one token to the next.
+const BETWEEN_TOKENS: [f64; 13] = [
+    0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0,
+];
+
+/// Seconds in the queue.
+const QUEUED: [f64; 14] = [
+    0.0001, 0.001, 0.005, 0.01, 0.05, 0.1, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0, 60.0, 120.0,
+];
+
+/// How an accepted request ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Outcome {
+    /// All its answers were generated.
+    Finished,
+    /// Its client left first, or a shutdown cut it off.
+    Left,
+    /// The server failed.
+    Failed,
+    /// It took longer than it might.
+    TimedOut,
+}
+
+impl Outcome {
+    /// All of them, each at the place that it is as a number.
+    const ALL: [Outcome; 4] = [
+        Outcome::Finished,
+        Outcome::Left,
+        Outcome::Failed,
+        Outcome::TimedOut,
+    ];
+
+    /// The word for it in metrics and the log.
+    pub(crate) fn word(self) -> &'static str {
+        match self {
+            Outcome::Finished => "finished",
+            Outcome::Left => "left",
+            Outcome::Failed => "failed",
+            Outcome::TimedOut => "timed_out",
+        }
+    }
+}
+
+#[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
+struct OfArm {
+    arm: String,
+}
+
+#[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
+struct OfOutcome {
+    arm: String,
+    outcome: &'static str,
+}
+
+#[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
+struct OfReason {
+    reason: &'static str,
+}
+
+#[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
+struct OfModel {
+    model: String,
+}
+
+type Histograms = Family<OfArm, Histogram, fn() -> Histogram>;
+type Gauges = Family<OfModel, Gauge<u64, AtomicU64>>;
+
+/// All metrics of a server.
+#[derive(Debug)]
+pub(crate) struct Metrics {
+    registry: Registry,
+    first_token: Histograms,
+    between_tokens: Histograms,
+    queued: Histograms,
+    requests: Family<OfOutcome, Counter>,
+    prompt_tokens: Family<OfArm, Counter>,
+    cached_tokens: Family<OfArm, Counter>,
+    generated_tokens: Family<OfArm, Counter>,
+    refused: Family<OfReason, Counter>,
+    running: Gauges,
+    waiting: Gauges,
+    kv_used: Gauges,
+    kv_capacity: Gauges,
+}
+
+/// The metrics of one arm.
+#[derive(Debug)]
+pub(crate) struct ArmMetrics {
+    pub(crate) first_token: Histogram,
+    pub(crate) between_tokens: Histogram,
+    pub(crate) queued: Histogram,
+    pub(crate) prompt_tokens: Counter,
+    pub(crate) cached_tokens: Counter,
+    pub(crate) generated_tokens: Counter,
+    requests: [Counter; Outcome::ALL.len()],
+}
+
+impl ArmMetrics {
+    /// Counts a request that has ended.
+    pub(crate) fn ended(&self, outcome: Outcome) {
+        self.requests[outcome as usize].inc();
+    }
+}
+
+impl Metrics {
+    pub(crate) fn new() -> Metrics {
+        let mut registry = Registry::with_prefix("incant");
+        let first_token = Histograms::new_with_constructor(|| Histogram::new(FIRST_TOKEN));
+        registry.register_with_unit(
+            "time_to_first_token",
+            "From a request's arrival to the first token of any of its answers",
+            Unit::Seconds,
+            first_token.clone(),
+        );
+        let between_tokens = Histograms::new_with_constructor(|| Histogram::new(BETWEEN_TOKENS));
+        registry.register_with_unit(
+            "inter_token",
+            "From one token of an answer to its next",
+            Unit::Seconds,
+            between_tokens.clone(),
+        );
+        let queued = Histograms::new_with_constructor(|| Histogram::new(QUEUED));
+        registry.register_with_unit(
+            "queue",
+            "From a sequence's place in the queue to its slot",
+            Unit::Seconds,
+            queued.clone(),
+        );
+        let requests = Family::default();
+        let help = "Requests that were accepted and have ended: finished, left by their client or \
+            cut off by a shutdown, failed, or timed_out";
+        registry.register("requests", help, requests.clone());
+        let prompt_tokens = Family::default();
+        let help = "Tokens of prompts whose sequences were given a slot, cached ones and those of \
+            profiles included; a prompt with several answers counts once";
+        registry.register("prompt_tokens", help, prompt_tokens.clone());
+        let cached_tokens = Family::default();
+        let help = "Those of the prompt tokens that were not computed again";
+        registry.register("cached_prompt_tokens", help, cached_tokens.clone());
+        let generated_tokens = Family::default();
+        let help = "Tokens of answers, end tokens included";
+        registry.register("generated_tokens", help, generated_tokens.clone());
+        let refused = Family::default();
+        let help = "Requests to any endpoint that were turned away, by reason";
+        registry.register("refused_requests", help, refused.clone());
+        let running = Gauges::default();
+        let help = "Sequences that hold a slot";
+        registry.register("running_sequences", help, running.clone());
+        let waiting = Gauges::default();
+        let help = "Sequences that wait for a slot";
+        registry.register("waiting_sequences", help, waiting.clone());
+        let kv_used = Gauges::default();
+        let help = "Keys and values that prefixes and sequences hold";
+        registry.register_with_unit("kv_used", help, Unit::Bytes, kv_used.clone());
+        let kv_capacity = Gauges::default();
+        let help = "Keys and values that there is room for";
+        registry.register_with_unit("kv_capacity", help, Unit::Bytes, kv_capacity.clone());
+        Metrics {
+            registry,
+            first_token,
+            between_tokens,
+            queued,
+            requests,
+            prompt_tokens,
+            cached_tokens,
+            generated_tokens,
+            refused,
+            running,
+            waiting,
+            kv_used,
+            kv_capacity,
+        }
+    }
+
+    /// The metrics of the arm `id`, which must be one that is served.
+    pub(crate) fn arm(&self, id: &str) -> ArmMetrics {
+        let arm = OfArm { arm: id.to_owned() };
+        let requests = Outcome::ALL.map(|outcome| {
+            self.requests.get_or_create_owned(&OfOutcome {
+                arm: id.to_owned(),
+                outcome: outcome.word(),
+            })
+        });
+        ArmMetrics {
+            first_token: self.first_token.get_or_create_owned(&arm),
+            between_tokens: self.between_tokens.get_or_create_owned(&arm),
+            queued: self.queued.get_or_create_owned(&arm),
+            prompt_tokens: self.prompt_tokens.get_or_create_owned(&arm),
+            cached_tokens: self.cached_tokens.get_or_create_owned(&arm),
+            generated_tokens: self.generated_tokens.get_or_create_owned(&arm),
+            requests,
+        }
+    }
+
+    /// Counts a request that was turned away.
+    pub(crate) fn refused(&self, Refusal(reason): Refusal) {
+        self.refused.get_or_create(&OfReason { reason }).inc();
+    }
+
+    /// Everything, as Prometheus reads it, with what the engines of `runtime`
+    /// are at now.
+    ///
+    /// # Errors
+    /// The encoder's; a `String` takes everything.
+    pub(crate) fn text(&self, runtime: &Runtime) -> Result<String, fmt::Error> {
+        for model in runtime.models() {
+            let load = model.engine().load();
+            let of = OfModel {
+                model: model.id().to_owned(),
+            };
+            let gauges = [
+                (&self.running, load.running),
+                (&self.waiting, load.waiting),
+                (&self.kv_used, load.kv_used),
+                (&self.kv_capacity, load.kv_capacity),
+            ];
+            for (gauge, now) in gauges {
+                gauge.get_or_create(&of).set(now as u64);
+            }
+        }
+        // An arm that nobody has asked yet counts zeros: a rate needs a value to
+        // start from.
+        for arm in runtime.arms() {
+            self.arm(&arm.id);
+        }
+        let mut text = String::new();
+        text::encode(&mut text, &self.registry)?;
+        Ok(text)
+    }
+}
