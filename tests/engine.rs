@@ -1,6 +1,8 @@
 //! The engine on a real model: company, chunking and where a prefix comes from
 //! change nothing; a client that leaves frees its slot.
 
+mod sharing;
+
 use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -197,7 +199,10 @@ fn a_prefix_is_the_same_from_memory_disk_and_recomputed() {
         let first = engine(subject, Some(folder.path()), EngineOptions::default());
         let mut plain = request(None, &whole, 12);
         plain.prompt_logprobs = None;
-        let recomputed = alone(&engine(subject, None, EngineOptions::default()), plain.clone());
+        let recomputed = alone(
+            &engine(subject, None, EngineOptions::default()),
+            plain.clone(),
+        );
         assert_eq!(recomputed.cached, 0);
         let cold = alone(&first, request(Some(&prefix), &prompt, 12));
         let sent = alone(&first, plain);

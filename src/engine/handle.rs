@@ -60,10 +60,9 @@ pub(super) struct Shared {
     draining: AtomicBool,
     /// How long a sequence has held its slot, in milliseconds: a running mean.
     pub(super) mean_millis: AtomicU64,
-    /// Bytes of KV that prefixes and sequences hold.
     pub(super) kv_used: AtomicUsize,
-    /// Bytes of KV that there is room for.
     pub(super) kv_capacity: AtomicUsize,
+    pub(super) preemptions: AtomicU64,
 }
 
 impl Shared {
@@ -99,10 +98,12 @@ pub struct Load {
     pub running: usize,
     /// Sequences that wait for one.
     pub waiting: usize,
-    /// Bytes of KV that prefixes and sequences hold.
+    /// Bytes of KV that sequences hold, those kept for later requests included.
     pub kv_used: usize,
     /// Bytes of KV that there is room for.
     pub kv_capacity: usize,
+    /// How many times a sequence gave up its memory for a while.
+    pub preemptions: u64,
 }
 
 impl Engine {
@@ -120,7 +121,8 @@ impl Engine {
             draining: AtomicBool::new(false),
             mean_millis: AtomicU64::new(0),
             kv_used: AtomicUsize::new(0),
-            kv_capacity: AtomicUsize::new(0),
+            kv_capacity: AtomicUsize::new(executor.kv_memory().capacity),
+            preemptions: AtomicU64::new(0),
         });
         let worker = Worker::new(executor, options, inbox, Arc::clone(&shared));
         thread::Builder::new()
@@ -229,6 +231,7 @@ impl Engine {
             waiting: self.shared.waiting.load(Ordering::Acquire),
             kv_used: self.shared.kv_used.load(Ordering::Relaxed),
             kv_capacity: self.shared.kv_capacity.load(Ordering::Relaxed),
+            preemptions: self.shared.preemptions.load(Ordering::Relaxed),
         }
     }
 }
@@ -278,6 +281,7 @@ mod tests {
                 mean_millis: AtomicU64::new(mean),
                 kv_used: AtomicUsize::new(0),
                 kv_capacity: AtomicUsize::new(0),
+                preemptions: AtomicU64::new(0),
             };
             let told = shared.retry_after(waiting);
             assert_eq!(told, seconds, "{waiting} before {slots} slots of {mean} ms");

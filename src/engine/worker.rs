@@ -66,6 +66,8 @@ impl Worker {
             if !self.running.is_empty() {
                 self.step();
             }
+            let used = self.executor.kv_memory().used;
+            self.shared.kv_used.store(used, Ordering::Release);
         }
     }
 
@@ -370,7 +372,10 @@ impl Worker {
             return false;
         }
         match Swapped::out(youngest, executor) {
-            Ok(swapped) => self.swapped.push_back(swapped),
+            Ok(swapped) => {
+                self.shared.preemptions.fetch_add(1, Ordering::AcqRel);
+                self.swapped.push_back(swapped);
+            }
             Err((sequence, why)) => {
                 tracing::error!("a sequence cannot be swapped out: {why}");
                 sequence.fail(&why);

@@ -107,6 +107,7 @@ pub(crate) struct Metrics {
     waiting: Gauges,
     kv_used: Gauges,
     kv_capacity: Gauges,
+    preemptions: Family<OfModel, Counter>,
 }
 
 /// The metrics of one arm.
@@ -176,11 +177,14 @@ impl Metrics {
         let help = "Sequences that wait for a slot";
         registry.register("waiting_sequences", help, waiting.clone());
         let kv_used = Gauges::default();
-        let help = "Keys and values that prefixes and sequences hold";
+        let help = "Keys and values that sequences hold, those kept for later requests included";
         registry.register_with_unit("kv_used", help, Unit::Bytes, kv_used.clone());
         let kv_capacity = Gauges::default();
         let help = "Keys and values that there is room for";
         registry.register_with_unit("kv_capacity", help, Unit::Bytes, kv_capacity.clone());
+        let preemptions = Family::default();
+        let help = "Times that a sequence gave up its memory for a while";
+        registry.register("preemptions", help, preemptions.clone());
         Metrics {
             registry,
             first_token,
@@ -195,6 +199,7 @@ impl Metrics {
             waiting,
             kv_used,
             kv_capacity,
+            preemptions,
         }
     }
 
@@ -243,6 +248,8 @@ impl Metrics {
             for (gauge, now) in gauges {
                 gauge.get_or_create(&of).set(now as u64);
             }
+            let preemptions = self.preemptions.get_or_create(&of);
+            preemptions.inc_by(load.preemptions.saturating_sub(preemptions.get()));
         }
         // An arm that nobody has asked yet counts zeros: a rate needs a value to
         // start from.

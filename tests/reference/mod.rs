@@ -13,7 +13,7 @@ mod refusals;
 mod same_bits;
 mod schedules;
 mod second_opinion;
-mod tiny;
+pub(crate) mod tiny;
 mod watched;
 mod weight_types;
 

@@ -90,6 +90,14 @@ impl Subject {
         }
     }
 
+    /// Bytes that a number of keys and values takes.
+    pub(crate) fn kv_number(&self) -> usize {
+        match &self.backend {
+            Backend::Native { .. } => 2,
+            Backend::Device(_) => 4,
+        }
+    }
+
     /// Loads a model.
     pub(crate) fn load(&self, gguf: &Gguf) -> Box<dyn Executor> {
         self.load_with(gguf, None)

@@ -54,7 +54,7 @@ impl Watch {
     pub(crate) fn note(&mut self, index: usize, event: &Event) {
         let now = Instant::now();
         match event {
-            Event::Started { cached_tokens } => {
+            Event::Started { cached_tokens, .. } => {
                 let queued = now - self.submitted;
                 self.queued.get_or_insert(queued);
                 self.metrics.queued.observe(queued.as_secs_f64());

@@ -1,0 +1,246 @@
+//! What sequences share, and what happens when memory runs out, on tiny models:
+//! it changes no answer.
+
+use std::sync::Arc;
+
+use incant::engine::{
+    Engine, EngineOptions, Event, FinishReason, GenerateRequest, Generation, Prefix,
+};
+use incant::gguf::Gguf;
+use rand::rngs::StdRng;
+use rand::{Rng, SeedableRng};
+
+use super::{assert_same, report, request, wait_until};
+use crate::reference::tiny::{self, Tiny};
+use crate::support::subjects::{self, Subject};
+
+/// One model with sliding windows and one without, on both executors.
+fn cases() -> impl Iterator<Item = (&'static Subject, Tiny)> {
+    let models = [Tiny::gemma3(), Tiny::llama()];
+    subjects::both().flat_map(move |subject| models.clone().map(|model| (subject, model)))
+}
+
+fn engine(
+    model: &Tiny,
+    subject: &Subject,
+    kv_memory: Option<usize>,
+    options: EngineOptions,
+) -> Engine {
+    let file = model.written(&model.tensors());
+    let gguf = Gguf::open(file.path()).expect("a good file");
+    Engine::start(subject.load_with(&gguf, kv_memory), options).expect("a thread starts")
+}
+
+/// Memory for the KV of some 600 tokens.
+fn little_memory(model: &Tiny, subject: &Subject) -> Option<usize> {
+    let token = 2 * model.layers * model.kv_heads * model.head_dim.next_multiple_of(16);
+    Some(600 * token * subject.kv_number())
+}
+
+/// A greedy request that reports its tokens' log-probabilities.
+fn plain(prompt: &[u32], max_tokens: usize) -> GenerateRequest {
+    GenerateRequest {
+        prompt_logprobs: None,
+        ..request(None, prompt, max_tokens)
+    }
+}
+
+/// What an engine of its own says to each of some requests.
+fn alone(model: &Tiny, subject: &Subject, requests: &[GenerateRequest]) -> Vec<super::Report> {
+    let answers = requests.iter().map(|request| {
+        let engine = engine(model, subject, None, EngineOptions::default());
+        super::alone(&engine, request.clone())
+    });
+    answers.collect()
+}
+
+fn after(beginning: &[u32], seed: u64, tokens: usize) -> Vec<u32> {
+    let own = tiny::tokens(seed, tokens);
+    beginning.iter().copied().chain(own).collect()
+}
+
+#[test]
+fn requests_that_begin_alike_wait_for_one_prefill() {
+    for (subject, model) in cases() {
+        let shared = tiny::tokens(1, 200);
+        let requests: Vec<_> = (0..8)
+            .map(|at| plain(&after(&shared, 10 + at, 6 + at as usize), 5))
+            .collect();
+        let expected = alone(&model, subject, &requests);
+        // Chunks that end in the middle of what is shared, and one that holds it all.
+        for chunk in [48, 256] {
+            let options = EngineOptions {
+                chunk,
+                ..EngineOptions::default()
+            };
+            let engine = engine(&model, subject, None, options);
+            let together = engine.submit(requests.clone()).expect("there is room");
+            let reports: Vec<_> = together.into_iter().map(report).collect();
+            for (report, expected) in reports.iter().zip(&expected) {
+                assert_same(subject, report, expected);
+            }
+            let cached: Vec<usize> = reports.iter().map(|report| report.cached).collect();
+            assert_eq!(cached[0], 0, "{cached:?}");
+            assert!(
+                cached[1..].iter().all(|&cached| cached >= 200),
+                "{cached:?}"
+            );
+            // What they had in common is kept.
+            let late = plain(&after(&shared, 99, 4), 5);
+            let late = super::alone(&engine, late);
+            assert!(late.cached >= 200, "{}", late.cached);
+        }
+    }
+}
+
+#[test]
+fn a_conversation_goes_on_from_its_earlier_turns() {
+    for (subject, model) in cases() {
+        let engine = engine(&model, subject, None, EngineOptions::default());
+        let mut conversation = tiny::tokens(1, 70);
+        for turn in 0..4 {
+            let question = after(&conversation, 20 + turn, 5);
+            let request = plain(&question, 20);
+            let answer = super::alone(&engine, request.clone());
+            assert_same(subject, &answer, &alone(&model, subject, &[request])[0]);
+            // All but the last token of the answer before, which was never computed.
+            let known = conversation.len().saturating_sub(1);
+            let cached = if turn == 0 { 0 } else { known };
+            assert_eq!(answer.cached, cached, "turn {turn}");
+            conversation = question;
+            conversation.extend(answer.tokens.iter().map(|(id, _)| *id));
+        }
+    }
+}
+
+#[test]
+fn who_has_to_give_way_goes_on_as_if_nothing_had_been() {
+    for (subject, model) in cases() {
+        let requests: Vec<_> = (0..6)
+            .map(|at| plain(&tiny::tokens(30 + at, 60 + 10 * at as usize), 120))
+            .collect();
+        let expected = alone(&model, subject, &requests);
+        let memory = little_memory(&model, subject);
+        let engine = engine(&model, subject, memory, EngineOptions::default());
+        let together = engine.submit(requests).expect("there is room");
+        for (report, expected) in together.into_iter().map(report).zip(&expected) {
+            assert_same(subject, &report, expected);
+        }
+        let load = engine.load();
+        assert!(
+            load.preemptions > 0,
+            "{subject}, {}: {load:?}",
+            model.architecture
+        );
+        assert!(load.kv_used <= load.kv_capacity, "{load:?}");
+    }
+}
+
+#[test]
+fn what_was_used_least_recently_goes_first_and_prefixes_never() {
+    for (subject, model) in cases() {
+        let memory = little_memory(&model, subject);
+        let engine = engine(&model, subject, memory, EngineOptions::default());
+        let prefix = Arc::new(Prefix {
+            ids: tiny::tokens(1, 80),
+        });
+        let with_prefix = |seed| GenerateRequest {
+            prefix: Some(Arc::clone(&prefix)),
+            ..plain(&tiny::tokens(seed, 5), 3)
+        };
+        super::alone(&engine, with_prefix(2));
+        let first = plain(&tiny::tokens(3, 90), 3);
+        super::alone(&engine, first.clone());
+        assert_eq!(super::alone(&engine, first.clone()).cached, 89);
+        // Far more than there is memory for.
+        for seed in 100..160 {
+            let report = super::alone(&engine, plain(&tiny::tokens(seed, 90), 3));
+            assert_eq!(report.cached, 0);
+            let load = engine.load();
+            assert!(load.kv_used <= load.kv_capacity, "{load:?}");
+        }
+        assert_eq!(super::alone(&engine, first).cached, 0, "it has gone");
+        assert_eq!(super::alone(&engine, with_prefix(4)).cached, 79);
+    }
+}
+
+#[test]
+fn a_request_that_no_memory_would_hold_fails_by_itself() {
+    for (subject, model) in cases() {
+        let memory = little_memory(&model, subject);
+        let engine = engine(&model, subject, memory, EngineOptions::default());
+        let huge = plain(&tiny::tokens(1, 20_000), 3);
+        let mut generation = engine.submit(vec![huge]).expect("there is room").remove(0);
+        let failed = loop {
+            match generation.blocking_next() {
+                Some(Event::Failed(why)) => break why,
+                Some(Event::Started { .. }) => {}
+                other => panic!("{other:?}"),
+            }
+        };
+        assert!(failed.contains("--kv-memory"), "{failed}");
+        let request = plain(&tiny::tokens(2, 40), 8);
+        let expected = &alone(&model, subject, std::slice::from_ref(&request))[0];
+        assert_same(subject, &super::alone(&engine, request), expected);
+    }
+}
+
+/// Hundreds of requests of all kinds, many of which leave early, through little
+/// memory: whatever was lost on the way would be missing in the end.
+#[test]
+fn nothing_is_lost_in_a_crowd() {
+    for (subject, model) in cases() {
+        let options = EngineOptions {
+            slots: 5,
+            queue: 1000,
+            chunk: 24,
+            ..EngineOptions::default()
+        };
+        let engine = engine(&model, subject, little_memory(&model, subject), options);
+        let mut random = StdRng::seed_from_u64(7);
+        let prefix = Arc::new(Prefix {
+            ids: tiny::tokens(1, 40),
+        });
+        let mut kept: Vec<(GenerateRequest, Generation)> = Vec::new();
+        for _ in 0..160 {
+            // Some beginnings are common, some are not.
+            let beginning = tiny::tokens(random.random_range(0..6), random.random_range(0..80));
+            let seed = random.random_range(0..1000);
+            let prompt = after(&beginning, seed, random.random_range(1..30));
+            let request = GenerateRequest {
+                prefix: random.random_bool(0.3).then(|| Arc::clone(&prefix)),
+                prompt_logprobs: random.random_bool(0.1).then_some(1),
+                ..plain(&prompt, random.random_range(1..60))
+            };
+            let generations = engine.submit(vec![request.clone()]);
+            let mut generation = generations.expect("there is room").remove(0);
+            match random.random_range(0..4) {
+                // Leaves before it begins.
+                0 => {}
+                1 => {
+                    // Leaves in the middle.
+                    generation.blocking_next();
+                    generation.blocking_next();
+                }
+                _ => kept.push((request, generation)),
+            }
+        }
+        let every = kept.len() / 12;
+        for (index, (request, generation)) in kept.into_iter().enumerate() {
+            let report = report(generation);
+            assert_eq!(report.finish, FinishReason::Length);
+            assert_eq!(report.tokens.len(), request.max_tokens);
+            if index % every == 0 {
+                assert_same(subject, &report, &alone(&model, subject, &[request])[0]);
+            }
+        }
+        wait_until("everything is free", || {
+            let load = engine.load();
+            load.running == 0 && load.waiting == 0
+        });
+        // As long a sequence as ever fits still does.
+        let long = plain(&tiny::tokens(2000, 150), 40);
+        let expected = &alone(&model, subject, std::slice::from_ref(&long))[0];
+        assert_same(subject, &super::alone(&engine, long), expected);
+    }
+}
