@@ -72,7 +72,10 @@ pub(crate) fn runtime() -> Arc<Runtime> {
         let options = LoadOptions {
             kv_memory: None,
             backend: subjects::native().backend.clone(),
-            engine: EngineOptions::default(),
+            engine: EngineOptions {
+                slots: 8,
+                ..EngineOptions::default()
+            },
             // Short enough to be exceeded cheaply.
             context: Some(4096),
             profiles: incant::profile::load(None).expect("the built-in profiles"),

@@ -26,7 +26,7 @@ pub(crate) struct Args {
     #[arg(long, short, default_value_t = 8080)]
     port: u16,
     /// Answers computed at once, per model
-    #[arg(long, value_name = "N", default_value_t = 8)]
+    #[arg(long, value_name = "N", default_value_t = 32)]
     parallel: usize,
     /// Further requests that may wait; beyond that the answer is 429
     #[arg(long, value_name = "N", default_value_t = 128)]
@@ -71,7 +71,7 @@ impl Args {
             slots: self.parallel,
             queue: self.queue,
             chunk: self.chunk,
-            prefixes: None,
+            ..EngineOptions::default()
         };
         let tokio = tokio::runtime::Builder::new_multi_thread()
             .worker_threads(2)

@@ -1,5 +1,6 @@
 //! The side of the engine that other threads hold.
 
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::mpsc;
@@ -26,15 +27,19 @@ pub struct EngineOptions {
     pub chunk: usize,
     /// Where prefixes are kept between runs; `None` keeps none.
     pub prefixes: Option<PrefixStore>,
+    /// Where sequences that give up their memory for a while put it, in files
+    /// without a name.
+    pub swap_folder: PathBuf,
 }
 
 impl Default for EngineOptions {
     fn default() -> Self {
         EngineOptions {
-            slots: 8,
+            slots: 32,
             queue: 128,
             chunk: 256,
             prefixes: None,
+            swap_folder: std::env::temp_dir(),
         }
     }
 }

@@ -1,7 +1,8 @@
 //! Sequences that had to give up their memory for a while.
 
-use std::fs::File;
+use std::fs::{self, File};
 use std::io::{self, Read, Seek, SeekFrom, Write};
+use std::path::Path;
 
 use super::sequence::Sequence;
 use crate::exec::Executor;
@@ -13,16 +14,17 @@ pub(super) struct Swapped {
 }
 
 impl Swapped {
-    /// Writes a sequence's KV to disk and frees its memory. On an error the
-    /// sequence is lost, and comes back to be told so.
+    /// Writes a sequence's KV to a file in `folder` and frees its memory. On an
+    /// error the sequence is lost, and comes back to be told so.
     pub(super) fn out(
         sequence: Sequence,
         executor: &mut dyn Executor,
+        folder: &Path,
     ) -> Result<Swapped, (Sequence, String)> {
         let swapped = executor
             .swap_out(sequence.id)
             .map_err(|error| error.to_string())
-            .and_then(|bytes| write(&bytes).map_err(|error| error.to_string()));
+            .and_then(|bytes| write(folder, &bytes).map_err(|error| error.to_string()));
         match swapped {
             Ok(file) => Ok(Swapped { sequence, file }),
             Err(error) => Err((sequence, error)),
@@ -51,9 +53,10 @@ impl Swapped {
     }
 }
 
-fn write(bytes: &[u8]) -> io::Result<File> {
+fn write(folder: &Path, bytes: &[u8]) -> io::Result<File> {
+    fs::create_dir_all(folder)?;
     // Without a name: it is gone when it is closed, whatever becomes of us.
-    let mut file = tempfile::tempfile()?;
+    let mut file = tempfile::tempfile_in(folder)?;
     file.write_all(bytes)?;
     Ok(file)
 }

@@ -1,6 +1,7 @@
 //! The thread that owns the executor: takes requests in, and steps.
 
 use std::collections::VecDeque;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::sync::mpsc::{Receiver, TryRecvError};
@@ -27,6 +28,7 @@ pub(super) struct Worker {
     running: Vec<Sequence>,
     /// Those that ran before memory ran out; they come before any that wait.
     swapped: VecDeque<Swapped>,
+    swap_folder: PathBuf,
 }
 
 /// What a request that waits can do.
@@ -54,6 +56,7 @@ impl Worker {
             waiting: VecDeque::new(),
             running: Vec::new(),
             swapped: VecDeque::new(),
+            swap_folder: options.swap_folder,
         }
     }
 
@@ -371,7 +374,7 @@ impl Worker {
             self.lose(&youngest);
             return false;
         }
-        match Swapped::out(youngest, executor) {
+        match Swapped::out(youngest, executor, &self.swap_folder) {
             Ok(swapped) => {
                 self.shared.preemptions.fetch_add(1, Ordering::AcqRel);
                 self.swapped.push_back(swapped);

@@ -22,6 +22,9 @@ use crate::mmap::Map;
 /// Raised whenever a file's meaning changes.
 const FORMAT: &str = "2";
 
+/// How the names of files begin that are being written.
+const UNFINISHED: &str = ".saving-";
+
 const KEY: &str = "incant.prefix";
 const CHECKSUM: &str = "incant.sha256";
 
@@ -38,6 +41,7 @@ pub struct PrefixStore {
 impl PrefixStore {
     /// The saved prefixes in `folder` for these weights and this layout of KV.
     pub fn new(folder: &Path, weights: [u8; 32], kv_format: String) -> PrefixStore {
+        sweep(folder);
         PrefixStore {
             folder: folder.to_owned(),
             weights,
@@ -123,6 +127,25 @@ impl PrefixStore {
     }
 }
 
+/// Removes what processes that were killed did not finish writing: files that
+/// nobody holds a lock on.
+fn sweep(folder: &Path) {
+    let Ok(entries) = fs::read_dir(folder) else {
+        // There is none yet.
+        return;
+    };
+    for entry in entries.flatten() {
+        let unfinished = entry.file_name().to_string_lossy().starts_with(UNFINISHED);
+        if unfinished
+            && let Ok(file) = File::open(entry.path())
+            && file.try_lock().is_ok()
+            && let Err(error) = fs::remove_file(entry.path())
+        {
+            tracing::warn!("cannot remove {}: {error}", entry.path().display());
+        }
+    }
+}
+
 /// Writes a file whole or not at all.
 fn write(path: &Path, key: String, tensors: &[SavedTensor]) -> io::Result<()> {
     let views: Vec<(&str, TensorView<'_>)> = tensors
@@ -142,8 +165,10 @@ fn write(path: &Path, key: String, tensors: &[SavedTensor]) -> io::Result<()> {
     let folder = path.parent().unwrap_or(Path::new("."));
     fs::create_dir_all(folder)?;
     let mut file = tempfile::Builder::new()
-        .prefix(".saving-")
+        .prefix(UNFINISHED)
         .tempfile_in(folder)?;
+    // Tells a process that starts now that this file is being written.
+    file.as_file().lock()?;
     file.write_all(&bytes)?;
     file.as_file().sync_all()?;
     file.persist(path).map_err(|error| error.error)?;
@@ -171,4 +196,36 @@ fn hex(bytes: &[u8]) -> String {
         _ = write!(text, "{byte:02x}");
         text
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs::{self, File};
+
+    use super::{PrefixStore, UNFINISHED};
+
+    #[test]
+    fn what_a_killed_process_left_is_removed_and_what_is_being_written_stays() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let path = |name: &str| folder.path().join(name);
+        let [left, written] = ["a", "b"].map(|name| path(&format!("{UNFINISHED}{name}")));
+        let other = path("0123.safetensors");
+        for path in [&left, &written, &other] {
+            fs::write(path, "half of a prefix").expect("it can be written");
+        }
+        let writer = File::open(&written).expect("it is there");
+        writer.lock().expect("nobody else has a lock");
+        PrefixStore::new(folder.path(), [0; 32], "any".to_owned());
+        assert!(!left.exists());
+        assert!(written.exists() && other.exists());
+        drop(writer);
+        PrefixStore::new(folder.path(), [0; 32], "any".to_owned());
+        assert!(!written.exists() && other.exists());
+    }
+
+    #[test]
+    fn a_folder_that_is_not_there_yet_holds_nothing() {
+        let folder = tempfile::tempdir().expect("a folder");
+        PrefixStore::new(&folder.path().join("none"), [0; 32], "any".to_owned());
+    }
 }

@@ -221,6 +221,9 @@ impl Model {
             .prefix_folder
             .as_deref()
             .map(|folder| PrefixStore::new(folder, gguf.fingerprint(), executor.kv_format()));
+        if let Some(folder) = &options.prefix_folder {
+            engine.swap_folder.clone_from(folder);
+        }
         Ok(Model {
             id: id.to_owned(),
             context,

@@ -137,6 +137,38 @@ fn who_has_to_give_way_goes_on_as_if_nothing_had_been() {
 }
 
 #[test]
+fn who_has_nowhere_to_go_fails_and_the_others_do_not() {
+    let (subject, model) = (subjects::native(), Tiny::llama());
+    let file = tempfile::NamedTempFile::new().expect("a file");
+    let options = EngineOptions {
+        // No folder can be made there.
+        swap_folder: file.path().join("swap"),
+        ..EngineOptions::default()
+    };
+    let engine = engine(&model, subject, little_memory(&model, subject), options);
+    let requests: Vec<_> = (0..6)
+        .map(|at| plain(&tiny::tokens(30 + at, 100), 120))
+        .collect();
+    let expected = alone(&model, subject, &requests);
+    let together = engine.submit(requests).expect("there is room");
+    let mut failed = 0;
+    for (mut generation, expected) in together.into_iter().zip(&expected) {
+        let mut tokens = Vec::new();
+        while let Some(event) = generation.blocking_next() {
+            match event {
+                Event::Token { id, .. } => tokens.push(id),
+                Event::Failed(_) => failed += 1,
+                _ => {}
+            }
+        }
+        let expected = expected.tokens.iter().map(|(id, _)| *id);
+        assert!(tokens.iter().copied().eq(expected.take(tokens.len())));
+        assert!(tokens.len() == 120 || failed > 0);
+    }
+    assert!((1..6).contains(&failed), "{failed}");
+}
+
+#[test]
 fn what_was_used_least_recently_goes_first_and_prefixes_never() {
     for (subject, model) in cases() {
         let memory = little_memory(&model, subject);

@@ -137,13 +137,15 @@ impl Executor for NativeExecutor {
     fn forward(&mut self, batch: &[Chunk<'_>]) -> Result<Logits, ExecError> {
         // Tiles take prompts and nothing else.
         let prompts_apart = self.isa.tier() == Tier::Amx;
+        // Those that share pages stand together.
         let group = self.layout.whole_group();
-        let pages = |kv: &Kv| kv.tables[group].pages().to_vec();
+        let order = |a: &Kv, b: &Kv| {
+            let (a, b) = (&a.tables[group], &b.tables[group]);
+            a.pages().cmp(b.pages())
+        };
         let rows = self
             .ledger
-            .lay_out(batch, self.spec.vocab, prompts_apart, |a, b| {
-                pages(a).cmp(&pages(b))
-            })?;
+            .lay_out(batch, self.spec.vocab, prompts_apart, order)?;
         for run in &rows.runs {
             if self.ledger.sequence(run.sequence)?.kv.is_swapped_out() {
                 return Err(ExecError::Batch("a sequence is swapped out"));
