@@ -51,12 +51,12 @@ MIX = {
     "crowd": (1, CHAT, [{"n": 48, "max_tokens": 3}], "200"),
     "scoring": (5, COMPLETE, [{"prompt": [text[:600], "Rain falls."], "echo": True, "logprobs": 2, "max_tokens": 0}
                               for text in DOCUMENTS], "200"),
-    "controlled": (8, CHAT, [{"logit_bias": {"100": -100, "200": 5.5}, "seed": 7}, {"logprobs": True, "top_logprobs": 5},
-                             {"stop": ["\n", "the"], "top_p": 0.8, "top_k": 40, "min_p": 0.01},
+    "controlled": (8, CHAT, [{"logit_bias": {"100": -100, "200": 5.5}, "seed": 7},
+                             {"logprobs": True, "top_logprobs": 5}, {"stop": ["\n", "the"], "top_p": 0.8, "top_k": 40, "min_p": 0.01},
                              {"presence_penalty": 1, "frequency_penalty": -0.5, "repetition_penalty": 1.2}], "200"),
     "leaves early": (6, CHAT, [{}, {"messages": [{"role": "user", "content": DOCUMENTS[0]}]}], "left"),
     "leaves a stream": (6, CHAT, [{"stream": True, "max_tokens": 200, "ignore_eos": True, "n": 2}], "left"),
-    "hurried": (4, CHAT, [{"timeout": 0.05}], "200|408 request_timeout|200, then request_timeout"),
+    "hurried": (4, CHAT, [{"timeout": 0.05}, {"timeout": 2}], "200|408 request_timeout|200, then request_timeout"),
     "too long": (2, CHAT, [{"messages": [{"role": "user", "content": LONG}]}], "400 context_length_exceeded"),
     "too long prompt": (2, COMPLETE, [{"prompt": LONG}], "400 context_length_exceeded"),
     "unknown model": (2, CHAT, [{"model": "nobody"}, {"model": MODELS[0] + "@nobody"}], "404 model_not_found"),
@@ -189,21 +189,22 @@ def read(response):
     """Reads a response to its end. The outcome is its status, with the error's code or what is wrong with it."""
     texts, finished, done = collections.defaultdict(str), set(), True
     if response.headers.get_content_type() == "text/event-stream":
-        *chunks, last = [*events(response)] or [b""]
-        done = last == b"[DONE]"
-        bodies = [json.loads(chunk) for chunk in (chunks if done else [*chunks, last or b"{}"])]
+        chunks = [*events(response)]
+        done = chunks[-1:] == [b"[DONE]"]
+        bodies = [json.loads(chunk) for chunk in (chunks[:-1] if done else chunks)] or [{}]
     else:
         bodies = [json.loads(response.read())]
     if error := bodies[-1].get("error"):
         status = "200, then" if response.status == 200 else response.status
-        form = "" if set(error) == {"message", "type", "param", "code"} else " in another form"
-        return Reply(f"{status} {error['code'] or ''}".strip() + form, texts, 0, response.headers["Retry-After"], bodies)
-    for choice in (choice for body in bodies for choice in body["choices"]):
+        outcome = f"{status} {error['code'] or ''}".strip()
+        outcome += "" if set(error) == {"message", "type", "param", "code"} else " in another form"
+        return Reply(outcome, texts, 0, response.headers["Retry-After"], bodies)
+    for choice in (choice for body in bodies for choice in body.get("choices", [])):
         part = choice.get("delta") or choice.get("message") or choice
         texts[choice["index"]] += part.get("text") or part.get("content") or ""
         finished |= {choice["index"]} if choice["finish_reason"] in ("stop", "length") else set()
     tokens = (bodies[-1].get("usage") or {}).get("completion_tokens", 0)
-    outcome = "200" if done and finished == set(texts) else "200, but it is not complete"
+    outcome = "200" if done and texts and finished == set(texts) else "200, but it is not complete"
     return Reply(outcome, texts, tokens, None, bodies)
 
 
@@ -248,7 +249,8 @@ class Client(threading.Thread):
             self.talk, self.arm = [], body["model"]
         body |= {"model": self.arm, "messages": self.talk + body["messages"]}
         reply = self.ask("conversation", CHAT, body, "200")
-        self.talk = [*body["messages"], {"role": "assistant", "content": reply.texts.get(0, "")}]
+        if reply.outcome == "200":
+            self.talk = [*body["messages"], {"role": "assistant", "content": reply.texts[0]}]
 
     def ask(self, kind, path, body, expected, attempt=None):
         """Asks until the queue has a place, and judges the outcome."""
@@ -257,6 +259,7 @@ class Client(threading.Thread):
                 reply = (attempt or self.attempt)(path, body)
             except (OSError, http.client.HTTPException, ValueError, LookupError) as error:
                 self.connection.close()
+                self.ending.wait(1)
                 reply = Reply(f"failed: {error!r}")
             self.tally.note(kind, reply)
             if reply.outcome != "429 queue_full":
@@ -265,7 +268,8 @@ class Client(threading.Thread):
             if self.ending.wait(float(reply.retry_after or 1)):
                 return reply
         told = json.dumps(body, ensure_ascii=False)[:700]
-        self.tally.demand(reply.outcome in expected.split("|"), f"{kind}: {reply} for {path} {told}")
+        why = f"{kind}: {reply.outcome} for {path} {told}: {str((reply.body or [''])[-1])[:300]}"
+        self.tally.demand(reply.outcome in expected.split("|"), why)
         if reply.outcome == "200":
             answers = body.get("n", 1) * (len(body["prompt"]) if isinstance(body.get("prompt"), list) else 1)
             self.tally.demand(len(reply.texts) == answers, f"{len(reply.texts)} answers for {path} {told}")
@@ -289,19 +293,22 @@ class Client(threading.Thread):
             return Reply("left")
 
 
-def probe(server, models):
+def probe(server, models, tally):
     """Greedy requests, with what they are answered."""
     bodies = [(CHAT, {"model": model + arm, "messages": user(QUESTIONS[0])}) for model in models for arm in ARMS[CHAT]]
     bodies += [(COMPLETE, {"model": model, "prompt": DOCUMENTS[0]}) for model in models]
     probes = []
     for path, body in bodies:
         body |= {"temperature": 0, "max_tokens": 24}
-        probes.append((path, body, server.ask(path, body).texts[0]))
+        reply = server.ask(path, body)
+        tally.demand(reply.outcome == "200", f"{reply.outcome} for {path} {body} on an idle server: {reply.body[-1]}")
+        probes.append((path, body, reply.texts[0]))
     return probes
 
 
 def sample(server, tally):
     """Writes a line; resident MiB."""
+    tally.demand(server.healthy(), "the server is not healthy")
     metrics, resident = server.metrics(), server.memory()
     used, room = metrics["kv_used_bytes"] / 2**20, metrics["kv_capacity_bytes"] / 2**20
     say(f"{resident:.0f} MiB resident ({server.memory('RssAnon'):.0f} anonymous), KV {used:.0f} of {room:.0f} MiB, "
@@ -315,7 +322,7 @@ def soak(options, folder, tally):
     more = ["--kv-memory", options.kv_memory, "--context", "4096", "--parallel", "8", "--queue", "64"]
     with Server(options, folder, *more) as server:
         tally.demand(wait_for(server.healthy, 120, 0.2), "the server does not become healthy")
-        probes, ending = probe(server, options.model), threading.Event()
+        probes, ending = probe(server, options.model, tally), threading.Event()
         clients = [Client(n, server, options, probes, tally, ending) for n in range(options.clients)]
         began, samples = time.monotonic(), []
         for client in clients:
@@ -329,7 +336,7 @@ def soak(options, folder, tally):
         tally.demand(not any(client.is_alive() for client in clients), "a client waits for its answer")
         tally.demand(wait_for(server.idle, 10), "sequences run or wait though all clients have left")
         samples.append((time.monotonic() - began, sample(server, tally)))
-        for (path, body, before), (_, _, now) in zip(probes, probe(server, options.model)):
+        for (path, body, before), (_, _, now) in zip(probes, probe(server, options.model, tally)):
             tally.demand(now == before, f"{path} {body} gave {before!r} at first, at last {now!r}")
         warm = [(since, resident) for since, resident in samples if since >= samples[-1][0] / 5]
         slope = statistics.linear_regression(*zip(*warm)).slope * 60 if len(warm) > 1 else 0
@@ -340,8 +347,8 @@ def soak(options, folder, tally):
         drain(server, options, tally)
         for line in server.logged("ERROR|panicked"):
             tally.demand(False, line)
-        warnings = collections.Counter(re.sub(r"request\{.*?\}|\d+", "…", line[27:]) for line in server.logged(" WARN "))
-        print("".join(f"  {count} x {line}\n" for line, count in warnings.items()), end="")
+        warnings = [re.sub(r"request\{.*?\}|\d+", "…", line[27:]) for line in server.logged(" WARN ")]
+        print("".join(f"  {count} x {line}\n" for line, count in collections.Counter(warnings).items()), end="")
 
 
 def drain(server, options, tally):
@@ -487,6 +494,7 @@ def main():
     options = parser.parse_args()
     options.model = options.model or MODELS
     tally = Tally()
+    threading.excepthook = lambda failed: tally.demand(False, f"a thread ended: {failed.exc_value!r}")
     with tempfile.TemporaryDirectory(prefix="incant-") as folder:
         options.run(options, folder, tally)
     tally.report()

@@ -251,8 +251,9 @@ fn a_request_that_leaves_is_counted_and_so_is_what_runs_meanwhile() {
         eventually("it is counted", || {
             Scrape::of(&server).requests(MODEL, "left") == left
         });
+        // Or what is left of it would be taken for the next one.
+        eventually("the engine is idle", idle);
     }
-    eventually("the engine is idle", idle);
     let scrape = Scrape::of(&server);
     assert_eq!(scrape.requests(MODEL, "finished"), 0.0);
     assert_eq!(scrape.of_model("incant_running_sequences"), 0.0);
