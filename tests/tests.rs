@@ -3,6 +3,7 @@ mod build;
 mod server_support;
 mod support;
 
+mod bench;
 mod catalog;
 mod cli;
 mod engine;

@@ -1,5 +1,7 @@
-//! `incant bench`: how fast models run here, and how fast they could.
+//! `incant bench`: how fast models run here, and how fast they could; with
+//! `--url`, how servers do under many chats.
 
+mod load;
 mod measure;
 
 use std::num::NonZeroUsize;
@@ -16,7 +18,8 @@ use self::measure::{Bench, Cost, Limits, Measured};
 use super::output::{self, Align, grouped, size};
 use super::pull;
 
-/// Measure how fast models run here, beside what the machine allows
+/// Measure how fast models run here, beside what the machine allows; or, with
+/// --url, how a server does under many chats
 #[derive(clap::Args)]
 pub(crate) struct Args {
     /// A model by name or file, repeatable; without one, the default model
@@ -61,6 +64,8 @@ pub(crate) struct Args {
     /// Print JSON
     #[arg(long)]
     json: bool,
+    #[command(flatten, next_help_heading = "Servers")]
+    load: load::LoadArgs,
 }
 
 /// All that is measured of one model.
@@ -100,6 +105,9 @@ struct Row {
 
 impl Args {
     pub(crate) fn run(mut self) -> anyhow::Result<()> {
+        if let Some(url) = &self.load.url {
+            return self.load.run(url, self.json);
+        }
         if self.models.is_empty() {
             self.models.push(catalog::default_model().name.clone());
         }

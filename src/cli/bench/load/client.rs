@@ -1,0 +1,400 @@
+//! A server as its clients see it: completions that are streamed, with the time
+//! at which each piece came.
+
+use std::cell::Cell;
+use std::io::{self, BufRead, BufReader};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, anyhow, bail};
+use serde::Deserialize;
+use serde::de::DeserializeOwned;
+use serde_json::{Value, json};
+use ureq::http::{Response, header};
+
+use crate::cli::output::clip;
+
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
+/// Many requests may wait for one another, but something must come some time.
+const SILENCE_TIMEOUT: Duration = Duration::from_secs(600);
+/// A message of an error has its point before this many characters.
+const MESSAGE: usize = 300;
+
+/// A server that is measured.
+pub(super) struct Server {
+    /// Without a slash at the end.
+    pub(super) url: String,
+    pub(super) model: String,
+    key: Option<String>,
+}
+
+/// One client of a server. It keeps its connection from request to request.
+pub(super) struct Client<'a> {
+    server: &'a Server,
+    agent: ureq::Agent,
+    /// Whether there was a request before.
+    connected: Cell<bool>,
+}
+
+/// One answer, and when it came.
+pub(super) struct Answer {
+    pub(super) started: Instant,
+    /// When each event that carries text came.
+    pub(super) texts: Vec<Instant>,
+    pub(super) ended: Instant,
+    /// What the server counted, if it tells.
+    pub(super) usage: Option<Usage>,
+}
+
+/// What a server counts.
+#[derive(Clone, Copy, Debug, Deserialize)]
+pub(super) struct Usage {
+    pub(super) prompt_tokens: usize,
+    pub(super) completion_tokens: usize,
+    prompt_tokens_details: Option<PromptTokens>,
+}
+
+/// What a server did with a prompt.
+#[derive(Clone, Copy, Debug, Deserialize)]
+struct PromptTokens {
+    cached_tokens: Option<usize>,
+}
+
+impl Usage {
+    /// How many tokens of the prompt were not computed anew, if the server tells.
+    pub(super) fn cached_tokens(&self) -> Option<usize> {
+        self.prompt_tokens_details?.cached_tokens
+    }
+}
+
+impl Answer {
+    /// The time to the first text, or to the end if there was no text.
+    pub(super) fn first(&self) -> Duration {
+        let first = self.texts.first().unwrap_or(&self.ended);
+        first.duration_since(self.started)
+    }
+
+    /// The times between events that carry text.
+    pub(super) fn gaps(&self) -> impl Iterator<Item = Duration> {
+        let pairs = self.texts.windows(2);
+        pairs.map(|pair| pair[1].duration_since(pair[0]))
+    }
+
+    /// How many tokens it has: the server's count, or else one for each event.
+    pub(super) fn tokens(&self) -> usize {
+        let counted = self.usage.map(|usage| usage.completion_tokens);
+        counted.unwrap_or(self.texts.len())
+    }
+
+    /// The mean time from one token to the next, which holds however many
+    /// tokens an event carries.
+    pub(super) fn per_token(&self) -> Option<Duration> {
+        let (first, last) = (self.texts.first()?, self.texts.last()?);
+        let steps = self.tokens().checked_sub(1).filter(|&steps| steps > 0)?;
+        Some(last.duration_since(*first).div_f64(steps as f64))
+    }
+}
+
+impl Server {
+    /// Finds out which model to ask for, unless `model` says.
+    pub(super) fn open(
+        url: &str,
+        model: Option<&str>,
+        key: Option<&str>,
+    ) -> anyhow::Result<Server> {
+        let url = url.trim_end_matches('/');
+        let mut server = Server {
+            url: url.strip_suffix("/v1").unwrap_or(url).to_owned(),
+            model: model.unwrap_or_default().to_owned(),
+            key: key.map(str::to_owned),
+        };
+        if model.is_none() {
+            server.model = server.client().first_model()?;
+        }
+        Ok(server)
+    }
+
+    /// A client with a connection of its own.
+    pub(super) fn client(&self) -> Client<'_> {
+        let agent = ureq::Agent::config_builder()
+            .user_agent(concat!("incant/", env!("CARGO_PKG_VERSION")))
+            .http_status_as_error(false)
+            // A proxy would be measured along.
+            .proxy(None)
+            .timeout_resolve(Some(CONNECT_TIMEOUT))
+            .timeout_connect(Some(CONNECT_TIMEOUT))
+            .timeout_recv_response(Some(SILENCE_TIMEOUT))
+            .timeout_per_read(Some(SILENCE_TIMEOUT))
+            .build()
+            .new_agent();
+        Client {
+            server: self,
+            agent,
+            connected: Cell::new(false),
+        }
+    }
+}
+
+impl Client<'_> {
+    fn first_model(&self) -> anyhow::Result<String> {
+        #[derive(Deserialize)]
+        struct Model {
+            id: String,
+        }
+        #[derive(Deserialize)]
+        struct List {
+            data: Vec<Model>,
+        }
+        let url = format!("{}/v1/models", self.server.url);
+        let request = self.authorized(self.agent.get(&url));
+        let mut response = good(&url, request.call())?;
+        let text = response.body_mut().read_to_string();
+        let text = text.map_err(|error| anyhow!("{url}: {}", plainly(error)))?;
+        let list: List = parse(&url, &text)?;
+        let first = list.data.into_iter().next();
+        let first = first.with_context(|| format!("{url}: the server lists no model"))?;
+        Ok(first.id)
+    }
+
+    /// Has `prompt` continued by exactly `tokens` tokens, if the server does as
+    /// it is told.
+    pub(super) fn complete(&self, prompt: &str, tokens: usize) -> anyhow::Result<Answer> {
+        let url = format!("{}/v1/completions", self.server.url);
+        let body = json!({
+            "model": self.server.model,
+            "prompt": prompt,
+            "max_tokens": tokens,
+            "ignore_eos": true,
+            "temperature": 0,
+            "stream": true,
+            "stream_options": {"include_usage": true},
+        })
+        .to_string();
+        let send = || {
+            let request = self.authorized(self.agent.post(&url));
+            let request = request.header(header::CONTENT_TYPE, "application/json");
+            request.send(&body)
+        };
+        let started = Instant::now();
+        let mut result = send();
+        // Some servers say that a connection goes on and then close it. Every
+        // client meets them with a new connection, which takes its time.
+        if self.connected.replace(true) && result.as_ref().is_err_and(is_closed) {
+            result = send();
+        }
+        let response = good(&url, result)?;
+        let reader = BufReader::new(response.into_body().into_reader());
+        read(&url, started, Events::new(reader))
+    }
+
+    fn authorized<B>(&self, request: ureq::RequestBuilder<B>) -> ureq::RequestBuilder<B> {
+        match &self.server.key {
+            Some(key) => request.header(header::AUTHORIZATION, format!("Bearer {key}")),
+            None => request,
+        }
+    }
+}
+
+/// Reads a stream of completions to its end.
+fn read<R: BufRead>(url: &str, started: Instant, mut events: Events<R>) -> anyhow::Result<Answer> {
+    #[derive(Deserialize)]
+    struct Choice {
+        text: Option<String>,
+    }
+    #[derive(Deserialize)]
+    struct Chunk {
+        #[serde(default)]
+        choices: Vec<Choice>,
+        usage: Option<Usage>,
+        error: Option<Value>,
+    }
+    let mut answer = Answer {
+        started,
+        texts: Vec::new(),
+        ended: started,
+        usage: None,
+    };
+    let mut any = false;
+    let mut ended = None;
+    while let Some(data) = events.next().with_context(|| url.to_owned())? {
+        let now = Instant::now();
+        // Whatever comes after the end is read too: only then can the
+        // connection serve the next request.
+        if ended.is_some() {
+            continue;
+        }
+        any = true;
+        if data == "[DONE]" {
+            ended = Some(now);
+            continue;
+        }
+        let chunk: Chunk = parse(url, &data)?;
+        if let Some(error) = chunk.error {
+            bail!("{url}: {}", message(&error).unwrap_or(clip(&data, MESSAGE)));
+        }
+        let mut texts = chunk
+            .choices
+            .iter()
+            .filter_map(|choice| choice.text.as_ref());
+        if texts.any(|text| !text.is_empty()) {
+            answer.texts.push(now);
+        }
+        answer.usage = chunk.usage.or(answer.usage);
+    }
+    if !any {
+        bail!("{url}: the answer is not a stream of events");
+    }
+    answer.ended = ended.unwrap_or_else(Instant::now);
+    Ok(answer)
+}
+
+/// Server-sent events, of which only the data matters here.
+struct Events<R> {
+    reader: R,
+    line: Vec<u8>,
+}
+
+impl<R: BufRead> Events<R> {
+    fn new(reader: R) -> Events<R> {
+        let line = Vec::new();
+        Events { reader, line }
+    }
+
+    /// The data of the next event as soon as it is complete. The end of the
+    /// stream completes one too.
+    fn next(&mut self) -> io::Result<Option<String>> {
+        let mut data: Option<String> = None;
+        loop {
+            self.line.clear();
+            let read = self.reader.read_until(b'\n', &mut self.line)?;
+            let line = String::from_utf8_lossy(&self.line);
+            let line = line.trim_end_matches(['\r', '\n']);
+            if line.is_empty() && (data.is_some() || read == 0) {
+                return Ok(data);
+            }
+            if let Some(value) = line.strip_prefix("data:") {
+                let value = value.strip_prefix(' ').unwrap_or(value);
+                data = Some(match data {
+                    Some(before) => before + "\n" + value,
+                    None => value.to_owned(),
+                });
+            }
+        }
+    }
+}
+
+/// A response that is no failure.
+fn good(
+    url: &str,
+    result: Result<Response<ureq::Body>, ureq::Error>,
+) -> anyhow::Result<Response<ureq::Body>> {
+    let mut response = result.map_err(|error| anyhow!("{url}: {}", plainly(error)))?;
+    let status = response.status();
+    if !status.is_success() {
+        // A body that cannot be read says no more than the status.
+        let body = response.body_mut().read_to_string().unwrap_or_default();
+        let json: Option<Value> = serde_json::from_str(&body).ok();
+        let said = json.as_ref().and_then(|json| message(&json["error"]));
+        let said = said.unwrap_or_else(|| clip(body.trim(), MESSAGE));
+        bail!("{url}: {status}: {said}");
+    }
+    Ok(response)
+}
+
+/// What an error's JSON says: OpenAI's object, or just a text.
+fn message(error: &Value) -> Option<String> {
+    let text = error["message"].as_str().or(error.as_str())?;
+    Some(clip(text, MESSAGE))
+}
+
+fn parse<T: DeserializeOwned>(url: &str, text: &str) -> anyhow::Result<T> {
+    serde_json::from_str(text)
+        .map_err(|error| anyhow!("{url}: {error} in {:?}", clip(text, MESSAGE)))
+}
+
+/// Whether the other side closed the connection before it answered.
+fn is_closed(error: &ureq::Error) -> bool {
+    use io::ErrorKind::{BrokenPipe, ConnectionAborted, ConnectionReset, UnexpectedEof};
+    match error {
+        ureq::Error::Io(error) => matches!(
+            error.kind(),
+            BrokenPipe | ConnectionAborted | ConnectionReset | UnexpectedEof
+        ),
+        _ => false,
+    }
+}
+
+/// The library's errors lead with the name of a category; a person needs the rest.
+fn plainly(error: ureq::Error) -> String {
+    match error {
+        ureq::Error::Io(error) => error.to_string(),
+        ureq::Error::Timeout(phase) => format!("no answer in time ({phase})"),
+        error => error.to_string(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn events(text: &str) -> Vec<String> {
+        // As small as reads can be.
+        let mut events = Events::new(BufReader::with_capacity(1, text.as_bytes()));
+        let mut all = Vec::new();
+        while let Some(data) = events.next().expect("memory can be read") {
+            all.push(data);
+        }
+        all
+    }
+
+    fn answer(text: &str) -> anyhow::Result<Answer> {
+        read("there", Instant::now(), Events::new(text.as_bytes()))
+    }
+
+    #[test]
+    fn only_the_data_of_events_counts() {
+        assert_eq!(events(""), [""; 0]);
+        assert_eq!(events("data: a\n\ndata:b\n\n"), ["a", "b"]);
+        assert_eq!(events("data: a\r\n\r\ndata: b\r\n\r\n"), ["a", "b"]);
+        let with_fields = ": hello\n\nevent: x\nid: 1\ndata: a\ndata:  b\n\n\n";
+        assert_eq!(events(with_fields), ["a\n b"]);
+        assert_eq!(events("data: a\n\ndata: cut"), ["a", "cut"]);
+    }
+
+    #[test]
+    fn tokens_are_those_of_the_usage_and_events_only_without_one() {
+        let text = "data: {\"choices\":[{\"text\":\"a\"}]}\n\n";
+        let empty = "data: {\"choices\":[{\"text\":\"\",\"finish_reason\":\"length\"}]}\n\n";
+        let usage = "data: {\"choices\":[],\"usage\":{\"prompt_tokens\":9,\"completion_tokens\":5,\"prompt_tokens_details\":{\"cached_tokens\":7}}}\n\n";
+        let done = "data: [DONE]\n\n";
+
+        let whole = answer(&[text, text, empty, usage, done].concat()).expect("it is whole");
+        assert_eq!((whole.texts.len(), whole.tokens()), (2, 5));
+        assert_eq!(whole.gaps().count(), 1);
+        let usage = whole.usage.expect("it is there");
+        assert_eq!((usage.prompt_tokens, usage.cached_tokens()), (9, Some(7)));
+
+        let short = answer(&[text, empty, text, text].concat()).expect("no end is needed");
+        assert_eq!((short.texts.len(), short.tokens()), (3, 3));
+        assert!(short.first() <= short.ended - short.started);
+    }
+
+    #[test]
+    fn an_answer_of_one_token_has_no_time_per_token() {
+        let one = answer("data: {\"choices\":[{\"text\":\"a\"}]}\n\n").expect("it is one");
+        assert!(one.per_token().is_none());
+    }
+
+    #[test]
+    fn what_is_no_answer_is_an_error_that_names_the_server() {
+        let said = |text: &str| answer(text).err().expect("it is an error").to_string();
+        assert_eq!(
+            said("data: {\"error\":{\"message\":\"out of\\nmemory\"}}\n\n"),
+            "there: out of\\nmemory"
+        );
+        assert_eq!(
+            said("{\"choices\":[]}"),
+            "there: the answer is not a stream of events"
+        );
+        assert!(said("data: {\"cho\n\n").starts_with("there: EOF while parsing"));
+    }
+}

@@ -1,0 +1,129 @@
+//! `incant bench --url`: the chat workload, by which any servers of OpenAI's
+//! REST API can be compared. Many clients send the same long prompt and after
+//! it a short question each, over HTTP, as programs do that know nothing of
+//! profiles.
+//!
+//! Two servers never work at the same time. They get the same texts in the same
+//! rounds, and take turns at being the first of a round, so that whatever else
+//! the machine does hits both alike.
+
+mod client;
+mod prompt;
+mod report;
+mod workload;
+
+use std::num::NonZeroUsize;
+
+use anyhow::Context;
+
+use self::client::Server;
+use self::report::{Report, Rounds};
+use self::workload::{Phase, Workload};
+use crate::cli::output::{self, grouped};
+
+/// Both servers get a salt of their own for a last count; those before it go
+/// into finding the length.
+const COUNT_SALT: u64 = 8;
+
+/// The servers, and what is asked of them.
+#[derive(clap::Args)]
+pub(super) struct LoadArgs {
+    /// A running server of OpenAI's REST API, which is measured over HTTP under
+    /// many chats that share one long prompt
+    #[arg(
+        long,
+        conflicts_with_all = ["models", "device", "threads", "prefill", "batch", "depth", "repeat"]
+    )]
+    pub(super) url: Option<String>,
+    /// A second server, with which the first is compared
+    #[arg(long, value_name = "URL", requires = "url")]
+    against: Option<String>,
+    /// The model to ask for [default: the first that the server lists]
+    #[arg(long, value_name = "ID", requires = "url")]
+    model_id: Option<String>,
+    /// Numbers of clients that come at the same time
+    #[arg(
+        long,
+        value_name = "N",
+        value_delimiter = ',',
+        default_value = "8",
+        requires = "url"
+    )]
+    clients: Vec<NonZeroUsize>,
+    /// Requests that a client sends one after another
+    #[arg(long, value_name = "N", default_value = "4", requires = "url")]
+    requests: NonZeroUsize,
+    /// About so many tokens in the shared prompt
+    #[arg(long, value_name = "N", default_value = "1100", requires = "url")]
+    prompt_tokens: NonZeroUsize,
+    /// So many tokens in each answer
+    #[arg(long, value_name = "N", default_value = "64", requires = "url")]
+    max_tokens: NonZeroUsize,
+    /// Take the median of so many rounds
+    #[arg(long, value_name = "N", default_value = "3", requires = "url")]
+    rounds: NonZeroUsize,
+    /// Sent to the servers as a bearer token
+    #[arg(
+        long,
+        value_name = "KEY",
+        env = "INCANT_API_KEY",
+        hide_env_values = true
+    )]
+    api_key: Option<String>,
+}
+
+impl LoadArgs {
+    /// Measures the server at `url`, and the one it is compared with.
+    pub(super) fn run(&self, url: &str, json: bool) -> anyhow::Result<()> {
+        let servers = [Some(url), self.against.as_deref()]
+            .into_iter()
+            .flatten()
+            .map(|url| Server::open(url, self.model_id.as_deref(), self.api_key.as_deref()))
+            .collect::<anyhow::Result<Vec<Server>>>()?;
+        let mut workload = Workload {
+            run: rand::random(),
+            length: 0,
+            tokens: self.max_tokens.get(),
+            clients: self.clients.iter().map(|clients| clients.get()).collect(),
+            requests: self.requests.get(),
+        };
+        workload.fit(&servers[0], self.prompt_tokens.get())?;
+        let mut results = Vec::new();
+        for server in &servers {
+            results.push(Rounds {
+                url: server.url.clone(),
+                model: server.model.clone(),
+                // Also the second server's first request, which may cost more
+                // than any later one.
+                shared_tokens: workload.count(server, COUNT_SALT)?,
+                rounds: Vec::new(),
+            });
+        }
+        let rounds = self.rounds.get();
+        for round in 0..rounds {
+            let mut order: Vec<usize> = (0..servers.len()).collect();
+            if round % 2 == 1 {
+                order.reverse();
+            }
+            for at in order {
+                let server = &servers[at];
+                let watch = |phase: Phase, clients: usize| {
+                    let (name, round) = (phase.name(), round + 1);
+                    let clients = match clients {
+                        1 => String::new(),
+                        _ => format!(", {} clients", grouped(clients as u64)),
+                    };
+                    eprintln!("round {round} of {rounds}, {}: {name}{clients}", server.url);
+                };
+                let measured = workload.round(server, round, watch)?;
+                results[at].rounds.push(measured);
+            }
+        }
+        let report = Report::new(results, self.max_tokens.get());
+        let text = match json {
+            true => serde_json::to_string_pretty(&report).context("the report")? + "\n",
+            false => report.table(),
+        };
+        Ok(output::print(&text)?)
+    }
+}

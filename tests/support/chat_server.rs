@@ -1,0 +1,172 @@
+//! A stand-in for a server of OpenAI's REST API: it streams completions as it
+//! was told to, and remembers what it was asked.
+
+use std::io::{self, BufRead, BufReader, Read, Write};
+use std::net::{TcpListener, TcpStream};
+use std::sync::{Arc, Mutex};
+use std::thread;
+use std::time::Duration;
+
+use serde_json::{Value, json};
+
+/// How a server answers.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Manners {
+    /// Before the first token.
+    pub(crate) delay: Duration,
+    /// How many tokens it says at most.
+    pub(crate) most: usize,
+    /// Whether it says at the end how many tokens there were.
+    pub(crate) usage: bool,
+    /// Whether it ends with `[DONE]`.
+    pub(crate) done: bool,
+    /// Whether it closes the connection instead of answering a second request.
+    pub(crate) closes: bool,
+    /// After so many completions it fails.
+    pub(crate) fails_after: usize,
+}
+
+impl Manners {
+    pub(crate) const GOOD: Manners = Manners {
+        delay: Duration::ZERO,
+        most: usize::MAX,
+        usage: true,
+        done: true,
+        closes: false,
+        fails_after: usize::MAX,
+    };
+}
+
+/// One completion that was asked for.
+#[derive(Clone, Debug)]
+pub(crate) struct Asked {
+    /// The name of the server.
+    pub(crate) server: &'static str,
+    /// Over which of all connections it came.
+    pub(crate) connection: String,
+    pub(crate) authorization: Option<String>,
+    pub(crate) body: Value,
+}
+
+/// What was asked of one or more servers, in its order.
+pub(crate) type Log = Arc<Mutex<Vec<Asked>>>;
+
+/// Starts a server that ends with the test binary; returns its URL.
+pub(crate) fn chat_server(name: &'static str, manners: Manners, log: &Log) -> String {
+    let listener = TcpListener::bind("127.0.0.1:0").expect("a port is free");
+    let address = listener.local_addr().expect("it is bound");
+    let log = Arc::clone(log);
+    thread::spawn(move || {
+        for stream in listener.incoming().flatten() {
+            let log = Arc::clone(&log);
+            // A client that goes away ends its connection.
+            thread::spawn(move || _ = connection(&stream, name, manners, &log));
+        }
+    });
+    format!("http://{address}")
+}
+
+fn connection(
+    stream: &TcpStream,
+    server: &'static str,
+    manners: Manners,
+    log: &Log,
+) -> io::Result<()> {
+    stream.set_nodelay(true)?;
+    let peer = stream.peer_addr()?.to_string();
+    let mut reader = BufReader::new(stream);
+    let mut completions = 0;
+    loop {
+        let mut path = String::new();
+        let mut length = 0;
+        let mut authorization = None;
+        loop {
+            let mut line = String::new();
+            if reader.read_line(&mut line)? == 0 {
+                return Ok(());
+            }
+            let line = line.trim_end();
+            if line.is_empty() {
+                break;
+            }
+            match line.split_once(": ") {
+                Some((name, value)) if name.eq_ignore_ascii_case("content-length") => {
+                    length = value.parse().expect("a number");
+                }
+                Some((name, value)) if name.eq_ignore_ascii_case("authorization") => {
+                    authorization = Some(value.to_owned());
+                }
+                Some(_) => {}
+                None => path = line.split(' ').nth(1).unwrap_or_default().to_owned(),
+            }
+        }
+        let mut body = vec![0; length];
+        reader.read_exact(&mut body)?;
+        if path == "/v1/models" {
+            let models = json!({"data": [{"id": format!("{server}-model")}, {"id": "other"}]});
+            whole(stream, "200 OK", &models)?;
+            continue;
+        }
+        assert_eq!(path, "/v1/completions");
+        completions += 1;
+        if manners.closes && completions > 1 {
+            return Ok(());
+        }
+        let body: Value = serde_json::from_slice(&body).expect("JSON");
+        let before = {
+            let mut log = log.lock().expect("no test holds it");
+            log.push(Asked {
+                server,
+                connection: format!("{server} {peer}"),
+                authorization,
+                body: body.clone(),
+            });
+            log.len() - 1
+        };
+        match before < manners.fails_after {
+            true => stream_tokens(stream, manners, &body)?,
+            false => {
+                let error = json!({"error": {"message": "out of\nmemory", "type": "server_error"}});
+                whole(stream, "500 Internal Server Error", &error)?;
+            }
+        }
+    }
+}
+
+fn whole(mut stream: &TcpStream, status: &str, body: &Value) -> io::Result<()> {
+    let body = body.to_string();
+    let length = body.len();
+    let head = format!(
+        "HTTP/1.1 {status}\r\ncontent-type: application/json\r\ncontent-length: {length}\r\n\r\n"
+    );
+    stream.write_all((head + &body).as_bytes())
+}
+
+/// Two tokens in each event.
+fn stream_tokens(mut stream: &TcpStream, manners: Manners, body: &Value) -> io::Result<()> {
+    let asked = body["max_tokens"].as_u64().expect("a number") as usize;
+    let tokens = asked.min(manners.most);
+    let prompt = body["prompt"].as_str().expect("a text");
+    stream.write_all(
+        b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\ntransfer-encoding: chunked\r\n\r\n",
+    )?;
+    let mut send = |event: &str| {
+        let event = format!("data: {event}\n\n");
+        stream.write_all(format!("{:x}\r\n{event}\r\n", event.len()).as_bytes())
+    };
+    thread::sleep(manners.delay);
+    for _ in 0..tokens.div_ceil(2) {
+        send(&json!({"choices": [{"index": 0, "text": "a b", "finish_reason": null}], "usage": null}).to_string())?;
+        thread::sleep(Duration::from_millis(1));
+    }
+    send(&json!({"choices": [{"index": 0, "text": "", "finish_reason": "length"}]}).to_string())?;
+    if manners.usage {
+        // Unlike what a client would guess.
+        let usage = json!({"prompt_tokens": prompt.len() / 5, "completion_tokens": tokens});
+        send(&json!({"choices": [], "usage": usage}).to_string())?;
+    }
+    if manners.done {
+        send("[DONE]")?;
+    }
+    stream.write_all(b"0\r\n\r\n")
+}
