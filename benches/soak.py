@@ -52,7 +52,8 @@ MIX = {
     "scoring": (5, COMPLETE, [{"prompt": [text[:600], "Rain falls."], "echo": True, "logprobs": 2, "max_tokens": 0}
                               for text in DOCUMENTS], "200"),
     "controlled": (8, CHAT, [{"logit_bias": {"100": -100, "200": 5.5}, "seed": 7},
-                             {"logprobs": True, "top_logprobs": 5}, {"stop": ["\n", "the"], "top_p": 0.8, "top_k": 40, "min_p": 0.01},
+                             {"logprobs": True, "top_logprobs": 5},
+                             {"stop": ["\n", "the"], "top_p": 0.8, "top_k": 40, "min_p": 0.01},
                              {"presence_penalty": 1, "frequency_penalty": -0.5, "repetition_penalty": 1.2}], "200"),
     "leaves early": (6, CHAT, [{}, {"messages": [{"role": "user", "content": DOCUMENTS[0]}]}], "left"),
     "leaves a stream": (6, CHAT, [{"stream": True, "max_tokens": 200, "ignore_eos": True, "n": 2}], "left"),

@@ -11,7 +11,7 @@ use std::sync::Arc;
 
 use super::Prefix;
 use crate::exec::{ExecError, Executor, SequenceId};
-use crate::kv::{Found, PrefixStore, Tree};
+use crate::kv::{Found, Handle, PrefixStore, Tree};
 
 /// Fewer common tokens than this are computed again: a sequence that is kept for
 /// each would cost more.
@@ -111,7 +111,7 @@ impl Cache {
         }
     }
 
-    /// Whether a prefix is in memory, for good.
+    /// Whether a prefix is in memory.
     pub(super) fn has(&self, prefix: &Prefix) -> bool {
         let tokens = shared(prefix);
         let found = self.kept.find(tokens).into_iter();
@@ -138,7 +138,7 @@ impl Cache {
         }
     }
 
-    /// Keeps a prefix that `from` begins with, for good and on disk.
+    /// Keeps a prefix that `from` begins with, in memory and on disk.
     pub(super) fn pin(
         &mut self,
         prefix: &Prefix,
@@ -149,7 +149,10 @@ impl Cache {
         let sequence = executor.fork(from, tokens.len())?;
         if let Some(store) = &self.store {
             match executor.save(sequence) {
-                Ok(tensors) => store.save_later(tokens, tensors),
+                Ok(tensors) => {
+                    store.save_later(tokens, tensors);
+                    self.absent.remove(prefix);
+                }
                 Err(error) => tracing::warn!("a prefix is not kept on disk: {error}"),
             }
         }
@@ -171,10 +174,20 @@ impl Cache {
             }
         }
         let oldest = self.kept.by_use().next();
-        if let Some(oldest) = oldest {
-            let kept = self.kept.remove(oldest);
+        self.let_go(oldest, executor)
+    }
+
+    /// Frees the prefix that was used least recently, which is better than to fail.
+    pub(super) fn reclaim_prefix(&mut self, executor: &mut dyn Executor) -> bool {
+        let oldest = self.kept.oldest_pinned();
+        self.let_go(oldest, executor)
+    }
+
+    fn let_go(&mut self, handle: Option<Handle>, executor: &mut dyn Executor) -> bool {
+        if let Some(handle) = handle {
+            let kept = self.kept.remove(handle);
             executor.end(kept.sequence);
         }
-        oldest.is_some()
+        handle.is_some()
     }
 }

@@ -9,9 +9,9 @@ use super::{Event, FinishReason, GenerateRequest, Prefix, cache};
 use crate::exec::{Chunk, Logits, SequenceId, Wanted};
 use crate::sample::{LogSoftmax, Sampler, TokenLogprobs, fresh_seed, logprobs};
 
-/// Scoring holds a row of logits for each token of a chunk; this bounds them
-/// (64 rows of gemma's 262,144 logits are 64 MiB).
-const SCORED_ROWS: usize = 64;
+/// Scoring holds a row of logits for each token of a chunk; this bounds those of a
+/// step (64 rows of gemma's 262,144 logits are 64 MiB).
+pub(super) const SCORED_ROWS: usize = 64;
 
 /// A request that waits for a slot.
 pub(super) struct Waiting {
@@ -148,6 +148,11 @@ impl Sequence {
         self.generated > 0
     }
 
+    /// Whether the prompt's log-probabilities are wanted, and not yet all there.
+    pub(super) fn is_scored(&self) -> bool {
+        self.scoring.is_some()
+    }
+
     /// The tokens that are computed.
     pub(super) fn computed(&self) -> &[u32] {
         &self.tokens[..self.done]
@@ -179,7 +184,7 @@ impl Sequence {
             Some(scoring) if self.done + 1 < scoring.first => {
                 (most.min(scoring.first - 1 - self.done), false)
             }
-            Some(_) => (most.min(SCORED_ROWS), true),
+            Some(_) => (most, true),
         };
         let count = rest.len().min(most);
         let wanted = match scored {

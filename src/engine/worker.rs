@@ -11,7 +11,7 @@ use super::EngineOptions;
 use super::cache::{Cache, LEAST, Start};
 use super::handle::{Mail, Shared};
 use super::pace::Pace;
-use super::sequence::{Computed, Sequence, Waiting};
+use super::sequence::{Computed, SCORED_ROWS, Sequence, Waiting};
 use super::swap::Swapped;
 use crate::exec::{Chunk, ExecError, Executor, SequenceId};
 
@@ -158,7 +158,8 @@ impl Worker {
             // With room to go on for a while, or it would be out again at once.
             let mut growth = vec![(swapped.sequence().id, LEAST)];
             growth.extend(self.running.iter().map(|sequence| (sequence.id, LEAST)));
-            if !self.make_room(&growth) && !self.running.is_empty() {
+            let alone = self.running.is_empty();
+            if !self.make_room(&growth, alone) && !alone {
                 return;
             }
             let Some(swapped) = self.swapped.pop_front() else {
@@ -175,11 +176,14 @@ impl Worker {
         }
     }
 
-    /// Frees what nobody runs until there is room. Returns whether there is.
-    fn make_room(&mut self, growth: &[(SequenceId, usize)]) -> bool {
+    /// Frees what nobody runs until there is room, with `prefixes` even what profiles
+    /// begin with. Returns whether there is.
+    fn make_room(&mut self, growth: &[(SequenceId, usize)], prefixes: bool) -> bool {
         let executor = self.executor.as_mut();
         while !executor.has_room(growth) {
-            if !self.cache.reclaim(executor) {
+            let freed =
+                self.cache.reclaim(executor) || prefixes && self.cache.reclaim_prefix(executor);
+            if !freed {
                 return false;
             }
         }
@@ -294,6 +298,13 @@ impl Worker {
         for index in prompts {
             left -= give(index, left);
         }
+        let mut rows = SCORED_ROWS;
+        for (sequence, count) in self.running.iter().zip(&mut counts) {
+            if sequence.is_scored() {
+                *count = rows.min(*count);
+                rows -= *count;
+            }
+        }
         counts
     }
 
@@ -355,14 +366,18 @@ impl Worker {
     fn find_room(&mut self, counts: &[usize]) -> bool {
         let ids = self.running.iter().map(|sequence| sequence.id);
         let growth: Vec<_> = ids.zip(counts.iter().copied()).collect();
-        if self.make_room(&growth) {
+        if self.make_room(&growth, false) {
+            return true;
+        }
+        for sequence in &self.running {
+            self.executor.trim(sequence.id);
+        }
+        // With nobody left to give way, prefixes have to.
+        let alone = self.running.len() == 1;
+        if self.make_room(&growth, alone) {
             return true;
         }
         let executor = self.executor.as_mut();
-        let trimmed = self.running.iter().filter(|s| executor.trim(s.id)).count();
-        if trimmed > 0 && executor.has_room(&growth) {
-            return true;
-        }
         // The one that was let in last has the least to lose.
         let Some(youngest) = self.running.pop() else {
             return false;

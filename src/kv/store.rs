@@ -164,11 +164,17 @@ fn write(path: &Path, key: String, tensors: &[SavedTensor]) -> io::Result<()> {
 
     let folder = path.parent().unwrap_or(Path::new("."));
     fs::create_dir_all(folder)?;
-    let mut file = tempfile::Builder::new()
-        .prefix(UNFINISHED)
-        .tempfile_in(folder)?;
-    // Tells a process that starts now that this file is being written.
-    file.as_file().lock()?;
+    let mut file = loop {
+        let file = tempfile::Builder::new()
+            .prefix(UNFINISHED)
+            .tempfile_in(folder)?;
+        // Tells a process that starts now that this file is being written. One that
+        // was quicker may have removed it.
+        file.as_file().lock()?;
+        if file.path().exists() {
+            break file;
+        }
+    };
     file.write_all(&bytes)?;
     file.as_file().sync_all()?;
     file.persist(path).map_err(|error| error.error)?;

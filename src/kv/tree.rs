@@ -2,7 +2,7 @@
 //!
 //! Each entry stands for a sequence of tokens and holds a value. A lookup gives
 //! the entries that share the longest beginning with some tokens. Entries that are
-//! used least recently come first when room is needed; pinned ones never do.
+//! used least recently come first when room is needed; pinned ones are apart.
 
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet};
@@ -175,7 +175,7 @@ impl<T> Tree<T> {
         }
     }
 
-    /// Sees to it that an entry is never the one to go.
+    /// Sees to it that an entry does not go with the others.
     pub fn pin(&mut self, handle: Handle) {
         let depth = Reverse(self.nodes[handle.0].depth);
         let entry = self.entry_mut(handle);
@@ -184,7 +184,7 @@ impl<T> Tree<T> {
         self.by_use.remove(&(used, depth, handle.0));
     }
 
-    /// Whether an entry is never the one to go.
+    /// Whether an entry does not go with the others.
     pub fn is_pinned(&self, handle: Handle) -> bool {
         self.entry(handle).pinned
     }
@@ -192,6 +192,12 @@ impl<T> Tree<T> {
     /// Entries that are not pinned, from the one used least recently on.
     pub fn by_use(&self) -> impl Iterator<Item = Handle> {
         self.by_use.iter().map(|&(_, _, node)| Handle(node))
+    }
+
+    /// The pinned entry that was used least recently.
+    pub fn oldest_pinned(&self) -> Option<Handle> {
+        let pinned = self.handles().filter(|&handle| self.is_pinned(handle));
+        pinned.min_by_key(|&handle| self.entry(handle).used)
     }
 
     /// All entries.
@@ -343,8 +349,10 @@ mod tests {
         assert_eq!(tree.by_use().collect::<Vec<_>>(), [old, new, stem]);
         tree.touch(old);
         assert_eq!(tree.by_use().collect::<Vec<_>>(), [new, old, stem]);
+        assert_eq!(tree.oldest_pinned(), None);
         tree.pin(new);
         assert_eq!(tree.by_use().collect::<Vec<_>>(), [old, stem]);
+        assert_eq!(tree.oldest_pinned(), Some(new));
         assert_eq!(tree.insert(&[1, 2], 'd', false), Err('d'), "it is taken");
         assert_eq!(tree.by_use().collect::<Vec<_>>(), [old, stem]);
     }

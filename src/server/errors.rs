@@ -248,7 +248,8 @@ impl ApiError {
 impl IntoResponse for ApiError {
     fn into_response(self) -> Response {
         let wire = self.wire();
-        if wire.status.is_server_error() {
+        // That a server loads or drains is no news to whoever reads its log.
+        if matches!(self, ApiError::Internal(_)) {
             tracing::warn!(status = wire.status.as_u16(), "{self}");
         }
         let body = serde_json::to_vec(&self.body()).expect("strings serialize");

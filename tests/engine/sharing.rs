@@ -7,6 +7,7 @@ use incant::engine::{
     Engine, EngineOptions, Event, FinishReason, GenerateRequest, Generation, Prefix,
 };
 use incant::gguf::Gguf;
+use incant::kv::PrefixStore;
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 
@@ -193,6 +194,38 @@ fn what_was_used_least_recently_goes_first_and_prefixes_never() {
         }
         assert_eq!(super::alone(&engine, first).cached, 0, "it has gone");
         assert_eq!(super::alone(&engine, with_prefix(4)).cached, 79);
+    }
+}
+
+#[test]
+fn prefixes_make_room_where_nothing_else_can() {
+    for (subject, model) in cases() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let prefixes = PrefixStore::new(folder.path(), [0; 32], "tiny".to_owned());
+        let options = EngineOptions {
+            prefixes: Some(prefixes),
+            ..EngineOptions::default()
+        };
+        let engine = engine(&model, subject, little_memory(&model, subject), options);
+        // Each fits, but not both beside each other and a request.
+        let prefixes = [1, 2].map(|seed| {
+            Arc::new(Prefix {
+                ids: tiny::tokens(seed, 230),
+            })
+        });
+        for turn in 0..3 {
+            for (at, prefix) in prefixes.iter().enumerate() {
+                let request = GenerateRequest {
+                    prefix: Some(Arc::clone(prefix)),
+                    ..plain(&tiny::tokens(10 * turn + at as u64, 20), 5)
+                };
+                let expected = &alone(&model, subject, std::slice::from_ref(&request))[0];
+                assert_same(subject, &super::alone(&engine, request), expected);
+            }
+            let long = plain(&tiny::tokens(90 + turn, 300), 5);
+            let expected = &alone(&model, subject, std::slice::from_ref(&long))[0];
+            assert_same(subject, &super::alone(&engine, long), expected);
+        }
     }
 }
 
