@@ -20,6 +20,8 @@ pub(super) const LEAST: usize = 16;
 /// All that is kept.
 pub(super) struct Cache {
     kept: Tree<Kept>,
+    /// How many of them are not trimmed.
+    untrimmed: usize,
     store: Option<PrefixStore>,
     /// Prefixes that are not on disk.
     absent: HashSet<Arc<Prefix>>,
@@ -49,6 +51,7 @@ impl Cache {
     pub(super) fn new(store: Option<PrefixStore>) -> Cache {
         Cache {
             kept: Tree::new(),
+            untrimmed: 0,
             store,
             absent: HashSet::new(),
         }
@@ -106,8 +109,18 @@ impl Cache {
         };
         if tokens.len() < LEAST && !pinned {
             executor.end(sequence);
-        } else if let Err(kept) = self.kept.insert(tokens, kept, pinned) {
-            executor.end(kept.sequence);
+        } else {
+            self.untrimmed += 1;
+            if let Err((handle, mut other)) = self.kept.insert(tokens, kept, pinned) {
+                // The one that has let go of something is the one to go.
+                let before = self.kept.get_mut(handle);
+                if before.trimmed {
+                    std::mem::swap(before, &mut other);
+                } else {
+                    self.untrimmed -= 1;
+                }
+                executor.end(other.sequence);
+            }
         }
     }
 
@@ -125,8 +138,12 @@ impl Cache {
             return false;
         }
         let tokens = shared(prefix);
-        let store = self.store.as_ref();
-        match store.and_then(|store| store.load(tokens, executor)) {
+        let stored = self.store.clone().filter(|store| store.has(tokens));
+        if stored.is_some() && !self.make_room(tokens.len(), executor) {
+            // Perhaps the next time.
+            return false;
+        }
+        match stored.and_then(|store| store.load(tokens, executor)) {
             Some(sequence) => {
                 self.keep(sequence, tokens, true, executor);
                 true
@@ -136,6 +153,17 @@ impl Cache {
                 false
             }
         }
+    }
+
+    /// Frees memory until there is room for so many tokens. Returns whether there is.
+    fn make_room(&mut self, tokens: usize, executor: &mut dyn Executor) -> bool {
+        let empty = executor.begin();
+        let mut room = executor.has_room(&[(empty, tokens)]);
+        while !room && self.reclaim(executor) {
+            room = executor.has_room(&[(empty, tokens)]);
+        }
+        executor.end(empty);
+        room
     }
 
     /// Keeps a prefix that `from` begins with, in memory and on disk.
@@ -163,11 +191,15 @@ impl Cache {
     /// Frees some memory: first what windows left behind, then whatever was used
     /// least recently. Returns whether there was anything to free.
     pub(super) fn reclaim(&mut self, executor: &mut dyn Executor) -> bool {
-        let handles: Vec<_> = self.kept.handles().collect();
+        let handles: Vec<_> = match self.untrimmed {
+            0 => Vec::new(),
+            _ => self.kept.handles().collect(),
+        };
         for handle in handles {
             let kept = self.kept.get_mut(handle);
             if !kept.trimmed {
                 kept.trimmed = true;
+                self.untrimmed -= 1;
                 if executor.trim(kept.sequence) {
                     return true;
                 }
@@ -186,6 +218,7 @@ impl Cache {
     fn let_go(&mut self, handle: Option<Handle>, executor: &mut dyn Executor) -> bool {
         if let Some(handle) = handle {
             let kept = self.kept.remove(handle);
+            self.untrimmed -= usize::from(!kept.trimmed);
             executor.end(kept.sequence);
         }
         handle.is_some()

@@ -3,7 +3,7 @@
 //! One OS thread owns the weights and the KV; everything else holds an
 //! [`Engine`] handle and talks to it through channels. A [`Generation`] that is
 //! dropped (its client left, a stop string matched, a deadline passed) is
-//! noticed at the next step, and its KV is freed.
+//! noticed at the next step. What it computed stays until its memory is needed.
 
 mod cache;
 mod handle;

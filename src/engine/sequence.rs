@@ -21,6 +21,8 @@ pub(super) struct Waiting {
     tokens: Vec<u32>,
     /// Whether its prefix was read from disk for it.
     pub(super) read_from_disk: bool,
+    /// Who is computing tokens for it, and how many they have in common.
+    pub(super) waits_for: Option<(SequenceId, usize)>,
 }
 
 impl Waiting {
@@ -31,6 +33,7 @@ impl Waiting {
             request,
             events,
             read_from_disk: false,
+            waits_for: None,
         }
     }
 
@@ -148,9 +151,10 @@ impl Sequence {
         self.generated > 0
     }
 
-    /// Whether the prompt's log-probabilities are wanted, and not yet all there.
+    /// Whether all logits of the next tokens are wanted.
     pub(super) fn is_scored(&self) -> bool {
-        self.scoring.is_some()
+        let scoring = self.scoring.as_ref();
+        scoring.is_some_and(|scoring| scoring.first <= self.done + 1)
     }
 
     /// The tokens that are computed.
@@ -178,13 +182,11 @@ impl Sequence {
     /// The next tokens to compute, `most` at the most.
     pub(super) fn chunk(&self, most: usize) -> Chunk<'_> {
         let rest = &self.tokens[self.done..];
-        let (most, scored) = match &self.scoring {
-            None => (most, false),
+        let scored = self.is_scored();
+        let most = match &self.scoring {
             // Up to the first token whose logits are wanted.
-            Some(scoring) if self.done + 1 < scoring.first => {
-                (most.min(scoring.first - 1 - self.done), false)
-            }
-            Some(_) => (most, true),
+            Some(scoring) if !scored => most.min(scoring.first - 1 - self.done),
+            _ => most,
         };
         let count = rest.len().min(most);
         let wanted = match scored {

@@ -13,6 +13,12 @@ pub(super) struct Swapped {
     file: File,
 }
 
+/// A sequence that cannot go on, and why.
+pub(super) struct Lost {
+    pub(super) sequence: Sequence,
+    pub(super) why: String,
+}
+
 impl Swapped {
     /// Writes a sequence's KV to a file in `folder` and frees its memory. On an
     /// error the sequence is lost, and comes back to be told so.
@@ -20,22 +26,19 @@ impl Swapped {
         sequence: Sequence,
         executor: &mut dyn Executor,
         folder: &Path,
-    ) -> Result<Swapped, (Sequence, String)> {
+    ) -> Result<Swapped, Box<Lost>> {
         let swapped = executor
             .swap_out(sequence.id)
             .map_err(|error| error.to_string())
             .and_then(|bytes| write(folder, &bytes).map_err(|error| error.to_string()));
         match swapped {
             Ok(file) => Ok(Swapped { sequence, file }),
-            Err(error) => Err((sequence, error)),
+            Err(why) => Err(Box::new(Lost { sequence, why })),
         }
     }
 
     /// Reads the KV back. On an error the sequence is lost likewise.
-    pub(super) fn back(
-        mut self,
-        executor: &mut dyn Executor,
-    ) -> Result<Sequence, (Sequence, String)> {
+    pub(super) fn back(mut self, executor: &mut dyn Executor) -> Result<Sequence, Box<Lost>> {
         let back = read(&mut self.file)
             .map_err(|error| error.to_string())
             .and_then(|bytes| {
@@ -44,7 +47,30 @@ impl Swapped {
             });
         match back {
             Ok(()) => Ok(self.sequence),
-            Err(error) => Err((self.sequence, error)),
+            Err(why) => {
+                let sequence = self.sequence;
+                Err(Box::new(Lost { sequence, why }))
+            }
+        }
+    }
+
+    /// Gives up what the sequence shared when it was swapped out and now holds alone.
+    /// Returns whether there was any.
+    pub(super) fn give_more(&mut self, executor: &mut dyn Executor) -> bool {
+        let more = match executor.swap_out(self.sequence.id) {
+            Ok(more) => more,
+            Err(error) => {
+                tracing::warn!("a sequence cannot give up more memory: {error}");
+                return false;
+            }
+        };
+        match self.file.write_all(&more) {
+            Ok(()) => !more.is_empty(),
+            Err(error) => {
+                // It will be told when it is to come back.
+                tracing::error!("a sequence's KV is lost: {error}");
+                !more.is_empty()
+            }
         }
     }
 

@@ -13,7 +13,7 @@ use super::handle::{Mail, Shared};
 use super::pace::Pace;
 use super::sequence::{Computed, SCORED_ROWS, Sequence, Waiting};
 use super::swap::Swapped;
-use crate::exec::{Chunk, ExecError, Executor, SequenceId};
+use crate::exec::{Chunk, ExecError, Executor, Logits, SequenceId};
 
 pub(super) struct Worker {
     executor: Box<dyn Executor>,
@@ -29,6 +29,8 @@ pub(super) struct Worker {
     /// Those that ran before memory ran out; they come before any that wait.
     swapped: VecDeque<Swapped>,
     swap_folder: PathBuf,
+    /// What the last step gave.
+    logits: Logits,
 }
 
 /// What a request that waits can do.
@@ -57,6 +59,7 @@ impl Worker {
             running: Vec::new(),
             swapped: VecDeque::new(),
             swap_folder: options.swap_folder,
+            logits: Logits::default(),
         }
     }
 
@@ -102,7 +105,7 @@ impl Worker {
         }
     }
 
-    /// Frees what belongs to clients that have gone.
+    /// Ends what belongs to clients that have gone.
     fn drop_abandoned(&mut self) {
         self.waiting.retain(|waiting| {
             let stays = !waiting.is_abandoned();
@@ -156,8 +159,10 @@ impl Worker {
             && let Some(swapped) = self.swapped.front()
         {
             // With room to go on for a while, or it would be out again at once.
-            let mut growth = vec![(swapped.sequence().id, LEAST)];
-            growth.extend(self.running.iter().map(|sequence| (sequence.id, LEAST)));
+            let budget = self.pace.budget(true);
+            let more = |sequence: &Sequence| sequence.remaining().clamp(LEAST, budget.max(LEAST));
+            let mut growth = vec![(swapped.sequence().id, more(swapped.sequence()))];
+            growth.extend(self.running.iter().map(|other| (other.id, more(other))));
             let alone = self.running.is_empty();
             if !self.make_room(&growth, alone) && !alone {
                 return;
@@ -166,24 +171,36 @@ impl Worker {
                 return;
             };
             match swapped.back(self.executor.as_mut()) {
-                Ok(sequence) => self.running.push(sequence),
-                Err((sequence, why)) => {
-                    tracing::error!("a sequence cannot be brought back: {why}");
-                    sequence.fail(&why);
-                    self.lose(&sequence);
+                Ok(sequence) => {
+                    let before = |other: &Sequence| other.began < sequence.began;
+                    let place = self.running.partition_point(before);
+                    self.running.insert(place, sequence);
+                }
+                Err(lost) => {
+                    tracing::error!("a sequence cannot be brought back: {}", lost.why);
+                    lost.sequence.fail(&lost.why);
+                    self.lose(&lost.sequence);
                 }
             }
         }
     }
 
-    /// Frees what nobody runs until there is room, with `prefixes` even what profiles
-    /// begin with. Returns whether there is.
-    fn make_room(&mut self, growth: &[(SequenceId, usize)], prefixes: bool) -> bool {
+    /// Frees what nobody runs until there is room: as a last resort, even what
+    /// profiles begin with. Returns whether there is.
+    fn make_room(&mut self, growth: &[(SequenceId, usize)], last_resort: bool) -> bool {
         let executor = self.executor.as_mut();
         while !executor.has_room(growth) {
-            let freed =
-                self.cache.reclaim(executor) || prefixes && self.cache.reclaim_prefix(executor);
-            if !freed {
+            if self.cache.reclaim(executor) {
+                continue;
+            }
+            if !last_resort {
+                return false;
+            }
+            // What those that are swapped out shared may be theirs alone by now.
+            let mut swapped = self.swapped.iter_mut();
+            if !swapped.any(|swapped| swapped.give_more(executor))
+                && !self.cache.reclaim_prefix(executor)
+            {
                 return false;
             }
         }
@@ -216,25 +233,40 @@ impl Worker {
         {
             waiting.read_from_disk = self.cache.read(prefix, executor);
         }
-        let tokens = waiting.shareable();
-        let start = self.cache.find(tokens, executor)?;
-        let found = start.map_or(0, |start| start.tokens);
-        // Whoever runs may be about to have more in common with it.
-        let best = self
-            .running
-            .iter()
-            .map(|other| (other.common(tokens), other));
-        let Some((common, other)) = best.max_by_key(|(common, _)| *common) else {
-            return Ok(Next::Begin(start));
-        };
-        if common < found + LEAST {
-            return Ok(Next::Begin(start));
+        if let Some((leader, common)) = waiting.waits_for.take() {
+            let leader = self.running.iter().find(|other| other.id == leader);
+            if leader.is_some_and(|leader| leader.computed().len() < common) {
+                waiting.waits_for = leader.map(|leader| (leader.id, common));
+                return Ok(Next::Wait);
+            }
         }
-        if other.computed().len() < common {
+        let tokens = waiting.shareable();
+        let mut start = self.cache.find(tokens, executor)?;
+        let mut found = start.map_or(0, |start| start.tokens);
+        // Whoever runs may have more in common with it, or be about to.
+        let mut leader = None;
+        let mut most = 0;
+        for other in &self.running {
+            let common = other.common(tokens);
+            if common > other.computed().len() {
+                if common > most {
+                    most = common;
+                    leader = Some(other.id);
+                }
+            } else if common >= found + LEAST && executor.can_fork(other.id, common) {
+                self.cache.branch(other.id, &tokens[..common], executor)?;
+                start = self.cache.find(tokens, executor)?;
+                found = start.map_or(0, |start| start.tokens);
+            }
+        }
+        // What waiting saves must be a good part of what is left to do: who knows when
+        // the other one gets there.
+        let saved = most.saturating_sub(found);
+        if saved >= LEAST && 4 * saved >= tokens.len() - found {
+            waiting.waits_for = leader.map(|leader| (leader, most));
             return Ok(Next::Wait);
         }
-        self.cache.branch(other.id, &tokens[..common], executor)?;
-        Ok(Next::Begin(self.cache.find(tokens, executor)?))
+        Ok(Next::Begin(start))
     }
 
     /// Lets waiting request number `index` in.
@@ -256,8 +288,9 @@ impl Worker {
         let from_disk = waiting.read_from_disk;
         let cached = start.map_or(0, |start| start.tokens);
         let sequence = Sequence::new(id, waiting, cached, keep_prefix);
-        self.shared.waiting.fetch_sub(1, Ordering::AcqRel);
+        // In this order: nobody is to see it nowhere.
         self.shared.running.fetch_add(1, Ordering::AcqRel);
+        self.shared.waiting.fetch_sub(1, Ordering::AcqRel);
         sequence.started(cached, from_disk);
         self.running.push(sequence);
     }
@@ -272,8 +305,8 @@ impl Worker {
 
     /// How many tokens of each running sequence the next step computes: one of each
     /// that decodes, and of prompts what the pace allows. Half of that is the
-    /// oldest's; the rest goes to whoever needs least, so that a short prompt does
-    /// not wait for a long one.
+    /// oldest's; of the rest most goes to whoever needs least, so that a short prompt
+    /// does not wait for a long one.
     fn share_out(&self) -> Vec<usize> {
         let mut counts = vec![0; self.running.len()];
         let mut prompts = Vec::new();
@@ -295,6 +328,10 @@ impl Worker {
         };
         left -= give(oldest, left.div_ceil(2));
         prompts.sort_by_key(|&index| self.running[index].remaining());
+        // At first none takes all that is left: whoever is in no hurry gets on too.
+        for &index in &prompts {
+            left -= give(index, left.div_ceil(2));
+        }
         for index in prompts {
             left -= give(index, left);
         }
@@ -311,8 +348,8 @@ impl Worker {
     /// One forward pass over a mixed batch of answers and prompts.
     fn step(&mut self) {
         let counts = loop {
-            let counts = self.share_out();
-            if self.find_room(&counts) {
+            let mut counts = self.share_out();
+            if self.find_room(&mut counts) {
                 break counts;
             }
             if self.running.is_empty() {
@@ -338,17 +375,16 @@ impl Worker {
         let rows: Vec<usize> = batch.iter().map(Chunk::wanted_rows).collect();
 
         let began = Instant::now();
-        let mut logits = match self.executor.forward(&batch) {
-            Ok(logits) => logits,
-            Err(error) => return self.fail(&error),
-        };
+        if let Err(error) = self.executor.forward_into(&batch, &mut self.logits) {
+            return self.fail(&error);
+        }
         self.pace.note(prompt_tokens, began.elapsed());
 
         let mut ended = vec![false; self.running.len()];
         let mut row = 0;
         for ((index, computed), rows) in owners.into_iter().zip(rows) {
             let sequence = &mut self.running[index];
-            ended[index] = !sequence.advance(computed, &mut logits, row);
+            ended[index] = !sequence.advance(computed, &mut self.logits, row);
             row += rows;
             if let Some(prefix) = sequence.prefix_to_keep() {
                 let executor = self.executor.as_mut();
@@ -361,21 +397,29 @@ impl Worker {
         self.retain_running(|_| !ended.next().unwrap_or(false));
     }
 
-    /// Makes room for a step. If there is none, someone has to give way: then the
-    /// step is to be shared out again.
-    fn find_room(&mut self, counts: &[usize]) -> bool {
-        let ids = self.running.iter().map(|sequence| sequence.id);
-        let growth: Vec<_> = ids.zip(counts.iter().copied()).collect();
-        if self.make_room(&growth, false) {
-            return true;
-        }
-        for sequence in &self.running {
-            self.executor.trim(sequence.id);
-        }
-        // With nobody left to give way, prefixes have to.
+    /// Makes room for a step, or makes the step smaller. If that does not do, someone
+    /// has to give way: then the step is to be shared out again.
+    fn find_room(&mut self, counts: &mut [usize]) -> bool {
         let alone = self.running.len() == 1;
-        if self.make_room(&growth, alone) {
-            return true;
+        loop {
+            let ids = self.running.iter().map(|sequence| sequence.id);
+            let growth: Vec<_> = ids.zip(counts.iter().copied()).collect();
+            if self.make_room(&growth, false) {
+                return true;
+            }
+            for sequence in &self.running {
+                self.executor.trim(sequence.id);
+            }
+            // With nobody left to give way, prefixes have to.
+            if self.make_room(&growth, alone) {
+                return true;
+            }
+            let Some(largest) = counts.iter().copied().max().filter(|&most| most > LEAST) else {
+                break;
+            };
+            counts
+                .iter_mut()
+                .for_each(|count| *count = (*count).min(largest / 2));
         }
         let executor = self.executor.as_mut();
         // The one that was let in last has the least to lose.
@@ -394,10 +438,10 @@ impl Worker {
                 self.shared.preemptions.fetch_add(1, Ordering::AcqRel);
                 self.swapped.push_back(swapped);
             }
-            Err((sequence, why)) => {
-                tracing::error!("a sequence cannot be swapped out: {why}");
-                sequence.fail(&why);
-                self.lose(&sequence);
+            Err(lost) => {
+                tracing::error!("a sequence cannot be swapped out: {}", lost.why);
+                lost.sequence.fail(&lost.why);
+                self.lose(&lost.sequence);
             }
         }
         false

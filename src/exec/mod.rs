@@ -60,16 +60,24 @@ impl Chunk<'_> {
 
 /// The wanted rows of logits: chunk by chunk in the batch's order, position by
 /// position within one.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub struct Logits {
     vocab: usize,
     values: Vec<f32>,
 }
 
 impl Logits {
+    /// So many rows of `vocab` logits, whatever is in them, to be written.
+    fn reset(&mut self, rows: usize, vocab: usize) -> &mut [f32] {
+        self.vocab = vocab;
+        // What was there need not be cleared, only what is new.
+        self.values.resize(rows * vocab, 0.0);
+        &mut self.values
+    }
+
     /// How many rows there are.
     pub fn rows(&self) -> usize {
-        self.values.len() / self.vocab
+        self.values.len().checked_div(self.vocab).unwrap_or(0)
     }
 
     /// Row `index`, one logit per token of the vocabulary.
@@ -194,9 +202,22 @@ pub trait Executor: Send {
     /// How many tokens a sequence holds.
     fn len(&self, sequence: SequenceId) -> Result<usize, ExecError>;
 
-    /// Appends each chunk to its sequence and computes the wanted logits. On an
-    /// error no sequence has grown.
-    fn forward(&mut self, batch: &[Chunk<'_>]) -> Result<Logits, ExecError>;
+    /// Appends each chunk to its sequence and computes the wanted logits into
+    /// `logits`, whatever it held. On an error no sequence has grown.
+    ///
+    /// # Errors
+    /// The batch is bad, there is no room, or the device failed.
+    fn forward_into(&mut self, batch: &[Chunk<'_>], logits: &mut Logits) -> Result<(), ExecError>;
+
+    /// [`forward_into`](Executor::forward_into) logits of their own.
+    ///
+    /// # Errors
+    /// The same.
+    fn forward(&mut self, batch: &[Chunk<'_>]) -> Result<Logits, ExecError> {
+        let mut logits = Logits::default();
+        self.forward_into(batch, &mut logits)?;
+        Ok(logits)
+    }
 
     /// Ends a sequence and frees what KV it shares with none. Unknown ids are
     /// ignored.
@@ -212,21 +233,24 @@ pub trait Executor: Send {
     /// tokens, and to come back if it was swapped out.
     fn has_room(&self, growth: &[(SequenceId, usize)]) -> bool;
 
-    /// Frees KV of sliding windows that nothing needs which continues this
-    /// sequence at its end, or a few tokens before. Returns whether any was freed.
+    /// Lets go of KV of sliding windows that nothing needs which continues this
+    /// sequence at its end, or a few tokens before. Returns whether there was any.
     fn trim(&mut self, sequence: SequenceId) -> bool;
 
     /// Frees KV that this sequence shares with none, and returns it. Until it is
-    /// swapped in again, the sequence cannot be used.
+    /// swapped in again, the sequence must not be used. What it shares stays; if it
+    /// comes to hold that alone, to swap it out again gives the rest, which belongs
+    /// behind the first.
     ///
     /// # Errors
-    /// There is no such sequence, or it is swapped out already.
+    /// There is no such sequence.
     fn swap_out(&mut self, sequence: SequenceId) -> Result<Vec<u8>, ExecError>;
 
-    /// Takes back what [`swap_out`](Executor::swap_out) gave, bit for bit.
+    /// Takes back all that [`swap_out`](Executor::swap_out) gave, bit for bit.
     ///
     /// # Errors
-    /// There is no room, or the bytes are not those of this sequence.
+    /// There is no room, or the bytes are not those of this sequence. Then it is
+    /// still swapped out.
     fn swap_in(&mut self, sequence: SequenceId, kv: &[u8]) -> Result<(), ExecError>;
 
     /// The KV of a sequence, to be written to disk: what continuing it at its end

@@ -55,6 +55,11 @@ impl PrefixStore {
             .join(format!("{}.safetensors", self.key(tokens)))
     }
 
+    /// Whether there is a file for `tokens`.
+    pub fn has(&self, tokens: &[u32]) -> bool {
+        self.path(tokens).exists()
+    }
+
     /// A sequence of `tokens`, if it was saved. A file that cannot be believed
     /// is as good as none: the log says why.
     pub fn load(&self, tokens: &[u32], executor: &mut dyn Executor) -> Option<SequenceId> {

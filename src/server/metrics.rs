@@ -5,6 +5,7 @@
 
 use std::fmt;
 use std::sync::atomic::AtomicU64;
+use std::sync::atomic::Ordering;
 
 use prometheus_client::encoding::{EncodeLabelSet, text};
 use prometheus_client::metrics::counter::Counter;
@@ -249,7 +250,10 @@ impl Metrics {
                 gauge.get_or_create(&of).set(now as u64);
             }
             let preemptions = self.preemptions.get_or_create(&of);
-            preemptions.inc_by(load.preemptions.saturating_sub(preemptions.get()));
+            // The engine counts; another scrape may have seen more.
+            preemptions
+                .inner()
+                .fetch_max(load.preemptions, Ordering::Relaxed);
         }
         // An arm that nobody has asked yet counts zeros: a rate needs a value to
         // start from.

@@ -138,6 +138,100 @@ fn who_has_to_give_way_goes_on_as_if_nothing_had_been() {
 }
 
 #[test]
+fn those_who_share_and_give_way_go_on_as_if_nothing_had_been() {
+    for (subject, model) in cases() {
+        let shared = tiny::tokens(1, 150);
+        let requests: Vec<_> = (0..6)
+            .map(|at| plain(&after(&shared, 40 + at, 5), 110 + 10 * at as usize))
+            .collect();
+        let expected = alone(&model, subject, &requests);
+        let memory = little_memory(&model, subject);
+        let engine = engine(&model, subject, memory, EngineOptions::default());
+        // More than once, so that there is something to let go of.
+        for _ in 0..2 {
+            let together = engine.submit(requests.clone()).expect("there is room");
+            for (report, expected) in together.into_iter().map(report).zip(&expected) {
+                assert_same(subject, &report, expected);
+            }
+        }
+        let load = engine.load();
+        assert!(
+            load.preemptions > 0,
+            "{subject}, {}: {load:?}",
+            model.architecture
+        );
+    }
+}
+
+/// What a window has passed is let go of while memory is short, also where another
+/// request could have used it.
+#[test]
+fn a_request_like_one_that_was_trimmed_is_answered_all_the_same() {
+    // The other executor never trims, and the other model has no windows.
+    let (subject, model) = (subjects::native(), Tiny::gemma3());
+    let prompt = tiny::tokens(1, 300);
+    let long = plain(&prompt, 150);
+    let other = plain(&after(&prompt[..200], 2, 5), 5);
+    let expected = alone(&model, subject, &[long.clone(), other.clone()]);
+    let token = 2 * model.layers * model.kv_heads * model.head_dim.next_multiple_of(16);
+    let memory = Some(380 * token * subject.kv_number());
+    let engine = engine(&model, subject, memory, EngineOptions::default());
+    let mut running = engine.submit(vec![long]).expect("there is room").remove(0);
+    let mut tokens = Vec::new();
+    while tokens.len() < 100 {
+        let event = running.blocking_next().expect("it goes on");
+        if let Event::Token { id, .. } = event {
+            tokens.push(id);
+        }
+    }
+    let report = super::alone(&engine, other);
+    assert_same(subject, &report, &expected[1]);
+    while let Some(event) = running.blocking_next() {
+        if let Event::Token { id, .. } = event {
+            tokens.push(id);
+        }
+    }
+    let all = expected[0].tokens.iter().map(|(id, _)| *id);
+    assert!(
+        tokens.into_iter().eq(all),
+        "{subject}, {}",
+        model.architecture
+    );
+}
+
+#[test]
+fn a_prefix_is_read_into_memory_that_is_full() {
+    for (subject, model) in cases() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let prefix = Arc::new(Prefix {
+            ids: tiny::tokens(1, 100),
+        });
+        let with_prefix = GenerateRequest {
+            prefix: Some(Arc::clone(&prefix)),
+            ..plain(&tiny::tokens(2, 5), 3)
+        };
+        let start = || {
+            let store = PrefixStore::new(folder.path(), [0; 32], "tiny".to_owned());
+            let options = EngineOptions {
+                prefixes: Some(store.clone()),
+                ..EngineOptions::default()
+            };
+            let memory = little_memory(&model, subject);
+            (store, engine(&model, subject, memory, options))
+        };
+        let (store, first) = start();
+        super::alone(&first, with_prefix.clone());
+        wait_until("the prefix is saved", || store.has(&prefix.ids[..99]));
+        drop(first);
+        let (_, second) = start();
+        for seed in 100..120 {
+            super::alone(&second, plain(&tiny::tokens(seed, 90), 3));
+        }
+        assert_eq!(super::alone(&second, with_prefix).cached, 99);
+    }
+}
+
+#[test]
 fn who_has_nowhere_to_go_fails_and_the_others_do_not() {
     let (subject, model) = (subjects::native(), Tiny::llama());
     let file = tempfile::NamedTempFile::new().expect("a file");
@@ -155,6 +249,7 @@ fn who_has_nowhere_to_go_fails_and_the_others_do_not() {
     let mut failed = 0;
     for (mut generation, expected) in together.into_iter().zip(&expected) {
         let mut tokens = Vec::new();
+        let failed_before = failed;
         while let Some(event) = generation.blocking_next() {
             match event {
                 Event::Token { id, .. } => tokens.push(id),
@@ -164,7 +259,7 @@ fn who_has_nowhere_to_go_fails_and_the_others_do_not() {
         }
         let expected = expected.tokens.iter().map(|(id, _)| *id);
         assert!(tokens.iter().copied().eq(expected.take(tokens.len())));
-        assert!(tokens.len() == 120 || failed > 0);
+        assert!(tokens.len() == 120 || failed > failed_before);
     }
     assert!((1..6).contains(&failed), "{failed}");
 }
@@ -304,7 +399,7 @@ fn nothing_is_lost_in_a_crowd() {
             load.running == 0 && load.waiting == 0
         });
         // As long a sequence as ever fits still does.
-        let long = plain(&tiny::tokens(2000, 150), 40);
+        let long = plain(&tiny::tokens(2000, 450), 40);
         let expected = &alone(&model, subject, std::slice::from_ref(&long))[0];
         assert_same(subject, &super::alone(&engine, long), expected);
     }

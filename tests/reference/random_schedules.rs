@@ -26,6 +26,8 @@ enum Action {
     Trim(Index),
     /// Swaps a sequence out, or in again.
     Swap(Index),
+    /// Swaps out what one that is swapped out holds alone by now.
+    SwapMore(Index),
     End(Index),
 }
 
@@ -42,6 +44,7 @@ fn action() -> impl Strategy<Value = Action> {
         1 => index().prop_map(Action::Restore),
         1 => index().prop_map(Action::Trim),
         2 => index().prop_map(Action::Swap),
+        1 => index().prop_map(Action::SwapMore),
         2 => index().prop_map(Action::End),
     ]
 }
@@ -122,6 +125,11 @@ fn act(watched: &mut Watched, action: &Action, text: &mut impl Iterator<Item = u
         Action::Swap(index) => {
             if let Some(sequence) = pick(*index, &watched.sequences()) {
                 watched.swap(sequence);
+            }
+        }
+        Action::SwapMore(index) => {
+            if let Some(sequence) = pick(*index, &watched.absent()) {
+                watched.swap_more(sequence);
             }
         }
         Action::End(index) => {

@@ -172,18 +172,19 @@ impl Watched {
     pub(crate) fn swap(&mut self, sequence: SequenceId) {
         let executor = self.executor.as_mut();
         if let Some(bytes) = self.away.remove(&sequence) {
-            let cut = executor.swap_in(sequence, &bytes[..bytes.len().saturating_sub(1)]);
-            assert!(cut.is_err() || bytes.is_empty(), "a byte is missing");
             if !bytes.is_empty() {
-                executor.swap_in(sequence, &bytes).expect("swaps in");
+                let cut = executor.swap_in(sequence, &bytes[..bytes.len() - 1]);
+                assert!(cut.is_err(), "a byte is missing");
             }
+            executor.swap_in(sequence, &bytes).expect("swaps in");
             return;
         }
         let before = executor.kv_memory().used;
         let bytes = executor.swap_out(sequence).expect("swaps out");
-        assert!(executor.kv_memory().used <= before - bytes.len());
         if !bytes.is_empty() {
-            assert!(executor.swap_out(sequence).is_err());
+            assert!(executor.kv_memory().used < before);
+            let more = executor.swap_out(sequence).expect("changes nothing");
+            assert!(more.is_empty(), "it gave all that was its own");
             assert!(!executor.can_fork(sequence, 0));
             let chunk = Chunk {
                 sequence,
@@ -193,6 +194,12 @@ impl Watched {
             assert!(executor.forward(&[chunk]).is_err());
         }
         self.away.insert(sequence, bytes);
+    }
+
+    /// Swaps out what a sequence that is swapped out came to hold alone.
+    pub(crate) fn swap_more(&mut self, sequence: SequenceId) {
+        let more = self.executor.swap_out(sequence).expect("swaps out");
+        self.away.get_mut(&sequence).expect("is away").extend(more);
     }
 
     /// How many tokens a sequence holds.
@@ -205,7 +212,12 @@ impl Watched {
         self.sequences.keys().copied().collect()
     }
 
-    /// Those that are not swapped out.
+    /// Those that are swapped out.
+    pub(crate) fn absent(&self) -> Vec<SequenceId> {
+        self.away.keys().copied().collect()
+    }
+
+    /// Those that are not.
     pub(crate) fn present(&self) -> Vec<SequenceId> {
         let mut sequences = self.sequences();
         sequences.retain(|sequence| !self.away.contains_key(sequence));

@@ -227,48 +227,98 @@ impl Kv {
         !self.is_swapped_out() && self.chain_of(tokens).iter().all(whole)
     }
 
-    /// Gives up the suffix's `own` tokens, and returns their bytes.
-    pub(super) fn swap_out(&mut self, own: usize) -> Result<Vec<u8>, ExecError> {
-        let Suffix::Here(layers) = &self.suffix else {
-            return Err(ExecError::Batch("a sequence is swapped out"));
-        };
+    /// Gives up the suffix of a sequence of `len` tokens, and segments before it that
+    /// nobody shares. Each is returned behind its first position and its length.
+    pub(super) fn swap_out(&mut self, len: usize) -> Result<Vec<u8>, ExecError> {
         let mut out = Vec::new();
-        for kv in layers.iter().flatten() {
-            let kv = kv.narrow(0, own)?;
-            out.extend(bytes(&kv.k)?);
-            out.extend(bytes(&kv.v)?);
+        let mut write = |start: usize, tokens: usize, layers: &[&LayerKv]| {
+            for number in [start, tokens] {
+                out.extend((number as u64).to_le_bytes());
+            }
+            for kv in layers {
+                let kv = kv.narrow(0, tokens)?;
+                out.extend(bytes(&kv.k)?);
+                out.extend(bytes(&kv.v)?);
+            }
+            Ok::<(), ExecError>(())
+        };
+        let start = self.start();
+        if let Suffix::Here(layers) = &self.suffix {
+            if len > start {
+                let layers: Vec<&LayerKv> = layers.iter().flatten().collect();
+                write(start, len - start, &layers)?;
+            }
+            self.suffix = Suffix::SwappedOut;
         }
-        self.suffix = Suffix::SwappedOut;
+        while let Some(link) = self.chain.last() {
+            let segment = &link.segment;
+            // What a window let go cannot be written.
+            let whole = segment.layers.iter().all(|kv| kv.tokens() == segment.len);
+            if Arc::strong_count(segment) > 1 || !whole {
+                break;
+            }
+            write(
+                segment.start,
+                link.len,
+                &segment.layers.iter().collect::<Vec<_>>(),
+            )?;
+            self.chain.pop();
+        }
         Ok(out)
     }
 
-    /// Takes back a suffix of `own` tokens.
+    /// Takes back what a sequence of `len` tokens gave up, as segments known as the
+    /// ids that `new_id` gives.
     pub(super) fn swap_in(
         &mut self,
-        own: usize,
+        len: usize,
         spec: &DecoderSpec,
         device: &Device,
         bytes: &[u8],
+        mut new_id: impl FnMut() -> u64,
     ) -> Result<(), ExecError> {
-        let shape = [spec.kv_heads, own, spec.head_dim];
-        let each = size_of::<f32>() * shape.iter().product::<usize>();
-        if bytes.len() != 2 * spec.layers.len() * each {
-            return Err(ExecError::Saved("it is of another length".to_owned()));
-        }
-        let layers = if own == 0 {
-            vec![None; spec.layers.len()]
-        } else {
+        let wrong = || ExecError::Saved("it is not what was swapped out".to_owned());
+        let mut links = Vec::new();
+        let mut rest = bytes;
+        let mut end = len;
+        while !rest.is_empty() {
+            let (start, after) = rest.split_first_chunk().ok_or_else(wrong)?;
+            let (tokens, after) = after.split_first_chunk().ok_or_else(wrong)?;
+            let [start, tokens] = [start, tokens].map(|n| u64::from_le_bytes(*n) as usize);
+            // The last one came first.
+            if tokens == 0 || start.checked_add(tokens) != Some(end) {
+                return Err(wrong());
+            }
+            end = start;
+            let shape = [spec.kv_heads, tokens, spec.head_dim];
+            let each = size_of::<f32>() * shape.iter().product::<usize>();
+            let both = after.split_at_checked(2 * spec.layers.len() * each);
+            let (numbers, after) = both.ok_or_else(wrong)?;
             let tensor = |bytes| Tensor::from_raw_buffer(bytes, DType::F32, &shape, device);
-            let layers = bytes.chunks_exact(2 * each).map(|both| {
+            let layers = numbers.chunks_exact(2 * each).map(|both| {
                 let (k, v) = both.split_at(each);
-                Ok(Some(LayerKv {
+                Ok(LayerKv {
                     k: tensor(k)?,
                     v: tensor(v)?,
-                }))
+                })
             });
-            layers.collect::<candle_core::Result<_>>()?
-        };
-        self.suffix = Suffix::Here(layers);
+            let segment = Arc::new(Segment {
+                id: new_id(),
+                start,
+                len: tokens,
+                layers: layers.collect::<candle_core::Result<_>>()?,
+            });
+            links.push(Link {
+                segment,
+                len: tokens,
+            });
+            rest = after;
+        }
+        if end != self.start() {
+            return Err(wrong());
+        }
+        self.chain.extend(links.into_iter().rev());
+        self.suffix = Suffix::Here(vec![None; spec.layers.len()]);
         Ok(())
     }
 

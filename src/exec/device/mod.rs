@@ -166,7 +166,7 @@ impl Executor for DeviceExecutor {
         Ok(self.ledger.sequence(sequence)?.len)
     }
 
-    fn forward(&mut self, batch: &[Chunk<'_>]) -> Result<Logits, ExecError> {
+    fn forward_into(&mut self, batch: &[Chunk<'_>], logits: &mut Logits) -> Result<(), ExecError> {
         let ids = |kv: &Kv| -> Vec<u64> { kv.chain.iter().map(|l| l.segment.id).collect() };
         let rows = self
             .ledger
@@ -190,10 +190,10 @@ impl Executor for DeviceExecutor {
         for (index, layer) in self.layers.iter().enumerate() {
             x = layer.forward(&x, index, &self.spec, &plan, &mut self.ledger)?;
         }
-        let logits = self.head(&x, &plan)?;
+        *logits = self.head(&x, &plan)?;
         // Only now: a batch that failed half-way leaves every sequence as it was.
         self.ledger.grow(batch);
-        Ok(logits)
+        Ok(())
     }
 
     fn end(&mut self, sequence: SequenceId) {
@@ -242,8 +242,7 @@ impl Executor for DeviceExecutor {
 
     fn swap_out(&mut self, sequence: SequenceId) -> Result<Vec<u8>, ExecError> {
         let found = self.ledger.sequence_mut(sequence)?;
-        let own = found.len - found.kv.start();
-        found.kv.swap_out(own)
+        found.kv.swap_out(found.len)
     }
 
     fn swap_in(&mut self, sequence: SequenceId, kv: &[u8]) -> Result<(), ExecError> {
@@ -251,8 +250,14 @@ impl Executor for DeviceExecutor {
             return Err(ExecError::NoRoom);
         }
         let found = self.ledger.sequence_mut(sequence)?;
-        let own = found.len - found.kv.start();
-        found.kv.swap_in(own, &self.spec, &self.device, kv)
+        let segments = &mut self.segments;
+        let new_id = || {
+            *segments += 1;
+            *segments
+        };
+        found
+            .kv
+            .swap_in(found.len, &self.spec, &self.device, kv, new_id)
     }
 
     fn save(&self, sequence: SequenceId) -> Result<Vec<SavedTensor>, ExecError> {

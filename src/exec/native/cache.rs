@@ -1,5 +1,7 @@
 //! Which pages hold a sequence's KV.
 
+use std::collections::HashSet;
+
 use half::f16;
 use safetensors::{Dtype, SafeTensors};
 
@@ -28,16 +30,21 @@ pub(super) struct Kv {
 /// The pages of one group.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Table {
-    /// How many pages at the beginning were let go.
-    skipped: usize,
-    /// The others, in order.
+    /// The first token that is held; those before it were let go.
+    first: usize,
+    /// The pages from the one on that holds it.
     pages: Vec<PageId>,
 }
 
 impl Table {
     /// The page that holds block number `block` of the sequence.
     pub(super) fn page(&self, block: usize) -> PageId {
-        self.pages[block - self.skipped]
+        self.pages[block - self.skipped()]
+    }
+
+    /// How many pages at the beginning were let go.
+    fn skipped(&self) -> usize {
+        self.first / BLOCK
     }
 
     /// All pages that are held.
@@ -67,7 +74,7 @@ impl Kv {
         !self.is_swapped_out()
             && groups.all(|(table, group)| {
                 let first = group.window.map_or(0, |window| first_seen(tokens, window));
-                table.skipped * BLOCK <= first
+                table.first <= first
             })
     }
 
@@ -75,7 +82,7 @@ impl Kv {
     pub(super) fn fork(&self, pool: &mut PagePool, tokens: usize) -> Kv {
         let mut tables = self.tables.clone();
         for (group, table) in tables.iter_mut().enumerate() {
-            let kept = pages(tokens).saturating_sub(table.skipped);
+            let kept = pages(tokens).saturating_sub(table.skipped());
             table.pages.truncate(kept);
             for &page in &table.pages {
                 pool.share(group, page);
@@ -105,14 +112,14 @@ impl Kv {
             };
             let table = &mut self.tables[index];
             let first = first_seen(len, window + SLACK) / BLOCK;
-            let count = first.saturating_sub(table.skipped).min(table.pages.len());
+            let count = first.saturating_sub(table.skipped()).min(table.pages.len());
             if count == 0 || table.is_swapped_out() {
                 continue;
             }
             for page in table.pages.drain(..count) {
                 pool.release(index, page);
             }
-            table.skipped += count;
+            table.first = (table.skipped() + count) * BLOCK;
             any = true;
         }
         any
@@ -128,7 +135,7 @@ impl Kv {
         needed: &mut [usize],
     ) {
         for (group, table) in self.tables.iter().enumerate() {
-            let held = table.skipped + table.pages.len();
+            let held = table.skipped() + table.pages.len();
             let swapped = table.pages.iter().filter(|&&p| p == PageId::SWAPPED);
             // Who appends first to a page that several hold does so in place, but
             // who that is shows later.
@@ -161,23 +168,27 @@ impl Kv {
                 pool.release(group, *last);
                 *last = copy;
             }
-            while table.skipped + table.pages.len() < pages(end) {
+            while table.skipped() + table.pages.len() < pages(end) {
                 table.pages.push(pool.take(group)?);
             }
-            for block in table.skipped.max(len / BLOCK)..pages(end) {
+            for block in table.skipped().max(len / BLOCK)..pages(end) {
                 pool.fill(group, table.page(block), BLOCK.min(end - block * BLOCK));
             }
         }
         Ok(())
     }
 
-    /// Lets go of the pages that nobody else holds, and returns their bytes.
+    /// Lets go of the pages that nobody else holds, and returns them: each behind its
+    /// group and its place in the table.
     pub(super) fn swap_out(&mut self, pool: &mut PagePool) -> Vec<u8> {
         let mut bytes = Vec::new();
         for (group, table) in self.tables.iter_mut().enumerate() {
-            for page in &mut table.pages {
-                if pool.is_shared(group, *page) {
+            for (place, page) in table.pages.iter_mut().enumerate() {
+                if *page == PageId::SWAPPED || pool.is_shared(group, *page) {
                     continue;
+                }
+                for number in [group, place] {
+                    bytes.extend((number as u32).to_le_bytes());
                 }
                 let numbers = pool.page(group, *page);
                 bytes.extend(numbers.iter().flat_map(|number| number.to_le_bytes()));
@@ -201,29 +212,50 @@ impl Kv {
         if !pool.has_room(&needed) {
             return Err(ExecError::NoRoom);
         }
-        let sizes = needed.iter().enumerate();
-        let numbers: usize = sizes.map(|(g, pages)| pages * layout.page_len(g)).sum();
-        if bytes.len() != 2 * numbers {
-            return Err(ExecError::Saved("it is of another length".to_owned()));
+        let pages = self.records(layout, bytes);
+        let wrong = || ExecError::Saved("it is not what was swapped out".to_owned());
+        let pages = pages.ok_or_else(wrong)?;
+        if pages.len() != needed.iter().sum::<usize>() {
+            return Err(wrong());
         }
-        let mut rest = bytes;
-        for (group, table) in self.tables.iter_mut().enumerate() {
-            for (index, page) in table.pages.iter_mut().enumerate() {
-                if *page != PageId::SWAPPED {
-                    continue;
-                }
-                *page = pool.take(group)?;
-                let (own, others) = rest.split_at(2 * layout.page_len(group));
-                rest = others;
-                let halves = own.as_chunks().0;
-                for (number, half) in pool.page_mut(group, *page).iter_mut().zip(halves) {
-                    *number = u16::from_le_bytes(*half);
-                }
-                let before = (table.skipped + index) * BLOCK;
-                pool.fill(group, *page, BLOCK.min(len - before));
+        for (group, place, numbers) in pages {
+            let table = &mut self.tables[group];
+            let page = pool.take(group)?;
+            table.pages[place] = page;
+            let halves = numbers.as_chunks().0;
+            for (number, half) in pool.page_mut(group, page).iter_mut().zip(halves) {
+                *number = u16::from_le_bytes(*half);
             }
+            let before = (table.skipped() + place) * BLOCK;
+            pool.fill(group, page, BLOCK.min(len - before));
         }
         Ok(())
+    }
+
+    /// The pages that were swapped out: each one's group, its place in the table and
+    /// its bytes. `None` if these are not all of them, or not these.
+    fn records<'a>(
+        &self,
+        layout: &Layout,
+        bytes: &'a [u8],
+    ) -> Option<Vec<(usize, usize, &'a [u8])>> {
+        let mut records = Vec::new();
+        let mut seen = HashSet::new();
+        let mut rest = bytes;
+        while !rest.is_empty() {
+            let (group, after) = rest.split_first_chunk()?;
+            let (place, after) = after.split_first_chunk()?;
+            let [group, place] = [group, place].map(|n| u32::from_le_bytes(*n) as usize);
+            let table = self.tables.get(group)?;
+            let (numbers, after) = after.split_at_checked(2 * layout.page_len(group))?;
+            let swapped = table.pages.get(place) == Some(&PageId::SWAPPED);
+            if !swapped || !seen.insert((group, place)) {
+                return None;
+            }
+            records.push((group, place, numbers));
+            rest = after;
+        }
+        Some(records)
     }
 
     /// What continuing these `len` tokens takes.
@@ -269,7 +301,7 @@ impl Kv {
         let mut kv = Kv::new(layout);
         for (table, group) in kv.tables.iter_mut().zip(&layout.groups) {
             let first = group.window.map_or(0, |window| first_seen(len, window));
-            table.skipped = first / BLOCK;
+            table.first = first;
         }
         let restored = kv.read(pool, layout, isa, spec, len, tensors);
         match restored {

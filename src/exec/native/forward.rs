@@ -34,14 +34,14 @@ use crate::model::DecoderSpec;
 impl NativeExecutor {
     /// Runs a batch. Its sequences' keys and values are written, but not yet
     /// counted.
-    pub(super) fn run(&mut self, plan: &Plan) -> Logits {
+    pub(super) fn run(&mut self, plan: &Plan, logits: &mut Logits) {
         let spec = &self.spec;
         let (rows, threads) = (plan.count(), self.pool.threads());
         let split = Split::of(plan, spec, threads);
         let buffers = &mut self.buffers;
         buffers.grow(spec, rows, split.partials(plan));
 
-        let mut logits = vec![0.0; plan.rows.wanted.len() * spec.vocab];
+        let logits = logits.reset(plan.rows.wanted.len(), spec.vocab);
         let pass = Pass {
             spec,
             isa: self.isa,
@@ -104,17 +104,13 @@ impl NativeExecutor {
             let count = plan.rows.wanted.len();
             wanted.reset(count, count, spec.hidden, kinds.wanted);
             let wanted = wanted.writer();
-            let out = SharedSlice::from(&mut logits[..]);
+            let out = SharedSlice::from(logits);
             let last = weights.layers.last();
             let post_norm = last.and_then(|layer| layer.post_feed_forward_norm.as_deref());
             self.pool.run(|crew| {
                 pass.last_norm(crew, post_norm, &weights.output_norm, &wanted);
                 pass.multiply(crew, &[&weights.head], &wanted, out);
             });
-        }
-        Logits {
-            vocab: spec.vocab,
-            values: logits,
         }
     }
 }

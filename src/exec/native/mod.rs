@@ -134,7 +134,7 @@ impl Executor for NativeExecutor {
         Ok(self.ledger.sequence(sequence)?.len)
     }
 
-    fn forward(&mut self, batch: &[Chunk<'_>]) -> Result<Logits, ExecError> {
+    fn forward_into(&mut self, batch: &[Chunk<'_>], logits: &mut Logits) -> Result<(), ExecError> {
         // Tiles take prompts and nothing else.
         let prompts_apart = self.isa.tier() == Tier::Amx;
         // Those that share pages stand together.
@@ -165,9 +165,9 @@ impl Executor for NativeExecutor {
             let kv = kv.collect::<Result<Vec<_>, ExecError>>()?;
             Plan::new(rows, &kv, &self.pages, &self.layout, &self.frequencies)
         };
-        let logits = self.run(&plan);
+        self.run(&plan, logits);
         self.ledger.grow(batch);
-        Ok(logits)
+        Ok(())
     }
 
     fn end(&mut self, sequence: SequenceId) {
@@ -204,9 +204,6 @@ impl Executor for NativeExecutor {
 
     fn swap_out(&mut self, sequence: SequenceId) -> Result<Vec<u8>, ExecError> {
         let (kv, _, pool) = self.kv(sequence)?;
-        if kv.is_swapped_out() {
-            return Err(ExecError::Batch("a sequence is swapped out"));
-        }
         Ok(kv.swap_out(pool))
     }
 

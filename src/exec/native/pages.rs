@@ -4,6 +4,7 @@
 //! cut into *slabs*; a group takes a slab when it needs pages and gives it back
 //! when the last of them is free.
 
+use std::collections::BTreeSet;
 use std::ops::Range;
 
 use super::layout::Layout;
@@ -51,8 +52,9 @@ struct GroupPages {
     /// Numbers in a page.
     page_len: usize,
     per_slab: usize,
-    /// Its slabs that have free pages.
-    open: Vec<u32>,
+    /// Its slabs that have free pages. The first ones are used first, so that the
+    /// last ones may become free.
+    open: BTreeSet<u32>,
     free: usize,
     used: usize,
     /// By page number.
@@ -93,7 +95,7 @@ impl PagePool {
         let groups = lens.into_iter().map(|page_len| GroupPages {
             page_len,
             per_slab: slab_len / page_len,
-            open: Vec::new(),
+            open: BTreeSet::new(),
             free: 0,
             used: 0,
             states: Vec::new(),
@@ -138,12 +140,12 @@ impl PagePool {
     /// There is none left.
     pub(super) fn take(&mut self, group: usize) -> Result<PageId, ExecError> {
         let pages = &mut self.groups[group];
-        let slab = match pages.open.last() {
+        let slab = match pages.open.first() {
             Some(&slab) => slab,
             None => {
                 let slab = self.free_slabs.pop().ok_or(ExecError::NoRoom)?;
                 self.slabs[slab as usize].free = (0..pages.per_slab as u32).rev().collect();
-                pages.open.push(slab);
+                pages.open.insert(slab);
                 pages.free += pages.per_slab;
                 slab
             }
@@ -151,7 +153,7 @@ impl PagePool {
         let free = &mut self.slabs[slab as usize].free;
         let place = free.pop().ok_or(ExecError::NoRoom)?;
         if free.is_empty() {
-            pages.open.pop();
+            pages.open.remove(&slab);
         }
         pages.free -= 1;
         pages.used += 1;
@@ -183,14 +185,14 @@ impl PagePool {
         let (slab, place) = (page.0 / per_slab, page.0 % per_slab);
         let free = &mut self.slabs[slab as usize].free;
         if free.is_empty() {
-            pages.open.push(slab);
+            pages.open.insert(slab);
         }
         free.push(place);
         pages.free += 1;
         pages.used -= 1;
         if free.len() == pages.per_slab {
             free.clear();
-            pages.open.retain(|&open| open != slab);
+            pages.open.remove(&slab);
             pages.free -= pages.per_slab;
             self.free_slabs.push(slab);
         }

@@ -68,8 +68,8 @@ impl Piece {
     fn join(&mut self, run: &Run, pages: &[usize; BLOCKS], blocks: &Range<usize>) -> bool {
         let common = self.blocks.start.max(blocks.start)..self.blocks.end.min(blocks.end);
         let joins = self.rows.end == run.rows.start
-            // With a hole between them there would be blocks without a page.
-            && common.start <= common.end
+            // Where nothing is common there may be a hole: blocks without a page.
+            && common.start < common.end
             && self.pages[common.clone()] == pages[common];
         if joins {
             self.rows.end = run.rows.end;
