@@ -122,9 +122,8 @@ fn run_codes<L: Words, const GROUPS: usize, const MINIMUM: bool>(
                 let out = &mut out[first..first + height];
                 by_height!(height, L, R => {
                     let mut sums = Sums::<L, R, GROUPS>::new(lanes, 0, tile);
-                    for (pair, weights) in weights.0.iter().enumerate() {
-                        sums.take(lanes, pair, lanes.words(weights));
-                    }
+                    sums.take_group::<0>(lanes, &weights);
+                    sums.take_group::<1>(lanes, &weights);
                     let out = out.try_into().expect("as many rows as the tile");
                     sums.finish::<MINIMUM>(lanes, scales, minima, out);
                 });
@@ -350,6 +349,23 @@ impl<'a, L: Words, const R: usize, const GROUPS: usize> Sums<'a, L, R, GROUPS> {
         let codes = tile.codes.as_chunks::<R>().0;
         assert_eq!(codes.len(), PAIRS);
         Sums { whole, codes, tile }
+    }
+
+    /// Takes what a block that was spread out has of a group, if it has that.
+    ///
+    /// The group must be a constant, or its sums would not be kept in registers.
+    #[inline(always)]
+    fn take_group<const GROUP: usize>(&mut self, lanes: L, weights: &Unpacked) {
+        let pairs = GROUP * PAIRS / GROUPS..(GROUP + 1) * PAIRS / GROUPS;
+        let Some(whole) = self.whole.get_mut(GROUP) else {
+            return;
+        };
+        for pair in pairs {
+            let weights = lanes.words(&weights.0[pair]);
+            for (whole, &codes) in whole.iter_mut().zip(&self.codes[pair]) {
+                *whole = lanes.add_products(*whole, weights, lanes.same(codes));
+            }
+        }
     }
 
     /// Adds the sums to `out`, scaled.
