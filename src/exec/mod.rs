@@ -66,12 +66,21 @@ pub struct Logits {
     values: Vec<f32>,
 }
 
+/// So many logits may be kept for the next step, and four times as many.
+const KEPT_LOGITS: usize = 1 << 22;
+
 impl Logits {
     /// So many rows of `vocab` logits, whatever is in them, to be written.
     fn reset(&mut self, rows: usize, vocab: usize) -> &mut [f32] {
         self.vocab = vocab;
+        let len = rows * vocab;
+        // Scored prompts take many rows, and only for a while.
+        let kept = self.values.capacity();
+        if kept < len || kept > 4 * len.max(KEPT_LOGITS) {
+            self.values = Vec::with_capacity(len);
+        }
         // What was there need not be cleared, only what is new.
-        self.values.resize(rows * vocab, 0.0);
+        self.values.resize(len, 0.0);
         &mut self.values
     }
 

@@ -17,6 +17,9 @@ use crate::model::DecoderSpec;
 /// conversation often ends a few tokens earlier than it did.
 const SLACK: usize = 64;
 
+/// Bytes that tell which page follows in what was swapped out.
+const RECORD: usize = 2 * size_of::<u32>();
+
 /// Tokens of a step that [`longest`] reckons with.
 const STEP: usize = 512;
 
@@ -181,7 +184,13 @@ impl Kv {
     /// Lets go of the pages that nobody else holds, and returns them: each behind its
     /// group and its place in the table.
     pub(super) fn swap_out(&mut self, pool: &mut PagePool) -> Vec<u8> {
-        let mut bytes = Vec::new();
+        // All at once: grown bit by bit it would take twice the memory.
+        let own = |(group, table): (usize, &Table)| {
+            let own = |page: &&PageId| **page != PageId::SWAPPED && !pool.is_shared(group, **page);
+            let pages = table.pages.iter().filter(own).count();
+            pages * (RECORD + size_of::<u16>() * pool.page_len(group))
+        };
+        let mut bytes = Vec::with_capacity(self.tables.iter().enumerate().map(own).sum());
         for (group, table) in self.tables.iter_mut().enumerate() {
             for (place, page) in table.pages.iter_mut().enumerate() {
                 if *page == PageId::SWAPPED || pool.is_shared(group, *page) {

@@ -118,6 +118,11 @@ impl PagePool {
         }
     }
 
+    /// Numbers in a page of a group.
+    pub(super) fn page_len(&self, group: usize) -> usize {
+        self.groups[group].page_len
+    }
+
     /// Whether so many pages of each group can be taken.
     pub(super) fn has_room(&self, needed: &[usize]) -> bool {
         let slabs = self.groups.iter().zip(needed).map(|(group, &needed)| {
