@@ -109,7 +109,8 @@ fn run_codes<L: Words, const GROUPS: usize, const MINIMUM: bool>(
                 let mut sums = Sums::<L, 1, GROUPS>::new(lanes, codes.zero, tile);
                 unpack(lanes, codes, block, &mut sums);
                 let out = std::array::from_mut(row);
-                sums.finish::<MINIMUM>(lanes, scales, minima, out);
+                sums.finish_group::<0, MINIMUM>(lanes, scales, minima, out);
+                sums.finish_group::<1, MINIMUM>(lanes, scales, minima, out);
                 continue;
             }
             let mut centred = Centred {
@@ -122,10 +123,12 @@ fn run_codes<L: Words, const GROUPS: usize, const MINIMUM: bool>(
                 let out = &mut out[first..first + height];
                 by_height!(height, L, R => {
                     let mut sums = Sums::<L, R, GROUPS>::new(lanes, 0, tile);
+                    let out: &mut [_; R] = out.try_into().expect("as many rows as the tile");
+                    // One after the other: there are no registers for both.
                     sums.take_group::<0>(lanes, &weights);
+                    sums.finish_group::<0, MINIMUM>(lanes, scales, minima, out);
                     sums.take_group::<1>(lanes, &weights);
-                    let out = out.try_into().expect("as many rows as the tile");
-                    sums.finish::<MINIMUM>(lanes, scales, minima, out);
+                    sums.finish_group::<1, MINIMUM>(lanes, scales, minima, out);
                 });
             }
         }
@@ -368,31 +371,33 @@ impl<'a, L: Words, const R: usize, const GROUPS: usize> Sums<'a, L, R, GROUPS> {
         }
     }
 
-    /// Adds the sums to `out`, scaled.
+    /// Adds a group's sums to `out`, scaled, if the block has that group. Groups are
+    /// added in order.
     #[inline(always)]
-    fn finish<const MINIMUM: bool>(
-        self,
+    fn finish_group<const GROUP: usize, const MINIMUM: bool>(
+        &self,
         lanes: L,
         scales: &[[f32; LANES]],
         minima: &[[f32; LANES]],
         out: &mut [[f32; LANES]; R],
     ) {
-        for (group, whole) in self.whole.into_iter().enumerate() {
-            let (scales, minima) = (lanes.load(&scales[group]), lanes.load(&minima[group]));
-            for (row, whole) in whole.into_iter().enumerate() {
-                let scale = self.tile.scales[row];
-                let product = lanes.multiply(lanes.numbers(whole), lanes.splat(scale));
-                let mut total = lanes.mul_add(product, scales, lanes.load(&out[row]));
-                if MINIMUM {
-                    let values = self.tile.sums[row].values;
-                    let sum = match GROUPS {
-                        1 => values[0] + values[1],
-                        _ => values[group],
-                    };
-                    total = lanes.mul_add(lanes.splat(sum), minima, total);
-                }
-                lanes.store(total, &mut out[row]);
+        let Some(whole) = self.whole.get(GROUP) else {
+            return;
+        };
+        let (scales, minima) = (lanes.load(&scales[GROUP]), lanes.load(&minima[GROUP]));
+        for (row, &whole) in whole.iter().enumerate() {
+            let scale = self.tile.scales[row];
+            let product = lanes.multiply(lanes.numbers(whole), lanes.splat(scale));
+            let mut total = lanes.mul_add(product, scales, lanes.load(&out[row]));
+            if MINIMUM {
+                let values = self.tile.sums[row].values;
+                let sum = match GROUPS {
+                    1 => values[0] + values[1],
+                    _ => values[GROUP],
+                };
+                total = lanes.mul_add(lanes.splat(sum), minima, total);
             }
+            lanes.store(total, &mut out[row]);
         }
     }
 }
