@@ -105,6 +105,24 @@ impl DerefMut for Pages {
     }
 }
 
+impl Pages {
+    /// The memory as numbers of 16 bits.
+    pub fn halves(&self) -> &[u16] {
+        // SAFETY: any bits are a number.
+        let (before, numbers, _) = unsafe { self.align_to::<u16>() };
+        assert!(before.is_empty(), "pieces begin on a cache line");
+        numbers
+    }
+
+    /// The same, to be written.
+    pub fn halves_mut(&mut self) -> &mut [u16] {
+        // SAFETY: any bits are a number, and any number is bits.
+        let (before, numbers, _) = unsafe { self.align_to_mut::<u16>() };
+        assert!(before.is_empty(), "pieces begin on a cache line");
+        numbers
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::{Arena, LEAST};

@@ -235,31 +235,23 @@ impl PagePool {
     /// A page's numbers.
     pub(super) fn page(&self, group: usize, page: PageId) -> &[u16] {
         let range = self.range(group, page);
-        // SAFETY: any bits are numbers, and the memory begins on a cache line.
-        let (_, numbers, _) = unsafe { self.memory.align_to::<u16>() };
-        &numbers[range]
+        &self.memory.halves()[range]
     }
 
     /// The same, to be written.
     pub(super) fn page_mut(&mut self, group: usize, page: PageId) -> &mut [u16] {
         let range = self.range(group, page);
-        &mut self.numbers_mut()[range]
+        &mut self.memory.halves_mut()[range]
     }
 
     /// Copies a page.
     pub(super) fn copy(&mut self, group: usize, from: PageId, to: PageId) {
         let (from, to) = (self.range(group, from), self.range(group, to));
-        self.numbers_mut().copy_within(from, to.start);
+        self.memory.halves_mut().copy_within(from, to.start);
     }
 
     /// All of the memory, for several threads.
     pub(super) fn shared(&mut self) -> SharedSlice<'_, u16> {
-        SharedSlice::from(self.numbers_mut())
-    }
-
-    fn numbers_mut(&mut self) -> &mut [u16] {
-        // SAFETY: as in `page`.
-        let (_, numbers, _) = unsafe { self.memory.align_to_mut::<u16>() };
-        numbers
+        SharedSlice::from(self.memory.halves_mut())
     }
 }
