@@ -5,7 +5,7 @@ use std::io::{self, Read, Seek, SeekFrom, Write};
 use std::path::Path;
 
 use super::sequence::Sequence;
-use crate::exec::Executor;
+use crate::exec::{Executor, SwapOut};
 
 /// A sequence whose KV is in a file that nobody else sees.
 pub(super) struct Swapped {
@@ -28,7 +28,7 @@ impl Swapped {
         folder: &Path,
     ) -> Result<Swapped, Box<Lost>> {
         let swapped = executor
-            .swap_out(sequence.id)
+            .swap_out(sequence.id, SwapOut::Own)
             .map_err(|error| error.to_string())
             .and_then(|bytes| write(folder, &bytes).map_err(|error| error.to_string()));
         match swapped {
@@ -54,10 +54,10 @@ impl Swapped {
         }
     }
 
-    /// Gives up what the sequence shared when it was swapped out and now holds alone.
-    /// Returns whether there was any.
-    pub(super) fn give_more(&mut self, executor: &mut dyn Executor) -> bool {
-        let more = match executor.swap_out(self.sequence.id) {
+    /// Gives up more: what the sequence shared when it was swapped out and now holds
+    /// alone, or what it shares too. Returns whether there was any.
+    pub(super) fn give_more(&mut self, part: SwapOut, executor: &mut dyn Executor) -> bool {
+        let more = match executor.swap_out(self.sequence.id, part) {
             Ok(more) => more,
             Err(error) => {
                 tracing::warn!("a sequence cannot give up more memory: {error}");

@@ -13,7 +13,7 @@ use super::handle::{Mail, Shared};
 use super::pace::Pace;
 use super::sequence::{Computed, SCORED_ROWS, Sequence, Waiting};
 use super::swap::Swapped;
-use crate::exec::{Chunk, ExecError, Executor, Logits, SequenceId};
+use crate::exec::{Chunk, ExecError, Executor, Logits, SequenceId, SwapOut};
 
 pub(super) struct Worker {
     executor: Box<dyn Executor>,
@@ -196,10 +196,17 @@ impl Worker {
             if !last_resort {
                 return false;
             }
-            // What those that are swapped out shared may be theirs alone by now.
-            let mut swapped = self.swapped.iter_mut();
-            if !swapped.any(|swapped| swapped.give_more(executor))
+            // What those that are swapped out shared may be theirs alone by now; or
+            // nobody else's but theirs, and then it has to go once for each. The one
+            // that comes back last gives first.
+            let swapped = &mut self.swapped;
+            let mut give = |part, executor: &mut dyn Executor| {
+                let mut swapped = swapped.iter_mut().rev();
+                swapped.any(|swapped| swapped.give_more(part, executor))
+            };
+            if !give(SwapOut::Own, executor)
                 && !self.cache.reclaim_prefix(executor)
+                && !give(SwapOut::All, executor)
             {
                 return false;
             }

@@ -58,6 +58,16 @@ impl Chunk<'_> {
     }
 }
 
+/// How much of a sequence is swapped out.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum SwapOut {
+    /// What it shares with none: all that is sure to free memory.
+    Own,
+    /// What it shares too. That is free once nobody else holds it, and comes back as
+    /// the sequence's own.
+    All,
+}
+
 /// The wanted rows of logits: chunk by chunk in the batch's order, position by
 /// position within one.
 #[derive(Debug, Default)]
@@ -246,14 +256,13 @@ pub trait Executor: Send {
     /// sequence at its end, or a few tokens before. Returns whether there was any.
     fn trim(&mut self, sequence: SequenceId) -> bool;
 
-    /// Frees KV that this sequence shares with none, and returns it. Until it is
-    /// swapped in again, the sequence must not be used. What it shares stays; if it
-    /// comes to hold that alone, to swap it out again gives the rest, which belongs
-    /// behind the first.
+    /// Lets go of a sequence's KV, and returns it. Until it is swapped in again, the
+    /// sequence must not be used. Of what is left, more can be swapped out later; that
+    /// belongs behind the first.
     ///
     /// # Errors
     /// There is no such sequence.
-    fn swap_out(&mut self, sequence: SequenceId) -> Result<Vec<u8>, ExecError>;
+    fn swap_out(&mut self, sequence: SequenceId, part: SwapOut) -> Result<Vec<u8>, ExecError>;
 
     /// Takes back all that [`swap_out`](Executor::swap_out) gave, bit for bit.
     ///

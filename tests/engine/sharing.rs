@@ -163,6 +163,24 @@ fn those_who_share_and_give_way_go_on_as_if_nothing_had_been() {
     }
 }
 
+/// What only those share who are swapped out is in the way of the one that runs.
+#[test]
+fn who_runs_alone_gets_what_others_share() {
+    for (subject, model) in cases() {
+        let shared = tiny::tokens(1, 250);
+        let alone_in_the_end = plain(&tiny::tokens(2, 100), 400);
+        let others = (0..2).map(|at| plain(&after(&shared, 40 + at, 20), 160));
+        let requests: Vec<_> = std::iter::once(alone_in_the_end).chain(others).collect();
+        let expected = alone(&model, subject, &requests);
+        let memory = little_memory(&model, subject);
+        let engine = engine(&model, subject, memory, EngineOptions::default());
+        let together = engine.submit(requests).expect("there is room");
+        for (report, expected) in together.into_iter().map(report).zip(&expected) {
+            assert_same(subject, &report, expected);
+        }
+    }
+}
+
 /// What a window has passed is let go of while memory is short, also where another
 /// request could have used it.
 #[test]

@@ -2,7 +2,7 @@
 
 use std::sync::OnceLock;
 
-use incant::exec::Wanted;
+use incant::exec::{SwapOut, Wanted};
 use proptest::prelude::*;
 use proptest::sample::Index;
 
@@ -26,8 +26,8 @@ enum Action {
     Trim(Index),
     /// Swaps a sequence out, or in again.
     Swap(Index),
-    /// Swaps out what one that is swapped out holds alone by now.
-    SwapMore(Index),
+    /// Swaps out more of one that is swapped out.
+    SwapMore(Index, SwapOut),
     End(Index),
 }
 
@@ -37,6 +37,7 @@ fn action() -> impl Strategy<Value = Action> {
     let length = prop_oneof![9 => 1..8usize, 1 => 40..70usize];
     let part = (any::<Index>(), length, wanted);
     let index = any::<Index>;
+    let part_of = || prop_oneof![Just(SwapOut::Own), Just(SwapOut::All)];
     prop_oneof![
         3 => Just(Action::Begin),
         6 => (index(), index()).prop_map(|(from, at)| Action::Fork(from, at)),
@@ -44,7 +45,7 @@ fn action() -> impl Strategy<Value = Action> {
         1 => index().prop_map(Action::Restore),
         1 => index().prop_map(Action::Trim),
         2 => index().prop_map(Action::Swap),
-        1 => index().prop_map(Action::SwapMore),
+        1 => (index(), part_of()).prop_map(|(index, part)| Action::SwapMore(index, part)),
         2 => index().prop_map(Action::End),
     ]
 }
@@ -127,9 +128,9 @@ fn act(watched: &mut Watched, action: &Action, text: &mut impl Iterator<Item = u
                 watched.swap(sequence);
             }
         }
-        Action::SwapMore(index) => {
+        Action::SwapMore(index, part) => {
             if let Some(sequence) = pick(*index, &watched.absent()) {
-                watched.swap_more(sequence);
+                watched.swap_more(sequence, *part);
             }
         }
         Action::End(index) => {

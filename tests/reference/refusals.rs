@@ -1,6 +1,6 @@
 //! A batch that is refused leaves every sequence as it was.
 
-use incant::exec::{Chunk, ExecError, Executor, SequenceId, Wanted};
+use incant::exec::{Chunk, ExecError, Executor, SequenceId, SwapOut, Wanted};
 use incant::gguf::Gguf;
 use safetensors::SafeTensors;
 use safetensors::tensor::TensorView;
@@ -79,7 +79,7 @@ fn what_was_never_begun_is_unknown() {
         unknown(executor.len(sequence).map(|_| ()));
         unknown(executor.fork(sequence, 0).map(|_| ()));
         unknown(executor.save(sequence).map(|_| ()));
-        unknown(executor.swap_out(sequence).map(|_| ()));
+        unknown(executor.swap_out(sequence, SwapOut::Own).map(|_| ()));
         unknown(executor.swap_in(sequence, &[]));
         assert!(!executor.can_fork(sequence, 0));
         assert!(!executor.trim(sequence));

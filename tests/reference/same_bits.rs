@@ -3,7 +3,7 @@
 //! of threads.
 
 use candle_core::quantized::GgmlDType;
-use incant::exec::{Chunk, Executor, SequenceId, Wanted};
+use incant::exec::{Chunk, Executor, SequenceId, SwapOut, Wanted};
 use incant::kernels::Tier;
 use safetensors::SafeTensors;
 use safetensors::tensor::TensorView;
@@ -287,7 +287,7 @@ fn a_sequence_swapped_out_and_in_gives_the_same() {
             for sequence in [still, moved] {
                 forward(executor, sequence, &text[..30]);
             }
-            let bytes = executor.swap_out(moved).expect("swaps out");
+            let bytes = executor.swap_out(moved, SwapOut::Own).expect("swaps out");
             // Others use its memory meanwhile.
             let other = executor.begin();
             forward(executor, other, &tiny::tokens(7, 90));

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use incant::exec::{Chunk, ExecError, Executor, SequenceId, Wanted};
+use incant::exec::{Chunk, ExecError, Executor, SequenceId, SwapOut, Wanted};
 use safetensors::SafeTensors;
 use safetensors::tensor::TensorView;
 
@@ -180,10 +180,12 @@ impl Watched {
             return;
         }
         let before = executor.kv_memory().used;
-        let bytes = executor.swap_out(sequence).expect("swaps out");
+        let swapped_out = executor.swap_out(sequence, SwapOut::Own);
+        let bytes = swapped_out.expect("swaps out");
         if !bytes.is_empty() {
             assert!(executor.kv_memory().used < before);
-            let more = executor.swap_out(sequence).expect("changes nothing");
+            let more = executor.swap_out(sequence, SwapOut::Own);
+            let more = more.expect("changes nothing");
             assert!(more.is_empty(), "it gave all that was its own");
             assert!(!executor.can_fork(sequence, 0));
             let chunk = Chunk {
@@ -196,9 +198,10 @@ impl Watched {
         self.away.insert(sequence, bytes);
     }
 
-    /// Swaps out what a sequence that is swapped out came to hold alone.
-    pub(crate) fn swap_more(&mut self, sequence: SequenceId) {
-        let more = self.executor.swap_out(sequence).expect("swaps out");
+    /// Swaps out more of a sequence that is swapped out: what it came to hold alone,
+    /// or all.
+    pub(crate) fn swap_more(&mut self, sequence: SequenceId, part: SwapOut) {
+        let more = self.executor.swap_out(sequence, part).expect("swaps out");
         self.away.get_mut(&sequence).expect("is away").extend(more);
     }
 

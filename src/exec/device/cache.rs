@@ -5,7 +5,7 @@ use std::sync::Arc;
 use candle_core::{DType, Device, Tensor};
 use safetensors::{Dtype, SafeTensors};
 
-use crate::exec::{ExecError, SavedTensor, saved};
+use crate::exec::{ExecError, SavedTensor, SwapOut, saved};
 use crate::model::DecoderSpec;
 
 /// The least room a suffix is given, in tokens.
@@ -68,6 +68,13 @@ impl Link {
     /// Position after the last token that counts.
     pub(super) fn end(&self) -> usize {
         self.segment.start + self.len
+    }
+
+    /// The keys and values of each layer, as far as they are held and count.
+    fn layers(&self) -> impl Iterator<Item = candle_core::Result<LayerKv>> {
+        let beyond = self.segment.len - self.len;
+        let layers = self.segment.layers.iter();
+        layers.map(move |kv| kv.narrow(0, kv.tokens().saturating_sub(beyond)))
     }
 }
 
@@ -227,16 +234,17 @@ impl Kv {
         !self.is_swapped_out() && self.chain_of(tokens).iter().all(whole)
     }
 
-    /// Gives up the suffix of a sequence of `len` tokens, and segments before it that
-    /// nobody shares. Each is returned behind its first position and its length.
-    pub(super) fn swap_out(&mut self, len: usize) -> Result<Vec<u8>, ExecError> {
+    /// Gives up the suffix of a sequence of `len` tokens, and segments before it. Each
+    /// is returned behind its first position and its length, each layer of it behind
+    /// the tokens that it holds.
+    pub(super) fn swap_out(&mut self, len: usize, part: SwapOut) -> Result<Vec<u8>, ExecError> {
         let mut out = Vec::new();
-        let mut write = |start: usize, tokens: usize, layers: &[&LayerKv]| {
+        let mut write = |start: usize, tokens: usize, layers: Vec<LayerKv>| {
             for number in [start, tokens] {
                 out.extend((number as u64).to_le_bytes());
             }
             for kv in layers {
-                let kv = kv.narrow(0, tokens)?;
+                out.extend((kv.tokens() as u64).to_le_bytes());
                 out.extend(bytes(&kv.k)?);
                 out.extend(bytes(&kv.v)?);
             }
@@ -245,23 +253,18 @@ impl Kv {
         let start = self.start();
         if let Suffix::Here(layers) = &self.suffix {
             if len > start {
-                let layers: Vec<&LayerKv> = layers.iter().flatten().collect();
-                write(start, len - start, &layers)?;
+                let layers = layers.iter().flatten();
+                let held = layers.map(|kv| kv.narrow(0, len - start));
+                write(start, len - start, held.collect::<Result<_, _>>()?)?;
             }
             self.suffix = Suffix::SwappedOut;
         }
         while let Some(link) = self.chain.last() {
-            let segment = &link.segment;
-            // What a window let go cannot be written.
-            let whole = segment.layers.iter().all(|kv| kv.tokens() == segment.len);
-            if Arc::strong_count(segment) > 1 || !whole {
+            if part == SwapOut::Own && Arc::strong_count(&link.segment) > 1 {
                 break;
             }
-            write(
-                segment.start,
-                link.len,
-                &segment.layers.iter().collect::<Vec<_>>(),
-            )?;
+            let layers = link.layers().collect::<Result<_, _>>()?;
+            write(link.segment.start, link.len, layers)?;
             self.chain.pop();
         }
         Ok(out)
@@ -280,39 +283,46 @@ impl Kv {
         let wrong = || ExecError::Saved("it is not what was swapped out".to_owned());
         let mut links = Vec::new();
         let mut rest = bytes;
+        let number = |rest: &mut &[u8]| {
+            let (number, after) = rest.split_first_chunk().ok_or_else(wrong)?;
+            *rest = after;
+            Ok::<usize, ExecError>(u64::from_le_bytes(*number) as usize)
+        };
         let mut end = len;
         while !rest.is_empty() {
-            let (start, after) = rest.split_first_chunk().ok_or_else(wrong)?;
-            let (tokens, after) = after.split_first_chunk().ok_or_else(wrong)?;
-            let [start, tokens] = [start, tokens].map(|n| u64::from_le_bytes(*n) as usize);
+            let (start, tokens) = (number(&mut rest)?, number(&mut rest)?);
             // The last one came first.
             if tokens == 0 || start.checked_add(tokens) != Some(end) {
                 return Err(wrong());
             }
             end = start;
-            let shape = [spec.kv_heads, tokens, spec.head_dim];
-            let each = size_of::<f32>() * shape.iter().product::<usize>();
-            let both = after.split_at_checked(2 * spec.layers.len() * each);
-            let (numbers, after) = both.ok_or_else(wrong)?;
-            let tensor = |bytes| Tensor::from_raw_buffer(bytes, DType::F32, &shape, device);
-            let layers = numbers.chunks_exact(2 * each).map(|both| {
+            let mut layers = Vec::with_capacity(spec.layers.len());
+            for _ in &spec.layers {
+                let held = number(&mut rest)?;
+                if held > tokens {
+                    return Err(wrong());
+                }
+                let shape = [spec.kv_heads, held, spec.head_dim];
+                let each = size_of::<f32>() * shape.iter().product::<usize>();
+                let (both, after) = rest.split_at_checked(2 * each).ok_or_else(wrong)?;
                 let (k, v) = both.split_at(each);
-                Ok(LayerKv {
+                let tensor = |bytes| Tensor::from_raw_buffer(bytes, DType::F32, &shape, device);
+                layers.push(LayerKv {
                     k: tensor(k)?,
                     v: tensor(v)?,
-                })
-            });
+                });
+                rest = after;
+            }
             let segment = Arc::new(Segment {
                 id: new_id(),
                 start,
                 len: tokens,
-                layers: layers.collect::<candle_core::Result<_>>()?,
+                layers,
             });
             links.push(Link {
                 segment,
                 len: tokens,
             });
-            rest = after;
         }
         if end != self.start() {
             return Err(wrong());

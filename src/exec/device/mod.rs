@@ -26,7 +26,7 @@ use self::linear::{Embedding, Linear};
 use self::plan::Plan;
 use super::ledger::Ledger;
 use super::{
-    Chunk, ExecError, Executor, Footprint, KvMemory, Logits, SavedTensor, SequenceId,
+    Chunk, ExecError, Executor, Footprint, KvMemory, Logits, SavedTensor, SequenceId, SwapOut,
     default_kv_memory,
 };
 use crate::gguf::Gguf;
@@ -240,9 +240,9 @@ impl Executor for DeviceExecutor {
         false
     }
 
-    fn swap_out(&mut self, sequence: SequenceId) -> Result<Vec<u8>, ExecError> {
+    fn swap_out(&mut self, sequence: SequenceId, part: SwapOut) -> Result<Vec<u8>, ExecError> {
         let found = self.ledger.sequence_mut(sequence)?;
-        found.kv.swap_out(found.len)
+        found.kv.swap_out(found.len, part)
     }
 
     fn swap_in(&mut self, sequence: SequenceId, kv: &[u8]) -> Result<(), ExecError> {

@@ -7,7 +7,7 @@ use safetensors::{Dtype, SafeTensors};
 
 use super::layout::{Layout, pages};
 use super::pages::{PageId, PagePool};
-use crate::exec::{ExecError, SavedTensor, saved};
+use crate::exec::{ExecError, SavedTensor, SwapOut, saved};
 use crate::kernels::Isa;
 use crate::kernels::attention::BLOCK;
 use crate::model::DecoderSpec;
@@ -181,19 +181,21 @@ impl Kv {
         Ok(())
     }
 
-    /// Lets go of the pages that nobody else holds, and returns them: each behind its
-    /// group and its place in the table.
-    pub(super) fn swap_out(&mut self, pool: &mut PagePool) -> Vec<u8> {
-        // All at once: grown bit by bit it would take twice the memory.
-        let own = |(group, table): (usize, &Table)| {
-            let own = |page: &&PageId| **page != PageId::SWAPPED && !pool.is_shared(group, **page);
-            let pages = table.pages.iter().filter(own).count();
-            pages * (RECORD + size_of::<u16>() * pool.page_len(group))
+    /// Lets go of pages, and returns them: each behind its group and its place in the
+    /// table.
+    pub(super) fn swap_out(&mut self, pool: &mut PagePool, part: SwapOut) -> Vec<u8> {
+        let goes = |pool: &PagePool, group: usize, page: PageId| {
+            page != PageId::SWAPPED && (part == SwapOut::All || !pool.is_shared(group, page))
         };
-        let mut bytes = Vec::with_capacity(self.tables.iter().enumerate().map(own).sum());
+        // All at once: grown bit by bit it would take twice the memory.
+        let len = |(group, table): (usize, &Table)| {
+            let pages = table.pages.iter().filter(|page| goes(pool, group, **page));
+            pages.count() * (RECORD + size_of::<u16>() * pool.page_len(group))
+        };
+        let mut bytes = Vec::with_capacity(self.tables.iter().enumerate().map(len).sum());
         for (group, table) in self.tables.iter_mut().enumerate() {
             for (place, page) in table.pages.iter_mut().enumerate() {
-                if *page == PageId::SWAPPED || pool.is_shared(group, *page) {
+                if !goes(pool, group, *page) {
                     continue;
                 }
                 for number in [group, place] {

@@ -36,7 +36,7 @@ pub use self::pool::{Crew, Pool, threads_to_use};
 use self::weights::Weights;
 use super::ledger::Ledger;
 use super::{
-    Chunk, ExecError, Executor, Footprint, KvMemory, Logits, SavedTensor, SequenceId,
+    Chunk, ExecError, Executor, Footprint, KvMemory, Logits, SavedTensor, SequenceId, SwapOut,
     default_kv_memory,
 };
 use crate::gguf::Gguf;
@@ -202,9 +202,9 @@ impl Executor for NativeExecutor {
         }
     }
 
-    fn swap_out(&mut self, sequence: SequenceId) -> Result<Vec<u8>, ExecError> {
+    fn swap_out(&mut self, sequence: SequenceId, part: SwapOut) -> Result<Vec<u8>, ExecError> {
         let (kv, _, pool) = self.kv(sequence)?;
-        Ok(kv.swap_out(pool))
+        Ok(kv.swap_out(pool, part))
     }
 
     fn swap_in(&mut self, sequence: SequenceId, bytes: &[u8]) -> Result<(), ExecError> {
