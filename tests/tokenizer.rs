@@ -381,8 +381,8 @@ fn bad_metadata_is_refused_with_one_line() {
             r"tokenizer `rwkv\n` is not supported (supported: llama, gpt2)",
         ),
         (
-            gpt2("tekken"),
-            "pre-tokenizer `tekken` is not supported (supported: default, gpt-2, llama-bpe, qwen2, smollm)",
+            gpt2("rwkv"),
+            "pre-tokenizer `rwkv` is not supported (supported: codeshell, command-r, dbrx, deepseek-r1-qwen, default, gpt-2, gpt-4o, granite-docling, llama-bpe, llama-v3, llama3, phi-2, qwen2, refact, smaug-bpe, smollm, starcoder, tekken)",
         ),
         (
             model("llama"),

@@ -34,7 +34,7 @@ pub enum VocabularyError {
     #[error("tokenizer `{}` is not supported (supported: llama, gpt2)", .0.escape_debug())]
     Model(String),
     /// An unknown way to cut text into words.
-    #[error("pre-tokenizer `{}` is not supported (supported: {})", .0.escape_debug(), words::SUPPORTED)]
+    #[error("pre-tokenizer `{}` is not supported (supported: {})", .0.escape_debug(), words::supported())]
     Pre(String),
     /// There are no tokens.
     #[error("the vocabulary is empty")]

@@ -6,6 +6,9 @@
 //! says the same without a backtracking engine: matching stays linear in the
 //! text, also for megabytes of white space.
 
+#[cfg(test)]
+mod tests;
+
 use regex::Regex;
 
 /// Letters with at most a space before them, numbers likewise, other symbols
@@ -19,8 +22,55 @@ const LLAMA3: &str = r"'[sS]|'[tT]|'[rR][eE]|'[vV][eE]|'[mM]|'[lL][lL]|'[dD]|[^\
 /// The same with every digit alone (Qwen 2).
 const QWEN2: &str = r"'[sS]|'[tT]|'[rR][eE]|'[vV][eE]|'[mM]|'[lL][lL]|'[dD]|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+";
 
-/// The names that `tokenizer.ggml.pre` may have here, as an error lists them.
-pub(super) const SUPPORTED: &str = "default, gpt-2, llama-bpe, qwen2, smollm";
+/// Capital letters that follow small ones begin a word; every digit is alone, and
+/// slashes stay with the symbols before them (Mistral's Tekken).
+const TEKKEN: &str = r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+|[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+";
+
+/// The same with contractions as the ends of words, and up to three digits together
+/// (OpenAI's GPT-4o).
+const GPT4O: &str = r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+(?:'[sS]|'[tT]|'[rR][eE]|'[vV][eE]|'[mM]|'[lL][lL]|'[dD])?|[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*(?:'[sS]|'[tT]|'[rR][eE]|'[vV][eE]|'[mM]|'[lL][lL]|'[dD])?|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+";
+
+/// Rules that several names may stand for.
+#[derive(Clone, Copy, Debug)]
+enum Rules {
+    /// llama.cpp's for files that name none.
+    Default,
+    Gpt2,
+    /// GPT-2's with every digit alone.
+    Gpt2Digits,
+    Gpt4o,
+    Llama3,
+    Qwen2,
+    Tekken,
+}
+
+/// What `tokenizer.ggml.pre` may be here, and what it means in llama.cpp.
+const NAMES: &[(&str, Rules)] = &[
+    ("codeshell", Rules::Gpt2Digits),
+    ("command-r", Rules::Gpt2Digits),
+    ("dbrx", Rules::Llama3),
+    ("deepseek-r1-qwen", Rules::Qwen2),
+    ("default", Rules::Default),
+    ("gpt-2", Rules::Gpt2),
+    ("gpt-4o", Rules::Gpt4o),
+    ("granite-docling", Rules::Gpt2),
+    ("llama-bpe", Rules::Llama3),
+    ("llama-v3", Rules::Llama3),
+    ("llama3", Rules::Llama3),
+    ("phi-2", Rules::Gpt2),
+    ("qwen2", Rules::Qwen2),
+    ("refact", Rules::Gpt2Digits),
+    ("smaug-bpe", Rules::Llama3),
+    ("smollm", Rules::Gpt2Digits),
+    ("starcoder", Rules::Gpt2Digits),
+    ("tekken", Rules::Tekken),
+];
+
+/// The names that are supported, as an error lists them.
+pub(super) fn supported() -> String {
+    let names: Vec<&str> = NAMES.iter().map(|(name, _)| *name).collect();
+    names.join(", ")
+}
 
 /// A way to cut text into words: stages, each of which cuts what the stage
 /// before it left into smaller parts.
@@ -44,30 +94,28 @@ enum Stage {
 
 impl Words {
     /// The pre-tokenizer called `pre` in GGUF metadata, if it is supported.
-    /// Other names of the same rules, as llama.cpp knows them, are too.
     pub(super) fn named(pre: &str) -> Option<Words> {
-        let stages = match pre {
-            "gpt-2" | "phi-2" => vec![Stage::words(GPT2, false)],
-            "smollm" | "starcoder" | "refact" | "command-r" | "codeshell" => {
-                vec![Stage::isolate(r"\p{N}"), Stage::words(GPT2, false)]
-            }
-            "llama-bpe" | "llama3" | "llama-v3" => vec![Stage::words(LLAMA3, true)],
-            "qwen2" | "deepseek-r1-qwen" => vec![Stage::words(QWEN2, true)],
-            // llama.cpp's rules for files that name none.
-            "default" => vec![
+        let (_, rules) = NAMES.iter().find(|(name, _)| *name == pre)?;
+        let stages = match rules {
+            Rules::Default => vec![
                 Stage::isolate(r"[\p{P}$+<=>^~|]+"),
                 Stage::words(GPT2, false),
                 Stage::isolate(r"\p{N}+"),
                 Stage::isolate(r"[0-9][0-9][0-9]"),
             ],
-            _ => return None,
+            Rules::Gpt2 => vec![Stage::words(GPT2, false)],
+            Rules::Gpt2Digits => vec![Stage::isolate(r"\p{N}"), Stage::words(GPT2, false)],
+            Rules::Gpt4o => vec![Stage::words(GPT4O, true)],
+            Rules::Llama3 => vec![Stage::words(LLAMA3, true)],
+            Rules::Qwen2 => vec![Stage::words(QWEN2, true)],
+            Rules::Tekken => vec![Stage::words(TEKKEN, true)],
         };
         Some(Words { stages })
     }
 
     /// Whether words that are pieces skip the merges under `pre`.
     pub(super) fn whole_words(pre: &str) -> bool {
-        matches!(pre, "llama-bpe" | "llama3" | "llama-v3")
+        matches!(pre, "llama-bpe" | "llama3" | "llama-v3" | "tekken")
     }
 
     /// Calls `word` with each word of `text` in order; together they are it.
@@ -137,57 +185,4 @@ impl Stage {
 
 fn compile(pattern: &str) -> Regex {
     Regex::new(pattern).expect("the patterns are constants that a test compiles")
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn words(pre: &str, text: &str) -> Vec<String> {
-        let mut words = Vec::new();
-        Words::named(pre)
-            .expect("supported")
-            .split(text, |word| words.push(word.to_owned()));
-        assert_eq!(words.concat(), text);
-        words
-    }
-
-    #[test]
-    fn every_supported_name_compiles() {
-        for pre in SUPPORTED.split(", ") {
-            assert!(Words::named(pre).is_some(), "{pre}");
-        }
-        assert!(Words::named("tekken").is_none());
-    }
-
-    #[test]
-    fn white_space_gives_its_last_character_to_the_word() {
-        assert_eq!(words("gpt-2", "a   b  "), ["a", "  ", " b", "  "]);
-        assert_eq!(words("gpt-2", "a\n\n\nb"), ["a", "\n\n", "\n", "b"]);
-        assert_eq!(words("gpt-2", "a b"), ["a", " b"]);
-        assert_eq!(words("llama-bpe", "a \n\n  b"), ["a", " \n\n", " ", " b"]);
-        assert_eq!(
-            words("qwen2", "a\t\tb!\n\nc"),
-            ["a", "\t", "\tb", "!\n\n", "c"]
-        );
-        assert_eq!(
-            words("gpt-2", "a\u{3000}\u{3000}b"),
-            ["a", "\u{3000}", "\u{3000}", "b"]
-        );
-    }
-
-    #[test]
-    fn numbers_are_grouped_as_the_model_wants() {
-        assert_eq!(words("gpt-2", "x 12345"), ["x", " 12345"]);
-        assert_eq!(words("llama-bpe", "x 12345"), ["x", " ", "123", "45"]);
-        assert_eq!(words("qwen2", "x 123"), ["x", " ", "1", "2", "3"]);
-        assert_eq!(words("smollm", "x  12"), ["x", "  ", "1", "2"]);
-        assert_eq!(words("default", "x 12345."), ["x", " ", "123", "45", "."]);
-    }
-
-    #[test]
-    fn contractions_are_words() {
-        assert_eq!(words("gpt-2", "it's IT'S"), ["it", "'s", " IT", "'", "S"]);
-        assert_eq!(words("llama-bpe", "it's IT'S"), ["it", "'s", " IT", "'S"]);
-    }
 }
