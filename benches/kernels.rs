@@ -112,7 +112,7 @@ fn attend(criterion: &mut Criterion) {
                             sums: &mut sums,
                             values: &mut out,
                         };
-                        attention::attend(isa, &stretch, &queries, &visible, &mut partials);
+                        attention::attend(isa, &stretch, &queries, &visible, None, &mut partials);
                     });
                 });
             }

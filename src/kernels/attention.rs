@@ -78,7 +78,8 @@ impl Partials<'_> {
 /// `out`, whatever it held.
 ///
 /// `queries` is rows × head_dim, already scaled. Row `r` sees the keys
-/// `visible[r]`, counted from the chunk's first.
+/// `visible[r]`, counted from the chunk's first. Where there is a `cap`, each score
+/// becomes `cap · tanh(score / cap)`.
 ///
 /// # Panics
 /// The lengths do not fit, or a block that some row sees is too short.
@@ -87,6 +88,7 @@ pub fn attend(
     stretch: &Stretch<'_>,
     queries: &[f32],
     visible: &[Range<u32>],
+    cap: Option<f32>,
     out: &mut Partials<'_>,
 ) {
     let (rows, head_dim) = (visible.len(), stretch.head_dim);
@@ -97,8 +99,9 @@ pub fn attend(
                     stretch: &Stretch<'_>,
                     queries: &[f32],
                     visible: &[Range<u32>],
+                    cap: Option<f32>,
                     out: &mut Partials<'_>| {
-        tile::attend(lanes, stretch, queries, visible, out)
+        tile::attend(lanes, stretch, queries, visible, cap, out)
     });
 }
 

@@ -126,6 +126,22 @@ pub fn scale(isa: Isa, x: &mut [f32], factor: f32) {
     });
 }
 
+/// `x = cap · tanh(x / cap)`: keeps what is small and bounds what is large.
+pub fn soft_cap(isa: Isa, x: &mut [f32], cap: f32) {
+    dispatch!(isa, |_, x: &mut [f32], cap: f32| {
+        for x in x {
+            *x = soft_cap_one(*x, cap);
+        }
+    });
+}
+
+/// The same of one number, with `tanh(y) = 1 − 2 / (1 + exp(2y))`. It is off by
+/// some 2⁻²³ of the cap.
+#[inline(always)]
+pub(super) fn soft_cap_one(x: f32, cap: f32) -> f32 {
+    cap - 2.0 * cap / (1.0 + exp(2.0 * x / cap))
+}
+
 /// `e^x` with a relative error below 2e-7 from -87.3 to 88.3. Below that it goes
 /// to 0, above to infinity; NaN stays NaN, and `exp(0)` is exactly 1.
 ///

@@ -1,6 +1,6 @@
 //! Why a GGUF file cannot be run.
 
-use crate::gguf::GgufError;
+use crate::gguf::{GgufError, TensorType};
 
 /// A file that parses but cannot be run; one line each.
 #[derive(Debug, thiserror::Error)]
@@ -24,6 +24,16 @@ pub enum ModelError {
         architecture: String,
         /// What it needs.
         feature: String,
+    },
+    /// A tensor whose numbers are stored in a way that cannot be computed with.
+    #[error("tensor '{}' has weights of type {kind}, which is not supported (supported: {supported})", name.escape_debug())]
+    WeightType {
+        /// The tensor's name.
+        name: String,
+        /// Its type.
+        kind: TensorType,
+        /// The types that are supported.
+        supported: String,
     },
     /// Metadata that contradicts itself.
     #[error("{key} = {value} makes no sense: {why}")]

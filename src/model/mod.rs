@@ -10,5 +10,8 @@ mod spec;
 mod weights;
 
 pub use error::ModelError;
-pub use spec::{Activation, DecoderSpec, LayerSpec, RopeSpec, RopeStyle};
-pub use weights::{LayerNames, Part, Weights};
+pub use spec::{
+    Activation, DecoderSpec, LayerSpec, LongRope, QkNorm, RopeSpec, RopeStyle, Rotation,
+    Temperature,
+};
+pub use weights::{Part, Weight, Weights};

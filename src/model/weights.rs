@@ -1,9 +1,9 @@
 //! Which tensors a decoder is made of, by name, with their shapes checked.
 
-use super::{DecoderSpec, ModelError};
-use crate::gguf::{Gguf, TensorView};
+use super::{DecoderSpec, ModelError, QkNorm};
+use crate::gguf::{Gguf, TensorType, TensorView};
 
-/// One weight matrix or vector of a layer, under llama.cpp's name for it.
+/// One weight matrix or vector of a layer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Part {
     /// Norm before attention.
@@ -44,22 +44,24 @@ impl Part {
     /// What each layer of a decoder is made of.
     pub fn of(spec: &DecoderSpec) -> impl Iterator<Item = Part> {
         let always = [
-            Part::AttentionNorm,
             Part::Query,
             Part::Key,
             Part::Value,
             Part::Output,
-            Part::FeedForwardNorm,
             Part::Gate,
             Part::Up,
             Part::Down,
         ];
         let optional = [
             (
-                spec.qkv_bias,
-                &[Part::QueryBias, Part::KeyBias, Part::ValueBias][..],
+                spec.pre_norms,
+                &[Part::AttentionNorm, Part::FeedForwardNorm][..],
             ),
-            (spec.qk_norm, &[Part::QueryNorm, Part::KeyNorm]),
+            (
+                spec.qkv_bias,
+                &[Part::QueryBias, Part::KeyBias, Part::ValueBias],
+            ),
+            (spec.qk_norm.is_some(), &[Part::QueryNorm, Part::KeyNorm]),
             (
                 spec.post_norms,
                 &[Part::PostAttentionNorm, Part::PostFeedForwardNorm],
@@ -69,16 +71,13 @@ impl Part {
         let present = present.flat_map(|(_, parts)| parts.iter().copied());
         always.into_iter().chain(present)
     }
-}
 
-/// The tensor names of one layer.
-#[derive(Clone, Copy, Debug)]
-pub struct LayerNames(pub usize);
-
-impl LayerNames {
-    /// The full name of a part, such as `blk.0.attn_q.weight`.
-    pub fn of(self, part: Part) -> String {
-        let suffix = match part {
+    /// The tensor that a part of layer `layer` is, or is rows of: a name such as
+    /// `blk.0.attn_q.weight`.
+    pub fn tensor(self, spec: &DecoderSpec, layer: usize) -> String {
+        let suffix = match self {
+            Part::Query | Part::Key | Part::Value if spec.fused_qkv => "attn_qkv.weight",
+            Part::Gate | Part::Up if spec.fused_gate => "ffn_up.weight",
             Part::AttentionNorm => "attn_norm.weight",
             Part::Query => "attn_q.weight",
             Part::Key => "attn_k.weight",
@@ -96,7 +95,83 @@ impl LayerNames {
             Part::Down => "ffn_down.weight",
             Part::PostFeedForwardNorm => "post_ffw_norm.weight",
         };
-        format!("blk.{}.{suffix}", self.0)
+        format!("blk.{layer}.{suffix}")
+    }
+
+    /// Its shape, outermost dimension first.
+    fn shape(self, spec: &DecoderSpec) -> Vec<usize> {
+        let (hidden, ff) = (spec.hidden, spec.feed_forward);
+        let (q, kv) = (spec.heads * spec.head_dim, spec.kv_heads * spec.head_dim);
+        let normed = |whole| match spec.qk_norm {
+            Some(QkNorm::Whole) => whole,
+            _ => spec.head_dim,
+        };
+        match self {
+            Part::AttentionNorm
+            | Part::PostAttentionNorm
+            | Part::FeedForwardNorm
+            | Part::PostFeedForwardNorm => vec![hidden],
+            Part::Query => vec![q, hidden],
+            Part::Key | Part::Value => vec![kv, hidden],
+            Part::QueryBias => vec![q],
+            Part::KeyBias | Part::ValueBias => vec![kv],
+            Part::QueryNorm => vec![normed(q)],
+            Part::KeyNorm => vec![normed(kv)],
+            Part::Output => vec![hidden, q],
+            Part::Gate | Part::Up => vec![ff, hidden],
+            Part::Down => vec![hidden, ff],
+        }
+    }
+
+    /// The matrices that stand one below the other in its tensor, itself among
+    /// them; none if it has a tensor of its own.
+    fn together(self, spec: &DecoderSpec) -> &'static [Part] {
+        match self {
+            Part::Query | Part::Key | Part::Value if spec.fused_qkv => {
+                &[Part::Query, Part::Key, Part::Value]
+            }
+            Part::Gate | Part::Up if spec.fused_gate => &[Part::Gate, Part::Up],
+            _ => &[],
+        }
+    }
+}
+
+/// A matrix or vector of a model: a tensor of its file, or some rows of one.
+#[derive(Clone, Copy, Debug)]
+pub struct Weight<'a> {
+    /// The tensor's name.
+    pub name: &'a str,
+    /// How numbers are stored.
+    pub kind: TensorType,
+    /// How many rows there are; 1 in a vector.
+    pub rows: usize,
+    /// Numbers in a row.
+    pub columns: usize,
+    /// The rows, one after the other.
+    pub data: &'a [u8],
+}
+
+impl<'a> Weight<'a> {
+    /// A whole tensor: a matrix or a vector.
+    fn whole(view: TensorView<'a>) -> Weight<'a> {
+        let columns = view.info.shape.last().copied().unwrap_or(1);
+        Weight {
+            name: &view.info.name,
+            kind: view.info.kind,
+            rows: view.info.elements() / columns.max(1),
+            columns,
+            data: view.data,
+        }
+    }
+
+    /// So many rows from row `first` on.
+    fn cut(self, first: usize, rows: usize) -> Weight<'a> {
+        let row = self.data.len() / self.rows;
+        Weight {
+            rows,
+            data: &self.data[first * row..(first + rows) * row],
+            ..self
+        }
     }
 }
 
@@ -114,46 +189,66 @@ impl<'a> Weights<'a> {
     }
 
     /// The token embedding, `[vocab, hidden]`.
-    pub fn embedding(&self) -> Result<TensorView<'a>, ModelError> {
-        self.checked("token_embd.weight", &[self.spec.vocab, self.spec.hidden])
+    pub fn embedding(&self) -> Result<Weight<'a>, ModelError> {
+        self.whole("token_embd.weight", &[self.spec.vocab, self.spec.hidden])
     }
 
     /// The head, `[vocab, hidden]`; the embedding itself where they are tied.
-    pub fn head(&self) -> Result<TensorView<'a>, ModelError> {
+    pub fn head(&self) -> Result<Weight<'a>, ModelError> {
         if self.spec.tied_head {
             return self.embedding();
         }
-        self.checked("output.weight", &[self.spec.vocab, self.spec.hidden])
+        self.whole("output.weight", &[self.spec.vocab, self.spec.hidden])
     }
 
     /// The last norm, `[hidden]`.
-    pub fn output_norm(&self) -> Result<TensorView<'a>, ModelError> {
-        self.checked("output_norm.weight", &[self.spec.hidden])
+    pub fn output_norm(&self) -> Result<Weight<'a>, ModelError> {
+        self.whole("output_norm.weight", &[self.spec.hidden])
     }
 
     /// A part of layer `layer`, in the shape the spec asks for.
-    pub fn layer(&self, layer: usize, part: Part) -> Result<TensorView<'a>, ModelError> {
-        let spec = self.spec;
-        let (hidden, ff) = (spec.hidden, spec.feed_forward);
-        let (q, kv) = (spec.heads * spec.head_dim, spec.kv_heads * spec.head_dim);
-        let shape: &[usize] = match part {
-            Part::AttentionNorm
-            | Part::PostAttentionNorm
-            | Part::FeedForwardNorm
-            | Part::PostFeedForwardNorm => &[hidden],
-            Part::Query => &[q, hidden],
-            Part::Key | Part::Value => &[kv, hidden],
-            Part::QueryBias => &[q],
-            Part::KeyBias | Part::ValueBias => &[kv],
-            Part::QueryNorm | Part::KeyNorm => &[spec.head_dim],
-            Part::Output => &[hidden, q],
-            Part::Gate | Part::Up => &[ff, hidden],
-            Part::Down => &[hidden, ff],
-        };
-        self.checked(&LayerNames(layer).of(part), shape)
+    pub fn layer(&self, layer: usize, part: Part) -> Result<Weight<'a>, ModelError> {
+        let (name, shape) = (part.tensor(self.spec, layer), part.shape(self.spec));
+        let together = part.together(self.spec);
+        if together.is_empty() {
+            return self.whole(&name, &shape);
+        }
+        let height = |part: &Part| part.shape(self.spec)[0];
+        let before = together.iter().take_while(|&&other| other != part);
+        let first = before.map(height).sum();
+        let all = together.iter().map(height).sum();
+        Ok(self.whole(&name, &[all, shape[1]])?.cut(first, shape[0]))
     }
 
-    fn checked(&self, name: &str, expected: &[usize]) -> Result<TensorView<'a>, ModelError> {
+    /// Makes sure that every weight is there, in its shape, and of a type that can
+    /// be computed with, before any work is done.
+    ///
+    /// # Errors
+    /// One is not; the error names it.
+    pub fn check(&self, supported: impl Fn(TensorType) -> bool) -> Result<(), ModelError> {
+        let check = |weight: Weight<'_>| match supported(weight.kind) {
+            true => Ok(()),
+            false => {
+                let all = TensorType::all().filter(|&kind| supported(kind));
+                Err(ModelError::WeightType {
+                    name: weight.name.to_owned(),
+                    kind: weight.kind,
+                    supported: all.map(TensorType::name).collect::<Vec<_>>().join(", "),
+                })
+            }
+        };
+        check(self.embedding()?)?;
+        check(self.head()?)?;
+        check(self.output_norm()?)?;
+        for layer in 0..self.spec.layers.len() {
+            for part in Part::of(self.spec) {
+                check(self.layer(layer, part)?)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn whole(&self, name: &str, expected: &[usize]) -> Result<Weight<'a>, ModelError> {
         let view = self.gguf.tensor(name)?;
         if view.info.shape != expected {
             return Err(ModelError::Shape {
@@ -162,6 +257,6 @@ impl<'a> Weights<'a> {
                 expected: expected.to_vec(),
             });
         }
-        Ok(view)
+        Ok(Weight::whole(view))
     }
 }

@@ -172,7 +172,9 @@ impl Model {
     /// See [`LoadError`]; each is one line that names the file or the profile.
     pub fn load(id: &str, path: &Path, options: &LoadOptions) -> Result<Model, LoadError> {
         let gguf = Gguf::open(path)?;
-        let spec = arch::read(&gguf).map_err(|error| LoadError::model(path, error))?;
+        let mut spec = arch::read(&gguf).map_err(|error| LoadError::model(path, error))?;
+        let wanted_context = options.context.unwrap_or(spec.context).min(spec.context);
+        spec.served_context = wanted_context;
         let tokenizer = Arc::new(Tokenizer::from_gguf(&gguf)?);
         if tokenizer.vocab_size() > spec.vocab {
             return Err(LoadError::Model {
@@ -206,12 +208,11 @@ impl Model {
         let executor = backend.load(&gguf, &spec, options.kv_memory);
         let executor = executor.map_err(|error| LoadError::exec(path, error))?;
         let footprint = executor.footprint();
-        let wanted = options.context.unwrap_or(spec.context).min(spec.context);
-        let context = wanted.min(executor.longest());
-        if context < wanted {
+        let context = wanted_context.min(executor.longest());
+        if context < wanted_context {
             tracing::warn!(
                 model = id,
-                wanted,
+                wanted = wanted_context,
                 context,
                 "the memory for KV limits the context (--kv-memory)"
             );

@@ -10,10 +10,10 @@ use tempfile::NamedTempFile;
 use crate::build::{Builder, Item};
 use crate::support::subjects::{self, Subject};
 
-use super::tiny::{self, Tiny, VOCAB, Weight};
+use super::tiny::{self, Tiny, VOCAB, Weight, Yarn};
 
-fn load(subject: &Subject, file: &NamedTempFile) -> Result<Model, String> {
-    let options = LoadOptions {
+fn options(subject: &Subject) -> LoadOptions {
+    LoadOptions {
         kv_memory: None,
         backend: subject.backend.clone(),
         engine: EngineOptions::default(),
@@ -21,8 +21,11 @@ fn load(subject: &Subject, file: &NamedTempFile) -> Result<Model, String> {
         profiles: BTreeMap::new(),
         default_profile: None,
         prefix_folder: None,
-    };
-    Model::load("tiny", file.path(), &options).map_err(|error| error.to_string())
+    }
+}
+
+fn load(subject: &Subject, file: &NamedTempFile) -> Result<Model, String> {
+    Model::load("tiny", file.path(), &options(subject)).map_err(|error| error.to_string())
 }
 
 /// Why each executor refuses a file, without its path, which must come first.
@@ -59,7 +62,7 @@ fn with(model: &Tiny, key: &str, item: Item<'_>) -> String {
 
 #[test]
 fn a_tiny_model_is_a_whole_model() {
-    for model in [Tiny::llama(), Tiny::qwen2(), Tiny::gemma3()] {
+    for model in Tiny::all() {
         let file = model.written(&model.tensors());
         for subject in subjects::both() {
             let loaded = load(subject, &file).expect("loads");
@@ -73,6 +76,23 @@ fn a_tiny_model_is_a_whole_model() {
 }
 
 #[test]
+fn the_context_that_is_served_is_the_specs() {
+    let model = Tiny::phi3();
+    let file = model.written(&model.tensors());
+    let served = |context| {
+        let options = LoadOptions {
+            context,
+            ..options(subjects::native())
+        };
+        let loaded = Model::load("tiny", file.path(), &options).expect("loads");
+        (loaded.context(), loaded.spec().served_context)
+    };
+    assert_eq!(served(Some(64)), (64, 64));
+    assert_eq!(served(None), (4096, 4096));
+    assert_eq!(served(Some(1 << 20)), (4096, 4096));
+}
+
+#[test]
 fn an_architecture_nobody_knows_is_named_beside_those_known() {
     let model = |architecture| Tiny {
         architecture,
@@ -80,11 +100,11 @@ fn an_architecture_nobody_knows_is_named_beside_those_known() {
     };
     assert_eq!(
         changed(&model("mamba"), |_| ()),
-        "architecture 'mamba' is not supported (supported: gemma3, llama, qwen2)"
+        "architecture 'mamba' is not supported (supported: gemma2, gemma3, granite, llama, mistral3, olmo2, phi3, qwen2, qwen3)"
     );
     assert_eq!(
         changed(&model("a\nb"), |_| ()),
-        r"architecture 'a\nb' is not supported (supported: gemma3, llama, qwen2)"
+        r"architecture 'a\nb' is not supported (supported: gemma2, gemma3, granite, llama, mistral3, olmo2, phi3, qwen2, qwen3)"
     );
 }
 
@@ -96,6 +116,11 @@ fn a_missing_tensor_is_named() {
         (Tiny::llama(), "blk.2.ffn_down.weight"),
         (Tiny::qwen2(), "blk.1.attn_k.bias"),
         (Tiny::gemma3(), "blk.6.post_ffw_norm.weight"),
+        (Tiny::phi3(), "blk.1.attn_qkv.weight"),
+        (Tiny::phi3(), "blk.0.ffn_up.weight"),
+        (Tiny::phi3(), "rope_factors_short.weight"),
+        (Tiny::phi3(), "rope_factors_long.weight"),
+        (Tiny::qwen3(), "blk.2.attn_q_norm.weight"),
     ] {
         let line = changed(&model, |tensors| {
             tensors.remove(name).expect("was there");
@@ -132,7 +157,7 @@ fn a_tensor_of_another_shape_is_named_with_both_shapes() {
 
 #[test]
 fn what_is_not_implemented_is_refused_by_name() {
-    let (llama, gemma3) = (Tiny::llama(), Tiny::gemma3());
+    let llama = Tiny::llama();
     let needs = |model: &Tiny, key, item, what: &str| {
         let line = with(model, key, item);
         let architecture = model.architecture;
@@ -148,10 +173,16 @@ fn what_is_not_implemented_is_refused_by_name() {
         "a mixture of experts",
     );
     needs(
+        &Tiny::qwen3(),
+        "qwen3.expert_count",
+        Item::U32(128),
+        "a mixture of experts",
+    );
+    needs(
         &Tiny::qwen2(),
         "qwen2.rope.scaling.type",
-        Item::Str("yarn"),
-        "rope scaling of type 'yarn'",
+        Item::Str("dynamic"),
+        "rope scaling of type 'dynamic'",
     );
     needs(
         &llama,
@@ -166,10 +197,19 @@ fn what_is_not_implemented_is_refused_by_name() {
         "value heads that are not as wide as key heads",
     );
     needs(
-        &gemma3,
-        "gemma3.final_logit_softcapping",
-        Item::F32(30.0),
-        "soft-capped logits",
+        &Tiny::granite(),
+        "granite.rope.scaling.finetuned",
+        Item::Bool(false),
+        "attention without a rope",
+    );
+    needs(
+        &Tiny {
+            rope_factors: true,
+            ..Tiny::phi3()
+        },
+        "phi3.rope.scaling.type",
+        Item::Str("longrope"),
+        "two kinds of rope factors",
     );
 }
 
@@ -177,7 +217,7 @@ fn what_is_not_implemented_is_refused_by_name() {
 fn a_tensor_that_would_go_unused_is_refused() {
     let bias = |name: &'static str, model: &Tiny| {
         changed(model, |tensors| {
-            let bias = tensors["blk.0.attn_norm.weight"].clone();
+            let bias = tensors["output_norm.weight"].clone();
             tensors.insert(name.to_owned(), bias);
         })
     };
@@ -186,6 +226,9 @@ fn a_tensor_that_would_go_unused_is_refused() {
         ("blk.0.attn_q_norm.weight", Tiny::qwen2()),
         ("output_norm.bias", Tiny::llama()),
         ("blk.7.attn_norm.weight", Tiny::gemma3()),
+        ("blk.0.attn_norm.weight", Tiny::olmo2()),
+        ("blk.0.attn_qkv.bias", Tiny::phi3()),
+        ("blk.0.ffn_gate.weight", Tiny::phi3()),
     ] {
         let architecture = model.architecture;
         assert_eq!(
@@ -193,22 +236,6 @@ fn a_tensor_that_would_go_unused_is_refused() {
             format!("this {architecture} model needs the tensor '{name}', which is not supported")
         );
     }
-}
-
-#[test]
-fn weights_of_an_unsupported_type_are_refused() {
-    let model = Tiny::llama();
-    let mut tensors = model.tensors();
-    tensors.remove("blk.1.ffn_up.weight");
-    // 96 rows of two blocks of IQ4_NL, 18 bytes each.
-    let data = vec![0; 96 * 2 * 18];
-    let file = model.file(&tensors);
-    let file = file.tensor("blk.1.ffn_up.weight", &[64, 96], 20, data);
-    assert_eq!(
-        refusal(&file),
-        "this GGUF model needs weights of type IQ4_NL (tensor 'blk.1.ffn_up.weight'), which is \
-         not supported"
-    );
 }
 
 #[test]
@@ -281,6 +308,38 @@ fn senseless_metadata_is_refused() {
             ..llama
         },
         "llama.attention.layer_norm_rms_epsilon = NaN makes no sense: it must be positive",
+    );
+    let factor = |factor| {
+        let yarn = Tiny::olmo3().rope_yarn.expect("it has YaRN");
+        Some(Yarn { factor, ..yarn })
+    };
+    sense(
+        Tiny {
+            rope_yarn: factor(0.5),
+            ..Tiny::qwen3()
+        },
+        "qwen3.rope.scaling.factor = 0.5 makes no sense: YaRN makes a context longer",
+    );
+    sense(
+        Tiny {
+            attention_cap: Some(-1.0),
+            ..Tiny::gemma2()
+        },
+        "gemma2.attn_logit_softcapping = -1 makes no sense: it must be positive",
+    );
+    let pattern = Tiny::gemma2();
+    let listed = Item::Raw(
+        9,
+        [
+            7u32.to_le_bytes().to_vec(),
+            vec![2, 0, 0, 0, 0, 0, 0, 0, 1, 0],
+        ]
+        .concat(),
+    );
+    assert_eq!(
+        with(&pattern, "gemma2.attention.sliding_window_pattern", listed),
+        "gemma2.attention.sliding_window_pattern = a list of 2 makes no sense: it must have an \
+         entry for each layer"
     );
     sense(
         Tiny {

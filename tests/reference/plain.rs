@@ -4,14 +4,19 @@
 //! It takes a whole sequence at once and keeps nothing. It is made from what a
 //! tiny model *is*, not from its file, and shares no code with the program.
 //! Sources: "LLaMA" (arXiv:2302.13971) and "RoFormer" (arXiv:2104.09864), the
-//! Qwen2 (arXiv:2407.10671) and Gemma 3 (arXiv:2503.19786) reports with their
-//! published code, and the way llama.cpp's converter stores each: Llama's q and
-//! k rows permuted so that neighbours rotate together, Gemma's norm weights
-//! with the 1 already added, Llama 3's rope scaling as divisors of frequencies.
+//! reports on Qwen2 (arXiv:2407.10671), Qwen3 (arXiv:2505.09388), Gemma 2
+//! (arXiv:2408.00118), Gemma 3 (arXiv:2503.19786), Phi-3 (arXiv:2404.14219) and
+//! OLMo 2 (arXiv:2501.00656), YaRN (arXiv:2309.00071) and LongRoPE
+//! (arXiv:2402.13753), with the code that Hugging Face's transformers has for
+//! each, and the way llama.cpp's converter stores them: q and k rows of Llama and
+//! its kin permuted so that neighbours rotate together, Gemma's norm weights with
+//! the 1 already added, Llama 3's rope scaling as divisors of frequencies.
+
+mod ropes;
 
 use std::collections::BTreeMap;
 
-use super::tiny::{Tiny, VOCAB, Weight};
+use super::tiny::{Scales, Tiny, VOCAB, Weight};
 
 /// A vector per position.
 type Rows = Vec<Vec<f64>>;
@@ -28,8 +33,19 @@ pub(crate) struct Plain {
     pub(crate) eps: f64,
     /// What scores are multiplied by before the softmax.
     pub(crate) score_scale: f64,
+    /// By how much scores grow with the logarithm of the position in so many
+    /// tokens.
+    pub(crate) growth: f64,
+    pub(crate) original: usize,
     /// What embeddings are multiplied by.
     pub(crate) embedding_scale: f64,
+    /// What is added to the residual stream is multiplied by.
+    pub(crate) residual_scale: f64,
+    /// What logits are divided by.
+    pub(crate) logit_divisor: f64,
+    /// Soft caps, infinite where there are none.
+    pub(crate) score_cap: f64,
+    pub(crate) logit_cap: f64,
     pub(crate) activation: fn(f64) -> f64,
     /// The two dimensions of a rotating pair, given its index and their number.
     pub(crate) pair: fn(usize, usize) -> (usize, usize),
@@ -43,48 +59,44 @@ pub(crate) struct PlainLayer {
     pub(crate) window: usize,
     /// Radians per position of each pair.
     pub(crate) frequencies: Vec<f64>,
+    /// What rotated pairs are multiplied by.
+    pub(crate) magnitude: f64,
 }
 
 impl Plain {
     /// The decoder that `model` describes, with weights `tensors`.
     pub(crate) fn new(model: &Tiny, tensors: &BTreeMap<String, Weight>) -> Plain {
-        let weights: BTreeMap<String, Vec<f64>> = tensors
+        let mut weights: BTreeMap<String, Vec<f64>> = tensors
             .iter()
             .map(|(name, weight)| {
                 let values = weight.values.iter().map(|&value| f64::from(value));
                 (name.clone(), values.collect())
             })
             .collect();
-        let dims = model.rotating();
-        let frequencies = |base: f64, linear: f64| -> Vec<f64> {
-            (0..dims / 2)
-                .map(|pair| {
-                    let plain = base.powf(-2.0 * pair as f64 / dims as f64);
-                    let factor = weights.get("rope_freqs.weight").map_or(1.0, |f| f[pair]);
-                    plain / factor / linear
-                })
-                .collect()
+        for layer in 0..model.layers {
+            take_apart(model, layer, &mut weights);
+        }
+        let gemma = model.architecture.starts_with("gemma");
+        // The 27B models, known by their numbers of layers, have a scale of their own.
+        let score_width = match (model.architecture, model.layers) {
+            ("gemma2", 46) | ("gemma3", 62) => model.hidden / model.heads,
+            _ => model.head_dim,
         };
-        let linear = f64::from(model.rope_linear.unwrap_or(1.0));
-        let everywhere = PlainLayer {
-            window: usize::MAX,
-            frequencies: frequencies(f64::from(model.rope_base), linear),
+        let scales = model.scales;
+        let scale = |of: fn(Scales) -> f32, other: f64| {
+            let scale = scales.map_or(0.0, |scales| f64::from(of(scales)));
+            if scale == 0.0 { other } else { scale }
         };
-        let nearby = PlainLayer {
-            window: model.window,
-            frequencies: frequencies(10_000.0, 1.0),
+        let width_scale = 1.0 / (score_width as f64).sqrt();
+        let gemma_scale = if gemma {
+            (model.hidden as f64).sqrt()
+        } else {
+            1.0
         };
-        let gemma = model.architecture == "gemma3";
-        let layers = (1..=model.layers)
-            .map(|number| match gemma && number % 6 != 0 {
-                true => nearby.clone(),
-                false => everywhere.clone(),
-            })
-            .collect();
-        // Gemma 3 27B, known by its 62 layers, is the one with a scale of its own.
-        let score_width = match gemma && model.layers == 62 {
-            true => model.hidden / model.heads,
-            false => model.head_dim,
+        // 0 stands for none.
+        let cap = |cap: Option<f32>| {
+            let cap = cap.filter(|&cap| cap != 0.0);
+            cap.map_or(f64::INFINITY, f64::from)
         };
         Plain {
             hidden: model.hidden,
@@ -93,19 +105,20 @@ impl Plain {
             kv_heads: model.kv_heads,
             head_dim: model.head_dim,
             eps: f64::from(model.eps),
-            score_scale: 1.0 / (score_width as f64).sqrt(),
-            embedding_scale: if gemma {
-                (model.hidden as f64).sqrt()
-            } else {
-                1.0
-            },
+            score_scale: scale(|s| s.attention, width_scale),
+            growth: model.temperature.map_or(0.0, f64::from),
+            original: model.rope_yarn.map_or(1, |yarn| yarn.original),
+            embedding_scale: scale(|s| s.embedding, gemma_scale),
+            residual_scale: scale(|s| s.residual, 1.0),
+            logit_divisor: scale(|s| s.logit, 1.0),
+            score_cap: cap(model.attention_cap),
+            logit_cap: cap(model.logit_cap),
             activation: if gemma { gelu_tanh } else { silu },
-            pair: if model.architecture == "llama" {
-                neighbours
-            } else {
-                halves
+            pair: match model.architecture {
+                "llama" | "mistral3" | "granite" => neighbours,
+                _ => halves,
             },
-            layers,
+            layers: ropes::layers(model, &weights),
             weights,
         }
     }
@@ -126,7 +139,8 @@ impl Plain {
             let h = self.normed(&x, &name("attn_norm.weight"));
             let attended = self.attention(&h, layer, &name);
             let out = self.linear(&attended, &name("attn_output"), self.hidden);
-            x = add(x, self.normed(&out, &name("post_attention_norm.weight")));
+            let out = self.normed(&out, &name("post_attention_norm.weight"));
+            x = add(x, out, self.residual_scale);
 
             let h = self.normed(&x, &name("ffn_norm.weight"));
             let gate = self.linear(&h, &name("ffn_gate"), self.feed_forward);
@@ -140,12 +154,17 @@ impl Plain {
                 })
                 .collect::<Rows>();
             let out = self.linear(&gated, &name("ffn_down"), self.hidden);
-            x = add(x, self.normed(&out, &name("post_ffw_norm.weight")));
+            let out = self.normed(&out, &name("post_ffw_norm.weight"));
+            x = add(x, out, self.residual_scale);
         }
         let x = self.normed(&x, "output_norm.weight");
         let tied = !self.weights.contains_key("output.weight");
         let head = if tied { "token_embd" } else { "output" };
-        self.linear(&x, head, VOCAB)
+        let mut logits = self.linear(&x, head, VOCAB);
+        for logit in logits.iter_mut().flatten() {
+            *logit = capped(*logit / self.logit_divisor, self.logit_cap);
+        }
+        logits
     }
 
     /// The heads' outputs side by side, before the output projection.
@@ -155,31 +174,39 @@ impl Plain {
             let heads = |row: Vec<f64>| row.chunks(width).map(<[f64]>::to_vec).collect();
             rows.into_iter().map(heads).collect()
         };
-        let project = |part: &str, heads: usize| split(self.linear(h, &name(part), heads * width));
-        let turned = |heads: Vec<Rows>, norm: &str| -> Vec<Rows> {
-            let normed = heads.iter().map(|heads| self.normed(heads, &name(norm)));
-            normed
-                .enumerate()
+        let project = |part: &str, heads: usize| self.linear(h, &name(part), heads * width);
+        let turned = |part: &str, heads: usize| -> Vec<Rows> {
+            let norm = name(&format!("{part}_norm.weight"));
+            let whole = self.weights.get(&norm).is_some_and(|w| w.len() != width);
+            let rows = project(part, heads);
+            let heads = match whole {
+                true => split(self.normed(&rows, &norm)),
+                false => split(rows).iter().map(|h| self.normed(h, &norm)).collect(),
+            };
+            let positions = heads.into_iter().enumerate();
+            positions
                 .map(|(position, mut heads)| {
                     for head in &mut heads {
-                        self.rotate(head, position, &layer.frequencies);
+                        self.rotate(head, position, layer);
                     }
                     heads
                 })
                 .collect()
         };
-        let q = turned(project("attn_q", self.heads), "attn_q_norm.weight");
-        let k = turned(project("attn_k", self.kv_heads), "attn_k_norm.weight");
-        let v = project("attn_v", self.kv_heads);
+        let q = turned("attn_q", self.heads);
+        let k = turned("attn_k", self.kv_heads);
+        let v = split(project("attn_v", self.kv_heads));
 
         (0..h.len())
             .map(|position| {
                 let first = (position + 1).saturating_sub(layer.window);
+                let lengths = (position / self.original + 1) as f64;
+                let scale = self.score_scale * (1.0 + self.growth * lengths.ln());
                 let mut out = Vec::new();
                 for (head, query) in q[position].iter().enumerate() {
                     let shared = head / (self.heads / self.kv_heads);
                     let scores = (first..=position)
-                        .map(|seen| dot(query, &k[seen][shared]) * self.score_scale);
+                        .map(|seen| capped(dot(query, &k[seen][shared]) * scale, self.score_cap));
                     let chances = softmax(scores.collect());
                     let mut sum = vec![0.0; width];
                     for (seen, chance) in (first..=position).zip(chances) {
@@ -194,10 +221,11 @@ impl Plain {
             .collect()
     }
 
-    fn rotate(&self, head: &mut [f64], position: usize, frequencies: &[f64]) {
-        for (index, frequency) in frequencies.iter().enumerate() {
-            let (a, b) = (self.pair)(index, frequencies.len());
+    fn rotate(&self, head: &mut [f64], position: usize, layer: &PlainLayer) {
+        for (index, frequency) in layer.frequencies.iter().enumerate() {
+            let (a, b) = (self.pair)(index, layer.frequencies.len());
             let (sin, cos) = (position as f64 * frequency).sin_cos();
+            let (sin, cos) = (sin * layer.magnitude, cos * layer.magnitude);
             (head[a], head[b]) = (head[a] * cos - head[b] * sin, head[a] * sin + head[b] * cos);
         }
     }
@@ -275,11 +303,41 @@ fn softmax(scores: Vec<f64>) -> Vec<f64> {
         .collect()
 }
 
-fn add(mut x: Rows, y: Rows) -> Rows {
+fn add(mut x: Rows, y: Rows, scale: f64) -> Rows {
     for (x, y) in x.iter_mut().flatten().zip(y.iter().flatten()) {
-        *x += y;
+        *x += scale * y;
     }
     x
+}
+
+fn capped(x: f64, cap: f64) -> f64 {
+    if cap.is_infinite() {
+        return x;
+    }
+    cap * (x / cap).tanh()
+}
+
+/// Cuts the tensors that hold several matrices, where a model has such.
+fn take_apart(model: &Tiny, layer: usize, weights: &mut BTreeMap<String, Vec<f64>>) {
+    let name = |part: &str| format!("blk.{layer}.{part}.weight");
+    let mut cut = |from: &str, into: &[(&str, usize)]| {
+        let whole = weights.remove(&name(from)).expect("is there");
+        let mut rows = whole.chunks(model.hidden);
+        for (part, count) in into {
+            let part_rows = rows.by_ref().take(*count);
+            weights.insert(name(part), part_rows.flatten().copied().collect());
+        }
+        assert!(rows.next().is_none());
+    };
+    if model.fused_qkv {
+        let (q, kv) = (model.heads, model.kv_heads);
+        let [q, kv] = [q, kv].map(|heads| heads * model.head_dim);
+        cut("attn_qkv", &[("attn_q", q), ("attn_k", kv), ("attn_v", kv)]);
+    }
+    if model.architecture == "phi3" {
+        let height = model.feed_forward;
+        cut("ffn_up", &[("ffn_gate", height), ("ffn_up", height)]);
+    }
 }
 
 fn dot(a: &[f64], b: &[f64]) -> f64 {

@@ -50,32 +50,46 @@ fn action() -> impl Strategy<Value = Action> {
     ]
 }
 
-/// A model with windows and global layers, and one without windows.
-fn model(windows: bool) -> Tiny {
-    let small = Tiny {
-        hidden: 32,
-        feed_forward: 32,
-        head_dim: 6,
-        ..Tiny::gemma3()
-    };
-    if windows {
-        return small;
-    }
-    Tiny {
+/// Models that differ in what attention does: without windows, with windows and
+/// global layers, with soft caps too, with windows alone, and with scores that grow
+/// with the position.
+const MODELS: [fn() -> Tiny; 5] = [
+    || Tiny {
         head_dim: 8,
         layers: 2,
-        hidden: 32,
-        feed_forward: 32,
         ..Tiny::llama()
-    }
-}
+    },
+    || Tiny {
+        head_dim: 6,
+        ..Tiny::gemma3()
+    },
+    || Tiny {
+        head_dim: 6,
+        ..Tiny::gemma2()
+    },
+    || Tiny {
+        head_dim: 8,
+        layers: 2,
+        ..Tiny::phi3()
+    },
+    || Tiny {
+        head_dim: 8,
+        layers: 2,
+        ..Tiny::mistral3()
+    },
+];
 
 /// A fresh executor beside the oracle of the same weights.
-fn watched(windows: bool, subject: &'static Subject) -> Watched {
-    static DRAWN: [OnceLock<super::Plain>; 2] = [OnceLock::new(), OnceLock::new()];
-    let model = model(windows);
+fn watched(index: usize, subject: &'static Subject) -> Watched {
+    static DRAWN: [OnceLock<super::Plain>; MODELS.len()] =
+        [const { OnceLock::new() }; MODELS.len()];
+    let model = Tiny {
+        hidden: 32,
+        feed_forward: 32,
+        ..MODELS[index]()
+    };
     let tensors = model.tensors();
-    let plain = DRAWN[usize::from(windows)].get_or_init(|| super::Plain::new(&model, &tensors));
+    let plain = DRAWN[index].get_or_init(|| super::Plain::new(&model, &tensors));
     let executor = super::executor(&model, &tensors, subject);
     Watched::of(plain.clone(), executor, subject)
 }
@@ -150,12 +164,12 @@ proptest! {
 
     #[test]
     fn any_schedule_gives_the_oracles_logits(
-        windows in any::<bool>(),
+        model in 0..MODELS.len(),
         seed in any::<u64>(),
         actions in proptest::collection::vec(action(), 4..24),
     ) {
         for subject in subjects::both() {
-            let mut watched = watched(windows, subject);
+            let mut watched = watched(model, subject);
             let mut text = tiny::tokens(seed, 24 * 6 * 70).into_iter();
             watched.begin();
             for action in &actions {

@@ -14,10 +14,17 @@ use crate::support::subjects::{self, Subject};
 
 type Rows = Vec<Vec<f32>>;
 
-/// One model of each architecture with exact weights, and models of weights in
+/// Models of architectures that differ in what is computed, with exact weights, and models of weights in
 /// bf16, in codes with minima and in codes of two scales to a block.
 fn models() -> impl Iterator<Item = (String, Tiny)> {
-    let architectures = [Tiny::llama(), Tiny::qwen2(), Tiny::gemma3()];
+    let architectures = [
+        Tiny::llama(),
+        Tiny::qwen2(),
+        Tiny::gemma3(),
+        Tiny::gemma2(),
+        Tiny::olmo3(),
+        Tiny::granite(),
+    ];
     let types = [GgmlDType::BF16, GgmlDType::Q4_1, GgmlDType::Q6K].map(|weights| Tiny {
         layers: 1,
         weights,

@@ -1,6 +1,8 @@
 //! Tiny random models, as complete GGUF files: a few layers, 300 tokens, and a
 //! tokenizer of bytes, so that whatever loads a model can load them.
 
+mod kinds;
+
 use std::collections::BTreeMap;
 use std::io::Write as _;
 
@@ -14,6 +16,9 @@ use crate::build::{Builder, Item};
 
 /// How many tokens each tiny model has.
 pub(crate) const VOCAB: usize = 300;
+
+/// The longest context of each tiny model.
+pub(crate) const CONTEXT: usize = 4096;
 
 /// What a tiny model is. Its weights follow from this alone.
 #[derive(Clone, Debug)]
@@ -39,63 +44,52 @@ pub(crate) struct Tiny {
     pub(crate) rope_linear: Option<f32>,
     /// Whether the file has Llama 3's `rope_freqs.weight`.
     pub(crate) rope_factors: bool,
+    /// A longer context by YaRN.
+    pub(crate) rope_yarn: Option<Yarn>,
+    /// How many tokens LongRoPE's short factors are for; the file has long ones too.
+    pub(crate) rope_long: Option<usize>,
     /// The window of sliding layers.
     pub(crate) window: usize,
+    /// How fast attention scores grow beyond the original context.
+    pub(crate) temperature: Option<f32>,
+    /// Soft cap of attention scores.
+    pub(crate) attention_cap: Option<f32>,
+    /// Soft cap of logits.
+    pub(crate) logit_cap: Option<f32>,
+    /// Granite's scales.
+    pub(crate) scales: Option<Scales>,
+    /// Whether q, k and v are one tensor.
+    pub(crate) fused_qkv: bool,
     /// The type of every matrix; vectors are F32 as in real files.
     pub(crate) weights: GgmlDType,
     pub(crate) seed: u64,
 }
 
+/// YaRN's numbers.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Yarn {
+    pub(crate) factor: f32,
+    pub(crate) original: usize,
+    pub(crate) fast: f32,
+    pub(crate) slow: f32,
+    /// `mscale_all_dim`, where the file has it.
+    pub(crate) log_multiplier: Option<f32>,
+}
+
+/// Granite's scales, as its files have them.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Scales {
+    pub(crate) attention: f32,
+    pub(crate) embedding: f32,
+    pub(crate) residual: f32,
+    /// What logits are divided by.
+    pub(crate) logit: f32,
+}
+
+/// What LongRoPE's sines and cosines are multiplied by.
+pub(crate) const LONG_MAGNITUDE: f32 = 1.2;
+
 impl Tiny {
-    pub(crate) fn llama() -> Tiny {
-        Tiny {
-            architecture: "llama",
-            hidden: 64,
-            feed_forward: 96,
-            heads: 4,
-            kv_heads: 2,
-            head_dim: 16,
-            layers: 3,
-            tied: false,
-            biases: false,
-            eps: 1e-3,
-            rope_base: 10_000.0,
-            rope_dims: None,
-            rope_linear: None,
-            rope_factors: false,
-            window: 0,
-            weights: GgmlDType::F32,
-            seed: 1,
-        }
-    }
-
-    pub(crate) fn qwen2() -> Tiny {
-        Tiny {
-            architecture: "qwen2",
-            biases: true,
-            eps: 1e-4,
-            rope_base: 1_000_000.0,
-            seed: 2,
-            ..Tiny::llama()
-        }
-    }
-
-    /// Seven layers, so that the sixth is global; heads wider than
-    /// `hidden / heads`.
-    pub(crate) fn gemma3() -> Tiny {
-        Tiny {
-            architecture: "gemma3",
-            head_dim: 24,
-            layers: 7,
-            tied: true,
-            eps: 3e-2,
-            rope_base: 1_000_000.0,
-            window: 5,
-            seed: 3,
-            ..Tiny::llama()
-        }
-    }
-
     /// The same model, wide enough for K-quants: their blocks hold 256 weights.
     pub(crate) fn wide(self) -> Tiny {
         Tiny {
@@ -128,25 +122,49 @@ impl Tiny {
         if self.rope_factors {
             draw.vector("rope_freqs.weight", self.rotating() / 2, 1.0, 8.0);
         }
+        if self.rope_long.is_some() {
+            let pairs = self.rotating() / 2;
+            draw.vector("rope_factors_short.weight", pairs, 1.0, 2.0);
+            draw.vector("rope_factors_long.weight", pairs, 2.0, 8.0);
+        }
+        let pre_norms = self.architecture != "olmo2";
+        let whole_norms = self.architecture == "olmo2";
+        let head_norms = ["gemma3", "qwen3"].contains(&self.architecture);
+        let post_norms = ["gemma2", "gemma3", "olmo2"].contains(&self.architecture);
         for layer in 0..self.layers {
             let name = |part: &str| format!("blk.{layer}.{part}");
-            draw.norm(&name("attn_norm.weight"), hidden);
-            draw.matrix(&name("attn_q.weight"), q, hidden);
-            draw.matrix(&name("attn_k.weight"), kv, hidden);
-            draw.matrix(&name("attn_v.weight"), kv, hidden);
+            if pre_norms {
+                draw.norm(&name("attn_norm.weight"), hidden);
+            }
+            if self.fused_qkv {
+                draw.matrix(&name("attn_qkv.weight"), q + 2 * kv, hidden);
+            } else {
+                draw.matrix(&name("attn_q.weight"), q, hidden);
+                draw.matrix(&name("attn_k.weight"), kv, hidden);
+                draw.matrix(&name("attn_v.weight"), kv, hidden);
+            }
             draw.matrix(&name("attn_output.weight"), hidden, q);
-            draw.norm(&name("ffn_norm.weight"), hidden);
-            draw.matrix(&name("ffn_gate.weight"), feed_forward, hidden);
-            draw.matrix(&name("ffn_up.weight"), feed_forward, hidden);
+            if pre_norms {
+                draw.norm(&name("ffn_norm.weight"), hidden);
+            }
+            if self.architecture == "phi3" {
+                draw.matrix(&name("ffn_up.weight"), 2 * feed_forward, hidden);
+            } else {
+                draw.matrix(&name("ffn_gate.weight"), feed_forward, hidden);
+                draw.matrix(&name("ffn_up.weight"), feed_forward, hidden);
+            }
             draw.matrix(&name("ffn_down.weight"), hidden, feed_forward);
             if self.biases {
                 draw.vector(&name("attn_q.bias"), q, -0.5, 0.5);
                 draw.vector(&name("attn_k.bias"), kv, -0.5, 0.5);
                 draw.vector(&name("attn_v.bias"), kv, -0.5, 0.5);
             }
-            if self.architecture == "gemma3" {
-                draw.norm(&name("attn_q_norm.weight"), self.head_dim);
-                draw.norm(&name("attn_k_norm.weight"), self.head_dim);
+            if head_norms || whole_norms {
+                let width = |whole| if whole_norms { whole } else { self.head_dim };
+                draw.norm(&name("attn_q_norm.weight"), width(q));
+                draw.norm(&name("attn_k_norm.weight"), width(kv));
+            }
+            if post_norms {
                 draw.norm(&name("post_attention_norm.weight"), hidden);
                 draw.norm(&name("post_ffw_norm.weight"), hidden);
             }
@@ -165,7 +183,7 @@ impl Tiny {
         let key = |key: &str| format!("{arch}.{key}");
         let size = |size: usize| Item::U32(size as u32);
         let mut file = tokenizer(file.with("general.architecture", Item::Str(arch)))
-            .with(&key("context_length"), Item::U32(4096))
+            .with(&key("context_length"), size(CONTEXT))
             .with(&key("embedding_length"), size(self.hidden))
             .with(&key("block_count"), size(self.layers))
             .with(&key("feed_forward_length"), size(self.feed_forward))
@@ -188,6 +206,42 @@ impl Tiny {
             file = file
                 .with(&key("rope.scaling.type"), Item::Str("linear"))
                 .with(&key("rope.scaling.factor"), Item::F32(factor));
+        }
+        if let Some(yarn) = self.rope_yarn {
+            file = file
+                .with(&key("rope.scaling.type"), Item::Str("yarn"))
+                .with(&key("rope.scaling.factor"), Item::F32(yarn.factor))
+                .with(
+                    &key("rope.scaling.original_context_length"),
+                    size(yarn.original),
+                )
+                .with(&key("rope.scaling.yarn_beta_fast"), Item::F32(yarn.fast))
+                .with(&key("rope.scaling.yarn_beta_slow"), Item::F32(yarn.slow));
+            if let Some(multiplier) = yarn.log_multiplier {
+                let key = key("rope.scaling.yarn_log_multiplier");
+                file = file.with(&key, Item::F32(multiplier));
+            }
+        }
+        if let Some(original) = self.rope_long {
+            file = file
+                .with(&key("rope.scaling.original_context_length"), size(original))
+                .with(&key("rope.scaling.attn_factor"), Item::F32(LONG_MAGNITUDE));
+        }
+        if let Some(slope) = self.temperature {
+            file = file.with(&key("attention.temperature_scale"), Item::F32(slope));
+        }
+        if let Some(cap) = self.attention_cap {
+            file = file.with(&key("attn_logit_softcapping"), Item::F32(cap));
+        }
+        if let Some(cap) = self.logit_cap {
+            file = file.with(&key("final_logit_softcapping"), Item::F32(cap));
+        }
+        if let Some(scales) = self.scales {
+            file = file
+                .with(&key("attention.scale"), Item::F32(scales.attention))
+                .with(&key("embedding_scale"), Item::F32(scales.embedding))
+                .with(&key("residual_scale"), Item::F32(scales.residual))
+                .with(&key("logit_scale"), Item::F32(scales.logit));
         }
         if self.window > 0 {
             file = file.with(&key("attention.sliding_window"), size(self.window));

@@ -1,7 +1,10 @@
-//! Every weight type, on one architecture.
+//! Every weight type, on one architecture: those that can be computed with, and
+//! that all others are refused by name.
 
 use candle_core::quantized::GgmlDType;
 use incant::exec::Executor;
+use incant::gguf::{Gguf, TensorType};
+use incant::model::arch;
 
 use super::plain::Plain;
 use super::tiny::{self, Tiny};
@@ -64,4 +67,43 @@ fn one_by_one(executor: &mut dyn Executor, tokens: &[u32]) -> Vec<Vec<f32>> {
     let rows = tokens.chunks(1);
     rows.flat_map(|token| forward(executor, sequence, token))
         .collect()
+}
+
+/// The names of [`TYPES`], as an error lists them.
+const SUPPORTED: &str =
+    "F32, F16, Q4_0, Q4_1, Q5_0, Q5_1, Q8_0, Q2_K, Q3_K, Q4_K, Q5_K, Q6_K, BF16";
+
+#[test]
+fn every_other_type_is_refused_with_the_tensor_and_what_is_supported() {
+    let name = "blk.0.ffn_up.weight";
+    let model = Tiny {
+        layers: 1,
+        ..Tiny::llama().wide()
+    };
+    let mut tensors = model.tensors();
+    tensors.remove(name);
+    let others = TensorType::all().filter(|kind| !SUPPORTED.split(", ").any(|s| s == kind.name()));
+    let mut count = 0;
+    for kind in others {
+        let bytes = 256 * 256 / kind.block_size() * kind.type_size();
+        let file = model.file(&tensors);
+        let file = file.tensor(name, &[256, 256], kind.id(), vec![0; bytes]);
+        let file = tiny::written(&file);
+        let gguf = Gguf::open(file.path()).expect("a good file");
+        let spec = arch::read(&gguf).expect("a supported architecture");
+        for subject in subjects::both() {
+            let refusal = subject.backend.load(&gguf, &spec, None).map(|_| ());
+            assert_eq!(
+                refusal.expect_err("is refused").to_string(),
+                format!(
+                    "tensor '{name}' has weights of type {kind}, which is not supported \
+                     (supported: {SUPPORTED})"
+                ),
+                "{subject}"
+            );
+        }
+        count += 1;
+    }
+    // I-quants, ternary ones, MXFP4 and NVFP4 among them.
+    assert_eq!(count + TYPES.len(), TensorType::all().count());
 }

@@ -8,6 +8,7 @@
 use candle_core::{Result, Tensor};
 
 use super::cache::LayerKv;
+use super::ops;
 use super::plan::{Node, Plan};
 
 /// The softmax-weighted values of some keys, before division by the weights' sum.
@@ -23,13 +24,14 @@ struct Partial {
 impl Partial {
     /// Attends `q`, `[kv_heads, group, rows, head_dim]` and already scaled, to
     /// the keys of `kv`.
-    fn new(q: &Tensor, kv: &LayerKv, mask: Option<&Tensor>) -> Result<Partial> {
+    fn new(q: &Tensor, kv: &LayerKv, cap: Option<f32>, mask: Option<&Tensor>) -> Result<Partial> {
         let (kv_heads, group, rows, width) = q.dims4()?;
         let keys = kv.k.dims()[1];
         let flat = q.contiguous()?.reshape((kv_heads, group * rows, width))?;
-        let mut scores = flat
+        let scores = flat
             .matmul(&kv.k.transpose(1, 2)?)?
             .reshape((kv_heads, group, rows, keys))?;
+        let mut scores = ops::soft_cap(scores, cap)?;
         if let Some(mask) = mask {
             scores = scores.broadcast_add(mask)?;
         }
@@ -79,6 +81,8 @@ pub(super) struct Attention<'a> {
     pub(super) plan: &'a Plan,
     pub(super) layer: usize,
     pub(super) window: Option<usize>,
+    /// Soft cap of the scores.
+    pub(super) cap: Option<f32>,
     /// Scaled queries, `[kv_heads, group, rows, head_dim]`.
     pub(super) q: &'a Tensor,
     /// What each run sees of its own suffix, its new tokens included.
@@ -103,7 +107,7 @@ impl Attention<'_> {
                 let rows = &self.plan.rows.runs[*run].rows;
                 let q = self.q.narrow(2, rows.start, rows.len())?;
                 let mask = views.of(self.window).mask.as_ref();
-                Partial::new(&q, &self.own[*run], mask)
+                Partial::new(&q, &self.own[*run], self.cap, mask)
             }
             Node::Shared {
                 segment,
@@ -120,7 +124,7 @@ impl Attention<'_> {
                 let (kv, start) = segment.layer(self.layer);
                 let kv = kv.narrow(view.from - start, end - view.from)?;
                 let q = self.q.narrow(2, rows.start, rows.len())?;
-                Partial::new(&q, &kv, view.mask.as_ref())?.merge(&beyond)
+                Partial::new(&q, &kv, self.cap, view.mask.as_ref())?.merge(&beyond)
             }
         }
     }

@@ -13,13 +13,13 @@ use crate::model::{DecoderSpec, Part, Weights};
 
 /// The weights of one layer.
 pub(super) struct Layer {
-    attention_norm: Tensor,
+    attention_norm: Option<Tensor>,
     query: Projection,
     key: Projection,
     value: Projection,
     output: Linear,
     post_attention_norm: Option<Tensor>,
-    feed_forward_norm: Tensor,
+    feed_forward_norm: Option<Tensor>,
     gate: Linear,
     up: Linear,
     down: Linear,
@@ -30,7 +30,7 @@ pub(super) struct Layer {
 struct Projection {
     linear: Linear,
     bias: Option<Tensor>,
-    /// Norm of each head.
+    /// Norm of each head, or of all together if it is as long.
     norm: Option<Tensor>,
 }
 
@@ -42,10 +42,12 @@ impl Projection {
             x = x.broadcast_add(bias)?;
         }
         let (rows, width) = x.dims2()?;
-        let mut x = x.reshape((rows, width / spec.head_dim, spec.head_dim))?;
         if let Some(norm) = &self.norm {
+            let part = norm.dim(0)?;
+            x = x.reshape((rows, width / part, part))?;
             x = ops::rms_norm(&x, norm, spec.norm_eps)?;
         }
+        let x = x.reshape((rows, width / spec.head_dim, spec.head_dim))?;
         x.transpose(0, 1)?.contiguous()
     }
 }
@@ -72,12 +74,12 @@ impl Layer {
             query: Projection {
                 linear: query,
                 bias: vector_if(spec.qkv_bias, Part::QueryBias)?,
-                norm: vector_if(spec.qk_norm, Part::QueryNorm)?,
+                norm: vector_if(spec.qk_norm.is_some(), Part::QueryNorm)?,
             },
             key: Projection {
                 linear: key,
                 bias: vector_if(spec.qkv_bias, Part::KeyBias)?,
-                norm: vector_if(spec.qk_norm, Part::KeyNorm)?,
+                norm: vector_if(spec.qk_norm.is_some(), Part::KeyNorm)?,
             },
             value: Projection {
                 linear: value,
@@ -86,8 +88,8 @@ impl Layer {
             },
             post_attention_norm: vector_if(spec.post_norms, Part::PostAttentionNorm)?,
             post_feed_forward_norm: vector_if(spec.post_norms, Part::PostFeedForwardNorm)?,
-            attention_norm: vector(Part::AttentionNorm)?,
-            feed_forward_norm: vector(Part::FeedForwardNorm)?,
+            attention_norm: vector_if(spec.pre_norms, Part::AttentionNorm)?,
+            feed_forward_norm: vector_if(spec.pre_norms, Part::FeedForwardNorm)?,
             output,
             gate,
             up,
@@ -105,19 +107,19 @@ impl Layer {
         plan: &Plan,
         ledger: &mut Ledger<Kv>,
     ) -> std::result::Result<Tensor, ExecError> {
-        let h = ops::rms_norm(x, &self.attention_norm, spec.norm_eps)?;
+        let h = normed(x, self.attention_norm.as_ref(), spec)?;
         let h = self.attention(&h, index, spec, plan, ledger)?;
-        let h = normed(h, self.post_attention_norm.as_ref(), spec)?;
-        let x = (x + h)?;
-        let h = ops::rms_norm(&x, &self.feed_forward_norm, spec.norm_eps)?;
+        let h = normed(&h, self.post_attention_norm.as_ref(), spec)?;
+        let x = (x + ops::scaled(h, spec.residual_scale)?)?;
+        let h = normed(&x, self.feed_forward_norm.as_ref(), spec)?;
         let h = ops::gated(
             &self.gate.forward(&h)?,
             &self.up.forward(&h)?,
             spec.activation,
         )?;
         let h = self.down.forward(&h)?;
-        let h = normed(h, self.post_feed_forward_norm.as_ref(), spec)?;
-        Ok((x + h)?)
+        let h = normed(&h, self.post_feed_forward_norm.as_ref(), spec)?;
+        Ok((x + ops::scaled(h, spec.residual_scale)?)?)
     }
 
     fn attention(
@@ -145,12 +147,13 @@ impl Layer {
 
         let (heads, rows, width) = q.dims3()?;
         let group = heads / spec.kv_heads;
-        let q = (q * f64::from(spec.attention_scale))?;
+        let q = q.broadcast_mul(&plan.query_scales)?;
         let q = q.reshape((spec.kv_heads, group, rows, width))?;
         let attended = Attention {
             plan,
             layer: index,
             window,
+            cap: spec.attention_cap,
             q: &q,
             own: &own,
         }
@@ -163,9 +166,9 @@ impl Layer {
     }
 }
 
-fn normed(h: Tensor, weight: Option<&Tensor>, spec: &DecoderSpec) -> Result<Tensor> {
+fn normed(h: &Tensor, weight: Option<&Tensor>, spec: &DecoderSpec) -> Result<Tensor> {
     match weight {
-        Some(weight) => ops::rms_norm(&h, weight, spec.norm_eps),
-        None => Ok(h),
+        Some(weight) => ops::rms_norm(h, weight, spec.norm_eps),
+        None => Ok(h.clone()),
     }
 }

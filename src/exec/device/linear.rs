@@ -7,7 +7,8 @@ use candle_core::quantized::{GgmlDType, QMatMul, QStorage, QTensor};
 use candle_core::{Device, Module, Tensor};
 
 use crate::exec::{ExecError, Footprint};
-use crate::gguf::{TensorType, TensorView};
+use crate::gguf::TensorType;
+use crate::model::Weight;
 
 /// Up to so many rows are few: the rows of a batch that decodes.
 const FEW_ROWS: usize = 16;
@@ -24,22 +25,22 @@ impl Linear {
     /// slower than the same product in f32, and all of it rounds activations to
     /// 8 bits, in ways that depend on how many rows there are.
     pub(super) fn load(
-        view: TensorView<'_>,
+        weight: Weight<'_>,
         device: &Device,
         footprint: &mut Footprint,
     ) -> Result<Linear, ExecError> {
-        let tensor = quantized(view, device)?;
+        let tensor = quantized(weight, device)?;
         if device.is_cpu() {
             let expanded = tensor.dequantize(device)?;
             let bytes = expanded.elem_count() * expanded.dtype().size_in_bytes();
             footprint.resident += bytes;
-            if view.info.kind != TensorType::F32 {
+            if weight.kind != TensorType::F32 {
                 footprint.expanded += bytes;
-                footprint.expanded_from += view.data.len();
+                footprint.expanded_from += weight.data.len();
             }
             return Ok(Linear(QMatMul::Tensor(expanded)));
         }
-        footprint.resident += view.data.len();
+        footprint.resident += weight.data.len();
         Ok(Linear(QMatMul::from_arc(Arc::new(tensor))?))
     }
 
@@ -69,12 +70,12 @@ impl Embedding {
     /// An embedding with weights of its own. Rows are looked up one by one, so
     /// no type needs expanding.
     pub(super) fn load(
-        view: TensorView<'_>,
+        weight: Weight<'_>,
         device: &Device,
         footprint: &mut Footprint,
     ) -> Result<Embedding, ExecError> {
-        footprint.resident += view.data.len();
-        let tensor = Arc::new(quantized(view, device)?);
+        footprint.resident += weight.data.len();
+        let tensor = Arc::new(quantized(weight, device)?);
         Ok(Embedding(QMatMul::from_arc(tensor)?))
     }
 
@@ -86,31 +87,25 @@ impl Embedding {
 
 /// A norm's weight or a bias, as f32.
 pub(super) fn vector(
-    view: TensorView<'_>,
+    weight: Weight<'_>,
     device: &Device,
     footprint: &mut Footprint,
 ) -> Result<Tensor, ExecError> {
-    let vector = quantized(view, device)?.dequantize(device)?;
+    let vector = quantized(weight, device)?
+        .dequantize(device)?
+        .flatten_all()?;
     footprint.resident += vector.elem_count() * vector.dtype().size_in_bytes();
     Ok(vector)
 }
 
-fn quantized(view: TensorView<'_>, device: &Device) -> Result<QTensor, ExecError> {
-    let dtype = candle_type(view.info.kind).ok_or_else(|| {
-        ExecError::Model(crate::model::ModelError::Feature {
-            architecture: "GGUF".to_owned(),
-            feature: format!(
-                "weights of type {} (tensor '{}')",
-                view.info.kind.name(),
-                view.info.name
-            ),
-        })
-    })?;
-    let storage = QStorage::from_data(Cow::Borrowed(view.data), device, dtype)?;
-    Ok(QTensor::new(storage, view.info.shape.as_slice())?)
+fn quantized(weight: Weight<'_>, device: &Device) -> Result<QTensor, ExecError> {
+    let dtype = candle_type(weight.kind).expect("the weights' types were checked");
+    let storage = QStorage::from_data(Cow::Borrowed(weight.data), device, dtype)?;
+    Ok(QTensor::new(storage, (weight.rows, weight.columns))?)
 }
 
-fn candle_type(kind: TensorType) -> Option<GgmlDType> {
+/// candle's name for a type, where it has one.
+pub(super) fn candle_type(kind: TensorType) -> Option<GgmlDType> {
     Some(match kind {
         TensorType::F32 => GgmlDType::F32,
         TensorType::F16 => GgmlDType::F16,

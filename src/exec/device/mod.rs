@@ -62,6 +62,7 @@ impl DeviceExecutor {
         kv_memory: Option<usize>,
     ) -> Result<DeviceExecutor, ExecError> {
         let weights = Weights::new(gguf, spec);
+        weights.check(|kind| linear::candle_type(kind).is_some())?;
         let mut footprint = Footprint::default();
         let head = Linear::load(weights.head()?, device, &mut footprint)?;
         let embedding = if spec.tied_head {
@@ -116,7 +117,8 @@ impl DeviceExecutor {
         let rows = Tensor::new(wanted, &self.device)?;
         let x = x.index_select(&rows, 0)?;
         let x = ops::rms_norm(&x, &self.output_norm, self.spec.norm_eps)?;
-        let logits = self.head.forward(&x)?;
+        let logits = ops::scaled(self.head.forward(&x)?, self.spec.logit_scale)?;
+        let logits = ops::soft_cap(logits, self.spec.logit_cap)?;
         Ok(Logits {
             vocab,
             values: logits.to_dtype(DType::F32)?.flatten_all()?.to_vec1()?,
@@ -134,7 +136,7 @@ impl Executor for DeviceExecutor {
     }
 
     fn kv_format(&self) -> String {
-        "device-f32".to_owned()
+        format!("device-f32{}", self.spec.kv_variant())
     }
 
     fn begin(&mut self) -> SequenceId {
@@ -183,10 +185,7 @@ impl Executor for DeviceExecutor {
         }
         let plan = Plan::new(rows, &kv, &self.spec, &self.device)?;
         let ids = Tensor::new(plan.rows.tokens.as_slice(), &self.device)?;
-        let mut x = self.embedding.forward(&ids)?;
-        if self.spec.embedding_scale != 1.0 {
-            x = (x * f64::from(self.spec.embedding_scale))?;
-        }
+        let mut x = ops::scaled(self.embedding.forward(&ids)?, self.spec.embedding_scale)?;
         for (index, layer) in self.layers.iter().enumerate() {
             x = layer.forward(&x, index, &self.spec, &plan, &mut self.ledger)?;
         }

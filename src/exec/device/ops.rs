@@ -3,7 +3,7 @@
 
 use candle_core::{Result, Tensor};
 
-use crate::model::{Activation, RopeSpec, RopeStyle};
+use crate::model::{Activation, RopeSpec, RopeStyle, Rotation};
 
 /// `x / rms(x) · weight` over the last dimension.
 pub(super) fn rms_norm(x: &Tensor, weight: &Tensor, eps: f32) -> Result<Tensor> {
@@ -20,6 +20,22 @@ pub(super) fn gated(gate: &Tensor, up: &Tensor, activation: Activation) -> Resul
     gate * up
 }
 
+/// `x · factor`.
+pub(super) fn scaled(x: Tensor, factor: f32) -> Result<Tensor> {
+    match factor {
+        1.0 => Ok(x),
+        factor => x * f64::from(factor),
+    }
+}
+
+/// `cap · tanh(x / cap)`, where there is a cap.
+pub(super) fn soft_cap(x: Tensor, cap: Option<f32>) -> Result<Tensor> {
+    match cap {
+        Some(cap) => (x / f64::from(cap))?.tanh()? * f64::from(cap),
+        None => Ok(x),
+    }
+}
+
 /// Cosines and sines of a rope at the batch's positions, `[rows, dims/2]` each.
 pub(super) struct Angles {
     pub(super) cos: Tensor,
@@ -28,21 +44,12 @@ pub(super) struct Angles {
 
 impl Angles {
     pub(super) fn new(
-        rope: &RopeSpec,
+        rotation: &Rotation,
         positions: &[usize],
         device: &candle_core::Device,
     ) -> Result<Angles> {
-        let frequencies = rope.frequencies();
-        // In f64: at position 30,000 an f32 angle is off by a thousandth.
-        let angles = positions.iter().flat_map(|&position| {
-            frequencies
-                .iter()
-                .map(move |&frequency| position as f64 * f64::from(frequency))
-        });
-        let (cos, sin): (Vec<f32>, Vec<f32>) = angles
-            .map(|angle| (angle.cos() as f32, angle.sin() as f32))
-            .unzip();
-        let shape = (positions.len(), rope.dims / 2);
+        let (cos, sin) = rotation.angles(positions);
+        let shape = (positions.len(), cos.len() / positions.len().max(1));
         Ok(Angles {
             cos: Tensor::from_vec(cos, shape, device)?,
             sin: Tensor::from_vec(sin, shape, device)?,

@@ -22,6 +22,8 @@ pub(super) struct Plan {
     pub(super) nodes: Vec<Node>,
     /// Cosines and sines per rope of the spec.
     pub(super) angles: Vec<Angles>,
+    /// What each row's queries are multiplied by, `[rows, 1]`.
+    pub(super) query_scales: Tensor,
 }
 
 /// The suffix of a run's sequence.
@@ -160,12 +162,19 @@ impl Plan {
         let angles = spec
             .ropes
             .iter()
-            .map(|rope| Angles::new(rope, &rows.positions, device))
+            .map(|rope| {
+                let rotation = rope.rotation(spec.served_context);
+                Angles::new(&rotation, &rows.positions, device)
+            })
             .collect::<candle_core::Result<_>>()?;
+        let positions = rows.positions.iter();
+        let scales: Vec<f32> = positions.map(|&p| spec.query_scale(p)).collect();
+        let count = scales.len();
         Ok(Plan {
             own,
             nodes,
             angles,
+            query_scales: Tensor::from_vec(scales, (count, 1), device)?,
             rows,
         })
     }

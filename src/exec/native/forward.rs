@@ -14,6 +14,14 @@
 //! panels  down                              → added
 //! rows    norm, add                             (with the next layer's first)
 //! ```
+//!
+//! And in the end, where logits are wanted:
+//!
+//! ```text
+//! rows    norm, add; norm, round            → activations
+//! panels  head                              → logits
+//! parts   scale, cap                        → logits
+//! ```
 
 mod attention;
 
@@ -30,6 +38,9 @@ use crate::exec::Logits;
 use crate::kernels::product::{self, Writer};
 use crate::kernels::{BLOCK, Isa, LANES, Matrix, math};
 use crate::model::DecoderSpec;
+
+/// Logits that are scaled and capped in one go.
+const LOGITS: usize = 1 << 13;
 
 impl NativeExecutor {
     /// Runs a batch. Its sequences' keys and values are written, but not yet
@@ -80,7 +91,7 @@ impl NativeExecutor {
                 pass.norm(
                     crew,
                     before.map(|layer| layer.post_feed_forward_norm.as_deref()),
-                    &layer.attention_norm,
+                    layer.attention_norm.as_deref(),
                     &normed,
                 );
                 let matrices = layer.projections.each_ref().map(|p| &p.matrix);
@@ -92,7 +103,7 @@ impl NativeExecutor {
                 pass.norm(
                     crew,
                     Some(layer.post_attention_norm.as_deref()),
-                    &layer.feed_forward_norm,
+                    layer.feed_forward_norm.as_deref(),
                     &normed,
                 );
                 pass.gate(crew, layer, &normed, &inner);
@@ -110,6 +121,7 @@ impl NativeExecutor {
             self.pool.run(|crew| {
                 pass.last_norm(crew, post_norm, &weights.output_norm, &wanted);
                 pass.multiply(crew, &[&weights.head], &wanted, out);
+                pass.finish_logits(crew, out, count * spec.vocab);
             });
         }
     }
@@ -167,12 +179,12 @@ impl<'a> Pass<'a> {
     }
 
     /// Adds what the last part of the layer gave, if there was one, and norms
-    /// the sum for the next.
+    /// the sum for the next, where that wants it.
     fn norm(
         &self,
         crew: &mut Crew<'_>,
         before: Option<Option<&[f32]>>,
-        weight: &[f32],
+        weight: Option<&[f32]>,
         to: &Writer<'_>,
     ) {
         let scratch = self.scratch(crew);
@@ -193,7 +205,7 @@ impl<'a> Pass<'a> {
         let scratch = self.scratch(crew);
         crew.each(self.plan.rows.wanted.len(), |index| {
             let row = self.plan.rows.wanted[index];
-            self.norm_row(row, Some(post_norm), weight, scratch, to, index);
+            self.norm_row(row, Some(post_norm), Some(weight), scratch, to, index);
         });
     }
 
@@ -201,7 +213,7 @@ impl<'a> Pass<'a> {
         &self,
         row: usize,
         before: Option<Option<&[f32]>>,
-        weight: &[f32],
+        weight: Option<&[f32]>,
         scratch: &mut Scratch,
         to: &Writer<'_>,
         to_row: usize,
@@ -213,12 +225,38 @@ impl<'a> Pass<'a> {
             if let Some(weight) = post_norm {
                 math::rms_norm_in_place(isa, added, weight, eps);
             }
+            if self.spec.residual_scale != 1.0 {
+                math::scale(isa, added, self.spec.residual_scale);
+            }
             math::add_assign(isa, x, added);
         }
-        let normed = &mut scratch.row[..hidden];
-        math::rms_norm(isa, x, weight, eps, normed);
+        let normed = match weight {
+            Some(weight) => {
+                let normed = &mut scratch.row[..hidden];
+                math::rms_norm(isa, x, weight, eps, normed);
+                normed
+            }
+            None => x,
+        };
         // SAFETY: each row is written by one task.
         unsafe { to.write(to_row, normed) };
+    }
+
+    /// Scales and caps so many logits, where the model does that.
+    fn finish_logits(&self, crew: &mut Crew<'_>, logits: SharedSlice<'_, f32>, len: usize) {
+        let (scale, cap) = (self.spec.logit_scale, self.spec.logit_cap);
+        if scale == 1.0 && cap.is_none() {
+            return;
+        }
+        crew.each(len.div_ceil(LOGITS), |task| {
+            let part = task * LOGITS..len.min((task + 1) * LOGITS);
+            // SAFETY: each part is written by one task.
+            let logits = unsafe { logits.slice_mut(part) };
+            math::scale(self.isa, logits, scale);
+            if let Some(cap) = cap {
+                math::soft_cap(self.isa, logits, cap);
+            }
+        });
     }
 
     /// Multiplies all rows with some matrices, side by side, into the rows of
@@ -293,7 +331,8 @@ impl<'a> Pass<'a> {
                 for head in key.chunks_exact_mut(spec.head_dim) {
                     math::rope(self.isa, style, head, cos, sin);
                 }
-                math::scale(self.isa, query, spec.attention_scale);
+                let scale = spec.query_scale(self.plan.rows.positions[row]);
+                math::scale(self.isa, query, scale);
                 let width = group * spec.head_dim;
                 for (head, queries) in query.chunks_exact(width).enumerate() {
                     let at = (head * self.plan.count() + row) * width;
@@ -307,14 +346,14 @@ impl<'a> Pass<'a> {
         });
     }
 
-    /// Adds a projection's bias and norms its heads.
+    /// Adds a projection's bias and norms its heads, each or together.
     fn finish(&self, x: &mut [f32], projection: &Projection) {
         if let Some(bias) = &projection.bias {
             math::add_assign(self.isa, x, bias);
         }
         if let Some(norm) = &projection.norm {
-            for head in x.chunks_exact_mut(self.spec.head_dim) {
-                math::rms_norm_in_place(self.isa, head, norm, self.spec.norm_eps);
+            for part in x.chunks_exact_mut(norm.len()) {
+                math::rms_norm_in_place(self.isa, part, norm, self.spec.norm_eps);
             }
         }
     }

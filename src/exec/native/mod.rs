@@ -41,7 +41,7 @@ use super::{
 };
 use crate::gguf::Gguf;
 use crate::kernels::{Isa, Tier};
-use crate::model::DecoderSpec;
+use crate::model::{DecoderSpec, Rotation};
 
 /// Runs a model on the CPU.
 pub struct NativeExecutor {
@@ -49,8 +49,8 @@ pub struct NativeExecutor {
     isa: Isa,
     pool: Arc<Pool>,
     weights: Weights,
-    /// Radians per position of each rope's pairs.
-    frequencies: Vec<Vec<f32>>,
+    /// Those of the spec's ropes.
+    rotations: Vec<Rotation>,
     buffers: Buffers,
     layout: Layout,
     pages: PagePool,
@@ -77,7 +77,11 @@ impl NativeExecutor {
             spec: spec.clone(),
             isa,
             weights: Weights::load(gguf, spec, &pool)?,
-            frequencies: spec.ropes.iter().map(|rope| rope.frequencies()).collect(),
+            rotations: spec
+                .ropes
+                .iter()
+                .map(|rope| rope.rotation(spec.served_context))
+                .collect(),
             buffers: Buffers::new(isa, pool.threads()),
             pool,
             pages: PagePool::new(&layout, kv_memory)?,
@@ -104,10 +108,11 @@ impl Executor for NativeExecutor {
 
     fn kv_format(&self) -> String {
         // All instruction sets compute the same, but for the tiles of AMX.
-        match self.isa.tier() {
-            Tier::Amx => "native-f16-amx".to_owned(),
-            _ => "native-f16".to_owned(),
-        }
+        let tiles = match self.isa.tier() {
+            Tier::Amx => "-amx",
+            _ => "",
+        };
+        format!("native-f16{tiles}{}", self.spec.kv_variant())
     }
 
     fn begin(&mut self) -> SequenceId {
@@ -163,7 +168,7 @@ impl Executor for NativeExecutor {
             let runs = rows.runs.iter();
             let kv = runs.map(|run| Ok(&self.ledger.sequence(run.sequence)?.kv));
             let kv = kv.collect::<Result<Vec<_>, ExecError>>()?;
-            Plan::new(rows, &kv, &self.pages, &self.layout, &self.frequencies)
+            Plan::new(rows, &kv, &self.pages, &self.layout, &self.rotations)
         };
         self.run(&plan, logits);
         self.ledger.grow(batch);

@@ -8,6 +8,7 @@ use super::layout::Layout;
 use super::pages::PagePool;
 use crate::exec::ledger::{Rows, Run};
 use crate::kernels::attention::{BLOCK, CHUNK};
+use crate::model::Rotation;
 
 /// Blocks in a chunk.
 pub(super) const BLOCKS: usize = CHUNK / BLOCK;
@@ -100,13 +101,13 @@ impl View {
 
 impl Plan {
     /// Plans a batch that was laid out, with the KV of its runs' sequences, for
-    /// ropes of these frequencies.
+    /// these ropes.
     pub(super) fn new(
         rows: Rows,
         kv: &[&Kv],
         pool: &PagePool,
         layout: &Layout,
-        frequencies: &[Vec<f32>],
+        rotations: &[Rotation],
     ) -> Plan {
         let views = layout.groups.iter().enumerate().map(|(index, group)| {
             let tables: Vec<&Table> = kv.iter().map(|kv| &kv.tables[index]).collect();
@@ -133,7 +134,7 @@ impl Plan {
                 row = end;
             }
         }
-        let angles = frequencies.iter().map(|of| angles(&rows.positions, of));
+        let angles = rotations.iter().map(|of| of.angles(&rows.positions));
         Plan {
             spans,
             places,
@@ -147,18 +148,6 @@ impl Plan {
     pub(super) fn count(&self) -> usize {
         self.rows.tokens.len()
     }
-}
-
-fn angles(positions: &[usize], frequencies: &[f32]) -> (Vec<f32>, Vec<f32>) {
-    // In f64: at position 30,000 an f32 angle is off by a thousandth.
-    let angles = positions.iter().flat_map(|&position| {
-        frequencies
-            .iter()
-            .map(move |&frequency| position as f64 * f64::from(frequency))
-    });
-    angles
-        .map(|angle| (angle.cos() as f32, angle.sin() as f32))
-        .unzip()
 }
 
 impl View {

@@ -6,9 +6,9 @@ use std::io;
 use super::Pool;
 use super::shared::SharedSlice;
 use crate::exec::{ExecError, Footprint};
-use crate::gguf::{Gguf, TensorType, TensorView};
-use crate::kernels::{Arena, Kind, Matrix};
-use crate::model::{DecoderSpec, ModelError, Part, Weights as Tensors};
+use crate::gguf::Gguf;
+use crate::kernels::{Arena, Format, Kind, Matrix};
+use crate::model::{DecoderSpec, Part, Weight, Weights as Tensors};
 
 /// The weights of a decoder.
 #[derive(Debug)]
@@ -37,12 +37,12 @@ pub(super) struct Kinds {
 /// The weights of one layer.
 #[derive(Debug)]
 pub(super) struct Layer {
-    pub(super) attention_norm: Vec<f32>,
+    pub(super) attention_norm: Option<Vec<f32>>,
     /// Query, key and value.
     pub(super) projections: [Projection; 3],
     pub(super) output: Matrix,
     pub(super) post_attention_norm: Option<Vec<f32>>,
-    pub(super) feed_forward_norm: Vec<f32>,
+    pub(super) feed_forward_norm: Option<Vec<f32>>,
     pub(super) gate: Matrix,
     pub(super) up: Matrix,
     pub(super) down: Matrix,
@@ -54,7 +54,7 @@ pub(super) struct Layer {
 pub(super) struct Projection {
     pub(super) matrix: Matrix,
     pub(super) bias: Option<Vec<f32>>,
-    /// Norm of each head.
+    /// Norm of each head, or of all together if it is as long.
     pub(super) norm: Option<Vec<f32>>,
 }
 
@@ -62,8 +62,9 @@ impl Weights {
     /// Packs the weights of `gguf`.
     pub(super) fn load(gguf: &Gguf, spec: &DecoderSpec, pool: &Pool) -> Result<Weights, ExecError> {
         let tensors = Tensors::new(gguf, spec);
+        tensors.check(|kind| Format::of(kind).is_some())?;
         let arena = RefCell::default();
-        let matrix = |view: TensorView<'_>| matrix(gguf, view, pool, &arena);
+        let matrix = |weight: Weight<'_>| matrix(gguf, weight, pool, &arena);
         let embedding = match spec.tied_head {
             true => None,
             false => Some(matrix(tensors.embedding()?)?),
@@ -112,7 +113,7 @@ impl Layer {
         tensors: &Tensors<'_>,
         spec: &DecoderSpec,
         index: usize,
-        matrix: &impl Fn(TensorView<'_>) -> Result<Matrix, ExecError>,
+        matrix: &impl Fn(Weight<'_>) -> Result<Matrix, ExecError>,
     ) -> Result<Layer, ExecError> {
         let matrix = |part| matrix(tensors.layer(index, part)?);
         let vector = |part| vector(tensors.layer(index, part)?);
@@ -121,7 +122,10 @@ impl Layer {
             Ok::<_, ExecError>(Projection {
                 matrix: matrix(part)?,
                 bias: vector_if(spec.qkv_bias, bias)?,
-                norm: norm.filter(|_| spec.qk_norm).map(vector).transpose()?,
+                norm: norm
+                    .filter(|_| spec.qk_norm.is_some())
+                    .map(vector)
+                    .transpose()?,
             })
         };
         Ok(Layer {
@@ -130,10 +134,10 @@ impl Layer {
                 projection(Part::Key, Part::KeyBias, Some(Part::KeyNorm))?,
                 projection(Part::Value, Part::ValueBias, None)?,
             ],
-            attention_norm: vector(Part::AttentionNorm)?,
+            attention_norm: vector_if(spec.pre_norms, Part::AttentionNorm)?,
             output: matrix(Part::Output)?,
             post_attention_norm: vector_if(spec.post_norms, Part::PostAttentionNorm)?,
-            feed_forward_norm: vector(Part::FeedForwardNorm)?,
+            feed_forward_norm: vector_if(spec.pre_norms, Part::FeedForwardNorm)?,
             gate: matrix(Part::Gate)?,
             up: matrix(Part::Up)?,
             down: matrix(Part::Down)?,
@@ -151,26 +155,22 @@ impl Layer {
 /// way: at no time are both in memory.
 fn matrix(
     gguf: &Gguf,
-    view: TensorView<'_>,
+    weight: Weight<'_>,
     pool: &Pool,
     arena: &RefCell<Arena>,
 ) -> Result<Matrix, ExecError> {
-    let [rows, columns] = view.info.shape[..] else {
-        unreachable!("a matrix's shape was checked");
-    };
     let packing = Matrix::for_packing(
-        view.info.kind,
-        rows,
-        columns,
-        view.data,
+        weight.kind,
+        weight.rows,
+        weight.columns,
+        weight.data,
         &mut arena.borrow_mut(),
     );
-    let no_room = |error: io::Error| {
-        ExecError::Memory(format!("no memory for '{}': {error}", view.info.name))
-    };
+    let no_room =
+        |error: io::Error| ExecError::Memory(format!("no memory for '{}': {error}", weight.name));
     let (mut matrix, packing) = packing
         .map_err(no_room)?
-        .ok_or_else(|| unsupported(&view))?;
+        .expect("the weights' types were checked");
     let panels = matrix.panels();
     let (memory, panel_bytes) = matrix.memory_mut();
     let memory = SharedSlice::from(memory);
@@ -188,25 +188,16 @@ fn matrix(
         });
     });
     // The pages that two tasks shared.
-    gguf.release(view.data);
+    gguf.release(weight.data);
     Ok(matrix)
 }
 
 /// A norm's weight or a bias.
-fn vector(view: TensorView<'_>) -> Result<Vec<f32>, ExecError> {
-    let columns = view.info.elements();
-    let matrix = Matrix::pack(view.info.kind, 1, columns, view.data)
+fn vector(weight: Weight<'_>) -> Result<Vec<f32>, ExecError> {
+    let matrix = Matrix::pack(weight.kind, 1, weight.columns, weight.data)
         .map_err(|error| ExecError::Memory(error.to_string()))?
-        .ok_or_else(|| unsupported(&view))?;
-    let mut values = vec![0.0; columns];
+        .expect("the weights' types were checked");
+    let mut values = vec![0.0; weight.columns];
     matrix.row(0, &mut values);
     Ok(values)
-}
-
-fn unsupported(view: &TensorView<'_>) -> ExecError {
-    let kind: TensorType = view.info.kind;
-    ExecError::Model(ModelError::Feature {
-        architecture: "GGUF".to_owned(),
-        feature: format!("weights of type {kind} (tensor '{}')", view.info.name),
-    })
 }

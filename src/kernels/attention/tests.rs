@@ -65,7 +65,7 @@ impl Memory {
     }
 
     /// Attention by its definition.
-    fn reference(&self, query: &[f32], visible: &Range<u32>) -> Vec<f64> {
+    fn reference(&self, query: &[f32], visible: &Range<u32>, cap: Option<f32>) -> Vec<f64> {
         let head_dim = self.head_dim;
         let row = |all: &[f32], token: usize| -> Vec<f64> {
             let row = &all[token * head_dim..][..head_dim];
@@ -76,6 +76,10 @@ impl Memory {
         for token in visible.start as usize..visible.end as usize {
             let key = row(&self.exact_keys, token);
             let score: f64 = query.iter().zip(key).map(|(q, k)| f64::from(*q) * k).sum();
+            let score = cap.map_or(score, |cap| {
+                let cap = f64::from(cap);
+                cap * (score / cap).tanh()
+            });
             sum += score.exp();
             for (out, value) in out.iter_mut().zip(row(&self.exact_values, token)) {
                 *out += score.exp() * value;
@@ -138,11 +142,12 @@ fn chunk(
     first: usize,
     queries: &[f32],
     visible: &[Range<u32>],
+    cap: Option<f32>,
 ) -> Owned {
     let mut out = Owned::new(visible.len(), memory.head_dim);
     out.values.fill(f32::NAN);
     let (stretch, visible) = (memory.stretch(first), within(first, visible));
-    attend(isa, &stretch, queries, &visible, &mut out.partials());
+    attend(isa, &stretch, queries, &visible, cap, &mut out.partials());
     out
 }
 
@@ -157,29 +162,39 @@ fn within(first: usize, visible: &[Range<u32>]) -> Vec<Range<u32>> {
 }
 
 /// All chunks merged.
-fn attention(isa: Isa, memory: &Memory, queries: &[f32], visible: &[Range<u32>]) -> Owned {
+fn attention(
+    isa: Isa,
+    memory: &Memory,
+    queries: &[f32],
+    visible: &[Range<u32>],
+    cap: Option<f32>,
+) -> Owned {
     let tokens = memory.exact_keys.len() / memory.head_dim;
     let mut whole = Owned::new(visible.len(), memory.head_dim);
     for start in (0..tokens).step_by(CHUNK) {
-        let mut part = chunk(isa, memory, start / BLOCK, queries, visible);
+        let mut part = chunk(isa, memory, start / BLOCK, queries, visible, cap);
         merge(isa, &mut whole.partials(), &part.partials());
     }
     whole
 }
 
-/// Rows, tokens, the size of a head, a seed, and what each row sees.
+/// Rows, tokens, the size of a head, a seed, a soft cap, and what each row sees.
 #[derive(Clone, Debug)]
 struct Case {
     tokens: usize,
     head_dim: usize,
     seed: u64,
+    cap: Option<f32>,
     visible: Vec<Range<u32>>,
 }
 
 fn cases() -> impl Strategy<Value = Case> {
     let tokens = prop_oneof![1usize..40, 1usize..300];
     let head_dims = prop_oneof![(1usize..20).prop_map(|x| 2 * x), Just(64), Just(128)];
-    (tokens, head_dims, any::<u64>(), 1usize..16).prop_flat_map(|(tokens, head_dim, seed, rows)| {
+    // One that cuts most scores, and one that cuts few.
+    let caps = prop_oneof![2 => Just(None), 1 => Just(Some(0.3)), 1 => Just(Some(3.0))];
+    let sizes = (tokens, head_dims, any::<u64>(), caps, 1usize..16);
+    sizes.prop_flat_map(|(tokens, head_dim, seed, cap, rows)| {
         let end = tokens as u32;
         let range = (0..=end, 0..=end).prop_map(|(a, b)| a.min(b)..a.max(b));
         let visible = prop_oneof![
@@ -203,6 +218,7 @@ fn cases() -> impl Strategy<Value = Case> {
             tokens,
             head_dim,
             seed,
+            cap,
             visible,
         })
     })
@@ -228,12 +244,12 @@ proptest! {
     fn attention_is_what_its_definition_says(case in cases()) {
         let isa = Isa::best();
         let (memory, queries) = (case.memory(isa), case.queries());
-        let whole = attention(isa, &memory, &queries, &case.visible);
+        let whole = attention(isa, &memory, &queries, &case.visible, case.cap);
         for (row, visible) in case.visible.iter().enumerate() {
             let numbers = row * case.head_dim..(row + 1) * case.head_dim;
             let mut out = vec![f32::NAN; case.head_dim];
             finish(isa, whole.sums[row], &whole.values[numbers.clone()], &mut out);
-            let expected = memory.reference(&queries[numbers], visible);
+            let expected = memory.reference(&queries[numbers], visible, case.cap);
             for (out, expected) in out.iter().zip(expected) {
                 prop_assert!((f64::from(*out) - expected).abs() < 3e-6, "{} {}", out, expected);
             }
@@ -245,7 +261,7 @@ proptest! {
         let mut all = Vec::new();
         for isa in Isa::all() {
             let memory = case.memory(isa);
-            all.push((isa, attention(isa, &memory, &case.queries(), &case.visible)));
+            all.push((isa, attention(isa, &memory, &case.queries(), &case.visible, case.cap)));
         }
         for (isa, whole) in &all {
             prop_assert_eq!(whole.bits(), all[0].1.bits(), "{}", isa);
@@ -256,10 +272,10 @@ proptest! {
     fn a_row_is_the_same_alone_and_in_company(case in cases()) {
         let isa = Isa::best();
         let (memory, queries) = (case.memory(isa), case.queries());
-        let mut together = attention(isa, &memory, &queries, &case.visible);
+        let mut together = attention(isa, &memory, &queries, &case.visible, case.cap);
         for (row, visible) in case.visible.iter().enumerate() {
             let query = &queries[row * case.head_dim..][..case.head_dim];
-            let alone = attention(isa, &memory, query, std::slice::from_ref(visible));
+            let alone = attention(isa, &memory, query, std::slice::from_ref(visible), case.cap);
             let mut together = together.partials();
             let row = together.rows(row..row + 1);
             let row = Owned {
@@ -296,8 +312,8 @@ fn a_row_that_sees_nothing_changes_nothing() {
     for isa in Isa::all() {
         let memory = Memory::random(isa, 1, 50, 24);
         let queries = numbers(2)(2 * 24);
-        let mut seen = chunk(isa, &memory, 0, &queries, &[0..50, 7..31]);
-        let mut blind = chunk(isa, &memory, 0, &queries, &[0..0, 30..30]);
+        let mut seen = chunk(isa, &memory, 0, &queries, &[0..50, 7..31], None);
+        let mut blind = chunk(isa, &memory, 0, &queries, &[0..0, 30..30], None);
         assert_eq!(blind, Owned::new(2, 24));
 
         let before = seen.bits();
@@ -314,7 +330,7 @@ fn large_scores_do_not_overflow() {
         let memory = Memory::random(isa, 3, 300, 16);
         // So large that each row has one key that matters.
         let queries: Vec<f32> = numbers(4)(7 * 16).iter().map(|x| x * 1e4).collect();
-        let whole = attention(isa, &memory, &queries, &vec![0..300; 7]);
+        let whole = attention(isa, &memory, &queries, &vec![0..300; 7], None);
         for row in 0..7 {
             let query = &queries[row * 16..][..16];
             let score = |token: usize| -> f32 {
@@ -346,11 +362,19 @@ fn tiles_for_wide_registers_give_the_same_bits() {
     for rows in 1..=13 {
         let queries = numbers(rows as u64)(rows * 34);
         let visible: Vec<_> = (0..rows as u32).map(|row| 3 * row..150 + row).collect();
-        let narrow = chunk(isa, &memory, 1, &queries, &visible);
+        let narrow = chunk(isa, &memory, 1, &queries, &visible, Some(2.0));
         let mut wide = Owned::new(rows, 34);
         let (stretch, visible) = (memory.stretch(1), within(1, &visible));
         let mut out = wide.partials();
-        tile::attend(wide_lanes::Wide, &stretch, &queries, &visible, &mut out);
+        let cap = Some(2.0);
+        tile::attend(
+            wide_lanes::Wide,
+            &stretch,
+            &queries,
+            &visible,
+            cap,
+            &mut out,
+        );
         assert_eq!(wide.bits(), narrow.bits(), "{rows} rows");
     }
 }

@@ -3,7 +3,7 @@
 use std::ops::Range;
 
 use super::{BLOCK, CHUNK, Partials, Stretch, key_block_len, value_block_len};
-use crate::kernels::math::{LANES, Lanes, exp, sum_lanes};
+use crate::kernels::math::{LANES, Lanes, exp, soft_cap_one, sum_lanes};
 
 /// Blocks in a chunk.
 const BLOCKS: usize = CHUNK / BLOCK;
@@ -24,6 +24,7 @@ pub(super) fn attend<L: Lanes>(
     stretch: &Stretch<'_>,
     queries: &[f32],
     visible: &[Range<u32>],
+    cap: Option<f32>,
     out: &mut Partials<'_>,
 ) {
     let rows = visible.len();
@@ -37,6 +38,7 @@ pub(super) fn attend<L: Lanes>(
             stretch: *stretch,
             queries: &queries[start * stretch.head_dim..end * stretch.head_dim],
             visible: &visible[start..end],
+            cap,
             prefetch: index == 0,
         };
         let out = out.rows(start..end);
@@ -70,6 +72,8 @@ struct Tile<'a, L> {
     stretch: Stretch<'a>,
     queries: &'a [f32],
     visible: &'a [Range<u32>],
+    /// Soft cap of the scores.
+    cap: Option<f32>,
     /// Whether keys and values are still far away.
     prefetch: bool,
 }
@@ -96,6 +100,10 @@ impl<L: Lanes> Tile<'_, L> {
         }
         for row in 0..ROWS {
             let scores = &mut scores[row][..blocks.len()];
+            if let Some(cap) = self.cap {
+                let all = scores.as_flattened_mut().iter_mut();
+                all.for_each(|score| *score = soft_cap_one(*score, cap));
+            }
             (out.maxima[row], out.sums[row]) = softmax(scores, blocks.start * BLOCK, &seen[row]);
         }
         let groups = head_dim.div_ceil(LANES);

@@ -97,6 +97,19 @@ proptest! {
     }
 
     #[test]
+    fn soft_caps_are_right_in_every_set(x in numbers(0..100), cap in 0.1f32..60.0, reach in 0.1f32..60.0) {
+        let x: Vec<f32> = x.iter().map(|x| x * reach).collect();
+        let capped = on_all(|isa| {
+            let mut x = x.clone();
+            soft_cap(isa, &mut x, cap);
+            x
+        });
+        let cap = f64::from(cap);
+        let expected = x.iter().map(|x| (cap * (f64::from(*x) / cap).tanh(), cap));
+        assert_close(&capped, expected, 4e-7);
+    }
+
+    #[test]
     fn gates_are_right_in_every_set((gate, up) in two(), reach in 0.1f32..20.0) {
         let gate: Vec<f32> = gate.iter().map(|x| x * reach).collect();
         for activation in [Activation::Silu, Activation::GeluTanh] {

@@ -2,11 +2,11 @@
 //! base of their own; q and k norms; norms after attention and feed-forward;
 //! scaled embeddings. The files' norm weights already include the "+ 1".
 
-use super::{DecoderSpec, Fields, ModelError, RopeStyle};
-use crate::model::{Activation, LayerSpec, RopeSpec};
+use super::{DecoderSpec, Fields, ModelError, RopeStyle, rope};
+use crate::model::{Activation, LayerSpec, QkNorm, RopeSpec};
 
 /// One layer in six is global.
-const PATTERN: usize = 6;
+const PERIOD: usize = 6;
 /// The rope base of sliding layers.
 const LOCAL_BASE: f32 = 10_000.0;
 /// Gemma 3 27B alone scales queries by its hidden width per head; it is the
@@ -17,50 +17,36 @@ const GLOBAL_ROPE: usize = 0;
 const LOCAL_ROPE: usize = 1;
 
 pub(super) fn read(fields: &Fields<'_>) -> Result<DecoderSpec, ModelError> {
-    if fields
-        .get_float("final_logit_softcapping")
-        .is_some_and(|cap| cap != 0.0)
-    {
-        return Err(fields.unsupported("soft-capped logits"));
-    }
     let base = fields.decoder(RopeStyle::Halves)?;
     let window = fields.size("attention.sliding_window")?;
     let global = RopeSpec {
         base: fields.get_float("rope.freq_base").unwrap_or(1_000_000.0),
         ..base.ropes[0].clone()
     };
-    // Linear scaling, where a file has it, is for the global layers only.
+    // Scaling, where a file has it, is for the global layers only.
     let local = RopeSpec {
         base: fields.get_float("rope.freq_base_swa").unwrap_or(LOCAL_BASE),
-        scale: 1.0,
-        ..global.clone()
+        ..rope::unscaled(&global)
     };
     let query_width = if base.layers.len() == LAYERS_27B {
         base.hidden / base.heads
     } else {
         base.head_dim
     };
-    let layer = |index: usize| {
-        if (index + 1).is_multiple_of(PATTERN) {
-            LayerSpec {
-                window: None,
-                rope: GLOBAL_ROPE,
-            }
-        } else {
-            LayerSpec {
-                window: Some(window),
-                rope: LOCAL_ROPE,
-            }
-        }
-    };
+    let layers = fields.sliding(base.layers.len(), PERIOD)?;
+    let layers = layers.into_iter().map(|sliding| LayerSpec {
+        window: sliding.then_some(window),
+        rope: if sliding { LOCAL_ROPE } else { GLOBAL_ROPE },
+    });
     Ok(DecoderSpec {
         attention_scale: (query_width as f32).powf(-0.5),
         embedding_scale: (base.hidden as f32).sqrt(),
+        logit_cap: fields.soft_cap("final_logit_softcapping", None),
         activation: Activation::GeluTanh,
-        qk_norm: true,
+        qk_norm: Some(QkNorm::Head),
         post_norms: true,
         ropes: vec![global, local],
-        layers: (0..base.layers.len()).map(layer).collect(),
+        layers: layers.collect(),
         ..base
     })
 }

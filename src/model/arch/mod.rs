@@ -1,23 +1,34 @@
 //! One file per architecture: metadata to [`DecoderSpec`].
 
+mod gemma2;
 mod gemma3;
+mod granite;
 mod llama;
+mod mistral3;
+mod olmo2;
+mod phi3;
 mod qwen2;
+mod qwen3;
+mod rope;
 
 use std::collections::HashSet;
 
-use super::{
-    Activation, DecoderSpec, LayerNames, LayerSpec, ModelError, Part, RopeSpec, RopeStyle,
-};
-use crate::gguf::{Gguf, TensorType};
+use super::{Activation, DecoderSpec, LayerSpec, ModelError, Part, RopeStyle};
+use crate::gguf::Gguf;
 
 type Reader = fn(&Fields<'_>) -> Result<DecoderSpec, ModelError>;
 
 /// Every architecture, under its name in `general.architecture`.
 const ARCHITECTURES: &[(&str, Reader)] = &[
+    ("gemma2", gemma2::read),
     ("gemma3", gemma3::read),
+    ("granite", granite::read),
     ("llama", llama::read),
+    ("mistral3", mistral3::read),
+    ("olmo2", olmo2::read),
+    ("phi3", phi3::read),
     ("qwen2", qwen2::read),
+    ("qwen3", qwen3::read),
 ];
 
 /// Reads the decoder that a GGUF file describes.
@@ -95,6 +106,9 @@ impl Fields<'_> {
     /// The decoder that the keys which all architectures share describe: Llama's,
     /// but for the rope's style. An architecture changes what is its own.
     fn decoder(&self, style: RopeStyle) -> Result<DecoderSpec, ModelError> {
+        if self.get_size("expert_count").is_some_and(|count| count > 0) {
+            return Err(self.unsupported("a mixture of experts"));
+        }
         let hidden = self.size("embedding_length")?;
         let (heads, kv_heads, head_dim) = self.heads(hidden)?;
         let layer = LayerSpec {
@@ -110,13 +124,22 @@ impl Fields<'_> {
             kv_heads,
             head_dim,
             context: self.size("context_length")?,
+            served_context: self.size("context_length")?,
             norm_eps: self.float("attention.layer_norm_rms_epsilon")?,
             attention_scale: (head_dim as f32).powf(-0.5),
+            temperature: None,
+            attention_cap: None,
             embedding_scale: 1.0,
+            residual_scale: 1.0,
+            logit_scale: 1.0,
+            logit_cap: None,
             activation: Activation::Silu,
-            qkv_bias: false,
-            qk_norm: false,
+            qkv_bias: self.has_tensor("blk.0.attn_q.bias"),
+            qk_norm: None,
+            pre_norms: true,
             post_norms: false,
+            fused_qkv: self.has_tensor("blk.0.attn_qkv.weight"),
+            fused_gate: false,
             tied_head: !self.has_tensor("output.weight"),
             ropes: vec![self.rope(head_dim, style)?],
             layers: vec![layer; self.layer_count()?],
@@ -147,6 +170,10 @@ impl Fields<'_> {
         let head_dim = self
             .get_size("attention.key_length")
             .unwrap_or(hidden / heads);
+        // Far beyond any model, as above.
+        if head_dim > 1 << 16 {
+            return Err(self.senseless("attention.key_length", head_dim, "it is out of range"));
+        }
         let value_length = self.get_size("attention.value_length").unwrap_or(head_dim);
         if value_length != head_dim {
             return Err(self.unsupported("value heads that are not as wide as key heads"));
@@ -154,54 +181,46 @@ impl Fields<'_> {
         Ok((heads, kv_heads, head_dim))
     }
 
-    /// The rope that the standard keys describe.
-    fn rope(&self, head_dim: usize, style: RopeStyle) -> Result<RopeSpec, ModelError> {
-        let dims = self.get_size("rope.dimension_count").unwrap_or(head_dim);
-        let scale = match self.get_str("rope.scaling.type") {
-            Some("none") => 1.0,
-            // A factor without a type is linear, under its old name too; 0
-            // stands for none.
-            None | Some("linear") => self
-                .get_float("rope.scaling.factor")
-                .or_else(|| self.get_float("rope.scale_linear"))
-                .filter(|&factor| factor != 0.0)
-                .unwrap_or(1.0),
-            Some(other) => {
-                let other = other.escape_debug();
-                return Err(self.unsupported(format!("rope scaling of type '{other}'")));
-            }
-        };
-        Ok(RopeSpec {
-            base: self.get_float("rope.freq_base").unwrap_or(10_000.0),
-            dims,
-            scale,
-            factors: self.rope_factors(dims)?,
-            style,
-        })
+    /// Where a model caps something softly: under `key`, at `default` where the
+    /// file does not say, nowhere where it says 0.
+    fn soft_cap(&self, key: &str, default: Option<f32>) -> Option<f32> {
+        self.get_float(key).or(default).filter(|&cap| cap != 0.0)
     }
 
-    /// Llama 3's frequency factors, which its files carry as a tensor.
-    fn rope_factors(&self, dims: usize) -> Result<Option<Vec<f32>>, ModelError> {
-        let Some(view) = self.gguf.find("rope_freqs.weight") else {
-            return Ok(None);
-        };
-        if view.info.kind != TensorType::F32 {
-            let kind = view.info.kind;
-            return Err(self.unsupported(format!("rope frequencies of type {kind}")));
+    /// How many tokens a sliding window holds; 0 stands for none.
+    fn window(&self) -> Option<usize> {
+        self.get_size("attention.sliding_window")
+            .filter(|&window| window > 0)
+    }
+
+    /// The same decoder with a sliding window in every layer, where the file has
+    /// one and the context is longer.
+    fn windowed(&self, spec: DecoderSpec) -> DecoderSpec {
+        let window = self.window().filter(|&window| window < spec.context);
+        let layers = spec.layers.into_iter();
+        DecoderSpec {
+            layers: layers.map(|layer| LayerSpec { window, ..layer }).collect(),
+            ..spec
         }
-        if view.info.shape != [dims / 2] {
-            return Err(ModelError::Shape {
-                name: view.info.name.clone(),
-                found: view.info.shape.clone(),
-                expected: vec![dims / 2],
-            });
+    }
+
+    /// Which layers have a sliding window: all but each `period`th, unless the file
+    /// has a period of its own or a list.
+    fn sliding(&self, layers: usize, period: usize) -> Result<Vec<bool>, ModelError> {
+        let key = "attention.sliding_window_pattern";
+        if let Some(listed) = self.gguf.metadata().get_bools(&self.key(key)) {
+            return match listed.len() == layers {
+                true => Ok(listed),
+                false => {
+                    let found = format!("a list of {}", listed.len());
+                    Err(self.senseless(key, found, "it must have an entry for each layer"))
+                }
+            };
         }
-        let factors = view
-            .data
-            .chunks_exact(4)
-            .map(|bytes| f32::from_le_bytes(bytes.try_into().expect("chunks of four")))
-            .collect();
-        Ok(Some(factors))
+        let period = self.get_size(key).unwrap_or(period);
+        // A period of 0 stands for none.
+        let global = |layer: usize| period > 0 && (layer + 1).is_multiple_of(period);
+        Ok((0..layers).map(|layer| !global(layer)).collect())
     }
 
     /// The vocabulary's size: how many rows of `hidden` the embedding has.
@@ -229,7 +248,7 @@ fn check_tensors(gguf: &Gguf, spec: &DecoderSpec) -> Result<(), ModelError> {
         .map(|name| format!("{name}.weight"))
         .into();
     for layer in 0..spec.layers.len() {
-        used.extend(Part::of(spec).map(|part| LayerNames(layer).of(part)));
+        used.extend(Part::of(spec).map(|part| part.tensor(spec, layer)));
         // Precomputed angles in some old files.
         used.insert(format!("blk.{layer}.attn_rot_embd.weight"));
     }
@@ -279,13 +298,6 @@ fn check(spec: &DecoderSpec) -> Result<(), ModelError> {
         ));
     }
     for rope in &spec.ropes {
-        if rope.dims == 0 || rope.dims > spec.head_dim || !rope.dims.is_multiple_of(2) {
-            return Err(senseless(
-                "rope.dimension_count",
-                rope.dims.to_string(),
-                "it must be even and at most a head's width",
-            ));
-        }
         if !(rope.base.is_finite() && rope.base > 0.0) {
             return Err(senseless(
                 "rope.freq_base",
@@ -299,6 +311,19 @@ fn check(spec: &DecoderSpec) -> Result<(), ModelError> {
                 rope.scale.to_string(),
                 "it must be positive",
             ));
+        }
+    }
+    let scales = [
+        ("attention.scale", spec.attention_scale),
+        ("attn_logit_softcapping", spec.attention_cap.unwrap_or(1.0)),
+        ("embedding_scale", spec.embedding_scale),
+        ("residual_scale", spec.residual_scale),
+        ("logit_scale", spec.logit_scale),
+        ("final_logit_softcapping", spec.logit_cap.unwrap_or(1.0)),
+    ];
+    for (key, scale) in scales {
+        if !(scale.is_finite() && scale > 0.0) {
+            return Err(senseless(key, scale.to_string(), "it must be positive"));
         }
     }
     if spec.layers.iter().any(|layer| layer.window == Some(0)) {

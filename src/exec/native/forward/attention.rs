@@ -179,7 +179,8 @@ impl<'a> Pass<'a> {
             let head_dim = self.spec.head_dim;
             (queries, Stretch { blocks, head_dim })
         };
-        attend(self.isa, &stretch, queries, visible, out);
+        let cap = self.spec.attention_cap;
+        attend(self.isa, &stretch, queries, visible, cap, out);
     }
 
     /// Merges each row's partial results and rounds what they give.

@@ -1,0 +1,11 @@
+//! Qwen 3 (dense): Llama with q and k norms and rope over halves.
+
+use super::{DecoderSpec, Fields, ModelError, RopeStyle};
+use crate::model::QkNorm;
+
+pub(super) fn read(fields: &Fields<'_>) -> Result<DecoderSpec, ModelError> {
+    Ok(DecoderSpec {
+        qk_norm: Some(QkNorm::Head),
+        ..fields.decoder(RopeStyle::Halves)?
+    })
+}

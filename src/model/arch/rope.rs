@@ -1,0 +1,146 @@
+//! Ropes out of metadata: the standard keys, and the scalings that come as a
+//! factor for each pair of dimensions.
+
+use super::Fields;
+use crate::gguf::TensorType;
+use crate::model::{LongRope, ModelError, RopeSpec, RopeStyle};
+
+impl Fields<'_> {
+    /// The rope that the standard keys describe.
+    pub(super) fn rope(&self, head_dim: usize, style: RopeStyle) -> Result<RopeSpec, ModelError> {
+        let key = "rope.dimension_count";
+        let dims = self.get_size(key).unwrap_or(head_dim);
+        if dims == 0 || dims > head_dim || !dims.is_multiple_of(2) {
+            let why = "it must be even and at most a head's width";
+            return Err(self.senseless(key, dims, why));
+        }
+        // Llama 3's factors.
+        let factors = match self.has_tensor("rope_freqs.weight") {
+            true => Some(self.rope_factors("rope_freqs.weight", dims)?),
+            false => None,
+        };
+        let plain = RopeSpec {
+            base: self.get_float("rope.freq_base").unwrap_or(10_000.0),
+            dims,
+            scale: 1.0,
+            factors,
+            long: None,
+            magnitude: self.get_float("rope.scaling.attn_factor").unwrap_or(1.0),
+            style,
+        };
+        // A factor has an old name too; 0 stands for none.
+        let factor = self
+            .get_float("rope.scaling.factor")
+            .or_else(|| self.get_float("rope.scale_linear"))
+            .filter(|&factor| factor != 0.0)
+            .unwrap_or(1.0);
+        let rope = match self.get_str("rope.scaling.type") {
+            Some("none") => plain,
+            // A factor without a type is linear. LongRoPE has factors for each pair.
+            None | Some("linear" | "longrope") => RopeSpec {
+                scale: factor,
+                ..plain
+            },
+            Some("yarn") => self.yarn(plain, factor)?,
+            Some(other) => {
+                let other = other.escape_debug();
+                return Err(self.unsupported(format!("rope scaling of type '{other}'")));
+            }
+        };
+        self.longrope(rope)
+    }
+
+    /// How many tokens a model saw before its context was made longer.
+    pub(super) fn original_context(&self) -> Result<usize, ModelError> {
+        let key = "rope.scaling.original_context_length";
+        match self.get_size(key) {
+            Some(0) => Err(self.senseless(key, 0, "it must be positive")),
+            Some(length) => Ok(length),
+            None => self.size("context_length"),
+        }
+    }
+
+    /// YaRN (arXiv:2309.00071) on top of a rope: pairs that turn often within the
+    /// original context stay as they are, those that turn seldom are slowed down
+    /// by `factor`, and between the two it fades over.
+    fn yarn(&self, rope: RopeSpec, factor: f32) -> Result<RopeSpec, ModelError> {
+        let key = "rope.scaling.factor";
+        if !(factor.is_finite() && factor >= 1.0) {
+            return Err(self.senseless(key, factor, "YaRN makes a context longer"));
+        }
+        let turns = |key, default| self.get_float(key).unwrap_or(default);
+        let fast = turns("rope.scaling.yarn_beta_fast", 32.0);
+        let slow = turns("rope.scaling.yarn_beta_slow", 1.0);
+        let (dims, context) = (rope.dims as f32, self.original_context()? as f32);
+        // The pair that turns so many times within the original context.
+        let pair = |turns: f32| {
+            dims * (context / (turns * std::f32::consts::TAU)).ln() / (2.0 * rope.base.ln())
+        };
+        let first = pair(fast).floor().max(0.0);
+        let last = pair(slow).ceil().min(dims - 1.0);
+        let factors = (0..rope.dims / 2).map(|index| {
+            let slowed = (index as f32 - first) / (last - first).max(0.001);
+            let slowed = slowed.clamp(0.0, 1.0);
+            let other = rope.factors.as_ref().map_or(1.0, |factors| factors[index]);
+            other / (1.0 - slowed + slowed / factor)
+        });
+        // Scores are spread over more positions, so they are made larger.
+        let magnitude = |weight: f32| 0.1 * weight * factor.ln() + 1.0;
+        let weight = turns("rope.scaling.yarn_log_multiplier", 0.0);
+        Ok(RopeSpec {
+            factors: Some(factors.collect()),
+            magnitude: rope.magnitude * magnitude(1.0) / magnitude(weight),
+            ..rope
+        })
+    }
+
+    /// LongRoPE (arXiv:2402.13753): a set of factors for contexts as long as the
+    /// original one, and another for longer ones. The second counts for the whole
+    /// of a sequence or not at all, so what is served decides, as in llama.cpp.
+    fn longrope(&self, rope: RopeSpec) -> Result<RopeSpec, ModelError> {
+        let (short, long) = ("rope_factors_short.weight", "rope_factors_long.weight");
+        if !self.has_tensor(short) && !self.has_tensor(long) {
+            return Ok(rope);
+        }
+        if rope.factors.is_some() {
+            return Err(self.unsupported("two kinds of rope factors"));
+        }
+        Ok(RopeSpec {
+            factors: Some(self.rope_factors(short, rope.dims)?),
+            long: Some(LongRope {
+                beyond: self.original_context()?,
+                factors: self.rope_factors(long, rope.dims)?,
+            }),
+            ..rope
+        })
+    }
+
+    /// Frequency factors that a file carries as a tensor.
+    fn rope_factors(&self, name: &str, dims: usize) -> Result<Vec<f32>, ModelError> {
+        let view = self.gguf.tensor(name)?;
+        if view.info.kind != TensorType::F32 {
+            let kind = view.info.kind;
+            return Err(self.unsupported(format!("rope frequencies of type {kind}")));
+        }
+        if view.info.shape != [dims / 2] {
+            return Err(ModelError::Shape {
+                name: view.info.name.clone(),
+                found: view.info.shape.clone(),
+                expected: vec![dims / 2],
+            });
+        }
+        let numbers = view.data.as_chunks::<4>().0.iter();
+        Ok(numbers.map(|bytes| f32::from_le_bytes(*bytes)).collect())
+    }
+}
+
+/// A rope with its base, and without any scaling.
+pub(super) fn unscaled(rope: &RopeSpec) -> RopeSpec {
+    RopeSpec {
+        scale: 1.0,
+        factors: None,
+        long: None,
+        magnitude: 1.0,
+        ..rope.clone()
+    }
+}
