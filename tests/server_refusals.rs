@@ -62,6 +62,8 @@ fn what_both_endpoints_refuse() {
         (json!({"stop": ""}), "stop"),
         (json!({"stop": ["a", ""]}), "stop"),
         (json!({"stop": 5}), "stop"),
+        (json!({"stop": vec!["a"; 65]}), "stop"),
+        (json!({"stop": "a".repeat(20_000)}), "stop"),
         (json!({"stop": ["a", 5]}), "stop[1]"),
         (
             json!({"stop_token_ids": [4_000_000_000_u32]}),
@@ -231,4 +233,17 @@ fn what_completions_refuse() {
             "{fields}: {error}"
         );
     }
+}
+
+#[test]
+fn more_answers_than_could_ever_be_are_refused_before_prompts_are_looked_at() {
+    let mut prompts = vec![json!("a"); 1000];
+    prompts.push(json!([4_000_000_000_u32]));
+    let body = completion_body(&json!({"prompt": prompts, "n": 128}));
+    let error = shared().post(COMPLETIONS, &body).error(400);
+    assert_eq!(error["param"], "n", "{error}");
+    assert!(
+        error["message"].as_str().unwrap().contains("128128"),
+        "{error}"
+    );
 }

@@ -136,6 +136,23 @@ impl Engine {
         Ok(Engine { mail, shared })
     }
 
+    /// Whether so many requests could ever be queued at once: before they are made,
+    /// where they may be many.
+    ///
+    /// # Errors
+    /// They could not.
+    pub fn could_take(&self, count: usize) -> Result<(), SubmitError> {
+        // Slots count as room: what is queued on an idle engine starts at once.
+        let limit = self.shared.slots + self.shared.queue;
+        match count > limit {
+            true => Err(SubmitError::TooMany {
+                asked: count,
+                limit,
+            }),
+            false => Ok(()),
+        }
+    }
+
     /// Queues all of `requests`, or none of them.
     ///
     /// # Errors
@@ -146,14 +163,8 @@ impl Engine {
             return Err(SubmitError::Draining);
         }
         let count = requests.len();
-        // Slots count as room: what is queued on an idle engine starts at once.
+        self.could_take(count)?;
         let limit = shared.slots + shared.queue;
-        if count > limit {
-            return Err(SubmitError::TooMany {
-                asked: count,
-                limit,
-            });
-        }
         let running = shared.running.load(Ordering::Acquire);
         shared
             .waiting

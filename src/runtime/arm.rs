@@ -219,6 +219,14 @@ impl Arm {
         tokenizer.bos().filter(|_| tokenizer.adds_bos())
     }
 
+    /// Whether the engine could ever take so many sequences at once.
+    ///
+    /// # Errors
+    /// See [`SubmitError`].
+    pub fn could_take(&self, count: usize) -> Result<(), SubmitError> {
+        self.model.engine().could_take(count)
+    }
+
     /// Hands sequences to the engine: all of them, or none.
     ///
     /// # Errors

@@ -23,6 +23,11 @@ use crate::sample::SamplingParams;
 /// The most answers one request may ask for, as OpenAI has it.
 const MAX_ANSWERS: i64 = 128;
 
+/// The most stop texts, and the most bytes of all of them: each answer has a matcher
+/// of its own, which looks at every byte with each.
+const MAX_STOPS: usize = 64;
+const MAX_STOP_BYTES: usize = 16 << 10;
+
 /// Generation parameters. An absent or null one takes the profile's default, then OpenAI's.
 #[derive(Clone, Debug, Default, Deserialize, JsonSchema)]
 #[serde(default)]
@@ -127,6 +132,11 @@ pub(crate) enum Stream {
 }
 
 impl Controls {
+    /// Answers per prompt.
+    pub(crate) fn answers(&self) -> Result<usize, ApiError> {
+        Ok(integer("n", self.n, 1..=MAX_ANSWERS)?.map_or(1, |n| n as usize))
+    }
+
     /// Checks every range and fills in what is absent.
     pub(crate) fn resolve(
         self,
@@ -135,6 +145,7 @@ impl Controls {
         limits: Limits,
     ) -> Result<Resolved, ApiError> {
         let openai = SamplingParams::default();
+        let answers = self.answers()?;
         let vocabulary = arm.tokenizer().vocab_size();
         let sampling = SamplingParams {
             temperature: number("temperature", self.temperature, 0.0..=2.0)?
@@ -168,8 +179,12 @@ impl Controls {
             // A seed is a name for a stream: negative ones are as good as others.
             seed: self.seed.map(i64::cast_unsigned),
         };
-        let answers = integer("n", self.n, 1..=MAX_ANSWERS)?.map_or(1, |n| n as usize);
-        let end_tokens = end_tokens(arm, self.ignore_eos, self.stop_token_ids, vocabulary)?;
+        let end_tokens = end_tokens(
+            arm.end_tokens(),
+            self.ignore_eos,
+            self.stop_token_ids,
+            vocabulary,
+        )?;
         let max_tokens = max_tokens(
             self.max_tokens,
             self.max_completion_tokens,
@@ -234,7 +249,9 @@ fn biases(biases: BTreeMap<String, f64>, vocabulary: usize) -> Result<Vec<(u32, 
         let bias = number("logit_bias", Some(bias), -100.0..=100.0)?;
         Ok((id, bias.unwrap_or(0.0)))
     };
-    biases.into_iter().map(read).collect()
+    // `5` and `05` are the same token: one of them counts.
+    let biases: Result<BTreeMap<u32, f32>, ApiError> = biases.into_iter().map(read).collect();
+    Ok(biases?.into_iter().collect())
 }
 
 fn stop_texts(stop: Option<TextOr<String>>) -> Result<Vec<String>, ApiError> {
@@ -243,26 +260,33 @@ fn stop_texts(stop: Option<TextOr<String>>) -> Result<Vec<String>, ApiError> {
         Some(TextOr::Text(text)) => vec![text],
         Some(TextOr::List(texts)) => texts,
     };
-    match texts.iter().any(String::is_empty) {
-        true => Err(ApiError::invalid(
-            "stop",
-            "`stop` must not hold an empty text: every answer begins with it.",
-        )),
-        false => Ok(texts),
+    let refuse = |message: String| Err(ApiError::invalid("stop", message));
+    if texts.iter().any(String::is_empty) {
+        return refuse("`stop` must not hold an empty text: every answer begins with it.".into());
     }
+    let bytes: usize = texts.iter().map(String::len).sum();
+    if texts.len() > MAX_STOPS || bytes > MAX_STOP_BYTES {
+        return refuse(format!(
+            "`stop` may hold at most {MAX_STOPS} texts, of {MAX_STOP_BYTES} bytes together."
+        ));
+    }
+    Ok(texts)
 }
 
 fn end_tokens(
-    arm: &Arm,
+    own: Arc<[u32]>,
     ignore_eos: Option<bool>,
     more: Option<Vec<u32>>,
     vocabulary: usize,
 ) -> Result<Arc<[u32]>, ApiError> {
-    let more = more.unwrap_or_default();
+    let mut more = more.unwrap_or_default();
     check_ids("stop_token_ids", &more, vocabulary)?;
+    // Every token is looked up among them.
+    more.sort_unstable();
+    more.dedup();
     match (ignore_eos.unwrap_or(false), more.is_empty()) {
-        (false, true) => Ok(arm.end_tokens()),
-        (false, false) => Ok(arm.end_tokens().iter().copied().chain(more).collect()),
+        (false, true) => Ok(own),
+        (false, false) => Ok(own.iter().copied().chain(more).collect()),
         (true, _) => Ok(more.into()),
     }
 }
@@ -315,5 +339,30 @@ fn stream(
                 .unwrap_or(false);
             Ok(Stream::Events { include_usage })
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_token_counts_once_however_often_it_is_named() {
+        let names = [("5", 1.0), ("05", 1.0), ("+5", 1.0), ("6", 2.0)];
+        let named = names.map(|(id, bias)| (id.to_owned(), bias)).into();
+        assert_eq!(biases(named, 10).unwrap(), [(5, 1.0), (6, 2.0)]);
+        let ends = end_tokens([1].into(), None, Some(vec![7, 5, 7, 7, 5]), 10);
+        assert_eq!(*ends.unwrap(), [1, 5, 7]);
+    }
+
+    #[test]
+    fn stop_texts_have_a_number_and_a_size() {
+        let texts = |count: usize, bytes: usize| {
+            let texts = vec!["x".repeat(bytes); count];
+            stop_texts(Some(TextOr::List(texts))).is_ok()
+        };
+        assert!(texts(MAX_STOPS, 1) && texts(1, MAX_STOP_BYTES));
+        assert!(!texts(MAX_STOPS + 1, 1) && !texts(1, MAX_STOP_BYTES + 1));
+        assert!(!texts(2, MAX_STOP_BYTES / 2 + 1));
     }
 }

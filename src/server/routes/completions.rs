@@ -115,6 +115,8 @@ pub(crate) async fn completions(mut call: Call) -> Result<Response, ApiError> {
         default_tokens: Some(DEFAULT_MAX_TOKENS),
     };
     let inputs = inputs(request.prompt)?;
+    // Before anything is made of them: a small body can ask for millions.
+    arm.could_take(inputs.len().saturating_mul(controls.answers()?))?;
     let add_special = request.add_special_tokens.unwrap_or(true);
     let echo = request.echo.unwrap_or(false);
     let renderer = arm.clone();
