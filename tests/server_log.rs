@@ -166,6 +166,17 @@ fn each_request_has_a_line_with_what_it_cost_and_warnings_carry_its_name() {
     assert!(millis("queue_ms") <= millis("first_token_ms"), "{line}");
     assert!(millis("first_token_ms") <= millis("ms"), "{line}");
 
+    let name = "odd".repeat(1000);
+    program.ask(
+        "long",
+        COMPLETIONS,
+        &completion(&arm, &json!({"max_tokens": 1, &name: 1})),
+    );
+    let warning =
+        program.wait_for("a request has a field that incant does not know; it is ignored");
+    assert_eq!(warning["field"], json!(name[..100]), "a long name is cut");
+    program.wait_for("ended");
+
     let body = completion(&arm, &json!({"max_tokens": 3, "n": 2, "stream": true}));
     program.ask("streamed", COMPLETIONS, &body);
     let line = program.wait_for("ended");

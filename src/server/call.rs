@@ -22,8 +22,10 @@ use crate::runtime::Arm;
 /// sending when the connection closes would see a reset instead of the answer.
 const LINGER: Duration = Duration::from_secs(2);
 
-/// Unknown field names remembered, so that a hostile client cannot fill the memory with them.
+/// Unknown field names remembered, and how many characters of each, so that a hostile
+/// client cannot fill the memory with them.
 const MAX_WARNED: usize = 1000;
+const MAX_WARNED_CHARS: usize = 100;
 
 /// One request with a JSON body.
 pub(crate) struct Call {
@@ -104,7 +106,8 @@ impl Call {
                 .warned
                 .lock()
                 .unwrap_or_else(|poisoned| poisoned.into_inner());
-            if warned.len() < MAX_WARNED && warned.insert(name.to_owned()) {
+            let name: String = name.chars().take(MAX_WARNED_CHARS).collect();
+            if warned.len() < MAX_WARNED && warned.insert(name.clone()) {
                 tracing::warn!(
                     field = name,
                     "a request has a field that incant does not know; it is ignored"
