@@ -14,6 +14,7 @@ pub mod kernels;
 pub mod kv;
 pub mod mmap;
 pub mod model;
+mod printable;
 pub mod profile;
 pub mod runtime;
 pub mod sample;

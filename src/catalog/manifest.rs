@@ -9,6 +9,8 @@ use std::fmt;
 
 use serde::Deserialize;
 
+use crate::printable::printable;
+
 /// One model: what it is, under which terms, and where its file comes from.
 #[derive(Clone, Debug, Deserialize, PartialEq, Eq)]
 #[serde(deny_unknown_fields)]
@@ -156,7 +158,7 @@ impl fmt::Debug for Checksum {
 #[derive(Debug, thiserror::Error)]
 pub enum ManifestError {
     /// Not TOML, a key that is missing or unknown, or a value of the wrong type.
-    #[error("{0}")]
+    #[error("{}", printable(&.0.to_string()))]
     Toml(#[from] toml::de::Error),
     /// A value that breaks a rule.
     #[error("{field}: {rule} (it is {value:?})")]
@@ -443,6 +445,12 @@ parts = [
             let error = refusal(from, to);
             assert!(error.starts_with(&format!("{field}: ")), "{to}: {error}");
         }
+    }
+
+    #[test]
+    fn errors_hold_no_commands_to_a_terminal() {
+        let error = refusal("\"Tiny\"", "\"\u{1b}[2JTiny\"");
+        assert!(!error.contains('\u{1b}'), "{error:?}");
     }
 
     #[test]

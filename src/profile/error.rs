@@ -3,6 +3,8 @@
 use std::fmt;
 use std::path::PathBuf;
 
+use crate::printable::printable;
+
 /// Why a profile or chat template could not be loaded or rendered.
 #[derive(Debug, thiserror::Error)]
 pub enum ProfileError {
@@ -16,7 +18,7 @@ pub enum ProfileError {
     },
     /// A file was read but is no valid profile or chat template, or fails on
     /// ordinary messages.
-    #[error("{place}: {problem}")]
+    #[error("{place}: {}", printable(problem))]
     Broken {
         /// The file, with the line where one is known.
         place: Place,

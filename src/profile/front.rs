@@ -247,6 +247,16 @@ mod tests {
     }
 
     #[test]
+    fn errors_hold_no_commands_to_a_terminal() {
+        let source = FRONT.replace("shots = 0", "shots = 0\n\"\\u001b[2J\" = 1");
+        let error = error_of(&source);
+        assert!(
+            error.contains("\\u{1b}") && !error.contains('\u{1b}'),
+            "{error:?}"
+        );
+    }
+
+    #[test]
     fn values_that_cannot_be_meant_are_refused() {
         let refuse = |from: &str, to: &str, expected: &str| {
             let source = FRONT.replace(from, to);
