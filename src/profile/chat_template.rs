@@ -8,8 +8,7 @@ use minijinja::{Environment, Error, ErrorKind, Value};
 use minijinja_contrib::pycompat::unknown_method_callback;
 
 use super::error::Refusal;
-use super::template::FUEL;
-use super::{Message, ProfileError, Role, python};
+use super::{Message, ProfileError, Role, bounds, python};
 
 /// What stands for the file in errors: the key that GGUF keeps a template under.
 const FILE: &str = "tokenizer.chat_template";
@@ -38,10 +37,16 @@ impl ChatTemplate {
     ) -> Result<ChatTemplate, ProfileError> {
         let mut environment = Environment::new();
         environment.set_auto_escape_callback(|_| minijinja::AutoEscape::None);
-        environment.set_unknown_method_callback(unknown_method_callback);
-        environment.set_fuel(Some(FUEL));
+        environment.set_unknown_method_callback(|state, value, method, args| {
+            if method == "format" {
+                bounds::check_widths(value)?;
+            }
+            unknown_method_callback(state, value, method, args)
+        });
+        bounds::bound(&mut environment);
         environment.set_debug(true);
-        environment.add_filter("tojson", python::tojson);
+        let tojson = Value::from_function(python::tojson);
+        bounds::add_sized_filter(&mut environment, "tojson", tojson);
         environment.add_function("strftime_now", |format: &str| {
             python::strftime(format, &Zoned::now())
         });
@@ -237,10 +242,13 @@ mod tests {
             error.starts_with("tokenizer.chat_template:3: undefined value"),
             "{error}"
         );
-        assert!(
-            render("{% for a in range(9999) %}{% for b in range(9999) %}{% endfor %}{% endfor %}")
-                .is_err()
-        );
+        for endless in [
+            "{% for a in range(9999) %}{% for b in range(9999) %}{% endfor %}{% endfor %}",
+            "{{ '{:99999}'.format(1) }}",
+            "{{ messages | tojson(indent=18446744073709551615) }}",
+        ] {
+            assert!(render(endless).is_err(), "{endless}");
+        }
     }
 
     #[test]

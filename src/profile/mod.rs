@@ -10,6 +10,7 @@
 //! as a control token is broken up by the `protect` function that the caller
 //! passes in, with a guard character chosen by [`guard_for`].
 
+mod bounds;
 mod chat_template;
 mod error;
 mod files;

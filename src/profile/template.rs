@@ -4,11 +4,7 @@ use minijinja::syntax::SyntaxConfig;
 use minijinja::{Environment, ErrorKind, UndefinedBehavior, Value};
 
 use super::front::{self, FrontMatter, SamplingDefaults};
-use super::{Message, ProfileError, Role, markers};
-
-/// Steps that one rendering may take: thousands of messages' worth, and over in
-/// well under a second if a template never ends.
-pub(super) const FUEL: u64 = 2_000_000;
+use super::{Message, ProfileError, Role, bounds, markers};
 
 /// The block whose text is constant.
 const PREFIX: &str = "prefix";
@@ -225,7 +221,7 @@ fn environment(file: &str, template: String) -> Result<Environment<'static>, Pro
     let mut environment = Environment::new();
     environment.set_undefined_behavior(UndefinedBehavior::Strict);
     environment.set_auto_escape_callback(|_| minijinja::AutoEscape::None);
-    environment.set_fuel(Some(FUEL));
+    bounds::bound(&mut environment);
     // Errors then name the variable that is missing.
     environment.set_debug(true);
     let syntax = SyntaxConfig::builder()

@@ -1,0 +1,170 @@
+//! Keeps a template, which may be a stranger's, from taking more than its share.
+//!
+//! It sees no files, and fuel bounds how many steps it takes. But a single step can
+//! be a large one: here is what bounds those whose size a template names, and all
+//! that it writes by expressions.
+//!
+//! Fuel alone bounds the values that a template builds for itself: texts joined to ever
+//! longer ones, lists nested in lists, a namespace that holds itself. Whoever writes
+//! templates can end the process with these, though not reach anything outside of it.
+
+use std::fmt::{self, Write as _};
+
+use minijinja::value::{Kwargs, Rest, ValueKind, ValueOrKwargs};
+use minijinja::{Environment, Error, ErrorKind, State, Value, escape_formatter, filters};
+
+/// Steps that one rendering may take: thousands of messages' worth, and over in
+/// well under a second if a template never ends.
+const FUEL: u64 = 2_000_000;
+
+/// The bytes that all expressions of one rendering may write: twice the largest request
+/// that is read.
+const MOST_WRITTEN: usize = 64 << 20;
+
+/// The widest indentation or column, and the most columns or rows.
+const WIDEST: usize = 1000;
+
+/// Bounds what templates of `environment` may do, its filters included.
+pub(super) fn bound(environment: &mut Environment<'static>) {
+    environment.set_fuel(Some(FUEL));
+    environment.set_formatter(|out, state, value| {
+        let left = state.get_or_insert_extension(Left(MOST_WRITTEN));
+        if write!(left, "{value}").is_err() {
+            return Err(refusal("it writes too much"));
+        }
+        escape_formatter(out, state, value)
+    });
+    // Those whose arguments are sizes.
+    for (name, filter) in [
+        ("batch", Value::from_function(filters::batch)),
+        ("indent", Value::from_function(filters::indent)),
+        ("slice", Value::from_function(filters::slice)),
+        ("tojson", Value::from_function(filters::tojson)),
+    ] {
+        add_sized_filter(environment, name, filter);
+    }
+    environment.add_filter(
+        "format",
+        |state: &mut State, text: &Value, args: Rest<ValueOrKwargs>| {
+            check_widths(text)?;
+            filters::format(state, text, args)
+        },
+    );
+}
+
+/// Adds a filter whose arguments, the filtered value aside, are sizes.
+pub(super) fn add_sized_filter(
+    environment: &mut Environment<'static>,
+    name: &'static str,
+    filter: Value,
+) {
+    environment.add_filter(
+        name,
+        move |state: &mut State, args: Rest<ValueOrKwargs>| -> Result<Value, Error> {
+            let args = args.into_values();
+            args.iter().skip(1).try_for_each(check_size)?;
+            filter.call(state, &args)
+        },
+    );
+}
+
+/// Refuses a number that is too large for a size, by itself or among named arguments.
+fn check_size(argument: &Value) -> Result<(), Error> {
+    if argument.is_kwargs() {
+        let named = Kwargs::try_from(argument.clone())?;
+        let names: Vec<&str> = named.args().collect();
+        return names
+            .into_iter()
+            .try_for_each(|name| check_size(&named.peek::<Value>(name)?));
+    }
+    let number = argument.kind() == ValueKind::Number;
+    if number && argument.as_usize().is_none_or(|size| size > WIDEST) {
+        return Err(refusal(format!("{argument} is no size from 0 to {WIDEST}")));
+    }
+    Ok(())
+}
+
+/// Refuses a format whose columns are too wide, or whose numbers have too many digits.
+pub(super) fn check_widths(format: &Value) -> Result<(), Error> {
+    let text = format.as_str().unwrap_or_default();
+    let numbers = text.split(|c: char| !c.is_ascii_digit());
+    let wide = |digits: &&str| {
+        let digits = digits.trim_start_matches('0');
+        !digits.is_empty() && digits.parse().map_or(true, |width: usize| width > WIDEST)
+    };
+    match numbers.into_iter().find(wide) {
+        Some(width) => Err(refusal(format!("{width} is wider than {WIDEST}"))),
+        None => Ok(()),
+    }
+}
+
+fn refusal(why: impl Into<std::borrow::Cow<'static, str>>) -> Error {
+    Error::new(ErrorKind::InvalidOperation, why)
+}
+
+/// How many bytes a rendering may still write.
+struct Left(usize);
+
+impl fmt::Write for Left {
+    fn write_str(&mut self, text: &str) -> fmt::Result {
+        self.0 = self.0.checked_sub(text.len()).ok_or(fmt::Error)?;
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn render(source: &str) -> Result<String, Error> {
+        let mut environment = Environment::new();
+        bound(&mut environment);
+        environment.render_str(source, ())
+    }
+
+    #[test]
+    fn sizes_beyond_reason_are_refused() {
+        for source in [
+            "{{ 'a\nb' | indent(18446744073709551615) }}",
+            "{{ 'a\nb' | indent(width=1001) }}",
+            "{{ [1] | tojson(indent=18446744073709551615) }}",
+            "{{ [1] | tojson(1001) }}",
+            "{{ [1] | batch(99999999999, 0) }}",
+            "{{ [1] | slice(99999999999) }}",
+            "{{ '%999999999999d' | format(1) }}",
+            "{{ '%.99999999999999999999f' | format(1.5) }}",
+        ] {
+            let error = render(source).expect_err(source);
+            assert_eq!(error.kind(), ErrorKind::InvalidOperation, "{error}");
+        }
+    }
+
+    #[test]
+    fn sizes_within_reason_are_as_ever() {
+        for (source, expected) in [
+            ("{{ 'a\nb' | indent(2) }}", "a\n  b"),
+            ("{{ 'a\nb' | indent(width=1, first=true) }}", " a\n b"),
+            ("{{ 99999999 | tojson }}", "99999999"),
+            ("{{ [1, 2, 3] | batch(2, 0) }}", "[[1, 2], [3, 0]]"),
+            ("{{ [1, 2] | slice(2) }}", "[[1], [2]]"),
+            ("{{ '%05d %s' | format(123456789, 'x') }}", "123456789 x"),
+        ] {
+            assert_eq!(render(source).unwrap(), expected, "{source}");
+        }
+    }
+
+    #[test]
+    fn what_is_written_has_an_end() {
+        for source in [
+            "{% for a in range(10) %}{{ 'x' * 99999999 }}{% endfor %}",
+            "{% set x %}{% for a in range(10) %}{{ 'x' * 99999999 }}{% endfor %}{% endset %}",
+            "{{ [1] * 99999999 }}",
+            "{{ 'x' * 99999999 }}",
+            "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}",
+        ] {
+            assert!(render(source).is_err(), "{source}");
+        }
+        let long = render("{{ 'x' * 40000000 }}").unwrap();
+        assert_eq!(long.len(), 40_000_000);
+    }
+}
