@@ -126,7 +126,8 @@ pub struct SavedTensor {
 /// The memory for KV where nobody says how much: [`DEFAULT_KV_MEMORY`], or what
 /// the longest context takes at so many bytes a number, if that is more.
 pub fn default_kv_memory(spec: &DecoderSpec, number: usize) -> usize {
-    let token = 2 * spec.kv_heads * spec.head_dim.next_multiple_of(16) * number;
+    let head = 2 * number * spec.head_dim.next_multiple_of(16);
+    let token = head.saturating_mul(spec.kv_heads);
     let layers = spec.layers.iter().map(|layer| {
         // With some pages to spare.
         let seen = layer
@@ -134,7 +135,7 @@ pub fn default_kv_memory(spec: &DecoderSpec, number: usize) -> usize {
             .map_or(spec.context, |window| 2 * window + 1024);
         seen.min(spec.context) + 64
     });
-    DEFAULT_KV_MEMORY.max(token * layers.sum::<usize>())
+    DEFAULT_KV_MEMORY.max(token.saturating_mul(layers.sum::<usize>()))
 }
 
 /// See [`default_kv_memory`].

@@ -63,10 +63,14 @@ impl Arena {
 
 impl Room {
     fn new(len: usize) -> io::Result<Room> {
-        let len = len.next_multiple_of(HUGE);
         // More, to begin where a huge page does. What is never touched takes
         // no memory.
-        let mut map = MmapMut::map_anon(len + HUGE)?;
+        let with_more = |len: usize| Some((len, len.checked_add(HUGE)?));
+        let (len, mapped) = len
+            .checked_next_multiple_of(HUGE)
+            .and_then(with_more)
+            .ok_or(io::ErrorKind::OutOfMemory)?;
+        let mut map = MmapMut::map_anon(mapped)?;
         // Only a wish: without huge pages everything works, a little slower.
         #[cfg(target_os = "linux")]
         let _ = map.advise(memmap2::Advice::HugePage);
@@ -125,7 +129,14 @@ impl Pages {
 
 #[cfg(test)]
 mod tests {
-    use super::{Arena, LEAST};
+    use super::{Arena, HUGE, LEAST};
+
+    #[test]
+    fn more_than_there_can_be_is_refused() {
+        for len in [usize::MAX, usize::MAX - HUGE, usize::MAX / 2] {
+            assert!(Arena::default().zeroed(len).is_err(), "{len}");
+        }
+    }
 
     #[test]
     fn pieces_are_zeros_and_do_not_meet() {

@@ -217,14 +217,17 @@ impl DecoderSpec {
     }
 
     /// Bytes of keys and values that `tokens` tokens take at `width` bytes per
-    /// number. Layers with a window hold no more than it.
+    /// number. Layers with a window hold no more than it. Metadata that no weights
+    /// were held against can ask for more than there are numbers for: then it is the
+    /// largest number.
     pub fn kv_bytes(&self, tokens: usize, width: usize) -> usize {
-        self.layers
-            .iter()
-            .map(|layer| {
-                let held = layer.window.map_or(tokens, |window| tokens.min(window));
-                2 * held * self.kv_heads * self.head_dim * width
-            })
-            .sum()
+        let token = [2, self.kv_heads, self.head_dim, width]
+            .into_iter()
+            .fold(1, usize::saturating_mul);
+        let layers = self.layers.iter().map(|layer| {
+            let held = layer.window.map_or(tokens, |window| tokens.min(window));
+            held.saturating_mul(token)
+        });
+        layers.fold(0, usize::saturating_add)
     }
 }
