@@ -9,6 +9,7 @@ mod cli;
 mod engine;
 mod gguf;
 mod golden;
+mod hostile;
 mod inspect;
 mod profile;
 mod reference;

@@ -1,0 +1,210 @@
+//! Requests: every endpoint's, changed in head, framing and body.
+//!
+//! The server is given little patience with what does not come, so that half a
+//! request is answered or dropped at once.
+
+mod answers;
+mod material;
+
+use std::collections::BTreeMap;
+use std::io::{ErrorKind, Read, Write};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use incant::engine::EngineOptions;
+use incant::profile::Profile;
+use incant::runtime::{LoadOptions, Model, Runtime};
+use incant::server::ServeOptions;
+use serde_json::{Value, json};
+
+use super::edits::Material;
+use super::{Target, fuzz};
+use crate::build::{Builder, Item};
+use crate::reference::tiny::Tiny;
+use crate::server_support::Server;
+use crate::support::subjects;
+
+const INPUTS: u64 = 10_000;
+
+/// Connections at once. Most of them wait for a server that waits for them.
+const CLIENTS: usize = 12;
+
+/// What the server allows a client for a request's head, and for its body.
+const SERVER_PATIENCE: Duration = Duration::from_millis(300);
+
+/// No answer takes this long.
+const PATIENCE: Duration = Duration::from_secs(15);
+
+/// The longest context, and how many sequences run at once.
+const CONTEXT: usize = 160;
+const SLOTS: usize = 4;
+
+const PROFILE: &str = r##"+++
+name = "short"
+title = "Short"
+description = "For tests"
+language = "en"
+shots = 0
+version = 1
+markers = ["# Query:", "# Answer:"]
++++
+{% block prefix %}
+Answer well.
+
+{% endblock %}
+{% block turns %}
+{% for message in messages %}
+# {{ "Query" if message.role == "user" else "Answer" }}:
+{{ message.content }}
+
+{% endfor %}
+# Answer:
+{% endblock %}
+"##;
+
+#[test]
+fn requests_do_no_harm() {
+    fuzz(
+        "hostile::requests::requests_do_no_harm",
+        INPUTS,
+        Requests::new,
+    );
+}
+
+struct Requests {
+    materials: Vec<Material>,
+    runtime: Arc<Runtime>,
+    server: Server,
+    /// What a request is answered before anything else.
+    before: Value,
+}
+
+impl Requests {
+    fn new() -> Requests {
+        let runtime = runtime();
+        let server = Server::over(
+            Arc::clone(&runtime),
+            ServeOptions {
+                head_timeout: SERVER_PATIENCE,
+                body_timeout: SERVER_PATIENCE,
+                max_body: 1 << 20,
+                ..ServeOptions::default()
+            },
+        );
+        let before = server.complete(ordinary());
+        Requests {
+            materials: material::materials(),
+            runtime,
+            server,
+            before,
+        }
+    }
+
+    fn idle(&self) -> bool {
+        let load = self.runtime.models()[0].engine().load();
+        load.running == 0 && load.waiting == 0
+    }
+}
+
+/// A tiny model with a chat template, little memory and a short context.
+fn runtime() -> Arc<Runtime> {
+    let model = Tiny {
+        layers: 1,
+        ..Tiny::llama()
+    };
+    let template = "{% for m in messages %}<{{ m.role }}>{{ m.content }}{% endfor %}";
+    let file = Builder::new().with("tokenizer.chat_template", Item::Str(template));
+    let file = crate::reference::tiny::written(&model.continued(file, &model.tensors()));
+    let profile = Profile::parse("short.jinja", PROFILE).expect("a sound profile");
+    let options = LoadOptions {
+        backend: subjects::native().backend.clone(),
+        // Room for some sequences as long as they can be.
+        kv_memory: Some(6 * CONTEXT * 2 * 2 * 16 * 2),
+        engine: EngineOptions {
+            slots: SLOTS,
+            queue: 8,
+            ..EngineOptions::default()
+        },
+        context: Some(CONTEXT),
+        profiles: BTreeMap::from([("short".to_owned(), Arc::new(profile))]),
+        default_profile: Some("short".to_owned()),
+        prefix_folder: None,
+    };
+    let model = Model::load("tiny", file.path(), &options).expect("a sound model");
+    let runtime = Runtime::new();
+    runtime.loaded(vec![Arc::new(model)]);
+    Arc::new(runtime)
+}
+
+/// A request that always has the same answer.
+fn ordinary() -> Value {
+    json!({"model": "tiny", "prompt": "Hello", "max_tokens": 12, "temperature": 0})
+}
+
+impl Target for Requests {
+    fn materials(&self) -> &[Material] {
+        &self.materials
+    }
+
+    fn threads(&self) -> usize {
+        CLIENTS
+    }
+
+    fn take(&self, _: usize, input: &[u8]) -> Result<bool, String> {
+        let mut stream = self.server.connect();
+        let patience = Some(PATIENCE);
+        stream
+            .set_read_timeout(patience)
+            .and_then(|()| stream.set_write_timeout(patience))
+            .expect("timeouts");
+        // A server that has heard enough may close before all is sent.
+        if let Err(error) = stream.write_all(&material::framed(input)) {
+            match error.kind() {
+                ErrorKind::BrokenPipe | ErrorKind::ConnectionReset => {}
+                _ => return Err(format!("it does not read: {error}")),
+            }
+        }
+        let mut bytes = Vec::new();
+        match stream.read_to_end(&mut bytes) {
+            Ok(_) => {}
+            // What was not read when it closed makes the system reset the connection.
+            Err(error) if error.kind() == ErrorKind::ConnectionReset => return Ok(false),
+            Err(error) => return Err(format!("no end: {error}: {}", bytes.escape_ascii())),
+        }
+        answers::check(&bytes).map_err(|why| format!("{why} in {}", bytes.escape_ascii()))
+    }
+
+    fn end(&self) {
+        let since = Instant::now();
+        while !self.idle() {
+            assert!(
+                since.elapsed() < Duration::from_secs(60),
+                "the engine is never idle"
+            );
+            std::thread::sleep(Duration::from_millis(10));
+        }
+        let after = self.server.complete(ordinary());
+        assert_eq!(
+            after["choices"], self.before["choices"],
+            "answers as before"
+        );
+        // All slots and all memory are there still: as many sequences as can run,
+        // each as long as can be.
+        let whole = json!({"max_tokens": CONTEXT, "ignore_eos": true, "n": SLOTS});
+        let answer = self
+            .server
+            .complete(crate::server_support::with(ordinary(), &whole));
+        let tokens = answer["usage"]["completion_tokens"]
+            .as_u64()
+            .expect("a count");
+        assert!(tokens as usize > SLOTS * (CONTEXT - 16), "{answer}");
+        let since = Instant::now();
+        while !self.idle() {
+            assert!(
+                since.elapsed() < Duration::from_secs(60),
+                "the engine is never idle"
+            );
+            std::thread::sleep(Duration::from_millis(10));
+        }
+    }
+}
