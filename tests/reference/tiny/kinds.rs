@@ -126,7 +126,7 @@ impl Tiny {
         Tiny {
             rope_yarn: Some(Yarn {
                 factor: 8.0,
-                original: 256,
+                original: 64,
                 fast: 32.0,
                 slow: 1.0,
                 log_multiplier: None,
