@@ -305,7 +305,7 @@ fn senseless_metadata_is_refused() {
     sense(
         Tiny {
             eps: f32::NAN,
-            ..llama
+            ..llama.clone()
         },
         "llama.attention.layer_norm_rms_epsilon = NaN makes no sense: it must be positive",
     );
@@ -326,6 +326,10 @@ fn senseless_metadata_is_refused() {
             ..Tiny::gemma2()
         },
         "gemma2.attn_logit_softcapping = -1 makes no sense: it must be positive",
+    );
+    assert_eq!(
+        with(&llama, "llama.rope.scaling.attn_factor", Item::F32(-1.0)),
+        "llama.rope.scaling.attn_factor = -1 makes no sense: it must be positive"
     );
     let pattern = Tiny::gemma2();
     let listed = Item::Raw(

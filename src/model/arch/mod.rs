@@ -305,6 +305,13 @@ fn check(spec: &DecoderSpec) -> Result<(), ModelError> {
                 "it must be positive",
             ));
         }
+        if !(rope.magnitude.is_finite() && rope.magnitude > 0.0) {
+            return Err(senseless(
+                "rope.scaling.attn_factor",
+                rope.magnitude.to_string(),
+                "it must be positive",
+            ));
+        }
         if !(rope.scale.is_finite() && rope.scale > 0.0) {
             return Err(senseless(
                 "rope.scaling.factor",
