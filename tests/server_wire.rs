@@ -300,6 +300,29 @@ fn tokens_are_made_of_texts_and_texts_of_tokens() {
 }
 
 #[test]
+fn a_client_learns_what_it_must_know_of_a_tokenizer() {
+    let info = shared().get("/tokenizer_info").expect(200);
+    assert_eq!(
+        info,
+        json!({
+            "bos_token": "<bos>", "eos_token": "<eos>", "add_bos_token": true,
+            "model_max_length": 4096, "chat_template": null,
+        })
+    );
+    let named = format!("/tokenizer_info?model={MODEL}%40urial");
+    assert_eq!(shared().get(&named).expect(200), info);
+    // The texts stand for one token each where they are tokenized.
+    for (key, id) in [("bos_token", 2), ("eos_token", 1)] {
+        let text = info[key].as_str().expect("a text");
+        assert_eq!(shared().ids(text), [id], "{text}");
+    }
+    let unknown = shared().get("/tokenizer_info?model=no-such").error(404);
+    assert_eq!(unknown["code"], "model_not_found");
+    let twice = shared().get("/tokenizer_info?model=a&model=b").error(400);
+    assert_eq!(twice["param"], "model");
+}
+
+#[test]
 fn a_template_shows_what_the_model_reads() {
     let messages = json!([{"role": "user", "content": "What is a naïve 😀?"}]);
     let rendered = |model: &str| {

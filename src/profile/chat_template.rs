@@ -23,6 +23,7 @@ const FILE: &str = "tokenizer.chat_template";
 #[derive(Debug)]
 pub struct ChatTemplate {
     environment: Environment<'static>,
+    source: String,
     bos: Option<String>,
     eos: Option<String>,
 }
@@ -69,6 +70,7 @@ impl ChatTemplate {
             .map_err(|error| ProfileError::from_template(FILE, &error))?;
         let template = ChatTemplate {
             environment,
+            source: source.to_owned(),
             bos: bos.map(str::to_owned),
             eos: eos.map(str::to_owned),
         };
@@ -78,6 +80,11 @@ impl ChatTemplate {
             Ok(_) | Err(ProfileError::Refused(_)) => Ok(template),
             Err(error) => Err(error),
         }
+    }
+
+    /// The text it was compiled from.
+    pub fn source(&self) -> &str {
+        &self.source
     }
 
     /// Renders a conversation with the generation prompt behind it. `protect` is

@@ -156,6 +156,11 @@ impl Arm {
         self.model.tokenizer()
     }
 
+    /// The chat template that its model's file brings along, as it is written there.
+    pub fn template_source(&self) -> Option<&str> {
+        self.model.template().map(|template| template.source())
+    }
+
     /// How chat answers are sampled where the client does not say.
     pub fn defaults(&self) -> &SamplingDefaults {
         self.rendering.defaults()

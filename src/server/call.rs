@@ -65,19 +65,9 @@ impl Call {
 
     /// The arm with this id, or the only model there is.
     pub(crate) fn arm_or_only(&self, id: Option<&str>) -> Result<Arm, ApiError> {
-        if let Some(id) = id {
-            return self.arm(id);
-        }
-        let arms = self.app.runtime.arms();
-        match arms.first() {
-            Some(first) if arms.iter().all(|arm| arm.model == first.model) => {
-                self.arm(&first.model)
-            }
-            _ => Err(ApiError::invalid(
-                "model",
-                "`model` is required: several models are served.",
-            )),
-        }
+        let arm = self.app.arm_or_only(id)?;
+        self.trace.note_arm(arm.id());
+        Ok(arm)
     }
 
     /// When the answer must be complete, by the server's limit and the request's own.

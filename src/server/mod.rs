@@ -36,7 +36,7 @@ use tower_http::catch_panic::CatchPanicLayer;
 pub use accept::serve;
 pub use deadline::time_limit;
 
-use crate::runtime::Runtime;
+use crate::runtime::{Arm, Runtime};
 use errors::ApiError;
 use metrics::Metrics;
 
@@ -82,6 +82,25 @@ struct App {
     warned: Mutex<HashSet<String>>,
 }
 
+impl App {
+    /// The arm with this id, or the only model there is.
+    fn arm_or_only(&self, id: Option<&str>) -> Result<Arm, ApiError> {
+        if let Some(id) = id {
+            return Ok(self.runtime.arm(id)?);
+        }
+        let arms = self.runtime.arms();
+        match arms.first() {
+            Some(first) if arms.iter().all(|arm| arm.model == first.model) => {
+                Ok(self.runtime.arm(&first.model)?)
+            }
+            _ => Err(ApiError::invalid(
+                "model",
+                "`model` is required: several models are served.",
+            )),
+        }
+    }
+}
+
 /// Every endpoint, one line each; `openapi.rs` describes them.
 fn endpoints() -> Vec<(&'static str, MethodRouter<Arc<App>>)> {
     use routes::*;
@@ -96,6 +115,7 @@ fn endpoints() -> Vec<(&'static str, MethodRouter<Arc<App>>)> {
         ("/v1/completions", post(completions::completions)),
         ("/tokenize", post(tokenize::tokenize)),
         ("/detokenize", post(tokenize::detokenize)),
+        ("/tokenizer_info", get(tokenizer::info)),
         ("/apply-template", post(template::apply)),
     ]
 }

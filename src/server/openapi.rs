@@ -26,6 +26,7 @@ use super::routes::template::{TemplateRequest, TemplateResponse};
 use super::routes::tokenize::{
     DetokenizeRequest, DetokenizeResponse, TokenizeRequest, TokenizeResponse,
 };
+use super::routes::tokenizer::TokenizerInfo;
 
 /// Answers with the document.
 pub(crate) async fn document() -> impl IntoResponse {
@@ -142,6 +143,16 @@ fn paths(schemas: &mut Schemas) -> Value {
         text,
         BODY_FAILURES,
     );
+    let mut tokenizer = get(
+        "tokenizerInfo",
+        "What a client must know of a tokenizer",
+        schemas.output::<TokenizerInfo>(),
+        &["400", "404", "503"],
+    );
+    tokenizer["get"]["parameters"] = json!([{
+        "name": "model", "in": "query", "schema": {"type": "string"},
+        "description": "Whose tokenizer; may be absent if only one model is served.",
+    }]);
     let (messages, rendered) = (
         schemas.input::<TemplateRequest>(),
         schemas.output::<TemplateResponse>(),
@@ -164,6 +175,7 @@ fn paths(schemas: &mut Schemas) -> Value {
         "/v1/completions": completions,
         "/tokenize": tokenize,
         "/detokenize": detokenize,
+        "/tokenizer_info": tokenizer,
         "/apply-template": template,
     })
 }

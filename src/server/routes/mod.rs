@@ -8,3 +8,4 @@ pub(super) mod models;
 pub(super) mod profiles;
 pub(super) mod template;
 pub(super) mod tokenize;
+pub(super) mod tokenizer;

@@ -1,0 +1,52 @@
+//! `GET /tokenizer_info`: what a client must know to count and cut tokens.
+
+use std::sync::Arc;
+
+use axum::Json;
+use axum::extract::rejection::QueryRejection;
+use axum::extract::{Query, State};
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use crate::server::App;
+use crate::server::errors::ApiError;
+
+/// Which tokenizer.
+#[derive(Debug, Deserialize)]
+pub(crate) struct Whose {
+    model: Option<String>,
+}
+
+/// A tokenizer's facts, named as in transformers' `tokenizer_config.json`.
+/// lm-evaluation-harness reads them from here.
+#[derive(Debug, Serialize, JsonSchema)]
+pub(crate) struct TokenizerInfo {
+    /// The text of the token that begins a text; `/tokenize` makes that token of it.
+    bos_token: Option<String>,
+    /// The text of the token that ends a text.
+    eos_token: Option<String>,
+    /// Whether a prompt that is given as text gets BOS.
+    add_bos_token: bool,
+    /// The context of the model in tokens.
+    model_max_length: usize,
+    /// The chat template in the model's file. A profile is none: see `/apply-template`.
+    chat_template: Option<String>,
+}
+
+/// Tells them.
+pub(crate) async fn info(
+    State(app): State<Arc<App>>,
+    whose: Result<Query<Whose>, QueryRejection>,
+) -> Result<Json<TokenizerInfo>, ApiError> {
+    let Query(whose) = whose.map_err(|error| ApiError::invalid("model", error.body_text()))?;
+    let arm = app.arm_or_only(whose.model.as_deref())?;
+    let tokenizer = arm.tokenizer();
+    let text = |id: Option<u32>| tokenizer.piece(id?).map(str::to_owned);
+    Ok(Json(TokenizerInfo {
+        bos_token: text(tokenizer.bos()),
+        eos_token: text(tokenizer.eos()),
+        add_bos_token: tokenizer.bos().is_some() && tokenizer.adds_bos(),
+        model_max_length: arm.context(),
+        chat_template: arm.template_source().map(str::to_owned),
+    }))
+}
