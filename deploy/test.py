@@ -7,10 +7,12 @@ Needs `haproxy`, a built `incant`, and a model that is present. It starts two
 servers and a HAProxy with `haproxy.cfg`, all on free ports of the loopback, and
 checks that
 
-- requests for one arm go to one replica, however large, and arms are spread;
+- requests for one arm go to one replica, and arms are spread;
+- a request keeps its name, and a client that leaves gives its place free;
 - when a replica is killed under load, only the streams it had begun are lost, and
   each of them ends with an error at the client, never as if it were complete;
-- when a replica is asked to end, nothing is lost at all.
+- when a replica is asked to end, nothing is lost at all;
+- when none is left, the error has the API's shape.
 
 It says what it saw and fails at the first thing that is not so.
 """
@@ -94,7 +96,9 @@ class Entrance:
         self.port, self.admin = free_port(), free_port()
         places = {f"REPLICA_{i}": f"127.0.0.1:{replica.port}" for i, replica in enumerate(replicas, 1)}
         places |= {"LISTEN": f"127.0.0.1:{self.port}", "ADMIN": f"127.0.0.1:{self.admin}"}
+        places |= {"SOCKET": str(folder / "haproxy.sock")}
         self.log = folder / "haproxy.log"
+        self.counted = 0
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(
                 ["haproxy", "-f", HERE / "haproxy.cfg"], env=os.environ | places, stdout=log, stderr=log
@@ -106,8 +110,9 @@ class Entrance:
         return {row["svname"] for row in rows if row["pxname"] == "replicas" and row["status"] == "UP"} - {"BACKEND"}
 
     def retried(self) -> int:
-        """How many requests HAProxy has sent more than once."""
-        return len(re.findall(r"retries=\+?[1-9]", self.log.read_text()))
+        """How many requests HAProxy has sent more than once since it was last asked."""
+        before, self.counted = self.counted, len(re.findall(r"retries=\+?[1-9]", self.log.read_text()))
+        return self.counted - before
 
 
 class Answer:
@@ -205,6 +210,26 @@ def arms_stay_where_they_are(entrance: Entrance, replicas: list[Replica], arms: 
         )
         assert set(finished) == {arm for arm in arms if home[arm] == replica.name}, (replica.name, finished, home)
     print(f"arms stay: {home}")
+    # One that does not fit in HAProxy's buffer goes through all the same.
+    answer = Answer({"prompt": "word " * 200_000, "max_tokens": 1, "model": arms[0]}).fetch(entrance.port)
+    assert "context_length_exceeded" in answer.error, answer.error
+
+
+def names_are_kept_and_leavers_let_go(entrance: Entrance, replicas: list[Replica], arms: list[str]):
+    connection = http.client.HTTPConnection("127.0.0.1", entrance.port, timeout=PATIENCE)
+    body = {"model": arms[0], "prompt": "On and on", "max_tokens": 1}
+    headers = {"Content-Type": "application/json", "X-Request-Id": "mine"}
+    connection.request("POST", "/v1/completions", json.dumps(body), headers)
+    answer = connection.getresponse()
+    assert answer.headers["X-Request-Id"] == "mine" and answer.read(), answer.headers
+    # The whole answer would take long; nothing of it is sent before.
+    lasting = body | {"max_tokens": 1500, "ignore_eos": True}
+    connection.request("POST", "/v1/completions", json.dumps(lasting), headers)
+    time.sleep(1)
+    connection.close()
+    left = re.compile(r'^incant_requests_total{.*outcome="left"} 1$', re.M)
+    eventually("it is seen to leave", lambda: any(left.search(get(r.port, "/metrics")[1]) for r in replicas))
+    print("a request keeps its name; a client that left gave its place free")
 
 
 def a_replica_is_killed(entrance: Entrance, replicas: list[Replica], arms: list[str], seconds: float):
@@ -246,6 +271,16 @@ def a_replica_ends(entrance: Entrance, replicas: list[Replica], arms: list[str],
           f"{entrance.retried()} asked again elsewhere")
 
 
+def nobody_is_left(entrance: Entrance, last: Replica, arms: list[str]):
+    last.end(signal.SIGTERM)
+    eventually("HAProxy sees none", lambda: not entrance.up())
+    answer = Answer({"model": arms[0], "prompt": "Hello"}).fetch(entrance.port)
+    status, _, body = answer.error.partition(": ")
+    assert status == "503" and json.loads(body)["error"]["type"] == "service_unavailable", answer.error
+    assert get(entrance.port, "/health")[0] == 503
+    print("with none left: 503")
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--incant", default=HERE.parent / "target/release/incant")
@@ -264,8 +299,10 @@ def main():
         listed = json.loads(get(entrance.port, "/v1/models")[1])
         arms = [model["id"] for model in listed["data"]]
         arms_stay_where_they_are(entrance, replicas, arms)
+        names_are_kept_and_leavers_let_go(entrance, replicas, arms)
         a_replica_is_killed(entrance, replicas, arms, options.seconds)
         a_replica_ends(entrance, replicas, arms, options.seconds)
+        nobody_is_left(entrance, replicas[0], arms)
     print("all as it should be")
 
 
