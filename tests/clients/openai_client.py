@@ -1,3 +1,6 @@
+# /// script
+# dependencies = ["openai==3.54.0"]
+# ///
 """The official openai client against a running server.
 
     openai_client.py BASE_URL BASE_ARM URIAL_ARM
