@@ -153,7 +153,7 @@ fn aligned<'a>(text: &'a Value, tokenizer: &Tokenizer) -> &'a [Value] {
 }
 
 /// The rows of logits that predict each of `chosen` after `prompt`.
-fn score(executor: &mut dyn Executor, prompt: &[u32], chosen: &[u32]) -> Vec<Vec<f32>> {
+pub(crate) fn score(executor: &mut dyn Executor, prompt: &[u32], chosen: &[u32]) -> Vec<Vec<f32>> {
     let sequence = executor.begin();
     let (last, before) = prompt.split_last().expect("a prompt has tokens");
     for tokens in before.chunks(512) {
@@ -178,7 +178,7 @@ fn score(executor: &mut dyn Executor, prompt: &[u32], chosen: &[u32]) -> Vec<Vec
         .collect()
 }
 
-fn log_softmax(row: &[f32], id: u32) -> f64 {
+pub(crate) fn log_softmax(row: &[f32], id: u32) -> f64 {
     let max = row
         .iter()
         .fold(f64::NEG_INFINITY, |max, &x| max.max(f64::from(x)));
@@ -186,7 +186,7 @@ fn log_softmax(row: &[f32], id: u32) -> f64 {
     f64::from(row[id as usize]) - max - sum.ln()
 }
 
-fn argmax(row: &[f32]) -> u32 {
+pub(crate) fn argmax(row: &[f32]) -> u32 {
     let best = row.iter().enumerate().max_by(|a, b| a.1.total_cmp(b.1));
     best.expect("a row has logits").0 as u32
 }

@@ -17,6 +17,7 @@ mod server_answers;
 mod server_clients;
 mod server_deadlines;
 mod server_lifecycle;
+mod server_lm_eval;
 mod server_log;
 mod server_metrics;
 mod server_refusals;
