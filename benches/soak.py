@@ -76,7 +76,9 @@ class Server:
         self.log = pathlib.Path(folder, "log")
         command = [options.binary, "serve", "--port", str(self.port), "--prefix-dir", f"{folder}/prefixes", *more]
         command += [f"--model={model}" for model in options.model]
-        self.process = subprocess.Popen(command, stderr=self.log.open("w"))
+        # A key that is set for other servers would lock this one.
+        environment = {name: value for name, value in os.environ.items() if name != "INCANT_API_KEY"}
+        self.process = subprocess.Popen(command, stderr=self.log.open("w"), env=environment)
 
     def __enter__(self):
         return self

@@ -1,111 +1,11 @@
 //! What the program logs about requests, for programs to read.
 
-use std::io::{BufRead, BufReader, Read, Write};
-use std::net::TcpStream;
-use std::process::{Child, Command, Stdio};
-use std::sync::mpsc::{Receiver, channel};
-use std::thread;
-use std::time::Duration;
+use std::io::{Read, Write};
 
 use serde_json::{Value, json};
 
+use crate::server_program::Program;
 use crate::server_support::{CHAT, COMPLETIONS, in_company, post, with};
-use crate::support::model;
-
-/// It brings a chat template, so that nothing is computed before it serves.
-const MODEL: &str = "smollm2-135m-instruct";
-
-/// `incant serve`, and the lines that it logs.
-struct Program {
-    child: Child,
-    lines: Receiver<Value>,
-    address: String,
-}
-
-impl Drop for Program {
-    fn drop(&mut self) {
-        // It may have ended by itself, which another assertion shows.
-        _ = self.child.kill();
-        _ = self.child.wait();
-    }
-}
-
-impl Program {
-    fn start(args: &[&str]) -> Program {
-        let mut child = Command::new(assert_cmd::cargo::cargo_bin!("incant"))
-            .args([
-                "serve",
-                "--port",
-                "0",
-                "--log-format",
-                "json",
-                "--device",
-                "cpu",
-            ])
-            .args(["--no-prefix-cache", "--model"])
-            .arg(model(MODEL))
-            .args(args)
-            .env_remove("INCANT_LOG")
-            .stdin(Stdio::null())
-            .stderr(Stdio::piped())
-            .spawn()
-            .expect("incant starts");
-        let stderr = BufReader::new(child.stderr.take().expect("it is piped"));
-        let (sender, lines) = channel();
-        thread::spawn(move || {
-            for line in stderr.lines().map_while(Result::ok) {
-                let line = serde_json::from_str(&line).unwrap_or_else(|_| json!({"not": line}));
-                // After the test nobody listens.
-                _ = sender.send(line);
-            }
-        });
-        let mut program = Program {
-            child,
-            lines,
-            address: String::new(),
-        };
-        program.address = program.wait_for("listening")["address"]
-            .as_str()
-            .expect("an address")
-            .to_owned();
-        program.wait_for("serving");
-        program
-    }
-
-    /// The next line with this message.
-    fn wait_for(&self, message: &str) -> Value {
-        loop {
-            let line = self
-                .lines
-                .recv_timeout(Duration::from_secs(120))
-                .unwrap_or_else(|_| panic!("no line says {message:?}"));
-            assert!(line["not"].is_null(), "not JSON: {line}");
-            assert!(line["timestamp"].is_string() && line["level"].is_string());
-            if line["message"] == message {
-                return line;
-            }
-        }
-    }
-
-    fn connect(&self) -> TcpStream {
-        let stream = TcpStream::connect(&self.address).expect("it listens");
-        let patience = Some(Duration::from_secs(120));
-        stream.set_read_timeout(patience).expect("a timeout");
-        stream
-    }
-
-    /// Sends a request that is called `id`; everything that comes back.
-    fn ask(&self, id: &str, path: &str, body: &Value) -> String {
-        let headers = format!("Connection: close\r\nX-Request-Id: {id}\r\n");
-        let mut stream = self.connect();
-        stream
-            .write_all(&post(path, body.to_string().as_bytes(), &headers))
-            .expect("it reads");
-        let mut answer = String::new();
-        stream.read_to_string(&mut answer).expect("it answers");
-        answer
-    }
-}
 
 fn completion(id: &str, more: &Value) -> Value {
     let body = json!({"model": id, "prompt": "One two three", "ignore_eos": true});
@@ -114,7 +14,7 @@ fn completion(id: &str, more: &Value) -> Value {
 
 #[test]
 fn each_request_has_a_line_with_what_it_cost_and_warnings_carry_its_name() {
-    let program = Program::start(&["--request-timeout", "60"]);
+    let program = Program::start(&["--request-timeout", "60"], &[]);
     let _company = in_company();
     let models = program.ask("first", "/tokenize", &json!({"prompt": "x"}));
     assert!(models.starts_with("HTTP/1.1 200"), "{models}");

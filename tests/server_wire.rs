@@ -217,7 +217,7 @@ fn a_body_over_the_limit_is_refused_whether_it_says_so_or_not() {
 #[test]
 fn a_body_that_does_not_come_is_not_waited_for() {
     let hasty = Server::start(ServeOptions {
-        body_timeout: Duration::from_millis(100),
+        client_timeout: Duration::from_millis(100),
         ..ServeOptions::default()
     });
     let request = format!(

@@ -1,5 +1,6 @@
 //! The one integration-test binary: one module per behaviour.
 mod build;
+mod server_program;
 mod server_support;
 mod support;
 
@@ -15,12 +16,17 @@ mod profile;
 mod reference;
 mod server_answers;
 mod server_clients;
+mod server_browsers;
+mod server_crowd;
 mod server_deadlines;
+mod server_keys;
 mod server_lifecycle;
 mod server_lm_eval;
 mod server_log;
 mod server_metrics;
 mod server_refusals;
+mod server_slow_clients;
+mod server_tls;
 mod server_wire;
 mod tokenizer;
 mod tokenizer_oracle;

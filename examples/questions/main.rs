@@ -31,6 +31,14 @@ struct Args {
     /// Where the server listens.
     #[arg(long, default_value = "http://127.0.0.1:8080")]
     url: String,
+    /// Sent to the server as a bearer token.
+    #[arg(
+        long,
+        value_name = "KEY",
+        env = "INCANT_API_KEY",
+        hide_env_values = true
+    )]
+    api_key: Option<String>,
     /// A model id, `MODEL[@PROFILE][+ADAPTER]`; give it again for each arm.
     #[arg(long = "arm", required = true)]
     arms: Vec<String>,
@@ -231,11 +239,14 @@ impl<'a> Client<'a> {
         body.insert("max_tokens".into(), max_tokens.into());
         body.insert("temperature".into(), 0.into());
         body.extend(self.args.fields.iter().cloned());
-        let mut response = self
+        let mut request = self
             .agent
             .post(format!("{}/v1/chat/completions", self.args.url))
-            .header("content-type", "application/json")
-            .send(Value::Object(body).to_string())?;
+            .header("content-type", "application/json");
+        if let Some(key) = &self.args.api_key {
+            request = request.header("authorization", format!("Bearer {key}"));
+        }
+        let mut response = request.send(Value::Object(body).to_string())?;
         let text = response.body_mut().read_to_string()?;
         if !response.status().is_success() {
             bail!("{}: {text}", response.status());

@@ -2,6 +2,7 @@
 
 mod ask;
 mod bench;
+mod edges;
 mod inspect;
 mod log;
 mod output;

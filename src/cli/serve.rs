@@ -7,10 +7,11 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, bail};
 use incant::engine::{EngineOptions, Origin};
 use incant::runtime::{Model, Runtime};
-use incant::server::{ServeOptions, serve, time_limit};
+use incant::server::{ServeOptions, serve};
 use tokio::net::TcpListener;
 use tokio::sync::oneshot;
 
+use super::edges::{self, EdgeArgs, seconds};
 use super::log;
 use crate::config::{Loading, ModelArgs};
 
@@ -47,12 +48,8 @@ pub(crate) struct Args {
     /// What the log on the standard error looks like
     #[arg(long, value_name = "FORMAT", value_enum, default_value_t = log::Format::Text)]
     log_format: log::Format,
-}
-
-/// Reads a limit in seconds, fractions allowed.
-fn seconds(text: &str) -> Result<Duration, String> {
-    // What is no number is out of range too.
-    time_limit(text.parse().unwrap_or(f64::NAN))
+    #[command(flatten, next_help_heading = "Clients")]
+    edges: EdgeArgs,
 }
 
 impl Args {
@@ -61,12 +58,13 @@ impl Args {
         if self.parallel == 0 || self.chunk == 0 {
             bail!("--parallel and --chunk must be at least 1");
         }
-        let options = ServeOptions {
+        let mut options = self.edges.resolve(ServeOptions {
             strict: self.strict,
             request_timeout: self.request_timeout,
             drain_timeout: Duration::from_secs(self.drain),
             ..ServeOptions::default()
-        };
+        })?;
+        options.max_connections = edges::allow_connections(options.max_connections);
         let engine = EngineOptions {
             slots: self.parallel,
             queue: self.queue,
@@ -83,6 +81,15 @@ impl Args {
                 .await
                 .with_context(|| format!("cannot listen on {}:{}", self.host, self.port))?;
             let address = listener.local_addr()?;
+            if options.keys.is_empty() && !address.ip().is_loopback() {
+                tracing::warn!(
+                    %address,
+                    "whoever reaches this address can use the server: there is no --api-key"
+                );
+            }
+            if let Some(tls) = &options.tls {
+                tokio::spawn(edges::follow_hangups(Arc::clone(tls)));
+            }
             let loading = tokio::task::spawn_blocking(|| self.models.resolve(engine)).await??;
             run(listener, address, loading, options, self.log_format).await
         });
@@ -103,11 +110,16 @@ async fn run(
     let runtime = Arc::new(Runtime::new());
     let (failed, failure) = oneshot::channel();
     let loaded = Arc::clone(&runtime);
+    let greeting = Greeting {
+        address,
+        secure: options.tls.is_some(),
+        keyed: !options.keys.is_empty(),
+    };
     tokio::task::spawn_blocking(move || match load(loading) {
         Ok(models) => {
             loaded.loaded(models);
             match format {
-                log::Format::Text => greet(address, loaded.models()),
+                log::Format::Text => greeting.print(loaded.models()),
                 log::Format::Json => announce(loaded.models()),
             }
         }
@@ -162,43 +174,64 @@ fn announce(models: &[Arc<Model>]) {
     }
 }
 
-/// Says what is served, and how to try it.
-fn greet(address: SocketAddr, models: &[Arc<Model>]) {
-    for model in models {
-        let footprint = model.footprint();
-        let mut line = format!(
-            "{}: {} context, {} of weights in memory",
-            model.id(),
-            model.context(),
-            megabytes(footprint.resident),
+/// What a person who started a server in a terminal is told.
+struct Greeting {
+    address: SocketAddr,
+    /// Whether it is served over TLS.
+    secure: bool,
+    /// Whether clients must send a key.
+    keyed: bool,
+}
+
+impl Greeting {
+    /// Says what is served, and how to try it.
+    fn print(&self, models: &[Arc<Model>]) {
+        for model in models {
+            eprintln!("{}", describe(model));
+        }
+        // Whoever listens on every interface still reaches it here.
+        let host = match self.address.ip() {
+            ip if ip.is_unspecified() => "127.0.0.1".to_owned(),
+            std::net::IpAddr::V6(ip) => format!("[{ip}]"),
+            ip => ip.to_string(),
+        };
+        let scheme = if self.secure { "https" } else { "http" };
+        let base = format!("{scheme}://{host}:{}", self.address.port());
+        let key = match self.keyed {
+            true => " -H \"Authorization: Bearer $INCANT_API_KEY\"",
+            false => "",
+        };
+        let model = models.first().map_or("", |model| model.id());
+        eprintln!(
+            "listening on {base}\n\ntry:\n  curl {base}/v1/chat/completions{key} -H 'Content-Type: \
+             application/json' -d '{{\"model\":\"{model}\",\"messages\":[{{\"role\":\"user\",\
+             \"content\":\"What is the capital of France?\"}}],\"max_tokens\":128}}'\n"
         );
-        if footprint.expanded > 0 {
-            line += &format!(
-                " ({} of them expanded to f32 from {} in the file)",
-                megabytes(footprint.expanded),
-                megabytes(footprint.expanded_from)
-            );
-        }
-        match model.chat_profile() {
-            Some(profile) => line += &format!("; chats with @{profile}"),
-            None if model.template().is_some() => line += "; chats with its own template",
-            None => {}
-        }
-        eprintln!("{line}");
     }
-    // Whoever listens on every interface still reaches it here.
-    let host = match address.ip() {
-        ip if ip.is_unspecified() => "127.0.0.1".to_owned(),
-        std::net::IpAddr::V6(ip) => format!("[{ip}]"),
-        ip => ip.to_string(),
-    };
-    let base = format!("http://{host}:{}", address.port());
-    let model = models.first().map_or("", |model| model.id());
-    eprintln!(
-        "listening on {base}\n\ntry:\n  curl {base}/v1/chat/completions -H 'Content-Type: \
-         application/json' -d '{{\"model\":\"{model}\",\"messages\":[{{\"role\":\"user\",\
-         \"content\":\"What is the capital of France?\"}}],\"max_tokens\":128}}'\n"
+}
+
+/// One model in a line.
+fn describe(model: &Model) -> String {
+    let footprint = model.footprint();
+    let mut line = format!(
+        "{}: {} context, {} of weights in memory",
+        model.id(),
+        model.context(),
+        megabytes(footprint.resident),
     );
+    if footprint.expanded > 0 {
+        line += &format!(
+            " ({} of them expanded to f32 from {} in the file)",
+            megabytes(footprint.expanded),
+            megabytes(footprint.expanded_from)
+        );
+    }
+    match model.chat_profile() {
+        Some(profile) => line += &format!("; chats with @{profile}"),
+        None if model.template().is_some() => line += "; chats with its own template",
+        None => {}
+    }
+    line
 }
 
 fn megabytes(bytes: usize) -> String {

@@ -1,24 +1,36 @@
 //! The accept loop: limits on connections, and an orderly end.
 
 use std::io;
-use std::pin::pin;
+use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::time::Duration;
 
-use axum::Router;
+use axum::{Extension, Router};
 use hyper::server::conn::http1;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
+use socket2::SockRef;
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 use tokio::task::JoinSet;
+use tokio::time::timeout;
+use tokio_io_timeout::TimeoutStream;
 
+use super::crowd::{self, Crowded};
+use super::tls::Tls;
 use super::{ServeOptions, router};
 use crate::runtime::Runtime;
 
 /// How long to wait before accepting again after the system refused, most
 /// likely for want of file descriptors.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+
+/// The bytes of a request's head beyond which no more are read. What a client
+/// does not take of its answers fills one buffer of that size here and one in
+/// the system, and then it counts as slow. Left to itself the system would take
+/// megabytes, which is more than most answers have.
+const BUFFER: usize = 64 << 10;
 
 /// Serves until `shutdown` resolves, then lets running answers end.
 ///
@@ -37,12 +49,8 @@ pub async fn serve(
     options: ServeOptions,
 ) -> io::Result<()> {
     let address = listener.local_addr()?;
-    let mut http = http1::Builder::new();
-    http.timer(TokioTimer::new())
-        .header_read_timeout(options.head_timeout);
-    let places = Arc::new(Semaphore::new(options.max_connections));
     let drain_timeout = options.drain_timeout;
-    let router = router(runtime, options);
+    let entrance = Entrance::new(listener, runtime, options);
     let (stop, stopped) = watch::channel(());
     let mut connections = JoinSet::new();
     let mut shutdown = pin!(shutdown);
@@ -52,8 +60,8 @@ pub async fn serve(
         tokio::select! {
             () = &mut shutdown => break,
             Some(ended) = connections.join_next() => report(ended),
-            (stream, place) = accept(&listener, &places) => {
-                let connection = converse(http.clone(), stream, router.clone(), stopped.clone());
+            (stream, host, place) = entrance.accept() => {
+                let connection = host.converse(stream, stopped.clone());
                 connections.spawn(async move {
                     connection.await;
                     drop(place);
@@ -62,7 +70,7 @@ pub async fn serve(
         }
     }
 
-    drop(listener);
+    drop(entrance);
     tracing::info!(connections = connections.len(), "draining");
     // Nobody listens if there is no connection; that is as good.
     _ = stop.send(());
@@ -71,7 +79,7 @@ pub async fn serve(
             report(ended);
         }
     };
-    if tokio::time::timeout(drain_timeout, drained).await.is_err() {
+    if timeout(drain_timeout, drained).await.is_err() {
         tracing::warn!(
             connections = connections.len(),
             "cutting off what still runs"
@@ -81,52 +89,126 @@ pub async fn serve(
     Ok(())
 }
 
-/// Waits for a place, then for a client.
-async fn accept(
-    listener: &TcpListener,
-    places: &Arc<Semaphore>,
-) -> (TcpStream, OwnedSemaphorePermit) {
-    let place = places
-        .clone()
-        .acquire_owned()
-        .await
-        .expect("the semaphore is never closed");
-    loop {
-        match listener.accept().await {
-            Ok((stream, _)) => return (stream, place),
-            // The client was quicker to leave than we to greet.
-            Err(error) if error.kind() == io::ErrorKind::ConnectionAborted => {}
-            Err(error) => {
-                tracing::warn!(%error, "cannot accept a connection");
-                tokio::time::sleep(ACCEPT_PAUSE).await;
+/// Where connections come in, and the places there are for them.
+struct Entrance {
+    listener: TcpListener,
+    places: Arc<Semaphore>,
+    host: Host,
+    /// Places at the door, where nobody stays long.
+    spare_places: Arc<Semaphore>,
+    /// Answers those who find only such a place.
+    spare_host: Host,
+}
+
+impl Entrance {
+    fn new(listener: TcpListener, runtime: Arc<Runtime>, options: ServeOptions) -> Entrance {
+        let mut http = http1::Builder::new();
+        http.timer(TokioTimer::new())
+            .header_read_timeout(options.client_timeout)
+            .max_buf_size(BUFFER);
+        let places = Arc::new(Semaphore::new(options.max_connections));
+        let host = Host {
+            http,
+            patience: options.client_timeout,
+            tls: options.tls.clone(),
+            router: router(runtime, options),
+        };
+        let patience = host.patience.min(crowd::PATIENCE);
+        let mut spare_host = Host {
+            patience,
+            router: host.router.clone().layer(Extension(Crowded)),
+            ..host.clone()
+        };
+        spare_host
+            .http
+            .header_read_timeout(patience)
+            .keep_alive(false);
+        Entrance {
+            listener,
+            places,
+            host,
+            spare_places: Arc::new(Semaphore::new(crowd::SPARE_PLACES)),
+            spare_host,
+        }
+    }
+
+    /// Waits for a client; says who serves it, and for how long its place is taken.
+    async fn accept(&self) -> (TcpStream, Host, OwnedSemaphorePermit) {
+        let spare = Arc::clone(&self.spare_places)
+            .acquire_owned()
+            .await
+            .expect("the semaphore is never closed");
+        loop {
+            match self.listener.accept().await {
+                Ok((stream, _)) => {
+                    return match Arc::clone(&self.places).try_acquire_owned() {
+                        Ok(place) => (stream, self.host.clone(), place),
+                        Err(_) => (stream, self.spare_host.clone(), spare),
+                    };
+                }
+                // The client was quicker to leave than we to greet.
+                Err(error) if error.kind() == io::ErrorKind::ConnectionAborted => {}
+                Err(error) => {
+                    tracing::warn!(%error, "cannot accept a connection");
+                    tokio::time::sleep(ACCEPT_PAUSE).await;
+                }
             }
         }
     }
 }
 
-/// One connection from its first request to its last.
-async fn converse(
+/// Serves connections.
+#[derive(Clone)]
+struct Host {
     http: http1::Builder,
-    stream: TcpStream,
+    /// How long a client may take to shake hands, or to take any of what is sent to it.
+    patience: Duration,
+    tls: Option<Arc<Tls>>,
     router: Router,
-    mut stop: watch::Receiver<()>,
-) {
-    // Tokens are small and wanted now.
-    if let Err(error) = stream.set_nodelay(true) {
-        tracing::debug!(%error, "TCP_NODELAY");
-    }
-    let service: TowerToHyperService<Router> = TowerToHyperService::new(router);
-    let mut connection = pin!(http.serve_connection(TokioIo::new(stream), service));
-    let ended = tokio::select! {
-        ended = connection.as_mut() => ended,
-        _ = stop.changed() => {
-            connection.as_mut().graceful_shutdown();
-            connection.await
+}
+
+impl Host {
+    /// One connection from its first byte to its last.
+    async fn converse(self, stream: TcpStream, stop: watch::Receiver<()>) {
+        // Tokens are small and wanted now.
+        let prepared = stream
+            .set_nodelay(true)
+            .and_then(|()| SockRef::from(&stream).set_send_buffer_size(BUFFER));
+        if let Err(error) = prepared {
+            tracing::debug!(%error, "socket options");
         }
-    };
-    if let Err(error) = ended {
-        // A client that leaves in the middle is everyday life.
-        tracing::debug!(%error, "connection");
+        let mut stream = TimeoutStream::new(stream);
+        stream.set_write_timeout(Some(self.patience));
+        let stream: Pin<Box<_>> = Box::pin(stream);
+        let Some(tls) = self.tls.clone() else {
+            return self.answer(stream, stop).await;
+        };
+        match timeout(self.patience, tls.accept(stream)).await {
+            Ok(Ok(stream)) => self.answer(stream, stop).await,
+            Ok(Err(error)) => tracing::debug!(%error, "TLS"),
+            Err(_) => tracing::debug!("a client took too long to shake hands"),
+        }
+    }
+
+    /// All requests of one connection.
+    async fn answer<S>(self, stream: S, mut stop: watch::Receiver<()>)
+    where
+        S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    {
+        let service: TowerToHyperService<Router> = TowerToHyperService::new(self.router);
+        let connection = self.http.serve_connection(TokioIo::new(stream), service);
+        let mut connection = pin!(connection);
+        let ended = tokio::select! {
+            ended = connection.as_mut() => ended,
+            _ = stop.changed() => {
+                connection.as_mut().graceful_shutdown();
+                connection.await
+            }
+        };
+        if let Err(error) = ended {
+            // A client that leaves in the middle is everyday life.
+            tracing::debug!(%error, "connection");
+        }
     }
 }
 

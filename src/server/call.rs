@@ -3,7 +3,6 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use axum::body::Body;
 use axum::extract::{FromRequest, Request};
 use bytes::Bytes;
 use http::header;
@@ -17,10 +16,6 @@ use super::errors::ApiError;
 use super::fields::Fields;
 use super::log::Trace;
 use crate::runtime::Arm;
-
-/// How long a body that is too large is read and thrown away. A client still
-/// sending when the connection closes would see a reset instead of the answer.
-const LINGER: Duration = Duration::from_secs(2);
 
 /// Unknown field names remembered, and how many characters of each, so that a hostile
 /// client cannot fill the memory with them.
@@ -45,7 +40,7 @@ impl FromRequest<Arc<App>> for Call {
             .get::<Arc<Trace>>()
             .cloned()
             .unwrap_or_default();
-        let body = read(request, app.options.max_body, app.options.body_timeout).await?;
+        let body = read(request, app.options.max_body, app.options.client_timeout).await?;
         Ok(Call {
             app: app.clone(),
             fields: Fields::parse(&body)?,
@@ -112,29 +107,18 @@ impl Call {
 async fn read(request: Request, limit: usize, patience: Duration) -> Result<Bytes, ApiError> {
     let announced = request.headers().get(header::CONTENT_LENGTH);
     let announced = announced.and_then(|length| length.to_str().ok()?.parse::<u64>().ok());
-    let body = request.into_body();
     if announced.is_some_and(|length| length > limit as u64) {
-        linger(body).await;
         return Err(ApiError::BodyTooLarge { limit });
     }
-    let mut body = Limited::new(body, limit);
+    let mut body = Limited::new(request.into_body(), limit);
     match tokio::time::timeout(patience, (&mut body).collect()).await {
-        Err(_) => Err(ApiError::BodyTimeout {
-            seconds: patience.as_secs(),
-        }),
+        Err(_) => Err(ApiError::BodyTimeout { limit: patience }),
         Ok(Ok(body)) => Ok(body.to_bytes()),
         Ok(Err(error)) if error.is::<LengthLimitError>() => Err(ApiError::BodyTooLarge { limit }),
         Ok(Err(error)) => Err(ApiError::malformed(format!(
             "The body could not be read: {error}."
         ))),
     }
-}
-
-/// Reads and forgets.
-async fn linger(mut body: Body) {
-    let drain = async { while let Some(Ok(_)) = body.frame().await {} };
-    // Late or not, the answer is the same.
-    _ = tokio::time::timeout(LINGER, drain).await;
 }
 
 /// Runs what may take long (a large prompt's tokenization) where it holds up no other request.

@@ -10,8 +10,9 @@ use std::ops::RangeInclusive;
 use std::sync::Arc;
 use std::time::Duration;
 
-use schemars::JsonSchema;
+use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::Deserialize;
+use serde_json::json;
 
 use super::deadline::time_limit;
 use super::errors::ApiError;
@@ -40,7 +41,7 @@ pub(crate) struct Controls {
     #[schemars(range(min = 0, max = 1))]
     top_p: Option<f64>,
     /// Sample among the k most likely tokens; 0 or -1 keeps all.
-    #[schemars(range(min = -1))]
+    #[schemars(range(min = -1, max = 4_294_967_295_u32))]
     top_k: Option<i64>,
     /// Drop tokens less likely than this share of the most likely one.
     #[schemars(range(min = 0, max = 1))]
@@ -58,6 +59,7 @@ pub(crate) struct Controls {
     /// Whether `repetition_penalty` counts the prompt's tokens too.
     penalize_prompt: Option<bool>,
     /// Token id (as a string) to what is added to its logit.
+    #[schemars(schema_with = "biases_schema")]
     logit_bias: Option<BTreeMap<String, f64>>,
     /// The same request with the same seed gives the same answer.
     seed: Option<i64>,
@@ -65,24 +67,40 @@ pub(crate) struct Controls {
     #[schemars(range(min = 1, max = 128))]
     n: Option<i64>,
     /// Texts that end the answer and are not part of it.
+    #[schemars(schema_with = "stop_schema")]
     stop: Option<TextOr<String>>,
     /// Ids of tokens that end the answer beside the model's own.
     stop_token_ids: Option<Vec<u32>>,
     /// Do not end at the model's end tokens.
     ignore_eos: Option<bool>,
     /// The most tokens an answer may have.
-    #[schemars(range(min = 0))]
+    #[schemars(range(min = 0, max = 4_294_967_295_u32))]
     max_tokens: Option<i64>,
     /// The newer name of `max_tokens`.
-    #[schemars(range(min = 0))]
+    #[schemars(range(min = 0, max = 4_294_967_295_u32))]
     max_completion_tokens: Option<i64>,
     /// Seconds that the answer may take, the time in the queue included; a server's own limit may be shorter.
-    #[schemars(extend("exclusiveMinimum" = 0))]
+    #[schemars(extend("exclusiveMinimum" = 0), range(max = 31_536_000))]
     timeout: Option<f64>,
     /// Send the answer as server-sent events while it is generated.
     stream: Option<bool>,
     /// Only with `stream`.
     stream_options: Option<Object<StreamOptions>>,
+}
+
+/// What [`biases`] takes, but for the vocabulary's end.
+fn biases_schema(_: &mut SchemaGenerator) -> Schema {
+    json_schema!({
+        "type": ["object", "null"],
+        "propertyNames": {"pattern": "^[0-9]+$"},
+        "additionalProperties": {"type": "number", "minimum": -100, "maximum": 100},
+    })
+}
+
+/// What [`stop_texts`] takes.
+fn stop_schema(_: &mut SchemaGenerator) -> Schema {
+    let text = json!({"type": "string", "minLength": 1});
+    json_schema!({"anyOf": [text, {"type": "array", "items": text}, {"type": "null"}]})
 }
 
 /// What a stream carries beside the answer.

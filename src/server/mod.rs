@@ -12,15 +12,21 @@ mod accept;
 mod answer;
 mod call;
 mod controls;
+mod cors;
+mod crowd;
 mod deadline;
 mod errors;
 mod fields;
+mod keys;
 mod lacking;
+mod linger;
 mod log;
 mod metrics;
 mod openapi;
 mod routes;
 mod sse;
+#[cfg_attr(not(feature = "tls"), path = "no_tls.rs")]
+mod tls;
 
 use std::collections::HashSet;
 use std::sync::{Arc, Mutex};
@@ -34,7 +40,11 @@ use axum::routing::{MethodRouter, get, post};
 use tower_http::catch_panic::CatchPanicLayer;
 
 pub use accept::serve;
+pub use cors::Origin;
+pub use crowd::SPARE_PLACES;
 pub use deadline::time_limit;
+pub use keys::{ApiKeys, KeyError};
+pub use tls::{Tls, TlsError};
 
 use crate::runtime::{Arm, Runtime};
 use errors::ApiError;
@@ -45,16 +55,21 @@ use metrics::Metrics;
 pub struct ServeOptions {
     /// Refuse requests with fields that incant does not know, instead of a warning in the log.
     pub strict: bool,
+    /// Who may ask; all if there are none.
+    pub keys: ApiKeys,
+    /// The web pages of other origins that may ask.
+    pub origins: Vec<Origin>,
+    /// Serve over TLS.
+    pub tls: Option<Arc<Tls>>,
     /// The largest request body in bytes.
     pub max_body: usize,
-    /// How long a request body may take to arrive.
-    pub body_timeout: Duration,
+    /// Connections served at once; who comes then is told so, or that the server lives.
+    pub max_connections: usize,
+    /// How long a client may take: to shake hands, to send a request's head, to
+    /// send its body, to take any of what is sent to it, to idle between requests.
+    pub client_timeout: Duration,
     /// How long an answer may take from its request's arrival, the queue included; `None` as long as it takes.
     pub request_timeout: Option<Duration>,
-    /// How long a connection may take to send a request's head, or idle between two.
-    pub head_timeout: Duration,
-    /// Connections served at once; more wait unaccepted.
-    pub max_connections: usize,
     /// How long running answers may take to end after the shutdown signal.
     pub drain_timeout: Duration,
 }
@@ -63,11 +78,13 @@ impl Default for ServeOptions {
     fn default() -> Self {
         ServeOptions {
             strict: false,
-            max_body: 32 << 20,
-            body_timeout: Duration::from_secs(60),
-            request_timeout: None,
-            head_timeout: Duration::from_secs(60),
+            keys: ApiKeys::default(),
+            origins: Vec::new(),
+            tls: None,
+            max_body: 8 << 20,
             max_connections: 1024,
+            client_timeout: Duration::from_secs(60),
+            request_timeout: None,
             drain_timeout: Duration::from_secs(30),
         }
     }
@@ -105,7 +122,7 @@ impl App {
 fn endpoints() -> Vec<(&'static str, MethodRouter<Arc<App>>)> {
     use routes::*;
     vec![
-        ("/health", get(health::health)),
+        (health::PATH, get(health::health)),
         ("/metrics", get(metrics::metrics)),
         ("/openapi.json", get(openapi::document)),
         ("/v1/models", get(models::list)),
@@ -122,6 +139,7 @@ fn endpoints() -> Vec<(&'static str, MethodRouter<Arc<App>>)> {
 
 /// The endpoints with everything around them.
 fn router(runtime: Arc<Runtime>, options: ServeOptions) -> Router {
+    let cors = cors::layer(&options.origins);
     let app = Arc::new(App {
         runtime,
         options,
@@ -133,11 +151,20 @@ fn router(runtime: Arc<Runtime>, options: ServeOptions) -> Router {
         .fold(Router::new(), |router, (path, method)| {
             router.route(path, method)
         });
-    routed
+    let guarded = routed
         .fallback(unknown_path)
         .method_not_allowed_fallback(method_not_allowed)
         .layer(middleware::from_fn_with_state(app.clone(), unless_loading))
+        .layer(middleware::from_fn_with_state(app.clone(), keys::check))
         .layer(CatchPanicLayer::custom(ApiError::from_panic))
+        .layer(middleware::from_fn(crowd::check));
+    // Browsers ask without a key whether a page may ask, and must see every refusal.
+    let shared = match cors {
+        Some(cors) => guarded.layer(cors),
+        None => guarded,
+    };
+    shared
+        .layer(middleware::map_request(linger::request))
         .layer(middleware::from_fn_with_state(app.clone(), log::request))
         .with_state(app)
 }

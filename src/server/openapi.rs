@@ -28,6 +28,9 @@ use super::routes::tokenize::{
 };
 use super::routes::tokenizer::TokenizerInfo;
 
+/// What the document calls the scheme of API keys.
+const KEY: &str = "apiKey";
+
 /// Answers with the document.
 pub(crate) async fn document() -> impl IntoResponse {
     static DOCUMENT: LazyLock<Bytes> = LazyLock::new(|| build().to_string().into());
@@ -54,37 +57,55 @@ fn build() -> Value {
             "license": {"name": "MIT OR Apache-2.0", "identifier": "MIT OR Apache-2.0"},
         },
         "paths": paths,
-        "components": {"schemas": schemas.definitions(), "responses": failures()},
+        "components": {
+            "schemas": schemas.definitions(),
+            "responses": failures(),
+            "securitySchemes": {
+                KEY: {
+                    "type": "http",
+                    "scheme": "bearer",
+                    "description": "A key that the server was started with; one that was started without any takes all requests.",
+                },
+            },
+        },
+        // Either: the document is the same for a server without keys.
+        "security": [{KEY: []}, {}],
     })
 }
 
 fn paths(schemas: &mut Schemas) -> Value {
-    let health = get(
+    let mut health = get(
         "health",
         "Whether the server can answer",
         schemas.output::<Health>(),
-        &[],
+        &["503"],
     );
+    health["get"]["security"] = json!([]);
     let mut metrics = get(
         "metrics",
         "Metrics, as Prometheus reads them",
         json!({}),
-        &[],
+        &["401", "503"],
     );
     metrics["get"]["responses"]["200"]["content"] =
         json!({CONTENT_TYPE: {"schema": {"type": "string"}}});
-    let document = get("openapi", "This document", json!({"type": "object"}), &[]);
+    let document = get(
+        "openapi",
+        "This document",
+        json!({"type": "object"}),
+        &["401", "503"],
+    );
     let models = get(
         "listModels",
         "Every arm",
         schemas.output::<Models>(),
-        &["503"],
+        &["401", "503"],
     );
     let mut model = get(
         "getModel",
         "One arm",
         schemas.output::<Model>(),
-        &["404", "503"],
+        &["401", "404", "503"],
     );
     model["get"]["parameters"] = json!([{
         "name": "id", "in": "path", "required": true, "schema": {"type": "string"},
@@ -94,7 +115,7 @@ fn paths(schemas: &mut Schemas) -> Value {
         "listProfiles",
         "The alignment prompts",
         schemas.output::<Profiles>(),
-        &["503"],
+        &["401", "503"],
     );
     let chat = {
         let request = schemas.both::<ChatRequest, Controls>();
@@ -165,7 +186,7 @@ fn paths(schemas: &mut Schemas) -> Value {
         BODY_FAILURES,
     );
     json!({
-        "/health": with_failures(health, &["503"]),
+        "/health": health,
         "/metrics": metrics,
         "/openapi.json": document,
         "/v1/models": models,
@@ -180,8 +201,8 @@ fn paths(schemas: &mut Schemas) -> Value {
     })
 }
 
-const BODY_FAILURES: &[&str] = &["400", "404", "408", "413", "500", "503"];
-const GENERATION_FAILURES: &[&str] = &["400", "404", "408", "413", "429", "500", "503"];
+const BODY_FAILURES: &[&str] = &["400", "401", "404", "408", "413", "500", "503"];
+const GENERATION_FAILURES: &[&str] = &["400", "401", "404", "408", "413", "429", "500", "503"];
 
 /// The failures that operations refer to, by status.
 fn failures() -> Value {
@@ -190,6 +211,7 @@ fn failures() -> Value {
             "400",
             "The request is wrong: malformed, out of range, longer than the context, or asking for what incant lacks",
         ),
+        ("401", "The server wants a key, and got none or another one"),
         ("404", "No such model, profile or adapter"),
         (
             "408",
@@ -198,11 +220,19 @@ fn failures() -> Value {
         ("413", "The body is too large"),
         ("429", "The queue is full"),
         ("500", "The server failed"),
-        ("503", "The server is loading or shutting down"),
+        (
+            "503",
+            "The server is loading or shutting down, or has all the connections that it can serve",
+        ),
     ];
     let failure = |(status, description): (&str, &str)| {
         let schema = json!({"$ref": "#/components/schemas/Error"});
         let mut response = json!({"description": description, "content": {"application/json": {"schema": schema}}});
+        if status == "401" {
+            response["headers"] = json!({
+                "WWW-Authenticate": {"description": "`Bearer`", "schema": {"type": "string"}},
+            });
+        }
         if matches!(status, "429" | "503") {
             response["headers"] = json!({
                 "Retry-After": {"description": "Seconds to wait", "schema": {"type": "integer"}},
@@ -255,18 +285,23 @@ fn with_failures(mut path: Value, failures: &[&str]) -> Value {
     path
 }
 
-/// Adds the stream of `chunk`s that an answer can be.
+/// Adds the stream of `chunk`s that an answer can be. As is usual before OpenAPI
+/// 3.2, the schema is that of one event.
 fn with_stream(mut path: Value, chunk: Value) -> Value {
     let either = json!({"anyOf": [chunk, {"$ref": "#/components/schemas/Error"}]});
+    let json = json!({
+        "type": "string",
+        "contentMediaType": "application/json",
+        "contentSchema": either,
+    });
     path["post"]["responses"]["200"]["content"]["text/event-stream"] = json!({
         "schema": {
-            "type": "string",
-            "description": "With `stream`: events `data: {chunk}`, then `data: [DONE]`. A failure after the first \
-                token is sent as `data: {error}` and ends the stream.",
-            "contentMediaType": "text/event-stream",
+            "type": "object",
+            "description": "With `stream`: the events, `data: {chunk}`, then `data: [DONE]`. A failure after the \
+                first token is sent as `data: {error}` and ends the stream.",
+            "properties": {"data": {"anyOf": [{"const": "[DONE]"}, json]}},
+            "required": ["data"],
         },
-        // OpenAPI 3.1 has no words for the events of a stream; 3.2 calls this so.
-        "x-itemSchema": either,
     });
     path
 }

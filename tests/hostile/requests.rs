@@ -85,8 +85,7 @@ impl Requests {
         let server = Server::over(
             Arc::clone(&runtime),
             ServeOptions {
-                head_timeout: SERVER_PATIENCE,
-                body_timeout: SERVER_PATIENCE,
+                client_timeout: SERVER_PATIENCE,
                 max_body: 1 << 20,
                 ..ServeOptions::default()
             },

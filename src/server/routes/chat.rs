@@ -36,6 +36,7 @@ pub(crate) struct ChatRequest {
 pub(crate) struct ChatMessage {
     role: ChatRole,
     /// A text, or a list of parts which are joined by line breaks.
+    #[schemars(required)]
     content: Option<TextOr<Object<Part>>>,
     /// Not supported: a message with one is refused.
     #[schemars(skip)]
@@ -64,8 +65,10 @@ enum ChatRole {
 pub(crate) struct Part {
     /// Always `text`.
     #[serde(rename = "type")]
+    #[schemars(extend("const" = "text"))]
     kind: String,
     /// The text.
+    #[schemars(required)]
     text: Option<String>,
 }
 

@@ -3,10 +3,11 @@
 use std::fmt;
 
 use axum::response::Response;
-use schemars::{JsonSchema, Schema, SchemaGenerator};
+use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::de::value::SeqAccessDeserializer;
 use serde::de::{self, Deserializer, SeqAccess, Unexpected, Visitor};
 use serde::{Deserialize, Serialize};
+use serde_json::json;
 
 use super::chat::FinishWord;
 use crate::profile::SamplingDefaults;
@@ -33,6 +34,7 @@ pub(crate) struct CompletionRequest {
     /// The arm that answers. `MODEL` is the raw model; with `@PROFILE` it continues right after the profile's text.
     model: String,
     /// A text, a list of texts, a list of token ids, or a list of such lists.
+    #[schemars(schema_with = "prompt_schema")]
     prompt: TextOr<PromptItem>,
     /// Report log-probabilities, with so many alternatives per token.
     #[schemars(range(min = 0, max = 5))]
@@ -85,20 +87,14 @@ impl<'de> Deserialize<'de> for PromptItem {
     }
 }
 
-impl JsonSchema for PromptItem {
-    fn inline_schema() -> bool {
-        true
-    }
-
-    fn schema_name() -> std::borrow::Cow<'static, str> {
-        "PromptItem".into()
-    }
-
-    fn json_schema(generator: &mut SchemaGenerator) -> Schema {
-        let id = generator.subschema_for::<u32>();
-        let ids = generator.subschema_for::<Vec<u32>>();
-        schemars::json_schema!({"anyOf": [{"type": "string"}, id, ids]})
-    }
+/// What [`inputs`] takes, but for the vocabulary's end.
+fn prompt_schema(generator: &mut SchemaGenerator) -> Schema {
+    let id = generator.subschema_for::<u32>();
+    let ids = json!({"type": "array", "items": id, "minItems": 1});
+    let prompts = json!({"anyOf": [{"type": "string"}, ids]});
+    json_schema!({
+        "anyOf": [{"type": "string"}, ids, {"type": "array", "items": prompts, "minItems": 1}],
+    })
 }
 
 /// Continues texts.

@@ -4,6 +4,9 @@ use axum::Json;
 use schemars::JsonSchema;
 use serde::Serialize;
 
+/// Asked without a key, and in any crowd.
+pub(crate) const PATH: &str = "/health";
+
 /// What a server that can answer says.
 #[derive(Debug, Serialize, JsonSchema)]
 pub(crate) struct Health {

@@ -12,6 +12,7 @@ use crate::server::fields::Object;
 /// A conversation to render.
 #[derive(Debug, Deserialize, JsonSchema)]
 pub(crate) struct TemplateRequest {
+    #[schemars(length(min = 1))]
     messages: Vec<Object<ChatMessage>>,
     /// The arm; may be absent if only one model is served.
     model: Option<String>,

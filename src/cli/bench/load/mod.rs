@@ -62,7 +62,7 @@ pub(super) struct LoadArgs {
     /// Take the median of so many rounds
     #[arg(long, value_name = "N", default_value = "3", requires = "url")]
     rounds: NonZeroUsize,
-    /// Sent to the servers as a bearer token
+    /// Sent to the servers as a bearer token; the first one, where commas separate several
     #[arg(
         long,
         value_name = "KEY",
@@ -75,10 +75,14 @@ pub(super) struct LoadArgs {
 impl LoadArgs {
     /// Measures the server at `url`, and the one it is compared with.
     pub(super) fn run(&self, url: &str, json: bool) -> anyhow::Result<()> {
+        // The server's own list may be in the environment.
+        let keys = self.api_key.as_deref().unwrap_or_default();
+        let mut keys = keys.split([',', '\n']).map(str::trim);
+        let key = keys.find(|key| !key.is_empty());
         let servers = [Some(url), self.against.as_deref()]
             .into_iter()
             .flatten()
-            .map(|url| Server::open(url, self.model_id.as_deref(), self.api_key.as_deref()))
+            .map(|url| Server::open(url, self.model_id.as_deref(), key))
             .collect::<anyhow::Result<Vec<Server>>>()?;
         let mut workload = Workload {
             run: rand::random(),

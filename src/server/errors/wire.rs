@@ -1,11 +1,8 @@
-//! Every way a request can fail, and what it looks like on the wire.
+//! What failures look like on the wire.
 //!
 //! Handlers return [`ApiError`]; [`ApiError::wire`] is the only place that
 //! knows which status, `type` and `code` belong to which failure. A client's
 //! fault is never a 5xx: the official clients repeat those by themselves.
-
-use std::any::Any;
-use std::time::Duration;
 
 use axum::body::Body;
 use axum::response::{IntoResponse, Response};
@@ -13,105 +10,13 @@ use http::{HeaderName, HeaderValue, StatusCode, header};
 use schemars::JsonSchema;
 use serde::Serialize;
 
-use super::deadline::Whose;
-use crate::engine::SubmitError;
-use crate::runtime::ArmError;
+use super::ApiError;
 
 /// Seconds a client should wait while the server is loading or draining.
 const UNAVAILABLE_RETRY_AFTER: u64 = 5;
 
 /// What the official clients obey before they look at the status.
-const SHOULD_RETRY: HeaderName = HeaderName::from_static("x-should-retry");
-
-/// Why a request was not answered.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-pub(crate) enum ApiError {
-    /// The request itself is wrong: malformed, mistyped, incomplete, out of
-    /// range, or asking for what incant does not have.
-    #[error("{message}")]
-    Invalid {
-        message: String,
-        /// The field at fault, such as `messages[0].role`.
-        param: Option<String>,
-    },
-    /// No such model, profile or adapter.
-    #[error("{0}")]
-    UnknownModel(String),
-    /// The prompt does not fit.
-    #[error(
-        "This model's maximum context length is {context} tokens, but the prompt has {prompt} tokens{} \
-         and must leave room for {room} more.",
-        prefix_note(*.prefix)
-    )]
-    ContextLength {
-        /// The context in tokens.
-        context: usize,
-        /// All tokens of the prompt, the profile's included.
-        prompt: usize,
-        /// How many of them are the profile's.
-        prefix: usize,
-        /// Tokens that must be free after the prompt: 1 for an answer, 0 to score.
-        room: usize,
-        /// The field that holds the prompt.
-        param: &'static str,
-    },
-    /// The body is larger than the server reads.
-    #[error("The request body is larger than the limit of {limit} bytes.")]
-    BodyTooLarge {
-        /// The limit in bytes.
-        limit: usize,
-    },
-    /// The body did not arrive in time.
-    #[error("The request body did not arrive within {seconds} seconds.")]
-    BodyTimeout {
-        /// The limit in seconds.
-        seconds: u64,
-    },
-    /// No endpoint has this path.
-    #[error("There is no endpoint {path}; /openapi.json lists those there are.")]
-    UnknownPath { path: String },
-    /// The endpoint has other methods.
-    #[error("{path} does not answer to {method}.")]
-    MethodNotAllowed { method: String, path: String },
-    /// The engine's queue has no place.
-    #[error("The server has more requests than it can queue; try again in {retry_after} s.")]
-    QueueFull {
-        /// Seconds until a place is likely.
-        retry_after: u64,
-    },
-    /// The request has more answers than the engine could ever hold.
-    #[error("The request asks for {asked} answers, but this server takes {limit} at once.")]
-    TooMany {
-        /// How many it asks for.
-        asked: usize,
-        /// The most there is room for.
-        limit: usize,
-    },
-    /// The answer was not complete in time.
-    #[error("The answer was not complete within {whose} of {} s.", .limit.as_secs_f64())]
-    Timeout {
-        /// How long it could take.
-        limit: Duration,
-        /// Who set that.
-        whose: Whose,
-    },
-    /// The models are still being loaded.
-    #[error("The server is still loading its models.")]
-    Loading,
-    /// The server finishes what it has and takes nothing new.
-    #[error("The server is shutting down.")]
-    Draining,
-    /// The server's own fault.
-    #[error("The server failed: {0}")]
-    Internal(String),
-}
-
-fn prefix_note(prefix: usize) -> String {
-    match prefix {
-        0 => String::new(),
-        tokens => format!(" ({tokens} of them the profile's)"),
-    }
-}
+pub(crate) const SHOULD_RETRY: HeaderName = HeaderName::from_static("x-should-retry");
 
 /// How one failure is told.
 struct Wire {
@@ -130,38 +35,12 @@ struct Wire {
 pub(crate) struct Refusal(pub(crate) &'static str);
 
 impl ApiError {
-    /// A client's mistake in the field `param`.
-    pub(crate) fn invalid(param: impl Into<String>, message: impl Into<String>) -> ApiError {
-        ApiError::Invalid {
-            message: message.into(),
-            param: Some(param.into()),
-        }
-    }
-
-    /// A client's mistake that no single field is to blame for.
-    pub(crate) fn malformed(message: impl Into<String>) -> ApiError {
-        ApiError::Invalid {
-            message: message.into(),
-            param: None,
-        }
-    }
-
-    /// What the panic handler answers with.
-    pub(crate) fn from_panic(panic: Box<dyn Any + Send>) -> Response {
-        let cause = panic
-            .downcast_ref::<String>()
-            .map(String::as_str)
-            .or_else(|| panic.downcast_ref::<&str>().copied())
-            .unwrap_or("no message");
-        tracing::error!(cause, "a request handler panicked");
-        ApiError::Internal("an unexpected error, see the server's log".into()).into_response()
-    }
-
     fn wire(&self) -> Wire {
         const INVALID: &str = "invalid_request_error";
         const UNAVAILABLE: &str = "service_unavailable";
         let (status, kind, code) = match self {
             ApiError::Invalid { .. } => (StatusCode::BAD_REQUEST, INVALID, None),
+            ApiError::Unauthorized => (StatusCode::UNAUTHORIZED, INVALID, Some("invalid_api_key")),
             ApiError::UnknownModel(_) => (StatusCode::NOT_FOUND, INVALID, Some("model_not_found")),
             ApiError::ContextLength { .. } => (
                 StatusCode::BAD_REQUEST,
@@ -183,14 +62,16 @@ impl ApiError {
                 "timeout_error",
                 Some("request_timeout"),
             ),
-            ApiError::Loading | ApiError::Draining => {
+            ApiError::Crowded | ApiError::Loading | ApiError::Draining => {
                 (StatusCode::SERVICE_UNAVAILABLE, UNAVAILABLE, None)
             }
             ApiError::Internal(_) => (StatusCode::INTERNAL_SERVER_ERROR, "server_error", None),
         };
         let retry_after = match self {
             ApiError::QueueFull { retry_after } => Some(*retry_after),
-            ApiError::Loading | ApiError::Draining => Some(UNAVAILABLE_RETRY_AFTER),
+            ApiError::Crowded | ApiError::Loading | ApiError::Draining => {
+                Some(UNAVAILABLE_RETRY_AFTER)
+            }
             _ => None,
         };
         Wire {
@@ -206,6 +87,7 @@ impl ApiError {
     fn refusal(&self) -> Option<Refusal> {
         let word = match self {
             ApiError::Invalid { .. } => "invalid",
+            ApiError::Unauthorized => "invalid_api_key",
             ApiError::UnknownModel(_) => "model_not_found",
             ApiError::ContextLength { .. } => "context_length_exceeded",
             ApiError::BodyTooLarge { .. } => "body_too_large",
@@ -214,6 +96,7 @@ impl ApiError {
             ApiError::MethodNotAllowed { .. } => "method_not_allowed",
             ApiError::QueueFull { .. } => "queue_full",
             ApiError::TooMany { .. } => "too_many",
+            ApiError::Crowded => "crowded",
             ApiError::Loading => "loading",
             ApiError::Draining => "draining",
             ApiError::Timeout { .. } | ApiError::Internal(_) => return None,
@@ -263,6 +146,9 @@ impl IntoResponse for ApiError {
         if let Some(seconds) = wire.retry_after {
             headers.insert(header::RETRY_AFTER, HeaderValue::from(seconds));
         }
+        if matches!(self, ApiError::Unauthorized) {
+            headers.insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
+        }
         if !wire.repeat {
             headers.insert(SHOULD_RETRY, HeaderValue::from_static("false"));
         }
@@ -270,22 +156,6 @@ impl IntoResponse for ApiError {
             response.extensions_mut().insert(refusal);
         }
         response
-    }
-}
-
-impl From<ArmError> for ApiError {
-    fn from(error: ArmError) -> ApiError {
-        ApiError::UnknownModel(error.to_string())
-    }
-}
-
-impl From<SubmitError> for ApiError {
-    fn from(error: SubmitError) -> ApiError {
-        match error {
-            SubmitError::QueueFull { retry_after } => ApiError::QueueFull { retry_after },
-            SubmitError::TooMany { asked, limit } => ApiError::TooMany { asked, limit },
-            SubmitError::Draining => ApiError::Draining,
-        }
     }
 }
 
@@ -312,6 +182,9 @@ struct ErrorDetail {
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
+    use super::super::Whose;
     use super::*;
 
     fn told(error: ApiError) -> (u16, Option<String>, serde_json::Value) {
@@ -360,6 +233,14 @@ mod tests {
                 Some("n"),
             ),
             (
+                ApiError::Unauthorized,
+                401,
+                None,
+                "invalid_request_error",
+                Some("invalid_api_key"),
+                None,
+            ),
+            (
                 ApiError::UnknownModel("no".into()),
                 404,
                 None,
@@ -384,7 +265,9 @@ mod tests {
                 None,
             ),
             (
-                ApiError::BodyTimeout { seconds: 1 },
+                ApiError::BodyTimeout {
+                    limit: Duration::from_secs(1),
+                },
                 408,
                 None,
                 "invalid_request_error",
@@ -415,6 +298,14 @@ mod tests {
                 None,
                 "timeout_error",
                 Some("request_timeout"),
+                None,
+            ),
+            (
+                ApiError::Crowded,
+                503,
+                Some("5"),
+                "service_unavailable",
+                None,
                 None,
             ),
             (
@@ -450,21 +341,6 @@ mod tests {
             assert_eq!(body["error"]["type"], kind, "{name}");
             assert_eq!(body["error"]["code"].as_str(), code, "{name}");
             assert_eq!(body["error"]["param"].as_str(), param, "{name}");
-        }
-    }
-
-    #[test]
-    fn the_context_error_gives_its_numbers() {
-        let error = ApiError::ContextLength {
-            context: 8192,
-            prompt: 9000,
-            prefix: 1300,
-            room: 1,
-            param: "messages",
-        };
-        let text = error.to_string();
-        for number in ["8192", "9000", "1300"] {
-            assert!(text.contains(number), "{text}");
         }
     }
 }

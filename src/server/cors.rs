@@ -1,0 +1,99 @@
+//! Web pages of other origins: which of them may ask.
+
+use std::str::FromStr;
+use std::time::Duration;
+
+use http::{HeaderValue, Method, Uri, header};
+use tower_http::cors::{AllowHeaders, AllowOrigin, Any, CorsLayer};
+
+use super::errors::SHOULD_RETRY;
+use super::log::REQUEST_ID;
+
+/// How long a browser may remember what it was told.
+const MEMORY: Duration = Duration::from_secs(3600);
+
+/// The pages that may ask.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Origin {
+    /// All pages: `*`.
+    Any,
+    /// The pages of one site, as browsers name it: `https://example.org:8443`;
+    /// `null` is what they call a page from a file.
+    One(HeaderValue),
+}
+
+impl FromStr for Origin {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Origin, String> {
+        match text {
+            "*" => return Ok(Origin::Any),
+            "null" => return Ok(Origin::One(HeaderValue::from_static("null"))),
+            _ => {}
+        }
+        // A browser sends no path, and compares to the letter.
+        let uri: Option<Uri> = text.parse().ok();
+        let bare = uri.as_ref().is_some_and(|uri| {
+            let (scheme, authority) = (uri.scheme_str(), uri.authority());
+            let pair = scheme.zip(authority);
+            pair.is_some_and(|(scheme, authority)| text == format!("{scheme}://{authority}"))
+        });
+        match HeaderValue::from_str(text) {
+            Ok(origin) if bare => Ok(Origin::One(origin)),
+            _ => Err("expected `*`, or an origin such as https://example.org".to_owned()),
+        }
+    }
+}
+
+/// Answers browsers that ask whether a page of `origins` may ask; `None` if none may.
+pub(crate) fn layer(origins: &[Origin]) -> Option<CorsLayer> {
+    let one = |origin: &Origin| match origin {
+        Origin::Any => None,
+        Origin::One(origin) => Some(origin.clone()),
+    };
+    let named: Option<Vec<HeaderValue>> = origins.iter().map(one).collect();
+    let allowed = match named {
+        Some(named) if named.is_empty() => return None,
+        Some(named) => AllowOrigin::list(named),
+        None => Any.into(),
+    };
+    let layer = CorsLayer::new()
+        .allow_origin(allowed)
+        .allow_methods([Method::GET, Method::POST])
+        // The official client brings a dozen of its own, and more with each version.
+        .allow_headers(AllowHeaders::mirror_request())
+        .expose_headers([REQUEST_ID, SHOULD_RETRY, header::RETRY_AFTER])
+        .max_age(MEMORY);
+    Some(layer)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_origin_is_what_a_browser_sends_or_a_star() {
+        assert_eq!("*".parse(), Ok(Origin::Any));
+        for origin in ["null", "https://example.org", "http://localhost:3000"] {
+            let expected = HeaderValue::from_static(origin);
+            assert_eq!(origin.parse(), Ok(Origin::One(expected)));
+        }
+        for wrong in [
+            "",
+            "example.org",
+            "https://",
+            "https://example.org/",
+            "https://example.org/app",
+            "https://*.example.org:x",
+            "https://a b",
+        ] {
+            assert!(wrong.parse::<Origin>().is_err(), "{wrong}");
+        }
+    }
+
+    #[test]
+    fn without_origins_there_is_no_layer() {
+        assert!(layer(&[]).is_none());
+        assert!(layer(&[Origin::Any]).is_some());
+    }
+}

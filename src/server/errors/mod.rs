@@ -1,0 +1,175 @@
+//! Every way a request can fail; `wire` has what each looks like on the wire.
+
+mod wire;
+
+use std::any::Any;
+use std::time::Duration;
+
+use axum::response::{IntoResponse, Response};
+
+use super::deadline::Whose;
+use crate::engine::SubmitError;
+use crate::runtime::ArmError;
+
+pub(crate) use wire::{ErrorBody, Refusal, SHOULD_RETRY};
+
+/// Why a request was not answered.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub(crate) enum ApiError {
+    /// The request itself is wrong: malformed, mistyped, incomplete, out of
+    /// range, or asking for what incant does not have.
+    #[error("{message}")]
+    Invalid {
+        message: String,
+        /// The field at fault, such as `messages[0].role`.
+        param: Option<String>,
+    },
+    /// The server wants a key, and got none or another.
+    #[error("The API key is missing or wrong; send it as `Authorization: Bearer KEY`.")]
+    Unauthorized,
+    /// No such model, profile or adapter.
+    #[error("{0}")]
+    UnknownModel(String),
+    /// The prompt does not fit.
+    #[error(
+        "This model's maximum context length is {context} tokens, but the prompt has {prompt} tokens{} \
+         and must leave room for {room} more.",
+        prefix_note(*.prefix)
+    )]
+    ContextLength {
+        /// The context in tokens.
+        context: usize,
+        /// All tokens of the prompt, the profile's included.
+        prompt: usize,
+        /// How many of them are the profile's.
+        prefix: usize,
+        /// Tokens that must be free after the prompt: 1 for an answer, 0 to score.
+        room: usize,
+        /// The field that holds the prompt.
+        param: &'static str,
+    },
+    /// The body is larger than the server reads.
+    #[error("The request body is larger than the limit of {limit} bytes.")]
+    BodyTooLarge {
+        /// The limit in bytes.
+        limit: usize,
+    },
+    /// The body did not arrive in time.
+    #[error("The request body did not arrive within {} s.", .limit.as_secs_f64())]
+    BodyTimeout {
+        /// How long it could take.
+        limit: Duration,
+    },
+    /// No endpoint has this path.
+    #[error("There is no endpoint {path}; /openapi.json lists those there are.")]
+    UnknownPath { path: String },
+    /// The endpoint has other methods.
+    #[error("{path} does not answer to {method}.")]
+    MethodNotAllowed { method: String, path: String },
+    /// The engine's queue has no place.
+    #[error("The server has more requests than it can queue; try again in {retry_after} s.")]
+    QueueFull {
+        /// Seconds until a place is likely.
+        retry_after: u64,
+    },
+    /// The request has more answers than the engine could ever hold.
+    #[error("The request asks for {asked} answers, but this server takes {limit} at once.")]
+    TooMany {
+        /// How many it asks for.
+        asked: usize,
+        /// The most there is room for.
+        limit: usize,
+    },
+    /// The answer was not complete in time.
+    #[error("The answer was not complete within {whose} of {} s.", .limit.as_secs_f64())]
+    Timeout {
+        /// How long it could take.
+        limit: Duration,
+        /// Who set that.
+        whose: Whose,
+    },
+    /// All places for connections are taken.
+    #[error("The server has all the connections that it can serve.")]
+    Crowded,
+    /// The models are still being loaded.
+    #[error("The server is still loading its models.")]
+    Loading,
+    /// The server finishes what it has and takes nothing new.
+    #[error("The server is shutting down.")]
+    Draining,
+    /// The server's own fault.
+    #[error("The server failed: {0}")]
+    Internal(String),
+}
+
+fn prefix_note(prefix: usize) -> String {
+    match prefix {
+        0 => String::new(),
+        tokens => format!(" ({tokens} of them the profile's)"),
+    }
+}
+
+impl ApiError {
+    /// A client's mistake in the field `param`.
+    pub(crate) fn invalid(param: impl Into<String>, message: impl Into<String>) -> ApiError {
+        ApiError::Invalid {
+            message: message.into(),
+            param: Some(param.into()),
+        }
+    }
+
+    /// A client's mistake that no single field is to blame for.
+    pub(crate) fn malformed(message: impl Into<String>) -> ApiError {
+        ApiError::Invalid {
+            message: message.into(),
+            param: None,
+        }
+    }
+
+    /// What the panic handler answers with.
+    pub(crate) fn from_panic(panic: Box<dyn Any + Send>) -> Response {
+        let cause = panic
+            .downcast_ref::<String>()
+            .map(String::as_str)
+            .or_else(|| panic.downcast_ref::<&str>().copied())
+            .unwrap_or("no message");
+        tracing::error!(cause, "a request handler panicked");
+        ApiError::Internal("an unexpected error, see the server's log".into()).into_response()
+    }
+}
+
+impl From<ArmError> for ApiError {
+    fn from(error: ArmError) -> ApiError {
+        ApiError::UnknownModel(error.to_string())
+    }
+}
+
+impl From<SubmitError> for ApiError {
+    fn from(error: SubmitError) -> ApiError {
+        match error {
+            SubmitError::QueueFull { retry_after } => ApiError::QueueFull { retry_after },
+            SubmitError::TooMany { asked, limit } => ApiError::TooMany { asked, limit },
+            SubmitError::Draining => ApiError::Draining,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_context_error_gives_its_numbers() {
+        let error = ApiError::ContextLength {
+            context: 8192,
+            prompt: 9000,
+            prefix: 1300,
+            room: 1,
+            param: "messages",
+        };
+        let text = error.to_string();
+        for number in ["8192", "9000", "1300"] {
+            assert!(text.contains(number), "{text}");
+        }
+    }
+}

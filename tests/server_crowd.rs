@@ -1,0 +1,84 @@
+//! More connections than there are places for.
+
+use std::io::{Read, Write};
+use std::net::TcpStream;
+use std::time::Duration;
+
+use incant::server::{SPARE_PLACES, ServeOptions};
+use serde_json::json;
+
+use crate::server_support::{
+    COMPLETIONS, Server, alone, completion_body, endless, eventually, idle, in_company, post,
+};
+
+/// A server with one place.
+fn narrow(client_timeout: Duration) -> Server {
+    Server::start(ServeOptions {
+        max_connections: 1,
+        client_timeout,
+        ..ServeOptions::default()
+    })
+}
+
+/// A connection that has a place.
+fn placed(server: &Server) -> TcpStream {
+    let mut stream = server.connect();
+    stream
+        .write_all(b"GET /health HTTP/1.1\r\nHost: t\r\n\r\n")
+        .unwrap();
+    let mut bytes = Vec::new();
+    while !bytes.ends_with(b"}") {
+        let mut some = [0; 256];
+        let read = stream.read(&mut some).unwrap();
+        bytes.extend_from_slice(&some[..read]);
+    }
+    stream
+}
+
+#[test]
+fn who_finds_no_place_is_told_to_come_back_and_health_is_as_ever() {
+    let server = narrow(Duration::from_secs(60));
+    let placed = placed(&server);
+    for _ in 0..3 {
+        assert_eq!(server.get("/health").expect(200), json!({"status": "ok"}));
+        let reply = server.get("/v1/models");
+        assert_eq!(reply.error(503)["type"], "service_unavailable");
+        assert!(reply.header("retry-after").unwrap().parse::<u64>().unwrap() > 0);
+    }
+    // It is not asked to close the connection, but that is all it gets.
+    let _company = in_company();
+    let mut stream = server.connect();
+    let large = completion_body(&json!({"prompt": "a".repeat(4 << 20)})).to_string();
+    stream
+        .write_all(&post(COMPLETIONS, large.as_bytes(), ""))
+        .unwrap();
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).unwrap();
+    assert!(answer.starts_with("HTTP/1.1 503 "), "{answer}");
+    assert!(answer.contains("\r\nconnection: close\r\n"), "{answer}");
+    drop(placed);
+    eventually("the place is free", || {
+        server.get("/v1/models").status == 200
+    });
+}
+
+#[test]
+fn connections_that_say_nothing_do_not_keep_health_from_others() {
+    let _alone = alone();
+    let server = narrow(Duration::from_millis(300));
+    let mut busy = server.connect();
+    busy.write_all(&endless(&json!({}))).unwrap();
+    eventually("it has the place", || !idle());
+    // Twice as many as there are spare places.
+    let silent: Vec<TcpStream> = (0..2 * SPARE_PLACES).map(|_| server.connect()).collect();
+    server.get("/health").expect(200);
+    server.get("/v1/models").error(503);
+    for mut stream in silent {
+        let mut nothing = Vec::new();
+        // Closed, without a word or with a reset.
+        _ = stream.read_to_end(&mut nothing);
+        assert!(nothing.is_empty());
+    }
+    drop(busy);
+    eventually("the engine is idle", idle);
+}

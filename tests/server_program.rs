@@ -1,0 +1,135 @@
+//! The program itself as a server, with the lines that it logs.
+
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::TcpStream;
+use std::process::{Child, Command, Stdio};
+use std::sync::mpsc::{Receiver, channel};
+use std::thread;
+use std::time::Duration;
+
+use serde_json::{Value, json};
+
+use crate::server_support::post;
+use crate::support::model;
+
+/// It brings a chat template, so that nothing is computed before it serves.
+const MODEL: &str = "smollm2-135m-instruct";
+
+/// `incant serve`, and the lines that it logs.
+pub(crate) struct Program {
+    child: Child,
+    lines: Receiver<Value>,
+    /// What it logged until it served.
+    pub(crate) early: Vec<Value>,
+    address: String,
+}
+
+impl Drop for Program {
+    fn drop(&mut self) {
+        // It may have ended by itself, which another assertion shows.
+        _ = self.child.kill();
+        _ = self.child.wait();
+    }
+}
+
+impl Program {
+    /// Starts it with a small model on a free port, and waits until it serves.
+    pub(crate) fn start(args: &[&str], environment: &[(&str, &str)]) -> Program {
+        let mut child = Command::new(assert_cmd::cargo::cargo_bin!("incant"))
+            .args([
+                "serve",
+                "--port",
+                "0",
+                "--log-format",
+                "json",
+                "--device",
+                "cpu",
+            ])
+            .args(["--no-prefix-cache", "--model"])
+            .arg(model(MODEL))
+            .args(args)
+            .env_remove("INCANT_LOG")
+            .env_remove("INCANT_API_KEY")
+            .envs(environment.iter().copied())
+            .stdin(Stdio::null())
+            .stderr(Stdio::piped())
+            .spawn()
+            .expect("incant starts");
+        let stderr = BufReader::new(child.stderr.take().expect("it is piped"));
+        let (sender, lines) = channel();
+        thread::spawn(move || {
+            for line in stderr.lines().map_while(Result::ok) {
+                let line = serde_json::from_str(&line).unwrap_or_else(|_| json!({"not": line}));
+                // After the test nobody listens.
+                _ = sender.send(line);
+            }
+        });
+        let mut program = Program {
+            child,
+            lines,
+            early: Vec::new(),
+            address: String::new(),
+        };
+        program.early = program.lines_to("listening");
+        let listening = program.early.last().expect("a line");
+        let address = listening["address"].as_str().expect("an address");
+        program.address = address.replace("0.0.0.0", "127.0.0.1");
+        program.early.extend(program.lines_to("serving"));
+        program
+    }
+
+    /// The next line with this message.
+    pub(crate) fn wait_for(&self, message: &str) -> Value {
+        self.lines_to(message).pop().expect("the last one")
+    }
+
+    /// All lines up to the next one with this message.
+    pub(crate) fn lines_to(&self, message: &str) -> Vec<Value> {
+        self.lines_until(&format!("says {message:?}"), |line| {
+            line["message"] == message
+        })
+    }
+
+    /// All lines up to the next one that is `found`, which `what` describes.
+    pub(crate) fn lines_until(&self, what: &str, found: impl Fn(&Value) -> bool) -> Vec<Value> {
+        let mut lines = Vec::new();
+        loop {
+            let line = self
+                .lines
+                .recv_timeout(Duration::from_secs(120))
+                .unwrap_or_else(|_| panic!("no line {what}"));
+            assert!(line["not"].is_null(), "not JSON: {line}");
+            assert!(line["timestamp"].is_string() && line["level"].is_string());
+            let found = found(&line);
+            lines.push(line);
+            if found {
+                return lines;
+            }
+        }
+    }
+
+    /// Its process.
+    #[cfg(feature = "tls")]
+    pub(crate) fn id(&self) -> u32 {
+        self.child.id()
+    }
+
+    pub(crate) fn connect(&self) -> TcpStream {
+        let stream = TcpStream::connect(&self.address).expect("it listens");
+        let patience = Some(Duration::from_secs(120));
+        stream.set_read_timeout(patience).expect("a timeout");
+        stream
+    }
+
+    /// Sends a request that is called `id`; everything that comes back.
+    pub(crate) fn ask(&self, id: &str, path: &str, body: &Value) -> String {
+        let headers = format!("Connection: close\r\nX-Request-Id: {id}\r\n");
+        let mut stream = self.connect();
+        stream
+            .write_all(&post(path, body.to_string().as_bytes(), &headers))
+            .expect("it reads");
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).expect("it answers");
+        answer
+    }
+}
