@@ -10,7 +10,7 @@ use etcetera::{AppStrategy, AppStrategyArgs};
 use incant::catalog::{self, Located};
 use incant::engine::EngineOptions;
 use incant::exec::{Backend, DeviceChoice};
-use incant::profile;
+use incant::profile::Library;
 use incant::runtime::{LoadOptions, Model};
 
 use crate::cli::pull;
@@ -37,7 +37,8 @@ pub(crate) struct ModelArgs {
     /// what the longest context takes if that is more]
     #[arg(long, value_name = "SIZE")]
     kv_memory: Option<bytesize::ByteSize>,
-    /// Profiles of one's own, which add to the built-in ones or replace them
+    /// Profiles of one's own, which add to the built-in ones or replace them; a server
+    /// follows changes of their files, and reads them at once on SIGHUP
     #[arg(long, value_name = "DIR")]
     profile_dir: Option<PathBuf>,
     /// The profile to chat with when a request names none and the model brings
@@ -56,6 +57,7 @@ pub(crate) struct ModelArgs {
 pub(crate) struct Loading {
     models: Vec<Located>,
     options: LoadOptions,
+    library: Library,
     default_profile: Option<String>,
 }
 
@@ -76,7 +78,7 @@ impl ModelArgs {
         // What needs no download is checked first.
         let threads = self.threads.map(std::num::NonZeroUsize::get);
         let backend = Backend::open(self.device, threads)?;
-        let profiles = profile::load(self.profile_dir.as_deref())?;
+        let library = Library::open(self.profile_dir.as_deref())?;
         let prefix_folder = if self.no_prefix_cache {
             None
         } else {
@@ -104,10 +106,11 @@ impl ModelArgs {
                 kv_memory: self.kv_memory.map(|size| size.as_u64() as usize),
                 engine,
                 context: self.context,
-                profiles,
+                profiles: library.profiles(),
                 default_profile: None,
                 prefix_folder,
             },
+            library,
             default_profile: self.default_profile,
         })
     }
@@ -115,7 +118,7 @@ impl ModelArgs {
 
 impl Loading {
     /// Loads the models one by one, in order. Blocks.
-    pub(crate) fn load(self) -> anyhow::Result<Vec<Arc<Model>>> {
+    pub(crate) fn load(&self) -> anyhow::Result<Vec<Arc<Model>>> {
         self.models
             .iter()
             .map(|located| {
@@ -131,6 +134,11 @@ impl Loading {
                 Ok(Arc::new(model))
             })
             .collect()
+    }
+
+    /// Where the profiles of the models came from.
+    pub(crate) fn into_library(self) -> Library {
+        self.library
     }
 }
 

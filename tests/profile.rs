@@ -77,6 +77,130 @@ fn a_built_in_prefix_is_made_of_whole_turns() {
     }
 }
 
+/// The number in the front matter is that of conversations: each begins with a question
+/// that does not go on from the one before, which only a reader can tell. So it is told
+/// here once more.
+#[test]
+fn each_built_in_profile_is_there_in_english_and_in_japanese() {
+    let profiles = profile::load(None).unwrap();
+    let shots = [
+        ("instruct", 0),
+        ("self-correct", 3),
+        ("self-correct-cot", 3),
+        ("urial", 3),
+        ("urial-1", 1),
+        ("urial-8", 8),
+        ("urial-help", 3),
+        ("vanilla", 3),
+    ];
+    assert_eq!(profiles.len(), 2 * shots.len());
+    for (name, shots) in shots {
+        for (name, language) in [(name.to_owned(), "en"), (format!("{name}-ja"), "ja")] {
+            let profile = &profiles[&name];
+            assert_eq!(
+                (profile.shots(), profile.language()),
+                (shots, language),
+                "{name}"
+            );
+            assert!(!profile.title().is_empty() && !profile.description().is_empty());
+        }
+    }
+}
+
+/// The examples of a built-in profile: questions and answers.
+fn examples(profile: &Profile) -> Vec<(String, String)> {
+    let [query, answer, ..] = profile.markers() else {
+        panic!("{}: too few markers", profile.name());
+    };
+    let begins = format!("{query}\n");
+    let parts = profile.prefix().split(&begins).skip(1);
+    parts
+        .map(|part| {
+            let (asked, answered) = part.split_once(&format!("\n\n{answer}\n")[..]).unwrap();
+            (asked.to_owned(), answered.trim_end().to_owned())
+        })
+        .collect()
+}
+
+/// Whoever compares two of them is to see what their examples do, and nothing else.
+#[test]
+fn profiles_of_a_language_differ_only_in_what_they_show() {
+    let profiles = profile::load(None).unwrap();
+    let messages = [
+        system("Be kind."),
+        user("Hi"),
+        assistant("Hello!"),
+        user("Bye"),
+    ];
+    for suffix in ["", "-ja"] {
+        let of = |name: &str| &profiles[&format!("{name}{suffix}")];
+        let urial = of("urial");
+        for name in ["instruct", "urial-1", "urial-8", "urial-help", "vanilla"] {
+            assert_eq!(
+                turns(of(name), &messages),
+                turns(urial, &messages),
+                "{name}"
+            );
+        }
+        let questions = |name: &str| -> Vec<String> {
+            let (asked, _) = examples(of(name))
+                .into_iter()
+                .unzip::<_, _, Vec<_>, Vec<_>>();
+            asked
+        };
+        assert_eq!(questions("vanilla"), questions("urial"));
+        let instruction = |name: &str| {
+            let (instruction, _) = of(name).prefix().split_once("\n\n").unwrap();
+            instruction.to_owned()
+        };
+        for name in ["urial-1", "urial-8", "vanilla"] {
+            assert_eq!(instruction(name), instruction("urial"), "{name}");
+        }
+        assert!(instruction("instruct").starts_with(&instruction("urial")));
+        let shown = examples(of("urial-8"));
+        assert!(
+            examples(of("urial-1"))
+                .iter()
+                .all(|one| shown.contains(one))
+        );
+    }
+}
+
+#[test]
+fn the_self_correcting_profiles_ask_with_every_question() {
+    let profiles = profile::load(None).unwrap();
+    for (name, answer) in [
+        ("self-correct", None),
+        ("self-correct-ja", None),
+        ("self-correct-cot", Some("**Final answer:** ")),
+        ("self-correct-cot-ja", Some("**結論:** ")),
+    ] {
+        let profile = &profiles[name];
+        let turn = turns(profile, &[user("Hi")]);
+        let request = turn.split("\n\n").nth(1).unwrap();
+        for (asked, answered) in examples(profile) {
+            assert!(
+                asked.ends_with(&format!("\n\n{request}")),
+                "{name}: {asked}"
+            );
+            if let Some(label) = answer {
+                // Some thought, and then an answer that can be found.
+                let parts: Vec<&str> = answered.split(label).collect();
+                let [thought, found] = parts[..] else {
+                    panic!("{name}: {answered}");
+                };
+                assert!(
+                    thought.ends_with("\n\n") && !found.is_empty(),
+                    "{name}: {answered}"
+                );
+            }
+        }
+        assert_eq!(turn.matches(request).count(), 1);
+        let conversation = [user("Hi"), assistant("Hello!"), user("Bye")];
+        assert_eq!(turns(profile, &conversation).matches(request).count(), 2);
+    }
+}
+
 #[test]
 fn urial_writes_a_conversation_after_the_clients_instruction() {
     let profiles = profile::load(None).unwrap();

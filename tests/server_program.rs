@@ -83,6 +83,15 @@ impl Program {
         self.lines_to(message).pop().expect("the last one")
     }
 
+    /// The next warning that a profile stays as it was.
+    pub(crate) fn wait_for_warning(&self, profile: &str) -> String {
+        let lines = self.lines_until(&format!("warns of {profile}"), |line| {
+            line["level"] == "WARN" && line["profile"] == profile
+        });
+        let line = &lines[lines.len() - 1]["message"];
+        line.as_str().expect("a message").to_owned()
+    }
+
     /// All lines up to the next one with this message.
     pub(crate) fn lines_to(&self, message: &str) -> Vec<Value> {
         self.lines_until(&format!("says {message:?}"), |line| {
@@ -109,7 +118,6 @@ impl Program {
     }
 
     /// Its process.
-    #[cfg(feature = "tls")]
     pub(crate) fn id(&self) -> u32 {
         self.child.id()
     }

@@ -13,6 +13,8 @@ mod golden;
 mod hostile;
 mod inspect;
 mod profile;
+mod profile_limits;
+mod profile_reload;
 mod reference;
 mod server_answers;
 mod server_clients;

@@ -7,6 +7,7 @@ mod inspect;
 mod log;
 mod output;
 pub(crate) mod pull;
+mod reload;
 mod serve;
 mod tokenize;
 

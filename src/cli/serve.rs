@@ -12,7 +12,7 @@ use tokio::net::TcpListener;
 use tokio::sync::oneshot;
 
 use super::edges::{self, EdgeArgs, seconds};
-use super::log;
+use super::{log, reload};
 use crate::config::{Loading, ModelArgs};
 
 /// Serve models over OpenAI's REST API
@@ -115,9 +115,10 @@ async fn run(
         secure: options.tls.is_some(),
         keyed: !options.keys.is_empty(),
     };
-    tokio::task::spawn_blocking(move || match load(loading) {
+    tokio::task::spawn_blocking(move || match load(&loading) {
         Ok(models) => {
             loaded.loaded(models);
+            reload::follow(loading.into_library(), Arc::clone(&loaded));
             match format {
                 log::Format::Text => greeting.print(loaded.models()),
                 log::Format::Json => announce(loaded.models()),
@@ -138,27 +139,33 @@ async fn run(
     error.map_or(Ok(()), Err)
 }
 
-fn load(loading: Loading) -> anyhow::Result<Vec<Arc<Model>>> {
+fn load(loading: &Loading) -> anyhow::Result<Vec<Arc<Model>>> {
     let began = Instant::now();
     let models = loading.load()?;
     tracing::info!(took = ?began.elapsed(), "loaded");
     for model in &models {
-        let warmed = model.warm().map_err(anyhow::Error::msg)?;
-        if let Some(warmed) = warmed {
-            let origin = match warmed.origin {
-                Origin::Memory => "was in memory",
-                Origin::Disk => "read from disk",
-                Origin::Computed => "computed",
-            };
-            tracing::info!(
-                model = model.id(),
-                tokens = warmed.tokens,
-                took = ?warmed.took,
-                "prefix {origin}"
-            );
-        }
+        warm(model).map_err(anyhow::Error::msg)?;
     }
     Ok(models)
+}
+
+/// Sees to it that what a model begins its chats with is in memory.
+pub(super) fn warm(model: &Model) -> Result<(), String> {
+    let Some(warmed) = model.warm()? else {
+        return Ok(());
+    };
+    let origin = match warmed.origin {
+        Origin::Memory => "was in memory",
+        Origin::Disk => "read from disk",
+        Origin::Computed => "computed",
+    };
+    tracing::info!(
+        model = model.id(),
+        tokens = warmed.tokens,
+        took = ?warmed.took,
+        "prefix {origin}"
+    );
+    Ok(())
 }
 
 /// Logs what is served.

@@ -3,11 +3,11 @@
 //! Whatever was computed stays, as a sequence of the executor that nobody runs,
 //! until its memory is needed: prompts, answers, and *branching points*, where
 //! two prompts went different ways. A new sequence is a fork of the one with which
-//! it has most in common. The constant prefixes of profiles stay for good, and on
-//! disk.
+//! it has most in common. The constant prefixes of profiles stay as long as anyone
+//! holds them, and on disk.
 
 use std::collections::HashSet;
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 
 use super::Prefix;
 use crate::exec::{ExecError, Executor, SequenceId};
@@ -23,8 +23,11 @@ pub(super) struct Cache {
     /// How many of them are not trimmed.
     untrimmed: usize,
     store: Option<PrefixStore>,
-    /// Prefixes that are not on disk.
+    /// Prefixes that are not on disk, nor in memory yet.
     absent: HashSet<Arc<Prefix>>,
+    /// Prefixes that were asked for. What is kept of one is pinned while a profile or a
+    /// request still holds it.
+    held: Vec<Weak<Prefix>>,
 }
 
 struct Kept {
@@ -54,6 +57,7 @@ impl Cache {
             untrimmed: 0,
             store,
             absent: HashSet::new(),
+            held: Vec::new(),
         }
     }
 
@@ -124,12 +128,42 @@ impl Cache {
         }
     }
 
-    /// Whether a prefix is in memory.
-    pub(super) fn has(&self, prefix: &Prefix) -> bool {
+    /// Whether a prefix is in memory. From now on it stays there, once it is, until
+    /// nobody holds it any more.
+    pub(super) fn has(&mut self, prefix: &Arc<Prefix>) -> bool {
+        let known = |held: &Weak<Prefix>| held.as_ptr() == Arc::as_ptr(prefix);
+        if !self.held.iter().any(known) {
+            self.held.push(Arc::downgrade(prefix));
+        }
+        self.pinned(prefix).is_some()
+    }
+
+    /// What is kept of a prefix.
+    fn pinned(&self, prefix: &Prefix) -> Option<Handle> {
         let tokens = shared(prefix);
         let found = self.kept.find(tokens).into_iter();
         let mut exact = found.filter(|f| f.shared == tokens.len() && f.tokens == tokens.len());
-        exact.any(|found| self.kept.is_pinned(found.handle))
+        let pinned = exact.find(|found| self.kept.is_pinned(found.handle));
+        pinned.map(|found| found.handle)
+    }
+
+    /// Lets prefixes that nobody holds any more go with all the rest: those of profiles
+    /// that were changed or removed.
+    fn unpin(&mut self) {
+        let before = self.held.len();
+        self.held.retain(|held| held.strong_count() > 0);
+        if self.held.len() == before {
+            return;
+        }
+        // Another prefix may have the same tokens.
+        let held = self.held.iter().filter_map(Weak::upgrade);
+        let stay: HashSet<Handle> = held.filter_map(|prefix| self.pinned(&prefix)).collect();
+        let handles = self.kept.handles();
+        let pinned = handles.filter(|&handle| self.kept.is_pinned(handle));
+        let gone: Vec<Handle> = pinned.filter(|handle| !stay.contains(handle)).collect();
+        for handle in gone {
+            self.kept.unpin(handle);
+        }
     }
 
     /// Reads a prefix from disk, if it is there. Returns whether it is in memory now.
@@ -177,20 +211,19 @@ impl Cache {
         let sequence = executor.fork(from, tokens.len())?;
         if let Some(store) = &self.store {
             match executor.save(sequence) {
-                Ok(tensors) => {
-                    store.save_later(tokens, tensors);
-                    self.absent.remove(prefix);
-                }
+                Ok(tensors) => store.save_later(tokens, tensors),
                 Err(error) => tracing::warn!("a prefix is not kept on disk: {error}"),
             }
         }
         self.keep(sequence, tokens, true, executor);
+        self.absent.remove(prefix);
         Ok(())
     }
 
     /// Frees some memory: first what windows left behind, then whatever was used
     /// least recently. Returns whether there was anything to free.
     pub(super) fn reclaim(&mut self, executor: &mut dyn Executor) -> bool {
+        self.unpin();
         let handles: Vec<_> = match self.untrimmed {
             0 => Vec::new(),
             _ => self.kept.handles().collect(),

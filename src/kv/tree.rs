@@ -190,6 +190,15 @@ impl<T> Tree<T> {
         self.by_use.remove(&(used, depth, handle.0));
     }
 
+    /// Lets an entry go with the others, by when it was used last.
+    pub fn unpin(&mut self, handle: Handle) {
+        let depth = Reverse(self.nodes[handle.0].depth);
+        let entry = self.entry_mut(handle);
+        entry.pinned = false;
+        let used = entry.used;
+        self.by_use.insert((used, depth, handle.0));
+    }
+
     /// Whether an entry does not go with the others.
     pub fn is_pinned(&self, handle: Handle) -> bool {
         self.entry(handle).pinned

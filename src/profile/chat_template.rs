@@ -8,6 +8,7 @@ use minijinja::{Environment, Error, ErrorKind, Value};
 use minijinja_contrib::pycompat::unknown_method_callback;
 
 use super::error::Refusal;
+use super::limits::{Text, check_source, on_deep_stack};
 use super::{Message, ProfileError, Role, bounds, python};
 
 /// What stands for the file in errors: the key that GGUF keeps a template under.
@@ -32,6 +33,15 @@ impl ChatTemplate {
     /// Compiles a template. `bos` and `eos` are the texts of the model's tokens,
     /// for the template to write.
     pub fn new(
+        source: &str,
+        bos: Option<&str>,
+        eos: Option<&str>,
+    ) -> Result<ChatTemplate, ProfileError> {
+        check_source(FILE, source)?;
+        on_deep_stack(|| ChatTemplate::compile(source, bos, eos))
+    }
+
+    fn compile(
         source: &str,
         bos: Option<&str>,
         eos: Option<&str>,
@@ -118,10 +128,15 @@ impl ChatTemplate {
                 .as_deref()
                 .map(|eos| ("eos_token", Value::from(eos))),
         );
-        self.environment
-            .get_template(FILE)
-            .and_then(|template| template.render(Value::from_pairs(context)))
-            .map_err(|error| ProfileError::from_template(FILE, &error))
+        let context = Value::from_pairs(context);
+        on_deep_stack(|| {
+            self.environment
+                .get_template(FILE)
+                .and_then(|template| {
+                    Text::of(|text| template.render_captured_to(context, text).map(drop))
+                })
+                .map_err(|error| ProfileError::from_template(FILE, &error))
+        })
     }
 }
 

@@ -2,18 +2,40 @@
 
 use std::collections::BTreeMap;
 use std::ffi::OsStr;
-use std::path::Path;
+use std::fs::{self, File};
+use std::io::Read;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, LazyLock};
+use std::time::SystemTime;
 
+use super::limits::LONGEST_SOURCE;
 use super::{Profile, ProfileError};
 
-/// The files of `prompts/`. A new profile is one file and one line here.
-const FILES: &[(&str, &str)] = &[
-    ("urial.jinja", include_str!("../../prompts/urial.jinja")),
-    (
-        "urial-ja.jinja",
-        include_str!("../../prompts/urial-ja.jinja"),
-    ),
+/// Files of `prompts/`, with their texts.
+macro_rules! prompts {
+    ($($file:literal,)*) => {
+        &[$(($file, include_str!(concat!("../../prompts/", $file)))),*]
+    };
+}
+
+/// A new profile is one file in `prompts/` and one line here.
+const FILES: &[(&str, &str)] = prompts![
+    "instruct.jinja",
+    "instruct-ja.jinja",
+    "self-correct.jinja",
+    "self-correct-cot.jinja",
+    "self-correct-cot-ja.jinja",
+    "self-correct-ja.jinja",
+    "urial.jinja",
+    "urial-1.jinja",
+    "urial-1-ja.jinja",
+    "urial-8.jinja",
+    "urial-8-ja.jinja",
+    "urial-help.jinja",
+    "urial-help-ja.jinja",
+    "urial-ja.jinja",
+    "vanilla.jinja",
+    "vanilla-ja.jinja",
 ];
 
 static BUILTIN: LazyLock<Vec<Arc<Profile>>> = LazyLock::new(|| {
@@ -36,34 +58,209 @@ pub fn builtin() -> &'static [Arc<Profile>] {
 /// `dir`, where a file that is broken, unreadable or named otherwise inside is
 /// an error. Other files there are nobody's business.
 pub fn load(dir: Option<&Path>) -> Result<BTreeMap<String, Arc<Profile>>, ProfileError> {
-    let mut profiles: BTreeMap<String, Arc<Profile>> = builtin()
-        .iter()
-        .map(|profile| (profile.name().to_owned(), Arc::clone(profile)))
-        .collect();
-    let Some(dir) = dir else {
-        return Ok(profiles);
-    };
+    Ok(Library::open(dir)?.profiles())
+}
 
-    let unreadable = |path: &Path| {
-        let path = path.to_owned();
-        move |source| ProfileError::Read { path, source }
-    };
-    for entry in std::fs::read_dir(dir).map_err(unreadable(dir))? {
-        let path = entry.map_err(unreadable(dir))?.path();
-        if path.extension() != Some(OsStr::new("jinja")) {
-            continue;
+/// The built-in profiles, and over them those of a folder whose files may change.
+#[derive(Debug)]
+pub struct Library {
+    folder: Option<PathBuf>,
+    files: BTreeMap<PathBuf, Source>,
+    /// What the last look saw of the files.
+    seen: BTreeMap<PathBuf, Stamp>,
+}
+
+/// A profile's file.
+#[derive(Debug)]
+struct Source {
+    stamp: Stamp,
+    /// `None` if it could not be read.
+    text: Option<String>,
+    profile: Result<Arc<Profile>, ProfileError>,
+}
+
+/// What tells that a file has changed, without reading it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+struct Stamp {
+    modified: Option<SystemTime>,
+    length: u64,
+}
+
+impl Library {
+    /// Reads the folder, if there is one.
+    ///
+    /// # Errors
+    /// A file of it is broken, unreadable, or named otherwise than its profile.
+    pub fn open(folder: Option<&Path>) -> Result<Library, ProfileError> {
+        let mut library = Library {
+            folder: folder.map(Path::to_owned),
+            files: BTreeMap::new(),
+            seen: BTreeMap::new(),
+        };
+        library.read()?;
+        let mut broken = library
+            .files
+            .extract_if(.., |_, source| source.profile.is_err());
+        if let Some((_, source)) = broken.next() {
+            source.profile?;
         }
-        let source = std::fs::read_to_string(&path).map_err(unreadable(&path))?;
-        let file = path.display().to_string();
-        let profile = Profile::parse(&file, &source)?;
-        if path.file_stem() != Some(OsStr::new(profile.name())) {
-            let problem = format!(
-                "the file is named otherwise than its profile, {:?}",
-                profile.name()
-            );
-            return Err(ProfileError::broken(&file, None, problem));
-        }
-        profiles.insert(profile.name().to_owned(), Arc::new(profile));
+        drop(broken);
+        Ok(library)
     }
-    Ok(profiles)
+
+    /// The folder, if there is one.
+    pub fn folder(&self) -> Option<&Path> {
+        self.folder.as_deref()
+    }
+
+    /// The profiles by name. What is broken is not among them, but a built-in one of
+    /// its name is.
+    pub fn profiles(&self) -> BTreeMap<String, Arc<Profile>> {
+        let files = self.files.values();
+        let own = files.filter_map(|source| source.profile.as_ref().ok());
+        let all = builtin().iter().chain(own);
+        all.map(|profile| (profile.name().to_owned(), Arc::clone(profile)))
+            .collect()
+    }
+
+    /// The files that cannot be used: the name that each should give a profile, and
+    /// what is wrong.
+    pub fn broken(&self) -> impl Iterator<Item = (String, &ProfileError)> {
+        self.files.iter().filter_map(|(path, source)| {
+            let error = source.profile.as_ref().err()?;
+            Some((stem(path), error))
+        })
+    }
+
+    /// Reads all files again. Returns whether any has another text than before.
+    ///
+    /// # Errors
+    /// The folder cannot be read. Then everything stays as it was.
+    pub fn read(&mut self) -> Result<bool, ProfileError> {
+        self.seen = self.look()?;
+        Ok(self.update(true))
+    }
+
+    /// Reads the files that have changed since they were read, once two calls in a row
+    /// have seen them the same: by then whoever writes them has finished. Returns
+    /// whether any has another text than before.
+    ///
+    /// # Errors
+    /// The folder cannot be read. Then everything stays as it was.
+    pub fn follow(&mut self) -> Result<bool, ProfileError> {
+        let now = self.look()?;
+        let settled = now == self.seen;
+        self.seen = now;
+        let read = self
+            .files
+            .iter()
+            .map(|(path, source)| (path, &source.stamp));
+        let differs = !read.eq(self.seen.iter());
+        Ok(settled && differs && self.update(false))
+    }
+
+    fn look(&self) -> Result<BTreeMap<PathBuf, Stamp>, ProfileError> {
+        let Some(folder) = &self.folder else {
+            return Ok(BTreeMap::new());
+        };
+        let unreadable = |source| ProfileError::Read {
+            path: folder.clone(),
+            source,
+        };
+        let mut files = BTreeMap::new();
+        for entry in fs::read_dir(folder).map_err(unreadable)? {
+            let path = entry.map_err(unreadable)?.path();
+            if path.extension() == Some(OsStr::new("jinja")) {
+                let stamp = Stamp::of(&path);
+                files.insert(path, stamp);
+            }
+        }
+        Ok(files)
+    }
+
+    /// Takes over what was seen, and reads what is new: all of it, if `again`.
+    fn update(&mut self, again: bool) -> bool {
+        let mut before = std::mem::take(&mut self.files);
+        let mut changed = false;
+        for (path, &stamp) in &self.seen {
+            let mut source = match before.remove(path) {
+                Some(source) if source.stamp == stamp && !again => source,
+                old => {
+                    let text = text_of(path);
+                    match old.filter(|old| text.as_ref().ok() == old.text.as_ref()) {
+                        Some(old) => old,
+                        None => {
+                            changed = true;
+                            Source::new(path, text)
+                        }
+                    }
+                }
+            };
+            source.stamp = stamp;
+            self.files.insert(path.clone(), source);
+        }
+        changed || !before.is_empty()
+    }
+}
+
+impl Source {
+    fn new(path: &Path, text: Result<String, ProfileError>) -> Source {
+        let (text, profile) = match text {
+            Ok(text) => {
+                let profile = parse(path, &text);
+                (Some(text), profile)
+            }
+            Err(error) => (None, Err(error)),
+        };
+        Source {
+            stamp: Stamp::default(),
+            text,
+            profile,
+        }
+    }
+}
+
+impl Stamp {
+    fn of(path: &Path) -> Stamp {
+        // Reading it will show what is wrong with it.
+        fs::metadata(path).map_or_else(
+            |_| Stamp::default(),
+            |metadata| Stamp {
+                modified: metadata.modified().ok(),
+                length: metadata.len(),
+            },
+        )
+    }
+}
+
+/// The text of a file, as far as it matters: one that is too long is refused anyhow.
+fn text_of(path: &Path) -> Result<String, ProfileError> {
+    let mut text = String::new();
+    let most = LONGEST_SOURCE as u64 + 1;
+    let read = File::open(path).and_then(|file| file.take(most).read_to_string(&mut text));
+    match read {
+        Ok(_) => Ok(text),
+        Err(source) => Err(ProfileError::Read {
+            path: path.to_owned(),
+            source,
+        }),
+    }
+}
+
+fn parse(path: &Path, text: &str) -> Result<Arc<Profile>, ProfileError> {
+    let file = path.display().to_string();
+    let profile = Profile::parse(&file, text)?;
+    if profile.name() == stem(path) {
+        return Ok(Arc::new(profile));
+    }
+    let problem = format!(
+        "the file is named otherwise than its profile, {:?}",
+        profile.name()
+    );
+    Err(ProfileError::broken(&file, None, problem))
+}
+
+fn stem(path: &Path) -> String {
+    let stem = path.file_stem().unwrap_or_default();
+    stem.to_string_lossy().into_owned()
 }

@@ -15,6 +15,7 @@ mod chat_template;
 mod error;
 mod files;
 mod front;
+mod limits;
 pub mod markers;
 mod python;
 mod rendering;
@@ -22,7 +23,7 @@ mod template;
 
 pub use chat_template::ChatTemplate;
 pub use error::ProfileError;
-pub use files::{builtin, load};
+pub use files::{Library, builtin, load};
 pub use front::SamplingDefaults;
 pub use rendering::{Rendering, guard_for};
 pub use template::Profile;

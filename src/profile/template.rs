@@ -1,9 +1,12 @@
 //! One profile: its file, parsed and checked, and how it writes turns.
 
+use std::io;
+
 use minijinja::syntax::SyntaxConfig;
 use minijinja::{Environment, ErrorKind, UndefinedBehavior, Value};
 
 use super::front::{self, FrontMatter, SamplingDefaults};
+use super::limits::{Text, check_source, on_deep_stack};
 use super::{Message, ProfileError, Role, bounds, markers};
 
 /// The block whose text is constant.
@@ -35,6 +38,11 @@ impl Profile {
     /// template's syntax, variables that do not exist, a missing block, text
     /// outside of the two, a marker that no turn begins with.
     pub fn parse(file: &str, source: &str) -> Result<Profile, ProfileError> {
+        check_source(file, source)?;
+        on_deep_stack(|| Profile::compile(file, source))
+    }
+
+    fn compile(file: &str, source: &str) -> Result<Profile, ProfileError> {
         let (front, template) = front::split(file, source)?;
         let environment = environment(file, template)?;
         let prefix = {
@@ -42,8 +50,7 @@ impl Profile {
                 .get_template(file)
                 .map_err(|error| ProfileError::from_template(file, &error))?;
             let mut nothing = template.new_state();
-            nothing
-                .render_block(PREFIX)
+            Text::of(|text| nothing.render_block_to_write(PREFIX, text))
                 .map_err(|error| block_error(file, PREFIX, &error))?
         };
         let profile = Profile {
@@ -113,14 +120,17 @@ impl Profile {
         protect: &dyn Fn(&str) -> String,
     ) -> Result<String, ProfileError> {
         let context = self.context(messages, protect);
-        let mut rendered = self
-            .environment
-            .get_template(&self.file)
-            .and_then(|template| template.render_captured(context))
-            .map_err(|error| ProfileError::from_template(&self.file, &error))?;
-        rendered
-            .with_state_mut(|state| state.render_block(TURNS))
-            .map_err(|error| block_error(&self.file, TURNS, &error))
+        on_deep_stack(|| {
+            // The whole file first: that defines its macros.
+            let mut rendered = self
+                .environment
+                .get_template(&self.file)
+                .and_then(|template| template.render_captured_to(context, io::sink()))
+                .map_err(|error| ProfileError::from_template(&self.file, &error))?;
+            rendered
+                .with_state_mut(|state| Text::of(|text| state.render_block_to_write(TURNS, text)))
+                .map_err(|error| block_error(&self.file, TURNS, &error))
+        })
     }
 
     /// Turns of short conversations that differ in how they begin: what a
@@ -196,7 +206,10 @@ impl Profile {
         let outside = self
             .environment
             .get_template(OUTSIDE)
-            .and_then(|template| template.render(self.context(&[], &str::to_owned)))
+            .and_then(|template| {
+                let context = self.context(&[], &str::to_owned);
+                Text::of(|text| template.render_captured_to(context, text).map(drop))
+            })
             .map_err(|error| ProfileError::from_template(&self.file, &error))?;
         if let Some(line) = outside.trim().lines().next() {
             return broken(format!(
@@ -434,16 +447,6 @@ Answer well.
                 .replace("# Answer:", "# Reply:"),
         );
         assert!(error.contains("begins with \"# Answer:\""), "{error}");
-    }
-
-    #[test]
-    fn other_files_are_out_of_reach_and_nothing_runs_for_ever() {
-        let error = error_of(&BODY.replace("Answer well.", "{% include \"/etc/hosts\" %}"));
-        assert!(error.contains("/etc/hosts"), "{error}");
-        let endless =
-            "{% for a in range(9999) %}{% for b in range(9999) %}{% endfor %}{% endfor %}";
-        let error = error_of(&BODY.replace("Answer well.", endless));
-        assert!(error.contains("out of fuel"), "{error}");
     }
 
     #[test]

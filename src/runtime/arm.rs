@@ -2,8 +2,7 @@
 
 use std::sync::Arc;
 
-use super::Model;
-use super::load::BoundProfile;
+use super::{BoundProfile, Model, Profiles};
 use crate::engine::{GenerateRequest, Generation, Prefix, SubmitError};
 use crate::profile::{Message, ProfileError, Rendering, SamplingDefaults, guard_for};
 use crate::text::{Special, Tokenizer};
@@ -99,7 +98,8 @@ impl Arm {
             });
         }
         let profile = profile.strip_prefix('@');
-        let (rendering, bound) = Arm::rendering(model, profile)?;
+        let profiles = model.profiles();
+        let (rendering, bound) = Arm::rendering(model, &profiles, profile)?;
         let named = bound.filter(|_| profile.is_some());
         Ok(Arm {
             id: format!("{}{rest}", model.id()),
@@ -115,17 +115,19 @@ impl Arm {
     /// named profile; else the file's chat template; else the default profile;
     /// else the text alone.
     fn rendering<'a>(
-        model: &'a Model,
+        model: &Model,
+        profiles: &'a Profiles,
         profile: Option<&str>,
     ) -> Result<(Rendering, Option<&'a BoundProfile>), ArmError> {
         let of = |name: &str| {
-            let bound = model.profiles().get(name)?;
+            let bound = profiles.get(name)?;
             Some((Rendering::Profile(Arc::clone(bound.profile())), Some(bound)))
         };
         let found = match profile {
             Some("base") => Some((Rendering::Base, None)),
             Some("turn") => model
                 .default_profile()
+                .and_then(|name| profiles.get(name))
                 .map(|bound| (Rendering::Turn(Arc::clone(bound.profile())), None)),
             Some(name) => of(name),
             None => Some(match (model.template(), model.chat_profile()) {
@@ -137,7 +139,7 @@ impl Arm {
         found.ok_or_else(|| ArmError::UnknownProfile {
             model: model.id().to_owned(),
             profile: profile.unwrap_or_default().to_owned(),
-            profiles: model.profile_names().map(str::to_owned).collect(),
+            profiles: model.profile_names(),
         })
     }
 

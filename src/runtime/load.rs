@@ -3,22 +3,19 @@
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, PoisonError, RwLock};
 
-use crate::engine::{Engine, EngineOptions, Prefix, Warmed};
+use super::bind::BoundProfile;
+use crate::engine::{Engine, EngineOptions, Warmed};
 use crate::exec::{Backend, ExecError, Footprint};
 use crate::gguf::{Gguf, GgufError};
 use crate::kv::PrefixStore;
 use crate::model::{DecoderSpec, ModelError, arch};
 use crate::profile::{ChatTemplate, Profile, ProfileError};
-use crate::text::{Special, Tokenizer, TokenizerError};
+use crate::text::{Tokenizer, TokenizerError};
 
 /// The profile that a base model chats with unless its manifest names another.
 const DEFAULT_PROFILE: &str = "urial";
-
-/// The most bytes (and tokens) at the end of a prefix that may be encoded with
-/// what follows.
-const MOST_UNSTABLE: usize = 32;
 
 /// How a model is loaded.
 #[derive(Clone, Debug)]
@@ -118,6 +115,9 @@ impl LoadError {
     }
 }
 
+/// The profiles that a model serves, by name.
+pub type Profiles = BTreeMap<String, BoundProfile>;
+
 /// One model with its tokenizer, engine and profiles.
 pub struct Model {
     id: String,
@@ -126,43 +126,11 @@ pub struct Model {
     tokenizer: Arc<Tokenizer>,
     end_tokens: Arc<[u32]>,
     engine: Engine,
-    profiles: BTreeMap<String, BoundProfile>,
+    /// Replaced as a whole: a request keeps what it found.
+    profiles: RwLock<Arc<Profiles>>,
     template: Option<Arc<ChatTemplate>>,
     default_profile: Option<String>,
     footprint: Footprint,
-}
-
-/// A profile and its prefix in a model's tokens.
-#[derive(Clone, Debug)]
-pub struct BoundProfile {
-    profile: Arc<Profile>,
-    prefix: Option<Arc<Prefix>>,
-    tail: String,
-    whole: Option<Arc<Prefix>>,
-}
-
-impl BoundProfile {
-    /// The profile.
-    pub fn profile(&self) -> &Arc<Profile> {
-        &self.profile
-    }
-
-    /// The part of its prefix whose tokens do not depend on what follows, BOS
-    /// included where the model asks for one; `None` if there is none.
-    pub fn prefix(&self) -> Option<&Arc<Prefix>> {
-        self.prefix.as_ref()
-    }
-
-    /// The rest of the prefix's text, most often empty: it is encoded together
-    /// with the turns that follow.
-    pub fn tail(&self) -> &str {
-        &self.tail
-    }
-
-    /// All of the prefix, for what continues it without being part of its form.
-    pub fn whole(&self) -> Option<&Arc<Prefix>> {
-        self.whole.as_ref()
-    }
 }
 
 impl Model {
@@ -189,8 +157,8 @@ impl Model {
         let profiles = options
             .profiles
             .iter()
-            .map(|(name, profile)| Ok((name.clone(), bind(id, profile, &tokenizer)?)))
-            .collect::<Result<BTreeMap<_, _>, LoadError>>()?;
+            .map(|(name, profile)| Ok((name.clone(), BoundProfile::new(id, profile, &tokenizer)?)))
+            .collect::<Result<Profiles, LoadError>>()?;
         let template = chat_template(&gguf, &tokenizer)?;
         let wanted = options.default_profile.as_deref();
         let default_profile = wanted.unwrap_or(DEFAULT_PROFILE);
@@ -232,7 +200,7 @@ impl Model {
             end_tokens: tokenizer.end_tokens().into(),
             tokenizer,
             engine: Engine::start(executor, engine)?,
-            profiles,
+            profiles: RwLock::new(Arc::new(profiles)),
             template,
             default_profile,
             footprint,
@@ -269,9 +237,19 @@ impl Model {
         &self.engine
     }
 
-    /// Its profiles, by name.
-    pub fn profiles(&self) -> &BTreeMap<String, BoundProfile> {
-        &self.profiles
+    /// Its profiles as they are now, by name.
+    pub fn profiles(&self) -> Arc<Profiles> {
+        let profiles = self.profiles.read();
+        Arc::clone(&profiles.unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// Serves these profiles from now on. Requests that have begun keep theirs.
+    pub(super) fn replace_profiles(&self, profiles: Profiles) {
+        let mut served = self
+            .profiles
+            .write()
+            .unwrap_or_else(PoisonError::into_inner);
+        *served = Arc::new(profiles);
     }
 
     /// The chat template in its file.
@@ -285,15 +263,15 @@ impl Model {
     }
 
     /// The names that may follow the `@` of an arm.
-    pub fn profile_names(&self) -> impl Iterator<Item = &str> {
+    pub fn profile_names(&self) -> Vec<String> {
         let turn = self.default_profile.is_some().then_some("turn");
-        let named = self.profiles.keys().map(String::as_str);
-        std::iter::once("base").chain(turn).chain(named)
+        let built_in = std::iter::once("base").chain(turn).map(str::to_owned);
+        built_in.chain(self.profiles().keys().cloned()).collect()
     }
 
     /// The profile whose turns `@turn` writes.
-    pub fn default_profile(&self) -> Option<&BoundProfile> {
-        self.profiles.get(self.default_profile.as_deref()?)
+    pub fn default_profile(&self) -> Option<&str> {
+        self.default_profile.as_deref()
     }
 
     /// The profile that a chat without a named one uses: none where the file
@@ -310,68 +288,13 @@ impl Model {
     /// # Errors
     /// The executor failed, in its words.
     pub fn warm(&self) -> Result<Option<Warmed>, String> {
-        let profile = self.chat_profile().and_then(|name| self.profiles.get(name));
+        let profiles = self.profiles();
+        let profile = self.chat_profile().and_then(|name| profiles.get(name));
         match profile.and_then(BoundProfile::prefix) {
             Some(prefix) => self.engine.warm(Arc::clone(prefix)).map(Some),
             None => Ok(None),
         }
     }
-}
-
-/// Encodes a profile's prefix such that its tokens are the same whatever
-/// follows: a model that saw the whole text at once would see the same tokens as
-/// one that reuses the prefix. Some tokenizers cut the text before a line break
-/// or space by what comes after it; the part of the prefix where that happens,
-/// a few characters at its end, is left to be encoded with what follows.
-fn bind(
-    model: &str,
-    profile: &Arc<Profile>,
-    tokenizer: &Tokenizer,
-) -> Result<BoundProfile, LoadError> {
-    let text = profile.prefix();
-    let encode = |text: &str| tokenizer.encode(text, Special::Parse);
-    let mut ids = encode(text);
-    for probe in profile.probes()? {
-        let whole = encode(&format!("{text}{probe}"));
-        let same = ids.iter().zip(&whole).take_while(|(a, b)| a == b).count();
-        ids.truncate(same);
-    }
-    // Where the encoding puts a space before the text, it is not the text's.
-    let added = usize::from(tokenizer.adds_space_prefix());
-    let mut stable = None;
-    for _ in 0..=MOST_UNSTABLE {
-        let bytes: usize = ids
-            .iter()
-            .map(|&id| tokenizer.token_text_special(id).len())
-            .sum();
-        let cut = text.split_at_checked(bytes.saturating_sub(added));
-        if let Some((before, after)) = cut.filter(|(before, _)| encode(before) == ids) {
-            stable = Some((before, after));
-            break;
-        }
-        ids.pop();
-    }
-    let Some((_, tail)) = stable.filter(|(_, tail)| tail.len() <= MOST_UNSTABLE) else {
-        return Err(LoadError::PrefixDepends {
-            profile: profile.name().to_owned(),
-            model: model.to_owned(),
-        });
-    };
-    let bos = tokenizer.bos().filter(|_| tokenizer.adds_bos());
-    let prefix = |ids: Vec<u32>| {
-        (!ids.is_empty()).then(|| {
-            Arc::new(Prefix {
-                ids: bos.into_iter().chain(ids).collect(),
-            })
-        })
-    };
-    let whole: Vec<u32> = ids.iter().copied().chain(encode(tail)).collect();
-    Ok(BoundProfile {
-        profile: Arc::clone(profile),
-        tail: tail.to_owned(),
-        whole: prefix(whole),
-        prefix: prefix(ids),
-    })
 }
 
 fn chat_template(

@@ -6,19 +6,24 @@
 //! sequences to the engine of its model.
 
 mod arm;
+mod bind;
 mod load;
+mod reload;
 
 use std::collections::BTreeMap;
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, OnceLock, RwLock};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 pub use arm::{Arm, ArmError, Prompt, PromptError, PromptInput};
-pub use load::{BoundProfile, LoadError, LoadOptions, Model};
+pub use bind::BoundProfile;
+pub use load::{LoadError, LoadOptions, Model, Profiles};
 
 /// Everything loaded, shared by all requests.
 pub struct Runtime {
     /// Empty while the models load.
     models: OnceLock<Vec<Arc<Model>>>,
+    /// By the names of profiles: why they are not what their files say.
+    problems: RwLock<BTreeMap<String, String>>,
     created: u64,
 }
 
@@ -58,6 +63,8 @@ pub struct ProfileInfo {
     pub default_for: Vec<String>,
     /// How many tokens the prefix is, by model.
     pub prefix_tokens: BTreeMap<String, usize>,
+    /// Why it is not what its file says now.
+    pub problem: Option<String>,
 }
 
 impl Default for Runtime {
@@ -72,6 +79,7 @@ impl Runtime {
         let now = SystemTime::now().duration_since(UNIX_EPOCH);
         Runtime {
             models: OnceLock::new(),
+            problems: RwLock::default(),
             // A clock before 1970 is wrong anyhow.
             created: now.map_or(0, |since| since.as_secs()),
         }
@@ -129,10 +137,10 @@ impl Runtime {
     /// Every arm of every model.
     pub fn arms(&self) -> Vec<ArmInfo> {
         let arms = self.models().iter().flat_map(|model| {
-            let variants = model.profile_names().map(|profile| ArmInfo {
+            let variants = model.profile_names().into_iter().map(|profile| ArmInfo {
                 id: format!("{}@{profile}", model.id()),
                 model: model.id().to_owned(),
-                profile: Some(profile.to_owned()),
+                profile: Some(profile),
                 parent: Some(model.id().to_owned()),
             });
             let plain = ArmInfo {
@@ -148,11 +156,13 @@ impl Runtime {
 
     /// Every profile that some model serves.
     pub fn profiles(&self) -> Vec<ProfileInfo> {
-        let mut infos: BTreeMap<&str, ProfileInfo> = BTreeMap::new();
+        let mut infos: BTreeMap<String, ProfileInfo> = BTreeMap::new();
+        let mut problems = self.profile_problems();
         for model in self.models() {
             for bound in model.profiles().values() {
                 let profile = bound.profile();
-                let info = infos.entry(profile.name()).or_insert_with(|| ProfileInfo {
+                let name = profile.name().to_owned();
+                let info = infos.entry(name).or_insert_with(|| ProfileInfo {
                     name: profile.name().to_owned(),
                     title: profile.title().to_owned(),
                     description: profile.description().to_owned(),
@@ -163,6 +173,7 @@ impl Runtime {
                     prefix_text: Some(profile.prefix().to_owned()),
                     default_for: Vec::new(),
                     prefix_tokens: BTreeMap::new(),
+                    problem: problems.remove(profile.name()),
                 });
                 let tokens = bound.whole().map_or(0, |prefix| prefix.ids.len());
                 info.prefix_tokens.insert(model.id().to_owned(), tokens);

@@ -310,6 +310,38 @@ fn what_was_used_least_recently_goes_first_and_prefixes_never() {
     }
 }
 
+/// As of a profile that was changed, once the last request that had it is done.
+#[test]
+fn a_prefix_that_nobody_holds_any_more_goes_with_the_rest() {
+    for (subject, model) in cases() {
+        let memory = little_memory(&model, subject);
+        let engine = engine(&model, subject, memory, EngineOptions::default());
+        let prefix = |seed| {
+            let ids = tiny::tokens(seed, 80);
+            Arc::new(Prefix { ids })
+        };
+        let cached = |prefix: &Arc<Prefix>, seed| {
+            let request = GenerateRequest {
+                prefix: Some(Arc::clone(prefix)),
+                ..plain(&tiny::tokens(seed, 5), 3)
+            };
+            super::alone(&engine, request).cached
+        };
+        // Two of them have the same tokens.
+        let [dropped, held, twin] = [1, 2, 2].map(prefix);
+        for (at, prefix) in [&dropped, &held, &twin].into_iter().enumerate() {
+            cached(prefix, 10 + at as u64);
+        }
+        drop((dropped, twin));
+        // Far more than there is memory for.
+        for seed in 100..160 {
+            super::alone(&engine, plain(&tiny::tokens(seed, 90), 3));
+        }
+        assert_eq!(cached(&prefix(1), 30), 0, "it has gone");
+        assert_eq!(cached(&held, 31), 79);
+    }
+}
+
 #[test]
 fn prefixes_make_room_where_nothing_else_can() {
     for (subject, model) in cases() {

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use axum::Json;
-use axum::extract::State;
+use axum::extract;
 use schemars::JsonSchema;
 use serde::Serialize;
 
@@ -17,6 +17,17 @@ pub(crate) struct Profiles {
     /// Always `list`.
     object: &'static str,
     data: Vec<Profile>,
+    /// The files that are wrong and have no earlier version that could be served.
+    broken: Vec<Broken>,
+}
+
+/// A file without a profile.
+#[derive(Debug, Serialize, JsonSchema)]
+struct Broken {
+    /// The name that its profile would have.
+    id: String,
+    /// What is wrong with it.
+    error: String,
 }
 
 /// One profile.
@@ -41,6 +52,18 @@ struct Profile {
     prefix_tokens: BTreeMap<String, usize>,
     /// The models whose chat uses it where the model id names no profile.
     default_for: Vec<String>,
+    /// `current`, or `outdated` if its file says something else by now.
+    state: State,
+    /// Why the newer version is not served, or null.
+    error: Option<String>,
+}
+
+/// Whether a profile is what its file says.
+#[derive(Clone, Copy, Debug, Serialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+enum State {
+    Current,
+    Outdated,
 }
 
 impl From<ProfileInfo> for Profile {
@@ -57,20 +80,25 @@ impl From<ProfileInfo> for Profile {
             prefix: info.prefix_text,
             prefix_tokens: info.prefix_tokens,
             default_for: info.default_for,
+            state: match info.problem {
+                None => State::Current,
+                Some(_) => State::Outdated,
+            },
+            error: info.problem,
         }
     }
 }
 
 /// All of them.
-pub(crate) async fn list(State(app): State<Arc<App>>) -> Json<Profiles> {
-    let data = app
-        .runtime
-        .profiles()
-        .into_iter()
-        .map(Profile::from)
-        .collect();
+pub(crate) async fn list(extract::State(app): extract::State<Arc<App>>) -> Json<Profiles> {
+    let problems = app.runtime.profile_problems();
+    let profiles = app.runtime.profiles();
+    let served = |id: &String| profiles.iter().any(|profile| profile.name == *id);
+    let broken = problems.into_iter().filter(|(id, _)| !served(id));
+    let broken = broken.map(|(id, error)| Broken { id, error }).collect();
     Json(Profiles {
         object: "list",
-        data,
+        data: profiles.into_iter().map(Profile::from).collect(),
+        broken,
     })
 }

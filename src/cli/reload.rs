@@ -1,0 +1,103 @@
+//! Follows the folder of profiles while a server runs.
+//!
+//! Its files are looked at again and again rather than watched: that works on every
+//! file system, also on those over a network, and costs next to nothing.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use incant::profile::Library;
+use incant::runtime::Runtime;
+use tokio::sync::mpsc;
+
+use super::serve::warm;
+
+/// How often the files are looked at. A change is taken over at the second look that
+/// sees it.
+const EVERY: Duration = Duration::from_millis(500);
+
+/// Serves what the folder holds from now on, if there is one, for as long as the
+/// process lives. On SIGHUP all its files are read at once.
+pub(super) fn follow(library: Library, runtime: Arc<Runtime>) {
+    if library.folder().is_none() {
+        return;
+    }
+    let mut hangups = hangups();
+    tokio::spawn(async move {
+        let mut follower = Follower {
+            library,
+            runtime,
+            unreadable: None,
+        };
+        loop {
+            let again = tokio::select! {
+                Some(()) = hangups.recv() => true,
+                () = tokio::time::sleep(EVERY) => false,
+            };
+            let looked = tokio::task::spawn_blocking(move || {
+                follower.look(again);
+                follower
+            });
+            match looked.await {
+                Ok(it) => follower = it,
+                Err(error) => {
+                    tracing::error!("profiles are followed no more: {error}");
+                    return;
+                }
+            }
+        }
+    });
+}
+
+struct Follower {
+    library: Library,
+    runtime: Arc<Runtime>,
+    /// Why the folder could not be read the last time.
+    unreadable: Option<String>,
+}
+
+impl Follower {
+    /// Looks at the folder; reads all of it, if `again`.
+    fn look(&mut self, again: bool) {
+        let looked = match again {
+            true => self.library.read(),
+            false => self.library.follow(),
+        };
+        let unreadable = looked.as_ref().err().map(ToString::to_string);
+        if let Some(why) = unreadable
+            .as_ref()
+            .filter(|_| unreadable != self.unreadable)
+        {
+            tracing::warn!("profiles stay as they are: {why}");
+        }
+        self.unreadable = unreadable;
+        let changed = looked.unwrap_or(false);
+        if again {
+            tracing::info!(changed, "profiles were read again");
+        }
+        if changed {
+            self.runtime.update_profiles(&self.library);
+            for model in self.runtime.models() {
+                if let Err(error) = warm(model) {
+                    tracing::warn!(model = model.id(), "a prefix is not ready: {error}");
+                }
+            }
+        }
+    }
+}
+
+/// Reports each SIGHUP, where there are signals.
+fn hangups() -> mpsc::Receiver<()> {
+    let (sender, receiver) = mpsc::channel(1);
+    #[cfg(unix)]
+    tokio::spawn(async move {
+        use tokio::signal::unix::{SignalKind, signal};
+        match signal(SignalKind::hangup()) {
+            Ok(mut hangup) => {
+                while hangup.recv().await.is_some() && sender.send(()).await.is_ok() {}
+            }
+            Err(error) => tracing::warn!("SIGHUP will not be heard: {error}"),
+        }
+    });
+    receiver
+}

@@ -1,0 +1,101 @@
+//! Profiles that change while they are served.
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, PoisonError};
+
+use super::{BoundProfile, LoadError, Profiles, Runtime};
+use crate::profile::{Library, Profile};
+
+impl Runtime {
+    /// Serves the profiles of `library` from now on. Requests that have begun keep the
+    /// version that they began with.
+    ///
+    /// A file that is broken leaves in place what was served under its name; so does a
+    /// profile that some model cannot use, and the end of one that a model chats with
+    /// by default. [`Runtime::profile_problems`] and the log say why.
+    pub fn update_profiles(&self, library: &Library) {
+        let broken = library.broken();
+        let mut problems: BTreeMap<String, String> = broken
+            .map(|(name, error)| (name, error.to_string()))
+            .collect();
+        let mut found = library.profiles();
+        found.retain(|name, _| !problems.contains_key(name));
+        for model in self.models() {
+            if let Some(name) = model
+                .default_profile()
+                .filter(|&name| !found.contains_key(name))
+            {
+                let problem =
+                    || format!("its file is gone, but it is the default of {}", model.id());
+                problems.entry(name.to_owned()).or_insert_with(problem);
+            }
+        }
+
+        // What each model is to serve, in the models' order.
+        let mut next: Vec<Profiles> = vec![Profiles::new(); self.models().len()];
+        for (name, profile) in &found {
+            match self.bind(profile) {
+                Ok(bound) => {
+                    for (profiles, bound) in next.iter_mut().zip(bound) {
+                        profiles.insert(name.clone(), bound);
+                    }
+                }
+                Err(error) => _ = problems.insert(name.clone(), error.to_string()),
+            }
+        }
+        for (model, mut profiles) in self.models().iter().zip(next) {
+            let served = model.profiles();
+            let kept = problems
+                .keys()
+                .filter_map(|name| served.get_key_value(name));
+            profiles.extend(kept.map(|(name, bound)| (name.clone(), bound.clone())));
+            model.replace_profiles(profiles);
+            tell(model.id(), &served, &model.profiles());
+        }
+
+        let mut known = self
+            .problems
+            .write()
+            .unwrap_or_else(PoisonError::into_inner);
+        for (profile, problem) in &problems {
+            if known.get(profile) != Some(problem) {
+                tracing::warn!(profile, "a profile stays as it was: {problem}");
+            }
+        }
+        *known = problems;
+    }
+
+    /// Why a profile is not what its file says, by the profile's name; those that are
+    /// not served at all are here too.
+    pub fn profile_problems(&self) -> BTreeMap<String, String> {
+        let problems = self.problems.read();
+        problems.unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// A profile in the tokens of each model. What is served already stays the same.
+    fn bind(&self, profile: &Arc<Profile>) -> Result<Vec<BoundProfile>, LoadError> {
+        let models = self.models().iter();
+        models
+            .map(|model| match model.profiles().get(profile.name()) {
+                Some(bound) if Arc::ptr_eq(bound.profile(), profile) => Ok(bound.clone()),
+                _ => BoundProfile::new(model.id(), profile, model.tokenizer()),
+            })
+            .collect()
+    }
+}
+
+/// Logs what is another than before.
+fn tell(model: &str, before: &Profiles, after: &Profiles) {
+    for (profile, bound) in after {
+        match before.get(profile) {
+            None => tracing::info!(model, profile, "a profile was added"),
+            Some(old) if !Arc::ptr_eq(old.profile(), bound.profile()) => {
+                tracing::info!(model, profile, "a profile was changed");
+            }
+            Some(_) => {}
+        }
+    }
+    for profile in before.keys().filter(|&name| !after.contains_key(name)) {
+        tracing::info!(model, profile, "a profile was removed");
+    }
+}
