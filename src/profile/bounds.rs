@@ -11,15 +11,24 @@
 use std::fmt::{self, Write as _};
 
 use minijinja::value::{Kwargs, Rest, ValueKind, ValueOrKwargs};
-use minijinja::{Environment, Error, ErrorKind, State, Value, escape_formatter, filters};
+use minijinja::{
+    Environment, Error, ErrorKind, State, Value, escape_formatter, filters, functions,
+};
 
 /// Steps that one rendering may take: thousands of messages' worth, and over in
 /// well under a second if a template never ends.
 const FUEL: u64 = 2_000_000;
 
-/// The bytes that all expressions of one rendering may write: twice the largest request
-/// that is read.
-const MOST_WRITTEN: usize = 64 << 20;
+/// The bytes that all expressions of one rendering may write: more than any context
+/// holds. To encode a text takes some hundred times its size.
+const MOST_WRITTEN: usize = 16 << 20;
+
+/// The most items of a list that an expression writes. A list that repeats another takes
+/// no memory for its items, but a step to each.
+const MOST_ITEMS: usize = 1_000_000;
+
+/// The largest number that `range` counts from or to.
+const FARTHEST: isize = 1 << 40;
 
 /// The widest indentation or column, and the most columns or rows.
 const WIDEST: usize = 1000;
@@ -28,12 +37,29 @@ const WIDEST: usize = 1000;
 pub(super) fn bound(environment: &mut Environment<'static>) {
     environment.set_fuel(Some(FUEL));
     environment.set_formatter(|out, state, value| {
+        let list = matches!(value.kind(), ValueKind::Seq | ValueKind::Iterable);
+        if list && value.len().is_some_and(|items| items > MOST_ITEMS) {
+            return Err(refusal("it writes too much"));
+        }
         let left = state.get_or_insert_extension(Left(MOST_WRITTEN));
         if write!(left, "{value}").is_err() {
             return Err(refusal("it writes too much"));
         }
         escape_formatter(out, state, value)
     });
+    environment.add_function(
+        "range",
+        |first: isize, second: Option<isize>, step: Option<isize>| {
+            let given = [Some(first), second, step].into_iter().flatten();
+            match given
+                .into_iter()
+                .find(|n| n.unsigned_abs() > FARTHEST as usize)
+            {
+                Some(far) => Err(refusal(format!("{far} is too far to count"))),
+                None => functions::range(first, second, step),
+            }
+        },
+    );
     // Those whose arguments are sizes.
     for (name, filter) in [
         ("batch", Value::from_function(filters::batch)),
@@ -133,6 +159,7 @@ mod tests {
             "{{ [1] | slice(99999999999) }}",
             "{{ '%999999999999d' | format(1) }}",
             "{{ '%.99999999999999999999f' | format(1.5) }}",
+            "{{ range(9223372036854775807, -9223372036854775808, -9223372036854775808) }}",
         ] {
             let error = render(source).expect_err(source);
             assert_eq!(error.kind(), ErrorKind::InvalidOperation, "{error}");
@@ -147,6 +174,10 @@ mod tests {
             ("{{ 99999999 | tojson }}", "99999999"),
             ("{{ [1, 2, 3] | batch(2, 0) }}", "[[1, 2], [3, 0]]"),
             ("{{ [1, 2] | slice(2) }}", "[[1], [2]]"),
+            (
+                "{{ range(3) | list }}{{ range(3, 1, -1) | list }}",
+                "[0, 1, 2][3, 2]",
+            ),
             ("{{ '%05d %s' | format(123456789, 'x') }}", "123456789 x"),
         ] {
             assert_eq!(render(source).unwrap(), expected, "{source}");
@@ -164,7 +195,7 @@ mod tests {
         ] {
             assert!(render(source).is_err(), "{source}");
         }
-        let long = render("{{ 'x' * 40000000 }}").unwrap();
-        assert_eq!(long.len(), 40_000_000);
+        let long = render("{{ 'x' * 10000000 }}").unwrap();
+        assert_eq!(long.len(), 10_000_000);
     }
 }

@@ -125,7 +125,7 @@ impl Material {
 
 impl Edit {
     fn draw(material: &Material, random: &mut ChaCha8Rng) -> Edit {
-        if !material.whole.is_empty() && random.random_ratio(1, 3) {
+        if !material.whole.is_empty() && random.random_ratio(1, 2) {
             let at = random.random_range(0..material.whole.len());
             return material.whole[at].clone();
         }
