@@ -8,7 +8,7 @@ use incant::server::{SPARE_PLACES, ServeOptions};
 use serde_json::json;
 
 use crate::server_support::{
-    COMPLETIONS, Server, alone, completion_body, endless, eventually, idle, in_company, post,
+    COMPLETIONS, Server, alone, completion_body, endless, eventually, idle, post,
 };
 
 /// A server with one place.
@@ -46,7 +46,6 @@ fn who_finds_no_place_is_told_to_come_back_and_health_is_as_ever() {
         assert!(reply.header("retry-after").unwrap().parse::<u64>().unwrap() > 0);
     }
     // It is not asked to close the connection, but that is all it gets.
-    let _company = in_company();
     let mut stream = server.connect();
     let large = completion_body(&json!({"prompt": "a".repeat(4 << 20)})).to_string();
     stream

@@ -84,7 +84,6 @@ mod tests {
             "https://",
             "https://example.org/",
             "https://example.org/app",
-            "https://*.example.org:x",
             "https://a b",
         ] {
             assert!(wrong.parse::<Origin>().is_err(), "{wrong}");

@@ -21,6 +21,7 @@ import os
 import pathlib
 import subprocess
 import sys
+import tempfile
 import urllib.request
 
 import schemathesis
@@ -41,23 +42,28 @@ def before_call(context, case, kwargs):
     """Makes of three requests in four one that gets to a model, if it was valid."""
     if isinstance(case.body, dict) and len(json.dumps(case.body, default=str)) % 4:
         at_home(case.body)
+        if case.path.endswith("/completions"):
+            in_short(case.body)
 
 
 def at_home(body):
-    """Takes out of a request what no document could say: names that are not served,
-    tokens that are not in the vocabulary, fields that contradict each other."""
+    """Puts what this server has in the place of names and tokens that it has not."""
     if isinstance(body.get("model"), str):
         body["model"] = os.environ[MODEL_VARIABLE]
-    for name, most in {"max_tokens": 4, "n": 3}.items():
-        if is_number(body.get(name)) and body[name] > most:
-            body[name] = most
     for name in "tokens", "stop_token_ids", "prompt":
         if name in body:
             body[name] = known_tokens(body[name])
     if isinstance(bias := body.get("logit_bias"), dict) and all(key.isdecimal() for key in bias):
         body["logit_bias"] = {str(int(key) % TOKENS): value for key, value in bias.items()}
+
+
+def in_short(body):
+    """Asks for few and short answers, and takes out fields that contradict others."""
     if body.get("max_tokens") is None:
         body["max_tokens"] = 4
+    for name, most in {"max_tokens": 4, "n": 3}.items():
+        if is_number(body.get(name)) and body[name] > most:
+            body[name] = most
     body.pop("max_completion_tokens", None)
     if body.get("stream") is not True:
         body.pop("stream_options", None)
@@ -98,7 +104,9 @@ def main():
     command += ["--seed", "1", "--max-examples", "100", "--continue-on-failure", "--request-timeout", "60"]
     if key := os.environ.get("INCANT_API_KEY"):
         command += ["--header", f"Authorization: Bearer {key}"]
-    sys.exit(subprocess.run(command + options, env=environment).returncode)
+    # What it remembers of a run is of no use to the next one.
+    with tempfile.TemporaryDirectory() as folder:
+        sys.exit(subprocess.run(command + options, env=environment, cwd=folder).returncode)
 
 
 if __name__ == "__main__":
