@@ -197,7 +197,7 @@ impl TinyModels {
             rope_factors: true,
             ..Tiny::llama()
         };
-        let models = [Tiny::llama(), Tiny::qwen2(), Tiny::gemma3(), odd];
+        let models: Vec<Tiny> = Tiny::all().into_iter().chain([Tiny::llama(), odd]).collect();
         let options = LoadOptions {
             backend: subjects::native().backend.clone(),
             kv_memory: None,
