@@ -197,7 +197,7 @@ impl TinyModels {
             rope_factors: true,
             ..Tiny::llama()
         };
-        let models: Vec<Tiny> = Tiny::all().into_iter().chain([Tiny::llama(), odd]).collect();
+        let models: Vec<Tiny> = Tiny::all().into_iter().chain([odd]).collect();
         let options = LoadOptions {
             backend: subjects::native().backend.clone(),
             kv_memory: None,
