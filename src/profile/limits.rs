@@ -23,8 +23,8 @@ use super::ProfileError;
 /// The longest source in bytes. Profiles and chat templates have some ten thousand.
 pub(super) const LONGEST_SOURCE: usize = 128 << 10;
 
-/// The longest text in bytes that is rendered: several times the largest request.
-pub(super) const LONGEST_TEXT: usize = 128 << 20;
+/// The longest text in bytes that is rendered: more than any context holds.
+pub(super) const LONGEST_TEXT: usize = 16 << 20;
 
 /// The stack that templates are compiled and run on. Only what is used of it takes
 /// memory.

@@ -11,7 +11,7 @@ mod load;
 mod reload;
 
 use std::collections::BTreeMap;
-use std::sync::{Arc, OnceLock, RwLock};
+use std::sync::{Arc, OnceLock, PoisonError, RwLock};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 pub use arm::{Arm, ArmError, Prompt, PromptError, PromptInput};
@@ -154,10 +154,13 @@ impl Runtime {
         arms.collect()
     }
 
-    /// Every profile that some model serves.
-    pub fn profiles(&self) -> Vec<ProfileInfo> {
+    /// Every profile that some model serves; and, by name, what is wrong with those that
+    /// have a file but cannot be served at all.
+    pub fn profiles(&self) -> (Vec<ProfileInfo>, BTreeMap<String, String>) {
+        let problems_now = self.problems.read();
+        let problems_now = problems_now.unwrap_or_else(PoisonError::into_inner);
         let mut infos: BTreeMap<String, ProfileInfo> = BTreeMap::new();
-        let mut problems = self.profile_problems();
+        let mut problems = problems_now.clone();
         for model in self.models() {
             for bound in model.profiles().values() {
                 let profile = bound.profile();
@@ -182,6 +185,6 @@ impl Runtime {
                 }
             }
         }
-        infos.into_values().collect()
+        (infos.into_values().collect(), problems)
     }
 }

@@ -12,7 +12,7 @@ impl Runtime {
     ///
     /// A file that is broken leaves in place what was served under its name; so does a
     /// profile that some model cannot use, and the end of one that a model chats with
-    /// by default. [`Runtime::profile_problems`] and the log say why.
+    /// by default. [`Runtime::profiles`] and the log say why.
     pub fn update_profiles(&self, library: &Library) {
         let broken = library.broken();
         let mut problems: BTreeMap<String, String> = broken
@@ -43,33 +43,31 @@ impl Runtime {
                 Err(error) => _ = problems.insert(name.clone(), error.to_string()),
             }
         }
-        for (model, mut profiles) in self.models().iter().zip(next) {
-            let served = model.profiles();
+        let before: Vec<Arc<Profiles>> = self.models().iter().map(|it| it.profiles()).collect();
+        for (served, profiles) in before.iter().zip(&mut next) {
             let kept = problems
                 .keys()
                 .filter_map(|name| served.get_key_value(name));
             profiles.extend(kept.map(|(name, bound)| (name.clone(), bound.clone())));
-            model.replace_profiles(profiles);
-            tell(model.id(), &served, &model.profiles());
         }
+        let known = {
+            // Whoever lists the profiles sees both as they were, or both as they are.
+            let problems_now = self.problems.write();
+            let mut problems_now = problems_now.unwrap_or_else(PoisonError::into_inner);
+            for (model, profiles) in self.models().iter().zip(next) {
+                model.replace_profiles(profiles);
+            }
+            std::mem::replace(&mut *problems_now, problems.clone())
+        };
 
-        let mut known = self
-            .problems
-            .write()
-            .unwrap_or_else(PoisonError::into_inner);
+        for (model, before) in self.models().iter().zip(before) {
+            tell(model.id(), &before, &model.profiles());
+        }
         for (profile, problem) in &problems {
             if known.get(profile) != Some(problem) {
                 tracing::warn!(profile, "a profile stays as it was: {problem}");
             }
         }
-        *known = problems;
-    }
-
-    /// Why a profile is not what its file says, by the profile's name; those that are
-    /// not served at all are here too.
-    pub fn profile_problems(&self) -> BTreeMap<String, String> {
-        let problems = self.problems.read();
-        problems.unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     /// A profile in the tokens of each model. What is served already stays the same.

@@ -64,7 +64,8 @@ fn sizes_beyond_all_numbers_are_refused() {
     let huge = Tiny {
         heads: 1 << 31,
         kv_heads: 1 << 31,
-        head_dim: 1 << 28,
+        head_dim: 1 << 16,
+        layers: 64,
         ..sound.clone()
     };
     let file = huge.written(&sound.tensors());

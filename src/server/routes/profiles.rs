@@ -91,10 +91,8 @@ impl From<ProfileInfo> for Profile {
 
 /// All of them.
 pub(crate) async fn list(extract::State(app): extract::State<Arc<App>>) -> Json<Profiles> {
-    let problems = app.runtime.profile_problems();
-    let profiles = app.runtime.profiles();
-    let served = |id: &String| profiles.iter().any(|profile| profile.name == *id);
-    let broken = problems.into_iter().filter(|(id, _)| !served(id));
+    let (profiles, broken) = app.runtime.profiles();
+    let broken = broken.into_iter();
     let broken = broken.map(|(id, error)| Broken { id, error }).collect();
     Json(Profiles {
         object: "list",
