@@ -12,6 +12,7 @@ pub mod exec;
 pub mod gguf;
 pub mod kernels;
 pub mod kv;
+pub mod lora;
 pub mod mmap;
 pub mod model;
 mod printable;

@@ -14,6 +14,7 @@ mod metadata;
 mod parse;
 mod types;
 mod value;
+mod write;
 
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
@@ -27,6 +28,7 @@ pub use error::{GgufCause, GgufError};
 pub use metadata::Metadata;
 pub use types::TensorType;
 pub use value::{Array, Strs, Value, ValueType};
+pub use write::Writer;
 
 /// How many samples of the tensor data a fingerprint takes, and their size.
 const SAMPLES: usize = 64;

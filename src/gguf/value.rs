@@ -31,25 +31,33 @@ pub enum ValueType {
     Array,
 }
 
+/// Each at the place that is its id in the file.
+const BY_ID: [ValueType; 13] = [
+    ValueType::U8,
+    ValueType::I8,
+    ValueType::U16,
+    ValueType::I16,
+    ValueType::U32,
+    ValueType::I32,
+    ValueType::F32,
+    ValueType::Bool,
+    ValueType::String,
+    ValueType::Array,
+    ValueType::U64,
+    ValueType::I64,
+    ValueType::F64,
+];
+
 impl ValueType {
     /// The type with this id in the file.
     pub(super) fn from_id(id: u32) -> Option<ValueType> {
-        Some(match id {
-            0 => ValueType::U8,
-            1 => ValueType::I8,
-            2 => ValueType::U16,
-            3 => ValueType::I16,
-            4 => ValueType::U32,
-            5 => ValueType::I32,
-            6 => ValueType::F32,
-            7 => ValueType::Bool,
-            8 => ValueType::String,
-            9 => ValueType::Array,
-            10 => ValueType::U64,
-            11 => ValueType::I64,
-            12 => ValueType::F64,
-            _ => return None,
-        })
+        BY_ID.get(id as usize).copied()
+    }
+
+    /// Its id in the file.
+    pub(super) fn id(self) -> u32 {
+        let place = BY_ID.iter().position(|&kind| kind == self);
+        place.expect("all types are listed") as u32
     }
 
     /// Bytes of one value, or `None` where it depends on the value.

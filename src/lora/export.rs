@@ -1,0 +1,62 @@
+//! Adapters as GGUF files, for other engines.
+
+use std::io;
+use std::path::Path;
+
+use super::naming::Side;
+use super::{Lora, LowRank, PROFILE_KEY};
+use crate::gguf::{TensorType, Writer};
+use crate::model::DecoderSpec;
+
+impl Lora {
+    /// Writes the adapter as a GGUF file for the model that `spec` describes.
+    ///
+    /// The format has one alpha for all and takes alpha over rank for the scale. It is
+    /// chosen to be right for the first part; where it is not for another, what is
+    /// missing goes into its B.
+    ///
+    /// # Errors
+    /// The file cannot be written, or the model's own file keeps several linear layers
+    /// in one matrix: then the format has no place for what is added to one of them.
+    pub fn export(&self, spec: &DecoderSpec, path: &Path) -> io::Result<()> {
+        if spec.fused_qkv || spec.fused_gate {
+            return Err(io::Error::new(
+                io::ErrorKind::Unsupported,
+                "files of this architecture keep several linear layers in one matrix",
+            ));
+        }
+        let alpha_of = |part: &LowRank| part.scale * part.rank as f32;
+        let mut alphas = self.parts().map(|(_, _, part)| alpha_of(part));
+        // An alpha of 0 would stand for a scale of 1.
+        let alpha = alphas.find(|&alpha| alpha != 0.0).unwrap_or(1.0);
+        let mut writer = Writer::new()
+            .text("general.type", "adapter")
+            .text("general.architecture", spec.architecture)
+            .text("adapter.type", "lora")
+            .number("adapter.lora.alpha", alpha);
+        if let Some(profile) = self.profile() {
+            writer = writer.text(PROFILE_KEY, profile);
+        }
+        let mut tensors = Vec::new();
+        for (layer, linear, part) in self.parts() {
+            for side in [Side::A, Side::B] {
+                let (suffix, shape) = match side {
+                    Side::A => ("lora_a", [part.rank, part.inputs]),
+                    Side::B => ("lora_b", [part.outputs, part.rank]),
+                };
+                let name = format!("blk.{layer}.{}.{suffix}", linear.tensor());
+                writer = writer.tensor(&name, &shape, TensorType::F32);
+                tensors.push((part, side));
+            }
+        }
+        writer.write(path, |index| {
+            let (part, side) = tensors[index];
+            let (numbers, factor) = match side {
+                Side::A => (&part.a, 1.0),
+                Side::B => (&part.b, alpha_of(part) / alpha),
+            };
+            let numbers = numbers.iter().map(|number| number * factor);
+            numbers.flat_map(f32::to_le_bytes).collect()
+        })
+    }
+}

@@ -1,0 +1,214 @@
+//! What adapters call the linear layers of a decoder.
+
+use super::error::Cause;
+use crate::model::{DecoderSpec, RopeStyle};
+
+/// A linear layer of a decoder's layer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Linear {
+    /// Query projection.
+    Query,
+    /// Key projection.
+    Key,
+    /// Value projection.
+    Value,
+    /// Output projection of attention.
+    Output,
+    /// Gate projection.
+    Gate,
+    /// Up projection.
+    Up,
+    /// Down projection.
+    Down,
+}
+
+impl Linear {
+    /// All of them.
+    pub const ALL: [Linear; 7] = [
+        Linear::Query,
+        Linear::Key,
+        Linear::Value,
+        Linear::Output,
+        Linear::Gate,
+        Linear::Up,
+        Linear::Down,
+    ];
+
+    /// All that take the same input, itself included.
+    pub fn beside(self) -> &'static [Linear] {
+        match self {
+            Linear::Query | Linear::Key | Linear::Value => {
+                &[Linear::Query, Linear::Key, Linear::Value]
+            }
+            Linear::Output => &[Linear::Output],
+            Linear::Gate | Linear::Up => &[Linear::Gate, Linear::Up],
+            Linear::Down => &[Linear::Down],
+        }
+    }
+
+    /// Its shape, `[outputs, inputs]`.
+    pub fn shape(self, spec: &DecoderSpec) -> [usize; 2] {
+        let (q, kv) = (spec.heads * spec.head_dim, spec.kv_heads * spec.head_dim);
+        match self {
+            Linear::Query => [q, spec.hidden],
+            Linear::Key | Linear::Value => [kv, spec.hidden],
+            Linear::Output => [spec.hidden, q],
+            Linear::Gate | Linear::Up => [spec.feed_forward, spec.hidden],
+            Linear::Down => [spec.hidden, spec.feed_forward],
+        }
+    }
+
+    /// The linear layers that a PEFT adapter means by a module of a layer, such as
+    /// `self_attn.q_proj`; several where a checkpoint keeps them in one matrix, one
+    /// below the other.
+    pub(super) fn of_module(module: &str) -> Option<&'static [Linear]> {
+        Some(match module {
+            "self_attn.q_proj" => &[Linear::Query],
+            "self_attn.k_proj" => &[Linear::Key],
+            "self_attn.v_proj" => &[Linear::Value],
+            "self_attn.qkv_proj" => &[Linear::Query, Linear::Key, Linear::Value],
+            "self_attn.o_proj" => &[Linear::Output],
+            "mlp.gate_proj" => &[Linear::Gate],
+            "mlp.up_proj" => &[Linear::Up],
+            "mlp.gate_up_proj" => &[Linear::Gate, Linear::Up],
+            "mlp.down_proj" => &[Linear::Down],
+            _ => return None,
+        })
+    }
+
+    /// All modules, by their last names.
+    pub(super) const MODULES: [&'static str; 9] = [
+        "self_attn.q_proj",
+        "self_attn.k_proj",
+        "self_attn.v_proj",
+        "self_attn.qkv_proj",
+        "self_attn.o_proj",
+        "mlp.gate_proj",
+        "mlp.up_proj",
+        "mlp.gate_up_proj",
+        "mlp.down_proj",
+    ];
+
+    /// The linear layers that a GGUF adapter means by a tensor of a layer, such as
+    /// `attn_q.weight`, to which it adds `outputs` rows.
+    pub(super) fn of_tensor(
+        tensor: &str,
+        outputs: usize,
+        spec: &DecoderSpec,
+    ) -> Option<&'static [Linear]> {
+        Some(match tensor {
+            "attn_q.weight" => &[Linear::Query],
+            "attn_k.weight" => &[Linear::Key],
+            "attn_v.weight" => &[Linear::Value],
+            "attn_qkv.weight" => &[Linear::Query, Linear::Key, Linear::Value],
+            "attn_output.weight" => &[Linear::Output],
+            "ffn_gate.weight" => &[Linear::Gate],
+            // Phi 3 keeps both under this name.
+            "ffn_up.weight" if outputs == 2 * spec.feed_forward => &[Linear::Gate, Linear::Up],
+            "ffn_up.weight" => &[Linear::Up],
+            "ffn_down.weight" => &[Linear::Down],
+            _ => return None,
+        })
+    }
+
+    /// What a GGUF file calls it.
+    pub(super) fn tensor(self) -> &'static str {
+        match self {
+            Linear::Query => "attn_q.weight",
+            Linear::Key => "attn_k.weight",
+            Linear::Value => "attn_v.weight",
+            Linear::Output => "attn_output.weight",
+            Linear::Gate => "ffn_gate.weight",
+            Linear::Up => "ffn_up.weight",
+            Linear::Down => "ffn_down.weight",
+        }
+    }
+
+    /// How many of its outputs are one head whose rows GGUF keeps in another order
+    /// than PEFT: pairs of dimensions that rotate stand side by side.
+    pub(super) fn permuted_heads(self, spec: &DecoderSpec) -> Option<usize> {
+        let pairs = spec.ropes.iter().any(|r| r.style == RopeStyle::Pairs);
+        (pairs && matches!(self, Linear::Query | Linear::Key)).then_some(spec.head_dim)
+    }
+}
+
+/// Which of the two matrices a tensor is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Side {
+    A,
+    B,
+}
+
+/// What the name of a tensor of a PEFT adapter says: the module's full name, and
+/// which matrix of it this is.
+pub(super) fn of_peft(name: &str) -> Result<(&str, Side), Cause> {
+    let tensor = |what| Cause::Tensor {
+        name: name.to_owned(),
+        what,
+    };
+    if name.contains("lora_magnitude_vector") {
+        return Err(tensor("a part of DoRA"));
+    }
+    if name.contains("lora_embedding_") || name.contains("embed_tokens") {
+        return Err(tensor("for the embedding"));
+    }
+    if name.contains("lm_head") {
+        return Err(tensor("for the head"));
+    }
+    let unknown = || Cause::Unknown {
+        name: name.to_owned(),
+    };
+    let rest = name.strip_prefix("base_model.model.").ok_or_else(unknown)?;
+    for (mark, side) in [(".lora_A", Side::A), (".lora_B", Side::B)] {
+        if let Some((module, after)) = rest.rsplit_once(mark) {
+            // Some versions write the adapter's name before this.
+            return match after.ends_with(".weight") {
+                true => Ok((module, side)),
+                false if after.ends_with(".bias") => Err(tensor("a bias of LoRA")),
+                false => Err(unknown()),
+            };
+        }
+    }
+    Err(unknown())
+}
+
+/// Where checkpoints keep a decoder's layers. (An image encoder has layers too.)
+const ROOTS: &[&str] = &[
+    "",
+    "model.",
+    "model.language_model.",
+    "language_model.model.",
+];
+
+/// The layer that a module is in, and its name there.
+pub(super) fn in_layer(module: &str) -> Option<(usize, &str)> {
+    let (root, rest) = module.split_once("layers.")?;
+    if !ROOTS.contains(&root) {
+        return None;
+    }
+    let (layer, module) = rest.split_once('.')?;
+    Some((layer.parse().ok()?, module))
+}
+
+/// The same for a tensor of a GGUF adapter: layer, tensor, matrix.
+pub(super) fn of_gguf(name: &str) -> Result<(usize, &str, Side), Cause> {
+    let unknown = || Cause::Unknown {
+        name: name.to_owned(),
+    };
+    let (tensor, side) = match name.strip_suffix(".lora_a") {
+        Some(tensor) => (tensor, Side::A),
+        None => (name.strip_suffix(".lora_b").ok_or_else(unknown)?, Side::B),
+    };
+    let refused = |what| Cause::Tensor {
+        name: name.to_owned(),
+        what,
+    };
+    match tensor {
+        "token_embd.weight" => return Err(refused("for the embedding")),
+        "output.weight" => return Err(refused("for the head")),
+        _ => {}
+    }
+    let rest = tensor.strip_prefix("blk.").ok_or_else(unknown)?;
+    let (layer, tensor) = rest.split_once('.').ok_or_else(unknown)?;
+    Ok((layer.parse().map_err(|_| unknown())?, tensor, side))
+}

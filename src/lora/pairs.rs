@@ -1,0 +1,163 @@
+//! From named matrices to additions to linear layers, whatever file they are in.
+
+use std::collections::BTreeMap;
+
+use super::error::Cause;
+use super::naming::Side;
+use super::{Linear, LowRank, MOST_RANK};
+use crate::gguf::TensorType;
+use crate::kernels::Matrix;
+use crate::model::DecoderSpec;
+
+/// A matrix as a file holds it.
+#[derive(Clone, Copy)]
+pub(super) struct Stored<'a> {
+    pub(super) name: &'a str,
+    pub(super) shape: &'a [usize],
+    pub(super) kind: TensorType,
+    pub(super) data: &'a [u8],
+}
+
+/// The matrices of a file, by the module that they belong to.
+#[derive(Default)]
+pub(super) struct Pairs<'a>(pub(super) BTreeMap<String, Pair<'a>>);
+
+/// A and B of one module.
+#[derive(Clone, Copy, Default)]
+pub(super) struct Pair<'a> {
+    a: Option<Stored<'a>>,
+    b: Option<Stored<'a>>,
+}
+
+impl<'a> Pairs<'a> {
+    /// Adds a matrix.
+    pub(super) fn add(
+        &mut self,
+        module: &str,
+        side: Side,
+        stored: Stored<'a>,
+    ) -> Result<(), Cause> {
+        let pair = self.0.entry(module.to_owned()).or_default();
+        let slot = match side {
+            Side::A => &mut pair.a,
+            Side::B => &mut pair.b,
+        };
+        match slot.replace(stored) {
+            Some(other) => Err(Cause::Twice {
+                name: other.name.to_owned(),
+            }),
+            None => Ok(()),
+        }
+    }
+}
+
+impl Pair<'_> {
+    /// Rows of B: how many outputs the module has.
+    pub(super) fn outputs(&self) -> usize {
+        let shape = self.b.map_or(&[][..], |b| b.shape);
+        shape.first().copied().unwrap_or(0)
+    }
+
+    /// The additions to `linears`, which the module holds one below the other.
+    /// `scale` tells what a rank's product is multiplied by. `missing` names the
+    /// matrix that goes with one that is there.
+    pub(super) fn additions(
+        &self,
+        linears: &[Linear],
+        spec: &DecoderSpec,
+        scale: impl FnOnce(usize) -> Result<f32, Cause>,
+        permute: bool,
+        missing: impl Fn(Side) -> String,
+    ) -> Result<Vec<(Linear, LowRank)>, Cause> {
+        let lacks = |side| Cause::Missing {
+            name: missing(side),
+        };
+        let a = self.a.ok_or_else(|| lacks(Side::A))?;
+        let b = self.b.ok_or_else(|| lacks(Side::B))?;
+        let shapes = linears.iter().map(|linear| linear.shape(spec));
+        let outputs = shapes.clone().map(|[outputs, _]| outputs).sum::<usize>();
+        let inputs = linears[0].shape(spec)[1];
+        let rank = match a.shape {
+            &[rank, width] if width == inputs && (1..=MOST_RANK).contains(&rank) => rank,
+            _ => return Err(wrong_shape(&a, &format!("[1 to {MOST_RANK}, {inputs}]"))),
+        };
+        if b.shape != [outputs, rank] {
+            return Err(wrong_shape(&b, &format!("[{outputs}, {rank}]")));
+        }
+        let scale = scale(rank)?;
+        let (a, b) = (numbers(&a)?, numbers(&b)?);
+        let mut rest = &b[..];
+        let parts = linears.iter().zip(shapes).map(|(&linear, [outputs, _])| {
+            let (b, after) = rest.split_at(outputs * rank);
+            rest = after;
+            let heads = linear.permuted_heads(spec).filter(|_| permute);
+            let part = LowRank {
+                rank,
+                inputs,
+                outputs,
+                a: a.clone(),
+                b: heads.map_or_else(|| b.to_vec(), |head| pairs_together(b, rank, head)),
+                scale,
+            };
+            (linear, part)
+        });
+        Ok(parts.collect())
+    }
+}
+
+/// The rows of each head in the order in which GGUF keeps them: first with first
+/// of its second half, and so on.
+fn pairs_together(b: &[f32], rank: usize, head: usize) -> Vec<f32> {
+    let heads = b.chunks_exact(head * rank);
+    let rows = heads.flat_map(|rows| {
+        let (first, second) = rows.split_at(head / 2 * rank);
+        let pairs = first.chunks_exact(rank).zip(second.chunks_exact(rank));
+        pairs.flat_map(|(first, second)| [first, second])
+    });
+    rows.flatten().copied().collect()
+}
+
+/// The numbers of a matrix, all finite.
+fn numbers(stored: &Stored<'_>) -> Result<Vec<f32>, Cause> {
+    let (rows, columns) = (stored.shape[0], stored.shape[1]);
+    let packed = Matrix::pack(stored.kind, rows, columns, stored.data);
+    let packed = packed.map_err(|error| Cause::Io {
+        file: "no memory",
+        error,
+    })?;
+    let packed = packed.ok_or_else(|| Cause::Type {
+        name: stored.name.to_owned(),
+        kind: stored.kind.to_string(),
+    })?;
+    let mut numbers = vec![0.0; rows * columns];
+    for (row, numbers) in numbers.chunks_exact_mut(columns).enumerate() {
+        packed.row(row, numbers);
+    }
+    match numbers.iter().all(|number| number.is_finite()) {
+        true => Ok(numbers),
+        false => Err(Cause::NotFinite {
+            name: stored.name.to_owned(),
+        }),
+    }
+}
+
+/// What a product of `rank` is multiplied by.
+pub(super) fn scale(alpha: f64, rank: usize, stabilized: bool) -> Result<f32, Cause> {
+    let rank_scale = match stabilized {
+        true => (rank as f64).sqrt(),
+        false => rank as f64,
+    };
+    let scale = (alpha / rank_scale) as f32;
+    match scale.is_finite() {
+        true => Ok(scale),
+        false => Err(Cause::Scale { alpha, rank }),
+    }
+}
+
+fn wrong_shape(stored: &Stored<'_>, expected: &str) -> Cause {
+    Cause::Shape {
+        name: stored.name.to_owned(),
+        found: stored.shape.to_vec(),
+        expected: expected.to_owned(),
+    }
+}
