@@ -19,11 +19,16 @@ pub use backend::{Backend, DeviceChoice};
 
 use safetensors::SafeTensors;
 
+use crate::lora::Lora;
 use crate::model::DecoderSpec;
 
 /// A sequence of an executor: tokens and their KV.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct SequenceId(u64);
+
+/// An adapter of an executor.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct AdapterId(u64);
 
 /// Which of a chunk's rows want logits.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -182,7 +187,7 @@ pub enum ExecError {
     /// Saved KV that does not fit this model.
     #[error("saved KV does not fit: {0}")]
     Saved(String),
-    /// A sequence that was never begun, or has ended.
+    /// A sequence or an adapter that is not there, or not any more.
     #[error("unknown {0}")]
     Unknown(String),
     /// A batch that breaks the executor's rules.
@@ -204,11 +209,27 @@ pub trait Executor: Send {
     /// Names the layout and precision of saved KV: part of a saved prefix's key.
     fn kv_format(&self) -> String;
 
-    /// Begins an empty sequence.
+    /// Takes in an adapter.
+    ///
+    /// # Errors
+    /// The device has no room for it.
+    fn add_adapter(&mut self, lora: &Lora) -> Result<AdapterId, ExecError>;
+
+    /// Lets go of an adapter. Sequences that were begun under it go on. Unknown ids
+    /// are ignored.
+    fn remove_adapter(&mut self, adapter: AdapterId);
+
+    /// Begins an empty sequence of the model as it is.
     fn begin(&mut self) -> SequenceId;
 
+    /// Begins an empty sequence under an adapter, or none.
+    ///
+    /// # Errors
+    /// There is no such adapter.
+    fn begin_under(&mut self, adapter: Option<AdapterId>) -> Result<SequenceId, ExecError>;
+
     /// Begins a sequence with the first `tokens` tokens of another, which goes on
-    /// as before.
+    /// as before, under the same adapter.
     ///
     /// # Errors
     /// The other sequence has fewer tokens, or [`can_fork`](Executor::can_fork)
@@ -276,6 +297,15 @@ pub trait Executor: Send {
     /// takes.
     fn save(&self, sequence: SequenceId) -> Result<Vec<SavedTensor>, ExecError>;
 
-    /// A sequence of `tokens` tokens out of what [`save`](Executor::save) gave.
-    fn restore(&mut self, tokens: usize, saved: &SafeTensors<'_>) -> Result<SequenceId, ExecError>;
+    /// A sequence of `tokens` tokens out of what [`save`](Executor::save) gave for one
+    /// under the same adapter.
+    ///
+    /// # Errors
+    /// It does not fit, there is no room, or no such adapter.
+    fn restore(
+        &mut self,
+        adapter: Option<AdapterId>,
+        tokens: usize,
+        saved: &SafeTensors<'_>,
+    ) -> Result<SequenceId, ExecError>;
 }

@@ -9,6 +9,7 @@
 
 pub mod attention;
 mod isa;
+mod low_rank;
 pub mod math;
 mod matrix;
 mod memory;
@@ -16,6 +17,7 @@ pub mod product;
 pub mod roofline;
 
 pub use isa::{Isa, IsaError, Tier};
+pub use low_rank::LowRank;
 pub use matrix::{BLOCK, Bits, Codes, Dense, Format, LANES, Matrix, Packing, Scales};
 pub use memory::{Arena, Pages};
 pub use product::{Activations, Kind};

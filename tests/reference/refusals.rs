@@ -161,7 +161,7 @@ fn saved_kv_of_another_shape_is_refused() {
             let file = safetensors::serialize(views, None).expect("serializes");
             let file = SafeTensors::deserialize(&file).expect("reads");
             executor
-                .restore(tokens, &file)
+                .restore(None, tokens, &file)
                 .map_err(|error| error.to_string())
         };
         let same = |at: usize| Some(saved[at].shape.clone());

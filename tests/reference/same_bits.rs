@@ -239,7 +239,7 @@ fn a_sequence_read_back_gives_the_same() {
             });
             let file = safetensors::serialize(views, None).expect("serializes");
             let file = SafeTensors::deserialize(&file).expect("reads");
-            let read = executor.restore(140, &file).expect("restores");
+            let read = executor.restore(None, 140, &file).expect("restores");
             let [computed, read] = [computed, read].map(|from| {
                 let sequence = after(executor, Some(from));
                 forward(executor, sequence, &text)

@@ -278,7 +278,7 @@ pub(crate) struct Weight {
 }
 
 impl Weight {
-    fn new(shape: &[usize], kind: GgmlDType, values: Vec<f32>) -> Weight {
+    pub(crate) fn new(shape: &[usize], kind: GgmlDType, values: Vec<f32>) -> Weight {
         let exact = Tensor::from_vec(values, shape, &Device::Cpu).expect("as many as the shape");
         let stored = QTensor::quantize(&exact, kind).expect("whole blocks");
         let values = stored

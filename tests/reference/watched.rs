@@ -164,7 +164,7 @@ impl Watched {
         });
         let file = safetensors::serialize(views, None).expect("serializes");
         let read = SafeTensors::deserialize(&file).expect("reads");
-        let restored = self.executor.restore(tokens.len(), &read);
+        let restored = self.executor.restore(None, tokens.len(), &read);
         self.add(restored.expect("restores"), tokens)
     }
 

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use candle_core::{DType, Device, Tensor};
 use safetensors::{Dtype, SafeTensors};
 
+use super::adapters::Adapter;
 use crate::exec::{ExecError, SavedTensor, SwapOut, saved};
 use crate::model::DecoderSpec;
 
@@ -78,9 +79,10 @@ impl Link {
     }
 }
 
-/// The KV of a sequence.
+/// The KV of a sequence, and the adapter under which it is computed.
 #[derive(Debug)]
 pub(super) struct Kv {
+    pub(super) adapter: Option<Arc<Adapter>>,
     pub(super) chain: Vec<Link>,
     suffix: Suffix,
 }
@@ -93,8 +95,9 @@ enum Suffix {
 }
 
 impl Kv {
-    pub(super) fn new(spec: &DecoderSpec, chain: Vec<Link>) -> Kv {
+    pub(super) fn new(spec: &DecoderSpec, adapter: Option<Arc<Adapter>>, chain: Vec<Link>) -> Kv {
         Kv {
+            adapter,
             chain,
             suffix: Suffix::Here(vec![None; spec.layers.len()]),
         }
@@ -370,6 +373,7 @@ impl Kv {
     /// The KV of `tokens` tokens as it was saved, in a segment known as `id`.
     pub(super) fn restore(
         tokens: usize,
+        adapter: Option<Arc<Adapter>>,
         saved: &SafeTensors<'_>,
         spec: &DecoderSpec,
         device: &Device,
@@ -396,7 +400,7 @@ impl Kv {
             segment,
             len: tokens,
         };
-        Ok(Kv::new(spec, vec![link]))
+        Ok(Kv::new(spec, adapter, vec![link]))
     }
 }
 

@@ -2,6 +2,7 @@
 
 use candle_core::{Device, Result, Tensor};
 
+use super::adapters::Adapted;
 use super::attention::Attention;
 use super::cache::Kv;
 use super::linear::{Linear, vector};
@@ -9,6 +10,7 @@ use super::ops;
 use super::plan::Plan;
 use crate::exec::ledger::Ledger;
 use crate::exec::{ExecError, Footprint};
+use crate::lora;
 use crate::model::{DecoderSpec, Part, Weights};
 
 /// The weights of one layer.
@@ -36,8 +38,8 @@ struct Projection {
 
 impl Projection {
     /// `[rows, hidden]` to `[heads, rows, head_dim]`.
-    fn forward(&self, h: &Tensor, spec: &DecoderSpec) -> Result<Tensor> {
-        let mut x = self.linear.forward(h)?;
+    fn forward(&self, h: &Tensor, spec: &DecoderSpec, adapted: &Adapted) -> Result<Tensor> {
+        let mut x = self.linear.forward(h, adapted)?;
         if let Some(bias) = &self.bias {
             x = x.broadcast_add(bias)?;
         }
@@ -60,14 +62,17 @@ impl Layer {
         device: &Device,
         footprint: &mut Footprint,
     ) -> std::result::Result<Layer, ExecError> {
-        let mut linear = |part| Linear::load(weights.layer(index, part)?, device, footprint);
-        let (query, key, value) = (
-            linear(Part::Query)?,
-            linear(Part::Key)?,
-            linear(Part::Value)?,
-        );
-        let output = linear(Part::Output)?;
-        let (gate, up, down) = (linear(Part::Gate)?, linear(Part::Up)?, linear(Part::Down)?);
+        let mut linear = |part, linear| {
+            let place = Some((index, linear));
+            Linear::load(weights.layer(index, part)?, place, device, footprint)
+        };
+        let query = linear(Part::Query, lora::Linear::Query)?;
+        let key = linear(Part::Key, lora::Linear::Key)?;
+        let value = linear(Part::Value, lora::Linear::Value)?;
+        let output = linear(Part::Output, lora::Linear::Output)?;
+        let gate = linear(Part::Gate, lora::Linear::Gate)?;
+        let up = linear(Part::Up, lora::Linear::Up)?;
+        let down = linear(Part::Down, lora::Linear::Down)?;
         let mut vector = |part| vector(weights.layer(index, part)?, device, footprint);
         let mut vector_if = |wanted: bool, part| wanted.then(|| vector(part)).transpose();
         Ok(Layer {
@@ -113,11 +118,11 @@ impl Layer {
         let x = (x + ops::scaled(h, spec.residual_scale)?)?;
         let h = normed(&x, self.feed_forward_norm.as_ref(), spec)?;
         let h = ops::gated(
-            &self.gate.forward(&h)?,
-            &self.up.forward(&h)?,
+            &self.gate.forward(&h, &plan.adapted)?,
+            &self.up.forward(&h, &plan.adapted)?,
             spec.activation,
         )?;
-        let h = self.down.forward(&h)?;
+        let h = self.down.forward(&h, &plan.adapted)?;
         let h = normed(&h, self.post_feed_forward_norm.as_ref(), spec)?;
         Ok((x + ops::scaled(h, spec.residual_scale)?)?)
     }
@@ -132,9 +137,9 @@ impl Layer {
     ) -> std::result::Result<Tensor, ExecError> {
         let (rope, window) = (spec.layers[index].rope, spec.layers[index].window);
         let rotate = |x| ops::rope(&x, &spec.ropes[rope], &plan.angles[rope]);
-        let q = rotate(self.query.forward(h, spec)?)?;
-        let k = rotate(self.key.forward(h, spec)?)?;
-        let v = self.value.forward(h, spec)?;
+        let q = rotate(self.query.forward(h, spec, &plan.adapted)?)?;
+        let k = rotate(self.key.forward(h, spec, &plan.adapted)?)?;
+        let v = self.value.forward(h, spec, &plan.adapted)?;
 
         let runs = &plan.rows.runs;
         let mut own = Vec::with_capacity(runs.len());
@@ -162,7 +167,7 @@ impl Layer {
             .reshape((heads, rows, width))?
             .transpose(0, 1)?
             .reshape((rows, heads * width))?;
-        Ok(self.output.forward(&attended)?)
+        Ok(self.output.forward(&attended, &plan.adapted)?)
     }
 }
 

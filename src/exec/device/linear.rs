@@ -6,16 +6,23 @@ use std::sync::Arc;
 use candle_core::quantized::{GgmlDType, QMatMul, QStorage, QTensor};
 use candle_core::{Device, Module, Tensor};
 
+use super::adapters::{self, Adapted};
 use crate::exec::{ExecError, Footprint};
 use crate::gguf::TensorType;
+use crate::lora;
 use crate::model::Weight;
 
 /// Up to so many rows are few: the rows of a batch that decodes.
 const FEW_ROWS: usize = 16;
 
-/// A frozen linear layer, `y = x·Wᵀ`, `W` of shape `[out, in]`.
+/// A frozen linear layer, `y = x·Wᵀ`, `W` of shape `[out, in]`, to which adapters
+/// may add.
 #[derive(Clone, Debug)]
-pub(super) struct Linear(QMatMul);
+pub(super) struct Linear {
+    weight: QMatMul,
+    /// Which one it is of which layer; the head has no such place.
+    place: Option<(usize, lora::Linear)>,
+}
 
 impl Linear {
     /// Puts a weight matrix on the device.
@@ -26,6 +33,7 @@ impl Linear {
     /// 8 bits, in ways that depend on how many rows there are.
     pub(super) fn load(
         weight: Weight<'_>,
+        place: Option<(usize, lora::Linear)>,
         device: &Device,
         footprint: &mut Footprint,
     ) -> Result<Linear, ExecError> {
@@ -38,15 +46,25 @@ impl Linear {
                 footprint.expanded += bytes;
                 footprint.expanded_from += weight.data.len();
             }
-            return Ok(Linear(QMatMul::Tensor(expanded)));
+            let weight = QMatMul::Tensor(expanded);
+            return Ok(Linear { weight, place });
         }
         footprint.resident += weight.data.len();
-        Ok(Linear(QMatMul::from_arc(Arc::new(tensor))?))
+        let weight = QMatMul::from_arc(Arc::new(tensor))?;
+        Ok(Linear { weight, place })
     }
 
-    /// Applies the layer to `[rows, in]`.
-    pub(super) fn forward(&self, x: &Tensor) -> candle_core::Result<Tensor> {
-        match &self.0 {
+    /// Applies the layer to `[rows, in]`, and the adapters of some of the rows.
+    pub(super) fn forward(&self, x: &Tensor, adapted: &Adapted) -> candle_core::Result<Tensor> {
+        let y = self.product(x)?;
+        match self.place {
+            Some(place) => adapters::add(adapted, place, x, y),
+            None => Ok(y),
+        }
+    }
+
+    fn product(&self, x: &Tensor) -> candle_core::Result<Tensor> {
+        match &self.weight {
             // With few rows candle's CPU product is up to five times as fast if
             // the tall matrix comes first.
             QMatMul::Tensor(weight) if weight.device().is_cpu() && x.dim(0)? <= FEW_ROWS => {
@@ -64,7 +82,7 @@ pub(super) struct Embedding(QMatMul);
 impl Embedding {
     /// The embedding that shares the head's weights.
     pub(super) fn tied(head: &Linear) -> Embedding {
-        Embedding(head.0.clone())
+        Embedding(head.weight.clone())
     }
 
     /// An embedding with weights of its own. Rows are looked up one by one, so

@@ -8,6 +8,7 @@
 //! share a segment through it at once, and each sequence's suffix by itself
 //! (see `attention.rs`).
 
+mod adapters;
 mod attention;
 mod cache;
 mod layer;
@@ -15,21 +16,24 @@ mod linear;
 mod ops;
 mod plan;
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
+use std::sync::Arc;
 
 use candle_core::{DType, Device, Tensor};
 use safetensors::SafeTensors;
 
+use self::adapters::Adapter;
 use self::cache::{Kv, room_for};
 use self::layer::Layer;
 use self::linear::{Embedding, Linear};
 use self::plan::Plan;
 use super::ledger::Ledger;
 use super::{
-    Chunk, ExecError, Executor, Footprint, KvMemory, Logits, SavedTensor, SequenceId, SwapOut,
-    default_kv_memory,
+    AdapterId, Chunk, ExecError, Executor, Footprint, KvMemory, Logits, SavedTensor, SequenceId,
+    SwapOut, default_kv_memory,
 };
 use crate::gguf::Gguf;
+use crate::lora::Lora;
 use crate::model::{DecoderSpec, Weights};
 
 /// Runs a model with candle's tensors.
@@ -42,6 +46,8 @@ pub struct DeviceExecutor {
     head: Linear,
     footprint: Footprint,
     ledger: Ledger<Kv>,
+    adapters: HashMap<AdapterId, Arc<Adapter>>,
+    next_adapter: u64,
     /// Bytes that KV may take.
     kv_memory: usize,
     /// How many segments were made.
@@ -64,7 +70,7 @@ impl DeviceExecutor {
         let weights = Weights::new(gguf, spec);
         weights.check(|kind| linear::candle_type(kind).is_some())?;
         let mut footprint = Footprint::default();
-        let head = Linear::load(weights.head()?, device, &mut footprint)?;
+        let head = Linear::load(weights.head()?, None, device, &mut footprint)?;
         let embedding = if spec.tied_head {
             Embedding::tied(&head)
         } else {
@@ -88,6 +94,8 @@ impl DeviceExecutor {
             head,
             footprint,
             ledger: Ledger::new(),
+            adapters: HashMap::new(),
+            next_adapter: 0,
             kv_memory: kv_memory.unwrap_or_else(|| default_kv_memory(spec, size_of::<f32>())),
             segments: 0,
         })
@@ -117,12 +125,23 @@ impl DeviceExecutor {
         let rows = Tensor::new(wanted, &self.device)?;
         let x = x.index_select(&rows, 0)?;
         let x = ops::rms_norm(&x, &self.output_norm, self.spec.norm_eps)?;
-        let logits = ops::scaled(self.head.forward(&x)?, self.spec.logit_scale)?;
+        let logits = ops::scaled(self.head.forward(&x, &[])?, self.spec.logit_scale)?;
         let logits = ops::soft_cap(logits, self.spec.logit_cap)?;
         Ok(Logits {
             vocab,
             values: logits.to_dtype(DType::F32)?.flatten_all()?.to_vec1()?,
         })
+    }
+}
+
+impl DeviceExecutor {
+    /// An adapter, if one is named.
+    fn adapter(&self, id: Option<AdapterId>) -> Result<Option<Arc<Adapter>>, ExecError> {
+        id.map(|id| {
+            let adapter = self.adapters.get(&id).cloned();
+            adapter.ok_or_else(|| ExecError::Unknown(format!("adapter {}", id.0)))
+        })
+        .transpose()
     }
 }
 
@@ -139,8 +158,26 @@ impl Executor for DeviceExecutor {
         format!("device-f32{}", self.spec.kv_variant())
     }
 
+    fn add_adapter(&mut self, lora: &Lora) -> Result<AdapterId, ExecError> {
+        let adapter = Adapter::load(lora, &self.device)?;
+        self.next_adapter += 1;
+        let id = AdapterId(self.next_adapter);
+        self.adapters.insert(id, Arc::new(adapter));
+        Ok(id)
+    }
+
+    fn remove_adapter(&mut self, adapter: AdapterId) {
+        self.adapters.remove(&adapter);
+    }
+
     fn begin(&mut self) -> SequenceId {
-        self.ledger.add(0, Kv::new(&self.spec, Vec::new()))
+        self.ledger.add(0, Kv::new(&self.spec, None, Vec::new()))
+    }
+
+    fn begin_under(&mut self, adapter: Option<AdapterId>) -> Result<SequenceId, ExecError> {
+        let adapter = self.adapter(adapter)?;
+        let kv = Kv::new(&self.spec, adapter, Vec::new());
+        Ok(self.ledger.add(0, kv))
     }
 
     fn fork(&mut self, from: SequenceId, tokens: usize) -> Result<SequenceId, ExecError> {
@@ -155,7 +192,8 @@ impl Executor for DeviceExecutor {
             parent.kv.seal(parent.len, id)?;
         }
         let chain = parent.kv.chain_of(tokens);
-        Ok(self.ledger.add(tokens, Kv::new(&self.spec, chain)))
+        let kv = Kv::new(&self.spec, parent.kv.adapter.clone(), chain);
+        Ok(self.ledger.add(tokens, kv))
     }
 
     fn can_fork(&self, from: SequenceId, tokens: usize) -> bool {
@@ -267,9 +305,15 @@ impl Executor for DeviceExecutor {
         found.kv.save(found.len, &self.spec)
     }
 
-    fn restore(&mut self, tokens: usize, saved: &SafeTensors<'_>) -> Result<SequenceId, ExecError> {
+    fn restore(
+        &mut self,
+        adapter: Option<AdapterId>,
+        tokens: usize,
+        saved: &SafeTensors<'_>,
+    ) -> Result<SequenceId, ExecError> {
+        let adapter = self.adapter(adapter)?;
         let id = self.new_segment();
-        let kv = Kv::restore(tokens, saved, &self.spec, &self.device, id)?;
+        let kv = Kv::restore(tokens, adapter, saved, &self.spec, &self.device, id)?;
         Ok(self.ledger.add(tokens, kv))
     }
 }

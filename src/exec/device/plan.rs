@@ -8,6 +8,7 @@ use std::sync::Arc;
 
 use candle_core::{Device, Tensor};
 
+use super::adapters::Adapter;
 use super::cache::{Kv, Link, Segment};
 use super::ops::Angles;
 use crate::exec::ledger::{Rows, Run};
@@ -16,6 +17,8 @@ use crate::model::DecoderSpec;
 /// A batch, laid out.
 pub(super) struct Plan {
     pub(super) rows: Rows,
+    /// The rows that are computed under adapters.
+    pub(super) adapted: Vec<(Range<usize>, Arc<Adapter>)>,
     /// Each run's sequence's own tokens.
     pub(super) own: Vec<Own>,
     /// What the rows attend to: covers all of them, in order.
@@ -167,10 +170,15 @@ impl Plan {
                 Angles::new(&rotation, &rows.positions, device)
             })
             .collect::<candle_core::Result<_>>()?;
+        let adapted = rows.runs.iter().zip(kv);
+        let adapted = adapted
+            .filter_map(|(run, kv)| Some((run.rows.clone(), kv.adapter.clone()?)))
+            .collect();
         let positions = rows.positions.iter();
         let scales: Vec<f32> = positions.map(|&p| spec.query_scale(p)).collect();
         let count = scales.len();
         Ok(Plan {
+            adapted,
             own,
             nodes,
             angles,

@@ -20,6 +20,10 @@ pub(super) struct Buffers {
     pub(super) maxima: Vec<f32>,
     pub(super) sums: Vec<f32>,
     pub(super) values: Vec<f32>,
+    /// What stands between the two products of adapters, `[row][width]`.
+    pub(super) low: Vec<f32>,
+    /// What the down projection takes, as adapters take it.
+    pub(super) inner_row: Vec<f32>,
     /// What the projections and the feed-forward part take.
     pub(super) normed: Activations,
     /// What attention's output projection takes.
@@ -53,6 +57,8 @@ impl Buffers {
             maxima: Vec::new(),
             sums: Vec::new(),
             values: Vec::new(),
+            low: Vec::new(),
+            inner_row: Vec::new(),
             normed: Activations::new(isa),
             attended: Activations::new(isa),
             inner: Activations::new(isa),
@@ -60,7 +66,9 @@ impl Buffers {
         }
     }
 
-    pub(super) fn grow(&mut self, spec: &DecoderSpec, rows: usize, partials: usize) {
+    /// `low` is the width of what stands between the products of adapters; 0 if none
+    /// is there.
+    pub(super) fn grow(&mut self, spec: &DecoderSpec, rows: usize, partials: usize, low: usize) {
         let (heads, kv) = (spec.heads * spec.head_dim, spec.kv_heads * spec.head_dim);
         grow(&mut self.x, rows * spec.hidden);
         grow(&mut self.added, rows * spec.hidden);
@@ -69,6 +77,10 @@ impl Buffers {
         grow(&mut self.maxima, partials * spec.heads);
         grow(&mut self.sums, partials * spec.heads);
         grow(&mut self.values, partials * heads);
+        grow(&mut self.low, rows * low);
+        if low > 0 {
+            grow(&mut self.inner_row, rows * spec.feed_forward);
+        }
         for scratch in &mut self.scratch {
             if scratch.panel.len() < rows {
                 scratch.panel.resize(rows, [0.0; LANES]);

@@ -1,10 +1,12 @@
 //! Which pages hold a sequence's KV.
 
 use std::collections::HashSet;
+use std::sync::Arc;
 
 use half::f16;
 use safetensors::{Dtype, SafeTensors};
 
+use super::adapters::Adapter;
 use super::layout::{Layout, pages};
 use super::pages::{PageId, PagePool};
 use crate::exec::{ExecError, SavedTensor, SwapOut, saved};
@@ -23,9 +25,10 @@ const RECORD: usize = 2 * size_of::<u32>();
 /// Tokens of a step that [`longest`] reckons with.
 const STEP: usize = 512;
 
-/// The KV of a sequence.
+/// The KV of a sequence, and the adapter under which it is computed.
 #[derive(Debug)]
 pub(super) struct Kv {
+    pub(super) adapter: Option<Arc<Adapter>>,
     /// By group of layers.
     pub(super) tables: Vec<Table>,
 }
@@ -61,8 +64,9 @@ impl Table {
 }
 
 impl Kv {
-    pub(super) fn new(layout: &Layout) -> Kv {
+    pub(super) fn new(layout: &Layout, adapter: Option<Arc<Adapter>>) -> Kv {
         Kv {
+            adapter,
             tables: vec![Table::default(); layout.groups.len()],
         }
     }
@@ -91,7 +95,10 @@ impl Kv {
                 pool.share(group, page);
             }
         }
-        Kv { tables }
+        Kv {
+            adapter: self.adapter.clone(),
+            tables,
+        }
     }
 
     /// Lets go of everything.
@@ -309,7 +316,7 @@ impl Kv {
         len: usize,
         tensors: &SafeTensors<'_>,
     ) -> Result<Kv, ExecError> {
-        let mut kv = Kv::new(layout);
+        let mut kv = Kv::new(layout, None);
         for (table, group) in kv.tables.iter_mut().zip(&layout.groups) {
             let first = group.window.map_or(0, |window| first_seen(len, window));
             table.first = first;

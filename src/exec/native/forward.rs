@@ -15,6 +15,10 @@
 //! rows    norm, add                             (with the next layer's first)
 //! ```
 //!
+//! Where a row has an adapter, the phase that gives what linear layers take also
+//! computes the adapter's first product, and the phase of their panels adds the
+//! second to each panel. Only the down projection's first takes a phase of its own.
+//!
 //! And in the end, where logits are wanted:
 //!
 //! ```text
@@ -24,9 +28,12 @@
 //! ```
 
 mod attention;
+mod low_rank;
 
 use self::attention::Split;
+use self::low_rank::Product;
 use super::NativeExecutor;
+use super::adapters::Adapted;
 use super::buffers::Scratch;
 use super::layout::Layout;
 use super::plan::Plan;
@@ -37,26 +44,33 @@ use super::weights::{Layer, Projection};
 use crate::exec::Logits;
 use crate::kernels::product::{self, Writer};
 use crate::kernels::{BLOCK, Isa, LANES, Matrix, math};
+use crate::lora::Linear;
 use crate::model::DecoderSpec;
 
 /// Logits that are scaled and capped in one go.
 const LOGITS: usize = 1 << 13;
 
+/// A linear layer of a layer.
+type Place = (usize, Linear);
+
 impl NativeExecutor {
     /// Runs a batch. Its sequences' keys and values are written, but not yet
     /// counted.
-    pub(super) fn run(&mut self, plan: &Plan, logits: &mut Logits) {
+    pub(super) fn run(&mut self, plan: &Plan, adapted: &Adapted, logits: &mut Logits) {
         let spec = &self.spec;
         let (rows, threads) = (plan.count(), self.pool.threads());
         let split = Split::of(plan, spec, threads);
         let buffers = &mut self.buffers;
-        buffers.grow(spec, rows, split.partials(plan));
+        let low_width = adapted.width();
+        buffers.grow(spec, rows, split.partials(plan), low_width);
 
         let logits = logits.reset(plan.rows.wanted.len(), spec.vocab);
         let pass = Pass {
             spec,
             isa: self.isa,
             plan,
+            adapted,
+            low_width,
             layout: &self.layout,
             threads,
             split,
@@ -68,6 +82,8 @@ impl NativeExecutor {
             maxima: SharedSlice::from(&mut buffers.maxima[..]),
             sums: SharedSlice::from(&mut buffers.sums[..]),
             values: SharedSlice::from(&mut buffers.values[..]),
+            low: SharedSlice::from(&mut buffers.low[..]),
+            inner_row: SharedSlice::from(&mut buffers.inner_row[..]),
             scratch: SharedSlice::from(&mut buffers.scratch[..]),
         };
         let weights = &self.weights;
@@ -92,22 +108,38 @@ impl NativeExecutor {
                     crew,
                     before.map(|layer| layer.post_feed_forward_norm.as_deref()),
                     layer.attention_norm.as_deref(),
+                    Some((index, Linear::Query)),
                     &normed,
                 );
-                let matrices = layer.projections.each_ref().map(|p| &p.matrix);
-                pass.multiply(crew, &matrices, &normed, pass.projected);
+                let projections = layer.projections.each_ref().map(|p| &p.matrix);
+                let linears = [Linear::Query, Linear::Key, Linear::Value];
+                let products: [Product<'_>; 3] = std::array::from_fn(|at| Product {
+                    matrix: projections[at],
+                    place: Some((index, linears[at])),
+                });
+                pass.multiply(crew, &products, &normed, pass.projected);
                 pass.place(crew, index, &layer.projections);
                 pass.attention(crew, index);
                 pass.merge(crew, index, &attended);
-                pass.multiply(crew, &[&layer.output], &attended, pass.added);
+                let output = Product {
+                    matrix: &layer.output,
+                    place: Some((index, Linear::Output)),
+                };
+                pass.multiply(crew, &[output], &attended, pass.added);
                 pass.norm(
                     crew,
                     Some(layer.post_attention_norm.as_deref()),
                     layer.feed_forward_norm.as_deref(),
+                    Some((index, Linear::Gate)),
                     &normed,
                 );
-                pass.gate(crew, layer, &normed, &inner);
-                pass.multiply(crew, &[&layer.down], &inner, pass.added);
+                pass.gate(crew, index, layer, &normed, &inner);
+                pass.shrink_inner(crew, index);
+                let down = Product {
+                    matrix: &layer.down,
+                    place: Some((index, Linear::Down)),
+                };
+                pass.multiply(crew, &[down], &inner, pass.added);
             }
         });
         if !plan.rows.wanted.is_empty() {
@@ -120,7 +152,11 @@ impl NativeExecutor {
             let post_norm = last.and_then(|layer| layer.post_feed_forward_norm.as_deref());
             self.pool.run(|crew| {
                 pass.last_norm(crew, post_norm, &weights.output_norm, &wanted);
-                pass.multiply(crew, &[&weights.head], &wanted, out);
+                let head = Product {
+                    matrix: &weights.head,
+                    place: None,
+                };
+                pass.multiply(crew, &[head], &wanted, out);
                 pass.finish_logits(crew, out, count * spec.vocab);
             });
         }
@@ -136,6 +172,9 @@ struct Pass<'a> {
     spec: &'a DecoderSpec,
     isa: Isa,
     plan: &'a Plan,
+    adapted: &'a Adapted,
+    /// Numbers of a row in `low`.
+    low_width: usize,
     layout: &'a Layout,
     threads: usize,
     split: Split,
@@ -148,6 +187,8 @@ struct Pass<'a> {
     maxima: SharedSlice<'a, f32>,
     sums: SharedSlice<'a, f32>,
     values: SharedSlice<'a, f32>,
+    low: SharedSlice<'a, f32>,
+    inner_row: SharedSlice<'a, f32>,
     scratch: SharedSlice<'a, Scratch>,
 }
 
@@ -179,17 +220,24 @@ impl<'a> Pass<'a> {
     }
 
     /// Adds what the last part of the layer gave, if there was one, and norms
-    /// the sum for the next, where that wants it.
+    /// the sum for the next, where that wants it: for the linear layers beside
+    /// `reader`.
     fn norm(
         &self,
         crew: &mut Crew<'_>,
         before: Option<Option<&[f32]>>,
         weight: Option<&[f32]>,
+        reader: Option<Place>,
         to: &Writer<'_>,
     ) {
         let scratch = self.scratch(crew);
         crew.each(self.plan.count(), |row| {
-            self.norm_row(row, before, weight, scratch, to, row);
+            let normed = self.norm_row(row, before, weight, scratch);
+            if let Some(place) = reader {
+                self.shrink(row, place, normed);
+            }
+            // SAFETY: each row is written by one task.
+            unsafe { to.write(row, normed) };
         });
     }
 
@@ -205,19 +253,22 @@ impl<'a> Pass<'a> {
         let scratch = self.scratch(crew);
         crew.each(self.plan.rows.wanted.len(), |index| {
             let row = self.plan.rows.wanted[index];
-            self.norm_row(row, Some(post_norm), Some(weight), scratch, to, index);
+            let normed = self.norm_row(row, Some(post_norm), Some(weight), scratch);
+            // SAFETY: each row is written by one task.
+            unsafe { to.write(index, normed) };
         });
     }
 
-    fn norm_row(
+    fn norm_row<'s>(
         &self,
         row: usize,
         before: Option<Option<&[f32]>>,
         weight: Option<&[f32]>,
-        scratch: &mut Scratch,
-        to: &Writer<'_>,
-        to_row: usize,
-    ) {
+        scratch: &'s mut Scratch,
+    ) -> &'s [f32]
+    where
+        'a: 's,
+    {
         let (isa, eps, hidden) = (self.isa, self.spec.norm_eps, self.spec.hidden);
         let x = self.row(self.x, row, hidden);
         if let Some(post_norm) = before {
@@ -230,16 +281,14 @@ impl<'a> Pass<'a> {
             }
             math::add_assign(isa, x, added);
         }
-        let normed = match weight {
+        match weight {
             Some(weight) => {
                 let normed = &mut scratch.row[..hidden];
                 math::rms_norm(isa, x, weight, eps, normed);
                 normed
             }
             None => x,
-        };
-        // SAFETY: each row is written by one task.
-        unsafe { to.write(to_row, normed) };
+        }
     }
 
     /// Scales and caps so many logits, where the model does that.
@@ -264,12 +313,12 @@ impl<'a> Pass<'a> {
     fn multiply(
         &self,
         crew: &mut Crew<'_>,
-        matrices: &[&Matrix],
+        products: &[Product<'_>],
         rows: &Writer<'_>,
         out: SharedSlice<'a, f32>,
     ) {
-        let panels: usize = matrices.iter().map(|matrix| matrix.panels()).sum();
-        let width: usize = matrices.iter().map(|matrix| matrix.rows()).sum();
+        let panels: usize = products.iter().map(|product| product.matrix.panels()).sum();
+        let width: usize = products.iter().map(|product| product.matrix.rows()).sum();
         let shares = Shares::new(panels, self.threads);
         let scratch = self.scratch(crew);
         crew.each(shares.tasks(), |task| {
@@ -278,9 +327,12 @@ impl<'a> Pass<'a> {
             let result = &mut scratch.panel[..rows.rows()];
             for panel in shares.range(task) {
                 let (mut panel, mut column) = (panel, 0);
-                let mut matrix = matrices[0];
-                for next in matrices {
-                    matrix = next;
+                let Product {
+                    mut matrix,
+                    mut place,
+                } = products[0];
+                for next in products {
+                    Product { matrix, place } = *next;
                     if panel < matrix.panels() {
                         break;
                     }
@@ -288,6 +340,7 @@ impl<'a> Pass<'a> {
                     column += matrix.rows();
                 }
                 product::panel(self.isa, matrix, panel, rows, result);
+                self.expand(place, panel, result);
                 let used = LANES.min(matrix.rows() - panel * LANES);
                 column += panel * LANES;
                 for (row, lanes) in result.iter().enumerate() {
@@ -359,7 +412,14 @@ impl<'a> Pass<'a> {
     }
 
     /// The feed-forward part up to what the down projection takes.
-    fn gate(&self, crew: &mut Crew<'_>, layer: &Layer, rows: &Writer<'_>, to: &Writer<'_>) {
+    fn gate(
+        &self,
+        crew: &mut Crew<'_>,
+        index: usize,
+        layer: &Layer,
+        rows: &Writer<'_>,
+        to: &Writer<'_>,
+    ) {
         let width = self.spec.feed_forward;
         let blocks = width.div_ceil(BLOCK);
         let shares = Shares::new(blocks, self.threads);
@@ -377,7 +437,9 @@ impl<'a> Pass<'a> {
                         break;
                     }
                     product::panel(self.isa, &layer.gate, panel, rows, gate);
+                    self.expand(Some((index, Linear::Gate)), panel, gate);
                     product::panel(self.isa, &layer.up, panel, rows, up);
+                    self.expand(Some((index, Linear::Up)), panel, up);
                     let activation = self.spec.activation;
                     let up = up.as_flattened();
                     math::gated(self.isa, activation, gate.as_flattened_mut(), up);
@@ -387,8 +449,10 @@ impl<'a> Pass<'a> {
                 }
                 let used = BLOCK.min(width - block * BLOCK);
                 for (row, inner) in inner.iter().enumerate() {
+                    let inner = &inner[..used];
                     // SAFETY: each block is written by one task.
-                    unsafe { to.write_block(row, block, &inner[..used]) };
+                    unsafe { to.write_block(row, block, inner) };
+                    self.keep_inner(row, block * BLOCK, inner);
                 }
             }
         });

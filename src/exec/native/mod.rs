@@ -12,6 +12,7 @@
 //! shares what.
 #![allow(unsafe_code)]
 
+mod adapters;
 mod buffers;
 mod cache;
 mod forward;
@@ -23,10 +24,12 @@ mod shared;
 mod shares;
 mod weights;
 
+use std::collections::HashMap;
 use std::sync::Arc;
 
 use safetensors::SafeTensors;
 
+use self::adapters::{Adapted, Adapter};
 use self::buffers::Buffers;
 use self::cache::Kv;
 use self::layout::Layout;
@@ -36,11 +39,12 @@ pub use self::pool::{Crew, Pool, threads_to_use};
 use self::weights::Weights;
 use super::ledger::Ledger;
 use super::{
-    Chunk, ExecError, Executor, Footprint, KvMemory, Logits, SavedTensor, SequenceId, SwapOut,
-    default_kv_memory,
+    AdapterId, Chunk, ExecError, Executor, Footprint, KvMemory, Logits, SavedTensor, SequenceId,
+    SwapOut, default_kv_memory,
 };
 use crate::gguf::Gguf;
 use crate::kernels::{Isa, Tier};
+use crate::lora::Lora;
 use crate::model::{DecoderSpec, Rotation};
 
 /// Runs a model on the CPU.
@@ -55,6 +59,8 @@ pub struct NativeExecutor {
     layout: Layout,
     pages: PagePool,
     ledger: Ledger<Kv>,
+    adapters: HashMap<AdapterId, Arc<Adapter>>,
+    next_adapter: u64,
 }
 
 impl NativeExecutor {
@@ -87,7 +93,18 @@ impl NativeExecutor {
             pages: PagePool::new(&layout, kv_memory)?,
             layout,
             ledger: Ledger::new(),
+            adapters: HashMap::new(),
+            next_adapter: 0,
         })
+    }
+
+    /// An adapter, if one is named.
+    fn adapter(&self, id: Option<AdapterId>) -> Result<Option<Arc<Adapter>>, ExecError> {
+        id.map(|id| {
+            let adapter = self.adapters.get(&id).cloned();
+            adapter.ok_or_else(|| ExecError::Unknown(format!("adapter {}", id.0)))
+        })
+        .transpose()
     }
 
     /// A sequence, and the pages that its KV is in.
@@ -115,8 +132,24 @@ impl Executor for NativeExecutor {
         format!("native-f16{tiles}{}", self.spec.kv_variant())
     }
 
+    fn add_adapter(&mut self, lora: &Lora) -> Result<AdapterId, ExecError> {
+        self.next_adapter += 1;
+        let id = AdapterId(self.next_adapter);
+        self.adapters.insert(id, Arc::new(Adapter::pack(lora)));
+        Ok(id)
+    }
+
+    fn remove_adapter(&mut self, adapter: AdapterId) {
+        self.adapters.remove(&adapter);
+    }
+
     fn begin(&mut self) -> SequenceId {
-        self.ledger.add(0, Kv::new(&self.layout))
+        self.ledger.add(0, Kv::new(&self.layout, None))
+    }
+
+    fn begin_under(&mut self, adapter: Option<AdapterId>) -> Result<SequenceId, ExecError> {
+        let adapter = self.adapter(adapter)?;
+        Ok(self.ledger.add(0, Kv::new(&self.layout, adapter)))
     }
 
     fn fork(&mut self, from: SequenceId, tokens: usize) -> Result<SequenceId, ExecError> {
@@ -164,13 +197,20 @@ impl Executor for NativeExecutor {
             let (kv, len, pool) = self.kv(run.sequence)?;
             kv.grow(pool, len, run.rows.len())?;
         }
-        let plan = {
+        let (plan, adapted) = {
             let runs = rows.runs.iter();
             let kv = runs.map(|run| Ok(&self.ledger.sequence(run.sequence)?.kv));
             let kv = kv.collect::<Result<Vec<_>, ExecError>>()?;
-            Plan::new(rows, &kv, &self.pages, &self.layout, &self.rotations)
+            let mut adapted = Adapted::default();
+            for (run, kv) in rows.runs.iter().zip(&kv) {
+                if let Some(adapter) = &kv.adapter {
+                    adapted.push(run.rows.clone(), adapter);
+                }
+            }
+            let plan = Plan::new(rows, &kv, &self.pages, &self.layout, &self.rotations);
+            (plan, adapted)
         };
-        self.run(&plan, logits);
+        self.run(&plan, &adapted, logits);
         self.ledger.grow(batch);
         Ok(())
     }
@@ -230,9 +270,16 @@ impl Executor for NativeExecutor {
             .save(pages, layout, self.isa, &self.spec, found.len))
     }
 
-    fn restore(&mut self, tokens: usize, saved: &SafeTensors<'_>) -> Result<SequenceId, ExecError> {
+    fn restore(
+        &mut self,
+        adapter: Option<AdapterId>,
+        tokens: usize,
+        saved: &SafeTensors<'_>,
+    ) -> Result<SequenceId, ExecError> {
+        let adapter = self.adapter(adapter)?;
         let (pool, layout) = (&mut self.pages, &self.layout);
-        let kv = Kv::restore(pool, layout, self.isa, &self.spec, tokens, saved)?;
+        let mut kv = Kv::restore(pool, layout, self.isa, &self.spec, tokens, saved)?;
+        kv.adapter = adapter;
         Ok(self.ledger.add(tokens, kv))
     }
 }

@@ -8,6 +8,7 @@ use crate::exec::native::plan::{BLOCKS, Piece, Plan, View};
 use crate::exec::native::pool::Crew;
 use crate::kernels::attention::{self, Block, Partials, Stretch, attend, merge};
 use crate::kernels::product::Writer;
+use crate::lora::Linear;
 use crate::model::DecoderSpec;
 
 /// Queries that go over a chunk of keys together in a long prompt: their
@@ -208,6 +209,7 @@ impl<'a> Pass<'a> {
                     attention::finish(self.isa, whole.sums[query], values, out);
                 }
             }
+            self.shrink(row, (layer, Linear::Output), out);
             // SAFETY: each row is written by one task.
             unsafe { to.write(row, out) };
         });

@@ -1,0 +1,95 @@
+//! Adapters, packed, and which rows of a batch they apply to.
+
+use std::ops::Range;
+use std::sync::Arc;
+
+use crate::kernels::LowRank;
+use crate::lora::{Linear, Lora};
+
+/// An adapter, packed.
+#[derive(Debug)]
+pub(super) struct Adapter {
+    /// By layer and [`Linear`].
+    layers: Vec<[Option<LowRank>; Linear::ALL.len()]>,
+    /// The most numbers of a row that stand between two products.
+    width: usize,
+}
+
+impl Adapter {
+    pub(super) fn pack(lora: &Lora) -> Adapter {
+        let layer = |index: usize| {
+            Linear::ALL.map(|linear| {
+                let part = lora.layer(index).get(linear)?;
+                Some(LowRank::pack(part.rank, [&part.a, &part.b], part.scale))
+            })
+        };
+        let mut adapter = Adapter {
+            layers: (0..lora.layers()).map(layer).collect(),
+            width: 0,
+        };
+        let ends = (0..lora.layers()).flat_map(|layer| {
+            let adapter = &adapter;
+            let linears = Linear::ALL.into_iter();
+            linears.map(move |of| adapter.offset(layer, of) + adapter.width_of(layer, of))
+        });
+        adapter.width = ends.max().unwrap_or(0);
+        adapter
+    }
+
+    /// What is added to a linear layer.
+    pub(super) fn get(&self, layer: usize, linear: Linear) -> Option<&LowRank> {
+        self.layers[layer][linear as usize].as_ref()
+    }
+
+    /// Numbers of a row between the products for those linear layers that stand
+    /// before one that takes the same input.
+    pub(super) fn offset(&self, layer: usize, linear: Linear) -> usize {
+        let before = linear.beside().iter().take_while(|&&other| other != linear);
+        before.map(|&other| self.width_of(layer, other)).sum()
+    }
+
+    fn width_of(&self, layer: usize, linear: Linear) -> usize {
+        self.get(layer, linear).map_or(0, LowRank::width)
+    }
+}
+
+/// Which rows of a batch are computed under which adapter.
+#[derive(Debug, Default)]
+pub(super) struct Adapted {
+    /// In the order of rows; the others are computed without.
+    runs: Vec<(Range<usize>, Arc<Adapter>)>,
+}
+
+impl Adapted {
+    /// Adds rows that stand behind all before.
+    pub(super) fn push(&mut self, rows: Range<usize>, adapter: &Arc<Adapter>) {
+        match self.runs.last_mut() {
+            Some((before, same)) if before.end == rows.start && Arc::ptr_eq(same, adapter) => {
+                before.end = rows.end;
+            }
+            _ => self.runs.push((rows, Arc::clone(adapter))),
+        }
+    }
+
+    pub(super) fn is_empty(&self) -> bool {
+        self.runs.is_empty()
+    }
+
+    /// All rows that have an adapter, by stretches of the same one.
+    pub(super) fn runs(&self) -> &[(Range<usize>, Arc<Adapter>)] {
+        &self.runs
+    }
+
+    /// A row's adapter.
+    pub(super) fn of_row(&self, row: usize) -> Option<&Adapter> {
+        let run = self.runs.partition_point(|(rows, _)| rows.end <= row);
+        let (rows, adapter) = self.runs.get(run)?;
+        rows.contains(&row).then_some(&**adapter)
+    }
+
+    /// The most numbers of a row that stand between two products.
+    pub(super) fn width(&self) -> usize {
+        let widths = self.runs.iter().map(|(_, adapter)| adapter.width);
+        widths.max().unwrap_or(0)
+    }
+}
