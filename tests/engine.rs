@@ -5,7 +5,6 @@ mod sharing;
 
 use std::path::Path;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
 
 use incant::engine::{
     Engine, EngineOptions, Event, FinishReason, GenerateRequest, Generation, Origin, Prefix,
@@ -16,8 +15,8 @@ use incant::kv::PrefixStore;
 use incant::sample::{SamplingParams, TokenLogprobs};
 use incant::text::{Special, Tokenizer};
 
-use crate::support;
 use crate::support::subjects::{self, Subject};
+use crate::support::{self, wait_until};
 
 const MODEL: &str = "smollm2-135m-instruct";
 
@@ -42,6 +41,7 @@ fn encode(text: &str) -> Vec<u32> {
 /// A greedy request that reports everything.
 fn request(prefix: Option<&Arc<Prefix>>, prompt: &[u32], max_tokens: usize) -> GenerateRequest {
     GenerateRequest {
+        adapter: None,
         prefix: prefix.cloned(),
         prompt: prompt.to_vec(),
         max_tokens,
@@ -327,13 +327,5 @@ fn a_seed_repeats_an_answer_and_each_index_has_its_own() {
         assert_eq!(once, sampled(7, 0));
         assert_ne!(once, sampled(7, 1));
         assert_ne!(once, sampled(8, 0));
-    }
-}
-
-fn wait_until(what: &str, done: impl Fn() -> bool) {
-    let patience = Instant::now() + Duration::from_secs(60);
-    while !done() {
-        assert!(Instant::now() < patience, "{what}: not within a minute");
-        std::thread::sleep(Duration::from_millis(20));
     }
 }

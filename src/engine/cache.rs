@@ -9,25 +9,25 @@
 use std::collections::HashSet;
 use std::sync::{Arc, Weak};
 
-use super::Prefix;
-use crate::exec::{ExecError, Executor, SequenceId};
+use super::{Adapter, Prefix};
+use crate::exec::{AdapterId, ExecError, Executor, SequenceId};
 use crate::kv::{Found, Handle, PrefixStore, Tree};
 
 /// Fewer common tokens than this are computed again: a sequence that is kept for
 /// each would cost more.
 pub(super) const LEAST: usize = 16;
 
-/// All that is kept.
+/// All that is kept. What was computed under one adapter is found under no other.
 pub(super) struct Cache {
-    kept: Tree<Kept>,
+    kept: Tree<Option<AdapterId>, Kept>,
     /// How many of them are not trimmed.
     untrimmed: usize,
     store: Option<PrefixStore>,
     /// Prefixes that are not on disk, nor in memory yet.
-    absent: HashSet<Arc<Prefix>>,
+    absent: HashSet<(Option<AdapterId>, Arc<Prefix>)>,
     /// Prefixes that were asked for. What is kept of one is pinned while a profile or a
     /// request still holds it.
-    held: Vec<Weak<Prefix>>,
+    held: Vec<(Option<AdapterId>, Weak<Prefix>)>,
 }
 
 struct Kept {
@@ -64,6 +64,7 @@ impl Cache {
     /// What begins like `tokens`, as far as possible.
     pub(super) fn find(
         &mut self,
+        adapter: Option<AdapterId>,
         tokens: &[u32],
         executor: &mut dyn Executor,
     ) -> Result<Option<Start>, ExecError> {
@@ -71,14 +72,14 @@ impl Cache {
             let kept = self.kept.get(found.handle);
             found.shared >= LEAST && executor.can_fork(kept.sequence, found.shared)
         };
-        let Some(found) = self.kept.find(tokens).into_iter().find(whole) else {
+        let Some(found) = self.kept.find(adapter, tokens).into_iter().find(whole) else {
             return Ok(None);
         };
         self.kept.touch(found.handle);
         let from = self.kept.get(found.handle).sequence;
         let tokens = &tokens[..found.shared];
         if found.tokens > found.shared {
-            self.branch(from, tokens, executor)?;
+            self.branch(from, adapter, tokens, executor)?;
         }
         Ok(Some(Start {
             from,
@@ -91,11 +92,12 @@ impl Cache {
     pub(super) fn branch(
         &mut self,
         from: SequenceId,
+        adapter: Option<AdapterId>,
         tokens: &[u32],
         executor: &mut dyn Executor,
     ) -> Result<(), ExecError> {
         let sequence = executor.fork(from, tokens.len())?;
-        self.keep(sequence, tokens, false, executor);
+        self.keep(sequence, adapter, tokens, false, executor);
         Ok(())
     }
 
@@ -103,6 +105,7 @@ impl Cache {
     pub(super) fn keep(
         &mut self,
         sequence: SequenceId,
+        adapter: Option<AdapterId>,
         tokens: &[u32],
         pinned: bool,
         executor: &mut dyn Executor,
@@ -115,7 +118,7 @@ impl Cache {
             executor.end(sequence);
         } else {
             self.untrimmed += 1;
-            if let Err((handle, mut other)) = self.kept.insert(tokens, kept, pinned) {
+            if let Err((handle, mut other)) = self.kept.insert(adapter, tokens, kept, pinned) {
                 // The one that has let go of something is the one to go.
                 let before = self.kept.get_mut(handle);
                 if before.trimmed {
@@ -130,18 +133,20 @@ impl Cache {
 
     /// Whether a prefix is in memory. From now on it stays there, once it is, until
     /// nobody holds it any more.
-    pub(super) fn has(&mut self, prefix: &Arc<Prefix>) -> bool {
-        let known = |held: &Weak<Prefix>| held.as_ptr() == Arc::as_ptr(prefix);
+    pub(super) fn has(&mut self, adapter: Option<AdapterId>, prefix: &Arc<Prefix>) -> bool {
+        let known = |(under, held): &(Option<AdapterId>, Weak<Prefix>)| {
+            *under == adapter && held.as_ptr() == Arc::as_ptr(prefix)
+        };
         if !self.held.iter().any(known) {
-            self.held.push(Arc::downgrade(prefix));
+            self.held.push((adapter, Arc::downgrade(prefix)));
         }
-        self.pinned(prefix).is_some()
+        self.pinned(adapter, prefix).is_some()
     }
 
     /// What is kept of a prefix.
-    fn pinned(&self, prefix: &Prefix) -> Option<Handle> {
+    fn pinned(&self, adapter: Option<AdapterId>, prefix: &Prefix) -> Option<Handle> {
         let tokens = shared(prefix);
-        let found = self.kept.find(tokens).into_iter();
+        let found = self.kept.find(adapter, tokens).into_iter();
         let mut exact = found.filter(|f| f.shared == tokens.len() && f.tokens == tokens.len());
         let pinned = exact.find(|found| self.kept.is_pinned(found.handle));
         pinned.map(|found| found.handle)
@@ -151,13 +156,14 @@ impl Cache {
     /// that were changed or removed.
     fn unpin(&mut self) {
         let before = self.held.len();
-        self.held.retain(|held| held.strong_count() > 0);
+        self.held.retain(|(_, held)| held.strong_count() > 0);
         if self.held.len() == before {
             return;
         }
         // Another prefix may have the same tokens.
-        let held = self.held.iter().filter_map(Weak::upgrade);
-        let stay: HashSet<Handle> = held.filter_map(|prefix| self.pinned(&prefix)).collect();
+        let held = self.held.iter();
+        let stay = held.filter_map(|(adapter, prefix)| self.pinned(*adapter, &*prefix.upgrade()?));
+        let stay: HashSet<Handle> = stay.collect();
         let handles = self.kept.handles();
         let pinned = handles.filter(|&handle| self.kept.is_pinned(handle));
         let gone: Vec<Handle> = pinned.filter(|handle| !stay.contains(handle)).collect();
@@ -167,26 +173,52 @@ impl Cache {
     }
 
     /// Reads a prefix from disk, if it is there. Returns whether it is in memory now.
-    pub(super) fn read(&mut self, prefix: &Arc<Prefix>, executor: &mut dyn Executor) -> bool {
-        if self.absent.contains(prefix) {
+    pub(super) fn read(
+        &mut self,
+        adapter: Option<&Adapter>,
+        prefix: &Arc<Prefix>,
+        executor: &mut dyn Executor,
+    ) -> bool {
+        let id = adapter.map(Adapter::id);
+        let absent = (id, Arc::clone(prefix));
+        if self.absent.contains(&absent) {
             return false;
         }
         let tokens = shared(prefix);
-        let stored = self.store.clone().filter(|store| store.has(tokens));
+        let stored = self.store(adapter).filter(|store| store.has(tokens));
         if stored.is_some() && !self.make_room(tokens.len(), executor) {
             // Perhaps the next time.
             return false;
         }
-        match stored.and_then(|store| store.load(tokens, executor)) {
+        match stored.and_then(|store| store.load(tokens, id, executor)) {
             Some(sequence) => {
-                self.keep(sequence, tokens, true, executor);
+                self.keep(sequence, id, tokens, true, executor);
                 true
             }
             None => {
-                self.absent.insert(Arc::clone(prefix));
+                self.absent.insert(absent);
                 false
             }
         }
+    }
+
+    /// Where prefixes are kept that were computed under an adapter.
+    fn store(&self, adapter: Option<&Adapter>) -> Option<PrefixStore> {
+        let store = self.store.as_ref()?;
+        Some(match adapter {
+            Some(adapter) => store.under(adapter.fingerprint()),
+            None => store.clone(),
+        })
+    }
+
+    /// Lets go of all that was computed under an adapter.
+    pub(super) fn forget(&mut self, adapter: AdapterId, executor: &mut dyn Executor) {
+        for kept in self.kept.remove_root(Some(adapter)) {
+            self.untrimmed -= usize::from(!kept.trimmed);
+            executor.end(kept.sequence);
+        }
+        self.absent.retain(|(of, _)| *of != Some(adapter));
+        self.held.retain(|(of, _)| *of != Some(adapter));
     }
 
     /// Frees memory until there is room for so many tokens. Returns whether there is.
@@ -203,20 +235,22 @@ impl Cache {
     /// Keeps a prefix that `from` begins with, in memory and on disk.
     pub(super) fn pin(
         &mut self,
-        prefix: &Prefix,
+        adapter: Option<&Adapter>,
+        prefix: &Arc<Prefix>,
         from: SequenceId,
         executor: &mut dyn Executor,
     ) -> Result<(), ExecError> {
         let tokens = shared(prefix);
         let sequence = executor.fork(from, tokens.len())?;
-        if let Some(store) = &self.store {
+        let id = adapter.map(Adapter::id);
+        if let Some(store) = self.store(adapter) {
             match executor.save(sequence) {
                 Ok(tensors) => store.save_later(tokens, tensors),
                 Err(error) => tracing::warn!("a prefix is not kept on disk: {error}"),
             }
         }
-        self.keep(sequence, tokens, true, executor);
-        self.absent.remove(prefix);
+        self.keep(sequence, id, tokens, true, executor);
+        self.absent.remove(&(id, Arc::clone(prefix)));
         Ok(())
     }
 

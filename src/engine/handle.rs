@@ -10,9 +10,10 @@ use std::time::{Duration, Instant};
 use tokio::sync::mpsc as tokio_mpsc;
 
 use super::worker::Worker;
-use super::{Event, GenerateRequest, Origin, Prefix, SubmitError, Warmed, cache};
-use crate::exec::Executor;
+use super::{Adapter, Event, GenerateRequest, Origin, Prefix, SubmitError, Warmed, cache};
+use crate::exec::{AdapterId, ExecError, Executor};
 use crate::kv::PrefixStore;
+use crate::lora::Lora;
 use crate::sample::SamplingParams;
 
 /// How an engine schedules.
@@ -52,8 +53,15 @@ pub struct Engine {
     shared: Arc<Shared>,
 }
 
-/// What is sent to the worker: requests that were accepted.
-pub(super) struct Mail(pub(super) Vec<(GenerateRequest, tokio_mpsc::UnboundedSender<Event>)>);
+/// What is sent to the worker.
+pub(super) enum Mail {
+    /// Requests that were accepted.
+    Requests(Vec<(GenerateRequest, tokio_mpsc::UnboundedSender<Event>)>),
+    /// An adapter to take in, and where its id goes.
+    AddAdapter(Box<Lora>, mpsc::Sender<Result<AdapterId, ExecError>>),
+    /// An adapter that nobody holds any more.
+    RemoveAdapter(AdapterId),
+}
 
 /// What both sides see.
 #[derive(Debug)]
@@ -183,10 +191,26 @@ impl Engine {
             .unzip();
         // The worker ends only after the last handle: if it is gone, it panicked.
         // The generations then report that by ending without an event.
-        if self.mail.send(Mail(mail)).is_err() {
+        if self.mail.send(Mail::Requests(mail)).is_err() {
             tracing::error!("the engine's thread has died");
         }
         Ok(generations)
+    }
+
+    /// Takes in an adapter that was read for this engine's model. Blocks until the
+    /// step that runs has ended.
+    ///
+    /// # Errors
+    /// The device has no room for it, in words.
+    pub fn add_adapter(&self, lora: Lora) -> Result<Adapter, String> {
+        let fingerprint = lora.fingerprint();
+        let (reply, answer) = mpsc::channel();
+        let dead = |_| "the engine's thread has died".to_owned();
+        let mail = Mail::AddAdapter(Box::new(lora), reply);
+        self.mail.send(mail).map_err(|_| dead(mpsc::RecvError))?;
+        let id = answer.recv().map_err(dead)?;
+        let id = id.map_err(|error| error.to_string())?;
+        Ok(Adapter::new(id, fingerprint, self.mail.clone()))
     }
 
     /// Sees to it that a prefix is in memory, from disk or by computing it. Blocks.
@@ -197,6 +221,7 @@ impl Engine {
         let began = Instant::now();
         let tokens = cache::shared(&prefix).len();
         let request = GenerateRequest {
+            adapter: None,
             prefix: Some(prefix),
             prompt: Vec::new(),
             max_tokens: 0,

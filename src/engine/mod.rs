@@ -5,6 +5,7 @@
 //! dropped (its client left, a stop string matched, a deadline passed) is
 //! noticed at the next step. What it computed stays until its memory is needed.
 
+mod adapter;
 mod cache;
 mod handle;
 mod pace;
@@ -15,6 +16,7 @@ mod worker;
 use std::sync::Arc;
 use std::time::Duration;
 
+pub use adapter::Adapter;
 pub use handle::{Engine, EngineOptions, Generation, Load};
 
 use crate::sample::{SamplingParams, TokenLogprobs};
@@ -54,6 +56,8 @@ pub struct Warmed {
 /// One sequence to generate.
 #[derive(Clone, Debug)]
 pub struct GenerateRequest {
+    /// The adapter to compute it under.
+    pub adapter: Option<Adapter>,
     /// Constant tokens that come first; their KV is shared.
     pub prefix: Option<Arc<Prefix>>,
     /// The client's own tokens. Prefix and prompt together hold at least one.

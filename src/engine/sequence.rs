@@ -5,8 +5,8 @@ use std::time::Instant;
 
 use tokio::sync::mpsc::UnboundedSender;
 
-use super::{Event, FinishReason, GenerateRequest, Prefix, cache};
-use crate::exec::{Chunk, Logits, SequenceId, Wanted};
+use super::{Adapter, Event, FinishReason, GenerateRequest, Prefix, cache};
+use crate::exec::{AdapterId, Chunk, Logits, SequenceId, Wanted};
 use crate::sample::{LogSoftmax, Sampler, TokenLogprobs, fresh_seed, logprobs};
 
 /// Scoring holds a row of logits for each token of a chunk; this bounds those of a
@@ -48,6 +48,11 @@ impl Waiting {
         &self.tokens[..most.saturating_sub(1)]
     }
 
+    /// The adapter to compute it under.
+    pub(super) fn adapter(&self) -> Option<&Adapter> {
+        self.request.adapter.as_ref()
+    }
+
     /// The constant tokens that come first, if sequences share any.
     pub(super) fn prefix(&self) -> Option<&Arc<Prefix>> {
         let prefix = self.request.prefix.as_ref();
@@ -71,6 +76,8 @@ impl Waiting {
 pub(super) struct Sequence {
     pub(super) id: SequenceId,
     pub(super) began: Instant,
+    /// Held so that it stays.
+    adapter: Option<Adapter>,
     events: UnboundedSender<Event>,
     sampler: Sampler,
     end_tokens: Arc<[u32]>,
@@ -115,6 +122,7 @@ impl Sequence {
         Sequence {
             id,
             began: Instant::now(),
+            adapter: request.adapter,
             events,
             sampler: Sampler::new(sampling, seed, request.index, &tokens),
             end_tokens: request.end_tokens,
@@ -131,6 +139,16 @@ impl Sequence {
             }),
             prefix: request.prefix.filter(|_| keep_prefix),
         }
+    }
+
+    /// The adapter that it is computed under.
+    pub(super) fn adapter(&self) -> Option<&Adapter> {
+        self.adapter.as_ref()
+    }
+
+    /// The same, as the executor knows it.
+    pub(super) fn adapter_id(&self) -> Option<AdapterId> {
+        self.adapter().map(Adapter::id)
     }
 
     /// Tells the client that the sequence runs.

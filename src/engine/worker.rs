@@ -4,15 +4,15 @@ use std::collections::VecDeque;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::sync::mpsc::{Receiver, TryRecvError};
+use std::sync::mpsc::{self, Receiver, TryRecvError};
 use std::time::Instant;
 
-use super::EngineOptions;
 use super::cache::{Cache, LEAST, Start};
 use super::handle::{Mail, Shared};
 use super::pace::Pace;
 use super::sequence::{Computed, SCORED_ROWS, Sequence, Waiting};
 use super::swap::Swapped;
+use super::{Adapter, EngineOptions};
 use crate::exec::{Chunk, ExecError, Executor, Logits, SequenceId, SwapOut};
 
 pub(super) struct Worker {
@@ -99,9 +99,25 @@ impl Worker {
         }
     }
 
-    fn open(&mut self, Mail(requests): Mail) {
-        for (request, events) in requests {
-            self.waiting.push_back(Waiting::new(request, events));
+    fn open(&mut self, mail: Mail) {
+        let executor = self.executor.as_mut();
+        match mail {
+            Mail::Requests(requests) => {
+                let waiting = requests.into_iter();
+                let waiting = waiting.map(|(request, events)| Waiting::new(request, events));
+                self.waiting.extend(waiting);
+            }
+            Mail::AddAdapter(lora, reply) => {
+                let added = executor.add_adapter(&lora);
+                if let Err(mpsc::SendError(Ok(id))) = reply.send(added) {
+                    // Whoever wanted it has gone.
+                    executor.remove_adapter(id);
+                }
+            }
+            Mail::RemoveAdapter(id) => {
+                self.cache.forget(id, executor);
+                executor.remove_adapter(id);
+            }
         }
     }
 
@@ -136,7 +152,8 @@ impl Worker {
             }
             let ended = self.running.remove(index);
             let executor = self.executor.as_mut();
-            self.cache.keep(ended.id, ended.computed(), false, executor);
+            let (adapter, tokens) = (ended.adapter_id(), ended.computed());
+            self.cache.keep(ended.id, adapter, tokens, false, executor);
             self.count_ended(&ended);
         }
     }
@@ -235,10 +252,11 @@ impl Worker {
     fn next(&mut self, index: usize) -> Result<Next, ExecError> {
         let executor = self.executor.as_mut();
         let waiting = &mut self.waiting[index];
+        let adapter = waiting.adapter().map(Adapter::id);
         if let Some(prefix) = waiting.prefix()
-            && !self.cache.has(prefix)
+            && !self.cache.has(adapter, prefix)
         {
-            waiting.read_from_disk = self.cache.read(prefix, executor);
+            waiting.read_from_disk = self.cache.read(waiting.adapter(), prefix, executor);
         }
         if let Some((leader, common)) = waiting.waits_for.take() {
             let leader = self.running.iter().find(|other| other.id == leader);
@@ -248,12 +266,13 @@ impl Worker {
             }
         }
         let tokens = waiting.shareable();
-        let mut start = self.cache.find(tokens, executor)?;
+        let mut start = self.cache.find(adapter, tokens, executor)?;
         let mut found = start.map_or(0, |start| start.tokens);
         // Whoever runs may have more in common with it, or be about to.
         let mut leader = None;
         let mut most = 0;
-        for other in &self.running {
+        let same = |other: &&Sequence| other.adapter_id() == adapter;
+        for other in self.running.iter().filter(same) {
             let common = other.common(tokens);
             if common > other.computed().len() {
                 if common > most {
@@ -261,8 +280,9 @@ impl Worker {
                     leader = Some(other.id);
                 }
             } else if common >= found + LEAST && executor.can_fork(other.id, common) {
-                self.cache.branch(other.id, &tokens[..common], executor)?;
-                start = self.cache.find(tokens, executor)?;
+                self.cache
+                    .branch(other.id, adapter, &tokens[..common], executor)?;
+                start = self.cache.find(adapter, tokens, executor)?;
                 found = start.map_or(0, |start| start.tokens);
             }
         }
@@ -278,9 +298,10 @@ impl Worker {
 
     /// Lets waiting request number `index` in.
     fn begin(&mut self, index: usize, start: Option<Start>) {
+        let adapter = self.waiting[index].adapter().map(Adapter::id);
         let begun = match start {
             Some(start) => self.executor.fork(start.from, start.tokens),
-            None => Ok(self.executor.begin()),
+            None => self.executor.begin_under(adapter),
         };
         let id = match begun {
             Ok(id) => id,
@@ -291,7 +312,7 @@ impl Worker {
         };
         let keep_prefix = waiting
             .prefix()
-            .is_some_and(|prefix| !self.cache.has(prefix));
+            .is_some_and(|prefix| !self.cache.has(adapter, prefix));
         let from_disk = waiting.read_from_disk;
         let cached = start.map_or(0, |start| start.tokens);
         let sequence = Sequence::new(id, waiting, cached, keep_prefix);
@@ -395,7 +416,10 @@ impl Worker {
             row += rows;
             if let Some(prefix) = sequence.prefix_to_keep() {
                 let executor = self.executor.as_mut();
-                if let Err(error) = self.cache.pin(&prefix, sequence.id, executor) {
+                let pinned = self
+                    .cache
+                    .pin(sequence.adapter(), &prefix, sequence.id, executor);
+                if let Err(error) = pinned {
                     tracing::warn!("a prefix is not kept: {error}");
                 }
             }

@@ -16,7 +16,7 @@ use safetensors::SafeTensors;
 use safetensors::tensor::TensorView;
 use sha2::{Digest, Sha256};
 
-use crate::exec::{Executor, SavedTensor, SequenceId};
+use crate::exec::{AdapterId, Executor, SavedTensor, SequenceId};
 use crate::mmap::Map;
 
 /// Raised whenever a file's meaning changes.
@@ -49,6 +49,17 @@ impl PrefixStore {
         }
     }
 
+    /// The same for what is computed under an adapter, told by its fingerprint.
+    pub fn under(&self, adapter: [u8; 32]) -> PrefixStore {
+        let mut hash = Sha256::new();
+        hash.update(self.weights);
+        hash.update(adapter);
+        PrefixStore {
+            weights: hash.finalize().into(),
+            ..self.clone()
+        }
+    }
+
     /// The file that holds (or would hold) the KV of `tokens`.
     pub fn path(&self, tokens: &[u32]) -> PathBuf {
         self.folder
@@ -62,9 +73,15 @@ impl PrefixStore {
 
     /// A sequence of `tokens`, if it was saved. A file that cannot be believed
     /// is as good as none: the log says why.
-    pub fn load(&self, tokens: &[u32], executor: &mut dyn Executor) -> Option<SequenceId> {
+    /// It is one under `adapter`, which the store must be for.
+    pub fn load(
+        &self,
+        tokens: &[u32],
+        adapter: Option<AdapterId>,
+        executor: &mut dyn Executor,
+    ) -> Option<SequenceId> {
         let path = self.path(tokens);
-        match self.read(&path, tokens, executor) {
+        match self.read(&path, tokens, adapter, executor) {
             Ok(sequence) => sequence,
             Err(why) => {
                 tracing::warn!("ignoring the saved prefix {}: {why}", path.display());
@@ -77,6 +94,7 @@ impl PrefixStore {
         &self,
         path: &Path,
         tokens: &[u32],
+        adapter: Option<AdapterId>,
         executor: &mut dyn Executor,
     ) -> Result<Option<SequenceId>, String> {
         let map = match Map::open(path) {
@@ -96,7 +114,7 @@ impl PrefixStore {
             return Err("its checksum is wrong".to_owned());
         }
         executor
-            .restore(tokens.len(), &saved)
+            .restore(adapter, tokens.len(), &saved)
             .map(Some)
             .map_err(|error| error.to_string())
     }

@@ -1,11 +1,14 @@
 //! Which token sequences are kept: a radix tree over token ids.
 //!
-//! Each entry stands for a sequence of tokens and holds a value. A lookup gives
-//! the entries that share the longest beginning with some tokens. Entries that are
-//! used least recently come first when room is needed; pinned ones are apart.
+//! Each entry stands for a sequence of tokens below a *root* and holds a value. A
+//! lookup gives the entries of a root that share the longest beginning with some
+//! tokens; nothing is ever shared between roots. Entries that are used least
+//! recently come first when room is needed, whatever their root; pinned ones are
+//! apart.
 
 use std::cmp::Reverse;
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::hash::Hash;
 
 /// How many entries below the point where a lookup ends it looks at. They share
 /// the same tokens; one may still have what another has let go.
@@ -26,10 +29,11 @@ pub struct Found {
     pub tokens: usize,
 }
 
-/// The tree. The root is node 0.
+/// A tree below each of its roots, which `R` tells apart.
 #[derive(Debug)]
-pub struct Tree<T> {
+pub struct Tree<R, T> {
     nodes: Vec<Node<T>>,
+    roots: HashMap<R, usize>,
     /// Places in `nodes` that are free.
     free: Vec<usize>,
     /// Entries that are not pinned: when they were used last, the longer ones
@@ -40,7 +44,8 @@ pub struct Tree<T> {
 
 #[derive(Debug)]
 struct Node<T> {
-    parent: usize,
+    /// A root has none.
+    parent: Option<usize>,
     /// The tokens from the parent to here.
     edge: Vec<u32>,
     /// The tokens from the root to here.
@@ -57,23 +62,18 @@ struct Entry<T> {
     pinned: bool,
 }
 
-impl<T> Default for Tree<T> {
+impl<R: Copy + Eq + Hash, T> Default for Tree<R, T> {
     fn default() -> Self {
         Tree::new()
     }
 }
 
-impl<T> Tree<T> {
+impl<R: Copy + Eq + Hash, T> Tree<R, T> {
     /// A tree without entries.
-    pub fn new() -> Tree<T> {
+    pub fn new() -> Tree<R, T> {
         Tree {
-            nodes: vec![Node {
-                parent: 0,
-                edge: Vec::new(),
-                depth: 0,
-                children: BTreeMap::new(),
-                entry: None,
-            }],
+            nodes: Vec::new(),
+            roots: HashMap::new(),
             free: Vec::new(),
             by_use: BTreeSet::new(),
             clock: 0,
@@ -87,11 +87,12 @@ impl<T> Tree<T> {
     /// with it.
     pub fn insert(
         &mut self,
+        root: R,
         tokens: &[u32],
         value: T,
         pinned: bool,
     ) -> Result<Handle, (Handle, T)> {
-        let node = self.node_at(tokens);
+        let node = self.node_at(root, tokens);
         let handle = Handle(node);
         if self.nodes[node].entry.is_some() {
             if pinned {
@@ -111,11 +112,14 @@ impl<T> Tree<T> {
 
     /// The entries that share the longest beginning with `tokens`, best first, and
     /// then those that are a beginning of it themselves, longest first.
-    pub fn find(&self, tokens: &[u32]) -> Vec<Found> {
-        let mut path = vec![0];
+    pub fn find(&self, root: R, tokens: &[u32]) -> Vec<Found> {
+        let Some(&root) = self.roots.get(&root) else {
+            return Vec::new();
+        };
+        let mut path = vec![root];
         let mut shared = 0;
         // The node below which everything shares the most.
-        let mut below = 0;
+        let mut below = root;
         while let Some(&child) = tokens
             .get(shared)
             .and_then(|token| self.nodes[below].children.get(token))
@@ -174,10 +178,10 @@ impl<T> Tree<T> {
                     self.by_use.insert((entry.used, depth, node));
                 }
             }
-            if node == 0 {
+            let Some(parent) = self.nodes[node].parent else {
                 return;
-            }
-            node = self.nodes[node].parent;
+            };
+            node = parent;
         }
     }
 
@@ -231,6 +235,24 @@ impl<T> Tree<T> {
         entry.value
     }
 
+    /// Takes out all entries below a root.
+    pub fn remove_root(&mut self, root: R) -> Vec<T> {
+        let Some(&root_node) = self.roots.get(&root) else {
+            return Vec::new();
+        };
+        let mut handles = Vec::new();
+        let mut open = vec![root_node];
+        while let Some(node) = open.pop() {
+            open.extend(self.nodes[node].children.values());
+            handles.extend(self.nodes[node].entry.is_some().then_some(Handle(node)));
+        }
+        let values = handles.into_iter().map(|handle| self.remove(handle));
+        let values = values.collect();
+        self.roots.remove(&root);
+        self.free.push(root_node);
+        values
+    }
+
     fn entry(&self, handle: Handle) -> &Entry<T> {
         let entry = self.nodes[handle.0].entry.as_ref();
         entry.expect("a handle names an entry that is kept")
@@ -241,9 +263,9 @@ impl<T> Tree<T> {
         entry.expect("a handle names an entry that is kept")
     }
 
-    /// The node of exactly these tokens, made if need be.
-    fn node_at(&mut self, tokens: &[u32]) -> usize {
-        let (mut node, mut at) = (0, 0);
+    /// The node of exactly these tokens below a root, made if need be.
+    fn node_at(&mut self, root: R, tokens: &[u32]) -> usize {
+        let (mut node, mut at) = (self.root(root), 0);
         while at < tokens.len() {
             let Some(&child) = self.nodes[node].children.get(&tokens[at]) else {
                 return self.add(node, tokens[at..].to_vec());
@@ -258,17 +280,35 @@ impl<T> Tree<T> {
         node
     }
 
+    /// A root's node, made if need be.
+    fn root(&mut self, root: R) -> usize {
+        if let Some(&node) = self.roots.get(&root) {
+            return node;
+        }
+        let node = self.place(None, Vec::new());
+        self.roots.insert(root, node);
+        node
+    }
+
     /// Adds a node below another.
     fn add(&mut self, parent: usize, edge: Vec<u32>) -> usize {
         let first = edge[0];
+        let place = self.place(Some(parent), edge);
+        self.nodes[parent].children.insert(first, place);
+        place
+    }
+
+    /// Finds a place for a new node.
+    fn place(&mut self, parent: Option<usize>, edge: Vec<u32>) -> usize {
+        let before = parent.map_or(0, |parent| self.nodes[parent].depth);
         let node = Node {
             parent,
-            depth: self.nodes[parent].depth + edge.len(),
+            depth: before + edge.len(),
             edge,
             children: BTreeMap::new(),
             entry: None,
         };
-        let place = match self.free.pop() {
+        match self.free.pop() {
             Some(place) => {
                 self.nodes[place] = node;
                 place
@@ -277,26 +317,26 @@ impl<T> Tree<T> {
                 self.nodes.push(node);
                 self.nodes.len() - 1
             }
-        };
-        self.nodes[parent].children.insert(first, place);
-        place
+        }
     }
 
     /// Puts a node in the middle of the edge to `child`, after `tokens` tokens.
     fn split(&mut self, child: usize, tokens: usize) -> usize {
         let rest = self.nodes[child].edge.split_off(tokens);
         let edge = std::mem::replace(&mut self.nodes[child].edge, rest);
-        let middle = self.add(self.nodes[child].parent, edge);
+        let parent = self.nodes[child].parent.expect("an edge leads to it");
+        let middle = self.add(parent, edge);
         let first = self.nodes[child].edge[0];
         self.nodes[middle].children.insert(first, child);
-        self.nodes[child].parent = middle;
+        self.nodes[child].parent = Some(middle);
         middle
     }
 
     /// Removes a node that serves nothing any more, and what then serves nothing.
     fn prune(&mut self, mut node: usize) {
-        while node != 0 && self.nodes[node].entry.is_none() {
-            let parent = self.nodes[node].parent;
+        while self.nodes[node].entry.is_none()
+            && let Some(parent) = self.nodes[node].parent
+        {
             let mut children = self.nodes[node].children.values();
             match (children.next().copied(), children.next()) {
                 (Some(_), Some(_)) => return,
@@ -306,7 +346,7 @@ impl<T> Tree<T> {
                     self.nodes[parent].children.insert(edge[0], child);
                     edge.append(&mut self.nodes[child].edge);
                     self.nodes[child].edge = edge;
-                    self.nodes[child].parent = parent;
+                    self.nodes[child].parent = Some(parent);
                     self.nodes[node].children.clear();
                     self.free.push(node);
                     return;
@@ -338,11 +378,11 @@ mod tests {
     #[test]
     fn the_longest_common_beginning_is_found() {
         let mut tree = Tree::new();
-        tree.insert(&[1, 2, 3, 4], "long", false).unwrap();
-        tree.insert(&[1, 2], "short", false).unwrap();
-        tree.insert(&[9], "other", false).unwrap();
+        tree.insert((), &[1, 2, 3, 4], "long", false).unwrap();
+        tree.insert((), &[1, 2], "short", false).unwrap();
+        tree.insert((), &[9], "other", false).unwrap();
         let found = |tokens: &[u32]| -> Vec<(&str, usize, usize)> {
-            let found = tree.find(tokens).into_iter();
+            let found = tree.find((), tokens).into_iter();
             found
                 .map(|found| (*tree.get(found.handle), found.shared, found.tokens))
                 .collect()
@@ -358,9 +398,9 @@ mod tests {
     #[test]
     fn what_was_used_least_recently_comes_first_and_branches_before_their_stem() {
         let mut tree = Tree::new();
-        let stem = tree.insert(&[1, 2], 'a', false).unwrap();
-        let old = tree.insert(&[1, 2, 3], 'b', false).unwrap();
-        let new = tree.insert(&[1, 2, 4], 'c', false).unwrap();
+        let stem = tree.insert((), &[1, 2], 'a', false).unwrap();
+        let old = tree.insert((), &[1, 2, 3], 'b', false).unwrap();
+        let new = tree.insert((), &[1, 2, 4], 'c', false).unwrap();
         assert_eq!(tree.by_use().collect::<Vec<_>>(), [old, new, stem]);
         tree.touch(old);
         assert_eq!(tree.by_use().collect::<Vec<_>>(), [new, old, stem]);
@@ -368,7 +408,7 @@ mod tests {
         tree.pin(new);
         assert_eq!(tree.by_use().collect::<Vec<_>>(), [old, stem]);
         assert_eq!(tree.oldest_pinned(), Some(new));
-        let taken = tree.insert(&[1, 2], 'd', false);
+        let taken = tree.insert((), &[1, 2], 'd', false);
         assert_eq!(taken, Err((stem, 'd')));
         assert_eq!(tree.by_use().collect::<Vec<_>>(), [old, stem]);
     }
@@ -376,8 +416,9 @@ mod tests {
     /// What happens to a tree: entries come and go.
     #[derive(Clone, Debug)]
     enum Change {
-        Insert(Vec<u32>),
-        Remove(Vec<u32>),
+        Insert(u8, Vec<u32>),
+        Remove(u8, Vec<u32>),
+        RemoveRoot(u8),
     }
 
     fn tokens() -> impl Strategy<Value = Vec<u32>> {
@@ -389,46 +430,58 @@ mod tests {
         fn a_tree_finds_what_a_list_finds(
             changes in prop::collection::vec(
                 prop_oneof![
-                    3 => tokens().prop_map(Change::Insert),
-                    1 => tokens().prop_map(Change::Remove),
+                    9 => (0u8..3, tokens()).prop_map(|(root, at)| Change::Insert(root, at)),
+                    3 => (0u8..3, tokens()).prop_map(|(root, at)| Change::Remove(root, at)),
+                    1 => (0u8..3).prop_map(Change::RemoveRoot),
                 ],
                 0..60,
             ),
-            questions in prop::collection::vec(tokens(), 20),
+            questions in prop::collection::vec((0u8..3, tokens()), 20),
         ) {
             let mut tree = Tree::new();
-            let mut list: HashMap<Vec<u32>, Handle> = HashMap::new();
+            let mut list: HashMap<(u8, Vec<u32>), Handle> = HashMap::new();
             for change in changes {
                 match change {
-                    Change::Insert(tokens) => {
-                        let inserted = tree.insert(&tokens, tokens.clone(), false);
-                        prop_assert_eq!(inserted.is_err(), list.contains_key(&tokens));
+                    Change::Insert(root, tokens) => {
+                        let entry = (root, tokens.clone());
+                        let inserted = tree.insert(root, &tokens, entry.clone(), false);
+                        prop_assert_eq!(inserted.is_err(), list.contains_key(&entry));
                         if let Ok(handle) = inserted {
-                            list.insert(tokens, handle);
+                            list.insert(entry, handle);
                         }
                     }
-                    Change::Remove(tokens) => {
-                        if let Some(handle) = list.remove(&tokens) {
-                            prop_assert_eq!(tree.remove(handle), tokens);
+                    Change::Remove(root, tokens) => {
+                        let entry = (root, tokens);
+                        if let Some(handle) = list.remove(&entry) {
+                            prop_assert_eq!(tree.remove(handle), entry);
                         }
+                    }
+                    Change::RemoveRoot(root) => {
+                        let removed = tree.remove_root(root);
+                        prop_assert!(removed.iter().all(|entry| list.contains_key(entry)));
+                        let before = list.len();
+                        list.retain(|(of, _), _| *of != root);
+                        prop_assert_eq!(removed.len(), before - list.len());
                     }
                 }
             }
             prop_assert_eq!(tree.handles().count(), list.len());
             prop_assert_eq!(tree.by_use().count(), list.len());
-            for (tokens, handle) in &list {
-                prop_assert_eq!(tree.get(*handle), tokens);
+            for (entry, handle) in &list {
+                prop_assert_eq!(tree.get(*handle), entry);
             }
             // No node is there for nothing.
-            prop_assert!(tree.nodes.len() - tree.free.len() <= 2 * list.len() + 1);
-            for question in questions {
-                let found = tree.find(&question);
-                let best = list.keys().map(|tokens| common(tokens, &question)).max();
+            prop_assert!(tree.nodes.len() - tree.free.len() <= 2 * list.len() + 3);
+            for (root, question) in questions {
+                let found = tree.find(root, &question);
+                let own = list.keys().filter(|(of, _)| *of == root);
+                let best = own.map(|(_, tokens)| common(tokens, &question)).max();
                 let best = best.filter(|&best| best > 0);
                 prop_assert_eq!(found.iter().map(|f| f.shared).filter(|&s| s > 0).max(), best);
                 prop_assert!(found.is_sorted_by(|a, b| a.shared >= b.shared));
                 for found in found {
-                    let tokens = tree.get(found.handle);
+                    let (of, tokens) = tree.get(found.handle);
+                    prop_assert_eq!(*of, root);
                     prop_assert_eq!(found.tokens, tokens.len());
                     prop_assert_eq!(found.shared, common(tokens, &question));
                 }

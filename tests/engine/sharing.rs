@@ -11,9 +11,10 @@ use incant::kv::PrefixStore;
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 
-use super::{assert_same, report, request, wait_until};
+use super::{assert_same, report, request};
 use crate::reference::tiny::{self, Tiny};
 use crate::support::subjects::{self, Subject};
+use crate::support::wait_until;
 
 /// One model with sliding windows and one without, on both executors.
 fn cases() -> impl Iterator<Item = (&'static Subject, Tiny)> {

@@ -276,6 +276,7 @@ fn answer(model: Model) -> Result<(), String> {
             continue;
         }
         let request = GenerateRequest {
+            adapter: None,
             prefix: prompt.prefix,
             prompt: prompt.ids,
             max_tokens: 8,

@@ -126,7 +126,7 @@ impl Target for Prefixes {
     fn take(&self, _: usize, input: &[u8]) -> Result<bool, String> {
         std::fs::write(&self.path, input).expect("written");
         let mut executor = self.executor.lock().expect("no panics");
-        let Some(sequence) = self.store.load(&self.tokens, &mut **executor) else {
+        let Some(sequence) = self.store.load(&self.tokens, None, &mut **executor) else {
             return match executor.kv_memory().used {
                 0 => Ok(false),
                 used => Err(format!("{used} bytes of KV are lost")),

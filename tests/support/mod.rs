@@ -7,6 +7,7 @@ pub(crate) mod subjects;
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::time::{Duration, Instant};
 
 use incant::catalog::{self, Cache, Manifest, Progress};
 
@@ -121,4 +122,13 @@ fn run(command: &mut Command) {
         .status()
         .unwrap_or_else(|error| panic!("{command:?}: {error}"));
     assert!(status.success(), "{command:?}: {status}");
+}
+
+/// Waits until something is so, a minute at the most.
+pub(crate) fn wait_until(what: &str, done: impl Fn() -> bool) {
+    let patience = Instant::now() + Duration::from_secs(60);
+    while !done() {
+        assert!(Instant::now() < patience, "{what}: not within a minute");
+        std::thread::sleep(Duration::from_millis(20));
+    }
 }
