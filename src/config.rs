@@ -37,6 +37,11 @@ pub(crate) struct ModelArgs {
     /// what the longest context takes if that is more]
     #[arg(long, value_name = "SIZE")]
     kv_memory: Option<bytesize::ByteSize>,
+    /// A LoRA adapter, a PEFT directory or a GGUF file, to serve as the arms
+    /// MODEL+NAME and MODEL@PROFILE+NAME of each model that it fits, or of the one
+    /// that is named; repeatable
+    #[arg(long = "adapter", value_name = "[MODEL+]NAME=PATH", value_parser = adapter)]
+    adapters: Vec<AdapterArg>,
     /// Profiles of one's own, which add to the built-in ones or replace them; a server
     /// follows changes of their files, and reads them at once on SIGHUP
     #[arg(long, value_name = "DIR")]
@@ -53,9 +58,32 @@ pub(crate) struct ModelArgs {
     no_prefix_cache: bool,
 }
 
+/// An adapter as it is typed.
+#[derive(Clone, Debug)]
+struct AdapterArg {
+    model: Option<String>,
+    name: String,
+    path: PathBuf,
+}
+
+fn adapter(text: &str) -> Result<AdapterArg, &'static str> {
+    let (names, path) = text.split_once('=').ok_or("it is not NAME=PATH")?;
+    // A model's own name may hold a +.
+    let (model, name) = match names.rsplit_once('+') {
+        Some((model, name)) => (Some(model.to_owned()), name),
+        None => (None, names),
+    };
+    Ok(AdapterArg {
+        model,
+        name: name.to_owned(),
+        path: path.into(),
+    })
+}
+
 /// The models to load, and how.
 pub(crate) struct Loading {
     models: Vec<Located>,
+    adapters: Vec<AdapterArg>,
     options: LoadOptions,
     library: Library,
     default_profile: Option<String>,
@@ -99,8 +127,18 @@ impl ModelArgs {
             }
             models.push(located);
         }
+        let named = self
+            .adapters
+            .iter()
+            .filter_map(|adapter| adapter.model.as_deref());
+        for model in named {
+            if !models.iter().any(|located| located.name == model) {
+                bail!("--adapter is for {model}, which is not served");
+            }
+        }
         Ok(Loading {
             models,
+            adapters: self.adapters,
             options: LoadOptions {
                 backend,
                 kv_memory: self.kv_memory.map(|size| size.as_u64() as usize),
@@ -119,8 +157,8 @@ impl ModelArgs {
 impl Loading {
     /// Loads the models one by one, in order. Blocks.
     pub(crate) fn load(&self) -> anyhow::Result<Vec<Arc<Model>>> {
-        self.models
-            .iter()
+        let models = self.models.iter();
+        let models = models
             .map(|located| {
                 let manifest = located.manifest.as_ref();
                 let options = LoadOptions {
@@ -133,12 +171,33 @@ impl Loading {
                 let model = Model::load(&located.name, &located.path, &options)?;
                 Ok(Arc::new(model))
             })
-            .collect()
+            .collect::<anyhow::Result<Vec<_>>>()?;
+        for adapter in &self.adapters {
+            adapter.load(&models)?;
+        }
+        Ok(models)
     }
 
     /// Where the profiles of the models came from.
     pub(crate) fn into_library(self) -> Library {
         self.library
+    }
+}
+
+impl AdapterArg {
+    /// Loads it for the model that is named, or for all that it fits.
+    fn load(&self, models: &[Arc<Model>]) -> anyhow::Result<()> {
+        let wanted = |model: &&Arc<Model>| match &self.model {
+            Some(name) => model.id() == name,
+            None => true,
+        };
+        let loaded = models.iter().filter(wanted);
+        let loaded = loaded.map(|model| model.load_adapter(&self.name, &self.path));
+        let (loaded, failed): (Vec<_>, Vec<_>) = loaded.partition(Result::is_ok);
+        match failed.into_iter().find_map(Result::err) {
+            Some(error) if loaded.is_empty() => Err(error.into()),
+            _ => Ok(()),
+        }
     }
 }
 

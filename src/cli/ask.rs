@@ -85,6 +85,7 @@ impl Args {
         let end_tokens = arm.end_tokens();
         let mut generation = arm
             .submit(vec![GenerateRequest {
+                adapter: arm.adapter(),
                 prefix: prompt.prefix,
                 prompt: prompt.ids,
                 max_tokens: most.unwrap_or(usize::MAX).min(arm.context() - used),

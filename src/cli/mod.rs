@@ -3,6 +3,7 @@
 mod ask;
 mod bench;
 mod edges;
+mod export;
 mod inspect;
 mod log;
 mod output;
@@ -29,6 +30,7 @@ enum Command {
     Tokenize(tokenize::Args),
     Inspect(inspect::Args),
     Bench(bench::Args),
+    Export(export::Args),
 }
 
 impl Cli {
@@ -40,6 +42,7 @@ impl Cli {
             Command::Tokenize(args) => args.run(),
             Command::Inspect(args) => args.run(),
             Command::Bench(args) => args.run(),
+            Command::Export(args) => args.run(),
         }
     }
 }

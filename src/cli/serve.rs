@@ -1,6 +1,7 @@
 //! `incant serve`.
 
 use std::net::SocketAddr;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -48,6 +49,9 @@ pub(crate) struct Args {
     /// What the log on the standard error looks like
     #[arg(long, value_name = "FORMAT", value_enum, default_value_t = log::Format::Text)]
     log_format: log::Format,
+    /// Let clients load adapters from this folder (`POST /v1/adapters`)
+    #[arg(long, value_name = "DIR")]
+    adapter_dir: Option<PathBuf>,
     #[command(flatten, next_help_heading = "Clients")]
     edges: EdgeArgs,
 }
@@ -60,6 +64,7 @@ impl Args {
         }
         let mut options = self.edges.resolve(ServeOptions {
             strict: self.strict,
+            adapter_folder: self.adapter_dir,
             request_timeout: self.request_timeout,
             drain_timeout: Duration::from_secs(self.drain),
             ..ServeOptions::default()

@@ -2,8 +2,8 @@
 
 use std::sync::Arc;
 
-use super::{BoundProfile, Model, Profiles};
-use crate::engine::{GenerateRequest, Generation, Prefix, SubmitError};
+use super::{Adapter, BoundProfile, Model, Profiles};
+use crate::engine::{self, GenerateRequest, Generation, Prefix, SubmitError};
 use crate::profile::{Message, ProfileError, Rendering, SamplingDefaults, guard_for};
 use crate::text::{Special, Tokenizer};
 
@@ -20,6 +20,7 @@ pub struct Arm {
     chat_tail: String,
     /// The constant tokens of plain completions: a named profile's.
     completion_prefix: Option<Arc<Prefix>>,
+    adapter: Option<Arc<Adapter>>,
 }
 
 /// A prompt that is ready to run.
@@ -70,13 +71,23 @@ pub enum ArmError {
         profiles: Vec<String>,
     },
     /// The model has no such adapter.
-    #[error("the model '{model}' has no adapter '{adapter}'")]
+    #[error("the model '{model}' has no adapter '{adapter}'{}", list(adapters))]
     UnknownAdapter {
         /// The model's id.
         model: String,
         /// What was asked for.
         adapter: String,
+        /// The adapters it serves.
+        adapters: Vec<String>,
     },
+}
+
+/// The adapters that there are, if any.
+fn list(adapters: &[String]) -> String {
+    match adapters {
+        [] => String::new(),
+        adapters => format!(" (adapters: {})", adapters.join(", ")),
+    }
 }
 
 /// A conversation cannot be rendered.
@@ -91,15 +102,21 @@ impl Arm {
             Some((profile, adapter)) => (profile, Some(adapter)),
             None => (rest, None),
         };
-        if let Some(adapter) = adapter {
-            return Err(ArmError::UnknownAdapter {
-                model: model.id().to_owned(),
-                adapter: adapter.to_owned(),
-            });
-        }
+        let adapter = adapter
+            .map(|name| {
+                let adapters = model.adapters();
+                let found = adapters.get(name).cloned();
+                found.ok_or_else(|| ArmError::UnknownAdapter {
+                    model: model.id().to_owned(),
+                    adapter: name.to_owned(),
+                    adapters: adapters.keys().cloned().collect(),
+                })
+            })
+            .transpose()?;
         let profile = profile.strip_prefix('@');
+        let recorded = adapter.as_ref().and_then(|adapter| adapter.profile());
         let profiles = model.profiles();
-        let (rendering, bound) = Arm::rendering(model, &profiles, profile)?;
+        let (rendering, bound) = Arm::rendering(model, &profiles, profile.or(recorded))?;
         let named = bound.filter(|_| profile.is_some());
         Ok(Arm {
             id: format!("{}{rest}", model.id()),
@@ -108,12 +125,13 @@ impl Arm {
             chat_prefix: bound.and_then(BoundProfile::prefix).cloned(),
             chat_tail: bound.map_or("", BoundProfile::tail).to_owned(),
             completion_prefix: named.and_then(BoundProfile::whole).cloned(),
+            adapter,
         })
     }
 
     /// How the arm renders chat, and the profile whose prefix comes first: the
-    /// named profile; else the file's chat template; else the default profile;
-    /// else the text alone.
+    /// profile that is named, or recorded in its adapter; else the file's chat template;
+    /// else the default profile; else the text alone.
     fn rendering<'a>(
         model: &Model,
         profiles: &'a Profiles,
@@ -232,6 +250,11 @@ impl Arm {
     /// See [`SubmitError`].
     pub fn could_take(&self, count: usize) -> Result<(), SubmitError> {
         self.model.engine().could_take(count)
+    }
+
+    /// The adapter that its requests are computed under.
+    pub fn adapter(&self) -> Option<engine::Adapter> {
+        self.adapter.as_ref().map(|adapter| adapter.loaded.clone())
     }
 
     /// Hands sequences to the engine: all of them, or none.

@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, PoisonError, RwLock};
 
+use super::adapters::Table;
 use super::bind::BoundProfile;
 use crate::engine::{Engine, EngineOptions, Warmed};
 use crate::exec::{Backend, ExecError, Footprint};
@@ -128,6 +129,7 @@ pub struct Model {
     engine: Engine,
     /// Replaced as a whole: a request keeps what it found.
     profiles: RwLock<Arc<Profiles>>,
+    pub(super) adapters: Table,
     template: Option<Arc<ChatTemplate>>,
     default_profile: Option<String>,
     footprint: Footprint,
@@ -201,6 +203,7 @@ impl Model {
             tokenizer,
             engine: Engine::start(executor, engine)?,
             profiles: RwLock::new(Arc::new(profiles)),
+            adapters: Table::default(),
             template,
             default_profile,
             footprint,

@@ -5,6 +5,7 @@
 //! turns a client's messages or text into a [`Prompt`] of token ids, and hands
 //! sequences to the engine of its model.
 
+mod adapters;
 mod arm;
 mod bind;
 mod load;
@@ -14,6 +15,7 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, OnceLock, PoisonError, RwLock};
 use std::time::{SystemTime, UNIX_EPOCH};
 
+pub use adapters::{Adapter, AdapterError, Adapters};
 pub use arm::{Arm, ArmError, Prompt, PromptError, PromptInput};
 pub use bind::BoundProfile;
 pub use load::{LoadError, LoadOptions, Model, Profiles};
@@ -36,6 +38,8 @@ pub struct ArmInfo {
     pub model: String,
     /// Its profile, `base` and `turn` included.
     pub profile: Option<String>,
+    /// Its adapter.
+    pub adapter: Option<String>,
     /// The arm that it is a variant of.
     pub parent: Option<String>,
 }
@@ -137,19 +141,17 @@ impl Runtime {
     /// Every arm of every model.
     pub fn arms(&self) -> Vec<ArmInfo> {
         let arms = self.models().iter().flat_map(|model| {
-            let variants = model.profile_names().into_iter().map(|profile| ArmInfo {
-                id: format!("{}@{profile}", model.id()),
-                model: model.id().to_owned(),
-                profile: Some(profile),
-                parent: Some(model.id().to_owned()),
+            let profiles = model.profile_names().into_iter().map(Some);
+            let profiles: Vec<_> = std::iter::once(None).chain(profiles).collect();
+            let adapters = model.adapters();
+            let adapters = adapters.keys().cloned().map(Some);
+            let adapters: Vec<_> = std::iter::once(None).chain(adapters).collect();
+            let arms = adapters.into_iter().flat_map(|adapter| {
+                let profiles = profiles.iter();
+                let arms = profiles.map(|profile| arm_info(model, profile.as_deref(), &adapter));
+                arms.collect::<Vec<_>>()
             });
-            let plain = ArmInfo {
-                id: model.id().to_owned(),
-                model: model.id().to_owned(),
-                profile: None,
-                parent: None,
-            };
-            std::iter::once(plain).chain(variants)
+            arms.collect::<Vec<_>>()
         });
         arms.collect()
     }
@@ -186,5 +188,31 @@ impl Runtime {
             }
         }
         (infos.into_values().collect(), problems)
+    }
+}
+
+/// An arm of a model, for the list.
+fn arm_info(model: &Model, profile: Option<&str>, adapter: &Option<String>) -> ArmInfo {
+    let part = |mark: &str, name: Option<&str>| {
+        name.map_or_else(String::new, |name| format!("{mark}{name}"))
+    };
+    let profile_part = part("@", profile);
+    let id = format!(
+        "{}{profile_part}{}",
+        model.id(),
+        part("+", adapter.as_deref())
+    );
+    // An adapter adds to the arm that it is used with.
+    let parent = match (profile, adapter) {
+        (_, Some(_)) => Some(format!("{}{profile_part}", model.id())),
+        (Some(_), None) => Some(model.id().to_owned()),
+        (None, None) => None,
+    };
+    ArmInfo {
+        id,
+        model: model.id().to_owned(),
+        profile: profile.map(str::to_owned),
+        adapter: adapter.clone(),
+        parent,
     }
 }

@@ -256,8 +256,8 @@ impl Metrics {
                 .fetch_max(load.preemptions, Ordering::Relaxed);
         }
         // An arm that nobody has asked yet counts zeros: a rate needs a value to
-        // start from.
-        for arm in runtime.arms() {
+        // start from. Adapters come and go, under whatever names.
+        for arm in runtime.arms().iter().filter(|arm| arm.adapter.is_none()) {
             self.arm(&arm.id);
         }
         let mut text = String::new();

@@ -29,6 +29,7 @@ mod sse;
 mod tls;
 
 use std::collections::HashSet;
+use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -36,7 +37,7 @@ use axum::Router;
 use axum::extract::{Request, State};
 use axum::middleware::{self, Next};
 use axum::response::{IntoResponse, Response};
-use axum::routing::{MethodRouter, get, post};
+use axum::routing::{MethodRouter, delete, get, post};
 use tower_http::catch_panic::CatchPanicLayer;
 
 pub use accept::serve;
@@ -59,6 +60,8 @@ pub struct ServeOptions {
     pub keys: ApiKeys,
     /// The web pages of other origins that may ask.
     pub origins: Vec<Origin>,
+    /// The folder below which clients may name adapters to load; none if absent.
+    pub adapter_folder: Option<PathBuf>,
     /// Serve over TLS.
     pub tls: Option<Arc<Tls>>,
     /// The largest request body in bytes.
@@ -80,6 +83,7 @@ impl Default for ServeOptions {
             strict: false,
             keys: ApiKeys::default(),
             origins: Vec::new(),
+            adapter_folder: None,
             tls: None,
             max_body: 8 << 20,
             max_connections: 1024,
@@ -128,6 +132,8 @@ fn endpoints() -> Vec<(&'static str, MethodRouter<Arc<App>>)> {
         ("/v1/models", get(models::list)),
         ("/v1/models/{*id}", get(models::one)),
         ("/v1/profiles", get(profiles::list)),
+        ("/v1/adapters", get(adapters::list).post(adapters::load)),
+        ("/v1/adapters/{*id}", delete(adapters::unload)),
         ("/v1/chat/completions", post(chat::chat)),
         ("/v1/completions", post(completions::completions)),
         ("/tokenize", post(tokenize::tokenize)),

@@ -17,6 +17,7 @@ use super::answer::Envelope;
 use super::controls::Controls;
 use super::errors::ErrorBody;
 use super::metrics::CONTENT_TYPE;
+use super::routes::adapters::{Adapter, Adapters, Deleted, LoadRequest};
 use super::routes::chat::{ChatChoice, ChatDelta, ChatRequest};
 use super::routes::completions::{CompletionChoice, CompletionRequest};
 use super::routes::health::Health;
@@ -117,6 +118,31 @@ fn paths(schemas: &mut Schemas) -> Value {
         schemas.output::<Profiles>(),
         &["401", "503"],
     );
+    let adapters = {
+        let adapters = schemas.output::<Adapters>();
+        let mut path = get(
+            "listAdapters",
+            "The LoRA adapters",
+            adapters,
+            &["401", "503"],
+        );
+        let (what, adapter) = (schemas.input::<LoadRequest>(), schemas.output::<Adapter>());
+        let load = "Load an adapter, or replace one";
+        let mut load = post("loadAdapter", load, what, adapter, BODY_FAILURES);
+        path["post"] = load["post"].take();
+        path
+    };
+    let adapter = {
+        let deleted = schemas.output::<Deleted>();
+        let failures = &["401", "404", "503"];
+        let mut path = get("unloadAdapter", "Unload an adapter", deleted, failures);
+        let mut operation = path["get"].take();
+        operation["parameters"] = json!([{
+            "name": "id", "in": "path", "required": true, "schema": {"type": "string"},
+            "description": "The adapter's id, `MODEL+ADAPTER`; `+` may be percent-encoded.",
+        }]);
+        json!({"delete": operation})
+    };
     let chat = {
         let request = schemas.both::<ChatRequest, Controls>();
         let answer = schemas.output::<Envelope<ChatChoice>>();
@@ -192,6 +218,8 @@ fn paths(schemas: &mut Schemas) -> Value {
         "/v1/models": models,
         "/v1/models/{id}": model,
         "/v1/profiles": profiles,
+        "/v1/adapters": adapters,
+        "/v1/adapters/{id}": adapter,
         "/v1/chat/completions": chat,
         "/v1/completions": completions,
         "/tokenize": tokenize,

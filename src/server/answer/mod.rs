@@ -203,6 +203,7 @@ impl Running {
             prompt_tokens.push(length(&prompt));
             for index in 0..controls.answers {
                 requests.push(GenerateRequest {
+                    adapter: arm.adapter(),
                     prefix: prompt.prefix.clone(),
                     prompt: prompt.ids.clone(),
                     max_tokens: room,

@@ -1,5 +1,6 @@
 //! The endpoints: one file each, with its wire types.
 
+pub(super) mod adapters;
 pub(super) mod chat;
 pub(super) mod completions;
 pub(super) mod health;

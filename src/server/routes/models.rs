@@ -37,6 +37,8 @@ pub(crate) struct Model {
     parent: Option<String>,
     /// The alignment prompt it uses, if any.
     profile: Option<String>,
+    /// The LoRA adapter it uses, if any.
+    adapter: Option<String>,
 }
 
 impl Model {
@@ -45,6 +47,7 @@ impl Model {
             id,
             model,
             profile,
+            adapter,
             parent,
         } = arm;
         Model {
@@ -55,6 +58,7 @@ impl Model {
             root: model,
             parent,
             profile,
+            adapter,
         }
     }
 }

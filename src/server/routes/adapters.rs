@@ -1,0 +1,200 @@
+//! `/v1/adapters`: which LoRA adapters are served, loading and unloading them.
+
+use std::path::{Component, Path, PathBuf};
+use std::sync::Arc;
+
+use axum::Json;
+use axum::extract::rejection::PathRejection;
+use axum::extract::{self, State};
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use crate::runtime::{self, AdapterError, Model};
+use crate::server::App;
+use crate::server::call::{Call, unhurried};
+use crate::server::errors::ApiError;
+
+/// Every adapter that a model id can name.
+#[derive(Debug, Serialize, JsonSchema)]
+pub(crate) struct Adapters {
+    /// Always `list`.
+    object: &'static str,
+    data: Vec<Adapter>,
+}
+
+/// One adapter.
+#[derive(Debug, Serialize, JsonSchema)]
+pub(crate) struct Adapter {
+    /// The arm it is by itself, `MODEL+ADAPTER`.
+    id: String,
+    /// Always `adapter`.
+    object: &'static str,
+    /// What follows the `+` in a model id.
+    name: String,
+    /// The model it is for.
+    model: String,
+    /// When it was loaded, in seconds since 1970.
+    created: u64,
+    /// Where it was read from.
+    path: String,
+    /// The profile that chat uses with it where the model id names none, or null.
+    profile: Option<String>,
+    /// The different ranks of its matrices.
+    ranks: Vec<usize>,
+    /// How many numbers it has.
+    parameters: usize,
+}
+
+impl Adapter {
+    fn new(model: &Model, adapter: &runtime::Adapter) -> Adapter {
+        Adapter {
+            id: format!("{}+{}", model.id(), adapter.name()),
+            object: "adapter",
+            name: adapter.name().to_owned(),
+            model: model.id().to_owned(),
+            created: adapter.created(),
+            path: adapter.path().display().to_string(),
+            profile: adapter.profile().map(str::to_owned),
+            ranks: adapter.ranks().to_vec(),
+            parameters: adapter.parameters(),
+        }
+    }
+}
+
+/// What to load, and as what.
+#[derive(Debug, Default, Deserialize, JsonSchema)]
+#[serde(default)]
+pub(crate) struct LoadRequest {
+    /// The name to serve it under; an adapter that has this name is replaced.
+    name: Option<String>,
+    /// A PEFT directory or a GGUF file below the server's adapter directory.
+    path: Option<String>,
+    /// The model it is for; may be absent if only one model is served.
+    model: Option<String>,
+}
+
+/// An adapter that is no longer served.
+#[derive(Debug, Serialize, JsonSchema)]
+pub(crate) struct Deleted {
+    /// The arm it was by itself.
+    id: String,
+    /// Always `adapter`.
+    object: &'static str,
+    /// Always true.
+    deleted: bool,
+}
+
+/// All of them.
+pub(crate) async fn list(State(app): State<Arc<App>>) -> Json<Adapters> {
+    let models = app.runtime.models().iter();
+    let data = models.flat_map(|model| {
+        let adapters = model.adapters();
+        let adapters = adapters
+            .values()
+            .map(|adapter| Adapter::new(model, adapter));
+        adapters.collect::<Vec<_>>()
+    });
+    Json(Adapters {
+        object: "list",
+        data: data.collect(),
+    })
+}
+
+/// Loads one. Requests that run go on with what they began with.
+pub(crate) async fn load(mut call: Call) -> Result<Json<Adapter>, ApiError> {
+    let request: LoadRequest = call.fields.view()?;
+    call.check_unknown()?;
+    let required = |value: Option<String>, name| {
+        value.ok_or_else(|| ApiError::invalid(name, format!("`{name}` is required.")))
+    };
+    let name = required(request.name, "name")?;
+    let path = required(request.path, "path")?;
+    let model = model(&call.app, request.model.as_deref())?;
+    let folder = call.app.options.adapter_folder.clone().ok_or_else(|| {
+        ApiError::invalid(
+            "path",
+            "This server loads no adapters: it was started without --adapter-dir.",
+        )
+    })?;
+    let loaded = unhurried(move || {
+        let path = confined(&folder, &path)?;
+        let adapter = model
+            .load_adapter(&name, &path)
+            .map_err(|error| match error {
+                AdapterError::Name(_) => ApiError::invalid("name", format!("{error}.")),
+                AdapterError::Engine(why) => ApiError::Internal(why),
+                error => ApiError::invalid("path", format!("{error}.")),
+            })?;
+        tracing::info!(
+            model = model.id(),
+            adapter = adapter.name(),
+            "adapter loaded"
+        );
+        Ok(Adapter::new(&model, &adapter))
+    });
+    loaded.await.map(Json)
+}
+
+/// Unloads one, by its percent-encoded id. Requests that run go on with it.
+pub(crate) async fn unload(
+    State(app): State<Arc<App>>,
+    id: Result<extract::Path<String>, PathRejection>,
+) -> Result<Json<Deleted>, ApiError> {
+    let unknown = |id: &str| ApiError::UnknownModel(format!("There is no adapter `{id}`."));
+    let extract::Path(id) = id.map_err(|_| unknown("\u{fffd}"))?;
+    let models = app.runtime.models().iter();
+    let mut found = models.filter_map(|model| {
+        let name = id.strip_prefix(model.id())?.strip_prefix('+')?;
+        Some((model, model.unload_adapter(name)?))
+    });
+    let (model, adapter) = found.next().ok_or_else(|| unknown(&id))?;
+    tracing::info!(
+        model = model.id(),
+        adapter = adapter.name(),
+        "adapter unloaded"
+    );
+    Ok(Json(Deleted {
+        id,
+        object: "adapter",
+        deleted: true,
+    }))
+}
+
+/// The model with this id, or the only one there is.
+fn model(app: &App, id: Option<&str>) -> Result<Arc<Model>, ApiError> {
+    let models = app.runtime.models();
+    match (id, models) {
+        (None, [only]) => Ok(Arc::clone(only)),
+        (None, _) => Err(ApiError::invalid(
+            "model",
+            "`model` is required: several models are served.",
+        )),
+        (Some(id), _) => {
+            let found = models.iter().find(|model| model.id() == id);
+            let unknown = || ApiError::UnknownModel(format!("The model `{id}` is not served."));
+            found.cloned().ok_or_else(unknown)
+        }
+    }
+}
+
+/// A path that a client names below `folder`; links do not lead out of it.
+fn confined(folder: &Path, path: &str) -> Result<PathBuf, ApiError> {
+    let outside = || {
+        ApiError::invalid(
+            "path",
+            "`path` must be relative to the server's adapter directory and lie within it.",
+        )
+    };
+    let named = Path::new(path);
+    let plain = |part| matches!(part, Component::Normal(_) | Component::CurDir);
+    if !named.components().all(plain) {
+        return Err(outside());
+    }
+    let missing = |error| ApiError::invalid("path", format!("{path}: {error}."));
+    let root = folder.canonicalize().map_err(missing)?;
+    let path = root.join(named).canonicalize().map_err(missing)?;
+    match path.starts_with(&root) {
+        true => Ok(path),
+        false => Err(outside()),
+    }
+}
