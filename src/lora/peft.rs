@@ -126,8 +126,9 @@ pub(super) fn read(folder: &Path, spec: &DecoderSpec) -> Result<Lora, Cause> {
                 .map(|(linear, part)| (layer, linear, part)),
         );
     }
+    let lora = Lora::new(spec, parts, profile)?;
     check_complete(&config, &found, spec)?;
-    Lora::new(spec, parts, profile)
+    Ok(lora)
 }
 
 fn read_config(folder: &Path) -> Result<Config, Cause> {

@@ -194,7 +194,7 @@ fn paths(schemas: &mut Schemas) -> Value {
         "tokenizerInfo",
         "What a client must know of a tokenizer",
         schemas.output::<TokenizerInfo>(),
-        &["400", "404", "503"],
+        &["400", "401", "404", "503"],
     );
     tokenizer["get"]["parameters"] = json!([{
         "name": "model", "in": "query", "schema": {"type": "string"},
