@@ -9,6 +9,7 @@
 //! once, a constant prompt or a conversation's earlier turns, is kept by keeping
 //! a sequence that ends there, and used by forking it.
 
+mod adapters;
 mod backend;
 pub mod device;
 mod ledger;

@@ -16,8 +16,7 @@ mod linear;
 mod ops;
 mod plan;
 
-use std::collections::{HashMap, HashSet};
-use std::sync::Arc;
+use std::collections::HashSet;
 
 use candle_core::{DType, Device, Tensor};
 use safetensors::SafeTensors;
@@ -27,6 +26,7 @@ use self::cache::{Kv, room_for};
 use self::layer::Layer;
 use self::linear::{Embedding, Linear};
 use self::plan::Plan;
+use super::adapters::Adapters;
 use super::ledger::Ledger;
 use super::{
     AdapterId, Chunk, ExecError, Executor, Footprint, KvMemory, Logits, SavedTensor, SequenceId,
@@ -46,8 +46,7 @@ pub struct DeviceExecutor {
     head: Linear,
     footprint: Footprint,
     ledger: Ledger<Kv>,
-    adapters: HashMap<AdapterId, Arc<Adapter>>,
-    next_adapter: u64,
+    adapters: Adapters<Adapter>,
     /// Bytes that KV may take.
     kv_memory: usize,
     /// How many segments were made.
@@ -94,8 +93,7 @@ impl DeviceExecutor {
             head,
             footprint,
             ledger: Ledger::new(),
-            adapters: HashMap::new(),
-            next_adapter: 0,
+            adapters: Adapters::new(),
             kv_memory: kv_memory.unwrap_or_else(|| default_kv_memory(spec, size_of::<f32>())),
             segments: 0,
         })
@@ -134,17 +132,6 @@ impl DeviceExecutor {
     }
 }
 
-impl DeviceExecutor {
-    /// An adapter, if one is named.
-    fn adapter(&self, id: Option<AdapterId>) -> Result<Option<Arc<Adapter>>, ExecError> {
-        id.map(|id| {
-            let adapter = self.adapters.get(&id).cloned();
-            adapter.ok_or_else(|| ExecError::Unknown(format!("adapter {}", id.0)))
-        })
-        .transpose()
-    }
-}
-
 impl Executor for DeviceExecutor {
     fn spec(&self) -> &DecoderSpec {
         &self.spec
@@ -160,14 +147,11 @@ impl Executor for DeviceExecutor {
 
     fn add_adapter(&mut self, lora: &Lora) -> Result<AdapterId, ExecError> {
         let adapter = Adapter::load(lora, &self.device)?;
-        self.next_adapter += 1;
-        let id = AdapterId(self.next_adapter);
-        self.adapters.insert(id, Arc::new(adapter));
-        Ok(id)
+        Ok(self.adapters.add(adapter))
     }
 
     fn remove_adapter(&mut self, adapter: AdapterId) {
-        self.adapters.remove(&adapter);
+        self.adapters.remove(adapter);
     }
 
     fn begin(&mut self) -> SequenceId {
@@ -175,7 +159,7 @@ impl Executor for DeviceExecutor {
     }
 
     fn begin_under(&mut self, adapter: Option<AdapterId>) -> Result<SequenceId, ExecError> {
-        let adapter = self.adapter(adapter)?;
+        let adapter = self.adapters.get(adapter)?;
         let kv = Kv::new(&self.spec, adapter, Vec::new());
         Ok(self.ledger.add(0, kv))
     }
@@ -311,7 +295,7 @@ impl Executor for DeviceExecutor {
         tokens: usize,
         saved: &SafeTensors<'_>,
     ) -> Result<SequenceId, ExecError> {
-        let adapter = self.adapter(adapter)?;
+        let adapter = self.adapters.get(adapter)?;
         let id = self.new_segment();
         let kv = Kv::restore(tokens, adapter, saved, &self.spec, &self.device, id)?;
         Ok(self.ledger.add(tokens, kv))

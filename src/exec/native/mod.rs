@@ -24,7 +24,6 @@ mod shared;
 mod shares;
 mod weights;
 
-use std::collections::HashMap;
 use std::sync::Arc;
 
 use safetensors::SafeTensors;
@@ -37,6 +36,7 @@ use self::pages::PagePool;
 use self::plan::Plan;
 pub use self::pool::{Crew, Pool, threads_to_use};
 use self::weights::Weights;
+use super::adapters::Adapters;
 use super::ledger::Ledger;
 use super::{
     AdapterId, Chunk, ExecError, Executor, Footprint, KvMemory, Logits, SavedTensor, SequenceId,
@@ -59,8 +59,7 @@ pub struct NativeExecutor {
     layout: Layout,
     pages: PagePool,
     ledger: Ledger<Kv>,
-    adapters: HashMap<AdapterId, Arc<Adapter>>,
-    next_adapter: u64,
+    adapters: Adapters<Adapter>,
 }
 
 impl NativeExecutor {
@@ -93,18 +92,8 @@ impl NativeExecutor {
             pages: PagePool::new(&layout, kv_memory)?,
             layout,
             ledger: Ledger::new(),
-            adapters: HashMap::new(),
-            next_adapter: 0,
+            adapters: Adapters::new(),
         })
-    }
-
-    /// An adapter, if one is named.
-    fn adapter(&self, id: Option<AdapterId>) -> Result<Option<Arc<Adapter>>, ExecError> {
-        id.map(|id| {
-            let adapter = self.adapters.get(&id).cloned();
-            adapter.ok_or_else(|| ExecError::Unknown(format!("adapter {}", id.0)))
-        })
-        .transpose()
     }
 
     /// A sequence, and the pages that its KV is in.
@@ -133,14 +122,11 @@ impl Executor for NativeExecutor {
     }
 
     fn add_adapter(&mut self, lora: &Lora) -> Result<AdapterId, ExecError> {
-        self.next_adapter += 1;
-        let id = AdapterId(self.next_adapter);
-        self.adapters.insert(id, Arc::new(Adapter::pack(lora)));
-        Ok(id)
+        Ok(self.adapters.add(Adapter::pack(lora)))
     }
 
     fn remove_adapter(&mut self, adapter: AdapterId) {
-        self.adapters.remove(&adapter);
+        self.adapters.remove(adapter);
     }
 
     fn begin(&mut self) -> SequenceId {
@@ -148,7 +134,7 @@ impl Executor for NativeExecutor {
     }
 
     fn begin_under(&mut self, adapter: Option<AdapterId>) -> Result<SequenceId, ExecError> {
-        let adapter = self.adapter(adapter)?;
+        let adapter = self.adapters.get(adapter)?;
         Ok(self.ledger.add(0, Kv::new(&self.layout, adapter)))
     }
 
@@ -276,7 +262,7 @@ impl Executor for NativeExecutor {
         tokens: usize,
         saved: &SafeTensors<'_>,
     ) -> Result<SequenceId, ExecError> {
-        let adapter = self.adapter(adapter)?;
+        let adapter = self.adapters.get(adapter)?;
         let (pool, layout) = (&mut self.pages, &self.layout);
         let mut kv = Kv::restore(pool, layout, self.isa, &self.spec, tokens, saved)?;
         kv.adapter = adapter;
