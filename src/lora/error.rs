@@ -41,7 +41,8 @@ pub(crate) enum Cause {
          safetensors"
     )]
     Pickle,
-    #[error("{0}")]
+    // The file is named already.
+    #[error("{}", .0.cause())]
     Gguf(#[from] GgufError),
     #[error("it is no LoRA adapter ({key} is '{}')", value.escape_debug())]
     Kind { key: &'static str, value: String },

@@ -220,6 +220,12 @@ fn what_is_no_adapter_is_refused() {
     let error = read(&fixture, folder.path()).expect_err("it is empty");
     assert!(error.contains("adapter_config.json: "), "{error}");
 
+    let missing = folder.path().join("missing");
+    let error = read(&fixture, &missing).expect_err("nothing is there");
+    let named = missing.to_str().expect("a plain path");
+    assert_eq!(error.matches(named).count(), 1, "{error}");
+    assert!(error.contains("No such file"), "{error}");
+
     let source = fixture.path("plain").join("adapter_config.json");
     std::fs::copy(source, folder.path().join("adapter_config.json")).expect("copied");
     let error = read(&fixture, folder.path()).expect_err("the tensors are missing");
