@@ -9,6 +9,7 @@ use std::thread;
 use incant::engine::EngineOptions;
 use incant::runtime::{LoadOptions, Model, Runtime};
 use incant::server::ServeOptions;
+use safetensors::SafeTensors;
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
@@ -130,6 +131,38 @@ fn an_adapter_is_loaded_replaced_and_unloaded_while_the_server_runs() {
     served.ask("tiny@urial-1+mine").error(404);
     served.unload("tiny+mine").error(404);
     assert_eq!(served.answer("tiny@urial-1"), base);
+}
+
+/// Chat under the adapter alone is chat under the profile that its file names.
+#[test]
+fn an_adapter_brings_its_profile() {
+    let served = Served::new();
+    let named = |profile: &str| {
+        let path = served.folder.path().join("plain/adapter_model.safetensors");
+        let bytes = fs::read(&path).expect("a fixture");
+        let file = SafeTensors::deserialize(&bytes).expect("a safetensors file");
+        let metadata = [("incant.profile".to_owned(), profile.to_owned())].into();
+        let bytes = safetensors::serialize(file.iter(), Some(metadata)).expect("serializes");
+        fs::write(&path, bytes).expect("written");
+    };
+    served.load("bare", "plain").expect(200);
+    named("urial-1-ja");
+    let loaded = served.load("mine", "plain").expect(200);
+    assert_eq!(loaded["profile"], "urial-1-ja");
+    let mine = served.answer("tiny+mine");
+    assert_eq!(mine, served.answer("tiny@urial-1-ja+bare"));
+    assert_ne!(mine, served.answer("tiny+bare"));
+    let other = served.answer("tiny@base+mine");
+    assert_eq!(
+        other,
+        served.answer("tiny@base+bare"),
+        "a named profile counts"
+    );
+    named("missing");
+    let error = served.load("mine", "plain").error(400);
+    let message = error["message"].as_str().expect("a text");
+    assert!(message.contains("the profile 'missing'"), "{message}");
+    assert_eq!(served.answer("tiny+mine"), mine);
 }
 
 #[test]
