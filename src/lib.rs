@@ -20,4 +20,5 @@ pub mod profile;
 pub mod runtime;
 pub mod sample;
 pub mod server;
+mod shown;
 pub mod text;

@@ -7,36 +7,7 @@ use serde::ser::SerializeMap;
 use serde::{Serialize, Serializer};
 
 use super::choice::{Alternative, Entry};
-
-/// What stands for a probability of zero: JSON has no infinity.
-const ZERO_PROBABILITY: f32 = -9999.0;
-
-/// A log-probability that JSON can hold.
-pub(crate) fn finite(logprob: f32) -> f32 {
-    if logprob.is_finite() {
-        logprob.max(ZERO_PROBABILITY)
-    } else {
-        ZERO_PROBABILITY
-    }
-}
-
-/// A token's bytes as a string. Bytes that are only part of a character are
-/// written as `bytes:\xf0\x9f`, as OpenAI does; plain ASCII among them stays.
-fn name(bytes: &[u8]) -> String {
-    use std::fmt::Write;
-    match str::from_utf8(bytes) {
-        Ok(text) => text.to_owned(),
-        Err(_) => bytes.iter().fold("bytes:".to_owned(), |mut name, byte| {
-            match byte {
-                b'\\' | ..b' ' | 0x7f.. => {
-                    write!(name, "\\x{byte:02x}").expect("a String takes everything")
-                }
-                _ => name.push(char::from(*byte)),
-            }
-            name
-        }),
-    }
-}
+use crate::shown::{ZERO_PROBABILITY, finite, token_name};
 
 /// Log-probabilities in a chat answer.
 #[derive(Debug, Serialize, JsonSchema)]
@@ -74,7 +45,7 @@ struct ChatAlternative {
 impl From<Vec<Entry>> for ChatLogprobs {
     fn from(entries: Vec<Entry>) -> ChatLogprobs {
         let alternative = |Alternative { bytes, logprob, .. }| ChatAlternative {
-            token: name(&bytes),
+            token: token_name(&bytes),
             logprob: finite(logprob),
             bytes,
         };
@@ -84,7 +55,7 @@ impl From<Vec<Entry>> for ChatLogprobs {
                          top,
                          ..
                      }| ChatToken {
-            token: name(&bytes),
+            token: token_name(&bytes),
             // Chat echoes no prompt, so each token has one.
             logprob: logprob.map_or(ZERO_PROBABILITY, finite),
             bytes,
@@ -114,7 +85,10 @@ impl From<Vec<Entry>> for CompletionLogprobs {
     fn from(entries: Vec<Entry>) -> CompletionLogprobs {
         let top = |entry: &Entry| entry.logprob.map(|logprob| TopLogprobs::of(entry, logprob));
         CompletionLogprobs {
-            tokens: entries.iter().map(|entry| name(&entry.bytes)).collect(),
+            tokens: entries
+                .iter()
+                .map(|entry| token_name(&entry.bytes))
+                .collect(),
             token_logprobs: entries
                 .iter()
                 .map(|entry| entry.logprob.map(finite))
@@ -133,7 +107,7 @@ impl TopLogprobs {
     /// The entry's alternatives with the entry itself among them. Two tokens
     /// can have one name; then the chosen one has it, else the likelier.
     fn of(entry: &Entry, logprob: f32) -> TopLogprobs {
-        let chosen = name(&entry.bytes);
+        let chosen = token_name(&entry.bytes);
         let mut names = HashSet::new();
         let mut top = Vec::new();
         let mut add = |token: String, logprob: f32| {
@@ -142,7 +116,7 @@ impl TopLogprobs {
             }
         };
         for alternative in &entry.top {
-            let token = name(&alternative.bytes);
+            let token = token_name(&alternative.bytes);
             if alternative.chosen || token == chosen {
                 add(chosen.clone(), logprob);
             } else {
@@ -196,22 +170,6 @@ mod tests {
             logprob,
             top: top.collect(),
         }
-    }
-
-    #[test]
-    fn a_part_of_a_character_is_named_by_its_bytes() {
-        assert_eq!(name("né".as_bytes()), "né");
-        assert_eq!(name(b""), "");
-        assert_eq!(name(b"\xf0\x9f"), "bytes:\\xf0\\x9f");
-        assert_eq!(name(b" a\\\n\xe2"), "bytes: a\\x5c\\x0a\\xe2");
-    }
-
-    #[test]
-    fn json_never_sees_an_infinity() {
-        for impossible in [f32::NEG_INFINITY, f32::NAN, f32::INFINITY, -1e30] {
-            assert_eq!(finite(impossible), -9999.0);
-        }
-        assert_eq!(finite(-0.25), -0.25);
     }
 
     #[test]
