@@ -6,6 +6,7 @@
 //! [`exec`] computes, [`sample`] chooses, and the token goes back up again.
 //! `ARCHITECTURE.md` says what each part may know of the others.
 
+pub mod analyze;
 pub mod catalog;
 pub mod engine;
 pub mod exec;

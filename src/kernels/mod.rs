@@ -15,6 +15,7 @@ mod matrix;
 mod memory;
 pub mod product;
 pub mod roofline;
+pub mod softmax;
 
 pub use isa::{Isa, IsaError, Tier};
 pub use low_rank::LowRank;

@@ -28,8 +28,11 @@ pub use front::SamplingDefaults;
 pub use rendering::{Rendering, guard_for};
 pub use template::Profile;
 
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
 /// One message of a conversation.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Message {
     /// Who speaks.
     pub role: Role,
@@ -38,9 +41,11 @@ pub struct Message {
 }
 
 /// Who speaks.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
 pub enum Role {
     /// `system` or `developer`.
+    #[serde(alias = "developer")]
     System,
     /// `user`.
     User,

@@ -1,0 +1,465 @@
+//! A comparison as it is written: format 1.
+
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use super::{Divergence, SamplingRow, Summary};
+use crate::profile::Message;
+use crate::shown::{ZERO_PROBABILITY, finite, token_name};
+
+/// The version of the form that [`Report`] describes.
+pub const FORMAT: u32 = 1;
+
+/// A comparison of arms: what they answered, and what each thinks of the others'
+/// answers.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[schemars(rename = "Comparison")]
+pub struct Report {
+    /// The version of this form: 1.
+    pub format: u32,
+    /// The version of the program that made it.
+    pub incant: String,
+    /// When it was made, in seconds since 1970.
+    pub created: u64,
+    /// What repeats it.
+    pub settings: Settings,
+    /// The arms that were compared. Elsewhere an arm is named by its place here.
+    pub arms: Vec<ReportArm>,
+    /// What they were asked, and what they answered.
+    pub prompts: Vec<Prompt>,
+    /// Null without analysis.
+    pub summary: Option<Summary>,
+    /// How answers scatter; empty unless there are several temperatures, or several
+    /// answers to a prompt.
+    pub sampling: Vec<SamplingRow>,
+}
+
+/// What repeats a comparison.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[schemars(rename = "ComparisonSettings")]
+pub struct Settings {
+    /// The arm that shift is measured against.
+    pub reference: usize,
+    /// The seed of all answers, below 2^53.
+    pub seed: u64,
+    /// The temperatures; usually one.
+    pub temperature: Vec<f32>,
+    /// Nucleus mass.
+    pub top_p: f32,
+    /// Keep the k most likely tokens; 0 keeps all.
+    pub top_k: usize,
+    /// Keep tokens at least this likely relative to the most likely one.
+    pub min_p: f32,
+    /// Subtracted once from each token that was generated before.
+    pub presence_penalty: f32,
+    /// Subtracted for each time a token was generated before.
+    pub frequency_penalty: f32,
+    /// Divides positive and multiplies negative logits of seen tokens; 1 is off.
+    pub repetition_penalty: f32,
+    /// An answer ends after so many tokens.
+    pub max_tokens: usize,
+    /// Answers of each arm to each prompt at each temperature.
+    pub n: usize,
+    /// Whether tokens were scored.
+    pub analysis: bool,
+    /// How many alternatives each token has.
+    pub top_logprobs: usize,
+    /// The command line that repeats it; null if it did not come from one.
+    pub command: Option<String>,
+}
+
+/// An arm that was compared.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[schemars(rename = "ComparedArm")]
+pub struct ReportArm {
+    /// `MODEL[@PROFILE][+ADAPTER]`.
+    pub id: String,
+    /// The model whose weights it uses.
+    pub model: String,
+    /// The alignment prompt that its id names.
+    pub profile: Option<String>,
+    /// The LoRA adapter that its id names.
+    pub adapter: Option<String>,
+}
+
+/// What all arms were asked, and what they answered. Exactly one of `messages` and
+/// `prompt` is not null.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[schemars(rename = "ComparedPrompt")]
+pub struct Prompt {
+    /// A conversation, which each arm renders in its own way.
+    pub messages: Option<Vec<Message>>,
+    /// A text that each arm continues as it is.
+    pub prompt: Option<String>,
+    /// Arm by arm, and for each temperature by temperature.
+    pub answers: Vec<Answer>,
+}
+
+/// An answer of one arm.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[schemars(rename = "ComparedAnswer")]
+pub struct Answer {
+    /// Who answered.
+    pub arm: usize,
+    /// Which of the `n` answers it is.
+    pub index: usize,
+    /// What it was sampled at.
+    pub temperature: f32,
+    /// Its text.
+    pub text: String,
+    /// Why it ended.
+    pub finish_reason: Finish,
+    /// What it cost.
+    pub usage: Usage,
+    /// Its tokens with their scores; null without analysis.
+    pub tokens: Option<Vec<Token>>,
+}
+
+/// Why an answer ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+#[schemars(rename = "ComparedFinish")]
+pub enum Finish {
+    /// By an end token or a role marker.
+    Stop,
+    /// At `max_tokens` or the end of the context.
+    Length,
+}
+
+/// What an answer cost.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[schemars(rename = "ComparedUsage")]
+pub struct Usage {
+    /// Tokens of the prompt, those of the profile included.
+    pub prompt_tokens: usize,
+    /// Tokens of the answer, an end token included.
+    pub completion_tokens: usize,
+    /// The sum of both.
+    pub total_tokens: usize,
+    /// Where the prompt's tokens came from.
+    pub prompt_tokens_details: PromptTokens,
+}
+
+/// Where a prompt's tokens came from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[schemars(rename = "ComparedPromptTokens")]
+pub struct PromptTokens {
+    /// Tokens that were not computed again.
+    pub cached_tokens: usize,
+}
+
+impl Usage {
+    /// The cost of an answer of so many tokens to so many, of which some were there.
+    pub fn new(prompt_tokens: usize, cached_tokens: usize, completion_tokens: usize) -> Usage {
+        Usage {
+            prompt_tokens,
+            completion_tokens,
+            total_tokens: prompt_tokens + completion_tokens,
+            prompt_tokens_details: PromptTokens { cached_tokens },
+        }
+    }
+}
+
+/// A token of an answer. The `bytes` of all of them joined are the answer's text.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[schemars(rename = "ComparedToken")]
+pub struct Token {
+    /// Its place in the vocabulary.
+    pub id: u32,
+    /// Its text, or `bytes:\x..` if it is only part of a character. Empty for an end
+    /// token, and for space that was trimmed.
+    pub token: String,
+    /// The bytes it contributed to the text.
+    pub bytes: Vec<u8>,
+    /// Under the arm that said it: log-softmax of the raw logits, before penalties
+    /// and temperature; −9999 for a probability of zero.
+    pub logprob: f32,
+    /// Its place by likelihood under the arm that said it: 1 for the most likely.
+    pub rank: usize,
+    /// What that arm found most likely, best first.
+    pub top_logprobs: Vec<Alternative>,
+    /// What the other arms of the same tokenizer think of it.
+    pub scores: Vec<Score>,
+}
+
+impl Token {
+    /// A token that contributed `bytes` to an answer.
+    pub fn new(
+        id: u32,
+        bytes: Vec<u8>,
+        logprob: f32,
+        rank: usize,
+        top_logprobs: Vec<Alternative>,
+        scores: Vec<Score>,
+    ) -> Token {
+        Token {
+            id,
+            token: token_name(&bytes),
+            bytes,
+            logprob: finite(logprob),
+            rank,
+            top_logprobs,
+            scores,
+        }
+    }
+
+    /// What `arm` thinks of it, if it was asked.
+    pub fn score(&self, arm: usize) -> Option<&Score> {
+        self.scores.iter().find(|score| score.arm == arm)
+    }
+}
+
+/// What one arm thinks of a token that another said.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[schemars(rename = "ComparedScore")]
+pub struct Score {
+    /// Who scores.
+    pub arm: usize,
+    /// The token's log-probability under this arm; −9999 for a probability of zero.
+    pub logprob: f32,
+    /// Its place by likelihood under this arm.
+    pub rank: usize,
+    /// What that place means.
+    pub class: Class,
+    /// KL(arm that said it ‖ this arm) over the whole vocabulary, in nats, at most
+    /// 9999.
+    pub kl: f32,
+    /// KL(this arm ‖ arm that said it).
+    pub kl_reverse: f32,
+    /// What this arm found most likely, best first.
+    pub top_logprobs: Vec<Alternative>,
+}
+
+impl Score {
+    /// What `arm` thinks of a token. `divergence` is from the arm that said it
+    /// (forward) to this one.
+    pub fn new(
+        arm: usize,
+        logprob: f32,
+        rank: usize,
+        divergence: Divergence,
+        top_logprobs: Vec<Alternative>,
+    ) -> Score {
+        // JSON has no infinity: as far off as a token of no probability.
+        let finite_kl = |kl: f64| (kl as f32).min(-ZERO_PROBABILITY);
+        Score {
+            arm,
+            logprob: finite(logprob),
+            rank,
+            class: Class::of(rank),
+            kl: finite_kl(divergence.forward),
+            kl_reverse: finite_kl(divergence.reverse),
+            top_logprobs,
+        }
+    }
+}
+
+/// How far down an arm ranks a token that another arm said.
+#[derive(
+    Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, JsonSchema,
+)]
+#[serde(rename_all = "lowercase")]
+#[schemars(rename = "ShiftClass")]
+pub enum Class {
+    /// First: it would have said the same.
+    Unshifted,
+    /// Second or third.
+    Marginal,
+    /// Below the third place.
+    Shifted,
+}
+
+impl Class {
+    /// The class of a 1-based rank.
+    pub fn of(rank: usize) -> Class {
+        match rank {
+            ..=1 => Class::Unshifted,
+            2..=3 => Class::Marginal,
+            _ => Class::Shifted,
+        }
+    }
+}
+
+/// A token that could have been.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[schemars(rename = "ComparedAlternative")]
+pub struct Alternative {
+    /// Its text, or `bytes:\x..` if it is only part of a character; a control token is
+    /// shown by its name.
+    pub token: String,
+    /// Its log-probability.
+    pub logprob: f32,
+    /// The bytes of `token`.
+    pub bytes: Vec<u8>,
+}
+
+impl Alternative {
+    /// The token that `bytes` show.
+    pub fn new(bytes: Vec<u8>, logprob: f32) -> Alternative {
+        Alternative {
+            token: token_name(&bytes),
+            logprob: finite(logprob),
+            bytes,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+    use crate::analyze::{sampling, summary};
+    use crate::profile::Role;
+
+    /// Two arms, one of which has answered with a whole token and half a character.
+    fn report() -> Report {
+        let divergence = |forward, reverse| Divergence { forward, reverse };
+        let same = Score::new(0, -0.25, 1, divergence(0.0, 0.0), Vec::new());
+        let other = Score::new(
+            0,
+            f32::NEG_INFINITY,
+            5,
+            divergence(f64::INFINITY, 0.5),
+            Vec::new(),
+        );
+        let top = vec![Alternative::new(b"<eos>".to_vec(), -0.5)];
+        let tokens = vec![
+            Token::new(7, b" Paris".to_vec(), -0.25, 1, top, vec![same]),
+            Token::new(9, vec![0xe2, 0x82], -1.5, 2, Vec::new(), vec![other]),
+        ];
+        let prompts = vec![Prompt {
+            messages: Some(vec![Message::new(Role::User, "Where?")]),
+            prompt: None,
+            answers: vec![Answer {
+                arm: 1,
+                index: 0,
+                temperature: 0.0,
+                text: " Paris\u{fffd}".to_owned(),
+                finish_reason: Finish::Length,
+                usage: Usage::new(8, 5, 2),
+                tokens: Some(tokens),
+            }],
+        }];
+        let arm = |id: &str, profile: &str| ReportArm {
+            id: id.to_owned(),
+            model: "m".to_owned(),
+            profile: Some(profile.to_owned()),
+            adapter: None,
+        };
+        Report {
+            format: FORMAT,
+            incant: "0.1.0".to_owned(),
+            created: 1_763_800_000,
+            settings: Settings {
+                reference: 0,
+                seed: 123,
+                temperature: vec![0.0],
+                top_p: 1.0,
+                top_k: 0,
+                min_p: 0.0,
+                presence_penalty: 0.0,
+                frequency_penalty: 0.0,
+                repetition_penalty: 1.0,
+                max_tokens: 2,
+                n: 1,
+                analysis: true,
+                top_logprobs: 1,
+                command: None,
+            },
+            arms: vec![arm("m@base", "base"), arm("m@urial", "urial")],
+            summary: Some(summary(2, 0, &prompts)),
+            sampling: sampling(&prompts),
+            prompts,
+        }
+    }
+
+    #[test]
+    fn is_written_in_the_form_that_readers_know() {
+        let text = serde_json::to_string(&report()).unwrap();
+        let written: serde_json::Value = serde_json::from_str(&text).unwrap();
+        let expected = json!({
+            "format": 1, "incant": "0.1.0", "created": 1_763_800_000,
+            "settings": {
+                "reference": 0, "seed": 123, "temperature": [0.0], "top_p": 1.0, "top_k": 0,
+                "min_p": 0.0, "presence_penalty": 0.0, "frequency_penalty": 0.0,
+                "repetition_penalty": 1.0, "max_tokens": 2, "n": 1, "analysis": true,
+                "top_logprobs": 1, "command": null,
+            },
+            "arms": [
+                {"id": "m@base", "model": "m", "profile": "base", "adapter": null},
+                {"id": "m@urial", "model": "m", "profile": "urial", "adapter": null},
+            ],
+            "prompts": [{
+                "messages": [{"role": "user", "content": "Where?"}],
+                "prompt": null,
+                "answers": [{
+                    "arm": 1, "index": 0, "temperature": 0.0, "text": " Paris\u{fffd}",
+                    "finish_reason": "length",
+                    "usage": {
+                        "prompt_tokens": 8, "completion_tokens": 2, "total_tokens": 10,
+                        "prompt_tokens_details": {"cached_tokens": 5},
+                    },
+                    "tokens": [
+                        {
+                            "id": 7, "token": " Paris", "bytes": b" Paris", "logprob": -0.25, "rank": 1,
+                            "top_logprobs": [{"token": "<eos>", "logprob": -0.5, "bytes": b"<eos>"}],
+                            "scores": [{
+                                "arm": 0, "logprob": -0.25, "rank": 1, "class": "unshifted",
+                                "kl": 0.0, "kl_reverse": 0.0, "top_logprobs": [],
+                            }],
+                        },
+                        {
+                            "id": 9, "token": "bytes:\\xe2\\x82", "bytes": [0xe2, 0x82],
+                            "logprob": -1.5, "rank": 2, "top_logprobs": [],
+                            "scores": [{
+                                "arm": 0, "logprob": -9999.0, "rank": 5, "class": "shifted",
+                                "kl": 9999.0, "kl_reverse": 0.5, "top_logprobs": [],
+                            }],
+                        },
+                    ],
+                }],
+            }],
+            "summary": {
+                "pairs": [{
+                    "arm": 1, "under": 0, "tokens": 2,
+                    "shares": {"unshifted": 0.5, "marginal": 0.0, "shifted": 0.5},
+                    "kl": 4999.5, "kl_reverse": 0.25, "logprob": -4999.625, "own_logprob": -0.875,
+                    "interval": null,
+                    "positions": [
+                        {
+                            "position": 0, "tokens": 1, "unshifted": 1.0, "marginal": 0.0,
+                            "shifted": 0.0, "kl": 0.0, "kl_reverse": 0.0,
+                            "probability": (-0.25f64).exp(),
+                        },
+                        {
+                            "position": 1, "tokens": 1, "unshifted": 0.0, "marginal": 0.0,
+                            "shifted": 1.0, "kl": 9999.0, "kl_reverse": 0.5, "probability": 0.0,
+                        },
+                    ],
+                    "most_shifted": [{
+                        "id": 9, "token": "bytes:\\xe2\\x82", "count": 1, "shifted": 1,
+                        "rank": 5.0, "kl": 9999.0,
+                    }],
+                }],
+                "removed": [],
+            },
+            "sampling": [],
+        });
+        assert_eq!(written, expected);
+    }
+
+    #[test]
+    fn comes_back_from_json_as_it_was() {
+        let report = report();
+        let text = serde_json::to_string(&report).unwrap();
+        assert_eq!(serde_json::from_str::<Report>(&text).unwrap(), report);
+    }
+
+    #[test]
+    fn classes_are_by_rank() {
+        use Class::{Marginal, Shifted, Unshifted};
+        let classes = [1, 2, 3, 4, 262_144].map(Class::of);
+        assert_eq!(classes, [Unshifted, Marginal, Marginal, Shifted, Shifted]);
+    }
+}

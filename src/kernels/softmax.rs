@@ -1,0 +1,159 @@
+//! Sums over the softmaxes of two rows of logits, in one pass over both.
+
+use super::isa::{Isa, Tier};
+use super::math::{LANES, dispatch, exp};
+
+/// Logits whose weights are computed before any of them is summed: one long loop
+/// that is nothing but `exp` keeps the processor busier than two in turns.
+const BLOCK: usize = 64;
+
+/// The largest of some logits, or `None` if one of them is infinite or NaN, or
+/// there are none.
+pub fn largest_if_finite(isa: Isa, logits: &[f32]) -> Option<f32> {
+    let (mut largest, mut finite) = (f32::MIN, true);
+    let (out_largest, out_finite) = (&mut largest, &mut finite);
+    dispatch!(isa, |_,
+                    logits: &[f32],
+                    out_largest: &mut f32,
+                    out_finite: &mut bool| {
+        let mut lanes = [f32::MIN; LANES];
+        // Zero times what is not finite is NaN, and a sum with it stays NaN.
+        let mut zeros = [0.0f32; LANES];
+        let (groups, rest) = logits.as_chunks::<LANES>();
+        for group in groups {
+            for ((lane, zero), &logit) in lanes.iter_mut().zip(&mut zeros).zip(group) {
+                *lane = if logit > *lane { logit } else { *lane };
+                *zero = logit.mul_add(0.0, *zero);
+            }
+        }
+        *out_largest = lanes.iter().chain(rest).fold(f32::MIN, |a, &b| a.max(b));
+        *out_finite = zeros.iter().all(|&zero| zero == 0.0) && rest.iter().all(|l| l.is_finite());
+    });
+    (finite && !logits.is_empty()).then_some(largest)
+}
+
+/// What the softmaxes of two rows p and q weigh, and how their logits differ by
+/// those weights. A logit `a` of p weighs `e^(a − p_largest)`.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct Sums {
+    /// Σ of p's weights.
+    pub p: f64,
+    /// Σ of q's weights.
+    pub q: f64,
+    /// Σ of p's weights, each times p's logit less q's.
+    pub p_difference: f64,
+    /// Σ of q's weights, each times p's logit less q's.
+    pub q_difference: f64,
+}
+
+/// Sums over two rows of finite logits, given the largest of each.
+///
+/// Weights are computed in single precision, with an error below 4e-7 of each, and
+/// are summed in double precision, lane by lane, in the same order on all
+/// instruction sets.
+///
+/// # Panics
+/// If the rows are not equally long.
+pub fn sums(isa: Isa, p: &[f32], p_largest: f32, q: &[f32], q_largest: f32) -> Sums {
+    assert_eq!(p.len(), q.len(), "rows over different vocabularies");
+    let mut lanes = [[0.0f64; LANES]; 4];
+    let out = &mut lanes;
+    dispatch!(isa, |_,
+                    p: &[f32],
+                    p_largest: f32,
+                    q: &[f32],
+                    q_largest: f32,
+                    out: &mut [[f64; LANES]; 4]| {
+        let mut lanes = [[0.0; LANES]; 4];
+        let (p, p_rest) = p.as_chunks::<BLOCK>();
+        let (q, q_rest) = q.as_chunks::<BLOCK>();
+        for (p, q) in p.iter().zip(q) {
+            let (mut p_weights, mut q_weights) = ([0.0; BLOCK], [0.0; BLOCK]);
+            for (weight, logit) in p_weights.iter_mut().zip(p) {
+                *weight = exp(logit - p_largest);
+            }
+            for (weight, logit) in q_weights.iter_mut().zip(q) {
+                *weight = exp(logit - q_largest);
+            }
+            for start in (0..BLOCK).step_by(LANES) {
+                for lane in 0..LANES {
+                    let at = start + lane;
+                    add(
+                        &mut lanes,
+                        lane,
+                        [p_weights[at], q_weights[at]],
+                        p[at],
+                        q[at],
+                    );
+                }
+            }
+        }
+        for (at, (p, q)) in p_rest.iter().zip(q_rest).enumerate() {
+            let weights = [exp(p - p_largest), exp(q - q_largest)];
+            add(&mut lanes, at % LANES, weights, *p, *q);
+        }
+        *out = lanes;
+    });
+    let [p, q, p_difference, q_difference] = lanes.map(|lanes| lanes.iter().sum());
+    Sums {
+        p,
+        q,
+        p_difference,
+        q_difference,
+    }
+}
+
+/// Adds what one token has to one lane of the four sums.
+#[inline(always)]
+fn add(sums: &mut [[f64; LANES]; 4], lane: usize, weights: [f32; 2], p: f32, q: f32) {
+    let [p_weight, q_weight] = weights.map(f64::from);
+    let difference = f64::from(p) - f64::from(q);
+    sums[0][lane] += p_weight;
+    sums[1][lane] += q_weight;
+    sums[2][lane] = p_weight.mul_add(difference, sums[2][lane]);
+    sums[3][lane] = q_weight.mul_add(difference, sums[3][lane]);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn row(length: usize, seed: u32) -> Vec<f32> {
+        let number = |i: u32| ((i + seed).wrapping_mul(2_654_435_761) >> 8) as f32;
+        (0..length as u32).map(|i| number(i) / 1e6 - 8.0).collect()
+    }
+
+    #[test]
+    fn every_instruction_set_gives_the_same_bits() {
+        for length in [1, 63, 64, 65, 1000] {
+            let (p, q) = (row(length, 1), row(length, 99));
+            let all: Vec<_> = Isa::all()
+                .into_iter()
+                .map(|isa| {
+                    let largest = [&p, &q].map(|row| largest_if_finite(isa, row));
+                    let [Some(a), Some(b)] = largest else {
+                        panic!("the rows are finite")
+                    };
+                    (a, b, sums(isa, &p, a, &q, b))
+                })
+                .collect();
+            assert!(all.iter().all(|found| *found == all[0]), "{all:?}");
+        }
+    }
+
+    #[test]
+    fn finds_the_largest_and_anything_not_finite_wherever_it_stands() {
+        for isa in Isa::all() {
+            assert_eq!(largest_if_finite(isa, &[]), None);
+            for at in 0..100 {
+                let mut logits = vec![-3.0; 100];
+                logits[at] = -1.5;
+                assert_eq!(largest_if_finite(isa, &logits), Some(-1.5));
+                for odd in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
+                    logits[at] = odd;
+                    assert_eq!(largest_if_finite(isa, &logits), None, "{odd} at {at}");
+                }
+            }
+        }
+    }
+}
