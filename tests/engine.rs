@@ -1,6 +1,7 @@
 //! The engine on a real model: company, chunking and where a prefix comes from
 //! change nothing; a client that leaves frees its slot.
 
+mod following;
 mod sharing;
 
 use std::path::Path;
@@ -53,6 +54,7 @@ fn request(prefix: Option<&Arc<Prefix>>, prompt: &[u32], max_tokens: usize) -> G
         index: 0,
         logprobs: Some(3),
         prompt_logprobs: Some(3),
+        feeds: Vec::new(),
     }
 }
 
@@ -81,6 +83,7 @@ fn report(mut generation: Generation) -> Report {
                 };
             }
             Event::Failed(why) => panic!("{why}"),
+            Event::Scored(scored) => panic!("it follows nobody: {scored:?}"),
         }
     }
     panic!("the engine died");

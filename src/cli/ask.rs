@@ -94,6 +94,7 @@ impl Args {
                 index: 0,
                 logprobs: None,
                 prompt_logprobs: None,
+                feeds: Vec::new(),
             }])?
             .remove(0);
 
@@ -123,7 +124,10 @@ impl Args {
                     return Ok(show("\n")?);
                 }
                 Event::Failed(why) => bail!(why),
-                Event::Started { .. } | Event::Prompt(_) | Event::Token { .. } => {}
+                Event::Started { .. }
+                | Event::Prompt(_)
+                | Event::Token { .. }
+                | Event::Scored(_) => {}
             }
         }
         bail!("the engine has died")

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use tokio::sync::mpsc as tokio_mpsc;
 
 use super::worker::Worker;
-use super::{Adapter, Event, GenerateRequest, Origin, Prefix, SubmitError, Warmed, cache};
+use super::{Adapter, Event, GenerateRequest, Origin, Prefix, Request, SubmitError, Warmed, cache};
 use crate::exec::{AdapterId, ExecError, Executor};
 use crate::kv::PrefixStore;
 use crate::lora::Lora;
@@ -56,7 +56,7 @@ pub struct Engine {
 /// What is sent to the worker.
 pub(super) enum Mail {
     /// Requests that were accepted.
-    Requests(Vec<(GenerateRequest, tokio_mpsc::UnboundedSender<Event>)>),
+    Requests(Vec<(Request, tokio_mpsc::UnboundedSender<Event>)>),
     /// An adapter to take in, and where its id goes.
     AddAdapter(Box<Lora>, mpsc::Sender<Result<AdapterId, ExecError>>),
     /// An adapter that nobody holds any more.
@@ -165,7 +165,10 @@ impl Engine {
     ///
     /// # Errors
     /// The queue has no room for all, now or ever, or the engine is draining.
-    pub fn submit(&self, requests: Vec<GenerateRequest>) -> Result<Vec<Generation>, SubmitError> {
+    pub fn submit<R: Into<Request>>(
+        &self,
+        requests: Vec<R>,
+    ) -> Result<Vec<Generation>, SubmitError> {
         let shared = &self.shared;
         if shared.draining.load(Ordering::Acquire) {
             return Err(SubmitError::Draining);
@@ -186,7 +189,7 @@ impl Engine {
             .into_iter()
             .map(|request| {
                 let (sender, events) = tokio_mpsc::unbounded_channel();
-                ((request, sender), Generation { events })
+                ((request.into(), sender), Generation { events })
             })
             .unzip();
         // The worker ends only after the last handle: if it is gone, it panicked.
@@ -230,6 +233,7 @@ impl Engine {
             index: 0,
             logprobs: None,
             prompt_logprobs: None,
+            feeds: Vec::new(),
         };
         let mut origin = Origin::Computed;
         let generations = self.submit(vec![request]);
@@ -287,6 +291,11 @@ impl Generation {
     /// The next event; `None` after the last one, or if the engine has died.
     pub async fn next(&mut self) -> Option<Event> {
         self.events.recv().await
+    }
+
+    /// The next event, if it is there already.
+    pub fn try_next(&mut self) -> Option<Event> {
+        self.events.try_recv().ok()
     }
 
     /// [`next`](Generation::next) for a thread that may wait.

@@ -7,6 +7,7 @@
 
 mod adapter;
 mod cache;
+mod follow;
 mod handle;
 mod pace;
 mod sequence;
@@ -17,8 +18,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 pub use adapter::Adapter;
+pub use follow::{Feed, Follow, lead};
 pub use handle::{Engine, EngineOptions, Generation, Load};
 
+use crate::analyze::Divergence;
 use crate::sample::{SamplingParams, TokenLogprobs};
 
 /// The constant tokens before a prompt, shared by every sequence that has them.
@@ -74,6 +77,46 @@ pub struct GenerateRequest {
     pub logprobs: Option<usize>,
     /// The same for the prompt's tokens (not the prefix's).
     pub prompt_logprobs: Option<usize>,
+    /// Who scores the answer under another beginning, each by a [`FollowRequest`].
+    pub feeds: Vec<Feed>,
+}
+
+/// One sequence that scores what another generates. It reports [`Event::Scored`] for each
+/// token, and ends when the other has.
+#[derive(Debug)]
+pub struct FollowRequest {
+    /// The adapter to compute it under.
+    pub adapter: Option<Adapter>,
+    /// Constant tokens that come first; their KV is shared.
+    pub prefix: Option<Arc<Prefix>>,
+    /// What comes before the other's answer here. Prefix and prompt together hold at
+    /// least one token.
+    pub prompt: Vec<u32>,
+    /// Report so many alternatives.
+    pub top: usize,
+    /// Whom to follow.
+    pub follow: Follow,
+}
+
+/// One sequence of either kind.
+#[derive(Debug)]
+pub enum Request {
+    /// One that generates.
+    Generate(GenerateRequest),
+    /// One that scores what another generates.
+    Follow(FollowRequest),
+}
+
+impl From<GenerateRequest> for Request {
+    fn from(request: GenerateRequest) -> Request {
+        Request::Generate(request)
+    }
+}
+
+impl From<FollowRequest> for Request {
+    fn from(request: FollowRequest) -> Request {
+        Request::Follow(request)
+    }
 }
 
 /// Why a sequence ended.
@@ -105,10 +148,25 @@ pub enum Event {
         /// Present if the request asked for log-probabilities.
         logprobs: Option<TokenLogprobs>,
     },
+    /// The next token that the sequence follows, scored.
+    Scored(Scored),
     /// The end; nothing follows.
     Finished(FinishReason),
     /// The executor failed; nothing follows.
     Failed(String),
+}
+
+/// A token that another sequence generated, as this one sees it.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Scored {
+    /// Its log-probability here.
+    pub logprob: f32,
+    /// Its 1-based place by likelihood here.
+    pub rank: usize,
+    /// The most likely tokens here, best first.
+    pub top: Vec<(u32, f32)>,
+    /// Of the other's distribution from this one, and back.
+    pub divergence: Divergence,
 }
 
 /// Why a request was not accepted.

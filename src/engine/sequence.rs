@@ -5,9 +5,10 @@ use std::time::Instant;
 
 use tokio::sync::mpsc::UnboundedSender;
 
-use super::{Adapter, Event, FinishReason, GenerateRequest, Prefix, cache};
+use super::follow::{Followers, Following};
+use super::{Adapter, Event, FinishReason, Prefix, Request, cache};
 use crate::exec::{AdapterId, Chunk, Logits, SequenceId, Wanted};
-use crate::sample::{LogSoftmax, Sampler, TokenLogprobs, fresh_seed, logprobs};
+use crate::sample::{Sampler, TokenLogprobs, fresh_seed, logprobs};
 
 /// Scoring holds a row of logits for each token of a chunk; this bounds those of a
 /// step (64 rows of gemma's 262,144 logits are 64 MiB).
@@ -15,10 +16,12 @@ pub(super) const SCORED_ROWS: usize = 64;
 
 /// A request that waits for a slot.
 pub(super) struct Waiting {
-    request: GenerateRequest,
+    adapter: Option<Adapter>,
+    prefix: Option<Arc<Prefix>>,
     events: UnboundedSender<Event>,
     /// The prefix's tokens and the prompt's.
     tokens: Vec<u32>,
+    work: Work,
     /// Whether its prefix was read from disk for it.
     pub(super) read_from_disk: bool,
     /// Who is computing tokens for it, and how many they have in common.
@@ -26,12 +29,46 @@ pub(super) struct Waiting {
 }
 
 impl Waiting {
-    pub(super) fn new(request: GenerateRequest, events: UnboundedSender<Event>) -> Waiting {
-        let prefix: &[u32] = request.prefix.as_ref().map_or(&[], |prefix| &prefix.ids);
+    pub(super) fn new(request: Request, events: UnboundedSender<Event>) -> Waiting {
+        let join = |prefix: &Option<Arc<Prefix>>, prompt: &[u32]| {
+            let prefix: &[u32] = prefix.as_ref().map_or(&[], |prefix| &prefix.ids);
+            [prefix, prompt].concat()
+        };
+        let (adapter, prefix, tokens, work) = match request {
+            Request::Generate(request) => {
+                let tokens = join(&request.prefix, &request.prompt);
+                let sampling = &request.sampling;
+                let seed = sampling.seed.unwrap_or_else(fresh_seed);
+                let first = tokens.len() - request.prompt.len();
+                let work = Work::Answer(Box::new(Answering {
+                    sampler: Sampler::new(sampling, seed, request.index, &tokens),
+                    end_tokens: request.end_tokens,
+                    max_tokens: request.max_tokens,
+                    logprobs: request.logprobs,
+                    generated: 0,
+                    scoring: request.prompt_logprobs.map(|top| Scoring {
+                        top,
+                        first: first.max(1),
+                        // Nothing precedes the first token of all.
+                        entries: vec![None; usize::from(first == 0 && !request.prompt.is_empty())],
+                    }),
+                    followers: Followers::new(request.feeds),
+                }));
+                (request.adapter, request.prefix, tokens, work)
+            }
+            Request::Follow(request) => {
+                let tokens = join(&request.prefix, &request.prompt);
+                let following = Following::new(request.follow, request.top);
+                let work = Work::Follow(following);
+                (request.adapter, request.prefix, tokens, work)
+            }
+        };
         Waiting {
-            tokens: prefix.iter().chain(&request.prompt).copied().collect(),
-            request,
+            adapter,
+            prefix,
             events,
+            tokens,
+            work,
             read_from_disk: false,
             waits_for: None,
         }
@@ -40,22 +77,22 @@ impl Waiting {
     /// Its tokens, as far as others may have computed them for it: at least one is
     /// left, whose logits tell how it goes on.
     pub(super) fn shareable(&self) -> &[u32] {
-        let most = match self.request.prompt_logprobs {
+        let most = match &self.work {
             // Whoever is scored needs the logits before each of the prompt's tokens.
-            Some(_) => self.tokens.len() - self.request.prompt.len(),
-            None => self.tokens.len(),
+            Work::Answer(answer) if let Some(scoring) = &answer.scoring => scoring.first - 1,
+            _ => self.tokens.len().saturating_sub(1),
         };
-        &self.tokens[..most.saturating_sub(1)]
+        &self.tokens[..most]
     }
 
     /// The adapter to compute it under.
     pub(super) fn adapter(&self) -> Option<&Adapter> {
-        self.request.adapter.as_ref()
+        self.adapter.as_ref()
     }
 
     /// The constant tokens that come first, if sequences share any.
     pub(super) fn prefix(&self) -> Option<&Arc<Prefix>> {
-        let prefix = self.request.prefix.as_ref();
+        let prefix = self.prefix.as_ref();
         prefix.filter(|prefix| !cache::shared(prefix).is_empty())
     }
 
@@ -79,18 +116,34 @@ pub(super) struct Sequence {
     /// Held so that it stays.
     adapter: Option<Adapter>,
     events: UnboundedSender<Event>,
+    /// Prefix, prompt and answer.
+    tokens: Vec<u32>,
+    /// How many of them are of the prefix and the prompt.
+    prompt: usize,
+    /// How many of them are computed.
+    done: usize,
+    /// The prefix, while it is not yet kept.
+    prefix: Option<Arc<Prefix>>,
+    work: Work,
+}
+
+/// What a sequence is for.
+enum Work {
+    /// An answer is generated.
+    Answer(Box<Answering>),
+    /// Another's answer is scored.
+    Follow(Following),
+}
+
+/// An answer's own state, beside its tokens.
+struct Answering {
     sampler: Sampler,
     end_tokens: Arc<[u32]>,
     max_tokens: usize,
     logprobs: Option<usize>,
-    /// Prefix, prompt and answer.
-    tokens: Vec<u32>,
-    /// How many of them are computed.
-    done: usize,
     generated: usize,
     scoring: Option<Scoring>,
-    /// The prefix, while it is not yet kept.
-    prefix: Option<Arc<Prefix>>,
+    followers: Followers,
 }
 
 /// Log-probabilities of a prompt, as they come in.
@@ -110,34 +163,16 @@ impl Sequence {
         done: usize,
         keep_prefix: bool,
     ) -> Sequence {
-        let Waiting {
-            request,
-            events,
-            tokens,
-            ..
-        } = waiting;
-        let sampling = &request.sampling;
-        let seed = sampling.seed.unwrap_or_else(fresh_seed);
-        let first = tokens.len() - request.prompt.len();
         Sequence {
             id,
             began: Instant::now(),
-            adapter: request.adapter,
-            events,
-            sampler: Sampler::new(sampling, seed, request.index, &tokens),
-            end_tokens: request.end_tokens,
-            max_tokens: request.max_tokens,
-            logprobs: request.logprobs,
-            tokens,
+            adapter: waiting.adapter,
+            events: waiting.events,
+            prompt: waiting.tokens.len(),
+            tokens: waiting.tokens,
             done,
-            generated: 0,
-            scoring: request.prompt_logprobs.map(|top| Scoring {
-                top,
-                first: first.max(1),
-                // Nothing precedes the first token of all.
-                entries: vec![None; usize::from(first == 0 && !request.prompt.is_empty())],
-            }),
-            prefix: request.prefix.filter(|_| keep_prefix),
+            prefix: waiting.prefix.filter(|_| keep_prefix),
+            work: waiting.work,
         }
     }
 
@@ -164,25 +199,67 @@ impl Sequence {
         self.events.is_closed()
     }
 
+    /// Takes in what it follows. Returns whether it goes on: it ends when what it
+    /// follows has, and all of that is scored.
+    pub(super) fn listen(&mut self) -> bool {
+        let Work::Follow(following) = &mut self.work else {
+            return true;
+        };
+        following.listen(&mut self.tokens);
+        if following.is_done() {
+            self.send(Event::Finished(FinishReason::Stop));
+            return false;
+        }
+        true
+    }
+
     /// Whether the prompt is computed.
     pub(super) fn is_decoding(&self) -> bool {
-        self.generated > 0
+        match &self.work {
+            Work::Answer(answer) => answer.generated > 0,
+            Work::Follow(_) => self.done + 1 >= self.prompt,
+        }
+    }
+
+    /// Whether it is for others to go on: for those who follow it, or for the one that
+    /// it follows.
+    pub(super) fn is_paused(&self) -> bool {
+        match &self.work {
+            // The step that ends its prompt chooses a token too.
+            Work::Answer(answer) => answer.followers.are_behind(),
+            Work::Follow(_) => self.remaining() == 0,
+        }
     }
 
     /// Whether all logits of the next tokens are wanted.
     pub(super) fn is_scored(&self) -> bool {
-        let scoring = self.scoring.as_ref();
-        scoring.is_some_and(|scoring| scoring.first <= self.done + 1)
+        match &self.work {
+            Work::Answer(answer) => {
+                let scoring = answer.scoring.as_ref();
+                scoring.is_some_and(|scoring| scoring.first <= self.done + 1)
+            }
+            Work::Follow(_) => self.is_decoding(),
+        }
     }
 
-    /// The tokens that are computed.
+    /// The tokens that are computed, as far as another is likely to begin with them.
     pub(super) fn computed(&self) -> &[u32] {
         &self.tokens[..self.done]
     }
 
+    /// Whether another may go on where this one ends.
+    pub(super) fn is_worth_keeping(&self) -> bool {
+        matches!(self.work, Work::Answer(_))
+    }
+
     /// How many tokens are still to be computed before the next one is chosen.
     pub(super) fn remaining(&self) -> usize {
-        self.tokens.len() - self.done
+        let last = match self.work {
+            Work::Answer(_) => self.tokens.len(),
+            // The last one's logits are for the one that follows it.
+            Work::Follow(_) => self.tokens.len() - 1,
+        };
+        last - self.done
     }
 
     /// How many tokens it begins like `tokens`, computed or not.
@@ -197,20 +274,28 @@ impl Sequence {
             .take_if(|prefix| cache::shared(prefix).len() <= self.done)
     }
 
+    /// The first token that is scored by the logits before it, if any is.
+    fn first_scored(&self) -> Option<usize> {
+        match &self.work {
+            Work::Answer(answer) => answer.scoring.as_ref().map(|scoring| scoring.first),
+            Work::Follow(_) => Some(self.prompt),
+        }
+    }
+
     /// The next tokens to compute, `most` at the most.
     pub(super) fn chunk(&self, most: usize) -> Chunk<'_> {
-        let rest = &self.tokens[self.done..];
+        let rest = &self.tokens[self.done..][..self.remaining()];
         let scored = self.is_scored();
-        let most = match &self.scoring {
+        let most = match self.first_scored() {
             // Up to the first token whose logits are wanted.
-            Some(scoring) if !scored => most.min(scoring.first - 1 - self.done),
+            Some(first) if !scored => most.min(first - 1 - self.done),
             _ => most,
         };
         let count = rest.len().min(most);
-        let wanted = match scored {
-            true => Wanted::All,
-            false if count == rest.len() => Wanted::Last,
-            false => Wanted::None,
+        let wanted = match (scored, &self.work) {
+            (true, _) => Wanted::All,
+            (false, Work::Answer(_)) if count == rest.len() => Wanted::Last,
+            (false, _) => Wanted::None,
         };
         Chunk {
             sequence: self.id,
@@ -223,62 +308,82 @@ impl Sequence {
     /// `first`. Returns whether the sequence goes on.
     pub(super) fn advance(&mut self, chunk: Computed, logits: &mut Logits, first: usize) -> bool {
         let Computed { tokens, wanted } = chunk;
-        if let Some(scoring) = &mut self.scoring
-            && wanted == Wanted::All
-        {
-            let next = &self.tokens[self.done + 1..];
-            for (row, &token) in next.iter().take(tokens).enumerate() {
-                let entry = logprobs(logits.row(first + row), token, scoring.top);
-                scoring.entries.push(Some(entry));
+        let before = self.done;
+        self.done += tokens;
+        match &mut self.work {
+            Work::Follow(following) => {
+                let rows = if wanted == Wanted::All { tokens } else { 0 };
+                let scored = (first..first + rows).map(|row| following.score(logits.row(row)));
+                for scored in scored.flatten().collect::<Vec<_>>() {
+                    self.send(Event::Scored(scored));
+                }
+                true
+            }
+            Work::Answer(answer) => {
+                if let Some(scoring) = &mut answer.scoring
+                    && wanted == Wanted::All
+                {
+                    let next = &self.tokens[before + 1..];
+                    for (row, &token) in next.iter().take(tokens).enumerate() {
+                        let entry = logprobs(logits.row(first + row), token, scoring.top);
+                        scoring.entries.push(Some(entry));
+                    }
+                }
+                if self.done < self.tokens.len() {
+                    return true;
+                }
+                let row = match wanted {
+                    Wanted::All => first + tokens - 1,
+                    Wanted::Last | Wanted::None => first,
+                };
+                let scoring = answer.scoring.take();
+                let is_over = answer.max_tokens == 0;
+                if let Some(scoring) = scoring {
+                    self.send(Event::Prompt(scoring.entries));
+                }
+                if is_over {
+                    self.send(Event::Finished(FinishReason::Length));
+                    return false;
+                }
+                self.choose(logits.row_mut(row))
             }
         }
-        self.done += tokens;
-        if self.done < self.tokens.len() {
-            return true;
-        }
-        let row = match wanted {
-            Wanted::All => first + tokens - 1,
-            Wanted::Last | Wanted::None => first,
-        };
-        if let Some(scoring) = self.scoring.take() {
-            self.send(Event::Prompt(scoring.entries));
-        }
-        if self.max_tokens == 0 {
-            self.send(Event::Finished(FinishReason::Length));
-            return false;
-        }
-        self.choose(logits.row_mut(row))
     }
 
     /// Chooses the next token. Returns whether the sequence goes on.
     fn choose(&mut self, logits: &mut [f32]) -> bool {
-        let id = match self.sampler.sample(logits) {
+        let Work::Answer(answer) = &mut self.work else {
+            return true;
+        };
+        let id = match answer.sampler.sample(logits) {
             Ok(id) => id,
             Err(error) => {
                 self.fail(&error.to_string());
                 return false;
             }
         };
-        self.sampler.accept(id);
-        self.generated += 1;
-        let logprobs = self.logprobs.map(|top| {
-            let mut row = LogSoftmax::new(logits);
-            TokenLogprobs {
-                chosen: row.logprob(id),
-                top: row.top(top),
-            }
-        });
+        answer.sampler.accept(id);
+        answer.generated += 1;
+        let logprobs = answer.logprobs.map(|top| logprobs(logits, id, top));
+        answer.followers.tell(id, logits);
+        let finish = if answer.end_tokens.contains(&id) {
+            Some(FinishReason::Stop)
+        } else if answer.generated == answer.max_tokens {
+            Some(FinishReason::Length)
+        } else {
+            None
+        };
         self.send(Event::Token { id, logprobs });
-        if self.end_tokens.contains(&id) {
-            self.send(Event::Finished(FinishReason::Stop));
-            return false;
+        match finish {
+            Some(reason) => {
+                self.send(Event::Finished(reason));
+                false
+            }
+            None => {
+                self.tokens.push(id);
+                true
+            }
         }
-        if self.generated == self.max_tokens {
-            self.send(Event::Finished(FinishReason::Length));
-            return false;
-        }
-        self.tokens.push(id);
-        true
     }
 
     /// Tells the client that the sequence failed.

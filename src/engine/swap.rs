@@ -74,6 +74,10 @@ impl Swapped {
         }
     }
 
+    pub(super) fn sequence_mut(&mut self) -> &mut Sequence {
+        &mut self.sequence
+    }
+
     pub(super) fn sequence(&self) -> &Sequence {
         &self.sequence
     }

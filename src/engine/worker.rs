@@ -4,8 +4,9 @@ use std::collections::VecDeque;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::sync::mpsc::{self, Receiver, TryRecvError};
-use std::time::Instant;
+use std::sync::mpsc::{self, Receiver, RecvTimeoutError, TryRecvError};
+use std::thread;
+use std::time::{Duration, Instant};
 
 use super::cache::{Cache, LEAST, Start};
 use super::handle::{Mail, Shared};
@@ -14,6 +15,9 @@ use super::sequence::{Computed, SCORED_ROWS, Sequence, Waiting};
 use super::swap::Swapped;
 use super::{Adapter, EngineOptions};
 use crate::exec::{Chunk, ExecError, Executor, Logits, SequenceId, SwapOut};
+
+/// How often sequences that wait for another engine look whether they can go on.
+const NAP: Duration = Duration::from_millis(2);
 
 pub(super) struct Worker {
     executor: Box<dyn Executor>,
@@ -31,6 +35,8 @@ pub(super) struct Worker {
     swap_folder: PathBuf,
     /// What the last step gave.
     logits: Logits,
+    /// Whether there was nothing to do in the last step.
+    waits: bool,
 }
 
 /// What a request that waits can do.
@@ -60,6 +66,7 @@ impl Worker {
             swapped: VecDeque::new(),
             swap_folder: options.swap_folder,
             logits: Logits::default(),
+            waits: false,
         }
     }
 
@@ -67,11 +74,10 @@ impl Worker {
     pub(super) fn run(mut self) {
         while self.read_mail() {
             self.drop_abandoned();
+            self.listen();
             self.swap_in();
             self.admit();
-            if !self.running.is_empty() {
-                self.step();
-            }
+            self.waits = !self.step();
             let used = self.executor.kv_memory().used;
             self.shared.kv_used.store(used, Ordering::Release);
         }
@@ -89,6 +95,13 @@ impl Worker {
                 Ok(mail) => self.open(mail),
                 Err(_) => return false,
             }
+        } else if self.waits {
+            // Whatever runs here waits for sequences of another engine.
+            match self.inbox.recv_timeout(NAP) {
+                Ok(mail) => self.open(mail),
+                Err(RecvTimeoutError::Timeout) => {}
+                Err(RecvTimeoutError::Disconnected) => thread::sleep(NAP),
+            }
         }
         loop {
             match self.inbox.try_recv() {
@@ -97,6 +110,37 @@ impl Worker {
                 Err(TryRecvError::Disconnected) => return !self.is_idle(),
             }
         }
+    }
+
+    /// How many sequences hold a slot: one that pauses gives way to whoever it waits for.
+    fn taken(&self) -> usize {
+        let running = self.running.iter();
+        running.filter(|sequence| !sequence.is_paused()).count()
+    }
+
+    /// Lets followers hear what those they follow have said, and ends those that have
+    /// heard all.
+    fn listen(&mut self) {
+        let on: Vec<bool> = self.running.iter_mut().map(Sequence::listen).collect();
+        let mut on = on.into_iter();
+        self.retain_running(|_| on.next().unwrap_or(true));
+        self.retain_swapped(Sequence::listen);
+    }
+
+    /// Ends every sequence that is swapped out and that `stays` turns down.
+    fn retain_swapped(&mut self, mut stays: impl FnMut(&mut Sequence) -> bool) {
+        for mut swapped in std::mem::take(&mut self.swapped) {
+            match stays(swapped.sequence_mut()) {
+                true => self.swapped.push_back(swapped),
+                false => self.lose(swapped.sequence()),
+            }
+        }
+    }
+
+    /// The first of those that are swapped out that can go on.
+    fn to_bring_back(&self) -> Option<usize> {
+        let mut swapped = self.swapped.iter();
+        swapped.position(|swapped| !swapped.sequence().is_paused())
     }
 
     fn open(&mut self, mail: Mail) {
@@ -131,14 +175,7 @@ impl Worker {
             stays
         });
         self.retain_running(|sequence| !sequence.is_abandoned());
-        let (gone, stay) = std::mem::take(&mut self.swapped)
-            .into_iter()
-            .partition(|swapped: &Swapped| swapped.sequence().is_abandoned());
-        self.swapped = stay;
-        let gone: VecDeque<Swapped> = gone;
-        for swapped in gone {
-            self.lose(swapped.sequence());
-        }
+        self.retain_swapped(|sequence| !sequence.is_abandoned());
     }
 
     /// Ends every running sequence that `stays` turns down. What they computed is
@@ -151,6 +188,10 @@ impl Worker {
                 continue;
             }
             let ended = self.running.remove(index);
+            if !ended.is_worth_keeping() {
+                self.lose(&ended);
+                continue;
+            }
             let executor = self.executor.as_mut();
             let (adapter, tokens) = (ended.adapter_id(), ended.computed());
             self.cache.keep(ended.id, adapter, tokens, false, executor);
@@ -172,19 +213,29 @@ impl Worker {
     /// Brings back what was swapped out, as far as there is room: the one first that
     /// has waited longest.
     fn swap_in(&mut self) {
-        while self.running.len() < self.slots
-            && let Some(swapped) = self.swapped.front()
+        while self.taken() < self.slots
+            && let Some(next) = self.to_bring_back()
         {
+            let swapped = &self.swapped[next];
             // With room to go on for a while, or it would be out again at once.
             let budget = self.pace.budget(true);
-            let more = |sequence: &Sequence| sequence.remaining().clamp(LEAST, budget.max(LEAST));
+            let more = |sequence: &Sequence| match sequence.is_paused() {
+                true => 0,
+                false => sequence.remaining().clamp(LEAST, budget.max(LEAST)),
+            };
             let mut growth = vec![(swapped.sequence().id, more(swapped.sequence()))];
             growth.extend(self.running.iter().map(|other| (other.id, more(other))));
             let alone = self.running.is_empty();
             if !self.make_room(&growth, alone) && !alone {
-                return;
+                // Those that pause may do so until it is back.
+                if !self.running.iter().all(Sequence::is_paused) {
+                    return;
+                }
+                let youngest = self.running.len() - 1;
+                self.swap_out(youngest);
+                continue;
             }
-            let Some(swapped) = self.swapped.pop_front() else {
+            let Some(swapped) = self.swapped.remove(next) else {
                 return;
             };
             match swapped.back(self.executor.as_mut()) {
@@ -236,8 +287,8 @@ impl Worker {
     fn admit(&mut self) {
         let mut next = 0;
         // Whoever was swapped out comes first.
-        while self.swapped.is_empty()
-            && self.running.len() < self.slots
+        while self.to_bring_back().is_none()
+            && self.taken() < self.slots
             && next < self.waiting.len()
         {
             match self.next(next) {
@@ -338,23 +389,26 @@ impl Worker {
     fn share_out(&self) -> Vec<usize> {
         let mut counts = vec![0; self.running.len()];
         let mut prompts = Vec::new();
-        for (index, sequence) in self.running.iter().enumerate() {
-            match sequence.is_decoding() {
-                true => counts[index] = 1,
-                false => prompts.push(index),
+        let mut answers = false;
+        let going = self.running.iter().enumerate();
+        for (index, sequence) in going.filter(|(_, sequence)| !sequence.is_paused()) {
+            if sequence.is_decoding() {
+                answers = true;
+                counts[index] = sequence.remaining();
+            } else {
+                prompts.push(index);
             }
         }
-        let mut left = self.pace.budget(prompts.len() < self.running.len());
-        let Some(&oldest) = prompts.first() else {
-            return counts;
-        };
+        let mut left = self.pace.budget(answers);
         let mut give = |index: usize, most: usize| {
             let remaining = self.running[index].remaining() - counts[index];
             let given = remaining.min(most);
             counts[index] += given;
             given
         };
-        left -= give(oldest, left.div_ceil(2));
+        if let Some(&oldest) = prompts.first() {
+            left -= give(oldest, left.div_ceil(2));
+        }
         prompts.sort_by_key(|&index| self.running[index].remaining());
         // At first none takes all that is left: whoever is in no hurry gets on too.
         for &index in &prompts {
@@ -373,15 +427,16 @@ impl Worker {
         counts
     }
 
-    /// One forward pass over a mixed batch of answers and prompts.
-    fn step(&mut self) {
+    /// One forward pass over a mixed batch of answers and prompts. Returns whether there
+    /// was anything to do.
+    fn step(&mut self) -> bool {
         let counts = loop {
             let mut counts = self.share_out();
+            if counts.iter().all(|&count| count == 0) {
+                return false;
+            }
             if self.find_room(&mut counts) {
                 break counts;
-            }
-            if self.running.is_empty() {
-                return;
             }
         };
         let mut batch: Vec<Chunk<'_>> = Vec::new();
@@ -404,7 +459,8 @@ impl Worker {
 
         let began = Instant::now();
         if let Err(error) = self.executor.forward_into(&batch, &mut self.logits) {
-            return self.fail(&error);
+            self.fail(&error);
+            return true;
         }
         self.pace.note(prompt_tokens, began.elapsed());
 
@@ -426,6 +482,7 @@ impl Worker {
         }
         let mut ended = ended.into_iter();
         self.retain_running(|_| !ended.next().unwrap_or(false));
+        true
     }
 
     /// Makes room for a step, or makes the step smaller. If that does not do, someone
@@ -452,19 +509,28 @@ impl Worker {
                 .iter_mut()
                 .for_each(|count| *count = (*count).min(largest / 2));
         }
-        let executor = self.executor.as_mut();
-        // The one that was let in last has the least to lose.
-        let Some(youngest) = self.running.pop() else {
+        // Whoever pauses needs its memory least; then the one that was let in last has the
+        // least to lose.
+        let paused = self.running.iter().rposition(Sequence::is_paused);
+        let Some(last) = self.running.len().checked_sub(1) else {
             return false;
         };
-        if self.running.is_empty() {
+        if last == 0 {
             let why = "this server has too little memory for KV for this request (--kv-memory)";
             tracing::error!("{why}");
-            youngest.fail(why);
-            self.lose(&youngest);
+            let only = self.running.remove(last);
+            only.fail(why);
+            self.lose(&only);
             return false;
         }
-        match Swapped::out(youngest, executor, &self.swap_folder) {
+        self.swap_out(paused.unwrap_or(last));
+        false
+    }
+
+    /// Has running sequence number `index` give up its memory for a while.
+    fn swap_out(&mut self, index: usize) {
+        let sequence = self.running.remove(index);
+        match Swapped::out(sequence, self.executor.as_mut(), &self.swap_folder) {
             Ok(swapped) => {
                 self.shared.preemptions.fetch_add(1, Ordering::AcqRel);
                 self.swapped.push_back(swapped);
@@ -475,7 +541,6 @@ impl Worker {
                 self.lose(&lost.sequence);
             }
         }
-        false
     }
 
     /// The executor failed: everything that was in the batch ends.

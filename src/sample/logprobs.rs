@@ -5,7 +5,7 @@ use super::TokenLogprobs;
 use super::blocks::{Blocks, Scale};
 use super::rank::{Ranked, not_nan};
 
-/// The log-probability of `chosen` and the `top` most likely tokens of a row.
+/// The log-probability and rank of `chosen`, and the `top` most likely tokens of a row.
 ///
 /// The list is best first, ties by the lower id, and shorter than `top` only if the
 /// row is; `chosen` has the same bits there as by itself. See
@@ -15,9 +15,13 @@ use super::rank::{Ranked, not_nan};
 /// If `chosen` is not an index of `logits`.
 pub fn logprobs(logits: &[f32], chosen: u32, top: usize) -> TokenLogprobs {
     let mut row = LogSoftmax::new(logits);
+    let best = row.top(top);
+    // Among the best it need not be counted.
+    let place = best.iter().position(|&(id, _)| id == chosen);
     TokenLogprobs {
         chosen: row.logprob(chosen),
-        top: row.top(top),
+        rank: place.map_or_else(|| rank(logits, chosen), |place| place + 1),
+        top: best,
     }
 }
 
@@ -156,5 +160,10 @@ mod tests {
         let logits = [1.0, 3.0, f32::NAN, 3.0, f32::NEG_INFINITY, 0.5];
         let ranks: Vec<usize> = (0..6).map(|id| rank(&logits, id)).collect();
         assert_eq!(ranks, [3, 1, 5, 2, 6, 4]);
+        // However many alternatives are listed.
+        for top in 0..=6 {
+            let ranks = (0..6).map(|id| logprobs(&logits, id, top).rank);
+            assert_eq!(ranks.collect::<Vec<_>>(), [3, 1, 5, 2, 6, 4]);
+        }
     }
 }

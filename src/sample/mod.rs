@@ -79,6 +79,8 @@ impl Default for SamplingParams {
 pub struct TokenLogprobs {
     /// That of the chosen token.
     pub chosen: f32,
+    /// The 1-based place of the chosen token by likelihood, ties by the lower id.
+    pub rank: usize,
     /// The most likely tokens, best first.
     pub top: Vec<(u32, f32)>,
 }

@@ -17,12 +17,12 @@ use crate::support::subjects::{self, Subject};
 use crate::support::wait_until;
 
 /// One model with sliding windows and one without, on both executors.
-fn cases() -> impl Iterator<Item = (&'static Subject, Tiny)> {
+pub(super) fn cases() -> impl Iterator<Item = (&'static Subject, Tiny)> {
     let models = [Tiny::gemma3(), Tiny::llama()];
     subjects::both().flat_map(move |subject| models.clone().map(|model| (subject, model)))
 }
 
-fn engine(
+pub(super) fn engine(
     model: &Tiny,
     subject: &Subject,
     kv_memory: Option<usize>,
@@ -34,15 +34,16 @@ fn engine(
 }
 
 /// Memory for the KV of some 600 tokens.
-fn little_memory(model: &Tiny, subject: &Subject) -> Option<usize> {
+pub(super) fn little_memory(model: &Tiny, subject: &Subject) -> Option<usize> {
     let token = 2 * model.layers * model.kv_heads * model.head_dim.next_multiple_of(16);
     Some(600 * token * subject.kv_number())
 }
 
 /// A greedy request that reports its tokens' log-probabilities.
-fn plain(prompt: &[u32], max_tokens: usize) -> GenerateRequest {
+pub(super) fn plain(prompt: &[u32], max_tokens: usize) -> GenerateRequest {
     GenerateRequest {
         prompt_logprobs: None,
+        feeds: Vec::new(),
         ..request(None, prompt, max_tokens)
     }
 }
@@ -421,6 +422,7 @@ fn nothing_is_lost_in_a_crowd() {
             let request = GenerateRequest {
                 prefix: random.random_bool(0.3).then(|| Arc::clone(&prefix)),
                 prompt_logprobs: random.random_bool(0.1).then_some(1),
+                feeds: Vec::new(),
                 ..plain(&prompt, random.random_range(1..60))
             };
             let generations = engine.submit(vec![request.clone()]);

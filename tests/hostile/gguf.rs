@@ -290,6 +290,7 @@ fn answer(model: Model) -> Result<(), String> {
             index: 0,
             logprobs: Some(3),
             prompt_logprobs: Some(0),
+            feeds: Vec::new(),
         };
         let generations = arm
             .submit(vec![request])

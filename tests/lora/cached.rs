@@ -30,6 +30,7 @@ fn request(adapter: Option<&Adapter>, prompt: &[u32], max_tokens: usize) -> Gene
         index: 0,
         logprobs: None,
         prompt_logprobs: None,
+        feeds: Vec::new(),
     }
 }
 
@@ -45,7 +46,7 @@ fn run(engine: &Engine, request: GenerateRequest) -> (usize, Vec<u32>) {
             Event::Started { cached_tokens, .. } => cached = cached_tokens,
             Event::Token { id, .. } => tokens.push(id),
             Event::Finished(_) => return (cached, tokens),
-            Event::Prompt(_) => {}
+            Event::Prompt(_) | Event::Scored(_) => {}
             Event::Failed(why) => panic!("{why}"),
         }
     }

@@ -78,7 +78,7 @@ impl Watch {
                 }
             }
             Event::Failed(_) => self.outcome = Outcome::Failed,
-            Event::Prompt(_) | Event::Finished(_) => {}
+            Event::Prompt(_) | Event::Scored(_) | Event::Finished(_) => {}
         }
     }
 
