@@ -21,6 +21,7 @@ mod server_adapters;
 mod server_answers;
 mod server_browsers;
 mod server_clients;
+mod server_compare;
 mod server_crowd;
 mod server_deadlines;
 mod server_keys;

@@ -2,8 +2,8 @@
 
 use std::sync::Arc;
 
-use super::{Adapter, BoundProfile, Model, Profiles};
-use crate::engine::{self, GenerateRequest, Generation, Prefix, SubmitError};
+use super::{Adapter, ArmInfo, BoundProfile, Model, Profiles, arm_info};
+use crate::engine::{self, Generation, Prefix, Request, SubmitError};
 use crate::profile::{Message, ProfileError, Rendering, SamplingDefaults, guard_for};
 use crate::text::{Special, Tokenizer};
 
@@ -95,13 +95,19 @@ fn list(adapters: &[String]) -> String {
 #[error(transparent)]
 pub struct PromptError(#[from] ProfileError);
 
+/// The profile and the adapter of `[@PROFILE][+ADAPTER]`.
+fn parts(rest: &str) -> (Option<&str>, Option<&str>) {
+    let (profile, adapter) = match rest.split_once('+') {
+        Some((profile, adapter)) => (profile, Some(adapter)),
+        None => (rest, None),
+    };
+    (profile.strip_prefix('@'), adapter)
+}
+
 impl Arm {
     /// The arm of `model` that `rest` (`[@PROFILE][+ADAPTER]`) names.
     pub(super) fn resolve(model: &Arc<Model>, rest: &str) -> Result<Arm, ArmError> {
-        let (profile, adapter) = match rest.split_once('+') {
-            Some((profile, adapter)) => (profile, Some(adapter)),
-            None => (rest, None),
-        };
+        let (profile, adapter) = parts(rest);
         let adapter = adapter
             .map(|name| {
                 let adapters = model.adapters();
@@ -113,7 +119,6 @@ impl Arm {
                 })
             })
             .transpose()?;
-        let profile = profile.strip_prefix('@');
         let recorded = adapter.as_ref().and_then(|adapter| adapter.profile());
         let profiles = model.profiles();
         let (rendering, bound) = Arm::rendering(model, &profiles, profile.or(recorded))?;
@@ -261,7 +266,38 @@ impl Arm {
     ///
     /// # Errors
     /// See [`SubmitError`].
-    pub fn submit(&self, requests: Vec<GenerateRequest>) -> Result<Vec<Generation>, SubmitError> {
+    pub fn submit<R: Into<Request>>(
+        &self,
+        requests: Vec<R>,
+    ) -> Result<Vec<Generation>, SubmitError> {
         self.model.engine().submit(requests)
+    }
+
+    /// Whether both are arms of one model.
+    pub fn shares_model(&self, other: &Arm) -> bool {
+        Arc::ptr_eq(&self.model, &other.model)
+    }
+
+    /// Whether an id means the same text to both, so that each can score what the other
+    /// says.
+    pub fn shares_tokens(&self, other: &Arm) -> bool {
+        self.shares_model(other)
+            || self.model.spec().vocab == other.model.spec().vocab
+                && self.tokenizer().has_texts_of(other.tokenizer())
+    }
+
+    /// What a list of models says of it.
+    pub fn info(&self) -> ArmInfo {
+        let rest = &self.id[self.model.id().len()..];
+        let (profile, adapter) = parts(rest);
+        let (profile, adapter) = (profile.map(str::to_owned), adapter.map(str::to_owned));
+        arm_info(&self.model, profile.as_deref(), &adapter)
+    }
+}
+
+impl Prompt {
+    /// All its tokens, those of the profile included.
+    pub fn token_count(&self) -> usize {
+        self.prefix.as_ref().map_or(0, |prefix| prefix.ids.len()) + self.ids.len()
     }
 }

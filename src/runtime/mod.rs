@@ -8,6 +8,8 @@
 mod adapters;
 mod arm;
 mod bind;
+pub(crate) mod choice;
+mod compare;
 mod load;
 mod reload;
 
@@ -18,6 +20,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 pub use adapters::{Adapter, AdapterError, Adapters};
 pub use arm::{Arm, ArmError, Prompt, PromptError, PromptInput};
 pub use bind::BoundProfile;
+pub use compare::{Comparison, Said, Side, Transcript, What, room};
 pub use load::{LoadError, LoadOptions, Model, Profiles};
 
 /// Everything loaded, shared by all requests.

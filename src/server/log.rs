@@ -1,7 +1,7 @@
 //! A name for every request, and a line in the log once it is over.
 
 use std::pin::Pin;
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
@@ -26,13 +26,17 @@ const MAX_ID: usize = 128;
 
 /// What a handler can add to its request's line.
 #[derive(Debug, Default)]
-pub(crate) struct Trace {
-    arm: OnceLock<String>,
-    answer: OnceLock<Learned>,
+pub(crate) struct Trace(Mutex<Noted>);
+
+#[derive(Clone, Debug, Default)]
+struct Noted {
+    /// The arms that answer.
+    arms: Vec<String>,
+    answer: Option<Learned>,
 }
 
 /// What there is to say of a generated answer.
-#[derive(Debug)]
+#[derive(Clone, Copy, Debug)]
 pub(crate) struct Learned {
     pub(crate) outcome: Outcome,
     pub(crate) usage: Usage,
@@ -43,16 +47,36 @@ pub(crate) struct Learned {
 }
 
 impl Trace {
-    /// Names the arm that answers.
+    /// Names an arm that answers.
     pub(crate) fn note_arm(&self, id: &str) {
-        // Only the first counts; no handler has two.
-        _ = self.arm.set(id.to_owned());
+        self.noted().arms.push(id.to_owned());
     }
 
-    /// Adds what was learned of the answer.
+    /// Adds what was learned of the answers of an arm.
     pub(crate) fn note_answer(&self, learned: Learned) {
-        // No handler answers twice.
-        _ = self.answer.set(learned);
+        let mut noted = self.noted();
+        noted.answer = Some(match noted.answer {
+            Some(other) => other.and(learned),
+            None => learned,
+        });
+    }
+
+    fn noted(&self) -> MutexGuard<'_, Noted> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Learned {
+    /// What there is to say of the answers of two arms: they end alike, and the first
+    /// of them counts.
+    fn and(self, other: Learned) -> Learned {
+        let first = |a: Option<Duration>, b: Option<Duration>| a.into_iter().chain(b).min();
+        Learned {
+            outcome: self.outcome,
+            usage: self.usage + other.usage,
+            queued: first(self.queued, other.queued),
+            first_token: first(self.first_token, other.first_token),
+        }
     }
 }
 
@@ -70,8 +94,8 @@ struct Line {
 }
 
 impl Line {
-    fn outcome(&self) -> &'static str {
-        match self.trace.answer.get() {
+    fn outcome(&self, answer: Option<Learned>) -> &'static str {
+        match answer {
             Some(learned) => learned.outcome.word(),
             None if self.refusal.is_some() => "refused",
             None if self.status.is_some_and(|status| status.is_server_error()) => {
@@ -85,17 +109,17 @@ impl Line {
 
 impl Drop for Line {
     fn drop(&mut self) {
-        let answer = self.trace.answer.get();
+        let Noted { arms, answer } = self.trace.noted().clone();
         let usage = answer.map(|answer| answer.usage);
         tracing::info!(
             parent: &self.span,
             method = %self.method,
             path = self.path,
             status = self.status.map(|status| status.as_u16()),
-            outcome = self.outcome(),
+            outcome = self.outcome(answer),
             reason = self.refusal.map(|Refusal(reason)| reason),
             ms = millis(self.since.elapsed()),
-            arm = self.trace.arm.get(),
+            arm = (!arms.is_empty()).then(|| arms.join(",")),
             prompt_tokens = usage.map(|usage| usage.prompt_tokens),
             cached_tokens = usage.map(|usage| usage.prompt_tokens_details.cached_tokens),
             completion_tokens = usage.map(|usage| usage.completion_tokens),

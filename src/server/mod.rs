@@ -136,6 +136,7 @@ fn endpoints() -> Vec<(&'static str, MethodRouter<Arc<App>>)> {
         ("/v1/adapters/{*id}", delete(adapters::unload)),
         ("/v1/chat/completions", post(chat::chat)),
         ("/v1/completions", post(completions::completions)),
+        ("/v1/compare", post(compare::compare)),
         ("/tokenize", post(tokenize::tokenize)),
         ("/detokenize", post(tokenize::detokenize)),
         ("/tokenizer_info", get(tokenizer::info)),

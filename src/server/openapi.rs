@@ -19,6 +19,7 @@ use super::errors::ErrorBody;
 use super::metrics::CONTENT_TYPE;
 use super::routes::adapters::{Adapter, Adapters, Deleted, LoadRequest};
 use super::routes::chat::{ChatChoice, ChatDelta, ChatRequest};
+use super::routes::compare::{CompareChunk, CompareRequest, CompareResponse};
 use super::routes::completions::{CompletionChoice, CompletionRequest};
 use super::routes::health::Health;
 use super::routes::models::{Model, Models};
@@ -172,6 +173,14 @@ fn paths(schemas: &mut Schemas) -> Value {
         schemas.input::<TokenizeRequest>(),
         schemas.output::<TokenizeResponse>(),
     );
+    let compare = {
+        let request = schemas.both::<CompareRequest, Controls>();
+        let answer = schemas.output::<CompareResponse>();
+        let chunk = schemas.output::<CompareChunk>();
+        let summary = "Have several arms answer the same, side by side";
+        let operation = post("compare", summary, request, answer, GENERATION_FAILURES);
+        with_stream(operation, chunk)
+    };
     let tokenize = post(
         "tokenize",
         "Make tokens of a text",
@@ -222,6 +231,7 @@ fn paths(schemas: &mut Schemas) -> Value {
         "/v1/adapters/{id}": adapter,
         "/v1/chat/completions": chat,
         "/v1/completions": completions,
+        "/v1/compare": compare,
         "/tokenize": tokenize,
         "/detokenize": detokenize,
         "/tokenizer_info": tokenizer,

@@ -169,6 +169,12 @@ impl Tokenizer {
         self.vocabulary.kind(id).unwrap_or(TokenKind::Unused)
     }
 
+    /// Whether each id adds the same text as in another tokenizer. (Control tokens may
+    /// have other names.)
+    pub fn has_texts_of(&self, other: &Tokenizer) -> bool {
+        self.vocab_size() == other.vocab_size() && self.texts == other.texts
+    }
+
     /// How many tokens there are.
     pub fn vocab_size(&self) -> usize {
         self.vocabulary.len() as usize

@@ -54,7 +54,7 @@ impl TokenKind {
 }
 
 /// Byte strings end to end: one allocation for a whole vocabulary.
-#[derive(Debug, Default)]
+#[derive(Debug, Default, PartialEq, Eq)]
 pub(super) struct Arena {
     bytes: Vec<u8>,
     /// Where each string ends.

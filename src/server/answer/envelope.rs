@@ -5,7 +5,8 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use schemars::JsonSchema;
 use serde::Serialize;
 
-use super::{Answer, Piece, Usage};
+use super::{Answer, Usage};
+use crate::runtime::choice::Piece;
 
 /// Names the build, as OpenAI names the configuration behind an answer.
 const FINGERPRINT: &str = concat!("incant-", env!("CARGO_PKG_VERSION"));

@@ -6,7 +6,7 @@ use schemars::{JsonSchema, Schema, SchemaGenerator};
 use serde::ser::SerializeMap;
 use serde::{Serialize, Serializer};
 
-use super::choice::{Alternative, Entry};
+use crate::runtime::choice::{Alternative, Entry};
 use crate::shown::{ZERO_PROBABILITY, finite, token_name};
 
 /// Log-probabilities in a chat answer.
@@ -165,9 +165,11 @@ mod tests {
             chosen: *chosen,
         });
         Entry {
+            id: 0,
             bytes: bytes.to_vec(),
             offset: 3,
             logprob,
+            rank: None,
             top: top.collect(),
         }
     }

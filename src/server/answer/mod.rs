@@ -6,11 +6,11 @@
 //! writes them. Nothing is sent before the first token, so that a failure until
 //! then is a plain error with its status.
 
-mod choice;
 mod envelope;
 mod logprobs;
 mod watch;
 
+use std::ops::Add;
 use std::pin::Pin;
 use std::sync::Arc;
 
@@ -28,10 +28,10 @@ use super::errors::ApiError;
 use super::metrics::Outcome;
 use super::sse::{self, Frames};
 use crate::engine::{Event, FinishReason, GenerateRequest, Generation};
+use crate::runtime::choice::{Choice, Echo, Entry, Piece};
 use crate::runtime::{Arm, Prompt};
 use crate::text::Tokenizer;
 
-pub(crate) use choice::{Choice, Echo, Entry, Piece, Vocabulary};
 pub(crate) use envelope::{Envelope, Shape};
 pub(crate) use logprobs::{ChatLogprobs, CompletionLogprobs};
 pub(crate) use watch::Watch;
@@ -67,6 +67,35 @@ pub(crate) struct Usage {
     /// The sum of both.
     total_tokens: usize,
     pub(crate) prompt_tokens_details: PromptTokensDetails,
+}
+
+impl Usage {
+    /// The cost of prompts, some of whose tokens were there, and of their answers.
+    pub(crate) fn new(
+        prompt_tokens: usize,
+        cached_tokens: usize,
+        completion_tokens: usize,
+    ) -> Usage {
+        Usage {
+            prompt_tokens,
+            completion_tokens,
+            total_tokens: prompt_tokens + completion_tokens,
+            prompt_tokens_details: PromptTokensDetails { cached_tokens },
+        }
+    }
+}
+
+impl Add for Usage {
+    type Output = Usage;
+
+    fn add(self, other: Usage) -> Usage {
+        let cached = |usage: &Usage| usage.prompt_tokens_details.cached_tokens;
+        Usage::new(
+            self.prompt_tokens + other.prompt_tokens,
+            cached(&self) + cached(&other),
+            self.completion_tokens + other.completion_tokens,
+        )
+    }
 }
 
 /// Where the prompt's tokens came from.
@@ -200,7 +229,7 @@ impl Running {
         let mut prompt_tokens = Vec::with_capacity(prompts.len());
         for Planned { prompt, echo } in prompts {
             let room = fit(&prompt, arm.context(), controls.max_tokens, param)?;
-            prompt_tokens.push(length(&prompt));
+            prompt_tokens.push(prompt.token_count());
             for index in 0..controls.answers {
                 requests.push(GenerateRequest {
                     adapter: arm.adapter(),
@@ -212,6 +241,7 @@ impl Running {
                     index: index as u64,
                     logprobs,
                     prompt_logprobs: logprobs.filter(|_| echo.is_some()),
+                    feeds: Vec::new(),
                 });
                 choices.push(Choice::new(
                     choices.len(),
@@ -259,7 +289,7 @@ impl Running {
             let event = event.unwrap_or_else(|| Event::Failed("the engine stopped".into()));
             self.watch.note(index, &event);
             match self.choices[index].advance(event) {
-                Err(error) => return Some(Err(error)),
+                Err(cause) => return Some(Err(ApiError::Internal(cause))),
                 Ok(Some(piece)) => {
                     // An answer that a stop text ended is dropped here, which frees its place.
                     if piece.finish.is_none() {
@@ -300,29 +330,18 @@ impl Running {
             .step_by(self.answers_per_prompt)
             .map(Choice::cached)
             .sum();
-        let prompt_tokens = self.watch.prompt_tokens();
-        Usage {
-            prompt_tokens,
-            completion_tokens,
-            total_tokens: prompt_tokens + completion_tokens,
-            prompt_tokens_details: PromptTokensDetails { cached_tokens },
-        }
+        Usage::new(self.watch.prompt_tokens(), cached_tokens, completion_tokens)
     }
 }
 
-/// All tokens of a prompt, the profile's included.
-fn length(prompt: &Prompt) -> usize {
-    prompt.prefix.as_ref().map_or(0, |prefix| prefix.ids.len()) + prompt.ids.len()
-}
-
 /// How many tokens may be generated: the prompt must fit, the answer ends with the context.
-fn fit(
+pub(crate) fn fit(
     prompt: &Prompt,
     context: usize,
     max_tokens: Option<usize>,
     param: &'static str,
 ) -> Result<usize, ApiError> {
-    let tokens = length(prompt);
+    let tokens = prompt.token_count();
     if tokens == 0 {
         return Err(ApiError::invalid(
             param,

@@ -6,7 +6,8 @@ use serde::{Deserialize, Serialize};
 
 use crate::engine::FinishReason;
 use crate::profile::{Message, Role};
-use crate::server::answer::{Answer, ChatLogprobs, Piece, Plan, Planned, Shape, respond};
+use crate::runtime::choice::Piece;
+use crate::server::answer::{Answer, ChatLogprobs, Plan, Planned, Shape, respond};
 use crate::server::call::{Call, unhurried};
 use crate::server::controls::{Controls, Limits, integer};
 use crate::server::errors::ApiError;

@@ -11,10 +11,9 @@ use serde_json::json;
 
 use super::chat::FinishWord;
 use crate::profile::SamplingDefaults;
+use crate::runtime::choice::{Echo, Piece, Vocabulary};
 use crate::runtime::{Arm, Prompt, PromptInput};
-use crate::server::answer::{
-    Answer, CompletionLogprobs, Echo, Piece, Plan, Planned, Shape, respond,
-};
+use crate::server::answer::{Answer, CompletionLogprobs, Plan, Planned, Shape, respond};
 use crate::server::call::{Call, unhurried};
 use crate::server::controls::{Controls, Limits, check_ids, integer};
 use crate::server::errors::ApiError;
@@ -205,7 +204,6 @@ fn planned(
 /// space that some tokenizers put before a text, is no part of its text: the
 /// joined tokens are exactly what the client sent.
 fn echoed(tokenizer: &Tokenizer, prompt: &Prompt, input: &PromptInput) -> Echo {
-    use crate::server::answer::Vocabulary;
     let mut tokens: Vec<(u32, Vec<u8>)> = prompt
         .ids
         .iter()

@@ -2,6 +2,7 @@
 
 pub(super) mod adapters;
 pub(super) mod chat;
+pub(super) mod compare;
 pub(super) mod completions;
 pub(super) mod health;
 pub(super) mod metrics;

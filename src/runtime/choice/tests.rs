@@ -40,6 +40,7 @@ fn scored(id: usize) -> Option<TokenLogprobs> {
     // The place in the answer doubles as the score, so that mix-ups show.
     Some(TokenLogprobs {
         chosen: -(id as f32),
+        rank: 1,
         top: vec![(0, -0.5)],
     })
 }
@@ -133,9 +134,11 @@ fn a_stop_text_split_over_tokens_leaks_neither_as_text_nor_as_tokens() {
 fn a_cut_token_keeps_its_score_and_its_name_among_the_alternatives() {
     let pieces = run(choice(&[b"ab#c"], &["#"], None), 1, FinishReason::Length);
     let expected = Entry {
+        id: 0,
         bytes: b"ab".to_vec(),
         offset: 0,
         logprob: Some(0.0),
+        rank: Some(1),
         top: vec![Alternative {
             bytes: b"ab".to_vec(),
             logprob: -0.5,
@@ -143,6 +146,22 @@ fn a_cut_token_keeps_its_score_and_its_name_among_the_alternatives() {
         }],
     };
     assert_eq!(entries(&pieces), [expected]);
+}
+
+#[test]
+fn tokens_that_are_trimmed_from_the_start_can_have_entries_without_bytes() {
+    let tokens: [&[u8]; 4] = [b"\n", b" \n", b"  Hi", b"!"];
+    let bytes = |choice| {
+        let entries = entries(&run(choice, 4, FinishReason::Length));
+        let shown = entries.into_iter().map(|entry| (entry.id, entry.bytes));
+        shown.collect::<Vec<_>>()
+    };
+    let marked = || marked(&tokens, &[], &["# Q"], None);
+    let shown = [(2, b"Hi".to_vec()), (3, b"!".to_vec())];
+    assert_eq!(bytes(marked()), shown);
+    let mut all = vec![(0, Vec::new()), (1, Vec::new())];
+    all.extend(shown);
+    assert_eq!(bytes(marked().keep_trimmed()), all);
 }
 
 #[test]
@@ -283,7 +302,7 @@ fn an_echoed_prompt_comes_with_the_first_token_and_cannot_stop_the_answer() {
 fn a_failure_is_the_servers_fault() {
     let mut choice = choice(&[], &[], None);
     let failed = choice.advance(Event::Failed("out of memory".into()));
-    assert_eq!(failed, Err(ApiError::Internal("out of memory".into())));
+    assert_eq!(failed, Err("out of memory".to_owned()));
 }
 
 #[test]

@@ -12,7 +12,6 @@ use std::sync::Arc;
 
 use crate::engine::{Event, FinishReason};
 use crate::sample::TokenLogprobs;
-use crate::server::errors::ApiError;
 use crate::text::Tokenizer;
 use crate::text::decode::StreamDecoder;
 use crate::text::stop::StopMatcher;
@@ -56,12 +55,15 @@ pub(crate) struct Piece {
 /// A token of the answer (or of the echoed prompt) with its log-probability.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) struct Entry {
+    pub(crate) id: u32,
     /// What it contributed to the text.
     pub(crate) bytes: Vec<u8>,
     /// Characters of the text before it.
     pub(crate) offset: usize,
     /// `None` only for a prompt's first token, which nothing precedes.
     pub(crate) logprob: Option<f32>,
+    /// Its place by likelihood, likewise.
+    pub(crate) rank: Option<usize>,
     /// The most likely tokens at its place, best first; whether itself is among them is marked.
     pub(crate) top: Vec<Alternative>,
 }
@@ -114,6 +116,8 @@ pub(crate) struct Choice<V> {
     /// Bytes of the echoed prompt: the matcher counts from the answer's start.
     prompt: usize,
     opened: bool,
+    /// Whether tokens of which nothing is shown at the start have entries too.
+    keeps_trimmed: bool,
     generated: usize,
     cached: usize,
 }
@@ -153,9 +157,17 @@ impl<V: Vocabulary> Choice<V> {
             held: VecDeque::new(),
             ready: Vec::new(),
             opened: false,
+            keeps_trimmed: false,
             generated: 0,
             cached: 0,
         }
+    }
+
+    /// Gives tokens that were trimmed from the start entries without bytes: then the
+    /// first entries are the first tokens.
+    pub(crate) fn keep_trimmed(mut self) -> Choice<V> {
+        self.keeps_trimmed = true;
+        self
     }
 
     /// Tokens generated so far.
@@ -169,7 +181,7 @@ impl<V: Vocabulary> Choice<V> {
     }
 
     /// Takes one event; a piece comes back if something can be sent.
-    pub(crate) fn advance(&mut self, event: Event) -> Result<Option<Piece>, ApiError> {
+    pub(crate) fn advance(&mut self, event: Event) -> Result<Option<Piece>, String> {
         match event {
             Event::Started { cached_tokens, .. } => {
                 self.cached = cached_tokens;
@@ -186,7 +198,9 @@ impl<V: Vocabulary> Choice<V> {
             }
             Event::Token { id, logprobs } => Ok(self.token(id, logprobs)),
             Event::Finished(reason) => Ok(Some(self.end(reason))),
-            Event::Failed(cause) => Err(ApiError::Internal(cause)),
+            // Of its followers, which report to someone else.
+            Event::Scored(_) => Ok(None),
+            Event::Failed(cause) => Err(cause),
         }
     }
 
@@ -294,10 +308,10 @@ impl<V: Vocabulary> Choice<V> {
     fn settle(&mut self, mut held: Held) {
         let Place { bytes, end, .. } = &mut held.place;
         let before = (self.sent.start + bytes.len()).saturating_sub(*end);
-        if before > 0 && before >= bytes.len() {
+        if before > 0 && before >= bytes.len() && !self.keeps_trimmed {
             return;
         }
-        bytes.drain(..before);
+        bytes.drain(..before.min(bytes.len()));
         let entry = self.entry(held);
         self.ready.push(entry);
     }
@@ -321,17 +335,21 @@ impl<V: Vocabulary> Choice<V> {
                 chosen,
             }
         };
-        let (logprob, top) = match logprobs {
-            Some(TokenLogprobs { chosen, top }) => {
-                (Some(chosen), top.into_iter().map(alternative).collect())
-            }
-            None => (None, Vec::new()),
+        let (logprob, rank, top) = match logprobs {
+            Some(TokenLogprobs { chosen, rank, top }) => (
+                Some(chosen),
+                Some(rank),
+                top.into_iter().map(alternative).collect(),
+            ),
+            None => (None, None, Vec::new()),
         };
         Entry {
+            id,
             bytes: place.bytes,
             // Only ASCII is trimmed: its bytes are characters.
             offset: place.offset.saturating_sub(self.sent.start),
             logprob,
+            rank,
             top,
         }
     }

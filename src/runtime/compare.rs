@@ -1,0 +1,440 @@
+//! Several arms answer the same question side by side, and score each other's answers.
+//!
+//! All answers are generated together. With analysis, each token that an arm says is
+//! scored by every other arm whose model has the same tokens, after that arm's own
+//! rendering of the question: sequences that follow the answer as it is generated (see
+//! [`crate::engine::FollowRequest`]). They share the KV of the questions with the answers
+//! and run in the same steps.
+
+use std::collections::VecDeque;
+use std::pin::Pin;
+use std::sync::Arc;
+
+use futures_util::StreamExt;
+use futures_util::stream::FuturesUnordered;
+
+use super::choice::{Choice, Entry, Piece, Vocabulary};
+use super::{Arm, ArmInfo, Prompt};
+use crate::analyze::{self, Alternative, Finish, ReportArm, Score, Token, Usage};
+use crate::engine::{
+    self, Event, FinishReason, FollowRequest, GenerateRequest, Generation, Request, Scored,
+    SubmitError,
+};
+use crate::sample::SamplingParams;
+use crate::text::Tokenizer;
+
+/// One arm's side of a comparison.
+#[derive(Clone)]
+pub struct Side {
+    /// Who answers.
+    pub arm: Arm,
+    /// The question as the arm renders it.
+    pub prompt: Prompt,
+    /// How tokens are chosen.
+    pub sampling: SamplingParams,
+    /// The most tokens of an answer. Prompt and answer must fit the context; with analysis
+    /// those of every side that scores this one (see [`room`]).
+    pub max_tokens: usize,
+    /// Tokens that end an answer.
+    pub end_tokens: Arc<[u32]>,
+    /// Texts that end an answer.
+    pub stop: Vec<String>,
+}
+
+/// How many tokens an answer can have that each of these arms can take after its own
+/// prompt.
+pub fn room<'a>(sides: impl IntoIterator<Item = (&'a Arm, &'a Prompt)>) -> usize {
+    let left = sides.into_iter().map(|(arm, prompt)| {
+        let context = arm.context();
+        context.saturating_sub(prompt.token_count())
+    });
+    left.min().unwrap_or(0)
+}
+
+/// What comes out of a comparison, of answer number `answer`.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Said {
+    /// Which answer.
+    pub answer: usize,
+    /// What there is of it.
+    pub what: What,
+}
+
+/// A part of an answer.
+#[derive(Clone, Debug, PartialEq)]
+pub enum What {
+    /// More of its text.
+    Text(String),
+    /// Its next tokens, with all their scores; only with analysis.
+    Tokens(Vec<Token>),
+    /// It has ended, and cost so much. Its last tokens may follow.
+    End(FinishReason, Usage),
+}
+
+/// Answers that are being generated. Dropping it ends them.
+pub struct Comparison {
+    answers: Vec<Answer>,
+    steps: FuturesUnordered<Step>,
+    /// What has come out and was not asked for yet.
+    ready: VecDeque<Said>,
+}
+
+/// One answer of one side.
+struct Answer {
+    choice: Choice<Tokenizer>,
+    prompt_tokens: usize,
+    /// Whether its text is complete.
+    has_ended: bool,
+    /// Tokens whose scores are not all there.
+    entries: VecDeque<Entry>,
+    judges: Vec<Judge>,
+}
+
+/// A side that scores an answer.
+struct Judge {
+    side: usize,
+    tokenizer: Arc<Tokenizer>,
+    scores: VecDeque<Scored>,
+}
+
+/// Whose event it is.
+#[derive(Clone, Copy, Debug)]
+enum Source {
+    /// Of an answer.
+    Answer(usize),
+    /// Of an answer's judge.
+    Judge(usize, usize),
+}
+
+type Step = Pin<Box<dyn Future<Output = (Source, Generation, Option<Event>)> + Send>>;
+
+/// Waits for the next event of one sequence, and hands the sequence back with it.
+fn step(source: Source, mut generation: Generation) -> Step {
+    Box::pin(async move {
+        let event = generation.next().await;
+        (source, generation, event)
+    })
+}
+
+impl Comparison {
+    /// Has each side answer `answers` times; answer number `index` of side number `side`
+    /// is number `side * answers + index`. With `analysis`, they score each other's tokens,
+    /// with so many alternatives.
+    ///
+    /// # Errors
+    /// An engine has no room for it. Then nothing runs.
+    pub fn begin(
+        sides: &[Side],
+        answers: usize,
+        analysis: Option<usize>,
+    ) -> Result<Comparison, SubmitError> {
+        let mut comparison = Comparison {
+            answers: Vec::with_capacity(sides.len() * answers),
+            steps: FuturesUnordered::new(),
+            ready: VecDeque::new(),
+        };
+        let mut leaders = Vec::new();
+        let mut followers = Vec::new();
+        for (number, side) in sides.iter().enumerate() {
+            let others = sides.iter().enumerate();
+            let judges = others.filter(|(other, judge)| {
+                analysis.is_some() && *other != number && side.arm.shares_tokens(&judge.arm)
+            });
+            let judges: Vec<(usize, &Side)> = judges.collect();
+            for index in 0..answers {
+                let answer = comparison.answers.len();
+                let mut feeds = Vec::new();
+                for (place, (_, judge)) in judges.iter().enumerate() {
+                    let (feed, follow) = engine::lead();
+                    feeds.push(feed);
+                    let request = FollowRequest {
+                        adapter: judge.arm.adapter(),
+                        prefix: judge.prompt.prefix.clone(),
+                        prompt: judge.prompt.ids.clone(),
+                        top: analysis.unwrap_or(0),
+                        follow,
+                    };
+                    let source = Source::Judge(answer, place);
+                    followers.push((source, &judge.arm, Request::from(request)));
+                }
+                let request = side.request(index, analysis, feeds);
+                leaders.push((Source::Answer(answer), &side.arm, request.into()));
+                comparison
+                    .answers
+                    .push(Answer::new(number, side, &judges, analysis));
+            }
+        }
+        let mut waiting: Vec<(Source, &Arm, Request)> = leaders;
+        waiting.append(&mut followers);
+        // What is of one model goes to its engine together, or not at all; who was begun
+        // by another engine before that ends with the comparison.
+        while let Some((_, first, _)) = waiting.first() {
+            let arm = *first;
+            let same = |(_, other, _): &mut (Source, &Arm, Request)| arm.shares_model(other);
+            let (sources, requests): (Vec<_>, Vec<_>) = waiting
+                .extract_if(.., same)
+                .map(|(source, _, request)| (source, request))
+                .unzip();
+            let generations = arm.submit(requests)?;
+            for (source, generation) in sources.into_iter().zip(generations) {
+                comparison.steps.push(step(source, generation));
+            }
+        }
+        Ok(comparison)
+    }
+
+    /// What comes next; `None` after everything has. `note` sees the events of the answers
+    /// as they arrive.
+    ///
+    /// # Errors
+    /// An engine failed, in its words. Nothing more comes then.
+    pub async fn next(
+        &mut self,
+        mut note: impl FnMut(usize, &Event),
+    ) -> Option<Result<Said, String>> {
+        loop {
+            if let Some(said) = self.ready.pop_front() {
+                return Some(Ok(said));
+            }
+            let (source, generation, event) = self.steps.next().await?;
+            let event = event.unwrap_or_else(|| Event::Failed("the engine stopped".to_owned()));
+            if let Source::Answer(answer) = source {
+                note(answer, &event);
+            }
+            match self.take_in(source, event) {
+                Ok(true) => self.steps.push(step(source, generation)),
+                // What it was for is there: dropping it ends it.
+                Ok(false) => {}
+                Err(why) => return Some(Err(why)),
+            }
+        }
+    }
+
+    /// What answer number `answer` has cost so far.
+    pub fn usage(&self, answer: usize) -> Usage {
+        self.answers[answer].usage()
+    }
+
+    /// Takes in one event. Returns whether more is wanted of where it came from.
+    fn take_in(&mut self, source: Source, event: Event) -> Result<bool, String> {
+        match source {
+            Source::Answer(number) => {
+                let answer = &mut self.answers[number];
+                if let Some(piece) = answer.choice.advance(event)? {
+                    answer.take_in(number, piece, &mut self.ready);
+                }
+                Ok(!answer.has_ended)
+            }
+            Source::Judge(number, judge) => {
+                let answer = &mut self.answers[number];
+                match event {
+                    Event::Scored(scored) => answer.judges[judge].scores.push_back(scored),
+                    Event::Failed(why) => return Err(why),
+                    Event::Finished(_) => return Ok(false),
+                    _ => {}
+                }
+                answer.give(number, &mut self.ready);
+                Ok(!(answer.has_ended && answer.entries.is_empty()))
+            }
+        }
+    }
+}
+
+impl Side {
+    fn request(
+        &self,
+        index: usize,
+        analysis: Option<usize>,
+        feeds: Vec<engine::Feed>,
+    ) -> GenerateRequest {
+        GenerateRequest {
+            adapter: self.arm.adapter(),
+            prefix: self.prompt.prefix.clone(),
+            prompt: self.prompt.ids.clone(),
+            max_tokens: self.max_tokens,
+            end_tokens: Arc::clone(&self.end_tokens),
+            sampling: self.sampling.clone(),
+            index: index as u64,
+            logprobs: analysis,
+            prompt_logprobs: None,
+            feeds,
+        }
+    }
+}
+
+impl Answer {
+    fn new(
+        number: usize,
+        side: &Side,
+        judges: &[(usize, &Side)],
+        analysis: Option<usize>,
+    ) -> Answer {
+        let choice = Choice::new(
+            number,
+            Arc::clone(side.arm.tokenizer()),
+            Arc::clone(&side.end_tokens),
+            &side.stop,
+            &side.prompt.markers,
+            None,
+        );
+        let judge = |(side, judge): &(usize, &Side)| Judge {
+            side: *side,
+            tokenizer: Arc::clone(judge.arm.tokenizer()),
+            scores: VecDeque::new(),
+        };
+        Answer {
+            choice: match analysis {
+                // What was scored first is the first token.
+                Some(_) => choice.keep_trimmed(),
+                None => choice,
+            },
+            prompt_tokens: side.prompt.token_count(),
+            has_ended: false,
+            entries: VecDeque::new(),
+            judges: judges.iter().map(judge).collect(),
+        }
+    }
+
+    fn take_in(&mut self, number: usize, piece: Piece, ready: &mut VecDeque<Said>) {
+        let mut say = |what| {
+            ready.push_back(Said {
+                answer: number,
+                what,
+            });
+        };
+        if !piece.text.is_empty() {
+            say(What::Text(piece.text));
+        }
+        if let Some(reason) = piece.finish {
+            self.has_ended = true;
+            say(What::End(reason, self.usage()));
+        }
+        self.entries.extend(piece.entries);
+        self.give(number, ready);
+    }
+
+    fn usage(&self) -> Usage {
+        let (cached, generated) = (self.choice.cached(), self.choice.generated());
+        Usage::new(self.prompt_tokens, cached, generated)
+    }
+
+    /// Gives the tokens whose scores are all there.
+    fn give(&mut self, number: usize, ready: &mut VecDeque<Said>) {
+        let scored = self.judges.iter().map(|judge| judge.scores.len());
+        let whole = scored.chain([self.entries.len()]).min().unwrap_or(0);
+        let entries = self.entries.drain(..whole);
+        let tokens = entries.map(|entry| {
+            let judges = self.judges.iter_mut();
+            let scores = judges.filter_map(|judge| {
+                let scored = judge.scores.pop_front()?;
+                Some(judge.score(scored))
+            });
+            token(entry, scores.collect())
+        });
+        let tokens: Vec<Token> = tokens.collect();
+        if !tokens.is_empty() {
+            ready.push_back(Said {
+                answer: number,
+                what: What::Tokens(tokens),
+            });
+        }
+    }
+}
+
+/// A token of an answer, as the report has it.
+fn token(entry: Entry, scores: Vec<Score>) -> Token {
+    let top = entry.top.into_iter();
+    let top = top.map(|other| Alternative::new(other.bytes, other.logprob));
+    Token::new(
+        entry.id,
+        entry.bytes,
+        // Analysis asks for both, and a prompt is never echoed.
+        entry.logprob.unwrap_or(f32::NEG_INFINITY),
+        entry.rank.unwrap_or(usize::MAX),
+        top.collect(),
+        scores,
+    )
+}
+
+impl Judge {
+    fn score(&self, scored: Scored) -> Score {
+        let shown = |id| self.tokenizer.shown(id).to_vec();
+        let top = scored.top.into_iter();
+        let top = top.map(|(id, logprob)| Alternative::new(shown(id), logprob));
+        Score::new(
+            self.side,
+            scored.logprob,
+            scored.rank,
+            scored.divergence,
+            top.collect(),
+        )
+    }
+}
+
+/// The answers of a comparison, as they come together.
+#[derive(Debug, Default)]
+pub struct Transcript {
+    answers: Vec<analyze::Answer>,
+}
+
+impl Transcript {
+    /// That of a comparison of `sides`, which answer so many times each.
+    pub fn new(sides: &[Side], answers: usize, analysis: bool) -> Transcript {
+        let sides = sides.iter().enumerate();
+        let blank = |(arm, side): (usize, &Side)| {
+            let prompt = side.prompt.token_count();
+            let temperature = side.sampling.temperature;
+            let blank = move |index| analyze::Answer {
+                arm,
+                index,
+                temperature,
+                text: String::new(),
+                finish_reason: Finish::Length,
+                usage: Usage::new(prompt, 0, 0),
+                tokens: analysis.then(Vec::new),
+            };
+            (0..answers).map(blank)
+        };
+        Transcript {
+            answers: sides.flat_map(blank).collect(),
+        }
+    }
+
+    /// Takes in what came next.
+    pub fn take_in(&mut self, said: Said) {
+        let answer = &mut self.answers[said.answer];
+        match said.what {
+            What::Text(text) => answer.text += &text,
+            What::Tokens(tokens) => answer.tokens.get_or_insert_default().extend(tokens),
+            What::End(reason, usage) => {
+                answer.finish_reason = reason.into();
+                answer.usage = usage;
+            }
+        }
+    }
+
+    /// The answers, side by side.
+    pub fn into_answers(self) -> Vec<analyze::Answer> {
+        self.answers
+    }
+}
+
+impl From<FinishReason> for Finish {
+    fn from(reason: FinishReason) -> Finish {
+        match reason {
+            FinishReason::Stop => Finish::Stop,
+            FinishReason::Length => Finish::Length,
+        }
+    }
+}
+
+impl From<ArmInfo> for ReportArm {
+    fn from(info: ArmInfo) -> ReportArm {
+        ReportArm {
+            id: info.id,
+            model: info.model,
+            profile: info.profile,
+            adapter: info.adapter,
+        }
+    }
+}

@@ -1,0 +1,311 @@
+//! `POST /v1/compare`: several arms answer the same, side by side.
+
+mod run;
+
+use std::time::Duration;
+
+use axum::response::Response;
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use super::chat::{ChatMessage, conversation};
+use run::respond;
+
+use crate::analyze::{self, Finish, Report, ReportArm, Settings, Summary, Token, Usage};
+use crate::profile::{Message, SamplingDefaults};
+use crate::runtime::{Arm, Prompt, PromptInput, Side, room};
+use crate::sample::fresh_seed;
+use crate::server::answer::fit;
+use crate::server::call::{Call, unhurried};
+use crate::server::controls::{Controls, Limits, Resolved, Stream, integer};
+use crate::server::errors::ApiError;
+use crate::server::fields::Object;
+use crate::server::lacking;
+
+/// The most arms of one comparison.
+const MAX_ARMS: usize = 16;
+
+/// The most alternatives per token.
+const MAX_TOP_LOGPROBS: i64 = 20;
+
+/// Alternatives per token where nobody says how many.
+const TOP_LOGPROBS: usize = 10;
+
+/// `max_tokens` where none is given: a base model seldom ends by itself.
+const DEFAULT_MAX_TOKENS: usize = 256;
+
+/// Seeds are below this, so that JavaScript can hold them.
+const SEEDS: u64 = 1 << 53;
+
+/// One question for several arms.
+#[derive(Debug, Deserialize, JsonSchema)]
+pub(crate) struct CompareRequest {
+    /// The arms that answer, of whatever models; one can be there twice.
+    #[schemars(length(min = 1, max = 16))]
+    arms: Vec<String>,
+    /// A conversation, which each arm renders in its own way. Either this or `prompt`.
+    messages: Option<Vec<Object<ChatMessage>>>,
+    /// A text that each arm continues as it is, after its profile's text if its id names one.
+    prompt: Option<String>,
+    /// The arm of `arms` that shift is measured against: an arm with `@turn` if there is one,
+    /// else the first.
+    reference: Option<String>,
+    /// Score each token under the other arms of the same tokenizer.
+    analysis: Option<bool>,
+    /// With so many alternatives each; 10 if absent.
+    #[schemars(range(min = 0, max = 20))]
+    top_logprobs: Option<i64>,
+}
+
+/// A whole comparison.
+#[derive(Debug, Serialize, JsonSchema)]
+pub(crate) struct CompareResponse {
+    id: String,
+    /// Always `compare`.
+    object: &'static str,
+    #[serde(flatten)]
+    report: Report,
+}
+
+/// An event of a comparison's stream.
+#[derive(Debug, Serialize, JsonSchema)]
+pub(crate) struct CompareChunk {
+    /// The same in every event of a stream.
+    id: String,
+    /// Always `compare.chunk`.
+    object: &'static str,
+    /// When the comparison was begun, in seconds since 1970.
+    created: u64,
+    #[serde(flatten)]
+    event: CompareEvent,
+}
+
+/// What an event says.
+#[derive(Clone, Debug, Serialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+enum CompareEvent {
+    /// The first: what is compared, and how.
+    Begin {
+        arms: Vec<ReportArm>,
+        settings: Settings,
+    },
+    /// More of an answer's text.
+    Delta {
+        arm: usize,
+        index: usize,
+        content: String,
+    },
+    /// An answer's next tokens with all their scores; only with `analysis`.
+    Tokens {
+        arm: usize,
+        index: usize,
+        tokens: Vec<Token>,
+    },
+    /// An answer has ended. Its last tokens may follow.
+    End {
+        arm: usize,
+        index: usize,
+        finish_reason: Finish,
+        usage: Usage,
+    },
+    /// The last: null without `analysis`.
+    Summary(Option<Summary>),
+}
+
+/// Compares arms.
+pub(crate) async fn compare(mut call: Call) -> Result<Response, ApiError> {
+    let request: CompareRequest = call.fields.view()?;
+    let controls: Controls = call.fields.view()?;
+    lacking::refuse(&mut call.fields, lacking::EVERYWHERE)?;
+    lacking::refuse(&mut call.fields, lacking::CHAT)?;
+    call.check_unknown()?;
+    let arms = arms(&call, &request.arms)?;
+    let reference = reference(&request, &arms)?;
+    let question = Question::read(request.messages, request.prompt)?;
+    let top = integer("top_logprobs", request.top_logprobs, 0..=MAX_TOP_LOGPROBS)?;
+    let analysis = request.analysis.unwrap_or(false);
+    let top = top.map_or(TOP_LOGPROBS, |top| top as usize);
+    // Before anything is made of them: a small body can ask for much.
+    let answers = controls.answers()?;
+    let judges = if analysis { arms.len() } else { 1 };
+    let sequences = arms.len().saturating_mul(answers).saturating_mul(judges);
+    arms[0].could_take(sequences)?;
+    let resolved = resolve(controls, &arms)?;
+    let prompts = question.render(&arms).await?;
+    let sides = sides(arms, prompts, &resolved, analysis, question.param())?;
+    let first = &resolved[0];
+    let sampling = &sides[0].sampling;
+    let settings = Settings {
+        reference,
+        seed: sampling.seed.unwrap_or_default(),
+        temperature: vec![sampling.temperature],
+        top_p: sampling.top_p,
+        top_k: sampling.top_k,
+        min_p: sampling.min_p,
+        presence_penalty: sampling.presence_penalty,
+        frequency_penalty: sampling.frequency_penalty,
+        repetition_penalty: sampling.repetition_penalty,
+        max_tokens: first.max_tokens.unwrap_or(DEFAULT_MAX_TOKENS),
+        n: answers,
+        analysis,
+        top_logprobs: top,
+        command: None,
+    };
+    let (stream, timeout) = (first.stream, first.timeout);
+    let plan = Plan {
+        sides,
+        question,
+        settings,
+        timeout,
+        stream,
+    };
+    respond(&call, plan).await
+}
+
+/// Everything there is to run.
+struct Plan {
+    sides: Vec<Side>,
+    question: Question,
+    settings: Settings,
+    timeout: Option<Duration>,
+    stream: Stream,
+}
+
+/// The arms with these ids.
+fn arms(call: &Call, ids: &[String]) -> Result<Vec<Arm>, ApiError> {
+    if !(1..=MAX_ARMS).contains(&ids.len()) {
+        let message = format!("`arms` must name 1 to {MAX_ARMS} arms.");
+        return Err(ApiError::invalid("arms", message));
+    }
+    ids.iter().map(|id| call.arm(id)).collect()
+}
+
+/// The place of the arm that shift is measured against.
+fn reference(request: &CompareRequest, arms: &[Arm]) -> Result<usize, ApiError> {
+    match &request.reference {
+        Some(id) => arms.iter().position(|arm| arm.id() == id).ok_or_else(|| {
+            let message = format!("`reference` is '{id}', which is none of `arms`.");
+            ApiError::invalid("reference", message)
+        }),
+        None => {
+            let turn = |arm: &Arm| arm.info().profile.as_deref() == Some("turn");
+            Ok(arms.iter().position(turn).unwrap_or(0))
+        }
+    }
+}
+
+/// What is asked.
+#[derive(Clone)]
+enum Question {
+    Messages(Vec<Message>),
+    Text(String),
+}
+
+impl Question {
+    fn read(
+        messages: Option<Vec<Object<ChatMessage>>>,
+        prompt: Option<String>,
+    ) -> Result<Question, ApiError> {
+        match (messages, prompt) {
+            (Some(messages), None) => Ok(Question::Messages(conversation(messages)?)),
+            (None, Some(text)) => Ok(Question::Text(text)),
+            (None, None) => {
+                let message = "Either `messages` or `prompt` is required.";
+                Err(ApiError::invalid("messages", message))
+            }
+            (Some(_), Some(_)) => {
+                let message = "`messages` and `prompt` cannot both be given.";
+                Err(ApiError::invalid("prompt", message))
+            }
+        }
+    }
+
+    /// The field that holds it.
+    fn param(&self) -> &'static str {
+        match self {
+            Question::Messages(_) => "messages",
+            Question::Text(_) => "prompt",
+        }
+    }
+
+    /// It as each arm reads it.
+    async fn render(&self, arms: &[Arm]) -> Result<Vec<Prompt>, ApiError> {
+        let (question, arms) = (self.clone(), arms.to_vec());
+        let render = move |arm: &Arm| match &question {
+            Question::Messages(messages) => arm
+                .chat(messages)
+                .map_err(|error| ApiError::invalid("messages", error.to_string())),
+            Question::Text(text) => Ok(arm.completion(&PromptInput::Text(text.clone()))),
+        };
+        unhurried(move || arms.iter().map(render).collect()).await
+    }
+
+    fn into_prompt(self, answers: Vec<analyze::Answer>) -> analyze::Prompt {
+        let (messages, prompt) = match self {
+            Question::Messages(messages) => (Some(messages), None),
+            Question::Text(text) => (None, Some(text)),
+        };
+        analyze::Prompt {
+            messages,
+            prompt,
+            answers,
+        }
+    }
+}
+
+/// The parameters for each arm: the same for all, so that what differs is the arm alone.
+/// What a profile would like does not count.
+fn resolve(controls: Controls, arms: &[Arm]) -> Result<Vec<Resolved>, ApiError> {
+    let defaults = SamplingDefaults {
+        temperature: Some(0.0),
+        ..SamplingDefaults::default()
+    };
+    let limits = Limits {
+        least_tokens: 1,
+        default_tokens: Some(DEFAULT_MAX_TOKENS),
+    };
+    let resolved = arms
+        .iter()
+        .map(|arm| controls.clone().resolve(arm, &defaults, limits));
+    let mut resolved: Vec<Resolved> = resolved.collect::<Result<_, _>>()?;
+    let drawn = fresh_seed() % SEEDS;
+    for resolved in &mut resolved {
+        resolved.sampling.seed.get_or_insert(drawn);
+    }
+    Ok(resolved)
+}
+
+fn sides(
+    arms: Vec<Arm>,
+    prompts: Vec<Prompt>,
+    resolved: &[Resolved],
+    analysis: bool,
+    param: &'static str,
+) -> Result<Vec<Side>, ApiError> {
+    let sides = arms.iter().zip(&prompts);
+    let rooms = sides
+        .clone()
+        .zip(resolved)
+        .map(|((arm, prompt), resolved)| {
+            let own = fit(prompt, arm.context(), resolved.max_tokens, param)?;
+            // Whoever scores the answer must have room for it too.
+            let judges = sides
+                .clone()
+                .filter(|(other, _)| analysis && arm.shares_tokens(other));
+            Ok(match analysis {
+                true => own.min(room(judges)),
+                false => own,
+            })
+        });
+    let rooms: Vec<usize> = rooms.collect::<Result<_, ApiError>>()?;
+    let sides = arms.into_iter().zip(prompts).zip(resolved).zip(rooms);
+    let sides = sides.map(|(((arm, prompt), resolved), max_tokens)| Side {
+        arm,
+        prompt,
+        sampling: resolved.sampling.clone(),
+        max_tokens,
+        end_tokens: resolved.end_tokens.clone(),
+        stop: resolved.stop.clone(),
+    });
+    Ok(sides.collect())
+}

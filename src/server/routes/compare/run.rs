@@ -1,0 +1,241 @@
+//! A comparison while it runs, and what is sent of it.
+
+use std::ops::Range;
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use axum::Json;
+use axum::response::{IntoResponse, Response};
+use futures_util::stream::unfold;
+
+use super::{CompareChunk, CompareEvent, CompareResponse, Plan, Question};
+use crate::analyze::{FORMAT, Report, ReportArm, Settings, sampling, summary};
+use crate::engine::Event;
+use crate::runtime::{Comparison, Said, Transcript, What};
+use crate::server::answer::{Usage, Watch};
+use crate::server::call::Call;
+use crate::server::controls::Stream;
+use crate::server::deadline::Deadline;
+use crate::server::errors::ApiError;
+use crate::server::metrics::Outcome;
+use crate::server::sse::{self, Frames};
+
+/// Runs the `plan` that `call` asked for and writes what comes.
+pub(super) async fn respond(call: &Call, plan: Plan) -> Result<Response, ApiError> {
+    let stream = plan.stream;
+    let mut running = Running::begin(call, plan)?;
+    match stream {
+        Stream::No => {
+            while running.next().await.transpose()?.is_some() {}
+            Ok(Json(running.into_response()).into_response())
+        }
+        Stream::Events { .. } => {
+            // Until something has come, an error is an answer of its own.
+            let first = running.next().await.transpose()?;
+            let mut frames = Frames::default();
+            frames.push(&running.chunk(running.begins()));
+            if let Some(event) = first {
+                frames.push(&running.chunk(event));
+            }
+            let begun = (Some(frames), running);
+            let rest = unfold(Some(begun), |state| async {
+                let (begun, running) = state?;
+                Some(match begun {
+                    Some(frames) => (frames, Some((None, running))),
+                    None => running.frames().await,
+                })
+            });
+            Ok(sse::response(rest))
+        }
+    }
+}
+
+/// A comparison while it runs. Dropping it ends it.
+struct Running {
+    id: String,
+    created: u64,
+    arms: Vec<ReportArm>,
+    settings: Settings,
+    question: Question,
+    comparison: Comparison,
+    transcript: Transcript,
+    /// Of each arm.
+    watches: Vec<Watch>,
+    deadline: Deadline,
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        let answers = self.settings.n;
+        for (arm, watch) in self.watches.iter().enumerate() {
+            let answers = arm * answers..(arm + 1) * answers;
+            watch.end(usage(&self.comparison, answers));
+        }
+    }
+}
+
+impl Running {
+    /// Hands all sequences to the engines, or none.
+    fn begin(call: &Call, plan: Plan) -> Result<Running, ApiError> {
+        let Settings {
+            n,
+            analysis,
+            top_logprobs,
+            ..
+        } = plan.settings;
+        let comparison = Comparison::begin(&plan.sides, n, analysis.then_some(top_logprobs))?;
+        let sides = plan.sides.iter();
+        let watches = sides.clone().map(|side| {
+            let prompt = side.prompt.token_count();
+            call.watch(side.arm.id(), vec![prompt], n)
+        });
+        let since_1970 = SystemTime::now().duration_since(UNIX_EPOCH);
+        Ok(Running {
+            id: format!("cmp-{:032x}", rand::random::<u128>()),
+            // A clock before 1970 is no reason to refuse an answer.
+            created: since_1970.map_or(0, |time| time.as_secs()),
+            arms: sides.map(|side| side.arm.info().into()).collect(),
+            settings: plan.settings,
+            question: plan.question,
+            comparison,
+            transcript: Transcript::new(&plan.sides, n, analysis),
+            watches: watches.collect(),
+            deadline: call.deadline(plan.timeout),
+        })
+    }
+
+    /// What comes next, as an event; `None` after everything has.
+    async fn next(&mut self) -> Option<Result<CompareEvent, ApiError>> {
+        let answers = self.settings.n;
+        let watches = &mut self.watches;
+        let note = |answer: usize, event: &Event| {
+            watches[answer / answers].note(answer % answers, event);
+        };
+        let next = tokio::select! {
+            // Events that lie ready must not put the deadline off.
+            biased;
+            error = self.deadline.passed() => Some(Err((Outcome::TimedOut, error))),
+            next = self.comparison.next(note) => next.map(|next| {
+                next.map_err(|why| (Outcome::Failed, ApiError::Internal(why)))
+            }),
+        };
+        match next {
+            Some(Ok(said)) => {
+                self.transcript.take_in(said.clone());
+                Some(Ok(self.event(said)))
+            }
+            Some(Err((outcome, error))) => {
+                self.note_outcome(outcome);
+                Some(Err(error))
+            }
+            None => {
+                self.note_outcome(Outcome::Finished);
+                None
+            }
+        }
+    }
+
+    fn note_outcome(&mut self, outcome: Outcome) {
+        for watch in &mut self.watches {
+            watch.note_outcome(outcome);
+        }
+    }
+
+    /// The event that says what was said.
+    fn event(&self, said: Said) -> CompareEvent {
+        let (arm, index) = (said.answer / self.settings.n, said.answer % self.settings.n);
+        match said.what {
+            What::Text(content) => CompareEvent::Delta {
+                arm,
+                index,
+                content,
+            },
+            What::Tokens(tokens) => CompareEvent::Tokens { arm, index, tokens },
+            What::End(reason, usage) => CompareEvent::End {
+                arm,
+                index,
+                finish_reason: reason.into(),
+                usage,
+            },
+        }
+    }
+
+    /// The first event.
+    fn begins(&self) -> CompareEvent {
+        CompareEvent::Begin {
+            arms: self.arms.clone(),
+            settings: self.settings.clone(),
+        }
+    }
+
+    fn chunk(&self, event: CompareEvent) -> CompareChunk {
+        CompareChunk {
+            id: self.id.clone(),
+            object: "compare.chunk",
+            created: self.created,
+            event,
+        }
+    }
+
+    /// The next frames, and what comes after them; without the latter they are the last.
+    async fn frames(mut self) -> (Frames, Option<(Option<Frames>, Running)>) {
+        let mut frames = Frames::default();
+        match self.next().await {
+            Some(Ok(event)) => {
+                frames.push(&self.chunk(event));
+                (frames, Some((None, self)))
+            }
+            Some(Err(error)) => {
+                tracing::warn!("a stream broke off: {error}");
+                frames.push(&error.body());
+                (frames, None)
+            }
+            None => {
+                let report = self.report();
+                frames.push(&self.chunk(CompareEvent::Summary(report.summary)));
+                frames.done();
+                (frames, None)
+            }
+        }
+    }
+
+    fn into_response(mut self) -> CompareResponse {
+        CompareResponse {
+            id: self.id.clone(),
+            object: "compare",
+            report: self.report(),
+        }
+    }
+
+    /// All of it, once it is over.
+    fn report(&mut self) -> Report {
+        let answers = std::mem::take(&mut self.transcript).into_answers();
+        let prompts = vec![self.question.clone().into_prompt(answers)];
+        let settings = &self.settings;
+        let (arms, reference) = (self.arms.len(), settings.reference);
+        let summary = settings
+            .analysis
+            .then(|| summary(arms, reference, &prompts));
+        Report {
+            format: FORMAT,
+            incant: env!("CARGO_PKG_VERSION").to_owned(),
+            created: self.created,
+            settings: settings.clone(),
+            arms: self.arms.clone(),
+            summary,
+            sampling: match settings.n {
+                1 => Vec::new(),
+                _ => sampling(&prompts),
+            },
+            prompts,
+        }
+    }
+}
+
+/// What the answers of one arm cost so far: a prompt counts once, and only its first
+/// answer says what could be reused.
+fn usage(comparison: &Comparison, answers: Range<usize>) -> Usage {
+    let first = comparison.usage(answers.start);
+    let generated = answers.map(|answer| comparison.usage(answer).completion_tokens);
+    let cached = first.prompt_tokens_details.cached_tokens;
+    Usage::new(first.prompt_tokens, cached, generated.sum())
+}
