@@ -13,6 +13,7 @@ mod golden;
 mod hostile;
 mod inspect;
 mod lora;
+mod pages;
 mod profile;
 mod profile_limits;
 mod profile_reload;

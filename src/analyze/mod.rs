@@ -10,10 +10,11 @@
 //!
 //! A [`Report`] holds all of it in the form that is written as JSON. [`divergence`]
 //! makes a token's numbers from two rows of logits, [`summary`] makes the shares and
-//! means of many tokens, [`sampling`] says how answers scatter. Nothing here runs a
-//! model, reads a file or knows HTTP.
+//! means of many tokens, [`sampling`] says how answers scatter, [`page`] shows it all in a
+//! browser. Nothing here runs a model, reads a file or knows HTTP.
 
 mod bootstrap;
+pub mod page;
 mod report;
 mod rows;
 mod sampling;

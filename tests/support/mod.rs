@@ -1,5 +1,6 @@
 //! What tests share: real models, reference data, a Python to run clients in.
 
+pub(crate) mod browser;
 pub(crate) mod chat_server;
 pub(crate) mod hub;
 pub(crate) mod subjects;

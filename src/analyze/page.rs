@@ -1,0 +1,89 @@
+//! The compare page: one HTML file without any other, which shows a report that is
+//! embedded in it or, as the live page, asks the server it came from.
+//!
+//! Its parts in `page/` are joined here. They load nothing, and the policy allows nothing
+//! but exactly them: neither a model's text nor an extension's markup can run.
+
+use std::sync::LazyLock;
+
+use base64::Engine as _;
+use base64::prelude::BASE64_STANDARD;
+use sha2::{Digest, Sha256};
+
+const HTML: &str = include_str!("page/page.html");
+const STYLE: &str = include_str!("page/style.css");
+
+/// One script of several files, in the order in which they are run.
+const SCRIPT: &str = concat!(
+    include_str!("page/dom.js"),
+    include_str!("page/tokens.js"),
+    include_str!("page/report.js"),
+    include_str!("page/panes.js"),
+    include_str!("page/popover.js"),
+    include_str!("page/keys.js"),
+    include_str!("page/charts.js"),
+    include_str!("page/summary.js"),
+    include_str!("page/settings.js"),
+    include_str!("page/stream.js"),
+    include_str!("page/live.js"),
+    include_str!("page/view.js"),
+    include_str!("page/start.js"),
+);
+
+/// What both pages may load and run: their own script and style, and the icon.
+static OWN_PARTS: LazyLock<String> = LazyLock::new(|| {
+    let hash = |part: &str| BASE64_STANDARD.encode(Sha256::digest(part));
+    format!(
+        "default-src 'none'; script-src 'sha256-{}'; style-src 'sha256-{}'; img-src data:; \
+         base-uri 'none'; form-action 'none'",
+        hash(SCRIPT),
+        hash(STYLE)
+    )
+});
+
+/// The page that asks the server it came from. It goes with
+/// [`content_security_policy`].
+pub fn live() -> &'static str {
+    static LIVE: LazyLock<String> = LazyLock::new(|| page("name=\"report-policy\"", ""));
+    &LIVE
+}
+
+/// The page with a report in it, which needs no server. `json` is the report.
+pub fn report(json: &str) -> String {
+    // JSON has these characters in strings only, where they can be written so. Without
+    // them nothing can end the element that holds it.
+    let json = json
+        .replace('<', "\\u003c")
+        .replace('\u{2028}', "\\u2028")
+        .replace('\u{2029}', "\\u2029");
+    page("http-equiv=\"Content-Security-Policy\"", &json)
+}
+
+/// The header `Content-Security-Policy` of the live page.
+pub fn content_security_policy() -> &'static str {
+    static POLICY: LazyLock<String> =
+        LazyLock::new(|| format!("{}; connect-src 'self'; frame-ancestors 'none'", *OWN_PARTS));
+    &POLICY
+}
+
+/// Fills the blanks of the page. A live page only carries the policy of the reports that
+/// it saves; in a report it holds.
+fn page(policy_kind: &str, data: &str) -> String {
+    let policy = format!("{}; connect-src 'none'", *OWN_PARTS);
+    let mut pieces = HTML.trim_end().split("{{");
+    let mut page = pieces.next().unwrap_or_default().to_owned();
+    for piece in pieces {
+        let (blank, rest) = piece.split_once("}}").expect("the page closes its blanks");
+        page.push_str(match blank {
+            "report policy" => &policy,
+            "policy kind" => policy_kind,
+            "version" => env!("CARGO_PKG_VERSION"),
+            "style" => STYLE,
+            "data" => data,
+            "script" => SCRIPT,
+            _ => unreachable!("the page has no blank `{blank}`"),
+        });
+        page.push_str(rest);
+    }
+    page
+}

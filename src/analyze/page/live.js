@@ -1,0 +1,165 @@
+// The form of the live page: what is asked, of whom, and how far it has come.
+
+/** As many arms as one request may have. */
+const MOST_ARMS = 8;
+const KEY = "incant-api-key";
+
+/** The form, and the comparison that is running. */
+class Live {
+  /** The arms that will be asked, by id. */
+  #arms = [];
+  #controller = null;
+
+  constructor(view) {
+    this.view = view;
+    const form = part("ask");
+    form.hidden = part("hint").hidden = false;
+    form.addEventListener("submit", (event) => {
+      event.preventDefault();
+      this.#ask();
+    });
+    for (const id of ["question", "system"]) {
+      part(id).addEventListener("keydown", (event) => {
+        if (event.key === "Enter" && (event.ctrlKey || event.metaKey)) form.requestSubmit();
+      });
+    }
+    part("stop").addEventListener("click", () => this.#controller?.abort());
+    part("add").addEventListener("change", (event) =>
+      this.#choose([...this.#arms, event.target.value]),
+    );
+    part("key").value = sessionStorage.getItem(KEY) ?? "";
+    part("key").addEventListener("change", (event) => {
+      sessionStorage.setItem(KEY, event.target.value);
+      if (this.#arms.length === 0) this.#load();
+    });
+    this.#load();
+  }
+
+  /** Asks which arms there are. */
+  async #load() {
+    this.#complain(null);
+    try {
+      const response = await ask("v1/models", part("key").value);
+      const { data } = await response.json();
+      part("add").replaceChildren(
+        option("", "Add an arm…"),
+        ...data.map(({ id }) => option(id, id)),
+      );
+      this.#choose(firstArms(data));
+      part("question").focus();
+    } catch (error) {
+      this.#complain(error);
+    }
+  }
+
+  #choose(arms) {
+    const reference = part("reference").value;
+    this.#arms = arms;
+    const chips = arms.map((id, index) => {
+      const remove = make(
+        "button",
+        { type: "button", "aria-label": `Remove ${id}`, title: "Remove" },
+        "×",
+      );
+      remove.disabled = arms.length === 1;
+      remove.addEventListener("click", () =>
+        this.#choose(arms.filter((_, other) => other !== index)),
+      );
+      return make("li", {}, make("span", {}, id), remove);
+    });
+    part("arms").replaceChildren(...chips);
+    part("reference").replaceChildren(...[...new Set(arms)].map((id) => option(id, id)));
+    if (arms.includes(reference)) part("reference").value = reference;
+    part("add").value = "";
+    part("add").disabled = arms.length >= MOST_ARMS;
+  }
+
+  /** The request that the form makes. */
+  #request() {
+    const system = part("system").value.trim();
+    const messages = [{ role: "user", content: part("question").value }];
+    if (system !== "") messages.unshift({ role: "system", content: system });
+    const analysis = part("analysis").checked;
+    const request = { arms: this.#arms, messages, reference: part("reference").value, analysis };
+    if (analysis) request.top_logprobs = 10;
+    request.temperature = part("temperature").valueAsNumber;
+    request.max_tokens = part("most").valueAsNumber;
+    if (part("seed").value !== "") request.seed = part("seed").valueAsNumber;
+    return request;
+  }
+
+  async #ask() {
+    if (this.#controller || this.#arms.length === 0) return;
+    if (part("question").value.trim() === "") {
+      part("question").focus();
+      return;
+    }
+    this.#controller = new AbortController();
+    this.#complain(null);
+    this.#say("Asking…", true);
+    const asked = performance.now();
+    const request = this.#request();
+    try {
+      await compare(request, part("key").value, this.#controller.signal, (event) =>
+        this.#take(event, request, asked),
+      );
+      this.#say(`Done in ${((performance.now() - asked) / 1000).toFixed(1)} s.`, false);
+    } catch (error) {
+      if (error.name === "AbortError") {
+        this.#say("Stopped.", false);
+      } else {
+        this.#say("", false);
+        this.#complain(error);
+      }
+    } finally {
+      this.#controller = null;
+    }
+  }
+
+  #take(event, request, asked) {
+    const { view } = this;
+    if (event.begin) {
+      part("hint").hidden = true;
+      view.show(beginReport(event, request.messages));
+      for (const pane of view.panes) pane.times = { asked, first: null, last: null };
+      this.#say("Writing…", true);
+      return;
+    }
+    const answer = addEvent(view.report, event);
+    if (answer === null) {
+      for (const pane of view.panes) pane.finish(view);
+      view.summarize();
+      return;
+    }
+    const { times } = view.panes.find((pane) => pane.answer === answer);
+    if (event.delta) times.first ??= performance.now();
+    if (event.end) times.last = performance.now();
+    view.update(answer);
+  }
+
+  #say(status, running) {
+    part("status").textContent = status;
+    part("submit").disabled = running;
+    part("stop").hidden = !running;
+  }
+
+  /** Says what went wrong; asks for a key where one is missing. */
+  #complain(error) {
+    const problem = part("problem");
+    problem.hidden = error === null;
+    problem.textContent = error?.message ?? "";
+    if (error?.status !== 401) return;
+    part("key-field").hidden = false;
+    part("key").focus();
+  }
+}
+
+/** Of the first model: without and with the usual profile, and its adapters by themselves. */
+function firstArms(models) {
+  const ofFirst = models.filter(({ root }) => root === models[0].root);
+  const ids = ofFirst.filter(({ profile, adapter }) =>
+    adapter ? profile === null : ["base", "urial"].includes(profile),
+  );
+  const arms = ids.slice(0, 6).map(({ id }) => id);
+  return arms.length > 0 ? arms : models.slice(0, 1).map(({ id }) => id);
+}

@@ -1,0 +1,158 @@
+// Answers side by side, each in a pane, each token in an element.
+
+/** One answer. It may still be growing. */
+class Pane {
+  /** What stands in the pane: tokens that together make whole characters. */
+  units = [];
+  /** When it was asked, when the first text came, when it ended: live only. */
+  times = null;
+  #characters = new Characters();
+  #read = 0;
+  #covered = 0;
+  /** Text whose tokens have not come yet. */
+  #rest = document.createTextNode("");
+  #counts = make("div", { class: "counts" });
+  #facts = make("ul", { class: "facts" });
+
+  constructor(report, answer, pointer) {
+    this.report = report;
+    this.answer = answer;
+    this.pointer = pointer;
+    const arm = report.arms[answer.arm];
+    const isReference = answer.arm === report.settings.reference;
+    this.text = make(
+      "div",
+      { class: "answer", role: "group", "aria-label": `Answer of ${arm.id}` },
+      this.#rest,
+    );
+    this.element = make(
+      "article",
+      { class: "pane" },
+      make(
+        "header",
+        {},
+        make("h3", {}, armName(arm)),
+        isReference ? make("span", { class: "badge" }, "reference") : null,
+      ),
+      this.text,
+      this.#counts,
+      this.#facts,
+    );
+  }
+
+  /** Shows what has come since the last time. */
+  update(view) {
+    const tokens = this.answer.tokens ?? [];
+    for (; this.#read < tokens.length; this.#read += 1) {
+      const unit = this.#characters.push(tokens[this.#read]);
+      if (unit) this.#add(unit, view);
+    }
+    this.#rest.data = this.answer.text.slice(this.#covered);
+    this.#count(view);
+    this.#facts.replaceChildren(...this.#tell().map((fact) => make("li", {}, ...fact)));
+  }
+
+  /** No more tokens will come. */
+  finish(view) {
+    this.update(view);
+    const unit = this.#characters.flush();
+    if (!unit) return;
+    this.#add(unit, view);
+    this.#rest.data = this.answer.text.slice(this.#covered);
+  }
+
+  /** Colours all tokens anew. */
+  paint(view) {
+    for (const unit of this.units) this.#colour(unit, view);
+    this.#count(view);
+  }
+
+  #add(unit, view) {
+    unit.pane = this;
+    unit.index = this.units.length;
+    unit.element = make("span", { role: "button", tabindex: unit.index === 0 ? 0 : -1 }, unit.text);
+    // Tokens without ink are given some, but no text that would be copied.
+    if (unit.text === "") unit.element.dataset.sign = "■";
+    else if (/^\s*\n\s*$/.test(unit.text)) unit.element.dataset.sign = "↵";
+    this.units.push(unit);
+    this.#covered += unit.text.length;
+    this.#rest.before(unit.element);
+    this.#colour(unit, view);
+    unitOf.set(unit.element, unit);
+  }
+
+  #colour(unit, view) {
+    unit.class = classUnder(unit.tokens, view.under);
+    const colour = view.colour === "class" ? (unit.class ?? "unscored") : shadeOf(unit.tokens);
+    unit.element.className = `token ${colour}`;
+    unit.element.setAttribute(
+      "aria-label",
+      `${visible(unit.text) || "no text"}, ${unit.class ?? "not scored"}`,
+    );
+  }
+
+  #count({ under }) {
+    const { tokens, arm } = this.answer;
+    if (tokens === null) return;
+    const counts = tally(tokens, under);
+    if (counts === null) {
+      const why =
+        arm === under
+          ? "What the others are held against."
+          : `Not scored under ${this.report.arms[under].id}.`;
+      this.#counts.replaceChildren(make("p", { class: "note" }, tokens.length > 0 ? why : ""));
+      return;
+    }
+    const total = CLASSES.reduce((sum, name) => sum + counts[name], 0);
+    const shares = Object.fromEntries(CLASSES.map((name) => [name, counts[name] / total]));
+    const told = CLASSES.map((name) =>
+      make(
+        "li",
+        { class: name, "data-class": name },
+        make("i", { class: "swatch" }),
+        number(counts[name], "count"),
+        ` ${name}`,
+      ),
+    );
+    this.#counts.replaceChildren(shareBar(shares), make("ul", { class: "key" }, told));
+  }
+
+  /** What else there is to say, each fact as nodes. */
+  #tell() {
+    const { usage, finish_reason } = this.answer;
+    const facts = [];
+    if (usage) {
+      const cached = usage.prompt_tokens_details?.cached_tokens ?? 0;
+      const at = `${this.pointer}/usage`;
+      facts.push([number(usage.completion_tokens, "count", `${at}/completion_tokens`), " tokens"]);
+      facts.push([
+        "prompt ",
+        number(usage.prompt_tokens, "count", `${at}/prompt_tokens`),
+        ", ",
+        number(cached, "count", `${at}/prompt_tokens_details/cached_tokens`),
+        " of them cached",
+      ]);
+    }
+    if (finish_reason)
+      facts.push([finish_reason === "length" ? "cut off at the limit" : "came to its end"]);
+    if (this.times?.first) {
+      facts.push([
+        number(Math.round(this.times.first - this.times.asked), "count"),
+        " ms to the first",
+      ]);
+      const seconds = (this.times.last - this.times.first) / 1000;
+      if (usage?.completion_tokens > 1 && seconds > 0) {
+        facts.push([number((usage.completion_tokens - 1) / seconds, "mean"), " tokens/s"]);
+      }
+    }
+    return facts;
+  }
+}
+
+/** The unit of an element of a pane. */
+const unitOf = new WeakMap();
+
+/** The unit that an event happened to, if it did. */
+function unitAt(event) {
+  return unitOf.get(event.target.closest?.(".token")) ?? null;
+}

@@ -1,0 +1,94 @@
+// What repeats a comparison, and what can be taken along.
+
+const SETTINGS = {
+  seed: "Seed",
+  temperature: "Temperature",
+  top_p: "top_p",
+  top_k: "top_k",
+  min_p: "min_p",
+  presence_penalty: "Presence penalty",
+  frequency_penalty: "Frequency penalty",
+  repetition_penalty: "Repetition penalty",
+  max_tokens: "Max tokens",
+  n: "Answers for each arm and temperature",
+};
+
+/** Fills the section about settings. `buttons` save the report. */
+function showSettings(report, buttons) {
+  const { settings, arms } = report;
+  const entry = (name, ...value) => make("div", {}, make("dt", {}, name), make("dd", {}, ...value));
+  const values = Object.entries(SETTINGS).map(([key, name]) => {
+    const list = [settings[key]].flat();
+    const numbers = list.map((value, index) =>
+      number(value, "plain", `/settings/${key}${Array.isArray(settings[key]) ? `/${index}` : ""}`),
+    );
+    return entry(name, ...numbers.flatMap((one, index) => (index === 0 ? [one] : [", ", one])));
+  });
+  const section = part("settings");
+  section.hidden = false;
+  section.replaceChildren(
+    make("h2", { id: "settings-heading" }, "Settings"),
+    make(
+      "dl",
+      { class: "settings" },
+      entry(
+        "Arms",
+        make(
+          "ul",
+          {},
+          arms.map((arm) => make("li", {}, armName(arm))),
+        ),
+      ),
+      entry("Reference", armName(arms[settings.reference])),
+      values,
+    ),
+    settings.command === null ? "" : commandBox(settings.command),
+    make("p", { class: "actions" }, buttons),
+  );
+}
+
+/** The command that repeats it, to be copied. */
+function commandBox(command) {
+  const code = make("code", {}, command);
+  const button = make("button", { type: "button" }, "Copy");
+  button.addEventListener("click", async () => {
+    try {
+      await navigator.clipboard.writeText(command);
+      button.textContent = "Copied";
+    } catch {
+      // Pages from other machines without TLS have no clipboard: one key is left to press.
+      getSelection().selectAllChildren(code);
+      button.textContent = "Selected";
+    }
+    setTimeout(() => (button.textContent = "Copy"), 2000);
+  });
+  return make("div", { class: "command" }, make("pre", { tabindex: 0 }, code), button);
+}
+
+/** The page as it came, before anything was drawn into it. */
+const untouched = document.documentElement.cloneNode(true);
+
+/** The page with a report in it, as the program itself would write it. */
+function pageWith(report) {
+  const page = untouched.cloneNode(true);
+  const policy = page.querySelector("meta[name=report-policy]");
+  policy.removeAttribute("name");
+  policy.setAttribute("http-equiv", "Content-Security-Policy");
+  const escapes = { "<": "\\u003c", "\u2028": "\\u2028", "\u2029": "\\u2029" };
+  page.querySelector("#data").textContent = JSON.stringify(report).replace(
+    /[<\u2028\u2029]/g,
+    (character) => escapes[character],
+  );
+  return `<!doctype html>\n${page.outerHTML}`;
+}
+
+/** A button that saves what `content` makes as a file. */
+function saveButton(label, name, type, content) {
+  const button = make("button", { type: "button" }, label);
+  button.addEventListener("click", () => {
+    const url = URL.createObjectURL(new Blob([content()], { type }));
+    make("a", { href: url, download: name }).click();
+    setTimeout(() => URL.revokeObjectURL(url), 60_000);
+  });
+  return button;
+}

@@ -1,0 +1,76 @@
+// Server-sent events out of a response, and errors as the server says them.
+
+/** Lines out of text that comes in pieces. */
+class Lines {
+  #rest = "";
+
+  /** The lines that are complete with this piece. */
+  *push(text) {
+    this.#rest += text;
+    // A carriage return at the very end may be the first half of a line's end.
+    const end = /\r\n|\n|\r(?!$)/;
+    for (let found; (found = end.exec(this.#rest));) {
+      yield this.#rest.slice(0, found.index);
+      this.#rest = this.#rest.slice(found.index + found[0].length);
+    }
+  }
+}
+
+/** The data of each event of a response's body, wherever its chunks are cut. */
+async function* eventsOf(body) {
+  const reader = body.pipeThrough(new TextDecoderStream()).getReader();
+  const lines = new Lines();
+  let data = [];
+  for (;;) {
+    const { done, value } = await reader.read();
+    if (done) return;
+    for (const line of lines.push(value)) {
+      if (line.startsWith("data:")) data.push(line.slice(5).replace(/^ /, ""));
+      if (line !== "" || data.length === 0) continue;
+      yield data.join("\n");
+      data = [];
+    }
+  }
+}
+
+/** What a server refused, in its words. */
+class Refusal extends Error {
+  constructor(status, message) {
+    super(message);
+    this.status = status;
+  }
+}
+
+/** Asks the server this page came from; what it refuses is thrown. */
+async function ask(path, key, options = {}) {
+  const headers = {
+    ...(key ? { authorization: `Bearer ${key}` } : {}),
+    ...(options.body ? { "content-type": "application/json" } : {}),
+  };
+  const response = await fetch(path, { ...options, headers }).catch((error) => {
+    // What the browser says of a server that is gone names no cause.
+    throw error.name === "AbortError" ? error : new Error("The server cannot be reached.");
+  });
+  if (response.ok) return response;
+  const answer = await response.json().catch(() => null);
+  throw new Refusal(
+    response.status,
+    answer?.error?.message ?? `The server answered ${response.status} ${response.statusText}.`,
+  );
+}
+
+/** Streams a comparison: calls `take` with each event. Throws what went wrong. */
+async function compare(request, key, signal, take) {
+  const response = await ask("v1/compare", key, {
+    method: "POST",
+    body: JSON.stringify({ ...request, stream: true }),
+    signal,
+  });
+  for await (const data of eventsOf(response.body)) {
+    if (data === "[DONE]") return;
+    const event = JSON.parse(data);
+    if (event.error) throw new Refusal(response.status, event.error.message);
+    take(event);
+  }
+  throw new Error("The connection ended before the answers did.");
+}

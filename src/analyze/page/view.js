@@ -1,0 +1,165 @@
+// The part of the page that shows a report: which question, which answers, which colours.
+
+/** What of a report is shown, and how. */
+class View {
+  report = null;
+  /** The question's place in the report. */
+  prompt = 0;
+  /** Under which arm tokens are classed. */
+  under = 0;
+  /** "class" or "probability". */
+  colour = "class";
+  panes = [];
+  #popover = new Popover(this);
+
+  constructor() {
+    listen(this, this.#popover);
+    part("prompt").addEventListener("change", (event) => this.go(Number(event.target.value)));
+    part("previous").addEventListener("click", () => this.turn(-1));
+    part("next").addEventListener("click", () => this.turn(1));
+    part("answer").addEventListener("change", () => this.#layPanes());
+    part("under").addEventListener("change", (event) =>
+      this.#classUnder(Number(event.target.value)),
+    );
+    part("colour").addEventListener("change", (event) => {
+      this.colour = event.target.value;
+      this.#paint();
+    });
+  }
+
+  /** Begins to show a report, which may be still empty. */
+  show(report) {
+    this.report = report;
+    this.under = report.settings.reference;
+    part("report").hidden = false;
+    const { analysis } = report.settings;
+    for (const id of ["under-field", "colour-field", "legend", "keys"]) part(id).hidden = !analysis;
+    part("under").replaceChildren(...report.arms.map((arm, index) => option(index, arm.id)));
+    part("under").value = this.under;
+    part("prompts").hidden = report.prompts.length < 2;
+    part("prompt").replaceChildren(
+      ...report.prompts.map((prompt, index) => option(index, `${index + 1}. ${shortened(prompt)}`)),
+    );
+    part("answer-field").hidden = this.#rounds().length < 2;
+    part("answer").replaceChildren(...this.#rounds().map((round, index) => option(index, round)));
+    this.go(0);
+    this.summarize();
+  }
+
+  /** Shows what stands below the answers. */
+  summarize() {
+    const { report } = this;
+    const answers = report.prompts.flatMap((prompt) => prompt.answers);
+    const complete = answers.every((answer) => answer.finish_reason !== null);
+    const scoring = scoringArms(report);
+    for (const entry of part("under").options)
+      entry.disabled = complete && !scoring.has(Number(entry.value));
+    showSummary(report, this.under);
+    showRemoved(report);
+    showSampling(report);
+    const json = saveButton("Save as JSON", "compare.json", "application/json", () =>
+      JSON.stringify(report),
+    );
+    const html = saveButton("Save as HTML", "compare.html", "text/html", () => pageWith(report));
+    // A report on disk is already what would be saved; what has not ended is no report.
+    if (complete) showSettings(report, embeddedReport() ? [json] : [html, json]);
+    else part("settings").hidden = true;
+  }
+
+  /** Goes to a question. */
+  go(prompt) {
+    this.prompt = prompt;
+    part("prompt").value = prompt;
+    part("previous").disabled = prompt === 0;
+    part("next").disabled = prompt === this.report.prompts.length - 1;
+    part("prompt-heading").textContent =
+      this.report.prompts.length < 2
+        ? "Question"
+        : `Question ${prompt + 1} of ${this.report.prompts.length}`;
+    part("messages").replaceChildren(...messagesOf(this.report.prompts[prompt]));
+    this.#layPanes();
+  }
+
+  /** Goes some questions forth or back, if there are so many. */
+  turn(step) {
+    const prompt = this.prompt + step;
+    if (this.report?.prompts[prompt]) this.go(prompt);
+  }
+
+  /** Shows what has come of an answer. */
+  update(answer) {
+    this.panes.find((pane) => pane.answer === answer)?.update(this);
+  }
+
+  /** The temperatures and repetitions: each has one answer of each arm. */
+  #rounds() {
+    const { temperature, n } = this.report.settings;
+    return temperature.flatMap((degree) =>
+      Array.from(
+        { length: n },
+        (_, index) => `temperature ${degree}${n > 1 ? `, ${index + 1} of ${n}` : ""}`,
+      ),
+    );
+  }
+
+  #layPanes() {
+    this.#popover.close();
+    const { answers } = this.report.prompts[this.prompt];
+    const rounds = this.#rounds().length;
+    const round = Number(part("answer").value);
+    // Answers come arm by arm, each with all rounds.
+    this.panes = this.report.arms.map((_, arm) => {
+      const place = arm * rounds + round;
+      return new Pane(this.report, answers[place], `/prompts/${this.prompt}/answers/${place}`);
+    });
+    for (const pane of this.panes) {
+      if (pane.answer.finish_reason === null) pane.update(this);
+      else pane.finish(this);
+    }
+    part("panes").replaceChildren(...this.panes.map((pane) => pane.element));
+    this.#paint();
+  }
+
+  #classUnder(arm) {
+    this.under = arm;
+    this.#paint();
+    showSummary(this.report, arm);
+  }
+
+  #paint() {
+    this.#popover.close();
+    for (const pane of this.panes) pane.paint(this);
+    const classes = CLASSES.map((name) => ({ name, word: name, meaning: ` ${MEANINGS[name]}` }));
+    const shades = SHADES.map(({ name, meaning }) => ({ name, word: meaning, meaning: "" }));
+    const entries = this.colour === "class" ? classes : shades;
+    const example = ({ name, word, meaning }) =>
+      make("li", {}, make("span", { class: `token ${name}` }, word), meaning);
+    part("legend").replaceChildren(...entries.map(example));
+  }
+}
+
+function option(value, text) {
+  return make("option", { value }, text);
+}
+
+/** A question's beginning, in one line. */
+function shortened({ messages, prompt }) {
+  const text =
+    (messages ? messages.findLast(({ role }) => role === "user")?.content : prompt) ?? "";
+  const line = text.trim().replace(/\s+/g, " ");
+  return line.length > 60 ? `${line.slice(0, 59)}…` : line;
+}
+
+/** The conversation, or the text that was continued. */
+function messagesOf({ messages, prompt }) {
+  if (messages === null) return [make("pre", { class: "message verbatim" }, prompt)];
+  const alone = messages.length === 1;
+  return messages.map(({ role, content }) =>
+    make(
+      "div",
+      { class: `message ${role}` },
+      alone ? null : make("span", { class: "role" }, role),
+      make("p", {}, content),
+    ),
+  );
+}

@@ -1,0 +1,133 @@
+//! The compare page in a headless Chromium: a report, and the live page with a server
+//! that answers as it was told to.
+
+mod fixture;
+mod live;
+mod looks;
+mod report;
+mod stub;
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::path::PathBuf;
+
+use incant::analyze::page;
+use regex::Regex;
+use serde_json::Value;
+use tempfile::TempDir;
+
+use crate::support::browser::Browser;
+
+/// A report's page in a browser, if there is one.
+struct Opened {
+    browser: Browser,
+    report: Value,
+    path: PathBuf,
+    _folder: TempDir,
+}
+
+/// Opens the page of a report.
+fn open(report: Value) -> Option<Opened> {
+    let mut browser = Browser::start()?;
+    let folder = tempfile::tempdir().expect("there is a folder for temporary files");
+    let path = folder.path().join("report.html");
+    fs::write(&path, page::report(&report.to_string())).expect("the folder is writable");
+    browser.open_file(&path);
+    Some(Opened {
+        browser,
+        report,
+        path,
+        _folder: folder,
+    })
+}
+
+/// Every number of the page that has a place in the report equals the one that is there.
+/// Returns the places. What must be opened to be seen is opened first.
+fn compare_numbers(browser: &mut Browser, report: &Value) -> BTreeSet<String> {
+    browser.eval("document.querySelectorAll('main details').forEach((one) => (one.open = true))");
+    // What is in them is made when they have opened.
+    let made =
+        "[...document.querySelectorAll('main details')].every((one) => one.children.length > 1)";
+    browser.wait_for(made);
+    let numbers = browser.eval(
+        "[...document.querySelectorAll('[data-pointer]')].map(({ dataset, textContent }) =>
+            [dataset.pointer, dataset.value ?? null, textContent])",
+    );
+    let places = numbers.as_array().expect("a list").iter().map(|number| {
+        let place = number[0].as_str().expect("a text");
+        let value = report.pointer(place);
+        let value = value.unwrap_or_else(|| panic!("{place} is not in the report"));
+        let exact = number[1]
+            .as_str()
+            .map(|text| text.parse::<f64>().expect("a number"));
+        assert_eq!(exact, value.as_f64(), "{place}");
+        let text = number[2].as_str().expect("a text");
+        assert!(
+            is_written(place, value.as_f64(), text),
+            "{place}: {value} is written {text}"
+        );
+        place.to_owned()
+    });
+    places.collect()
+}
+
+/// Whether a text is how the page should write a number, by the number's place.
+fn is_written(place: &str, value: Option<f64>, text: &str) -> bool {
+    let Some(value) = value else {
+        return text == "–";
+    };
+    let is = |pattern: &str| Regex::new(pattern).expect("it is one").is_match(place);
+    let classes = "(unshifted|marginal|shifted)";
+    let shares = format!("/(shares|interval)/{classes}|/positions/[0-9]+/{classes}$");
+    let text = text.replace('−', "-");
+    let (decimals, number, value) = if is(&shares)
+        || is("/removed/[0-9]+/(share|kl_share|interval)|/(probability|distinct|distinct_2)$")
+    {
+        (1, text.strip_suffix('%'), 100.0 * value)
+    } else if is("/(kl|kl_reverse)(/[01])?$|/(logprob|own_logprob|diversity)$") {
+        (3, Some(text.as_str()), value)
+    } else if is("/most_shifted/[0-9]+/rank$|/sampling/[0-9]+/tokens$") {
+        (1, Some(text.as_str()), value)
+    } else {
+        return text == value.to_string();
+    };
+    // Rounded, to so many decimals.
+    number.is_some_and(|number| {
+        let rounded: Option<f64> = number.parse().ok();
+        let after_point = number.split_once('.').map(|(_, decimals)| decimals.len());
+        after_point == Some(decimals)
+            && rounded.is_some_and(|rounded| {
+                (rounded - value).abs() < 0.500_001 / 10_f64.powi(decimals as i32)
+            })
+    })
+}
+
+/// The numbers that all pages must show: those of the summary and the settings.
+fn places_to_show(report: &Value) -> BTreeSet<String> {
+    let mut places = BTreeSet::new();
+    for part in ["summary", "sampling", "settings"] {
+        gather(&format!("/{part}"), &report[part], &mut places);
+    }
+    // Arms and tokens are shown by their names, positions counted from one.
+    let names =
+        Regex::new("/(arm|under|by|reference|id|position|top_logprobs)$").expect("it is one");
+    places.retain(|place| !names.is_match(place));
+    places
+}
+
+fn gather(place: &str, value: &Value, places: &mut BTreeSet<String>) {
+    match value {
+        Value::Number(_) => _ = places.insert(place.to_owned()),
+        Value::Array(list) => {
+            for (index, value) in list.iter().enumerate() {
+                gather(&format!("{place}/{index}"), value, places);
+            }
+        }
+        Value::Object(fields) => {
+            for (name, value) in fields {
+                gather(&format!("{place}/{name}"), value, places);
+            }
+        }
+        _ => {}
+    }
+}

@@ -1,0 +1,231 @@
+//! A server of the live page that answers as it was told to.
+
+use std::io::{self, BufRead as _, BufReader, Read as _, Write as _};
+use std::net::{TcpListener, TcpStream};
+use std::sync::{Arc, Mutex};
+use std::thread;
+use std::time::Duration;
+
+use incant::analyze::page;
+use serde_json::{Value, json};
+
+/// What it says to a comparison.
+pub(crate) enum Script {
+    /// These events, in pieces of a few bytes.
+    Events(Vec<Value>),
+    /// These events; then it keeps quiet until the page hangs up.
+    Unending(Vec<Value>),
+    /// A status and what is wrong.
+    Refusal(&'static str, &'static str),
+}
+
+/// A server that ends with the test binary.
+pub(crate) struct Stub {
+    pub(crate) url: String,
+    state: Arc<State>,
+}
+
+struct State {
+    key: Option<&'static str>,
+    script: Script,
+    asked: Mutex<Vec<Value>>,
+    hung_up: Mutex<bool>,
+}
+
+impl Stub {
+    /// Starts it; with a key, whoever has not got it learns nothing.
+    pub(crate) fn start(key: Option<&'static str>, script: Script) -> Stub {
+        let listener = TcpListener::bind("127.0.0.1:0").expect("a port is free");
+        let url = format!("http://{}/", listener.local_addr().expect("it is bound"));
+        let state = Arc::new(State {
+            key,
+            script,
+            asked: Mutex::default(),
+            hung_up: Mutex::new(false),
+        });
+        let shared = Arc::clone(&state);
+        thread::spawn(move || {
+            for stream in listener.incoming().flatten() {
+                let state = Arc::clone(&shared);
+                // A page that goes away ends its connection.
+                thread::spawn(move || _ = state.answer(&stream));
+            }
+        });
+        Stub { url, state }
+    }
+
+    /// The comparisons that it was asked for.
+    pub(crate) fn asked(&self) -> Vec<Value> {
+        self.state.asked.lock().expect("no test holds it").clone()
+    }
+
+    /// Whether the page ended an answer that would not have ended.
+    pub(crate) fn hung_up(&self) -> bool {
+        *self.state.hung_up.lock().expect("no test holds it")
+    }
+}
+
+impl State {
+    fn answer(&self, stream: &TcpStream) -> io::Result<()> {
+        stream.set_nodelay(true)?;
+        let mut reader = BufReader::new(stream);
+        let mut path = String::new();
+        let mut length = 0;
+        let mut allowed = self.key.is_none();
+        loop {
+            let mut line = String::new();
+            reader.read_line(&mut line)?;
+            let line = line.trim_end().to_owned();
+            match line.split_once(": ") {
+                _ if line.is_empty() => break,
+                Some((name, value)) if name.eq_ignore_ascii_case("content-length") => {
+                    length = value.parse().expect("a number");
+                }
+                Some((name, value)) if name.eq_ignore_ascii_case("authorization") => {
+                    allowed |= value.strip_prefix("Bearer ") == self.key;
+                }
+                Some(_) => {}
+                None => path = line.split(' ').nth(1).unwrap_or_default().to_owned(),
+            }
+        }
+        let mut body = vec![0; length];
+        reader.read_exact(&mut body)?;
+        match path.as_str() {
+            "/" => {
+                let policy = format!(
+                    "content-security-policy: {}\r\n",
+                    page::content_security_policy()
+                );
+                whole(
+                    stream,
+                    "200 OK",
+                    "text/html; charset=utf-8",
+                    &policy,
+                    page::live(),
+                )
+            }
+            _ if !allowed => refuse(stream, "401 Unauthorized", "There is no such key."),
+            "/v1/models" => whole(
+                stream,
+                "200 OK",
+                "application/json",
+                "",
+                &models().to_string(),
+            ),
+            "/v1/compare" => {
+                let request = serde_json::from_slice(&body).expect("JSON");
+                self.asked.lock().expect("no test holds it").push(request);
+                self.compare(stream)
+            }
+            _ => refuse(stream, "404 Not Found", "There is no such page."),
+        }
+    }
+
+    fn compare(&self, mut stream: &TcpStream) -> io::Result<()> {
+        let (events, ends) = match &self.script {
+            Script::Refusal(status, message) => return refuse(stream, status, message),
+            Script::Events(events) => (events, true),
+            Script::Unending(events) => (events, false),
+        };
+        let mut text: String = events
+            .iter()
+            .map(|event| format!("data: {event}\r\n\r\n"))
+            .collect();
+        if ends {
+            text.push_str("data: [DONE]\r\n\r\n");
+            return say(stream, &text);
+        }
+        // Both fail, or end, when the other side has closed.
+        _ = say(stream, &text).and_then(|()| stream.read(&mut [0]));
+        *self.hung_up.lock().expect("no test holds it") = true;
+        Ok(())
+    }
+}
+
+/// Sends a stream in pieces that respect neither events nor characters.
+fn say(mut stream: &TcpStream, text: &str) -> io::Result<()> {
+    stream.write_all(b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\n")?;
+    stream.write_all(b"connection: close\r\n\r\n: a comment\r\n\r\n")?;
+    for piece in text.as_bytes().chunks(251) {
+        stream.write_all(piece)?;
+        thread::sleep(Duration::from_millis(1));
+    }
+    Ok(())
+}
+
+fn refuse(stream: &TcpStream, status: &str, message: &str) -> io::Result<()> {
+    let error = json!({"error": {"message": message, "type": "invalid_request_error", "param": null, "code": null}});
+    whole(stream, status, "application/json", "", &error.to_string())
+}
+
+fn whole(
+    mut stream: &TcpStream,
+    status: &str,
+    kind: &str,
+    headers: &str,
+    body: &str,
+) -> io::Result<()> {
+    let length = body.len();
+    let head = format!(
+        "HTTP/1.1 {status}\r\ncontent-type: {kind}\r\ncontent-length: {length}\r\n{headers}connection: close\r\n\r\n"
+    );
+    stream.write_all((head + body).as_bytes())
+}
+
+/// Two models; the first has profiles and an adapter.
+fn models() -> Value {
+    let of_first = ["", "@base", "@terse", "@urial", "+chat", "@base+chat"];
+    let model = |root: &str, arm: &str| {
+        let (rest, adapter) = arm
+            .split_once('+')
+            .map_or((arm, None), |(rest, name)| (rest, Some(name)));
+        json!({"id": format!("{root}{arm}"), "object": "model", "root": root,
+            "profile": rest.strip_prefix('@'), "adapter": adapter})
+    };
+    let mut data: Vec<Value> = of_first
+        .iter()
+        .map(|arm| model("gemma-3-270m", arm))
+        .collect();
+    data.push(model("other", ""));
+    json!({"object": "list", "data": data})
+}
+
+/// The first question of a report as a server would stream it: all arms by turns, the
+/// tokens some time after their text.
+pub(crate) fn events(report: &Value) -> Vec<Value> {
+    let answers = report["prompts"][0]["answers"].as_array().expect("a list");
+    let begin = json!({"arms": report["arms"], "settings": report["settings"]});
+    let mut events = vec![json!({"begin": begin})];
+    for round in 0..40 {
+        for answer in answers {
+            let text = answer["text"].as_str().expect("a text").chars();
+            let text: String = text.skip(10 * round).take(10).collect();
+            if !text.is_empty() {
+                events.push(about(answer, "delta", json!({"content": text})));
+            }
+            let tokens = answer["tokens"].as_array().expect("a list").iter();
+            let earlier = 3 * round.saturating_sub(2);
+            let tokens: Vec<&Value> = tokens.skip(earlier).take(3).collect();
+            if round >= 2 && !tokens.is_empty() {
+                events.push(about(answer, "tokens", json!({"tokens": tokens})));
+            }
+        }
+    }
+    for answer in answers {
+        let ended = json!({"finish_reason": answer["finish_reason"], "usage": answer["usage"]});
+        events.push(about(answer, "end", ended));
+    }
+    events.push(json!({"summary": report["summary"]}));
+    for event in &mut events {
+        event["id"] = json!("cmp-1");
+        event["object"] = json!("compare.chunk");
+        event["created"] = report["created"].clone();
+    }
+    events
+}
+
+fn about(answer: &Value, kind: &str, mut fields: Value) -> Value {
+    fields["arm"] = answer["arm"].clone();
+    fields["index"] = answer["index"].clone();
+    json!({ kind: fields })
+}
