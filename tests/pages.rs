@@ -10,6 +10,7 @@ mod stub;
 use std::collections::BTreeSet;
 use std::fs;
 use std::path::PathBuf;
+use std::sync::LazyLock;
 
 use incant::analyze::page;
 use regex::Regex;
@@ -71,22 +72,32 @@ fn compare_numbers(browser: &mut Browser, report: &Value) -> BTreeSet<String> {
     places.collect()
 }
 
+/// The places of numbers that are written as shares, in nats and as means.
+static WRITTEN: LazyLock<[Regex; 3]> = LazyLock::new(|| {
+    let places = [
+        "/(shares|interval|positions/[0-9]+)/(unshifted|marginal|shifted)|\
+         /removed/[0-9]+/(share|kl_share|interval)|/(probability|distinct|distinct_2)$",
+        "/(kl|kl_reverse)(/[01])?$|/(logprob|own_logprob|diversity)$",
+        "/most_shifted/[0-9]+/rank$|/sampling/[0-9]+/tokens$",
+    ];
+    places.map(|place| Regex::new(place).expect("it is one"))
+});
+
 /// Whether a text is how the page should write a number, by the number's place.
 fn is_written(place: &str, value: Option<f64>, text: &str) -> bool {
     let Some(value) = value else {
         return text == "–";
     };
-    let is = |pattern: &str| Regex::new(pattern).expect("it is one").is_match(place);
-    let classes = "(unshifted|marginal|shifted)";
-    let shares = format!("/(shares|interval)/{classes}|/positions/[0-9]+/{classes}$");
-    let text = text.replace('−', "-");
-    let (decimals, number, value) = if is(&shares)
-        || is("/removed/[0-9]+/(share|kl_share|interval)|/(probability|distinct|distinct_2)$")
-    {
+    let [shares, nats, means] = &*WRITTEN;
+    if text == "<0.1%" {
+        return shares.is_match(place) && value > 0.0 && value < 0.0005;
+    }
+    let text = text.replace('−', "-").replace(',', "");
+    let (decimals, number, value) = if shares.is_match(place) {
         (1, text.strip_suffix('%'), 100.0 * value)
-    } else if is("/(kl|kl_reverse)(/[01])?$|/(logprob|own_logprob|diversity)$") {
+    } else if nats.is_match(place) {
         (3, Some(text.as_str()), value)
-    } else if is("/most_shifted/[0-9]+/rank$|/sampling/[0-9]+/tokens$") {
+    } else if means.is_match(place) {
         (1, Some(text.as_str()), value)
     } else {
         return text == value.to_string();

@@ -11,7 +11,10 @@ use base64::prelude::BASE64_STANDARD;
 use sha2::{Digest, Sha256};
 
 const HTML: &str = include_str!("page/page.html");
-const STYLE: &str = include_str!("page/style.css");
+const STYLE: &str = concat!(
+    include_str!("page/style.css"),
+    include_str!("page/report.css")
+);
 
 /// One script of several files, in the order in which they are run.
 const SCRIPT: &str = concat!(

@@ -176,6 +176,21 @@ fn text_and_colours_come_while_the_answer_grows_and_stop_ends_it() {
 }
 
 #[test]
+fn keys_that_go_through_tokens_write_into_fields() {
+    let stub = Stub::start(None, Script::Events(events(&streamed())));
+    let Some(mut browser) = open(&stub) else {
+        return;
+    };
+    ask(&mut browser);
+    status(&mut browser, "Done");
+    for key in ["n", "p", "[", "]"] {
+        browser.press(key);
+    }
+    let field = "document.getElementById('question').value";
+    assert!(browser.text(field).ends_with("see there?np[]"));
+}
+
+#[test]
 fn a_refusal_is_shown_in_the_servers_words() {
     let stub = Stub::start(
         None,

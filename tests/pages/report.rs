@@ -273,6 +273,25 @@ fn details_open_at_the_pointer_and_the_focus_and_stay_when_pinned() {
 }
 
 #[test]
+fn details_of_the_focus_stay_over_a_pointer_at_rest() {
+    let Some(mut opened) = open(fixture::report(&[0.0])) else {
+        return;
+    };
+    let browser = &mut opened.browser;
+    // So low that going from token to token scrolls.
+    browser.viewport(1000, 300);
+    browser.point_at(".pane:nth-child(2) h3");
+    for _ in 0..4 {
+        browser.press("n");
+        // Longer than one stays that nothing holds.
+        browser.eval("new Promise((resolve) => setTimeout(resolve, 300))");
+        let about =
+            browser.eval("document.querySelector('.open-details') === document.activeElement");
+        assert_eq!(about, true);
+    }
+}
+
+#[test]
 fn questions_are_chosen_with_brackets_buttons_and_the_list() {
     let Some(mut opened) = open(fixture::report(&[0.0, 0.8])) else {
         return;

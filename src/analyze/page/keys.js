@@ -30,7 +30,10 @@ function nextShifted(view, step) {
 /** Answers to the pointer, the focus and the keys. */
 function listen(view, popover) {
   const panes = part("panes");
+  let lastKey = -Infinity;
   panes.addEventListener("mouseover", (event) => {
+    // A key that scrolls the page moves it below a pointer at rest, which points at nothing.
+    if (event.timeStamp - lastKey < 500) return;
     const unit = unitAt(event);
     if (unit) popover.hover(unit);
     else popover.leave();
@@ -53,6 +56,7 @@ function listen(view, popover) {
     if (popover.pinned && !event.target.closest("#popover, #panes .token")) popover.close();
   });
   document.addEventListener("keydown", (event) => {
+    lastKey = event.timeStamp;
     if (event.ctrlKey || event.metaKey || event.altKey) return;
     if (event.key === "Escape") popover.close();
     else if (!event.target.closest("input, textarea, select") && press(event, view, popover))

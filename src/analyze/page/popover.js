@@ -52,10 +52,11 @@ class Popover {
     this.#timer = setTimeout(() => this.show(unit), this.unit ? 40 : 120);
   }
 
-  /** The pointer or the focus went: a moment later it closes, unless it is pinned or reached. */
+  /** The pointer or the focus went: a moment later it closes, unless something holds it. */
   leave() {
     this.#cancel();
-    if (!this.pinned) this.#timer = setTimeout(() => this.close(), 200);
+    const held = this.pinned || this.unit?.element === document.activeElement;
+    if (!held) this.#timer = setTimeout(() => this.close(), 200);
   }
 
   close() {

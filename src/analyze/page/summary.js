@@ -14,7 +14,9 @@ function showSummary(report, under) {
     make(
       "p",
       { class: "lead" },
-      "How the tokens of one arm’s answers rank under another arm that has read the same text: first (unshifted), second or third (marginal), lower (shifted). KL is the mean over the tokens, in nats, over the whole vocabulary.",
+      "How the tokens of one arm’s answers rank under another arm that has read the same text: " +
+        "first (unshifted), second or third (marginal), lower (shifted). " +
+        "KL is the mean over the tokens, in nats, over the whole vocabulary.",
     ),
     ...cards(first),
     others.length === 0
