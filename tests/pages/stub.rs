@@ -142,13 +142,18 @@ impl State {
     }
 }
 
-/// Sends a stream in pieces that respect neither events nor characters.
+/// Sends a stream in pieces that end within events and, where they can, within characters.
 fn say(mut stream: &TcpStream, text: &str) -> io::Result<()> {
     stream.write_all(b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\n")?;
     stream.write_all(b"connection: close\r\n\r\n: a comment\r\n\r\n")?;
-    for piece in text.as_bytes().chunks(251) {
+    let mut rest = text.as_bytes();
+    while !rest.is_empty() {
+        let most = &rest[..rest.len().min(251)];
+        let within = most.iter().rposition(|byte| byte & 0xc0 == 0x80);
+        let (piece, after) = rest.split_at(within.filter(|&end| end > 0).unwrap_or(most.len()));
         stream.write_all(piece)?;
         thread::sleep(Duration::from_millis(1));
+        rest = after;
     }
     Ok(())
 }
