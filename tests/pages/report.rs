@@ -44,8 +44,8 @@ fn tokens_are_coloured_and_counted_by_their_class_under_the_chosen_arm() {
     let Some(mut opened) = open(fixture::report(&[0.0])) else {
         return;
     };
-    for under in ["0", "1", "2"] {
-        choose(&mut opened.browser, "under", under);
+    for under in 0..3 {
+        choose(&mut opened.browser, "under", &under.to_string());
         for (arm, answer) in opened.report["prompts"][0]["answers"]
             .as_array()
             .unwrap()
@@ -62,10 +62,10 @@ fn tokens_are_coloured_and_counted_by_their_class_under_the_chosen_arm() {
                 .unwrap()
                 .iter()
                 .flat_map(|token| token["scores"].as_array().unwrap())
-                .filter(|score| score["arm"].to_string() == under)
+                .filter(|score| score["arm"] == under)
                 .map(|score| &score["class"])
                 .collect();
-            if arm.to_string() == under {
+            if arm == under {
                 assert_eq!(counts, json!({}));
                 continue;
             }

@@ -205,7 +205,7 @@ function showRemoved(report) {
     );
   });
   section.replaceChildren(
-    make("h2", { id: "removed-heading" }, "The third side"),
+    make("h2", { id: "removed-heading" }, "What a third arm brings"),
     make("div", { class: "cards" }, cards),
   );
 }
