@@ -1,10 +1,11 @@
-//! The compare page in a headless Chromium: a report, and the live page with a server
-//! that answers as it was told to.
+//! The compare page in a headless Chromium: a report, and the live page, with a server
+//! that answers as it was told to and with the real one.
 
 mod fixture;
 mod live;
 mod looks;
 mod report;
+mod served;
 mod stub;
 
 use std::collections::BTreeSet;

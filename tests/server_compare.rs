@@ -4,10 +4,11 @@
 use std::path::Path;
 use std::sync::Arc;
 
-use incant::analyze::{Class, Report, Score};
+use incant::analyze::{Class, Finish, Report, Score};
 use incant::engine::EngineOptions;
 use incant::runtime::{LoadOptions, Model, Runtime};
 use incant::server::ServeOptions;
+use serde::Serialize;
 use serde_json::{Value, json};
 
 use crate::lora::fixtures::Fixture;
@@ -29,6 +30,12 @@ fn compare(server: &Server, body: &Value) -> Report {
     let answer = server.post(COMPARE, body).expect(200);
     assert_eq!(answer["object"], "compare");
     serde_json::from_value(answer).expect("the report's form")
+}
+
+/// What is read of something after it was written. (Written as text, an `f32` is short.)
+fn written(value: &impl Serialize) -> Value {
+    let text = serde_json::to_string(value).expect("it can be written");
+    serde_json::from_str(&text).expect("JSON")
 }
 
 /// The arms of gemma with these profiles.
@@ -76,7 +83,9 @@ fn what_arms_think_of_each_others_tokens_is_what_completions_say() {
     assert_eq!(answers.len(), 3);
     for answer in answers {
         let tokens = answer.tokens.as_ref().expect("analysis");
-        assert_eq!(tokens.len(), answer.usage.completion_tokens);
+        // What a role marker cut off is no part of the answer.
+        let cut = answer.usage.completion_tokens - tokens.len();
+        assert!(cut == 0 || answer.finish_reason == Finish::Stop, "{cut}");
         let bytes: Vec<u8> = tokens
             .iter()
             .flat_map(|token| token.bytes.clone())
@@ -154,12 +163,10 @@ fn a_stream_says_what_the_whole_answer_says() {
             && event["object"] == "compare.chunk"
             && event.as_object().is_some_and(|event| event.len() == 4)));
         let begin = &events[0]["begin"];
-        assert_eq!(begin["settings"], json!(whole.settings));
-        assert_eq!(begin["arms"], json!(whole.arms));
-        assert_eq!(
-            events.last().expect("some")["summary"],
-            json!(whole.summary)
-        );
+        assert_eq!(begin["settings"], written(&whole.settings));
+        assert_eq!(begin["arms"], written(&whole.arms));
+        let last = &events.last().expect("some")["summary"];
+        assert_eq!(*last, written(&whole.summary));
         for answer in &whole.prompts[0].answers {
             let of = |kind: &str| {
                 let events = events.iter().map(|event| event[kind].clone());
@@ -186,7 +193,7 @@ fn a_stream_says_what_the_whole_answer_says() {
                 .flat_map(|event| event["tokens"].as_array().expect("a list").clone())
                 .collect();
             match &answer.tokens {
-                Some(whole) => assert_eq!(json!(tokens), json!(whole)),
+                Some(whole) => assert_eq!(json!(tokens), written(whole)),
                 None => assert!(tokens.is_empty()),
             }
         }

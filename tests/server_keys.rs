@@ -29,9 +29,11 @@ fn get(server: &Server, path: &str, headers: &str) -> Reply {
 }
 
 #[test]
-fn all_but_health_asks_for_a_key() {
+fn all_but_health_and_the_page_asks_for_a_key() {
     let server = locked();
-    assert_eq!(get(&server, "/health", "").status, 200);
+    for path in ["/health", "/"] {
+        assert_eq!(get(&server, path, "").status, 200, "{path}");
+    }
     for path in [
         "/v1/models",
         "/v1/profiles",
@@ -123,7 +125,7 @@ fn the_document_tells_of_keys() {
     let paths = document["paths"].as_object().unwrap();
     for (path, operations) in paths {
         for operation in operations.as_object().unwrap().values() {
-            let open = path == "/health";
+            let open = ["/health", "/"].contains(&path.as_str());
             assert_eq!(operation["responses"]["401"].is_null(), open, "{path}");
             assert_eq!(operation["security"] == json!([]), open, "{path}");
         }

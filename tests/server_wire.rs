@@ -48,7 +48,7 @@ fn a_request_has_a_name_and_keeps_the_one_it_brought() {
 
 #[test]
 fn paths_and_methods_that_are_not_there_fail_in_the_same_shape() {
-    for path in ["/", "/v1", "/v1/embeddings", "/v1/models/", "/health/"] {
+    for path in ["/v1", "/v1/embeddings", "/v1/models/", "/health/"] {
         let error = shared().get(path).error(404);
         assert_eq!(
             (&error["type"], &error["code"]),

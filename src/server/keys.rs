@@ -12,7 +12,7 @@ use subtle::{Choice, ConstantTimeEq};
 
 use super::App;
 use super::errors::ApiError;
-use super::routes::health;
+use super::routes::{health, page};
 
 /// The keys that a server takes; with none of them it is open to everyone.
 ///
@@ -77,10 +77,11 @@ impl fmt::Debug for ApiKeys {
 }
 
 /// Turns away whoever brings no key, where keys are asked for. Whether the
-/// server lives is no secret: what balances its load asks that without one.
+/// server lives is no secret: what balances its load asks that without one. A browser
+/// opens a page without one.
 pub(crate) async fn check(State(app): State<Arc<App>>, request: Request, next: Next) -> Response {
     let keys = &app.options.keys;
-    let open = keys.is_empty() || request.uri().path() == health::PATH;
+    let open = keys.is_empty() || [health::PATH, page::PATH].contains(&request.uri().path());
     if open || bearer(request.headers()).is_some_and(|key| keys.know(key)) {
         next.run(request).await
     } else {

@@ -126,6 +126,7 @@ impl App {
 fn endpoints() -> Vec<(&'static str, MethodRouter<Arc<App>>)> {
     use routes::*;
     vec![
+        (page::PATH, get(page::page)),
         (health::PATH, get(health::health)),
         ("/metrics", get(metrics::metrics)),
         ("/openapi.json", get(openapi::document)),
@@ -190,7 +191,7 @@ async fn method_not_allowed(request: Request) -> ApiError {
 }
 
 /// What is there while models load.
-const ALWAYS: [&str; 2] = ["/metrics", "/openapi.json"];
+const ALWAYS: [&str; 3] = [routes::page::PATH, "/metrics", "/openapi.json"];
 
 /// While models load, little is there.
 async fn unless_loading(State(app): State<Arc<App>>, request: Request, next: Next) -> Response {

@@ -220,7 +220,17 @@ fn paths(schemas: &mut Schemas) -> Value {
         rendered,
         BODY_FAILURES,
     );
+    let mut page = get(
+        "page",
+        "A page that compares arms in a browser",
+        json!({}),
+        &[],
+    );
+    page["get"]["security"] = json!([]);
+    page["get"]["responses"]["200"]["content"] =
+        json!({"text/html; charset=utf-8": {"schema": {"type": "string"}}});
     json!({
+        "/": page,
         "/health": health,
         "/metrics": metrics,
         "/openapi.json": document,

@@ -7,6 +7,7 @@ pub(super) mod completions;
 pub(super) mod health;
 pub(super) mod metrics;
 pub(super) mod models;
+pub(super) mod page;
 pub(super) mod profiles;
 pub(super) mod template;
 pub(super) mod tokenize;
