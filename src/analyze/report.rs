@@ -3,7 +3,7 @@
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::{Divergence, SamplingRow, Summary};
+use super::{Divergence, SamplingRow, Summary, sampling, summary};
 use crate::profile::Message;
 use crate::shown::{ZERO_PROBABILITY, finite, token_name};
 
@@ -32,6 +32,30 @@ pub struct Report {
     /// How answers scatter; empty unless there are several temperatures, or several
     /// answers to a prompt.
     pub sampling: Vec<SamplingRow>,
+}
+
+impl Report {
+    /// The report of a comparison that was begun at `created`, in seconds since 1970:
+    /// sums up what `prompts` hold.
+    pub fn new(
+        created: u64,
+        settings: Settings,
+        arms: Vec<ReportArm>,
+        prompts: Vec<Prompt>,
+    ) -> Report {
+        let reference = settings.reference;
+        let summary = || summary(arms.len(), reference, &prompts);
+        Report {
+            format: FORMAT,
+            incant: env!("CARGO_PKG_VERSION").to_owned(),
+            created,
+            summary: settings.analysis.then(summary),
+            sampling: sampling(&prompts),
+            settings,
+            arms,
+            prompts,
+        }
+    }
 }
 
 /// What repeats a comparison.
@@ -309,7 +333,6 @@ mod tests {
     use serde_json::json;
 
     use super::*;
-    use crate::analyze::{sampling, summary};
     use crate::profile::Role;
 
     /// Two arms, one of which has answered with a whole token and half a character.
@@ -347,31 +370,24 @@ mod tests {
             profile: Some(profile.to_owned()),
             adapter: None,
         };
-        Report {
-            format: FORMAT,
-            incant: "0.1.0".to_owned(),
-            created: 1_763_800_000,
-            settings: Settings {
-                reference: 0,
-                seed: 123,
-                temperature: vec![0.0],
-                top_p: 1.0,
-                top_k: 0,
-                min_p: 0.0,
-                presence_penalty: 0.0,
-                frequency_penalty: 0.0,
-                repetition_penalty: 1.0,
-                max_tokens: 2,
-                n: 1,
-                analysis: true,
-                top_logprobs: 1,
-                command: None,
-            },
-            arms: vec![arm("m@base", "base"), arm("m@urial", "urial")],
-            summary: Some(summary(2, 0, &prompts)),
-            sampling: sampling(&prompts),
-            prompts,
-        }
+        let settings = Settings {
+            reference: 0,
+            seed: 123,
+            temperature: vec![0.0],
+            top_p: 1.0,
+            top_k: 0,
+            min_p: 0.0,
+            presence_penalty: 0.0,
+            frequency_penalty: 0.0,
+            repetition_penalty: 1.0,
+            max_tokens: 2,
+            n: 1,
+            analysis: true,
+            top_logprobs: 1,
+            command: None,
+        };
+        let arms = vec![arm("m@base", "base"), arm("m@urial", "urial")];
+        Report::new(1_763_800_000, settings, arms, prompts)
     }
 
     #[test]
@@ -379,7 +395,7 @@ mod tests {
         let text = serde_json::to_string(&report()).unwrap();
         let written: serde_json::Value = serde_json::from_str(&text).unwrap();
         let expected = json!({
-            "format": 1, "incant": "0.1.0", "created": 1_763_800_000,
+            "format": 1, "incant": env!("CARGO_PKG_VERSION"), "created": 1_763_800_000,
             "settings": {
                 "reference": 0, "seed": 123, "temperature": [0.0], "top_p": 1.0, "top_k": 0,
                 "min_p": 0.0, "presence_penalty": 0.0, "frequency_penalty": 0.0,

@@ -8,7 +8,7 @@ use axum::response::{IntoResponse, Response};
 use futures_util::stream::unfold;
 
 use super::{CompareChunk, CompareEvent, CompareResponse, Plan, Question};
-use crate::analyze::{FORMAT, Report, ReportArm, Settings, sampling, summary};
+use crate::analyze::{Report, ReportArm, Settings};
 use crate::engine::Event;
 use crate::runtime::{Comparison, Said, Transcript, What};
 use crate::server::answer::{Usage, Watch};
@@ -210,24 +210,12 @@ impl Running {
     fn report(&mut self) -> Report {
         let answers = std::mem::take(&mut self.transcript).into_answers();
         let prompts = vec![self.question.clone().into_prompt(answers)];
-        let settings = &self.settings;
-        let (arms, reference) = (self.arms.len(), settings.reference);
-        let summary = settings
-            .analysis
-            .then(|| summary(arms, reference, &prompts));
-        Report {
-            format: FORMAT,
-            incant: env!("CARGO_PKG_VERSION").to_owned(),
-            created: self.created,
-            settings: settings.clone(),
-            arms: self.arms.clone(),
-            summary,
-            sampling: match settings.n {
-                1 => Vec::new(),
-                _ => sampling(&prompts),
-            },
+        Report::new(
+            self.created,
+            self.settings.clone(),
+            self.arms.clone(),
             prompts,
-        }
+        )
     }
 }
 
