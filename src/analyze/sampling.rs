@@ -29,7 +29,8 @@ pub struct SamplingRow {
     pub diversity: f64,
     /// The mean length of an answer, in tokens.
     pub tokens: f64,
-    /// The mean log-probability of a token under the arm itself; null without analysis.
+    /// The mean log-probability of a token under the arm itself; null without analysis,
+    /// and where no answer has a token.
     pub logprob: Option<f64>,
 }
 
@@ -66,8 +67,10 @@ fn row(arm: usize, temperature: f32, prompts: &[Prompt]) -> SamplingRow {
         .iter()
         .map(|answers| answers.iter().map(|answer| words(&answer.text)).collect())
         .collect();
-    let logprobs = answers.iter().map(|answer| answer.tokens.as_ref());
-    let logprobs: Option<Vec<_>> = logprobs.collect();
+    let tokens = answers
+        .iter()
+        .flat_map(|answer| answer.tokens.iter().flatten());
+    let logprobs: Vec<f64> = tokens.map(|token| f64::from(token.logprob)).collect();
     SamplingRow {
         arm,
         temperature,
@@ -76,8 +79,7 @@ fn row(arm: usize, temperature: f32, prompts: &[Prompt]) -> SamplingRow {
         distinct_2: mean(words.iter().filter_map(|answers| distinct_2(answers))),
         diversity: mean(words.iter().map(|answers| diversity(answers))),
         tokens: mean(answers.iter().map(|a| a.usage.completion_tokens as f64)),
-        logprob: logprobs
-            .map(|tokens| mean(tokens.into_iter().flatten().map(|t| f64::from(t.logprob)))),
+        logprob: (!logprobs.is_empty()).then(|| mean(logprobs.into_iter())),
     }
 }
 
