@@ -90,10 +90,19 @@ pub(crate) struct Loading {
 }
 
 impl ModelArgs {
-    /// Names `model` if no model was named.
-    pub(crate) fn or_model(mut self, model: &str) -> ModelArgs {
+    /// Names the models of these arms if no model was named.
+    pub(crate) fn or_of_arms<'a>(
+        mut self,
+        arms: impl IntoIterator<Item = &'a String>,
+    ) -> ModelArgs {
         if self.models.is_empty() {
-            self.models.push(model.to_owned());
+            for arm in arms {
+                // A model that is named otherwise has an @ or + in its name: say --model.
+                let model = arm.split(['@', '+']).next().unwrap_or(arm);
+                if !self.models.iter().any(|named| named == model) {
+                    self.models.push(model.to_owned());
+                }
+            }
         }
         self
     }

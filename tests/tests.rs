@@ -7,6 +7,7 @@ mod support;
 mod bench;
 mod catalog;
 mod cli;
+mod compare_cli;
 mod engine;
 mod gguf;
 mod golden;

@@ -51,12 +51,7 @@ impl Args {
                 .read_to_string(&mut question)
                 .context("cannot read the question")?;
         }
-        let mut models = self.models.clone();
-        if let Some(arm) = &self.arm {
-            // A model that is named otherwise has an @ or + in its name: say --model.
-            let name = arm.split(['@', '+']).next().unwrap_or(arm);
-            models = models.or_model(name);
-        }
+        let models = self.models.clone().or_of_arms(&self.arm);
         let loaded = models.resolve(EngineOptions::default())?.load()?;
         let runtime = Runtime::new();
         let default = loaded[0].id().to_owned();

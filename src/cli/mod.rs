@@ -2,6 +2,7 @@
 
 mod ask;
 mod bench;
+mod compare;
 mod edges;
 mod export;
 mod inspect;
@@ -26,6 +27,7 @@ pub(crate) struct Cli {
 enum Command {
     Serve(serve::Args),
     Ask(ask::Args),
+    Compare(compare::Args),
     Pull(pull::Args),
     Tokenize(tokenize::Args),
     Inspect(inspect::Args),
@@ -38,6 +40,7 @@ impl Cli {
         match self.command {
             Command::Serve(args) => args.run(),
             Command::Ask(args) => args.run(),
+            Command::Compare(args) => args.run(),
             Command::Pull(args) => args.run(),
             Command::Tokenize(args) => args.run(),
             Command::Inspect(args) => args.run(),

@@ -1,0 +1,187 @@
+//! How answers are made and looked at: flags as typed, and as settings.
+
+use std::ops::RangeInclusive;
+
+use anyhow::bail;
+use incant::analyze::Settings;
+use incant::sample::fresh_seed;
+
+/// The largest seed. Readers of JSON may hold numbers in double precision.
+const LARGEST_SEED: u64 = (1 << 53) - 1;
+
+/// How answers are made and looked at.
+#[derive(clap::Args)]
+pub(super) struct Controls {
+    /// 0 (always the most likely token) to 2; several, separated by commas, show how
+    /// answers scatter. Shift is summed up over the answers of temperature 0 if there
+    /// are any, else over those of the first
+    #[arg(
+        long,
+        short,
+        value_name = "T",
+        value_delimiter = ',',
+        default_value = "0"
+    )]
+    temperature: Vec<f32>,
+    /// Answers of each arm to each prompt at each temperature
+    #[arg(short, value_name = "N", default_value_t = 1)]
+    n: usize,
+    /// Repeats the answers [default: a new one]
+    #[arg(long)]
+    seed: Option<u64>,
+    /// End each answer after this many tokens
+    #[arg(long, value_name = "N", default_value_t = 256)]
+    max_tokens: usize,
+    /// Sample among the most likely tokens that together hold this mass
+    #[arg(long, value_name = "MASS", default_value_t = 1.0)]
+    top_p: f32,
+    /// Sample among the K most likely tokens; 0 keeps all
+    #[arg(long, value_name = "K", default_value_t = 0)]
+    top_k: u32,
+    /// Drop tokens less likely than this share of the most likely one
+    #[arg(long, value_name = "SHARE", default_value_t = 0.0)]
+    min_p: f32,
+    /// Subtracted once from each token that was generated before
+    #[arg(long, default_value_t = 0.0, allow_negative_numbers = true)]
+    presence_penalty: f32,
+    /// Subtracted for each time a token was generated before
+    #[arg(long, default_value_t = 0.0, allow_negative_numbers = true)]
+    frequency_penalty: f32,
+    /// Divides positive and multiplies negative logits of generated tokens; 1 is off
+    #[arg(long, default_value_t = 1.0)]
+    repetition_penalty: f32,
+    /// Do not score the answers
+    #[arg(long)]
+    no_analysis: bool,
+    /// How many alternatives to keep for each token, 0 to 20
+    #[arg(long, value_name = "N", default_value_t = 10)]
+    top_logprobs: usize,
+}
+
+impl Controls {
+    /// The settings, with the first arm as reference, if everything is in its range.
+    pub(super) fn settings(&self) -> anyhow::Result<Settings> {
+        for (at, &temperature) in self.temperature.iter().enumerate() {
+            within("--temperature", temperature, 0.0..=2.0)?;
+            if self.temperature[..at].contains(&temperature) {
+                bail!("--temperature has {temperature} twice");
+            }
+        }
+        within("-n", self.n, 1..=128)?;
+        within("--max-tokens", self.max_tokens, 1..=u32::MAX as usize)?;
+        within("--top-p", self.top_p, 0.0..=1.0)?;
+        within("--min-p", self.min_p, 0.0..=1.0)?;
+        within("--presence-penalty", self.presence_penalty, -2.0..=2.0)?;
+        within("--frequency-penalty", self.frequency_penalty, -2.0..=2.0)?;
+        within(
+            "--repetition-penalty",
+            self.repetition_penalty,
+            0.01..=100.0,
+        )?;
+        within("--top-logprobs", self.top_logprobs, 0..=20)?;
+        let seed = self.seed.unwrap_or_else(|| fresh_seed() & LARGEST_SEED);
+        within("--seed", seed, 0..=LARGEST_SEED)?;
+        Ok(Settings {
+            reference: 0,
+            seed,
+            temperature: self.temperature.clone(),
+            top_p: self.top_p,
+            top_k: self.top_k as usize,
+            min_p: self.min_p,
+            presence_penalty: self.presence_penalty,
+            frequency_penalty: self.frequency_penalty,
+            repetition_penalty: self.repetition_penalty,
+            max_tokens: self.max_tokens,
+            n: self.n,
+            analysis: !self.no_analysis,
+            top_logprobs: self.top_logprobs,
+            command: None,
+        })
+    }
+
+    /// The command line that repeats what `arguments` began: with the seed, if they
+    /// leave it to chance. `None` if they cannot be typed.
+    pub(super) fn command(&self, arguments: &[String], seed: u64) -> Option<String> {
+        let program = "incant".to_owned();
+        let mut words = vec![program];
+        words.extend_from_slice(arguments);
+        if self.seed.is_none() {
+            words.extend(["--seed".to_owned(), seed.to_string()]);
+        }
+        shlex::try_join(words.iter().map(String::as_str)).ok()
+    }
+}
+
+/// Refuses what is out of range; NaN is out of any.
+fn within<T: PartialOrd + std::fmt::Display>(
+    flag: &str,
+    value: T,
+    range: RangeInclusive<T>,
+) -> anyhow::Result<()> {
+    if !range.contains(&value) {
+        bail!("{flag} must be {} to {}", range.start(), range.end());
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser;
+
+    use super::*;
+
+    #[derive(Parser)]
+    struct Line {
+        #[command(flatten)]
+        controls: Controls,
+    }
+
+    fn parse(line: &str) -> Controls {
+        let words = ["incant"].into_iter().chain(line.split_whitespace());
+        Line::try_parse_from(words).unwrap().controls
+    }
+
+    #[test]
+    fn what_is_not_said_has_a_default_and_the_seed_is_new() {
+        let [first, second] = [(); 2].map(|()| parse("").settings().unwrap());
+        assert_eq!(
+            (first.temperature, first.n, first.max_tokens),
+            (vec![0.0], 1, 256)
+        );
+        assert!(first.analysis);
+        assert_ne!(first.seed, second.seed);
+        assert!(first.seed < 1 << 53);
+    }
+
+    #[test]
+    fn several_temperatures_are_separated_by_commas() {
+        let settings = parse("-t 0,0.5,1 -n 3 --seed 7").settings().unwrap();
+        assert_eq!(settings.temperature, [0.0, 0.5, 1.0]);
+        assert_eq!((settings.n, settings.seed), (3, 7));
+    }
+
+    #[test]
+    fn what_is_out_of_range_is_refused_by_its_flag() {
+        let told = |line| parse(line).settings().unwrap_err().to_string();
+        assert_eq!(told("-t 0,2.5"), "--temperature must be 0 to 2");
+        assert_eq!(told("-t nan"), "--temperature must be 0 to 2");
+        assert_eq!(told("-t 0.5,1,0.5"), "--temperature has 0.5 twice");
+        assert_eq!(told("-n 0"), "-n must be 1 to 128");
+        assert_eq!(
+            told("--presence-penalty -3"),
+            "--presence-penalty must be -2 to 2"
+        );
+        assert_eq!(told("--top-logprobs 21"), "--top-logprobs must be 0 to 20");
+        let most = "--seed must be 0 to 9007199254740991";
+        assert_eq!(told("--seed 9007199254740992"), most);
+    }
+
+    #[test]
+    fn the_command_line_is_quoted_and_has_the_seed() {
+        let arguments = ["compare", "What's up?"].map(str::to_owned);
+        let command = |line: &str| parse(line).command(&arguments, 7);
+        let quoted = "incant compare \"What's up?\"";
+        assert_eq!(command(""), Some(format!("{quoted} --seed 7")));
+        assert_eq!(command("--seed 7"), Some(quoted.to_owned()));
+    }
+}

@@ -1,0 +1,115 @@
+//! Where a report is written.
+
+use std::fs;
+use std::io::{self, Write};
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, bail};
+
+/// A file that will be written at the end, or the standard output.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Target {
+    /// `-`.
+    Output,
+    File(PathBuf),
+}
+
+impl Target {
+    /// What `path` names, looked at before the long work begins.
+    pub(super) fn new(path: &Path) -> anyhow::Result<Target> {
+        if path == Path::new("-") {
+            return Ok(Target::Output);
+        }
+        // A link stays one: what it leads to is written.
+        let path = fs::canonicalize(path).unwrap_or_else(|_| path.to_owned());
+        if path.is_dir() {
+            bail!("{} is a folder", path.display());
+        }
+        let folder = folder(&path);
+        if !folder.is_dir() {
+            bail!(
+                "{}: there is no folder {}",
+                path.display(),
+                folder.display()
+            );
+        }
+        Ok(Target::File(path))
+    }
+
+    /// Writes all of `text` or nothing.
+    pub(super) fn write(&self, text: &str) -> anyhow::Result<()> {
+        match self {
+            Target::Output => Ok(crate::cli::output::print(text)?),
+            Target::File(path) => {
+                replace(path, text).with_context(|| format!("cannot write {}", path.display()))
+            }
+        }
+    }
+}
+
+fn folder(path: &Path) -> &Path {
+    let folder = path.parent();
+    let folder = folder.filter(|folder| !folder.as_os_str().is_empty());
+    folder.unwrap_or(Path::new("."))
+}
+
+fn replace(path: &Path, text: &str) -> io::Result<()> {
+    // A device or a pipe cannot be replaced by a file.
+    if path.exists() && !path.is_file() {
+        return fs::write(path, text);
+    }
+    let mut builder = tempfile::Builder::new();
+    builder.prefix(".writing-");
+    #[cfg(unix)]
+    {
+        use std::os::unix::fs::PermissionsExt;
+        // Those of any new file, less what the process masks.
+        builder.permissions(fs::Permissions::from_mode(0o666));
+    }
+    let mut file = builder.tempfile_in(folder(path))?;
+    file.write_all(text.as_bytes())?;
+    file.persist(path).map_err(|error| error.error)?;
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_file_is_replaced_as_a_whole_and_nothing_else_is_left() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("report.json");
+        for text in ["one", "two"] {
+            Target::new(&path).unwrap().write(text).unwrap();
+            assert_eq!(fs::read_to_string(&path).unwrap(), text);
+        }
+        assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 1);
+    }
+
+    #[test]
+    fn what_cannot_be_written_is_known_before() {
+        let folder = tempfile::tempdir().unwrap();
+        let told = |path: &Path| Target::new(path).unwrap_err().to_string();
+        assert!(told(folder.path()).ends_with(" is a folder"));
+        let missing = told(&folder.path().join("no/report.json"));
+        assert!(missing.contains("there is no folder "), "{missing}");
+    }
+
+    #[cfg(unix)]
+    #[test]
+    fn a_link_and_a_device_stay_what_they_are() {
+        let folder = tempfile::tempdir().unwrap();
+        let (file, link) = (folder.path().join("file"), folder.path().join("link"));
+        fs::write(&file, "old").unwrap();
+        std::os::unix::fs::symlink(&file, &link).unwrap();
+        Target::new(&link).unwrap().write("new").unwrap();
+        assert_eq!(fs::read_to_string(&file).unwrap(), "new");
+        assert!(fs::symlink_metadata(&link).unwrap().is_symlink());
+        Target::new(Path::new("/dev/null"))
+            .unwrap()
+            .write("x")
+            .unwrap();
+        assert!(!Path::new("/dev/null").is_file());
+    }
+}

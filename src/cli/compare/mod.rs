@@ -1,0 +1,171 @@
+//! `incant compare`: what alignment did, over one question or a file of prompts.
+//!
+//! [`Controls`] are the flags that say how answers are made, [`Asking`] makes prompts
+//! of texts, [`Job`] has all arms answer and score, [`table::show`] says what came of it.
+
+mod controls;
+mod files;
+mod job;
+mod prompts;
+mod table;
+
+use std::io::{self, Read};
+use std::path::PathBuf;
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use anyhow::{Context, bail};
+use incant::analyze::Report;
+use incant::engine::EngineOptions;
+use incant::runtime::{Arm, Model, Runtime};
+
+use self::controls::Controls;
+use self::files::Target;
+use self::job::Job;
+use self::prompts::{Asked, Asking};
+use super::output;
+use crate::config::ModelArgs;
+
+/// Have several arms answer the same, side by side, and score each other's answers:
+/// where would one have gone on otherwise than another did?
+#[derive(clap::Args)]
+pub(crate) struct Args {
+    /// The question; - reads it from the standard input
+    #[arg(required_unless_present = "prompts")]
+    question: Option<String>,
+    /// A file of prompts instead: one on each line, or, if its name ends in .jsonl,
+    /// {"prompt": …} or {"messages": […]} on each
+    #[arg(long, value_name = "FILE", conflicts_with = "question")]
+    prompts: Option<PathBuf>,
+    /// An arm that answers, MODEL[@PROFILE][+ADAPTER]; repeatable [default: of each
+    /// model @base, how it chats (@urial for a base model), and its adapters]
+    #[arg(long = "arm", short, value_name = "ARM")]
+    arms: Vec<String>,
+    /// The arm that shift is measured against [default: one with @turn, else the first]
+    #[arg(long, value_name = "ARM")]
+    reference: Option<String>,
+    #[command(flatten)]
+    models: ModelArgs,
+    /// What a system message says, where a conversation brings none
+    #[arg(long, short, value_name = "TEXT")]
+    system: Option<String>,
+    /// Take prompts as they are, as a completion does: no turns around them
+    #[arg(long, conflicts_with = "system")]
+    verbatim: bool,
+    #[command(flatten)]
+    controls: Controls,
+    /// Write the whole report as JSON; - to the standard output, instead of tables
+    #[arg(long, value_name = "FILE")]
+    json: Option<PathBuf>,
+}
+
+impl Args {
+    pub(crate) fn run(self) -> anyhow::Result<()> {
+        // What needs no model is checked first.
+        let mut settings = self.controls.settings()?;
+        let asked = self.asked()?;
+        let json = self.json.as_deref().map(Target::new).transpose()?;
+        settings.command = self.command(settings.seed);
+
+        let models = self.models.clone();
+        let models = models.or_of_arms(self.arms.iter().chain(&self.reference));
+        // Nobody else asks: everything may wait.
+        let options = EngineOptions {
+            queue: usize::MAX / 2,
+            ..EngineOptions::default()
+        };
+        let slots = options.slots;
+        let runtime = Runtime::new();
+        runtime.loaded(models.resolve(options)?.load()?);
+        let arms = self.arms(&runtime)?;
+        settings.reference = self.reference(&arms)?;
+
+        let since_1970 = SystemTime::now().duration_since(UNIX_EPOCH);
+        // A clock before 1970 is no reason to refuse an answer.
+        let created = since_1970.map_or(0, |time| time.as_secs());
+        let infos = arms.iter().map(|arm| arm.info().into()).collect();
+        let prompts = Job::new(arms, asked, &settings)?.run(slots)?;
+        let report = Report::new(created, settings, infos, prompts);
+        let text = serde_json::to_string(&report)?;
+        if let Some(json) = &json {
+            json.write(&(text + "\n"))?;
+        }
+        if json != Some(Target::Output) {
+            output::print(&table::show(&report))?;
+        }
+        Ok(())
+    }
+
+    fn asked(&self) -> anyhow::Result<Vec<Asked>> {
+        let asking = Asking {
+            verbatim: self.verbatim,
+            system: self.system.clone(),
+        };
+        match (&self.prompts, self.question.as_deref()) {
+            (Some(file), _) => asking.file(file),
+            (None, Some("-")) => {
+                let mut question = String::new();
+                io::stdin()
+                    .read_to_string(&mut question)
+                    .context("cannot read the question")?;
+                Ok(vec![asking.text(&question)])
+            }
+            (None, question) => Ok(vec![asking.text(question.unwrap_or_default())]),
+        }
+    }
+
+    /// The command line that repeats it; none if it reads what is typed.
+    fn command(&self, seed: u64) -> Option<String> {
+        if self.question.as_deref() == Some("-") {
+            return None;
+        }
+        let words = std::env::args_os().skip(1);
+        let words: Result<Vec<String>, _> = words.map(|word| word.into_string()).collect();
+        self.controls.command(&words.ok()?, seed)
+    }
+
+    fn arms(&self, runtime: &Runtime) -> anyhow::Result<Vec<Arm>> {
+        let ids = match self.arms.as_slice() {
+            [] => runtime
+                .models()
+                .iter()
+                .flat_map(|model| defaults(model))
+                .collect(),
+            arms => arms.to_vec(),
+        };
+        let arms = ids.iter().map(|id| runtime.arm(id));
+        Ok(arms.collect::<Result<_, _>>()?)
+    }
+
+    fn reference(&self, arms: &[Arm]) -> anyhow::Result<usize> {
+        let Some(id) = &self.reference else {
+            let turn = |arm: &Arm| arm.info().profile.as_deref() == Some("turn");
+            return Ok(arms.iter().position(turn).unwrap_or(0));
+        };
+        match arms.iter().position(|arm| arm.id() == id) {
+            Some(place) => Ok(place),
+            None => {
+                let arms: Vec<&str> = arms.iter().map(Arm::id).collect();
+                bail!(
+                    "--reference {id} is not among the arms ({})",
+                    arms.join(", ")
+                )
+            }
+        }
+    }
+}
+
+/// The arms of a model where none is named: by itself, as it chats, and as it chats with
+/// each of its adapters.
+fn defaults(model: &Model) -> Vec<String> {
+    let id = model.id();
+    let chat = match model.chat_profile() {
+        Some(profile) => format!("{id}@{profile}"),
+        None => id.to_owned(),
+    };
+    let adapters = model.adapters();
+    let adapters = adapters.keys().map(|name| format!("{id}+{name}"));
+    [format!("{id}@base"), chat]
+        .into_iter()
+        .chain(adapters)
+        .collect()
+}

@@ -1,0 +1,194 @@
+//! What the arms are asked: one question, or a file of prompts.
+
+use std::fs;
+use std::path::Path;
+
+use anyhow::{Context, bail};
+use incant::profile::{Message, Role};
+use serde::Deserialize;
+
+/// One prompt.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Asked {
+    /// A conversation, which each arm renders.
+    Chat(Vec<Message>),
+    /// A text that each arm continues as it is.
+    Verbatim(String),
+}
+
+/// How texts become prompts.
+#[derive(Clone, Debug)]
+pub(super) struct Asking {
+    /// Take each text as it is.
+    pub(super) verbatim: bool,
+    /// What a system message says, where a conversation brings none.
+    pub(super) system: Option<String>,
+}
+
+/// A line of a file of JSON lines. Other fields are for others.
+#[derive(Deserialize)]
+struct Line {
+    prompt: Option<String>,
+    messages: Option<Vec<Message>>,
+}
+
+impl Asking {
+    /// The prompt that a text is.
+    pub(super) fn text(&self, text: &str) -> Asked {
+        match self.verbatim {
+            true => Asked::Verbatim(text.to_owned()),
+            false => self.chat(vec![Message::new(Role::User, text)]),
+        }
+    }
+
+    fn chat(&self, mut messages: Vec<Message>) -> Asked {
+        let has_system = messages.iter().any(|message| message.role == Role::System);
+        if let Some(system) = self.system.as_ref().filter(|_| !has_system) {
+            messages.insert(0, Message::new(Role::System, system));
+        }
+        Asked::Chat(messages)
+    }
+
+    /// Reads a file: JSON lines if its name ends in `.jsonl`, else a text of which each
+    /// line that is not blank is a prompt.
+    pub(super) fn file(&self, path: &Path) -> anyhow::Result<Vec<Asked>> {
+        let name = path.display();
+        let text = fs::read_to_string(path).with_context(|| name.to_string())?;
+        let is_json = path
+            .extension()
+            .is_some_and(|extension| extension == "jsonl");
+        let mut prompts = Vec::new();
+        for (number, line) in (1..).zip(text.lines()) {
+            if line.trim().is_empty() {
+                continue;
+            }
+            prompts.push(match is_json {
+                true => {
+                    let prompt = self.json(line);
+                    prompt.with_context(|| format!("{name}, line {number}"))?
+                }
+                false => self.text(line),
+            });
+        }
+        if prompts.is_empty() {
+            bail!("{name}: there are no prompts in it");
+        }
+        Ok(prompts)
+    }
+
+    fn json(&self, line: &str) -> anyhow::Result<Asked> {
+        let line: Line = serde_json::from_str(line).map_err(|error| {
+            // Of the place it says, the line is always the first.
+            let text = error.to_string();
+            let what = text
+                .rsplit_once(" at line ")
+                .map_or(&*text, |(what, _)| what);
+            anyhow::anyhow!("column {}: {what}", error.column())
+        })?;
+        match (line.prompt, line.messages) {
+            (Some(text), None) => Ok(self.text(&text)),
+            (None, Some(messages)) if messages.is_empty() => bail!("'messages' is empty"),
+            (None, Some(_)) if self.verbatim => {
+                bail!("'messages' cannot be taken verbatim; give 'prompt'")
+            }
+            (None, Some(messages)) => Ok(self.chat(messages)),
+            (Some(_), Some(_)) => bail!("give 'prompt' or 'messages', not both"),
+            (None, None) => bail!("there is neither 'prompt' nor 'messages'"),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const CHAT: Asking = Asking {
+        verbatim: false,
+        system: None,
+    };
+
+    fn user(text: &str) -> Message {
+        Message::new(Role::User, text)
+    }
+
+    /// Reads a file called `name` that holds `text`.
+    fn read(asking: &Asking, name: &str, text: &str) -> anyhow::Result<Vec<Asked>> {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join(name);
+        fs::write(&path, text).unwrap();
+        asking.file(&path)
+    }
+
+    #[track_caller]
+    fn told(asking: &Asking, name: &str, text: &str) -> String {
+        let error = format!("{:#}", read(asking, name, text).unwrap_err());
+        let (_, rest) = error.split_once(name).expect("the file is named");
+        assert!(!rest.contains('\n'), "{rest}");
+        rest.to_owned()
+    }
+
+    #[test]
+    fn each_line_of_a_text_is_a_prompt() {
+        let prompts = read(&CHAT, "a.txt", "One?\r\n\n  \n{\"prompt\": 2}\n").unwrap();
+        let expected = ["One?", "{\"prompt\": 2}"].map(|text| Asked::Chat(vec![user(text)]));
+        assert_eq!(prompts, expected);
+    }
+
+    #[test]
+    fn json_lines_hold_prompts_and_conversations() {
+        let lines = "{\"prompt\": \"One?\", \"id\": 7}\n\n\
+            {\"messages\": [{\"role\": \"developer\", \"content\": \"Be brief.\"}, \
+            {\"role\": \"user\", \"content\": \"Two?\"}]}\n";
+        let system = Message::new(Role::System, "Be brief.");
+        let prompts = read(&CHAT, "a.jsonl", lines).unwrap();
+        let conversation = vec![system, user("Two?")];
+        assert_eq!(
+            prompts,
+            [
+                Asked::Chat(vec![user("One?")]),
+                Asked::Chat(conversation.clone())
+            ]
+        );
+        // A conversation's own system message stands.
+        let polite = Asking {
+            system: Some("Be polite.".to_owned()),
+            ..CHAT
+        };
+        let prompts = read(&polite, "a.jsonl", lines).unwrap();
+        let system = Message::new(Role::System, "Be polite.");
+        assert_eq!(prompts[0], Asked::Chat(vec![system, user("One?")]));
+        assert_eq!(prompts[1], Asked::Chat(conversation));
+    }
+
+    #[test]
+    fn what_is_wrong_is_told_with_its_line() {
+        let verbatim = Asking {
+            verbatim: true,
+            system: None,
+        };
+        let message = r#"{"messages": [{"role": "user", "content": "x"}]}"#;
+        let told = |asking, line: &str| told(asking, "a.jsonl", &format!("\n{line}\n"));
+        assert_eq!(
+            told(&CHAT, "{\"prompt\": \"x\""),
+            ", line 2: column 14: EOF while parsing an object"
+        );
+        let neither = ", line 2: there is neither 'prompt' nor 'messages'";
+        assert_eq!(told(&CHAT, "{\"text\": \"x\"}"), neither);
+        let both = ", line 2: give 'prompt' or 'messages', not both";
+        assert_eq!(told(&CHAT, "{\"prompt\": \"x\", \"messages\": []}"), both);
+        let empty = ", line 2: 'messages' is empty";
+        assert_eq!(told(&CHAT, "{\"messages\": []}"), empty);
+        let tool = told(&CHAT, r#"{"messages": [{"role": "tool", "content": "x"}]}"#);
+        assert!(tool.contains("unknown variant `tool`"), "{tool}");
+        let verbatim = told(&verbatim, message);
+        assert!(verbatim.contains("cannot be taken verbatim"), "{verbatim}");
+    }
+
+    #[test]
+    fn a_file_without_prompts_is_refused() {
+        assert_eq!(
+            told(&CHAT, "a.txt", "\n \n"),
+            ": there are no prompts in it"
+        );
+    }
+}
