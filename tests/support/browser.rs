@@ -48,6 +48,8 @@ impl Browser {
             .args(["--no-first-run", "--disable-gpu", "--hide-scrollbars"])
             .args(["--disable-background-networking", "--disable-dev-shm-usage"])
             .arg(format!("--user-data-dir={}", folder.path().display()))
+            // What it leaves behind goes with the folder.
+            .env("TMPDIR", folder.path())
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .stderr(Stdio::null())
@@ -271,7 +273,15 @@ impl Browser {
 
 impl Drop for Browser {
     fn drop(&mut self) {
-        // It may have ended by itself.
+        // Asked to, it ends all its processes, so that nothing writes into its folder any
+        // more. It may have ended by itself.
+        _ = self
+            .to_browser
+            .write_all(b"{\"id\":0,\"method\":\"Browser.close\"}\0");
+        let until = Instant::now() + Duration::from_secs(10);
+        while matches!(self.child.try_wait(), Ok(None)) && Instant::now() < until {
+            thread::sleep(Duration::from_millis(10));
+        }
         _ = self.child.kill();
         _ = self.child.wait();
     }
