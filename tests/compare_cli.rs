@@ -3,7 +3,7 @@
 use std::fs;
 use std::process::{Command, Output, Stdio};
 
-use incant::analyze::{Class, Report};
+use incant::analyze::{Class, Report, page};
 
 use crate::support::model;
 
@@ -97,10 +97,17 @@ fn the_table_says_what_the_files_hold() {
         "7",
         "--json",
         "report.json",
+        "--html",
+        "report.html",
     ]);
     let table = good(&output);
     let text = fs::read_to_string(folder.path().join("report.json")).expect("it is written");
     let report: Report = serde_json::from_str(&text).expect("a report");
+    let html = fs::read_to_string(folder.path().join("report.html")).expect("it is written");
+    assert!(
+        html == page::report(text.trim_end()),
+        "the page holds another report"
+    );
     let ids: Vec<&str> = report.arms.iter().map(|arm| arm.id.as_str()).collect();
     assert_eq!(ids, [format!("{MODEL}@base"), MODEL.to_owned()]);
     assert_eq!(report.prompts.len(), 2);

@@ -14,7 +14,7 @@ use std::path::PathBuf;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context, bail};
-use incant::analyze::Report;
+use incant::analyze::{Report, page};
 use incant::engine::EngineOptions;
 use incant::runtime::{Arm, Model, Runtime};
 
@@ -56,6 +56,9 @@ pub(crate) struct Args {
     /// Write the whole report as JSON; - to the standard output, instead of tables
     #[arg(long, value_name = "FILE")]
     json: Option<PathBuf>,
+    /// Write a page that shows it all in a browser: one file that loads no other
+    #[arg(long, value_name = "FILE")]
+    html: Option<PathBuf>,
 }
 
 impl Args {
@@ -64,6 +67,10 @@ impl Args {
         let mut settings = self.controls.settings()?;
         let asked = self.asked()?;
         let json = self.json.as_deref().map(Target::new).transpose()?;
+        let html = self.html.as_deref().map(Target::new).transpose()?;
+        if (&json, &html) == (&Some(Target::Output), &Some(Target::Output)) {
+            bail!("--json and --html cannot both go to the standard output");
+        }
         settings.command = self.command(settings.seed);
 
         let models = self.models.clone();
@@ -86,10 +93,13 @@ impl Args {
         let prompts = Job::new(arms, asked, &settings)?.run(slots)?;
         let report = Report::new(created, settings, infos, prompts);
         let text = serde_json::to_string(&report)?;
+        if let Some(html) = &html {
+            html.write(&page::report(&text))?;
+        }
         if let Some(json) = &json {
             json.write(&(text + "\n"))?;
         }
-        if json != Some(Target::Output) {
+        if ![&json, &html].contains(&&Some(Target::Output)) {
             output::print(&table::show(&report))?;
         }
         Ok(())
