@@ -8,6 +8,7 @@
 #![allow(unsafe_code)]
 
 pub mod attention;
+pub(crate) mod exp;
 mod isa;
 mod low_rank;
 pub mod math;

@@ -1,5 +1,6 @@
-//! Sums over the softmaxes of two rows of logits, in one pass over both.
+//! Sums over the softmaxes of rows of logits: of one, or of two in one pass over both.
 
+use super::exp::exp as exp_f64;
 use super::isa::{Isa, Tier};
 use super::math::{LANES, dispatch, exp};
 
@@ -30,6 +31,32 @@ pub fn largest_if_finite(isa: Isa, logits: &[f32]) -> Option<f32> {
         *out_finite = zeros.iter().all(|&zero| zero == 0.0) && rest.iter().all(|l| l.is_finite());
     });
     (finite && !logits.is_empty()).then_some(largest)
+}
+
+/// Σ `e^((logit − largest) · factor)` over some logits, in double precision. NaN weighs
+/// nothing. It is summed lane by lane, in the same order on all instruction sets.
+pub fn weight(isa: Isa, logits: &[f32], largest: f64, factor: f64) -> f64 {
+    const DOUBLES: usize = 8;
+    let mut sum = 0.0;
+    let out = &mut sum;
+    dispatch!(isa, |_,
+                    logits: &[f32],
+                    largest: f64,
+                    factor: f64,
+                    out: &mut f64| {
+        let mut lanes = [0.0; DOUBLES];
+        let (groups, rest) = logits.as_chunks::<DOUBLES>();
+        for group in groups {
+            for (lane, &logit) in lanes.iter_mut().zip(group) {
+                *lane += exp_f64((f64::from(logit) - largest) * factor);
+            }
+        }
+        for (lane, &logit) in lanes.iter_mut().zip(rest) {
+            *lane += exp_f64((f64::from(logit) - largest) * factor);
+        }
+        *out = lanes.iter().sum();
+    });
+    sum
 }
 
 /// What the softmaxes of two rows p and q weigh, and how their logits differ by
@@ -134,7 +161,8 @@ mod tests {
                     let [Some(a), Some(b)] = largest else {
                         panic!("the rows are finite")
                     };
-                    (a, b, sums(isa, &p, a, &q, b))
+                    let weight = weight(isa, &p, f64::from(a), 1.25);
+                    (a, b, sums(isa, &p, a, &q, b), weight)
                 })
                 .collect();
             assert!(all.iter().all(|found| *found == all[0]), "{all:?}");

@@ -5,15 +5,20 @@
 //! blocks, and the k-th largest block maximum is a bound for the k-th largest
 //! logit: at least k logits reach it.
 
-use super::exp::exp;
+use std::sync::LazyLock;
+
 use super::rank::{Ranked, not_nan};
+use crate::kernels::exp::exp;
+use crate::kernels::{Isa, softmax};
 
 /// Logits in a block.
 const BLOCK: usize = 64;
 
-/// Values that a pass works on side by side. Sums are kept per lane, so that
-/// their order, and with it their rounding, is the same on every machine.
+/// Values that a pass works on side by side.
 const LANES: usize = 8;
+
+/// All instruction sets give the same bits.
+static ISA: LazyLock<Isa> = LazyLock::new(Isa::best);
 
 /// Room for what is noted about one row; kept to be used again for the next.
 #[derive(Debug, Default)]
@@ -49,18 +54,13 @@ impl Blocks {
         // to the sum, even if every token is: its block needs no look.
         let negligible = scale.logit_of(-37.0 - (logits.len() as f64).ln());
         self.weight.clear();
-        self.weight.extend(
-            logits
-                .chunks(BLOCK)
-                .zip(&self.largest)
-                .map(|(block, &largest)| {
-                    if largest < negligible {
-                        0.0
-                    } else {
-                        weight_of(block, scale)
-                    }
-                }),
-        );
+        self.weight.resize(self.largest.len(), 0.0);
+        let blocks = logits.chunks(BLOCK).zip(&self.largest);
+        for ((block, &largest), weight) in blocks.zip(&mut self.weight) {
+            if largest >= negligible {
+                *weight = softmax::weight(*ISA, block, scale.largest, scale.inverse);
+            }
+        }
         self.weight.iter().sum()
     }
 
@@ -192,21 +192,6 @@ fn largest_of(logits: &[f32]) -> f32 {
         .iter()
         .chain(rest)
         .fold(f32::NEG_INFINITY, |a, &b| larger(a, b))
-}
-
-/// The summed weight of some logits.
-fn weight_of(logits: &[f32], scale: Scale) -> f64 {
-    let mut lanes = [0.0; LANES];
-    let (groups, rest) = logits.as_chunks::<LANES>();
-    for group in groups {
-        for (lane, &logit) in lanes.iter_mut().zip(group) {
-            *lane += scale.weight(logit);
-        }
-    }
-    for (lane, &logit) in lanes.iter_mut().zip(rest) {
-        *lane += scale.weight(logit);
-    }
-    lanes.iter().sum()
 }
 
 #[cfg(test)]

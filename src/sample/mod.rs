@@ -14,7 +14,6 @@
 
 mod blocks;
 mod edits;
-mod exp;
 mod logprobs;
 mod random;
 mod rank;
