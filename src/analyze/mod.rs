@@ -9,8 +9,8 @@
 //! the whole vocabulary, in both directions.
 //!
 //! A [`Report`] holds all of it in the form that is written as JSON. [`divergence`]
-//! makes a token's numbers from two rows of logits, [`summary`] makes the shares and
-//! means of many tokens, [`sampling`] says how answers scatter, [`page`] shows it all in a
+//! makes a token's numbers from two rows of logits, [`summary()`] makes the shares and
+//! means of many tokens, [`sampling()`] says how answers scatter, [`page`] shows it all in a
 //! browser. Nothing here runs a model, reads a file or knows HTTP.
 
 mod bootstrap;
