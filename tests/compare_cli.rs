@@ -215,6 +215,10 @@ fn what_cannot_be_compared_is_told_in_one_line() {
             "error: no/report.json: there is no folder no",
         ),
         (
+            vec!["x", "--json", "-", "--html", "-"],
+            "error: --json and --html must be two files",
+        ),
+        (
             vec!["--prompts", "prompts.txt", "--context", "20"],
             "error: prompt 1: the prompt has 34 tokens for smollm2-135m-instruct, the context 20",
         ),

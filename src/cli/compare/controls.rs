@@ -53,7 +53,8 @@ pub(super) struct Controls {
     /// Do not score the answers
     #[arg(long)]
     no_analysis: bool,
-    /// How many alternatives to keep for each token, 0 to 20
+    /// How many alternatives to keep for each token and arm, 0 to 20: most of a long
+    /// report is these
     #[arg(long, value_name = "N", default_value_t = 10)]
     top_logprobs: usize,
 }

@@ -68,8 +68,8 @@ impl Args {
         let asked = self.asked()?;
         let json = self.json.as_deref().map(Target::new).transpose()?;
         let html = self.html.as_deref().map(Target::new).transpose()?;
-        if (&json, &html) == (&Some(Target::Output), &Some(Target::Output)) {
-            bail!("--json and --html cannot both go to the standard output");
+        if json.is_some() && json == html {
+            bail!("--json and --html must be two files");
         }
         settings.command = self.command(settings.seed);
 

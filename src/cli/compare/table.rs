@@ -9,7 +9,7 @@ use crate::cli::output::{Align, grouped, table, visible};
 /// How many of the most shifted tokens of an arm are shown.
 const MOST_SHIFTED: usize = 8;
 
-/// The answers, if there is only one prompt, and the tables.
+/// The answers, if there is only one prompt, the tables, and the seed if it matters.
 pub(super) fn show(report: &Report) -> String {
     let names = names(&report.arms);
     let mut parts = Vec::new();
@@ -23,6 +23,10 @@ pub(super) fn show(report: &Report) -> String {
         parts.extend(removed(summary, &names[reference], &names));
     }
     parts.extend(sampling(&report.sampling, &names));
+    // What is left to chance can be had again.
+    if report.settings.temperature.iter().any(|&t| t > 0.0) {
+        parts.push(format!("Repeat it with --seed {}\n", report.settings.seed));
+    }
     parts.join("\n")
 }
 
@@ -371,6 +375,8 @@ mod tests {
           @urial            0        3      1.00        1.00       0.33     1.3           -0.500
           +tuned            0        1      1.00        0.00       0.00     1.0           -0.500
           @urial          0.5        2      1.00        1.00       0.00     1.0           -0.500
+
+        Repeat it with --seed 1
         ");
     }
 
