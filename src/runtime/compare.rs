@@ -51,6 +51,13 @@ pub fn room<'a>(sides: impl IntoIterator<Item = (&'a Arm, &'a Prompt)>) -> usize
     left.min().unwrap_or(0)
 }
 
+/// The place of the arm that shift is measured against where nobody says: the first with
+/// `@turn`, or else the first.
+pub fn default_reference(arms: &[Arm]) -> usize {
+    let turn = |arm: &Arm| arm.info().profile.as_deref() == Some("turn");
+    arms.iter().position(turn).unwrap_or(0)
+}
+
 /// What comes out of a comparison, of answer number `answer`.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Said {

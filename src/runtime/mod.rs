@@ -20,7 +20,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 pub use adapters::{Adapter, AdapterError, Adapters};
 pub use arm::{Arm, ArmError, Prompt, PromptError, PromptInput};
 pub use bind::BoundProfile;
-pub use compare::{Comparison, Said, Side, Transcript, What, room};
+pub use compare::{Comparison, Said, Side, Transcript, What, default_reference, room};
 pub use load::{LoadError, LoadOptions, Model, Profiles};
 
 /// Everything loaded, shared by all requests.

@@ -16,7 +16,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use anyhow::{Context, bail};
 use incant::analyze::{Report, page};
 use incant::engine::EngineOptions;
-use incant::runtime::{Arm, Model, Runtime};
+use incant::runtime::{Arm, Model, Runtime, default_reference};
 
 use self::controls::Controls;
 use self::files::Target;
@@ -148,8 +148,7 @@ impl Args {
 
     fn reference(&self, arms: &[Arm]) -> anyhow::Result<usize> {
         let Some(id) = &self.reference else {
-            let turn = |arm: &Arm| arm.info().profile.as_deref() == Some("turn");
-            return Ok(arms.iter().position(turn).unwrap_or(0));
+            return Ok(default_reference(arms));
         };
         match arms.iter().position(|arm| arm.id() == id) {
             Some(place) => Ok(place),

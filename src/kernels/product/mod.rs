@@ -12,6 +12,7 @@
 mod activations;
 #[cfg(target_arch = "x86_64")]
 mod amx;
+mod back;
 #[cfg(test)]
 mod tests;
 mod tile;
@@ -44,6 +45,27 @@ struct Tile<'a> {
     scales: &'a [f32],
     /// `[row]`.
     sums: &'a [HalfSums],
+}
+
+/// Columns that [`back`] adds to at once.
+pub const BACK_COLUMNS: usize = back::BLOCKS * BLOCK;
+
+/// Adds `dY·W` to some columns of dX: to [`BACK_COLUMNS`] from the first of block
+/// `block` on, of which those beyond the matrix stay as they are. `dy` has a row as long
+/// as the matrix has for each row of `dx`.
+///
+/// # Panics
+/// The lengths do not fit, or there is no such block.
+pub fn back(isa: Isa, matrix: &Matrix, dy: &[f32], block: usize, dx: &mut [[f32; BACK_COLUMNS]]) {
+    assert_eq!(dy.len(), dx.len() * matrix.rows(), "a row for each row");
+    assert!(block * BLOCK < matrix.columns(), "the block is there");
+    dispatch!(isa, |lanes,
+                    matrix: &Matrix,
+                    dy: &[f32],
+                    block: usize,
+                    dx: &mut [[f32; BACK_COLUMNS]]| {
+        back::back(lanes, matrix, dy, block, dx)
+    });
 }
 
 /// Computes the outputs of panel `panel` for all rows: `out[row][lane]`.

@@ -3,8 +3,8 @@ use proptest::prelude::*;
 
 use super::super::isa::{Isa, Tier};
 use super::super::matrix::tests::random_bytes;
-use super::super::matrix::{Format, LANES, Matrix};
-use super::{Activations, Kind, panel};
+use super::super::matrix::{BLOCK, Format, LANES, Matrix};
+use super::{Activations, BACK_COLUMNS, Kind, back, panel};
 use crate::gguf::TensorType;
 
 const TYPES: [TensorType; 13] = [
@@ -196,6 +196,57 @@ fn rows_of_zeros_give_zeros() {
         for isa in Isa::all() {
             let found = product(isa, &matrix, &[vec![0.0; 256]]);
             assert_eq!(found[0], vec![0.0; 20], "{kind} {isa}");
+        }
+    }
+}
+
+/// dX, `[row][column]`, of rows of dY.
+fn back_product(isa: Isa, matrix: &Matrix, dy: &[Vec<f32>]) -> Vec<Vec<f32>> {
+    let flat = dy.concat();
+    let mut found = vec![Vec::new(); dy.len()];
+    for first in (0..matrix.columns()).step_by(BACK_COLUMNS) {
+        // It adds to what is there.
+        let mut dx = vec![[1.0; BACK_COLUMNS]; dy.len()];
+        back(isa, matrix, &flat, first / BLOCK, &mut dx);
+        for (found, dx) in found.iter_mut().zip(dx) {
+            found.extend(dx.map(|sum| sum - 1.0));
+        }
+    }
+    for found in &mut found {
+        found.truncate(matrix.columns());
+    }
+    found
+}
+
+#[test]
+fn the_way_back_is_the_product_with_the_transposed_matrix() {
+    for kind in TYPES {
+        // Panels and blocks that are not whole, and rows that are not a multiple of three.
+        let unit = kind.block_size();
+        let shapes = [(40, unit), (16, 2 * unit.max(64)), (5, 3 * unit.max(32))];
+        for (rows, (outputs, columns)) in [7, 1, 3].into_iter().zip(shapes) {
+            let matrix = matrix(kind, outputs, columns, 5);
+            let dy = random_rows(rows, outputs, 9);
+            let mut weights = vec![vec![0.0; columns]; outputs];
+            for (row, weights) in weights.iter_mut().enumerate() {
+                matrix.row(row, weights);
+            }
+            let plain = back_product(Isa::all()[0], &matrix, &dy);
+            for isa in Isa::all() {
+                let found = back_product(isa, &matrix, &dy);
+                assert_eq!(found, plain, "{kind} on {isa}");
+            }
+            for (dy, found) in dy.iter().zip(&plain) {
+                for (column, &found) in found.iter().enumerate() {
+                    let terms = dy.iter().zip(&weights);
+                    let terms = terms.map(|(dy, row)| f64::from(*dy) * f64::from(row[column]));
+                    let (sum, size) = terms.fold((0.0, 1.0), |(sum, size): (f64, f64), term| {
+                        (sum + term, size + term.abs())
+                    });
+                    let apart = (f64::from(found) - sum).abs();
+                    assert!(apart <= 1e-5 * size, "{kind}: {found} and {sum}");
+                }
+            }
         }
     }
 }

@@ -14,7 +14,7 @@ impl Unpacked {
 
 /// A block's dense weights.
 #[repr(align(64))]
-struct UnpackedDense([[f32; LANES]; BLOCK]);
+pub(super) struct UnpackedDense(pub(super) [[f32; LANES]; BLOCK]);
 
 /// Rows of the tallest tile: what registers can hold the sums of.
 pub(super) const fn tallest<L: Words>() -> usize {
@@ -302,7 +302,12 @@ fn bytes<L: Words>(lanes: L, block: &[u8], quarter: usize) -> [L::Words; 4] {
 }
 
 #[inline(always)]
-fn unpack_dense<L: Words>(lanes: L, dense: Dense, block: &[u8], out: &mut UnpackedDense) {
+pub(super) fn unpack_dense<L: Words>(
+    lanes: L,
+    dense: Dense,
+    block: &[u8],
+    out: &mut UnpackedDense,
+) {
     match dense {
         Dense::F16 => {
             for (out, bytes) in out.0.iter_mut().zip(block.as_chunks::<32>().0) {

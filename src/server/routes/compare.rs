@@ -13,7 +13,7 @@ use run::respond;
 
 use crate::analyze::{self, Finish, Report, ReportArm, Settings, Summary, Token, Usage};
 use crate::profile::{Message, SamplingDefaults};
-use crate::runtime::{Arm, Prompt, PromptInput, Side, room};
+use crate::runtime::{Arm, Prompt, PromptInput, Side, default_reference, room};
 use crate::sample::fresh_seed;
 use crate::server::answer::fit;
 use crate::server::call::{Call, unhurried};
@@ -187,10 +187,7 @@ fn reference(request: &CompareRequest, arms: &[Arm]) -> Result<usize, ApiError> 
             let message = format!("`reference` is '{id}', which is none of `arms`.");
             ApiError::invalid("reference", message)
         }),
-        None => {
-            let turn = |arm: &Arm| arm.info().profile.as_deref() == Some("turn");
-            Ok(arms.iter().position(turn).unwrap_or(0))
-        }
+        None => Ok(default_reference(arms)),
     }
 }
 
