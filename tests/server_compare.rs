@@ -164,7 +164,7 @@ fn by_device_executor(
 }
 
 /// How far a log-probability of the native executor may be from the device executor's: it
-/// keeps keys and values in binary16, and rounds activations to 16 bits. Seen: 0.007.
+/// keeps keys and values in binary16, and rounds activations to 16 bits.
 const BETWEEN_EXECUTORS: f64 = 0.02;
 
 #[test]

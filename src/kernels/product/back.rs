@@ -4,6 +4,8 @@
 //! of the batch; so what expanding costs hardly counts where there are many. Sums are in
 //! single precision, panel by panel, in the same order on all instruction sets.
 
+use std::ops::Range;
+
 use super::super::matrix::{BLOCK, Codes, Format, LANES, Matrix, UnitScales};
 use super::tile::{Unpacked, UnpackedDense, unpack, unpack_dense};
 use super::words::Words;
@@ -21,24 +23,26 @@ const VECTORS: usize = BLOCK / LANES;
 #[repr(align(64))]
 struct Expanded([[[f32; BLOCK]; LANES]; BLOCKS]);
 
-/// Adds to columns `first * BLOCK` and those that follow, as many as the rows of `dx` are
-/// wide. `dy` has a row of `matrix.rows()` for each row of `dx`.
+/// Adds what some panels have to columns `first * BLOCK` and those that follow, as many as
+/// the rows of `dx` are wide. `dy` has a row of the panels' outputs for each row of `dx`.
 #[inline(always)]
 pub(super) fn back<L: Words>(
     lanes: L,
     matrix: &Matrix,
+    panels: Range<usize>,
     dy: &[f32],
     first: usize,
     dx: &mut [[f32; BLOCKS * BLOCK]],
 ) {
-    let width = matrix.rows();
+    let start = panels.start * LANES;
+    let width = matrix.rows().min(panels.end * LANES) - start;
     let blocks = BLOCKS.min((matrix.padded() / BLOCK).saturating_sub(first));
     let mut weights = Expanded([[[0.0; BLOCK]; LANES]; BLOCKS]);
-    for panel in 0..matrix.panels() {
+    for panel in panels {
         for (block, weights) in weights.0[..blocks].iter_mut().enumerate() {
             expand(lanes, matrix, panel, first + block, weights);
         }
-        let at = panel * LANES;
+        let at = panel * LANES - start;
         let outputs = LANES.min(width - at);
         let mut factors = [[0.0; LANES]; ROWS];
         for (group, rows) in dx.chunks_mut(ROWS).enumerate() {

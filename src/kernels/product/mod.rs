@@ -20,6 +20,8 @@ mod words;
 
 pub use activations::{Activations, Kind, Writer};
 
+use std::ops::Range;
+
 use super::isa::{Isa, Tier};
 use super::math::dispatch;
 use super::matrix::{BLOCK, LANES, Matrix};
@@ -47,25 +49,74 @@ struct Tile<'a> {
     sums: &'a [HalfSums],
 }
 
-/// Columns that [`back`] adds to at once.
-pub const BACK_COLUMNS: usize = back::BLOCKS * BLOCK;
-
-/// Adds `dY·W` to some columns of dX: to [`BACK_COLUMNS`] from the first of block
-/// `block` on, of which those beyond the matrix stay as they are. `dy` has a row as long
-/// as the matrix has for each row of `dx`.
+/// `y = x·Wᵀ` for some rows, on this thread. As rows that decode: in the most exact way
+/// there is.
 ///
 /// # Panics
-/// The lengths do not fit, or there is no such block.
-pub fn back(isa: Isa, matrix: &Matrix, dy: &[f32], block: usize, dx: &mut [[f32; BACK_COLUMNS]]) {
-    assert_eq!(dy.len(), dx.len() * matrix.rows(), "a row for each row");
-    assert!(block * BLOCK < matrix.columns(), "the block is there");
-    dispatch!(isa, |lanes,
-                    matrix: &Matrix,
-                    dy: &[f32],
-                    block: usize,
-                    dx: &mut [[f32; BACK_COLUMNS]]| {
-        back::back(lanes, matrix, dy, block, dx)
-    });
+/// The lengths do not fit.
+pub fn rows(isa: Isa, matrix: &Matrix, x: &[f32], y: &mut [f32]) {
+    outputs(isa, matrix, 0..matrix.panels(), x, y);
+}
+
+/// The same for the outputs of some panels.
+///
+/// # Panics
+/// The lengths do not fit.
+pub fn outputs(isa: Isa, matrix: &Matrix, panels: Range<usize>, x: &[f32], y: &mut [f32]) {
+    let count = x.len() / matrix.columns();
+    let width = width(matrix, &panels);
+    assert!(x.len() == count * matrix.columns() && y.len() == count * width);
+    let mut activations = Activations::new(isa);
+    activations.reset(count, count, matrix.columns(), Kind::of([matrix]));
+    let writer = activations.writer();
+    for (row, x) in x.chunks_exact(matrix.columns()).enumerate() {
+        // SAFETY: no other thread knows of it.
+        unsafe { writer.write(row, x) };
+    }
+    let mut out = vec![[0.0; LANES]; count];
+    for (index, number) in panels.enumerate() {
+        panel(isa, matrix, number, &activations, &mut out);
+        let at = index * LANES;
+        let lanes = LANES.min(width - at);
+        for (y, out) in y.chunks_exact_mut(width).zip(&out) {
+            y[at..at + lanes].copy_from_slice(&out[..lanes]);
+        }
+    }
+}
+
+/// `dX += dY·W` for some rows, on this thread, where `dy` has the outputs of some panels.
+///
+/// # Panics
+/// The lengths do not fit.
+pub fn back(isa: Isa, matrix: &Matrix, panels: Range<usize>, dy: &[f32], dx: &mut [f32]) {
+    const COLUMNS: usize = back::BLOCKS * BLOCK;
+    let columns = matrix.columns();
+    let count = dx.len() / columns;
+    assert!(dx.len() == count * columns && dy.len() == count * width(matrix, &panels));
+    let mut sums = vec![[0.0; COLUMNS]; count];
+    for first in (0..columns).step_by(COLUMNS) {
+        let wide = COLUMNS.min(columns - first);
+        for (sums, dx) in sums.iter_mut().zip(dx.chunks_exact(columns)) {
+            sums[..wide].copy_from_slice(&dx[first..first + wide]);
+        }
+        let (panels, block, out) = (panels.clone(), first / BLOCK, &mut sums[..]);
+        dispatch!(isa, |lanes,
+                        matrix: &Matrix,
+                        panels: Range<usize>,
+                        dy: &[f32],
+                        block: usize,
+                        out: &mut [[f32; COLUMNS]]| {
+            back::back(lanes, matrix, panels, dy, block, out)
+        });
+        for (sums, dx) in sums.iter().zip(dx.chunks_exact_mut(columns)) {
+            dx[first..first + wide].copy_from_slice(&sums[..wide]);
+        }
+    }
+}
+
+/// How many outputs some panels have.
+fn width(matrix: &Matrix, panels: &Range<usize>) -> usize {
+    matrix.rows().min(panels.end * LANES) - panels.start * LANES
 }
 
 /// Computes the outputs of panel `panel` for all rows: `out[row][lane]`.

@@ -3,8 +3,8 @@ use proptest::prelude::*;
 
 use super::super::isa::{Isa, Tier};
 use super::super::matrix::tests::random_bytes;
-use super::super::matrix::{BLOCK, Format, LANES, Matrix};
-use super::{Activations, BACK_COLUMNS, Kind, back, panel};
+use super::super::matrix::{Format, LANES, Matrix};
+use super::{Activations, Kind, back, panel, rows as product_rows};
 use crate::gguf::TensorType;
 
 const TYPES: [TensorType; 13] = [
@@ -200,22 +200,21 @@ fn rows_of_zeros_give_zeros() {
     }
 }
 
-/// dX, `[row][column]`, of rows of dY.
+/// dX, `[row][column]`, of rows of dY: in two parts, the second of which adds to the first.
 fn back_product(isa: Isa, matrix: &Matrix, dy: &[Vec<f32>]) -> Vec<Vec<f32>> {
-    let flat = dy.concat();
-    let mut found = vec![Vec::new(); dy.len()];
-    for first in (0..matrix.columns()).step_by(BACK_COLUMNS) {
-        // It adds to what is there.
-        let mut dx = vec![[1.0; BACK_COLUMNS]; dy.len()];
-        back(isa, matrix, &flat, first / BLOCK, &mut dx);
-        for (found, dx) in found.iter_mut().zip(dx) {
-            found.extend(dx.map(|sum| sum - 1.0));
-        }
+    let half = matrix.panels() / 2;
+    let mut dx = vec![0.0; dy.len() * matrix.columns()];
+    for panels in [0..half, half..matrix.panels()] {
+        let outputs = panels.start * LANES..matrix.rows().min(panels.end * LANES);
+        let dy: Vec<f32> = dy
+            .iter()
+            .flat_map(|dy| dy[outputs.clone()].to_vec())
+            .collect();
+        back(isa, matrix, panels, &dy, &mut dx);
     }
-    for found in &mut found {
-        found.truncate(matrix.columns());
-    }
-    found
+    dx.chunks_exact(matrix.columns())
+        .map(<[f32]>::to_vec)
+        .collect()
 }
 
 #[test]
@@ -248,5 +247,16 @@ fn the_way_back_is_the_product_with_the_transposed_matrix() {
                 }
             }
         }
+    }
+}
+
+#[test]
+fn rows_are_the_products_of_all_panels() {
+    let matrix = matrix(TensorType::Q4_0, 40, 64, 3);
+    let x = random_rows(5, 64, 4);
+    for isa in Isa::all() {
+        let mut y = vec![0.0; 5 * 40];
+        product_rows(isa, &matrix, &x.concat(), &mut y);
+        assert_eq!(y, product(isa, &matrix, &x).concat(), "{isa}");
     }
 }
