@@ -23,3 +23,4 @@ pub mod sample;
 pub mod server;
 mod shown;
 pub mod text;
+pub mod train;

@@ -1,0 +1,100 @@
+//! What can go wrong while training.
+
+use std::io;
+use std::path::{Path, PathBuf};
+
+use super::data::Place;
+
+/// Training cannot begin or go on; one line.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum TrainError {
+    /// A computation failed.
+    #[error(transparent)]
+    Tensor(#[from] candle_core::Error),
+    /// A file cannot be read or written.
+    #[error("{}: {error}", path.display())]
+    Io {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        error: io::Error,
+    },
+    /// A file of an earlier run is not what it should be.
+    #[error("{}: {why}", path.display())]
+    State {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        why: String,
+    },
+    /// The run to go on with had another setting.
+    #[error(
+        "the run in {} cannot go on: '{name}' was {then} and is {now}", folder.display()
+    )]
+    Differs {
+        /// The run's folder.
+        folder: PathBuf,
+        /// The setting.
+        name: String,
+        /// What it was.
+        then: String,
+        /// What it is now.
+        now: String,
+    },
+    /// The folder holds a run already.
+    #[error(
+        "{} holds a run already; go on with it (--resume) or choose another folder",
+        .0.display()
+    )]
+    Exists(PathBuf),
+    /// There is nothing to learn from.
+    #[error("there are no examples")]
+    NoExamples,
+    /// The student has learnt something that is no number.
+    #[error("the {what} of step {step} is {value}; its examples: {}", list(places))]
+    NotFinite {
+        /// The loss or the gradient.
+        what: &'static str,
+        /// The step.
+        step: usize,
+        /// What it is instead of a number.
+        value: f64,
+        /// Where the step's examples come from.
+        places: Vec<Place>,
+    },
+    /// A part of the adapter is not connected to the loss.
+    #[error("'{name}' gets no gradient")]
+    NoGradient {
+        /// The variable.
+        name: String,
+    },
+    /// An example has no token whose log-probability counts, or the like.
+    #[error("{place}: {what}")]
+    Example {
+        /// Where it comes from.
+        place: Place,
+        /// What is wrong with it.
+        what: &'static str,
+    },
+}
+
+impl TrainError {
+    /// What makes an error of reading or writing `path`.
+    pub fn io(path: &Path) -> impl FnOnce(io::Error) -> TrainError {
+        let path = path.to_owned();
+        move |error| TrainError::Io { path, error }
+    }
+
+    pub(super) fn state(path: &Path, why: impl ToString) -> TrainError {
+        TrainError::State {
+            path: path.to_owned(),
+            why: why.to_string(),
+        }
+    }
+}
+
+fn list(places: &[Place]) -> String {
+    let places: Vec<String> = places.iter().map(Place::to_string).collect();
+    places.join(", ")
+}

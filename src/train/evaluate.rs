@@ -1,0 +1,116 @@
+//! How the student does on examples that it does not learn from.
+
+use super::loss::Loss;
+use super::metrics::{Evaluation, Event, Observer, Preference};
+use super::references::{self, References};
+use super::samples::Example;
+use super::trainer::Training;
+use super::{TrainError, batches};
+
+/// The two-sided 95% point of the normal distribution.
+const Z: f64 = 1.959_963_984_540_054;
+
+/// Looks at all held-out examples.
+pub(super) fn evaluate(
+    training: &Training<'_>,
+    references: &References,
+    step: usize,
+    observer: &mut dyn Observer,
+) -> Result<Evaluation, TrainError> {
+    let examples = training.held_out;
+    let lengths: Vec<usize> = examples.iter().map(Example::length).collect();
+    let (mut sum, mut weight, mut done) = (0.0, 0, 0);
+    let mut margins = Vec::new();
+    for batch in batches::in_order(&lengths, training.settings.batch_size) {
+        let some: Vec<&Example> = batch.iter().map(|&place| &examples[place]).collect();
+        let references = references::of(references.of_held_out(), &batch);
+        let found: Loss = training
+            .objective
+            .loss(training.student, &some, &references)?;
+        let loss = number(&found.sum)?;
+        if !loss.is_finite() {
+            return Err(TrainError::NotFinite {
+                what: "held-out loss",
+                step,
+                value: loss,
+                places: some.iter().map(|example| example.place.clone()).collect(),
+            });
+        }
+        sum += loss;
+        weight += weight_of(training, &some);
+        margins.extend(found.margins);
+        done += batch.len();
+        observer.on(&Event::Evaluating {
+            done,
+            total: examples.len(),
+        });
+    }
+    Ok(Evaluation {
+        step,
+        loss: sum / weight as f64,
+        preference: preference(&margins),
+    })
+}
+
+/// A tensor's only number.
+pub(super) fn number(tensor: &candle_core::Tensor) -> Result<f64, TrainError> {
+    Ok(tensor.to_dtype(candle_core::DType::F64)?.to_scalar()?)
+}
+
+/// What the losses of some examples are divided by.
+pub(super) fn weight_of(training: &Training<'_>, examples: &[&Example]) -> usize {
+    let weights = examples
+        .iter()
+        .map(|example| training.objective.weight(example));
+    weights.sum()
+}
+
+fn preference(margins: &[f64]) -> Option<Preference> {
+    let pairs = margins.len();
+    let ahead = margins.iter().filter(|&&margin| margin > 0.0).count();
+    (pairs > 0).then(|| Preference {
+        pairs,
+        accuracy: ahead as f64 / pairs as f64,
+        interval: wilson(ahead, pairs),
+        mean_margin: margins.iter().sum::<f64>() / pairs as f64,
+    })
+}
+
+/// The 95% interval of a share of which `hits` out of `count` were seen (Wilson 1927).
+fn wilson(hits: usize, count: usize) -> [f64; 2] {
+    let (share, count) = (hits as f64 / count as f64, count as f64);
+    let shrink = 1.0 + Z * Z / count;
+    let middle = (share + Z * Z / (2.0 * count)) / shrink;
+    let spread = (share * (1.0 - share) / count + Z * Z / (4.0 * count * count)).sqrt();
+    let half = Z * spread / shrink;
+    [(middle - half).max(0.0), (middle + half).min(1.0)]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn intervals_are_those_of_the_textbooks() {
+        for (hits, count, expected) in [
+            (81, 263, [0.255_28, 0.366_21]),
+            (15, 148, [0.062_37, 0.160_51]),
+            (0, 20, [0.0, 0.161_13]),
+            (20, 20, [0.838_87, 1.0]),
+        ] {
+            for (found, expected) in wilson(hits, count).iter().zip(expected) {
+                assert!((found - expected).abs() < 1e-4, "{found} is not {expected}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_pair_that_is_even_is_not_won() {
+        let found = preference(&[0.0, 1.0, -2.0, 3.0]).unwrap();
+        assert_eq!(
+            (found.pairs, found.accuracy, found.mean_margin),
+            (4, 0.5, 0.5)
+        );
+        assert_eq!(preference(&[]), None);
+    }
+}

@@ -1,0 +1,186 @@
+//! What training brings down: one file for each loss, made of the log-probabilities of
+//! the tokens that count.
+//!
+//! An [`Objective`] asks the student about some examples and makes a loss of what it says.
+//! The formulas are functions of plain tensors beside it.
+
+mod distil;
+mod dpo;
+mod sft;
+mod simpo;
+
+use candle_core::Tensor;
+use serde_json::Value;
+
+pub use distil::Distil;
+pub use dpo::Dpo;
+pub use sft::Sft;
+pub use simpo::Simpo;
+
+use super::TrainError;
+use super::samples::Example;
+use super::student::{Batch, Student};
+
+/// What training brings down.
+pub trait Objective {
+    /// What it is called.
+    fn name(&self) -> &'static str;
+
+    /// Its numbers by their names, which a run that goes on must not change.
+    fn settings(&self) -> Vec<(&'static str, Value)>;
+
+    /// How much an example weighs beside others: losses are summed over this many tokens
+    /// or pairs, and divided by those of all examples of a step.
+    fn weight(&self, example: &Example) -> usize;
+
+    /// What the student is held against, computed once with the student as it is before
+    /// the first step: a tensor for each example, or `None` where there is no such thing.
+    ///
+    /// # Errors
+    /// A computation failed.
+    fn references(
+        &self,
+        _student: &dyn Student,
+        _examples: &[&Example],
+    ) -> Result<Option<Vec<Tensor>>, TrainError> {
+        Ok(None)
+    }
+
+    /// The loss of some examples, with their references.
+    ///
+    /// # Errors
+    /// A computation failed.
+    fn loss(
+        &self,
+        student: &dyn Student,
+        examples: &[&Example],
+        references: &[&Tensor],
+    ) -> Result<Loss, TrainError>;
+}
+
+/// The loss of some examples.
+#[derive(Debug)]
+pub struct Loss {
+    /// Summed over what the examples weigh: a number, differentiable.
+    pub sum: Tensor,
+    /// For preferences: how far the chosen answer of each pair is before the rejected
+    /// one.
+    pub margins: Vec<f64>,
+}
+
+/// All sequences of one side of some examples.
+fn batch(examples: &[&Example], side: usize) -> Batch {
+    let sides = examples.iter().flat_map(|example| &example.sides[side]);
+    Batch {
+        sequences: sides.cloned().collect(),
+    }
+}
+
+/// The sequences of both sides, example by example, and how many tokens of each side
+/// count.
+fn pairs(examples: &[&Example]) -> (Batch, Vec<usize>) {
+    let sides = examples.iter().flat_map(|example| &example.sides);
+    let counted = examples
+        .iter()
+        .flat_map(|example| (0..example.sides.len()).map(|side| example.counted(side)));
+    let batch = Batch {
+        sequences: sides.flatten().cloned().collect(),
+    };
+    (batch, counted.collect())
+}
+
+/// The sums of consecutive parts of `values` (`[n]`) that have these lengths: one for
+/// each.
+fn sums(values: &Tensor, lengths: &[usize]) -> candle_core::Result<Tensor> {
+    let mut begins = 0;
+    let parts = lengths.iter().map(|&length| {
+        let part = values.narrow(0, begins, length)?.sum_all();
+        begins += length;
+        part
+    });
+    Tensor::stack(&parts.collect::<candle_core::Result<Vec<_>>>()?, 0)
+}
+
+/// Chosen and rejected, of values that alternate.
+fn by_side(values: &Tensor) -> candle_core::Result<[Tensor; 2]> {
+    let values = values.reshape(((), 2))?;
+    let side = |side| values.narrow(1, side, 1)?.squeeze(1);
+    Ok([side(0)?, side(1)?])
+}
+
+/// log(1 + e^x), which neither overflows nor has a kink at 0.
+fn softplus(x: &Tensor) -> candle_core::Result<Tensor> {
+    let largest = x.relu()?.detach();
+    let sum = (largest.neg()?.exp()? + (x - &largest)?.exp()?)?;
+    largest + sum.log()?
+}
+
+/// The numbers of a row.
+fn numbers(row: &Tensor) -> candle_core::Result<Vec<f64>> {
+    row.to_dtype(candle_core::DType::F64)?.to_vec1()
+}
+
+#[cfg(test)]
+mod tests {
+    use candle_core::{Device, Var};
+
+    use super::*;
+
+    /// A row of numbers that can be differentiated by.
+    pub(super) fn row(values: &[f64]) -> Var {
+        Var::from_slice(values, values.len(), &Device::Cpu).unwrap()
+    }
+
+    #[track_caller]
+    pub(super) fn assert_close(found: &[f64], expected: &[f64], tolerance: f64) {
+        assert_eq!(found.len(), expected.len());
+        for (found, expected) in found.iter().zip(expected) {
+            assert!(
+                (found - expected).abs() <= tolerance,
+                "{found} is not {expected}"
+            );
+        }
+    }
+
+    /// Holds the gradient of `loss` at `values` against central differences.
+    #[track_caller]
+    pub(super) fn check_gradient(values: &[f64], loss: impl Fn(&Tensor) -> Tensor) {
+        let step = 1e-6;
+        let at = |place: usize, by: f64| {
+            let mut moved = values.to_vec();
+            moved[place] += by;
+            loss(row(&moved).as_tensor()).to_scalar::<f64>().unwrap()
+        };
+        let differences =
+            (0..values.len()).map(|place| (at(place, step) - at(place, -step)) / (2.0 * step));
+        let variable = row(values);
+        let gradients = loss(variable.as_tensor()).backward().unwrap();
+        let gradient = gradients.get(&variable).unwrap().to_vec1().unwrap();
+        assert_close(&gradient, &differences.collect::<Vec<_>>(), 1e-8);
+    }
+
+    #[test]
+    fn softplus_is_right_far_away_and_has_no_kink() {
+        let values = [-800.0, -1.0, 0.0, 1.0, 800.0];
+        let found = softplus(row(&values).as_tensor()).unwrap();
+        let expected = [
+            0.0,
+            0.313_261_687_518_223,
+            0.693_147_180_559_945,
+            1.313_261_687_518_223,
+            800.0,
+        ];
+        assert_close(&numbers(&found).unwrap(), &expected, 1e-12);
+        check_gradient(&values, |x| softplus(x).unwrap().sum_all().unwrap());
+    }
+
+    #[test]
+    fn parts_are_summed_by_their_lengths() {
+        let values = row(&[1.0, 2.0, 4.0, 8.0, 16.0, 32.0]);
+        let found = sums(values.as_tensor(), &[1, 3, 0, 2]).unwrap();
+        assert_eq!(numbers(&found).unwrap(), [1.0, 14.0, 0.0, 48.0]);
+        let [chosen, rejected] = by_side(&found).unwrap();
+        assert_eq!(numbers(&chosen).unwrap(), [1.0, 0.0]);
+        assert_eq!(numbers(&rejected).unwrap(), [14.0, 48.0]);
+    }
+}

@@ -1,0 +1,334 @@
+//! The loop: losses of some batches, their gradient, a step, again.
+//!
+//! Everything a step depends on is in the student's variables, the optimizer's moments
+//! and the step's number, which a checkpoint holds. So a run that was killed at any moment
+//! and goes on from its last checkpoint ends with the same weights, to the last bit.
+
+use std::fs;
+use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Instant;
+
+use candle_core::Tensor;
+
+use super::batches::Batches;
+use super::checkpoint::{self, State};
+use super::evaluate::{evaluate, number, weight_of};
+use super::loss::Objective;
+use super::metrics::{Evaluation, Event, Log, Observer, Record, Step};
+use super::optimizer::{self, AdamW, Schedule};
+use super::references::{self, References};
+use super::samples::Example;
+use super::settings::{Identity, Settings};
+use super::student::Student;
+use super::{TrainError, files, report};
+
+/// The page that shows how a run went, in its folder.
+const REPORT: &str = "report.html";
+
+/// A run: who learns what from what.
+pub struct Training<'a> {
+    /// Who learns.
+    pub student: &'a dyn Student,
+    /// What is brought down.
+    pub objective: &'a dyn Objective,
+    /// What is learnt from.
+    pub examples: &'a [Example],
+    /// What is only looked at.
+    pub held_out: &'a [Example],
+    /// How.
+    pub settings: &'a Settings,
+    /// Where everything is written. It need not exist.
+    pub folder: &'a Path,
+    /// Go on with the run that is in the folder, from its last checkpoint. If there is
+    /// none, the run begins anew.
+    pub resume: bool,
+    /// Set it, and the run saves a checkpoint and ends.
+    pub stop: &'a AtomicBool,
+}
+
+/// How a run ended.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Outcome {
+    /// Steps that are made.
+    pub step: usize,
+    /// All steps of the run: fewer are made if it was told to stop.
+    pub steps: usize,
+    /// What was found when the held-out examples were looked at first and last.
+    pub evaluations: Option<(Evaluation, Evaluation)>,
+}
+
+/// Trains until the end, or until it is told to stop.
+///
+/// At the end the folder is itself a PEFT directory. Beside it there are checkpoints,
+/// `metrics.jsonl`, `report.html` and, where the loss needs them, references.
+///
+/// # Errors
+/// See [`TrainError`].
+pub fn train(training: &Training<'_>, observer: &mut dyn Observer) -> Result<Outcome, TrainError> {
+    if training.examples.is_empty() {
+        return Err(TrainError::NoExamples);
+    }
+    let folder = training.folder;
+    fs::create_dir_all(folder).map_err(TrainError::io(folder))?;
+    match Run::begin(training, observer)? {
+        Some(mut run) => {
+            run.go(observer)?;
+            Ok(run.outcome())
+        }
+        None => Ok(Outcome {
+            step: 0,
+            steps: steps(training),
+            evaluations: None,
+        }),
+    }
+}
+
+fn steps(training: &Training<'_>) -> usize {
+    let settings = training.settings;
+    let per_epoch = training.examples.len().div_ceil(settings.batch_size);
+    settings.batches(per_epoch).div_ceil(settings.accumulate)
+}
+
+/// A run that is going on.
+struct Run<'a> {
+    training: &'a Training<'a>,
+    identity: Identity,
+    batches: Batches,
+    schedule: Schedule,
+    references: References,
+    optimizer: AdamW,
+    log: Log,
+    /// Steps that were made, and how long they took.
+    step: usize,
+    seconds: f64,
+}
+
+impl<'a> Run<'a> {
+    /// A run at its beginning, or where its last checkpoint stands. `None` if it was told
+    /// to stop before it could begin.
+    fn begin(
+        training: &'a Training<'a>,
+        observer: &mut dyn Observer,
+    ) -> Result<Option<Run<'a>>, TrainError> {
+        let Training {
+            student,
+            objective,
+            examples,
+            held_out,
+            settings,
+            folder,
+            ..
+        } = *training;
+        let identity = Identity::new(settings, objective, examples, held_out);
+        let last = checkpoint::latest(folder)?;
+        if last.is_some() && !training.resume {
+            return Err(TrainError::Exists(folder.to_owned()));
+        }
+        let decay = settings.weight_decay;
+        let (references, optimizer, log, step, seconds) = match last {
+            Some(last) => {
+                let state = checkpoint::state(&last)?;
+                state.identity.check(&identity, folder)?;
+                (
+                    References::load(training, &identity)?,
+                    checkpoint::restore(&last, student, decay, state.step)?,
+                    Log::resume(folder, state.step)?,
+                    state.step,
+                    state.seconds,
+                )
+            }
+            None => {
+                let Some(references) = References::compute(training, observer)? else {
+                    return Ok(None);
+                };
+                references.save(folder, &identity)?;
+                let optimizer = AdamW::new(student.variables(), decay)?;
+                (references, optimizer, Log::begin(folder)?, 0, 0.0)
+            }
+        };
+        let lengths = examples.iter().map(Example::length).collect();
+        let steps = steps(training);
+        observer.on(&Event::Begins { done: step, steps });
+        Ok(Some(Run {
+            training,
+            identity,
+            batches: Batches::new(lengths, settings.batch_size, settings.seed),
+            schedule: Schedule::new(settings.learning_rate, settings.warmup, steps),
+            references,
+            optimizer,
+            log,
+            step,
+            seconds,
+        }))
+    }
+
+    fn go(&mut self, observer: &mut dyn Observer) -> Result<(), TrainError> {
+        let Settings {
+            save_every,
+            eval_every,
+            ..
+        } = *self.training.settings;
+        let is_due = |every: Option<usize>, step: usize| {
+            every.is_some_and(|every| step.is_multiple_of(every))
+        };
+        while self.step < self.schedule.steps {
+            if self.step == 0 || is_due(eval_every, self.step) {
+                self.evaluate(observer)?;
+            }
+            // What was found is in the log of whoever goes on from here.
+            if self.step > 0 && is_due(save_every, self.step) {
+                self.save(observer)?;
+            }
+            if self.training.stop.load(Ordering::Relaxed) {
+                return self.save(observer);
+            }
+            self.make_step(observer)?;
+        }
+        self.evaluate(observer)?;
+        self.save(observer)?;
+        checkpoint::publish(self.training.folder, self.training.student)
+    }
+
+    /// Makes one step.
+    fn make_step(&mut self, observer: &mut dyn Observer) -> Result<(), TrainError> {
+        let began = Instant::now();
+        let Training {
+            student,
+            examples,
+            settings,
+            ..
+        } = *self.training;
+        let all = settings.batches(self.batches.per_epoch());
+        let first = self.step * settings.accumulate;
+        let numbers = first..all.min(first + settings.accumulate);
+        let batches: Vec<Vec<usize>> = numbers
+            .map(|number| self.batches.get(number).to_vec())
+            .collect();
+        let seen: Vec<&Example> = batches
+            .iter()
+            .flatten()
+            .map(|&place| &examples[place])
+            .collect();
+        let weight = weight_of(self.training, &seen) as f64;
+
+        let mut loss = 0.0;
+        let mut gradients: Option<Vec<Tensor>> = None;
+        for batch in &batches {
+            let (part, added) = self.gradients(batch, weight)?;
+            loss += part;
+            gradients = Some(match gradients {
+                None => added,
+                Some(before) => before
+                    .iter()
+                    .zip(&added)
+                    .map(|(before, added)| before + added)
+                    .collect::<candle_core::Result<_>>()?,
+            });
+        }
+        let mut gradients = gradients.unwrap_or_default();
+        let norm = optimizer::norm(&gradients)?;
+        if !norm.is_finite() {
+            return Err(self.not_finite("gradient", norm, &seen));
+        }
+        optimizer::clip(&mut gradients, norm, settings.clip)?;
+        let learning_rate = self.schedule.at(self.step);
+        self.optimizer
+            .step(student.variables(), &gradients, learning_rate)?;
+
+        self.step += 1;
+        let seconds = began.elapsed().as_secs_f64();
+        self.seconds += seconds;
+        let tokens = seen.iter().map(|example| example.tokens()).sum();
+        let record = Record::Step(Step {
+            step: self.step,
+            loss,
+            learning_rate,
+            grad_norm: norm,
+            tokens,
+            tokens_per_second: tokens as f64 / seconds,
+            seconds: self.seconds,
+        });
+        observer.on(&Event::Wrote(self.log.add(record)?));
+        Ok(())
+    }
+
+    /// The loss of a batch divided by `weight`, and its gradients by each variable.
+    fn gradients(&self, batch: &[usize], weight: f64) -> Result<(f64, Vec<Tensor>), TrainError> {
+        let Training {
+            student,
+            objective,
+            examples,
+            ..
+        } = *self.training;
+        let seen: Vec<&Example> = batch.iter().map(|&place| &examples[place]).collect();
+        let references = references::of(self.references.of_examples(), batch);
+        let loss = objective.loss(student, &seen, &references)?;
+        let loss = (loss.sum / weight)?;
+        let value = number(&loss)?;
+        if !value.is_finite() {
+            return Err(self.not_finite("loss", value, &seen));
+        }
+        let store = loss.backward()?;
+        let gradients = student.variables().iter().map(|(name, variable)| {
+            let found = store.get(variable.as_tensor()).map(Tensor::detach);
+            found.ok_or_else(|| TrainError::NoGradient { name: name.clone() })
+        });
+        Ok((value, gradients.collect::<Result<_, _>>()?))
+    }
+
+    fn not_finite(&self, what: &'static str, value: f64, seen: &[&Example]) -> TrainError {
+        TrainError::NotFinite {
+            what,
+            step: self.step + 1,
+            value,
+            places: seen.iter().map(|example| example.place.clone()).collect(),
+        }
+    }
+
+    /// Looks at the held-out examples, if there are any and it was not done.
+    fn evaluate(&mut self, observer: &mut dyn Observer) -> Result<(), TrainError> {
+        if self.training.held_out.is_empty() || self.log.evaluation(self.step).is_some() {
+            return Ok(());
+        }
+        let found = evaluate(self.training, &self.references, self.step, observer)?;
+        observer.on(&Event::Wrote(self.log.add(Record::Evaluation(found))?));
+        Ok(())
+    }
+
+    fn save(&mut self, observer: &mut dyn Observer) -> Result<(), TrainError> {
+        let Training {
+            student, folder, ..
+        } = *self.training;
+        let state = State {
+            step: self.step,
+            seconds: self.seconds,
+            identity: self.identity.clone(),
+        };
+        let path = checkpoint::save(folder, student, &self.optimizer, &state)?;
+        let facts = self.identity.facts();
+        let page = report::page(&facts, self.log.records());
+        files::replace(&folder.join(REPORT), page.as_bytes())?;
+        observer.on(&Event::Saved(&path));
+        Ok(())
+    }
+
+    fn outcome(&self) -> Outcome {
+        let mut evaluations = self.log.records().iter().filter_map(|record| match record {
+            Record::Evaluation(evaluation) => Some(evaluation.clone()),
+            Record::Step(_) => None,
+        });
+        let first = evaluations.next();
+        Outcome {
+            step: self.step,
+            steps: self.schedule.steps,
+            evaluations: first.map(|first| {
+                let last = evaluations.last().unwrap_or_else(|| first.clone());
+                (first, last)
+            }),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

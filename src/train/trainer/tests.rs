@@ -1,0 +1,398 @@
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use super::*;
+use crate::train::data::Place;
+use crate::train::files::kills;
+use crate::train::loss::{Distil, Dpo, Sft, Simpo};
+use crate::train::metrics::Preference;
+use crate::train::settings::Length;
+use crate::train::student::{Batch, Sample};
+use crate::train::toy::{Toy, VOCABULARY};
+
+/// Keeps what it is told, and asks to stop after some steps.
+#[derive(Default)]
+struct Watcher {
+    records: Vec<Record>,
+    begins: Vec<(usize, usize)>,
+    saved: usize,
+    referenced: usize,
+    stop_after: Option<(usize, Arc<AtomicBool>)>,
+}
+
+impl Observer for Watcher {
+    fn on(&mut self, event: &Event<'_>) {
+        match *event {
+            Event::Wrote(record) => {
+                self.records.push(record.clone());
+                if let Some((step, stop)) = &self.stop_after {
+                    stop.store(record.step() >= *step, Ordering::Relaxed);
+                }
+            }
+            Event::Begins { done, steps } => self.begins.push((done, steps)),
+            Event::Saved(_) => self.saved += 1,
+            Event::Referencing { done, .. } => self.referenced = done,
+            Event::Evaluating { .. } => {}
+        }
+    }
+}
+
+/// A sequence of `length` tokens that follow each other by `step`; all after the second
+/// count.
+fn sample(first: usize, step: usize, length: usize) -> Sample {
+    Sample {
+        tokens: (0..length)
+            .map(|at| ((first + at * step) % VOCABULARY) as u32)
+            .collect(),
+        counts: (0..length).map(|at| at > 1).collect(),
+    }
+}
+
+/// Pairs: counting up by one is chosen, by five is rejected.
+fn pairs(count: usize) -> Vec<Example> {
+    let file = Arc::new(PathBuf::from("toy.jsonl"));
+    let examples = (0..count).map(|number| Example {
+        place: Place {
+            file: Arc::clone(&file),
+            line: number + 1,
+        },
+        sides: vec![
+            vec![sample(number, 1, 4 + number % 5)],
+            vec![sample(number, 5, 3 + number % 3)],
+        ],
+    });
+    examples.collect()
+}
+
+fn settings() -> Settings {
+    Settings {
+        learning_rate: 0.05,
+        warmup: 0.1,
+        weight_decay: 0.01,
+        clip: 1.0,
+        length: Length::Epochs(2),
+        batch_size: 4,
+        accumulate: 2,
+        seed: 7,
+        save_every: Some(3),
+        eval_every: Some(4),
+        origin: [("model".to_owned(), "toy".into())].into(),
+    }
+}
+
+/// A run over 30 pairs, of which 10 more are held out.
+struct Runner {
+    objective: Box<dyn Objective>,
+    examples: Vec<Example>,
+    held_out: Vec<Example>,
+    settings: Settings,
+    folder: tempfile::TempDir,
+}
+
+impl Runner {
+    fn new(objective: impl Objective + 'static) -> Runner {
+        let mut examples = pairs(40);
+        let held_out = examples.split_off(30);
+        Runner {
+            objective: Box::new(objective),
+            examples,
+            held_out,
+            settings: settings(),
+            folder: tempfile::tempdir().unwrap(),
+        }
+    }
+
+    fn run(
+        &self,
+        student: &Toy,
+        resume: bool,
+        watcher: &mut Watcher,
+    ) -> Result<Outcome, TrainError> {
+        let stop = match &watcher.stop_after {
+            Some((_, stop)) => Arc::clone(stop),
+            None => Arc::default(),
+        };
+        let training = Training {
+            student,
+            objective: &*self.objective,
+            examples: &self.examples,
+            held_out: &self.held_out,
+            settings: &self.settings,
+            folder: self.folder.path(),
+            resume,
+            stop: &stop,
+        };
+        train(&training, watcher)
+    }
+
+    /// The weights at the end of a run that nothing disturbs, and what it tells.
+    fn whole(&self) -> (Vec<u32>, Watcher, Outcome) {
+        let (student, mut watcher) = (Toy::new(), Watcher::default());
+        let outcome = self.run(&student, false, &mut watcher).unwrap();
+        (student.bits(), watcher, outcome)
+    }
+
+    fn has(&self, name: &str) -> bool {
+        self.folder.path().join(name).exists()
+    }
+
+    fn read(&self, name: &str) -> Vec<u8> {
+        fs::read(self.folder.path().join(name)).unwrap()
+    }
+}
+
+fn losses(outcome: &Outcome) -> [f64; 2] {
+    let (first, last) = outcome.evaluations.as_ref().unwrap();
+    [first.loss, last.loss]
+}
+
+fn preference(outcome: &Outcome) -> Preference {
+    let (_, last) = outcome.evaluations.as_ref().unwrap();
+    last.preference.unwrap()
+}
+
+const DPO: Dpo = Dpo { beta: 0.5 };
+
+#[test]
+fn every_loss_falls_on_examples_that_are_held_out() {
+    let simpo = Simpo {
+        beta: 2.0,
+        gamma_ratio: 0.5,
+    };
+    for runner in [Runner::new(Sft), Runner::new(DPO), Runner::new(simpo)] {
+        let (_, watcher, outcome) = runner.whole();
+        // 30 examples are 8 batches; two epochs of them, two for a step.
+        assert_eq!((outcome.step, outcome.steps), (8, 8));
+        let [first, last] = losses(&outcome);
+        assert!(
+            last < first - 0.05,
+            "{}: {first} {last}",
+            runner.objective.name()
+        );
+        assert_eq!(watcher.begins, [(0, 8)]);
+        // After steps 3, 6 and 8.
+        assert_eq!(watcher.saved, 3);
+        let evaluated = watcher.records.iter().filter_map(|record| match record {
+            Record::Evaluation(evaluation) => Some(evaluation.step),
+            Record::Step(_) => None,
+        });
+        assert_eq!(evaluated.collect::<Vec<_>>(), [0, 4, 8]);
+        for name in ["report.html", "metrics.jsonl", "adapter_config.json"] {
+            assert!(runner.has(name), "{name}");
+        }
+        assert_eq!(
+            runner.read("adapter_model.safetensors"),
+            runner.read("checkpoint-8/adapter_model.safetensors")
+        );
+    }
+}
+
+#[test]
+fn preferences_are_counted_and_none_is_won_before_the_first_step() {
+    let runner = Runner::new(DPO);
+    let (_, watcher, outcome) = runner.whole();
+    assert_eq!(watcher.referenced, 40);
+    let (first, _) = outcome.evaluations.clone().unwrap();
+    let before = first.preference.unwrap();
+    assert_eq!(
+        (before.pairs, before.accuracy, before.mean_margin),
+        (10, 0.0, 0.0)
+    );
+    assert!((first.loss - f64::ln(2.0)).abs() < 1e-6, "{first:?}");
+    let after = preference(&outcome);
+    assert_eq!(after.accuracy, 1.0);
+    assert!(
+        after.mean_margin > 0.1 && after.interval[0] > 0.6,
+        "{after:?}"
+    );
+}
+
+#[test]
+fn a_student_that_has_drifted_is_taught_back_what_the_frozen_model_knows() {
+    // Both sides of an example end with the same answer.
+    let mut runner = Runner::new(Distil);
+    for example in runner.examples.iter_mut().chain(&mut runner.held_out) {
+        let answer = example.sides[0].clone();
+        example.sides[1] = answer;
+    }
+    let student = Toy::new();
+    let (_, inputs) = &student.variables()[0];
+    inputs.set(&(inputs.as_tensor() * -2.0).unwrap()).unwrap();
+    let mut watcher = Watcher::default();
+    let outcome = runner.run(&student, false, &mut watcher).unwrap();
+    let [first, last] = losses(&outcome);
+    assert!(last < 0.8 * first, "{first} {last}");
+    assert_eq!(watcher.referenced, 40);
+}
+
+#[test]
+fn a_run_that_is_killed_at_any_moment_goes_on_as_if_it_had_not_been() {
+    kills::passed(usize::MAX);
+    let (expected, ..) = Runner::new(DPO).whole();
+    let moments = kills::passed(usize::MAX);
+    assert!(moments > 60, "{moments}");
+    for moment in 0..moments {
+        let runner = Runner::new(DPO);
+        kills::passed(moment);
+        let killed = runner.run(&Toy::new(), false, &mut Watcher::default());
+        assert!(killed.unwrap_err().to_string().ends_with("killed"));
+        kills::passed(usize::MAX);
+        let (student, mut watcher) = (Toy::new(), Watcher::default());
+        runner.run(&student, true, &mut watcher).unwrap();
+        assert_eq!(student.bits(), expected, "killed at {moment}");
+        // The log is that of one run.
+        let text = String::from_utf8(runner.read("metrics.jsonl")).unwrap();
+        let records = text.lines().map(|line| serde_json::from_str(line).unwrap());
+        let steps = records.filter_map(|record| match record {
+            Record::Step(step) => Some(step.step),
+            Record::Evaluation(_) => None,
+        });
+        assert_eq!(steps.collect::<Vec<_>>(), (1..=8).collect::<Vec<_>>());
+        let left = fs::read_dir(runner.folder.path()).unwrap();
+        let left = left.map(|entry| entry.unwrap().file_name().into_string().unwrap());
+        let left: Vec<String> = left.filter(|name| name.starts_with('.')).collect();
+        assert!(left.is_empty(), "killed at {moment}: {left:?}");
+    }
+}
+
+#[test]
+fn a_run_that_is_told_to_stop_saves_and_can_go_on() {
+    let (expected, ..) = Runner::new(Sft).whole();
+    let runner = Runner::new(Sft);
+    let mut watcher = Watcher {
+        stop_after: Some((5, Arc::default())),
+        ..Watcher::default()
+    };
+    let outcome = runner.run(&Toy::new(), false, &mut watcher).unwrap();
+    assert_eq!((outcome.step, outcome.steps), (5, 8));
+    assert!(runner.has("checkpoint-5/adapter_model.safetensors"));
+    assert!(!runner.has("adapter_model.safetensors"));
+
+    let (student, mut watcher) = (Toy::new(), Watcher::default());
+    runner.run(&student, true, &mut watcher).unwrap();
+    assert_eq!(watcher.begins, [(5, 8)]);
+    assert_eq!(student.bits(), expected);
+}
+
+#[test]
+fn a_run_does_not_write_over_another() {
+    let runner = Runner::new(Sft);
+    runner.whole();
+    let refused = runner.run(&Toy::new(), false, &mut Watcher::default());
+    let told = refused.unwrap_err().to_string();
+    assert!(told.contains("--resume"), "{told}");
+}
+
+#[test]
+fn what_differs_from_the_run_to_go_on_with_is_named() {
+    let mut runner = Runner::new(DPO);
+    runner.whole();
+    let told = |runner: &Runner| {
+        let refused = runner.run(&Toy::new(), true, &mut Watcher::default());
+        refused.unwrap_err().to_string()
+    };
+    runner.settings.learning_rate = 0.1;
+    assert!(
+        told(&runner).ends_with("'learning-rate' was 0.05 and is 0.1 now"),
+        "{}",
+        told(&runner)
+    );
+    runner.settings = settings();
+    runner.settings.origin.insert("rank".to_owned(), 16.into());
+    assert!(told(&runner).ends_with("'rank' was not set and is 16 now"));
+    runner.settings = settings();
+    runner.objective = Box::new(Dpo { beta: 0.1 });
+    assert!(told(&runner).ends_with("'beta' was 0.5 and is 0.1 now"));
+    runner.objective = Box::new(DPO);
+    runner.examples[3].sides[0][0].tokens[2] ^= 1;
+    assert!(told(&runner).contains("'data' was 30 examples ("));
+}
+
+#[test]
+fn what_does_not_change_the_weights_may_differ() {
+    let (expected, ..) = Runner::new(Sft).whole();
+    let mut runner = Runner::new(Sft);
+    let mut watcher = Watcher {
+        stop_after: Some((5, Arc::default())),
+        ..Watcher::default()
+    };
+    runner.run(&Toy::new(), false, &mut watcher).unwrap();
+    runner.settings.save_every = None;
+    runner.settings.eval_every = Some(1);
+    let student = Toy::new();
+    runner.run(&student, true, &mut Watcher::default()).unwrap();
+    assert_eq!(student.bits(), expected);
+}
+
+#[test]
+fn batches_that_are_added_up_are_one_batch() {
+    let gradient = |batch_size, accumulate| {
+        let mut runner = Runner::new(Sft);
+        // One step over all examples, whatever their order.
+        runner.examples.truncate(8);
+        runner.settings.length = Length::Epochs(1);
+        (runner.settings.batch_size, runner.settings.accumulate) = (batch_size, accumulate);
+        let (_, watcher, _) = runner.whole();
+        let step = watcher.records.iter().find_map(|record| match record {
+            Record::Step(step) => Some((step.loss, step.grad_norm, step.tokens)),
+            Record::Evaluation(_) => None,
+        });
+        step.unwrap()
+    };
+    let (loss, norm, tokens) = gradient(8, 1);
+    let added = gradient(2, 4);
+    assert!((loss - added.0).abs() < 1e-6 && (norm - added.1).abs() < 1e-6);
+    assert_eq!(tokens, added.2);
+}
+
+#[test]
+fn a_loss_that_is_no_number_stops_and_names_the_examples() {
+    let mut runner = Runner::new(Sft);
+    runner.held_out.clear();
+    let student = Toy::new();
+    student.spoil();
+    let stopped = runner.run(&student, false, &mut Watcher::default());
+    let told = stopped.unwrap_err().to_string();
+    assert!(
+        told.starts_with("the loss of step 1 is NaN; its examples: toy.jsonl:"),
+        "{told}"
+    );
+    assert_eq!(told.matches("toy.jsonl:").count(), 4, "{told}");
+}
+
+#[test]
+fn an_adapter_that_the_loss_does_not_reach_is_named() {
+    struct Aloof(Toy, Vec<(String, candle_core::Var)>);
+    impl Student for Aloof {
+        fn variables(&self) -> &[(String, candle_core::Var)] {
+            &self.1
+        }
+        fn logprobs(&self, batch: &Batch) -> Result<Tensor, TrainError> {
+            self.0.logprobs(batch)
+        }
+        fn unadapted(&self, batch: &Batch) -> Result<Tensor, TrainError> {
+            self.0.unadapted(batch)
+        }
+        fn divergences(&self, batch: &Batch, teacher: &Tensor) -> Result<Tensor, TrainError> {
+            self.0.divergences(batch, teacher)
+        }
+        fn save(&self, folder: &Path) -> Result<(), TrainError> {
+            self.0.save(folder)
+        }
+    }
+    let alone = candle_core::Var::new(&[1f32], &candle_core::Device::Cpu).unwrap();
+    let student = Aloof(Toy::new(), vec![("alone".to_owned(), alone)]);
+    let runner = Runner::new(Sft);
+    let training = Training {
+        student: &student,
+        objective: &Sft,
+        examples: &runner.examples,
+        held_out: &[],
+        settings: &runner.settings,
+        folder: runner.folder.path(),
+        resume: false,
+        stop: &AtomicBool::new(false),
+    };
+    let told = train(&training, &mut Watcher::default()).unwrap_err();
+    assert_eq!(told.to_string(), "'alone' gets no gradient");
+}
