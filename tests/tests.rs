@@ -37,3 +37,4 @@ mod server_tls;
 mod server_wire;
 mod tokenizer;
 mod tokenizer_oracle;
+mod train;

@@ -9,6 +9,8 @@
 
 pub mod attention;
 pub(crate) mod exp;
+pub mod gemm;
+pub mod gradients;
 mod isa;
 mod low_rank;
 pub mod math;

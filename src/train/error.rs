@@ -9,6 +9,9 @@ use super::data::Place;
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum TrainError {
+    /// The model cannot be trained, or the adapter does not fit it.
+    #[error("{0}")]
+    Model(String),
     /// A computation failed.
     #[error(transparent)]
     Tensor(#[from] candle_core::Error),

@@ -18,6 +18,7 @@ mod evaluate;
 mod files;
 pub mod loss;
 pub mod metrics;
+pub mod model;
 pub mod optimizer;
 mod references;
 pub mod report;

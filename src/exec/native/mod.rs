@@ -35,7 +35,7 @@ use self::layout::Layout;
 use self::pages::PagePool;
 use self::plan::Plan;
 pub use self::pool::{Crew, Pool, threads_to_use};
-use self::weights::Weights;
+pub(crate) use self::weights::Weights;
 use super::adapters::Adapters;
 use super::ledger::Ledger;
 use super::{

@@ -12,55 +12,55 @@ use crate::model::{DecoderSpec, Part, Weight, Weights as Tensors};
 
 /// The weights of a decoder.
 #[derive(Debug)]
-pub(super) struct Weights {
-    pub(super) embedding: Option<Matrix>,
+pub(crate) struct Weights {
+    pub(crate) embedding: Option<Matrix>,
     /// The head; the embedding too where they are tied.
-    pub(super) head: Matrix,
-    pub(super) output_norm: Vec<f32>,
-    pub(super) layers: Vec<Layer>,
-    pub(super) kinds: Kinds,
+    pub(crate) head: Matrix,
+    pub(crate) output_norm: Vec<f32>,
+    pub(crate) layers: Vec<Layer>,
+    pub(crate) kinds: Kinds,
 }
 
 /// What matrices need activations as. Layers may differ in this.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Kinds {
+pub(crate) struct Kinds {
     /// The projections, the gate and up.
-    pub(super) normed: Kind,
+    pub(crate) normed: Kind,
     /// Attention's output projection.
-    pub(super) attended: Kind,
+    pub(crate) attended: Kind,
     /// The down projection.
-    pub(super) inner: Kind,
+    pub(crate) inner: Kind,
     /// The head.
-    pub(super) wanted: Kind,
+    pub(crate) wanted: Kind,
 }
 
 /// The weights of one layer.
 #[derive(Debug)]
-pub(super) struct Layer {
-    pub(super) attention_norm: Option<Vec<f32>>,
+pub(crate) struct Layer {
+    pub(crate) attention_norm: Option<Vec<f32>>,
     /// Query, key and value.
-    pub(super) projections: [Projection; 3],
-    pub(super) output: Matrix,
-    pub(super) post_attention_norm: Option<Vec<f32>>,
-    pub(super) feed_forward_norm: Option<Vec<f32>>,
-    pub(super) gate: Matrix,
-    pub(super) up: Matrix,
-    pub(super) down: Matrix,
-    pub(super) post_feed_forward_norm: Option<Vec<f32>>,
+    pub(crate) projections: [Projection; 3],
+    pub(crate) output: Matrix,
+    pub(crate) post_attention_norm: Option<Vec<f32>>,
+    pub(crate) feed_forward_norm: Option<Vec<f32>>,
+    pub(crate) gate: Matrix,
+    pub(crate) up: Matrix,
+    pub(crate) down: Matrix,
+    pub(crate) post_feed_forward_norm: Option<Vec<f32>>,
 }
 
 /// A projection with what some architectures add to it.
 #[derive(Debug)]
-pub(super) struct Projection {
-    pub(super) matrix: Matrix,
-    pub(super) bias: Option<Vec<f32>>,
+pub(crate) struct Projection {
+    pub(crate) matrix: Matrix,
+    pub(crate) bias: Option<Vec<f32>>,
     /// Norm of each head, or of all together if it is as long.
-    pub(super) norm: Option<Vec<f32>>,
+    pub(crate) norm: Option<Vec<f32>>,
 }
 
 impl Weights {
     /// Packs the weights of `gguf`.
-    pub(super) fn load(gguf: &Gguf, spec: &DecoderSpec, pool: &Pool) -> Result<Weights, ExecError> {
+    pub(crate) fn load(gguf: &Gguf, spec: &DecoderSpec, pool: &Pool) -> Result<Weights, ExecError> {
         let tensors = Tensors::new(gguf, spec);
         tensors.check(|kind| Format::of(kind).is_some())?;
         let arena = RefCell::default();
@@ -92,12 +92,12 @@ impl Weights {
     }
 
     /// The matrix that tokens' embeddings are rows of.
-    pub(super) fn embedding(&self) -> &Matrix {
+    pub(crate) fn embedding(&self) -> &Matrix {
         self.embedding.as_ref().unwrap_or(&self.head)
     }
 
     /// What they take in memory.
-    pub(super) fn footprint(&self) -> Footprint {
+    pub(crate) fn footprint(&self) -> Footprint {
         let layers = self.layers.iter().flat_map(Layer::matrices);
         let streamed = layers.chain([&self.head]).map(Matrix::bytes).sum();
         Footprint {

@@ -1,0 +1,138 @@
+//! Products of small f32 matrices in whatever order they lie, by the `gemm` crate: for
+//! training, where both sides change.
+
+use gemm::Parallelism;
+
+/// A matrix in some slice: element (i, j) is at `start + i · row + j · column`.
+#[derive(Clone, Copy, Debug)]
+pub struct Place {
+    /// Where the first element is.
+    pub start: usize,
+    /// From one row to the next.
+    pub row: usize,
+    /// From one column to the next.
+    pub column: usize,
+}
+
+impl Place {
+    /// Rows one after the other, `width` elements apart.
+    pub fn rows(start: usize, width: usize) -> Place {
+        Place {
+            start,
+            row: width,
+            column: 1,
+        }
+    }
+
+    /// The same matrix with rows for columns.
+    pub fn transposed(self) -> Place {
+        Place {
+            start: self.start,
+            row: self.column,
+            column: self.row,
+        }
+    }
+
+    /// Whether a matrix of this shape lies within `len` elements.
+    fn fits(self, rows: usize, columns: usize, len: usize) -> bool {
+        let last = |count: usize, step: usize| count.checked_sub(1).map(|last| last * step);
+        match (last(rows, self.row), last(columns, self.column)) {
+            (Some(row), Some(column)) => self.start + row + column < len,
+            _ => true,
+        }
+    }
+}
+
+/// `out = before · out + factor · a·b` on this thread, where `a` is `[m, k]`, `b`
+/// `[k, n]` and `out` `[m, n]`. With `before` 0, what was in `out` does not count.
+///
+/// # Panics
+/// A matrix is not within its slice.
+pub fn multiply(
+    [m, k, n]: [usize; 3],
+    (a, a_place): (&[f32], Place),
+    (b, b_place): (&[f32], Place),
+    factor: f32,
+    before: f32,
+    (out, out_place): (&mut [f32], Place),
+) {
+    assert!(a_place.fits(m, k, a.len()) && b_place.fits(k, n, b.len()));
+    assert!(out_place.fits(m, n, out.len()));
+    if m == 0 || n == 0 {
+        return;
+    }
+    let step = |step: usize| step as isize;
+    // SAFETY: all elements are within the slices, by the assertions above; `out` is
+    // borrowed alone, so it overlaps neither of the others.
+    unsafe {
+        gemm::gemm(
+            m,
+            n,
+            k,
+            out.as_mut_ptr().wrapping_add(out_place.start),
+            step(out_place.column),
+            step(out_place.row),
+            before != 0.0,
+            a.as_ptr().wrapping_add(a_place.start),
+            step(a_place.column),
+            step(a_place.row),
+            b.as_ptr().wrapping_add(b_place.start),
+            step(b_place.column),
+            step(b_place.row),
+            before,
+            factor,
+            false,
+            false,
+            false,
+            Parallelism::None,
+        );
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn multiplies_whatever_lies_in_whatever_order() {
+        // a = [1 2 3; 4 5 6] behind one element, b its transpose.
+        let a = [9.0, 1.0, 2.0, 3.0, 4.0, 5.0, 6.0];
+        let place = Place::rows(1, 3);
+        let mut out = [f32::NAN, 1.0, 1.0, 1.0, 1.0];
+        let b = (&a[..], place.transposed());
+        multiply(
+            [2, 3, 2],
+            (&a, place),
+            b,
+            2.0,
+            1.0,
+            (&mut out, Place::rows(1, 2)),
+        );
+        assert_eq!(out[1..], [29.0, 65.0, 65.0, 155.0]);
+        multiply(
+            [2, 3, 2],
+            (&a, place),
+            b,
+            1.0,
+            0.0,
+            (&mut out, Place::rows(1, 2)),
+        );
+        assert_eq!(out[1..], [14.0, 32.0, 32.0, 77.0]);
+    }
+
+    #[test]
+    #[should_panic(expected = "fits")]
+    fn refuses_what_is_beyond_a_slice() {
+        let (a, mut out) = ([0.0; 6], [0.0; 3]);
+        let place = Place::rows(0, 3);
+        let b = (&a[..], place.transposed());
+        multiply(
+            [2, 3, 2],
+            (&a, place),
+            b,
+            1.0,
+            0.0,
+            (&mut out, Place::rows(0, 2)),
+        );
+    }
+}

@@ -1,0 +1,221 @@
+//! The adapter that is trained.
+
+use std::path::Path;
+
+use candle_core::{Device, Result, Tensor, Var};
+use rand::Rng;
+use rand_chacha::ChaCha8Rng;
+use rand_chacha::rand_core::SeedableRng;
+
+use crate::lora::{Linear, Lora, LowRank, PeftConfig};
+use crate::model::DecoderSpec;
+use crate::train::TrainError;
+
+/// What an adapter is to be.
+#[derive(Clone, Debug)]
+pub struct AdapterSettings {
+    /// Rank, alpha and how they scale; what it is called.
+    pub config: PeftConfig,
+    /// The linear layers that it adds to.
+    pub targets: Vec<Linear>,
+    /// What A begins with.
+    pub seed: u64,
+    /// The adapter to go on from. Then the rest but names does not count.
+    pub from: Option<Lora>,
+    /// The profile that it is to be used with.
+    pub profile: Option<String>,
+}
+
+/// A and B of all linear layers.
+pub(super) struct Adapter {
+    variables: Vec<(String, Var)>,
+    /// Layer and linear layer of each pair of variables, and its scale.
+    places: Vec<(usize, Linear, f64)>,
+    layers: usize,
+    config: PeftConfig,
+    profile: Option<String>,
+}
+
+/// What is added to the linear layers of a layer.
+#[derive(Clone, Default)]
+pub(super) struct Layer([Option<Added>; Linear::ALL.len()]);
+
+/// What is added to a linear layer: `scale · (x·Aᵀ)·Bᵀ`.
+#[derive(Clone)]
+pub(super) struct Added {
+    a: Tensor,
+    b: Tensor,
+    scale: f64,
+}
+
+impl Added {
+    pub(super) fn apply(&self, x: &Tensor) -> Result<Tensor> {
+        let low = (x.matmul(&self.a.t()?)? * self.scale)?;
+        low.matmul(&self.b.t()?)
+    }
+}
+
+impl Layer {
+    pub(super) fn get(&self, linear: Linear) -> Option<&Added> {
+        self.0[linear as usize].as_ref()
+    }
+
+    /// The same with each A and B replaced.
+    fn map(&self, mut change: impl FnMut(&Tensor) -> Result<Tensor>) -> Result<Layer> {
+        let mut layer = self.clone();
+        for added in layer.0.iter_mut().flatten() {
+            (added.a, added.b) = (change(&added.a)?, change(&added.b)?);
+        }
+        Ok(layer)
+    }
+
+    /// The same, of which no gradients are wanted.
+    pub(super) fn detached(&self) -> Layer {
+        let mut layer = self.clone();
+        for added in layer.0.iter_mut().flatten() {
+            (added.a, added.b) = (added.a.detach(), added.b.detach());
+        }
+        layer
+    }
+
+    /// All numbers one after the other, if there are any.
+    pub(super) fn flat(&self) -> Result<Option<Tensor>> {
+        let pairs = self.0.iter().flatten();
+        let all = pairs.flat_map(|added| [&added.a, &added.b]);
+        let all: Vec<Tensor> = all.map(Tensor::flatten_all).collect::<Result<_>>()?;
+        match all.is_empty() {
+            true => Ok(None),
+            false => Tensor::cat(&all, 0).map(Some),
+        }
+    }
+
+    /// The same out of [`flat`](Layer::flat).
+    pub(super) fn of_flat(&self, flat: &Tensor) -> Result<Layer> {
+        let mut start = 0;
+        self.map(|old| {
+            let count = old.elem_count();
+            let part = flat.narrow(0, start, count)?.reshape(old.shape());
+            start += count;
+            part
+        })
+    }
+}
+
+impl Adapter {
+    pub(super) fn new(
+        spec: &DecoderSpec,
+        settings: AdapterSettings,
+    ) -> std::result::Result<Adapter, TrainError> {
+        let lora = match settings.from {
+            Some(from) if from.layers() == spec.layers.len() => from,
+            Some(_) => {
+                let why = "the adapter to go on from is for a model with other layers";
+                return Err(TrainError::Model(why.to_owned()));
+            }
+            None => fresh(spec, &settings.config, &settings.targets, settings.seed)?,
+        };
+        let (mut variables, mut places) = (Vec::new(), Vec::new());
+        for (layer, linear, part) in lora.parts() {
+            let module = format!("model.layers.{layer}.{}", linear.module());
+            let shapes = [
+                ("lora_A", &part.a, (part.rank, part.inputs)),
+                ("lora_B", &part.b, (part.outputs, part.rank)),
+            ];
+            for (side, numbers, shape) in shapes {
+                let var = Var::from_slice(numbers, shape, &Device::Cpu)?;
+                variables.push((format!("{module}.{side}.weight"), var));
+            }
+            places.push((layer, linear, f64::from(part.scale)));
+        }
+        Ok(Adapter {
+            variables,
+            places,
+            layers: spec.layers.len(),
+            config: settings.config,
+            profile: settings.profile,
+        })
+    }
+
+    pub(super) fn variables(&self) -> &[(String, Var)] {
+        &self.variables
+    }
+
+    /// What is added to a layer.
+    pub(super) fn layer(&self, index: usize) -> Layer {
+        let mut layer = Layer::default();
+        let pairs = self.variables.as_chunks::<2>().0.iter();
+        for ((of, linear, scale), [(_, a), (_, b)]) in self.places.iter().zip(pairs) {
+            if *of == index {
+                layer.0[*linear as usize] = Some(Added {
+                    a: a.as_tensor().clone(),
+                    b: b.as_tensor().clone(),
+                    scale: *scale,
+                });
+            }
+        }
+        layer
+    }
+
+    /// The adapter as it is now.
+    fn lora(&self, spec: &DecoderSpec) -> std::result::Result<Lora, TrainError> {
+        let pairs = self.variables.as_chunks::<2>().0.iter();
+        let parts = self.places.iter().zip(pairs);
+        let parts = parts.map(|(&(layer, linear, scale), [(_, a), (_, b)])| {
+            let numbers = |var: &Var| var.flatten_all()?.to_vec1();
+            let part = LowRank {
+                rank: a.dim(0)?,
+                inputs: a.dim(1)?,
+                outputs: b.dim(0)?,
+                a: numbers(a)?,
+                b: numbers(b)?,
+                scale: scale as f32,
+            };
+            Ok((layer, linear, part))
+        });
+        let parts: Vec<_> = parts.collect::<Result<_>>()?;
+        Lora::of_parts(spec, parts, self.profile.clone()).map_err(TrainError::Model)
+    }
+
+    /// Writes a PEFT directory.
+    pub(super) fn save(
+        &self,
+        spec: &DecoderSpec,
+        folder: &Path,
+    ) -> std::result::Result<(), TrainError> {
+        debug_assert_eq!(self.layers, spec.layers.len());
+        let lora = self.lora(spec)?;
+        lora.save_peft(spec, &self.config, folder)
+            .map_err(|error| TrainError::Io {
+                path: folder.to_owned(),
+                error,
+            })
+    }
+}
+
+/// A new adapter: A as PEFT begins it (uniform within ±1/√inputs), B zero.
+fn fresh(
+    spec: &DecoderSpec,
+    config: &PeftConfig,
+    targets: &[Linear],
+    seed: u64,
+) -> std::result::Result<Lora, TrainError> {
+    let mut random = ChaCha8Rng::seed_from_u64(seed);
+    let mut parts = Vec::new();
+    for layer in 0..spec.layers.len() {
+        for &linear in targets {
+            let [outputs, inputs] = linear.shape(spec);
+            let bound = 1.0 / (inputs as f32).sqrt();
+            let number = |_| random.random_range(-bound..bound);
+            let part = LowRank {
+                rank: config.rank,
+                inputs,
+                outputs,
+                a: (0..config.rank * inputs).map(number).collect(),
+                b: vec![0.0; outputs * config.rank],
+                scale: config.scale(),
+            };
+            parts.push((layer, linear, part));
+        }
+    }
+    Lora::of_parts(spec, parts, None).map_err(TrainError::Model)
+}

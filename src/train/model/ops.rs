@@ -1,0 +1,132 @@
+//! The functions of a decoder, over rows of tokens, each with its way back.
+//!
+//! Work is cut by rows, one part for each thread: a part goes through all weights by
+//! itself, and nobody waits for anybody in between.
+
+use std::sync::Arc;
+
+use candle_core::{Result, Tensor};
+use rayon::prelude::*;
+
+use super::node::{of_one, of_two, with};
+use crate::kernels::{Isa, Matrix, gradients, math, product};
+use crate::model::{Activation, RopeStyle};
+
+/// A matrix of the frozen weights.
+pub(super) type Frozen = Arc<dyn AsRef<Matrix> + Send + Sync>;
+
+/// Rows of each part, so that all threads have one and none is so tall that it leaves
+/// the caches.
+pub(super) fn part(rows: usize) -> usize {
+    const TALLEST: usize = 512;
+    let threads = rayon::current_num_threads();
+    let parts = rows.div_ceil(TALLEST).next_multiple_of(threads);
+    rows.div_ceil(parts).max(1)
+}
+
+/// A frozen linear layer, `x·Wᵀ`.
+pub(super) fn linear(isa: Isa, weight: Frozen, x: &Tensor) -> Result<Tensor> {
+    let matrix = (*weight).as_ref();
+    let (inputs, outputs) = (matrix.columns(), matrix.rows());
+    let rows = x.dim(0)?;
+    let mut y = vec![0.0; rows * outputs];
+    let part = part(rows);
+    with(x, |x| {
+        y.par_chunks_mut(part * outputs)
+            .zip(x.par_chunks(part * inputs))
+            .for_each(|(y, x)| product::rows(isa, matrix, x, y));
+    })?;
+    let back = move |[x]: [&[f32]; 1], dy: &[f32]| {
+        let matrix = (*weight).as_ref();
+        let mut dx = vec![0.0; x.len()];
+        dx.par_chunks_mut(part * inputs)
+            .zip(dy.par_chunks(part * outputs))
+            .for_each(|(dx, dy)| product::back(isa, matrix, 0..matrix.panels(), dy, dx));
+        [dx]
+    };
+    of_one("linear", x, (rows, outputs), y, Box::new(back))
+}
+
+/// The RMS norm of each stretch as long as `weight`.
+pub(super) fn norm(isa: Isa, weight: Arc<Vec<f32>>, eps: f32, x: &Tensor) -> Result<Tensor> {
+    let width = weight.len();
+    let mut y = vec![0.0; x.elem_count()];
+    with(x, |x| {
+        y.par_chunks_mut(width)
+            .zip(x.par_chunks(width))
+            .with_min_len(64)
+            .for_each(|(y, x)| math::rms_norm(isa, x, &weight, eps, y));
+    })?;
+    let back = move |[x]: [&[f32]; 1], dy: &[f32]| {
+        let mut dx = dy.to_vec();
+        dx.par_chunks_mut(width)
+            .zip(x.par_chunks(width))
+            .with_min_len(64)
+            .for_each(|(dx, x)| gradients::rms_norm(isa, x, &weight, eps, dx));
+        [dx]
+    };
+    of_one("norm", x, x.dims(), y, Box::new(back))
+}
+
+/// `activation(gate) · up`.
+pub(super) fn gated(
+    isa: Isa,
+    activation: Activation,
+    gate: &Tensor,
+    up: &Tensor,
+) -> Result<Tensor> {
+    const AT_ONCE: usize = 1 << 14;
+    let mut y = with(gate, <[f32]>::to_vec)?;
+    with(up, |up| {
+        y.par_chunks_mut(AT_ONCE)
+            .zip(up.par_chunks(AT_ONCE))
+            .for_each(|(y, up)| math::gated(isa, activation, y, up));
+    })?;
+    let back = move |[gate, up]: [&[f32]; 2], dy: &[f32]| {
+        let (mut d_up, mut d_gate) = (dy.to_vec(), vec![0.0; dy.len()]);
+        let gradients = d_up
+            .par_chunks_mut(AT_ONCE)
+            .zip(d_gate.par_chunks_mut(AT_ONCE));
+        let inputs = gate.par_chunks(AT_ONCE).zip(up.par_chunks(AT_ONCE));
+        gradients
+            .zip(inputs)
+            .for_each(|((d_up, d_gate), (gate, up))| {
+                gradients::gated(isa, activation, gate, up, d_up, d_gate);
+            });
+        [d_gate, d_up]
+    };
+    of_two("gate", [gate, up], gate.dims(), y, Box::new(back))
+}
+
+/// The angles of rows of tokens.
+pub(super) struct Angles {
+    pub(super) style: RopeStyle,
+    /// `[row][pair]`, of each of both.
+    pub(super) cos: Vec<f32>,
+    pub(super) sin: Vec<f32>,
+    /// The same the other way round.
+    pub(super) minus_sin: Vec<f32>,
+    /// Pairs that rotate.
+    pub(super) pairs: usize,
+}
+
+/// Rotates each head of each row.
+pub(super) fn rope(isa: Isa, angles: Arc<Angles>, head_dim: usize, x: &Tensor) -> Result<Tensor> {
+    let width = x.dim(1)?;
+    let rotate = move |x: &[f32], sin: &[f32], angles: &Angles| {
+        let mut y = x.to_vec();
+        let rows = y.par_chunks_mut(width).enumerate().with_min_len(64);
+        rows.for_each(|(row, y)| {
+            let pairs = row * angles.pairs..(row + 1) * angles.pairs;
+            let (cos, sin) = (&angles.cos[pairs.clone()], &sin[pairs]);
+            for head in y.chunks_exact_mut(head_dim) {
+                math::rope(isa, angles.style, head, cos, sin);
+            }
+        });
+        y
+    };
+    let y = with(x, |x| rotate(x, &angles.sin, &angles))?;
+    // A rotation's transpose turns back.
+    let back = move |_: [&[f32]; 1], dy: &[f32]| [rotate(dy, &angles.minus_sin, &angles)];
+    of_one("rope", x, x.dims(), y, Box::new(back))
+}
