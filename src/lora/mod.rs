@@ -12,7 +12,6 @@ mod gguf;
 mod naming;
 mod pairs;
 mod peft;
-mod save;
 
 use std::path::Path;
 
@@ -20,7 +19,6 @@ use sha2::{Digest, Sha256};
 
 pub use error::LoraError;
 pub use naming::Linear;
-pub use save::PeftConfig;
 
 use crate::model::DecoderSpec;
 
@@ -105,19 +103,6 @@ impl Lora {
             return Err(error::Cause::Empty);
         }
         Ok(Lora { layers, profile })
-    }
-
-    /// An adapter of these additions, of which there is one at the most for each linear
-    /// layer.
-    ///
-    /// # Errors
-    /// There are none, or two for one; in words.
-    pub fn of_parts(
-        spec: &DecoderSpec,
-        parts: impl IntoIterator<Item = (usize, Linear, LowRank)>,
-        profile: Option<String>,
-    ) -> Result<Lora, String> {
-        Lora::new(spec, parts, profile).map_err(|cause| cause.to_string())
     }
 
     /// How many layers its model has.

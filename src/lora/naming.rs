@@ -76,19 +76,6 @@ impl Linear {
         })
     }
 
-    /// What PEFT calls it, where checkpoints keep it by itself.
-    pub fn module(self) -> &'static str {
-        match self {
-            Linear::Query => "self_attn.q_proj",
-            Linear::Key => "self_attn.k_proj",
-            Linear::Value => "self_attn.v_proj",
-            Linear::Output => "self_attn.o_proj",
-            Linear::Gate => "mlp.gate_proj",
-            Linear::Up => "mlp.up_proj",
-            Linear::Down => "mlp.down_proj",
-        }
-    }
-
     /// All modules, by their last names.
     pub(super) const MODULES: [&'static str; 9] = [
         "self_attn.q_proj",

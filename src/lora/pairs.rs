@@ -117,16 +117,6 @@ fn pairs_together(b: &[f32], rank: usize, head: usize) -> Vec<f32> {
     rows.flatten().copied().collect()
 }
 
-/// The other way round: first all that are first of their pairs, then the others.
-pub(super) fn halves_together(b: &[f32], rank: usize, head: usize) -> Vec<f32> {
-    let heads = b.chunks_exact(head * rank);
-    let rows = heads.flat_map(|rows| {
-        let of_pairs = |first: usize| rows.chunks_exact(rank).skip(first).step_by(2);
-        of_pairs(0).chain(of_pairs(1))
-    });
-    rows.flatten().copied().collect()
-}
-
 /// The numbers of a matrix, all finite.
 fn numbers(stored: &Stored<'_>) -> Result<Vec<f32>, Cause> {
     let (rows, columns) = (stored.shape[0], stored.shape[1]);
