@@ -187,6 +187,16 @@ impl Loading {
         Ok(models)
     }
 
+    /// The models' files.
+    pub(crate) fn located(&self) -> &[Located] {
+        &self.models
+    }
+
+    /// Where the models will be computed.
+    pub(crate) fn backend(&self) -> &Backend {
+        &self.options.backend
+    }
+
     /// Where the profiles of the models came from.
     pub(crate) fn into_library(self) -> Library {
         self.library

@@ -12,6 +12,7 @@ pub(crate) mod pull;
 mod reload;
 mod serve;
 mod tokenize;
+mod train;
 
 use clap::{Parser, Subcommand};
 
@@ -31,6 +32,7 @@ enum Command {
     Pull(pull::Args),
     Tokenize(tokenize::Args),
     Inspect(inspect::Args),
+    Train(train::Args),
     Bench(bench::Args),
     Export(export::Args),
 }
@@ -44,6 +46,7 @@ impl Cli {
             Command::Pull(args) => args.run(),
             Command::Tokenize(args) => args.run(),
             Command::Inspect(args) => args.run(),
+            Command::Train(args) => args.run(),
             Command::Bench(args) => args.run(),
             Command::Export(args) => args.run(),
         }

@@ -12,6 +12,7 @@ mod gguf;
 mod naming;
 mod pairs;
 mod peft;
+mod save;
 
 use std::path::Path;
 
@@ -118,6 +119,11 @@ impl Lora {
     /// The profile that it was trained to be used with, where its file says so.
     pub fn profile(&self) -> Option<&str> {
         self.profile.as_deref()
+    }
+
+    /// The same additions, to be used with `profile`.
+    pub fn with_profile(self, profile: Option<String>) -> Lora {
+        Lora { profile, ..self }
     }
 
     /// All additions, with their layers.

@@ -76,6 +76,25 @@ impl Linear {
         })
     }
 
+    /// The module that PEFT knows it as, in a layer.
+    pub fn module(self) -> &'static str {
+        match self {
+            Linear::Query => "self_attn.q_proj",
+            Linear::Key => "self_attn.k_proj",
+            Linear::Value => "self_attn.v_proj",
+            Linear::Output => "self_attn.o_proj",
+            Linear::Gate => "mlp.gate_proj",
+            Linear::Up => "mlp.up_proj",
+            Linear::Down => "mlp.down_proj",
+        }
+    }
+
+    /// The last part of its module's name, by which PEFT's targets are chosen.
+    pub fn target(self) -> &'static str {
+        let module = self.module();
+        module.rsplit_once('.').map_or(module, |(_, last)| last)
+    }
+
     /// All modules, by their last names.
     pub(super) const MODULES: [&'static str; 9] = [
         "self_attn.q_proj",

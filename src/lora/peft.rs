@@ -18,8 +18,8 @@ use crate::gguf::TensorType;
 use crate::mmap::Map;
 use crate::model::DecoderSpec;
 
-const CONFIG: &str = "adapter_config.json";
-const TENSORS: &str = "adapter_model.safetensors";
+pub(super) const CONFIG: &str = "adapter_config.json";
+pub(super) const TENSORS: &str = "adapter_model.safetensors";
 
 /// A configuration is a page or two.
 const MOST_CONFIG: u64 = 1 << 20;
@@ -266,7 +266,7 @@ fn check_complete(config: &Config, found: &Pairs<'_>, spec: &DecoderSpec) -> Res
     Ok(())
 }
 
-fn tensor_name(module: &str, side: Side) -> String {
+pub(super) fn tensor_name(module: &str, side: Side) -> String {
     let side = match side {
         Side::A => "lora_A",
         Side::B => "lora_B",

@@ -1,6 +1,10 @@
 //! Arms: `MODEL[@PROFILE][+ADAPTER]`, resolved.
 
+mod answered;
+
 use std::sync::Arc;
+
+pub use answered::Answered;
 
 use super::{Adapter, ArmInfo, BoundProfile, Model, Profiles, arm_info};
 use crate::engine::{self, Generation, Prefix, Request, SubmitError};

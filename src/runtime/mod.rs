@@ -18,7 +18,7 @@ use std::sync::{Arc, OnceLock, PoisonError, RwLock};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 pub use adapters::{Adapter, AdapterError, Adapters};
-pub use arm::{Arm, ArmError, Prompt, PromptError, PromptInput};
+pub use arm::{Answered, Arm, ArmError, Prompt, PromptError, PromptInput};
 pub use bind::BoundProfile;
 pub use compare::{Comparison, Said, Side, Transcript, What, default_reference, room};
 pub use load::{LoadError, LoadOptions, Model, Profiles};

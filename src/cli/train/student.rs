@@ -1,0 +1,87 @@
+//! The model with the adapter that learns.
+
+use std::path::PathBuf;
+
+use anyhow::bail;
+use incant::exec::Backend;
+use incant::lora::{Linear, Lora};
+use incant::train::Student;
+use serde_json::json;
+
+use super::Origin;
+
+/// Who is to learn.
+pub(super) struct StudentOptions {
+    /// What the model is called.
+    pub(super) name: String,
+    /// Its file.
+    pub(super) path: PathBuf,
+    /// Where to compute.
+    pub(super) backend: Backend,
+    /// The adapter as it is at the beginning.
+    pub(super) form: Form,
+    /// The profile that the adapter's files name.
+    pub(super) profile: Option<String>,
+    /// What A's first values follow from.
+    pub(super) seed: u64,
+    /// Compute each layer's inside again on the way back.
+    pub(super) recompute: bool,
+}
+
+/// How an adapter begins.
+pub(super) enum Form {
+    /// As another one is.
+    Of(Lora),
+    /// With random A and no B.
+    New {
+        /// Rows of A, columns of B.
+        rank: usize,
+        /// What the product is multiplied by.
+        scale: f64,
+        /// The linear layers of every layer that are adapted.
+        targets: Vec<Linear>,
+    },
+}
+
+impl Form {
+    /// What a run that goes on must have in common with its beginning.
+    pub(super) fn origin(&self) -> Origin {
+        let named = match self {
+            Form::Of(lora) => {
+                let start = lora.fingerprint().into_iter().take(8);
+                let start: String = start.map(|byte| format!("{byte:02x}")).collect();
+                vec![("from", json!(start))]
+            }
+            Form::New {
+                rank,
+                scale,
+                targets,
+            } => {
+                let targets: Vec<&str> = targets.iter().map(|linear| linear.target()).collect();
+                vec![
+                    ("rank", json!(rank)),
+                    ("scale", json!(scale)),
+                    ("targets", json!(targets.join(","))),
+                ]
+            }
+        };
+        let named = named.into_iter();
+        named
+            .map(|(name, value)| (name.to_owned(), value))
+            .collect()
+    }
+}
+
+/// Opens the model with the adapter that learns.
+pub(super) fn open_student(options: &StudentOptions) -> anyhow::Result<Box<dyn Student>> {
+    let StudentOptions {
+        name,
+        path,
+        backend: _,
+        form: _,
+        profile: _,
+        seed: _,
+        recompute: _,
+    } = options;
+    bail!("{name} ({}) cannot be trained yet", path.display())
+}

@@ -1,0 +1,289 @@
+//! Answers that are already there, in an arm's tokens: what a model would have to say for
+//! them, after what it would have been asked.
+
+use super::{Arm, Prompt, PromptError};
+use crate::profile::{Message, Rendering, Role, guard_for, markers};
+
+/// A conversation that ends with an answer.
+#[derive(Clone, Debug)]
+pub struct Answered {
+    /// What was asked, as [`Arm::chat`] gives it.
+    pub prompt: Prompt,
+    /// The answer with what ends it: an end token, or the role marker of the next turn.
+    pub answer: Vec<u32>,
+}
+
+impl Arm {
+    /// The tokens of a conversation whose last message is an answer.
+    ///
+    /// The answer has the tokens that it would have when the next turn is asked, up to
+    /// what ends it: the end token that the arm writes after an answer, else the first of
+    /// its role markers; where it writes neither, the model's EOS is added.
+    ///
+    /// # Errors
+    /// A chat template turns the messages down.
+    pub fn answered(&self, messages: &[Message]) -> Result<Answered, PromptError> {
+        let tokenizer = self.tokenizer();
+        let guard = guard_for(messages);
+        let protect = |text: &str| tokenizer.guard_controls(text, guard).into_owned();
+        let before = &messages[..messages.len().saturating_sub(1)];
+        let prompt = self.chat(before)?;
+        let ends = tokenizer.end_tokens();
+        let pieces: Vec<&str> = ends
+            .iter()
+            .filter_map(|&id| tokenizer.piece(id))
+            .filter(|piece| !piece.is_empty())
+            .collect();
+        let turn = Turn::of(&self.rendering, messages, &pieces, &protect)?;
+
+        let encode = |text: &str| tokenizer.encode_guarded(text, guard);
+        let open = format!("{}{}", self.chat_tail, turn.open);
+        let whole = encode(&format!("{open}{}{}", turn.said, turn.after));
+        // Where the answer changes the tokens before it, it is encoded on its own: those
+        // before it are what serving has seen.
+        let opened = encode(&open);
+        let mut answer = match whole.strip_prefix(&*opened) {
+            Some(rest) => rest.to_vec(),
+            None => encode(&format!("{}{}", turn.said, turn.after)),
+        };
+        match turn.end {
+            End::Token => {
+                let end = answer.iter().position(|id| ends.contains(id));
+                answer.truncate(end.map_or(answer.len(), |at| at + 1));
+            }
+            End::Marker | End::Nothing => {
+                let mut missing = turn
+                    .said
+                    .chars()
+                    .filter(|&c| c != guard)
+                    .map(char::len_utf8)
+                    .sum();
+                let covers = answer.iter().position(|&id| {
+                    let bytes = tokenizer.token_text_special(id).len();
+                    missing = usize::saturating_sub(missing, bytes);
+                    missing == 0
+                });
+                answer.truncate(covers.map_or(answer.len(), |at| at + 1));
+            }
+        }
+        if let End::Nothing = turn.end {
+            answer.extend(tokenizer.eos());
+        }
+        Ok(Answered { prompt, answer })
+    }
+}
+
+/// What ends an answer in a rendering.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum End {
+    /// An end token.
+    Token,
+    /// A role marker.
+    Marker,
+    /// Neither.
+    Nothing,
+}
+
+/// The text of an answer in a conversation that goes on after it.
+#[derive(Debug, PartialEq, Eq)]
+struct Turn {
+    /// What comes before it when it is asked for.
+    open: String,
+    /// The answer, with what ends it.
+    said: String,
+    /// What follows.
+    after: String,
+    end: End,
+}
+
+impl Turn {
+    /// Finds the last of `messages`, an answer, in what is rendered when another question
+    /// follows it. `ends` are the texts of end tokens.
+    fn of(
+        rendering: &Rendering,
+        messages: &[Message],
+        ends: &[&str],
+        protect: &dyn Fn(&str) -> String,
+    ) -> Result<Turn, PromptError> {
+        let (answer, before) = match messages.split_last() {
+            Some((answer, before)) => (answer.content.as_str(), before),
+            None => ("", messages),
+        };
+        let open = rendering.render(before, protect)?;
+        let mut longer = messages.to_vec();
+        longer.push(Message::new(Role::User, "Hello"));
+        let text = rendering.render(&longer, protect)?;
+        let answer = protect(&markers::escape(answer, rendering.markers()));
+        let answer = answer.trim();
+
+        let nothing = || Turn {
+            open: open.clone(),
+            said: answer.to_owned(),
+            after: String::new(),
+            end: End::Nothing,
+        };
+        let rest = match text.strip_prefix(&open) {
+            Some(rest) => rest,
+            // Some templates write what opens an answer otherwise once it is there.
+            None => {
+                let rest = &text[shared_lines(&open, &text)..];
+                let Some(begins) = rest.find(answer) else {
+                    return Ok(nothing());
+                };
+                &rest[begins..]
+            }
+        };
+        let Some(begins) = rest.find(answer) else {
+            return Ok(nothing());
+        };
+        let ended = begins + answer.len();
+        let (length, end) = ending(&rest[ended..], ends, rendering.markers());
+        let (said, after) = rest.split_at(ended + length);
+        Ok(Turn {
+            open,
+            said: said.to_owned(),
+            // What follows an end is no part of the answer, but can change its tokens.
+            after: match end {
+                End::Nothing => String::new(),
+                End::Token | End::Marker => after.to_owned(),
+            },
+            end,
+        })
+    }
+}
+
+/// How far two texts are the same, up to the beginning of a line.
+fn shared_lines(a: &str, b: &str) -> usize {
+    let same = a.bytes().zip(b.bytes()).take_while(|(a, b)| a == b).count();
+    let same = a.floor_char_boundary(same);
+    a[..same].rfind('\n').map_or(0, |at| at + 1)
+}
+
+/// How much of the text after an answer still belongs to it, and why it ends there.
+fn ending(text: &str, ends: &[&str], markers: &[String]) -> (usize, End) {
+    let tokens = ends
+        .iter()
+        .filter_map(|end| Some((text.find(end)?, end.len(), End::Token)));
+    let at_line = |marker: &String| {
+        let mut found = text.match_indices(marker.as_str());
+        let found = found.find(|&(at, _)| at == 0 || text[..at].ends_with('\n'));
+        found.map(|(at, _)| (at, marker.len(), End::Marker))
+    };
+    let first = tokens
+        .chain(markers.iter().filter_map(at_line))
+        .min_by_key(|&(at, ..)| at);
+    first.map_or((0, End::Nothing), |(at, length, end)| (at + length, end))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use super::*;
+    use crate::profile::{ChatTemplate, Profile};
+
+    const CHATML: &str = "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}\
+        <|im_end|>\n{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}";
+
+    fn template(source: &str) -> Rendering {
+        Rendering::Template(Arc::new(ChatTemplate::new(source, None, None).unwrap()))
+    }
+
+    fn profile() -> Rendering {
+        let text = r##"+++
+name = "short"
+title = "Short"
+description = "For tests"
+language = "en"
+shots = 0
+version = 1
+markers = ["# Query:", "# Answer:"]
++++
+{% block prefix %}
+{% endblock %}
+{% block turns %}
+{% for message in messages %}
+# {{ "Query" if message.role == "user" else "Answer" }}:
+{{ message.content | trim }}
+
+{% endfor %}
+# Answer:
+{% endblock %}
+"##;
+        Rendering::Turn(Arc::new(Profile::parse("short.jinja", text).unwrap()))
+    }
+
+    fn turn(rendering: &Rendering, answer: &str) -> Turn {
+        let messages = [
+            Message::new(Role::User, "Hi"),
+            Message::new(Role::Assistant, answer),
+        ];
+        let guarded = |text: &str| text.replace("<|im_end|>", "<!|im_end|>");
+        Turn::of(rendering, &messages, &["</s>", "<|im_end|>"], &guarded).unwrap()
+    }
+
+    #[test]
+    fn a_template_ends_an_answer_with_its_end_token() {
+        let found = turn(&template(CHATML), "Hello!");
+        assert!(found.open.ends_with("<|im_start|>assistant\n"));
+        assert_eq!(
+            (found.said.as_str(), found.end),
+            ("Hello!<|im_end|>", End::Token)
+        );
+        assert!(
+            found
+                .after
+                .starts_with("\n<|im_start|>user\nHello<|im_end|>")
+        );
+    }
+
+    #[test]
+    fn a_profile_ends_an_answer_with_the_marker_of_the_next_turn() {
+        let found = turn(&profile(), "  Hello!\n");
+        assert!(found.open.ends_with("# Answer:\n"));
+        assert_eq!(
+            (found.said.as_str(), found.end),
+            ("Hello!\n\n# Query:", End::Marker)
+        );
+        assert!(found.after.starts_with("\nHello"));
+    }
+
+    #[test]
+    fn what_an_answer_says_does_not_end_it() {
+        let found = turn(&template(CHATML), "It ends with <|im_end|>.");
+        assert_eq!(found.said, "It ends with <!|im_end|>.<|im_end|>");
+        let found = turn(&profile(), "Write:\n# Query:\nand so on");
+        assert_eq!(found.said, "Write:\n\\# Query:\nand so on\n\n# Query:");
+    }
+
+    #[test]
+    fn plain_text_has_no_end_of_its_own() {
+        let found = turn(&Rendering::Base, "Hello!");
+        assert_eq!(
+            (found.open.as_str(), found.said.as_str()),
+            ("Hi", "\n\nHello!")
+        );
+        assert_eq!(found.end, End::Nothing);
+    }
+
+    #[test]
+    fn an_answer_that_is_opened_otherwise_later_is_found() {
+        let thinking = CHATML.replace(
+            "assistant\n{% endif",
+            "assistant\n<think>\n</think>\n{% endif",
+        );
+        // Other parts of the conversation say the same.
+        for answer in ["Hello!", "Hello", "Hi"] {
+            let found = turn(&template(&thinking), answer);
+            assert!(found.open.ends_with("</think>\n"));
+            assert_eq!(found.said, format!("{answer}<|im_end|>"));
+            assert!(found.after.starts_with("\n<|im_start|>user\nHello"));
+        }
+    }
+
+    #[test]
+    fn an_empty_answer_is_its_end() {
+        assert_eq!(turn(&template(CHATML), "").said, "<|im_end|>");
+        assert_eq!(turn(&profile(), "").said, "\n\n# Query:");
+    }
+}
