@@ -8,9 +8,9 @@ use candle_core::{Device, Tensor, Var};
 use incant::exec::native::{Pool, threads_to_use};
 use incant::exec::{Chunk, Wanted};
 use incant::gguf::Gguf;
-use incant::lora::{Linear, Lora, LowRank, PeftConfig};
+use incant::lora::{Linear, Lora, LowRank};
 use incant::model::{DecoderSpec, arch};
-use incant::train::model::{AdapterSettings, Model};
+use incant::train::model::{AdapterSettings, Form, Model};
 use incant::train::{Batch, Sample, Student};
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
@@ -19,15 +19,6 @@ use crate::reference::tiny::{self, Tiny, Weight};
 use crate::support::subjects;
 
 const RANK: usize = 3;
-
-fn config() -> PeftConfig {
-    PeftConfig {
-        rank: RANK,
-        alpha: 6.0,
-        stabilized: false,
-        base_model: "tiny".to_owned(),
-    }
-}
 
 /// An adapter of random numbers for all linear layers, so that A has gradients too.
 fn random_adapter(spec: &DecoderSpec, size: f32) -> Lora {
@@ -77,10 +68,16 @@ impl Subject {
     fn model(&self, from: Option<Lora>, recompute: bool) -> Model {
         let pool = Pool::new(threads_to_use(Some(2))).expect("threads");
         let settings = AdapterSettings {
-            config: config(),
-            targets: Linear::ALL.to_vec(),
-            seed: 1,
-            from,
+            form: match from {
+                Some(lora) => Form::Of(lora),
+                None => Form::New {
+                    rank: RANK,
+                    scale: 2.0,
+                    targets: Linear::ALL.to_vec(),
+                    seed: 1,
+                },
+            },
+            base_model: "tiny".to_owned(),
             profile: Some("urial".to_owned()),
         };
         Model::load(&self.gguf, &pool, settings, recompute).expect("it can be trained")

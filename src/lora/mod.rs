@@ -106,6 +106,19 @@ impl Lora {
         Ok(Lora { layers, profile })
     }
 
+    /// An adapter of these additions, of which there is one at the most for each linear
+    /// layer.
+    ///
+    /// # Errors
+    /// There are none, or two for one; in words.
+    pub fn of_parts(
+        spec: &DecoderSpec,
+        parts: impl IntoIterator<Item = (usize, Linear, LowRank)>,
+        profile: Option<String>,
+    ) -> Result<Lora, String> {
+        Lora::new(spec, parts, profile).map_err(|cause| cause.to_string())
+    }
+
     /// How many layers its model has.
     pub fn layers(&self) -> usize {
         self.layers.len()

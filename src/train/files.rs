@@ -2,7 +2,7 @@
 //! written under another name and then renamed.
 
 use std::fs;
-use std::io::{self, Write};
+use std::io::Write;
 use std::path::{Path, PathBuf};
 
 use super::TrainError;

@@ -4,8 +4,10 @@ use std::path::PathBuf;
 
 use anyhow::bail;
 use incant::exec::Backend;
+use incant::gguf::Gguf;
 use incant::lora::{Linear, Lora};
 use incant::train::Student;
+use incant::train::model::{self, AdapterSettings, Model};
 use serde_json::json;
 
 use super::Origin;
@@ -74,14 +76,28 @@ impl Form {
 
 /// Opens the model with the adapter that learns.
 pub(super) fn open_student(options: &StudentOptions) -> anyhow::Result<Box<dyn Student>> {
-    let StudentOptions {
-        name,
-        path,
-        backend: _,
-        form: _,
-        profile: _,
-        seed: _,
-        recompute: _,
-    } = options;
-    bail!("{name} ({}) cannot be trained yet", path.display())
+    let Backend::Native { pool, .. } = &options.backend else {
+        bail!("training computes on the CPU; leave out --device");
+    };
+    let form = match &options.form {
+        Form::Of(lora) => model::Form::Of(lora.clone()),
+        Form::New {
+            rank,
+            scale,
+            targets,
+        } => model::Form::New {
+            rank: *rank,
+            scale: *scale as f32,
+            targets: targets.clone(),
+            seed: options.seed,
+        },
+    };
+    let gguf = Gguf::open(&options.path)?;
+    let settings = AdapterSettings {
+        form,
+        base_model: options.name.clone(),
+        profile: options.profile.clone(),
+    };
+    let model = Model::load(&gguf, pool, settings, options.recompute)?;
+    Ok(Box::new(model))
 }

@@ -7,23 +7,37 @@ use rand::Rng;
 use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::SeedableRng;
 
-use crate::lora::{Linear, Lora, LowRank, PeftConfig};
+use crate::lora::{Linear, Lora, LowRank};
 use crate::model::DecoderSpec;
 use crate::train::TrainError;
 
 /// What an adapter is to be.
 #[derive(Clone, Debug)]
 pub struct AdapterSettings {
-    /// Rank, alpha and how they scale; what it is called.
-    pub config: PeftConfig,
-    /// The linear layers that it adds to.
-    pub targets: Vec<Linear>,
-    /// What A begins with.
-    pub seed: u64,
-    /// The adapter to go on from. Then the rest but names does not count.
-    pub from: Option<Lora>,
+    /// How it begins.
+    pub form: Form,
+    /// What its files call the model.
+    pub base_model: String,
     /// The profile that it is to be used with.
     pub profile: Option<String>,
+}
+
+/// How an adapter begins.
+#[derive(Clone, Debug)]
+pub enum Form {
+    /// As another one is.
+    Of(Lora),
+    /// With random A and no B.
+    New {
+        /// Rows of A, columns of B.
+        rank: usize,
+        /// What the product is multiplied by.
+        scale: f32,
+        /// The linear layers of every layer that it adds to.
+        targets: Vec<Linear>,
+        /// What A's numbers follow from.
+        seed: u64,
+    },
 }
 
 /// A and B of all linear layers.
@@ -31,8 +45,7 @@ pub(super) struct Adapter {
     variables: Vec<(String, Var)>,
     /// Layer and linear layer of each pair of variables, and its scale.
     places: Vec<(usize, Linear, f64)>,
-    layers: usize,
-    config: PeftConfig,
+    base_model: String,
     profile: Option<String>,
 }
 
@@ -106,13 +119,18 @@ impl Adapter {
         spec: &DecoderSpec,
         settings: AdapterSettings,
     ) -> std::result::Result<Adapter, TrainError> {
-        let lora = match settings.from {
-            Some(from) if from.layers() == spec.layers.len() => from,
-            Some(_) => {
+        let lora = match settings.form {
+            Form::Of(from) if from.layers() == spec.layers.len() => from,
+            Form::Of(_) => {
                 let why = "the adapter to go on from is for a model with other layers";
                 return Err(TrainError::Model(why.to_owned()));
             }
-            None => fresh(spec, &settings.config, &settings.targets, settings.seed)?,
+            Form::New {
+                rank,
+                scale,
+                targets,
+                seed,
+            } => fresh(spec, rank, scale, &targets, seed)?,
         };
         let (mut variables, mut places) = (Vec::new(), Vec::new());
         for (layer, linear, part) in lora.parts() {
@@ -130,8 +148,7 @@ impl Adapter {
         Ok(Adapter {
             variables,
             places,
-            layers: spec.layers.len(),
-            config: settings.config,
+            base_model: settings.base_model,
             profile: settings.profile,
         })
     }
@@ -182,20 +199,19 @@ impl Adapter {
         spec: &DecoderSpec,
         folder: &Path,
     ) -> std::result::Result<(), TrainError> {
-        debug_assert_eq!(self.layers, spec.layers.len());
-        let lora = self.lora(spec)?;
-        lora.save_peft(spec, &self.config, folder)
-            .map_err(|error| TrainError::Io {
-                path: folder.to_owned(),
-                error,
-            })
+        let saved = self.lora(spec)?.save(spec, &self.base_model, folder);
+        saved.map_err(|error| TrainError::Io {
+            path: folder.to_owned(),
+            error,
+        })
     }
 }
 
 /// A new adapter: A as PEFT begins it (uniform within ±1/√inputs), B zero.
 fn fresh(
     spec: &DecoderSpec,
-    config: &PeftConfig,
+    rank: usize,
+    scale: f32,
     targets: &[Linear],
     seed: u64,
 ) -> std::result::Result<Lora, TrainError> {
@@ -207,12 +223,12 @@ fn fresh(
             let bound = 1.0 / (inputs as f32).sqrt();
             let number = |_| random.random_range(-bound..bound);
             let part = LowRank {
-                rank: config.rank,
+                rank,
                 inputs,
                 outputs,
-                a: (0..config.rank * inputs).map(number).collect(),
-                b: vec![0.0; outputs * config.rank],
-                scale: config.scale(),
+                a: (0..rank * inputs).map(number).collect(),
+                b: vec![0.0; outputs * rank],
+                scale,
             };
             parts.push((layer, linear, part));
         }

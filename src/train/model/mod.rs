@@ -18,7 +18,7 @@ use std::sync::Arc;
 
 use candle_core::{Device, Tensor, Var};
 
-pub use adapter::AdapterSettings;
+pub use adapter::{AdapterSettings, Form};
 
 use self::adapter::Adapter;
 use self::head::Head;
