@@ -128,7 +128,7 @@ fn rename(from: &Path, to: &Path) -> Result<(), TrainError> {
 
 /// A moment at which the tests may kill the process.
 #[cfg(not(test))]
-fn kill_point() -> io::Result<()> {
+fn kill_point() -> std::io::Result<()> {
     Ok(())
 }
 
