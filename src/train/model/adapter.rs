@@ -44,7 +44,7 @@ pub enum Form {
 pub(super) struct Adapter {
     variables: Vec<(String, Var)>,
     /// Layer and linear layer of each pair of variables, and its scale.
-    places: Vec<(usize, Linear, f64)>,
+    places: Vec<(usize, Linear, f32)>,
     base_model: String,
     profile: Option<String>,
 }
@@ -56,16 +56,9 @@ pub(super) struct Layer([Option<Added>; Linear::ALL.len()]);
 /// What is added to a linear layer: `scale · (x·Aᵀ)·Bᵀ`.
 #[derive(Clone)]
 pub(super) struct Added {
-    a: Tensor,
-    b: Tensor,
-    scale: f64,
-}
-
-impl Added {
-    pub(super) fn apply(&self, x: &Tensor) -> Result<Tensor> {
-        let low = (x.matmul(&self.a.t()?)? * self.scale)?;
-        low.matmul(&self.b.t()?)
-    }
+    pub(super) a: Tensor,
+    pub(super) b: Tensor,
+    pub(super) scale: f32,
 }
 
 impl Layer {
@@ -143,7 +136,7 @@ impl Adapter {
                 let var = Var::from_slice(numbers, shape, &Device::Cpu)?;
                 variables.push((format!("{module}.{side}.weight"), var));
             }
-            places.push((layer, linear, f64::from(part.scale)));
+            places.push((layer, linear, part.scale));
         }
         Ok(Adapter {
             variables,
@@ -185,7 +178,7 @@ impl Adapter {
                 outputs: b.dim(0)?,
                 a: numbers(a)?,
                 b: numbers(b)?,
-                scale: scale as f32,
+                scale,
             };
             Ok((layer, linear, part))
         });

@@ -146,10 +146,11 @@ impl Decoder {
             layer,
             linear,
         });
-        let y = ops::linear(self.isa, part, x)?;
         match adapter.get(linear) {
-            Some(added) => y + added.apply(x)?,
-            None => Ok(y),
+            Some(added) => {
+                ops::adapted_linear(self.isa, part, x, (&added.a, &added.b), added.scale)
+            }
+            None => ops::linear(self.isa, part, x),
         }
     }
 

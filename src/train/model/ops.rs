@@ -8,7 +8,8 @@ use std::sync::Arc;
 use candle_core::{Result, Tensor};
 use rayon::prelude::*;
 
-use super::node::{of_one, of_two, with};
+use super::node::{of_one, of_three, of_two, with};
+use crate::kernels::gemm::{Place, multiply};
 use crate::kernels::{Isa, Matrix, gradients, math, product};
 use crate::model::{Activation, RopeStyle};
 
@@ -45,6 +46,131 @@ pub(super) fn linear(isa: Isa, weight: Frozen, x: &Tensor) -> Result<Tensor> {
         [dx]
     };
     of_one("linear", x, (rows, outputs), y, Box::new(back))
+}
+
+/// A frozen linear layer and what an adapter adds, `x·Wᵀ + scale · (x·Aᵀ)·Bᵀ`, in one:
+/// neither of the two terms is kept by itself.
+pub(super) fn adapted_linear(
+    isa: Isa,
+    weight: Frozen,
+    x: &Tensor,
+    (a, b): (&Tensor, &Tensor),
+    scale: f32,
+) -> Result<Tensor> {
+    let matrix = (*weight).as_ref();
+    let (inputs, outputs) = (matrix.columns(), matrix.rows());
+    let (rows, rank) = (x.dim(0)?, a.dim(0)?);
+    let part = part(rows);
+    let low = LowRank {
+        inputs,
+        outputs,
+        rank,
+        scale,
+    };
+    let mut y = vec![0.0; rows * outputs];
+    with(x, |x| {
+        with(a, |a| {
+            with(b, |b| {
+                y.par_chunks_mut(part * outputs)
+                    .zip(x.par_chunks(part * inputs))
+                    .for_each(|(y, x)| {
+                        product::rows(isa, matrix, x, y);
+                        low.add(x, a, b, y);
+                    });
+            })
+        })
+    })???;
+    let back = move |[x, a, b]: [&[f32]; 3], dy: &[f32]| {
+        let matrix = (*weight).as_ref();
+        let mut dx = vec![0.0; x.len()];
+        let parts = dx.par_chunks_mut(part * inputs);
+        let parts = parts.zip(x.par_chunks(part * inputs));
+        let parts = parts.zip(dy.par_chunks(part * outputs));
+        let parts: Vec<[Vec<f32>; 2]> = parts
+            .map(|((dx, x), dy)| {
+                product::back(isa, matrix, 0..matrix.panels(), dy, dx);
+                low.back(x, a, b, dy, dx)
+            })
+            .collect();
+        // In the same order every time.
+        let mut parts = parts.into_iter();
+        let first = parts.next().unwrap_or_default();
+        let [da, db] = parts.fold(first, |mut sums, part| {
+            for (sum, part) in sums.iter_mut().zip(&part) {
+                math::add_assign(isa, sum, part);
+            }
+            sums
+        });
+        [dx, da, db]
+    };
+    of_three(
+        "adapted linear",
+        [x, a, b],
+        (rows, outputs),
+        y,
+        Box::new(back),
+    )
+}
+
+/// The low-rank term of some rows.
+#[derive(Clone, Copy)]
+struct LowRank {
+    inputs: usize,
+    outputs: usize,
+    rank: usize,
+    scale: f32,
+}
+
+impl LowRank {
+    /// `scale · x·Aᵀ`.
+    fn low(self, x: &[f32], a: &[f32]) -> Vec<f32> {
+        let rows = x.len() / self.inputs;
+        let place = Place::rows(0, self.inputs);
+        let mut low = vec![0.0; rows * self.rank];
+        let shape = [rows, self.inputs, self.rank];
+        let out = (&mut low[..], Place::rows(0, self.rank));
+        let a = (a, place.transposed());
+        multiply(shape, (x, place), a, self.scale, 0.0, out);
+        low
+    }
+
+    fn add(self, x: &[f32], a: &[f32], b: &[f32], y: &mut [f32]) {
+        let low = self.low(x, a);
+        let shape = [x.len() / self.inputs, self.rank, self.outputs];
+        let narrow = Place::rows(0, self.rank);
+        let (b, out) = ((b, narrow.transposed()), (y, Place::rows(0, self.outputs)));
+        multiply(shape, (&low, narrow), b, 1.0, 1.0, out);
+    }
+
+    /// Adds to `dx`; returns what the rows have of the gradients of A and B.
+    fn back(self, x: &[f32], a: &[f32], b: &[f32], dy: &[f32], dx: &mut [f32]) -> [Vec<f32>; 2] {
+        let rows = x.len() / self.inputs;
+        let (narrow, wide) = (Place::rows(0, self.rank), Place::rows(0, self.outputs));
+        let inner = Place::rows(0, self.inputs);
+        let low = self.low(x, a);
+        let mut db = vec![0.0; self.outputs * self.rank];
+        let shape = [self.outputs, rows, self.rank];
+        let transposed = (dy, wide.transposed());
+        multiply(
+            shape,
+            transposed,
+            (&low, narrow),
+            1.0,
+            0.0,
+            (&mut db, narrow),
+        );
+        let mut d_low = vec![0.0; rows * self.rank];
+        let shape = [rows, self.outputs, self.rank];
+        let out = (&mut d_low[..], narrow);
+        multiply(shape, (dy, wide), (b, narrow), self.scale, 0.0, out);
+        let mut da = vec![0.0; self.rank * self.inputs];
+        let shape = [self.rank, rows, self.inputs];
+        let transposed = (&d_low[..], narrow.transposed());
+        multiply(shape, transposed, (x, inner), 1.0, 0.0, (&mut da, inner));
+        let shape = [rows, self.rank, self.inputs];
+        multiply(shape, (&d_low, narrow), (a, inner), 1.0, 1.0, (dx, inner));
+        [da, db]
+    }
 }
 
 /// The RMS norm of each stretch as long as `weight`.
