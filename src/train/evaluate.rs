@@ -1,5 +1,7 @@
 //! How the student does on examples that it does not learn from.
 
+use std::sync::atomic::Ordering;
+
 use super::loss::Loss;
 use super::metrics::{Evaluation, Event, Observer, Preference};
 use super::references::{self, References};
@@ -10,18 +12,21 @@ use super::{TrainError, batches};
 /// The two-sided 95% point of the normal distribution.
 const Z: f64 = 1.959_963_984_540_054;
 
-/// Looks at all held-out examples.
+/// Looks at all held-out examples. `None` if it is told to stop.
 pub(super) fn evaluate(
     training: &Training<'_>,
     references: &References,
     step: usize,
     observer: &mut dyn Observer,
-) -> Result<Evaluation, TrainError> {
+) -> Result<Option<Evaluation>, TrainError> {
     let examples = training.held_out;
     let lengths: Vec<usize> = examples.iter().map(Example::length).collect();
     let (mut sum, mut weight, mut done) = (0.0, 0, 0);
     let mut margins = Vec::new();
     for batch in batches::in_order(&lengths, training.settings.batch_size) {
+        if training.stop.load(Ordering::Relaxed) {
+            return Ok(None);
+        }
         let some: Vec<&Example> = batch.iter().map(|&place| &examples[place]).collect();
         let references = references::of(references.of_held_out(), &batch);
         let found: Loss = training
@@ -45,11 +50,11 @@ pub(super) fn evaluate(
             total: examples.len(),
         });
     }
-    Ok(Evaluation {
+    Ok(Some(Evaluation {
         step,
         loss: sum / weight as f64,
         preference: preference(&margins),
-    })
+    }))
 }
 
 /// A tensor's only number.

@@ -50,12 +50,6 @@ impl Example {
         samples.map(|sample| sample.tokens.len()).max().unwrap_or(0)
     }
 
-    /// All its tokens.
-    pub fn tokens(&self) -> usize {
-        let samples = self.sides.iter().flatten();
-        samples.map(|sample| sample.tokens.len()).sum()
-    }
-
     /// How many tokens of a side count.
     pub fn counted(&self, side: usize) -> usize {
         self.sides[side].iter().map(Sample::counted).sum()

@@ -195,6 +195,7 @@ impl<'a> Run<'a> {
         let began = Instant::now();
         let Training {
             student,
+            objective,
             examples,
             settings,
             ..
@@ -239,7 +240,8 @@ impl<'a> Run<'a> {
         self.step += 1;
         let seconds = began.elapsed().as_secs_f64();
         self.seconds += seconds;
-        let tokens = seen.iter().map(|example| example.tokens()).sum();
+        let tokens = seen.iter().map(|example| objective.tokens(example));
+        let tokens = tokens.sum();
         let record = Record::Step(Step {
             step: self.step,
             loss,
@@ -286,13 +288,16 @@ impl<'a> Run<'a> {
         }
     }
 
-    /// Looks at the held-out examples, if there are any and it was not done.
+    /// Looks at the held-out examples, if there are any and it was not done. It does not
+    /// if it is told to stop: then whoever goes on does.
     fn evaluate(&mut self, observer: &mut dyn Observer) -> Result<(), TrainError> {
         if self.training.held_out.is_empty() || self.log.evaluation(self.step).is_some() {
             return Ok(());
         }
         let found = evaluate(self.training, &self.references, self.step, observer)?;
-        observer.on(&Event::Wrote(self.log.add(Record::Evaluation(found))?));
+        if let Some(found) = found {
+            observer.on(&Event::Wrote(self.log.add(Record::Evaluation(found))?));
+        }
         Ok(())
     }
 

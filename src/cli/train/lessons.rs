@@ -40,16 +40,13 @@ struct Kept {
 }
 
 impl School {
-    /// The teacher's answers to the prompts of all entries, in their order: those that
-    /// are kept in the file `known`, or new ones. Blocks.
+    /// The teacher's answers to the prompts of all entries, in their order, which are then
+    /// kept in the file `path`. Blocks.
     pub(super) fn lessons(
         &self,
         entries: &[Entry],
-        known: Option<&Path>,
+        path: &Path,
     ) -> anyhow::Result<Vec<(Place, Lesson)>> {
-        if let Some(known) = known {
-            return read(known);
-        }
         // All prompts first: one that does not fit is known before hours of work.
         let asked = entries.iter().map(|entry| self.ask(entry));
         let asked = asked.collect::<anyhow::Result<Vec<_>>>()?;
@@ -67,9 +64,32 @@ impl School {
             .buffered(self.slots)
             .try_collect();
         let runtime = tokio::runtime::Builder::new_current_thread().build()?;
-        let answers = runtime.block_on(answers);
+        let answers: anyhow::Result<Vec<_>> = runtime.block_on(answers);
         bar.finish_and_clear();
-        answers
+        let answers = answers?;
+        write(path, &answers)?;
+        Ok(answers)
+    }
+
+    /// The answers that were kept in the file `path`, to the same prompts.
+    pub(super) fn recall(
+        &self,
+        entries: &[Entry],
+        path: &Path,
+    ) -> anyhow::Result<Vec<(Place, Lesson)>> {
+        let known = read(path)?;
+        let name = path.display();
+        if known.len() != entries.len() {
+            let (known, entries) = (known.len(), entries.len());
+            bail!("{name} has answers to {known} prompts, the data has {entries}");
+        }
+        for (entry, (_, lesson)) in entries.iter().zip(&known) {
+            let (place, asked, _) = self.ask(entry)?;
+            if (&asked.student, &asked.teacher) != (&lesson.student, &lesson.teacher) {
+                bail!("{name} has an answer to another prompt than that of {place}");
+            }
+        }
+        Ok(known)
     }
 
     /// A lesson that waits for its answer.
@@ -140,7 +160,7 @@ impl School {
 }
 
 /// Keeps lessons in a file, which is there as a whole or not at all.
-pub(super) fn write(path: &Path, lessons: &[(Place, Lesson)]) -> anyhow::Result<()> {
+fn write(path: &Path, lessons: &[(Place, Lesson)]) -> anyhow::Result<()> {
     let lines = lessons.iter().map(|(place, lesson)| {
         let kept = Kept {
             file: place.file.to_path_buf(),
@@ -153,7 +173,9 @@ pub(super) fn write(path: &Path, lessons: &[(Place, Lesson)]) -> anyhow::Result<
     });
     let text = lines.collect::<anyhow::Result<String>>()?;
     let unfinished = path.with_extension("jsonl.writing");
-    fs::write(&unfinished, text)
+    let folder = path.parent().unwrap_or(Path::new("."));
+    fs::create_dir_all(folder)
+        .and_then(|()| fs::write(&unfinished, text))
         .and_then(|()| fs::rename(&unfinished, path))
         .with_context(|| format!("cannot write {}", path.display()))
 }

@@ -128,7 +128,7 @@ impl Args {
         };
         flags.check()?;
         let prepared = flags.prepare(&task)?;
-        prepared.tell();
+        prepared.tell(&task);
         let settings = flags.settings(&task, prepared.origin.clone());
         run(&flags, &task, &prepared, &settings)
     }

@@ -30,10 +30,11 @@ pub(super) struct Prepared {
 
 impl Prepared {
     /// Says what will be learnt from.
-    pub(super) fn tell(&self) {
+    pub(super) fn tell(&self, task: &Task) {
         for (what, examples) in [("learn from", &self.examples), ("hold out", &self.held_out)] {
             let count = examples.examples.len();
-            let tokens = examples.examples.iter().map(|example| example.tokens());
+            let tokens = examples.examples.iter();
+            let tokens = tokens.map(|example| task.objective().tokens(example));
             let tokens = tokens.sum::<usize>();
             eprintln!(
                 "{} examples to {what}, {} tokens{}{}",
@@ -115,14 +116,12 @@ impl Flags {
                     answer_tokens: *answer_tokens,
                     slots,
                 };
+                let all = [&entries[..], &held_out].concat();
                 let known = self.answers();
-                let known = (self.resume && known.exists()).then_some(known);
-                let lessons =
-                    school.lessons(&[&entries[..], &held_out].concat(), known.as_deref())?;
-                std::fs::create_dir_all(&self.out)
-                    .with_context(|| self.out.display().to_string())?;
-                lessons::write(&self.answers(), &lessons)?;
-                let mut lessons = lessons;
+                let mut lessons = match self.resume && known.exists() {
+                    true => school.recall(&all, &known)?,
+                    false => school.lessons(&all, &known)?,
+                };
                 let held = lessons.split_off(entries.len());
                 let of = |lessons: Vec<_>| Examples::of_lessons(lessons, self.max_length);
                 (of(lessons), of(held))

@@ -27,6 +27,12 @@ impl Objective for Distil {
         example.counted(0)
     }
 
+    fn tokens(&self, example: &Example) -> usize {
+        // The teacher's side is computed before.
+        let samples = example.sides[0].iter();
+        samples.map(|sample| sample.tokens.len()).sum()
+    }
+
     fn references(
         &self,
         student: &dyn Student,

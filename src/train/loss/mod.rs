@@ -33,6 +33,12 @@ pub trait Objective {
     /// or pairs, and divided by those of all examples of a step.
     fn weight(&self, example: &Example) -> usize;
 
+    /// How many tokens of an example are computed in a step.
+    fn tokens(&self, example: &Example) -> usize {
+        let samples = example.sides.iter().flatten();
+        samples.map(|sample| sample.tokens.len()).sum()
+    }
+
     /// What the student is held against, computed once with the student as it is before
     /// the first step: a tensor for each example, or `None` where there is no such thing.
     ///

@@ -258,20 +258,31 @@ fn a_run_that_is_killed_at_any_moment_goes_on_as_if_it_had_not_been() {
 #[test]
 fn a_run_that_is_told_to_stop_saves_and_can_go_on() {
     let (expected, ..) = Runner::new(Sft).whole();
-    let runner = Runner::new(Sft);
-    let mut watcher = Watcher {
-        stop_after: Some((5, Arc::default())),
-        ..Watcher::default()
-    };
-    let outcome = runner.run(&Toy::new(), false, &mut watcher).unwrap();
-    assert_eq!((outcome.step, outcome.steps), (5, 8));
-    assert!(runner.has("checkpoint-5/adapter_model.safetensors"));
-    assert!(!runner.has("adapter_model.safetensors"));
+    // Step 4 is one after which held-out examples would be looked at.
+    for told_at in [0, 3, 4, 5] {
+        let runner = Runner::new(Sft);
+        let mut watcher = Watcher {
+            stop_after: Some((told_at, Arc::default())),
+            ..Watcher::default()
+        };
+        let outcome = runner.run(&Toy::new(), false, &mut watcher).unwrap();
+        assert_eq!((outcome.step, outcome.steps), (told_at, 8));
+        assert!(runner.has(&format!("checkpoint-{told_at}/adapter_model.safetensors")));
+        assert!(!runner.has("adapter_model.safetensors"));
 
-    let (student, mut watcher) = (Toy::new(), Watcher::default());
-    runner.run(&student, true, &mut watcher).unwrap();
-    assert_eq!(watcher.begins, [(5, 8)]);
-    assert_eq!(student.bits(), expected);
+        let (student, mut watcher) = (Toy::new(), Watcher::default());
+        let outcome = runner.run(&student, true, &mut watcher).unwrap();
+        assert_eq!(watcher.begins, [(told_at, 8)]);
+        assert_eq!(student.bits(), expected);
+        let evaluations = String::from_utf8(runner.read("metrics.jsonl")).unwrap();
+        assert_eq!(
+            evaluations.matches("evaluation").count(),
+            3,
+            "{evaluations}"
+        );
+        let (first, last) = outcome.evaluations.unwrap();
+        assert_eq!((first.step, last.step), (0, 8));
+    }
 }
 
 #[test]

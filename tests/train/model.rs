@@ -1,0 +1,369 @@
+//! The model that is trained, on tiny models of every architecture: what it computes is
+//! what executors compute, and its gradients are those of differences.
+
+use std::collections::BTreeMap;
+
+use candle_core::quantized::GgmlDType;
+use candle_core::{Device, Tensor, Var};
+use incant::exec::native::{Pool, threads_to_use};
+use incant::exec::{Chunk, Wanted};
+use incant::gguf::Gguf;
+use incant::lora::{Linear, Lora, LowRank};
+use incant::model::{DecoderSpec, arch};
+use incant::train::model::{AdapterSettings, Form, Model};
+use incant::train::{Batch, Sample, Student};
+use rand::{Rng, SeedableRng};
+use rand_chacha::ChaCha8Rng;
+
+use crate::reference::tiny::{self, Tiny, Weight};
+use crate::support::subjects;
+
+const RANK: usize = 3;
+
+/// An adapter of random numbers for all linear layers, so that A has gradients too.
+fn random_adapter(spec: &DecoderSpec, size: f32) -> Lora {
+    let mut random = ChaCha8Rng::seed_from_u64(8);
+    let mut parts = Vec::new();
+    for layer in 0..spec.layers.len() {
+        for linear in Linear::ALL {
+            let [outputs, inputs] = linear.shape(spec);
+            let mut numbers = |count: usize| {
+                (0..count)
+                    .map(|_| random.random_range(-size..size))
+                    .collect()
+            };
+            let part = LowRank {
+                rank: RANK,
+                inputs,
+                outputs,
+                a: numbers(RANK * inputs),
+                b: numbers(RANK * outputs),
+                scale: 2.0,
+            };
+            parts.push((layer, linear, part));
+        }
+    }
+    Lora::of_parts(spec, parts, None).expect("an adapter")
+}
+
+/// A model and what it needs to stay.
+struct Subject {
+    gguf: Gguf,
+    spec: DecoderSpec,
+    _file: tempfile::NamedTempFile,
+}
+
+impl Subject {
+    fn new(tiny: &Tiny) -> Subject {
+        let file = tiny.written(&tiny.tensors());
+        let gguf = Gguf::open(file.path()).expect("a good file");
+        let spec = arch::read(&gguf).expect("a supported model");
+        Subject {
+            gguf,
+            spec,
+            _file: file,
+        }
+    }
+
+    fn model(&self, from: Option<Lora>, recompute: bool) -> Model {
+        let pool = Pool::new(threads_to_use(Some(2))).expect("threads");
+        let settings = AdapterSettings {
+            form: match from {
+                Some(lora) => Form::Of(lora),
+                None => Form::New {
+                    rank: RANK,
+                    scale: 2.0,
+                    targets: Linear::ALL.to_vec(),
+                    seed: 1,
+                },
+            },
+            base_model: "tiny".to_owned(),
+            profile: Some("urial".to_owned()),
+        };
+        Model::load(&self.gguf, &pool, settings, recompute).expect("it can be trained")
+    }
+
+    /// The log-probabilities of the tokens that count, as the device executor has them.
+    fn by_executor(&self, batch: &Batch, lora: Option<&Lora>) -> Vec<f32> {
+        let mut executor = subjects::reference().load(&self.gguf);
+        let adapter = lora.map(|lora| executor.add_adapter(lora).expect("it fits"));
+        let mut found = Vec::new();
+        for sample in &batch.sequences {
+            let sequence = executor.begin_under(adapter).expect("it is there");
+            let chunk = Chunk {
+                sequence,
+                tokens: &sample.tokens,
+                wanted: Wanted::All,
+            };
+            let logits = executor.forward(&[chunk]).expect("it runs");
+            for (place, &token) in sample.tokens.iter().enumerate().skip(1) {
+                if sample.counts[place] {
+                    found.push(incant::sample::logprobs(logits.row(place - 1), token, 0).chosen);
+                }
+            }
+        }
+        found
+    }
+}
+
+/// Sequences of different lengths, of which some tokens count.
+fn batch() -> Batch {
+    let sample = |seed, count: usize, first: usize| Sample {
+        tokens: tiny::tokens(seed, count),
+        counts: (0..count).map(|at| at >= first && at % 5 != 3).collect(),
+    };
+    Batch {
+        sequences: vec![sample(1, 23, 4), sample(2, 9, 1), sample(3, 40, 20)],
+    }
+}
+
+fn numbers(tensor: &Tensor) -> Vec<f32> {
+    tensor
+        .flatten_all()
+        .and_then(|flat| flat.to_vec1())
+        .expect("numbers")
+}
+
+/// A number that depends on all log-probabilities.
+fn loss(student: &dyn Student, batch: &Batch) -> Tensor {
+    let logprobs = student.logprobs(batch).expect("it runs");
+    let weights: Vec<f32> = (0..logprobs.elem_count())
+        .map(|i| (i % 7) as f32 / 7.0)
+        .collect();
+    let weights = Tensor::new(weights, &Device::Cpu).expect("numbers");
+    let sum = (logprobs * weights).and_then(|terms| terms.sum_all());
+    sum.expect("a sum")
+}
+
+fn value(tensor: &Tensor) -> f64 {
+    f64::from(tensor.to_scalar::<f32>().expect("a number"))
+}
+
+/// The slope of `f` as one variable moves along its gradient, by differences, and by the
+/// gradient itself.
+fn slopes(var: &Var, gradient: &Tensor, step: f64, f: impl Fn() -> f64) -> (f64, f64) {
+    let before = var.as_tensor().copy().expect("a copy");
+    let length = value(&gradient.sqr().and_then(|s| s.sum_all()).expect("a sum")).sqrt();
+    let moved = |by: f64| {
+        let direction = (gradient * (by / length)).expect("numbers");
+        var.set(&(&before + direction).expect("numbers"))
+            .expect("the same shape");
+        f()
+    };
+    let slope = (moved(step) - moved(-step)) / (2.0 * step);
+    var.set(&before).expect("the same shape");
+    (slope, length)
+}
+
+#[test]
+fn it_computes_what_executors_compute() {
+    for tiny in Tiny::all() {
+        let subject = Subject::new(&tiny);
+        let lora = random_adapter(&subject.spec, 0.1);
+        let fresh = subject.model(None, false);
+        let adapted = subject.model(Some(lora.clone()), false);
+        for (model, lora) in [(fresh, None), (adapted, Some(&lora))] {
+            let found = numbers(&model.logprobs(&batch()).expect("it runs"));
+            let expected = subject.by_executor(&batch(), lora);
+            assert_eq!(found.len(), expected.len());
+            for (found, expected) in found.iter().zip(&expected) {
+                let apart = (found - expected).abs();
+                assert!(
+                    apart <= 2e-3,
+                    "{}: {found} and {expected}",
+                    tiny.architecture
+                );
+            }
+        }
+    }
+}
+
+#[test]
+fn every_a_and_b_has_the_gradient_that_differences_have() {
+    for tiny in Tiny::all() {
+        // In whole numbers, small steps would be rounded away.
+        let tiny = Tiny {
+            weights: GgmlDType::F32,
+            ..tiny
+        };
+        let subject = Subject::new(&tiny);
+        let lora = random_adapter(&subject.spec, 0.2);
+        let model = subject.model(Some(lora), false);
+        let gradients = loss(&model, &batch()).backward().expect("it can go back");
+        assert_eq!(model.variables().len(), 2 * 7 * subject.spec.layers.len());
+        for (name, var) in model.variables() {
+            let gradient = gradients
+                .get(var)
+                .unwrap_or_else(|| panic!("{name} has none"));
+            let f = || value(&loss(&model, &batch()));
+            let (slope, length) = slopes(var, gradient, 1e-2, f);
+            let apart = (slope - length).abs() / length.max(1e-3);
+            assert!(
+                apart < 0.02,
+                "{} {name}: {slope} and {length}",
+                tiny.architecture
+            );
+        }
+    }
+}
+
+#[test]
+fn a_layer_that_is_computed_again_has_the_same_gradients() {
+    for tiny in [Tiny::gemma3(), Tiny::llama()] {
+        let subject = Subject::new(&tiny);
+        let lora = random_adapter(&subject.spec, 0.2);
+        let gradients = |recompute| -> Vec<Vec<f32>> {
+            let model = subject.model(Some(lora.clone()), recompute);
+            let gradients = loss(&model, &batch()).backward().expect("it can go back");
+            let variables = model.variables().iter();
+            let of = variables.map(|(_, var)| numbers(gradients.get(var).expect("a gradient")));
+            of.collect()
+        };
+        let (kept, again) = (gradients(false), gradients(true));
+        for (kept, again) in kept.concat().iter().zip(again.concat()) {
+            assert!(
+                (kept - again).abs() <= 1e-5 * kept.abs().max(1.0),
+                "{kept} and {again}"
+            );
+        }
+    }
+}
+
+/// The same numbers, each by itself.
+fn expand(tensors: &BTreeMap<String, Weight>) -> BTreeMap<String, Weight> {
+    let expand =
+        |weight: &Weight| Weight::new(&weight.shape, GgmlDType::F32, weight.values.clone());
+    let tensors = tensors.iter();
+    tensors
+        .map(|(name, weight)| (name.clone(), expand(weight)))
+        .collect()
+}
+
+#[test]
+fn packed_weights_have_the_gradients_of_their_expansion() {
+    for kind in [
+        GgmlDType::Q8_0,
+        GgmlDType::Q4_0,
+        GgmlDType::Q4K,
+        GgmlDType::Q6K,
+    ] {
+        let packed = Tiny {
+            weights: kind,
+            ..Tiny::llama().wide()
+        };
+        let tensors = packed.tensors();
+        let expanded = Tiny {
+            weights: GgmlDType::F32,
+            ..packed.clone()
+        };
+        // The numbers that the packed ones stand for.
+        let gradients = |tiny: &Tiny, file: tempfile::NamedTempFile| -> Vec<f32> {
+            let gguf = Gguf::open(file.path()).expect("a good file");
+            let spec = arch::read(&gguf).expect("a supported model");
+            let subject = Subject {
+                spec,
+                gguf,
+                _file: file,
+            };
+            let lora = random_adapter(&subject.spec, 0.1);
+            let model = subject.model(Some(lora), false);
+            let gradients = loss(&model, &batch()).backward().expect("it can go back");
+            let variables = model.variables().iter();
+            assert_eq!(tiny.layers, subject.spec.layers.len());
+            variables
+                .flat_map(|(_, var)| numbers(gradients.get(var).expect("a gradient")))
+                .collect()
+        };
+        let found = gradients(&packed, packed.written(&tensors));
+        let expected = gradients(&expanded, expanded.written(&expand(&tensors)));
+        let size = expected.iter().map(|g| g * g).sum::<f32>().sqrt();
+        let apart = found.iter().zip(&expected).map(|(a, b)| (a - b) * (a - b));
+        let apart = apart.sum::<f32>().sqrt();
+        assert!(apart <= 1e-3 * size, "{kind:?}: {apart} of {size}");
+    }
+}
+
+#[test]
+fn divergences_are_those_of_whole_distributions_and_have_their_gradients() {
+    for tiny in [Tiny::gemma2(), Tiny::granite()] {
+        let tiny = Tiny {
+            weights: GgmlDType::F32,
+            ..tiny
+        };
+        let subject = Subject::new(&tiny);
+        let lora = random_adapter(&subject.spec, 0.2);
+        let student = subject.model(Some(lora.clone()), false);
+        // The teacher reads something else before the same answers.
+        let answers = batch();
+        let mut questions = answers.clone();
+        for sample in &mut questions.sequences {
+            sample.tokens.splice(0..1, tiny::tokens(77, 5));
+            sample.counts.splice(0..1, [false; 5]);
+        }
+        let teacher = student.unadapted(&questions).expect("it runs");
+        let found = student.divergences(&answers, &teacher).expect("it runs");
+
+        let distributions = |batch: &Batch, lora: Option<&Lora>| -> Vec<Vec<f64>> {
+            let mut executor = subjects::reference().load(&subject.gguf);
+            let adapter = lora.map(|lora| executor.add_adapter(lora).expect("it fits"));
+            let mut rows = Vec::new();
+            for sample in &batch.sequences {
+                let sequence = executor.begin_under(adapter).expect("it is there");
+                let (tokens, wanted) = (&sample.tokens[..], Wanted::All);
+                let chunk = Chunk {
+                    sequence,
+                    tokens,
+                    wanted,
+                };
+                let logits = executor.forward(&[chunk]).expect("it runs");
+                let counted = (1..tokens.len()).filter(|&place| sample.counts[place]);
+                rows.extend(counted.map(|place| {
+                    let row = logits.row(place - 1).iter().map(|&l| f64::from(l));
+                    let sum: f64 = row.clone().map(f64::exp).sum();
+                    row.map(|logit| logit - sum.ln()).collect::<Vec<f64>>()
+                }));
+            }
+            rows
+        };
+        let p = distributions(&questions, None);
+        let q = distributions(&answers, Some(&lora));
+        for ((found, p), q) in numbers(&found).iter().zip(&p).zip(&q) {
+            let expected: f64 = p.iter().zip(q).map(|(p, q)| p.exp() * (p - q)).sum();
+            assert!(
+                (f64::from(*found) - expected).abs() < 1e-3,
+                "{found} and {expected}"
+            );
+        }
+        let sum = || {
+            let found = student.divergences(&answers, &teacher).expect("it runs");
+            found.sum_all().expect("a sum")
+        };
+        let gradients = sum().backward().expect("it can go back");
+        for (name, var) in student.variables() {
+            let gradient = gradients
+                .get(var)
+                .unwrap_or_else(|| panic!("{name} has none"));
+            let (slope, length) = slopes(var, gradient, 1e-2, || value(&sum()));
+            let apart = (slope - length).abs() / length.max(1e-3);
+            assert!(apart < 0.02, "{name}: {slope} and {length}");
+        }
+    }
+}
+
+#[test]
+fn what_is_saved_is_served_as_it_was_trained() {
+    // One whose rows PEFT keeps in another order, and one whose does not.
+    for tiny in [Tiny::llama(), Tiny::gemma3()] {
+        let subject = Subject::new(&tiny);
+        let lora = random_adapter(&subject.spec, 0.1);
+        let model = subject.model(Some(lora), false);
+        let folder = tempfile::tempdir().expect("a folder");
+        model.save(folder.path()).expect("it can be written");
+        let read = Lora::read(folder.path(), &subject.spec).expect("a good adapter");
+        assert_eq!(read.profile(), Some("urial"));
+        let found = numbers(&model.logprobs(&batch()).expect("it runs"));
+        for (found, served) in found.iter().zip(subject.by_executor(&batch(), Some(&read))) {
+            assert!((found - served).abs() <= 2e-3, "{found} and {served}");
+        }
+    }
+}

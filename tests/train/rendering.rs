@@ -1,0 +1,128 @@
+//! Answers in the tokens that a served model would see and say them in.
+
+use std::sync::Arc;
+
+use incant::engine::EngineOptions;
+use incant::profile::{Message, Role};
+use incant::runtime::{Arm, LoadOptions, Model, Prompt, Runtime};
+
+use crate::support::{model, subjects};
+
+/// A loaded model, by the name of its arms.
+fn runtime(name: &str) -> Runtime {
+    let options = LoadOptions {
+        backend: subjects::native().backend.clone(),
+        kv_memory: Some(64 << 20),
+        engine: EngineOptions::default(),
+        context: Some(2048),
+        profiles: incant::profile::load(None).expect("the built-in profiles"),
+        default_profile: None,
+        prefix_folder: None,
+    };
+    let loaded = Model::load("m", &model(name), &options).expect("a sound model");
+    let runtime = Runtime::new();
+    runtime.loaded(vec![Arc::new(loaded)]);
+    runtime
+}
+
+fn user(text: &str) -> Message {
+    Message::new(Role::User, text)
+}
+
+fn assistant(text: &str) -> Message {
+    Message::new(Role::Assistant, text)
+}
+
+fn ids(prompt: &Prompt) -> Vec<u32> {
+    let prefix = prompt.prefix.iter().flat_map(|prefix| &prefix.ids);
+    prefix.chain(&prompt.ids).copied().collect()
+}
+
+const ANSWERS: [&str; 6] = [
+    "Sure! It is blue.",
+    "## Steps\n\n1. One\n2. Two\n\n```python\nprint('# Query:')\n```",
+    "もちろんです。空は青いです。🙂",
+    "  spaces around\n",
+    "# Query:\nan end <|im_end|> <end_of_turn> </s> <|endoftext|> that is none",
+    "",
+];
+
+/// Each answer to a question, as the arm has it.
+fn answered(arm: &Arm) -> impl Iterator<Item = (&'static str, Vec<u32>, Vec<u32>)> {
+    ANSWERS.into_iter().map(|answer| {
+        let conversation = [user("What colour is it?"), assistant(answer)];
+        let found = arm.answered(&conversation).expect("it is rendered");
+        let asked = arm.chat(&conversation[..1]).expect("it is rendered");
+        assert_eq!(ids(&found.prompt), ids(&asked), "{answer:?}");
+        (answer, ids(&asked), found.answer)
+    })
+}
+
+/// The arm's next turn begins with the tokens that were learnt.
+fn goes_on(arm: &Arm) {
+    for (answer, asked, said) in answered(arm) {
+        let longer = [
+            user("What colour is it?"),
+            assistant(answer),
+            user("Are you sure?"),
+        ];
+        let next = ids(&arm.chat(&longer).expect("it is rendered"));
+        let learnt = [asked, said].concat();
+        assert!(next.starts_with(&learnt), "{}: {answer:?}", arm.id());
+    }
+}
+
+#[test]
+fn a_profiles_answers_end_where_the_next_question_would_begin() {
+    for name in ["gemma-3-270m", "qwen2.5-coder-0.5b-instruct"] {
+        let runtime = runtime(name);
+        for id in ["m@turn", "m@urial"] {
+            let arm = runtime.arm(id).expect("it exists");
+            goes_on(&arm);
+            for (answer, _, said) in answered(&arm) {
+                let text = arm.tokenizer().decode(&said, true);
+                // What ends it may be one token with the line break behind it.
+                let text = text.trim_end_matches('\n');
+                let (text, end) = text.split_at(text.len() - "# Query:".len());
+                assert_eq!(end, "# Query:", "{name} {answer:?}");
+                // A line that would open a turn is escaped, as it is in serving.
+                let escaped = answer
+                    .starts_with("# Query:")
+                    .then(|| format!("\\{answer}"));
+                let expected = escaped.as_deref().unwrap_or(answer);
+                assert_eq!(text.trim(), expected.trim(), "{name}");
+            }
+        }
+    }
+}
+
+#[test]
+fn a_templates_answers_end_with_its_end_token_and_hold_no_other() {
+    for name in ["smollm2-135m-instruct", "qwen2.5-coder-0.5b-instruct"] {
+        let runtime = runtime(name);
+        let arm = runtime.arm("m").expect("it exists");
+        goes_on(&arm);
+        let ends = arm.end_tokens();
+        for (answer, _, said) in answered(&arm) {
+            let (last, before) = said.split_last().expect("there is an end");
+            assert!(ends.contains(last), "{name} {answer:?}");
+            assert!(
+                !before.iter().any(|id| ends.contains(id)),
+                "{name} {answer:?}"
+            );
+            let text = arm.tokenizer().decode(before, true);
+            assert_eq!(text.trim(), answer.trim(), "{name}");
+        }
+    }
+}
+
+#[test]
+fn a_plain_continuation_ends_with_the_models_own_end() {
+    let runtime = runtime("gemma-3-270m");
+    let arm = runtime.arm("m@base").expect("it exists");
+    for (answer, _, said) in answered(&arm) {
+        assert_eq!(said.last().copied(), arm.tokenizer().eos());
+        let text = arm.tokenizer().decode(&said[..said.len() - 1], true);
+        assert_eq!(text.trim(), answer.trim());
+    }
+}
