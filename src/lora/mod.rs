@@ -4,7 +4,7 @@
 //! An adapter is read from a PEFT directory (`peft.rs`) or a GGUF file (`gguf.rs`)
 //! into a [`Lora`], which is checked against the model that it is for: what does
 //! not fit, or could not be applied exactly, is refused by name. Executors take it
-//! from there.
+//! from there. One that was trained is saved as a PEFT directory (`save.rs`).
 
 mod error;
 mod export;

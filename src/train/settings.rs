@@ -60,9 +60,9 @@ impl Settings {
 /// What a person reads for a value.
 fn shown(value: Option<&Value>) -> String {
     match value {
+        None | Some(Value::Null) => "not set".to_owned(),
         Some(Value::String(text)) => text.clone(),
         Some(value) => value.to_string(),
-        None => "not set".to_owned(),
     }
 }
 
