@@ -18,6 +18,7 @@ pub mod mmap;
 pub mod model;
 mod printable;
 pub mod profile;
+pub mod quantize;
 pub mod runtime;
 pub mod sample;
 pub mod server;

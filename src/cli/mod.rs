@@ -5,11 +5,14 @@ mod bench;
 mod compare;
 mod edges;
 mod export;
+mod files;
 mod inspect;
 mod log;
 mod output;
 pub(crate) mod pull;
+mod quantize;
 mod reload;
+mod rewrite;
 mod serve;
 mod tokenize;
 mod train;
@@ -35,6 +38,7 @@ enum Command {
     Train(train::Args),
     Bench(bench::Args),
     Export(export::Args),
+    Quantize(quantize::Args),
 }
 
 impl Cli {
@@ -49,6 +53,7 @@ impl Cli {
             Command::Train(args) => args.run(),
             Command::Bench(args) => args.run(),
             Command::Export(args) => args.run(),
+            Command::Quantize(args) => args.run(),
         }
     }
 }

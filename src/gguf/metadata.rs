@@ -52,6 +52,21 @@ impl Stored {
         }
     }
 
+    /// The value as `file` holds it, behind its type.
+    fn encoded(&self, file: &[u8]) -> Option<Vec<u8>> {
+        match self {
+            Stored::Fixed(_, range) => file.get(range.clone()).map(<[u8]>::to_vec),
+            Stored::String(range) => {
+                let length = (range.len() as u64).to_le_bytes();
+                Some([&length, file.get(range.clone())?].concat())
+            }
+            Stored::Array { kind, count, bytes } => {
+                let (kind, count) = (kind.id().to_le_bytes(), (*count as u64).to_le_bytes());
+                Some([&kind, &count[..], file.get(bytes.clone())?].concat())
+            }
+        }
+    }
+
     /// The value in `file`, the bytes it was found in.
     pub(super) fn read<'a>(&self, file: &'a [u8]) -> Option<Value<'a>> {
         match self {
@@ -129,6 +144,14 @@ impl Metadata {
         self.entries.iter().filter_map(|entry| {
             let value = entry.value.read(&self.map)?;
             Some((entry.key.as_str(), entry.value.kind(), value))
+        })
+    }
+
+    /// The same with the values as files hold them.
+    pub(super) fn encoded(&self) -> impl Iterator<Item = (&str, ValueType, Vec<u8>)> {
+        self.entries.iter().filter_map(|entry| {
+            let bytes = entry.value.encoded(&self.map)?;
+            Some((entry.key.as_str(), entry.value.kind(), bytes))
         })
     }
 

@@ -4,18 +4,29 @@ use std::fs::File;
 use std::io::{self, BufWriter, Write};
 use std::path::Path;
 
+use super::metadata::Metadata;
 use super::types::TensorType;
 use super::value::ValueType;
 
 /// What tensors' data are aligned to where a file says nothing else.
 const ALIGNMENT: u64 = 32;
+/// Where a file says something else.
+const ALIGNMENT_KEY: &str = "general.alignment";
 
 /// Collects what a file shall hold.
 #[derive(Debug, Default)]
 pub struct Writer {
-    entries: Vec<u8>,
-    entry_count: u64,
+    entries: Vec<NewEntry>,
     tensors: Vec<NewTensor>,
+}
+
+/// A metadata entry.
+#[derive(Debug)]
+struct NewEntry {
+    key: String,
+    kind: ValueType,
+    /// The value as files hold it.
+    bytes: Vec<u8>,
 }
 
 /// What is said of a tensor before its data follow.
@@ -40,19 +51,38 @@ impl Writer {
         Writer::default()
     }
 
-    /// Adds a text to the metadata.
+    /// Adds all metadata of another file, but for how its tensors are aligned.
+    #[must_use]
+    pub fn metadata(mut self, other: &Metadata) -> Writer {
+        for (key, kind, bytes) in other.encoded() {
+            if key != ALIGNMENT_KEY {
+                self.set(key, kind, bytes);
+            }
+        }
+        self
+    }
+
+    /// Adds a text to the metadata. A key that is there already gets the new value,
+    /// here and below.
     #[must_use]
     pub fn text(mut self, key: &str, value: &str) -> Writer {
-        self.entry(key, ValueType::String);
-        string(&mut self.entries, value);
+        let mut bytes = Vec::new();
+        string(&mut bytes, value);
+        self.set(key, ValueType::String, bytes);
         self
     }
 
     /// Adds a number to the metadata.
     #[must_use]
     pub fn number(mut self, key: &str, value: f32) -> Writer {
-        self.entry(key, ValueType::F32);
-        self.entries.extend(value.to_le_bytes());
+        self.set(key, ValueType::F32, value.to_le_bytes().into());
+        self
+    }
+
+    /// Adds a whole number to the metadata.
+    #[must_use]
+    pub fn count(mut self, key: &str, value: u32) -> Writer {
+        self.set(key, ValueType::U32, value.to_le_bytes().into());
         self
     }
 
@@ -67,43 +97,60 @@ impl Writer {
         self
     }
 
-    /// Writes the file at `path`, all of it or nothing: `data` gives the bytes of
+    /// Bytes of all tensors' data.
+    pub fn data_len(&self) -> u64 {
+        self.tensors.iter().map(NewTensor::len).sum()
+    }
+
+    /// Writes the file at `path`, all of it or nothing: `data` writes the bytes of
     /// each tensor, in the order in which they were announced.
     ///
     /// # Errors
-    /// The file cannot be written.
+    /// The file cannot be written, or `data` fails.
     ///
     /// # Panics
     /// A tensor's bytes are not as many as its shape and type ask for.
-    pub fn write(&self, path: &Path, mut data: impl FnMut(usize) -> Vec<u8>) -> io::Result<()> {
+    pub fn write<E: From<io::Error>>(
+        &self,
+        path: &Path,
+        mut data: impl FnMut(usize, &mut dyn Write) -> Result<(), E>,
+    ) -> Result<(), E> {
         let folder = path
             .parent()
             .filter(|folder| !folder.as_os_str().is_empty());
         let file = tempfile::Builder::new()
             .prefix(".writing-")
             .tempfile_in(folder.unwrap_or(Path::new(".")))?;
-        let mut out = BufWriter::new(file.as_file());
-        let mut at = self.write_header(&mut out)?;
+        let mut out = Counted {
+            out: BufWriter::new(file.as_file()),
+            written: 0,
+        };
+        out.write_all(&self.header())?;
         for (index, tensor) in self.tensors.iter().enumerate() {
-            at += pad(&mut out, at)?;
-            let bytes = data(index);
-            assert_eq!(bytes.len() as u64, tensor.len(), "{}", tensor.name);
-            out.write_all(&bytes)?;
-            at += bytes.len() as u64;
+            pad(&mut out)?;
+            let start = out.written;
+            data(index, &mut out)?;
+            assert_eq!(out.written - start, tensor.len(), "{}", tensor.name);
         }
         out.flush()?;
         drop(out);
         let file = file.persist(path).map_err(|error| error.error)?;
         readable(&file)?;
-        file.sync_all()
+        file.sync_all()?;
+        Ok(())
     }
 
-    fn write_header(&self, out: &mut impl Write) -> io::Result<u64> {
+    /// All that comes before the tensors' data.
+    fn header(&self) -> Vec<u8> {
         let mut header = b"GGUF".to_vec();
         header.extend(3u32.to_le_bytes());
         header.extend((self.tensors.len() as u64).to_le_bytes());
-        header.extend(self.entry_count.to_le_bytes());
-        header.extend(&self.entries);
+        header.extend((self.entries.len() as u64).to_le_bytes());
+        for entry in &self.entries {
+            string(&mut header, &entry.key);
+            header.extend(entry.kind.id().to_le_bytes());
+            header.extend(&entry.bytes);
+        }
         let mut offset = 0u64;
         for tensor in &self.tensors {
             string(&mut header, &tensor.name);
@@ -115,14 +162,37 @@ impl Writer {
             header.extend(offset.to_le_bytes());
             offset = (offset + tensor.len()).next_multiple_of(ALIGNMENT);
         }
-        out.write_all(&header)?;
-        Ok(header.len() as u64)
+        header
     }
 
-    fn entry(&mut self, key: &str, kind: ValueType) {
-        self.entry_count += 1;
-        string(&mut self.entries, key);
-        self.entries.extend(kind.id().to_le_bytes());
+    fn set(&mut self, key: &str, kind: ValueType, bytes: Vec<u8>) {
+        let entry = NewEntry {
+            key: key.to_owned(),
+            kind,
+            bytes,
+        };
+        match self.entries.iter_mut().find(|entry| entry.key == key) {
+            Some(old) => *old = entry,
+            None => self.entries.push(entry),
+        }
+    }
+}
+
+/// Counts what is written.
+struct Counted<W> {
+    out: W,
+    written: u64,
+}
+
+impl<W: Write> Write for Counted<W> {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        let written = self.out.write(bytes)?;
+        self.written += written as u64;
+        Ok(written)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.out.flush()
     }
 }
 
@@ -144,8 +214,9 @@ fn string(into: &mut Vec<u8>, text: &str) {
     into.extend(text.as_bytes());
 }
 
-/// Writes what is missing from `at` to the next aligned place, and says how much.
-fn pad(out: &mut impl Write, at: u64) -> io::Result<u64> {
-    let missing = at.next_multiple_of(ALIGNMENT) - at;
-    io::copy(&mut io::Read::take(io::repeat(0), missing), out)
+/// Goes on to the next aligned place.
+fn pad(out: &mut Counted<impl Write>) -> io::Result<()> {
+    let missing = out.written.next_multiple_of(ALIGNMENT) - out.written;
+    io::copy(&mut io::Read::take(io::repeat(0), missing), out)?;
+    Ok(())
 }

@@ -49,14 +49,15 @@ impl Lora {
                 tensors.push((part, side));
             }
         }
-        writer.write(path, |index| {
+        writer.write(path, |index, out| {
             let (part, side) = tensors[index];
             let (numbers, factor) = match side {
                 Side::A => (&part.a, 1.0),
                 Side::B => (&part.b, alpha_of(part) / alpha),
             };
             let numbers = numbers.iter().map(|number| number * factor);
-            numbers.flat_map(f32::to_le_bytes).collect()
+            let bytes: Vec<u8> = numbers.flat_map(f32::to_le_bytes).collect();
+            out.write_all(&bytes)
         })
     }
 }

@@ -1,7 +1,7 @@
 //! What adapters call the linear layers of a decoder.
 
 use super::error::Cause;
-use crate::model::{DecoderSpec, RopeStyle};
+use crate::model::{DecoderSpec, Part, RopeStyle};
 
 /// A linear layer of a decoder's layer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -33,6 +33,19 @@ impl Linear {
         Linear::Up,
         Linear::Down,
     ];
+
+    /// The part of a layer whose product it is.
+    pub fn part(self) -> Part {
+        match self {
+            Linear::Query => Part::Query,
+            Linear::Key => Part::Key,
+            Linear::Value => Part::Value,
+            Linear::Output => Part::Output,
+            Linear::Gate => Part::Gate,
+            Linear::Up => Part::Up,
+            Linear::Down => Part::Down,
+        }
+    }
 
     /// All that take the same input, itself included.
     pub fn beside(self) -> &'static [Linear] {

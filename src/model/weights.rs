@@ -1,5 +1,7 @@
 //! Which tensors a decoder is made of, by name, with their shapes checked.
 
+use std::ops::Range;
+
 use super::{DecoderSpec, ModelError, QkNorm};
 use crate::gguf::{Gguf, TensorType, TensorView};
 
@@ -123,6 +125,17 @@ impl Part {
         }
     }
 
+    /// The rows of its tensor that it is.
+    pub fn rows(self, spec: &DecoderSpec) -> Range<usize> {
+        let height = |part: Part| part.shape(spec)[0];
+        let together = self.together(spec).iter().copied();
+        let first = together
+            .take_while(|&other| other != self)
+            .map(height)
+            .sum();
+        first..first + height(self)
+    }
+
     /// The matrices that stand one below the other in its tensor, itself among
     /// them; none if it has a tensor of its own.
     fn together(self, spec: &DecoderSpec) -> &'static [Part] {
@@ -153,7 +166,7 @@ pub struct Weight<'a> {
 
 impl<'a> Weight<'a> {
     /// A whole tensor: a matrix or a vector.
-    fn whole(view: TensorView<'a>) -> Weight<'a> {
+    pub fn whole(view: TensorView<'a>) -> Weight<'a> {
         let columns = view.info.shape.last().copied().unwrap_or(1);
         Weight {
             name: &view.info.name,
@@ -164,12 +177,12 @@ impl<'a> Weight<'a> {
         }
     }
 
-    /// So many rows from row `first` on.
-    fn cut(self, first: usize, rows: usize) -> Weight<'a> {
+    /// Some of its rows.
+    pub fn cut(self, rows: Range<usize>) -> Weight<'a> {
         let row = self.data.len() / self.rows;
         Weight {
-            rows,
-            data: &self.data[first * row..(first + rows) * row],
+            rows: rows.len(),
+            data: &self.data[rows.start * row..rows.end * row],
             ..self
         }
     }
@@ -213,11 +226,10 @@ impl<'a> Weights<'a> {
         if together.is_empty() {
             return self.whole(&name, &shape);
         }
-        let height = |part: &Part| part.shape(self.spec)[0];
-        let before = together.iter().take_while(|&&other| other != part);
-        let first = before.map(height).sum();
-        let all = together.iter().map(height).sum();
-        Ok(self.whole(&name, &[all, shape[1]])?.cut(first, shape[0]))
+        let all = together.iter().map(|part| part.shape(self.spec)[0]).sum();
+        Ok(self
+            .whole(&name, &[all, shape[1]])?
+            .cut(part.rows(self.spec)))
     }
 
     /// Makes sure that every weight is there, in its shape, and of a type that can

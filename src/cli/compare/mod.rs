@@ -4,7 +4,6 @@
 //! of texts, [`Job`] has all arms answer and score, [`table::show`] says what came of it.
 
 mod controls;
-mod files;
 mod job;
 mod prompts;
 mod table;
@@ -19,9 +18,9 @@ use incant::engine::EngineOptions;
 use incant::runtime::{Arm, Model, Runtime, default_reference};
 
 use self::controls::Controls;
-use self::files::Target;
 use self::job::Job;
 use self::prompts::{Asked, Asking};
+use super::files::Target;
 use super::output;
 use crate::config::ModelArgs;
 

@@ -3,7 +3,7 @@
 use std::borrow::Cow;
 use std::sync::Arc;
 
-use candle_core::quantized::{GgmlDType, QMatMul, QStorage, QTensor};
+use candle_core::quantized::{QMatMul, QStorage, QTensor};
 use candle_core::{Device, Module, Tensor};
 
 use super::adapters::{self, Adapted};
@@ -117,27 +117,10 @@ pub(super) fn vector(
 }
 
 fn quantized(weight: Weight<'_>, device: &Device) -> Result<QTensor, ExecError> {
-    let dtype = candle_type(weight.kind).expect("the weights' types were checked");
+    let dtype = weight
+        .kind
+        .candle()
+        .expect("the weights' types were checked");
     let storage = QStorage::from_data(Cow::Borrowed(weight.data), device, dtype)?;
     Ok(QTensor::new(storage, (weight.rows, weight.columns))?)
-}
-
-/// candle's name for a type, where it has one.
-pub(super) fn candle_type(kind: TensorType) -> Option<GgmlDType> {
-    Some(match kind {
-        TensorType::F32 => GgmlDType::F32,
-        TensorType::F16 => GgmlDType::F16,
-        TensorType::BF16 => GgmlDType::BF16,
-        TensorType::Q4_0 => GgmlDType::Q4_0,
-        TensorType::Q4_1 => GgmlDType::Q4_1,
-        TensorType::Q5_0 => GgmlDType::Q5_0,
-        TensorType::Q5_1 => GgmlDType::Q5_1,
-        TensorType::Q8_0 => GgmlDType::Q8_0,
-        TensorType::Q2_K => GgmlDType::Q2K,
-        TensorType::Q3_K => GgmlDType::Q3K,
-        TensorType::Q4_K => GgmlDType::Q4K,
-        TensorType::Q5_K => GgmlDType::Q5K,
-        TensorType::Q6_K => GgmlDType::Q6K,
-        _ => return None,
-    })
 }

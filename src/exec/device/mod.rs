@@ -67,7 +67,7 @@ impl DeviceExecutor {
         kv_memory: Option<usize>,
     ) -> Result<DeviceExecutor, ExecError> {
         let weights = Weights::new(gguf, spec);
-        weights.check(|kind| linear::candle_type(kind).is_some())?;
+        weights.check(|kind| kind.candle().is_some())?;
         let mut footprint = Footprint::default();
         let head = Linear::load(weights.head()?, None, device, &mut footprint)?;
         let embedding = if spec.tied_head {

@@ -1,4 +1,4 @@
-//! Where a report is written.
+//! Where reports and models are written.
 
 use std::fs;
 use std::io::{self, Write};
@@ -20,20 +20,7 @@ impl Target {
         if path == Path::new("-") {
             return Ok(Target::Output);
         }
-        // A link stays one: what it leads to is written.
-        let path = fs::canonicalize(path).unwrap_or_else(|_| path.to_owned());
-        if path.is_dir() {
-            bail!("{} is a folder", path.display());
-        }
-        let folder = folder(&path);
-        if !folder.is_dir() {
-            bail!(
-                "{}: there is no folder {}",
-                path.display(),
-                folder.display()
-            );
-        }
-        Ok(Target::File(path))
+        resolved(path).map(Target::File)
     }
 
     /// Writes all of `text` or nothing.
@@ -45,6 +32,38 @@ impl Target {
             }
         }
     }
+}
+
+/// The file that `path` names, looked at before the long work begins: one that there
+/// is not yet or that can be replaced, and none of those that the work needs.
+pub(super) fn replaceable(path: &Path, needed: &[&Path]) -> anyhow::Result<PathBuf> {
+    let path = resolved(path)?;
+    if path.exists() && !path.is_file() {
+        bail!("{} is no file", path.display());
+    }
+    let same = |needed: &&Path| fs::canonicalize(needed).is_ok_and(|needed| needed == path);
+    if needed.iter().any(same) {
+        bail!("{} would be written over itself", path.display());
+    }
+    Ok(path)
+}
+
+/// Where `path` leads to, in a folder that there is.
+fn resolved(path: &Path) -> anyhow::Result<PathBuf> {
+    // A link stays one: what it leads to is written.
+    let path = fs::canonicalize(path).unwrap_or_else(|_| path.to_owned());
+    if path.is_dir() {
+        bail!("{} is a folder", path.display());
+    }
+    let folder = folder(&path);
+    if !folder.is_dir() {
+        bail!(
+            "{}: there is no folder {}",
+            path.display(),
+            folder.display()
+        );
+    }
+    Ok(path)
 }
 
 fn folder(path: &Path) -> &Path {
@@ -94,6 +113,23 @@ mod tests {
         assert!(told(folder.path()).ends_with(" is a folder"));
         let missing = told(&folder.path().join("no/report.json"));
         assert!(missing.contains("there is no folder "), "{missing}");
+    }
+
+    #[test]
+    fn what_the_work_needs_is_not_written_over() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("model.gguf");
+        let other = folder.path().join("other.gguf");
+        fs::write(&path, "weights").unwrap();
+        let told = replaceable(&folder.path().join("./model.gguf"), &[&path]).unwrap_err();
+        assert!(told.to_string().ends_with("over itself"), "{told}");
+        replaceable(&other, &[&path]).unwrap();
+        replaceable(&path, &[&other]).unwrap();
+        #[cfg(unix)]
+        {
+            let told = replaceable(Path::new("/dev/null"), &[]).unwrap_err();
+            assert_eq!(told.to_string(), "/dev/null is no file");
+        }
     }
 
     #[cfg(unix)]

@@ -1,0 +1,148 @@
+//! Which type a tensor gets.
+
+use std::fmt;
+use std::str::FromStr;
+
+use crate::gguf::{TensorInfo, TensorType};
+
+/// What the matrices of a file shall be.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Target {
+    /// Each the type that it has.
+    #[default]
+    Same,
+    /// All of one type. With a K-quant the embedding and the head, which lose most by
+    /// few bits, are Q6_K.
+    Type(TensorType),
+}
+
+impl Target {
+    /// The type that a tensor shall have.
+    pub(super) fn wanted(self, tensor: &TensorInfo) -> TensorType {
+        match self {
+            // Norms and biases are small, and wanted as they are.
+            _ if tensor.shape.len() < 2 => tensor.kind,
+            Target::Same => tensor.kind,
+            Target::Type(kind) if is_k_quant(kind) && is_outer(&tensor.name) => TensorType::Q6_K,
+            Target::Type(kind) => kind,
+        }
+    }
+}
+
+impl FromStr for Target {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Target, String> {
+        if text.eq_ignore_ascii_case("same") {
+            return Ok(Target::Same);
+        }
+        let kinds: Vec<TensorType> = TensorType::all()
+            .filter(|kind| kind.candle().is_some())
+            .collect();
+        let named = |kind: &&TensorType| kind.name().eq_ignore_ascii_case(text);
+        kinds
+            .iter()
+            .find(named)
+            .copied()
+            .map(Target::Type)
+            .ok_or_else(|| {
+                let names: Vec<&str> = kinds.iter().map(|kind| kind.name()).collect();
+                format!("weights are not written in it, but in {}", names.join(", "))
+            })
+    }
+}
+
+impl fmt::Display for Target {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Target::Same => f.write_str("same"),
+            Target::Type(kind) => kind.fmt(f),
+        }
+    }
+}
+
+fn is_k_quant(kind: TensorType) -> bool {
+    kind.block_size() == 256
+}
+
+/// Whether it is the embedding or the head.
+fn is_outer(name: &str) -> bool {
+    ["token_embd.weight", "output.weight"].contains(&name)
+}
+
+/// `kind`, or what llama.cpp takes for it where a tensor's rows are not whole blocks.
+pub(super) fn fitting(kind: TensorType, tensor: &TensorInfo) -> TensorType {
+    use TensorType::{F16, Q2_K, Q3_K, Q4_0, Q4_K, Q5_0, Q5_1, Q5_K, Q6_K, Q8_0};
+    let row = tensor.shape.last().copied().unwrap_or(1);
+    let smaller = match kind {
+        Q2_K | Q3_K => Q4_0,
+        Q4_K => Q5_0,
+        Q5_K => Q5_1,
+        Q6_K => Q8_0,
+        _ => F16,
+    };
+    let fits = |kind: &TensorType| row.is_multiple_of(kind.block_size());
+    let kinds = [kind, smaller, F16].into_iter();
+    kinds.clone().find(fits).unwrap_or(F16)
+}
+
+/// `general.file_type` of a file whose matrices are of this type: llama.cpp's
+/// `llama_ftype`, of K-quants the smallest mixture.
+pub(super) fn file_type(kind: TensorType) -> u32 {
+    match kind {
+        TensorType::Q3_K => 11,
+        TensorType::Q4_K => 14,
+        TensorType::Q5_K => 16,
+        TensorType::Q6_K => 18,
+        TensorType::Q5_0 => 8,
+        TensorType::Q5_1 => 9,
+        TensorType::Q8_0 => 7,
+        TensorType::BF16 => 32,
+        // Of the others the two numbers are the same.
+        kind => kind.id(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_type_is_known_by_its_name_in_any_case() {
+        assert_eq!("q4_k".parse(), Ok(Target::Type(TensorType::Q4_K)));
+        assert_eq!("Same".parse(), Ok(Target::Same));
+        let told = "Q4_K_M".parse::<Target>().unwrap_err();
+        assert_eq!(
+            told,
+            "weights are not written in it, but in F32, F16, Q4_0, Q4_1, Q5_0, Q5_1, Q8_0, \
+             Q2_K, Q3_K, Q4_K, Q5_K, Q6_K, BF16"
+        );
+    }
+
+    #[test]
+    fn rows_that_are_not_whole_blocks_get_the_next_larger_type() {
+        let fitting = |kind, row| {
+            let tensor = TensorInfo {
+                name: "blk.0.ffn_down.weight".to_owned(),
+                shape: vec![4, row],
+                kind: TensorType::F32,
+                offset: 0,
+                len: 16 * row,
+            };
+            super::fitting(kind, &tensor)
+        };
+        use TensorType::{F16, F32, Q3_K, Q4_0, Q4_K, Q5_0, Q5_1, Q5_K, Q6_K, Q8_0};
+        for (kind, at_640, at_650) in [
+            (F32, F32, F32),
+            (Q8_0, Q8_0, F16),
+            (Q3_K, Q4_0, F16),
+            (Q4_K, Q5_0, F16),
+            (Q5_K, Q5_1, F16),
+            (Q6_K, Q8_0, F16),
+        ] {
+            assert_eq!(fitting(kind, 768), kind);
+            assert_eq!(fitting(kind, 640), at_640);
+            assert_eq!(fitting(kind, 650), at_650);
+        }
+    }
+}
