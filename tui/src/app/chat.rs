@@ -1,0 +1,347 @@
+//! The conversation with one arm.
+
+use std::collections::HashMap;
+
+use serde_json::{Value, json};
+
+use super::clock::Clock;
+use super::editor::Editor;
+use super::scroll::Scroll;
+use super::{App, Effect, Mode, Now};
+use crate::keymap::Action;
+use crate::session::{Head, Message, Role, Session};
+use crate::wire::{Arm, Chunk, Failure, Usage};
+
+/// A conversation, and what is going on in it.
+#[derive(Clone, Debug)]
+pub struct Chat {
+    /// What was said; while an answer runs it is the last message.
+    pub session: Session,
+    /// Why the last question has no answer, or only a part of one.
+    pub error: Option<Failure>,
+    /// The message that copying and editing mean.
+    pub selected: Option<usize>,
+    /// The question that is being edited.
+    pub editing: Option<usize>,
+    /// What is on the screen.
+    pub scroll: Scroll,
+    /// How many tokens fit arms, for those that were asked about.
+    pub contexts: HashMap<String, Option<u64>>,
+    running: Option<Running>,
+}
+
+#[derive(Clone, Debug)]
+struct Running {
+    request: u64,
+    clock: Clock,
+    finish: Option<String>,
+    /// The answer that this one replaces, should nothing come of it.
+    replaced: Option<Message>,
+}
+
+impl Chat {
+    pub(super) fn new(arm: Option<String>, now: Now) -> Chat {
+        Chat {
+            session: Session {
+                head: Head {
+                    arm,
+                    ..head(now)
+                },
+                messages: Vec::new(),
+            },
+            error: None,
+            selected: None,
+            editing: None,
+            scroll: Scroll::Follow,
+            contexts: HashMap::new(),
+            running: None,
+        }
+    }
+
+    /// Whether an answer runs.
+    pub fn is_running(&self) -> bool {
+        self.running.is_some()
+    }
+
+    /// The clock of the answer that runs.
+    pub fn clock(&self) -> Option<&Clock> {
+        self.running.as_ref().map(|running| &running.clock)
+    }
+
+    /// What the last answer took of the context.
+    pub fn usage(&self) -> Option<Usage> {
+        let messages = self.session.messages.iter().rev();
+        let answer = messages.filter_map(|message| message.stats).next()?;
+        answer.usage
+    }
+
+    /// How many tokens fit, if that is known.
+    pub fn context(&self) -> Option<u64> {
+        let arm = self.session.head.arm.as_ref()?;
+        self.contexts.get(arm).copied().flatten()
+    }
+
+    pub(super) fn runs(&self, request: u64) -> bool {
+        let running = self.running.as_ref();
+        running.is_some_and(|running| running.request == request)
+    }
+
+    /// Takes the first arm there is, unless one was chosen.
+    pub(super) fn meet(&mut self, arms: &[Arm]) {
+        if self.session.head.arm.is_none() {
+            self.session.head.arm = arms.first().map(|arm| arm.id.clone());
+        }
+        for arm in arms {
+            if arm.context.is_some() {
+                self.contexts.insert(arm.id.clone(), arm.context);
+            }
+        }
+    }
+
+    /// Ends selecting and editing.
+    pub(super) fn let_go(&mut self, input: &mut Editor) {
+        self.selected = None;
+        if self.editing.take().is_some() {
+            input.take();
+        }
+    }
+
+    /// Shows another session in place of this one.
+    pub(super) fn replace(&mut self, session: Session) {
+        self.session = session;
+        self.error = None;
+        self.selected = None;
+        self.editing = None;
+        self.scroll = Scroll::Follow;
+    }
+
+    /// The message that an action means: the selected one, else the last of `role`.
+    fn meant(&self, role: Role) -> Option<usize> {
+        let messages = &self.session.messages;
+        let last = messages.iter().rposition(|message| message.role == role);
+        self.selected.or(last)
+    }
+
+    fn request(&self) -> Value {
+        let head = &self.session.head;
+        let mut messages = Vec::new();
+        if !head.system.trim().is_empty() {
+            messages.push(json!({"role": "system", "content": head.system}));
+        }
+        let said = self.session.messages.iter();
+        messages.extend(
+            said.map(|message| json!({"role": message.role, "content": message.content})),
+        );
+        let mut body = json!({
+            "model": head.arm,
+            "messages": messages,
+            "stream": true,
+            "stream_options": {"include_usage": true},
+        });
+        if let Some(fields) = body.as_object_mut() {
+            head.sampling.write(fields);
+        }
+        body
+    }
+}
+
+/// The head of a session that begins now.
+pub(super) fn head(now: Now) -> Head {
+    let milliseconds = i64::try_from(now.unix.as_millis()).unwrap_or_default();
+    let time = jiff::Timestamp::from_millisecond(milliseconds).unwrap_or_default();
+    Head {
+        id: time.strftime("%Y%m%d-%H%M%S-%3f").to_string(),
+        created: now.unix.as_secs(),
+        ..Head::default()
+    }
+}
+
+impl App {
+    pub(super) fn act_in_chat(&mut self, action: Action) -> Vec<Effect> {
+        let extent = self.measures.chat;
+        let scroll = &mut self.chat.scroll;
+        match action {
+            Action::Regenerate => return self.regenerate(),
+            Action::Edit => return self.edit(),
+            Action::Copy => return self.copy(),
+            Action::CopyAll => {
+                self.say("copied the session".into());
+                return vec![Effect::Copy(self.chat.session.markdown())];
+            }
+            Action::SelectUp => self.select(-1),
+            Action::SelectDown => self.select(1),
+            Action::ScrollUp => scroll.page(-1, extent),
+            Action::ScrollDown => scroll.page(1, extent),
+            Action::ScrollTop => *scroll = Scroll::From(0),
+            Action::ScrollBottom => *scroll = Scroll::Follow,
+            action => return self.act_on_input(action),
+        }
+        Vec::new()
+    }
+
+    pub(super) fn ask_in_chat(&mut self, question: String) -> Vec<Effect> {
+        if let Some(place) = self.chat.editing.take() {
+            // What was said before stays on disk, as a session of its own.
+            let id = head(self.now).id;
+            self.chat.session.head.id = id;
+            self.chat.session.messages.truncate(place);
+        }
+        self.chat.session.messages.push(Message::user(question));
+        self.answer(None)
+    }
+
+    /// Lets the arm answer what has been said.
+    fn answer(&mut self, replaced: Option<Message>) -> Vec<Effect> {
+        let request = self.next_request();
+        let body = self.chat.request();
+        let chat = &mut self.chat;
+        chat.error = None;
+        chat.selected = None;
+        chat.scroll = Scroll::Follow;
+        let saved = Box::new(chat.session.clone());
+        let answer = Message::answer(chat.session.head.arm.clone());
+        chat.session.messages.push(answer);
+        chat.running = Some(Running {
+            request,
+            clock: Clock::start(self.now.clock),
+            finish: None,
+            replaced,
+        });
+        vec![Effect::Save(saved), Effect::Chat { request, body }]
+    }
+
+    /// Takes in a part of an answer; `false` if it is none of this conversation's.
+    pub(super) fn chat_chunk(&mut self, request: u64, chunk: &Chunk) -> bool {
+        let chat = &mut self.chat;
+        let running = chat.running.as_mut();
+        let Some(running) = running.filter(|running| running.request == request) else {
+            return false;
+        };
+        if !chunk.content.is_empty() {
+            running.clock.part(self.now.clock);
+            if let Some(answer) = chat.session.messages.last_mut() {
+                answer.content.push_str(&chunk.content);
+            }
+        }
+        running.clock.usage = chunk.usage.or(running.clock.usage);
+        if chunk.finish.is_some() {
+            running.finish.clone_from(&chunk.finish);
+        }
+        true
+    }
+
+    pub(super) fn chat_ended(&mut self, result: Result<(), Failure>) -> Vec<Effect> {
+        let chat = &mut self.chat;
+        let Some(running) = chat.running.take() else {
+            return Vec::new();
+        };
+        let failed = result.is_err();
+        chat.error = result.err();
+        let nothing = running.clock.is_waiting();
+        if failed && nothing {
+            chat.session.messages.pop();
+            chat.session.messages.extend(running.replaced);
+        } else if let Some(answer) = chat.session.messages.last_mut() {
+            answer.finish = match failed {
+                true => Some("failed".into()),
+                false => running.finish,
+            };
+            answer.stats = Some(running.clock.stats());
+        }
+        vec![Effect::Save(Box::new(chat.session.clone()))]
+    }
+
+    pub(super) fn stop_chat(&mut self) -> Vec<Effect> {
+        let Some(running) = &mut self.chat.running else {
+            return Vec::new();
+        };
+        let request = running.request;
+        let mut effects = vec![Effect::Stop { request }];
+        if running.clock.is_waiting() {
+            self.chat.session.messages.pop();
+            let running = self.chat.running.take();
+            let replaced = running.and_then(|running| running.replaced);
+            self.chat.session.messages.extend(replaced);
+        } else {
+            running.finish = Some("stopped".into());
+            effects.extend(self.chat_ended(Ok(())));
+        }
+        effects
+    }
+
+    fn regenerate(&mut self) -> Vec<Effect> {
+        if self.is_busy() {
+            return self.say("an answer is running; stop it first".into());
+        }
+        let messages = &mut self.chat.session.messages;
+        let replaced = messages.pop_if(|last| last.role == Role::Assistant);
+        match messages.is_empty() {
+            true => self.say("there is no question yet".into()),
+            false => self.answer(replaced),
+        }
+    }
+
+    fn edit(&mut self) -> Vec<Effect> {
+        if self.chat.is_running() {
+            return self.say("an answer is running; stop it first".into());
+        }
+        let Some(place) = self.chat.meant(Role::User) else {
+            return self.say("there is no question yet".into());
+        };
+        // Whoever edits an answer means the question before it.
+        let questions = &self.chat.session.messages[..=place];
+        let place = questions
+            .iter()
+            .rposition(|message| message.role == Role::User);
+        if let Some(place) = place {
+            self.input = Editor::with(&self.chat.session.messages[place].content);
+            self.chat.editing = Some(place);
+            self.chat.selected = Some(place);
+        }
+        Vec::new()
+    }
+
+    fn copy(&mut self) -> Vec<Effect> {
+        let Some(place) = self.chat.meant(Role::Assistant) else {
+            return self.say("there is nothing to copy yet".into());
+        };
+        let text = self.chat.session.messages[place].content.clone();
+        self.say(format!("copied {} characters", text.chars().count()));
+        vec![Effect::Copy(text)]
+    }
+
+    fn select(&mut self, by: isize) {
+        let count = self.chat.session.messages.len();
+        let from = self.chat.selected.unwrap_or(count);
+        self.chat.selected = from
+            .checked_add_signed(by)
+            .or(self.chat.selected)
+            .filter(|place| *place < count);
+    }
+
+    pub(super) fn new_session(&mut self) -> Vec<Effect> {
+        let effects = self.stop();
+        let old = &self.chat.session.head;
+        let head = Head {
+            arm: old.arm.clone(),
+            system: old.system.clone(),
+            sampling: old.sampling.clone(),
+            ..head(self.now)
+        };
+        self.chat.replace(Session {
+            head,
+            messages: Vec::new(),
+        });
+        self.mode = Mode::Chat;
+        effects
+    }
+
+    /// Asks how many tokens fit the arm, where that is not known.
+    pub(super) fn fetch_context(&mut self) -> Vec<Effect> {
+        let arm = self.chat.session.head.arm.clone();
+        let arm = arm.filter(|arm| !self.chat.contexts.contains_key(arm));
+        arm.map(|arm| Effect::FetchContext { arm })
+            .into_iter()
+            .collect()
+    }
+}

@@ -1,0 +1,394 @@
+//! Several arms that answer the same, side by side.
+
+use serde_json::{Map, Value, json};
+
+use super::chat::head;
+use super::pane::Pane;
+use super::scroll::Scroll;
+use super::{App, Effect, Mode};
+use crate::keymap::Action;
+use crate::session::{Message, Session};
+use crate::wire::{Arm, Chunk, CompareChunk, Failure};
+
+/// How many arms fit a screen.
+pub const MOST_PANES: usize = 4;
+
+/// How many alternatives are asked for, for each token.
+const ALTERNATIVES: u64 = 10;
+
+/// What tokens are coloured by.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Colours {
+    /// Whether the reference would have said them.
+    #[default]
+    Shift,
+    /// How likely they were.
+    Probability,
+    /// Nothing.
+    None,
+}
+
+impl Colours {
+    fn next(self) -> Colours {
+        match self {
+            Colours::Shift => Colours::Probability,
+            Colours::Probability => Colours::None,
+            Colours::None => Colours::Shift,
+        }
+    }
+}
+
+/// A comparison, and what is going on in it.
+#[derive(Clone, Debug, Default)]
+pub struct Compare {
+    /// The arms that are asked next.
+    pub chosen: Vec<String>,
+    /// What was asked.
+    pub question: String,
+    /// The answers.
+    pub panes: Vec<Pane>,
+    /// Which of them is the reference, where the server compares.
+    pub reference: usize,
+    /// What makes the answers come again.
+    pub seed: u64,
+    /// What tokens are coloured by.
+    pub colours: Colours,
+    /// The pane that keys go to; the input if there is none.
+    pub focus: Option<usize>,
+    /// Why there are no answers.
+    pub error: Option<Failure>,
+    /// Whether the server has no endpoint to compare arms: each is asked alone.
+    pub alone: bool,
+    running: Option<u64>,
+    messages: Vec<Value>,
+    created: u64,
+    begin: Option<(Value, Value)>,
+    summary: Option<Value>,
+}
+
+impl Compare {
+    /// Whether answers run.
+    pub fn is_running(&self) -> bool {
+        self.running.is_some() || self.panes.iter().any(|pane| pane.request.is_some())
+    }
+
+    /// Chooses arms that are worth comparing, unless some were chosen.
+    pub(super) fn meet(&mut self, arms: &[Arm], chat: Option<&str>) {
+        if !self.chosen.is_empty() {
+            return;
+        }
+        let of_chat = arms.iter().find(|arm| Some(arm.id.as_str()) == chat);
+        let Some(first) = of_chat.or(arms.first()) else {
+            return;
+        };
+        let root = first.root.as_ref().unwrap_or(&first.id);
+        let with = |profile: &str| {
+            let id = format!("{root}@{profile}");
+            arms.iter().find(|arm| arm.id == id)
+        };
+        // A model that was trained to chat: under an adapter, or beside this one.
+        let adapted = |arm: &&Arm| arm.id.starts_with(&format!("{root}+"));
+        let another = |arm: &&Arm| {
+            let is_instruct = arm.id.contains("instruct") || arm.id.contains("-it");
+            arm.profile.is_none() && arm.root.as_ref() != Some(root) && is_instruct
+        };
+        let tuned = arms.iter().find(adapted);
+        let tuned = tuned.or_else(|| arms.iter().find(another));
+        let best = [with("base"), with("urial"), tuned].into_iter().flatten();
+        let mut chosen: Vec<String> = best.map(|arm| arm.id.clone()).collect();
+        if chosen.len() < 2 {
+            chosen = arms.iter().take(2).map(|arm| arm.id.clone()).collect();
+        }
+        self.chosen = chosen;
+    }
+
+    /// What is compared, as a report holds it; none before it is complete.
+    fn report(&self) -> Option<Value> {
+        let (arms, settings) = self.begin.as_ref()?;
+        let summary = self.summary.as_ref()?;
+        let panes = self.panes.iter().enumerate();
+        let temperature = &settings["temperature"][0];
+        let answers: Vec<Value> = panes
+            .map(|(arm, pane)| pane.report(arm, temperature))
+            .collect();
+        Some(json!({
+            "format": 1,
+            "incant": env!("CARGO_PKG_VERSION"),
+            "created": self.created,
+            "settings": settings,
+            "arms": arms,
+            "prompts": [{"messages": self.messages, "prompt": null, "answers": answers}],
+            "summary": summary,
+            "sampling": [],
+        }))
+    }
+}
+
+impl App {
+    pub(super) fn act_in_compare(&mut self, action: Action) -> Vec<Effect> {
+        let count = self.compare.panes.len();
+        let focus = self.compare.focus;
+        match action {
+            Action::Next if count > 0 => {
+                let next = focus.map_or(0, |pane| pane + 1);
+                self.compare.focus = (next < count).then_some(next);
+            }
+            Action::Previous if count > 0 => {
+                self.compare.focus = focus.unwrap_or(count).checked_sub(1);
+            }
+            Action::Colours => self.compare.colours = self.compare.colours.next(),
+            Action::Promote => return self.promote(),
+            Action::Export => return self.export(),
+            Action::Regenerate if !self.compare.question.is_empty() && !self.is_busy() => {
+                let question = self.compare.question.clone();
+                return self.ask_in_compare(question);
+            }
+            Action::Copy if count > 0 => {
+                let pane = &self.compare.panes[focus.unwrap_or(0)];
+                let text = pane.text.clone();
+                self.say(format!("copied the answer of {}", pane.arm));
+                return vec![Effect::Copy(text)];
+            }
+            action => match focus {
+                Some(pane) => self.act_in_pane(pane, action),
+                None => return self.scroll_panes_or_write(action),
+            },
+        }
+        Vec::new()
+    }
+
+    fn act_in_pane(&mut self, place: usize, action: Action) {
+        let extent = self.measures.panes.get(place).copied().unwrap_or_default();
+        let pane = &mut self.compare.panes[place];
+        let last = pane.tokens.len().saturating_sub(1);
+        match action {
+            Action::Left => pane.cursor = pane.cursor.saturating_sub(1),
+            Action::Right => pane.cursor = (pane.cursor + 1).min(last),
+            Action::LineStart => pane.cursor = 0,
+            Action::LineEnd => pane.cursor = last,
+            action => scroll(&mut pane.scroll, action, extent),
+        }
+    }
+
+    fn scroll_panes_or_write(&mut self, action: Action) -> Vec<Effect> {
+        let scrolls = matches!(
+            action,
+            Action::ScrollUp | Action::ScrollDown | Action::ScrollTop | Action::ScrollBottom
+        );
+        if !scrolls {
+            return self.act_on_input(action);
+        }
+        let extents = self.measures.panes.iter();
+        for (pane, extent) in self.compare.panes.iter_mut().zip(extents) {
+            scroll(&mut pane.scroll, action, *extent);
+        }
+        Vec::new()
+    }
+
+    pub(super) fn ask_in_compare(&mut self, question: String) -> Vec<Effect> {
+        if self.compare.chosen.is_empty() {
+            return self.complain("the server names no arms to compare".into());
+        }
+        let set = &self.chat.session.head;
+        let drawn = u64::from(self.now.unix.subsec_nanos());
+        let seed = set.sampling.seed().unwrap_or(drawn);
+        let mut messages = Vec::new();
+        if !set.system.trim().is_empty() {
+            messages.push(json!({"role": "system", "content": set.system}));
+        }
+        messages.push(json!({"role": "user", "content": question}));
+        let old = std::mem::take(&mut self.compare);
+        let panes = old.chosen.iter().map(|arm| Pane::new(arm, self.now));
+        self.compare = Compare {
+            panes: panes.collect(),
+            chosen: old.chosen,
+            colours: old.colours,
+            alone: old.alone,
+            question,
+            seed,
+            messages,
+            created: self.now.unix.as_secs(),
+            ..Compare::default()
+        };
+        match self.compare.alone {
+            true => self.ask_each(),
+            false => self.ask_together(),
+        }
+    }
+
+    fn ask_together(&mut self) -> Vec<Effect> {
+        let request = self.next_request();
+        self.compare.running = Some(request);
+        let mut body = Map::new();
+        self.chat.session.head.sampling.write(&mut body);
+        body.insert("arms".into(), json!(self.compare.chosen));
+        body.insert("messages".into(), json!(self.compare.messages));
+        body.insert("seed".into(), json!(self.compare.seed));
+        body.insert("analysis".into(), json!(true));
+        body.insert("top_logprobs".into(), json!(ALTERNATIVES));
+        body.insert("stream".into(), json!(true));
+        let body = Value::Object(body);
+        vec![Effect::Compare { request, body }]
+    }
+
+    /// Asks each arm by itself, with what all servers have.
+    fn ask_each(&mut self) -> Vec<Effect> {
+        let mut effects = Vec::new();
+        for place in 0..self.compare.panes.len() {
+            let request = self.next_request();
+            let pane = &mut self.compare.panes[place];
+            pane.request = Some(request);
+            let mut body = Map::new();
+            // As when a server compares.
+            body.insert("temperature".into(), json!(0.0));
+            self.chat.session.head.sampling.write(&mut body);
+            body.insert("model".into(), json!(pane.arm));
+            body.insert("messages".into(), json!(self.compare.messages));
+            body.insert("seed".into(), json!(self.compare.seed));
+            body.insert("logprobs".into(), json!(true));
+            body.insert("top_logprobs".into(), json!(ALTERNATIVES));
+            body.insert("stream".into(), json!(true));
+            body.insert("stream_options".into(), json!({"include_usage": true}));
+            let body = Value::Object(body);
+            effects.push(Effect::Chat { request, body });
+        }
+        effects
+    }
+
+    /// Takes in a part of an answer that an arm was asked for alone.
+    pub(super) fn pane_chunk(&mut self, request: u64, chunk: Chunk) {
+        let mut panes = self.compare.panes.iter_mut();
+        if let Some(pane) = panes.find(|pane| pane.request == Some(request)) {
+            pane.add_chunk(chunk, self.now);
+        }
+    }
+
+    pub(super) fn compare_chunk(&mut self, request: u64, chunk: CompareChunk) {
+        let compare = &mut self.compare;
+        if compare.running != Some(request) {
+            return;
+        }
+        match chunk {
+            CompareChunk::Begin { arms, settings } => {
+                compare.reference = settings["reference"].as_u64().unwrap_or_default() as usize;
+                compare.begin = Some((arms, settings));
+            }
+            CompareChunk::Delta { arm, content } => {
+                if let Some(pane) = compare.panes.get_mut(arm) {
+                    pane.add_text(&content, self.now);
+                }
+            }
+            CompareChunk::Tokens { arm, tokens } => {
+                if let Some(pane) = compare.panes.get_mut(arm) {
+                    pane.add_tokens(tokens);
+                }
+            }
+            CompareChunk::End {
+                arm,
+                finish,
+                usage,
+                raw_usage,
+            } => {
+                if let Some(pane) = compare.panes.get_mut(arm) {
+                    pane.end(finish, usage, raw_usage);
+                }
+            }
+            CompareChunk::Summary(summary) => compare.summary = Some(summary),
+            CompareChunk::Other => {}
+        }
+    }
+
+    pub(super) fn compare_ended(
+        &mut self,
+        request: u64,
+        result: Result<(), Failure>,
+    ) -> Vec<Effect> {
+        let compare = &mut self.compare;
+        let error = result.err();
+        if compare.running == Some(request) {
+            compare.running = None;
+            let missing = error.as_ref().is_some_and(Failure::is_missing);
+            if missing && compare.begin.is_none() {
+                compare.alone = true;
+                return self.ask_each();
+            }
+            compare.error = error;
+        } else {
+            let mut panes = compare.panes.iter_mut();
+            if let Some(pane) = panes.find(|pane| pane.request == Some(request)) {
+                pane.request = None;
+                pane.error = error;
+            }
+        }
+        Vec::new()
+    }
+
+    pub(super) fn stop_compare(&mut self) -> Vec<Effect> {
+        let compare = &mut self.compare;
+        let mut requests: Vec<u64> = compare.running.take().into_iter().collect();
+        for pane in &mut compare.panes {
+            requests.extend(pane.request.take());
+            if pane.finish.is_none() {
+                pane.finish = Some("stopped".into());
+            }
+        }
+        requests
+            .into_iter()
+            .map(|request| Effect::Stop { request })
+            .collect()
+    }
+
+    /// Goes on in chat with one arm's answer.
+    fn promote(&mut self) -> Vec<Effect> {
+        let Some(pane) = self.compare.panes.get(self.compare.focus.unwrap_or(0)) else {
+            return self.say("there is no answer yet to go on from".into());
+        };
+        let answer = Message {
+            content: pane.text.clone(),
+            finish: pane.finish.clone(),
+            stats: Some(pane.clock.stats()),
+            ..Message::answer(Some(pane.arm.clone()))
+        };
+        let arm = Some(pane.arm.clone());
+        let mut effects = self.stop();
+        let old = &self.chat.session.head;
+        let (system, sampling) = (old.system.clone(), old.sampling.clone());
+        let session = Session {
+            head: crate::session::Head {
+                arm,
+                system,
+                sampling,
+                ..head(self.now)
+            },
+            messages: vec![Message::user(self.compare.question.clone()), answer],
+        };
+        self.chat.replace(session.clone());
+        self.mode = Mode::Chat;
+        effects.push(Effect::Save(Box::new(session)));
+        effects.extend(self.fetch_context());
+        effects
+    }
+
+    fn export(&mut self) -> Vec<Effect> {
+        if self.compare.alone {
+            let why = "no report: this server has no /v1/compare, so there are no scores";
+            return self.complain(why.into());
+        }
+        match self.compare.report() {
+            Some(report) => vec![Effect::Export(Box::new(report))],
+            None => self.say("there is no complete comparison yet".into()),
+        }
+    }
+}
+
+fn scroll(scroll: &mut Scroll, action: Action, extent: super::Extent) {
+    match action {
+        Action::Up => scroll.by(-1, extent),
+        Action::Down => scroll.by(1, extent),
+        Action::ScrollUp => scroll.page(-1, extent),
+        Action::ScrollDown => scroll.page(1, extent),
+        Action::ScrollTop => *scroll = Scroll::From(0),
+        Action::ScrollBottom => *scroll = Scroll::Follow,
+        _ => {}
+    }
+}

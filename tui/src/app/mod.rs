@@ -1,0 +1,486 @@
+//! The program without its terminal, network and disk: [`App::handle`] takes
+//! what has happened and returns what is to be done. It does nothing itself,
+//! so that every behaviour can be tested as a sequence of events.
+
+mod chat;
+mod clock;
+mod compare;
+mod editor;
+mod history;
+mod pane;
+mod panels;
+mod picker;
+mod scroll;
+#[cfg(test)]
+mod tests;
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use serde_json::Value;
+
+pub use chat::Chat;
+pub use clock::Clock;
+pub use compare::{Colours, Compare, MOST_PANES};
+pub use editor::Editor;
+pub use history::History;
+pub use pane::{Pane, Shift};
+pub use panels::{Panel, matching_arms, matching_sessions};
+pub use picker::Picker;
+pub use scroll::{Extent, Scroll};
+
+use crate::keymap::{Action, Key, Keymap};
+use crate::session::Session;
+use crate::wire::{Arm, Chunk, CompareChunk, Failure};
+
+/// How long to wait before asking a server again that is still loading.
+const AGAIN: Duration = Duration::from_millis(500);
+
+/// Something that has happened.
+#[derive(Clone, Debug)]
+pub enum Event {
+    /// A key was pressed.
+    Key(Key),
+    /// Text was pasted.
+    Paste(String),
+    /// The terminal has another size, or time has passed while an answer runs.
+    Redraw,
+    /// The screen was drawn: how much there is to scroll.
+    Measured(Measures),
+    /// The server has said whom it serves.
+    Arms(Result<Vec<Arm>, Failure>),
+    /// The server has said how many tokens fit an arm, or has not.
+    Context {
+        /// The arm.
+        arm: String,
+        /// How many, if it can be known.
+        tokens: Option<u64>,
+    },
+    /// A part of an answer has come.
+    Chunk {
+        /// Of which request.
+        request: u64,
+        /// The part.
+        chunk: Chunk,
+    },
+    /// A part of a comparison has come.
+    CompareChunk {
+        /// Of which request.
+        request: u64,
+        /// The part.
+        chunk: CompareChunk,
+    },
+    /// A request has ended, well or not.
+    Ended {
+        /// Which.
+        request: u64,
+        /// How.
+        result: Result<(), Failure>,
+    },
+    /// The saved sessions.
+    Sessions(Vec<Session>),
+    /// A report was written.
+    Exported(PathBuf),
+    /// Something beside the conversation went wrong.
+    Trouble(String),
+    /// The program is asked to end.
+    Terminate,
+}
+
+/// Something to be done.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Effect {
+    /// Ask whom the server serves.
+    FetchArms {
+        /// After this time.
+        after: Duration,
+    },
+    /// Ask how many tokens fit.
+    FetchContext {
+        /// For this arm.
+        arm: String,
+    },
+    /// Stream a chat completion.
+    Chat {
+        /// What its events are called by.
+        request: u64,
+        /// What is asked.
+        body: Value,
+    },
+    /// Stream a comparison.
+    Compare {
+        /// What its events are called by.
+        request: u64,
+        /// What is asked.
+        body: Value,
+    },
+    /// End a request.
+    Stop {
+        /// Which.
+        request: u64,
+    },
+    /// Save a session.
+    Save(Box<Session>),
+    /// Keep a question for the history.
+    Remember(String),
+    /// Read the saved sessions.
+    ListSessions,
+    /// Copy a text to the clipboard.
+    Copy(String),
+    /// Write a comparison as a page.
+    Export(Box<Value>),
+    /// End.
+    Quit,
+}
+
+/// When something happens.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Now {
+    /// Since the program began.
+    pub clock: Duration,
+    /// Since 1970.
+    pub unix: Duration,
+}
+
+/// What the view found when it last drew.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Measures {
+    /// How wide the input is, in cells.
+    pub input: usize,
+    /// The conversation.
+    pub chat: Extent,
+    /// Each pane of the comparison.
+    pub panes: Vec<Extent>,
+    /// The help screen.
+    pub help: Extent,
+}
+
+/// What is on the screen.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Mode {
+    /// A conversation with one arm.
+    Chat,
+    /// Several arms side by side.
+    Compare,
+}
+
+/// Whom the server serves.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Arms {
+    /// Not known yet; the server's words if it has said why.
+    Waiting(Option<String>),
+    /// These.
+    Known(Vec<Arm>),
+    /// It could not be asked.
+    Failed(Failure),
+}
+
+/// A line about what was just done.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Notice {
+    /// The line.
+    pub text: String,
+    /// Whether something went wrong.
+    pub is_error: bool,
+}
+
+/// What the program is begun with.
+#[derive(Clone, Debug, Default)]
+pub struct Start {
+    /// Who answers, if not the first that the server names.
+    pub arm: Option<String>,
+    /// A question to begin with.
+    pub question: Option<String>,
+    /// Earlier questions, the oldest first.
+    pub history: Vec<String>,
+}
+
+/// The state of everything.
+#[derive(Clone, Debug)]
+pub struct App {
+    /// What keys do.
+    pub keymap: Keymap,
+    /// What is on the screen.
+    pub mode: Mode,
+    /// What is written.
+    pub input: Editor,
+    /// Whom the server serves.
+    pub arms: Arms,
+    /// The conversation.
+    pub chat: Chat,
+    /// The comparison.
+    pub compare: Compare,
+    /// What is open above it.
+    pub panel: Option<Panel>,
+    /// A line about what was just done.
+    pub notice: Option<Notice>,
+    /// The time of the last event.
+    pub now: Now,
+    history: History,
+    measures: Measures,
+    /// A question that waits until it is known who can answer.
+    waiting: Option<String>,
+    requests: u64,
+}
+
+impl App {
+    /// The program as it begins, and what to do first.
+    pub fn new(keymap: Keymap, start: Start, now: Now) -> (App, Vec<Effect>) {
+        let app = App {
+            keymap,
+            mode: Mode::Chat,
+            input: Editor::default(),
+            arms: Arms::Waiting(None),
+            chat: Chat::new(start.arm, now),
+            compare: Compare::default(),
+            panel: None,
+            notice: None,
+            now,
+            history: History::new(start.history),
+            measures: Measures {
+                input: 76,
+                ..Measures::default()
+            },
+            waiting: start.question,
+            requests: 0,
+        };
+        let after = Duration::ZERO;
+        (app, vec![Effect::FetchArms { after }])
+    }
+
+    /// Takes in what has happened; returns what is to be done.
+    pub fn handle(&mut self, event: Event, now: Now) -> Vec<Effect> {
+        self.now = now;
+        match event {
+            Event::Key(key) => self.key(key),
+            Event::Paste(text) => self.write(&text),
+            Event::Redraw => Vec::new(),
+            Event::Measured(measures) => {
+                self.measures = measures;
+                Vec::new()
+            }
+            Event::Arms(arms) => self.learn_arms(arms),
+            Event::Context { arm, tokens } => {
+                self.chat.contexts.insert(arm, tokens);
+                Vec::new()
+            }
+            Event::Chunk { request, chunk } => {
+                if !self.chat_chunk(request, &chunk) {
+                    self.pane_chunk(request, chunk);
+                }
+                Vec::new()
+            }
+            Event::CompareChunk { request, chunk } => {
+                self.compare_chunk(request, chunk);
+                Vec::new()
+            }
+            Event::Ended { request, result } => self.ended(request, result),
+            Event::Sessions(sessions) => {
+                if let Some(Panel::Sessions { all, .. }) = &mut self.panel {
+                    *all = Some(sessions);
+                }
+                Vec::new()
+            }
+            Event::Exported(path) => self.say(format!("saved {}", path.display())),
+            Event::Trouble(text) => self.complain(text),
+            Event::Terminate => self.quit(),
+        }
+    }
+
+    /// Whether an answer runs: time on the screen goes on.
+    pub fn is_busy(&self) -> bool {
+        self.chat.is_running() || self.compare.is_running()
+    }
+
+    /// Whether a question waits for the server to be ready.
+    pub fn waiting(&self) -> Option<&str> {
+        self.waiting.as_deref()
+    }
+
+    /// The arms that can be asked, as far as they are known.
+    pub fn known_arms(&self) -> &[Arm] {
+        match &self.arms {
+            Arms::Known(arms) => arms,
+            _ => &[],
+        }
+    }
+
+    fn key(&mut self, key: Key) -> Vec<Effect> {
+        match self.keymap.action(key) {
+            Some(action) => {
+                self.notice = None;
+                match self.panel.is_some() {
+                    true => self.act_in_panel(action),
+                    false => self.act(action),
+                }
+            }
+            None => match key.character() {
+                Some(character) => self.write(character.encode_utf8(&mut [0; 4])),
+                None => Vec::new(),
+            },
+        }
+    }
+
+    fn write(&mut self, text: &str) -> Vec<Effect> {
+        match &mut self.panel {
+            Some(panel) => panel.insert(text),
+            None => {
+                self.compare.focus = None;
+                self.input.insert(text);
+            }
+        }
+        Vec::new()
+    }
+
+    /// Does what a key asks for where no panel is open.
+    fn act(&mut self, action: Action) -> Vec<Effect> {
+        match action {
+            Action::Help
+            | Action::Arms
+            | Action::Sampling
+            | Action::System
+            | Action::Sessions => self.open(action),
+            Action::SwitchMode => self.switch_mode(),
+            Action::NewSession => self.new_session(),
+            Action::Quit => self.quit(),
+            Action::Interrupt => match (self.is_busy(), self.input.is_blank()) {
+                (true, _) => self.stop(),
+                (false, false) => {
+                    self.input.take();
+                    Vec::new()
+                }
+                (false, true) => self.quit(),
+            },
+            Action::Stop if self.is_busy() => self.stop(),
+            Action::Stop => {
+                self.chat.let_go(&mut self.input);
+                self.compare.focus = None;
+                Vec::new()
+            }
+            Action::Send => self.send(),
+            action => match self.mode {
+                Mode::Chat => self.act_in_chat(action),
+                Mode::Compare => self.act_in_compare(action),
+            },
+        }
+    }
+
+    /// What is left of an action when neither chat nor compare has a use for it.
+    fn act_on_input(&mut self, action: Action) -> Vec<Effect> {
+        let done = self.input.act(action, self.measures.input);
+        match action {
+            Action::Up if !done => self.history.back(&mut self.input),
+            Action::Down if !done => self.history.forward(&mut self.input),
+            _ => {}
+        }
+        Vec::new()
+    }
+
+    fn send(&mut self) -> Vec<Effect> {
+        if self.input.is_blank() {
+            return Vec::new();
+        }
+        if self.is_busy() {
+            return self.say("an answer is running; stop it first".into());
+        }
+        let question = self.input.take();
+        let mut effects = Vec::new();
+        if self.history.add(&question) {
+            effects.push(Effect::Remember(question.clone()));
+        }
+        effects.extend(self.ask(question));
+        effects
+    }
+
+    /// Asks as soon as it is known who can answer.
+    fn ask(&mut self, question: String) -> Vec<Effect> {
+        match &self.arms {
+            Arms::Known(_) => match self.mode {
+                Mode::Chat => self.ask_in_chat(question),
+                Mode::Compare => self.ask_in_compare(question),
+            },
+            Arms::Waiting(_) => {
+                self.waiting = Some(question);
+                Vec::new()
+            }
+            Arms::Failed(_) => {
+                self.waiting = Some(question);
+                self.arms = Arms::Waiting(None);
+                let after = Duration::ZERO;
+                vec![Effect::FetchArms { after }]
+            }
+        }
+    }
+
+    fn learn_arms(&mut self, arms: Result<Vec<Arm>, Failure>) -> Vec<Effect> {
+        match arms {
+            Ok(arms) => {
+                self.chat.meet(&arms);
+                self.compare.meet(&arms, self.chat.session.head.arm.as_deref());
+                self.arms = Arms::Known(arms);
+                let mut effects = self.fetch_context();
+                if let Some(question) = self.waiting.take() {
+                    effects.extend(self.ask(question));
+                }
+                effects
+            }
+            // A server that loads its models will be ready.
+            Err(failure) if failure.status == Some(503) => {
+                self.arms = Arms::Waiting(Some(failure.message));
+                vec![Effect::FetchArms { after: AGAIN }]
+            }
+            Err(failure) => {
+                if let Some(question) = self.waiting.take() {
+                    self.input = Editor::with(&question);
+                }
+                self.arms = Arms::Failed(failure);
+                Vec::new()
+            }
+        }
+    }
+
+    fn ended(&mut self, request: u64, result: Result<(), Failure>) -> Vec<Effect> {
+        match self.chat.runs(request) {
+            true => self.chat_ended(result),
+            false => self.compare_ended(request, result),
+        }
+    }
+
+    /// Stops whatever is running.
+    fn stop(&mut self) -> Vec<Effect> {
+        let mut effects = self.stop_chat();
+        effects.extend(self.stop_compare());
+        effects
+    }
+
+    fn switch_mode(&mut self) -> Vec<Effect> {
+        self.mode = match self.mode {
+            Mode::Chat => Mode::Compare,
+            Mode::Compare => Mode::Chat,
+        };
+        Vec::new()
+    }
+
+    fn quit(&mut self) -> Vec<Effect> {
+        let mut effects = self.stop();
+        effects.push(Effect::Quit);
+        effects
+    }
+
+    fn next_request(&mut self) -> u64 {
+        self.requests += 1;
+        self.requests
+    }
+
+    fn say(&mut self, text: String) -> Vec<Effect> {
+        let is_error = false;
+        self.notice = Some(Notice { text, is_error });
+        Vec::new()
+    }
+
+    fn complain(&mut self, text: String) -> Vec<Effect> {
+        let is_error = true;
+        self.notice = Some(Notice { text, is_error });
+        Vec::new()
+    }
+}

@@ -1,0 +1,172 @@
+//! One arm's answer among others.
+
+use std::ops::Range;
+
+use serde_json::{Value, json};
+
+use super::clock::Clock;
+use super::scroll::Scroll;
+use super::{Now, compare::Colours};
+use crate::wire::{Chunk, Failure, Score, Token, Usage};
+
+/// How another arm ranks a token.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Shift {
+    /// It would have said the same.
+    Unshifted,
+    /// It is among its first three.
+    Marginal,
+    /// It is not.
+    Shifted,
+}
+
+impl Shift {
+    fn of_rank(rank: u64) -> Shift {
+        match rank {
+            0 | 1 => Shift::Unshifted,
+            2 | 3 => Shift::Marginal,
+            _ => Shift::Shifted,
+        }
+    }
+}
+
+/// An arm's answer, and what is known of its tokens.
+#[derive(Clone, Debug)]
+pub struct Pane {
+    /// The arm.
+    pub arm: String,
+    /// What it says.
+    pub text: String,
+    /// Its tokens, as far as they have come.
+    pub tokens: Vec<Token>,
+    /// Why it ended.
+    pub finish: Option<String>,
+    /// How it comes.
+    pub clock: Clock,
+    /// Why it has no answer, or only a part of one.
+    pub error: Option<Failure>,
+    /// What is on the screen.
+    pub scroll: Scroll,
+    /// The token that is looked at.
+    pub cursor: usize,
+    /// The request of this pane alone, while it runs.
+    pub(super) request: Option<u64>,
+    raw_tokens: Vec<Value>,
+    raw_usage: Value,
+}
+
+impl Pane {
+    pub(super) fn new(arm: &str, now: Now) -> Pane {
+        Pane {
+            arm: arm.to_owned(),
+            text: String::new(),
+            tokens: Vec::new(),
+            finish: None,
+            clock: Clock::start(now.clock),
+            error: None,
+            scroll: Scroll::Follow,
+            cursor: 0,
+            request: None,
+            raw_tokens: Vec::new(),
+            raw_usage: Value::Null,
+        }
+    }
+
+    pub(super) fn add_text(&mut self, content: &str, now: Now) {
+        if !content.is_empty() {
+            self.clock.part(now.clock);
+            self.text.push_str(content);
+        }
+    }
+
+    /// Adds tokens as a report holds them.
+    pub(super) fn add_tokens(&mut self, tokens: Vec<Value>) {
+        let read = tokens.iter().filter_map(|token| Token::deserialize(token));
+        self.tokens.extend(read);
+        self.raw_tokens.extend(tokens);
+    }
+
+    /// Adds a part of a chat completion.
+    pub(super) fn add_chunk(&mut self, chunk: Chunk, now: Now) {
+        self.add_text(&chunk.content, now);
+        self.tokens.extend(chunk.tokens);
+        self.clock.usage = chunk.usage.or(self.clock.usage);
+        if chunk.finish.is_some() {
+            self.finish = chunk.finish;
+        }
+    }
+
+    pub(super) fn end(&mut self, finish: String, usage: Option<Usage>, raw_usage: Value) {
+        self.finish = Some(finish);
+        self.clock.usage = usage;
+        self.raw_usage = raw_usage;
+    }
+
+    /// Where each token stands in the text. A part of a character takes the
+    /// place of the whole one, or none.
+    pub fn places(&self) -> Vec<Range<usize>> {
+        let mut places = Vec::with_capacity(self.tokens.len());
+        let mut from = 0;
+        let mut bytes = 0;
+        for token in &self.tokens {
+            bytes += token.length();
+            let mut to = bytes.min(self.text.len());
+            while !self.text.is_char_boundary(to) {
+                to += 1;
+            }
+            places.push(from..to);
+            from = to;
+        }
+        places
+    }
+
+    /// How the reference scores a token.
+    pub fn score(&self, token: usize, reference: usize) -> Option<&Score> {
+        let mut scores = self.tokens.get(token)?.scores.iter();
+        scores.find(|score| score.arm == reference)
+    }
+
+    /// Whether the reference would have said a token.
+    pub fn shift(&self, token: usize, reference: usize) -> Option<Shift> {
+        let score = self.score(token, reference)?;
+        Some(Shift::of_rank(score.rank))
+    }
+
+    /// Shares of tokens that are not, marginally and truly shifted.
+    pub fn shares(&self, reference: usize) -> Option<[f64; 3]> {
+        let mut counts = [0.0; 3];
+        for token in 0..self.tokens.len() {
+            counts[self.shift(token, reference)? as usize] += 1.0;
+        }
+        let all: f64 = counts.iter().sum();
+        (all > 0.0).then(|| counts.map(|count| count / all))
+    }
+
+    /// Whether colours of this kind can be shown.
+    pub fn has(&self, colours: Colours, reference: usize) -> bool {
+        match colours {
+            Colours::None => true,
+            Colours::Probability => !self.tokens.is_empty(),
+            Colours::Shift => self.score(0, reference).is_some(),
+        }
+    }
+
+    /// The answer as a report holds it.
+    pub(super) fn report(&self, arm: usize, temperature: &Value) -> Value {
+        json!({
+            "arm": arm,
+            "index": 0,
+            "temperature": temperature,
+            "text": self.text,
+            "finish_reason": self.finish,
+            "usage": self.raw_usage,
+            "tokens": self.raw_tokens,
+        })
+    }
+}
+
+impl Token {
+    fn deserialize(value: &Value) -> Option<Token> {
+        serde::Deserialize::deserialize(value).ok()
+    }
+}

@@ -1,0 +1,274 @@
+//! What opens above the conversation: lists, settings, help.
+
+use super::editor::Editor;
+use super::picker::Picker;
+use super::scroll::Scroll;
+use super::{App, Effect, Mode, compare::MOST_PANES};
+use crate::keymap::Action;
+use crate::sampling::{FIELDS, Sampling};
+use crate::session::Session;
+use crate::wire::Arm;
+
+/// What is open.
+#[derive(Clone, Debug)]
+pub enum Panel {
+    /// What keys do.
+    Help(Scroll),
+    /// Whom to ask.
+    Arms {
+        /// The list.
+        picker: Picker,
+        /// In compare: those that are marked, in their order.
+        marked: Vec<String>,
+    },
+    /// The parameters of answers.
+    Sampling {
+        /// Which of them.
+        at: usize,
+        /// What is being typed for it.
+        value: Editor,
+        /// Why that will not do.
+        refused: Option<&'static str>,
+    },
+    /// The system message.
+    System(Editor),
+    /// What was saved.
+    Sessions {
+        /// The list.
+        picker: Picker,
+        /// All of them; none while they are read.
+        all: Option<Vec<Session>>,
+    },
+}
+
+impl Panel {
+    /// Writes where something can be written.
+    pub(super) fn insert(&mut self, text: &str) {
+        match self {
+            Panel::Help(_) => {}
+            Panel::Arms { picker, .. } | Panel::Sessions { picker, .. } => picker.insert(text),
+            Panel::Sampling { value, .. } => value.insert(&text.replace('\n', " ")),
+            Panel::System(editor) => editor.insert(text),
+        }
+    }
+}
+
+/// The arms that a list shows.
+pub fn matching_arms<'a>(arms: &'a [Arm], picker: &Picker) -> Vec<&'a Arm> {
+    let found = arms.iter().filter(|arm| picker.matches(&arm.id));
+    found.collect()
+}
+
+/// The sessions that a list shows: all their text is searched.
+pub fn matching_sessions<'a>(all: &'a [Session], picker: &Picker) -> Vec<&'a Session> {
+    let found = all.iter().filter(|session| {
+        let mut text = session.markdown();
+        text.push_str(session.head.arm.as_deref().unwrap_or_default());
+        picker.matches(&text)
+    });
+    found.collect()
+}
+
+impl App {
+    /// Opens a panel.
+    pub(super) fn open(&mut self, action: Action) -> Vec<Effect> {
+        let head = &self.chat.session.head;
+        let mut effects = Vec::new();
+        self.panel = match action {
+            Action::Help => Some(Panel::Help(Scroll::From(0))),
+            Action::Arms => {
+                let marked = match self.mode {
+                    Mode::Chat => Vec::new(),
+                    Mode::Compare => self.compare.chosen.clone(),
+                };
+                // What the server has may have changed.
+                let after = std::time::Duration::ZERO;
+                effects.push(Effect::FetchArms { after });
+                Some(Panel::Arms {
+                    picker: Picker::default(),
+                    marked,
+                })
+            }
+            Action::Sampling => Some(sampling(&head.sampling, 0)),
+            Action::System => Some(Panel::System(Editor::with(&head.system))),
+            Action::Sessions => {
+                effects.push(Effect::ListSessions);
+                Some(Panel::Sessions {
+                    picker: Picker::default(),
+                    all: None,
+                })
+            }
+            _ => None,
+        };
+        effects
+    }
+
+    /// Does what a key asks for while a panel is open.
+    pub(super) fn act_in_panel(&mut self, action: Action) -> Vec<Effect> {
+        match action {
+            Action::Quit => return self.quit(),
+            Action::Help | Action::Arms | Action::Sampling | Action::System | Action::Sessions => {
+                return self.open_or_close(action);
+            }
+            _ => {}
+        }
+        let Some(mut panel) = self.panel.take() else {
+            return Vec::new();
+        };
+        // What cannot be set is shown before the panel can be left.
+        let (keep, effects) = self.act_on(&mut panel, action);
+        if keep && self.panel.is_none() {
+            self.panel = Some(panel);
+        }
+        effects
+    }
+
+    /// A panel's own key closes it again.
+    fn open_or_close(&mut self, action: Action) -> Vec<Effect> {
+        let open = match &self.panel {
+            Some(Panel::Help(_)) => Some(Action::Help),
+            Some(Panel::Arms { .. }) => Some(Action::Arms),
+            Some(Panel::Sampling { .. }) => Some(Action::Sampling),
+            Some(Panel::System(_)) => Some(Action::System),
+            Some(Panel::Sessions { .. }) => Some(Action::Sessions),
+            None => None,
+        };
+        match open == Some(action) {
+            true => self.act_in_panel(Action::Stop),
+            false => {
+                let mut effects = self.act_in_panel(Action::Stop);
+                if self.panel.is_none() {
+                    effects.extend(self.open(action));
+                }
+                effects
+            }
+        }
+    }
+
+    /// Whether the panel stays, and what is to be done.
+    fn act_on(&mut self, panel: &mut Panel, action: Action) -> (bool, Vec<Effect>) {
+        let closes = matches!(action, Action::Stop | Action::Interrupt);
+        match panel {
+            Panel::Help(scroll) => {
+                let extent = self.measures.help;
+                match action {
+                    Action::Up => scroll.by(-1, extent),
+                    Action::Down => scroll.by(1, extent),
+                    Action::ScrollUp => scroll.page(-1, extent),
+                    Action::ScrollDown => scroll.page(1, extent),
+                    Action::ScrollTop => *scroll = Scroll::From(0),
+                    Action::ScrollBottom => *scroll = Scroll::Follow,
+                    _ => {}
+                }
+                (!closes && action != Action::Send, Vec::new())
+            }
+            Panel::Arms { .. } | Panel::Sessions { .. } if closes => (false, Vec::new()),
+            Panel::Arms { picker, marked } => self.act_on_arms(picker, marked, action),
+            Panel::Sessions { picker, all } => {
+                let all = all.as_deref().unwrap_or_default();
+                let found = matching_sessions(all, picker);
+                if action != Action::Send {
+                    picker.act(action, found.len());
+                    return (true, Vec::new());
+                }
+                let Some(session) = found.get(picker.at).map(|session| (*session).clone()) else {
+                    return (true, Vec::new());
+                };
+                let mut effects = self.stop();
+                self.chat.replace(session);
+                self.mode = Mode::Chat;
+                effects.extend(self.fetch_context());
+                (false, effects)
+            }
+            Panel::Sampling { at, value, refused } => {
+                let moves = match action {
+                    Action::Up => Some(at.saturating_sub(1)),
+                    Action::Down | Action::Send => Some((*at + 1).min(FIELDS.len() - 1)),
+                    _ if closes => Some(*at),
+                    _ => None,
+                };
+                let Some(to) = moves else {
+                    if action != Action::Newline {
+                        value.act(action, usize::MAX);
+                    }
+                    *refused = None;
+                    return (true, Vec::new());
+                };
+                let settings = &mut self.chat.session.head.sampling;
+                match settings.set(&FIELDS[*at], value.text()) {
+                    // Whoever leaves gives up what will not do.
+                    Err(why) if !closes => {
+                        *refused = Some(why);
+                        (true, Vec::new())
+                    }
+                    _ if closes => (false, Vec::new()),
+                    _ => {
+                        self.panel = Some(sampling(settings, to));
+                        (false, Vec::new())
+                    }
+                }
+            }
+            Panel::System(editor) => {
+                if closes || action == Action::Send {
+                    let system = editor.text().trim().to_owned();
+                    self.chat.session.head.system = system;
+                    return (false, Vec::new());
+                }
+                editor.act(action, self.measures.input);
+                (true, Vec::new())
+            }
+        }
+    }
+
+    fn act_on_arms(
+        &mut self,
+        picker: &mut Picker,
+        marked: &mut Vec<String>,
+        action: Action,
+    ) -> (bool, Vec<Effect>) {
+        let found = matching_arms(self.known_arms(), picker);
+        let here = found.get(picker.at).map(|arm| arm.id.clone());
+        match (action, self.mode) {
+            (Action::Next, Mode::Compare) => {
+                let Some(here) = here else {
+                    return (true, Vec::new());
+                };
+                match marked.iter().position(|id| *id == here) {
+                    Some(place) => _ = marked.remove(place),
+                    None if marked.len() < MOST_PANES => marked.push(here),
+                    None => _ = self.say(format!("{MOST_PANES} arms fit the screen at most")),
+                }
+                (true, Vec::new())
+            }
+            (Action::Send, Mode::Compare) => {
+                self.compare.chosen = match marked.is_empty() {
+                    true => here.into_iter().collect(),
+                    false => std::mem::take(marked),
+                };
+                (false, Vec::new())
+            }
+            (Action::Send, Mode::Chat) => {
+                let Some(here) = here else {
+                    return (true, Vec::new());
+                };
+                self.chat.session.head.arm = Some(here);
+                (false, self.fetch_context())
+            }
+            (action, _) => {
+                let count = found.len();
+                picker.act(action, count);
+                (true, Vec::new())
+            }
+        }
+    }
+}
+
+/// The panel of parameters, at one of them.
+fn sampling(settings: &Sampling, at: usize) -> Panel {
+    let value = settings.get(FIELDS[at].name).unwrap_or_default();
+    Panel::Sampling {
+        at,
+        value: Editor::with(&value),
+        refused: None,
+    }
+}

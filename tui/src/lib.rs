@@ -1,0 +1,15 @@
+//! `incant chat`: a terminal program to chat with arms and to compare them.
+//!
+//! It knows servers by OpenAI's REST API only, so it works with any that has
+//! it. [`app`] is a state machine without any IO; `view` draws its state;
+//! `driver` has the terminal, the network and the disk, and does what the
+//! state machine asks for.
+
+pub mod app;
+pub mod http;
+pub mod keymap;
+pub mod sampling;
+pub mod session;
+pub mod sse;
+pub mod wire;
+pub mod wrap;

@@ -1,0 +1,165 @@
+//! The parameters of an answer that can be set. What is not set is left to
+//! the server.
+
+use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value, json};
+
+/// One parameter.
+#[derive(Debug)]
+pub struct Field {
+    /// Its name in requests.
+    pub name: &'static str,
+    /// What it does.
+    pub help: &'static str,
+    kind: Kind,
+}
+
+#[derive(Debug)]
+enum Kind {
+    Real(f64, f64),
+    Whole(u64),
+    Text,
+}
+
+/// All parameters, in the order of the panel.
+pub const FIELDS: &[Field] = &[
+    Field {
+        name: "temperature",
+        help: "0 to 2; 0 always says the likeliest token",
+        kind: Kind::Real(0.0, 2.0),
+    },
+    Field {
+        name: "top_p",
+        help: "0 to 1; only the likeliest tokens with this probability together",
+        kind: Kind::Real(0.0, 1.0),
+    },
+    Field {
+        name: "top_k",
+        help: "only so many tokens; 0 for all",
+        kind: Kind::Whole(0),
+    },
+    Field {
+        name: "min_p",
+        help: "0 to 1; only tokens this likely, relative to the likeliest",
+        kind: Kind::Real(0.0, 1.0),
+    },
+    Field {
+        name: "max_tokens",
+        help: "the longest answer",
+        kind: Kind::Whole(1),
+    },
+    Field {
+        name: "seed",
+        help: "the same seed gives the same answer",
+        kind: Kind::Whole(0),
+    },
+    Field {
+        name: "presence_penalty",
+        help: "-2 to 2; against tokens that were said",
+        kind: Kind::Real(-2.0, 2.0),
+    },
+    Field {
+        name: "frequency_penalty",
+        help: "-2 to 2; against tokens, each time they were said",
+        kind: Kind::Real(-2.0, 2.0),
+    },
+    Field {
+        name: "repetition_penalty",
+        help: "0.01 to 2; above 1 against tokens that were said or asked",
+        kind: Kind::Real(0.01, 2.0),
+    },
+    Field {
+        name: "stop",
+        help: "a text that ends the answer",
+        kind: Kind::Text,
+    },
+];
+
+/// The parameters that are set.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct Sampling(Map<String, Value>);
+
+impl Sampling {
+    /// Sets a parameter to what was typed; an empty text leaves it to the server.
+    ///
+    /// # Errors
+    /// If the text is no value for it; says what is.
+    pub fn set(&mut self, field: &Field, text: &str) -> Result<(), &'static str> {
+        let text = text.trim();
+        if text.is_empty() {
+            self.0.shift_remove(field.name);
+            return Ok(());
+        }
+        let value = match field.kind {
+            Kind::Real(low, high) => text
+                .parse::<f64>()
+                .ok()
+                .filter(|value| (low..=high).contains(value))
+                .map(|value| json!(value)),
+            Kind::Whole(low) => text
+                .parse::<u64>()
+                .ok()
+                .filter(|value| *value >= low)
+                .map(|value| json!(value)),
+            Kind::Text => Some(json!(text)),
+        };
+        let value = value.ok_or(field.help)?;
+        self.0.insert(field.name.to_owned(), value);
+        Ok(())
+    }
+
+    /// The value of a parameter as it would be typed.
+    pub fn get(&self, name: &str) -> Option<String> {
+        self.0.get(name).map(|value| match value.as_str() {
+            Some(text) => text.to_owned(),
+            None => value.to_string(),
+        })
+    }
+
+    /// The seed, if one is set.
+    pub fn seed(&self) -> Option<u64> {
+        self.0.get("seed")?.as_u64()
+    }
+
+    /// Writes what is set into a request.
+    pub fn write(&self, body: &mut Map<String, Value>) {
+        for (name, value) in &self.0 {
+            body.insert(name.clone(), value.clone());
+        }
+    }
+
+    /// What is set in a few words, if anything is.
+    pub fn summary(&self) -> Option<String> {
+        let set = self.0.keys();
+        let set = set.filter_map(|name| Some(format!("{name} {}", self.get(name)?)));
+        let set: Vec<String> = set.collect();
+        (!set.is_empty()).then(|| set.join(", "))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_what_is_set_is_sent() {
+        let mut sampling = Sampling::default();
+        sampling.set(&FIELDS[0], "0.5").unwrap();
+        sampling.set(&FIELDS[5], "7").unwrap();
+        sampling.set(&FIELDS[5], "").unwrap();
+        let mut body = Map::new();
+        sampling.write(&mut body);
+        assert_eq!(Value::Object(body), json!({"temperature": 0.5}));
+    }
+
+    #[test]
+    fn a_value_out_of_range_is_refused_with_what_would_do() {
+        let mut sampling = Sampling::default();
+        let refused = sampling.set(&FIELDS[0], "3").unwrap_err();
+        assert!(refused.starts_with("0 to 2"), "{refused}");
+        assert!(sampling.set(&FIELDS[0], "NaN").is_err());
+        assert!(sampling.set(&FIELDS[2], "-1").is_err());
+        assert_eq!(sampling, Sampling::default());
+    }
+}

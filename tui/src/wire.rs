@@ -1,0 +1,364 @@
+//! What servers say, as far as the program reads it. Whatever a server leaves
+//! out is absent, not guessed.
+
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+
+/// Why a request came to nothing.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Failure {
+    /// The HTTP status, if there was an answer.
+    pub status: Option<u16>,
+    /// The server's own words, or what is wrong with the connection.
+    pub message: String,
+    /// What programs are to know the failure by, if the server says.
+    pub code: Option<String>,
+}
+
+impl Failure {
+    /// A failure of which no server told.
+    pub fn local(message: impl Into<String>) -> Failure {
+        Failure {
+            status: None,
+            message: message.into(),
+            code: None,
+        }
+    }
+
+    /// What a body says that came with a bad status.
+    pub fn answered(status: u16, body: &str) -> Failure {
+        let json: Value = serde_json::from_str(body).unwrap_or_default();
+        let message = match error_message(&json) {
+            Some(message) => message,
+            None if body.trim().is_empty() => "the answer has no body".to_owned(),
+            None => body.trim().to_owned(),
+        };
+        Failure {
+            status: Some(status),
+            message,
+            code: json["error"]["code"].as_str().map(str::to_owned),
+        }
+    }
+
+    /// Whether the server has no such endpoint; one that is there and misses a
+    /// model answers 404 as well.
+    pub fn is_missing(&self) -> bool {
+        let model = self.code.as_deref() == Some("model_not_found");
+        matches!(self.status, Some(404 | 405 | 501)) && !model
+    }
+}
+
+impl std::fmt::Display for Failure {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self.status {
+            Some(status) => write!(f, "{status}: {}", self.message),
+            None => f.write_str(&self.message),
+        }
+    }
+}
+
+/// `{"error": {"message": …}}`, or `{"error": "…"}` as some have it.
+fn error_message(body: &Value) -> Option<String> {
+    let error = body.get("error").filter(|error| !error.is_null())?;
+    let message = error.get("message").unwrap_or(error);
+    Some(match message.as_str() {
+        Some(text) => text.to_owned(),
+        None => message.to_string(),
+    })
+}
+
+/// Who can be asked.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Arm {
+    /// The model id of the API.
+    pub id: String,
+    /// The model whose weights it uses, where the server says so.
+    pub root: Option<String>,
+    /// Its profile, where the server knows profiles.
+    pub profile: Option<String>,
+    /// How many tokens fit, where the list says so.
+    pub context: Option<u64>,
+}
+
+/// Reads the answer of `GET /v1/models`.
+pub fn arms(body: &Value) -> Vec<Arm> {
+    let text = |value: &Value, name: &str| value[name].as_str().map(str::to_owned);
+    let list = body["data"].as_array().map_or(&[][..], Vec::as_slice);
+    list.iter()
+        .filter_map(|model| {
+            Some(Arm {
+                id: text(model, "id")?,
+                root: text(model, "root"),
+                profile: text(model, "profile"),
+                context: model["max_model_len"]
+                    .as_u64()
+                    .or_else(|| model["meta"]["n_ctx"].as_u64()),
+            })
+        })
+        .collect()
+}
+
+/// How many tokens a request took.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Usage {
+    /// Of the prompt.
+    pub prompt_tokens: u64,
+    /// Of the answer.
+    pub completion_tokens: u64,
+    /// Of the prompt, those that needed no computing, if the server counts them.
+    #[serde(default)]
+    pub cached_tokens: Option<u64>,
+}
+
+impl Usage {
+    fn read(value: &Value) -> Option<Usage> {
+        Some(Usage {
+            prompt_tokens: value["prompt_tokens"].as_u64()?,
+            completion_tokens: value["completion_tokens"].as_u64()?,
+            cached_tokens: value["prompt_tokens_details"]["cached_tokens"].as_u64(),
+        })
+    }
+}
+
+/// A token that could have been said.
+#[derive(Clone, Debug, PartialEq, Deserialize)]
+pub struct Alternative {
+    /// Its text.
+    pub token: String,
+    /// How likely it was.
+    pub logprob: f64,
+}
+
+/// How another arm sees a token.
+#[derive(Clone, Debug, PartialEq, Deserialize)]
+pub struct Score {
+    /// Which arm, as an index into the comparison's.
+    pub arm: usize,
+    /// How likely it was there.
+    pub logprob: f64,
+    /// Its rank there; 1 is the likeliest.
+    pub rank: u64,
+    /// How far what the two arms expect here is apart, in nats.
+    pub kl: f64,
+    /// What was likeliest there.
+    pub top_logprobs: Vec<Alternative>,
+}
+
+/// One token of an answer.
+#[derive(Clone, Debug, PartialEq, Deserialize)]
+pub struct Token {
+    /// Its text as it is shown.
+    pub token: String,
+    /// The bytes that it adds to the text.
+    #[serde(default)]
+    pub bytes: Option<Vec<u8>>,
+    /// How likely it was.
+    pub logprob: f64,
+    /// Its rank; 1 is the likeliest.
+    #[serde(default)]
+    pub rank: Option<u64>,
+    /// What was likeliest.
+    #[serde(default)]
+    pub top_logprobs: Vec<Alternative>,
+    /// What the other arms say to it.
+    #[serde(default)]
+    pub scores: Vec<Score>,
+}
+
+impl Token {
+    /// How many bytes it adds to the text.
+    pub fn length(&self) -> usize {
+        self.bytes.as_ref().map_or(self.token.len(), Vec::len)
+    }
+}
+
+/// A part of a streamed chat completion.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Chunk {
+    /// More of the text.
+    pub content: String,
+    /// Its tokens, if they were asked for and the server sends them.
+    pub tokens: Vec<Token>,
+    /// Why the answer has ended.
+    pub finish: Option<String>,
+    /// What it took.
+    pub usage: Option<Usage>,
+}
+
+/// Reads one event of a chat completion's stream.
+///
+/// # Errors
+/// If the server says that it failed, or what it says is not JSON.
+pub fn chunk(data: &str) -> Result<Chunk, Failure> {
+    let value = event(data)?;
+    let choice = &value["choices"][0];
+    let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
+    let tokens = choice["logprobs"].get("content").cloned();
+    Ok(Chunk {
+        content: text(&choice["delta"]["content"]),
+        tokens: tokens
+            .and_then(|tokens| serde_json::from_value(tokens).ok())
+            .unwrap_or_default(),
+        finish: choice["finish_reason"].as_str().map(str::to_owned),
+        usage: Usage::read(&value["usage"]),
+    })
+}
+
+fn event(data: &str) -> Result<Value, Failure> {
+    let value: Value = serde_json::from_str(data)
+        .map_err(|error| Failure::local(format!("the server sent no JSON ({error}): {data}")))?;
+    match error_message(&value) {
+        Some(message) => Err(Failure::local(message)),
+        None => Ok(value),
+    }
+}
+
+/// A part of a streamed comparison.
+#[derive(Clone, Debug, PartialEq)]
+pub enum CompareChunk {
+    /// Who is compared, and how; both as they go into a report.
+    Begin {
+        /// The arms.
+        arms: Value,
+        /// The settings.
+        settings: Value,
+    },
+    /// More text of an arm's answer.
+    Delta {
+        /// Which arm.
+        arm: usize,
+        /// The text.
+        content: String,
+    },
+    /// The next tokens of an arm's answer, with all scores.
+    Tokens {
+        /// Which arm.
+        arm: usize,
+        /// The tokens as they go into a report.
+        tokens: Vec<Value>,
+    },
+    /// An arm's answer has ended.
+    End {
+        /// Which arm.
+        arm: usize,
+        /// Why.
+        finish: String,
+        /// What it took, if it can be read.
+        usage: Option<Usage>,
+        /// The same as it goes into a report.
+        raw_usage: Value,
+    },
+    /// The numbers of the whole, as they go into a report.
+    Summary(Value),
+    /// Something that this program does not know.
+    Other,
+}
+
+/// Reads one event of a comparison's stream.
+///
+/// # Errors
+/// If the server says that it failed, or what it says is not JSON.
+pub fn compare_chunk(data: &str) -> Result<CompareChunk, Failure> {
+    let mut value = event(data)?;
+    let arm = |part: &Value| part["arm"].as_u64().unwrap_or_default() as usize;
+    let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
+    let Some(fields) = value.as_object_mut() else {
+        return Ok(CompareChunk::Other);
+    };
+    Ok(if let Some(mut begin) = fields.remove("begin") {
+        CompareChunk::Begin {
+            arms: begin["arms"].take(),
+            settings: begin["settings"].take(),
+        }
+    } else if let Some(delta) = fields.get("delta") {
+        CompareChunk::Delta {
+            arm: arm(delta),
+            content: text(&delta["content"]),
+        }
+    } else if let Some(mut part) = fields.remove("tokens") {
+        let tokens = match part["tokens"].take() {
+            Value::Array(tokens) => tokens,
+            _ => Vec::new(),
+        };
+        CompareChunk::Tokens {
+            arm: arm(&part),
+            tokens,
+        }
+    } else if let Some(mut end) = fields.remove("end") {
+        CompareChunk::End {
+            arm: arm(&end),
+            finish: text(&end["finish_reason"]),
+            usage: Usage::read(&end["usage"]),
+            raw_usage: end["usage"].take(),
+        }
+    } else if let Some(summary) = fields.remove("summary") {
+        CompareChunk::Summary(summary)
+    } else {
+        CompareChunk::Other
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn an_error_is_shown_in_the_servers_words() {
+        let shown = |status, body| Failure::answered(status, body).to_string();
+        let body = r#"{"error": {"message": "no such model", "type": "x"}}"#;
+        assert_eq!(shown(404, body), "404: no such model");
+        assert_eq!(shown(500, r#"{"error": "boom"}"#), "500: boom");
+        assert_eq!(
+            shown(502, "<h1>Bad gateway</h1>\n"),
+            "502: <h1>Bad gateway</h1>"
+        );
+        assert_eq!(shown(500, ""), "500: the answer has no body");
+    }
+
+    #[test]
+    fn a_missing_model_is_no_missing_endpoint() {
+        let body = r#"{"error": {"message": "x", "code": "model_not_found"}}"#;
+        assert!(!Failure::answered(404, body).is_missing());
+        let body = r#"{"error": {"message": "File Not Found", "code": 404}}"#;
+        assert!(Failure::answered(404, body).is_missing());
+    }
+
+    #[test]
+    fn the_context_is_found_where_different_servers_have_it() {
+        let body = json!({"data": [
+            {"id": "a", "max_model_len": 100},
+            {"id": "b", "meta": {"n_ctx": 200, "n_ctx_train": 300}},
+            {"id": "c"},
+        ]});
+        let found: Vec<_> = arms(&body).into_iter().map(|arm| arm.context).collect();
+        assert_eq!(found, [Some(100), Some(200), None]);
+    }
+
+    #[test]
+    fn usage_without_cached_tokens_says_that_nothing_is_known_of_them() {
+        let data = r#"{"choices":[],"usage":{"prompt_tokens":3,"completion_tokens":2}}"#;
+        let usage = chunk(data).unwrap().usage.unwrap();
+        assert_eq!(usage.cached_tokens, None);
+    }
+
+    #[test]
+    fn an_error_in_a_stream_is_a_failure() {
+        let data = r#"{"error": {"message": "out of memory"}}"#;
+        assert_eq!(
+            chunk(data).unwrap_err(),
+            Failure::local("out of memory")
+        );
+        assert_eq!(
+            compare_chunk(data).unwrap_err(),
+            Failure::local("out of memory")
+        );
+    }
+
+    #[test]
+    fn a_first_chunk_without_content_is_no_failure() {
+        let data = r#"{"choices":[{"delta":{"role":"assistant","content":null}}]}"#;
+        assert_eq!(chunk(data).unwrap(), Chunk::default());
+    }
+}

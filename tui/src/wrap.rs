@@ -1,0 +1,209 @@
+//! Lines of text as they fit a width in cells: at the places where Unicode
+//! allows a break, so that Japanese wraps between characters and English
+//! between words, and never within what a reader takes for one character.
+
+use std::ops::Range;
+
+use ratatui::style::Style;
+use ratatui::text::{Line, Span};
+use unicode_linebreak::linebreaks;
+use unicode_segmentation::UnicodeSegmentation;
+use unicode_width::UnicodeWidthStr;
+
+/// A text that a terminal can show: tabs are spaces, other control characters
+/// but line ends are gone.
+pub fn printable(text: &str) -> String {
+    let mut clean = String::with_capacity(text.len());
+    for character in text.chars() {
+        match character {
+            '\t' => clean.push_str("    "),
+            '\n' => clean.push('\n'),
+            hidden if hidden.is_control() => {}
+            shown => clean.push(shown),
+        }
+    }
+    clean
+}
+
+/// The rows of a text, as ranges of bytes. Line ends are in no row; spaces at
+/// the end of a row hang over the edge and are in it.
+///
+/// There is always a row: the empty text has an empty one.
+pub fn rows(text: &str, width: usize) -> Vec<Range<usize>> {
+    let width = width.max(2);
+    let mut rows = Vec::new();
+    let mut start = 0;
+    for line in text.split('\n') {
+        wrap_line(line, start, width, &mut rows);
+        start += line.len() + 1;
+    }
+    rows
+}
+
+fn wrap_line(line: &str, offset: usize, width: usize, rows: &mut Vec<Range<usize>>) {
+    if line.width() <= width {
+        rows.push(offset..offset + line.len());
+        return;
+    }
+    let mut row = 0;
+    let mut used = 0;
+    let mut from = 0;
+    for (to, _) in linebreaks(line) {
+        let piece = &line[from..to];
+        let whole = piece.width();
+        // Spaces before a break need no room.
+        let needed = piece.trim_end().width();
+        if used + needed > width && used > 0 {
+            rows.push(offset + row..offset + from);
+            row = from;
+            used = 0;
+        }
+        if needed > width {
+            for (at, grapheme) in piece.grapheme_indices(true) {
+                let cells = grapheme.width();
+                if used + cells > width {
+                    rows.push(offset + row..offset + from + at);
+                    row = from + at;
+                    used = 0;
+                }
+                used += cells;
+            }
+        } else {
+            used += whole;
+        }
+        from = to;
+    }
+    rows.push(offset + row..offset + line.len());
+}
+
+/// Wraps text in several styles. `first` stands before the first row, `rest`
+/// before the others; both count as part of the width.
+pub fn styled(
+    spans: &[(String, Style)],
+    width: usize,
+    first: &Span<'static>,
+    rest: &Span<'static>,
+) -> Vec<Line<'static>> {
+    let text: String = spans.iter().map(|(text, _)| text.as_str()).collect();
+    let indent = first.width().max(rest.width());
+    let mut marks = Vec::with_capacity(spans.len());
+    let mut end = 0;
+    for (text, style) in spans {
+        marks.push((end..end + text.len(), *style));
+        end += text.len();
+    }
+    let rows = rows(&text, width.saturating_sub(indent));
+    let line = |(index, row): (usize, Range<usize>)| {
+        let before = if index == 0 { first } else { rest };
+        let mut line = Line::default();
+        if !before.content.is_empty() {
+            line.push_span(before.clone());
+        }
+        line.spans.extend(cut(&text, &marks, row));
+        line
+    };
+    rows.into_iter().enumerate().map(line).collect()
+}
+
+/// The part of a text in `row`, in the styles that `marks` (in order, without
+/// overlap) give it.
+pub fn cut(text: &str, marks: &[(Range<usize>, Style)], row: Range<usize>) -> Vec<Span<'static>> {
+    // A row's hanging spaces would be cut by the edge anyway.
+    let row = row.start..row.start + text[row].trim_end_matches(' ').len();
+    let begin = marks.partition_point(|(range, _)| range.end <= row.start);
+    let within = marks[begin..]
+        .iter()
+        .take_while(|(range, _)| range.start < row.end);
+    within
+        .map(|(range, style)| {
+            let part = range.start.max(row.start)..range.end.min(row.end);
+            Span::styled(text[part].to_owned(), *style)
+        })
+        .collect()
+}
+
+/// A text cut to a width in cells, with an ellipsis if something is missing.
+pub fn shortened(text: &str, width: usize) -> String {
+    if text.width() <= width {
+        return text.to_owned();
+    }
+    let mut short = String::new();
+    let mut used = 1;
+    for grapheme in text.graphemes(true) {
+        used += grapheme.width();
+        if used > width {
+            break;
+        }
+        short.push_str(grapheme);
+    }
+    short + "…"
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn wrapped(text: &str, width: usize) -> Vec<&str> {
+        rows(text, width)
+            .into_iter()
+            .map(|row| &text[row])
+            .collect()
+    }
+
+    #[test]
+    fn words_stay_whole() {
+        assert_eq!(
+            wrapped("the quick brown fox", 9),
+            ["the quick ", "brown fox"]
+        );
+    }
+
+    #[test]
+    fn a_word_that_is_too_long_is_cut() {
+        assert_eq!(wrapped("ab cdefghij k", 4), ["ab ", "cdef", "ghij ", "k"]);
+    }
+
+    #[test]
+    fn japanese_wraps_between_characters_of_two_cells_each() {
+        assert_eq!(wrapped("日本語の文章", 5), ["日本", "語の", "文章"]);
+    }
+
+    #[test]
+    fn a_full_stop_does_not_begin_a_row() {
+        assert_eq!(wrapped("日本語。", 6), ["日本", "語。"]);
+    }
+
+    #[test]
+    fn a_family_of_emoji_is_not_cut() {
+        let family = "👨‍👩‍👧‍👦";
+        let text = format!("{family}{family}");
+        assert_eq!(wrapped(&text, 3), [family, family]);
+    }
+
+    #[test]
+    fn empty_lines_are_rows() {
+        assert_eq!(wrapped("a\n\nb\n", 10), ["a", "", "b", ""]);
+    }
+
+    #[test]
+    fn styles_go_on_over_a_break() {
+        let bold = Style::new().bold();
+        let spans = [("one ".to_owned(), Style::new()), ("two three".into(), bold)];
+        let lines = styled(&spans, 8, &Span::raw("- "), &Span::raw("  "));
+        let shown: Vec<String> = lines.iter().map(ToString::to_string).collect();
+        assert_eq!(shown, ["- one", "  two", "  three"]);
+        assert_eq!(lines[1].spans[1].style, bold);
+        assert_eq!(lines[2].spans[1].style, bold);
+    }
+
+    #[test]
+    fn a_shortened_text_fits_in_cells() {
+        assert_eq!(shortened("日本語", 5), "日本…");
+        assert_eq!(shortened("abc", 3), "abc");
+    }
+
+    #[test]
+    fn control_characters_are_not_shown() {
+        assert_eq!(printable("a\x1b[31m\tb\r\n"), "a[31m    b\n");
+    }
+}
