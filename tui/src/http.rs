@@ -52,11 +52,6 @@ impl Server {
         }
     }
 
-    /// Its URL, without `/v1`.
-    pub fn base(&self) -> &str {
-        &self.base
-    }
-
     /// Asks for JSON.
     ///
     /// # Errors

@@ -6,10 +6,15 @@
 //! state machine asks for.
 
 pub mod app;
+mod driver;
 pub mod http;
 pub mod keymap;
+pub mod markdown;
 pub mod sampling;
 pub mod session;
 pub mod sse;
+pub mod view;
 pub mod wire;
 pub mod wrap;
+
+pub use driver::{Error, Inbox, Options, Remote, ReportPage, run};

@@ -35,8 +35,7 @@ impl Events {
 mod tests {
     use super::*;
 
-    const STREAM: &str =
-        ": hello\r\ndata: {\"a\":\"日本\"}\r\n\r\nevent: x\ndata:one\ndata: two\n\ndata: [DONE]\n\n";
+    const STREAM: &str = ": hello\r\ndata: {\"a\":\"日本\"}\r\n\r\nevent: x\ndata:one\ndata: two\n\ndata: [DONE]\n\n";
 
     #[test]
     fn it_does_not_matter_where_the_bytes_are_cut() {

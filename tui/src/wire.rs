@@ -346,10 +346,7 @@ mod tests {
     #[test]
     fn an_error_in_a_stream_is_a_failure() {
         let data = r#"{"error": {"message": "out of memory"}}"#;
-        assert_eq!(
-            chunk(data).unwrap_err(),
-            Failure::local("out of memory")
-        );
+        assert_eq!(chunk(data).unwrap_err(), Failure::local("out of memory"));
         assert_eq!(
             compare_chunk(data).unwrap_err(),
             Failure::local("out of memory")

@@ -52,7 +52,8 @@ fn wrap_line(line: &str, offset: usize, width: usize, rows: &mut Vec<Range<usize
         let piece = &line[from..to];
         let whole = piece.width();
         // Spaces before a break need no room.
-        let needed = piece.trim_end().width();
+        let solid = piece.trim_end();
+        let needed = solid.width();
         if used + needed > width && used > 0 {
             rows.push(offset + row..offset + from);
             row = from;
@@ -61,7 +62,7 @@ fn wrap_line(line: &str, offset: usize, width: usize, rows: &mut Vec<Range<usize
         if needed > width {
             for (at, grapheme) in piece.grapheme_indices(true) {
                 let cells = grapheme.width();
-                if used + cells > width {
+                if used + cells > width && at < solid.len() {
                     rows.push(offset + row..offset + from + at);
                     row = from + at;
                     used = 0;
@@ -188,7 +189,10 @@ mod tests {
     #[test]
     fn styles_go_on_over_a_break() {
         let bold = Style::new().bold();
-        let spans = [("one ".to_owned(), Style::new()), ("two three".into(), bold)];
+        let spans = [
+            ("one ".to_owned(), Style::new()),
+            ("two three".into(), bold),
+        ];
         let lines = styled(&spans, 8, &Span::raw("- "), &Span::raw("  "));
         let shown: Vec<String> = lines.iter().map(ToString::to_string).collect();
         assert_eq!(shown, ["- one", "  two", "  three"]);

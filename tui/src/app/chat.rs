@@ -43,10 +43,7 @@ impl Chat {
     pub(super) fn new(arm: Option<String>, now: Now) -> Chat {
         Chat {
             session: Session {
-                head: Head {
-                    arm,
-                    ..head(now)
-                },
+                head: Head { arm, ..head(now) },
                 messages: Vec::new(),
             },
             error: None,
@@ -129,9 +126,8 @@ impl Chat {
             messages.push(json!({"role": "system", "content": head.system}));
         }
         let said = self.session.messages.iter();
-        messages.extend(
-            said.map(|message| json!({"role": message.role, "content": message.content})),
-        );
+        messages
+            .extend(said.map(|message| json!({"role": message.role, "content": message.content})));
         let mut body = json!({
             "model": head.arm,
             "messages": messages,
@@ -317,6 +313,13 @@ impl App {
             .checked_add_signed(by)
             .or(self.chat.selected)
             .filter(|place| *place < count);
+        let start = self
+            .chat
+            .selected
+            .and_then(|place| self.measures.messages.get(place));
+        if let Some(start) = start {
+            self.chat.scroll = Scroll::From(*start);
+        }
     }
 
     pub(super) fn new_session(&mut self) -> Vec<Effect> {

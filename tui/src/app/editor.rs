@@ -157,10 +157,7 @@ mod tests {
 
     #[test]
     fn a_family_of_emoji_is_deleted_at_once() {
-        assert_eq!(
-            typed("a👨‍👩‍👧", &[Action::DeleteBack]),
-            ("a".into(), 1)
-        );
+        assert_eq!(typed("a👨‍👩‍👧", &[Action::DeleteBack]), ("a".into(), 1));
     }
 
     #[test]
@@ -206,7 +203,11 @@ mod tests {
     fn home_and_end_stay_in_the_line() {
         assert_eq!(typed("one\ntwo", &[Action::LineStart]).1, 4);
         assert_eq!(
-            typed("one\ntwo", &[Action::Up, Action::LineStart, Action::LineEnd]).1,
+            typed(
+                "one\ntwo",
+                &[Action::Up, Action::LineStart, Action::LineEnd]
+            )
+            .1,
             3
         );
         assert_eq!(

@@ -149,6 +149,8 @@ pub struct Measures {
     pub input: usize,
     /// The conversation.
     pub chat: Extent,
+    /// The row that each of its messages begins at.
+    pub messages: Vec<usize>,
     /// Each pane of the comparison.
     pub panes: Vec<Extent>,
     /// The help screen.
@@ -335,11 +337,9 @@ impl App {
     /// Does what a key asks for where no panel is open.
     fn act(&mut self, action: Action) -> Vec<Effect> {
         match action {
-            Action::Help
-            | Action::Arms
-            | Action::Sampling
-            | Action::System
-            | Action::Sessions => self.open(action),
+            Action::Help | Action::Arms | Action::Sampling | Action::System | Action::Sessions => {
+                self.open(action)
+            }
             Action::SwitchMode => self.switch_mode(),
             Action::NewSession => self.new_session(),
             Action::Quit => self.quit(),
@@ -416,7 +416,8 @@ impl App {
         match arms {
             Ok(arms) => {
                 self.chat.meet(&arms);
-                self.compare.meet(&arms, self.chat.session.head.arm.as_deref());
+                self.compare
+                    .meet(&arms, self.chat.session.head.arm.as_deref());
                 self.arms = Arms::Known(arms);
                 let mut effects = self.fetch_context();
                 if let Some(question) = self.waiting.take() {

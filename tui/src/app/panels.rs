@@ -195,18 +195,14 @@ impl App {
                     return (true, Vec::new());
                 };
                 let settings = &mut self.chat.session.head.sampling;
-                match settings.set(&FIELDS[*at], value.text()) {
+                let set = settings.set(&FIELDS[*at], value.text());
+                match set {
                     // Whoever leaves gives up what will not do.
-                    Err(why) if !closes => {
-                        *refused = Some(why);
-                        (true, Vec::new())
-                    }
-                    _ if closes => (false, Vec::new()),
-                    _ => {
-                        self.panel = Some(sampling(settings, to));
-                        (false, Vec::new())
-                    }
+                    _ if closes => return (false, Vec::new()),
+                    Err(why) => *refused = Some(why),
+                    Ok(()) => *panel = sampling(settings, to),
                 }
+                (true, Vec::new())
             }
             Panel::System(editor) => {
                 if closes || action == Action::Send {

@@ -41,7 +41,10 @@ impl Scroll {
 
     /// Moves by a window, less a row that stays in sight.
     pub fn page(&mut self, pages: isize, extent: Extent) {
-        self.by(pages * extent.height.saturating_sub(1).max(1) as isize, extent);
+        self.by(
+            pages * extent.height.saturating_sub(1).max(1) as isize,
+            extent,
+        );
     }
 }
 
@@ -52,13 +55,28 @@ mod tests {
     #[test]
     fn what_was_scrolled_to_stays_while_more_is_written() {
         let mut scroll = Scroll::Follow;
-        scroll.page(-1, Extent { rows: 100, height: 11 });
-        assert_eq!(scroll.top(Extent { rows: 150, height: 11 }), 79);
+        scroll.page(
+            -1,
+            Extent {
+                rows: 100,
+                height: 11,
+            },
+        );
+        assert_eq!(
+            scroll.top(Extent {
+                rows: 150,
+                height: 11
+            }),
+            79
+        );
     }
 
     #[test]
     fn scrolling_to_the_end_follows_it_again() {
-        let extent = Extent { rows: 100, height: 10 };
+        let extent = Extent {
+            rows: 100,
+            height: 10,
+        };
         let mut scroll = Scroll::From(85);
         scroll.page(1, extent);
         assert_eq!(scroll, Scroll::Follow);
@@ -66,7 +84,10 @@ mod tests {
 
     #[test]
     fn a_short_text_does_not_scroll() {
-        let extent = Extent { rows: 3, height: 10 };
+        let extent = Extent {
+            rows: 3,
+            height: 10,
+        };
         let mut scroll = Scroll::Follow;
         scroll.page(-1, extent);
         assert_eq!(scroll.top(extent), 0);

@@ -184,7 +184,8 @@ impl Keymap {
         for (name, keys) in file.keys {
             let entry = ENTRIES.iter().find(|entry| entry.name == name);
             let entry = entry.ok_or_else(|| KeymapError::Action(name.clone()))?;
-            map.0.retain(|key, action| *action != entry.action || bound.contains_key(key));
+            map.0
+                .retain(|key, action| *action != entry.action || bound.contains_key(key));
             for written in keys.into_vec() {
                 let key = Key::parse(&written).ok_or_else(|| KeymapError::Key {
                     key: written.clone(),

@@ -1,0 +1,134 @@
+//! What is kept on disk, on a thread of its own: a slow disk holds up nothing.
+
+use std::fs::{self, OpenOptions};
+use std::io::{self, Write};
+use std::path::{Path, PathBuf};
+use std::sync::mpsc::{Receiver, Sender, channel};
+use std::thread::{self, JoinHandle};
+
+use serde_json::Value;
+
+use super::{Events, ReportPage};
+use crate::app::{Effect, Event};
+use crate::session::Folder;
+
+/// Questions kept from earlier times.
+const HISTORY: usize = 1000;
+
+/// The thread of the disk. Dropping it waits until everything is saved.
+pub(super) struct Disk {
+    jobs: Option<Sender<Effect>>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Disk {
+    /// Starts the thread; returns the questions of earlier times as well.
+    pub(super) fn start(
+        data: PathBuf,
+        report: Box<dyn ReportPage>,
+        events: Events,
+    ) -> io::Result<(Disk, Vec<String>)> {
+        let keeper = Keeper {
+            sessions: Folder::new(data.join("sessions")),
+            history: data.join("history.jsonl"),
+            report,
+        };
+        let history = read_history(&keeper.history);
+        let (sender, jobs) = channel();
+        let thread = thread::Builder::new()
+            .name("disk".into())
+            .spawn(move || keeper.work(&jobs, &events))?;
+        let disk = Disk {
+            jobs: Some(sender),
+            thread: Some(thread),
+        };
+        Ok((disk, history))
+    }
+
+    pub(super) fn perform(&self, job: Effect) {
+        if let Some(jobs) = &self.jobs {
+            // The thread is there until this is dropped.
+            _ = jobs.send(job);
+        }
+    }
+}
+
+impl Drop for Disk {
+    fn drop(&mut self) {
+        self.jobs = None;
+        if let Some(thread) = self.thread.take() {
+            // If it has panicked, its words were shown.
+            _ = thread.join();
+        }
+    }
+}
+
+struct Keeper {
+    sessions: Folder,
+    history: PathBuf,
+    report: Box<dyn ReportPage>,
+}
+
+impl Keeper {
+    fn work(&self, jobs: &Receiver<Effect>, events: &Events) {
+        for job in jobs {
+            let (what, result) = match job {
+                Effect::Save(session) => ("the session", self.sessions.save(&session)),
+                Effect::Remember(question) => ("the history", self.remember(&question)),
+                Effect::ListSessions => {
+                    let list = self.sessions.list();
+                    let result = list.map(|list| events.send(Event::Sessions(list)));
+                    ("sessions", result)
+                }
+                Effect::Export(report) => {
+                    let written = self.export(&report);
+                    let result = written.map(|path| events.send(Event::Exported(path)));
+                    ("the report", result)
+                }
+                _ => continue,
+            };
+            if let Err(error) = result {
+                events.send(Event::Trouble(format!("{what}: {error}")));
+            }
+        }
+    }
+
+    fn remember(&self, question: &str) -> io::Result<()> {
+        if let Some(folder) = self.history.parent() {
+            fs::create_dir_all(folder)?;
+        }
+        let mut file = OpenOptions::new()
+            .create(true)
+            .append(true)
+            .open(&self.history)?;
+        writeln!(file, "{}", Value::from(question))
+    }
+
+    /// Writes a report to the current folder, beside what is there.
+    fn export(&self, report: &Value) -> io::Result<PathBuf> {
+        let folder = std::env::current_dir()?;
+        let page = self.report.page(&report.to_string());
+        for number in 1.. {
+            let path = folder.join(format!("incant-compare-{number}.html"));
+            match OpenOptions::new().write(true).create_new(true).open(&path) {
+                Ok(mut file) => {
+                    file.write_all(page.as_bytes())?;
+                    return Ok(path);
+                }
+                Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
+                Err(error) => return Err(error),
+            }
+        }
+        Err(io::ErrorKind::AlreadyExists.into())
+    }
+}
+
+/// Earlier questions; lines that are none are passed over.
+fn read_history(path: &Path) -> Vec<String> {
+    let text = fs::read_to_string(path).unwrap_or_default();
+    let mut questions: Vec<String> = text
+        .lines()
+        .filter_map(|line| serde_json::from_str(line).ok())
+        .collect();
+    questions.split_off(questions.len().saturating_sub(HISTORY))
+}

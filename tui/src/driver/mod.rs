@@ -1,0 +1,273 @@
+//! The terminal, the network and the disk: feeds the state machine with what
+//! happens and does what it asks for. The thread of the screen waits for
+//! nothing but the next event, so nothing but an event makes it work.
+
+mod disk;
+mod network;
+mod screen;
+
+use std::io::{self, IsTerminal};
+use std::path::PathBuf;
+use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, TryRecvError, channel};
+use std::thread;
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+use crossterm::event;
+
+use crate::app::{App, Effect, Event, Now, Start};
+use crate::keymap::{Key, Keymap};
+use crate::markdown;
+use crate::view::View;
+use disk::Disk;
+use network::Network;
+use screen::Screen;
+
+/// The time between two frames: text can come faster than a screen shows it.
+const FRAME: Duration = Duration::from_millis(16);
+
+/// How often the time on the screen goes on while an answer runs.
+const TICK: Duration = Duration::from_millis(200);
+
+/// Makes a page of a comparison.
+pub trait ReportPage: Send {
+    /// The page of a report, which is JSON.
+    fn page(&self, report: &str) -> String;
+}
+
+/// What the program is to work with.
+pub struct Options {
+    /// The server, such as `http://localhost:8080`.
+    pub url: String,
+    /// What the server wants to see before it answers.
+    pub api_key: Option<String>,
+    /// Who answers, if not the first that the server names.
+    pub arm: Option<String>,
+    /// A question to begin with.
+    pub question: Option<String>,
+    /// Where sessions and the history are kept.
+    pub data: PathBuf,
+    /// What keys do.
+    pub keymap: Keymap,
+    /// Makes a page of a comparison.
+    pub report: Box<dyn ReportPage>,
+}
+
+/// Why the program ended otherwise than by its user's wish.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// There is nobody to talk to.
+    #[error("a terminal is needed: the standard input and output must be one")]
+    NoTerminal,
+    /// The terminal is gone, or threads cannot be had.
+    #[error(transparent)]
+    Io(#[from] io::Error),
+    /// What [`Remote::fail`] said.
+    #[error("{0}")]
+    Failed(String),
+}
+
+enum Message {
+    Event(Event),
+    Fail(String),
+}
+
+/// Ends a program that runs from another thread.
+#[derive(Clone)]
+pub struct Remote(Sender<Message>);
+
+impl Remote {
+    /// Ends the program, with the terminal restored, because of this.
+    pub fn fail(&self, why: String) {
+        // If it has ended there is nothing to end.
+        _ = self.0.send(Message::Fail(why));
+    }
+}
+
+/// What is sent to the program.
+pub struct Inbox {
+    sender: Sender<Message>,
+    receiver: Receiver<Message>,
+}
+
+impl Default for Inbox {
+    fn default() -> Self {
+        let (sender, receiver) = channel();
+        Inbox { sender, receiver }
+    }
+}
+
+impl Inbox {
+    /// Ends the program from elsewhere.
+    pub fn remote(&self) -> Remote {
+        Remote(self.sender.clone())
+    }
+}
+
+/// Where events go.
+#[derive(Clone)]
+struct Events(Sender<Message>);
+
+impl Events {
+    fn send(&self, event: Event) {
+        // After its end the program hears nothing.
+        _ = self.0.send(Message::Event(event));
+    }
+}
+
+/// Runs the program on this thread until its user leaves.
+///
+/// # Errors
+/// If there is no terminal, it goes away, or [`Remote::fail`] is called.
+pub fn run(options: Options, inbox: Inbox) -> Result<(), Error> {
+    if !io::stdin().is_terminal() || !io::stdout().is_terminal() {
+        return Err(Error::NoTerminal);
+    }
+    let events = Events(inbox.sender);
+    let network = Network::start(&options.url, options.api_key, events.clone())?;
+    let (disk, history) = Disk::start(options.data, options.report, events.clone())?;
+    let start = Start {
+        arm: options.arm,
+        question: options.question,
+        history,
+    };
+    let clock = Instant::now();
+    let (app, effects) = App::new(options.keymap, start, now(clock));
+    let screen = Screen::open(&events)?;
+    let keys = events.clone();
+    thread::Builder::new()
+        .name("keys".into())
+        .spawn(move || read_keys(&keys))?;
+    thread::Builder::new()
+        .name("grammars".into())
+        .spawn(markdown::warm_up)?;
+    let mut driver = Driver {
+        app,
+        view: View::default(),
+        screen,
+        network,
+        disk,
+        clock,
+        running: true,
+    };
+    driver.perform(effects)?;
+    driver.work(&inbox.receiver)
+}
+
+struct Driver {
+    app: App,
+    view: View,
+    screen: Screen,
+    network: Network,
+    disk: Disk,
+    clock: Instant,
+    running: bool,
+}
+
+impl Driver {
+    fn work(&mut self, inbox: &Receiver<Message>) -> Result<(), Error> {
+        self.draw()?;
+        let mut drawn = Instant::now();
+        let mut stale = false;
+        while self.running {
+            let message = match (stale, self.app.is_busy()) {
+                (true, _) => inbox.recv_timeout(FRAME.saturating_sub(drawn.elapsed())),
+                (false, true) => inbox.recv_timeout(TICK),
+                (false, false) => inbox.recv().map_err(|_| RecvTimeoutError::Disconnected),
+            };
+            match message {
+                Ok(message) => {
+                    self.take(message)?;
+                    stale = true;
+                }
+                Err(RecvTimeoutError::Timeout) if !stale => {
+                    self.take(Message::Event(Event::Redraw))?;
+                    stale = true;
+                }
+                Err(_) => {}
+            }
+            if stale && drawn.elapsed() >= FRAME {
+                self.take_all(inbox)?;
+                if self.running {
+                    self.draw()?;
+                }
+                drawn = Instant::now();
+                stale = false;
+            }
+        }
+        Ok(())
+    }
+
+    /// Takes what has come in the meantime, so that one frame shows it all.
+    fn take_all(&mut self, inbox: &Receiver<Message>) -> Result<(), Error> {
+        loop {
+            match inbox.try_recv() {
+                Ok(message) => self.take(message)?,
+                Err(TryRecvError::Empty | TryRecvError::Disconnected) => return Ok(()),
+            }
+        }
+    }
+
+    fn take(&mut self, message: Message) -> Result<(), Error> {
+        match message {
+            Message::Fail(why) => Err(Error::Failed(why)),
+            Message::Event(event) => {
+                if let Event::Ended { request, .. } = &event {
+                    self.network.forget(*request);
+                }
+                let effects = self.app.handle(event, now(self.clock));
+                self.perform(effects)
+            }
+        }
+    }
+
+    fn perform(&mut self, effects: Vec<Effect>) -> Result<(), Error> {
+        for effect in effects {
+            match effect {
+                Effect::Quit => self.running = false,
+                Effect::Copy(text) => self.screen.copy(&text)?,
+                Effect::Save(_)
+                | Effect::Remember(_)
+                | Effect::ListSessions
+                | Effect::Export(_) => self.disk.perform(effect),
+                Effect::FetchArms { .. }
+                | Effect::FetchContext { .. }
+                | Effect::Chat { .. }
+                | Effect::Compare { .. }
+                | Effect::Stop { .. } => self.network.perform(effect),
+            }
+        }
+        Ok(())
+    }
+
+    fn draw(&mut self) -> Result<(), Error> {
+        let measures = self.screen.draw(&mut self.view, &self.app)?;
+        let effects = self.app.handle(Event::Measured(measures), now(self.clock));
+        self.perform(effects)
+    }
+}
+
+fn now(clock: Instant) -> Now {
+    Now {
+        clock: clock.elapsed(),
+        unix: SystemTime::now()
+            .duration_since(UNIX_EPOCH)
+            .unwrap_or_default(),
+    }
+}
+
+/// Reads the terminal for as long as there is one.
+fn read_keys(events: &Events) {
+    loop {
+        events.send(match event::read() {
+            Ok(event::Event::Key(key)) if key.is_release() => continue,
+            Ok(event::Event::Key(key)) => Event::Key(Key::from(key)),
+            Ok(event::Event::Paste(text)) => Event::Paste(text),
+            Ok(event::Event::Resize(..)) => Event::Redraw,
+            Ok(_) => continue,
+            Err(_) => {
+                events.send(Event::Terminate);
+                return;
+            }
+        });
+    }
+}

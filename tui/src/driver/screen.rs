@@ -1,0 +1,102 @@
+//! The terminal while the program has it, and as it was before.
+
+use std::io::{self, BufWriter, Stdout, Write};
+use std::panic;
+use std::sync::Arc;
+use std::thread;
+
+use base64::Engine;
+use base64::prelude::BASE64_STANDARD;
+use crossterm::cursor::Show;
+use crossterm::event::{DisableBracketedPaste, EnableBracketedPaste};
+use crossterm::terminal::{
+    BeginSynchronizedUpdate, EndSynchronizedUpdate, EnterAlternateScreen, LeaveAlternateScreen,
+    disable_raw_mode, enable_raw_mode,
+};
+use crossterm::{execute, queue};
+use ratatui::Terminal;
+use ratatui::backend::CrosstermBackend;
+
+use super::Events;
+use crate::app::{App, Event, Measures};
+use crate::view::View;
+
+type Hook = dyn Fn(&panic::PanicHookInfo<'_>) + Send + Sync;
+
+/// The terminal, until this is dropped.
+pub(super) struct Screen {
+    terminal: Terminal<CrosstermBackend<BufWriter<Stdout>>>,
+    before: Arc<Hook>,
+}
+
+impl Screen {
+    /// Takes the terminal. It is given back also if this thread panics; what
+    /// other threads say when they do goes to `events`, not over the screen.
+    pub(super) fn open(events: &Events) -> io::Result<Screen> {
+        let before: Arc<Hook> = panic::take_hook().into();
+        let (hook, events, own) = (Arc::clone(&before), events.clone(), thread::current().id());
+        panic::set_hook(Box::new(move |info| {
+            if thread::current().id() == own {
+                restore();
+                hook(info);
+            } else {
+                events.send(Event::Trouble(info.to_string()));
+            }
+        }));
+        let take = || {
+            enable_raw_mode()?;
+            execute!(io::stdout(), EnterAlternateScreen, EnableBracketedPaste)?;
+            Terminal::new(CrosstermBackend::new(BufWriter::new(io::stdout())))
+        };
+        match take() {
+            Ok(terminal) => Ok(Screen { terminal, before }),
+            Err(error) => {
+                restore();
+                give_back(before);
+                Err(error)
+            }
+        }
+    }
+
+    /// Draws the state; returns what the state has to know of it.
+    pub(super) fn draw(&mut self, view: &mut View, app: &App) -> io::Result<Measures> {
+        let mut measures = Measures::default();
+        queue!(self.terminal.backend_mut(), BeginSynchronizedUpdate)?;
+        self.terminal
+            .draw(|frame| measures = view.draw(app, frame))?;
+        execute!(self.terminal.backend_mut(), EndSynchronizedUpdate)?;
+        Ok(measures)
+    }
+
+    /// Copies to the clipboard of the terminal, also over SSH (OSC 52).
+    pub(super) fn copy(&mut self, text: &str) -> io::Result<()> {
+        let out = self.terminal.backend_mut();
+        write!(out, "\x1b]52;c;{}\x07", BASE64_STANDARD.encode(text))?;
+        out.flush()
+    }
+}
+
+impl Drop for Screen {
+    fn drop(&mut self) {
+        if !thread::panicking() {
+            restore();
+            give_back(Arc::clone(&self.before));
+        }
+    }
+}
+
+fn give_back(hook: Arc<Hook>) {
+    panic::set_hook(Box::new(move |info| hook(info)));
+}
+
+/// Leaves the terminal as it was. What cannot be restored stays: there is
+/// nothing that could be done about it.
+fn restore() {
+    _ = disable_raw_mode();
+    _ = execute!(
+        io::stdout(),
+        DisableBracketedPaste,
+        LeaveAlternateScreen,
+        Show
+    );
+}

@@ -1,0 +1,109 @@
+//! Code in colours: the grammar says what a piece of code is, a small table
+//! which of the terminal's own colours that has.
+
+use std::sync::OnceLock;
+
+use ratatui::style::{Color, Style};
+use syntect::parsing::{ParseState, Scope, ScopeStack, SyntaxSet};
+
+/// What scopes look like; the first that fits counts.
+const COLOURS: [(&str, Look); 15] = [
+    ("comment", Look::Dim),
+    ("string", Look::Colour(Color::Green)),
+    ("constant", Look::Colour(Color::Yellow)),
+    ("keyword.operator", Look::Plain),
+    ("keyword", Look::Colour(Color::Magenta)),
+    ("storage", Look::Colour(Color::Magenta)),
+    ("entity.name.function", Look::Colour(Color::Blue)),
+    ("support.function", Look::Colour(Color::Blue)),
+    ("entity.name.tag", Look::Colour(Color::Blue)),
+    ("entity.name", Look::Colour(Color::Cyan)),
+    ("entity.other.attribute-name", Look::Colour(Color::Cyan)),
+    ("support.type", Look::Colour(Color::Cyan)),
+    ("markup.inserted", Look::Colour(Color::Green)),
+    ("markup.deleted", Look::Colour(Color::Red)),
+    ("variable.function", Look::Colour(Color::Blue)),
+];
+
+#[derive(Clone, Copy)]
+enum Look {
+    Plain,
+    Dim,
+    Colour(Color),
+}
+
+struct Highlighter {
+    syntaxes: SyntaxSet,
+    colours: Vec<(Scope, Style)>,
+}
+
+/// Reads the grammars, which takes some time, so that the first code block
+/// need not wait for it.
+pub fn warm_up() {
+    highlighter();
+}
+
+fn highlighter() -> &'static Highlighter {
+    static HIGHLIGHTER: OnceLock<Highlighter> = OnceLock::new();
+    HIGHLIGHTER.get_or_init(|| {
+        let colours = COLOURS.iter().filter_map(|(scope, look)| {
+            let style = match look {
+                Look::Plain => Style::new(),
+                Look::Dim => Style::new().dim().italic(),
+                Look::Colour(colour) => Style::new().fg(*colour),
+            };
+            Some((Scope::new(scope).ok()?, style))
+        });
+        Highlighter {
+            syntaxes: two_face::syntax::extra_newlines(),
+            colours: colours.collect(),
+        }
+    })
+}
+
+impl Highlighter {
+    fn style(&self, stack: &ScopeStack) -> Style {
+        let innermost = stack.scopes.iter().rev();
+        let mut looks = innermost.filter_map(|scope| {
+            let mut colours = self.colours.iter();
+            colours.find(|(prefix, _)| prefix.is_prefix_of(*scope))
+        });
+        looks.next().map_or(Style::new(), |(_, style)| *style)
+    }
+}
+
+/// The lines of a text in a language, in styles; plain if nobody knows the
+/// language, and from where a line cannot be parsed.
+pub(super) fn lines(language: &str, code: &str) -> Vec<Vec<(String, Style)>> {
+    let plain = |line: &str| vec![(line.to_owned(), Style::new())];
+    if language.is_empty() {
+        return code.split('\n').map(plain).collect();
+    }
+    let highlighter = highlighter();
+    let Some(syntax) = highlighter.syntaxes.find_syntax_by_token(language) else {
+        return code.split('\n').map(plain).collect();
+    };
+    let mut state = ParseState::new(syntax);
+    let mut stack = ScopeStack::new();
+    let coloured = |line: &str| {
+        let with_end = format!("{line}\n");
+        let Ok(operations) = state.parse_line(&with_end, &highlighter.syntaxes) else {
+            return plain(line);
+        };
+        let mut spans = Vec::new();
+        let mut from = 0;
+        for (to, operation) in operations {
+            let to = to.min(line.len());
+            if to > from {
+                spans.push((line[from..to].to_owned(), highlighter.style(&stack)));
+                from = to;
+            }
+            if stack.apply(&operation).is_err() {
+                break;
+            }
+        }
+        spans.push((line[from..].to_owned(), highlighter.style(&stack)));
+        spans
+    };
+    code.split('\n').map(coloured).collect()
+}

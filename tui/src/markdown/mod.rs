@@ -1,0 +1,413 @@
+//! Markdown as lines of a terminal, in the user's own colours.
+//!
+//! An answer grows at its end while it is streamed, so [`Rendered`] keeps the
+//! lines of each top-level block, and lays out again only what has changed.
+
+mod highlight;
+mod inline;
+mod table;
+
+use std::ops::Range;
+
+use pulldown_cmark::{CodeBlockKind, Event, Options, Parser, Tag, TagEnd};
+use ratatui::style::{Color, Style};
+use ratatui::text::{Line, Span};
+
+use crate::wrap;
+pub use highlight::warm_up;
+use inline::Inline;
+use table::Table;
+
+/// A Markdown text laid out for a width.
+#[derive(Debug, Default)]
+pub struct Rendered {
+    width: usize,
+    source: String,
+    /// The source as a terminal can show it: what ranges of blocks are in.
+    clean: String,
+    blocks: Vec<Block>,
+}
+
+#[derive(Debug)]
+struct Block {
+    range: Range<usize>,
+    lines: Vec<Line<'static>>,
+}
+
+impl Rendered {
+    /// Lays the text out, unless it is laid out already.
+    pub fn update(&mut self, text: &str, width: usize) {
+        if !self.changes(text, width) {
+            return;
+        }
+        let clean = wrap::printable(text);
+        let mut old = std::mem::take(&mut self.blocks).into_iter();
+        for (range, events) in blocks(&clean) {
+            let kept = old.next().filter(|block| {
+                let same = self.clean.get(range.clone()) == clean.get(range.clone());
+                same && block.range == range
+            });
+            self.blocks.push(kept.unwrap_or_else(|| Block {
+                lines: lay_out(events, width),
+                range,
+            }));
+        }
+        self.clean = clean;
+    }
+
+    /// Lays a text out as it is written, without reading it as Markdown.
+    pub fn update_plain(&mut self, text: &str, width: usize) {
+        if !self.changes(text, width) {
+            return;
+        }
+        self.clean = wrap::printable(text);
+        let rows = wrap::rows(&self.clean, width).into_iter();
+        let lines = rows.map(|row| Line::from(self.clean[row].to_owned()));
+        self.blocks = vec![Block {
+            range: 0..self.clean.len(),
+            lines: lines.collect(),
+        }];
+    }
+
+    /// Whether the text or the width is new; nothing is kept for another width.
+    fn changes(&mut self, text: &str, width: usize) -> bool {
+        if self.width == width && self.source == text {
+            return false;
+        }
+        if self.width != width {
+            self.blocks.clear();
+        }
+        self.width = width;
+        self.source.clear();
+        self.source.push_str(text);
+        true
+    }
+
+    /// How many lines there are: blocks have an empty one between them.
+    pub fn height(&self) -> usize {
+        let lines: usize = self.blocks.iter().map(|block| block.lines.len()).sum();
+        lines + self.blocks.len().saturating_sub(1)
+    }
+
+    /// The lines in a range.
+    pub fn lines(&self, range: Range<usize>) -> Vec<Line<'static>> {
+        let mut shown = Vec::with_capacity(range.len());
+        let mut at = 0;
+        for (index, block) in self.blocks.iter().enumerate() {
+            if index > 0 {
+                if range.contains(&at) {
+                    shown.push(Line::default());
+                }
+                at += 1;
+            }
+            let end = at + block.lines.len();
+            let from = range.start.clamp(at, end) - at;
+            let to = range.end.clamp(at, end) - at;
+            shown.extend_from_slice(&block.lines[from..to]);
+            at = end;
+        }
+        shown
+    }
+}
+
+/// The top-level blocks of a text, and what is in them.
+fn blocks(text: &str) -> Vec<(Range<usize>, Vec<Event<'_>>)> {
+    let options =
+        Options::ENABLE_TABLES | Options::ENABLE_STRIKETHROUGH | Options::ENABLE_TASKLISTS;
+    let mut blocks: Vec<(Range<usize>, Vec<Event<'_>>)> = Vec::new();
+    let mut depth = 0;
+    for (event, range) in Parser::new_ext(text, options).into_offset_iter() {
+        if depth == 0 {
+            blocks.push((range, Vec::new()));
+        }
+        match event {
+            Event::Start(_) => depth += 1,
+            Event::End(_) => depth -= 1,
+            _ => {}
+        }
+        if let Some((_, events)) = blocks.last_mut() {
+            events.push(event);
+        }
+    }
+    blocks
+}
+
+fn lay_out(events: Vec<Event<'_>>, width: usize) -> Vec<Line<'static>> {
+    let mut layout = Layout {
+        width,
+        lines: Vec::new(),
+        inline: Inline::default(),
+        prefix: Vec::new(),
+        marker: None,
+        lists: Vec::new(),
+        code: None,
+        table: None,
+    };
+    for event in events {
+        layout.event(event);
+    }
+    layout.flush();
+    layout.lines
+}
+
+/// A block on its way to lines.
+struct Layout {
+    width: usize,
+    lines: Vec<Line<'static>>,
+    /// The paragraph so far.
+    inline: Inline,
+    /// What stands before each line: quotes and indents.
+    prefix: Vec<Span<'static>>,
+    /// What stands before the next line instead of its indent: a list's sign.
+    marker: Option<Span<'static>>,
+    /// The lists that are open, with the next number.
+    lists: Vec<Option<u64>>,
+    /// The code block that is open: its language and its text.
+    code: Option<(String, String)>,
+    table: Option<Table>,
+}
+
+impl Layout {
+    fn event(&mut self, event: Event<'_>) {
+        match event {
+            Event::Start(tag) => self.start(tag),
+            Event::End(tag) => self.end(tag),
+            Event::Text(text) => match &mut self.code {
+                Some((_, code)) => code.push_str(&text),
+                None => self.inline.text(&text),
+            },
+            Event::Code(code) => self.inline.code(&code),
+            Event::SoftBreak => self.inline.text(" "),
+            Event::HardBreak => self.inline.text("\n"),
+            Event::Rule => self.push(vec![Span::styled("─".repeat(self.room()), dim())]),
+            Event::TaskListMarker(done) => {
+                self.inline.text(if done { "[x] " } else { "[ ] " });
+            }
+            // HTML, formulas and footnotes as they are written.
+            Event::Html(text) | Event::InlineHtml(text) => self.inline.text(&text),
+            Event::InlineMath(text) | Event::DisplayMath(text) => self.inline.text(&text),
+            Event::FootnoteReference(text) => self.inline.text(&text),
+        }
+    }
+
+    fn start(&mut self, tag: Tag<'_>) {
+        match tag {
+            Tag::Paragraph => self.separate(),
+            Tag::Heading { level, .. } => {
+                self.separate();
+                self.inline.heading(level);
+            }
+            Tag::BlockQuote(_) => {
+                self.separate();
+                self.prefix.push(Span::styled("│ ", dim()));
+            }
+            Tag::CodeBlock(kind) => {
+                self.separate();
+                let language = match kind {
+                    CodeBlockKind::Fenced(info) => info.split([' ', ',']).next().map(str::to_owned),
+                    CodeBlockKind::Indented => None,
+                };
+                self.code = Some((language.unwrap_or_default(), String::new()));
+            }
+            Tag::List(first) => {
+                self.flush();
+                if self.lists.is_empty() {
+                    self.separate();
+                }
+                self.lists.push(first);
+            }
+            Tag::Item => {
+                let sign = match self.lists.last_mut() {
+                    Some(Some(number)) => {
+                        *number += 1;
+                        format!("{}. ", *number - 1)
+                    }
+                    _ => "• ".to_owned(),
+                };
+                self.prefix
+                    .push(Span::raw(" ".repeat(Span::raw(&sign).width())));
+                self.marker = Some(Span::styled(sign, Style::new().fg(Color::Cyan)));
+            }
+            Tag::Table(_) => {
+                self.separate();
+                self.table = Some(Table::default());
+            }
+            tag => self.inline.start(&tag),
+        }
+    }
+
+    fn end(&mut self, tag: TagEnd) {
+        match tag {
+            TagEnd::Paragraph | TagEnd::HtmlBlock => self.flush(),
+            TagEnd::Heading(_) => {
+                self.flush();
+                self.inline.plain();
+            }
+            TagEnd::BlockQuote(_) => {
+                self.flush();
+                self.prefix.pop();
+            }
+            TagEnd::Item => {
+                self.flush();
+                // An empty item has its sign nevertheless.
+                if self.marker.is_some() {
+                    self.push(Vec::new());
+                }
+                self.prefix.pop();
+            }
+            TagEnd::List(_) => _ = self.lists.pop(),
+            TagEnd::CodeBlock => {
+                if let Some((language, code)) = self.code.take() {
+                    self.code_block(&language, &code);
+                }
+            }
+            TagEnd::TableCell => {
+                if let Some(table) = &mut self.table {
+                    table.cell(self.inline.take());
+                }
+            }
+            TagEnd::TableHead | TagEnd::TableRow => {
+                if let Some(table) = &mut self.table {
+                    table.end_row();
+                }
+            }
+            TagEnd::Table => {
+                if let Some(table) = self.table.take() {
+                    for line in table.lines(self.room()) {
+                        self.push(line);
+                    }
+                }
+            }
+            tag => self.inline.end(&tag),
+        }
+    }
+
+    fn code_block(&mut self, language: &str, code: &str) {
+        let code = code.strip_suffix('\n').unwrap_or(code);
+        let bar = Span::styled("▏ ", dim());
+        let room = self.room();
+        for spans in highlight::lines(language, code) {
+            // Code is cut where the line ends, so that nothing of it is hidden.
+            for line in wrap::styled(&spans, room, &bar, &bar) {
+                self.push(line.spans);
+            }
+        }
+    }
+
+    /// Writes the paragraph so far.
+    fn flush(&mut self) {
+        let spans = self.inline.take();
+        if spans.is_empty() {
+            return;
+        }
+        let none = Span::default();
+        for line in wrap::styled(&spans, self.room(), &none, &none) {
+            self.push(line.spans);
+        }
+    }
+
+    /// An empty line between blocks within one, but not behind a list's sign.
+    fn separate(&mut self) {
+        self.flush();
+        let first = self.lines.is_empty() || self.marker.is_some();
+        if !first {
+            self.lines.push(Line::from(self.prefix.clone()));
+        }
+    }
+
+    /// Writes a line behind what stands before it.
+    fn push(&mut self, spans: Vec<Span<'static>>) {
+        let mut line = self.prefix.clone();
+        if let (Some(marker), Some(last)) = (self.marker.take(), line.last_mut()) {
+            *last = marker;
+        }
+        line.extend(spans);
+        self.lines.push(Line::from(line));
+    }
+
+    fn room(&self) -> usize {
+        let before: usize = self.prefix.iter().map(Span::width).sum();
+        self.width.saturating_sub(before).max(10)
+    }
+}
+
+fn dim() -> Style {
+    Style::new().dim()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn shown(text: &str, width: usize) -> String {
+        let mut rendered = Rendered::default();
+        rendered.update(text, width);
+        let lines = rendered.lines(0..rendered.height());
+        let lines: Vec<String> = lines.iter().map(ToString::to_string).collect();
+        lines.join("\n")
+    }
+
+    const DOCUMENT: &str = "# Title\n\nSome *text* with `code`, [a link](http://x.y) and 日本語の文章です。\n\n\
+        - one\n- two\n  1. inner\n  2. more\n\n> quoted\n> twice\n\n\
+        ```rust\nfn main() {}\n```\n\n| a | b |\n|---|---|\n| 1 | two |\n\n---\n\nThe end.";
+
+    #[test]
+    fn every_kind_of_block_is_laid_out() {
+        insta::assert_snapshot!(shown(DOCUMENT, 30));
+    }
+
+    #[test]
+    fn growing_text_is_laid_out_as_if_it_had_come_at_once() {
+        let mut growing = Rendered::default();
+        for (end, _) in DOCUMENT.char_indices().skip(1) {
+            growing.update(&DOCUMENT[..end], 30);
+            let mut whole = Rendered::default();
+            whole.update(&DOCUMENT[..end], 30);
+            let height = whole.height();
+            assert_eq!(growing.lines(0..height), whole.lines(0..height), "{end}");
+        }
+    }
+
+    #[test]
+    fn a_window_of_lines_is_a_part_of_all() {
+        let mut rendered = Rendered::default();
+        rendered.update(DOCUMENT, 30);
+        let all = rendered.lines(0..rendered.height());
+        for from in 0..all.len() {
+            let to = (from + 3).min(all.len());
+            assert_eq!(rendered.lines(from..to), all[from..to]);
+        }
+    }
+
+    #[test]
+    fn no_line_is_wider_than_it_may_be() {
+        for width in [20, 30, 47] {
+            let mut rendered = Rendered::default();
+            rendered.update(DOCUMENT, width);
+            for line in rendered.lines(0..rendered.height()) {
+                assert!(line.width() <= width, "{line}");
+            }
+        }
+    }
+
+    #[test]
+    fn code_is_coloured_with_the_terminals_own_colours() {
+        let mut rendered = Rendered::default();
+        rendered.update("```rust\n// why\nlet x = \"y\";\n```", 40);
+        let lines = rendered.lines(0..rendered.height());
+        let style = |line: usize, text: &str| {
+            let mut spans = lines[line].spans.iter();
+            spans
+                .find(|span| span.content.contains(text))
+                .unwrap()
+                .style
+        };
+        assert_eq!(style(1, "let").fg, Some(Color::Magenta));
+        assert_eq!(style(1, "y").fg, Some(Color::Green));
+        assert!(
+            style(0, "why")
+                .add_modifier
+                .contains(ratatui::style::Modifier::DIM)
+        );
+    }
+}

@@ -1,0 +1,270 @@
+//! Answers side by side, each token in the colour of what is known of it.
+
+use std::ops::Range;
+
+use ratatui::Frame;
+use ratatui::layout::{Constraint, Layout, Rect};
+use ratatui::style::{Color, Style};
+use ratatui::text::{Line, Span};
+use ratatui::widgets::{Block, BorderType, Paragraph};
+
+use super::{details, dim, numbers, red, standing};
+use crate::app::{App, Colours, Extent, Pane, Shift};
+use crate::wrap;
+
+/// Narrower panes are put below each other.
+const NARROWEST: u16 = 36;
+
+pub(super) fn draw(app: &App, frame: &mut Frame<'_>, area: Rect) -> Vec<Extent> {
+    let compare = &app.compare;
+    if compare.panes.is_empty() {
+        let mut lines = vec![Line::raw("Write a question to compare:"), Line::default()];
+        lines.extend(
+            compare
+                .chosen
+                .iter()
+                .map(|arm| Line::raw(format!("  {arm}"))),
+        );
+        if compare.chosen.is_empty() {
+            lines = standing(app);
+        }
+        let place = Rect {
+            x: area.x + 1,
+            y: area.y + area.height.saturating_sub(lines.len() as u16) / 2,
+            width: area.width - 2,
+            height: (lines.len() as u16).min(area.height),
+        };
+        frame.render_widget(Paragraph::new(lines), place);
+        return Vec::new();
+    }
+    let looked_at = compare.focus.map(|place| (place, &compare.panes[place]));
+    let looked_at = looked_at.filter(|(_, pane)| !pane.tokens.is_empty());
+    let details = if looked_at.is_some() {
+        details::HEIGHT
+    } else {
+        0
+    };
+    let [head, panes, below] = Layout::vertical([
+        Constraint::Length(1),
+        Constraint::Fill(1),
+        Constraint::Length(details),
+    ])
+    .areas(area);
+    draw_head(app, frame, head);
+    let places = grid(panes, compare.panes.len());
+    let extents = compare.panes.iter().zip(places).enumerate();
+    let extents = extents
+        .map(|(index, (pane, place))| draw_pane(app, index, pane, frame, place))
+        .collect();
+    if let Some((index, pane)) = looked_at {
+        details::draw(app, index, pane, frame, below);
+    }
+    extents
+}
+
+/// The places of panes: side by side as long as they are wide enough.
+fn grid(area: Rect, count: usize) -> Vec<Rect> {
+    let columns = usize::from(area.width / NARROWEST).clamp(1, count);
+    let rows = count.div_ceil(columns);
+    let split = |from: usize| (from + columns).min(count) - from;
+    let lines = Layout::vertical(vec![Constraint::Fill(1); rows]).split(area);
+    let mut places = Vec::with_capacity(count);
+    for (row, line) in lines.iter().enumerate() {
+        let across = vec![Constraint::Fill(1); split(row * columns)];
+        places.extend(Layout::horizontal(across).split(*line).iter());
+    }
+    places
+}
+
+/// What was asked, and what colours mean.
+fn draw_head(app: &App, frame: &mut Frame<'_>, area: Rect) {
+    let compare = &app.compare;
+    let legend = legend(app);
+    let question = wrap::printable(&compare.question.replace('\n', " "));
+    let seed = format!("  seed {}", compare.seed);
+    let room = usize::from(area.width).saturating_sub(legend.width() + seed.len() + 2);
+    let left = vec![
+        Span::raw(" "),
+        Span::styled(
+            wrap::shortened(&question, room),
+            Style::new().fg(Color::Cyan).bold(),
+        ),
+        Span::styled(seed, dim()),
+    ];
+    frame.render_widget(Line::from(left), area);
+    frame.render_widget(legend.right_aligned(), area);
+}
+
+fn legend(app: &App) -> Line<'static> {
+    let compare = &app.compare;
+    let mut panes = compare.panes.iter().enumerate();
+    let shown = panes.any(|(index, pane)| {
+        let reference = judge(app, index);
+        pane.has(compare.colours, reference)
+    });
+    let mut spans = match compare.colours {
+        Colours::None => vec![],
+        Colours::Shift if compare.alone => {
+            vec![Span::styled(
+                "no shift: this server has no /v1/compare",
+                dim(),
+            )]
+        }
+        Colours::Shift => vec![
+            Span::styled("shift: ", dim()),
+            Span::styled("marginal", of_shift(Shift::Marginal)),
+            Span::raw(" "),
+            Span::styled("shifted", of_shift(Shift::Shifted)),
+        ],
+        Colours::Probability if !shown && !app.is_busy() => {
+            vec![Span::styled(
+                "no probabilities: this server sends none",
+                dim(),
+            )]
+        }
+        Colours::Probability => vec![
+            Span::styled("probability: ", dim()),
+            Span::styled("<50%", of_probability(0.3)),
+            Span::raw(" "),
+            Span::styled("<20%", of_probability(0.1)),
+            Span::raw(" "),
+            Span::styled("<5%", of_probability(0.01)),
+        ],
+    };
+    spans.push(Span::raw(" "));
+    Line::from(spans)
+}
+
+/// The arm that judges a pane's tokens: the reference, and for the reference
+/// itself nobody.
+fn judge(app: &App, index: usize) -> usize {
+    match index == app.compare.reference {
+        true => usize::MAX,
+        false => app.compare.reference,
+    }
+}
+
+fn draw_pane(app: &App, index: usize, pane: &Pane, frame: &mut Frame<'_>, area: Rect) -> Extent {
+    let focused = app.compare.focus == Some(index);
+    let style = match focused {
+        true => Style::new().fg(Color::Cyan),
+        false => dim(),
+    };
+    let room = usize::from(area.width).saturating_sub(4);
+    let is_reference = index == app.compare.reference && !app.compare.alone;
+    let name = match is_reference && app.compare.panes.len() > 1 {
+        true => format!("{} (reference)", pane.arm),
+        false => pane.arm.clone(),
+    };
+    let title = Span::styled(
+        format!(" {} ", wrap::shortened(&name, room)),
+        Style::new().fg(Color::Green).bold(),
+    );
+    let mut foot = numbers::short(&pane.clock, pane.finish.as_deref(), app.now);
+    if let Some([_, _, shifted]) = pane.shares(judge(app, index)) {
+        foot = format!("{:.0}% shifted · {foot}", shifted * 100.0);
+    }
+    if pane.error.is_some() || (app.compare.error.is_some() && pane.clock.is_waiting()) {
+        foot = "failed".into();
+    }
+    let foot = Span::styled(format!(" {} ", wrap::shortened(&foot, room)), dim());
+    let block = Block::bordered()
+        .border_type(BorderType::Rounded)
+        .border_style(style)
+        .title(title)
+        .title_bottom(foot);
+    let inner = block.inner(area);
+    frame.render_widget(block, area);
+
+    let text = Rect {
+        x: inner.x + 1,
+        width: inner.width.saturating_sub(2),
+        ..inner
+    };
+    let width = usize::from(text.width);
+    let (mut lines, cursor) = tokens(app, index, pane, width, focused);
+    let failure = pane.error.as_ref().or(app.compare.error.as_ref());
+    if let Some(failure) = failure {
+        let sign = Span::styled("✗ ", red());
+        let said = wrap::printable(&failure.to_string());
+        lines.extend(wrap::styled(
+            &[(said, red())],
+            width,
+            &sign,
+            &Span::raw("  "),
+        ));
+    }
+    let extent = Extent {
+        rows: lines.len(),
+        height: usize::from(text.height),
+    };
+    let mut top = pane.scroll.top(extent);
+    // The token that is looked at stays in sight.
+    if let Some(row) = cursor {
+        top = top.clamp((row + 1).saturating_sub(extent.height), row);
+    }
+    let shown: Vec<Line<'_>> = lines.into_iter().skip(top).take(extent.height).collect();
+    frame.render_widget(Paragraph::new(shown), text);
+    extent
+}
+
+/// The text in the colours of its tokens, and the row of the one looked at.
+fn tokens(
+    app: &App,
+    index: usize,
+    pane: &Pane,
+    width: usize,
+    focused: bool,
+) -> (Vec<Line<'static>>, Option<usize>) {
+    let compare = &app.compare;
+    let places = pane.places();
+    let mut marks: Vec<(Range<usize>, Style)> = Vec::with_capacity(places.len() + 1);
+    for (token, place) in places.iter().enumerate() {
+        let mut style = match compare.colours {
+            Colours::None => Style::new(),
+            Colours::Probability => of_probability(pane.tokens[token].logprob.exp()),
+            Colours::Shift => pane
+                .shift(token, judge(app, index))
+                .map_or(Style::new(), of_shift),
+        };
+        if focused && token == pane.cursor {
+            style = style.reversed();
+        }
+        marks.push((place.clone(), style));
+    }
+    // Tokens come a little later than their text.
+    let known = places.last().map_or(0, |place| place.end);
+    marks.push((known..pane.text.len(), Style::new()));
+    let rows = wrap::rows(&pane.text, width);
+    let looked_at = places.get(pane.cursor).filter(|_| focused);
+    let cursor = looked_at.map(|place| {
+        let before = rows.partition_point(|row| row.start <= place.start);
+        before.saturating_sub(1)
+    });
+    let lines = rows.into_iter().map(|row| {
+        let spans = wrap::cut(&pane.text, &marks, row);
+        let shown = spans
+            .into_iter()
+            .map(|span| Span::styled(wrap::printable(&span.content), span.style));
+        Line::from(shown.collect::<Vec<_>>())
+    });
+    (lines.collect(), cursor)
+}
+
+/// Colours have a second sign for who cannot tell them apart.
+fn of_shift(shift: Shift) -> Style {
+    match shift {
+        Shift::Unshifted => Style::new(),
+        Shift::Marginal => Style::new().fg(Color::Yellow),
+        Shift::Shifted => Style::new().fg(Color::Red).underlined(),
+    }
+}
+
+fn of_probability(probability: f64) -> Style {
+    match probability {
+        p if p >= 0.5 => Style::new(),
+        p if p >= 0.2 => Style::new().fg(Color::Green),
+        p if p >= 0.05 => Style::new().fg(Color::Yellow),
+        _ => Style::new().fg(Color::Red).underlined(),
+    }
+}

@@ -1,0 +1,103 @@
+//! What is known of the token that is looked at: what its arm could have said
+//! instead, and what the reference expects there.
+
+use ratatui::Frame;
+use ratatui::layout::{Constraint, Layout, Rect};
+use ratatui::style::Style;
+use ratatui::text::{Line, Span};
+use ratatui::widgets::{Block, BorderType, Paragraph};
+
+use super::{dim, numbers};
+use crate::app::{App, Pane};
+use crate::wire::{Alternative, Score, Token};
+use crate::wrap;
+
+/// Rows it takes.
+pub(super) const HEIGHT: u16 = 8;
+
+pub(super) fn draw(app: &App, index: usize, pane: &Pane, frame: &mut Frame<'_>, area: Rect) {
+    let Some(token) = pane.tokens.get(pane.cursor) else {
+        return;
+    };
+    let title = format!(
+        " token {} of {}: {} ",
+        pane.cursor + 1,
+        pane.tokens.len(),
+        quoted(&token.token)
+    );
+    let block = Block::bordered()
+        .border_type(BorderType::Rounded)
+        .border_style(dim())
+        .title(title);
+    let inner = block.inner(area);
+    frame.render_widget(block, area);
+    // For the reference's own tokens the first other arm stands beside it.
+    let others = 0..app.compare.panes.len();
+    let other = match index == app.compare.reference {
+        true => others.into_iter().find(|other| *other != index),
+        false => Some(app.compare.reference),
+    };
+    let score = other.and_then(|other| pane.score(pane.cursor, other));
+    let sides = match score {
+        Some(_) => vec![Constraint::Fill(1); 2],
+        None => vec![Constraint::Fill(1)],
+    };
+    let places = Layout::horizontal(sides).spacing(1).split(inner);
+    let own = own(token, &pane.arm);
+    let width = usize::from(places[0].width);
+    frame.render_widget(column(own, &token.top_logprobs, token, width), places[0]);
+    if let Some(score) = score {
+        let name = &app.compare.panes[score.arm].arm;
+        let width = usize::from(places[1].width);
+        let said = other_side(score, name);
+        frame.render_widget(column(said, &score.top_logprobs, token, width), places[1]);
+    }
+}
+
+fn own(token: &Token, arm: &str) -> String {
+    let rank = token.rank.map(|rank| format!(", rank {rank}"));
+    let rank = rank.unwrap_or_default();
+    format!("{}{rank} · {arm}", numbers::probability(token.logprob))
+}
+
+fn other_side(score: &Score, arm: &str) -> String {
+    format!(
+        "{}, rank {}, KL {:.2} · {arm}",
+        numbers::probability(score.logprob),
+        score.rank,
+        score.kl
+    )
+}
+
+/// A line about the token, then what was likeliest.
+fn column(
+    head: String,
+    alternatives: &[Alternative],
+    token: &Token,
+    width: usize,
+) -> Paragraph<'static> {
+    let head = wrap::shortened(&head, width.saturating_sub(1));
+    let mut lines = vec![Line::styled(format!(" {head}"), Style::new().bold())];
+    if alternatives.is_empty() {
+        lines.push(Line::styled(" alternatives —", dim()));
+    }
+    for alternative in alternatives.iter().take(usize::from(HEIGHT) - 3) {
+        let style = match alternative.token == token.token {
+            true => Style::new().reversed(),
+            false => Style::new(),
+        };
+        let probability = format!(" {:>7} ", numbers::probability(alternative.logprob));
+        let text = wrap::shortened(&quoted(&alternative.token), width.saturating_sub(10));
+        lines.push(Line::from(vec![
+            Span::styled(probability, dim()),
+            Span::styled(text, style),
+        ]));
+    }
+    Paragraph::new(lines)
+}
+
+/// A token with its spaces and line ends in sight.
+fn quoted(token: &str) -> String {
+    let token = token.replace('\n', "↵").replace('\t', "⇥");
+    format!("‘{}’", wrap::printable(&token))
+}

@@ -1,0 +1,85 @@
+//! Numbers in words. A dash stands for what the server does not say.
+
+use crate::app::{Chat, Clock, Now};
+use crate::session::Stats;
+
+/// How much of the context is used.
+pub(super) fn context(chat: &Chat) -> String {
+    let usage = chat.usage();
+    let used = usage.map(|usage| usage.prompt_tokens + usage.completion_tokens);
+    let [used, all] = [used, chat.context()]
+        .map(|number| number.map_or("—".to_owned(), |number| number.to_string()));
+    format!("context {used} of {all} ")
+}
+
+/// How an answer came, in a line.
+pub(super) fn stats(stats: &Stats, finish: Option<&str>) -> String {
+    let usage = stats.usage;
+    let first = stats
+        .to_first
+        .map(|first| format!("{first:.2} s to first token"));
+    let speed = speed(stats).map(|speed| format!("{speed} tokens/s"));
+    let tokens = match usage {
+        Some(usage) => format!("{} tokens", usage.completion_tokens),
+        None => "tokens —".to_owned(),
+    };
+    let cached = usage.and_then(|usage| Some((usage.cached_tokens?, usage.prompt_tokens)));
+    let cached = match cached {
+        Some((cached, prompt)) => format!("{cached} of {prompt} prompt tokens cached"),
+        None => "cached —".to_owned(),
+    };
+    let mut parts: Vec<String> = [first, speed].into_iter().flatten().collect();
+    parts.extend([tokens, cached]);
+    parts.extend(ending(finish));
+    parts.join(" · ")
+}
+
+/// How an answer comes, for a narrow place.
+pub(super) fn short(clock: &Clock, finish: Option<&str>, now: Now) -> String {
+    let stats = clock.stats();
+    let Some(first) = stats.to_first else {
+        return match finish {
+            Some(_) => ending(finish).unwrap_or_default(),
+            None => waiting(clock, now),
+        };
+    };
+    let mut parts = vec![format!("{first:.2} s")];
+    parts.extend(speed(&stats).map(|speed| format!("{speed}/s")));
+    if let Some(usage) = stats.usage {
+        parts.push(format!("{} tokens", usage.completion_tokens));
+        parts.extend(usage.cached_tokens.map(|cached| format!("{cached} cached")));
+    }
+    parts.extend(ending(finish));
+    parts.join(" · ")
+}
+
+/// How long nothing has come yet.
+pub(super) fn waiting(clock: &Clock, now: Now) -> String {
+    let waited = clock.waited(now.clock).as_secs_f64();
+    format!("waiting {waited:.1} s")
+}
+
+/// A guess from the parts that came is marked as one.
+fn speed(stats: &Stats) -> Option<String> {
+    let guessed = if stats.usage.is_none() { "~" } else { "" };
+    let speed = stats.per_second?;
+    Some(format!("{guessed}{speed:.1}"))
+}
+
+/// Why an answer ended, unless it came to its own end.
+fn ending(finish: Option<&str>) -> Option<String> {
+    match finish? {
+        "stop" => None,
+        "length" => Some("cut at its length".to_owned()),
+        other => Some(other.to_owned()),
+    }
+}
+
+/// A probability, as long as four digits say something.
+pub(super) fn probability(logprob: f64) -> String {
+    let percent = logprob.exp() * 100.0;
+    match percent >= 0.01 {
+        true => format!("{percent:.2}%"),
+        false => "<0.01%".to_owned(),
+    }
+}
