@@ -222,11 +222,16 @@ impl AdapterArg {
 
 /// `$XDG_CACHE_HOME/incant`, or what stands for it on this system.
 fn cache_folder() -> anyhow::Result<PathBuf> {
-    let strategy = etcetera::choose_app_strategy(AppStrategyArgs {
+    let folders = folders().context("say --prefix-dir DIR or --no-prefix-cache")?;
+    Ok(folders.cache_dir())
+}
+
+/// Where this system wants the user's files of a program to be.
+pub(crate) fn folders() -> anyhow::Result<impl AppStrategy> {
+    etcetera::choose_app_strategy(AppStrategyArgs {
         top_level_domain: String::new(),
         author: String::new(),
         app_name: "incant".to_owned(),
     })
-    .context("there is no home directory; say --prefix-dir DIR or --no-prefix-cache")?;
-    Ok(strategy.cache_dir())
+    .context("there is no home directory")
 }

@@ -6,6 +6,7 @@ mod support;
 
 mod bench;
 mod catalog;
+mod chat;
 mod cli;
 mod compare_cli;
 mod engine;

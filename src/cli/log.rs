@@ -1,6 +1,9 @@
 //! Where the log goes.
 
+use std::fs::File;
 use std::io::{self, IsTerminal};
+use std::path::Path;
+use std::sync::Mutex;
 
 use tracing_subscriber::EnvFilter;
 use tracing_subscriber::filter::LevelFilter;
@@ -18,12 +21,8 @@ pub(crate) enum Format {
 /// wants to see, otherwise what `INCANT_LOG` asks for (`debug`, `warn`,
 /// `incant::engine=debug`…).
 pub(crate) fn to_stderr(format: Format) {
-    let filter = EnvFilter::builder()
-        .with_default_directive(LevelFilter::INFO.into())
-        .with_env_var("INCANT_LOG")
-        .from_env_lossy();
     let builder = tracing_subscriber::fmt()
-        .with_env_filter(filter)
+        .with_env_filter(filter())
         .with_writer(io::stderr)
         .with_ansi(io::stderr().is_terminal())
         .with_target(false);
@@ -35,4 +34,23 @@ pub(crate) fn to_stderr(format: Format) {
             .with_span_list(false)
             .init(),
     }
+}
+
+/// Logs lines for people to a file, behind what is there.
+pub(crate) fn to_file(path: &Path) -> io::Result<()> {
+    let file = File::options().create(true).append(true).open(path)?;
+    tracing_subscriber::fmt()
+        .with_env_filter(filter())
+        .with_writer(Mutex::new(file))
+        .with_ansi(false)
+        .with_target(false)
+        .init();
+    Ok(())
+}
+
+fn filter() -> EnvFilter {
+    EnvFilter::builder()
+        .with_default_directive(LevelFilter::INFO.into())
+        .with_env_var("INCANT_LOG")
+        .from_env_lossy()
 }

@@ -2,6 +2,7 @@
 
 mod ask;
 mod bench;
+mod chat;
 mod compare;
 mod edges;
 mod export;
@@ -31,6 +32,7 @@ pub(crate) struct Cli {
 enum Command {
     Serve(serve::Args),
     Ask(ask::Args),
+    Chat(chat::Args),
     Compare(compare::Args),
     Pull(pull::Args),
     Tokenize(tokenize::Args),
@@ -46,6 +48,7 @@ impl Cli {
         match self.command {
             Command::Serve(args) => args.run(),
             Command::Ask(args) => args.run(),
+            Command::Chat(args) => args.run(),
             Command::Compare(args) => args.run(),
             Command::Pull(args) => args.run(),
             Command::Tokenize(args) => args.run(),

@@ -144,7 +144,8 @@ async fn run(
     error.map_or(Ok(()), Err)
 }
 
-fn load(loading: &Loading) -> anyhow::Result<Vec<Arc<Model>>> {
+/// Loads the models, and what their chats begin with.
+pub(super) fn load(loading: &Loading) -> anyhow::Result<Vec<Arc<Model>>> {
     let began = Instant::now();
     let models = loading.load()?;
     tracing::info!(took = ?began.elapsed(), "loaded");

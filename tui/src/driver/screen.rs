@@ -100,3 +100,50 @@ fn restore() {
         Show
     );
 }
+
+#[cfg(test)]
+mod tests {
+    use std::env;
+    use std::io::Read as _;
+    use std::sync::mpsc::channel;
+
+    use portable_pty::{CommandBuilder, PtySize, native_pty_system};
+
+    use super::*;
+
+    /// Set where this test runs itself in a terminal.
+    const IN_TERMINAL: &str = "TUI_PANICS_IN_TERMINAL";
+
+    #[test]
+    fn a_panic_restores_the_terminal_and_is_told_there() {
+        if env::var_os(IN_TERMINAL).is_some() {
+            let (sender, _receiver) = channel();
+            let _screen = Screen::open(&Events(sender)).unwrap();
+            panic!("on purpose");
+        }
+        let pair = native_pty_system().openpty(PtySize::default()).unwrap();
+        let before = pair.master.get_termios().unwrap();
+        let mut command = CommandBuilder::new(env::current_exe().unwrap());
+        let test = "driver::screen::tests::a_panic_restores_the_terminal_and_is_told_there";
+        command.args(["--exact", test, "--nocapture"]);
+        command.env(IN_TERMINAL, "1");
+        let mut child = pair.slave.spawn_command(command).unwrap();
+        drop(pair.slave);
+        let mut output = pair.master.try_clone_reader().unwrap();
+        let mut shown = Vec::new();
+        // At its end the terminal is closed, which reads as an error.
+        _ = output.read_to_end(&mut shown);
+        assert!(!child.wait().unwrap().success());
+        let after = pair.master.get_termios().unwrap();
+        assert_eq!(after.local_flags, before.local_flags);
+        let mut parser = vt100::Parser::default();
+        parser.process(&shown);
+        let screen = parser.screen();
+        assert!(!screen.alternate_screen() && !screen.hide_cursor());
+        assert!(
+            screen.contents().contains("on purpose"),
+            "{}",
+            screen.contents()
+        );
+    }
+}

@@ -81,7 +81,10 @@ fn draw_head(app: &App, frame: &mut Frame<'_>, area: Rect) {
     let compare = &app.compare;
     let legend = legend(app);
     let question = wrap::printable(&compare.question.replace('\n', " "));
-    let seed = format!("  seed {}", compare.seed);
+    let seed = match area.width >= 70 {
+        true => format!("  seed {}", compare.seed),
+        false => String::new(),
+    };
     let room = usize::from(area.width).saturating_sub(legend.width() + seed.len() + 2);
     let left = vec![
         Span::raw(" "),
@@ -161,8 +164,12 @@ fn draw_pane(app: &App, index: usize, pane: &Pane, frame: &mut Frame<'_>, area: 
         Style::new().fg(Color::Green).bold(),
     );
     let mut foot = numbers::short(&pane.clock, pane.finish.as_deref(), app.now);
-    if let Some([_, _, shifted]) = pane.shares(judge(app, index)) {
+    let judge = judge(app, index);
+    if let Some([_, _, shifted]) = pane.shares(judge) {
         foot = format!("{:.0}% shifted · {foot}", shifted * 100.0);
+    } else if judge != usize::MAX && !pane.tokens.is_empty() && !app.compare.alone {
+        // Only models with the same tokens can score each other's.
+        foot = format!("other tokens: no shift · {foot}");
     }
     if pane.error.is_some() || (app.compare.error.is_some() && pane.clock.is_waiting()) {
         foot = "failed".into();
@@ -201,7 +208,7 @@ fn draw_pane(app: &App, index: usize, pane: &Pane, frame: &mut Frame<'_>, area: 
     let mut top = pane.scroll.top(extent);
     // The token that is looked at stays in sight.
     if let Some(row) = cursor {
-        top = top.clamp((row + 1).saturating_sub(extent.height), row);
+        top = top.max((row + 1).saturating_sub(extent.height)).min(row);
     }
     let shown: Vec<Line<'_>> = lines.into_iter().skip(top).take(extent.height).collect();
     frame.render_widget(Paragraph::new(shown), text);

@@ -43,13 +43,13 @@ pub(super) fn draw(app: &App, index: usize, pane: &Pane, frame: &mut Frame<'_>, 
         None => vec![Constraint::Fill(1)],
     };
     let places = Layout::horizontal(sides).spacing(1).split(inner);
-    let own = own(token, &pane.arm);
+    let own = own(token, by(&pane.arm));
     let width = usize::from(places[0].width);
     frame.render_widget(column(own, &token.top_logprobs, token, width), places[0]);
     if let Some(score) = score {
         let name = &app.compare.panes[score.arm].arm;
         let width = usize::from(places[1].width);
-        let said = other_side(score, name);
+        let said = other_side(score, by(name));
         frame.render_widget(column(said, &score.top_logprobs, token, width), places[1]);
     }
 }
@@ -94,6 +94,11 @@ fn column(
         ]));
     }
     Paragraph::new(lines)
+}
+
+/// What sets an arm apart from others of its model, as there is little room.
+fn by(arm: &str) -> &str {
+    arm.find(['@', '+']).map_or(arm, |at| &arm[at..])
 }
 
 /// A token with its spaces and line ends in sight.

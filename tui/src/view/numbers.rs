@@ -25,7 +25,7 @@ pub(super) fn stats(stats: &Stats, finish: Option<&str>) -> String {
     };
     let cached = usage.and_then(|usage| Some((usage.cached_tokens?, usage.prompt_tokens)));
     let cached = match cached {
-        Some((cached, prompt)) => format!("{cached} of {prompt} prompt tokens cached"),
+        Some((cached, prompt)) => format!("{cached} of {prompt} cached"),
         None => "cached —".to_owned(),
     };
     let mut parts: Vec<String> = [first, speed].into_iter().flatten().collect();

@@ -39,6 +39,10 @@ pub(super) fn draw(app: &App, panel: &Panel, frame: &mut Frame<'_>, area: Rect) 
     Extent::default()
 }
 
+/// How wide the columns of the help screen are.
+const KEYS: usize = 22;
+const NAMES: usize = 17;
+
 fn help(app: &App, scroll: Scroll, frame: &mut Frame<'_>, area: Rect) -> Extent {
     let foot = hints(
         app,
@@ -59,17 +63,25 @@ fn help(app: &App, scroll: Scroll, frame: &mut Frame<'_>, area: Rect) -> Extent 
         ));
         for entry in ENTRIES.iter().filter(|entry| entry.group == group) {
             let keys = app.keymap.keys(entry.action).join("  ");
-            let keys = Span::styled(format!("{keys:<22}"), Style::new().bold());
-            let what = [
-                (format!("{} ", entry.help), Style::new()),
-                (entry.name.into(), dim()),
-            ];
-            let rest = Span::raw(" ".repeat(keys.width()));
-            lines.extend(wrap::styled(&what, width, &keys, &rest));
+            let keys = wrap::shortened(&keys, KEYS - 1);
+            let fill = " ".repeat(KEYS - Span::raw(&keys).width());
+            let name = format!("{:<NAMES$}", entry.name);
+            let rows = wrap::rows(entry.help, width.saturating_sub(KEYS + NAMES));
+            for (index, row) in rows.into_iter().enumerate() {
+                let (before, name) = match index {
+                    0 => (format!("{keys}{fill}"), name.clone()),
+                    _ => (" ".repeat(KEYS), " ".repeat(NAMES)),
+                };
+                lines.push(Line::from(vec![
+                    Span::styled(before, Style::new().bold()),
+                    Span::styled(name, dim()),
+                    Span::raw(&entry.help[row]),
+                ]));
+            }
         }
     }
     lines.push(Line::default());
-    let file = "The words at the end are the names for keys.toml, which binds keys anew.";
+    let file = "The words in the middle are the names for keys.toml, which binds keys anew.";
     lines.extend(wrap::styled(
         &[(file.into(), dim())],
         width,

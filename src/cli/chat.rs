@@ -1,0 +1,179 @@
+//! `incant chat`.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::{fs, io};
+
+use anyhow::Context;
+use etcetera::AppStrategy;
+use incant::analyze;
+use incant::engine::EngineOptions;
+use incant::runtime::Runtime;
+use incant::server::{ApiKeys, ServeOptions, serve};
+use rand::distr::{Alphanumeric, SampleString};
+use tokio::net::TcpListener;
+use tokio::sync::oneshot;
+use tui::{Inbox, Options, Remote, ReportPage};
+
+use super::serve::load;
+use super::{log, reload};
+use crate::config::{self, Loading, ModelArgs};
+
+/// Chat in the terminal, and compare arms side by side
+///
+/// F1 shows every key. Keys are bound anew in keys.toml in incant's configuration
+/// folder; sessions are saved in its data folder.
+#[derive(clap::Args)]
+pub(crate) struct Args {
+    /// A question to begin with
+    question: Option<String>,
+    /// Who answers: MODEL[@PROFILE][+ADAPTER], or another server's model id [default:
+    /// the first that is served]
+    #[arg(long, short)]
+    arm: Option<String>,
+    /// Talk to this server, of incant or any other with OpenAI's REST API, instead of
+    /// loading a model
+    #[arg(long, value_name = "URL", conflicts_with = "models")]
+    url: Option<String>,
+    /// The key of the server at --url
+    #[arg(
+        long,
+        value_name = "KEY",
+        env = "INCANT_API_KEY",
+        hide_env_values = true
+    )]
+    api_key: Option<String>,
+    /// Without --url: where the server's log goes [default: nowhere]
+    #[arg(long, value_name = "FILE", conflicts_with = "url")]
+    log: Option<PathBuf>,
+    #[command(flatten)]
+    models: ModelArgs,
+}
+
+impl Args {
+    pub(crate) fn run(self) -> anyhow::Result<()> {
+        let folders = config::folders()?;
+        let program = Program {
+            arm: self.arm,
+            question: self.question,
+            data: folders.data_dir(),
+            keymap: keymap(&folders.config_dir().join("keys.toml"))?,
+        };
+        if let Some(url) = self.url {
+            return program.run(url, self.api_key, Inbox::default());
+        }
+        if let Some(path) = &self.log {
+            log::to_file(path).with_context(|| path.display().to_string())?;
+        }
+        let mut models = self.models;
+        if let Some(arm) = &program.arm {
+            // A model that is named otherwise has an @ or + in its name: say --model.
+            models = models.or_model(arm.split(['@', '+']).next().unwrap_or(arm));
+        }
+        // Shows a download where it shows on the terminal as it was.
+        let loading = models.resolve(EngineOptions::default())?;
+        program.run_with_server(loading)
+    }
+}
+
+/// The keys of the file, if there is one.
+fn keymap(path: &std::path::Path) -> anyhow::Result<tui::keymap::Keymap> {
+    let text = match fs::read_to_string(path) {
+        Ok(text) => text,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => String::new(),
+        Err(error) => return Err(error).with_context(|| path.display().to_string()),
+    };
+    tui::keymap::Keymap::from_toml(&text).with_context(|| path.display().to_string())
+}
+
+/// The terminal program, but for the server it talks to.
+struct Program {
+    arm: Option<String>,
+    question: Option<String>,
+    data: PathBuf,
+    keymap: tui::keymap::Keymap,
+}
+
+impl Program {
+    fn run(self, url: String, api_key: Option<String>, inbox: Inbox) -> anyhow::Result<()> {
+        let options = Options {
+            url,
+            api_key,
+            arm: self.arm,
+            question: self.question,
+            data: self.data,
+            keymap: self.keymap,
+            report: Box::new(Page),
+        };
+        Ok(tui::run(options, inbox)?)
+    }
+
+    /// Runs with a server in this process, which nobody else can ask.
+    fn run_with_server(self, loading: Loading) -> anyhow::Result<()> {
+        let tokio = tokio::runtime::Builder::new_multi_thread()
+            .worker_threads(2)
+            .enable_all()
+            .build()?;
+        let listener = tokio.block_on(TcpListener::bind(("127.0.0.1", 0)))?;
+        let url = format!("http://{}", listener.local_addr()?);
+        // Other users of this machine reach the port as well.
+        let key = Alphanumeric.sample_string(&mut rand::rng(), 32);
+        let mut keys = ApiKeys::default();
+        keys.add(&key)?;
+        let options = ServeOptions {
+            keys,
+            ..ServeOptions::default()
+        };
+        let inbox = Inbox::default();
+        let (stop, stopped) = oneshot::channel();
+        tokio.spawn(keep_serving(
+            listener,
+            loading,
+            options,
+            stopped,
+            inbox.remote(),
+        ));
+        let ended = self.run(url, Some(key), inbox);
+        // Nobody is left to wait for an answer.
+        drop(stop);
+        tokio.shutdown_background();
+        ended
+    }
+}
+
+/// Serves until `stopped`; ends the program if the models cannot be loaded.
+async fn keep_serving(
+    listener: TcpListener,
+    loading: Loading,
+    options: ServeOptions,
+    stopped: oneshot::Receiver<()>,
+    remote: Remote,
+) {
+    let runtime = Arc::new(Runtime::new());
+    let loaded = Arc::clone(&runtime);
+    let failed = remote.clone();
+    tokio::task::spawn_blocking(move || match load(&loading) {
+        Ok(models) => {
+            loaded.loaded(models);
+            reload::follow(loading.into_library(), loaded);
+        }
+        Err(error) => failed.fail(format!("{error:#}")),
+    });
+    let shutdown = async {
+        // Either way there is no one to serve any more.
+        _ = stopped.await;
+        runtime.drain();
+    };
+    if let Err(error) = serve(listener, Arc::clone(&runtime), shutdown, options).await {
+        remote.fail(format!("the server: {error}"));
+    }
+}
+
+/// The page of a comparison, with all that it needs in it.
+struct Page;
+
+impl ReportPage for Page {
+    fn page(&self, report: &str) -> String {
+        analyze::page::report(report)
+    }
+}

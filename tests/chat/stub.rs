@@ -1,0 +1,90 @@
+//! A server of OpenAI's REST API, and nothing more, that says what it is told to.
+
+use std::io::{self, BufRead as _, BufReader, Read as _, Write as _};
+use std::net::{TcpListener, TcpStream};
+use std::sync::{Arc, Mutex};
+use std::thread;
+
+/// What it says to one request for a chat completion.
+#[derive(Clone, Copy)]
+pub(crate) enum Answer {
+    /// A status and a body.
+    Refusal(&'static str, &'static str),
+    /// These pieces of text, and then the end.
+    Text(&'static [&'static str]),
+    /// This piece of text, and then nothing: the connection is closed.
+    Torn(&'static str),
+}
+
+/// Starts one that gives these answers in turn, and the last one again and
+/// again; returns its URL.
+pub(crate) fn server(answers: &'static [Answer]) -> String {
+    let listener = TcpListener::bind("127.0.0.1:0").expect("a port is free");
+    let address = listener.local_addr().expect("it is bound");
+    let turn = Arc::new(Mutex::new(0));
+    thread::spawn(move || {
+        for stream in listener.incoming().flatten() {
+            let turn = Arc::clone(&turn);
+            // A client that goes away ends its connection.
+            thread::spawn(move || _ = answer(&stream, answers, &turn));
+        }
+    });
+    format!("http://{address}")
+}
+
+fn answer(mut stream: &TcpStream, answers: &[Answer], turn: &Mutex<usize>) -> io::Result<()> {
+    let path = read_request(stream)?;
+    let reply = match path.as_str() {
+        "/v1/models" => whole("200 OK", r#"{"data": [{"id": "stub-a"}, {"id": "stub-b"}]}"#),
+        "/v1/chat/completions" => {
+            let mut turn = turn.lock().expect("no answer panics");
+            let answer = answers[(*turn).min(answers.len() - 1)];
+            *turn += 1;
+            match answer {
+                Answer::Refusal(status, body) => whole(status, body),
+                Answer::Text(pieces) => stream_of(pieces) + "data: [DONE]\n\n",
+                Answer::Torn(piece) => stream_of(&[piece]),
+            }
+        }
+        _ => whole("404 Not Found", r#"{"error": {"message": "File Not Found"}}"#),
+    };
+    stream.write_all(reply.as_bytes())
+}
+
+/// Reads a request; returns its path.
+fn read_request(stream: &TcpStream) -> io::Result<String> {
+    let mut reader = BufReader::new(stream);
+    let mut path = String::new();
+    let mut length = 0;
+    loop {
+        let mut line = String::new();
+        reader.read_line(&mut line)?;
+        let line = line.trim_end();
+        match line.split_once(": ") {
+            _ if line.is_empty() => break,
+            Some((name, value)) if name.eq_ignore_ascii_case("content-length") => {
+                length = value.parse().expect("a number");
+            }
+            Some(_) => {}
+            None => path = line.split(' ').nth(1).unwrap_or_default().to_owned(),
+        }
+    }
+    reader.take(length).read_to_end(&mut Vec::new())?;
+    Ok(path)
+}
+
+fn whole(status: &str, body: &str) -> String {
+    let length = body.len();
+    format!("HTTP/1.1 {status}\r\ncontent-length: {length}\r\nconnection: close\r\n\r\n{body}")
+}
+
+/// The connection's end is the body's.
+fn stream_of(pieces: &[&str]) -> String {
+    let mut reply = "HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\nconnection: close\r\n\r\n"
+        .to_owned();
+    for piece in pieces {
+        let event = serde_json::json!({"choices": [{"delta": {"content": piece}}]});
+        reply += &format!("data: {event}\n\n");
+    }
+    reply
+}

@@ -1,0 +1,133 @@
+//! In lists and settings.
+
+use super::*;
+
+#[test]
+fn an_arm_is_found_by_parts_of_its_name() {
+    let mut story = Story::ready();
+    story.press(&["f3"]);
+    story.write("UR");
+    story.press(&["enter"]);
+    assert!(story.app.panel.is_none());
+    let (_, body) = story.ask("one");
+    assert_eq!(body["model"], "m@urial");
+}
+
+#[test]
+fn leaving_the_list_changes_nothing() {
+    let mut story = Story::ready();
+    story.press(&["f3", "down", "esc"]);
+    let (_, body) = story.ask("one");
+    assert_eq!(body["model"], "m");
+}
+
+#[test]
+fn marked_arms_are_compared_in_the_order_of_marking() {
+    let mut story = Story::ready();
+    story.press(&["f2", "f3", "tab", "tab"]);
+    // Those that were chosen are marked already.
+    story.press(&["down", "tab", "down", "tab", "tab"]);
+    story.press(&["up", "up", "tab", "enter"]);
+    let (_, body) = story.ask("one");
+    assert_eq!(body["arms"], json!(["m@urial", "m"]));
+}
+
+#[test]
+fn a_fifth_arm_is_not_marked() {
+    let mut story = Story::begin();
+    story.serve(&["a", "b", "c", "d", "e"]);
+    story.press(&["f2", "f3"]);
+    story.press(&["down", "down", "tab", "down", "tab", "down", "tab"]);
+    assert!(story.notice().contains('4'));
+    story.press(&["enter"]);
+    assert_eq!(story.app.compare.chosen, ["a", "b", "c", "d"]);
+}
+
+#[test]
+fn parameters_that_are_set_are_sent_and_kept() {
+    let mut story = Story::ready();
+    story.press(&["f4"]);
+    story.write("0.7");
+    story.press(&["down", "down", "down", "down"]);
+    story.write("50");
+    story.press(&["esc"]);
+    let (_, body) = story.ask("one");
+    assert_eq!(body["temperature"], 0.7);
+    assert_eq!(body["max_tokens"], 50);
+    assert!(story.saved().unwrap().head.sampling.summary().is_some());
+}
+
+#[test]
+fn a_value_that_will_not_do_is_refused_where_it_is_typed() {
+    let mut story = Story::ready();
+    story.press(&["f4"]);
+    story.write("9");
+    story.press(&["down"]);
+    let Some(Panel::Sampling { at, refused, .. }) = &story.app.panel else {
+        panic!("it is open")
+    };
+    assert_eq!(*at, 0);
+    assert!(refused.is_some_and(|why| why.contains("0 to 2")));
+}
+
+#[test]
+fn the_system_message_goes_before_all_others() {
+    let mut story = Story::ready();
+    story.press(&["f6"]);
+    story.write("Be brief.");
+    story.press(&["enter"]);
+    let (_, body) = story.ask("one");
+    let first = json!({"role": "system", "content": "Be brief."});
+    assert_eq!(body["messages"][0], first);
+}
+
+#[test]
+fn sessions_are_searched_in_all_their_text_and_opened() {
+    let mut story = Story::ready();
+    story.exchange("about cats", "They purr.");
+    let cats = story.app.chat.session.clone();
+    story.press(&["ctrl-n"]);
+    story.exchange("about dogs", "They bark.");
+    let dogs = story.app.chat.session.clone();
+    story.press(&["ctrl-o"]);
+    assert_eq!(story.effects, [Effect::ListSessions]);
+    story.happen(Event::Sessions(vec![dogs, cats]));
+    story.write("PURR");
+    story.press(&["enter"]);
+    assert_eq!(story.said(), ["> about cats", "They purr."]);
+    let (_, body) = story.ask("more");
+    assert_eq!(body["messages"].as_array().unwrap().len(), 3);
+}
+
+#[test]
+fn sessions_that_arrive_after_the_list_was_left_do_nothing() {
+    let mut story = Story::ready();
+    story.press(&["ctrl-o", "esc"]);
+    story.happen(Event::Sessions(Vec::new()));
+    assert!(story.app.panel.is_none());
+}
+
+#[test]
+fn help_opens_and_closes_with_its_key_and_takes_no_text() {
+    let mut story = Story::ready();
+    story.press(&["f1"]);
+    story.write("x");
+    assert!(matches!(story.app.panel, Some(Panel::Help(_))));
+    story.press(&["f1"]);
+    assert!(story.app.panel.is_none());
+    assert_eq!(story.app.input.text(), "");
+}
+
+#[test]
+fn one_panels_key_opens_it_from_another() {
+    let mut story = Story::ready();
+    story.press(&["f1", "f4"]);
+    assert!(matches!(story.app.panel, Some(Panel::Sampling { .. })));
+}
+
+#[test]
+fn pasted_lines_go_into_the_question() {
+    let mut story = Story::ready();
+    story.happen(Event::Paste("a\r\nb".into()));
+    assert_eq!(story.app.input.text(), "a\nb");
+}
