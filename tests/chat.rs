@@ -24,7 +24,6 @@ const TAB: &str = "\t";
 const F2: &str = "\x1bOQ";
 const F3: &str = "\x1bOR";
 const F4: &str = "\x1bOS";
-const F8: &str = "\x1b[19~";
 const F10: &str = "\x1b[21~";
 const COPY: &str = "\x19";
 const QUIT: &str = "\x11";
@@ -67,7 +66,11 @@ fn a_model_answers_is_compared_and_leaves_the_terminal_as_it_was() {
     terminal.press(ENTER);
     terminal.wait_for("to first token");
     terminal.wait_for("12 tokens");
-    assert!(terminal.screen().contains("of 8192"), "{}", terminal.screen());
+    assert!(
+        terminal.screen().contains("of 8192"),
+        "{}",
+        terminal.screen()
+    );
     let sessions = home.path().join("data/incant/sessions");
     assert_eq!(files(&sessions, ".jsonl").len(), 1);
 
@@ -78,7 +81,11 @@ fn a_model_answers_is_compared_and_leaves_the_terminal_as_it_was() {
     terminal.wait_until("both answers end", |screen| {
         screen.contains("F10 report") && screen.matches("12 tokens").count() == 2
     });
-    assert!(terminal.screen().contains("% shifted"), "{}", terminal.screen());
+    assert!(
+        terminal.screen().contains("% shifted"),
+        "{}",
+        terminal.screen()
+    );
     terminal.press(TAB);
     terminal.wait_for("token 1 of 12");
     terminal.press(F10);
@@ -104,7 +111,10 @@ fn a_models_file_that_is_none_ends_the_program_with_its_error() {
     let mut terminal = Terminal::start(home.path(), &["--model", file.to_str().expect("UTF-8")]);
     assert_eq!(terminal.ended(), 1);
     let screen = terminal.screen();
-    assert!(screen.contains("error:") && screen.contains("none.gguf"), "{screen}");
+    assert!(
+        screen.contains("error:") && screen.contains("none.gguf"),
+        "{screen}"
+    );
 }
 
 #[test]
@@ -127,7 +137,10 @@ fn a_servers_errors_are_shown_as_they_are_and_what_was_said_stays() {
     terminal.wait_for("Hello you.");
     terminal.press(COPY);
     terminal.wait_for("copied 14 characters");
-    assert_eq!(terminal.copied(), BASE64_STANDARD.encode("Hello **you**.").as_bytes());
+    assert_eq!(
+        terminal.copied(),
+        BASE64_STANDARD.encode("Hello **you**.").as_bytes()
+    );
     // What this server does not say.
     terminal.wait_for("tokens — · cached —");
     terminal.wait_for("context — of —");
@@ -148,7 +161,6 @@ fn a_server_that_cannot_compare_still_answers_side_by_side() {
     terminal.wait_until("two answers", |screen| {
         screen.matches("Hello world.").count() == 2
     });
-    terminal.press(F8);
     terminal.wait_for("no probabilities: this server sends none");
     terminal.press(F10);
     terminal.wait_for("no report: this server has no /v1/compare");
@@ -183,7 +195,11 @@ fn a_bound_key_does_what_the_file_says() {
     fs::write(folder.join("keys.toml"), "[keys]\nfly = \"ctrl-x\"\n").expect("as before");
     let mut terminal = Terminal::start(home.path(), &["--url", &stub::server(&[])]);
     assert_eq!(terminal.ended(), 1);
-    assert!(terminal.screen().contains("no action `fly`"), "{}", terminal.screen());
+    assert!(
+        terminal.screen().contains("no action `fly`"),
+        "{}",
+        terminal.screen()
+    );
 }
 
 #[test]

@@ -35,7 +35,10 @@ pub(crate) fn server(answers: &'static [Answer]) -> String {
 fn answer(mut stream: &TcpStream, answers: &[Answer], turn: &Mutex<usize>) -> io::Result<()> {
     let path = read_request(stream)?;
     let reply = match path.as_str() {
-        "/v1/models" => whole("200 OK", r#"{"data": [{"id": "stub-a"}, {"id": "stub-b"}]}"#),
+        "/v1/models" => whole(
+            "200 OK",
+            r#"{"data": [{"id": "stub-a"}, {"id": "stub-b"}]}"#,
+        ),
         "/v1/chat/completions" => {
             let mut turn = turn.lock().expect("no answer panics");
             let answer = answers[(*turn).min(answers.len() - 1)];
@@ -46,7 +49,10 @@ fn answer(mut stream: &TcpStream, answers: &[Answer], turn: &Mutex<usize>) -> io
                 Answer::Torn(piece) => stream_of(&[piece]),
             }
         }
-        _ => whole("404 Not Found", r#"{"error": {"message": "File Not Found"}}"#),
+        _ => whole(
+            "404 Not Found",
+            r#"{"error": {"message": "File Not Found"}}"#,
+        ),
     };
     stream.write_all(reply.as_bytes())
 }
@@ -80,8 +86,9 @@ fn whole(status: &str, body: &str) -> String {
 
 /// The connection's end is the body's.
 fn stream_of(pieces: &[&str]) -> String {
-    let mut reply = "HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\nconnection: close\r\n\r\n"
-        .to_owned();
+    let mut reply =
+        "HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\nconnection: close\r\n\r\n"
+            .to_owned();
     for piece in pieces {
         let event = serde_json::json!({"choices": [{"delta": {"content": piece}}]});
         reply += &format!("data: {event}\n\n");

@@ -128,9 +128,7 @@ impl Terminal {
         let mut parser = self.parser.lock().expect("no reader panics");
         parser.screen_mut().set_size(cells(height), cells(width));
         drop(parser);
-        self.master
-            .resize(size(width, height))
-            .expect("it is open");
+        self.master.resize(size(width, height)).expect("it is open");
     }
 
     /// The process.

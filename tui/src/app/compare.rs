@@ -310,6 +310,9 @@ impl App {
             let missing = error.as_ref().is_some_and(Failure::is_missing);
             if missing && compare.begin.is_none() {
                 compare.alone = true;
+                compare.colours = Colours::Probability;
+                let why = "no shift: this server has no /v1/compare; each arm is asked alone";
+                self.say(why.into());
                 return self.ask_each();
             }
             compare.error = error;

@@ -10,8 +10,8 @@ use crossterm::event::KeyEvent;
 use serde_json::{Value, json};
 
 use super::*;
-use crate::session::Role;
-use crate::wire::Usage;
+use crate::session::{Role, Session};
+use crate::wire::{Chunk, Usage};
 
 /// The program, and what it has asked for.
 struct Story {

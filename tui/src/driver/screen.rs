@@ -127,6 +127,7 @@ mod tests {
         let test = "driver::screen::tests::a_panic_restores_the_terminal_and_is_told_there";
         command.args(["--exact", test, "--nocapture"]);
         command.env(IN_TERMINAL, "1");
+        command.env("RUST_BACKTRACE", "0");
         let mut child = pair.slave.spawn_command(command).unwrap();
         drop(pair.slave);
         let mut output = pair.master.try_clone_reader().unwrap();

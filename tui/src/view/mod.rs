@@ -236,8 +236,10 @@ fn standing(app: &App) -> Vec<Line<'static>> {
             lines.push(Line::styled(again, dim()));
         }
         Arms::Known(arms) => {
-            let served = format!("{} arms are served.", arms.len());
-            lines.push(Line::raw(served));
+            lines.push(Line::raw(match arms.len() {
+                1 => "1 arm is served.".to_owned(),
+                count => format!("{count} arms are served."),
+            }));
             lines.push(Line::default());
             for (action, what) in [
                 (Action::Send, "asks what you have written"),
@@ -278,7 +280,13 @@ fn popup(
         .title(title)
         .title_bottom(foot);
     let inner = block.inner(place);
-    frame.render_widget(Clear, place);
+    // Pieces of lines beside it would only disturb.
+    let rows = Rect {
+        x: area.x,
+        width: area.width,
+        ..place
+    };
+    frame.render_widget(Clear, rows);
     frame.render_widget(block, place);
     Rect {
         x: inner.x + 1,

@@ -186,7 +186,7 @@ fn japanese_wraps_in_the_input_and_the_cursor_stands_behind_it() {
     scene
         .terminal
         .backend_mut()
-        .assert_cursor_position((18, 11));
+        .assert_cursor_position((14, 11));
 }
 
 #[test]

@@ -182,6 +182,7 @@ fn a_server_that_cannot_compare_is_asked_for_each_arm_alone() {
         seeds.push(body["seed"].clone());
     }
     assert_eq!(seeds, vec![together["seed"].clone(); 3]);
+    assert!(story.notice().contains("no shift"), "{}", story.notice());
     let Effect::Chat { request, .. } = asked[1] else {
         unreachable!("all of them were chats")
     };
