@@ -65,11 +65,7 @@ impl Args {
         if let Some(path) = &self.log {
             log::to_file(path).with_context(|| path.display().to_string())?;
         }
-        let mut models = self.models;
-        if let Some(arm) = &program.arm {
-            // A model that is named otherwise has an @ or + in its name: say --model.
-            models = models.or_model(arm.split(['@', '+']).next().unwrap_or(arm));
-        }
+        let models = self.models.or_of_arms(&program.arm);
         // Shows a download where it shows on the terminal as it was.
         let loading = models.resolve(EngineOptions::default())?;
         program.run_with_server(loading)
