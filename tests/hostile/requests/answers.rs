@@ -104,6 +104,7 @@ fn answer(status: u16, kind: Option<&str>, body: &[u8], ours: bool) -> Result<()
             }
             Ok(())
         }
+        Some("text/html; charset=utf-8") if status == 200 => Ok(()),
         Some(kind) if status == 200 && kind.contains("openmetrics-text") => Ok(()),
         kind => Err(format!("status {status} with {kind:?}")),
     }

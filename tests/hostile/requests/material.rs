@@ -82,6 +82,10 @@ pub(super) fn materials() -> Vec<Material> {
     };
     let prompts = r#"{"model": "tiny", "prompt": ["Hello", "World"], "max_tokens": 5, "logprobs": 2, "echo": true, "n": 2, "min_p": 0.1, "presence_penalty": 0.5}"#;
     let ids = r#"{"model": "tiny@short", "prompt": [[5, 6, 7], [299]], "max_tokens": 5, "stream": true, "stream_options": {"include_usage": true}}"#;
+    let comparison = format!(
+        r#"{{"arms": ["tiny", "tiny@short", "tiny@base"], "analysis": true, "top_logprobs": 3, "reference": "tiny", "max_tokens": 5, "stream": true, "messages": {messages}}}"#
+    );
+    let compared_text = r#"{"arms": ["tiny", "tiny"], "prompt": "Hello", "max_tokens": 4, "n": 2, "temperature": 0.5, "seed": 3}"#;
     let mut requests = vec![
         post(CHAT, &chat("tiny")),
         post(CHAT, &chat("tiny@short")),
@@ -92,6 +96,8 @@ pub(super) fn materials() -> Vec<Material> {
         ),
         post(COMPLETIONS, prompts),
         post(COMPLETIONS, ids),
+        post("/v1/compare", &comparison),
+        post("/v1/compare", compared_text),
         post(
             "/tokenize",
             r#"{"model": "tiny", "prompt": "Hello <s> 日本", "add_special_tokens": true}"#,
@@ -106,6 +112,7 @@ pub(super) fn materials() -> Vec<Material> {
     ];
     requests.extend(
         [
+            "/",
             "/health",
             "/metrics",
             "/openapi.json",
