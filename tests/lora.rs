@@ -4,4 +4,5 @@
 mod cached;
 mod computed;
 pub(crate) mod fixtures;
+mod merged;
 mod refused;

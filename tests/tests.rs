@@ -19,6 +19,7 @@ mod pages;
 mod profile;
 mod profile_limits;
 mod profile_reload;
+mod quantize;
 mod reference;
 mod server_adapters;
 mod server_answers;

@@ -6,7 +6,7 @@ use std::path::Path;
 
 use anyhow::Context;
 use incant::gguf::TensorType;
-use incant::quantize::{Rewrite, Target};
+use incant::quantize::{Change, Rewrite, Target};
 use indicatif::{ProgressBar, ProgressStyle};
 
 use super::output;
@@ -51,8 +51,7 @@ fn summary(rewrite: &Rewrite<'_>) -> Vec<String> {
             *requantized.entry(before).or_default() += 1;
         }
     }
-    let kinds = kinds.iter().map(|(kind, count)| format!("{count} {kind}"));
-    let mut lines = vec![format!("tensors: {}", kinds.collect::<Vec<_>>().join(", "))];
+    let mut lines = vec![format!("tensors: {}", listed(&kinds))];
     let adapted = changes.iter().filter(|change| change.is_adapted()).count();
     if adapted > 0 {
         lines.push(format!("the adapter is merged into {adapted}"));
@@ -76,10 +75,33 @@ fn summary(rewrite: &Rewrite<'_>) -> Vec<String> {
             "note: {count} take {kind} for {wanted}: their rows are not whole blocks of {block}"
         )
     }));
-    lines.extend(requantized.iter().map(|(kind, count)| {
-        format!("note: {count} were {kind} before, so not the original numbers")
-    }));
+    let is_rounded_again = |change: &Change<'_>| {
+        let was_quantized = change.tensor.kind.block_size() > 1;
+        change.is_adapted() && was_quantized && change.kind.bits_per_weight() < 8.0
+    };
+    let again = changes
+        .iter()
+        .filter(|change| is_rounded_again(change))
+        .count();
+    if again > 0 {
+        lines.push(format!(
+            "note: {again} are rounded to few bits a second time, which can undo much of the \
+             adapter: --type F16 or Q8_0 keeps more of it"
+        ));
+    }
+    if !requantized.is_empty() {
+        let kinds = listed(&requantized);
+        lines.push(format!(
+            "note: {kinds} were quantized before: what that lost stays lost"
+        ));
+    }
     lines
+}
+
+/// Types and how often they are there: `109 F32, 127 F16`.
+fn listed(kinds: &BTreeMap<TensorType, usize>) -> String {
+    let kinds = kinds.iter().map(|(kind, count)| format!("{count} {kind}"));
+    kinds.collect::<Vec<_>>().join(", ")
 }
 
 #[cfg(test)]

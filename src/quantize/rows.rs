@@ -24,12 +24,12 @@ pub(super) fn each(
     mut out: impl FnMut(&[u8], &[u8]) -> Result<(), QuantizeError>,
 ) -> Result<(), QuantizeError> {
     let height = (NUMBERS / weight.columns).max(1);
-    let pieces = (0..weight.rows).step_by(height).map(|start| {
+    let mut pieces = (0..weight.rows).step_by(height).map(|start| {
         let rows = start..weight.rows.min(start + height);
         (rows.clone(), weight.cut(rows).data)
     });
     if change.is_copied() {
-        return pieces.map(|(_, source)| out(source, source)).collect();
+        return pieces.try_for_each(|(_, source)| out(source, source));
     }
     let pieces: Vec<(Range<usize>, &[u8])> = pieces.collect();
     let threads = thread::available_parallelism().map_or(1, NonZeroUsize::get);
@@ -65,8 +65,9 @@ fn changed(
         // The scales of all others are halves.
         _ => f16::MAX.to_f32(),
     };
-    // Not a number is not at most anything either.
-    if let Some(&number) = numbers.iter().find(|number| !(number.abs() <= most)) {
+    let fits = |number: &&f32| number.abs() <= most;
+    // What is not a number does not fit either.
+    if let Some(&number) = numbers.iter().find(|number| !fits(number)) {
         return Err(QuantizeError::Number {
             name: weight.name.to_owned(),
             number,

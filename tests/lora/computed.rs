@@ -6,7 +6,7 @@ use incant::lora::Lora;
 use super::fixtures::{self, ADAPTERS, Fixture};
 use crate::support::subjects;
 
-fn step(executor: &mut dyn Executor, batch: &[(SequenceId, &[u32])]) -> Logits {
+pub(super) fn step(executor: &mut dyn Executor, batch: &[(SequenceId, &[u32])]) -> Logits {
     let chunks: Vec<Chunk<'_>> = batch
         .iter()
         .map(|&(sequence, tokens)| Chunk {
@@ -19,12 +19,12 @@ fn step(executor: &mut dyn Executor, batch: &[(SequenceId, &[u32])]) -> Logits {
 }
 
 /// All rows of some logits, one behind the other.
-fn flat(logits: &Logits) -> Vec<f32> {
+pub(super) fn flat(logits: &Logits) -> Vec<f32> {
     let rows = (0..logits.rows()).flat_map(|row| logits.row(row));
     rows.copied().collect()
 }
 
-fn furthest(a: &[f32], b: &[f32]) -> f64 {
+pub(super) fn furthest(a: &[f32], b: &[f32]) -> f64 {
     assert_eq!(a.len(), b.len());
     let pairs = a.iter().zip(b);
     let distances = pairs.map(|(a, b)| f64::from((a - b).abs()));
