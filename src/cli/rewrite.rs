@@ -38,59 +38,33 @@ fn bar() -> ProgressBar {
 /// How many tensors there are of each type, and what one should know of them.
 fn summary(rewrite: &Rewrite<'_>) -> Vec<String> {
     let changes = rewrite.tensors();
-    let mut kinds: BTreeMap<TensorType, usize> = BTreeMap::new();
-    let mut replaced: BTreeMap<(TensorType, TensorType), usize> = BTreeMap::new();
-    let mut requantized: BTreeMap<TensorType, usize> = BTreeMap::new();
+    let mut kinds = Kinds::new();
+    let mut quantized_before = Kinds::new();
     for change in changes {
-        let before = change.tensor.kind;
         *kinds.entry(change.kind).or_default() += 1;
-        if change.kind != change.wanted {
-            *replaced.entry((change.kind, change.wanted)).or_default() += 1;
-        }
-        if before.block_size() > 1 && !change.is_copied() {
-            *requantized.entry(before).or_default() += 1;
+        if was_quantized(change) && !change.is_copied() {
+            *quantized_before.entry(change.tensor.kind).or_default() += 1;
         }
     }
     let mut lines = vec![format!("tensors: {}", listed(&kinds))];
-    let adapted = changes.iter().filter(|change| change.is_adapted()).count();
-    if adapted > 0 {
-        lines.push(format!("the adapter is merged into {adapted}"));
+    match count(changes, Change::is_adapted) {
+        0 => {}
+        adapted => lines.push(format!("the adapter is merged into {adapted}")),
     }
-    let copied = changes.iter().filter(|change| change.is_copied()).count();
-    lines.push(format!("{copied} are as they were"));
-    if let Target::Type(kind) = rewrite.target() {
-        let matrices = changes.iter().filter(|change| change.is_matrix());
-        lines.extend(
-            matrices
-                .filter(|change| change.wanted != kind)
-                .map(|change| {
-                    let (name, wanted) = (&change.tensor.name, change.wanted);
-                    format!("note: {name} takes {wanted}, as it loses most by few bits")
-                }),
-        );
-    }
-    lines.extend(replaced.iter().map(|((kind, wanted), count)| {
-        let block = wanted.block_size();
-        format!(
-            "note: {count} take {kind} for {wanted}: their rows are not whole blocks of {block}"
-        )
-    }));
-    let is_rounded_again = |change: &Change<'_>| {
-        let was_quantized = change.tensor.kind.block_size() > 1;
-        change.is_adapted() && was_quantized && change.kind.bits_per_weight() < 8.0
-    };
-    let again = changes
-        .iter()
-        .filter(|change| is_rounded_again(change))
-        .count();
-    if again > 0 {
-        lines.push(format!(
+    lines.push(format!(
+        "{} are as they were",
+        count(changes, Change::is_copied)
+    ));
+    lines.extend(replacements(rewrite));
+    match count(changes, is_rounded_again) {
+        0 => {}
+        again => lines.push(format!(
             "note: {again} are rounded to few bits a second time, which can undo much of the \
              adapter: --type F16 or Q8_0 keeps more of it"
-        ));
+        )),
     }
-    if !requantized.is_empty() {
-        let kinds = listed(&requantized);
+    if !quantized_before.is_empty() {
+        let kinds = listed(&quantized_before);
         lines.push(format!(
             "note: {kinds} were quantized before: what that lost stays lost"
         ));
@@ -98,8 +72,52 @@ fn summary(rewrite: &Rewrite<'_>) -> Vec<String> {
     lines
 }
 
+/// What has another type than was asked for, and why.
+fn replacements(rewrite: &Rewrite<'_>) -> Vec<String> {
+    let mut lines = Vec::new();
+    let mut replaced: BTreeMap<(TensorType, TensorType), usize> = BTreeMap::new();
+    for change in rewrite.tensors() {
+        let Change { wanted, kind, .. } = *change;
+        if let Target::Type(asked) = rewrite.target()
+            && change.is_matrix()
+            && wanted != asked
+        {
+            let name = &change.tensor.name;
+            lines.push(format!(
+                "note: {name} takes {wanted}, as it loses most by few bits"
+            ));
+        }
+        if kind != wanted {
+            *replaced.entry((kind, wanted)).or_default() += 1;
+        }
+    }
+    lines.extend(replaced.iter().map(|((kind, wanted), count)| {
+        let block = wanted.block_size();
+        format!(
+            "note: {count} take {kind} for {wanted}: their rows are not whole blocks of {block}"
+        )
+    }));
+    lines
+}
+
+fn count<'a>(changes: &[Change<'a>], is: impl Fn(&Change<'a>) -> bool) -> usize {
+    changes.iter().filter(|&change| is(change)).count()
+}
+
+fn was_quantized(change: &Change<'_>) -> bool {
+    change.tensor.kind.block_size() > 1
+}
+
+/// Whether what is added to it can get lost in a second rounding to few bits.
+fn is_rounded_again(change: &Change<'_>) -> bool {
+    change.is_adapted() && was_quantized(change) && change.kind.bits_per_weight() < 8.0
+}
+
+/// How many tensors have a type.
+type Kinds = BTreeMap<TensorType, usize>;
+
 /// Types and how often they are there: `109 F32, 127 F16`.
-fn listed(kinds: &BTreeMap<TensorType, usize>) -> String {
+fn listed(kinds: &Kinds) -> String {
     let kinds = kinds.iter().map(|(kind, count)| format!("{count} {kind}"));
     kinds.collect::<Vec<_>>().join(", ")
 }
