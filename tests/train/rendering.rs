@@ -49,7 +49,7 @@ const ANSWERS: [&str; 6] = [
 
 /// Each answer to a question, as the arm has it.
 fn answered(arm: &Arm) -> impl Iterator<Item = (&'static str, Vec<u32>, Vec<u32>)> {
-    ANSWERS.into_iter().map(|answer| {
+    ANSWERS.into_iter().map(move |answer| {
         let conversation = [user("What colour is it?"), assistant(answer)];
         let found = arm.answered(&conversation).expect("it is rendered");
         let asked = arm.chat(&conversation[..1]).expect("it is rendered");
