@@ -65,7 +65,7 @@ fn a_model_answers_is_compared_and_leaves_the_terminal_as_it_was() {
     terminal.press("What is the capital of France?");
     terminal.press(ENTER);
     terminal.wait_for("to first token");
-    terminal.wait_for("12 tokens");
+    terminal.wait_for(" cached");
     assert!(
         terminal.screen().contains("of 8192"),
         "{}",
@@ -78,16 +78,15 @@ fn a_model_answers_is_compared_and_leaves_the_terminal_as_it_was() {
     terminal.wait_for("Write a question to compare");
     terminal.press("Say hello.");
     terminal.press(ENTER);
-    terminal.wait_until("both answers end", |screen| {
-        screen.contains("F10 report") && screen.matches("12 tokens").count() == 2
-    });
+    // It is offered when both answers have ended.
+    terminal.wait_for("F10 report");
     assert!(
         terminal.screen().contains("% shifted"),
         "{}",
         terminal.screen()
     );
     terminal.press(TAB);
-    terminal.wait_for("token 1 of 12");
+    terminal.wait_for("token 1 of ");
     terminal.press(F10);
     terminal.wait_for("saved ");
     let reports = files(home.path(), ".html");
@@ -97,7 +96,7 @@ fn a_model_answers_is_compared_and_leaves_the_terminal_as_it_was() {
     terminal.resize(80, 24);
     terminal.wait_until("it fits the smaller screen", |screen| {
         let lines: Vec<&str> = screen.lines().collect();
-        lines.len() == 24 && lines[22].starts_with('╰') && lines[23].contains("Ctrl+Q quit")
+        lines.len() == 24 && lines[22].starts_with('╰') && lines[23].contains("saved ")
     });
     terminal.press(QUIT);
     assert_eq!(terminal.ended(), 0);

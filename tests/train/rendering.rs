@@ -58,9 +58,12 @@ fn answered(arm: &Arm) -> impl Iterator<Item = (&'static str, Vec<u32>, Vec<u32>
     })
 }
 
-/// The arm's next turn begins with the tokens that were learnt.
+/// The arm's next turn begins with the tokens that were learnt, where the answer has no
+/// space around it: in a conversation's earlier turns templates cut that off.
 fn goes_on(arm: &Arm) {
-    for (answer, asked, said) in answered(arm) {
+    let whole =
+        |(answer, ..): &(&str, Vec<u32>, Vec<u32>)| !answer.is_empty() && *answer == answer.trim();
+    for (answer, asked, said) in answered(arm).filter(whole) {
         let longer = [
             user("What colour is it?"),
             assistant(answer),
