@@ -328,7 +328,7 @@ impl<'a> Run<'a> {
             step: self.step,
             steps: self.schedule.steps,
             evaluations: first.map(|first| {
-                let last = evaluations.last().unwrap_or_else(|| first.clone());
+                let last = evaluations.next_back().unwrap_or_else(|| first.clone());
                 (first, last)
             }),
         }

@@ -79,7 +79,7 @@ mod tests {
         // 2 (-1.5 + 2) and 2 (-4 + 1.5).
         assert_close(&numbers(&found).unwrap(), &[1.0, -5.0], 1e-12);
         // γ = 1: log(1 + e^0) and log(1 + e^6).
-        let expected = [0.693_147_180_559_945, 6.002_475_685_137_73];
+        let expected = [std::f64::consts::LN_2, 6.002_475_685_137_73];
         let found = numbers(&losses(&found, 1.0).unwrap()).unwrap();
         assert_close(&found, &expected, 1e-12);
     }

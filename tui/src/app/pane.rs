@@ -81,7 +81,7 @@ impl Pane {
 
     /// Adds tokens as a report holds them.
     pub(super) fn add_tokens(&mut self, tokens: Vec<Value>) {
-        let read = tokens.iter().filter_map(|token| Token::deserialize(token));
+        let read = tokens.iter().filter_map(Token::deserialize);
         self.tokens.extend(read);
         self.raw_tokens.extend(tokens);
     }

@@ -158,11 +158,10 @@ pub struct Keymap(HashMap<Key, Action>);
 impl Default for Keymap {
     fn default() -> Self {
         let bound = ENTRIES.iter().flat_map(|entry| {
-            let keys = entry.keys.iter().map(|name| {
+            entry.keys.iter().map(|name| {
                 let key = Key::parse(name).expect("a test parses all of them");
                 (key, entry.action)
-            });
-            keys
+            })
         });
         Keymap(bound.collect())
     }

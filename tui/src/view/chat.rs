@@ -72,11 +72,9 @@ impl Transcript {
             .partition_point(|start| *start <= top)
             .saturating_sub(1);
         let mut lines = Vec::with_capacity(extent.height);
-        for place in first..messages.len() {
-            if starts[place] >= bottom {
-                break;
-            }
-            let window = top.max(starts[place]) - starts[place]..bottom - starts[place];
+        let shown = starts.iter().enumerate().take(messages.len()).skip(first);
+        for (place, &start) in shown.take_while(|(_, start)| **start < bottom) {
+            let window = top.max(start) - start..bottom - start;
             self.message(app, place, window, &mut lines);
         }
         let from = top.saturating_sub(rows);
