@@ -184,8 +184,8 @@ fn rows_that_are_not_whole_blocks_take_another_type_and_one_is_told() {
         rest,
         "tensors: 3 F32, 1 F16, 6 Q5_0, 2 Q8_0\n\
          3 are as they were\n\
-         note: token_embd.weight takes Q6_K, as it loses most by few bits\n\
          note: output.weight takes Q6_K, as it loses most by few bits\n\
+         note: token_embd.weight takes Q6_K, as it loses most by few bits\n\
          note: 1 take F16 for Q4_K: their rows are not whole blocks of 256\n\
          note: 6 take Q5_0 for Q4_K: their rows are not whole blocks of 256\n\
          note: 2 take Q8_0 for Q6_K: their rows are not whole blocks of 256\n"
