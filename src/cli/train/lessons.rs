@@ -55,7 +55,7 @@ impl School {
             .map(|(place, lesson, messages)| {
                 let bar = &bar;
                 async move {
-                    let answer = self.answer(&messages).await;
+                    let answer = self.answer(messages).await;
                     let answer = answer.with_context(|| place.to_string())?;
                     bar.inc(1);
                     Ok::<_, anyhow::Error>((place, Lesson { answer, ..lesson }))
