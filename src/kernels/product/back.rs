@@ -1,8 +1,13 @@
 //! The way back through a product: `dX += dY·W`, for packed weights.
 //!
-//! Some columns of a panel are expanded to numbers, 16 rows of them, and serve all rows
-//! of the batch; so what expanding costs hardly counts where there are many. Sums are in
-//! single precision, panel by panel, in the same order on all instruction sets.
+//! Sums are over outputs here, each of which has a scale of its own: so weights are
+//! rounded anew, [`TOGETHER`] outputs by a block of columns to 13 bits with one scale,
+//! and what comes back to 14 bits, a scale for as many outputs of a row. Products are
+//! added in whole numbers then, exactly, as on the way forward. Weights that were
+//! prepared serve all rows, so that preparing them hardly counts where there are many;
+//! rows to which nothing comes back from these outputs are left out.
+//!
+//! Results are the same on all instruction sets.
 
 use std::ops::Range;
 
@@ -10,53 +15,160 @@ use super::super::matrix::{BLOCK, Codes, Format, LANES, Matrix, UnitScales};
 use super::tile::{Unpacked, UnpackedDense, unpack, unpack_dense};
 use super::words::Words;
 
-/// Blocks of columns that are expanded together: rows of dY are read once for them.
-pub(super) const BLOCKS: usize = 4;
+/// Outputs whose products are added in whole numbers.
+pub const TOGETHER: usize = PANELS * LANES;
 
-/// Rows that take a panel's weights from registers together.
-const ROWS: usize = 3;
+/// Panels of that many outputs.
+const PANELS: usize = 4;
+
+/// Pairs of outputs: a word has two.
+const PAIRS: usize = TOGETHER / 2;
+
+/// Pairs of a panel.
+const PANEL_PAIRS: usize = LANES / 2;
+
+/// Blocks of columns that are prepared together: what comes back is read once for them.
+const BLOCKS: usize = 4;
+
+/// Rows whose sums are in registers together.
+const ROWS: usize = 4;
 
 /// Vectors in a block's row.
 const VECTORS: usize = BLOCK / LANES;
 
-/// Weights of a panel: `[block][row][column]`.
-#[repr(align(64))]
-struct Expanded([[[f32; BLOCK]; LANES]; BLOCKS]);
+/// What weights, and what comes back, are rounded to: their products' sums are below 2³¹.
+const LARGEST_WEIGHT: f32 = 4095.0;
+const LARGEST_FACTOR: f32 = 8191.0;
 
-/// Adds what some panels have to columns `first * BLOCK` and those that follow, as many as
-/// the rows of `dx` are wide. `dy` has a row of the panels' outputs for each row of `dx`.
+/// Added to a small number, it leaves the nearest whole number in the lowest bits.
+const ROUNDER: f32 = 12_582_912.0;
+
+/// Below this, numbers are 0.
+const LEAST: f32 = 1e-30;
+
+/// The largest magnitude, or NaN if one is no number.
+#[inline(always)]
+fn largest(numbers: &[f32]) -> f32 {
+    // By their bits, numbers without sign are in order, and what is none is above them.
+    let mut largest = [0u32; LANES];
+    let (chunks, rest) = numbers.as_chunks::<LANES>();
+    for chunk in chunks {
+        for (largest, number) in largest.iter_mut().zip(chunk) {
+            *largest = (*largest).max(number.to_bits() & 0x7FFF_FFFF);
+        }
+    }
+    let rest = rest.iter().map(|number| number.to_bits() & 0x7FFF_FFFF);
+    let largest = largest.into_iter().chain(rest).fold(0, u32::max);
+    match f32::from_bits(largest) {
+        least if least < LEAST => 0.0,
+        infinite if infinite.is_infinite() => f32::NAN,
+        largest => largest,
+    }
+}
+
+/// A scale by which numbers no larger than `largest` become whole ones no larger than
+/// `limit`, and what undoes it.
+#[inline(always)]
+fn scale(largest: f32, limit: f32) -> (f32, f32) {
+    match largest {
+        0.0 => (0.0, 0.0),
+        _ => (limit / largest, largest / limit),
+    }
+}
+
+/// The nearest whole number, as a half of a word.
+#[inline(always)]
+fn rounded(number: f32) -> u16 {
+    (number + ROUNDER).to_bits() as u16
+}
+
+/// What comes back, in whole numbers.
+#[derive(Default)]
+pub(super) struct Factors {
+    /// By [`TOGETHER`] outputs: the rows that have something.
+    parts: Vec<Range<usize>>,
+    /// Which rows these are, and what undoes their scale.
+    rows: Vec<(u32, f32)>,
+    /// Two outputs side by side, `[pair][row]`, for [`ROWS`] rows each. Each part begins
+    /// with a group of its own.
+    codes: Vec<[[u32; ROWS]; PAIRS]>,
+}
+
+impl Factors {
+    /// Rounds rows of `width` outputs.
+    #[inline(always)]
+    pub(super) fn take(&mut self, dy: &[f32], width: usize) {
+        for start in (0..width).step_by(TOGETHER) {
+            let outputs = start..width.min(start + TOGETHER);
+            let first = self.rows.len();
+            for (row, dy) in dy.chunks_exact(width).enumerate() {
+                let dy = &dy[outputs.clone()];
+                let (factor, undo) = scale(largest(dy), LARGEST_FACTOR);
+                if factor == 0.0 {
+                    continue;
+                }
+                let place = (self.rows.len() - first) % ROWS;
+                if place == 0 {
+                    self.codes.push([[0; ROWS]; PAIRS]);
+                }
+                self.rows.push((row as u32, undo));
+                let mut halves = [0; TOGETHER];
+                for (half, dy) in halves.iter_mut().zip(dy) {
+                    *half = rounded(dy * factor);
+                }
+                let group = self.codes.last_mut().into_iter().flatten();
+                for (word, [low, high]) in group.zip(halves.as_chunks::<2>().0) {
+                    word[place] = u32::from(*low) | u32::from(*high) << 16;
+                }
+            }
+            self.parts.push(first..self.rows.len());
+        }
+    }
+}
+
+/// Weights of some outputs and columns, in whole numbers.
+#[repr(align(64))]
+struct Prepared {
+    /// Two outputs side by side, `[vector of columns][pair][column]`.
+    codes: [[[u32; LANES]; PAIRS]; BLOCKS * VECTORS],
+    /// What undoes the scale of each block.
+    undo: [f32; BLOCKS],
+}
+
+/// Adds what some panels have to all rows of `dx`.
 #[inline(always)]
 pub(super) fn back<L: Words>(
     lanes: L,
     matrix: &Matrix,
     panels: Range<usize>,
-    dy: &[f32],
-    first: usize,
-    dx: &mut [[f32; BLOCKS * BLOCK]],
+    factors: &Factors,
+    dx: &mut [f32],
 ) {
-    let start = panels.start * LANES;
-    let width = matrix.rows().min(panels.end * LANES) - start;
-    let blocks = BLOCKS.min((matrix.padded() / BLOCK).saturating_sub(first));
-    let mut weights = Expanded([[[0.0; BLOCK]; LANES]; BLOCKS]);
-    for panel in panels {
-        for (block, weights) in weights.0[..blocks].iter_mut().enumerate() {
-            expand(lanes, matrix, panel, first + block, weights);
-        }
-        let at = panel * LANES - start;
-        let outputs = LANES.min(width - at);
-        let mut factors = [[0.0; LANES]; ROWS];
-        for (group, rows) in dx.chunks_mut(ROWS).enumerate() {
-            for (row, factors) in factors.iter_mut().enumerate().take(rows.len()) {
-                let dy = &dy[(group * ROWS + row) * width + at..][..outputs];
-                factors[..outputs].copy_from_slice(dy);
+    let columns = matrix.columns();
+    let blocks = columns.div_ceil(BLOCK);
+    let mut weights = Prepared {
+        codes: [[[0; LANES]; PAIRS]; BLOCKS * VECTORS],
+        undo: [0.0; BLOCKS],
+    };
+    for first in (0..blocks).step_by(BLOCKS) {
+        let blocks = first..blocks.min(first + BLOCKS);
+        let mut codes = &factors.codes[..];
+        for (part, rows) in factors.parts.iter().enumerate() {
+            if rows.is_empty() {
+                continue;
             }
-            for (block, weights) in weights.0[..blocks].iter().enumerate() {
-                match &mut *rows {
-                    [a, b, c] => add(lanes, weights, &factors, block, [a, b, c]),
-                    rows => {
-                        for (row, factors) in rows.iter_mut().zip(&factors) {
-                            add(lanes, weights, &[*factors], block, [row]);
-                        }
+            let start = panels.start + part * PANELS;
+            let panels = start..panels.end.min(start + PANELS);
+            prepare(lanes, matrix, panels, blocks.clone(), &mut weights);
+            let rows = &factors.rows[rows.clone()];
+            let groups = rows.chunks(ROWS);
+            let (own, rest) = codes.split_at(groups.len());
+            codes = rest;
+            for (rows, codes) in groups.zip(own) {
+                for vector in 0..blocks.len() * VECTORS {
+                    let at = first * BLOCK + vector * LANES;
+                    if at < columns {
+                        add(lanes, &weights, vector, (rows, codes), (dx, columns, at));
                     }
                 }
             }
@@ -64,65 +176,108 @@ pub(super) fn back<L: Words>(
     }
 }
 
-/// Adds a panel's block to `R` rows.
+/// Adds a vector of columns to some rows.
 #[inline(always)]
-fn add<L: Words, const R: usize>(
+fn add<L: Words>(
     lanes: L,
-    weights: &[[f32; BLOCK]; LANES],
-    factors: &[[f32; LANES]; R],
-    block: usize,
-    dx: [&mut [f32; BLOCKS * BLOCK]; R],
+    weights: &Prepared,
+    vector: usize,
+    (rows, codes): (&[(u32, f32)], &[[u32; ROWS]; PAIRS]),
+    (dx, columns, at): (&mut [f32], usize, usize),
 ) {
-    let at = block * VECTORS;
-    let mut sums = [[lanes.zero(); VECTORS]; R];
-    for (sums, dx) in sums.iter_mut().zip(&dx) {
-        let vectors = &dx.as_chunks::<LANES>().0[at..at + VECTORS];
-        for (sum, vector) in sums.iter_mut().zip(vectors) {
-            *sum = lanes.load(vector);
+    let mut sums = [lanes.same(0); ROWS];
+    for (weights, codes) in weights.codes[vector].iter().zip(codes) {
+        let weights = lanes.words(weights);
+        for (sum, &code) in sums.iter_mut().zip(codes) {
+            *sum = lanes.add_products(*sum, weights, lanes.same(code));
         }
     }
-    for (output, weights) in weights.iter().enumerate() {
-        let weights = weights.as_chunks::<LANES>().0;
-        let weights: [L::Vector; VECTORS] = std::array::from_fn(|at| lanes.load(&weights[at]));
-        for (sums, factors) in sums.iter_mut().zip(factors) {
-            let factor = lanes.splat(factors[output]);
-            for (sum, &weight) in sums.iter_mut().zip(&weights) {
-                *sum = lanes.mul_add(factor, weight, *sum);
+    let undo = weights.undo[vector / VECTORS];
+    for (&(row, factor), sum) in rows.iter().zip(sums) {
+        let (sum, scale) = (lanes.numbers(sum), lanes.splat(factor * undo));
+        let dx = &mut dx[row as usize * columns..][..columns][at..];
+        match dx.first_chunk_mut::<LANES>() {
+            Some(dx) => lanes.store(lanes.mul_add(sum, scale, lanes.load(dx)), dx),
+            None => {
+                let mut whole = [0.0; LANES];
+                whole[..dx.len()].copy_from_slice(dx);
+                lanes.store(lanes.mul_add(sum, scale, lanes.load(&whole)), &mut whole);
+                dx.copy_from_slice(&whole[..dx.len()]);
             }
-        }
-    }
-    for (sums, dx) in sums.into_iter().zip(dx) {
-        let vectors = &mut dx.as_chunks_mut::<LANES>().0[at..at + VECTORS];
-        for (sum, vector) in sums.into_iter().zip(vectors) {
-            lanes.store(sum, vector);
         }
     }
 }
 
-/// The weights of a block of a panel, row by row. What is beyond the matrix is 0.
+/// Rounds the weights of some panels and blocks of columns.
+#[inline(always)]
+fn prepare<L: Words>(
+    lanes: L,
+    matrix: &Matrix,
+    panels: Range<usize>,
+    blocks: Range<usize>,
+    out: &mut Prepared,
+) {
+    let mut values = [const { UnpackedDense([[0.0; LANES]; BLOCK]) }; PANELS];
+    if panels.len() < PANELS {
+        // What is not there has no part.
+        out.codes = [[[0; LANES]; PAIRS]; BLOCKS * VECTORS];
+    }
+    let vectors = out.codes.as_chunks_mut::<VECTORS>().0;
+    for ((block, vectors), undo) in blocks.zip(vectors).zip(&mut out.undo) {
+        let mut most = 0.0f32;
+        for (panel, values) in panels.clone().zip(&mut values) {
+            expand(lanes, matrix, panel, block, values);
+            let largest = largest(values.0.as_flattened());
+            most = if most >= largest { most } else { largest };
+        }
+        let (factor, back) = scale(most, LARGEST_WEIGHT);
+        *undo = back;
+        for (panel, values) in panels
+            .clone()
+            .zip(&values)
+            .map(|(_, values)| values)
+            .enumerate()
+        {
+            let pairs = panel * PANEL_PAIRS..(panel + 1) * PANEL_PAIRS;
+            let columns = values.0.as_chunks::<LANES>().0;
+            for (vector, columns) in vectors.iter_mut().zip(columns) {
+                round(columns, factor, &mut vector[pairs.clone()]);
+            }
+        }
+    }
+}
+
+/// Rounds a panel's weights of a vector of columns, `[column][output]`, to words of two
+/// outputs: `[pair][column]`.
+#[inline(always)]
+fn round(columns: &[[f32; LANES]; LANES], factor: f32, out: &mut [[u32; LANES]]) {
+    for (place, column) in columns.iter().enumerate() {
+        let halves: [u16; LANES] = std::array::from_fn(|lane| rounded(column[lane] * factor));
+        let pairs = halves.as_chunks::<2>().0;
+        for (out, [low, high]) in out.iter_mut().zip(pairs) {
+            out[place] = u32::from(*low) | u32::from(*high) << 16;
+        }
+    }
+}
+
+/// The weights of a block of a panel, column by column. What is beyond the matrix is 0.
 #[inline(always)]
 fn expand<L: Words>(
     lanes: L,
     matrix: &Matrix,
     panel: usize,
     block: usize,
-    out: &mut [[f32; BLOCK]; LANES],
+    out: &mut UnpackedDense,
 ) {
-    let mut columns = UnpackedDense([[0.0; LANES]; BLOCK]);
     let bytes = matrix.panel(panel);
     match matrix.format() {
         Format::Codes(codes) => {
-            expand_codes(lanes, codes, matrix.padded(), bytes, block, &mut columns);
+            expand_codes(lanes, codes, matrix.padded(), bytes, block, out);
         }
         Format::Dense(dense) => {
             let size = dense.width() * LANES * BLOCK;
             let block = &bytes[block * size..][..size];
-            unpack_dense(lanes, dense, block, &mut columns);
-        }
-    }
-    for (row, out) in out.iter_mut().enumerate() {
-        for (out, column) in out.iter_mut().zip(&columns.0) {
-            *out = column[row];
+            unpack_dense(lanes, dense, block, out);
         }
     }
 }
@@ -144,19 +299,14 @@ fn expand_codes<L: Words>(
     let mut unpacked = Unpacked::EMPTY;
     let block = &blocks[block * codes.code_bytes()..][..codes.code_bytes()];
     unpack(lanes, codes, block, &mut unpacked);
-    for (pair, (words, out)) in unpacked
-        .0
-        .iter()
-        .zip(out.0.as_chunks_mut::<2>().0)
-        .enumerate()
-    {
+    let pairs = unpacked.0.iter().zip(out.0.as_chunks_mut::<2>().0);
+    for (pair, (words, [even, odd])) in pairs.enumerate() {
         let group = (index * BLOCK + 2 * pair) / codes.group;
         let (scale, minimum) = (&scales.scales[group], &scales.minima[group]);
-        let [even, odd] = out;
         for lane in 0..LANES {
-            let [low, high] = [words[lane] as u16, (words[lane] >> 16) as u16];
-            let value = |half: u16| {
-                let code = f32::from(half.cast_signed() - codes.zero);
+            let [low, high] = [words[lane] & 0xFFFF, words[lane] >> 16];
+            let value = |code: u32| {
+                let code = (code.cast_signed() - i32::from(codes.zero)) as f32;
                 code.mul_add(scale[lane], minimum[lane])
             };
             even[lane] = value(low);

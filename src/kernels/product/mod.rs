@@ -19,6 +19,7 @@ mod tile;
 mod words;
 
 pub use activations::{Activations, Kind, Writer};
+pub use back::TOGETHER;
 
 use std::ops::Range;
 
@@ -85,33 +86,24 @@ pub fn outputs(isa: Isa, matrix: &Matrix, panels: Range<usize>, x: &[f32], y: &m
 }
 
 /// `dX += dY·W` for some rows, on this thread, where `dy` has the outputs of some panels.
+/// Rows to which nothing comes back from [`TOGETHER`] outputs cost nothing there.
 ///
 /// # Panics
 /// The lengths do not fit.
 pub fn back(isa: Isa, matrix: &Matrix, panels: Range<usize>, dy: &[f32], dx: &mut [f32]) {
-    const COLUMNS: usize = back::BLOCKS * BLOCK;
-    let columns = matrix.columns();
-    let count = dx.len() / columns;
-    assert!(dx.len() == count * columns && dy.len() == count * width(matrix, &panels));
-    let mut sums = vec![[0.0; COLUMNS]; count];
-    for first in (0..columns).step_by(COLUMNS) {
-        let wide = COLUMNS.min(columns - first);
-        for (sums, dx) in sums.iter_mut().zip(dx.chunks_exact(columns)) {
-            sums[..wide].copy_from_slice(&dx[first..first + wide]);
-        }
-        let (panels, block, out) = (panels.clone(), first / BLOCK, &mut sums[..]);
-        dispatch!(isa, |lanes,
-                        matrix: &Matrix,
-                        panels: Range<usize>,
-                        dy: &[f32],
-                        block: usize,
-                        out: &mut [[f32; COLUMNS]]| {
-            back::back(lanes, matrix, panels, dy, block, out)
-        });
-        for (sums, dx) in sums.iter().zip(dx.chunks_exact_mut(columns)) {
-            dx[first..first + wide].copy_from_slice(&sums[..wide]);
-        }
-    }
+    let count = dx.len() / matrix.columns();
+    let width = width(matrix, &panels);
+    assert!(dx.len() == count * matrix.columns() && dy.len() == count * width);
+    dispatch!(isa, |lanes,
+                    matrix: &Matrix,
+                    panels: Range<usize>,
+                    dy: &[f32],
+                    width: usize,
+                    dx: &mut [f32]| {
+        let mut factors = back::Factors::default();
+        factors.take(dy, width);
+        back::back(lanes, matrix, panels, &factors, dx)
+    });
 }
 
 /// How many outputs some panels have.
