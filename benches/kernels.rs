@@ -73,6 +73,31 @@ fn products(criterion: &mut Criterion) {
     }
 }
 
+/// As a step of training does it: many rows on one thread, both ways.
+fn training(criterion: &mut Criterion) {
+    const ROWS: usize = 512;
+    for kind in [TensorType::Q8_0, TensorType::Q5_0, TensorType::Q4_K] {
+        let mut group = criterion.benchmark_group(format!("training/{kind}"));
+        for (outputs, inputs) in [(1024, 768), (768, 2048)] {
+            let matrix = weights(kind, outputs, inputs);
+            let (mut x, mut y) = (numbers(ROWS * inputs), numbers(ROWS * outputs));
+            let macs = ROWS * outputs * inputs;
+            group.throughput(Throughput::Elements(macs as u64));
+            let shape = format!("{inputs}x{outputs}");
+            group.bench_function(BenchmarkId::new("forward", &shape), |bencher| {
+                bencher.iter(|| product::rows(Isa::best(), &matrix, &x, &mut y));
+            });
+            group.bench_function(BenchmarkId::new("back", &shape), |bencher| {
+                bencher.iter(|| {
+                    x.fill(0.0);
+                    product::back(Isa::best(), &matrix, 0..matrix.panels(), &y, &mut x);
+                });
+            });
+        }
+        group.finish();
+    }
+}
+
 /// Queries of a prompt or of a few sequences over one chunk of keys.
 fn attend(criterion: &mut Criterion) {
     let mut group = criterion.benchmark_group("attention");
@@ -148,5 +173,5 @@ fn element_wise(criterion: &mut Criterion) {
     group.finish();
 }
 
-criterion_group!(kernels, products, attend, element_wise);
+criterion_group!(kernels, products, training, attend, element_wise);
 criterion_main!(kernels);

@@ -31,7 +31,7 @@ const PANEL_PAIRS: usize = LANES / 2;
 const BLOCKS: usize = 4;
 
 /// Rows whose sums are in registers together.
-const ROWS: usize = 4;
+const ROWS: usize = 6;
 
 /// Vectors in a block's row.
 const VECTORS: usize = BLOCK / LANES;
