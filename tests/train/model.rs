@@ -106,14 +106,26 @@ impl Subject {
     }
 }
 
-/// Sequences of different lengths, of which some tokens count.
+/// Sequences of different lengths, of which some tokens count. The last ones begin as
+/// others do.
 fn batch() -> Batch {
-    let sample = |seed, count: usize, first: usize| Sample {
-        tokens: tiny::tokens(seed, count),
-        counts: (0..count).map(|at| at >= first && at % 5 != 3).collect(),
+    let sample = |tokens: Vec<u32>, first: usize| Sample {
+        counts: (0..tokens.len())
+            .map(|at| at >= first && at % 5 != 3)
+            .collect(),
+        tokens,
     };
+    let (first, third) = (tiny::tokens(1, 23), tiny::tokens(3, 40));
+    let other_end = |from: &[u32], seed| [from, &tiny::tokens(seed, 12)].concat();
     Batch {
-        sequences: vec![sample(1, 23, 4), sample(2, 9, 1), sample(3, 40, 20)],
+        sequences: vec![
+            sample(first.clone(), 4),
+            sample(tiny::tokens(2, 9), 1),
+            sample(third.clone(), 20),
+            sample(other_end(&first[..14], 4), 10),
+            sample(other_end(&third[..30], 5), 30),
+            sample(third[..25].to_vec(), 1),
+        ],
     }
 }
 

@@ -1,12 +1,19 @@
 //! How a run goes, on the terminal.
 
+use std::time::{Duration, Instant};
+
 use incant::train::metrics::{Event, Observer, Record};
 use indicatif::{ProgressBar, ProgressStyle};
 
+/// Where there is no terminal for a bar, a line now and then.
+const BETWEEN_LINES: Duration = Duration::from_secs(30);
+
 /// A bar on the standard error, if that is a terminal; what was found on held-out
-/// examples is a line above it.
+/// examples is a line above it. If it is none, as in a log, there are lines only.
 pub(super) struct Progress {
     bar: ProgressBar,
+    /// When the bar was last written as a line.
+    wrote: Instant,
 }
 
 impl Progress {
@@ -17,12 +24,22 @@ impl Progress {
             .progress_chars("=> ");
         Progress {
             bar: ProgressBar::new(0).with_style(style),
+            wrote: Instant::now(),
         }
     }
 
     /// Takes the bar away.
     pub(super) fn end(&self) {
         self.bar.finish_and_clear();
+    }
+
+    /// Where the bar stands, as a line, if no bar is seen and a while has passed.
+    fn now_and_then(&mut self) {
+        if self.bar.is_hidden() && self.wrote.elapsed() >= BETWEEN_LINES {
+            self.wrote = Instant::now();
+            let (done, all) = (self.bar.position(), self.bar.length().unwrap_or_default());
+            eprintln!("{done} of {all} {}", self.bar.message());
+        }
     }
 
     fn line(&self, line: &str) {
@@ -64,6 +81,7 @@ impl Observer for Progress {
             }
             Event::Saved(path) => self.line(&format!("saved {}", path.display())),
         }
+        self.now_and_then();
     }
 }
 

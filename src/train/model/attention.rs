@@ -1,8 +1,9 @@
-//! Causal attention within sequences that stand one below the other.
+//! Causal attention within sequences, whose first rows may be those of others too.
 //!
 //! Weights are not kept for the way back, but computed again: they would be the largest
 //! part of what is.
 
+use std::borrow::Cow;
 use std::ops::Range;
 use std::sync::Arc;
 
@@ -10,14 +11,14 @@ use candle_core::{Result, Tensor};
 use rayon::prelude::*;
 
 use super::node::{of_three, with};
+use super::rows::Sequence;
 use crate::kernels::gemm::{Place, multiply};
 use crate::kernels::{Isa, gradients, math};
 
 /// What is the same for all layers, and what is not.
 pub(super) struct Attention {
     pub(super) isa: Isa,
-    /// The rows of each sequence.
-    pub(super) sequences: Arc<Vec<Range<usize>>>,
+    pub(super) sequences: Arc<Vec<Sequence>>,
     /// What the scores of each row are multiplied by.
     pub(super) scales: Arc<Vec<f32>>,
     pub(super) heads: usize,
@@ -29,12 +30,27 @@ pub(super) struct Attention {
     pub(super) cap: Option<f32>,
 }
 
-/// One query head of one sequence.
-#[derive(Clone)]
-struct Task {
-    rows: Range<usize>,
+/// One query head of one sequence's own rows.
+#[derive(Clone, Copy)]
+struct Task<'a> {
+    sequence: &'a Sequence,
     head: usize,
 }
+
+impl Task<'_> {
+    /// How many queries there are.
+    fn queries(self) -> usize {
+        self.sequence.rows.len() - self.sequence.shared
+    }
+
+    /// How many keys the last of them sees, if nothing hides them.
+    fn keys(self) -> usize {
+        self.sequence.rows.len()
+    }
+}
+
+/// A matrix in numbers that may be a copy.
+type Held<'a> = (Cow<'a, [f32]>, Place);
 
 impl Attention {
     /// What each row attends to: `q` is `[rows, heads · head_dim]`, `k` and `v` are
@@ -47,28 +63,37 @@ impl Attention {
         of_three("attention", [q, k, v], (rows, width), y, Box::new(back))
     }
 
-    fn tasks(&self) -> Vec<Task> {
+    fn tasks(&self) -> Vec<Task<'_>> {
         let sequences = self.sequences.iter();
-        let tasks = sequences.flat_map(|rows| {
-            (0..self.heads).map(|head| Task {
-                rows: rows.clone(),
-                head,
-            })
-        });
+        let tasks =
+            sequences.flat_map(|sequence| (0..self.heads).map(move |head| Task { sequence, head }));
         tasks.collect()
     }
 
     /// Where a task's queries are.
-    fn query(&self, task: &Task) -> Place {
+    fn query(&self, task: Task<'_>) -> Place {
         let width = self.heads * self.head_dim;
-        Place::rows(task.rows.start * width + task.head * self.head_dim, width)
+        let start = task.sequence.own().start * width;
+        Place::rows(start + task.head * self.head_dim, width)
     }
 
-    /// Where its keys and values are.
-    fn key(&self, task: &Task) -> Place {
-        let width = self.kv_heads * self.head_dim;
+    /// Where a row's keys and values for a task are.
+    fn key_of(&self, task: Task<'_>, row: usize) -> Range<usize> {
         let head = task.head * self.kv_heads / self.heads;
-        Place::rows(task.rows.start * width + head * self.head_dim, width)
+        let start = (row * self.kv_heads + head) * self.head_dim;
+        start..start + self.head_dim
+    }
+
+    /// A task's keys, or values: where they are, or a copy of those of several places.
+    fn keys<'a>(&self, task: Task<'_>, of: &'a [f32]) -> Held<'a> {
+        if task.sequence.shared == 0 {
+            let start = self.key_of(task, task.sequence.own().start).start;
+            let place = Place::rows(start, self.kv_heads * self.head_dim);
+            return (Cow::Borrowed(of), place);
+        }
+        let rows = task.sequence.rows.iter();
+        let rows = rows.flat_map(|&row| &of[self.key_of(task, row)]);
+        (rows.copied().collect(), Place::rows(0, self.head_dim))
     }
 
     /// The positions that one sees.
@@ -79,25 +104,29 @@ impl Attention {
         first..position + 1
     }
 
-    /// A task's weights, `[position][position]`, and the slopes of their scores' caps.
-    fn weights(&self, task: &Task, q: &[f32], k: &[f32]) -> (Vec<f32>, Option<Vec<f32>>) {
-        let length = task.rows.len();
-        let mut weights = vec![0.0; length * length];
-        let shape = [length, self.head_dim, length];
-        let keys = (k, self.key(task).transposed());
+    /// A task's weights, `[query][position]`, and the slopes of their scores' caps.
+    fn weights(&self, task: Task<'_>, q: &[f32], k: &Held<'_>) -> (Vec<f32>, Option<Vec<f32>>) {
+        let (queries, length) = (task.queries(), task.keys());
+        let mut weights = vec![0.0; queries * length];
+        let shape = [queries, self.head_dim, length];
+        let keys = (&*k.0, k.1.transposed());
         let out = (&mut weights[..], Place::rows(0, length));
         multiply(shape, (q, self.query(task)), keys, 1.0, 0.0, out);
-        let mut slopes = self.cap.map(|_| vec![0.0; length * length]);
-        for (position, row) in weights.chunks_exact_mut(length).enumerate() {
+        let mut slopes = self.cap.map(|_| vec![0.0; queries * length]);
+        let rows = weights
+            .chunks_exact_mut(length.max(1))
+            .zip(task.sequence.own());
+        for (query, (row, number)) in rows.enumerate() {
+            let position = task.sequence.shared + query;
             let visible = self.visible(position);
             let (before, rest) = row.split_at_mut(visible.start);
             let (scores, after) = rest.split_at_mut(visible.len());
             before.fill(0.0);
             after.fill(0.0);
-            math::scale(self.isa, scores, self.scales[task.rows.start + position]);
+            math::scale(self.isa, scores, self.scales[number]);
             if let (Some(cap), Some(slopes)) = (self.cap, &mut slopes) {
                 math::soft_cap(self.isa, scores, cap);
-                let slopes = &mut slopes[position * length..][visible];
+                let slopes = &mut slopes[query * length..][visible];
                 for (slope, score) in slopes.iter_mut().zip(&*scores) {
                     *slope = 1.0 - (score / cap) * (score / cap);
                 }
@@ -113,14 +142,14 @@ impl Attention {
         let tasks = self.tasks();
         let attended: Vec<Vec<f32>> = tasks
             .par_iter()
-            .map(|task| {
-                let length = task.rows.len();
-                let (weights, _) = self.weights(task, q, k);
-                let mut out = vec![0.0; length * self.head_dim];
+            .map(|&task| {
+                let (weights, _) = self.weights(task, q, &self.keys(task, k));
+                let (values, place) = self.keys(task, v);
+                let mut out = vec![0.0; task.queries() * self.head_dim];
                 multiply(
-                    [length, length, self.head_dim],
-                    (&weights, Place::rows(0, length)),
-                    (v, self.key(task)),
+                    [task.queries(), task.keys(), self.head_dim],
+                    (&weights, Place::rows(0, task.keys())),
+                    (&values, place),
                     1.0,
                     0.0,
                     (&mut out, Place::rows(0, self.head_dim)),
@@ -129,17 +158,25 @@ impl Attention {
             })
             .collect();
         let mut y = vec![0.0; q.len()];
-        for (task, attended) in tasks.iter().zip(attended) {
-            self.gather(&attended, self.query(task), &mut y);
+        for (task, attended) in tasks.into_iter().zip(attended) {
+            self.put_queries(task, &attended, &mut y);
         }
         y
     }
 
-    /// Adds a head's rows where they belong.
-    fn gather(&self, head: &[f32], place: Place, to: &mut [f32]) {
-        for (row, head) in head.chunks_exact(self.head_dim).enumerate() {
-            let to = &mut to[place.start + row * place.row..][..self.head_dim];
-            math::add_assign(self.isa, to, head);
+    /// Puts what belongs to a task's queries in its place.
+    fn put_queries(&self, task: Task<'_>, from: &[f32], to: &mut [f32]) {
+        let place = self.query(task);
+        for (query, from) in from.chunks_exact(self.head_dim).enumerate() {
+            to[place.start + query * place.row..][..self.head_dim].copy_from_slice(from);
+        }
+    }
+
+    /// Adds what belongs to a task's keys in their places, which others may share.
+    fn add_keys(&self, task: Task<'_>, from: &[f32], to: &mut [f32]) {
+        let rows = task.sequence.rows.iter();
+        for (&row, from) in rows.zip(from.chunks_exact(self.head_dim)) {
+            math::add_assign(self.isa, &mut to[self.key_of(task, row)], from);
         }
     }
 
@@ -147,75 +184,57 @@ impl Attention {
         let tasks = self.tasks();
         let gradients: Vec<[Vec<f32>; 3]> = tasks
             .par_iter()
-            .map(|task| self.task_back(task, [q, k, v], dy))
+            .map(|&task| self.task_back(task, [q, k, v], dy))
             .collect();
         let (mut dq, mut dk, mut dv) = (vec![0.0; q.len()], vec![0.0; k.len()], vec![0.0; v.len()]);
-        // Heads that share keys add up, in the same order every time.
-        for (task, [task_dq, task_dk, task_dv]) in tasks.iter().zip(gradients) {
-            self.gather(&task_dq, self.query(task), &mut dq);
-            self.gather(&task_dk, self.key(task), &mut dk);
-            self.gather(&task_dv, self.key(task), &mut dv);
+        // Tasks that share keys add up, in the same order every time.
+        for (task, [task_dq, task_dk, task_dv]) in tasks.into_iter().zip(gradients) {
+            self.put_queries(task, &task_dq, &mut dq);
+            self.add_keys(task, &task_dk, &mut dk);
+            self.add_keys(task, &task_dv, &mut dv);
         }
         [dq, dk, dv]
     }
 
-    fn task_back(&self, task: &Task, [q, k, v]: [&[f32]; 3], dy: &[f32]) -> [Vec<f32>; 3] {
-        let (length, width) = (task.rows.len(), self.head_dim);
-        let (weights, slopes) = self.weights(task, q, k);
+    fn task_back(&self, task: Task<'_>, [q, k, v]: [&[f32]; 3], dy: &[f32]) -> [Vec<f32>; 3] {
+        let (queries, length, width) = (task.queries(), task.keys(), self.head_dim);
+        let (keys, values) = (self.keys(task, k), self.keys(task, v));
+        let (weights, slopes) = self.weights(task, q, &keys);
         let square = Place::rows(0, length);
-        let own = Place::rows(0, width);
         let dy = (dy, self.query(task));
-        let mut dv = vec![0.0; length * width];
+        let product = |shape: [usize; 3], a, b, columns| {
+            let mut out = vec![0.0; shape[0] * shape[2]];
+            multiply(shape, a, b, 1.0, 0.0, (&mut out, Place::rows(0, columns)));
+            out
+        };
         let transposed = (&weights[..], square.transposed());
-        multiply(
-            [length, length, width],
-            transposed,
-            dy,
-            1.0,
-            0.0,
-            (&mut dv, own),
-        );
-        let mut scores = vec![0.0; length * length];
-        let values = (v, self.key(task).transposed());
-        multiply(
-            [length, width, length],
-            dy,
-            values,
-            1.0,
-            0.0,
-            (&mut scores, square),
-        );
+        let dv = product([length, queries, width], transposed, dy, width);
+        let transposed = (&*values.0, values.1.transposed());
+        let mut scores = product([queries, width, length], dy, transposed, length);
         // From the weights' gradients to the scores'.
         let rows = scores
-            .chunks_exact_mut(length)
-            .zip(weights.chunks_exact(length));
-        for (position, (scores, weights)) in rows.enumerate() {
+            .chunks_exact_mut(length.max(1))
+            .zip(weights.chunks_exact(length.max(1)))
+            .zip(task.sequence.own());
+        for (query, ((scores, weights), number)) in rows.enumerate() {
             let both = scores.iter().zip(weights);
             let mean: f32 = both.map(|(score, weight)| score * weight).sum();
-            let scale = self.scales[task.rows.start + position];
+            let scale = self.scales[number];
             for (score, weight) in scores.iter_mut().zip(weights) {
                 *score = weight * (*score - mean) * scale;
             }
             if let Some(slopes) = &slopes {
-                let slopes = &slopes[position * length..][..length];
+                let slopes = &slopes[query * length..][..length];
                 for (score, slope) in scores.iter_mut().zip(slopes) {
                     *score *= slope;
                 }
             }
         }
-        let (mut dq, mut dk) = (vec![0.0; length * width], vec![0.0; length * width]);
-        let shape = [length, length, width];
-        let keys = (k, self.key(task));
-        multiply(shape, (&scores, square), keys, 1.0, 0.0, (&mut dq, own));
+        let shape = [queries, length, width];
+        let dq = product(shape, (&scores[..], square), (&*keys.0, keys.1), width);
         let transposed = (&scores[..], square.transposed());
-        multiply(
-            shape,
-            transposed,
-            (q, self.query(task)),
-            1.0,
-            0.0,
-            (&mut dk, own),
-        );
+        let queries_of = (q, self.query(task));
+        let dk = product([length, queries, width], transposed, queries_of, width);
         [dq, dk, dv]
     }
 }

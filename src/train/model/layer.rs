@@ -4,16 +4,16 @@ use std::sync::Arc;
 
 use candle_core::{Device, Result, Tensor, Var};
 
-use super::Rows;
+use super::Context;
 use super::adapter;
 use super::attention::Attention;
 use super::node::{of_two, with};
 use super::ops::{self, Angles, Frozen};
+use super::rows::Sequence;
 use crate::exec::native::Weights;
 use crate::kernels::{Isa, Matrix, math};
 use crate::lora::Linear;
 use crate::model::{DecoderSpec, Rotation};
-use crate::train::Batch;
 
 /// What does not change: what a decoder is, and its weights.
 pub(super) struct Decoder {
@@ -81,19 +81,11 @@ impl Decoder {
         }
     }
 
-    /// What the layers need to know of a batch.
-    pub(super) fn rows(&self, batch: &Batch) -> Rows {
-        let mut tokens = Vec::new();
-        let mut sequences = Vec::new();
-        let mut positions = Vec::new();
-        for sample in &batch.sequences {
-            sequences.push(tokens.len()..tokens.len() + sample.tokens.len());
-            tokens.extend(&sample.tokens);
-            positions.extend(0..sample.tokens.len());
-        }
+    /// What the layers need to know of a batch, whose rows have these positions.
+    pub(super) fn context(&self, positions: &[usize], sequences: Vec<Sequence>) -> Context {
         let ropes = self.spec.ropes.iter().zip(&self.rotations);
         let angles = ropes.map(|(rope, rotation)| {
-            let (cos, sin) = rotation.angles(&positions);
+            let (cos, sin) = rotation.angles(positions);
             Arc::new(Angles {
                 style: rope.style,
                 pairs: cos.len().checked_div(positions.len()).unwrap_or(0),
@@ -103,23 +95,22 @@ impl Decoder {
             })
         });
         let scales = positions.iter().map(|&at| self.spec.query_scale(at));
-        Rows {
+        Context {
             angles: angles.collect(),
             scales: Arc::new(scales.collect()),
             sequences: Arc::new(sequences),
-            tokens,
         }
     }
 
-    /// The embeddings of all rows.
-    pub(super) fn embed(&self, rows: &Rows) -> Result<Tensor> {
+    /// The embeddings of tokens.
+    pub(super) fn embed(&self, tokens: &[u32]) -> Result<Tensor> {
         let (hidden, matrix) = (self.spec.hidden, self.weights.embedding());
-        let mut x = vec![0.0; rows.tokens.len() * hidden];
-        for (x, &token) in x.chunks_exact_mut(hidden).zip(&rows.tokens) {
+        let mut x = vec![0.0; tokens.len() * hidden];
+        for (x, &token) in x.chunks_exact_mut(hidden).zip(tokens) {
             matrix.row(token as usize, x);
         }
         math::scale(self.isa, &mut x, self.spec.embedding_scale);
-        Tensor::from_vec(x, (rows.tokens.len(), hidden), &Device::Cpu)
+        Tensor::from_vec(x, (tokens.len(), hidden), &Device::Cpu)
     }
 
     pub(super) fn output_norm(&self, x: &Tensor) -> Result<Tensor> {
@@ -159,13 +150,16 @@ impl Decoder {
         self: &Arc<Self>,
         index: usize,
         x: &Tensor,
-        rows: &Rows,
+        context: &Context,
         adapter: &adapter::Layer,
     ) -> Result<Tensor> {
         let (spec, norms) = (&self.spec, &self.norms[index]);
         let linear = |linear, x: &Tensor| self.linear(index, linear, x, adapter);
         let h = self.norm(norms.attention.as_ref(), x)?;
-        let h = linear(Linear::Output, &self.attention(index, &h, rows, adapter)?)?;
+        let h = linear(
+            Linear::Output,
+            &self.attention(index, &h, context, adapter)?,
+        )?;
         let h = self.norm(norms.post_attention.as_ref(), &h)?;
         let x = (x + scaled(h, spec.residual_scale)?)?;
         let h = self.norm(norms.feed_forward.as_ref(), &x)?;
@@ -180,11 +174,11 @@ impl Decoder {
         self: &Arc<Self>,
         index: usize,
         h: &Tensor,
-        rows: &Rows,
+        context: &Context,
         adapter: &adapter::Layer,
     ) -> Result<Tensor> {
         let (spec, norms) = (&self.spec, &self.norms[index]);
-        let angles = &rows.angles[spec.layers[index].rope];
+        let angles = &context.angles[spec.layers[index].rope];
         let project = |place: usize, linear| {
             let y = self.linear(index, linear, h, adapter)?;
             match &self.weights.layers[index].projections[place].bias {
@@ -201,8 +195,8 @@ impl Decoder {
         let v = project(2, Linear::Value)?;
         let attention = Attention {
             isa: self.isa,
-            sequences: Arc::clone(&rows.sequences),
-            scales: Arc::clone(&rows.scales),
+            sequences: Arc::clone(&context.sequences),
+            scales: Arc::clone(&context.scales),
             heads: spec.heads,
             kv_heads: spec.kv_heads,
             head_dim: spec.head_dim,
@@ -225,22 +219,22 @@ pub(super) fn recomputed(
     decoder: &Arc<Decoder>,
     index: usize,
     x: &Tensor,
-    rows: &Rows,
+    context: &Context,
     adapter: adapter::Layer,
 ) -> Result<Tensor> {
     let own = Arc::clone(decoder);
-    let rows = rows.clone();
-    let value = own.layer(index, &x.detach(), &rows, &adapter.detached())?;
+    let context = context.clone();
+    let value = own.layer(index, &x.detach(), &context, &adapter.detached())?;
     let value = with(&value, <[f32]>::to_vec)?;
     let Some(weights) = adapter.flat()? else {
-        return own.layer(index, x, &rows, &adapter);
+        return own.layer(index, x, &context, &adapter);
     };
     let shape = x.shape().clone();
     let back = move |[x, weights]: [&[f32]; 2], dy: &[f32]| {
         let gradients = || {
             let x = Var::from_slice(x, &shape, &Device::Cpu)?;
             let weights = Var::from_slice(weights, weights.len(), &Device::Cpu)?;
-            let y = own.layer(index, &x, &rows, &adapter.of_flat(&weights)?)?;
+            let y = own.layer(index, &x, &context, &adapter.of_flat(&weights)?)?;
             let dy = Tensor::from_slice(dy, &shape, &Device::Cpu)?;
             let gradients = (y * dy)?.sum_all()?.backward()?;
             let of = |var: &Var| match gradients.get(var) {

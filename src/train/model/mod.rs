@@ -11,8 +11,8 @@ mod head;
 mod layer;
 mod node;
 mod ops;
+mod rows;
 
-use std::ops::Range;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -24,6 +24,7 @@ use self::adapter::Adapter;
 use self::head::Head;
 use self::layer::Decoder;
 use self::ops::Angles;
+use self::rows::{Rows, Sequence};
 use super::{Batch, Student, TrainError};
 use crate::exec::native::{Pool, Weights};
 use crate::gguf::Gguf;
@@ -39,21 +40,14 @@ pub struct Model {
     recompute: bool,
 }
 
-/// The rows of a batch: its tokens, one below the other.
+/// What layers need to know of a batch.
 #[derive(Clone)]
-struct Rows {
-    tokens: Vec<u32>,
-    sequences: Arc<Vec<Range<usize>>>,
+struct Context {
+    sequences: Arc<Vec<Sequence>>,
     /// By the model's ropes.
     angles: Vec<Arc<Angles>>,
     /// What each row's attention scores are multiplied by.
     scales: Arc<Vec<f32>>,
-}
-
-/// Rows whose next token counts, and that token.
-struct Counted {
-    rows: Vec<u32>,
-    targets: Vec<u32>,
 }
 
 impl Model {
@@ -101,22 +95,27 @@ impl Model {
         batch: &Batch,
         adapted: bool,
     ) -> candle_core::Result<(Tensor, Vec<u32>)> {
-        let rows = self.decoder.rows(batch);
-        let counted = counted(batch);
-        let mut x = self.decoder.embed(&rows)?;
+        let Rows {
+            tokens,
+            positions,
+            sequences,
+            counted,
+        } = Rows::new(batch);
+        let context = self.decoder.context(&positions, sequences);
+        let mut x = self.decoder.embed(&tokens)?;
         for index in 0..self.decoder.spec.layers.len() {
             let adapter = match adapted {
                 true => self.adapter.layer(index),
                 false => adapter::Layer::default(),
             };
             x = match self.recompute && adapted {
-                true => layer::recomputed(&self.decoder, index, &x, &rows, adapter)?,
-                false => self.decoder.layer(index, &x, &rows, &adapter)?,
+                true => layer::recomputed(&self.decoder, index, &x, &context, adapter)?,
+                false => self.decoder.layer(index, &x, &context, &adapter)?,
             };
         }
-        let wanted = Tensor::new(counted.rows, &Device::Cpu)?;
-        let x = x.index_select(&wanted, 0)?;
-        Ok((self.decoder.output_norm(&x)?, counted.targets))
+        let (wanted, targets): (Vec<u32>, Vec<u32>) = counted.into_iter().unzip();
+        let x = x.index_select(&Tensor::new(wanted, &Device::Cpu)?, 0)?;
+        Ok((self.decoder.output_norm(&x)?, targets))
     }
 }
 
@@ -127,20 +126,6 @@ impl AsRef<Matrix> for HeadMatrix {
     fn as_ref(&self) -> &Matrix {
         &self.0.weights.head
     }
-}
-
-fn counted(batch: &Batch) -> Counted {
-    let (mut rows, mut targets) = (Vec::new(), Vec::new());
-    let mut first = 0;
-    for sample in &batch.sequences {
-        let tokens = sample.tokens.iter().zip(&sample.counts).enumerate();
-        for (place, (&token, _)) in tokens.filter(|(_, (_, counts))| **counts) {
-            rows.push((first + place - 1) as u32);
-            targets.push(token);
-        }
-        first += sample.tokens.len();
-    }
-    Counted { rows, targets }
 }
 
 impl Student for Model {
