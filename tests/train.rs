@@ -3,3 +3,4 @@
 mod command;
 mod model;
 mod rendering;
+mod runs;

@@ -1,0 +1,194 @@
+//! Whole runs of `incant train`, on a small model, over the sets that come with incant.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+
+use incant::train::metrics::{Evaluation, Record};
+
+use crate::support::{model, wait_until};
+
+/// Runs in a folder of their own.
+struct Runs(tempfile::TempDir);
+
+impl Runs {
+    fn new() -> Runs {
+        Runs(tempfile::tempdir().expect("a folder"))
+    }
+
+    fn out(&self, name: &str) -> PathBuf {
+        self.0.path().join(name)
+    }
+
+    /// A run with `--out name`.
+    fn command(&self, name: &str, method: &str, args: &[&str]) -> Command {
+        let mut command = Command::new(assert_cmd::cargo::cargo_bin!("incant"));
+        command
+            .args(["train", method, "--no-prefix-cache", "--model"])
+            .arg(model("smollm2-135m-instruct"))
+            .args(["--out", name])
+            .args(args)
+            .current_dir(self.0.path())
+            .stdin(Stdio::null());
+        command
+    }
+
+    /// A run to its end: what it found on held-out examples first and last.
+    #[track_caller]
+    fn run(&self, name: &str, method: &str, args: &[&str]) -> (Evaluation, Evaluation) {
+        let output = self.command(name, method, args).output();
+        let output = output.expect("incant starts");
+        assert!(output.status.success(), "{output:?}");
+        let log = fs::read_to_string(self.out(name).join("metrics.jsonl")).expect("a log");
+        let mut found =
+            log.lines()
+                .filter_map(|line| match serde_json::from_str(line).expect("a record") {
+                    Record::Evaluation(found) => Some(found),
+                    Record::Step(_) => None,
+                });
+        let first = found.next().expect("an evaluation");
+        (first, found.next_back().expect("another"))
+    }
+}
+
+/// A file that comes with incant.
+fn shipped(name: &str) -> String {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("prompts/training");
+    folder.join(name).to_str().expect("UTF-8").to_owned()
+}
+
+/// The first lines of a file that comes with incant.
+fn lines(runs: &Runs, name: &str, count: usize) -> String {
+    let text = fs::read_to_string(shipped(name)).expect("it is there");
+    let some: String = text
+        .lines()
+        .take(count)
+        .map(|line| format!("{line}\n"))
+        .collect();
+    let path = runs.out(name);
+    fs::write(&path, some).expect("it is new");
+    path.to_str().expect("UTF-8").to_owned()
+}
+
+#[test]
+fn preferences_are_learnt_from_where_answers_were_learnt() {
+    let (runs, pairs) = (Runs::new(), shipped("pairs.jsonl"));
+    let data = ["--data", &pairs, "--eval-share", "0.25", "--seed", "4"];
+    let few = [&data[..], &["--batch-size", "4", "--steps", "6"]].concat();
+    let (before, after) = runs.run("sft", "sft", &few);
+    assert!(after.loss < 0.8 * before.loss, "{before:?} {after:?}");
+
+    // The reference is the adapter that it begins with: nothing is won before a step.
+    for (method, even) in [("dpo", std::f64::consts::LN_2), ("simpo", f64::INFINITY)] {
+        let more = ["--from", "sft", "--learning-rate", "1e-4"];
+        let (before, after) = runs.run(method, method, &[&few[..], &more].concat());
+        let preference = |found: &Evaluation| found.preference.expect("there are pairs");
+        if method == "dpo" {
+            assert!((before.loss - even).abs() < 1e-6, "{before:?}");
+            assert_eq!(preference(&before).mean_margin, 0.0);
+            assert!(preference(&after).accuracy >= 0.75, "{after:?}");
+        }
+        assert!(after.loss < before.loss, "{method}: {before:?} {after:?}");
+        let (first, last) = (preference(&before), preference(&after));
+        assert!(last.mean_margin > first.mean_margin, "{method}");
+        assert!(last.accuracy >= first.accuracy, "{method}: {last:?}");
+    }
+}
+
+#[test]
+fn a_profile_moves_into_an_adapter() {
+    let runs = Runs::new();
+    let (questions, held_out) = (
+        lines(&runs, "questions.jsonl", 6),
+        lines(&runs, "held-out.jsonl", 2),
+    );
+    let (before, after) = runs.run(
+        "mine",
+        "distill",
+        &[
+            "--data",
+            &questions,
+            "--eval-data",
+            &held_out,
+            "--profile",
+            "urial",
+            "--answer-tokens",
+            "12",
+            "--steps",
+            "6",
+            "--batch-size",
+            "3",
+            "--learning-rate",
+            "1e-3",
+        ],
+    );
+    assert!(
+        before.loss > 0.0 && after.loss < 0.8 * before.loss,
+        "{before:?} {after:?}"
+    );
+}
+
+#[cfg(unix)]
+fn tell_to_end(run: &Child) {
+    let told = Command::new("kill")
+        .args(["-TERM", &run.id().to_string()])
+        .status();
+    assert!(told.expect("kill is there").success());
+}
+
+#[cfg(unix)]
+#[test]
+fn a_run_that_was_ended_and_killed_goes_on_to_the_same_weights() {
+    let (runs, pairs) = (Runs::new(), shipped("pairs.jsonl"));
+    let args = [
+        "--data",
+        &pairs,
+        "--eval-share",
+        "0",
+        "--steps",
+        "8",
+        "--batch-size",
+        "2",
+        "--save-every",
+        "1",
+    ];
+    let start = |more: &[&str]| {
+        let mut command = runs.command("broken", "sft", &[&args[..], more].concat());
+        command.stdout(Stdio::piped()).stderr(Stdio::null());
+        command.spawn().expect("incant starts")
+    };
+    let is_saved = |step: usize| {
+        runs.out("broken")
+            .join(format!("checkpoint-{step}"))
+            .exists()
+    };
+
+    // Told to end, it saves and says how to go on.
+    let run = start(&[]);
+    wait_until("a first checkpoint", || is_saved(1));
+    tell_to_end(&run);
+    let ended = run.wait_with_output().expect("it ends");
+    let said = String::from_utf8_lossy(&ended.stdout).into_owned();
+    assert!(
+        ended.status.success() && said.contains("--resume"),
+        "{ended:?}"
+    );
+    assert!(!runs.out("broken/adapter_model.safetensors").exists());
+
+    // Killed, it has what was saved last.
+    let mut run = start(&["--resume"]);
+    wait_until("a later checkpoint", || is_saved(5));
+    run.kill().expect("it runs");
+    run.wait().expect("it is gone");
+    assert!(!runs.out("broken/adapter_model.safetensors").exists());
+    let ended = start(&["--resume"]).wait_with_output().expect("it ends");
+    assert!(ended.status.success(), "{ended:?}");
+
+    let whole = runs.command("whole", "sft", &args).output();
+    assert!(whole.expect("incant starts").status.success());
+    let weights = |name: &str| {
+        let path = runs.out(name).join("adapter_model.safetensors");
+        fs::read(path).expect("an adapter")
+    };
+    assert!(weights("broken") == weights("whole"), "to the last bit");
+}
