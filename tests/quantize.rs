@@ -217,6 +217,11 @@ fn export_merges_an_adapter_into_its_model() {
     let told = source.stdout(&["quantize", "model.gguf", "few.gguf", "--type", "Q4_0"]);
     assert!(!told.contains("--type F16 or Q8_0"), "{told}");
     let export_few = ["export", "--adapter", &adapter, "--model", "few.gguf"];
+    let told = source.stdout(&[&export_few[..], &["--merge", "out.gguf"]].concat());
+    assert!(
+        told.contains("12 Q8_0") && !told.contains("a second time"),
+        "{told}"
+    );
     for (kind, keeps_less) in [("same", true), ("Q8_0", false)] {
         let args = ["--merge", "out.gguf", "--type", kind];
         let told = source.stdout(&[&export_few[..], &args].concat());

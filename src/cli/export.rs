@@ -26,7 +26,8 @@ pub(crate) struct Args {
     #[arg(long, value_name = "FILE.gguf", group = "form")]
     merge: Option<PathBuf>,
     /// The type of the merged model's matrices, such as F16, Q8_0 or Q4_K; `same` is
-    /// the one that each has
+    /// the one that each has; `auto` is that too, but Q8_0 where the adapter adds to
+    /// fewer bits, in which most of it would be lost
     #[arg(
         long = "type",
         value_name = "TYPE",

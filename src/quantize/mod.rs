@@ -106,12 +106,13 @@ impl<'a> Rewrite<'a> {
             tensor.push(Addition { first, part });
         }
         let tensors = gguf.tensors().map(|tensor| {
-            let wanted = target.wanted(tensor);
+            let additions = additions.remove(&tensor.name).unwrap_or_default();
+            let wanted = target.wanted(tensor, !additions.is_empty());
             Change {
                 tensor,
                 wanted,
                 kind: target::fitting(wanted, tensor),
-                additions: additions.remove(&tensor.name).unwrap_or_default(),
+                additions,
             }
         });
         Ok(Rewrite {

@@ -8,8 +8,11 @@ use crate::gguf::{TensorInfo, TensorType};
 /// What the matrices of a file shall be.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Target {
-    /// Each the type that it has.
+    /// Each the type that it has; but Q8_0 if an adapter adds to it and it has fewer
+    /// bits, in which most of that would be lost.
     #[default]
+    Auto,
+    /// Each the type that it has.
     Same,
     /// All of one type. With a K-quant the embedding and the head, which lose most by
     /// few bits, are Q6_K.
@@ -17,12 +20,13 @@ pub enum Target {
 }
 
 impl Target {
-    /// The type that a tensor shall have.
-    pub(super) fn wanted(self, tensor: &TensorInfo) -> TensorType {
+    /// The type that a tensor shall have, to which an adapter adds or does not.
+    pub(super) fn wanted(self, tensor: &TensorInfo, is_adapted: bool) -> TensorType {
         match self {
             // Norms and biases are small, and wanted as they are.
             _ if tensor.shape.len() < 2 => tensor.kind,
-            Target::Same => tensor.kind,
+            Target::Auto if is_adapted && tensor.kind.bits_per_weight() < 8.0 => TensorType::Q8_0,
+            Target::Auto | Target::Same => tensor.kind,
             Target::Type(kind) if is_k_quant(kind) && is_outer(&tensor.name) => TensorType::Q6_K,
             Target::Type(kind) => kind,
         }
@@ -33,8 +37,10 @@ impl FromStr for Target {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Target, String> {
-        if text.eq_ignore_ascii_case("same") {
-            return Ok(Target::Same);
+        for target in [Target::Auto, Target::Same] {
+            if text.eq_ignore_ascii_case(&target.to_string()) {
+                return Ok(target);
+            }
         }
         let kinds: Vec<TensorType> = TensorType::all()
             .filter(|kind| kind.candle().is_some())
@@ -55,6 +61,7 @@ impl FromStr for Target {
 impl fmt::Display for Target {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
+            Target::Auto => f.write_str("auto"),
             Target::Same => f.write_str("same"),
             Target::Type(kind) => kind.fmt(f),
         }
@@ -111,6 +118,7 @@ mod tests {
     fn a_type_is_known_by_its_name_in_any_case() {
         assert_eq!("q4_k".parse(), Ok(Target::Type(TensorType::Q4_K)));
         assert_eq!("Same".parse(), Ok(Target::Same));
+        assert_eq!("auto".parse(), Ok(Target::Auto));
         let told = "Q4_K_M".parse::<Target>().unwrap_err();
         assert_eq!(
             told,
