@@ -256,3 +256,94 @@ pub(super) fn rope(isa: Isa, angles: Arc<Angles>, head_dim: usize, x: &Tensor) -
     let back = move |_: [&[f32]; 1], dy: &[f32]| [rotate(dy, &angles.minus_sin, &angles)];
     of_one("rope", x, x.dims(), y, Box::new(back))
 }
+
+#[cfg(test)]
+mod tests {
+    use candle_core::{Device, Var};
+
+    use super::*;
+    use crate::gguf::TensorType;
+
+    /// Weights of a type, and the numbers that they stand for.
+    struct Layer(Matrix);
+
+    impl AsRef<Matrix> for Layer {
+        fn as_ref(&self) -> &Matrix {
+            &self.0
+        }
+    }
+
+    fn numbers(count: usize, seed: u32) -> Vec<f32> {
+        let number = |i: u32| (i.wrapping_add(seed).wrapping_mul(2_654_435_761) >> 8) as f32;
+        (0..count as u32).map(|i| number(i) / 8e6 - 1.0).collect()
+    }
+
+    fn variable(rows: usize, columns: usize, seed: u32) -> Var {
+        let numbers = numbers(rows * columns, seed);
+        Var::from_vec(numbers, (rows, columns), &Device::Cpu).unwrap()
+    }
+
+    #[track_caller]
+    fn assert_near(found: &Tensor, expected: &Tensor) {
+        let flat = |x: &Tensor| x.flatten_all().unwrap().to_vec1::<f32>().unwrap();
+        let (found, expected) = (flat(found), flat(expected));
+        let largest = expected.iter().fold(0.0f32, |most, x| most.max(x.abs()));
+        for (found, expected) in found.iter().zip(&expected) {
+            assert!(
+                (found - expected).abs() <= 1e-3 * largest,
+                "{found} and {expected}"
+            );
+        }
+    }
+
+    #[test]
+    fn a_frozen_layer_has_the_gradients_that_candle_has_for_its_numbers() {
+        let (rows, inputs, outputs, rank) = (70, 64, 80, 3);
+        for kind in [TensorType::Q8_0, TensorType::Q4_0, TensorType::F16] {
+            let bytes = outputs * inputs / kind.block_size() * kind.type_size();
+            // Any bits will do where scales are finite: 0x2c2c is about 0.07.
+            let bytes: Vec<u8> = (0..bytes).map(|at| 0x2c ^ (at % 7) as u8).collect();
+            let matrix = Matrix::pack(kind, outputs, inputs, &bytes)
+                .unwrap()
+                .unwrap();
+            let mut weights = vec![0.0; outputs * inputs];
+            for (row, weights) in weights.chunks_exact_mut(inputs).enumerate() {
+                matrix.row(row, weights);
+            }
+            let weights = Tensor::from_vec(weights, (outputs, inputs), &Device::Cpu).unwrap();
+            let packed: Frozen = Arc::new(Layer(matrix));
+
+            let x = variable(rows, inputs, 1);
+            let (a, b) = (variable(rank, inputs, 2), variable(outputs, rank, 3));
+            // Every output counts otherwise.
+            let dy = variable(rows, outputs, 4);
+            let gradients = |y: &Tensor| {
+                (y * dy.as_tensor())
+                    .unwrap()
+                    .sum_all()
+                    .unwrap()
+                    .backward()
+                    .unwrap()
+            };
+            let plain = x.matmul(&weights.t().unwrap()).unwrap();
+            let low = x.matmul(&a.t().unwrap()).unwrap();
+            let added = low.matmul(&b.t().unwrap()).unwrap();
+            let both = (&plain + (added * 2.0).unwrap()).unwrap();
+
+            let own = linear(Isa::best(), Arc::clone(&packed), &x).unwrap();
+            assert_near(&own, &plain);
+            let (found, expected) = (gradients(&own), gradients(&plain));
+            assert_near(found.get(&x).unwrap(), expected.get(&x).unwrap());
+
+            let own = adapted_linear(Isa::best(), packed, &x, (&a, &b), 2.0).unwrap();
+            assert_near(&own, &both);
+            let (found, expected) = (gradients(&own), gradients(&both));
+            for variable in [&x, &a, &b] {
+                assert_near(
+                    found.get(variable).unwrap(),
+                    expected.get(variable).unwrap(),
+                );
+            }
+        }
+    }
+}
