@@ -1,8 +1,6 @@
 //! `incant chat`: the program itself, in a terminal.
 
-#[path = "chat/stub.rs"]
 mod stub;
-#[path = "chat/terminal.rs"]
 mod terminal;
 
 use std::fs;
