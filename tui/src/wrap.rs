@@ -128,6 +128,9 @@ pub fn shortened(text: &str, width: usize) -> String {
     if text.width() <= width {
         return text.to_owned();
     }
+    if width == 0 {
+        return String::new();
+    }
     let mut short = String::new();
     let mut used = 1;
     for grapheme in text.graphemes(true) {
@@ -204,6 +207,7 @@ mod tests {
     fn a_shortened_text_fits_in_cells() {
         assert_eq!(shortened("日本語", 5), "日本…");
         assert_eq!(shortened("abc", 3), "abc");
+        assert_eq!(shortened("abc", 0), "");
     }
 
     #[test]

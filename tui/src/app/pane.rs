@@ -81,7 +81,7 @@ impl Pane {
 
     /// Adds tokens as a report holds them.
     pub(super) fn add_tokens(&mut self, tokens: Vec<Value>) {
-        let read = tokens.iter().filter_map(Token::deserialize);
+        let read = tokens.iter().filter_map(Token::of_report);
         self.tokens.extend(read);
         self.raw_tokens.extend(tokens);
     }
@@ -166,7 +166,8 @@ impl Pane {
 }
 
 impl Token {
-    fn deserialize(value: &Value) -> Option<Token> {
+    /// A token as a report holds it.
+    fn of_report(value: &Value) -> Option<Token> {
         serde::Deserialize::deserialize(value).ok()
     }
 }
