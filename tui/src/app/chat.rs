@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 use super::clock::Clock;
 use super::editor::Editor;
 use super::scroll::Scroll;
-use super::{App, Effect, Mode, Now};
+use super::{App, Effect, Now};
 use crate::keymap::Action;
 use crate::session::{Head, Message, Role, Session};
 use crate::wire::{Arm, Chunk, Failure, Usage};
@@ -44,7 +44,7 @@ impl Chat {
         Chat {
             session: Session {
                 head: Head { arm, ..head(now) },
-                messages: Vec::new(),
+                ..Session::default()
             },
             error: None,
             selected: None,
@@ -320,23 +320,6 @@ impl App {
         if let Some(start) = start {
             self.chat.scroll = Scroll::From(*start);
         }
-    }
-
-    pub(super) fn new_session(&mut self) -> Vec<Effect> {
-        let effects = self.stop();
-        let old = &self.chat.session.head;
-        let head = Head {
-            arm: old.arm.clone(),
-            system: old.system.clone(),
-            sampling: old.sampling.clone(),
-            ..head(self.now)
-        };
-        self.chat.replace(Session {
-            head,
-            messages: Vec::new(),
-        });
-        self.mode = Mode::Chat;
-        effects
     }
 
     /// Asks how many tokens fit the arm, where that is not known.

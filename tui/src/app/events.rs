@@ -7,7 +7,7 @@ use serde_json::Value;
 
 use super::scroll::Extent;
 use crate::keymap::Key;
-use crate::session::Session;
+use crate::session::{Analysis, Listing, Session};
 use crate::wire::{Arm, Chunk, CompareChunk, Failure};
 
 /// Something that has happened.
@@ -52,7 +52,14 @@ pub enum Event {
         result: Result<(), Failure>,
     },
     /// The saved sessions.
-    Sessions(Vec<Session>),
+    Sessions(Listing),
+    /// What is known of a saved comparison's tokens.
+    Analysis {
+        /// The comparison's session.
+        id: String,
+        /// What is known.
+        analysis: Box<Analysis>,
+    },
     /// A report was written.
     Exported(PathBuf),
     /// Something beside the conversation went wrong.
@@ -99,6 +106,11 @@ pub enum Effect {
     Remember(String),
     /// Read the saved sessions.
     ListSessions,
+    /// Read what is known of a saved comparison's tokens.
+    LoadAnalysis {
+        /// Its session.
+        id: String,
+    },
     /// Copy a text to the clipboard.
     Copy(String),
     /// Write a comparison as a page.

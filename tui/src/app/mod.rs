@@ -11,6 +11,7 @@ mod history;
 mod pane;
 mod panels;
 mod picker;
+mod saved;
 mod scroll;
 #[cfg(test)]
 mod tests;
@@ -154,10 +155,14 @@ impl App {
                 Vec::new()
             }
             Event::Ended { request, result } => self.ended(request, result),
-            Event::Sessions(sessions) => {
+            Event::Sessions(listing) => {
                 if let Some(Panel::Sessions { all, .. }) = &mut self.panel {
-                    *all = Some(sessions);
+                    *all = Some(listing);
                 }
+                Vec::new()
+            }
+            Event::Analysis { id, analysis } => {
+                self.recall_analysis(&id, *analysis);
                 Vec::new()
             }
             Event::Exported(path) => self.say(format!("saved {}", path.display())),

@@ -7,6 +7,7 @@ use serde_json::{Value, json};
 use super::clock::Clock;
 use super::scroll::Scroll;
 use super::{Now, compare::Colours};
+use crate::session::{Analysed, Message, Stats};
 use crate::wire::{Chunk, Failure, Score, Token, Usage};
 
 /// How another arm ranks a token.
@@ -51,6 +52,8 @@ pub struct Pane {
     pub cursor: usize,
     /// The request of this pane alone, while it runs.
     pub(super) request: Option<u64>,
+    /// How it came, if that was another time.
+    earlier: Option<Stats>,
     raw_tokens: Vec<Value>,
     raw_usage: Value,
 }
@@ -67,9 +70,57 @@ impl Pane {
             scroll: Scroll::Follow,
             cursor: 0,
             request: None,
+            earlier: None,
             raw_tokens: Vec::new(),
             raw_usage: Value::Null,
         }
+    }
+
+    /// An answer that was saved.
+    pub(super) fn of_message(message: Message, now: Now) -> Pane {
+        let arm = message.arm.unwrap_or_default();
+        Pane {
+            text: message.content,
+            finish: message.finish,
+            earlier: message.stats,
+            scroll: Scroll::From(0),
+            ..Pane::new(&arm, now)
+        }
+    }
+
+    /// The answer as it is saved.
+    pub(super) fn message(&self) -> Message {
+        let failed = self.error.as_ref().map(|_| "failed".to_owned());
+        Message {
+            content: self.text.clone(),
+            finish: failed.or_else(|| self.finish.clone()),
+            stats: Some(self.stats()),
+            ..Message::answer(Some(self.arm.clone()))
+        }
+    }
+
+    /// What is saved of its tokens.
+    pub(super) fn analysed(&self) -> Analysed {
+        Analysed {
+            usage: self.raw_usage.clone(),
+            tokens: self.raw_tokens.clone(),
+        }
+    }
+
+    /// Takes back what was saved of its tokens.
+    pub(super) fn recall(&mut self, analysed: Analysed) {
+        self.raw_usage = analysed.usage;
+        self.add_tokens(analysed.tokens);
+    }
+
+    /// How it came, or comes.
+    pub fn stats(&self) -> Stats {
+        self.earlier.unwrap_or_else(|| self.clock.stats())
+    }
+
+    /// Whether there is nothing yet of an answer that is to come.
+    pub fn is_waiting(&self) -> bool {
+        self.text.is_empty() && self.finish.is_none()
     }
 
     pub(super) fn add_text(&mut self, content: &str, now: Now) {
@@ -89,7 +140,7 @@ impl Pane {
     /// Adds a part of a chat completion.
     pub(super) fn add_chunk(&mut self, chunk: Chunk, now: Now) {
         self.add_text(&chunk.content, now);
-        self.tokens.extend(chunk.tokens);
+        self.add_tokens(chunk.tokens);
         self.clock.usage = chunk.usage.or(self.clock.usage);
         if chunk.finish.is_some() {
             self.finish = chunk.finish;

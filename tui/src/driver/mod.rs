@@ -228,6 +228,7 @@ impl Driver {
                 Effect::Save(_)
                 | Effect::Remember(_)
                 | Effect::ListSessions
+                | Effect::LoadAnalysis { .. }
                 | Effect::Export(_) => self.disk.perform(effect),
                 Effect::FetchArms { .. }
                 | Effect::FetchContext { .. }

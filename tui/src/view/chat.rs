@@ -143,7 +143,7 @@ fn footer(app: &App, place: usize, message: &Message) -> String {
     let last = place + 1 == app.chat.session.messages.len();
     match (app.chat.clock().filter(|_| last), &message.stats) {
         (Some(clock), _) if clock.is_waiting() => numbers::waiting(clock, app.now),
-        (Some(clock), _) => numbers::short(clock, None, app.now),
+        (Some(clock), _) => numbers::short(&clock.stats(), None),
         (None, Some(stats)) => numbers::stats(stats, message.finish.as_deref()),
         (None, None) => String::new(),
     }

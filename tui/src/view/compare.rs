@@ -163,7 +163,10 @@ fn draw_pane(app: &App, index: usize, pane: &Pane, frame: &mut Frame<'_>, area: 
         format!(" {} ", wrap::shortened(&name, room)),
         Style::new().fg(Color::Green).bold(),
     );
-    let mut foot = numbers::short(&pane.clock, pane.finish.as_deref(), app.now);
+    let mut foot = match pane.is_waiting() {
+        true => numbers::waiting(&pane.clock, app.now),
+        false => numbers::short(&pane.stats(), pane.finish.as_deref()),
+    };
     let judge = judge(app, index);
     if let Some([_, _, shifted]) = pane.shares(judge) {
         foot = format!("{:.0}% shifted · {foot}", shifted * 100.0);
@@ -171,7 +174,7 @@ fn draw_pane(app: &App, index: usize, pane: &Pane, frame: &mut Frame<'_>, area: 
         // Only models with the same tokens can score each other's.
         foot = format!("other tokens: no shift · {foot}");
     }
-    if pane.error.is_some() || (app.compare.error.is_some() && pane.clock.is_waiting()) {
+    if pane.error.is_some() || (app.compare.error.is_some() && pane.is_waiting()) {
         foot = "failed".into();
     }
     let foot = Span::styled(format!(" {} ", wrap::shortened(&foot, room)), dim());

@@ -35,16 +35,10 @@ pub(super) fn stats(stats: &Stats, finish: Option<&str>) -> String {
 }
 
 /// How an answer comes, for a narrow place.
-pub(super) fn short(clock: &Clock, finish: Option<&str>, now: Now) -> String {
-    let stats = clock.stats();
-    let Some(first) = stats.to_first else {
-        return match finish {
-            Some(_) => ending(finish).unwrap_or_default(),
-            None => waiting(clock, now),
-        };
-    };
-    let mut parts = vec![format!("{first:.2} s")];
-    parts.extend(speed(&stats).map(|speed| format!("{speed}/s")));
+pub(super) fn short(stats: &Stats, finish: Option<&str>) -> String {
+    let mut parts: Vec<String> = Vec::new();
+    parts.extend(stats.to_first.map(|first| format!("{first:.2} s")));
+    parts.extend(speed(stats).map(|speed| format!("{speed}/s")));
     if let Some(usage) = stats.usage {
         parts.push(format!("{} tokens", usage.completion_tokens));
         parts.extend(usage.cached_tokens.map(|cached| format!("{cached} cached")));

@@ -12,7 +12,7 @@ use crate::app::{
 };
 use crate::keymap::{Action, ENTRIES, Group};
 use crate::sampling::FIELDS;
-use crate::session::Session;
+use crate::session::{Listing, Session};
 use crate::wrap;
 
 /// Draws a panel; returns how much there is to scroll.
@@ -34,7 +34,7 @@ pub(super) fn draw(app: &App, panel: &Panel, frame: &mut Frame<'_>, area: Rect) 
             let inner = popup(frame, area, size, " system message ".into(), foot);
             draw_editor(editor, frame, inner, usize::from(inner.width), true);
         }
-        Panel::Sessions { picker, all } => sessions(app, picker, all.as_deref(), frame, area),
+        Panel::Sessions { picker, all } => sessions(app, picker, all.as_ref(), frame, area),
     }
     Extent::default()
 }
@@ -133,13 +133,7 @@ fn arms(app: &App, picker: &Picker, marked: &[String], frame: &mut Frame<'_>, ar
     list(picker, rows.collect(), frame, inner);
 }
 
-fn sessions(
-    app: &App,
-    picker: &Picker,
-    all: Option<&[Session]>,
-    frame: &mut Frame<'_>,
-    area: Rect,
-) {
+fn sessions(app: &App, picker: &Picker, all: Option<&Listing>, frame: &mut Frame<'_>, area: Rect) {
     let foot = hints(app, &[(Action::Send, "open"), (Action::Stop, "leave")], 60);
     let size = (
         area.width.saturating_sub(4).min(100),
@@ -150,20 +144,44 @@ fn sessions(
         frame.render_widget("reading…", inner);
         return;
     };
-    if all.is_empty() {
-        frame.render_widget("Nothing is saved yet.", inner);
+    let mut below = inner;
+    if !all.broken.is_empty() {
+        let lines = all.broken.iter().flat_map(|why| {
+            let text = format!("cannot be read, left as it is: {}", wrap::printable(why));
+            let none = Span::default();
+            wrap::styled(&[(text, red())], usize::from(inner.width), &none, &none)
+        });
+        let mut lines: Vec<Line<'_>> = lines.collect();
+        lines.truncate(usize::from(inner.height / 3));
+        let height = lines.len() as u16;
+        let place = Rect {
+            y: inner.bottom() - height,
+            height,
+            ..inner
+        };
+        frame.render_widget(Paragraph::new(lines), place);
+        below.height -= height;
+    }
+    if all.sessions.is_empty() {
+        frame.render_widget("Nothing is saved yet.", below);
         return;
     }
-    let found = matching_sessions(all, picker);
-    let rows = found.iter().map(|session| {
-        let arm = session.head.arm.clone().unwrap_or_default();
-        let when = jiff::Timestamp::from_second(session.head.created as i64).unwrap_or_default();
-        let when = when.to_zoned(jiff::tz::TimeZone::system());
-        let when = when.strftime("%Y-%m-%d %H:%M");
-        let title = wrap::printable(session.title());
-        (format!("{when}  {title}"), arm)
-    });
-    list(picker, rows.collect(), frame, inner);
+    let found = matching_sessions(&all.sessions, picker);
+    list(picker, found.into_iter().map(row).collect(), frame, below);
+}
+
+/// When a session was begun, what it is and about what; who answers.
+fn row(session: &Session) -> (String, String) {
+    let head = &session.head;
+    let when = jiff::Timestamp::from_second(head.created as i64).unwrap_or_default();
+    let when = when.to_zoned(jiff::tz::TimeZone::system());
+    let when = when.strftime("%Y-%m-%d %H:%M");
+    let (what, who) = match &head.compare {
+        Some(comparison) => ("compare", comparison.arms.join(" | ")),
+        None => ("chat", head.arm.clone().unwrap_or_default()),
+    };
+    let title = wrap::printable(session.title());
+    (format!("{when}  {what:<7}  {title}"), who)
 }
 
 /// A line to search in, and what is found, with a note at the right.
