@@ -40,6 +40,20 @@ pub fn rows(text: &str, width: usize) -> Vec<Range<usize>> {
     rows
 }
 
+/// The byte of a row at which a column of cells is; its end if it is shorter.
+pub fn place(text: &str, row: Range<usize>, column: usize) -> usize {
+    let mut used = 0;
+    let mut place = row.start;
+    for grapheme in text[row].graphemes(true) {
+        used += grapheme.width();
+        if used > column {
+            break;
+        }
+        place += grapheme.len();
+    }
+    place
+}
+
 fn wrap_line(line: &str, offset: usize, width: usize, rows: &mut Vec<Range<usize>>) {
     if line.width() <= width {
         rows.push(offset..offset + line.len());

@@ -112,6 +112,12 @@ impl Chat {
         self.scroll = Scroll::Follow;
     }
 
+    /// Selects a message, or lets go of it if it was selected.
+    pub(super) fn select_at(&mut self, place: usize) {
+        let there = place < self.session.messages.len();
+        self.selected = (there && self.selected != Some(place)).then_some(place);
+    }
+
     /// The message that an action means: the selected one, else the last of `role`.
     fn meant(&self, role: Role) -> Option<usize> {
         let messages = &self.session.messages;
@@ -166,10 +172,9 @@ impl App {
             }
             Action::SelectUp => self.select(-1),
             Action::SelectDown => self.select(1),
-            Action::ScrollUp => scroll.page(-1, extent),
-            Action::ScrollDown => scroll.page(1, extent),
-            Action::ScrollTop => *scroll = Scroll::From(0),
-            Action::ScrollBottom => *scroll = Scroll::Follow,
+            Action::ScrollUp | Action::ScrollDown | Action::ScrollTop | Action::ScrollBottom => {
+                _ = scroll.act(action, extent)
+            }
             action => return self.act_on_input(action),
         }
         Vec::new()

@@ -4,7 +4,6 @@ use serde_json::{Map, Value, json};
 
 use super::chat::head;
 use super::pane::Pane;
-use super::scroll::Scroll;
 use super::{App, Effect, Mode};
 use crate::keymap::Action;
 use crate::session::{Analysis, Head, Message, Session};
@@ -69,6 +68,14 @@ impl Compare {
     /// Whether answers run.
     pub fn is_running(&self) -> bool {
         self.running.is_some() || self.panes.iter().any(|pane| pane.request.is_some())
+    }
+
+    /// Lets keys go to a pane, with its token in sight, or to the input.
+    fn focus_on(&mut self, pane: Option<usize>) {
+        self.focus = pane;
+        if let Some(pane) = pane {
+            self.panes[pane].keeps_cursor = true;
+        }
     }
 
     /// Chooses arms that are worth comparing, unless some were chosen.
@@ -146,10 +153,10 @@ impl App {
         match action {
             Action::Next if count > 0 => {
                 let next = focus.map_or(0, |pane| pane + 1);
-                self.compare.focus = (next < count).then_some(next);
+                self.compare.focus_on((next < count).then_some(next));
             }
             Action::Previous if count > 0 => {
-                self.compare.focus = focus.unwrap_or(count).checked_sub(1);
+                self.compare.focus_on(focus.unwrap_or(count).checked_sub(1));
             }
             Action::Colours => self.compare.colours = self.compare.colours.next(),
             Action::Promote => return self.promote(),
@@ -177,15 +184,18 @@ impl App {
     }
 
     fn act_in_pane(&mut self, place: usize, action: Action) {
-        let extent = self.measures.panes.get(place).copied().unwrap_or_default();
+        let drawn = self.measures.panes.get(place).copied().unwrap_or_default();
+        let width = usize::from(drawn.text.width);
         let pane = &mut self.compare.panes[place];
-        let last = pane.tokens.len().saturating_sub(1);
+        let has_tokens = !pane.tokens.is_empty();
         match action {
-            Action::Left => pane.cursor = pane.cursor.saturating_sub(1),
-            Action::Right => pane.cursor = (pane.cursor + 1).min(last),
-            Action::LineStart => pane.cursor = 0,
-            Action::LineEnd => pane.cursor = last,
-            action => scroll(&mut pane.scroll, action, extent),
+            Action::Left => pane.move_to(pane.cursor.saturating_sub(1)),
+            Action::Right => pane.move_to(pane.cursor + 1),
+            Action::LineStart => pane.move_to(0),
+            Action::LineEnd => pane.move_to(usize::MAX),
+            Action::Up if has_tokens => pane.climb(-1, width),
+            Action::Down if has_tokens => pane.climb(1, width),
+            action => pane.scroll_by_key(action, drawn),
         }
     }
 
@@ -197,9 +207,9 @@ impl App {
         if !scrolls {
             return self.act_on_input(action);
         }
-        let extents = self.measures.panes.iter();
-        for (pane, extent) in self.compare.panes.iter_mut().zip(extents) {
-            scroll(&mut pane.scroll, action, *extent);
+        let drawn = self.measures.panes.iter();
+        for (pane, drawn) in self.compare.panes.iter_mut().zip(drawn) {
+            pane.scroll_by_key(action, *drawn);
         }
         Vec::new()
     }
@@ -399,17 +409,5 @@ impl App {
             Some(report) => vec![Effect::Export(Box::new(report))],
             None => self.say("there is no complete comparison yet".into()),
         }
-    }
-}
-
-fn scroll(scroll: &mut Scroll, action: Action, extent: super::Extent) {
-    match action {
-        Action::Up => scroll.by(-1, extent),
-        Action::Down => scroll.by(1, extent),
-        Action::ScrollUp => scroll.page(-1, extent),
-        Action::ScrollDown => scroll.page(1, extent),
-        Action::ScrollTop => *scroll = Scroll::From(0),
-        Action::ScrollBottom => *scroll = Scroll::Follow,
-        _ => {}
     }
 }

@@ -8,6 +8,7 @@ mod compare;
 mod editor;
 mod events;
 mod history;
+mod mouse;
 mod pane;
 mod panels;
 mod picker;
@@ -22,7 +23,7 @@ pub use chat::Chat;
 pub use clock::Clock;
 pub use compare::{Colours, Compare, MOST_PANES};
 pub use editor::Editor;
-pub use events::{Effect, Event, Measures, Now};
+pub use events::{Drawn, Effect, Event, Measures, Now, Pointer, Target};
 pub use history::History;
 pub use pane::{Pane, Shift};
 pub use panels::{Panel, matching_arms, matching_sessions};
@@ -94,6 +95,8 @@ pub struct App {
     pub panel: Option<Panel>,
     /// A line about what was just done.
     pub notice: Option<Notice>,
+    /// Whether the program has the mouse, not the terminal.
+    pub mouse: bool,
     /// The time of the last event.
     pub now: Now,
     history: History,
@@ -106,8 +109,10 @@ pub struct App {
 impl App {
     /// The program as it begins, and what to do first.
     pub fn new(keymap: Keymap, start: Start, now: Now) -> (App, Vec<Effect>) {
+        let mouse = keymap.mouse();
         let app = App {
             keymap,
+            mouse,
             mode: Mode::Chat,
             input: Editor::default(),
             arms: Arms::Waiting(None),
@@ -125,7 +130,7 @@ impl App {
             requests: 0,
         };
         let after = Duration::ZERO;
-        (app, vec![Effect::FetchArms { after }])
+        (app, vec![Effect::Mouse(mouse), Effect::FetchArms { after }])
     }
 
     /// Takes in what has happened; returns what is to be done.
@@ -133,6 +138,7 @@ impl App {
         self.now = now;
         match event {
             Event::Key(key) => self.key(key),
+            Event::Mouse { what, at } => self.mouse(what, at),
             Event::Paste(text) => self.write(&text),
             Event::Redraw => Vec::new(),
             Event::Measured(measures) => {
@@ -191,17 +197,20 @@ impl App {
 
     fn key(&mut self, key: Key) -> Vec<Effect> {
         match self.keymap.action(key) {
-            Some(action) => {
-                self.notice = None;
-                match self.panel.is_some() {
-                    true => self.act_in_panel(action),
-                    false => self.act(action),
-                }
-            }
+            Some(action) => self.perform(action),
             None => match key.character() {
                 Some(character) => self.write(character.encode_utf8(&mut [0; 4])),
                 None => Vec::new(),
             },
+        }
+    }
+
+    /// Does what a key asks for.
+    fn perform(&mut self, action: Action) -> Vec<Effect> {
+        self.notice = None;
+        match self.panel.is_some() {
+            true => self.act_in_panel(action),
+            false => self.act(action),
         }
     }
 
@@ -224,6 +233,7 @@ impl App {
             }
             Action::SwitchMode => self.switch_mode(),
             Action::NewSession => self.new_session(),
+            Action::Mouse => self.switch_mouse(),
             Action::Quit => self.quit(),
             Action::Interrupt => match (self.is_busy(), self.input.is_blank()) {
                 (true, _) => self.stop(),

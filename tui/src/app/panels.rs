@@ -112,6 +112,7 @@ impl App {
     pub(super) fn act_in_panel(&mut self, action: Action) -> Vec<Effect> {
         match action {
             Action::Quit => return self.quit(),
+            Action::Mouse => return self.switch_mouse(),
             Action::Help | Action::Arms | Action::Sampling | Action::System | Action::Sessions => {
                 return self.open_or_close(action);
             }
@@ -156,15 +157,7 @@ impl App {
         match panel {
             Panel::Help(scroll) => {
                 let extent = self.measures.help;
-                match action {
-                    Action::Up => scroll.by(-1, extent),
-                    Action::Down => scroll.by(1, extent),
-                    Action::ScrollUp => scroll.page(-1, extent),
-                    Action::ScrollDown => scroll.page(1, extent),
-                    Action::ScrollTop => *scroll = Scroll::From(0),
-                    Action::ScrollBottom => *scroll = Scroll::Follow,
-                    _ => {}
-                }
+                scroll.act(action, extent);
                 (!closes && action != Action::Send, Vec::new())
             }
             Panel::Arms { .. } | Panel::Sessions { .. } if closes => (false, Vec::new()),
@@ -211,7 +204,7 @@ impl App {
                     self.chat.session.head.system = system;
                     return (false, Vec::new());
                 }
-                editor.act(action, self.measures.input);
+                editor.act(action, self.measures.panel);
                 (true, Vec::new())
             }
         }

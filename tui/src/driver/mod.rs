@@ -12,9 +12,10 @@ use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, TryRecvError, channel}
 use std::thread;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-use crossterm::event;
+use crossterm::event::{self, MouseButton, MouseEvent, MouseEventKind};
+use ratatui::layout::Position;
 
-use crate::app::{App, Effect, Event, Now, Start};
+use crate::app::{App, Effect, Event, Now, Pointer, Start};
 use crate::keymap::{Key, Keymap};
 use crate::markdown;
 use crate::view::View;
@@ -224,6 +225,7 @@ impl Driver {
         for effect in effects {
             match effect {
                 Effect::Quit => self.running = false,
+                Effect::Mouse(taken) => self.screen.take_mouse(taken)?,
                 Effect::Copy(text) => self.screen.copy(&text)?,
                 Effect::Save(_)
                 | Effect::Remember(_)
@@ -264,6 +266,10 @@ fn read_keys(events: &Events) {
             Ok(event::Event::Key(key)) => Event::Key(Key::from(key)),
             Ok(event::Event::Paste(text)) => Event::Paste(text),
             Ok(event::Event::Resize(..)) => Event::Redraw,
+            Ok(event::Event::Mouse(mouse)) => match pointer(mouse) {
+                Some(event) => event,
+                None => continue,
+            },
             Ok(_) => continue,
             Err(_) => {
                 events.send(Event::Terminate);
@@ -271,4 +277,16 @@ fn read_keys(events: &Events) {
             }
         });
     }
+}
+
+/// What is of use of what a mouse does.
+fn pointer(mouse: MouseEvent) -> Option<Event> {
+    let what = match mouse.kind {
+        MouseEventKind::Down(MouseButton::Left) => Pointer::Click,
+        MouseEventKind::ScrollUp => Pointer::WheelUp,
+        MouseEventKind::ScrollDown => Pointer::WheelDown,
+        _ => return None,
+    };
+    let at = Position::new(mouse.column, mouse.row);
+    Some(Event::Mouse { what, at })
 }

@@ -1,5 +1,8 @@
 //! What is on the screen, as snapshots.
 
+mod mouse;
+mod small;
+
 use std::time::Duration;
 
 use ratatui::Terminal;
