@@ -17,6 +17,7 @@ mod scroll;
 #[cfg(test)]
 mod tests;
 
+use std::path::PathBuf;
 use std::time::Duration;
 
 pub use chat::Chat;
@@ -74,6 +75,10 @@ pub struct Start {
     pub question: Option<String>,
     /// Earlier questions, the oldest first.
     pub history: Vec<String>,
+    /// The file that binds keys anew.
+    pub keys: PathBuf,
+    /// What went wrong before.
+    pub trouble: Option<String>,
 }
 
 /// The state of everything.
@@ -81,6 +86,8 @@ pub struct Start {
 pub struct App {
     /// What keys do.
     pub keymap: Keymap,
+    /// The file that binds keys anew.
+    pub keys: PathBuf,
     /// What is on the screen.
     pub mode: Mode,
     /// What is written.
@@ -110,8 +117,13 @@ impl App {
     /// The program as it begins, and what to do first.
     pub fn new(keymap: Keymap, start: Start, now: Now) -> (App, Vec<Effect>) {
         let mouse = keymap.mouse();
+        let notice = start.trouble.map(|text| {
+            let is_error = true;
+            Notice { text, is_error }
+        });
         let app = App {
             keymap,
+            keys: start.keys,
             mouse,
             mode: Mode::Chat,
             input: Editor::default(),
@@ -119,7 +131,7 @@ impl App {
             chat: Chat::new(start.arm, now),
             compare: Compare::default(),
             panel: None,
-            notice: None,
+            notice,
             now,
             history: History::new(start.history),
             measures: Measures {
@@ -310,7 +322,11 @@ impl App {
                 self.chat.meet(&arms);
                 self.compare
                     .meet(&arms, self.chat.session.head.arm.as_deref());
+                let were_known = matches!(self.arms, Arms::Known(_));
                 self.arms = Arms::Known(arms);
+                if !were_known {
+                    self.tell_of_missing_arms();
+                }
                 let mut effects = self.fetch_context();
                 if let Some(question) = self.waiting.take() {
                     effects.extend(self.ask(question));
@@ -329,6 +345,24 @@ impl App {
                 self.arms = Arms::Failed(failure);
                 Vec::new()
             }
+        }
+    }
+
+    /// Says so if someone is to be asked whom the server does not name. It may
+    /// know them all the same.
+    fn tell_of_missing_arms(&mut self) {
+        let Arms::Known(known) = &self.arms else {
+            return;
+        };
+        let asked = match self.mode {
+            Mode::Chat => self.chat.session.head.arm.as_slice(),
+            Mode::Compare => &self.compare.chosen,
+        };
+        let missing = |arm: &&String| known.iter().all(|known| known.id != **arm);
+        if let Some(arm) = asked.iter().find(missing) {
+            let key = self.keymap.hint(Action::Arms).unwrap_or_default();
+            let text = format!("the server does not name {arm}; {key} chooses others");
+            self.complain(text);
         }
     }
 

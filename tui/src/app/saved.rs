@@ -83,6 +83,7 @@ impl App {
                 effects.push(Effect::LoadAnalysis { id });
             }
         }
+        self.tell_of_missing_arms();
         effects
     }
 

@@ -4,17 +4,27 @@
 mod keys;
 
 use std::collections::HashMap;
+use std::path::Path;
+use std::{fs, io};
 
 pub use keys::Key;
 
 /// Why a file of key bindings cannot be used.
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
 pub enum KeymapError {
-    /// It is not TOML, or has no table of keys.
+    /// It cannot be read.
     #[error("{0}")]
-    Syntax(String),
+    File(String),
+    /// It is not TOML, or has no table of keys.
+    #[error("line {line}: {message}")]
+    Syntax {
+        /// Where.
+        line: usize,
+        /// What is wrong there.
+        message: String,
+    },
     /// No action has this name.
-    #[error("there is no action `{0}`; the help screen lists all")]
+    #[error("there is no action `{0}`; help lists all")]
     Action(String),
     /// No key has this name.
     #[error("`{key}`, bound to `{action}`, is no key")]
@@ -185,8 +195,13 @@ impl Keymap {
     /// two actions.
     pub fn from_toml(text: &str) -> Result<Keymap, KeymapError> {
         let mut map = Keymap::default();
-        let file: File =
-            toml::from_str(text).map_err(|error| KeymapError::Syntax(error.to_string()))?;
+        let file: File = toml::from_str(text).map_err(|error| {
+            let start = error.span().map_or(0, |span| span.start);
+            KeymapError::Syntax {
+                line: text[..start].matches('\n').count() + 1,
+                message: error.message().to_owned(),
+            }
+        })?;
         map.mouse = file.mouse;
         let mut bound: HashMap<Key, &Entry> = HashMap::new();
         for (name, keys) in file.keys {
@@ -210,6 +225,18 @@ impl Keymap {
             }
         }
         Ok(map)
+    }
+
+    /// The keys of a file; the default ones if it is not there.
+    ///
+    /// # Errors
+    /// As for [`Keymap::from_toml`], and if the file cannot be read.
+    pub fn read(path: &Path) -> Result<Keymap, KeymapError> {
+        match fs::read_to_string(path) {
+            Ok(text) => Keymap::from_toml(&text),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Keymap::default()),
+            Err(error) => Err(KeymapError::File(error.to_string())),
+        }
     }
 
     /// What a key does.
@@ -318,12 +345,15 @@ mod tests {
         let error = |text| Keymap::from_toml(text).unwrap_err().to_string();
         assert_eq!(
             error("[keys]\nfly = \"f1\""),
-            "there is no action `fly`; the help screen lists all"
+            "there is no action `fly`; help lists all"
         );
         assert_eq!(
             error("[keys]\nquit = \"ctrl-\""),
             "`ctrl-`, bound to `quit`, is no key"
         );
+        let syntax = error("[keys]\nquit = ctrl-x");
+        assert!(syntax.starts_with("line 2: "), "{syntax}");
+        assert_eq!(syntax.lines().count(), 1, "{syntax}");
         assert_eq!(
             error("[keys]\nquit = \"f12\"\nsend = \"f12\""),
             "`f12` is bound to both `quit` and `send`"

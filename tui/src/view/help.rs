@@ -64,8 +64,13 @@ fn lines(app: &App, width: usize) -> Vec<Line<'static>> {
         lines.extend(paragraph(text.into(), Style::new(), width));
     }
     lines.push(Line::default());
-    let text = "The names beside the keys are those for keys.toml, which binds keys anew.";
-    lines.extend(paragraph(text.into(), dim(), width));
+    let text = format!(
+        "The names beside the keys are for {}, which binds keys anew: [keys], and below it \
+         lines such as quit = \"ctrl-x\". Above it, mouse = false leaves the mouse to the \
+         terminal from the beginning.",
+        app.keys.display()
+    );
+    lines.extend(paragraph(text, dim(), width));
     lines
 }
 

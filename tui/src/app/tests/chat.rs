@@ -220,6 +220,29 @@ fn a_question_is_not_lost_when_there_is_no_server() {
 }
 
 #[test]
+fn an_arm_that_is_not_served_is_told_at_once() {
+    let mut story = Story::with(Start {
+        arm: Some("gone".into()),
+        ..Start::default()
+    });
+    story.serve(&["m"]);
+    assert!(story.notice().contains("gone"), "{}", story.notice());
+}
+
+#[test]
+fn what_went_wrong_before_stays_on_the_screen_until_a_key_does_something() {
+    let mut story = Story::with(Start {
+        trouble: Some("the default keys are used".into()),
+        ..Start::default()
+    });
+    story.serve(&["m"]);
+    story.write("one");
+    assert_eq!(story.notice(), "the default keys are used");
+    story.press(&["enter"]);
+    assert_eq!(story.notice(), "");
+}
+
+#[test]
 fn ctrl_c_stops_then_clears_then_quits() {
     let mut story = Story::ready();
     let (request, _) = story.ask("one");

@@ -123,6 +123,31 @@ fn a_comparison_is_found_and_opened_with_its_colours() {
 }
 
 #[test]
+fn a_session_whose_arm_is_no_longer_served_is_shown_and_says_so() {
+    let mut story = Story::ready();
+    let session = Session {
+        head: crate::session::Head {
+            arm: Some("gone@urial".into()),
+            ..Default::default()
+        },
+        messages: vec![crate::session::Message::user("one")],
+        analysis: None,
+    };
+    story.press(&["f7"]);
+    story.happen(found(&[session]));
+    story.press(&["enter"]);
+    assert_eq!(story.said(), ["> one"]);
+    assert!(
+        story.notice().contains("gone@urial; F3"),
+        "{}",
+        story.notice()
+    );
+    // The server may know it all the same.
+    let (_, body) = story.ask("two");
+    assert_eq!(body["model"], "gone@urial");
+}
+
+#[test]
 fn tokens_of_a_comparison_that_is_no_longer_shown_do_nothing() {
     let mut story = Story::ready();
     story.press(&["f2"]);
