@@ -160,7 +160,7 @@ fn a_server_that_cannot_compare_still_answers_side_by_side() {
     });
     terminal.wait_for("no probabilities: this server sends none");
     terminal.press(F10);
-    terminal.wait_for("no report: this server has no /v1/compare");
+    terminal.wait_for("no report: there are no scores");
     terminal.press(QUIT);
     assert_eq!(terminal.ended(), 0);
 }

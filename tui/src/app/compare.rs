@@ -56,7 +56,8 @@ pub struct Compare {
     pub focus: Option<usize>,
     /// Why there are no answers.
     pub error: Option<Failure>,
-    /// Whether the server has no endpoint to compare arms: each is asked alone.
+    /// Whether each arm was asked alone, as the server has no endpoint to
+    /// compare them.
     pub alone: bool,
     /// What it is saved under, and what it was asked with.
     pub(super) head: Head,
@@ -232,7 +233,7 @@ impl App {
             panes: panes.collect(),
             chosen: old.chosen,
             colours: old.colours,
-            alone: old.alone,
+            alone: !self.compares,
             question,
             seed,
             head,
@@ -338,6 +339,7 @@ impl App {
             compare.running = None;
             let missing = error.as_ref().is_some_and(Failure::is_missing);
             if missing && compare.analysis.arms.is_null() {
+                self.compares = false;
                 compare.alone = true;
                 compare.colours = Colours::Probability;
                 let why = "no shift: this server has no /v1/compare; each arm is asked alone";
@@ -402,7 +404,7 @@ impl App {
 
     fn export(&mut self) -> Vec<Effect> {
         if self.compare.alone {
-            let why = "no report: this server has no /v1/compare, so there are no scores";
+            let why = "no report: there are no scores, as the server has no /v1/compare";
             return self.complain(why.into());
         }
         match self.compare.report() {

@@ -102,6 +102,8 @@ pub struct App {
     pub panel: Option<Panel>,
     /// A line about what was just done.
     pub notice: Option<Notice>,
+    /// Whether the server compares arms, as far as is known.
+    pub compares: bool,
     /// Whether the program has the mouse, not the terminal.
     pub mouse: bool,
     /// The time of the last event.
@@ -125,6 +127,7 @@ impl App {
             keymap,
             keys: start.keys,
             mouse,
+            compares: true,
             mode: Mode::Chat,
             input: Editor::default(),
             arms: Arms::Waiting(None),

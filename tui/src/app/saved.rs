@@ -1,7 +1,7 @@
 //! Sessions as they are opened, and comparisons as they are saved.
 
 use super::chat::head;
-use super::compare::Compare;
+use super::compare::{Colours, Compare};
 use super::pane::Pane;
 use super::{App, Effect, Mode, Now};
 use crate::session::{Analysis, Comparison, Head, Message, Session};
@@ -74,7 +74,10 @@ impl App {
                 let settings = &mut self.chat.session.head;
                 settings.system.clone_from(&session.head.system);
                 settings.sampling.clone_from(&session.head.sampling);
-                let colours = self.compare.colours;
+                let colours = match (comparison.alone, self.compare.colours) {
+                    (true, Colours::Shift) => Colours::Probability,
+                    (_, colours) => colours,
+                };
                 self.compare = Compare {
                     colours,
                     ..Compare::of_session(session, comparison, self.now)
@@ -121,7 +124,6 @@ impl App {
                 self.compare = Compare {
                     chosen: old.chosen,
                     colours: old.colours,
-                    alone: old.alone,
                     ..Compare::default()
                 };
             }

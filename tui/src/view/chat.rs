@@ -141,8 +141,7 @@ fn speaker(message: &Message, selected: bool) -> Line<'static> {
 fn footer(app: &App, place: usize, message: &Message, width: usize) -> String {
     let last = place + 1 == app.chat.session.messages.len();
     match (app.chat.clock().filter(|_| last), &message.stats) {
-        (Some(clock), _) if clock.is_waiting() => numbers::waiting(clock, app.now),
-        (Some(clock), _) => numbers::short(&clock.stats(), None),
+        (Some(clock), _) => numbers::running(clock, app.now),
         (None, Some(stats)) => {
             let finish = message.finish.as_deref();
             let whole = numbers::stats(stats, finish);

@@ -174,8 +174,9 @@ fn draw_pane(app: &App, index: usize, pane: &Pane, frame: &mut Frame<'_>, area: 
         format!(" {} ", wrap::shortened(&name, room)),
         Style::new().fg(Color::Green).bold(),
     );
-    let mut foot = match pane.is_waiting() {
-        true => numbers::waiting(&pane.clock, app.now),
+    let runs = app.compare.is_running() && pane.finish.is_none();
+    let mut foot = match runs {
+        true => numbers::running(&pane.clock, app.now),
         false => numbers::short(&pane.stats(), pane.finish.as_deref()),
     };
     let judge = judge(app, index);

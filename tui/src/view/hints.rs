@@ -4,9 +4,10 @@ use ratatui::Frame;
 use ratatui::layout::{Position, Rect};
 use ratatui::style::{Color, Style};
 use ratatui::text::{Line, Span};
+use ratatui::widgets::Paragraph;
 
 use super::{dim, red};
-use crate::app::{App, Measures, Mode, Target};
+use crate::app::{App, Measures, Mode, Notice, Target};
 use crate::keymap::Action;
 use crate::wrap;
 
@@ -51,21 +52,37 @@ impl Hints {
     }
 }
 
+/// Rows that a notice may take.
+const MOST: usize = 3;
+
+/// How many rows are needed.
+pub(super) fn height(app: &App, width: u16) -> u16 {
+    app.notice
+        .as_ref()
+        .map_or(1, |notice| told(notice, width).len() as u16)
+}
+
 /// What was just done, or what can be done.
 pub(super) fn draw(app: &App, frame: &mut Frame<'_>, area: Rect, measures: &mut Measures) {
     if let Some(notice) = &app.notice {
-        let style = match notice.is_error {
-            true => red(),
-            false => Style::new().fg(Color::Green),
-        };
-        let text = wrap::printable(&notice.text).replace('\n', " ");
-        let text = wrap::shortened(&text, usize::from(area.width) - 1);
-        frame.render_widget(Line::styled(format!(" {text}"), style), area);
+        frame.render_widget(Paragraph::new(told(notice, area.width)), area);
         return;
     }
     let hints = Hints::new(app, offers(app), area.width);
     hints.point(area.as_position(), measures);
     frame.render_widget(hints.line, area);
+}
+
+fn told(notice: &Notice, width: u16) -> Vec<Line<'static>> {
+    let style = match notice.is_error {
+        true => red(),
+        false => Style::new().fg(Color::Green),
+    };
+    let text = wrap::printable(&notice.text).replace('\n', " ");
+    let edge = Span::raw(" ");
+    let mut lines = wrap::styled(&[(text, style)], usize::from(width) - 1, &edge, &edge);
+    lines.truncate(MOST);
+    lines
 }
 
 /// What is of most use comes first: there may be room for little.

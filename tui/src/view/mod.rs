@@ -53,7 +53,7 @@ impl View {
             Constraint::Length(1),
             Constraint::Fill(1),
             Constraint::Length(rows as u16 + 2),
-            Constraint::Length(1),
+            Constraint::Length(hints::height(app, area.width)),
         ])
         .areas(area);
         let mut measures = Measures {

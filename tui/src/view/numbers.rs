@@ -47,10 +47,13 @@ pub(super) fn short(stats: &Stats, finish: Option<&str>) -> String {
     parts.join(" · ")
 }
 
-/// How long nothing has come yet.
-pub(super) fn waiting(clock: &Clock, now: Now) -> String {
+/// How an answer comes that is not at its end.
+pub(super) fn running(clock: &Clock, now: Now) -> String {
     let waited = clock.waited(now.clock).as_secs_f64();
-    format!("waiting {waited:.1} s")
+    match clock.is_waiting() {
+        true => format!("waiting {waited:.1} s"),
+        false => format!("{} · {waited:.1} s so far", short(&clock.stats(), None)),
+    }
 }
 
 /// A guess from the parts that came is marked as one.

@@ -59,9 +59,9 @@ pub(super) fn compare(app: &App, width: usize) -> Vec<Line<'static>> {
         lines.extend(text(arm, Style::new().fg(Color::Green).bold(), width));
     }
     lines.push(Line::default());
-    let about = match app.compare.alone {
-        true => "Colours show how likely each token was.",
-        false => "Colours show where the reference, one of them, would have said something else.",
+    let about = match app.compares {
+        true => "Colours show where the reference, one of them, would have said something else.",
+        false => "Colours show how likely each token was.",
     };
     lines.extend(text(about.into(), dim(), width));
     lines.push(Line::default());

@@ -207,7 +207,7 @@ fn an_unknown_arm_is_an_error_and_no_missing_endpoint() {
 #[test]
 fn stopping_stops_every_pane() {
     let mut story = ready();
-    story.app.compare.alone = true;
+    story.app.compares = false;
     story.ask("one");
     story.press(&["esc"]);
     let stops = story.effects.iter();
@@ -246,7 +246,7 @@ fn a_comparison_in_which_nothing_was_said_is_not_saved() {
 #[test]
 fn arms_that_were_asked_alone_are_saved_together_with_their_probabilities() {
     let mut story = ready();
-    story.app.compare.alone = true;
+    story.app.compares = false;
     story.app.compare.chosen.truncate(2);
     story.ask("one");
     let requests: Vec<u64> = story
@@ -271,6 +271,30 @@ fn arms_that_were_asked_alone_are_saved_together_with_their_probabilities() {
     let analysis = story.saved().expect("all have ended").analysis.as_ref();
     let answers = &analysis.expect("with its tokens").answers;
     assert_eq!(answers[1].tokens[0]["logprob"], -0.5);
+}
+
+#[test]
+fn a_comparison_of_another_server_is_shown_as_it_was_and_asked_as_this_one_can() {
+    let mut story = ready();
+    story.app.compares = false;
+    story.ask("one");
+    let (request, _) = story.asked();
+    story.say(request, "Yes");
+    story.press(&["esc"]);
+    let session = story.saved().expect("something was said").clone();
+
+    let mut story = ready();
+    story.press(&["f7"]);
+    let sessions = vec![session];
+    story.happen(Event::Sessions(Listing {
+        sessions,
+        ..Listing::default()
+    }));
+    story.press(&["enter"]);
+    assert!(story.app.compare.alone);
+    assert_eq!(story.app.compare.colours, Colours::Probability);
+    story.press(&["f5"]);
+    assert!(matches!(story.effects[..], [Effect::Compare { .. }]));
 }
 
 #[test]
