@@ -147,7 +147,7 @@ fn footer(app: &App, place: usize, message: &Message, width: usize) -> String {
             let whole = numbers::stats(stats, finish);
             match whole.chars().count() <= width {
                 true => whole,
-                false => wrap::shortened(&numbers::short(stats, finish), width),
+                false => numbers::fitting(&numbers::short(stats, finish), width),
             }
         }
         (None, None) => String::new(),

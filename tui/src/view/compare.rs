@@ -168,7 +168,7 @@ fn draw_pane(app: &App, index: usize, pane: &Pane, frame: &mut Frame<'_>, area: 
     // Which of them it is says that there are others, where they are not shown.
     let name = match count {
         1 => pane.arm.clone(),
-        _ => format!("{} of {count}: {}{role}", index + 1, pane.arm),
+        _ => format!("{}/{count} {}{role}", index + 1, pane.arm),
     };
     let title = Span::styled(
         format!(" {} ", wrap::shortened(&name, room)),
@@ -189,7 +189,7 @@ fn draw_pane(app: &App, index: usize, pane: &Pane, frame: &mut Frame<'_>, area: 
     if pane.error.is_some() || (app.compare.error.is_some() && pane.is_waiting()) {
         foot = "failed".into();
     }
-    let foot = Span::styled(format!(" {} ", wrap::shortened(&foot, room)), dim());
+    let foot = Span::styled(format!(" {} ", numbers::fitting(&foot, room)), dim());
     let block = Block::bordered()
         .border_type(BorderType::Rounded)
         .border_style(style)
