@@ -95,6 +95,15 @@ impl Chat {
         }
     }
 
+    /// Takes back an answer that never began, for the one it was to replace.
+    fn take_back(&mut self, replaced: Option<Message>) {
+        let messages = &mut self.session.messages;
+        messages.pop();
+        messages.extend(replaced);
+        let count = messages.len();
+        self.selected = self.selected.filter(|place| *place < count);
+    }
+
     /// Ends selecting and editing.
     pub(super) fn let_go(&mut self, input: &mut Editor) {
         self.selected = None;
@@ -240,8 +249,7 @@ impl App {
         chat.error = result.err();
         let nothing = running.clock.is_waiting();
         if failed && nothing {
-            chat.session.messages.pop();
-            chat.session.messages.extend(running.replaced);
+            chat.take_back(running.replaced);
         } else if let Some(answer) = chat.session.messages.last_mut() {
             answer.finish = match failed {
                 true => Some("failed".into()),
@@ -259,10 +267,9 @@ impl App {
         let request = running.request;
         let mut effects = vec![Effect::Stop { request }];
         if running.clock.is_waiting() {
-            self.chat.session.messages.pop();
             let running = self.chat.running.take();
             let replaced = running.and_then(|running| running.replaced);
-            self.chat.session.messages.extend(replaced);
+            self.chat.take_back(replaced);
         } else {
             running.finish = Some("stopped".into());
             effects.extend(self.chat_ended(Ok(())));

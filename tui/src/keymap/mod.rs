@@ -89,7 +89,8 @@ pub struct Entry {
     pub group: Group,
     /// What it does.
     pub help: &'static str,
-    keys: &'static [&'static str],
+    /// Its keys unless a file binds it, as files write them.
+    pub keys: &'static [&'static str],
 }
 
 /// Defines the actions, their names, keys and help in one place.

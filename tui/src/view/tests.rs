@@ -1,5 +1,6 @@
 //! What is on the screen, as snapshots.
 
+mod any;
 mod mouse;
 mod small;
 

@@ -101,6 +101,16 @@ fn a_servers_error_is_shown_as_it_is() {
 }
 
 #[test]
+fn a_selected_answer_that_never_began_is_no_longer_selected() {
+    let mut story = Story::ready();
+    let (request, _) = story.ask("one");
+    story.press(&["alt-up"]);
+    story.fail(request, 500, "out of memory");
+    story.press(&["alt-e"]);
+    assert_eq!(story.app.input.text(), "one");
+}
+
+#[test]
 fn an_answer_that_breaks_off_keeps_what_was_said() {
     let mut story = Story::ready();
     let (request, _) = story.ask("one");
