@@ -2,7 +2,6 @@
 
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::{fs, io};
 
 use anyhow::Context;
 use etcetera::AppStrategy;
@@ -57,7 +56,7 @@ impl Args {
             arm: self.arm,
             question: self.question,
             data: folders.data_dir(),
-            keymap: keymap(&folders.config_dir().join("keys.toml"))?,
+            keys: folders.config_dir().join("keys.toml"),
         };
         if let Some(url) = self.url {
             return program.run(url, self.api_key, Inbox::default());
@@ -72,22 +71,12 @@ impl Args {
     }
 }
 
-/// The keys of the file, if there is one.
-fn keymap(path: &std::path::Path) -> anyhow::Result<tui::keymap::Keymap> {
-    let text = match fs::read_to_string(path) {
-        Ok(text) => text,
-        Err(error) if error.kind() == io::ErrorKind::NotFound => String::new(),
-        Err(error) => return Err(error).with_context(|| path.display().to_string()),
-    };
-    tui::keymap::Keymap::from_toml(&text).with_context(|| path.display().to_string())
-}
-
 /// The terminal program, but for the server it talks to.
 struct Program {
     arm: Option<String>,
     question: Option<String>,
     data: PathBuf,
-    keymap: tui::keymap::Keymap,
+    keys: PathBuf,
 }
 
 impl Program {
@@ -98,7 +87,7 @@ impl Program {
             arm: self.arm,
             question: self.question,
             data: self.data,
-            keymap: self.keymap,
+            keys: self.keys,
             report: Box::new(Page),
         };
         Ok(tui::run(options, inbox)?)

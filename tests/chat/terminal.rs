@@ -4,7 +4,7 @@ use std::io::{Read as _, Write};
 use std::num::NonZeroU16;
 use std::path::Path;
 use std::sync::{Arc, Mutex};
-use std::thread;
+use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
 use portable_pty::{Child, CommandBuilder, MasterPty, PtySize, native_pty_system};
@@ -28,6 +28,8 @@ pub(crate) struct Terminal {
     child: Box<dyn Child + Send + Sync>,
     keys: Box<dyn Write + Send>,
     parser: Arc<Mutex<vt100::Parser<Clipboard>>>,
+    /// Reads what the program writes, to its end.
+    reader: Option<JoinHandle<()>>,
     /// The terminal's settings before the program took it.
     before: String,
 }
@@ -65,7 +67,7 @@ impl Terminal {
         let parser = vt100::Parser::new_with_callbacks(rows, columns, 0, Clipboard::default());
         let parser = Arc::new(Mutex::new(parser));
         let shown = Arc::clone(&parser);
-        thread::spawn(move || {
+        let reader = thread::spawn(move || {
             let mut buffer = [0; 4096];
             // At its end the terminal is closed, which reads as an error.
             while let Ok(length @ 1..) = output.read(&mut buffer) {
@@ -80,6 +82,7 @@ impl Terminal {
             child,
             keys,
             parser,
+            reader: Some(reader),
             before,
         }
     }
@@ -147,12 +150,17 @@ impl Terminal {
             }
             thread::sleep(Duration::from_millis(20));
         };
+        // The last that it wrote may be on its way.
+        if let Some(reader) = self.reader.take() {
+            reader.join().expect("no reader panics");
+        }
         assert_eq!(settings(&*self.master), self.before, "the line's settings");
         let parser = self.parser.lock().expect("no reader panics");
         let screen = parser.screen();
         assert!(!screen.alternate_screen(), "the alternate screen");
         assert!(!screen.hide_cursor(), "the cursor");
         assert!(!screen.bracketed_paste(), "bracketed paste");
+        assert_eq!(screen.mouse_protocol_mode(), vt100::MouseProtocolMode::None);
         status.exit_code()
     }
 }

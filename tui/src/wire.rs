@@ -178,7 +178,7 @@ pub struct Chunk {
     /// More of the text.
     pub content: String,
     /// Its tokens, if they were asked for and the server sends them.
-    pub tokens: Vec<Token>,
+    pub tokens: Vec<Value>,
     /// Why the answer has ended.
     pub finish: Option<String>,
     /// What it took.
@@ -193,12 +193,10 @@ pub fn chunk(data: &str) -> Result<Chunk, Failure> {
     let value = event(data)?;
     let choice = &value["choices"][0];
     let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
-    let tokens = choice["logprobs"].get("content").cloned();
+    let tokens = choice["logprobs"]["content"].as_array();
     Ok(Chunk {
         content: text(&choice["delta"]["content"]),
-        tokens: tokens
-            .and_then(|tokens| serde_json::from_value(tokens).ok())
-            .unwrap_or_default(),
+        tokens: tokens.cloned().unwrap_or_default(),
         finish: choice["finish_reason"].as_str().map(str::to_owned),
         usage: Usage::read(&value["usage"]),
     })

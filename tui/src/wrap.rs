@@ -40,6 +40,20 @@ pub fn rows(text: &str, width: usize) -> Vec<Range<usize>> {
     rows
 }
 
+/// The byte of a row at which a column of cells is; its end if it is shorter.
+pub fn place(text: &str, row: Range<usize>, column: usize) -> usize {
+    let mut used = 0;
+    let mut place = row.start;
+    for grapheme in text[row].graphemes(true) {
+        used += grapheme.width();
+        if used > column {
+            break;
+        }
+        place += grapheme.len();
+    }
+    place
+}
+
 fn wrap_line(line: &str, offset: usize, width: usize, rows: &mut Vec<Range<usize>>) {
     if line.width() <= width {
         rows.push(offset..offset + line.len());
@@ -128,6 +142,9 @@ pub fn shortened(text: &str, width: usize) -> String {
     if text.width() <= width {
         return text.to_owned();
     }
+    if width == 0 {
+        return String::new();
+    }
     let mut short = String::new();
     let mut used = 1;
     for grapheme in text.graphemes(true) {
@@ -204,6 +221,7 @@ mod tests {
     fn a_shortened_text_fits_in_cells() {
         assert_eq!(shortened("日本語", 5), "日本…");
         assert_eq!(shortened("abc", 3), "abc");
+        assert_eq!(shortened("abc", 0), "");
     }
 
     #[test]

@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 use super::clock::Clock;
 use super::editor::Editor;
 use super::scroll::Scroll;
-use super::{App, Effect, Mode, Now};
+use super::{App, Effect, Now};
 use crate::keymap::Action;
 use crate::session::{Head, Message, Role, Session};
 use crate::wire::{Arm, Chunk, Failure, Usage};
@@ -44,7 +44,7 @@ impl Chat {
         Chat {
             session: Session {
                 head: Head { arm, ..head(now) },
-                messages: Vec::new(),
+                ..Session::default()
             },
             error: None,
             selected: None,
@@ -95,6 +95,15 @@ impl Chat {
         }
     }
 
+    /// Takes back an answer that never began, for the one it was to replace.
+    fn take_back(&mut self, replaced: Option<Message>) {
+        let messages = &mut self.session.messages;
+        messages.pop();
+        messages.extend(replaced);
+        let count = messages.len();
+        self.selected = self.selected.filter(|place| *place < count);
+    }
+
     /// Ends selecting and editing.
     pub(super) fn let_go(&mut self, input: &mut Editor) {
         self.selected = None;
@@ -110,6 +119,12 @@ impl Chat {
         self.selected = None;
         self.editing = None;
         self.scroll = Scroll::Follow;
+    }
+
+    /// Selects a message, or lets go of it if it was selected.
+    pub(super) fn select_at(&mut self, place: usize) {
+        let there = place < self.session.messages.len();
+        self.selected = (there && self.selected != Some(place)).then_some(place);
     }
 
     /// The message that an action means: the selected one, else the last of `role`.
@@ -166,10 +181,9 @@ impl App {
             }
             Action::SelectUp => self.select(-1),
             Action::SelectDown => self.select(1),
-            Action::ScrollUp => scroll.page(-1, extent),
-            Action::ScrollDown => scroll.page(1, extent),
-            Action::ScrollTop => *scroll = Scroll::From(0),
-            Action::ScrollBottom => *scroll = Scroll::Follow,
+            Action::ScrollUp | Action::ScrollDown | Action::ScrollTop | Action::ScrollBottom => {
+                _ = scroll.act(action, extent)
+            }
             action => return self.act_on_input(action),
         }
         Vec::new()
@@ -235,8 +249,7 @@ impl App {
         chat.error = result.err();
         let nothing = running.clock.is_waiting();
         if failed && nothing {
-            chat.session.messages.pop();
-            chat.session.messages.extend(running.replaced);
+            chat.take_back(running.replaced);
         } else if let Some(answer) = chat.session.messages.last_mut() {
             answer.finish = match failed {
                 true => Some("failed".into()),
@@ -254,10 +267,9 @@ impl App {
         let request = running.request;
         let mut effects = vec![Effect::Stop { request }];
         if running.clock.is_waiting() {
-            self.chat.session.messages.pop();
             let running = self.chat.running.take();
             let replaced = running.and_then(|running| running.replaced);
-            self.chat.session.messages.extend(replaced);
+            self.chat.take_back(replaced);
         } else {
             running.finish = Some("stopped".into());
             effects.extend(self.chat_ended(Ok(())));
@@ -320,23 +332,6 @@ impl App {
         if let Some(start) = start {
             self.chat.scroll = Scroll::From(*start);
         }
-    }
-
-    pub(super) fn new_session(&mut self) -> Vec<Effect> {
-        let effects = self.stop();
-        let old = &self.chat.session.head;
-        let head = Head {
-            arm: old.arm.clone(),
-            system: old.system.clone(),
-            sampling: old.sampling.clone(),
-            ..head(self.now)
-        };
-        self.chat.replace(Session {
-            head,
-            messages: Vec::new(),
-        });
-        self.mode = Mode::Chat;
-        effects
     }
 
     /// Asks how many tokens fit the arm, where that is not known.

@@ -4,10 +4,9 @@ use serde_json::{Map, Value, json};
 
 use super::chat::head;
 use super::pane::Pane;
-use super::scroll::Scroll;
 use super::{App, Effect, Mode};
 use crate::keymap::Action;
-use crate::session::{Message, Session};
+use crate::session::{Analysis, Head, Message, Session};
 use crate::wire::{Arm, Chunk, CompareChunk, Failure};
 
 /// How many arms fit a screen.
@@ -57,19 +56,27 @@ pub struct Compare {
     pub focus: Option<usize>,
     /// Why there are no answers.
     pub error: Option<Failure>,
-    /// Whether the server has no endpoint to compare arms: each is asked alone.
+    /// Whether each arm was asked alone, as the server has no endpoint to
+    /// compare them.
     pub alone: bool,
-    running: Option<u64>,
-    messages: Vec<Value>,
-    created: u64,
-    begin: Option<(Value, Value)>,
-    summary: Option<Value>,
+    /// What it is saved under, and what it was asked with.
+    pub(super) head: Head,
+    pub(super) analysis: Analysis,
+    pub(super) running: Option<u64>,
 }
 
 impl Compare {
     /// Whether answers run.
     pub fn is_running(&self) -> bool {
         self.running.is_some() || self.panes.iter().any(|pane| pane.request.is_some())
+    }
+
+    /// Lets keys go to a pane, with its token in sight, or to the input.
+    fn focus_on(&mut self, pane: Option<usize>) {
+        self.focus = pane;
+        if let Some(pane) = pane {
+            self.panes[pane].keeps_cursor = true;
+        }
     }
 
     /// Chooses arms that are worth comparing, unless some were chosen.
@@ -102,10 +109,26 @@ impl Compare {
         self.chosen = chosen;
     }
 
+    /// What arms are asked.
+    fn messages(&self) -> Vec<Value> {
+        let system = self.head.system.trim();
+        let system = (!system.is_empty()).then(|| json!({"role": "system", "content": system}));
+        let mut messages: Vec<Value> = system.into_iter().collect();
+        messages.push(json!({"role": "user", "content": self.question}));
+        messages
+    }
+
     /// What is compared, as a report holds it; none before it is complete.
     fn report(&self) -> Option<Value> {
-        let (arms, settings) = self.begin.as_ref()?;
-        let summary = self.summary.as_ref()?;
+        let Analysis {
+            arms,
+            settings,
+            summary,
+            ..
+        } = &self.analysis;
+        if summary.is_null() {
+            return None;
+        }
         let panes = self.panes.iter().enumerate();
         let temperature = &settings["temperature"][0];
         let answers: Vec<Value> = panes
@@ -114,10 +137,10 @@ impl Compare {
         Some(json!({
             "format": 1,
             "incant": env!("CARGO_PKG_VERSION"),
-            "created": self.created,
+            "created": self.head.created,
             "settings": settings,
             "arms": arms,
-            "prompts": [{"messages": self.messages, "prompt": null, "answers": answers}],
+            "prompts": [{"messages": self.messages(), "prompt": null, "answers": answers}],
             "summary": summary,
             "sampling": [],
         }))
@@ -131,10 +154,10 @@ impl App {
         match action {
             Action::Next if count > 0 => {
                 let next = focus.map_or(0, |pane| pane + 1);
-                self.compare.focus = (next < count).then_some(next);
+                self.compare.focus_on((next < count).then_some(next));
             }
             Action::Previous if count > 0 => {
-                self.compare.focus = focus.unwrap_or(count).checked_sub(1);
+                self.compare.focus_on(focus.unwrap_or(count).checked_sub(1));
             }
             Action::Colours => self.compare.colours = self.compare.colours.next(),
             Action::Promote => return self.promote(),
@@ -149,6 +172,10 @@ impl App {
                 self.say(format!("copied the answer of {}", pane.arm));
                 return vec![Effect::Copy(text)];
             }
+            Action::CopyAll if count > 0 => {
+                self.say("copied the comparison".into());
+                return vec![Effect::Copy(self.compare.session().markdown())];
+            }
             action => match focus {
                 Some(pane) => self.act_in_pane(pane, action),
                 None => return self.scroll_panes_or_write(action),
@@ -158,15 +185,18 @@ impl App {
     }
 
     fn act_in_pane(&mut self, place: usize, action: Action) {
-        let extent = self.measures.panes.get(place).copied().unwrap_or_default();
+        let drawn = self.measures.panes.get(place).copied().unwrap_or_default();
+        let width = usize::from(drawn.text.width);
         let pane = &mut self.compare.panes[place];
-        let last = pane.tokens.len().saturating_sub(1);
+        let has_tokens = !pane.tokens.is_empty();
         match action {
-            Action::Left => pane.cursor = pane.cursor.saturating_sub(1),
-            Action::Right => pane.cursor = (pane.cursor + 1).min(last),
-            Action::LineStart => pane.cursor = 0,
-            Action::LineEnd => pane.cursor = last,
-            action => scroll(&mut pane.scroll, action, extent),
+            Action::Left => pane.move_to(pane.cursor.saturating_sub(1)),
+            Action::Right => pane.move_to(pane.cursor + 1),
+            Action::LineStart => pane.move_to(0),
+            Action::LineEnd => pane.move_to(usize::MAX),
+            Action::Up if has_tokens => pane.climb(-1, width),
+            Action::Down if has_tokens => pane.climb(1, width),
+            action => pane.scroll_by_key(action, drawn),
         }
     }
 
@@ -178,9 +208,9 @@ impl App {
         if !scrolls {
             return self.act_on_input(action);
         }
-        let extents = self.measures.panes.iter();
-        for (pane, extent) in self.compare.panes.iter_mut().zip(extents) {
-            scroll(&mut pane.scroll, action, *extent);
+        let drawn = self.measures.panes.iter();
+        for (pane, drawn) in self.compare.panes.iter_mut().zip(drawn) {
+            pane.scroll_by_key(action, *drawn);
         }
         Vec::new()
     }
@@ -192,22 +222,21 @@ impl App {
         let set = &self.chat.session.head;
         let drawn = u64::from(self.now.unix.subsec_nanos());
         let seed = set.sampling.seed().unwrap_or(drawn);
-        let mut messages = Vec::new();
-        if !set.system.trim().is_empty() {
-            messages.push(json!({"role": "system", "content": set.system}));
-        }
-        messages.push(json!({"role": "user", "content": question}));
+        let head = Head {
+            system: set.system.clone(),
+            sampling: set.sampling.clone(),
+            ..head(self.now)
+        };
         let old = std::mem::take(&mut self.compare);
         let panes = old.chosen.iter().map(|arm| Pane::new(arm, self.now));
         self.compare = Compare {
             panes: panes.collect(),
             chosen: old.chosen,
             colours: old.colours,
-            alone: old.alone,
+            alone: !self.compares,
             question,
             seed,
-            messages,
-            created: self.now.unix.as_secs(),
+            head,
             ..Compare::default()
         };
         match self.compare.alone {
@@ -222,7 +251,7 @@ impl App {
         let mut body = Map::new();
         self.chat.session.head.sampling.write(&mut body);
         body.insert("arms".into(), json!(self.compare.chosen));
-        body.insert("messages".into(), json!(self.compare.messages));
+        body.insert("messages".into(), json!(self.compare.messages()));
         body.insert("seed".into(), json!(self.compare.seed));
         body.insert("analysis".into(), json!(true));
         body.insert("top_logprobs".into(), json!(ALTERNATIVES));
@@ -243,7 +272,7 @@ impl App {
             body.insert("temperature".into(), json!(0.0));
             self.chat.session.head.sampling.write(&mut body);
             body.insert("model".into(), json!(pane.arm));
-            body.insert("messages".into(), json!(self.compare.messages));
+            body.insert("messages".into(), json!(self.compare.messages()));
             body.insert("seed".into(), json!(self.compare.seed));
             body.insert("logprobs".into(), json!(true));
             body.insert("top_logprobs".into(), json!(ALTERNATIVES));
@@ -271,7 +300,8 @@ impl App {
         match chunk {
             CompareChunk::Begin { arms, settings } => {
                 compare.reference = settings["reference"].as_u64().unwrap_or_default() as usize;
-                compare.begin = Some((arms, settings));
+                compare.analysis.arms = arms;
+                compare.analysis.settings = settings;
             }
             CompareChunk::Delta { arm, content } => {
                 if let Some(pane) = compare.panes.get_mut(arm) {
@@ -293,7 +323,7 @@ impl App {
                     pane.end(finish, usage, raw_usage);
                 }
             }
-            CompareChunk::Summary(summary) => compare.summary = Some(summary),
+            CompareChunk::Summary(summary) => compare.analysis.summary = summary,
             CompareChunk::Other => {}
         }
     }
@@ -308,7 +338,8 @@ impl App {
         if compare.running == Some(request) {
             compare.running = None;
             let missing = error.as_ref().is_some_and(Failure::is_missing);
-            if missing && compare.begin.is_none() {
+            if missing && compare.analysis.arms.is_null() {
+                self.compares = false;
                 compare.alone = true;
                 compare.colours = Colours::Probability;
                 let why = "no shift: this server has no /v1/compare; each arm is asked alone";
@@ -323,7 +354,7 @@ impl App {
                 pane.error = error;
             }
         }
-        Vec::new()
+        self.save_compared()
     }
 
     pub(super) fn stop_compare(&mut self) -> Vec<Effect> {
@@ -331,14 +362,17 @@ impl App {
         let mut requests: Vec<u64> = compare.running.take().into_iter().collect();
         for pane in &mut compare.panes {
             requests.extend(pane.request.take());
-            if pane.finish.is_none() {
-                pane.finish = Some("stopped".into());
-            }
         }
-        requests
-            .into_iter()
-            .map(|request| Effect::Stop { request })
-            .collect()
+        if requests.is_empty() {
+            return Vec::new();
+        }
+        for pane in &mut compare.panes {
+            pane.finish.get_or_insert("stopped".into());
+        }
+        let stops = requests.into_iter();
+        let mut effects: Vec<Effect> = stops.map(|request| Effect::Stop { request }).collect();
+        effects.extend(self.save_compared());
+        effects
     }
 
     /// Goes on in chat with one arm's answer.
@@ -346,24 +380,20 @@ impl App {
         let Some(pane) = self.compare.panes.get(self.compare.focus.unwrap_or(0)) else {
             return self.say("there is no answer yet to go on from".into());
         };
-        let answer = Message {
-            content: pane.text.clone(),
-            finish: pane.finish.clone(),
-            stats: Some(pane.clock.stats()),
-            ..Message::answer(Some(pane.arm.clone()))
-        };
+        let answer = pane.message();
         let arm = Some(pane.arm.clone());
         let mut effects = self.stop();
         let old = &self.chat.session.head;
         let (system, sampling) = (old.system.clone(), old.sampling.clone());
         let session = Session {
-            head: crate::session::Head {
+            head: Head {
                 arm,
                 system,
                 sampling,
                 ..head(self.now)
             },
             messages: vec![Message::user(self.compare.question.clone()), answer],
+            analysis: None,
         };
         self.chat.replace(session.clone());
         self.mode = Mode::Chat;
@@ -374,24 +404,12 @@ impl App {
 
     fn export(&mut self) -> Vec<Effect> {
         if self.compare.alone {
-            let why = "no report: this server has no /v1/compare, so there are no scores";
+            let why = "no report: there are no scores, as the server has no /v1/compare";
             return self.complain(why.into());
         }
         match self.compare.report() {
             Some(report) => vec![Effect::Export(Box::new(report))],
             None => self.say("there is no complete comparison yet".into()),
         }
-    }
-}
-
-fn scroll(scroll: &mut Scroll, action: Action, extent: super::Extent) {
-    match action {
-        Action::Up => scroll.by(-1, extent),
-        Action::Down => scroll.by(1, extent),
-        Action::ScrollUp => scroll.page(-1, extent),
-        Action::ScrollDown => scroll.page(1, extent),
-        Action::ScrollTop => *scroll = Scroll::From(0),
-        Action::ScrollBottom => *scroll = Scroll::Follow,
-        _ => {}
     }
 }

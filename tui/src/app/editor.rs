@@ -78,6 +78,13 @@ impl Editor {
         before != (self.cursor, self.text.len())
     }
 
+    /// Puts the cursor where a row and a column are, or the nearest there is.
+    pub fn click(&mut self, row: usize, column: usize, width: usize) {
+        let rows = wrap::rows(&self.text, width);
+        let row = rows[row.min(rows.len() - 1)].clone();
+        self.cursor = wrap::place(&self.text, row, column);
+    }
+
     fn previous(&self) -> usize {
         let before = &self.text[..self.cursor];
         before
@@ -130,16 +137,7 @@ impl Editor {
         let Some(target) = row.checked_add_signed(by).and_then(|row| rows.get(row)) else {
             return;
         };
-        let mut used = 0;
-        let mut cursor = target.start;
-        for grapheme in self.text[target.clone()].graphemes(true) {
-            used += grapheme.width();
-            if used > column {
-                break;
-            }
-            cursor += grapheme.len();
-        }
-        self.cursor = cursor;
+        self.cursor = wrap::place(&self.text, target.clone(), column);
     }
 }
 
@@ -197,6 +195,15 @@ mod tests {
         assert!(editor.act(Action::Up, 10));
         assert_eq!(editor.position(10), (0, 4));
         assert!(!editor.act(Action::Up, 10));
+    }
+
+    #[test]
+    fn a_click_puts_the_cursor_before_the_character_under_it() {
+        let mut editor = Editor::with("日本語\nabcd");
+        for (row, column, position) in [(0, 3, (0, 2)), (1, 9, (1, 4)), (7, 0, (1, 0))] {
+            editor.click(row, column, 10);
+            assert_eq!(editor.position(10), position);
+        }
     }
 
     #[test]

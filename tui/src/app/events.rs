@@ -3,11 +3,13 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
+use ratatui::layout::{Position, Rect};
 use serde_json::Value;
 
+use super::Mode;
 use super::scroll::Extent;
-use crate::keymap::Key;
-use crate::session::Session;
+use crate::keymap::{Action, Key};
+use crate::session::{Analysis, Listing, Session};
 use crate::wire::{Arm, Chunk, CompareChunk, Failure};
 
 /// Something that has happened.
@@ -15,6 +17,13 @@ use crate::wire::{Arm, Chunk, CompareChunk, Failure};
 pub enum Event {
     /// A key was pressed.
     Key(Key),
+    /// The mouse did something.
+    Mouse {
+        /// What.
+        what: Pointer,
+        /// In which cell.
+        at: Position,
+    },
     /// Text was pasted.
     Paste(String),
     /// The terminal has another size, or time has passed while an answer runs.
@@ -52,7 +61,14 @@ pub enum Event {
         result: Result<(), Failure>,
     },
     /// The saved sessions.
-    Sessions(Vec<Session>),
+    Sessions(Listing),
+    /// What is known of a saved comparison's tokens.
+    Analysis {
+        /// The comparison's session.
+        id: String,
+        /// What is known.
+        analysis: Box<Analysis>,
+    },
     /// A report was written.
     Exported(PathBuf),
     /// Something beside the conversation went wrong.
@@ -99,6 +115,13 @@ pub enum Effect {
     Remember(String),
     /// Read the saved sessions.
     ListSessions,
+    /// Read what is known of a saved comparison's tokens.
+    LoadAnalysis {
+        /// Its session.
+        id: String,
+    },
+    /// Take the mouse from the terminal, or leave it there.
+    Mouse(bool),
     /// Copy a text to the clipboard.
     Copy(String),
     /// Write a comparison as a page.
@@ -116,17 +139,76 @@ pub struct Now {
     pub unix: Duration,
 }
 
+/// What the mouse can do.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Pointer {
+    /// The left button was pressed.
+    Click,
+    /// The wheel was turned away from the hand.
+    WheelUp,
+    /// The wheel was turned towards the hand.
+    WheelDown,
+}
+
+/// What the mouse can mean on the screen. `top` is the first row that is shown
+/// of something longer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Target {
+    /// The name of a mode.
+    Mode(Mode),
+    /// A key and what it does.
+    Action(Action),
+    /// The conversation.
+    Chat {
+        /// Its first row.
+        top: usize,
+    },
+    /// A pane of the comparison.
+    Pane(usize),
+    /// The text that is written.
+    Text {
+        /// Its first row.
+        top: usize,
+    },
+    /// What a list shows.
+    List {
+        /// Its first row.
+        top: usize,
+    },
+    /// A parameter of answers.
+    Field(usize),
+    /// The help screen.
+    Help,
+    /// A panel where it is nothing else: what is behind it is not meant.
+    Panel,
+}
+
+/// A pane as it was drawn.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Drawn {
+    /// Its text.
+    pub text: Rect,
+    /// How much of it there is.
+    pub extent: Extent,
+    /// The first row that is shown.
+    pub top: usize,
+}
+
 /// What the view found when it last drew.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Measures {
     /// How wide the input is, in cells.
     pub input: usize,
+    /// How wide the text of the open panel is.
+    pub panel: usize,
     /// The conversation.
     pub chat: Extent,
     /// The row that each of its messages begins at.
     pub messages: Vec<usize>,
     /// Each pane of the comparison.
-    pub panes: Vec<Extent>,
+    pub panes: Vec<Drawn>,
     /// The help screen.
     pub help: Extent,
+    /// What is where; what lies above comes later.
+    pub targets: Vec<(Rect, Target)>,
 }

@@ -8,20 +8,23 @@ mod compare;
 mod editor;
 mod events;
 mod history;
+mod mouse;
 mod pane;
 mod panels;
 mod picker;
+mod saved;
 mod scroll;
 #[cfg(test)]
 mod tests;
 
+use std::path::PathBuf;
 use std::time::Duration;
 
 pub use chat::Chat;
 pub use clock::Clock;
 pub use compare::{Colours, Compare, MOST_PANES};
 pub use editor::Editor;
-pub use events::{Effect, Event, Measures, Now};
+pub use events::{Drawn, Effect, Event, Measures, Now, Pointer, Target};
 pub use history::History;
 pub use pane::{Pane, Shift};
 pub use panels::{Panel, matching_arms, matching_sessions};
@@ -72,6 +75,10 @@ pub struct Start {
     pub question: Option<String>,
     /// Earlier questions, the oldest first.
     pub history: Vec<String>,
+    /// The file that binds keys anew.
+    pub keys: PathBuf,
+    /// What went wrong before.
+    pub trouble: Option<String>,
 }
 
 /// The state of everything.
@@ -79,6 +86,8 @@ pub struct Start {
 pub struct App {
     /// What keys do.
     pub keymap: Keymap,
+    /// The file that binds keys anew.
+    pub keys: PathBuf,
     /// What is on the screen.
     pub mode: Mode,
     /// What is written.
@@ -93,6 +102,10 @@ pub struct App {
     pub panel: Option<Panel>,
     /// A line about what was just done.
     pub notice: Option<Notice>,
+    /// Whether the server compares arms, as far as is known.
+    pub compares: bool,
+    /// Whether the program has the mouse, not the terminal.
+    pub mouse: bool,
     /// The time of the last event.
     pub now: Now,
     history: History,
@@ -105,15 +118,23 @@ pub struct App {
 impl App {
     /// The program as it begins, and what to do first.
     pub fn new(keymap: Keymap, start: Start, now: Now) -> (App, Vec<Effect>) {
+        let mouse = keymap.mouse();
+        let notice = start.trouble.map(|text| {
+            let is_error = true;
+            Notice { text, is_error }
+        });
         let app = App {
             keymap,
+            keys: start.keys,
+            mouse,
+            compares: true,
             mode: Mode::Chat,
             input: Editor::default(),
             arms: Arms::Waiting(None),
             chat: Chat::new(start.arm, now),
             compare: Compare::default(),
             panel: None,
-            notice: None,
+            notice,
             now,
             history: History::new(start.history),
             measures: Measures {
@@ -124,7 +145,7 @@ impl App {
             requests: 0,
         };
         let after = Duration::ZERO;
-        (app, vec![Effect::FetchArms { after }])
+        (app, vec![Effect::Mouse(mouse), Effect::FetchArms { after }])
     }
 
     /// Takes in what has happened; returns what is to be done.
@@ -132,6 +153,7 @@ impl App {
         self.now = now;
         match event {
             Event::Key(key) => self.key(key),
+            Event::Mouse { what, at } => self.mouse(what, at),
             Event::Paste(text) => self.write(&text),
             Event::Redraw => Vec::new(),
             Event::Measured(measures) => {
@@ -154,10 +176,14 @@ impl App {
                 Vec::new()
             }
             Event::Ended { request, result } => self.ended(request, result),
-            Event::Sessions(sessions) => {
+            Event::Sessions(listing) => {
                 if let Some(Panel::Sessions { all, .. }) = &mut self.panel {
-                    *all = Some(sessions);
+                    *all = Some(listing);
                 }
+                Vec::new()
+            }
+            Event::Analysis { id, analysis } => {
+                self.recall_analysis(&id, *analysis);
                 Vec::new()
             }
             Event::Exported(path) => self.say(format!("saved {}", path.display())),
@@ -186,17 +212,20 @@ impl App {
 
     fn key(&mut self, key: Key) -> Vec<Effect> {
         match self.keymap.action(key) {
-            Some(action) => {
-                self.notice = None;
-                match self.panel.is_some() {
-                    true => self.act_in_panel(action),
-                    false => self.act(action),
-                }
-            }
+            Some(action) => self.perform(action),
             None => match key.character() {
                 Some(character) => self.write(character.encode_utf8(&mut [0; 4])),
                 None => Vec::new(),
             },
+        }
+    }
+
+    /// Does what a key asks for.
+    fn perform(&mut self, action: Action) -> Vec<Effect> {
+        self.notice = None;
+        match self.panel.is_some() {
+            true => self.act_in_panel(action),
+            false => self.act(action),
         }
     }
 
@@ -219,6 +248,7 @@ impl App {
             }
             Action::SwitchMode => self.switch_mode(),
             Action::NewSession => self.new_session(),
+            Action::Mouse => self.switch_mouse(),
             Action::Quit => self.quit(),
             Action::Interrupt => match (self.is_busy(), self.input.is_blank()) {
                 (true, _) => self.stop(),
@@ -295,7 +325,11 @@ impl App {
                 self.chat.meet(&arms);
                 self.compare
                     .meet(&arms, self.chat.session.head.arm.as_deref());
+                let were_known = matches!(self.arms, Arms::Known(_));
                 self.arms = Arms::Known(arms);
+                if !were_known {
+                    self.tell_of_missing_arms();
+                }
                 let mut effects = self.fetch_context();
                 if let Some(question) = self.waiting.take() {
                     effects.extend(self.ask(question));
@@ -314,6 +348,24 @@ impl App {
                 self.arms = Arms::Failed(failure);
                 Vec::new()
             }
+        }
+    }
+
+    /// Says so if someone is to be asked whom the server does not name. It may
+    /// know them all the same.
+    fn tell_of_missing_arms(&mut self) {
+        let Arms::Known(known) = &self.arms else {
+            return;
+        };
+        let asked = match self.mode {
+            Mode::Chat => self.chat.session.head.arm.as_slice(),
+            Mode::Compare => &self.compare.chosen,
+        };
+        let missing = |arm: &&String| known.iter().all(|known| known.id != **arm);
+        if let Some(arm) = asked.iter().find(missing) {
+            let key = self.keymap.hint(Action::Arms).unwrap_or_default();
+            let text = format!("the server does not name {arm}; {key} chooses others");
+            self.complain(text);
         }
     }
 

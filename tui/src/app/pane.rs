@@ -3,11 +3,15 @@
 use std::ops::Range;
 
 use serde_json::{Value, json};
+use unicode_width::UnicodeWidthStr;
 
 use super::clock::Clock;
 use super::scroll::Scroll;
-use super::{Now, compare::Colours};
+use super::{Drawn, Now, compare::Colours};
+use crate::keymap::Action;
+use crate::session::{Analysed, Message, Stats};
 use crate::wire::{Chunk, Failure, Score, Token, Usage};
+use crate::wrap;
 
 /// How another arm ranks a token.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -49,8 +53,12 @@ pub struct Pane {
     pub scroll: Scroll,
     /// The token that is looked at.
     pub cursor: usize,
+    /// Whether it is kept in sight: until something else is scrolled to.
+    pub keeps_cursor: bool,
     /// The request of this pane alone, while it runs.
     pub(super) request: Option<u64>,
+    /// How it came, if that was another time.
+    earlier: Option<Stats>,
     raw_tokens: Vec<Value>,
     raw_usage: Value,
 }
@@ -66,10 +74,59 @@ impl Pane {
             error: None,
             scroll: Scroll::Follow,
             cursor: 0,
+            keeps_cursor: true,
             request: None,
+            earlier: None,
             raw_tokens: Vec::new(),
             raw_usage: Value::Null,
         }
+    }
+
+    /// An answer that was saved.
+    pub(super) fn of_message(message: Message, now: Now) -> Pane {
+        let arm = message.arm.unwrap_or_default();
+        Pane {
+            text: message.content,
+            finish: message.finish,
+            earlier: message.stats,
+            scroll: Scroll::From(0),
+            ..Pane::new(&arm, now)
+        }
+    }
+
+    /// The answer as it is saved.
+    pub(super) fn message(&self) -> Message {
+        let failed = self.error.as_ref().map(|_| "failed".to_owned());
+        Message {
+            content: self.text.clone(),
+            finish: failed.or_else(|| self.finish.clone()),
+            stats: Some(self.stats()),
+            ..Message::answer(Some(self.arm.clone()))
+        }
+    }
+
+    /// What is saved of its tokens.
+    pub(super) fn analysed(&self) -> Analysed {
+        Analysed {
+            usage: self.raw_usage.clone(),
+            tokens: self.raw_tokens.clone(),
+        }
+    }
+
+    /// Takes back what was saved of its tokens.
+    pub(super) fn recall(&mut self, analysed: Analysed) {
+        self.raw_usage = analysed.usage;
+        self.add_tokens(analysed.tokens);
+    }
+
+    /// How it came, or comes.
+    pub fn stats(&self) -> Stats {
+        self.earlier.unwrap_or_else(|| self.clock.stats())
+    }
+
+    /// Whether there is nothing yet of an answer that is to come.
+    pub fn is_waiting(&self) -> bool {
+        self.text.is_empty() && self.finish.is_none()
     }
 
     pub(super) fn add_text(&mut self, content: &str, now: Now) {
@@ -81,7 +138,7 @@ impl Pane {
 
     /// Adds tokens as a report holds them.
     pub(super) fn add_tokens(&mut self, tokens: Vec<Value>) {
-        let read = tokens.iter().filter_map(Token::deserialize);
+        let read = tokens.iter().filter_map(Token::of_report);
         self.tokens.extend(read);
         self.raw_tokens.extend(tokens);
     }
@@ -89,7 +146,7 @@ impl Pane {
     /// Adds a part of a chat completion.
     pub(super) fn add_chunk(&mut self, chunk: Chunk, now: Now) {
         self.add_text(&chunk.content, now);
-        self.tokens.extend(chunk.tokens);
+        self.add_tokens(chunk.tokens);
         self.clock.usage = chunk.usage.or(self.clock.usage);
         if chunk.finish.is_some() {
             self.finish = chunk.finish;
@@ -118,6 +175,64 @@ impl Pane {
             from = to;
         }
         places
+    }
+
+    /// Lets the pane be scrolled from what is shown, wherever the token is that
+    /// is looked at.
+    pub(super) fn begin_scroll(&mut self, drawn: Drawn) -> &mut Scroll {
+        if std::mem::take(&mut self.keeps_cursor) {
+            self.scroll = Scroll::From(drawn.top);
+        }
+        &mut self.scroll
+    }
+
+    /// Does what a key asks for, if that is to scroll.
+    pub(super) fn scroll_by_key(&mut self, action: Action, drawn: Drawn) {
+        let mut scroll = match self.keeps_cursor {
+            true => Scroll::From(drawn.top),
+            false => self.scroll,
+        };
+        if scroll.act(action, drawn.extent) {
+            self.scroll = scroll;
+            self.keeps_cursor = false;
+        }
+    }
+
+    /// Looks at another token.
+    pub(super) fn move_to(&mut self, token: usize) {
+        self.cursor = token.min(self.tokens.len().saturating_sub(1));
+        self.keeps_cursor = true;
+    }
+
+    /// Looks at the token in a row and a column of the text, as wide as it is drawn.
+    pub(super) fn look_at(&mut self, row: usize, column: usize, width: usize) {
+        let rows = wrap::rows(&self.text, width);
+        if let Some(row) = rows.get(row) {
+            let place = wrap::place(&self.text, row.clone(), column);
+            self.cursor = token_at(&self.places(), place);
+        }
+    }
+
+    /// Looks at the token above or below, over rows in which none begins.
+    pub(super) fn climb(&mut self, by: isize, width: usize) {
+        let places = self.places();
+        let Some(here) = places.get(self.cursor) else {
+            return;
+        };
+        let rows = wrap::rows(&self.text, width);
+        let row_of = |place: usize| rows.partition_point(|row| row.start <= place) - 1;
+        let from = row_of(here.start);
+        let column = self.text[rows[from].start..here.start].width();
+        let mut row = from;
+        while let Some(next) = row.checked_add_signed(by).filter(|row| *row < rows.len()) {
+            row = next;
+            let place = wrap::place(&self.text, rows[row].clone(), column);
+            let token = token_at(&places, place);
+            if row_of(places[token].start) == row {
+                self.move_to(token);
+                return;
+            }
+        }
     }
 
     /// How the reference scores a token.
@@ -165,8 +280,15 @@ impl Pane {
     }
 }
 
+/// The token that a byte of the text belongs to, else the last one.
+fn token_at(places: &[Range<usize>], byte: usize) -> usize {
+    let token = places.partition_point(|place| place.end <= byte);
+    token.min(places.len().saturating_sub(1))
+}
+
 impl Token {
-    fn deserialize(value: &Value) -> Option<Token> {
+    /// A token as a report holds it.
+    fn of_report(value: &Value) -> Option<Token> {
         serde::Deserialize::deserialize(value).ok()
     }
 }

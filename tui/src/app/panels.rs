@@ -6,7 +6,7 @@ use super::scroll::Scroll;
 use super::{App, Effect, Mode, compare::MOST_PANES};
 use crate::keymap::Action;
 use crate::sampling::{FIELDS, Sampling};
-use crate::session::Session;
+use crate::session::{Listing, Session};
 use crate::wire::Arm;
 
 /// What is open.
@@ -37,7 +37,7 @@ pub enum Panel {
         /// The list.
         picker: Picker,
         /// All of them; none while they are read.
-        all: Option<Vec<Session>>,
+        all: Option<Listing>,
     },
 }
 
@@ -59,11 +59,16 @@ pub fn matching_arms<'a>(arms: &'a [Arm], picker: &Picker) -> Vec<&'a Arm> {
     found.collect()
 }
 
-/// The sessions that a list shows: all their text is searched.
+/// The sessions that a list shows: all their text is searched, and the word
+/// `compare` finds comparisons.
 pub fn matching_sessions<'a>(all: &'a [Session], picker: &Picker) -> Vec<&'a Session> {
     let found = all.iter().filter(|session| {
         let mut text = session.markdown();
         text.push_str(session.head.arm.as_deref().unwrap_or_default());
+        text.push_str(match session.head.compare {
+            Some(_) => " compare",
+            None => " chat",
+        });
         picker.matches(&text)
     });
     found.collect()
@@ -107,6 +112,7 @@ impl App {
     pub(super) fn act_in_panel(&mut self, action: Action) -> Vec<Effect> {
         match action {
             Action::Quit => return self.quit(),
+            Action::Mouse => return self.switch_mouse(),
             Action::Help | Action::Arms | Action::Sampling | Action::System | Action::Sessions => {
                 return self.open_or_close(action);
             }
@@ -151,21 +157,13 @@ impl App {
         match panel {
             Panel::Help(scroll) => {
                 let extent = self.measures.help;
-                match action {
-                    Action::Up => scroll.by(-1, extent),
-                    Action::Down => scroll.by(1, extent),
-                    Action::ScrollUp => scroll.page(-1, extent),
-                    Action::ScrollDown => scroll.page(1, extent),
-                    Action::ScrollTop => *scroll = Scroll::From(0),
-                    Action::ScrollBottom => *scroll = Scroll::Follow,
-                    _ => {}
-                }
+                scroll.act(action, extent);
                 (!closes && action != Action::Send, Vec::new())
             }
             Panel::Arms { .. } | Panel::Sessions { .. } if closes => (false, Vec::new()),
             Panel::Arms { picker, marked } => self.act_on_arms(picker, marked, action),
             Panel::Sessions { picker, all } => {
-                let all = all.as_deref().unwrap_or_default();
+                let all = all.as_ref().map_or(&[][..], |all| &all.sessions);
                 let found = matching_sessions(all, picker);
                 if action != Action::Send {
                     picker.act(action, found.len());
@@ -174,11 +172,7 @@ impl App {
                 let Some(session) = found.get(picker.at).map(|session| (*session).clone()) else {
                     return (true, Vec::new());
                 };
-                let mut effects = self.stop();
-                self.chat.replace(session);
-                self.mode = Mode::Chat;
-                effects.extend(self.fetch_context());
-                (false, effects)
+                (false, self.open_session(session))
             }
             Panel::Sampling { at, value, refused } => {
                 let moves = match action {
@@ -210,7 +204,7 @@ impl App {
                     self.chat.session.head.system = system;
                     return (false, Vec::new());
                 }
-                editor.act(action, self.measures.input);
+                editor.act(action, self.measures.panel);
                 (true, Vec::new())
             }
         }

@@ -1,5 +1,7 @@
 //! Which part of a long text is on the screen.
 
+use crate::keymap::Action;
+
 /// How much there is, as the view last found it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Extent {
@@ -37,6 +39,20 @@ impl Scroll {
             true => Scroll::Follow,
             false => Scroll::From(top),
         };
+    }
+
+    /// Does what a key asks for; `false` if that is not to scroll.
+    pub fn act(&mut self, action: Action, extent: Extent) -> bool {
+        match action {
+            Action::Up => self.by(-1, extent),
+            Action::Down => self.by(1, extent),
+            Action::ScrollUp => self.page(-1, extent),
+            Action::ScrollDown => self.page(1, extent),
+            Action::ScrollTop => *self = Scroll::From(0),
+            Action::ScrollBottom => *self = Scroll::Follow,
+            _ => return false,
+        }
+        true
     }
 
     /// Moves by a window, less a row that stays in sight.

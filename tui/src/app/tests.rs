@@ -10,7 +10,7 @@ use crossterm::event::KeyEvent;
 use serde_json::{Value, json};
 
 use super::*;
-use crate::session::{Role, Session};
+use crate::session::{Listing, Role, Session};
 use crate::wire::{Chunk, Usage};
 
 /// The program, and what it has asked for.
@@ -135,6 +135,12 @@ impl Story {
         let (request, _) = self.ask(question);
         self.say(request, answer);
         self.end(request);
+    }
+
+    /// Another comparison and a conversation, so that nothing of the last one is left.
+    fn exchange_elsewhere(&mut self) {
+        self.press(&["ctrl-n", "f2"]);
+        self.exchange("about cats", "They purr.");
     }
 
     /// What was said, with `>` before questions.

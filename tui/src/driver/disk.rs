@@ -80,6 +80,11 @@ impl Keeper {
                     let result = list.map(|list| events.send(Event::Sessions(list)));
                     ("sessions", result)
                 }
+                Effect::LoadAnalysis { id } => {
+                    let read = self.sessions.analysis(&id).map(Box::new);
+                    let result = read.map(|analysis| events.send(Event::Analysis { id, analysis }));
+                    ("the comparison's tokens", result)
+                }
                 Effect::Export(report) => {
                     let written = self.export(&report);
                     let result = written.map(|path| events.send(Event::Exported(path)));

@@ -7,14 +7,15 @@ mod network;
 mod screen;
 
 use std::io::{self, IsTerminal};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, TryRecvError, channel};
 use std::thread;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-use crossterm::event;
+use crossterm::event::{self, MouseButton, MouseEvent, MouseEventKind};
+use ratatui::layout::Position;
 
-use crate::app::{App, Effect, Event, Now, Start};
+use crate::app::{App, Effect, Event, Now, Pointer, Start};
 use crate::keymap::{Key, Keymap};
 use crate::markdown;
 use crate::view::View;
@@ -46,8 +47,8 @@ pub struct Options {
     pub question: Option<String>,
     /// Where sessions and the history are kept.
     pub data: PathBuf,
-    /// What keys do.
-    pub keymap: Keymap,
+    /// The file that binds keys anew, if it is there.
+    pub keys: PathBuf,
     /// Makes a page of a comparison.
     pub report: Box<dyn ReportPage>,
 }
@@ -125,13 +126,16 @@ pub fn run(options: Options, inbox: Inbox) -> Result<(), Error> {
     let events = Events(inbox.sender);
     let network = Network::start(&options.url, options.api_key, events.clone())?;
     let (disk, history) = Disk::start(options.data, options.report, events.clone())?;
+    let (keymap, trouble) = read_keymap(&options.keys);
     let start = Start {
+        keys: options.keys,
+        trouble,
         arm: options.arm,
         question: options.question,
         history,
     };
     let clock = Instant::now();
-    let (app, effects) = App::new(options.keymap, start, now(clock));
+    let (app, effects) = App::new(keymap, start, now(clock));
     let screen = Screen::open(&events)?;
     let keys = events.clone();
     thread::Builder::new()
@@ -151,6 +155,19 @@ pub fn run(options: Options, inbox: Inbox) -> Result<(), Error> {
     };
     driver.perform(effects)?;
     driver.work(&inbox.receiver)
+}
+
+/// The keys of a file. One that is wrong keeps nobody from working: they are
+/// told, and have the keys that help shows.
+fn read_keymap(path: &Path) -> (Keymap, Option<String>) {
+    match Keymap::read(path) {
+        Ok(keymap) => (keymap, None),
+        Err(error) => {
+            let file = path.display();
+            let trouble = format!("the default keys are used: {error} ({file})");
+            (Keymap::default(), Some(trouble))
+        }
+    }
 }
 
 struct Driver {
@@ -224,10 +241,12 @@ impl Driver {
         for effect in effects {
             match effect {
                 Effect::Quit => self.running = false,
+                Effect::Mouse(taken) => self.screen.take_mouse(taken)?,
                 Effect::Copy(text) => self.screen.copy(&text)?,
                 Effect::Save(_)
                 | Effect::Remember(_)
                 | Effect::ListSessions
+                | Effect::LoadAnalysis { .. }
                 | Effect::Export(_) => self.disk.perform(effect),
                 Effect::FetchArms { .. }
                 | Effect::FetchContext { .. }
@@ -263,11 +282,46 @@ fn read_keys(events: &Events) {
             Ok(event::Event::Key(key)) => Event::Key(Key::from(key)),
             Ok(event::Event::Paste(text)) => Event::Paste(text),
             Ok(event::Event::Resize(..)) => Event::Redraw,
+            Ok(event::Event::Mouse(mouse)) => match pointer(mouse) {
+                Some(event) => event,
+                None => continue,
+            },
             Ok(_) => continue,
             Err(_) => {
                 events.send(Event::Terminate);
                 return;
             }
         });
+    }
+}
+
+/// What is of use of what a mouse does.
+fn pointer(mouse: MouseEvent) -> Option<Event> {
+    let what = match mouse.kind {
+        MouseEventKind::Down(MouseButton::Left) => Pointer::Click,
+        MouseEventKind::ScrollUp => Pointer::WheelUp,
+        MouseEventKind::ScrollDown => Pointer::WheelDown,
+        _ => return None,
+    };
+    let at = Position::new(mouse.column, mouse.row);
+    Some(Event::Mouse { what, at })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::keymap::Action;
+
+    #[test]
+    fn a_broken_file_of_keys_is_told_with_its_name_and_leaves_the_default_ones() {
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("keys.toml");
+        assert_eq!(read_keymap(&file).1, None);
+        std::fs::write(&file, "[keys]\nquit = \"f5\"\nfly = \"ctrl-x\"\n").unwrap();
+        let (keymap, trouble) = read_keymap(&file);
+        assert_eq!(keymap.keys(Action::Quit), ["Ctrl+Q"]);
+        let trouble = trouble.expect("it is broken");
+        assert!(trouble.contains("no action `fly`"), "{trouble}");
+        assert!(trouble.contains(&file.display().to_string()), "{trouble}");
     }
 }

@@ -8,7 +8,9 @@ use std::thread;
 use base64::Engine;
 use base64::prelude::BASE64_STANDARD;
 use crossterm::cursor::Show;
-use crossterm::event::{DisableBracketedPaste, EnableBracketedPaste};
+use crossterm::event::{
+    DisableBracketedPaste, DisableMouseCapture, EnableBracketedPaste, EnableMouseCapture,
+};
 use crossterm::terminal::{
     BeginSynchronizedUpdate, EndSynchronizedUpdate, EnterAlternateScreen, LeaveAlternateScreen,
     disable_raw_mode, enable_raw_mode,
@@ -68,6 +70,14 @@ impl Screen {
         Ok(measures)
     }
 
+    /// Takes the mouse, or leaves it to the terminal.
+    pub(super) fn take_mouse(&mut self, taken: bool) -> io::Result<()> {
+        match taken {
+            true => execute!(self.terminal.backend_mut(), EnableMouseCapture),
+            false => execute!(self.terminal.backend_mut(), DisableMouseCapture),
+        }
+    }
+
     /// Copies to the clipboard of the terminal, also over SSH (OSC 52).
     pub(super) fn copy(&mut self, text: &str) -> io::Result<()> {
         let out = self.terminal.backend_mut();
@@ -95,6 +105,7 @@ fn restore() {
     _ = disable_raw_mode();
     _ = execute!(
         io::stdout(),
+        DisableMouseCapture,
         DisableBracketedPaste,
         LeaveAlternateScreen,
         Show
@@ -118,7 +129,8 @@ mod tests {
     fn a_panic_restores_the_terminal_and_is_told_there() {
         if env::var_os(IN_TERMINAL).is_some() {
             let (sender, _receiver) = channel();
-            let _screen = Screen::open(&Events(sender)).unwrap();
+            let mut screen = Screen::open(&Events(sender)).unwrap();
+            screen.take_mouse(true).unwrap();
             panic!("on purpose");
         }
         let pair = native_pty_system().openpty(PtySize::default()).unwrap();
@@ -141,6 +153,7 @@ mod tests {
         parser.process(&shown);
         let screen = parser.screen();
         assert!(!screen.alternate_screen() && !screen.hide_cursor());
+        assert_eq!(screen.mouse_protocol_mode(), vt100::MouseProtocolMode::None);
         assert!(
             screen.contents().contains("on purpose"),
             "{}",

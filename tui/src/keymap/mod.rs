@@ -4,17 +4,27 @@
 mod keys;
 
 use std::collections::HashMap;
+use std::path::Path;
+use std::{fs, io};
 
 pub use keys::Key;
 
 /// Why a file of key bindings cannot be used.
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
 pub enum KeymapError {
-    /// It is not TOML, or has no table of keys.
+    /// It cannot be read.
     #[error("{0}")]
-    Syntax(String),
+    File(String),
+    /// It is not TOML, or has no table of keys.
+    #[error("line {line}: {message}")]
+    Syntax {
+        /// Where.
+        line: usize,
+        /// What is wrong there.
+        message: String,
+    },
     /// No action has this name.
-    #[error("there is no action `{0}`; the help screen lists all")]
+    #[error("there is no action `{0}`; help lists all")]
     Action(String),
     /// No key has this name.
     #[error("`{key}`, bound to `{action}`, is no key")]
@@ -79,7 +89,8 @@ pub struct Entry {
     pub group: Group,
     /// What it does.
     pub help: &'static str,
-    keys: &'static [&'static str],
+    /// Its keys unless a file binds it, as files write them.
+    pub keys: &'static [&'static str],
 }
 
 /// Defines the actions, their names, keys and help in one place.
@@ -115,6 +126,7 @@ actions! {
     NewSession "new" ["ctrl-n"] "Begin a new session"
     Stop "stop" ["esc"] "Stop the answer, or close a panel"
     Interrupt "interrupt" ["ctrl-c"] "Stop the answer, else clear the input, else quit"
+    Mouse "mouse" ["f12" "alt-x"] "Leave the mouse to the terminal, to select text, or take it back"
     Quit "quit" ["ctrl-q"] "Quit";
     Chat:
     Send "send" ["enter"] "Send; in a list, choose"
@@ -151,9 +163,12 @@ actions! {
     DeleteToEnd "delete-to-end" ["ctrl-k"] "Delete to the end of the line";
 }
 
-/// Which key does what.
+/// Which key does what, and whether the mouse does anything.
 #[derive(Clone, Debug)]
-pub struct Keymap(HashMap<Key, Action>);
+pub struct Keymap {
+    keys: HashMap<Key, Action>,
+    mouse: bool,
+}
 
 impl Default for Keymap {
     fn default() -> Self {
@@ -163,27 +178,37 @@ impl Default for Keymap {
                 (key, entry.action)
             })
         });
-        Keymap(bound.collect())
+        Keymap {
+            keys: bound.collect(),
+            mouse: true,
+        }
     }
 }
 
 impl Keymap {
     /// The default keys, changed by a file: `[keys]`, then lines such as
     /// `quit = "ctrl-x"` or `send = ["enter", "ctrl-d"]`. What is written
-    /// replaces an action's keys, and takes them from other actions.
+    /// replaces an action's keys, and takes them from other actions. Before
+    /// `[keys]`, `mouse = false` leaves the mouse to the terminal.
     ///
     /// # Errors
     /// If the file is not of this form, names what is not there, or gives a key
     /// two actions.
     pub fn from_toml(text: &str) -> Result<Keymap, KeymapError> {
         let mut map = Keymap::default();
-        let file: File =
-            toml::from_str(text).map_err(|error| KeymapError::Syntax(error.to_string()))?;
+        let file: File = toml::from_str(text).map_err(|error| {
+            let start = error.span().map_or(0, |span| span.start);
+            KeymapError::Syntax {
+                line: text[..start].matches('\n').count() + 1,
+                message: error.message().to_owned(),
+            }
+        })?;
+        map.mouse = file.mouse;
         let mut bound: HashMap<Key, &Entry> = HashMap::new();
         for (name, keys) in file.keys {
             let entry = ENTRIES.iter().find(|entry| entry.name == name);
             let entry = entry.ok_or_else(|| KeymapError::Action(name.clone()))?;
-            map.0
+            map.keys
                 .retain(|key, action| *action != entry.action || bound.contains_key(key));
             for written in keys.into_vec() {
                 let key = Key::parse(&written).ok_or_else(|| KeymapError::Key {
@@ -197,20 +222,37 @@ impl Keymap {
                         second: entry.name,
                     });
                 }
-                map.0.insert(key, entry.action);
+                map.keys.insert(key, entry.action);
             }
         }
         Ok(map)
     }
 
+    /// The keys of a file; the default ones if it is not there.
+    ///
+    /// # Errors
+    /// As for [`Keymap::from_toml`], and if the file cannot be read.
+    pub fn read(path: &Path) -> Result<Keymap, KeymapError> {
+        match fs::read_to_string(path) {
+            Ok(text) => Keymap::from_toml(&text),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Keymap::default()),
+            Err(error) => Err(KeymapError::File(error.to_string())),
+        }
+    }
+
     /// What a key does.
     pub fn action(&self, key: Key) -> Option<Action> {
-        self.0.get(&key).copied()
+        self.keys.get(&key).copied()
+    }
+
+    /// Whether the program has the mouse when it begins.
+    pub fn mouse(&self) -> bool {
+        self.mouse
     }
 
     /// The keys of an action as people read them, such as `F1`; the shortest first.
     pub fn keys(&self, action: Action) -> Vec<String> {
-        let bound = self.0.iter().filter(|(_, does)| **does == action);
+        let bound = self.keys.iter().filter(|(_, does)| **does == action);
         let mut keys: Vec<String> = bound.map(|(key, _)| key.to_string()).collect();
         keys.sort_by_key(|key| (key.chars().count(), key.clone()));
         keys
@@ -225,8 +267,14 @@ impl Keymap {
 #[derive(serde::Deserialize)]
 #[serde(deny_unknown_fields)]
 struct File {
+    #[serde(default = "yes")]
+    mouse: bool,
     #[serde(default)]
     keys: std::collections::BTreeMap<String, Written>,
+}
+
+fn yes() -> bool {
+    true
 }
 
 #[derive(serde::Deserialize)]
@@ -256,7 +304,7 @@ mod tests {
     #[test]
     fn no_key_has_two_actions_by_default() {
         let keys = ENTRIES.iter().flat_map(|entry| entry.keys);
-        assert_eq!(keys.count(), Keymap::default().0.len());
+        assert_eq!(keys.count(), Keymap::default().keys.len());
     }
 
     #[test]
@@ -271,6 +319,12 @@ mod tests {
         assert_eq!(map.action(key("ctrl-x")), Some(Action::Quit));
         assert_eq!(map.action(key("ctrl-q")), None);
         assert_eq!(map.keys(Action::Quit), ["Ctrl+X"]);
+    }
+
+    #[test]
+    fn a_file_can_leave_the_mouse_to_the_terminal() {
+        assert!(Keymap::default().mouse());
+        assert!(!Keymap::from_toml("mouse = false").unwrap().mouse());
     }
 
     #[test]
@@ -292,12 +346,15 @@ mod tests {
         let error = |text| Keymap::from_toml(text).unwrap_err().to_string();
         assert_eq!(
             error("[keys]\nfly = \"f1\""),
-            "there is no action `fly`; the help screen lists all"
+            "there is no action `fly`; help lists all"
         );
         assert_eq!(
             error("[keys]\nquit = \"ctrl-\""),
             "`ctrl-`, bound to `quit`, is no key"
         );
+        let syntax = error("[keys]\nquit = ctrl-x");
+        assert!(syntax.starts_with("line 2: "), "{syntax}");
+        assert_eq!(syntax.lines().count(), 1, "{syntax}");
         assert_eq!(
             error("[keys]\nquit = \"f12\"\nsend = \"f12\""),
             "`f12` is bound to both `quit` and `send`"

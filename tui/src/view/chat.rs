@@ -7,15 +7,12 @@ use ratatui::style::{Color, Style};
 use ratatui::text::{Line, Span};
 use ratatui::widgets::Paragraph;
 
-use super::{dim, numbers, red, standing};
-use crate::app::{App, Extent, Measures};
+use super::{WIDEST, dim, numbers, red, standing};
+use crate::app::{App, Extent, Measures, Target};
 use crate::keymap::Action;
 use crate::markdown::Rendered;
 use crate::session::{Message, Role};
 use crate::wrap;
-
-/// Longer lines are hard to read.
-const WIDEST: usize = 100;
 
 /// What is laid out of a conversation.
 #[derive(Debug, Default)]
@@ -40,7 +37,7 @@ impl Transcript {
         let width = usize::from(area.width).min(WIDEST);
         let end = self.end(app, width);
         if messages.is_empty() && app.chat.error.is_none() {
-            let lines = standing(app);
+            let lines = standing::chat(app, width);
             let height = (lines.len() as u16).min(area.height);
             let middle = Rect {
                 y: area.y + (area.height - height) / 2,
@@ -75,12 +72,13 @@ impl Transcript {
         let shown = starts.iter().enumerate().take(messages.len()).skip(first);
         for (place, &start) in shown.take_while(|(_, start)| **start < bottom) {
             let window = top.max(start) - start..bottom - start;
-            self.message(app, place, window, &mut lines);
+            self.message(app, place, window, width, &mut lines);
         }
         let from = top.saturating_sub(rows);
         lines.extend(end.into_iter().skip(from));
         lines.truncate(extent.height);
         frame.render_widget(Paragraph::new(lines), area);
+        measures.targets.push((area, Target::Chat { top }));
         measures.chat = extent;
         measures.messages = starts;
     }
@@ -91,6 +89,7 @@ impl Transcript {
         app: &App,
         place: usize,
         window: std::ops::Range<usize>,
+        width: usize,
         lines: &mut Vec<Line<'static>>,
     ) {
         let message = &app.chat.session.messages[place];
@@ -105,7 +104,7 @@ impl Transcript {
         let mut row = 1 + height;
         if message.role == Role::Assistant {
             if window.contains(&row) {
-                lines.push(Line::styled(footer(app, place, message), dim()));
+                lines.push(Line::styled(footer(app, place, message, width), dim()));
             }
             row += 1;
         }
@@ -139,12 +138,18 @@ fn speaker(message: &Message, selected: bool) -> Line<'static> {
     Line::styled(format!("▍{name}"), style)
 }
 
-fn footer(app: &App, place: usize, message: &Message) -> String {
+fn footer(app: &App, place: usize, message: &Message, width: usize) -> String {
     let last = place + 1 == app.chat.session.messages.len();
     match (app.chat.clock().filter(|_| last), &message.stats) {
-        (Some(clock), _) if clock.is_waiting() => numbers::waiting(clock, app.now),
-        (Some(clock), _) => numbers::short(clock, None, app.now),
-        (None, Some(stats)) => numbers::stats(stats, message.finish.as_deref()),
+        (Some(clock), _) => numbers::running(clock, app.now),
+        (None, Some(stats)) => {
+            let finish = message.finish.as_deref();
+            let whole = numbers::stats(stats, finish);
+            match whole.chars().count() <= width {
+                true => whole,
+                false => numbers::fitting(&numbers::short(stats, finish), width),
+            }
+        }
         (None, None) => String::new(),
     }
 }

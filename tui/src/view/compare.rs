@@ -8,41 +8,39 @@ use ratatui::style::{Color, Style};
 use ratatui::text::{Line, Span};
 use ratatui::widgets::{Block, BorderType, Paragraph};
 
-use super::{details, dim, numbers, red, standing};
-use crate::app::{App, Colours, Extent, Pane, Shift};
+use super::{WIDEST, details, dim, numbers, red, standing};
+use crate::app::{App, Colours, Drawn, Extent, Measures, Pane, Shift, Target};
 use crate::wrap;
 
 /// Narrower panes are put below each other.
 const NARROWEST: u16 = 36;
 
-pub(super) fn draw(app: &App, frame: &mut Frame<'_>, area: Rect) -> Vec<Extent> {
+/// Lower ones are not shown all at once.
+const LOWEST: u16 = 4;
+
+/// The smallest part of the screen that has room for all that is known of a token.
+const ROOMY: u16 = 14;
+
+pub(super) fn draw(app: &App, frame: &mut Frame<'_>, area: Rect, measures: &mut Measures) {
     let compare = &app.compare;
     if compare.panes.is_empty() {
-        let mut lines = vec![Line::raw("Write a question to compare:"), Line::default()];
-        lines.extend(
-            compare
-                .chosen
-                .iter()
-                .map(|arm| Line::raw(format!("  {arm}"))),
-        );
-        if compare.chosen.is_empty() {
-            lines = standing(app);
-        }
+        let width = area.width - 2;
+        let lines = standing::compare(app, usize::from(width).min(WIDEST));
         let place = Rect {
             x: area.x + 1,
             y: area.y + area.height.saturating_sub(lines.len() as u16) / 2,
-            width: area.width - 2,
+            width,
             height: (lines.len() as u16).min(area.height),
         };
         frame.render_widget(Paragraph::new(lines), place);
-        return Vec::new();
+        return;
     }
     let looked_at = compare.focus.map(|place| (place, &compare.panes[place]));
     let looked_at = looked_at.filter(|(_, pane)| !pane.tokens.is_empty());
-    let details = if looked_at.is_some() {
-        details::HEIGHT
-    } else {
-        0
+    let details = match (looked_at, area.height >= ROOMY) {
+        (None, _) => 0,
+        (Some(_), true) => details::HEIGHT,
+        (Some(_), false) => 1,
     };
     let [head, panes, below] = Layout::vertical([
         Constraint::Length(1),
@@ -51,27 +49,34 @@ pub(super) fn draw(app: &App, frame: &mut Frame<'_>, area: Rect) -> Vec<Extent> 
     ])
     .areas(area);
     draw_head(app, frame, head);
-    let places = grid(panes, compare.panes.len());
-    let extents = compare.panes.iter().zip(places).enumerate();
-    let extents = extents
-        .map(|(index, (pane, place))| draw_pane(app, index, pane, frame, place))
-        .collect();
+    let places = grid(panes, compare.panes.len(), compare.focus.unwrap_or(0));
+    for ((index, pane), place) in compare.panes.iter().enumerate().zip(places) {
+        let drawn = place.map(|place| {
+            measures.targets.push((place, Target::Pane(index)));
+            draw_pane(app, index, pane, frame, place)
+        });
+        measures.panes.push(drawn.unwrap_or_default());
+    }
     if let Some((index, pane)) = looked_at {
         details::draw(app, index, pane, frame, below);
     }
-    extents
 }
 
-/// The places of panes: side by side as long as they are wide enough.
-fn grid(area: Rect, count: usize) -> Vec<Rect> {
+/// The places of panes: side by side as long as they are wide enough, below
+/// each other as long as they are high enough. Of more, those around the focus
+/// have one.
+fn grid(area: Rect, count: usize, focus: usize) -> Vec<Option<Rect>> {
     let columns = usize::from(area.width / NARROWEST).clamp(1, count);
-    let rows = count.div_ceil(columns);
-    let split = |from: usize| (from + columns).min(count) - from;
+    let most = usize::from(area.height / LOWEST).max(1);
+    let rows = count.div_ceil(columns).min(most);
+    let first = (focus / columns + 1).saturating_sub(rows) * columns;
     let lines = Layout::vertical(vec![Constraint::Fill(1); rows]).split(area);
-    let mut places = Vec::with_capacity(count);
-    for (row, line) in lines.iter().enumerate() {
-        let across = vec![Constraint::Fill(1); split(row * columns)];
-        places.extend(Layout::horizontal(across).split(*line).iter());
+    let mut places = vec![None; count];
+    for (places, line) in places[first..].chunks_mut(columns).zip(lines.iter()) {
+        let across = Layout::horizontal(vec![Constraint::Fill(1); places.len()]);
+        for (place, area) in places.iter_mut().zip(across.split(*line).iter()) {
+            *place = Some(*area);
+        }
     }
     places
 }
@@ -147,7 +152,7 @@ fn judge(app: &App, index: usize) -> usize {
     }
 }
 
-fn draw_pane(app: &App, index: usize, pane: &Pane, frame: &mut Frame<'_>, area: Rect) -> Extent {
+fn draw_pane(app: &App, index: usize, pane: &Pane, frame: &mut Frame<'_>, area: Rect) -> Drawn {
     let focused = app.compare.focus == Some(index);
     let style = match focused {
         true => Style::new().fg(Color::Cyan),
@@ -155,15 +160,25 @@ fn draw_pane(app: &App, index: usize, pane: &Pane, frame: &mut Frame<'_>, area: 
     };
     let room = usize::from(area.width).saturating_sub(4);
     let is_reference = index == app.compare.reference && !app.compare.alone;
-    let name = match is_reference && app.compare.panes.len() > 1 {
-        true => format!("{} (reference)", pane.arm),
-        false => pane.arm.clone(),
+    let count = app.compare.panes.len();
+    let role = match is_reference && count > 1 {
+        true => " (reference)",
+        false => "",
+    };
+    // Which of them it is says that there are others, where they are not shown.
+    let name = match count {
+        1 => pane.arm.clone(),
+        _ => format!("{}/{count} {}{role}", index + 1, pane.arm),
     };
     let title = Span::styled(
         format!(" {} ", wrap::shortened(&name, room)),
         Style::new().fg(Color::Green).bold(),
     );
-    let mut foot = numbers::short(&pane.clock, pane.finish.as_deref(), app.now);
+    let runs = app.compare.is_running() && pane.finish.is_none();
+    let mut foot = match runs {
+        true => numbers::running(&pane.clock, app.now),
+        false => numbers::short(&pane.stats(), pane.finish.as_deref()),
+    };
     let judge = judge(app, index);
     if let Some([_, _, shifted]) = pane.shares(judge) {
         foot = format!("{:.0}% shifted · {foot}", shifted * 100.0);
@@ -171,10 +186,10 @@ fn draw_pane(app: &App, index: usize, pane: &Pane, frame: &mut Frame<'_>, area: 
         // Only models with the same tokens can score each other's.
         foot = format!("other tokens: no shift · {foot}");
     }
-    if pane.error.is_some() || (app.compare.error.is_some() && pane.clock.is_waiting()) {
+    if pane.error.is_some() || (app.compare.error.is_some() && pane.is_waiting()) {
         foot = "failed".into();
     }
-    let foot = Span::styled(format!(" {} ", wrap::shortened(&foot, room)), dim());
+    let foot = Span::styled(format!(" {} ", numbers::fitting(&foot, room)), dim());
     let block = Block::bordered()
         .border_type(BorderType::Rounded)
         .border_style(style)
@@ -185,7 +200,7 @@ fn draw_pane(app: &App, index: usize, pane: &Pane, frame: &mut Frame<'_>, area: 
 
     let text = Rect {
         x: inner.x + 1,
-        width: inner.width.saturating_sub(2),
+        width: inner.width.saturating_sub(2).min(WIDEST as u16),
         ..inner
     };
     let width = usize::from(text.width);
@@ -207,12 +222,12 @@ fn draw_pane(app: &App, index: usize, pane: &Pane, frame: &mut Frame<'_>, area: 
     };
     let mut top = pane.scroll.top(extent);
     // The token that is looked at stays in sight.
-    if let Some(row) = cursor {
+    if let Some(row) = cursor.filter(|_| pane.keeps_cursor) {
         top = top.max((row + 1).saturating_sub(extent.height)).min(row);
     }
     let shown: Vec<Line<'_>> = lines.into_iter().skip(top).take(extent.height).collect();
     frame.render_widget(Paragraph::new(shown), text);
-    extent
+    Drawn { text, extent, top }
 }
 
 /// The text in the colours of its tokens, and the row of the one looked at.

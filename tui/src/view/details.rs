@@ -19,6 +19,10 @@ pub(super) fn draw(app: &App, index: usize, pane: &Pane, frame: &mut Frame<'_>, 
     let Some(token) = pane.tokens.get(pane.cursor) else {
         return;
     };
+    if area.height < HEIGHT {
+        draw_line(app, index, pane, token, frame, area);
+        return;
+    }
     let title = format!(
         " token {} of {}: {} ",
         pane.cursor + 1,
@@ -31,13 +35,7 @@ pub(super) fn draw(app: &App, index: usize, pane: &Pane, frame: &mut Frame<'_>, 
         .title(title);
     let inner = block.inner(area);
     frame.render_widget(block, area);
-    // For the reference's own tokens the first other arm stands beside it.
-    let others = 0..app.compare.panes.len();
-    let other = match index == app.compare.reference {
-        true => others.into_iter().find(|other| *other != index),
-        false => Some(app.compare.reference),
-    };
-    let score = other.and_then(|other| pane.score(pane.cursor, other));
+    let score = score(app, index, pane);
     let sides = match score {
         Some(_) => vec![Constraint::Fill(1); 2],
         None => vec![Constraint::Fill(1)],
@@ -52,6 +50,38 @@ pub(super) fn draw(app: &App, index: usize, pane: &Pane, frame: &mut Frame<'_>, 
         let said = other_side(score, by(name));
         frame.render_widget(column(said, &score.top_logprobs, token, width), places[1]);
     }
+}
+
+/// How another arm sees the token: the reference, or where it is the
+/// reference's own the first other arm.
+fn score<'a>(app: &App, index: usize, pane: &'a Pane) -> Option<&'a Score> {
+    let mut others = 0..app.compare.panes.len();
+    let other = match index == app.compare.reference {
+        true => others.find(|other| *other != index),
+        false => Some(app.compare.reference),
+    };
+    pane.score(pane.cursor, other?)
+}
+
+/// The same in a line, where there is room for no more.
+fn draw_line(
+    app: &App,
+    index: usize,
+    pane: &Pane,
+    token: &Token,
+    frame: &mut Frame<'_>,
+    area: Rect,
+) {
+    let own = own(token, by(&pane.arm));
+    let mut line = format!(" {} {own}", quoted(&token.token));
+    if let Some(score) = score(app, index, pane) {
+        let probability = numbers::probability(score.logprob);
+        line += &format!(" · {probability}, rank {}", score.rank);
+        if let Some(arm) = app.compare.panes.get(score.arm) {
+            line += &format!(" · {}", by(&arm.arm));
+        }
+    }
+    frame.render_widget(wrap::shortened(&line, usize::from(area.width)), area);
 }
 
 fn own(token: &Token, arm: &str) -> String {

@@ -3,26 +3,32 @@
 mod chat;
 mod compare;
 mod details;
+mod help;
+mod hints;
 mod numbers;
 mod panels;
+mod standing;
 #[cfg(test)]
 mod tests;
 
 use ratatui::Frame;
-use ratatui::layout::{Constraint, Layout, Rect};
+use ratatui::layout::{Constraint, Layout, Margin, Position, Rect};
 use ratatui::style::{Color, Style};
 use ratatui::text::{Line, Span};
 use ratatui::widgets::{Block, BorderType, Clear, Paragraph};
 
-use crate::app::{App, Arms, Editor, Measures, Mode};
-use crate::keymap::Action;
+use crate::app::{App, Editor, Measures, Mode, Target};
 use crate::wrap;
+use hints::Hints;
 
 /// How many rows of the input are shown at most.
 const INPUT_ROWS: usize = 8;
 
 /// The smallest screen that is drawn.
 const SMALLEST: (u16, u16) = (30, 10);
+
+/// Longer lines are hard to read.
+const WIDEST: usize = 100;
 
 /// Draws the state, and keeps what it laid out for the next time.
 #[derive(Debug, Default)]
@@ -35,31 +41,34 @@ impl View {
     pub fn draw(&mut self, app: &App, frame: &mut Frame<'_>) -> Measures {
         let area = frame.area();
         if area.width < SMALLEST.0 || area.height < SMALLEST.1 {
-            frame.render_widget("too small", area);
+            let (width, height) = SMALLEST;
+            frame.render_widget(format!("needs {width}×{height}"), area);
             return Measures::default();
         }
         let width = usize::from(area.width) - 4;
-        let rows = wrap::rows(app.input.text(), width).len().min(INPUT_ROWS);
-        let [title, body, input, hints] = Layout::vertical([
+        // However much is written, what is answered stays in sight.
+        let most = INPUT_ROWS.min(usize::from(area.height / 3) - 1);
+        let rows = wrap::rows(app.input.text(), width).len().min(most);
+        let [title, body, input, edge] = Layout::vertical([
             Constraint::Length(1),
             Constraint::Fill(1),
             Constraint::Length(rows as u16 + 2),
-            Constraint::Length(1),
+            Constraint::Length(hints::height(app, area.width)),
         ])
         .areas(area);
         let mut measures = Measures {
             input: width,
             ..Measures::default()
         };
-        draw_title(app, frame, title);
+        draw_title(app, frame, title, &mut measures);
         match app.mode {
             Mode::Chat => self.transcript.draw(app, frame, body, &mut measures),
-            Mode::Compare => measures.panes = compare::draw(app, frame, body),
+            Mode::Compare => compare::draw(app, frame, body, &mut measures),
         }
-        draw_input(app, frame, input, width);
-        draw_hints(app, frame, hints);
+        draw_input(app, frame, input, &mut measures);
+        hints::draw(app, frame, edge, &mut measures);
         if let Some(panel) = &app.panel {
-            measures.help = panels::draw(app, panel, frame, area);
+            panels::draw(app, panel, frame, area, &mut measures);
         }
         measures
     }
@@ -74,7 +83,7 @@ fn red() -> Style {
 }
 
 /// The modes, who answers, and how much of the context is used.
-fn draw_title(app: &App, frame: &mut Frame<'_>, area: Rect) {
+fn draw_title(app: &App, frame: &mut Frame<'_>, area: Rect, measures: &mut Measures) {
     let tab = |name, mode| {
         let style = match app.mode == mode {
             true => Style::new().reversed().bold(),
@@ -83,9 +92,17 @@ fn draw_title(app: &App, frame: &mut Frame<'_>, area: Rect) {
         Span::styled(format!(" {name} "), style)
     };
     let mut left = vec![tab("Chat", Mode::Chat), tab("Compare", Mode::Compare)];
-    let right = match app.mode {
-        Mode::Chat => numbers::context(&app.chat),
-        Mode::Compare => format!("{} arms ", app.compare.chosen.len()),
+    let mut from = area.x;
+    for (tab, mode) in left.iter().zip([Mode::Chat, Mode::Compare]) {
+        let width = tab.width() as u16;
+        let place = Rect::new(from, area.y, width, 1);
+        measures.targets.push((place, Target::Mode(mode)));
+        from += width;
+    }
+    let right = match (app.mode, app.compare.chosen.len()) {
+        (Mode::Chat, _) => numbers::context(&app.chat),
+        (Mode::Compare, 1) => "1 arm ".to_owned(),
+        (Mode::Compare, count) => format!("{count} arms "),
     };
     let room = usize::from(area.width).saturating_sub(18 + right.chars().count());
     let who = match app.mode {
@@ -103,7 +120,7 @@ fn draw_title(app: &App, frame: &mut Frame<'_>, area: Rect) {
     frame.render_widget(Line::styled(right, dim()).right_aligned(), area);
 }
 
-fn draw_input(app: &App, frame: &mut Frame<'_>, area: Rect, width: usize) {
+fn draw_input(app: &App, frame: &mut Frame<'_>, area: Rect, measures: &mut Measures) {
     let title = match (app.mode, app.chat.editing) {
         (Mode::Chat, Some(_)) => " edit the question; sending forgets what came after ",
         (Mode::Chat, None) => " ask ",
@@ -128,11 +145,19 @@ fn draw_input(app: &App, frame: &mut Frame<'_>, area: Rect, width: usize) {
         width: inner.width.saturating_sub(2),
         ..inner
     };
-    draw_editor(&app.input, frame, text, width, active);
+    let top = draw_editor(&app.input, frame, text, measures.input, active);
+    measures.targets.push((text, Target::Text { top }));
 }
 
-/// A text that is being written, scrolled to its cursor.
-fn draw_editor(editor: &Editor, frame: &mut Frame<'_>, area: Rect, width: usize, active: bool) {
+/// A text that is being written, scrolled to its cursor; returns the first row
+/// that is shown.
+fn draw_editor(
+    editor: &Editor,
+    frame: &mut Frame<'_>,
+    area: Rect,
+    width: usize,
+    active: bool,
+) -> usize {
     let (row, column) = editor.position(width);
     let height = usize::from(area.height).max(1);
     let top = (row + 1).saturating_sub(height);
@@ -143,119 +168,7 @@ fn draw_editor(editor: &Editor, frame: &mut Frame<'_>, area: Rect, width: usize,
     if active {
         frame.set_cursor_position((area.x + column as u16, area.y + (row - top) as u16));
     }
-}
-
-/// What was just done, or what can be done.
-fn draw_hints(app: &App, frame: &mut Frame<'_>, area: Rect) {
-    if let Some(notice) = &app.notice {
-        let style = match notice.is_error {
-            true => red(),
-            false => Style::new().fg(Color::Green),
-        };
-        let text = wrap::shortened(&wrap::printable(&notice.text), usize::from(area.width) - 1);
-        frame.render_widget(Line::styled(format!(" {text}"), style), area);
-        return;
-    }
-    let offers: &[(Action, &str)] = match (app.mode, app.is_busy()) {
-        (_, true) => &[
-            (Action::Stop, "stop"),
-            (Action::Help, "help"),
-            (Action::ScrollUp, "scroll"),
-            (Action::Quit, "quit"),
-        ],
-        (Mode::Chat, false) => &[
-            (Action::Help, "help"),
-            (Action::SwitchMode, "compare"),
-            (Action::Arms, "arms"),
-            (Action::Sampling, "sampling"),
-            (Action::Sessions, "sessions"),
-            (Action::Quit, "quit"),
-            (Action::Regenerate, "again"),
-            (Action::Newline, "new line"),
-        ],
-        (Mode::Compare, false) if app.compare.panes.is_empty() => &[
-            (Action::Help, "help"),
-            (Action::SwitchMode, "chat"),
-            (Action::Arms, "arms"),
-            (Action::Sampling, "sampling"),
-            (Action::System, "system"),
-            (Action::Newline, "new line"),
-            (Action::Quit, "quit"),
-        ],
-        (Mode::Compare, false) => &[
-            (Action::Help, "help"),
-            (Action::SwitchMode, "chat"),
-            (Action::Next, "tokens"),
-            (Action::Colours, "colours"),
-            (Action::Promote, "go on"),
-            (Action::Export, "report"),
-            (Action::Quit, "quit"),
-        ],
-    };
-    frame.render_widget(hints(app, offers, usize::from(area.width)), area);
-}
-
-/// Keys and what they do, as many as fit.
-fn hints(app: &App, offers: &[(Action, &'static str)], width: usize) -> Line<'static> {
-    let mut line = Line::default();
-    for (action, what) in offers {
-        let Some(key) = app.keymap.hint(*action) else {
-            continue;
-        };
-        let key = Span::styled(format!(" {key}"), Style::new().bold());
-        let what = Span::styled(format!(" {what} "), dim());
-        if line.width() + key.width() + what.width() > width {
-            break;
-        }
-        line.push_span(key);
-        line.push_span(what);
-    }
-    line
-}
-
-/// What to show where there is nothing yet: how things stand with the server.
-fn standing(app: &App) -> Vec<Line<'static>> {
-    let key = |action| app.keymap.hint(action).unwrap_or_default();
-    let mut lines = vec![];
-    match &app.arms {
-        Arms::Waiting(why) => {
-            let why = why.as_deref().unwrap_or("Asking the server…");
-            lines.push(Line::raw(why.to_owned()));
-            if let Some(question) = app.waiting() {
-                let question = wrap::shortened(question, 60);
-                lines.push(Line::styled(format!("Waiting to ask: {question}"), dim()));
-            }
-        }
-        Arms::Failed(failure) => {
-            let text = wrap::printable(&failure.to_string());
-            lines.extend(
-                text.lines()
-                    .map(|line| Line::styled(line.to_owned(), red())),
-            );
-            let again = format!("{} asks the server again.", key(Action::Arms));
-            lines.push(Line::styled(again, dim()));
-        }
-        Arms::Known(arms) => {
-            lines.push(Line::raw(match arms.len() {
-                1 => "1 arm is served.".to_owned(),
-                count => format!("{count} arms are served."),
-            }));
-            lines.push(Line::default());
-            for (action, what) in [
-                (Action::Send, "asks what you have written"),
-                (Action::Newline, "begins a new line"),
-                (Action::Arms, "chooses who answers"),
-                (Action::SwitchMode, "compares arms side by side, and back"),
-                (Action::Help, "shows every key"),
-            ] {
-                lines.push(Line::from(vec![
-                    Span::styled(format!("{:>10}", key(action)), Style::new().bold()),
-                    Span::styled(format!("  {what}"), dim()),
-                ]));
-            }
-        }
-    }
-    lines
+    top
 }
 
 /// A place in the middle, cleared, in a frame.
@@ -264,7 +177,8 @@ fn popup(
     area: Rect,
     size: (u16, u16),
     title: String,
-    foot: Line<'static>,
+    foot: Hints,
+    measures: &mut Measures,
 ) -> Rect {
     let width = size.0.min(area.width);
     let height = size.1.min(area.height);
@@ -278,19 +192,23 @@ fn popup(
         .border_type(BorderType::Rounded)
         .border_style(Style::new().fg(Color::Cyan))
         .title(title)
-        .title_bottom(foot);
+        .title_bottom(foot.line.clone());
+    measures.targets.push((area, Target::Panel));
+    let edge = Position::new(place.x + 1, place.bottom() - 1);
+    foot.point(edge, measures);
     let inner = block.inner(place);
-    // Pieces of lines beside it would only disturb.
-    let rows = Rect {
-        x: area.x,
-        width: area.width,
-        ..place
+    // Pieces of what is behind it would only disturb.
+    let behind = match height == area.height {
+        true => area,
+        false => area.inner(Margin::new(0, 1)),
     };
-    frame.render_widget(Clear, rows);
+    frame.render_widget(Clear, behind);
     frame.render_widget(block, place);
-    Rect {
+    let text = Rect {
         x: inner.x + 1,
         width: inner.width.saturating_sub(2),
         ..inner
-    }
+    };
+    measures.panel = usize::from(text.width);
+    text
 }

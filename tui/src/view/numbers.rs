@@ -1,7 +1,13 @@
 //! Numbers in words. A dash stands for what the server does not say.
 
+use unicode_width::UnicodeWidthStr;
+
 use crate::app::{Chat, Clock, Now};
 use crate::session::Stats;
+use crate::wrap;
+
+/// What stands between parts of a line.
+const BETWEEN: &str = " · ";
 
 /// How much of the context is used.
 pub(super) fn context(chat: &Chat) -> String {
@@ -31,32 +37,39 @@ pub(super) fn stats(stats: &Stats, finish: Option<&str>) -> String {
     let mut parts: Vec<String> = [first, speed].into_iter().flatten().collect();
     parts.extend([tokens, cached]);
     parts.extend(ending(finish));
-    parts.join(" · ")
+    parts.join(BETWEEN)
 }
 
 /// How an answer comes, for a narrow place.
-pub(super) fn short(clock: &Clock, finish: Option<&str>, now: Now) -> String {
-    let stats = clock.stats();
-    let Some(first) = stats.to_first else {
-        return match finish {
-            Some(_) => ending(finish).unwrap_or_default(),
-            None => waiting(clock, now),
-        };
-    };
-    let mut parts = vec![format!("{first:.2} s")];
-    parts.extend(speed(&stats).map(|speed| format!("{speed}/s")));
+pub(super) fn short(stats: &Stats, finish: Option<&str>) -> String {
+    let mut parts: Vec<String> = ending(finish).into_iter().collect();
+    parts.extend(stats.to_first.map(|first| format!("{first:.2} s")));
+    parts.extend(speed(stats).map(|speed| format!("{speed}/s")));
     if let Some(usage) = stats.usage {
         parts.push(format!("{} tokens", usage.completion_tokens));
         parts.extend(usage.cached_tokens.map(|cached| format!("{cached} cached")));
     }
-    parts.extend(ending(finish));
-    parts.join(" · ")
+    parts.join(BETWEEN)
 }
 
-/// How long nothing has come yet.
-pub(super) fn waiting(clock: &Clock, now: Now) -> String {
+/// As many parts of a line as fit a width, as long as one does.
+pub(super) fn fitting(line: &str, width: usize) -> String {
+    let mut line = line;
+    while line.width() > width
+        && let Some((before, _)) = line.rsplit_once(BETWEEN)
+    {
+        line = before;
+    }
+    wrap::shortened(line, width)
+}
+
+/// How an answer comes that is not at its end.
+pub(super) fn running(clock: &Clock, now: Now) -> String {
     let waited = clock.waited(now.clock).as_secs_f64();
-    format!("waiting {waited:.1} s")
+    match clock.is_waiting() {
+        true => format!("waiting {waited:.1} s"),
+        false => format!("{} · {waited:.1} s so far", short(&clock.stats(), None)),
+    }
 }
 
 /// A guess from the parts that came is marked as one.

@@ -1,5 +1,9 @@
 //! What is on the screen, as snapshots.
 
+mod any;
+mod mouse;
+mod small;
+
 use std::time::Duration;
 
 use ratatui::Terminal;
@@ -166,6 +170,27 @@ fn what_a_server_does_not_say_is_a_dash() {
         screen.contains("~40.0 tokens/s · tokens — · cached —"),
         "{screen}"
     );
+}
+
+#[test]
+fn an_answer_that_does_not_go_on_can_be_told_from_one_that_has_ended() {
+    let mut scene = Scene::new(80, 12);
+    scene.ask("Hi");
+    assert!(scene.screen().contains("waiting 0.0 s"));
+    let chunk = crate::wire::Chunk {
+        content: "Hel".into(),
+        ..Default::default()
+    };
+    let request = scene.request;
+    scene.happen(Event::Chunk { request, chunk });
+    let now = Now {
+        clock: Duration::from_secs(9),
+        ..Now::default()
+    };
+    scene.app.handle(Event::Redraw, now);
+    let buffer = scene.buffer();
+    let row: String = (0..40).map(|column| buffer[(column, 6)].symbol()).collect();
+    assert!(row.contains("8.5 s so far"), "{row}");
 }
 
 #[test]

@@ -101,6 +101,16 @@ fn a_servers_error_is_shown_as_it_is() {
 }
 
 #[test]
+fn a_selected_answer_that_never_began_is_no_longer_selected() {
+    let mut story = Story::ready();
+    let (request, _) = story.ask("one");
+    story.press(&["alt-up"]);
+    story.fail(request, 500, "out of memory");
+    story.press(&["alt-e"]);
+    assert_eq!(story.app.input.text(), "one");
+}
+
+#[test]
 fn an_answer_that_breaks_off_keeps_what_was_said() {
     let mut story = Story::ready();
     let (request, _) = story.ask("one");
@@ -217,6 +227,29 @@ fn a_question_is_not_lost_when_there_is_no_server() {
     assert!(matches!(story.effects[..], [.., Effect::FetchArms { .. }]));
     story.happen(Event::Arms(Err(Failure::local("refused"))));
     assert_eq!(story.app.input.text(), "one");
+}
+
+#[test]
+fn an_arm_that_is_not_served_is_told_at_once() {
+    let mut story = Story::with(Start {
+        arm: Some("gone".into()),
+        ..Start::default()
+    });
+    story.serve(&["m"]);
+    assert!(story.notice().contains("gone"), "{}", story.notice());
+}
+
+#[test]
+fn what_went_wrong_before_stays_on_the_screen_until_a_key_does_something() {
+    let mut story = Story::with(Start {
+        trouble: Some("the default keys are used".into()),
+        ..Start::default()
+    });
+    story.serve(&["m"]);
+    story.write("one");
+    assert_eq!(story.notice(), "the default keys are used");
+    story.press(&["enter"]);
+    assert_eq!(story.notice(), "");
 }
 
 #[test]

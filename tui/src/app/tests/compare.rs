@@ -28,7 +28,7 @@ impl Story {
     }
 
     /// A whole comparison of two arms.
-    fn comparison(&mut self) -> u64 {
+    pub(super) fn comparison(&mut self) -> u64 {
         let (request, _) = self.ask("one");
         let settings = json!({"reference": 0, "temperature": [0.0]});
         self.compare(
@@ -207,13 +207,94 @@ fn an_unknown_arm_is_an_error_and_no_missing_endpoint() {
 #[test]
 fn stopping_stops_every_pane() {
     let mut story = ready();
-    story.app.compare.alone = true;
+    story.app.compares = false;
     story.ask("one");
     story.press(&["esc"]);
-    assert_eq!(story.effects.len(), 3);
+    let stops = story.effects.iter();
+    let stops = stops.filter(|effect| matches!(effect, Effect::Stop { .. }));
+    assert_eq!(stops.count(), 3);
     assert!(!story.app.is_busy());
     let finish = &story.app.compare.panes[2].finish;
     assert_eq!(finish.as_deref(), Some("stopped"));
+}
+
+#[test]
+fn a_comparison_is_saved_when_it_has_ended_or_was_stopped() {
+    let mut story = ready();
+    let (request, _) = story.ask("one");
+    assert_eq!(story.saved(), None);
+    story.compare(request, json!({"delta": {"arm": 1, "content": "half"}}));
+    story.press(&["esc"]);
+    let saved = story.saved().expect("something was said");
+    assert_eq!(saved.title(), "one");
+    let answer = &saved.messages[2];
+    assert_eq!(answer.content, "half");
+    assert_eq!(answer.finish.as_deref(), Some("stopped"));
+    let stopped = saved.head.id.clone();
+    story.comparison();
+    assert_ne!(story.saved().expect("it has ended").head.id, stopped);
+}
+
+#[test]
+fn a_comparison_in_which_nothing_was_said_is_not_saved() {
+    let mut story = ready();
+    let (request, _) = story.ask("one");
+    story.fail(request, 500, "out of memory");
+    assert_eq!(story.saved(), None);
+}
+
+#[test]
+fn arms_that_were_asked_alone_are_saved_together_with_their_probabilities() {
+    let mut story = ready();
+    story.app.compares = false;
+    story.app.compare.chosen.truncate(2);
+    story.ask("one");
+    let requests: Vec<u64> = story
+        .app
+        .compare
+        .panes
+        .iter()
+        .filter_map(|pane| pane.request)
+        .collect();
+    let chunk = Chunk {
+        content: "Yes".into(),
+        tokens: vec![token("Yes", json!([]))],
+        ..Chunk::default()
+    };
+    for request in &requests {
+        let (request, chunk) = (*request, chunk.clone());
+        story.happen(Event::Chunk { request, chunk });
+    }
+    story.end(requests[0]);
+    assert_eq!(story.saved(), None);
+    story.end(requests[1]);
+    let analysis = story.saved().expect("all have ended").analysis.as_ref();
+    let answers = &analysis.expect("with its tokens").answers;
+    assert_eq!(answers[1].tokens[0]["logprob"], -0.5);
+}
+
+#[test]
+fn a_comparison_of_another_server_is_shown_as_it_was_and_asked_as_this_one_can() {
+    let mut story = ready();
+    story.app.compares = false;
+    story.ask("one");
+    let (request, _) = story.asked();
+    story.say(request, "Yes");
+    story.press(&["esc"]);
+    let session = story.saved().expect("something was said").clone();
+
+    let mut story = ready();
+    story.press(&["f7"]);
+    let sessions = vec![session];
+    story.happen(Event::Sessions(Listing {
+        sessions,
+        ..Listing::default()
+    }));
+    story.press(&["enter"]);
+    assert!(story.app.compare.alone);
+    assert_eq!(story.app.compare.colours, Colours::Probability);
+    story.press(&["f5"]);
+    assert!(matches!(story.effects[..], [Effect::Compare { .. }]));
 }
 
 #[test]

@@ -81,6 +81,86 @@ fn the_system_message_goes_before_all_others() {
     assert_eq!(body["messages"][0], first);
 }
 
+fn found(sessions: &[Session]) -> Event {
+    Event::Sessions(Listing {
+        sessions: sessions.to_vec(),
+        broken: Vec::new(),
+    })
+}
+
+#[test]
+fn a_comparison_is_found_and_opened_with_its_colours() {
+    let mut story = Story::ready();
+    story.press(&["f2"]);
+    story.comparison();
+    let mut compared = story.saved().expect("it is saved").clone();
+    let analysis = Box::new(compared.analysis.take().expect("with its tokens"));
+    let id = compared.head.id.clone();
+    story.exchange_elsewhere();
+
+    story.press(&["f7"]);
+    story.happen(found(&[compared]));
+    story.write("sure");
+    story.press(&["enter"]);
+    assert_eq!(story.app.mode, Mode::Compare);
+    let loads = Effect::LoadAnalysis { id: id.clone() };
+    assert_eq!(story.effects, [loads]);
+    let compare = &story.app.compare;
+    assert_eq!(compare.question, "one");
+    assert_eq!(compare.panes[1].text, "Sure é");
+    assert_eq!(compare.chosen, ["m@base", "m@urial"]);
+    assert_eq!(compare.panes[1].shift(0, 0), None);
+
+    story.happen(Event::Analysis { id, analysis });
+    let pane = &story.app.compare.panes[1];
+    assert_eq!(pane.shift(0, 0), Some(Shift::Shifted));
+    // The report and another answer to the same come as before.
+    story.press(&["f10"]);
+    assert!(matches!(story.effects[..], [Effect::Export(_)]));
+    story.press(&["f5"]);
+    let (_, body) = story.asked();
+    assert_eq!(body["messages"][0]["content"], "one");
+}
+
+#[test]
+fn a_session_whose_arm_is_no_longer_served_is_shown_and_says_so() {
+    let mut story = Story::ready();
+    let session = Session {
+        head: crate::session::Head {
+            arm: Some("gone@urial".into()),
+            ..Default::default()
+        },
+        messages: vec![crate::session::Message::user("one")],
+        analysis: None,
+    };
+    story.press(&["f7"]);
+    story.happen(found(&[session]));
+    story.press(&["enter"]);
+    assert_eq!(story.said(), ["> one"]);
+    assert!(
+        story.notice().contains("gone@urial; F3"),
+        "{}",
+        story.notice()
+    );
+    // The server may know it all the same.
+    let (_, body) = story.ask("two");
+    assert_eq!(body["model"], "gone@urial");
+}
+
+#[test]
+fn tokens_of_a_comparison_that_is_no_longer_shown_do_nothing() {
+    let mut story = Story::ready();
+    story.press(&["f2"]);
+    story.comparison();
+    let saved = story.saved().expect("it is saved").clone();
+    let analysis = Box::new(saved.analysis.expect("with its tokens"));
+    story.press(&["ctrl-n"]);
+    assert_eq!(story.app.mode, Mode::Compare);
+    let id = saved.head.id;
+    story.happen(Event::Analysis { id, analysis });
+    assert!(story.app.compare.panes.is_empty());
+}
+
 #[test]
 fn sessions_are_searched_in_all_their_text_and_opened() {
     let mut story = Story::ready();
@@ -91,7 +171,7 @@ fn sessions_are_searched_in_all_their_text_and_opened() {
     let dogs = story.app.chat.session.clone();
     story.press(&["ctrl-o"]);
     assert_eq!(story.effects, [Effect::ListSessions]);
-    story.happen(Event::Sessions(vec![dogs, cats]));
+    story.happen(found(&[dogs, cats]));
     story.write("PURR");
     story.press(&["enter"]);
     assert_eq!(story.said(), ["> about cats", "They purr."]);
@@ -103,7 +183,7 @@ fn sessions_are_searched_in_all_their_text_and_opened() {
 fn sessions_that_arrive_after_the_list_was_left_do_nothing() {
     let mut story = Story::ready();
     story.press(&["ctrl-o", "esc"]);
-    story.happen(Event::Sessions(Vec::new()));
+    story.happen(found(&[]));
     assert!(story.app.panel.is_none());
 }
 

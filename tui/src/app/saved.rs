@@ -1,0 +1,133 @@
+//! Sessions as they are opened, and comparisons as they are saved.
+
+use super::chat::head;
+use super::compare::{Colours, Compare};
+use super::pane::Pane;
+use super::{App, Effect, Mode, Now};
+use crate::session::{Analysis, Comparison, Head, Message, Session};
+
+impl Compare {
+    /// The comparison as it is saved.
+    pub(super) fn session(&self) -> Session {
+        let arms = self.panes.iter().map(|pane| pane.arm.clone()).collect();
+        let comparison = Comparison {
+            arms,
+            reference: self.reference,
+            seed: self.seed,
+            alone: self.alone,
+        };
+        let mut messages = vec![Message::user(self.question.clone())];
+        messages.extend(self.panes.iter().map(Pane::message));
+        Session {
+            head: Head {
+                compare: Some(comparison),
+                ..self.head.clone()
+            },
+            messages,
+            analysis: Some(Analysis {
+                answers: self.panes.iter().map(Pane::analysed).collect(),
+                ..self.analysis.clone()
+            }),
+        }
+    }
+
+    /// The comparison that was saved, as long as nothing is known of its tokens.
+    fn of_session(session: Session, comparison: Comparison, now: Now) -> Compare {
+        let mut messages = session.messages.into_iter();
+        let question = messages.next().map(|message| message.content);
+        Compare {
+            chosen: comparison.arms,
+            question: question.unwrap_or_default(),
+            panes: messages
+                .map(|answer| Pane::of_message(answer, now))
+                .collect(),
+            reference: comparison.reference,
+            seed: comparison.seed,
+            alone: comparison.alone,
+            head: session.head,
+            ..Compare::default()
+        }
+    }
+}
+
+impl App {
+    /// Saves a comparison that has ended and in which something was said.
+    pub(super) fn save_compared(&self) -> Vec<Effect> {
+        let said = |pane: &Pane| !pane.text.is_empty();
+        match !self.compare.is_running() && self.compare.panes.iter().any(said) {
+            true => vec![Effect::Save(Box::new(self.compare.session()))],
+            false => Vec::new(),
+        }
+    }
+
+    /// Shows a saved session, with the settings it was left with.
+    pub(super) fn open_session(&mut self, mut session: Session) -> Vec<Effect> {
+        let mut effects = self.stop();
+        match session.head.compare.take() {
+            None => {
+                self.chat.replace(session);
+                self.mode = Mode::Chat;
+                effects.extend(self.fetch_context());
+            }
+            Some(comparison) => {
+                let id = session.head.id.clone();
+                let settings = &mut self.chat.session.head;
+                settings.system.clone_from(&session.head.system);
+                settings.sampling.clone_from(&session.head.sampling);
+                let colours = match (comparison.alone, self.compare.colours) {
+                    (true, Colours::Shift) => Colours::Probability,
+                    (_, colours) => colours,
+                };
+                self.compare = Compare {
+                    colours,
+                    ..Compare::of_session(session, comparison, self.now)
+                };
+                self.mode = Mode::Compare;
+                effects.push(Effect::LoadAnalysis { id });
+            }
+        }
+        self.tell_of_missing_arms();
+        effects
+    }
+
+    /// Takes in what was read of the comparison that is shown.
+    pub(super) fn recall_analysis(&mut self, id: &str, mut analysis: Analysis) {
+        if self.compare.head.id != id || self.compare.is_running() {
+            return;
+        }
+        let answers = std::mem::take(&mut analysis.answers);
+        for (pane, answer) in self.compare.panes.iter_mut().zip(answers) {
+            pane.recall(answer);
+        }
+        self.compare.analysis = analysis;
+    }
+
+    /// Begins anew what is on the screen; settings stay.
+    pub(super) fn new_session(&mut self) -> Vec<Effect> {
+        let effects = self.stop();
+        match self.mode {
+            Mode::Chat => {
+                let old = &self.chat.session.head;
+                let head = Head {
+                    arm: old.arm.clone(),
+                    system: old.system.clone(),
+                    sampling: old.sampling.clone(),
+                    ..head(self.now)
+                };
+                self.chat.replace(Session {
+                    head,
+                    ..Session::default()
+                });
+            }
+            Mode::Compare => {
+                let old = std::mem::take(&mut self.compare);
+                self.compare = Compare {
+                    chosen: old.chosen,
+                    colours: old.colours,
+                    ..Compare::default()
+                };
+            }
+        }
+        effects
+    }
+}

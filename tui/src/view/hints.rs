@@ -1,0 +1,167 @@
+//! Keys and what they do, at the edges of the screen.
+
+use ratatui::Frame;
+use ratatui::layout::{Position, Rect};
+use ratatui::style::{Color, Style};
+use ratatui::text::{Line, Span};
+use ratatui::widgets::Paragraph;
+
+use super::{dim, red};
+use crate::app::{App, Measures, Mode, Notice, Target};
+use crate::keymap::Action;
+use crate::wrap;
+
+type Offer = (Action, &'static str);
+
+/// Keys and what they do, as many as fit.
+pub(super) struct Hints {
+    pub(super) line: Line<'static>,
+    /// Where each begins, how wide it is, and what it does.
+    places: Vec<(u16, u16, Action)>,
+}
+
+impl Hints {
+    pub(super) fn new(app: &App, offers: &[Offer], width: u16) -> Hints {
+        let mut line = Line::default();
+        let mut places = Vec::new();
+        for (action, what) in offers {
+            let Some(key) = app.keymap.hint(*action) else {
+                continue;
+            };
+            let key = Span::styled(format!(" {key}"), Style::new().bold());
+            let what = Span::styled(format!(" {what} "), dim());
+            let from = line.width();
+            let wide = key.width() + what.width();
+            if from + wide > usize::from(width) {
+                break;
+            }
+            places.push((from as u16, wide as u16, *action));
+            line.push_span(key);
+            line.push_span(what);
+        }
+        Hints { line, places }
+    }
+
+    /// Lets a click do what the key does, where the line begins here.
+    pub(super) fn point(&self, at: Position, measures: &mut Measures) {
+        let targets = self.places.iter().map(|(from, width, action)| {
+            let area = Rect::new(at.x + from, at.y, *width, 1);
+            (area, Target::Action(*action))
+        });
+        measures.targets.extend(targets);
+    }
+}
+
+/// Rows that a notice may take.
+const MOST: usize = 3;
+
+/// How many rows are needed.
+pub(super) fn height(app: &App, width: u16) -> u16 {
+    app.notice
+        .as_ref()
+        .map_or(1, |notice| told(notice, width).len() as u16)
+}
+
+/// What was just done, or what can be done.
+pub(super) fn draw(app: &App, frame: &mut Frame<'_>, area: Rect, measures: &mut Measures) {
+    if let Some(notice) = &app.notice {
+        frame.render_widget(Paragraph::new(told(notice, area.width)), area);
+        return;
+    }
+    let hints = Hints::new(app, offers(app), area.width);
+    hints.point(area.as_position(), measures);
+    frame.render_widget(hints.line, area);
+}
+
+fn told(notice: &Notice, width: u16) -> Vec<Line<'static>> {
+    let style = match notice.is_error {
+        true => red(),
+        false => Style::new().fg(Color::Green),
+    };
+    let text = wrap::printable(&notice.text).replace('\n', " ");
+    let edge = Span::raw(" ");
+    let mut lines = wrap::styled(&[(text, style)], usize::from(width) - 1, &edge, &edge);
+    lines.truncate(MOST);
+    lines
+}
+
+/// What is of most use comes first: there may be room for little.
+fn offers(app: &App) -> &'static [Offer] {
+    let chat = &app.chat;
+    match app.mode {
+        _ if app.is_busy() => &[
+            (Action::Stop, "stop"),
+            (Action::Help, "help"),
+            (Action::ScrollUp, "scroll"),
+            (Action::Quit, "quit"),
+        ],
+        Mode::Chat if chat.editing.is_some() => &[
+            (Action::Send, "send"),
+            (Action::Stop, "leave it"),
+            (Action::Newline, "new line"),
+            (Action::Help, "help"),
+        ],
+        Mode::Chat if chat.selected.is_some() => &[
+            (Action::Copy, "copy"),
+            (Action::Edit, "edit"),
+            (Action::SelectUp, "above"),
+            (Action::SelectDown, "below"),
+            (Action::Stop, "leave it"),
+            (Action::Help, "help"),
+        ],
+        Mode::Chat if chat.session.messages.is_empty() => &[
+            (Action::Help, "help"),
+            (Action::SwitchMode, "compare"),
+            (Action::Arms, "arms"),
+            (Action::Sampling, "sampling"),
+            (Action::Quit, "quit"),
+            (Action::Sessions, "sessions"),
+            (Action::System, "system"),
+            (Action::Newline, "new line"),
+        ],
+        Mode::Chat => &[
+            (Action::Help, "help"),
+            (Action::SwitchMode, "compare"),
+            (Action::Arms, "arms"),
+            (Action::Regenerate, "again"),
+            (Action::Quit, "quit"),
+            (Action::Copy, "copy"),
+            (Action::Edit, "edit"),
+            (Action::NewSession, "new"),
+            (Action::Sessions, "sessions"),
+            (Action::Sampling, "sampling"),
+        ],
+        Mode::Compare if app.compare.panes.is_empty() => &[
+            (Action::Help, "help"),
+            (Action::SwitchMode, "chat"),
+            (Action::Arms, "arms"),
+            (Action::Sampling, "sampling"),
+            (Action::Quit, "quit"),
+            (Action::Sessions, "sessions"),
+            (Action::System, "system"),
+            (Action::Newline, "new line"),
+        ],
+        Mode::Compare if app.compare.focus.is_some() => &[
+            (Action::Left, "back"),
+            (Action::Right, "next token"),
+            (Action::Next, "next pane"),
+            (Action::Stop, "write"),
+            (Action::Promote, "go on in chat"),
+            (Action::Colours, "colours"),
+            (Action::Copy, "copy"),
+            (Action::Help, "help"),
+        ],
+        Mode::Compare => &[
+            (Action::Help, "help"),
+            (Action::SwitchMode, "chat"),
+            (Action::Next, "tokens"),
+            (Action::Colours, "colours"),
+            (Action::Quit, "quit"),
+            (Action::Export, "report"),
+            (Action::Promote, "go on"),
+            (Action::Arms, "arms"),
+            (Action::NewSession, "new"),
+            (Action::Sessions, "sessions"),
+        ],
+    }
+}
