@@ -128,7 +128,14 @@ fn a_prefix_is_kept_once_for_each_adapter_also_on_disk() {
             prefix: Some(Arc::clone(&prefix)),
             ..request(adapter, &tiny::tokens(2, 5), 10)
         };
-        let files = || std::fs::read_dir(folder.path()).expect("a folder").count();
+        let is_whole = |entry: &std::io::Result<std::fs::DirEntry>| {
+            let path = entry.as_ref().expect("an entry").path();
+            path.extension().is_some_and(|kind| kind == "safetensors")
+        };
+        let files = || {
+            let entries = std::fs::read_dir(folder.path()).expect("a folder");
+            entries.filter(is_whole).count()
+        };
         let first = start();
         let adapter = first.add_adapter(fixture.lora("plain")).expect("taken in");
         let arms = [None, Some(&adapter)];
