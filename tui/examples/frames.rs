@@ -1,7 +1,8 @@
-//! How long a frame takes in a long session while an answer is streamed.
+//! How long a frame takes in a session of ten thousand lines while an answer is streamed:
+//! `cargo run --release -p tui --example frames`.
 
 use std::io;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use ratatui::backend::CrosstermBackend;
 use ratatui::layout::Rect;
@@ -20,11 +21,7 @@ const ANSWER: &str = "## 見出し\n\nSome *text* with `code` and **more** of it
 
 const PIECES: usize = 400;
 
-/// A step of a display at 60 Hz.
-const FRAME: Duration = Duration::from_millis(16);
-
-#[test]
-fn a_frame_of_a_session_of_ten_thousand_lines_is_in_time_while_an_answer_comes() {
+fn main() {
     let (mut app, _) = App::new(Keymap::default(), Start::default(), Now::default());
     let arm = Arm {
         id: "m".into(),
@@ -80,6 +77,4 @@ fn a_frame_of_a_session_of_ten_thousand_lines_is_in_time_while_an_answer_comes()
     times.sort();
     let (median, late) = (times[times.len() / 2], times[times.len() * 99 / 100]);
     println!("{rows} lines: first frame {first:?}, then median {median:?}, 99% {late:?}");
-    assert!(rows >= 10_000, "{rows}");
-    assert!(late < FRAME, "median {median:?}, 99% {late:?}");
 }
