@@ -18,7 +18,8 @@ import sys
 import tempfile
 import time
 
-BINARY = pathlib.Path(__file__).resolve().parent.parent / "target/release/incant"
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+BINARY = ROOT / "target/release/incant"
 BATCH, LENGTH, RANK = 4, 256, 16
 
 
@@ -59,10 +60,13 @@ def pytorch(dtype, checkpointing, steps):
 def incant(binary, model, steps):
     with tempfile.TemporaryDirectory() as folder:
         folder = pathlib.Path(folder)
-        # Long enough to be cut at 256 tokens, each another.
-        words = [" ".join(str((row * 7919 + word * 104729) % 9973) for word in range(400)) for row in range(BATCH * (steps + 1))]  # fmt: skip
+        # Ordinary prose, as what is left out of the head depends on it; each piece long
+        # enough to be cut at 256 tokens.
+        prose = "".join((ROOT / name).read_text() for name in ("ARCHITECTURE.md", "README.md", "CHANGELOG.md"))
+        pieces = [prose[at : at + 1600] for at in range(0, 1600 * BATCH * (steps + 1), 1600)]
+        assert len(pieces[-1]) == 1600, "there is no more prose"
         data = folder / "data.jsonl"
-        data.write_text("".join(json.dumps({"text": text}) + "\n" for text in words))
+        data.write_text("".join(json.dumps({"text": text}) + "\n" for text in pieces))
         command = [binary, "train", "sft", "--model", model, "--data", data, "--out", folder / "out", "--threads", "2",
                    "--max-length", str(LENGTH), "--batch-size", str(BATCH), "--steps", str(steps + 1),
                    "--rank", str(RANK), "--eval-share", "0"]  # fmt: skip
