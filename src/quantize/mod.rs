@@ -143,7 +143,13 @@ impl<'a> Rewrite<'a> {
         mut progress: impl FnMut(u64, u64),
     ) -> Result<(), QuantizeError> {
         let mut writer = Writer::new().metadata(self.gguf.metadata());
-        if let Target::Type(kind) = self.target {
+        let is_changed = |change: &Change<'_>| change.kind != change.tensor.kind;
+        let kind = match self.target {
+            Target::Type(kind) => Some(kind),
+            Target::Auto if self.tensors.iter().any(is_changed) => Some(TensorType::Q8_0),
+            Target::Auto | Target::Same => None,
+        };
+        if let Some(kind) = kind {
             writer = writer
                 .count("general.file_type", target::file_type(kind))
                 .count("general.quantization_version", QUANTIZATION_VERSION);

@@ -30,7 +30,8 @@ pub struct Step {
     pub learning_rate: f64,
     /// How long its gradient was before it was clipped.
     pub grad_norm: f64,
-    /// Tokens that were computed, prompts included.
+    /// Tokens of its examples, prompts included; what sequences have in common counts for
+    /// each.
     pub tokens: usize,
     /// The same by the seconds that it took.
     pub tokens_per_second: f64,

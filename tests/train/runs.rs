@@ -79,12 +79,15 @@ fn preferences_are_learnt_from_where_answers_were_learnt() {
     assert!(after.loss < 0.8 * before.loss, "{before:?} {after:?}");
 
     // The reference is the adapter that it begins with: nothing is won before a step.
-    for (method, even) in [("dpo", std::f64::consts::LN_2), ("simpo", f64::INFINITY)] {
+    for method in ["dpo", "simpo"] {
         let more = ["--from", "sft", "--learning-rate", "1e-4"];
         let (before, after) = runs.run(method, method, &[&few[..], &more].concat());
         let preference = |found: &Evaluation| found.preference.expect("there are pairs");
         if method == "dpo" {
-            assert!((before.loss - even).abs() < 1e-6, "{before:?}");
+            assert!(
+                (before.loss - std::f64::consts::LN_2).abs() < 1e-6,
+                "{before:?}"
+            );
             assert_eq!(preference(&before).mean_margin, 0.0);
             assert!(preference(&after).accuracy >= 0.75, "{after:?}");
         }

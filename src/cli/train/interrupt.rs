@@ -1,14 +1,15 @@
 //! Ctrl-C and a polite request to end, which let a run save before it does.
 
-use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::thread;
+use std::{io, thread};
 
 use anyhow::Context;
 
-/// How a shell knows that a process was interrupted.
+/// How a shell knows that a process was interrupted, or told to end.
 const INTERRUPTED: i32 = 130;
+#[cfg(unix)]
+const TERMINATED: i32 = 143;
 
 /// A flag that the first Ctrl-C or SIGTERM sets. The second ends the process.
 pub(super) fn flag() -> anyhow::Result<Arc<AtomicBool>> {
@@ -21,11 +22,14 @@ pub(super) fn flag() -> anyhow::Result<Arc<AtomicBool>> {
     thread::spawn(move || {
         runtime.block_on(async {
             // Where there is no listening, it ends the process as ever.
-            if told_to_end().await.is_ok() {
+            let Ok(mut requests) = Requests::listen() else {
+                return;
+            };
+            if requests.next().await.is_ok() {
                 shared.store(true, Ordering::Relaxed);
-                eprintln!("Saving; Ctrl-C again ends at once.");
-                if told_to_end().await.is_ok() {
-                    std::process::exit(INTERRUPTED);
+                eprintln!("Saving; once more ends at once.");
+                if let Ok(code) = requests.next().await {
+                    std::process::exit(code);
                 }
             }
         });
@@ -33,17 +37,42 @@ pub(super) fn flag() -> anyhow::Result<Arc<AtomicBool>> {
     Ok(flag)
 }
 
+/// Requests to end.
 #[cfg(unix)]
-async fn told_to_end() -> io::Result<()> {
-    use tokio::signal::unix::{SignalKind, signal};
-    let mut terminate = signal(SignalKind::terminate())?;
-    tokio::select! {
-        told = tokio::signal::ctrl_c() => told,
-        _ = terminate.recv() => Ok(()),
+struct Requests {
+    interrupt: tokio::signal::unix::Signal,
+    terminate: tokio::signal::unix::Signal,
+}
+
+#[cfg(unix)]
+impl Requests {
+    fn listen() -> io::Result<Requests> {
+        use tokio::signal::unix::{SignalKind, signal};
+        Ok(Requests {
+            interrupt: signal(SignalKind::interrupt())?,
+            terminate: signal(SignalKind::terminate())?,
+        })
+    }
+
+    /// Waits for the next one: how the process ends if it ends by it.
+    async fn next(&mut self) -> io::Result<i32> {
+        tokio::select! {
+            _ = self.interrupt.recv() => Ok(INTERRUPTED),
+            _ = self.terminate.recv() => Ok(TERMINATED),
+        }
     }
 }
 
 #[cfg(not(unix))]
-async fn told_to_end() -> io::Result<()> {
-    tokio::signal::ctrl_c().await
+struct Requests;
+
+#[cfg(not(unix))]
+impl Requests {
+    fn listen() -> io::Result<Requests> {
+        Ok(Requests)
+    }
+
+    async fn next(&mut self) -> io::Result<i32> {
+        tokio::signal::ctrl_c().await.map(|()| INTERRUPTED)
+    }
 }

@@ -228,16 +228,15 @@ fn prepare<L: Words>(
         for (panel, values) in panels.clone().zip(&mut values) {
             expand(lanes, matrix, panel, block, values);
             let largest = largest(values.0.as_flattened());
-            most = if most >= largest { most } else { largest };
+            most = if most.is_nan() || most >= largest {
+                most
+            } else {
+                largest
+            };
         }
         let (factor, back) = scale(most, LARGEST_WEIGHT);
         *undo = back;
-        for (panel, values) in panels
-            .clone()
-            .zip(&values)
-            .map(|(_, values)| values)
-            .enumerate()
-        {
+        for (panel, values) in values[..panels.len()].iter().enumerate() {
             let pairs = panel * PANEL_PAIRS..(panel + 1) * PANEL_PAIRS;
             let columns = values.0.as_chunks::<LANES>().0;
             for (vector, columns) in vectors.iter_mut().zip(columns) {

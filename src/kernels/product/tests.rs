@@ -4,7 +4,7 @@ use proptest::prelude::*;
 use super::super::isa::{Isa, Tier};
 use super::super::matrix::tests::random_bytes;
 use super::super::matrix::{Format, LANES, Matrix};
-use super::{Activations, Kind, back, panel, rows as product_rows};
+use super::{Activations, Kind, TOGETHER, back, panel, rows as product_rows};
 use crate::gguf::TensorType;
 
 const TYPES: [TensorType; 13] = [
@@ -220,12 +220,21 @@ fn back_product(isa: Isa, matrix: &Matrix, dy: &[Vec<f32>]) -> Vec<Vec<f32>> {
 #[test]
 fn the_way_back_is_the_product_with_the_transposed_matrix() {
     for kind in TYPES {
-        // Panels and blocks that are not whole, and rows that are not a multiple of four.
+        // Panels and blocks that are not whole, and rows that are not a multiple of six.
         let unit = kind.block_size();
         let shapes = [(200, unit), (16, 2 * unit.max(64)), (5, 5 * unit.max(32))];
         for (rows, (outputs, columns)) in [7, 1, 4].into_iter().zip(shapes) {
             let matrix = matrix(kind, outputs, columns, 5);
-            let dy = random_rows(rows, outputs, 9);
+            let mut dy = random_rows(rows, outputs, 9);
+            if outputs == 200 {
+                // From some outputs nothing comes back to some rows, or to none.
+                for (row, dy) in dy.iter_mut().enumerate() {
+                    if row % 2 == 0 {
+                        dy[..TOGETHER].fill(0.0);
+                    }
+                    dy[6 * LANES..6 * LANES + TOGETHER].fill(0.0);
+                }
+            }
             let mut weights = vec![vec![0.0; columns]; outputs];
             for (row, weights) in weights.iter_mut().enumerate() {
                 matrix.row(row, weights);
@@ -273,6 +282,15 @@ fn the_way_back_tells_of_what_is_no_number() {
             assert!(fine.iter().all(|number| number.is_finite()), "{isa}");
             assert!(lost.iter().all(|number| number.is_nan()), "{isa}");
         }
+        // A weight that is none, in the first of several panels.
+        let mut numbers = vec![0.5f32; 80 * 64];
+        numbers[3] = f32::NAN;
+        let bytes: Vec<u8> = numbers.iter().flat_map(|w| w.to_le_bytes()).collect();
+        let broken = Matrix::pack(TensorType::F32, 80, 64, &bytes);
+        let broken = broken.expect("memory").expect("a format");
+        let mut dx = vec![0.0; 64];
+        back(isa, &broken, 0..broken.panels(), &[1.0; 80], &mut dx);
+        assert!(dx[3].is_nan() && dx[40] == 40.0, "{isa}: {dx:?}");
     }
 }
 

@@ -33,7 +33,8 @@ pub trait Objective {
     /// or pairs, and divided by those of all examples of a step.
     fn weight(&self, example: &Example) -> usize;
 
-    /// How many tokens of an example are computed in a step.
+    /// How many tokens an example's sequences have that a step goes over. What they have
+    /// in common counts for each, though it is computed once.
     fn tokens(&self, example: &Example) -> usize {
         let samples = example.sides.iter().flatten();
         samples.map(|sample| sample.tokens.len()).sum()

@@ -65,6 +65,7 @@ impl Attention {
 
     fn tasks(&self) -> Vec<Task<'_>> {
         let sequences = self.sequences.iter();
+        let sequences = sequences.filter(|sequence| !sequence.own().is_empty());
         let tasks =
             sequences.flat_map(|sequence| (0..self.heads).map(move |head| Task { sequence, head }));
         tasks.collect()

@@ -71,6 +71,9 @@ impl Softmax {
 
     /// Sets weights to 0 that add next to nothing to what is along: see [`NEGLIGIBLE`].
     fn forget(&self, row: usize, weights: &mut [f32]) {
+        if self.along.is_none() {
+            return;
+        }
         let least = NEGLIGIBLE * self.sums[row];
         for weights in weights.chunks_mut(product::TOGETHER) {
             if weights.iter().all(|weight| *weight < least) {
@@ -178,6 +181,10 @@ impl Head {
                     }
                 }
                 softmax.take_in(self.isa, row, logits);
+                if let Some(weight) = logits.get_mut(target) {
+                    // It is added at the end, where it cancels to the last bit.
+                    *weight = 0.0;
+                }
                 softmax.forget(row, logits);
             }
             if let Some(along) = &mut softmax.along {
@@ -187,13 +194,14 @@ impl Head {
         for (row, chosen) in chosen.iter_mut().enumerate() {
             *chosen -= softmax.normalizer(row);
         }
-        // d logp / dx = slope · W[target] − Σ p · slope · W.
+        // d logp / dx = slope · (1 − p[target]) · W[target] − Σ p · slope · W of the others.
         let gradient = softmax.along.take().map(|mut along| {
             let mut own = vec![0.0; hidden];
             for (row, along) in along.chunks_exact_mut(hidden).enumerate() {
                 self.matrix().row(targets[row] as usize, &mut own);
+                let weight = -chosen_slopes[row] * chosen[row].exp_m1();
                 for (along, own) in along.iter_mut().zip(&own) {
-                    *along = own.mul_add(chosen_slopes[row], -*along / softmax.sums[row]);
+                    *along = own.mul_add(weight, -*along / softmax.sums[row]);
                 }
             }
             along
@@ -298,4 +306,103 @@ fn rejoin(
         [dx]
     };
     of_one(name, x, rows, values.concat(), Box::new(back))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use candle_core::{Device, Var};
+
+    use super::*;
+    use crate::gguf::TensorType;
+
+    const TOKENS: usize = 256;
+    const HIDDEN: usize = 32;
+
+    struct Words(Matrix);
+
+    impl AsRef<Matrix> for Words {
+        fn as_ref(&self) -> &Matrix {
+            &self.0
+        }
+    }
+
+    /// Weights between −1 and 1.
+    fn weights() -> Vec<f32> {
+        let number = |i: u32| (i.wrapping_add(9).wrapping_mul(2_654_435_761) >> 8) as f32;
+        (0..(TOKENS * HIDDEN) as u32)
+            .map(|i| number(i) / 8_388_608.0 - 1.0)
+            .collect()
+    }
+
+    #[test]
+    fn what_has_no_probability_is_left_out_and_nothing_else() {
+        let weights = weights();
+        let bytes: Vec<u8> = weights.iter().flat_map(|w| w.to_le_bytes()).collect();
+        let matrix = Matrix::pack(TensorType::F32, TOKENS, HIDDEN, &bytes).unwrap();
+        let head = Head {
+            isa: Isa::best(),
+            weight: Arc::new(Words(matrix.unwrap())),
+            scale: 1.0,
+            cap: None,
+        };
+        // Rows that are all but sure of a token of the first or the last block, and that
+        // or another comes; then rows that are sure of nothing.
+        let cases = [
+            (5, 5, 3.0),
+            (5, 200, 3.0),
+            (250, 70, 3.0),
+            (250, 250, 3.0),
+            (9, 9, 0.1),
+            (80, 7, 0.2),
+        ];
+        let x: Vec<f32> = cases
+            .iter()
+            .flat_map(|&(peak, _, size)| {
+                weights[peak * HIDDEN..][..HIDDEN]
+                    .iter()
+                    .map(move |w| w * size)
+            })
+            .collect();
+        let targets: Vec<u32> = cases.iter().map(|&(_, target, _)| target as u32).collect();
+        let variable = Var::from_vec(x.clone(), (cases.len(), HIDDEN), &Device::Cpu).unwrap();
+        let found = head.logprobs(&variable, &targets, true).unwrap();
+        let gradients = found.sum_all().unwrap().backward().unwrap();
+        let gradients = gradients.get(&variable).unwrap().to_vec2::<f32>().unwrap();
+        let found = found.to_vec1::<f32>().unwrap();
+        for (row, x) in x.chunks_exact(HIDDEN).enumerate() {
+            let of = |token: usize| {
+                weights[token * HIDDEN..][..HIDDEN]
+                    .iter()
+                    .map(|w| f64::from(*w))
+            };
+            let logit = |token| {
+                of(token)
+                    .zip(x)
+                    .map(|(w, x)| w * f64::from(*x))
+                    .sum::<f64>()
+            };
+            let logits: Vec<f64> = (0..TOKENS).map(logit).collect();
+            let sum: f64 = logits.iter().map(|logit| logit.exp()).sum();
+            let target = targets[row] as usize;
+            let logprob = logits[target] - sum.ln();
+            assert!((f64::from(found[row]) - logprob).abs() < 1e-4, "{row}");
+            let mut expected: Vec<f64> = of(target).collect();
+            for (token, logit) in logits.iter().enumerate() {
+                for (expected, weight) in expected.iter_mut().zip(of(token)) {
+                    *expected -= logit.exp() / sum * weight;
+                }
+            }
+            for (found, expected) in gradients[row].iter().zip(&expected) {
+                // Weights of the others are rounded to 13 bits; the target's is not.
+                let others = 1.0 - logprob.exp();
+                let apart = (f64::from(*found) - expected).abs();
+                assert!(
+                    apart <= 5e-4 * others + 1e-7,
+                    "{row}: {found} and {expected}"
+                );
+            }
+        }
+    }
 }

@@ -286,6 +286,7 @@ mod tests {
     #[track_caller]
     fn assert_near(found: &Tensor, expected: &Tensor) {
         let flat = |x: &Tensor| x.flatten_all().unwrap().to_vec1::<f32>().unwrap();
+        assert_eq!(found.dims(), expected.dims());
         let (found, expected) = (flat(found), flat(expected));
         let largest = expected.iter().fold(0.0f32, |most, x| most.max(x.abs()));
         for (found, expected) in found.iter().zip(&expected) {
