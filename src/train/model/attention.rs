@@ -43,8 +43,8 @@ impl Task<'_> {
         self.sequence.rows.len() - self.sequence.shared
     }
 
-    /// How many keys the last of them sees, if nothing hides them.
-    fn keys(self) -> usize {
+    /// How many positions the last of them sees, if nothing hides them.
+    fn positions(self) -> usize {
         self.sequence.rows.len()
     }
 }
@@ -107,7 +107,7 @@ impl Attention {
 
     /// A task's weights, `[query][position]`, and the slopes of their scores' caps.
     fn weights(&self, task: Task<'_>, q: &[f32], k: &Held<'_>) -> (Vec<f32>, Option<Vec<f32>>) {
-        let (queries, length) = (task.queries(), task.keys());
+        let (queries, length) = (task.queries(), task.positions());
         let mut weights = vec![0.0; queries * length];
         let shape = [queries, self.head_dim, length];
         let keys = (&*k.0, k.1.transposed());
@@ -148,8 +148,8 @@ impl Attention {
                 let (values, place) = self.keys(task, v);
                 let mut out = vec![0.0; task.queries() * self.head_dim];
                 multiply(
-                    [task.queries(), task.keys(), self.head_dim],
-                    (&weights, Place::rows(0, task.keys())),
+                    [task.queries(), task.positions(), self.head_dim],
+                    (&weights, Place::rows(0, task.positions())),
                     (&values, place),
                     1.0,
                     0.0,
@@ -198,7 +198,7 @@ impl Attention {
     }
 
     fn task_back(&self, task: Task<'_>, [q, k, v]: [&[f32]; 3], dy: &[f32]) -> [Vec<f32>; 3] {
-        let (queries, length, width) = (task.queries(), task.keys(), self.head_dim);
+        let (queries, length, width) = (task.queries(), task.positions(), self.head_dim);
         let (keys, values) = (self.keys(task, k), self.keys(task, v));
         let (weights, slopes) = self.weights(task, q, &keys);
         let square = Place::rows(0, length);
