@@ -6,6 +6,7 @@
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
 use incant::gguf::TensorType;
 use incant::kernels::attention::{self, BLOCK, Block, CHUNK, Partials, Stretch};
+use incant::kernels::product::Inputs;
 use incant::kernels::{Activations, Isa, Kind, LANES, Matrix, math, product};
 use incant::model::{Activation, RopeStyle};
 
@@ -85,7 +86,10 @@ fn training(criterion: &mut Criterion) {
             group.throughput(Throughput::Elements(macs as u64));
             let shape = format!("{inputs}x{outputs}");
             group.bench_function(BenchmarkId::new("forward", &shape), |bencher| {
-                bencher.iter(|| product::rows(Isa::best(), &matrix, &x, &mut y));
+                bencher.iter(|| {
+                    let inputs = Inputs::new(Isa::best(), [&matrix], &x);
+                    inputs.multiply(&matrix, 0..matrix.panels(), &mut y);
+                });
             });
             group.bench_function(BenchmarkId::new("back", &shape), |bencher| {
                 bencher.iter(|| {

@@ -121,6 +121,27 @@ pub fn exponentials(isa: Isa, logits: &mut [f32], largest: f32) -> f32 {
     sum
 }
 
+/// The gradient of scores whose softmax is `weights`, times `scale`, in the place of the
+/// weights' own: `scale · weight · (gradient − Σ weight · gradient)`.
+pub fn softmax(isa: Isa, weights: &[f32], scale: f32, gradients: &mut [f32]) {
+    assert_eq!(weights.len(), gradients.len());
+    dispatch!(isa, |_,
+                    weights: &[f32],
+                    scale: f32,
+                    gradients: &mut [f32]| {
+        let mut sums = [0.0f32; LANES];
+        for (gradients, weights) in gradients.chunks(LANES).zip(weights.chunks(LANES)) {
+            for ((gradient, weight), sum) in gradients.iter().zip(weights).zip(&mut sums) {
+                *sum = gradient.mul_add(*weight, *sum);
+            }
+        }
+        let mean = sum_lanes(sums);
+        for (gradient, weight) in gradients.iter_mut().zip(weights) {
+            *gradient = weight * (*gradient - mean) * scale;
+        }
+    });
+}
+
 #[cfg(test)]
 mod tests {
     use super::super::math;
@@ -198,6 +219,22 @@ mod tests {
                 };
                 assert_near(&d_up, &by_differences(&up, &dy, of_up));
             }
+        }
+    }
+
+    #[test]
+    fn of_a_softmax() {
+        for isa in Isa::all() {
+            let (scores, dy) = (numbers(37, 3), numbers(37, 9));
+            let forward = |scores: &[f32]| {
+                let mut weights: Vec<f32> = scores.iter().map(|score| score * 0.5).collect();
+                let sum = exponentials(isa, &mut weights, 1.0);
+                math::scale(isa, &mut weights, 1.0 / sum);
+                weights
+            };
+            let mut found = dy.clone();
+            softmax(isa, &forward(&scores), 0.5, &mut found);
+            assert_near(&found, &by_differences(&scores, &dy, forward));
         }
     }
 

@@ -19,7 +19,7 @@ pub(super) fn evaluate(
     step: usize,
     observer: &mut dyn Observer,
 ) -> Result<Option<Evaluation>, TrainError> {
-    let examples = training.held_out;
+    let (examples, student) = (training.held_out, training.student.observed());
     let lengths: Vec<usize> = examples.iter().map(Example::length).collect();
     let (mut sum, mut weight, mut done) = (0.0, 0, 0);
     let mut margins = Vec::new();
@@ -29,9 +29,7 @@ pub(super) fn evaluate(
         }
         let some: Vec<&Example> = batch.iter().map(|&place| &examples[place]).collect();
         let references = references::of(references.of_held_out(), &batch);
-        let found: Loss = training
-            .objective
-            .loss(training.student, &some, &references)?;
+        let found: Loss = training.objective.loss(&*student, &some, &references)?;
         let loss = number(&found.sum)?;
         if !loss.is_finite() {
             return Err(TrainError::NotFinite {

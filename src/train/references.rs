@@ -30,6 +30,7 @@ impl References {
         observer: &mut dyn Observer,
     ) -> Result<Option<References>, TrainError> {
         let total = training.examples.len() + training.held_out.len();
+        let student = training.student.observed();
         let mut done = 0;
         let mut compute = |examples: &[Example]| {
             let lengths: Vec<usize> = examples.iter().map(Example::length).collect();
@@ -39,7 +40,7 @@ impl References {
                     return Ok(None);
                 }
                 let some: Vec<&Example> = batch.iter().map(|&place| &examples[place]).collect();
-                let references = training.objective.references(training.student, &some)?;
+                let references = training.objective.references(&*student, &some)?;
                 let Some(references) = references else {
                     return Ok(Some(Vec::new()));
                 };

@@ -32,9 +32,9 @@ pub struct Batch {
 
 /// A frozen model with an adapter that is being trained.
 ///
-/// What it gives for a batch must not depend on anything but the batch and the values of
-/// its variables, to the last bit: only then can a run that was cut off be taken up
-/// again.
+/// On one machine, with as many threads, what it gives for a batch must not depend on
+/// anything but the batch and the values of its variables, to the last bit: only then can a
+/// run that was cut off be taken up again.
 pub trait Student {
     /// A and B of every adapted linear layer by PEFT's names, such as
     /// `model.layers.0.self_attn.q_proj.lora_A.weight`, in a fixed order. All are f32.
@@ -63,6 +63,10 @@ pub trait Student {
     /// # Errors
     /// A computation failed.
     fn divergences(&self, batch: &Batch, teacher: &Tensor) -> Result<Tensor, TrainError>;
+
+    /// The same student for whoever only looks: what it gives need not be differentiable,
+    /// which is cheaper.
+    fn observed(&self) -> Box<dyn Student + '_>;
 
     /// Writes the adapter as it is now into `folder`, which exists and is empty, as a
     /// PEFT directory.

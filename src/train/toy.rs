@@ -13,6 +13,7 @@ use super::{TrainError, files};
 pub(super) const VOCABULARY: usize = 12;
 const WIDTH: usize = 3;
 
+#[derive(Clone)]
 pub(super) struct Toy {
     variables: Vec<(String, Var)>,
     /// What the variables were when it was made.
@@ -96,6 +97,10 @@ impl Student for Toy {
         let (rows, _) = self.rows(batch, self.adapted());
         let each = (teacher.exp()? * (teacher - rows)?)?;
         Ok(each.sum(1)?)
+    }
+
+    fn observed(&self) -> Box<dyn Student + '_> {
+        Box::new(self.clone())
     }
 
     fn save(&self, folder: &Path) -> Result<(), TrainError> {

@@ -87,7 +87,7 @@ impl Flags {
         let from = self
             .from
             .as_deref()
-            .map(|path| Lora::read(path, model.spec()));
+            .map(|path| Lora::read(path, model.spec()).context("--from"));
         let from = from.transpose()?;
         let profile = self.profile(task, model, from.as_ref())?;
 

@@ -22,7 +22,7 @@ mod plan;
 mod pool;
 mod shared;
 mod shares;
-mod weights;
+pub(crate) mod weights;
 
 use std::sync::Arc;
 

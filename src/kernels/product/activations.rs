@@ -7,7 +7,7 @@ use super::super::isa::{Isa, Tier};
 use super::super::math::{Avx2, Avx512};
 use super::super::math::{Plain, dispatch};
 use super::super::matrix::{BLOCK, Format, Matrix};
-use super::{HalfSums, PAIRS, Tile, tile};
+use super::{HalfSums, PAIRS, Tile, rounded, tile};
 
 /// What the matrices that share some activations need them as.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -112,6 +112,65 @@ impl Activations {
         }
         if kind.dense {
             grow(&mut self.dense, rows * blocks * BLOCK, 0.0);
+        }
+    }
+
+    /// Writes all rows, none of which may be of a prompt.
+    ///
+    /// # Panics
+    /// `x` is not as long as the rows.
+    pub fn fill(&mut self, x: &[f32]) {
+        assert!(x.len() == self.rows * self.columns && self.plain == self.rows);
+        let (isa, rows) = (self.isa, self);
+        dispatch!(isa, |_, rows: &mut Activations, x: &[f32]| rows
+            .fill_body(x));
+    }
+
+    #[inline(always)]
+    fn fill_body(&mut self, x: &[f32]) {
+        let columns = self.columns;
+        let values = |row: usize, block: usize| -> [f32; BLOCK] {
+            let x = &x[row * columns..][block * BLOCK..columns.min((block + 1) * BLOCK)];
+            match x.try_into() {
+                Ok(values) => values,
+                Err(_) => {
+                    let mut padded = [0.0; BLOCK];
+                    padded[..x.len()].copy_from_slice(x);
+                    padded
+                }
+            }
+        };
+        let blocks = 0..columns.div_ceil(BLOCK);
+        if self.kind.codes {
+            for &(first, height) in &self.tiles {
+                for block in blocks.clone() {
+                    let at = block * self.plain + first;
+                    let tile = &mut self.codes[at * PAIRS..][..height * PAIRS];
+                    let scales = &mut self.scales[at..][..height];
+                    let sums = &mut self.sums[at..][..height];
+                    for (place, (scale, sums)) in scales.iter_mut().zip(sums).enumerate() {
+                        let mut codes = [0; PAIRS];
+                        (*scale, *sums) = round_body(&values(first + place, block), &mut codes);
+                        for (pairs, code) in tile.chunks_exact_mut(height).zip(codes) {
+                            pairs[place] = code;
+                        }
+                    }
+                }
+            }
+        }
+        if self.kind.dense {
+            for &(first, height) in &self.dense_tiles {
+                for block in blocks.clone() {
+                    let at = (block * self.rows + first) * BLOCK;
+                    let tile = &mut self.dense[at..][..height * BLOCK];
+                    for place in 0..height {
+                        let values = values(first + place, block);
+                        for (numbers, value) in tile.chunks_exact_mut(height).zip(values) {
+                            numbers[place] = value;
+                        }
+                    }
+                }
+            }
         }
     }
 
@@ -336,13 +395,15 @@ fn round(isa: Isa, values: &[f32; BLOCK], codes: &mut [u32; PAIRS]) -> (f32, Hal
 
 #[inline(always)]
 fn round_body(values: &[f32; BLOCK], codes: &mut [u32; PAIRS]) -> (f32, HalfSums) {
-    let mut greatest = [0.0f32; 8];
+    // By their bits, numbers without sign are in order, and what is none is above them: it
+    // becomes the scale.
+    let mut greatest = [0u32; 8];
     for eight in values.chunks_exact(8) {
         for (greatest, value) in greatest.iter_mut().zip(eight) {
-            *greatest = greatest.max(value.abs());
+            *greatest = (*greatest).max(value.to_bits() & 0x7FFF_FFFF);
         }
     }
-    let greatest = greatest.into_iter().fold(0.0, f32::max);
+    let greatest = f32::from_bits(greatest.into_iter().fold(0, u32::max));
     let scale = greatest / GREATEST;
     let inverse = if scale > 0.0 {
         GREATEST / greatest
@@ -351,7 +412,7 @@ fn round_body(values: &[f32; BLOCK], codes: &mut [u32; PAIRS]) -> (f32, HalfSums
     };
     let mut whole = [0i32; BLOCK];
     for (whole, value) in whole.iter_mut().zip(values) {
-        *whole = (value * inverse).round_ties_even() as i32;
+        *whole = rounded(value * inverse).cast_signed().into();
     }
     let mut sums = [0i32; 2];
     for (sum, half) in sums.iter_mut().zip(whole.chunks_exact(BLOCK / 2)) {
@@ -371,7 +432,7 @@ fn round_body(values: &[f32; BLOCK], codes: &mut [u32; PAIRS]) -> (f32, HalfSums
 }
 
 /// Rows of the tallest tile that the kernels of `isa` take.
-fn tallest(isa: Isa) -> usize {
+pub(super) fn tallest(isa: Isa) -> usize {
     match isa.tier() {
         #[cfg(target_arch = "x86_64")]
         Tier::Avx2 => tile::tallest::<Avx2>(),

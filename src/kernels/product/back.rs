@@ -1,7 +1,7 @@
 //! The way back through a product: `dX += dY·W`, for packed weights.
 //!
 //! Sums are over outputs here, each of which has a scale of its own: so weights are
-//! rounded anew, [`TOGETHER`] outputs by a block of columns to 13 bits with one scale,
+//! rounded anew, some panels of outputs by a block of columns to 13 bits with one scale,
 //! and what comes back to 14 bits, a scale for as many outputs of a row. Products are
 //! added in whole numbers then, exactly, as on the way forward. Weights that were
 //! prepared serve all rows, so that preparing them hardly counts where there are many;
@@ -12,20 +12,19 @@
 use std::ops::Range;
 
 use super::super::matrix::{BLOCK, Codes, Format, LANES, Matrix, UnitScales};
+use super::rounded;
 use super::tile::{Unpacked, UnpackedDense, unpack, unpack_dense};
 use super::words::Words;
 
-/// Outputs whose products are added in whole numbers.
-pub const TOGETHER: usize = PANELS * LANES;
+/// Panels whose products are added in whole numbers, where something comes back from all
+/// outputs.
+pub(super) const ALL: usize = 4;
 
-/// Panels of that many outputs.
-const PANELS: usize = 4;
+/// The same where nothing comes back from most of them.
+pub(super) const FEW: usize = 1;
 
-/// Pairs of outputs: a word has two.
-const PAIRS: usize = TOGETHER / 2;
-
-/// Pairs of a panel.
-const PANEL_PAIRS: usize = LANES / 2;
+/// Pairs of outputs of a panel: a word has two.
+const PAIRS: usize = LANES / 2;
 
 /// Blocks of columns that are prepared together: what comes back is read once for them.
 const BLOCKS: usize = 4;
@@ -39,9 +38,6 @@ const VECTORS: usize = BLOCK / LANES;
 /// What weights, and what comes back, are rounded to: their products' sums are below 2³¹.
 const LARGEST_WEIGHT: f32 = 4095.0;
 const LARGEST_FACTOR: f32 = 8191.0;
-
-/// Added to a small number, it leaves the nearest whole number in the lowest bits.
-const ROUNDER: f32 = 12_582_912.0;
 
 /// Below this, numbers are 0.
 const LEAST: f32 = 1e-30;
@@ -76,78 +72,81 @@ fn scale(largest: f32, limit: f32) -> (f32, f32) {
     }
 }
 
-/// The nearest whole number, as a half of a word.
-#[inline(always)]
-fn rounded(number: f32) -> u16 {
-    (number + ROUNDER).to_bits() as u16
-}
+/// Pairs of outputs of a part, side by side, `[panel][pair][row]`.
+type Group<const PANELS: usize> = [[[u32; ROWS]; PAIRS]; PANELS];
 
-/// What comes back, in whole numbers.
-#[derive(Default)]
-pub(super) struct Factors {
-    /// By [`TOGETHER`] outputs: the rows that have something.
+/// What comes back, in whole numbers: `PANELS` panels of outputs are one part.
+pub(super) struct Factors<const PANELS: usize> {
+    /// The rows that have something, of each part.
     parts: Vec<Range<usize>>,
     /// Which rows these are, and what undoes their scale.
     rows: Vec<(u32, f32)>,
-    /// Two outputs side by side, `[pair][row]`, for [`ROWS`] rows each. Each part begins
-    /// with a group of its own.
-    codes: Vec<[[u32; ROWS]; PAIRS]>,
+    /// For [`ROWS`] rows each. Each part begins with a group of its own.
+    codes: Vec<Group<PANELS>>,
 }
 
-impl Factors {
-    /// Rounds rows of `width` outputs.
+impl<const PANELS: usize> Factors<PANELS> {
+    /// Rounds rows of `width` outputs. A row whose magnitudes in a part are all below its
+    /// `least` has nothing there.
     #[inline(always)]
-    pub(super) fn take(&mut self, dy: &[f32], width: usize) {
-        for start in (0..width).step_by(TOGETHER) {
-            let outputs = start..width.min(start + TOGETHER);
-            let first = self.rows.len();
+    pub(super) fn new(dy: &[f32], width: usize, least: impl Fn(usize) -> f32) -> Factors<PANELS> {
+        let mut factors = Factors {
+            parts: Vec::new(),
+            rows: Vec::new(),
+            codes: Vec::new(),
+        };
+        for start in (0..width).step_by(PANELS * LANES) {
+            let outputs = start..width.min(start + PANELS * LANES);
+            let first = factors.rows.len();
             for (row, dy) in dy.chunks_exact(width).enumerate() {
                 let dy = &dy[outputs.clone()];
-                let (factor, undo) = scale(largest(dy), LARGEST_FACTOR);
-                if factor == 0.0 {
+                let largest = largest(dy);
+                if largest == 0.0 || largest < least(row) {
                     continue;
                 }
-                let place = (self.rows.len() - first) % ROWS;
+                let (factor, undo) = scale(largest, LARGEST_FACTOR);
+                let place = (factors.rows.len() - first) % ROWS;
                 if place == 0 {
-                    self.codes.push([[0; ROWS]; PAIRS]);
+                    factors.codes.push([[[0; ROWS]; PAIRS]; PANELS]);
                 }
-                self.rows.push((row as u32, undo));
-                let mut halves = [0; TOGETHER];
-                for (half, dy) in halves.iter_mut().zip(dy) {
+                factors.rows.push((row as u32, undo));
+                let mut halves = [[0; LANES]; PANELS];
+                for (half, dy) in halves.as_flattened_mut().iter_mut().zip(dy) {
                     *half = rounded(dy * factor);
                 }
-                let group = self.codes.last_mut().into_iter().flatten();
-                for (word, [low, high]) in group.zip(halves.as_chunks::<2>().0) {
+                let group = factors.codes.last_mut().into_iter().flatten().flatten();
+                for (word, [low, high]) in group.zip(halves.as_flattened().as_chunks::<2>().0) {
                     word[place] = u32::from(*low) | u32::from(*high) << 16;
                 }
             }
-            self.parts.push(first..self.rows.len());
+            factors.parts.push(first..factors.rows.len());
         }
+        factors
     }
 }
 
 /// Weights of some outputs and columns, in whole numbers.
 #[repr(align(64))]
-struct Prepared {
-    /// Two outputs side by side, `[vector of columns][pair][column]`.
-    codes: [[[u32; LANES]; PAIRS]; BLOCKS * VECTORS],
+struct Prepared<const PANELS: usize> {
+    /// Two outputs side by side, `[vector of columns][panel][pair][column]`.
+    codes: [[[[u32; LANES]; PAIRS]; PANELS]; BLOCKS * VECTORS],
     /// What undoes the scale of each block.
     undo: [f32; BLOCKS],
 }
 
 /// Adds what some panels have to all rows of `dx`.
 #[inline(always)]
-pub(super) fn back<L: Words>(
+pub(super) fn back<L: Words, const PANELS: usize>(
     lanes: L,
     matrix: &Matrix,
     panels: Range<usize>,
-    factors: &Factors,
+    factors: &Factors<PANELS>,
     dx: &mut [f32],
 ) {
     let columns = matrix.columns();
     let blocks = columns.div_ceil(BLOCK);
     let mut weights = Prepared {
-        codes: [[[0; LANES]; PAIRS]; BLOCKS * VECTORS],
+        codes: [[[[0; LANES]; PAIRS]; PANELS]; BLOCKS * VECTORS],
         undo: [0.0; BLOCKS],
     };
     for first in (0..blocks).step_by(BLOCKS) {
@@ -160,8 +159,7 @@ pub(super) fn back<L: Words>(
             let start = panels.start + part * PANELS;
             let panels = start..panels.end.min(start + PANELS);
             prepare(lanes, matrix, panels, blocks.clone(), &mut weights);
-            let rows = &factors.rows[rows.clone()];
-            let groups = rows.chunks(ROWS);
+            let groups = factors.rows[rows.clone()].chunks(ROWS);
             let (own, rest) = codes.split_at(groups.len());
             codes = rest;
             for (rows, codes) in groups.zip(own) {
@@ -178,31 +176,34 @@ pub(super) fn back<L: Words>(
 
 /// Adds a vector of columns to some rows.
 #[inline(always)]
-fn add<L: Words>(
+fn add<L: Words, const PANELS: usize>(
     lanes: L,
-    weights: &Prepared,
+    weights: &Prepared<PANELS>,
     vector: usize,
-    (rows, codes): (&[(u32, f32)], &[[u32; ROWS]; PAIRS]),
+    (rows, codes): (&[(u32, f32)], &Group<PANELS>),
     (dx, columns, at): (&mut [f32], usize, usize),
 ) {
     let mut sums = [lanes.same(0); ROWS];
-    for (weights, codes) in weights.codes[vector].iter().zip(codes) {
+    let pairs = weights.codes[vector].as_flattened().iter();
+    for (weights, codes) in pairs.zip(codes.as_flattened()) {
         let weights = lanes.words(weights);
         for (sum, &code) in sums.iter_mut().zip(codes) {
             *sum = lanes.add_products(*sum, weights, lanes.same(code));
         }
     }
     let undo = weights.undo[vector / VECTORS];
+    let width = LANES.min(columns - at);
     for (&(row, factor), sum) in rows.iter().zip(sums) {
         let (sum, scale) = (lanes.numbers(sum), lanes.splat(factor * undo));
-        let dx = &mut dx[row as usize * columns..][..columns][at..];
-        match dx.first_chunk_mut::<LANES>() {
+        let start = row as usize * columns + at;
+        let dx = &mut dx[start..start + width];
+        match dx.as_mut_array() {
             Some(dx) => lanes.store(lanes.mul_add(sum, scale, lanes.load(dx)), dx),
             None => {
                 let mut whole = [0.0; LANES];
-                whole[..dx.len()].copy_from_slice(dx);
+                whole[..width].copy_from_slice(dx);
                 lanes.store(lanes.mul_add(sum, scale, lanes.load(&whole)), &mut whole);
-                dx.copy_from_slice(&whole[..dx.len()]);
+                dx.copy_from_slice(&whole[..width]);
             }
         }
     }
@@ -210,17 +211,17 @@ fn add<L: Words>(
 
 /// Rounds the weights of some panels and blocks of columns.
 #[inline(always)]
-fn prepare<L: Words>(
+fn prepare<L: Words, const PANELS: usize>(
     lanes: L,
     matrix: &Matrix,
     panels: Range<usize>,
     blocks: Range<usize>,
-    out: &mut Prepared,
+    out: &mut Prepared<PANELS>,
 ) {
     let mut values = [const { UnpackedDense([[0.0; LANES]; BLOCK]) }; PANELS];
     if panels.len() < PANELS {
         // What is not there has no part.
-        out.codes = [[[0; LANES]; PAIRS]; BLOCKS * VECTORS];
+        out.codes = [[[[0; LANES]; PAIRS]; PANELS]; BLOCKS * VECTORS];
     }
     let vectors = out.codes.as_chunks_mut::<VECTORS>().0;
     for ((block, vectors), undo) in blocks.zip(vectors).zip(&mut out.undo) {
@@ -237,10 +238,9 @@ fn prepare<L: Words>(
         let (factor, back) = scale(most, LARGEST_WEIGHT);
         *undo = back;
         for (panel, values) in values[..panels.len()].iter().enumerate() {
-            let pairs = panel * PANEL_PAIRS..(panel + 1) * PANEL_PAIRS;
             let columns = values.0.as_chunks::<LANES>().0;
             for (vector, columns) in vectors.iter_mut().zip(columns) {
-                round(columns, factor, &mut vector[pairs.clone()]);
+                round(columns, factor, &mut vector[panel]);
             }
         }
     }
@@ -249,7 +249,7 @@ fn prepare<L: Words>(
 /// Rounds a panel's weights of a vector of columns, `[column][output]`, to words of two
 /// outputs: `[pair][column]`.
 #[inline(always)]
-fn round(columns: &[[f32; LANES]; LANES], factor: f32, out: &mut [[u32; LANES]]) {
+fn round(columns: &[[f32; LANES]; LANES], factor: f32, out: &mut [[u32; LANES]; PAIRS]) {
     for (place, column) in columns.iter().enumerate() {
         let halves: [u16; LANES] = std::array::from_fn(|lane| rounded(column[lane] * factor));
         let pairs = halves.as_chunks::<2>().0;

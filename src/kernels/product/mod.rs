@@ -19,9 +19,10 @@ mod tile;
 mod words;
 
 pub use activations::{Activations, Kind, Writer};
-pub use back::TOGETHER;
 
 use std::ops::Range;
+
+use back::Factors;
 
 use super::isa::{Isa, Tier};
 use super::math::dispatch;
@@ -29,6 +30,15 @@ use super::matrix::{BLOCK, LANES, Matrix};
 
 /// Pairs of columns in a block.
 const PAIRS: usize = BLOCK / 2;
+
+/// The nearest whole number, as a half of a word: of one that fits in it.
+#[inline(always)]
+fn rounded(number: f32) -> u16 {
+    /// A sum with it has no place for what is behind the point, and the whole number in its
+    /// lowest bits.
+    const ROUNDER: f32 = 12_582_912.0;
+    (number + ROUNDER).to_bits() as u16
+}
 
 /// Sums over the halves of a block of a row.
 #[derive(Clone, Copy, Debug, Default)]
@@ -50,60 +60,130 @@ struct Tile<'a> {
     sums: &'a [HalfSums],
 }
 
-/// `y = x·Wᵀ` for some rows, on this thread. As rows that decode: in the most exact way
-/// there is.
-///
-/// # Panics
-/// The lengths do not fit.
-pub fn rows(isa: Isa, matrix: &Matrix, x: &[f32], y: &mut [f32]) {
-    outputs(isa, matrix, 0..matrix.panels(), x, y);
+/// Bytes of activations that are multiplied with one panel after the other: they are to
+/// stay in the second-level cache.
+const IN_CACHE: usize = 256 << 10;
+
+/// Rows that matrices of the same width are multiplied with, on this thread. As rows that
+/// decode: in the most exact way there is.
+#[derive(Debug)]
+pub struct Inputs {
+    isa: Isa,
+    rows: usize,
+    /// The rows, as many at a time as stay in the cache.
+    parts: Vec<Activations>,
 }
 
-/// The same for the outputs of some panels.
-///
-/// # Panics
-/// The lengths do not fit.
-pub fn outputs(isa: Isa, matrix: &Matrix, panels: Range<usize>, x: &[f32], y: &mut [f32]) {
-    let count = x.len() / matrix.columns();
-    let width = width(matrix, &panels);
-    assert!(x.len() == count * matrix.columns() && y.len() == count * width);
-    let mut activations = Activations::new(isa);
-    activations.reset(count, count, matrix.columns(), Kind::of([matrix]));
-    let writer = activations.writer();
-    for (row, x) in x.chunks_exact(matrix.columns()).enumerate() {
-        // SAFETY: no other thread knows of it.
-        unsafe { writer.write(row, x) };
+impl Inputs {
+    /// Prepares rows of some matrices' inputs.
+    ///
+    /// # Panics
+    /// There is no matrix, they differ in width, or `x` is no rows of that width.
+    pub fn new<'a>(
+        isa: Isa,
+        matrices: impl IntoIterator<Item = &'a Matrix> + Clone,
+        x: &[f32],
+    ) -> Inputs {
+        let mut widths = matrices.clone().into_iter().map(Matrix::columns);
+        let columns = widths.next().expect("rows are for a matrix");
+        assert!(widths.all(|width| width == columns) && x.len().is_multiple_of(columns));
+        let kind = Kind::of(matrices);
+        let tall = activations::tallest(isa);
+        let height = (IN_CACHE / (size_of::<u16>() * columns) / tall).max(1) * tall;
+        let parts = x.chunks(height * columns).map(|x| {
+            let mut part = Activations::new(isa);
+            let rows = x.len() / columns;
+            part.reset(rows, rows, columns, kind);
+            part.fill(x);
+            part
+        });
+        Inputs {
+            isa,
+            rows: x.len() / columns,
+            parts: parts.collect(),
+        }
     }
-    let mut out = vec![[0.0; LANES]; count];
-    for (index, number) in panels.enumerate() {
-        panel(isa, matrix, number, &activations, &mut out);
-        let at = index * LANES;
-        let lanes = LANES.min(width - at);
-        for (y, out) in y.chunks_exact_mut(width).zip(&out) {
-            y[at..at + lanes].copy_from_slice(&out[..lanes]);
+
+    /// How many rows there are.
+    pub fn rows(&self) -> usize {
+        self.rows
+    }
+
+    /// `y = x·Wᵀ`, the outputs of some panels only.
+    ///
+    /// # Panics
+    /// The matrix has another width than the rows, or `y` is not as long as there are
+    /// outputs of all rows.
+    pub fn multiply(&self, matrix: &Matrix, panels: Range<usize>, y: &mut [f32]) {
+        let width = width(matrix, &panels);
+        assert_eq!(y.len(), self.rows * width, "the lengths fit");
+        let mut out = Vec::new();
+        let mut rest = y;
+        for part in &self.parts {
+            let (y, after) = rest.split_at_mut(part.rows() * width);
+            rest = after;
+            out.resize(part.rows(), [0.0; LANES]);
+            for (index, number) in panels.clone().enumerate() {
+                panel(self.isa, matrix, number, part, &mut out);
+                let at = index * LANES;
+                let lanes = LANES.min(width - at);
+                for (y, out) in y.chunks_exact_mut(width).zip(&out) {
+                    y[at..at + lanes].copy_from_slice(&out[..lanes]);
+                }
+            }
         }
     }
 }
 
 /// `dX += dY·W` for some rows, on this thread, where `dy` has the outputs of some panels.
-/// Rows to which nothing comes back from [`TOGETHER`] outputs cost nothing there.
 ///
 /// # Panics
 /// The lengths do not fit.
 pub fn back(isa: Isa, matrix: &Matrix, panels: Range<usize>, dy: &[f32], dx: &mut [f32]) {
-    let count = dx.len() / matrix.columns();
-    let width = width(matrix, &panels);
-    assert!(dx.len() == count * matrix.columns() && dy.len() == count * width);
+    let width = check_back(matrix, &panels, dy, dx);
     dispatch!(isa, |lanes,
                     matrix: &Matrix,
                     panels: Range<usize>,
                     dy: &[f32],
                     width: usize,
                     dx: &mut [f32]| {
-        let mut factors = back::Factors::default();
-        factors.take(dy, width);
+        let factors = Factors::<{ back::ALL }>::new(dy, width, |_| 0.0);
         back::back(lanes, matrix, panels, &factors, dx)
     });
+}
+
+/// The same where next to nothing comes back from most outputs: in a panel where all of a
+/// row's outputs are below its `least`, they are left out and cost nothing.
+///
+/// # Panics
+/// The lengths do not fit.
+pub fn back_of_few(
+    isa: Isa,
+    matrix: &Matrix,
+    panels: Range<usize>,
+    (dy, least): (&[f32], &[f32]),
+    dx: &mut [f32],
+) {
+    let width = check_back(matrix, &panels, dy, dx);
+    assert_eq!(dy.len(), least.len() * width, "the lengths fit");
+    dispatch!(isa, |lanes,
+                    matrix: &Matrix,
+                    panels: Range<usize>,
+                    dy: &[f32],
+                    least: &[f32],
+                    width: usize,
+                    dx: &mut [f32]| {
+        let factors = Factors::<{ back::FEW }>::new(dy, width, |row| least[row]);
+        back::back(lanes, matrix, panels, &factors, dx)
+    });
+}
+
+/// How many outputs come back, if the lengths fit.
+fn check_back(matrix: &Matrix, panels: &Range<usize>, dy: &[f32], dx: &[f32]) -> usize {
+    let count = dx.len() / matrix.columns();
+    let width = width(matrix, panels);
+    assert!(dx.len() == count * matrix.columns() && dy.len() == count * width);
+    width
 }
 
 /// How many outputs some panels have.

@@ -4,7 +4,8 @@ use proptest::prelude::*;
 use super::super::isa::{Isa, Tier};
 use super::super::matrix::tests::random_bytes;
 use super::super::matrix::{Format, LANES, Matrix};
-use super::{Activations, Kind, TOGETHER, back, panel, rows as product_rows};
+use super::back::ALL;
+use super::{Activations, Inputs, Kind, back, back_of_few, panel};
 use crate::gguf::TensorType;
 
 const TYPES: [TensorType; 13] = [
@@ -201,7 +202,7 @@ fn rows_of_zeros_give_zeros() {
 }
 
 /// dX, `[row][column]`, of rows of dY: in two parts, the second of which adds to the first.
-fn back_product(isa: Isa, matrix: &Matrix, dy: &[Vec<f32>]) -> Vec<Vec<f32>> {
+fn back_product(isa: Isa, matrix: &Matrix, dy: &[Vec<f32>], few: bool) -> Vec<Vec<f32>> {
     let half = matrix.panels() / 2;
     let mut dx = vec![0.0; dy.len() * matrix.columns()];
     for panels in [0..half, half..matrix.panels()] {
@@ -210,7 +211,13 @@ fn back_product(isa: Isa, matrix: &Matrix, dy: &[Vec<f32>]) -> Vec<Vec<f32>> {
             .iter()
             .flat_map(|dy| dy[outputs.clone()].to_vec())
             .collect();
-        back(isa, matrix, panels, &dy, &mut dx);
+        match few {
+            true => {
+                let least = vec![0.0; dx.len() / matrix.columns()];
+                back_of_few(isa, matrix, panels, (&dy, &least), &mut dx);
+            }
+            false => back(isa, matrix, panels, &dy, &mut dx),
+        }
     }
     dx.chunks_exact(matrix.columns())
         .map(<[f32]>::to_vec)
@@ -230,25 +237,28 @@ fn the_way_back_is_the_product_with_the_transposed_matrix() {
                 // From some outputs nothing comes back to some rows, or to none.
                 for (row, dy) in dy.iter_mut().enumerate() {
                     if row % 2 == 0 {
-                        dy[..TOGETHER].fill(0.0);
+                        dy[..ALL * LANES].fill(0.0);
                     }
-                    dy[6 * LANES..6 * LANES + TOGETHER].fill(0.0);
+                    dy[6 * LANES..6 * LANES + ALL * LANES].fill(0.0);
                 }
             }
             let mut weights = vec![vec![0.0; columns]; outputs];
             for (row, weights) in weights.iter_mut().enumerate() {
                 matrix.row(row, weights);
             }
-            let plain = back_product(Isa::all()[0], &matrix, &dy);
-            for isa in Isa::all() {
-                let found = back_product(isa, &matrix, &dy);
-                assert_eq!(found, plain, "{kind} on {isa}");
-            }
+            let both = [false, true].map(|few| {
+                let plain = back_product(Isa::all()[0], &matrix, &dy, few);
+                for isa in Isa::all() {
+                    let found = back_product(isa, &matrix, &dy, few);
+                    assert_eq!(found, plain, "{kind} on {isa}");
+                }
+                plain
+            });
             let largest = |numbers: &mut dyn Iterator<Item = &f32>| {
                 numbers.fold(0.0, |most: f64, number| most.max(number.abs().into()))
             };
             let largest_weight = largest(&mut weights.iter().flatten());
-            for (dy, found) in dy.iter().zip(&plain) {
+            for (dy, found) in dy.iter().cycle().zip(both.iter().flatten()) {
                 // Half a step of each that was rounded.
                 let steps = [
                     largest_weight / (2.0 * 4095.0),
@@ -267,6 +277,34 @@ fn the_way_back_is_the_product_with_the_transposed_matrix() {
                 }
             }
         }
+    }
+}
+
+#[test]
+fn what_is_least_in_a_whole_panel_is_left_out() {
+    let matrix = matrix(TensorType::Q8_0, 5 * LANES, 64, 5);
+    let small = random_rows(2, 5 * LANES, 9);
+    let least = [1e3, 1e-3];
+    // The first row has only small numbers but in the fourth panel, the second one none.
+    let mut dy = small;
+    dy[0][3 * LANES + 7] = -2e3;
+    let mut counted = dy.clone();
+    counted[0][..3 * LANES].fill(0.0);
+    counted[0][4 * LANES..].fill(0.0);
+    for isa in Isa::all() {
+        let mut found = vec![0.0; 2 * 64];
+        let all = 0..matrix.panels();
+        back_of_few(isa, &matrix, all, (&dy.concat(), &least), &mut found);
+        let mut expected = vec![0.0; 2 * 64];
+        let all = 0..matrix.panels();
+        back_of_few(
+            isa,
+            &matrix,
+            all,
+            (&counted.concat(), &[0.0; 2]),
+            &mut expected,
+        );
+        assert_eq!(found, expected, "{isa}");
     }
 }
 
@@ -295,12 +333,42 @@ fn the_way_back_tells_of_what_is_no_number() {
 }
 
 #[test]
-fn rows_are_the_products_of_all_panels() {
-    let matrix = matrix(TensorType::Q4_0, 40, 64, 3);
-    let x = random_rows(5, 64, 4);
-    for isa in Isa::all() {
-        let mut y = vec![0.0; 5 * 40];
-        product_rows(isa, &matrix, &x.concat(), &mut y);
-        assert_eq!(y, product(isa, &matrix, &x).concat(), "{isa}");
+fn inputs_that_are_prepared_at_once_are_those_that_are_written_one_by_one() {
+    // More rows than are multiplied together, and a width that is no whole block.
+    use TensorType::{F16, F32, Q4_0, Q6_K};
+    for (kinds, columns, rows) in [
+        ([Q4_0, Q4_0], 4096, 71),
+        ([F16, Q6_K], 4096, 71),
+        ([Q6_K, F16], 256, 3),
+        ([F32, F32], 40, 5),
+    ] {
+        let [one, other] = [(kinds[0], 40), (kinds[1], 16)]
+            .map(|(kind, outputs)| matrix(kind, outputs, columns, 3));
+        let x = random_rows(rows, columns, 4);
+        for isa in Isa::all() {
+            let inputs = Inputs::new(isa, [&one, &other], &x.concat());
+            for matrix in [&one, &other] {
+                let mut y = vec![f32::NAN; rows * matrix.rows()];
+                inputs.multiply(matrix, 0..matrix.panels(), &mut y);
+                assert_eq!(y, product(isa, matrix, &x).concat(), "{isa} {kinds:?}");
+            }
+        }
+    }
+}
+
+#[test]
+fn a_row_that_has_what_is_no_number_has_no_products() {
+    for kind in [TensorType::Q8_0, TensorType::Q4_K, TensorType::F16] {
+        let matrix = matrix(kind, 16, 256, 3);
+        for broken in [f32::NAN, -f32::NAN, f32::INFINITY] {
+            let mut rows = random_rows(3, 256, 4);
+            let fine = rows.clone();
+            rows[1][77] = broken;
+            for isa in Isa::all() {
+                let (found, fine) = (product(isa, &matrix, &rows), product(isa, &matrix, &fine));
+                assert!(found[1].iter().all(|y| !y.is_finite()), "{kind} on {isa}");
+                assert_eq!([&found[0], &found[2]], [&fine[0], &fine[2]]);
+            }
+        }
     }
 }

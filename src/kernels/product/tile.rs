@@ -106,11 +106,17 @@ fn run_codes<L: Words, const GROUPS: usize, const MINIMUM: bool>(
             if let [row] = &mut out[..] {
                 // What is spread out is used once: it need not leave registers.
                 let tile = rows.tile(number, 0, 1);
-                let mut sums = Sums::<L, 1, GROUPS>::new(lanes, codes.zero, tile);
+                let mut sums = Sums::<L, GROUPS>::new(lanes, codes.zero, tile);
                 unpack(lanes, codes, block, &mut sums);
                 let out = std::array::from_mut(row);
-                sums.finish_group::<0, MINIMUM>(lanes, scales, minima, out);
-                sums.finish_group::<1, MINIMUM>(lanes, scales, minima, out);
+                let scaled = Scaled::<1, GROUPS, MINIMUM> {
+                    scales,
+                    minima,
+                    tile,
+                };
+                for (group, sums) in sums.whole.into_iter().enumerate() {
+                    scaled.add(lanes, group, [sums], out);
+                }
                 continue;
             }
             let mut centred = Centred {
@@ -118,17 +124,19 @@ fn run_codes<L: Words, const GROUPS: usize, const MINIMUM: bool>(
                 zero: in_halves(lanes, codes.zero.cast_unsigned().into()),
             };
             unpack(lanes, codes, block, &mut centred);
+            // Compilers are not to keep parts of it in registers, which the sums need.
+            let weights = std::hint::black_box(&weights);
             for &(first, height) in rows.tiles() {
                 let tile = rows.tile(number, first, height);
                 let out = &mut out[first..first + height];
                 by_height!(height, L, R => {
-                    let mut sums = Sums::<L, R, GROUPS>::new(lanes, 0, tile);
                     let out: &mut [_; R] = out.try_into().expect("as many rows as the tile");
+                    let scaled = Scaled::<R, GROUPS, MINIMUM> { scales, minima, tile };
                     // One after the other: there are no registers for both.
-                    sums.take_group::<0>(lanes, &weights);
-                    sums.finish_group::<0, MINIMUM>(lanes, scales, minima, out);
-                    sums.take_group::<1>(lanes, &weights);
-                    sums.finish_group::<1, MINIMUM>(lanes, scales, minima, out);
+                    for group in 0..GROUPS {
+                        let sums = group_sums::<L, R, GROUPS>(lanes, group, weights, tile);
+                        scaled.add(lanes, group, sums, out);
+                    }
                 });
             }
         }
@@ -330,90 +338,95 @@ pub(super) fn unpack_dense<L: Words>(
     }
 }
 
-/// A block's product with `R` rows, in whole numbers. The block has one group of
-/// 32 columns or two of 16.
-struct Sums<'a, L: Words, const R: usize, const GROUPS: usize> {
-    whole: [[L::Words; R]; GROUPS],
-    codes: &'a [[u32; R]],
-    tile: Tile<'a>,
+/// A block's product with one row, in whole numbers. The block has one group of 32 columns
+/// or two of 16.
+struct Sums<'a, L: Words, const GROUPS: usize> {
+    whole: [L::Words; GROUPS],
+    codes: &'a [u32],
 }
 
-impl<'a, L: Words, const R: usize, const GROUPS: usize> Sums<'a, L, R, GROUPS> {
+impl<'a, L: Words, const GROUPS: usize> Sums<'a, L, GROUPS> {
     /// Begins with what makes up for `zero`, the code that stands for 0: to
     /// subtract it from each code gives the same sum.
     #[inline(always)]
-    fn new(lanes: L, zero: i16, tile: Tile<'a>) -> Sums<'a, L, R, GROUPS> {
-        assert!(tile.scales.len() == R && tile.sums.len() == R);
-        let mut whole = [[lanes.same(0); R]; GROUPS];
-        for (group, whole) in whole.iter_mut().enumerate() {
-            for (whole, sums) in whole.iter_mut().zip(tile.sums) {
-                let sum = match GROUPS {
-                    1 => sums.codes[0] + sums.codes[1],
-                    _ => sums.codes[group],
-                };
-                *whole = lanes.same((-i32::from(zero) * sum).cast_unsigned());
-            }
-        }
-        let codes = tile.codes.as_chunks::<R>().0;
-        assert_eq!(codes.len(), PAIRS);
-        Sums { whole, codes, tile }
+    fn new(lanes: L, zero: i16, tile: Tile<'a>) -> Sums<'a, L, GROUPS> {
+        assert_eq!(tile.codes.len(), PAIRS);
+        let sums = tile.sums[0].codes;
+        let whole = std::array::from_fn(|group| {
+            let sum = match GROUPS {
+                1 => sums[0] + sums[1],
+                _ => sums[group],
+            };
+            lanes.same((-i32::from(zero) * sum).cast_unsigned())
+        });
+        let codes = tile.codes;
+        Sums { whole, codes }
     }
+}
 
-    /// Takes what a block that was spread out has of a group, if it has that.
-    ///
-    /// The group must be a constant, or its sums would not be kept in registers.
-    #[inline(always)]
-    fn take_group<const GROUP: usize>(&mut self, lanes: L, weights: &Unpacked) {
-        let pairs = GROUP * PAIRS / GROUPS..(GROUP + 1) * PAIRS / GROUPS;
-        let Some(whole) = self.whole.get_mut(GROUP) else {
-            return;
-        };
-        for pair in pairs {
-            let weights = lanes.words(&weights.0[pair]);
-            for (whole, &codes) in whole.iter_mut().zip(&self.codes[pair]) {
-                *whole = lanes.add_products(*whole, weights, lanes.same(codes));
-            }
+/// What a block that was spread out has of a group, for the rows of a tile.
+#[inline(always)]
+fn group_sums<L: Words, const R: usize, const GROUPS: usize>(
+    lanes: L,
+    group: usize,
+    weights: &Unpacked,
+    tile: Tile<'_>,
+) -> [L::Words; R] {
+    let codes: &[[u32; R]; PAIRS] = tile.codes.as_chunks::<R>().0.try_into().expect("a tile");
+    let mut sums = [lanes.same(0); R];
+    for pair in group * PAIRS / GROUPS..(group + 1) * PAIRS / GROUPS {
+        let weights = lanes.words(&weights.0[pair]);
+        for (sum, &codes) in sums.iter_mut().zip(&codes[pair]) {
+            *sum = lanes.add_products(*sum, weights, lanes.same(codes));
         }
     }
+    sums
+}
 
-    /// Adds a group's sums to `out`, scaled, if the block has that group. Groups are
-    /// added in order.
+/// What makes numbers of the sums of a block.
+struct Scaled<'a, const R: usize, const GROUPS: usize, const MINIMUM: bool> {
+    scales: &'a [[f32; LANES]],
+    minima: &'a [[f32; LANES]],
+    tile: Tile<'a>,
+}
+
+impl<const R: usize, const GROUPS: usize, const MINIMUM: bool> Scaled<'_, R, GROUPS, MINIMUM> {
+    /// Adds a group's sums to `out`.
     #[inline(always)]
-    fn finish_group<const GROUP: usize, const MINIMUM: bool>(
+    fn add<L: Words>(
         &self,
         lanes: L,
-        scales: &[[f32; LANES]],
-        minima: &[[f32; LANES]],
+        group: usize,
+        sums: [L::Words; R],
         out: &mut [[f32; LANES]; R],
     ) {
-        let Some(whole) = self.whole.get(GROUP) else {
-            return;
-        };
-        let (scales, minima) = (lanes.load(&scales[GROUP]), lanes.load(&minima[GROUP]));
-        for (row, &whole) in whole.iter().enumerate() {
-            let scale = self.tile.scales[row];
-            let product = lanes.multiply(lanes.numbers(whole), lanes.splat(scale));
-            let mut total = lanes.mul_add(product, scales, lanes.load(&out[row]));
+        let (scales, minima) = (
+            lanes.load(&self.scales[group]),
+            lanes.load(&self.minima[group]),
+        );
+        let row_scales: &[f32; R] = self.tile.scales.try_into().expect("a scale for each row");
+        let row_sums: &[_; R] = self.tile.sums.try_into().expect("sums of each row");
+        for (row, (&sum, out)) in sums.iter().zip(out).enumerate() {
+            let product = lanes.multiply(lanes.numbers(sum), lanes.splat(row_scales[row]));
+            let mut total = lanes.mul_add(product, scales, lanes.load(out));
             if MINIMUM {
-                let values = self.tile.sums[row].values;
+                let values = row_sums[row].values;
                 let sum = match GROUPS {
                     1 => values[0] + values[1],
-                    _ => values[GROUP],
+                    _ => values[group],
                 };
                 total = lanes.mul_add(lanes.splat(sum), minima, total);
             }
-            lanes.store(total, &mut out[row]);
+            lanes.store(total, out);
         }
     }
 }
 
-impl<L: Words, const R: usize, const GROUPS: usize> Sink<L> for Sums<'_, L, R, GROUPS> {
+impl<L: Words, const GROUPS: usize> Sink<L> for Sums<'_, L, GROUPS> {
     #[inline(always)]
     fn take(&mut self, lanes: L, pair: usize, weights: L::Words) {
         let whole = &mut self.whole[pair * GROUPS / PAIRS];
-        for (whole, &codes) in whole.iter_mut().zip(&self.codes[pair]) {
-            *whole = lanes.add_products(*whole, weights, lanes.same(codes));
-        }
+        *whole = lanes.add_products(*whole, weights, lanes.same(self.codes[pair]));
     }
 }
 

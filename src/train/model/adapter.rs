@@ -1,5 +1,6 @@
 //! The adapter that is trained.
 
+use std::ops::Range;
 use std::path::Path;
 
 use candle_core::{Device, Result, Tensor, Var};
@@ -7,6 +8,7 @@ use rand::Rng;
 use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::SeedableRng;
 
+use crate::kernels::{Isa, math};
 use crate::lora::{Linear, Lora, LowRank};
 use crate::model::DecoderSpec;
 use crate::train::TrainError;
@@ -43,67 +45,72 @@ pub enum Form {
 /// A and B of all linear layers.
 pub(super) struct Adapter {
     variables: Vec<(String, Var)>,
-    /// Layer and linear layer of each pair of variables, and its scale.
-    places: Vec<(usize, Linear, f32)>,
+    layout: Layout,
     base_model: String,
     profile: Option<String>,
 }
 
-/// What is added to the linear layers of a layer.
+/// Where A and B of each linear layer are when all numbers of an adapter are one behind
+/// the other.
 #[derive(Clone, Default)]
-pub(super) struct Layer([Option<Added>; Linear::ALL.len()]);
+pub(super) struct Layout {
+    slots: Vec<Slot>,
+}
+
+/// Where those of a linear layer are: B behind A.
+#[derive(Clone)]
+struct Slot {
+    layer: usize,
+    linear: Linear,
+    rank: usize,
+    a: Range<usize>,
+    b: Range<usize>,
+    scale: f32,
+}
+
+/// What is added to the linear layers of a layer.
+#[derive(Clone, Copy, Default)]
+pub(super) struct Layer<'a>([Option<Added<'a>>; Linear::ALL.len()]);
 
 /// What is added to a linear layer: `scale · (x·Aᵀ)·Bᵀ`.
-#[derive(Clone)]
-pub(super) struct Added {
-    pub(super) a: Tensor,
-    pub(super) b: Tensor,
+#[derive(Clone, Copy)]
+pub(super) struct Added<'a> {
+    pub(super) a: &'a [f32],
+    pub(super) b: &'a [f32],
+    pub(super) rank: usize,
     pub(super) scale: f32,
 }
 
-impl Layer {
-    pub(super) fn get(&self, linear: Linear) -> Option<&Added> {
-        self.0[linear as usize].as_ref()
-    }
+/// Gradients of A and B of each linear layer of a layer, B's behind A's.
+pub(super) type Gradients = [Vec<f32>; Linear::ALL.len()];
 
-    /// The same with each A and B replaced.
-    fn map(&self, mut change: impl FnMut(&Tensor) -> Result<Tensor>) -> Result<Layer> {
-        let mut layer = self.clone();
-        for added in layer.0.iter_mut().flatten() {
-            (added.a, added.b) = (change(&added.a)?, change(&added.b)?);
-        }
-        Ok(layer)
+impl<'a> Layer<'a> {
+    pub(super) fn get(&self, linear: Linear) -> Option<Added<'a>> {
+        self.0[linear as usize]
     }
+}
 
-    /// The same, of which no gradients are wanted.
-    pub(super) fn detached(&self) -> Layer {
-        let mut layer = self.clone();
-        for added in layer.0.iter_mut().flatten() {
-            (added.a, added.b) = (added.a.detach(), added.b.detach());
+impl Layout {
+    /// What is added to a layer, by the adapter that has these numbers.
+    pub(super) fn layer<'a>(&self, index: usize, numbers: &'a [f32]) -> Layer<'a> {
+        let mut layer = Layer::default();
+        for slot in self.slots.iter().filter(|slot| slot.layer == index) {
+            layer.0[slot.linear as usize] = Some(Added {
+                a: &numbers[slot.a.clone()],
+                b: &numbers[slot.b.clone()],
+                rank: slot.rank,
+                scale: slot.scale,
+            });
         }
         layer
     }
 
-    /// All numbers one after the other, if there are any.
-    pub(super) fn flat(&self) -> Result<Option<Tensor>> {
-        let pairs = self.0.iter().flatten();
-        let all = pairs.flat_map(|added| [&added.a, &added.b]);
-        let all: Vec<Tensor> = all.map(Tensor::flatten_all).collect::<Result<_>>()?;
-        match all.is_empty() {
-            true => Ok(None),
-            false => Tensor::cat(&all, 0).map(Some),
+    /// Adds a layer's gradients to those of the whole adapter.
+    pub(super) fn add(&self, isa: Isa, index: usize, gradients: &Gradients, to: &mut [f32]) {
+        for slot in self.slots.iter().filter(|slot| slot.layer == index) {
+            let to = &mut to[slot.a.start..slot.b.end];
+            math::add_assign(isa, to, &gradients[slot.linear as usize]);
         }
-    }
-
-    /// The same out of [`flat`](Layer::flat).
-    pub(super) fn of_flat(&self, flat: &Tensor) -> Result<Layer> {
-        let mut start = 0;
-        self.map(|old| {
-            let count = old.elem_count();
-            let part = flat.narrow(0, start, count)?.reshape(old.shape());
-            start += count;
-            part
-        })
     }
 }
 
@@ -125,7 +132,8 @@ impl Adapter {
                 seed,
             } => fresh(spec, rank, scale, &targets, seed)?,
         };
-        let (mut variables, mut places) = (Vec::new(), Vec::new());
+        let (mut variables, mut slots) = (Vec::new(), Vec::new());
+        let mut end = 0;
         for (layer, linear, part) in lora.parts() {
             let module = format!("model.layers.{layer}.{}", linear.module());
             let shapes = [
@@ -136,11 +144,21 @@ impl Adapter {
                 let var = Var::from_slice(numbers, shape, &Device::Cpu)?;
                 variables.push((format!("{module}.{side}.weight"), var));
             }
-            places.push((layer, linear, part.scale));
+            let a = end..end + part.a.len();
+            let b = a.end..a.end + part.b.len();
+            end = b.end;
+            slots.push(Slot {
+                layer,
+                linear,
+                rank: part.rank,
+                a,
+                b,
+                scale: part.scale,
+            });
         }
         Ok(Adapter {
             variables,
-            places,
+            layout: Layout { slots },
             base_model: settings.base_model,
             profile: settings.profile,
         })
@@ -150,37 +168,31 @@ impl Adapter {
         &self.variables
     }
 
-    /// What is added to a layer.
-    pub(super) fn layer(&self, index: usize) -> Layer {
-        let mut layer = Layer::default();
-        let pairs = self.variables.as_chunks::<2>().0.iter();
-        for ((of, linear, scale), [(_, a), (_, b)]) in self.places.iter().zip(pairs) {
-            if *of == index {
-                layer.0[*linear as usize] = Some(Added {
-                    a: a.as_tensor().clone(),
-                    b: b.as_tensor().clone(),
-                    scale: *scale,
-                });
-            }
-        }
-        layer
+    pub(super) fn layout(&self) -> &Layout {
+        &self.layout
+    }
+
+    /// The numbers of all variables, one behind the other.
+    pub(super) fn numbers(&self) -> Result<Tensor> {
+        let all = self.variables.iter().map(|(_, var)| var.flatten_all());
+        Tensor::cat(&all.collect::<Result<Vec<_>>>()?, 0)
     }
 
     /// The adapter as it is now.
     fn lora(&self, spec: &DecoderSpec) -> std::result::Result<Lora, TrainError> {
         let pairs = self.variables.as_chunks::<2>().0.iter();
-        let parts = self.places.iter().zip(pairs);
-        let parts = parts.map(|(&(layer, linear, scale), [(_, a), (_, b)])| {
+        let parts = self.layout.slots.iter().zip(pairs);
+        let parts = parts.map(|(slot, [(_, a), (_, b)])| {
             let numbers = |var: &Var| var.flatten_all()?.to_vec1();
             let part = LowRank {
-                rank: a.dim(0)?,
+                rank: slot.rank,
                 inputs: a.dim(1)?,
                 outputs: b.dim(0)?,
                 a: numbers(a)?,
                 b: numbers(b)?,
-                scale,
+                scale: slot.scale,
             };
-            Ok((layer, linear, part))
+            Ok((slot.layer, slot.linear, part))
         });
         let parts: Vec<_> = parts.collect::<Result<_>>()?;
         Lora::of_parts(spec, parts, self.profile.clone()).map_err(TrainError::Model)

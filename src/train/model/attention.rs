@@ -5,22 +5,22 @@
 
 use std::borrow::Cow;
 use std::ops::Range;
-use std::sync::Arc;
 
-use candle_core::{Result, Tensor};
 use rayon::prelude::*;
 
-use super::node::{of_three, with};
 use super::rows::Sequence;
 use crate::kernels::gemm::{Place, multiply};
 use crate::kernels::{Isa, gradients, math};
 
+/// Queries that are computed together: what is later than the last of them costs nothing.
+const QUERIES: usize = 64;
+
 /// What is the same for all layers, and what is not.
-pub(super) struct Attention {
+pub(super) struct Attention<'a> {
     pub(super) isa: Isa,
-    pub(super) sequences: Arc<Vec<Sequence>>,
+    pub(super) sequences: &'a [Sequence],
     /// What the scores of each row are multiplied by.
-    pub(super) scales: Arc<Vec<f32>>,
+    pub(super) scales: &'a [f32],
     pub(super) heads: usize,
     pub(super) kv_heads: usize,
     pub(super) head_dim: usize,
@@ -49,20 +49,36 @@ impl Task<'_> {
     }
 }
 
+/// Queries of a task that are computed together, and all positions that one of them sees.
+struct Block {
+    queries: Range<usize>,
+    positions: Range<usize>,
+}
+
+impl Block {
+    fn shape(&self) -> (usize, usize) {
+        (self.queries.len(), self.positions.len())
+    }
+}
+
+/// The positions that one sees.
+fn visible(window: Option<usize>, position: usize) -> Range<usize> {
+    let first = window.map_or(0, |window| (position + 1).saturating_sub(window));
+    first..position + 1
+}
+
+/// A matrix without its first rows.
+fn from(place: Place, row: usize) -> Place {
+    Place {
+        start: place.start + row * place.row,
+        ..place
+    }
+}
+
 /// A matrix in numbers that may be a copy.
 type Held<'a> = (Cow<'a, [f32]>, Place);
 
-impl Attention {
-    /// What each row attends to: `q` is `[rows, heads · head_dim]`, `k` and `v` are
-    /// `[rows, kv_heads · head_dim]`.
-    pub(super) fn run(self, q: &Tensor, k: &Tensor, v: &Tensor) -> Result<Tensor> {
-        let rows = q.dim(0)?;
-        let width = self.heads * self.head_dim;
-        let y = with(q, |q| with(k, |k| with(v, |v| self.forward(q, k, v))))???;
-        let back = move |[q, k, v]: [&[f32]; 3], dy: &[f32]| self.back(q, k, v, dy);
-        of_three("attention", [q, k, v], (rows, width), y, Box::new(back))
-    }
-
+impl Attention<'_> {
     fn tasks(&self) -> Vec<Task<'_>> {
         let sequences = self.sequences.iter();
         let sequences = sequences.filter(|sequence| !sequence.own().is_empty());
@@ -76,6 +92,21 @@ impl Attention {
         let width = self.heads * self.head_dim;
         let start = task.sequence.own().start * width;
         Place::rows(start + task.head * self.head_dim, width)
+    }
+
+    /// Some of a task's queries, one after the other, and the positions that they see: all
+    /// others have no weight for any of them.
+    fn blocks(&self, task: Task<'_>) -> impl Iterator<Item = Block> {
+        let (shared, window) = (task.sequence.shared, self.window);
+        let starts = (0..task.queries()).step_by(QUERIES);
+        starts.map(move |start| {
+            let queries = start..task.queries().min(start + QUERIES);
+            let first = visible(window, shared + start).start;
+            Block {
+                positions: first..shared + queries.end,
+                queries,
+            }
+        })
     }
 
     /// Where a row's keys and values for a task are.
@@ -97,29 +128,28 @@ impl Attention {
         (rows.copied().collect(), Place::rows(0, self.head_dim))
     }
 
-    /// The positions that one sees.
-    fn visible(&self, position: usize) -> Range<usize> {
-        let first = self
-            .window
-            .map_or(0, |window| (position + 1).saturating_sub(window));
-        first..position + 1
-    }
-
-    /// A task's weights, `[query][position]`, and the slopes of their scores' caps.
-    fn weights(&self, task: Task<'_>, q: &[f32], k: &Held<'_>) -> (Vec<f32>, Option<Vec<f32>>) {
-        let (queries, length) = (task.queries(), task.positions());
+    /// A block's weights, `[query][position]`, and the slopes of their scores' caps.
+    fn weights(
+        &self,
+        task: Task<'_>,
+        block: &Block,
+        q: &[f32],
+        k: &Held<'_>,
+    ) -> (Vec<f32>, Option<Vec<f32>>) {
+        let (queries, length) = block.shape();
         let mut weights = vec![0.0; queries * length];
-        let shape = [queries, self.head_dim, length];
-        let keys = (&*k.0, k.1.transposed());
+        let keys = (&*k.0, from(k.1, block.positions.start).transposed());
+        let q = (q, from(self.query(task), block.queries.start));
         let out = (&mut weights[..], Place::rows(0, length));
-        multiply(shape, (q, self.query(task)), keys, 1.0, 0.0, out);
+        multiply([queries, self.head_dim, length], q, keys, 1.0, 0.0, out);
         let mut slopes = self.cap.map(|_| vec![0.0; queries * length]);
-        let rows = weights
-            .chunks_exact_mut(length.max(1))
-            .zip(task.sequence.own());
-        for (query, (row, number)) in rows.enumerate() {
-            let position = task.sequence.shared + query;
-            let visible = self.visible(position);
+        let numbers = task.sequence.own().start + block.queries.start..;
+        let positions = task.sequence.shared + block.queries.start..;
+        let rows = weights.chunks_exact_mut(length).zip(numbers.zip(positions));
+        for (query, (row, (number, position))) in rows.enumerate() {
+            let visible = visible(self.window, position);
+            let visible =
+                visible.start - block.positions.start..visible.end - block.positions.start;
             let (before, rest) = row.split_at_mut(visible.start);
             let (scores, after) = rest.split_at_mut(visible.len());
             before.fill(0.0);
@@ -139,23 +169,32 @@ impl Attention {
         (weights, slopes)
     }
 
-    fn forward(&self, q: &[f32], k: &[f32], v: &[f32]) -> Vec<f32> {
+    /// What each row attends to: `q` is `[rows, heads · head_dim]`, `k` and `v` are
+    /// `[rows, kv_heads · head_dim]`.
+    pub(super) fn forward(&self, q: &[f32], k: &[f32], v: &[f32]) -> Vec<f32> {
         let tasks = self.tasks();
         let attended: Vec<Vec<f32>> = tasks
             .par_iter()
             .map(|&task| {
-                let (weights, _) = self.weights(task, q, &self.keys(task, k));
-                let (values, place) = self.keys(task, v);
-                let mut out = vec![0.0; task.queries() * self.head_dim];
-                multiply(
-                    [task.queries(), task.positions(), self.head_dim],
-                    (&weights, Place::rows(0, task.positions())),
-                    (&values, place),
-                    1.0,
-                    0.0,
-                    (&mut out, Place::rows(0, self.head_dim)),
-                );
-                out
+                let width = self.head_dim;
+                let (keys, values) = (self.keys(task, k), self.keys(task, v));
+                let mut attended = vec![0.0; task.queries() * width];
+                for block in self.blocks(task) {
+                    let (queries, length) = block.shape();
+                    let (weights, _) = self.weights(task, &block, q, &keys);
+                    multiply(
+                        [queries, length, width],
+                        (&weights, Place::rows(0, length)),
+                        (&values.0, from(values.1, block.positions.start)),
+                        1.0,
+                        0.0,
+                        (
+                            &mut attended,
+                            Place::rows(block.queries.start * width, width),
+                        ),
+                    );
+                }
+                attended
             })
             .collect();
         let mut y = vec![0.0; q.len()];
@@ -181,61 +220,199 @@ impl Attention {
         }
     }
 
-    fn back(&self, q: &[f32], k: &[f32], v: &[f32], dy: &[f32]) -> [Vec<f32>; 3] {
+    /// From the gradient of what each row attended to, to those of `q`, `k` and `v`.
+    pub(super) fn back(&self, [q, k, v]: [&[f32]; 3], dy: &[f32]) -> [Vec<f32>; 3] {
         let tasks = self.tasks();
         let gradients: Vec<[Vec<f32>; 3]> = tasks
             .par_iter()
             .map(|&task| self.task_back(task, [q, k, v], dy))
             .collect();
         let (mut dq, mut dk, mut dv) = (vec![0.0; q.len()], vec![0.0; k.len()], vec![0.0; v.len()]);
+        let all = || tasks.iter().zip(&gradients);
         // Tasks that share keys add up, in the same order every time.
-        for (task, [task_dq, task_dk, task_dv]) in tasks.into_iter().zip(gradients) {
-            self.put_queries(task, &task_dq, &mut dq);
-            self.add_keys(task, &task_dk, &mut dk);
-            self.add_keys(task, &task_dv, &mut dv);
-        }
+        rayon::join(
+            || all().for_each(|(&task, [own, ..])| self.put_queries(task, own, &mut dq)),
+            || {
+                all().for_each(|(&task, [_, own, _])| self.add_keys(task, own, &mut dk));
+                all().for_each(|(&task, [.., own])| self.add_keys(task, own, &mut dv));
+            },
+        );
         [dq, dk, dv]
     }
 
     fn task_back(&self, task: Task<'_>, [q, k, v]: [&[f32]; 3], dy: &[f32]) -> [Vec<f32>; 3] {
-        let (queries, length, width) = (task.queries(), task.positions(), self.head_dim);
+        let width = self.head_dim;
         let (keys, values) = (self.keys(task, k), self.keys(task, v));
-        let (weights, slopes) = self.weights(task, q, &keys);
-        let square = Place::rows(0, length);
-        let dy = (dy, self.query(task));
-        let product = |shape: [usize; 3], a, b, columns| {
-            let mut out = vec![0.0; shape[0] * shape[2]];
-            multiply(shape, a, b, 1.0, 0.0, (&mut out, Place::rows(0, columns)));
-            out
-        };
-        let transposed = (&weights[..], square.transposed());
-        let dv = product([length, queries, width], transposed, dy, width);
-        let transposed = (&*values.0, values.1.transposed());
-        let mut scores = product([queries, width, length], dy, transposed, length);
-        // From the weights' gradients to the scores'.
-        let rows = scores
-            .chunks_exact_mut(length.max(1))
-            .zip(weights.chunks_exact(length.max(1)))
-            .zip(task.sequence.own());
-        for (query, ((scores, weights), number)) in rows.enumerate() {
-            let both = scores.iter().zip(weights);
-            let mean: f32 = both.map(|(score, weight)| score * weight).sum();
-            let scale = self.scales[number];
-            for (score, weight) in scores.iter_mut().zip(weights) {
-                *score = weight * (*score - mean) * scale;
+        let mut dq = vec![0.0; task.queries() * width];
+        let mut dk = vec![0.0; task.positions() * width];
+        let mut dv = dk.clone();
+        for block in self.blocks(task) {
+            let (queries, length) = block.shape();
+            let (weights, slopes) = self.weights(task, &block, q, &keys);
+            let square = Place::rows(0, length);
+            let own = from(self.query(task), block.queries.start);
+            let narrow = Place::rows(block.positions.start * width, width);
+            let shape = [length, queries, width];
+            let transposed = (&weights[..], square.transposed());
+            multiply(shape, transposed, (dy, own), 1.0, 1.0, (&mut dv, narrow));
+            let mut scores = vec![0.0; queries * length];
+            let shape = [queries, width, length];
+            let transposed = from(values.1, block.positions.start).transposed();
+            let out = (&mut scores[..], square);
+            multiply(shape, (dy, own), (&*values.0, transposed), 1.0, 0.0, out);
+            let first = task.sequence.own().start + block.queries.start;
+            let rows = scores.chunks_exact_mut(length);
+            let rows = rows.zip(weights.chunks_exact(length)).zip(first..);
+            for ((scores, weights), number) in rows {
+                gradients::softmax(self.isa, weights, self.scales[number], scores);
             }
-            if let Some(slopes) = &slopes {
-                let slopes = &slopes[query * length..][..length];
-                for (score, slope) in scores.iter_mut().zip(slopes) {
-                    *score *= slope;
+            for (score, slope) in scores.iter_mut().zip(slopes.iter().flatten()) {
+                *score *= slope;
+            }
+            let shape = [queries, length, width];
+            let place = from(keys.1, block.positions.start);
+            let out = Place::rows(block.queries.start * width, width);
+            let scores = &scores[..];
+            multiply(
+                shape,
+                (scores, square),
+                (&*keys.0, place),
+                1.0,
+                0.0,
+                (&mut dq, out),
+            );
+            let shape = [length, queries, width];
+            let transposed = (scores, square.transposed());
+            multiply(shape, transposed, (q, own), 1.0, 1.0, (&mut dk, narrow));
+        }
+        [dq, dk, dv]
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const HEADS: usize = 4;
+    const KV_HEADS: usize = 2;
+    const WIDTH: usize = 8;
+
+    fn numbers(count: usize, seed: u32) -> Vec<f32> {
+        let number = |i: u32| (i.wrapping_add(seed).wrapping_mul(2_654_435_761) >> 8) as f32;
+        (0..count as u32).map(|i| number(i) / 8e6 - 1.0).collect()
+    }
+
+    /// What is attended to and the gradients of queries, keys and values, number by number.
+    fn plainly(attention: &Attention<'_>, [q, k, v]: [&[f32]; 3], dy: &[f32]) -> [Vec<f64>; 4] {
+        let mut found = [q, q, k, v].map(|like| vec![0.0f64; like.len()]);
+        let [y, dq, dk, dv] = &mut found;
+        let dot = |a: &[f32], b: &[f32]| -> f64 {
+            let both = a.iter().zip(b);
+            both.map(|(a, b)| f64::from(*a) * f64::from(*b)).sum()
+        };
+        for sequence in attention.sequences {
+            let places = (sequence.shared..sequence.rows.len()).map(|at| (at, sequence.rows[at]));
+            for ((position, row), head) in
+                places.flat_map(|place| (0..HEADS).map(move |head| (place, head)))
+            {
+                let first = attention.window.map_or(0, |w| (position + 1).max(w) - w);
+                let query = (row * HEADS + head) * WIDTH..(row * HEADS + head + 1) * WIDTH;
+                let keys: Vec<Range<usize>> = sequence.rows[first..=position]
+                    .iter()
+                    .map(|row| (row * KV_HEADS + head / 2) * WIDTH)
+                    .map(|start| start..start + WIDTH)
+                    .collect();
+                let scale = f64::from(attention.scales[row]);
+                let scores: Vec<f64> = keys
+                    .iter()
+                    .map(|key| scale * dot(&q[query.clone()], &k[key.clone()]))
+                    .collect();
+                let capped = |score: f64| match attention.cap.map(f64::from) {
+                    Some(cap) => (
+                        cap * (score / cap).tanh(),
+                        1.0 - (score / cap).tanh().powi(2),
+                    ),
+                    None => (score, 1.0),
+                };
+                let weights: Vec<f64> = scores.iter().map(|s| capped(*s).0.exp()).collect();
+                let sum: f64 = weights.iter().sum();
+                let weights: Vec<f64> = weights.iter().map(|weight| weight / sum).collect();
+                let gradients: Vec<f64> = keys
+                    .iter()
+                    .map(|key| dot(&dy[query.clone()], &v[key.clone()]))
+                    .collect();
+                let mean: f64 = weights.iter().zip(&gradients).map(|(w, g)| w * g).sum();
+                for (at, key) in keys.into_iter().enumerate() {
+                    let slope = capped(scores[at]).1 * scale;
+                    let d_score = weights[at] * (gradients[at] - mean) * slope;
+                    for (own, its) in query.clone().zip(key) {
+                        y[own] += weights[at] * f64::from(v[its]);
+                        dv[its] += weights[at] * f64::from(dy[own]);
+                        dq[own] += d_score * f64::from(k[its]);
+                        dk[its] += d_score * f64::from(q[own]);
+                    }
                 }
             }
         }
-        let shape = [queries, length, width];
-        let dq = product(shape, (&scores[..], square), (&*keys.0, keys.1), width);
-        let transposed = (&scores[..], square.transposed());
-        let queries_of = (q, self.query(task));
-        let dk = product([length, queries, width], transposed, queries_of, width);
-        [dq, dk, dv]
+        found
+    }
+
+    #[test]
+    fn it_is_what_a_plain_loop_computes() {
+        // Several blocks of queries, some of them behind what others have too; one that is
+        // short, and one that is all another's.
+        let sequences = [
+            Sequence {
+                rows: (0..150).collect(),
+                shared: 0,
+            },
+            Sequence {
+                rows: (0..40).chain(150..250).collect(),
+                shared: 40,
+            },
+            Sequence {
+                rows: (250..253).collect(),
+                shared: 0,
+            },
+            Sequence {
+                rows: (0..9).collect(),
+                shared: 9,
+            },
+        ];
+        let rows = 253;
+        let scales: Vec<f32> = (0..rows).map(|row| 0.5 + (row % 3) as f32 * 0.1).collect();
+        let q = numbers(rows * HEADS * WIDTH, 1);
+        let [k, v] = [2, 3].map(|seed| numbers(rows * KV_HEADS * WIDTH, seed));
+        let dy = numbers(rows * HEADS * WIDTH, 4);
+        for (window, cap) in [
+            (None, None),
+            (Some(5), None),
+            (Some(70), Some(3.0)),
+            (None, Some(3.0)),
+        ] {
+            let attention = Attention {
+                isa: Isa::best(),
+                sequences: &sequences,
+                scales: &scales,
+                heads: HEADS,
+                kv_heads: KV_HEADS,
+                head_dim: WIDTH,
+                window,
+                cap,
+            };
+            let y = attention.forward(&q, &k, &v);
+            let [dq, dk, dv] = attention.back([&q, &k, &v], &dy);
+            let expected = plainly(&attention, [&q, &k, &v], &dy);
+            for (found, expected) in [y, dq, dk, dv].iter().zip(&expected) {
+                assert!(expected.iter().any(|number| number.abs() > 0.1));
+                for (found, expected) in found.iter().zip(expected) {
+                    let apart = (f64::from(*found) - expected).abs();
+                    assert!(
+                        apart <= 1e-4 * expected.abs().max(1.0),
+                        "{window:?} {cap:?}: {found} and {expected}"
+                    );
+                }
+            }
+        }
     }
 }

@@ -1,255 +1,339 @@
-//! A decoder's layers, as graphs.
+//! A decoder's layers, forth and back.
+//!
+//! Work is cut by rows: threads have one part each, or several where there are many rows,
+//! and a part goes through all weights of a layer by itself. Attention's work is cut by
+//! sequences and heads.
 
-use std::sync::Arc;
-
-use candle_core::{Device, Result, Tensor, Var};
+use rayon::prelude::*;
 
 use super::Context;
-use super::adapter;
+use super::adapter::{self, Gradients};
 use super::attention::Attention;
-use super::node::{of_two, with};
-use super::ops::{self, Angles, Frozen};
-use super::rows::Sequence;
-use crate::exec::native::Weights;
-use crate::kernels::{Isa, Matrix, math};
-use crate::lora::Linear;
-use crate::model::{DecoderSpec, Rotation};
+use super::decoder::{Angles, Decoder, Turn};
+use super::linear::Linear;
+use crate::exec::native::weights;
+use crate::kernels::product::Inputs;
+use crate::kernels::{gradients, math};
+use crate::lora;
 
-/// What does not change: what a decoder is, and its weights.
-pub(super) struct Decoder {
-    pub(super) spec: DecoderSpec,
-    pub(super) isa: Isa,
-    pub(super) weights: Weights,
-    rotations: Vec<Rotation>,
-    norms: Vec<Norms>,
-    output_norm: Arc<Vec<f32>>,
+/// One layer, as it is at a step.
+#[derive(Clone, Copy)]
+pub(super) struct Layer<'a> {
+    pub(super) decoder: &'a Decoder,
+    pub(super) index: usize,
+    pub(super) context: &'a Context,
+    pub(super) adapter: adapter::Layer<'a>,
 }
 
-/// A layer's norms, where it has them.
-struct Norms {
-    attention: Option<Arc<Vec<f32>>>,
-    query: Option<Arc<Vec<f32>>>,
-    key: Option<Arc<Vec<f32>>>,
-    post_attention: Option<Arc<Vec<f32>>>,
-    feed_forward: Option<Arc<Vec<f32>>>,
-    post_feed_forward: Option<Arc<Vec<f32>>>,
+/// What the way back through a layer needs.
+pub(super) struct Kept {
+    /// After their norms and turned.
+    q: Vec<f32>,
+    k: Vec<f32>,
+    v: Vec<f32>,
+    attended: Vec<f32>,
+    /// Of each part.
+    parts: Vec<(Projected, Fed)>,
 }
 
-/// A linear layer of a decoder.
-struct Part {
-    decoder: Arc<Decoder>,
-    layer: usize,
-    linear: Linear,
+/// What is kept of some rows before attention.
+struct Projected {
+    /// The first of them.
+    first: usize,
+    x: Vec<f32>,
+    /// As the projections gave them, where norms follow.
+    q: Option<Vec<f32>>,
+    k: Option<Vec<f32>>,
+    low: [Low; 3],
 }
 
-impl AsRef<Matrix> for Part {
-    fn as_ref(&self) -> &Matrix {
-        let layer = &self.decoder.weights.layers[self.layer];
+/// What is kept of some rows after attention.
+struct Fed {
+    /// As the output projection gave it, where a norm follows.
+    output: Option<Vec<f32>>,
+    low_output: [Low; 1],
+    /// Between attention and what follows it.
+    middle: Vec<f32>,
+    gate: Vec<f32>,
+    up: Vec<f32>,
+    low_inner: [Low; 2],
+    /// As the down projection gave it, where a norm follows.
+    down: Option<Vec<f32>>,
+    low_down: [Low; 1],
+}
+
+/// What an adapter made of the inputs of a linear layer.
+type Low = Vec<f32>;
+
+impl Layer<'_> {
+    fn weights(&self) -> &weights::Layer {
+        &self.decoder.weights.layers[self.index]
+    }
+
+    fn linear(&self, linear: lora::Linear) -> Linear<'_> {
+        let layer = self.weights();
         let [query, key, value] = &layer.projections;
-        match self.linear {
-            Linear::Query => &query.matrix,
-            Linear::Key => &key.matrix,
-            Linear::Value => &value.matrix,
-            Linear::Output => &layer.output,
-            Linear::Gate => &layer.gate,
-            Linear::Up => &layer.up,
-            Linear::Down => &layer.down,
-        }
-    }
-}
-
-impl Decoder {
-    pub(super) fn new(spec: DecoderSpec, isa: Isa, weights: Weights) -> Decoder {
-        let shared = |norm: &Option<Vec<f32>>| norm.clone().map(Arc::new);
-        let norms = weights.layers.iter().map(|layer| Norms {
-            attention: shared(&layer.attention_norm),
-            query: shared(&layer.projections[0].norm),
-            key: shared(&layer.projections[1].norm),
-            post_attention: shared(&layer.post_attention_norm),
-            feed_forward: shared(&layer.feed_forward_norm),
-            post_feed_forward: shared(&layer.post_feed_forward_norm),
-        });
-        let rotations = spec.ropes.iter();
-        let rotations = rotations.map(|rope| rope.rotation(spec.served_context));
-        Decoder {
-            rotations: rotations.collect(),
-            norms: norms.collect(),
-            output_norm: Arc::new(weights.output_norm.clone()),
-            spec,
-            isa,
-            weights,
-        }
-    }
-
-    /// What the layers need to know of a batch, whose rows have these positions.
-    pub(super) fn context(&self, positions: &[usize], sequences: Vec<Sequence>) -> Context {
-        let ropes = self.spec.ropes.iter().zip(&self.rotations);
-        let angles = ropes.map(|(rope, rotation)| {
-            let (cos, sin) = rotation.angles(positions);
-            Arc::new(Angles {
-                style: rope.style,
-                pairs: cos.len().checked_div(positions.len()).unwrap_or(0),
-                minus_sin: sin.iter().map(|sin| -sin).collect(),
-                cos,
-                sin,
-            })
-        });
-        let scales = positions.iter().map(|&at| self.spec.query_scale(at));
-        Context {
-            angles: angles.collect(),
-            scales: Arc::new(scales.collect()),
-            sequences: Arc::new(sequences),
-        }
-    }
-
-    /// The embeddings of tokens.
-    pub(super) fn embed(&self, tokens: &[u32]) -> Result<Tensor> {
-        let (hidden, matrix) = (self.spec.hidden, self.weights.embedding());
-        let mut x = vec![0.0; tokens.len() * hidden];
-        for (x, &token) in x.chunks_exact_mut(hidden).zip(tokens) {
-            matrix.row(token as usize, x);
-        }
-        math::scale(self.isa, &mut x, self.spec.embedding_scale);
-        Tensor::from_vec(x, (tokens.len(), hidden), &Device::Cpu)
-    }
-
-    pub(super) fn output_norm(&self, x: &Tensor) -> Result<Tensor> {
-        self.norm(Some(&self.output_norm), x)
-    }
-
-    fn norm(&self, weight: Option<&Arc<Vec<f32>>>, x: &Tensor) -> Result<Tensor> {
-        match weight {
-            Some(weight) => ops::norm(self.isa, Arc::clone(weight), self.spec.norm_eps, x),
-            None => Ok(x.clone()),
-        }
-    }
-
-    /// A linear layer with what the adapter adds.
-    fn linear(
-        self: &Arc<Self>,
-        layer: usize,
-        linear: Linear,
-        x: &Tensor,
-        adapter: &adapter::Layer,
-    ) -> Result<Tensor> {
-        let part: Frozen = Arc::new(Part {
-            decoder: Arc::clone(self),
-            layer,
-            linear,
-        });
-        match adapter.get(linear) {
-            Some(added) => {
-                ops::adapted_linear(self.isa, part, x, (&added.a, &added.b), added.scale)
-            }
-            None => ops::linear(self.isa, part, x),
-        }
-    }
-
-    /// Runs a layer over all rows, `[rows, hidden]`.
-    pub(super) fn layer(
-        self: &Arc<Self>,
-        index: usize,
-        x: &Tensor,
-        context: &Context,
-        adapter: &adapter::Layer,
-    ) -> Result<Tensor> {
-        let (spec, norms) = (&self.spec, &self.norms[index]);
-        let linear = |linear, x: &Tensor| self.linear(index, linear, x, adapter);
-        let h = self.norm(norms.attention.as_ref(), x)?;
-        let h = linear(
-            Linear::Output,
-            &self.attention(index, &h, context, adapter)?,
-        )?;
-        let h = self.norm(norms.post_attention.as_ref(), &h)?;
-        let x = (x + scaled(h, spec.residual_scale)?)?;
-        let h = self.norm(norms.feed_forward.as_ref(), &x)?;
-        let (gate, up) = (linear(Linear::Gate, &h)?, linear(Linear::Up, &h)?);
-        let h = ops::gated(self.isa, spec.activation, &gate, &up)?;
-        let h = linear(Linear::Down, &h)?;
-        let h = self.norm(norms.post_feed_forward.as_ref(), &h)?;
-        x + scaled(h, spec.residual_scale)?
-    }
-
-    fn attention(
-        self: &Arc<Self>,
-        index: usize,
-        h: &Tensor,
-        context: &Context,
-        adapter: &adapter::Layer,
-    ) -> Result<Tensor> {
-        let (spec, norms) = (&self.spec, &self.norms[index]);
-        let angles = &context.angles[spec.layers[index].rope];
-        let project = |place: usize, linear| {
-            let y = self.linear(index, linear, h, adapter)?;
-            match &self.weights.layers[index].projections[place].bias {
-                Some(bias) => y.broadcast_add(&Tensor::new(&bias[..], &Device::Cpu)?),
-                None => Ok(y),
-            }
+        let matrix = match linear {
+            lora::Linear::Query => &query.matrix,
+            lora::Linear::Key => &key.matrix,
+            lora::Linear::Value => &value.matrix,
+            lora::Linear::Output => &layer.output,
+            lora::Linear::Gate => &layer.gate,
+            lora::Linear::Up => &layer.up,
+            lora::Linear::Down => &layer.down,
         };
-        let turned = |x: Tensor, norm: Option<&Arc<Vec<f32>>>| {
-            let x = self.norm(norm, &x)?;
-            ops::rope(self.isa, Arc::clone(angles), spec.head_dim, &x)
-        };
-        let q = turned(project(0, Linear::Query)?, norms.query.as_ref())?;
-        let k = turned(project(1, Linear::Key)?, norms.key.as_ref())?;
-        let v = project(2, Linear::Value)?;
-        let attention = Attention {
-            isa: self.isa,
-            sequences: Arc::clone(&context.sequences),
-            scales: Arc::clone(&context.scales),
+        Linear {
+            isa: self.decoder.isa,
+            matrix,
+            added: self.adapter.get(linear),
+        }
+    }
+
+    /// The outputs of linear layers that have the same inputs.
+    fn linears<const N: usize>(
+        &self,
+        linears: [lora::Linear; N],
+        x: &[f32],
+    ) -> ([Vec<f32>; N], [Low; N]) {
+        let linears = linears.map(|linear| self.linear(linear));
+        let inputs = Inputs::new(self.decoder.isa, linears.map(|linear| linear.matrix), x);
+        let mut all_low = [const { Vec::new() }; N];
+        let all = std::array::from_fn(|at| {
+            let (y, low) = linears[at].forward(&inputs, x);
+            all_low[at] = low;
+            y
+        });
+        (all, all_low)
+    }
+
+    /// The gradient of what linear layers have for inputs, `x`, from those of their
+    /// outputs.
+    fn linears_back<const N: usize>(
+        &self,
+        linears: [lora::Linear; N],
+        x: &[f32],
+        low: &[Low; N],
+        dy: [&[f32]; N],
+        gradients: &mut Gradients,
+    ) -> Vec<f32> {
+        let mut dx = vec![0.0; x.len()];
+        for ((linear, low), dy) in linears.into_iter().zip(low).zip(dy) {
+            gradients[linear as usize] = self.linear(linear).back(x, low, dy, &mut dx);
+        }
+        dx
+    }
+
+    fn attention(&self) -> Attention<'_> {
+        let spec = &self.decoder.spec;
+        Attention {
+            isa: self.decoder.isa,
+            sequences: &self.context.sequences,
+            scales: &self.context.scales,
             heads: spec.heads,
             kv_heads: spec.kv_heads,
             head_dim: spec.head_dim,
-            window: spec.layers[index].window,
+            window: spec.layers[self.index].window,
             cap: spec.attention_cap,
+        }
+    }
+
+    fn angles(&self) -> &Angles {
+        &self.context.angles[self.decoder.spec.layers[self.index].rope]
+    }
+
+    /// Runs the layer over all rows, which are there by parts.
+    pub(super) fn forward(&self, x: Vec<Vec<f32>>) -> (Vec<Vec<f32>>, Kept) {
+        let part = self.context.part_rows;
+        let parts = x.into_par_iter().enumerate();
+        let parts = parts.map(|(number, x)| self.project(number * part, x));
+        let (projected, qkv): (Vec<Projected>, Vec<[Vec<f32>; 3]>) = parts.collect();
+        let [q, k, v] = [0, 1, 2].map(|place| {
+            let of_parts: Vec<&[f32]> = qkv.iter().map(|qkv| &qkv[place][..]).collect();
+            of_parts.concat()
+        });
+        drop(qkv);
+        let attended = self.attention().forward(&q, &k, &v);
+        let parts = projected.into_par_iter();
+        let parts = parts.zip(attended.par_chunks(part * self.decoder.query_width()));
+        let parts = parts.map(|(projected, attended)| {
+            let (x, fed) = self.feed(&projected.x, attended);
+            (x, (projected, fed))
+        });
+        let (x, parts) = parts.collect();
+        let kept = Kept {
+            q,
+            k,
+            v,
+            attended,
+            parts,
         };
-        attention.run(&q, &k, &v)
+        (x, kept)
+    }
+
+    /// Queries, keys and values of the rows from `first` on.
+    fn project(&self, first: usize, x: Vec<f32>) -> (Projected, [Vec<f32>; 3]) {
+        use lora::Linear::{Key, Query, Value};
+        let (decoder, weights) = (self.decoder, self.weights());
+        let (mut qkv, low) = {
+            let h = decoder.normed(weights.attention_norm.as_deref(), &x);
+            self.linears([Query, Key, Value], &h)
+        };
+        for (y, projection) in qkv.iter_mut().zip(&weights.projections) {
+            if let Some(bias) = &projection.bias {
+                for y in y.chunks_exact_mut(bias.len()) {
+                    math::add_assign(decoder.isa, y, bias);
+                }
+            }
+        }
+        let [q, k, _] = &mut qkv;
+        let [query, key, _] = &weights.projections;
+        let projected = Projected {
+            q: decoder.norm_in_place(query.norm.as_deref(), q),
+            k: decoder.norm_in_place(key.norm.as_deref(), k),
+            first,
+            x,
+            low,
+        };
+        let angles = self.angles();
+        decoder.turn(angles, Turn::Forth, first, decoder.query_width(), q);
+        decoder.turn(angles, Turn::Forth, first, decoder.key_width(), k);
+        (projected, qkv)
+    }
+
+    /// What follows attention, of some rows: what the next layer begins with.
+    fn feed(&self, x: &[f32], attended: &[f32]) -> (Vec<f32>, Fed) {
+        use lora::Linear::{Down, Gate, Output, Up};
+        let (decoder, weights) = (self.decoder, self.weights());
+        let ([mut middle], low_output) = self.linears([Output], attended);
+        let post_norm = weights.post_attention_norm.as_deref();
+        let output = decoder.norm_in_place(post_norm, &mut middle);
+        decoder.add_to(x, &mut middle);
+        let h = decoder.normed(weights.feed_forward_norm.as_deref(), &middle);
+        let ([gate, up], low_inner) = self.linears([Gate, Up], &h);
+        drop(h);
+        let h = decoder.gated(&gate, &up);
+        let ([mut next], low_down) = self.linears([Down], &h);
+        let post_norm = weights.post_feed_forward_norm.as_deref();
+        let down = decoder.norm_in_place(post_norm, &mut next);
+        decoder.add_to(&middle, &mut next);
+        let fed = Fed {
+            output,
+            low_output,
+            middle,
+            gate,
+            up,
+            low_inner,
+            down,
+            low_down,
+        };
+        (next, fed)
+    }
+
+    /// From the gradients of the layer's outputs, by parts, to those of its inputs; and
+    /// what each part has of the adapter's.
+    pub(super) fn back(
+        &self,
+        kept: &Kept,
+        mut dx: Vec<Vec<f32>>,
+    ) -> (Vec<Vec<f32>>, Vec<Gradients>) {
+        let decoder = self.decoder;
+        let wide = self.context.part_rows * decoder.query_width();
+        let narrow = self.context.part_rows * decoder.key_width();
+        let parts = dx.par_iter_mut().zip(&kept.parts);
+        let parts = parts.zip(kept.attended.par_chunks(wide));
+        let fed = parts.map(|((dx, (_, fed)), attended)| {
+            let mut gradients = Gradients::default();
+            let d_attended = self.feed_back(fed, attended, dx, &mut gradients);
+            (d_attended, gradients)
+        });
+        let (d_attended, mut gradients): (Vec<Vec<f32>>, Vec<Gradients>) = fed.collect();
+        let d_attended = d_attended.concat();
+        let qkv = [&kept.q[..], &kept.k, &kept.v];
+        let [mut dq, mut dk, mut dv] = self.attention().back(qkv, &d_attended);
+        drop(d_attended);
+        let d_qkv = dq.par_chunks_mut(wide);
+        let d_qkv = d_qkv.zip(dk.par_chunks_mut(narrow));
+        let d_qkv = d_qkv.zip(dv.par_chunks_mut(narrow));
+        let parts = dx.par_iter_mut().zip(&kept.parts).zip(&mut gradients);
+        let parts = parts.zip(d_qkv);
+        parts.for_each(|(((dx, (projected, _)), gradients), ((dq, dk), dv))| {
+            self.project_back(projected, [dq, dk, dv], dx, gradients);
+        });
+        (dx, gradients)
+    }
+
+    /// The way back through [`feed`](Self::feed): from `dx` of its outputs to that of
+    /// `x`, as far as it does not come through attention, whose own is returned.
+    fn feed_back(
+        &self,
+        fed: &Fed,
+        attended: &[f32],
+        dx: &mut [f32],
+        gradients: &mut Gradients,
+    ) -> Vec<f32> {
+        use lora::Linear::{Down, Gate, Output, Up};
+        let (decoder, weights) = (self.decoder, self.weights());
+        let mut dh = decoder.residual_back(dx);
+        if let (Some(weight), Some(down)) = (&weights.post_feed_forward_norm, &fed.down) {
+            decoder.norm_back(weight, down, &mut dh);
+        }
+        let h = decoder.gated(&fed.gate, &fed.up);
+        let mut d_up = self.linears_back([Down], &h, &fed.low_down, [&dh], gradients);
+        let mut d_gate = h;
+        let (isa, activation) = (decoder.isa, decoder.spec.activation);
+        gradients::gated(isa, activation, &fed.gate, &fed.up, &mut d_up, &mut d_gate);
+        let h = decoder.normed(weights.feed_forward_norm.as_deref(), &fed.middle);
+        let both = [&d_gate[..], &d_up];
+        let mut dh = self.linears_back([Gate, Up], &h, &fed.low_inner, both, gradients);
+        if let Some(weight) = &weights.feed_forward_norm {
+            decoder.norm_back(weight, &fed.middle, &mut dh);
+        }
+        math::add_assign(decoder.isa, dx, &dh);
+        let mut dh = decoder.residual_back(dx);
+        if let (Some(weight), Some(output)) = (&weights.post_attention_norm, &fed.output) {
+            decoder.norm_back(weight, output, &mut dh);
+        }
+        self.linears_back([Output], attended, &fed.low_output, [&dh], gradients)
+    }
+
+    /// The way back through [`project`](Self::project), added to `dx`.
+    fn project_back(
+        &self,
+        projected: &Projected,
+        [dq, dk, dv]: [&mut [f32]; 3],
+        dx: &mut [f32],
+        gradients: &mut Gradients,
+    ) {
+        use lora::Linear::{Key, Query, Value};
+        let (decoder, weights) = (self.decoder, self.weights());
+        let (angles, first) = (self.angles(), projected.first);
+        decoder.turn(angles, Turn::Back, first, decoder.query_width(), dq);
+        decoder.turn(angles, Turn::Back, first, decoder.key_width(), dk);
+        let [query, key, _] = &weights.projections;
+        let normed = [
+            (query, &projected.q, &mut *dq),
+            (key, &projected.k, &mut *dk),
+        ];
+        for (projection, before, dy) in normed {
+            if let (Some(weight), Some(before)) = (&projection.norm, before) {
+                decoder.norm_back(weight, before, dy);
+            }
+        }
+        let h = decoder.normed(weights.attention_norm.as_deref(), &projected.x);
+        let dy = [&*dq, &*dk, &*dv];
+        let linears = [Query, Key, Value];
+        let mut dh = self.linears_back(linears, &h, &projected.low, dy, gradients);
+        if let Some(weight) = &weights.attention_norm {
+            decoder.norm_back(weight, &projected.x, &mut dh);
+        }
+        math::add_assign(decoder.isa, dx, &dh);
     }
 }
 
-fn scaled(x: Tensor, scale: f32) -> Result<Tensor> {
-    match scale {
-        1.0 => Ok(x),
-        scale => x * f64::from(scale),
+impl Kept {
+    /// What the layer began with, from which the rest can be computed again.
+    pub(super) fn into_inputs(self) -> Vec<Vec<f32>> {
+        let parts = self.parts.into_iter();
+        parts.map(|(projected, _)| projected.x).collect()
     }
-}
-
-/// A layer of which nothing is kept but its input: on the way back it is computed again.
-pub(super) fn recomputed(
-    decoder: &Arc<Decoder>,
-    index: usize,
-    x: &Tensor,
-    context: &Context,
-    adapter: adapter::Layer,
-) -> Result<Tensor> {
-    let own = Arc::clone(decoder);
-    let context = context.clone();
-    let value = own.layer(index, &x.detach(), &context, &adapter.detached())?;
-    let value = with(&value, <[f32]>::to_vec)?;
-    let Some(weights) = adapter.flat()? else {
-        return own.layer(index, x, &context, &adapter);
-    };
-    let shape = x.shape().clone();
-    let back = move |[x, weights]: [&[f32]; 2], dy: &[f32]| {
-        let gradients = || {
-            let x = Var::from_slice(x, &shape, &Device::Cpu)?;
-            let weights = Var::from_slice(weights, weights.len(), &Device::Cpu)?;
-            let y = own.layer(index, &x, &context, &adapter.of_flat(&weights)?)?;
-            let dy = Tensor::from_slice(dy, &shape, &Device::Cpu)?;
-            let gradients = (y * dy)?.sum_all()?.backward()?;
-            let of = |var: &Var| match gradients.get(var) {
-                Some(gradient) => gradient.flatten_all()?.to_vec1(),
-                None => Ok(vec![0.0; var.elem_count()]),
-            };
-            Ok::<_, candle_core::Error>([of(&x)?, of(&weights)?])
-        };
-        gradients().expect("what was computed once can be computed again")
-    };
-    of_two(
-        "layer",
-        [x, &weights],
-        x.shape().clone(),
-        value,
-        Box::new(back),
-    )
 }

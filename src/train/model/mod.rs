@@ -1,16 +1,17 @@
 //! The model that is trained: a decoder whose packed weights stay as they are, and an
 //! adapter that changes.
 //!
-//! It computes what the executors compute, for whole sequences at once, as a graph of
-//! functions that each know their way back. There is no other copy of the weights than
-//! the packed one, on the way back neither.
+//! It computes what the executors compute, for whole sequences at once, and all of it is
+//! one function of the adapter's numbers that knows its way back. There is no other copy of
+//! the weights than the packed one, on the way back neither.
 
 mod adapter;
 mod attention;
+mod decoder;
 mod head;
 mod layer;
+mod linear;
 mod node;
-mod ops;
 mod rows;
 
 use std::path::Path;
@@ -20,34 +21,56 @@ use candle_core::{Device, Tensor, Var};
 
 pub use adapter::{AdapterSettings, Form};
 
-use self::adapter::Adapter;
-use self::head::Head;
-use self::layer::Decoder;
-use self::ops::Angles;
+use self::adapter::{Adapter, Layout};
+use self::decoder::{Angles, Decoder};
+use self::head::{Head, Scored};
+use self::layer::{Kept, Layer};
+use self::node::{function, with};
 use self::rows::{Rows, Sequence};
 use super::{Batch, Student, TrainError};
 use crate::exec::native::{Pool, Weights};
 use crate::gguf::Gguf;
-use crate::kernels::{Isa, Matrix};
+use crate::kernels::{Isa, math};
 use crate::model::{DecoderSpec, arch};
 
 /// A frozen model with an adapter that is being trained, on the processor.
 pub struct Model {
     decoder: Arc<Decoder>,
-    head: Head,
     adapter: Adapter,
     /// Compute each layer again on the way back, instead of keeping what is in it.
     recompute: bool,
 }
 
 /// What layers need to know of a batch.
-#[derive(Clone)]
 struct Context {
-    sequences: Arc<Vec<Sequence>>,
+    sequences: Vec<Sequence>,
     /// By the model's ropes.
-    angles: Vec<Arc<Angles>>,
+    angles: Vec<Angles>,
     /// What each row's attention scores are multiplied by.
-    scales: Arc<Vec<f32>>,
+    scales: Vec<f32>,
+    /// How many rows each part has, but for the last.
+    part_rows: usize,
+}
+
+/// A batch that went through the decoder.
+struct Passed {
+    context: Context,
+    layout: Layout,
+    /// The rows before each token that counts, as the last layer left them.
+    x: Vec<f32>,
+    /// Which rows these are.
+    wanted: Vec<usize>,
+    /// How many there are in all.
+    rows: usize,
+    /// Of each layer, if there is a way back.
+    saved: Vec<Saved>,
+}
+
+/// What is saved of a layer for the way back.
+enum Saved {
+    All(Kept),
+    /// What it began with: the rest is computed again.
+    Inputs(Vec<Vec<f32>>),
 }
 
 impl Model {
@@ -66,20 +89,10 @@ impl Model {
         let spec = arch::read(gguf).map_err(|error| failed(&error))?;
         let weights = Weights::load(gguf, &spec, pool).map_err(|error| failed(&error))?;
         let adapter = Adapter::new(&spec, settings)?;
-        let isa = Isa::best();
-        let decoder = Arc::new(Decoder::new(spec, isa, weights));
-        let spec = &decoder.spec;
-        let head = Head {
-            isa,
-            weight: Arc::new(HeadMatrix(Arc::clone(&decoder))),
-            scale: spec.logit_scale,
-            cap: spec.logit_cap,
-        };
         Ok(Model {
-            head,
+            decoder: Arc::new(Decoder::new(spec, Isa::best(), weights)),
             adapter,
             recompute,
-            decoder,
         })
     }
 
@@ -88,43 +101,154 @@ impl Model {
         &self.decoder.spec
     }
 
-    /// The last hidden states, normalised, of the rows before each token that counts, and
-    /// those tokens.
-    fn before_counted(
+    /// A number for each token that counts, made of the last hidden states, normalised,
+    /// before it. With a way back, it is a function of the adapter's numbers.
+    fn score(
+        &self,
+        name: &'static str,
+        batch: &Batch,
+        way_back: bool,
+        score: impl FnOnce(Head<'_>, &[f32], &[u32]) -> Scored,
+    ) -> Result<Tensor, TrainError> {
+        let numbers = self.adapter.numbers()?;
+        let save: Option<fn(Kept) -> Saved> = match (way_back, self.recompute) {
+            (false, _) => None,
+            (true, false) => Some(Saved::All),
+            (true, true) => Some(|kept| Saved::Inputs(kept.into_inputs())),
+        };
+        let (passed, targets) = with(&numbers, |numbers| {
+            let layout = self.adapter.layout().clone();
+            self.decoder.pass(batch, layout, numbers, save)
+        })?;
+        let decoder = Arc::clone(&self.decoder);
+        let (values, gradients) = score(decoder.head(), &passed.normed(&decoder), &targets);
+        let Some(gradients) = gradients else {
+            return Ok(Tensor::new(values, &Device::Cpu)?);
+        };
+        let back = move |numbers: &[f32], dy: &[f32]| {
+            let mut d_normed = gradients.clone();
+            let rows = d_normed.chunks_exact_mut(decoder.spec.hidden);
+            for (row, dy) in rows.zip(dy) {
+                math::scale(decoder.isa, row, *dy);
+            }
+            passed.back(&decoder, numbers, d_normed)
+        };
+        Ok(function(name, &numbers, values, Box::new(back))?)
+    }
+
+    fn score_tokens(&self, batch: &Batch, way_back: bool) -> Result<Tensor, TrainError> {
+        self.score("log-probabilities", batch, way_back, |head, x, targets| {
+            head.logprobs(x, targets, way_back)
+        })
+    }
+
+    fn score_divergences(
         &self,
         batch: &Batch,
-        adapted: bool,
-    ) -> candle_core::Result<(Tensor, Vec<u32>)> {
+        teacher: &Tensor,
+        way_back: bool,
+    ) -> Result<Tensor, TrainError> {
+        with(teacher, |teacher| {
+            self.score("divergences", batch, way_back, |head, x, _| {
+                head.divergences(x, teacher, way_back)
+            })
+        })?
+    }
+}
+
+impl Decoder {
+    fn head(&self) -> Head<'_> {
+        Head {
+            isa: self.isa,
+            matrix: &self.weights.head,
+            scale: self.spec.logit_scale,
+            cap: self.spec.logit_cap,
+        }
+    }
+
+    /// Sends a batch through all layers, with what the adapter that has these numbers adds.
+    /// Returns the tokens that count, too.
+    fn pass(
+        &self,
+        batch: &Batch,
+        layout: Layout,
+        numbers: &[f32],
+        save: Option<fn(Kept) -> Saved>,
+    ) -> (Passed, Vec<u32>) {
         let Rows {
             tokens,
             positions,
             sequences,
             counted,
         } = Rows::new(batch);
-        let context = self.decoder.context(&positions, sequences);
-        let mut x = self.decoder.embed(&tokens)?;
-        for index in 0..self.decoder.spec.layers.len() {
-            let adapter = match adapted {
-                true => self.adapter.layer(index),
-                false => adapter::Layer::default(),
+        let context = self.context(&positions, sequences);
+        let part = context.part_rows;
+        let mut x = self.embed(&tokens, part);
+        let mut saved = Vec::new();
+        for index in 0..self.spec.layers.len() {
+            let layer = Layer {
+                decoder: self,
+                index,
+                context: &context,
+                adapter: layout.layer(index, numbers),
             };
-            x = match self.recompute && adapted {
-                true => layer::recomputed(&self.decoder, index, &x, &context, adapter)?,
-                false => self.decoder.layer(index, &x, &context, &adapter)?,
-            };
+            let kept;
+            (x, kept) = layer.forward(x);
+            saved.extend(save.map(|save| save(kept)));
         }
-        let (wanted, targets): (Vec<u32>, Vec<u32>) = counted.into_iter().unzip();
-        let x = x.index_select(&Tensor::new(wanted, &Device::Cpu)?, 0)?;
-        Ok((self.decoder.output_norm(&x)?, targets))
+        let (wanted, targets): (Vec<usize>, Vec<u32>) = counted.into_iter().unzip();
+        let hidden = self.spec.hidden;
+        let row = |&row: &usize| &x[row / part][row % part * hidden..][..hidden];
+        let passed = Passed {
+            x: wanted.iter().flat_map(row).copied().collect(),
+            rows: tokens.len(),
+            context,
+            layout,
+            wanted,
+            saved,
+        };
+        (passed, targets)
     }
 }
 
-/// The head's matrix of a decoder's weights.
-struct HeadMatrix(Arc<Decoder>);
+impl Passed {
+    /// The rows before each token that counts, normalised.
+    fn normed(&self, decoder: &Decoder) -> Vec<f32> {
+        decoder.norm(&decoder.weights.output_norm, &self.x)
+    }
 
-impl AsRef<Matrix> for HeadMatrix {
-    fn as_ref(&self) -> &Matrix {
-        &self.0.weights.head
+    /// From the gradient of [`normed`](Self::normed) to that of the adapter's numbers.
+    fn back(&self, decoder: &Decoder, numbers: &[f32], mut d_normed: Vec<f32>) -> Vec<f32> {
+        let (hidden, part) = (decoder.spec.hidden, self.context.part_rows);
+        decoder.norm_back(&decoder.weights.output_norm, &self.x, &mut d_normed);
+        let firsts = (0..self.rows).step_by(part);
+        let mut dx: Vec<Vec<f32>> = firsts
+            .map(|first| vec![0.0; part.min(self.rows - first) * hidden])
+            .collect();
+        // Sequences with a common beginning may count what follows it, each for itself.
+        for (&row, from) in self.wanted.iter().zip(d_normed.chunks_exact(hidden)) {
+            let to = &mut dx[row / part][row % part * hidden..][..hidden];
+            math::add_assign(decoder.isa, to, from);
+        }
+        let mut gradient = vec![0.0; numbers.len()];
+        for (index, saved) in self.saved.iter().enumerate().rev() {
+            let layer = Layer {
+                decoder,
+                index,
+                context: &self.context,
+                adapter: self.layout.layer(index, numbers),
+            };
+            let parts;
+            (dx, parts) = match saved {
+                Saved::All(kept) => layer.back(kept, dx),
+                Saved::Inputs(x) => layer.back(&layer.forward(x.clone()).1, dx),
+            };
+            // In the same order every time.
+            for own in &parts {
+                self.layout.add(decoder.isa, index, own, &mut gradient);
+            }
+        }
+        gradient
     }
 }
 
@@ -134,21 +258,54 @@ impl Student for Model {
     }
 
     fn logprobs(&self, batch: &Batch) -> Result<Tensor, TrainError> {
-        let (x, targets) = self.before_counted(batch, true)?;
-        Ok(self.head.logprobs(&x, &targets, x.track_op())?)
+        self.score_tokens(batch, true)
     }
 
     fn unadapted(&self, batch: &Batch) -> Result<Tensor, TrainError> {
-        let (x, _) = self.before_counted(batch, false)?;
-        Ok(x.detach())
+        let (passed, targets) = self.decoder.pass(batch, Layout::default(), &[], None);
+        let rows = passed.normed(&self.decoder);
+        let shape = (targets.len(), self.decoder.spec.hidden);
+        Ok(Tensor::from_vec(rows, shape, &Device::Cpu)?)
     }
 
     fn divergences(&self, batch: &Batch, teacher: &Tensor) -> Result<Tensor, TrainError> {
-        let (x, _) = self.before_counted(batch, true)?;
-        Ok(self.head.divergences(&x, teacher, x.track_op())?)
+        self.score_divergences(batch, teacher, true)
+    }
+
+    fn observed(&self) -> Box<dyn Student + '_> {
+        Box::new(Observed(self))
     }
 
     fn save(&self, folder: &Path) -> Result<(), TrainError> {
         self.adapter.save(&self.decoder.spec, folder)
+    }
+}
+
+/// A model that nobody goes back through.
+struct Observed<'a>(&'a Model);
+
+impl Student for Observed<'_> {
+    fn variables(&self) -> &[(String, Var)] {
+        self.0.variables()
+    }
+
+    fn logprobs(&self, batch: &Batch) -> Result<Tensor, TrainError> {
+        self.0.score_tokens(batch, false)
+    }
+
+    fn unadapted(&self, batch: &Batch) -> Result<Tensor, TrainError> {
+        self.0.unadapted(batch)
+    }
+
+    fn divergences(&self, batch: &Batch, teacher: &Tensor) -> Result<Tensor, TrainError> {
+        self.0.score_divergences(batch, teacher, false)
+    }
+
+    fn observed(&self) -> Box<dyn Student + '_> {
+        self.0.observed()
+    }
+
+    fn save(&self, folder: &Path) -> Result<(), TrainError> {
+        self.0.save(folder)
     }
 }

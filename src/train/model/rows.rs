@@ -14,7 +14,7 @@ pub(super) struct Rows {
     pub(super) positions: Vec<usize>,
     pub(super) sequences: Vec<Sequence>,
     /// The rows before each token that counts, and that token.
-    pub(super) counted: Vec<(u32, u32)>,
+    pub(super) counted: Vec<(usize, u32)>,
 }
 
 /// Where a sequence is.
@@ -54,7 +54,7 @@ impl Rows {
             rows.positions.extend(shared..sample.tokens.len());
             let tokens = sample.tokens.iter().zip(&sample.counts).enumerate();
             let counted = tokens.filter(|(_, (_, counts))| **counts);
-            let counted = counted.map(|(place, (&token, _))| (path[place - 1] as u32, token));
+            let counted = counted.map(|(place, (&token, _))| (path[place - 1], token));
             rows.counted.extend(counted);
             rows.sequences.push(Sequence { rows: path, shared });
         }

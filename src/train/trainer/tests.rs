@@ -387,6 +387,9 @@ fn an_adapter_that_the_loss_does_not_reach_is_named() {
         fn divergences(&self, batch: &Batch, teacher: &Tensor) -> Result<Tensor, TrainError> {
             self.0.divergences(batch, teacher)
         }
+        fn observed(&self) -> Box<dyn Student + '_> {
+            self.0.observed()
+        }
         fn save(&self, folder: &Path) -> Result<(), TrainError> {
             self.0.save(folder)
         }

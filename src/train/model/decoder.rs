@@ -1,0 +1,184 @@
+//! What a decoder is that does not change, and its functions of rows by themselves, forth
+//! and back.
+
+use std::borrow::Cow;
+
+use super::Context;
+use super::rows::Sequence;
+use crate::exec::native::Weights;
+use crate::kernels::{Isa, gradients, math};
+use crate::model::{DecoderSpec, RopeStyle, Rotation};
+
+/// What does not change: what a decoder is, and its weights.
+pub(super) struct Decoder {
+    pub(super) spec: DecoderSpec,
+    pub(super) isa: Isa,
+    pub(super) weights: Weights,
+    rotations: Vec<Rotation>,
+}
+
+/// The angles of rows of tokens.
+pub(super) struct Angles {
+    style: RopeStyle,
+    /// `[row][pair]`, of each of both.
+    cos: Vec<f32>,
+    sin: Vec<f32>,
+    /// The same the other way round.
+    minus_sin: Vec<f32>,
+    /// Pairs that rotate.
+    pairs: usize,
+}
+
+/// Which way heads are turned.
+#[derive(Clone, Copy)]
+pub(super) enum Turn {
+    Forth,
+    Back,
+}
+
+/// Rows of each part, so that all threads have one and none is so tall that it leaves
+/// the caches.
+pub(super) fn part_rows(rows: usize) -> usize {
+    const TALLEST: usize = 512;
+    let threads = rayon::current_num_threads();
+    let parts = rows.div_ceil(TALLEST).next_multiple_of(threads).max(1);
+    rows.div_ceil(parts).max(1)
+}
+
+impl Decoder {
+    pub(super) fn new(spec: DecoderSpec, isa: Isa, weights: Weights) -> Decoder {
+        let rotations = spec.ropes.iter();
+        let rotations = rotations.map(|rope| rope.rotation(spec.served_context));
+        Decoder {
+            rotations: rotations.collect(),
+            spec,
+            isa,
+            weights,
+        }
+    }
+
+    /// What the layers need to know of a batch, whose rows have these positions.
+    pub(super) fn context(&self, positions: &[usize], sequences: Vec<Sequence>) -> Context {
+        let ropes = self.spec.ropes.iter().zip(&self.rotations);
+        let angles = ropes.map(|(rope, rotation)| {
+            let (cos, sin) = rotation.angles(positions);
+            Angles {
+                style: rope.style,
+                pairs: cos.len().checked_div(positions.len()).unwrap_or(0),
+                minus_sin: sin.iter().map(|sin| -sin).collect(),
+                cos,
+                sin,
+            }
+        });
+        let scales = positions.iter().map(|&at| self.spec.query_scale(at));
+        Context {
+            angles: angles.collect(),
+            scales: scales.collect(),
+            sequences,
+            part_rows: part_rows(positions.len()),
+        }
+    }
+
+    /// The embeddings of tokens, by parts.
+    pub(super) fn embed(&self, tokens: &[u32], part: usize) -> Vec<Vec<f32>> {
+        let (hidden, matrix) = (self.spec.hidden, self.weights.embedding());
+        let parts = tokens.chunks(part).map(|tokens| {
+            let mut x = vec![0.0; tokens.len() * hidden];
+            for (x, &token) in x.chunks_exact_mut(hidden).zip(tokens) {
+                matrix.row(token as usize, x);
+            }
+            math::scale(self.isa, &mut x, self.spec.embedding_scale);
+            x
+        });
+        parts.collect()
+    }
+
+    /// Each stretch as long as `weight` is normalised, if there is one.
+    pub(super) fn normed<'a>(&self, weight: Option<&[f32]>, x: &'a [f32]) -> Cow<'a, [f32]> {
+        match weight {
+            Some(weight) => self.norm(weight, x).into(),
+            None => x.into(),
+        }
+    }
+
+    pub(super) fn norm(&self, weight: &[f32], x: &[f32]) -> Vec<f32> {
+        let mut y = vec![0.0; x.len()];
+        let stretches = y.chunks_exact_mut(weight.len());
+        for (y, x) in stretches.zip(x.chunks_exact(weight.len())) {
+            math::rms_norm(self.isa, x, weight, self.spec.norm_eps, y);
+        }
+        y
+    }
+
+    /// The same on the way back: from the gradient of the output to that of the input `x`.
+    pub(super) fn norm_back(&self, weight: &[f32], x: &[f32], dy: &mut [f32]) {
+        let stretches = dy.chunks_exact_mut(weight.len());
+        for (dy, x) in stretches.zip(x.chunks_exact(weight.len())) {
+            gradients::rms_norm(self.isa, x, weight, self.spec.norm_eps, dy);
+        }
+    }
+
+    /// Normalises `x` in its place, if there is a `weight`. Returns what it was then.
+    pub(super) fn norm_in_place(
+        &self,
+        weight: Option<&[f32]>,
+        x: &mut Vec<f32>,
+    ) -> Option<Vec<f32>> {
+        let y = self.norm(weight?, x);
+        Some(std::mem::replace(x, y))
+    }
+
+    /// Turns the heads of rows from `first` on.
+    pub(super) fn turn(
+        &self,
+        angles: &Angles,
+        turn: Turn,
+        first: usize,
+        width: usize,
+        x: &mut [f32],
+    ) {
+        let sin = match turn {
+            Turn::Forth => &angles.sin,
+            // A rotation's transpose turns back.
+            Turn::Back => &angles.minus_sin,
+        };
+        for (row, x) in (first..).zip(x.chunks_exact_mut(width)) {
+            let pairs = row * angles.pairs..(row + 1) * angles.pairs;
+            let (cos, sin) = (&angles.cos[pairs.clone()], &sin[pairs]);
+            for head in x.chunks_exact_mut(self.spec.head_dim) {
+                math::rope(self.isa, angles.style, head, cos, sin);
+            }
+        }
+    }
+
+    /// `h = x + scale · h`, as residuals are added.
+    pub(super) fn add_to(&self, x: &[f32], h: &mut [f32]) {
+        if self.spec.residual_scale != 1.0 {
+            math::scale(self.isa, h, self.spec.residual_scale);
+        }
+        math::add_assign(self.isa, h, x);
+    }
+
+    /// The gradient of `h` there, from that of the sum.
+    pub(super) fn residual_back(&self, dx: &[f32]) -> Vec<f32> {
+        let mut dh = dx.to_vec();
+        if self.spec.residual_scale != 1.0 {
+            math::scale(self.isa, &mut dh, self.spec.residual_scale);
+        }
+        dh
+    }
+
+    pub(super) fn gated(&self, gate: &[f32], up: &[f32]) -> Vec<f32> {
+        let mut h = gate.to_vec();
+        math::gated(self.isa, self.spec.activation, &mut h, up);
+        h
+    }
+
+    pub(super) fn query_width(&self) -> usize {
+        self.spec.heads * self.spec.head_dim
+    }
+
+    pub(super) fn key_width(&self) -> usize {
+        self.spec.kv_heads * self.spec.head_dim
+    }
+}
