@@ -197,6 +197,11 @@ impl Loading {
         &self.options.backend
     }
 
+    /// Whether the profiles come from a folder that may change.
+    pub(crate) fn follows_profiles(&self) -> bool {
+        self.library.folder().is_some()
+    }
+
     /// Where the profiles of the models came from.
     pub(crate) fn into_library(self) -> Library {
         self.library

@@ -378,12 +378,21 @@ fn a_hangup_reads_everything_at_once() {
         .open(&path)
         .expect("it is there");
     file.set_modified(before).expect("it can be set");
-    let kill = std::process::Command::new("kill")
-        .args(["-HUP", &served.program.id().to_string()])
-        .status();
-    assert!(kill.expect("there is a kill").success());
+    served.program.hang_up();
     let line = served.program.wait_for("profiles were read again");
     assert_eq!(line["changed"], true);
     served.program.wait_for("a profile was changed");
     assert_eq!(served.profile("own")["title"], "trees");
+}
+
+/// From the moment that others can know of the server, a hangup does not end it.
+#[cfg(unix)]
+#[test]
+fn a_hangup_while_models_load_is_heard() {
+    let _company = in_company();
+    let folder = tempfile::tempdir().expect("a folder");
+    let path = folder.path().to_str().expect("a path of plain letters");
+    let program = Program::listening(&["--profile-dir", path], &[]);
+    program.hang_up();
+    program.wait_for("profiles were read again");
 }

@@ -35,6 +35,14 @@ impl Drop for Program {
 impl Program {
     /// Starts it with a small model on a free port, and waits until it serves.
     pub(crate) fn start(args: &[&str], environment: &[(&str, &str)]) -> Program {
+        let mut program = Program::listening(args, environment);
+        let loading = program.lines_to("serving");
+        program.early.extend(loading);
+        program
+    }
+
+    /// Starts it so, and waits until it listens, which is before the model is there.
+    pub(crate) fn listening(args: &[&str], environment: &[(&str, &str)]) -> Program {
         let mut child = Command::new(assert_cmd::cargo::cargo_bin!("incant"))
             .args([
                 "serve",
@@ -74,7 +82,6 @@ impl Program {
         let listening = program.early.last().expect("a line");
         let address = listening["address"].as_str().expect("an address");
         program.address = address.replace("0.0.0.0", "127.0.0.1");
-        program.early.extend(program.lines_to("serving"));
         program
     }
 
@@ -117,9 +124,13 @@ impl Program {
         }
     }
 
-    /// Its process.
-    pub(crate) fn id(&self) -> u32 {
-        self.child.id()
+    /// Tells it to read its files again.
+    #[cfg(unix)]
+    pub(crate) fn hang_up(&self) {
+        let kill = Command::new("kill")
+            .args(["-HUP", &self.child.id().to_string()])
+            .status();
+        assert!(kill.expect("there is a kill").success());
     }
 
     pub(crate) fn connect(&self) -> TcpStream {

@@ -140,7 +140,8 @@ async fn keep_serving(
     tokio::task::spawn_blocking(move || match load(&loading) {
         Ok(models) => {
             loaded.loaded(models);
-            reload::follow(loading.into_library(), loaded);
+            // A hangup ends the program: its terminal is gone.
+            reload::follow(loading.into_library(), loaded, None);
         }
         Err(error) => failed.fail(format!("{error:#}")),
     });

@@ -10,6 +10,8 @@ use anyhow::{Context, bail};
 use bytesize::ByteSize;
 use incant::server::{ApiKeys, Origin, SPARE_PLACES, ServeOptions, Tls, time_limit};
 
+use super::hangup::Hangups;
+
 /// Keys from the environment.
 const KEY_VARIABLE: &str = "INCANT_API_KEY";
 
@@ -123,22 +125,13 @@ pub(crate) fn allow_connections(wanted: usize) -> usize {
     }
 }
 
-/// Reads the certificate again at each SIGHUP, which tells of a new one.
-#[cfg(unix)]
-pub(crate) async fn follow_hangups(tls: Arc<Tls>) {
-    use tokio::signal::unix::{SignalKind, signal};
-    let mut hangups = match signal(SignalKind::hangup()) {
-        Ok(hangups) => hangups,
-        Err(error) => return tracing::warn!(%error, "SIGHUP will not be heard"),
-    };
-    while hangups.recv().await.is_some() {
+/// Reads the certificate again at each hangup, which tells of a new one.
+pub(crate) async fn follow_hangups(tls: Arc<Tls>, mut hangups: Hangups) {
+    loop {
+        hangups.next().await;
         match tls.reload() {
             Ok(()) => tracing::info!("the certificate was read again"),
             Err(error) => tracing::error!("the certificate stays as it was: {error}"),
         }
     }
 }
-
-/// Nothing tells of a new certificate here.
-#[cfg(not(unix))]
-pub(crate) async fn follow_hangups(_: Arc<Tls>) {}

@@ -7,6 +7,7 @@ mod compare;
 mod edges;
 mod export;
 mod files;
+mod hangup;
 mod inspect;
 mod log;
 mod output;

@@ -8,8 +8,8 @@ use std::time::Duration;
 
 use incant::profile::Library;
 use incant::runtime::Runtime;
-use tokio::sync::mpsc;
 
+use super::hangup::Hangups;
 use super::serve::warm;
 
 /// How often the files are looked at. A change is taken over at the second look that
@@ -17,12 +17,11 @@ use super::serve::warm;
 const EVERY: Duration = Duration::from_millis(500);
 
 /// Serves what the folder holds from now on, if there is one, for as long as the
-/// process lives. On SIGHUP all its files are read at once.
-pub(super) fn follow(library: Library, runtime: Arc<Runtime>) {
+/// process lives. On a hangup all its files are read at once.
+pub(super) fn follow(library: Library, runtime: Arc<Runtime>, mut hangups: Option<Hangups>) {
     if library.folder().is_none() {
         return;
     }
-    let mut hangups = hangups();
     tokio::spawn(async move {
         let mut follower = Follower {
             library,
@@ -31,7 +30,7 @@ pub(super) fn follow(library: Library, runtime: Arc<Runtime>) {
         };
         loop {
             let again = tokio::select! {
-                Some(()) = hangups.recv() => true,
+                () = next(&mut hangups) => true,
                 () = tokio::time::sleep(EVERY) => false,
             };
             let looked = tokio::task::spawn_blocking(move || {
@@ -47,6 +46,14 @@ pub(super) fn follow(library: Library, runtime: Arc<Runtime>) {
             }
         }
     });
+}
+
+/// Waits for the next hangup, if they are heard at all.
+async fn next(hangups: &mut Option<Hangups>) {
+    match hangups {
+        Some(hangups) => hangups.next().await,
+        None => std::future::pending().await,
+    }
 }
 
 struct Follower {
@@ -84,20 +91,4 @@ impl Follower {
             }
         }
     }
-}
-
-/// Reports each SIGHUP, where there are signals.
-fn hangups() -> mpsc::Receiver<()> {
-    let (sender, receiver) = mpsc::channel(1);
-    #[cfg(unix)]
-    tokio::spawn(async move {
-        use tokio::signal::unix::{SignalKind, signal};
-        match signal(SignalKind::hangup()) {
-            Ok(mut hangup) => {
-                while hangup.recv().await.is_some() && sender.send(()).await.is_ok() {}
-            }
-            Err(error) => tracing::warn!("SIGHUP will not be heard: {error}"),
-        }
-    });
-    receiver
 }

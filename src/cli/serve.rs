@@ -13,6 +13,7 @@ use tokio::net::TcpListener;
 use tokio::sync::oneshot;
 
 use super::edges::{self, EdgeArgs, seconds};
+use super::hangup::Hangups;
 use super::{log, reload};
 use crate::config::{Loading, ModelArgs};
 
@@ -93,7 +94,8 @@ impl Args {
                 );
             }
             if let Some(tls) = &options.tls {
-                tokio::spawn(edges::follow_hangups(Arc::clone(tls)));
+                let hangups = Hangups::listen()?;
+                tokio::spawn(edges::follow_hangups(Arc::clone(tls), hangups));
             }
             let loading = tokio::task::spawn_blocking(|| self.models.resolve(engine)).await??;
             run(listener, address, loading, options, self.log_format).await
@@ -115,6 +117,11 @@ async fn run(
     let runtime = Arc::new(Runtime::new());
     let (failed, failure) = oneshot::channel();
     let loaded = Arc::clone(&runtime);
+    // Before anyone is told of the server, whom a hangup would end it for.
+    let hangups = match loading.follows_profiles() {
+        true => Some(Hangups::listen()?),
+        false => None,
+    };
     let greeting = Greeting {
         address,
         secure: options.tls.is_some(),
@@ -123,7 +130,7 @@ async fn run(
     tokio::task::spawn_blocking(move || match load(&loading) {
         Ok(models) => {
             loaded.loaded(models);
-            reload::follow(loading.into_library(), Arc::clone(&loaded));
+            reload::follow(loading.into_library(), Arc::clone(&loaded), hangups);
             match format {
                 log::Format::Text => greeting.print(loaded.models()),
                 log::Format::Json => announce(loaded.models()),

@@ -13,7 +13,7 @@ pub enum Tier {
     Avx2,
     /// AVX-512 F, BW, DQ, VL and VNNI.
     Avx512,
-    /// AMX tiles of bf16 for prompts, AVX-512 for everything else.
+    /// AMX tiles of bf16 for prompts and training, AVX-512 with BF16 for everything else.
     Amx,
 }
 
@@ -47,7 +47,9 @@ impl Tier {
                     && is_x86_feature_detected!("avx512vl")
                     && is_x86_feature_detected!("avx512vnni")
             }
-            Tier::Amx => Tier::Avx512.runs_here() && amx_is_ours(),
+            Tier::Amx => {
+                Tier::Avx512.runs_here() && is_x86_feature_detected!("avx512bf16") && amx_is_ours()
+            }
         }
     }
 

@@ -8,6 +8,7 @@ use candle_core::{Device, Tensor, Var};
 use incant::exec::native::{Pool, threads_to_use};
 use incant::exec::{Chunk, Wanted};
 use incant::gguf::Gguf;
+use incant::kernels::{Isa, Tier};
 use incant::lora::{Linear, Lora, LowRank};
 use incant::model::{DecoderSpec, arch};
 use incant::train::model::{AdapterSettings, Form, Model};
@@ -56,6 +57,13 @@ fn partial_adapter(spec: &DecoderSpec, size: f32) -> Lora {
     Lora::of_parts(spec, parts, None).expect("an adapter")
 }
 
+/// The best instructions that do not round rows of training to bf16.
+fn exact() -> Isa {
+    let mut all = Isa::all().into_iter();
+    let exact = all.rfind(|isa| isa.tier() != Tier::Amx);
+    exact.expect("every processor runs plain code")
+}
+
 /// A model and what it needs to stay.
 struct Subject {
     gguf: Gguf,
@@ -76,6 +84,10 @@ impl Subject {
     }
 
     fn model(&self, from: Option<Lora>, recompute: bool) -> Model {
+        self.model_on(exact(), from, recompute)
+    }
+
+    fn model_on(&self, isa: Isa, from: Option<Lora>, recompute: bool) -> Model {
         let pool = Pool::new(threads_to_use(Some(2))).expect("threads");
         let settings = AdapterSettings {
             form: match from {
@@ -90,7 +102,7 @@ impl Subject {
             base_model: "tiny".to_owned(),
             profile: Some("urial".to_owned()),
         };
-        Model::load(&self.gguf, &pool, settings, recompute).expect("it can be trained")
+        Model::load(&self.gguf, isa, &pool, settings, recompute).expect("it can be trained")
     }
 
     /// The log-probabilities of the tokens that count, as the device executor has them.
@@ -236,31 +248,69 @@ fn every_a_and_b_has_the_gradient_that_differences_have() {
     }
 }
 
+/// A norm.
+fn length(numbers: impl IntoIterator<Item = f32>) -> f32 {
+    numbers.into_iter().map(|n| n * n).sum::<f32>().sqrt()
+}
+
+/// How far numbers are apart, of how long the second ones are.
+fn apart(found: &[f32], expected: &[f32]) -> f32 {
+    assert_eq!(found.len(), expected.len());
+    let differences = found.iter().zip(expected).map(|(a, b)| a - b);
+    length(differences) / length(expected.iter().copied())
+}
+
+/// Log-probabilities, and all gradients of their loss.
+fn learnt(model: &Model) -> (Vec<f32>, Vec<f32>) {
+    let gradients = loss(model, &batch()).backward().expect("it can go back");
+    let variables = model.variables().iter();
+    let of = variables.flat_map(|(_, var)| numbers(gradients.get(var).expect("a gradient")));
+    let logprobs = model.logprobs(&batch()).expect("it runs");
+    (numbers(&logprobs), of.collect())
+}
+
+/// AMX rounds weights, rows and what comes back to the 8 bits of bf16, as training in bf16
+/// does.
+#[test]
+fn bf16_changes_little() {
+    let Some(isa) = Isa::all().into_iter().find(|isa| isa.tier() == Tier::Amx) else {
+        println!("NOT RUN: there is no AMX");
+        return;
+    };
+    for tiny in Tiny::all() {
+        let tiny = Tiny {
+            weights: GgmlDType::Q8_0,
+            ..tiny
+        };
+        let subject = Subject::new(&tiny);
+        let lora = random_adapter(&subject.spec, 0.2);
+        let [exact, rounded] =
+            [exact(), isa].map(|isa| learnt(&subject.model_on(isa, Some(lora.clone()), false)));
+        let name = &tiny.architecture;
+        let (logprobs, gradients) = (apart(&rounded.0, &exact.0), apart(&rounded.1, &exact.1));
+        println!("{name}: {logprobs} and {gradients}");
+        assert!(rounded != exact, "{name}: AMX is not used");
+        assert!(logprobs < 1e-2, "{name}: {logprobs}");
+        assert!(gradients < 0.1, "{name}: {gradients}");
+    }
+}
+
 #[test]
 fn gradients_do_not_depend_on_the_number_of_threads() {
     let subject = Subject::new(&Tiny::gemma3());
     let lora = random_adapter(&subject.spec, 0.2);
     let model = subject.model(Some(lora), false);
-    let gradients = |threads| -> Vec<f32> {
+    let learnt = |threads| {
         let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build();
-        pool.expect("threads").install(|| {
-            let gradients = loss(&model, &batch()).backward().expect("it can go back");
-            let variables = model.variables().iter();
-            let of = variables.map(|(_, var)| numbers(gradients.get(var).expect("a gradient")));
-            of.collect::<Vec<_>>().concat()
-        })
+        pool.expect("threads").install(|| learnt(&model))
     };
-    let one = gradients(1);
-    assert_eq!(gradients(1), one, "it is the same every time");
+    let one = learnt(1);
+    assert_eq!(learnt(1), one, "it is the same every time");
     // Sums are cut otherwise, and what comes back is rounded to 14 bits: where the last bit
     // of a sum differs, a step of that can.
-    let length =
-        |numbers: &mut dyn Iterator<Item = f32>| numbers.map(|n| n * n).sum::<f32>().sqrt();
-    let size = length(&mut one.iter().copied());
     for threads in [3, 7] {
-        let found = gradients(threads);
-        let apart = length(&mut found.iter().zip(&one).map(|(found, one)| found - one));
-        assert!(apart <= 1e-3 * size, "{threads}: {apart} of {size}");
+        let apart = apart(&learnt(threads).1, &one.1);
+        assert!(apart <= 1e-3, "{threads}: {apart}");
     }
 }
 
@@ -269,15 +319,8 @@ fn a_layer_that_is_computed_again_has_the_same_gradients() {
     for tiny in [Tiny::gemma3(), Tiny::llama()] {
         let subject = Subject::new(&tiny);
         let lora = random_adapter(&subject.spec, 0.2);
-        let gradients = |recompute| -> Vec<Vec<f32>> {
-            let model = subject.model(Some(lora.clone()), recompute);
-            let gradients = loss(&model, &batch()).backward().expect("it can go back");
-            let variables = model.variables().iter();
-            let of = variables.map(|(_, var)| numbers(gradients.get(var).expect("a gradient")));
-            of.collect()
-        };
-        let (kept, again) = (gradients(false), gradients(true));
-        assert_eq!(kept, again);
+        let learnt = |recompute| learnt(&subject.model(Some(lora.clone()), recompute));
+        assert_eq!(learnt(false), learnt(true));
     }
 }
 
@@ -318,20 +361,13 @@ fn packed_weights_have_the_gradients_of_their_expansion() {
                 _file: file,
             };
             let lora = random_adapter(&subject.spec, 0.1);
-            let model = subject.model(Some(lora), false);
-            let gradients = loss(&model, &batch()).backward().expect("it can go back");
-            let variables = model.variables().iter();
             assert_eq!(tiny.layers, subject.spec.layers.len());
-            variables
-                .flat_map(|(_, var)| numbers(gradients.get(var).expect("a gradient")))
-                .collect()
+            learnt(&subject.model(Some(lora), false)).1
         };
         let found = gradients(&packed, packed.written(&tensors));
         let expected = gradients(&expanded, expanded.written(&expand(&tensors)));
-        let size = expected.iter().map(|g| g * g).sum::<f32>().sqrt();
-        let apart = found.iter().zip(&expected).map(|(a, b)| (a - b) * (a - b));
-        let apart = apart.sum::<f32>().sqrt();
-        assert!(apart <= 1e-3 * size, "{kind:?}: {apart} of {size}");
+        let apart = apart(&found, &expected);
+        assert!(apart <= 1e-3, "{kind:?}: {apart}");
     }
 }
 

@@ -76,7 +76,7 @@ impl Form {
 
 /// Opens the model with the adapter that learns.
 pub(super) fn open_student(options: &StudentOptions) -> anyhow::Result<Box<dyn Student>> {
-    let Backend::Native { pool, .. } = &options.backend else {
+    let Backend::Native { isa, pool } = &options.backend else {
         bail!("training computes on the CPU; leave out --device");
     };
     let form = match &options.form {
@@ -98,6 +98,6 @@ pub(super) fn open_student(options: &StudentOptions) -> anyhow::Result<Box<dyn S
         base_model: options.name.clone(),
         profile: options.profile.clone(),
     };
-    let model = Model::load(&gguf, pool, settings, options.recompute)?;
+    let model = Model::load(&gguf, *isa, pool, settings, options.recompute)?;
     Ok(Box::new(model))
 }

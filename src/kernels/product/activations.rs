@@ -1,7 +1,5 @@
 //! The rows that weights are multiplied with, in the order kernels read them.
 
-use half::bf16;
-
 use super::super::isa::{Isa, Tier};
 #[cfg(target_arch = "x86_64")]
 use super::super::math::{Avx2, Avx512};
@@ -89,6 +87,14 @@ impl Activations {
         }
     }
 
+    /// Some rows of prompts.
+    pub(super) fn of_prompts(isa: Isa, kind: Kind, columns: usize, x: &[f32]) -> Activations {
+        let mut rows = Activations::new(isa);
+        rows.reset(x.len() / columns, 0, columns, kind);
+        rows.fill(x);
+        rows
+    }
+
     /// Takes another shape: so many rows, of which those from `prompts` on are
     /// of prompts. What the rows hold is undefined until they are written;
     /// memory only grows.
@@ -115,12 +121,12 @@ impl Activations {
         }
     }
 
-    /// Writes all rows, none of which may be of a prompt.
+    /// Writes all rows.
     ///
     /// # Panics
     /// `x` is not as long as the rows.
     pub fn fill(&mut self, x: &[f32]) {
-        assert!(x.len() == self.rows * self.columns && self.plain == self.rows);
+        assert_eq!(x.len(), self.rows * self.columns, "the lengths fit");
         let (isa, rows) = (self.isa, self);
         dispatch!(isa, |_, rows: &mut Activations, x: &[f32]| rows
             .fill_body(x));
@@ -154,6 +160,20 @@ impl Activations {
                         for (pairs, code) in tile.chunks_exact_mut(height).zip(codes) {
                             pairs[place] = code;
                         }
+                    }
+                }
+            }
+        }
+        if self.kind.codes && self.plain < self.rows {
+            let len = blocks.len() * TILE_ROWS * BLOCK;
+            for row in self.plain..self.rows {
+                let number = row - self.plain;
+                let (tile, place) = (number / TILE_ROWS, number % TILE_ROWS);
+                let tile = &mut self.halves[tile * len..][..len];
+                let lines = tile.chunks_exact_mut(BLOCK).skip(place).step_by(TILE_ROWS);
+                for (block, line) in blocks.clone().zip(lines) {
+                    for (half, value) in line.iter_mut().zip(values(row, block)) {
+                        *half = self::half(value);
                     }
                 }
             }
@@ -362,9 +382,8 @@ impl Writer<'_> {
             let blocks = rows.columns.div_ceil(BLOCK);
             let at = ((tile * blocks + block) * TILE_ROWS + place) * BLOCK;
             for (column, &value) in values.iter().enumerate() {
-                let half = bf16::from_f32(value).to_bits();
                 // SAFETY: see above.
-                unsafe { self.halves.add(at + column).write(half) };
+                unsafe { self.halves.add(at + column).write(half(value)) };
             }
         }
     }
@@ -376,6 +395,16 @@ impl Writer<'_> {
     pub unsafe fn activations(&self) -> &Activations {
         self.rows
     }
+}
+
+/// A number as bf16, to the nearest and of two to the even one.
+#[inline(always)]
+pub(super) fn half(number: f32) -> u16 {
+    let bits = number.to_bits();
+    let nearest = bits.wrapping_add(0x7FFF + (bits >> 16 & 1));
+    // What is none stays none.
+    let kept = bits | 0x40_0000;
+    (if number.is_nan() { kept } else { nearest } >> 16) as u16
 }
 
 /// Rounds 32 numbers to codes of 16 bits, two to a word. Gives their scale, and

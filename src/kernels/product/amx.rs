@@ -1,25 +1,33 @@
-//! Prompts with AMX: tiles of 16 × 32 bf16.
+//! Rows of prompts, and of training, with AMX: tiles of 16 × 32 bf16.
 //!
-//! A panel is expanded to bf16 once, scales and minima included, and then all
-//! rows go over it, 64 at a time. There is nothing to do per group of weights,
-//! so one loop serves every format of codes.
+//! Weights are expanded to bf16 once, scales and minima included, and then all
+//! rows go over them. There is nothing to do per group of weights, so one loop
+//! serves every format of codes.
+
+mod back;
 
 use std::arch::asm;
 use std::arch::x86_64::*;
 use std::cell::RefCell;
+use std::ops::Range;
+
+pub(super) use back::{back, back_of_few};
 
 use super::super::math::Avx512;
 use super::super::matrix::{BLOCK, Codes, Format, LANES, Matrix, UnitScales};
 use super::activations::TILE_ROWS;
 use super::tile::{self, Unpacked};
-use super::{Activations, PAIRS};
+use super::{Activations, PAIRS, width};
 
-/// A block of a panel in bf16, as a tile takes it: pairs of columns side by side.
+/// Weights in bf16, as a tile takes them: of what is summed over, pairs side by side.
 #[repr(C, align(64))]
 #[derive(Clone, Copy)]
 struct Block([[[u16; 2]; LANES]; PAIRS]);
 
 const ZERO: Block = Block([[[0; 2]; LANES]; PAIRS]);
+
+/// Numbers of a tile of rows.
+const TILE: usize = TILE_ROWS * BLOCK;
 
 /// Tiles of rows that go over a block together: a register of results each.
 const TOGETHER: usize = 4;
@@ -42,13 +50,32 @@ static CONFIGURATION: Configuration = Configuration {
     rows: [16, 16, 16, 16, 16, 16, 16, 16, 0, 0, 0, 0, 0, 0, 0, 0],
 };
 
+/// The tile registers, which are this thread's until it is dropped.
+struct Registers;
+
+impl Registers {
+    fn take() -> Registers {
+        // SAFETY: the configuration is valid, and lives as long as the program. An
+        // `Isa` with AMX was made only after the system allowed its use.
+        unsafe { asm!("ldtilecfg [{}]", in(reg) &raw const CONFIGURATION, options(nostack)) };
+        Registers
+    }
+}
+
+impl Drop for Registers {
+    fn drop(&mut self) {
+        // SAFETY: nothing uses them any more.
+        unsafe { asm!("tilerelease", options(nostack, nomem)) };
+    }
+}
+
 thread_local! {
-    /// The panel at hand.
+    /// The weights at hand.
     static EXPANDED: RefCell<Vec<Block>> = const { RefCell::new(Vec::new()) };
 }
 
 /// [`super::panel`] with AMX.
-#[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
+#[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx512bf16")]
 pub(super) fn panel(matrix: &Matrix, panel: usize, rows: &Activations, out: &mut [[f32; LANES]]) {
     let lanes = Avx512::new();
     let Format::Codes(codes) = matrix.format() else {
@@ -61,73 +88,113 @@ pub(super) fn panel(matrix: &Matrix, panel: usize, rows: &Activations, out: &mut
     if !prompts.is_empty() {
         EXPANDED.with_borrow_mut(|blocks| {
             blocks.clear();
-            expand(codes, matrix.padded(), matrix.panel(panel), blocks);
+            let panel = Panel::new(matrix, codes, panel);
+            expand(panel, 0..matrix.padded() / BLOCK, blocks);
             let (tiles, tile_len) = rows.half_tiles();
             assert_eq!(tile_len, blocks.len() * BLOCK * TILE_ROWS);
-            multiply(blocks, tiles, tile_len, prompts);
+            multiply_panel(blocks, tiles, tile_len, prompts);
         });
     }
 }
 
-/// All of a panel's weights, block after block.
-#[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
-fn expand(codes: Codes, columns: usize, panel: &[u8], blocks: &mut Vec<Block>) {
-    let (headers, code_bytes) = panel.split_at(codes.codes_at(columns));
-    let lanes = Avx512::new();
-    let mut weights = Unpacked::EMPTY;
-    let mut scales = UnitScales::new();
-    let per_unit = codes.unit() / BLOCK;
-    let units = headers
-        .chunks_exact(codes.header_bytes())
-        .zip(code_bytes.chunks_exact(per_unit * codes.code_bytes()));
-    for (header, bytes) in units {
-        scales.read(lanes, codes, header);
-        for (index, bytes) in bytes.chunks_exact(codes.code_bytes()).enumerate() {
-            let mut block = ZERO;
-            tile::prefetch(lanes, bytes);
-            tile::unpack(lanes, codes, bytes, &mut weights);
-            // SAFETY: all arrays have 16 lanes of 32 bits.
-            unsafe {
-                for pair in 0..PAIRS {
-                    let group = (index * BLOCK + 2 * pair) / codes.group;
-                    let scale = _mm512_loadu_ps(scales.scales[group].as_ptr());
-                    let minimum = _mm512_loadu_ps(scales.minima[group].as_ptr());
-                    let two = _mm512_load_si512(weights.0[pair].as_ptr().cast());
-                    let even = _mm512_and_si512(two, _mm512_set1_epi32(0xFFFF));
-                    let odd = _mm512_srli_epi32::<16>(two);
-                    let zero = _mm512_set1_epi32(codes.zero.into());
-                    let [even, odd] = [even, odd].map(|codes| {
-                        let codes = _mm512_cvtepi32_ps(_mm512_sub_epi32(codes, zero));
-                        rounded(_mm512_fmadd_ps(codes, scale, minimum))
-                    });
-                    let upper = _mm512_set1_epi32(0xFFFF_0000u32.cast_signed());
-                    let two = _mm512_or_si512(
-                        _mm512_srli_epi32::<16>(even),
-                        _mm512_and_si512(odd, upper),
-                    );
-                    _mm512_store_si512(block.0[pair].as_mut_ptr().cast(), two);
-                }
-            }
-            blocks.push(block);
+/// A panel's bytes.
+#[derive(Clone, Copy)]
+struct Panel<'a> {
+    codes: Codes,
+    headers: &'a [u8],
+    blocks: &'a [u8],
+}
+
+/// A block's weights, pair by pair of columns: a lane for each output.
+type Numbers = [[__m512; 2]; PAIRS];
+
+impl<'a> Panel<'a> {
+    fn new(matrix: &'a Matrix, codes: Codes, panel: usize) -> Panel<'a> {
+        let (headers, blocks) = matrix
+            .panel(panel)
+            .split_at(codes.codes_at(matrix.padded()));
+        Panel {
+            codes,
+            headers,
+            blocks,
         }
+    }
+
+    /// Reads the scales of the unit that has this block, if they are not there.
+    #[inline]
+    #[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
+    fn read_scales(&self, block: usize, first: bool, scales: &mut UnitScales) {
+        let per_unit = self.codes.unit() / BLOCK;
+        if first || block.is_multiple_of(per_unit) {
+            let header = &self.headers[block / per_unit * self.codes.header_bytes()..];
+            scales.read(Avx512::new(), self.codes, header);
+        }
+    }
+
+    /// A block's weights.
+    #[inline]
+    #[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
+    fn numbers(&self, block: usize, scales: &UnitScales) -> Numbers {
+        let (lanes, codes) = (Avx512::new(), self.codes);
+        let bytes = &self.blocks[block * codes.code_bytes()..][..codes.code_bytes()];
+        tile::prefetch(lanes, bytes);
+        let mut words = Unpacked::EMPTY;
+        tile::unpack(lanes, codes, bytes, &mut words);
+        let first = block % (codes.unit() / BLOCK) * BLOCK;
+        let zero = _mm512_set1_epi32(codes.zero.into());
+        std::array::from_fn(|pair| {
+            let group = (first + 2 * pair) / codes.group;
+            // SAFETY: all arrays have 16 lanes of 32 bits.
+            let (scale, minimum, two) = unsafe {
+                (
+                    _mm512_loadu_ps(scales.scales[group].as_ptr()),
+                    _mm512_loadu_ps(scales.minima[group].as_ptr()),
+                    _mm512_load_si512(words.0[pair].as_ptr().cast()),
+                )
+            };
+            let even = _mm512_and_si512(two, _mm512_set1_epi32(0xFFFF));
+            let odd = _mm512_srli_epi32::<16>(two);
+            [even, odd].map(|codes| {
+                let codes = _mm512_cvtepi32_ps(_mm512_sub_epi32(codes, zero));
+                _mm512_fmadd_ps(codes, scale, minimum)
+            })
+        })
     }
 }
 
-/// Numbers rounded to bf16, in the upper halves of the lanes. Weights are finite.
-#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl")]
-fn rounded(numbers: __m512) -> __m512i {
-    let bits = _mm512_castps_si512(numbers);
-    let last = _mm512_and_si512(_mm512_srli_epi32::<16>(bits), _mm512_set1_epi32(1));
-    let half = _mm512_add_epi32(last, _mm512_set1_epi32(0x7FFF));
-    _mm512_add_epi32(bits, half)
+/// Some blocks of a panel's weights, one after the other.
+#[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx512bf16")]
+fn expand(panel: Panel<'_>, blocks: Range<usize>, out: &mut Vec<Block>) {
+    // The outputs of even columns, and then those of odd ones, become pairs.
+    let places: [u16; 2 * LANES] = std::array::from_fn(|at| (at / 2 + at % 2 * LANES) as u16);
+    // SAFETY: 32 places of 16 bits.
+    let places = unsafe { _mm512_loadu_si512(places.as_ptr().cast()) };
+    let mut scales = UnitScales::new();
+    for block in blocks.clone() {
+        panel.read_scales(block, block == blocks.start, &mut scales);
+        let mut expanded = ZERO;
+        let numbers = panel.numbers(block, &scales);
+        for (pairs, [even, odd]) in expanded.0.iter_mut().zip(numbers) {
+            let both = _mm512_permutexvar_epi16(places, halves(even, odd));
+            // SAFETY: 16 pairs of 16 bits.
+            unsafe { _mm512_store_si512(pairs.as_mut_ptr().cast(), both) };
+        }
+        out.push(expanded);
+    }
+}
+
+/// Numbers as bf16: those of `first`, then those of `second`.
+#[inline]
+#[target_feature(enable = "avx512f,avx512bf16")]
+fn halves(first: __m512, second: __m512) -> __m512i {
+    // SAFETY: both are 32 numbers of 16 bits.
+    unsafe { std::mem::transmute(_mm512_cvtne2ps_pbh(second, first)) }
 }
 
 /// Multiplies all tiles of rows with an expanded panel.
-fn multiply(blocks: &[Block], tiles: &[u16], tile_len: usize, out: &mut [[f32; LANES]]) {
+fn multiply_panel(blocks: &[Block], tiles: &[u16], tile_len: usize, out: &mut [[f32; LANES]]) {
     let mut results = [Results([[0.0; LANES]; TILE_ROWS]); TOGETHER];
-    // SAFETY: the configuration is valid, and lives as long as the program. An
-    // `Isa` with AMX was made only after the system allowed its use.
-    unsafe { asm!("ldtilecfg [{}]", in(reg) &raw const CONFIGURATION, options(nostack)) };
+    let _registers = Registers::take();
     let groups = tiles.chunks(TOGETHER * tile_len);
     for (tiles, out) in groups.zip(out.chunks_mut(TOGETHER * TILE_ROWS)) {
         let count = tiles.len() / tile_len;
@@ -183,11 +250,210 @@ fn multiply(blocks: &[Block], tiles: &[u16], tile_len: usize, out: &mut [[f32; L
             *out = *row;
         }
     }
-    // SAFETY: gives the tile registers back; nothing below uses them.
-    unsafe { asm!("tilerelease", options(nostack, nomem)) };
 }
 
 /// What a register of results is stored to.
 #[repr(C, align(64))]
 #[derive(Clone, Copy)]
 struct Results([[f32; LANES]; TILE_ROWS]);
+
+/// Bytes of rows that are multiplied with all weights of some columns, before others
+/// come: they are to stay in the second-level cache.
+const IN_CACHE: usize = 1 << 20;
+
+/// Blocks, of what is summed over, that are multiplied before others come.
+fn depth(rows: usize) -> usize {
+    (IN_CACHE / (size_of::<u16>() * rows.max(1) * BLOCK)).max(1)
+}
+
+/// `y = x·Wᵀ`, the outputs of some panels.
+#[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx512bf16")]
+pub(super) fn multiply(
+    matrix: &Matrix,
+    codes: Codes,
+    panels: Range<usize>,
+    rows: &Activations,
+    y: &mut [f32],
+) {
+    let mut grid = Grid::new(y, rows.rows(), width(matrix, &panels));
+    let tiles = Tiles::of(rows);
+    let all = matrix.padded() / BLOCK;
+    let deep = depth(rows.rows());
+    let registers = Registers::take();
+    EXPANDED.with_borrow_mut(|weights| {
+        for start in (0..all).step_by(deep) {
+            let blocks = start..all.min(start + deep);
+            for panel in panels.clone().step_by(2) {
+                weights.clear();
+                for panel in panel..panel + 2 {
+                    match panels.contains(&panel) {
+                        true => {
+                            expand(Panel::new(matrix, codes, panel), blocks.clone(), weights);
+                        }
+                        false => weights.resize(2 * blocks.len(), ZERO),
+                    }
+                }
+                let column = (panel - panels.start) * LANES;
+                let weights = weights.split_at(blocks.len());
+                grid.sum(&registers, column, &tiles, &blocks, weights, start == 0);
+            }
+        }
+    });
+}
+
+/// Rows in bf16: `[tile][block][row of the tile][column of the block]`.
+struct Tiles<'a> {
+    tiles: &'a [u16],
+    /// Of each tile.
+    blocks: usize,
+}
+
+impl<'a> Tiles<'a> {
+    fn of(rows: &'a Activations) -> Tiles<'a> {
+        let (tiles, len) = rows.half_tiles();
+        Tiles {
+            tiles,
+            blocks: len / TILE,
+        }
+    }
+
+    fn count(&self) -> usize {
+        self.tiles.len() / (self.blocks * TILE)
+    }
+
+    /// Some blocks of a tile.
+    fn get(&self, tile: usize, blocks: &Range<usize>) -> &'a [u16] {
+        &self.tiles[(tile * self.blocks + blocks.start) * TILE..][..blocks.len() * TILE]
+    }
+}
+
+/// Results: some rows of `width` numbers.
+struct Grid<'a> {
+    numbers: &'a mut [f32],
+    rows: usize,
+    width: usize,
+}
+
+/// Rows and columns of results that are in registers together: two tiles each way.
+const HIGH: usize = 2 * TILE_ROWS;
+const WIDE: usize = 2 * LANES;
+
+/// That many, apart from others.
+#[repr(C, align(64))]
+struct Square([[f32; WIDE]; HIGH]);
+
+impl<'a> Grid<'a> {
+    fn new(numbers: &'a mut [f32], rows: usize, width: usize) -> Grid<'a> {
+        assert_eq!(numbers.len(), rows * width, "the lengths fit");
+        Grid {
+            numbers,
+            rows,
+            width,
+        }
+    }
+
+    /// Sums the products of some blocks of all rows with `weights`, which two tiles of
+    /// columns from `column` on have of them; added to what is there, or in its place.
+    fn sum(
+        &mut self,
+        registers: &Registers,
+        column: usize,
+        tiles: &Tiles<'_>,
+        blocks: &Range<usize>,
+        weights: (&[Block], &[Block]),
+        in_place: bool,
+    ) {
+        let wide = WIDE.min(self.width - column);
+        for tile in (0..tiles.count()).step_by(2) {
+            // Where there is no second one, nobody takes its results.
+            let other = (tile + 1).min(tiles.count() - 1);
+            let rows = (tiles.get(tile, blocks), tiles.get(other, blocks));
+            let first = tile * TILE_ROWS;
+            let high = HIGH.min(self.rows - first);
+            let start = first * self.width + column;
+            if high == HIGH && wide == WIDE {
+                let end = start + (HIGH - 1) * self.width + WIDE;
+                let out = &mut self.numbers[start..end];
+                square(registers, rows, weights, (out, self.width), in_place);
+                continue;
+            }
+            let mut whole = Square([[0.0; WIDE]; HIGH]);
+            let lines = self.numbers[start..].chunks_mut(self.width).take(high);
+            if !in_place {
+                for (whole, line) in whole.0.iter_mut().zip(lines) {
+                    whole[..wide].copy_from_slice(&line[..wide]);
+                }
+            }
+            let out = whole.0.as_flattened_mut();
+            square(registers, rows, weights, (out, WIDE), in_place);
+            let lines = self.numbers[start..].chunks_mut(self.width).take(high);
+            for (whole, line) in whole.0.iter().zip(lines) {
+                line[..wide].copy_from_slice(&whole[..wide]);
+            }
+        }
+    }
+}
+
+/// The products of two tiles of rows with two of weights, block by block, summed: added to
+/// `out`, whose rows are so far apart, or in its place.
+fn square(
+    _: &Registers,
+    (rows, other_rows): (&[u16], &[u16]),
+    (weights, other_weights): (&[Block], &[Block]),
+    (out, apart): (&mut [f32], usize),
+    in_place: bool,
+) {
+    let count = weights.len();
+    assert!(count > 0 && other_weights.len() == count);
+    assert!(rows.len() == count * TILE && other_rows.len() == count * TILE);
+    assert!(apart >= WIDE && out.len() >= (HIGH - 1) * apart + WIDE);
+    let out = out.as_mut_ptr();
+    // SAFETY: all that is read and written is within the slices, by the assertions, and
+    // the registers are ours.
+    unsafe {
+        asm!(
+            "test {in_place:e}, {in_place:e}",
+            "jnz 2f",
+            "tileloadd tmm0, [{out} + {apart}]",
+            "tileloadd tmm1, [{out} + {apart} + 64]",
+            "tileloadd tmm2, [{lower} + {apart}]",
+            "tileloadd tmm3, [{lower} + {apart} + 64]",
+            "jmp 3f",
+            "2:",
+            "tilezero tmm0",
+            "tilezero tmm1",
+            "tilezero tmm2",
+            "tilezero tmm3",
+            "3:",
+            "tileloadd tmm4, [{rows} + {line}]",
+            "tileloadd tmm6, [{weights} + {line}]",
+            "tileloadd tmm5, [{other_rows} + {line}]",
+            "tdpbf16ps tmm0, tmm4, tmm6",
+            "tileloadd tmm7, [{other_weights} + {line}]",
+            "tdpbf16ps tmm2, tmm5, tmm6",
+            "tdpbf16ps tmm1, tmm4, tmm7",
+            "tdpbf16ps tmm3, tmm5, tmm7",
+            "add {rows}, 1024",
+            "add {other_rows}, 1024",
+            "add {weights}, 1024",
+            "add {other_weights}, 1024",
+            "dec {count}",
+            "jnz 3b",
+            "tilestored [{out} + {apart}], tmm0",
+            "tilestored [{out} + {apart} + 64], tmm1",
+            "tilestored [{lower} + {apart}], tmm2",
+            "tilestored [{lower} + {apart} + 64], tmm3",
+            in_place = in(reg) u32::from(in_place),
+            rows = inout(reg) rows.as_ptr() => _,
+            other_rows = inout(reg) other_rows.as_ptr() => _,
+            weights = inout(reg) weights.as_ptr() => _,
+            other_weights = inout(reg) other_weights.as_ptr() => _,
+            count = inout(reg) count => _,
+            out = in(reg) out,
+            lower = in(reg) out.wrapping_add(TILE_ROWS * apart),
+            apart = in(reg) apart * size_of::<f32>(),
+            line = in(reg) BLOCK * size_of::<u16>(),
+            options(nostack),
+        );
+    }
+}

@@ -7,7 +7,7 @@
 //! prepared serve all rows, so that preparing them hardly counts where there are many;
 //! rows to which nothing comes back from these outputs are left out.
 //!
-//! Results are the same on all instruction sets.
+//! Results are the same on all instruction sets, but for codes with AMX.
 
 use std::ops::Range;
 
@@ -44,7 +44,7 @@ const LEAST: f32 = 1e-30;
 
 /// The largest magnitude, or NaN if one is no number.
 #[inline(always)]
-fn largest(numbers: &[f32]) -> f32 {
+pub(super) fn largest(numbers: &[f32]) -> f32 {
     // By their bits, numbers without sign are in order, and what is none is above them.
     let mut largest = [0u32; LANES];
     let (chunks, rest) = numbers.as_chunks::<LANES>();

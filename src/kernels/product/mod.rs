@@ -27,6 +27,8 @@ use back::Factors;
 use super::isa::{Isa, Tier};
 use super::math::dispatch;
 use super::matrix::{BLOCK, LANES, Matrix};
+#[cfg(target_arch = "x86_64")]
+use super::matrix::{Codes, Format};
 
 /// Pairs of columns in a block.
 const PAIRS: usize = BLOCK / 2;
@@ -64,8 +66,11 @@ struct Tile<'a> {
 /// stay in the second-level cache.
 const IN_CACHE: usize = 256 << 10;
 
-/// Rows that matrices of the same width are multiplied with, on this thread. As rows that
-/// decode: in the most exact way there is.
+/// Rows that AMX takes together.
+const TALLEST: usize = 512;
+
+/// Rows that matrices of the same width are multiplied with, on this thread: as rows of
+/// prompts.
 #[derive(Debug)]
 pub struct Inputs {
     isa: Isa,
@@ -88,15 +93,16 @@ impl Inputs {
         let columns = widths.next().expect("rows are for a matrix");
         assert!(widths.all(|width| width == columns) && x.len().is_multiple_of(columns));
         let kind = Kind::of(matrices);
-        let tall = activations::tallest(isa);
-        let height = (IN_CACHE / (size_of::<u16>() * columns) / tall).max(1) * tall;
-        let parts = x.chunks(height * columns).map(|x| {
-            let mut part = Activations::new(isa);
-            let rows = x.len() / columns;
-            part.reset(rows, rows, columns, kind);
-            part.fill(x);
-            part
-        });
+        let height = match isa.tier() {
+            // It goes by columns.
+            Tier::Amx => TALLEST,
+            _ => {
+                let tall = activations::tallest(isa);
+                (IN_CACHE / (size_of::<u16>() * columns) / tall).max(1) * tall
+            }
+        };
+        let parts = x.chunks(height * columns);
+        let parts = parts.map(|x| Activations::of_prompts(isa, kind, columns, x));
         Inputs {
             isa,
             rows: x.len() / columns,
@@ -122,6 +128,12 @@ impl Inputs {
         for part in &self.parts {
             let (y, after) = rest.split_at_mut(part.rows() * width);
             rest = after;
+            #[cfg(target_arch = "x86_64")]
+            if let Some(codes) = for_amx(self.isa, matrix) {
+                // SAFETY: an `Isa` is proof that its instructions are there.
+                unsafe { amx::multiply(matrix, codes, panels.clone(), part, y) };
+                continue;
+            }
             out.resize(part.rows(), [0.0; LANES]);
             for (index, number) in panels.clone().enumerate() {
                 panel(self.isa, matrix, number, part, &mut out);
@@ -141,6 +153,18 @@ impl Inputs {
 /// The lengths do not fit.
 pub fn back(isa: Isa, matrix: &Matrix, panels: Range<usize>, dy: &[f32], dx: &mut [f32]) {
     let width = check_back(matrix, &panels, dy, dx);
+    #[cfg(target_arch = "x86_64")]
+    if let Some(codes) = for_amx(isa, matrix)
+        && width > 0
+    {
+        let parts = dx.chunks_mut(TALLEST * matrix.columns());
+        for (dx, dy) in parts.zip(dy.chunks(TALLEST * width)) {
+            let dy = Activations::of_prompts(isa, Kind::of([matrix]), width, dy);
+            // SAFETY: an `Isa` is proof that its instructions are there.
+            unsafe { amx::back(matrix, codes, panels.clone(), &dy, dx) };
+        }
+        return;
+    }
     dispatch!(isa, |lanes,
                     matrix: &Matrix,
                     panels: Range<usize>,
@@ -166,6 +190,11 @@ pub fn back_of_few(
 ) {
     let width = check_back(matrix, &panels, dy, dx);
     assert_eq!(dy.len(), least.len() * width, "the lengths fit");
+    #[cfg(target_arch = "x86_64")]
+    if let Some(codes) = for_amx(isa, matrix) {
+        // SAFETY: an `Isa` is proof that its instructions are there.
+        return unsafe { amx::back_of_few(matrix, codes, panels, (dy, least), dx) };
+    }
     dispatch!(isa, |lanes,
                     matrix: &Matrix,
                     panels: Range<usize>,
@@ -176,6 +205,15 @@ pub fn back_of_few(
         let factors = Factors::<{ back::FEW }>::new(dy, width, |row| least[row]);
         back::back(lanes, matrix, panels, &factors, dx)
     });
+}
+
+/// A matrix's codes, if AMX takes rows of prompts through it.
+#[cfg(target_arch = "x86_64")]
+fn for_amx(isa: Isa, matrix: &Matrix) -> Option<Codes> {
+    match matrix.format() {
+        Format::Codes(codes) if isa.tier() == Tier::Amx => Some(codes),
+        _ => None,
+    }
 }
 
 /// How many outputs come back, if the lengths fit.

@@ -74,13 +74,13 @@ enum Saved {
 }
 
 impl Model {
-    /// Packs the weights of `gguf` for the best instructions there are, and makes an
-    /// adapter for them.
+    /// Packs the weights of `gguf`, and makes an adapter for them.
     ///
     /// # Errors
     /// The file cannot be run, or the adapter does not fit it.
     pub fn load(
         gguf: &Gguf,
+        isa: Isa,
         pool: &Pool,
         settings: AdapterSettings,
         recompute: bool,
@@ -90,7 +90,7 @@ impl Model {
         let weights = Weights::load(gguf, &spec, pool).map_err(|error| failed(&error))?;
         let adapter = Adapter::new(&spec, settings)?;
         Ok(Model {
-            decoder: Arc::new(Decoder::new(spec, Isa::best(), weights)),
+            decoder: Arc::new(Decoder::new(spec, isa, weights)),
             adapter,
             recompute,
         })
