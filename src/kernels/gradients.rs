@@ -16,15 +16,18 @@ pub fn rms_norm(isa: Isa, x: &[f32], weight: &[f32], eps: f32, dy: &mut [f32]) {
                     eps: f32,
                     dy: &mut [f32]| {
         let (mut squares, mut products) = ([0.0f32; LANES], [0.0f32; LANES]);
-        let lanes = x
-            .chunks(LANES)
-            .zip(weight.chunks(LANES))
-            .zip(dy.chunks(LANES));
-        for ((x, weight), dy) in lanes {
-            for (lane, ((x, weight), dy)) in x.iter().zip(weight).zip(dy).enumerate() {
-                squares[lane] = x.mul_add(*x, squares[lane]);
-                products[lane] = (dy * weight).mul_add(*x, products[lane]);
+        let (whole, rest) = x.as_chunks::<LANES>();
+        let (weights, weight_rest) = weight.as_chunks::<LANES>();
+        let (dys, dy_rest) = dy.as_chunks::<LANES>();
+        for ((x, weight), dy) in whole.iter().zip(weights).zip(dys) {
+            for lane in 0..LANES {
+                squares[lane] = x[lane].mul_add(x[lane], squares[lane]);
+                products[lane] = (dy[lane] * weight[lane]).mul_add(x[lane], products[lane]);
             }
+        }
+        for (lane, ((x, weight), dy)) in rest.iter().zip(weight_rest).zip(dy_rest).enumerate() {
+            squares[lane] = x.mul_add(*x, squares[lane]);
+            products[lane] = (dy * weight).mul_add(*x, products[lane]);
         }
         let count = x.len() as f32;
         let factor = 1.0 / (sum_lanes(squares) / count + eps).sqrt();
@@ -110,11 +113,16 @@ pub fn exponentials(isa: Isa, logits: &mut [f32], largest: f32) -> f32 {
     let out = &mut sum;
     dispatch!(isa, |_, logits: &mut [f32], largest: f32, out: &mut f32| {
         let mut sums = [0.0f32; LANES];
-        for logits in logits.chunks_mut(LANES) {
+        let (whole, rest) = logits.as_chunks_mut::<LANES>();
+        for logits in whole {
             for (logit, sum) in logits.iter_mut().zip(&mut sums) {
                 *logit = exp(*logit - largest);
                 *sum += *logit;
             }
+        }
+        for (logit, sum) in rest.iter_mut().zip(&mut sums) {
+            *logit = exp(*logit - largest);
+            *sum += *logit;
         }
         *out = sum_lanes(sums);
     });

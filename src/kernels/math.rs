@@ -94,6 +94,26 @@ fn norm_factor(x: &[f32], eps: f32) -> f32 {
     1.0 / (sum_lanes(sums) / x.len() as f32 + eps).sqrt()
 }
 
+/// The largest number; what is none does not count.
+pub fn largest(isa: Isa, x: &[f32]) -> f32 {
+    let mut largest = f32::NEG_INFINITY;
+    let out = &mut largest;
+    dispatch!(isa, |_, x: &[f32], out: &mut f32| {
+        let mut lanes = [f32::NEG_INFINITY; LANES];
+        let (whole, rest) = x.as_chunks::<LANES>();
+        for x in whole {
+            for (lane, x) in lanes.iter_mut().zip(x) {
+                *lane = if *x > *lane { *x } else { *lane };
+            }
+        }
+        *out = lanes
+            .into_iter()
+            .chain(rest.iter().copied())
+            .fold(*out, f32::max);
+    });
+    largest
+}
+
 /// The sum of all lanes, halving their number until one is left.
 #[inline(always)]
 pub(super) fn sum_lanes(mut x: [f32; LANES]) -> f32 {

@@ -87,14 +87,6 @@ impl Activations {
         }
     }
 
-    /// Some rows of prompts.
-    pub(super) fn of_prompts(isa: Isa, kind: Kind, columns: usize, x: &[f32]) -> Activations {
-        let mut rows = Activations::new(isa);
-        rows.reset(x.len() / columns, 0, columns, kind);
-        rows.fill(x);
-        rows
-    }
-
     /// Takes another shape: so many rows, of which those from `prompts` on are
     /// of prompts. What the rows hold is undefined until they are written;
     /// memory only grows.
@@ -399,7 +391,7 @@ impl Writer<'_> {
 
 /// A number as bf16, to the nearest and of two to the even one.
 #[inline(always)]
-pub(super) fn half(number: f32) -> u16 {
+fn half(number: f32) -> u16 {
     let bits = number.to_bits();
     let nearest = bits.wrapping_add(0x7FFF + (bits >> 16 & 1));
     // What is none stays none.
@@ -468,5 +460,25 @@ pub(super) fn tallest(isa: Isa) -> usize {
         #[cfg(target_arch = "x86_64")]
         Tier::Avx512 | Tier::Amx => tile::tallest::<Avx512>(),
         _ => tile::tallest::<Plain>(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use half::bf16;
+
+    #[test]
+    fn halves_are_bf16() {
+        for high in 0..=u16::MAX {
+            // At, below and above half of a step.
+            for low in [0, 1, 0x7FFF, 0x8000, 0x8001, 0xFFFF] {
+                let number = f32::from_bits(u32::from(high) << 16 | low);
+                let (found, expected) = (super::half(number), bf16::from_f32(number));
+                match number.is_nan() {
+                    true => assert!(bf16::from_bits(found).is_nan()),
+                    false => assert_eq!(found, expected.to_bits(), "{number:e}"),
+                }
+            }
+        }
     }
 }

@@ -11,7 +11,7 @@ use std::arch::x86_64::*;
 use std::cell::RefCell;
 use std::ops::Range;
 
-pub(super) use back::{back, back_of_few};
+pub(super) use back::back;
 
 use super::super::math::Avx512;
 use super::super::matrix::{BLOCK, Codes, Format, LANES, Matrix, UnitScales};

@@ -44,7 +44,7 @@ const LEAST: f32 = 1e-30;
 
 /// The largest magnitude, or NaN if one is no number.
 #[inline(always)]
-pub(super) fn largest(numbers: &[f32]) -> f32 {
+fn largest(numbers: &[f32]) -> f32 {
     // By their bits, numbers without sign are in order, and what is none is above them.
     let mut largest = [0u32; LANES];
     let (chunks, rest) = numbers.as_chunks::<LANES>();

@@ -20,6 +20,7 @@ mod words;
 
 pub use activations::{Activations, Kind, Writer};
 
+use std::cell::RefCell;
 use std::ops::Range;
 
 use back::Factors;
@@ -66,6 +67,12 @@ struct Tile<'a> {
 /// stay in the second-level cache.
 const IN_CACHE: usize = 256 << 10;
 
+#[cfg(target_arch = "x86_64")]
+thread_local! {
+    /// What comes back to rows, for AMX.
+    static COMING_BACK: RefCell<Option<Activations>> = const { RefCell::new(None) };
+}
+
 /// Rows that AMX takes together.
 const TALLEST: usize = 512;
 
@@ -102,7 +109,12 @@ impl Inputs {
             }
         };
         let parts = x.chunks(height * columns);
-        let parts = parts.map(|x| Activations::of_prompts(isa, kind, columns, x));
+        let parts = parts.map(|x| {
+            let mut part = Activations::new(isa);
+            part.reset(x.len() / columns, 0, columns, kind);
+            part.fill(x);
+            part
+        });
         Inputs {
             isa,
             rows: x.len() / columns,
@@ -158,11 +170,15 @@ pub fn back(isa: Isa, matrix: &Matrix, panels: Range<usize>, dy: &[f32], dx: &mu
         && width > 0
     {
         let parts = dx.chunks_mut(TALLEST * matrix.columns());
-        for (dx, dy) in parts.zip(dy.chunks(TALLEST * width)) {
-            let dy = Activations::of_prompts(isa, Kind::of([matrix]), width, dy);
-            // SAFETY: an `Isa` is proof that its instructions are there.
-            unsafe { amx::back(matrix, codes, panels.clone(), &dy, dx) };
-        }
+        COMING_BACK.with_borrow_mut(|rows| {
+            let rows = rows.get_or_insert_with(|| Activations::new(isa));
+            for (dx, dy) in parts.zip(dy.chunks(TALLEST * width)) {
+                rows.reset(dy.len() / width, 0, width, Kind::of([matrix]));
+                rows.fill(dy);
+                // SAFETY: an `Isa` is proof that its instructions are there.
+                unsafe { amx::back(matrix, codes, panels.clone(), rows, dx) };
+            }
+        });
         return;
     }
     dispatch!(isa, |lanes,
@@ -177,7 +193,8 @@ pub fn back(isa: Isa, matrix: &Matrix, panels: Range<usize>, dy: &[f32], dx: &mu
 }
 
 /// The same where next to nothing comes back from most outputs: in a panel where all of a
-/// row's outputs are below its `least`, they are left out and cost nothing.
+/// row's outputs are below its `least`, they are left out and cost nothing. (AMX leaves out
+/// nothing: that would take as long.)
 ///
 /// # Panics
 /// The lengths do not fit.
@@ -191,9 +208,8 @@ pub fn back_of_few(
     let width = check_back(matrix, &panels, dy, dx);
     assert_eq!(dy.len(), least.len() * width, "the lengths fit");
     #[cfg(target_arch = "x86_64")]
-    if let Some(codes) = for_amx(isa, matrix) {
-        // SAFETY: an `Isa` is proof that its instructions are there.
-        return unsafe { amx::back_of_few(matrix, codes, panels, (dy, least), dx) };
+    if for_amx(isa, matrix).is_some() {
+        return back(isa, matrix, panels, dy, dx);
     }
     dispatch!(isa, |lanes,
                     matrix: &Matrix,

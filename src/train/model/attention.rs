@@ -124,8 +124,8 @@ impl Attention<'_> {
             return (Cow::Borrowed(of), place);
         }
         let rows = task.sequence.rows.iter();
-        let rows = rows.flat_map(|&row| &of[self.key_of(task, row)]);
-        (rows.copied().collect(), Place::rows(0, self.head_dim))
+        let rows: Vec<&[f32]> = rows.map(|&row| &of[self.key_of(task, row)]).collect();
+        (rows.concat().into(), Place::rows(0, self.head_dim))
     }
 
     /// A block's weights, `[query][position]`, and the slopes of their scores' caps.
@@ -162,7 +162,7 @@ impl Attention<'_> {
                     *slope = 1.0 - (score / cap) * (score / cap);
                 }
             }
-            let largest = scores.iter().copied().fold(f32::MIN, f32::max);
+            let largest = math::largest(self.isa, scores);
             let sum = gradients::exponentials(self.isa, scores, largest);
             math::scale(self.isa, scores, 1.0 / sum);
         }

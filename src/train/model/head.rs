@@ -21,7 +21,7 @@ use crate::kernels::{Isa, LANES, Matrix, gradients, math, product};
 const NEGLIGIBLE: f32 = 1.0 / (1 << 20) as f32;
 
 /// Panels of the matrix whose logits are there at the same time.
-const PANELS: usize = 16;
+const PANELS: usize = 32;
 
 /// The head of a decoder: `cap(scale · x·Wᵀ)`.
 #[derive(Clone, Copy)]
@@ -53,8 +53,11 @@ impl Softmax {
     /// Takes in a part of a row's logits, in whose place their weights are then. Returns
     /// what weighs less by now: everything before is to be multiplied by it.
     fn take_in(&mut self, isa: Isa, row: usize, logits: &mut [f32]) -> f32 {
-        let largest = logits.iter().copied().fold(self.largest[row], f32::max);
-        let before = (self.largest[row] - largest).exp();
+        let largest = self.largest[row].max(math::largest(isa, logits));
+        let before = match largest == self.largest[row] {
+            true => 1.0,
+            false => (self.largest[row] - largest).exp(),
+        };
         self.largest[row] = largest;
         let sum = gradients::exponentials(isa, logits, largest);
         self.sums[row] = self.sums[row].mul_add(before, sum);
@@ -84,22 +87,27 @@ impl Head<'_> {
         starts.map(move |start| start..panels.min(start + PANELS))
     }
 
-    /// The logits of some panels, and their slopes: what a change of the matrix's product
-    /// changes them by.
-    fn logits(&self, panels: Range<usize>, x: &Inputs, slopes: &mut Vec<f32>) -> Vec<f32> {
+    /// The logits of some panels.
+    fn logits(&self, panels: Range<usize>, x: &Inputs, logits: &mut Vec<f32>) {
         let outputs = self.matrix.rows().min(panels.end * LANES) - panels.start * LANES;
-        let mut logits = vec![0.0; x.rows() * outputs];
-        x.multiply(self.matrix, panels, &mut logits);
+        logits.resize(x.rows() * outputs, 0.0);
+        x.multiply(self.matrix, panels, logits);
         if self.scale != 1.0 {
-            math::scale(self.isa, &mut logits, self.scale);
+            math::scale(self.isa, logits, self.scale);
         }
+        if let Some(cap) = self.cap {
+            math::soft_cap(self.isa, logits, cap);
+        }
+    }
+
+    /// What a change of the matrix's product changes each of these logits by, if that is
+    /// not the scale for all of them.
+    fn slopes(&self, logits: &[f32], slopes: &mut Vec<f32>) {
         slopes.clear();
         if let Some(cap) = self.cap {
-            math::soft_cap(self.isa, &mut logits, cap);
             let slope = |logit: &f32| self.scale * (1.0 - (logit / cap) * (logit / cap));
             slopes.extend(logits.iter().map(slope));
         }
-        logits
     }
 
     /// Adds weights, each times its slope and its row of the matrix, to what is along.
@@ -144,9 +152,12 @@ impl Head<'_> {
         let mut softmax = Softmax::new(targets.len(), differentiable.then_some(hidden));
         let mut chosen = vec![0.0; targets.len()];
         let mut chosen_slopes = vec![self.scale; targets.len()];
-        let mut slopes = Vec::new();
+        let (mut logits, mut slopes) = (Vec::new(), Vec::new());
         for panels in self.parts() {
-            let mut logits = self.logits(panels.clone(), &inputs, &mut slopes);
+            self.logits(panels.clone(), &inputs, &mut logits);
+            if differentiable {
+                self.slopes(&logits, &mut slopes);
+            }
             let first = panels.start * LANES;
             let outputs = logits.len() / targets.len();
             for (row, logits) in logits.chunks_exact_mut(outputs).enumerate() {
@@ -201,10 +212,13 @@ impl Head<'_> {
         let (mut ours, mut theirs) = (Softmax::new(rows, wanted), Softmax::new(rows, wanted));
         // The teacher's weights times how far its logits are above the student's.
         let mut above = vec![0.0f64; rows];
-        let (mut slopes, mut unused) = (Vec::new(), Vec::new());
+        let (mut logits, mut weights, mut slopes) = (Vec::new(), Vec::new(), Vec::new());
         for panels in self.parts() {
-            let mut logits = self.logits(panels.clone(), &x, &mut slopes);
-            let mut weights = self.logits(panels.clone(), &teacher, &mut unused);
+            self.logits(panels.clone(), &x, &mut logits);
+            self.logits(panels.clone(), &teacher, &mut weights);
+            if differentiable {
+                self.slopes(&logits, &mut slopes);
+            }
             let outputs = logits.len() / rows;
             let pairs = logits
                 .chunks_exact_mut(outputs)

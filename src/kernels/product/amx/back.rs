@@ -8,11 +8,8 @@ use std::arch::x86_64::*;
 use std::ops::Range;
 
 use super::super::super::matrix::{BLOCK, Codes, LANES, Matrix, UnitScales};
-use super::super::activations::{self, TILE_ROWS};
-use super::super::back::largest;
-use super::super::{Activations, PAIRS, width};
-use super::{Block, EXPANDED, Grid, HIGH, Panel, Registers, Square, TILE, Tiles, WIDE, ZERO};
-use super::{depth, halves, square};
+use super::super::{Activations, PAIRS};
+use super::{Block, EXPANDED, Grid, Panel, Registers, Tiles, ZERO, depth, halves};
 
 /// [`super::super::back`] with AMX, of what comes back as rows of bf16.
 #[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx512bf16")]
@@ -101,90 +98,6 @@ fn transposed(lines: [__m512i; LANES]) -> [__m512i; LANES] {
         b[12 + c] = _mm512_shuffle_i32x4::<0xDD>(odd, lower_odd);
     }
     b
-}
-
-/// Panels whose products are added before they are added to the rows.
-const FEW: usize = 4;
-
-/// [`super::super::back_of_few`] with AMX: rows to which something comes back from some
-/// panels are gathered to tiles.
-#[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx512bf16")]
-pub(in super::super) fn back_of_few(
-    matrix: &Matrix,
-    codes: Codes,
-    panels: Range<usize>,
-    (dy, least): (&[f32], &[f32]),
-    dx: &mut [f32],
-) {
-    let (columns, all) = (matrix.columns(), width(matrix, &panels));
-    let registers = Registers::take();
-    let (mut rows, mut gathered) = (Vec::new(), Vec::new());
-    let mut sums = Square([[0.0; WIDE]; HIGH]);
-    EXPANDED.with_borrow_mut(|weights| {
-        for start in panels.clone().step_by(FEW) {
-            let few = start..panels.end.min(start + FEW);
-            let first = (start - panels.start) * LANES;
-            let outputs = first..all.min(first + FEW * LANES);
-            gather(dy, all, outputs, least, &mut rows, &mut gathered);
-            if rows.is_empty() {
-                continue;
-            }
-            let pairs = 0..few.len().div_ceil(2);
-            let tiles = Tiles {
-                tiles: &gathered,
-                blocks: pairs.len(),
-            };
-            for block in 0..columns.div_ceil(BLOCK) {
-                expand(matrix, codes, few.clone(), block, weights);
-                let weights = weights.split_at(pairs.len());
-                let own = block * BLOCK..columns.min((block + 1) * BLOCK);
-                for (tile, rows) in rows.chunks(HIGH).enumerate() {
-                    let other = (2 * tile + 1).min(tiles.count() - 1);
-                    let tiles = (tiles.get(2 * tile, &pairs), tiles.get(other, &pairs));
-                    let out = sums.0.as_flattened_mut();
-                    square(&registers, tiles, weights, (out, WIDE), true);
-                    for (&row, sums) in rows.iter().zip(&sums.0) {
-                        let dx = &mut dx[row * columns..][own.clone()];
-                        for (dx, sum) in dx.iter_mut().zip(sums) {
-                            *dx += sum;
-                        }
-                    }
-                }
-            }
-        }
-    });
-}
-
-/// The rows that have more than their `least` in some outputs, and these outputs of them
-/// as tiles.
-#[target_feature(enable = "avx2,fma,avx512f,avx512bw,avx512dq,avx512vl")]
-fn gather(
-    dy: &[f32],
-    width: usize,
-    outputs: Range<usize>,
-    least: &[f32],
-    rows: &mut Vec<usize>,
-    tiles: &mut Vec<u16>,
-) {
-    rows.clear();
-    tiles.clear();
-    let deep = outputs.len().div_ceil(BLOCK);
-    for (row, (dy, &least)) in dy.chunks_exact(width).zip(least).enumerate() {
-        let dy = &dy[outputs.clone()];
-        let largest = largest(dy);
-        if largest == 0.0 || largest < least {
-            continue;
-        }
-        let (tile, place) = (rows.len() / TILE_ROWS, rows.len() % TILE_ROWS);
-        tiles.resize((tile + 1) * deep * TILE, 0);
-        for (block, dy) in dy.chunks(BLOCK).enumerate() {
-            let at = (tile * deep + block) * TILE + place * BLOCK;
-            for (half, number) in tiles[at..].iter_mut().zip(dy) {
-                *half = activations::half(*number);
-            }
-        }
-        rows.push(row);
-    }
 }
 
 #[cfg(test)]
