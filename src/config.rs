@@ -90,6 +90,11 @@ pub(crate) struct Loading {
 }
 
 impl ModelArgs {
+    /// Whether profiles come from a folder that may change.
+    pub(crate) fn follows_profiles(&self) -> bool {
+        self.profile_dir.is_some()
+    }
+
     /// Names the models of these arms if no model was named.
     pub(crate) fn or_of_arms<'a>(
         mut self,
@@ -195,11 +200,6 @@ impl Loading {
     /// Where the models will be computed.
     pub(crate) fn backend(&self) -> &Backend {
         &self.options.backend
-    }
-
-    /// Whether the profiles come from a folder that may change.
-    pub(crate) fn follows_profiles(&self) -> bool {
-        self.library.folder().is_some()
     }
 
     /// Where the profiles of the models came from.

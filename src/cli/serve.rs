@@ -97,8 +97,21 @@ impl Args {
                 let hangups = Hangups::listen()?;
                 tokio::spawn(edges::follow_hangups(Arc::clone(tls), hangups));
             }
+            // From now on others may know of the server: a hangup is not to end it.
+            let hangups = match self.models.follows_profiles() {
+                true => Some(Hangups::listen()?),
+                false => None,
+            };
             let loading = tokio::task::spawn_blocking(|| self.models.resolve(engine)).await??;
-            run(listener, address, loading, options, self.log_format).await
+            run(
+                listener,
+                address,
+                loading,
+                hangups,
+                options,
+                self.log_format,
+            )
+            .await
         });
         // A load that a signal interrupted has no one to load for.
         tokio.shutdown_background();
@@ -111,17 +124,13 @@ async fn run(
     listener: TcpListener,
     address: SocketAddr,
     loading: Loading,
+    hangups: Option<Hangups>,
     options: ServeOptions,
     format: log::Format,
 ) -> anyhow::Result<()> {
     let runtime = Arc::new(Runtime::new());
     let (failed, failure) = oneshot::channel();
     let loaded = Arc::clone(&runtime);
-    // Before anyone is told of the server, whom a hangup would end it for.
-    let hangups = match loading.follows_profiles() {
-        true => Some(Hangups::listen()?),
-        false => None,
-    };
     let greeting = Greeting {
         address,
         secure: options.tls.is_some(),

@@ -13,7 +13,8 @@ pub enum Tier {
     Avx2,
     /// AVX-512 F, BW, DQ, VL and VNNI.
     Avx512,
-    /// AMX tiles of bf16 for prompts and training, AVX-512 with BF16 for everything else.
+    /// AMX tiles of bf16 for prompts and training, AVX-512 for everything else; with
+    /// AVX512_BF16, which makes bf16 of weights.
     Amx,
 }
 

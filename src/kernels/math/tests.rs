@@ -186,6 +186,25 @@ fn reference_activation(activation: Activation, x: f64) -> f64 {
 }
 
 #[test]
+fn the_largest_is_found_wherever_it_is() {
+    for len in [0, 1, 15, 16, 40] {
+        for place in 0..len {
+            let mut x = vec![-3.0; len];
+            x[place] = -1.0;
+            x[(place + 1) % len] = f32::NAN;
+            let expected = if len == 1 { f32::NEG_INFINITY } else { -1.0 };
+            assert_eq!(
+                on_all(|isa| vec![largest(isa, &x)]),
+                [expected],
+                "{place} of {len}"
+            );
+        }
+        let x = vec![f32::NEG_INFINITY; len];
+        assert_eq!(on_all(|isa| vec![largest(isa, &x)]), [f32::NEG_INFINITY]);
+    }
+}
+
+#[test]
 fn gates_far_out_neither_overflow_nor_vanish() {
     for activation in [Activation::Silu, Activation::GeluTanh] {
         let gated = on_all(|isa| {

@@ -17,6 +17,11 @@ pub struct Kind {
 }
 
 impl Kind {
+    /// Whether some are needed as they are.
+    pub(super) fn dense(self) -> bool {
+        self.dense
+    }
+
     /// What all of `matrices` need.
     pub fn of<'a>(matrices: impl IntoIterator<Item = &'a Matrix>) -> Kind {
         let mut kind = Kind::default();
@@ -206,6 +211,7 @@ impl Activations {
     }
 
     /// Rows that are not left to AMX.
+    #[cfg(target_arch = "x86_64")]
     pub(super) fn plain_rows(&self) -> usize {
         self.plain
     }

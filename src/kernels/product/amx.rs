@@ -353,7 +353,7 @@ impl<'a> Grid<'a> {
     }
 
     /// Sums the products of some blocks of all rows with `weights`, which two tiles of
-    /// columns from `column` on have of them; added to what is there, or in its place.
+    /// columns from `column` on have of them; added to what is there, or in its place (`anew`).
     fn sum(
         &mut self,
         registers: &Registers,
@@ -361,7 +361,7 @@ impl<'a> Grid<'a> {
         tiles: &Tiles<'_>,
         blocks: &Range<usize>,
         weights: (&[Block], &[Block]),
-        in_place: bool,
+        anew: bool,
     ) {
         let wide = WIDE.min(self.width - column);
         for tile in (0..tiles.count()).step_by(2) {
@@ -374,18 +374,18 @@ impl<'a> Grid<'a> {
             if high == HIGH && wide == WIDE {
                 let end = start + (HIGH - 1) * self.width + WIDE;
                 let out = &mut self.numbers[start..end];
-                square(registers, rows, weights, (out, self.width), in_place);
+                square(registers, rows, weights, (out, self.width), anew);
                 continue;
             }
             let mut whole = Square([[0.0; WIDE]; HIGH]);
             let lines = self.numbers[start..].chunks_mut(self.width).take(high);
-            if !in_place {
+            if !anew {
                 for (whole, line) in whole.0.iter_mut().zip(lines) {
                     whole[..wide].copy_from_slice(&line[..wide]);
                 }
             }
             let out = whole.0.as_flattened_mut();
-            square(registers, rows, weights, (out, WIDE), in_place);
+            square(registers, rows, weights, (out, WIDE), anew);
             let lines = self.numbers[start..].chunks_mut(self.width).take(high);
             for (whole, line) in whole.0.iter().zip(lines) {
                 line[..wide].copy_from_slice(&whole[..wide]);
@@ -395,13 +395,13 @@ impl<'a> Grid<'a> {
 }
 
 /// The products of two tiles of rows with two of weights, block by block, summed: added to
-/// `out`, whose rows are so far apart, or in its place.
+/// `out`, whose rows are so far apart, or in its place (`anew`).
 fn square(
     _: &Registers,
     (rows, other_rows): (&[u16], &[u16]),
     (weights, other_weights): (&[Block], &[Block]),
     (out, apart): (&mut [f32], usize),
-    in_place: bool,
+    anew: bool,
 ) {
     let count = weights.len();
     assert!(count > 0 && other_weights.len() == count);
@@ -412,7 +412,7 @@ fn square(
     // the registers are ours.
     unsafe {
         asm!(
-            "test {in_place:e}, {in_place:e}",
+            "test {anew:e}, {anew:e}",
             "jnz 2f",
             "tileloadd tmm0, [{out} + {apart}]",
             "tileloadd tmm1, [{out} + {apart} + 64]",
@@ -443,7 +443,7 @@ fn square(
             "tilestored [{out} + {apart} + 64], tmm1",
             "tilestored [{lower} + {apart}], tmm2",
             "tilestored [{lower} + {apart} + 64], tmm3",
-            in_place = in(reg) u32::from(in_place),
+            anew = in(reg) u32::from(anew),
             rows = inout(reg) rows.as_ptr() => _,
             other_rows = inout(reg) other_rows.as_ptr() => _,
             weights = inout(reg) weights.as_ptr() => _,

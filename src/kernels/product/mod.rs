@@ -20,6 +20,7 @@ mod words;
 
 pub use activations::{Activations, Kind, Writer};
 
+#[cfg(target_arch = "x86_64")]
 use std::cell::RefCell;
 use std::ops::Range;
 
@@ -64,7 +65,7 @@ struct Tile<'a> {
 }
 
 /// Bytes of activations that are multiplied with one panel after the other: they are to
-/// stay in the second-level cache.
+/// stay in the second-level cache. (Processors with AMX have a larger one.)
 const IN_CACHE: usize = 256 << 10;
 
 #[cfg(target_arch = "x86_64")]
@@ -82,7 +83,7 @@ const TALLEST: usize = 512;
 pub struct Inputs {
     isa: Isa,
     rows: usize,
-    /// The rows, as many at a time as stay in the cache.
+    /// The rows, as many at a time as are multiplied together.
     parts: Vec<Activations>,
 }
 
@@ -101,8 +102,8 @@ impl Inputs {
         assert!(widths.all(|width| width == columns) && x.len().is_multiple_of(columns));
         let kind = Kind::of(matrices);
         let height = match isa.tier() {
-            // It goes by columns.
-            Tier::Amx => TALLEST,
+            // It cuts them by columns.
+            Tier::Amx if !kind.dense() => TALLEST,
             _ => {
                 let tall = activations::tallest(isa);
                 (IN_CACHE / (size_of::<u16>() * columns) / tall).max(1) * tall
@@ -134,6 +135,8 @@ impl Inputs {
     /// outputs of all rows.
     pub fn multiply(&self, matrix: &Matrix, panels: Range<usize>, y: &mut [f32]) {
         let width = width(matrix, &panels);
+        let fits = |part: &Activations| part.columns() == matrix.columns();
+        assert!(self.parts.iter().all(fits), "the shapes fit");
         assert_eq!(y.len(), self.rows * width, "the lengths fit");
         let mut out = Vec::new();
         let mut rest = y;
@@ -223,7 +226,7 @@ pub fn back_of_few(
     });
 }
 
-/// A matrix's codes, if AMX takes rows of prompts through it.
+/// A matrix's codes, if AMX takes rows of prompts and of training through it.
 #[cfg(target_arch = "x86_64")]
 fn for_amx(isa: Isa, matrix: &Matrix) -> Option<Codes> {
     match matrix.format() {

@@ -15,7 +15,7 @@ use super::decoder::part_rows;
 use crate::kernels::product::Inputs;
 use crate::kernels::{Isa, LANES, Matrix, gradients, math, product};
 
-/// Where all tokens of a panel have a probability below this, their rows of the matrix do
+/// Where all tokens of a panel have a probability below this, their rows of the matrix need
 /// not count on the way back (the probability itself does). On ordinary text that leaves
 /// out seven eighths of the work, and about a thousandth of the probability.
 const NEGLIGIBLE: f32 = 1.0 / (1 << 20) as f32;
@@ -265,89 +265,227 @@ fn joined(parts: Vec<Scored>) -> Scored {
 
 #[cfg(test)]
 mod tests {
+    use half::{bf16, f16};
+
     use super::*;
     use crate::gguf::TensorType;
+    use crate::kernels::Tier;
+
+    /// Tokens of a part of the vocabulary.
+    const PART: usize = PANELS * LANES;
 
     /// Three parts of the vocabulary and some of a fourth, whose last panel is not whole.
-    const TOKENS: usize = 3 * PANELS * LANES + LANES + 4;
+    const TOKENS: usize = 3 * PART + LANES + 4;
     const HIDDEN: usize = 32;
 
+    /// A matrix, its numbers, and how a head goes over it.
+    struct Subject {
+        isa: Isa,
+        matrix: Matrix,
+        weights: Vec<f32>,
+        scale: f32,
+        cap: Option<f32>,
+    }
+
+    impl Subject {
+        /// All of them, in f32 and in 8 bits, which tiles of AMX take as bf16.
+        fn all() -> impl Iterator<Item = Subject> {
+            let heads = [(1.0, None), (0.75, None), (1.5, Some(30.0))];
+            let kinds = [TensorType::F32, TensorType::Q8_0];
+            let kinds = Isa::all()
+                .into_iter()
+                .flat_map(move |isa| kinds.map(|kind| (isa, kind)));
+            kinds.flat_map(move |(isa, kind)| {
+                heads.map(|(scale, cap)| {
+                    let matrix = matrix(kind);
+                    let mut weights = vec![0.0; TOKENS * HIDDEN];
+                    for (token, weights) in weights.chunks_exact_mut(HIDDEN).enumerate() {
+                        matrix.row(token, weights);
+                    }
+                    Subject {
+                        isa,
+                        matrix,
+                        weights,
+                        scale,
+                        cap,
+                    }
+                })
+            })
+        }
+
+        fn head(&self) -> Head<'_> {
+            Head {
+                isa: self.isa,
+                matrix: &self.matrix,
+                scale: self.scale,
+                cap: self.cap,
+            }
+        }
+
+        fn row(&self, token: usize) -> &[f32] {
+            &self.weights[token * HIDDEN..][..HIDDEN]
+        }
+
+        /// A row that makes a token the likelier the larger it is.
+        fn towards(&self, token: usize, size: f32) -> impl Iterator<Item = f32> {
+            self.row(token).iter().map(move |weight| weight * size)
+        }
+
+        /// Whether tiles take its products.
+        fn rounds(&self) -> bool {
+            let codes = matches!(self.matrix.format(), crate::kernels::Format::Codes(_));
+            codes && self.isa.tier() == Tier::Amx
+        }
+
+        /// A number as products have it.
+        fn number(&self, number: f32) -> f64 {
+            match self.rounds() {
+                true => bf16::from_f32(number).into(),
+                false => number.into(),
+            }
+        }
+
+        /// The log-probability of each token after a row, and the slope of its logit.
+        fn logprobs(&self, x: &[f32]) -> Vec<(f64, f64)> {
+            let scale = f64::from(self.scale);
+            let logits = (0..TOKENS).map(|token| {
+                let pairs = self.row(token).iter().zip(x);
+                let product = pairs.map(|(w, x)| self.number(*w) * self.number(*x));
+                let product = product.sum::<f64>() * scale;
+                match self.cap.map(f64::from) {
+                    None => (product, scale),
+                    Some(cap) => {
+                        let bent = (product / cap).tanh();
+                        (cap * bent, scale * (1.0 - bent * bent))
+                    }
+                }
+            });
+            let logits: Vec<(f64, f64)> = logits.collect();
+            let sum: f64 = logits.iter().map(|(logit, _)| logit.exp()).sum();
+            let normal = |(logit, slope)| (logit - sum.ln(), slope);
+            logits.into_iter().map(normal).collect()
+        }
+
+        /// Adds a token's row of the matrix to a gradient.
+        fn add(&self, token: usize, weight: f64, gradient: &mut [f64]) {
+            for (gradient, own) in gradient.iter_mut().zip(self.row(token)) {
+                *gradient += weight * f64::from(*own);
+            }
+        }
+
+        /// `sum` is how large the weights are of rows that were added up.
+        #[track_caller]
+        fn assert_gradient(&self, found: &[f32], expected: &[f64], sum: f64) {
+            // Rows are rounded to 13 bits, or to 8.
+            let limit = match self.rounds() {
+                true => 1e-2,
+                false => 5e-4,
+            };
+            for (found, expected) in found.iter().zip(expected) {
+                let apart = (f64::from(*found) - expected).abs();
+                let isa = self.isa;
+                assert!(apart <= limit * sum + 1e-6, "{isa}: {found} and {expected}");
+            }
+        }
+    }
+
     /// Weights between −1 and 1.
-    fn weights() -> Vec<f32> {
+    fn matrix(kind: TensorType) -> Matrix {
         let number = |i: u32| (i.wrapping_add(9).wrapping_mul(2_654_435_761) >> 8) as f32;
-        (0..(TOKENS * HIDDEN) as u32)
-            .map(|i| number(i) / 8_388_608.0 - 1.0)
-            .collect()
+        let weights = (0..(TOKENS * HIDDEN) as u32).map(|i| number(i) / 8_388_608.0 - 1.0);
+        let weights: Vec<f32> = weights.collect();
+        let bytes: Vec<u8> = match kind {
+            TensorType::F32 => weights.iter().flat_map(|w| w.to_le_bytes()).collect(),
+            // Blocks of 32, with a scale.
+            _ => {
+                let block = |weights: &[f32]| {
+                    let codes = weights.iter().map(|weight| (weight * 127.0) as i8 as u8);
+                    let scale = f16::from_f32(1.0 / 127.0).to_le_bytes();
+                    scale.into_iter().chain(codes).collect::<Vec<u8>>()
+                };
+                weights.chunks(32).flat_map(block).collect()
+            }
+        };
+        let packed = Matrix::pack(kind, TOKENS, HIDDEN, &bytes);
+        packed.unwrap().unwrap()
     }
 
     #[test]
     fn leaving_out_what_has_no_probability_changes_nothing() {
-        let weights = weights();
-        let bytes: Vec<u8> = weights.iter().flat_map(|w| w.to_le_bytes()).collect();
-        let matrix = Matrix::pack(TensorType::F32, TOKENS, HIDDEN, &bytes);
-        let matrix = matrix.unwrap().unwrap();
-        let of = |token: usize| weights[token * HIDDEN..][..HIDDEN].iter();
         // Rows that are all but sure of a token of the first, a middle or the last part, and
         // that or another comes; then rows that are sure of nothing.
         let cases = [
             (5, 5, 3.0),
-            (5, 700, 3.0),
-            (400, 3, 3.0),
+            (5, 2 * PART + 60, 3.0),
+            (PART + 144, 3, 3.0),
             (TOKENS - 1, 70, 3.0),
             (TOKENS - 1, TOKENS - 1, 3.0),
             (9, 9, 0.1),
-            (80, 600, 0.2),
+            (80, PART + 88, 0.2),
         ];
-        let x: Vec<f32> = cases
-            .iter()
-            .flat_map(|&(peak, _, size)| of(peak).map(move |w| w * size))
-            .collect();
-        let targets: Vec<u32> = cases.iter().map(|&(_, target, _)| target as u32).collect();
-        for (scale, cap) in [(1.0, None), (0.75, None), (1.5, Some(30.0))] {
-            let head = Head {
-                isa: Isa::best(),
-                matrix: &matrix,
-                scale,
-                cap,
-            };
+        for subject in Subject::all() {
+            let head = subject.head();
+            let x = cases.iter();
+            let x = x.flat_map(|&(peak, _, size)| subject.towards(peak, size));
+            let x: Vec<f32> = x.collect();
+            let targets: Vec<u32> = cases.iter().map(|&(_, target, _)| target as u32).collect();
             let (found, gradients) = head.logprobs(&x, &targets, true);
             assert_eq!(head.logprobs(&x, &targets, false), (found.clone(), None));
             let gradients = gradients.unwrap();
-            for (row, x) in x.chunks_exact(HIDDEN).enumerate() {
-                // The logit of a token, and its slope.
-                let logit = |token| {
-                    let product = of(token).zip(x).map(|(w, x)| f64::from(*w) * f64::from(*x));
-                    let product = product.sum::<f64>() * f64::from(scale);
-                    match cap.map(f64::from) {
-                        None => (product, f64::from(scale)),
-                        Some(cap) => {
-                            let bent = (product / cap).tanh();
-                            (cap * bent, f64::from(scale) * (1.0 - bent * bent))
-                        }
-                    }
-                };
-                let logits: Vec<(f64, f64)> = (0..TOKENS).map(logit).collect();
-                let sum: f64 = logits.iter().map(|(logit, _)| logit.exp()).sum();
+            let rows = x.chunks_exact(HIDDEN).zip(gradients.chunks_exact(HIDDEN));
+            for (row, (x, gradient)) in rows.enumerate() {
+                let logprobs = subject.logprobs(x);
                 let target = targets[row] as usize;
-                let logprob = logits[target].0 - sum.ln();
-                assert!((f64::from(found[row]) - logprob).abs() < 1e-4, "{row}");
-                let own = of(target).map(|w| f64::from(*w) * logits[target].1);
-                let mut expected: Vec<f64> = own.collect();
-                for (token, (logit, slope)) in logits.iter().enumerate() {
-                    for (expected, weight) in expected.iter_mut().zip(of(token)) {
-                        *expected -= logit.exp() / sum * slope * f64::from(*weight);
-                    }
+                let (logprob, slope) = logprobs[target];
+                let apart = (f64::from(found[row]) - logprob).abs();
+                let limit = 1e-4 + 1e-5 * logprob.abs();
+                assert!(apart < limit, "{row}: {} and {logprob}", found[row]);
+                let mut expected = vec![0.0; HIDDEN];
+                subject.add(target, slope, &mut expected);
+                for (token, (logprob, slope)) in logprobs.iter().enumerate() {
+                    subject.add(token, -logprob.exp() * slope, &mut expected);
+                }
+                // The target's own row is not rounded.
+                subject.assert_gradient(gradient, &expected, 1.0 - logprob.exp());
+            }
+        }
+    }
+
+    #[test]
+    fn divergences_are_those_of_all_parts_of_the_vocabulary() {
+        // What student and teacher are sure of, from one part of the vocabulary or several.
+        let cases = [
+            (5, 5, 0.5),
+            (5, 2 * PART + 60, 0.6),
+            (PART + 144, 3, 0.7),
+            (TOKENS - 1, 70, 0.4),
+        ];
+        for subject in Subject::all() {
+            let head = subject.head();
+            let all = |of: &dyn Fn(&(usize, usize, f32)) -> (usize, f32)| -> Vec<f32> {
+                let rows = cases.iter().map(of);
+                rows.flat_map(|(token, size)| subject.towards(token, size))
+                    .collect()
+            };
+            let x = all(&|&(ours, _, size)| (ours, size));
+            let teacher = all(&|&(_, theirs, _)| (theirs, 0.5));
+            let (found, gradients) = head.divergences(&x, &teacher, true);
+            assert_eq!(head.divergences(&x, &teacher, false), (found.clone(), None));
+            let gradients = gradients.unwrap();
+            let rows = x.chunks_exact(HIDDEN).zip(teacher.chunks_exact(HIDDEN));
+            for (row, (x, teacher)) in rows.enumerate() {
+                let (ours, theirs) = (subject.logprobs(x), subject.logprobs(teacher));
+                let pairs = || ours.iter().zip(&theirs);
+                let terms = pairs().map(|((q, _), (p, _))| p.exp() * (p - q));
+                let divergence: f64 = terms.sum();
+                let apart = (f64::from(found[row]) - divergence).abs();
+                assert!(apart < 1e-4, "{row}: {} and {divergence}", found[row]);
+                let mut expected = vec![0.0; HIDDEN];
+                for (token, ((q, slope), (p, _))) in pairs().enumerate() {
+                    subject.add(token, (q.exp() - p.exp()) * slope, &mut expected);
                 }
                 let gradient = &gradients[row * HIDDEN..][..HIDDEN];
-                for (found, expected) in gradient.iter().zip(&expected) {
-                    // Weights of the others are rounded to 13 bits; the target's is not.
-                    let others = 1.0 - logprob.exp();
-                    let apart = (f64::from(*found) - expected).abs();
-                    assert!(
-                        apart <= 5e-4 * others + 1e-6,
-                        "{row}: {found} and {expected}"
-                    );
-                }
+                subject.assert_gradient(gradient, &expected, 2.0);
             }
         }
     }

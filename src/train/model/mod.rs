@@ -74,7 +74,7 @@ enum Saved {
 }
 
 impl Model {
-    /// Packs the weights of `gguf`, and makes an adapter for them.
+    /// Packs the weights of `gguf` for kernels of `isa`, and makes an adapter for them.
     ///
     /// # Errors
     /// The file cannot be run, or the adapter does not fit it.
