@@ -6,6 +6,7 @@ use std::process::{Command, Output, Stdio};
 use incant::analyze::{Class, Report, page};
 
 use crate::support::model;
+use crate::support::subjects::tiles_by_default;
 
 /// Runs `incant compare` on a small model in a folder of its own.
 fn compare(args: &[&str]) -> (tempfile::TempDir, Output) {
@@ -73,8 +74,14 @@ fn an_arm_would_always_have_said_what_it_said() {
     for pair in &summary.pairs {
         assert!(pair.tokens > 0);
         assert_eq!(pair.shares.unshifted, 1.0);
-        assert_eq!((pair.kl, pair.kl_reverse), (0.0, 0.0));
-        assert_eq!(pair.logprob, pair.own_logprob);
+        // With tiles, the last token of a prompt has other bits where all before it was there.
+        let [kl, apart] = if tiles_by_default() {
+            [1e-4, 1e-2]
+        } else {
+            [0.0; 2]
+        };
+        assert!(pair.kl <= kl && pair.kl_reverse <= kl, "{pair:?}");
+        assert!((pair.logprob - pair.own_logprob).abs() <= apart, "{pair:?}");
     }
     let [first, second] = report.prompts[0].answers.as_slice() else {
         panic!("not two answers")

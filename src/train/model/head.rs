@@ -462,13 +462,13 @@ mod tests {
         ];
         for subject in Subject::all() {
             let head = subject.head();
-            let all = |of: &dyn Fn(&(usize, usize, f32)) -> (usize, f32)| -> Vec<f32> {
-                let rows = cases.iter().map(of);
-                rows.flat_map(|(token, size)| subject.towards(token, size))
-                    .collect()
-            };
-            let x = all(&|&(ours, _, size)| (ours, size));
-            let teacher = all(&|&(_, theirs, _)| (theirs, 0.5));
+            let ours = cases.iter().map(|&(ours, _, size)| (ours, size));
+            let theirs = cases.iter().map(|&(_, theirs, _)| (theirs, 0.5));
+            let rows = |(token, size)| subject.towards(token, size);
+            let (x, teacher): (Vec<f32>, Vec<f32>) = (
+                ours.flat_map(rows).collect(),
+                theirs.flat_map(rows).collect(),
+            );
             let (found, gradients) = head.divergences(&x, &teacher, true);
             assert_eq!(head.divergences(&x, &teacher, false), (found.clone(), None));
             let gradients = gradients.unwrap();

@@ -115,9 +115,8 @@ mod tests {
             std::array::from_fn(|line| std::array::from_fn(|at| (line * LANES + at) as u32));
         // SAFETY: AVX-512 is there; arrays of words are registers.
         let columns: [[u32; LANES]; LANES] = unsafe {
-            std::mem::transmute(transposed(std::mem::transmute::<_, [__m512i; LANES]>(
-                lines,
-            )))
+            let lines = std::mem::transmute::<[[u32; LANES]; LANES], [__m512i; LANES]>(lines);
+            std::mem::transmute(transposed(lines))
         };
         for (line, words) in lines.iter().enumerate() {
             for (column, word) in words.iter().enumerate() {
