@@ -11,7 +11,7 @@ use super::super::super::matrix::{BLOCK, Codes, LANES, Matrix, UnitScales};
 use super::super::{Activations, PAIRS};
 use super::{Block, EXPANDED, Grid, Panel, Registers, Tiles, ZERO, depth, halves};
 
-/// [`super::super::back`] with AMX, of what comes back as rows of bf16.
+/// [`super::super::back()`] with AMX, of what comes back as rows of bf16.
 #[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx512bf16")]
 pub(in super::super) fn back(
     matrix: &Matrix,
