@@ -71,7 +71,7 @@ pub(crate) fn runtime() -> Arc<Runtime> {
     static RUNTIME: LazyLock<Arc<Runtime>> = LazyLock::new(|| {
         let options = LoadOptions {
             kv_memory: None,
-            backend: subjects::native().backend.clone(),
+            backend: subjects::exact().backend.clone(),
             engine: EngineOptions {
                 slots: 8,
                 ..EngineOptions::default()
