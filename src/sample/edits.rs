@@ -68,24 +68,23 @@ impl Edits {
     /// Edits a row. Ids beyond its end are passed over.
     pub(super) fn apply(&mut self, logits: &mut [f32]) {
         self.before.clear();
-        for &Seen { id, generated } in &self.seen {
-            let at = id as usize;
-            let Some(logit) = logits.get_mut(at) else {
-                continue;
-            };
-            self.before.push((at, *logit));
-            if self.repetition != 1.0 {
-                *logit = if *logit > 0.0 {
-                    *logit / self.repetition
-                } else {
-                    *logit * self.repetition
-                };
-            }
-            if generated > 0 {
-                *logit -= generated as f32 * self.frequency;
-                *logit -= self.presence;
+        for &seen in &self.seen {
+            let at = seen.id as usize;
+            if let Some(logit) = logits.get_mut(at) {
+                self.before.push((at, *logit));
+                *logit = self.penalized(seen, *logit);
             }
         }
+        self.add_bias(logits);
+    }
+
+    /// Edits a row by the bias alone.
+    pub(super) fn bias(&mut self, logits: &mut [f32]) {
+        self.before.clear();
+        self.add_bias(logits);
+    }
+
+    fn add_bias(&mut self, logits: &mut [f32]) {
         for &(id, bias) in &self.bias {
             let at = id as usize;
             if let Some(logit) = logits.get_mut(at) {
@@ -93,6 +92,35 @@ impl Edits {
                 *logit += bias;
             }
         }
+    }
+
+    /// Edits the scores of the tokens `ids`, in their order, or of all tokens, by the
+    /// penalties alone, for good.
+    pub(super) fn penalize(&self, ids: Option<&[u32]>, scores: &mut [f32]) {
+        for &seen in &self.seen {
+            let at = match ids {
+                Some(ids) => ids.binary_search(&seen.id).ok(),
+                None => Some(seen.id as usize),
+            };
+            if let Some(score) = at.and_then(|at| scores.get_mut(at)) {
+                *score = self.penalized(seen, *score);
+            }
+        }
+    }
+
+    fn penalized(&self, seen: Seen, mut logit: f32) -> f32 {
+        if self.repetition != 1.0 {
+            logit = if logit > 0.0 {
+                logit / self.repetition
+            } else {
+                logit * self.repetition
+            };
+        }
+        if seen.generated > 0 {
+            logit -= seen.generated as f32 * self.frequency;
+            logit -= self.presence;
+        }
+        logit
     }
 
     /// Gives an edited row its values back, to the bit.

@@ -7,6 +7,9 @@
 //! 3. top-k, top-p, min-p;
 //! 4. the draw, by the sequence's own random stream.
 //!
+//! Where several arms choose together (see [`Mixture`]), the bias is added to the first
+//! arm's row, then the rows are mixed, then come the penalties and the rest.
+//!
 //! Whatever is decided by likelihood is decided by the logit and among equals by
 //! the lower id, so that each result is a function of the row alone. NaN counts as
 //! −∞, and such tokens are never chosen. The result is exact, that of the full sort
@@ -15,6 +18,7 @@
 mod blocks;
 mod edits;
 mod logprobs;
+mod mixture;
 mod random;
 mod rank;
 mod truncation;
@@ -23,6 +27,7 @@ mod truncation;
 mod properties;
 
 pub use logprobs::{LogSoftmax, logprobs, rank};
+pub use mixture::{Mixture, plausible};
 pub use random::fresh_seed;
 
 use blocks::{Blocks, Scale};
@@ -150,6 +155,30 @@ impl Sampler {
         let chosen = self.choose(logits);
         self.edits.take_back(logits);
         chosen.ok_or(SampleError::NothingToChoose)
+    }
+
+    /// Adds the bias to a row, before it is mixed with others; [`Sampler::unbias`] takes it
+    /// back.
+    pub fn bias(&mut self, logits: &mut [f32]) {
+        self.edits.bias(logits);
+    }
+
+    /// Gives a row that [`Sampler::bias`] has edited its values back, to the bit.
+    pub fn unbias(&mut self, logits: &mut [f32]) {
+        self.edits.take_back(logits);
+    }
+
+    /// [`Sampler::sample`] from a mixture of rows, of which the first had its bias: what
+    /// is left of the chain is the penalties and all that comes after them.
+    ///
+    /// # Errors
+    /// [`SampleError::NothingToChoose`] if every score is NaN or −∞.
+    pub fn sample_mixture(&mut self, mixture: &Mixture) -> Result<u32, SampleError> {
+        let mut scores = mixture.scores().to_vec();
+        self.edits.penalize(mixture.ids(), &mut scores);
+        let chosen = self.choose(&scores);
+        let chosen = chosen.ok_or(SampleError::NothingToChoose)?;
+        Ok(mixture.ids().map_or(chosen, |ids| ids[chosen as usize]))
     }
 
     /// Counts `id` as generated, for the penalties of the tokens that follow.
