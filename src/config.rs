@@ -11,7 +11,7 @@ use incant::catalog::{self, Located};
 use incant::engine::EngineOptions;
 use incant::exec::{Backend, DeviceChoice};
 use incant::profile::Library;
-use incant::runtime::{LoadOptions, Model};
+use incant::runtime::{LoadOptions, Model, Wishes};
 
 use crate::cli::pull;
 
@@ -101,9 +101,15 @@ impl ModelArgs {
         arms: impl IntoIterator<Item = &'a String>,
     ) -> ModelArgs {
         if self.models.is_empty() {
+            let arms = arms.into_iter().flat_map(|arm| {
+                let (id, wishes) = Wishes::split(arm).unwrap_or((arm, Wishes::default()));
+                let against = wishes.guidance.and_then(|guidance| guidance.against);
+                let mix = wishes.mix.into_iter().map(|(id, _)| id);
+                std::iter::once(id.to_owned()).chain(mix).chain(against)
+            });
             for arm in arms {
                 // A model that is named otherwise has an @ or + in its name: say --model.
-                let model = arm.split(['@', '+']).next().unwrap_or(arm);
+                let model = arm.split(['@', '+']).next().unwrap_or(&arm);
                 if !self.models.iter().any(|named| named == model) {
                     self.models.push(model.to_owned());
                 }

@@ -3,6 +3,7 @@
 
 mod following;
 mod sharing;
+mod together;
 
 use std::path::Path;
 use std::sync::Arc;
@@ -55,6 +56,7 @@ fn request(prefix: Option<&Arc<Prefix>>, prompt: &[u32], max_tokens: usize) -> G
         logprobs: Some(3),
         prompt_logprobs: Some(3),
         feeds: Vec::new(),
+        together: None,
     }
 }
 

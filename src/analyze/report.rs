@@ -107,6 +107,10 @@ pub struct ReportArm {
     pub profile: Option<String>,
     /// The LoRA adapter that its id names.
     pub adapter: Option<String>,
+    /// Who else has a say in its answers, such as `guidance=0.5`: what is measured is the
+    /// arm without it all the same.
+    #[serde(default)]
+    pub guidance: Option<String>,
 }
 
 /// What all arms were asked, and what they answered. Exactly one of `messages` and

@@ -5,7 +5,7 @@ use std::io::{self, Read, Write};
 use anyhow::{Context, bail};
 use incant::engine::{EngineOptions, Event, GenerateRequest};
 use incant::profile::{Message, Role};
-use incant::runtime::{Arm, Runtime};
+use incant::runtime::{Arm, Guidance, Runtime, Wishes};
 use incant::sample::SamplingParams;
 use incant::text::decode::StreamDecoder;
 use incant::text::stop::StopMatcher;
@@ -17,7 +17,7 @@ use crate::config::ModelArgs;
 pub(crate) struct Args {
     /// The question; - reads it from the standard input
     question: String,
-    /// Which arm answers: MODEL[@PROFILE] [default: the model as it chats]
+    /// Which arm answers: MODEL[@PROFILE][+ADAPTER] [default: the model as it chats]
     #[arg(long, short)]
     arm: Option<String>,
     #[command(flatten)]
@@ -31,6 +31,13 @@ pub(crate) struct Args {
     /// End the answer after this many tokens
     #[arg(long, value_name = "N")]
     max_tokens: Option<usize>,
+    /// Lead the answer away from what the prompt says whatever is asked, 0 (off) to 10
+    /// [default: the profile's]
+    #[arg(long, value_name = "WEIGHT")]
+    guidance: Option<f32>,
+    /// Have another arm of the same tokenizer choose the words too, with this weight; repeatable
+    #[arg(long, value_name = "ARM*WEIGHT")]
+    mix: Vec<String>,
     /// Repeats an answer
     #[arg(long)]
     seed: Option<u64>,
@@ -57,17 +64,20 @@ impl Args {
         let default = loaded[0].id().to_owned();
         runtime.loaded(loaded);
         let arm = runtime.arm(self.arm.as_deref().unwrap_or(&default))?;
-        self.answer(&arm, &question)
+        self.answer(&runtime, &arm, &question)
     }
 
     /// Prints the answer as it comes.
-    fn answer(&self, arm: &Arm, question: &str) -> anyhow::Result<()> {
+    fn answer(&self, runtime: &Runtime, arm: &Arm, question: &str) -> anyhow::Result<()> {
         let system = self.system.iter();
         let mut messages: Vec<Message> = system
             .map(|text| Message::new(Role::System, text))
             .collect();
         messages.push(Message::new(Role::User, question));
+        let arm = &arm.for_conversation(&messages);
         let prompt = arm.chat(&messages)?;
+        let say = arm.say_in_chat(runtime, &self.wishes()?)?;
+        let partners = say.of_chat(arm, &messages)?;
         let prefix = prompt.prefix.as_ref().map_or(0, |prefix| prefix.ids.len());
         let used = prefix + prompt.ids.len();
         if used >= arm.context() {
@@ -78,20 +88,21 @@ impl Args {
         }
         let most = self.max_tokens.or(arm.defaults().max_tokens);
         let end_tokens = arm.end_tokens();
-        let mut generation = arm
-            .submit(vec![GenerateRequest {
-                adapter: arm.adapter(),
-                prefix: prompt.prefix,
-                prompt: prompt.ids,
-                max_tokens: most.unwrap_or(usize::MAX).min(arm.context() - used),
-                end_tokens: end_tokens.clone(),
-                sampling: self.sampling(arm),
-                index: 0,
-                logprobs: None,
-                prompt_logprobs: None,
-                feeds: Vec::new(),
-            }])?
-            .remove(0);
+        let room = (arm.context() - used).min(partners.room());
+        let request = GenerateRequest {
+            adapter: arm.adapter(),
+            prefix: prompt.prefix,
+            prompt: prompt.ids,
+            max_tokens: most.unwrap_or(usize::MAX).min(room),
+            end_tokens: end_tokens.clone(),
+            sampling: self.sampling(arm),
+            index: 0,
+            logprobs: None,
+            prompt_logprobs: None,
+            feeds: Vec::new(),
+            together: None,
+        };
+        let mut generation = partners.submit(arm, request)?;
 
         let mut decoder = StreamDecoder::new();
         let mut matcher = StopMatcher::new(&[], &prompt.markers).trim_start(true);
@@ -126,6 +137,19 @@ impl Args {
             }
         }
         bail!("the engine has died")
+    }
+
+    /// Who is to have a say in the answer.
+    fn wishes(&self) -> anyhow::Result<Wishes> {
+        let mix = self.mix.iter().map(|mix| {
+            let parts = mix.rsplit_once('*');
+            let read = parts.and_then(|(arm, weight)| Some((arm.to_owned(), weight.parse().ok()?)));
+            read.with_context(|| format!("--mix {mix}: expected ARM*WEIGHT"))
+        });
+        Ok(Wishes {
+            guidance: self.guidance.map(Guidance::new),
+            mix: mix.collect::<anyhow::Result<_>>()?,
+        })
     }
 
     fn sampling(&self, arm: &Arm) -> SamplingParams {

@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 
 use tokio::sync::mpsc as tokio_mpsc;
 
+use super::group::Bell;
 use super::worker::Worker;
 use super::{Adapter, Event, GenerateRequest, Origin, Prefix, Request, SubmitError, Warmed, cache};
 use crate::exec::{AdapterId, ExecError, Executor};
@@ -61,6 +62,8 @@ pub(super) enum Mail {
     AddAdapter(Box<Lora>, mpsc::Sender<Result<AdapterId, ExecError>>),
     /// An adapter that nobody holds any more.
     RemoveAdapter(AdapterId),
+    /// Something that sequences wait for has come from another engine.
+    Wake,
 }
 
 /// What both sides see.
@@ -189,7 +192,17 @@ impl Engine {
             .into_iter()
             .map(|request| {
                 let (sender, events) = tokio_mpsc::unbounded_channel();
-                ((request.into(), sender), Generation { events })
+                let request = request.into();
+                let bell = || Bell::new(self.mail.clone());
+                match &request {
+                    Request::Generate(GenerateRequest {
+                        together: Some(together),
+                        ..
+                    }) => together.lead.seat(bell()),
+                    Request::Join(join) => join.seat.seat(bell()),
+                    Request::Generate(_) | Request::Follow(_) => {}
+                }
+                ((request, sender), Generation::new(events))
             })
             .unzip();
         // The worker ends only after the last handle: if it is gone, it panicked.
@@ -234,6 +247,7 @@ impl Engine {
             logprobs: None,
             prompt_logprobs: None,
             feeds: Vec::new(),
+            together: None,
         };
         let mut origin = Origin::Computed;
         let generations = self.submit(vec![request]);
@@ -285,9 +299,33 @@ impl Engine {
 #[derive(Debug)]
 pub struct Generation {
     events: tokio_mpsc::UnboundedReceiver<Event>,
+    partners: Vec<Generation>,
 }
 
 impl Generation {
+    fn new(events: tokio_mpsc::UnboundedReceiver<Event>) -> Generation {
+        Generation {
+            events,
+            partners: Vec::new(),
+        }
+    }
+
+    /// Holds the generations of those who choose with it, which it ends with.
+    pub fn with_partners(mut self, partners: Vec<Generation>) -> Generation {
+        self.partners.extend(partners);
+        self
+    }
+
+    /// How many tokens of its partners' prompts were there already; asked once, after
+    /// its first token.
+    pub fn partners_cached(&mut self) -> usize {
+        let started = |partner: &mut Generation| match partner.try_next() {
+            Some(Event::Started { cached_tokens, .. }) => cached_tokens,
+            _ => 0,
+        };
+        self.partners.iter_mut().map(started).sum()
+    }
+
     /// The next event; `None` after the last one, or if the engine has died.
     pub async fn next(&mut self) -> Option<Event> {
         self.events.recv().await

@@ -8,6 +8,7 @@
 mod adapter;
 mod cache;
 mod follow;
+mod group;
 mod handle;
 mod pace;
 mod sequence;
@@ -19,6 +20,7 @@ use std::time::Duration;
 
 pub use adapter::Adapter;
 pub use follow::{Feed, Follow, lead};
+pub use group::{Lead, Seat, Share, group};
 pub use handle::{Engine, EngineOptions, Generation, Load};
 
 use crate::analyze::Divergence;
@@ -79,6 +81,36 @@ pub struct GenerateRequest {
     pub prompt_logprobs: Option<usize>,
     /// Who scores the answer under another beginning, each by a [`FollowRequest`].
     pub feeds: Vec<Feed>,
+    /// Who chooses the answer's tokens with this one, each by a [`JoinRequest`].
+    pub together: Option<Together>,
+}
+
+/// How a sequence chooses its tokens with others.
+#[derive(Clone, Debug)]
+pub struct Together {
+    /// Its place among them.
+    pub lead: Lead,
+    /// Whether the log-probabilities of generated tokens are those of the mixture, over
+    /// the tokens that could be chosen, instead of the sequence's own.
+    pub report_mixture: bool,
+}
+
+/// One sequence that chooses with another which tokens that one's answer has, by its own
+/// logits for the same answer after another beginning. It reports only that it started,
+/// and ends when the other has.
+#[derive(Debug)]
+pub struct JoinRequest {
+    /// The adapter to compute it under.
+    pub adapter: Option<Adapter>,
+    /// Constant tokens that come first; their KV is shared.
+    pub prefix: Option<Arc<Prefix>>,
+    /// What comes before the other's answer here. Prefix and prompt together hold at
+    /// least one token.
+    pub prompt: Vec<u32>,
+    /// Its place among those that choose.
+    pub seat: Seat,
+    /// Whether a later prompt is likely to go on where this one ends.
+    pub keep: bool,
 }
 
 /// One sequence that scores what another generates. It reports [`Event::Scored`] for each
@@ -105,11 +137,19 @@ pub enum Request {
     Generate(GenerateRequest),
     /// One that scores what another generates.
     Follow(FollowRequest),
+    /// One that chooses with another what that one generates.
+    Join(JoinRequest),
 }
 
 impl From<GenerateRequest> for Request {
     fn from(request: GenerateRequest) -> Request {
         Request::Generate(request)
+    }
+}
+
+impl From<JoinRequest> for Request {
+    fn from(request: JoinRequest) -> Request {
+        Request::Join(request)
     }
 }
 

@@ -6,9 +6,10 @@ use std::time::Instant;
 use tokio::sync::mpsc::UnboundedSender;
 
 use super::follow::{Followers, Following};
-use super::{Adapter, Event, FinishReason, Prefix, Request, cache};
-use crate::exec::{AdapterId, Chunk, Logits, SequenceId, Wanted};
-use crate::sample::{Sampler, TokenLogprobs, fresh_seed, logprobs};
+use super::group::Seat;
+use super::{Adapter, Event, FinishReason, Prefix, Request, Together, cache};
+use crate::exec::{AdapterId, Chunk, Executor, Logits, SequenceId, Wanted};
+use crate::sample::{Mixture, Sampler, TokenLogprobs, fresh_seed, logprobs};
 
 /// Scoring holds a row of logits for each token of a chunk; this bounds those of a
 /// step (64 rows of gemma's 262,144 logits are 64 MiB).
@@ -53,6 +54,8 @@ impl Waiting {
                         entries: vec![None; usize::from(first == 0 && !request.prompt.is_empty())],
                     }),
                     followers: Followers::new(request.feeds),
+                    together: request.together,
+                    held: None,
                 }));
                 (request.adapter, request.prefix, tokens, work)
             }
@@ -60,6 +63,14 @@ impl Waiting {
                 let tokens = join(&request.prefix, &request.prompt);
                 let following = Following::new(request.follow, request.top);
                 let work = Work::Follow(following);
+                (request.adapter, request.prefix, tokens, work)
+            }
+            Request::Join(request) => {
+                let tokens = join(&request.prefix, &request.prompt);
+                let work = Work::Join {
+                    seat: request.seat,
+                    keep: request.keep,
+                };
                 (request.adapter, request.prefix, tokens, work)
             }
         };
@@ -103,6 +114,9 @@ impl Waiting {
 
     /// Tells the client that the request failed.
     pub(super) fn fail(&self, why: &str) {
+        if let Work::Join { seat, .. } = &self.work {
+            seat.fail(why);
+        }
         // A client that has gone needs no answer.
         _ = self.events.send(Event::Failed(why.to_owned()));
     }
@@ -133,6 +147,12 @@ enum Work {
     Answer(Box<Answering>),
     /// Another's answer is scored.
     Follow(Following),
+    /// Another's tokens are chosen with it.
+    Join {
+        seat: Seat,
+        /// Whether what it computed is likely to be used again.
+        keep: bool,
+    },
 }
 
 /// An answer's own state, beside its tokens.
@@ -144,6 +164,10 @@ struct Answering {
     generated: usize,
     scoring: Option<Scoring>,
     followers: Followers,
+    together: Option<Together>,
+    /// Its row of logits for the next token, while those who choose with it have not all
+    /// computed theirs.
+    held: Option<Vec<f32>>,
 }
 
 /// Log-probabilities of a prompt, as they come in.
@@ -199,18 +223,36 @@ impl Sequence {
         self.events.is_closed()
     }
 
-    /// Takes in what it follows. Returns whether it goes on: it ends when what it
-    /// follows has, and all of that is scored.
+    /// Takes in what others say whom it follows, or chooses with. Returns whether it goes
+    /// on: one that follows ends when what it follows has, and all of that is scored; one
+    /// that chooses with another ends when that has.
     pub(super) fn listen(&mut self) -> bool {
-        let Work::Follow(following) = &mut self.work else {
-            return true;
-        };
-        following.listen(&mut self.tokens);
-        if following.is_done() {
-            self.send(Event::Finished(FinishReason::Stop));
-            return false;
+        match &mut self.work {
+            Work::Answer(answer) => {
+                let together = answer.together.as_ref();
+                let failure = together.and_then(|together| together.lead.failure());
+                if let Some(why) = &failure {
+                    self.fail(why);
+                }
+                failure.is_none()
+            }
+            Work::Follow(following) => {
+                following.listen(&mut self.tokens);
+                let is_done = following.is_done();
+                if is_done {
+                    self.send(Event::Finished(FinishReason::Stop));
+                }
+                !is_done
+            }
+            Work::Join { seat, .. } => {
+                self.tokens.extend(seat.told());
+                let is_over = seat.is_over();
+                if is_over {
+                    self.send(Event::Finished(FinishReason::Stop));
+                }
+                !is_over
+            }
         }
-        true
     }
 
     /// Whether the prompt is computed.
@@ -218,6 +260,7 @@ impl Sequence {
         match &self.work {
             Work::Answer(answer) => answer.generated > 0,
             Work::Follow(_) => self.done + 1 >= self.prompt,
+            Work::Join { .. } => self.done >= self.prompt,
         }
     }
 
@@ -226,8 +269,8 @@ impl Sequence {
     pub(super) fn is_paused(&self) -> bool {
         match &self.work {
             // The step that ends its prompt chooses a token too.
-            Work::Answer(answer) => answer.followers.are_behind(),
-            Work::Follow(_) => self.remaining() == 0,
+            Work::Answer(answer) => answer.held.is_some() || answer.followers.are_behind(),
+            Work::Follow(_) | Work::Join { .. } => self.remaining() == 0,
         }
     }
 
@@ -239,6 +282,7 @@ impl Sequence {
                 scoring.is_some_and(|scoring| scoring.first <= self.done + 1)
             }
             Work::Follow(_) => self.is_decoding(),
+            Work::Join { .. } => false,
         }
     }
 
@@ -249,13 +293,17 @@ impl Sequence {
 
     /// Whether another may go on where this one ends.
     pub(super) fn is_worth_keeping(&self) -> bool {
-        matches!(self.work, Work::Answer(_))
+        match self.work {
+            Work::Answer(_) => true,
+            Work::Follow(_) => false,
+            Work::Join { keep, .. } => keep,
+        }
     }
 
     /// How many tokens are still to be computed before the next one is chosen.
     pub(super) fn remaining(&self) -> usize {
         let last = match self.work {
-            Work::Answer(_) => self.tokens.len(),
+            Work::Answer(_) | Work::Join { .. } => self.tokens.len(),
             // The last one's logits are for the one that follows it.
             Work::Follow(_) => self.tokens.len() - 1,
         };
@@ -279,6 +327,7 @@ impl Sequence {
         match &self.work {
             Work::Answer(answer) => answer.scoring.as_ref().map(|scoring| scoring.first),
             Work::Follow(_) => Some(self.prompt),
+            Work::Join { .. } => None,
         }
     }
 
@@ -295,6 +344,7 @@ impl Sequence {
         let wanted = match (scored, &self.work) {
             (true, _) => Wanted::All,
             (false, Work::Answer(_)) if count == rest.len() => Wanted::Last,
+            (false, Work::Join { seat, .. }) if count == rest.len() => seat.wanted(),
             (false, _) => Wanted::None,
         };
         Chunk {
@@ -304,12 +354,13 @@ impl Sequence {
         }
     }
 
-    /// Takes in that a chunk was computed, whose wanted logits begin at row
-    /// `first`. Returns whether the sequence goes on.
-    pub(super) fn advance(&mut self, chunk: Computed, logits: &mut Logits, first: usize) -> bool {
+    /// Takes in that a chunk was computed, whose wanted logits begin at row `first`; its
+    /// state, if that was wanted, is number `first`.
+    pub(super) fn advance(&mut self, chunk: Computed, logits: &Logits, first: usize) -> Advance {
         let Computed { tokens, wanted } = chunk;
         let before = self.done;
         self.done += tokens;
+        let is_whole = self.done == self.tokens.len();
         match &mut self.work {
             Work::Follow(following) => {
                 let rows = if wanted == Wanted::All { tokens } else { 0 };
@@ -317,7 +368,13 @@ impl Sequence {
                 for scored in scored.flatten().collect::<Vec<_>>() {
                     self.send(Event::Scored(scored));
                 }
-                true
+                Advance::On
+            }
+            Work::Join { seat, .. } => {
+                if is_whole {
+                    seat.leave(logits, first);
+                }
+                Advance::On
             }
             Work::Answer(answer) => {
                 if let Some(scoring) = &mut answer.scoring
@@ -329,12 +386,12 @@ impl Sequence {
                         scoring.entries.push(Some(entry));
                     }
                 }
-                if self.done < self.tokens.len() {
-                    return true;
+                if !is_whole {
+                    return Advance::On;
                 }
                 let row = match wanted {
                     Wanted::All => first + tokens - 1,
-                    Wanted::Last | Wanted::None => first,
+                    Wanted::Last | Wanted::State | Wanted::None => first,
                 };
                 let scoring = answer.scoring.take();
                 let is_over = answer.max_tokens == 0;
@@ -343,28 +400,66 @@ impl Sequence {
                 }
                 if is_over {
                     self.send(Event::Finished(FinishReason::Length));
-                    return false;
+                    return Advance::Over;
                 }
-                self.choose(logits.row_mut(row))
+                Advance::Chooses(row)
             }
         }
     }
 
-    /// Chooses the next token. Returns whether the sequence goes on.
-    fn choose(&mut self, logits: &mut [f32]) -> bool {
+    /// Whether it holds its row, and all who choose with it have left theirs.
+    pub(super) fn can_choose_now(&self) -> bool {
+        match &self.work {
+            Work::Answer(answer) if answer.held.is_some() => answer.can_choose(),
+            _ => false,
+        }
+    }
+
+    /// Chooses the next token from the row that it holds. Returns whether it goes on.
+    pub(super) fn choose_from_held(&mut self, executor: &mut dyn Executor) -> bool {
         let Work::Answer(answer) = &mut self.work else {
             return true;
         };
-        let id = match answer.sampler.sample(logits) {
-            Ok(id) => id,
-            Err(error) => {
-                self.fail(&error.to_string());
+        match answer.held.take() {
+            Some(mut row) => self.choose(&mut row, executor),
+            None => true,
+        }
+    }
+
+    /// Chooses the next token, or holds the row until those who choose with it have left
+    /// theirs. Returns whether the sequence goes on.
+    pub(super) fn choose_or_hold(
+        &mut self,
+        logits: &mut [f32],
+        executor: &mut dyn Executor,
+    ) -> bool {
+        if let Work::Answer(answer) = &mut self.work
+            && !answer.can_choose()
+        {
+            answer.held = Some(logits.to_vec());
+            return true;
+        }
+        self.choose(logits, executor)
+    }
+
+    /// Chooses the next token. Returns whether the sequence goes on.
+    fn choose(&mut self, logits: &mut [f32], executor: &mut dyn Executor) -> bool {
+        let Work::Answer(answer) = &mut self.work else {
+            return true;
+        };
+        let (id, mixture) = match answer.next(logits, executor) {
+            Ok(next) => next,
+            Err(why) => {
+                self.fail(&why);
                 return false;
             }
         };
         answer.sampler.accept(id);
         answer.generated += 1;
-        let logprobs = answer.logprobs.map(|top| logprobs(logits, id, top));
+        let logprobs = answer.logprobs.map(|top| match &mixture {
+            Some(mixture) => mixture.logprobs(id, top),
+            None => logprobs(logits, id, top),
+        });
         answer.followers.tell(id, logits);
         let finish = if answer.end_tokens.contains(&id) {
             Some(FinishReason::Stop)
@@ -373,6 +468,11 @@ impl Sequence {
         } else {
             None
         };
+        if finish.is_none()
+            && let Some(together) = &answer.together
+        {
+            together.lead.tell(id);
+        }
         self.send(Event::Token { id, logprobs });
         match finish {
             Some(reason) => {
@@ -386,8 +486,11 @@ impl Sequence {
         }
     }
 
-    /// Tells the client that the sequence failed.
+    /// Tells the client that the sequence failed, and whom it chooses with.
     pub(super) fn fail(&self, why: &str) {
+        if let Work::Join { seat, .. } = &self.work {
+            seat.fail(why);
+        }
         self.send(Event::Failed(why.to_owned()));
     }
 
@@ -395,6 +498,44 @@ impl Sequence {
         // A client that has gone is noticed before the next step.
         _ = self.events.send(event);
     }
+}
+
+impl Answering {
+    /// Whether all rows are there that its next token is chosen from, but for its own.
+    fn can_choose(&self) -> bool {
+        let together = self.together.as_ref();
+        together.is_none_or(|together| together.lead.can_choose())
+    }
+
+    /// The next token; and the mixture that it was chosen from, if that is to be reported.
+    fn next(
+        &mut self,
+        logits: &mut [f32],
+        executor: &mut dyn Executor,
+    ) -> Result<(u32, Option<Mixture>), String> {
+        match &self.together {
+            Some(together) => {
+                let chosen = together.lead.choose(logits, &mut self.sampler, executor);
+                let (id, mixture) = chosen.map_err(|error| error.to_string())?;
+                Ok((id, Some(mixture).filter(|_| together.report_mixture)))
+            }
+            None => {
+                let chosen = self.sampler.sample(logits);
+                Ok((chosen.map_err(|error| error.to_string())?, None))
+            }
+        }
+    }
+}
+
+/// What a sequence does after a chunk.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Advance {
+    /// It goes on.
+    On,
+    /// It has ended.
+    Over,
+    /// Its next token is to be chosen, from this row.
+    Chooses(usize),
 }
 
 /// A chunk that was computed.

@@ -13,10 +13,10 @@ use std::time::{Duration, Instant};
 use super::cache::{Cache, LEAST, Start};
 use super::handle::{Mail, Shared};
 use super::pace::Pace;
-use super::sequence::{Computed, SCORED_ROWS, Sequence, Waiting};
+use super::sequence::{Advance, Computed, SCORED_ROWS, Sequence, Waiting};
 use super::swap::Swapped;
 use super::{Adapter, EngineOptions};
-use crate::exec::{Chunk, ExecError, Executor, Logits};
+use crate::exec::{Chunk, ExecError, Executor, Logits, Wanted};
 
 /// How often sequences that wait for another engine look whether they can go on.
 const NAP: Duration = Duration::from_millis(2);
@@ -76,6 +76,7 @@ impl Worker {
     pub(super) fn run(mut self) {
         while self.read_mail() {
             self.drop_abandoned();
+            self.choose_held();
             self.listen();
             self.swap_in();
             self.admit();
@@ -120,6 +121,21 @@ impl Worker {
         running.filter(|sequence| !sequence.is_paused()).count()
     }
 
+    /// Has those choose their next token that waited for others, in this engine or in
+    /// another, to compute theirs: also while they are swapped out.
+    fn choose_held(&mut self) {
+        let executor = self.executor.as_mut();
+        let mut choose = |sequence: &mut Sequence| {
+            !sequence.can_choose_now() || sequence.choose_from_held(executor)
+        };
+        let on: Vec<bool> = self.running.iter_mut().map(&mut choose).collect();
+        let swapped = self.swapped.iter_mut();
+        let swapped_on: Vec<bool> = swapped.map(|one| choose(one.sequence_mut())).collect();
+        let (mut on, mut swapped_on) = (on.into_iter(), swapped_on.into_iter());
+        self.retain_running(|_| on.next().unwrap_or(true));
+        self.retain_swapped(|_| swapped_on.next().unwrap_or(true));
+    }
+
     /// Lets followers hear what those they follow have said, and ends those that have
     /// heard all.
     fn listen(&mut self) {
@@ -154,6 +170,7 @@ impl Worker {
                     executor.remove_adapter(id);
                 }
             }
+            Mail::Wake => {}
             Mail::RemoveAdapter(id) => {
                 self.cache.forget(id, executor);
                 executor.remove_adapter(id);
@@ -389,11 +406,19 @@ impl Worker {
         self.pace.note(prompt_tokens, began.elapsed());
 
         let mut ended = vec![false; self.running.len()];
-        let mut row = 0;
+        let mut choosing = Vec::new();
+        let (mut row, mut state) = (0, 0);
         for ((index, computed), rows) in owners.into_iter().zip(rows) {
             let sequence = &mut self.running[index];
-            ended[index] = !sequence.advance(computed, &mut self.logits, row);
+            let is_state = computed.wanted == Wanted::State;
+            let first = if is_state { state } else { row };
+            match sequence.advance(computed, &self.logits, first) {
+                Advance::On => {}
+                Advance::Over => ended[index] = true,
+                Advance::Chooses(row) => choosing.push((index, row)),
+            }
             row += rows;
+            state += usize::from(is_state);
             if let Some(prefix) = sequence.prefix_to_keep() {
                 let executor = self.executor.as_mut();
                 let pinned = self
@@ -403,6 +428,12 @@ impl Worker {
                     tracing::warn!("a prefix is not kept: {error}");
                 }
             }
+        }
+        // Only now: whom they choose with may have come later in the batch.
+        for (index, row) in choosing {
+            let logits = self.logits.row_mut(row);
+            let executor = self.executor.as_mut();
+            ended[index] = !self.running[index].choose_or_hold(logits, executor);
         }
         let mut ended = ended.into_iter();
         self.retain_running(|_| !ended.next().unwrap_or(false));

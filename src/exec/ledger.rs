@@ -124,6 +124,7 @@ impl<K> Ledger<K> {
             tokens: Vec::new(),
             positions: Vec::new(),
             wanted: Vec::new(),
+            states: Vec::new(),
             prompts: 0,
             runs: Vec::with_capacity(members.len()),
         };
@@ -149,6 +150,7 @@ impl<K> Ledger<K> {
             match chunk.wanted {
                 Wanted::None => {}
                 Wanted::Last => rows.wanted.push(of_chunk.end - 1),
+                Wanted::State => rows.states.push(of_chunk.end - 1),
                 Wanted::All => rows.wanted.extend(of_chunk),
             }
         }
@@ -169,6 +171,8 @@ pub(super) struct Rows {
     pub(super) positions: Vec<usize>,
     /// Rows whose logits are wanted, in the batch's own order.
     pub(super) wanted: Vec<usize>,
+    /// Rows whose states are wanted, likewise.
+    pub(super) states: Vec<usize>,
     /// The first row of a prompt, where those are laid out apart.
     pub(super) prompts: usize,
     /// Each chunk, in row order.

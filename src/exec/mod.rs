@@ -38,6 +38,9 @@ pub enum Wanted {
     None,
     /// The last row's: the next token is to be chosen.
     Last,
+    /// No logits yet, but the last row's state, out of which
+    /// [`logits_at`](Executor::logits_at) computes those that turn out to be needed.
+    State,
     /// Every row's: the prompt is scored.
     All,
 }
@@ -57,7 +60,7 @@ impl Chunk<'_> {
     /// How many rows of logits this chunk asks for.
     pub fn wanted_rows(&self) -> usize {
         match self.wanted {
-            Wanted::None => 0,
+            Wanted::None | Wanted::State => 0,
             Wanted::Last => 1,
             Wanted::All => self.tokens.len(),
         }
@@ -75,11 +78,13 @@ pub enum SwapOut {
 }
 
 /// The wanted rows of logits: chunk by chunk in the batch's order, position by
-/// position within one.
+/// position within one. And the wanted states, in the batch's order too.
 #[derive(Debug, Default)]
 pub struct Logits {
     vocab: usize,
     values: Vec<f32>,
+    hidden: usize,
+    states: Vec<f32>,
 }
 
 /// So many logits may be kept for the next step, and four times as many.
@@ -98,6 +103,18 @@ impl Logits {
         // What was there need not be cleared, only what is new.
         self.values.resize(len, 0.0);
         &mut self.values
+    }
+
+    /// So many states of `hidden` numbers, to be written.
+    fn reset_states(&mut self, count: usize, hidden: usize) -> &mut [f32] {
+        self.hidden = hidden;
+        self.states.resize(count * hidden, 0.0);
+        &mut self.states
+    }
+
+    /// State number `index`: what the head takes of a row.
+    pub fn state(&self, index: usize) -> &[f32] {
+        &self.states[index * self.hidden..][..self.hidden]
     }
 
     /// How many rows there are.
@@ -159,6 +176,17 @@ pub struct Footprint {
     pub expanded: usize,
     /// …and what these took in the file.
     pub expanded_from: usize,
+}
+
+/// Checks what [`Executor::logits_at`] is asked for.
+fn check_states(spec: &DecoderSpec, states: &[&[f32]], ids: &[u32]) -> Result<(), ExecError> {
+    if states.iter().any(|state| state.len() != spec.hidden) {
+        return Err(ExecError::Batch("a state has another width than the model"));
+    }
+    if ids.iter().any(|&id| id as usize >= spec.vocab) {
+        return Err(ExecError::Batch("a token is not in the vocabulary"));
+    }
+    Ok(())
 }
 
 /// Memory for KV, in bytes.
@@ -260,6 +288,15 @@ pub trait Executor: Send {
         self.forward_into(batch, &mut logits)?;
         Ok(logits)
     }
+
+    /// The logits of the tokens `ids` for each of some states that a forward pass gave:
+    /// the same ones, to the bit, as a whole row of logits has for its decoded tokens.
+    /// What other tokens' would have cost is not spent.
+    ///
+    /// # Errors
+    /// A state of another width, a token that is not in the vocabulary, or the device
+    /// failed.
+    fn logits_at(&mut self, states: &[&[f32]], ids: &[u32]) -> Result<Vec<Vec<f32>>, ExecError>;
 
     /// Ends a sequence and frees what KV it shares with none. Unknown ids are
     /// ignored.

@@ -3,7 +3,7 @@
 use serde::Deserialize;
 
 use super::ProfileError;
-use crate::sample::SamplingParams;
+use crate::sample::{MOST_WEIGHT, PLAUSIBLE, SamplingParams};
 
 const FENCE: &str = "+++";
 
@@ -86,6 +86,41 @@ impl SamplingDefaults {
     }
 }
 
+/// How far a profile wants its answers led away from what the prompt says by itself,
+/// where the client does not say. The profile is its own guide, with the question left
+/// empty.
+#[derive(Clone, Copy, Debug, PartialEq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct GuidanceDefaults {
+    /// 0 (off) to [`MOST_WEIGHT`].
+    pub weight: f32,
+    /// Above 0, at most 1; [`PLAUSIBLE`] if absent.
+    #[serde(default = "plausible")]
+    pub plausible: f32,
+}
+
+fn plausible() -> f32 {
+    PLAUSIBLE
+}
+
+impl GuidanceDefaults {
+    /// Names the first field that is out of its range, and the range.
+    fn out_of_range(&self) -> Option<String> {
+        let GuidanceDefaults { weight, plausible } = *self;
+        if !(0.0..=MOST_WEIGHT).contains(&weight) {
+            return Some(format!(
+                "guidance.weight is {weight}, not 0 to {MOST_WEIGHT}"
+            ));
+        }
+        if !(plausible > 0.0 && plausible <= 1.0) {
+            return Some(format!(
+                "guidance.plausible is {plausible}, not above 0 and at most 1"
+            ));
+        }
+        None
+    }
+}
+
 /// What a profile says about itself.
 #[derive(Clone, Debug, PartialEq, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -99,6 +134,7 @@ pub(super) struct FrontMatter {
     pub(super) markers: Vec<String>,
     #[serde(default)]
     pub(super) sampling: SamplingDefaults,
+    pub(super) guidance: Option<GuidanceDefaults>,
 }
 
 /// A file's front matter and its template. The template keeps the file's line
@@ -161,7 +197,9 @@ impl FrontMatter {
                 "marker {marker:?} must be one line, without spaces or backslashes around it"
             ));
         }
-        self.sampling.out_of_range()
+        let guidance = self.guidance.as_ref();
+        let guidance = guidance.and_then(GuidanceDefaults::out_of_range);
+        self.sampling.out_of_range().or(guidance)
     }
 }
 
@@ -278,6 +316,16 @@ mod tests {
             ("max_tokens = 0", "not at least 1"),
         ] {
             refuse("\n+++\n", &sampling(line), expected);
+        }
+        let guidance = |line: &str| format!("\n[guidance]\n{line}\n+++\n");
+        for (line, expected) in [
+            ("weight = -0.5", "guidance.weight is -0.5, not 0 to 10"),
+            ("weight = nan", "guidance.weight is NaN"),
+            ("plausible = 0.1", "missing field `weight`"),
+            ("weight = 1.0\nplausible = 0.0", "guidance.plausible is 0"),
+            ("weight = 1.0\nplausible = 1.5", "guidance.plausible is 1.5"),
+        ] {
+            refuse("\n+++\n", &guidance(line), expected);
         }
     }
 

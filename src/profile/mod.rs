@@ -24,7 +24,7 @@ mod template;
 pub use chat_template::ChatTemplate;
 pub use error::ProfileError;
 pub use files::{Library, builtin, load};
-pub use front::SamplingDefaults;
+pub use front::{GuidanceDefaults, SamplingDefaults};
 pub use rendering::{Rendering, guard_for};
 pub use template::Profile;
 
@@ -64,6 +64,26 @@ impl Role {
     }
 }
 
+/// A conversation with its last question left empty: the text of the user's last turn,
+/// which consecutive messages make together. `None` where no user speaks.
+pub fn without_question(messages: &[Message]) -> Option<Vec<Message>> {
+    let last = messages.iter().rposition(|m| m.role == Role::User)?;
+    // Messages of the system do not part a turn.
+    let mut before = messages[..last].iter();
+    let first = before
+        .rposition(|message| message.role == Role::Assistant)
+        .map_or(0, |answer| answer + 1);
+    let emptied = messages.iter().enumerate().filter_map(|(at, message)| {
+        let is_question = message.role == Role::User && (first..=last).contains(&at);
+        match (is_question, at == last) {
+            (true, true) => Some(Message::new(Role::User, "")),
+            (true, false) => None,
+            (false, _) => Some(message.clone()),
+        }
+    });
+    Some(emptied.collect())
+}
+
 impl Message {
     /// A message of `role` that says `content`.
     pub fn new(role: Role, content: impl Into<String>) -> Message {
@@ -71,5 +91,44 @@ impl Message {
             role,
             content: content.into(),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_question_is_all_of_the_users_last_turn() {
+        let told = |turns: &[(Role, &str)]| -> Vec<Message> {
+            let turns = turns.iter();
+            turns
+                .map(|(role, text)| Message::new(*role, *text))
+                .collect()
+        };
+        use Role::{Assistant, System, User};
+        let messages = told(&[
+            (System, "be kind"),
+            (User, "one"),
+            (Assistant, "1"),
+            (User, "two"),
+            (System, "soon"),
+            (User, "three"),
+            (Assistant, "and"),
+        ]);
+        let expected = told(&[
+            (System, "be kind"),
+            (User, "one"),
+            (Assistant, "1"),
+            (System, "soon"),
+            (User, ""),
+            (Assistant, "and"),
+        ]);
+        assert_eq!(without_question(&messages), Some(expected));
+        assert_eq!(
+            without_question(&told(&[(User, "a"), (User, "b")])),
+            Some(told(&[(User, "")]))
+        );
+        assert_eq!(without_question(&told(&[(System, "be kind")])), None);
     }
 }

@@ -3,7 +3,7 @@
 use std::collections::HashSet;
 use std::sync::Arc;
 
-use super::{ChatTemplate, Message, Profile, ProfileError, SamplingDefaults};
+use super::{ChatTemplate, GuidanceDefaults, Message, Profile, ProfileError, SamplingDefaults};
 
 /// How an arm turns messages into text.
 #[derive(Clone, Debug)]
@@ -71,6 +71,25 @@ impl Rendering {
         match self {
             Rendering::Turn(profile) | Rendering::Profile(profile) => profile.defaults(),
             Rendering::Base | Rendering::Template(_) => &NO_DEFAULTS,
+        }
+    }
+
+    /// How answers are guided where the client does not say: only a profile's that has
+    /// its prefix, which is what guidance leads away from.
+    pub fn guidance(&self) -> Option<GuidanceDefaults> {
+        match self {
+            Rendering::Profile(profile) => profile.guidance(),
+            Rendering::Base | Rendering::Turn(_) | Rendering::Template(_) => None,
+        }
+    }
+
+    /// The name of the profile, if there is one: `base` and `turn` included.
+    pub fn profile_name(&self) -> Option<&str> {
+        match self {
+            Rendering::Base => Some("base"),
+            Rendering::Turn(_) => Some("turn"),
+            Rendering::Profile(profile) => Some(profile.name()),
+            Rendering::Template(_) => None,
         }
     }
 

@@ -5,7 +5,7 @@ use std::io;
 use minijinja::syntax::SyntaxConfig;
 use minijinja::{Environment, ErrorKind, UndefinedBehavior, Value};
 
-use super::front::{self, FrontMatter, SamplingDefaults};
+use super::front::{self, FrontMatter, GuidanceDefaults, SamplingDefaults};
 use super::limits::{Text, check_source, on_deep_stack};
 use super::{Message, ProfileError, Role, bounds, markers};
 
@@ -101,6 +101,11 @@ impl Profile {
     /// How its answers are sampled where the client does not say.
     pub fn defaults(&self) -> &SamplingDefaults {
         &self.front.sampling
+    }
+
+    /// How its answers are guided where the client does not say, if they are.
+    pub fn guidance(&self) -> Option<GuidanceDefaults> {
+        self.front.guidance
     }
 
     /// The constant text, without a BOS.

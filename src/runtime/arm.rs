@@ -6,9 +6,12 @@ use std::sync::Arc;
 
 pub use answered::Answered;
 
-use super::{Adapter, ArmInfo, BoundProfile, Model, Profiles, arm_info};
+use super::together::{Say, WishError, Wishes};
+use super::{Adapter, ArmInfo, BoundProfile, Model, Profiles, Runtime, arm_info};
 use crate::engine::{self, Generation, Prefix, Request, SubmitError};
-use crate::profile::{Message, ProfileError, Rendering, SamplingDefaults, guard_for};
+use crate::profile::{
+    GuidanceDefaults, Message, ProfileError, Rendering, Role, SamplingDefaults, guard_for,
+};
 use crate::text::{Special, Tokenizer};
 
 /// A resolved arm.
@@ -25,6 +28,10 @@ pub struct Arm {
     /// The constant tokens of plain completions: a named profile's.
     completion_prefix: Option<Arc<Prefix>>,
     adapter: Option<Arc<Adapter>>,
+    /// The profiles to choose among for a conversation, where the default one was taken.
+    variants: Option<Arc<Profiles>>,
+    /// What its id wishes beside it.
+    wishes: Wishes,
 }
 
 /// A prompt that is ready to run.
@@ -53,6 +60,14 @@ pub enum PromptInput {
 /// There is no such arm.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum ArmError {
+    /// What follows the arm's id is no wish.
+    #[error(
+        "the model '{id}' ends with something other than guidance=WEIGHT, against=ARM, plausible=SHARE or mix=ARM*WEIGHT"
+    )]
+    BadWish {
+        /// What was asked for.
+        id: String,
+    },
     /// No model's id begins the arm's.
     #[error("the model '{id}' does not exist (models: {})", models.join(", "))]
     UnknownModel {
@@ -127,6 +142,7 @@ impl Arm {
         let profiles = model.profiles();
         let (rendering, bound) = Arm::rendering(model, &profiles, profile.or(recorded))?;
         let named = bound.filter(|_| profile.is_some());
+        let is_default = profile.or(recorded).is_none() && bound.is_some();
         Ok(Arm {
             id: format!("{}{rest}", model.id()),
             model: Arc::clone(model),
@@ -135,7 +151,30 @@ impl Arm {
             chat_tail: bound.map_or("", BoundProfile::tail).to_owned(),
             completion_prefix: named.and_then(BoundProfile::whole).cloned(),
             adapter,
+            variants: is_default.then(|| Arc::clone(&profiles)),
+            wishes: Wishes::default(),
         })
+    }
+
+    /// The same arm for a conversation: where it names no profile and the model's default
+    /// one has a variant in the language of the first question, it is that one.
+    pub fn for_conversation(&self, messages: &[Message]) -> Arm {
+        let first = messages.iter().find(|message| message.role == Role::User);
+        let is_japanese = first.is_some_and(|message| is_japanese(&message.content));
+        let variants = self.variants.as_deref().filter(|_| is_japanese);
+        let variant = variants.and_then(|profiles| {
+            let name = self.rendering.profile_name()?;
+            profiles.get(&format!("{name}-ja"))
+        });
+        let Some(bound) = variant else {
+            return self.clone();
+        };
+        Arm {
+            rendering: Rendering::Profile(Arc::clone(bound.profile())),
+            chat_prefix: bound.prefix().cloned(),
+            chat_tail: bound.tail().to_owned(),
+            ..self.clone()
+        }
     }
 
     /// How the arm renders chat, and the profile whose prefix comes first: the
@@ -170,9 +209,53 @@ impl Arm {
         })
     }
 
-    /// Its id, as it was asked for.
+    /// Its id as it was asked for, without what it wishes beside it.
     pub fn id(&self) -> &str {
         &self.id
+    }
+
+    /// Its id as it was asked for, with all it wishes.
+    pub fn full_id(&self) -> String {
+        match self.wishes == Wishes::default() {
+            true => self.id.clone(),
+            false => format!("{}{}", self.id, self.wishes),
+        }
+    }
+
+    /// The same arm with these wishes.
+    pub(super) fn wishing(mut self, wishes: Wishes) -> Arm {
+        self.wishes = wishes;
+        self
+    }
+
+    /// Who has a say in its answers to a conversation: by `wishes`, or else by its id, or
+    /// else by its profile.
+    ///
+    /// # Errors
+    /// See [`Say::resolve`].
+    pub fn say_in_chat(&self, runtime: &Runtime, wishes: &Wishes) -> Result<Say, WishError> {
+        self.say(runtime, wishes, self.rendering.guidance())
+    }
+
+    /// Who has a say in how it continues a text: by `wishes`, or else by its id.
+    ///
+    /// # Errors
+    /// See [`Say::resolve`].
+    pub fn say_in_completion(&self, runtime: &Runtime, wishes: &Wishes) -> Result<Say, WishError> {
+        self.say(runtime, wishes, None)
+    }
+
+    fn say(
+        &self,
+        runtime: &Runtime,
+        wishes: &Wishes,
+        default: Option<GuidanceDefaults>,
+    ) -> Result<Say, WishError> {
+        let wishes = match wishes == &Wishes::default() {
+            true => &self.wishes,
+            false => wishes,
+        };
+        Say::resolve(runtime, self, wishes, default)
     }
 
     /// The longest context, in tokens.
@@ -193,6 +276,12 @@ impl Arm {
     /// How chat answers are sampled where the client does not say.
     pub fn defaults(&self) -> &SamplingDefaults {
         self.rendering.defaults()
+    }
+
+    /// The profile that renders its conversations, `base` and `turn` included; `None`
+    /// where that is the model's own chat template.
+    pub fn profile_name(&self) -> Option<&str> {
+        self.rendering.profile_name()
     }
 
     /// The tokens that end an answer.
@@ -299,9 +388,47 @@ impl Arm {
     }
 }
 
+/// Whether a text is Japanese: it has kana, and most of what it says is in kana and Han
+/// characters, each of which says about as much as two letters.
+fn is_japanese(text: &str) -> bool {
+    let is_kana = |c: char| matches!(c, '\u{3041}'..='\u{30ff}' | '\u{ff66}'..='\u{ff9d}');
+    let is_han = |c: char| matches!(c, '\u{3400}'..='\u{9fff}' | '々');
+    let kana = text.chars().filter(|&c| is_kana(c)).count();
+    let han = text.chars().filter(|&c| is_han(c)).count();
+    let all = text.chars().filter(|c| c.is_alphabetic()).count();
+    let others = all.saturating_sub(kana + han);
+    kana > 0 && 2 * (kana + han) >= others
+}
+
 impl Prompt {
     /// All its tokens, those of the profile included.
     pub fn token_count(&self) -> usize {
         self.prefix.as_ref().map_or(0, |prefix| prefix.ids.len()) + self.ids.len()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::is_japanese;
+
+    #[test]
+    fn the_language_is_that_of_most_of_the_text() {
+        for japanese in [
+            "富士山の高さは？",
+            "ありがとう",
+            "ﾃｽﾄ",
+            "PythonでHello Worldを表示する関数を書いて",
+        ] {
+            assert!(is_japanese(japanese), "{japanese}");
+        }
+        for other in [
+            "",
+            "Write a haiku.",
+            "What does の mean?",
+            "Translate 'こんにちは' to English, please.",
+            "北京是中国的首都。",
+        ] {
+            assert!(!is_japanese(other), "{other}");
+        }
     }
 }

@@ -14,11 +14,11 @@ use futures_util::StreamExt;
 use futures_util::stream::FuturesUnordered;
 
 use super::choice::{Choice, Entry, Piece, Vocabulary};
-use super::{Arm, ArmInfo, Prompt};
+use super::together::{self, Sequences};
+use super::{Arm, Partners, Prompt};
 use crate::analyze::{self, Alternative, Finish, ReportArm, Score, Token, Usage};
 use crate::engine::{
-    self, Event, FinishReason, FollowRequest, GenerateRequest, Generation, Request, Scored,
-    SubmitError,
+    self, Event, FinishReason, FollowRequest, GenerateRequest, Generation, Scored, SubmitError,
 };
 use crate::sample::SamplingParams;
 use crate::text::Tokenizer;
@@ -39,6 +39,8 @@ pub struct Side {
     pub end_tokens: Arc<[u32]>,
     /// Texts that end an answer.
     pub stop: Vec<String>,
+    /// Who else has a say in the answers. Scores are of the arm by itself all the same.
+    pub partners: Partners,
 }
 
 /// How many tokens an answer can have that each of these arms can take after its own
@@ -140,7 +142,8 @@ impl Comparison {
             steps: FuturesUnordered::new(),
             ready: VecDeque::new(),
         };
-        let mut leaders = Vec::new();
+        let mut sources = Vec::new();
+        let mut sequences = Vec::new();
         let mut followers = Vec::new();
         for (number, side) in sides.iter().enumerate() {
             let others = sides.iter().enumerate();
@@ -162,31 +165,24 @@ impl Comparison {
                         follow,
                     };
                     let source = Source::Judge(answer, place);
-                    followers.push((source, &judge.arm, Request::from(request)));
+                    followers.push((source, Sequences::alone(&judge.arm, request)));
                 }
                 let request = side.request(index, analysis, feeds);
-                leaders.push((Source::Answer(answer), &side.arm, request.into()));
+                sources.push(Source::Answer(answer));
+                sequences.push(side.partners.sequences(&side.arm, request));
                 comparison
                     .answers
                     .push(Answer::new(number, side, &judges, analysis));
             }
         }
-        let mut waiting: Vec<(Source, &Arm, Request)> = leaders;
-        waiting.append(&mut followers);
-        // What is of one model goes to its engine together, or not at all; who was begun
-        // by another engine before that ends with the comparison.
-        while let Some((_, first, _)) = waiting.first() {
-            let arm = *first;
-            let same = |(_, other, _): &mut (Source, &Arm, Request)| arm.shares_model(other);
-            let (sources, requests): (Vec<_>, Vec<_>) = waiting
-                .extract_if(.., same)
-                .map(|(source, _, request)| (source, request))
-                .unzip();
-            let generations = arm.submit(requests)?;
-            for (source, generation) in sources.into_iter().zip(generations) {
-                comparison.steps.push(step(source, generation));
-            }
+        for (source, sequence) in followers {
+            sources.push(source);
+            sequences.push(sequence);
         }
+        let generations = together::submit(sequences)?;
+        let steps = sources.into_iter().zip(generations);
+        let steps = steps.map(|(source, generation)| step(source, generation));
+        comparison.steps.extend(steps);
         Ok(comparison)
     }
 
@@ -265,6 +261,7 @@ impl Side {
             logprobs: analysis,
             prompt_logprobs: None,
             feeds,
+            together: None,
         }
     }
 }
@@ -435,10 +432,13 @@ impl From<FinishReason> for Finish {
     }
 }
 
-impl From<ArmInfo> for ReportArm {
-    fn from(info: ArmInfo) -> ReportArm {
+impl Side {
+    /// What a report says of its arm.
+    pub fn report_arm(&self) -> ReportArm {
+        let info = self.arm.info();
         ReportArm {
-            id: info.id,
+            id: self.arm.full_id(),
+            guidance: self.partners.label(),
             model: info.model,
             profile: info.profile,
             adapter: info.adapter,

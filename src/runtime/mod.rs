@@ -12,6 +12,7 @@ pub(crate) mod choice;
 mod compare;
 mod load;
 mod reload;
+pub(crate) mod together;
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, OnceLock, PoisonError, RwLock};
@@ -22,6 +23,7 @@ pub use arm::{Answered, Arm, ArmError, Prompt, PromptError, PromptInput};
 pub use bind::BoundProfile;
 pub use compare::{Comparison, Said, Side, Transcript, What, default_reference, room};
 pub use load::{LoadError, LoadOptions, Model, Profiles};
+pub use together::{Guidance, Partner, Partners, Say, WishError, Wishes};
 
 /// Everything loaded, shared by all requests.
 pub struct Runtime {
@@ -120,11 +122,24 @@ impl Runtime {
         self.created
     }
 
-    /// The arm called `id`.
+    /// The arm called `id`, behind which it may say who else has a say in its answers (see
+    /// [`Wishes::split`]).
     ///
     /// # Errors
     /// There is no such model, profile or adapter.
     pub fn arm(&self, id: &str) -> Result<Arm, ArmError> {
+        // A model's own name may hold a space, so it is tried whole first.
+        let whole = self.plain_arm(id);
+        match Wishes::split(id) {
+            Some((plain, wishes)) if whole.is_err() && plain != id => {
+                Ok(self.plain_arm(plain)?.wishing(wishes))
+            }
+            None if whole.is_err() => Err(ArmError::BadWish { id: id.to_owned() }),
+            _ => whole,
+        }
+    }
+
+    fn plain_arm(&self, id: &str) -> Result<Arm, ArmError> {
         // A model's own name may hold an @ or a +, so the longest match counts.
         let model = self
             .models()

@@ -27,7 +27,7 @@ mod truncation;
 mod properties;
 
 pub use logprobs::{LogSoftmax, logprobs, rank};
-pub use mixture::{Mixture, plausible};
+pub use mixture::{MOST_WEIGHT, Mixture, PLAUSIBLE, plausible};
 pub use random::fresh_seed;
 
 use blocks::{Blocks, Scale};

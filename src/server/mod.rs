@@ -17,6 +17,7 @@ mod crowd;
 mod deadline;
 mod errors;
 mod fields;
+mod guidance;
 mod keys;
 mod lacking;
 mod linger;

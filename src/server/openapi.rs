@@ -16,6 +16,7 @@ use serde_json::{Map, Value, json};
 use super::answer::Envelope;
 use super::controls::Controls;
 use super::errors::ErrorBody;
+use super::guidance::GuidanceFields;
 use super::metrics::CONTENT_TYPE;
 use super::routes::adapters::{Adapter, Adapters, Deleted, LoadRequest};
 use super::routes::chat::{ChatChoice, ChatDelta, ChatRequest};
@@ -145,7 +146,11 @@ fn paths(schemas: &mut Schemas) -> Value {
         json!({"delete": operation})
     };
     let chat = {
-        let request = schemas.both::<ChatRequest, Controls>();
+        let request = all_of([
+            schemas.input::<ChatRequest>(),
+            schemas.input::<Controls>(),
+            schemas.input::<GuidanceFields>(),
+        ]);
         let answer = schemas.output::<Envelope<ChatChoice>>();
         let chunk = schemas.output::<Envelope<ChatDelta>>();
         let operation = post(
@@ -158,7 +163,11 @@ fn paths(schemas: &mut Schemas) -> Value {
         with_stream(operation, chunk)
     };
     let completions = {
-        let request = schemas.both::<CompletionRequest, Controls>();
+        let request = all_of([
+            schemas.input::<CompletionRequest>(),
+            schemas.input::<Controls>(),
+            schemas.input::<GuidanceFields>(),
+        ]);
         let answer = schemas.output::<Envelope<CompletionChoice>>();
         let operation = post(
             "complete",
@@ -174,7 +183,10 @@ fn paths(schemas: &mut Schemas) -> Value {
         schemas.output::<TokenizeResponse>(),
     );
     let compare = {
-        let request = schemas.both::<CompareRequest, Controls>();
+        let request = all_of([
+            schemas.input::<CompareRequest>(),
+            schemas.input::<Controls>(),
+        ]);
         let answer = schemas.output::<CompareResponse>();
         let chunk = schemas.output::<CompareChunk>();
         let summary = "Have several arms answer the same, side by side";
@@ -333,6 +345,11 @@ fn with_failures(mut path: Value, failures: &[&str]) -> Value {
     path
 }
 
+/// One object that is read as several views.
+fn all_of<const N: usize>(views: [Value; N]) -> Value {
+    json!({"allOf": views.to_vec()})
+}
+
 /// Adds the stream of `chunk`s that an answer can be. As is usual before OpenAPI
 /// 3.2, the schema is that of one event.
 fn with_stream(mut path: Value, chunk: Value) -> Value {
@@ -376,11 +393,6 @@ impl Schemas {
 
     fn input<T: JsonSchema>(&mut self) -> Value {
         Schema::to_value(self.input.subschema_for::<T>())
-    }
-
-    /// One object that is read as two views.
-    fn both<A: JsonSchema, B: JsonSchema>(&mut self) -> Value {
-        json!({"allOf": [self.input::<A>(), self.input::<B>()]})
     }
 
     fn output<T: JsonSchema>(&mut self) -> Value {

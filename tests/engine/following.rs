@@ -65,7 +65,12 @@ fn together(engine: &Engine, prompt: &[u32], others: &[Vec<u32>]) -> (Vec<u32>, 
 
 /// The log-probabilities of all tokens at each place of `answer` after `prompt`, in double
 /// precision, from one plain pass.
-fn distributions(model: &Tiny, subject: &Subject, prompt: &[u32], answer: &[u32]) -> Vec<Vec<f64>> {
+pub(super) fn distributions(
+    model: &Tiny,
+    subject: &Subject,
+    prompt: &[u32],
+    answer: &[u32],
+) -> Vec<Vec<f64>> {
     let file = model.written(&model.tensors());
     let gguf = Gguf::open(file.path()).expect("a good file");
     let mut executor = subject.load(&gguf);

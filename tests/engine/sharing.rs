@@ -44,6 +44,7 @@ pub(super) fn plain(prompt: &[u32], max_tokens: usize) -> GenerateRequest {
     GenerateRequest {
         prompt_logprobs: None,
         feeds: Vec::new(),
+        together: None,
         ..request(None, prompt, max_tokens)
     }
 }
@@ -423,6 +424,7 @@ fn nothing_is_lost_in_a_crowd() {
                 prefix: random.random_bool(0.3).then(|| Arc::clone(&prefix)),
                 prompt_logprobs: random.random_bool(0.1).then_some(1),
                 feeds: Vec::new(),
+                together: None,
                 ..plain(&prompt, random.random_range(1..60))
             };
             let generations = engine.submit(vec![request.clone()]);

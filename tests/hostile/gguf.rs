@@ -291,6 +291,7 @@ fn answer(model: Model) -> Result<(), String> {
             logprobs: Some(3),
             prompt_logprobs: Some(0),
             feeds: Vec::new(),
+            together: None,
         };
         let generations = arm
             .submit(vec![request])

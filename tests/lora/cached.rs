@@ -31,6 +31,7 @@ fn request(adapter: Option<&Adapter>, prompt: &[u32], max_tokens: usize) -> Gene
         logprobs: None,
         prompt_logprobs: None,
         feeds: Vec::new(),
+        together: None,
     }
 }
 

@@ -37,6 +37,7 @@ fn report() -> Report {
         model: "m".to_owned(),
         profile: Some(profile.to_owned()),
         adapter: None,
+        guidance: None,
     };
     let settings = Settings {
         reference: 0,

@@ -88,8 +88,9 @@ impl Args {
         let since_1970 = SystemTime::now().duration_since(UNIX_EPOCH);
         // A clock before 1970 is no reason to refuse an answer.
         let created = since_1970.map_or(0, |time| time.as_secs());
-        let infos = arms.iter().map(|arm| arm.info().into()).collect();
-        let prompts = Job::new(arms, asked, &settings)?.run(slots)?;
+        let job = Job::new(&runtime, arms, asked, &settings)?;
+        let infos = job.arms();
+        let prompts = job.run(slots)?;
         let report = Report::new(created, settings, infos, prompts);
         let text = serde_json::to_string(&report)?;
         if let Some(html) = &html {
@@ -149,10 +150,10 @@ impl Args {
         let Some(id) = &self.reference else {
             return Ok(default_reference(arms));
         };
-        match arms.iter().position(|arm| arm.id() == id) {
+        match arms.iter().position(|arm| arm.full_id() == *id) {
             Some(place) => Ok(place),
             None => {
-                let arms: Vec<&str> = arms.iter().map(Arm::id).collect();
+                let arms: Vec<String> = arms.iter().map(Arm::full_id).collect();
                 bail!(
                     "--reference {id} is not among the arms ({})",
                     arms.join(", ")

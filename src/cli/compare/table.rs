@@ -233,6 +233,7 @@ mod tests {
             model: "m".to_owned(),
             profile: None,
             adapter: None,
+            guidance: None,
         }
     }
 

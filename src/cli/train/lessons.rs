@@ -136,6 +136,7 @@ impl School {
             logprobs: None,
             prompt_logprobs: None,
             feeds: Vec::new(),
+            together: None,
         };
         let mut generation = arm.submit(vec![request])?.remove(0);
         let mut decoder = StreamDecoder::new();

@@ -30,7 +30,7 @@ use super::adapters::Adapters;
 use super::ledger::Ledger;
 use super::{
     AdapterId, Chunk, ExecError, Executor, Footprint, KvMemory, Logits, SavedTensor, SequenceId,
-    SwapOut, default_kv_memory,
+    SwapOut, check_states, default_kv_memory,
 };
 use crate::gguf::Gguf;
 use crate::lora::Lora;
@@ -110,25 +110,40 @@ impl DeviceExecutor {
         self.segments
     }
 
-    /// The logits of the wanted rows, given the last layer's output.
+    /// The logits and the states of the rows for which they are wanted, given the last
+    /// layer's output.
     fn head(&self, x: &Tensor, plan: &Plan) -> Result<Logits, ExecError> {
-        let vocab = self.spec.vocab;
-        if plan.rows.wanted.is_empty() {
-            return Ok(Logits {
-                vocab,
-                values: Vec::new(),
-            });
-        }
-        let wanted: Vec<u32> = plan.rows.wanted.iter().map(|&row| row as u32).collect();
-        let rows = Tensor::new(wanted, &self.device)?;
-        let x = x.index_select(&rows, 0)?;
-        let x = ops::rms_norm(&x, &self.output_norm, self.spec.norm_eps)?;
-        let logits = ops::scaled(self.head.forward(&x, &[])?, self.spec.logit_scale)?;
-        let logits = ops::soft_cap(logits, self.spec.logit_cap)?;
+        let (vocab, hidden) = (self.spec.vocab, self.spec.hidden);
+        let normed = |rows: &[usize]| -> Result<Option<Tensor>, ExecError> {
+            if rows.is_empty() {
+                return Ok(None);
+            }
+            let rows: Vec<u32> = rows.iter().map(|&row| row as u32).collect();
+            let x = x.index_select(&Tensor::new(rows, &self.device)?, 0)?;
+            let x = ops::rms_norm(&x, &self.output_norm, self.spec.norm_eps)?;
+            Ok(Some(x))
+        };
+        let values = match normed(&plan.rows.wanted)? {
+            Some(x) => self.logits(&x)?,
+            None => Vec::new(),
+        };
+        let states = match normed(&plan.rows.states)? {
+            Some(x) => x.to_dtype(DType::F32)?.flatten_all()?.to_vec1()?,
+            None => Vec::new(),
+        };
         Ok(Logits {
             vocab,
-            values: logits.to_dtype(DType::F32)?.flatten_all()?.to_vec1()?,
+            values,
+            hidden,
+            states,
         })
+    }
+
+    /// The head's logits for some normed rows, row by row.
+    fn logits(&self, x: &Tensor) -> Result<Vec<f32>, ExecError> {
+        let logits = ops::scaled(self.head.forward(x, &[])?, self.spec.logit_scale)?;
+        let logits = ops::soft_cap(logits, self.spec.logit_cap)?;
+        Ok(logits.to_dtype(DType::F32)?.flatten_all()?.to_vec1()?)
     }
 }
 
@@ -215,6 +230,20 @@ impl Executor for DeviceExecutor {
         // Only now: a batch that failed half-way leaves every sequence as it was.
         self.ledger.grow(batch);
         Ok(())
+    }
+
+    fn logits_at(&mut self, states: &[&[f32]], ids: &[u32]) -> Result<Vec<Vec<f32>>, ExecError> {
+        check_states(&self.spec, states, ids)?;
+        if states.is_empty() {
+            return Ok(Vec::new());
+        }
+        // All of the head, of which a few are taken: a device has arithmetic to spare.
+        let shape = (states.len(), self.spec.hidden);
+        let logits = self.logits(&Tensor::from_vec(states.concat(), shape, &self.device)?)?;
+        let rows = logits.chunks_exact(self.spec.vocab);
+        Ok(rows
+            .map(|row| ids.iter().map(|&id| row[id as usize]).collect())
+            .collect())
     }
 
     fn end(&mut self, sequence: SequenceId) {

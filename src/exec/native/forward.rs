@@ -64,7 +64,8 @@ impl NativeExecutor {
         let low_width = adapted.width();
         buffers.grow(spec, rows, split.partials(plan), low_width);
 
-        let logits = logits.reset(plan.rows.wanted.len(), spec.vocab);
+        logits.reset(plan.rows.wanted.len(), spec.vocab);
+        logits.reset_states(plan.rows.states.len(), spec.hidden);
         let pass = Pass {
             spec,
             isa: self.isa,
@@ -142,14 +143,20 @@ impl NativeExecutor {
                 pass.multiply(crew, &[down], &inner, pass.added);
             }
         });
+        let last = weights.layers.last();
+        let post_norm = last.and_then(|layer| layer.post_feed_forward_norm.as_deref());
+        if !plan.rows.states.is_empty() {
+            let states = SharedSlice::from(&mut logits.states[..]);
+            self.pool.run(|crew| {
+                pass.last_states(crew, post_norm, &weights.output_norm, states);
+            });
+        }
         if !plan.rows.wanted.is_empty() {
             let wanted = &mut buffers.normed;
             let count = plan.rows.wanted.len();
             wanted.reset(count, count, spec.hidden, kinds.wanted);
             let wanted = wanted.writer();
-            let out = SharedSlice::from(logits);
-            let last = weights.layers.last();
-            let post_norm = last.and_then(|layer| layer.post_feed_forward_norm.as_deref());
+            let out = SharedSlice::from(&mut logits.values[..]);
             self.pool.run(|crew| {
                 pass.last_norm(crew, post_norm, &weights.output_norm, &wanted);
                 let head = Product {
@@ -160,6 +167,51 @@ impl NativeExecutor {
                 pass.finish_logits(crew, out, count * spec.vocab);
             });
         }
+    }
+}
+
+impl NativeExecutor {
+    /// The head's products with some states, for the tokens `ids` alone: whole panels of
+    /// the head, by the kernel that a forward pass uses.
+    pub(super) fn head_at(&mut self, states: &[&[f32]], ids: &[u32]) -> Vec<Vec<f32>> {
+        let (spec, isa, head) = (&self.spec, self.isa, &self.weights.head);
+        let rows = states.len();
+        let buffers = &mut self.buffers;
+        let wanted = &mut buffers.normed;
+        wanted.reset(rows, rows, spec.hidden, self.weights.kinds.wanted);
+        wanted.fill(&states.concat());
+        let mut panels: Vec<usize> = ids.iter().map(|&id| id as usize / LANES).collect();
+        panels.sort_unstable();
+        panels.dedup();
+        // `[panel][state]`.
+        let mut products = vec![[0.0; LANES]; panels.len() * rows];
+        let out = SharedSlice::from(&mut products[..]);
+        let wanted = &buffers.normed;
+        self.pool.run(|crew| {
+            crew.each(panels.len(), |index| {
+                let part = index * rows..(index + 1) * rows;
+                // SAFETY: each part is written by one task.
+                let out = unsafe { out.slice_mut(part) };
+                product::panel(isa, head, panels[index], wanted, out);
+                let values = out.as_flattened_mut();
+                if spec.logit_scale != 1.0 || spec.logit_cap.is_some() {
+                    math::scale(isa, values, spec.logit_scale);
+                }
+                if let Some(cap) = spec.logit_cap {
+                    math::soft_cap(isa, values, cap);
+                }
+            });
+        });
+        let of_state = |state: usize| {
+            let logits = ids.iter().map(|&id| {
+                let id = id as usize;
+                // Every id's panel is among them.
+                let panel = panels.partition_point(|&panel| panel < id / LANES);
+                products[panel * rows + state][id % LANES]
+            });
+            logits.collect()
+        };
+        (0..rows).map(of_state).collect()
     }
 }
 
@@ -256,6 +308,22 @@ impl<'a> Pass<'a> {
             let normed = self.norm_row(row, Some(post_norm), Some(weight), scratch);
             // SAFETY: each row is written by one task.
             unsafe { to.write(index, normed) };
+        });
+    }
+
+    /// The normed rows whose states are wanted, as they are.
+    fn last_states(
+        &self,
+        crew: &mut Crew<'_>,
+        post_norm: Option<&[f32]>,
+        weight: &[f32],
+        to: SharedSlice<'a, f32>,
+    ) {
+        let scratch = self.scratch(crew);
+        crew.each(self.plan.rows.states.len(), |index| {
+            let row = self.plan.rows.states[index];
+            let normed = self.norm_row(row, Some(post_norm), Some(weight), scratch);
+            self.row(to, index, normed.len()).copy_from_slice(normed);
         });
     }
 

@@ -40,7 +40,7 @@ use super::adapters::Adapters;
 use super::ledger::Ledger;
 use super::{
     AdapterId, Chunk, ExecError, Executor, Footprint, KvMemory, Logits, SavedTensor, SequenceId,
-    SwapOut, default_kv_memory,
+    SwapOut, check_states, default_kv_memory,
 };
 use crate::gguf::Gguf;
 use crate::kernels::{Isa, Tier};
@@ -199,6 +199,14 @@ impl Executor for NativeExecutor {
         self.run(&plan, &adapted, logits);
         self.ledger.grow(batch);
         Ok(())
+    }
+
+    fn logits_at(&mut self, states: &[&[f32]], ids: &[u32]) -> Result<Vec<Vec<f32>>, ExecError> {
+        check_states(&self.spec, states, ids)?;
+        match states.is_empty() || ids.is_empty() {
+            true => Ok(vec![Vec::new(); states.len()]),
+            false => Ok(self.head_at(states, ids)),
+        }
     }
 
     fn end(&mut self, sequence: SequenceId) {

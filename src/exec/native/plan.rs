@@ -244,6 +244,7 @@ mod tests {
             tokens: vec![0; lens.len()],
             positions: lens.iter().map(|len| len - 1).collect(),
             wanted: Vec::new(),
+            states: Vec::new(),
             prompts: lens.len(),
             runs: runs.collect(),
         };

@@ -37,6 +37,7 @@ pub(crate) struct Head {
     id: String,
     created: u64,
     model: String,
+    profile: Option<String>,
 }
 
 /// A whole answer or a chunk of one.
@@ -49,8 +50,12 @@ pub(crate) struct Envelope<C> {
     object: &'static str,
     /// When the answer was begun, in seconds since 1970.
     created: u64,
-    /// The id of the arm that answers.
+    /// The id of the arm that answers, as it was asked for.
     model: String,
+    /// The profile that rendered the conversation; absent where that was the model's own chat template, and in
+    /// completions.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    profile: Option<String>,
     /// Names the server's build.
     system_fingerprint: &'static str,
     /// The answers. Empty in the chunk that carries the usage.
@@ -62,13 +67,14 @@ pub(crate) struct Envelope<C> {
 
 impl Head {
     /// A new response's head.
-    pub(crate) fn new<S: Shape>(model: &str) -> Head {
+    pub(crate) fn new<S: Shape>(model: String, profile: Option<String>) -> Head {
         let since_1970 = SystemTime::now().duration_since(UNIX_EPOCH);
         Head {
             id: format!("{}{:032x}", S::ID, rand::random::<u128>()),
             // A clock before 1970 is no reason to refuse an answer.
             created: since_1970.map_or(0, |time| time.as_secs()),
-            model: model.to_owned(),
+            model,
+            profile,
         }
     }
 
@@ -83,6 +89,7 @@ impl Head {
             object,
             created: self.created,
             model: self.model.clone(),
+            profile: self.profile.clone(),
             system_fingerprint: FINGERPRINT,
             choices,
             usage,

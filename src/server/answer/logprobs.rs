@@ -6,8 +6,31 @@ use schemars::{JsonSchema, Schema, SchemaGenerator};
 use serde::ser::SerializeMap;
 use serde::{Serialize, Serializer};
 
+use crate::runtime::Partners;
 use crate::runtime::choice::{Alternative, Entry};
 use crate::shown::{ZERO_PROBABILITY, finite, token_name};
+
+/// Which distribution log-probabilities are of, where others had a say in the answer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, JsonSchema)]
+pub(crate) enum Measured {
+    /// The arm's own, by itself.
+    #[serde(rename = "without guidance")]
+    Own,
+    /// The mixture, over the tokens that could be chosen.
+    #[serde(rename = "with guidance")]
+    Mixture,
+}
+
+impl Measured {
+    /// What is measured of an answer in which these have a say.
+    pub(crate) fn of(partners: &Partners) -> Option<Measured> {
+        match (partners.partners.is_empty(), partners.report_mixture) {
+            (true, _) => None,
+            (false, true) => Some(Measured::Mixture),
+            (false, false) => Some(Measured::Own),
+        }
+    }
+}
 
 /// Log-probabilities in a chat answer.
 #[derive(Debug, Serialize, JsonSchema)]
@@ -16,6 +39,9 @@ pub(crate) struct ChatLogprobs {
     content: Vec<ChatToken>,
     /// Always null: a refusal is an answer like any other.
     refusal: Option<Vec<ChatToken>>,
+    /// Absent where nobody else had a say in the answer.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    measured: Option<Measured>,
 }
 
 /// A token of a chat answer.
@@ -42,8 +68,9 @@ struct ChatAlternative {
     bytes: Vec<u8>,
 }
 
-impl From<Vec<Entry>> for ChatLogprobs {
-    fn from(entries: Vec<Entry>) -> ChatLogprobs {
+impl ChatLogprobs {
+    /// Those of some tokens.
+    pub(crate) fn new(entries: Vec<Entry>, measured: Option<Measured>) -> ChatLogprobs {
         let alternative = |Alternative { bytes, logprob, .. }| ChatAlternative {
             token: token_name(&bytes),
             logprob: finite(logprob),
@@ -64,6 +91,7 @@ impl From<Vec<Entry>> for ChatLogprobs {
         ChatLogprobs {
             content: entries.into_iter().map(token).collect(),
             refusal: None,
+            measured,
         }
     }
 }
@@ -79,10 +107,14 @@ pub(crate) struct CompletionLogprobs {
     top_logprobs: Vec<Option<TopLogprobs>>,
     /// Characters of `text` before the token, counted over all of a stream's chunks.
     text_offset: Vec<usize>,
+    /// Absent where nobody else had a say in the answer.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    measured: Option<Measured>,
 }
 
-impl From<Vec<Entry>> for CompletionLogprobs {
-    fn from(entries: Vec<Entry>) -> CompletionLogprobs {
+impl CompletionLogprobs {
+    /// Those of some tokens.
+    pub(crate) fn new(entries: Vec<Entry>, measured: Option<Measured>) -> CompletionLogprobs {
         let top = |entry: &Entry| entry.logprob.map(|logprob| TopLogprobs::of(entry, logprob));
         CompletionLogprobs {
             tokens: entries
@@ -95,6 +127,7 @@ impl From<Vec<Entry>> for CompletionLogprobs {
                 .collect(),
             top_logprobs: entries.iter().map(top).collect(),
             text_offset: entries.iter().map(|entry| entry.offset).collect(),
+            measured,
         }
     }
 }
@@ -181,7 +214,7 @@ mod tests {
         let outside = entry(b"z", Some(odd), &[(b"a", -0.05, false)]);
         let namesake = entry(b"a", Some(odd), &[(b"a", -0.05, false)]);
         let first = entry(b"x", None, &[]);
-        let logprobs = CompletionLogprobs::from(vec![inside, outside, namesake, first]);
+        let logprobs = CompletionLogprobs::new(vec![inside, outside, namesake, first], None);
         let written = serde_json::to_value(
             serde_json::from_str::<serde_json::Value>(&serde_json::to_string(&logprobs).unwrap())
                 .unwrap(),
@@ -214,7 +247,7 @@ mod tests {
             "refusal": null,
         });
         assert_eq!(
-            serde_json::to_value(ChatLogprobs::from(entries)).unwrap(),
+            serde_json::to_value(ChatLogprobs::new(entries, None)).unwrap(),
             expected
         );
     }

@@ -29,11 +29,12 @@ use super::metrics::Outcome;
 use super::sse::{self, Frames};
 use crate::engine::{Event, FinishReason, GenerateRequest, Generation};
 use crate::runtime::choice::{Choice, Echo, Entry, Piece};
-use crate::runtime::{Arm, Prompt};
+use crate::runtime::together;
+use crate::runtime::{Arm, Partners, Prompt};
 use crate::text::Tokenizer;
 
 pub(crate) use envelope::{Envelope, Shape};
-pub(crate) use logprobs::{ChatLogprobs, CompletionLogprobs};
+pub(crate) use logprobs::{ChatLogprobs, CompletionLogprobs, Measured};
 pub(crate) use watch::Watch;
 
 use envelope::Head;
@@ -48,6 +49,8 @@ pub(crate) struct Plan {
     pub(crate) logprobs: Option<usize>,
     /// The request field that holds the prompt, for errors.
     pub(crate) param: &'static str,
+    /// The profile that rendered the conversation, if it was one.
+    pub(crate) profile: Option<String>,
 }
 
 /// One prompt of a plan.
@@ -55,6 +58,8 @@ pub(crate) struct Planned {
     pub(crate) prompt: Prompt,
     /// What precedes the answer's text, if the client asked for its prompt back.
     pub(crate) echo: Option<Echo>,
+    /// Who else has a say in the answers.
+    pub(crate) partners: Partners,
 }
 
 /// What a request cost.
@@ -67,6 +72,20 @@ pub(crate) struct Usage {
     /// The sum of both.
     total_tokens: usize,
     pub(crate) prompt_tokens_details: PromptTokensDetails,
+    /// Absent where nobody else had a say. Not counted in the other numbers.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) guidance_tokens_details: Option<GuidanceTokensDetails>,
+}
+
+/// What was computed for those who had a say in the answers: the guide, and the arms of a mix.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, JsonSchema)]
+pub(crate) struct GuidanceTokensDetails {
+    /// Tokens of all their prompts.
+    pub(crate) prompt_tokens: usize,
+    /// Of these, tokens that were not computed again.
+    pub(crate) cached_tokens: usize,
+    /// Tokens of the answers, once for each of them.
+    pub(crate) completion_tokens: usize,
 }
 
 impl Usage {
@@ -81,6 +100,7 @@ impl Usage {
             completion_tokens,
             total_tokens: prompt_tokens + completion_tokens,
             prompt_tokens_details: PromptTokensDetails { cached_tokens },
+            guidance_tokens_details: None,
         }
     }
 }
@@ -90,11 +110,21 @@ impl Add for Usage {
 
     fn add(self, other: Usage) -> Usage {
         let cached = |usage: &Usage| usage.prompt_tokens_details.cached_tokens;
-        Usage::new(
+        let sum = Usage::new(
             self.prompt_tokens + other.prompt_tokens,
             cached(&self) + cached(&other),
             self.completion_tokens + other.completion_tokens,
-        )
+        );
+        let details = [self.guidance_tokens_details, other.guidance_tokens_details];
+        let details = details.into_iter().flatten();
+        Usage {
+            guidance_tokens_details: details.reduce(|a, b| GuidanceTokensDetails {
+                prompt_tokens: a.prompt_tokens + b.prompt_tokens,
+                cached_tokens: a.cached_tokens + b.cached_tokens,
+                completion_tokens: a.completion_tokens + b.completion_tokens,
+            }),
+            ..sum
+        }
     }
 }
 
@@ -119,7 +149,7 @@ pub(crate) async fn respond<S: Shape>(
     plan: Plan,
     shape: S,
 ) -> Result<Response, ApiError> {
-    let head = Head::new::<S>(plan.arm.id());
+    let head = Head::new::<S>(plan.arm.full_id(), plan.profile.clone());
     let stream = plan.controls.stream;
     let mut running = Running::submit(call, plan)?;
     match stream {
@@ -202,10 +232,23 @@ fn step(index: usize, mut generation: Generation) -> Step {
 /// A request's answers while they are generated. Dropping it cancels them all.
 struct Running {
     choices: Vec<Choice<Tokenizer>>,
+    /// Of each answer: those who have a say in it.
+    guided: Vec<Guided>,
     steps: FuturesUnordered<Step>,
     answers_per_prompt: usize,
     deadline: Deadline,
     watch: Watch,
+}
+
+/// Those who have a say in one answer.
+#[derive(Clone, Copy, Debug, Default)]
+struct Guided {
+    /// How many there are.
+    partners: usize,
+    /// The tokens of their prompts.
+    prompt_tokens: usize,
+    /// Of these, tokens that were there; known from the answer's first token on.
+    cached_tokens: Option<usize>,
 }
 
 impl Drop for Running {
@@ -223,15 +266,23 @@ impl Running {
             controls,
             logprobs,
             param,
+            profile: _,
         } = plan;
-        let mut requests = Vec::new();
+        let mut sequences = Vec::new();
         let mut choices = Vec::new();
+        let mut guided = Vec::new();
         let mut prompt_tokens = Vec::with_capacity(prompts.len());
-        for Planned { prompt, echo } in prompts {
+        for Planned {
+            prompt,
+            echo,
+            partners,
+        } in prompts
+        {
             let room = fit(&prompt, arm.context(), controls.max_tokens, param)?;
+            let room = with_partners(room, &partners, controls.max_tokens)?;
             prompt_tokens.push(prompt.token_count());
             for index in 0..controls.answers {
-                requests.push(GenerateRequest {
+                let request = GenerateRequest {
                     adapter: arm.adapter(),
                     prefix: prompt.prefix.clone(),
                     prompt: prompt.ids.clone(),
@@ -242,6 +293,13 @@ impl Running {
                     logprobs,
                     prompt_logprobs: logprobs.filter(|_| echo.is_some()),
                     feeds: Vec::new(),
+                    together: None,
+                };
+                sequences.push(partners.sequences(&arm, request));
+                guided.push(Guided {
+                    partners: partners.partners.len(),
+                    prompt_tokens: partners.prompt_tokens(),
+                    cached_tokens: None,
                 });
                 choices.push(Choice::new(
                     choices.len(),
@@ -253,7 +311,7 @@ impl Running {
                 ));
             }
         }
-        let generations = arm.submit(requests)?;
+        let generations = together::submit(sequences)?;
         let watch = call.watch(arm.id(), prompt_tokens, controls.answers);
         let steps = generations
             .into_iter()
@@ -262,6 +320,7 @@ impl Running {
             .collect();
         Ok(Running {
             choices,
+            guided,
             steps,
             answers_per_prompt: controls.answers,
             deadline: call.deadline(controls.timeout),
@@ -282,12 +341,16 @@ impl Running {
                 }
                 next = self.steps.next() => next,
             };
-            let Some((index, generation, event)) = next else {
+            let Some((index, mut generation, event)) = next else {
                 self.watch.note_outcome(Outcome::Finished);
                 return None;
             };
             let event = event.unwrap_or_else(|| Event::Failed("the engine stopped".into()));
             self.watch.note(index, &event);
+            let guided = &mut self.guided[index];
+            if matches!(event, Event::Token { .. }) && guided.cached_tokens.is_none() {
+                guided.cached_tokens = Some(generation.partners_cached());
+            }
             match self.choices[index].advance(event) {
                 Err(cause) => return Some(Err(ApiError::Internal(cause))),
                 Ok(Some(piece)) => {
@@ -330,8 +393,41 @@ impl Running {
             .step_by(self.answers_per_prompt)
             .map(Choice::cached)
             .sum();
-        Usage::new(self.watch.prompt_tokens(), cached_tokens, completion_tokens)
+        Usage {
+            guidance_tokens_details: self.guidance_usage(),
+            ..Usage::new(self.watch.prompt_tokens(), cached_tokens, completion_tokens)
+        }
     }
+
+    /// What was computed for those who have a say; prompts count as the answers' own do.
+    fn guidance_usage(&self) -> Option<GuidanceTokensDetails> {
+        if self.guided.iter().all(|guided| guided.partners == 0) {
+            return None;
+        }
+        let firsts = || self.guided.iter().step_by(self.answers_per_prompt);
+        let answers = self.choices.iter().zip(&self.guided);
+        Some(GuidanceTokensDetails {
+            prompt_tokens: firsts().map(|guided| guided.prompt_tokens).sum(),
+            cached_tokens: firsts().filter_map(|guided| guided.cached_tokens).sum(),
+            completion_tokens: answers
+                .map(|(choice, guided)| guided.partners * choice.generated())
+                .sum(),
+        })
+    }
+}
+
+/// The same where others have a say: the answer must fit after their prompts too.
+fn with_partners(
+    room: usize,
+    partners: &Partners,
+    max_tokens: Option<usize>,
+) -> Result<usize, ApiError> {
+    let theirs = partners.room();
+    if theirs == 0 && max_tokens != Some(0) {
+        let message = "`mix`: the prompt of an arm that has a say leaves no room for an answer.";
+        return Err(ApiError::invalid("mix", message));
+    }
+    Ok(room.min(theirs))
 }
 
 /// How many tokens may be generated: the prompt must fit, the answer ends with the context.

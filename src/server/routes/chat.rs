@@ -6,12 +6,13 @@ use serde::{Deserialize, Serialize};
 
 use crate::engine::FinishReason;
 use crate::profile::{Message, Role};
-use crate::runtime::choice::Piece;
-use crate::server::answer::{Answer, ChatLogprobs, Plan, Planned, Shape, respond};
+use crate::runtime::choice::{Entry, Piece};
+use crate::server::answer::{Answer, ChatLogprobs, Measured, Plan, Planned, Shape, respond};
 use crate::server::call::{Call, unhurried};
 use crate::server::controls::{Controls, Limits, integer};
 use crate::server::errors::ApiError;
 use crate::server::fields::{Object, TextOr};
+use crate::server::guidance::GuidanceFields;
 use crate::server::lacking;
 
 /// The most alternatives per token, as OpenAI has it.
@@ -77,36 +78,45 @@ pub(crate) struct Part {
 pub(crate) async fn chat(mut call: Call) -> Result<Response, ApiError> {
     let request: ChatRequest = call.fields.view()?;
     let controls: Controls = call.fields.view()?;
+    let guidance: GuidanceFields = call.fields.view()?;
     lacking::refuse(&mut call.fields, lacking::EVERYWHERE)?;
     lacking::refuse(&mut call.fields, lacking::CHAT)?;
     call.check_unknown()?;
     let messages = conversation(request.messages)?;
     let logprobs = alternatives(request.logprobs, request.top_logprobs)?;
-    let arm = call.arm(&request.model)?;
+    let arm = call.arm(&request.model)?.for_conversation(&messages);
     let limits = Limits {
         least_tokens: 1,
         default_tokens: None,
     };
     let controls = controls.resolve(&arm, arm.defaults(), limits)?;
+    let say = arm.say_in_chat(&call.app.runtime, &guidance.wishes())?;
     let renderer = arm.clone();
-    let prompt = unhurried(move || renderer.chat(&messages)).await;
-    let prompt = prompt.map_err(|error| ApiError::invalid("messages", error.to_string()))?;
-    let prompts = vec![Planned { prompt, echo: None }];
+    let render = move || {
+        let prompt = renderer.chat(&messages);
+        let prompt = prompt.map_err(|error| ApiError::invalid("messages", error.to_string()))?;
+        let partners = say.of_chat(&renderer, &messages)?;
+        Ok::<_, ApiError>((prompt, partners))
+    };
+    let (prompt, partners) = unhurried(render).await?;
+    let shape = Chat {
+        logprobs: logprobs.is_some(),
+        measured: Measured::of(&partners),
+    };
+    let prompts = vec![Planned {
+        prompt,
+        echo: None,
+        partners,
+    }];
     let plan = Plan {
+        profile: arm.profile_name().map(str::to_owned),
         arm,
         prompts,
         controls,
         logprobs,
         param: "messages",
     };
-    respond(
-        &call,
-        plan,
-        Chat {
-            logprobs: logprobs.is_some(),
-        },
-    )
-    .await
+    respond(&call, plan, shape).await
 }
 
 /// How many alternatives to report; `None` reports nothing.
@@ -187,6 +197,8 @@ fn read(at: usize, message: ChatMessage) -> Result<Message, ApiError> {
 struct Chat {
     /// Whether log-probabilities were asked for.
     logprobs: bool,
+    /// What they are of.
+    measured: Option<Measured>,
 }
 
 /// An answer.
@@ -253,6 +265,14 @@ impl From<FinishReason> for FinishWord {
     }
 }
 
+impl Chat {
+    /// What was asked for of some tokens.
+    fn logprobs(&self, entries: Vec<Entry>) -> Option<ChatLogprobs> {
+        self.logprobs
+            .then(|| ChatLogprobs::new(entries, self.measured))
+    }
+}
+
 impl Shape for Chat {
     const ID: &'static str = "chatcmpl-";
     const OBJECT: &'static str = "chat.completion";
@@ -268,7 +288,7 @@ impl Shape for Chat {
                 content: answer.text,
                 refusal: None,
             },
-            logprobs: self.logprobs.then(|| answer.entries.into()),
+            logprobs: self.logprobs(answer.entries),
             finish_reason: answer.finish.into(),
         }
     }
@@ -295,12 +315,15 @@ impl Shape for Chat {
                 role: None,
                 content: Some(piece.text),
             };
-            let logprobs = self.logprobs.then(|| std::mem::take(&mut entries).into());
+            let logprobs = self.logprobs(std::mem::take(&mut entries));
             chunks.push(chunk(delta, logprobs, None));
         }
         if let Some(reason) = piece.finish {
             // Only tokens without text are left: the end token, if it came alone.
-            let logprobs = (!entries.is_empty()).then(|| entries.into());
+            let logprobs = match entries.is_empty() {
+                true => None,
+                false => self.logprobs(entries),
+            };
             chunks.push(chunk(Delta::default(), logprobs, Some(reason.into())));
         }
         chunks

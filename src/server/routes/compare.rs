@@ -2,6 +2,7 @@
 
 mod run;
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use axum::response::Response;
@@ -13,8 +14,11 @@ use run::respond;
 
 use crate::analyze::{self, Finish, Report, ReportArm, Settings, Summary, Token, Usage};
 use crate::profile::{Message, SamplingDefaults};
-use crate::runtime::{Arm, Prompt, PromptInput, Side, default_reference, room};
+use crate::runtime::{
+    Arm, Partners, Prompt, PromptError, PromptInput, Runtime, Side, Wishes, default_reference, room,
+};
 use crate::sample::fresh_seed;
+use crate::server::App;
 use crate::server::answer::fit;
 use crate::server::call::{Call, unhurried};
 use crate::server::controls::{Controls, Limits, Resolved, Stream, integer};
@@ -40,7 +44,7 @@ const SEEDS: u64 = 1 << 53;
 /// One question for several arms.
 #[derive(Debug, Deserialize, JsonSchema)]
 pub(crate) struct CompareRequest {
-    /// The arms that answer, of whatever models; one can be there twice.
+    /// The arms that answer, of whatever models; one can be there twice, and with guidance of its own: `ID guidance=0.5`.
     #[schemars(length(min = 1, max = 16))]
     arms: Vec<String>,
     /// A conversation, which each arm renders in its own way. Either this or `prompt`.
@@ -122,6 +126,7 @@ pub(crate) async fn compare(mut call: Call) -> Result<Response, ApiError> {
     let arms = arms(&call, &request.arms)?;
     let reference = reference(&request, &arms)?;
     let question = Question::read(request.messages, request.prompt)?;
+    let arms = question.of_arms(arms);
     let top = integer("top_logprobs", request.top_logprobs, 0..=MAX_TOP_LOGPROBS)?;
     let analysis = request.analysis.unwrap_or(false);
     let top = top.map_or(TOP_LOGPROBS, |top| top as usize);
@@ -131,7 +136,7 @@ pub(crate) async fn compare(mut call: Call) -> Result<Response, ApiError> {
     let sequences = arms.len().saturating_mul(answers).saturating_mul(judges);
     arms[0].could_take(sequences)?;
     let resolved = resolve(controls, &arms)?;
-    let prompts = question.render(&arms).await?;
+    let prompts = question.render(&call.app, &arms).await?;
     let sides = sides(arms, prompts, &resolved, analysis, question.param())?;
     let first = &resolved[0];
     let sampling = &sides[0].sampling;
@@ -183,10 +188,13 @@ fn arms(call: &Call, ids: &[String]) -> Result<Vec<Arm>, ApiError> {
 /// The place of the arm that shift is measured against.
 fn reference(request: &CompareRequest, arms: &[Arm]) -> Result<usize, ApiError> {
     match &request.reference {
-        Some(id) => arms.iter().position(|arm| arm.id() == id).ok_or_else(|| {
-            let message = format!("`reference` is '{id}', which is none of `arms`.");
-            ApiError::invalid("reference", message)
-        }),
+        Some(id) => arms
+            .iter()
+            .position(|arm| arm.full_id() == *id)
+            .ok_or_else(|| {
+                let message = format!("`reference` is '{id}', which is none of `arms`.");
+                ApiError::invalid("reference", message)
+            }),
         None => Ok(default_reference(arms)),
     }
 }
@@ -225,16 +233,48 @@ impl Question {
         }
     }
 
-    /// It as each arm reads it.
-    async fn render(&self, arms: &[Arm]) -> Result<Vec<Prompt>, ApiError> {
-        let (question, arms) = (self.clone(), arms.to_vec());
-        let render = move |arm: &Arm| match &question {
-            Question::Messages(messages) => arm
-                .chat(messages)
-                .map_err(|error| ApiError::invalid("messages", error.to_string())),
-            Question::Text(text) => Ok(arm.completion(&PromptInput::Text(text.clone()))),
+    /// The arms that answer it.
+    fn of_arms(&self, arms: Vec<Arm>) -> Vec<Arm> {
+        match self {
+            Question::Messages(messages) => {
+                let arms = arms.iter();
+                arms.map(|arm| arm.for_conversation(messages)).collect()
+            }
+            Question::Text(_) => arms,
+        }
+    }
+
+    /// It as each arm reads it, and as those read it who have a say in its answers.
+    async fn render(
+        &self,
+        app: &Arc<App>,
+        arms: &[Arm],
+    ) -> Result<Vec<(Prompt, Partners)>, ApiError> {
+        let (question, app, arms) = (self.clone(), Arc::clone(app), arms.to_vec());
+        unhurried(move || {
+            let arms = arms.iter();
+            arms.map(|arm| question.read_by(&app.runtime, arm))
+                .collect()
+        })
+        .await
+    }
+
+    fn read_by(&self, runtime: &Runtime, arm: &Arm) -> Result<(Prompt, Partners), ApiError> {
+        let wishes = Wishes::default();
+        let (prompt, partners) = match self {
+            Question::Messages(messages) => {
+                let prompt = arm.chat(messages);
+                let refused = |error: PromptError| ApiError::invalid("messages", error.to_string());
+                let say = arm.say_in_chat(runtime, &wishes)?;
+                (prompt.map_err(refused)?, say.of_chat(arm, messages)?)
+            }
+            Question::Text(text) => {
+                let input = PromptInput::Text(text.clone());
+                let say = arm.say_in_completion(runtime, &wishes)?;
+                (arm.completion(&input), say.of_completion(arm, &input)?)
+            }
         };
-        unhurried(move || arms.iter().map(render).collect()).await
+        Ok((prompt, partners.measuring_the_arm()))
     }
 
     fn into_prompt(self, answers: Vec<analyze::Answer>) -> analyze::Prompt {
@@ -274,35 +314,41 @@ fn resolve(controls: Controls, arms: &[Arm]) -> Result<Vec<Resolved>, ApiError> 
 
 fn sides(
     arms: Vec<Arm>,
-    prompts: Vec<Prompt>,
+    prompts: Vec<(Prompt, Partners)>,
     resolved: &[Resolved],
     analysis: bool,
     param: &'static str,
 ) -> Result<Vec<Side>, ApiError> {
+    let (prompts, partners): (Vec<Prompt>, Vec<Partners>) = prompts.into_iter().unzip();
     let sides = arms.iter().zip(&prompts);
-    let rooms = sides
-        .clone()
-        .zip(resolved)
-        .map(|((arm, prompt), resolved)| {
-            let own = fit(prompt, arm.context(), resolved.max_tokens, param)?;
-            // Whoever scores the answer must have room for it too.
-            let judges = sides
-                .clone()
-                .filter(|(other, _)| analysis && arm.shares_tokens(other));
-            Ok(match analysis {
-                true => own.min(room(judges)),
-                false => own,
-            })
-        });
+    let rooms =
+        sides
+            .clone()
+            .zip(resolved)
+            .zip(&partners)
+            .map(|(((arm, prompt), resolved), partners)| {
+                let own = fit(prompt, arm.context(), resolved.max_tokens, param)?;
+                let own = own.min(partners.room());
+                // Whoever scores the answer must have room for it too.
+                let judges = sides
+                    .clone()
+                    .filter(|(other, _)| analysis && arm.shares_tokens(other));
+                Ok(match analysis {
+                    true => own.min(room(judges)),
+                    false => own,
+                })
+            });
     let rooms: Vec<usize> = rooms.collect::<Result<_, ApiError>>()?;
-    let sides = arms.into_iter().zip(prompts).zip(resolved).zip(rooms);
-    let sides = sides.map(|(((arm, prompt), resolved), max_tokens)| Side {
+    let sides = arms.into_iter().zip(prompts).zip(resolved);
+    let sides = sides.zip(rooms.into_iter().zip(partners));
+    let sides = sides.map(|(((arm, prompt), resolved), (max_tokens, partners))| Side {
         arm,
         prompt,
         sampling: resolved.sampling.clone(),
         max_tokens,
         end_tokens: resolved.end_tokens.clone(),
         stop: resolved.stop.clone(),
+        partners,
     });
     Ok(sides.collect())
 }

@@ -11,13 +11,14 @@ use serde_json::json;
 
 use super::chat::FinishWord;
 use crate::profile::SamplingDefaults;
-use crate::runtime::choice::{Echo, Piece, Vocabulary};
-use crate::runtime::{Arm, Prompt, PromptInput};
-use crate::server::answer::{Answer, CompletionLogprobs, Plan, Planned, Shape, respond};
+use crate::runtime::choice::{Echo, Entry, Piece, Vocabulary};
+use crate::runtime::{Arm, Prompt, PromptInput, Say};
+use crate::server::answer::{Answer, CompletionLogprobs, Measured, Plan, Planned, Shape, respond};
 use crate::server::call::{Call, unhurried};
 use crate::server::controls::{Controls, Limits, check_ids, integer};
 use crate::server::errors::ApiError;
 use crate::server::fields::TextOr;
+use crate::server::guidance::GuidanceFields;
 use crate::server::lacking;
 use crate::text::{Special, Tokenizer};
 
@@ -100,6 +101,7 @@ fn prompt_schema(generator: &mut SchemaGenerator) -> Schema {
 pub(crate) async fn completions(mut call: Call) -> Result<Response, ApiError> {
     let request: CompletionRequest = call.fields.view()?;
     let controls: Controls = call.fields.view()?;
+    let guidance: GuidanceFields = call.fields.view()?;
     lacking::refuse(&mut call.fields, lacking::EVERYWHERE)?;
     lacking::refuse(&mut call.fields, lacking::COMPLETIONS)?;
     call.check_unknown()?;
@@ -114,9 +116,15 @@ pub(crate) async fn completions(mut call: Call) -> Result<Response, ApiError> {
     arm.could_take(inputs.len().saturating_mul(controls.answers()?))?;
     let add_special = request.add_special_tokens.unwrap_or(true);
     let echo = request.echo.unwrap_or(false);
+    let say = arm.say_in_completion(&call.app.runtime, &guidance.wishes())?;
+    if say.is_wished() && echo && logprobs.is_some() {
+        let message = "`echo` with `logprobs` scores the prompt by the arm alone: it cannot be \
+            asked for together with `guidance` or `mix`.";
+        return Err(ApiError::invalid("echo", message));
+    }
     let renderer = arm.clone();
     let plan = move || {
-        let planned = |input| planned(&renderer, input, add_special, echo);
+        let planned = |input| planned(&renderer, &say, input, add_special, echo);
         inputs.into_iter().map(planned).collect()
     };
     let prompts: Result<Vec<Planned>, ApiError> = unhurried(plan).await;
@@ -135,21 +143,21 @@ pub(crate) async fn completions(mut call: Call) -> Result<Response, ApiError> {
         let message = "`best_of` can only be what `n` is: incant gives every answer it generates.";
         return Err(ApiError::invalid("best_of", message));
     }
+    let shape = Completions {
+        logprobs: logprobs.is_some(),
+        measured: prompts
+            .first()
+            .and_then(|planned| Measured::of(&planned.partners)),
+    };
     let plan = Plan {
         arm,
         prompts,
         controls,
         logprobs,
         param: "prompt",
+        profile: None,
     };
-    respond(
-        &call,
-        plan,
-        Completions {
-            logprobs: logprobs.is_some(),
-        },
-    )
-    .await
+    respond(&call, plan, shape).await
 }
 
 /// The prompts that a request holds, in order.
@@ -182,6 +190,7 @@ fn inputs(prompt: TextOr<PromptItem>) -> Result<Vec<PromptInput>, ApiError> {
 /// Makes one prompt ready to run.
 fn planned(
     arm: &Arm,
+    say: &Say,
     input: PromptInput,
     add_special: bool,
     echo: bool,
@@ -197,7 +206,12 @@ fn planned(
         input => arm.completion(input),
     };
     let echo = echo.then(|| echoed(tokenizer, &prompt, &input));
-    Ok(Planned { prompt, echo })
+    let partners = say.of_completion(arm, &input)?;
+    Ok(Planned {
+        prompt,
+        echo,
+        partners,
+    })
 }
 
 /// What the prompt's tokens show. A BOS that the client did not write, or the
@@ -238,6 +252,16 @@ fn strip_added(tokens: &mut [(u32, Vec<u8>)], text: &[u8]) {
 struct Completions {
     /// Whether log-probabilities were asked for.
     logprobs: bool,
+    /// What they are of.
+    measured: Option<Measured>,
+}
+
+impl Completions {
+    /// What was asked for of some tokens.
+    fn logprobs(&self, entries: Vec<Entry>) -> Option<CompletionLogprobs> {
+        self.logprobs
+            .then(|| CompletionLogprobs::new(entries, self.measured))
+    }
 }
 
 /// An answer, or a part of one.
@@ -264,7 +288,7 @@ impl Shape for Completions {
         CompletionChoice {
             index: answer.index,
             text: answer.text,
-            logprobs: self.logprobs.then(|| answer.entries.into()),
+            logprobs: self.logprobs(answer.entries),
             finish_reason: Some(answer.finish.into()),
         }
     }
@@ -280,12 +304,15 @@ impl Shape for Completions {
         let mut chunks = Vec::new();
         let mut entries = piece.entries;
         if !piece.text.is_empty() {
-            let logprobs = self.logprobs.then(|| std::mem::take(&mut entries).into());
+            let logprobs = self.logprobs(std::mem::take(&mut entries));
             chunks.push(chunk(piece.text, logprobs, None));
         }
         if let Some(reason) = piece.finish {
             // Only tokens without text are left: the end token, if it came alone.
-            let logprobs = (!entries.is_empty()).then(|| entries.into());
+            let logprobs = match entries.is_empty() {
+                true => None,
+                false => self.logprobs(entries),
+            };
             chunks.push(chunk(String::new(), logprobs, Some(reason.into())));
         }
         chunks

@@ -1,0 +1,519 @@
+//! Arms that choose one answer's tokens together: guidance, and mixes.
+//!
+//! *Guidance* leads an arm away from its guide, which is most often the arm itself with
+//! the question left empty: what the guide would say anyway is the prompt talking, and
+//! what only the question explains is the answer. A *mix* takes in what other arms would
+//! say. Both are one mechanism (see [`crate::sample::Mixture`]); each arm renders the same
+//! question in its own way.
+
+use std::fmt;
+
+use super::{Arm, Prompt, PromptError, PromptInput, Runtime};
+use crate::engine::{
+    self, GenerateRequest, Generation, JoinRequest, Request, Share, SubmitError, Together,
+};
+use crate::profile::{GuidanceDefaults, Message, without_question};
+use crate::sample::{MOST_WEIGHT, PLAUSIBLE};
+
+/// The most arms of a mix beside the one that answers.
+const MOST_ARMS: usize = 8;
+
+/// What is wished of an arm's answers.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Wishes {
+    /// To lead them away from something; `None` is the profile's own default, and a weight
+    /// of 0 nothing.
+    pub guidance: Option<Guidance>,
+    /// To take in other arms, by their ids, each with its weight.
+    pub mix: Vec<(String, f32)>,
+}
+
+/// Away from what answers are led, and how far.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Guidance {
+    /// 0 to [`MOST_WEIGHT`]; what others call the guidance scale is 1 more.
+    pub weight: f32,
+    /// The id of the guide's arm; `None` is the arm itself with the question left empty.
+    pub against: Option<String>,
+    /// How likely a token must be to be plausible, as a share of the most likely one's
+    /// probability: above 0, at most 1.
+    pub plausible: f32,
+}
+
+impl Guidance {
+    /// Leads away from the arm itself with the question left empty.
+    pub fn new(weight: f32) -> Guidance {
+        Guidance {
+            weight,
+            against: None,
+            plausible: PLAUSIBLE,
+        }
+    }
+}
+
+impl Wishes {
+    /// The id of an arm and the wishes behind it: `ID guidance=0.5`, where `against=ARM`,
+    /// `plausible=SHARE` and any number of `mix=ARM*WEIGHT` may follow, with a space before
+    /// each. `None` where a word behind the id is none of these.
+    ///
+    /// ```
+    /// use incant::runtime::Wishes;
+    ///
+    /// let (id, wishes) = Wishes::split("m@urial guidance=0.5 mix=m+short*0.25").unwrap();
+    /// assert_eq!(id, "m@urial");
+    /// assert_eq!(wishes.guidance.unwrap().weight, 0.5);
+    /// assert_eq!(wishes.mix, [("m+short".to_owned(), 0.25)]);
+    /// assert_eq!(Wishes::split("m@urial").unwrap().1, Wishes::default());
+    /// ```
+    pub fn split(text: &str) -> Option<(&str, Wishes)> {
+        let keys = [" guidance=", " against=", " plausible=", " mix="];
+        let first = keys.iter().filter_map(|key| text.find(key)).min();
+        let Some(first) = first else {
+            return Some((text, Wishes::default()));
+        };
+        let (id, rest) = text.split_at(first);
+        let mut wishes = Wishes::default();
+        let (mut weight, mut against, mut plausible) = (None, None, PLAUSIBLE);
+        for word in rest.split_whitespace() {
+            let (key, value) = word.split_once('=')?;
+            match key {
+                "guidance" => weight = Some(value.parse().ok()?),
+                "against" => against = Some(value.to_owned()),
+                "plausible" => plausible = value.parse().ok()?,
+                "mix" => {
+                    let (arm, weight) = value.rsplit_once('*')?;
+                    wishes.mix.push((arm.to_owned(), weight.parse().ok()?));
+                }
+                _ => return None,
+            }
+        }
+        match weight {
+            Some(weight) => {
+                wishes.guidance = Some(Guidance {
+                    weight,
+                    against,
+                    plausible,
+                });
+            }
+            None if against.is_some() => return None,
+            None => {}
+        }
+        Some((id, wishes))
+    }
+}
+
+impl fmt::Display for Wishes {
+    /// As [`Wishes::split`] reads it behind an id.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if let Some(guidance) = &self.guidance {
+            write!(f, " guidance={}", guidance.weight)?;
+            if let Some(against) = &guidance.against {
+                write!(f, " against={against}")?;
+            }
+            if guidance.plausible != PLAUSIBLE {
+                write!(f, " plausible={}", guidance.plausible)?;
+            }
+        }
+        let mut mix = self.mix.iter();
+        mix.try_for_each(|(arm, weight)| write!(f, " mix={arm}*{weight}"))
+    }
+}
+
+impl From<GuidanceDefaults> for Guidance {
+    fn from(defaults: GuidanceDefaults) -> Guidance {
+        Guidance {
+            weight: defaults.weight,
+            against: None,
+            plausible: defaults.plausible,
+        }
+    }
+}
+
+/// A wish that cannot be fulfilled.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{message}")]
+pub struct WishError {
+    /// What is wrong, as a request's fields name it: `mix[0].model`.
+    pub field: String,
+    /// Why, in a sentence.
+    pub message: String,
+}
+
+fn wrong<T>(field: impl Into<String>, message: impl Into<String>) -> Result<T, WishError> {
+    Err(WishError {
+        field: field.into(),
+        message: message.into(),
+    })
+}
+
+/// Who has a say in an arm's answers, to whatever question.
+#[derive(Clone)]
+pub struct Say {
+    /// The arms of the mix.
+    mix: Vec<(Arm, f32)>,
+    guide: Option<Guide>,
+    plausible: f32,
+    /// Whether it was wished for, not a profile's default.
+    is_wished: bool,
+}
+
+#[derive(Clone)]
+struct Guide {
+    weight: f32,
+    /// `None` is the arm itself with the question left empty.
+    arm: Option<Arm>,
+}
+
+impl Say {
+    /// Who has a say in the answers of `arm` by these wishes, or by `default` where they
+    /// name neither guidance nor a mix that weighs anything.
+    ///
+    /// # Errors
+    /// A number out of its range, an unknown arm, or one of another tokenizer.
+    pub fn resolve(
+        runtime: &Runtime,
+        arm: &Arm,
+        wishes: &Wishes,
+        default: Option<GuidanceDefaults>,
+    ) -> Result<Say, WishError> {
+        let find = |id: &str, field: &str| {
+            let found = runtime.arm(id);
+            let other = found.or_else(|error| wrong(field, error.to_string()))?;
+            match arm.shares_tokens(&other) {
+                true => Ok(other),
+                false => wrong(
+                    field,
+                    format!("'{id}' has another tokenizer than '{}'", arm.id()),
+                ),
+            }
+        };
+        if wishes.mix.len() > MOST_ARMS {
+            return wrong("mix", format!("`mix` may hold at most {MOST_ARMS} arms"));
+        }
+        let mut mix = Vec::new();
+        for (at, (id, weight)) in wishes.mix.iter().enumerate() {
+            if !(-MOST_WEIGHT..=MOST_WEIGHT).contains(weight) {
+                return wrong(
+                    format!("mix[{at}].weight"),
+                    format!(
+                        "a weight is {weight}, but must be between -{MOST_WEIGHT} and {MOST_WEIGHT}"
+                    ),
+                );
+            }
+            let other = find(id, &format!("mix[{at}].model"))?;
+            mix.push((other, *weight));
+        }
+        // One that weighs nothing has no say.
+        mix.retain(|(_, weight)| *weight != 0.0);
+        let default = default.filter(|_| mix.is_empty()).map(Guidance::from);
+        let is_wished = wishes.guidance.is_some() || !mix.is_empty();
+        let guidance = wishes.guidance.clone().or(default);
+        let guidance = guidance.unwrap_or(Guidance::new(0.0));
+        let Guidance {
+            weight,
+            against,
+            plausible,
+        } = guidance;
+        if !(0.0..=MOST_WEIGHT).contains(&weight) {
+            return wrong(
+                "guidance.weight",
+                format!(
+                    "guidance has the weight {weight}, but it must be between 0 and {MOST_WEIGHT}"
+                ),
+            );
+        }
+        if !(plausible > 0.0 && plausible <= 1.0) {
+            return wrong(
+                "guidance.plausible",
+                format!("`plausible` is {plausible}, but must be above 0 and at most 1"),
+            );
+        }
+        let against = against.map(|id| find(&id, "guidance.against"));
+        let against = against.transpose()?;
+        let guide = (weight != 0.0).then_some(Guide {
+            weight,
+            arm: against,
+        });
+        Ok(Say {
+            mix,
+            guide,
+            plausible,
+            is_wished,
+        })
+    }
+
+    /// Whether nobody else has a say.
+    pub fn is_alone(&self) -> bool {
+        self.mix.is_empty() && self.guide.is_none()
+    }
+
+    /// Whether it was wished for, and somebody else has a say.
+    pub fn is_wished(&self) -> bool {
+        self.is_wished && !self.is_alone()
+    }
+
+    /// It as [`Wishes::split`] reads it, such as `guidance=0.5`; `None` if nobody else has
+    /// a say.
+    pub fn label(&self) -> Option<String> {
+        let guide = self.guide.iter().map(|guide| match &guide.arm {
+            None => format!("guidance={}", guide.weight),
+            Some(arm) => format!("guidance={} against={}", guide.weight, arm.id()),
+        });
+        let mix = self.mix.iter();
+        let mix = mix.map(|(arm, weight)| format!("mix={}*{weight}", arm.id()));
+        let parts: Vec<String> = guide.chain(mix).collect();
+        (!parts.is_empty()).then(|| parts.join(" "))
+    }
+
+    /// All who have a say in the arm's answer to a conversation.
+    ///
+    /// # Errors
+    /// A chat template turns the messages down; or guidance was wished for, and there is
+    /// no question to leave empty.
+    pub fn of_chat(&self, arm: &Arm, messages: &[Message]) -> Result<Partners, WishError> {
+        let refused = |error: PromptError| WishError {
+            field: "messages".to_owned(),
+            message: error.to_string(),
+        };
+        let guide = |guide: &Guide| match &guide.arm {
+            Some(other) => {
+                let other = other.for_conversation(messages);
+                let prompt = other.chat(messages).map_err(refused)?;
+                Ok(Some((other, prompt)))
+            }
+            None => {
+                let has_turns = arm.profile_name() != Some("base");
+                let emptied = without_question(messages).filter(|_| has_turns);
+                match emptied {
+                    Some(emptied) => {
+                        let prompt = arm.chat(&emptied).map_err(refused)?;
+                        Ok(Some((arm.clone(), prompt)))
+                    }
+                    None if self.is_wished => wrong(
+                        "guidance",
+                        format!(
+                            "'{}' has no turn here whose question could be left empty",
+                            arm.id()
+                        ),
+                    ),
+                    None => Ok(None),
+                }
+            }
+        };
+        let member = |other: &Arm| {
+            let other = other.for_conversation(messages);
+            let prompt = other.chat(messages).map_err(refused)?;
+            Ok((other, prompt))
+        };
+        self.partners(member, guide)
+    }
+
+    /// All who have a say in how the arm continues a text.
+    ///
+    /// # Errors
+    /// Guidance was wished for, and the arm names no profile: nothing is left without the
+    /// text.
+    pub fn of_completion(&self, arm: &Arm, input: &PromptInput) -> Result<Partners, WishError> {
+        let guide = |guide: &Guide| match &guide.arm {
+            Some(other) => Ok(Some((other.clone(), other.completion(input)))),
+            None => {
+                let prompt = arm.completion(&PromptInput::Tokens(Vec::new()));
+                match prompt.token_count() {
+                    0 => wrong(
+                        "guidance",
+                        format!(
+                            "'{}' names no profile: there is nothing without the prompt",
+                            arm.id()
+                        ),
+                    ),
+                    _ => Ok(Some((arm.clone(), prompt))),
+                }
+            }
+        };
+        self.partners(|other| Ok((other.clone(), other.completion(input))), guide)
+    }
+
+    fn partners(
+        &self,
+        member: impl Fn(&Arm) -> Result<(Arm, Prompt), WishError>,
+        guide: impl Fn(&Guide) -> Result<Option<(Arm, Prompt)>, WishError>,
+    ) -> Result<Partners, WishError> {
+        let mut partners = Vec::new();
+        for (other, weight) in &self.mix {
+            let (arm, prompt) = member(other)?;
+            partners.push(Partner {
+                arm,
+                prompt,
+                weight: *weight,
+                keep: true,
+            });
+        }
+        if let Some(of) = &self.guide
+            && let Some((arm, prompt)) = guide(of)?
+        {
+            partners.push(Partner {
+                arm,
+                prompt,
+                weight: -of.weight,
+                keep: of.arm.is_some(),
+            });
+        }
+        if partners
+            .iter()
+            .any(|partner| partner.prompt.token_count() == 0)
+        {
+            return wrong("mix", "an arm has no tokens to continue from");
+        }
+        Ok(Partners {
+            partners,
+            plausible: self.plausible,
+            report_mixture: self.is_wished,
+            label: self.label(),
+        })
+    }
+}
+
+/// An arm that has a say in another's answers.
+#[derive(Clone)]
+pub struct Partner {
+    /// Who.
+    pub arm: Arm,
+    /// What comes before the answer there.
+    pub prompt: Prompt,
+    /// The weight of its distribution; negative leads away from it.
+    pub weight: f32,
+    /// Whether a later turn is likely to go on where this one ends: no guide's is.
+    pub keep: bool,
+}
+
+/// All that have a say in an arm's answers to one prompt, beside the arm itself.
+#[derive(Clone, Default)]
+pub struct Partners {
+    /// Who; nobody if the arm answers by itself.
+    pub partners: Vec<Partner>,
+    /// See [`crate::engine::group`].
+    pub plausible: f32,
+    /// Whether log-probabilities are those of the mixture.
+    pub report_mixture: bool,
+    /// Who they are, in words.
+    label: Option<String>,
+}
+
+impl Partners {
+    /// Who they are, such as `guidance=0.5`; `None` for nobody.
+    pub fn label(&self) -> Option<String> {
+        self.label.clone().filter(|_| !self.partners.is_empty())
+    }
+
+    /// The same, with log-probabilities of the arm by itself.
+    pub fn measuring_the_arm(self) -> Partners {
+        Partners {
+            report_mixture: false,
+            ..self
+        }
+    }
+
+    /// The tokens that an answer can have, so that it fits into the context of each.
+    pub fn room(&self) -> usize {
+        match &self.partners[..] {
+            [] => usize::MAX,
+            some => super::room(some.iter().map(|partner| (&partner.arm, &partner.prompt))),
+        }
+    }
+
+    /// The tokens of all their prompts.
+    pub fn prompt_tokens(&self) -> usize {
+        let partners = self.partners.iter();
+        partners.map(|partner| partner.prompt.token_count()).sum()
+    }
+
+    /// Has `arm` generate an answer together with them.
+    ///
+    /// # Errors
+    /// An engine has no room for it.
+    pub fn submit(&self, arm: &Arm, request: GenerateRequest) -> Result<Generation, SubmitError> {
+        let generations = submit(vec![self.sequences(arm, request)])?;
+        // One comes back for each.
+        generations.into_iter().next().ok_or(SubmitError::Draining)
+    }
+
+    /// The sequences of one answer of `arm`: its own, and its partners'.
+    pub(crate) fn sequences(&self, arm: &Arm, mut request: GenerateRequest) -> Sequences {
+        let shares = self.partners.iter().map(|partner| Share {
+            weight: partner.weight,
+            same_engine: arm.shares_model(&partner.arm),
+        });
+        let shares: Vec<Share> = shares.collect();
+        let mut others = Vec::new();
+        if !shares.is_empty() {
+            let (lead, seats) = engine::group(&shares, self.plausible);
+            request.together = Some(Together {
+                lead,
+                report_mixture: self.report_mixture,
+            });
+            for (partner, seat) in self.partners.iter().zip(seats) {
+                let request = JoinRequest {
+                    adapter: partner.arm.adapter(),
+                    prefix: partner.prompt.prefix.clone(),
+                    prompt: partner.prompt.ids.clone(),
+                    seat,
+                    keep: partner.keep,
+                };
+                others.push((partner.arm.clone(), Request::from(request)));
+            }
+        }
+        Sequences {
+            own: (arm.clone(), request.into()),
+            others,
+        }
+    }
+}
+
+/// The sequences that one generation takes.
+pub(crate) struct Sequences {
+    own: (Arm, Request),
+    others: Vec<(Arm, Request)>,
+}
+
+impl Sequences {
+    /// One that nobody else has a say in.
+    pub(crate) fn alone(arm: &Arm, request: impl Into<Request>) -> Sequences {
+        Sequences {
+            own: (arm.clone(), request.into()),
+            others: Vec::new(),
+        }
+    }
+}
+
+/// Hands sequences to the engines of their models: those of one model together, or none
+/// of them. What one engine has begun before another had no room ends. One generation
+/// comes back for each, in order, and holds those of its partners.
+pub(crate) fn submit(all: Vec<Sequences>) -> Result<Vec<Generation>, SubmitError> {
+    let sizes: Vec<usize> = all.iter().map(|one| 1 + one.others.len()).collect();
+    let flat = all.into_iter().flat_map(|one| {
+        let own = std::iter::once(one.own);
+        own.chain(one.others)
+    });
+    let mut waiting: Vec<(usize, Arm, Request)> = flat
+        .enumerate()
+        .map(|(at, (arm, request))| (at, arm, request))
+        .collect();
+    let mut begun: Vec<(usize, Generation)> = Vec::with_capacity(waiting.len());
+    while let Some((_, first, _)) = waiting.first() {
+        let arm = first.clone();
+        let same = |(_, other, _): &mut (usize, Arm, Request)| arm.shares_model(other);
+        let (places, requests): (Vec<usize>, Vec<Request>) = waiting
+            .extract_if(.., same)
+            .map(|(at, _, request)| (at, request))
+            .unzip();
+        begun.extend(places.into_iter().zip(arm.submit(requests)?));
+    }
+    begun.sort_by_key(|(at, _)| *at);
+    let mut begun = begun.into_iter().map(|(_, generation)| generation);
+    let generations = sizes.into_iter().filter_map(|size| {
+        let own = begun.next();
+        let others = begun.by_ref().take(size - 1).collect();
+        own.map(|own| own.with_partners(others))
+    });
+    Ok(generations.collect())
+}

@@ -1,0 +1,147 @@
+//! The fields `guidance` and `mix`, with which other arms have a say in an answer.
+
+use std::fmt;
+
+use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
+use serde::Deserialize;
+use serde::de::value::MapAccessDeserializer;
+use serde::de::{self, Deserializer, MapAccess, Visitor};
+use serde_json::json;
+
+use super::errors::ApiError;
+use super::fields::Object;
+use crate::runtime::{Guidance, WishError, Wishes};
+use crate::sample::PLAUSIBLE;
+
+/// Who else has a say in an answer. Absent or null fields leave that to the profile.
+#[derive(Clone, Debug, Default, Deserialize, JsonSchema)]
+#[serde(default)]
+#[schemars(rename = "GuidanceParameters")]
+pub(crate) struct GuidanceFields {
+    /// Leads the answer away from what the prompt says whatever is asked: 0 is off, other servers' `guidance_scale`
+    /// is 1 more. A number is the weight against the question left empty.
+    #[schemars(schema_with = "guidance_schema")]
+    guidance: Option<GuidanceField>,
+    /// Other arms of the same tokenizer that choose the tokens with this one, each with a weight: 1 is the other arm
+    /// alone, a negative one leads away from it.
+    #[schemars(length(max = 8))]
+    mix: Option<Vec<Object<MixField>>>,
+}
+
+/// An arm of a mix.
+#[derive(Clone, Debug, Deserialize, JsonSchema)]
+#[schemars(rename = "MixedArm")]
+struct MixField {
+    /// The arm's id.
+    model: String,
+    /// How much of it.
+    #[schemars(range(min = -10, max = 10))]
+    weight: f64,
+}
+
+/// A number, or an object with the details.
+#[derive(Clone, Debug)]
+enum GuidanceField {
+    Weight(f64),
+    Whole(GuidanceObject),
+}
+
+#[derive(Clone, Debug, Deserialize)]
+struct GuidanceObject {
+    weight: f64,
+    against: Option<String>,
+    plausible: Option<f64>,
+}
+
+/// What `against` says for the arm itself without the question.
+const QUESTION: &str = "question";
+
+fn guidance_schema(_: &mut SchemaGenerator) -> Schema {
+    let weight = json!({"type": "number", "minimum": 0, "maximum": 10});
+    json_schema!({
+        "anyOf": [weight, {
+            "type": "object",
+            "required": ["weight"],
+            "properties": {
+                "weight": weight,
+                "against": {
+                    "type": ["string", "null"],
+                    "default": QUESTION,
+                    "description": "`question`, which is the arm itself with the last question left empty, or an arm's id.",
+                },
+                "plausible": {
+                    "type": ["number", "null"],
+                    "exclusiveMinimum": 0,
+                    "maximum": 1,
+                    "default": PLAUSIBLE,
+                    "description": "Only tokens that are at least so many times as likely as the most likely one \
+                        can be chosen; counts where a weight is negative, guidance included.",
+                },
+            },
+        }, {"type": "null"}],
+    })
+}
+
+impl<'de> Deserialize<'de> for GuidanceField {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct FieldVisitor;
+        impl<'de> Visitor<'de> for FieldVisitor {
+            type Value = GuidanceField;
+
+            fn expecting(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+                formatter.write_str("a number or an object")
+            }
+
+            fn visit_f64<E: de::Error>(self, weight: f64) -> Result<GuidanceField, E> {
+                Ok(GuidanceField::Weight(weight))
+            }
+
+            fn visit_i64<E: de::Error>(self, weight: i64) -> Result<GuidanceField, E> {
+                Ok(GuidanceField::Weight(weight as f64))
+            }
+
+            fn visit_u64<E: de::Error>(self, weight: u64) -> Result<GuidanceField, E> {
+                Ok(GuidanceField::Weight(weight as f64))
+            }
+
+            fn visit_map<A: MapAccess<'de>>(self, map: A) -> Result<GuidanceField, A::Error> {
+                GuidanceObject::deserialize(MapAccessDeserializer::new(map))
+                    .map(GuidanceField::Whole)
+            }
+        }
+        deserializer.deserialize_any(FieldVisitor)
+    }
+}
+
+impl From<GuidanceField> for Guidance {
+    fn from(field: GuidanceField) -> Guidance {
+        match field {
+            GuidanceField::Weight(weight) => Guidance::new(weight as f32),
+            GuidanceField::Whole(whole) => Guidance {
+                weight: whole.weight as f32,
+                against: whole.against.filter(|against| against != QUESTION),
+                plausible: whole.plausible.map_or(PLAUSIBLE, |share| share as f32),
+            },
+        }
+    }
+}
+
+impl GuidanceFields {
+    /// What they wish.
+    pub(crate) fn wishes(self) -> Wishes {
+        let mix = self.mix.unwrap_or_default().into_iter();
+        Wishes {
+            guidance: self.guidance.map(Guidance::from),
+            mix: mix
+                .map(|Object(field)| (field.model, field.weight as f32))
+                .collect(),
+        }
+    }
+}
+
+impl From<WishError> for ApiError {
+    fn from(error: WishError) -> ApiError {
+        let WishError { field, message } = error;
+        ApiError::invalid(field.clone(), format!("`{field}`: {message}."))
+    }
+}
