@@ -69,7 +69,10 @@ fn a_guided_answer_is_the_same_however_it_is_asked_for() {
 
 #[test]
 fn usage_and_logprobs_say_that_others_had_a_say() {
-    let more = json!({"guidance": 0.5, "logprobs": true, "top_logprobs": 5, "n": 2});
+    // Penalties come after the mixture.
+    let more = json!({
+        "guidance": 0.5, "logprobs": true, "top_logprobs": 5, "n": 2, "repetition_penalty": 1,
+    });
     let answer = shared().chat(asked("@urial", &more));
     assert_eq!(answer["profile"], "urial");
     let usage = &answer["usage"];
