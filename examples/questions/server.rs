@@ -70,8 +70,7 @@ impl ServerArgs {
     fn load(&self, parallel: usize) -> anyhow::Result<Model> {
         let default = &catalog::default_model().name;
         let name = self.model.as_ref().unwrap_or(default);
-        let located = catalog::locate(name)
-            .with_context(|| format!("{name} (`incant pull` downloads models)"))?;
+        let located = catalog::locate(name)?;
         let manifest = located.manifest.as_ref();
         let options = LoadOptions {
             backend: Backend::open(None, None)?,
