@@ -1,0 +1,265 @@
+//! Which arms there are, and the constant prompt of each.
+
+use std::collections::HashMap;
+
+use anyhow::{Context, ensure};
+use serde::Deserialize;
+use serde::de::DeserializeOwned;
+
+use crate::client::Client;
+use crate::repeats::Runs;
+use crate::set::Language;
+
+/// The profiles that are asked by default, where the server has them.
+const PROFILES: [&str; 7] = [
+    "base",
+    "turn",
+    "urial",
+    "urial-help",
+    "urial-1",
+    "urial-8",
+    "assistant",
+];
+
+/// The profile that the others are compared with by default.
+const BASELINE: &str = "urial";
+
+/// What the server serves.
+pub(crate) struct Served {
+    arms: Vec<Arm>,
+    profiles: HashMap<String, Profile>,
+    /// The profile that an adapter was trained with, by its arm.
+    trained_with: HashMap<String, String>,
+}
+
+/// An arm, as `/v1/models` has it.
+#[derive(Clone, Debug, Deserialize)]
+struct Arm {
+    id: String,
+    root: String,
+    profile: Option<String>,
+    adapter: Option<String>,
+}
+
+/// A profile, as `/v1/profiles` has it.
+#[derive(Clone, Debug, Deserialize)]
+struct Profile {
+    id: String,
+    prefix: Option<String>,
+    default_for: Vec<String>,
+}
+
+/// An adapter, as `/v1/adapters` has it.
+#[derive(Debug, Deserialize)]
+struct Adapter {
+    id: String,
+    profile: Option<String>,
+}
+
+/// A list of the API.
+fn list<T: DeserializeOwned>(client: &Client, path: &str) -> anyhow::Result<Vec<T>> {
+    let mut reply = client.get(path)?;
+    serde_json::from_value(reply["data"].take()).with_context(|| path.to_owned())
+}
+
+impl Served {
+    /// Asks the server.
+    pub(crate) fn by(client: &Client) -> anyhow::Result<Served> {
+        let profiles: Vec<Profile> = list(client, "/v1/profiles")?;
+        let adapters: Vec<Adapter> = list(client, "/v1/adapters")?;
+        Ok(Served {
+            arms: list(client, "/v1/models")?,
+            profiles: profiles.into_iter().map(|it| (it.id.clone(), it)).collect(),
+            trained_with: adapters
+                .into_iter()
+                .filter_map(|it| Some((it.id, it.profile?)))
+                .collect(),
+        })
+    }
+
+    fn find(&self, id: &str) -> Option<&Arm> {
+        self.arms.iter().find(|arm| arm.id == id)
+    }
+
+    /// The arms that are asked: those that are named, which the server must have, or
+    /// the default ones of its first model and that model's adapters.
+    pub(crate) fn choose(&self, named: &[String]) -> anyhow::Result<Vec<String>> {
+        if !named.is_empty() {
+            for id in named {
+                ensure!(self.find(id).is_some(), "the server has no arm {id}");
+            }
+            return Ok(named.to_vec());
+        }
+        let root = self.root()?;
+        let mut arms = Vec::new();
+        for profile in PROFILES {
+            let id = format!("{root}@{profile}");
+            if self.find(&id).is_some() {
+                arms.push(id);
+            } else {
+                eprintln!("{id}: not served, left out");
+            }
+        }
+        let adapters = self
+            .arms
+            .iter()
+            .filter(|arm| arm.root == root && arm.profile.is_none() && arm.adapter.is_some());
+        arms.extend(adapters.map(|arm| arm.id.clone()));
+        Ok(arms)
+    }
+
+    /// The arm that the others are compared with: the one that is named, which the
+    /// server must have, or the default one, if it has that.
+    pub(crate) fn baseline(&self, named: Option<&String>) -> anyhow::Result<Option<String>> {
+        if let Some(id) = named {
+            ensure!(self.find(id).is_some(), "the server has no arm {id}");
+            return Ok(Some(id.clone()));
+        }
+        let id = format!("{}@{BASELINE}", self.root()?);
+        if self.find(&id).is_none() {
+            eprintln!("{id}: not served, so there are no gains over it");
+            return Ok(None);
+        }
+        Ok(Some(id))
+    }
+
+    fn root(&self) -> anyhow::Result<&str> {
+        let first = self.arms.first().context("the server has no arms")?;
+        Ok(&first.root)
+    }
+
+    /// The arm that is asked questions of a language: with the Japanese variant of its
+    /// profile for Japanese ones, where the server has one.
+    pub(crate) fn variant(&self, id: &str, language: Language) -> String {
+        let variant = self.find(id).filter(|_| language == Language::Ja);
+        let variant = variant.and_then(|arm| {
+            let profile = japanese(arm.profile.as_ref()?);
+            let adapter = arm.adapter.as_ref().map(|name| format!("+{name}"));
+            let id = format!("{}@{profile}{}", arm.root, adapter.unwrap_or_default());
+            self.find(&id)
+        });
+        variant.map_or_else(|| id.to_owned(), |arm| arm.id.clone())
+    }
+
+    /// The runs of an arm's constant prompt, and of the profile that `also` names or
+    /// its variant for the language.
+    pub(crate) fn prompt(
+        &self,
+        id: &str,
+        also: Option<&String>,
+        language: Language,
+    ) -> anyhow::Result<Runs> {
+        let arm = self.find(id).context(format!("no arm {id}"))?;
+        let own = arm.profile.as_ref().or_else(|| self.trained_with.get(id));
+        let own = match own {
+            Some(name) => self.profiles.get(name),
+            None => self
+                .profiles
+                .values()
+                .find(|it| it.default_for.contains(&arm.root)),
+        };
+        let also = also
+            .map(|name| {
+                let variant = Some(japanese(name)).filter(|_| language == Language::Ja);
+                let variant = variant.and_then(|name| self.profiles.get(&name));
+                variant
+                    .or_else(|| self.profiles.get(name))
+                    .with_context(|| format!("the server has no profile {name}"))
+            })
+            .transpose()?;
+        let texts = own.into_iter().chain(also);
+        Ok(Runs::of(texts.filter_map(|it| it.prefix.as_deref())))
+    }
+}
+
+/// The name of a profile's Japanese variant.
+fn japanese(profile: &str) -> String {
+    format!("{profile}-ja")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::repeats::copies;
+
+    const PREFIX: &str = "one two three four five six seven eight nine";
+
+    fn served() -> Served {
+        let arm = |profile: Option<&str>, adapter: Option<&str>| {
+            let profile_part = profile.map(|name| format!("@{name}")).unwrap_or_default();
+            let adapter_part = adapter.map(|name| format!("+{name}")).unwrap_or_default();
+            Arm {
+                id: format!("m{profile_part}{adapter_part}"),
+                root: "m".into(),
+                profile: profile.map(str::to_owned),
+                adapter: adapter.map(str::to_owned),
+            }
+        };
+        let profile = |id: &str, prefix: Option<&str>, default_for: &[&str]| {
+            let profile = Profile {
+                id: id.into(),
+                prefix: prefix.map(str::to_owned),
+                default_for: default_for.iter().map(|it| (*it).to_owned()).collect(),
+            };
+            (id.to_owned(), profile)
+        };
+        Served {
+            arms: vec![
+                arm(None, None),
+                arm(Some("base"), None),
+                arm(Some("urial"), None),
+                arm(Some("urial-ja"), None),
+                arm(None, Some("a")),
+                arm(Some("urial"), Some("a")),
+                arm(Some("urial-ja"), Some("a")),
+            ],
+            profiles: HashMap::from([
+                profile("base", None, &[]),
+                profile("urial", Some(PREFIX), &["m"]),
+                profile("urial-ja", Some("空が青いのは光が空気に散らされる"), &[]),
+            ]),
+            trained_with: HashMap::from([("m+a".to_owned(), "base".to_owned())]),
+        }
+    }
+
+    #[test]
+    fn by_default_the_arms_are_those_that_are_served_and_the_adapters() {
+        let served = served();
+        assert_eq!(served.choose(&[]).unwrap(), ["m@base", "m@urial", "m+a"]);
+        let named = vec!["m@urial-ja".to_owned()];
+        assert_eq!(served.choose(&named).unwrap(), named);
+        assert!(served.choose(&["m@none".to_owned()]).is_err());
+        assert_eq!(served.baseline(None).unwrap().unwrap(), "m@urial");
+    }
+
+    #[test]
+    fn japanese_questions_go_to_japanese_profiles() {
+        let served = served();
+        let variant = |id| served.variant(id, Language::Ja);
+        assert_eq!(variant("m@urial"), "m@urial-ja");
+        assert_eq!(variant("m@urial+a"), "m@urial-ja+a");
+        assert_eq!(variant("m@urial-ja"), "m@urial-ja");
+        assert_eq!(variant("m@base"), "m@base");
+        assert_eq!(variant("m+a"), "m+a");
+        assert_eq!(served.variant("m@urial", Language::En), "m@urial");
+    }
+
+    #[test]
+    fn the_prompt_is_that_of_the_profile_in_use_and_of_one_that_is_added() {
+        let served = served();
+        let copied = |id: &str, also: Option<&str>| {
+            let also = also.map(str::to_owned);
+            let prompt = served.prompt(id, also.as_ref(), Language::En).unwrap();
+            copies(PREFIX, &prompt, [])
+        };
+        assert!(copied("m@urial", None) && copied("m", None));
+        assert!(!copied("m@base", None) && copied("m@base", Some("urial")));
+        assert!(!copied("m+a", None), "it was trained with @base");
+        let unknown = "none".to_owned();
+        assert!(served.prompt("m", Some(&unknown), Language::En).is_err());
+        let japanese = "urial".to_owned();
+        let prompt = served.prompt("m@base", Some(&japanese), Language::Ja);
+        let japanese = "空が青いのは光が空気に散らされる";
+        assert!(copies(japanese, &prompt.unwrap(), []));
+    }
+}
