@@ -3,6 +3,7 @@
 use std::io::{self, Read, Write};
 
 use anyhow::{Context, bail};
+use incant::analyze::Samplers;
 use incant::engine::{EngineOptions, Event, GenerateRequest};
 use incant::profile::{Message, Role};
 use incant::runtime::{Arm, Runtime};
@@ -10,6 +11,7 @@ use incant::sample::SamplingParams;
 use incant::text::decode::StreamDecoder;
 use incant::text::stop::StopMatcher;
 
+use super::samplers::{self, SamplerArgs};
 use crate::config::ModelArgs;
 
 /// Answer one question in the terminal
@@ -34,6 +36,8 @@ pub(crate) struct Args {
     /// Repeats an answer
     #[arg(long)]
     seed: Option<u64>,
+    #[command(flatten)]
+    samplers: SamplerArgs,
 }
 
 impl Args {
@@ -44,6 +48,7 @@ impl Args {
         if self.max_tokens == Some(0) {
             bail!("--max-tokens must be at least 1");
         }
+        let samplers = self.samplers.samplers()?;
         let mut question = self.question.clone();
         if question == "-" {
             question.clear();
@@ -57,11 +62,11 @@ impl Args {
         let default = loaded[0].id().to_owned();
         runtime.loaded(loaded);
         let arm = runtime.arm(self.arm.as_deref().unwrap_or(&default))?;
-        self.answer(&arm, &question)
+        self.answer(&arm, &question, &samplers)
     }
 
     /// Prints the answer as it comes.
-    fn answer(&self, arm: &Arm, question: &str) -> anyhow::Result<()> {
+    fn answer(&self, arm: &Arm, question: &str, samplers: &Samplers) -> anyhow::Result<()> {
         let system = self.system.iter();
         let mut messages: Vec<Message> = system
             .map(|text| Message::new(Role::System, text))
@@ -85,7 +90,7 @@ impl Args {
                 prompt: prompt.ids,
                 max_tokens: most.unwrap_or(usize::MAX).min(arm.context() - used),
                 end_tokens: end_tokens.clone(),
-                sampling: self.sampling(arm),
+                sampling: self.sampling(arm, samplers),
                 index: 0,
                 logprobs: None,
                 prompt_logprobs: None,
@@ -128,8 +133,8 @@ impl Args {
         bail!("the engine has died")
     }
 
-    fn sampling(&self, arm: &Arm) -> SamplingParams {
-        let mut sampling = arm.defaults().sampling();
+    fn sampling(&self, arm: &Arm, samplers: &Samplers) -> SamplingParams {
+        let mut sampling = samplers::sampling(samplers, arm.defaults(), arm);
         sampling.temperature = self.temperature.unwrap_or(sampling.temperature);
         sampling.seed = self.seed;
         sampling

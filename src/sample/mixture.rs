@@ -170,9 +170,13 @@ mod tests {
     /// Log-softmax of a whole row, the plain way.
     fn plain_log_softmax(logits: &[f32]) -> Vec<f64> {
         let largest = logits.iter().copied().fold(f32::MIN, f32::max);
-        let exps = logits.iter().map(|&l| (f64::from(l) - f64::from(largest)).exp());
+        let exps = logits
+            .iter()
+            .map(|&l| (f64::from(l) - f64::from(largest)).exp());
         let log_sum = exps.sum::<f64>().ln();
-        let values = logits.iter().map(|&l| f64::from(l) - f64::from(largest) - log_sum);
+        let values = logits
+            .iter()
+            .map(|&l| f64::from(l) - f64::from(largest) - log_sum);
         values.collect()
     }
 
@@ -248,7 +252,7 @@ mod tests {
         assert_eq!(plausible(&[1.0, 3.0, 3.0, 2.9], 1.0), [1, 2]);
         assert_eq!(plausible(&[f32::NAN, f32::NEG_INFINITY, -70.0], 0.1), [2]);
         assert_eq!(plausible(&[1.0, f32::INFINITY, f32::INFINITY], 0.1), [1, 2]);
-        assert_eq!(plausible(&[f32::NAN, f32::NEG_INFINITY], 0.1), []);
+        assert!(plausible(&[f32::NAN, f32::NEG_INFINITY], 0.1).is_empty());
     }
 
     #[test]
@@ -262,7 +266,10 @@ mod tests {
                     assert!(!out || row.scores[0] == f32::NEG_INFINITY, "{a} {b}");
                 }
                 let guided = Mixture::of_tokens(vec![3, 7], &[1.0, 2.0], &[(-0.5, &[a, b])]);
-                assert!(guided.scores.iter().all(|score| score.is_finite()), "{a} {b}");
+                assert!(
+                    guided.scores.iter().all(|score| score.is_finite()),
+                    "{a} {b}"
+                );
             }
         }
     }

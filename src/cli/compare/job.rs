@@ -6,11 +6,13 @@ use anyhow::{anyhow, bail};
 use futures_util::{StreamExt, TryStreamExt, stream};
 use incant::analyze::{Answer, Prompt, Settings};
 use incant::engine::Event;
+use incant::profile::SamplingDefaults;
 use incant::runtime::{self, Arm, Comparison, PromptInput, Side, Transcript, What};
 use incant::sample::SamplingParams;
 use indicatif::{ProgressBar, ProgressStyle};
 
 use super::prompts::Asked;
+use crate::cli::samplers;
 
 /// What is to be asked, as all arms read it.
 pub(super) struct Job<'a> {
@@ -147,7 +149,7 @@ fn sides(arms: &[Arm], asked: &Asked, settings: &Settings) -> anyhow::Result<Vec
         Side {
             arm: arm.clone(),
             prompt: prompts[place].clone(),
-            sampling: sampling(settings),
+            sampling: sampling(settings, arm),
             max_tokens: settings
                 .max_tokens
                 .min(runtime::room(heard.map(|(_, side)| side))),
@@ -159,7 +161,7 @@ fn sides(arms: &[Arm], asked: &Asked, settings: &Settings) -> anyhow::Result<Vec
 }
 
 /// The same for all arms, so that what differs is the arm alone.
-fn sampling(settings: &Settings) -> SamplingParams {
+fn sampling(settings: &Settings, arm: &Arm) -> SamplingParams {
     SamplingParams {
         temperature: settings.temperature[0],
         top_p: settings.top_p,
@@ -169,7 +171,7 @@ fn sampling(settings: &Settings) -> SamplingParams {
         frequency_penalty: settings.frequency_penalty,
         repetition_penalty: settings.repetition_penalty,
         seed: Some(settings.seed),
-        ..SamplingParams::default()
+        ..samplers::sampling(&settings.samplers, &SamplingDefaults::default(), arm)
     }
 }
 
