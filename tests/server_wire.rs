@@ -128,7 +128,9 @@ fn null_is_the_default_and_other_servers_extensions_are_understood() {
         "temperature": null, "top_p": null, "top_k": null, "min_p": null, "seed": null, "n": null, "stop": null,
         "presence_penalty": null, "frequency_penalty": null, "logit_bias": null, "stream": null, "user": null,
         "stream_options": null, "logprobs": null, "max_completion_tokens": null, "response_format": null,
-        "repetition_penalty": null, "ignore_eos": null, "stop_token_ids": null,
+        "repetition_penalty": null, "ignore_eos": null, "stop_token_ids": null, "dry_multiplier": null,
+        "dry_base": null, "dry_allowed_length": null, "dry_penalty_last_n": null, "dry_sequence_breakers": null,
+        "top_n_sigma": null, "typical_p": null, "xtc_probability": null, "xtc_threshold": null,
     });
     let edges = json!({
         "temperature": 2, "top_p": 0, "top_k": -1, "min_p": 1, "seed": -9_223_372_036_854_775_808_i64, "n": 1,
@@ -136,6 +138,9 @@ fn null_is_the_default_and_other_servers_extensions_are_understood() {
         "logit_bias": {"5": -100, "6": 100}, "stop": ["a", "b", "c", "d", "e", "f"], "ignore_eos": true,
         "stop_token_ids": [5], "user": "someone", "max_completion_tokens": 1, "min_tokens": 0,
         "response_format": {"type": "text"}, "metadata": {"a": "b"}, "store": false,
+        "dry_multiplier": 100, "dry_base": 10, "dry_allowed_length": 0, "dry_penalty_last_n": -1,
+        "dry_sequence_breakers": ["\n", "###", "日本"], "top_n_sigma": 100, "typical_p": 0,
+        "xtc_probability": 1, "xtc_threshold": 0,
     });
     let unknown = json!({"a_field_of_tomorrow": {"x": 1}});
     for fields in [nulls, edges, unknown] {

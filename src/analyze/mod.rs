@@ -21,8 +21,8 @@ mod sampling;
 mod summary;
 
 pub use report::{
-    Alternative, Answer, Class, FORMAT, Finish, Prompt, PromptTokens, Report, ReportArm, Score,
-    Settings, Token, Usage,
+    Alternative, Answer, Class, FORMAT, Finish, Prompt, PromptTokens, Report, ReportArm, Samplers,
+    Score, Settings, Token, Usage,
 };
 pub use rows::{Divergence, divergence};
 pub use sampling::{SamplingRow, sampling};

@@ -83,6 +83,9 @@ pub struct Settings {
     pub frequency_penalty: f32,
     /// Divides positive and multiplies negative logits of seen tokens; 1 is off.
     pub repetition_penalty: f32,
+    /// What else was asked of sampling.
+    #[serde(flatten)]
+    pub samplers: Samplers,
     /// An answer ends after so many tokens.
     pub max_tokens: usize,
     /// Answers of each arm to each prompt at each temperature.
@@ -93,6 +96,38 @@ pub struct Settings {
     pub top_logprobs: usize,
     /// The command line that repeats it; null if it did not come from one.
     pub command: Option<String>,
+}
+
+/// Samplers that are off unless someone asks for them; `None` and absent where nobody did.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct Samplers {
+    /// What a token loses that would continue a repetition of the allowed length.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub dry_multiplier: Option<f32>,
+    /// The factor of that loss for each further token.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub dry_base: Option<f32>,
+    /// Repetitions of fewer tokens are free.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub dry_allowed_length: Option<u32>,
+    /// How many of the last tokens are looked at; −1 looks at all.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub dry_penalty_last_n: Option<i32>,
+    /// Texts across which nothing is a repetition.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub dry_sequence_breakers: Option<Vec<String>>,
+    /// Keep tokens whose logit is at most this many standard deviations below the largest.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub top_n_sigma: Option<f32>,
+    /// The mass of the tokens whose surprise is nearest the expected one that are kept.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub typical_p: Option<f32>,
+    /// How often XTC leaves tokens out.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub xtc_probability: Option<f32>,
+    /// The probability from which on it leaves them out.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub xtc_threshold: Option<f32>,
 }
 
 /// An arm that was compared.

@@ -3,6 +3,7 @@
 use std::io::{self, Read, Write};
 
 use anyhow::{Context, bail};
+use incant::analyze::Samplers;
 use incant::engine::{EngineOptions, Event, GenerateRequest};
 use incant::profile::{Message, Role};
 use incant::runtime::{Arm, Guidance, Runtime, Wishes};
@@ -10,6 +11,7 @@ use incant::sample::SamplingParams;
 use incant::text::decode::StreamDecoder;
 use incant::text::stop::StopMatcher;
 
+use super::samplers::{self, SamplerArgs};
 use crate::config::ModelArgs;
 
 /// Answer one question in the terminal
@@ -41,6 +43,8 @@ pub(crate) struct Args {
     /// Repeats an answer
     #[arg(long)]
     seed: Option<u64>,
+    #[command(flatten)]
+    samplers: SamplerArgs,
 }
 
 impl Args {
@@ -51,6 +55,7 @@ impl Args {
         if self.max_tokens == Some(0) {
             bail!("--max-tokens must be at least 1");
         }
+        let samplers = self.samplers.samplers()?;
         let mut question = self.question.clone();
         if question == "-" {
             question.clear();
@@ -64,11 +69,17 @@ impl Args {
         let default = loaded[0].id().to_owned();
         runtime.loaded(loaded);
         let arm = runtime.arm(self.arm.as_deref().unwrap_or(&default))?;
-        self.answer(&runtime, &arm, &question)
+        self.answer(&runtime, &arm, &question, &samplers)
     }
 
     /// Prints the answer as it comes.
-    fn answer(&self, runtime: &Runtime, arm: &Arm, question: &str) -> anyhow::Result<()> {
+    fn answer(
+        &self,
+        runtime: &Runtime,
+        arm: &Arm,
+        question: &str,
+        samplers: &Samplers,
+    ) -> anyhow::Result<()> {
         let system = self.system.iter();
         let mut messages: Vec<Message> = system
             .map(|text| Message::new(Role::System, text))
@@ -95,7 +106,7 @@ impl Args {
             prompt: prompt.ids,
             max_tokens: most.unwrap_or(usize::MAX).min(room),
             end_tokens: end_tokens.clone(),
-            sampling: self.sampling(arm),
+            sampling: self.sampling(arm, samplers),
             index: 0,
             logprobs: None,
             prompt_logprobs: None,
@@ -152,8 +163,8 @@ impl Args {
         })
     }
 
-    fn sampling(&self, arm: &Arm) -> SamplingParams {
-        let mut sampling = arm.defaults().sampling();
+    fn sampling(&self, arm: &Arm, samplers: &Samplers) -> SamplingParams {
+        let mut sampling = samplers::sampling(samplers, arm.defaults(), arm);
         sampling.temperature = self.temperature.unwrap_or(sampling.temperature);
         sampling.seed = self.seed;
         sampling

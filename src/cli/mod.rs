@@ -15,6 +15,7 @@ pub(crate) mod pull;
 mod quantize;
 mod reload;
 mod rewrite;
+mod samplers;
 mod serve;
 mod tokenize;
 mod train;

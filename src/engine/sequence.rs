@@ -42,7 +42,7 @@ impl Waiting {
                 let seed = sampling.seed.unwrap_or_else(fresh_seed);
                 let first = tokens.len() - request.prompt.len();
                 let work = Work::Answer(Box::new(Answering {
-                    sampler: Sampler::new(sampling, seed, request.index, &tokens),
+                    sampler: Sampler::new(sampling, seed, request.index, &request.prompt),
                     end_tokens: request.end_tokens,
                     max_tokens: request.max_tokens,
                     logprobs: request.logprobs,

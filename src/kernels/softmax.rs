@@ -59,6 +59,77 @@ pub fn weight(isa: Isa, logits: &[f32], largest: f64, factor: f64) -> f64 {
     sum
 }
 
+/// Σ w and Σ w · ln w over some logits, w = `e^((logit − largest) · factor)`, in double
+/// precision. NaN and −∞ add nothing. Both are summed lane by lane, in the same order on
+/// all instruction sets.
+pub fn moments(isa: Isa, logits: &[f32], largest: f64, factor: f64) -> (f64, f64) {
+    const DOUBLES: usize = 8;
+    let mut sums = (0.0, 0.0);
+    let out = &mut sums;
+    dispatch!(isa, |_,
+                    logits: &[f32],
+                    largest: f64,
+                    factor: f64,
+                    out: &mut (f64, f64)| {
+        // From here down a weight is 0; zero times an infinity or NaN would be NaN.
+        const LEAST: f64 = -1e4;
+        let logarithm = |logit: f32| {
+            let logarithm = (f64::from(logit) - largest) * factor;
+            if logarithm > LEAST { logarithm } else { LEAST }
+        };
+        let (mut mass, mut product) = ([0.0; DOUBLES], [0.0; DOUBLES]);
+        let (groups, rest) = logits.as_chunks::<DOUBLES>();
+        for group in groups {
+            for ((mass, product), &logit) in mass.iter_mut().zip(&mut product).zip(group) {
+                let logarithm = logarithm(logit);
+                let weight = exp_f64(logarithm);
+                *mass += weight;
+                *product += weight * logarithm;
+            }
+        }
+        for ((mass, product), &logit) in mass.iter_mut().zip(&mut product).zip(rest) {
+            let logarithm = logarithm(logit);
+            let weight = exp_f64(logarithm);
+            *mass += weight;
+            *product += weight * logarithm;
+        }
+        *out = (mass.iter().sum(), product.iter().sum());
+    });
+    sums
+}
+
+/// The standard deviation of the logits that are above −∞, in double precision; NaN counts
+/// as −∞, and without any such logit it is NaN. It is summed lane by lane, in the same
+/// order on all instruction sets.
+pub fn deviation(isa: Isa, logits: &[f32]) -> f64 {
+    const DOUBLES: usize = 8;
+    let mut deviation = 0.0;
+    let out = &mut deviation;
+    dispatch!(isa, |_, logits: &[f32], out: &mut f64| {
+        let (groups, rest) = logits.as_chunks::<DOUBLES>();
+        let (mut sum, mut count) = ([0.0; DOUBLES], [0.0; DOUBLES]);
+        for group in groups.iter().map(|group| &group[..]).chain([rest]) {
+            for ((sum, count), &logit) in sum.iter_mut().zip(&mut count).zip(group) {
+                let counts = logit > f32::NEG_INFINITY;
+                *sum += if counts { f64::from(logit) } else { 0.0 };
+                *count += if counts { 1.0 } else { 0.0 };
+            }
+        }
+        let count: f64 = count.iter().sum();
+        let mean = sum.iter().sum::<f64>() / count;
+        let mut squares = [0.0; DOUBLES];
+        for group in groups.iter().map(|group| &group[..]).chain([rest]) {
+            for (squares, &logit) in squares.iter_mut().zip(group) {
+                let counts = logit > f32::NEG_INFINITY;
+                let apart = if counts { f64::from(logit) - mean } else { 0.0 };
+                *squares += apart * apart;
+            }
+        }
+        *out = (squares.iter().sum::<f64>() / count).sqrt();
+    });
+    deviation
+}
+
 /// What the softmaxes of two rows p and q weigh, and how their logits differ by
 /// those weights. A logit `a` of p weighs `e^(a − p_largest)`.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]

@@ -3,7 +3,7 @@
 use serde::Deserialize;
 
 use super::ProfileError;
-use crate::sample::{MOST_WEIGHT, PLAUSIBLE, SamplingParams};
+use crate::sample::{DryParams, MOST_WEIGHT, PLAUSIBLE, SamplingParams};
 
 const FENCE: &str = "+++";
 
@@ -28,6 +28,24 @@ pub struct SamplingDefaults {
     pub frequency_penalty: Option<f32>,
     /// Above 0; 1 is off.
     pub repetition_penalty: Option<f32>,
+    /// 0 to 100; 0 is off.
+    pub dry_multiplier: Option<f32>,
+    /// 0 to 10; below 1 is off.
+    pub dry_base: Option<f32>,
+    /// 0 to 1,000,000.
+    pub dry_allowed_length: Option<u32>,
+    /// −1 (all) to 1,000,000; 0 is off.
+    pub dry_penalty_last_n: Option<i32>,
+    /// At most 16 texts of 1 to 64 bytes.
+    pub dry_sequence_breakers: Option<Vec<String>>,
+    /// −1 to 100; 0 and below keep all.
+    pub top_n_sigma: Option<f32>,
+    /// 0 to 1.
+    pub typical_p: Option<f32>,
+    /// 0 to 1; 0 is off.
+    pub xtc_probability: Option<f32>,
+    /// 0 to 1; above 0.5 is off.
+    pub xtc_threshold: Option<f32>,
     /// At least 1 token.
     pub max_tokens: Option<usize>,
 }
@@ -42,10 +60,20 @@ impl SamplingDefaults {
         presence_penalty: None,
         frequency_penalty: None,
         repetition_penalty: None,
+        dry_multiplier: None,
+        dry_base: None,
+        dry_allowed_length: None,
+        dry_penalty_last_n: None,
+        dry_sequence_breakers: None,
+        top_n_sigma: None,
+        typical_p: None,
+        xtc_probability: None,
+        xtc_threshold: None,
         max_tokens: None,
     };
 
-    /// These defaults, with OpenAI's where they say nothing.
+    /// These defaults, with OpenAI's where they say nothing. DRY is left without its
+    /// sequence breakers, for which a tokenizer is needed.
     pub fn sampling(&self) -> SamplingParams {
         let openai = SamplingParams::default();
         SamplingParams {
@@ -56,7 +84,29 @@ impl SamplingDefaults {
             presence_penalty: self.presence_penalty.unwrap_or(openai.presence_penalty),
             frequency_penalty: self.frequency_penalty.unwrap_or(openai.frequency_penalty),
             repetition_penalty: self.repetition_penalty.unwrap_or(openai.repetition_penalty),
+            dry: self.dry(),
+            top_n_sigma: self.top_n_sigma.unwrap_or(openai.top_n_sigma),
+            typical_p: self.typical_p.unwrap_or(openai.typical_p),
+            xtc_probability: self.xtc_probability.unwrap_or(openai.xtc_probability),
+            xtc_threshold: self.xtc_threshold.unwrap_or(openai.xtc_threshold),
             ..openai
+        }
+    }
+
+    fn dry(&self) -> DryParams {
+        let off = DryParams::default();
+        DryParams {
+            multiplier: self.dry_multiplier.unwrap_or(off.multiplier),
+            base: self.dry_base.unwrap_or(off.base),
+            allowed_length: self
+                .dry_allowed_length
+                .map_or(off.allowed_length, |length| length as usize),
+            penalty_last_n: match self.dry_penalty_last_n {
+                None => off.penalty_last_n,
+                // −1 looks at everything.
+                Some(last) => usize::try_from(last).ok(),
+            },
+            breakers: off.breakers,
         }
     }
 
@@ -79,6 +129,29 @@ impl SamplingDefaults {
                 )),
                 _ => None,
             })
+            .or_else(|| within("dry_multiplier", self.dry_multiplier, 0.0, 100.0))
+            .or_else(|| within("dry_base", self.dry_base, 0.0, 10.0))
+            .or_else(|| match self.dry_allowed_length {
+                Some(length) if length > MOST_DRY_TOKENS => Some(format!(
+                    "sampling.dry_allowed_length is {length}, not 0 to {MOST_DRY_TOKENS}"
+                )),
+                _ => None,
+            })
+            .or_else(|| match self.dry_penalty_last_n {
+                Some(last) if !(-1..=MOST_DRY_TOKENS as i32).contains(&last) => Some(format!(
+                    "sampling.dry_penalty_last_n is {last}, not -1 to {MOST_DRY_TOKENS}"
+                )),
+                _ => None,
+            })
+            .or_else(|| {
+                let texts = self.dry_sequence_breakers.as_deref()?;
+                let problem = breakers_problem(texts)?;
+                Some(format!("sampling.dry_sequence_breakers {problem}"))
+            })
+            .or_else(|| within("top_n_sigma", self.top_n_sigma, -1.0, 100.0))
+            .or_else(|| within("typical_p", self.typical_p, 0.0, 1.0))
+            .or_else(|| within("xtc_probability", self.xtc_probability, 0.0, 1.0))
+            .or_else(|| within("xtc_threshold", self.xtc_threshold, 0.0, 1.0))
             .or_else(|| match self.max_tokens {
                 Some(0) => Some("sampling.max_tokens is 0, not at least 1".to_owned()),
                 _ => None,
@@ -119,6 +192,28 @@ impl GuidanceDefaults {
         }
         None
     }
+}
+
+/// The most tokens that DRY's parameters can name.
+pub(crate) const MOST_DRY_TOKENS: u32 = 1_000_000;
+
+/// The most sequence breakers, and the most bytes of each: for each of them the whole
+/// vocabulary is read.
+pub(crate) const MAX_BREAKERS: usize = 16;
+pub(crate) const MAX_BREAKER_BYTES: usize = 64;
+
+/// Says what is wrong with a list of sequence breakers, as the end of a sentence.
+pub(crate) fn breakers_problem(texts: &[String]) -> Option<String> {
+    let long = |text: &String| text.len() > MAX_BREAKER_BYTES;
+    if texts.iter().any(String::is_empty) {
+        return Some("must not hold an empty text".to_owned());
+    }
+    if texts.len() > MAX_BREAKERS || texts.iter().any(long) {
+        return Some(format!(
+            "may hold at most {MAX_BREAKERS} texts of {MAX_BREAKER_BYTES} bytes each"
+        ));
+    }
+    None
 }
 
 /// What a profile says about itself.
@@ -314,6 +409,18 @@ mod tests {
             ("temperature = nan", "temperature is NaN"),
             ("repetition_penalty = 0.0", "not above 0"),
             ("max_tokens = 0", "not at least 1"),
+            (
+                "dry_multiplier = 101.0",
+                "dry_multiplier is 101, not 0 to 100",
+            ),
+            ("dry_base = -0.5", "dry_base is -0.5, not 0 to 10"),
+            ("dry_allowed_length = 1_000_001", "not 0 to 1000000"),
+            ("dry_penalty_last_n = -2", "is -2, not -1 to 1000000"),
+            ("dry_sequence_breakers = [\"\"]", "hold an empty text"),
+            ("top_n_sigma = 101.0", "top_n_sigma is 101, not -1 to 100"),
+            ("typical_p = 1.1", "typical_p is 1.1, not 0 to 1"),
+            ("xtc_probability = nan", "xtc_probability is NaN"),
+            ("xtc_threshold = 2.0", "xtc_threshold is 2, not 0 to 1"),
         ] {
             refuse("\n+++\n", &sampling(line), expected);
         }
@@ -326,6 +433,48 @@ mod tests {
             ("weight = 1.0\nplausible = 1.5", "guidance.plausible is 1.5"),
         ] {
             refuse("\n+++\n", &guidance(line), expected);
+        }
+    }
+
+    #[test]
+    fn every_sampler_can_have_a_default() {
+        let sampling = "\n[sampling]\ndry_multiplier = 0.8\ndry_base = 2\ndry_allowed_length = 3\n\
+            dry_penalty_last_n = -1\ndry_sequence_breakers = [\"\\n\"]\ntop_n_sigma = 1.5\n\
+            typical_p = 0.9\nxtc_probability = 0.5\nxtc_threshold = 0.2\n+++\n";
+        let source = FRONT.replace("\n+++\n", sampling);
+        let defaults = split("short.jinja", &source).unwrap().0.sampling;
+        assert_eq!(defaults.dry_sequence_breakers, Some(vec!["\n".to_owned()]));
+        let expected = SamplingParams {
+            dry: DryParams {
+                multiplier: 0.8,
+                base: 2.0,
+                allowed_length: 3,
+                ..DryParams::default()
+            },
+            top_n_sigma: 1.5,
+            typical_p: 0.9,
+            xtc_probability: 0.5,
+            xtc_threshold: 0.2,
+            ..SamplingParams::default()
+        };
+        assert_eq!(defaults.sampling(), expected);
+        let last = SamplingDefaults {
+            dry_penalty_last_n: Some(64),
+            ..SamplingDefaults::default()
+        };
+        assert_eq!(last.sampling().dry.penalty_last_n, Some(64));
+    }
+
+    #[test]
+    fn sequence_breakers_have_a_number_and_a_size() {
+        let texts = |count: usize, bytes: usize| vec!["x".repeat(bytes); count];
+        assert_eq!(
+            breakers_problem(&texts(MAX_BREAKERS, MAX_BREAKER_BYTES)),
+            None
+        );
+        assert_eq!(breakers_problem(&[]), None);
+        for (count, bytes) in [(MAX_BREAKERS + 1, 1), (1, MAX_BREAKER_BYTES + 1), (1, 0)] {
+            assert!(breakers_problem(&texts(count, bytes)).is_some());
         }
     }
 

@@ -25,6 +25,7 @@ pub use chat_template::ChatTemplate;
 pub use error::ProfileError;
 pub use files::{Library, builtin, load};
 pub use front::{GuidanceDefaults, SamplingDefaults};
+pub(crate) use front::{MAX_BREAKER_BYTES, MAX_BREAKERS, MOST_DRY_TOKENS, breakers_problem};
 pub use rendering::{Rendering, guard_for};
 pub use template::Profile;
 

@@ -8,6 +8,7 @@
 mod adapters;
 mod arm;
 mod bind;
+mod breakers;
 pub(crate) mod choice;
 mod compare;
 mod load;
@@ -21,6 +22,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 pub use adapters::{Adapter, AdapterError, Adapters};
 pub use arm::{Answered, Arm, ArmError, Prompt, PromptError, PromptInput};
 pub use bind::BoundProfile;
+pub use breakers::breakers;
 pub use compare::{Comparison, Said, Side, Transcript, What, default_reference, room};
 pub use load::{LoadError, LoadOptions, Model, Profiles};
 pub use together::{Guidance, Partner, Partners, Say, WishError, Wishes};

@@ -21,14 +21,27 @@ const LANES: usize = 8;
 static ISA: LazyLock<Isa> = LazyLock::new(Isa::best);
 
 /// Room for what is noted about one row; kept to be used again for the next.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct Blocks {
     /// The largest logit of each block; −∞ if all of it is NaN.
     largest: Vec<f32>,
     /// The weight of each block, once [`Blocks::weigh`] has run.
     weight: Vec<f64>,
+    /// The first token in the order of likelihood that counts in `weight`.
+    from: Ranked,
     /// Room for a selection among `largest`.
     order: Vec<f32>,
+}
+
+impl Default for Blocks {
+    fn default() -> Self {
+        Blocks {
+            largest: Vec::new(),
+            weight: Vec::new(),
+            from: Ranked::FIRST,
+            order: Vec::new(),
+        }
+    }
 }
 
 impl Blocks {
@@ -50,9 +63,8 @@ impl Blocks {
 
     /// Sums the weights of all tokens.
     pub(super) fn weigh(&mut self, logits: &[f32], scale: Scale) -> f64 {
-        // What is this far down adds less than half a unit in the last place
-        // to the sum, even if every token is: its block needs no look.
-        let negligible = scale.logit_of(-37.0 - (logits.len() as f64).ln());
+        let negligible = scale.logit_of(negligible(logits.len()));
+        self.from = Ranked::FIRST;
         self.weight.clear();
         self.weight.resize(self.largest.len(), 0.0);
         let blocks = logits.chunks(BLOCK).zip(&self.largest);
@@ -64,9 +76,43 @@ impl Blocks {
         self.weight.iter().sum()
     }
 
+    /// Leaves the tokens before `first` in the order of likelihood out of what
+    /// [`Blocks::weigh`] has summed, and returns what is left.
+    pub(super) fn leave_out_before(&mut self, logits: &[f32], scale: Scale, first: Ranked) -> f64 {
+        self.from = first;
+        let blocks = logits.chunks(BLOCK).zip(&self.largest).enumerate();
+        for ((index, (block, &largest)), weight) in blocks.zip(&mut self.weight) {
+            if largest >= first.logit() {
+                let ids = (index * BLOCK..).map(|id| id as u32);
+                let left = ids
+                    .zip(block)
+                    .filter(|&(id, &logit)| Ranked::new(id, logit) >= first);
+                *weight = left.map(|(_, &logit)| scale.weight(logit)).sum();
+            }
+        }
+        self.weight.iter().sum()
+    }
+
+    /// The sums over all tokens of the weights, and of the weights times their logarithms.
+    pub(super) fn moments(&self, logits: &[f32], scale: Scale) -> Moments {
+        // As in `weigh`, and farther down by the logarithm that multiplies the weight.
+        let negligible = scale.logit_of(negligible(logits.len()) - 5.0);
+        let mut moments = Moments::default();
+        for (block, &largest) in logits.chunks(BLOCK).zip(&self.largest) {
+            if largest >= negligible {
+                let (mass, logarithms) =
+                    softmax::moments(*ISA, block, scale.largest, scale.inverse);
+                moments.mass += mass;
+                moments.logarithms += logarithms;
+            }
+        }
+        moments
+    }
+
     /// The token at which the running sum of weights, in the order of ids, first
     /// exceeds `target`; the last one that weighs anything if rounding keeps the
-    /// sum below. [`Blocks::weigh`] has run with the same `scale`.
+    /// sum below. [`Blocks::weigh`] has run with the same `scale`; the tokens that
+    /// [`Blocks::leave_out_before`] has left out since then are passed over.
     pub(super) fn at_mass(&self, logits: &[f32], scale: Scale, target: f64) -> Option<u32> {
         let mut before = 0.0;
         let mut reached = None;
@@ -84,7 +130,7 @@ impl Blocks {
         let mut last = None;
         for (id, &logit) in (start..).zip(&logits[start..logits.len().min(start + BLOCK)]) {
             let weight = scale.weight(logit);
-            if weight > 0.0 {
+            if weight > 0.0 && Ranked::new(id as u32, logit) >= self.from {
                 mass += weight;
                 last = Some(id as u32);
                 if mass > target {
@@ -142,6 +188,26 @@ impl Blocks {
     }
 }
 
+/// The standard deviation of the logits above −∞, of which there is one.
+pub(super) fn deviation(logits: &[f32]) -> f64 {
+    softmax::deviation(*ISA, logits)
+}
+
+/// The logarithm of a weight so small that adding it for each of `count` tokens changes a
+/// sum by less than half a unit in the last place: a block below it needs no look.
+fn negligible(count: usize) -> f64 {
+    -37.0 - (count as f64).ln()
+}
+
+/// Sums over the weights of tokens.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub(super) struct Moments {
+    /// Σ w.
+    pub(super) mass: f64,
+    /// Σ w · ln w.
+    pub(super) logarithms: f64,
+}
+
 /// Turns logits into weights: `e^((logit − largest) / temperature)`, 1 for the
 /// most likely token.
 #[derive(Clone, Copy, Debug)]
@@ -166,6 +232,22 @@ impl Scale {
     #[inline(always)]
     pub(super) fn weight(self, logit: f32) -> f64 {
         exp((f64::from(logit) - self.largest) * self.inverse)
+    }
+
+    /// The least logit that is at most `depth` below the largest.
+    pub(super) fn floor(self, depth: f64) -> f32 {
+        let bound = self.largest - depth;
+        let nearest = bound as f32;
+        if f64::from(nearest) < bound {
+            nearest.next_up()
+        } else {
+            nearest
+        }
+    }
+
+    /// The logarithm of a token's weight.
+    pub(super) fn logarithm(self, logit: f32) -> f64 {
+        (f64::from(logit) - self.largest) * self.inverse
     }
 
     /// A logit whose weight is at most `e^exponent`, and hardly less: as a bound

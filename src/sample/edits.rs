@@ -6,10 +6,12 @@
 //!   penalty r (Keskar et al. 2019, with the correction for negative logits that
 //!   became usual);
 //! - `l − c · frequency − presence` if c > 0 (OpenAI's definition);
+//! - less the penalty of a repetition it would continue (see [`dry`](super::dry));
 //! - `l + bias` for a token the client names; −100 bans it and 100 forces it in
 //!   effect, by their size alone.
 
 use super::SamplingParams;
+use super::dry::Dry;
 
 /// A token that was seen, and how often it was generated.
 #[derive(Clone, Copy, Debug)]
@@ -25,6 +27,8 @@ pub(super) struct Edits {
     frequency: f32,
     repetition: f32,
     bias: Vec<(u32, f32)>,
+    /// `None` if it is off.
+    dry: Option<Dry>,
     /// In the order of ids. Stays empty if nothing penalizes.
     seen: Vec<Seen>,
     /// What the edited logits were, in the order of the edits.
@@ -32,13 +36,14 @@ pub(super) struct Edits {
 }
 
 impl Edits {
-    /// `prompt` counts for the repetition penalty if `params` says so.
+    /// `prompt` counts for DRY, and for the repetition penalty if `params` says so.
     pub(super) fn new(params: &SamplingParams, prompt: &[u32]) -> Edits {
         let mut edits = Edits {
             presence: params.presence_penalty,
             frequency: params.frequency_penalty,
             repetition: params.repetition_penalty,
             bias: params.logit_bias.clone(),
+            dry: Dry::new(&params.dry, prompt),
             seen: Vec::new(),
             before: Vec::new(),
         };
@@ -56,6 +61,9 @@ impl Edits {
 
     /// Counts a generated token.
     pub(super) fn count(&mut self, id: u32) {
+        if let Some(dry) = &mut self.dry {
+            dry.push(id);
+        }
         if self.presence == 0.0 && self.frequency == 0.0 && self.repetition == 1.0 {
             return;
         }
@@ -73,6 +81,13 @@ impl Edits {
             if let Some(logit) = logits.get_mut(at) {
                 self.before.push((at, *logit));
                 *logit = self.penalized(seen, *logit);
+            }
+        }
+        for &(id, penalty) in self.dry.iter().flat_map(Dry::penalties) {
+            let at = id as usize;
+            if let Some(logit) = logits.get_mut(at) {
+                self.before.push((at, *logit));
+                *logit -= penalty;
             }
         }
         self.add_bias(logits);
@@ -97,13 +112,18 @@ impl Edits {
     /// Edits the scores of the tokens `ids`, in their order, or of all tokens, by the
     /// penalties alone, for good.
     pub(super) fn penalize(&self, ids: Option<&[u32]>, scores: &mut [f32]) {
+        let place = |id: u32| match ids {
+            Some(ids) => ids.binary_search(&id).ok(),
+            None => Some(id as usize),
+        };
         for &seen in &self.seen {
-            let at = match ids {
-                Some(ids) => ids.binary_search(&seen.id).ok(),
-                None => Some(seen.id as usize),
-            };
-            if let Some(score) = at.and_then(|at| scores.get_mut(at)) {
+            if let Some(score) = place(seen.id).and_then(|at| scores.get_mut(at)) {
                 *score = self.penalized(seen, *score);
+            }
+        }
+        for &(id, penalty) in self.dry.iter().flat_map(Dry::penalties) {
+            if let Some(score) = place(id).and_then(|at| scores.get_mut(at)) {
+                *score -= penalty;
             }
         }
     }
@@ -135,6 +155,7 @@ impl Edits {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::sample::DryParams;
 
     fn edited(params: &SamplingParams, prompt: &[u32], generated: &[u32]) -> Vec<f32> {
         let mut edits = Edits::new(params, prompt);
@@ -201,6 +222,44 @@ mod tests {
             edited(&params, &[3, 0, 3, 77], &[1]),
             [1.0, -4.25, 0.0, 0.5, f32::NEG_INFINITY]
         );
+    }
+
+    /// Repeats of at least one token are penalized: by 1, by 3 for two tokens.
+    fn dry() -> SamplingParams {
+        SamplingParams {
+            dry: DryParams {
+                multiplier: 1.0,
+                base: 3.0,
+                allowed_length: 1,
+                ..DryParams::default()
+            },
+            ..SamplingParams::default()
+        }
+    }
+
+    #[test]
+    fn dry_reads_the_prompt_and_comes_between_presence_and_bias() {
+        let params = SamplingParams {
+            presence_penalty: 0.5,
+            logit_bias: vec![(3, 10.0)],
+            ..dry()
+        };
+        // After 0 1 comes 3, after another 1 comes 0.
+        assert_eq!(
+            edited(&params, &[0, 1, 3, 2, 1, 0], &[1]),
+            [1.0, -2.5, 0.0, 8.0, f32::NEG_INFINITY]
+        );
+    }
+
+    #[test]
+    fn dry_finds_its_tokens_among_those_of_a_mixture() {
+        let edits = Edits::new(&dry(), &[7, 8, 5, 7, 8]);
+        let mut some = [1.0, 1.0, 1.0];
+        edits.penalize(Some(&[4, 5, 9]), &mut some);
+        assert_eq!(some, [1.0, -2.0, 1.0]);
+        let mut all = [1.0; 6];
+        edits.penalize(None, &mut all);
+        assert_eq!(all, [1.0, 1.0, 1.0, 1.0, 1.0, -2.0]);
     }
 
     #[test]

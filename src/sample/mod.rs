@@ -2,10 +2,14 @@
 //!
 //! A row of logits passes, in this order,
 //!
-//! 1. the repetition penalty, the frequency and the presence penalty, the bias;
+//! 1. the repetition penalty, the frequency and the presence penalty, DRY (a penalty on
+//!    what continues a repetition, see [`DryParams`]), the bias;
 //! 2. the temperature: 0 takes the most likely token and ends here;
-//! 3. top-k, top-p, min-p;
-//! 4. the draw, by the sequence's own random stream.
+//! 3. top-n-sigma (which no temperature changes), top-k, typical-p, top-p, min-p;
+//! 4. XTC, with its own probability;
+//! 5. the draw, by the sequence's own random stream.
+//!
+//! What is off costs nothing and uses no random number.
 //!
 //! Where several arms choose together (see [`Mixture`]), the bias is added to the first
 //! arm's row, then the rows are mixed, then come the penalties and the rest.
@@ -16,16 +20,19 @@
 //! in double precision, but nothing sorts the vocabulary.
 
 mod blocks;
+mod dry;
 mod edits;
 mod logprobs;
 mod mixture;
 mod random;
 mod rank;
 mod truncation;
+mod xtc;
 
 #[cfg(test)]
 mod properties;
 
+pub use dry::{Breakers, DryParams};
 pub use logprobs::{LogSoftmax, logprobs, rank};
 pub use mixture::{MOST_WEIGHT, Mixture, PLAUSIBLE, plausible};
 pub use random::fresh_seed;
@@ -35,6 +42,7 @@ use edits::Edits;
 use random::RandomStream;
 use rank::Ranked;
 use truncation::Truncation;
+use xtc::Xtc;
 
 /// How a token is chosen. The defaults are OpenAI's.
 #[derive(Clone, Debug, PartialEq)]
@@ -55,6 +63,19 @@ pub struct SamplingParams {
     pub repetition_penalty: f32,
     /// Whether `repetition_penalty` counts the prompt's tokens too.
     pub penalize_prompt: bool,
+    /// The penalty on tokens that would continue a repetition.
+    pub dry: DryParams,
+    /// Keep tokens whose logit is at most this many standard deviations below the
+    /// largest; 0 and below keep all.
+    pub top_n_sigma: f32,
+    /// The mass in `[0, 1]` of the tokens whose surprise is nearest the expected one
+    /// that are kept; 1 keeps all.
+    pub typical_p: f32,
+    /// How often XTC removes all tokens that reach `xtc_threshold` but the least likely
+    /// of them, 0 to 1; 0 is off.
+    pub xtc_probability: f32,
+    /// The probability that marks a token as a top choice; above 0.5 XTC is off.
+    pub xtc_threshold: f32,
     /// Added to the logits of the named tokens.
     pub logit_bias: Vec<(u32, f32)>,
     /// The seed of the random stream; `None` draws one.
@@ -72,6 +93,11 @@ impl Default for SamplingParams {
             frequency_penalty: 0.0,
             repetition_penalty: 1.0,
             penalize_prompt: false,
+            dry: DryParams::default(),
+            top_n_sigma: -1.0,
+            typical_p: 1.0,
+            xtc_probability: 0.0,
+            xtc_threshold: 0.1,
             logit_bias: Vec::new(),
             seed: None,
         }
@@ -113,6 +139,7 @@ pub enum SampleError {
 pub struct Sampler {
     temperature: f32,
     truncation: Truncation,
+    xtc: Xtc,
     edits: Edits,
     random: RandomStream,
     blocks: Blocks,
@@ -124,7 +151,9 @@ impl Sampler {
     ///
     /// The answers of one request share its `seed` (`params.seed`, or
     /// [`fresh_seed`] where that is `None`: this is the caller's to decide) and
-    /// differ by `stream`. `prompt` is only read if `params.penalize_prompt` is set.
+    /// differ by `stream`. `prompt` holds the client's own tokens, without those of a
+    /// constant prompt before them. It is read by DRY, and by the repetition penalty if
+    /// `params.penalize_prompt` is set.
     ///
     /// The same parameters, seed, stream and rows give the same tokens, in this
     /// release and in later ones. The values are taken as they are; refusing those
@@ -132,7 +161,10 @@ impl Sampler {
     pub fn new(params: &SamplingParams, seed: u64, stream: u64, prompt: &[u32]) -> Sampler {
         Sampler {
             temperature: params.temperature,
-            truncation: Truncation::new(params.top_k, params.top_p, params.min_p),
+            truncation: Truncation::new(params.top_k, params.top_p, params.min_p)
+                .with_top_n_sigma(params.top_n_sigma)
+                .with_typical_p(params.typical_p),
+            xtc: Xtc::new(params.xtc_probability, params.xtc_threshold),
             edits: Edits::new(params, prompt),
             random: RandomStream::new(seed, stream),
             blocks: Blocks::default(),
@@ -144,9 +176,9 @@ impl Sampler {
     ///
     /// The row is edited while it runs and has all its values back when it returns.
     /// The token is not counted as generated: [`Sampler::accept`] does that, also
-    /// for tokens that were chosen in another way. One random number is used, none
-    /// where nothing is left to chance: at temperature 0, and for a row with a logit
-    /// of +∞, whose first such token is taken.
+    /// for tokens that were chosen in another way. One random number is used, two where
+    /// XTC is on, none where nothing is left to chance: at temperature 0, and for a row
+    /// with a logit of +∞, whose first such token is taken.
     ///
     /// # Errors
     /// [`SampleError::NothingToChoose`] if every logit is NaN or −∞.
@@ -199,13 +231,22 @@ impl Sampler {
         }
         let scale = Scale::new(largest, self.temperature);
         if self.truncation.keeps_all(logits.len()) {
-            let mass = self.blocks.weigh(logits, scale);
+            let mut mass = self.blocks.weigh(logits, scale);
+            if self.xtc.strikes(&mut self.random) {
+                let blocks = &mut self.blocks;
+                mass = self
+                    .xtc
+                    .leave_out(logits, scale, mass, blocks, &mut self.kept);
+            }
             let target = self.random.uniform() * mass;
             self.blocks.at_mass(logits, scale, target)
         } else {
-            let mass = self
+            let mut mass = self
                 .truncation
                 .keep(logits, scale, &mut self.blocks, &mut self.kept);
+            if self.xtc.strikes(&mut self.random) {
+                mass = self.xtc.cut(&mut self.kept, scale, mass);
+            }
             let target = self.random.uniform() * mass;
             let mut passed = 0.0;
             let drawn = self.kept.iter().find(|token| {

@@ -15,6 +15,18 @@ fn reference(logits: &[f32], params: &SamplingParams) -> Vec<(u32, f64)> {
         .collect();
     // A stable sort by logit alone leaves ties in the order of ids.
     tokens.sort_by(|a, b| b.1.total_cmp(&a.1));
+    let decimal = |p: f32| -> f64 { p.to_string().parse().unwrap() };
+    if params.top_n_sigma > 0.0 {
+        let finite = tokens
+            .iter()
+            .map(|t| f64::from(t.1))
+            .filter(|l| l.is_finite());
+        let count = finite.clone().count() as f64;
+        let mean = finite.clone().sum::<f64>() / count;
+        let variance = finite.map(|l| (l - mean).powi(2)).sum::<f64>() / count;
+        let floor = f64::from(largest) - decimal(params.top_n_sigma) * variance.sqrt();
+        tokens.retain(|t| f64::from(t.1) >= floor);
+    }
     if params.top_k > 0 {
         tokens.truncate(params.top_k);
     }
@@ -25,7 +37,22 @@ fn reference(logits: &[f32], params: &SamplingParams) -> Vec<(u32, f64)> {
             (id, exponent.exp())
         })
         .collect();
-    let decimal = |p: f32| -> f64 { p.to_string().parse().unwrap() };
+    if params.typical_p < 1.0 {
+        let total: f64 = tokens.iter().map(|t| t.1).sum();
+        let surprise = |t: &(u32, f64)| -(t.1 / total).ln();
+        let possible = tokens.iter().filter(|t| t.1 > 0.0);
+        let entropy: f64 = possible.map(|t| t.1 / total * surprise(t)).sum();
+        let apart = |t: &(u32, f64)| (surprise(t) - entropy).abs();
+        let mut typical = tokens.clone();
+        typical.sort_by(|a, b| apart(a).total_cmp(&apart(b)));
+        let mut mass = 0.0;
+        let crossing = typical.iter().position(|t| {
+            mass += t.1;
+            mass > decimal(params.typical_p) * total
+        });
+        typical.truncate(crossing.map_or(typical.len(), |at| at + 1));
+        tokens.retain(|t| typical.contains(t));
+    }
     if params.top_p < 1.0 {
         let total: f64 = tokens.iter().map(|t| t.1).sum();
         let mut mass = 0.0;
@@ -35,12 +62,25 @@ fn reference(logits: &[f32], params: &SamplingParams) -> Vec<(u32, f64)> {
         });
         tokens.truncate(crossing.map_or(tokens.len(), |at| at + 1));
     }
-    tokens.retain(|t| t.1 >= decimal(params.min_p));
+    if let Some(&(_, most)) = tokens.first() {
+        tokens.retain(|t| t.1 >= decimal(params.min_p) * most);
+    }
     tokens
 }
 
+/// What is left of the reference's tokens where XTC strikes.
+fn struck(mut tokens: Vec<(u32, f64)>, threshold: f32) -> Vec<(u32, f64)> {
+    tokens.retain(|t| t.1 > 0.0);
+    let total: f64 = tokens.iter().map(|t| t.1).sum();
+    let threshold: f64 = threshold.to_string().parse().unwrap();
+    let last = tokens.iter().rposition(|t| t.1 >= threshold * total);
+    tokens.split_off(last.unwrap_or(0))
+}
+
 fn kept(logits: &[f32], params: &SamplingParams) -> Vec<u32> {
-    let truncation = Truncation::new(params.top_k, params.top_p, params.min_p);
+    let truncation = Truncation::new(params.top_k, params.top_p, params.min_p)
+        .with_top_n_sigma(params.top_n_sigma)
+        .with_typical_p(params.typical_p);
     let mut blocks = Blocks::default();
     let scale = Scale::new(blocks.survey(logits), params.temperature);
     let mut kept = Vec::new();
@@ -72,12 +112,47 @@ fn truncations() -> impl Strategy<Value = SamplingParams> {
         })
 }
 
+/// [`truncations`] with the samplers that OpenAI does not have.
+fn all_truncations() -> impl Strategy<Value = SamplingParams> {
+    (
+        truncations(),
+        prop_oneof![Just(-1.0f32), 0.0f32..4.0],
+        prop_oneof![Just(1.0f32), 0.0f32..1.0, 0.99f32..1.0],
+        prop_oneof![Just(0.0f32), Just(0.5), Just(1.0)],
+        prop_oneof![Just(0.0f32), 0.0f32..0.5, 0.0f32..0.01],
+    )
+        .prop_map(
+            |(params, top_n_sigma, typical_p, xtc_probability, xtc_threshold)| SamplingParams {
+                top_n_sigma,
+                typical_p,
+                xtc_probability,
+                xtc_threshold,
+                ..params
+            },
+        )
+}
+
 /// Pearson's statistic of `draws` draws against the expected weights.
 fn chi_square(logits: &[f32], params: &SamplingParams, draws: u32) -> (f64, usize) {
-    let mut expected = reference(logits, params);
+    let mut whole = reference(logits, params);
     // Nothing can be expected of a banned token, but that it stays out.
+    whole.retain(|t| t.1 > 0.0);
+    let left = struck(whole.clone(), params.xtc_threshold);
+    // XTC mixes two distributions.
+    let sum = |tokens: &[(u32, f64)]| -> f64 { tokens.iter().map(|t| t.1).sum() };
+    let (of_whole, of_left) = (sum(&whole), sum(&left));
+    let struck = match params.xtc_threshold > 0.5 {
+        true => 0.0,
+        false => f64::from(params.xtc_probability),
+    };
+    let share = |&(id, weight): &(u32, f64)| {
+        let stays = f64::from(u8::from(left.iter().any(|t| t.0 == id)));
+        let share = (1.0 - struck) * weight / of_whole + struck * stays * weight / of_left;
+        (id, share)
+    };
+    let mut expected: Vec<(u32, f64)> = whole.iter().map(share).collect();
     expected.retain(|t| t.1 > 0.0);
-    let total: f64 = expected.iter().map(|t| t.1).sum();
+    let total = 1.0;
     let mut counts = vec![0u32; logits.len()];
     let mut row = logits.to_vec();
     let mut sampler = Sampler::new(params, 2024, 0, &[]);
@@ -100,6 +175,51 @@ proptest! {
     fn keeps_what_a_full_sort_keeps(logits in grid(1..2500), params in truncations()) {
         let expected: Vec<u32> = reference(&logits, &params).iter().map(|t| t.0).collect();
         prop_assert_eq!(kept(&logits, &params), expected);
+    }
+
+    #[test]
+    fn keeps_what_a_full_sort_keeps_with_all_samplers(
+        logits in grid(1..2500), params in all_truncations(),
+    ) {
+        let expected: Vec<u32> = reference(&logits, &params).iter().map(|t| t.0).collect();
+        prop_assert_eq!(kept(&logits, &params), expected);
+    }
+
+    #[test]
+    fn xtc_leaves_what_a_full_sort_leaves(logits in grid(1..1500), params in all_truncations()) {
+        let expected = struck(reference(&logits, &params), params.xtc_threshold);
+        let truncation = Truncation::new(params.top_k, params.top_p, params.min_p)
+            .with_top_n_sigma(params.top_n_sigma)
+            .with_typical_p(params.typical_p);
+        let xtc = Xtc::new(1.0, params.xtc_threshold);
+        let mut blocks = Blocks::default();
+        let scale = Scale::new(blocks.survey(&logits), params.temperature);
+        let mut kept = Vec::new();
+        let total: f64 = expected.iter().map(|t| t.1).sum();
+        if truncation.keeps_all(logits.len()) {
+            let mass = blocks.weigh(&logits, scale);
+            let mass = xtc.leave_out(&logits, scale, mass, &mut blocks, &mut kept);
+            prop_assert!((mass / total - 1.0).abs() < 1e-12, "{} {}", mass, total);
+            // The middle of each token's share, in the order of ids, finds it.
+            let mut expected = expected;
+            expected.sort_unstable_by_key(|t| t.0);
+            let mut before = 0.0;
+            for (id, weight) in expected {
+                if weight > 1e-9 * total {
+                    let found = blocks.at_mass(&logits, scale, before + weight / 2.0);
+                    prop_assert_eq!(found, Some(id));
+                }
+                before += weight;
+            }
+        } else {
+            let mass = truncation.keep(&logits, scale, &mut blocks, &mut kept);
+            let mass = xtc.cut(&mut kept, scale, mass);
+            prop_assert!((mass / total - 1.0).abs() < 1e-12, "{} {}", mass, total);
+            kept.retain(|token| scale.weight(token.logit()) > 0.0);
+            let kept: Vec<u32> = kept.iter().map(|token| token.id()).collect();
+            let expected: Vec<u32> = expected.iter().map(|t| t.0).collect();
+            prop_assert_eq!(kept, expected);
+        }
     }
 
     #[test]
@@ -134,7 +254,7 @@ proptest! {
 
     #[test]
     fn any_row_gives_a_token_above_minus_infinity_or_an_error(
-        logits in vec(any::<f32>(), 0..200), params in truncations(), seed: u64,
+        logits in vec(any::<f32>(), 0..200), params in all_truncations(), seed: u64,
     ) {
         let mut row = logits.clone();
         let possible = logits.iter().any(|&l| l > f32::NEG_INFINITY);
@@ -210,6 +330,13 @@ fn draws_follow_the_distribution() {
         with(|p| p.top_p = 0.8),
         with(|p| p.top_k = 4),
         with(|p| p.min_p = 0.2),
+        with(|p| p.top_n_sigma = 1.0),
+        with(|p| p.typical_p = 0.6),
+        with(|p| p.xtc_probability = 1.0),
+        with(|p| p.xtc_probability = 0.4),
+        with(|p| (p.xtc_probability, p.top_k) = (0.4, 5)),
+        with(|p| (p.xtc_probability, p.xtc_threshold) = (0.5, 0.2)),
+        with(|p| (p.xtc_probability, p.xtc_threshold) = (1.0, 0.51)),
     ];
     // The 0.999 quantile of chi-square, by degrees of freedom.
     let critical = [0.0, 10.83, 13.82, 16.27, 18.47, 20.52, 22.46];
@@ -290,6 +417,104 @@ fn a_row_without_a_candidate_is_an_error() {
             );
         }
     }
+}
+
+#[test]
+fn what_is_off_changes_nothing() {
+    let logits: Vec<f32> = (0..500).map(|i| (i as f32 / 7.0).sin() * 4.0).collect();
+    let draw = |params: SamplingParams| {
+        let mut row = logits.clone();
+        let mut sampler = Sampler::new(&params, 5, 0, &[3, 1, 3, 1]);
+        let mut one = || {
+            let id = sampler.sample(&mut row).unwrap();
+            sampler.accept(id);
+            id
+        };
+        (0..50).map(|_| one()).collect::<Vec<_>>()
+    };
+    let plain = || SamplingParams {
+        top_p: 0.95,
+        ..SamplingParams::default()
+    };
+    let dry = |multiplier, base, penalty_last_n| DryParams {
+        multiplier,
+        base,
+        penalty_last_n,
+        ..DryParams::default()
+    };
+    let expected = draw(plain());
+    for off in [
+        SamplingParams {
+            top_n_sigma: 0.0,
+            ..plain()
+        },
+        SamplingParams {
+            xtc_probability: 1.0,
+            xtc_threshold: 0.6,
+            ..plain()
+        },
+        SamplingParams {
+            xtc_threshold: 0.0,
+            ..plain()
+        },
+        SamplingParams {
+            dry: dry(1.0, 0.5, None),
+            ..plain()
+        },
+        SamplingParams {
+            dry: dry(1.0, 2.0, Some(0)),
+            ..plain()
+        },
+        SamplingParams {
+            dry: dry(0.0, 2.0, None),
+            ..plain()
+        },
+    ] {
+        assert_eq!(draw(off.clone()), expected, "{off:?}");
+    }
+    let on = [
+        SamplingParams {
+            top_n_sigma: 1.0,
+            ..plain()
+        },
+        SamplingParams {
+            typical_p: 0.5,
+            ..plain()
+        },
+        // It never strikes, but it uses random numbers.
+        SamplingParams {
+            xtc_probability: 1e-9,
+            ..plain()
+        },
+    ];
+    for on in on {
+        assert_ne!(draw(on.clone()), expected, "{on:?}");
+    }
+}
+
+#[test]
+fn at_temperature_zero_only_the_penalties_count() {
+    let params = SamplingParams {
+        temperature: 0.0,
+        xtc_probability: 1.0,
+        xtc_threshold: 0.0,
+        typical_p: 0.1,
+        dry: DryParams {
+            multiplier: 1.0,
+            ..DryParams::default()
+        },
+        ..SamplingParams::default()
+    };
+    // 1 2 was followed by 0, which loses 1 now.
+    let mut sampler = Sampler::new(&params, 0, 0, &[1, 2, 0, 1, 2]);
+    let mut row = [3.0, 2.5, 0.0];
+    assert_eq!(sampler.sample(&mut row), Ok(1));
+    assert_eq!(row, [3.0, 2.5, 0.0]);
+    sampler.accept(1);
+    assert_eq!(sampler.sample(&mut row), Ok(0));
+    let mut sampler = Sampler::new(&params, 0, 0, &[1, 2, 0, 1, 2]);
+    let mixture = Mixture::of_tokens(vec![0, 1], &[3.0, 2.5], &[]);
+    assert_eq!(sampler.sample_mixture(&mixture), Ok(1));
 }
 
 #[test]

@@ -13,6 +13,9 @@ pub(super) struct Ranked(u64);
 const SIGN: u32 = 1 << 31;
 
 impl Ranked {
+    /// A bound: no token comes before it.
+    pub(super) const FIRST: Ranked = Ranked(0);
+
     /// The token `id`, whose logit is given.
     pub(super) fn new(id: u32, logit: f32) -> Ranked {
         // Adding zero turns −0 into 0.

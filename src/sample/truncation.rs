@@ -1,6 +1,11 @@
-//! Which tokens may be drawn: top-k, then top-p, then min-p.
+//! Which tokens may be drawn: top-n-sigma, then top-k, typical-p, top-p, min-p.
 //!
+//! - **top-n-sigma** keeps the tokens whose logit is at least `max − n · σ`, σ being the
+//!   standard deviation of the logits above −∞ (Tang et al. 2024).
 //! - **top-k** keeps the k most likely tokens.
+//! - **typical-p** keeps, of these, those whose surprise `−ln p` is nearest its expectation,
+//!   the entropy (Meister et al. 2022): the fewest whose share of the mass is above p.
+//!   Among equally near ones the more likely come first.
 //! - **top-p** keeps, of these, the smallest set of the most likely whose share of
 //!   their mass is at least p; the token that crosses p is kept. At least one is.
 //! - **min-p** keeps, of these, the tokens at least p times as likely as the most
@@ -12,8 +17,14 @@
 //! more likely than it. A token whose share is below (1 − p) / V is therefore not
 //! in the nucleus. What passes this bound is selected and sorted piece by piece,
 //! the most likely first, until p is reached.
+//!
+//! With w a token's weight relative to the most likely one, its surprise less the entropy
+//! is `c − ln w`, where c is the mean of ln w. So typical-p keeps what is nearest c. A token
+//! that is farther from c than the most likely one (`ln w < 2c`) is also less likely than
+//! all that are farther still, and the bound of top-p holds for it; the others are above
+//! `2c`.
 
-use super::blocks::{Blocks, Scale};
+use super::blocks::{Blocks, Moments, Scale, deviation};
 use super::rank::Ranked;
 
 /// How many candidates are sorted at first; then four times as many each time.
@@ -22,8 +33,12 @@ const FIRST_PIECE: usize = 128;
 /// What is cut off, in the form in which it is computed.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Truncation {
+    /// 0 and below keep all.
+    top_n_sigma: f64,
     /// 0 keeps all.
     top_k: usize,
+    /// From 1 up it keeps all.
+    typical_p: f64,
     /// From 1 up it keeps all.
     top_p: f64,
     /// 0 keeps all.
@@ -35,15 +50,37 @@ impl Truncation {
     /// equal tokens, though the nearest `f32` is a little more than six tenths.
     pub(super) fn new(top_k: usize, top_p: f32, min_p: f32) -> Truncation {
         Truncation {
+            top_n_sigma: 0.0,
             top_k,
+            typical_p: 1.0,
             top_p: as_written(top_p),
             min_p: as_written(min_p),
         }
     }
 
+    /// The same with top-n-sigma.
+    pub(super) fn with_top_n_sigma(self, top_n_sigma: f32) -> Truncation {
+        Truncation {
+            top_n_sigma: as_written(top_n_sigma),
+            ..self
+        }
+    }
+
+    /// The same with typical-p.
+    pub(super) fn with_typical_p(self, typical_p: f32) -> Truncation {
+        Truncation {
+            typical_p: as_written(typical_p),
+            ..self
+        }
+    }
+
     /// Whether a row of so many logits is left whole.
     pub(super) fn keeps_all(&self, vocabulary: usize) -> bool {
-        !self.limits_count(vocabulary) && self.top_p >= 1.0 && self.min_p <= 0.0
+        !self.limits_count(vocabulary)
+            && self.top_n_sigma <= 0.0
+            && self.typical_p >= 1.0
+            && self.top_p >= 1.0
+            && self.min_p <= 0.0
     }
 
     /// Replaces `kept` by the tokens that may be drawn, the most likely first, and
@@ -56,8 +93,8 @@ impl Truncation {
         blocks: &mut Blocks,
         kept: &mut Vec<Ranked>,
     ) -> f64 {
-        let total = if self.limits_count(logits.len()) {
-            blocks.most_likely(logits, self.top_k, kept);
+        let selected = self.select(logits, scale, blocks, kept);
+        let total = if selected {
             kept.iter().map(|token| scale.weight(token.logit())).sum()
         } else {
             let mut bound = scale.logit_of(self.min_p.ln());
@@ -78,10 +115,13 @@ impl Truncation {
         };
 
         let mut mass = 0.0;
+        let mut least = 0.0;
         let count = count_sorted(kept, |token| {
             let weight = scale.weight(token.logit());
-            // The most likely token is always kept, and its weight is 1.
-            if mass > 0.0 && (mass >= enough || weight < self.min_p) {
+            if mass == 0.0 {
+                // The most likely token is always kept, and weighs more than 0.
+                least = self.min_p * weight;
+            } else if mass >= enough || weight < least {
                 return false;
             }
             mass += weight;
@@ -91,13 +131,98 @@ impl Truncation {
         mass
     }
 
+    /// Replaces `kept` by what top-n-sigma, top-k and typical-p leave, in any order, and
+    /// returns true; false if all three keep everything.
+    fn select(
+        &self,
+        logits: &[f32],
+        scale: Scale,
+        blocks: &mut Blocks,
+        kept: &mut Vec<Ranked>,
+    ) -> bool {
+        let by_sigma = self.top_n_sigma > 0.0;
+        let mut selected = true;
+        if self.limits_count(logits.len()) {
+            blocks.most_likely(logits, self.top_k, kept);
+            if by_sigma {
+                let floor = scale.floor(self.top_n_sigma * deviation(logits));
+                kept.truncate(kept.partition_point(|token| token.logit() >= floor));
+            }
+        } else if by_sigma {
+            let floor = scale.floor(self.top_n_sigma * deviation(logits));
+            kept.clear();
+            blocks.at_least(logits, floor, kept);
+        } else {
+            selected = false;
+        }
+        if self.typical_p >= 1.0 {
+            return selected;
+        }
+        let moments = if selected {
+            moments(kept, scale)
+        } else {
+            let moments = blocks.moments(logits, scale);
+            let rest = (1.0 - self.typical_p) * moments.mass / logits.len() as f64;
+            let bound = scale.logit_of(rest.ln().min(2.0 * moments.logarithms / moments.mass));
+            kept.clear();
+            blocks.at_least(logits, bound, kept);
+            moments
+        };
+        keep_typical(self.typical_p, moments, scale, kept);
+        true
+    }
+
     fn limits_count(&self, vocabulary: usize) -> bool {
         (1..vocabulary).contains(&self.top_k)
     }
 }
 
+/// The sums over some tokens' weights.
+fn moments(tokens: &[Ranked], scale: Scale) -> Moments {
+    let mut moments = Moments::default();
+    for token in tokens {
+        let weight = scale.weight(token.logit());
+        // Zero times the logarithm of zero is to be zero.
+        if weight > 0.0 {
+            moments.mass += weight;
+            moments.logarithms += weight * scale.logarithm(token.logit());
+        }
+    }
+    moments
+}
+
+/// A token by how far its surprise is from the expected one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+struct Typical {
+    /// The bits of the distance, which is not negative: they are in its order.
+    distance: u64,
+    token: Ranked,
+}
+
+/// Keeps the most typical ones of `tokens`, which hold all that can be among them.
+/// `moments` are those of all tokens.
+fn keep_typical(typical_p: f64, moments: Moments, scale: Scale, tokens: &mut Vec<Ranked>) {
+    let center = moments.logarithms / moments.mass;
+    let apart = |&token: &Ranked| Typical {
+        distance: (scale.logarithm(token.logit()) - center).abs().to_bits(),
+        token,
+    };
+    let mut typical: Vec<Typical> = tokens.iter().map(apart).collect();
+    let enough = typical_p * moments.mass;
+    let mut mass = 0.0;
+    let count = count_sorted(&mut typical, |typical| {
+        if mass > enough {
+            return false;
+        }
+        mass += scale.weight(typical.token.logit());
+        true
+    });
+    tokens.clear();
+    tokens.extend(typical[..count].iter().map(|typical| typical.token));
+}
+
 /// The decimal number that is written for `value`, in double precision.
-fn as_written(value: f32) -> f64 {
+pub(super) fn as_written(value: f32) -> f64 {
     // The shortest text that reads as this f32: what the client wrote, unless it
     // wrote more than seven digits. The text of an f32 always reads as an f64.
     value
@@ -108,7 +233,7 @@ fn as_written(value: f32) -> f64 {
 
 /// Sorts as much of `tokens` as it takes and counts the leading ones that `keep`
 /// accepts, asking in order until it refuses one.
-fn count_sorted(tokens: &mut [Ranked], mut keep: impl FnMut(Ranked) -> bool) -> usize {
+fn count_sorted<T: Copy + Ord>(tokens: &mut [T], mut keep: impl FnMut(T) -> bool) -> usize {
     let mut sorted = 0;
     let mut piece = FIRST_PIECE;
     while sorted < tokens.len() {
@@ -190,6 +315,67 @@ mod tests {
     }
 
     #[test]
+    fn top_n_sigma_counts_deviations_from_the_largest() {
+        // The mean is 2 and the deviation 2, with or without what is banned.
+        let logits = [0.0, f32::NEG_INFINITY, 4.0, f32::NAN, 0.0, 4.0];
+        let sigma = |n: f32| Truncation::new(0, 1.0, 0.0).with_top_n_sigma(n);
+        assert_eq!(ids(sigma(1.9), &logits), [2, 5]);
+        assert_eq!(ids(sigma(2.0), &logits), [2, 5, 0, 4]);
+        assert_eq!(ids(sigma(0.01), &[1.0; 4]), [0, 1, 2, 3]);
+        // The deviation is of all logits, also where top-k leaves few.
+        let both = Truncation::new(3, 1.0, 0.0).with_top_n_sigma(1.9);
+        assert_eq!(ids(both, &logits), [2, 5]);
+        // What is left is the whole for top-p.
+        let both = Truncation::new(0, 0.5, 0.0).with_top_n_sigma(1.9);
+        assert_eq!(ids(both, &logits), [2]);
+    }
+
+    #[test]
+    fn typical_p_keeps_what_is_nearest_the_entropy() {
+        // The entropy is 1.21: a surprise of 1.39 (0.25) is nearer than 0.69 (0.5), and
+        // that is nearer than 2.08 (0.125).
+        let typical = |p: f32| Truncation::new(0, 1.0, 0.0).with_typical_p(p);
+        assert_eq!(ids(typical(0.0), &halves()), [0]);
+        assert_eq!(ids(typical(0.2), &halves()), [0]);
+        assert_eq!(ids(typical(0.3), &halves()), [2, 0]);
+        assert_eq!(ids(typical(0.74), &halves()), [2, 0]);
+        assert_eq!(ids(typical(0.76), &halves()), [2, 0, 1]);
+        assert_eq!(ids(typical(0.9), &halves()), [2, 0, 1, 3]);
+        // Five of ten equal tokens are not above a half.
+        assert_eq!(ids(typical(0.5), &[1.0; 10]), [0, 1, 2, 3, 4, 5]);
+    }
+
+    #[test]
+    fn min_p_is_relative_to_the_most_likely_that_is_left() {
+        let truncation = Truncation::new(0, 1.0, 0.6).with_typical_p(0.2);
+        assert_eq!(ids(truncation, &halves()), [0]);
+        // Without the most likely one, 0.25 is the measure for the rest.
+        let logits = [0.25f32, 0.2, 0.5, 0.05].map(f32::ln);
+        let typical = Truncation::new(0, 1.0, 0.0).with_typical_p(0.4);
+        assert_eq!(ids(typical, &logits), [0, 1]);
+        assert_eq!(
+            ids(
+                Truncation {
+                    min_p: 0.7,
+                    ..typical
+                },
+                &logits
+            ),
+            [0, 1]
+        );
+        assert_eq!(
+            ids(
+                Truncation {
+                    min_p: 0.9,
+                    ..typical
+                },
+                &logits
+            ),
+            [0]
+        );
+    }
+
+    #[test]
     fn temperature_flattens_before_top_p() {
         // At temperature 2 the probabilities are as the square roots.
         let (ids, mass) = kept(Truncation::new(0, 0.6, 0.0), &halves(), 2.0);
@@ -213,5 +399,9 @@ mod tests {
         assert!(!Truncation::new(99, 1.0, 0.0).keeps_all(100));
         assert!(!Truncation::new(0, 0.99, 0.0).keeps_all(100));
         assert!(!Truncation::new(0, 1.0, 0.01).keeps_all(100));
+        let all = Truncation::new(0, 1.0, 0.0);
+        assert!(all.with_top_n_sigma(-1.0).with_typical_p(1.0).keeps_all(9));
+        assert!(!all.with_top_n_sigma(0.1).keeps_all(9));
+        assert!(!all.with_typical_p(0.99).keeps_all(9));
     }
 }

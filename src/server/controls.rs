@@ -17,9 +17,12 @@ use serde_json::json;
 use super::deadline::time_limit;
 use super::errors::ApiError;
 use super::fields::{Object, TextOr};
-use crate::profile::SamplingDefaults;
-use crate::runtime::Arm;
-use crate::sample::SamplingParams;
+use crate::analyze::Samplers;
+use crate::profile::{
+    MAX_BREAKER_BYTES, MAX_BREAKERS, MOST_DRY_TOKENS, SamplingDefaults, breakers_problem,
+};
+use crate::runtime::{Arm, breakers};
+use crate::sample::{DryParams, SamplingParams};
 
 /// The most answers one request may ask for, as OpenAI has it.
 const MAX_ANSWERS: i64 = 128;
@@ -58,6 +61,38 @@ pub(crate) struct Controls {
     repetition_penalty: Option<f64>,
     /// Whether `repetition_penalty` counts the prompt's tokens too.
     penalize_prompt: Option<bool>,
+    /// DRY: what a token loses that would continue a repetition of the allowed length; 0 is off.
+    #[schemars(range(min = 0, max = 100))]
+    dry_multiplier: Option<f64>,
+    /// The factor of that loss for each further repeated token; below 1 is off.
+    #[schemars(range(min = 0, max = 10))]
+    dry_base: Option<f64>,
+    /// Repetitions of fewer tokens than this are free.
+    #[schemars(range(min = 0, max = 1_000_000))]
+    dry_allowed_length: Option<i64>,
+    /// How many of the last tokens of the client's text and the answer are looked at; -1 looks
+    /// at all, 0 is off.
+    #[schemars(range(min = -1, max = 1_000_000))]
+    dry_penalty_last_n: Option<i64>,
+    /// Texts across which nothing counts as a repetition; if absent, newline, colon, double
+    /// quote and asterisk.
+    #[schemars(schema_with = "breakers_schema")]
+    dry_sequence_breakers: Option<Vec<String>>,
+    /// Keep tokens whose logit is at most this many standard deviations below the largest;
+    /// 0 and below keep all.
+    #[schemars(range(min = -1, max = 100))]
+    top_n_sigma: Option<f64>,
+    /// Sample among the tokens with this mass whose surprise is nearest the expected one; 1
+    /// keeps all.
+    #[schemars(range(min = 0, max = 1))]
+    typical_p: Option<f64>,
+    /// XTC: how often all tokens that reach `xtc_threshold` are left out but the least likely of
+    /// them; 0 is off.
+    #[schemars(range(min = 0, max = 1))]
+    xtc_probability: Option<f64>,
+    /// The probability from which on XTC leaves tokens out; above 0.5 it is off.
+    #[schemars(range(min = 0, max = 1))]
+    xtc_threshold: Option<f64>,
     /// Token id (as a string) to what is added to its logit.
     #[schemars(schema_with = "biases_schema")]
     logit_bias: Option<BTreeMap<String, f64>>,
@@ -101,6 +136,15 @@ fn biases_schema(_: &mut SchemaGenerator) -> Schema {
 fn stop_schema(_: &mut SchemaGenerator) -> Schema {
     let text = json!({"type": "string", "minLength": 1});
     json_schema!({"anyOf": [text, {"type": "array", "items": text}, {"type": "null"}]})
+}
+
+/// What [`sequence_breakers`] takes.
+fn breakers_schema(_: &mut SchemaGenerator) -> Schema {
+    json_schema!({
+        "type": ["array", "null"],
+        "maxItems": MAX_BREAKERS,
+        "items": {"type": "string", "minLength": 1, "maxLength": MAX_BREAKER_BYTES},
+    })
 }
 
 /// What a stream carries beside the answer.
@@ -155,6 +199,22 @@ impl Controls {
         Ok(integer("n", self.n, 1..=MAX_ANSWERS)?.map_or(1, |n| n as usize))
     }
 
+    /// The samplers that the client asked for beyond OpenAI's, as they were asked for.
+    pub(crate) fn samplers(&self) -> Samplers {
+        let narrow = |value: Option<f64>| value.map(|value| value as f32);
+        Samplers {
+            dry_multiplier: narrow(self.dry_multiplier),
+            dry_base: narrow(self.dry_base),
+            dry_allowed_length: self.dry_allowed_length.and_then(|n| n.try_into().ok()),
+            dry_penalty_last_n: self.dry_penalty_last_n.and_then(|n| n.try_into().ok()),
+            dry_sequence_breakers: self.dry_sequence_breakers.clone(),
+            top_n_sigma: narrow(self.top_n_sigma),
+            typical_p: narrow(self.typical_p),
+            xtc_probability: narrow(self.xtc_probability),
+            xtc_threshold: narrow(self.xtc_threshold),
+        }
+    }
+
     /// Checks every range and fills in what is absent.
     pub(crate) fn resolve(
         self,
@@ -162,41 +222,65 @@ impl Controls {
         defaults: &SamplingDefaults,
         limits: Limits,
     ) -> Result<Resolved, ApiError> {
-        let openai = SamplingParams::default();
+        let profile = defaults.sampling();
         let answers = self.answers()?;
         let vocabulary = arm.tokenizer().vocab_size();
-        let sampling = SamplingParams {
+        let mut sampling = SamplingParams {
             temperature: number("temperature", self.temperature, 0.0..=2.0)?
-                .or(defaults.temperature)
-                .unwrap_or(openai.temperature),
-            top_p: number("top_p", self.top_p, 0.0..=1.0)?
-                .or(defaults.top_p)
-                .unwrap_or(openai.top_p),
+                .unwrap_or(profile.temperature),
+            top_p: number("top_p", self.top_p, 0.0..=1.0)?.unwrap_or(profile.top_p),
             top_k: integer("top_k", self.top_k, -1..=i64::from(u32::MAX))?
                 .map(|k| usize::try_from(k).unwrap_or(0)) // -1 keeps all, like 0
-                .or(defaults.top_k)
-                .unwrap_or(openai.top_k),
-            min_p: number("min_p", self.min_p, 0.0..=1.0)?
-                .or(defaults.min_p)
-                .unwrap_or(openai.min_p),
+                .unwrap_or(profile.top_k),
+            min_p: number("min_p", self.min_p, 0.0..=1.0)?.unwrap_or(profile.min_p),
             presence_penalty: number("presence_penalty", self.presence_penalty, -2.0..=2.0)?
-                .or(defaults.presence_penalty)
-                .unwrap_or(openai.presence_penalty),
+                .unwrap_or(profile.presence_penalty),
             frequency_penalty: number("frequency_penalty", self.frequency_penalty, -2.0..=2.0)?
-                .or(defaults.frequency_penalty)
-                .unwrap_or(openai.frequency_penalty),
+                .unwrap_or(profile.frequency_penalty),
             repetition_penalty: number(
                 "repetition_penalty",
                 self.repetition_penalty,
                 0.01..=100.0,
             )?
-            .or(defaults.repetition_penalty)
-            .unwrap_or(openai.repetition_penalty),
-            penalize_prompt: self.penalize_prompt.unwrap_or(openai.penalize_prompt),
+            .unwrap_or(profile.repetition_penalty),
+            dry: DryParams {
+                multiplier: number("dry_multiplier", self.dry_multiplier, 0.0..=100.0)?
+                    .unwrap_or(profile.dry.multiplier),
+                base: number("dry_base", self.dry_base, 0.0..=10.0)?.unwrap_or(profile.dry.base),
+                allowed_length: integer(
+                    "dry_allowed_length",
+                    self.dry_allowed_length,
+                    0..=i64::from(MOST_DRY_TOKENS),
+                )?
+                .map_or(profile.dry.allowed_length, |length| length as usize),
+                penalty_last_n: integer(
+                    "dry_penalty_last_n",
+                    self.dry_penalty_last_n,
+                    -1..=i64::from(MOST_DRY_TOKENS),
+                )?
+                .map_or(profile.dry.penalty_last_n, |last| {
+                    usize::try_from(last).ok() // -1 looks at everything
+                }),
+                breakers: profile.dry.breakers,
+            },
+            top_n_sigma: number("top_n_sigma", self.top_n_sigma, -1.0..=100.0)?
+                .unwrap_or(profile.top_n_sigma),
+            typical_p: number("typical_p", self.typical_p, 0.0..=1.0)?.unwrap_or(profile.typical_p),
+            xtc_probability: number("xtc_probability", self.xtc_probability, 0.0..=1.0)?
+                .unwrap_or(profile.xtc_probability),
+            xtc_threshold: number("xtc_threshold", self.xtc_threshold, 0.0..=1.0)?
+                .unwrap_or(profile.xtc_threshold),
+            penalize_prompt: self.penalize_prompt.unwrap_or(profile.penalize_prompt),
             logit_bias: biases(self.logit_bias.unwrap_or_default(), vocabulary)?,
             // A seed is a name for a stream: negative ones are as good as others.
             seed: self.seed.map(i64::cast_unsigned),
         };
+        let texts = sequence_breakers(self.dry_sequence_breakers)?;
+        if sampling.dry.is_on() {
+            let texts = texts.as_deref();
+            let texts = texts.or(defaults.dry_sequence_breakers.as_deref());
+            sampling.dry.breakers = breakers(arm.tokenizer(), texts);
+        }
         let end_tokens = end_tokens(
             arm.end_tokens(),
             self.ignore_eos,
@@ -270,6 +354,17 @@ fn biases(biases: BTreeMap<String, f64>, vocabulary: usize) -> Result<Vec<(u32, 
     // `5` and `05` are the same token: one of them counts.
     let biases: Result<BTreeMap<u32, f32>, ApiError> = biases.into_iter().map(read).collect();
     Ok(biases?.into_iter().collect())
+}
+
+/// Checks how many texts there are, and how long.
+fn sequence_breakers(texts: Option<Vec<String>>) -> Result<Option<Vec<String>>, ApiError> {
+    match texts.as_deref().and_then(breakers_problem) {
+        Some(problem) => {
+            let name = "dry_sequence_breakers";
+            Err(ApiError::invalid(name, format!("`{name}` {problem}.")))
+        }
+        None => Ok(texts),
+    }
 }
 
 fn stop_texts(stop: Option<TextOr<String>>) -> Result<Vec<String>, ApiError> {
@@ -371,6 +466,25 @@ mod tests {
         assert_eq!(biases(named, 10).unwrap(), [(5, 1.0), (6, 2.0)]);
         let ends = end_tokens([1].into(), None, Some(vec![7, 5, 7, 7, 5]), 10);
         assert_eq!(*ends.unwrap(), [1, 5, 7]);
+    }
+
+    #[test]
+    fn sequence_breakers_are_absent_or_few_and_short() {
+        let checked = |texts: &[&str]| {
+            let texts = texts.iter().map(|&text| text.to_owned()).collect();
+            sequence_breakers(Some(texts))
+        };
+        assert_eq!(sequence_breakers(None).unwrap(), None);
+        assert_eq!(checked(&[]).unwrap(), Some(Vec::new()));
+        assert_eq!(checked(&["\n"]).unwrap(), Some(vec!["\n".to_owned()]));
+        for wrong in [&[""][..], &["x"; MAX_BREAKERS + 1], &[&"x".repeat(65)]] {
+            match checked(wrong) {
+                Err(ApiError::Invalid { param, .. }) => {
+                    assert_eq!(param.as_deref(), Some("dry_sequence_breakers"));
+                }
+                other => panic!("{other:?}"),
+            }
+        }
     }
 
     #[test]

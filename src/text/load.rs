@@ -3,6 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use super::bpe::{self, Bpe};
+use super::occurrences::Remembered;
 use super::split::Specials;
 use super::spm::{self, Spm};
 use super::tokenizer::{Encoder, Facts, Tokenizer};
@@ -169,6 +170,7 @@ impl Tokenizer {
             specials,
             encoder,
             facts,
+            remembered: Remembered::default(),
         })
     }
 }

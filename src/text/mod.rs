@@ -17,6 +17,7 @@ pub mod stop;
 mod bpe;
 mod load;
 mod merge;
+mod occurrences;
 mod split;
 mod spm;
 mod tokenizer;
@@ -24,5 +25,6 @@ mod vocabulary;
 mod words;
 
 pub use load::{TokenizerError, VocabularyError};
+pub use occurrences::Occurrence;
 pub use tokenizer::{Special, Tokenizer};
 pub use vocabulary::TokenKind;

@@ -3,13 +3,14 @@
 use std::borrow::Cow;
 
 use super::bpe::Bpe;
+use super::occurrences::Remembered;
 use super::split::{Fragment, SpecialToken, Specials};
 use super::spm::Spm;
 use super::vocabulary::{Arena, TokenKind, Vocabulary};
 
 /// Turns text into a model's token ids and ids into text.
 ///
-/// Build it with [`Tokenizer::from_gguf`]. It is immutable: share it in an
+/// Build it with [`Tokenizer::from_gguf`]. It never changes: share it in an
 /// `Arc`.
 #[derive(Debug)]
 pub struct Tokenizer {
@@ -19,6 +20,7 @@ pub struct Tokenizer {
     pub(super) specials: Specials,
     pub(super) encoder: Encoder,
     pub(super) facts: Facts,
+    pub(super) remembered: Remembered,
 }
 
 /// How text between special tokens is encoded.
@@ -53,9 +55,15 @@ impl Tokenizer {
     /// The ids of `text`, as llama.cpp gives them; BOS and EOS are not added.
     pub fn encode(&self, text: &str, special: Special) -> Vec<u32> {
         match special {
-            Special::Parse => self.encode_where(text, |_, _| true),
-            Special::Plain => self.encode_where(text, |token, _| !token.control),
+            Special::Parse => self.encode_where(text, true, |_, _| true),
+            Special::Plain => self.encode_where(text, true, |token, _| !token.control),
         }
+    }
+
+    /// Like [`encode`](Self::encode) with [`Special::Plain`], for a text that continues
+    /// another: no space is put before it.
+    pub(super) fn encode_inside(&self, text: &str) -> Vec<u32> {
+        self.encode_where(text, false, |token, _| !token.control)
     }
 
     /// Like [`encode`](Self::encode) with [`Special::Parse`], but `guard`
@@ -71,7 +79,7 @@ impl Tokenizer {
         }
         // The end of the text is no guard.
         guards.pop();
-        self.encode_where(&clean, |token, start| {
+        self.encode_where(&clean, true, |token, start| {
             !(token.control && token.spans(start, &guards))
         })
     }
@@ -98,10 +106,15 @@ impl Tokenizer {
         Cow::Owned(guarded)
     }
 
-    fn encode_where(&self, text: &str, allowed: impl Fn(&SpecialToken, usize) -> bool) -> Vec<u32> {
+    /// `first` is whether the text begins everything; then, whether the next fragment
+    /// does or follows a special token.
+    fn encode_where(
+        &self,
+        text: &str,
+        mut first: bool,
+        allowed: impl Fn(&SpecialToken, usize) -> bool,
+    ) -> Vec<u32> {
         let mut ids = Vec::new();
-        // Whether the next text begins everything or follows a special token.
-        let mut first = true;
         for fragment in self.specials.split(text, allowed) {
             match fragment {
                 Fragment::Token(id) => ids.push(id),

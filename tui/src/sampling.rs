@@ -69,6 +69,26 @@ pub const FIELDS: &[Field] = &[
         kind: Kind::Real(0.01, 2.0),
     },
     Field {
+        name: "dry_multiplier",
+        help: "0 to 100; above 0 against what continues a repetition",
+        kind: Kind::Real(0.0, 100.0),
+    },
+    Field {
+        name: "top_n_sigma",
+        help: "0 to 100; only tokens this many deviations below the likeliest; 0 for all",
+        kind: Kind::Real(0.0, 100.0),
+    },
+    Field {
+        name: "typical_p",
+        help: "0 to 1; only the most expected tokens with this probability together",
+        kind: Kind::Real(0.0, 1.0),
+    },
+    Field {
+        name: "xtc_probability",
+        help: "0 to 1; how often the likeliest tokens are left out",
+        kind: Kind::Real(0.0, 1.0),
+    },
+    Field {
         name: "stop",
         help: "a text that ends the answer",
         kind: Kind::Text,

@@ -9,6 +9,14 @@ const SETTINGS = {
   presence_penalty: "Presence penalty",
   frequency_penalty: "Frequency penalty",
   repetition_penalty: "Repetition penalty",
+  dry_multiplier: "DRY multiplier",
+  dry_base: "DRY base",
+  dry_allowed_length: "DRY allowed length",
+  dry_penalty_last_n: "DRY last tokens",
+  top_n_sigma: "top_n_sigma",
+  typical_p: "typical_p",
+  xtc_probability: "XTC probability",
+  xtc_threshold: "XTC threshold",
   max_tokens: "Max tokens",
   n: "Answers for each arm and temperature",
 };
@@ -17,7 +25,9 @@ const SETTINGS = {
 function showSettings(report, buttons) {
   const { settings, arms } = report;
   const entry = (name, ...value) => make("div", {}, make("dt", {}, name), make("dd", {}, ...value));
-  const values = Object.entries(SETTINGS).map(([key, name]) => {
+  // Samplers that nobody asked for are absent.
+  const known = Object.entries(SETTINGS).filter(([key]) => settings[key] !== undefined);
+  const values = known.map(([key, name]) => {
     const list = [settings[key]].flat();
     const numbers = list.map((value, index) =>
       number(value, "plain", `/settings/${key}${Array.isArray(settings[key]) ? `/${index}` : ""}`),

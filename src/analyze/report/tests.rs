@@ -49,6 +49,7 @@ fn report() -> Report {
         presence_penalty: 0.0,
         frequency_penalty: 0.0,
         repetition_penalty: 1.0,
+        samplers: Samplers::default(),
         max_tokens: 2,
         n: 1,
         analysis: true,

@@ -6,6 +6,8 @@ use anyhow::bail;
 use incant::analyze::Settings;
 use incant::sample::fresh_seed;
 
+use crate::cli::samplers::SamplerArgs;
+
 /// The largest seed. Readers of JSON may hold numbers in double precision.
 const LARGEST_SEED: u64 = (1 << 53) - 1;
 
@@ -50,6 +52,8 @@ pub(super) struct Controls {
     /// Divides positive and multiplies negative logits of generated tokens; 1 is off
     #[arg(long, default_value_t = 1.0)]
     repetition_penalty: f32,
+    #[command(flatten)]
+    samplers: SamplerArgs,
     /// Do not score the answers
     #[arg(long)]
     no_analysis: bool,
@@ -92,6 +96,7 @@ impl Controls {
             presence_penalty: self.presence_penalty,
             frequency_penalty: self.frequency_penalty,
             repetition_penalty: self.repetition_penalty,
+            samplers: self.samplers.samplers()?,
             max_tokens: self.max_tokens,
             n: self.n,
             analysis: !self.no_analysis,

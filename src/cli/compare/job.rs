@@ -7,6 +7,7 @@ use futures_util::{StreamExt, TryStreamExt, stream};
 use incant::analyze::ReportArm;
 use incant::analyze::{Answer, Prompt, Settings};
 use incant::engine::Event;
+use incant::profile::SamplingDefaults;
 use incant::runtime::{
     self, Arm, Comparison, Partners, PromptInput, Runtime, Side, Transcript, What, Wishes,
 };
@@ -14,6 +15,7 @@ use incant::sample::SamplingParams;
 use indicatif::{ProgressBar, ProgressStyle};
 
 use super::prompts::Asked;
+use crate::cli::samplers;
 
 /// What is to be asked, as all arms read it.
 pub(super) struct Job<'a> {
@@ -187,7 +189,7 @@ fn sides(
         Side {
             arm: arm.clone(),
             prompt: prompts[place].clone(),
-            sampling: sampling(settings),
+            sampling: sampling(settings, arm),
             max_tokens: settings
                 .max_tokens
                 .min(runtime::room(heard.map(|(_, side)| side)))
@@ -201,7 +203,7 @@ fn sides(
 }
 
 /// The same for all arms, so that what differs is the arm alone.
-fn sampling(settings: &Settings) -> SamplingParams {
+fn sampling(settings: &Settings, arm: &Arm) -> SamplingParams {
     SamplingParams {
         temperature: settings.temperature[0],
         top_p: settings.top_p,
@@ -211,7 +213,7 @@ fn sampling(settings: &Settings) -> SamplingParams {
         frequency_penalty: settings.frequency_penalty,
         repetition_penalty: settings.repetition_penalty,
         seed: Some(settings.seed),
-        ..SamplingParams::default()
+        ..samplers::sampling(&settings.samplers, &SamplingDefaults::default(), arm)
     }
 }
 

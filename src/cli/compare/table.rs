@@ -222,7 +222,7 @@ fn percents([low, high]: [f64; 2]) -> String {
 
 #[cfg(test)]
 mod tests {
-    use incant::analyze::{Answer, Divergence, Prompt, Score, Settings, Token, Usage};
+    use incant::analyze::{Answer, Divergence, Prompt, Samplers, Score, Settings, Token, Usage};
     use incant::profile::{Message, Role};
 
     use super::*;
@@ -282,6 +282,7 @@ mod tests {
             presence_penalty: 0.0,
             frequency_penalty: 0.0,
             repetition_penalty: 1.0,
+            samplers: Samplers::default(),
             max_tokens: 4,
             n: 1,
             analysis: true,

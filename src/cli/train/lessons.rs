@@ -122,7 +122,7 @@ impl School {
         let prompt = arm.chat(messages)?;
         let room = arm.context().saturating_sub(prompt.token_count());
         let end_tokens = arm.end_tokens();
-        let mut sampling = arm.defaults().sampling();
+        let mut sampling = arm.sampling();
         sampling.temperature = 0.0;
         let mut matcher = StopMatcher::new(&[], &prompt.markers);
         let request = GenerateRequest {

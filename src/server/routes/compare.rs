@@ -135,6 +135,7 @@ pub(crate) async fn compare(mut call: Call) -> Result<Response, ApiError> {
     let judges = if analysis { arms.len() } else { 1 };
     let sequences = arms.len().saturating_mul(answers).saturating_mul(judges);
     arms[0].could_take(sequences)?;
+    let samplers = controls.samplers();
     let resolved = resolve(controls, &arms)?;
     let prompts = question.render(&call.app, &arms).await?;
     let sides = sides(arms, prompts, &resolved, analysis, question.param())?;
@@ -150,6 +151,7 @@ pub(crate) async fn compare(mut call: Call) -> Result<Response, ApiError> {
         presence_penalty: sampling.presence_penalty,
         frequency_penalty: sampling.frequency_penalty,
         repetition_penalty: sampling.repetition_penalty,
+        samplers,
         max_tokens: first.max_tokens.unwrap_or(DEFAULT_MAX_TOKENS),
         n: answers,
         analysis,

@@ -1,0 +1,165 @@
+//! Flags of the samplers that base models need, the same for all commands that answer.
+
+use std::ops::RangeInclusive;
+
+use anyhow::bail;
+use incant::analyze::Samplers;
+use incant::profile::SamplingDefaults;
+use incant::runtime::{Arm, breakers};
+use incant::sample::SamplingParams;
+
+/// Samplers against repetition and for variety.
+#[derive(Clone, Debug, Default, clap::Args)]
+pub(crate) struct SamplerArgs {
+    /// DRY: what a token loses that would continue a repetition of the allowed length, 0
+    /// (off) to 100
+    #[arg(long, value_name = "LOGIT")]
+    dry_multiplier: Option<f32>,
+    /// The factor of that loss for each further token, 0 to 10 [default: 1.75]
+    #[arg(long, value_name = "FACTOR")]
+    dry_base: Option<f32>,
+    /// Repetitions of fewer tokens are free [default: 2]
+    #[arg(long, value_name = "N")]
+    dry_allowed_length: Option<u32>,
+    /// How many of the last tokens are looked at; -1 looks at all [default: -1]
+    #[arg(long, value_name = "N", allow_negative_numbers = true)]
+    dry_penalty_last_n: Option<i32>,
+    /// A text across which nothing is a repetition; can be repeated [default: newline,
+    /// colon, double quote, asterisk]
+    #[arg(long, value_name = "TEXT")]
+    dry_sequence_breaker: Vec<String>,
+    /// Keep tokens whose logit is at most N standard deviations below the largest
+    #[arg(long, value_name = "N", allow_negative_numbers = true)]
+    top_n_sigma: Option<f32>,
+    /// Sample among the tokens with this mass whose surprise is nearest the expected one
+    #[arg(long, value_name = "MASS")]
+    typical_p: Option<f32>,
+    /// XTC: how often the top choices but the least likely one are left out, 0 (off) to 1
+    #[arg(long, value_name = "SHARE")]
+    xtc_probability: Option<f32>,
+    /// The probability that makes a top choice; above 0.5 is off [default: 0.1]
+    #[arg(long, value_name = "SHARE")]
+    xtc_threshold: Option<f32>,
+}
+
+impl SamplerArgs {
+    /// The samplers, if everything is in its range.
+    pub(crate) fn samplers(&self) -> anyhow::Result<Samplers> {
+        within("--dry-multiplier", self.dry_multiplier, 0.0..=100.0)?;
+        within("--dry-base", self.dry_base, 0.0..=10.0)?;
+        within(
+            "--dry-allowed-length",
+            self.dry_allowed_length,
+            0..=1_000_000,
+        )?;
+        within(
+            "--dry-penalty-last-n",
+            self.dry_penalty_last_n,
+            -1..=1_000_000,
+        )?;
+        within("--top-n-sigma", self.top_n_sigma, -1.0..=100.0)?;
+        within("--typical-p", self.typical_p, 0.0..=1.0)?;
+        within("--xtc-probability", self.xtc_probability, 0.0..=1.0)?;
+        within("--xtc-threshold", self.xtc_threshold, 0.0..=1.0)?;
+        let texts = &self.dry_sequence_breaker;
+        if texts.len() > 16 || texts.iter().any(|text| !(1..=64).contains(&text.len())) {
+            bail!("--dry-sequence-breaker takes at most 16 texts of 1 to 64 bytes");
+        }
+        Ok(Samplers {
+            dry_multiplier: self.dry_multiplier,
+            dry_base: self.dry_base,
+            dry_allowed_length: self.dry_allowed_length,
+            dry_penalty_last_n: self.dry_penalty_last_n,
+            dry_sequence_breakers: (!texts.is_empty()).then(|| texts.clone()),
+            top_n_sigma: self.top_n_sigma,
+            typical_p: self.typical_p,
+            xtc_probability: self.xtc_probability,
+            xtc_threshold: self.xtc_threshold,
+        })
+    }
+}
+
+/// What `samplers` and, where they say nothing, `defaults` ask of an arm.
+pub(crate) fn sampling(
+    samplers: &Samplers,
+    defaults: &SamplingDefaults,
+    arm: &Arm,
+) -> SamplingParams {
+    let samplers = samplers.clone();
+    let defaults = defaults.clone();
+    let asked = SamplingDefaults {
+        dry_multiplier: samplers.dry_multiplier.or(defaults.dry_multiplier),
+        dry_base: samplers.dry_base.or(defaults.dry_base),
+        dry_allowed_length: samplers.dry_allowed_length.or(defaults.dry_allowed_length),
+        dry_penalty_last_n: samplers.dry_penalty_last_n.or(defaults.dry_penalty_last_n),
+        dry_sequence_breakers: samplers
+            .dry_sequence_breakers
+            .or(defaults.dry_sequence_breakers),
+        top_n_sigma: samplers.top_n_sigma.or(defaults.top_n_sigma),
+        typical_p: samplers.typical_p.or(defaults.typical_p),
+        xtc_probability: samplers.xtc_probability.or(defaults.xtc_probability),
+        xtc_threshold: samplers.xtc_threshold.or(defaults.xtc_threshold),
+        ..defaults
+    };
+    let mut sampling = asked.sampling();
+    if sampling.dry.is_on() {
+        let texts = asked.dry_sequence_breakers.as_deref();
+        sampling.dry.breakers = breakers(arm.tokenizer(), texts);
+    }
+    sampling
+}
+
+/// Refuses what is out of range; NaN is out of any.
+fn within<T: PartialOrd + std::fmt::Display>(
+    flag: &str,
+    value: Option<T>,
+    range: RangeInclusive<T>,
+) -> anyhow::Result<()> {
+    if value.is_some_and(|value| !range.contains(&value)) {
+        bail!("{flag} must be {} to {}", range.start(), range.end());
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser;
+
+    use super::*;
+
+    #[derive(Parser)]
+    struct Line {
+        #[command(flatten)]
+        samplers: SamplerArgs,
+    }
+
+    fn samplers(line: &str) -> anyhow::Result<Samplers> {
+        let words = ["incant"].into_iter().chain(line.split_whitespace());
+        Line::try_parse_from(words).unwrap().samplers.samplers()
+    }
+
+    #[test]
+    fn what_is_not_said_is_not_asked_for() {
+        assert_eq!(samplers("").unwrap(), Samplers::default());
+        let said = samplers("--dry-penalty-last-n -1 --dry-sequence-breaker x").unwrap();
+        let expected = Samplers {
+            dry_penalty_last_n: Some(-1),
+            dry_sequence_breakers: Some(vec!["x".to_owned()]),
+            ..Samplers::default()
+        };
+        assert_eq!(said, expected);
+    }
+
+    #[test]
+    fn what_is_out_of_range_is_refused_by_its_flag() {
+        let told = |line| samplers(line).unwrap_err().to_string();
+        assert_eq!(told("--typical-p 2"), "--typical-p must be 0 to 1");
+        assert_eq!(told("--top-n-sigma nan"), "--top-n-sigma must be -1 to 100");
+        assert_eq!(
+            told("--dry-penalty-last-n -2"),
+            "--dry-penalty-last-n must be -1 to 1000000"
+        );
+        let long = format!("--dry-sequence-breaker {}", "x".repeat(65));
+        assert!(told(&long).starts_with("--dry-sequence-breaker takes"));
+    }
+}
