@@ -84,7 +84,7 @@ impl SamplingDefaults {
             presence_penalty: self.presence_penalty.unwrap_or(openai.presence_penalty),
             frequency_penalty: self.frequency_penalty.unwrap_or(openai.frequency_penalty),
             repetition_penalty: self.repetition_penalty.unwrap_or(openai.repetition_penalty),
-            dry: self.dry(),
+            dry: Box::new(self.dry()),
             top_n_sigma: self.top_n_sigma.unwrap_or(openai.top_n_sigma),
             typical_p: self.typical_p.unwrap_or(openai.typical_p),
             xtc_probability: self.xtc_probability.unwrap_or(openai.xtc_probability),
@@ -445,12 +445,12 @@ mod tests {
         let defaults = split("short.jinja", &source).unwrap().0.sampling;
         assert_eq!(defaults.dry_sequence_breakers, Some(vec!["\n".to_owned()]));
         let expected = SamplingParams {
-            dry: DryParams {
+            dry: Box::new(DryParams {
                 multiplier: 0.8,
                 base: 2.0,
                 allowed_length: 3,
                 ..DryParams::default()
-            },
+            }),
             top_n_sigma: 1.5,
             typical_p: 0.9,
             xtc_probability: 0.5,

@@ -227,12 +227,12 @@ mod tests {
     /// Repeats of at least one token are penalized: by 1, by 3 for two tokens.
     fn dry() -> SamplingParams {
         SamplingParams {
-            dry: DryParams {
+            dry: Box::new(DryParams {
                 multiplier: 1.0,
                 base: 3.0,
                 allowed_length: 1,
                 ..DryParams::default()
-            },
+            }),
             ..SamplingParams::default()
         }
     }

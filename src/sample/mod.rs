@@ -63,8 +63,9 @@ pub struct SamplingParams {
     pub repetition_penalty: f32,
     /// Whether `repetition_penalty` counts the prompt's tokens too.
     pub penalize_prompt: bool,
-    /// The penalty on tokens that would continue a repetition.
-    pub dry: DryParams,
+    /// The penalty on tokens that would continue a repetition. Boxed, since it is off in
+    /// most requests.
+    pub dry: Box<DryParams>,
     /// Keep tokens whose logit is at most this many standard deviations below the
     /// largest; 0 and below keep all.
     pub top_n_sigma: f32,
@@ -93,7 +94,7 @@ impl Default for SamplingParams {
             frequency_penalty: 0.0,
             repetition_penalty: 1.0,
             penalize_prompt: false,
-            dry: DryParams::default(),
+            dry: Box::default(),
             top_n_sigma: -1.0,
             typical_p: 1.0,
             xtc_probability: 0.0,

@@ -458,15 +458,15 @@ fn what_is_off_changes_nothing() {
             ..plain()
         },
         SamplingParams {
-            dry: dry(1.0, 0.5, None),
+            dry: Box::new(dry(1.0, 0.5, None)),
             ..plain()
         },
         SamplingParams {
-            dry: dry(1.0, 2.0, Some(0)),
+            dry: Box::new(dry(1.0, 2.0, Some(0))),
             ..plain()
         },
         SamplingParams {
-            dry: dry(0.0, 2.0, None),
+            dry: Box::new(dry(0.0, 2.0, None)),
             ..plain()
         },
     ] {
@@ -499,10 +499,10 @@ fn at_temperature_zero_only_the_penalties_count() {
         xtc_probability: 1.0,
         xtc_threshold: 0.0,
         typical_p: 0.1,
-        dry: DryParams {
+        dry: Box::new(DryParams {
             multiplier: 1.0,
             ..DryParams::default()
-        },
+        }),
         ..SamplingParams::default()
     };
     // 1 2 was followed by 0, which loses 1 now.

@@ -243,7 +243,7 @@ impl Controls {
                 0.01..=100.0,
             )?
             .unwrap_or(profile.repetition_penalty),
-            dry: DryParams {
+            dry: Box::new(DryParams {
                 multiplier: number("dry_multiplier", self.dry_multiplier, 0.0..=100.0)?
                     .unwrap_or(profile.dry.multiplier),
                 base: number("dry_base", self.dry_base, 0.0..=10.0)?.unwrap_or(profile.dry.base),
@@ -262,7 +262,7 @@ impl Controls {
                     usize::try_from(last).ok() // -1 looks at everything
                 }),
                 breakers: profile.dry.breakers,
-            },
+            }),
             top_n_sigma: number("top_n_sigma", self.top_n_sigma, -1.0..=100.0)?
                 .unwrap_or(profile.top_n_sigma),
             typical_p: number("typical_p", self.typical_p, 0.0..=1.0)?.unwrap_or(profile.typical_p),

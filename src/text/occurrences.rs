@@ -23,7 +23,10 @@ pub struct Occurrence {
 
 /// The last lists of texts that were asked for, the newest last.
 #[derive(Debug, Default)]
-pub(super) struct Remembered(Mutex<Vec<(Vec<String>, Arc<[Occurrence]>)>>);
+pub(super) struct Remembered(Mutex<Vec<List>>);
+
+/// Texts, and where they occur.
+type List = (Vec<String>, Arc<[Occurrence]>);
 
 impl Tokenizer {
     /// The ways in which `texts`, none of them empty, occur in tokens. Control tokens
