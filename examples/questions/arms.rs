@@ -3,6 +3,7 @@
 use std::collections::HashMap;
 
 use anyhow::{Context, ensure};
+use incant::runtime::Wishes;
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
 
@@ -56,6 +57,11 @@ struct Adapter {
     profile: Option<String>,
 }
 
+/// An arm's id without the guidance that may stand behind it.
+fn plain(id: &str) -> &str {
+    Wishes::split(id).map_or(id, |(id, _)| id)
+}
+
 /// A list of the API.
 fn list<T: DeserializeOwned>(client: &Client, path: &str) -> anyhow::Result<Vec<T>> {
     let mut reply = client.get(path)?;
@@ -77,8 +83,10 @@ impl Served {
         })
     }
 
+    /// The arm with this id, which may have guidance behind it.
     fn find(&self, id: &str) -> Option<&Arm> {
-        self.arms.iter().find(|arm| arm.id == id)
+        let plain = plain(id);
+        self.arms.iter().find(|arm| arm.id == plain)
     }
 
     /// The arms that are asked: those that are named, which the server must have, or
@@ -138,7 +146,8 @@ impl Served {
             let id = format!("{}@{profile}{}", arm.root, adapter.unwrap_or_default());
             self.find(&id)
         });
-        variant.map_or_else(|| id.to_owned(), |arm| arm.id.clone())
+        let guidance = &id[plain(id).len()..];
+        variant.map_or_else(|| id.to_owned(), |arm| arm.id.clone() + guidance)
     }
 
     /// The runs of an arm's constant prompt, and of the profile that `also` names or
@@ -150,7 +159,8 @@ impl Served {
         language: Language,
     ) -> anyhow::Result<Runs> {
         let arm = self.find(id).context(format!("no arm {id}"))?;
-        let own = arm.profile.as_ref().or_else(|| self.trained_with.get(id));
+        let own = arm.profile.as_ref();
+        let own = own.or_else(|| self.trained_with.get(&arm.id));
         let own = match own {
             Some(name) => self.profiles.get(name),
             None => self
