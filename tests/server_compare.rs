@@ -382,6 +382,7 @@ fn arms_of_other_models_score_too_if_they_have_the_same_tokens() {
             context: None,
             profiles: incant::profile::load(None).expect("the built-in profiles"),
             default_profile: None,
+            sampling: incant::profile::SamplingDefaults::default(),
             prefix_folder: None,
         };
         Arc::new(Model::load(name, file, &options).expect("a sound model"))
