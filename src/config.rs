@@ -10,7 +10,7 @@ use etcetera::{AppStrategy, AppStrategyArgs};
 use incant::catalog::{self, Located};
 use incant::engine::EngineOptions;
 use incant::exec::{Backend, DeviceChoice};
-use incant::profile::Library;
+use incant::profile::{Library, SamplingDefaults};
 use incant::runtime::{LoadOptions, Model, Wishes};
 
 use crate::cli::pull;
@@ -166,6 +166,7 @@ impl ModelArgs {
                 context: self.context,
                 profiles: library.profiles(),
                 default_profile: None,
+                sampling: SamplingDefaults::default(),
                 prefix_folder,
             },
             library,
@@ -186,6 +187,7 @@ impl Loading {
                         .default_profile
                         .clone()
                         .or_else(|| manifest.and_then(|m| m.default_profile.clone())),
+                    sampling: manifest.map_or_else(Default::default, |m| m.sampling.clone()),
                     ..self.options.clone()
                 };
                 let model = Model::load(&located.name, &located.path, &options)?;

@@ -37,6 +37,7 @@ impl Served {
             context: None,
             profiles: incant::profile::load(None).expect("the built-in profiles"),
             default_profile: None,
+            sampling: incant::profile::SamplingDefaults::default(),
             prefix_folder: None,
         };
         let model = Model::load("tiny", fixture.file(), &options).expect("a sound model");

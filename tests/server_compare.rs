@@ -370,6 +370,26 @@ fn a_client_that_leaves_ends_all_of_it() {
     eventually("nothing runs any more", idle);
 }
 
+#[test]
+fn the_report_says_which_profile_answered_where_an_id_names_none() {
+    let arms = [
+        MODEL,
+        &format!("{MODEL}@urial"),
+        &format!("{MODEL}@base guidance=0"),
+    ];
+    let messages = json!([{"role": "user", "content": "富士山の高さは？"}]);
+    let asked = json!({"messages": messages, "max_tokens": 1, "reference": arms[2]});
+    let report = compare(shared(), &body(&arms, &asked));
+    let rendered = report.arms.iter().map(|arm| arm.rendered_by.as_deref());
+    let rendered: Vec<_> = rendered.collect();
+    assert!(rendered[0].is_some_and(|profile| profile.ends_with("-ja")));
+    assert_eq!(rendered[1..], [None, None]);
+    assert_eq!(report.settings.reference, 2);
+    // A text is rendered by nobody.
+    let asked = json!({"arms": [MODEL], "prompt": "The sea", "max_tokens": 1});
+    assert_eq!(compare(shared(), &asked).arms[0].rendered_by, None);
+}
+
 /// Two models of one tokenizer, and one of another.
 #[test]
 fn arms_of_other_models_score_too_if_they_have_the_same_tokens() {
@@ -382,6 +402,7 @@ fn arms_of_other_models_score_too_if_they_have_the_same_tokens() {
             context: None,
             profiles: incant::profile::load(None).expect("the built-in profiles"),
             default_profile: None,
+            sampling: incant::profile::SamplingDefaults::default(),
             prefix_folder: None,
         };
         Arc::new(Model::load(name, file, &options).expect("a sound model"))

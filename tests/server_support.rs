@@ -80,6 +80,7 @@ pub(crate) fn runtime() -> Arc<Runtime> {
             context: Some(4096),
             profiles: incant::profile::load(None).expect("the built-in profiles"),
             default_profile: None,
+            sampling: incant::profile::SamplingDefaults::default(),
             prefix_folder: None,
         };
         let model = Model::load(MODEL, &crate::support::model(MODEL), &options);

@@ -28,6 +28,7 @@ mod server_clients;
 mod server_compare;
 mod server_crowd;
 mod server_deadlines;
+mod server_defaults;
 mod server_guidance;
 mod server_keys;
 mod server_lifecycle;

@@ -82,6 +82,7 @@ impl ServerArgs {
             context: None,
             profiles: profile::load(self.profile_dir.as_deref())?,
             default_profile: manifest.and_then(|it| it.default_profile.clone()),
+            sampling: manifest.map_or_else(Default::default, |it| it.sampling.clone()),
             prefix_folder: None,
         };
         let model = Model::load(&located.name, &located.path, &options)?;

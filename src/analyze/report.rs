@@ -140,6 +140,10 @@ pub struct ReportArm {
     pub model: String,
     /// The alignment prompt that its id names.
     pub profile: Option<String>,
+    /// The profile that rendered the conversation where its id names none; absent where that
+    /// was the model's own chat template, for a text, and where questions had several.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rendered_by: Option<String>,
     /// The LoRA adapter that its id names.
     pub adapter: Option<String>,
     /// Who else has a say in its answers, such as `guidance=0.5`: what is measured is the

@@ -10,9 +10,10 @@ use std::fmt;
 use serde::Deserialize;
 
 use crate::printable::printable;
+use crate::profile::SamplingDefaults;
 
 /// One model: what it is, under which terms, and where its file comes from.
-#[derive(Clone, Debug, Deserialize, PartialEq, Eq)]
+#[derive(Clone, Debug, Deserialize, PartialEq)]
 #[serde(deny_unknown_fields)]
 pub struct Manifest {
     /// The model's id in the API and its file's stem in the cache: lower-case
@@ -31,6 +32,9 @@ pub struct Manifest {
     /// The profile that renders a chat when the request names none. Without
     /// it, the file's own chat template does.
     pub default_profile: Option<String>,
+    /// How its maker wants chats sampled, where neither the request nor a profile says.
+    #[serde(default)]
+    pub sampling: SamplingDefaults,
     /// The longest sequence the model was made for, in tokens.
     pub context: usize,
     /// The file's size in bytes.
@@ -170,6 +174,9 @@ pub enum ManifestError {
         /// What it is.
         value: String,
     },
+    /// A sampling default that is out of its range.
+    #[error("{0}")]
+    Sampling(String),
 }
 
 impl Manifest {
@@ -204,6 +211,9 @@ impl Manifest {
         ];
         for (field, value) in positive {
             require(value > 0, field, "must be more than 0", &value)?;
+        }
+        if let Some(problem) = self.sampling.out_of_range() {
+            return Err(ManifestError::Sampling(problem));
         }
         let sources = self.sources.len();
         require(sources > 0, "source", "at least one is needed", &sources)?;
@@ -377,6 +387,7 @@ parts = [
         let manifest = Manifest::parse(GOOD).expect("it is good");
         assert_eq!(manifest.name, "tiny");
         assert_eq!(manifest.default_profile.as_deref(), Some("urial"));
+        assert_eq!(manifest.sampling, SamplingDefaults::default());
         assert_eq!(manifest.sources.len(), 2);
         assert!(matches!(manifest.sources[0], Source::HuggingFace { .. }));
         assert_eq!(
@@ -444,6 +455,31 @@ parts = [
         for (from, to, field) in cases {
             let error = refusal(from, to);
             assert!(error.starts_with(&format!("{field}: ")), "{to}: {error}");
+        }
+    }
+
+    #[test]
+    fn sampling_defaults_are_read_and_checked_as_in_profiles() {
+        let with =
+            |line: &str| GOOD.replacen("[licence]", &format!("[sampling]\n{line}\n[licence]"), 1);
+        let manifest = Manifest::parse(&with("temperature = 0.2\ntop_p = 0.9"));
+        let sampling = manifest.expect("it is good").sampling;
+        assert_eq!(
+            (sampling.temperature, sampling.top_p),
+            (Some(0.2), Some(0.9))
+        );
+        for (line, expected) in [
+            (
+                "temperature = 2.5",
+                "sampling.temperature is 2.5, not 0 to 2",
+            ),
+            ("top_p = nan", "sampling.top_p is NaN, not 0 to 1"),
+            ("max_tokens = 0", "sampling.max_tokens is 0, not at least 1"),
+            ("temprature = 1.0", "unknown field `temprature`"),
+            ("temperature = \"hot\"", "invalid type"),
+        ] {
+            let error = Manifest::parse(&with(line)).expect_err(line).to_string();
+            assert!(error.contains(expected), "{error}");
         }
     }
 

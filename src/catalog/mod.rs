@@ -66,7 +66,7 @@ pub fn fetch(manifest: &Manifest, progress: &dyn Progress) -> Result<PathBuf, Ca
 }
 
 /// A model whose file is on this machine.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct Located {
     /// The model's id: its manifest's name, or its file's stem.
     pub name: String,

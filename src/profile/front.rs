@@ -1,52 +1,69 @@
 //! The front matter of a profile's file: TOML between two `+++` lines.
 
-use serde::Deserialize;
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
 
 use super::ProfileError;
 use crate::sample::{DryParams, MOST_WEIGHT, PLAUSIBLE, SamplingParams};
 
 const FENCE: &str = "+++";
 
-/// How a profile wants its answers sampled where the client does not say.
-/// Every field is optional: an absent one leaves OpenAI's default in place.
-/// The meaning and the units are those of
-/// [`SamplingParams`].
-#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+/// How a profile, or a model's maker, wants answers sampled where the client does not
+/// say. Every field is optional: an absent one leaves OpenAI's default in place. The
+/// meaning and the units are those of [`SamplingParams`].
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct SamplingDefaults {
     /// 0 to 2.
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub temperature: Option<f32>,
     /// 0 to 1.
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub top_p: Option<f32>,
     /// 0 keeps all.
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub top_k: Option<usize>,
     /// 0 to 1.
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub min_p: Option<f32>,
     /// −2 to 2.
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub presence_penalty: Option<f32>,
     /// −2 to 2.
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub frequency_penalty: Option<f32>,
     /// Above 0; 1 is off.
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub repetition_penalty: Option<f32>,
     /// 0 to 100; 0 is off.
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub dry_multiplier: Option<f32>,
     /// 0 to 10; below 1 is off.
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub dry_base: Option<f32>,
     /// 0 to 1,000,000.
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub dry_allowed_length: Option<u32>,
     /// −1 (all) to 1,000,000; 0 is off.
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub dry_penalty_last_n: Option<i32>,
     /// At most 16 texts of 1 to 64 bytes.
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub dry_sequence_breakers: Option<Vec<String>>,
     /// −1 to 100; 0 and below keep all.
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub top_n_sigma: Option<f32>,
     /// 0 to 1.
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub typical_p: Option<f32>,
     /// 0 to 1; 0 is off.
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub xtc_probability: Option<f32>,
     /// 0 to 1; above 0.5 is off.
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub xtc_threshold: Option<f32>,
     /// At least 1 token.
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub max_tokens: Option<usize>,
 }
 
@@ -110,8 +127,61 @@ impl SamplingDefaults {
         }
     }
 
+    /// These defaults, with those of `other` for the keys that they do not set.
+    pub fn or(self, other: &SamplingDefaults) -> SamplingDefaults {
+        let other = other.clone();
+        SamplingDefaults {
+            temperature: self.temperature.or(other.temperature),
+            top_p: self.top_p.or(other.top_p),
+            top_k: self.top_k.or(other.top_k),
+            min_p: self.min_p.or(other.min_p),
+            presence_penalty: self.presence_penalty.or(other.presence_penalty),
+            frequency_penalty: self.frequency_penalty.or(other.frequency_penalty),
+            repetition_penalty: self.repetition_penalty.or(other.repetition_penalty),
+            dry_multiplier: self.dry_multiplier.or(other.dry_multiplier),
+            dry_base: self.dry_base.or(other.dry_base),
+            dry_allowed_length: self.dry_allowed_length.or(other.dry_allowed_length),
+            dry_penalty_last_n: self.dry_penalty_last_n.or(other.dry_penalty_last_n),
+            dry_sequence_breakers: self.dry_sequence_breakers.or(other.dry_sequence_breakers),
+            top_n_sigma: self.top_n_sigma.or(other.top_n_sigma),
+            typical_p: self.typical_p.or(other.typical_p),
+            xtc_probability: self.xtc_probability.or(other.xtc_probability),
+            xtc_threshold: self.xtc_threshold.or(other.xtc_threshold),
+            max_tokens: self.max_tokens.or(other.max_tokens),
+        }
+    }
+
+    /// These defaults without those that are OpenAI's own.
+    pub fn unlike_openai(mut self) -> SamplingDefaults {
+        fn drop_equal<T: PartialEq>(value: &mut Option<T>, openai: &T) {
+            if value.as_ref() == Some(openai) {
+                *value = None;
+            }
+        }
+        let openai = SamplingParams::default();
+        drop_equal(&mut self.temperature, &openai.temperature);
+        drop_equal(&mut self.top_p, &openai.top_p);
+        drop_equal(&mut self.top_k, &openai.top_k);
+        drop_equal(&mut self.min_p, &openai.min_p);
+        drop_equal(&mut self.presence_penalty, &openai.presence_penalty);
+        drop_equal(&mut self.frequency_penalty, &openai.frequency_penalty);
+        drop_equal(&mut self.repetition_penalty, &openai.repetition_penalty);
+        drop_equal(&mut self.dry_multiplier, &openai.dry.multiplier);
+        drop_equal(&mut self.dry_base, &openai.dry.base);
+        drop_equal(&mut self.dry_penalty_last_n, &-1);
+        drop_equal(&mut self.top_n_sigma, &openai.top_n_sigma);
+        drop_equal(&mut self.typical_p, &openai.typical_p);
+        drop_equal(&mut self.xtc_probability, &openai.xtc_probability);
+        drop_equal(&mut self.xtc_threshold, &openai.xtc_threshold);
+        let length = self.dry_allowed_length.map(|length| length as usize);
+        if length == Some(openai.dry.allowed_length) {
+            self.dry_allowed_length = None;
+        }
+        self
+    }
+
     /// Names the first field that is out of its range, and the range.
-    fn out_of_range(&self) -> Option<String> {
+    pub(crate) fn out_of_range(&self) -> Option<String> {
         let within = |name: &str, value: Option<f32>, low: f32, high: f32| match value {
             Some(value) if !(low..=high).contains(&value) => {
                 Some(format!("sampling.{name} is {value}, not {low} to {high}"))
@@ -463,6 +533,18 @@ mod tests {
             ..SamplingDefaults::default()
         };
         assert_eq!(last.sampling().dry.penalty_last_n, Some(64));
+    }
+
+    #[test]
+    fn absent_defaults_are_anothers() {
+        let read = |toml: &str| toml::from_str::<SamplingDefaults>(toml).unwrap();
+        let profile = read("temperature = 0.0\ntop_k = 0\ndry_penalty_last_n = -1");
+        let model = read("temperature = 0.2\ntop_p = 0.9\ndry_allowed_length = 2");
+        let both = profile.or(&model);
+        assert_eq!(both.temperature, Some(0.0));
+        assert_eq!(both.top_p, Some(0.9));
+        let shown = serde_json::to_string(&both.unlike_openai()).unwrap();
+        assert_eq!(shown, r#"{"temperature":0.0,"top_p":0.9}"#);
     }
 
     #[test]

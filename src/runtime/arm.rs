@@ -7,7 +7,7 @@ use std::sync::Arc;
 pub use answered::Answered;
 
 use super::together::{Say, WishError, Wishes};
-use super::{Adapter, ArmInfo, BoundProfile, Model, Profiles, Runtime, arm_info};
+use super::{Adapter, ArmInfo, BoundProfile, Model, Profiles, Runtime};
 use crate::engine::{self, Generation, Prefix, Request, SubmitError};
 use crate::profile::{
     GuidanceDefaults, Message, ProfileError, Rendering, Role, SamplingDefaults, guard_for,
@@ -21,6 +21,8 @@ pub struct Arm {
     model: Arc<Model>,
     /// How chat is rendered.
     rendering: Rendering,
+    /// How chat is sampled where the client does not say.
+    defaults: SamplingDefaults,
     /// The constant tokens that come first, in chat.
     chat_prefix: Option<Arc<Prefix>>,
     /// Constant text after them that is encoded with the conversation.
@@ -146,6 +148,7 @@ impl Arm {
         Ok(Arm {
             id: format!("{}{rest}", model.id()),
             model: Arc::clone(model),
+            defaults: defaults_of(model, &rendering),
             rendering,
             chat_prefix: bound.and_then(BoundProfile::prefix).cloned(),
             chat_tail: bound.map_or("", BoundProfile::tail).to_owned(),
@@ -161,20 +164,23 @@ impl Arm {
     pub fn for_conversation(&self, messages: &[Message]) -> Arm {
         let first = messages.iter().find(|message| message.role == Role::User);
         let is_japanese = first.is_some_and(|message| is_japanese(&message.content));
-        let variants = self.variants.as_deref().filter(|_| is_japanese);
-        let variant = variants.and_then(|profiles| {
-            let name = self.rendering.profile_name()?;
-            profiles.get(&format!("{name}-ja"))
-        });
-        let Some(bound) = variant else {
+        let Some(bound) = self.variant().filter(|_| is_japanese) else {
             return self.clone();
         };
+        let rendering = Rendering::Profile(Arc::clone(bound.profile()));
         Arm {
-            rendering: Rendering::Profile(Arc::clone(bound.profile())),
+            defaults: defaults_of(&self.model, &rendering),
+            rendering,
             chat_prefix: bound.prefix().cloned(),
             chat_tail: bound.tail().to_owned(),
             ..self.clone()
         }
+    }
+
+    /// The variant of its default profile for another language, if there is one.
+    fn variant(&self) -> Option<&BoundProfile> {
+        let name = self.rendering.profile_name()?;
+        self.variants.as_deref()?.get(&format!("{name}-ja"))
     }
 
     /// How the arm renders chat, and the profile whose prefix comes first: the
@@ -273,8 +279,16 @@ impl Arm {
         self.model.template().map(|template| template.source())
     }
 
-    /// How chat answers are sampled where the client does not say.
+    /// How chat answers are sampled where the client does not say: the profile's defaults,
+    /// and its model's for the keys that they leave open. A model's defaults are for the way
+    /// that it chats in: its own template, or if it has none, whatever profile. They do not
+    /// count for a profile that takes the place of a template, nor for `@base` and `@turn`.
     pub fn defaults(&self) -> &SamplingDefaults {
+        &self.defaults
+    }
+
+    /// How texts after its profile's are continued where the client does not say.
+    pub fn completion_defaults(&self) -> &SamplingDefaults {
         self.rendering.defaults()
     }
 
@@ -381,10 +395,44 @@ impl Arm {
 
     /// What a list of models says of it.
     pub fn info(&self) -> ArmInfo {
-        let rest = &self.id[self.model.id().len()..];
-        let (profile, adapter) = parts(rest);
-        let (profile, adapter) = (profile.map(str::to_owned), adapter.map(str::to_owned));
-        arm_info(&self.model, profile.as_deref(), &adapter)
+        let model = self.model.id();
+        let (profile, adapter) = parts(&self.id[model.len()..]);
+        let profile_part = profile.map_or_else(String::new, |name| format!("@{name}"));
+        // An adapter adds to the arm that it is used with.
+        let parent = match (profile, adapter) {
+            (_, Some(_)) => Some(format!("{model}{profile_part}")),
+            (Some(_), None) => Some(model.to_owned()),
+            (None, None) => None,
+        };
+        // A default profile with variants has the language of the question.
+        let one_profile = match &self.rendering {
+            Rendering::Profile(profile) if self.variant().is_none() => Some(profile),
+            _ => None,
+        };
+        ArmInfo {
+            id: self.id.clone(),
+            model: model.to_owned(),
+            profile: profile.map(str::to_owned),
+            adapter: adapter.map(str::to_owned),
+            parent,
+            language: one_profile.map(|profile| profile.language().to_owned()),
+            sampling: self.defaults.clone().unlike_openai(),
+            guidance: self.rendering.guidance().map(|guidance| guidance.weight),
+        }
+    }
+}
+
+/// How chat is sampled that is rendered like this; see [`Arm::defaults`].
+fn defaults_of(model: &Model, rendering: &Rendering) -> SamplingDefaults {
+    let own = rendering.defaults().clone();
+    let is_own_way = match rendering {
+        Rendering::Template(_) => true,
+        Rendering::Profile(_) => model.template().is_none(),
+        Rendering::Base | Rendering::Turn(_) => false,
+    };
+    match is_own_way {
+        true => own.or(model.sampling()),
+        false => own,
     }
 }
 

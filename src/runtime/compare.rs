@@ -433,10 +433,13 @@ impl From<FinishReason> for Finish {
 }
 
 impl Side {
-    /// What a report says of its arm.
-    pub fn report_arm(&self) -> ReportArm {
+    /// What a report says of its arm, which answers a conversation or continues a text.
+    pub fn report_arm(&self, is_chat: bool) -> ReportArm {
         let info = self.arm.info();
+        let rendered_by = self.arm.profile_name();
+        let rendered_by = rendered_by.filter(|_| is_chat && info.profile.is_none());
         ReportArm {
+            rendered_by: rendered_by.map(str::to_owned),
             id: self.arm.full_id(),
             guidance: self.partners.label(),
             model: info.model,

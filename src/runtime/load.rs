@@ -12,7 +12,7 @@ use crate::exec::{Backend, ExecError, Footprint};
 use crate::gguf::{Gguf, GgufError};
 use crate::kv::PrefixStore;
 use crate::model::{DecoderSpec, ModelError, arch};
-use crate::profile::{ChatTemplate, Profile, ProfileError};
+use crate::profile::{ChatTemplate, Profile, ProfileError, SamplingDefaults};
 use crate::text::{Tokenizer, TokenizerError};
 
 /// The profile that a base model chats with unless its manifest names another.
@@ -35,6 +35,8 @@ pub struct LoadOptions {
     pub profiles: BTreeMap<String, Arc<Profile>>,
     /// The profile to chat with by default, where the model has no template.
     pub default_profile: Option<String>,
+    /// How the model's maker wants chats sampled; see [`Arm::defaults`](super::Arm::defaults).
+    pub sampling: SamplingDefaults,
     /// Where computed prefixes are kept; `None` keeps none.
     pub prefix_folder: Option<PathBuf>,
 }
@@ -132,6 +134,7 @@ pub struct Model {
     pub(super) adapters: Table,
     template: Option<Arc<ChatTemplate>>,
     default_profile: Option<String>,
+    sampling: SamplingDefaults,
     footprint: Footprint,
 }
 
@@ -206,6 +209,7 @@ impl Model {
             adapters: Table::default(),
             template,
             default_profile,
+            sampling: options.sampling.clone(),
             footprint,
         })
     }
@@ -258,6 +262,11 @@ impl Model {
     /// The chat template in its file.
     pub fn template(&self) -> Option<&Arc<ChatTemplate>> {
         self.template.as_ref()
+    }
+
+    /// How its maker wants chats sampled.
+    pub fn sampling(&self) -> &SamplingDefaults {
+        &self.sampling
     }
 
     /// What its weights take in memory.

@@ -19,6 +19,8 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, OnceLock, PoisonError, RwLock};
 use std::time::{SystemTime, UNIX_EPOCH};
 
+use crate::profile::SamplingDefaults;
+
 pub use adapters::{Adapter, AdapterError, Adapters};
 pub use arm::{Answered, Arm, ArmError, Prompt, PromptError, PromptInput};
 pub use bind::BoundProfile;
@@ -37,7 +39,7 @@ pub struct Runtime {
 }
 
 /// An arm, as the list of models shows it.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct ArmInfo {
     /// The id that requests name it by.
     pub id: String,
@@ -49,6 +51,12 @@ pub struct ArmInfo {
     pub adapter: Option<String>,
     /// The arm that it is a variant of.
     pub parent: Option<String>,
+    /// The language of its profile, BCP-47; `None` where that follows the question.
+    pub language: Option<String>,
+    /// How it chats where the client does not say, as far as that is not OpenAI's default.
+    pub sampling: SamplingDefaults,
+    /// The weight of the guidance that its profile asks for.
+    pub guidance: Option<f32>,
 }
 
 /// A profile, and what it is on the loaded models.
@@ -160,16 +168,21 @@ impl Runtime {
 
     /// Every arm of every model.
     pub fn arms(&self) -> Vec<ArmInfo> {
+        let part = |mark: &str, name: &Option<String>| {
+            let name = name.as_ref();
+            name.map_or_else(String::new, |name| format!("{mark}{name}"))
+        };
         let arms = self.models().iter().flat_map(|model| {
             let profiles = model.profile_names().into_iter().map(Some);
             let profiles: Vec<_> = std::iter::once(None).chain(profiles).collect();
             let adapters = model.adapters();
             let adapters = adapters.keys().cloned().map(Some);
             let adapters: Vec<_> = std::iter::once(None).chain(adapters).collect();
-            let arms = adapters.into_iter().flat_map(|adapter| {
-                let profiles = profiles.iter();
-                let arms = profiles.map(|profile| arm_info(model, profile.as_deref(), &adapter));
-                arms.collect::<Vec<_>>()
+            let arms = adapters.iter().flat_map(|adapter| {
+                let rests = profiles.iter();
+                let rests = rests.map(|profile| part("@", profile) + &part("+", adapter));
+                // One that has gone in the meantime is served no more.
+                rests.filter_map(|rest| Some(Arm::resolve(model, &rest).ok()?.info()))
             });
             arms.collect::<Vec<_>>()
         });
@@ -208,31 +221,5 @@ impl Runtime {
             }
         }
         (infos.into_values().collect(), problems)
-    }
-}
-
-/// An arm of a model, for the list.
-fn arm_info(model: &Model, profile: Option<&str>, adapter: &Option<String>) -> ArmInfo {
-    let part = |mark: &str, name: Option<&str>| {
-        name.map_or_else(String::new, |name| format!("{mark}{name}"))
-    };
-    let profile_part = part("@", profile);
-    let id = format!(
-        "{}{profile_part}{}",
-        model.id(),
-        part("+", adapter.as_deref())
-    );
-    // An adapter adds to the arm that it is used with.
-    let parent = match (profile, adapter) {
-        (_, Some(_)) => Some(format!("{}{profile_part}", model.id())),
-        (Some(_), None) => Some(model.id().to_owned()),
-        (None, None) => None,
-    };
-    ArmInfo {
-        id,
-        model: model.id().to_owned(),
-        profile: profile.map(str::to_owned),
-        adapter: adapter.clone(),
-        parent,
     }
 }

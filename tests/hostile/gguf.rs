@@ -209,6 +209,7 @@ impl TinyModels {
             context: None,
             profiles: incant::profile::load(None).expect("the built-in profiles"),
             default_profile: None,
+            sampling: incant::profile::SamplingDefaults::default(),
             prefix_folder: None,
         };
         TinyModels {

@@ -127,6 +127,7 @@ fn runtime() -> Arc<Runtime> {
         context: Some(CONTEXT),
         profiles: BTreeMap::from([("short".to_owned(), Arc::new(profile))]),
         default_profile: Some("short".to_owned()),
+        sampling: incant::profile::SamplingDefaults::default(),
         prefix_folder: None,
     };
     let model = Model::load("tiny", file.path(), &options).expect("a sound model");

@@ -84,6 +84,36 @@ fn it_begins_with_the_arms_of_the_first_model() {
 }
 
 #[test]
+fn an_arm_can_be_added_with_guidance() {
+    let stub = Stub::start(None, Script::Events(events(&streamed())));
+    let Some(mut browser) = open(&stub) else {
+        return;
+    };
+    let add = |browser: &mut Browser, arm: &str, guidance: &str| {
+        browser.eval(&format!("document.getElementById('guidance').value = '{guidance}'; document.getElementById('add').value = '{arm}'; document.getElementById('add').dispatchEvent(new Event('change'))"));
+    };
+    for _ in 0..2 {
+        browser.eval("document.querySelector('#arms button').click()");
+    }
+    add(&mut browser, "gemma-3-270m@urial", "0.50");
+    // Out of range: nothing is added.
+    add(&mut browser, "gemma-3-270m@urial", "11");
+    add(&mut browser, "gemma-3-270m@urial", "");
+    ask(&mut browser);
+    status(&mut browser, "Done");
+    let asked = stub.asked();
+    let arms = json!([
+        "gemma-3-270m+chat",
+        "gemma-3-270m@urial guidance=0.5",
+        "gemma-3-270m@urial"
+    ]);
+    assert_eq!(asked[0]["arms"], arms);
+    let references = "[...document.querySelectorAll('#reference option')].map((one) => one.value)";
+    assert_eq!(browser.eval(references), arms);
+    assert_eq!(browser.complaints(), Vec::<String>::new());
+}
+
+#[test]
 fn a_stream_becomes_the_page_of_its_report() {
     let report = streamed();
     let stub = Stub::start(None, Script::Events(events(&report)));

@@ -40,6 +40,34 @@ fn every_number_of_the_report_is_on_its_page_and_no_other() {
 }
 
 #[test]
+fn guided_arms_and_the_profiles_that_answer_are_named() {
+    let mut report = fixture::report(&[0.0]);
+    report["arms"][0]["rendered_by"] = json!("urial-ja");
+    report["arms"][1]["id"] = json!("gemma-3-270m@urial guidance=0.5");
+    report["arms"][1]["guidance"] = json!("guidance=0.5");
+    let Some(mut opened) = open(report) else {
+        return;
+    };
+    let heads = "[...document.querySelectorAll('.pane header')].map((head) => [...head.children].map((one) => one.textContent))";
+    let expected = json!([
+        ["gemma-3-270m@base (urial-ja)", "reference"],
+        [
+            "gemma-3-270m@urial guidance=0.5",
+            "guidance=0.5 · measured without guidance"
+        ],
+        ["gemma-3-270m+chat"],
+    ]);
+    assert_eq!(opened.browser.eval(heads), expected);
+    // Of six pairs, those of the guided arm.
+    let told = "[...document.querySelectorAll('.pair header .note')].filter((one) => one.textContent.includes('measured without guidance')).length";
+    assert_eq!(opened.browser.eval(told), 4);
+    opened.browser.viewport(320, 800);
+    let overflow = "document.documentElement.scrollWidth - document.documentElement.clientWidth";
+    assert_eq!(opened.browser.eval(overflow), 0);
+    assert_eq!(opened.browser.complaints(), Vec::<String>::new());
+}
+
+#[test]
 fn tokens_are_coloured_and_counted_by_their_class_under_the_chosen_arm() {
     let Some(mut opened) = open(fixture::report(&[0.0])) else {
         return;

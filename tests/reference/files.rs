@@ -20,6 +20,7 @@ fn options(subject: &Subject) -> LoadOptions {
         context: None,
         profiles: BTreeMap::new(),
         default_profile: None,
+        sampling: incant::profile::SamplingDefaults::default(),
         prefix_folder: None,
     }
 }

@@ -17,6 +17,7 @@ fn runtime(name: &str) -> Runtime {
         context: Some(2048),
         profiles: incant::profile::load(None).expect("the built-in profiles"),
         default_profile: None,
+        sampling: incant::profile::SamplingDefaults::default(),
         prefix_folder: None,
     };
     let loaded = Model::load("m", &model(name), &options).expect("a sound model");

@@ -21,6 +21,9 @@ enum Kind {
     Text,
 }
 
+/// The parameter of chats that is part of the arms' ids where arms are compared.
+const GUIDANCE: &str = "guidance";
+
 /// All parameters, in the order of the panel.
 pub const FIELDS: &[Field] = &[
     Field {
@@ -89,6 +92,11 @@ pub const FIELDS: &[Field] = &[
         kind: Kind::Real(0.0, 1.0),
     },
     Field {
+        name: GUIDANCE,
+        help: "0 to 10; away from what the prompt says whatever is asked; in compare, arms have it in their ids",
+        kind: Kind::Real(0.0, 10.0),
+    },
+    Field {
         name: "stop",
         help: "a text that ends the answer",
         kind: Kind::Text,
@@ -147,6 +155,13 @@ impl Sampling {
         for (name, value) in &self.0 {
             body.insert(name.clone(), value.clone());
         }
+    }
+
+    /// The parameters that a comparison has: each of its arms has guidance of its own.
+    pub fn of_comparison(&self) -> Sampling {
+        let mut set = self.0.clone();
+        set.shift_remove(GUIDANCE);
+        Sampling(set)
     }
 
     /// What is set in a few words, if anything is.

@@ -45,6 +45,9 @@ pub struct Message {
     /// The arm that said it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub arm: Option<String>,
+    /// The profile that it was said under, where the server says so.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub profile: Option<String>,
     /// Why it ended: what the server says, or `stopped` by the user.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub finish: Option<String>,
@@ -60,6 +63,7 @@ impl Message {
             role: Role::User,
             content: content.into(),
             arm: None,
+            profile: None,
             finish: None,
             stats: None,
         }
@@ -71,6 +75,7 @@ impl Message {
             role: Role::Assistant,
             content: String::new(),
             arm,
+            profile: None,
             finish: None,
             stats: None,
         }

@@ -183,6 +183,8 @@ pub struct Chunk {
     pub finish: Option<String>,
     /// What it took.
     pub usage: Option<Usage>,
+    /// The profile that rendered the conversation, where the server says so.
+    pub profile: Option<String>,
 }
 
 /// Reads one event of a chat completion's stream.
@@ -199,7 +201,23 @@ pub fn chunk(data: &str) -> Result<Chunk, Failure> {
         tokens: tokens.cloned().unwrap_or_default(),
         finish: choice["finish_reason"].as_str().map(str::to_owned),
         usage: Usage::read(&value["usage"]),
+        profile: value["profile"].as_str().map(str::to_owned),
     })
+}
+
+/// The id of an arm without what is wished beside it: guidance, or a mix.
+pub fn plain_id(id: &str) -> &str {
+    let wishes = [" guidance=", " against=", " plausible=", " mix="];
+    let first = wishes.iter().filter_map(|wish| id.find(wish)).min();
+    first.map_or(id, |first| &id[..first])
+}
+
+/// An arm's id, and in brackets the profile that answered, unless the id names it.
+pub fn with_profile(id: &str, profile: Option<&str>) -> String {
+    match profile.filter(|profile| !id.contains(&format!("@{profile}"))) {
+        Some(profile) => format!("{id} ({profile})"),
+        None => id.to_owned(),
+    }
 }
 
 fn event(data: &str) -> Result<Value, Failure> {
@@ -339,6 +357,24 @@ mod tests {
         let data = r#"{"choices":[],"usage":{"prompt_tokens":3,"completion_tokens":2}}"#;
         let usage = chunk(data).unwrap().usage.unwrap();
         assert_eq!(usage.cached_tokens, None);
+    }
+
+    #[test]
+    fn the_profile_that_answered_is_shown_where_the_id_does_not_name_it() {
+        let data = r#"{"profile":"urial-ja","choices":[]}"#;
+        let profile = chunk(data).unwrap().profile;
+        let shown = |id| with_profile(id, profile.as_deref());
+        assert_eq!(shown("m"), "m (urial-ja)");
+        assert_eq!(shown("m guidance=0.5"), "m guidance=0.5 (urial-ja)");
+        assert_eq!(shown("m@urial-ja+x"), "m@urial-ja+x");
+        assert_eq!(with_profile("m", None), "m");
+    }
+
+    #[test]
+    fn what_is_wished_beside_an_arm_is_no_part_of_its_plain_id() {
+        assert_eq!(plain_id("m@urial"), "m@urial");
+        assert_eq!(plain_id("my model@a guidance=1 mix=b*2"), "my model@a");
+        assert_eq!(plain_id("m mix=b*2 guidance=1"), "m");
     }
 
     #[test]

@@ -87,12 +87,24 @@ function table(caption, columns, rows) {
   );
 }
 
-/** An arm's name, with what sets it apart from the model's other arms in bold. */
+/** Who else has a say in an arm's answers, and that it is measured without them; or nothing. */
+function guidanceNote(arm, settings) {
+  if (!arm.guidance) return null;
+  return settings.analysis ? `${arm.guidance} · measured without guidance` : arm.guidance;
+}
+
+/**
+ * An arm's name, with what sets it apart from the model's other arms in bold, and behind it
+ * the profile that answers where the name has none.
+ */
 function armName(arm) {
   const rest = arm.id.startsWith(arm.model) ? arm.id.slice(arm.model.length) : "";
   const name =
     rest === "" ? [make("b", {}, arm.id)] : [arm.model, make("wbr"), make("b", {}, rest)];
-  return make("span", { class: "arm" }, ...name);
+  const profile = arm.rendered_by
+    ? make("span", { class: "quiet", title: "the profile that answers" }, ` (${arm.rendered_by})`)
+    : null;
+  return make("span", { class: "arm" }, ...name, profile);
 }
 
 /** Text whose spaces and line breaks can be seen. */

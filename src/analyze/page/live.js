@@ -24,9 +24,16 @@ class Live {
       });
     }
     part("stop").addEventListener("click", () => this.#controller?.abort());
-    part("add").addEventListener("change", (event) =>
-      this.#choose([...this.#arms, event.target.value]),
-    );
+    part("add").addEventListener("change", (event) => {
+      const guidance = part("guidance");
+      // What is out of range keeps the arm from being added, and the browser says why.
+      if (!guidance.reportValidity()) {
+        event.target.value = "";
+        return;
+      }
+      const wish = guidance.value === "" ? "" : ` guidance=${guidance.valueAsNumber}`;
+      this.#choose([...this.#arms, event.target.value + wish]);
+    });
     part("key").value = sessionStorage.getItem(KEY) ?? "";
     part("key").addEventListener("change", (event) => {
       sessionStorage.setItem(KEY, event.target.value);

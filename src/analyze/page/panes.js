@@ -20,6 +20,7 @@ class Pane {
     this.pointer = pointer;
     const arm = report.arms[answer.arm];
     const isReference = answer.arm === report.settings.reference;
+    const guidance = guidanceNote(arm, report.settings);
     this.text = make(
       "div",
       { class: "answer", role: "group", "aria-label": `Answer of ${arm.id}` },
@@ -33,6 +34,7 @@ class Pane {
         {},
         make("h3", {}, armName(arm)),
         isReference ? make("span", { class: "badge" }, "reference") : null,
+        guidance ? make("p", { class: "note guidance" }, guidance) : null,
       ),
       this.text,
       this.#counts,

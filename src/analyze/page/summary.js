@@ -47,6 +47,7 @@ function pairCard(report, pair, at) {
       ),
     ),
   );
+  const guided = [arm, under].some(({ guidance }) => guidance);
   const measure = (name, key) =>
     make(
       "div",
@@ -78,6 +79,7 @@ function pairCard(report, pair, at) {
               " prompts",
             ]
           : null,
+        guided ? " · measured without guidance" : null,
       ),
     ),
     shareBar(pair.shares),

@@ -35,6 +35,7 @@ fn report() -> Report {
     let arm = |id: &str, profile: &str| ReportArm {
         id: id.to_owned(),
         model: "m".to_owned(),
+        rendered_by: None,
         profile: Some(profile.to_owned()),
         adapter: None,
         guidance: None,
@@ -73,8 +74,8 @@ fn is_written_in_the_form_that_readers_know() {
             "top_logprobs": 1, "command": null,
         },
         "arms": [
-            {"id": "m@base", "model": "m", "profile": "base", "adapter": null},
-            {"id": "m@urial", "model": "m", "profile": "urial", "adapter": null},
+            {"id": "m@base", "model": "m", "profile": "base", "adapter": null, "guidance": null},
+            {"id": "m@urial", "model": "m", "profile": "urial", "adapter": null, "guidance": null},
         ],
         "prompts": [{
             "messages": [{"role": "user", "content": "Where?"}],

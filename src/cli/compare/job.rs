@@ -52,11 +52,26 @@ impl<'a> Job<'a> {
     }
 
     /// What the report says of the arms. One that names no profile may have another one
-    /// for each prompt; the first prompt's counts.
+    /// for each prompt: then none is said to have rendered it, and the first prompt's
+    /// guidance counts.
     pub(super) fn arms(&self) -> Vec<ReportArm> {
-        let sides = self.questions.first().map(|question| &question.sides);
-        let sides = sides.into_iter().flatten();
-        sides.map(Side::report_arm).collect()
+        let told = self.questions.iter().map(|question| {
+            let is_chat = matches!(question.asked, Asked::Chat(_));
+            let sides = question.sides.iter();
+            sides.map(|side| side.report_arm(is_chat)).collect()
+        });
+        let all = told.reduce(|first: Vec<ReportArm>, next: Vec<ReportArm>| {
+            let both = first.into_iter().zip(next);
+            let both = both.map(|(first, next)| {
+                let is_same = first.rendered_by == next.rendered_by;
+                ReportArm {
+                    rendered_by: first.rendered_by.filter(|_| is_same),
+                    ..first
+                }
+            });
+            both.collect()
+        });
+        all.unwrap_or_default()
     }
 
     /// Does it all, as much of it at once as an engine has `slots` for. Blocks.

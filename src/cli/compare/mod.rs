@@ -150,7 +150,8 @@ impl Args {
         let Some(id) = &self.reference else {
             return Ok(default_reference(arms));
         };
-        match arms.iter().position(|arm| arm.full_id() == *id) {
+        let typed = self.arms.iter().position(|arm| arm == id);
+        match typed.or_else(|| arms.iter().position(|arm| arm.full_id() == *id)) {
             Some(place) => Ok(place),
             None => {
                 let arms: Vec<String> = arms.iter().map(Arm::full_id).collect();

@@ -17,6 +17,7 @@ pub(super) fn show(report: &Report) -> String {
         parts.push(answers(report, &names));
     }
     if let Some(summary) = &report.summary {
+        parts.extend(guided(&report.arms, &names));
         let reference = report.settings.reference;
         parts.extend(shift(summary, reference, &names));
         parts.extend(most_shifted(summary, reference, &names));
@@ -49,6 +50,21 @@ fn names(arms: &[ReportArm]) -> Vec<String> {
         }
     });
     named.collect()
+}
+
+/// Which arms' answers are guided, though the arms are measured without that; `None` if
+/// no arm's are.
+fn guided(arms: &[ReportArm], names: &[String]) -> Option<String> {
+    let lines = names.iter().zip(arms).filter_map(|(name, arm)| {
+        let guidance = arm.guidance.as_ref()?;
+        Some(match name.contains(guidance.as_str()) {
+            true => format!("  {name}\n"),
+            // A profile's own.
+            false => format!("  {name}: {guidance}\n"),
+        })
+    });
+    let lines: String = lines.collect();
+    (!lines.is_empty()).then(|| format!("Answers with guidance, arms measured without it\n{lines}"))
 }
 
 fn answers(report: &Report, names: &[String]) -> String {
@@ -232,6 +248,7 @@ mod tests {
             id: format!("m{rest}"),
             model: "m".to_owned(),
             profile: None,
+            rendered_by: None,
             adapter: None,
             guidance: None,
         }
@@ -340,6 +357,20 @@ mod tests {
           answers of  brought by  shifted  remaining  brought  of the KL
           @urial      +tuned            1          1     0.0%      53.8%
           +tuned      @urial            1          0   100.0%      75.0%
+        ");
+    }
+
+    #[test]
+    fn guided_arms_are_named_and_said_to_be_measured_without_guidance() {
+        let ids = ["@base", "@urial", "@urial guidance=0.5 mix=m@turn*0.25"];
+        let mut arms = ids.map(arm);
+        assert_eq!(guided(&arms, &names(&arms)), None);
+        arms[1].guidance = Some("guidance=1".to_owned());
+        arms[2].guidance = Some("guidance=0.5 mix=m@turn*0.25".to_owned());
+        insta::assert_snapshot!(guided(&arms, &names(&arms)).unwrap(), @r"
+        Answers with guidance, arms measured without it
+          @urial: guidance=1
+          @urial guidance=0.5 mix=m@turn*0.25
         ");
     }
 

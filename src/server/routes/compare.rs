@@ -192,7 +192,8 @@ fn reference(request: &CompareRequest, arms: &[Arm]) -> Result<usize, ApiError> 
     match &request.reference {
         Some(id) => arms
             .iter()
-            .position(|arm| arm.full_id() == *id)
+            .zip(&request.arms)
+            .position(|(arm, asked)| asked == id || arm.full_id() == *id)
             .ok_or_else(|| {
                 let message = format!("`reference` is '{id}', which is none of `arms`.");
                 ApiError::invalid("reference", message)

@@ -134,7 +134,11 @@ pub(crate) async fn completions(mut call: Call) -> Result<Response, ApiError> {
         .iter()
         .any(|planned| planned.prompt.prefix.is_some());
     let none = SamplingDefaults::default();
-    let defaults = if profile { arm.defaults() } else { &none };
+    let defaults = if profile {
+        arm.completion_defaults()
+    } else {
+        &none
+    };
     let controls = controls.resolve(&arm, defaults, limits)?;
     if request
         .best_of

@@ -8,6 +8,7 @@ use axum::extract::{Path, State};
 use schemars::JsonSchema;
 use serde::Serialize;
 
+use crate::profile::SamplingDefaults;
 use crate::runtime::ArmInfo;
 use crate::server::App;
 use crate::server::errors::ApiError;
@@ -39,6 +40,14 @@ pub(crate) struct Model {
     profile: Option<String>,
     /// The LoRA adapter it uses, if any.
     adapter: Option<String>,
+    /// The language of its alignment prompt, BCP-47; absent without one, and where it follows the question.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    language: Option<String>,
+    /// How it answers chats where a request does not say: what differs from OpenAI's defaults.
+    sampling: SamplingDefaults,
+    /// The weight of the guidance that its alignment prompt asks for, if it asks for any.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    guidance: Option<f32>,
 }
 
 impl Model {
@@ -49,6 +58,9 @@ impl Model {
             profile,
             adapter,
             parent,
+            language,
+            sampling,
+            guidance,
         } = arm;
         Model {
             id,
@@ -59,6 +71,9 @@ impl Model {
             parent,
             profile,
             adapter,
+            language,
+            sampling,
+            guidance,
         }
     }
 }

@@ -10,7 +10,7 @@ use super::scroll::Scroll;
 use super::{App, Effect, Now};
 use crate::keymap::Action;
 use crate::session::{Head, Message, Role, Session};
-use crate::wire::{Arm, Chunk, Failure, Usage};
+use crate::wire::{Arm, Chunk, Failure, Usage, with_profile};
 
 /// A conversation, and what is going on in it.
 #[derive(Clone, Debug)]
@@ -70,6 +70,18 @@ impl Chat {
         let messages = self.session.messages.iter().rev();
         let answer = messages.filter_map(|message| message.stats).next()?;
         answer.usage
+    }
+
+    /// Who answers; after an answer, with the profile that it came from.
+    pub fn answering(&self) -> String {
+        let Some(arm) = self.session.head.arm.as_deref() else {
+            return String::new();
+        };
+        let messages = self.session.messages.iter().rev();
+        let mut answers = messages.filter(|message| message.role == Role::Assistant);
+        let last = answers.find(|answer| answer.profile.is_some());
+        let last = last.filter(|answer| answer.arm.as_deref() == Some(arm));
+        with_profile(arm, last.and_then(|answer| answer.profile.as_deref()))
     }
 
     /// How many tokens fit, if that is known.
@@ -232,6 +244,11 @@ impl App {
             if let Some(answer) = chat.session.messages.last_mut() {
                 answer.content.push_str(&chunk.content);
             }
+        }
+        if chunk.profile.is_some()
+            && let Some(answer) = chat.session.messages.last_mut()
+        {
+            answer.profile.clone_from(&chunk.profile);
         }
         running.clock.usage = chunk.usage.or(running.clock.usage);
         if chunk.finish.is_some() {

@@ -79,6 +79,12 @@ impl Compare {
         }
     }
 
+    /// Who else has a say in a pane's answer, where the server says so: what is measured
+    /// is the arm without it.
+    pub fn guidance(&self, pane: usize) -> Option<&str> {
+        self.analysis.arms[pane]["guidance"].as_str()
+    }
+
     /// Chooses arms that are worth comparing, unless some were chosen.
     pub(super) fn meet(&mut self, arms: &[Arm], chat: Option<&str>) {
         if !self.chosen.is_empty() {
@@ -249,7 +255,12 @@ impl App {
         let request = self.next_request();
         self.compare.running = Some(request);
         let mut body = Map::new();
-        self.chat.session.head.sampling.write(&mut body);
+        self.chat
+            .session
+            .head
+            .sampling
+            .of_comparison()
+            .write(&mut body);
         body.insert("arms".into(), json!(self.compare.chosen));
         body.insert("messages".into(), json!(self.compare.messages()));
         body.insert("seed".into(), json!(self.compare.seed));
@@ -270,7 +281,12 @@ impl App {
             let mut body = Map::new();
             // As when a server compares.
             body.insert("temperature".into(), json!(0.0));
-            self.chat.session.head.sampling.write(&mut body);
+            self.chat
+                .session
+                .head
+                .sampling
+                .of_comparison()
+                .write(&mut body);
             body.insert("model".into(), json!(pane.arm));
             body.insert("messages".into(), json!(self.compare.messages()));
             body.insert("seed".into(), json!(self.compare.seed));
@@ -300,6 +316,10 @@ impl App {
         match chunk {
             CompareChunk::Begin { arms, settings } => {
                 compare.reference = settings["reference"].as_u64().unwrap_or_default() as usize;
+                for (place, pane) in compare.panes.iter_mut().enumerate() {
+                    let profile = arms[place]["rendered_by"].as_str();
+                    pane.profile = profile.map(str::to_owned);
+                }
                 compare.analysis.arms = arms;
                 compare.analysis.settings = settings;
             }

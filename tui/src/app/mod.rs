@@ -27,12 +27,12 @@ pub use editor::Editor;
 pub use events::{Drawn, Effect, Event, Measures, Now, Pointer, Target};
 pub use history::History;
 pub use pane::{Pane, Shift};
-pub use panels::{Panel, matching_arms, matching_sessions};
+pub use panels::{Panel, matching_sessions};
 pub use picker::Picker;
 pub use scroll::{Extent, Scroll};
 
 use crate::keymap::{Action, Key, Keymap};
-use crate::wire::{Arm, Failure};
+use crate::wire::{Arm, Failure, plain_id};
 
 /// How long to wait before asking a server again that is still loading.
 const AGAIN: Duration = Duration::from_millis(500);
@@ -361,7 +361,7 @@ impl App {
             Mode::Chat => self.chat.session.head.arm.as_slice(),
             Mode::Compare => &self.compare.chosen,
         };
-        let missing = |arm: &&String| known.iter().all(|known| known.id != **arm);
+        let missing = |arm: &&String| known.iter().all(|known| known.id != plain_id(arm));
         if let Some(arm) = asked.iter().find(missing) {
             let key = self.keymap.hint(Action::Arms).unwrap_or_default();
             let text = format!("the server does not name {arm}; {key} chooses others");

@@ -39,6 +39,8 @@ impl Shift {
 pub struct Pane {
     /// The arm.
     pub arm: String,
+    /// The profile that it answers under, where the server says so and the id does not.
+    pub profile: Option<String>,
     /// What it says.
     pub text: String,
     /// Its tokens, as far as they have come.
@@ -67,6 +69,7 @@ impl Pane {
     pub(super) fn new(arm: &str, now: Now) -> Pane {
         Pane {
             arm: arm.to_owned(),
+            profile: None,
             text: String::new(),
             tokens: Vec::new(),
             finish: None,
@@ -86,6 +89,7 @@ impl Pane {
     pub(super) fn of_message(message: Message, now: Now) -> Pane {
         let arm = message.arm.unwrap_or_default();
         Pane {
+            profile: message.profile,
             text: message.content,
             finish: message.finish,
             earlier: message.stats,
@@ -99,6 +103,7 @@ impl Pane {
         let failed = self.error.as_ref().map(|_| "failed".to_owned());
         Message {
             content: self.text.clone(),
+            profile: self.profile.clone(),
             finish: failed.or_else(|| self.finish.clone()),
             stats: Some(self.stats()),
             ..Message::answer(Some(self.arm.clone()))
@@ -147,6 +152,7 @@ impl Pane {
     pub(super) fn add_chunk(&mut self, chunk: Chunk, now: Now) {
         self.add_text(&chunk.content, now);
         self.add_tokens(chunk.tokens);
+        self.profile = chunk.profile.or(self.profile.take());
         self.clock.usage = chunk.usage.or(self.clock.usage);
         if chunk.finish.is_some() {
             self.finish = chunk.finish;

@@ -7,7 +7,7 @@ use super::{App, Effect, Mode, compare::MOST_PANES};
 use crate::keymap::Action;
 use crate::sampling::{FIELDS, Sampling};
 use crate::session::{Listing, Session};
-use crate::wire::Arm;
+use crate::wire::{Arm, plain_id};
 
 /// What is open.
 #[derive(Clone, Debug)]
@@ -53,10 +53,16 @@ impl Panel {
     }
 }
 
-/// The arms that a list shows.
-pub fn matching_arms<'a>(arms: &'a [Arm], picker: &Picker) -> Vec<&'a Arm> {
-    let found = arms.iter().filter(|arm| picker.matches(&arm.id));
-    found.collect()
+/// What the key for guidance writes behind an arm's id.
+const GUIDANCE: &str = " guidance=0.5";
+
+/// The id that is written out in the search line: a known arm's, with what is wished
+/// beside it.
+fn written_arm(arms: &[Arm], picker: &Picker) -> Option<String> {
+    let text = picker.filter.text().trim();
+    let plain = plain_id(text);
+    let is_known = arms.iter().any(|arm| arm.id == plain);
+    (is_known && plain != text).then(|| text.to_owned())
 }
 
 /// The sessions that a list shows: all their text is searched, and the word
@@ -75,6 +81,27 @@ pub fn matching_sessions<'a>(all: &'a [Session], picker: &Picker) -> Vec<&'a Ses
 }
 
 impl App {
+    /// The ids that the list of arms shows: the one that is written out, then those that
+    /// match; of the arms that are chosen or `marked` also those with guidance, which no
+    /// server lists.
+    pub fn matching_arms(&self, picker: &Picker, marked: &[String]) -> Vec<String> {
+        let known = self.known_arms();
+        let written = written_arm(known, picker);
+        let chosen = match self.mode {
+            Mode::Chat => self.chat.session.head.arm.as_slice(),
+            Mode::Compare => marked,
+        };
+        let guided = chosen.iter().filter(|id| plain_id(id) != id.as_str());
+        let all = guided.chain(known.iter().map(|arm| &arm.id));
+        let mut found: Vec<String> = written.into_iter().collect();
+        for id in all.filter(|id| picker.matches(id)) {
+            if !found.contains(id) {
+                found.push(id.clone());
+            }
+        }
+        found
+    }
+
     /// Opens a panel.
     pub(super) fn open(&mut self, action: Action) -> Vec<Effect> {
         let head = &self.chat.session.head;
@@ -216,8 +243,8 @@ impl App {
         marked: &mut Vec<String>,
         action: Action,
     ) -> (bool, Vec<Effect>) {
-        let found = matching_arms(self.known_arms(), picker);
-        let here = found.get(picker.at).map(|arm| arm.id.clone());
+        let found = self.matching_arms(picker, marked);
+        let here = found.get(picker.at).cloned();
         match (action, self.mode) {
             (Action::Next, Mode::Compare) => {
                 let Some(here) = here else {
@@ -243,6 +270,20 @@ impl App {
                 };
                 self.chat.session.head.arm = Some(here);
                 (false, self.fetch_context())
+            }
+            (Action::Guide, _) => {
+                if let Some(here) = here {
+                    let plain = plain_id(&here);
+                    let other = match plain == here {
+                        true => format!("{here}{GUIDANCE}"),
+                        false => plain.to_owned(),
+                    };
+                    picker.filter = Editor::with(&other);
+                    let found = self.matching_arms(picker, marked);
+                    let place = found.iter().position(|id| *id == other);
+                    picker.at = place.unwrap_or(0);
+                }
+                (true, Vec::new())
             }
             (action, _) => {
                 let count = found.len();

@@ -160,7 +160,8 @@ actions! {
     DeleteForward "delete-forward" ["delete" "ctrl-d"] "Delete to the right"
     DeleteWord "delete-word" ["ctrl-w" "alt-backspace"] "Delete the word to the left"
     DeleteToStart "delete-to-start" ["ctrl-u"] "Delete to the beginning of the line"
-    DeleteToEnd "delete-to-end" ["ctrl-k"] "Delete to the end of the line";
+    DeleteToEnd "delete-to-end" ["ctrl-k"] "Delete to the end of the line"
+    Guide "guide" ["alt-g"] "In the list of arms, add guidance, or take it away";
 }
 
 /// Which key does what, and whether the mouse does anything.

@@ -7,9 +7,11 @@ use ratatui::layout::{Constraint, Layout, Rect};
 use ratatui::style::{Color, Style};
 use ratatui::text::{Line, Span};
 use ratatui::widgets::{Block, BorderType, Paragraph};
+use unicode_width::UnicodeWidthStr;
 
 use super::{WIDEST, details, dim, numbers, red, standing};
 use crate::app::{App, Colours, Drawn, Extent, Measures, Pane, Shift, Target};
+use crate::wire::with_profile;
 use crate::wrap;
 
 /// Narrower panes are put below each other.
@@ -166,12 +168,12 @@ fn draw_pane(app: &App, index: usize, pane: &Pane, frame: &mut Frame<'_>, area: 
         false => "",
     };
     // Which of them it is says that there are others, where they are not shown.
-    let name = match count {
-        1 => pane.arm.clone(),
-        _ => format!("{}/{count} {}{role}", index + 1, pane.arm),
+    let number = match count {
+        1 => String::new(),
+        _ => format!("{}/{count} ", index + 1),
     };
     let title = Span::styled(
-        format!(" {} ", wrap::shortened(&name, room)),
+        format!(" {} ", title(pane, &number, role, room)),
         Style::new().fg(Color::Green).bold(),
     );
     let runs = app.compare.is_running() && pane.finish.is_none();
@@ -181,7 +183,12 @@ fn draw_pane(app: &App, index: usize, pane: &Pane, frame: &mut Frame<'_>, area: 
     };
     let judge = judge(app, index);
     if let Some([_, _, shifted]) = pane.shares(judge) {
-        foot = format!("{:.0}% shifted · {foot}", shifted * 100.0);
+        let shifted = format!("{:.0}% shifted", shifted * 100.0);
+        let shifted = match app.compare.guidance(index) {
+            Some(_) => measured_without_guidance(&shifted, room),
+            None => shifted,
+        };
+        foot = format!("{shifted} · {foot}");
     } else if judge != usize::MAX && !pane.tokens.is_empty() && !app.compare.alone {
         // Only models with the same tokens can score each other's.
         foot = format!("other tokens: no shift · {foot}");
@@ -228,6 +235,29 @@ fn draw_pane(app: &App, index: usize, pane: &Pane, frame: &mut Frame<'_>, area: 
     let shown: Vec<Line<'_>> = lines.into_iter().skip(top).take(extent.height).collect();
     frame.render_widget(Paragraph::new(shown), text);
     Drawn { text, extent, top }
+}
+
+/// Which pane it is, who answers and in what role, in a width. What sets arms apart stands
+/// at the end of their ids, so the model's name is left out first.
+fn title(pane: &Pane, number: &str, role: &str, width: usize) -> String {
+    let arm = with_profile(&pane.arm, pane.profile.as_deref());
+    let first = arm.find(['@', '+', ' ']).filter(|first| *first > 0);
+    let rest = first.map(|first| format!("…{}", &arm[first..]));
+    let short = rest.as_deref().unwrap_or(&arm);
+    let titles = [(arm.as_str(), role), (short, role), (short, "")];
+    let mut titles = titles.map(|(arm, role)| format!("{number}{arm}{role}"));
+    let fitting = titles.iter().position(|title| title.width() <= width);
+    let title = std::mem::take(&mut titles[fitting.unwrap_or(2)]);
+    wrap::shortened(&title, width)
+}
+
+/// A guided answer's shift, which is that of the arm without guidance.
+fn measured_without_guidance(shifted: &str, width: usize) -> String {
+    let whole = format!("{shifted}, measured without guidance");
+    match whole.width() <= width {
+        true => whole,
+        false => format!("{shifted} (unguided)"),
+    }
 }
 
 /// The text in the colours of its tokens, and the row of the one looked at.

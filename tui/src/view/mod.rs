@@ -106,10 +106,14 @@ fn draw_title(app: &App, frame: &mut Frame<'_>, area: Rect, measures: &mut Measu
     };
     let room = usize::from(area.width).saturating_sub(18 + right.chars().count());
     let who = match app.mode {
-        Mode::Chat => app.chat.session.head.arm.clone().unwrap_or_default(),
+        Mode::Chat => app.chat.answering(),
         Mode::Compare => app.compare.chosen.join(" | "),
     };
-    let set = app.chat.session.head.sampling.summary();
+    let sampling = &app.chat.session.head.sampling;
+    let set = match app.mode {
+        Mode::Chat => sampling.summary(),
+        Mode::Compare => sampling.of_comparison().summary(),
+    };
     let set = set.map(|set| format!("  {set}")).unwrap_or_default();
     left.push(Span::raw(" "));
     let name = wrap::shortened(&who, room);

@@ -8,9 +8,7 @@ use ratatui::widgets::Paragraph;
 
 use super::hints::Hints;
 use super::{dim, draw_editor, help, popup, red, standing};
-use crate::app::{
-    App, Editor, Measures, Mode, Panel, Picker, Target, matching_arms, matching_sessions,
-};
+use crate::app::{App, Editor, Measures, Mode, Panel, Picker, Target, matching_sessions};
 use crate::keymap::Action;
 use crate::sampling::FIELDS;
 use crate::session::{Listing, Session};
@@ -62,26 +60,31 @@ fn arms(
     let (title, offers): (_, &[_]) = match app.mode {
         Mode::Chat => (
             " who answers ",
-            &[(Action::Send, "choose"), (Action::Stop, "leave")],
+            &[
+                (Action::Send, "choose"),
+                (Action::Guide, "guidance"),
+                (Action::Stop, "leave"),
+            ],
         ),
         Mode::Compare => (
             " who is compared ",
             &[
                 (Action::Next, "mark"),
                 (Action::Send, "done"),
+                (Action::Guide, "guidance"),
                 (Action::Stop, "leave"),
             ],
         ),
     };
-    let found = matching_arms(app.known_arms(), picker);
+    let found = app.matching_arms(picker, marked);
     let rows = found.iter().map(|arm| {
-        let place = marked.iter().position(|id| *id == arm.id);
+        let place = marked.iter().position(|id| id == arm);
         let place = place.map(|place| format!("{} ", place + 1));
         let mark = match app.mode {
             Mode::Chat => String::new(),
             Mode::Compare => place.unwrap_or_else(|| "· ".into()),
         };
-        (format!("{mark}{}", arm.id), String::new())
+        (format!("{mark}{arm}"), String::new())
     });
     let size = (70, area.height.saturating_sub(4).min(24));
     let foot = Hints::new(app, offers, 60);

@@ -247,6 +247,11 @@ fn a_selected_message_is_scrolled_to() {
 fn compared(scene: &mut Scene) {
     scene.press(&["f2"]);
     scene.app.compare.chosen.truncate(2);
+    compare_chosen(scene, &json!([{}, {}]));
+}
+
+/// The same, of the arms that are chosen, of which the server says this.
+fn compare_chosen(scene: &mut Scene, arms: &serde_json::Value) {
     scene.ask("What is the capital of France?");
     scene.app.compare.seed = 7;
     let alternatives = json!([
@@ -265,7 +270,7 @@ fn compared(scene: &mut Scene) {
     };
     let settings = json!({"reference": 0, "temperature": [0.0]});
     scene.compare(&[
-        json!({"begin": {"arms": [{}, {}], "settings": settings}}),
+        json!({"begin": {"arms": arms, "settings": settings}}),
         json!({"delta": {"arm": 0, "content": "The capital of France is"}}),
         json!({"delta": {"arm": 1, "content": "It is Paris. "}}),
         json!({"tokens": {"arm": 1, "tokens": [
@@ -279,6 +284,58 @@ fn arms_stand_side_by_side() {
     let mut scene = Scene::new(80, 24);
     compared(&mut scene);
     insta::assert_snapshot!(scene.screen());
+}
+
+#[test]
+fn panes_say_who_is_guided_and_which_profile_answers() {
+    let titles = |width: u16| {
+        let mut scene = Scene::new(width, 14);
+        scene.press(&["f2"]);
+        scene.app.compare.chosen = vec![
+            "gemma-3-270m".into(),
+            "gemma-3-270m@urial guidance=0.5".into(),
+        ];
+        let arms = json!([{"rendered_by": "urial-ja"}, {"guidance": "guidance=0.5"}]);
+        compare_chosen(&mut scene, &arms);
+        scene.screen()
+    };
+    let wide = titles(120);
+    for text in [
+        "1/2 gemma-3-270m (urial-ja) (reference) ",
+        "2/2 gemma-3-270m@urial guidance=0.5 ",
+        "33% shifted, measured without guidance ",
+    ] {
+        assert!(wide.contains(text), "{text} in {wide}");
+    }
+    let narrow = titles(72);
+    for text in [
+        "1/2 … (urial-ja) (reference) ",
+        "2/2 …@urial guidance=0.5 ",
+        "33% shifted (unguided)",
+    ] {
+        assert!(narrow.contains(text), "{text} in {narrow}");
+    }
+}
+
+#[test]
+fn the_title_names_the_profile_that_the_last_answer_came_from() {
+    let mut scene = Scene::new(80, 16);
+    let answered = |scene: &mut Scene, arm: &str, profile: Option<&str>| {
+        scene.app.chat.session.head.arm = Some(arm.into());
+        scene.exchange("Why?", "Because.");
+        let messages = &mut scene.app.chat.session.messages;
+        let last = messages.last_mut().unwrap();
+        last.arm = Some(arm.into());
+        last.profile = profile.map(str::to_owned);
+        scene.screen().lines().next().unwrap().to_owned()
+    };
+    let title = answered(&mut scene, "gemma-3-270m", Some("urial-ja"));
+    assert!(title.contains("gemma-3-270m (urial-ja)"), "{title}");
+    // Where the id names it, and of another server.
+    for (arm, profile) in [("gemma-3-270m@urial", Some("urial")), ("gpt", None)] {
+        let title = answered(&mut scene, arm, profile);
+        assert!(title.contains(arm) && !title.contains('('), "{title}");
+    }
 }
 
 #[test]

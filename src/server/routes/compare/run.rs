@@ -10,7 +10,7 @@ use futures_util::stream::unfold;
 use super::{CompareChunk, CompareEvent, CompareResponse, Plan, Question};
 use crate::analyze::{Report, ReportArm, Settings};
 use crate::engine::Event;
-use crate::runtime::{Comparison, Said, Side, Transcript, What};
+use crate::runtime::{Comparison, Said, Transcript, What};
 use crate::server::answer::{Usage, Watch};
 use crate::server::call::Call;
 use crate::server::controls::Stream;
@@ -88,12 +88,13 @@ impl Running {
             let prompt = side.prompt.token_count();
             call.watch(side.arm.id(), vec![prompt], n)
         });
+        let is_chat = matches!(plan.question, Question::Messages(_));
         let since_1970 = SystemTime::now().duration_since(UNIX_EPOCH);
         Ok(Running {
             id: format!("cmp-{:032x}", rand::random::<u128>()),
             // A clock before 1970 is no reason to refuse an answer.
             created: since_1970.map_or(0, |time| time.as_secs()),
-            arms: sides.map(Side::report_arm).collect(),
+            arms: sides.map(|side| side.report_arm(is_chat)).collect(),
             settings: plan.settings,
             question: plan.question,
             comparison,

@@ -44,6 +44,22 @@ fn an_answer_is_saved_with_how_it_came() {
 }
 
 #[test]
+fn the_profile_of_an_answer_is_saved_with_it() {
+    let mut story = Story::ready();
+    let (request, _) = story.ask("one");
+    let chunk = Chunk {
+        content: "a".into(),
+        profile: Some("urial-ja".into()),
+        ..Chunk::default()
+    };
+    story.happen(Event::Chunk { request, chunk });
+    assert_eq!(story.app.chat.answering(), "m (urial-ja)");
+    story.end(request);
+    let saved = story.saved().expect("the answer is saved");
+    assert_eq!(saved.messages[1].profile.as_deref(), Some("urial-ja"));
+}
+
+#[test]
 fn an_empty_question_is_not_asked() {
     let mut story = Story::ready();
     story.write("  ");

@@ -1,6 +1,7 @@
 //! In lists and settings.
 
 use super::*;
+use crate::sampling::FIELDS;
 
 #[test]
 fn an_arm_is_found_by_parts_of_its_name() {
@@ -11,6 +12,57 @@ fn an_arm_is_found_by_parts_of_its_name() {
     assert!(story.app.panel.is_none());
     let (_, body) = story.ask("one");
     assert_eq!(body["model"], "m@urial");
+}
+
+#[test]
+fn a_key_adds_guidance_to_an_arm_and_takes_it_away() {
+    let mut story = Story::ready();
+    story.press(&["f3"]);
+    story.write("UR");
+    story.press(&["alt-g", "enter"]);
+    let (_, body) = story.ask("one");
+    assert_eq!(body["model"], "m@urial guidance=0.5");
+    assert!(story.app.notice.is_none());
+    let (request, _) = story.asked();
+    story.end(request);
+    // It is in the list as long as it is chosen.
+    story.press(&["f3", "alt-g", "enter"]);
+    let (_, body) = story.ask("two");
+    assert_eq!(body["model"], "m@urial");
+}
+
+#[test]
+fn an_id_with_guidance_can_be_written_out_and_compared() {
+    let mut story = Story::ready();
+    story.press(&["f2", "f3"]);
+    // Those that were chosen are marked already.
+    story.press(&["down", "tab", "up"]);
+    story.write("m@urial guidance=1.5");
+    story.press(&["tab", "enter"]);
+    story.press(&["f4"]);
+    story.write("0.7");
+    story.press(&["esc"]);
+    let (_, body) = story.ask("one");
+    let arms = body["arms"].as_array().unwrap();
+    assert_eq!(arms.last().unwrap(), "m@urial guidance=1.5");
+    assert_eq!(arms.first().unwrap(), "m@urial");
+}
+
+#[test]
+fn guidance_is_sent_in_chat_and_is_the_arms_own_in_compare() {
+    let mut story = Story::ready();
+    let place = FIELDS.iter().position(|field| field.name == "guidance");
+    let place = place.expect("it can be set");
+    story.press(&["f4"]);
+    story.press(&vec!["down"; place]);
+    story.write("0.5");
+    story.press(&["down", "esc"]);
+    let (request, body) = story.ask("one");
+    assert_eq!(body["guidance"], 0.5);
+    story.end(request);
+    story.press(&["f2"]);
+    let (_, body) = story.ask("two");
+    assert_eq!(body["guidance"], Value::Null);
 }
 
 #[test]
