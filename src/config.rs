@@ -47,7 +47,7 @@ pub(crate) struct ModelArgs {
     #[arg(long, value_name = "DIR")]
     profile_dir: Option<PathBuf>,
     /// The profile to chat with when a request names none and the model brings
-    /// no chat template [default: the model's, or urial]
+    /// no chat template [default: the model's, or assistant]
     #[arg(long, value_name = "NAME")]
     default_profile: Option<String>,
     /// Where computed prefixes are kept [default: the user's cache directory]

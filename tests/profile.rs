@@ -84,18 +84,23 @@ fn a_built_in_prefix_is_made_of_whole_turns() {
 fn each_built_in_profile_is_there_in_english_and_in_japanese() {
     let profiles = profile::load(None).unwrap();
     let shots = [
-        ("instruct", 0),
-        ("self-correct", 3),
-        ("self-correct-cot", 3),
-        ("urial", 3),
-        ("urial-1", 1),
-        ("urial-8", 8),
-        ("urial-help", 3),
-        ("vanilla", 3),
+        ("assistant", 9, 11),
+        ("instruct", 0, 0),
+        ("self-correct", 3, 3),
+        ("self-correct-cot", 3, 3),
+        ("urial", 3, 3),
+        ("urial-1", 1, 1),
+        ("urial-8", 8, 8),
+        ("urial-help", 3, 3),
+        ("vanilla", 3, 3),
     ];
     assert_eq!(profiles.len(), 2 * shots.len());
-    for (name, shots) in shots {
-        for (name, language) in [(name.to_owned(), "en"), (format!("{name}-ja"), "ja")] {
+    for (name, english, japanese) in shots {
+        let variants = [
+            (name.to_owned(), "en", english),
+            (format!("{name}-ja"), "ja", japanese),
+        ];
+        for (name, language, shots) in variants {
             let profile = &profiles[&name];
             assert_eq!(
                 (profile.shots(), profile.language()),

@@ -120,7 +120,8 @@ mod tests {
 
     #[test]
     fn each_fault_is_found_and_none_is_all_right() {
-        let faults: [(&str, &str, fn(&Scores) -> bool); 7] = [
+        type Fault = fn(&Scores) -> bool;
+        let faults: [(&str, &str, Fault); 7] = [
             ("It is Canberra.", "length", |it| !it.ends),
             ("It is Canberra.\n# Query:", "stop", |it| it.leaks),
             (

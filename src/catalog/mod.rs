@@ -49,7 +49,7 @@ pub fn default_model() -> &'static Manifest {
 ///
 /// ```
 /// let model = incant::catalog::find("gemma-3-270m").expect("it ships with incant");
-/// assert_eq!(model.default_profile.as_deref(), Some("urial"));
+/// assert_eq!(model.default_profile.as_deref(), Some("assistant"));
 /// ```
 pub fn find(name: &str) -> Option<&'static Manifest> {
     manifests().iter().find(|manifest| manifest.name == name)
@@ -446,7 +446,10 @@ mod tests {
     fn the_shipped_manifests_are_good_and_lead_with_the_default() {
         let names: Vec<&str> = manifests().iter().map(|it| it.name.as_str()).collect();
         assert_eq!(names, ["gemma-3-270m", "smollm2-135m-instruct"]);
-        assert_eq!(default_model().default_profile.as_deref(), Some("urial"));
+        assert_eq!(
+            default_model().default_profile.as_deref(),
+            Some("assistant")
+        );
         assert_eq!(
             find("smollm2-135m-instruct").map(|it| it.context),
             Some(8192)

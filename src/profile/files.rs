@@ -20,6 +20,8 @@ macro_rules! prompts {
 
 /// A new profile is one file in `prompts/` and one line here.
 const FILES: &[(&str, &str)] = prompts![
+    "assistant.jinja",
+    "assistant-ja.jinja",
     "instruct.jinja",
     "instruct-ja.jinja",
     "self-correct.jinja",

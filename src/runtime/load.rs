@@ -16,7 +16,7 @@ use crate::profile::{ChatTemplate, Profile, ProfileError, SamplingDefaults};
 use crate::text::{Tokenizer, TokenizerError};
 
 /// The profile that a base model chats with unless its manifest names another.
-const DEFAULT_PROFILE: &str = "urial";
+const DEFAULT_PROFILE: &str = "assistant";
 
 /// How a model is loaded.
 #[derive(Clone, Debug)]

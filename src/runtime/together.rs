@@ -247,6 +247,16 @@ impl Say {
         self.mix.is_empty() && self.guide.is_none()
     }
 
+    /// What answers are led away from, and how far; `None` where they are not.
+    pub fn guidance(&self) -> Option<Guidance> {
+        let guide = self.guide.as_ref()?;
+        Some(Guidance {
+            weight: guide.weight,
+            against: guide.arm.as_ref().map(|arm| arm.id().to_owned()),
+            plausible: self.plausible,
+        })
+    }
+
     /// Whether it was wished for, and somebody else has a say.
     pub fn is_wished(&self) -> bool {
         self.is_wished && !self.is_alone()

@@ -30,4 +30,4 @@ mod toy;
 pub mod trainer;
 
 pub use error::TrainError;
-pub use student::{Batch, Sample, Student};
+pub use student::{Batch, Sample, Student, Target};

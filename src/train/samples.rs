@@ -1,7 +1,7 @@
 //! From what files say to tokens, as serving would see them.
 
 use super::data::{Content, Conversation, DataError, Entry, Place};
-use super::student::Sample;
+use super::student::{Sample, Target};
 use crate::profile::{Message, Role};
 
 /// Makes tokens of conversations exactly as whoever serves them does. What cannot be
@@ -33,7 +33,7 @@ pub struct Answered {
 }
 
 /// What is learnt from one line of a file.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct Example {
     /// Where the line is.
     pub place: Place,
@@ -41,6 +41,9 @@ pub struct Example {
     /// the rejected one; the student's and the teacher's view of an answer. A side is
     /// several sequences where the answers of a conversation cannot be learnt in one.
     pub sides: Vec<Vec<Sample>>,
+    /// What each token of the first side that counts should be, where a teacher left that;
+    /// then there is no teacher's side.
+    pub targets: Option<Vec<Target>>,
 }
 
 impl Example {
@@ -57,7 +60,7 @@ impl Example {
 }
 
 /// Examples, and what became of others.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq)]
 pub struct Examples {
     /// Those that can be learnt from.
     pub examples: Vec<Example>,
@@ -88,6 +91,7 @@ impl Examples {
         self.examples.push(Example {
             place: place.clone(),
             sides,
+            targets: None,
         });
     }
 
@@ -138,8 +142,8 @@ impl Examples {
         Ok(examples)
     }
 
-    /// Answers of a teacher: the student's view of them, then the teacher's. Only the
-    /// student's length is limited.
+    /// Answers of a teacher: the student's view of them, then the teacher's, if the lesson
+    /// has no targets in its place. Only the student's length is limited.
     pub fn of_lessons(
         lessons: impl IntoIterator<Item = (Place, Lesson)>,
         max_length: usize,
@@ -149,19 +153,30 @@ impl Examples {
             let room = max_length.saturating_sub(lesson.student.len());
             let is_long = lesson.answer.len() > room;
             lesson.answer.truncate(room);
-            let views = [&lesson.student, &lesson.teacher];
+            let views = match lesson.targets {
+                Some(_) => vec![&lesson.student],
+                None => vec![&lesson.student, &lesson.teacher],
+            };
+            let views = views.into_iter();
             let views = views.map(|prompt| vec![sample(prompt, &lesson.answer)]);
             let before = examples.examples.len();
-            examples.take(&place, views.into(), usize::MAX);
-            let is_kept = examples.examples.len() > before;
-            examples.truncated += usize::from(is_long && is_kept);
+            examples.take(&place, views.collect(), usize::MAX);
+            if let Some(example) = examples.examples.get_mut(before) {
+                examples.truncated += usize::from(is_long);
+                example.targets = lesson.targets.map(|mut targets| {
+                    targets.truncate(room);
+                    // A first token that nothing precedes does not count.
+                    let skipped = targets.len().saturating_sub(example.counted(0));
+                    targets.split_off(skipped)
+                });
+            }
         }
         examples
     }
 }
 
 /// A teacher's answer to a prompt that it sees otherwise than the student does.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct Lesson {
     /// The prompt as the student sees it.
     pub student: Vec<u32>,
@@ -169,6 +184,10 @@ pub struct Lesson {
     pub teacher: Vec<u32>,
     /// The teacher's answer.
     pub answer: Vec<u32>,
+    /// The distribution that each token of the answer was chosen from, where it has few
+    /// tokens, as under guidance. Where there is none, it is that of the model without an
+    /// adapter after the teacher's view.
+    pub targets: Option<Vec<Target>>,
 }
 
 /// The conversation of a line up to what is to be answered.
@@ -393,12 +412,36 @@ mod tests {
             student: Bytes::ids("UhiA"),
             teacher: Bytes::ids("be kind UhiA"),
             answer: Bytes::ids("gladly."),
+            targets: None,
         };
         let examples = Examples::of_lessons([(place(), lesson)], 7);
         let sides = &examples.examples[0].sides;
         let sides: Vec<String> = sides.iter().map(|side| shown(&side[0])).collect();
         assert_eq!(sides, ["(UhiA)gla", "(be kind UhiA)gla"]);
         assert_eq!((examples.truncated, examples.dropped), (1, 0));
+    }
+
+    #[test]
+    fn a_lesson_with_targets_has_one_view_and_a_target_for_each_token_that_counts() {
+        let targets = |answer: &str| -> Vec<Target> {
+            let tokens = Bytes::ids(answer).into_iter();
+            tokens.map(|token| vec![(token, 0.75), (0, 0.25)]).collect()
+        };
+        for (student, shown_as, learnt) in
+            [("UhiA", "(UhiA)gla", "gla"), ("", "(g)ladly.", "ladly.")]
+        {
+            let lesson = Lesson {
+                student: Bytes::ids(student),
+                teacher: Bytes::ids("be kind UhiA"),
+                answer: Bytes::ids("gladly."),
+                targets: Some(targets("gladly.")),
+            };
+            let examples = Examples::of_lessons([(place(), lesson)], 7);
+            let example = &examples.examples[0];
+            assert_eq!(example.sides.len(), 1);
+            assert_eq!(shown(&example.sides[0][0]), shown_as);
+            assert_eq!(example.targets, Some(targets(learnt)));
+        }
     }
 
     #[test]

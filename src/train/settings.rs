@@ -133,7 +133,8 @@ impl Identity {
     }
 }
 
-/// What stands for all tokens of some examples, and for which of them count.
+/// What stands for all tokens of some examples, for which of them count, and for what they
+/// should be.
 fn digest(examples: &[Example]) -> String {
     let mut hash = Sha256::new();
     let mut number = |number: usize| hash.update((number as u64).to_le_bytes());
@@ -147,6 +148,14 @@ fn digest(examples: &[Example]) -> String {
                 for (&token, &counts) in sample.tokens.iter().zip(&sample.counts) {
                     number(token as usize * 2 + usize::from(counts));
                 }
+            }
+        }
+        // Examples without targets have the digest that they had before there were any.
+        for target in example.targets.iter().flatten() {
+            number(target.len());
+            for &(token, probability) in target {
+                number(token as usize);
+                number(probability.to_bits() as usize);
             }
         }
     }

@@ -23,6 +23,10 @@ impl Sample {
     }
 }
 
+/// What a token should be where only few tokens are possible: these tokens, none of them
+/// twice, with their probabilities, which add up to 1.
+pub type Target = Vec<(u32, f32)>;
+
 /// Sequences that are computed together.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Batch {
@@ -63,6 +67,13 @@ pub trait Student {
     /// # Errors
     /// A computation failed.
     fn divergences(&self, batch: &Batch, teacher: &Tensor) -> Result<Tensor, TrainError>;
+
+    /// KL(target ‖ student) before each token that counts, in nats: `[n]`, differentiable.
+    /// There is a target for each.
+    ///
+    /// # Errors
+    /// A computation failed.
+    fn sparse_divergences(&self, batch: &Batch, targets: &[&Target]) -> Result<Tensor, TrainError>;
 
     /// The same student for whoever only looks: what it gives need not be differentiable,
     /// which is cheaper.

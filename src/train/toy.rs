@@ -6,7 +6,7 @@ use std::path::Path;
 use candle_core::{D, Device, Tensor, Var};
 use candle_nn::ops::log_softmax;
 
-use super::student::{Batch, Student};
+use super::student::{Batch, Student, Target};
 use super::{TrainError, files};
 
 /// Tokens that it knows.
@@ -97,6 +97,23 @@ impl Student for Toy {
         let (rows, _) = self.rows(batch, self.adapted());
         let each = (teacher.exp()? * (teacher - rows)?)?;
         Ok(each.sum(1)?)
+    }
+
+    fn sparse_divergences(&self, batch: &Batch, targets: &[&Target]) -> Result<Tensor, TrainError> {
+        let (rows, _) = self.rows(batch, self.adapted());
+        let mut dense = vec![0f32; targets.len() * VOCABULARY];
+        for (dense, target) in dense.chunks_exact_mut(VOCABULARY).zip(targets) {
+            for &(token, probability) in *target {
+                dense[token as usize] = probability;
+            }
+        }
+        let dense = Tensor::from_vec(dense, (targets.len(), VOCABULARY), &Device::Cpu)?;
+        let own = targets.iter().map(|target| {
+            let terms = target.iter().map(|(_, q)| q * q.ln());
+            terms.sum::<f32>()
+        });
+        let own = Tensor::new(own.collect::<Vec<_>>(), &Device::Cpu)?;
+        Ok((own - (dense * rows)?.sum(1)?)?)
     }
 
     fn observed(&self) -> Box<dyn Student + '_> {

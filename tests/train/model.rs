@@ -12,7 +12,7 @@ use incant::kernels::{Isa, Tier};
 use incant::lora::{Linear, Lora, LowRank};
 use incant::model::{DecoderSpec, arch};
 use incant::train::model::{AdapterSettings, Form, Model};
-use incant::train::{Batch, Sample, Student};
+use incant::train::{Batch, Sample, Student, Target};
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
@@ -437,6 +437,39 @@ fn divergences_are_those_of_whole_distributions_and_have_their_gradients() {
             let apart = (slope - length).abs() / length.max(1e-3);
             assert!(apart < 0.02, "{name}: {slope} and {length}");
         }
+    }
+}
+
+#[test]
+fn divergences_from_certain_tokens_are_what_their_log_probabilities_lack() {
+    let subject = Subject::new(&Tiny::gemma2());
+    let lora = random_adapter(&subject.spec, 0.2);
+    let model = subject.model(Some(lora), false);
+    let batch = batch();
+    let targets = batch.sequences.iter().flat_map(|sample| {
+        let counted = sample.tokens.iter().zip(&sample.counts);
+        counted.filter(|(_, counts)| **counts)
+    });
+    let targets: Vec<Target> = targets.map(|(&token, _)| vec![(token, 1.0)]).collect();
+    let targets: Vec<&Target> = targets.iter().collect();
+    let found = model.sparse_divergences(&batch, &targets).expect("it runs");
+    let logprobs = model.logprobs(&batch).expect("it runs");
+    let expected = numbers(&logprobs.neg().expect("numbers"));
+    assert_eq!(numbers(&found), expected);
+    let observed = model.observed();
+    let observed = observed.sparse_divergences(&batch, &targets);
+    let observed = observed.expect("it runs");
+    assert!(!observed.track_op(), "it keeps what nobody asks for");
+    assert_eq!(numbers(&observed), expected);
+
+    let sum = |tensor: Tensor| tensor.sum_all().expect("a sum");
+    let found = sum(found).backward().expect("it can go back");
+    let expected = sum(logprobs.neg().expect("numbers")).backward();
+    let expected = expected.expect("it can go back");
+    for (name, var) in model.variables() {
+        let [found, expected] =
+            [&found, &expected].map(|gradients| numbers(gradients.get(var).expect("a gradient")));
+        assert!(apart(&found, &expected) < 1e-3, "{name}");
     }
 }
 

@@ -131,6 +131,63 @@ fn a_profile_moves_into_an_adapter() {
     );
 }
 
+#[test]
+fn a_guided_profile_moves_into_an_adapter_that_needs_no_guide() {
+    let runs = Runs::new();
+    let (questions, held_out) = (
+        lines(&runs, "questions.jsonl", 4),
+        lines(&runs, "held-out.jsonl", 1),
+    );
+    let args = [
+        "--data",
+        &questions,
+        "--eval-data",
+        &held_out,
+        "--profile",
+        "urial",
+        "--answer-tokens",
+        "8",
+        "--steps",
+        "4",
+        "--batch-size",
+        "4",
+        "--learning-rate",
+        "1e-3",
+    ];
+    let guided = [&args[..], &["--guidance", "0.5"]].concat();
+    let (before, after) = runs.run("mine", "distill", &guided);
+    assert!(
+        before.loss > 0.0 && after.loss < 0.9 * before.loss,
+        "{before:?} {after:?}"
+    );
+    let page = fs::read_to_string(runs.out("mine/report.html")).expect("a page");
+    assert!(page.contains("guidance"), "it says how the teacher was led");
+
+    // Each token of an answer has a distribution that it was chosen from.
+    let answers = fs::read_to_string(runs.out("mine/answers.jsonl")).expect("answers");
+    assert_eq!(answers.lines().count(), 5);
+    for line in answers.lines() {
+        let kept: serde_json::Value = serde_json::from_str(line).expect("JSON");
+        let list = |name: &str| kept[name].as_array().expect("a list").clone();
+        let (answer, targets) = (list("answer"), list("targets"));
+        assert_eq!(answer.len(), targets.len());
+        for (token, target) in answer.iter().zip(&targets) {
+            let target = target.as_array().expect("a list");
+            assert!(target.iter().any(|pair| pair[0] == *token), "{line}");
+            let sum: f64 = target.iter().filter_map(|pair| pair[1].as_f64()).sum();
+            assert!((sum - 1.0).abs() < 1e-5, "{line}");
+        }
+    }
+
+    // They are not those of a teacher that is not led, or led otherwise.
+    for other in ["0", "0.25"] {
+        let other = [&args[..], &["--guidance", other, "--resume"]].concat();
+        let refused = runs.command("mine", "distill", &other).output();
+        let told = String::from_utf8(refused.expect("incant starts").stderr).expect("UTF-8");
+        assert!(told.contains("has an answer with guidance 0.5"), "{told}");
+    }
+}
+
 #[cfg(unix)]
 fn tell_to_end(run: &Child) {
     let told = Command::new("kill")

@@ -73,6 +73,11 @@ enum Method {
         /// The most tokens of an answer
         #[arg(long, value_name = "N", default_value_t = 256)]
         answer_tokens: usize,
+        /// Lead the answers away from what the prompt says whatever is asked, 0 (off) to
+        /// 10, and learn the distributions that they are chosen from then: the adapter
+        /// needs no guide [default: the profile's]
+        #[arg(long, value_name = "WEIGHT")]
+        guidance: Option<f32>,
     },
 }
 
@@ -82,8 +87,15 @@ enum Task {
     Answers(Sft),
     /// Their pairs are.
     Pairs(Box<dyn Objective>),
-    /// A profile's answers to their prompts are, of at most so many tokens.
-    Lessons(Distil, usize),
+    /// A profile's answers to their prompts are.
+    Lessons {
+        objective: Distil,
+        /// The most tokens of an answer.
+        answer_tokens: usize,
+        /// How far answers are led away from what the prompt says whatever is asked;
+        /// `None` is as far as the profile wants.
+        guidance: Option<f32>,
+    },
 }
 
 impl Task {
@@ -91,14 +103,14 @@ impl Task {
         match self {
             Task::Answers(objective) => objective,
             Task::Pairs(objective) => &**objective,
-            Task::Lessons(objective, _) => objective,
+            Task::Lessons { objective, .. } => objective,
         }
     }
 
     /// The learning rate where none is given.
     fn learning_rate(&self) -> f64 {
         match self {
-            Task::Answers(_) | Task::Lessons(..) => 2e-4,
+            Task::Answers(_) | Task::Lessons { .. } => 2e-4,
             Task::Pairs(_) => 5e-6,
         }
     }
@@ -117,6 +129,7 @@ impl Args {
             Method::Distill {
                 flags,
                 answer_tokens: 0,
+                ..
             } => bail!(
                 "--answer-tokens must be at least 1 (--out {})",
                 flags.out.display()
@@ -124,7 +137,15 @@ impl Args {
             Method::Distill {
                 flags,
                 answer_tokens,
-            } => (flags, Task::Lessons(Distil, answer_tokens)),
+                guidance,
+            } => {
+                let task = Task::Lessons {
+                    objective: Distil,
+                    answer_tokens,
+                    guidance,
+                };
+                (flags, task)
+            }
         };
         flags.check()?;
         let prepared = flags.prepare(&task)?;

@@ -6,7 +6,7 @@ use anyhow::{Context, bail};
 use incant::engine::EngineOptions;
 use incant::lora::Lora;
 use incant::profile::Message;
-use incant::runtime::{Arm, Model, PromptInput, Runtime};
+use incant::runtime::{Arm, Guidance, Model, PromptInput, Runtime, Wishes};
 use incant::train::batches::split;
 use incant::train::data::{self, Entry};
 use incant::train::samples::{Answered, Examples, Render};
@@ -26,11 +26,16 @@ pub(super) struct Prepared {
     pub(super) held_out: Examples,
     pub(super) student: StudentOptions,
     pub(super) origin: Origin,
+    /// Who answered and how, in words, where somebody did.
+    teacher: Option<String>,
 }
 
 impl Prepared {
     /// Says what will be learnt from.
     pub(super) fn tell(&self, task: &Task) {
+        if let Some(teacher) = &self.teacher {
+            eprintln!("the teacher: {teacher}");
+        }
         for (what, examples) in [("learn from", &self.examples), ("hold out", &self.held_out)] {
             let count = examples.examples.len();
             let tokens = examples.examples.iter();
@@ -97,6 +102,8 @@ impl Flags {
             let profile = profile.map_or_else(String::new, |profile| format!("@{profile}"));
             runtime.arm(&format!("{name}{profile}"))
         };
+        let mut teacher = None;
+        let mut guided = None;
         let (examples, held_out) = match task {
             Task::Answers(_) => {
                 let render = ArmRender(arm(profile.as_deref())?);
@@ -109,13 +116,26 @@ impl Flags {
                 let of = |entries: &[Entry]| Examples::of_pairs(entries, &render, self.max_length);
                 (of(&entries)?, of(&held_out)?)
             }
-            Task::Lessons(_, answer_tokens) => {
+            Task::Lessons {
+                answer_tokens,
+                guidance,
+                ..
+            } => {
+                let answering = arm(profile.as_deref())?;
+                let wishes = Wishes {
+                    guidance: guidance.map(Guidance::new),
+                    mix: Vec::new(),
+                };
                 let school = lessons::School {
                     student: ArmRender(arm(Some(TURN))?),
-                    teacher: ArmRender(arm(profile.as_deref())?),
+                    say: answering.say_in_chat(&runtime, &wishes)?,
+                    teacher: ArmRender(answering),
                     answer_tokens: *answer_tokens,
                     slots,
                 };
+                guided = school.guided();
+                let id = school.teacher.0.id();
+                teacher = Some(format!("{id}, {}", lessons::named(guided)));
                 let all = [&entries[..], &held_out].concat();
                 let known = self.answers();
                 let mut lessons = match self.resume && known.exists() {
@@ -134,7 +154,7 @@ impl Flags {
             );
         }
         let recorded = match task {
-            Task::Lessons(..) => Some(TURN.to_owned()),
+            Task::Lessons { .. } => Some(TURN.to_owned()),
             Task::Answers(_) | Task::Pairs(_) => profile.clone(),
         };
         let form = match from {
@@ -148,6 +168,12 @@ impl Flags {
         let mut origin: Origin = form.origin();
         origin.insert("model".to_owned(), json!(name));
         origin.insert("profile".to_owned(), json!(profile));
+        if let Some(guided) = guided {
+            // Texts, as 0.3 is no number that a double has.
+            let named = [("guidance", guided.weight), ("plausible", guided.plausible)];
+            let named = named.map(|(name, value)| (name.to_owned(), json!(value.to_string())));
+            origin.extend(named);
+        }
         Ok(Prepared {
             examples,
             held_out,
@@ -161,6 +187,7 @@ impl Flags {
                 recompute: self.recompute,
             },
             origin,
+            teacher,
         })
     }
 
@@ -182,7 +209,7 @@ impl Flags {
         if let Some(profile) = &self.profile {
             return Ok(Some(profile.clone()));
         }
-        if let Task::Lessons(..) = task {
+        if let Task::Lessons { .. } = task {
             let default = model.default_profile();
             let default = default.context("say which profile is learnt (--profile)")?;
             return Ok(Some(default.to_owned()));

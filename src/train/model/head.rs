@@ -14,6 +14,7 @@ use rayon::prelude::*;
 use super::decoder::part_rows;
 use crate::kernels::product::Inputs;
 use crate::kernels::{Isa, LANES, Matrix, gradients, math, product};
+use crate::train::Target;
 
 /// Where all tokens of a panel have a probability below this, their rows of the matrix need
 /// not count on the way back (the probability itself does). On ordinary text that leaves
@@ -192,6 +193,100 @@ impl Head<'_> {
             along
         });
         (chosen, gradient)
+    }
+
+    /// KL(target ‖ student) after each row of `x`, of which each has a target.
+    pub(super) fn sparse_divergences(
+        &self,
+        x: &[f32],
+        targets: &[&Target],
+        differentiable: bool,
+    ) -> Scored {
+        let part = part_rows(targets.len());
+        let parts = x.par_chunks(part * self.matrix.columns());
+        let parts = parts.zip(targets.par_chunks(part));
+        let parts =
+            parts.map(|(x, targets)| self.part_sparse_divergences(x, targets, differentiable));
+        joined(parts.collect())
+    }
+
+    fn part_sparse_divergences(
+        &self,
+        x: &[f32],
+        targets: &[&Target],
+        differentiable: bool,
+    ) -> Scored {
+        let hidden = self.matrix.columns();
+        let inputs = Inputs::new(self.isa, [self.matrix], x);
+        let mut softmax = Softmax::new(targets.len(), differentiable.then_some(hidden));
+        // The logit and the slope of each token that a row's target has.
+        let found = targets
+            .iter()
+            .map(|target| vec![(0.0, self.scale); target.len()]);
+        let mut found: Vec<Vec<(f32, f32)>> = found.collect();
+        let (mut logits, mut slopes) = (Vec::new(), Vec::new());
+        for panels in self.parts() {
+            self.logits(panels.clone(), &inputs, &mut logits);
+            if differentiable {
+                self.slopes(&logits, &mut slopes);
+            }
+            let first = panels.start * LANES;
+            let outputs = logits.len() / targets.len();
+            for (row, logits) in logits.chunks_exact_mut(outputs).enumerate() {
+                let place = |token: u32| (token as usize).wrapping_sub(first);
+                for (&(token, _), found) in targets[row].iter().zip(&mut found[row]) {
+                    if let Some(&logit) = logits.get(place(token)) {
+                        found.0 = logit;
+                        if let Some(&slope) = slopes.get(row * outputs + place(token)) {
+                            found.1 = slope;
+                        }
+                    }
+                }
+                softmax.take_in(self.isa, row, logits);
+                for &(token, _) in targets[row] {
+                    if let Some(weight) = logits.get_mut(place(token)) {
+                        // It is added at the end, where it cancels to the last bit.
+                        *weight = 0.0;
+                    }
+                }
+            }
+            self.add_along(panels, &mut logits, &slopes, &mut softmax);
+        }
+        // Logits become log-probabilities.
+        for (row, found) in found.iter_mut().enumerate() {
+            let normalizer = softmax.normalizer(row);
+            for (logit, _) in found {
+                *logit -= normalizer;
+            }
+        }
+        let rows = || targets.iter().zip(&found);
+        let values = rows().map(|(target, found)| {
+            let terms = target.iter().zip(found);
+            let terms = terms.map(|((_, q), (logprob, _))| q * (q.ln() - logprob));
+            terms.sum()
+        });
+        let values = values.collect();
+        // d KL / dx = Σ (p − q) · slope · W over the target's tokens + Σ p · slope · W of
+        // the others.
+        let gradient = softmax.along.take().map(|mut along| {
+            let mut own = vec![0.0; hidden];
+            let alongs = along.chunks_exact_mut(hidden);
+            for ((along, (target, found)), sum) in alongs.zip(rows()).zip(&softmax.sums) {
+                for along in &mut *along {
+                    *along /= sum;
+                }
+                for (&(token, q), (logprob, slope)) in target.iter().zip(found) {
+                    self.matrix.row(token as usize, &mut own);
+                    // This is p − q, precise where both are near 1, too.
+                    let weight = slope * (logprob.exp_m1() + (1.0 - q));
+                    for (along, own) in along.iter_mut().zip(&own) {
+                        *along = own.mul_add(weight, *along);
+                    }
+                }
+            }
+            along
+        });
+        (values, gradient)
     }
 
     /// KL(teacher ‖ student) over the vocabulary, where `x` are the student's rows and
@@ -448,6 +543,78 @@ mod tests {
                 // The target's own row is not rounded.
                 subject.assert_gradient(gradient, &expected, 1.0 - logprob.exp());
             }
+        }
+    }
+
+    #[test]
+    fn sparse_divergences_are_those_of_the_whole_vocabulary() {
+        let last = TOKENS as u32 - 1;
+        let part = PART as u32;
+        // What the student is sure of, and how sure it is; targets of the first part of the
+        // vocabulary, of several in any order, of all or none of what the student says.
+        let cases: [(usize, f32, Target); 6] = [
+            (5, 3.0, vec![(5, 0.75), (2, 0.25)]),
+            (5, 3.0, vec![(last, 0.5), (2 * part + 60, 0.25), (7, 0.25)]),
+            (PART + 144, 0.4, vec![(part + 144, 0.9), (part + 143, 0.1)]),
+            (TOKENS - 1, 3.0, vec![(last, 1.0)]),
+            (9, 0.1, vec![(0, 1e-6), (80, 1.0 - 1e-6)]),
+            (70, 0.2, (0..64).map(|at| (at * 17, 1.0 / 64.0)).collect()),
+        ];
+        for subject in Subject::all() {
+            let head = subject.head();
+            let x = cases.iter();
+            let x = x.flat_map(|&(peak, size, _)| subject.towards(peak, size));
+            let x: Vec<f32> = x.collect();
+            let targets: Vec<&Target> = cases.iter().map(|(_, _, target)| target).collect();
+            let (found, gradients) = head.sparse_divergences(&x, &targets, true);
+            let observed = head.sparse_divergences(&x, &targets, false);
+            assert_eq!(observed, (found.clone(), None));
+            let gradients = gradients.unwrap();
+            let rows = x.chunks_exact(HIDDEN).zip(gradients.chunks_exact(HIDDEN));
+            for (row, (x, gradient)) in rows.enumerate() {
+                let logprobs = subject.logprobs(x);
+                let mut weights: Vec<f64> = logprobs.iter().map(|(p, _)| p.exp()).collect();
+                let mut divergence = 0.0;
+                for &(token, q) in targets[row] {
+                    let q = f64::from(q);
+                    divergence += q * (q.ln() - logprobs[token as usize].0);
+                    weights[token as usize] -= q;
+                }
+                let apart = (f64::from(found[row]) - divergence).abs();
+                let limit = 1e-4 + 1e-5 * divergence;
+                assert!(apart < limit, "{row}: {} and {divergence}", found[row]);
+                let mut expected = vec![0.0; HIDDEN];
+                for (token, (weight, (_, slope))) in weights.iter().zip(&logprobs).enumerate() {
+                    subject.add(token, weight * slope, &mut expected);
+                }
+                // The rows of the target's own tokens are not rounded.
+                for &(token, _) in targets[row] {
+                    weights[token as usize] = 0.0;
+                }
+                subject.assert_gradient(gradient, &expected, weights.iter().sum());
+            }
+        }
+    }
+
+    #[test]
+    fn the_divergence_from_one_certain_token_is_what_its_log_probability_lacks() {
+        let tokens = [5, 2 * PART + 60, TOKENS - 1, 9];
+        for subject in Subject::all() {
+            let head = subject.head();
+            let x = [(5, 3.0), (7, 0.5), (TOKENS - 1, 1.0), (80, 0.1)];
+            let x: Vec<f32> = x
+                .into_iter()
+                .flat_map(|(peak, size)| subject.towards(peak, size))
+                .collect();
+            let tokens = tokens.map(|token| token as u32);
+            let targets = tokens.map(|token| vec![(token, 1.0)]);
+            let negated = |numbers: Vec<f32>| -> Vec<f32> {
+                numbers.into_iter().map(|number| -number).collect()
+            };
+            let (logprobs, gradients) = head.logprobs(&x, &tokens, true);
+            let expected = (negated(logprobs), gradients.map(negated));
+            let found = head.sparse_divergences(&x, &targets.each_ref(), true);
+            assert_eq!(found, expected);
         }
     }
 

@@ -27,7 +27,7 @@ use self::head::{Head, Scored};
 use self::layer::{Kept, Layer};
 use self::node::{function, with};
 use self::rows::{Rows, Sequence};
-use super::{Batch, Student, TrainError};
+use super::{Batch, Student, Target, TrainError};
 use crate::exec::native::{Pool, Weights};
 use crate::gguf::Gguf;
 use crate::kernels::{Isa, math};
@@ -154,6 +154,17 @@ impl Model {
             })
         })?
     }
+
+    fn score_sparse_divergences(
+        &self,
+        batch: &Batch,
+        targets: &[&Target],
+        way_back: bool,
+    ) -> Result<Tensor, TrainError> {
+        self.score("sparse divergences", batch, way_back, |head, x, _| {
+            head.sparse_divergences(x, targets, way_back)
+        })
+    }
 }
 
 impl Decoder {
@@ -272,6 +283,10 @@ impl Student for Model {
         self.score_divergences(batch, teacher, true)
     }
 
+    fn sparse_divergences(&self, batch: &Batch, targets: &[&Target]) -> Result<Tensor, TrainError> {
+        self.score_sparse_divergences(batch, targets, true)
+    }
+
     fn observed(&self) -> Box<dyn Student + '_> {
         Box::new(Observed(self))
     }
@@ -299,6 +314,10 @@ impl Student for Observed<'_> {
 
     fn divergences(&self, batch: &Batch, teacher: &Tensor) -> Result<Tensor, TrainError> {
         self.0.score_divergences(batch, teacher, false)
+    }
+
+    fn sparse_divergences(&self, batch: &Batch, targets: &[&Target]) -> Result<Tensor, TrainError> {
+        self.0.score_sparse_divergences(batch, targets, false)
     }
 
     fn observed(&self) -> Box<dyn Student + '_> {

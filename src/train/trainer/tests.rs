@@ -7,7 +7,7 @@ use crate::train::files::kills;
 use crate::train::loss::{Distil, Dpo, Sft, Simpo};
 use crate::train::metrics::Preference;
 use crate::train::settings::Length;
-use crate::train::student::{Batch, Sample};
+use crate::train::student::{Batch, Sample, Target};
 use crate::train::toy::{Toy, VOCABULARY};
 
 /// Keeps what it is told, and asks to stop after some steps.
@@ -60,6 +60,7 @@ fn pairs(count: usize) -> Vec<Example> {
             vec![sample(number, 1, 4 + number % 5)],
             vec![sample(number, 5, 3 + number % 3)],
         ],
+        targets: None,
     });
     examples.collect()
 }
@@ -225,6 +226,46 @@ fn a_student_that_has_drifted_is_taught_back_what_the_frozen_model_knows() {
     assert_eq!(watcher.referenced, 40);
 }
 
+/// A run whose examples have targets: mostly the answer's token, or else its neighbour.
+fn with_targets() -> Runner {
+    let mut runner = Runner::new(Distil);
+    for example in runner.examples.iter_mut().chain(&mut runner.held_out) {
+        example.sides.truncate(1);
+        let Sample { tokens, counts } = &example.sides[0][0];
+        let counted = tokens.iter().zip(counts).filter(|(_, counts)| **counts);
+        let target = |token: u32| vec![(token, 0.75), ((token + 1) % VOCABULARY as u32, 0.25)];
+        example.targets = Some(counted.map(|(&token, _)| target(token)).collect());
+    }
+    runner
+}
+
+#[test]
+fn targets_are_learnt_without_a_teachers_side_and_a_stopped_run_goes_on_with_them() {
+    let runner = with_targets();
+    let (expected, watcher, outcome) = runner.whole();
+    let [first, last] = losses(&outcome);
+    assert!(last < 0.9 * first, "{first} {last}");
+    assert_eq!(watcher.referenced, 0);
+    assert!(!runner.has("references.safetensors"));
+
+    let mut runner = with_targets();
+    let mut watcher = Watcher {
+        stop_after: Some((5, Arc::default())),
+        ..Watcher::default()
+    };
+    runner.run(&Toy::new(), false, &mut watcher).unwrap();
+    let student = Toy::new();
+    if let Some(targets) = &mut runner.examples[0].targets {
+        targets[0][0].1 = 0.7;
+    }
+    let refused = runner.run(&student, true, &mut Watcher::default());
+    let told = refused.unwrap_err().to_string();
+    assert!(told.contains("'data' was 30 examples ("), "{told}");
+    runner.examples = with_targets().examples;
+    runner.run(&student, true, &mut Watcher::default()).unwrap();
+    assert_eq!(student.bits(), expected);
+}
+
 #[test]
 fn a_run_that_is_killed_at_any_moment_goes_on_as_if_it_had_not_been() {
     kills::passed(usize::MAX);
@@ -386,6 +427,13 @@ fn an_adapter_that_the_loss_does_not_reach_is_named() {
         }
         fn divergences(&self, batch: &Batch, teacher: &Tensor) -> Result<Tensor, TrainError> {
             self.0.divergences(batch, teacher)
+        }
+        fn sparse_divergences(
+            &self,
+            batch: &Batch,
+            targets: &[&Target],
+        ) -> Result<Tensor, TrainError> {
+            self.0.sparse_divergences(batch, targets)
         }
         fn observed(&self) -> Box<dyn Student + '_> {
             self.0.observed()
