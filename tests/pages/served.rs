@@ -46,7 +46,7 @@ fn a_question_to_the_server_becomes_a_report() {
         .collect();
     assert!(missing.is_empty(), "{missing:?}");
     let answers = report["prompts"][0]["answers"].as_array().expect("a list");
-    assert_eq!(answers.len(), 2, "@base and @urial");
+    assert_eq!(answers.len(), 2, "@base and @assistant");
     for (pane, answer) in answers.iter().enumerate() {
         let shown = format!("document.querySelectorAll('.answer')[{pane}].textContent");
         assert_eq!(browser.text(&shown), answer["text"].as_str().expect("text"));

@@ -164,8 +164,10 @@ class Live {
 /** Of the first model: without and with the usual profile, and its adapters by themselves. */
 function firstArms(models) {
   const ofFirst = models.filter(({ root }) => root === models[0].root);
+  const served = ofFirst.map(({ profile }) => profile);
+  const usual = ["assistant", "urial"].find((profile) => served.includes(profile));
   const ids = ofFirst.filter(({ profile, adapter }) =>
-    adapter ? profile === null : ["base", "urial"].includes(profile),
+    adapter ? profile === null : ["base", usual].includes(profile),
   );
   const arms = ids.slice(0, 6).map(({ id }) => id);
   return arms.length > 0 ? arms : models.slice(0, 1).map(({ id }) => id);
