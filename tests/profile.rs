@@ -293,7 +293,7 @@ proptest! {
         let profile = &profile::builtin()[0];
         let turns = turns(profile, &[user(&content)]);
         let written = turns
-            .strip_prefix("# Query:\n")
+            .strip_prefix("# Question:\n")
             .and_then(|rest| rest.strip_suffix("\n\n# Answer:\n"))
             .unwrap();
         let escaped = markers::escape(&content, profile.markers());

@@ -9,6 +9,9 @@ fn asked(profile: &str, more: &Value) -> Value {
         "model": format!("{MODEL}{profile}"),
         "temperature": 0,
         "max_tokens": 24,
+        // The profiles' own defaults differ.
+        "repetition_penalty": 1,
+        "dry_multiplier": 0,
         "messages": [{"role": "user", "content": "Name three birds of the sea."}],
     });
     with(body, more)

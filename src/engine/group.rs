@@ -3,7 +3,7 @@
 //! A *lead* generates an answer; its *members* are sequences with prompts of their own,
 //! perhaps of another adapter or another model's engine, that continue with the lead's
 //! answer. Each token is chosen from the lead's row of logits and the members' (see
-//! [`Mixture`](crate::sample::Mixture)), so the lead waits until all rows are there.
+//! [`Mixture`]), so the lead waits until all rows are there.
 //!
 //! Lead and members meet in what they share, a [`Group`] behind a lock: a member leaves
 //! its row there, the lead takes the rows and leaves the token. Each of them can be

@@ -401,7 +401,7 @@ pub struct Partner {
 pub struct Partners {
     /// Who; nobody if the arm answers by itself.
     pub partners: Vec<Partner>,
-    /// See [`crate::engine::group`].
+    /// See [`crate::engine::group()`].
     pub plausible: f32,
     /// Whether log-probabilities are those of the mixture.
     pub report_mixture: bool,

@@ -80,19 +80,17 @@ fn goes_on(arm: &Arm) {
 fn a_profiles_answers_end_where_the_next_question_would_begin() {
     for name in ["gemma-3-270m", "qwen2.5-coder-0.5b-instruct"] {
         let runtime = runtime(name);
-        for id in ["m@turn", "m@urial"] {
+        for (id, marker) in [("m@turn", "# Question:"), ("m@urial", "# Query:")] {
             let arm = runtime.arm(id).expect("it exists");
             goes_on(&arm);
             for (answer, _, said) in answered(&arm) {
                 let text = arm.tokenizer().decode(&said, true);
                 // What ends it may be one token with the line break behind it.
                 let text = text.trim_end_matches('\n');
-                let (text, end) = text.split_at(text.len() - "# Query:".len());
-                assert_eq!(end, "# Query:", "{name} {answer:?}");
+                let (text, end) = text.split_at(text.len() - marker.len());
+                assert_eq!(end, marker, "{name} {answer:?}");
                 // A line that would open a turn is escaped, as it is in serving.
-                let escaped = answer
-                    .starts_with("# Query:")
-                    .then(|| format!("\\{answer}"));
+                let escaped = answer.starts_with(marker).then(|| format!("\\{answer}"));
                 let expected = escaped.as_deref().unwrap_or(answer);
                 assert_eq!(text.trim(), expected.trim(), "{name}");
             }
