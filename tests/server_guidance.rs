@@ -38,8 +38,9 @@ fn nothing_that_weighs_nothing_changes_anything() {
     }
     let guided = said(asked("@urial", &json!({"guidance": 2})));
     assert_ne!(guided, plain);
-    let other = said(asked("@turn", &json!({})));
-    let mix = json!({"mix": [{"model": format!("{MODEL}@turn"), "weight": 1}]});
+    // The same markers end its answers.
+    let other = said(asked("@urial-1", &json!({})));
+    let mix = json!({"mix": [{"model": format!("{MODEL}@urial-1"), "weight": 1}]});
     assert_eq!(said(asked("@urial", &mix)), other);
 }
 
