@@ -105,7 +105,7 @@ impl Logits {
         &mut self.values
     }
 
-    /// So many states of `hidden` numbers, to be written.
+    /// Resizes the buffer to `count` states of `hidden` values each and returns it.
     fn reset_states(&mut self, count: usize, hidden: usize) -> &mut [f32] {
         self.hidden = hidden;
         self.states.resize(count * hidden, 0.0);

@@ -22,8 +22,8 @@ use super::blocks::{Blocks, Scale};
 use super::rank::{Ranked, not_nan};
 use super::{TokenLogprobs, logprobs};
 
-/// Tokens are plausible by default if they are at least so many times as likely as the
-/// most likely one.
+/// The default plausibility threshold: the least probability of a plausible token, as a
+/// share of the most likely token's.
 pub const PLAUSIBLE: f32 = 0.1;
 
 /// The largest weight that guidance can have, and that of an arm in a mix in either
