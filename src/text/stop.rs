@@ -7,14 +7,21 @@
 //! stop string that started earlier would cost tokens for a text that nobody sees.
 //!
 //! A **role marker** belongs to a profile (`# Query:`) and would open the next turn.
-//! It counts only at the very start of a line, the answer's first line included, and
-//! not inside a fenced code block: code that looks like a marker survives. The line
-//! breaks before it, and what blank lines they make, belong to the form of the turn
-//! and are cut with it.
+//! It counts only at the very start of a line, the answer's first line included. The
+//! line breaks before it, and what blank lines they make, belong to the form of the
+//! turn and are cut with it.
+//!
+//! Inside a fenced code block a marker may be code (`# Answer:` is a comment in
+//! Python), and code survives. But a base model also forgets to close the block and
+//! goes on with the next turn. There a marker is a **header** if it fills its line and
+//! a blank line stands before it. Everything from the block's first header on is held
+//! back until it is clear what it is: text if the block is closed, and the next turn,
+//! which is cut, if a second header comes or the answer ends with the block open.
 //!
 //! Text that may turn out to belong to what is cut is held back until that is
-//! decided, and no other: a stop string or marker that has begun, and where there
-//! are markers, the blank lines at the end of the text.
+//! decided, and no other: a stop string or marker that has begun, what follows a
+//! header in an open code block, and where there are markers, the blank lines at the
+//! end of the text.
 //!
 //! # Aligning tokens with the text
 //! Positions count the bytes of all text pushed so far, and [`StopMatcher::sent`] is
@@ -107,11 +114,12 @@ impl StopMatcher {
         self.pushed += text.len();
         for (at, byte) in (start..).zip(text.bytes()) {
             let stop = self.stops.iter_mut().filter_map(|stop| stop.push(at, byte));
-            let cut = stop.min().into_iter().chain(self.markers.push(at, byte));
-            if let Some(cut) = cut.min() {
+            let stop = stop.min();
+            let marker = self.markers.push(at, byte);
+            if stop.is_some() || marker.is_some() {
+                let cuts = [stop, marker, self.markers.header];
+                self.cut(cuts.into_iter().flatten().min());
                 self.stopped = true;
-                self.held.truncate(cut - self.settled());
-                self.pushed = cut;
                 break;
             }
         }
@@ -123,9 +131,23 @@ impl StopMatcher {
         self.settle(undecided.unwrap_or(self.pushed))
     }
 
-    /// Ends the text and returns what was still held back: it was no stop.
+    /// Ends the text and returns what was still held back: it was no stop. A turn that
+    /// began in a code block which is still open is cut.
     pub fn finish(&mut self) -> String {
+        if !self.stopped {
+            // The last line ends here as well as at a line break.
+            let second = self.markers.push(self.pushed, b'\n');
+            self.cut(second.or(self.markers.header));
+        }
         self.settle(self.pushed).text
+    }
+
+    /// Drops the text from position `at` on.
+    fn cut(&mut self, at: Option<usize>) {
+        if let Some(at) = at {
+            self.held.truncate(at - self.settled());
+            self.pushed = at;
+        }
     }
 
     /// The range of the pushed text that was returned. Its start is above 0 only if
@@ -171,18 +193,35 @@ struct Markers {
     /// Bytes of the longest marker.
     longest: usize,
     fences: Fences,
-    /// Where the line breaks and blank lines start that the text ends with now.
-    blank_from: Option<usize>,
+    /// The line breaks and blank lines that the text ends with now.
+    blanks: Option<Blanks>,
     /// Where a marker counts, in order, as far back as one in progress may start.
     line_starts: Vec<LineStart>,
+    /// In a code block: where the answer ends if the line so far, which is a marker
+    /// and blanks, goes on to its end like that.
+    header_line: Option<usize>,
+    /// Where the answer ends if the open code block is never closed: before its first
+    /// header.
+    header: Option<usize>,
 }
 
-/// The start of a line outside a fenced code block.
+/// Blank lines at the end of the text, with the line break before them.
+#[derive(Clone, Copy, Debug)]
+struct Blanks {
+    from: usize,
+    line_breaks: usize,
+    /// Whether the last byte was `\r`: a `\n` then belongs to the same line break.
+    carriage_return: bool,
+}
+
+/// The start of a line.
 #[derive(Clone, Copy, Debug)]
 struct LineStart {
     at: usize,
     /// Where the answer ends if a marker stands here.
     cut: usize,
+    /// Whether the line is in a code block, where a marker has to be a header.
+    in_code: bool,
 }
 
 impl Markers {
@@ -192,8 +231,10 @@ impl Markers {
             longest: patterns.iter().map(Pattern::len).max().unwrap_or(0),
             patterns,
             fences: Fences::new(),
-            blank_from: None,
+            blanks: None,
             line_starts: Vec::new(),
+            header_line: None,
+            header: None,
         };
         markers.start_at(0);
         markers
@@ -201,32 +242,80 @@ impl Markers {
 
     /// Says that the answer starts at position `at`, as on a new line.
     fn start_at(&mut self, at: usize) {
-        self.blank_from = Some(at);
-        self.line_starts = vec![LineStart { at, cut: at }];
+        self.blanks = Some(Blanks {
+            from: at,
+            line_breaks: 0,
+            carriage_return: false,
+        });
+        self.line_starts = vec![LineStart {
+            at,
+            cut: at,
+            in_code: false,
+        }];
     }
 
-    /// Takes the byte at position `at`. If a marker is complete with it, returns where
-    /// the answer ends.
+    /// Takes the byte at position `at`. If it decides that the answer is over, returns
+    /// where it ends.
     fn push(&mut self, at: usize, byte: u8) -> Option<usize> {
-        let starts = &self.line_starts;
-        let complete = self.patterns.iter_mut().filter_map(|marker| {
-            let start = marker.push(at, byte)?;
-            starts.iter().find(|line| line.at == start)
-        });
-        let cut = complete.map(|line| line.cut).min();
+        let blank = matches!(byte, b' ' | b'\t');
+        let line_break = matches!(byte, b'\n' | b'\r');
+        if !blank && !line_break {
+            self.header_line = None;
+        }
+        let mut cut = None;
+        for marker in &mut self.patterns {
+            let Some(start) = marker.push(at, byte) else {
+                continue;
+            };
+            match self.line_starts.iter().find(|line| line.at == start) {
+                Some(line) if line.in_code => {
+                    self.header_line = self.header_line.into_iter().chain([line.cut]).min();
+                }
+                Some(line) => cut = cut.into_iter().chain([line.cut]).min(),
+                None => {}
+            }
+        }
 
         self.fences.push(byte);
-        match byte {
-            b'\n' | b'\r' if self.fences.inside() => self.blank_from = None,
-            b'\n' | b'\r' => {
-                let cut = *self.blank_from.get_or_insert(at);
-                let next = at + 1;
-                self.line_starts
-                    .retain(|line| line.at + self.longest >= next);
-                self.line_starts.push(LineStart { at: next, cut });
-            }
-            b' ' | b'\t' => {}
-            _ => self.blank_from = None,
+        if line_break {
+            cut = cut.or(self.end_line(at, byte));
+        } else if !blank {
+            self.blanks = None;
+        } else if let Some(blanks) = &mut self.blanks {
+            blanks.carriage_return = false;
+        }
+        cut
+    }
+
+    /// Takes the line break at position `at`.
+    fn end_line(&mut self, at: usize, byte: u8) -> Option<usize> {
+        let in_code = self.fences.inside();
+        let mut cut = None;
+        match (in_code, self.header_line.take(), self.header) {
+            (false, ..) => self.header = None,
+            (true, Some(_), Some(first)) => cut = Some(first),
+            (true, Some(line), None) => self.header = Some(line),
+            (true, None, _) => {}
+        }
+
+        let blanks = self.blanks.get_or_insert(Blanks {
+            from: at,
+            line_breaks: 0,
+            carriage_return: false,
+        });
+        if byte == b'\r' || !blanks.carriage_return {
+            blanks.line_breaks += 1;
+        }
+        blanks.carriage_return = byte == b'\r';
+        let next = at + 1;
+        self.line_starts
+            .retain(|line| line.at + self.longest >= next);
+        if !in_code || blanks.line_breaks > 1 {
+            self.line_starts.push(LineStart {
+                at: next,
+                cut: blanks.from,
+                in_code,
+            });
         }
         cut
     }
@@ -240,8 +329,10 @@ impl Markers {
                 start.map(|line| line.cut)
             })
         });
-        let blank = self.blank_from.filter(|_| !self.patterns.is_empty());
-        begun.chain(blank).min()
+        let blank = self.blanks.filter(|_| !self.patterns.is_empty());
+        let blank = blank.map(|blanks| blanks.from);
+        let header = self.header.or(self.header_line);
+        begun.chain(blank).chain(header).min()
     }
 }
 
