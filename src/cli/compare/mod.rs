@@ -36,7 +36,7 @@ pub(crate) struct Args {
     #[arg(long, value_name = "FILE", conflicts_with = "question")]
     prompts: Option<PathBuf>,
     /// An arm that answers, MODEL[@PROFILE][+ADAPTER]; repeatable [default: of each
-    /// model @base, how it chats (@urial for a base model), and its adapters]
+    /// model @base, its default profile or chat template, and its adapters]
     #[arg(long = "arm", short, value_name = "ARM")]
     arms: Vec<String>,
     /// The arm that shift is measured against [default: one with @turn, else the first]

@@ -156,7 +156,7 @@ impl School {
         match cut.iter().sum() {
             0 => {}
             cut => eprintln!(
-                "the {MOST_TOKENS} most likely tokens stand for all plausible ones of {} tokens",
+                "targets of the {MOST_TOKENS} most likely tokens only, where more were plausible: {}",
                 grouped(cut as u64)
             ),
         }
