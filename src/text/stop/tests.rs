@@ -292,6 +292,11 @@ fn in_code(before: &str) -> bool {
 /// Where the headers stand that the code block has which is open at the end of `text`:
 /// for each the end of the answer before it, and the end of its line.
 fn headers(text: &str, markers: &[String]) -> Vec<(usize, usize)> {
+    let last_line = text.rfind(['\n', '\r']).map_or(0, |at| at + 1);
+    if markers.iter().all(|marker| !text.contains(marker.as_str())) || !in_code(&text[..last_line])
+    {
+        return Vec::new();
+    }
     let blank = [' ', '\t', '\r', '\n'];
     let line_ends = |from: usize| {
         let breaks = text[from..].match_indices(['\n', '\r']);
@@ -351,12 +356,17 @@ fn reference(text: &str, stops: &[String], markers: &[String], trim: bool) -> (S
             };
             Some(&before[..content.len() + line_end.unwrap_or(run.len())])
         });
+        let cut = of_stops.chain(of_markers).min_by_key(|cut| cut.len());
+        // A header counts from the end of its line on.
+        if cut.is_none() && !so_far.ends_with(['\n', '\r']) {
+            continue;
+        }
         let headers = headers(so_far, markers);
         let of_headers = match headers[..] {
             [(cut, _), .., (_, last)] if last == end => Some(&so_far[..cut]),
             _ => None,
         };
-        let cuts = of_stops.chain(of_markers).chain(of_headers);
+        let cuts = cut.into_iter().chain(of_headers);
         if let Some(cut) = cuts.min_by_key(|cut| cut.len()) {
             let first = headers.first().map_or(end, |&(cut, _)| cut);
             return (cut[..cut.len().min(first)].to_owned(), true);
