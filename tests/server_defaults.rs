@@ -1,6 +1,6 @@
 //! How chats are rendered and sampled where a request does not say: by the default profile
 //! or its variant for the question's language; by the profile, then by the model's manifest,
-//! then as OpenAI does it.
+//! then as OpenAI does it. And where answers end that several arms have a say in.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -13,7 +13,7 @@ use serde_json::{Value, json};
 
 use crate::build::{Builder, Item};
 use crate::reference::tiny::{Tiny, written};
-use crate::server_support::Server;
+use crate::server_support::{Server, with};
 use crate::support::subjects;
 
 const PROFILE: &str = r##"+++
@@ -242,4 +242,72 @@ fn a_users_variant_comes_before_the_built_in_one() {
     let own = load(Some(folder.path()));
     assert_eq!(asked(&own, "raw", JAPANESE), "own");
     assert_eq!(asked(&own, "raw", ENGLISH), "instruct");
+}
+
+/// A profile whose turns begin with one token.
+const MARKED: &str = r##"+++
+name = "marked"
+title = "Marked"
+description = "For tests"
+language = "en"
+shots = 0
+version = 1
+markers = ["?"]
++++
+{% block prefix %}
+Answer in few words.
+
+{% endblock %}
+{% block turns %}
+{% for message in messages %}
+{{ "?" if message.role == "user" else "!" }}
+{{ message.content }}
+
+{% endfor %}
+!
+{% endblock %}
+"##;
+
+/// An answer ends where any of those who choose its tokens would open the next turn.
+#[test]
+fn the_markers_of_all_who_have_a_say_end_an_answer() {
+    let server = serve_raw(&[PROFILE.to_owned(), MARKED.to_owned()]);
+    // A token for the byte: every answer is made of question marks.
+    let question_mark = (3 + u32::from(b'?')).to_string();
+    let body = |more: Value| {
+        let body = json!({
+            "logit_bias": {question_mark.clone(): 100}, "max_tokens": 4, "temperature": 0,
+            "messages": [{"role": "user", "content": "Hello"}],
+        });
+        with(body, &more)
+    };
+    let said = |arm: &str, more: Value| {
+        let answer = server.chat(with(body(more), &json!({"model": arm})));
+        let choice = &answer["choices"][0];
+        let text = choice["message"]["content"].as_str().expect("a text");
+        let reason = choice["finish_reason"].as_str().expect("a word");
+        (text.to_owned(), reason.to_owned())
+    };
+    let all = ("????".to_owned(), "length".to_owned());
+    let ended = (String::new(), "stop".to_owned());
+    let mix = |arm: &str, weight: f32| json!({"mix": [{"model": arm, "weight": weight}]});
+    assert_eq!(said("raw@short", json!({"guidance": 0})), all);
+    assert_eq!(said("raw@marked", json!({})), ended);
+    for weight in [0.25, -0.25] {
+        assert_eq!(said("raw@short", mix("raw@marked", weight)), ended);
+    }
+    assert_eq!(said("raw@base", mix("raw@marked", 0.25)), ended);
+    let against = json!({"guidance": {"weight": 0.5, "against": "raw@marked"}});
+    assert_eq!(said("raw@short", against), ended);
+    // Nobody's markers, or those of one who has no say.
+    let mut silent = mix("raw@marked", 0.0);
+    silent["guidance"] = json!(0);
+    assert_eq!(said("raw@short", silent), all);
+    assert_eq!(said("raw@short", mix("raw@base", 0.25)), all);
+    // The same side by side.
+    let arms = json!({"arms": ["raw@short guidance=0", "raw@short mix=raw@marked*0.25"]});
+    let report = server.post("/v1/compare", &body(arms)).expect(200);
+    let answers = report["prompts"][0]["answers"].as_array().expect("a list");
+    let texts = answers.iter().map(|answer| answer["text"].clone());
+    assert_eq!(texts.collect::<Vec<_>>(), ["????", ""]);
 }

@@ -46,7 +46,10 @@ pub struct Prompt {
     pub ids: Vec<u32>,
     /// The whole text, the prefix's included.
     pub text: String,
-    /// Role markers that end an answer at the start of a line.
+    /// Role markers that end an answer at the start of a line; see [`Partners::markers`]
+    /// for those of an answer that others have a say in.
+    ///
+    /// [`Partners::markers`]: super::Partners::markers
     pub markers: Vec<String>,
 }
 
