@@ -97,14 +97,14 @@ fn each_built_in_profile_is_there_in_english_and_in_japanese() {
     assert_eq!(profiles.len(), 2 * shots.len());
     for (name, english, japanese) in shots {
         let variants = [
-            (name.to_owned(), "en", english),
-            (format!("{name}-ja"), "ja", japanese),
+            (name.to_owned(), "en", None, english),
+            (format!("{name}-ja"), "ja", Some(name), japanese),
         ];
-        for (name, language, shots) in variants {
+        for (name, language, variant_of, shots) in variants {
             let profile = &profiles[&name];
             assert_eq!(
-                (profile.shots(), profile.language()),
-                (shots, language),
+                (profile.shots(), profile.language(), profile.variant_of()),
+                (shots, language, variant_of),
                 "{name}"
             );
             assert!(!profile.title().is_empty() && !profile.description().is_empty());
@@ -319,6 +319,50 @@ fn a_folder_adds_profiles_and_replaces_built_in_ones() {
     assert_eq!(profiles["urial"].title(), "Own");
     assert_eq!(profiles["urial-ja"].language(), "ja");
     assert_eq!(turns(&profiles["own"], &[user("hi")]), "Q: hi\nA: ");
+}
+
+/// A profile of a user's that is a variant of another.
+fn variant(name: &str, language: &str, of: &str) -> String {
+    let language = format!("language = {language:?}\nvariant_of = {of:?}");
+    OWN.replace("\"own\"", &format!("{name:?}"))
+        .replace("language = \"en\"", &language)
+}
+
+#[test]
+fn a_folder_can_hold_variants_of_its_own_and_of_built_in_profiles() {
+    let load = |variants: &[(&str, &str, &str)]| {
+        let folder = tempfile::tempdir().unwrap();
+        let write = |name: &str, text: &str| {
+            std::fs::write(folder.path().join(format!("{name}.jinja")), text).unwrap();
+        };
+        write("own", OWN);
+        for (name, language, of) in variants {
+            write(name, &variant(name, language, of));
+        }
+        profile::load(Some(folder.path())).map_err(|error| error.to_string())
+    };
+    let profiles = load(&[
+        ("eigen", "ja", "own"),
+        ("egen", "sv", "own"),
+        ("mine", "ja", "urial"),
+    ])
+    .unwrap();
+    assert_eq!(profiles["eigen"].variant_of(), Some("own"));
+    assert_eq!(profiles["mine"].variant_of(), Some("urial"));
+    assert_eq!(profiles["urial-ja"].variant_of(), Some("urial"));
+
+    let error = load(&[("eigen", "ja", "nobody")]).unwrap_err();
+    assert!(
+        error.contains("eigen.jinja: variant_of: there is no profile \"nobody\""),
+        "{error}"
+    );
+    let twins = [("eigen", "ja", "own"), ("zelf", "JA", "own")];
+    let error = load(&twins).unwrap_err();
+    assert!(
+        error.contains("eigen.jinja: variant_of: \"own\" has another variant")
+            && error.contains("\"zelf\""),
+        "{error}"
+    );
 }
 
 #[test]

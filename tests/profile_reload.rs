@@ -74,6 +74,43 @@ fn a_library_follows_its_folder() {
     assert_eq!(names(&library), ["own-too"]);
 }
 
+/// Of two variants in one language nothing says which is meant, until one of them goes.
+#[test]
+fn two_variants_in_one_language_are_both_refused() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let variant = |name: &str, mark: &str| {
+        let japanese = "language = \"ja\"\nvariant_of = \"own\"";
+        profile(name, mark).replace("language = \"en\"", japanese)
+    };
+    put(&folder, "own", &profile("own", "birds"));
+    put(&folder, "own-b", &variant("own-b", "trees"));
+    let mut library = Library::open(Some(folder.path())).expect("a sound folder");
+    put(&folder, "own-a", &variant("own-a", "stones"));
+    assert!(followed(&mut library));
+    assert_eq!(names(&library), ["own"]);
+    let broken: Vec<String> = library.broken().map(|(name, _)| name).collect();
+    assert_eq!(broken, ["own-a", "own-b"]);
+    fs::remove_file(folder.path().join("own-a.jinja")).expect("it is there");
+    assert!(followed(&mut library));
+    assert_eq!(library.broken().count(), 0);
+    assert_eq!(names(&library), ["own", "own-b"]);
+    // What it is a variant of is broken, not gone.
+    put(&folder, "own", "no front matter");
+    assert!(followed(&mut library));
+    let broken: Vec<String> = library.broken().map(|(name, _)| name).collect();
+    assert_eq!(broken, ["own"]);
+    fs::remove_file(folder.path().join("own.jinja")).expect("it is there");
+    assert!(followed(&mut library));
+    let broken: Vec<String> = library
+        .broken()
+        .map(|(_, error)| error.to_string())
+        .collect();
+    assert!(
+        broken.len() == 1 && broken[0].contains("there is no profile \"own\""),
+        "{broken:?}"
+    );
+}
+
 #[test]
 fn a_file_that_is_still_being_written_is_left_alone() {
     let folder = tempfile::tempdir().expect("a folder");

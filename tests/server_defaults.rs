@@ -1,5 +1,6 @@
-//! How chats are sampled where a request does not say: by the profile, then by the model's
-//! manifest, then as OpenAI does it.
+//! How chats are rendered and sampled where a request does not say: by the default profile
+//! or its variant for the question's language; by the profile, then by the model's manifest,
+//! then as OpenAI does it. And where answers end that several arms have a say in.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -12,7 +13,7 @@ use serde_json::{Value, json};
 
 use crate::build::{Builder, Item};
 use crate::reference::tiny::{Tiny, written};
-use crate::server_support::Server;
+use crate::server_support::{Server, with};
 use crate::support::subjects;
 
 const PROFILE: &str = r##"+++
@@ -44,39 +45,83 @@ Answer well.
 {% endblock %}
 "##;
 
-/// A server of two models whose manifests set `max_tokens` and `top_p`: `tuned` has a chat
-/// template, `raw` has none.
-fn server() -> Server {
-    let profile = Profile::parse("short.jinja", PROFILE).expect("a sound profile");
-    let profiles = BTreeMap::from([("short".to_owned(), Arc::new(profile))]);
-    let load = |name: &str, file: Builder| {
-        let model = Tiny {
-            layers: 1,
-            ..Tiny::llama()
-        };
-        let file = written(&model.continued(file, &model.tensors()));
-        let options = LoadOptions {
-            backend: subjects::native().backend.clone(),
-            kv_memory: Some(16 << 20),
-            engine: EngineOptions::default(),
-            context: Some(160),
-            profiles: profiles.clone(),
-            default_profile: Some("short".to_owned()),
-            sampling: SamplingDefaults {
-                max_tokens: Some(3),
-                top_p: Some(0.9),
-                ..SamplingDefaults::default()
-            },
-            prefix_folder: None,
-        };
-        Arc::new(Model::load(name, file.path(), &options).expect("a sound model"))
+/// The profile `short` by another name, in a language, and as a variant of another or none.
+fn profile(name: &str, language: &str, variant_of: Option<&str>) -> String {
+    let variant_of = variant_of.map_or_else(String::new, |of| format!("\nvariant_of = {of:?}"));
+    let language = format!("language = {language:?}{variant_of}");
+    PROFILE
+        .replace("name = \"short\"", &format!("name = {name:?}"))
+        .replace("language = \"en\"", &language)
+}
+
+/// Profiles by their names.
+fn profiles(texts: &[String]) -> BTreeMap<String, Arc<Profile>> {
+    let parsed = texts
+        .iter()
+        .map(|text| Profile::parse("a profile", text).expect("a sound profile"));
+    parsed
+        .map(|profile| (profile.name().to_owned(), Arc::new(profile)))
+        .collect()
+}
+
+/// A tiny model whose manifest sets `max_tokens` and `top_p`, with these profiles and one of
+/// them as the default.
+fn load(
+    name: &str,
+    file: Builder,
+    profiles: BTreeMap<String, Arc<Profile>>,
+    default_profile: &str,
+) -> Arc<Model> {
+    let model = Tiny {
+        layers: 1,
+        ..Tiny::llama()
     };
-    let template = "{% for m in messages %}<{{ m.role }}>{{ m.content }}{% endfor %}";
-    let templated = Builder::new().with("tokenizer.chat_template", Item::Str(template));
-    let models = vec![load("tuned", templated), load("raw", Builder::new())];
+    let file = written(&model.continued(file, &model.tensors()));
+    let options = LoadOptions {
+        backend: subjects::native().backend.clone(),
+        kv_memory: Some(16 << 20),
+        engine: EngineOptions::default(),
+        context: Some(1024),
+        profiles,
+        default_profile: Some(default_profile.to_owned()),
+        sampling: SamplingDefaults {
+            max_tokens: Some(3),
+            top_p: Some(0.9),
+            ..SamplingDefaults::default()
+        },
+        prefix_folder: None,
+    };
+    Arc::new(Model::load(name, file.path(), &options).expect("a sound model"))
+}
+
+fn serve(models: Vec<Arc<Model>>) -> Server {
     let runtime = Runtime::new();
     runtime.loaded(models);
     Server::over(Arc::new(runtime), ServeOptions::default())
+}
+
+/// A server of the model `raw` without a chat template.
+fn serve_raw(texts: &[String]) -> Server {
+    serve(vec![load("raw", Builder::new(), profiles(texts), "short")])
+}
+
+/// A server of two models: `tuned` has a chat template, `raw` has none.
+fn server() -> Server {
+    let template = "{% for m in messages %}<{{ m.role }}>{{ m.content }}{% endfor %}";
+    let templated = Builder::new().with("tokenizer.chat_template", Item::Str(template));
+    let short = profiles(&[PROFILE.to_owned()]);
+    serve(vec![
+        load("tuned", templated, short.clone(), "short"),
+        load("raw", Builder::new(), short, "short"),
+    ])
+}
+
+/// What the list of models says of an arm.
+fn listed(server: &Server, id: &str) -> Value {
+    let models = server.get("/v1/models").expect(200);
+    let models = models["data"].as_array().expect("a list");
+    let model = models.iter().find(|model| model["id"] == id);
+    model.expect("it is listed").clone()
 }
 
 #[test]
@@ -109,11 +154,9 @@ fn a_models_defaults_are_for_the_way_it_chats_in() {
 
 #[test]
 fn the_list_of_models_shows_how_each_arm_chats() {
-    let models = server().get("/v1/models").expect(200);
+    let server = server();
     let shown = |id: &str| {
-        let models = models["data"].as_array().expect("a list");
-        let model = models.iter().find(|model| model["id"] == id);
-        let model = model.expect("it is listed");
+        let model = listed(&server, id);
         json!([model["sampling"], model["guidance"], model["language"]])
     };
     let of_model = json!({"top_p": 0.9, "max_tokens": 3});
@@ -127,4 +170,144 @@ fn the_list_of_models_shows_how_each_arm_chats() {
         assert_eq!(shown(id), json!([both, 0.5, "en"]), "{id}");
     }
     assert_eq!(shown("raw@turn"), json!([of_profile, null, null]));
+}
+
+/// The profile that answers a first question.
+fn asked(server: &Server, model: &str, question: &str) -> Value {
+    let body = json!({
+        "model": model, "max_tokens": 1, "guidance": 0,
+        "messages": [{"role": "user", "content": question}],
+    });
+    server.chat(body)["profile"].clone()
+}
+
+const ENGLISH: &str = "Hello";
+const JAPANESE: &str = "こんにちは";
+
+#[test]
+fn variants_are_those_that_say_so_whatever_their_names() {
+    let server = serve_raw(&[
+        PROFILE.to_owned(),
+        profile("kurz", "ja", Some("short")),
+        profile("kort", "sv", Some("short")),
+        profile("other", "ja", Some("kurz")),
+        profile("short-ja", "ja", None),
+    ]);
+    assert_eq!(asked(&server, "raw", ENGLISH), "short");
+    assert_eq!(asked(&server, "raw", JAPANESE), "kurz");
+    for pinned in ["short", "kort", "short-ja"] {
+        assert_eq!(asked(&server, &format!("raw@{pinned}"), JAPANESE), pinned);
+    }
+    assert_eq!(listed(&server, "raw")["language"], Value::Null);
+    assert_eq!(listed(&server, "raw@kurz")["language"], "ja");
+    let profiles = server.get("/v1/profiles").expect(200);
+    let of = |id: &str| {
+        let profiles = profiles["data"].as_array().expect("a list");
+        let profile = profiles.iter().find(|profile| profile["id"] == id);
+        profile.expect("it is listed")["variant_of"].clone()
+    };
+    assert_eq!((of("kurz"), of("short")), (json!("short"), Value::Null));
+}
+
+#[test]
+fn without_a_variant_that_fits_the_default_profile_answers() {
+    // One whose name alone says so, and one in a language that is not recognised.
+    let server = serve_raw(&[
+        PROFILE.to_owned(),
+        profile("short-ja", "ja", None),
+        profile("kort", "sv", Some("short")),
+    ]);
+    assert_eq!(asked(&server, "raw", JAPANESE), "short");
+    assert_eq!(listed(&server, "raw")["language"], "en");
+    // The default profile is in the question's language itself.
+    let server = serve_raw(&[
+        profile("short", "ja", None),
+        profile("kurz", "ja", Some("short")),
+    ]);
+    assert_eq!(asked(&server, "raw", JAPANESE), "short");
+    assert_eq!(listed(&server, "raw")["language"], "ja");
+}
+
+#[test]
+fn a_users_variant_comes_before_the_built_in_one() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let text = profile("own", "ja", Some("instruct"));
+    std::fs::write(folder.path().join("own.jinja"), text).expect("it can be written");
+    let load = |folder| {
+        let profiles = incant::profile::load(folder).expect("sound profiles");
+        serve(vec![load("raw", Builder::new(), profiles, "instruct")])
+    };
+    let built_in = load(None);
+    assert_eq!(asked(&built_in, "raw", JAPANESE), "instruct-ja");
+    let own = load(Some(folder.path()));
+    assert_eq!(asked(&own, "raw", JAPANESE), "own");
+    assert_eq!(asked(&own, "raw", ENGLISH), "instruct");
+}
+
+/// A profile whose turns begin with one token.
+const MARKED: &str = r##"+++
+name = "marked"
+title = "Marked"
+description = "For tests"
+language = "en"
+shots = 0
+version = 1
+markers = ["?"]
++++
+{% block prefix %}
+Answer in few words.
+
+{% endblock %}
+{% block turns %}
+{% for message in messages %}
+{{ "?" if message.role == "user" else "!" }}
+{{ message.content }}
+
+{% endfor %}
+!
+{% endblock %}
+"##;
+
+/// An answer ends where any of those who choose its tokens would open the next turn.
+#[test]
+fn the_markers_of_all_who_have_a_say_end_an_answer() {
+    let server = serve_raw(&[PROFILE.to_owned(), MARKED.to_owned()]);
+    // A token for the byte: every answer is made of question marks.
+    let question_mark = (3 + u32::from(b'?')).to_string();
+    let body = |more: Value| {
+        let body = json!({
+            "logit_bias": {question_mark.clone(): 100}, "max_tokens": 4, "temperature": 0,
+            "messages": [{"role": "user", "content": "Hello"}],
+        });
+        with(body, &more)
+    };
+    let said = |arm: &str, more: Value| {
+        let answer = server.chat(with(body(more), &json!({"model": arm})));
+        let choice = &answer["choices"][0];
+        let text = choice["message"]["content"].as_str().expect("a text");
+        let reason = choice["finish_reason"].as_str().expect("a word");
+        (text.to_owned(), reason.to_owned())
+    };
+    let all = ("????".to_owned(), "length".to_owned());
+    let ended = (String::new(), "stop".to_owned());
+    let mix = |arm: &str, weight: f32| json!({"mix": [{"model": arm, "weight": weight}]});
+    assert_eq!(said("raw@short", json!({"guidance": 0})), all);
+    assert_eq!(said("raw@marked", json!({})), ended);
+    for weight in [0.25, -0.25] {
+        assert_eq!(said("raw@short", mix("raw@marked", weight)), ended);
+    }
+    assert_eq!(said("raw@base", mix("raw@marked", 0.25)), ended);
+    let against = json!({"guidance": {"weight": 0.5, "against": "raw@marked"}});
+    assert_eq!(said("raw@short", against), ended);
+    // Nobody's markers, or those of one who has no say.
+    let mut silent = mix("raw@marked", 0.0);
+    silent["guidance"] = json!(0);
+    assert_eq!(said("raw@short", silent), all);
+    assert_eq!(said("raw@short", mix("raw@base", 0.25)), all);
+    // The same side by side.
+    let arms = json!({"arms": ["raw@short guidance=0", "raw@short mix=raw@marked*0.25"]});
+    let report = server.post("/v1/compare", &body(arms)).expect(200);
+    let answers = report["prompts"][0]["answers"].as_array().expect("a list");
+    let texts = answers.iter().map(|answer| answer["text"].clone());
+    assert_eq!(texts.collect::<Vec<_>>(), ["????", ""]);
 }

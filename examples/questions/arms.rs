@@ -46,6 +46,8 @@ struct Arm {
 #[derive(Clone, Debug, Deserialize)]
 struct Profile {
     id: String,
+    language: String,
+    variant_of: Option<String>,
     prefix: Option<String>,
     default_for: Vec<String>,
 }
@@ -136,18 +138,27 @@ impl Served {
         Ok(&first.root)
     }
 
-    /// The arm that is asked questions of a language: with the Japanese variant of its
-    /// profile for Japanese ones, where the server has one.
+    /// The arm that is asked questions of a language: with the variant of its profile for
+    /// that language, where the server has one.
     pub(crate) fn variant(&self, id: &str, language: Language) -> String {
-        let variant = self.find(id).filter(|_| language == Language::Ja);
-        let variant = variant.and_then(|arm| {
-            let profile = japanese(arm.profile.as_ref()?);
+        let variant = self.find(id).and_then(|arm| {
+            let profile = &self.variant_of(arm.profile.as_ref()?, language)?.id;
             let adapter = arm.adapter.as_ref().map(|name| format!("+{name}"));
             let id = format!("{}@{profile}{}", arm.root, adapter.unwrap_or_default());
             self.find(&id)
         });
         let guidance = &id[plain(id).len()..];
         variant.map_or_else(|| id.to_owned(), |arm| arm.id.clone() + guidance)
+    }
+
+    /// The variant of a profile for a language; the first by name, where the server has
+    /// several.
+    fn variant_of(&self, name: &str, language: Language) -> Option<&Profile> {
+        let variants = self
+            .profiles
+            .values()
+            .filter(|it| it.variant_of.as_deref() == Some(name) && it.language == language.code());
+        variants.min_by(|a, b| a.id.cmp(&b.id))
     }
 
     /// The runs of an arm's constant prompt, and of the profile that `also` names or
@@ -163,16 +174,16 @@ impl Served {
         let own = own.or_else(|| self.trained_with.get(&arm.id));
         let own = match own {
             Some(name) => self.profiles.get(name),
+            // The default one follows the question's language.
             None => self
                 .profiles
                 .values()
-                .find(|it| it.default_for.contains(&arm.root)),
+                .find(|it| it.default_for.contains(&arm.root))
+                .map(|it| self.variant_of(&it.id, language).unwrap_or(it)),
         };
         let also = also
             .map(|name| {
-                let variant = Some(japanese(name)).filter(|_| language == Language::Ja);
-                let variant = variant.and_then(|name| self.profiles.get(&name));
-                variant
+                self.variant_of(name, language)
                     .or_else(|| self.profiles.get(name))
                     .with_context(|| format!("the server has no profile {name}"))
             })
@@ -182,17 +193,13 @@ impl Served {
     }
 }
 
-/// The name of a profile's Japanese variant.
-fn japanese(profile: &str) -> String {
-    format!("{profile}-ja")
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::repeats::copies;
 
     const PREFIX: &str = "one two three four five six seven eight nine";
+    const JAPANESE: &str = "空が青いのは光が空気に散らされる";
 
     fn served() -> Served {
         let arm = |profile: Option<&str>, adapter: Option<&str>| {
@@ -205,9 +212,11 @@ mod tests {
                 adapter: adapter.map(str::to_owned),
             }
         };
-        let profile = |id: &str, prefix: Option<&str>, default_for: &[&str]| {
+        let profile = |id: &str, of: Option<&str>, prefix: Option<&str>, default_for: &[&str]| {
             let profile = Profile {
                 id: id.into(),
+                language: if of.is_some() { "ja" } else { "en" }.into(),
+                variant_of: of.map(str::to_owned),
                 prefix: prefix.map(str::to_owned),
                 default_for: default_for.iter().map(|it| (*it).to_owned()).collect(),
             };
@@ -224,9 +233,9 @@ mod tests {
                 arm(Some("urial-ja"), Some("a")),
             ],
             profiles: HashMap::from([
-                profile("base", None, &[]),
-                profile("urial", Some(PREFIX), &["m"]),
-                profile("urial-ja", Some("空が青いのは光が空気に散らされる"), &[]),
+                profile("base", None, None, &[]),
+                profile("urial", None, Some(PREFIX), &["m"]),
+                profile("urial-ja", Some("urial"), Some(JAPANESE), &[]),
             ]),
             trained_with: HashMap::from([("m+a".to_owned(), "base".to_owned())]),
         }
@@ -267,9 +276,11 @@ mod tests {
         assert!(!copied("m+a", None), "it was trained with @base");
         let unknown = "none".to_owned();
         assert!(served.prompt("m", Some(&unknown), Language::En).is_err());
-        let japanese = "urial".to_owned();
-        let prompt = served.prompt("m@base", Some(&japanese), Language::Ja);
-        let japanese = "空が青いのは光が空気に散らされる";
-        assert!(copies(japanese, &prompt.unwrap(), []));
+        let urial = "urial".to_owned();
+        for (id, also) in [("m@base", Some(&urial)), ("m", None)] {
+            let prompt = served.prompt(id, also, Language::Ja).unwrap();
+            assert!(copies(JAPANESE, &prompt, []), "{id}");
+            assert!(!copies(PREFIX, &prompt, []), "{id}");
+        }
     }
 }

@@ -89,6 +89,7 @@ impl Args {
         let prompt = arm.chat(&messages)?;
         let say = arm.say_in_chat(runtime, &self.wishes()?)?;
         let partners = say.of_chat(arm, &messages)?;
+        let markers = partners.markers(&prompt);
         let prefix = prompt.prefix.as_ref().map_or(0, |prefix| prefix.ids.len());
         let used = prefix + prompt.ids.len();
         if used >= arm.context() {
@@ -116,7 +117,7 @@ impl Args {
         let mut generation = partners.submit(arm, request)?;
 
         let mut decoder = StreamDecoder::new();
-        let mut matcher = StopMatcher::new(&[], &prompt.markers).trim_start(true);
+        let mut matcher = StopMatcher::new(&[], &markers).trim_start(true);
         let mut out = io::stdout().lock();
         let mut show = |text: &str| -> io::Result<()> {
             out.write_all(text.as_bytes())?;

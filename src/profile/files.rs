@@ -56,9 +56,15 @@ pub fn builtin() -> &'static [Arc<Profile>] {
     &BUILTIN
 }
 
+/// Whether a profile is one of those that come with incant.
+pub(crate) fn is_builtin(profile: &Arc<Profile>) -> bool {
+    builtin().iter().any(|other| Arc::ptr_eq(profile, other))
+}
+
 /// All profiles by name: the built-in ones, and over them every `NAME.jinja` in
 /// `dir`, where a file that is broken, unreadable or named otherwise inside is
-/// an error. Other files there are nobody's business.
+/// an error; so are a variant of a profile that does not exist, and two variants
+/// of one profile in the same language. Other files there are nobody's business.
 pub fn load(dir: Option<&Path>) -> Result<BTreeMap<String, Arc<Profile>>, ProfileError> {
     Ok(Library::open(dir)?.profiles())
 }
@@ -68,6 +74,8 @@ pub fn load(dir: Option<&Path>) -> Result<BTreeMap<String, Arc<Profile>>, Profil
 pub struct Library {
     folder: Option<PathBuf>,
     files: BTreeMap<PathBuf, Source>,
+    /// What is wrong with files that are sound by themselves.
+    bad_variants: BTreeMap<PathBuf, ProfileError>,
     /// What the last look saw of the files.
     seen: BTreeMap<PathBuf, Stamp>,
 }
@@ -92,11 +100,13 @@ impl Library {
     /// Reads the folder, if there is one.
     ///
     /// # Errors
-    /// A file of it is broken, unreadable, or named otherwise than its profile.
+    /// A file of it is broken, unreadable, or named otherwise than its profile; or a
+    /// variant of a profile that does not exist, or one of two in the same language.
     pub fn open(folder: Option<&Path>) -> Result<Library, ProfileError> {
         let mut library = Library {
             folder: folder.map(Path::to_owned),
             files: BTreeMap::new(),
+            bad_variants: BTreeMap::new(),
             seen: BTreeMap::new(),
         };
         library.read()?;
@@ -107,7 +117,10 @@ impl Library {
             source.profile?;
         }
         drop(broken);
-        Ok(library)
+        match library.bad_variants.pop_first() {
+            Some((_, error)) => Err(error),
+            None => Ok(library),
+        }
     }
 
     /// The folder, if there is one.
@@ -118,8 +131,9 @@ impl Library {
     /// The profiles by name. What is broken is not among them, but a built-in one of
     /// its name is.
     pub fn profiles(&self) -> BTreeMap<String, Arc<Profile>> {
-        let files = self.files.values();
-        let own = files.filter_map(|source| source.profile.as_ref().ok());
+        let good = |(path, _): &(&PathBuf, &Source)| !self.bad_variants.contains_key(*path);
+        let files = self.files.iter().filter(good);
+        let own = files.filter_map(|(_, source)| source.profile.as_ref().ok());
         let all = builtin().iter().chain(own);
         all.map(|profile| (profile.name().to_owned(), Arc::clone(profile)))
             .collect()
@@ -128,10 +142,12 @@ impl Library {
     /// The files that cannot be used: the name that each should give a profile, and
     /// what is wrong.
     pub fn broken(&self) -> impl Iterator<Item = (String, &ProfileError)> {
-        self.files.iter().filter_map(|(path, source)| {
-            let error = source.profile.as_ref().err()?;
-            Some((stem(path), error))
-        })
+        let alone = self
+            .files
+            .iter()
+            .filter_map(|(path, source)| Some((path, source.profile.as_ref().err()?)));
+        let all = alone.chain(&self.bad_variants);
+        all.map(|(path, error)| (stem(path), error))
     }
 
     /// Reads all files again. Returns whether any has another text than before.
@@ -201,7 +217,40 @@ impl Library {
             source.stamp = stamp;
             self.files.insert(path.clone(), source);
         }
+        self.bad_variants = self.find_bad_variants();
         changed || !before.is_empty()
+    }
+
+    /// The files whose profiles are variants of one that does not exist, or of one that has
+    /// another variant among the files in the same language: nothing says which of the two
+    /// is meant, so neither is taken. A built-in variant gives way to a file's.
+    fn find_bad_variants(&self) -> BTreeMap<PathBuf, ProfileError> {
+        let exists = |name: &str| {
+            // One that is broken is no less meant.
+            let is_file = self.files.keys().any(|path| stem(path) == name);
+            is_file || builtin().iter().any(|profile| profile.name() == name)
+        };
+        let variants = self.files.iter().filter_map(|(path, source)| {
+            let profile = source.profile.as_ref().ok()?;
+            Some((path, profile, profile.variant_of()?))
+        });
+        let variants: Vec<_> = variants.collect();
+        let bad = variants.iter().filter_map(|&(path, profile, name)| {
+            let mut others = variants.iter().filter(|(other, ..)| *other != path);
+            let twin = others.find(|(_, other, _)| other.is_variant(name, profile.language()));
+            let problem = match twin {
+                _ if !exists(name) => format!("variant_of: there is no profile {name:?}"),
+                Some((_, twin, _)) => format!(
+                    "variant_of: {name:?} has another variant in the language {:?}, {:?}",
+                    profile.language(),
+                    twin.name()
+                ),
+                None => return None,
+            };
+            let file = path.display().to_string();
+            Some((path.clone(), ProfileError::broken(&file, None, problem)))
+        });
+        bad.collect()
     }
 }
 

@@ -294,6 +294,7 @@ pub(super) struct FrontMatter {
     pub(super) title: String,
     pub(super) description: String,
     pub(super) language: String,
+    pub(super) variant_of: Option<String>,
     pub(super) shots: usize,
     pub(super) version: u32,
     pub(super) markers: Vec<String>,
@@ -352,6 +353,12 @@ impl FrontMatter {
             return Some(format!(
                 "language {:?} is no BCP-47 tag such as \"en\" or \"pt-BR\"",
                 self.language
+            ));
+        }
+        if self.variant_of.as_ref() == Some(&self.name) {
+            return Some(format!(
+                "variant_of names the profile itself, {:?}",
+                self.name
             ));
         }
         if self.markers.is_empty() {
@@ -470,6 +477,11 @@ mod tests {
         refuse("\"short\"", "\"a@b\"", "name \"a@b\"");
         refuse("\"short\"", "\"base\"", "built in");
         refuse("\"en\"", "\"english language\"", "BCP-47");
+        refuse(
+            "\"en\"",
+            "\"en\"\nvariant_of = \"short\"",
+            "variant_of names the profile itself",
+        );
         refuse("[\"# Query:\"]", "[]", "markers is empty");
         refuse("[\"# Query:\"]", "[\" # Query:\"]", "marker \" # Query:\"");
         let sampling = |line: &str| format!("\n[sampling]\n{line}\n+++\n");

@@ -23,6 +23,7 @@ mod template;
 
 pub use chat_template::ChatTemplate;
 pub use error::ProfileError;
+pub(crate) use files::is_builtin;
 pub use files::{Library, builtin, load};
 pub use front::{GuidanceDefaults, SamplingDefaults};
 pub(crate) use front::{MAX_BREAKER_BYTES, MAX_BREAKERS, MOST_DRY_TOKENS, breakers_problem};

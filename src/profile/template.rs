@@ -83,6 +83,17 @@ impl Profile {
         &self.front.language
     }
 
+    /// The profile whose place it takes in conversations in its own language.
+    pub fn variant_of(&self) -> Option<&str> {
+        self.front.variant_of.as_deref()
+    }
+
+    /// Whether it is the variant of the profile `name` for a language, a BCP-47 tag, which
+    /// must be the profile's own: `ja` is not `ja-JP`.
+    pub fn is_variant(&self, name: &str, language: &str) -> bool {
+        self.variant_of() == Some(name) && self.language().eq_ignore_ascii_case(language)
+    }
+
     /// How many examples the prefix holds.
     pub fn shots(&self) -> usize {
         self.front.shots

@@ -11,6 +11,7 @@ use super::{Adapter, ArmInfo, BoundProfile, Model, Profiles, Runtime};
 use crate::engine::{self, Generation, Prefix, Request, SubmitError};
 use crate::profile::{
     GuidanceDefaults, Message, ProfileError, Rendering, Role, SamplingDefaults, guard_for,
+    is_builtin,
 };
 use crate::text::{Special, Tokenizer};
 
@@ -45,7 +46,10 @@ pub struct Prompt {
     pub ids: Vec<u32>,
     /// The whole text, the prefix's included.
     pub text: String,
-    /// Role markers that end an answer at the start of a line.
+    /// Role markers that end an answer at the start of a line; see [`Partners::markers`]
+    /// for those of an answer that others have a say in.
+    ///
+    /// [`Partners::markers`]: super::Partners::markers
     pub markers: Vec<String>,
 }
 
@@ -160,11 +164,12 @@ impl Arm {
     }
 
     /// The same arm for a conversation: where it names no profile and the model's default
-    /// one has a variant in the language of the first question, it is that one.
+    /// one has a variant in the language of the first question, it is that one. Variants
+    /// say so themselves (see [`Profile::variant_of`](crate::profile::Profile::variant_of)).
     pub fn for_conversation(&self, messages: &[Message]) -> Arm {
         let first = messages.iter().find(|message| message.role == Role::User);
-        let is_japanese = first.is_some_and(|message| is_japanese(&message.content));
-        let Some(bound) = self.variant().filter(|_| is_japanese) else {
+        let language = first.and_then(|message| language_of(&message.content));
+        let Some(bound) = language.and_then(|language| self.variant(language)) else {
             return self.clone();
         };
         let rendering = Rendering::Profile(Arc::clone(bound.profile()));
@@ -177,10 +182,24 @@ impl Arm {
         }
     }
 
-    /// The variant of its default profile for another language, if there is one.
-    fn variant(&self) -> Option<&BoundProfile> {
-        let name = self.rendering.profile_name()?;
-        self.variants.as_deref()?.get(&format!("{name}-ja"))
+    /// The variant of its default profile for a language, if there is one and the default
+    /// profile is in another. A built-in one gives way to a user's; among several of a
+    /// user's, which a folder of profiles cannot have, the first by name counts.
+    fn variant(&self, language: &str) -> Option<&BoundProfile> {
+        let Rendering::Profile(default) = &self.rendering else {
+            return None;
+        };
+        let all = self.variants.as_deref()?.values();
+        let fitting = all.filter(|bound| bound.profile().is_variant(default.name(), language));
+        fitting
+            .min_by_key(|bound| is_builtin(bound.profile()))
+            .filter(|_| !default.language().eq_ignore_ascii_case(language))
+    }
+
+    /// Whether its profile follows the language of the first question.
+    fn follows_language(&self) -> bool {
+        let mut languages = LANGUAGES.iter();
+        languages.any(|&(language, _)| self.variant(language).is_some())
     }
 
     /// How the arm renders chat, and the profile whose prefix comes first: the
@@ -406,7 +425,7 @@ impl Arm {
         };
         // A default profile with variants has the language of the question.
         let one_profile = match &self.rendering {
-            Rendering::Profile(profile) if self.variant().is_none() => Some(profile),
+            Rendering::Profile(profile) if !self.follows_language() => Some(profile),
             _ => None,
         };
         ArmInfo {
@@ -436,6 +455,20 @@ fn defaults_of(model: &Model, rendering: &Rendering) -> SamplingDefaults {
     }
 }
 
+/// Whether a text is in a language.
+type IsIn = fn(&str) -> bool;
+
+/// The languages that a text is recognised to be in, by their BCP-47 tags. A new one is one
+/// line here.
+const LANGUAGES: &[(&str, IsIn)] = &[("ja", is_japanese)];
+
+/// The language of a text, as far as that can be told.
+fn language_of(text: &str) -> Option<&'static str> {
+    let mut languages = LANGUAGES.iter();
+    let found = languages.find(|(_, is_in)| is_in(text));
+    found.map(|&(language, _)| language)
+}
+
 /// Whether a text is Japanese: it has kana, and most of what it says is in kana and Han
 /// characters, each of which says about as much as two letters.
 fn is_japanese(text: &str) -> bool {
@@ -457,7 +490,7 @@ impl Prompt {
 
 #[cfg(test)]
 mod tests {
-    use super::is_japanese;
+    use super::language_of;
 
     #[test]
     fn the_language_is_that_of_most_of_the_text() {
@@ -467,7 +500,7 @@ mod tests {
             "ﾃｽﾄ",
             "PythonでHello Worldを表示する関数を書いて",
         ] {
-            assert!(is_japanese(japanese), "{japanese}");
+            assert_eq!(language_of(japanese), Some("ja"), "{japanese}");
         }
         for other in [
             "",
@@ -476,7 +509,7 @@ mod tests {
             "Translate 'こんにちは' to English, please.",
             "北京是中国的首都。",
         ] {
-            assert!(!is_japanese(other), "{other}");
+            assert_eq!(language_of(other), None, "{other}");
         }
     }
 }

@@ -278,7 +278,7 @@ impl Answer {
             Arc::clone(side.arm.tokenizer()),
             Arc::clone(&side.end_tokens),
             &side.stop,
-            &side.prompt.markers,
+            &side.partners.markers(&side.prompt),
             None,
         );
         let judge = |(side, judge): &(usize, &Side)| Judge {

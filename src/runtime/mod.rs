@@ -70,6 +70,8 @@ pub struct ProfileInfo {
     pub description: String,
     /// BCP-47.
     pub language: String,
+    /// The profile whose place it takes in conversations in that language.
+    pub variant_of: Option<String>,
     /// How many examples its prefix holds.
     pub shots: usize,
     /// Raised when its text changes.
@@ -205,6 +207,7 @@ impl Runtime {
                     title: profile.title().to_owned(),
                     description: profile.description().to_owned(),
                     language: profile.language().to_owned(),
+                    variant_of: profile.variant_of().map(str::to_owned),
                     shots: profile.shots(),
                     version: profile.version().to_string(),
                     markers: profile.markers().to_vec(),

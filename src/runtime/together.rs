@@ -415,6 +415,18 @@ impl Partners {
         self.label.clone().filter(|_| !self.partners.is_empty())
     }
 
+    /// The role markers that end an answer of all of them together to a prompt of the arm:
+    /// its own, and those of each of the others, who may open the next turn in their way.
+    pub fn markers(&self, prompt: &Prompt) -> Vec<String> {
+        let mut markers = prompt.markers.clone();
+        for marker in self.partners.iter().flat_map(|it| &it.prompt.markers) {
+            if !markers.contains(marker) {
+                markers.push(marker.clone());
+            }
+        }
+        markers
+    }
+
     /// The same, with log-probabilities of the arm by itself.
     pub fn measuring_the_arm(self) -> Partners {
         Partners {

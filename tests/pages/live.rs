@@ -83,6 +83,26 @@ fn it_begins_with_the_arms_of_the_first_model() {
     assert_eq!(browser.complaints(), Vec::<String>::new());
 }
 
+/// The server says how a model chats by default, not a profile's name.
+#[test]
+fn the_second_arm_is_the_default_one() {
+    let arms = "[...document.querySelectorAll('#arms span')].map((arm) => arm.textContent)";
+    for (default, arm) in [
+        (Some("assistant"), "gemma-3-270m@assistant"),
+        (Some("urial"), "gemma-3-270m@urial"),
+        (None, "gemma-3-270m"),
+    ] {
+        let script = Script::Refusal("400 Bad Request", "No.");
+        let stub = Stub::serving(default, None, script);
+        let Some(mut browser) = open(&stub) else {
+            return;
+        };
+        let first = json!(["gemma-3-270m@base", arm, "gemma-3-270m+chat"]);
+        assert_eq!(browser.eval(arms), first);
+        assert_eq!(browser.complaints(), Vec::<String>::new());
+    }
+}
+
 #[test]
 fn an_arm_can_be_added_with_guidance() {
     let stub = Stub::start(None, Script::Events(events(&streamed())));

@@ -27,6 +27,8 @@ pub(crate) struct Stub {
 
 struct State {
     key: Option<&'static str>,
+    /// The profile that its first model chats with by default.
+    default: Option<&'static str>,
     script: Script,
     asked: Mutex<Vec<Value>>,
     hung_up: Mutex<bool>,
@@ -35,10 +37,20 @@ struct State {
 impl Stub {
     /// Starts it; with a key, whoever has not got it learns nothing.
     pub(crate) fn start(key: Option<&'static str>, script: Script) -> Stub {
+        Stub::serving(Some("urial"), key, script)
+    }
+
+    /// One whose first model chats with this profile by default, or with its own template.
+    pub(crate) fn serving(
+        default: Option<&'static str>,
+        key: Option<&'static str>,
+        script: Script,
+    ) -> Stub {
         let listener = TcpListener::bind("127.0.0.1:0").expect("a port is free");
         let url = format!("http://{}/", listener.local_addr().expect("it is bound"));
         let state = Arc::new(State {
             key,
+            default,
             script,
             asked: Mutex::default(),
             hung_up: Mutex::new(false),
@@ -112,6 +124,13 @@ impl State {
                 "",
                 &models().to_string(),
             ),
+            "/v1/profiles" => whole(
+                stream,
+                "200 OK",
+                "application/json",
+                "",
+                &profiles(self.default).to_string(),
+            ),
             "/v1/compare" => {
                 let request = serde_json::from_slice(&body).expect("JSON");
                 self.asked.lock().expect("no test holds it").push(request);
@@ -179,7 +198,7 @@ fn whole(
 
 /// Two models; the first has profiles and an adapter.
 fn models() -> Value {
-    let of_first = ["", "@base", "@terse", "@urial", "+chat", "@base+chat"];
+    let of_first = ["", "@base", "@assistant", "@urial", "+chat", "@base+chat"];
     let model = |root: &str, arm: &str| {
         let (rest, adapter) = arm
             .split_once('+')
@@ -193,6 +212,19 @@ fn models() -> Value {
         .collect();
     data.push(model("other", ""));
     json!({"object": "list", "data": data})
+}
+
+/// The profiles of both models.
+fn profiles(default: Option<&str>) -> Value {
+    let profile = |id: &str| {
+        let models: &[&str] = match default == Some(id) {
+            true => &["gemma-3-270m"],
+            false => &[],
+        };
+        json!({"id": id, "object": "profile", "default_for": models})
+    };
+    let data = [profile("assistant"), profile("urial")];
+    json!({"object": "list", "data": data, "broken": []})
 }
 
 /// The first question of a report as a server would stream it: all arms by turns, the

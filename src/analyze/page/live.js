@@ -46,13 +46,16 @@ class Live {
   async #load() {
     this.#complain(null);
     try {
-      const response = await ask("v1/models", part("key").value);
-      const { data } = await response.json();
+      const lists = ["v1/models", "v1/profiles"].map(async (path) => {
+        const response = await ask(path, part("key").value);
+        return (await response.json()).data;
+      });
+      const [models, profiles] = await Promise.all(lists);
       part("add").replaceChildren(
         option("", "Add an arm…"),
-        ...data.map(({ id }) => option(id, id)),
+        ...models.map(({ id }) => option(id, id)),
       );
-      this.#choose(firstArms(data));
+      this.#choose(firstArms(models, profiles));
       part("question").focus();
     } catch (error) {
       this.#complain(error);
@@ -161,14 +164,21 @@ class Live {
   }
 }
 
-/** Of the first model: without and with the usual profile, and its adapters by themselves. */
-function firstArms(models) {
-  const ofFirst = models.filter(({ root }) => root === models[0].root);
-  const served = ofFirst.map(({ profile }) => profile);
-  const usual = ["assistant", "urial"].find((profile) => served.includes(profile));
-  const ids = ofFirst.filter(({ profile, adapter }) =>
-    adapter ? profile === null : ["base", usual].includes(profile),
-  );
-  const arms = ids.slice(0, 6).map(({ id }) => id);
-  return arms.length > 0 ? arms : models.slice(0, 1).map(({ id }) => id);
+/** Of the first model: without a profile, as it chats by default, and its adapters. */
+function firstArms(models, profiles) {
+  if (models.length === 0) return [];
+  const { root } = models[0];
+  // None is the default of a model that chats with its own template.
+  const usual = profiles.find(({ default_for }) => default_for.includes(root))?.id ?? null;
+  const ofFirst = models.filter((model) => model.root === root);
+  const arms = [
+    ...["base", usual].map((name) =>
+      ofFirst.find(({ profile, adapter }) => profile === name && adapter === null),
+    ),
+    ...ofFirst.filter(({ profile, adapter }) => profile === null && adapter !== null),
+  ];
+  return arms
+    .filter((arm) => arm !== undefined)
+    .slice(0, 6)
+    .map(({ id }) => id);
 }

@@ -238,7 +238,7 @@ impl School {
         let end_tokens = arm.end_tokens();
         let mut sampling = arm.sampling();
         sampling.temperature = 0.0;
-        let mut matcher = StopMatcher::new(&[], &prompt.markers);
+        let mut matcher = StopMatcher::new(&[], &partners.markers(&prompt));
         let request = GenerateRequest {
             adapter: None,
             prefix: prompt.prefix,

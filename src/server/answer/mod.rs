@@ -281,6 +281,7 @@ impl Running {
             let room = fit(&prompt, arm.context(), controls.max_tokens, param)?;
             let room = with_partners(room, &partners, controls.max_tokens)?;
             prompt_tokens.push(prompt.token_count());
+            let markers = partners.markers(&prompt);
             for index in 0..controls.answers {
                 let request = GenerateRequest {
                     adapter: arm.adapter(),
@@ -306,7 +307,7 @@ impl Running {
                     Arc::clone(arm.tokenizer()),
                     controls.end_tokens.clone(),
                     &controls.stop,
-                    &prompt.markers,
+                    &markers,
                     echo.as_ref(),
                 ));
             }

@@ -41,6 +41,9 @@ struct Profile {
     description: String,
     /// The language it is written in, such as `en`.
     language: String,
+    /// The profile whose place it takes where that is the default and the first question
+    /// is in its language, or null.
+    variant_of: Option<String>,
     /// How many examples it gives.
     shots: usize,
     version: String,
@@ -74,6 +77,7 @@ impl From<ProfileInfo> for Profile {
             title: info.title,
             description: info.description,
             language: info.language,
+            variant_of: info.variant_of,
             shots: info.shots,
             version: info.version,
             markers: info.markers,
