@@ -1,8 +1,16 @@
 //! Guidance and mixes through the API, on the real model.
 
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::SystemTime;
+
+use incant::runtime::{LoadOptions, Model, Runtime};
+use incant::server::ServeOptions;
 use serde_json::{Value, json};
 
-use crate::server_support::{CHAT, COMPLETIONS, MODEL, alone, eventually, idle, shared, with};
+use crate::server_support::{
+    CHAT, COMPLETIONS, MODEL, Server, alone, eventually, idle, load_options, shared, with,
+};
 
 fn asked(profile: &str, more: &Value) -> Value {
     let body = json!({
@@ -227,4 +235,48 @@ fn who_leaves_ends_the_guide_too() {
         stream.read_exact(&mut some).unwrap();
     }
     eventually("nothing runs", idle);
+}
+
+/// A runtime of its own over the default model, with its prefixes in `folder`.
+fn server_over(folder: Option<PathBuf>) -> Server {
+    let options = LoadOptions {
+        prefix_folder: folder,
+        ..load_options()
+    };
+    let model = Model::load(MODEL, &crate::support::model(MODEL), &options);
+    let runtime = Runtime::new();
+    runtime.loaded(vec![Arc::new(model.expect("a sound model"))]);
+    Server::over(Arc::new(runtime), ServeOptions::default())
+}
+
+#[test]
+fn a_guided_answer_is_the_same_wherever_the_prefix_comes_from() {
+    let folder = tempfile::tempdir().unwrap();
+    let body = || {
+        let more = json!({"guidance": 0.7, "logprobs": true, "top_logprobs": 3});
+        asked("@assistant", &more)
+    };
+    let choice = |answer: Value| answer["choices"][0].clone();
+    let written = || {
+        let files = std::fs::read_dir(folder.path()).unwrap();
+        let times = files.map(|file| file.unwrap().metadata().unwrap().modified().unwrap());
+        times.collect::<Vec<SystemTime>>()
+    };
+
+    let server = server_over(None);
+    let computed = choice(server.chat(body()));
+    server.stop().wait();
+
+    let server = server_over(Some(folder.path().to_owned()));
+    assert_eq!(choice(server.chat(body())), computed, "computed and kept");
+    assert_eq!(choice(server.chat(body())), computed, "from memory");
+    server.stop().wait();
+    let kept = written();
+    assert!(!kept.is_empty());
+
+    let server = server_over(Some(folder.path().to_owned()));
+    assert_eq!(choice(server.chat(body())), computed, "from disk");
+    server.stop().wait();
+    // Nobody computed it again.
+    assert_eq!(written(), kept);
 }

@@ -69,26 +69,30 @@ pub(crate) fn idle() -> bool {
 /// What is loaded, once for all tests.
 pub(crate) fn runtime() -> Arc<Runtime> {
     static RUNTIME: LazyLock<Arc<Runtime>> = LazyLock::new(|| {
-        let options = LoadOptions {
-            kv_memory: None,
-            backend: subjects::exact().backend.clone(),
-            engine: EngineOptions {
-                slots: 8,
-                ..EngineOptions::default()
-            },
-            // Short enough to be exceeded cheaply.
-            context: Some(4096),
-            profiles: incant::profile::load(None).expect("the built-in profiles"),
-            default_profile: None,
-            sampling: incant::profile::SamplingDefaults::default(),
-            prefix_folder: None,
-        };
-        let model = Model::load(MODEL, &crate::support::model(MODEL), &options);
+        let model = Model::load(MODEL, &crate::support::model(MODEL), &load_options());
         let runtime = Runtime::new();
         runtime.loaded(vec![Arc::new(model.expect("a sound model"))]);
         Arc::new(runtime)
     });
     RUNTIME.clone()
+}
+
+/// How that is loaded: exact, with few slots, nothing kept on disk.
+pub(crate) fn load_options() -> LoadOptions {
+    LoadOptions {
+        kv_memory: None,
+        backend: subjects::exact().backend.clone(),
+        engine: EngineOptions {
+            slots: 8,
+            ..EngineOptions::default()
+        },
+        // Short enough to be exceeded cheaply.
+        context: Some(4096),
+        profiles: incant::profile::load(None).expect("the built-in profiles"),
+        default_profile: None,
+        sampling: incant::profile::SamplingDefaults::default(),
+        prefix_folder: None,
+    }
 }
 
 /// The threads that serve.

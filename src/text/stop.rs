@@ -18,6 +18,9 @@
 //! back until it is clear what it is: text if the block is closed, and the next turn,
 //! which is cut, if a second header comes or the answer ends with the block open.
 //!
+//! Where the answer ends within a marker, because its tokens are used up, what there is
+//! of the marker is cut if it has a letter; a `#` alone is text.
+//!
 //! Text that may turn out to belong to what is cut is held back until that is
 //! decided, and no other: a stop string or marker that has begun, what follows a
 //! header in an open code block, and where there are markers, the blank lines at the
@@ -131,13 +134,15 @@ impl StopMatcher {
         self.settle(undecided.unwrap_or(self.pushed))
     }
 
-    /// Ends the text and returns what was still held back: it was no stop. A turn that
-    /// began in a code block which is still open is cut.
+    /// Ends the text and returns what was still held back: it was no stop. A marker that
+    /// has begun is cut, and so is a turn in a code block which is still open.
     pub fn finish(&mut self) -> String {
         if !self.stopped {
+            let begun = self.markers.begun_by(self.pushed);
             // The last line ends here as well as at a line break.
             let second = self.markers.push(self.pushed, b'\n');
-            self.cut(second.or(self.markers.header));
+            let cuts = [begun, second, self.markers.header];
+            self.cut(cuts.into_iter().flatten().min());
         }
         self.settle(self.pushed).text
     }
@@ -320,19 +325,34 @@ impl Markers {
         cut
     }
 
-    /// From where on text that ends at `end` may turn out to be cut.
-    fn undecided_from(&self, end: usize) -> Option<usize> {
+    /// Where text that ends at `end` would be cut for a marker that has begun there, if
+    /// what there is of the marker satisfies `counts`.
+    fn begun(&self, end: usize, counts: impl Fn(&[u8]) -> bool) -> Option<usize> {
         let begun = self.patterns.iter().filter_map(|marker| {
-            let mut lengths = marker.lengths();
+            let mut lengths = marker
+                .lengths()
+                .filter(|&length| counts(&marker.bytes[..length]));
             lengths.find_map(|length| {
                 let start = self.line_starts.iter().find(|line| line.at + length == end);
                 start.map(|line| line.cut)
             })
         });
+        begun.min()
+    }
+
+    /// Where text that ends at `end` is cut if it goes on no more.
+    fn begun_by(&self, end: usize) -> Option<usize> {
+        let is_letter = |byte: &u8| byte.is_ascii_alphanumeric() || !byte.is_ascii();
+        self.begun(end, |begun| begun.iter().any(is_letter))
+    }
+
+    /// From where on text that ends at `end` may turn out to be cut.
+    fn undecided_from(&self, end: usize) -> Option<usize> {
+        let begun = self.begun(end, |_| true);
         let blank = self.blanks.filter(|_| !self.patterns.is_empty());
         let blank = blank.map(|blanks| blanks.from);
         let header = self.header.or(self.header_line);
-        begun.chain(blank).chain(header).min()
+        [begun, blank, header].into_iter().flatten().min()
     }
 }
 

@@ -203,6 +203,30 @@ fn a_turn_that_begins_in_an_open_code_block_is_cut() {
 }
 
 #[test]
+fn a_marker_that_the_end_of_the_answer_cuts_short_is_cut() {
+    let matcher = || markers(&["# Question:", "# 質問:"]);
+    for begun in ["# Q", "# Question", "# 質"] {
+        assert_eq!(run(matcher(), &["Sure.\n\n", begun]), whole("Sure."));
+        let code = format!("```\na\n\n{begun}");
+        assert_eq!(run(matcher(), &[&code]), whole("```\na"));
+    }
+    for text in [
+        "Sure.\n\n#",
+        "Sure.\n\n# ",
+        "Sure.\n\n# Qu?",
+        "It is a # Question",
+        "```\na\n# Q",
+    ] {
+        assert_eq!(run(matcher(), &[text]), whole(text), "{text:?}");
+    }
+    // What a stop string has begun with is text.
+    assert_eq!(
+        run(stops(&["# Question:"]), &["a\n# Quest"]),
+        whole("a\n# Quest")
+    );
+}
+
+#[test]
 fn code_is_held_from_a_header_until_the_block_is_closed() {
     let mut matcher = markers(&["# A:"]);
     assert_eq!(matcher.push("```\nx = 1\n").text, "```\nx = 1");
@@ -289,6 +313,23 @@ fn in_code(before: &str) -> bool {
     open.is_some()
 }
 
+/// Where the answer ends if a marker that counts follows `before`. In a code block it
+/// counts after a blank line only.
+fn turn_end(before: &str) -> Option<usize> {
+    if !before.is_empty() && !before.ends_with(['\n', '\r']) {
+        return None;
+    }
+    let content = before.trim_end_matches([' ', '\t', '\r', '\n']).len();
+    let run = &before[content..];
+    let line_breaks = run.replace("\r\n", "\n").matches(['\n', '\r']).count();
+    if in_code(before) && line_breaks < 2 {
+        return None;
+    }
+    // After the last content its line goes on to the first line break.
+    let line_end = run.find(['\n', '\r']).filter(|_| content > 0);
+    Some(content + line_end.unwrap_or(0))
+}
+
 /// Where the headers stand that the code block has which is open at the end of `text`:
 /// for each the end of the answer before it, and the end of its line.
 fn headers(text: &str, markers: &[String]) -> Vec<(usize, usize)> {
@@ -297,27 +338,22 @@ fn headers(text: &str, markers: &[String]) -> Vec<(usize, usize)> {
     {
         return Vec::new();
     }
-    let blank = [' ', '\t', '\r', '\n'];
     let line_ends = |from: usize| {
         let breaks = text[from..].match_indices(['\n', '\r']);
         breaks.map(move |(at, _)| from + at + 1)
     };
     let starts_in_code = line_ends(0).filter(|&start| {
-        let open = std::iter::once(start).chain(line_ends(start));
-        open.into_iter().all(|start| in_code(&text[..start]))
+        let mut open = std::iter::once(start).chain(line_ends(start));
+        open.all(|start| in_code(&text[..start]))
     });
     let mut found: Vec<(usize, usize)> = starts_in_code
-        .flat_map(|start| {
-            let before = &text[..start];
-            let content = before.trim_end_matches(blank).len();
-            let run = before[content..].replace("\r\n", "\n");
-            let after_blank_line = run.matches(['\n', '\r']).count() > 1;
-            let cut = content + before[content..].find(['\n', '\r']).unwrap_or(0);
+        .filter_map(|start| Some((start, turn_end(&text[..start])?)))
+        .flat_map(|(start, cut)| {
             let ends = markers.iter().filter_map(move |marker| {
                 let rest = text[start..].strip_prefix(marker.as_str())?;
                 let rest = rest.trim_start_matches([' ', '\t']);
                 let fills = rest.starts_with(['\n', '\r']);
-                (fills && after_blank_line).then(|| (cut, text.len() - rest.len() + 1))
+                fills.then(|| (cut, text.len() - rest.len() + 1))
             });
             ends.collect::<Vec<_>>()
         })
@@ -342,19 +378,8 @@ fn reference(text: &str, stops: &[String], markers: &[String], trim: bool) -> (S
             .filter_map(|stop| so_far.strip_suffix(stop.as_str()));
         let of_markers = markers.iter().filter_map(|marker| {
             let before = so_far.strip_suffix(marker.as_str())?;
-            let line_start = before.is_empty() || before.ends_with(['\n', '\r']);
-            if !line_start || in_code(before) {
-                return None;
-            }
-            let content = before.trim_end_matches(blank);
-            // After the last content its line goes on to the first line break.
-            let run = &before[content.len()..];
-            let line_end = if content.is_empty() {
-                Some(0)
-            } else {
-                run.find(['\n', '\r'])
-            };
-            Some(&before[..content.len() + line_end.unwrap_or(run.len())])
+            let code = in_code(before);
+            turn_end(before).filter(|_| !code).map(|end| &before[..end])
         });
         let cut = of_stops.chain(of_markers).min_by_key(|cut| cut.len());
         // A header counts from the end of its line on.
@@ -373,7 +398,16 @@ fn reference(text: &str, stops: &[String], markers: &[String], trim: bool) -> (S
         }
     }
     let first = headers(&format!("{text}\n"), markers);
-    let end = first.first().map_or(text.len(), |&(cut, _)| cut);
+    let first = first.first().map(|&(cut, _)| cut);
+    let begun = markers.iter().flat_map(|marker| {
+        let begun = marker.char_indices().map(|(at, _)| &marker[..at]);
+        let begun = begun.filter(|begun| begun.contains(char::is_alphanumeric));
+        begun.filter_map(|begun| {
+            let before = text.strip_suffix(begun)?;
+            turn_end(before)
+        })
+    });
+    let end = first.into_iter().chain(begun).min().unwrap_or(text.len());
     (text[..end].to_owned(), false)
 }
 
