@@ -35,8 +35,6 @@ pub(super) struct Header {
     pub(super) by_key: HashMap<String, usize>,
     pub(super) tensors: Vec<TensorInfo>,
     pub(super) by_name: HashMap<String, usize>,
-    /// Where tensor data begins: everything before it is header.
-    pub(super) data_start: usize,
 }
 
 /// Parses and checks everything but the tensors' contents.
@@ -91,7 +89,6 @@ pub(super) fn parse(file: &[u8]) -> Result<Header, GgufCause> {
         by_key,
         tensors,
         by_name,
-        data_start,
     })
 }
 

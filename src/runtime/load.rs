@@ -18,6 +18,9 @@ use crate::text::{Tokenizer, TokenizerError};
 /// The profile that a base model chats with unless its manifest names another.
 const DEFAULT_PROFILE: &str = "assistant";
 
+/// The folder, beside the prefixes, that remembers the hashes of the models' files.
+const FINGERPRINTS: &str = "fingerprints";
+
 /// How a model is loaded.
 #[derive(Clone, Debug)]
 pub struct LoadOptions {
@@ -136,6 +139,7 @@ pub struct Model {
     default_profile: Option<String>,
     sampling: SamplingDefaults,
     footprint: Footprint,
+    fingerprint: Option<[u8; 32]>,
 }
 
 impl Model {
@@ -177,6 +181,10 @@ impl Model {
             .contains_key(default_profile)
             .then(|| default_profile.to_owned());
 
+        // Beside packing, which reads the same bytes.
+        let hashing = options.prefix_folder.as_deref();
+        let hashing = hashing.map(|folder| gguf.begin_fingerprint(&folder.join(FINGERPRINTS)));
+        let hashing = hashing.transpose()?;
         let backend = &options.backend;
         let executor = backend.load(&gguf, &spec, options.kv_memory);
         let executor = executor.map_err(|error| LoadError::exec(path, error))?;
@@ -190,11 +198,14 @@ impl Model {
                 "the memory for KV limits the context (--kv-memory)"
             );
         }
+        let fingerprint =
+            hashing.map(|hashing| hashing.join().expect("hashing bytes cannot panic"));
         let mut engine = options.engine.clone();
         engine.prefixes = options
             .prefix_folder
             .as_deref()
-            .map(|folder| PrefixStore::new(folder, gguf.fingerprint(), executor.kv_format()));
+            .zip(fingerprint)
+            .map(|(folder, weights)| PrefixStore::new(folder, weights, executor.kv_format()));
         if let Some(folder) = &options.prefix_folder {
             engine.swap_folder.clone_from(folder);
         }
@@ -211,6 +222,7 @@ impl Model {
             default_profile,
             sampling: options.sampling.clone(),
             footprint,
+            fingerprint,
         })
     }
 
@@ -272,6 +284,12 @@ impl Model {
     /// What its weights take in memory.
     pub fn footprint(&self) -> Footprint {
         self.footprint
+    }
+
+    /// The [fingerprint](crate::gguf::Gguf::fingerprint) of its file, where prefixes are
+    /// kept on disk: nothing else needs it while serving.
+    pub fn fingerprint(&self) -> Option<[u8; 32]> {
+        self.fingerprint
     }
 
     /// The names that may follow the `@` of an arm.

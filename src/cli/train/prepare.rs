@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use anyhow::{Context, bail};
 use incant::engine::EngineOptions;
+use incant::gguf::Gguf;
 use incant::lora::Lora;
 use incant::profile::Message;
 use incant::runtime::{Arm, Guidance, Model, PromptInput, Runtime, Wishes};
@@ -89,6 +90,11 @@ impl Flags {
         let backend = loading.backend().clone();
         let models = loading.load()?;
         let model = &models[0];
+        let weights = match model.fingerprint() {
+            Some(known) => known,
+            None => Gguf::open(&path)?.fingerprint(),
+        };
+        let weights = short(weights);
         let from = self
             .from
             .as_deref()
@@ -132,6 +138,7 @@ impl Flags {
                     teacher: ArmRender(answering),
                     answer_tokens: *answer_tokens,
                     slots,
+                    weights: weights.clone(),
                 };
                 guided = school.guided();
                 let id = school.teacher.0.id();
@@ -167,6 +174,8 @@ impl Flags {
         };
         let mut origin: Origin = form.origin();
         origin.insert("model".to_owned(), json!(name));
+        // Another file may have the same name.
+        origin.insert("weights".to_owned(), json!(weights));
         origin.insert("profile".to_owned(), json!(profile));
         if let Some(guided) = guided {
             // Texts, as 0.3 is no number that a double has.
@@ -218,6 +227,11 @@ impl Flags {
         let turn = || model.template().is_none().then(|| TURN.to_owned());
         Ok(recorded.or_else(turn))
     }
+}
+
+/// The first digits of a hash, which tell things apart that a person has.
+pub(super) fn short(hash: [u8; 32]) -> String {
+    hash[..8].iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
 /// All lines of some files. The first that cannot be used is told, with how many more

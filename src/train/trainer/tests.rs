@@ -353,11 +353,32 @@ fn what_differs_from_the_run_to_go_on_with_is_named() {
     runner.settings.origin.insert("rank".to_owned(), 16.into());
     assert!(told(&runner).ends_with("'rank' was not set and is 16"));
     runner.settings = settings();
+    let weights = |weights: &str| ("weights".to_owned(), weights.into());
+    runner.settings.origin.extend([weights("0123")]);
+    runner
+        .run(&Toy::new(), true, &mut Watcher::default())
+        .expect(
+            "a run of an older version, which does not say what weights it is of, is gone on with",
+        );
+    runner.settings = settings();
     runner.objective = Box::new(Dpo { beta: 0.1 });
     assert!(told(&runner).ends_with("'beta' was 0.5 and is 0.1"));
     runner.objective = Box::new(DPO);
     runner.examples[3].sides[0][0].tokens[2] ^= 1;
     assert!(told(&runner).contains("'data' was 30 examples ("));
+}
+
+/// A model of the same name may be another file.
+#[test]
+fn a_run_of_other_weights_is_not_gone_on_with() {
+    let mut runner = Runner::new(DPO);
+    let weights = |weights: &str| [("weights".to_owned(), weights.into())];
+    runner.settings.origin.extend(weights("0123"));
+    runner.whole();
+    runner.settings.origin.extend(weights("4567"));
+    let refused = runner.run(&Toy::new(), true, &mut Watcher::default());
+    let told = refused.unwrap_err().to_string();
+    assert!(told.ends_with("'weights' was 0123 and is 4567"), "{told}");
 }
 
 #[test]
