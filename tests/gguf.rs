@@ -107,17 +107,22 @@ fn a_missing_or_mistyped_key_is_named() {
     );
     ends(
         metadata.u32("llama.expert_used_count").unwrap_err(),
-        "should be an unsigned 32-bit integer but is the integer -2",
+        "should be an unsigned 32-bit integer but is the integer -2 (i8)",
     );
     ends(
         metadata.f32s("tokenizer.ggml.tokens").unwrap_err(),
-        "should be an array of floating-point numbers but is an array of 3 string",
+        "should be an array of 32-bit floating-point numbers but is an array of 3 string",
     );
     ends(
         gguf.tensor("output.weight").unwrap_err(),
         "tensor `output.weight` is missing",
     );
-    assert_eq!(metadata.get_u32("general.architecture"), None);
+    // Absent is nothing, another type is an error.
+    assert_eq!(metadata.get_u32("llama.context_length").unwrap(), None);
+    ends(
+        metadata.get_u32("general.architecture").unwrap_err(),
+        "metadata key `general.architecture` should be an unsigned 32-bit integer but is the string \"llama\"",
+    );
     assert!(gguf.find("output.weight").is_none());
 }
 

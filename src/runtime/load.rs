@@ -330,8 +330,8 @@ impl Model {
 fn chat_template(
     gguf: &Gguf,
     tokenizer: &Tokenizer,
-) -> Result<Option<Arc<ChatTemplate>>, ProfileError> {
-    let Some(source) = gguf.metadata().get_str("tokenizer.chat_template") else {
+) -> Result<Option<Arc<ChatTemplate>>, LoadError> {
+    let Some(source) = gguf.metadata().get_str("tokenizer.chat_template")? else {
         return Ok(None);
     };
     let text = |id: Option<u32>| id.and_then(|id| tokenizer.piece(id));
