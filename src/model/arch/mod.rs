@@ -231,11 +231,16 @@ impl Fields<'_> {
         Ok((0..layers).map(|layer| !global(layer)).collect())
     }
 
-    /// The vocabulary's size: how many rows of `hidden` the embedding has.
+    /// The vocabulary's size: how many tokens there are, as far as the embedding has
+    /// rows of `hidden` for them. (Who loads the tokenizer refuses one that has more.) A
+    /// file without a tokenizer has as many tokens as rows.
     fn vocab(&self, hidden: usize) -> Result<usize, ModelError> {
+        let tokens = self.gguf.metadata().get_strs("tokenizer.ggml.tokens")?;
+        let tokens = tokens.map_or(0, |tokens| tokens.len());
         let info = self.gguf.tensor("token_embd.weight")?.info;
         match info.shape[..] {
-            [vocab, width] if width == hidden => Ok(vocab),
+            [rows, width] if width == hidden && tokens == 0 => Ok(rows),
+            [rows, width] if width == hidden => Ok(rows.min(tokens)),
             _ => Err(ModelError::Shape {
                 name: info.name.clone(),
                 found: info.shape.clone(),
