@@ -144,6 +144,22 @@ impl Gguf {
             .ok_or_else(|| GgufError::new(&self.path, GgufCause::MissingTensor(name.to_owned())))
     }
 
+    /// Makes sure that the file is a whole model and not one part of several.
+    ///
+    /// # Errors
+    /// It is a part, or `split.count` or `split.no` is no number.
+    pub fn check_whole(&self) -> Result<(), GgufError> {
+        let count = self.metadata.get_u64("split.count")?;
+        let part = self.metadata.get_u64("split.no")?;
+        match count {
+            Some(count) if count > 1 => {
+                let part = part.unwrap_or(0).saturating_add(1);
+                Err(GgufError::new(&self.path, GgufCause::Split { part, count }))
+            }
+            _ => Ok(()),
+        }
+    }
+
     /// Says that tensor data, a part of [`TensorView::data`], has been copied
     /// and need not stay in memory. It can still be read.
     pub fn release(&self, data: &[u8]) {

@@ -16,6 +16,7 @@ use crate::model::DecoderSpec;
 
 pub(super) fn read(path: &Path, spec: &DecoderSpec) -> Result<Lora, Cause> {
     let file = Gguf::open(path)?;
+    file.check_whole()?;
     let metadata = file.metadata();
     for (key, wanted) in [("general.type", "adapter"), ("adapter.type", "lora")] {
         let found = metadata.get_str(key)?.unwrap_or_default();

@@ -132,6 +132,7 @@ impl Tokenizer {
     /// The metadata lacks a vocabulary, describes one of an unsupported kind,
     /// or contradicts itself.
     pub fn from_gguf(gguf: &Gguf) -> Result<Tokenizer, TokenizerError> {
+        gguf.check_whole()?;
         let metadata = gguf.metadata();
         let error = |cause| vocabulary_error(gguf.path(), cause);
         let model = metadata.str("tokenizer.ggml.model")?;

@@ -89,7 +89,7 @@ impl Flags {
         };
         let (name, path) = (located.name.clone(), located.path.clone());
         let backend = loading.backend().clone();
-        let models = loading.load()?;
+        let models = loading.load_and_tell()?;
         let model = &models[0];
         let weights = match model.fingerprint() {
             Some(known) => known,

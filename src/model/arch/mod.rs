@@ -36,6 +36,8 @@ const ARCHITECTURES: &[(&str, Reader)] = &[
 /// # Errors
 /// The architecture is not supported, or its metadata is missing or senseless.
 pub fn read(gguf: &Gguf) -> Result<DecoderSpec, ModelError> {
+    // The first part may have all metadata, the others none.
+    gguf.check_whole()?;
     let name = gguf.metadata().str("general.architecture")?;
     let Some(&(name, reader)) = ARCHITECTURES.iter().find(|(known, _)| *known == name) else {
         return Err(ModelError::Architecture {
