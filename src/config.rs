@@ -200,6 +200,16 @@ impl Loading {
         Ok(models)
     }
 
+    /// [`load`](Self::load) for commands without a log: what the log would be told that
+    /// changes answers goes to the standard error.
+    pub(crate) fn load_and_tell(&self) -> anyhow::Result<Vec<Arc<Model>>> {
+        let models = self.load()?;
+        for problem in models.iter().filter_map(|model| model.template_problem()) {
+            eprintln!("warning: {problem}");
+        }
+        Ok(models)
+    }
+
     /// The models' files.
     pub(crate) fn located(&self) -> &[Located] {
         &self.models

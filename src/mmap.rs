@@ -4,6 +4,9 @@
 use std::fs::File;
 use std::ops::Deref;
 use std::path::Path;
+use std::time::{Duration, SystemTime};
+
+use serde::{Deserialize, Serialize};
 
 /// A read-only mapping of a whole file.
 ///
@@ -11,7 +14,38 @@ use std::path::Path;
 /// prefixes are written beside their final name and renamed, so a mapping
 /// keeps the bytes it was opened with.
 #[derive(Debug)]
-pub struct Map(memmap2::Mmap);
+pub struct Map {
+    bytes: memmap2::Mmap,
+    file: File,
+}
+
+/// What the file system says of a file: as long as it stays the same, so do the bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FileIdentity {
+    /// The device that it is on.
+    pub device: u64,
+    /// Its number there.
+    pub inode: u64,
+    /// Its size in bytes.
+    pub size: u64,
+    /// When its bytes were last written: seconds and nanoseconds of Unix time. Programs
+    /// can set it.
+    pub modified: (i64, i64),
+    /// When its bytes, times, name or owner were last changed, likewise. Nobody can set it.
+    pub changed: (i64, i64),
+}
+
+impl FileIdentity {
+    /// Whether nothing of it has changed for so long before `now`.
+    pub fn settled(&self, now: SystemTime, long: Duration) -> bool {
+        let Ok(now) = now.duration_since(SystemTime::UNIX_EPOCH) else {
+            return false;
+        };
+        let since = i128::try_from(now.as_nanos()).unwrap_or(i128::MAX)
+            - (i128::from(self.changed.0) * 1_000_000_000 + i128::from(self.changed.1));
+        u128::try_from(since).is_ok_and(|since| since >= long.as_nanos())
+    }
+}
 
 impl Map {
     /// Maps `path` for reading.
@@ -20,7 +54,26 @@ impl Map {
         // SAFETY: the mapping is read-only. Another process that truncates the
         // file could still fault a later read; that is the same contract every
         // memory-mapped model loader has, and nothing in incant does it.
-        Ok(Map(unsafe { memmap2::Mmap::map(&file)? }))
+        let bytes = unsafe { memmap2::Mmap::map(&file)? };
+        Ok(Map { bytes, file })
+    }
+
+    /// What the file system says of the mapped file now; `None` where it gives no inodes.
+    pub fn identity(&self) -> Option<FileIdentity> {
+        #[cfg(unix)]
+        {
+            use std::os::unix::fs::MetadataExt;
+            let metadata = self.file.metadata().ok()?;
+            Some(FileIdentity {
+                device: metadata.dev(),
+                inode: metadata.ino(),
+                size: metadata.size(),
+                modified: (metadata.mtime(), metadata.mtime_nsec()),
+                changed: (metadata.ctime(), metadata.ctime_nsec()),
+            })
+        }
+        #[cfg(not(unix))]
+        None
     }
 }
 
@@ -31,8 +84,8 @@ impl Map {
     /// # Panics
     /// `bytes` is not a part of this mapping.
     pub fn release(&self, bytes: &[u8]) {
-        let start = (bytes.as_ptr() as usize).wrapping_sub(self.0.as_ptr() as usize);
-        assert!(start <= self.0.len() && bytes.len() <= self.0.len() - start);
+        let start = (bytes.as_ptr() as usize).wrapping_sub(self.bytes.as_ptr() as usize);
+        assert!(start <= self.bytes.len() && bytes.len() <= self.bytes.len() - start);
         #[cfg(target_os = "linux")]
         {
             // Whole pages only: the neighbours' stay.
@@ -45,7 +98,10 @@ impl Map {
                 // SAFETY: pages of a read-only mapping of a file come back
                 // from the file, the same as they were.
                 let advice = memmap2::UncheckedAdvice::DontNeed;
-                let _ = unsafe { self.0.unchecked_advise_range(advice, first, last - first) };
+                let _ = unsafe {
+                    self.bytes
+                        .unchecked_advise_range(advice, first, last - first)
+                };
             }
         }
     }
@@ -55,6 +111,6 @@ impl Deref for Map {
     type Target = [u8];
 
     fn deref(&self) -> &[u8] {
-        &self.0
+        &self.bytes
     }
 }

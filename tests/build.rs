@@ -22,7 +22,8 @@ pub(crate) struct Builder {
     version: u32,
     alignment: usize,
     entry_count: u64,
-    entries: Vec<u8>,
+    /// Each with its key.
+    entries: Vec<(String, Vec<u8>)>,
     tensor_count: u64,
     tensors: Vec<u8>,
     data: Vec<u8>,
@@ -52,8 +53,20 @@ impl Builder {
             self.alignment = (*alignment as usize).max(1);
         }
         self.entry_count += 1;
-        string(&mut self.entries, key);
-        value(&mut self.entries, item);
+        let mut entry = Vec::new();
+        string(&mut entry, key);
+        value(&mut entry, item);
+        self.entries.push((key.to_owned(), entry));
+        self
+    }
+
+    /// Writes another value in the place of the one that `key` has, or adds it.
+    pub(crate) fn set(mut self, key: &str, item: Item<'_>) -> Builder {
+        let Some(at) = self.entries.iter().position(|(known, _)| known == key) else {
+            return self.with(key, item);
+        };
+        let mut file = self.clone().with(key, item);
+        self.entries[at] = file.entries.pop().expect("it was added");
         self
     }
 
@@ -85,7 +98,9 @@ impl Builder {
         file.extend(self.version.to_le_bytes());
         file.extend(self.tensor_count.to_le_bytes());
         file.extend(self.entry_count.to_le_bytes());
-        file.extend(&self.entries);
+        for (_, entry) in &self.entries {
+            file.extend(entry);
+        }
         file.extend(&self.tensors);
         if self.tensor_count > 0 {
             file.resize(file.len().next_multiple_of(self.alignment), 0);

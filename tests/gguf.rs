@@ -107,17 +107,22 @@ fn a_missing_or_mistyped_key_is_named() {
     );
     ends(
         metadata.u32("llama.expert_used_count").unwrap_err(),
-        "should be an unsigned 32-bit integer but is the integer -2",
+        "should be an unsigned 32-bit integer but is the integer -2 (i8)",
     );
     ends(
         metadata.f32s("tokenizer.ggml.tokens").unwrap_err(),
-        "should be an array of floating-point numbers but is an array of 3 string",
+        "should be an array of 32-bit floating-point numbers but is an array of 3 string",
     );
     ends(
         gguf.tensor("output.weight").unwrap_err(),
         "tensor `output.weight` is missing",
     );
-    assert_eq!(metadata.get_u32("general.architecture"), None);
+    // Absent is nothing, another type is an error.
+    assert_eq!(metadata.get_u32("llama.context_length").unwrap(), None);
+    ends(
+        metadata.get_u32("general.architecture").unwrap_err(),
+        "metadata key `general.architecture` should be an unsigned 32-bit integer but is the string \"llama\"",
+    );
     assert!(gguf.find("output.weight").is_none());
 }
 
@@ -294,28 +299,93 @@ fn a_vocabulary_without_tensors_opens() {
 }
 
 #[test]
-fn the_fingerprint_follows_header_and_weights() {
+fn the_fingerprint_follows_every_byte() {
     let print = |builder: &Builder| open(&builder.bytes()).unwrap().fingerprint();
-    let sized = |value: u8| {
-        // 4 MiB, so that the data is sampled.
-        Builder::new().tensor("t", &[1 << 20], 0, vec![value; 4 << 20])
-    };
     assert_eq!(print(&sample()), print(&sample()));
     assert_ne!(
         print(&sample()),
         print(&sample().with("general.name", Item::Str("other")))
     );
-    assert_ne!(print(&sized(1)), print(&sized(2)));
-    for at in [0, (4 << 20) - 1] {
-        let mut data = vec![1; 4 << 20];
-        data[at] = 2;
-        let changed = Builder::new().tensor("t", &[1 << 20], 0, data);
-        assert_ne!(
-            print(&sized(1)),
-            print(&changed),
-            "first and last byte count"
-        );
+    // Larger than what is hashed at once.
+    const LEN: usize = 12 << 20;
+    let with = |at: Option<usize>| {
+        let mut data = vec![1; LEN];
+        if let Some(at) = at {
+            data[at] = 2;
+        }
+        print(&Builder::new().tensor("t", &[3 << 20], 0, data))
+    };
+    let same = with(None);
+    for at in [0, 100_000, 6_000_001, (8 << 20) - 1, 8 << 20, LEN - 1] {
+        assert_ne!(same, with(Some(at)), "byte {at} counts");
     }
+}
+
+/// Two models of one size that differ in a few weights, as two merged adapters do, must
+/// not find each other's prefixes; and what is remembered is not believed of a file that
+/// was written anew, even one with the same size and time of change.
+#[cfg(unix)]
+#[test]
+fn a_fingerprint_is_remembered_for_exactly_this_file() {
+    use std::os::unix::fs::MetadataExt;
+
+    let folder = tempfile::tempdir().expect("a folder");
+    let (path, known) = (
+        folder.path().join("model.gguf"),
+        folder.path().join("known"),
+    );
+    let bytes = sample().bytes();
+    std::fs::write(&path, &bytes).expect("written");
+    let entries = || std::fs::read_dir(&known).map_or(0, Iterator::count);
+    let now = || {
+        Gguf::open(&path)
+            .expect("it is good")
+            .known_fingerprint(&known)
+    };
+    let settle = || std::thread::sleep(std::time::Duration::from_millis(3100));
+
+    let first = now();
+    assert_eq!(first, Gguf::open(&path).unwrap().fingerprint());
+    assert_eq!(entries(), 0, "it was written a moment ago");
+    settle();
+    assert_eq!(now(), first);
+    assert_eq!(entries(), 1);
+
+    // What is remembered is what is used, without another look at the bytes.
+    let inode = std::fs::metadata(&path).unwrap().ino();
+    let kept = std::fs::read_dir(&known).unwrap().next().unwrap().unwrap();
+    assert!(
+        kept.file_name()
+            .to_str()
+            .unwrap()
+            .ends_with(&format!("-{inode:x}.json"))
+    );
+    let text = std::fs::read_to_string(kept.path()).unwrap();
+    let hex: String = first.iter().map(|byte| format!("{byte:02x}")).collect();
+    std::fs::write(kept.path(), text.replace(&hex, &"ab".repeat(32))).unwrap();
+    assert_eq!(now(), [0xab; 32]);
+
+    // The same size, inode and time, other bytes.
+    let written = std::fs::metadata(&path).unwrap().modified().unwrap();
+    let mut other = bytes.clone();
+    *other.last_mut().unwrap() ^= 1;
+    std::fs::write(&path, &other).expect("written in place");
+    let file = std::fs::File::options().write(true).open(&path).unwrap();
+    file.set_modified(written).expect("a time can be set");
+    assert_eq!(std::fs::metadata(&path).unwrap().ino(), inode);
+    let changed = now();
+    assert_eq!(changed, Gguf::open(&path).unwrap().fingerprint());
+    assert!(changed != first && changed != [0xab; 32]);
+
+    // What cannot be read is as good as nothing, and is replaced.
+    settle();
+    for broken in ["", "{}", "not JSON"] {
+        std::fs::write(kept.path(), broken).unwrap();
+        assert_eq!(now(), changed);
+        let text = std::fs::read_to_string(kept.path()).unwrap();
+        assert!(text.contains("blake3"), "{text}");
+    }
+    assert_eq!(entries(), 1);
 }
 
 proptest! {

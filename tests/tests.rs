@@ -39,6 +39,7 @@ mod server_refusals;
 mod server_slow_clients;
 mod server_tls;
 mod server_wire;
+mod settings;
 mod tokenizer;
 mod tokenizer_oracle;
 mod train;

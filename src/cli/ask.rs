@@ -62,9 +62,13 @@ impl Args {
             io::stdin()
                 .read_to_string(&mut question)
                 .context("cannot read the question")?;
+            // A file may begin with a byte order mark.
+            if question.starts_with('\u{feff}') {
+                question.remove(0);
+            }
         }
         let models = self.models.clone().or_of_arms(&self.arm);
-        let loaded = models.resolve(EngineOptions::default())?.load()?;
+        let loaded = models.resolve(EngineOptions::default())?.load_and_tell()?;
         let runtime = Runtime::new();
         let default = loaded[0].id().to_owned();
         runtime.loaded(loaded);

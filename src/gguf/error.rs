@@ -117,6 +117,17 @@ pub enum GgufCause {
     /// A metadata key that is needed is not there.
     #[error("metadata key `{0}` is missing")]
     MissingKey(String),
+    /// One file of a model that is split into several.
+    #[error(
+        "part {part} of {count} of a split model; merge the parts into one file first \
+         (llama-gguf-split --merge)"
+    )]
+    Split {
+        /// Which part, from 1.
+        part: u64,
+        /// How many there are.
+        count: u64,
+    },
     /// A metadata key holds something else than is needed.
     #[error("metadata key `{key}` should be {expected} but is {found}")]
     WrongType {

@@ -11,10 +11,12 @@ use crate::mmap::Map;
 
 /// A GGUF's metadata: typed look-ups by key, and all entries in file order.
 ///
-/// Every type has two getters: `get_x` is `None` if the key is absent or holds
-/// something else; `x` is for keys one cannot do without, and its error names
-/// the key and what was found. Integers are accepted at any width, signed or
-/// not, where the value fits.
+/// Every type has two getters: `get_x` is `None` if the key is absent, `x` is for
+/// keys one cannot do without. Both refuse a key that holds something else, with an
+/// error that names the key and what was found: a setting that is not understood must
+/// not count as one that is not there. Numbers are accepted in any of GGUF's types
+/// where the value is the same in the wanted one; see [`Value::integer`],
+/// [`Value::float`] and [`Value::boolean`].
 #[derive(Debug)]
 pub struct Metadata {
     path: PathBuf,
@@ -67,6 +69,18 @@ impl Stored {
         }
     }
 
+    /// What the value is and its type in the file, for an error message: `the string
+    /// "abc…"`, `the integer -3 (i8)`, …
+    pub(super) fn describe(&self, file: &[u8]) -> String {
+        let value = self.read(file);
+        let value = value.map_or_else(String::new, |value| value.describe());
+        match self {
+            Stored::Fixed(kind, _) => format!("{value} ({})", kind.name()),
+            // The words say it already.
+            Stored::String(_) | Stored::Array { .. } => value,
+        }
+    }
+
     /// The value in `file`, the bytes it was found in.
     pub(super) fn read<'a>(&self, file: &'a [u8]) -> Option<Value<'a>> {
         match self {
@@ -88,8 +102,11 @@ macro_rules! getters {
     ($($(#[$doc:meta])* $optional:ident, $required:ident: $type:ty = $expected:literal, $read:expr;)*) => {
         $(
             $(#[$doc])*
-            pub fn $optional(&self, key: &str) -> Option<$type> {
-                self.get(key).and_then($read)
+            ///
+            /// # Errors
+            /// The key holds something else.
+            pub fn $optional(&self, key: &str) -> Result<Option<$type>, GgufError> {
+                self.optional(key, $expected, $read)
             }
 
             #[doc = concat!("Like [`", stringify!($optional), "`](Self::", stringify!($optional), ").")]
@@ -162,8 +179,8 @@ impl Metadata {
         get_u64, u64: u64 = "an unsigned integer", |value| value.integer();
         /// An integer from −2³¹ to 2³¹ − 1.
         get_i32, i32: i32 = "a 32-bit integer", |value| value.integer();
-        /// A floating-point number.
-        get_f32, f32: f32 = "a floating-point number", |value| value.float();
+        /// A floating-point number of 32 bits.
+        get_f32, f32: f32 = "a 32-bit floating-point number", |value| value.float();
         /// A boolean.
         get_bool, bool: bool = "a boolean", |value| value.boolean();
         /// A string.
@@ -173,7 +190,7 @@ impl Metadata {
         /// An array of strings, read as it is iterated.
         get_strs, strs: Strs<'_> = "an array of strings", |value| value.array()?.strs();
         /// An array of floating-point numbers.
-        get_f32s, f32s: Vec<f32> = "an array of floating-point numbers",
+        get_f32s, f32s: Vec<f32> = "an array of 32-bit floating-point numbers",
             |value| value.array()?.floats();
         /// An array of integers from −2³¹ to 2³¹ − 1.
         get_i32s, i32s: Vec<i32> = "an array of 32-bit integers",
@@ -192,16 +209,30 @@ impl Metadata {
         expected: &'static str,
         read: impl FnOnce(Value<'a>) -> Option<T>,
     ) -> Result<T, GgufError> {
-        let error = |cause| GgufError::new(&self.path, cause);
-        let value = self
-            .get(key)
-            .ok_or_else(|| error(GgufCause::MissingKey(key.to_owned())))?;
-        read(value).ok_or_else(|| {
-            error(GgufCause::WrongType {
-                key: key.to_owned(),
-                expected,
-                found: value.describe(),
-            })
-        })
+        self.optional(key, expected, read)?
+            .ok_or_else(|| GgufError::new(&self.path, GgufCause::MissingKey(key.to_owned())))
+    }
+
+    fn optional<'a, T>(
+        &'a self,
+        key: &str,
+        expected: &'static str,
+        read: impl FnOnce(Value<'a>) -> Option<T>,
+    ) -> Result<Option<T>, GgufError> {
+        let Some(&at) = self.by_key.get(key) else {
+            return Ok(None);
+        };
+        let stored = &self.entries[at].value;
+        match stored.read(&self.map).and_then(read) {
+            Some(value) => Ok(Some(value)),
+            None => Err(GgufError::new(
+                &self.path,
+                GgufCause::WrongType {
+                    key: key.to_owned(),
+                    expected,
+                    found: stored.describe(&self.map),
+                },
+            )),
+        }
     }
 }

@@ -10,6 +10,7 @@
 //! versions 2 and 3, little-endian.
 
 mod error;
+mod fingerprint;
 mod metadata;
 mod parse;
 mod types;
@@ -20,8 +21,6 @@ use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use sha2::{Digest, Sha256};
-
 use crate::mmap::Map;
 
 pub use error::{GgufCause, GgufError};
@@ -30,17 +29,12 @@ pub use types::TensorType;
 pub use value::{Array, Strs, Value, ValueType};
 pub use write::Writer;
 
-/// How many samples of the tensor data a fingerprint takes, and their size.
-const SAMPLES: usize = 64;
-const SAMPLE_BYTES: usize = 4096;
-
 /// An open GGUF file.
 #[derive(Debug)]
 pub struct Gguf {
     path: PathBuf,
     map: Arc<Map>,
     version: u32,
-    data_start: usize,
     metadata: Metadata,
     tensors: Vec<TensorInfo>,
     by_name: HashMap<String, usize>,
@@ -101,7 +95,6 @@ impl Gguf {
             path: path.to_owned(),
             map: Arc::clone(&map),
             version: header.version,
-            data_start: header.data_start,
             metadata: Metadata::new(path.to_owned(), map, header.entries, header.by_key),
             tensors: header.tensors,
             by_name: header.by_name,
@@ -151,31 +144,25 @@ impl Gguf {
             .ok_or_else(|| GgufError::new(&self.path, GgufCause::MissingTensor(name.to_owned())))
     }
 
+    /// Makes sure that the file is a whole model and not one part of several.
+    ///
+    /// # Errors
+    /// It is a part, or `split.count` or `split.no` is no number.
+    pub fn check_whole(&self) -> Result<(), GgufError> {
+        let count = self.metadata.get_u64("split.count")?;
+        let part = self.metadata.get_u64("split.no")?;
+        match count {
+            Some(count) if count > 1 => {
+                let part = part.unwrap_or(0).saturating_add(1);
+                Err(GgufError::new(&self.path, GgufCause::Split { part, count }))
+            }
+            _ => Ok(()),
+        }
+    }
+
     /// Says that tensor data, a part of [`TensorView::data`], has been copied
     /// and need not stay in memory. It can still be read.
     pub fn release(&self, data: &[u8]) {
         self.map.release(data);
-    }
-
-    /// A hash that tells weights apart: SHA-256 over the header, the file's
-    /// size, and 64 samples of 4 KiB spread evenly over the tensor data (all of
-    /// it where there is no more). Reading it costs milliseconds, not a pass
-    /// over the file; two files that differ only between the samples share it.
-    pub fn fingerprint(&self) -> [u8; 32] {
-        let (header, data) = self.map.split_at(self.data_start);
-        let mut hash = Sha256::new();
-        hash.update((self.map.len() as u64).to_le_bytes());
-        hash.update(header);
-        if data.len() <= SAMPLES * SAMPLE_BYTES {
-            hash.update(data);
-        } else {
-            // The first sample begins with the data, the last one ends with it.
-            let last = data.len() - SAMPLE_BYTES;
-            for sample in 0..SAMPLES {
-                let start = (last as u128 * sample as u128 / (SAMPLES as u128 - 1)) as usize;
-                hash.update(&data[start..start + SAMPLE_BYTES]);
-            }
-        }
-        hash.finalize().into()
     }
 }

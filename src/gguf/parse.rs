@@ -35,8 +35,6 @@ pub(super) struct Header {
     pub(super) by_key: HashMap<String, usize>,
     pub(super) tensors: Vec<TensorInfo>,
     pub(super) by_name: HashMap<String, usize>,
-    /// Where tensor data begins: everything before it is header.
-    pub(super) data_start: usize,
 }
 
 /// Parses and checks everything but the tensors' contents.
@@ -91,7 +89,6 @@ pub(super) fn parse(file: &[u8]) -> Result<Header, GgufCause> {
         by_key,
         tensors,
         by_name,
-        data_start,
     })
 }
 
@@ -104,12 +101,13 @@ fn alignment(
     let Some(&at) = by_key.get(key) else {
         return Ok(DEFAULT_ALIGNMENT);
     };
-    let value = entries[at].value.read(file);
+    let stored = &entries[at].value;
+    let value = stored.read(file);
     let Some(alignment) = value.and_then(|value| value.integer::<u64>()) else {
         return Err(GgufCause::WrongType {
             key: key.to_owned(),
             expected: "an unsigned integer",
-            found: value.map_or_else(String::new, |value| value.describe()),
+            found: stored.describe(file),
         });
     };
     if !alignment.is_power_of_two() || alignment < LEAST_ALIGNMENT {

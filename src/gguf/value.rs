@@ -132,29 +132,52 @@ impl<'a> Value<'a> {
         })
     }
 
-    /// The value as an integer of any width, if it is one and fits.
+    /// The value as an integer, if it is a whole number that fits, of whatever type.
     pub fn integer<T: TryFrom<u64> + TryFrom<i64>>(&self) -> Option<T> {
+        let whole = |value: f64| {
+            // Bounds that are powers of two: what is below them can be cast.
+            let fits = value.fract() == 0.0 && (-(2f64.powi(63))..2f64.powi(64)).contains(&value);
+            match fits {
+                false => None,
+                true if value < 0.0 => T::try_from(value as i64).ok(),
+                true => T::try_from(value as u64).ok(),
+            }
+        };
         match *self {
             Value::Unsigned(value) => T::try_from(value).ok(),
             Value::Signed(value) => T::try_from(value).ok(),
-            _ => None,
+            Value::F32(value) => whole(value.into()),
+            Value::F64(value) => whole(value),
+            Value::Bool(_) | Value::String(_) | Value::Array(_) => None,
         }
     }
 
-    /// The value as an `f32`, if it is a floating-point number (an `f64` is
-    /// rounded).
+    /// The value as an `f32`, if it is a floating-point number or an integer that an
+    /// `f32` holds exactly. An `f64` is rounded to the nearest `f32`; one that is too
+    /// large for that is none.
     pub fn float(&self) -> Option<f32> {
+        let exact = |value: i128| {
+            let float = value as f32;
+            (float as i128 == value).then_some(float)
+        };
         match *self {
             Value::F32(value) => Some(value),
-            Value::F64(value) => Some(value as f32),
-            _ => None,
+            Value::F64(value) => {
+                let rounded = value as f32;
+                (rounded.is_finite() || !value.is_finite()).then_some(rounded)
+            }
+            Value::Unsigned(value) => exact(value.into()),
+            Value::Signed(value) => exact(value.into()),
+            Value::Bool(_) | Value::String(_) | Value::Array(_) => None,
         }
     }
 
-    /// The value as a boolean, if it is one.
+    /// The value as a boolean, if it is one or the integer 0 or 1.
     pub fn boolean(&self) -> Option<bool> {
         match *self {
             Value::Bool(value) => Some(value),
+            Value::Unsigned(0) | Value::Signed(0) => Some(false),
+            Value::Unsigned(1) | Value::Signed(1) => Some(true),
             _ => None,
         }
     }
@@ -175,7 +198,7 @@ impl<'a> Value<'a> {
         }
     }
 
-    /// What the value is, for an error message: `the string "abc…"`, `-3`, …
+    /// What the value is, for an error message: `the string "abc…"`, `the integer -3`, …
     pub(super) fn describe(&self) -> String {
         match self {
             Value::Unsigned(value) => format!("the integer {value}"),
@@ -242,12 +265,12 @@ impl<'a> Array<'a> {
         })
     }
 
-    /// The elements as integers, if all are integers that fit.
+    /// The elements as integers, if all are [whole numbers that fit](Value::integer).
     pub fn integers<T: TryFrom<u64> + TryFrom<i64>>(&self) -> Option<Vec<T>> {
         self.iter().map(|value| value.integer()).collect()
     }
 
-    /// The elements as `f32`, if they are floating-point numbers.
+    /// The elements as `f32`, if [each can be one](Value::float).
     pub fn floats(&self) -> Option<Vec<f32>> {
         self.iter().map(|value| value.float()).collect()
     }

@@ -16,9 +16,10 @@ use crate::model::DecoderSpec;
 
 pub(super) fn read(path: &Path, spec: &DecoderSpec) -> Result<Lora, Cause> {
     let file = Gguf::open(path)?;
+    file.check_whole()?;
     let metadata = file.metadata();
     for (key, wanted) in [("general.type", "adapter"), ("adapter.type", "lora")] {
-        let found = metadata.get_str(key).unwrap_or_default();
+        let found = metadata.get_str(key)?.unwrap_or_default();
         if found != wanted {
             return Err(Cause::Kind {
                 key,
@@ -36,7 +37,7 @@ pub(super) fn read(path: &Path, spec: &DecoderSpec) -> Result<Lora, Cause> {
     if metadata.contains("adapter.alora.invocation_tokens") {
         return Err(Cause::Unsupported("an activated LoRA".to_owned()));
     }
-    let alpha = metadata.get_f32("adapter.lora.alpha").unwrap_or(0.0);
+    let alpha = metadata.get_f32("adapter.lora.alpha")?.unwrap_or(0.0);
     let scale = |rank| match alpha {
         0.0 => Ok(1.0),
         alpha => pairs::scale(f64::from(alpha), rank, false),
@@ -78,6 +79,6 @@ pub(super) fn read(path: &Path, spec: &DecoderSpec) -> Result<Lora, Cause> {
                 .map(|(linear, part)| (layer, linear, part)),
         );
     }
-    let profile = metadata.get_str(super::PROFILE_KEY).map(str::to_owned);
+    let profile = metadata.get_str(super::PROFILE_KEY)?.map(str::to_owned);
     Lora::new(spec, parts, profile)
 }

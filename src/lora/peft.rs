@@ -140,8 +140,10 @@ fn read_config(folder: &Path) -> Result<Config, Cause> {
     if fs::metadata(&path).map_err(io)?.len() > MOST_CONFIG {
         return Err(io(std::io::ErrorKind::FileTooLarge.into()));
     }
-    let config: Config =
-        serde_json::from_slice(&fs::read(&path).map_err(io)?).map_err(Cause::Config)?;
+    let text = fs::read(&path).map_err(io)?;
+    // Some editors put a byte order mark before it.
+    let text = text.strip_prefix(b"\xef\xbb\xbf").unwrap_or(&text);
+    let config: Config = serde_json::from_slice(text).map_err(Cause::Config)?;
     if config.peft_type != "LORA" {
         return Err(Cause::Kind {
             key: "peft_type",

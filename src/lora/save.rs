@@ -53,7 +53,7 @@ impl Lora {
             .collect::<Result<Vec<_>, _>>()
             .and_then(|views| safetensors::serialize(views, Some(metadata)))
             .map_err(io::Error::other)?;
-        write(&folder.join(peft::TENSORS), &file)
+        write(&folder.join(peft::TENSORS), &with_sorted_metadata(file)?)
     }
 
     fn config(&self, base: &str) -> Value {
@@ -133,6 +133,27 @@ fn halves_together(b: &[f32], rank: usize, head: usize) -> Vec<f32> {
 
 fn bytes(numbers: &[f32]) -> Vec<u8> {
     numbers.iter().flat_map(|n| n.to_le_bytes()).collect()
+}
+
+/// A safetensors file with its metadata in the order of their keys. The format's own
+/// writer takes them from a hash map, so that the same adapter would be another file each
+/// time.
+fn with_sorted_metadata(mut file: Vec<u8>) -> io::Result<Vec<u8>> {
+    let cut = || io::Error::other("a safetensors file begins with a header");
+    let (length, rest) = file.split_first_chunk::<8>().ok_or_else(cut)?;
+    let length = u64::from_le_bytes(*length) as usize;
+    let header = rest.get(..length).ok_or_else(cut)?;
+    let mut header: Map<String, Value> = serde_json::from_slice(header)?;
+    if let Some(Value::Object(metadata)) = header.get_mut("__metadata__") {
+        metadata.sort_keys();
+    }
+    let header = serde_json::to_vec(&header)?;
+    // Behind it is space, up to where the data begin.
+    let place = &mut file[8..8 + length];
+    let (text, space) = place.split_at_mut_checked(header.len()).ok_or_else(cut)?;
+    text.copy_from_slice(&header);
+    space.fill(b' ');
+    Ok(file)
 }
 
 /// Writes a file that has reached the disk when this returns.
@@ -231,6 +252,25 @@ mod tests {
             assert_eq!(targets.len(), Linear::ALL.len());
             assert_eq!(targets[0], "q_proj");
         }
+    }
+
+    #[test]
+    fn the_same_adapter_is_the_same_file() {
+        let spec = spec(RopeStyle::Halves);
+        let parts = [(0, Linear::Query, part(&spec, Linear::Query, 2, 2.0))];
+        let lora = Lora::new(&spec, parts, Some("turn".to_owned())).unwrap();
+        let files = || {
+            let (folder, _) = saved(&lora, &spec);
+            [peft::CONFIG, peft::TENSORS]
+                .map(|name| std::fs::read(folder.path().join(name)).unwrap())
+        };
+        let first = files();
+        // Two entries of a hash map come in either order, each time anew.
+        for _ in 0..20 {
+            assert!(files() == first);
+        }
+        let (_, header) = safetensors::SafeTensors::read_metadata(&first[1]).unwrap();
+        assert_eq!(header.metadata().as_ref().unwrap()[PROFILE_KEY], "turn");
     }
 
     #[test]

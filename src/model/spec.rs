@@ -18,7 +18,9 @@
 pub struct DecoderSpec {
     /// `general.architecture`.
     pub architecture: &'static str,
-    /// How many tokens the vocabulary has.
+    /// How many tokens the vocabulary has, and logits a row. The embedding and the head
+    /// may have more rows in the file (makers pad them to a round number): an id without
+    /// a token has no logit, so that it is in no distribution and nothing can choose it.
     pub vocab: usize,
     /// Width of the residual stream.
     pub hidden: usize,

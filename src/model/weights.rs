@@ -203,7 +203,7 @@ impl<'a> Weights<'a> {
 
     /// The token embedding, `[vocab, hidden]`.
     pub fn embedding(&self) -> Result<Weight<'a>, ModelError> {
-        self.whole("token_embd.weight", &[self.spec.vocab, self.spec.hidden])
+        self.tokens("token_embd.weight")
     }
 
     /// The head, `[vocab, hidden]`; the embedding itself where they are tied.
@@ -211,7 +211,16 @@ impl<'a> Weights<'a> {
         if self.spec.tied_head {
             return self.embedding();
         }
-        self.whole("output.weight", &[self.spec.vocab, self.spec.hidden])
+        self.tokens("output.weight")
+    }
+
+    /// The rows of a tensor that belong to tokens: the first `vocab`, of which there may
+    /// be more.
+    fn tokens(&self, name: &str) -> Result<Weight<'a>, ModelError> {
+        let DecoderSpec { vocab, hidden, .. } = *self.spec;
+        let rows = self.gguf.tensor(name)?.info.shape.first();
+        let rows = rows.map_or(vocab, |&rows| rows.max(vocab));
+        Ok(self.whole(name, &[rows, hidden])?.cut(0..vocab))
     }
 
     /// The last norm, `[hidden]`.

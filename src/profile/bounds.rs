@@ -95,7 +95,7 @@ pub(super) fn add_sized_filter(
 }
 
 /// Refuses a number that is too large for a size, by itself or among named arguments.
-fn check_size(argument: &Value) -> Result<(), Error> {
+pub(super) fn check_size(argument: &Value) -> Result<(), Error> {
     if argument.is_kwargs() {
         let named = Kwargs::try_from(argument.clone())?;
         let names: Vec<&str> = named.args().collect();

@@ -5,11 +5,10 @@ use std::borrow::Cow;
 use jiff::Zoned;
 use minijinja::syntax::SyntaxConfig;
 use minijinja::{Environment, Error, ErrorKind, Value};
-use minijinja_contrib::pycompat::unknown_method_callback;
 
 use super::error::Refusal;
 use super::limits::{Text, check_source, on_deep_stack};
-use super::{Message, ProfileError, Role, bounds, python};
+use super::{Message, ProfileError, Role, bounds, methods, percent, python};
 
 /// What stands for the file in errors: the key that GGUF keeps a template under.
 const FILE: &str = "tokenizer.chat_template";
@@ -18,8 +17,8 @@ const FILE: &str = "tokenizer.chat_template";
 ///
 /// It is run in the environment that transformers' `apply_chat_template` sets
 /// up: blocks trimmed, loop controls, Python's methods on strings, lists and
-/// maps, `raise_exception`, `strftime_now`, `tojson` without HTML escapes, and a
-/// lenient view of what is undefined. Tags of the `generation` extension, which
+/// maps, `%` on strings, Jinja2's filters, `raise_exception`, `strftime_now`, `tojson`
+/// without HTML escapes, and a lenient view of what is undefined. Tags of the `generation` extension, which
 /// only mark text for training, are understood.
 #[derive(Debug)]
 pub struct ChatTemplate {
@@ -32,6 +31,9 @@ pub struct ChatTemplate {
 impl ChatTemplate {
     /// Compiles a template. `bos` and `eos` are the texts of the model's tokens,
     /// for the template to write.
+    ///
+    /// # Errors
+    /// It is no valid template, or fails on a plain question.
     pub fn new(
         source: &str,
         bos: Option<&str>,
@@ -48,13 +50,10 @@ impl ChatTemplate {
     ) -> Result<ChatTemplate, ProfileError> {
         let mut environment = Environment::new();
         environment.set_auto_escape_callback(|_| minijinja::AutoEscape::None);
-        environment.set_unknown_method_callback(|state, value, method, args| {
-            if method == "format" {
-                bounds::check_widths(value)?;
-            }
-            unknown_method_callback(state, value, method, args)
-        });
+        environment.set_unknown_method_callback(methods::call);
         bounds::bound(&mut environment);
+        methods::add_filters(&mut environment);
+        environment.add_function(percent::FUNCTION, percent::percent);
         environment.set_debug(true);
         let tojson = Value::from_function(python::tojson);
         bounds::add_sized_filter(&mut environment, "tojson", tojson);
@@ -75,7 +74,8 @@ impl ChatTemplate {
             .build()
             .and_then(|syntax| {
                 environment.set_syntax(syntax);
-                environment.add_template_owned(FILE, without_generation_tags(source).into_owned())
+                let source = without_generation_tags(source);
+                environment.add_template_owned(FILE, percent::rewrite(&source).into_owned())
             })
             .map_err(|error| ProfileError::from_template(FILE, &error))?;
         let template = ChatTemplate {
@@ -86,10 +86,20 @@ impl ChatTemplate {
         };
         // A template that fails on the plainest of questions fails on all of
         // them; one that refuses it may still have others that it takes.
-        match template.render(&[Message::new(Role::User, "Hello")], &str::to_owned) {
+        match template.greet() {
             Ok(_) | Err(ProfileError::Refused(_)) => Ok(template),
             Err(error) => Err(error),
         }
+    }
+
+    /// What it writes for the plainest of questions.
+    fn greet(&self) -> Result<String, ProfileError> {
+        self.render(&[Message::new(Role::User, "Hello")], &str::to_owned)
+    }
+
+    /// Whether it writes nothing for a plain question, so that the model would not see it.
+    pub fn is_silent(&self) -> bool {
+        self.greet().is_ok_and(|text| text.trim().is_empty())
     }
 
     /// The text it was compiled from.
@@ -232,6 +242,18 @@ mod tests {
                 "{{ 'a' if messages[0].content is string and messages is not mapping }}",
                 "a",
             ),
+            (
+                "{{ '[%s] %02d' % (messages[0].role, messages|length) }}",
+                "[user] 02",
+            ),
+            ("{{ messages[-1].content.rsplit('</think>', 1)[0] }}", "a"),
+            ("{{ messages[-1].content.partition('</think>')[2] }}", "b"),
+            (
+                "{{ messages[0].content.strip().removeprefix('H').find('i') }}",
+                "0",
+            ),
+            ("{{ '7'.zfill(3) }}{{ 'a'.ljust(3) }}|", "007a  |"),
+            ("{{ 'one two three four'|truncate(9) }}", "one..."),
         ] {
             assert_eq!(render(source).unwrap(), expected, "{source}");
         }
@@ -267,9 +289,22 @@ mod tests {
         for endless in [
             "{% for a in range(9999) %}{% for b in range(9999) %}{% endfor %}{% endfor %}",
             "{{ '{:99999}'.format(1) }}",
+            "{{ '%99999d' % 1 }}",
+            "{{ 'a'.ljust(99999) }}",
             "{{ messages | tojson(indent=18446744073709551615) }}",
         ] {
             assert!(render(endless).is_err(), "{endless}");
+        }
+    }
+
+    #[test]
+    fn a_template_that_writes_nothing_is_known() {
+        let is_silent = |source| ChatTemplate::new(source, None, None).unwrap().is_silent();
+        for source in ["{# nothing #}", " {% set x = 1 %}\n", "{{ '' }}"] {
+            assert!(is_silent(source), "{source}");
+        }
+        for source in ["{{ messages[0].content }}", "{{ raise_exception('No.') }}"] {
+            assert!(!is_silent(source), "{source}");
         }
     }
 

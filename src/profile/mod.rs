@@ -17,6 +17,8 @@ mod files;
 mod front;
 mod limits;
 pub mod markers;
+mod methods;
+mod percent;
 mod python;
 mod rendering;
 mod template;

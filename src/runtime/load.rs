@@ -18,6 +18,9 @@ use crate::text::{Tokenizer, TokenizerError};
 /// The profile that a base model chats with unless its manifest names another.
 const DEFAULT_PROFILE: &str = "assistant";
 
+/// The folder, beside the prefixes, that remembers the hashes of the models' files.
+const FINGERPRINTS: &str = "fingerprints";
+
 /// How a model is loaded.
 #[derive(Clone, Debug)]
 pub struct LoadOptions {
@@ -67,7 +70,7 @@ pub enum LoadError {
         /// Why.
         error: ExecError,
     },
-    /// A profile or chat template cannot be used.
+    /// A profile cannot be used.
     #[error(transparent)]
     Profile(#[from] ProfileError),
     /// A profile's prefix would be cut into other tokens depending on what
@@ -133,9 +136,11 @@ pub struct Model {
     profiles: RwLock<Arc<Profiles>>,
     pub(super) adapters: Table,
     template: Option<Arc<ChatTemplate>>,
+    template_problem: Option<String>,
     default_profile: Option<String>,
     sampling: SamplingDefaults,
     footprint: Footprint,
+    fingerprint: Option<[u8; 32]>,
 }
 
 impl Model {
@@ -164,7 +169,10 @@ impl Model {
             .iter()
             .map(|(name, profile)| Ok((name.clone(), BoundProfile::new(id, profile, &tokenizer)?)))
             .collect::<Result<Profiles, LoadError>>()?;
-        let template = chat_template(&gguf, &tokenizer)?;
+        let (template, template_problem) = chat_template(&gguf, &tokenizer)?;
+        if let Some(problem) = &template_problem {
+            tracing::warn!(model = id, "{problem}");
+        }
         let wanted = options.default_profile.as_deref();
         let default_profile = wanted.unwrap_or(DEFAULT_PROFILE);
         if !profiles.contains_key(default_profile) && wanted.is_some() {
@@ -177,6 +185,10 @@ impl Model {
             .contains_key(default_profile)
             .then(|| default_profile.to_owned());
 
+        // Beside packing, which reads the same bytes.
+        let hashing = options.prefix_folder.as_deref();
+        let hashing = hashing.map(|folder| gguf.begin_fingerprint(&folder.join(FINGERPRINTS)));
+        let hashing = hashing.transpose()?;
         let backend = &options.backend;
         let executor = backend.load(&gguf, &spec, options.kv_memory);
         let executor = executor.map_err(|error| LoadError::exec(path, error))?;
@@ -190,11 +202,14 @@ impl Model {
                 "the memory for KV limits the context (--kv-memory)"
             );
         }
+        let fingerprint =
+            hashing.map(|hashing| hashing.join().expect("hashing bytes cannot panic"));
         let mut engine = options.engine.clone();
         engine.prefixes = options
             .prefix_folder
             .as_deref()
-            .map(|folder| PrefixStore::new(folder, gguf.fingerprint(), executor.kv_format()));
+            .zip(fingerprint)
+            .map(|(folder, weights)| PrefixStore::new(folder, weights, executor.kv_format()));
         if let Some(folder) = &options.prefix_folder {
             engine.swap_folder.clone_from(folder);
         }
@@ -208,9 +223,11 @@ impl Model {
             profiles: RwLock::new(Arc::new(profiles)),
             adapters: Table::default(),
             template,
+            template_problem,
             default_profile,
             sampling: options.sampling.clone(),
             footprint,
+            fingerprint,
         })
     }
 
@@ -259,9 +276,15 @@ impl Model {
         *served = Arc::new(profiles);
     }
 
-    /// The chat template in its file.
+    /// The chat template in its file, if there is one that can be run.
     pub fn template(&self) -> Option<&Arc<ChatTemplate>> {
         self.template.as_ref()
+    }
+
+    /// Why the chat template in its file is not used, if there is one that cannot be run: a
+    /// line that names the file. The log has been told.
+    pub fn template_problem(&self) -> Option<&str> {
+        self.template_problem.as_deref()
     }
 
     /// How its maker wants chats sampled.
@@ -272,6 +295,12 @@ impl Model {
     /// What its weights take in memory.
     pub fn footprint(&self) -> Footprint {
         self.footprint
+    }
+
+    /// The [fingerprint](crate::gguf::Gguf::fingerprint) of its file, where prefixes are
+    /// kept on disk: nothing else needs it while serving.
+    pub fn fingerprint(&self) -> Option<[u8; 32]> {
+        self.fingerprint
     }
 
     /// The names that may follow the `@` of an arm.
@@ -309,14 +338,24 @@ impl Model {
     }
 }
 
+/// The chat template in a model's file, or why it is not used. One that cannot be run is no
+/// reason not to serve the model: it chats with a profile then, as a model without one does.
 fn chat_template(
     gguf: &Gguf,
     tokenizer: &Tokenizer,
-) -> Result<Option<Arc<ChatTemplate>>, ProfileError> {
-    let Some(source) = gguf.metadata().get_str("tokenizer.chat_template") else {
-        return Ok(None);
+) -> Result<(Option<Arc<ChatTemplate>>, Option<String>), GgufError> {
+    let source = gguf.metadata().get_str("tokenizer.chat_template")?;
+    let Some(source) = source.filter(|source| !source.trim().is_empty()) else {
+        return Ok((None, None));
     };
     let text = |id: Option<u32>| id.and_then(|id| tokenizer.piece(id));
-    let template = ChatTemplate::new(source, text(tokenizer.bos()), text(tokenizer.eos()))?;
-    Ok(Some(Arc::new(template)))
+    let why = match ChatTemplate::new(source, text(tokenizer.bos()), text(tokenizer.eos())) {
+        Ok(template) if !template.is_silent() => return Ok((Some(Arc::new(template)), None)),
+        Ok(_) => "it writes nothing for a user's question".to_owned(),
+        Err(error) => error.to_string(),
+    };
+    let file = gguf.path().display();
+    let problem =
+        format!("{file}: the chat template cannot be used, so a profile is in its place: {why}");
+    Ok((None, Some(problem)))
 }

@@ -29,8 +29,10 @@ pub(crate) struct Fields {
 }
 
 impl Fields {
-    /// Parses a body, which must be one JSON object.
+    /// Parses a body, which must be one JSON object. A byte order mark, which some
+    /// clients put before it, is skipped (RFC 8259, section 8.1).
     pub(crate) fn parse(body: &[u8]) -> Result<Fields, ApiError> {
+        let body = body.strip_prefix(b"\xef\xbb\xbf").unwrap_or(body);
         let object: Value = serde_json::from_slice(body).map_err(|error| {
             ApiError::malformed(format!("The body is not valid JSON: {error}."))
         })?;
@@ -300,6 +302,20 @@ mod tests {
             Fields::parse("[".repeat(100_000).as_bytes()).is_err(),
             "too deep"
         );
+    }
+
+    #[test]
+    fn a_byte_order_mark_is_skipped_before_the_body_alone() {
+        let mut fields = Fields::parse("\u{feff}{\"size\": 1}".as_bytes()).unwrap();
+        assert_eq!(fields.take("size"), Some(&json!(1)));
+        for body in [
+            "{\u{feff}\"size\": 1}",
+            "{}\u{feff}",
+            "\u{feff}\u{feff}{}",
+            "\u{feff}",
+        ] {
+            assert!(Fields::parse(body.as_bytes()).is_err(), "{body:?}");
+        }
     }
 
     #[test]

@@ -34,11 +34,13 @@ pub enum KeyError {
 }
 
 impl ApiKeys {
-    /// Adds the keys of `text`, which commas or line breaks separate.
+    /// Adds the keys of `text`, which commas or line breaks separate. A byte order mark
+    /// before them is no part of the first one.
     ///
     /// # Errors
     /// There is no key in it, or one that no client could send.
     pub fn add(&mut self, text: &str) -> Result<(), KeyError> {
+        let text = text.strip_prefix('\u{feff}').unwrap_or(text);
         let keys: Vec<&str> = text
             .split([',', '\n'])
             .map(str::trim)
@@ -121,6 +123,14 @@ mod tests {
         for unknown in ["", "on", "onee", "One", "one, two", " one"] {
             assert!(!keys.know(unknown.as_bytes()), "{unknown:?}");
         }
+    }
+
+    #[test]
+    fn a_byte_order_mark_is_no_part_of_a_key() {
+        let keys = keys(&["\u{feff}one\ntwo\n"]);
+        assert!(keys.know(b"one") && keys.know(b"two"));
+        let error = ApiKeys::default().add("\u{feff}\n").unwrap_err();
+        assert_eq!(error, KeyError::None);
     }
 
     #[test]

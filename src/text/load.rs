@@ -132,10 +132,11 @@ impl Tokenizer {
     /// The metadata lacks a vocabulary, describes one of an unsupported kind,
     /// or contradicts itself.
     pub fn from_gguf(gguf: &Gguf) -> Result<Tokenizer, TokenizerError> {
+        gguf.check_whole()?;
         let metadata = gguf.metadata();
         let error = |cause| vocabulary_error(gguf.path(), cause);
         let model = metadata.str("tokenizer.ggml.model")?;
-        let pre = metadata.get_str("tokenizer.ggml.pre").unwrap_or("default");
+        let pre = metadata.get_str("tokenizer.ggml.pre")?.unwrap_or("default");
         let (spm, words) = match model {
             "llama" => (true, None),
             "gpt2" => {
@@ -200,8 +201,7 @@ fn pieces(gguf: &Gguf) -> Result<(Arena, Vec<TokenKind>), TokenizerError> {
 
     let key = "tokenizer.ggml.token_type";
     let mut kinds = Vec::with_capacity(count);
-    if metadata.contains(key) {
-        let types = metadata.i32s(key)?;
+    if let Some(types) = metadata.get_i32s(key)? {
         check_length(gguf, key, types.len(), count)?;
         for (id, kind) in types.into_iter().enumerate() {
             let known = TokenKind::from_id(kind);
@@ -301,9 +301,8 @@ fn scored(
     if unknown.is_none() && bytes.contains(&None) {
         return Err(vocabulary_error(gguf.path(), VocabularyError::NoFallback));
     }
-    let space_prefix = metadata
-        .get_bool("tokenizer.ggml.add_space_prefix")
-        .unwrap_or(true);
+    let space_prefix = metadata.get_bool("tokenizer.ggml.add_space_prefix")?;
+    let space_prefix = space_prefix.unwrap_or(true);
     Ok(Spm::new(&scores, bytes, unknown, space_prefix))
 }
 
@@ -334,14 +333,13 @@ struct SpecialIds<'a> {
 impl SpecialIds<'_> {
     /// The id under `key`, or `default` if that is a token with a use of its own.
     fn get(&self, key: &'static str, default: Option<u32>) -> Result<Option<u32>, TokenizerError> {
-        if !self.metadata.contains(key) {
+        let Some(id) = self.metadata.get_u32(key)? else {
             let special = |&id: &u32| {
                 let kind = self.vocabulary.kind(id);
                 matches!(kind, Some(TokenKind::Control | TokenKind::Unknown))
             };
             return Ok(default.filter(special));
-        }
-        let id = self.metadata.u32(key)?;
+        };
         let tokens = self.vocabulary.len();
         // Some files write −1, as a u32, for "there is none".
         if id == u32::MAX {
@@ -372,14 +370,14 @@ fn facts(ids: &SpecialIds<'_>, spm: bool, pre: &str) -> Result<Facts, TokenizerE
     end_tokens.retain(|&id| seen.insert(id));
 
     let metadata = ids.metadata;
-    let adds = |key, default| metadata.get_bool(key).unwrap_or(default);
+    let adds = |key, default| Ok::<_, GgufError>(metadata.get_bool(key)?.unwrap_or(default));
     let bos_default = spm || Words::whole_words(pre);
     Ok(Facts {
         pre: pre.to_owned(),
         bos,
         eos,
-        adds_bos: adds("tokenizer.ggml.add_bos_token", bos_default) && bos.is_some(),
-        adds_eos: adds("tokenizer.ggml.add_eos_token", false) && eos.is_some(),
+        adds_bos: adds("tokenizer.ggml.add_bos_token", bos_default)? && bos.is_some(),
+        adds_eos: adds("tokenizer.ggml.add_eos_token", false)? && eos.is_some(),
         end_tokens,
     })
 }

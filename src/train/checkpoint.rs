@@ -29,10 +29,9 @@ const KEY: &str = "incant.training";
 /// Where a run stands, beside its numbers.
 #[derive(Clone, Debug, PartialEq)]
 pub(super) struct State {
-    /// Steps that were made.
+    /// Steps that were made. How long they took is in the log: a checkpoint holds nothing
+    /// that differs from one run to the next of the same kind.
     pub(super) step: usize,
-    /// Seconds that they took.
-    pub(super) seconds: f64,
     /// What the run is.
     pub(super) identity: Identity,
 }
@@ -40,7 +39,6 @@ pub(super) struct State {
 #[derive(Deserialize)]
 struct Written {
     step: usize,
-    seconds: f64,
     identity: Value,
 }
 
@@ -65,7 +63,6 @@ pub(super) fn save(
         }
         let written = json!({
             "step": state.step,
-            "seconds": state.seconds,
             "identity": state.identity.to_json(),
         });
         write_tensors(&folder.join(STATE), &tensors, &written)
@@ -105,7 +102,6 @@ pub(super) fn state(checkpoint: &Path) -> Result<State, TrainError> {
         serde_json::from_value(written).map_err(|error| TrainError::state(&path, error))?;
     Ok(State {
         step: written.step,
-        seconds: written.seconds,
         identity: Identity::from_json(written.identity)
             .map_err(|error| TrainError::state(&path, error))?,
     })

@@ -155,6 +155,15 @@ impl Log {
         &self.records
     }
 
+    /// The seconds that all steps in it took.
+    pub(super) fn seconds(&self) -> f64 {
+        let steps = self.records.iter().rev().find_map(|record| match record {
+            Record::Step(step) => Some(step.seconds),
+            Record::Evaluation(_) => None,
+        });
+        steps.unwrap_or(0.0)
+    }
+
     /// What was found when the held-out examples were looked at after so many steps.
     pub(super) fn evaluation(&self, steps: usize) -> Option<&Evaluation> {
         self.records.iter().rev().find_map(|record| match record {

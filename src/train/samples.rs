@@ -2,7 +2,7 @@
 
 use super::data::{Content, Conversation, DataError, Entry, Place};
 use super::student::{Sample, Target};
-use crate::profile::{Message, Role};
+use crate::profile::Message;
 
 /// Makes tokens of conversations exactly as whoever serves them does. What cannot be
 /// rendered is told in a line.
@@ -196,9 +196,9 @@ pub struct Lesson {
 /// The line is a text.
 pub fn prompt_of(entry: &Entry) -> Result<&[Message], DataError> {
     let before = |conversation: &Conversation| {
-        let answers = conversation.messages.iter().skip(conversation.from);
-        let first = answers.take_while(|message| message.role != Role::Assistant);
-        conversation.from + first.count()
+        let all = 0..conversation.messages.len();
+        let first = all.clone().find(|&at| conversation.counts(at));
+        first.unwrap_or(all.end)
     };
     match &entry.content {
         Content::Prompt(messages) => Ok(messages),
@@ -244,10 +244,7 @@ impl Sample {
 fn samples(conversation: &Conversation, render: &dyn Render) -> Result<Vec<Sample>, String> {
     let mut samples: Vec<Sample> = Vec::new();
     let messages = &conversation.messages;
-    for at in conversation.from..messages.len() {
-        if messages[at].role != Role::Assistant {
-            continue;
-        }
+    for at in (conversation.from..messages.len()).filter(|&at| conversation.counts(at)) {
         let Answered { prompt, answer } = render.answered(&messages[..=at])?;
         let last = samples
             .last_mut()
@@ -270,6 +267,7 @@ mod tests {
     use std::sync::Arc;
 
     use super::*;
+    use crate::profile::Role;
 
     /// A token for each byte; `U` opens the user's turn, `A` the assistant's, `.` ends it.
     struct Bytes {
@@ -332,6 +330,7 @@ mod tests {
         Conversation {
             messages: messages.collect(),
             from,
+            unlearnt: Vec::new(),
         }
     }
 
@@ -362,6 +361,20 @@ mod tests {
         assert_eq!(learnt(last, &PLAIN), ["(UhiAyes.UandA)no."]);
         let text = Content::Text("once".to_owned());
         assert_eq!(learnt(text, &PLAIN), ["(o)nce"]);
+    }
+
+    #[test]
+    fn a_turn_of_weight_0_is_read_and_not_learnt() {
+        let without = |unlearnt: &[usize]| {
+            Content::Conversation(Conversation {
+                unlearnt: unlearnt.to_vec(),
+                ..conversation(&["hi", "yes", "and", "no"], 0)
+            })
+        };
+        assert_eq!(learnt(without(&[1]), &PLAIN), ["(UhiAyes.UandA)no."]);
+        assert_eq!(learnt(without(&[3]), &PLAIN), ["(UhiA)yes."]);
+        let asked = entry(without(&[1]));
+        assert_eq!(prompt_of(&asked).unwrap().len(), 3);
     }
 
     #[test]
@@ -458,6 +471,7 @@ mod tests {
                 Message::new(Role::Assistant, "yes"),
             ],
             from: 0,
+            unlearnt: Vec::new(),
         });
         let told = Examples::of_answers(&[entry(refused)], &PLAIN, 9).unwrap_err();
         assert!(

@@ -104,7 +104,8 @@ impl Identity {
         let names = self.0.keys().chain(now.0.keys());
         for name in names {
             let [then, now] = [self, now].map(|identity| identity.0.get(name));
-            if then != now {
+            // Runs of older versions do not say which weights they are of.
+            if then != now && !(name == "weights" && then.is_none()) {
                 return Err(TrainError::Differs {
                     folder: folder.to_owned(),
                     name: name.clone(),

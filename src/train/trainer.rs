@@ -61,7 +61,9 @@ pub struct Outcome {
 /// Trains until the end, or until it is told to stop.
 ///
 /// At the end the folder is itself a PEFT directory. Beside it there are checkpoints,
-/// `metrics.jsonl`, `report.html` and, where the loss needs them, references.
+/// `metrics.jsonl`, `report.html` and, where the loss needs them, references. The same
+/// training writes the same files, to the last bit, but for the times in the log and on
+/// the page.
 ///
 /// # Errors
 /// See [`TrainError`].
@@ -126,7 +128,7 @@ impl<'a> Run<'a> {
             return Err(TrainError::Exists(folder.to_owned()));
         }
         let decay = settings.weight_decay;
-        let (references, optimizer, log, step, seconds) = match last {
+        let (references, optimizer, log, step) = match last {
             Some(last) => {
                 let state = checkpoint::state(&last)?;
                 state.identity.check(&identity, folder)?;
@@ -135,7 +137,6 @@ impl<'a> Run<'a> {
                     checkpoint::restore(&last, student, decay, state.step)?,
                     Log::resume(folder, state.step)?,
                     state.step,
-                    state.seconds,
                 )
             }
             None => {
@@ -144,7 +145,7 @@ impl<'a> Run<'a> {
                 };
                 references.save(folder, &identity)?;
                 let optimizer = AdamW::new(student.variables(), decay)?;
-                (references, optimizer, Log::begin(folder)?, 0, 0.0)
+                (references, optimizer, Log::begin(folder)?, 0)
             }
         };
         let lengths = examples.iter().map(Example::length).collect();
@@ -157,9 +158,9 @@ impl<'a> Run<'a> {
             schedule: Schedule::new(settings.learning_rate, settings.warmup, steps),
             references,
             optimizer,
-            log,
             step,
-            seconds,
+            seconds: log.seconds(),
+            log,
         }))
     }
 
@@ -307,7 +308,6 @@ impl<'a> Run<'a> {
         } = *self.training;
         let state = State {
             step: self.step,
-            seconds: self.seconds,
             identity: self.identity.clone(),
         };
         let path = checkpoint::save(folder, student, &self.optimizer, &state)?;

@@ -116,7 +116,7 @@ fn read(path: &Path) -> Result<bool, String> {
     }
     let guarded = tokenizer.guard_controls(TEXT, '\u{fdd1}');
     tokenizer.encode_guarded(&guarded, '\u{fdd1}');
-    let Some(template) = gguf.metadata().get_str("tokenizer.chat_template") else {
+    let Ok(Some(template)) = gguf.metadata().get_str("tokenizer.chat_template") else {
         return Ok(true);
     };
     let piece = |id: Option<u32>| id.and_then(|id| tokenizer.piece(id));

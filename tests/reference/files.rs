@@ -395,6 +395,70 @@ fn tensors_at_odd_places_end_no_program() {
     );
 }
 
+/// Each file of a split model, also one that has all metadata and no tensors.
+#[test]
+fn a_part_of_a_split_model_is_named_as_one() {
+    let split = |file: Builder, no: u16| {
+        let total = 11i32.to_le_bytes().to_vec();
+        file.with("split.no", Item::U16(no))
+            .with("split.count", Item::U16(2))
+            .with("split.tensors.count", Item::Raw(5, total))
+    };
+    let model = Tiny::llama();
+    let tensors = model.tensors();
+    for (file, part) in [
+        (split(model.file(&tensors), 0), 1),
+        (split(model.file(&BTreeMap::new()), 0), 1),
+        (split(Builder::new(), 1), 2),
+    ] {
+        let told = refusal(&file);
+        assert!(
+            told.starts_with(&format!("part {part} of 2 of a split model; merge")),
+            "{told}"
+        );
+    }
+    let whole = model.file(&tensors).with("split.count", Item::U16(1));
+    assert!(load(subjects::native(), &tiny::written(&whole)).is_ok());
+    let odd = model.file(&tensors).with("split.count", Item::Str("2"));
+    assert!(refusal(&odd).contains("`split.count` should be an unsigned integer"));
+}
+
+/// A model is served also where its chat template cannot be: as one without.
+#[test]
+fn a_chat_template_that_cannot_be_run_leaves_the_model_without_one() {
+    let model = Tiny::llama();
+    let with = |template: &str| {
+        let key = "tokenizer.chat_template";
+        let file = model.file(&model.tensors()).with(key, Item::Str(template));
+        let file = tiny::written(&file);
+        let model = load(subjects::native(), &file).expect("it is served");
+        // A file that brings an empty template means none.
+        let is_told = model.template().is_none() && !template.trim().is_empty();
+        let told = model.template_problem().unwrap_or_default();
+        let names_it = told.starts_with(&*file.path().display().to_string());
+        assert_eq!(names_it, is_told, "{template}: {told}");
+        assert!(!told.contains('\n'), "{told}");
+        model
+            .template()
+            .map(|template| template.source().to_owned())
+    };
+    for broken in [
+        "",
+        " \n",
+        "{% for x in %}",
+        "{{ messages[0].no_method() }}",
+        "{{ messages | no_filter }}",
+        "{# nothing #}",
+        "{{ 1 // 0 }}",
+    ] {
+        assert_eq!(with(broken), None, "{broken}");
+    }
+    // One that turns the plainest question down may take others.
+    for good in ["{{ messages[0].content }}", "{{ raise_exception('No.') }}"] {
+        assert_eq!(with(good).as_deref(), Some(good));
+    }
+}
+
 #[test]
 fn a_rope_factor_is_linear_under_either_name() {
     let model = Tiny::llama();

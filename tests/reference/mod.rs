@@ -7,6 +7,7 @@
 
 mod architectures;
 mod files;
+mod padding;
 mod plain;
 mod random_schedules;
 mod refusals;

@@ -81,7 +81,7 @@ impl Args {
         };
         let slots = options.slots;
         let runtime = Runtime::new();
-        runtime.loaded(models.resolve(options)?.load()?);
+        runtime.loaded(models.resolve(options)?.load_and_tell()?);
         let arms = self.arms(&runtime)?;
         settings.reference = self.reference(&arms)?;
 
@@ -117,7 +117,9 @@ impl Args {
                 io::stdin()
                     .read_to_string(&mut question)
                     .context("cannot read the question")?;
-                Ok(vec![asking.text(&question)])
+                // A file may begin with a byte order mark.
+                let question = question.strip_prefix('\u{feff}').unwrap_or(&question);
+                Ok(vec![asking.text(question)])
             }
             (None, question) => Ok(vec![asking.text(question.unwrap_or_default())]),
         }

@@ -1,11 +1,13 @@
 //! What the arms are asked: one question, or a file of prompts.
 
+use std::collections::HashMap;
 use std::fs;
 use std::path::Path;
 
 use anyhow::{Context, bail};
 use incant::profile::{Message, Role};
 use serde::Deserialize;
+use serde::de::IgnoredAny;
 
 /// One prompt.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -25,11 +27,25 @@ pub(super) struct Asking {
     pub(super) system: Option<String>,
 }
 
-/// A line of a file of JSON lines. Other fields are for others.
+/// A line of a file of JSON lines. Other fields are for others. (That they are caught
+/// keeps a list from standing for an object, field by field.)
 #[derive(Deserialize)]
+#[serde(expecting = "an object")]
 struct Line {
     prompt: Option<String>,
-    messages: Option<Vec<Message>>,
+    messages: Option<Vec<Turn>>,
+    #[serde(flatten)]
+    _rest: HashMap<String, IgnoredAny>,
+}
+
+/// A message of it, likewise.
+#[derive(Deserialize)]
+#[serde(expecting = "a message with a role and a content")]
+struct Turn {
+    role: Role,
+    content: String,
+    #[serde(flatten)]
+    _rest: HashMap<String, IgnoredAny>,
 }
 
 impl Asking {
@@ -50,10 +66,11 @@ impl Asking {
     }
 
     /// Reads a file: JSON lines if its name ends in `.jsonl`, else a text of which each
-    /// line that is not blank is a prompt.
+    /// line that is not blank is a prompt. A byte order mark before it is skipped.
     pub(super) fn file(&self, path: &Path) -> anyhow::Result<Vec<Asked>> {
         let name = path.display();
         let text = fs::read_to_string(path).with_context(|| name.to_string())?;
+        let text = text.strip_prefix('\u{feff}').unwrap_or(&text);
         let is_json = path
             .extension()
             .is_some_and(|extension| extension == "jsonl");
@@ -91,7 +108,11 @@ impl Asking {
             (None, Some(_)) if self.verbatim => {
                 bail!("'messages' cannot be taken verbatim; give 'prompt'")
             }
-            (None, Some(messages)) => Ok(self.chat(messages)),
+            (None, Some(messages)) => {
+                let messages = messages.into_iter();
+                let messages = messages.map(|turn| Message::new(turn.role, turn.content));
+                Ok(self.chat(messages.collect()))
+            }
             (Some(_), Some(_)) => bail!("give 'prompt' or 'messages', not both"),
             (None, None) => bail!("there is neither 'prompt' nor 'messages'"),
         }
@@ -182,6 +203,23 @@ mod tests {
         assert!(tool.contains("unknown variant `tool`"), "{tool}");
         let verbatim = told(&verbatim, message);
         assert!(verbatim.contains("cannot be taken verbatim"), "{verbatim}");
+    }
+
+    #[test]
+    fn a_byte_order_mark_is_no_part_of_the_first_prompt() {
+        let prompts = read(&CHAT, "a.txt", "\u{feff}One?\r\nTwo?\r\n").unwrap();
+        let expected = ["One?", "Two?"].map(|text| Asked::Chat(vec![user(text)]));
+        assert_eq!(prompts, expected);
+        let prompts = read(&CHAT, "a.jsonl", "\u{feff}{\"prompt\": \"One?\"}\n").unwrap();
+        assert_eq!(prompts, expected[..1]);
+    }
+
+    #[test]
+    fn a_list_does_not_stand_for_an_object() {
+        let list = told(&CHAT, "a.jsonl", "[\"One?\", null]\n");
+        assert!(list.contains("expected an object"), "{list}");
+        let list = told(&CHAT, "a.jsonl", "{\"messages\": [[\"user\", \"One?\"]]}\n");
+        assert!(list.contains("expected a message"), "{list}");
     }
 
     #[test]

@@ -193,6 +193,8 @@ impl Report {
             chat_template: gguf
                 .metadata()
                 .get_str("tokenizer.chat_template")
+                // Of another type it is among the metadata.
+                .unwrap_or_default()
                 .map(str::to_owned),
             parts: parts(gguf),
             kv: arch::read(gguf)

@@ -36,6 +36,8 @@ pub(super) struct School {
     pub(super) answer_tokens: usize,
     /// How many answers are made at once.
     pub(super) slots: usize,
+    /// What tells the weights apart that answer.
+    pub(super) weights: String,
 }
 
 /// An answer as it is kept.
@@ -46,6 +48,9 @@ struct Kept {
     student: Vec<u32>,
     teacher: Vec<u32>,
     answer: Vec<u32>,
+    /// What tells the weights apart that answered; answers of older versions do not say it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    weights: Option<String>,
     /// There are targets where the teacher was guided.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     guided: Option<Guided>,
@@ -67,6 +72,13 @@ impl fmt::Display for Guided {
         let Guided { weight, plausible } = self;
         write!(f, "guidance {weight} (plausible {plausible})")
     }
+}
+
+/// Who answered, and how, as it is kept.
+#[derive(Clone, Debug, Default, PartialEq)]
+struct Made {
+    weights: Option<String>,
+    guided: Option<Guided>,
 }
 
 /// In words, for people.
@@ -108,6 +120,13 @@ impl School {
             weight: guidance.weight,
             plausible: guidance.plausible,
         })
+    }
+
+    fn made(&self) -> Made {
+        Made {
+            weights: Some(self.weights.clone()),
+            guided: self.guided(),
+        }
     }
 
     /// The teacher's answers to the prompts of all entries, in their order, which are then
@@ -160,7 +179,7 @@ impl School {
                 grouped(cut as u64)
             ),
         }
-        write(path, &answers, guided)?;
+        write(path, &answers, &self.made())?;
         Ok(answers)
     }
 
@@ -189,14 +208,17 @@ impl School {
             let (known, entries) = (known.len(), entries.len());
             bail!("{name} has answers to {known} prompts, the data has {entries}");
         }
-        let now = self.guided();
-        for (entry, (_, lesson, guided)) in entries.iter().zip(&known) {
+        let now = self.made();
+        for (entry, (_, lesson, then)) in entries.iter().zip(&known) {
             let (place, asked, _) = self.ask(entry)?;
             if (&asked.student, &asked.teacher) != (&lesson.student, &lesson.teacher) {
                 bail!("{name} has an answer to another prompt than that of {place}");
             }
-            if *guided != now || guided.is_some() != lesson.targets.is_some() {
-                let (then, now) = (named(*guided), named(now));
+            if then.weights.is_some() && then.weights != now.weights {
+                bail!("{name} has an answer of other weights for {place}");
+            }
+            if then.guided != now.guided || then.guided.is_some() != lesson.targets.is_some() {
+                let (then, now) = (named(then.guided), named(now.guided));
                 bail!("{name} has an answer with {then} for {place}, not with {now}");
             }
         }
@@ -279,7 +301,7 @@ impl School {
 }
 
 /// Keeps lessons in a file, which is there as a whole or not at all.
-fn write(path: &Path, lessons: &[(Place, Lesson)], guided: Option<Guided>) -> anyhow::Result<()> {
+fn write(path: &Path, lessons: &[(Place, Lesson)], made: &Made) -> anyhow::Result<()> {
     let lines = lessons.iter().map(|(place, lesson)| {
         let kept = Kept {
             file: place.file.to_path_buf(),
@@ -287,7 +309,8 @@ fn write(path: &Path, lessons: &[(Place, Lesson)], guided: Option<Guided>) -> an
             student: lesson.student.clone(),
             teacher: lesson.teacher.clone(),
             answer: lesson.answer.clone(),
-            guided,
+            weights: made.weights.clone(),
+            guided: made.guided,
             targets: lesson.targets.clone(),
         };
         Ok(serde_json::to_string(&kept)? + "\n")
@@ -301,8 +324,8 @@ fn write(path: &Path, lessons: &[(Place, Lesson)], guided: Option<Guided>) -> an
         .with_context(|| format!("cannot write {}", path.display()))
 }
 
-/// Lessons that were kept, and how the teacher was guided.
-fn read(path: &Path) -> anyhow::Result<Vec<(Place, Lesson, Option<Guided>)>> {
+/// Lessons that were kept, and how they were made.
+fn read(path: &Path) -> anyhow::Result<Vec<(Place, Lesson, Made)>> {
     let text = fs::read_to_string(path).with_context(|| path.display().to_string())?;
     let lessons = (1..).zip(text.lines()).map(|(number, line)| {
         let kept: Kept =
@@ -317,7 +340,11 @@ fn read(path: &Path) -> anyhow::Result<Vec<(Place, Lesson, Option<Guided>)>> {
             answer: kept.answer,
             targets: kept.targets,
         };
-        Ok((place, lesson, kept.guided))
+        let made = Made {
+            weights: kept.weights,
+            guided: kept.guided,
+        };
+        Ok((place, lesson, made))
     });
     lessons.collect()
 }
@@ -352,8 +379,12 @@ mod tests {
             plausible: 0.1,
         };
         for (lesson, guided) in [(&plain, None), (&with_targets, Some(guided))] {
-            write(&path, &[(place(), lesson.clone())], guided).unwrap();
-            let expected = [(place(), lesson.clone(), guided)];
+            let made = Made {
+                weights: Some("0123".to_owned()),
+                guided,
+            };
+            write(&path, &[(place(), lesson.clone())], &made).unwrap();
+            let expected = [(place(), lesson.clone(), made)];
             assert_eq!(read(&path).unwrap(), expected);
             assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 1);
         }
@@ -362,7 +393,7 @@ mod tests {
         let line =
             r#"{"file":"prompts.jsonl","line":7,"student":[1,2],"teacher":[3,1,2],"answer":[4,5]}"#;
         fs::write(&path, line).unwrap();
-        assert_eq!(read(&path).unwrap(), [(place(), plain, None)]);
+        assert_eq!(read(&path).unwrap(), [(place(), plain, Made::default())]);
     }
 
     #[test]

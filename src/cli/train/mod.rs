@@ -30,9 +30,10 @@ use super::output::grouped;
 ///
 /// Data are JSON lines, plain or .gz: {"messages": […]}; {"prompt", "completion"};
 /// {"prompt", "chosen", "rejected"}; {"chosen", "rejected"} with whole conversations;
-/// {"prompt"}; {"text"}. Prompts and answers are strings or lists of messages. They are
-/// rendered as serving does it, by the file's chat template or a profile; only the
-/// assistant's words are learnt.
+/// {"prompt"}; {"text"}. Prompts and answers are strings or lists of messages; an answer may
+/// hold the prompt's turns before its own. Of messages with "weight": 0 nothing is learnt;
+/// other keys are named and not read. All are rendered as serving does it, by the file's
+/// chat template or a profile; only the assistant's words are learnt.
 #[derive(clap::Args)]
 pub(crate) struct Args {
     #[command(subcommand)]

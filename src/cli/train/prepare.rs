@@ -1,9 +1,11 @@
 //! From files to examples, by the arms that will be served.
 
-use std::path::PathBuf;
+use std::collections::BTreeSet;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context, bail};
 use incant::engine::EngineOptions;
+use incant::gguf::Gguf;
 use incant::lora::Lora;
 use incant::profile::Message;
 use incant::runtime::{Arm, Guidance, Model, PromptInput, Runtime, Wishes};
@@ -87,8 +89,13 @@ impl Flags {
         };
         let (name, path) = (located.name.clone(), located.path.clone());
         let backend = loading.backend().clone();
-        let models = loading.load()?;
+        let models = loading.load_and_tell()?;
         let model = &models[0];
+        let weights = match model.fingerprint() {
+            Some(known) => known,
+            None => Gguf::open(&path)?.fingerprint(),
+        };
+        let weights = short(weights);
         let from = self
             .from
             .as_deref()
@@ -132,6 +139,7 @@ impl Flags {
                     teacher: ArmRender(answering),
                     answer_tokens: *answer_tokens,
                     slots,
+                    weights: weights.clone(),
                 };
                 guided = school.guided();
                 let id = school.teacher.0.id();
@@ -167,6 +175,8 @@ impl Flags {
         };
         let mut origin: Origin = form.origin();
         origin.insert("model".to_owned(), json!(name));
+        // Another file may have the same name.
+        origin.insert("weights".to_owned(), json!(weights));
         origin.insert("profile".to_owned(), json!(profile));
         if let Some(guided) = guided {
             // Texts, as 0.3 is no number that a double has.
@@ -220,21 +230,35 @@ impl Flags {
     }
 }
 
+/// The first digits of a hash, which tell things apart that a person has.
+pub(super) fn short(hash: [u8; 32]) -> String {
+    hash[..8].iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
 /// All lines of some files. The first that cannot be used is told, with how many more
 /// there are.
 fn read(files: &[PathBuf]) -> anyhow::Result<Vec<Entry>> {
     let mut entries = Vec::new();
     let mut failed = Vec::new();
+    let mut unread = Vec::new();
     for file in files {
-        let lines = data::read(file)?;
-        if lines.is_empty() {
+        let records = data::read(file)?;
+        if records.lines.is_empty() {
             bail!("{}: there are no lines in it", file.display());
         }
-        for line in lines {
+        if !records.unread.is_empty() {
+            unread.push((file, records.unread));
+        }
+        for line in records.lines {
             match line {
                 Ok(entry) => entries.push(entry),
                 Err(error) => failed.push(error),
             }
+        }
+    }
+    if failed.is_empty() {
+        for (file, keys) in unread {
+            eprintln!("{}", named_unread(file, &keys));
         }
     }
     let more = failed.len().saturating_sub(1);
@@ -243,6 +267,24 @@ fn read(files: &[PathBuf]) -> anyhow::Result<Vec<Entry>> {
         (Some(first), 0) => Err(first.into()),
         (Some(first), more) => bail!("{first} (and {more} more such lines)"),
     }
+}
+
+/// Names the keys of a file that nothing is read from, so that nobody takes them for read.
+fn named_unread(file: &Path, keys: &BTreeSet<String>) -> String {
+    /// How many are named.
+    const MOST: usize = 12;
+    let named: Vec<String> = keys.iter().take(MOST).map(|key| printable(key)).collect();
+    let more = match keys.len().saturating_sub(MOST) {
+        0 => String::new(),
+        more => format!(" and {more} more"),
+    };
+    let file = file.display();
+    format!("{file}: nothing is read from {}{more}", named.join(", "))
+}
+
+/// A key as a terminal can show it.
+fn printable(key: &str) -> String {
+    key.escape_debug().to_string()
 }
 
 /// An arm, as whoever makes examples sees it.
@@ -291,5 +333,15 @@ mod tests {
         std::fs::write(&path, "\n").unwrap();
         let told = read(&[path]).unwrap_err().to_string();
         assert!(told.ends_with("there are no lines in it"), "{told}");
+    }
+
+    #[test]
+    fn keys_that_nothing_is_read_from_are_told_in_one_line() {
+        let keys = |count: usize| (0..count).map(|n| format!("k{n:02}")).collect();
+        let told = |keys: &BTreeSet<String>| named_unread(Path::new("mine.jsonl"), keys);
+        assert_eq!(told(&keys(2)), "mine.jsonl: nothing is read from k00, k01");
+        assert!(told(&keys(14)).ends_with("k11 and 2 more"));
+        let odd = told(&["a\n\u{1b}[2J".to_owned()].into());
+        assert!(!odd.contains(['\n', '\u{1b}']), "{odd}");
     }
 }

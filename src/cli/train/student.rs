@@ -11,6 +11,7 @@ use incant::train::model::{self, AdapterSettings, Model};
 use serde_json::json;
 
 use super::Origin;
+use super::prepare::short;
 
 /// Who is to learn.
 pub(super) struct StudentOptions {
@@ -50,9 +51,7 @@ impl Form {
     pub(super) fn origin(&self) -> Origin {
         let named = match self {
             Form::Of(lora) => {
-                let start = lora.fingerprint().into_iter().take(8);
-                let start: String = start.map(|byte| format!("{byte:02x}")).collect();
-                vec![("from", json!(start))]
+                vec![("from", json!(short(lora.fingerprint())))]
             }
             Form::New {
                 rank,

@@ -18,7 +18,7 @@ const LAYERS_27B: usize = 46;
 pub(super) fn read(fields: &Fields<'_>) -> Result<DecoderSpec, ModelError> {
     let base = fields.decoder(RopeStyle::Halves)?;
     let window = fields
-        .get_size("attention.sliding_window")
+        .get_size("attention.sliding_window")?
         .unwrap_or(WINDOW);
     let layers = fields.sliding(base.layers.len(), PERIOD)?;
     let layers = layers.into_iter().map(|sliding| LayerSpec {
@@ -32,9 +32,9 @@ pub(super) fn read(fields: &Fields<'_>) -> Result<DecoderSpec, ModelError> {
     };
     Ok(DecoderSpec {
         attention_scale: (query_width as f32).powf(-0.5),
-        attention_cap: fields.soft_cap("attn_logit_softcapping", Some(ATTENTION_CAP)),
+        attention_cap: fields.soft_cap("attn_logit_softcapping", Some(ATTENTION_CAP))?,
         embedding_scale: (base.hidden as f32).sqrt(),
-        logit_cap: fields.soft_cap("final_logit_softcapping", Some(LOGIT_CAP)),
+        logit_cap: fields.soft_cap("final_logit_softcapping", Some(LOGIT_CAP))?,
         activation: Activation::GeluTanh,
         post_norms: true,
         layers: layers.collect(),

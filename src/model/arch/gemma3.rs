@@ -20,12 +20,14 @@ pub(super) fn read(fields: &Fields<'_>) -> Result<DecoderSpec, ModelError> {
     let base = fields.decoder(RopeStyle::Halves)?;
     let window = fields.size("attention.sliding_window")?;
     let global = RopeSpec {
-        base: fields.get_float("rope.freq_base").unwrap_or(1_000_000.0),
+        base: fields.get_float("rope.freq_base")?.unwrap_or(1_000_000.0),
         ..base.ropes[0].clone()
     };
     // Scaling, where a file has it, is for the global layers only.
     let local = RopeSpec {
-        base: fields.get_float("rope.freq_base_swa").unwrap_or(LOCAL_BASE),
+        base: fields
+            .get_float("rope.freq_base_swa")?
+            .unwrap_or(LOCAL_BASE),
         ..rope::unscaled(&global)
     };
     let query_width = if base.layers.len() == LAYERS_27B {
@@ -41,7 +43,7 @@ pub(super) fn read(fields: &Fields<'_>) -> Result<DecoderSpec, ModelError> {
     Ok(DecoderSpec {
         attention_scale: (query_width as f32).powf(-0.5),
         embedding_scale: (base.hidden as f32).sqrt(),
-        logit_cap: fields.soft_cap("final_logit_softcapping", None),
+        logit_cap: fields.soft_cap("final_logit_softcapping", None)?,
         activation: Activation::GeluTanh,
         qk_norm: Some(QkNorm::Head),
         post_norms: true,

@@ -5,17 +5,19 @@ use super::{DecoderSpec, Fields, ModelError, RopeStyle};
 
 pub(super) fn read(fields: &Fields<'_>) -> Result<DecoderSpec, ModelError> {
     // Granite's files use this key to say whether there is a rope at all.
-    let key = fields.key("rope.scaling.finetuned");
-    if fields.gguf.metadata().get_bool(&key) == Some(false) {
+    if fields.get_bool("rope.scaling.finetuned")? == Some(false) {
         return Err(fields.unsupported("attention without a rope"));
     }
     let base = fields.decoder(RopeStyle::Pairs)?;
     // 0 stands for what it is without a scale.
-    let scale = |key| fields.get_float(key).filter(|&scale| scale != 0.0);
+    let scale = |key| {
+        let scale = fields.get_float(key)?;
+        Ok::<_, ModelError>(scale.filter(|&scale| scale != 0.0))
+    };
     Ok(DecoderSpec {
-        attention_scale: scale("attention.scale").unwrap_or(base.attention_scale),
-        embedding_scale: scale("embedding_scale").unwrap_or(1.0),
-        residual_scale: scale("residual_scale").unwrap_or(1.0),
+        attention_scale: scale("attention.scale")?.unwrap_or(base.attention_scale),
+        embedding_scale: scale("embedding_scale")?.unwrap_or(1.0),
+        residual_scale: scale("residual_scale")?.unwrap_or(1.0),
         // Logits are divided by it.
         logit_scale: 1.0 / fields.float("logit_scale")?,
         ..base

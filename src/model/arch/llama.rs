@@ -4,5 +4,5 @@
 use super::{DecoderSpec, Fields, ModelError, RopeStyle};
 
 pub(super) fn read(fields: &Fields<'_>) -> Result<DecoderSpec, ModelError> {
-    Ok(fields.windowed(fields.decoder(RopeStyle::Pairs)?))
+    fields.windowed(fields.decoder(RopeStyle::Pairs)?)
 }

@@ -5,7 +5,7 @@ use super::{DecoderSpec, Fields, ModelError, RopeStyle};
 use crate::model::Temperature;
 
 pub(super) fn read(fields: &Fields<'_>) -> Result<DecoderSpec, ModelError> {
-    let slope = fields.get_float("attention.temperature_scale");
+    let slope = fields.get_float("attention.temperature_scale")?;
     let temperature = match slope.filter(|&slope| slope != 0.0) {
         None => None,
         Some(slope) => Some(Temperature {

@@ -14,7 +14,7 @@ mod rope;
 use std::collections::HashSet;
 
 use super::{Activation, DecoderSpec, LayerSpec, ModelError, Part, RopeStyle};
-use crate::gguf::Gguf;
+use crate::gguf::{Gguf, Value};
 
 type Reader = fn(&Fields<'_>) -> Result<DecoderSpec, ModelError>;
 
@@ -36,6 +36,8 @@ const ARCHITECTURES: &[(&str, Reader)] = &[
 /// # Errors
 /// The architecture is not supported, or its metadata is missing or senseless.
 pub fn read(gguf: &Gguf) -> Result<DecoderSpec, ModelError> {
+    // The first part may have all metadata, the others none.
+    gguf.check_whole()?;
     let name = gguf.metadata().str("general.architecture")?;
     let Some(&(name, reader)) = ARCHITECTURES.iter().find(|(known, _)| *known == name) else {
         return Err(ModelError::Architecture {
@@ -69,23 +71,25 @@ impl Fields<'_> {
         Ok(self.gguf.metadata().u32(&self.key(key))? as usize)
     }
 
-    fn get_size(&self, key: &str) -> Option<usize> {
-        self.gguf
-            .metadata()
-            .get_u32(&self.key(key))
-            .map(|size| size as usize)
+    fn get_size(&self, key: &str) -> Result<Option<usize>, ModelError> {
+        let size = self.gguf.metadata().get_u32(&self.key(key))?;
+        Ok(size.map(|size| size as usize))
     }
 
     fn float(&self, key: &str) -> Result<f32, ModelError> {
         Ok(self.gguf.metadata().f32(&self.key(key))?)
     }
 
-    fn get_float(&self, key: &str) -> Option<f32> {
-        self.gguf.metadata().get_f32(&self.key(key))
+    fn get_float(&self, key: &str) -> Result<Option<f32>, ModelError> {
+        Ok(self.gguf.metadata().get_f32(&self.key(key))?)
     }
 
-    fn get_str(&self, key: &str) -> Option<&str> {
-        self.gguf.metadata().get_str(&self.key(key))
+    fn get_bool(&self, key: &str) -> Result<Option<bool>, ModelError> {
+        Ok(self.gguf.metadata().get_bool(&self.key(key))?)
+    }
+
+    fn get_str(&self, key: &str) -> Result<Option<&str>, ModelError> {
+        Ok(self.gguf.metadata().get_str(&self.key(key))?)
     }
 
     fn unsupported(&self, feature: impl Into<String>) -> ModelError {
@@ -106,7 +110,10 @@ impl Fields<'_> {
     /// The decoder that the keys which all architectures share describe: Llama's,
     /// but for the rope's style. An architecture changes what is its own.
     fn decoder(&self, style: RopeStyle) -> Result<DecoderSpec, ModelError> {
-        if self.get_size("expert_count").is_some_and(|count| count > 0) {
+        if self
+            .get_size("expert_count")?
+            .is_some_and(|count| count > 0)
+        {
             return Err(self.unsupported("a mixture of experts"));
         }
         let hidden = self.size("embedding_length")?;
@@ -159,7 +166,7 @@ impl Fields<'_> {
     /// Query heads, key-value heads, and the width of one head.
     fn heads(&self, hidden: usize) -> Result<(usize, usize, usize), ModelError> {
         let heads = self.size("attention.head_count")?;
-        let kv_heads = self.get_size("attention.head_count_kv").unwrap_or(heads);
+        let kv_heads = self.get_size("attention.head_count_kv")?.unwrap_or(heads);
         if heads == 0 || kv_heads == 0 || !heads.is_multiple_of(kv_heads) {
             return Err(self.senseless(
                 "attention.head_count_kv",
@@ -168,13 +175,13 @@ impl Fields<'_> {
             ));
         }
         let head_dim = self
-            .get_size("attention.key_length")
+            .get_size("attention.key_length")?
             .unwrap_or(hidden / heads);
         // Far beyond any model, as above.
         if head_dim > 1 << 16 {
             return Err(self.senseless("attention.key_length", head_dim, "it is out of range"));
         }
-        let value_length = self.get_size("attention.value_length").unwrap_or(head_dim);
+        let value_length = self.get_size("attention.value_length")?.unwrap_or(head_dim);
         if value_length != head_dim {
             return Err(self.unsupported("value heads that are not as wide as key heads"));
         }
@@ -183,32 +190,35 @@ impl Fields<'_> {
 
     /// Where a model caps something softly: under `key`, at `default` where the
     /// file does not say, nowhere where it says 0.
-    fn soft_cap(&self, key: &str, default: Option<f32>) -> Option<f32> {
-        self.get_float(key).or(default).filter(|&cap| cap != 0.0)
+    fn soft_cap(&self, key: &str, default: Option<f32>) -> Result<Option<f32>, ModelError> {
+        let cap = self.get_float(key)?.or(default);
+        Ok(cap.filter(|&cap| cap != 0.0))
     }
 
     /// How many tokens a sliding window holds; 0 stands for none.
-    fn window(&self) -> Option<usize> {
-        self.get_size("attention.sliding_window")
-            .filter(|&window| window > 0)
+    fn window(&self) -> Result<Option<usize>, ModelError> {
+        let window = self.get_size("attention.sliding_window")?;
+        Ok(window.filter(|&window| window > 0))
     }
 
     /// The same decoder with a sliding window in every layer, where the file has
     /// one and the context is longer.
-    fn windowed(&self, spec: DecoderSpec) -> DecoderSpec {
-        let window = self.window().filter(|&window| window < spec.context);
+    fn windowed(&self, spec: DecoderSpec) -> Result<DecoderSpec, ModelError> {
+        let window = self.window()?.filter(|&window| window < spec.context);
         let layers = spec.layers.into_iter();
-        DecoderSpec {
+        Ok(DecoderSpec {
             layers: layers.map(|layer| LayerSpec { window, ..layer }).collect(),
             ..spec
-        }
+        })
     }
 
     /// Which layers have a sliding window: all but each `period`th, unless the file
     /// has a period of its own or a list.
     fn sliding(&self, layers: usize, period: usize) -> Result<Vec<bool>, ModelError> {
         let key = "attention.sliding_window_pattern";
-        if let Some(listed) = self.gguf.metadata().get_bools(&self.key(key)) {
+        let metadata = self.gguf.metadata();
+        if let Some(Value::Array(_)) = metadata.get(&self.key(key)) {
+            let listed = metadata.bools(&self.key(key))?;
             return match listed.len() == layers {
                 true => Ok(listed),
                 false => {
@@ -217,17 +227,22 @@ impl Fields<'_> {
                 }
             };
         }
-        let period = self.get_size(key).unwrap_or(period);
+        let period = self.get_size(key)?.unwrap_or(period);
         // A period of 0 stands for none.
         let global = |layer: usize| period > 0 && (layer + 1).is_multiple_of(period);
         Ok((0..layers).map(|layer| !global(layer)).collect())
     }
 
-    /// The vocabulary's size: how many rows of `hidden` the embedding has.
+    /// The vocabulary's size: how many tokens there are, as far as the embedding has
+    /// rows of `hidden` for them. (Who loads the tokenizer refuses one that has more.) A
+    /// file without a tokenizer has as many tokens as rows.
     fn vocab(&self, hidden: usize) -> Result<usize, ModelError> {
+        let tokens = self.gguf.metadata().get_strs("tokenizer.ggml.tokens")?;
+        let tokens = tokens.map_or(0, |tokens| tokens.len());
         let info = self.gguf.tensor("token_embd.weight")?.info;
         match info.shape[..] {
-            [vocab, width] if width == hidden => Ok(vocab),
+            [rows, width] if width == hidden && tokens == 0 => Ok(rows),
+            [rows, width] if width == hidden => Ok(rows.min(tokens)),
             _ => Err(ModelError::Shape {
                 name: info.name.clone(),
                 found: info.shape.clone(),

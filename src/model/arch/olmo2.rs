@@ -18,7 +18,7 @@ pub(super) fn read(fields: &Fields<'_>) -> Result<DecoderSpec, ModelError> {
         post_norms: true,
         ..fields.decoder(RopeStyle::Halves)?
     };
-    if let Some(window) = fields.window() {
+    if let Some(window) = fields.window()? {
         // YaRN is for the global layers only.
         spec.ropes.push(rope::unscaled(&spec.ropes[GLOBAL_ROPE]));
         let sliding = fields.sliding(spec.layers.len(), PERIOD)?;

@@ -4,8 +4,8 @@
 use super::{DecoderSpec, Fields, ModelError, RopeStyle};
 
 pub(super) fn read(fields: &Fields<'_>) -> Result<DecoderSpec, ModelError> {
-    Ok(fields.windowed(DecoderSpec {
+    fields.windowed(DecoderSpec {
         fused_gate: true,
         ..fields.decoder(RopeStyle::Halves)?
-    }))
+    })
 }

@@ -9,7 +9,7 @@ impl Fields<'_> {
     /// The rope that the standard keys describe.
     pub(super) fn rope(&self, head_dim: usize, style: RopeStyle) -> Result<RopeSpec, ModelError> {
         let key = "rope.dimension_count";
-        let dims = self.get_size(key).unwrap_or(head_dim);
+        let dims = self.get_size(key)?.unwrap_or(head_dim);
         if dims == 0 || dims > head_dim || !dims.is_multiple_of(2) {
             let why = "it must be even and at most a head's width";
             return Err(self.senseless(key, dims, why));
@@ -20,21 +20,19 @@ impl Fields<'_> {
             false => None,
         };
         let plain = RopeSpec {
-            base: self.get_float("rope.freq_base").unwrap_or(10_000.0),
+            base: self.get_float("rope.freq_base")?.unwrap_or(10_000.0),
             dims,
             scale: 1.0,
             factors,
             long: None,
-            magnitude: self.get_float("rope.scaling.attn_factor").unwrap_or(1.0),
+            magnitude: self.get_float("rope.scaling.attn_factor")?.unwrap_or(1.0),
             style,
         };
         // A factor has an old name too; 0 stands for none.
-        let factor = self
-            .get_float("rope.scaling.factor")
-            .or_else(|| self.get_float("rope.scale_linear"))
-            .filter(|&factor| factor != 0.0)
-            .unwrap_or(1.0);
-        let rope = match self.get_str("rope.scaling.type") {
+        let old = self.get_float("rope.scale_linear")?;
+        let factor = self.get_float("rope.scaling.factor")?.or(old);
+        let factor = factor.filter(|&factor| factor != 0.0).unwrap_or(1.0);
+        let rope = match self.get_str("rope.scaling.type")? {
             Some("none") => plain,
             // A factor without a type is linear. LongRoPE has factors for each pair.
             None | Some("linear" | "longrope") => RopeSpec {
@@ -53,7 +51,7 @@ impl Fields<'_> {
     /// How many tokens a model saw before its context was made longer.
     pub(super) fn original_context(&self) -> Result<usize, ModelError> {
         let key = "rope.scaling.original_context_length";
-        match self.get_size(key) {
+        match self.get_size(key)? {
             Some(0) => Err(self.senseless(key, 0, "it must be positive")),
             Some(length) => Ok(length),
             None => self.size("context_length"),
@@ -68,9 +66,12 @@ impl Fields<'_> {
         if !(factor.is_finite() && factor >= 1.0) {
             return Err(self.senseless(key, factor, "YaRN makes a context longer"));
         }
-        let turns = |key, default| self.get_float(key).unwrap_or(default);
-        let fast = turns("rope.scaling.yarn_beta_fast", 32.0);
-        let slow = turns("rope.scaling.yarn_beta_slow", 1.0);
+        let or = |key, default| {
+            let value = self.get_float(key)?;
+            Ok::<_, ModelError>(value.unwrap_or(default))
+        };
+        let fast = or("rope.scaling.yarn_beta_fast", 32.0)?;
+        let slow = or("rope.scaling.yarn_beta_slow", 1.0)?;
         let (dims, context) = (rope.dims as f32, self.original_context()? as f32);
         // The pair that turns so many times within the original context.
         let pair = |turns: f32| {
@@ -86,7 +87,7 @@ impl Fields<'_> {
         });
         // Scores are spread over more positions, so they are made larger.
         let magnitude = |weight: f32| 0.1 * weight * factor.ln() + 1.0;
-        let weight = turns("rope.scaling.yarn_log_multiplier", 0.0);
+        let weight = or("rope.scaling.yarn_log_multiplier", 0.0)?;
         Ok(RopeSpec {
             factors: Some(factors.collect()),
             magnitude: rope.magnitude * magnitude(1.0) / magnitude(weight),

@@ -353,11 +353,88 @@ fn what_differs_from_the_run_to_go_on_with_is_named() {
     runner.settings.origin.insert("rank".to_owned(), 16.into());
     assert!(told(&runner).ends_with("'rank' was not set and is 16"));
     runner.settings = settings();
+    let weights = |weights: &str| ("weights".to_owned(), weights.into());
+    runner.settings.origin.extend([weights("0123")]);
+    runner
+        .run(&Toy::new(), true, &mut Watcher::default())
+        .expect(
+            "a run of an older version, which does not say what weights it is of, is gone on with",
+        );
+    runner.settings = settings();
     runner.objective = Box::new(Dpo { beta: 0.1 });
     assert!(told(&runner).ends_with("'beta' was 0.5 and is 0.1"));
     runner.objective = Box::new(DPO);
     runner.examples[3].sides[0][0].tokens[2] ^= 1;
     assert!(told(&runner).contains("'data' was 30 examples ("));
+}
+
+/// All files of a run, without the times in its log.
+fn files_of(folder: &Path) -> Vec<(PathBuf, Vec<u8>)> {
+    let mut found = Vec::new();
+    for entry in fs::read_dir(folder).unwrap() {
+        let path = entry.unwrap().path();
+        if path.is_dir() {
+            found.extend(files_of(&path));
+            continue;
+        }
+        let bytes = fs::read(&path).unwrap();
+        let bytes = match path.extension().and_then(|kind| kind.to_str()) {
+            // The page shows what the log holds.
+            Some("html") => continue,
+            Some("jsonl") => {
+                let text = String::from_utf8(bytes).unwrap();
+                let lines = text.lines().map(|line| {
+                    let mut line: serde_json::Value = serde_json::from_str(line).unwrap();
+                    for time in ["seconds", "tokens_per_second"] {
+                        line.as_object_mut().unwrap().remove(time);
+                    }
+                    format!("{line}\n")
+                });
+                lines.collect::<String>().into_bytes()
+            }
+            _ => bytes,
+        };
+        found.push((path, bytes));
+    }
+    found.sort();
+    found
+}
+
+#[test]
+fn the_same_training_writes_the_same_files() {
+    let runners = [(); 2].map(|()| Runner::new(DPO));
+    let files = runners.each_ref().map(|runner| {
+        runner.whole();
+        let files = files_of(runner.folder.path()).into_iter();
+        let files = files.map(|(path, bytes)| {
+            let name = path.strip_prefix(runner.folder.path()).unwrap();
+            (name.to_owned(), bytes)
+        });
+        files.collect::<Vec<_>>()
+    });
+    assert!(files[0].len() > 8, "checkpoints, references, log, adapter");
+    for (one, other) in files[0].iter().zip(&files[1]) {
+        assert!(
+            one == other,
+            "{} and {}",
+            one.0.display(),
+            other.0.display()
+        );
+    }
+    assert_eq!(files[0].len(), files[1].len());
+}
+
+/// A model of the same name may be another file.
+#[test]
+fn a_run_of_other_weights_is_not_gone_on_with() {
+    let mut runner = Runner::new(DPO);
+    let weights = |weights: &str| [("weights".to_owned(), weights.into())];
+    runner.settings.origin.extend(weights("0123"));
+    runner.whole();
+    runner.settings.origin.extend(weights("4567"));
+    let refused = runner.run(&Toy::new(), true, &mut Watcher::default());
+    let told = refused.unwrap_err().to_string();
+    assert!(told.ends_with("'weights' was 0123 and is 4567"), "{told}");
 }
 
 #[test]

@@ -1,0 +1,413 @@
+//! Python's `%` on strings, which minijinja knows for numbers only.
+//!
+//! There is no way to give it an operator, so a template's source is rewritten before it
+//! is compiled: `a % b` becomes a call of a [function](percent) wherever `a` may be a text.
+//! Lines stay as they are, so that errors name the right ones. A remainder by a number
+//! that is written out (`loop.index0 % 2`) stays an operator.
+
+use std::borrow::Cow;
+
+use minijinja::formatting::{FormatStyle, format};
+use minijinja::{Error, State, Value, context};
+
+use super::bounds;
+
+/// The most operators that become calls: each moves the text behind it.
+const MOST_CALLS: usize = 1000;
+
+/// What the operator becomes a call of. No template has a variable of this name.
+pub(super) const FUNCTION: &str = "__percent__";
+
+/// `left % right` as Python has it: a text is a format, of which a tuple has the values or
+/// anything else is the only one; the rest is for the operator.
+pub(super) fn percent(state: &mut State, left: &Value, right: &Value) -> Result<Value, Error> {
+    let Some(text) = left.as_str() else {
+        let remainder = state.env().compile_expression("left % right")?;
+        return remainder.eval(context! { left, right });
+    };
+    bounds::check_widths(left)?;
+    let values = match right.is_tuple() {
+        true => right.try_iter()?.collect(),
+        false => vec![right.clone()],
+    };
+    format(FormatStyle::Printf, text, &values).map(Value::from)
+}
+
+/// The source with its operators rewritten. What cannot be made out stays as it is, for
+/// the compiler to tell what is wrong, as does a source with very many of them.
+pub(super) fn rewrite(source: &str) -> Cow<'_, str> {
+    let mut rewriter = Rewriter {
+        rest: source,
+        out: String::with_capacity(source.len()),
+        calls: 0,
+    };
+    match rewriter.template() {
+        Some(()) if rewriter.calls > 0 => Cow::Owned(rewriter.out),
+        _ => Cow::Borrowed(source),
+    }
+}
+
+struct Rewriter<'a> {
+    rest: &'a str,
+    out: String,
+    /// Operators that are calls now.
+    calls: usize,
+}
+
+/// An expression, or what is within a pair of brackets.
+#[derive(Default)]
+struct Frame {
+    /// Where in the output the chain of `*`, `/`, `//` and `%` begins that is being read;
+    /// `None` before its first operand.
+    chain: Option<usize>,
+    /// Whether a call is to be closed behind the operand that is being read.
+    is_open: bool,
+    last: Last,
+}
+
+/// What was read last in a frame.
+#[derive(Clone, Copy, Default, PartialEq)]
+enum Last {
+    /// Something that an operand follows.
+    #[default]
+    Operator,
+    /// A dot or a pipe: a name follows, whatever it is called.
+    Access,
+    /// The end of an operand that is a text as it is written.
+    Text,
+    /// The end of any other operand.
+    Operand,
+}
+
+/// Words that stand between operands.
+const WORDS: [&str; 10] = [
+    "and",
+    "or",
+    "not",
+    "in",
+    "is",
+    "if",
+    "else",
+    "for",
+    "recursive",
+    "as",
+];
+
+impl<'a> Rewriter<'a> {
+    /// Copies `length` bytes.
+    fn copy(&mut self, length: usize) -> &'a str {
+        let (copied, rest) = self.rest.split_at(length);
+        self.out.push_str(copied);
+        self.rest = rest;
+        copied
+    }
+
+    /// Copies up to the end of the first `mark`.
+    fn copy_past(&mut self, mark: &str) -> Option<()> {
+        let at = self.rest.find(mark)?;
+        self.copy(at + mark.len());
+        Some(())
+    }
+
+    fn template(&mut self) -> Option<()> {
+        while let Some(at) = self.rest.find('{') {
+            self.copy(at + 1);
+            let mark = self.rest.chars().next();
+            if !matches!(mark, Some('{' | '%' | '#')) {
+                continue;
+            }
+            self.copy(1);
+            match mark {
+                Some('#') => self.copy_past("#}")?,
+                Some('{') => self.expression("}}", false)?,
+                _ if self.word_ahead() == "raw" => self.raw()?,
+                _ => self.expression("%}", true)?,
+            }
+        }
+        self.copy(self.rest.len());
+        Some(())
+    }
+
+    /// The first word of a block.
+    fn word_ahead(&self) -> &'a str {
+        let text = self.rest.strip_prefix(['-', '+']).unwrap_or(self.rest);
+        let text = text.trim_start();
+        let end = text.find(|c: char| !is_name(c)).unwrap_or(text.len());
+        &text[..end]
+    }
+
+    /// What stands up to `{% endraw %}`.
+    fn raw(&mut self) -> Option<()> {
+        self.copy_past("%}")?;
+        loop {
+            self.copy_past("{%")?;
+            if self.word_ahead() == "endraw" {
+                return self.copy_past("%}");
+            }
+        }
+    }
+
+    /// An expression or a block up to its end. The first word of a block is a keyword.
+    fn expression(&mut self, end: &str, is_block: bool) -> Option<()> {
+        let mut frames = vec![Frame::default()];
+        let mut is_keyword = is_block;
+        // Behind the mark, these belong to it.
+        if self.rest.starts_with(['-', '+']) {
+            self.copy(1);
+        }
+        loop {
+            let space = self.rest.len() - self.rest.trim_start().len();
+            self.copy(space);
+            let is_outermost = frames.len() == 1;
+            let frame = frames.last_mut()?;
+            if is_outermost {
+                let trimmed = self.rest.strip_prefix(['-', '+']).unwrap_or(self.rest);
+                if self.rest.starts_with(end) || trimmed.starts_with(end) {
+                    frame.close(&mut self.out);
+                    let mark = self.rest.len() - trimmed.len();
+                    let mark = if self.rest.starts_with(end) { 0 } else { mark };
+                    self.copy(mark + end.len());
+                    return Some(());
+                }
+            }
+            let first = self.rest.chars().next()?;
+            match first {
+                '\'' | '"' => {
+                    frame.operand(self.out.len());
+                    let length = quoted(self.rest)?;
+                    self.copy(length);
+                    frame.last = Last::Text;
+                }
+                '0'..='9' => {
+                    frame.operand(self.out.len());
+                    let length = number(self.rest);
+                    self.copy(length);
+                    frame.last = Last::Operand;
+                }
+                c if is_name(c) => {
+                    let length = self.rest.find(|c: char| !is_name(c));
+                    let word = &self.rest[..length.unwrap_or(self.rest.len())];
+                    let is_between = frame.last != Last::Access && WORDS.contains(&word);
+                    if std::mem::take(&mut is_keyword) || is_between {
+                        frame.end(&mut self.out);
+                        self.copy(word.len());
+                    } else {
+                        frame.operand(self.out.len());
+                        self.copy(word.len());
+                        frame.last = Last::Operand;
+                    }
+                }
+                '(' | '[' | '{' => {
+                    frame.operand(self.out.len());
+                    self.copy(1);
+                    frames.push(Frame::default());
+                }
+                ')' | ']' | '}' => {
+                    frame.close(&mut self.out);
+                    frames.pop();
+                    // Without an opening one there is nothing to close.
+                    let outer = frames.last_mut()?;
+                    self.copy(1);
+                    outer.last = Last::Operand;
+                }
+                '.' | '|' => {
+                    self.copy(1);
+                    frame.last = Last::Access;
+                }
+                '*' if self.rest.starts_with("**") => {
+                    self.copy(2);
+                    frame.last = Last::Operator;
+                }
+                '*' | '/' => {
+                    frame.close(&mut self.out);
+                    let double = self.rest.starts_with("//");
+                    self.copy(if double { 2 } else { 1 });
+                    frame.last = Last::Operator;
+                }
+                '%' => {
+                    frame.close(&mut self.out);
+                    let right = self.rest[1..].trim_start();
+                    let by_number = right.starts_with(|c: char| c.is_ascii_digit());
+                    let may_be_text = frame.last == Last::Text || !by_number;
+                    match frame.chain {
+                        Some(chain) if may_be_text => {
+                            self.out.insert_str(chain, &format!("{FUNCTION}("));
+                            self.out.push(',');
+                            self.rest = &self.rest[1..];
+                            frame.is_open = true;
+                            self.calls += 1;
+                            if self.calls > MOST_CALLS {
+                                return None;
+                            }
+                        }
+                        _ => _ = self.copy(1),
+                    }
+                    frame.last = Last::Operator;
+                }
+                '-' if frame.last == Last::Operator => {
+                    frame.operand(self.out.len());
+                    self.copy(1);
+                    frame.last = Last::Operator;
+                }
+                // Operators that bind less, and what parts arguments.
+                other => {
+                    frame.end(&mut self.out);
+                    self.copy(other.len_utf8());
+                }
+            }
+        }
+    }
+}
+
+impl Frame {
+    /// An operand, or more of one, begins at `at` in the output.
+    fn operand(&mut self, at: usize) {
+        self.chain.get_or_insert(at);
+    }
+
+    /// Closes the call whose second operand has ended.
+    fn close(&mut self, out: &mut String) {
+        if std::mem::take(&mut self.is_open) {
+            // Before what follows, not before a line break that belongs to it.
+            let end = out.trim_end().len();
+            out.insert(end, ')');
+        }
+    }
+
+    /// Ends a chain.
+    fn end(&mut self, out: &mut String) {
+        self.close(out);
+        *self = Frame::default();
+    }
+}
+
+fn is_name(c: char) -> bool {
+    c == '_' || c.is_alphanumeric()
+}
+
+/// How long the string is that a text begins with, its quotes included.
+fn quoted(text: &str) -> Option<usize> {
+    let quote = text.chars().next()?;
+    let mut chars = text.char_indices().skip(1);
+    while let Some((at, c)) = chars.next() {
+        match c {
+            '\\' => _ = chars.next(),
+            c if c == quote => return Some(at + c.len_utf8()),
+            _ => {}
+        }
+    }
+    None
+}
+
+/// How long the number is that a text begins with.
+fn number(text: &str) -> usize {
+    let digits = |text: &str| {
+        let end = text.find(|c: char| !is_name(c));
+        end.unwrap_or(text.len())
+    };
+    let whole = digits(text);
+    match text[whole..].strip_prefix('.') {
+        Some(rest) if rest.starts_with(|c: char| c.is_ascii_digit()) => whole + 1 + digits(rest),
+        _ => whole,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use minijinja::Environment;
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn render(source: &str) -> Result<String, Error> {
+        let mut environment = Environment::new();
+        environment.add_function(FUNCTION, percent);
+        let context = context! { n => 7, two => 2, name => "Ann", form => "<%s>", items => [1, 2] };
+        environment.render_str(&rewrite(source), context)
+    }
+
+    #[test]
+    fn texts_are_formats() {
+        for (source, expected) in [
+            ("{{ '%s: %d' % (name, n) }}", "Ann: 7"),
+            ("{{ \"%s\"%name }}", "Ann"),
+            ("{{ '%02d' % two }}-{{ '%5.1f|' % 1.25 }}", "02-  1.2|"),
+            ("{{ form % n }}", "<7>"),
+            ("{{ form % 'x' ~ '!' }}", "<x>!"),
+            ("{{ ('<' ~ '%s>') % name | upper }}", "<ANN>"),
+            ("{{ '%s' % name if n % two else 'no' }}", "Ann"),
+            ("{{ ['%s' % n, form % -two] | join(' ') }}", "7 <-2>"),
+            ("{{ '%(a)s%%' % {'a': n * 2} }}", "14%"),
+            ("{% set x = '%s' % (name,) %}{{ x }}", "Ann"),
+            ("{% if '%s' % n == '7' %}seven{% endif %}", "seven"),
+            // From the left, as in Python.
+            ("{%- set x = form % form % n -%}{{ x }}", "<<7>>"),
+            ("{{ '%s' % items[n - 6] }}{{ '%s' % name[0] }}", "2A"),
+            ("{{ '%s|%s' % ('a' % (), 'b') }}", "a|b"),
+            ("{{ '%s\n' % name }}\n{{ 1 }}", "Ann\n\n1"),
+            ("{% for i in ['%s' % n] %}{{ i }}{% endfor %}", "7"),
+        ] {
+            let found = render(source).unwrap_or_else(|error| panic!("{source}: {error:#}"));
+            assert_eq!(found, expected, "{source} as {}", rewrite(source));
+        }
+        assert!(render("{{ '%99999d' % n }}").is_err());
+        assert!(render("{{ '%d' % name }}").is_err());
+        assert!(render("{{ '%s %s' % n }}").is_err());
+    }
+
+    #[test]
+    fn numbers_have_remainders_as_before() {
+        for source in [
+            "{{ n % 4 }}{{ (n + 1) % 3 }}{{ n * 2 % 5 }}{{ n // 2 % 2 == 1 }}",
+            "{{ n % two }}{{ n * two % (n - 4) }}{{ -n % two }}{{ n % two * 3 }}{{ 100 % n % two }}",
+            "{{ 2 ** two % n }}{{ n % two ** 2 }}{{ n - n % two }}{{ 7.5 % two }}",
+            "{% if n % two == 1 and not n % two == 0 %}odd{% endif %}",
+            "{{ items[n % two] }}{{ (n % two, [n % two]) }}",
+            "{# {{ a % b }} #}{% raw %}{{ a % b }}{% endraw %}100% {{ '%' }}",
+        ] {
+            let mut environment = Environment::new();
+            environment.add_function(FUNCTION, percent);
+            let context = || context! { n => 7, two => 2, items => [1, 2] };
+            let plain = environment.render_str(source, context()).unwrap();
+            let found = environment.render_str(&rewrite(source), context());
+            assert_eq!(found.unwrap(), plain, "{source} as {}", rewrite(source));
+        }
+    }
+
+    #[test]
+    fn what_needs_no_change_has_none() {
+        for source in [
+            "{% if loop.index0 % 2 == 0 %}{{ x }}{% endif %}",
+            "{%- for m in messages -%}{{ m['%'] }}{%- endfor -%}",
+            "{# % #}{% raw %}{{ a % b }}{% endraw %}",
+            "{{ a % ",
+            "{{ 'a % b }}",
+            "{% raw %}{{ a % b }}",
+            "{{ a) % b }}",
+            "{{ % b }}",
+            "{",
+            "a { b } %",
+        ] {
+            assert_eq!(rewrite(source), source);
+        }
+        let many = format!("{{{{ a{} }}}}", " % a".repeat(30_000));
+        assert_eq!(rewrite(&many), many);
+    }
+
+    proptest! {
+        #[test]
+        fn whatever_it_is_given_it_changes_no_more_than_that(
+            parts in prop::collection::vec(prop::sample::select(vec![
+                "{{", "}}", "{%", "%}", "{#", "#}", "'", "\"", "\\", "%", "*", "/", "(", ")", "[", "]",
+                "a", "1", ".", "|", "-", "is", "é", "\n", " ", "raw", "endraw", ",", "é",
+            ]), 0..40),
+        ) {
+            let source: String = parts.concat();
+            let rewritten = rewrite(&source);
+            prop_assert_eq!(rewritten.matches('\n').count(), source.matches('\n').count());
+            let calls = rewritten.matches(FUNCTION).count();
+            let extra = calls * (FUNCTION.len() + 2);
+            prop_assert_eq!(rewritten.len(), source.len() + extra);
+        }
+    }
+}
