@@ -24,7 +24,7 @@ fn narrow(client_timeout: Duration) -> Server {
 fn placed(server: &Server) -> TcpStream {
     let mut stream = server.connect();
     stream
-        .write_all(b"GET /health HTTP/1.1\r\nHost: t\r\n\r\n")
+        .write_all(b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n")
         .unwrap();
     let mut bytes = Vec::new();
     while !bytes.ends_with(b"}") {

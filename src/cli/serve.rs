@@ -65,6 +65,8 @@ impl Args {
         }
         let mut options = self.edges.resolve(ServeOptions {
             strict: self.strict,
+            // An address, which may be none of these, needs no permission.
+            hosts: self.host.parse().into_iter().collect(),
             adapter_folder: self.adapter_dir,
             request_timeout: self.request_timeout,
             drain_timeout: Duration::from_secs(self.drain),

@@ -15,9 +15,11 @@ mod controls;
 mod cors;
 mod crowd;
 mod deadline;
+mod doors;
 mod errors;
 mod fields;
 mod guidance;
+mod hosts;
 mod keys;
 mod lacking;
 mod linger;
@@ -45,6 +47,7 @@ pub use accept::serve;
 pub use cors::Origin;
 pub use crowd::SPARE_PLACES;
 pub use deadline::time_limit;
+pub use hosts::HostName;
 pub use keys::{ApiKeys, KeyError};
 pub use tls::{Tls, TlsError};
 
@@ -61,6 +64,8 @@ pub struct ServeOptions {
     pub keys: ApiKeys,
     /// The web pages of other origins that may ask.
     pub origins: Vec<Origin>,
+    /// The names that clients may address the server by, beside IP addresses and loopback names.
+    pub hosts: Vec<HostName>,
     /// The folder below which clients may name adapters to load; none if absent.
     pub adapter_folder: Option<PathBuf>,
     /// Serve over TLS.
@@ -84,6 +89,7 @@ impl Default for ServeOptions {
             strict: false,
             keys: ApiKeys::default(),
             origins: Vec::new(),
+            hosts: Vec::new(),
             adapter_folder: None,
             tls: None,
             max_body: 8 << 20,
@@ -129,7 +135,7 @@ fn endpoints() -> Vec<(&'static str, MethodRouter<Arc<App>>)> {
     vec![
         (page::PATH, get(page::page)),
         (health::PATH, get(health::health)),
-        ("/metrics", get(metrics::metrics)),
+        (metrics::PATH, get(metrics::metrics)),
         ("/openapi.json", get(openapi::document)),
         ("/v1/models", get(models::list)),
         ("/v1/models/{*id}", get(models::one)),
@@ -173,6 +179,7 @@ fn router(runtime: Arc<Runtime>, options: ServeOptions) -> Router {
         None => guarded,
     };
     shared
+        .layer(middleware::from_fn_with_state(app.clone(), doors::check))
         .layer(middleware::map_request(linger::request))
         .layer(middleware::from_fn_with_state(app.clone(), log::request))
         .with_state(app)
@@ -192,7 +199,7 @@ async fn method_not_allowed(request: Request) -> ApiError {
 }
 
 /// What is there while models load.
-const ALWAYS: [&str; 3] = [routes::page::PATH, "/metrics", "/openapi.json"];
+const ALWAYS: [&str; 3] = [routes::page::PATH, routes::metrics::PATH, "/openapi.json"];
 
 /// While models load, little is there.
 async fn unless_loading(State(app): State<Arc<App>>, request: Request, next: Next) -> Response {

@@ -27,6 +27,21 @@ pub(crate) enum ApiError {
     /// The server wants a key, and got none or another.
     #[error("The API key is missing or wrong; send it as `Authorization: Bearer KEY`.")]
     Unauthorized,
+    /// The server is addressed by a name that may be anyone's.
+    #[error(
+        "The request's `Host` is not a name of this server: `--allow-host` adds one. Addresses \
+         and `localhost` need none."
+    )]
+    ForeignHost,
+    /// A web page of another origin asks.
+    #[error("Web pages of other origins may not use this server: `--cors` names those that may.")]
+    ForeignOrigin,
+    /// The body is of a kind that is not read.
+    #[error("The body must be JSON, sent with `Content-Type: application/json`.")]
+    NotJson,
+    /// The body is compressed.
+    #[error("The body must be sent as it is, without a `Content-Encoding`.")]
+    Encoded,
     /// No such model, profile or adapter.
     #[error("{0}")]
     UnknownModel(String),

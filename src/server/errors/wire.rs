@@ -41,6 +41,11 @@ impl ApiError {
         let (status, kind, code) = match self {
             ApiError::Invalid { .. } => (StatusCode::BAD_REQUEST, INVALID, None),
             ApiError::Unauthorized => (StatusCode::UNAUTHORIZED, INVALID, Some("invalid_api_key")),
+            ApiError::ForeignHost => (StatusCode::FORBIDDEN, INVALID, Some("host_not_allowed")),
+            ApiError::ForeignOrigin => (StatusCode::FORBIDDEN, INVALID, Some("origin_not_allowed")),
+            ApiError::NotJson | ApiError::Encoded => {
+                (StatusCode::UNSUPPORTED_MEDIA_TYPE, INVALID, None)
+            }
             ApiError::UnknownModel(_) => (StatusCode::NOT_FOUND, INVALID, Some("model_not_found")),
             ApiError::ContextLength { .. } => (
                 StatusCode::BAD_REQUEST,
@@ -88,6 +93,9 @@ impl ApiError {
         let word = match self {
             ApiError::Invalid { .. } => "invalid",
             ApiError::Unauthorized => "invalid_api_key",
+            ApiError::ForeignHost => "host_not_allowed",
+            ApiError::ForeignOrigin => "origin_not_allowed",
+            ApiError::NotJson | ApiError::Encoded => "unsupported_media_type",
             ApiError::UnknownModel(_) => "model_not_found",
             ApiError::ContextLength { .. } => "context_length_exceeded",
             ApiError::BodyTooLarge { .. } => "body_too_large",
@@ -148,6 +156,13 @@ impl IntoResponse for ApiError {
         }
         if matches!(self, ApiError::Unauthorized) {
             headers.insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
+        }
+        if matches!(self, ApiError::Encoded) {
+            // RFC 9110, 15.5.16: so the client knows that it was not the type.
+            headers.insert(
+                header::ACCEPT_ENCODING,
+                HeaderValue::from_static("identity"),
+            );
         }
         if !wire.repeat {
             headers.insert(SHOULD_RETRY, HeaderValue::from_static("false"));
@@ -238,6 +253,38 @@ mod tests {
                 None,
                 "invalid_request_error",
                 Some("invalid_api_key"),
+                None,
+            ),
+            (
+                ApiError::ForeignHost,
+                403,
+                None,
+                "invalid_request_error",
+                Some("host_not_allowed"),
+                None,
+            ),
+            (
+                ApiError::ForeignOrigin,
+                403,
+                None,
+                "invalid_request_error",
+                Some("origin_not_allowed"),
+                None,
+            ),
+            (
+                ApiError::NotJson,
+                415,
+                None,
+                "invalid_request_error",
+                None,
+                None,
+            ),
+            (
+                ApiError::Encoded,
+                415,
+                None,
+                "invalid_request_error",
+                None,
                 None,
             ),
             (
