@@ -1,11 +1,14 @@
 //! The accept loop: limits on connections, and an orderly end.
 
 use std::io;
+use std::net::SocketAddr;
 use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::time::Duration;
 
 use axum::{Extension, Router};
+use hyper::Request;
+use hyper::body::Incoming;
 use hyper::server::conn::http1;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
@@ -16,8 +19,10 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 use tokio::task::JoinSet;
 use tokio::time::timeout;
 use tokio_io_timeout::TimeoutStream;
+use tower::ServiceExt;
 
 use super::crowd::{self, Crowded};
+use super::log::Peer;
 use super::tls::Tls;
 use super::{ServeOptions, router};
 use crate::runtime::Runtime;
@@ -60,8 +65,8 @@ pub async fn serve(
         tokio::select! {
             () = &mut shutdown => break,
             Some(ended) = connections.join_next() => report(ended),
-            (stream, host, place) = entrance.accept() => {
-                let connection = host.converse(stream, stopped.clone());
+            (stream, address, host, place) = entrance.accept() => {
+                let connection = host.converse(stream, address, stopped.clone());
                 connections.spawn(async move {
                     connection.await;
                     drop(place);
@@ -133,17 +138,17 @@ impl Entrance {
     }
 
     /// Waits for a client; says who serves it, and for how long its place is taken.
-    async fn accept(&self) -> (TcpStream, Host, OwnedSemaphorePermit) {
+    async fn accept(&self) -> (TcpStream, SocketAddr, Host, OwnedSemaphorePermit) {
         let spare = Arc::clone(&self.spare_places)
             .acquire_owned()
             .await
             .expect("the semaphore is never closed");
         loop {
             match self.listener.accept().await {
-                Ok((stream, _)) => {
+                Ok((stream, address)) => {
                     return match Arc::clone(&self.places).try_acquire_owned() {
-                        Ok(place) => (stream, self.host.clone(), place),
-                        Err(_) => (stream, self.spare_host.clone(), spare),
+                        Ok(place) => (stream, address, self.host.clone(), place),
+                        Err(_) => (stream, address, self.spare_host.clone(), spare),
                     };
                 }
                 // The client was quicker to leave than we to greet.
@@ -169,7 +174,7 @@ struct Host {
 
 impl Host {
     /// One connection from its first byte to its last.
-    async fn converse(self, stream: TcpStream, stop: watch::Receiver<()>) {
+    async fn converse(self, stream: TcpStream, peer: SocketAddr, stop: watch::Receiver<()>) {
         // Tokens are small and wanted now.
         let prepared = stream
             .set_nodelay(true)
@@ -181,21 +186,27 @@ impl Host {
         stream.set_write_timeout(Some(self.patience));
         let stream: Pin<Box<_>> = Box::pin(stream);
         let Some(tls) = self.tls.clone() else {
-            return self.answer(stream, stop).await;
+            return self.answer(stream, peer, stop).await;
         };
         match timeout(self.patience, tls.accept(stream)).await {
-            Ok(Ok(stream)) => self.answer(stream, stop).await,
+            Ok(Ok(stream)) => self.answer(stream, peer, stop).await,
             Ok(Err(error)) => tracing::debug!(%error, "TLS"),
             Err(_) => tracing::debug!("a client took too long to shake hands"),
         }
     }
 
     /// All requests of one connection.
-    async fn answer<S>(self, stream: S, mut stop: watch::Receiver<()>)
+    async fn answer<S>(self, stream: S, peer: SocketAddr, mut stop: watch::Receiver<()>)
     where
         S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     {
-        let service: TowerToHyperService<Router> = TowerToHyperService::new(self.router);
+        let service = self
+            .router
+            .map_request(move |mut request: Request<Incoming>| {
+                request.extensions_mut().insert(Peer(peer));
+                request
+            });
+        let service = TowerToHyperService::new(service);
         let connection = self.http.serve_connection(TokioIo::new(stream), service);
         let mut connection = pin!(connection);
         let ended = tokio::select! {
