@@ -15,12 +15,12 @@ use super::deadline::Deadline;
 use super::errors::ApiError;
 use super::fields::Fields;
 use super::log::Trace;
+use crate::printable::excerpt;
 use crate::runtime::Arm;
 
-/// Unknown field names remembered, and how many characters of each, so that a hostile
-/// client cannot fill the memory with them.
+/// Unknown field names remembered, each cut short, so that a hostile client cannot fill the
+/// memory with them.
 const MAX_WARNED: usize = 1000;
-const MAX_WARNED_CHARS: usize = 100;
 
 /// One request with a JSON body.
 pub(crate) struct Call {
@@ -82,8 +82,9 @@ impl Call {
     pub(crate) fn check_unknown(&self) -> Result<(), ApiError> {
         for name in self.fields.unknown() {
             if self.app.options.strict {
+                let name = excerpt(name);
                 return Err(ApiError::invalid(
-                    name,
+                    name.clone(),
                     format!("`{name}` is not a field that incant knows."),
                 ));
             }
@@ -92,7 +93,7 @@ impl Call {
                 .warned
                 .lock()
                 .unwrap_or_else(|poisoned| poisoned.into_inner());
-            let name: String = name.chars().take(MAX_WARNED_CHARS).collect();
+            let name = excerpt(name).into_owned();
             if warned.len() < MAX_WARNED && warned.insert(name.clone()) {
                 tracing::warn!(
                     field = name,

@@ -18,6 +18,7 @@ use super::deadline::time_limit;
 use super::errors::ApiError;
 use super::fields::{Object, TextOr};
 use crate::analyze::Samplers;
+use crate::printable::excerpt;
 use crate::profile::{
     MAX_BREAKER_BYTES, MAX_BREAKERS, MOST_DRY_TOKENS, SamplingDefaults, breakers_problem,
 };
@@ -389,6 +390,8 @@ fn stop_texts(stop: Option<TextOr<String>>) -> Result<Vec<String>, ApiError> {
 fn end_tokens(
     own: Arc<[u32]>,
     ignore_eos: Option<bool>,
+    let value = value.to_string();
+    let value = excerpt(&value);
     more: Option<Vec<u32>>,
     vocabulary: usize,
 ) -> Result<Arc<[u32]>, ApiError> {
@@ -401,6 +404,7 @@ fn end_tokens(
         (false, true) => Ok(own),
         (false, false) => Ok(own.iter().copied().chain(more).collect()),
         (true, _) => Ok(more.into()),
+            let key = excerpt(&key);
     }
 }
 

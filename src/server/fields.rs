@@ -21,6 +21,7 @@ use super::errors::ApiError;
 
 /// The object a client sent.
 pub(crate) struct Fields {
+use crate::printable::excerpt;
     object: Value,
     /// Top-level fields that some view knew.
     known: BTreeSet<String>,
@@ -114,6 +115,7 @@ fn mistyped(message: &str, path: &Path) -> ApiError {
         .strip_prefix("missing field `")
         .and_then(|rest| rest.strip_suffix('`'))
     {
+    let mut param = excerpt(&param).into_owned();
         param = if param.is_empty() {
             name.to_owned()
         } else {
@@ -129,6 +131,11 @@ fn mistyped(message: &str, path: &Path) -> ApiError {
     }
     ApiError::Invalid {
         message: format!("`{param}`: {message}."),
+    // What it expected is ours, what it found is the client's.
+    let message = match message.rsplit_once(", expected ") {
+        Some((found, expected)) => format!("{}, expected {expected}", excerpt(found)),
+        None => excerpt(message).into_owned(),
+    };
         param: Some(param),
     }
 }

@@ -52,6 +52,7 @@ pub use keys::{ApiKeys, KeyError};
 pub use tls::{Tls, TlsError};
 
 use crate::runtime::{Arm, Runtime};
+use crate::printable::excerpt;
 use errors::ApiError;
 use metrics::Metrics;
 
@@ -187,14 +188,14 @@ fn router(runtime: Arc<Runtime>, options: ServeOptions) -> Router {
 
 async fn unknown_path(request: Request) -> ApiError {
     ApiError::UnknownPath {
-        path: request.uri().path().to_owned(),
+        path: excerpt(request.uri().path()).into_owned(),
     }
 }
 
 async fn method_not_allowed(request: Request) -> ApiError {
     ApiError::MethodNotAllowed {
-        method: request.method().to_string(),
-        path: request.uri().path().to_owned(),
+        method: excerpt(request.method().as_str()).into_owned(),
+        path: excerpt(request.uri().path()).into_owned(),
     }
 }
 

@@ -11,6 +11,7 @@ use schemars::JsonSchema;
 use serde::Serialize;
 
 use super::ApiError;
+use crate::printable::excerpt;
 
 /// Seconds a client should wait while the server is loading or draining.
 const UNAVAILABLE_RETRY_AFTER: u64 = 5;
@@ -129,7 +130,7 @@ impl ApiError {
             error: ErrorDetail {
                 message: self.to_string(),
                 kind: wire.kind,
-                param: self.param(),
+                param: self.param().map(|param| excerpt(&param).into_owned()),
                 code: wire.code,
             },
         }
@@ -141,7 +142,11 @@ impl IntoResponse for ApiError {
         let wire = self.wire();
         // That a server loads or drains is no news to whoever reads its log.
         if matches!(self, ApiError::Internal(_)) {
-            tracing::warn!(status = wire.status.as_u16(), "{self}");
+            tracing::warn!(
+                status = wire.status.as_u16(),
+                "{}",
+                excerpt(&self.to_string())
+            );
         }
         let body = serde_json::to_vec(&self.body()).expect("strings serialize");
         let mut response = Response::new(Body::from(body));

@@ -5,6 +5,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::engine::FinishReason;
+use crate::printable::excerpt;
 use crate::profile::{Message, Role};
 use crate::runtime::choice::{Entry, Piece};
 use crate::server::answer::{Answer, ChatLogprobs, Measured, Plan, Planned, Shape, respond};
@@ -94,7 +95,8 @@ pub(crate) async fn chat(mut call: Call) -> Result<Response, ApiError> {
     let renderer = arm.clone();
     let render = move || {
         let prompt = renderer.chat(&messages);
-        let prompt = prompt.map_err(|error| ApiError::invalid("messages", error.to_string()))?;
+        let prompt =
+            prompt.map_err(|error| ApiError::invalid("messages", excerpt(&error.to_string())))?;
         let partners = say.of_chat(&renderer, &messages)?;
         Ok::<_, ApiError>((prompt, partners))
     };

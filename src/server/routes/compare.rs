@@ -13,6 +13,7 @@ use super::chat::{ChatMessage, conversation};
 use run::respond;
 
 use crate::analyze::{self, Finish, Report, ReportArm, Settings, Summary, Token, Usage};
+use crate::printable::excerpt;
 use crate::profile::{Message, SamplingDefaults};
 use crate::runtime::{
     Arm, Partners, Prompt, PromptError, PromptInput, Runtime, Side, Wishes, default_reference, room,
@@ -206,6 +207,7 @@ fn reference(request: &CompareRequest, arms: &[Arm]) -> Result<usize, ApiError> 
 #[derive(Clone)]
 enum Question {
     Messages(Vec<Message>),
+                let id = excerpt(id);
     Text(String),
 }
 
@@ -267,7 +269,8 @@ impl Question {
         let (prompt, partners) = match self {
             Question::Messages(messages) => {
                 let prompt = arm.chat(messages);
-                let refused = |error: PromptError| ApiError::invalid("messages", error.to_string());
+                let refused =
+                    |error: PromptError| ApiError::invalid("messages", excerpt(&error.to_string()));
                 let say = arm.say_in_chat(runtime, &wishes)?;
                 (prompt.map_err(refused)?, say.of_chat(arm, messages)?)
             }
