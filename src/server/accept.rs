@@ -21,7 +21,7 @@ use tokio::time::timeout;
 use tokio_io_timeout::TimeoutStream;
 use tower::ServiceExt;
 
-use super::crowd::{self, Crowded};
+use super::crowd::{self, Crowded, Spares};
 use super::log::Peer;
 use super::tls::Tls;
 use super::{ServeOptions, router};
@@ -55,7 +55,7 @@ pub async fn serve(
 ) -> io::Result<()> {
     let address = listener.local_addr()?;
     let drain_timeout = options.drain_timeout;
-    let entrance = Entrance::new(listener, runtime, options);
+    let mut entrance = Entrance::new(listener, runtime, options);
     let (stop, stopped) = watch::channel(());
     let mut connections = JoinSet::new();
     let mut shutdown = pin!(shutdown);
@@ -65,12 +65,16 @@ pub async fn serve(
         tokio::select! {
             () = &mut shutdown => break,
             Some(ended) = connections.join_next() => report(ended),
-            (stream, address, host, place) = entrance.accept() => {
+            Client { stream, address, host, place } = entrance.accept() => {
+                let is_spare = place.is_none();
                 let connection = host.converse(stream, address, stopped.clone());
-                connections.spawn(async move {
+                let connection = connections.spawn(async move {
                     connection.await;
                     drop(place);
                 });
+                if is_spare {
+                    entrance.spares.push(connection);
+                }
             }
         }
     }
@@ -99,10 +103,20 @@ struct Entrance {
     listener: TcpListener,
     places: Arc<Semaphore>,
     host: Host,
-    /// Places at the door, where nobody stays long.
-    spare_places: Arc<Semaphore>,
-    /// Answers those who find only such a place.
+    /// Who has come when all places were taken, and does not stay long.
+    spares: Spares,
+    /// Answers them.
     spare_host: Host,
+}
+
+/// Who has come in.
+struct Client {
+    stream: TcpStream,
+    address: SocketAddr,
+    /// Who serves it.
+    host: Host,
+    /// Its place, unless that is a spare one.
+    place: Option<OwnedSemaphorePermit>,
 }
 
 impl Entrance {
@@ -132,23 +146,29 @@ impl Entrance {
             listener,
             places,
             host,
-            spare_places: Arc::new(Semaphore::new(crowd::SPARE_PLACES)),
+            spares: Spares::default(),
             spare_host,
         }
     }
 
-    /// Waits for a client; says who serves it, and for how long its place is taken.
-    async fn accept(&self) -> (TcpStream, SocketAddr, Host, OwnedSemaphorePermit) {
-        let spare = Arc::clone(&self.spare_places)
-            .acquire_owned()
-            .await
-            .expect("the semaphore is never closed");
+    /// Waits for a client.
+    async fn accept(&mut self) -> Client {
+        if self.places.available_permits() == 0 {
+            self.spares.make_room().await;
+        }
         loop {
             match self.listener.accept().await {
                 Ok((stream, address)) => {
-                    return match Arc::clone(&self.places).try_acquire_owned() {
-                        Ok(place) => (stream, address, self.host.clone(), place),
-                        Err(_) => (stream, address, self.spare_host.clone(), spare),
+                    let place = Arc::clone(&self.places).try_acquire_owned().ok();
+                    let host = match place {
+                        Some(_) => &self.host,
+                        None => &self.spare_host,
+                    };
+                    return Client {
+                        stream,
+                        address,
+                        host: host.clone(),
+                        place,
                     };
                 }
                 // The client was quicker to leave than we to greet.
@@ -223,9 +243,12 @@ impl Host {
     }
 }
 
-/// A panic in a response body ends its connection; say so.
+/// A panic in a response body ends its connection; say so. A connection that made way for
+/// another is nothing to tell of.
 fn report(ended: Result<(), tokio::task::JoinError>) {
-    if let Err(error) = ended {
+    if let Err(error) = ended
+        && error.is_panic()
+    {
         tracing::error!(%error, "a connection's task failed");
     }
 }
