@@ -1,6 +1,8 @@
 //! The engine on a real model: company, chunking and where a prefix comes from
 //! change nothing; a client that leaves frees its slot.
 
+#[cfg(debug_assertions)]
+mod faults;
 mod following;
 mod sharing;
 mod together;

@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 use tokio::sync::mpsc as tokio_mpsc;
 
 use super::group::Bell;
+use super::pulse::Pulse;
 use super::worker::Worker;
 use super::{Adapter, Event, GenerateRequest, Origin, Prefix, Request, SubmitError, Warmed, cache};
 use crate::exec::{AdapterId, ExecError, Executor};
@@ -33,6 +34,11 @@ pub struct EngineOptions {
     /// without a name.
     pub swap_folder: PathBuf,
 }
+    /// How long one step may take before the engine counts as stuck and takes no new work.
+    pub stall_timeout: Duration,
+    /// A fault for tests.
+    #[cfg(debug_assertions)]
+    pub fault: Option<super::Fault>,
 
 impl Default for EngineOptions {
     fn default() -> Self {
@@ -48,6 +54,11 @@ impl Default for EngineOptions {
 
 /// A handle to one model's engine. The engine's thread ends after the last
 /// handle is dropped and the last sequence has ended.
+            // A step is meant to take less than a second. The first one of a large model
+            // on a slow disk takes longer.
+            stall_timeout: Duration::from_secs(30),
+            #[cfg(debug_assertions)]
+            fault: None,
 #[derive(Clone, Debug)]
 pub struct Engine {
     mail: mpsc::Sender<Mail>,
@@ -85,6 +96,8 @@ impl Shared {
     /// Counts a sequence that has ended after `held` in its slot.
     pub(super) fn ended(&self, held: Duration) {
         let held = held.as_millis() as u64;
+    stall_timeout: Duration,
+    pub(super) pulse: Pulse,
         // One thread writes: the worker.
         let mean = self.mean_millis.load(Ordering::Relaxed);
         let mean = if mean == 0 {
@@ -93,6 +106,11 @@ impl Shared {
             (7 * mean + held) / 8
         };
         self.mean_millis.store(mean.max(1), Ordering::Relaxed);
+    }
+
+    /// Whether the worker lives and gets on.
+    fn is_well(&self) -> bool {
+        !self.pulse.has_died() && self.pulse.still() <= self.stall_timeout
     }
 
     /// When a client that finds `waiting` sequences before it should try again,
@@ -153,6 +171,8 @@ impl Engine {
     /// # Errors
     /// They could not.
     pub fn could_take(&self, count: usize) -> Result<(), SubmitError> {
+            stall_timeout: options.stall_timeout,
+            pulse: Pulse::new(),
         // Slots count as room: what is queued on an idle engine starts at once.
         let limit = self.shared.slots + self.shared.queue;
         match count > limit {
@@ -167,7 +187,7 @@ impl Engine {
     /// Queues all of `requests`, or none of them.
     ///
     /// # Errors
-    /// The queue has no room for all, now or ever, or the engine is draining.
+    /// The queue has no room for all, now or ever, or the engine is draining, stuck or dead.
     pub fn submit<R: Into<Request>>(
         &self,
         requests: Vec<R>,
@@ -196,6 +216,9 @@ impl Engine {
                 let bell = || Bell::new(self.mail.clone());
                 match &request {
                     Request::Generate(GenerateRequest {
+        if !shared.is_well() {
+            return Err(SubmitError::Ill);
+        }
                         together: Some(together),
                         ..
                     }) => together.lead.seat(bell()),
@@ -205,10 +228,11 @@ impl Engine {
                 ((request, sender), Generation::new(events))
             })
             .unzip();
-        // The worker ends only after the last handle: if it is gone, it panicked.
-        // The generations then report that by ending without an event.
-        if self.mail.send(Mail::Requests(mail)).is_err() {
-            tracing::error!("the engine's thread has died");
+        // The worker ends only after the last handle: if it is gone, it has panicked just
+        // now, and has undone what was counted.
+        match self.mail.send(Mail::Requests(mail)) {
+            Ok(()) => shared.pulse.expect(),
+            Err(_) => return Err(SubmitError::Ill),
         }
         Ok(generations)
     }
@@ -248,6 +272,7 @@ impl Engine {
             prompt_logprobs: None,
             feeds: Vec::new(),
             together: None,
+        self.shared.pulse.expect();
         };
         let mut origin = Origin::Computed;
         let generations = self.submit(vec![request]);
@@ -286,8 +311,8 @@ impl Engine {
     /// How busy the engine is now.
     pub fn load(&self) -> Load {
         Load {
-            running: self.shared.running.load(Ordering::Acquire),
-            waiting: self.shared.waiting.load(Ordering::Acquire),
+            running: count(&self.shared.running),
+            waiting: count(&self.shared.waiting),
             kv_used: self.shared.kv_used.load(Ordering::Relaxed),
             kv_capacity: self.shared.kv_capacity.load(Ordering::Relaxed),
             preemptions: self.shared.preemptions.load(Ordering::Relaxed),
@@ -309,6 +334,18 @@ impl Generation {
             partners: Vec::new(),
         }
     }
+    /// Whether the engine can be expected to answer: its thread lives, and no step takes
+    /// longer than [`EngineOptions::stall_timeout`].
+    pub fn is_well(&self) -> bool {
+        self.shared.is_well()
+    }
+
+    /// Resolves when the engine's thread has ended by a panic. What it ran has failed by
+    /// then, and it takes nothing new.
+    pub async fn died(&self) {
+        self.shared.pulse.died().await;
+    }
+
 
     /// Holds the generations of those who choose with it, which it ends with.
     pub fn with_partners(mut self, partners: Vec<Generation>) -> Generation {
@@ -323,6 +360,9 @@ impl Generation {
             Some(Event::Started { cached_tokens, .. }) => cached_tokens,
             _ => 0,
         };
+        // What is counted for a thread that has died waits for nobody.
+        let lives = !self.shared.pulse.has_died();
+        let count = |of: &AtomicUsize| if lives { of.load(Ordering::Acquire) } else { 0 };
         self.partners.iter_mut().map(started).sum()
     }
 
@@ -376,3 +416,5 @@ mod tests {
         }
     }
 }
+                stall_timeout: Duration::from_secs(30),
+                pulse: Pulse::new(),

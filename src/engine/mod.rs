@@ -7,12 +7,15 @@
 
 mod adapter;
 mod cache;
+#[cfg(debug_assertions)]
+mod fault;
 mod follow;
 mod group;
 mod handle;
 mod pace;
 mod sequence;
 mod swap;
+mod pulse;
 mod worker;
 
 use std::sync::Arc;
@@ -22,6 +25,8 @@ pub use adapter::Adapter;
 pub use follow::{Feed, Follow, lead};
 pub use group::{Lead, Seat, Share, group};
 pub use handle::{Engine, EngineOptions, Generation, Load};
+#[cfg(debug_assertions)]
+pub use fault::Fault;
 
 use crate::analyze::Divergence;
 use crate::sample::{SamplingParams, TokenLogprobs};
@@ -230,3 +235,6 @@ pub enum SubmitError {
     #[error("the server is shutting down")]
     Draining,
 }
+    /// The engine's thread has ended by a panic, or stands still with work to do.
+    #[error("the engine has failed")]
+    Ill,

@@ -3,6 +3,7 @@
 mod room;
 
 use std::collections::VecDeque;
+use std::panic::{self, AssertUnwindSafe};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -22,6 +23,9 @@ use crate::exec::{Chunk, ExecError, Executor, Logits, Wanted};
 const NAP: Duration = Duration::from_millis(2);
 
 pub(super) struct Worker {
+/// What clients are told after a panic.
+const PANICKED: &str = "the engine has failed";
+
     executor: Box<dyn Executor>,
     slots: usize,
     inbox: Receiver<Mail>,
@@ -43,6 +47,8 @@ pub(super) struct Worker {
 
 /// What a request that waits can do.
 enum Next {
+    #[cfg(debug_assertions)]
+    fault: Option<super::Fault>,
     /// Begin, with what was computed already.
     Begin(Option<Start>),
     /// Wait: what it needs is being computed for another.
@@ -72,8 +78,11 @@ impl Worker {
         }
     }
 
-    /// Runs until every handle is dropped and every sequence has ended.
+    /// Runs until every handle is dropped and every sequence has ended, or something has
+    /// panicked.
     pub(super) fn run(mut self) {
+            #[cfg(debug_assertions)]
+            fault: options.fault,
         while self.read_mail() {
             self.drop_abandoned();
             self.choose_held();
@@ -83,6 +92,41 @@ impl Worker {
             self.waits = !self.step();
             let used = self.executor.kv_memory().used;
             self.shared.kv_used.store(used, Ordering::Release);
+        if panic::catch_unwind(AssertUnwindSafe(|| self.live())).is_err() {
+            self.die();
+        }
+    }
+
+    /// Has all that was accepted fail after a panic.
+    fn die(self) {
+        tracing::error!("the engine's thread has panicked and ends");
+        // From here on nothing new is queued.
+        self.shared.pulse.die();
+        for waiting in &self.waiting {
+            waiting.fail(PANICKED);
+        }
+        for sequence in &self.running {
+            sequence.fail(PANICKED);
+        }
+        for swapped in &self.swapped {
+            swapped.sequence().fail(PANICKED);
+        }
+        while let Ok(mail) = self.inbox.try_recv() {
+            // Who waits for other mail to be answered sees that nobody does.
+            if let Mail::Requests(requests) = mail {
+                for (request, events) in requests {
+                    Waiting::new(request, events).fail(PANICKED);
+                }
+            }
+        }
+        self.shared.running.store(0, Ordering::Release);
+        self.shared.waiting.store(0, Ordering::Release);
+        // Whatever the panic has left there is not to be touched again, not even to free it.
+        std::mem::forget(self.executor);
+    }
+
+    /// Does what there is to do.
+    fn live(&mut self) {
         }
     }
 
@@ -108,7 +152,10 @@ impl Worker {
         }
         loop {
             match self.inbox.try_recv() {
-                Ok(mail) => self.open(mail),
+                Ok(mail) => {
+                    self.shared.pulse.beat();
+                    self.open(mail);
+                }
                 Err(TryRecvError::Empty) => return true,
                 Err(TryRecvError::Disconnected) => return !self.is_idle(),
             }
@@ -116,6 +163,7 @@ impl Worker {
     }
 
     /// How many sequences hold a slot: one that pauses gives way to whoever it waits for.
+            self.shared.pulse.beat();
     fn taken(&self) -> usize {
         let running = self.running.iter();
         running.filter(|sequence| !sequence.is_paused()).count()
@@ -136,6 +184,7 @@ impl Worker {
         self.retain_swapped(|_| swapped_on.next().unwrap_or(true));
     }
 
+            self.shared.pulse.rest();
     /// Lets followers hear what those they follow have said, and ends those that have
     /// heard all.
     fn listen(&mut self) {
@@ -263,7 +312,7 @@ impl Worker {
         // Whoever runs may have more in common with it, or be about to.
         let mut leader = None;
         let mut most = 0;
-        let same = |other: &&Sequence| other.adapter_id() == adapter;
+        let same = |other: &&Sequence| other.adapter_id() == adapter && !other.is_isolated();
         for other in self.running.iter().filter(same) {
             let common = other.common(tokens);
             if common > other.computed().len() {
@@ -447,6 +496,10 @@ impl Worker {
         for sequence in std::mem::take(&mut self.running) {
             sequence.fail(&why);
             self.lose(&sequence);
+        #[cfg(debug_assertions)]
+        if let Some(fault) = &mut self.fault {
+            fault.strike();
+        }
         }
     }
 }

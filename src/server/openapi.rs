@@ -287,7 +287,8 @@ fn failures() -> Value {
         ("500", "The server failed"),
         (
             "503",
-            "The server is loading or shutting down, or has all the connections that it can serve",
+            "The server is loading or shutting down, has all the connections that it can serve, or a model's engine \
+             has failed",
         ),
     ];
     let failure = |(status, description): (&str, &str)| {

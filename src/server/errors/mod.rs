@@ -108,6 +108,9 @@ pub(crate) enum ApiError {
     Crowded,
     /// The models are still being loaded.
     #[error("The server is still loading its models.")]
+    /// An engine has died, or stands still with work to do.
+    #[error("A model's engine has failed.")]
+    Ill,
     Loading,
     /// The server finishes what it has and takes nothing new.
     #[error("The server is shutting down.")]
@@ -163,7 +166,12 @@ impl From<SubmitError> for ApiError {
     fn from(error: SubmitError) -> ApiError {
         match error {
             SubmitError::QueueFull { retry_after } => ApiError::QueueFull { retry_after },
-            SubmitError::TooMany { asked, limit } => ApiError::TooMany { asked, limit },
+            SubmitError::TooMany { asked, limit } => ApiError::TooMany {
+                asked,
+                limit,
+                param: "n",
+            },
+            SubmitError::Ill => ApiError::Ill,
             SubmitError::Draining => ApiError::Draining,
         }
     }

@@ -68,14 +68,14 @@ impl ApiError {
                 "timeout_error",
                 Some("request_timeout"),
             ),
-            ApiError::Crowded | ApiError::Loading | ApiError::Draining => {
+            ApiError::Crowded | ApiError::Ill | ApiError::Loading | ApiError::Draining => {
                 (StatusCode::SERVICE_UNAVAILABLE, UNAVAILABLE, None)
             }
             ApiError::Internal(_) => (StatusCode::INTERNAL_SERVER_ERROR, "server_error", None),
         };
         let retry_after = match self {
             ApiError::QueueFull { retry_after } => Some(*retry_after),
-            ApiError::Crowded | ApiError::Loading | ApiError::Draining => {
+            ApiError::Crowded | ApiError::Ill | ApiError::Loading | ApiError::Draining => {
                 Some(UNAVAILABLE_RETRY_AFTER)
             }
             _ => None,
@@ -106,6 +106,7 @@ impl ApiError {
             ApiError::QueueFull { .. } => "queue_full",
             ApiError::TooMany { .. } => "too_many",
             ApiError::Crowded => "crowded",
+            ApiError::Ill => "engine_failed",
             ApiError::Loading => "loading",
             ApiError::Draining => "draining",
             ApiError::Timeout { .. } | ApiError::Internal(_) => return None,
@@ -365,6 +366,14 @@ mod tests {
                 503,
                 Some("5"),
                 "service_unavailable",
+            (
+                ApiError::Ill,
+                503,
+                Some("5"),
+                "service_unavailable",
+                None,
+                None,
+            ),
                 None,
                 None,
             ),
