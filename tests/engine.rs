@@ -59,6 +59,7 @@ fn request(prefix: Option<&Arc<Prefix>>, prompt: &[u32], max_tokens: usize) -> G
         prompt_logprobs: Some(3),
         feeds: Vec::new(),
         together: None,
+        isolated: false,
     }
 }
 

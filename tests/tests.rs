@@ -31,6 +31,7 @@ mod server_deadlines;
 mod server_defaults;
 #[cfg(debug_assertions)]
 mod server_faults;
+mod server_fields;
 mod server_guidance;
 mod server_keys;
 mod server_lifecycle;

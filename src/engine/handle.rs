@@ -33,12 +33,12 @@ pub struct EngineOptions {
     /// Where sequences that give up their memory for a while put it, in files
     /// without a name.
     pub swap_folder: PathBuf,
-}
     /// How long one step may take before the engine counts as stuck and takes no new work.
     pub stall_timeout: Duration,
     /// A fault for tests.
     #[cfg(debug_assertions)]
     pub fault: Option<super::Fault>,
+}
 
 impl Default for EngineOptions {
     fn default() -> Self {
@@ -48,17 +48,17 @@ impl Default for EngineOptions {
             chunk: 256,
             prefixes: None,
             swap_folder: std::env::temp_dir(),
+            // A step is meant to take less than a second. The first one of a large model
+            // on a slow disk takes longer.
+            stall_timeout: Duration::from_secs(30),
+            #[cfg(debug_assertions)]
+            fault: None,
         }
     }
 }
 
 /// A handle to one model's engine. The engine's thread ends after the last
 /// handle is dropped and the last sequence has ended.
-            // A step is meant to take less than a second. The first one of a large model
-            // on a slow disk takes longer.
-            stall_timeout: Duration::from_secs(30),
-            #[cfg(debug_assertions)]
-            fault: None,
 #[derive(Clone, Debug)]
 pub struct Engine {
     mail: mpsc::Sender<Mail>,
@@ -85,6 +85,8 @@ pub(super) struct Shared {
     pub(super) waiting: AtomicUsize,
     pub(super) running: AtomicUsize,
     draining: AtomicBool,
+    stall_timeout: Duration,
+    pub(super) pulse: Pulse,
     /// How long a sequence has held its slot, in milliseconds: a running mean.
     pub(super) mean_millis: AtomicU64,
     pub(super) kv_used: AtomicUsize,
@@ -93,11 +95,14 @@ pub(super) struct Shared {
 }
 
 impl Shared {
+    /// Whether the worker lives and gets on.
+    fn is_well(&self) -> bool {
+        !self.pulse.has_died() && self.pulse.still() <= self.stall_timeout
+    }
+
     /// Counts a sequence that has ended after `held` in its slot.
     pub(super) fn ended(&self, held: Duration) {
         let held = held.as_millis() as u64;
-    stall_timeout: Duration,
-    pub(super) pulse: Pulse,
         // One thread writes: the worker.
         let mean = self.mean_millis.load(Ordering::Relaxed);
         let mean = if mean == 0 {
@@ -106,11 +111,6 @@ impl Shared {
             (7 * mean + held) / 8
         };
         self.mean_millis.store(mean.max(1), Ordering::Relaxed);
-    }
-
-    /// Whether the worker lives and gets on.
-    fn is_well(&self) -> bool {
-        !self.pulse.has_died() && self.pulse.still() <= self.stall_timeout
     }
 
     /// When a client that finds `waiting` sequences before it should try again,
@@ -153,6 +153,8 @@ impl Engine {
             waiting: AtomicUsize::new(0),
             running: AtomicUsize::new(0),
             draining: AtomicBool::new(false),
+            stall_timeout: options.stall_timeout,
+            pulse: Pulse::new(),
             mean_millis: AtomicU64::new(0),
             kv_used: AtomicUsize::new(0),
             kv_capacity: AtomicUsize::new(executor.kv_memory().capacity),
@@ -171,8 +173,6 @@ impl Engine {
     /// # Errors
     /// They could not.
     pub fn could_take(&self, count: usize) -> Result<(), SubmitError> {
-            stall_timeout: options.stall_timeout,
-            pulse: Pulse::new(),
         // Slots count as room: what is queued on an idle engine starts at once.
         let limit = self.shared.slots + self.shared.queue;
         match count > limit {
@@ -196,6 +196,9 @@ impl Engine {
         if shared.draining.load(Ordering::Acquire) {
             return Err(SubmitError::Draining);
         }
+        if !shared.is_well() {
+            return Err(SubmitError::Ill);
+        }
         let count = requests.len();
         self.could_take(count)?;
         let limit = shared.slots + shared.queue;
@@ -216,9 +219,6 @@ impl Engine {
                 let bell = || Bell::new(self.mail.clone());
                 match &request {
                     Request::Generate(GenerateRequest {
-        if !shared.is_well() {
-            return Err(SubmitError::Ill);
-        }
                         together: Some(together),
                         ..
                     }) => together.lead.seat(bell()),
@@ -248,6 +248,7 @@ impl Engine {
         let dead = |_| "the engine's thread has died".to_owned();
         let mail = Mail::AddAdapter(Box::new(lora), reply);
         self.mail.send(mail).map_err(|_| dead(mpsc::RecvError))?;
+        self.shared.pulse.expect();
         let id = answer.recv().map_err(dead)?;
         let id = id.map_err(|error| error.to_string())?;
         Ok(Adapter::new(id, fingerprint, self.mail.clone()))
@@ -272,7 +273,7 @@ impl Engine {
             prompt_logprobs: None,
             feeds: Vec::new(),
             together: None,
-        self.shared.pulse.expect();
+            isolated: false,
         };
         let mut origin = Origin::Computed;
         let generations = self.submit(vec![request]);
@@ -308,8 +309,23 @@ impl Engine {
         self.shared.draining.store(true, Ordering::Release);
     }
 
+    /// Whether the engine can be expected to answer: its thread lives, and no step takes
+    /// longer than [`EngineOptions::stall_timeout`].
+    pub fn is_well(&self) -> bool {
+        self.shared.is_well()
+    }
+
+    /// Resolves when the engine's thread has ended by a panic. What it ran has failed by
+    /// then, and it takes nothing new.
+    pub async fn died(&self) {
+        self.shared.pulse.died().await;
+    }
+
     /// How busy the engine is now.
     pub fn load(&self) -> Load {
+        // What is counted for a thread that has died waits for nobody.
+        let lives = !self.shared.pulse.has_died();
+        let count = |of: &AtomicUsize| if lives { of.load(Ordering::Acquire) } else { 0 };
         Load {
             running: count(&self.shared.running),
             waiting: count(&self.shared.waiting),
@@ -334,18 +350,6 @@ impl Generation {
             partners: Vec::new(),
         }
     }
-    /// Whether the engine can be expected to answer: its thread lives, and no step takes
-    /// longer than [`EngineOptions::stall_timeout`].
-    pub fn is_well(&self) -> bool {
-        self.shared.is_well()
-    }
-
-    /// Resolves when the engine's thread has ended by a panic. What it ran has failed by
-    /// then, and it takes nothing new.
-    pub async fn died(&self) {
-        self.shared.pulse.died().await;
-    }
-
 
     /// Holds the generations of those who choose with it, which it ends with.
     pub fn with_partners(mut self, partners: Vec<Generation>) -> Generation {
@@ -360,9 +364,6 @@ impl Generation {
             Some(Event::Started { cached_tokens, .. }) => cached_tokens,
             _ => 0,
         };
-        // What is counted for a thread that has died waits for nobody.
-        let lives = !self.shared.pulse.has_died();
-        let count = |of: &AtomicUsize| if lives { of.load(Ordering::Acquire) } else { 0 };
         self.partners.iter_mut().map(started).sum()
     }
 
@@ -406,6 +407,8 @@ mod tests {
                 waiting: AtomicUsize::new(0),
                 running: AtomicUsize::new(0),
                 draining: AtomicBool::new(false),
+                stall_timeout: Duration::from_secs(30),
+                pulse: Pulse::new(),
                 mean_millis: AtomicU64::new(mean),
                 kv_used: AtomicUsize::new(0),
                 kv_capacity: AtomicUsize::new(0),
@@ -416,5 +419,3 @@ mod tests {
         }
     }
 }
-                stall_timeout: Duration::from_secs(30),
-                pulse: Pulse::new(),

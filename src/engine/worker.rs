@@ -22,10 +22,10 @@ use crate::exec::{Chunk, ExecError, Executor, Logits, Wanted};
 /// How often sequences that wait for another engine look whether they can go on.
 const NAP: Duration = Duration::from_millis(2);
 
-pub(super) struct Worker {
 /// What clients are told after a panic.
 const PANICKED: &str = "the engine has failed";
 
+pub(super) struct Worker {
     executor: Box<dyn Executor>,
     slots: usize,
     inbox: Receiver<Mail>,
@@ -43,12 +43,12 @@ const PANICKED: &str = "the engine has failed";
     logits: Logits,
     /// Whether there was nothing to do in the last step.
     waits: bool,
+    #[cfg(debug_assertions)]
+    fault: Option<super::Fault>,
 }
 
 /// What a request that waits can do.
 enum Next {
-    #[cfg(debug_assertions)]
-    fault: Option<super::Fault>,
     /// Begin, with what was computed already.
     Begin(Option<Start>),
     /// Wait: what it needs is being computed for another.
@@ -75,23 +75,14 @@ impl Worker {
             swap_folder: options.swap_folder,
             logits: Logits::default(),
             waits: false,
+            #[cfg(debug_assertions)]
+            fault: options.fault,
         }
     }
 
     /// Runs until every handle is dropped and every sequence has ended, or something has
     /// panicked.
     pub(super) fn run(mut self) {
-            #[cfg(debug_assertions)]
-            fault: options.fault,
-        while self.read_mail() {
-            self.drop_abandoned();
-            self.choose_held();
-            self.listen();
-            self.swap_in();
-            self.admit();
-            self.waits = !self.step();
-            let used = self.executor.kv_memory().used;
-            self.shared.kv_used.store(used, Ordering::Release);
         if panic::catch_unwind(AssertUnwindSafe(|| self.live())).is_err() {
             self.die();
         }
@@ -127,6 +118,16 @@ impl Worker {
 
     /// Does what there is to do.
     fn live(&mut self) {
+        while self.read_mail() {
+            self.shared.pulse.beat();
+            self.drop_abandoned();
+            self.choose_held();
+            self.listen();
+            self.swap_in();
+            self.admit();
+            self.waits = !self.step();
+            let used = self.executor.kv_memory().used;
+            self.shared.kv_used.store(used, Ordering::Release);
         }
     }
 
@@ -138,8 +139,12 @@ impl Worker {
     /// Returns whether there is, or will be, anything to do.
     fn read_mail(&mut self) -> bool {
         if self.is_idle() {
+            self.shared.pulse.rest();
             match self.inbox.recv() {
-                Ok(mail) => self.open(mail),
+                Ok(mail) => {
+                    self.shared.pulse.beat();
+                    self.open(mail);
+                }
                 Err(_) => return false,
             }
         } else if self.waits {
@@ -152,10 +157,7 @@ impl Worker {
         }
         loop {
             match self.inbox.try_recv() {
-                Ok(mail) => {
-                    self.shared.pulse.beat();
-                    self.open(mail);
-                }
+                Ok(mail) => self.open(mail),
                 Err(TryRecvError::Empty) => return true,
                 Err(TryRecvError::Disconnected) => return !self.is_idle(),
             }
@@ -163,7 +165,6 @@ impl Worker {
     }
 
     /// How many sequences hold a slot: one that pauses gives way to whoever it waits for.
-            self.shared.pulse.beat();
     fn taken(&self) -> usize {
         let running = self.running.iter();
         running.filter(|sequence| !sequence.is_paused()).count()
@@ -184,7 +185,6 @@ impl Worker {
         self.retain_swapped(|_| swapped_on.next().unwrap_or(true));
     }
 
-            self.shared.pulse.rest();
     /// Lets followers hear what those they follow have said, and ends those that have
     /// heard all.
     fn listen(&mut self) {
@@ -447,6 +447,10 @@ impl Worker {
         }
         let rows: Vec<usize> = batch.iter().map(Chunk::wanted_rows).collect();
 
+        #[cfg(debug_assertions)]
+        if let Some(fault) = &mut self.fault {
+            fault.strike();
+        }
         let began = Instant::now();
         if let Err(error) = self.executor.forward_into(&batch, &mut self.logits) {
             self.fail(&error);
@@ -496,10 +500,6 @@ impl Worker {
         for sequence in std::mem::take(&mut self.running) {
             sequence.fail(&why);
             self.lose(&sequence);
-        #[cfg(debug_assertions)]
-        if let Some(fault) = &mut self.fault {
-            fault.strike();
-        }
         }
     }
 }

@@ -460,6 +460,12 @@ impl Prompt {
     pub fn token_count(&self) -> usize {
         self.prefix.as_ref().map_or(0, |prefix| prefix.ids.len()) + self.ids.len()
     }
+
+    /// The same, in order.
+    pub(crate) fn all_ids(&self) -> Vec<u32> {
+        let prefix = self.prefix.as_ref().map_or(&[][..], |prefix| &prefix.ids);
+        [prefix, &self.ids].concat()
+    }
 }
 
 #[cfg(test)]

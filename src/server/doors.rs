@@ -122,8 +122,9 @@ fn is_link(request: &Request) -> bool {
 fn says(headers: &HeaderMap, name: &HeaderName, words: &[&str]) -> bool {
     let said = |value: &HeaderValue| {
         let value = value.as_bytes().trim_ascii();
-        let is = |word: &&str| value.eq_ignore_ascii_case(word.as_bytes());
-        words.iter().any(|word| is(word))
+        words
+            .iter()
+            .any(|word| value.eq_ignore_ascii_case(word.as_bytes()))
     };
     headers.get_all(name).iter().any(said)
 }

@@ -17,6 +17,7 @@ mod crowd;
 mod deadline;
 mod doors;
 mod errors;
+mod extras;
 mod fields;
 mod guidance;
 mod hosts;
@@ -51,8 +52,8 @@ pub use hosts::HostName;
 pub use keys::{ApiKeys, KeyError};
 pub use tls::{Tls, TlsError};
 
-use crate::runtime::{Arm, Runtime};
 use crate::printable::excerpt;
+use crate::runtime::{Arm, Runtime};
 use errors::ApiError;
 use metrics::Metrics;
 
@@ -153,6 +154,14 @@ fn endpoints() -> Vec<(&'static str, MethodRouter<Arc<App>>)> {
     ]
 }
 
+/// The endpoints that clients of other servers know without `/v1` too.
+const ALSO_WITHOUT_V1: [&str; 4] = [
+    "/v1/models",
+    "/v1/models/{*id}",
+    "/v1/chat/completions",
+    "/v1/completions",
+];
+
 /// The endpoints with everything around them.
 fn router(runtime: Arc<Runtime>, options: ServeOptions) -> Router {
     let cors = cors::layer(&options.origins);
@@ -165,7 +174,11 @@ fn router(runtime: Arc<Runtime>, options: ServeOptions) -> Router {
     let routed = endpoints()
         .into_iter()
         .fold(Router::new(), |router, (path, method)| {
-            router.route(path, method)
+            let short = path.strip_prefix("/v1");
+            match short.filter(|_| ALSO_WITHOUT_V1.contains(&path)) {
+                Some(short) => router.route(short, method.clone()).route(path, method),
+                None => router.route(path, method),
+            }
         });
     let guarded = routed
         .fallback(unknown_path)

@@ -16,6 +16,7 @@ use serde_json::{Map, Value, json};
 use super::answer::Envelope;
 use super::controls::Controls;
 use super::errors::ErrorBody;
+use super::extras::Extras;
 use super::guidance::GuidanceFields;
 use super::metrics::CONTENT_TYPE;
 use super::routes::adapters::{Adapter, Adapters, Deleted, LoadRequest};
@@ -56,7 +57,9 @@ fn build() -> Value {
                 A model id is an arm, `MODEL[@PROFILE][+ADAPTER]`. Values out of range are refused, null \
                 means the default, and fields that are not listed are ignored with a warning in the log, \
                 or refused by a server started as strict. What incant lacks (tools, images, constrained \
-                formats) is refused too.",
+                formats) is refused too.\n\n\
+                Models, chat and completions are at paths without `/v1` too, and a key can be sent as \
+                `X-Api-Key`.",
             "license": {"name": "MIT OR Apache-2.0", "identifier": "MIT OR Apache-2.0"},
         },
         "paths": paths,
@@ -149,6 +152,7 @@ fn paths(schemas: &mut Schemas) -> Value {
         let request = all_of([
             schemas.input::<ChatRequest>(),
             schemas.input::<Controls>(),
+            schemas.input::<Extras>(),
             schemas.input::<GuidanceFields>(),
         ]);
         let answer = schemas.output::<Envelope<ChatChoice>>();
@@ -166,6 +170,7 @@ fn paths(schemas: &mut Schemas) -> Value {
         let request = all_of([
             schemas.input::<CompletionRequest>(),
             schemas.input::<Controls>(),
+            schemas.input::<Extras>(),
             schemas.input::<GuidanceFields>(),
         ]);
         let answer = schemas.output::<Envelope<CompletionChoice>>();

@@ -94,6 +94,8 @@ pub(crate) enum ApiError {
         asked: usize,
         /// The most there is room for.
         limit: usize,
+        /// The field that asks for so many.
+        param: &'static str,
     },
     /// The answer was not complete in time.
     #[error("The answer was not complete within {whose} of {} s.", .limit.as_secs_f64())]
@@ -106,11 +108,11 @@ pub(crate) enum ApiError {
     /// All places for connections are taken.
     #[error("The server has all the connections that it can serve.")]
     Crowded,
-    /// The models are still being loaded.
-    #[error("The server is still loading its models.")]
     /// An engine has died, or stands still with work to do.
     #[error("A model's engine has failed.")]
     Ill,
+    /// The models are still being loaded.
+    #[error("The server is still loading its models.")]
     Loading,
     /// The server finishes what it has and takes nothing new.
     #[error("The server is shutting down.")]

@@ -119,7 +119,7 @@ impl ApiError {
             ApiError::Invalid { param, .. } => param.clone(),
             ApiError::UnknownModel(_) => Some("model".into()),
             ApiError::ContextLength { param, .. } => Some((*param).into()),
-            ApiError::TooMany { .. } => Some("n".into()),
+            ApiError::TooMany { param, .. } => Some((*param).into()),
             _ => None,
         }
     }
@@ -338,7 +338,11 @@ mod tests {
                 None,
             ),
             (
-                ApiError::TooMany { asked: 9, limit: 8 },
+                ApiError::TooMany {
+                    asked: 9,
+                    limit: 8,
+                    param: "n",
+                },
                 400,
                 None,
                 "invalid_request_error",
@@ -362,11 +366,6 @@ mod tests {
                 None,
             ),
             (
-                ApiError::Loading,
-                503,
-                Some("5"),
-                "service_unavailable",
-            (
                 ApiError::Ill,
                 503,
                 Some("5"),
@@ -374,6 +373,11 @@ mod tests {
                 None,
                 None,
             ),
+            (
+                ApiError::Loading,
+                503,
+                Some("5"),
+                "service_unavailable",
                 None,
                 None,
             ),

@@ -9,6 +9,7 @@ use crate::printable::excerpt;
 use crate::server::call::{Call, unhurried};
 use crate::server::errors::ApiError;
 use crate::server::fields::Object;
+use crate::server::lacking;
 
 /// A conversation to render.
 #[derive(Debug, Deserialize, JsonSchema)]
@@ -39,6 +40,7 @@ pub(crate) struct TemplateResponse {
 /// Renders a conversation without answering it.
 pub(crate) async fn apply(mut call: Call) -> Result<Json<TemplateResponse>, ApiError> {
     let request: TemplateRequest = call.fields.view()?;
+    lacking::refuse(&mut call.fields, lacking::TEMPLATE)?;
     call.check_unknown()?;
     let messages = conversation(request.messages)?;
     let arm = call.arm_or_only(request.model.as_deref())?;
