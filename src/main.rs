@@ -11,7 +11,7 @@ fn main() -> ExitCode {
     match cli::Cli::parse().run() {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("error: {error:#}");
+            cli::log::failure(&error);
             ExitCode::FAILURE
         }
     }

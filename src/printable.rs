@@ -2,6 +2,18 @@
 
 use std::borrow::Cow;
 
+/// How many characters of a stranger's value an error or a line of the log repeats.
+const EXCERPT: usize = 200;
+
+/// `text`, or where it is long its first 200 characters and an ellipsis: for errors and
+/// lines of the log, which are not to grow with what a stranger sends.
+pub(crate) fn excerpt(text: &str) -> Cow<'_, str> {
+    match text.char_indices().nth(EXCERPT) {
+        Some((end, _)) => Cow::Owned(format!("{}\u{2026}", &text[..end])),
+        None => Cow::Borrowed(text),
+    }
+}
+
 /// `text` with its control characters, line breaks aside, written as escapes: on a
 /// terminal they would be commands.
 pub(crate) fn printable(text: &str) -> Cow<'_, str> {
@@ -22,6 +34,14 @@ pub(crate) fn printable(text: &str) -> Cow<'_, str> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn of_a_long_text_the_beginning_is_told() {
+        let (short, long) = ("語".repeat(200), "語".repeat(100_000));
+        assert_eq!(excerpt(&short), short);
+        assert_eq!(excerpt(&long), short + "\u{2026}");
+        assert_eq!(excerpt(""), "");
+    }
 
     #[test]
     fn commands_to_a_terminal_become_escapes() {

@@ -1,6 +1,8 @@
 //! The engine on a real model: company, chunking and where a prefix comes from
 //! change nothing; a client that leaves frees its slot.
 
+#[cfg(debug_assertions)]
+mod faults;
 mod following;
 mod sharing;
 mod together;
@@ -57,6 +59,7 @@ fn request(prefix: Option<&Arc<Prefix>>, prompt: &[u32], max_tokens: usize) -> G
         prompt_logprobs: Some(3),
         feeds: Vec::new(),
         together: None,
+        isolated: false,
     }
 }
 

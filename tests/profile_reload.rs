@@ -165,7 +165,8 @@ impl Served {
     }
 
     fn get(&self, path: &str) -> Value {
-        let request = format!("GET {path} HTTP/1.1\r\nHost: t\r\nConnection: close\r\n\r\n");
+        let request =
+            format!("GET {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n");
         send(self.address(), request.as_bytes()).expect(200)
     }
 

@@ -65,8 +65,9 @@ impl Served {
     }
 
     fn unload(&self, id: &str) -> Reply {
-        let request =
-            format!("DELETE /v1/adapters/{id} HTTP/1.1\r\nHost: t\r\nConnection: close\r\n\r\n");
+        let request = format!(
+            "DELETE /v1/adapters/{id} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n"
+        );
         self.server.send(request.as_bytes())
     }
 

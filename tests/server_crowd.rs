@@ -2,7 +2,7 @@
 
 use std::io::{Read, Write};
 use std::net::TcpStream;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use incant::server::{SPARE_PLACES, ServeOptions};
 use serde_json::json;
@@ -24,7 +24,7 @@ fn narrow(client_timeout: Duration) -> Server {
 fn placed(server: &Server) -> TcpStream {
     let mut stream = server.connect();
     stream
-        .write_all(b"GET /health HTTP/1.1\r\nHost: t\r\n\r\n")
+        .write_all(b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n")
         .unwrap();
     let mut bytes = Vec::new();
     while !bytes.ends_with(b"}") {
@@ -80,4 +80,29 @@ fn connections_that_say_nothing_do_not_keep_health_from_others() {
     }
     drop(busy);
     eventually("the engine is idle", idle);
+}
+
+#[test]
+fn a_crowd_of_half_open_connections_does_not_delay_health() {
+    /// What HAProxy allows for a check, as often as it is set here.
+    const PATIENCE: Duration = Duration::from_secs(1);
+    // Both ends of each connection are in this process.
+    rlimit::increase_nofile_limit(8192).expect("a limit");
+    let server = Server::start(ServeOptions::default());
+    let half_open = || {
+        let mut stream = server.connect();
+        // One that is turned away meanwhile has served its purpose.
+        _ = stream.write_all(b"GET /health HTTP/1.1\r\n");
+        stream
+    };
+    let mut crowd: Vec<TcpStream> = (0..1400).map(|_| half_open()).collect();
+    for _ in 0..20 {
+        // They keep coming.
+        crowd.extend((0..20).map(|_| half_open()));
+        let since = Instant::now();
+        server.get("/health").expect(200);
+        let took = since.elapsed();
+        assert!(took < PATIENCE, "{took:?}");
+    }
+    server.get("/v1/models").error(503);
 }

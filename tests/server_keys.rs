@@ -24,7 +24,8 @@ fn locked() -> Server {
 }
 
 fn get(server: &Server, path: &str, headers: &str) -> Reply {
-    let request = format!("GET {path} HTTP/1.1\r\nHost: t\r\nConnection: close\r\n{headers}\r\n");
+    let request =
+        format!("GET {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n{headers}\r\n");
     server.send(request.as_bytes())
 }
 
@@ -94,7 +95,7 @@ fn a_client_that_sends_much_without_a_key_still_sees_why_it_is_refused() {
     let body = chat_body(&json!({"user": prompt})).to_string();
     // Nobody reads it, and yet all of it can be sent.
     stream.write_all(&post(CHAT, body.as_bytes(), "")).unwrap();
-    let closing = b"GET /health HTTP/1.1\r\nHost: t\r\nConnection: close\r\n\r\n";
+    let closing = b"GET /health HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n";
     stream.write_all(closing).unwrap();
     let mut bytes = Vec::new();
     stream.read_to_end(&mut bytes).unwrap();
@@ -156,7 +157,7 @@ fn the_program_takes_keys_from_flags_files_and_the_environment_and_logs_none() {
     let ask = |key: &str| {
         let mut stream = program.connect();
         let request = format!(
-            "GET /v1/models HTTP/1.1\r\nHost: t\r\nConnection: close\r\nAuthorization: Bearer {key}\r\n\r\n"
+            "GET /v1/models HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\nAuthorization: Bearer {key}\r\n\r\n"
         );
         stream.write_all(request.as_bytes()).unwrap();
         let mut answer = String::new();

@@ -16,7 +16,7 @@ fn a_connection_serves_more_than_one_request() {
     let mut stream = shared().connect();
     for _ in 0..2 {
         stream
-            .write_all(b"GET /health HTTP/1.1\r\nHost: t\r\n\r\n")
+            .write_all(b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n")
             .unwrap();
         let mut bytes = Vec::new();
         while !bytes.ends_with(b"{\"status\":\"ok\"}") {

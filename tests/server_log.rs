@@ -74,7 +74,8 @@ fn each_request_has_a_line_with_what_it_cost_and_warnings_carry_its_name() {
     );
     let warning =
         program.wait_for("a request has a field that incant does not know; it is ignored");
-    assert_eq!(warning["field"], json!(name[..100]), "a long name is cut");
+    let cut = format!("{}\u{2026}", &name[..200]);
+    assert_eq!(warning["field"], json!(cut), "a long name is cut");
     program.wait_for("ended");
 
     let body = completion(&arm, &json!({"max_tokens": 3, "n": 2, "stream": true}));
@@ -139,4 +140,45 @@ fn each_request_has_a_line_with_what_it_cost_and_warnings_carry_its_name() {
         (&line["span"]["id"], &line["outcome"]),
         (&json!("gone"), &json!("left"))
     );
+}
+
+#[test]
+fn a_line_tells_who_asked_and_repeats_little_of_what_was_asked() {
+    let program = Program::start(&[], &[]);
+    let _company = in_company();
+    let ask = |line: &str, headers: &str| {
+        let mut stream = program.connect();
+        let head = format!("{line}\r\nHost: localhost\r\nConnection: close\r\n{headers}\r\n");
+        stream.write_all(head.as_bytes()).unwrap();
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).unwrap();
+        (program.wait_for("ended"), answer)
+    };
+    let (line, _) = ask("GET /health HTTP/1.1", "X-Request-Id: mine\r\n");
+    let client = line["client"].as_str().expect("a client");
+    let client: std::net::SocketAddr = client.parse().expect("an address");
+    assert!(client.ip().is_loopback() && client.port() > 0);
+    assert!(line.get("forwarded_for").is_none(), "{line}");
+    let (line, _) = ask(
+        "GET /health HTTP/1.1",
+        "X-Forwarded-For: 10.1.2.3, 10.4.5.6\r\n",
+    );
+    assert_eq!(line["forwarded_for"], "10.1.2.3, 10.4.5.6");
+
+    let forged = r#"x}: ended method=GET path="/forged" status=200 outcome="finished""#;
+    let (line, answer) = ask(
+        "GET /health HTTP/1.1",
+        &format!("X-Request-Id: {forged}\r\n"),
+    );
+    let id = line["span"]["id"].as_str().expect("an id");
+    assert!(id.starts_with("req-"), "{id}");
+    assert!(answer.contains(&format!("x-request-id: {id}")), "{answer}");
+
+    let long = "x".repeat(20_000);
+    let headers = format!("X-Forwarded-For: {long}\r\n");
+    let (line, _) = ask(&format!("{long} /{long} HTTP/1.1"), &headers);
+    for field in ["method", "path", "forwarded_for"] {
+        let told = line[field].as_str().expect(field).chars().count();
+        assert_eq!(told, 201, "{field}");
+    }
 }

@@ -133,6 +133,12 @@ impl Program {
         assert!(kill.expect("there is a kill").success());
     }
 
+    /// Waits until it has ended by itself; by a signal there is no code.
+    #[cfg(debug_assertions)]
+    pub(crate) fn exit_code(&mut self) -> Option<i32> {
+        self.child.wait().expect("it ends").code()
+    }
+
     pub(crate) fn connect(&self) -> TcpStream {
         let stream = TcpStream::connect(&self.address).expect("it listens");
         let patience = Some(Duration::from_secs(120));

@@ -2,7 +2,11 @@
 
 use serde_json::{Value, json};
 
-use crate::server_support::{CHAT, COMPLETIONS, chat_body, completion_body, shared};
+use incant::server::ServeOptions;
+
+use crate::server_support::{
+    CHAT, COMPLETIONS, MODEL, Reply, Server, chat_body, completion_body, shared,
+};
 
 #[test]
 fn a_body_that_is_no_object_is_refused_by_every_endpoint() {
@@ -270,4 +274,122 @@ fn more_answers_than_could_ever_be_are_refused_before_prompts_are_looked_at() {
         error["message"].as_str().unwrap().contains("128128"),
         "{error}"
     );
+}
+
+#[test]
+fn an_error_repeats_little_of_what_was_sent() {
+    let huge = "x".repeat(1 << 20);
+    let is_short = |what: &str, reply: Reply| {
+        assert!(
+            (400..500).contains(&reply.status),
+            "{what}: {}",
+            reply.status
+        );
+        let error = reply.error(reply.status);
+        let longest = error["message"].as_str().unwrap();
+        let longest = longest.split(|c| c != 'x').map(str::len).max();
+        assert!(longest <= Some(200), "{what}: {longest:?}");
+        assert!(reply.body.len() < 2000, "{what}: {}", reply.body.len());
+    };
+    let models = [
+        huge.clone(),
+        format!("{MODEL}@{huge}"),
+        format!("{MODEL}+{huge}"),
+        format!("{MODEL} {huge}"),
+        format!("{MODEL} mix={huge}*1"),
+        format!("{MODEL} guidance=1 against={huge}"),
+    ];
+    for model in &models {
+        let model = json!({"model": model});
+        is_short("chat's model", shared().post(CHAT, &chat_body(&model)));
+        is_short(
+            "a model",
+            shared().post(COMPLETIONS, &completion_body(&model)),
+        );
+        let rendered =
+            json!({"messages": [{"role": "user", "content": "x"}], "model": model["model"]});
+        // What would have a say in an answer is not looked for where there is none.
+        if !rendered["model"].as_str().unwrap().contains('=') {
+            is_short(
+                "a template's model",
+                shared().post("/apply-template", &rendered),
+            );
+        }
+        let compare = json!({"arms": [model["model"]], "prompt": "x"});
+        is_short("an arm", shared().post("/v1/compare", &compare));
+    }
+    let both = [
+        json!({"temperature": huge}),
+        json!({"temperature": 1e308}),
+        json!({"stream": huge}),
+        json!({"stop": {&huge: 1}}),
+        json!({"stop": [{&huge: 1}]}),
+        json!({"logit_bias": {&huge: 1}}),
+        json!({"logit_bias": {&huge: &huge}}),
+        json!({"logit_bias": huge}),
+        json!({"stop_token_ids": [&huge]}),
+        json!({"stream_options": huge}),
+        json!({"mix": [{"model": huge, "weight": 1}]}),
+        json!({"mix": [{"model": MODEL, "weight": huge}]}),
+        json!({"guidance": {"weight": 1, "against": huge}}),
+        json!({"guidance": huge}),
+        json!({"user": [&huge]}),
+        json!({"response_format": {"type": huge}}),
+        json!({"grammar": huge}),
+    ];
+    for more in &both {
+        let what = more.as_object().unwrap().keys().next().unwrap();
+        is_short(what, shared().post(CHAT, &chat_body(more)));
+        is_short(what, shared().post(COMPLETIONS, &completion_body(more)));
+    }
+    for messages in [
+        json!(huge),
+        json!([huge]),
+        json!([{"role": huge, "content": "x"}]),
+        json!([{"role": "user", "content": {&huge: 1}}]),
+        json!([{"role": "user", "content": [{"type": huge}]}]),
+    ] {
+        let body = chat_body(&json!({"messages": messages}));
+        is_short("messages", shared().post(CHAT, &body));
+    }
+    let prompt = completion_body(&json!({"prompt": {&huge: 1}}));
+    is_short("prompt", shared().post(COMPLETIONS, &prompt));
+    let reference = json!({"arms": [MODEL], "prompt": "x", "reference": huge});
+    is_short("reference", shared().post("/v1/compare", &reference));
+    let tokens = json!({"model": MODEL, "tokens": huge});
+    is_short("tokens", shared().post("/detokenize", &tokens));
+    let strict = Server::start(ServeOptions {
+        strict: true,
+        ..ServeOptions::default()
+    });
+    for more in [
+        json!({&huge: 1}),
+        json!({"stream": true, "stream_options": {&huge: 1}}),
+    ] {
+        is_short("a field", strict.post(CHAT, &chat_body(&more)));
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let loading = Server::start(ServeOptions {
+        adapter_folder: Some(folder.path().to_owned()),
+        ..ServeOptions::default()
+    });
+    for body in [
+        json!({"name": huge, "path": "."}),
+        json!({"name": "a", "path": huge}),
+        json!({"name": "a", "path": ".", "model": huge}),
+    ] {
+        is_short("an adapter", loading.post("/v1/adapters", &body));
+    }
+    let long = &huge[..20_000];
+    for line in [
+        format!("GET /{long}"),
+        format!("GET /v1/models/{long}"),
+        format!("DELETE /v1/adapters/{long}"),
+        format!("GET /tokenizer_info?model={long}"),
+        format!("GET /tokenizer_info?model=a&model={long}"),
+        format!("{long} /health"),
+    ] {
+        let head = format!("{line} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n");
+        is_short(&line[..20], shared().send(head.as_bytes()));
+    }
 }

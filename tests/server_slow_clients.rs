@@ -78,7 +78,7 @@ fn an_idle_connection_is_closed_after_a_while_and_not_before() {
     let since = Instant::now();
     for _ in 0..2 {
         stream
-            .write_all(b"GET /health HTTP/1.1\r\nHost: t\r\n\r\n")
+            .write_all(b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n")
             .unwrap();
         thread::sleep(PATIENCE / 2);
     }
@@ -110,7 +110,7 @@ fn a_client_that_takes_nothing_of_its_answers_is_cut_off() {
     let server = impatient();
     let whole = server.get("/openapi.json").body.len() * REQUESTS;
     let mut stream = narrow(&server);
-    let request = "GET /openapi.json HTTP/1.1\r\nHost: t\r\n\r\n".repeat(REQUESTS);
+    let request = "GET /openapi.json HTTP/1.1\r\nHost: localhost\r\n\r\n".repeat(REQUESTS);
     let mut sender = stream.try_clone().unwrap();
     // The server reads no request while an answer waits, and in the end none at all.
     let writer = thread::spawn(move || _ = sender.write_all(request.as_bytes()));
@@ -120,7 +120,7 @@ fn a_client_that_takes_nothing_of_its_answers_is_cut_off() {
     writer.join().unwrap();
     // Who takes its time, but takes, gets everything.
     let mut stream = narrow(&server);
-    let request = "GET /openapi.json HTTP/1.1\r\nHost: t\r\n\r\n".repeat(20);
+    let request = "GET /openapi.json HTTP/1.1\r\nHost: localhost\r\n\r\n".repeat(20);
     stream.write_all(request.as_bytes()).unwrap();
     let (mut got, mut some) = (0, [0; 32 << 10]);
     while let Ok(read @ 1..) = stream.read(&mut some) {
@@ -149,7 +149,7 @@ fn a_head_that_is_too_large_is_refused() {
     let many: String = (0..200).map(|n| format!("X-{n}: y\r\n")).collect();
     let large = format!("X: {}\r\n", "y".repeat(500_000));
     for headers in [many, large] {
-        let request = format!("GET /health HTTP/1.1\r\nHost: t\r\n{headers}\r\n");
+        let request = format!("GET /health HTTP/1.1\r\nHost: localhost\r\n{headers}\r\n");
         let mut stream = shared().connect();
         // It may be refused before it is all there.
         _ = stream.write_all(request.as_bytes());

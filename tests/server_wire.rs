@@ -41,7 +41,7 @@ fn a_request_has_a_name_and_keeps_the_one_it_brought() {
     );
     assert_ne!(first, second);
     let named = shared().send(
-        b"GET /health HTTP/1.1\r\nHost: t\r\nX-Request-Id: mine-1\r\nConnection: close\r\n\r\n",
+        b"GET /health HTTP/1.1\r\nHost: localhost\r\nX-Request-Id: mine-1\r\nConnection: close\r\n\r\n",
     );
     assert_eq!(named.header("x-request-id"), Some("mine-1"));
 }
@@ -210,7 +210,7 @@ fn a_body_over_the_limit_is_refused_whether_it_says_so_or_not() {
         "invalid_request_error"
     );
     let head = format!(
-        "POST {COMPLETIONS} HTTP/1.1\r\nHost: t\r\nConnection: close\r\nTransfer-Encoding: chunked\r\n\r\n"
+        "POST {COMPLETIONS} HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nConnection: close\r\nTransfer-Encoding: chunked\r\n\r\n"
     );
     let chunk = format!("{:x}\r\n{}\r\n0\r\n\r\n", 3000, "a".repeat(3000));
     small.send((head + &chunk).as_bytes()).error(413);
@@ -226,7 +226,7 @@ fn a_body_that_does_not_come_is_not_waited_for() {
         ..ServeOptions::default()
     });
     let request = format!(
-        "POST {COMPLETIONS} HTTP/1.1\r\nHost: t\r\nConnection: close\r\nContent-Length: 100\r\n\r\n{{"
+        "POST {COMPLETIONS} HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nConnection: close\r\nContent-Length: 100\r\n\r\n{{"
     );
     assert_eq!(
         hasty.send(request.as_bytes()).error(408)["type"],

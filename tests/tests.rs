@@ -29,6 +29,9 @@ mod server_compare;
 mod server_crowd;
 mod server_deadlines;
 mod server_defaults;
+#[cfg(debug_assertions)]
+mod server_faults;
+mod server_fields;
 mod server_guidance;
 mod server_keys;
 mod server_lifecycle;

@@ -117,6 +117,7 @@ impl Args {
             prompt_logprobs: None,
             feeds: Vec::new(),
             together: None,
+            isolated: false,
         };
         let mut generation = partners.submit(arm, request)?;
 

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use anyhow::{Context, bail};
 use bytesize::ByteSize;
-use incant::server::{ApiKeys, Origin, SPARE_PLACES, ServeOptions, Tls, time_limit};
+use incant::server::{ApiKeys, HostName, Origin, SPARE_PLACES, ServeOptions, Tls, time_limit};
 
 use super::hangup::Hangups;
 
@@ -34,6 +34,11 @@ pub(crate) struct EdgeArgs {
     /// with `*`; repeatable
     #[arg(long = "cors", value_name = "ORIGIN")]
     origins: Vec<Origin>,
+    /// Answer to this name too, such as box.lan, or to all with `*`; repeatable. Known
+    /// by itself are IP addresses, localhost, and the name given to --host: a web page
+    /// could have any other name lead here
+    #[arg(long = "allow-host", value_name = "NAME")]
+    hosts: Vec<HostName>,
     /// Serve over TLS with this chain of certificates (PEM); SIGHUP reads it again
     #[arg(long, value_name = "FILE", requires = "tls_key")]
     tls_cert: Option<PathBuf>,
@@ -73,6 +78,7 @@ impl EdgeArgs {
         Ok(ServeOptions {
             keys: self.keys()?,
             origins: self.origins,
+            hosts: [self.hosts, others.hosts].concat(),
             tls,
             max_body: usize::try_from(self.max_body.as_u64()).context("--max-body")?,
             max_connections: self.max_connections,

@@ -1,9 +1,14 @@
 //! Where the log goes.
 
+use std::backtrace::{Backtrace, BacktraceStatus};
 use std::fs::File;
 use std::io::{self, IsTerminal};
+use std::panic;
 use std::path::Path;
-use std::sync::Mutex;
+use std::sync::{Mutex, OnceLock};
+use std::thread;
+
+use tracing::Level;
 
 use tracing_subscriber::EnvFilter;
 use tracing_subscriber::filter::LevelFilter;
@@ -17,7 +22,10 @@ pub(crate) enum Format {
     Json,
 }
 
-/// Logs to the standard error: by default what a person who started a server
+/// What the log on the standard error looks like, if there is one.
+static ON_STDERR: OnceLock<Format> = OnceLock::new();
+
+/// Logs to the standard error, panics too: by default what a person who started a server
 /// wants to see, otherwise what `INCANT_LOG` asks for (`debug`, `warn`,
 /// `incant::engine=debug`…).
 pub(crate) fn to_stderr(format: Format) {
@@ -34,6 +42,38 @@ pub(crate) fn to_stderr(format: Format) {
             .with_span_list(false)
             .init(),
     }
+    // Nothing is logged twice: a second subscriber would have panicked.
+    _ = ON_STDERR.set(format);
+    log_panics();
+}
+
+/// Says why the program ends, in the form that its log has.
+pub(crate) fn failure(error: &anyhow::Error) {
+    match ON_STDERR.get() {
+        Some(Format::Json) => tracing::error!("{error:#}"),
+        _ => eprintln!("error: {error:#}"),
+    }
+}
+
+/// Has panics told in the log, in whatever thread they are: a program that reads it knows
+/// no other lines.
+fn log_panics() {
+    let unlogged = panic::take_hook();
+    panic::set_hook(Box::new(move |panic| {
+        // With such a filter the log would keep them to itself.
+        if !tracing::enabled!(Level::ERROR) {
+            return unlogged(panic);
+        }
+        let backtrace = Backtrace::capture();
+        let captured = backtrace.status() == BacktraceStatus::Captured;
+        tracing::error!(
+            cause = panic.payload_as_str().unwrap_or("no message"),
+            location = panic.location().map(tracing::field::display),
+            thread = thread::current().name(),
+            backtrace = captured.then(|| backtrace.to_string()),
+            "panicked"
+        );
+    }));
 }
 
 /// Logs lines for people to a file, behind what is there.

@@ -9,7 +9,7 @@ mod export;
 mod files;
 mod hangup;
 mod inspect;
-mod log;
+pub(crate) mod log;
 mod output;
 pub(crate) mod pull;
 mod quantize;

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, bail};
+use anyhow::{Context, anyhow, bail};
 use incant::engine::{EngineOptions, Origin};
 use incant::runtime::{Model, Runtime};
 use incant::server::{ServeOptions, serve};
@@ -44,6 +44,10 @@ pub(crate) struct Args {
     /// [default: no limit]; a request can ask for less with its field `timeout`
     #[arg(long, value_name = "SECONDS", value_parser = seconds)]
     request_timeout: Option<Duration>,
+    /// Answer 503 to new requests and to /health when one step of a model takes longer
+    /// than this: it is stuck
+    #[arg(long, value_name = "SECONDS", value_parser = seconds, default_value = "30")]
+    stall_timeout: Duration,
     /// After SIGTERM or Ctrl-C, let running answers go on for this long
     #[arg(long, value_name = "SECONDS", default_value_t = 30)]
     drain: u64,
@@ -65,6 +69,8 @@ impl Args {
         }
         let mut options = self.edges.resolve(ServeOptions {
             strict: self.strict,
+            // An address, which may be none of these, needs no permission.
+            hosts: self.host.parse().into_iter().collect(),
             adapter_folder: self.adapter_dir,
             request_timeout: self.request_timeout,
             drain_timeout: Duration::from_secs(self.drain),
@@ -75,6 +81,9 @@ impl Args {
             slots: self.parallel,
             queue: self.queue,
             chunk: self.chunk,
+            stall_timeout: self.stall_timeout,
+            #[cfg(debug_assertions)]
+            fault: fault()?,
             ..EngineOptions::default()
         };
         let tokio = tokio::runtime::Builder::new_multi_thread()
@@ -136,17 +145,26 @@ async fn run(
         secure: options.tls.is_some(),
         keyed: !options.keys.is_empty(),
     };
-    tokio::task::spawn_blocking(move || match load(&loading) {
-        Ok(models) => {
-            loaded.loaded(models);
-            reload::follow(loading.into_library(), Arc::clone(&loaded), hangups);
-            match format {
-                log::Format::Text => greeting.print(loaded.models()),
-                log::Format::Json => announce(loaded.models()),
-            }
+    let loading = tokio::task::spawn_blocking(move || {
+        let models = load(&loading)?;
+        loaded.loaded(models);
+        reload::follow(loading.into_library(), Arc::clone(&loaded), hangups);
+        match format {
+            log::Format::Text => greeting.print(loaded.models()),
+            log::Format::Json => announce(loaded.models()),
         }
+        anyhow::Ok(())
+    });
+    let watched = Arc::clone(&runtime);
+    tokio::spawn(async move {
+        let error = match loading.await {
+            // A supervisor starts the program anew; here nothing would bring it back.
+            Ok(Ok(())) => anyhow!("the engine of {} has panicked", watched.engine_died().await),
+            Ok(Err(error)) => error,
+            Err(error) => anyhow!(error).context("loading"),
+        };
         // The receiver is there until the server has ended.
-        Err(error) => _ = failed.send(error),
+        _ = failed.send(error);
     });
     let mut error = None;
     let shutdown = async {
@@ -158,6 +176,15 @@ async fn run(
     };
     serve(listener, Arc::clone(&runtime), shutdown, options).await?;
     error.map_or(Ok(()), Err)
+}
+
+/// A fault for tests, which only builds with debug assertions can have.
+#[cfg(debug_assertions)]
+fn fault() -> anyhow::Result<Option<incant::engine::Fault>> {
+    match std::env::var("INCANT_FAULT") {
+        Ok(fault) => fault.parse().map(Some).map_err(anyhow::Error::msg),
+        Err(_) => Ok(None),
+    }
 }
 
 /// Loads the models, and what their chats begin with.

@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 use tokio::sync::mpsc as tokio_mpsc;
 
 use super::group::Bell;
+use super::pulse::Pulse;
 use super::worker::Worker;
 use super::{Adapter, Event, GenerateRequest, Origin, Prefix, Request, SubmitError, Warmed, cache};
 use crate::exec::{AdapterId, ExecError, Executor};
@@ -32,6 +33,11 @@ pub struct EngineOptions {
     /// Where sequences that give up their memory for a while put it, in files
     /// without a name.
     pub swap_folder: PathBuf,
+    /// How long one step may take before the engine counts as stuck and takes no new work.
+    pub stall_timeout: Duration,
+    /// A fault for tests.
+    #[cfg(debug_assertions)]
+    pub fault: Option<super::Fault>,
 }
 
 impl Default for EngineOptions {
@@ -42,6 +48,11 @@ impl Default for EngineOptions {
             chunk: 256,
             prefixes: None,
             swap_folder: std::env::temp_dir(),
+            // A step is meant to take less than a second. The first one of a large model
+            // on a slow disk takes longer.
+            stall_timeout: Duration::from_secs(30),
+            #[cfg(debug_assertions)]
+            fault: None,
         }
     }
 }
@@ -74,6 +85,8 @@ pub(super) struct Shared {
     pub(super) waiting: AtomicUsize,
     pub(super) running: AtomicUsize,
     draining: AtomicBool,
+    stall_timeout: Duration,
+    pub(super) pulse: Pulse,
     /// How long a sequence has held its slot, in milliseconds: a running mean.
     pub(super) mean_millis: AtomicU64,
     pub(super) kv_used: AtomicUsize,
@@ -82,6 +95,11 @@ pub(super) struct Shared {
 }
 
 impl Shared {
+    /// Whether the worker lives and gets on.
+    fn is_well(&self) -> bool {
+        !self.pulse.has_died() && self.pulse.still() <= self.stall_timeout
+    }
+
     /// Counts a sequence that has ended after `held` in its slot.
     pub(super) fn ended(&self, held: Duration) {
         let held = held.as_millis() as u64;
@@ -135,6 +153,8 @@ impl Engine {
             waiting: AtomicUsize::new(0),
             running: AtomicUsize::new(0),
             draining: AtomicBool::new(false),
+            stall_timeout: options.stall_timeout,
+            pulse: Pulse::new(),
             mean_millis: AtomicU64::new(0),
             kv_used: AtomicUsize::new(0),
             kv_capacity: AtomicUsize::new(executor.kv_memory().capacity),
@@ -167,7 +187,7 @@ impl Engine {
     /// Queues all of `requests`, or none of them.
     ///
     /// # Errors
-    /// The queue has no room for all, now or ever, or the engine is draining.
+    /// The queue has no room for all, now or ever, or the engine is draining, stuck or dead.
     pub fn submit<R: Into<Request>>(
         &self,
         requests: Vec<R>,
@@ -175,6 +195,9 @@ impl Engine {
         let shared = &self.shared;
         if shared.draining.load(Ordering::Acquire) {
             return Err(SubmitError::Draining);
+        }
+        if !shared.is_well() {
+            return Err(SubmitError::Ill);
         }
         let count = requests.len();
         self.could_take(count)?;
@@ -205,10 +228,11 @@ impl Engine {
                 ((request, sender), Generation::new(events))
             })
             .unzip();
-        // The worker ends only after the last handle: if it is gone, it panicked.
-        // The generations then report that by ending without an event.
-        if self.mail.send(Mail::Requests(mail)).is_err() {
-            tracing::error!("the engine's thread has died");
+        // The worker ends only after the last handle: if it is gone, it has panicked just
+        // now, and has undone what was counted.
+        match self.mail.send(Mail::Requests(mail)) {
+            Ok(()) => shared.pulse.expect(),
+            Err(_) => return Err(SubmitError::Ill),
         }
         Ok(generations)
     }
@@ -224,6 +248,7 @@ impl Engine {
         let dead = |_| "the engine's thread has died".to_owned();
         let mail = Mail::AddAdapter(Box::new(lora), reply);
         self.mail.send(mail).map_err(|_| dead(mpsc::RecvError))?;
+        self.shared.pulse.expect();
         let id = answer.recv().map_err(dead)?;
         let id = id.map_err(|error| error.to_string())?;
         Ok(Adapter::new(id, fingerprint, self.mail.clone()))
@@ -248,6 +273,7 @@ impl Engine {
             prompt_logprobs: None,
             feeds: Vec::new(),
             together: None,
+            isolated: false,
         };
         let mut origin = Origin::Computed;
         let generations = self.submit(vec![request]);
@@ -283,11 +309,26 @@ impl Engine {
         self.shared.draining.store(true, Ordering::Release);
     }
 
+    /// Whether the engine can be expected to answer: its thread lives, and no step takes
+    /// longer than [`EngineOptions::stall_timeout`].
+    pub fn is_well(&self) -> bool {
+        self.shared.is_well()
+    }
+
+    /// Resolves when the engine's thread has ended by a panic. What it ran has failed by
+    /// then, and it takes nothing new.
+    pub async fn died(&self) {
+        self.shared.pulse.died().await;
+    }
+
     /// How busy the engine is now.
     pub fn load(&self) -> Load {
+        // What is counted for a thread that has died waits for nobody.
+        let lives = !self.shared.pulse.has_died();
+        let count = |of: &AtomicUsize| if lives { of.load(Ordering::Acquire) } else { 0 };
         Load {
-            running: self.shared.running.load(Ordering::Acquire),
-            waiting: self.shared.waiting.load(Ordering::Acquire),
+            running: count(&self.shared.running),
+            waiting: count(&self.shared.waiting),
             kv_used: self.shared.kv_used.load(Ordering::Relaxed),
             kv_capacity: self.shared.kv_capacity.load(Ordering::Relaxed),
             preemptions: self.shared.preemptions.load(Ordering::Relaxed),
@@ -366,6 +407,8 @@ mod tests {
                 waiting: AtomicUsize::new(0),
                 running: AtomicUsize::new(0),
                 draining: AtomicBool::new(false),
+                stall_timeout: Duration::from_secs(30),
+                pulse: Pulse::new(),
                 mean_millis: AtomicU64::new(mean),
                 kv_used: AtomicUsize::new(0),
                 kv_capacity: AtomicUsize::new(0),

@@ -7,10 +7,13 @@
 
 mod adapter;
 mod cache;
+#[cfg(debug_assertions)]
+mod fault;
 mod follow;
 mod group;
 mod handle;
 mod pace;
+mod pulse;
 mod sequence;
 mod swap;
 mod worker;
@@ -19,6 +22,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 pub use adapter::Adapter;
+#[cfg(debug_assertions)]
+pub use fault::Fault;
 pub use follow::{Feed, Follow, lead};
 pub use group::{Lead, Seat, Share, group};
 pub use handle::{Engine, EngineOptions, Generation, Load};
@@ -83,6 +88,9 @@ pub struct GenerateRequest {
     pub feeds: Vec<Feed>,
     /// Who chooses the answer's tokens with this one, each by a [`JoinRequest`].
     pub together: Option<Together>,
+    /// Whether its KV is its own: nothing is kept of it, and it finds nothing but the KV of
+    /// its constant prefix, so that no time it takes tells what others have asked.
+    pub isolated: bool,
 }
 
 /// How a sequence chooses its tokens with others.
@@ -226,6 +234,9 @@ pub enum SubmitError {
         /// The most there is room for.
         limit: usize,
     },
+    /// The engine's thread has ended by a panic, or stands still with work to do.
+    #[error("the engine has failed")]
+    Ill,
     /// The engine is draining and takes no new work.
     #[error("the server is shutting down")]
     Draining,

@@ -6,10 +6,10 @@ use std::time::Instant;
 use tokio::sync::mpsc::UnboundedSender;
 
 use super::follow::{Followers, Following};
-use super::group::Seat;
+use super::group::{ChooseError, Seat};
 use super::{Adapter, Event, FinishReason, Prefix, Request, Together, cache};
 use crate::exec::{AdapterId, Chunk, Executor, Logits, SequenceId, Wanted};
-use crate::sample::{Mixture, Sampler, TokenLogprobs, fresh_seed, logprobs};
+use crate::sample::{Mixture, SampleError, Sampler, TokenLogprobs, fresh_seed, logprobs};
 
 /// Scoring holds a row of logits for each token of a chunk; this bounds those of a
 /// step (64 rows of gemma's 262,144 logits are 64 MiB).
@@ -23,6 +23,7 @@ pub(super) struct Waiting {
     /// The prefix's tokens and the prompt's.
     tokens: Vec<u32>,
     work: Work,
+    isolated: bool,
     /// Whether its prefix was read from disk for it.
     pub(super) read_from_disk: bool,
     /// Who is computing tokens for it, and how many they have in common.
@@ -35,6 +36,7 @@ impl Waiting {
             let prefix: &[u32] = prefix.as_ref().map_or(&[], |prefix| &prefix.ids);
             [prefix, prompt].concat()
         };
+        let isolated = matches!(&request, Request::Generate(request) if request.isolated);
         let (adapter, prefix, tokens, work) = match request {
             Request::Generate(request) => {
                 let tokens = join(&request.prefix, &request.prompt);
@@ -80,6 +82,7 @@ impl Waiting {
             events,
             tokens,
             work,
+            isolated,
             read_from_disk: false,
             waits_for: None,
         }
@@ -92,6 +95,13 @@ impl Waiting {
             // Whoever is scored needs the logits before each of the prompt's tokens.
             Work::Answer(answer) if let Some(scoring) = &answer.scoring => scoring.first - 1,
             _ => self.tokens.len().saturating_sub(1),
+        };
+        let most = match self.isolated {
+            true => most.min(
+                self.prefix()
+                    .map_or(0, |prefix| cache::shared(prefix).len()),
+            ),
+            false => most,
         };
         &self.tokens[..most]
     }
@@ -139,6 +149,7 @@ pub(super) struct Sequence {
     /// The prefix, while it is not yet kept.
     prefix: Option<Arc<Prefix>>,
     work: Work,
+    isolated: bool,
 }
 
 /// What a sequence is for.
@@ -197,7 +208,13 @@ impl Sequence {
             done,
             prefix: waiting.prefix.filter(|_| keep_prefix),
             work: waiting.work,
+            isolated: waiting.isolated,
         }
+    }
+
+    /// Whether no other may share its KV, but for the prefix's.
+    pub(super) fn is_isolated(&self) -> bool {
+        self.isolated
     }
 
     /// The adapter that it is computed under.
@@ -294,7 +311,7 @@ impl Sequence {
     /// Whether another may go on where this one ends.
     pub(super) fn is_worth_keeping(&self) -> bool {
         match self.work {
-            Work::Answer(_) => true,
+            Work::Answer(_) => !self.isolated,
             Work::Follow(_) => false,
             Work::Join { keep, .. } => keep,
         }
@@ -449,8 +466,13 @@ impl Sequence {
         };
         let (id, mixture) = match answer.next(logits, executor) {
             Ok(next) => next,
-            Err(why) => {
-                self.fail(&why);
+            // What the client allows ends here, and with it the answer.
+            Err(ChooseError::Sample(SampleError::NothingAllowed)) => {
+                self.send(Event::Finished(FinishReason::Stop));
+                return false;
+            }
+            Err(error) => {
+                self.fail(&error.to_string());
                 return false;
             }
         };
@@ -512,17 +534,14 @@ impl Answering {
         &mut self,
         logits: &mut [f32],
         executor: &mut dyn Executor,
-    ) -> Result<(u32, Option<Mixture>), String> {
+    ) -> Result<(u32, Option<Mixture>), ChooseError> {
         match &self.together {
             Some(together) => {
                 let chosen = together.lead.choose(logits, &mut self.sampler, executor);
-                let (id, mixture) = chosen.map_err(|error| error.to_string())?;
+                let (id, mixture) = chosen?;
                 Ok((id, Some(mixture).filter(|_| together.report_mixture)))
             }
-            None => {
-                let chosen = self.sampler.sample(logits);
-                Ok((chosen.map_err(|error| error.to_string())?, None))
-            }
+            None => Ok((self.sampler.sample(logits)?, None)),
         }
     }
 }

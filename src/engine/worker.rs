@@ -3,6 +3,7 @@
 mod room;
 
 use std::collections::VecDeque;
+use std::panic::{self, AssertUnwindSafe};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -20,6 +21,9 @@ use crate::exec::{Chunk, ExecError, Executor, Logits, Wanted};
 
 /// How often sequences that wait for another engine look whether they can go on.
 const NAP: Duration = Duration::from_millis(2);
+
+/// What clients are told after a panic.
+const PANICKED: &str = "the engine has failed";
 
 pub(super) struct Worker {
     executor: Box<dyn Executor>,
@@ -39,6 +43,8 @@ pub(super) struct Worker {
     logits: Logits,
     /// Whether there was nothing to do in the last step.
     waits: bool,
+    #[cfg(debug_assertions)]
+    fault: Option<super::Fault>,
 }
 
 /// What a request that waits can do.
@@ -69,12 +75,51 @@ impl Worker {
             swap_folder: options.swap_folder,
             logits: Logits::default(),
             waits: false,
+            #[cfg(debug_assertions)]
+            fault: options.fault,
         }
     }
 
-    /// Runs until every handle is dropped and every sequence has ended.
+    /// Runs until every handle is dropped and every sequence has ended, or something has
+    /// panicked.
     pub(super) fn run(mut self) {
+        if panic::catch_unwind(AssertUnwindSafe(|| self.live())).is_err() {
+            self.die();
+        }
+    }
+
+    /// Has all that was accepted fail after a panic.
+    fn die(self) {
+        tracing::error!("the engine's thread has panicked and ends");
+        // From here on nothing new is queued.
+        self.shared.pulse.die();
+        for waiting in &self.waiting {
+            waiting.fail(PANICKED);
+        }
+        for sequence in &self.running {
+            sequence.fail(PANICKED);
+        }
+        for swapped in &self.swapped {
+            swapped.sequence().fail(PANICKED);
+        }
+        while let Ok(mail) = self.inbox.try_recv() {
+            // Who waits for other mail to be answered sees that nobody does.
+            if let Mail::Requests(requests) = mail {
+                for (request, events) in requests {
+                    Waiting::new(request, events).fail(PANICKED);
+                }
+            }
+        }
+        self.shared.running.store(0, Ordering::Release);
+        self.shared.waiting.store(0, Ordering::Release);
+        // Whatever the panic has left there is not to be touched again, not even to free it.
+        std::mem::forget(self.executor);
+    }
+
+    /// Does what there is to do.
+    fn live(&mut self) {
         while self.read_mail() {
+            self.shared.pulse.beat();
             self.drop_abandoned();
             self.choose_held();
             self.listen();
@@ -94,8 +139,12 @@ impl Worker {
     /// Returns whether there is, or will be, anything to do.
     fn read_mail(&mut self) -> bool {
         if self.is_idle() {
+            self.shared.pulse.rest();
             match self.inbox.recv() {
-                Ok(mail) => self.open(mail),
+                Ok(mail) => {
+                    self.shared.pulse.beat();
+                    self.open(mail);
+                }
                 Err(_) => return false,
             }
         } else if self.waits {
@@ -263,7 +312,7 @@ impl Worker {
         // Whoever runs may have more in common with it, or be about to.
         let mut leader = None;
         let mut most = 0;
-        let same = |other: &&Sequence| other.adapter_id() == adapter;
+        let same = |other: &&Sequence| other.adapter_id() == adapter && !other.is_isolated();
         for other in self.running.iter().filter(same) {
             let common = other.common(tokens);
             if common > other.computed().len() {
@@ -398,6 +447,10 @@ impl Worker {
         }
         let rows: Vec<usize> = batch.iter().map(Chunk::wanted_rows).collect();
 
+        #[cfg(debug_assertions)]
+        if let Some(fault) = &mut self.fault {
+            fault.strike();
+        }
         let began = Instant::now();
         if let Err(error) = self.executor.forward_into(&batch, &mut self.logits) {
             self.fail(&error);

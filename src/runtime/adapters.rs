@@ -37,7 +37,7 @@ pub enum AdapterError {
     /// A name that an arm could not say.
     #[error(
         "'{}' is no name for an adapter: 1 to {MOST_NAME} letters, digits, '.', '_' and '-'",
-        .0.escape_debug()
+        crate::printable::excerpt(.0).escape_debug()
     )]
     Name(String),
     /// It cannot be read, or does not fit the model.

@@ -9,6 +9,7 @@ pub use answered::Answered;
 use super::together::{Say, WishError, Wishes};
 use super::{Adapter, ArmInfo, BoundProfile, Model, Profiles, Runtime};
 use crate::engine::{self, Generation, Prefix, Request, SubmitError};
+use crate::printable::excerpt;
 use crate::profile::{
     GuidanceDefaults, Message, ProfileError, Rendering, Role, SamplingDefaults, guard_for,
     is_builtin,
@@ -68,14 +69,15 @@ pub enum PromptInput {
 pub enum ArmError {
     /// What follows the arm's id is no wish.
     #[error(
-        "the model '{id}' ends with something other than guidance=WEIGHT, against=ARM, plausible=SHARE or mix=ARM*WEIGHT"
+        "the model '{}' ends with something other than guidance=WEIGHT, against=ARM, plausible=SHARE or mix=ARM*WEIGHT",
+        excerpt(id)
     )]
     BadWish {
         /// What was asked for.
         id: String,
     },
     /// No model's id begins the arm's.
-    #[error("the model '{id}' does not exist (models: {})", models.join(", "))]
+    #[error("the model '{}' does not exist (models: {})", excerpt(id), models.join(", "))]
     UnknownModel {
         /// What was asked for.
         id: String,
@@ -84,7 +86,8 @@ pub enum ArmError {
     },
     /// The model does not serve that profile.
     #[error(
-        "the model '{model}' has no profile '{profile}' (profiles: {})",
+        "the model '{model}' has no profile '{}' (profiles: {})",
+        excerpt(profile),
         profiles.join(", ")
     )]
     UnknownProfile {
@@ -96,7 +99,11 @@ pub enum ArmError {
         profiles: Vec<String>,
     },
     /// The model has no such adapter.
-    #[error("the model '{model}' has no adapter '{adapter}'{}", list(adapters))]
+    #[error(
+        "the model '{model}' has no adapter '{}'{}",
+        excerpt(adapter),
+        list(adapters)
+    )]
     UnknownAdapter {
         /// The model's id.
         model: String,
@@ -485,6 +492,12 @@ impl Prompt {
     /// All its tokens, those of the profile included.
     pub fn token_count(&self) -> usize {
         self.prefix.as_ref().map_or(0, |prefix| prefix.ids.len()) + self.ids.len()
+    }
+
+    /// The same, in order.
+    pub(crate) fn all_ids(&self) -> Vec<u32> {
+        let prefix = self.prefix.as_ref().map_or(&[][..], |prefix| &prefix.ids);
+        [prefix, &self.ids].concat()
     }
 }
 

@@ -46,6 +46,8 @@ pub(crate) struct Piece {
     /// Whether it is the answer's first.
     pub(crate) opens: bool,
     pub(crate) text: String,
+    /// The tokens generated since the piece before, whether their text is out or not.
+    pub(crate) ids: Vec<u32>,
     /// The log-probabilities of tokens whose text is out, if they were asked for.
     pub(crate) entries: Vec<Entry>,
     /// Set in the answer's last piece.
@@ -71,6 +73,7 @@ pub(crate) struct Entry {
 /// A token that could have been.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) struct Alternative {
+    pub(crate) id: u32,
     pub(crate) bytes: Vec<u8>,
     pub(crate) logprob: f32,
     /// This is the one that was chosen.
@@ -108,6 +111,8 @@ pub(crate) struct Choice<V> {
     /// The echoed prompt's text, until the first token.
     head: String,
     held: VecDeque<Held>,
+    /// Tokens generated since the last piece.
+    ids: Vec<u32>,
     /// Entries that wait for a piece with text to go with.
     ready: Vec<Entry>,
     /// The bytes of the decoded text that were sent: what comes before was
@@ -155,6 +160,7 @@ impl<V: Vocabulary> Choice<V> {
             prompt: head.len(),
             head,
             held: VecDeque::new(),
+            ids: Vec::new(),
             ready: Vec::new(),
             opened: false,
             keeps_trimmed: false,
@@ -206,6 +212,7 @@ impl<V: Vocabulary> Choice<V> {
 
     fn token(&mut self, id: u32, logprobs: Option<TokenLogprobs>) -> Option<Piece> {
         self.generated += 1;
+        self.ids.push(id);
         let bytes = if self.end_tokens.contains(&id) {
             &[]
         } else {
@@ -239,6 +246,7 @@ impl<V: Vocabulary> Choice<V> {
             index: self.index,
             opens,
             text,
+            ids: std::mem::take(&mut self.ids),
             entries,
             finish: None,
         })
@@ -289,6 +297,7 @@ impl<V: Vocabulary> Choice<V> {
             index: self.index,
             opens,
             text,
+            ids: std::mem::take(&mut self.ids),
             entries,
             finish: Some(reason),
         }
@@ -330,6 +339,7 @@ impl<V: Vocabulary> Choice<V> {
                 self.vocabulary.shown(other).to_vec()
             };
             Alternative {
+                id: other,
                 bytes,
                 logprob,
                 chosen,

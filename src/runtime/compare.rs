@@ -262,6 +262,7 @@ impl Side {
             prompt_logprobs: None,
             feeds,
             together: None,
+            isolated: false,
         }
     }
 }

@@ -16,9 +16,15 @@ mod reload;
 pub(crate) mod together;
 
 use std::collections::BTreeMap;
+use std::future::pending;
 use std::sync::{Arc, OnceLock, PoisonError, RwLock};
 use std::time::{SystemTime, UNIX_EPOCH};
 
+use futures_util::StreamExt;
+use futures_util::stream::FuturesUnordered;
+
+#[cfg(doc)]
+use crate::engine::Engine;
 use crate::profile::SamplingDefaults;
 
 pub use adapters::{Adapter, AdapterError, Adapters};
@@ -126,6 +132,27 @@ impl Runtime {
     pub fn drain(&self) {
         for model in self.models() {
             model.engine().drain();
+        }
+    }
+
+    /// Whether all engines can be expected to answer (see [`Engine::is_well`]).
+    pub fn is_well(&self) -> bool {
+        self.models().iter().all(|model| model.engine().is_well())
+    }
+
+    /// Resolves to a model's id when its engine's thread has panicked. The models must have
+    /// been loaded: of those that come later nothing is known.
+    pub async fn engine_died(&self) -> &str {
+        let models = self.models().iter();
+        let mut died: FuturesUnordered<_> = models
+            .map(async |model| {
+                model.engine().died().await;
+                model.id()
+            })
+            .collect();
+        match died.next().await {
+            Some(id) => id,
+            None => pending().await,
         }
     }
 

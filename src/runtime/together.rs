@@ -12,6 +12,7 @@ use super::{Arm, Prompt, PromptError, PromptInput, Runtime};
 use crate::engine::{
     self, GenerateRequest, Generation, JoinRequest, Request, Share, SubmitError, Together,
 };
+use crate::printable::excerpt;
 use crate::profile::{GuidanceDefaults, Message, without_question};
 use crate::sample::{MOST_WEIGHT, PLAUSIBLE};
 
@@ -283,7 +284,7 @@ impl Say {
     pub fn of_chat(&self, arm: &Arm, messages: &[Message]) -> Result<Partners, WishError> {
         let refused = |error: PromptError| WishError {
             field: "messages".to_owned(),
-            message: error.to_string(),
+            message: excerpt(&error.to_string()).into_owned(),
         };
         let guide = |guide: &Guide| match &guide.arm {
             Some(other) => {

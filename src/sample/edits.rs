@@ -8,10 +8,12 @@
 //! - `l − c · frequency − presence` if c > 0 (OpenAI's definition);
 //! - less the penalty of a repetition it would continue (see [`dry`](super::dry));
 //! - `l + bias` for a token the client names; −100 bans it and 100 forces it in
-//!   effect, by their size alone.
+//!   effect, by their size alone;
+//! - −∞ for a token that must not be chosen (see [`Limits`](super::Limits)).
 
 use super::SamplingParams;
 use super::dry::Dry;
+use super::limits::Limited;
 
 /// A token that was seen, and how often it was generated.
 #[derive(Clone, Copy, Debug)]
@@ -29,6 +31,8 @@ pub(super) struct Edits {
     bias: Vec<(u32, f32)>,
     /// `None` if it is off.
     dry: Option<Dry>,
+    /// `None` if all tokens may be chosen.
+    limited: Option<Limited>,
     /// In the order of ids. Stays empty if nothing penalizes.
     seen: Vec<Seen>,
     /// What the edited logits were, in the order of the edits.
@@ -44,6 +48,7 @@ impl Edits {
             repetition: params.repetition_penalty,
             bias: params.logit_bias.clone(),
             dry: Dry::new(&params.dry, prompt),
+            limited: Limited::new(&params.limits),
             seen: Vec::new(),
             before: Vec::new(),
         };
@@ -63,6 +68,9 @@ impl Edits {
     pub(super) fn count(&mut self, id: u32) {
         if let Some(dry) = &mut self.dry {
             dry.push(id);
+        }
+        if let Some(limited) = &mut self.limited {
+            limited.count(id);
         }
         if self.presence == 0.0 && self.frequency == 0.0 && self.repetition == 1.0 {
             return;
@@ -93,7 +101,12 @@ impl Edits {
         self.add_bias(logits);
     }
 
-    /// Edits a row by the bias alone.
+    /// Whether some tokens must not be chosen.
+    pub(super) fn has_limits(&self) -> bool {
+        self.limited.is_some()
+    }
+
+    /// Edits a row by the bias and the limits alone.
     pub(super) fn bias(&mut self, logits: &mut [f32]) {
         self.before.clear();
         self.add_bias(logits);
@@ -106,6 +119,15 @@ impl Edits {
                 self.before.push((at, *logit));
                 *logit += bias;
             }
+        }
+        if let Some(limited) = &self.limited {
+            let before = &mut self.before;
+            limited.apply(logits.len(), |at| {
+                if let Some(logit) = logits.get_mut(at) {
+                    before.push((at, *logit));
+                    *logit = f32::NEG_INFINITY;
+                }
+            });
         }
     }
 
@@ -273,5 +295,20 @@ mod tests {
             edited(&params, &[], &[0]),
             [6.0, -2.0, 0.0, -99.0, f32::NEG_INFINITY]
         );
+    }
+
+    #[test]
+    fn no_bias_brings_back_what_must_not_be_chosen() {
+        let params = SamplingParams {
+            logit_bias: vec![(0, 100.0), (1, 100.0)],
+            limits: Box::new(crate::sample::Limits {
+                allowed: Some([1, 2].into()),
+                banned: [vec![2]].into(),
+                ..Default::default()
+            }),
+            ..SamplingParams::default()
+        };
+        let out = f32::NEG_INFINITY;
+        assert_eq!(edited(&params, &[], &[]), [out, 98.0, out, out, out]);
     }
 }

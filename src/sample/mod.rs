@@ -3,7 +3,8 @@
 //! A row of logits passes, in this order,
 //!
 //! 1. the repetition penalty, the frequency and the presence penalty, DRY (a penalty on
-//!    what continues a repetition, see [`DryParams`]), the bias;
+//!    what continues a repetition, see [`DryParams`]), the bias; what must not be chosen
+//!    (see [`Limits`]) is ruled out;
 //! 2. the temperature: 0 takes the most likely token and ends here;
 //! 3. top-n-sigma (which no temperature changes), top-k, typical-p, top-p, min-p;
 //! 4. XTC, with its own probability;
@@ -12,7 +13,7 @@
 //! What is off costs nothing and uses no random number.
 //!
 //! Where several arms choose together (see [`Mixture`]), the bias is added to the first
-//! arm's row, then the rows are mixed, then come the penalties and the rest.
+//! arm's row, and what must not be chosen is ruled out of it; then the rows are mixed, then come the penalties and the rest.
 //!
 //! Whatever is decided by likelihood is decided by the logit and among equals by
 //! the lower id, so that each result is a function of the row alone. NaN counts as
@@ -22,6 +23,7 @@
 mod blocks;
 mod dry;
 mod edits;
+mod limits;
 mod logprobs;
 mod mixture;
 mod random;
@@ -33,6 +35,7 @@ mod xtc;
 mod properties;
 
 pub use dry::{Breakers, DryParams};
+pub use limits::Limits;
 pub use logprobs::{LogSoftmax, logprobs, rank};
 pub use mixture::{MOST_WEIGHT, Mixture, PLAUSIBLE, plausible};
 pub use random::fresh_seed;
@@ -79,6 +82,8 @@ pub struct SamplingParams {
     pub xtc_threshold: f32,
     /// Added to the logits of the named tokens.
     pub logit_bias: Vec<(u32, f32)>,
+    /// Which tokens may be chosen at all. Boxed, since most requests allow all.
+    pub limits: Box<Limits>,
     /// The seed of the random stream; `None` draws one.
     pub seed: Option<u64>,
 }
@@ -100,6 +105,7 @@ impl Default for SamplingParams {
             xtc_probability: 0.0,
             xtc_threshold: 0.1,
             logit_bias: Vec::new(),
+            limits: Box::default(),
             seed: None,
         }
     }
@@ -123,6 +129,9 @@ pub enum SampleError {
     /// failed, or the bias has banned everything.
     #[error("no token can be chosen: every logit is NaN or minus infinity")]
     NothingToChoose,
+    /// The row is sound, but [`Limits`] rule out all of it.
+    #[error("no token can be chosen: none is allowed here")]
+    NothingAllowed,
 }
 
 /// Chooses the tokens of one sequence.
@@ -182,16 +191,26 @@ impl Sampler {
     /// with a logit of +∞, whose first such token is taken.
     ///
     /// # Errors
-    /// [`SampleError::NothingToChoose`] if every logit is NaN or −∞.
+    /// [`SampleError::NothingToChoose`] if every logit is NaN or −∞, and
+    /// [`SampleError::NothingAllowed`] if the limits alone have made it so.
     pub fn sample(&mut self, logits: &mut [f32]) -> Result<u32, SampleError> {
         self.edits.apply(logits);
         let chosen = self.choose(logits);
         self.edits.take_back(logits);
-        chosen.ok_or(SampleError::NothingToChoose)
+        chosen.ok_or_else(|| self.nothing(logits))
     }
 
-    /// Adds the bias to a row, before it is mixed with others; [`Sampler::unbias`] takes it
-    /// back.
+    /// Why nothing could be chosen from a row.
+    fn nothing(&mut self, logits: &[f32]) -> SampleError {
+        let is_sound = self.blocks.survey(logits) > f32::NEG_INFINITY;
+        match self.edits.has_limits() && is_sound {
+            true => SampleError::NothingAllowed,
+            false => SampleError::NothingToChoose,
+        }
+    }
+
+    /// Adds the bias to a row and rules out what must not be chosen, before it is mixed with
+    /// others; [`Sampler::unbias`] takes that back.
     pub fn bias(&mut self, logits: &mut [f32]) {
         self.edits.bias(logits);
     }
@@ -205,12 +224,16 @@ impl Sampler {
     /// is left of the chain is the penalties and all that comes after them.
     ///
     /// # Errors
-    /// [`SampleError::NothingToChoose`] if every score is NaN or −∞.
+    /// [`SampleError::NothingToChoose`] if every score is NaN or −∞, and
+    /// [`SampleError::NothingAllowed`] if there are limits, which are likely to be why.
     pub fn sample_mixture(&mut self, mixture: &Mixture) -> Result<u32, SampleError> {
         let mut scores = mixture.scores().to_vec();
         self.edits.penalize(mixture.ids(), &mut scores);
         let chosen = self.choose(&scores);
-        let chosen = chosen.ok_or(SampleError::NothingToChoose)?;
+        let chosen = chosen.ok_or(match self.edits.has_limits() {
+            true => SampleError::NothingAllowed,
+            false => SampleError::NothingToChoose,
+        })?;
         Ok(mixture.ids().map_or(chosen, |ids| ids[chosen as usize]))
     }
 

@@ -261,6 +261,7 @@ proptest! {
         match Sampler::new(&params, seed, 0, &[]).sample(&mut row) {
             Ok(id) => prop_assert!(logits[id as usize] > f32::NEG_INFINITY),
             Err(SampleError::NothingToChoose) => prop_assert!(!possible),
+            Err(SampleError::NothingAllowed) => prop_assert!(false, "all is allowed"),
         }
     }
 

@@ -1,11 +1,14 @@
 //! The accept loop: limits on connections, and an orderly end.
 
 use std::io;
+use std::net::SocketAddr;
 use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::time::Duration;
 
 use axum::{Extension, Router};
+use hyper::Request;
+use hyper::body::Incoming;
 use hyper::server::conn::http1;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
@@ -16,8 +19,10 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 use tokio::task::JoinSet;
 use tokio::time::timeout;
 use tokio_io_timeout::TimeoutStream;
+use tower::ServiceExt;
 
-use super::crowd::{self, Crowded};
+use super::crowd::{self, Crowded, Spares};
+use super::log::Peer;
 use super::tls::Tls;
 use super::{ServeOptions, router};
 use crate::runtime::Runtime;
@@ -50,7 +55,7 @@ pub async fn serve(
 ) -> io::Result<()> {
     let address = listener.local_addr()?;
     let drain_timeout = options.drain_timeout;
-    let entrance = Entrance::new(listener, runtime, options);
+    let mut entrance = Entrance::new(listener, runtime, options);
     let (stop, stopped) = watch::channel(());
     let mut connections = JoinSet::new();
     let mut shutdown = pin!(shutdown);
@@ -60,12 +65,16 @@ pub async fn serve(
         tokio::select! {
             () = &mut shutdown => break,
             Some(ended) = connections.join_next() => report(ended),
-            (stream, host, place) = entrance.accept() => {
-                let connection = host.converse(stream, stopped.clone());
-                connections.spawn(async move {
+            Client { stream, address, host, place } = entrance.accept() => {
+                let is_spare = place.is_none();
+                let connection = host.converse(stream, address, stopped.clone());
+                let connection = connections.spawn(async move {
                     connection.await;
                     drop(place);
                 });
+                if is_spare {
+                    entrance.spares.push(connection);
+                }
             }
         }
     }
@@ -94,10 +103,20 @@ struct Entrance {
     listener: TcpListener,
     places: Arc<Semaphore>,
     host: Host,
-    /// Places at the door, where nobody stays long.
-    spare_places: Arc<Semaphore>,
-    /// Answers those who find only such a place.
+    /// Who has come when all places were taken, and does not stay long.
+    spares: Spares,
+    /// Answers them.
     spare_host: Host,
+}
+
+/// Who has come in.
+struct Client {
+    stream: TcpStream,
+    address: SocketAddr,
+    /// Who serves it.
+    host: Host,
+    /// Its place, unless that is a spare one.
+    place: Option<OwnedSemaphorePermit>,
 }
 
 impl Entrance {
@@ -127,23 +146,29 @@ impl Entrance {
             listener,
             places,
             host,
-            spare_places: Arc::new(Semaphore::new(crowd::SPARE_PLACES)),
+            spares: Spares::default(),
             spare_host,
         }
     }
 
-    /// Waits for a client; says who serves it, and for how long its place is taken.
-    async fn accept(&self) -> (TcpStream, Host, OwnedSemaphorePermit) {
-        let spare = Arc::clone(&self.spare_places)
-            .acquire_owned()
-            .await
-            .expect("the semaphore is never closed");
+    /// Waits for a client.
+    async fn accept(&mut self) -> Client {
+        if self.places.available_permits() == 0 {
+            self.spares.make_room().await;
+        }
         loop {
             match self.listener.accept().await {
-                Ok((stream, _)) => {
-                    return match Arc::clone(&self.places).try_acquire_owned() {
-                        Ok(place) => (stream, self.host.clone(), place),
-                        Err(_) => (stream, self.spare_host.clone(), spare),
+                Ok((stream, address)) => {
+                    let place = Arc::clone(&self.places).try_acquire_owned().ok();
+                    let host = match place {
+                        Some(_) => &self.host,
+                        None => &self.spare_host,
+                    };
+                    return Client {
+                        stream,
+                        address,
+                        host: host.clone(),
+                        place,
                     };
                 }
                 // The client was quicker to leave than we to greet.
@@ -169,7 +194,7 @@ struct Host {
 
 impl Host {
     /// One connection from its first byte to its last.
-    async fn converse(self, stream: TcpStream, stop: watch::Receiver<()>) {
+    async fn converse(self, stream: TcpStream, peer: SocketAddr, stop: watch::Receiver<()>) {
         // Tokens are small and wanted now.
         let prepared = stream
             .set_nodelay(true)
@@ -181,21 +206,27 @@ impl Host {
         stream.set_write_timeout(Some(self.patience));
         let stream: Pin<Box<_>> = Box::pin(stream);
         let Some(tls) = self.tls.clone() else {
-            return self.answer(stream, stop).await;
+            return self.answer(stream, peer, stop).await;
         };
         match timeout(self.patience, tls.accept(stream)).await {
-            Ok(Ok(stream)) => self.answer(stream, stop).await,
+            Ok(Ok(stream)) => self.answer(stream, peer, stop).await,
             Ok(Err(error)) => tracing::debug!(%error, "TLS"),
             Err(_) => tracing::debug!("a client took too long to shake hands"),
         }
     }
 
     /// All requests of one connection.
-    async fn answer<S>(self, stream: S, mut stop: watch::Receiver<()>)
+    async fn answer<S>(self, stream: S, peer: SocketAddr, mut stop: watch::Receiver<()>)
     where
         S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     {
-        let service: TowerToHyperService<Router> = TowerToHyperService::new(self.router);
+        let service = self
+            .router
+            .map_request(move |mut request: Request<Incoming>| {
+                request.extensions_mut().insert(Peer(peer));
+                request
+            });
+        let service = TowerToHyperService::new(service);
         let connection = self.http.serve_connection(TokioIo::new(stream), service);
         let mut connection = pin!(connection);
         let ended = tokio::select! {
@@ -212,9 +243,12 @@ impl Host {
     }
 }
 
-/// A panic in a response body ends its connection; say so.
+/// A panic in a response body ends its connection; say so. A connection that made way for
+/// another is nothing to tell of.
 fn report(ended: Result<(), tokio::task::JoinError>) {
-    if let Err(error) = ended {
+    if let Err(error) = ended
+        && error.is_panic()
+    {
         tracing::error!(%error, "a connection's task failed");
     }
 }

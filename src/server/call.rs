@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use axum::extract::{FromRequest, Request};
 use bytes::Bytes;
-use http::header;
+use http::{HeaderMap, header};
 use http_body_util::{BodyExt, LengthLimitError, Limited};
 use tracing::Span;
 
@@ -15,12 +15,12 @@ use super::deadline::Deadline;
 use super::errors::ApiError;
 use super::fields::Fields;
 use super::log::Trace;
+use crate::printable::excerpt;
 use crate::runtime::Arm;
 
-/// Unknown field names remembered, and how many characters of each, so that a hostile
-/// client cannot fill the memory with them.
+/// Unknown field names remembered, each cut short, so that a hostile client cannot fill the
+/// memory with them.
 const MAX_WARNED: usize = 1000;
-const MAX_WARNED_CHARS: usize = 100;
 
 /// One request with a JSON body.
 pub(crate) struct Call {
@@ -40,6 +40,7 @@ impl FromRequest<Arc<App>> for Call {
             .get::<Arc<Trace>>()
             .cloned()
             .unwrap_or_default();
+        check_kind(request.headers())?;
         let body = read(request, app.options.max_body, app.options.client_timeout).await?;
         Ok(Call {
             app: app.clone(),
@@ -81,8 +82,9 @@ impl Call {
     pub(crate) fn check_unknown(&self) -> Result<(), ApiError> {
         for name in self.fields.unknown() {
             if self.app.options.strict {
+                let name = excerpt(name);
                 return Err(ApiError::invalid(
-                    name,
+                    name.clone(),
                     format!("`{name}` is not a field that incant knows."),
                 ));
             }
@@ -91,7 +93,7 @@ impl Call {
                 .warned
                 .lock()
                 .unwrap_or_else(|poisoned| poisoned.into_inner());
-            let name: String = name.chars().take(MAX_WARNED_CHARS).collect();
+            let name = excerpt(name).into_owned();
             if warned.len() < MAX_WARNED && warned.insert(name.clone()) {
                 tracing::warn!(
                     field = name,
@@ -100,6 +102,31 @@ impl Call {
             }
         }
         Ok(())
+    }
+}
+
+/// Refuses a body that is not JSON as it stands. A page cannot send JSON elsewhere unless its
+/// browser has asked first.
+fn check_kind(headers: &HeaderMap) -> Result<(), ApiError> {
+    let mut kinds = headers.get_all(header::CONTENT_TYPE).iter();
+    let (Some(kind), None) = (kinds.next(), kinds.next()) else {
+        return Err(ApiError::NotJson);
+    };
+    // What parameters say of the charset does not count: JSON is UTF-8.
+    let essence = kind.as_bytes().split(|byte| *byte == b';').next();
+    let essence = essence.unwrap_or_default().trim_ascii();
+    if !essence.eq_ignore_ascii_case(b"application/json") {
+        return Err(ApiError::NotJson);
+    }
+    let codings = headers.get_all(header::CONTENT_ENCODING).iter();
+    let mut codings = codings.flat_map(|value| value.as_bytes().split(|byte| *byte == b','));
+    let is_none = |coding: &[u8]| {
+        let coding = coding.trim_ascii();
+        coding.is_empty() || coding.eq_ignore_ascii_case(b"identity")
+    };
+    match codings.all(is_none) {
+        true => Ok(()),
+        false => Err(ApiError::Encoded),
     }
 }
 
@@ -132,5 +159,68 @@ pub(crate) async fn unhurried<T: Send + 'static>(work: impl FnOnce() -> T + Send
                 unreachable!("the runtime cancels blocking work only before it starts: {cancelled}")
             }
         },
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use http::HeaderName;
+
+    use super::*;
+
+    fn verdict(headers: &[(HeaderName, &'static str)]) -> Result<(), ApiError> {
+        let headers = headers.iter().cloned();
+        let headers = headers.map(|(name, value)| (name, value.parse().expect("a value")));
+        let mut map = HeaderMap::new();
+        for (name, value) in headers {
+            map.append(name, value);
+        }
+        check_kind(&map)
+    }
+
+    #[test]
+    fn a_body_is_json_and_says_so_whatever_its_parameters() {
+        let kind = |kind| verdict(&[(header::CONTENT_TYPE, kind)]);
+        for json in [
+            "application/json",
+            "Application/JSON",
+            "application/json; charset=utf-8",
+            "application/json;charset=\"UTF-8\"",
+            " application/json ;",
+        ] {
+            assert_eq!(kind(json), Ok(()), "{json}");
+        }
+        for other in [
+            "",
+            "text/plain",
+            "text/plain; application/json",
+            "text/plain, application/json",
+            "application/json, text/plain",
+            "application/jsonp",
+            "application/x-www-form-urlencoded",
+            "multipart/form-data; boundary=application/json",
+            "application/octet-stream",
+            "*/*",
+        ] {
+            assert_eq!(kind(other), Err(ApiError::NotJson), "{other}");
+        }
+        assert_eq!(verdict(&[]), Err(ApiError::NotJson));
+        let json = (header::CONTENT_TYPE, "application/json");
+        let text = (header::CONTENT_TYPE, "text/plain");
+        assert_eq!(verdict(&[json.clone(), text]), Err(ApiError::NotJson));
+    }
+
+    #[test]
+    fn a_body_is_sent_as_it_is() {
+        let coding = |coding| {
+            let json = (header::CONTENT_TYPE, "application/json");
+            verdict(&[json, (header::CONTENT_ENCODING, coding)])
+        };
+        for none in ["identity", "Identity", "", "identity, identity"] {
+            assert_eq!(coding(none), Ok(()), "{none}");
+        }
+        for some in ["gzip", "deflate", "br", "zstd", "identity, gzip", "x"] {
+            assert_eq!(coding(some), Err(ApiError::Encoded), "{some}");
+        }
     }
 }

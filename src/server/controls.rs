@@ -16,13 +16,15 @@ use serde_json::json;
 
 use super::deadline::time_limit;
 use super::errors::ApiError;
-use super::fields::{Object, TextOr};
+use super::fields::{Object, TextOr, whole};
 use crate::analyze::Samplers;
+use crate::printable::excerpt;
 use crate::profile::{
     MAX_BREAKER_BYTES, MAX_BREAKERS, MOST_DRY_TOKENS, SamplingDefaults, breakers_problem,
 };
 use crate::runtime::{Arm, breakers};
-use crate::sample::{DryParams, SamplingParams};
+use crate::sample::{self, DryParams, SamplingParams};
+use crate::text::{Special, Tokenizer};
 
 /// The most answers one request may ask for, as OpenAI has it.
 const MAX_ANSWERS: i64 = 128;
@@ -31,6 +33,11 @@ const MAX_ANSWERS: i64 = 128;
 /// of its own, which looks at every byte with each.
 const MAX_STOPS: usize = 64;
 const MAX_STOP_BYTES: usize = 16 << 10;
+
+/// The most texts of `bad_words`, and the most bytes of all of them: each is looked for
+/// before every token.
+const MAX_BAD_WORDS: usize = 256;
+const MAX_BAD_WORD_BYTES: usize = 16 << 10;
 
 /// Generation parameters. An absent or null one takes the profile's default, then OpenAI's.
 #[derive(Clone, Debug, Default, Deserialize, JsonSchema)]
@@ -44,6 +51,7 @@ pub(crate) struct Controls {
     #[schemars(range(min = 0, max = 1))]
     top_p: Option<f64>,
     /// Sample among the k most likely tokens; 0 or -1 keeps all.
+    #[serde(deserialize_with = "whole::option")]
     #[schemars(range(min = -1, max = 4_294_967_295_u32))]
     top_k: Option<i64>,
     /// Drop tokens less likely than this share of the most likely one.
@@ -56,9 +64,11 @@ pub(crate) struct Controls {
     #[schemars(range(min = -2, max = 2))]
     frequency_penalty: Option<f64>,
     /// Divides the positive and multiplies the negative logits of generated tokens; 1 is off.
-    #[serde(alias = "repeat_penalty")]
     #[schemars(range(min = 0.01, max = 100))]
     repetition_penalty: Option<f64>,
+    /// The same, as llama.cpp has it.
+    #[schemars(range(min = 0.01, max = 100))]
+    repeat_penalty: Option<f64>,
     /// Whether `repetition_penalty` counts the prompt's tokens too.
     penalize_prompt: Option<bool>,
     /// DRY: what a token loses that would continue a repetition of the allowed length; 0 is off.
@@ -68,10 +78,12 @@ pub(crate) struct Controls {
     #[schemars(range(min = 0, max = 10))]
     dry_base: Option<f64>,
     /// Repetitions of fewer tokens than this are free.
+    #[serde(deserialize_with = "whole::option")]
     #[schemars(range(min = 0, max = 1_000_000))]
     dry_allowed_length: Option<i64>,
     /// How many of the last tokens of the client's text and the answer are looked at; -1 looks
     /// at all, 0 is off.
+    #[serde(deserialize_with = "whole::option")]
     #[schemars(range(min = -1, max = 1_000_000))]
     dry_penalty_last_n: Option<i64>,
     /// Texts across which nothing counts as a repetition; if absent, newline, colon, double
@@ -96,22 +108,40 @@ pub(crate) struct Controls {
     /// Token id (as a string) to what is added to its logit.
     #[schemars(schema_with = "biases_schema")]
     logit_bias: Option<BTreeMap<String, f64>>,
-    /// The same request with the same seed gives the same answer.
+    /// The only tokens that may be chosen; end tokens too must be among them.
+    #[serde(deserialize_with = "whole::optional_list")]
+    #[schemars(length(min = 1))]
+    allowed_token_ids: Option<Vec<u32>>,
+    /// Texts that the answer does not have, as far as it is made of their own tokens, with a space before them or
+    /// without.
+    #[schemars(schema_with = "bad_words_schema")]
+    bad_words: Option<Vec<String>>,
+    /// The same request with the same seed gives the same answer; -1 draws one.
+    #[serde(deserialize_with = "whole::option")]
     seed: Option<i64>,
     /// How many answers to give.
+    #[serde(deserialize_with = "whole::option")]
     #[schemars(range(min = 1, max = 128))]
     n: Option<i64>,
     /// Texts that end the answer and are not part of it.
     #[schemars(schema_with = "stop_schema")]
     stop: Option<TextOr<String>>,
     /// Ids of tokens that end the answer beside the model's own.
+    #[serde(deserialize_with = "whole::optional_list")]
     stop_token_ids: Option<Vec<u32>>,
     /// Do not end at the model's end tokens.
     ignore_eos: Option<bool>,
+    /// Before so many tokens no end token and none of `stop_token_ids` is chosen. Stop texts and role markers end an
+    /// answer all the same.
+    #[serde(deserialize_with = "whole::option")]
+    #[schemars(range(min = 0, max = 4_294_967_295_u32))]
+    min_tokens: Option<i64>,
     /// The most tokens an answer may have.
+    #[serde(deserialize_with = "whole::option")]
     #[schemars(range(min = 0, max = 4_294_967_295_u32))]
     max_tokens: Option<i64>,
     /// The newer name of `max_tokens`.
+    #[serde(deserialize_with = "whole::option")]
     #[schemars(range(min = 0, max = 4_294_967_295_u32))]
     max_completion_tokens: Option<i64>,
     /// Seconds that the answer may take, the time in the queue included; a server's own limit may be shorter.
@@ -138,6 +168,15 @@ fn stop_schema(_: &mut SchemaGenerator) -> Schema {
     json_schema!({"anyOf": [text, {"type": "array", "items": text}, {"type": "null"}]})
 }
 
+/// What [`bad_words`] takes.
+fn bad_words_schema(_: &mut SchemaGenerator) -> Schema {
+    json_schema!({
+        "type": ["array", "null"],
+        "maxItems": MAX_BAD_WORDS,
+        "items": {"type": "string", "pattern": "\\S"},
+    })
+}
+
 /// What [`sequence_breakers`] takes.
 fn breakers_schema(_: &mut SchemaGenerator) -> Schema {
     json_schema!({
@@ -153,6 +192,8 @@ fn breakers_schema(_: &mut SchemaGenerator) -> Schema {
 pub(crate) struct StreamOptions {
     /// Give every chunk a `usage`, null in all but an additional last one.
     include_usage: Option<bool>,
+    /// Give every chunk the `usage` so far.
+    continuous_usage_stats: Option<bool>,
 }
 
 /// What differs between the endpoints.
@@ -176,6 +217,8 @@ pub(crate) struct Resolved {
     pub(crate) end_tokens: Arc<[u32]>,
     /// `None` runs to the end of the context.
     pub(crate) max_tokens: Option<usize>,
+    /// The same, as far as the request itself says it.
+    pub(crate) asked_tokens: Option<usize>,
     /// How long the answer may take, if the client said so.
     pub(crate) timeout: Option<Duration>,
     pub(crate) stream: Stream,
@@ -190,6 +233,8 @@ pub(crate) enum Stream {
     Events {
         /// Whether an additional last chunk carries the usage.
         include_usage: bool,
+        /// Whether each chunk carries that so far.
+        continuous_usage: bool,
     },
 }
 
@@ -197,6 +242,15 @@ impl Controls {
     /// Answers per prompt.
     pub(crate) fn answers(&self) -> Result<usize, ApiError> {
         Ok(integer("n", self.n, 1..=MAX_ANSWERS)?.map_or(1, |n| n as usize))
+    }
+
+    /// `max_tokens`, as far as the request says it.
+    pub(crate) fn asked_tokens(&self, limits: Limits) -> Result<Option<usize>, ApiError> {
+        max_tokens(
+            self.max_tokens,
+            self.max_completion_tokens,
+            limits.least_tokens,
+        )
     }
 
     /// The samplers that the client asked for beyond OpenAI's, as they were asked for.
@@ -224,6 +278,7 @@ impl Controls {
     ) -> Result<Resolved, ApiError> {
         let profile = defaults.sampling();
         let answers = self.answers()?;
+        let asked_tokens = self.asked_tokens(limits)?;
         let vocabulary = arm.tokenizer().vocab_size();
         let mut sampling = SamplingParams {
             temperature: number("temperature", self.temperature, 0.0..=2.0)?
@@ -237,12 +292,8 @@ impl Controls {
                 .unwrap_or(profile.presence_penalty),
             frequency_penalty: number("frequency_penalty", self.frequency_penalty, -2.0..=2.0)?
                 .unwrap_or(profile.frequency_penalty),
-            repetition_penalty: number(
-                "repetition_penalty",
-                self.repetition_penalty,
-                0.01..=100.0,
-            )?
-            .unwrap_or(profile.repetition_penalty),
+            repetition_penalty: repetition_penalty(self.repetition_penalty, self.repeat_penalty)?
+                .unwrap_or(profile.repetition_penalty),
             dry: Box::new(DryParams {
                 multiplier: number("dry_multiplier", self.dry_multiplier, 0.0..=100.0)?
                     .unwrap_or(profile.dry.multiplier),
@@ -272,8 +323,10 @@ impl Controls {
                 .unwrap_or(profile.xtc_threshold),
             penalize_prompt: self.penalize_prompt.unwrap_or(profile.penalize_prompt),
             logit_bias: biases(self.logit_bias.unwrap_or_default(), vocabulary)?,
-            // A seed is a name for a stream: negative ones are as good as others.
-            seed: self.seed.map(i64::cast_unsigned),
+            limits: Default::default(),
+            // A seed is a name for a stream: negative ones are as good as others, but for
+            // the one that other servers take for none.
+            seed: self.seed.filter(|seed| *seed != -1).map(i64::cast_unsigned),
         };
         let texts = sequence_breakers(self.dry_sequence_breakers)?;
         if sampling.dry.is_on() {
@@ -287,19 +340,23 @@ impl Controls {
             self.stop_token_ids,
             vocabulary,
         )?;
-        let max_tokens = max_tokens(
-            self.max_tokens,
-            self.max_completion_tokens,
-            limits.least_tokens,
-        )?
-        .or(defaults.max_tokens)
-        .or(limits.default_tokens);
+        let max_tokens = asked_tokens
+            .or(defaults.max_tokens)
+            .or(limits.default_tokens);
+        *sampling.limits = token_limits(
+            arm.tokenizer(),
+            self.allowed_token_ids,
+            self.bad_words,
+            min_tokens(self.min_tokens, max_tokens)?,
+            &end_tokens,
+        )?;
         Ok(Resolved {
             sampling,
             answers,
             stop: stop_texts(self.stop)?,
             end_tokens,
             max_tokens,
+            asked_tokens,
             timeout: timeout(self.timeout)?,
             stream: stream(self.stream, self.stream_options)?,
         })
@@ -332,6 +389,8 @@ pub(crate) fn integer(
 
 fn out_of_range<T: std::fmt::Display>(name: &str, value: T, range: &RangeInclusive<T>) -> ApiError {
     let (least, most) = (range.start(), range.end());
+    let value = value.to_string();
+    let value = excerpt(&value);
     ApiError::invalid(
         name,
         format!("`{name}` is {value}, but must be between {least} and {most}."),
@@ -342,6 +401,7 @@ fn biases(biases: BTreeMap<String, f64>, vocabulary: usize) -> Result<Vec<(u32, 
     let read = |(key, bias): (String, f64)| {
         let id = key.parse().ok().filter(|id| (*id as usize) < vocabulary);
         let id: u32 = id.ok_or_else(|| {
+            let key = excerpt(&key);
             let message = format!(
                 "`logit_bias` names the token `{key}`, but ids run from 0 to {}.",
                 vocabulary - 1
@@ -422,13 +482,107 @@ fn max_tokens(old: Option<i64>, new: Option<i64>, least: usize) -> Result<Option
     let range = least as i64..=i64::from(u32::MAX);
     let old = integer("max_tokens", old, range.clone())?;
     let new = integer("max_completion_tokens", new, range)?;
-    if let (Some(old), Some(new)) = (old, new)
-        && old != new
-    {
-        let message = "`max_tokens` and `max_completion_tokens` mean the same and must not differ.";
-        return Err(ApiError::invalid("max_tokens", message));
+    let tokens = either(["max_tokens", "max_completion_tokens"], [old, new])?;
+    Ok(tokens.map(|tokens| tokens as usize))
+}
+
+fn repetition_penalty(ours: Option<f64>, other: Option<f64>) -> Result<Option<f32>, ApiError> {
+    let names = ["repetition_penalty", "repeat_penalty"];
+    let ours = number(names[0], ours, 0.01..=100.0)?;
+    let other = number(names[1], other, 0.01..=100.0)?;
+    either(names, [ours, other])
+}
+
+/// The value of a field that has two names.
+fn either<T: PartialEq>(
+    names: [&'static str; 2],
+    values: [Option<T>; 2],
+) -> Result<Option<T>, ApiError> {
+    match values {
+        [Some(one), Some(other)] if one != other => {
+            let [one, other] = names;
+            let message = format!("`{one}` and `{other}` mean the same and must not differ.");
+            Err(ApiError::invalid(one, message))
+        }
+        [one, other] => Ok(one.or(other)),
     }
-    Ok(new.or(old).map(|tokens| tokens as usize))
+}
+
+fn min_tokens(least: Option<i64>, most: Option<usize>) -> Result<usize, ApiError> {
+    let least = integer("min_tokens", least, 0..=i64::from(u32::MAX))?;
+    let least = least.map_or(0, |least| least as usize);
+    match most {
+        Some(most) if least > most => {
+            let message = format!("`min_tokens` is {least}, but `max_tokens` is {most}.");
+            Err(ApiError::invalid("min_tokens", message))
+        }
+        _ => Ok(least),
+    }
+}
+
+/// Which tokens may be chosen; some must be left for the first one.
+fn token_limits(
+    tokenizer: &Tokenizer,
+    allowed: Option<Vec<u32>>,
+    bad_words: Option<Vec<String>>,
+    min_tokens: usize,
+    end_tokens: &Arc<[u32]>,
+) -> Result<sample::Limits, ApiError> {
+    let banned = banned(tokenizer, bad_words.unwrap_or_default())?;
+    let allowed = match allowed {
+        None => None,
+        Some(mut ids) => {
+            let name = "allowed_token_ids";
+            check_ids(name, &ids, tokenizer.vocab_size())?;
+            ids.sort_unstable();
+            ids.dedup();
+            let is_out = |id: &u32| {
+                let banned = banned.iter().any(|run| run[..] == [*id]);
+                banned || (min_tokens > 0 && end_tokens.contains(id))
+            };
+            if ids.iter().all(is_out) {
+                let message = format!(
+                    "`{name}` leaves no token to begin with; `bad_words` and `min_tokens` count too."
+                );
+                return Err(ApiError::invalid(name, message));
+            }
+            Some(ids.into())
+        }
+    };
+    Ok(sample::Limits {
+        allowed,
+        banned: banned.into(),
+        min_tokens,
+        end_tokens: Arc::clone(end_tokens),
+    })
+}
+
+/// The tokens of words that an answer must not have, each with a space before it, as within
+/// a text, and without.
+fn banned(tokenizer: &Tokenizer, words: Vec<String>) -> Result<Vec<Vec<u32>>, ApiError> {
+    let name = "bad_words";
+    let bytes: usize = words.iter().map(String::len).sum();
+    if words.len() > MAX_BAD_WORDS || bytes > MAX_BAD_WORD_BYTES {
+        let message = format!(
+            "`{name}` may hold at most {MAX_BAD_WORDS} texts, of {MAX_BAD_WORD_BYTES} bytes together."
+        );
+        return Err(ApiError::invalid(name, message));
+    }
+    let mut runs = Vec::new();
+    for word in &words {
+        let word = word.trim_start();
+        for text in [word.to_owned(), format!(" {word}")] {
+            let run = tokenizer.encode(&text, Special::Parse);
+            if word.is_empty() || run.is_empty() {
+                let message = format!("`{name}` must not hold a text without words.");
+                return Err(ApiError::invalid(name, message));
+            }
+            if !runs.contains(&run) {
+                runs.push(run);
+            }
+        }
+    }
+    Ok(runs)
 }
 
 fn timeout(seconds: Option<f64>) -> Result<Option<Duration>, ApiError> {
@@ -447,10 +601,14 @@ fn stream(
         )),
         (false, None) => Ok(Stream::No),
         (true, options) => {
-            let include_usage = options
-                .and_then(|options| options.0.include_usage)
-                .unwrap_or(false);
-            Ok(Stream::Events { include_usage })
+            let StreamOptions {
+                include_usage,
+                continuous_usage_stats,
+            } = options.map_or_else(Default::default, |Object(options)| options);
+            Ok(Stream::Events {
+                include_usage: include_usage.unwrap_or(false),
+                continuous_usage: continuous_usage_stats.unwrap_or(false),
+            })
         }
     }
 }
@@ -466,6 +624,26 @@ mod tests {
         assert_eq!(biases(named, 10).unwrap(), [(5, 1.0), (6, 2.0)]);
         let ends = end_tokens([1].into(), None, Some(vec![7, 5, 7, 7, 5]), 10);
         assert_eq!(*ends.unwrap(), [1, 5, 7]);
+    }
+
+    #[test]
+    fn a_field_may_be_given_under_both_its_names_with_one_value() {
+        let read = |text: &str| -> Result<Option<f32>, ApiError> {
+            let mut fields = super::super::fields::Fields::parse(text.as_bytes())?;
+            let controls: Controls = fields.view()?;
+            assert_eq!(fields.unknown().count(), 0);
+            repetition_penalty(controls.repetition_penalty, controls.repeat_penalty)
+        };
+        for both in [
+            r#"{"repetition_penalty": 1.5, "repeat_penalty": 1.5}"#,
+            r#"{"repetition_penalty": 1.5, "repeat_penalty": null}"#,
+            r#"{"repetition_penalty": null, "repeat_penalty": 1.5}"#,
+            r#"{"repeat_penalty": 1.5}"#,
+        ] {
+            assert_eq!(read(both), Ok(Some(1.5)), "{both}");
+        }
+        assert!(read(r#"{"repetition_penalty": 1.5, "repeat_penalty": 2}"#).is_err());
+        assert!(read(r#"{"repetition_penalty": 1.5, "repeat_penalty": 0}"#).is_err());
     }
 
     #[test]

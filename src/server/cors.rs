@@ -59,7 +59,7 @@ pub(crate) fn layer(origins: &[Origin]) -> Option<CorsLayer> {
     };
     let layer = CorsLayer::new()
         .allow_origin(allowed)
-        .allow_methods([Method::GET, Method::POST])
+        .allow_methods([Method::GET, Method::POST, Method::DELETE])
         // The official client brings a dozen of its own, and more with each version.
         .allow_headers(AllowHeaders::mirror_request())
         .expose_headers([REQUEST_ID, SHOULD_RETRY, header::RETRY_AFTER])

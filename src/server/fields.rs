@@ -13,11 +13,15 @@ use std::marker::PhantomData;
 use schemars::{JsonSchema, Schema, SchemaGenerator};
 use serde::Deserialize;
 use serde::de::value::{MapAccessDeserializer, SeqAccessDeserializer};
-use serde::de::{DeserializeOwned, Deserializer, IntoDeserializer, MapAccess, SeqAccess, Visitor};
+use serde::de::{
+    DeserializeOwned, Deserializer, Error, IntoDeserializer, MapAccess, SeqAccess, Unexpected,
+    Visitor,
+};
 use serde_json::Value;
 use serde_path_to_error::{Path, Segment};
 
 use super::errors::ApiError;
+use crate::printable::excerpt;
 
 /// The object a client sent.
 pub(crate) struct Fields {
@@ -112,6 +116,7 @@ fn mistyped(message: &str, path: &Path) -> ApiError {
         }
     }
     // serde reports a missing field at the object that lacks it.
+    let mut param = excerpt(&param).into_owned();
     if let Some(name) = message
         .strip_prefix("missing field `")
         .and_then(|rest| rest.strip_suffix('`'))
@@ -126,6 +131,11 @@ fn mistyped(message: &str, path: &Path) -> ApiError {
             param: Some(param),
         };
     }
+    // What it expected is ours, what it found is the client's.
+    let message = match message.rsplit_once(", expected ") {
+        Some((found, expected)) => format!("{}, expected {expected}", excerpt(found)),
+        None => excerpt(message).into_owned(),
+    };
     if param.is_empty() {
         return ApiError::malformed(message);
     }
@@ -169,6 +179,88 @@ impl<T: JsonSchema> JsonSchema for Object<T> {
 
     fn json_schema(generator: &mut SchemaGenerator) -> Schema {
         T::json_schema(generator)
+    }
+}
+
+/// Integers, which can be written as `2.0` too: JSON has numbers and no kinds of them.
+pub(crate) mod whole {
+    use super::*;
+
+    /// A field that may be absent, beside `#[serde(default)]`.
+    pub(crate) fn option<'de, D, T>(deserializer: D) -> Result<Option<T>, D::Error>
+    where
+        D: Deserializer<'de>,
+        T: TryFrom<i64>,
+    {
+        let value = Option::<Whole<T>>::deserialize(deserializer)?;
+        Ok(value.map(|Whole(value)| value))
+    }
+
+    /// A list of integers.
+    pub(crate) fn list<'de, D, T>(deserializer: D) -> Result<Vec<T>, D::Error>
+    where
+        D: Deserializer<'de>,
+        T: TryFrom<i64>,
+    {
+        let values = Vec::<Whole<T>>::deserialize(deserializer)?;
+        Ok(values.into_iter().map(|Whole(value)| value).collect())
+    }
+
+    /// A list that may be absent, beside `#[serde(default)]`.
+    pub(crate) fn optional_list<'de, D, T>(deserializer: D) -> Result<Option<Vec<T>>, D::Error>
+    where
+        D: Deserializer<'de>,
+        T: TryFrom<i64>,
+    {
+        let values = Option::<Vec<Whole<T>>>::deserialize(deserializer)?;
+        let plain = |values: Vec<Whole<T>>| values.into_iter().map(|Whole(value)| value).collect();
+        Ok(values.map(plain))
+    }
+
+    /// The integer that a number is, if it is one.
+    pub(crate) fn of_float(number: f64) -> Option<i64> {
+        // Beyond this not every integer has a float.
+        const EXACT: f64 = 9_007_199_254_740_992.0;
+        (number.fract() == 0.0 && number.abs() <= EXACT).then_some(number as i64)
+    }
+
+    /// An integer that fits a `T`.
+    struct Whole<T>(T);
+
+    impl<'de, T: TryFrom<i64>> Deserialize<'de> for Whole<T> {
+        fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+            struct WholeVisitor<T>(PhantomData<T>);
+            impl<T: TryFrom<i64>> Visitor<'_> for WholeVisitor<T> {
+                type Value = Whole<T>;
+
+                fn expecting(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+                    formatter.write_str("an integer")
+                }
+
+                fn visit_i64<E: Error>(self, number: i64) -> Result<Whole<T>, E> {
+                    let fitting = T::try_from(number);
+                    fitting
+                        .map(Whole)
+                        .map_err(|_| E::invalid_value(Unexpected::Signed(number), &self))
+                }
+
+                fn visit_u64<E: Error>(self, number: u64) -> Result<Whole<T>, E> {
+                    match i64::try_from(number) {
+                        Ok(number) => self.visit_i64(number),
+                        Err(_) => Err(E::invalid_value(Unexpected::Unsigned(number), &self)),
+                    }
+                }
+
+                fn visit_f64<E: Error>(self, number: f64) -> Result<Whole<T>, E> {
+                    match of_float(number) {
+                        Some(number) => self.visit_i64(number),
+                        None => Err(E::invalid_type(Unexpected::Float(number), &self)),
+                    }
+                }
+            }
+            // What `deserialize_i64` would say of other types is less plain.
+            deserializer.deserialize_any(WholeVisitor(PhantomData))
+        }
     }
 }
 
@@ -315,6 +407,35 @@ mod tests {
             "\u{feff}",
         ] {
             assert!(Fields::parse(body.as_bytes()).is_err(), "{body:?}");
+        }
+    }
+
+    #[test]
+    fn an_integer_may_be_written_with_a_fraction_of_zero() {
+        #[derive(Debug, Default, PartialEq, Deserialize)]
+        #[serde(default)]
+        struct Numbers {
+            #[serde(deserialize_with = "whole::option")]
+            one: Option<i64>,
+            #[serde(deserialize_with = "whole::optional_list")]
+            some: Option<Vec<u32>>,
+        }
+        let read = |text: &str| Fields::parse(text.as_bytes()).unwrap().view::<Numbers>();
+        let one = |text: &str| read(&format!("{{\"one\": {text}}}")).map(|read| read.one);
+        for text in ["2", "2.0", "2e0", "0.2e1"] {
+            assert_eq!(one(text), Ok(Some(2)), "{text}");
+        }
+        assert_eq!(one("-1.0"), Ok(Some(-1)));
+        assert_eq!(one("null"), Ok(None));
+        let some = read("{\"some\": [5.0, 6]}").unwrap();
+        assert_eq!(some.some, Some(vec![5, 6]));
+        for wrong in ["2.5", "1e300", "9.3e18", "\"2\"", "true", "[2]"] {
+            assert!(one(wrong).is_err(), "{wrong}");
+        }
+        let negative = read("{\"some\": [1, -2.0]}");
+        match negative {
+            Err(ApiError::Invalid { param, .. }) => assert_eq!(param.as_deref(), Some("some[1]")),
+            other => panic!("{other:?}"),
         }
     }
 

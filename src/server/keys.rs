@@ -6,13 +6,16 @@ use std::sync::Arc;
 use axum::extract::{Request, State};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
-use http::{HeaderMap, header};
+use http::{HeaderMap, HeaderName, header};
 use sha2::{Digest, Sha256};
 use subtle::{Choice, ConstantTimeEq};
 
 use super::App;
 use super::errors::ApiError;
 use super::routes::{health, page};
+
+/// Another way to send a key, which llama.cpp's clients know.
+const API_KEY: HeaderName = HeaderName::from_static("x-api-key");
 
 /// The keys that a server takes; with none of them it is open to everyone.
 ///
@@ -84,11 +87,17 @@ impl fmt::Debug for ApiKeys {
 pub(crate) async fn check(State(app): State<Arc<App>>, request: Request, next: Next) -> Response {
     let keys = &app.options.keys;
     let open = keys.is_empty() || [health::PATH, page::PATH].contains(&request.uri().path());
-    if open || bearer(request.headers()).is_some_and(|key| keys.know(key)) {
+    if open || key(request.headers()).is_some_and(|key| keys.know(key)) {
         next.run(request).await
     } else {
         ApiError::Unauthorized.into_response()
     }
+}
+
+/// The key that a client sends: its bearer token, or what other servers' clients send.
+fn key(headers: &HeaderMap) -> Option<&[u8]> {
+    let other = || headers.get(API_KEY).map(|key| key.as_bytes().trim_ascii());
+    bearer(headers).or_else(other)
 }
 
 /// The token of `Authorization: Bearer TOKEN`.

@@ -56,20 +56,148 @@ fn one_of(value: &Value, words: &[&str]) -> bool {
     value.as_str().is_some_and(|word| words.contains(&word))
 }
 
+fn one(value: &Value) -> bool {
+    value.as_f64() == Some(1.0)
+}
+
+fn not_above_zero(value: &Value) -> bool {
+    value.as_f64().is_some_and(|number| number <= 0.0)
+}
+
+fn below_zero(value: &Value) -> bool {
+    value.as_f64().is_some_and(|number| number < 0.0)
+}
+
+const NO_SAMPLER: &str = "is not supported: incant does not have this way to choose tokens.";
+const NO_SEARCH: &str = "is not supported: incant samples each answer by itself.";
+const NO_LIMIT: &str = "is not supported; `timeout` limits the time, `max_tokens` the length.";
+const NO_EMBEDDINGS: &str = "is not supported: prompts are texts or token ids.";
+const NO_REASONING: &str = "is not supported: incant has no reasoning mode.";
+const NO_REPORT: &str = "is not supported: incant does not report this.";
 const NO_TOOLS: &str = "is not supported: incant has no tool calls.";
 const NO_GRAMMAR: &str = "is not supported: incant does not constrain answers to a format.";
 const NO_AUDIO: &str = "is not supported: incant reads and writes text only.";
+const NO_COMPARED: &str = "is not supported in comparisons.";
 const NO_TEMPLATE: &str =
     "is not supported: how a conversation is written is chosen by the model id (`MODEL@PROFILE`).";
 
 /// What neither endpoint has.
 pub(crate) const EVERYWHERE: &[Lacking] = &[
-    lacking("use_beam_search", off, "is not supported: incant samples."),
+    lacking("use_beam_search", off, NO_SEARCH),
+    lacking("num_beams", one, NO_SEARCH),
+    lacking("early_stopping", off, NO_SEARCH),
+    lacking("length_penalty", one, NO_SEARCH),
+    lacking("mirostat", zero, NO_SAMPLER),
+    lacking("mirostat_mode", zero, NO_SAMPLER),
+    lacking("mirostat_tau", anything, ""),
+    lacking("mirostat_eta", anything, ""),
+    lacking("dynatemp_range", zero, NO_SAMPLER),
+    lacking("dynatemp_exponent", anything, ""),
+    lacking("dynamic_temperature", off, NO_SAMPLER),
+    lacking("adaptive_target", below_zero, NO_SAMPLER),
+    lacking("adaptive_decay", anything, ""),
+    lacking("tfs", one, NO_SAMPLER),
+    lacking("tfs_z", one, NO_SAMPLER),
+    lacking("top_a", zero, NO_SAMPLER),
+    lacking("epsilon_cutoff", zero, NO_SAMPLER),
+    lacking("eta_cutoff", zero, NO_SAMPLER),
+    lacking("smoothing_factor", zero, NO_SAMPLER),
+    lacking("penalty_alpha", zero, NO_SAMPLER),
+    lacking("no_repeat_ngram_size", zero, NO_SAMPLER),
+    lacking("encoder_repetition_penalty", one, NO_SAMPLER),
+    lacking("min_keep", zero, NO_SAMPLER),
     lacking(
-        "min_tokens",
-        zero,
+        "samplers",
+        never,
+        "is not supported: the order of samplers is fixed, and each is off unless it is asked for.",
+    ),
+    lacking(
+        "repeat_last_n",
+        |value| *value == -1,
+        "can only be -1: `repetition_penalty` counts the whole answer.",
+    ),
+    lacking("logits_processors", empty, NO_SAMPLER),
+    lacking("vllm_xargs", empty, NO_SAMPLER),
+    lacking(
+        "bad_words_ids",
+        empty,
+        "is not supported; `bad_words` takes texts.",
+    ),
+    lacking("force_words_ids", empty, NO_SEARCH),
+    lacking(
+        "ban_eos_token",
+        off,
         "is not supported; `ignore_eos` keeps an answer going.",
     ),
+    lacking(
+        "guidance_scale",
+        one,
+        "is not supported; `guidance` is 1 less.",
+    ),
+    lacking(
+        "negative_prompt",
+        |value| one_of(value, &[""]),
+        "is not supported; `guidance` leads away from a prompt.",
+    ),
+    lacking(
+        "n_predict",
+        below_zero,
+        "is not supported; `max_tokens` is what it is called here.",
+    ),
+    lacking("t_max_predict_ms", not_above_zero, NO_LIMIT),
+    lacking("t_max_prompt_ms", not_above_zero, NO_LIMIT),
+    lacking("n_indent", zero, NO_GRAMMAR),
+    lacking("prompt_embeds", never, NO_EMBEDDINGS),
+    lacking("inputs_embeds", never, NO_EMBEDDINGS),
+    lacking("image_data", empty, NO_EMBEDDINGS),
+    lacking("multi_modal_data", empty, NO_EMBEDDINGS),
+    lacking("mm_processor_kwargs", empty, NO_EMBEDDINGS),
+    lacking(
+        "kv_transfer_params",
+        empty,
+        "is not supported: KV stays where it is.",
+    ),
+    lacking(
+        "lora",
+        empty,
+        "is not supported: an adapter is named in the model id (`MODEL+ADAPTER`).",
+    ),
+    lacking(
+        "lora_request",
+        empty,
+        "is not supported: an adapter is named in the model id (`MODEL+ADAPTER`).",
+    ),
+    lacking("thinking_token_budget", never, NO_REASONING),
+    lacking("thinking", off, NO_REASONING),
+    lacking("reasoning", empty, NO_REASONING),
+    lacking(
+        "priority",
+        zero,
+        "is not supported: who comes first is served first.",
+    ),
+    lacking(
+        "n_probs",
+        zero,
+        "is not supported; `logprobs` asks for log-probabilities.",
+    ),
+    lacking("post_sampling_probs", off, NO_REPORT),
+    lacking("logprob_token_ids", empty, NO_REPORT),
+    lacking("return_token_strs", off, NO_REPORT),
+    lacking(
+        "return_tokens",
+        off,
+        "is not supported; `return_token_ids` is.",
+    ),
+    lacking("return_progress", off, NO_REPORT),
+    lacking("timings_per_token", off, NO_REPORT),
+    lacking("response_fields", empty, NO_REPORT),
+    lacking("return_hidden_states", off, NO_REPORT),
+    lacking("structural_tag", never, NO_GRAMMAR),
+    lacking("grammar_triggers", empty, NO_GRAMMAR),
+    lacking("guided_whitespace_pattern", never, NO_GRAMMAR),
+    lacking("regex", never, NO_GRAMMAR),
+    lacking("ebnf", never, NO_GRAMMAR),
+    lacking("stop_regex", empty, NO_GRAMMAR),
     lacking(
         "prompt_logprobs",
         never,
@@ -175,6 +303,43 @@ pub(crate) const CHAT: &[Lacking] = &[
     lacking("add_generation_prompt", on, NO_TEMPLATE),
     lacking("continue_final_message", off, NO_TEMPLATE),
     lacking("documents", empty, NO_TEMPLATE),
+    lacking(
+        "add_special_tokens",
+        off,
+        "is not supported in chat: the template says how a conversation begins.",
+    ),
+];
+
+/// What comparisons do not have, beside what chat does not.
+pub(crate) const COMPARE: &[Lacking] = &[
+    lacking("truncate_prompt_tokens", never, NO_COMPARED),
+    lacking("return_token_ids", off, NO_COMPARED),
+    lacking("return_tokens_as_token_ids", off, NO_COMPARED),
+    lacking("cache_salt", never, NO_COMPARED),
+];
+
+/// What tokenizing does not have.
+pub(crate) const TOKENIZE: &[Lacking] = &[
+    lacking(
+        "return_token_strs",
+        off,
+        "is not supported; `with_pieces` is.",
+    ),
+    lacking(
+        "messages",
+        empty,
+        "is not supported; /apply-template renders a conversation and gives its tokens.",
+    ),
+];
+
+/// What rendering does not have.
+pub(crate) const TEMPLATE: &[Lacking] = &[
+    lacking("chat_template", never, NO_TEMPLATE),
+    lacking("chat_template_kwargs", empty, NO_TEMPLATE),
+    lacking("add_generation_prompt", on, NO_TEMPLATE),
+    lacking("continue_final_message", off, NO_TEMPLATE),
+    lacking("documents", empty, NO_TEMPLATE),
+    lacking("tools", empty, NO_TOOLS),
 ];
 
 /// What completions do not have.
@@ -226,7 +391,8 @@ mod tests {
         assert_eq!(verdict(chat, CHAT), Ok(()));
         let everywhere = json!({
             "response_format": {"type": "text"}, "user": "u", "metadata": {"a": "b"}, "store": false,
-            "min_tokens": 0, "service_tier": "auto", "skip_special_tokens": true, "guided_json": null,
+            "mirostat": 0, "length_penalty": 1.0, "n_predict": -1, "repeat_last_n": -1, "lora": [],
+            "n_probs": 0, "t_max_predict_ms": -1, "dynatemp_range": 0.0, "service_tier": "auto", "skip_special_tokens": true, "guided_json": null,
         });
         assert_eq!(verdict(everywhere, EVERYWHERE), Ok(()));
         assert_eq!(verdict(json!({"suffix": ""}), COMPLETIONS), Ok(()));
@@ -246,8 +412,21 @@ mod tests {
             json!({"response_format": {"type": "json_schema"}}),
             json!({"response_format": {"type": "json_object"}}),
             json!({"response_format": "text"}),
-            json!({"min_tokens": 3}),
             json!({"store": true}),
+            json!({"prompt_embeds": "AAAA"}),
+            json!({"structural_tag": {"triggers": []}}),
+            json!({"mirostat": 2}),
+            json!({"dynatemp_range": 0.5}),
+            json!({"samplers": ["top_k"]}),
+            json!({"length_penalty": 1.2}),
+            json!({"thinking_token_budget": 100}),
+            json!({"t_max_predict_ms": 500}),
+            json!({"n_predict": 100}),
+            json!({"lora": [{"id": 0, "scale": 0.5}]}),
+            json!({"n_probs": 3}),
+            json!({"post_sampling_probs": true}),
+            json!({"logprob_token_ids": [1]}),
+            json!({"repeat_last_n": 64}),
             json!({"user": 7}),
             json!({"prompt_logprobs": 1}),
         ];

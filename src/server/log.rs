@@ -1,5 +1,6 @@
 //! A name for every request, and a line in the log once it is over.
 
+use std::net::SocketAddr;
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll};
@@ -17,12 +18,20 @@ use super::App;
 use super::answer::Usage;
 use super::errors::Refusal;
 use super::metrics::Outcome;
+use crate::printable::excerpt;
 
 /// The header that carries a request's name.
 pub(crate) const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 
 /// The longest name taken from a client.
 const MAX_ID: usize = 128;
+
+/// By which a proxy says who asked it.
+const FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
+
+/// Where a request's connection comes from.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Peer(pub(crate) SocketAddr);
 
 /// What a handler can add to its request's line.
 #[derive(Debug, Default)]
@@ -86,6 +95,9 @@ struct Line {
     span: Span,
     method: Method,
     path: String,
+    client: Option<SocketAddr>,
+    /// Who asked, as a proxy says, or whoever claims to be one.
+    forwarded_for: Option<String>,
     trace: Arc<Trace>,
     since: Instant,
     status: Option<StatusCode>,
@@ -113,8 +125,10 @@ impl Drop for Line {
         let usage = answer.map(|answer| answer.usage);
         tracing::info!(
             parent: &self.span,
-            method = %self.method,
-            path = self.path,
+            method = %excerpt(self.method.as_str()),
+            path = &*excerpt(&self.path),
+            client = self.client.map(tracing::field::display),
+            forwarded_for = self.forwarded_for,
             status = self.status.map(|status| status.as_u16()),
             outcome = self.outcome(answer),
             reason = self.refusal.map(|Refusal(reason)| reason),
@@ -148,6 +162,8 @@ pub(crate) async fn request(
         span: span.clone(),
         method: request.method().clone(),
         path: request.uri().path().to_owned(),
+        client: request.extensions().get().map(|Peer(address)| *address),
+        forwarded_for: forwarded_for(&request),
         trace: trace.clone(),
         since: Instant::now(),
         status: None,
@@ -165,11 +181,22 @@ pub(crate) async fn request(
     response.map(|body| Body::new(LoggedBody { body, line }))
 }
 
-/// The client's own name for the request if it is a decent one, else a new one.
+/// Whom a proxy asks for: the addresses of all such headers.
+fn forwarded_for(request: &Request) -> Option<String> {
+    let values = request.headers().get_all(FORWARDED_FOR).iter();
+    let values: Vec<_> = values
+        .map(|value| String::from_utf8_lossy(value.as_bytes()))
+        .collect();
+    (!values.is_empty()).then(|| excerpt(&values.join(", ")).into_owned())
+}
+
+/// The client's own name for the request if it is a decent one, else a new one. The log
+/// shows it as it is, so it has none of what separates the parts of a line there.
 fn request_id(request: &Request) -> HeaderValue {
+    let is_plain = |byte: &u8| byte.is_ascii_alphanumeric() || b"-_.:/+=@~".contains(byte);
     let decent = |id: &&HeaderValue| {
-        id.to_str()
-            .is_ok_and(|id| !id.is_empty() && id.len() <= MAX_ID)
+        let id = id.as_bytes();
+        (1..=MAX_ID).contains(&id.len()) && id.iter().all(is_plain)
     };
     let given = request.headers().get(REQUEST_ID).filter(decent).cloned();
     given.unwrap_or_else(|| {
@@ -213,5 +240,59 @@ impl http_body::Body for LoggedBody {
 impl Drop for LoggedBody {
     fn drop(&mut self) {
         self.line.complete |= self.body.is_end_stream();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn named(id: &[u8]) -> HeaderValue {
+        let id = HeaderValue::from_bytes(id).expect("a value");
+        let request = Request::builder().header(REQUEST_ID, id);
+        request_id(&request.body(Body::empty()).expect("a request"))
+    }
+
+    #[test]
+    fn a_name_that_could_pass_for_another_part_of_the_line_is_not_taken() {
+        for id in [
+            "mine-1",
+            "req_0A.9",
+            "6fbd0c1e-9a4b-4a53-8f2d-0d5a3d1c2b3a",
+            "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01",
+            "a/b:c+d=@~",
+            &"x".repeat(MAX_ID),
+        ] {
+            assert_eq!(named(id.as_bytes()), id);
+        }
+        for id in [
+            &b""[..],
+            b"a b",
+            b"x}: ended method=POST path=\"/v1/chat/completions\" status=200",
+            b"a\tb",
+            b"{",
+            b"\"",
+            b"a,b",
+            b"a;b",
+            b"\\n",
+            b"\xc3\xa9",
+            &[b'x'; MAX_ID + 1],
+        ] {
+            let given = named(id);
+            let given = given.to_str().expect("ASCII");
+            assert!(given.starts_with("req-") && given.len() == 36, "{given}");
+        }
+    }
+
+    #[test]
+    fn what_proxies_say_of_a_client_is_told_whole_and_in_order() {
+        let request = Request::builder()
+            .header(FORWARDED_FOR, "10.0.0.1, 10.0.0.2")
+            .header(FORWARDED_FOR, "10.0.0.3");
+        let request = request.body(Body::empty()).expect("a request");
+        let told = forwarded_for(&request);
+        assert_eq!(told.as_deref(), Some("10.0.0.1, 10.0.0.2, 10.0.0.3"));
+        let none = Request::new(Body::empty());
+        assert_eq!(forwarded_for(&none), None);
     }
 }

@@ -15,9 +15,12 @@ mod controls;
 mod cors;
 mod crowd;
 mod deadline;
+mod doors;
 mod errors;
+mod extras;
 mod fields;
 mod guidance;
+mod hosts;
 mod keys;
 mod lacking;
 mod linger;
@@ -45,9 +48,11 @@ pub use accept::serve;
 pub use cors::Origin;
 pub use crowd::SPARE_PLACES;
 pub use deadline::time_limit;
+pub use hosts::HostName;
 pub use keys::{ApiKeys, KeyError};
 pub use tls::{Tls, TlsError};
 
+use crate::printable::excerpt;
 use crate::runtime::{Arm, Runtime};
 use errors::ApiError;
 use metrics::Metrics;
@@ -61,6 +66,8 @@ pub struct ServeOptions {
     pub keys: ApiKeys,
     /// The web pages of other origins that may ask.
     pub origins: Vec<Origin>,
+    /// The names that clients may address the server by, beside IP addresses and loopback names.
+    pub hosts: Vec<HostName>,
     /// The folder below which clients may name adapters to load; none if absent.
     pub adapter_folder: Option<PathBuf>,
     /// Serve over TLS.
@@ -84,6 +91,7 @@ impl Default for ServeOptions {
             strict: false,
             keys: ApiKeys::default(),
             origins: Vec::new(),
+            hosts: Vec::new(),
             adapter_folder: None,
             tls: None,
             max_body: 8 << 20,
@@ -129,7 +137,7 @@ fn endpoints() -> Vec<(&'static str, MethodRouter<Arc<App>>)> {
     vec![
         (page::PATH, get(page::page)),
         (health::PATH, get(health::health)),
-        ("/metrics", get(metrics::metrics)),
+        (metrics::PATH, get(metrics::metrics)),
         ("/openapi.json", get(openapi::document)),
         ("/v1/models", get(models::list)),
         ("/v1/models/{*id}", get(models::one)),
@@ -146,6 +154,14 @@ fn endpoints() -> Vec<(&'static str, MethodRouter<Arc<App>>)> {
     ]
 }
 
+/// The endpoints that clients of other servers know without `/v1` too.
+const ALSO_WITHOUT_V1: [&str; 4] = [
+    "/v1/models",
+    "/v1/models/{*id}",
+    "/v1/chat/completions",
+    "/v1/completions",
+];
+
 /// The endpoints with everything around them.
 fn router(runtime: Arc<Runtime>, options: ServeOptions) -> Router {
     let cors = cors::layer(&options.origins);
@@ -158,7 +174,11 @@ fn router(runtime: Arc<Runtime>, options: ServeOptions) -> Router {
     let routed = endpoints()
         .into_iter()
         .fold(Router::new(), |router, (path, method)| {
-            router.route(path, method)
+            let short = path.strip_prefix("/v1");
+            match short.filter(|_| ALSO_WITHOUT_V1.contains(&path)) {
+                Some(short) => router.route(short, method.clone()).route(path, method),
+                None => router.route(path, method),
+            }
         });
     let guarded = routed
         .fallback(unknown_path)
@@ -173,6 +193,7 @@ fn router(runtime: Arc<Runtime>, options: ServeOptions) -> Router {
         None => guarded,
     };
     shared
+        .layer(middleware::from_fn_with_state(app.clone(), doors::check))
         .layer(middleware::map_request(linger::request))
         .layer(middleware::from_fn_with_state(app.clone(), log::request))
         .with_state(app)
@@ -180,19 +201,19 @@ fn router(runtime: Arc<Runtime>, options: ServeOptions) -> Router {
 
 async fn unknown_path(request: Request) -> ApiError {
     ApiError::UnknownPath {
-        path: request.uri().path().to_owned(),
+        path: excerpt(request.uri().path()).into_owned(),
     }
 }
 
 async fn method_not_allowed(request: Request) -> ApiError {
     ApiError::MethodNotAllowed {
-        method: request.method().to_string(),
-        path: request.uri().path().to_owned(),
+        method: excerpt(request.method().as_str()).into_owned(),
+        path: excerpt(request.uri().path()).into_owned(),
     }
 }
 
 /// What is there while models load.
-const ALWAYS: [&str; 3] = [routes::page::PATH, "/metrics", "/openapi.json"];
+const ALWAYS: [&str; 3] = [routes::page::PATH, routes::metrics::PATH, "/openapi.json"];
 
 /// While models load, little is there.
 async fn unless_loading(State(app): State<Arc<App>>, request: Request, next: Next) -> Response {

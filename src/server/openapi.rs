@@ -16,6 +16,7 @@ use serde_json::{Map, Value, json};
 use super::answer::Envelope;
 use super::controls::Controls;
 use super::errors::ErrorBody;
+use super::extras::Extras;
 use super::guidance::GuidanceFields;
 use super::metrics::CONTENT_TYPE;
 use super::routes::adapters::{Adapter, Adapters, Deleted, LoadRequest};
@@ -56,7 +57,9 @@ fn build() -> Value {
                 A model id is an arm, `MODEL[@PROFILE][+ADAPTER]`. Values out of range are refused, null \
                 means the default, and fields that are not listed are ignored with a warning in the log, \
                 or refused by a server started as strict. What incant lacks (tools, images, constrained \
-                formats) is refused too.",
+                formats) is refused too.\n\n\
+                Models, chat and completions are at paths without `/v1` too, and a key can be sent as \
+                `X-Api-Key`.",
             "license": {"name": "MIT OR Apache-2.0", "identifier": "MIT OR Apache-2.0"},
         },
         "paths": paths,
@@ -149,6 +152,7 @@ fn paths(schemas: &mut Schemas) -> Value {
         let request = all_of([
             schemas.input::<ChatRequest>(),
             schemas.input::<Controls>(),
+            schemas.input::<Extras>(),
             schemas.input::<GuidanceFields>(),
         ]);
         let answer = schemas.output::<Envelope<ChatChoice>>();
@@ -166,6 +170,7 @@ fn paths(schemas: &mut Schemas) -> Value {
         let request = all_of([
             schemas.input::<CompletionRequest>(),
             schemas.input::<Controls>(),
+            schemas.input::<Extras>(),
             schemas.input::<GuidanceFields>(),
         ]);
         let answer = schemas.output::<Envelope<CompletionChoice>>();
@@ -261,8 +266,8 @@ fn paths(schemas: &mut Schemas) -> Value {
     })
 }
 
-const BODY_FAILURES: &[&str] = &["400", "401", "404", "408", "413", "500", "503"];
-const GENERATION_FAILURES: &[&str] = &["400", "401", "404", "408", "413", "429", "500", "503"];
+const BODY_FAILURES: &[&str] = &["401", "404", "408", "413", "415", "500", "503"];
+const GENERATION_FAILURES: &[&str] = &["401", "404", "408", "413", "415", "429", "500", "503"];
 
 /// The failures that operations refer to, by status.
 fn failures() -> Value {
@@ -272,17 +277,23 @@ fn failures() -> Value {
             "The request is wrong: malformed, out of range, longer than the context, or asking for what incant lacks",
         ),
         ("401", "The server wants a key, and got none or another one"),
+        (
+            "403",
+            "A web page of another origin asks, or `Host` is a name that the server does not know as its own",
+        ),
         ("404", "No such model, profile or adapter"),
         (
             "408",
             "The body took too long to arrive, or the answer longer than it may (`timeout`, or the server's limit)",
         ),
         ("413", "The body is too large"),
+        ("415", "The body is not `application/json`, or compressed"),
         ("429", "The queue is full"),
         ("500", "The server failed"),
         (
             "503",
-            "The server is loading or shutting down, or has all the connections that it can serve",
+            "The server is loading or shutting down, has all the connections that it can serve, or a model's engine \
+             has failed",
         ),
     ];
     let failure = |(status, description): (&str, &str)| {
@@ -330,14 +341,17 @@ fn post(id: &str, summary: &str, request: Value, answer: Value, failures: &[&str
     with_failures(json!({"post": operation}), failures)
 }
 
-/// Adds references to `failures` to a path's only operation.
+/// The failures of every operation.
+const FAILURES: &[&str] = &["400", "403"];
+
+/// Adds references to `failures`, and to those of every operation, to a path's only one.
 fn with_failures(mut path: Value, failures: &[&str]) -> Value {
     for operation in path
         .as_object_mut()
         .into_iter()
         .flat_map(|path| path.values_mut())
     {
-        for status in failures {
+        for status in FAILURES.iter().chain(failures) {
             operation["responses"][status] =
                 json!({"$ref": format!("#/components/responses/{status}")});
         }

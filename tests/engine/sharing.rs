@@ -45,6 +45,7 @@ pub(super) fn plain(prompt: &[u32], max_tokens: usize) -> GenerateRequest {
         prompt_logprobs: None,
         feeds: Vec::new(),
         together: None,
+        isolated: false,
         ..request(None, prompt, max_tokens)
     }
 }
@@ -425,6 +426,7 @@ fn nothing_is_lost_in_a_crowd() {
                 prompt_logprobs: random.random_bool(0.1).then_some(1),
                 feeds: Vec::new(),
                 together: None,
+                isolated: false,
                 ..plain(&prompt, random.random_range(1..60))
             };
             let generations = engine.submit(vec![request.clone()]);

@@ -293,6 +293,7 @@ fn answer(model: Model) -> Result<(), String> {
             prompt_logprobs: Some(0),
             feeds: Vec::new(),
             together: None,
+            isolated: false,
         };
         let generations = arm
             .submit(vec![request])

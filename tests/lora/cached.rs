@@ -32,6 +32,7 @@ fn request(adapter: Option<&Adapter>, prompt: &[u32], max_tokens: usize) -> Gene
         prompt_logprobs: None,
         feeds: Vec::new(),
         together: None,
+        isolated: false,
     }
 }
 

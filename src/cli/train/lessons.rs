@@ -274,6 +274,7 @@ impl School {
             prompt_logprobs: None,
             feeds: Vec::new(),
             together: None,
+            isolated: false,
         };
         let mut generation = partners.submit(arm, request)?;
         let mut decoder = StreamDecoder::new();

@@ -140,6 +140,7 @@ fn a_cut_token_keeps_its_score_and_its_name_among_the_alternatives() {
         logprob: Some(0.0),
         rank: Some(1),
         top: vec![Alternative {
+            id: 0,
             bytes: b"ab".to_vec(),
             logprob: -0.5,
             chosen: true,

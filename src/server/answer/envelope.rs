@@ -38,6 +38,8 @@ pub(crate) struct Head {
     created: u64,
     model: String,
     profile: Option<String>,
+    /// Told once: in a whole answer or in the first chunk.
+    prompt_token_ids: Option<Vec<u32>>,
 }
 
 /// A whole answer or a chunk of one.
@@ -56,18 +58,26 @@ pub(crate) struct Envelope<C> {
     /// completions.
     #[serde(skip_serializing_if = "Option::is_none")]
     profile: Option<String>,
+    /// The ids of the prompt's tokens, in chat where `return_token_ids` is true: in a stream only in its first chunk.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    prompt_token_ids: Option<Vec<u32>>,
     /// Names the server's build.
     system_fingerprint: &'static str,
     /// The answers. Empty in the chunk that carries the usage.
     choices: Vec<C>,
-    /// Absent from chunks, unless `stream_options.include_usage` is true: then null in all but the last.
+    /// Absent from chunks, unless `stream_options.include_usage` is true: then null in all but the last. With
+    /// `continuous_usage_stats` that so far.
     #[serde(skip_serializing_if = "Option::is_none")]
     usage: Option<Option<Usage>>,
 }
 
 impl Head {
     /// A new response's head.
-    pub(crate) fn new<S: Shape>(model: String, profile: Option<String>) -> Head {
+    pub(crate) fn new<S: Shape>(
+        model: String,
+        profile: Option<String>,
+        prompt_token_ids: Option<Vec<u32>>,
+    ) -> Head {
         let since_1970 = SystemTime::now().duration_since(UNIX_EPOCH);
         Head {
             id: format!("{}{:032x}", S::ID, rand::random::<u128>()),
@@ -75,11 +85,12 @@ impl Head {
             created: since_1970.map_or(0, |time| time.as_secs()),
             model,
             profile,
+            prompt_token_ids,
         }
     }
 
     fn envelope<C>(
-        &self,
+        &mut self,
         object: &'static str,
         choices: Vec<C>,
         usage: Option<Option<Usage>>,
@@ -90,6 +101,7 @@ impl Head {
             created: self.created,
             model: self.model.clone(),
             profile: self.profile.clone(),
+            prompt_token_ids: self.prompt_token_ids.take(),
             system_fingerprint: FINGERPRINT,
             choices,
             usage,
@@ -98,24 +110,24 @@ impl Head {
 
     /// The whole answer.
     pub(crate) fn whole<S: Shape>(
-        &self,
+        mut self,
         choices: Vec<S::Choice>,
         usage: Usage,
     ) -> Envelope<S::Choice> {
         self.envelope(S::OBJECT, choices, Some(Some(usage)))
     }
 
-    /// A chunk.
+    /// A chunk; what its `usage` is, if it has one.
     pub(crate) fn chunk<S: Shape>(
-        &self,
+        &mut self,
         choice: S::Delta,
-        include_usage: bool,
+        usage: Option<Option<Usage>>,
     ) -> Envelope<S::Delta> {
-        self.envelope(S::CHUNK, vec![choice], include_usage.then_some(None))
+        self.envelope(S::CHUNK, vec![choice], usage)
     }
 
     /// The chunk that carries the usage.
-    pub(crate) fn last_chunk<S: Shape>(&self, usage: Usage) -> Envelope<S::Delta> {
+    pub(crate) fn last_chunk<S: Shape>(&mut self, usage: Usage) -> Envelope<S::Delta> {
         self.envelope(S::CHUNK, Vec::new(), Some(Some(usage)))
     }
 }

@@ -10,6 +10,32 @@ use crate::runtime::Partners;
 use crate::runtime::choice::{Alternative, Entry};
 use crate::shown::{ZERO_PROBABILITY, finite, token_name};
 
+/// How tokens are written in log-probabilities.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Names {
+    /// By their text.
+    Texts,
+    /// As `token_id:ID`.
+    Ids,
+}
+
+impl Names {
+    /// By ids if `return_tokens_as_token_ids` is true.
+    pub(crate) fn new(by_ids: bool) -> Names {
+        match by_ids {
+            true => Names::Ids,
+            false => Names::Texts,
+        }
+    }
+
+    fn of(self, id: u32, bytes: &[u8]) -> String {
+        match self {
+            Names::Texts => token_name(bytes),
+            Names::Ids => format!("token_id:{id}"),
+        }
+    }
+}
+
 /// Which distribution log-probabilities are of, where others had a say in the answer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, JsonSchema)]
 pub(crate) enum Measured {
@@ -70,19 +96,26 @@ struct ChatAlternative {
 
 impl ChatLogprobs {
     /// Those of some tokens.
-    pub(crate) fn new(entries: Vec<Entry>, measured: Option<Measured>) -> ChatLogprobs {
-        let alternative = |Alternative { bytes, logprob, .. }| ChatAlternative {
-            token: token_name(&bytes),
+    pub(crate) fn new(
+        entries: Vec<Entry>,
+        names: Names,
+        measured: Option<Measured>,
+    ) -> ChatLogprobs {
+        let alternative = |Alternative {
+                               id, bytes, logprob, ..
+                           }| ChatAlternative {
+            token: names.of(id, &bytes),
             logprob: finite(logprob),
             bytes,
         };
         let token = |Entry {
+                         id,
                          bytes,
                          logprob,
                          top,
                          ..
                      }| ChatToken {
-            token: token_name(&bytes),
+            token: names.of(id, &bytes),
             // Chat echoes no prompt, so each token has one.
             logprob: logprob.map_or(ZERO_PROBABILITY, finite),
             bytes,
@@ -114,12 +147,19 @@ pub(crate) struct CompletionLogprobs {
 
 impl CompletionLogprobs {
     /// Those of some tokens.
-    pub(crate) fn new(entries: Vec<Entry>, measured: Option<Measured>) -> CompletionLogprobs {
-        let top = |entry: &Entry| entry.logprob.map(|logprob| TopLogprobs::of(entry, logprob));
+    pub(crate) fn new(
+        entries: Vec<Entry>,
+        names: Names,
+        measured: Option<Measured>,
+    ) -> CompletionLogprobs {
+        let top = |entry: &Entry| {
+            let logprob = entry.logprob?;
+            Some(TopLogprobs::of(entry, names, logprob))
+        };
         CompletionLogprobs {
             tokens: entries
                 .iter()
-                .map(|entry| token_name(&entry.bytes))
+                .map(|entry| names.of(entry.id, &entry.bytes))
                 .collect(),
             token_logprobs: entries
                 .iter()
@@ -139,8 +179,8 @@ struct TopLogprobs(Vec<(String, f32)>);
 impl TopLogprobs {
     /// The entry's alternatives with the entry itself among them. Two tokens
     /// can have one name; then the chosen one has it, else the likelier.
-    fn of(entry: &Entry, logprob: f32) -> TopLogprobs {
-        let chosen = token_name(&entry.bytes);
+    fn of(entry: &Entry, written: Names, logprob: f32) -> TopLogprobs {
+        let chosen = written.of(entry.id, &entry.bytes);
         let mut names = HashSet::new();
         let mut top = Vec::new();
         let mut add = |token: String, logprob: f32| {
@@ -149,7 +189,7 @@ impl TopLogprobs {
             }
         };
         for alternative in &entry.top {
-            let token = token_name(&alternative.bytes);
+            let token = written.of(alternative.id, &alternative.bytes);
             if alternative.chosen || token == chosen {
                 add(chosen.clone(), logprob);
             } else {
@@ -192,13 +232,18 @@ mod tests {
     use super::*;
 
     fn entry(bytes: &[u8], logprob: Option<f32>, top: &[(&[u8], f32, bool)]) -> Entry {
-        let top = top.iter().map(|(bytes, logprob, chosen)| Alternative {
-            bytes: bytes.to_vec(),
-            logprob: *logprob,
-            chosen: *chosen,
-        });
+        let places = 0..;
+        let top = top
+            .iter()
+            .zip(places)
+            .map(|((bytes, logprob, chosen), id)| Alternative {
+                id: if *chosen { 7 } else { id },
+                bytes: bytes.to_vec(),
+                logprob: *logprob,
+                chosen: *chosen,
+            });
         Entry {
-            id: 0,
+            id: 7,
             bytes: bytes.to_vec(),
             offset: 3,
             logprob,
@@ -214,7 +259,8 @@ mod tests {
         let outside = entry(b"z", Some(odd), &[(b"a", -0.05, false)]);
         let namesake = entry(b"a", Some(odd), &[(b"a", -0.05, false)]);
         let first = entry(b"x", None, &[]);
-        let logprobs = CompletionLogprobs::new(vec![inside, outside, namesake, first], None);
+        let logprobs =
+            CompletionLogprobs::new(vec![inside, outside, namesake, first], Names::Texts, None);
         let written = serde_json::to_value(
             serde_json::from_str::<serde_json::Value>(&serde_json::to_string(&logprobs).unwrap())
                 .unwrap(),
@@ -247,8 +293,33 @@ mod tests {
             "refusal": null,
         });
         assert_eq!(
-            serde_json::to_value(ChatLogprobs::new(entries, None)).unwrap(),
+            serde_json::to_value(ChatLogprobs::new(entries, Names::Texts, None)).unwrap(),
             expected
         );
+    }
+
+    #[test]
+    fn tokens_can_be_written_by_their_ids() {
+        let some = || {
+            vec![entry(
+                b"b",
+                Some(-1.0),
+                &[(b"a", -0.5, false), (b"b", -1.0, true)],
+            )]
+        };
+        let chat = ChatLogprobs::new(some(), Names::Ids, None);
+        let chat = serde_json::to_value(chat).unwrap();
+        let token = &chat["content"][0];
+        assert_eq!(
+            (&token["token"], &token["bytes"]),
+            (&json!("token_id:7"), &json!([98]))
+        );
+        assert_eq!(token["top_logprobs"][0]["token"], "token_id:0");
+        assert_eq!(token["top_logprobs"][1]["token"], "token_id:7");
+        let completion = CompletionLogprobs::new(some(), Names::Ids, None);
+        let completion = serde_json::to_value(completion).unwrap();
+        assert_eq!(completion["tokens"], json!(["token_id:7"]));
+        let top = json!({"token_id:0": -0.5, "token_id:7": -1.0});
+        assert_eq!(completion["top_logprobs"], json!([top]));
     }
 }

@@ -34,7 +34,7 @@ use crate::runtime::{Arm, Partners, Prompt};
 use crate::text::Tokenizer;
 
 pub(crate) use envelope::{Envelope, Shape};
-pub(crate) use logprobs::{ChatLogprobs, CompletionLogprobs, Measured};
+pub(crate) use logprobs::{ChatLogprobs, CompletionLogprobs, Measured, Names};
 pub(crate) use watch::Watch;
 
 use envelope::Head;
@@ -47,6 +47,10 @@ pub(crate) struct Plan {
     pub(crate) controls: Resolved,
     /// Report log-probabilities, with so many alternatives.
     pub(crate) logprobs: Option<usize>,
+    /// Share KV with no other request.
+    pub(crate) isolated: bool,
+    /// What the answer tells of the prompt's tokens beside it, if that is asked for.
+    pub(crate) prompt_token_ids: Option<Vec<u32>>,
     /// The request field that holds the prompt, for errors.
     pub(crate) param: &'static str,
     /// The profile that rendered the conversation, if it was one.
@@ -139,6 +143,8 @@ pub(crate) struct PromptTokensDetails {
 pub(crate) struct Answer {
     pub(crate) index: usize,
     pub(crate) text: String,
+    /// All its tokens, those without text too.
+    pub(crate) ids: Vec<u32>,
     pub(crate) entries: Vec<Entry>,
     pub(crate) finish: FinishReason,
 }
@@ -146,10 +152,11 @@ pub(crate) struct Answer {
 /// Runs the `plan` that `call` asked for and writes what comes in `shape`.
 pub(crate) async fn respond<S: Shape>(
     call: &Call,
-    plan: Plan,
+    mut plan: Plan,
     shape: S,
 ) -> Result<Response, ApiError> {
-    let head = Head::new::<S>(plan.arm.full_id(), plan.profile.clone());
+    let prompt_token_ids = plan.prompt_token_ids.take();
+    let head = Head::new::<S>(plan.arm.full_id(), plan.profile.clone(), prompt_token_ids);
     let stream = plan.controls.stream;
     let mut running = Running::submit(call, plan)?;
     match stream {
@@ -161,7 +168,10 @@ pub(crate) async fn respond<S: Shape>(
                 .collect();
             Ok(Json(head.whole::<S>(choices, running.usage())).into_response())
         }
-        Stream::Events { include_usage } => {
+        Stream::Events {
+            include_usage,
+            continuous_usage,
+        } => {
             let first = running.next().await.transpose()?;
             let events = Events {
                 first,
@@ -169,6 +179,7 @@ pub(crate) async fn respond<S: Shape>(
                 shape,
                 head,
                 include_usage,
+                continuous_usage,
             };
             let frames = unfold(Some(events), |events| async { events?.frames().await });
             Ok(sse::response(frames))
@@ -184,9 +195,19 @@ struct Events<S> {
     shape: S,
     head: Head,
     include_usage: bool,
+    continuous_usage: bool,
 }
 
 impl<S: Shape> Events<S> {
+    /// The `usage` of a chunk that is not the last.
+    fn usage(&self) -> Option<Option<Usage>> {
+        match (self.continuous_usage, self.include_usage) {
+            (true, _) => Some(Some(self.running.usage())),
+            (false, true) => Some(None),
+            (false, false) => None,
+        }
+    }
+
     /// The next frames, and what comes after them; without the latter they are the last.
     async fn frames(mut self) -> Option<(Frames, Option<Self>)> {
         let mut frames = Frames::default();
@@ -198,7 +219,8 @@ impl<S: Shape> Events<S> {
             match next {
                 Some(Ok(piece)) => {
                     for choice in self.shape.chunks(piece) {
-                        frames.push(&self.head.chunk::<S>(choice, self.include_usage));
+                        let usage = self.usage();
+                        frames.push(&self.head.chunk::<S>(choice, usage));
                     }
                 }
                 Some(Err(error)) => {
@@ -265,7 +287,9 @@ impl Running {
             prompts,
             controls,
             logprobs,
+            isolated,
             param,
+            prompt_token_ids: _,
             profile: _,
         } = plan;
         let mut sequences = Vec::new();
@@ -295,6 +319,7 @@ impl Running {
                     prompt_logprobs: logprobs.filter(|_| echo.is_some()),
                     feeds: Vec::new(),
                     together: None,
+                    isolated,
                 };
                 sequences.push(partners.sequences(&arm, request));
                 guided.push(Guided {
@@ -371,6 +396,7 @@ impl Running {
         let blank = |index| Answer {
             index,
             text: String::new(),
+            ids: Vec::new(),
             entries: Vec::new(),
             finish: FinishReason::Length,
         };
@@ -378,6 +404,7 @@ impl Running {
         while let Some(piece) = self.next().await.transpose()? {
             let answer = &mut answers[piece.index];
             answer.text.push_str(&piece.text);
+            answer.ids.extend(piece.ids);
             answer.entries.extend(piece.entries);
             answer.finish = piece.finish.unwrap_or(answer.finish);
         }

@@ -27,6 +27,21 @@ pub(crate) enum ApiError {
     /// The server wants a key, and got none or another.
     #[error("The API key is missing or wrong; send it as `Authorization: Bearer KEY`.")]
     Unauthorized,
+    /// The server is addressed by a name that may be anyone's.
+    #[error(
+        "The request's `Host` is not a name of this server: `--allow-host` adds one. Addresses \
+         and `localhost` need none."
+    )]
+    ForeignHost,
+    /// A web page of another origin asks.
+    #[error("Web pages of other origins may not use this server: `--cors` names those that may.")]
+    ForeignOrigin,
+    /// The body is of a kind that is not read.
+    #[error("The body must be JSON, sent with `Content-Type: application/json`.")]
+    NotJson,
+    /// The body is compressed.
+    #[error("The body must be sent as it is, without a `Content-Encoding`.")]
+    Encoded,
     /// No such model, profile or adapter.
     #[error("{0}")]
     UnknownModel(String),
@@ -79,6 +94,8 @@ pub(crate) enum ApiError {
         asked: usize,
         /// The most there is room for.
         limit: usize,
+        /// The field that asks for so many.
+        param: &'static str,
     },
     /// The answer was not complete in time.
     #[error("The answer was not complete within {whose} of {} s.", .limit.as_secs_f64())]
@@ -91,6 +108,9 @@ pub(crate) enum ApiError {
     /// All places for connections are taken.
     #[error("The server has all the connections that it can serve.")]
     Crowded,
+    /// An engine has died, or stands still with work to do.
+    #[error("A model's engine has failed.")]
+    Ill,
     /// The models are still being loaded.
     #[error("The server is still loading its models.")]
     Loading,
@@ -148,7 +168,12 @@ impl From<SubmitError> for ApiError {
     fn from(error: SubmitError) -> ApiError {
         match error {
             SubmitError::QueueFull { retry_after } => ApiError::QueueFull { retry_after },
-            SubmitError::TooMany { asked, limit } => ApiError::TooMany { asked, limit },
+            SubmitError::TooMany { asked, limit } => ApiError::TooMany {
+                asked,
+                limit,
+                param: "n",
+            },
+            SubmitError::Ill => ApiError::Ill,
             SubmitError::Draining => ApiError::Draining,
         }
     }

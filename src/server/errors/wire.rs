@@ -11,6 +11,7 @@ use schemars::JsonSchema;
 use serde::Serialize;
 
 use super::ApiError;
+use crate::printable::excerpt;
 
 /// Seconds a client should wait while the server is loading or draining.
 const UNAVAILABLE_RETRY_AFTER: u64 = 5;
@@ -41,6 +42,11 @@ impl ApiError {
         let (status, kind, code) = match self {
             ApiError::Invalid { .. } => (StatusCode::BAD_REQUEST, INVALID, None),
             ApiError::Unauthorized => (StatusCode::UNAUTHORIZED, INVALID, Some("invalid_api_key")),
+            ApiError::ForeignHost => (StatusCode::FORBIDDEN, INVALID, Some("host_not_allowed")),
+            ApiError::ForeignOrigin => (StatusCode::FORBIDDEN, INVALID, Some("origin_not_allowed")),
+            ApiError::NotJson | ApiError::Encoded => {
+                (StatusCode::UNSUPPORTED_MEDIA_TYPE, INVALID, None)
+            }
             ApiError::UnknownModel(_) => (StatusCode::NOT_FOUND, INVALID, Some("model_not_found")),
             ApiError::ContextLength { .. } => (
                 StatusCode::BAD_REQUEST,
@@ -62,14 +68,14 @@ impl ApiError {
                 "timeout_error",
                 Some("request_timeout"),
             ),
-            ApiError::Crowded | ApiError::Loading | ApiError::Draining => {
+            ApiError::Crowded | ApiError::Ill | ApiError::Loading | ApiError::Draining => {
                 (StatusCode::SERVICE_UNAVAILABLE, UNAVAILABLE, None)
             }
             ApiError::Internal(_) => (StatusCode::INTERNAL_SERVER_ERROR, "server_error", None),
         };
         let retry_after = match self {
             ApiError::QueueFull { retry_after } => Some(*retry_after),
-            ApiError::Crowded | ApiError::Loading | ApiError::Draining => {
+            ApiError::Crowded | ApiError::Ill | ApiError::Loading | ApiError::Draining => {
                 Some(UNAVAILABLE_RETRY_AFTER)
             }
             _ => None,
@@ -88,6 +94,9 @@ impl ApiError {
         let word = match self {
             ApiError::Invalid { .. } => "invalid",
             ApiError::Unauthorized => "invalid_api_key",
+            ApiError::ForeignHost => "host_not_allowed",
+            ApiError::ForeignOrigin => "origin_not_allowed",
+            ApiError::NotJson | ApiError::Encoded => "unsupported_media_type",
             ApiError::UnknownModel(_) => "model_not_found",
             ApiError::ContextLength { .. } => "context_length_exceeded",
             ApiError::BodyTooLarge { .. } => "body_too_large",
@@ -97,6 +106,7 @@ impl ApiError {
             ApiError::QueueFull { .. } => "queue_full",
             ApiError::TooMany { .. } => "too_many",
             ApiError::Crowded => "crowded",
+            ApiError::Ill => "engine_failed",
             ApiError::Loading => "loading",
             ApiError::Draining => "draining",
             ApiError::Timeout { .. } | ApiError::Internal(_) => return None,
@@ -109,7 +119,7 @@ impl ApiError {
             ApiError::Invalid { param, .. } => param.clone(),
             ApiError::UnknownModel(_) => Some("model".into()),
             ApiError::ContextLength { param, .. } => Some((*param).into()),
-            ApiError::TooMany { .. } => Some("n".into()),
+            ApiError::TooMany { param, .. } => Some((*param).into()),
             _ => None,
         }
     }
@@ -121,7 +131,7 @@ impl ApiError {
             error: ErrorDetail {
                 message: self.to_string(),
                 kind: wire.kind,
-                param: self.param(),
+                param: self.param().map(|param| excerpt(&param).into_owned()),
                 code: wire.code,
             },
         }
@@ -133,7 +143,11 @@ impl IntoResponse for ApiError {
         let wire = self.wire();
         // That a server loads or drains is no news to whoever reads its log.
         if matches!(self, ApiError::Internal(_)) {
-            tracing::warn!(status = wire.status.as_u16(), "{self}");
+            tracing::warn!(
+                status = wire.status.as_u16(),
+                "{}",
+                excerpt(&self.to_string())
+            );
         }
         let body = serde_json::to_vec(&self.body()).expect("strings serialize");
         let mut response = Response::new(Body::from(body));
@@ -148,6 +162,13 @@ impl IntoResponse for ApiError {
         }
         if matches!(self, ApiError::Unauthorized) {
             headers.insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
+        }
+        if matches!(self, ApiError::Encoded) {
+            // RFC 9110, 15.5.16: so the client knows that it was not the type.
+            headers.insert(
+                header::ACCEPT_ENCODING,
+                HeaderValue::from_static("identity"),
+            );
         }
         if !wire.repeat {
             headers.insert(SHOULD_RETRY, HeaderValue::from_static("false"));
@@ -241,6 +262,38 @@ mod tests {
                 None,
             ),
             (
+                ApiError::ForeignHost,
+                403,
+                None,
+                "invalid_request_error",
+                Some("host_not_allowed"),
+                None,
+            ),
+            (
+                ApiError::ForeignOrigin,
+                403,
+                None,
+                "invalid_request_error",
+                Some("origin_not_allowed"),
+                None,
+            ),
+            (
+                ApiError::NotJson,
+                415,
+                None,
+                "invalid_request_error",
+                None,
+                None,
+            ),
+            (
+                ApiError::Encoded,
+                415,
+                None,
+                "invalid_request_error",
+                None,
+                None,
+            ),
+            (
                 ApiError::UnknownModel("no".into()),
                 404,
                 None,
@@ -285,7 +338,11 @@ mod tests {
                 None,
             ),
             (
-                ApiError::TooMany { asked: 9, limit: 8 },
+                ApiError::TooMany {
+                    asked: 9,
+                    limit: 8,
+                    param: "n",
+                },
                 400,
                 None,
                 "invalid_request_error",
@@ -302,6 +359,14 @@ mod tests {
             ),
             (
                 ApiError::Crowded,
+                503,
+                Some("5"),
+                "service_unavailable",
+                None,
+                None,
+            ),
+            (
+                ApiError::Ill,
                 503,
                 Some("5"),
                 "service_unavailable",

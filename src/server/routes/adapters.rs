@@ -9,6 +9,7 @@ use axum::extract::{self, State};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use crate::printable::excerpt;
 use crate::runtime::{self, AdapterError, Model};
 use crate::server::App;
 use crate::server::call::{Call, unhurried};
@@ -140,7 +141,8 @@ pub(crate) async fn unload(
     State(app): State<Arc<App>>,
     id: Result<extract::Path<String>, PathRejection>,
 ) -> Result<Json<Deleted>, ApiError> {
-    let unknown = |id: &str| ApiError::UnknownModel(format!("There is no adapter `{id}`."));
+    let unknown =
+        |id: &str| ApiError::UnknownModel(format!("There is no adapter `{}`.", excerpt(id)));
     let extract::Path(id) = id.map_err(|_| unknown("\u{fffd}"))?;
     let models = app.runtime.models().iter();
     let mut found = models.filter_map(|model| {
@@ -171,7 +173,8 @@ fn model(app: &App, id: Option<&str>) -> Result<Arc<Model>, ApiError> {
         )),
         (Some(id), _) => {
             let found = models.iter().find(|model| model.id() == id);
-            let unknown = || ApiError::UnknownModel(format!("The model `{id}` is not served."));
+            let unknown =
+                || ApiError::UnknownModel(format!("The model `{}` is not served.", excerpt(id)));
             found.cloned().ok_or_else(unknown)
         }
     }
@@ -190,7 +193,7 @@ fn confined(folder: &Path, path: &str) -> Result<PathBuf, ApiError> {
     if !named.components().all(plain) {
         return Err(outside());
     }
-    let missing = |error| ApiError::invalid("path", format!("{path}: {error}."));
+    let missing = |error| ApiError::invalid("path", format!("{}: {error}.", excerpt(path)));
     let root = folder.canonicalize().map_err(missing)?;
     let path = root.join(named).canonicalize().map_err(missing)?;
     match path.starts_with(&root) {

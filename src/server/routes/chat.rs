@@ -5,13 +5,15 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::engine::FinishReason;
+use crate::printable::excerpt;
 use crate::profile::{Message, Role};
 use crate::runtime::choice::{Entry, Piece};
-use crate::server::answer::{Answer, ChatLogprobs, Measured, Plan, Planned, Shape, respond};
+use crate::server::answer::{Answer, ChatLogprobs, Measured, Names, Plan, Planned, Shape, respond};
 use crate::server::call::{Call, unhurried};
 use crate::server::controls::{Controls, Limits, integer};
 use crate::server::errors::ApiError;
-use crate::server::fields::{Object, TextOr};
+use crate::server::extras::Extras;
+use crate::server::fields::{Object, TextOr, whole};
 use crate::server::guidance::GuidanceFields;
 use crate::server::lacking;
 
@@ -29,6 +31,7 @@ pub(crate) struct ChatRequest {
     /// Report the log-probability of every token.
     logprobs: Option<bool>,
     /// With so many alternatives each.
+    #[serde(default, deserialize_with = "whole::option")]
     #[schemars(range(min = 0, max = 20))]
     top_logprobs: Option<i64>,
 }
@@ -78,6 +81,7 @@ pub(crate) struct Part {
 pub(crate) async fn chat(mut call: Call) -> Result<Response, ApiError> {
     let request: ChatRequest = call.fields.view()?;
     let controls: Controls = call.fields.view()?;
+    let extras: Extras = call.fields.view()?;
     let guidance: GuidanceFields = call.fields.view()?;
     lacking::refuse(&mut call.fields, lacking::EVERYWHERE)?;
     lacking::refuse(&mut call.fields, lacking::CHAT)?;
@@ -91,18 +95,25 @@ pub(crate) async fn chat(mut call: Call) -> Result<Response, ApiError> {
     };
     let controls = controls.resolve(&arm, arm.defaults(), limits)?;
     let say = arm.say_in_chat(&call.app.runtime, &guidance.wishes())?;
+    extras.check(arm.context())?;
     let renderer = arm.clone();
     let render = move || {
         let prompt = renderer.chat(&messages);
-        let prompt = prompt.map_err(|error| ApiError::invalid("messages", error.to_string()))?;
+        let prompt =
+            prompt.map_err(|error| ApiError::invalid("messages", excerpt(&error.to_string())))?;
         let partners = say.of_chat(&renderer, &messages)?;
         Ok::<_, ApiError>((prompt, partners))
     };
-    let (prompt, partners) = unhurried(render).await?;
+    let (mut prompt, partners) = unhurried(render).await?;
+    extras.check_partners(&partners)?;
+    extras.truncate(&mut prompt, arm.context(), controls.max_tokens);
     let shape = Chat {
         logprobs: logprobs.is_some(),
+        names: Names::new(extras.names_by_ids()),
+        token_ids: extras.token_ids(),
         measured: Measured::of(&partners),
     };
+    let prompt_token_ids = extras.token_ids().then(|| prompt.all_ids());
     let prompts = vec![Planned {
         prompt,
         echo: None,
@@ -114,6 +125,8 @@ pub(crate) async fn chat(mut call: Call) -> Result<Response, ApiError> {
         prompts,
         controls,
         logprobs,
+        isolated: extras.isolated(),
+        prompt_token_ids,
         param: "messages",
     };
     respond(&call, plan, shape).await
@@ -197,6 +210,10 @@ fn read(at: usize, message: ChatMessage) -> Result<Message, ApiError> {
 struct Chat {
     /// Whether log-probabilities were asked for.
     logprobs: bool,
+    /// How their tokens are written.
+    names: Names,
+    /// Whether the tokens' ids were asked for.
+    token_ids: bool,
     /// What they are of.
     measured: Option<Measured>,
 }
@@ -210,6 +227,9 @@ pub(crate) struct ChatChoice {
     /// Null unless asked for.
     logprobs: Option<ChatLogprobs>,
     finish_reason: FinishWord,
+    /// The ids of all its tokens, those without text too; absent unless asked for.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    token_ids: Option<Vec<u32>>,
 }
 
 /// What the model says.
@@ -232,6 +252,9 @@ pub(crate) struct ChatDelta {
     logprobs: Option<ChatLogprobs>,
     /// Null in all but an answer's last chunk.
     finish_reason: Option<FinishWord>,
+    /// The ids of the tokens since the last chunk; absent unless asked for.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    token_ids: Option<Vec<u32>>,
 }
 
 /// What is new. Empty in an answer's last chunk.
@@ -269,7 +292,7 @@ impl Chat {
     /// What was asked for of some tokens.
     fn logprobs(&self, entries: Vec<Entry>) -> Option<ChatLogprobs> {
         self.logprobs
-            .then(|| ChatLogprobs::new(entries, self.measured))
+            .then(|| ChatLogprobs::new(entries, self.names, self.measured))
     }
 }
 
@@ -290,17 +313,21 @@ impl Shape for Chat {
             },
             logprobs: self.logprobs(answer.entries),
             finish_reason: answer.finish.into(),
+            token_ids: self.token_ids.then_some(answer.ids),
         }
     }
 
     fn chunks(&self, piece: Piece) -> Vec<ChatDelta> {
         let index = piece.index;
-        let chunk = |delta, logprobs, finish_reason| ChatDelta {
+        let chunk = |delta, logprobs, finish_reason, token_ids| ChatDelta {
             index,
             delta,
             logprobs,
             finish_reason,
+            token_ids,
         };
+        // They go with the first chunk that is not only the role.
+        let mut token_ids = self.token_ids.then_some(piece.ids);
         let mut chunks = Vec::new();
         let mut entries = piece.entries;
         if piece.opens {
@@ -308,7 +335,7 @@ impl Shape for Chat {
                 role: Some("assistant"),
                 content: Some(String::new()),
             };
-            chunks.push(chunk(delta, None, None));
+            chunks.push(chunk(delta, None, None, None));
         }
         if !piece.text.is_empty() {
             let delta = Delta {
@@ -316,7 +343,7 @@ impl Shape for Chat {
                 content: Some(piece.text),
             };
             let logprobs = self.logprobs(std::mem::take(&mut entries));
-            chunks.push(chunk(delta, logprobs, None));
+            chunks.push(chunk(delta, logprobs, None, token_ids.take()));
         }
         if let Some(reason) = piece.finish {
             // Only tokens without text are left: the end token, if it came alone.
@@ -324,7 +351,12 @@ impl Shape for Chat {
                 true => None,
                 false => self.logprobs(entries),
             };
-            chunks.push(chunk(Delta::default(), logprobs, Some(reason.into())));
+            let reason = Some(reason.into());
+            chunks.push(chunk(Delta::default(), logprobs, reason, token_ids.take()));
+        }
+        // Nothing but the role has come: it may be long before there is text.
+        if let Some(ids) = token_ids.filter(|ids| !ids.is_empty()) {
+            chunks.push(chunk(Delta::default(), None, None, Some(ids)));
         }
         chunks
     }

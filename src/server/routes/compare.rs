@@ -13,6 +13,7 @@ use super::chat::{ChatMessage, conversation};
 use run::respond;
 
 use crate::analyze::{self, Finish, Report, ReportArm, Settings, Summary, Token, Usage};
+use crate::printable::excerpt;
 use crate::profile::{Message, SamplingDefaults};
 use crate::runtime::{
     Arm, Partners, Prompt, PromptError, PromptInput, Runtime, Side, Wishes, default_reference, room,
@@ -23,7 +24,7 @@ use crate::server::answer::fit;
 use crate::server::call::{Call, unhurried};
 use crate::server::controls::{Controls, Limits, Resolved, Stream, integer};
 use crate::server::errors::ApiError;
-use crate::server::fields::Object;
+use crate::server::fields::{Object, whole};
 use crate::server::lacking;
 
 /// The most arms of one comparison.
@@ -57,6 +58,7 @@ pub(crate) struct CompareRequest {
     /// Score each token under the other arms of the same tokenizer.
     analysis: Option<bool>,
     /// With so many alternatives each; 10 if absent.
+    #[serde(default, deserialize_with = "whole::option")]
     #[schemars(range(min = 0, max = 20))]
     top_logprobs: Option<i64>,
 }
@@ -122,6 +124,7 @@ pub(crate) async fn compare(mut call: Call) -> Result<Response, ApiError> {
     let controls: Controls = call.fields.view()?;
     lacking::refuse(&mut call.fields, lacking::EVERYWHERE)?;
     lacking::refuse(&mut call.fields, lacking::CHAT)?;
+    lacking::refuse(&mut call.fields, lacking::COMPARE)?;
     call.check_unknown()?;
     let arms = arms(&call, &request.arms)?;
     let reference = reference(&request, &arms)?;
@@ -134,7 +137,15 @@ pub(crate) async fn compare(mut call: Call) -> Result<Response, ApiError> {
     let answers = controls.answers()?;
     let judges = if analysis { arms.len() } else { 1 };
     let sequences = arms.len().saturating_mul(answers).saturating_mul(judges);
-    arms[0].could_take(sequences)?;
+    arms[0].could_take(sequences).map_err(|error| {
+        let mut error = ApiError::from(error);
+        if let ApiError::TooMany { param, .. } = &mut error
+            && answers == 1
+        {
+            *param = "arms";
+        }
+        error
+    })?;
     let samplers = controls.samplers();
     let resolved = resolve(controls, &arms)?;
     let prompts = question.render(&call.app, &arms).await?;
@@ -195,6 +206,7 @@ fn reference(request: &CompareRequest, arms: &[Arm]) -> Result<usize, ApiError> 
             .zip(&request.arms)
             .position(|(arm, asked)| asked == id || arm.full_id() == *id)
             .ok_or_else(|| {
+                let id = excerpt(id);
                 let message = format!("`reference` is '{id}', which is none of `arms`.");
                 ApiError::invalid("reference", message)
             }),
@@ -267,7 +279,8 @@ impl Question {
         let (prompt, partners) = match self {
             Question::Messages(messages) => {
                 let prompt = arm.chat(messages);
-                let refused = |error: PromptError| ApiError::invalid("messages", error.to_string());
+                let refused =
+                    |error: PromptError| ApiError::invalid("messages", excerpt(&error.to_string()));
                 let say = arm.say_in_chat(runtime, &wishes)?;
                 (prompt.map_err(refused)?, say.of_chat(arm, messages)?)
             }

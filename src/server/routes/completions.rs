@@ -13,11 +13,14 @@ use super::chat::FinishWord;
 use crate::profile::SamplingDefaults;
 use crate::runtime::choice::{Echo, Entry, Piece, Vocabulary};
 use crate::runtime::{Arm, Prompt, PromptInput, Say};
-use crate::server::answer::{Answer, CompletionLogprobs, Measured, Plan, Planned, Shape, respond};
+use crate::server::answer::{
+    Answer, CompletionLogprobs, Measured, Names, Plan, Planned, Shape, respond,
+};
 use crate::server::call::{Call, unhurried};
 use crate::server::controls::{Controls, Limits, check_ids, integer};
 use crate::server::errors::ApiError;
-use crate::server::fields::TextOr;
+use crate::server::extras::Extras;
+use crate::server::fields::{TextOr, whole};
 use crate::server::guidance::GuidanceFields;
 use crate::server::lacking;
 use crate::text::{Special, Tokenizer};
@@ -37,11 +40,13 @@ pub(crate) struct CompletionRequest {
     #[schemars(schema_with = "prompt_schema")]
     prompt: TextOr<PromptItem>,
     /// Report log-probabilities, with so many alternatives per token.
+    #[serde(default, deserialize_with = "whole::option")]
     #[schemars(range(min = 0, max = 5))]
     logprobs: Option<i64>,
     /// Begin the answer with the prompt; with `logprobs` its tokens are scored too.
     echo: Option<bool>,
     /// Only what `n` says: all answers are given.
+    #[serde(default, deserialize_with = "whole::option")]
     best_of: Option<i64>,
     /// Begin a text prompt with BOS if the model asks for one; true by default.
     add_special_tokens: Option<bool>,
@@ -79,8 +84,15 @@ impl<'de> Deserialize<'de> for PromptItem {
                     .map_err(|_| E::invalid_value(Unexpected::Unsigned(id), &self))
             }
 
+            fn visit_f64<E: de::Error>(self, id: f64) -> Result<PromptItem, E> {
+                match whole::of_float(id).map(u64::try_from) {
+                    Some(Ok(id)) => self.visit_u64(id),
+                    _ => Err(E::invalid_type(Unexpected::Float(id), &self)),
+                }
+            }
+
             fn visit_seq<A: SeqAccess<'de>>(self, ids: A) -> Result<PromptItem, A::Error> {
-                Vec::deserialize(SeqAccessDeserializer::new(ids)).map(PromptItem::Ids)
+                whole::list(SeqAccessDeserializer::new(ids)).map(PromptItem::Ids)
             }
         }
         deserializer.deserialize_any(ItemVisitor)
@@ -101,6 +113,7 @@ fn prompt_schema(generator: &mut SchemaGenerator) -> Schema {
 pub(crate) async fn completions(mut call: Call) -> Result<Response, ApiError> {
     let request: CompletionRequest = call.fields.view()?;
     let controls: Controls = call.fields.view()?;
+    let extras: Extras = call.fields.view()?;
     let guidance: GuidanceFields = call.fields.view()?;
     lacking::refuse(&mut call.fields, lacking::EVERYWHERE)?;
     lacking::refuse(&mut call.fields, lacking::COMPLETIONS)?;
@@ -113,7 +126,21 @@ pub(crate) async fn completions(mut call: Call) -> Result<Response, ApiError> {
     };
     let inputs = inputs(request.prompt)?;
     // Before anything is made of them: a small body can ask for millions.
-    arm.could_take(inputs.len().saturating_mul(controls.answers()?))?;
+    let too_many = |param| {
+        move |error| match ApiError::from(error) {
+            ApiError::TooMany { asked, limit, .. } => ApiError::TooMany {
+                asked,
+                limit,
+                param,
+            },
+            other => other,
+        }
+    };
+    arm.could_take(inputs.len()).map_err(too_many("prompt"))?;
+    let answers = controls.answers()?;
+    arm.could_take(inputs.len().saturating_mul(answers))
+        .map_err(too_many("n"))?;
+    extras.check(arm.context())?;
     let add_special = request.add_special_tokens.unwrap_or(true);
     let echo = request.echo.unwrap_or(false);
     let say = arm.say_in_completion(&call.app.runtime, &guidance.wishes())?;
@@ -123,12 +150,20 @@ pub(crate) async fn completions(mut call: Call) -> Result<Response, ApiError> {
         return Err(ApiError::invalid("echo", message));
     }
     let renderer = arm.clone();
+    let cut = extras.clone();
+    let max_tokens = controls.asked_tokens(limits)?.or(limits.default_tokens);
     let plan = move || {
-        let planned = |input| planned(&renderer, &say, input, add_special, echo);
+        let planned = |input| {
+            let cut = |prompt: &mut Prompt| cut.truncate(prompt, renderer.context(), max_tokens);
+            planned(&renderer, &say, input, add_special, echo, cut)
+        };
         inputs.into_iter().map(planned).collect()
     };
     let prompts: Result<Vec<Planned>, ApiError> = unhurried(plan).await;
     let prompts = prompts?;
+    for planned in &prompts {
+        extras.check_partners(&planned.partners)?;
+    }
     // A profile speaks for the raw model only where its text comes first.
     let profile = prompts
         .iter()
@@ -140,6 +175,9 @@ pub(crate) async fn completions(mut call: Call) -> Result<Response, ApiError> {
         &none
     };
     let controls = controls.resolve(&arm, defaults, limits)?;
+    for planned in &prompts {
+        room_for(&planned.prompt, arm.context(), controls.asked_tokens)?;
+    }
     if request
         .best_of
         .is_some_and(|best_of| best_of != controls.answers as i64)
@@ -149,6 +187,14 @@ pub(crate) async fn completions(mut call: Call) -> Result<Response, ApiError> {
     }
     let shape = Completions {
         logprobs: logprobs.is_some(),
+        names: Names::new(extras.names_by_ids()),
+        token_ids: extras.token_ids().then(|| TokenIds {
+            prompts: prompts
+                .iter()
+                .map(|planned| planned.prompt.all_ids())
+                .collect(),
+            answers: controls.answers,
+        }),
         measured: prompts
             .first()
             .and_then(|planned| Measured::of(&planned.partners)),
@@ -158,10 +204,31 @@ pub(crate) async fn completions(mut call: Call) -> Result<Response, ApiError> {
         prompts,
         controls,
         logprobs,
+        isolated: extras.isolated(),
+        prompt_token_ids: None,
         param: "prompt",
         profile: None,
     };
     respond(&call, plan, shape).await
+}
+
+/// Refuses to promise more tokens than the context has room for after the prompt: an answer
+/// would end before them, and nothing would say why.
+fn room_for(prompt: &Prompt, context: usize, asked: Option<usize>) -> Result<(), ApiError> {
+    let tokens = prompt.token_count();
+    match asked {
+        // A prompt that is too long by itself is told of as such.
+        Some(asked) if tokens < context && asked > context - tokens => {
+            Err(ApiError::ContextLength {
+                context,
+                prompt: tokens,
+                prefix: tokens - prompt.ids.len(),
+                room: asked,
+                param: "max_tokens",
+            })
+        }
+        _ => Ok(()),
+    }
 }
 
 /// The prompts that a request holds, in order.
@@ -198,17 +265,19 @@ fn planned(
     input: PromptInput,
     add_special: bool,
     echo: bool,
+    cut: impl Fn(&mut Prompt),
 ) -> Result<Planned, ApiError> {
     let tokenizer = arm.tokenizer();
     if let PromptInput::Tokens(ids) = &input {
         check_ids("prompt", ids, tokenizer.vocab_size())?;
     }
-    let prompt = match &input {
+    let mut prompt = match &input {
         PromptInput::Text(text) if !add_special => {
             arm.completion(&PromptInput::Tokens(tokenizer.encode(text, Special::Parse)))
         }
         input => arm.completion(input),
     };
+    cut(&mut prompt);
     let echo = echo.then(|| echoed(tokenizer, &prompt, &input));
     let partners = say.of_completion(arm, &input)?;
     Ok(Planned {
@@ -256,15 +325,33 @@ fn strip_added(tokens: &mut [(u32, Vec<u8>)], text: &[u8]) {
 struct Completions {
     /// Whether log-probabilities were asked for.
     logprobs: bool,
+    /// How their tokens are written.
+    names: Names,
+    /// What is told of tokens' ids, if that was asked for.
+    token_ids: Option<TokenIds>,
     /// What they are of.
     measured: Option<Measured>,
 }
 
+/// The tokens of a request's prompts.
+struct TokenIds {
+    prompts: Vec<Vec<u32>>,
+    /// How many answers each has.
+    answers: usize,
+}
+
 impl Completions {
+    /// The tokens of the prompt that is answered by answer number `index`, if they were
+    /// asked for.
+    fn prompt_token_ids(&self, index: usize) -> Option<Vec<u32>> {
+        let of = self.token_ids.as_ref()?;
+        of.prompts.get(index / of.answers).cloned()
+    }
+
     /// What was asked for of some tokens.
     fn logprobs(&self, entries: Vec<Entry>) -> Option<CompletionLogprobs> {
         self.logprobs
-            .then(|| CompletionLogprobs::new(entries, self.measured))
+            .then(|| CompletionLogprobs::new(entries, self.names, self.measured))
     }
 }
 
@@ -279,6 +366,12 @@ pub(crate) struct CompletionChoice {
     logprobs: Option<CompletionLogprobs>,
     /// Null in all but an answer's last chunk.
     finish_reason: Option<FinishWord>,
+    /// The ids of the prompt's tokens, in an answer's first chunk; absent unless asked for.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    prompt_token_ids: Option<Vec<u32>>,
+    /// The ids of the tokens, those without text too; absent unless asked for.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    token_ids: Option<Vec<u32>>,
 }
 
 impl Shape for Completions {
@@ -294,21 +387,33 @@ impl Shape for Completions {
             text: answer.text,
             logprobs: self.logprobs(answer.entries),
             finish_reason: Some(answer.finish.into()),
+            prompt_token_ids: self.prompt_token_ids(answer.index),
+            token_ids: self.token_ids.is_some().then_some(answer.ids),
         }
     }
 
     fn chunks(&self, piece: Piece) -> Vec<CompletionChoice> {
         let index = piece.index;
-        let chunk = |text, logprobs, finish_reason| CompletionChoice {
+        let opening = piece.opens.then(|| self.prompt_token_ids(index));
+        let mut prompt_token_ids = opening.flatten();
+        let mut token_ids = self.token_ids.is_some().then_some(piece.ids);
+        let mut chunk = |text, logprobs, finish_reason| CompletionChoice {
             index,
             text,
             logprobs,
             finish_reason,
+            prompt_token_ids: prompt_token_ids.take(),
+            token_ids: token_ids.take(),
         };
         let mut chunks = Vec::new();
         let mut entries = piece.entries;
-        if !piece.text.is_empty() {
-            let logprobs = self.logprobs(std::mem::take(&mut entries));
+        // Where ids were asked for they do not wait for text.
+        let tells_ids = self.token_ids.is_some() && piece.finish.is_none();
+        if !piece.text.is_empty() || tells_ids {
+            let logprobs = match piece.text.is_empty() {
+                true => None,
+                false => self.logprobs(std::mem::take(&mut entries)),
+            };
             chunks.push(chunk(piece.text, logprobs, None));
         }
         if let Some(reason) = piece.finish {

@@ -1,8 +1,14 @@
 //! `GET /health`: whether the server can answer.
 
+use std::sync::Arc;
+
 use axum::Json;
+use axum::extract::State;
 use schemars::JsonSchema;
 use serde::Serialize;
+
+use crate::server::App;
+use crate::server::errors::ApiError;
 
 /// Asked without a key, and in any crowd.
 pub(crate) const PATH: &str = "/health";
@@ -14,7 +20,11 @@ pub(crate) struct Health {
     status: &'static str,
 }
 
-/// Reached only when the models are loaded.
-pub(crate) async fn health() -> Json<Health> {
-    Json(Health { status: "ok" })
+/// Reached only when the models are loaded. A server of which one engine has died or is
+/// stuck is ill as a whole: whoever balances its load cannot tell models apart.
+pub(crate) async fn health(State(app): State<Arc<App>>) -> Result<Json<Health>, ApiError> {
+    match app.runtime.is_well() {
+        true => Ok(Json(Health { status: "ok" })),
+        false => Err(ApiError::Ill),
+    }
 }

@@ -10,6 +10,9 @@ use crate::server::App;
 use crate::server::errors::ApiError;
 use crate::server::metrics::CONTENT_TYPE;
 
+/// Asked under any name.
+pub(crate) const PATH: &str = "/metrics";
+
 /// All metrics; while models load, those of no model.
 pub(crate) async fn metrics(State(app): State<Arc<App>>) -> Result<impl IntoResponse, ApiError> {
     let text = app.metrics.text(&app.runtime);

@@ -8,6 +8,7 @@ use axum::extract::{Path, State};
 use schemars::JsonSchema;
 use serde::Serialize;
 
+use crate::printable::excerpt;
 use crate::profile::SamplingDefaults;
 use crate::runtime::ArmInfo;
 use crate::server::App;
@@ -108,7 +109,7 @@ pub(crate) async fn one(
             // The runtime says best what it does not know.
             let missing = app.runtime.arm(&id).err().map(ApiError::from);
             Err(missing.unwrap_or_else(|| {
-                ApiError::UnknownModel(format!("The model `{id}` is not served."))
+                ApiError::UnknownModel(format!("The model `{}` is not served.", excerpt(&id)))
             }))
         }
     }

@@ -5,9 +5,11 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::chat::{ChatMessage, conversation};
+use crate::printable::excerpt;
 use crate::server::call::{Call, unhurried};
 use crate::server::errors::ApiError;
 use crate::server::fields::Object;
+use crate::server::lacking;
 
 /// A conversation to render.
 #[derive(Debug, Deserialize, JsonSchema)]
@@ -38,12 +40,14 @@ pub(crate) struct TemplateResponse {
 /// Renders a conversation without answering it.
 pub(crate) async fn apply(mut call: Call) -> Result<Json<TemplateResponse>, ApiError> {
     let request: TemplateRequest = call.fields.view()?;
+    lacking::refuse(&mut call.fields, lacking::TEMPLATE)?;
     call.check_unknown()?;
     let messages = conversation(request.messages)?;
     let arm = call.arm_or_only(request.model.as_deref())?;
     let model = arm.id().to_owned();
     let prompt = unhurried(move || arm.chat(&messages)).await;
-    let prompt = prompt.map_err(|error| ApiError::invalid("messages", error.to_string()))?;
+    let prompt =
+        prompt.map_err(|error| ApiError::invalid("messages", excerpt(&error.to_string())))?;
     let prefix = prompt.prefix.as_ref().map_or(&[][..], |prefix| &prefix.ids);
     let prefix_tokens = prefix.len();
     let tokens = [prefix, &prompt.ids].concat();

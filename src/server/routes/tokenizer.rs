@@ -8,6 +8,7 @@ use axum::extract::{Query, State};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use crate::printable::excerpt;
 use crate::server::App;
 use crate::server::errors::ApiError;
 
@@ -38,7 +39,8 @@ pub(crate) async fn info(
     State(app): State<Arc<App>>,
     whose: Result<Query<Whose>, QueryRejection>,
 ) -> Result<Json<TokenizerInfo>, ApiError> {
-    let Query(whose) = whose.map_err(|error| ApiError::invalid("model", error.body_text()))?;
+    let Query(whose) =
+        whose.map_err(|error| ApiError::invalid("model", excerpt(&error.body_text())))?;
     let arm = app.arm_or_only(whose.model.as_deref())?;
     let tokenizer = arm.tokenizer();
     let text = |id: Option<u32>| tokenizer.piece(id?).map(str::to_owned);

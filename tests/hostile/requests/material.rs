@@ -69,11 +69,12 @@ const WORDS: [&str; 48] = [
 pub(super) fn materials() -> Vec<Material> {
     let post = |path: &str, body: &str| {
         format!(
-            "POST {path} HTTP/1.1\r\nHost: t\r\nContent-Type: application/json\r\nConnection: close\r\n\
+            "POST {path} HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nConnection: close\r\n\
              Content-Length: {LENGTH}\r\n\r\n{body}"
         )
     };
-    let get = |path: &str| format!("GET {path} HTTP/1.1\r\nHost: t\r\nConnection: close\r\n\r\n");
+    let get =
+        |path: &str| format!("GET {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n");
     let messages = r#"[{"role": "system", "content": "Be brief."}, {"role": "user", "content": [{"type": "text", "text": "Hi"}]}, {"role": "assistant", "content": "Ho"}, {"role": "user", "content": "a <s> # Query: b"}]"#;
     let chat = |model: &str| {
         format!(
@@ -130,7 +131,7 @@ pub(super) fn materials() -> Vec<Material> {
     // Chunked, and several at once.
     let body = prompts.split_at(40);
     requests.push(format!(
-        "POST {COMPLETIONS} HTTP/1.1\r\nHost: t\r\nTransfer-Encoding: chunked\r\nConnection: close\r\n\r\n\
+        "POST {COMPLETIONS} HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nTransfer-Encoding: chunked\r\nConnection: close\r\n\r\n\
          {:x};a=b\r\n{}\r\n{:x}\r\n{}\r\n0\r\nX-Trailer: 1\r\n\r\n",
         body.0.len(),
         body.0,

@@ -1,0 +1,53 @@
+//! Faults that tests put into an engine. Builds without debug assertions, such as releases,
+//! do not have this module.
+
+use std::str::FromStr;
+use std::thread;
+
+/// What an engine's thread does in place of one of its steps.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Fault {
+    kind: Kind,
+    /// How many steps come before it.
+    after: u64,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Kind {
+    Panic,
+    Hang,
+}
+
+impl FromStr for Fault {
+    type Err = String;
+
+    /// Reads `panic:N` or `hang:N`, where N is the number of steps before it.
+    fn from_str(text: &str) -> Result<Fault, String> {
+        let fault = text.split_once(':').and_then(|(kind, after)| {
+            let kind = match kind {
+                "panic" => Kind::Panic,
+                "hang" => Kind::Hang,
+                _ => return None,
+            };
+            let after = after.parse().ok()?;
+            Some(Fault { kind, after })
+        });
+        fault.ok_or_else(|| format!("'{text}' is neither panic:N nor hang:N"))
+    }
+}
+
+impl Fault {
+    /// Called before each step.
+    pub(super) fn strike(&mut self) {
+        if self.after > 0 {
+            self.after -= 1;
+            return;
+        }
+        match self.kind {
+            Kind::Panic => panic!("a fault that a test asked for"),
+            Kind::Hang => loop {
+                thread::park();
+            },
+        }
+    }
+}

@@ -1,0 +1,297 @@
+//! Under which names a server may be addressed.
+//!
+//! A page whose name resolves to this machine once it is loaded (DNS rebinding) is of the
+//! server's own origin as far as its browser knows. What gives it away is the name, which
+//! `Host` still has. An address in its place needs no check: nobody can point one elsewhere.
+
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::str::FromStr;
+
+use axum::extract::Request;
+use http::{HeaderValue, Version, header};
+
+use super::errors::ApiError;
+
+/// The longest name, as DNS has it.
+const MAX_NAME: usize = 253;
+
+/// A host as URLs name it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+enum Host {
+    Address(IpAddr),
+    /// In lower case, without the dot that may end it.
+    Name(String),
+}
+
+/// A name under which a server may be addressed, beside IP addresses, `localhost` and what
+/// ends in `.localhost`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct HostName(Allowed);
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+enum Allowed {
+    Any,
+    One(Host),
+}
+
+/// A host with its port, as `Host` has them.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Authority {
+    host: Host,
+    /// Absent where it is the scheme's own.
+    port: Option<u16>,
+}
+
+/// It is no host.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Malformed;
+
+impl FromStr for Host {
+    type Err = Malformed;
+
+    fn from_str(text: &str) -> Result<Host, Malformed> {
+        if let Some(inner) = text.strip_prefix('[') {
+            let inner = inner.strip_suffix(']').ok_or(Malformed)?;
+            // A zone says by which interface, not who.
+            let address = inner.split_once('%').map_or(inner, |(address, _)| address);
+            let address: Ipv6Addr = address.parse().map_err(|_| Malformed)?;
+            return Ok(Host::Address(address.into()));
+        }
+        let name = text.strip_suffix('.').unwrap_or(text);
+        if let Ok(address) = name.parse::<Ipv4Addr>() {
+            return Ok(Host::Address(address.into()));
+        }
+        let is_label = |label: &str| {
+            let is_plain = |byte: u8| byte.is_ascii_alphanumeric() || b"-_".contains(&byte);
+            !label.is_empty() && label.bytes().all(is_plain)
+        };
+        match name.len() <= MAX_NAME && name.split('.').all(is_label) {
+            true => Ok(Host::Name(name.to_ascii_lowercase())),
+            false => Err(Malformed),
+        }
+    }
+}
+
+impl FromStr for HostName {
+    type Err = String;
+
+    /// Reads a name without scheme and port; `*` is all names.
+    fn from_str(text: &str) -> Result<HostName, String> {
+        if text == "*" {
+            return Ok(HostName(Allowed::Any));
+        }
+        let host = text.parse();
+        host.map(|host| HostName(Allowed::One(host)))
+            .map_err(|Malformed| "expected `*`, or a name without scheme and port".to_owned())
+    }
+}
+
+impl FromStr for Authority {
+    type Err = Malformed;
+
+    fn from_str(text: &str) -> Result<Authority, Malformed> {
+        let (host, port) = match text.rsplit_once(':') {
+            // The last colon of an IPv6 address is none before a port.
+            Some((host, port)) if !port.ends_with(']') => (host, port),
+            _ => (text, ""),
+        };
+        let port = match port {
+            "" => None,
+            digits if digits.bytes().all(|byte| byte.is_ascii_digit()) => {
+                Some(digits.parse().map_err(|_| Malformed)?)
+            }
+            _ => return Err(Malformed),
+        };
+        Ok(Authority {
+            host: host.parse()?,
+            port,
+        })
+    }
+}
+
+impl Authority {
+    /// Whether a server of these names may be addressed so.
+    pub(crate) fn is_one_of(&self, names: &[HostName]) -> bool {
+        let is_local = match &self.host {
+            Host::Address(_) => true,
+            // RFC 6761: these never leave the machine.
+            Host::Name(name) => name == "localhost" || name.ends_with(".localhost"),
+        };
+        let is_named = |HostName(allowed): &HostName| match allowed {
+            Allowed::Any => true,
+            Allowed::One(host) => *host == self.host,
+        };
+        is_local || names.iter().any(is_named)
+    }
+
+    /// Whether it is the same as `other`, where a port that is absent is `default`.
+    pub(crate) fn is_same(&self, other: &Authority, default: u16) -> bool {
+        let port = |of: &Authority| of.port.unwrap_or(default);
+        self.host == other.host && port(self) == port(other)
+    }
+}
+
+/// How a request addresses the server; `None` where it is older than `Host`.
+///
+/// # Errors
+/// It does not say, says it twice, or says what is no host.
+pub(crate) fn addressed(request: &Request) -> Result<Option<Authority>, ApiError> {
+    let mut hosts = request.headers().get_all(header::HOST).iter();
+    let header = hosts.next();
+    if hosts.next().is_some() {
+        return Err(ApiError::malformed(
+            "The request has more than one `Host` header.",
+        ));
+    }
+    let named = match (request.uri().authority(), header) {
+        // Where the request line names the host, the header does not count (RFC 9112, 3.2.2).
+        (Some(authority), _) if header.is_some() || request.version() != Version::HTTP_11 => {
+            authority.as_str().parse()
+        }
+        (_, Some(host)) => read(host),
+        (_, None) if request.version() < Version::HTTP_11 => return Ok(None),
+        (_, None) => return Err(ApiError::malformed("The request has no `Host` header.")),
+    };
+    match named {
+        Ok(authority) => Ok(Some(authority)),
+        Err(Malformed) => Err(ApiError::malformed(
+            "The request's `Host` is no name or address with an optional port.",
+        )),
+    }
+}
+
+fn read(host: &HeaderValue) -> Result<Authority, Malformed> {
+    host.to_str().map_err(|_| Malformed)?.trim().parse()
+}
+
+#[cfg(test)]
+mod tests {
+    use axum::body::Body;
+
+    use super::*;
+
+    fn allowed(host: &str, names: &[&str]) -> Option<bool> {
+        let names: Vec<HostName> = names.iter().map(|name| name.parse().unwrap()).collect();
+        let authority: Result<Authority, Malformed> = host.parse();
+        authority.ok().map(|authority| authority.is_one_of(&names))
+    }
+
+    #[test]
+    fn addresses_and_loopback_names_are_the_servers_own() {
+        for host in [
+            "127.0.0.1",
+            "127.0.0.1:8080",
+            "127.0.0.1.:8080",
+            "192.168.1.7:80",
+            "0.0.0.0",
+            "[::1]",
+            "[::1]:8080",
+            "[0:0:0:0:0:0:0:1]:8080",
+            "[::FFFF:127.0.0.1]",
+            "[fe80::1%25eth0]:8080",
+            "localhost",
+            "localhost:8080",
+            "localhost:",
+            "LocalHost:8080",
+            "localhost.",
+            "localhost.:8080",
+            "chat.localhost:8080",
+            "a.b.LOCALHOST.",
+        ] {
+            assert_eq!(allowed(host, &[]), Some(true), "{host}");
+        }
+    }
+
+    #[test]
+    fn other_names_must_be_named() {
+        for host in [
+            "evil.example",
+            "evil.example:8080",
+            "localhost.evil.example",
+            "127.0.0.1.evil.example",
+            "evillocalhost",
+            "localhost.localdomain",
+            "t",
+            // No browser asks a name server for these, but none sends them either.
+            "127.1",
+            "0x7f.1",
+            "2130706433",
+            "127.0.0.01",
+        ] {
+            assert_eq!(allowed(host, &[]), Some(false), "{host}");
+            assert_eq!(allowed(host, &["*"]), Some(true), "{host}");
+        }
+        let names = ["Box.lan", "[fd00::7]"];
+        for host in ["box.lan", "BOX.LAN:8080", "box.lan.:80"] {
+            assert_eq!(allowed(host, &names), Some(true), "{host}");
+        }
+        for host in ["lan", "a.box.lan", "box.lan.evil.example", "abox.lan"] {
+            assert_eq!(allowed(host, &names), Some(false), "{host}");
+        }
+    }
+
+    #[test]
+    fn what_is_no_host_is_malformed() {
+        for host in [
+            "",
+            ":8080",
+            ".",
+            "a..b",
+            ".localhost",
+            "::1",
+            "[::1",
+            "[::1]evil.example",
+            "[::1].evil.example",
+            "[v1.x]",
+            "[127.0.0.1]",
+            "localhost:port",
+            "localhost:+80",
+            "localhost:65536",
+            "localhost:80:80",
+            "user@localhost",
+            "localhost/",
+            "localhost, evil.example",
+            "local host",
+            "localhost\u{e9}",
+            &"a".repeat(254),
+        ] {
+            assert_eq!(allowed(host, &["*"]), None, "{host:?}");
+        }
+        for name in ["", "box.lan:80", "http://box.lan", "*.lan", "a b"] {
+            assert!(name.parse::<HostName>().is_err(), "{name:?}");
+        }
+    }
+
+    fn asked(version: Version, uri: &str, hosts: &[&str]) -> Result<Option<Authority>, ApiError> {
+        let request = Request::builder().version(version).uri(uri);
+        let request = hosts
+            .iter()
+            .fold(request, |request, host| request.header(header::HOST, *host));
+        addressed(&request.body(Body::empty()).unwrap())
+    }
+
+    #[test]
+    fn a_request_says_once_whom_it_addresses() {
+        let is = |told: Result<Option<Authority>, ApiError>, host: &str| {
+            assert_eq!(told.unwrap(), Some(host.parse().unwrap()));
+        };
+        is(asked(Version::HTTP_11, "/", &["localhost"]), "localhost");
+        is(asked(Version::HTTP_10, "/", &["localhost"]), "localhost");
+        is(asked(Version::HTTP_2, "http://a/", &[]), "a");
+        let absolute = asked(Version::HTTP_11, "http://evil.example/", &["localhost"]);
+        is(absolute, "evil.example");
+        assert_eq!(asked(Version::HTTP_10, "/", &[]).unwrap(), None);
+        for (version, uri, hosts) in [
+            (Version::HTTP_11, "/", &[][..]),
+            (Version::HTTP_11, "http://localhost/", &[]),
+            (Version::HTTP_11, "/", &["localhost", "localhost"]),
+            (Version::HTTP_10, "/", &["localhost", "evil.example"]),
+            (Version::HTTP_11, "/", &[""]),
+            (Version::HTTP_11, "http://user@localhost/", &["localhost"]),
+        ] {
+            let refused = asked(version, uri, hosts);
+            let refused = matches!(refused, Err(ApiError::Invalid { param: None, .. }));
+            assert!(refused, "{version:?} {uri} {hosts:?}");
+        }
+    }
+}
