@@ -180,6 +180,8 @@ fn a_name_that_may_be_anyones_is_not_the_servers() {
     for path in ["/health", "/metrics"] {
         let reply = send(shared(), &format!("GET {path} HTTP/1.1"), &["Host: incant"]);
         assert_eq!(reply.status, 200, "{path}");
+        // No page has a reason to ask for these under a name of its own.
+        send(shared(), &format!("GET {path} HTTP/1.1"), &own).error(403);
     }
     let named = Server::start(ServeOptions {
         hosts: vec!["Box.lan".parse().unwrap()],

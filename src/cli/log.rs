@@ -50,7 +50,8 @@ pub(crate) fn to_stderr(format: Format) {
 /// Says why the program ends, in the form that its log has.
 pub(crate) fn failure(error: &anyhow::Error) {
     match ON_STDERR.get() {
-        Some(Format::Json) => tracing::error!("{error:#}"),
+        // With a filter that lets it through.
+        Some(Format::Json) if tracing::enabled!(Level::ERROR) => tracing::error!("{error:#}"),
         _ => eprintln!("error: {error:#}"),
     }
 }

@@ -230,11 +230,12 @@ impl Engine {
             .unzip();
         // The worker ends only after the last handle: if it is gone, it has panicked just
         // now, and has undone what was counted.
+        // Said before it is sent: the worker may rest again before this goes on.
+        shared.pulse.expect();
         match self.mail.send(Mail::Requests(mail)) {
-            Ok(()) => shared.pulse.expect(),
-            Err(_) => return Err(SubmitError::Ill),
+            Ok(()) => Ok(generations),
+            Err(_) => Err(SubmitError::Ill),
         }
-        Ok(generations)
     }
 
     /// Takes in an adapter that was read for this engine's model. Blocks until the
@@ -247,8 +248,8 @@ impl Engine {
         let (reply, answer) = mpsc::channel();
         let dead = |_| "the engine's thread has died".to_owned();
         let mail = Mail::AddAdapter(Box::new(lora), reply);
-        self.mail.send(mail).map_err(|_| dead(mpsc::RecvError))?;
         self.shared.pulse.expect();
+        self.mail.send(mail).map_err(|_| dead(mpsc::RecvError))?;
         let id = answer.recv().map_err(dead)?;
         let id = id.map_err(|error| error.to_string())?;
         Ok(Adapter::new(id, fingerprint, self.mail.clone()))

@@ -113,7 +113,21 @@ pub(super) fn check_size(argument: &Value) -> Result<(), Error> {
 /// Refuses a format whose columns are too wide, or whose numbers have too many digits.
 pub(super) fn check_widths(format: &Value) -> Result<(), Error> {
     let text = format.as_str().unwrap_or_default();
-    let numbers = text.split(|c: char| !c.is_ascii_digit());
+    // `%-08.3f`, `%(name)5d`: what stands between the sign, or the name, and the type.
+    let named = text.contains("%(");
+    let printf = text
+        .match_indices(|c| c == '%' || (named && c == ')'))
+        .map(|(at, _)| &text[at + 1..])
+        .map(|rest| {
+            let end = rest.find(|c: char| !c.is_ascii_digit() && !"#- +.*".contains(c));
+            &rest[..end.unwrap_or(rest.len())]
+        });
+    // `{name:>8}`: all between the braces.
+    let braces = text.match_indices('{').map(|(at, _)| &text[at + 1..]);
+    let braces = braces.map(|rest| rest.split('}').next().unwrap_or(rest));
+    let numbers = printf
+        .chain(braces)
+        .flat_map(|field| field.split(|c: char| !c.is_ascii_digit()));
     let wide = |digits: &&str| {
         let digits = digits.trim_start_matches('0');
         !digits.is_empty() && digits.parse().map_or(true, |width: usize| width > WIDEST)
@@ -159,6 +173,8 @@ mod tests {
             "{{ [1] | slice(99999999999) }}",
             "{{ '%999999999999d' | format(1) }}",
             "{{ '%.99999999999999999999f' | format(1.5) }}",
+            "{{ 'in 2024: %-9999d' | format(1) }}",
+            "{{ '%(a)9999d' | format(a=1) }}",
             "{{ range(9223372036854775807, -9223372036854775808, -9223372036854775808) }}",
         ] {
             let error = render(source).expect_err(source);
@@ -179,6 +195,10 @@ mod tests {
                 "[0, 1, 2][3, 2]",
             ),
             ("{{ '%05d %s' | format(123456789, 'x') }}", "123456789 x"),
+            (
+                "{{ 'December 2023, (%s) 2024' | format('x') }}",
+                "December 2023, (x) 2024",
+            ),
         ] {
             assert_eq!(render(source).unwrap(), expected, "{source}");
         }

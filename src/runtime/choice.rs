@@ -260,16 +260,27 @@ impl<V: Vocabulary> Choice<V> {
             self.note_sent();
             return self.stop(text);
         }
-        text += &self.matcher.finish();
+        let rest = self.matcher.finish(reason == FinishReason::Length);
+        text += &rest.text;
         self.note_sent();
-        for held in std::mem::take(&mut self.held) {
-            self.settle(held);
+        if rest.stopped {
+            self.settle_what_was_sent();
+        } else {
+            for held in std::mem::take(&mut self.held) {
+                self.settle(held);
+            }
         }
         self.last(text, reason)
     }
 
-    /// A stop text was met. Tokens that reach into it are cut where it begins.
+    /// A stop text was met.
     fn stop(&mut self, text: String) -> Piece {
+        self.settle_what_was_sent();
+        self.last(text, FinishReason::Stop)
+    }
+
+    /// Cuts the tokens that reach into what was cut where that begins.
+    fn settle_what_was_sent(&mut self) {
         for mut held in std::mem::take(&mut self.held) {
             let over = held.place.end.saturating_sub(self.sent.end);
             let length = held.place.bytes.len();
@@ -281,7 +292,6 @@ impl<V: Vocabulary> Choice<V> {
                 self.settle(held);
             }
         }
-        self.last(text, FinishReason::Stop)
     }
 
     fn note_sent(&mut self) {

@@ -5,7 +5,7 @@
 //! and fills what is absent from the arm's profile, then from OpenAI's own
 //! defaults. A value out of range is refused, never clamped.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 use std::ops::RangeInclusive;
 use std::sync::Arc;
 use std::time::Duration;
@@ -536,10 +536,10 @@ fn token_limits(
             check_ids(name, &ids, tokenizer.vocab_size())?;
             ids.sort_unstable();
             ids.dedup();
-            let is_out = |id: &u32| {
-                let banned = banned.iter().any(|run| run[..] == [*id]);
-                banned || (min_tokens > 0 && end_tokens.contains(id))
-            };
+            let ends = end_tokens.iter().filter(|_| min_tokens > 0);
+            let single = banned.iter().filter(|run| run.len() == 1).flatten();
+            let out: HashSet<u32> = ends.chain(single).copied().collect();
+            let is_out = |id: &u32| out.contains(id);
             if ids.iter().all(is_out) {
                 let message = format!(
                     "`{name}` leaves no token to begin with; `bad_words` and `min_tokens` count too."

@@ -32,7 +32,7 @@ const FETCH_DEST: HeaderName = HeaderName::from_static("sec-fetch-dest");
 /// What a client of a proxy asked it by.
 const FORWARDED_PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto");
 
-/// Asked by machines, under whatever name they know the server by.
+/// Asked by machines, under whatever name they know the server by; not by web pages.
 const UNDER_ANY_NAME: [&str; 2] = [health::PATH, metrics::PATH];
 
 /// Turns away what a page of another site sends, before any of its body is read.
@@ -45,14 +45,15 @@ pub(crate) async fn check(State(app): State<Arc<App>>, request: Request, next: N
 
 fn admit(request: &Request, options: &ServeOptions) -> Result<(), ApiError> {
     let host = addressed(request)?;
-    let open = UNDER_ANY_NAME.contains(&request.uri().path());
+    let headers = request.headers();
+    let by_browser = headers.contains_key(FETCH_SITE) || headers.contains_key(header::ORIGIN);
+    let open = UNDER_ANY_NAME.contains(&request.uri().path()) && !by_browser;
     if let Some(host) = &host
         && !open
         && !host.is_one_of(&options.hosts)
     {
         return Err(ApiError::ForeignHost);
     }
-    let headers = request.headers();
     let mut origins = headers.get_all(header::ORIGIN).iter();
     let let_in = match (origins.next(), origins.next()) {
         (None, _) => !is_foreign(headers) || is_link(request) || any(options),

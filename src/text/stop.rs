@@ -18,8 +18,8 @@
 //! back until it is clear what it is: text if the block is closed, and the next turn,
 //! which is cut, if a second header comes or the answer ends with the block open.
 //!
-//! Where the answer ends within a marker, because its tokens are used up, what there is
-//! of the marker is cut if it has a letter; a `#` alone is text.
+//! Where the tokens are used up within a marker, what there is of it is cut if it has a
+//! letter and is not the whole answer; a `#` alone is text.
 //!
 //! Text that may turn out to belong to what is cut is held back until that is
 //! decided, and no other: a stop string or marker that has begun, what follows a
@@ -134,17 +134,24 @@ impl StopMatcher {
         self.settle(undecided.unwrap_or(self.pushed))
     }
 
-    /// Ends the text and returns what was still held back: it was no stop. A marker that
-    /// has begun is cut, and so is a turn in a code block which is still open.
-    pub fn finish(&mut self) -> String {
+    /// Ends the text and returns what was still held back, but for a turn that began in a
+    /// code block which is still open and, if the text is `cut_short`, a marker that has
+    /// begun. The output is `stopped` if there was one.
+    pub fn finish(&mut self, cut_short: bool) -> Output {
+        let mut cut = None;
         if !self.stopped {
             let begun = self.markers.begun_by(self.pushed);
+            let begun = begun.filter(|&at| cut_short && at > self.trimmed);
             // The last line ends here as well as at a line break.
             let second = self.markers.push(self.pushed, b'\n');
-            let cuts = [begun, second, self.markers.header];
-            self.cut(cuts.into_iter().flatten().min());
+            cut = [begun, second, self.markers.header]
+                .into_iter()
+                .flatten()
+                .min();
         }
-        self.settle(self.pushed).text
+        self.cut(cut);
+        self.stopped |= cut.is_some();
+        self.settle(self.pushed)
     }
 
     /// Drops the text from position `at` on.
@@ -181,6 +188,13 @@ impl StopMatcher {
 
     /// Returns the held text up to position `end`.
     fn settle(&mut self, end: usize) -> Output {
+        if end == self.settled() {
+            return Output {
+                text: String::new(),
+                stopped: self.stopped,
+                emitted: end,
+            };
+        }
         let rest = self.held.split_off(end - self.settled());
         let text = std::mem::replace(&mut self.held, rest);
         Output {

@@ -23,7 +23,7 @@ fn run(matcher: StopMatcher, pieces: &[&str]) -> (String, bool) {
         assert!(!stopped || output.text.is_empty());
         stopped = output.stopped;
     }
-    let rest = matcher.finish();
+    let rest = matcher.finish(true).text;
     assert!(!stopped || rest.is_empty());
     sent += &rest;
     assert_eq!(whole[matcher.sent()], sent);
@@ -88,7 +88,7 @@ fn what_cannot_begin_a_stop_is_sent_at_once() {
     assert_eq!(matcher.push("a\n").text, "a");
     assert_eq!(matcher.push("b STO").text, "\nb ");
     assert_eq!(matcher.push("S").text, "STO");
-    assert_eq!(matcher.finish(), "S");
+    assert_eq!(matcher.finish(true).text, "S");
 }
 
 #[test]
@@ -104,7 +104,7 @@ fn what_comes_after_the_stop_is_dropped() {
         (second.text.as_str(), second.stopped, second.emitted),
         ("", true, 3)
     );
-    assert_eq!(matcher.finish(), "");
+    assert_eq!(matcher.finish(true).text, "");
     assert_eq!(matcher.sent(), 0..3);
 }
 
@@ -219,6 +219,12 @@ fn a_marker_that_the_end_of_the_answer_cuts_short_is_cut() {
     ] {
         assert_eq!(run(matcher(), &[text]), whole(text), "{text:?}");
     }
+    // An answer that ends by itself, or is nothing else, is what it is.
+    let mut ended = matcher();
+    assert_eq!(ended.push("Sure.\n\n# Q").text, "Sure.");
+    assert_eq!(ended.finish(false).text, "\n\n# Q");
+    assert_eq!(run(markers(&["A:", "B:"]), &["A"]), whole("A"));
+    assert_eq!(run(markers(&["A:"]).trim_start(true), &["\nA"]), whole("A"));
     // What a stop string has begun with is text.
     assert_eq!(
         run(stops(&["# Question:"]), &["a\n# Quest"]),
@@ -261,7 +267,7 @@ fn blank_lines_wait_for_a_marker() {
     assert_eq!(matcher.push("\n```\n").text, "\n```");
     assert_eq!(matcher.push("# Query:\n").text, "\n# Query:");
     assert_eq!(matcher.push("```\n").text, "\n```");
-    assert_eq!(matcher.finish(), "\n");
+    assert_eq!(matcher.finish(true).text, "\n");
 }
 
 #[test]
@@ -404,7 +410,7 @@ fn reference(text: &str, stops: &[String], markers: &[String], trim: bool) -> (S
         let begun = begun.filter(|begun| begun.contains(char::is_alphanumeric));
         begun.filter_map(|begun| {
             let before = text.strip_suffix(begun)?;
-            turn_end(before)
+            turn_end(before).filter(|&end| end > 0)
         })
     });
     let end = first.into_iter().chain(begun).min().unwrap_or(text.len());
