@@ -84,7 +84,7 @@ fn a_built_in_prefix_is_made_of_whole_turns() {
 fn each_built_in_profile_is_there_in_english_and_in_japanese() {
     let profiles = profile::load(None).unwrap();
     let shots = [
-        ("assistant", 9, 11),
+        ("assistant", 9, 12),
         ("instruct", 0, 0),
         ("self-correct", 3, 3),
         ("self-correct-cot", 3, 3),
@@ -109,6 +109,10 @@ fn each_built_in_profile_is_there_in_english_and_in_japanese() {
             );
             assert!(!profile.title().is_empty() && !profile.description().is_empty());
         }
+    }
+    for name in ["assistant", "assistant-ja"] {
+        let profile = &profiles[name];
+        assert_eq!(examples(profile).len(), profile.shots() as usize, "{name}");
     }
 }
 
