@@ -112,7 +112,7 @@ fn each_built_in_profile_is_there_in_english_and_in_japanese() {
     }
     for name in ["assistant", "assistant-ja"] {
         let profile = &profiles[name];
-        assert_eq!(examples(profile).len(), profile.shots() as usize, "{name}");
+        assert_eq!(examples(profile).len(), profile.shots(), "{name}");
     }
 }
 
