@@ -189,8 +189,8 @@ impl Target for Requests {
             "answers as before"
         );
         // All slots and all memory are there still: as many sequences as can run,
-        // each as long as can be.
-        let whole = json!({"max_tokens": CONTEXT, "ignore_eos": true, "n": SLOTS});
+        // each as long as can be behind a prompt of seven tokens.
+        let whole = json!({"max_tokens": CONTEXT - 8, "ignore_eos": true, "n": SLOTS});
         let answer = self
             .server
             .complete(crate::server_support::with(ordinary(), &whole));
