@@ -4,7 +4,7 @@ use std::io::{self, Read, Write};
 
 use anyhow::{Context, bail};
 use incant::analyze::Samplers;
-use incant::engine::{EngineOptions, Event, GenerateRequest};
+use incant::engine::{EngineOptions, Event, FinishReason, GenerateRequest};
 use incant::profile::{Message, Role};
 use incant::runtime::{Arm, Guidance, Runtime, Wishes};
 use incant::sample::SamplingParams;
@@ -138,11 +138,11 @@ impl Args {
                         return Ok(show("\n")?);
                     }
                 }
-                Event::Finished(_) => {
+                Event::Finished(reason) => {
                     let output = matcher.push(&decoder.finish());
                     show(&output.text)?;
                     if !output.stopped {
-                        show(&matcher.finish())?;
+                        show(&matcher.finish(reason == FinishReason::Length).text)?;
                     }
                     return Ok(show("\n")?);
                 }
