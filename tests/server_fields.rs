@@ -96,6 +96,11 @@ fn a_prompt_is_cut_to_its_last_tokens() {
     let chat = shared().chat(chat);
     assert_eq!(chat["usage"]["prompt_tokens"], 3);
     assert_eq!(ids(&chat["prompt_token_ids"]).len(), 3);
+    // Those who have a say read no more of it.
+    let guided = json!({"truncate_prompt_tokens": 3, "guidance": 0.5});
+    let guided = shared().chat(chat_body(&guided));
+    let guide = &guided["usage"]["guidance_tokens_details"];
+    assert_eq!(guide["prompt_tokens"], 3);
     for wrong in [0, -2, 5000] {
         let more = json!({"truncate_prompt_tokens": wrong});
         for (path, body) in [
@@ -106,9 +111,6 @@ fn a_prompt_is_cut_to_its_last_tokens() {
             assert_eq!(error["param"], "truncate_prompt_tokens");
         }
     }
-    let guided = json!({"truncate_prompt_tokens": 3, "guidance": 0.5});
-    let error = shared().post(CHAT, &chat_body(&guided)).error(400);
-    assert_eq!(error["param"], "truncate_prompt_tokens");
 }
 
 #[test]
@@ -238,6 +240,25 @@ fn a_salted_request_shares_its_kv_with_no_other() {
     assert_eq!(cached("gamma delta ", salted()), 0);
     assert_eq!(cached("gamma delta ", salted()), 0, "nothing is kept of it");
     assert_eq!(cached("gamma delta ", json!({})), 0);
+    // In a chat the profile's text is shared all the same, and nothing else: not with those
+    // who have a say either.
+    let chat = |more: &Value| {
+        let messages = json!([{"role": "user", "content": "epsilon zeta ".repeat(20)}]);
+        let body = json!({"messages": messages, "guidance": 0.5});
+        let usage = &shared().chat(chat_body(&with(body, more)))["usage"];
+        let own = usage["prompt_tokens_details"]["cached_tokens"]
+            .as_u64()
+            .unwrap();
+        (
+            own,
+            usage["guidance_tokens_details"]["cached_tokens"].clone(),
+        )
+    };
+    let (first, second) = (chat(&salted()), chat(&salted()));
+    assert_eq!(first, second);
+    chat(&json!({}));
+    assert_eq!(chat(&salted()), first);
+    assert!(chat(&json!({})).0 > first.0);
     let body = completion_body(&json!({"cache_salt": ""}));
     assert_eq!(
         shared().post(COMPLETIONS, &body).error(400)["param"],
@@ -379,7 +400,6 @@ fn too_many_answers_are_the_fault_of_what_asks_for_them() {
         shared().post(COMPLETIONS, &body).error(400)["param"].clone()
     };
     assert_eq!(prompts(200, 1), "prompt");
-    assert_eq!(prompts(200, 3), "prompt");
     assert_eq!(prompts(10, 20), "n");
     let compared = json!({"arms": vec![MODEL; 16], "prompt": "x", "analysis": true});
     assert_eq!(

@@ -52,7 +52,6 @@ fn all_but_health_and_the_page_asks_for_a_key() {
             "Authorization: Bearer \r\n",
             "Authorization: sesame\r\n",
             "Authorization: Basic sesame\r\n",
-            "X-Api-Key: sesame\r\n",
         ] {
             let reply = get(&server, path, headers);
             let error = reply.error(401);

@@ -138,7 +138,8 @@ fn a_stream_that_nobody_reads_gives_its_slots_back() {
     // It would go on for minutes, and begins with more than any buffer takes: few
     // tokens, since one is many line breaks, but much text.
     let prompt = "\n".repeat(30_000);
-    let lasting = json!({"stream": true, "n": 8, "echo": true, "prompt": prompt});
+    let lasting =
+        json!({"stream": true, "n": 8, "echo": true, "prompt": prompt, "max_tokens": 3000});
     (&stream).write_all(&endless(&lasting)).unwrap();
     eventually("it runs", || !idle());
     eventually("it runs no more", idle);

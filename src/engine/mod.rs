@@ -119,6 +119,8 @@ pub struct JoinRequest {
     pub seat: Seat,
     /// Whether a later prompt is likely to go on where this one ends.
     pub keep: bool,
+    /// See [`GenerateRequest::isolated`].
+    pub isolated: bool,
 }
 
 /// One sequence that scores what another generates. It reports [`Event::Scored`] for each

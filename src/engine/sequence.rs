@@ -36,7 +36,11 @@ impl Waiting {
             let prefix: &[u32] = prefix.as_ref().map_or(&[], |prefix| &prefix.ids);
             [prefix, prompt].concat()
         };
-        let isolated = matches!(&request, Request::Generate(request) if request.isolated);
+        let isolated = match &request {
+            Request::Generate(request) => request.isolated,
+            Request::Join(request) => request.isolated,
+            Request::Follow(_) => false,
+        };
         let (adapter, prefix, tokens, work) = match request {
             Request::Generate(request) => {
                 let tokens = join(&request.prefix, &request.prompt);
@@ -313,7 +317,7 @@ impl Sequence {
         match self.work {
             Work::Answer(_) => !self.isolated,
             Work::Follow(_) => false,
-            Work::Join { keep, .. } => keep,
+            Work::Join { keep, .. } => keep && !self.isolated,
         }
     }
 

@@ -475,14 +475,15 @@ impl Partners {
                 report_mixture: self.report_mixture,
             });
             for (partner, seat) in self.partners.iter().zip(seats) {
-                let request = JoinRequest {
+                let join = JoinRequest {
                     adapter: partner.arm.adapter(),
                     prefix: partner.prompt.prefix.clone(),
                     prompt: partner.prompt.ids.clone(),
                     seat,
                     keep: partner.keep,
+                    isolated: request.isolated,
                 };
-                others.push((partner.arm.clone(), Request::from(request)));
+                others.push((partner.arm.clone(), Request::from(join)));
             }
         }
         Sequences {

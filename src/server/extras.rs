@@ -6,14 +6,14 @@ use serde::Deserialize;
 use super::controls::integer;
 use super::errors::ApiError;
 use super::fields::whole;
-use crate::runtime::{Partners, Prompt};
+use crate::runtime::Prompt;
 
 /// What is left of the prompt, what else is reported, and who may share its KV.
 #[derive(Clone, Debug, Default, Deserialize, JsonSchema)]
 #[serde(default)]
 #[schemars(rename = "ExtraParameters")]
 pub(crate) struct Extras {
-    /// Only the last so many tokens of the prompt count; -1 keeps as many as leave room for `max_tokens`, or for one
+    /// Only the last so many tokens of the prompt count, and of the prompts of those who have a say; -1 keeps as many as leave room for `max_tokens`, or for one
     /// token without it.
     #[serde(deserialize_with = "whole::option")]
     #[schemars(range(min = -1))]
@@ -73,25 +73,6 @@ impl Extras {
         let mut ids = prompt.all_ids();
         prompt.prefix = None;
         prompt.ids = ids.split_off(ids.len() - kept);
-    }
-
-    /// Refuses what does not go together with others who have a say in the answer.
-    pub(crate) fn check_partners(&self, partners: &Partners) -> Result<(), ApiError> {
-        let asked = [
-            (
-                "truncate_prompt_tokens",
-                self.truncate_prompt_tokens.is_some(),
-            ),
-            ("cache_salt", self.isolated()),
-        ];
-        let asked = asked.iter().find(|(_, asked)| *asked);
-        match asked {
-            Some((name, _)) if !partners.partners.is_empty() => Err(ApiError::invalid(
-                *name,
-                format!("`{name}` cannot be asked for together with `guidance` or `mix`."),
-            )),
-            _ => Ok(()),
-        }
     }
 }
 

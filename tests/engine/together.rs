@@ -35,6 +35,7 @@ fn guided(
         prompt: prompt.to_vec(),
         seat,
         keep: false,
+        isolated: false,
     });
     let mut request = plain(prompt, TOKENS);
     request.together = Some(Together {

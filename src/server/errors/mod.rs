@@ -146,6 +146,19 @@ impl ApiError {
         }
     }
 
+    /// The refusal of a request with `answers` to each of what the field `param` lists: where
+    /// nobody asked for several, the list is too long.
+    pub(crate) fn too_many(error: SubmitError, answers: usize, param: &'static str) -> ApiError {
+        match ApiError::from(error) {
+            ApiError::TooMany { asked, limit, .. } if answers == 1 => ApiError::TooMany {
+                asked,
+                limit,
+                param,
+            },
+            other => other,
+        }
+    }
+
     /// What the panic handler answers with.
     pub(crate) fn from_panic(panic: Box<dyn Any + Send>) -> Response {
         let cause = panic

@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 use crate::engine::FinishReason;
 use crate::printable::excerpt;
 use crate::profile::{Message, Role};
+use crate::runtime::Partner;
 use crate::runtime::choice::{Entry, Piece};
 use crate::server::answer::{Answer, ChatLogprobs, Measured, Names, Plan, Planned, Shape, respond};
 use crate::server::call::{Call, unhurried};
@@ -104,9 +105,11 @@ pub(crate) async fn chat(mut call: Call) -> Result<Response, ApiError> {
         let partners = say.of_chat(&renderer, &messages)?;
         Ok::<_, ApiError>((prompt, partners))
     };
-    let (mut prompt, partners) = unhurried(render).await?;
-    extras.check_partners(&partners)?;
+    let (mut prompt, mut partners) = unhurried(render).await?;
     extras.truncate(&mut prompt, arm.context(), controls.max_tokens);
+    for Partner { arm, prompt, .. } in &mut partners.partners {
+        extras.truncate(prompt, arm.context(), controls.max_tokens);
+    }
     let shape = Chat {
         logprobs: logprobs.is_some(),
         names: Names::new(extras.names_by_ids()),

@@ -137,15 +137,9 @@ pub(crate) async fn compare(mut call: Call) -> Result<Response, ApiError> {
     let answers = controls.answers()?;
     let judges = if analysis { arms.len() } else { 1 };
     let sequences = arms.len().saturating_mul(answers).saturating_mul(judges);
-    arms[0].could_take(sequences).map_err(|error| {
-        let mut error = ApiError::from(error);
-        if let ApiError::TooMany { param, .. } = &mut error
-            && answers == 1
-        {
-            *param = "arms";
-        }
-        error
-    })?;
+    arms[0]
+        .could_take(sequences)
+        .map_err(|error| ApiError::too_many(error, answers, "arms"))?;
     let samplers = controls.samplers();
     let resolved = resolve(controls, &arms)?;
     let prompts = question.render(&call.app, &arms).await?;

@@ -126,20 +126,9 @@ pub(crate) async fn completions(mut call: Call) -> Result<Response, ApiError> {
     };
     let inputs = inputs(request.prompt)?;
     // Before anything is made of them: a small body can ask for millions.
-    let too_many = |param| {
-        move |error| match ApiError::from(error) {
-            ApiError::TooMany { asked, limit, .. } => ApiError::TooMany {
-                asked,
-                limit,
-                param,
-            },
-            other => other,
-        }
-    };
-    arm.could_take(inputs.len()).map_err(too_many("prompt"))?;
     let answers = controls.answers()?;
     arm.could_take(inputs.len().saturating_mul(answers))
-        .map_err(too_many("n"))?;
+        .map_err(|error| ApiError::too_many(error, answers, "prompt"))?;
     extras.check(arm.context())?;
     let add_special = request.add_special_tokens.unwrap_or(true);
     let echo = request.echo.unwrap_or(false);
@@ -154,16 +143,15 @@ pub(crate) async fn completions(mut call: Call) -> Result<Response, ApiError> {
     let max_tokens = controls.asked_tokens(limits)?.or(limits.default_tokens);
     let plan = move || {
         let planned = |input| {
-            let cut = |prompt: &mut Prompt| cut.truncate(prompt, renderer.context(), max_tokens);
+            let cut = |arm: &Arm, prompt: &mut Prompt| {
+                cut.truncate(prompt, arm.context(), max_tokens);
+            };
             planned(&renderer, &say, input, add_special, echo, cut)
         };
         inputs.into_iter().map(planned).collect()
     };
     let prompts: Result<Vec<Planned>, ApiError> = unhurried(plan).await;
     let prompts = prompts?;
-    for planned in &prompts {
-        extras.check_partners(&planned.partners)?;
-    }
     // A profile speaks for the raw model only where its text comes first.
     let profile = prompts
         .iter()
@@ -265,7 +253,7 @@ fn planned(
     input: PromptInput,
     add_special: bool,
     echo: bool,
-    cut: impl Fn(&mut Prompt),
+    cut: impl Fn(&Arm, &mut Prompt),
 ) -> Result<Planned, ApiError> {
     let tokenizer = arm.tokenizer();
     if let PromptInput::Tokens(ids) = &input {
@@ -277,9 +265,12 @@ fn planned(
         }
         input => arm.completion(input),
     };
-    cut(&mut prompt);
+    cut(arm, &mut prompt);
     let echo = echo.then(|| echoed(tokenizer, &prompt, &input));
-    let partners = say.of_completion(arm, &input)?;
+    let mut partners = say.of_completion(arm, &input)?;
+    for partner in &mut partners.partners {
+        cut(&partner.arm, &mut partner.prompt);
+    }
     Ok(Planned {
         prompt,
         echo,
