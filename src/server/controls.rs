@@ -168,7 +168,7 @@ fn stop_schema(_: &mut SchemaGenerator) -> Schema {
     json_schema!({"anyOf": [text, {"type": "array", "items": text}, {"type": "null"}]})
 }
 
-/// What [`bad_words`] takes.
+/// What `bad_words` takes.
 fn bad_words_schema(_: &mut SchemaGenerator) -> Schema {
     json_schema!({
         "type": ["array", "null"],
