@@ -79,7 +79,7 @@ fn known(map: &Map, path: &Path, folder: &Path) -> [u8; 32] {
     }
     let settled = file.settled(SystemTime::now(), SETTLED);
     let found = hash(map);
-    // Whoever writes into the file meanwhile changes its times.
+    // A write to the file in the meantime changes its timestamps.
     if settled
         && map.identity() == Some(file)
         && let Err(error) = remember(&kept, file, &found)

@@ -11,7 +11,7 @@ pub struct Limits {
     /// Runs of tokens that must not be generated: the last token of one is never chosen
     /// after all the others. None of them is empty.
     pub banned: Arc<[Vec<u32>]>,
-    /// Before so many tokens are generated, none of `end_tokens` is chosen.
+    /// The least number of tokens to generate: until then none of `end_tokens` is chosen.
     pub min_tokens: usize,
     /// The tokens that end an answer.
     pub end_tokens: Arc<[u32]>,

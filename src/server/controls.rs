@@ -131,7 +131,7 @@ pub(crate) struct Controls {
     stop_token_ids: Option<Vec<u32>>,
     /// Do not end at the model's end tokens.
     ignore_eos: Option<bool>,
-    /// Before so many tokens no end token and none of `stop_token_ids` is chosen. Stop texts and role markers end an
+    /// The least number of tokens of an answer: until then no end token and none of `stop_token_ids` is chosen. Stop texts and role markers end an
     /// answer all the same.
     #[serde(deserialize_with = "whole::option")]
     #[schemars(range(min = 0, max = 4_294_967_295_u32))]

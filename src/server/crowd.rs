@@ -1,8 +1,8 @@
 //! When all places for connections are taken.
 //!
-//! Whoever comes then gets a spare place for a moment, and one answer: that the
-//! server lives, to who asks for that, or else that there is no place. Whoever has
-//! had a spare place for longest makes way for the next one. So a crowd, or someone
+//! A further connection gets a spare place for a moment, and one answer: that the
+//! server lives, if it asks for that, or else that there is no place. The oldest
+//! connection in a spare place is closed for the next one. So a crowd, or someone
 //! who holds connections open, never makes a server look dead.
 
 use std::collections::VecDeque;
@@ -23,7 +23,7 @@ pub const SPARE_PLACES: usize = 256;
 /// How long they may take to ask.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(5);
 
-/// How long they may take whoever comes meanwhile. What checks a server's health asks as
+/// How long a spare connection is kept at least, even when others come. What checks a server's health asks as
 /// soon as it is connected.
 const LEAST: Duration = Duration::from_millis(50);
 
