@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Puts a server under trying conditions, and says what it did wrong.
 
-    benches/soak.py soak [--minutes M]     mixed load from many clients, then SIGTERM
+    benches/soak.py soak [--minutes M]     mixed load, junk and half-open crowds, then SIGTERM
     benches/soak.py overload [--factor N]  N times as many clients as there are slots
     benches/soak.py kill [--rounds N]      kill -9 while prefixes are computed and written
 
@@ -10,7 +10,8 @@ folder of their own; INCANT_MODELS and the like reach them. The exit status is 1
 anything was wrong.
 
 soak holds every answer to what its kind of request must get, and some greedy ones to
-what they were on the idle server. overload compares the tokens per second of complete
+what they were on the idle server; beside them /health must answer within half a second
+at all times, and memory must be flat in the second half. overload compares the tokens per second of complete
 answers. kill wants each next start to answer as ever and to leave nothing behind.
 """
 
@@ -19,18 +20,21 @@ import collections
 import contextlib
 import http.client
 import json
+import multiprocessing
 import os
 import pathlib
 import random
 import re
+import resource
 import signal
 import socket
 import statistics
-import subprocess
 import sys
 import tempfile
 import threading
 import time
+
+from served import Reply, Server, post, read, events, say, user, wait_for
 
 BINARY = pathlib.Path(__file__).resolve().parent.parent / "target/release/incant"
 MODELS = ["gemma-3-270m", "smollm2-135m-instruct"]
@@ -41,6 +45,20 @@ QUESTIONS = ["What makes the sky blue?", "How do I boil an egg?", "Name three us
 DOCUMENTS = [" ".join(f"House {n} has a {what} that is {n * 7 % 31} years old." for n in range(40)) + "\nHouse"
              for what in ("door", "roof", "gate", "lamp")]  # fmt: skip
 LONG = "long " * 9000
+# Bodies as bytes, large or broken, and the outcomes that are right.
+SMALL = {"model": MODELS[0], "messages": [{"role": "user", "content": "Hello"}], "max_tokens": 2}
+JUNK = [
+    (lambda: json.dumps(SMALL | {"junk": [[0]] * 1_000_000}), "200"),
+    (lambda: json.dumps({"junk": {str(n): {} for n in range(300_000)}} | SMALL), "200"),
+    (lambda: json.dumps(SMALL | {"messages": [{"role": "user", "content": "word " * 1_400_000}]}),
+     "400 context_length_exceeded"),
+    (lambda: json.dumps(SMALL | {"messages": [{"role": "user", "content": "\u00e9" * 1_000_000}]}),
+     "400 context_length_exceeded"),
+    (lambda: json.dumps(SMALL)[:-1] + ', "deep": ' + "[" * 100_000, "400"),
+    (lambda: "\x00\x7f" * 500_000, "400"),
+    (lambda: "[" + "1," * 2_000_000, "400"),
+    (lambda: " " * (9 << 20), "413"),
+]  # fmt: skip
 # Kinds of requests: how often, where to, what is in them, and the outcomes that are right.
 MIX = {
     "chat": (20, CHAT, [{}], "200"),
@@ -60,77 +78,12 @@ MIX = {
     "hurried": (4, CHAT, [{"timeout": 0.05}, {"timeout": 2}], "200|408 request_timeout|200, then request_timeout"),
     "too long": (2, CHAT, [{"messages": [{"role": "user", "content": LONG}]}], "400 context_length_exceeded"),
     "too long prompt": (2, COMPLETE, [{"prompt": LONG}], "400 context_length_exceeded"),
+    "junk": (4, CHAT, [{}], "200|400|413"),
     "unknown model": (2, CHAT, [{"model": "nobody"}, {"model": MODELS[0] + "@nobody"}], "404 model_not_found"),
     "bad field": (4, CHAT, [{"temperature": 3}, {"max_tokens": -1}, {"messages": "hello"}, {"messages": []}, {"n": 0},
                             {"n": 100}, {"top_p": "high"}, {"stop": [""]}, {"timeout": 0}, {"logit_bias": {"-1": 2}},
                             {"tools": [{"type": "function", "function": {"name": "f"}}]}], "400"),
 }  # fmt: skip
-Reply = collections.namedtuple("Reply", "outcome texts tokens retry_after body", defaults=[{}, 0, None, None])
-
-
-class Server:
-    """A server process."""
-
-    def __init__(self, options, folder, *more):
-        self.port = options.port or free_port()
-        self.log = pathlib.Path(folder, "log")
-        command = [options.binary, "serve", "--port", str(self.port), "--prefix-dir", f"{folder}/prefixes", *more]
-        command += [f"--model={model}" for model in options.model]
-        # A key that is set for other servers would lock this one.
-        environment = {name: value for name, value in os.environ.items() if name != "INCANT_API_KEY"}
-        self.process = subprocess.Popen(command, stderr=self.log.open("w"), env=environment)
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *_):
-        self.process.kill()
-        self.process.wait()
-
-    def healthy(self):
-        if self.process.poll() is not None:
-            sys.exit(f"the server ended with {self.process.returncode}: {self.log.read_text()}")
-        with contextlib.suppress(OSError):
-            return self.get("/health")[0] == 200
-
-    def connect(self):
-        return http.client.HTTPConnection("127.0.0.1", self.port, timeout=300)
-
-    def get(self, path):
-        with contextlib.closing(self.connect()) as connection:
-            connection.request("GET", path)
-            response = connection.getresponse()
-            return response.status, response.read().decode()
-
-    def ask(self, path, body):
-        with contextlib.closing(self.connect()) as connection:
-            return read(post(connection, path, body))
-
-    def metrics(self):
-        """Each metric's sum over its labels; that of outcomes by the outcome."""
-        sums = collections.Counter()
-        for name, labels, value in re.findall(r"^incant_(\w+)(?:\{(.*)\})? (\S+)$", self.get("/metrics")[1], re.M):
-            outcome = re.search(r'outcome="(\w+)"', labels)
-            sums[outcome[1] if outcome else name] += float(value)
-        return sums
-
-    def idle(self):
-        metrics = self.metrics()
-        return metrics["running_sequences"] + metrics["waiting_sequences"] == 0
-
-    def memory(self, what="VmRSS"):
-        """In MiB."""
-        status = pathlib.Path(f"/proc/{self.process.pid}/status").read_text()
-        return int(re.search(rf"{what}:\s+(\d+)", status)[1]) / 1024
-
-    def logged(self, pattern):
-        return [line for line in self.log.read_text(errors="replace").splitlines() if re.search(pattern, line)]
-
-    def terminate(self):
-        """The exit code after SIGTERM; None if it takes longer than it may drain."""
-        self.process.send_signal(signal.SIGTERM)
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            return self.process.wait(35)
 
 
 class Tally:
@@ -156,59 +109,6 @@ class Tally:
         for kind, outcomes in sorted(self.seen.items()):
             print(f"  {kind:18}" + ", ".join(f"{outcome}: {count}" for outcome, count in sorted(outcomes.items())))
         print(f"{self.wrong} wrong")
-
-
-def say(text):
-    print(f"{time.strftime('%X')}  {text}", flush=True)
-
-
-def free_port():
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return listener.getsockname()[1]
-
-
-def wait_for(condition, seconds, pause=0.05):
-    deadline = time.monotonic() + seconds
-    while not (met := condition()) and time.monotonic() < deadline:
-        time.sleep(pause)
-    return met
-
-
-def user(text):
-    return [{"role": "user", "content": text}]
-
-
-def post(connection, path, body):
-    connection.request("POST", path, json.dumps(body), {"Content-Type": "application/json"})
-    return connection.getresponse()
-
-
-def events(response):
-    return (line[6:].strip() for line in response if line.startswith(b"data: "))
-
-
-def read(response):
-    """Reads a response to its end. The outcome is its status, with the error's code or what is wrong with it."""
-    texts, finished, done = collections.defaultdict(str), set(), True
-    if response.headers.get_content_type() == "text/event-stream":
-        chunks = [*events(response)]
-        done = chunks[-1:] == [b"[DONE]"]
-        bodies = [json.loads(chunk) for chunk in (chunks[:-1] if done else chunks)] or [{}]
-    else:
-        bodies = [json.loads(response.read())]
-    if error := bodies[-1].get("error"):
-        status = "200, then" if response.status == 200 else response.status
-        outcome = f"{status} {error['code'] or ''}".strip()
-        outcome += "" if set(error) == {"message", "type", "param", "code"} else " in another form"
-        return Reply(outcome, texts, 0, response.headers["Retry-After"], bodies)
-    for choice in (choice for body in bodies for choice in body.get("choices", [])):
-        part = choice.get("delta") or choice.get("message") or choice
-        texts[choice["index"]] += part.get("text") or part.get("content") or ""
-        finished |= {choice["index"]} if choice["finish_reason"] in ("stop", "length") else set()
-    tokens = (bodies[-1].get("usage") or {}).get("completion_tokens", 0)
-    outcome = "200" if done and texts and finished == set(texts) else "200, but it is not complete"
-    return Reply(outcome, texts, tokens, None, bodies)
 
 
 class Client(threading.Thread):
@@ -237,6 +137,8 @@ class Client(threading.Thread):
                 self.converse(body)
             elif expected == "left":
                 self.ask(kind, path, body, expected, self.leave)
+            elif kind == "junk":
+                self.throw()
             else:
                 self.ask(kind, path, body, expected)
 
@@ -265,9 +167,11 @@ class Client(threading.Thread):
                 self.ending.wait(1)
                 reply = Reply(f"failed: {error!r}")
             self.tally.note(kind, reply)
-            if reply.outcome != "429 queue_full":
+            # A crowd may have all connections, and junk all room for bodies.
+            if not reply.outcome.startswith(("429 ", "503")):
                 break
-            self.tally.demand((reply.retry_after or "").isdigit(), f"429 with Retry-After {reply.retry_after}")
+            retry_after = f"{reply.outcome} with Retry-After {reply.retry_after}"
+            self.tally.demand((reply.retry_after or "").isdigit(), retry_after)
             if self.ending.wait(float(reply.retry_after or 1)):
                 return reply
         told = json.dumps(body, ensure_ascii=False)[:700]
@@ -277,6 +181,19 @@ class Client(threading.Thread):
             answers = body.get("n", 1) * (len(body["prompt"]) if isinstance(body.get("prompt"), list) else 1)
             self.tally.demand(len(reply.texts) == answers, f"{len(reply.texts)} answers for {path} {told}")
         return reply
+
+    def throw(self):
+        """Sends a body of junk; it is not kept here either."""
+        make, expected = self.random.choice(JUNK)
+
+        def attempt(path, _):
+            with contextlib.closing(self.server.connect()) as connection:
+                # Whoever is refused early may find the connection closed while it sends.
+                with contextlib.suppress(BrokenPipeError, ConnectionResetError):
+                    connection.request("POST", path, make().encode(), {"Content-Type": "application/json"})
+                return read(connection.getresponse())
+
+        self.ask("junk", CHAT, {}, expected, attempt)
 
     def attempt(self, path, body):
         return read(post(self.connection, path, body))
@@ -294,6 +211,37 @@ class Client(threading.Thread):
                 for _ in zip(range(self.random.randint(1, 20)), events(response)):
                     pass
             return Reply("left")
+
+
+def crowd(port, ending):
+    """Half-open connections, fewer and more than the server has places for, that come and go."""
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (min(most, 4096), most))
+    chance = random.Random(1)
+    while not ending.wait(chance.uniform(5, 15)):
+        held = []
+        for _ in range(chance.choice([100, 400, 1500])):
+            connection = socket.socket()
+            connection.settimeout(5)
+            with contextlib.suppress(OSError):
+                connection.connect(("127.0.0.1", port))
+                connection.send(b"POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\n"[: chance.randrange(60)])
+            held.append(connection)
+        ending.wait(chance.uniform(2, 8))
+        for connection in held:
+            connection.close()
+
+
+def watch_health(port, ending, worst, failures):
+    """Asks for the server's health ten times a second, over a connection of its own each time."""
+    while not ending.wait(0.1):
+        began, status = time.monotonic(), None
+        with contextlib.suppress(OSError, http.client.HTTPException):
+            with contextlib.closing(http.client.HTTPConnection("127.0.0.1", port, timeout=10)) as connection:
+                connection.request("GET", "/health")
+                status = connection.getresponse().status
+        worst.value = max(worst.value, time.monotonic() - began)
+        failures.value += status != 200
 
 
 def probe(server, models, tally):
@@ -325,7 +273,13 @@ def soak(options, folder, tally):
     more = ["--kv-memory", options.kv_memory, "--context", "4096", "--parallel", "8", "--queue", "64"]
     with Server(options, folder, *more) as server:
         tally.demand(wait_for(server.healthy, 120, 0.2), "the server does not become healthy")
-        probes, ending = probe(server, options.model, tally), threading.Event()
+        probes, ending = probe(server, options.model, tally), multiprocessing.Event()
+        worst, failures = multiprocessing.Value("d", 0), multiprocessing.Value("i", 0)
+        others = [multiprocessing.Process(target=crowd, args=[server.port, ending], daemon=True),
+                  multiprocessing.Process(target=watch_health, args=[server.port, ending, worst, failures],
+                                          daemon=True)]  # fmt: skip
+        for other in others:
+            other.start()
         clients = [Client(n, server, options, probes, tally, ending) for n in range(options.clients)]
         began, samples = time.monotonic(), []
         for client in clients:
@@ -336,16 +290,21 @@ def soak(options, folder, tally):
         ending.set()
         for client in clients:
             client.join(300)
+        for other in others:
+            other.join(30)
+        print(f"/health took {worst.value:.3f} s at the longest, and failed {failures.value} times")
+        tally.demand(worst.value <= 0.5 and failures.value == 0, "the server's health was late or bad")
         tally.demand(not any(client.is_alive() for client in clients), "a client waits for its answer")
         tally.demand(wait_for(server.idle, 10), "sequences run or wait though all clients have left")
         samples.append((time.monotonic() - began, sample(server, tally)))
         for (path, body, before), (_, _, now) in zip(probes, probe(server, options.model, tally)):
             tally.demand(now == before, f"{path} {body} gave {before!r} at first, at last {now!r}")
-        warm = [(since, resident) for since, resident in samples if since >= samples[-1][0] / 5]
-        slope = statistics.linear_regression(*zip(*warm)).slope * 60 if len(warm) > 1 else 0
-        print(f"resident after a fifth of the time {warm[0][1]:.0f} MiB, at the end {warm[-1][1]:.0f} MiB, "
-              f"{slope:+.2f} MiB a minute")  # fmt: skip
-        tally.demand(warm[-1][1] - warm[0][1] <= options.growth, "resident memory grows")
+        ended = samples[-1][0]
+        half, last = (statistics.median(resident for since, resident in samples if low <= since / ended <= high)
+                      for low, high in ((0.5, 0.6), (0.9, 1)))  # fmt: skip
+        print(f"resident in the tenth after half of the time {half:.0f} MiB, in the last tenth {last:.0f} MiB: "
+              f"{last / half - 1:+.1%} (medians)")  # fmt: skip
+        tally.demand(last <= half * (1 + options.growth / 100), "resident memory grows")
         tally.demand(server.metrics()["failed"] == 0, "the server counts failed requests")
         drain(server, options, tally)
         for line in server.logged("ERROR|panicked"):
@@ -479,10 +438,10 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     modes = parser.add_subparsers(required=True)
     mode = modes.add_parser("soak", parents=[shared])
-    mode.add_argument("--minutes", type=float, default=30)
+    mode.add_argument("--minutes", type=float, default=20)
     mode.add_argument("--clients", type=int, default=12)
     mode.add_argument("--kv-memory", default="96MiB")
-    mode.add_argument("--growth", type=float, default=64, help="MiB that memory may grow after a fifth of the time")
+    mode.add_argument("--growth", type=float, default=2, help="percent that memory may grow in the second half")
     mode.set_defaults(run=soak)
     mode = modes.add_parser("overload", parents=[shared])
     mode.add_argument("--factor", type=int, default=10)
