@@ -7,10 +7,7 @@ class Server {
   #guests;
   #loaded = false;
 
-  /**
-   * `guests` are told once what there is (`welcome`), or why that is not known (`complain`);
-   * `arrived` is called after the former.
-   */
+  /** `arrived` is called once the guests know the arms. */
   constructor(arrived) {
     this.arrived = arrived;
     part("key").value = sessionStorage.getItem(KEY) ?? "";
@@ -26,7 +23,10 @@ class Server {
     return part("key").value;
   }
 
-  /** Asks which arms and profiles there are. */
+  /**
+   * Asks which arms and profiles there are. The guests are told (`welcome`), or why that is
+   * not known (`complain`); a key that is typed then tries again.
+   */
   async load(guests) {
     this.#guests = guests;
     for (const guest of guests) guest.complain(null);

@@ -26,7 +26,7 @@ function aboutArm(model, profiles) {
     model.adapter === null ? null : make("p", {}, "Adapter ", make("b", {}, model.adapter));
   const usual = profiles.find(({ default_for }) => default_for.includes(model.root));
   const own = profiles.find(({ id }) => id === model.profile);
-  if (model.profile in BUILT_IN) return [make("p", {}, BUILT_IN[model.profile]), used];
+  if (Object.hasOwn(BUILT_IN, model.profile)) return [make("p", {}, BUILT_IN[model.profile]), used];
   if (own) return [...aboutProfile(own, [own]), used];
   if (model.adapter !== null) {
     const how = "It answers under the profile that it was made for, or else as the model does.";
