@@ -456,12 +456,17 @@ fn answers_can_be_copied() {
 #[test]
 fn both_forms_say_which_keys_send_them() {
     let stub = Stub::start(None, says("Yes."));
-    let Some(mut browser) = open(&stub) else {
-        return;
-    };
-    for tab in ["compare", "chat"] {
-        browser.eval(&format!("document.getElementById('{tab}-tab').click()"));
-        let hints = "[...document.querySelectorAll('.shortcut')].filter((one) => one.checkVisibility()).map((one) => one.textContent)";
-        assert_eq!(browser.eval(hints), json!(["Ctrl+Enter"]), "{tab}");
+    let hints = "[...document.querySelectorAll('.shortcut')].filter((one) => one.checkVisibility()).map((one) => one.textContent)";
+    let platforms = [("Linux x86_64", "Ctrl+Enter"), ("MacIntel", "Cmd+Enter")];
+    for (platform, keys) in platforms {
+        let Some(mut browser) = Browser::start() else {
+            return;
+        };
+        browser.platform(platform);
+        browser.open(&format!("{}#chat", stub.url));
+        for tab in ["compare", "chat"] {
+            browser.eval(&format!("document.getElementById('{tab}-tab').click()"));
+            assert_eq!(browser.eval(hints), json!([keys]), "{tab}");
+        }
     }
 }

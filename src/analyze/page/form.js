@@ -1,7 +1,7 @@
 // What the forms of both tabs have in common: they are sent from the keyboard.
 
 /** Whether this is a Mac or another device of its maker, whose keyboards have a Cmd key. */
-const HAS_CMD = /^(Mac|iP)/.test(navigator.userAgentData?.platform ?? navigator.platform);
+const HAS_CMD = /^(Mac|iP)/.test(navigator.platform);
 
 /** Sends a form with Ctrl+Enter or Cmd+Enter in one of its texts, and says so in it. */
 function sendFromKeyboard(form, texts) {
