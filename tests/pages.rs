@@ -1,6 +1,7 @@
-//! The compare page in a headless Chromium: a report, and the live page, with a server
-//! that answers as it was told to and with the real one.
+//! The page in a headless Chromium: a report, and the live page with both its tabs, with a
+//! server that answers as it was told to and with the real one.
 
+mod chat;
 mod fixture;
 mod live;
 mod looks;

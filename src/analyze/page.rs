@@ -1,5 +1,5 @@
-//! The compare page: one HTML file without any other, which shows a report that is
-//! embedded in it or, as the live page, asks the server it came from.
+//! The page: one HTML file without any other, which shows a report that is embedded in it
+//! or, as the live page, asks the server it came from, to compare arms or to chat with one.
 //!
 //! Its parts in `page/` are joined here. They load nothing, and the policy allows nothing
 //! but exactly them: neither a model's text nor an extension's markup can run.
@@ -11,16 +11,20 @@ use base64::prelude::BASE64_STANDARD;
 use sha2::{Digest, Sha256};
 
 const HTML: &str = include_str!("page/page.html");
+const CHAT: &str = include_str!("page/chat/panel.html");
 const STYLE: &str = concat!(
     include_str!("page/style.css"),
-    include_str!("page/report.css")
+    include_str!("page/report.css"),
+    include_str!("page/chat/chat.css"),
 );
 
 /// One script of several files, in the order in which they are run.
 const SCRIPT: &str = concat!(
     include_str!("page/dom.js"),
+    include_str!("page/form.js"),
     include_str!("page/tokens.js"),
     include_str!("page/report.js"),
+    include_str!("page/facts.js"),
     include_str!("page/panes.js"),
     include_str!("page/popover.js"),
     include_str!("page/keys.js"),
@@ -28,8 +32,14 @@ const SCRIPT: &str = concat!(
     include_str!("page/summary.js"),
     include_str!("page/settings.js"),
     include_str!("page/stream.js"),
-    include_str!("page/live.js"),
     include_str!("page/view.js"),
+    include_str!("page/server.js"),
+    include_str!("page/compare.js"),
+    include_str!("page/chat/arm.js"),
+    include_str!("page/chat/conversation.js"),
+    include_str!("page/chat/turns.js"),
+    include_str!("page/chat/chat.js"),
+    include_str!("page/tabs.js"),
     include_str!("page/start.js"),
 );
 
@@ -82,6 +92,7 @@ fn page(policy_kind: &str, data: &str) -> String {
             "policy kind" => policy_kind,
             "version" => env!("CARGO_PKG_VERSION"),
             "style" => STYLE,
+            "chat" => CHAT.trim_end(),
             "data" => data,
             "script" => SCRIPT,
             _ => unreachable!("the page has no blank `{blank}`"),

@@ -109,7 +109,7 @@ fn is_foreign(headers: &HeaderMap) -> bool {
     says(headers, &FETCH_SITE, &["cross-site", "same-site"])
 }
 
-/// Whether someone has followed a link to the compare page, which holds nothing and cannot
+/// Whether someone has followed a link to the page, which holds nothing and cannot
 /// be put into a frame.
 fn is_link(request: &Request) -> bool {
     let headers = request.headers();

@@ -239,7 +239,7 @@ fn paths(schemas: &mut Schemas) -> Value {
     );
     let mut page = get(
         "page",
-        "A page that compares arms in a browser",
+        "A page that compares arms, and chats with one, in a browser",
         json!({}),
         &[],
     );

@@ -1,4 +1,4 @@
-//! The live page.
+//! The live page, and its compare tab.
 
 use std::fs;
 use std::path::Path;

@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 
 use super::fixture;
 use super::open;
-use super::stub::{Script, Stub, events};
+use super::stub::{Script, Stub, chat_events, events};
 use crate::support::browser::Browser;
 
 /// Texts with less contrast to what is behind them than 4.5 to 1.
@@ -60,13 +60,42 @@ fn asked() -> Option<(Browser, Stub)> {
     Some((browser, stub))
 }
 
+/// The chat tab, after a refusal and while its last question is edited.
+fn chatted() -> Option<(Browser, Stub)> {
+    let mut browser = Browser::start()?;
+    let answer = format!("| a | b |\n|---|---|\n{}", "unbroken".repeat(40));
+    let stub = Stub::saying(vec![
+        Script::Events(chat_events(&answer, "length")),
+        Script::Refusal("400 Bad Request", "The prompt is too long."),
+    ]);
+    browser.open(&format!("{}#chat", stub.url));
+    browser.wait_for("document.activeElement.id === 'message'");
+    for (question, end) in [
+        (
+            "Draw a table",
+            "document.getElementById('chat-status').textContent.startsWith('Done')",
+        ),
+        (
+            "Again",
+            "document.getElementById('chat-problem').checkVisibility()",
+        ),
+    ] {
+        browser.type_text(question);
+        browser.press("Control+Enter");
+        browser.wait_for(end);
+    }
+    browser.eval("document.querySelector('.turn header button').click()");
+    Some((browser, stub))
+}
+
 #[test]
 fn nothing_is_wider_than_the_screen() {
     let Some(mut report) = open(fixture::report(&[0.0, 0.8])) else {
         return;
     };
     let (mut live, _stub) = asked().expect("there is a browser");
-    for browser in [&mut report.browser, &mut live] {
+    let (mut chat, _chat_stub) = chatted().expect("there is a browser");
+    for browser in [&mut report.browser, &mut live, &mut chat] {
         open_everything(browser);
         for width in [320, 360, 390, 768, 1024, 1440, 2560] {
             browser.viewport(width, 800);
@@ -109,8 +138,9 @@ fn light_and_dark_differ_and_all_text_can_be_read_in_both() {
         return;
     };
     let (mut live, _stub) = asked().expect("there is a browser");
+    let (mut chat, _chat_stub) = chatted().expect("there is a browser");
     let folder = tempfile::tempdir().expect("there is a folder for temporary files");
-    for browser in [&mut report.browser, &mut live] {
+    for browser in [&mut report.browser, &mut live, &mut chat] {
         open_everything(browser);
         let mut pictures = Vec::new();
         for scheme in ["light", "dark"] {
@@ -153,16 +183,19 @@ fn classes_differ_in_more_than_colour() {
 
 #[test]
 fn every_field_and_button_has_a_name() {
-    let Some((mut browser, _stub)) = asked() else {
+    let Some((mut live, _stub)) = asked() else {
         return;
     };
-    open_everything(&mut browser);
-    let nameless = browser.eval(
-        "[...document.querySelectorAll('input, select, textarea, button, [role=button], [role=img], [role=region]')]
-            .filter((one) => !one.ariaLabel && !one.textContent.trim() && !one.labels?.length)
-            .map((one) => one.outerHTML)",
-    );
-    assert_eq!(nameless, json!([]));
+    let (mut chat, _chat_stub) = chatted().expect("there is a browser");
+    for browser in [&mut live, &mut chat] {
+        open_everything(browser);
+        let nameless = browser.eval(
+            "[...document.querySelectorAll('input, select, textarea, button, [role=button], [role=img], [role=region]')]
+                .filter((one) => !one.ariaLabel && !one.textContent.trim() && !one.labels?.length)
+                .map((one) => one.outerHTML)",
+        );
+        assert_eq!(nameless, json!([]));
+    }
 }
 
 #[test]

@@ -67,6 +67,43 @@ fn a_question_to_the_server_becomes_a_report() {
 }
 
 #[test]
+fn a_chat_with_the_server_says_what_its_api_says() {
+    let Some(mut browser) = Browser::start() else {
+        return;
+    };
+    let _company = in_company();
+    let server = shared();
+    browser.open(&format!("{}#chat", server.url()));
+    browser.wait_for("document.activeElement.id === 'message'");
+    let most = "document.getElementById('chat-form').elements.namedItem('max_tokens').value = '8'";
+    browser.eval(most);
+    let turns = "document.querySelectorAll('.turn').length";
+    for (turn, question) in ["Name three rivers.", "And three lakes?"]
+        .iter()
+        .enumerate()
+    {
+        browser.type_text(question);
+        browser.press("Control+Enter");
+        browser.wait_for(&format!("{turns} === {}", turn + 1));
+        browser.wait_for("document.getElementById('chat-status').textContent.startsWith('Done')");
+    }
+    let direct = browser.text(
+        "(async () => {
+            const texts = [...document.querySelectorAll('.turn :is(.asked, .answer)')].map((one) => one.textContent);
+            const messages = texts.map((content, at) => ({ role: at % 2 ? 'assistant' : 'user', content }));
+            const body = JSON.stringify({ model: document.getElementById('chat-arm').value, messages: messages.slice(0, 3), max_tokens: 8 });
+            const response = await fetch('v1/chat/completions', { method: 'POST', body, headers: { 'content-type': 'application/json' } });
+            return (await response.json()).choices[0].message.content;
+        })()",
+    );
+    let shown = browser.text("[...document.querySelectorAll('.turn .answer')].at(-1).textContent");
+    assert_eq!(shown, direct);
+    let facts = browser.text("document.querySelector('.turn .facts').textContent");
+    assert!(facts.contains(" of them cached"), "{facts}");
+    assert_eq!(browser.complaints(), Vec::<String>::new());
+}
+
+#[test]
 fn a_server_with_keys_gives_the_page_and_asks_for_one() {
     let Some(mut browser) = Browser::start() else {
         return;

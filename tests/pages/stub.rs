@@ -9,12 +9,14 @@ use std::time::Duration;
 use incant::analyze::page;
 use serde_json::{Value, json};
 
-/// What it says to a comparison.
+/// What it says to a comparison, or in a chat.
 pub(crate) enum Script {
     /// These events, in pieces of a few bytes.
     Events(Vec<Value>),
     /// These events; then it keeps quiet until the page hangs up.
     Unending(Vec<Value>),
+    /// These events; then it hangs up.
+    Broken(Vec<Value>),
     /// A status and what is wrong.
     Refusal(&'static str, &'static str),
 }
@@ -29,7 +31,8 @@ struct State {
     key: Option<&'static str>,
     /// The profile that its first model chats with by default.
     default: Option<&'static str>,
-    script: Script,
+    /// What it says to each request; all that come later get the last one.
+    scripts: Vec<Script>,
     asked: Mutex<Vec<Value>>,
     hung_up: Mutex<bool>,
 }
@@ -40,18 +43,31 @@ impl Stub {
         Stub::serving(Some("urial"), key, script)
     }
 
+    /// One that says something else each time.
+    pub(crate) fn saying(scripts: Vec<Script>) -> Stub {
+        Stub::begin(Some("urial"), None, scripts)
+    }
+
     /// One whose first model chats with this profile by default, or with its own template.
     pub(crate) fn serving(
         default: Option<&'static str>,
         key: Option<&'static str>,
         script: Script,
     ) -> Stub {
+        Stub::begin(default, key, vec![script])
+    }
+
+    fn begin(
+        default: Option<&'static str>,
+        key: Option<&'static str>,
+        scripts: Vec<Script>,
+    ) -> Stub {
         let listener = TcpListener::bind("127.0.0.1:0").expect("a port is free");
         let url = format!("http://{}/", listener.local_addr().expect("it is bound"));
         let state = Arc::new(State {
             key,
             default,
-            script,
+            scripts,
             asked: Mutex::default(),
             hung_up: Mutex::new(false),
         });
@@ -66,7 +82,7 @@ impl Stub {
         Stub { url, state }
     }
 
-    /// The comparisons that it was asked for.
+    /// The comparisons and answers that it was asked for.
     pub(crate) fn asked(&self) -> Vec<Value> {
         self.state.asked.lock().expect("no test holds it").clone()
     }
@@ -102,7 +118,8 @@ impl State {
         }
         let mut body = vec![0; length];
         reader.read_exact(&mut body)?;
-        match path.as_str() {
+        // The page may be opened anew under a query.
+        match path.split('?').next().unwrap_or_default() {
             "/" => {
                 let policy = format!(
                     "content-security-policy: {}\r\n",
@@ -131,31 +148,32 @@ impl State {
                 "",
                 &profiles(self.default).to_string(),
             ),
-            "/v1/compare" => {
+            "/v1/compare" | "/v1/chat/completions" => {
                 let request = serde_json::from_slice(&body).expect("JSON");
-                self.asked.lock().expect("no test holds it").push(request);
-                self.compare(stream)
+                let mut asked = self.asked.lock().expect("no test holds it");
+                let script = &self.scripts[asked.len().min(self.scripts.len() - 1)];
+                asked.push(request);
+                drop(asked);
+                self.play(script, stream)
             }
             _ => refuse(stream, "404 Not Found", "There is no such page."),
         }
     }
 
-    fn compare(&self, mut stream: &TcpStream) -> io::Result<()> {
-        let (events, ends) = match &self.script {
+    fn play(&self, script: &Script, mut stream: &TcpStream) -> io::Result<()> {
+        let (events, end) = match script {
             Script::Refusal(status, message) => return refuse(stream, status, message),
-            Script::Events(events) => (events, true),
-            Script::Unending(events) => (events, false),
+            Script::Events(events) => (events, "data: [DONE]\r\n\r\n"),
+            Script::Unending(events) | Script::Broken(events) => (events, ""),
         };
-        let mut text: String = events
-            .iter()
-            .map(|event| format!("data: {event}\r\n\r\n"))
-            .collect();
-        if ends {
-            text.push_str("data: [DONE]\r\n\r\n");
-            return say(stream, &text);
+        let events = events.iter().map(|event| format!("data: {event}\r\n\r\n"));
+        let text = events.collect::<String>() + end;
+        let said = say(stream, &text);
+        if !matches!(script, Script::Unending(_)) {
+            return said;
         }
         // Both fail, or end, when the other side has closed.
-        _ = say(stream, &text).and_then(|()| stream.read(&mut [0]));
+        _ = said.and_then(|()| stream.read(&mut [0]));
         *self.hung_up.lock().expect("no test holds it") = true;
         Ok(())
     }
@@ -203,8 +221,16 @@ fn models() -> Value {
         let (rest, adapter) = arm
             .split_once('+')
             .map_or((arm, None), |(rest, name)| (rest, Some(name)));
-        json!({"id": format!("{root}{arm}"), "object": "model", "root": root,
-            "profile": rest.strip_prefix('@'), "adapter": adapter})
+        let sampling = match rest {
+            "@base" => json!({}),
+            _ => json!({"temperature": 0.25, "max_tokens": 512}),
+        };
+        let mut model = json!({"id": format!("{root}{arm}"), "object": "model", "root": root,
+            "profile": rest.strip_prefix('@'), "adapter": adapter, "sampling": sampling});
+        if rest == "@assistant" {
+            model["guidance"] = json!(0.5);
+        }
+        model
     };
     let mut data: Vec<Value> = of_first
         .iter()
@@ -216,14 +242,20 @@ fn models() -> Value {
 
 /// The profiles of both models.
 fn profiles(default: Option<&str>) -> Value {
-    let profile = |id: &str| {
+    let profile = |id: &str, variant_of: Option<&str>, language: &str| {
         let models: &[&str] = match default == Some(id) {
             true => &["gemma-3-270m"],
             false => &[],
         };
-        json!({"id": id, "object": "profile", "default_for": models})
+        json!({"id": id, "object": "profile", "title": format!("The <i>{id}</i>"),
+            "description": format!("What {id} does."), "language": language,
+            "variant_of": variant_of, "default_for": models})
     };
-    let data = [profile("assistant"), profile("urial")];
+    let data = [
+        profile("assistant", None, "en"),
+        profile("urial", None, "en"),
+        profile("urial-ja", Some("urial"), "ja"),
+    ];
     json!({"object": "list", "data": data, "broken": []})
 }
 
@@ -259,6 +291,34 @@ pub(crate) fn events(report: &Value) -> Vec<Value> {
         event["created"] = report["created"].clone();
     }
     events
+}
+
+/// An answer as a chat would stream it, a few characters at a time.
+pub(crate) fn chat_events(text: &str, finish: &str) -> Vec<Value> {
+    let text: Vec<char> = text.chars().collect();
+    let pieces = text.chunks(7).map(|piece| {
+        let content: String = piece.iter().collect();
+        delta(json!({ "content": content }), None)
+    });
+    let mut events = vec![delta(json!({"role": "assistant", "content": ""}), None)];
+    events.extend(pieces);
+    events.push(delta(json!({}), Some(finish)));
+    events.push(chunk(
+        json!([]),
+        json!({"prompt_tokens": 812, "completion_tokens": 34, "total_tokens": 846,
+            "prompt_tokens_details": {"cached_tokens": 799}}),
+    ));
+    events
+}
+
+fn delta(delta: Value, finish: Option<&str>) -> Value {
+    let choice = json!({"index": 0, "delta": delta, "logprobs": null, "finish_reason": finish});
+    chunk(json!([choice]), Value::Null)
+}
+
+fn chunk(choices: Value, usage: Value) -> Value {
+    json!({"id": "chatcmpl-1", "object": "chat.completion.chunk", "created": 1_763_800_000,
+        "model": "gemma-3-270m", "profile": "urial", "choices": choices, "usage": usage})
 }
 
 fn about(answer: &Value, kind: &str, mut fields: Value) -> Value {

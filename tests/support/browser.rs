@@ -227,6 +227,14 @@ impl Browser {
         self.call("Emulation.setEmulatedMedia", json!({"features": features}));
     }
 
+    /// Says to pages that are opened from now on that they run on this platform, such as
+    /// `MacIntel`.
+    pub(crate) fn platform(&mut self, platform: &str) {
+        let agent = self.text("navigator.userAgent");
+        let params = json!({"userAgent": agent, "platform": platform});
+        self.call("Emulation.setUserAgentOverride", params);
+    }
+
     /// Makes a picture of the window, or of the whole page, as a PNG file.
     pub(crate) fn screenshot(&mut self, path: &Path, whole_page: bool) {
         let params = json!({"captureBeyondViewport": whole_page});

@@ -57,7 +57,7 @@ function listen(view, popover) {
   });
   document.addEventListener("keydown", (event) => {
     lastKey = event.timeStamp;
-    if (event.ctrlKey || event.metaKey || event.altKey) return;
+    if (event.ctrlKey || event.metaKey || event.altKey || part("compare-panel").hidden) return;
     if (event.key === "Escape") popover.close();
     else if (!event.target.closest("input, textarea, select") && press(event, view, popover))
       event.preventDefault();

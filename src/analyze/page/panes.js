@@ -122,31 +122,10 @@ class Pane {
   /** What else there is to say, each fact as nodes. */
   #tell() {
     const { usage, finish_reason } = this.answer;
-    const facts = [];
-    if (usage) {
-      const cached = usage.prompt_tokens_details?.cached_tokens ?? 0;
-      const at = `${this.pointer}/usage`;
-      facts.push([number(usage.completion_tokens, "count", `${at}/completion_tokens`), " tokens"]);
-      facts.push([
-        "prompt ",
-        number(usage.prompt_tokens, "count", `${at}/prompt_tokens`),
-        ", ",
-        number(cached, "count", `${at}/prompt_tokens_details/cached_tokens`),
-        " of them cached",
-      ]);
-    }
+    const facts = usage ? usageFacts(usage, `${this.pointer}/usage`) : [];
     if (finish_reason)
       facts.push([finish_reason === "length" ? "cut off at the limit" : "came to its end"]);
-    if (this.times?.first) {
-      facts.push([
-        number(Math.round(this.times.first - this.times.asked), "count"),
-        " ms to the first",
-      ]);
-      const seconds = (this.times.last - this.times.first) / 1000;
-      if (usage?.completion_tokens > 1 && seconds > 0) {
-        facts.push([number((usage.completion_tokens - 1) / seconds, "mean"), " tokens/s"]);
-      }
-    }
+    facts.push(...paceFacts(this.times, usage));
     return facts;
   }
 }

@@ -60,18 +60,7 @@ function showSettings(report, buttons) {
 /** The command that repeats it, to be copied. */
 function commandBox(command) {
   const code = make("code", {}, command);
-  const button = make("button", { type: "button" }, "Copy");
-  button.addEventListener("click", async () => {
-    try {
-      await navigator.clipboard.writeText(command);
-      button.textContent = "Copied";
-    } catch {
-      // Pages from other machines without TLS have no clipboard: one key is left to press.
-      getSelection().selectAllChildren(code);
-      button.textContent = "Selected";
-    }
-    setTimeout(() => (button.textContent = "Copy"), 2000);
-  });
+  const button = copyButton("Copy", () => command, code);
   return make("div", { class: "command" }, make("pre", { tabindex: 0 }, code), button);
 }
 

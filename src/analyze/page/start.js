@@ -7,5 +7,13 @@ if (embedded) {
   document.title = `${shortened(embedded.prompts[0])} · compare`;
   view.show(embedded);
 } else {
-  new Live(view);
+  goLive(view);
+}
+
+/** Makes the page one that asks. */
+function goLive(view) {
+  const server = new Server(() => panels[tabs.current].focus());
+  const panels = { compare: new Compare(server, view), chat: new Chat(server) };
+  const tabs = new Tabs(() => view.rest());
+  server.load(Object.values(panels));
 }

@@ -1,5 +1,7 @@
 // Server-sent events out of a response, and errors as the server says them.
 
+const BROKEN = "The connection ended before the answer was complete.";
+
 /** Lines out of text that comes in pieces. */
 class Lines {
   #rest = "";
@@ -22,7 +24,10 @@ async function* eventsOf(body) {
   const lines = new Lines();
   let data = [];
   for (;;) {
-    const { done, value } = await reader.read();
+    const { done, value } = await reader.read().catch((error) => {
+      // What the browser says of a connection that broke names no cause.
+      throw error.name === "AbortError" ? error : new Error(BROKEN);
+    });
     if (done) return;
     for (const line of lines.push(value)) {
       if (line.startsWith("data:")) data.push(line.slice(5).replace(/^ /, ""));
@@ -59,9 +64,9 @@ async function ask(path, key, options = {}) {
   );
 }
 
-/** Streams a comparison: calls `take` with each event. Throws what went wrong. */
-async function compare(request, key, signal, take) {
-  const response = await ask("v1/compare", key, {
+/** Streams the answer to a request: calls `take` with each event. Throws what went wrong. */
+async function stream(path, request, key, signal, take) {
+  const response = await ask(path, key, {
     method: "POST",
     body: JSON.stringify({ ...request, stream: true }),
     signal,
@@ -72,5 +77,5 @@ async function compare(request, key, signal, take) {
     if (event.error) throw new Refusal(response.status, event.error.message);
     take(event);
   }
-  throw new Error("The connection ended before the answers did.");
+  throw new Error(BROKEN);
 }

@@ -27,6 +27,11 @@ class View {
     });
   }
 
+  /** Puts away what floats above the page. */
+  rest() {
+    this.#popover.close();
+  }
+
   /** Begins to show a report, which may be still empty. */
   show(report) {
     this.report = report;
@@ -136,10 +141,6 @@ class View {
       make("li", {}, make("span", { class: `token ${name}` }, word), meaning);
     part("legend").replaceChildren(...entries.map(example));
   }
-}
-
-function option(value, text) {
-  return make("option", { value }, text);
 }
 
 /** A question's beginning, in one line. */

@@ -1,4 +1,4 @@
-//! `GET /`: the page that compares arms in a browser.
+//! `GET /`: the page that compares arms, and chats with one, in a browser.
 
 use axum::response::{Html, IntoResponse};
 use http::header;

@@ -1,16 +1,16 @@
-// The form of the live page: what is asked, of whom, and how far it has come.
+// The compare tab: what is asked, of whom, and how far it has come.
 
 /** As many arms as one request may have. */
 const MOST_ARMS = 8;
-const KEY = "incant-api-key";
 
 /** The form, and the comparison that is running. */
-class Live {
+class Compare {
   /** The arms that will be asked, by id. */
   #arms = [];
   #controller = null;
 
-  constructor(view) {
+  constructor(server, view) {
+    this.server = server;
     this.view = view;
     const form = part("ask");
     form.hidden = part("hint").hidden = false;
@@ -18,11 +18,7 @@ class Live {
       event.preventDefault();
       this.#ask();
     });
-    for (const id of ["question", "system"]) {
-      part(id).addEventListener("keydown", (event) => {
-        if (event.key === "Enter" && (event.ctrlKey || event.metaKey)) form.requestSubmit();
-      });
-    }
+    sendFromKeyboard(form, [part("question"), part("system")]);
     part("stop").addEventListener("click", () => this.#controller?.abort());
     part("add").addEventListener("change", (event) => {
       const guidance = part("guidance");
@@ -34,32 +30,24 @@ class Live {
       const wish = guidance.value === "" ? "" : ` guidance=${guidance.valueAsNumber}`;
       this.#choose([...this.#arms, event.target.value + wish]);
     });
-    part("key").value = sessionStorage.getItem(KEY) ?? "";
-    part("key").addEventListener("change", (event) => {
-      sessionStorage.setItem(KEY, event.target.value);
-      if (this.#arms.length === 0) this.#load();
-    });
-    this.#load();
   }
 
-  /** Asks which arms there are. */
-  async #load() {
-    this.#complain(null);
-    try {
-      const lists = ["v1/models", "v1/profiles"].map(async (path) => {
-        const response = await ask(path, part("key").value);
-        return (await response.json()).data;
-      });
-      const [models, profiles] = await Promise.all(lists);
-      part("add").replaceChildren(
-        option("", "Add an arm…"),
-        ...models.map(({ id }) => option(id, id)),
-      );
-      this.#choose(firstArms(models, profiles));
-      part("question").focus();
-    } catch (error) {
-      this.#complain(error);
-    }
+  /** Begins with these arms. */
+  welcome(models, profiles) {
+    part("add").replaceChildren(
+      option("", "Add an arm…"),
+      ...models.map(({ id }) => option(id, id)),
+    );
+    this.#choose(firstArms(models, profiles));
+  }
+
+  /** Says what went wrong. */
+  complain(error) {
+    this.server.complain(part("problem"), error);
+  }
+
+  focus() {
+    part("question").focus();
   }
 
   #choose(arms) {
@@ -105,21 +93,22 @@ class Live {
       return;
     }
     this.#controller = new AbortController();
-    this.#complain(null);
+    this.complain(null);
     this.#say("Asking…", true);
     const asked = performance.now();
     const request = this.#request();
     try {
-      await compare(request, part("key").value, this.#controller.signal, (event) =>
+      const { signal } = this.#controller;
+      await stream("v1/compare", request, this.server.key, signal, (event) =>
         this.#take(event, request, asked),
       );
-      this.#say(`Done in ${((performance.now() - asked) / 1000).toFixed(1)} s.`, false);
+      this.#say(`Done in ${secondsSince(asked)}.`, false);
     } catch (error) {
       if (error.name === "AbortError") {
         this.#say("Stopped.", false);
       } else {
         this.#say("", false);
-        this.#complain(error);
+        this.complain(error);
       }
     } finally {
       this.#controller = null;
@@ -151,16 +140,6 @@ class Live {
     part("status").textContent = status;
     part("submit").disabled = running;
     part("stop").hidden = !running;
-  }
-
-  /** Says what went wrong; asks for a key where one is missing. */
-  #complain(error) {
-    const problem = part("problem");
-    problem.hidden = error === null;
-    problem.textContent = error?.message ?? "";
-    if (error?.status !== 401) return;
-    part("key-field").hidden = false;
-    part("key").focus();
   }
 }
 

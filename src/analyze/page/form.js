@@ -1,0 +1,42 @@
+// What the forms of both tabs have in common: they are sent from the keyboard.
+
+/** Whether this is a Mac or another device of its maker, whose keyboards have a Cmd key. */
+const HAS_CMD = /^(Mac|iP)/.test(navigator.platform);
+
+/** Sends a form with Ctrl+Enter or Cmd+Enter in one of its texts, and says so in it. */
+function sendFromKeyboard(form, texts) {
+  for (const text of texts) {
+    text.addEventListener("keydown", (event) => {
+      if (event.key === "Enter" && (event.ctrlKey || event.metaKey)) form.requestSubmit();
+    });
+  }
+  const keys = [HAS_CMD ? "Cmd" : "Ctrl", "Enter"].map((key) => make("kbd", {}, key));
+  form.querySelector(".shortcut").replaceChildren(keys[0], "+", keys[1]);
+}
+
+/** An entry of a list to choose from. */
+function option(value, text) {
+  return make("option", { value }, text);
+}
+
+/** How long something took, for a line that says that it is done. */
+function secondsSince(start) {
+  return `${((performance.now() - start) / 1000).toFixed(1)} s`;
+}
+
+/** A button that copies what `text` gives; where there is no clipboard it selects `element`. */
+function copyButton(label, text, element) {
+  const button = make("button", { type: "button" }, label);
+  button.addEventListener("click", async () => {
+    try {
+      await navigator.clipboard.writeText(text());
+      button.textContent = "Copied";
+    } catch {
+      // Pages from other machines without TLS have no clipboard: one key is left to press.
+      getSelection().selectAllChildren(element);
+      button.textContent = "Selected";
+    }
+    setTimeout(() => (button.textContent = label), 2000);
+  });
+  return button;
+}

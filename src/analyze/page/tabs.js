@@ -1,0 +1,65 @@
+// The two things that the live page does, as tabs. Which one is shown stands in the address.
+
+/** What the tabs are called in the address; the first one is shown where it names none. */
+const TABS = ["compare", "chat"];
+
+/** Shows one panel at a time. `shown` is called with the name of the one that appears. */
+class Tabs {
+  #shown;
+
+  constructor(shown) {
+    this.#shown = shown;
+    part("tabs").hidden = false;
+    part("subject").hidden = true;
+    for (const [index, name] of TABS.entries()) {
+      const panel = part(`${name}-panel`);
+      panel.setAttribute("role", "tabpanel");
+      panel.setAttribute("aria-labelledby", `${name}-tab`);
+      const tab = part(`${name}-tab`);
+      tab.addEventListener("click", () => this.#go(name));
+      tab.addEventListener("keydown", (event) => this.#move(event, index));
+    }
+    addEventListener("hashchange", () => this.#show());
+    this.#show();
+  }
+
+  /** The tab that is shown. */
+  get current() {
+    const named = location.hash.slice(1);
+    return TABS.includes(named) ? named : TABS[0];
+  }
+
+  #go(name) {
+    // The way back leads to the page before this one, not through its tabs.
+    history.replaceState(null, "", `#${name}`);
+    this.#show();
+  }
+
+  #move(event, index) {
+    if (event.ctrlKey || event.metaKey || event.altKey) return;
+    const last = TABS.length - 1;
+    const goals = {
+      ArrowLeft: index === 0 ? last : index - 1,
+      ArrowRight: index === last ? 0 : index + 1,
+      Home: 0,
+      End: last,
+    };
+    const goal = TABS[goals[event.key]];
+    if (goal === undefined) return;
+    event.preventDefault();
+    this.#go(goal);
+    part(`${goal}-tab`).focus();
+  }
+
+  #show() {
+    const { current } = this;
+    for (const name of TABS) {
+      const tab = part(`${name}-tab`);
+      tab.setAttribute("aria-selected", name === current);
+      tab.tabIndex = name === current ? 0 : -1;
+      part(`${name}-panel`).hidden = name !== current;
+    }
+    document.title = part(`${current}-tab`).textContent;
+    this.#shown(current);
+  }
+}
