@@ -13,6 +13,7 @@ use incant::exec::{Backend, DeviceChoice};
 use incant::profile::{Library, SamplingDefaults};
 use incant::runtime::{LoadOptions, Model, Wishes};
 
+use crate::cli::output::tell;
 use crate::cli::pull;
 
 /// Which models to load, and how. Shared by the commands that run models.
@@ -205,7 +206,7 @@ impl Loading {
     pub(crate) fn load_and_tell(&self) -> anyhow::Result<Vec<Arc<Model>>> {
         let models = self.load()?;
         for problem in models.iter().filter_map(|model| model.template_problem()) {
-            eprintln!("warning: {problem}");
+            tell(&format!("warning: {problem}"));
         }
         Ok(models)
     }

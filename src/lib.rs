@@ -16,7 +16,7 @@ pub mod kv;
 pub mod lora;
 pub mod mmap;
 pub mod model;
-mod printable;
+pub mod printable;
 pub mod profile;
 pub mod quantize;
 pub mod runtime;

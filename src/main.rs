@@ -6,13 +6,33 @@ mod config;
 use std::process::ExitCode;
 
 use clap::Parser;
+use incant::printable::is_command;
 
 fn main() -> ExitCode {
-    match cli::Cli::parse().run() {
+    let cli = match cli::Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(refusal) => return refused(&refusal),
+    };
+    match cli.run() {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             cli::log::failure(&error);
             ExitCode::FAILURE
         }
+    }
+}
+
+/// Says why the command line is refused, or what was asked to be shown of it. What is
+/// typed may hold the name of a file that a stranger chose.
+fn refused(refusal: &clap::Error) -> ExitCode {
+    let plain = refusal.render().to_string();
+    match plain.contains(is_command) {
+        true => cli::output::tell(plain.trim_end()),
+        // With clap's colours. Without a reader there is no one to tell.
+        false => _ = refusal.print(),
+    }
+    match refusal.use_stderr() {
+        true => ExitCode::from(2),
+        false => ExitCode::SUCCESS,
     }
 }

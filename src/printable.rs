@@ -1,4 +1,5 @@
-//! Text of strangers that is shown to people.
+//! Text of strangers that is shown to people: what a model says, what stands in a file or
+//! in its name, what a client sends.
 
 use std::borrow::Cow;
 
@@ -14,21 +15,62 @@ pub(crate) fn excerpt(text: &str) -> Cow<'_, str> {
     }
 }
 
-/// `text` with its control characters, line breaks aside, written as escapes: on a
-/// terminal they would be commands.
-pub(crate) fn printable(text: &str) -> Cow<'_, str> {
-    let command = |c: char| c.is_control() && c != '\n';
-    if !text.contains(command) {
+/// Whether a terminal takes a character for a command instead of showing it: control
+/// characters, C0 and C1, except for tabs and line ends, and the characters that turn the
+/// direction in which the text around them is shown, so that it reads as something else.
+pub fn is_command(character: char) -> bool {
+    match character {
+        '\n' | '\t' => false,
+        '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}' => true,
+        other => other.is_control(),
+    }
+}
+
+/// `text` with every command to a terminal written as an escape, such as `\u{1b}`. Line
+/// ends of Windows become line ends.
+pub fn printable(text: &str) -> Cow<'_, str> {
+    if !text.contains(is_command) {
         return Cow::Borrowed(text);
     }
-    let mut shown = String::with_capacity(text.len() + 8);
-    for c in text.chars() {
-        match command(c) {
-            true => shown.extend(c.escape_default()),
-            false => shown.push(c),
+    let mut stream = Stream::default();
+    let mut shown = stream.push(text);
+    shown.push_str(&stream.finish());
+    Cow::Owned(shown)
+}
+
+/// [`printable`] of a text that comes in pieces. Each character that could begin or end a
+/// command is escaped by itself, so it does not matter where a command is cut.
+#[derive(Debug, Default)]
+pub struct Stream {
+    /// Whether the last character was a carriage return, of which the next one says
+    /// whether it belongs to a line end.
+    returned: bool,
+}
+
+impl Stream {
+    /// The next piece, as it is to be shown.
+    pub fn push(&mut self, piece: &str) -> String {
+        let mut shown = String::with_capacity(piece.len() + 8);
+        for character in piece.chars() {
+            if std::mem::take(&mut self.returned) && character != '\n' {
+                shown.push_str("\\r");
+            }
+            match character {
+                '\r' => self.returned = true,
+                command if is_command(command) => shown.extend(command.escape_default()),
+                plain => shown.push(plain),
+            }
+        }
+        shown
+    }
+
+    /// What is left to show when the text has ended.
+    pub fn finish(&mut self) -> String {
+        match std::mem::take(&mut self.returned) {
+            true => "\\r".to_owned(),
+            false => String::new(),
         }
     }
-    Cow::Owned(shown)
 }
 
 #[cfg(test)]
@@ -45,7 +87,37 @@ mod tests {
 
     #[test]
     fn commands_to_a_terminal_become_escapes() {
-        assert_eq!(printable("日本\n語"), "日本\n語");
-        assert_eq!(printable("a\u{1b}[2J\tb\u{9b}"), "a\\u{1b}[2J\\tb\\u{9b}");
+        assert_eq!(
+            printable("日本\n\t語 👩\u{200d}🚀"),
+            "日本\n\t語 👩\u{200d}🚀"
+        );
+        assert_eq!(
+            printable("a\u{1b}[2J\u{9b}\u{7f}"),
+            "a\\u{1b}[2J\\u{9b}\\u{7f}"
+        );
+        assert_eq!(
+            printable("\u{202e}txt.exe\u{2069}"),
+            "\\u{202e}txt.exe\\u{2069}"
+        );
+    }
+
+    #[test]
+    fn a_carriage_return_stays_only_as_a_part_of_a_line_end() {
+        assert_eq!(printable("one\r\ntwo\rthree\r"), "one\ntwo\\rthree\\r");
+    }
+
+    #[test]
+    fn it_does_not_matter_where_a_text_is_cut() {
+        let text = "a\u{1b}]52;c;cm0gLXJm\u{7}b\r\n\u{9b}31m\r\r\n\u{2067}ش\u{1b}[0m\tc\r";
+        let whole = printable(text);
+        let characters: Vec<char> = text.chars().collect();
+        for size in 1..=characters.len() {
+            let mut stream = Stream::default();
+            let pieces = characters.chunks(size);
+            let pieces = pieces.map(|piece| stream.push(&piece.iter().collect::<String>()));
+            let shown: String = pieces.collect();
+            assert_eq!(shown + &stream.finish(), whole, "cut by {size}");
+        }
+        assert!(!whole.contains(is_command));
     }
 }

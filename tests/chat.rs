@@ -54,7 +54,7 @@ fn a_model_answers_is_compared_and_leaves_the_terminal_as_it_was() {
     terminal.wait_for("arms are served");
     // Short answers.
     terminal.press(F4);
-    terminal.wait_for("left to the server");
+    terminal.wait_for("the server's default");
     terminal.press(&DOWN.repeat(4));
     terminal.press("12");
     terminal.press(ESCAPE);

@@ -16,6 +16,7 @@ mod hostile;
 mod inspect;
 mod lora;
 mod pages;
+mod printed;
 mod profile;
 mod profile_limits;
 mod profile_reload;

@@ -1,6 +1,6 @@
 //! `incant ask`.
 
-use std::io::{self, Read, Write};
+use std::io::{self, Read, StdoutLock};
 
 use anyhow::{Context, bail};
 use incant::analyze::Samplers;
@@ -11,10 +11,14 @@ use incant::sample::SamplingParams;
 use incant::text::decode::StreamDecoder;
 use incant::text::stop::StopMatcher;
 
+use super::output::Pieces;
 use super::samplers::{self, SamplerArgs};
 use crate::config::ModelArgs;
 
 /// Answer one question in the terminal
+///
+/// On a terminal, characters of the answer that would be commands to it are written as
+/// escapes such as \\u{1b}; a file or a pipe gets the answer as the model gives it.
 #[derive(clap::Args)]
 pub(crate) struct Args {
     /// The question; - reads it from the standard input
@@ -123,28 +127,24 @@ impl Args {
 
         let mut decoder = StreamDecoder::new();
         let mut matcher = StopMatcher::new(&[], &markers).trim_start(true);
-        let mut out = io::stdout().lock();
-        let mut show = |text: &str| -> io::Result<()> {
-            out.write_all(text.as_bytes())?;
-            out.flush()
-        };
+        let mut out = Pieces::stdout();
         while let Some(event) = generation.blocking_next() {
             match event {
                 Event::Token { id, .. } if !end_tokens.contains(&id) => {
                     let text = decoder.push(arm.tokenizer().token_bytes(id));
                     let output = matcher.push(&text);
-                    show(&output.text)?;
+                    out.push(&output.text)?;
                     if output.stopped {
-                        return Ok(show("\n")?);
+                        return ended(out);
                     }
                 }
                 Event::Finished(reason) => {
                     let output = matcher.push(&decoder.finish());
-                    show(&output.text)?;
+                    out.push(&output.text)?;
                     if !output.stopped {
-                        show(&matcher.finish(reason == FinishReason::Length).text)?;
+                        out.push(&matcher.finish(reason == FinishReason::Length).text)?;
                     }
-                    return Ok(show("\n")?);
+                    return ended(out);
                 }
                 Event::Failed(why) => bail!(why),
                 Event::Started { .. }
@@ -175,4 +175,10 @@ impl Args {
         sampling.seed = self.seed;
         sampling
     }
+}
+
+/// Ends the answer's last line.
+fn ended(mut out: Pieces<StdoutLock<'static>>) -> anyhow::Result<()> {
+    out.push("\n")?;
+    Ok(out.end()?)
 }

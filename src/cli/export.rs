@@ -70,7 +70,9 @@ impl Args {
             .with_context(|| gguf.path().display().to_string())?;
         rewrite::write(&rewrite, path)?;
         if let Some(profile) = lora.profile() {
-            println!("The adapter is for use with the profile {profile:?}.");
+            output::print(&format!(
+                "The adapter is for use with the profile {profile:?}.\n"
+            ))?;
         }
         Ok(())
     }
@@ -80,11 +82,10 @@ fn by_itself(lora: &Lora, spec: &DecoderSpec, path: &Path, model: &Located) -> a
     lora.export(spec, path)
         .with_context(|| path.display().to_string())?;
     let parameters = lora.parts().map(|(_, _, part)| part.a.len() + part.b.len());
-    println!(
-        "{}: {} numbers for {}",
+    Ok(output::print(&format!(
+        "{}: {} numbers for {}\n",
         path.display(),
         output::grouped(parameters.sum::<usize>() as u64),
         model.name
-    );
-    Ok(())
+    ))?)
 }

@@ -13,6 +13,8 @@ use tracing::Level;
 use tracing_subscriber::EnvFilter;
 use tracing_subscriber::filter::LevelFilter;
 
+use super::output::tell;
+
 /// What the log looks like.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
 pub(crate) enum Format {
@@ -52,7 +54,7 @@ pub(crate) fn failure(error: &anyhow::Error) {
     match ON_STDERR.get() {
         // With a filter that lets it through.
         Some(Format::Json) if tracing::enabled!(Level::ERROR) => tracing::error!("{error:#}"),
-        _ => eprintln!("error: {error:#}"),
+        _ => tell(&format!("error: {error:#}")),
     }
 }
 

@@ -10,7 +10,7 @@ mod files;
 mod hangup;
 mod inspect;
 pub(crate) mod log;
-mod output;
+pub(crate) mod output;
 pub(crate) mod pull;
 mod quantize;
 mod reload;

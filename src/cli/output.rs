@@ -1,20 +1,90 @@
-//! What the commands that print tables share.
+//! How commands write: everything that they say passes through here, so that nothing of
+//! a model, a server or a file becomes a command to the terminal.
 
-use std::io::{self, ErrorKind, Write};
+use std::io::{self, ErrorKind, IsTerminal, Write};
 
+use incant::printable::{self, is_command, printable};
+use serde::Serialize;
 use unicode_width::UnicodeWidthStr;
 
 /// Writes `text` to standard output. A reader that has left (`| head`) ends
 /// the command quietly.
 pub(crate) fn print(text: &str) -> io::Result<()> {
-    let mut stdout = io::stdout().lock();
-    match stdout
-        .write_all(text.as_bytes())
-        .and_then(|()| stdout.flush())
-    {
+    let mut pieces = Pieces::stdout();
+    let written = pieces.push(text).and_then(|()| pieces.end());
+    quiet(written)
+}
+
+/// A reader that has left has all that it wants.
+pub(crate) fn quiet(written: io::Result<()>) -> io::Result<()> {
+    match written {
         Err(error) if error.kind() == ErrorKind::BrokenPipe => Ok(()),
         result => result,
     }
+}
+
+/// Writes a line to standard error, for a person.
+pub(crate) fn tell(line: &str) {
+    eprintln!("{}", printable(line));
+}
+
+/// A text that is written as it comes: to a terminal without commands to it, to a file
+/// or a pipe as it is, to the byte.
+pub(crate) struct Pieces<W> {
+    out: W,
+    terminal: Option<printable::Stream>,
+}
+
+impl Pieces<io::StdoutLock<'static>> {
+    /// To standard output.
+    pub(crate) fn stdout() -> Self {
+        let out = io::stdout().lock();
+        let is_terminal = out.is_terminal();
+        Pieces::new(out, is_terminal)
+    }
+}
+
+impl<W: Write> Pieces<W> {
+    fn new(out: W, is_terminal: bool) -> Self {
+        let terminal = is_terminal.then(printable::Stream::default);
+        Pieces { out, terminal }
+    }
+
+    /// Writes the next piece, and lets it be seen.
+    pub(crate) fn push(&mut self, piece: &str) -> io::Result<()> {
+        match &mut self.terminal {
+            Some(stream) => self.out.write_all(stream.push(piece).as_bytes())?,
+            None => self.out.write_all(piece.as_bytes())?,
+        }
+        self.out.flush()
+    }
+
+    /// Ends the text.
+    pub(crate) fn end(mut self) -> io::Result<()> {
+        if let Some(mut stream) = self.terminal {
+            self.out.write_all(stream.finish().as_bytes())?;
+        }
+        self.out.flush()
+    }
+}
+
+/// A value as indented JSON for a person's eyes as well, with a line end.
+pub(crate) fn json(value: &impl Serialize) -> serde_json::Result<String> {
+    Ok(harmless_json(&serde_json::to_string_pretty(value)?) + "\n")
+}
+
+/// JSON in which whatever a terminal would take for a command is an escape of JSON, which
+/// means the same.
+pub(crate) fn harmless_json(json: &str) -> String {
+    let mut text = String::with_capacity(json.len());
+    for character in json.chars() {
+        // Outside of strings JSON has none of them, and all of them are below U+10000.
+        match is_command(character) {
+            true => text.push_str(&format!("\\u{:04x}", u32::from(character))),
+            false => text.push(character),
+        }
+    }
+    text
 }
 
 /// Where a column's cells stand.
@@ -118,6 +188,30 @@ mod tests {
         assert_eq!(size(999), "999 B");
         assert_eq!(size(253_115_648), "253.1 MB");
         assert_eq!(size(2_000_000_000), "2.00 GB");
+    }
+
+    #[test]
+    fn a_terminal_gets_no_commands_and_a_file_every_byte() {
+        let pieces = ["a\u{1b}", "[2J\u{202e}b\r", "\n\tc\u{9b}"];
+        let written = |is_terminal| {
+            let mut bytes = Vec::new();
+            let mut out = Pieces::new(&mut bytes, is_terminal);
+            for piece in pieces {
+                out.push(piece).unwrap();
+            }
+            out.end().unwrap();
+            String::from_utf8(bytes).unwrap()
+        };
+        assert_eq!(written(true), "a\\u{1b}[2J\\u{202e}b\n\tc\\u{9b}");
+        assert_eq!(written(false), pieces.concat());
+    }
+
+    #[test]
+    fn json_means_the_same_and_holds_no_commands() {
+        let value = ["\u{1b}\u{7f}\u{9b}", "\u{202e}日本\t\n"];
+        let text = json(&value).unwrap();
+        assert!(!text.contains(is_command), "{text:?}");
+        assert_eq!(serde_json::from_str::<[String; 2]>(&text).unwrap(), value);
     }
 
     #[test]

@@ -3,11 +3,14 @@
 use std::cell::{Cell, RefCell};
 use std::fs;
 use std::io::{self, BufRead, IsTerminal, Write};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context, bail};
 use incant::catalog::{self, Cache, CatalogError, Located, Manifest, Progress, State};
+use incant::printable::printable;
 use indicatif::{DecimalBytes, ProgressBar, ProgressStyle};
+
+use super::output::{self, tell};
 
 /// Download models, or see which there are
 #[derive(clap::Args)]
@@ -86,16 +89,19 @@ fn known(cache: &Cache, name: &str) -> Result<Manifest, CatalogError> {
 fn pull(cache: &Cache, manifest: &Manifest, yes: bool) -> anyhow::Result<()> {
     let path = cache.path(&manifest.name);
     if cache.state(manifest)? == State::Present {
-        println!("{} is here: {}", manifest.name, path.display());
-        return Ok(());
+        return is_here(manifest, &path);
     }
     show_terms(manifest);
     if !yes && !confirmed(manifest)? {
         bail!("nothing was downloaded");
     }
     let path = cache.fetch(manifest, &Display::new())?;
-    println!("{} is here: {}", manifest.name, path.display());
-    Ok(())
+    is_here(manifest, &path)
+}
+
+fn is_here(manifest: &Manifest, path: &Path) -> anyhow::Result<()> {
+    let line = format!("{} is here: {}\n", manifest.name, path.display());
+    Ok(output::print(&line)?)
 }
 
 fn show_terms(manifest: &Manifest) {
@@ -106,9 +112,9 @@ fn show_terms(manifest: &Manifest) {
         ..
     } = manifest;
     let size = DecimalBytes(manifest.size);
-    eprintln!("{title}, {quantization}, {size}");
-    eprintln!("Licence: {} ({})", licence.id, licence.url);
-    eprintln!("{}", licence.terms.trim());
+    tell(&format!("{title}, {quantization}, {size}"));
+    tell(&format!("Licence: {} ({})", licence.id, licence.url));
+    tell(licence.terms.trim());
 }
 
 /// Asks at a terminal. Where no one could answer, the command itself is the
@@ -117,7 +123,10 @@ fn confirmed(manifest: &Manifest) -> io::Result<bool> {
     if !io::stdin().is_terminal() || !io::stderr().is_terminal() {
         return Ok(true);
     }
-    eprint!("Download {} under these terms? [Y/n] ", manifest.name);
+    eprint!(
+        "Download {} under these terms? [Y/n] ",
+        printable(&manifest.name)
+    );
     io::stderr().flush()?;
     let mut answer = String::new();
     let read = io::stdin().lock().read_line(&mut answer)?;
@@ -143,14 +152,15 @@ fn list(cache: &Cache) -> anyhow::Result<()> {
     }
     let width = |column: usize| rows.iter().map(|row| row[column].chars().count()).max();
     let widths = [0, 1, 2, 3].map(|column| width(column).unwrap_or(0));
+    let mut text = String::new();
     for [name, size, quantization, licence, state] in &rows {
-        println!(
-            "{name:0$}  {size:>1$}  {quantization:2$}  {licence:3$}  {state}",
+        text += &format!(
+            "{name:0$}  {size:>1$}  {quantization:2$}  {licence:3$}  {state}\n",
             widths[0], widths[1], widths[2], widths[3]
         );
     }
-    println!("\nModels are kept in {}", cache.dir.display());
-    Ok(())
+    text += &format!("\nModels are kept in {}\n", cache.dir.display());
+    Ok(output::print(&text)?)
 }
 
 fn percent(bytes: u64, total: u64) -> u64 {
@@ -181,8 +191,8 @@ impl Display {
 impl Progress for Display {
     fn note(&self, line: &str) {
         match &*self.bar.borrow() {
-            Some(bar) => bar.suspend(|| eprintln!("{line}")),
-            None => eprintln!("{line}"),
+            Some(bar) => bar.suspend(|| tell(line)),
+            None => tell(line),
         }
     }
 
@@ -197,7 +207,7 @@ impl Progress for Display {
                 .progress_chars("=> ");
             let bar = ProgressBar::new(total)
                 .with_style(style)
-                .with_message(name.to_owned());
+                .with_message(printable(name).into_owned());
             *self.bar.borrow_mut() = Some(bar);
         }
     }
@@ -215,7 +225,11 @@ impl Progress for Display {
         let tenths = percent(bytes, self.total.get()) / 10;
         if tenths > self.tenths.replace(tenths) {
             let size = DecimalBytes(self.total.get());
-            eprintln!("{}: {}% of {size}", self.name.borrow(), tenths * 10);
+            tell(&format!(
+                "{}: {}% of {size}",
+                self.name.borrow(),
+                tenths * 10
+            ));
         }
     }
 

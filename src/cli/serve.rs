@@ -14,6 +14,7 @@ use tokio::sync::oneshot;
 
 use super::edges::{self, EdgeArgs, seconds};
 use super::hangup::Hangups;
+use super::output::tell;
 use super::{log, reload};
 use crate::config::{Loading, ModelArgs};
 
@@ -243,7 +244,7 @@ impl Greeting {
     /// Says what is served, and how to try it.
     fn print(&self, models: &[Arc<Model>]) {
         for model in models {
-            eprintln!("{}", describe(model));
+            tell(&describe(model));
         }
         // Whoever listens on every interface still reaches it here.
         let host = match self.address.ip() {
@@ -258,11 +259,11 @@ impl Greeting {
             false => "",
         };
         let model = models.first().map_or("", |model| model.id());
-        eprintln!(
+        tell(&format!(
             "listening on {base}\n\ntry:\n  curl {base}/v1/chat/completions{key} -H 'Content-Type: \
              application/json' -d '{{\"model\":\"{model}\",\"messages\":[{{\"role\":\"user\",\
              \"content\":\"What is the capital of France?\"}}],\"max_tokens\":128}}'\n"
-        );
+        ));
     }
 }
 

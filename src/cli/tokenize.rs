@@ -93,7 +93,7 @@ impl Args {
                 .collect(),
         };
         let shown = match self.json {
-            true => serde_json::to_string_pretty(&report)? + "\n",
+            true => output::json(&report)?,
             false => show(&report),
         };
         Ok(output::print(&shown)?)

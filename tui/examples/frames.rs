@@ -25,9 +25,8 @@ fn main() {
     let (mut app, _) = App::new(Keymap::default(), Start::default(), Now::default());
     let arm = Arm {
         id: "m".into(),
-        root: None,
-        profile: None,
         context: Some(1),
+        ..Arm::default()
     };
     app.handle(Event::Arms(Ok(vec![arm])), Now::default());
     let messages = &mut app.chat.session.messages;

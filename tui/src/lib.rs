@@ -7,9 +7,11 @@
 
 pub mod app;
 mod driver;
+mod failure;
 pub mod http;
 pub mod keymap;
 pub mod markdown;
+mod private;
 pub mod sampling;
 pub mod session;
 pub mod sse;

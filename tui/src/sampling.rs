@@ -9,6 +9,8 @@ use serde_json::{Map, Value, json};
 pub struct Field {
     /// Its name in requests.
     pub name: &'static str,
+    /// What is in force where neither a request nor an arm says anything.
+    pub neutral: &'static str,
     /// What it does.
     pub help: &'static str,
     kind: Kind,
@@ -28,76 +30,91 @@ const GUIDANCE: &str = "guidance";
 pub const FIELDS: &[Field] = &[
     Field {
         name: "temperature",
+        neutral: "1",
         help: "0 to 2; 0 always says the likeliest token",
         kind: Kind::Real(0.0, 2.0),
     },
     Field {
         name: "top_p",
+        neutral: "1",
         help: "0 to 1; only the likeliest tokens with this probability together",
         kind: Kind::Real(0.0, 1.0),
     },
     Field {
         name: "top_k",
+        neutral: "0",
         help: "only so many tokens; 0 for all",
         kind: Kind::Whole(0),
     },
     Field {
         name: "min_p",
+        neutral: "0",
         help: "0 to 1; only tokens this likely, relative to the likeliest",
         kind: Kind::Real(0.0, 1.0),
     },
     Field {
         name: "max_tokens",
+        neutral: "as long as the context",
         help: "the longest answer",
         kind: Kind::Whole(1),
     },
     Field {
         name: "seed",
+        neutral: "drawn anew",
         help: "the same seed gives the same answer",
         kind: Kind::Whole(0),
     },
     Field {
         name: "presence_penalty",
+        neutral: "0",
         help: "-2 to 2; against tokens that were said",
         kind: Kind::Real(-2.0, 2.0),
     },
     Field {
         name: "frequency_penalty",
+        neutral: "0",
         help: "-2 to 2; against tokens, each time they were said",
         kind: Kind::Real(-2.0, 2.0),
     },
     Field {
         name: "repetition_penalty",
+        neutral: "1",
         help: "0.01 to 2; above 1 against tokens that were said or asked",
         kind: Kind::Real(0.01, 2.0),
     },
     Field {
         name: "dry_multiplier",
+        neutral: "0",
         help: "0 to 100; above 0 against what continues a repetition",
         kind: Kind::Real(0.0, 100.0),
     },
     Field {
         name: "top_n_sigma",
+        neutral: "0",
         help: "0 to 100; only tokens this many deviations below the likeliest; 0 for all",
         kind: Kind::Real(0.0, 100.0),
     },
     Field {
         name: "typical_p",
+        neutral: "1",
         help: "0 to 1; only the most expected tokens with this probability together",
         kind: Kind::Real(0.0, 1.0),
     },
     Field {
         name: "xtc_probability",
+        neutral: "0",
         help: "0 to 1; how often the likeliest tokens are left out",
         kind: Kind::Real(0.0, 1.0),
     },
     Field {
         name: GUIDANCE,
+        neutral: "0",
         help: "0 to 10; away from what the prompt says whatever is asked; in compare, arms have it in their ids",
         kind: Kind::Real(0.0, 10.0),
     },
     Field {
         name: "stop",
+        neutral: "none",
         help: "a text that ends the answer",
         kind: Kind::Text,
     },
@@ -143,6 +160,11 @@ impl Sampling {
             Some(text) => text.to_owned(),
             None => value.to_string(),
         })
+    }
+
+    /// The temperature, if one is set.
+    pub fn temperature(&self) -> Option<f64> {
+        self.0.get("temperature")?.as_f64()
     }
 
     /// The seed, if one is set.

@@ -11,6 +11,7 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
+use crate::private;
 use crate::sampling::Sampling;
 use crate::wire::Usage;
 
@@ -54,6 +55,16 @@ pub struct Message {
     /// How it came.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub stats: Option<Stats>,
+    /// The other answers to the same question, in the order in which they came.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub variants: Vec<Message>,
+    /// The place of this one among all of them.
+    #[serde(default, skip_serializing_if = "is_first")]
+    pub variant: usize,
+}
+
+fn is_first(variant: &usize) -> bool {
+    *variant == 0
 }
 
 impl Message {
@@ -66,6 +77,8 @@ impl Message {
             profile: None,
             finish: None,
             stats: None,
+            variants: Vec::new(),
+            variant: 0,
         }
     }
 
@@ -73,11 +86,29 @@ impl Message {
     pub fn answer(arm: Option<String>) -> Message {
         Message {
             role: Role::Assistant,
-            content: String::new(),
             arm,
-            profile: None,
-            finish: None,
-            stats: None,
+            ..Message::user("")
+        }
+    }
+
+    /// This answer and the others to the same question, in the order in which they came.
+    pub fn into_variants(mut self) -> Vec<Message> {
+        let mut all = std::mem::take(&mut self.variants);
+        let place = std::mem::take(&mut self.variant).min(all.len());
+        all.insert(place, self);
+        all
+    }
+
+    /// Another answer to the same question, with the rest of them. The last for a place
+    /// behind all of them.
+    pub fn turned_to(self, place: usize) -> Message {
+        let mut variants = self.into_variants();
+        let variant = place.min(variants.len() - 1);
+        let shown = variants.remove(variant);
+        Message {
+            variants,
+            variant,
+            ..shown
         }
     }
 }
@@ -91,6 +122,9 @@ pub struct Head {
     pub created: u64,
     /// Who answers.
     pub arm: Option<String>,
+    /// What it was named by its user.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub title: String,
     /// The system message; empty if there is none.
     #[serde(default)]
     pub system: String,
@@ -158,8 +192,11 @@ pub struct Listing {
 }
 
 impl Session {
-    /// Its first question's first line.
+    /// What it was named, or else its first question's first line.
     pub fn title(&self) -> &str {
+        if !self.head.title.is_empty() {
+            return &self.head.title;
+        }
         let first = self.messages.first();
         let lines = first.and_then(|message| message.content.trim().lines().next());
         lines.unwrap_or("new session")
@@ -197,7 +234,8 @@ impl Folder {
     /// # Errors
     /// If the disk is full, or the folder cannot be written.
     pub fn save(&self, session: &Session) -> io::Result<()> {
-        fs::create_dir_all(&self.0)?;
+        private::folder(&self.0)?;
+        // A temporary file is its owner's alone, and stays so under its name.
         let mut file = tempfile::NamedTempFile::new_in(&self.0)?;
         serde_json::to_writer(&mut file, &session.head)?;
         for message in &session.messages {
@@ -212,6 +250,34 @@ impl Folder {
         file.as_file().sync_all()?;
         file.persist(self.file(&session.head.id))?;
         Ok(())
+    }
+
+    /// Gives a saved session a title; an empty one takes it away.
+    ///
+    /// # Errors
+    /// If there is no such file, or it cannot be written.
+    pub fn rename(&self, id: &str, title: &str) -> io::Result<()> {
+        let path = self.file(id);
+        let text = fs::read_to_string(&path)?;
+        let (head, rest) = text.split_once('\n').unwrap_or((&text, ""));
+        let head = Head {
+            title: title.to_owned(),
+            ..serde_json::from_str(head)?
+        };
+        let mut file = tempfile::NamedTempFile::new_in(&self.0)?;
+        serde_json::to_writer(&mut file, &head)?;
+        write!(file, "\n{rest}")?;
+        file.as_file().sync_all()?;
+        file.persist(path)?;
+        Ok(())
+    }
+
+    /// Deletes a saved session.
+    ///
+    /// # Errors
+    /// If there is none, or the folder cannot be written.
+    pub fn delete(&self, id: &str) -> io::Result<()> {
+        fs::remove_file(self.file(id))
     }
 
     /// All sessions.
@@ -347,6 +413,71 @@ mod tests {
         compared.analysis = None;
         assert_eq!(listed(&sessions), [compared]);
         assert_eq!(sessions.analysis("2026-01-01").unwrap(), analysis);
+    }
+
+    #[cfg(unix)]
+    #[test]
+    fn a_session_is_its_owners_alone_also_where_it_was_open_to_others() {
+        use std::os::unix::fs::PermissionsExt as _;
+        let temporary = tempfile::tempdir().unwrap();
+        let path = temporary.path().join("sessions");
+        let file = path.join("one.jsonl");
+        let sessions = Folder::new(path.clone());
+        let mode = |path: &Path| fs::metadata(path).unwrap().permissions().mode() & 0o777;
+        for _ in 0..2 {
+            sessions.save(&session("one", "1")).unwrap();
+            assert_eq!((mode(&path), mode(&file)), (0o700, 0o600));
+            fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).unwrap();
+            fs::set_permissions(&file, fs::Permissions::from_mode(0o644)).unwrap();
+        }
+    }
+
+    #[test]
+    fn a_renamed_session_keeps_all_else_and_a_deleted_one_is_gone() {
+        let folder = tempfile::tempdir().unwrap();
+        let sessions = Folder::new(folder.path().into());
+        let mut saved = session("2026-01-01", "one");
+        saved.head.compare = Some(Comparison {
+            arms: vec!["a@urial".into()],
+            ..Comparison::default()
+        });
+        saved.analysis = Some(Analysis::default());
+        sessions.save(&saved).unwrap();
+        sessions.rename("2026-01-01", "about 一").unwrap();
+        saved.head.title = "about 一".into();
+        saved.analysis = None;
+        assert_eq!(listed(&sessions), [saved]);
+        assert_eq!(
+            sessions.analysis("2026-01-01").unwrap(),
+            Analysis::default()
+        );
+        sessions.rename("2026-01-01", "").unwrap();
+        assert_eq!(listed(&sessions)[0].title(), "one");
+        sessions.delete("2026-01-01").unwrap();
+        assert_eq!(listed(&sessions), []);
+        assert!(sessions.delete("2026-01-01").is_err());
+    }
+
+    #[test]
+    fn answers_to_one_question_are_turned_to_in_their_order() {
+        let answer = |text: &str| Message {
+            content: text.into(),
+            ..Message::answer(None)
+        };
+        let all = Message {
+            variants: vec![answer("a"), answer("b")],
+            variant: 2,
+            ..answer("c")
+        };
+        let mut shown = all.clone();
+        for (place, text) in [(1, "b"), (0, "a"), (2, "c")] {
+            shown = shown.turned_to(place);
+            assert_eq!((shown.content.as_str(), shown.variant), (text, place));
+            let order = shown.clone().into_variants();
+            let order: Vec<&str> = order.iter().map(|answer| answer.content.as_str()).collect();
+            assert_eq!(order, ["a", "b", "c"]);
+        }
+        assert_eq!(shown, all);
     }
 
     #[test]

@@ -2,73 +2,17 @@
 //! out is absent, not guessed.
 
 use serde::{Deserialize, Serialize};
-use serde_json::Value;
+use serde_json::{Map, Value};
 
-/// Why a request came to nothing.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Failure {
-    /// The HTTP status, if there was an answer.
-    pub status: Option<u16>,
-    /// The server's own words, or what is wrong with the connection.
-    pub message: String,
-    /// What programs are to know the failure by, if the server says.
-    pub code: Option<String>,
-}
+pub use crate::failure::Failure;
+use crate::failure::{error_message, excerpt};
 
-impl Failure {
-    /// A failure of which no server told.
-    pub fn local(message: impl Into<String>) -> Failure {
-        Failure {
-            status: None,
-            message: message.into(),
-            code: None,
-        }
-    }
-
-    /// What a body says that came with a bad status.
-    pub fn answered(status: u16, body: &str) -> Failure {
-        let json: Value = serde_json::from_str(body).unwrap_or_default();
-        let message = match error_message(&json) {
-            Some(message) => message,
-            None if body.trim().is_empty() => "the answer has no body".to_owned(),
-            None => body.trim().to_owned(),
-        };
-        Failure {
-            status: Some(status),
-            message,
-            code: json["error"]["code"].as_str().map(str::to_owned),
-        }
-    }
-
-    /// Whether the server has no such endpoint; one that is there and misses a
-    /// model answers 404 as well.
-    pub fn is_missing(&self) -> bool {
-        let model = self.code.as_deref() == Some("model_not_found");
-        matches!(self.status, Some(404 | 405 | 501)) && !model
-    }
-}
-
-impl std::fmt::Display for Failure {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        match self.status {
-            Some(status) => write!(f, "{status}: {}", self.message),
-            None => f.write_str(&self.message),
-        }
-    }
-}
-
-/// `{"error": {"message": …}}`, or `{"error": "…"}` as some have it.
-fn error_message(body: &Value) -> Option<String> {
-    let error = body.get("error").filter(|error| !error.is_null())?;
-    let message = error.get("message").unwrap_or(error);
-    Some(match message.as_str() {
-        Some(text) => text.to_owned(),
-        None => message.to_string(),
-    })
-}
+/// How many arms of a server's list are read, and how long their ids may be, in bytes.
+pub const MOST_ARMS: usize = 4096;
+const LONGEST_ID: usize = 512;
 
 /// Who can be asked.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Arm {
     /// The model id of the API.
     pub id: String,
@@ -78,24 +22,62 @@ pub struct Arm {
     pub profile: Option<String>,
     /// How many tokens fit, where the list says so.
     pub context: Option<u64>,
+    /// The parameters of answers that it has of its own, where the server tells: what is
+    /// not among them is as in OpenAI's API.
+    pub sampling: Option<Map<String, Value>>,
+}
+
+/// A profile that arms answer under, where the server knows profiles.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Profile {
+    /// What follows the `@` in an arm's id.
+    pub id: String,
+    /// What it is, in a few words.
+    pub title: String,
+    /// What it does.
+    pub description: String,
+    /// The language that it is written in, such as `en`.
+    pub language: String,
+    /// The models that chat under it where their id names no profile.
+    pub default_for: Vec<String>,
+}
+
+/// Reads the answer of `GET /v1/profiles`.
+pub fn profiles(body: &Value) -> Vec<Profile> {
+    let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
+    let list = |value: &Value| value.as_array().cloned().unwrap_or_default();
+    let all = list(&body["data"]).into_iter().take(MOST_ARMS);
+    let profile = |profile: Value| Profile {
+        id: text(&profile["id"]),
+        title: text(&profile["title"]),
+        description: excerpt(text(&profile["description"])),
+        language: text(&profile["language"]),
+        default_for: list(&profile["default_for"]).iter().map(text).collect(),
+    };
+    all.map(profile).collect()
 }
 
 /// Reads the answer of `GET /v1/models`.
 pub fn arms(body: &Value) -> Vec<Arm> {
     let text = |value: &Value, name: &str| value[name].as_str().map(str::to_owned);
     let list = body["data"].as_array().map_or(&[][..], Vec::as_slice);
-    list.iter()
-        .filter_map(|model| {
-            Some(Arm {
-                id: text(model, "id")?,
-                root: text(model, "root"),
-                profile: text(model, "profile"),
-                context: model["max_model_len"]
-                    .as_u64()
-                    .or_else(|| model["meta"]["n_ctx"].as_u64()),
-            })
+    let named = list.iter().filter_map(|model| {
+        let id = text(model, "id").filter(|id| id.len() <= LONGEST_ID)?;
+        let mut sampling = model["sampling"].as_object().cloned();
+        if let (Some(sampling), guidance @ Value::Number(_)) = (&mut sampling, &model["guidance"]) {
+            sampling.insert("guidance".into(), guidance.clone());
+        }
+        Some(Arm {
+            id,
+            root: text(model, "root"),
+            profile: text(model, "profile"),
+            context: model["max_model_len"]
+                .as_u64()
+                .or_else(|| model["meta"]["n_ctx"].as_u64()),
+            sampling,
         })
-        .collect()
+    });
+    named.take(MOST_ARMS).collect()
 }
 
 /// How many tokens a request took.
@@ -187,7 +169,8 @@ pub struct Chunk {
     pub profile: Option<String>,
 }
 
-/// Reads one event of a chat completion's stream.
+/// Reads one event of a chat completion's stream, or the whole completion of a server that
+/// streams nothing.
 ///
 /// # Errors
 /// If the server says that it failed, or what it says is not JSON.
@@ -196,8 +179,12 @@ pub fn chunk(data: &str) -> Result<Chunk, Failure> {
     let choice = &value["choices"][0];
     let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
     let tokens = choice["logprobs"]["content"].as_array();
+    let said = match choice.get("delta") {
+        Some(delta) => delta,
+        None => &choice["message"],
+    };
     Ok(Chunk {
-        content: text(&choice["delta"]["content"]),
+        content: text(&said["content"]),
         tokens: tokens.cloned().unwrap_or_default(),
         finish: choice["finish_reason"].as_str().map(str::to_owned),
         usage: Usage::read(&value["usage"]),
@@ -321,27 +308,6 @@ mod tests {
     use super::*;
 
     #[test]
-    fn an_error_is_shown_in_the_servers_words() {
-        let shown = |status, body| Failure::answered(status, body).to_string();
-        let body = r#"{"error": {"message": "no such model", "type": "x"}}"#;
-        assert_eq!(shown(404, body), "404: no such model");
-        assert_eq!(shown(500, r#"{"error": "boom"}"#), "500: boom");
-        assert_eq!(
-            shown(502, "<h1>Bad gateway</h1>\n"),
-            "502: <h1>Bad gateway</h1>"
-        );
-        assert_eq!(shown(500, ""), "500: the answer has no body");
-    }
-
-    #[test]
-    fn a_missing_model_is_no_missing_endpoint() {
-        let body = r#"{"error": {"message": "x", "code": "model_not_found"}}"#;
-        assert!(!Failure::answered(404, body).is_missing());
-        let body = r#"{"error": {"message": "File Not Found", "code": 404}}"#;
-        assert!(Failure::answered(404, body).is_missing());
-    }
-
-    #[test]
     fn the_context_is_found_where_different_servers_have_it() {
         let body = json!({"data": [
             {"id": "a", "max_model_len": 100},
@@ -385,6 +351,52 @@ mod tests {
             compare_chunk(data).unwrap_err(),
             Failure::local("out of memory")
         );
+    }
+
+    #[test]
+    fn a_completion_that_was_not_streamed_is_an_answer() {
+        let data = json!({
+            "object": "chat.completion",
+            "choices": [{
+                "message": {"role": "assistant", "content": "Hello"},
+                "logprobs": {"content": [{"token": "Hello", "logprob": -0.5}]},
+                "finish_reason": "stop",
+            }],
+            "usage": {"prompt_tokens": 3, "completion_tokens": 2},
+        });
+        let chunk = chunk(&data.to_string()).unwrap();
+        assert_eq!(chunk.content, "Hello");
+        assert_eq!(chunk.tokens.len(), 1);
+        assert_eq!(chunk.finish.as_deref(), Some("stop"));
+        assert_eq!(chunk.usage.unwrap().completion_tokens, 2);
+    }
+
+    #[test]
+    fn what_an_arm_answers_with_is_read_where_the_server_tells() {
+        let body = json!({"data": [
+            {"id": "m@a", "sampling": {"temperature": 0.0}, "guidance": 0.5},
+            {"id": "other"},
+        ]});
+        let arms = arms(&body);
+        let own = arms[0].sampling.as_ref().unwrap();
+        assert_eq!(json!(own), json!({"temperature": 0.0, "guidance": 0.5}));
+        assert_eq!(arms[1].sampling, None);
+        let body = json!({"data": [{"id": "a", "language": "en", "default_for": ["m"]}, {}]});
+        let profiles = profiles(&body);
+        assert_eq!(profiles[0].default_for, ["m"]);
+        assert_eq!(profiles[1], Profile::default());
+    }
+
+    #[test]
+    fn of_a_list_without_an_end_so_many_arms_are_read() {
+        let model = |number: usize| json!({"id": format!("m{number}")});
+        let long = json!({"id": "x".repeat(LONGEST_ID + 1)});
+        let data: Vec<Value> = std::iter::once(long)
+            .chain((0..10_000).map(model))
+            .collect();
+        let arms = arms(&json!({ "data": data }));
+        assert_eq!(arms.len(), MOST_ARMS);
+        assert_eq!(arms[0].id, "m0");
     }
 
     #[test]

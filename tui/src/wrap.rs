@@ -10,19 +10,46 @@ use unicode_linebreak::linebreaks;
 use unicode_segmentation::UnicodeSegmentation;
 use unicode_width::UnicodeWidthStr;
 
-/// A text that a terminal can show: tabs are spaces, other control characters
-/// but line ends are gone.
+/// What a tab looks like.
+const TAB: &str = "    ";
+
+/// How many bytes of a line that grows are wrapped again with what is added to it, at most.
+const LONG: usize = 16 << 10;
+
+/// A text that a terminal can show: tabs are spaces, and what a terminal takes for a
+/// command is gone, line ends aside.
 pub fn printable(text: &str) -> String {
     let mut clean = String::with_capacity(text.len());
     for character in text.chars() {
         match character {
-            '\t' => clean.push_str("    "),
-            '\n' => clean.push('\n'),
-            hidden if hidden.is_control() => {}
+            '\t' => clean.push_str(TAB),
+            command if is_command(command) => {}
             shown => clean.push(shown),
         }
     }
     clean
+}
+
+/// A text without what a terminal takes for a command. Tabs stay.
+pub fn harmless(text: &str) -> String {
+    text.chars().filter(|c| !is_command(*c)).collect()
+}
+
+/// Whether a terminal acts on a character instead of showing it: control characters but
+/// tabs and line ends, and those that turn the direction in which a text is shown.
+fn is_command(character: char) -> bool {
+    match character {
+        '\n' | '\t' => false,
+        '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}' => true,
+        other => other.is_control(),
+    }
+}
+
+/// How many cells a text takes, without line ends.
+pub fn width(text: &str) -> usize {
+    let parts = text.split('\t');
+    let tabs = text.matches('\t').count();
+    parts.map(UnicodeWidthStr::width).sum::<usize>() + tabs * TAB.len()
 }
 
 /// The rows of a text, as ranges of bytes. Line ends are in no row; spaces at
@@ -40,12 +67,67 @@ pub fn rows(text: &str, width: usize) -> Vec<Range<usize>> {
     rows
 }
 
+/// The rows of a text that grows at its end: of what was there only the last line is
+/// wrapped again.
+#[derive(Clone, Debug, Default)]
+pub struct GrowingRows {
+    width: usize,
+    text: String,
+    rows: Vec<Range<usize>>,
+    #[cfg(test)]
+    wrapped: usize,
+}
+
+impl GrowingRows {
+    /// The rows of a text, as [`rows`] finds them.
+    pub fn update(&mut self, text: &str, width: usize) -> &[Range<usize>] {
+        if self.width != width || !text.starts_with(&self.text) {
+            self.rows.clear();
+            self.text.clear();
+            self.width = width;
+        }
+        if self.rows.is_empty() || self.text.len() < text.len() {
+            let from = self.loose();
+            self.rows
+                .truncate(self.rows.partition_point(|row| row.start < from));
+            self.text.push_str(&text[self.text.len()..]);
+            let added = rows(&text[from..], width).into_iter();
+            self.rows
+                .extend(added.map(|row| from + row.start..from + row.end));
+            #[cfg(test)]
+            {
+                self.wrapped += text.len() - from;
+            }
+        }
+        &self.rows
+    }
+
+    /// Where the rows begin that more text can change: with the last line, or within it if
+    /// it is long.
+    fn loose(&self) -> usize {
+        let window = self
+            .text
+            .floor_char_boundary(self.text.len().saturating_sub(LONG));
+        match self.text[window..].rfind('\n') {
+            Some(end) => window + end + 1,
+            None if window == 0 => 0,
+            None => {
+                let middle = self.text.len() - LONG / 2;
+                let row = self.rows.partition_point(|row| row.start <= middle);
+                self.rows
+                    .get(row.saturating_sub(1))
+                    .map_or(0, |row| row.start)
+            }
+        }
+    }
+}
+
 /// The byte of a row at which a column of cells is; its end if it is shorter.
 pub fn place(text: &str, row: Range<usize>, column: usize) -> usize {
     let mut used = 0;
     let mut place = row.start;
     for grapheme in text[row].graphemes(true) {
-        used += grapheme.width();
+        used += width(grapheme);
         if used > column {
             break;
         }
@@ -55,7 +137,7 @@ pub fn place(text: &str, row: Range<usize>, column: usize) -> usize {
 }
 
 fn wrap_line(line: &str, offset: usize, width: usize, rows: &mut Vec<Range<usize>>) {
-    if line.width() <= width {
+    if self::width(line) <= width {
         rows.push(offset..offset + line.len());
         return;
     }
@@ -64,10 +146,10 @@ fn wrap_line(line: &str, offset: usize, width: usize, rows: &mut Vec<Range<usize
     let mut from = 0;
     for (to, _) in linebreaks(line) {
         let piece = &line[from..to];
-        let whole = piece.width();
+        let whole = self::width(piece);
         // Spaces before a break need no room.
         let solid = piece.trim_end();
-        let needed = solid.width();
+        let needed = self::width(solid);
         if used + needed > width && used > 0 {
             rows.push(offset + row..offset + from);
             row = from;
@@ -75,7 +157,7 @@ fn wrap_line(line: &str, offset: usize, width: usize, rows: &mut Vec<Range<usize
         }
         if needed > width {
             for (at, grapheme) in piece.grapheme_indices(true) {
-                let cells = grapheme.width();
+                let cells = self::width(grapheme);
                 if used + cells > width && at < solid.len() {
                     rows.push(offset + row..offset + from + at);
                     row = from + at;
@@ -199,6 +281,61 @@ mod tests {
     }
 
     #[test]
+    fn a_tab_takes_four_cells_and_stays_a_tab() {
+        assert_eq!(width("\ta\t"), 9);
+        assert_eq!(wrapped("\tab\tcd", 8), ["\tab\t", "cd"]);
+        assert_eq!(place("\tab", 0..3, 2), 0);
+        assert_eq!(place("\tab", 0..3, 5), 2);
+        assert_eq!(harmless("a\tb\u{1b}c\n"), "a\tbc\n");
+    }
+
+    #[test]
+    fn a_growing_text_has_the_rows_of_the_whole_one() {
+        let text =
+            "the quick brown fox\n\n日本語の文章。 a-b cdefghijklmnopqrstuvwxyz\tx\n".repeat(4);
+        for size in [1, 2, 7, 40] {
+            let mut growing = GrowingRows::default();
+            let mut begun = String::new();
+            let characters: Vec<char> = text.chars().collect();
+            for piece in characters.chunks(size) {
+                begun.extend(piece);
+                assert_eq!(growing.update(&begun, 12), rows(&begun, 12), "{begun:?}");
+            }
+            assert_eq!(growing.update(&begun, 9), rows(&begun, 9));
+            assert_eq!(growing.update("other", 9), rows("other", 9));
+            assert_eq!(growing.update("", 9), rows("", 9));
+        }
+    }
+
+    #[test]
+    fn the_work_for_a_growing_text_grows_with_what_is_added() {
+        for (piece, line) in [
+            ("some words ", 70),
+            ("x", usize::MAX),
+            ("word ", usize::MAX),
+        ] {
+            let mut growing = GrowingRows::default();
+            let mut text = String::new();
+            let mut since = 0;
+            let updates = 2000;
+            for _ in 0..updates {
+                // As frames show what has come in the meantime.
+                for _ in 0..20 {
+                    text.push_str(piece);
+                    since += piece.len();
+                    if since >= line {
+                        text.push('\n');
+                        since = 0;
+                    }
+                }
+                growing.update(&text, 80);
+            }
+            let most = text.len() + updates * LONG.min(line.saturating_add(piece.len()));
+            assert!(growing.wrapped <= most, "{piece:?}: {}", growing.wrapped);
+        }
+    }
+
+    #[test]
     fn empty_lines_are_rows() {
         assert_eq!(wrapped("a\n\nb\n", 10), ["a", "", "b", ""]);
     }
@@ -227,5 +364,6 @@ mod tests {
     #[test]
     fn control_characters_are_not_shown() {
         assert_eq!(printable("a\x1b[31m\tb\r\n"), "a[31m    b\n");
+        assert_eq!(printable("\u{9b}31m\u{202e}abc\u{2066}"), "31mabc");
     }
 }

@@ -126,7 +126,7 @@ impl Args {
             reports.push(report);
         }
         if self.json {
-            output::print(&format!("{}\n", serde_json::to_string_pretty(&reports)?))?;
+            output::print(&output::json(&reports)?)?;
         }
         Ok(())
     }

@@ -97,7 +97,7 @@ impl Args {
             html.write(&page::report(&text))?;
         }
         if let Some(json) = &json {
-            json.write(&(text + "\n"))?;
+            json.write(&(output::harmless_json(&text) + "\n"))?;
         }
         if ![&json, &html].contains(&&Some(Target::Output)) {
             output::print(&table::show(&report))?;

@@ -4,6 +4,8 @@ use std::collections::HashMap;
 
 use incant::analyze::{Finish, Pair, Report, ReportArm, SamplingRow, Summary};
 
+use incant::printable::printable;
+
 use crate::cli::output::{Align, grouped, table, visible};
 
 /// How many of the most shifted tokens of an arm are shown.
@@ -80,8 +82,7 @@ fn answers(report: &Report, names: &[String]) -> String {
         }
         text += "\n";
         for line in answer.text.lines() {
-            let line: String = line.chars().flat_map(visible).collect();
-            text += format!("  {line}").trim_end();
+            text += format!("  {}", printable(line)).trim_end();
             text += "\n";
         }
         match answer.finish_reason {

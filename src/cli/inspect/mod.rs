@@ -27,7 +27,7 @@ impl Args {
         let gguf = Gguf::open(&located.path)?;
         let report = Report::of(&gguf);
         let shown = match self.json {
-            true => serde_json::to_string_pretty(&report)? + "\n",
+            true => output::json(&report)?,
             false => show::text(&report),
         };
         Ok(output::print(&shown)?)

@@ -1,7 +1,9 @@
 //! The report as text.
 
+use incant::printable::printable;
+
 use super::report::{Entry, Problem, Report, Role, TokenName, TokenizerFacts};
-use crate::cli::output::{Align, clip, grouped, size, table, visible};
+use crate::cli::output::{Align, clip, grouped, size, table};
 
 /// Characters of a value that are shown.
 const VALUE_WIDTH: usize = 72;
@@ -140,12 +142,7 @@ fn indented(text: &str) -> String {
     let mut shown = String::new();
     for line in text.lines() {
         shown.push_str("  ");
-        shown.extend(line.chars().flat_map(|c| {
-            // Tabs are layout here.
-            let tab = (c == '\t').then_some(c);
-            let rest = tab.is_none().then(|| visible(c)).into_iter().flatten();
-            tab.into_iter().chain(rest)
-        }));
+        shown.push_str(&printable(line));
         shown.push('\n');
     }
     shown

@@ -17,7 +17,7 @@ use serde_json::json;
 use super::flags::Flags;
 use super::student::{Form, StudentOptions};
 use super::{Origin, Task, lessons};
-use crate::cli::output::grouped;
+use crate::cli::output::{grouped, tell};
 
 /// The profile of bare turns.
 const TURN: &str = "turn";
@@ -36,7 +36,7 @@ impl Prepared {
     /// Says what will be learnt from.
     pub(super) fn tell(&self, task: &Task) {
         if let Some(teacher) = &self.teacher {
-            eprintln!("the teacher: {teacher}");
+            tell(&format!("the teacher: {teacher}"));
         }
         for (what, examples) in [("learn from", &self.examples), ("hold out", &self.held_out)] {
             let count = examples.examples.len();
@@ -258,7 +258,7 @@ fn read(files: &[PathBuf]) -> anyhow::Result<Vec<Entry>> {
     }
     if failed.is_empty() {
         for (file, keys) in unread {
-            eprintln!("{}", named_unread(file, &keys));
+            tell(&named_unread(file, &keys));
         }
     }
     let more = failed.len().saturating_sub(1);

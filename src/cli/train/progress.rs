@@ -2,8 +2,11 @@
 
 use std::time::{Duration, Instant};
 
+use incant::printable::printable;
 use incant::train::metrics::{Event, Observer, Record};
 use indicatif::{ProgressBar, ProgressStyle};
+
+use crate::cli::output::tell;
 
 /// Where there is no terminal for a bar, a line now and then.
 const BETWEEN_LINES: Duration = Duration::from_secs(30);
@@ -38,14 +41,14 @@ impl Progress {
         if self.bar.is_hidden() && self.wrote.elapsed() >= BETWEEN_LINES {
             self.wrote = Instant::now();
             let (done, all) = (self.bar.position(), self.bar.length().unwrap_or_default());
-            eprintln!("{done} of {all} {}", self.bar.message());
+            tell(&format!("{done} of {all} {}", self.bar.message()));
         }
     }
 
     fn line(&self, line: &str) {
         match self.bar.is_hidden() {
-            true => eprintln!("{line}"),
-            false => self.bar.println(line),
+            true => tell(line),
+            false => self.bar.println(printable(line)),
         }
     }
 }

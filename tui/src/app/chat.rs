@@ -10,7 +10,13 @@ use super::scroll::Scroll;
 use super::{App, Effect, Now};
 use crate::keymap::Action;
 use crate::session::{Head, Message, Role, Session};
-use crate::wire::{Arm, Chunk, Failure, Usage, with_profile};
+use crate::wire::{Arm, Chunk, Failure, Usage};
+
+/// The temperature of another answer, where the last one's would give the same again.
+const VARIED: f64 = 0.7;
+
+/// Why an answer ended that broke off.
+const FAILED: &str = "failed";
 
 /// A conversation, and what is going on in it.
 #[derive(Clone, Debug)]
@@ -72,16 +78,13 @@ impl Chat {
         answer.usage
     }
 
-    /// Who answers; after an answer, with the profile that it came from.
-    pub fn answering(&self) -> String {
-        let Some(arm) = self.session.head.arm.as_deref() else {
-            return String::new();
-        };
+    /// The profile that the last answer of the arm came from, where the server said so.
+    pub fn last_profile(&self) -> Option<&str> {
         let messages = self.session.messages.iter().rev();
         let mut answers = messages.filter(|message| message.role == Role::Assistant);
-        let last = answers.find(|answer| answer.profile.is_some());
-        let last = last.filter(|answer| answer.arm.as_deref() == Some(arm));
-        with_profile(arm, last.and_then(|answer| answer.profile.as_deref()))
+        let last = answers.find(|answer| answer.profile.is_some())?;
+        let same = last.arm == self.session.head.arm;
+        last.profile.as_deref().filter(|_| same)
     }
 
     /// How many tokens fit, if that is known.
@@ -185,6 +188,8 @@ impl App {
         let scroll = &mut self.chat.scroll;
         match action {
             Action::Regenerate => return self.regenerate(),
+            Action::VariantBefore => return self.turn_to_variant(-1),
+            Action::VariantAfter => return self.turn_to_variant(1),
             Action::Edit => return self.edit(),
             Action::Copy => return self.copy(),
             Action::CopyAll => {
@@ -207,21 +212,32 @@ impl App {
             let id = head(self.now).id;
             self.chat.session.head.id = id;
             self.chat.session.messages.truncate(place);
+            let key = self.keymap.hint(Action::Sessions).unwrap_or_default();
+            self.say(format!(
+                "this goes on as a session of its own; the one as it was stays saved ({key})"
+            ));
         }
         self.chat.session.messages.push(Message::user(question));
-        self.answer(None)
+        let body = self.chat.request();
+        self.answer(body, None)
     }
 
-    /// Lets the arm answer what has been said.
-    fn answer(&mut self, replaced: Option<Message>) -> Vec<Effect> {
+    /// Lets the arm answer what has been said, instead of this or as another variant of it.
+    fn answer(&mut self, body: Value, replaced: Option<Message>) -> Vec<Effect> {
         let request = self.next_request();
-        let body = self.chat.request();
         let chat = &mut self.chat;
         chat.error = None;
         chat.selected = None;
         chat.scroll = Scroll::Follow;
         let saved = Box::new(chat.session.clone());
-        let answer = Message::answer(chat.session.head.arm.clone());
+        let mut answer = Message::answer(chat.session.head.arm.clone());
+        let earlier = replaced.clone().map(Message::into_variants);
+        answer.variants = earlier.unwrap_or_default();
+        // What broke off is not kept.
+        answer
+            .variants
+            .retain(|answer| answer.finish.as_deref() != Some(FAILED));
+        answer.variant = answer.variants.len();
         chat.session.messages.push(answer);
         chat.running = Some(Running {
             request,
@@ -269,7 +285,7 @@ impl App {
             chat.take_back(running.replaced);
         } else if let Some(answer) = chat.session.messages.last_mut() {
             answer.finish = match failed {
-                true => Some("failed".into()),
+                true => Some(FAILED.into()),
                 false => running.finish,
             };
             answer.stats = Some(running.clock.stats());
@@ -300,10 +316,68 @@ impl App {
         }
         let messages = &mut self.chat.session.messages;
         let replaced = messages.pop_if(|last| last.role == Role::Assistant);
-        match messages.is_empty() {
-            true => self.say("there is no question yet".into()),
-            false => self.answer(replaced),
+        if messages.is_empty() {
+            return self.say("there is no question yet".into());
         }
+        let mut body = self.chat.request();
+        let answered = replaced
+            .as_ref()
+            .filter(|answer| answer.finish.as_deref() != Some(FAILED));
+        if let Some(answer) = answered {
+            let count = answer.variants.len() as u64 + 1;
+            self.vary(&mut body, count);
+        }
+        self.answer(body, replaced)
+    }
+
+    /// Changes a request that would give the same answer again, after `count` answers, and
+    /// says how.
+    fn vary(&mut self, body: &mut Value, count: u64) {
+        let set = &self.chat.session.head.sampling;
+        let temperature = set.temperature().or_else(|| self.own_temperature());
+        let key = self.keymap.hint(Action::Sampling).unwrap_or_default();
+        let mut changed = Vec::new();
+        if temperature.is_none_or(|temperature| temperature == 0.0) {
+            body["temperature"] = json!(VARIED);
+            changed.push(format!("temperature {VARIED}"));
+        }
+        if let Some(seed) = set.seed() {
+            let seed = seed.wrapping_add(count);
+            body["seed"] = json!(seed);
+            changed.push(format!("seed {seed}"));
+        }
+        if !changed.is_empty() {
+            let changed = changed.join(" and ");
+            self.say(format!(
+                "another answer with {changed}, or it would be the same; {key} sets others"
+            ));
+        }
+    }
+
+    /// The temperature that the arm answers with where none is set, if the server tells.
+    fn own_temperature(&self) -> Option<f64> {
+        let arm = self.known_arm(self.chat.session.head.arm.as_deref()?)?;
+        let own = arm.sampling.as_ref()?.get("temperature");
+        Some(own.and_then(Value::as_f64).unwrap_or(1.0))
+    }
+
+    /// Shows an answer before or after the last one, to the same question.
+    fn turn_to_variant(&mut self, by: isize) -> Vec<Effect> {
+        if self.chat.is_running() {
+            return self.say("an answer is running; stop it first".into());
+        }
+        let messages = &mut self.chat.session.messages;
+        let last = messages.pop_if(|last| !last.variants.is_empty());
+        let Some(last) = last else {
+            let key = self.keymap.hint(Action::Regenerate).unwrap_or_default();
+            return self.say(format!(
+                "there is no other answer to this; {key} asks for one"
+            ));
+        };
+        let place = last.variant.saturating_add_signed(by);
+        messages.push(last.turned_to(place));
+        self.chat.error = None;
+        vec![Effect::Save(Box::new(self.chat.session.clone()))]
     }
 
     fn edit(&mut self) -> Vec<Effect> {

@@ -95,10 +95,8 @@ impl Compare {
             return;
         };
         let root = first.root.as_ref().unwrap_or(&first.id);
-        let with = |profile: &str| {
-            let id = format!("{root}@{profile}");
-            arms.iter().find(|arm| arm.id == id)
-        };
+        let named = |id: &str| arms.iter().find(|arm| arm.id == id);
+        let base = named(&format!("{root}@base"));
         // A model that was trained to chat: under an adapter, or beside this one.
         let adapted = |arm: &&Arm| arm.id.starts_with(&format!("{root}+"));
         let another = |arm: &&Arm| {
@@ -107,10 +105,16 @@ impl Compare {
         };
         let tuned = arms.iter().find(adapted);
         let tuned = tuned.or_else(|| arms.iter().find(another));
-        let best = [with("base"), with("urial"), tuned].into_iter().flatten();
+        // Between them the model as it chats where nobody says how.
+        let best = [base, named(root), tuned].into_iter().flatten();
         let mut chosen: Vec<String> = best.map(|arm| arm.id.clone()).collect();
-        if chosen.len() < 2 {
-            chosen = arms.iter().take(2).map(|arm| arm.id.clone()).collect();
+        let mut others = arms.iter().map(|arm| &arm.id);
+        while chosen.len() < 2
+            && let Some(id) = others.next()
+        {
+            if !chosen.contains(id) {
+                chosen.push(id.clone());
+            }
         }
         self.chosen = chosen;
     }
@@ -124,18 +128,27 @@ impl Compare {
         messages
     }
 
-    /// What is compared, as a report holds it; none before it is complete.
+    /// Whether there is something to export: an answer that is complete, of a comparison
+    /// that has ended.
+    pub fn is_exportable(&self) -> bool {
+        let ended = !self.is_running() && !self.analysis.arms.is_null();
+        ended && self.panes.iter().any(Pane::is_complete)
+    }
+
+    /// The answers that are complete, as a report holds them, and what was found of all if
+    /// all are.
     fn report(&self) -> Option<Value> {
+        if !self.is_exportable() {
+            return None;
+        }
         let Analysis {
             arms,
             settings,
             summary,
             ..
         } = &self.analysis;
-        if summary.is_null() {
-            return None;
-        }
         let panes = self.panes.iter().enumerate();
+        let panes = panes.filter(|(_, pane)| pane.is_complete());
         let temperature = &settings["temperature"][0];
         let answers: Vec<Value> = panes
             .map(|(arm, pane)| pane.report(arm, temperature))
@@ -170,6 +183,13 @@ impl App {
             Action::Export => return self.export(),
             Action::Regenerate if !self.compare.question.is_empty() && !self.is_busy() => {
                 let question = self.compare.question.clone();
+                let set = &self.chat.session.head.sampling;
+                if set.temperature().unwrap_or_default() == 0.0 {
+                    let key = self.keymap.hint(Action::Sampling).unwrap_or_default();
+                    self.say(format!(
+                        "at temperature 0 the answers are the same again; {key} sets another"
+                    ));
+                }
                 return self.ask_in_compare(question);
             }
             Action::Copy if count > 0 => {
@@ -429,7 +449,7 @@ impl App {
         }
         match self.compare.report() {
             Some(report) => vec![Effect::Export(Box::new(report))],
-            None => self.say("there is no complete comparison yet".into()),
+            None => self.say("there is no complete answer to export yet".into()),
         }
     }
 }

@@ -2,7 +2,6 @@
 //! for one character: a family of emoji is one, a letter with its accent too.
 
 use unicode_segmentation::UnicodeSegmentation;
-use unicode_width::UnicodeWidthStr;
 
 use crate::keymap::Action;
 use crate::wrap;
@@ -40,7 +39,7 @@ impl Editor {
 
     /// Puts a text where the cursor is.
     pub fn insert(&mut self, text: &str) {
-        let text = wrap::printable(&text.replace("\r\n", "\n").replace('\r', "\n"));
+        let text = wrap::harmless(&text.replace("\r\n", "\n").replace('\r', "\n"));
         self.text.insert_str(self.cursor, &text);
         self.cursor += text.len();
     }
@@ -49,7 +48,7 @@ impl Editor {
     pub fn position(&self, width: usize) -> (usize, usize) {
         let rows = wrap::rows(&self.text, width);
         let row = rows.partition_point(|row| row.start <= self.cursor) - 1;
-        let column = self.text[rows[row].start..self.cursor].width();
+        let column = wrap::width(&self.text[rows[row].start..self.cursor]);
         // Spaces hang over the edge, the cursor does not.
         (row, column.min(width.saturating_sub(1)))
     }
@@ -221,6 +220,18 @@ mod tests {
             typed("one\ntwo", &[Action::DeleteToStart]),
             ("one\n".into(), 4)
         );
+    }
+
+    #[test]
+    fn a_pasted_tab_stays_a_tab_and_is_as_wide_as_it_looks() {
+        let mut editor = Editor::with("if x:\n\treturn");
+        assert_eq!(editor.text(), "if x:\n\treturn");
+        assert_eq!(editor.position(20), (1, 10));
+        editor.act(Action::LineStart, 20);
+        editor.act(Action::Right, 20);
+        assert_eq!(editor.position(20), (1, 4));
+        editor.act(Action::DeleteBack, 20);
+        assert_eq!(editor.text(), "if x:\nreturn");
     }
 
     #[test]

@@ -10,7 +10,7 @@ use super::Mode;
 use super::scroll::Extent;
 use crate::keymap::{Action, Key};
 use crate::session::{Analysis, Listing, Session};
-use crate::wire::{Arm, Chunk, CompareChunk, Failure};
+use crate::wire::{Arm, Chunk, CompareChunk, Failure, Profile};
 
 /// Something that has happened.
 #[derive(Clone, Debug)]
@@ -32,6 +32,8 @@ pub enum Event {
     Measured(Measures),
     /// The server has said whom it serves.
     Arms(Result<Vec<Arm>, Failure>),
+    /// The server has said what its profiles are.
+    Profiles(Vec<Profile>),
     /// The server has said how many tokens fit an arm, or has not.
     Context {
         /// The arm.
@@ -115,6 +117,18 @@ pub enum Effect {
     Remember(String),
     /// Read the saved sessions.
     ListSessions,
+    /// Give a saved session a title.
+    Rename {
+        /// Which.
+        id: String,
+        /// The title; empty for its first question.
+        title: String,
+    },
+    /// Delete a saved session.
+    Delete {
+        /// Which.
+        id: String,
+    },
     /// Read what is known of a saved comparison's tokens.
     LoadAnalysis {
         /// Its session.

@@ -27,12 +27,12 @@ pub use editor::Editor;
 pub use events::{Drawn, Effect, Event, Measures, Now, Pointer, Target};
 pub use history::History;
 pub use pane::{Pane, Shift};
-pub use panels::{Panel, matching_sessions};
+pub use panels::{Panel, matching_line, matching_sessions};
 pub use picker::Picker;
 pub use scroll::{Extent, Scroll};
 
 use crate::keymap::{Action, Key, Keymap};
-use crate::wire::{Arm, Failure, plain_id};
+use crate::wire::{Arm, Failure, Profile, plain_id, with_profile};
 
 /// How long to wait before asking a server again that is still loading.
 const AGAIN: Duration = Duration::from_millis(500);
@@ -94,6 +94,8 @@ pub struct App {
     pub input: Editor,
     /// Whom the server serves.
     pub arms: Arms,
+    /// The profiles that arms answer under, where the server tells.
+    pub profiles: Vec<Profile>,
     /// The conversation.
     pub chat: Chat,
     /// The comparison.
@@ -131,6 +133,7 @@ impl App {
             mode: Mode::Chat,
             input: Editor::default(),
             arms: Arms::Waiting(None),
+            profiles: Vec::new(),
             chat: Chat::new(start.arm, now),
             compare: Compare::default(),
             panel: None,
@@ -161,6 +164,10 @@ impl App {
                 Vec::new()
             }
             Event::Arms(arms) => self.learn_arms(arms),
+            Event::Profiles(profiles) => {
+                self.profiles = profiles;
+                Vec::new()
+            }
             Event::Context { arm, tokens } => {
                 self.chat.contexts.insert(arm, tokens);
                 Vec::new()
@@ -210,6 +217,34 @@ impl App {
         }
     }
 
+    /// The arm with this id, with or without what is wished beside it.
+    pub fn known_arm(&self, id: &str) -> Option<&Arm> {
+        let plain = plain_id(id);
+        self.known_arms().iter().find(|arm| arm.id == plain)
+    }
+
+    /// The profile that an arm answers under, as far as the server tells: the one that its
+    /// id names, or that its model chats under.
+    pub fn profile(&self, id: &str) -> Option<&Profile> {
+        let arm = self.known_arm(id)?;
+        let is_plain = arm.root.as_ref() == Some(&arm.id);
+        let mut profiles = self.profiles.iter();
+        profiles.find(|profile| match &arm.profile {
+            Some(name) => profile.id == *name,
+            None => is_plain && profile.default_for.contains(&arm.id),
+        })
+    }
+
+    /// Who answers in chat, and under which profile, as far as that is known.
+    pub fn answering(&self) -> String {
+        let Some(arm) = self.chat.session.head.arm.as_deref() else {
+            return String::new();
+        };
+        let last = self.chat.last_profile();
+        let default = self.profile(arm).map(|profile| profile.id.as_str());
+        with_profile(arm, last.or(default))
+    }
+
     fn key(&mut self, key: Key) -> Vec<Effect> {
         match self.keymap.action(key) {
             Some(action) => self.perform(action),
@@ -250,6 +285,8 @@ impl App {
             Action::NewSession => self.new_session(),
             Action::Mouse => self.switch_mouse(),
             Action::Quit => self.quit(),
+            Action::DeleteOrQuit if self.input.text().is_empty() => self.quit(),
+            Action::DeleteOrQuit => self.act(Action::DeleteForward),
             Action::Interrupt => match (self.is_busy(), self.input.is_blank()) {
                 (true, _) => self.stop(),
                 (false, false) => {
@@ -343,7 +380,17 @@ impl App {
             }
             Err(failure) => {
                 if let Some(question) = self.waiting.take() {
+                    let key = self.keymap.hint(Action::Send).unwrap_or_default();
+                    self.complain(format!(
+                        "{failure}. Your question stays below; {key} tries again."
+                    ));
+                    // What was written in the meantime stays too.
+                    let since = self.input.take();
                     self.input = Editor::with(&question);
+                    if !since.is_empty() {
+                        self.input.insert("\n");
+                        self.input.insert(&since);
+                    }
                 }
                 self.arms = Arms::Failed(failure);
                 Vec::new()

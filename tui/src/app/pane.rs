@@ -3,11 +3,10 @@
 use std::ops::Range;
 
 use serde_json::{Value, json};
-use unicode_width::UnicodeWidthStr;
 
 use super::clock::Clock;
 use super::scroll::Scroll;
-use super::{Drawn, Now, compare::Colours};
+use super::{Drawn, Now, compare::Colours, compare::MOST_PANES};
 use crate::keymap::Action;
 use crate::session::{Analysed, Message, Stats};
 use crate::wire::{Chunk, Failure, Score, Token, Usage};
@@ -45,6 +44,10 @@ pub struct Pane {
     pub text: String,
     /// Its tokens, as far as they have come.
     pub tokens: Vec<Token>,
+    /// How many bytes the tokens up to each have, itself included.
+    ends: Vec<usize>,
+    /// How many tokens each arm ranks, and in which class.
+    tallies: [[usize; 3]; MOST_PANES],
     /// Why it ended.
     pub finish: Option<String>,
     /// How it comes.
@@ -72,6 +75,8 @@ impl Pane {
             profile: None,
             text: String::new(),
             tokens: Vec::new(),
+            ends: Vec::new(),
+            tallies: [[0; 3]; MOST_PANES],
             finish: None,
             clock: Clock::start(now.clock),
             error: None,
@@ -134,6 +139,12 @@ impl Pane {
         self.text.is_empty() && self.finish.is_none()
     }
 
+    /// Whether it has its whole answer.
+    pub(super) fn is_complete(&self) -> bool {
+        let finish = self.finish.as_deref();
+        self.error.is_none() && finish.is_some_and(|why| !["stopped", "failed"].contains(&why))
+    }
+
     pub(super) fn add_text(&mut self, content: &str, now: Now) {
         if !content.is_empty() {
             self.clock.part(now.clock);
@@ -143,8 +154,16 @@ impl Pane {
 
     /// Adds tokens as a report holds them.
     pub(super) fn add_tokens(&mut self, tokens: Vec<Value>) {
-        let read = tokens.iter().filter_map(Token::of_report);
-        self.tokens.extend(read);
+        for token in tokens.iter().filter_map(Token::of_report) {
+            let before = self.ends.last().copied().unwrap_or_default();
+            self.ends.push(before.saturating_add(token.length()));
+            self.tokens.push(token);
+            for (arm, tally) in self.tallies.iter_mut().enumerate() {
+                if let Some(shift) = shift(self.tokens.last(), arm) {
+                    tally[shift as usize] += 1;
+                }
+            }
+        }
         self.raw_tokens.extend(tokens);
     }
 
@@ -165,22 +184,43 @@ impl Pane {
         self.raw_usage = raw_usage;
     }
 
-    /// Where each token stands in the text. A part of a character takes the
-    /// place of the whole one, or none.
-    pub fn places(&self) -> Vec<Range<usize>> {
-        let mut places = Vec::with_capacity(self.tokens.len());
-        let mut from = 0;
-        let mut bytes = 0;
-        for token in &self.tokens {
-            bytes += token.length();
-            let mut to = bytes.min(self.text.len());
-            while !self.text.is_char_boundary(to) {
-                to += 1;
-            }
-            places.push(from..to);
-            from = to;
-        }
-        places
+    /// Where a token stands in the text. A part of a character takes the place of the
+    /// whole one, or none.
+    pub fn place(&self, token: usize) -> Range<usize> {
+        let before = token
+            .checked_sub(1)
+            .and_then(|before| self.ends.get(before));
+        let start = before.map_or(0, |end| self.whole(*end));
+        let end = self.ends.get(token).map_or(start, |end| self.whole(*end));
+        start..end
+    }
+
+    /// The tokens that have a part of a range of the text.
+    pub fn tokens_within(&self, range: &Range<usize>) -> Range<usize> {
+        let first = self
+            .ends
+            .partition_point(|end| self.whole(*end) <= range.start);
+        let last = self
+            .ends
+            .partition_point(|end| self.whole(*end) < range.end);
+        first..(last + 1).clamp(first, self.ends.len())
+    }
+
+    /// How many bytes of the text belong to tokens: they come a little later than it.
+    pub fn known(&self) -> usize {
+        self.ends.last().map_or(0, |end| self.whole(*end))
+    }
+
+    /// So many bytes of the text, and the rest of the character in which that is.
+    fn whole(&self, bytes: usize) -> usize {
+        let bytes = bytes.min(self.text.len());
+        self.text.ceil_char_boundary(bytes)
+    }
+
+    /// The token that a byte of the text belongs to, else the last one.
+    fn token_at(&self, byte: usize) -> usize {
+        let token = self.ends.partition_point(|end| self.whole(*end) <= byte);
+        token.min(self.ends.len().saturating_sub(1))
     }
 
     /// Lets the pane be scrolled from what is shown, wherever the token is that
@@ -215,26 +255,26 @@ impl Pane {
         let rows = wrap::rows(&self.text, width);
         if let Some(row) = rows.get(row) {
             let place = wrap::place(&self.text, row.clone(), column);
-            self.cursor = token_at(&self.places(), place);
+            self.cursor = self.token_at(place);
         }
     }
 
     /// Looks at the token above or below, over rows in which none begins.
     pub(super) fn climb(&mut self, by: isize, width: usize) {
-        let places = self.places();
-        let Some(here) = places.get(self.cursor) else {
+        if self.tokens.is_empty() {
             return;
-        };
+        }
+        let here = self.place(self.cursor);
         let rows = wrap::rows(&self.text, width);
         let row_of = |place: usize| rows.partition_point(|row| row.start <= place) - 1;
         let from = row_of(here.start);
-        let column = self.text[rows[from].start..here.start].width();
+        let column = wrap::width(&self.text[rows[from].start..here.start]);
         let mut row = from;
         while let Some(next) = row.checked_add_signed(by).filter(|row| *row < rows.len()) {
             row = next;
             let place = wrap::place(&self.text, rows[row].clone(), column);
-            let token = token_at(&places, place);
-            if row_of(places[token].start) == row {
+            let token = self.token_at(place);
+            if row_of(self.place(token).start) == row {
                 self.move_to(token);
                 return;
             }
@@ -249,18 +289,15 @@ impl Pane {
 
     /// Whether the reference would have said a token.
     pub fn shift(&self, token: usize, reference: usize) -> Option<Shift> {
-        let score = self.score(token, reference)?;
-        Some(Shift::of_rank(score.rank))
+        shift(self.tokens.get(token), reference)
     }
 
     /// Shares of tokens that are not, marginally and truly shifted.
     pub fn shares(&self, reference: usize) -> Option<[f64; 3]> {
-        let mut counts = [0.0; 3];
-        for token in 0..self.tokens.len() {
-            counts[self.shift(token, reference)? as usize] += 1.0;
-        }
-        let all: f64 = counts.iter().sum();
-        (all > 0.0).then(|| counts.map(|count| count / all))
+        let counts = self.tallies.get(reference)?;
+        let all: usize = counts.iter().sum();
+        let complete = all > 0 && all == self.tokens.len();
+        complete.then(|| counts.map(|count| count as f64 / all as f64))
     }
 
     /// Whether colours of this kind can be shown.
@@ -286,10 +323,11 @@ impl Pane {
     }
 }
 
-/// The token that a byte of the text belongs to, else the last one.
-fn token_at(places: &[Range<usize>], byte: usize) -> usize {
-    let token = places.partition_point(|place| place.end <= byte);
-    token.min(places.len().saturating_sub(1))
+/// Whether an arm would have said a token, if it ranks it.
+fn shift(token: Option<&Token>, arm: usize) -> Option<Shift> {
+    let mut scores = token?.scores.iter();
+    let score = scores.find(|score| score.arm == arm)?;
+    Some(Shift::of_rank(score.rank))
 }
 
 impl Token {

@@ -1,13 +1,16 @@
 //! What opens above the conversation: lists, settings, help.
 
+use std::collections::HashSet;
+
 use super::editor::Editor;
 use super::picker::Picker;
 use super::scroll::Scroll;
 use super::{App, Effect, Mode, compare::MOST_PANES};
 use crate::keymap::Action;
-use crate::sampling::{FIELDS, Sampling};
+use crate::sampling::{FIELDS, Field, Sampling};
 use crate::session::{Listing, Session};
 use crate::wire::{Arm, plain_id};
+use crate::wrap;
 
 /// What is open.
 #[derive(Clone, Debug)]
@@ -38,6 +41,15 @@ pub enum Panel {
         picker: Picker,
         /// All of them; none while they are read.
         all: Option<Listing>,
+        /// The one that is to be deleted if the key is pressed again.
+        doomed: Option<String>,
+    },
+    /// The title of what was saved.
+    Rename {
+        /// Which session.
+        id: String,
+        /// Its title.
+        title: Editor,
     },
 }
 
@@ -49,6 +61,7 @@ impl Panel {
             Panel::Arms { picker, .. } | Panel::Sessions { picker, .. } => picker.insert(text),
             Panel::Sampling { value, .. } => value.insert(&text.replace('\n', " ")),
             Panel::System(editor) => editor.insert(text),
+            Panel::Rename { title, .. } => title.insert(&text.replace('\n', " ")),
         }
     }
 }
@@ -65,11 +78,36 @@ fn written_arm(arms: &[Arm], picker: &Picker) -> Option<String> {
     (is_known && plain != text).then(|| text.to_owned())
 }
 
+/// How many characters stand before what was found.
+const BEFORE: usize = 12;
+
+/// Of a session, the first line in which something stands that is searched for, from a
+/// little before that on; none if it stands in the title.
+pub fn matching_line(session: &Session, picker: &Picker) -> Option<String> {
+    let text = picker.filter.text().to_lowercase();
+    let title = session.title().to_lowercase();
+    let mut missing = text.split_whitespace().filter(|word| !title.contains(word));
+    let word = missing.next()?;
+    let messages = session.messages.iter();
+    let lines = messages.flat_map(|message| message.content.lines());
+    let mut found = lines.filter_map(|line| {
+        let (line, lower) = (line.trim(), line.trim().to_lowercase());
+        let at = lower[..lower.find(word)?].chars().count();
+        Some((line, at.saturating_sub(BEFORE)))
+    });
+    Some(match found.next()? {
+        (line, 0) => line.to_owned(),
+        (line, from) => "…".chars().chain(line.chars().skip(from)).collect(),
+    })
+}
+
 /// The sessions that a list shows: all their text is searched, and the word
 /// `compare` finds comparisons.
 pub fn matching_sessions<'a>(all: &'a [Session], picker: &Picker) -> Vec<&'a Session> {
     let found = all.iter().filter(|session| {
         let mut text = session.markdown();
+        text.push_str(&session.head.title);
+        text.push(' ');
         text.push_str(session.head.arm.as_deref().unwrap_or_default());
         text.push_str(match session.head.compare {
             Some(_) => " compare",
@@ -93,13 +131,37 @@ impl App {
         };
         let guided = chosen.iter().filter(|id| plain_id(id) != id.as_str());
         let all = guided.chain(known.iter().map(|arm| &arm.id));
-        let mut found: Vec<String> = written.into_iter().collect();
-        for id in all.filter(|id| picker.matches(id)) {
-            if !found.contains(id) {
-                found.push(id.clone());
-            }
+        let written = written.into_iter();
+        let all = written.chain(all.filter(|id| self.finds(picker, id)).cloned());
+        let mut seen = HashSet::new();
+        all.filter(|id| seen.insert(id.clone())).collect()
+    }
+
+    /// Whether what is searched for stands in an arm's id or in what its profile is.
+    fn finds(&self, picker: &Picker, id: &str) -> bool {
+        if picker.filter.is_blank() || picker.matches(id) {
+            return true;
         }
-        found
+        let profile = self.profile(id);
+        profile.is_some_and(|profile| {
+            picker.matches(&format!("{id} {} {}", profile.language, profile.title))
+        })
+    }
+
+    /// What is in force of a parameter that is not set, in words.
+    pub fn in_force(&self, field: &Field) -> String {
+        let arm = self.chat.session.head.arm.as_deref();
+        let own = arm.and_then(|arm| self.known_arm(arm)?.sampling.as_ref());
+        let (value, whose) = match (self.mode, own) {
+            (Mode::Compare, _) if field.name == "temperature" => ("0".into(), "in comparisons"),
+            (Mode::Compare, _) if self.compares => (field.neutral.into(), "in comparisons"),
+            (Mode::Chat, Some(own)) => match own.get(field.name) {
+                Some(value) => (value.to_string(), "the arm's own"),
+                None => (field.neutral.to_owned(), "the server's default"),
+            },
+            _ => return "left to the server".into(),
+        };
+        format!("{value} ({whose})")
     }
 
     /// Opens a panel.
@@ -125,10 +187,7 @@ impl App {
             Action::System => Some(Panel::System(Editor::with(&head.system))),
             Action::Sessions => {
                 effects.push(Effect::ListSessions);
-                Some(Panel::Sessions {
-                    picker: Picker::default(),
-                    all: None,
-                })
+                Some(sessions())
             }
             _ => None,
         };
@@ -137,6 +196,10 @@ impl App {
 
     /// Does what a key asks for while a panel is open.
     pub(super) fn act_in_panel(&mut self, action: Action) -> Vec<Effect> {
+        let action = match action {
+            Action::DeleteOrQuit => Action::DeleteForward,
+            other => other,
+        };
         match action {
             Action::Quit => return self.quit(),
             Action::Mouse => return self.switch_mouse(),
@@ -163,7 +226,7 @@ impl App {
             Some(Panel::Arms { .. }) => Some(Action::Arms),
             Some(Panel::Sampling { .. }) => Some(Action::Sampling),
             Some(Panel::System(_)) => Some(Action::System),
-            Some(Panel::Sessions { .. }) => Some(Action::Sessions),
+            Some(Panel::Sessions { .. } | Panel::Rename { .. }) => Some(Action::Sessions),
             None => None,
         };
         match open == Some(action) {
@@ -189,17 +252,58 @@ impl App {
             }
             Panel::Arms { .. } | Panel::Sessions { .. } if closes => (false, Vec::new()),
             Panel::Arms { picker, marked } => self.act_on_arms(picker, marked, action),
-            Panel::Sessions { picker, all } => {
+            Panel::Sessions {
+                picker,
+                all,
+                doomed,
+            } => {
+                let doomed = doomed.take();
                 let all = all.as_ref().map_or(&[][..], |all| &all.sessions);
                 let found = matching_sessions(all, picker);
-                if action != Action::Send {
-                    picker.act(action, found.len());
+                let here = found.get(picker.at).copied();
+                match (action, here) {
+                    (Action::Send, Some(session)) => {
+                        let session = session.clone();
+                        (false, self.open_session(session))
+                    }
+                    (Action::Rename, Some(session)) => {
+                        *panel = Panel::Rename {
+                            id: session.head.id.clone(),
+                            title: Editor::with(session.title()),
+                        };
+                        (true, Vec::new())
+                    }
+                    (Action::Delete, Some(session)) => {
+                        let id = session.head.id.clone();
+                        let title = session.title().to_owned();
+                        self.delete(panel, id, &title, doomed)
+                    }
+                    _ => {
+                        picker.act(action, found.len());
+                        (true, Vec::new())
+                    }
+                }
+            }
+            Panel::Rename { id, title } => {
+                if !closes && action != Action::Send {
+                    if action != Action::Newline {
+                        title.act(action, usize::MAX);
+                    }
                     return (true, Vec::new());
                 }
-                let Some(session) = found.get(picker.at).map(|session| (*session).clone()) else {
-                    return (true, Vec::new());
-                };
-                (false, self.open_session(session))
+                let mut effects = Vec::new();
+                if action == Action::Send {
+                    let (id, title) = (std::mem::take(id), title.text().trim().to_owned());
+                    for head in [&mut self.chat.session.head, &mut self.compare.head] {
+                        if head.id == id {
+                            head.title.clone_from(&title);
+                        }
+                    }
+                    effects.push(Effect::Rename { id, title });
+                }
+                effects.push(Effect::ListSessions);
+                *panel = sessions();
+                (true, effects)
             }
             Panel::Sampling { at, value, refused } => {
                 let moves = match action {
@@ -218,9 +322,8 @@ impl App {
                 let settings = &mut self.chat.session.head.sampling;
                 let set = settings.set(&FIELDS[*at], value.text());
                 match set {
-                    // Whoever leaves gives up what will not do.
-                    _ if closes => return (false, Vec::new()),
                     Err(why) => *refused = Some(why),
+                    Ok(()) if closes => return (false, Vec::new()),
                     Ok(()) => *panel = sampling(settings, to),
                 }
                 (true, Vec::new())
@@ -235,6 +338,39 @@ impl App {
                 (true, Vec::new())
             }
         }
+    }
+
+    /// Deletes a session, if the key is pressed for it a second time.
+    fn delete(
+        &mut self,
+        panel: &mut Panel,
+        id: String,
+        title: &str,
+        asked: Option<String>,
+    ) -> (bool, Vec<Effect>) {
+        let is_open = [&self.chat.session.head.id, &self.compare.head.id].contains(&&id);
+        if is_open && self.is_busy() {
+            let why = "an answer is running in it; stop it first";
+            return (true, self.say(why.into()));
+        }
+        let Panel::Sessions { doomed, .. } = panel else {
+            return (true, Vec::new());
+        };
+        if asked.as_ref() != Some(&id) {
+            *doomed = Some(id);
+            let key = self.keymap.hint(Action::Delete).unwrap_or_default();
+            let why = format!("{key} again deletes “{}”", wrap::shortened(title, 40));
+            return (true, self.complain(why));
+        }
+        // What is still on the screen would be saved again.
+        if self.chat.session.head.id == id {
+            self.begin_anew(Mode::Chat);
+        }
+        if self.compare.head.id == id {
+            self.begin_anew(Mode::Compare);
+        }
+        self.say(format!("deleted “{}”", wrap::shortened(title, 40)));
+        (true, vec![Effect::Delete { id }, Effect::ListSessions])
     }
 
     fn act_on_arms(
@@ -291,6 +427,15 @@ impl App {
                 (true, Vec::new())
             }
         }
+    }
+}
+
+/// The list of what was saved, while it is read.
+fn sessions() -> Panel {
+    Panel::Sessions {
+        picker: Picker::default(),
+        all: None,
+        doomed: None,
     }
 }
 

@@ -102,10 +102,27 @@ impl App {
         self.compare.analysis = analysis;
     }
 
-    /// Begins anew what is on the screen; settings stay.
+    /// Begins anew what is on the screen; settings stay, which is said.
     pub(super) fn new_session(&mut self) -> Vec<Effect> {
         let effects = self.stop();
-        match self.mode {
+        self.begin_anew(self.mode);
+        let head = &self.chat.session.head;
+        let mut kept: Vec<String> = match self.mode {
+            Mode::Chat => head.arm.iter().cloned().collect(),
+            Mode::Compare => vec!["the arms".into()],
+        };
+        if !head.system.is_empty() {
+            kept.push("the system message".into());
+        }
+        kept.extend(head.sampling.summary());
+        let kept = kept.join(", ");
+        self.say(format!("a new session, with {kept} as before"));
+        effects
+    }
+
+    /// Empties what a mode shows.
+    pub(super) fn begin_anew(&mut self, mode: Mode) {
+        match mode {
             Mode::Chat => {
                 let old = &self.chat.session.head;
                 let head = Head {
@@ -128,6 +145,5 @@ impl App {
                 };
             }
         }
-        effects
     }
 }

@@ -11,7 +11,7 @@ use serde_json::{Value, json};
 
 use super::*;
 use crate::session::{Listing, Role, Session};
-use crate::wire::{Chunk, Usage};
+use crate::wire::{Chunk, Profile, Usage};
 
 /// The program, and what it has asked for.
 struct Story {
@@ -47,7 +47,7 @@ impl Story {
             id: (*id).to_owned(),
             root: id.split('@').next().map(str::to_owned),
             profile: id.split('@').nth(1).map(str::to_owned),
-            context: None,
+            ..Arm::default()
         });
         let arms = Ok(arms.collect());
         self.happen(Event::Arms(arms));

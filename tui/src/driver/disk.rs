@@ -1,6 +1,6 @@
 //! What is kept on disk, on a thread of its own: a slow disk holds up nothing.
 
-use std::fs::{self, OpenOptions};
+use std::fs;
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use std::sync::mpsc::{Receiver, Sender, channel};
@@ -10,6 +10,7 @@ use serde_json::Value;
 
 use super::{Events, ReportPage};
 use crate::app::{Effect, Event};
+use crate::private;
 use crate::session::Folder;
 
 /// Questions kept from earlier times.
@@ -75,6 +76,8 @@ impl Keeper {
             let (what, result) = match job {
                 Effect::Save(session) => ("the session", self.sessions.save(&session)),
                 Effect::Remember(question) => ("the history", self.remember(&question)),
+                Effect::Rename { id, title } => ("the title", self.sessions.rename(&id, &title)),
+                Effect::Delete { id } => ("the session", self.sessions.delete(&id)),
                 Effect::ListSessions => {
                     let list = self.sessions.list();
                     let result = list.map(|list| events.send(Event::Sessions(list)));
@@ -100,12 +103,9 @@ impl Keeper {
 
     fn remember(&self, question: &str) -> io::Result<()> {
         if let Some(folder) = self.history.parent() {
-            fs::create_dir_all(folder)?;
+            private::folder(folder)?;
         }
-        let mut file = OpenOptions::new()
-            .create(true)
-            .append(true)
-            .open(&self.history)?;
+        let mut file = private::append(&self.history)?;
         writeln!(file, "{}", Value::from(question))
     }
 
@@ -115,7 +115,7 @@ impl Keeper {
         let page = self.report.page(&report.to_string());
         for number in 1.. {
             let path = folder.join(format!("incant-compare-{number}.html"));
-            match OpenOptions::new().write(true).create_new(true).open(&path) {
+            match private::create_new(&path) {
                 Ok(mut file) => {
                     file.write_all(page.as_bytes())?;
                     return Ok(path);

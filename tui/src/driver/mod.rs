@@ -8,12 +8,14 @@ mod screen;
 
 use std::io::{self, IsTerminal};
 use std::path::{Path, PathBuf};
-use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, TryRecvError, channel};
+use std::sync::Arc;
+use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::thread;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use crossterm::event::{self, MouseButton, MouseEvent, MouseEventKind};
 use ratatui::layout::Position;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use crate::app::{App, Effect, Event, Now, Pointer, Start};
 use crate::keymap::{Key, Keymap};
@@ -68,7 +70,9 @@ pub enum Error {
 }
 
 enum Message {
-    Event(Event),
+    /// Something has happened; whoever waits to tell more goes on when the turn is
+    /// dropped.
+    Event(Event, Option<OwnedSemaphorePermit>),
     Fail(String),
 }
 
@@ -104,14 +108,35 @@ impl Inbox {
     }
 }
 
+/// How many events of the network wait to be taken in. More would only take memory.
+const TURNS: usize = 1024;
+
 /// Where events go.
 #[derive(Clone)]
-struct Events(Sender<Message>);
+struct Events {
+    sender: Sender<Message>,
+    turns: Arc<Semaphore>,
+}
 
 impl Events {
+    fn new(sender: Sender<Message>) -> Events {
+        Events {
+            sender,
+            turns: Arc::new(Semaphore::new(TURNS)),
+        }
+    }
+
     fn send(&self, event: Event) {
         // After its end the program hears nothing.
-        _ = self.0.send(Message::Event(event));
+        _ = self.sender.send(Message::Event(event, None));
+    }
+
+    /// Sends one of many events, when those before it have been taken in.
+    async fn send_in_turn(&self, event: Event) {
+        // Nobody closes the semaphore.
+        if let Ok(turn) = Arc::clone(&self.turns).acquire_owned().await {
+            _ = self.sender.send(Message::Event(event, Some(turn)));
+        }
     }
 }
 
@@ -123,7 +148,7 @@ pub fn run(options: Options, inbox: Inbox) -> Result<(), Error> {
     if !io::stdin().is_terminal() || !io::stdout().is_terminal() {
         return Err(Error::NoTerminal);
     }
-    let events = Events(inbox.sender);
+    let events = Events::new(inbox.sender);
     let network = Network::start(&options.url, options.api_key, events.clone())?;
     let (disk, history) = Disk::start(options.data, options.report, events.clone())?;
     let (keymap, trouble) = read_keymap(&options.keys);
@@ -197,7 +222,7 @@ impl Driver {
                     stale = true;
                 }
                 Err(RecvTimeoutError::Timeout) if !stale => {
-                    self.take(Message::Event(Event::Redraw))?;
+                    self.take(Message::Event(Event::Redraw, None))?;
                     stale = true;
                 }
                 Err(_) => {}
@@ -214,24 +239,24 @@ impl Driver {
         Ok(())
     }
 
-    /// Takes what has come in the meantime, so that one frame shows it all.
+    /// Takes what has come in the meantime, so that one frame shows it; not all that a fast
+    /// server goes on sending.
     fn take_all(&mut self, inbox: &Receiver<Message>) -> Result<(), Error> {
-        loop {
-            match inbox.try_recv() {
-                Ok(message) => self.take(message)?,
-                Err(TryRecvError::Empty | TryRecvError::Disconnected) => return Ok(()),
-            }
+        for message in inbox.try_iter().take(TURNS) {
+            self.take(message)?;
         }
+        Ok(())
     }
 
     fn take(&mut self, message: Message) -> Result<(), Error> {
         match message {
             Message::Fail(why) => Err(Error::Failed(why)),
-            Message::Event(event) => {
+            Message::Event(event, turn) => {
                 if let Event::Ended { request, .. } = &event {
                     self.network.forget(*request);
                 }
                 let effects = self.app.handle(event, now(self.clock));
+                drop(turn);
                 self.perform(effects)
             }
         }
@@ -246,6 +271,8 @@ impl Driver {
                 Effect::Save(_)
                 | Effect::Remember(_)
                 | Effect::ListSessions
+                | Effect::Rename { .. }
+                | Effect::Delete { .. }
                 | Effect::LoadAnalysis { .. }
                 | Effect::Export(_) => self.disk.perform(effect),
                 Effect::FetchArms { .. }

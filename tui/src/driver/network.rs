@@ -11,7 +11,10 @@ use tokio::task::AbortHandle;
 use super::Events;
 use crate::app::{Effect, Event};
 use crate::http::Server;
-use crate::wire::{self, CompareChunk, Failure};
+use crate::wire::{self, Chunk, CompareChunk, Failure};
+
+/// How many bytes of text an answer may have, or all answers of a comparison together.
+const LONGEST_TEXT: usize = 1 << 20;
 
 /// The server, and what is asked of it.
 pub(super) struct Network {
@@ -82,7 +85,12 @@ impl Drop for Network {
 async fn fetch_arms(server: Server, events: Events, after: Duration) {
     tokio::time::sleep(after).await;
     let arms = server.get("/v1/models").await;
-    events.send(Event::Arms(arms.map(|body| wire::arms(&body))));
+    let arms = arms.map(|body| wire::arms(&body));
+    let knows_profiles = arms.iter().flatten().any(|arm| arm.profile.is_some());
+    events.send(Event::Arms(arms));
+    if knows_profiles && let Ok(body) = server.get("/v1/profiles").await {
+        events.send(Event::Profiles(wire::profiles(&body)));
+    }
 }
 
 /// incant and vLLM say it with the tokens of any text.
@@ -94,54 +102,86 @@ async fn fetch_context(server: Server, events: Events, arm: String) {
 }
 
 async fn chat(server: Server, events: Events, request: u64, body: Value) {
-    let mut failure = None;
-    let mut finished = false;
-    let each = |data: &str| match wire::chunk(data) {
-        Ok(chunk) => {
-            finished |= chunk.finish.is_some();
-            events.send(Event::Chunk { request, chunk });
-            true
+    let mut heard = Heard::default();
+    let result = async {
+        let mut stream = server.stream("/v1/chat/completions", &body).await?;
+        while let Some(data) = stream.next().await? {
+            let chunk = wire::chunk(&data)?;
+            heard.finished |= chunk.finish.is_some();
+            heard.add(&chunk.content)?;
+            if chunk != Chunk::default() {
+                events.send_in_turn(Event::Chunk { request, chunk }).await;
+            }
         }
-        Err(error) => {
-            failure = Some(error);
-            false
-        }
+        Ok::<_, Failure>(())
     };
-    let result = server.stream("/v1/chat/completions", &body, each).await;
-    let result = outcome(result, failure, finished);
+    let result = result.await;
+    let result = heard.outcome(result);
     events.send(Event::Ended { request, result });
 }
 
 async fn compare(server: Server, events: Events, request: u64, body: Value) {
-    let mut failure = None;
-    let mut finished = false;
-    let each = |data: &str| match wire::compare_chunk(data) {
-        Ok(chunk) => {
-            finished |= matches!(chunk, CompareChunk::Summary(_));
-            events.send(Event::CompareChunk { request, chunk });
-            true
+    const PATH: &str = "/v1/compare";
+    let mut heard = Heard::default();
+    let mut known = false;
+    let result = async {
+        let mut stream = server.stream(PATH, &body).await?;
+        while let Some(data) = stream.next().await? {
+            let chunk = wire::compare_chunk(&data)?;
+            match &chunk {
+                CompareChunk::Delta { content, .. } => heard.add(content)?,
+                CompareChunk::Summary(_) => heard.finished = true,
+                CompareChunk::Other => continue,
+                _ => {}
+            }
+            known = true;
+            let event = Event::CompareChunk { request, chunk };
+            events.send_in_turn(event).await;
         }
-        Err(error) => {
-            failure = Some(error);
-            false
-        }
+        Ok::<_, Failure>(())
     };
-    let result = server.stream("/v1/compare", &body, each).await;
-    let result = outcome(result, failure, finished);
+    let result = result.await;
+    let answered = match &result {
+        Ok(()) => true,
+        Err(failure) => failure.is_torn(),
+    };
+    let result = match answered && !known {
+        // Some servers answer whatever they are asked.
+        true => Err(Failure::missing(PATH)),
+        false => heard.outcome(result),
+    };
     events.send(Event::Ended { request, result });
 }
 
-/// How a stream ended. Some servers close it without another word when they
-/// have said everything.
-fn outcome(
-    result: Result<(), Failure>,
-    failure: Option<Failure>,
+/// What was heard of an answer.
+#[derive(Default)]
+struct Heard {
+    /// How many bytes of text.
+    bytes: usize,
+    /// Whether the server has said that it has said everything.
     finished: bool,
-) -> Result<(), Failure> {
-    match (failure, finished) {
-        (Some(failure), _) => Err(failure),
-        (None, true) => Ok(()),
-        (None, false) => result,
+}
+
+impl Heard {
+    /// Takes in more of the text.
+    fn add(&mut self, content: &str) -> Result<(), Failure> {
+        self.bytes += content.len();
+        match self.bytes > LONGEST_TEXT {
+            true => Err(Failure::local(format!(
+                "the answer is longer than {} MiB; the rest was not read",
+                LONGEST_TEXT >> 20
+            ))),
+            false => Ok(()),
+        }
+    }
+
+    /// How the answer ended. Some servers close a stream without another word when they
+    /// have said everything.
+    fn outcome(&self, result: Result<(), Failure>) -> Result<(), Failure> {
+        match result {
+            Err(failure) if failure.is_torn() && self.finished => Ok(()),
+            result => result,
+        }
     }
 }
 
@@ -165,5 +205,113 @@ async fn terminate_on_signal(events: Events) {
     #[cfg(not(unix))]
     if tokio::signal::ctrl_c().await.is_ok() {
         events.send(Event::Terminate);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::{Read as _, Write as _};
+    use std::net::TcpListener;
+    use std::sync::mpsc::channel;
+    use std::thread;
+
+    use super::super::Message;
+    use super::*;
+
+    /// A server that sends a head and then a piece again and again, as long as someone
+    /// reads.
+    fn endless(head: &'static str, piece: &'static str) -> Server {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let url = format!("http://{}", listener.local_addr().unwrap());
+        thread::spawn(move || {
+            let (mut client, _) = listener.accept().unwrap();
+            _ = client.read(&mut [0; 4096]).unwrap();
+            let head = format!("HTTP/1.1 200 OK\r\nconnection: close\r\n\r\n{head}");
+            client.write_all(head.as_bytes()).unwrap();
+            while !piece.is_empty() && client.write_all(piece.as_bytes()).is_ok() {}
+        });
+        Server::new(&url, None)
+    }
+
+    /// What the program hears of a request, if it takes `most` events.
+    async fn heard(
+        request: impl Future<Output = ()>,
+        inbox: &std::sync::mpsc::Receiver<Message>,
+    ) -> Vec<Event> {
+        let mut taken = Vec::new();
+        let mut request = std::pin::pin!(request);
+        loop {
+            let ended = tokio::time::timeout(Duration::ZERO, &mut request).await;
+            // What is taken makes room for more.
+            while let Ok(message) = inbox.try_recv() {
+                match message {
+                    Message::Event(event, turn) => {
+                        drop(turn);
+                        taken.push(event);
+                    }
+                    Message::Fail(why) => panic!("{why}"),
+                }
+            }
+            if ended.is_ok() {
+                return taken;
+            }
+            tokio::task::yield_now().await;
+        }
+    }
+
+    fn failure(events: &[Event]) -> &Failure {
+        match events.last() {
+            Some(Event::Ended {
+                result: Err(failure),
+                ..
+            }) => failure,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[tokio::test]
+    async fn an_answer_without_an_end_is_kept_up_to_its_longest() {
+        const PIECE: &str =
+            "data: {\"choices\": [{\"delta\": {\"content\": \"xxxxxxxxxxxxxxxx\"}}]}\n\n";
+        let (sender, inbox) = channel();
+        let server = endless("", PIECE);
+        let request = chat(server, Events::new(sender), 1, json!({}));
+        let events = heard(request, &inbox).await;
+        assert!(failure(&events).message.contains("longer than 1 MiB"));
+        let text = events.iter().map(|event| match event {
+            Event::Chunk { chunk, .. } => chunk.content.len(),
+            _ => 0,
+        });
+        assert_eq!(text.sum::<usize>(), LONGEST_TEXT);
+    }
+
+    #[tokio::test]
+    async fn events_that_nobody_takes_are_not_collected() {
+        const PIECE: &str = "data: {\"choices\": [{\"delta\": {\"content\": \"x\"}}]}\n\n";
+        let (sender, inbox) = channel();
+        let events = Events::new(sender);
+        let request = chat(endless("", PIECE), events, 1, json!({}));
+        let mut request = std::pin::pin!(request);
+        for _ in 0..20 {
+            let wait = Duration::from_millis(5);
+            let ended = tokio::time::timeout(wait, &mut request).await;
+            assert!(ended.is_err(), "it waits for its turn");
+        }
+        let held: Vec<Message> = inbox.try_iter().collect();
+        assert!(held.len() <= super::super::TURNS, "{}", held.len());
+    }
+
+    #[tokio::test]
+    async fn a_server_that_answers_whatever_it_is_asked_has_no_comparison() {
+        for body in [
+            "<!doctype html>\n<p>Welcome",
+            "{\"choices\": []}",
+            "data: [DONE]\n\n",
+        ] {
+            let (sender, inbox) = channel();
+            let request = compare(endless(body, ""), Events::new(sender), 1, json!({}));
+            let events = heard(request, &inbox).await;
+            assert!(failure(&events).is_missing(), "{body}");
+        }
     }
 }

@@ -129,7 +129,7 @@ mod tests {
     fn a_panic_restores_the_terminal_and_is_told_there() {
         if env::var_os(IN_TERMINAL).is_some() {
             let (sender, _receiver) = channel();
-            let mut screen = Screen::open(&Events(sender)).unwrap();
+            let mut screen = Screen::open(&Events::new(sender)).unwrap();
             screen.take_mouse(true).unwrap();
             panic!("on purpose");
         }

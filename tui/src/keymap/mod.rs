@@ -130,7 +130,9 @@ actions! {
     Quit "quit" ["ctrl-q"] "Quit";
     Chat:
     Send "send" ["enter"] "Send; in a list, choose"
-    Regenerate "regenerate" ["f5" "ctrl-r"] "Answer the last question again"
+    Regenerate "regenerate" ["f5" "ctrl-r"] "Answer the last question once more"
+    VariantBefore "variant-before" ["alt-,"] "Show the answer before this one to the same question"
+    VariantAfter "variant-after" ["alt-."] "Show the answer after this one to the same question"
     Edit "edit" ["alt-e"] "Edit the selected question, else the last one"
     SelectUp "select-up" ["alt-up"] "Select the message above"
     SelectDown "select-down" ["alt-down"] "Select the message below"
@@ -157,11 +159,14 @@ actions! {
     LineStart "line-start" ["home" "ctrl-a"] "To the beginning of the line"
     LineEnd "line-end" ["end" "ctrl-e"] "To the end of the line"
     DeleteBack "delete-back" ["backspace" "ctrl-h"] "Delete to the left"
-    DeleteForward "delete-forward" ["delete" "ctrl-d"] "Delete to the right"
+    DeleteForward "delete-forward" ["delete"] "Delete to the right"
+    DeleteOrQuit "delete-or-quit" ["ctrl-d"] "Delete to the right; where nothing is written, quit"
     DeleteWord "delete-word" ["ctrl-w" "alt-backspace"] "Delete the word to the left"
     DeleteToStart "delete-to-start" ["ctrl-u"] "Delete to the beginning of the line"
     DeleteToEnd "delete-to-end" ["ctrl-k"] "Delete to the end of the line"
-    Guide "guide" ["alt-g"] "In the list of arms, add guidance, or take it away";
+    Guide "guide" ["alt-g"] "In the list of arms, add guidance, or take it away"
+    Rename "rename" ["alt-r"] "In the list of sessions, give one a title"
+    Delete "delete" ["alt-d"] "In the list of sessions, delete one";
 }
 
 /// Which key does what, and whether the mouse does anything.

@@ -14,15 +14,15 @@ const COLOURS: [(&str, Look); 15] = [
     ("keyword.operator", Look::Plain),
     ("keyword", Look::Colour(Color::Magenta)),
     ("storage", Look::Colour(Color::Magenta)),
-    ("entity.name.function", Look::Colour(Color::Blue)),
-    ("support.function", Look::Colour(Color::Blue)),
-    ("entity.name.tag", Look::Colour(Color::Blue)),
+    ("entity.name.function", Look::Colour(Color::LightBlue)),
+    ("support.function", Look::Colour(Color::LightBlue)),
+    ("entity.name.tag", Look::Colour(Color::LightBlue)),
     ("entity.name", Look::Colour(Color::Cyan)),
     ("entity.other.attribute-name", Look::Colour(Color::Cyan)),
     ("support.type", Look::Colour(Color::Cyan)),
     ("markup.inserted", Look::Colour(Color::Green)),
     ("markup.deleted", Look::Colour(Color::Red)),
-    ("variable.function", Look::Colour(Color::Blue)),
+    ("variable.function", Look::Colour(Color::LightBlue)),
 ];
 
 #[derive(Clone, Copy)]

@@ -82,7 +82,7 @@ impl Inline {
             }
         }
         if !self.links.is_empty() {
-            style = style.fg(Color::Blue).underlined();
+            style = style.fg(Color::LightBlue).underlined();
         }
         style
     }

@@ -1,10 +1,11 @@
 //! Markdown as lines of a terminal, in the user's own colours.
 //!
 //! An answer grows at its end while it is streamed, so [`Rendered`] keeps the
-//! lines of each top-level block, and lays out again only what has changed.
+//! lines of each top-level block, and reads and lays out again only what can have changed.
 
 mod highlight;
 mod inline;
+mod rendered;
 mod table;
 #[cfg(test)]
 mod tests;
@@ -18,99 +19,8 @@ use ratatui::text::{Line, Span};
 use crate::wrap;
 pub use highlight::warm_up;
 use inline::Inline;
+pub use rendered::Rendered;
 use table::Table;
-
-/// A Markdown text laid out for a width.
-#[derive(Debug, Default)]
-pub struct Rendered {
-    width: usize,
-    source: String,
-    /// The source as a terminal can show it: what ranges of blocks are in.
-    clean: String,
-    blocks: Vec<Block>,
-}
-
-#[derive(Debug)]
-struct Block {
-    range: Range<usize>,
-    lines: Vec<Line<'static>>,
-}
-
-impl Rendered {
-    /// Lays the text out, unless it is laid out already.
-    pub fn update(&mut self, text: &str, width: usize) {
-        if !self.changes(text, width) {
-            return;
-        }
-        let clean = wrap::printable(text);
-        let mut old = std::mem::take(&mut self.blocks).into_iter();
-        for (range, events) in blocks(&clean) {
-            let kept = old.next().filter(|block| {
-                let same = self.clean.get(range.clone()) == clean.get(range.clone());
-                same && block.range == range
-            });
-            self.blocks.push(kept.unwrap_or_else(|| Block {
-                lines: lay_out(events, width),
-                range,
-            }));
-        }
-        self.clean = clean;
-    }
-
-    /// Lays a text out as it is written, without reading it as Markdown.
-    pub fn update_plain(&mut self, text: &str, width: usize) {
-        if !self.changes(text, width) {
-            return;
-        }
-        self.clean = wrap::printable(text);
-        let rows = wrap::rows(&self.clean, width).into_iter();
-        let lines = rows.map(|row| Line::from(self.clean[row].to_owned()));
-        self.blocks = vec![Block {
-            range: 0..self.clean.len(),
-            lines: lines.collect(),
-        }];
-    }
-
-    /// Whether the text or the width is new; nothing is kept for another width.
-    fn changes(&mut self, text: &str, width: usize) -> bool {
-        if self.width == width && self.source == text {
-            return false;
-        }
-        if self.width != width {
-            self.blocks.clear();
-        }
-        self.width = width;
-        self.source.clear();
-        self.source.push_str(text);
-        true
-    }
-
-    /// How many lines there are: blocks have an empty one between them.
-    pub fn height(&self) -> usize {
-        let lines: usize = self.blocks.iter().map(|block| block.lines.len()).sum();
-        lines + self.blocks.len().saturating_sub(1)
-    }
-
-    /// The lines in a range.
-    pub fn lines(&self, range: Range<usize>) -> Vec<Line<'static>> {
-        let mut shown = Vec::with_capacity(range.len());
-        let mut at = 0;
-        for (index, block) in self.blocks.iter().enumerate() {
-            if index > 0 {
-                if range.contains(&at) {
-                    shown.push(Line::default());
-                }
-                at += 1;
-            }
-            let end = at + block.lines.len();
-            let from = range.start.clamp(at, end) - at;
-            let to = range.end.clamp(at, end) - at;
-            shown.extend_from_slice(&block.lines[from..to]);
-            at = end;
-        }
-        shown
-    }
-}
 
 /// The top-level blocks of a text, and what is in them.
 fn blocks(text: &str) -> Vec<(Range<usize>, Vec<Event<'_>>)> {

@@ -144,10 +144,17 @@ fn footer(app: &App, place: usize, message: &Message, width: usize) -> String {
         (Some(clock), _) => numbers::running(clock, app.now),
         (None, Some(stats)) => {
             let finish = message.finish.as_deref();
-            let whole = numbers::stats(stats, finish);
+            let which = match message.variants.len() {
+                0 => String::new(),
+                others => format!("answer {} of {} · ", message.variant + 1, others + 1),
+            };
+            let whole = which.clone() + &numbers::stats(stats, finish);
             match whole.chars().count() <= width {
                 true => whole,
-                false => numbers::fitting(&numbers::short(stats, finish), width),
+                false => {
+                    let short = which + &numbers::short(stats, finish, None);
+                    numbers::fitting(&short, width)
+                }
             }
         }
         (None, None) => String::new(),

@@ -12,7 +12,7 @@ use unicode_width::UnicodeWidthStr;
 use super::{WIDEST, details, dim, numbers, red, standing};
 use crate::app::{App, Colours, Drawn, Extent, Measures, Pane, Shift, Target};
 use crate::wire::with_profile;
-use crate::wrap;
+use crate::wrap::{self, GrowingRows};
 
 /// Narrower panes are put below each other.
 const NARROWEST: u16 = 36;
@@ -23,7 +23,33 @@ const LOWEST: u16 = 4;
 /// The smallest part of the screen that has room for all that is known of a token.
 const ROOMY: u16 = 14;
 
-pub(super) fn draw(app: &App, frame: &mut Frame<'_>, area: Rect, measures: &mut Measures) {
+/// What is laid out of the answers.
+#[derive(Debug, Default)]
+pub(super) struct Answers {
+    rows: Vec<GrowingRows>,
+}
+
+impl Answers {
+    pub(super) fn draw(
+        &mut self,
+        app: &App,
+        frame: &mut Frame<'_>,
+        area: Rect,
+        measures: &mut Measures,
+    ) {
+        let count = app.compare.panes.len();
+        self.rows.resize_with(count, GrowingRows::default);
+        draw(app, &mut self.rows, frame, area, measures);
+    }
+}
+
+fn draw(
+    app: &App,
+    rows: &mut [GrowingRows],
+    frame: &mut Frame<'_>,
+    area: Rect,
+    measures: &mut Measures,
+) {
     let compare = &app.compare;
     if compare.panes.is_empty() {
         let width = area.width - 2;
@@ -52,10 +78,10 @@ pub(super) fn draw(app: &App, frame: &mut Frame<'_>, area: Rect, measures: &mut 
     .areas(area);
     draw_head(app, frame, head);
     let places = grid(panes, compare.panes.len(), compare.focus.unwrap_or(0));
-    for ((index, pane), place) in compare.panes.iter().enumerate().zip(places) {
+    for ((index, rows), place) in rows.iter_mut().enumerate().zip(places) {
         let drawn = place.map(|place| {
             measures.targets.push((place, Target::Pane(index)));
-            draw_pane(app, index, pane, frame, place)
+            draw_pane(app, index, rows, frame, place)
         });
         measures.panes.push(drawn.unwrap_or_default());
     }
@@ -154,7 +180,14 @@ fn judge(app: &App, index: usize) -> usize {
     }
 }
 
-fn draw_pane(app: &App, index: usize, pane: &Pane, frame: &mut Frame<'_>, area: Rect) -> Drawn {
+fn draw_pane(
+    app: &App,
+    index: usize,
+    rows: &mut GrowingRows,
+    frame: &mut Frame<'_>,
+    area: Rect,
+) -> Drawn {
+    let pane = &app.compare.panes[index];
     let focused = app.compare.focus == Some(index);
     let style = match focused {
         true => Style::new().fg(Color::Cyan),
@@ -179,7 +212,10 @@ fn draw_pane(app: &App, index: usize, pane: &Pane, frame: &mut Frame<'_>, area: 
     let runs = app.compare.is_running() && pane.finish.is_none();
     let mut foot = match runs {
         true => numbers::running(&pane.clock, app.now),
-        false => numbers::short(&pane.stats(), pane.finish.as_deref()),
+        false => {
+            let shown = Some(pane.tokens.len()).filter(|count| *count > 0);
+            numbers::short(&pane.stats(), pane.finish.as_deref(), shown)
+        }
     };
     let judge = judge(app, index);
     if let Some([_, _, shifted]) = pane.shares(judge) {
@@ -211,29 +247,30 @@ fn draw_pane(app: &App, index: usize, pane: &Pane, frame: &mut Frame<'_>, area: 
         ..inner
     };
     let width = usize::from(text.width);
-    let (mut lines, cursor) = tokens(app, index, pane, width, focused);
-    let failure = pane.error.as_ref().or(app.compare.error.as_ref());
-    if let Some(failure) = failure {
+    let rows = rows.update(&pane.text, width);
+    let mut failed = Vec::new();
+    if let Some(failure) = pane.error.as_ref().or(app.compare.error.as_ref()) {
         let sign = Span::styled("✗ ", red());
-        let said = wrap::printable(&failure.to_string());
-        lines.extend(wrap::styled(
-            &[(said, red())],
-            width,
-            &sign,
-            &Span::raw("  "),
-        ));
+        let said = [(wrap::printable(&failure.to_string()), red())];
+        failed = wrap::styled(&said, width, &sign, &Span::raw("  "));
     }
     let extent = Extent {
-        rows: lines.len(),
+        rows: rows.len() + failed.len(),
         height: usize::from(text.height),
     };
     let mut top = pane.scroll.top(extent);
     // The token that is looked at stays in sight.
-    if let Some(row) = cursor.filter(|_| pane.keeps_cursor) {
+    if focused && pane.keeps_cursor && !pane.tokens.is_empty() {
+        let start = pane.place(pane.cursor).start;
+        let row = rows.partition_point(|row| row.start <= start);
+        let row = row.saturating_sub(1);
         top = top.max((row + 1).saturating_sub(extent.height)).min(row);
     }
-    let shown: Vec<Line<'_>> = lines.into_iter().skip(top).take(extent.height).collect();
-    frame.render_widget(Paragraph::new(shown), text);
+    let shown = rows.iter().skip(top);
+    let lines = shown.map(|row| line(app, index, row, focused));
+    let lines = lines.chain(failed.into_iter().skip(top.saturating_sub(rows.len())));
+    let lines: Vec<Line<'_>> = lines.take(extent.height).collect();
+    frame.render_widget(Paragraph::new(lines), text);
     Drawn { text, extent, top }
 }
 
@@ -260,18 +297,11 @@ fn measured_without_guidance(shifted: &str, width: usize) -> String {
     }
 }
 
-/// The text in the colours of its tokens, and the row of the one looked at.
-fn tokens(
-    app: &App,
-    index: usize,
-    pane: &Pane,
-    width: usize,
-    focused: bool,
-) -> (Vec<Line<'static>>, Option<usize>) {
+/// A row of the text in the colours of its tokens.
+fn line(app: &App, index: usize, row: &Range<usize>, focused: bool) -> Line<'static> {
     let compare = &app.compare;
-    let places = pane.places();
-    let mut marks: Vec<(Range<usize>, Style)> = Vec::with_capacity(places.len() + 1);
-    for (token, place) in places.iter().enumerate() {
+    let pane = &compare.panes[index];
+    let tokens = pane.tokens_within(row).map(|token| {
         let mut style = match compare.colours {
             Colours::None => Style::new(),
             Colours::Probability => of_probability(pane.tokens[token].logprob.exp()),
@@ -282,25 +312,15 @@ fn tokens(
         if focused && token == pane.cursor {
             style = style.reversed();
         }
-        marks.push((place.clone(), style));
-    }
+        (pane.place(token), style)
+    });
     // Tokens come a little later than their text.
-    let known = places.last().map_or(0, |place| place.end);
-    marks.push((known..pane.text.len(), Style::new()));
-    let rows = wrap::rows(&pane.text, width);
-    let looked_at = places.get(pane.cursor).filter(|_| focused);
-    let cursor = looked_at.map(|place| {
-        let before = rows.partition_point(|row| row.start <= place.start);
-        before.saturating_sub(1)
-    });
-    let lines = rows.into_iter().map(|row| {
-        let spans = wrap::cut(&pane.text, &marks, row);
-        let shown = spans
-            .into_iter()
-            .map(|span| Span::styled(wrap::printable(&span.content), span.style));
-        Line::from(shown.collect::<Vec<_>>())
-    });
-    (lines.collect(), cursor)
+    let known = pane.known();
+    let rest = (known..pane.text.len().max(known), Style::new());
+    let marks: Vec<_> = tokens.chain([rest]).collect();
+    let spans = wrap::cut(&pane.text, &marks, row.clone()).into_iter();
+    let shown = spans.map(|span| Span::styled(wrap::printable(&span.content), span.style));
+    Line::from(shown.collect::<Vec<_>>())
 }
 
 /// Colours have a second sign for who cannot tell them apart.

@@ -68,7 +68,19 @@ pub(super) fn draw(app: &App, frame: &mut Frame<'_>, area: Rect, measures: &mut 
         frame.render_widget(Paragraph::new(told(notice, area.width)), area);
         return;
     }
-    let hints = Hints::new(app, offers(app), area.width);
+    let offers: Vec<Offer> = offers(app)
+        .iter()
+        .copied()
+        .filter(|(action, _)| match action {
+            Action::Export => app.compare.is_exportable(),
+            Action::VariantBefore => {
+                let last = app.chat.session.messages.last();
+                last.is_some_and(|last| !last.variants.is_empty())
+            }
+            _ => true,
+        })
+        .collect();
+    let hints = Hints::new(app, &offers, area.width);
     hints.point(area.as_position(), measures);
     frame.render_widget(hints.line, area);
 }
@@ -111,33 +123,34 @@ fn offers(app: &App) -> &'static [Offer] {
         ],
         Mode::Chat if chat.session.messages.is_empty() => &[
             (Action::Help, "help"),
-            (Action::SwitchMode, "compare"),
             (Action::Arms, "arms"),
+            (Action::SwitchMode, "compare"),
+            (Action::Sessions, "sessions"),
             (Action::Sampling, "sampling"),
             (Action::Quit, "quit"),
-            (Action::Sessions, "sessions"),
             (Action::System, "system"),
             (Action::Newline, "new line"),
         ],
         Mode::Chat => &[
             (Action::Help, "help"),
-            (Action::SwitchMode, "compare"),
-            (Action::Arms, "arms"),
             (Action::Regenerate, "again"),
-            (Action::Quit, "quit"),
+            (Action::VariantBefore, "other answers"),
+            (Action::NewSession, "new"),
             (Action::Copy, "copy"),
             (Action::Edit, "edit"),
-            (Action::NewSession, "new"),
+            (Action::Arms, "arms"),
+            (Action::SwitchMode, "compare"),
             (Action::Sessions, "sessions"),
             (Action::Sampling, "sampling"),
+            (Action::Quit, "quit"),
         ],
         Mode::Compare if app.compare.panes.is_empty() => &[
             (Action::Help, "help"),
-            (Action::SwitchMode, "chat"),
             (Action::Arms, "arms"),
+            (Action::SwitchMode, "chat"),
+            (Action::Sessions, "sessions"),
             (Action::Sampling, "sampling"),
             (Action::Quit, "quit"),
-            (Action::Sessions, "sessions"),
             (Action::System, "system"),
             (Action::Newline, "new line"),
         ],
@@ -153,15 +166,15 @@ fn offers(app: &App) -> &'static [Offer] {
         ],
         Mode::Compare => &[
             (Action::Help, "help"),
-            (Action::SwitchMode, "chat"),
             (Action::Next, "tokens"),
             (Action::Colours, "colours"),
-            (Action::Quit, "quit"),
-            (Action::Export, "report"),
             (Action::Promote, "go on"),
+            (Action::Export, "report"),
             (Action::Arms, "arms"),
+            (Action::SwitchMode, "chat"),
             (Action::NewSession, "new"),
             (Action::Sessions, "sessions"),
+            (Action::Quit, "quit"),
         ],
     }
 }

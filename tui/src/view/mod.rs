@@ -34,6 +34,7 @@ const WIDEST: usize = 100;
 #[derive(Debug, Default)]
 pub struct View {
     transcript: chat::Transcript,
+    answers: compare::Answers,
 }
 
 impl View {
@@ -63,7 +64,7 @@ impl View {
         draw_title(app, frame, title, &mut measures);
         match app.mode {
             Mode::Chat => self.transcript.draw(app, frame, body, &mut measures),
-            Mode::Compare => compare::draw(app, frame, body, &mut measures),
+            Mode::Compare => self.answers.draw(app, frame, body, &mut measures),
         }
         draw_input(app, frame, input, &mut measures);
         hints::draw(app, frame, edge, &mut measures);
@@ -106,7 +107,7 @@ fn draw_title(app: &App, frame: &mut Frame<'_>, area: Rect, measures: &mut Measu
     };
     let room = usize::from(area.width).saturating_sub(18 + right.chars().count());
     let who = match app.mode {
-        Mode::Chat => app.chat.answering(),
+        Mode::Chat => app.answering(),
         Mode::Compare => app.compare.chosen.join(" | "),
     };
     let sampling = &app.chat.session.head.sampling;
@@ -126,7 +127,9 @@ fn draw_title(app: &App, frame: &mut Frame<'_>, area: Rect, measures: &mut Measu
 
 fn draw_input(app: &App, frame: &mut Frame<'_>, area: Rect, measures: &mut Measures) {
     let title = match (app.mode, app.chat.editing) {
-        (Mode::Chat, Some(_)) => " edit the question; sending forgets what came after ",
+        (Mode::Chat, Some(_)) => {
+            " edit the question; what came after stays in a session of its own "
+        }
         (Mode::Chat, None) => " ask ",
         (Mode::Compare, _) => " ask all of them ",
     };
@@ -167,7 +170,8 @@ fn draw_editor(
     let top = (row + 1).saturating_sub(height);
     let rows = wrap::rows(editor.text(), width);
     let shown = rows.into_iter().skip(top).take(height);
-    let lines: Vec<Line<'_>> = shown.map(|row| Line::raw(&editor.text()[row])).collect();
+    let lines = shown.map(|row| Line::raw(wrap::printable(&editor.text()[row])));
+    let lines: Vec<Line<'_>> = lines.collect();
     frame.render_widget(Paragraph::new(lines), area);
     if active {
         frame.set_cursor_position((area.x + column as u16, area.y + (row - top) as u16));

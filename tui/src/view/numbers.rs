@@ -40,15 +40,17 @@ pub(super) fn stats(stats: &Stats, finish: Option<&str>) -> String {
     parts.join(BETWEEN)
 }
 
-/// How an answer comes, for a narrow place.
-pub(super) fn short(stats: &Stats, finish: Option<&str>) -> String {
+/// How an answer comes, for a narrow place. `shown` is how many tokens are shown of it, if
+/// that is known; what the server counts has such as end an answer among them.
+pub(super) fn short(stats: &Stats, finish: Option<&str>, shown: Option<usize>) -> String {
     let mut parts: Vec<String> = ending(finish).into_iter().collect();
     parts.extend(stats.to_first.map(|first| format!("{first:.2} s")));
     parts.extend(speed(stats).map(|speed| format!("{speed}/s")));
-    if let Some(usage) = stats.usage {
-        parts.push(format!("{} tokens", usage.completion_tokens));
-        parts.extend(usage.cached_tokens.map(|cached| format!("{cached} cached")));
-    }
+    let counted = stats.usage.map(|usage| usage.completion_tokens);
+    let tokens = shown.map(|shown| shown as u64).or(counted);
+    parts.extend(tokens.map(|tokens| format!("{tokens} tokens")));
+    let cached = stats.usage.and_then(|usage| usage.cached_tokens);
+    parts.extend(cached.map(|cached| format!("{cached} cached")));
     parts.join(BETWEEN)
 }
 
@@ -68,7 +70,10 @@ pub(super) fn running(clock: &Clock, now: Now) -> String {
     let waited = clock.waited(now.clock).as_secs_f64();
     match clock.is_waiting() {
         true => format!("waiting {waited:.1} s"),
-        false => format!("{} · {waited:.1} s so far", short(&clock.stats(), None)),
+        false => format!(
+            "{} · {waited:.1} s so far",
+            short(&clock.stats(), None, None)
+        ),
     }
 }
 

@@ -8,7 +8,9 @@ use ratatui::widgets::Paragraph;
 
 use super::hints::Hints;
 use super::{dim, draw_editor, help, popup, red, standing};
-use crate::app::{App, Editor, Measures, Mode, Panel, Picker, Target, matching_sessions};
+use crate::app::{
+    App, Editor, Measures, Mode, Panel, Picker, Target, matching_line, matching_sessions,
+};
 use crate::keymap::Action;
 use crate::sampling::FIELDS;
 use crate::session::{Listing, Session};
@@ -16,6 +18,9 @@ use crate::wrap;
 
 /// How wide the names of parameters are.
 const NAMES: usize = 20;
+
+/// How wide a session's title is where a line that was found stands behind it.
+const TITLE: usize = 16;
 
 /// Draws a panel.
 pub(super) fn draw(
@@ -43,8 +48,16 @@ pub(super) fn draw(
             let top = draw_editor(editor, frame, inner, usize::from(inner.width), true);
             measures.targets.push((inner, Target::Text { top }));
         }
-        Panel::Sessions { picker, all } => {
+        Panel::Sessions { picker, all, .. } => {
             sessions(app, picker, all.as_ref(), frame, area, measures);
+        }
+        Panel::Rename { title, .. } => {
+            let offers = [(Action::Send, "done"), (Action::Stop, "leave it")];
+            let foot = Hints::new(app, &offers, 40);
+            let size = (area.width.saturating_sub(8).min(80), 3);
+            let above = " the session's title; without one its first question ";
+            let inner = popup(frame, area, size, above.into(), foot, measures);
+            draw_editor(title, frame, inner, usize::from(u16::MAX), true);
         }
     }
 }
@@ -84,9 +97,12 @@ fn arms(
             Mode::Chat => String::new(),
             Mode::Compare => place.unwrap_or_else(|| "· ".into()),
         };
-        (format!("{mark}{arm}"), String::new())
+        (format!("{mark}{}", wrap::printable(arm)), about(app, arm))
     });
-    let size = (70, area.height.saturating_sub(4).min(24));
+    let size = (
+        area.width.saturating_sub(4).min(100),
+        area.height.saturating_sub(4).min(24),
+    );
     let foot = Hints::new(app, offers, 60);
     let inner = popup(frame, area, size, title.into(), foot, measures);
     if app.known_arms().is_empty() {
@@ -94,7 +110,33 @@ fn arms(
         frame.render_widget(Paragraph::new(lines), inner);
         return;
     }
-    list(picker, rows.collect(), frame, inner, measures);
+    let rows = rows.collect();
+    let described = found.get(picker.at).and_then(|arm| app.profile(arm));
+    let described = described.map_or("", |profile| &profile.description);
+    let none = Span::default();
+    let text = [(wrap::printable(described), dim())];
+    let mut lines = wrap::styled(&text, usize::from(inner.width), &none, &none);
+    lines.truncate(usize::from(inner.height / 4));
+    let [above, below] =
+        Layout::vertical([Constraint::Fill(1), Constraint::Length(lines.len() as u16)])
+            .areas(inner);
+    frame.render_widget(Paragraph::new(lines), below);
+    list(picker, rows, frame, above, measures);
+}
+
+/// What an arm's profile is, in a few words.
+fn about(app: &App, arm: &str) -> String {
+    let Some(profile) = app.profile(arm) else {
+        return String::new();
+    };
+    let names = [profile.language.as_str(), profile.title.as_str()];
+    let names = names.into_iter().filter(|name| !name.is_empty());
+    let names: Vec<&str> = names.collect();
+    let named = wrap::printable(&names.join(" · "));
+    match arm.contains('@') {
+        true => named,
+        false => format!("@{}: {named}", wrap::printable(&profile.id)),
+    }
 }
 
 fn sessions(
@@ -105,7 +147,12 @@ fn sessions(
     area: Rect,
     measures: &mut Measures,
 ) {
-    let offers = [(Action::Send, "open"), (Action::Stop, "leave")];
+    let offers = [
+        (Action::Send, "open"),
+        (Action::Rename, "rename"),
+        (Action::Delete, "delete"),
+        (Action::Stop, "leave"),
+    ];
     let foot = Hints::new(app, &offers, 60);
     let size = (
         area.width.saturating_sub(4).min(100),
@@ -141,7 +188,10 @@ fn sessions(
     let found = matching_sessions(&all.sessions, picker);
     list(
         picker,
-        found.into_iter().map(row).collect(),
+        found
+            .into_iter()
+            .map(|session| row(session, picker))
+            .collect(),
         frame,
         below,
         measures,
@@ -149,7 +199,7 @@ fn sessions(
 }
 
 /// When a session was begun, what it is and about what; who answers.
-fn row(session: &Session) -> (String, String) {
+fn row(session: &Session, picker: &Picker) -> (String, String) {
     let head = &session.head;
     let when = jiff::Timestamp::from_second(head.created as i64).unwrap_or_default();
     let when = when.to_zoned(jiff::tz::TimeZone::system());
@@ -159,7 +209,14 @@ fn row(session: &Session) -> (String, String) {
         None => ("chat", head.arm.clone().unwrap_or_default()),
     };
     let title = wrap::printable(session.title());
-    (format!("{when}  {what:<7}  {title}"), who)
+    match matching_line(session, picker) {
+        // What is searched for is to be in sight.
+        Some(line) => {
+            let (title, line) = (wrap::shortened(&title, TITLE), wrap::printable(&line));
+            (format!("{when}  {what:<7}  {title}  {line}"), String::new())
+        }
+        None => (format!("{when}  {what:<7}  {title}"), who),
+    }
 }
 
 /// A line to search in, and what is found, with a note at the right.
@@ -194,7 +251,7 @@ fn list(
     let top = (picker.at + 1).saturating_sub(height);
     let shown = rows.iter().enumerate().skip(top).take(height);
     let lines = shown.map(|(index, (text, note))| {
-        let note = wrap::shortened(note, width / 3);
+        let note = wrap::shortened(note, width / 2);
         let note = Span::styled(note, dim());
         let room = width.saturating_sub(note.width() + 1);
         let text = wrap::shortened(text, room);
@@ -237,7 +294,10 @@ fn sampling(
     let inner = popup(frame, area, size, " sampling ".into(), foot, measures);
     let width = usize::from(inner.width);
     let (about, style) = match refused {
-        Some(why) => (format!("that will not do: {why}"), red()),
+        Some(why) => (
+            format!("that will not do: {why}. Empty, it is left to the server."),
+            red(),
+        ),
         None => (FIELDS[at].help.to_owned(), dim()),
     };
     let none = Span::default();
@@ -263,12 +323,15 @@ fn sampling(
         if index == at {
             let name = name.style(Style::new().fg(Color::Cyan).bold());
             frame.render_widget(name, row);
+            if value.text().is_empty() {
+                frame.render_widget(Span::styled(app.in_force(field), dim()), place);
+            }
             draw_editor(value, frame, place, usize::from(u16::MAX), true);
             continue;
         }
         let value = match set.get(field.name) {
             Some(value) => Span::styled(value, Style::new().bold()),
-            None => Span::styled("left to the server", dim()),
+            None => Span::styled(app.in_force(field), dim()),
         };
         frame.render_widget(name, row);
         frame.render_widget(value, place);

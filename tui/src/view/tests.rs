@@ -41,6 +41,7 @@ impl Scene {
             root: Some("gemma-3-270m".into()),
             profile: Some(profile.into()),
             context: Some(32768),
+            ..Arm::default()
         };
         let arms = ["urial", "base", "instruct"].map(arm).to_vec();
         scene.happen(Event::Arms(Ok(arms)));
@@ -191,6 +192,78 @@ fn an_answer_that_does_not_go_on_can_be_told_from_one_that_has_ended() {
     let buffer = scene.buffer();
     let row: String = (0..40).map(|column| buffer[(column, 6)].symbol()).collect();
     assert!(row.contains("8.5 s so far"), "{row}");
+}
+
+#[test]
+fn code_is_in_colours_that_can_be_read_on_black() {
+    let mut scene = Scene::new(80, 24);
+    scene.exchange("Code, please.", ANSWER);
+    let buffer = scene.buffer();
+    let colours: Vec<Color> = buffer.content.iter().map(|cell| cell.fg).collect();
+    assert!(
+        colours.contains(&Color::LightBlue),
+        "the function has a colour"
+    );
+    assert!(!colours.contains(&Color::Blue));
+}
+
+#[test]
+fn which_of_several_answers_is_shown_stands_below_it() {
+    let mut scene = Scene::new(80, 14);
+    scene.exchange("Hi", "Hello");
+    let messages = &mut scene.app.chat.session.messages;
+    let answer = messages.pop().unwrap();
+    messages.push(Message {
+        variants: vec![answer.clone()],
+        variant: 1,
+        ..answer
+    });
+    let screen = scene.screen();
+    assert!(screen.contains("answer 2 of 2 · "), "{screen}");
+    assert!(screen.contains("Alt+, other answers"), "{screen}");
+}
+
+#[test]
+fn arms_are_listed_with_what_their_profiles_are() {
+    let mut scene = Scene::new(80, 24);
+    let profile = crate::wire::Profile {
+        id: "urial".into(),
+        title: "In-context assistant".into(),
+        description: "Three short conversations make a base model answer.".into(),
+        language: "en".into(),
+        default_for: Vec::new(),
+    };
+    scene.happen(Event::Profiles(vec![profile]));
+    scene.press(&["f3"]);
+    let screen = scene.screen();
+    assert!(screen.contains("en · In-context assistant"), "{screen}");
+    assert!(
+        screen.contains("Three short conversations make"),
+        "{screen}"
+    );
+}
+
+#[test]
+fn a_report_is_offered_where_there_is_something_to_export() {
+    let mut scene = Scene::new(110, 24);
+    compared(&mut scene);
+    scene.press(&["esc"]);
+    let screen = scene.screen();
+    assert!(!screen.contains("F10 report"), "{screen}");
+    scene.app.compare.panes[1].finish = Some("stop".into());
+    let screen = scene.screen();
+    assert!(screen.contains("F10 report"), "{screen}");
+    // The tokens that are counted are those that are shown.
+    assert!(screen.contains(" 3 tokens"), "{screen}");
+}
+
+#[test]
+fn a_pasted_tab_is_shown_as_spaces_and_the_cursor_stands_behind_it() {
+    let mut scene = Scene::new(40, 12);
+    scene.write("a\tb");
+    let screen = scene.screen();
+    assert!(screen.contains("│ a    b"), "{screen}");
+    scene.terminal.backend_mut().assert_cursor_position((8, 9));
 }
 
 #[test]

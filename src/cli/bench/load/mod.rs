@@ -125,7 +125,7 @@ impl LoadArgs {
         }
         let report = Report::new(results, self.max_tokens.get());
         let text = match json {
-            true => serde_json::to_string_pretty(&report).context("the report")? + "\n",
+            true => output::json(&report).context("the report")?,
             false => report.table(),
         };
         Ok(output::print(&text)?)

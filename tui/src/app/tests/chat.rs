@@ -53,7 +53,7 @@ fn the_profile_of_an_answer_is_saved_with_it() {
         ..Chunk::default()
     };
     story.happen(Event::Chunk { request, chunk });
-    assert_eq!(story.app.chat.answering(), "m (urial-ja)");
+    assert_eq!(story.app.answering(), "m (urial-ja)");
     story.end(request);
     let saved = story.saved().expect("the answer is saved");
     assert_eq!(saved.messages[1].profile.as_deref(), Some("urial-ja"));
@@ -149,6 +149,100 @@ fn regenerating_replaces_the_answer() {
 }
 
 #[test]
+fn all_answers_to_a_question_are_kept_and_paged_through() {
+    let mut story = Story::ready();
+    story.exchange("one", "a");
+    for text in ["b", "c"] {
+        story.press(&["f5"]);
+        let (request, _) = story.asked();
+        story.say(request, text);
+        story.end(request);
+    }
+    assert_eq!(story.said(), ["> one", "c"]);
+    story.press(&["alt-,", "alt-,"]);
+    assert_eq!(story.said(), ["> one", "a"]);
+    let saved = &story.saved().expect("the choice is saved").messages[1];
+    assert_eq!((saved.variant, saved.variants.len()), (0, 2));
+    // What follows goes on from the answer that is shown.
+    story.press(&["alt-.", "alt-.", "alt-.", "alt-,"]);
+    let (_, body) = story.ask("two");
+    assert_eq!(body["messages"][1]["content"], "b");
+    assert_eq!(body["messages"].as_array().unwrap().len(), 3);
+}
+
+#[test]
+fn without_another_answer_there_is_nothing_to_page_through() {
+    let mut story = Story::ready();
+    story.exchange("one", "a");
+    story.press(&["alt-,"]);
+    assert_eq!(story.said(), ["> one", "a"]);
+    assert!(story.notice().contains("F5"), "{}", story.notice());
+}
+
+#[test]
+fn an_answer_is_asked_for_again_so_that_it_can_be_another() {
+    let set = |story: &mut Story, field: usize, value: &str| {
+        let sampling = &mut story.app.chat.session.head.sampling;
+        sampling
+            .set(&crate::sampling::FIELDS[field], value)
+            .unwrap();
+    };
+    let again = |prepare: &dyn Fn(&mut Story)| {
+        let mut story = Story::ready();
+        prepare(&mut story);
+        story.exchange("one", "a");
+        story.press(&["f5"]);
+        let (_, body) = story.asked();
+        let asked = (body["temperature"].clone(), body["seed"].clone());
+        (asked, !story.notice().is_empty())
+    };
+    // At temperature 0, set or by itself, and where nobody knows.
+    let sampled = ((json!(0.7), Value::Null), true);
+    assert_eq!(again(&|story| set(story, 0, "0")), sampled);
+    assert_eq!(again(&|_| {}), sampled);
+    let own = |temperature: Value| {
+        move |story: &mut Story| {
+            let arm = Arm {
+                id: "m".into(),
+                sampling: json!({"temperature": temperature}).as_object().cloned(),
+                ..Arm::default()
+            };
+            story.happen(Event::Arms(Ok(vec![arm])));
+        }
+    };
+    assert_eq!(again(&own(json!(0.0))), sampled);
+    // Where answers differ by themselves nothing is changed.
+    assert_eq!(again(&own(json!(0.5))), ((Value::Null, Value::Null), false));
+    assert_eq!(
+        again(&|story| set(story, 0, "0.3")),
+        ((json!(0.3), Value::Null), false)
+    );
+    let seeded = again(&|story| {
+        set(story, 0, "0.3");
+        set(story, 5, "7");
+    });
+    assert_eq!(seeded, ((json!(0.3), json!(8)), true));
+}
+
+#[test]
+fn an_answer_that_broke_off_is_asked_for_as_before_and_not_kept() {
+    let mut story = Story::ready();
+    let (request, _) = story.ask("one");
+    story.say(request, "half");
+    story.fail(request, 500, "out of memory");
+    story.press(&["f5"]);
+    let (request, body) = story.asked();
+    assert_eq!(body.get("temperature"), None);
+    story.say(request, "whole");
+    story.end(request);
+    let answer = &story.saved().expect("it is saved").messages[1];
+    assert_eq!(
+        (answer.content.as_str(), answer.variants.len()),
+        ("whole", 0)
+    );
+}
+
+#[test]
 fn a_regeneration_that_fails_brings_the_old_answer_back() {
     let mut story = Story::ready();
     story.exchange("one", "old");
@@ -173,6 +267,11 @@ fn an_edited_question_forgets_what_came_after_but_not_on_disk() {
         json!([{"role": "user", "content": "one!"}])
     );
     assert_ne!(story.saved().unwrap().head.id, before);
+    assert!(
+        story.notice().contains("stays saved (F7)"),
+        "{}",
+        story.notice()
+    );
 }
 
 #[test]
@@ -241,8 +340,13 @@ fn a_question_is_not_lost_when_there_is_no_server() {
     story.write("one");
     story.press(&["enter"]);
     assert!(matches!(story.effects[..], [.., Effect::FetchArms { .. }]));
-    story.happen(Event::Arms(Err(Failure::local("refused"))));
-    assert_eq!(story.app.input.text(), "one");
+    // Who goes on writing loses nothing either.
+    story.write("two");
+    story.happen(Event::Arms(Err(Failure::local("cannot reach x: refused"))));
+    assert_eq!(story.app.input.text(), "one\ntwo");
+    let notice = story.app.notice.as_ref().expect("it is told");
+    assert!(notice.is_error && notice.text.starts_with("cannot reach x: refused"));
+    assert!(notice.text.contains("Enter tries again"), "{}", notice.text);
 }
 
 #[test]
@@ -282,6 +386,20 @@ fn ctrl_c_stops_then_clears_then_quits() {
 }
 
 #[test]
+fn ctrl_d_deletes_to_the_right_and_quits_where_nothing_is_written() {
+    let mut story = Story::ready();
+    story.write("ab");
+    story.press(&["home", "ctrl-d"]);
+    assert_eq!(story.app.input.text(), "b");
+    story.press(&["ctrl-d"]);
+    assert_eq!((story.app.input.text(), &story.effects[..]), ("", &[][..]));
+    story.press(&["delete", "f7", "ctrl-d"]);
+    assert!(!story.effects.contains(&Effect::Quit));
+    story.press(&["esc", "ctrl-d"]);
+    assert_eq!(story.effects, [Effect::Quit]);
+}
+
+#[test]
 fn whoever_quits_while_an_answer_runs_keeps_what_was_said() {
     let mut story = Story::ready();
     let (request, _) = story.ask("one");
@@ -301,6 +419,34 @@ fn a_new_session_has_another_name_and_the_same_settings() {
     assert_ne!(after.id, before.id);
     assert_eq!(after.arm, before.arm);
     assert_eq!(story.said(), Vec::<String>::new());
+    assert_eq!(story.notice(), "a new session, with m as before");
+    story.press(&["f6"]);
+    story.write("Be brief.");
+    story.press(&["enter", "f4"]);
+    story.write("0.5");
+    story.press(&["esc", "ctrl-n"]);
+    let kept = "a new session, with m, the system message, temperature 0.5 as before";
+    assert_eq!(story.notice(), kept);
+}
+
+#[test]
+fn the_profile_that_will_answer_is_known_before_it_does() {
+    let mut story = Story::ready();
+    let profile = |id: &str, default_for: &[&str]| Profile {
+        id: id.into(),
+        default_for: default_for
+            .iter()
+            .map(|model| (*model).to_owned())
+            .collect(),
+        ..Profile::default()
+    };
+    let profiles = vec![profile("urial", &[]), profile("assistant", &["m"])];
+    story.happen(Event::Profiles(profiles));
+    assert_eq!(story.app.answering(), "m (assistant)");
+    let named = |id: &str| story.app.profile(id).map(|profile| profile.id.as_str());
+    assert_eq!(named("m@urial guidance=1"), Some("urial"));
+    assert_eq!(named("m@base"), None);
+    assert_eq!(named("other"), None);
 }
 
 #[test]

@@ -55,10 +55,10 @@ impl Story {
 }
 
 #[test]
-fn base_urial_and_a_tuned_model_are_compared_unless_others_are_chosen() {
+fn the_base_the_model_as_it_chats_and_a_tuned_one_are_compared_unless_others_are_chosen() {
     let mut story = ready();
     let (_, body) = story.ask("one");
-    assert_eq!(body["arms"], json!(["m@base", "m@urial", "other-instruct"]));
+    assert_eq!(body["arms"], json!(["m@base", "m", "other-instruct"]));
     assert_eq!(body["analysis"], true);
     assert_eq!(
         body["messages"],
@@ -71,7 +71,7 @@ fn base_urial_and_a_tuned_model_are_compared_unless_others_are_chosen() {
 fn an_arm_under_an_adapter_is_the_tuned_one() {
     let mut story = Story::begin();
     story.serve(&["m", "m+lora", "m@base", "m@urial", "other-instruct"]);
-    assert_eq!(story.app.compare.chosen, ["m@base", "m@urial", "m+lora"]);
+    assert_eq!(story.app.compare.chosen, ["m@base", "m", "m+lora"]);
 }
 
 #[test]
@@ -88,7 +88,10 @@ fn tokens_know_their_place_and_their_shift() {
     let mut story = ready();
     story.comparison();
     let pane = &story.app.compare.panes[1];
-    assert_eq!(pane.places(), [0..4, 4..7]);
+    assert_eq!([pane.place(0), pane.place(1)], [0..4, 4..7]);
+    assert_eq!(pane.tokens_within(&(0..4)), 0..1);
+    assert_eq!(pane.tokens_within(&(3..5)), 0..2);
+    assert_eq!(pane.tokens_within(&(4..7)), 1..2);
     assert_eq!(pane.shift(0, 0), Some(Shift::Shifted));
     assert_eq!(pane.shift(1, 0), Some(Shift::Marginal));
     assert_eq!(pane.shares(0), Some([0.0, 0.5, 0.5]));
@@ -106,7 +109,8 @@ fn parts_of_a_character_do_not_cut_it() {
         part
     });
     story.compare(request, json!({"tokens": {"arm": 0, "tokens": parts}}));
-    let places = story.app.compare.panes[0].places();
+    let pane = &story.app.compare.panes[0];
+    let places = [0, 1, 2].map(|token| pane.place(token));
     assert_eq!(places, [0..3, 3..3, 3..6]);
 }
 
@@ -143,7 +147,7 @@ fn a_promoted_answer_goes_on_in_chat_with_its_arm() {
     assert_eq!(story.said(), ["> one", "Sure é"]);
     assert!(story.saved().is_some());
     let (_, body) = story.ask("two");
-    assert_eq!(body["model"], "m@urial");
+    assert_eq!(body["model"], "m");
     assert_eq!(body["messages"].as_array().unwrap().len(), 3);
 }
 
@@ -164,6 +168,41 @@ fn a_complete_comparison_is_exported_as_a_report() {
     assert_eq!(answers[1]["text"], "Sure é");
     assert_eq!(answers[1]["tokens"][0]["scores"][0]["rank"], 9);
     assert_eq!(report["prompts"][0]["messages"][0]["content"], "one");
+}
+
+#[test]
+fn what_is_complete_of_a_stopped_comparison_is_exported() {
+    let mut story = ready();
+    let (request, _) = story.ask("one");
+    let settings = json!({"reference": 0, "temperature": [0.0]});
+    story.compare(
+        request,
+        json!({"begin": {"arms": [{}, {}, {}], "settings": settings}}),
+    );
+    story.compare(request, json!({"delta": {"arm": 0, "content": "half"}}));
+    story.compare(request, json!({"delta": {"arm": 1, "content": "Yes"}}));
+    let end = json!({"arm": 1, "finish_reason": "stop", "usage": {}});
+    story.compare(request, json!({"end": end}));
+    assert!(!story.app.compare.is_exportable());
+    story.press(&["esc", "f10"]);
+    let [Effect::Export(report)] = &story.effects[..] else {
+        panic!("{:?}", story.effects)
+    };
+    let answers = report["prompts"][0]["answers"].as_array().unwrap();
+    assert_eq!(answers.len(), 1);
+    assert_eq!(
+        (&answers[0]["arm"], &answers[0]["text"]),
+        (&json!(1), &json!("Yes"))
+    );
+    assert_eq!(report["summary"], Value::Null);
+}
+
+#[test]
+fn asking_again_at_temperature_0_says_that_nothing_will_change() {
+    let mut story = ready();
+    story.comparison();
+    story.press(&["f5"]);
+    assert!(story.notice().contains("F4"), "{}", story.notice());
 }
 
 #[test]

@@ -45,7 +45,7 @@ fn an_id_with_guidance_can_be_written_out_and_compared() {
     let (_, body) = story.ask("one");
     let arms = body["arms"].as_array().unwrap();
     assert_eq!(arms.last().unwrap(), "m@urial guidance=1.5");
-    assert_eq!(arms.first().unwrap(), "m@urial");
+    assert_eq!(arms.first().unwrap(), "m");
 }
 
 #[test]
@@ -78,8 +78,8 @@ fn marked_arms_are_compared_in_the_order_of_marking() {
     let mut story = Story::ready();
     story.press(&["f2", "f3", "tab", "tab"]);
     // Those that were chosen are marked already.
-    story.press(&["down", "tab", "down", "tab", "tab"]);
-    story.press(&["up", "up", "tab", "enter"]);
+    story.press(&["down", "tab", "down", "tab"]);
+    story.press(&["up", "up", "tab", "tab", "enter"]);
     let (_, body) = story.ask("one");
     assert_eq!(body["arms"], json!(["m@urial", "m"]));
 }
@@ -123,6 +123,49 @@ fn a_value_that_will_not_do_is_refused_where_it_is_typed() {
 }
 
 #[test]
+fn a_value_that_will_not_do_is_not_dropped_by_leaving() {
+    let mut story = Story::ready();
+    story.press(&["f4"]);
+    story.write("9");
+    for key in ["esc", "f4", "f1", "ctrl-c"] {
+        story.press(&[key]);
+        let Some(Panel::Sampling { value, refused, .. }) = &story.app.panel else {
+            panic!("{key} closed it")
+        };
+        assert_eq!(value.text(), "9");
+        assert!(refused.is_some_and(|why| why.contains("0 to 2")), "{key}");
+    }
+    story.press(&["backspace", "esc"]);
+    assert!(story.app.panel.is_none());
+}
+
+#[test]
+fn what_is_in_force_is_told_where_nothing_is_set() {
+    let mut story = Story::begin();
+    let arm = |sampling: Value| Arm {
+        id: "m".into(),
+        sampling: sampling.as_object().cloned(),
+        ..Arm::default()
+    };
+    let told = |story: &Story| {
+        FIELDS[..2]
+            .iter()
+            .map(|field| story.app.in_force(field))
+            .collect()
+    };
+    story.happen(Event::Arms(Ok(vec![arm(json!({"temperature": 0.25}))])));
+    let all: Vec<String> = told(&story);
+    assert_eq!(all, ["0.25 (the arm's own)", "1 (the server's default)"]);
+    story.press(&["f2"]);
+    let all: Vec<String> = told(&story);
+    assert_eq!(all, ["0 (in comparisons)", "1 (in comparisons)"]);
+    story.press(&["f2"]);
+    story.happen(Event::Arms(Ok(vec![arm(Value::Null)])));
+    let all: Vec<String> = told(&story);
+    assert_eq!(all, ["left to the server"; 2]);
+}
+
+#[test]
 fn the_system_message_goes_before_all_others() {
     let mut story = Story::ready();
     story.press(&["f6"]);
@@ -160,7 +203,7 @@ fn a_comparison_is_found_and_opened_with_its_colours() {
     let compare = &story.app.compare;
     assert_eq!(compare.question, "one");
     assert_eq!(compare.panes[1].text, "Sure é");
-    assert_eq!(compare.chosen, ["m@base", "m@urial"]);
+    assert_eq!(compare.chosen, ["m@base", "m"]);
     assert_eq!(compare.panes[1].shift(0, 0), None);
 
     story.happen(Event::Analysis { id, analysis });
@@ -232,6 +275,111 @@ fn sessions_are_searched_in_all_their_text_and_opened() {
 }
 
 #[test]
+fn a_session_is_named_in_the_list() {
+    let mut story = Story::ready();
+    story.exchange("one", "1");
+    let session = story.app.chat.session.clone();
+    let id = session.head.id.clone();
+    story.press(&["f7"]);
+    story.happen(found(&[session]));
+    story.press(&["alt-r", "ctrl-u"]);
+    story.write("about cats");
+    story.press(&["enter"]);
+    let title = "about cats".to_owned();
+    assert_eq!(
+        story.effects,
+        [Effect::Rename { id, title }, Effect::ListSessions]
+    );
+    assert!(matches!(
+        story.app.panel,
+        Some(Panel::Sessions { all: None, .. })
+    ));
+    // The one that is open keeps its name when it is saved again.
+    story.press(&["esc"]);
+    story.exchange("two", "2");
+    assert_eq!(story.saved().expect("it is saved").title(), "about cats");
+}
+
+#[test]
+fn a_name_that_is_left_is_not_given() {
+    let mut story = Story::ready();
+    story.exchange("one", "1");
+    let session = story.app.chat.session.clone();
+    story.press(&["f7"]);
+    story.happen(found(&[session]));
+    story.press(&["alt-r"]);
+    story.write("x");
+    story.press(&["esc"]);
+    assert_eq!(story.effects, [Effect::ListSessions]);
+}
+
+#[test]
+fn a_session_is_deleted_by_pressing_its_key_twice() {
+    let mut story = Story::ready();
+    story.exchange("about cats", "They purr.");
+    let cats = story.app.chat.session.clone();
+    story.press(&["ctrl-n"]);
+    story.exchange("about dogs", "They bark.");
+    let dogs = story.app.chat.session.clone();
+    story.press(&["f7"]);
+    story.happen(found(&[dogs.clone(), cats.clone()]));
+    story.press(&["alt-d"]);
+    assert_eq!(story.effects, []);
+    assert!(story.notice().contains("about dogs"), "{}", story.notice());
+    // The second time means the one that was named.
+    story.press(&["down", "alt-d"]);
+    assert_eq!(story.effects, []);
+    story.press(&["alt-d"]);
+    let id = cats.head.id;
+    assert_eq!(story.effects, [Effect::Delete { id }, Effect::ListSessions]);
+    assert_eq!(story.said().len(), 2);
+    // The one that is open is not saved again.
+    story.happen(found(std::slice::from_ref(&dogs)));
+    story.press(&["up", "alt-d", "alt-d"]);
+    assert_eq!(story.said(), Vec::<String>::new());
+    assert_ne!(story.app.chat.session.head.id, dogs.head.id);
+}
+
+#[test]
+fn a_found_session_shows_the_line_that_was_found() {
+    let session = Session {
+        messages: vec![
+            crate::session::Message::user("about cats"),
+            crate::session::Message::user(
+                "first\n  They Purr.  \npurr\nso many characters behind it",
+            ),
+        ],
+        ..Session::default()
+    };
+    let line = |text: &str| {
+        let mut picker = Picker::default();
+        picker.insert(text);
+        matching_line(&session, &picker)
+    };
+    assert_eq!(line("purr").as_deref(), Some("They Purr."));
+    assert_eq!(line("CATS purr").as_deref(), Some("They Purr."));
+    assert_eq!(line("behind").as_deref(), Some("… characters behind it"));
+    assert_eq!(line("cats"), None);
+    assert_eq!(line(""), None);
+}
+
+#[test]
+fn arms_are_found_by_the_language_of_their_profile() {
+    let mut story = Story::ready();
+    let profile = Profile {
+        id: "urial".into(),
+        language: "ja".into(),
+        title: "日本語".into(),
+        ..Profile::default()
+    };
+    story.happen(Event::Profiles(vec![profile]));
+    story.press(&["f3"]);
+    story.write("日本語");
+    story.press(&["enter"]);
+    assert_eq!(story.app.chat.session.head.arm.as_deref(), Some("m@urial"));
+}
+
+#[test]
 fn sessions_that_arrive_after_the_list_was_left_do_nothing() {
     let mut story = Story::ready();
     story.press(&["ctrl-o", "esc"]);
@@ -260,6 +408,8 @@ fn one_panels_key_opens_it_from_another() {
 #[test]
 fn pasted_lines_go_into_the_question() {
     let mut story = Story::ready();
-    story.happen(Event::Paste("a\r\nb".into()));
-    assert_eq!(story.app.input.text(), "a\nb");
+    story.happen(Event::Paste("a\r\n\tb".into()));
+    story.press(&["enter"]);
+    let (_, body) = story.asked();
+    assert_eq!(body["messages"][0]["content"], "a\n\tb");
 }
