@@ -5,10 +5,8 @@ mod config;
 
 use std::process::ExitCode;
 
-use clap::Parser;
-
 fn main() -> ExitCode {
-    match cli::Cli::parse().run() {
+    match cli::Cli::typed().run() {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             cli::log::failure(&error);

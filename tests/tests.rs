@@ -39,6 +39,8 @@ mod server_lm_eval;
 mod server_log;
 mod server_metrics;
 mod server_refusals;
+#[cfg(unix)]
+mod server_signals;
 mod server_slow_clients;
 mod server_tls;
 mod server_wire;

@@ -248,7 +248,7 @@ fn plausible() -> f32 {
 
 impl GuidanceDefaults {
     /// Names the first field that is out of its range, and the range.
-    fn out_of_range(&self) -> Option<String> {
+    pub(super) fn out_of_range(&self) -> Option<String> {
         let GuidanceDefaults { weight, plausible } = *self;
         if !(0.0..=MOST_WEIGHT).contains(&weight) {
             return Some(format!(
@@ -306,6 +306,16 @@ pub(super) struct FrontMatter {
 /// A file's front matter and its template. The template keeps the file's line
 /// numbers: the lines of the front matter are left in it, empty.
 pub(super) fn split(file: &str, source: &str) -> Result<(FrontMatter, String), ProfileError> {
+    let (toml, template) = parts(file, source)?;
+    let front: FrontMatter = toml::from_str(&toml).map_err(|error| syntax(file, &toml, &error))?;
+    if let Some(problem) = front.problem() {
+        return Err(ProfileError::broken(file, None, problem));
+    }
+    Ok((front, template))
+}
+
+/// The text of a file's front matter, which begins at the second line, and its template.
+pub(super) fn parts(file: &str, source: &str) -> Result<(String, String), ProfileError> {
     let source = source.strip_prefix('\u{feff}').unwrap_or(source);
     // A checkout with CRLF line ends must give the same prompt as one without.
     let source = source.replace("\r\n", "\n");
@@ -323,56 +333,64 @@ pub(super) fn split(file: &str, source: &str) -> Result<(FrontMatter, String), P
     else {
         return missing(source.lines().count());
     };
-
-    let front: FrontMatter = toml::from_str(toml).map_err(|error| {
-        let before = error.span().map_or("", |span| &toml[..span.start]);
-        let line = 2 + before.matches('\n').count();
-        ProfileError::broken(file, Some(line), error.message())
-    })?;
     let front_lines = source.len() - template.len();
     let blank = "\n".repeat(source[..front_lines].matches('\n').count());
-    if let Some(problem) = front.problem() {
-        return Err(ProfileError::broken(file, None, problem));
-    }
-    Ok((front, blank + template))
+    Ok((toml.to_owned(), blank + template))
+}
+
+/// What a reader of TOML says of a front matter, with the file's line.
+pub(super) fn syntax(file: &str, toml: &str, error: &toml::de::Error) -> ProfileError {
+    let line = error.span().map_or(2, |span| line_at(toml, span.start));
+    ProfileError::broken(file, Some(line), error.message())
+}
+
+/// The line of the file that a byte of its front matter is in.
+pub(super) fn line_at(toml: &str, byte: usize) -> usize {
+    2 + toml[..byte].matches('\n').count()
 }
 
 impl FrontMatter {
     /// Names the first value that cannot be meant.
     fn problem(&self) -> Option<String> {
-        if !is_name(&self.name) {
-            return Some(format!(
-                "name {:?} may hold only a-z, 0-9, `-`, `_` and `.`, and begins with one of a-z, 0-9",
-                self.name
-            ));
-        }
-        if RESERVED.contains(&self.name.as_str()) {
-            return Some(format!("the name {:?} is built in", self.name));
-        }
-        if !is_language_tag(&self.language) {
-            return Some(format!(
-                "language {:?} is no BCP-47 tag such as \"en\" or \"pt-BR\"",
-                self.language
-            ));
-        }
-        if self.variant_of.as_ref() == Some(&self.name) {
-            return Some(format!(
-                "variant_of names the profile itself, {:?}",
-                self.name
-            ));
-        }
-        if self.markers.is_empty() {
-            return Some("markers is empty: nothing would end an answer".to_owned());
-        }
-        if let Some(marker) = self.markers.iter().find(|marker| !is_marker(marker)) {
-            return Some(format!(
-                "marker {marker:?} must be one line, without spaces or backslashes around it"
-            ));
-        }
-        let guidance = self.guidance.as_ref();
-        let guidance = guidance.and_then(GuidanceDefaults::out_of_range);
-        self.sampling.out_of_range().or(guidance)
+        let variant_of = self.variant_of.as_deref();
+        name_problem(&self.name)
+            .or_else(|| language_problem(&self.language))
+            .or_else(|| variant_problem(variant_of?, &self.name))
+            .or_else(|| markers_problem(&self.markers))
+            .or_else(|| self.sampling.out_of_range())
+            .or_else(|| self.guidance.as_ref()?.out_of_range())
     }
+}
+
+/// Why `name` cannot be a profile's, if it cannot.
+pub fn name_problem(name: &str) -> Option<String> {
+    if !is_name(name) {
+        return Some(format!(
+            "name {name:?} may hold only a-z, 0-9, `-`, `_` and `.`, and begins with one of a-z, 0-9"
+        ));
+    }
+    RESERVED
+        .contains(&name)
+        .then(|| format!("the name {name:?} is built in"))
+}
+
+pub(super) fn language_problem(language: &str) -> Option<String> {
+    (!is_language_tag(language))
+        .then(|| format!("language {language:?} is no BCP-47 tag such as \"en\" or \"pt-BR\""))
+}
+
+pub(super) fn variant_problem(variant_of: &str, name: &str) -> Option<String> {
+    (variant_of == name).then(|| format!("variant_of names the profile itself, {name:?}"))
+}
+
+pub(super) fn markers_problem(markers: &[String]) -> Option<String> {
+    if markers.is_empty() {
+        return Some("markers is empty: nothing would end an answer".to_owned());
+    }
+    let bad = markers.iter().find(|marker| !is_marker(marker))?;
+    Some(format!(
+        "marker {bad:?} must be one line, without spaces or backslashes around it"
+    ))
 }
 
 /// The names of the renderings that need no file.

@@ -12,6 +12,7 @@
 
 mod bounds;
 mod chat_template;
+mod check;
 mod error;
 mod files;
 mod front;
@@ -24,9 +25,11 @@ mod rendering;
 mod template;
 
 pub use chat_template::ChatTemplate;
+pub use check::check;
 pub use error::ProfileError;
 pub(crate) use files::is_builtin;
-pub use files::{Library, builtin, load};
+pub use files::{Library, builtin, check_file, load};
+pub use front::name_problem as profile_name_problem;
 pub use front::{GuidanceDefaults, SamplingDefaults};
 pub(crate) use front::{MAX_BREAKER_BYTES, MAX_BREAKERS, MOST_DRY_TOKENS, breakers_problem};
 pub use rendering::{Rendering, guard_for};

@@ -44,14 +44,37 @@ impl Profile {
 
     fn compile(file: &str, source: &str) -> Result<Profile, ProfileError> {
         let (front, template) = front::split(file, source)?;
-        let environment = environment(file, template)?;
-        let prefix = {
-            let template = environment
-                .get_template(file)
-                .map_err(|error| ProfileError::from_template(file, &error))?;
-            let mut nothing = template.new_state();
-            Text::of(|text| nothing.render_block_to_write(PREFIX, text))
-                .map_err(|error| block_error(file, PREFIX, &error))?
+        let (profile, problems) = Profile::assemble(file, front, template);
+        match (profile, problems.into_iter().next()) {
+            (Some(profile), None) => Ok(profile),
+            (_, Some(error)) => Err(error),
+            (None, None) => unreachable!("a template without problems is a profile"),
+        }
+    }
+
+    /// A profile of a front matter and a template, if there can be one, and all that is
+    /// wrong with the template, in the order in which it is found. A profile with problems
+    /// can be looked at, not served.
+    pub(super) fn assemble(
+        file: &str,
+        front: FrontMatter,
+        template: String,
+    ) -> (Option<Profile>, Vec<ProfileError>) {
+        let environment = match environment(file, template) {
+            Ok(environment) => environment,
+            Err(error) => return (None, vec![error]),
+        };
+        let prefix = environment
+            .get_template(file)
+            .map_err(|error| ProfileError::from_template(file, &error))
+            .and_then(|template| {
+                let mut nothing = template.new_state();
+                Text::of(|text| nothing.render_block_to_write(PREFIX, text))
+                    .map_err(|error| block_error(file, PREFIX, &error))
+            });
+        let (prefix, error) = match prefix {
+            Ok(prefix) => (prefix, None),
+            Err(error) => (String::new(), Some(error)),
         };
         let profile = Profile {
             file: file.to_owned(),
@@ -59,8 +82,8 @@ impl Profile {
             environment,
             prefix,
         };
-        profile.check()?;
-        Ok(profile)
+        let problems = error.into_iter().chain(profile.problems()).collect();
+        (Some(profile), problems)
     }
 
     /// What the model id calls it: `MODEL@NAME`.
@@ -198,49 +221,69 @@ impl Profile {
     }
 
     /// What only shows when the whole file is rendered.
-    fn check(&self) -> Result<(), ProfileError> {
-        let broken = |problem: String| Err(ProfileError::broken(&self.file, None, problem));
-        let probes = self.probes()?;
+    fn problems(&self) -> Vec<ProfileError> {
+        let broken = |problem: String| ProfileError::broken(&self.file, None, problem);
+        let mut problems = Vec::new();
+        let probes = match self.probes() {
+            Ok(probes) => probes,
+            Err(error) => {
+                problems.push(error);
+                Vec::new()
+            }
+        };
 
         let known: Vec<&str> = self.environment.globals().map(|(name, _)| name).collect();
-        let mut unknown: Vec<String> = self
-            .environment
-            .get_template(&self.file)
-            .map(|template| template.undeclared_variables(false))
-            .map_err(|error| ProfileError::from_template(&self.file, &error))?
-            .into_iter()
-            .filter(|name| name != "messages" && name != "system")
-            .filter(|name| !known.contains(&name.as_str()))
-            .collect();
-        unknown.sort();
-        if let Some(name) = unknown.first() {
-            return broken(format!(
-                "unknown variable {name:?}: turns have `messages` and `system`"
-            ));
+        let template = self.environment.get_template(&self.file);
+        match template.map(|template| template.undeclared_variables(false)) {
+            Ok(variables) => {
+                let mut unknown: Vec<String> = variables
+                    .into_iter()
+                    .filter(|name| name != "messages" && name != "system")
+                    .filter(|name| !known.contains(&name.as_str()))
+                    .collect();
+                unknown.sort();
+                problems.extend(unknown.iter().map(|name| {
+                    broken(format!(
+                        "unknown variable {name:?}: turns have `messages` and `system`"
+                    ))
+                }));
+            }
+            Err(error) => problems.push(ProfileError::from_template(&self.file, &error)),
         }
 
-        let outside = self
-            .environment
-            .get_template(OUTSIDE)
-            .and_then(|template| {
-                let context = self.context(&[], &str::to_owned);
-                Text::of(|text| template.render_captured_to(context, text).map(drop))
-            })
-            .map_err(|error| ProfileError::from_template(&self.file, &error))?;
-        if let Some(line) = outside.trim().lines().next() {
-            return broken(format!(
-                "{line:?} stands outside of the blocks `{PREFIX}` and `{TURNS}` and would never be sent"
-            ));
+        let outside = self.environment.get_template(OUTSIDE).and_then(|template| {
+            let context = self.context(&[], &str::to_owned);
+            Text::of(|text| template.render_captured_to(context, text).map(drop))
+        });
+        match outside {
+            Ok(outside) => {
+                let stray = outside.trim().lines().next();
+                problems.extend(stray.map(|line| {
+                    broken(format!(
+                        "{line:?} stands outside of the blocks `{PREFIX}` and `{TURNS}` and \
+                         would never be sent"
+                    ))
+                }));
+            }
+            // It was told of before, if it is not about what stands outside.
+            Err(error) if problems.is_empty() => {
+                problems.push(ProfileError::from_template(&self.file, &error));
+            }
+            Err(_) => {}
         }
 
         let written = |marker: &String| {
             let begins = |text: &String| text.lines().any(|line| line.starts_with(marker));
             probes.iter().any(begins)
         };
-        match self.markers().iter().find(|marker| !written(marker)) {
-            Some(marker) => broken(format!("no line of the turns begins with {marker:?}")),
-            None => Ok(()),
+        // Without turns there is nothing to look for them in.
+        if !probes.is_empty() {
+            let absent = self.markers().iter().filter(|marker| !written(marker));
+            problems.extend(
+                absent.map(|marker| broken(format!("no line of the turns begins with {marker:?}"))),
+            );
         }
+        problems
     }
 }
 
