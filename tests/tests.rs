@@ -8,6 +8,7 @@ mod bench;
 mod catalog;
 mod chat;
 mod cli;
+mod commands;
 mod compare_cli;
 mod engine;
 mod gguf;

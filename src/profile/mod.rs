@@ -16,6 +16,7 @@ mod check;
 mod error;
 mod files;
 mod front;
+mod jinja;
 mod limits;
 pub mod markers;
 mod methods;
@@ -23,6 +24,8 @@ mod percent;
 mod python;
 mod rendering;
 mod template;
+mod urlize;
+mod wordwrap;
 
 pub use chat_template::ChatTemplate;
 pub use check::check;
