@@ -87,7 +87,7 @@ impl Place {
         fs::write(self.cache.dir.join(name), part).expect("it is writable");
     }
 
-    /// The names of the files in the cache.
+    /// The names of the files in the cache, but for what it remembers of them.
     fn files(&self) -> Vec<String> {
         let mut names: Vec<String> = fs::read_dir(&self.cache.dir)
             .expect("the cache is there")
@@ -98,6 +98,7 @@ impl Place {
                     .display()
                     .to_string()
             })
+            .filter(|name| name != ".checksums")
             .collect();
         names.sort();
         names

@@ -117,7 +117,11 @@ fn a_question_can_be_asked_of_a_running_server() {
     let whole: Value = serde_json::from_str(&ask(&["--json"])).expect("JSON");
     assert_eq!(whole["object"], "chat.completion");
     assert_eq!(whole["model"], MODEL);
-    assert_eq!(whole["usage"]["completion_tokens"], 6);
+    let tokens = whole["usage"]["completion_tokens"].as_u64();
+    assert!(
+        tokens.is_some_and(|tokens| (1..=6).contains(&tokens)),
+        "{whole}"
+    );
     let content = whole["choices"][0]["message"]["content"].as_str();
     assert_eq!(ask(&[]), format!("{}\n", content.expect("a text")));
     assert_eq!(ask(&["--arm", MODEL]), ask(&[]));

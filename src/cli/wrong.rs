@@ -136,7 +136,7 @@ mod tests {
                 "a size in bytes, such as 512MiB or 4GiB",
             ),
             (
-                "incant serve --max-body=",
+                "incant serve --max-body=8Mebi?",
                 "--max-body <SIZE>",
                 "a size in bytes, such as 512MiB or 4GiB",
             ),

@@ -51,6 +51,7 @@ pub fn check(file: &str, source: &str) -> Result<Profile, Vec<ProfileError>> {
         let mut reading = Reading::new(file, &toml);
         let front = reading.front();
         let mut problems = reading.problems;
+        problems.sort_by_key(ProfileError::line);
         let (profile, of_template) = Profile::assemble(file, front, template);
         problems.extend(of_template);
         match profile {
@@ -103,7 +104,7 @@ impl<'a> Reading<'a> {
         if self.problems.is_empty() {
             self.look_for_missing_and_unknown();
         }
-        let name: Option<String> = self.value("name", name_problem_of);
+        let name: Option<String> = self.value("name", |name: &String| name_problem(name));
         let variant_of = self.value("variant_of", |variant_of: &String| {
             variant_problem(variant_of, name.as_deref().unwrap_or_default())
         });
@@ -199,10 +200,6 @@ impl<'a> Reading<'a> {
     }
 }
 
-fn name_problem_of(name: &String) -> Option<String> {
-    name_problem(name)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -228,10 +225,10 @@ mod tests {
             "own.jinja:1: the front matter lacks `description`: ",
             "own.jinja:1: the front matter lacks `shots`: ",
             "own.jinja:1: the front matter lacks `version`: ",
-            "own.jinja:6: the front matter has no key `shot`",
             "own.jinja:2: name \"Own\" may hold only",
             "own.jinja:3: title: invalid type",
             "own.jinja:4: language \"english\" is no BCP-47 tag",
+            "own.jinja:6: the front matter has no key `shot`",
             "own.jinja:8: sampling.temperature is 3, not 0 to 2",
             "own.jinja:9: sampling.top_q: unknown field",
             "own.jinja:10: sampling.top_k: invalid type",

@@ -188,7 +188,7 @@ fn parts_word(line: &[char], at: usize) -> bool {
     let before = |by: usize| at.checked_sub(by);
     let two_letters = is(before(1), is_letter) && is(before(2), is_letter);
     let hyphenated =
-        is(before(1), is_punctuated) && is(before(2), |c| c == '-') && is(before(3), is_letter);
+        is(before(1), is_letter) && is(before(2), |c| c == '-') && is(before(3), is_letter);
     let next = match line.get(at + 2) {
         Some('-') => at + 3,
         _ => at + 2,
