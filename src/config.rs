@@ -14,7 +14,7 @@ use incant::profile::{Library, SamplingDefaults};
 use incant::runtime::{LoadOptions, Model, Wishes};
 
 use crate::cli::output::tell;
-use crate::cli::pull;
+use crate::cli::pull::{self, Consent};
 
 /// Which models to load, and how. Shared by the commands that run models.
 #[derive(Clone, Debug, clap::Args)]
@@ -22,14 +22,10 @@ pub(crate) struct ModelArgs {
     /// A model of the catalogue, or a GGUF file; repeat it for several
     #[arg(long = "model", short, value_name = "NAME|FILE.gguf")]
     models: Vec<String>,
-    /// Where to compute: cpu, cuda, cuda:N or metal; reference computes with
-    /// plain f32 tensors on the CPU [default: the best that answers]
-    #[arg(long)]
-    device: Option<DeviceChoice>,
-    /// How many threads compute on the CPU [default: as many as the process may
-    /// use, by its affinity and its cgroup's quota]
-    #[arg(long, value_name = "N")]
-    threads: Option<std::num::NonZeroUsize>,
+    #[command(flatten)]
+    consent: Consent,
+    #[command(flatten)]
+    compute: ComputeArgs,
     /// Serve no longer context than this many tokens [default: the model's]
     #[arg(long, value_name = "TOKENS")]
     context: Option<usize>,
@@ -43,20 +39,81 @@ pub(crate) struct ModelArgs {
     /// that is named; repeatable
     #[arg(long = "adapter", value_name = "[MODEL+]NAME=PATH", value_parser = adapter)]
     adapters: Vec<AdapterArg>,
-    /// Profiles of one's own, which add to the built-in ones or replace them; a server
-    /// follows changes of their files, and reads them at once on SIGHUP
-    #[arg(long, value_name = "DIR")]
-    profile_dir: Option<PathBuf>,
+    #[command(flatten)]
+    files: FileArgs,
     /// The profile to chat with when a request names none and the model brings
     /// no chat template [default: the model's, or assistant]
     #[arg(long, value_name = "NAME")]
     default_profile: Option<String>,
-    /// Where computed prefixes are kept [default: the user's cache directory]
+}
+
+/// Where to compute. Shared by the commands that compute.
+#[derive(Clone, Debug, clap::Args)]
+pub(crate) struct ComputeArgs {
+    /// Where to compute: cpu, cuda, cuda:N or metal; reference computes with
+    /// plain f32 tensors on the CPU [default: the best that answers]
+    #[arg(long)]
+    device: Option<DeviceChoice>,
+    /// How many threads compute on the CPU [default: as many as the process may
+    /// use, by its affinity and its cgroup's quota]
+    #[arg(long, value_name = "N")]
+    threads: Option<std::num::NonZeroUsize>,
+}
+
+impl ComputeArgs {
+    /// # Errors
+    /// The device is not there.
+    pub(crate) fn open(&self) -> anyhow::Result<Backend> {
+        let threads = self.threads.map(std::num::NonZeroUsize::get);
+        Ok(Backend::open(self.device, threads)?)
+    }
+}
+
+/// Files beside the models. Shared by the commands that render prompts.
+#[derive(Clone, Debug, clap::Args)]
+pub(crate) struct FileArgs {
+    /// Profiles of one's own, which add to the built-in ones or replace them; `incant
+    /// serve` follows changes of their files, and reads them at once on SIGHUP
+    #[arg(long, value_name = "DIR")]
+    profile_dir: Option<PathBuf>,
+    /// Where computed prefixes, and hashes of models, are kept [default: the user's cache
+    /// directory]
     #[arg(long, value_name = "DIR", conflicts_with = "no_prefix_cache")]
     prefix_dir: Option<PathBuf>,
-    /// Keep no computed prefixes on disk
+    /// Keep no computed prefixes, nor hashes of models, on disk
     #[arg(long)]
     no_prefix_cache: bool,
+}
+
+/// What `incant train` loads: one model, in which only what it learns from is rendered.
+#[derive(Clone, Debug, clap::Args)]
+pub(crate) struct StudentArgs {
+    /// The model that learns, of the catalogue or a GGUF file [default: the default model]
+    #[arg(long, short, value_name = "NAME|FILE.gguf")]
+    model: Option<String>,
+    #[command(flatten)]
+    consent: Consent,
+    #[command(flatten)]
+    compute: ComputeArgs,
+    #[command(flatten)]
+    files: FileArgs,
+}
+
+impl StudentArgs {
+    /// What to load, where a teacher's KV may take `kv_memory`.
+    pub(crate) fn models(&self, kv_memory: Option<bytesize::ByteSize>) -> ModelArgs {
+        let student = self.clone();
+        ModelArgs {
+            models: student.model.into_iter().collect(),
+            consent: student.consent,
+            compute: student.compute,
+            context: None,
+            kv_memory,
+            adapters: Vec::new(),
+            files: student.files,
+            default_profile: None,
+        }
+    }
 }
 
 /// An adapter as it is typed.
@@ -93,7 +150,7 @@ pub(crate) struct Loading {
 impl ModelArgs {
     /// Whether profiles come from a folder that may change.
     pub(crate) fn follows_profiles(&self) -> bool {
-        self.profile_dir.is_some()
+        self.files.profile_dir.is_some()
     }
 
     /// Names the models of these arms if no model was named.
@@ -125,16 +182,12 @@ impl ModelArgs {
             bail!("--context must be at least 1");
         }
         // What needs no download is checked first.
-        let threads = self.threads.map(std::num::NonZeroUsize::get);
-        let backend = Backend::open(self.device, threads)?;
-        let library = Library::open(self.profile_dir.as_deref())?;
-        let prefix_folder = if self.no_prefix_cache {
-            None
-        } else {
-            Some(match self.prefix_dir {
-                Some(folder) => folder,
-                None => cache_folder()?.join("prefixes"),
-            })
+        let backend = self.compute.open()?;
+        let library = Library::open(self.files.profile_dir.as_deref()).context("--profile-dir")?;
+        let prefix_folder = match self.files.prefix_dir {
+            _ if self.files.no_prefix_cache => None,
+            Some(folder) => Some(folder),
+            None => Some(cache_folder()?.join("prefixes")),
         };
         let mut names = self.models;
         if names.is_empty() {
@@ -142,7 +195,7 @@ impl ModelArgs {
         }
         let mut models: Vec<Located> = Vec::new();
         for name in &names {
-            let located = pull::ensure(name)?;
+            let located = pull::ensure(name, self.consent)?;
             if models.iter().any(|other| other.name == located.name) {
                 bail!("two models are called {}; rename one file", located.name);
             }

@@ -8,6 +8,7 @@
 
 pub mod analyze;
 pub mod catalog;
+mod digests;
 pub mod engine;
 pub mod exec;
 pub mod gguf;
@@ -16,6 +17,7 @@ pub mod kv;
 pub mod lora;
 pub mod mmap;
 pub mod model;
+mod nearest;
 pub mod printable;
 pub mod profile;
 pub mod quantize;

@@ -5,11 +5,10 @@ mod config;
 
 use std::process::ExitCode;
 
-use clap::Parser;
 use incant::printable::is_command;
 
 fn main() -> ExitCode {
-    let cli = match cli::Cli::try_parse() {
+    let cli = match cli::Cli::typed() {
         Ok(cli) => cli,
         Err(refusal) => return refused(&refusal),
     };

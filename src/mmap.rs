@@ -36,6 +36,27 @@ pub struct FileIdentity {
 }
 
 impl FileIdentity {
+    /// What the file system says of `file` now; `None` where it gives no inodes.
+    pub fn of(file: &File) -> Option<FileIdentity> {
+        #[cfg(unix)]
+        {
+            use std::os::unix::fs::MetadataExt;
+            let metadata = file.metadata().ok()?;
+            Some(FileIdentity {
+                device: metadata.dev(),
+                inode: metadata.ino(),
+                size: metadata.size(),
+                modified: (metadata.mtime(), metadata.mtime_nsec()),
+                changed: (metadata.ctime(), metadata.ctime_nsec()),
+            })
+        }
+        #[cfg(not(unix))]
+        {
+            let _ = file;
+            None
+        }
+    }
+
     /// Whether nothing of it has changed for so long before `now`.
     pub fn settled(&self, now: SystemTime, long: Duration) -> bool {
         let Ok(now) = now.duration_since(SystemTime::UNIX_EPOCH) else {
@@ -60,20 +81,7 @@ impl Map {
 
     /// What the file system says of the mapped file now; `None` where it gives no inodes.
     pub fn identity(&self) -> Option<FileIdentity> {
-        #[cfg(unix)]
-        {
-            use std::os::unix::fs::MetadataExt;
-            let metadata = self.file.metadata().ok()?;
-            Some(FileIdentity {
-                device: metadata.dev(),
-                inode: metadata.ino(),
-                size: metadata.size(),
-                modified: (metadata.mtime(), metadata.mtime_nsec()),
-                changed: (metadata.ctime(), metadata.ctime_nsec()),
-            })
-        }
-        #[cfg(not(unix))]
-        None
+        FileIdentity::of(&self.file)
     }
 }
 

@@ -14,6 +14,9 @@ use sha2::{Digest, Sha256};
 
 use crate::support::hub::{FakeHub, Reply};
 
+/// What is in an empty folder.
+const NOTHING: [&str; 0] = [];
+
 /// A file of some size, no two of its kilobytes alike.
 pub(crate) fn file_bytes() -> Vec<u8> {
     (0..300_000_u32)
@@ -77,7 +80,14 @@ fn place(hub: Option<Hub>) -> Place {
 }
 
 impl Place {
-    /// The names of the files in the cache.
+    /// Makes the cache with what an earlier download of `whole` left.
+    fn begin(&self, whole: &[u8], part: &[u8]) {
+        let name = format!("tiny.gguf.{}.part", &checksum(whole)[..8]);
+        fs::create_dir(&self.cache.dir).expect("the cache is new");
+        fs::write(self.cache.dir.join(name), part).expect("it is writable");
+    }
+
+    /// The names of the files in the cache, but for what it remembers of them.
     fn files(&self) -> Vec<String> {
         let mut names: Vec<String> = fs::read_dir(&self.cache.dir)
             .expect("the cache is there")
@@ -88,6 +98,7 @@ impl Place {
                     .display()
                     .to_string()
             })
+            .filter(|name| name != ".checksums")
             .collect();
         names.sort();
         names
@@ -242,7 +253,7 @@ fn wrong_data_is_deleted_and_said_so() {
     assert!(error.contains(&checksum(&wrong)), "{error}");
     assert!(error.contains(&checksum(&bytes)), "{error}");
     assert!(error.contains("deleted"), "{error}");
-    assert_eq!(place.files(), ["tiny.gguf.lock"]);
+    assert_eq!(place.files(), NOTHING);
     assert_eq!(
         server.requests().len(),
         1,
@@ -255,9 +266,7 @@ fn damaged_data_of_an_earlier_try_costs_a_new_start() {
     let bytes = file_bytes();
     let server = FakeHub::new(&bytes, &[]);
     let place = place(Some(server.hub()));
-    let part = format!("tiny.gguf.{}.part", &checksum(&bytes)[..8]);
-    fs::create_dir(&place.cache.dir).expect("the cache is new");
-    fs::write(place.cache.dir.join(part), [7; 1000]).expect("it is writable");
+    place.begin(&bytes, &[7; 1000]);
     let notes = Notes::default();
     let path = place
         .cache
@@ -276,9 +285,7 @@ fn damaged_data_of_an_earlier_try_costs_a_new_start() {
 fn a_finished_part_needs_only_its_name() {
     let bytes = file_bytes();
     let place = place(None);
-    let part = format!("tiny.gguf.{}.part", &checksum(&bytes)[..8]);
-    fs::create_dir(&place.cache.dir).expect("the cache is new");
-    fs::write(place.cache.dir.join(part), &bytes).expect("it is writable");
+    place.begin(&bytes, &bytes);
     // Even without a hub: there is nothing to ask for.
     let closed = Cache {
         hub: Some(nobody()),
@@ -291,35 +298,164 @@ fn a_finished_part_needs_only_its_name() {
 }
 
 #[test]
-fn answers_that_do_not_fit_are_refused_before_anything_is_lost() {
+fn answers_that_cannot_be_used_are_refused_before_anything_is_lost() {
     let bytes = file_bytes();
     let other = &bytes[..bytes.len() - 1];
-    for (served, reply, complaint) in [
+    let wrong = |count| vec![Reply::WrongRange; count];
+    for (served, replies, requests, complaint) in [
         (
             &bytes[..],
-            Reply::WrongRange,
-            "asked for byte 1000, it answers from byte 1001",
+            wrong(3),
+            2,
+            "asked for byte 0, it sends bytes 1 to 299999 of 300000",
         ),
-        (other, Reply::Good, "has 299999 bytes there, not 300000"),
-        (other, Reply::Whole, "has 299999 bytes there, not 300000"),
-        (&bytes[..], Reply::Status("404 Not Found"), "404 Not Found"),
-        (&bytes[..], Reply::Status("401 Unauthorized"), "HF_TOKEN"),
         (
             &bytes[..],
-            Reply::Status("416 Range Not Satisfiable"),
-            "shorter there",
+            vec![Reply::Unranged; 3],
+            2,
+            "it sends a part of the file without saying which",
+        ),
+        (
+            &bytes[..],
+            vec![Reply::Status("416 Range Not Satisfiable"); 3],
+            2,
+            "no such byte (416)",
+        ),
+        (
+            &bytes[..],
+            vec![Reply::WrongRange, Reply::Status("503 Service Unavailable")],
+            2,
+            "503 Service Unavailable",
+        ),
+        (other, vec![], 1, "has 299999 bytes there, not 300000"),
+        (
+            other,
+            vec![Reply::Whole],
+            1,
+            "has 299999 bytes there, not 300000",
+        ),
+        (
+            &bytes[..],
+            vec![Reply::Status("404 Not Found")],
+            1,
+            "404 Not Found",
+        ),
+        (
+            &bytes[..],
+            vec![Reply::Status("401 Unauthorized")],
+            1,
+            "HF_TOKEN",
         ),
     ] {
-        let server = FakeHub::new(served, &[reply]);
+        let server = FakeHub::new(served, &replies);
         let place = place(Some(server.hub()));
-        let part = format!("tiny.gguf.{}.part", &checksum(&bytes)[..8]);
-        fs::create_dir(&place.cache.dir).expect("the cache is new");
-        fs::write(place.cache.dir.join(part), &bytes[..1000]).expect("it is writable");
+        place.begin(&bytes, &bytes[..1000]);
         let error = failure(&place, &manifest(&bytes));
         assert!(error.contains(complaint), "{error}");
         assert!(error.contains("1000 bytes are kept"), "{error}");
-        assert_eq!(server.requests().len(), 1);
+        assert_eq!(server.requests().len(), requests, "{error}");
     }
+}
+
+#[test]
+fn an_answer_for_another_range_costs_one_new_start() {
+    let bytes = file_bytes();
+    for reply in [
+        Reply::WrongRange,
+        Reply::Unranged,
+        Reply::Status("416 Range Not Satisfiable"),
+    ] {
+        let server = FakeHub::new(&bytes, std::slice::from_ref(&reply));
+        let place = place(Some(server.hub()));
+        place.begin(&bytes, &bytes[..1000]);
+        let notes = Notes::default();
+        let path = place
+            .cache
+            .fetch(&manifest(&bytes), &notes)
+            .unwrap_or_else(|error| panic!("{reply:?}: {error}"));
+        assert_eq!(fs::read(path).expect("it is there"), bytes);
+        assert_eq!(server.ranges(), [Some("bytes=1000-".to_owned()), None]);
+        let notes = notes.0.borrow();
+        assert!(notes[0].contains("asking for the whole file"), "{notes:?}");
+        assert_eq!(place.files(), ["tiny.gguf"]);
+    }
+}
+
+#[test]
+fn a_server_that_sends_pieces_is_asked_for_the_next_one() {
+    let bytes = file_bytes();
+    let server = FakeHub::new(&bytes, &[const { Reply::Piece(25_000) }; 20]);
+    let place = place(Some(server.hub()));
+    let path = place
+        .cache
+        .fetch(&manifest(&bytes), &Notes::default())
+        .expect("it is fetched");
+    assert_eq!(fs::read(path).expect("it is there"), bytes);
+    assert_eq!(server.requests().len(), 12);
+}
+
+#[test]
+fn a_source_that_fails_says_which_is_next() {
+    let bytes = file_bytes();
+    let server = FakeHub::new(&bytes, &[Reply::Status("404 Not Found")]);
+    let place = place(Some(server.hub()));
+    let first = manifest_text(&bytes);
+    let (_, source) = first.split_once("[[source]]").expect("it has one");
+    let second = source.replace("someone/tiny-gguf", "another/tiny-gguf");
+    let manifest = Manifest::parse(&format!("{first}\n[[source]]{second}")).expect("it is good");
+    let notes = Notes::default();
+    place
+        .cache
+        .fetch(&manifest, &notes)
+        .expect("the second source has it");
+    let notes = notes.0.borrow();
+    assert!(
+        notes[0].contains("404 Not Found; next is Hugging Face (another/tiny-gguf)"),
+        "{notes:?}"
+    );
+}
+
+#[test]
+fn a_file_that_is_here_is_believed_by_its_checksum() {
+    let bytes = file_bytes();
+    let server = FakeHub::new(&bytes, &[]);
+    let place = place(Some(server.hub()));
+    fs::create_dir(&place.cache.dir).expect("the cache is new");
+    let path = place.cache.path("tiny");
+    let put = |bytes: &[u8]| {
+        fs::write(&path, bytes).expect("it is writable");
+        settle();
+    };
+    let fetch = || {
+        let notes = Notes::default();
+        let fetched = place.cache.fetch(&manifest(&bytes), &notes);
+        assert_eq!(
+            fs::read(fetched.expect("it is fetched")).expect("it is there"),
+            bytes
+        );
+        notes.0.into_inner()
+    };
+    // The right one, put there by hand: it is read once.
+    put(&bytes);
+    assert_eq!(fetch(), ["checking the file of tiny, which is here"]);
+    assert_eq!(fetch(), Vec::<String>::new());
+    assert!(server.requests().is_empty());
+    // One of its size.
+    let mut other = bytes.clone();
+    other[7] ^= 1;
+    put(&other);
+    let manifest = manifest(&bytes);
+    let holds = || place.cache.holds(&manifest, &Notes::default());
+    assert!(!holds().expect("it can be read"));
+    let notes = fetch();
+    assert!(notes[0].contains("is not the file"), "{notes:?}");
+    assert_eq!(server.requests().len(), 1);
+    assert!(holds().expect("it can be read"));
+}
+
+/// Waits until the times of files tell of any further change.
+fn settle() {
+    thread::sleep(Duration::from_millis(3100));
 }
 
 #[test]
@@ -342,7 +478,7 @@ fn a_body_of_unknown_length_is_held_to_the_manifest() {
     let place = place(Some(server.hub()));
     let error = failure(&place, &promise);
     assert!(error.contains(&checksum(&bytes)), "{error}");
-    assert_eq!(place.files(), ["tiny.gguf.lock"]);
+    assert_eq!(place.files(), NOTHING);
 }
 
 #[test]
@@ -396,7 +532,7 @@ fn a_hub_that_cannot_be_reached_fails_at_once() {
         error.contains("Hugging Face (someone/tiny-gguf): http://127.0.0.1"),
         "{error}"
     );
-    assert_eq!(place.files(), ["tiny.gguf.lock"], "no empty part is left");
+    assert_eq!(place.files(), NOTHING, "neither a lock nor an empty part");
 }
 
 #[test]

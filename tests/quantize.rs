@@ -217,13 +217,14 @@ fn export_merges_an_adapter_into_its_model() {
     let told = source.stdout(&["quantize", "model.gguf", "few.gguf", "--type", "Q4_0"]);
     assert!(!told.contains("--type F16 or Q8_0"), "{told}");
     let export_few = ["export", "--adapter", &adapter, "--model", "few.gguf"];
-    let told = source.stdout(&[&export_few[..], &["--merge", "out.gguf"]].concat());
+    let merge = ["--merge", "out.gguf", "--force"];
+    let told = source.stdout(&[&export_few[..], &merge].concat());
     assert!(
         told.contains("12 Q8_0") && !told.contains("a second time"),
         "{told}"
     );
     for (kind, keeps_less) in [("same", true), ("Q8_0", false)] {
-        let args = ["--merge", "out.gguf", "--type", kind];
+        let args = ["--merge", "out.gguf", "--force", "--type", kind];
         let told = source.stdout(&[&export_few[..], &args].concat());
         assert_eq!(
             told.contains("--type F16 or Q8_0 keeps more"),
@@ -244,6 +245,67 @@ fn export_merges_an_adapter_into_its_model() {
         told.contains("--gguf <FILE.gguf>|--merge <FILE.gguf>"),
         "{told}"
     );
+}
+
+#[test]
+fn a_file_that_is_there_is_replaced_only_by_force_and_as_a_whole() {
+    let source = Source::new(&Tiny::llama());
+    let path = source.folder.path().join("out.gguf");
+    std::fs::write(&path, "precious").expect("it is new");
+    let precious = || std::fs::read(&path).expect("it is there") == b"precious";
+    let quantize = ["quantize", "model.gguf", "out.gguf", "--type"];
+    let told = source.refusal(&[&quantize[..], &["Q8_0"]].concat());
+    assert!(
+        told.ends_with("out.gguf is there already: --force replaces it"),
+        "{told}"
+    );
+    assert!(precious());
+    // A run that fails leaves it, too.
+    let mut tensors = Tiny::llama().tensors();
+    let name = "blk.1.ffn_down.weight";
+    let mut values = tensors[name].values.clone();
+    values[700] = 7e4;
+    let weight = Weight::new(&[64, 96], GgmlDType::F32, values);
+    tensors.insert(name.to_owned(), weight);
+    let broken = Tiny::llama().file(&tensors).bytes();
+    std::fs::write(source.folder.path().join("broken.gguf"), broken).expect("it is new");
+    let told = source.refusal(&[
+        "quantize",
+        "broken.gguf",
+        "out.gguf",
+        "--type",
+        "F16",
+        "--force",
+    ]);
+    assert!(told.contains("cannot be written as F16"), "{told}");
+    assert!(precious());
+    source.stdout(&[&quantize[..], &["Q8_0", "--force"]].concat());
+    assert!(!precious());
+    // The model itself, by another name of its file, not even by force.
+    let link = source.folder.path().join("link.gguf");
+    std::fs::hard_link(source.folder.path().join("model.gguf"), link).expect("it is new");
+    let told = source.refusal(&[
+        "quantize",
+        "model.gguf",
+        "link.gguf",
+        "--type",
+        "Q8_0",
+        "--force",
+    ]);
+    assert!(told.ends_with("would be written over itself"), "{told}");
+}
+
+/// A file that llama.cpp has written as Q4_K_M has the types that this mixture gives here.
+#[test]
+fn mixtures_choose_the_types_that_llama_cpp_does() {
+    let path = crate::support::model("gemma-3-270m");
+    let gguf = incant::gguf::Gguf::open(&path).expect("a model");
+    let spec = incant::model::arch::read(&gguf).expect("a known architecture");
+    let target = "Q4_K_M".parse().expect("a mixture");
+    let rewrite = incant::quantize::Rewrite::new(&gguf, &spec, target, None).expect("it is whole");
+    for change in rewrite.tensors() {
+        assert_eq!(change.kind, change.tensor.kind, "{}", change.tensor.name);
+    }
 }
 
 #[test]

@@ -176,20 +176,43 @@ fn a_server_that_loads_has_metrics_but_none_of_models() {
 }
 
 #[test]
-fn arms_that_nobody_asked_count_zeros() {
-    let scrape = Scrape::of(&start());
-    for arm in [MODEL.to_owned(), format!("{MODEL}@urial")] {
-        for outcome in ["finished", "left", "failed", "timed_out"] {
-            assert_eq!(scrape.requests(&arm, outcome), 0.0);
-        }
-        for name in ["time_to_first_token", "inter_token", "queue"] {
-            let count = format!("incant_{name}_seconds_count");
-            assert_eq!(scrape.of_arm(&count, &arm), 0.0);
-        }
+fn a_model_that_nobody_asked_counts_zeros_and_other_arms_only_once_they_are_asked() {
+    let server = start();
+    let urial = format!("{MODEL}@urial");
+    // Naming an arm, a served one or not, is not yet asking it.
+    for arm in [&urial, "nobody"] {
+        server.get(&format!("/v1/models/{arm}"));
+        server.post("/tokenize", &json!({"model": arm, "prompt": "x"}));
+    }
+    let body = json!({"model": format!("{MODEL}@nobody"), "prompt": "x"});
+    server.post(COMPLETIONS, &body).error(404);
+    let arms = |scrape: &Scrape| -> BTreeSet<String> {
+        let labels = scrape.samples.keys().map(|(_, labels)| labels);
+        labels
+            .filter_map(|labels| labels.get("arm").cloned())
+            .collect()
+    };
+    let scrape = Scrape::of(&server);
+    assert_eq!(arms(&scrape), BTreeSet::from([MODEL.to_owned()]));
+    for outcome in ["finished", "left", "failed", "timed_out"] {
+        assert_eq!(scrape.requests(MODEL, outcome), 0.0);
+    }
+    for name in ["time_to_first_token", "inter_token", "queue"] {
+        let count = format!("incant_{name}_seconds_count");
+        assert_eq!(scrape.of_arm(&count, MODEL), 0.0);
     }
     for name in ["kv_used_bytes", "kv_capacity_bytes", "running_sequences"] {
         scrape.of_model(&format!("incant_{name}"));
     }
+    let body = chat_body(&json!({"model": urial, "max_tokens": 1}));
+    server.post(CHAT, &body);
+    let scrape = Scrape::of(&server);
+    assert_eq!(
+        arms(&scrape),
+        BTreeSet::from([MODEL.to_owned(), urial.clone()])
+    );
+    assert_eq!(scrape.requests(&urial, "finished"), 1.0);
+    assert_eq!(scrape.requests(&urial, "left"), 0.0);
 }
 
 #[test]

@@ -127,14 +127,19 @@ impl Program {
     /// Tells it to read its files again.
     #[cfg(unix)]
     pub(crate) fn hang_up(&self) {
+        self.signal("-HUP");
+    }
+
+    /// Sends it a signal.
+    #[cfg(unix)]
+    pub(crate) fn signal(&self, signal: &str) {
         let kill = Command::new("kill")
-            .args(["-HUP", &self.child.id().to_string()])
+            .args([signal, &self.child.id().to_string()])
             .status();
         assert!(kill.expect("there is a kill").success());
     }
 
     /// Waits until it has ended by itself; by a signal there is no code.
-    #[cfg(debug_assertions)]
     pub(crate) fn exit_code(&mut self) -> Option<i32> {
         self.child.wait().expect("it ends").code()
     }

@@ -8,6 +8,7 @@ mod bench;
 mod catalog;
 mod chat;
 mod cli;
+mod commands;
 mod compare_cli;
 mod engine;
 mod gguf;
@@ -40,6 +41,8 @@ mod server_lm_eval;
 mod server_log;
 mod server_metrics;
 mod server_refusals;
+#[cfg(unix)]
+mod server_signals;
 mod server_slow_clients;
 mod server_tls;
 mod server_wire;

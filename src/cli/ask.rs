@@ -1,6 +1,9 @@
 //! `incant ask`.
 
+mod remote;
+
 use std::io::{self, Read, StdoutLock};
+use std::sync::Arc;
 
 use anyhow::{Context, bail};
 use incant::analyze::Samplers;
@@ -8,9 +11,12 @@ use incant::engine::{EngineOptions, Event, FinishReason, GenerateRequest};
 use incant::profile::{Message, Role};
 use incant::runtime::{Arm, Guidance, Runtime, Wishes};
 use incant::sample::SamplingParams;
+use incant::server::serve;
 use incant::text::decode::StreamDecoder;
 use incant::text::stop::StopMatcher;
+use serde_json::{Map, Value, json};
 
+use super::local::Local;
 use super::output::Pieces;
 use super::samplers::{self, SamplerArgs};
 use crate::config::ModelArgs;
@@ -26,6 +32,25 @@ pub(crate) struct Args {
     /// Which arm answers: MODEL[@PROFILE][+ADAPTER] [default: the model as it chats]
     #[arg(long, short)]
     arm: Option<String>,
+    /// Ask this server, of incant or any other with OpenAI's REST API, instead of loading a
+    /// model
+    #[arg(
+        long,
+        value_name = "URL",
+        conflicts_with_all = ["ModelArgs", "ComputeArgs", "FileArgs", "Consent"]
+    )]
+    url: Option<String>,
+    /// The key of the server at --url
+    #[arg(
+        long,
+        value_name = "KEY",
+        env = "INCANT_API_KEY",
+        hide_env_values = true
+    )]
+    api_key: Option<String>,
+    /// Print the whole response, as `/v1/chat/completions` gives it
+    #[arg(long)]
+    json: bool,
     #[command(flatten)]
     models: ModelArgs,
     /// What a system message would say
@@ -71,13 +96,97 @@ impl Args {
                 question.remove(0);
             }
         }
+        if let Some(url) = &self.url {
+            let server = remote::Server::new(url, self.api_key.as_deref());
+            return self.ask(&server, &question, &samplers);
+        }
         let models = self.models.clone().or_of_arms(&self.arm);
         let loaded = models.resolve(EngineOptions::default())?.load_and_tell()?;
         let runtime = Runtime::new();
         let default = loaded[0].id().to_owned();
         runtime.loaded(loaded);
+        if self.json {
+            return self.ask_a_server_of_our_own(runtime, &question, &samplers);
+        }
         let arm = runtime.arm(self.arm.as_deref().unwrap_or(&default))?;
         self.answer(&runtime, &arm, &question, &samplers)
+    }
+
+    /// Has a server answer, and prints what it says.
+    fn ask(
+        &self,
+        server: &remote::Server,
+        question: &str,
+        samplers: &Samplers,
+    ) -> anyhow::Result<()> {
+        let model = match &self.arm {
+            Some(arm) => arm.clone(),
+            None => server.first_model()?,
+        };
+        let body = self.request(&model, question, samplers)?;
+        match self.json {
+            true => server.whole(body),
+            false => server.streamed(body),
+        }
+    }
+
+    /// Has a server in this process answer.
+    fn ask_a_server_of_our_own(
+        &self,
+        runtime: Runtime,
+        question: &str,
+        samplers: &Samplers,
+    ) -> anyhow::Result<()> {
+        let local = Local::bind()?;
+        let serving = serve(
+            local.listener,
+            Arc::new(runtime),
+            std::future::pending(),
+            local.options,
+        );
+        local.tokio.spawn(serving);
+        let server = remote::Server::new(&local.url, Some(&local.key));
+        let asked = self.ask(&server, question, samplers);
+        local.tokio.shutdown_background();
+        asked
+    }
+
+    /// The body of a request for a chat; what was not said on the command line is left to
+    /// the server.
+    fn request(
+        &self,
+        model: &str,
+        question: &str,
+        samplers: &Samplers,
+    ) -> anyhow::Result<Map<String, Value>> {
+        let mut messages = Vec::new();
+        if let Some(system) = &self.system {
+            messages.push(json!({"role": "system", "content": system}));
+        }
+        messages.push(json!({"role": "user", "content": question}));
+        let Wishes { mix, .. } = self.wishes()?;
+        let mix = mix
+            .iter()
+            .map(|(model, weight)| json!({"model": model, "weight": weight}));
+        let mix: Vec<Value> = mix.collect();
+        let mut body = Map::new();
+        body.insert("model".to_owned(), json!(model));
+        body.insert("messages".to_owned(), json!(messages));
+        for (name, value) in [
+            ("temperature", json!(self.temperature)),
+            ("max_tokens", json!(self.max_tokens)),
+            ("guidance", json!(self.guidance)),
+            ("seed", json!(self.seed)),
+            ("mix", json!((!mix.is_empty()).then_some(mix))),
+        ] {
+            if !value.is_null() {
+                body.insert(name.to_owned(), value);
+            }
+        }
+        if let Value::Object(samplers) = serde_json::to_value(samplers)? {
+            body.extend(samplers);
+        }
+        Ok(body)
     }
 
     /// Prints the answer as it comes.

@@ -8,12 +8,12 @@ use etcetera::AppStrategy;
 use incant::analyze;
 use incant::engine::EngineOptions;
 use incant::runtime::Runtime;
-use incant::server::{ApiKeys, ServeOptions, serve};
-use rand::distr::{Alphanumeric, SampleString};
+use incant::server::{ServeOptions, serve};
 use tokio::net::TcpListener;
 use tokio::sync::oneshot;
 use tui::{Inbox, Options, Remote, ReportPage};
 
+use super::local::Local;
 use super::serve::load;
 use super::{log, reload};
 use crate::config::{self, Loading, ModelArgs};
@@ -32,7 +32,11 @@ pub(crate) struct Args {
     arm: Option<String>,
     /// Talk to this server, of incant or any other with OpenAI's REST API, instead of
     /// loading a model
-    #[arg(long, value_name = "URL", conflicts_with = "models")]
+    #[arg(
+        long,
+        value_name = "URL",
+        conflicts_with_all = ["ModelArgs", "ComputeArgs", "FileArgs", "Consent"]
+    )]
     url: Option<String>,
     /// The key of the server at --url
     #[arg(
@@ -95,20 +99,13 @@ impl Program {
 
     /// Runs with a server in this process, which nobody else can ask.
     fn run_with_server(self, loading: Loading) -> anyhow::Result<()> {
-        let tokio = tokio::runtime::Builder::new_multi_thread()
-            .worker_threads(2)
-            .enable_all()
-            .build()?;
-        let listener = tokio.block_on(TcpListener::bind(("127.0.0.1", 0)))?;
-        let url = format!("http://{}", listener.local_addr()?);
-        // Other users of this machine reach the port as well.
-        let key = Alphanumeric.sample_string(&mut rand::rng(), 32);
-        let mut keys = ApiKeys::default();
-        keys.add(&key)?;
-        let options = ServeOptions {
-            keys,
-            ..ServeOptions::default()
-        };
+        let Local {
+            tokio,
+            listener,
+            url,
+            key,
+            options,
+        } = Local::bind()?;
         let inbox = Inbox::default();
         let (stop, stopped) = oneshot::channel();
         tokio.spawn(keep_serving(
@@ -143,7 +140,7 @@ async fn keep_serving(
             // A hangup ends the program: its terminal is gone.
             reload::follow(loading.into_library(), loaded, None);
         }
-        Err(error) => failed.fail(format!("{error:#}")),
+        Err(error) => failed.fail(log::told(&error)),
     });
     let shutdown = async {
         // Either way there is no one to serve any more.

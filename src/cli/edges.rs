@@ -10,7 +10,7 @@ use anyhow::{Context, bail};
 use bytesize::ByteSize;
 use incant::server::{ApiKeys, HostName, Origin, SPARE_PLACES, ServeOptions, Tls, time_limit};
 
-use super::hangup::Hangups;
+use super::signals::Hangups;
 
 /// Keys from the environment.
 const KEY_VARIABLE: &str = "INCANT_API_KEY";

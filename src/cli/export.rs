@@ -38,6 +38,11 @@ pub(crate) struct Args {
     /// The model that the adapter is for, by name or file [default: the default model]
     #[arg(long, short, value_name = "NAME|FILE.gguf")]
     model: Option<String>,
+    /// Replace a file that is there
+    #[arg(long)]
+    force: bool,
+    #[command(flatten)]
+    consent: pull::Consent,
 }
 
 impl Args {
@@ -45,11 +50,11 @@ impl Args {
         let path = self.gguf.as_ref().or(self.merge.as_ref());
         let path = path.expect("one of the two is required");
         // Before a download.
-        files::replaceable(path, &[&self.adapter])?;
+        files::writable(path, &[&self.adapter], self.force)?;
         let name = self.model.as_ref();
         let name = name.unwrap_or_else(|| &catalog::default_model().name);
-        let model = pull::ensure(name)?;
-        let path = files::replaceable(path, &[&self.adapter, &model.path])?;
+        let model = pull::ensure(name, self.consent)?;
+        let path = files::writable(path, &[&self.adapter, &model.path], self.force)?;
         let gguf = Gguf::open(&model.path)?;
         let spec = arch::read(&gguf).with_context(|| model.path.display().to_string())?;
         let lora = Lora::read(&self.adapter, &spec)?;

@@ -34,18 +34,40 @@ impl Target {
     }
 }
 
-/// The file that `path` names, looked at before the long work begins: one that there
-/// is not yet or that can be replaced, and none of those that the work needs.
-pub(super) fn replaceable(path: &Path, needed: &[&Path]) -> anyhow::Result<PathBuf> {
+/// The file that `path` names, looked at before the long work begins: one that is not
+/// there yet or, with `force`, that can be replaced, and none of those that the work needs.
+pub(super) fn writable(path: &Path, needed: &[&Path], force: bool) -> anyhow::Result<PathBuf> {
     let path = resolved(path)?;
     if path.exists() && !path.is_file() {
         bail!("{} is no file", path.display());
     }
-    let same = |needed: &&Path| fs::canonicalize(needed).is_ok_and(|needed| needed == path);
+    let same = |needed: &&Path| is_same(needed, &path);
     if needed.iter().any(same) {
         bail!("{} would be written over itself", path.display());
     }
+    if path.exists() && !force {
+        bail!("{} is there already: --force replaces it", path.display());
+    }
     Ok(path)
+}
+
+/// Whether both lead to one file, under whatever names.
+fn is_same(one: &Path, other: &Path) -> bool {
+    #[cfg(unix)]
+    {
+        use std::os::unix::fs::MetadataExt;
+        let id = |path| fs::metadata(path).map(|file| (file.dev(), file.ino()));
+        id(one)
+            .ok()
+            .is_some_and(|one| id(other).is_ok_and(|other| one == other))
+    }
+    #[cfg(not(unix))]
+    {
+        let id = |path| fs::canonicalize(path);
+        id(one)
+            .ok()
+            .is_some_and(|one| id(other).is_ok_and(|other| one == other))
+    }
 }
 
 /// Where `path` leads to, in a folder that there is.
@@ -121,13 +143,23 @@ mod tests {
         let path = folder.path().join("model.gguf");
         let other = folder.path().join("other.gguf");
         fs::write(&path, "weights").unwrap();
-        let told = replaceable(&folder.path().join("./model.gguf"), &[&path]).unwrap_err();
-        assert!(told.to_string().ends_with("over itself"), "{told}");
-        replaceable(&other, &[&path]).unwrap();
-        replaceable(&path, &[&other]).unwrap();
+        let told = |path: &Path, needed: &Path, force| {
+            writable(path, &[needed], force).unwrap_err().to_string()
+        };
+        for force in [false, true] {
+            let told = told(&folder.path().join("./model.gguf"), &path, force);
+            assert!(told.ends_with("over itself"), "{told}");
+        }
+        writable(&other, &[&path], false).unwrap();
+        let told = told(&path, &other, false);
+        assert!(told.ends_with("--force replaces it"), "{told}");
+        writable(&path, &[&other], true).unwrap();
         #[cfg(unix)]
         {
-            let told = replaceable(Path::new("/dev/null"), &[]).unwrap_err();
+            let link = folder.path().join("link.gguf");
+            fs::hard_link(&path, &link).unwrap();
+            assert!(writable(&link, &[&path], true).is_err());
+            let told = writable(Path::new("/dev/null"), &[], true).unwrap_err();
             assert_eq!(told.to_string(), "/dev/null is no file");
         }
     }

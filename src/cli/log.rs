@@ -53,9 +53,24 @@ pub(crate) fn to_stderr(format: Format) {
 pub(crate) fn failure(error: &anyhow::Error) {
     match ON_STDERR.get() {
         // With a filter that lets it through.
-        Some(Format::Json) if tracing::enabled!(Level::ERROR) => tracing::error!("{error:#}"),
-        _ => tell(&format!("error: {error:#}")),
+        Some(Format::Json) if tracing::enabled!(Level::ERROR) => tracing::error!("{}", told(error)),
+        _ => tell(&format!("error: {}", told(error))),
     }
+}
+
+/// An error with its causes, in a line. Many errors tell their cause themselves: it is not
+/// repeated.
+pub(crate) fn told(error: &anyhow::Error) -> String {
+    let mut text = String::new();
+    for cause in error.chain() {
+        let cause = cause.to_string();
+        if text.is_empty() {
+            text = cause;
+        } else if !text.contains(&cause) {
+            text = format!("{text}: {cause}");
+        }
+    }
+    text
 }
 
 /// Has panics told in the log, in whatever thread they are: a program that reads it knows
@@ -96,4 +111,21 @@ fn filter() -> EnvFilter {
         .with_default_directive(LevelFilter::INFO.into())
         .with_env_var("INCANT_LOG")
         .from_env_lossy()
+}
+
+#[cfg(test)]
+mod tests {
+    use anyhow::{Context, anyhow};
+
+    use super::*;
+
+    #[test]
+    fn a_cause_is_told_once() {
+        let error = anyhow!("no such file");
+        let error = error.context("cannot read a.jinja: no such file");
+        assert_eq!(told(&error), "cannot read a.jinja: no such file");
+        let error = Err::<(), _>(error).context("--profile-dir").unwrap_err();
+        let expected = "--profile-dir: cannot read a.jinja: no such file";
+        assert_eq!(told(&error), expected);
+    }
 }

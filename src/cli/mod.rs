@@ -7,20 +7,26 @@ mod compare;
 mod edges;
 mod export;
 mod files;
-mod hangup;
+mod http;
 mod inspect;
+mod local;
 pub(crate) mod log;
 pub(crate) mod output;
+mod profile;
 pub(crate) mod pull;
 mod quantize;
 mod reload;
 mod rewrite;
 mod samplers;
 mod serve;
+mod signals;
 mod tokenize;
 mod train;
+mod wrong;
 
-use clap::{Parser, Subcommand};
+use std::ffi::OsString;
+
+use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
 
 /// Serve a base language model as a good assistant, in context.
 #[derive(Parser)]
@@ -39,6 +45,7 @@ enum Command {
     Pull(pull::Args),
     Tokenize(tokenize::Args),
     Inspect(inspect::Args),
+    Profile(profile::Args),
     Train(train::Args),
     Bench(bench::Args),
     Export(export::Args),
@@ -46,6 +53,20 @@ enum Command {
 }
 
 impl Cli {
+    /// What was typed.
+    ///
+    /// # Errors
+    ///
+    /// Fails where it cannot be, and where help or the version is asked for.
+    pub(crate) fn typed() -> Result<Cli, clap::Error> {
+        let words: Vec<OsString> = std::env::args_os().collect();
+        let mut command = Cli::command();
+        command.build();
+        let matches = command.clone().try_get_matches_from(&words);
+        let typed = matches.and_then(|matches| Cli::from_arg_matches(&matches));
+        typed.map_err(|error| wrong::explained(error, &command, &words))
+    }
+
     pub(crate) fn run(self) -> anyhow::Result<()> {
         match self.command {
             Command::Serve(args) => args.run(),
@@ -55,6 +76,7 @@ impl Cli {
             Command::Pull(args) => args.run(),
             Command::Tokenize(args) => args.run(),
             Command::Inspect(args) => args.run(),
+            Command::Profile(args) => args.run(),
             Command::Train(args) => args.run(),
             Command::Bench(args) => args.run(),
             Command::Export(args) => args.run(),

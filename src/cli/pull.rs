@@ -3,7 +3,7 @@
 use std::cell::{Cell, RefCell};
 use std::fs;
 use std::io::{self, BufRead, IsTerminal, Write};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use anyhow::{Context, bail};
 use incant::catalog::{self, Cache, CatalogError, Located, Manifest, Progress, State};
@@ -21,9 +21,8 @@ pub(crate) struct Args {
     /// Show the catalogue: sizes, licences, and what is on this machine
     #[arg(long)]
     list: bool,
-    /// Do not ask before a download
-    #[arg(long, short)]
-    yes: bool,
+    #[command(flatten)]
+    consent: Consent,
     /// Download by a manifest of one's own; its model is known by name from then on
     #[arg(long, value_name = "FILE.toml", conflicts_with_all = ["names", "list"])]
     manifest: Option<PathBuf>,
@@ -46,7 +45,7 @@ impl Args {
                     manifest.name
                 );
             }
-            pull(&cache, &manifest, self.yes)?;
+            pull(&cache, &manifest, self.consent)?;
             return Ok(cache.keep(&manifest, &text)?);
         }
         let mut names = self.names;
@@ -61,21 +60,27 @@ impl Args {
             .collect::<Result<Vec<Manifest>, CatalogError>>()?;
         manifests
             .iter()
-            .try_for_each(|manifest| pull(&cache, manifest, self.yes))
+            .try_for_each(|manifest| pull(&cache, manifest, self.consent))
     }
 }
 
-/// Finds a model by its name or its file's path, and downloads it first if it
-/// is in the catalogue and not on this machine. Licence and progress go to the
-/// standard error; nothing is asked.
-#[allow(dead_code, reason = "the commands that load a model call it")]
-pub(crate) fn ensure(name_or_file: &str) -> anyhow::Result<Located> {
+/// Whether a model may be downloaded without a question.
+#[derive(Clone, Copy, Debug, Default, clap::Args)]
+pub(crate) struct Consent {
+    /// Download a model that is not here without asking; where nobody is at a terminal to
+    /// be asked, that is so in any case
+    #[arg(long, short)]
+    yes: bool,
+}
+
+/// Finds a model by its name or its file's path, and downloads it first, with
+/// [consent](obtain), if it is in the catalogue and not on this machine.
+pub(crate) fn ensure(name_or_file: &str, consent: Consent) -> anyhow::Result<Located> {
     let cache = Cache::from_env()?;
     match cache.locate(name_or_file) {
         Err(CatalogError::NotPulled { name } | CatalogError::WrongSize { name, .. }) => {
             let manifest = known(&cache, &name)?;
-            show_terms(&manifest);
-            cache.fetch(&manifest, &Display::new())?;
+            obtain(&cache, &manifest, consent, &Display::new())?;
             Ok(cache.locate(&name)?)
         }
         outcome => Ok(outcome?),
@@ -86,20 +91,34 @@ fn known(cache: &Cache, name: &str) -> Result<Manifest, CatalogError> {
     cache.find(name)?.ok_or_else(|| cache.unknown(name))
 }
 
-fn pull(cache: &Cache, manifest: &Manifest, yes: bool) -> anyhow::Result<()> {
-    let path = cache.path(&manifest.name);
-    if cache.state(manifest)? == State::Present {
-        return is_here(manifest, &path);
-    }
+/// Downloads a model. All commands have one rule: its size and the gist of its licence are
+/// shown on the standard error; a person at a terminal is asked; with `--yes`, or where
+/// there is no terminal, a line says that the download begins.
+fn obtain(
+    cache: &Cache,
+    manifest: &Manifest,
+    consent: Consent,
+    display: &Display,
+) -> anyhow::Result<PathBuf> {
     show_terms(manifest);
-    if !yes && !confirmed(manifest)? {
-        bail!("nothing was downloaded");
+    let name = &manifest.name;
+    let size = DecimalBytes(manifest.size);
+    let can_ask = io::stdin().is_terminal() && io::stderr().is_terminal();
+    match consent.yes || !can_ask {
+        true => tell(&format!("Downloading {name}, {size}, under these terms")),
+        false if agreed(&format!("Download {name}, {size}, under these terms?"))? => {}
+        false => bail!("the model {name} is not here, and was not downloaded"),
     }
-    let path = cache.fetch(manifest, &Display::new())?;
-    is_here(manifest, &path)
+    Ok(cache.fetch(manifest, display)?)
 }
 
-fn is_here(manifest: &Manifest, path: &Path) -> anyhow::Result<()> {
+fn pull(cache: &Cache, manifest: &Manifest, consent: Consent) -> anyhow::Result<()> {
+    let path = cache.path(&manifest.name);
+    let display = Display::new();
+    let path = match cache.holds(manifest, &display)? {
+        true => path,
+        false => obtain(cache, manifest, consent, &display)?,
+    };
     let line = format!("{} is here: {}\n", manifest.name, path.display());
     Ok(output::print(&line)?)
 }
@@ -117,16 +136,9 @@ fn show_terms(manifest: &Manifest) {
     tell(licence.terms.trim());
 }
 
-/// Asks at a terminal. Where no one could answer, the command itself is the
-/// answer.
-fn confirmed(manifest: &Manifest) -> io::Result<bool> {
-    if !io::stdin().is_terminal() || !io::stderr().is_terminal() {
-        return Ok(true);
-    }
-    eprint!(
-        "Download {} under these terms? [Y/n] ",
-        printable(&manifest.name)
-    );
+/// Asks at a terminal.
+fn agreed(question: &str) -> io::Result<bool> {
+    eprint!("{} [Y/n] ", printable(question));
     io::stderr().flush()?;
     let mut answer = String::new();
     let read = io::stdin().lock().read_line(&mut answer)?;
@@ -136,7 +148,8 @@ fn confirmed(manifest: &Manifest) -> io::Result<bool> {
 
 fn list(cache: &Cache) -> anyhow::Result<()> {
     let mut rows = vec![["NAME", "SIZE", "TYPE", "LICENCE", "ON THIS MACHINE"].map(String::from)];
-    for manifest in cache.manifests()? {
+    let catalogue = cache.catalogue()?;
+    for manifest in catalogue.manifests {
         let state = match cache.state(&manifest)? {
             State::Present => "yes".to_owned(),
             State::Partial { bytes } => format!("{}%", percent(bytes, manifest.size)),
@@ -160,7 +173,11 @@ fn list(cache: &Cache) -> anyhow::Result<()> {
         );
     }
     text += &format!("\nModels are kept in {}\n", cache.dir.display());
-    Ok(output::print(&text)?)
+    output::print(&text)?;
+    for problem in catalogue.broken {
+        tell(&format!("warning: {problem}"));
+    }
+    Ok(())
 }
 
 fn percent(bytes: u64, total: u64) -> u64 {

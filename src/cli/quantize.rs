@@ -20,15 +20,19 @@ pub(crate) struct Args {
     #[arg(value_name = "OUT.gguf")]
     file: PathBuf,
     /// The matrices' type: F32, F16, BF16, Q4_0, Q4_1, Q5_0, Q5_1, Q8_0 or Q2_K to
-    /// Q6_K
+    /// Q6_K; or one of llama.cpp's mixtures of them, Q3_K_S, Q3_K_M, Q3_K_L, Q4_K_S,
+    /// Q4_K_M, Q5_K_S or Q5_K_M
     #[arg(long = "type", value_name = "TYPE")]
     target: Target,
+    /// Replace a file that is there
+    #[arg(long)]
+    force: bool,
 }
 
 impl Args {
     pub(crate) fn run(self) -> anyhow::Result<()> {
         let located = catalog::locate(&self.model)?;
-        let path = files::replaceable(&self.file, &[&located.path])?;
+        let path = files::writable(&self.file, &[&located.path], self.force)?;
         let gguf = Gguf::open(&located.path)?;
         let named = || located.path.display().to_string();
         let spec = arch::read(&gguf).with_context(named)?;

@@ -9,8 +9,8 @@ use std::time::Duration;
 use incant::profile::Library;
 use incant::runtime::Runtime;
 
-use super::hangup::Hangups;
 use super::serve::warm;
+use super::signals::Hangups;
 
 /// How often the files are looked at. A change is taken over at the second look that
 /// sees it.
@@ -46,6 +46,16 @@ pub(super) fn follow(library: Library, runtime: Arc<Runtime>, mut hangups: Optio
             }
         }
     });
+}
+
+/// Says at each hangup that there is nothing to read again.
+pub(super) async fn tell_of_nothing(mut hangups: Hangups) {
+    loop {
+        hangups.next().await;
+        tracing::info!(
+            "a hangup: there is nothing to read again, no --profile-dir and no --tls-cert"
+        );
+    }
 }
 
 /// Waits for the next hangup, if they are heard at all.

@@ -13,8 +13,8 @@ use tokio::net::TcpListener;
 use tokio::sync::oneshot;
 
 use super::edges::{self, EdgeArgs, seconds};
-use super::hangup::Hangups;
 use super::output::tell;
+use super::signals::{Hangups, Requests, Terminal};
 use super::{log, reload};
 use crate::config::{Loading, ModelArgs};
 
@@ -97,21 +97,21 @@ impl Args {
                 .await
                 .with_context(|| format!("cannot listen on {}:{}", self.host, self.port))?;
             let address = listener.local_addr()?;
-            if options.keys.is_empty() && !address.ip().is_loopback() {
-                tracing::warn!(
-                    %address,
-                    "whoever reaches this address can use the server: there is no --api-key"
-                );
-            }
-            if let Some(tls) = &options.tls {
-                let hangups = Hangups::listen()?;
-                tokio::spawn(edges::follow_hangups(Arc::clone(tls), hangups));
+            if is_open(&options, address) {
+                tracing::warn!(%address, "{OPEN}");
             }
             // From now on others may know of the server: a hangup is not to end it.
-            let hangups = match self.models.follows_profiles() {
-                true => Some(Hangups::listen()?),
-                false => None,
-            };
+            let hangups = Hangups::listen()?;
+            match &options.tls {
+                Some(tls) => {
+                    let hangups = Hangups::listen()?;
+                    tokio::spawn(edges::follow_hangups(Arc::clone(tls), hangups));
+                }
+                None if !self.models.follows_profiles() => {
+                    tokio::spawn(reload::tell_of_nothing(Hangups::listen()?));
+                }
+                None => {}
+            }
             let loading = tokio::task::spawn_blocking(|| self.models.resolve(engine)).await??;
             run(
                 listener,
@@ -129,12 +129,21 @@ impl Args {
     }
 }
 
+/// What a server is told that others can reach and that asks for no key.
+const OPEN: &str = "whoever reaches this address can use the server, as it asks for no key: set \
+     INCANT_API_KEY or --api-key-file FILE, or leave out --host to serve this machine only";
+
+/// Whether others than this machine can use the server as they like.
+fn is_open(options: &ServeOptions, address: SocketAddr) -> bool {
+    options.keys.is_empty() && !address.ip().to_canonical().is_loopback()
+}
+
 /// Serves while the models load and until a signal comes.
 async fn run(
     listener: TcpListener,
     address: SocketAddr,
     loading: Loading,
-    hangups: Option<Hangups>,
+    hangups: Hangups,
     options: ServeOptions,
     format: log::Format,
 ) -> anyhow::Result<()> {
@@ -145,11 +154,12 @@ async fn run(
         address,
         secure: options.tls.is_some(),
         keyed: !options.keys.is_empty(),
+        open: is_open(&options, address),
     };
     let loading = tokio::task::spawn_blocking(move || {
         let models = load(&loading)?;
         loaded.loaded(models);
-        reload::follow(loading.into_library(), Arc::clone(&loaded), hangups);
+        reload::follow(loading.into_library(), Arc::clone(&loaded), Some(hangups));
         match format {
             log::Format::Text => greeting.print(loaded.models()),
             log::Format::Json => announce(loaded.models()),
@@ -167,10 +177,20 @@ async fn run(
         // The receiver is there until the server has ended.
         _ = failed.send(error);
     });
+    let mut requests = Requests::listen().context("cannot listen for Ctrl-C")?;
+    let mut terminal = Terminal::new()?;
+    let limit = options.drain_timeout;
     let mut error = None;
     let shutdown = async {
         tokio::select! {
-            () = signalled() => {}
+            Ok(_) = requests.next() => {
+                tracing::info!(
+                    "running answers may go on for {} s; press Ctrl-C again to stop at once",
+                    limit.as_secs()
+                );
+                tokio::spawn(stop_at_next(requests));
+            }
+            () = terminal.closed() => {}
             Ok(why) = failure => error = Some(why),
         }
         runtime.drain();
@@ -238,6 +258,8 @@ struct Greeting {
     secure: bool,
     /// Whether clients must send a key.
     keyed: bool,
+    /// Whether others than this machine can use it as they like.
+    open: bool,
 }
 
 impl Greeting {
@@ -260,10 +282,16 @@ impl Greeting {
         };
         let model = models.first().map_or("", |model| model.id());
         tell(&format!(
-            "listening on {base}\n\ntry:\n  curl {base}/v1/chat/completions{key} -H 'Content-Type: \
+            "listening on {base}\n\
+             in a browser: {base}/\n\
+             in a terminal: incant chat --url {base}\n\n\
+             try:\n  curl {base}/v1/chat/completions{key} -H 'Content-Type: \
              application/json' -d '{{\"model\":\"{model}\",\"messages\":[{{\"role\":\"user\",\
              \"content\":\"What is the capital of France?\"}}],\"max_tokens\":128}}'\n"
         ));
+        if self.open {
+            tell(&format!("warning: {OPEN}\n"));
+        }
     }
 }
 
@@ -295,21 +323,10 @@ fn megabytes(bytes: usize) -> String {
     format!("{} MB", bytes.div_ceil(1_000_000))
 }
 
-/// Resolves on Ctrl-C or SIGTERM.
-async fn signalled() {
-    #[cfg(unix)]
-    {
-        use tokio::signal::unix::{SignalKind, signal};
-        if let Ok(mut terminate) = signal(SignalKind::terminate()) {
-            tokio::select! {
-                _ = tokio::signal::ctrl_c() => {}
-                _ = terminate.recv() => {}
-            }
-            return;
-        }
-    }
-    // Without a handler the signal ends the process by itself.
-    if tokio::signal::ctrl_c().await.is_err() {
-        std::future::pending::<()>().await;
+/// Ends the process when it is asked for once more.
+async fn stop_at_next(mut requests: Requests) {
+    if let Ok(code) = requests.next().await {
+        tracing::warn!("stopped at once; running answers were cut off");
+        std::process::exit(code);
     }
 }

@@ -1,32 +1,17 @@
 //! The hash that tells weights apart, and where it is remembered.
 
-use std::fs;
-use std::io::{self, Write as _};
-use std::path::{Path, PathBuf};
+use std::io;
+use std::path::Path;
 use std::sync::Arc;
 use std::thread::{self, JoinHandle};
-use std::time::{Duration, SystemTime};
-
-use serde::{Deserialize, Serialize};
+use std::time::SystemTime;
 
 use super::Gguf;
-use crate::mmap::{FileIdentity, Map};
+use crate::digests::Digests;
+use crate::mmap::Map;
 
 /// The bytes that are hashed before their pages are let go.
 const PART: usize = 8 << 20;
-
-/// How long a file must have been left alone before its hash is remembered: longer than
-/// the steps of any file system's clock. A file that was changed within one step before
-/// and after it was hashed would have the same times both times.
-const SETTLED: Duration = Duration::from_secs(3);
-
-/// A remembered hash with all that it was found for.
-#[derive(Serialize, Deserialize)]
-struct Kept {
-    file: FileIdentity,
-    /// BLAKE3 of all its bytes, in hexadecimal digits.
-    blake3: String,
-}
 
 impl Gguf {
     /// A hash that tells weights apart: BLAKE3 over every byte of the file. Reads all of
@@ -73,47 +58,23 @@ fn known(map: &Map, path: &Path, folder: &Path) -> [u8; 32] {
     let Some(file) = map.identity() else {
         return hash(map);
     };
-    let kept = folder.join(format!("{:x}-{:x}.json", file.device, file.inode));
-    if let Some(known) = recall(&kept, &file) {
-        return known;
+    let digests = Digests {
+        folder,
+        algorithm: "blake3",
+    };
+    let recalled = digests.recall(&file);
+    if let Some(known) = recalled.and_then(|digest| blake3::Hash::from_hex(digest).ok()) {
+        return known.into();
     }
-    let settled = file.settled(SystemTime::now(), SETTLED);
+    let began = SystemTime::now();
     let found = hash(map);
-    // A write to the file in the meantime changes its timestamps.
-    if settled
-        && map.identity() == Some(file)
-        && let Err(error) = remember(&kept, file, &found)
-    {
+    let digest = blake3::Hash::from_bytes(found).to_hex().to_string();
+    if let Err(error) = digests.remember(file, began, map.identity(), digest) {
         tracing::warn!(
             "the hash of {} is computed anew at each start: cannot write {}: {error}",
             path.display(),
-            kept.display()
+            digests.path(&file).display()
         );
     }
     found
-}
-
-/// What was remembered for exactly this file.
-fn recall(path: &Path, file: &FileIdentity) -> Option<[u8; 32]> {
-    let text = fs::read_to_string(path).ok()?;
-    let kept: Kept = serde_json::from_str(&text).ok()?;
-    let found = blake3::Hash::from_hex(kept.blake3).ok()?;
-    (kept.file == *file).then(|| found.into())
-}
-
-/// Writes the file whole or not at all. One for the same inode is replaced, so that a
-/// model that is written anew leaves nothing behind.
-fn remember(path: &PathBuf, file: FileIdentity, found: &[u8; 32]) -> io::Result<()> {
-    let kept = Kept {
-        file,
-        blake3: blake3::Hash::from_bytes(*found).to_hex().to_string(),
-    };
-    let folder = path.parent().unwrap_or(Path::new("."));
-    fs::create_dir_all(folder)?;
-    let mut file = tempfile::Builder::new()
-        .prefix(".writing-")
-        .tempfile_in(folder)?;
-    file.write_all(&serde_json::to_vec(&kept)?)?;
-    file.persist(path).map_err(|error| error.error)?;
-    Ok(())
 }

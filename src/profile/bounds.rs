@@ -21,7 +21,7 @@ const FUEL: u64 = 2_000_000;
 
 /// The bytes that all expressions of one rendering may write: more than any context
 /// holds. To encode a text takes some hundred times its size.
-const MOST_WRITTEN: usize = 16 << 20;
+pub(super) const MOST_WRITTEN: usize = 16 << 20;
 
 /// The most items of a list that an expression writes. A list that repeats another takes
 /// no memory for its items, but a step to each.

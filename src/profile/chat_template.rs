@@ -8,7 +8,7 @@ use minijinja::{Environment, Error, ErrorKind, Value};
 
 use super::error::Refusal;
 use super::limits::{Text, check_source, on_deep_stack};
-use super::{Message, ProfileError, Role, bounds, methods, percent, python};
+use super::{Message, ProfileError, Role, bounds, jinja, methods, percent, python};
 
 /// What stands for the file in errors: the key that GGUF keeps a template under.
 const FILE: &str = "tokenizer.chat_template";
@@ -52,7 +52,7 @@ impl ChatTemplate {
         environment.set_auto_escape_callback(|_| minijinja::AutoEscape::None);
         environment.set_unknown_method_callback(methods::call);
         bounds::bound(&mut environment);
-        methods::add_filters(&mut environment);
+        jinja::add(&mut environment);
         environment.add_function(percent::FUNCTION, percent::percent);
         environment.set_debug(true);
         let tojson = Value::from_function(python::tojson);

@@ -66,6 +66,14 @@ impl ProfileError {
         }
     }
 
+    /// The line of the file that it is about, if there is one.
+    pub(super) fn line(&self) -> Option<usize> {
+        match self {
+            ProfileError::Broken { place, .. } => place.line,
+            ProfileError::Read { .. } | ProfileError::Refused(_) => None,
+        }
+    }
+
     /// The innermost template error is the one that names the line and the
     /// cause: those around it only say which block or macro it happened in.
     pub(super) fn from_template(file: &str, error: &minijinja::Error) -> ProfileError {

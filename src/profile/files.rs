@@ -301,14 +301,45 @@ fn text_of(path: &Path) -> Result<String, ProfileError> {
 fn parse(path: &Path, text: &str) -> Result<Arc<Profile>, ProfileError> {
     let file = path.display().to_string();
     let profile = Profile::parse(&file, text)?;
-    if profile.name() == stem(path) {
-        return Ok(Arc::new(profile));
+    match misnamed(path, &profile) {
+        Some(error) => Err(error),
+        None => Ok(Arc::new(profile)),
     }
+}
+
+/// What is wrong with a file's name, if its profile has another.
+fn misnamed(path: &Path, profile: &Profile) -> Option<ProfileError> {
+    let file = path.display().to_string();
     let problem = format!(
         "the file is named otherwise than its profile, {:?}",
         profile.name()
     );
-    Err(ProfileError::broken(&file, None, problem))
+    (profile.name() != stem(path)).then(|| ProfileError::broken(&file, None, problem))
+}
+
+/// The profile of a file, or all that is wrong with it by itself and with its place in its
+/// folder.
+pub fn check_file(path: &Path) -> Result<Profile, Vec<ProfileError>> {
+    let text = text_of(path).map_err(|error| vec![error])?;
+    let file = path.display().to_string();
+    let profile = super::check(&file, &text)?;
+    let exists = |name: &str| {
+        let is_builtin = builtin().iter().any(|profile| profile.name() == name);
+        is_builtin || path.with_file_name(format!("{name}.jinja")).is_file()
+    };
+    let missing = profile.variant_of().filter(|name| !exists(name));
+    let missing = missing.map(|name| {
+        let problem = format!("variant_of: there is no profile {name:?}");
+        ProfileError::broken(&file, None, problem)
+    });
+    let problems: Vec<_> = misnamed(path, &profile)
+        .into_iter()
+        .chain(missing)
+        .collect();
+    match problems.is_empty() {
+        true => Ok(profile),
+        false => Err(problems),
+    }
 }
 
 fn stem(path: &Path) -> String {

@@ -248,7 +248,7 @@ fn plausible() -> f32 {
 
 impl GuidanceDefaults {
     /// Names the first field that is out of its range, and the range.
-    fn out_of_range(&self) -> Option<String> {
+    pub(super) fn out_of_range(&self) -> Option<String> {
         let GuidanceDefaults { weight, plausible } = *self;
         if !(0.0..=MOST_WEIGHT).contains(&weight) {
             return Some(format!(
@@ -306,6 +306,16 @@ pub(super) struct FrontMatter {
 /// A file's front matter and its template. The template keeps the file's line
 /// numbers: the lines of the front matter are left in it, empty.
 pub(super) fn split(file: &str, source: &str) -> Result<(FrontMatter, String), ProfileError> {
+    let (toml, template) = parts(file, source)?;
+    let front: FrontMatter = toml::from_str(&toml).map_err(|error| syntax(file, &toml, &error))?;
+    if let Some(problem) = front.problem() {
+        return Err(ProfileError::broken(file, None, problem));
+    }
+    Ok((front, template))
+}
+
+/// The text of a file's front matter, which begins at the second line, and its template.
+pub(super) fn parts(file: &str, source: &str) -> Result<(String, String), ProfileError> {
     let source = source.strip_prefix('\u{feff}').unwrap_or(source);
     // A checkout with CRLF line ends must give the same prompt as one without.
     let source = source.replace("\r\n", "\n");
@@ -323,56 +333,64 @@ pub(super) fn split(file: &str, source: &str) -> Result<(FrontMatter, String), P
     else {
         return missing(source.lines().count());
     };
-
-    let front: FrontMatter = toml::from_str(toml).map_err(|error| {
-        let before = error.span().map_or("", |span| &toml[..span.start]);
-        let line = 2 + before.matches('\n').count();
-        ProfileError::broken(file, Some(line), error.message())
-    })?;
     let front_lines = source.len() - template.len();
     let blank = "\n".repeat(source[..front_lines].matches('\n').count());
-    if let Some(problem) = front.problem() {
-        return Err(ProfileError::broken(file, None, problem));
-    }
-    Ok((front, blank + template))
+    Ok((toml.to_owned(), blank + template))
+}
+
+/// What a reader of TOML says of a front matter, with the file's line.
+pub(super) fn syntax(file: &str, toml: &str, error: &toml::de::Error) -> ProfileError {
+    let line = error.span().map_or(2, |span| line_at(toml, span.start));
+    ProfileError::broken(file, Some(line), error.message())
+}
+
+/// The line of the file that a byte of its front matter is in.
+pub(super) fn line_at(toml: &str, byte: usize) -> usize {
+    2 + toml[..byte].matches('\n').count()
 }
 
 impl FrontMatter {
     /// Names the first value that cannot be meant.
     fn problem(&self) -> Option<String> {
-        if !is_name(&self.name) {
-            return Some(format!(
-                "name {:?} may hold only a-z, 0-9, `-`, `_` and `.`, and begins with one of a-z, 0-9",
-                self.name
-            ));
-        }
-        if RESERVED.contains(&self.name.as_str()) {
-            return Some(format!("the name {:?} is built in", self.name));
-        }
-        if !is_language_tag(&self.language) {
-            return Some(format!(
-                "language {:?} is no BCP-47 tag such as \"en\" or \"pt-BR\"",
-                self.language
-            ));
-        }
-        if self.variant_of.as_ref() == Some(&self.name) {
-            return Some(format!(
-                "variant_of names the profile itself, {:?}",
-                self.name
-            ));
-        }
-        if self.markers.is_empty() {
-            return Some("markers is empty: nothing would end an answer".to_owned());
-        }
-        if let Some(marker) = self.markers.iter().find(|marker| !is_marker(marker)) {
-            return Some(format!(
-                "marker {marker:?} must be one line, without spaces or backslashes around it"
-            ));
-        }
-        let guidance = self.guidance.as_ref();
-        let guidance = guidance.and_then(GuidanceDefaults::out_of_range);
-        self.sampling.out_of_range().or(guidance)
+        let variant_of = self.variant_of.as_deref();
+        name_problem(&self.name)
+            .or_else(|| language_problem(&self.language))
+            .or_else(|| variant_problem(variant_of?, &self.name))
+            .or_else(|| markers_problem(&self.markers))
+            .or_else(|| self.sampling.out_of_range())
+            .or_else(|| self.guidance.as_ref()?.out_of_range())
     }
+}
+
+/// Why `name` cannot be a profile's, if it cannot.
+pub fn name_problem(name: &str) -> Option<String> {
+    if !is_name(name) {
+        return Some(format!(
+            "name {name:?} may hold only a-z, 0-9, `-`, `_` and `.`, and begins with one of a-z, 0-9"
+        ));
+    }
+    RESERVED
+        .contains(&name)
+        .then(|| format!("the name {name:?} is built in"))
+}
+
+pub(super) fn language_problem(language: &str) -> Option<String> {
+    (!is_language_tag(language))
+        .then(|| format!("language {language:?} is no BCP-47 tag such as \"en\" or \"pt-BR\""))
+}
+
+pub(super) fn variant_problem(variant_of: &str, name: &str) -> Option<String> {
+    (variant_of == name).then(|| format!("variant_of names the profile itself, {name:?}"))
+}
+
+pub(super) fn markers_problem(markers: &[String]) -> Option<String> {
+    if markers.is_empty() {
+        return Some("markers is empty: nothing would end an answer".to_owned());
+    }
+    let bad = markers.iter().find(|marker| !is_marker(marker))?;
+    Some(format!(
+        "marker {bad:?} must be one line, without spaces or backslashes around it"
+    ))
 }
 
 /// The names of the renderings that need no file.
@@ -405,180 +423,4 @@ fn is_marker(marker: &str) -> bool {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    const FRONT: &str = "+++\nname = \"short\"\ntitle = \"Short\"\ndescription = \"For tests\"\n\
-        language = \"en\"\nshots = 0\nversion = 1\nmarkers = [\"# Query:\"]\n+++\n";
-
-    fn error_of(source: &str) -> String {
-        split("short.jinja", source).unwrap_err().to_string()
-    }
-
-    #[test]
-    fn the_template_keeps_the_files_line_numbers() {
-        let (front, template) = split("short.jinja", &format!("{FRONT}first\nsecond\n")).unwrap();
-        assert_eq!(front.name, "short");
-        assert_eq!(template.lines().nth(9), Some("first"));
-        assert_eq!(template.trim_start(), "first\nsecond\n");
-    }
-
-    #[test]
-    fn windows_line_ends_and_a_byte_order_mark_change_nothing() {
-        let plain = format!("{FRONT}first\n");
-        let windows = format!("\u{feff}{}", plain.replace('\n', "\r\n"));
-        assert_eq!(
-            split("a.jinja", &plain).unwrap(),
-            split("a.jinja", &windows).unwrap()
-        );
-    }
-
-    #[test]
-    fn an_unknown_key_is_refused_with_its_line() {
-        let source = FRONT.replace("shots = 0", "shots = 0\nstop = [\"x\"]");
-        let error = error_of(&source);
-        assert!(
-            error.starts_with("short.jinja:7: unknown field `stop`"),
-            "{error}"
-        );
-        let source = FRONT.replace("\n+++\n", "\n[sampling]\ntemprature = 0\n+++\n");
-        let error = error_of(&source);
-        assert!(
-            error.starts_with("short.jinja:10: unknown field `temprature`"),
-            "{error}"
-        );
-    }
-
-    #[test]
-    fn a_missing_fence_and_a_missing_key_are_named() {
-        assert!(error_of("hello").starts_with("short.jinja:1: front matter"));
-        assert!(error_of("+++\nname = \"x\"\n").starts_with("short.jinja:2: front matter"));
-        assert!(error_of("+++\n+++\n").contains("missing field `name`"));
-    }
-
-    #[test]
-    fn errors_hold_no_commands_to_a_terminal() {
-        let source = FRONT.replace("shots = 0", "shots = 0\n\"\\u001b[2J\" = 1");
-        let error = error_of(&source);
-        assert!(
-            error.contains("\\u{1b}") && !error.contains('\u{1b}'),
-            "{error:?}"
-        );
-    }
-
-    #[test]
-    fn values_that_cannot_be_meant_are_refused() {
-        let refuse = |from: &str, to: &str, expected: &str| {
-            let source = FRONT.replace(from, to);
-            assert_ne!(source, FRONT);
-            let error = error_of(&source);
-            assert!(error.contains(expected), "{error}");
-        };
-        refuse("\"short\"", "\"a@b\"", "name \"a@b\"");
-        refuse("\"short\"", "\"base\"", "built in");
-        refuse("\"en\"", "\"english language\"", "BCP-47");
-        refuse(
-            "\"en\"",
-            "\"en\"\nvariant_of = \"short\"",
-            "variant_of names the profile itself",
-        );
-        refuse("[\"# Query:\"]", "[]", "markers is empty");
-        refuse("[\"# Query:\"]", "[\" # Query:\"]", "marker \" # Query:\"");
-        let sampling = |line: &str| format!("\n[sampling]\n{line}\n+++\n");
-        for (line, expected) in [
-            ("temperature = 2.5", "temperature is 2.5, not 0 to 2"),
-            ("top_p = -0.1", "top_p is -0.1"),
-            ("temperature = nan", "temperature is NaN"),
-            ("repetition_penalty = 0.0", "not above 0"),
-            ("max_tokens = 0", "not at least 1"),
-            (
-                "dry_multiplier = 101.0",
-                "dry_multiplier is 101, not 0 to 100",
-            ),
-            ("dry_base = -0.5", "dry_base is -0.5, not 0 to 10"),
-            ("dry_allowed_length = 1_000_001", "not 0 to 1000000"),
-            ("dry_penalty_last_n = -2", "is -2, not -1 to 1000000"),
-            ("dry_sequence_breakers = [\"\"]", "hold an empty text"),
-            ("top_n_sigma = 101.0", "top_n_sigma is 101, not -1 to 100"),
-            ("typical_p = 1.1", "typical_p is 1.1, not 0 to 1"),
-            ("xtc_probability = nan", "xtc_probability is NaN"),
-            ("xtc_threshold = 2.0", "xtc_threshold is 2, not 0 to 1"),
-        ] {
-            refuse("\n+++\n", &sampling(line), expected);
-        }
-        let guidance = |line: &str| format!("\n[guidance]\n{line}\n+++\n");
-        for (line, expected) in [
-            ("weight = -0.5", "guidance.weight is -0.5, not 0 to 10"),
-            ("weight = nan", "guidance.weight is NaN"),
-            ("plausible = 0.1", "missing field `weight`"),
-            ("weight = 1.0\nplausible = 0.0", "guidance.plausible is 0"),
-            ("weight = 1.0\nplausible = 1.5", "guidance.plausible is 1.5"),
-        ] {
-            refuse("\n+++\n", &guidance(line), expected);
-        }
-    }
-
-    #[test]
-    fn every_sampler_can_have_a_default() {
-        let sampling = "\n[sampling]\ndry_multiplier = 0.8\ndry_base = 2\ndry_allowed_length = 3\n\
-            dry_penalty_last_n = -1\ndry_sequence_breakers = [\"\\n\"]\ntop_n_sigma = 1.5\n\
-            typical_p = 0.9\nxtc_probability = 0.5\nxtc_threshold = 0.2\n+++\n";
-        let source = FRONT.replace("\n+++\n", sampling);
-        let defaults = split("short.jinja", &source).unwrap().0.sampling;
-        assert_eq!(defaults.dry_sequence_breakers, Some(vec!["\n".to_owned()]));
-        let expected = SamplingParams {
-            dry: Box::new(DryParams {
-                multiplier: 0.8,
-                base: 2.0,
-                allowed_length: 3,
-                ..DryParams::default()
-            }),
-            top_n_sigma: 1.5,
-            typical_p: 0.9,
-            xtc_probability: 0.5,
-            xtc_threshold: 0.2,
-            ..SamplingParams::default()
-        };
-        assert_eq!(defaults.sampling(), expected);
-        let last = SamplingDefaults {
-            dry_penalty_last_n: Some(64),
-            ..SamplingDefaults::default()
-        };
-        assert_eq!(last.sampling().dry.penalty_last_n, Some(64));
-    }
-
-    #[test]
-    fn absent_defaults_are_anothers() {
-        let read = |toml: &str| toml::from_str::<SamplingDefaults>(toml).unwrap();
-        let profile = read("temperature = 0.0\ntop_k = 0\ndry_penalty_last_n = -1");
-        let model = read("temperature = 0.2\ntop_p = 0.9\ndry_allowed_length = 2");
-        let both = profile.or(&model);
-        assert_eq!(both.temperature, Some(0.0));
-        assert_eq!(both.top_p, Some(0.9));
-        let shown = serde_json::to_string(&both.unlike_openai()).unwrap();
-        assert_eq!(shown, r#"{"temperature":0.0,"top_p":0.9}"#);
-    }
-
-    #[test]
-    fn sequence_breakers_have_a_number_and_a_size() {
-        let texts = |count: usize, bytes: usize| vec!["x".repeat(bytes); count];
-        assert_eq!(
-            breakers_problem(&texts(MAX_BREAKERS, MAX_BREAKER_BYTES)),
-            None
-        );
-        assert_eq!(breakers_problem(&[]), None);
-        for (count, bytes) in [(MAX_BREAKERS + 1, 1), (1, MAX_BREAKER_BYTES + 1), (1, 0)] {
-            assert!(breakers_problem(&texts(count, bytes)).is_some());
-        }
-    }
-
-    #[test]
-    fn language_tags_have_the_shape_of_bcp_47() {
-        for good in ["en", "ja", "pt-BR", "zh-Hant-TW", "haw"] {
-            assert!(is_language_tag(good), "{good}");
-        }
-        for bad in ["", "e", "english", "en_GB", "en-", "日本"] {
-            assert!(!is_language_tag(bad), "{bad}");
-        }
-    }
-}
+mod tests;

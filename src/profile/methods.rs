@@ -1,11 +1,10 @@
-//! Python's methods on strings and lists that minijinja's own compatibility layer lacks,
-//! and filters of Jinja2 that minijinja does otherwise or not at all.
+//! Python's methods on strings and lists that minijinja's own compatibility layer lacks.
 //!
 //! Positions are those of characters, as in Python.
 
-use minijinja::value::{Kwargs, Rest, Tuple, ValueKind, ValueOrKwargs};
-use minijinja::{Environment, Error, ErrorKind, State, Value};
-use minijinja_contrib::{filters, globals, pycompat};
+use minijinja::value::{Kwargs, Tuple, ValueKind};
+use minijinja::{Error, ErrorKind, State, Value};
+use minijinja_contrib::pycompat;
 
 use super::bounds;
 
@@ -62,7 +61,7 @@ pub(super) fn call(
 }
 
 /// What a method gives of a text; `None` for the methods that are known elsewhere.
-fn of_text(text: &str, method: &str, args: &[Value]) -> Result<Option<Value>, Error> {
+pub(super) fn of_text(text: &str, method: &str, args: &[Value]) -> Result<Option<Value>, Error> {
     Ok(Some(match method {
         "rsplit" => {
             let [separator, most] = arguments(["sep", "maxsplit"], args)?;
@@ -237,7 +236,7 @@ fn range(length: usize, start: Option<Value>, end: Option<Value>) -> Result<(usi
 }
 
 /// Arguments by place or by name.
-fn arguments<const N: usize>(
+pub(super) fn arguments<const N: usize>(
     names: [&str; N],
     args: &[Value],
 ) -> Result<[Option<Value>; N], Error> {
@@ -270,18 +269,18 @@ fn needed(argument: Option<Value>) -> Result<Value, Error> {
     argument.ok_or_else(|| ErrorKind::MissingArgument.into())
 }
 
-fn string(value: &Value) -> Result<&str, Error> {
+pub(super) fn string(value: &Value) -> Result<&str, Error> {
     value
         .as_str()
         .ok_or_else(|| invalid(format!("a string is needed, not {}", value.kind())))
 }
 
-fn integer(value: &Value) -> Result<i64, Error> {
+pub(super) fn integer(value: &Value) -> Result<i64, Error> {
     i64::try_from(value.clone())
         .map_err(|_| invalid(format!("an integer is needed, not {}", value.kind())))
 }
 
-fn invalid(why: impl Into<std::borrow::Cow<'static, str>>) -> Error {
+pub(super) fn invalid(why: impl Into<std::borrow::Cow<'static, str>>) -> Error {
     Error::new(ErrorKind::InvalidOperation, why)
 }
 
@@ -289,65 +288,17 @@ fn missing(part: &Value) -> Error {
     invalid(format!("{part:?} is not in it"))
 }
 
-/// Adds filters and functions that Jinja2 has and minijinja has not.
-pub(super) fn add_filters(environment: &mut Environment<'static>) {
-    environment.add_filter("truncate", |value: &Value, args: Rest<ValueOrKwargs>| {
-        truncate(value, &args.into_values())
-    });
-    environment.add_filter("center", |text: String, width: Option<Value>| {
-        let width = width.unwrap_or_else(|| Value::from(80));
-        of_text(&text, "center", &[width]).map(Option::unwrap_or_default)
-    });
-    environment.add_filter("wordcount", |text: String| {
-        let is_word = |c: char| c == '_' || c.is_alphanumeric();
-        let words = text.split(|c: char| !is_word(c));
-        words.filter(|word| !word.is_empty()).count()
-    });
-    environment.add_filter("striptags", filters::striptags);
-    environment.add_filter("filesizeformat", filters::filesizeformat);
-    environment.add_function("cycler", globals::cycler);
-    environment.add_function("joiner", globals::joiner);
-}
-
-/// Jinja2's `truncate(length=255, killwords=False, end='...', leeway=5)`.
-fn truncate(value: &Value, args: &[Value]) -> Result<Value, Error> {
-    let [length, cut_words, end, leeway] =
-        arguments(["length", "killwords", "end", "leeway"], args)?;
-    let number = |value: Option<Value>, default: i64| match value {
-        Some(value) if !value.is_none() => integer(&value),
-        _ => Ok(default),
-    };
-    let (length, leeway) = (number(length, 255)?, number(leeway, 5)?);
-    let end = end.unwrap_or_else(|| Value::from("..."));
-    let end = string(&end)?;
-    let Some(text) = value.as_str() else {
-        return Ok(value.clone());
-    };
-    let [all, ending] = [text, end].map(|text| text.chars().count() as i64);
-    if length < ending || leeway < 0 {
-        return Err(invalid(format!(
-            "truncate: a length of {length} has no room for {end:?}, or a leeway below 0"
-        )));
-    }
-    if all <= length.saturating_add(leeway) {
-        return Ok(value.clone());
-    }
-    let kept: String = text.chars().take((length - ending) as usize).collect();
-    let kept = match cut_words.is_some_and(|cut| cut.is_true()) {
-        true => &*kept,
-        false => kept.rsplit_once(' ').map_or(&*kept, |(words, _)| words),
-    };
-    Ok(Value::from(format!("{kept}{end}")))
-}
-
 #[cfg(test)]
 mod tests {
+    use minijinja::Environment;
+
     use super::*;
+    use crate::profile::jinja;
 
     fn render(expression: &str) -> Result<String, Error> {
         let mut environment = Environment::new();
         environment.set_unknown_method_callback(call);
-        add_filters(&mut environment);
+        jinja::add(&mut environment);
         environment.render_str(&format!("{{{{ {expression} }}}}"), ())
     }
 

@@ -12,9 +12,11 @@
 
 mod bounds;
 mod chat_template;
+mod check;
 mod error;
 mod files;
 mod front;
+mod jinja;
 mod limits;
 pub mod markers;
 mod methods;
@@ -22,11 +24,15 @@ mod percent;
 mod python;
 mod rendering;
 mod template;
+mod urlize;
+mod wordwrap;
 
 pub use chat_template::ChatTemplate;
+pub use check::check;
 pub use error::ProfileError;
 pub(crate) use files::is_builtin;
-pub use files::{Library, builtin, load};
+pub use files::{Library, builtin, check_file, load};
+pub use front::name_problem as profile_name_problem;
 pub use front::{GuidanceDefaults, SamplingDefaults};
 pub(crate) use front::{MAX_BREAKER_BYTES, MAX_BREAKERS, MOST_DRY_TOKENS, breakers_problem};
 pub use rendering::{Rendering, guard_for};

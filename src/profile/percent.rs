@@ -1,9 +1,10 @@
 //! Python's `%` on strings, which minijinja knows for numbers only.
 //!
 //! There is no way to give it an operator, so a template's source is rewritten before it
-//! is compiled: `a % b` becomes a call of a [function](percent) wherever `a` may be a text.
-//! Lines stay as they are, so that errors name the right ones. A remainder by a number
-//! that is written out (`loop.index0 % 2`) stays an operator.
+//! is compiled: every `a % b` becomes a call of a [function](percent), since any name or
+//! bracket may hold a text. What `a` and `b` are follows Jinja's grammar, in which filters
+//! and tests bind more than operators do. Lines stay as they are, so that errors name the
+//! right ones.
 
 use std::borrow::Cow;
 
@@ -22,6 +23,21 @@ pub(super) const FUNCTION: &str = "__percent__";
 /// anything else is the only one; the rest is for the operator.
 pub(super) fn percent(state: &mut State, left: &Value, right: &Value) -> Result<Value, Error> {
     let Some(text) = left.as_str() else {
+        if left.is_integer()
+            && right.is_integer()
+            && let (Ok(left), Ok(right)) =
+                (i64::try_from(left.clone()), i64::try_from(right.clone()))
+            && let Some(remainder) = left.checked_rem(right)
+        {
+            // Python's has the sign of what is divided by.
+            let is_below = remainder != 0 && (remainder < 0) != (right < 0);
+            return Ok(Value::from(if is_below {
+                remainder + right
+            } else {
+                remainder
+            }));
+        }
+        // Floats, numbers beyond 64 bits, and what cannot be divided.
         let remainder = state.env().compile_expression("left % right")?;
         return remainder.eval(context! { left, right });
     };
@@ -73,19 +89,19 @@ enum Last {
     Operator,
     /// A dot or a pipe: a name follows, whatever it is called.
     Access,
-    /// The end of an operand that is a text as it is written.
-    Text,
-    /// The end of any other operand.
+    /// `is`, perhaps with a `not`: the name of a test follows. In Jinja a test belongs to
+    /// the operand before it, as a filter does: `a % b is c` is `a % (b is c)`.
+    Is,
+    /// The end of an operand, or the name of a test, behind which its argument may stand.
     Operand,
 }
 
 /// Words that stand between operands.
-const WORDS: [&str; 10] = [
+const WORDS: [&str; 9] = [
     "and",
     "or",
     "not",
     "in",
-    "is",
     "if",
     "else",
     "for",
@@ -176,7 +192,7 @@ impl<'a> Rewriter<'a> {
                     frame.operand(self.out.len());
                     let length = quoted(self.rest)?;
                     self.copy(length);
-                    frame.last = Last::Text;
+                    frame.last = Last::Operand;
                 }
                 '0'..='9' => {
                     frame.operand(self.out.len());
@@ -187,8 +203,16 @@ impl<'a> Rewriter<'a> {
                 c if is_name(c) => {
                     let length = self.rest.find(|c: char| !is_name(c));
                     let word = &self.rest[..length.unwrap_or(self.rest.len())];
-                    let is_between = frame.last != Last::Access && WORDS.contains(&word);
-                    if std::mem::take(&mut is_keyword) || is_between {
+                    let is_name = matches!(frame.last, Last::Access | Last::Is);
+                    if std::mem::take(&mut is_keyword) {
+                        frame.end(&mut self.out);
+                        self.copy(word.len());
+                    } else if frame.last == Last::Operand && word == "is" {
+                        self.copy(word.len());
+                        frame.last = Last::Is;
+                    } else if frame.last == Last::Is && word == "not" {
+                        self.copy(word.len());
+                    } else if !is_name && WORDS.contains(&word) {
                         frame.end(&mut self.out);
                         self.copy(word.len());
                     } else {
@@ -226,25 +250,18 @@ impl<'a> Rewriter<'a> {
                 }
                 '%' => {
                     frame.close(&mut self.out);
-                    let right = self.rest[1..].trim_start();
-                    let by_number = right.starts_with(|c: char| c.is_ascii_digit());
-                    let may_be_text = frame.last == Last::Text || !by_number;
-                    match frame.chain {
-                        Some(chain) if may_be_text => {
-                            self.out.insert_str(chain, &format!("{FUNCTION}("));
-                            self.out.push(',');
-                            self.rest = &self.rest[1..];
-                            frame.is_open = true;
-                            self.calls += 1;
-                            if self.calls > MOST_CALLS {
-                                return None;
-                            }
-                        }
-                        _ => _ = self.copy(1),
+                    let chain = frame.chain?;
+                    self.out.insert_str(chain, &format!("{FUNCTION}("));
+                    self.out.push(',');
+                    self.rest = &self.rest[1..];
+                    frame.is_open = true;
+                    self.calls += 1;
+                    if self.calls > MOST_CALLS {
+                        return None;
                     }
                     frame.last = Last::Operator;
                 }
-                '-' if frame.last == Last::Operator => {
+                '-' | '+' if frame.last == Last::Operator => {
                     frame.operand(self.out.len());
                     self.copy(1);
                     frame.last = Last::Operator;
@@ -301,15 +318,24 @@ fn quoted(text: &str) -> Option<usize> {
 
 /// How long the number is that a text begins with.
 fn number(text: &str) -> usize {
-    let digits = |text: &str| {
-        let end = text.find(|c: char| !is_name(c));
-        end.unwrap_or(text.len())
+    let digits = |at: usize| {
+        let rest = &text[at..];
+        at + rest.find(|c: char| !is_name(c)).unwrap_or(rest.len())
     };
-    let whole = digits(text);
-    match text[whole..].strip_prefix('.') {
-        Some(rest) if rest.starts_with(|c: char| c.is_ascii_digit()) => whole + 1 + digits(rest),
-        _ => whole,
+    let begins = |at: usize, mark: &[char]| {
+        let rest = text[at..].strip_prefix(mark);
+        rest.is_some_and(|rest| rest.starts_with(|c: char| c.is_ascii_digit()))
+    };
+    let mut end = digits(0);
+    if begins(end, &['.']) {
+        end = digits(end + 1);
     }
+    // `1e-5`, but not `0xe-5`, which is a difference.
+    let is_decimal = !text.starts_with("0x") && !text.starts_with("0X");
+    if is_decimal && text[..end].ends_with(['e', 'E']) && begins(end, &['+', '-']) {
+        end = digits(end + 1);
+    }
+    end
 }
 
 #[cfg(test)]
@@ -346,6 +372,29 @@ mod tests {
             ("{{ '%s|%s' % ('a' % (), 'b') }}", "a|b"),
             ("{{ '%s\n' % name }}\n{{ 1 }}", "Ann\n\n1"),
             ("{% for i in ['%s' % n] %}{{ i }}{% endfor %}", "7"),
+            // With a number at the right, whatever holds the text.
+            (
+                "{{ form % 7 }}{{ (form) % 7 }}{{ ('%d' ~ '!') % 7 }}",
+                "<7><7>7!",
+            ),
+            ("{{ form % 1.5e-3 }}{{ form|trim % 7 }}", "<0.0015><7>"),
+            (
+                "{{ {'a': form}.a % 7 }}{{ [form][0] % 7 if n else 1 }}",
+                "<7><7>",
+            ),
+            // A test belongs to the operand before it.
+            (
+                "{{ form % 7 is string }}{{ form % (7 is number) }}",
+                "<False><True>",
+            ),
+            ("{{ form % n is not divisibleby 7 ~ '!' }}", "<False>!"),
+            ("{{ form % n is in [7] == '<True>' }}", "True"),
+            ("{{ (form % 7) is string and form is string }}", "True"),
+            ("{{ form % 'x' if name is defined else form % 'y' }}", "<x>"),
+            (
+                "{{ form % n is divisibleby(7) }}{{ form % x is none }}",
+                "<True><False>",
+            ),
         ] {
             let found = render(source).unwrap_or_else(|error| panic!("{source}: {error:#}"));
             assert_eq!(found, expected, "{source} as {}", rewrite(source));
@@ -359,11 +408,12 @@ mod tests {
     fn numbers_have_remainders_as_before() {
         for source in [
             "{{ n % 4 }}{{ (n + 1) % 3 }}{{ n * 2 % 5 }}{{ n // 2 % 2 == 1 }}",
-            "{{ n % two }}{{ n * two % (n - 4) }}{{ -n % two }}{{ n % two * 3 }}{{ 100 % n % two }}",
+            "{{ -7 % 3 }}{{ 7 % -3 }}{{ -7 % -3 }}{{ 6 % -3 }}{{ 7.0 % 2 }}{{ n % two }}{{ n * two % (n - 4) }}{{ -n % two }}{{ n % two * 3 }}{{ 100 % n % two }}",
             "{{ 2 ** two % n }}{{ n % two ** 2 }}{{ n - n % two }}{{ 7.5 % two }}",
             "{% if n % two == 1 and not n % two == 0 %}odd{% endif %}",
             "{{ items[n % two] }}{{ (n % two, [n % two]) }}",
             "{# {{ a % b }} #}{% raw %}{{ a % b }}{% endraw %}100% {{ '%' }}",
+            "{{ 1.5e1 % 4 }}{{ 0x1e - 3 % 2 }}{{ (n % 2) is odd }}{{ n is odd }}{{ n % 4 - 1 }}",
         ] {
             let mut environment = Environment::new();
             environment.add_function(FUNCTION, percent);
@@ -377,7 +427,7 @@ mod tests {
     #[test]
     fn what_needs_no_change_has_none() {
         for source in [
-            "{% if loop.index0 % 2 == 0 %}{{ x }}{% endif %}",
+            "{% if loop.index0 == 2 %}{{ x is divisibleby 3 }}{% endif %}",
             "{%- for m in messages -%}{{ m['%'] }}{%- endfor -%}",
             "{# % #}{% raw %}{{ a % b }}{% endraw %}",
             "{{ a % ",

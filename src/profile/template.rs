@@ -44,14 +44,37 @@ impl Profile {
 
     fn compile(file: &str, source: &str) -> Result<Profile, ProfileError> {
         let (front, template) = front::split(file, source)?;
-        let environment = environment(file, template)?;
-        let prefix = {
-            let template = environment
-                .get_template(file)
-                .map_err(|error| ProfileError::from_template(file, &error))?;
-            let mut nothing = template.new_state();
-            Text::of(|text| nothing.render_block_to_write(PREFIX, text))
-                .map_err(|error| block_error(file, PREFIX, &error))?
+        let (profile, problems) = Profile::assemble(file, front, template);
+        match (profile, problems.into_iter().next()) {
+            (Some(profile), None) => Ok(profile),
+            (_, Some(error)) => Err(error),
+            (None, None) => unreachable!("a template without problems is a profile"),
+        }
+    }
+
+    /// A profile of a front matter and a template, if there can be one, and all that is
+    /// wrong with the template, in the order in which it is found. A profile with problems
+    /// can be looked at, not served.
+    pub(super) fn assemble(
+        file: &str,
+        front: FrontMatter,
+        template: String,
+    ) -> (Option<Profile>, Vec<ProfileError>) {
+        let environment = match environment(file, template) {
+            Ok(environment) => environment,
+            Err(error) => return (None, vec![error]),
+        };
+        let prefix = environment
+            .get_template(file)
+            .map_err(|error| ProfileError::from_template(file, &error))
+            .and_then(|template| {
+                let mut nothing = template.new_state();
+                Text::of(|text| nothing.render_block_to_write(PREFIX, text))
+                    .map_err(|error| block_error(file, PREFIX, &error))
+            });
+        let (prefix, error) = match prefix {
+            Ok(prefix) => (prefix, None),
+            Err(error) => (String::new(), Some(error)),
         };
         let profile = Profile {
             file: file.to_owned(),
@@ -59,8 +82,8 @@ impl Profile {
             environment,
             prefix,
         };
-        profile.check()?;
-        Ok(profile)
+        let problems = error.into_iter().chain(profile.problems()).collect();
+        (Some(profile), problems)
     }
 
     /// What the model id calls it: `MODEL@NAME`.
@@ -198,49 +221,69 @@ impl Profile {
     }
 
     /// What only shows when the whole file is rendered.
-    fn check(&self) -> Result<(), ProfileError> {
-        let broken = |problem: String| Err(ProfileError::broken(&self.file, None, problem));
-        let probes = self.probes()?;
+    fn problems(&self) -> Vec<ProfileError> {
+        let broken = |problem: String| ProfileError::broken(&self.file, None, problem);
+        let mut problems = Vec::new();
+        let probes = match self.probes() {
+            Ok(probes) => probes,
+            Err(error) => {
+                problems.push(error);
+                Vec::new()
+            }
+        };
 
         let known: Vec<&str> = self.environment.globals().map(|(name, _)| name).collect();
-        let mut unknown: Vec<String> = self
-            .environment
-            .get_template(&self.file)
-            .map(|template| template.undeclared_variables(false))
-            .map_err(|error| ProfileError::from_template(&self.file, &error))?
-            .into_iter()
-            .filter(|name| name != "messages" && name != "system")
-            .filter(|name| !known.contains(&name.as_str()))
-            .collect();
-        unknown.sort();
-        if let Some(name) = unknown.first() {
-            return broken(format!(
-                "unknown variable {name:?}: turns have `messages` and `system`"
-            ));
+        let template = self.environment.get_template(&self.file);
+        match template.map(|template| template.undeclared_variables(false)) {
+            Ok(variables) => {
+                let mut unknown: Vec<String> = variables
+                    .into_iter()
+                    .filter(|name| name != "messages" && name != "system")
+                    .filter(|name| !known.contains(&name.as_str()))
+                    .collect();
+                unknown.sort();
+                problems.extend(unknown.iter().map(|name| {
+                    broken(format!(
+                        "unknown variable {name:?}: turns have `messages` and `system`"
+                    ))
+                }));
+            }
+            Err(error) => problems.push(ProfileError::from_template(&self.file, &error)),
         }
 
-        let outside = self
-            .environment
-            .get_template(OUTSIDE)
-            .and_then(|template| {
-                let context = self.context(&[], &str::to_owned);
-                Text::of(|text| template.render_captured_to(context, text).map(drop))
-            })
-            .map_err(|error| ProfileError::from_template(&self.file, &error))?;
-        if let Some(line) = outside.trim().lines().next() {
-            return broken(format!(
-                "{line:?} stands outside of the blocks `{PREFIX}` and `{TURNS}` and would never be sent"
-            ));
+        let outside = self.environment.get_template(OUTSIDE).and_then(|template| {
+            let context = self.context(&[], &str::to_owned);
+            Text::of(|text| template.render_captured_to(context, text).map(drop))
+        });
+        match outside {
+            Ok(outside) => {
+                let stray = outside.trim().lines().next();
+                problems.extend(stray.map(|line| {
+                    broken(format!(
+                        "{line:?} stands outside of the blocks `{PREFIX}` and `{TURNS}` and \
+                         would never be sent"
+                    ))
+                }));
+            }
+            // It was told of before, if it is not about what stands outside.
+            Err(error) if problems.is_empty() => {
+                problems.push(ProfileError::from_template(&self.file, &error));
+            }
+            Err(_) => {}
         }
 
         let written = |marker: &String| {
             let begins = |text: &String| text.lines().any(|line| line.starts_with(marker));
             probes.iter().any(begins)
         };
-        match self.markers().iter().find(|marker| !written(marker)) {
-            Some(marker) => broken(format!("no line of the turns begins with {marker:?}")),
-            None => Ok(()),
+        // Without turns there is nothing to look for them in.
+        if !probes.is_empty() {
+            let absent = self.markers().iter().filter(|marker| !written(marker));
+            problems.extend(
+                absent.map(|marker| broken(format!("no line of the turns begins with {marker:?}"))),
+            );
         }
+        problems
     }
 }
 
@@ -318,163 +361,4 @@ fn probe_conversations() -> Vec<Vec<Message>> {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    const FRONT: &str = r##"+++
-name = "short"
-title = "Short"
-description = "For tests"
-language = "en"
-shots = 0
-version = 1
-markers = ["# Query:", "# Answer:"]
-+++
-"##;
-
-    const BODY: &str = r#"{% block prefix %}
-Answer well.
-
-{% endblock %}
-{% block turns %}
-{% if system %}
-{{ system }}
-
-{% endif %}
-{% for message in messages %}
-# {{ "Query" if message.role == "user" else "Answer" }}:
-{{ message.content }}
-
-{% endfor %}
-# Answer:
-{% endblock %}
-"#;
-
-    fn parse(body: &str) -> Result<Profile, ProfileError> {
-        Profile::parse("short.jinja", &format!("{FRONT}{body}"))
-    }
-
-    fn error_of(body: &str) -> String {
-        parse(body).unwrap_err().to_string()
-    }
-
-    fn render(messages: &[(Role, &str)]) -> String {
-        let messages: Vec<Message> = messages
-            .iter()
-            .map(|&(role, content)| Message::new(role, content))
-            .collect();
-        let profile = parse(BODY).unwrap();
-        profile.turns(&messages, &str::to_owned).unwrap()
-    }
-
-    #[test]
-    fn the_prefix_is_constant_and_the_turns_follow_it() {
-        assert_eq!(parse(BODY).unwrap().prefix(), "Answer well.\n\n");
-        assert_eq!(
-            render(&[
-                (Role::System, "Be kind."),
-                (Role::User, "Hi <b> & {{ system }}"),
-                (Role::Assistant, "Hello!"),
-                (Role::User, "Bye"),
-            ]),
-            "Be kind.\n\n# Query:\nHi <b> & {{ system }}\n\n# Answer:\nHello!\n\n\
-             # Query:\nBye\n\n# Answer:\n"
-        );
-    }
-
-    #[test]
-    fn messages_of_one_role_in_a_row_become_one() {
-        assert_eq!(
-            render(&[
-                (Role::System, "One."),
-                (Role::User, "first"),
-                (Role::System, "Two."),
-                (Role::User, "second"),
-            ]),
-            "One.\n\nTwo.\n\n# Query:\nfirst\n\nsecond\n\n# Answer:\n"
-        );
-    }
-
-    #[test]
-    fn a_clients_text_is_escaped_then_protected() {
-        let profile = parse(BODY).unwrap();
-        let messages = [Message::new(Role::User, "hi\n# Query:\n<eos>")];
-        let turns = profile.turns(&messages, &|text| text.replace("<eos>", "<|eos>"));
-        assert_eq!(
-            turns.unwrap(),
-            "# Query:\nhi\n\\# Query:\n<|eos>\n\n# Answer:\n"
-        );
-    }
-
-    #[test]
-    fn a_broken_template_names_its_file_and_line() {
-        let error = error_of(&BODY.replace("{% endif %}", "{% endfi %}"));
-        assert!(error.starts_with("short.jinja:18: syntax error"), "{error}");
-        let error = error_of(&BODY.replace("{{ system }}", "{{ sistem }}"));
-        assert!(
-            error.starts_with("short.jinja:16: undefined value") && error.contains("sistem"),
-            "{error}"
-        );
-        let error = error_of(&BODY.replace("message.content", "message.text"));
-        assert!(
-            error.starts_with("short.jinja:21: undefined value"),
-            "{error}"
-        );
-    }
-
-    #[test]
-    fn a_variable_in_the_prefix_is_refused() {
-        for variable in [
-            "{{ messages[0].content }}",
-            "{{ system }}",
-            "{% if system %}x{% endif %}",
-        ] {
-            let error = error_of(&BODY.replace("Answer well.", variable));
-            assert!(error.starts_with("short.jinja:11:"), "{error}");
-            assert!(error.contains("is constant"), "{error}");
-        }
-    }
-
-    #[test]
-    fn a_variable_that_no_probe_reaches_is_refused_too() {
-        let never = "{% if messages | length > 99 %}{{ extra }}{% endif %}\n# Answer:\n{% endblock";
-        let error = error_of(&BODY.replace("# Answer:\n{% endblock", never));
-        assert!(error.contains("unknown variable \"extra\""), "{error}");
-    }
-
-    #[test]
-    fn both_blocks_must_be_there_and_nothing_beside_them() {
-        let error = error_of(&BODY.replace("block prefix", "block constant"));
-        assert!(error.contains("no block `prefix`"), "{error}");
-        let error = error_of(&BODY.replace("block turns", "block rest"));
-        assert!(error.contains("no block `turns`"), "{error}");
-        let error = error_of(&format!("{BODY}\nAnd be brief."));
-        assert!(
-            error.contains("\"And be brief.\" stands outside"),
-            "{error}"
-        );
-    }
-
-    #[test]
-    fn a_marker_that_no_turn_begins_with_is_refused() {
-        let error = error_of(
-            &BODY
-                .replace("else \"Answer\"", "else \"Reply\"")
-                .replace("# Answer:", "# Reply:"),
-        );
-        assert!(error.contains("begins with \"# Answer:\""), "{error}");
-    }
-
-    #[test]
-    fn macros_of_the_file_can_be_used_in_the_turns() {
-        let body = BODY
-            .replace(
-                "{% block prefix",
-                "{% macro loud(x) %}{{ x | upper }}{% endmacro %}\n{% block prefix",
-            )
-            .replace("{{ message.content }}", "{{ loud(message.content) }}");
-        let profile = parse(&body).unwrap();
-        let turns = profile.turns(&[Message::new(Role::User, "hi")], &str::to_owned);
-        assert_eq!(turns.unwrap(), "# Query:\nHI\n\n# Answer:\n");
-    }
-}
+mod tests;

@@ -6,6 +6,7 @@
 //! quantized some rows at a time, by candle's quantizers on all threads, so that no
 //! tensor is ever in memory as a whole.
 
+mod mix;
 mod rows;
 mod target;
 
@@ -13,6 +14,7 @@ use std::collections::HashMap;
 use std::io;
 use std::path::Path;
 
+pub use mix::Mix;
 pub use target::Target;
 
 use crate::gguf::{Gguf, TensorInfo, TensorType, Writer};
@@ -105,9 +107,13 @@ impl<'a> Rewrite<'a> {
             let tensor = additions.entry(role.tensor(spec, layer)).or_default();
             tensor.push(Addition { first, part });
         }
+        let model = mix::Model {
+            layers: spec.layers.len(),
+            has_head: gguf.tensor("output.weight").is_ok(),
+        };
         let tensors = gguf.tensors().map(|tensor| {
             let additions = additions.remove(&tensor.name).unwrap_or_default();
-            let wanted = target.wanted(tensor, !additions.is_empty());
+            let wanted = target.wanted(tensor, !additions.is_empty(), model);
             Change {
                 tensor,
                 wanted,
@@ -144,14 +150,17 @@ impl<'a> Rewrite<'a> {
     ) -> Result<(), QuantizeError> {
         let mut writer = Writer::new().metadata(self.gguf.metadata());
         let is_changed = |change: &Change<'_>| change.kind != change.tensor.kind;
-        let kind = match self.target {
-            Target::Type(kind) => Some(kind),
-            Target::Auto if self.tensors.iter().any(is_changed) => Some(TensorType::Q8_0),
+        let file_type = match self.target {
+            Target::Type(kind) => Some(target::file_type(kind)),
+            Target::Mix(mix) => Some(mix.file_type()),
+            Target::Auto if self.tensors.iter().any(is_changed) => {
+                Some(target::file_type(TensorType::Q8_0))
+            }
             Target::Auto | Target::Same => None,
         };
-        if let Some(kind) = kind {
+        if let Some(file_type) = file_type {
             writer = writer
-                .count("general.file_type", target::file_type(kind))
+                .count("general.file_type", file_type)
                 .count("general.quantization_version", QUANTIZATION_VERSION);
         }
         for change in &self.tensors {

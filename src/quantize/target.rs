@@ -3,7 +3,9 @@
 use std::fmt;
 use std::str::FromStr;
 
+use super::mix::{Mix, Model};
 use crate::gguf::{TensorInfo, TensorType};
+use crate::nearest::nearest;
 
 /// What the matrices of a file shall be.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -17,11 +19,13 @@ pub enum Target {
     /// All of one type. With a K-quant the embedding and the head, which lose most by
     /// few bits, are Q6_K.
     Type(TensorType),
+    /// One of llama.cpp's mixtures.
+    Mix(Mix),
 }
 
 impl Target {
     /// The type that a tensor shall have, to which an adapter adds or does not.
-    pub(super) fn wanted(self, tensor: &TensorInfo, is_adapted: bool) -> TensorType {
+    pub(super) fn wanted(self, tensor: &TensorInfo, is_adapted: bool, model: Model) -> TensorType {
         match self {
             // Norms and biases are small, and wanted as they are.
             _ if tensor.shape.len() < 2 => tensor.kind,
@@ -29,7 +33,18 @@ impl Target {
             Target::Auto | Target::Same => tensor.kind,
             Target::Type(kind) if is_k_quant(kind) && is_outer(&tensor.name) => TensorType::Q6_K,
             Target::Type(kind) => kind,
+            Target::Mix(mix) => mix.wanted(tensor, model),
         }
+    }
+
+    /// All that can be asked for by name.
+    fn all() -> impl Iterator<Item = Target> {
+        let kinds = TensorType::all().filter(|kind| kind.candle().is_some());
+        let mixes = Mix::ALL.into_iter().map(Target::Mix);
+        [Target::Auto, Target::Same]
+            .into_iter()
+            .chain(kinds.map(Target::Type))
+            .chain(mixes)
     }
 }
 
@@ -37,24 +52,16 @@ impl FromStr for Target {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Target, String> {
-        for target in [Target::Auto, Target::Same] {
-            if text.eq_ignore_ascii_case(&target.to_string()) {
-                return Ok(target);
-            }
+        let named = |target: &Target| target.to_string().eq_ignore_ascii_case(text);
+        if let Some(target) = Target::all().find(named) {
+            return Ok(target);
         }
-        let kinds: Vec<TensorType> = TensorType::all()
-            .filter(|kind| kind.candle().is_some())
-            .collect();
-        let named = |kind: &&TensorType| kind.name().eq_ignore_ascii_case(text);
-        kinds
-            .iter()
-            .find(named)
-            .copied()
-            .map(Target::Type)
-            .ok_or_else(|| {
-                let names: Vec<&str> = kinds.iter().map(|kind| kind.name()).collect();
-                format!("weights are not written in it, but in {}", names.join(", "))
-            })
+        let names: Vec<String> = Target::all().map(|target| target.to_string()).collect();
+        let all = names.join(", ");
+        let near = nearest(&text.to_uppercase(), names).swap_remove(0);
+        Err(format!(
+            "no weights are written in it; the nearest is {near}, and all are {all}"
+        ))
     }
 }
 
@@ -64,6 +71,7 @@ impl fmt::Display for Target {
             Target::Auto => f.write_str("auto"),
             Target::Same => f.write_str("same"),
             Target::Type(kind) => kind.fmt(f),
+            Target::Mix(mix) => f.write_str(mix.name()),
         }
     }
 }
@@ -119,12 +127,13 @@ mod tests {
         assert_eq!("q4_k".parse(), Ok(Target::Type(TensorType::Q4_K)));
         assert_eq!("Same".parse(), Ok(Target::Same));
         assert_eq!("auto".parse(), Ok(Target::Auto));
-        let told = "Q4_K_M".parse::<Target>().unwrap_err();
-        assert_eq!(
-            told,
-            "weights are not written in it, but in F32, F16, Q4_0, Q4_1, Q5_0, Q5_1, Q8_0, \
-             Q2_K, Q3_K, Q4_K, Q5_K, Q6_K, BF16"
-        );
+        assert_eq!("q4_k_m".parse(), Ok(Target::Mix(Mix::Q4KM)));
+        for (text, near) in [("Q4_KM", "Q4_K_M"), ("iq4_xs", "Q4_K_S"), ("Q8", "Q8_0")] {
+            let told = text.parse::<Target>().unwrap_err();
+            let expected = format!("no weights are written in it; the nearest is {near}, and all");
+            assert!(told.starts_with(&expected), "{told}");
+            assert!(told.ends_with("Q5_K_S, Q5_K_M"), "{told}");
+        }
     }
 
     #[test]

@@ -9,6 +9,7 @@ pub use answered::Answered;
 use super::together::{Say, WishError, Wishes};
 use super::{Adapter, ArmInfo, BoundProfile, Model, Profiles, Runtime};
 use crate::engine::{self, Generation, Prefix, Request, SubmitError};
+use crate::nearest::{listed, nearest};
 use crate::printable::excerpt;
 use crate::profile::{
     GuidanceDefaults, Message, ProfileError, Rendering, Role, SamplingDefaults, guard_for,
@@ -77,25 +78,29 @@ pub enum ArmError {
         id: String,
     },
     /// No model's id begins the arm's.
-    #[error("the model '{}' does not exist (models: {})", excerpt(id), models.join(", "))]
+    #[error(
+        "the model '{}' does not exist; there are {}",
+        excerpt(id),
+        listed(arms)
+    )]
     UnknownModel {
         /// What was asked for.
         id: String,
-        /// The models there are.
-        models: Vec<String>,
+        /// The arms there are, the nearest first.
+        arms: Vec<String>,
     },
     /// The model does not serve that profile.
     #[error(
         "the model '{model}' has no profile '{}' (profiles: {})",
         excerpt(profile),
-        profiles.join(", ")
+        listed(profiles)
     )]
     UnknownProfile {
         /// The model's id.
         model: String,
         /// What was asked for.
         profile: String,
-        /// The profiles it serves.
+        /// The profiles it serves, the nearest first.
         profiles: Vec<String>,
     },
     /// The model has no such adapter.
@@ -109,7 +114,7 @@ pub enum ArmError {
         model: String,
         /// What was asked for.
         adapter: String,
-        /// The adapters it serves.
+        /// The adapters it serves, the nearest first.
         adapters: Vec<String>,
     },
 }
@@ -118,7 +123,7 @@ pub enum ArmError {
 fn list(adapters: &[String]) -> String {
     match adapters {
         [] => String::new(),
-        adapters => format!(" (adapters: {})", adapters.join(", ")),
+        adapters => format!(" (adapters: {})", listed(adapters)),
     }
 }
 
@@ -147,7 +152,7 @@ impl Arm {
                 found.ok_or_else(|| ArmError::UnknownAdapter {
                     model: model.id().to_owned(),
                     adapter: name.to_owned(),
-                    adapters: adapters.keys().cloned().collect(),
+                    adapters: nearest(&excerpt(name), adapters.keys().cloned().collect()),
                 })
             })
             .transpose()?;
@@ -237,7 +242,7 @@ impl Arm {
         found.ok_or_else(|| ArmError::UnknownProfile {
             model: model.id().to_owned(),
             profile: profile.unwrap_or_default().to_owned(),
-            profiles: model.profile_names(),
+            profiles: nearest(&excerpt(profile.unwrap_or_default()), model.profile_names()),
         })
     }
 

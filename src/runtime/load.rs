@@ -12,6 +12,7 @@ use crate::exec::{Backend, ExecError, Footprint};
 use crate::gguf::{Gguf, GgufError};
 use crate::kv::PrefixStore;
 use crate::model::{DecoderSpec, ModelError, arch};
+use crate::nearest::{listed, nearest};
 use crate::profile::{ChatTemplate, Profile, ProfileError, SamplingDefaults};
 use crate::text::{Tokenizer, TokenizerError};
 
@@ -86,12 +87,12 @@ pub enum LoadError {
         model: String,
     },
     /// The profile to chat with by default does not exist.
-    #[error("there is no profile '{name}' (profiles: {known})")]
+    #[error("there is no profile '{name}' (profiles: {})", listed(known))]
     UnknownProfile {
         /// The name.
         name: String,
-        /// The names there are.
-        known: String,
+        /// The names there are, the nearest first.
+        known: Vec<String>,
     },
     /// The system gives no thread.
     #[error("the engine cannot start: {0}")]
@@ -178,7 +179,7 @@ impl Model {
         if !profiles.contains_key(default_profile) && wanted.is_some() {
             return Err(LoadError::UnknownProfile {
                 name: default_profile.to_owned(),
-                known: profiles.keys().cloned().collect::<Vec<_>>().join(", "),
+                known: nearest(default_profile, profiles.keys().cloned().collect()),
             });
         }
         let default_profile = profiles

@@ -25,6 +25,8 @@ use futures_util::stream::FuturesUnordered;
 
 #[cfg(doc)]
 use crate::engine::Engine;
+use crate::nearest::nearest;
+use crate::printable::excerpt;
 use crate::profile::SamplingDefaults;
 
 pub use adapters::{Adapter, AdapterError, Adapters};
@@ -190,7 +192,10 @@ impl Runtime {
             .max_by_key(|model| model.id().len())
             .ok_or_else(|| ArmError::UnknownModel {
                 id: id.to_owned(),
-                models: self.models().iter().map(|m| m.id().to_owned()).collect(),
+                arms: nearest(
+                    &excerpt(id),
+                    self.arms().into_iter().map(|arm| arm.id).collect(),
+                ),
             })?;
         Arm::resolve(model, &id[model.id().len()..])
     }

@@ -1,11 +1,13 @@
 //! What Prometheus reads: every metric's name and buckets, in one place.
 //!
-//! The labels are bounded: `arm` and `model` are those that are served, and the
-//! words for outcomes and refusals are ours.
+//! The labels are bounded: `model` are those that are served, `arm` those that somebody
+//! has asked and the models by themselves, 256 of them at most, and the words for outcomes
+//! and refusals are ours.
 
+use std::collections::HashSet;
 use std::fmt;
-use std::sync::atomic::AtomicU64;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Mutex, PoisonError};
 
 use prometheus_client::encoding::{EncodeLabelSet, text};
 use prometheus_client::metrics::counter::Counter;
@@ -16,6 +18,13 @@ use prometheus_client::registry::{Registry, Unit};
 
 use super::errors::Refusal;
 use crate::runtime::Runtime;
+
+/// The most arms that have series of their own. Adapters come and go, under whatever names
+/// clients give them.
+const MOST_ARMS: usize = 256;
+
+/// The label that stands for all arms beyond these; no arm can have it for its id.
+const OTHER_ARMS: &str = "(other)";
 
 /// The format that [`Metrics::text`] writes.
 pub(crate) const CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
@@ -96,6 +105,8 @@ type Gauges = Family<OfModel, Gauge<u64, AtomicU64>>;
 #[derive(Debug)]
 pub(crate) struct Metrics {
     registry: Registry,
+    /// The arms that have series.
+    arms: Mutex<HashSet<String>>,
     first_token: Histograms,
     between_tokens: Histograms,
     queued: Histograms,
@@ -188,6 +199,7 @@ impl Metrics {
         registry.register("preemptions", help, preemptions.clone());
         Metrics {
             registry,
+            arms: Mutex::default(),
             first_token,
             between_tokens,
             queued,
@@ -206,6 +218,15 @@ impl Metrics {
 
     /// The metrics of the arm `id`, which must be one that is served.
     pub(crate) fn arm(&self, id: &str) -> ArmMetrics {
+        let mut arms = self.arms.lock().unwrap_or_else(PoisonError::into_inner);
+        let id = if arms.contains(id) {
+            id
+        } else if arms.len() < MOST_ARMS {
+            arms.insert(id.to_owned());
+            id
+        } else {
+            OTHER_ARMS
+        };
         let arm = OfArm { arm: id.to_owned() };
         let requests = Outcome::ALL.map(|outcome| {
             self.requests.get_or_create_owned(&OfOutcome {
@@ -255,13 +276,40 @@ impl Metrics {
                 .inner()
                 .fetch_max(load.preemptions, Ordering::Relaxed);
         }
-        // An arm that nobody has asked yet counts zeros: a rate needs a value to
-        // start from. Adapters come and go, under whatever names.
-        for arm in runtime.arms().iter().filter(|arm| arm.adapter.is_none()) {
-            self.arm(&arm.id);
+        // A model that nobody has asked yet counts zeros: a rate needs a value to start
+        // from.
+        for model in runtime.models() {
+            self.arm(model.id());
         }
         let mut text = String::new();
         text::encode(&mut text, &self.registry)?;
         Ok(text)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn arms_beyond_the_most_share_their_series() {
+        let metrics = Metrics::new();
+        for n in 0..MOST_ARMS + 50 {
+            metrics.arm(&format!("m+{n}")).ended(Outcome::Finished);
+        }
+        metrics.arm("m+0").ended(Outcome::Finished);
+        let text = metrics.text(&Runtime::new()).unwrap();
+        let finished =
+            |line: &&str| line.starts_with("incant_requests_total{") && line.contains("finished");
+        let lines: Vec<&str> = text.lines().filter(finished).collect();
+        assert_eq!(lines.len(), MOST_ARMS + 1);
+        let of = |arm: &str| {
+            let label = format!("arm=\"{arm}\"");
+            let line = lines.iter().find(|line| line.contains(&label));
+            line.and_then(|line| line.rsplit(' ').next())
+                .map(str::to_owned)
+        };
+        assert_eq!(of("m+0").as_deref(), Some("2"));
+        assert_eq!(of(OTHER_ARMS).as_deref(), Some("50"));
     }
 }

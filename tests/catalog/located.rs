@@ -46,7 +46,7 @@ fn models_are_located_by_name_and_by_file() {
         Some(manifest.clone())
     );
     assert_eq!(
-        cache.manifests().expect("it can look").last(),
+        cache.catalogue().expect("it can look").manifests.last(),
         Some(&manifest)
     );
 

@@ -134,6 +134,18 @@ fn a_certificate_is_renewed_while_the_server_runs() {
 }
 
 #[test]
+fn a_byte_order_mark_in_front_of_a_file_is_no_part_of_it() {
+    let identity = Identity::new();
+    let client = identity.client();
+    for name in ["cert.pem", "key.pem"] {
+        let text = fs::read_to_string(identity.path(name)).unwrap();
+        fs::write(identity.path(name), format!("\u{feff}{text}")).unwrap();
+    }
+    let (server, _) = serving(identity.open().unwrap());
+    send(client, server.connect(), HEALTH).unwrap();
+}
+
+#[test]
 fn files_that_make_no_pair_are_named() {
     let identity = Identity::new();
     let other = Identity::new();

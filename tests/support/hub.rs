@@ -22,6 +22,10 @@ pub(crate) enum Reply {
     Stall(usize),
     /// A range that was not asked for.
     WrongRange,
+    /// A part of the file, without saying which.
+    Unranged,
+    /// Not more than so many bytes of what was asked for, as a range of their own.
+    Piece(usize),
     /// The whole file without saying how long it is.
     Unmeasured,
     /// Nothing but a status line.
@@ -120,21 +124,35 @@ fn answer(
             write!(stream, "HTTP/1.1 200 OK\r\nconnection: close\r\n\r\n")?;
             return stream.write_all(file);
         }
+        Reply::Unranged => {
+            let body = &file[asked.unwrap_or(0)..];
+            let length = body.len();
+            write!(
+                stream,
+                "HTTP/1.1 206 Partial Content\r\ncontent-length: {length}\r\nconnection: close\r\n\r\n"
+            )?;
+            return stream.write_all(body);
+        }
         Reply::Whole => (None, total),
-        Reply::WrongRange => (asked.map(|first| first + 1), total),
+        Reply::WrongRange => (Some(asked.unwrap_or(0) + 1), total),
+        Reply::Piece(_) => (Some(asked.unwrap_or(0)), total),
         Reply::Good => (asked, total),
         Reply::Cut(limit) | Reply::Stall(limit) => (asked, limit),
     };
     let start = first.unwrap_or(0);
+    let end = match reply {
+        Reply::Piece(limit) => total.min(start + limit),
+        _ => total,
+    };
     match first {
         None => write!(stream, "HTTP/1.1 200 OK\r\n")?,
         Some(_) => write!(
             stream,
             "HTTP/1.1 206 Partial Content\r\ncontent-range: bytes {start}-{}/{total}\r\n",
-            total - 1
+            end - 1
         )?,
     }
-    let body = &file[start..];
+    let body = &file[start..end];
     write!(
         stream,
         "content-length: {}\r\nconnection: close\r\n\r\n",

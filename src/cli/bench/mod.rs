@@ -9,14 +9,15 @@ use std::time::Instant;
 
 use anyhow::{Context, bail};
 use incant::catalog;
-use incant::exec::{Backend, DeviceChoice};
+use incant::exec::Backend;
 use incant::gguf::Gguf;
 use incant::model::arch;
 use serde::Serialize;
 
 use self::measure::{Bench, Cost, Limits, Measured};
 use super::output::{self, Align, grouped, size};
-use super::pull;
+use super::pull::{self, Consent};
+use crate::config::ComputeArgs;
 
 /// Measure how fast models run here, beside what the machine allows; or, with
 /// --url, how a server does under many chats
@@ -25,14 +26,10 @@ pub(crate) struct Args {
     /// A model by name or file, repeatable; without one, the default model
     #[arg(long = "model", short, value_name = "NAME|FILE.gguf")]
     models: Vec<String>,
-    /// Where to compute: cpu, cuda, cuda:N, metal or reference [default: the
-    /// best that answers]
-    #[arg(long)]
-    device: Option<DeviceChoice>,
-    /// How many threads compute on the CPU [default: as many as the process may
-    /// use]
-    #[arg(long, value_name = "N")]
-    threads: Option<NonZeroUsize>,
+    #[command(flatten)]
+    consent: Consent,
+    #[command(flatten)]
+    compute: ComputeArgs,
     /// Lengths of prompts, in tokens
     #[arg(
         long,
@@ -114,8 +111,7 @@ impl Args {
         if self.prefill.iter().chain(&self.batch).any(|&n| n == 0) {
             bail!("--prefill and --batch take numbers from 1 on");
         }
-        let threads = self.threads.map(NonZeroUsize::get);
-        let backend = Backend::open(self.device, threads)?;
+        let backend = self.compute.open()?;
         let limits = Limits::measure(&backend)?;
         let mut reports = Vec::new();
         for name in &self.models {
@@ -149,7 +145,7 @@ impl Args {
         backend: &Backend,
         limits: Option<Limits>,
     ) -> anyhow::Result<Report> {
-        let located = pull::ensure(name)?;
+        let located = pull::ensure(name, self.consent)?;
         let started = Instant::now();
         let gguf = Gguf::open(&located.path)?;
         let read = || {

@@ -7,13 +7,13 @@ use incant::lora::Linear;
 use incant::train::settings::{Length, Settings};
 
 use super::{Origin, Task};
-use crate::config::ModelArgs;
+use crate::config::StudentArgs;
 
 /// What all methods share.
 #[derive(clap::Args)]
 pub(super) struct Flags {
     #[command(flatten)]
-    pub(super) models: ModelArgs,
+    pub(super) student: StudentArgs,
     /// What is learnt from; repeatable
     #[arg(long, value_name = "FILE", required = true, num_args = 1..)]
     pub(super) data: Vec<PathBuf>,

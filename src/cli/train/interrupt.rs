@@ -2,14 +2,11 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::{io, thread};
+use std::thread;
 
 use anyhow::Context;
 
-/// How a shell knows that a process was interrupted, or told to end.
-const INTERRUPTED: i32 = 130;
-#[cfg(unix)]
-const TERMINATED: i32 = 143;
+use crate::cli::signals::Requests;
 
 /// A flag that the first Ctrl-C or SIGTERM sets. The second ends the process.
 pub(super) fn flag() -> anyhow::Result<Arc<AtomicBool>> {
@@ -35,44 +32,4 @@ pub(super) fn flag() -> anyhow::Result<Arc<AtomicBool>> {
         });
     });
     Ok(flag)
-}
-
-/// Requests to end.
-#[cfg(unix)]
-struct Requests {
-    interrupt: tokio::signal::unix::Signal,
-    terminate: tokio::signal::unix::Signal,
-}
-
-#[cfg(unix)]
-impl Requests {
-    fn listen() -> io::Result<Requests> {
-        use tokio::signal::unix::{SignalKind, signal};
-        Ok(Requests {
-            interrupt: signal(SignalKind::interrupt())?,
-            terminate: signal(SignalKind::terminate())?,
-        })
-    }
-
-    /// Waits for the next one: how the process ends if it ends by it.
-    async fn next(&mut self) -> io::Result<i32> {
-        tokio::select! {
-            _ = self.interrupt.recv() => Ok(INTERRUPTED),
-            _ = self.terminate.recv() => Ok(TERMINATED),
-        }
-    }
-}
-
-#[cfg(not(unix))]
-struct Requests;
-
-#[cfg(not(unix))]
-impl Requests {
-    fn listen() -> io::Result<Requests> {
-        Ok(Requests)
-    }
-
-    async fn next(&mut self) -> io::Result<i32> {
-        tokio::signal::ctrl_c().await.map(|()| INTERRUPTED)
-    }
 }

@@ -14,6 +14,7 @@ mod student;
 use std::collections::BTreeMap;
 
 use anyhow::bail;
+use bytesize::ByteSize;
 use incant::train::loss::{Distil, Dpo, Objective, Sft, Simpo};
 use incant::train::metrics::Evaluation;
 use incant::train::settings::Settings;
@@ -79,6 +80,10 @@ enum Method {
         /// needs no guide [default: the profile's]
         #[arg(long, value_name = "WEIGHT")]
         guidance: Option<f32>,
+        /// Memory that the KV of the answers may take, such as 512MiB or 4GiB [default:
+        /// 1GiB, or what the longest context takes if that is more]
+        #[arg(long, value_name = "SIZE")]
+        kv_memory: Option<ByteSize>,
     },
 }
 
@@ -96,6 +101,8 @@ enum Task {
         /// How far answers are led away from what the prompt says whatever is asked;
         /// `None` is as far as the profile wants.
         guidance: Option<f32>,
+        /// What the KV of the answers may take.
+        kv_memory: Option<ByteSize>,
     },
 }
 
@@ -105,6 +112,14 @@ impl Task {
             Task::Answers(objective) => objective,
             Task::Pairs(objective) => &**objective,
             Task::Lessons { objective, .. } => objective,
+        }
+    }
+
+    /// What the KV of its answers may take; `None` is the default.
+    fn kv_memory(&self) -> Option<ByteSize> {
+        match self {
+            Task::Lessons { kv_memory, .. } => *kv_memory,
+            Task::Answers(_) | Task::Pairs(_) => None,
         }
     }
 
@@ -139,11 +154,13 @@ impl Args {
                 flags,
                 answer_tokens,
                 guidance,
+                kv_memory,
             } => {
                 let task = Task::Lessons {
                     objective: Distil,
                     answer_tokens,
                     guidance,
+                    kv_memory,
                 };
                 (flags, task)
             }

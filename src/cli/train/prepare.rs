@@ -83,10 +83,8 @@ impl Flags {
             ..EngineOptions::default()
         };
         let slots = options.slots;
-        let loading = self.models.clone().resolve(options)?;
-        let [located] = loading.located() else {
-            bail!("an adapter is trained for one model; give --model once");
-        };
+        let loading = self.student.models(task.kv_memory()).resolve(options)?;
+        let located = &loading.located()[0];
         let (name, path) = (located.name.clone(), located.path.clone());
         let backend = loading.backend().clone();
         let models = loading.load_and_tell()?;

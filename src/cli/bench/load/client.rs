@@ -5,19 +5,16 @@ use std::cell::Cell;
 use std::io::{self, BufRead, BufReader};
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, anyhow, bail};
+use anyhow::{Context, bail};
 use serde::Deserialize;
-use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
-use ureq::http::{Response, header};
+use ureq::http::header;
 
+use crate::cli::http::{
+    CONNECT_TIMEOUT, Events, MESSAGE, SILENCE_TIMEOUT, authorized, base, first_model, good,
+    message, parse,
+};
 use crate::cli::output::clip;
-
-const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
-/// Many requests may wait for one another, but something must come some time.
-const SILENCE_TIMEOUT: Duration = Duration::from_secs(600);
-/// A message of an error has its point before this many characters.
-const MESSAGE: usize = 300;
 
 /// A server that is measured.
 pub(super) struct Server {
@@ -101,14 +98,13 @@ impl Server {
         model: Option<&str>,
         key: Option<&str>,
     ) -> anyhow::Result<Server> {
-        let url = url.trim_end_matches('/');
         let mut server = Server {
-            url: url.strip_suffix("/v1").unwrap_or(url).to_owned(),
+            url: base(url).to_owned(),
             model: model.unwrap_or_default().to_owned(),
             key: key.map(str::to_owned),
         };
         if model.is_none() {
-            server.model = server.client().first_model()?;
+            server.model = first_model(&server.client().agent, &server.url, key)?;
         }
         Ok(server)
     }
@@ -135,26 +131,6 @@ impl Server {
 }
 
 impl Client<'_> {
-    fn first_model(&self) -> anyhow::Result<String> {
-        #[derive(Deserialize)]
-        struct Model {
-            id: String,
-        }
-        #[derive(Deserialize)]
-        struct List {
-            data: Vec<Model>,
-        }
-        let url = format!("{}/v1/models", self.server.url);
-        let request = self.authorized(self.agent.get(&url));
-        let mut response = good(&url, request.call())?;
-        let text = response.body_mut().read_to_string();
-        let text = text.map_err(|error| anyhow!("{url}: {}", plainly(error)))?;
-        let list: List = parse(&url, &text)?;
-        let first = list.data.into_iter().next();
-        let first = first.with_context(|| format!("{url}: the server lists no model"))?;
-        Ok(first.id)
-    }
-
     /// Has `prompt` continued by exactly `tokens` tokens, if the server does as
     /// it is told.
     pub(super) fn complete(&self, prompt: &str, tokens: usize) -> anyhow::Result<Answer> {
@@ -170,7 +146,7 @@ impl Client<'_> {
         })
         .to_string();
         let send = || {
-            let request = self.authorized(self.agent.post(&url));
+            let request = authorized(self.agent.post(&url), self.server.key.as_deref());
             let request = request.header(header::CONTENT_TYPE, "application/json");
             request.send(&body)
         };
@@ -184,13 +160,6 @@ impl Client<'_> {
         let response = good(&url, result)?;
         let reader = BufReader::new(response.into_body().into_reader());
         read(&url, started, Events::new(reader))
-    }
-
-    fn authorized<B>(&self, request: ureq::RequestBuilder<B>) -> ureq::RequestBuilder<B> {
-        match &self.server.key {
-            Some(key) => request.header(header::AUTHORIZATION, format!("Bearer {key}")),
-            None => request,
-        }
     }
 }
 
@@ -247,70 +216,6 @@ fn read<R: BufRead>(url: &str, started: Instant, mut events: Events<R>) -> anyho
     Ok(answer)
 }
 
-/// Server-sent events, of which only the data matters here.
-struct Events<R> {
-    reader: R,
-    line: Vec<u8>,
-}
-
-impl<R: BufRead> Events<R> {
-    fn new(reader: R) -> Events<R> {
-        let line = Vec::new();
-        Events { reader, line }
-    }
-
-    /// The data of the next event as soon as it is complete. The end of the
-    /// stream completes one too.
-    fn next(&mut self) -> io::Result<Option<String>> {
-        let mut data: Option<String> = None;
-        loop {
-            self.line.clear();
-            let read = self.reader.read_until(b'\n', &mut self.line)?;
-            let line = String::from_utf8_lossy(&self.line);
-            let line = line.trim_end_matches(['\r', '\n']);
-            if line.is_empty() && (data.is_some() || read == 0) {
-                return Ok(data);
-            }
-            if let Some(value) = line.strip_prefix("data:") {
-                let value = value.strip_prefix(' ').unwrap_or(value);
-                data = Some(match data {
-                    Some(before) => before + "\n" + value,
-                    None => value.to_owned(),
-                });
-            }
-        }
-    }
-}
-
-/// A response that is no failure.
-fn good(
-    url: &str,
-    result: Result<Response<ureq::Body>, ureq::Error>,
-) -> anyhow::Result<Response<ureq::Body>> {
-    let mut response = result.map_err(|error| anyhow!("{url}: {}", plainly(error)))?;
-    let status = response.status();
-    if !status.is_success() {
-        // A body that cannot be read says no more than the status.
-        let body = response.body_mut().read_to_string().unwrap_or_default();
-        let json: Option<Value> = serde_json::from_str(&body).ok();
-        let said = json.as_ref().and_then(|json| message(&json["error"]));
-        let said = said.unwrap_or_else(|| clip(body.trim(), MESSAGE));
-        bail!("{url}: {status}: {said}");
-    }
-    Ok(response)
-}
-
-/// What an error's JSON says: OpenAI's object, or just a text.
-fn message(error: &Value) -> Option<String> {
-    let text = error["message"].as_str().or(error.as_str())?;
-    Some(clip(text, MESSAGE))
-}
-
-fn parse<T: DeserializeOwned>(url: &str, text: &str) -> anyhow::Result<T> {
-    serde_json::from_str(text)
-        .map_err(|error| anyhow!("{url}: {error} in {:?}", clip(text, MESSAGE)))
-}
-
 /// Whether the other side closed the connection before it answered.
 fn is_closed(error: &ureq::Error) -> bool {
     use io::ErrorKind::{BrokenPipe, ConnectionAborted, ConnectionReset, UnexpectedEof};
@@ -323,41 +228,12 @@ fn is_closed(error: &ureq::Error) -> bool {
     }
 }
 
-/// The library's errors lead with the name of a category; a person needs the rest.
-fn plainly(error: ureq::Error) -> String {
-    match error {
-        ureq::Error::Io(error) => error.to_string(),
-        ureq::Error::Timeout(phase) => format!("no answer in time ({phase})"),
-        error => error.to_string(),
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    fn events(text: &str) -> Vec<String> {
-        // As small as reads can be.
-        let mut events = Events::new(BufReader::with_capacity(1, text.as_bytes()));
-        let mut all = Vec::new();
-        while let Some(data) = events.next().expect("memory can be read") {
-            all.push(data);
-        }
-        all
-    }
-
     fn answer(text: &str) -> anyhow::Result<Answer> {
         read("there", Instant::now(), Events::new(text.as_bytes()))
-    }
-
-    #[test]
-    fn only_the_data_of_events_counts() {
-        assert_eq!(events(""), [""; 0]);
-        assert_eq!(events("data: a\n\ndata:b\n\n"), ["a", "b"]);
-        assert_eq!(events("data: a\r\n\r\ndata: b\r\n\r\n"), ["a", "b"]);
-        let with_fields = ": hello\n\nevent: x\nid: 1\ndata: a\ndata:  b\n\n\n";
-        assert_eq!(events(with_fields), ["a\n b"]);
-        assert_eq!(events("data: a\n\ndata: cut"), ["a", "cut"]);
     }
 
     #[test]

@@ -1,0 +1,137 @@
+//! Why a model could not be found or fetched.
+
+use std::io;
+use std::path::{Path, PathBuf};
+
+use super::ManifestError;
+use crate::nearest::listed;
+
+/// Why a model could not be found or fetched.
+#[derive(Debug, thiserror::Error)]
+pub enum CatalogError {
+    /// In the catalogue, not on this machine.
+    #[error("the model {name} is not on this machine: run `incant pull {name}`")]
+    NotPulled {
+        /// Its name.
+        name: String,
+    },
+    /// A file that is not the one its manifest describes.
+    #[error(
+        "{path} has {found} bytes where the model {name} has {expected}: run `incant pull {name}` to replace it",
+        path = path.display()
+    )]
+    WrongSize {
+        /// The model.
+        name: String,
+        /// Its file.
+        path: PathBuf,
+        /// The file's size, in bytes.
+        found: u64,
+        /// What the manifest says.
+        expected: u64,
+    },
+    /// Neither a name in the catalogue nor a file.
+    #[error(
+        "there is no model {name:?}; there are {known}, or give the path of a .gguf file",
+        known = listed(known)
+    )]
+    Unknown {
+        /// What was asked for.
+        name: String,
+        /// The names in the catalogue, the nearest first.
+        known: Vec<String>,
+    },
+    /// The path of something else.
+    #[error("{} is not a file", path.display())]
+    NotAFile {
+        /// It.
+        path: PathBuf,
+    },
+    /// A manifest in the cache cannot be read.
+    #[error("{}: {error}", path.display())]
+    Manifest {
+        /// The manifest.
+        path: PathBuf,
+        /// Why.
+        error: ManifestError,
+    },
+    /// A manifest in the cache describes a model of another name than its own.
+    #[error("{} describes the model {name}: call it {name}.toml", path.display())]
+    Misnamed {
+        /// The manifest.
+        path: PathBuf,
+        /// The model.
+        name: String,
+    },
+    /// A manifest in the cache has the name of a shipped model.
+    #[error("{}: the name {name} belongs to a model of incant's own", path.display())]
+    Shadowed {
+        /// The manifest.
+        path: PathBuf,
+        /// The model.
+        name: String,
+    },
+    /// The file system refused.
+    #[error("cannot {action} {}: {error}", path.display())]
+    Io {
+        /// What was tried.
+        action: &'static str,
+        /// On what.
+        path: PathBuf,
+        /// Why it failed.
+        error: io::Error,
+    },
+    /// The disk has no room for the model.
+    #[error(
+        "no space left for the model {name} in {dir}: {missing} more bytes are needed (what was downloaded is kept; INCANT_MODELS names another folder)",
+        dir = dir.display()
+    )]
+    DiskFull {
+        /// The model.
+        name: String,
+        /// The cache.
+        dir: PathBuf,
+        /// Bytes that were still to come.
+        missing: u64,
+    },
+    /// Every source failed.
+    #[error(
+        "no source delivered the model {name}:\n{causes}{kept}",
+        causes = lines(causes),
+        kept = kept_line(*kept)
+    )]
+    NoSource {
+        /// The model.
+        name: String,
+        /// One line for each source, in the order they were tried.
+        causes: Vec<String>,
+        /// Bytes that are kept for another try.
+        kept: u64,
+    },
+    /// There is neither a home directory nor `INCANT_MODELS`.
+    #[error("there is no home directory to keep models in: set INCANT_MODELS to a folder")]
+    NoCacheDirectory,
+}
+
+impl CatalogError {
+    pub(super) fn io(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> CatalogError {
+        let path = path.to_owned();
+        move |error| CatalogError::Io {
+            action,
+            path,
+            error,
+        }
+    }
+}
+
+fn lines(causes: &[String]) -> String {
+    let lines: Vec<String> = causes.iter().map(|cause| format!("  {cause}")).collect();
+    lines.join("\n")
+}
+
+fn kept_line(kept: u64) -> String {
+    match kept {
+        0 => String::new(),
+        bytes => format!("\n  {bytes} bytes are kept; another try goes on from there"),
+    }
+}

@@ -1,0 +1,197 @@
+//! Jinja2's filter `wordwrap`: lines broken as Python's `textwrap.wrap` breaks them.
+//!
+//! Widths are counted in characters, as in Python.
+
+/// How lines are broken.
+#[derive(Clone, Copy)]
+pub(super) struct Wrapping<'a> {
+    /// The most characters of a line, at least 1.
+    pub(super) width: usize,
+    /// Whether words that are longer are broken.
+    pub(super) break_long_words: bool,
+    /// What stands between lines.
+    pub(super) separator: &'a str,
+    /// Whether words are broken at their hyphens.
+    pub(super) break_on_hyphens: bool,
+}
+
+impl Wrapping<'_> {
+    /// Breaks the lines of a text. Breaks that it has stay, as the separator.
+    pub(super) fn wrap(&self, text: &str) -> String {
+        let lines: Vec<String> = lines(text)
+            .into_iter()
+            .map(|line| self.wrap_line(line).join(self.separator))
+            .collect();
+        lines.join(self.separator)
+    }
+
+    /// `TextWrapper._wrap_chunks`.
+    fn wrap_line(&self, line: &str) -> Vec<String> {
+        let line: Vec<char> = line.chars().collect();
+        let mut chunks: Vec<&[char]> = match self.break_on_hyphens {
+            true => chunks(&line),
+            false => words(&line),
+        };
+        chunks.reverse();
+        let mut lines: Vec<String> = Vec::new();
+        while let Some(&first) = chunks.last() {
+            if is_blank(first) && !lines.is_empty() {
+                chunks.pop();
+            }
+            let mut current: Vec<&[char]> = Vec::new();
+            let mut length = 0;
+            while let Some(&chunk) = chunks.last()
+                && length + chunk.len() <= self.width
+            {
+                length += chunk.len();
+                current.push(chunk);
+                chunks.pop();
+            }
+            if let Some(&chunk) = chunks.last()
+                && chunk.len() > self.width
+            {
+                if self.break_long_words {
+                    let (head, tail) = chunk.split_at(self.place_to_break(chunk, length));
+                    current.push(head);
+                    chunks.pop();
+                    chunks.push(tail);
+                } else if current.is_empty() {
+                    current.push(chunk);
+                    chunks.pop();
+                }
+            }
+            if current.last().is_some_and(|last| is_blank(last)) {
+                current.pop();
+            }
+            if !current.is_empty() {
+                lines.push(current.concat().into_iter().collect());
+            }
+        }
+        lines
+    }
+
+    /// Where a word is broken that is too long for a line, of which `length` characters
+    /// are taken.
+    fn place_to_break(&self, chunk: &[char], length: usize) -> usize {
+        let room = self.width - length;
+        if self.break_on_hyphens && chunk.len() > room {
+            let hyphen = chunk[..room].iter().rposition(|&c| c == '-');
+            if let Some(hyphen) = hyphen
+                && chunk[..hyphen].iter().any(|&c| c != '-')
+            {
+                return hyphen + 1;
+            }
+        }
+        room
+    }
+}
+
+/// The lines of a text, as `str.splitlines` has them.
+fn lines(text: &str) -> Vec<&str> {
+    let mut lines = Vec::new();
+    let mut rest = text;
+    while !rest.is_empty() {
+        let Some(at) = rest.find(ends_line) else {
+            lines.push(rest);
+            break;
+        };
+        lines.push(&rest[..at]);
+        rest = &rest[at..];
+        let end = rest.chars().next().map_or(0, char::len_utf8);
+        rest = rest.strip_prefix("\r\n").unwrap_or(&rest[end..]);
+    }
+    lines
+}
+
+fn ends_line(c: char) -> bool {
+    matches!(
+        c,
+        '\n' | '\r' | '\u{b}' | '\u{c}' | '\u{1c}'..='\u{1e}' | '\u{85}' | '\u{2028}' | '\u{2029}'
+    )
+}
+
+/// What `textwrap` takes for white space.
+fn is_space(c: char) -> bool {
+    matches!(c, '\t' | '\n' | '\u{b}' | '\u{c}' | '\r' | ' ')
+}
+
+fn is_blank(chunk: &[char]) -> bool {
+    chunk.iter().all(|c| c.is_whitespace())
+}
+
+fn is_word(c: char) -> bool {
+    c == '_' || c.is_alphanumeric()
+}
+
+fn is_letter(c: char) -> bool {
+    is_word(c) && !c.is_numeric()
+}
+
+fn is_punctuated(c: char) -> bool {
+    is_word(c) || "!\"'&.,?".contains(c)
+}
+
+/// Words and the space between them (`TextWrapper.wordsep_simple_re`).
+fn words(line: &[char]) -> Vec<&[char]> {
+    line.chunk_by(|&a, &b| is_space(a) == is_space(b)).collect()
+}
+
+/// What a line can be broken between (`TextWrapper.wordsep_re`): space, dashes between
+/// words, words, and parts of words that end in a hyphen.
+fn chunks(line: &[char]) -> Vec<&[char]> {
+    let mut chunks = Vec::new();
+    let mut start = 0;
+    while start < line.len() {
+        let end = match is_space(line[start]) {
+            true => run(line, start, is_space),
+            false if begins_dash(line, start) => run(line, start, |c| c == '-'),
+            false => word_end(line, start),
+        };
+        chunks.push(&line[start..end]);
+        start = end;
+    }
+    chunks
+}
+
+/// Where the characters from `start` on end that are of a kind.
+fn run(line: &[char], start: usize, of_kind: impl Fn(char) -> bool) -> usize {
+    let length = line[start..].iter().take_while(|&&c| of_kind(c)).count();
+    start + length
+}
+
+/// Whether two hyphens or more between words begin at `at`.
+fn begins_dash(line: &[char], at: usize) -> bool {
+    let is_behind_word = at > 0 && is_punctuated(line[at - 1]);
+    let end = run(line, at, |c| c == '-');
+    is_behind_word && end >= at + 2 && line.get(end).is_some_and(|&c| is_word(c))
+}
+
+/// Where a word ends that begins at `start`, or its first part.
+fn word_end(line: &[char], start: usize) -> usize {
+    let mut at = start + 1;
+    loop {
+        if at == line.len() || is_space(line[at]) || begins_dash(line, at) {
+            return at;
+        }
+        if line[at] == '-' && parts_word(line, at) {
+            return at + 1;
+        }
+        at += 1;
+    }
+}
+
+/// Whether the hyphen at `at` is one that a word can be broken behind.
+fn parts_word(line: &[char], at: usize) -> bool {
+    let is = |at: Option<usize>, kind: fn(char) -> bool| {
+        at.and_then(|at| line.get(at)).is_some_and(|&c| kind(c))
+    };
+    let before = |by: usize| at.checked_sub(by);
+    let two_letters = is(before(1), is_letter) && is(before(2), is_letter);
+    let hyphenated =
+        is(before(1), is_letter) && is(before(2), |c| c == '-') && is(before(3), is_letter);
+    let next = match line.get(at + 2) {
+        Some('-') => at + 3,
+        _ => at + 2,
+    };
+    (two_letters || hyphenated) && is(Some(at + 1), is_letter) && is(Some(next), is_letter)
+}

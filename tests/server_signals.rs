@@ -1,0 +1,63 @@
+//! Signals to the program while it serves.
+
+use std::io::{Read, Write};
+
+use serde_json::json;
+
+use crate::server_program::Program;
+use crate::server_support::{COMPLETIONS, in_company, post};
+
+/// A client that is being answered for as long as the model can.
+fn endless(program: &Program) -> std::net::TcpStream {
+    let model = &program.early.last().expect("it serves")["model"];
+    let body = json!({
+        "model": model, "prompt": "Hi", "max_tokens": 8000, "ignore_eos": true, "stream": true
+    });
+    let mut client = program.connect();
+    client
+        .write_all(&post(COMPLETIONS, body.to_string().as_bytes(), ""))
+        .expect("it reads");
+    let mut first = [0; 16];
+    client.read_exact(&mut first).expect("it answers");
+    client
+}
+
+#[test]
+fn a_second_request_to_end_ends_it_at_once() {
+    let _company = in_company();
+    for (first, second, code) in [("-INT", "-INT", 130), ("-INT", "-TERM", 143)] {
+        let mut program = Program::start(&["--drain", "3000"], &[]);
+        let client = endless(&program);
+        program.signal(first);
+        program.lines_until("says what a second one does", |line| {
+            let message = line["message"].as_str().unwrap_or_default();
+            message.contains("press Ctrl-C again to stop at once")
+        });
+        program.wait_for("draining");
+        program.signal(second);
+        assert_eq!(program.exit_code(), Some(code));
+        drop(client);
+    }
+}
+
+#[test]
+fn a_server_that_nobody_asks_anything_ends_at_the_first_request_to() {
+    let mut program = Program::start(&[], &[]);
+    program.signal("-TERM");
+    assert_eq!(program.exit_code(), Some(0));
+}
+
+#[test]
+fn a_hangup_does_not_end_a_server_that_has_nothing_to_read_again() {
+    let _company = in_company();
+    let program = Program::listening(&[], &[]);
+    program.hang_up();
+    program.lines_until("says so", |line| {
+        let message = line["message"].as_str().unwrap_or_default();
+        message.contains("there is nothing to read again")
+    });
+    program.wait_for("serving");
+    program.hang_up();
+    let answer = program.ask("after", "/tokenize", &json!({"prompt": "x"}));
+    assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");
+}
