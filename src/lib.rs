@@ -16,6 +16,7 @@ pub mod kv;
 pub mod lora;
 pub mod mmap;
 pub mod model;
+pub mod open;
 mod printable;
 pub mod profile;
 pub mod quantize;

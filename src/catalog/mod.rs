@@ -21,6 +21,8 @@ use std::sync::LazyLock;
 
 use etcetera::BaseStrategy;
 
+use crate::open::{Kind, Location};
+
 pub use manifest::{Checksum, Licence, Manifest, ManifestError, Source, WheelPart};
 
 /// The manifests that ship with incant. The first is the default model.
@@ -285,7 +287,7 @@ impl Cache {
 
     fn added(&self, name: &str) -> Result<Option<Manifest>, CatalogError> {
         let path = self.added_path(name);
-        let text = match fs::read_to_string(&path) {
+        let text = match Location::of(&path).read_text(Kind::MANIFEST) {
             Ok(text) => text,
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
             Err(error) => return Err(CatalogError::io("read", &path)(error)),

@@ -7,6 +7,7 @@ use std::path::PathBuf;
 
 use anyhow::{Context, bail};
 use incant::catalog::{self, Cache, CatalogError, Located, Manifest, Progress, State};
+use incant::open;
 use indicatif::{DecimalBytes, ProgressBar, ProgressStyle};
 
 /// Download models, or see which there are
@@ -34,7 +35,7 @@ impl Args {
         }
         if let Some(file) = &self.manifest {
             let at = || format!("{}", file.display());
-            let text = fs::read_to_string(file).with_context(at)?;
+            let text = open::read_text(file, open::Kind::MANIFEST).with_context(at)?;
             let manifest = Manifest::parse(&text).with_context(at)?;
             if catalog::find(&manifest.name).is_some() {
                 bail!(

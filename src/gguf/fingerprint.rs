@@ -11,6 +11,7 @@ use serde::{Deserialize, Serialize};
 
 use super::Gguf;
 use crate::mmap::{FileIdentity, Map};
+use crate::open::{Kind, Location};
 
 /// The bytes that are hashed before their pages are let go.
 const PART: usize = 8 << 20;
@@ -95,7 +96,7 @@ fn known(map: &Map, path: &Path, folder: &Path) -> [u8; 32] {
 
 /// What was remembered for exactly this file.
 fn recall(path: &Path, file: &FileIdentity) -> Option<[u8; 32]> {
-    let text = fs::read_to_string(path).ok()?;
+    let text = Location::of(path).read_text(Kind::NOTE).ok()?;
     let kept: Kept = serde_json::from_str(&text).ok()?;
     let found = blake3::Hash::from_hex(kept.blake3).ok()?;
     (kept.file == *file).then(|| found.into())

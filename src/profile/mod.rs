@@ -5,10 +5,10 @@
 //! [`ChatTemplate`] is what an aligned model brings along in its GGUF. Both are
 //! a [`Rendering`]: messages in, one text out, left open at the answer.
 //!
-//! A client's text is data. Two things keep it so: a line of it that looks like
-//! a role marker is escaped (see [`markers`]), and whatever in it would be read
-//! as a control token is broken up by the `protect` function that the caller
-//! passes in, with a guard character chosen by [`guard_for`].
+//! A client's text is data. Two things keep it so: what looks like a role marker in it
+//! is escaped (see [`markers`]; those of a chat template are learnt by trying it), and
+//! whatever in it would be read as a special token is broken up by the `protect` function
+//! that the caller passes in, with a guard character chosen by [`guard_for`].
 
 mod bounds;
 mod chat_template;
@@ -17,6 +17,7 @@ mod files;
 mod front;
 mod limits;
 pub mod markers;
+mod markup;
 mod methods;
 mod percent;
 mod python;
@@ -29,6 +30,7 @@ pub(crate) use files::is_builtin;
 pub use files::{Library, builtin, load};
 pub use front::{GuidanceDefaults, SamplingDefaults};
 pub(crate) use front::{MAX_BREAKER_BYTES, MAX_BREAKERS, MOST_DRY_TOKENS, breakers_problem};
+pub use markup::{Cut, Part, PartKind};
 pub use rendering::{Rendering, guard_for};
 pub use template::Profile;
 
