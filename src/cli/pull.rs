@@ -1,7 +1,6 @@
 //! `incant pull`, and what other commands need to have a model here.
 
 use std::cell::{Cell, RefCell};
-use std::fs;
 use std::io::{self, BufRead, IsTerminal, Write};
 use std::path::PathBuf;
 
