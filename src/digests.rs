@@ -9,6 +9,7 @@ use std::time::{Duration, SystemTime};
 use serde::{Deserialize, Serialize};
 
 use crate::mmap::FileIdentity;
+use crate::open::{Kind, Location};
 
 /// How long a file must have been left alone before its digest is remembered: longer than
 /// the steps of any file system's clock. A file that was changed within one step before
@@ -36,7 +37,8 @@ pub(crate) struct Digests<'a> {
 impl Digests<'_> {
     /// The digest that was found for exactly this file, in hexadecimal digits.
     pub(crate) fn recall(&self, file: &FileIdentity) -> Option<String> {
-        let text = fs::read_to_string(self.path(file)).ok()?;
+        let path = self.path(file);
+        let text = Location::of(&path).read_text(Kind::NOTE).ok()?;
         let kept: Kept = serde_json::from_str(&text).ok()?;
         (kept.file == *file && kept.algorithm == self.algorithm).then_some(kept.digest)
     }

@@ -18,6 +18,7 @@ pub mod lora;
 pub mod mmap;
 pub mod model;
 mod nearest;
+pub mod open;
 pub mod printable;
 pub mod profile;
 pub mod quantize;

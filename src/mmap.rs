@@ -3,7 +3,6 @@
 
 use std::fs::File;
 use std::ops::Deref;
-use std::path::Path;
 use std::time::{Duration, SystemTime};
 
 use serde::{Deserialize, Serialize};
@@ -69,9 +68,11 @@ impl FileIdentity {
 }
 
 impl Map {
-    /// Maps `path` for reading.
-    pub fn open(path: &Path) -> std::io::Result<Map> {
-        let file = File::open(path)?;
+    /// Maps an open file.
+    ///
+    /// # Errors
+    /// The system cannot map it.
+    pub fn of(file: File) -> std::io::Result<Map> {
         // SAFETY: the mapping is read-only. Another process that truncates the
         // file could still fault a later read; that is the same contract every
         // memory-mapped model loader has, and nothing in incant does it.

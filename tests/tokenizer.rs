@@ -238,6 +238,51 @@ fn a_user_cannot_write_a_control_token() {
     }
 }
 
+/// Gemma's vocabulary has the marks of images as text, as it has line breaks and HTML.
+#[test]
+fn a_user_cannot_write_markup_that_is_text_to_the_vocabulary() {
+    let (_, gemma) = &models()[0];
+    let attack = "a<start_of_image>b [multimodal]<end_of_image> <table>\n\n\n</table>";
+    let guarded = gemma.guard_controls(attack, GUARD);
+    assert_eq!(guarded.matches(GUARD).count(), 3);
+    let ids = gemma.encode_guarded(&guarded, GUARD);
+    assert_eq!(gemma.decode(&ids, false), attack);
+    let has = |text: &str| ids.iter().any(|&id| gemma.piece(id) == Some(text));
+    for markup in ["<start_of_image>", "[multimodal]", "<end_of_image>"] {
+        assert!(!has(markup), "{markup}");
+    }
+    for text in ["<table>", "\n\n\n", "</table>"] {
+        assert!(has(text), "{text}");
+    }
+    // Who writes the whole prompt still can.
+    let raw = gemma.encode(attack, Special::Parse);
+    assert!(
+        raw.iter()
+            .any(|&id| gemma.piece(id) == Some("<start_of_image>"))
+    );
+}
+
+/// Some vocabularies could also put it together from its parts.
+#[test]
+fn a_user_cannot_write_markup_by_merging() {
+    let pieces = [
+        "<unk>", "<s>", "</s>", "<", "x", ">", "<x", "<x>", "\u{2581}",
+    ];
+    let kinds = [2, 3, 3, 1, 1, 1, 1, 4, 1];
+    let file = Builder::new()
+        .with("tokenizer.ggml.model", Item::Str("llama"))
+        .with("tokenizer.ggml.tokens", Item::Strs(&pieces))
+        .with("tokenizer.ggml.scores", Item::F32s(&[0.0; 9]))
+        .with("tokenizer.ggml.token_type", Item::I32s(&kinds))
+        .with("tokenizer.ggml.unknown_token_id", Item::U32(0))
+        .with("tokenizer.ggml.add_space_prefix", Item::Bool(false));
+    let tokenizer = build(&file).expect("a good file");
+    let guarded = tokenizer.guard_controls("<x><x", GUARD);
+    let ids = tokenizer.encode_guarded(&format!("{guarded}<x>"), GUARD);
+    // The last one is not the user's, and was cut out first.
+    assert_eq!(ids, [3, 4, 5, 6, 7]);
+}
+
 #[test]
 fn guards_elsewhere_change_nothing() {
     for (model, tokenizer) in models() {

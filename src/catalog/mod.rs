@@ -25,6 +25,7 @@ use std::sync::LazyLock;
 use etcetera::BaseStrategy;
 
 use crate::nearest::nearest;
+use crate::open::{Kind, Location};
 
 pub use error::CatalogError;
 pub use manifest::{Checksum, Licence, Manifest, ManifestError, Source, WheelPart};
@@ -330,7 +331,7 @@ impl Cache {
 
 /// A manifest of the cache, if there is one.
 fn read_added(path: &Path) -> Result<Option<Manifest>, CatalogError> {
-    let text = match fs::read_to_string(path) {
+    let text = match Location::of(path).read_text(Kind::MANIFEST) {
         Ok(text) => text,
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
         Err(error) => return Err(CatalogError::io("read", path)(error)),

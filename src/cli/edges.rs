@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use anyhow::{Context, bail};
 use bytesize::ByteSize;
+use incant::open;
 use incant::server::{ApiKeys, HostName, Origin, SPARE_PLACES, ServeOptions, Tls, time_limit};
 
 use super::signals::Hangups;
@@ -96,7 +97,7 @@ impl EdgeArgs {
         }
         for path in &self.api_key_files {
             let name = || format!("--api-key-file {}", path.display());
-            let text = std::fs::read_to_string(path).with_context(name)?;
+            let text = open::read_text(path, open::Kind::KEYS).with_context(name)?;
             keys.add(&text).with_context(name)?;
         }
         match env::var(KEY_VARIABLE) {

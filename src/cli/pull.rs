@@ -1,12 +1,12 @@
 //! `incant pull`, and what other commands need to have a model here.
 
 use std::cell::{Cell, RefCell};
-use std::fs;
 use std::io::{self, BufRead, IsTerminal, Write};
 use std::path::PathBuf;
 
 use anyhow::{Context, bail};
 use incant::catalog::{self, Cache, CatalogError, Located, Manifest, Progress, State};
+use incant::open;
 use incant::printable::printable;
 use indicatif::{DecimalBytes, ProgressBar, ProgressStyle};
 
@@ -36,7 +36,7 @@ impl Args {
         }
         if let Some(file) = &self.manifest {
             let at = || format!("{}", file.display());
-            let text = fs::read_to_string(file).with_context(at)?;
+            let text = open::read_text(file, open::Kind::MANIFEST).with_context(at)?;
             let manifest = Manifest::parse(&text).with_context(at)?;
             if catalog::find(&manifest.name).is_some() {
                 bail!(

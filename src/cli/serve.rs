@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, anyhow, bail};
-use incant::engine::{EngineOptions, Origin};
+use incant::engine::{AdapterMemory, DEFAULT_ADAPTER_MEMORY, EngineOptions, Origin};
 use incant::runtime::{Model, Runtime};
 use incant::server::{ServeOptions, serve};
 use tokio::net::TcpListener;
@@ -58,6 +58,10 @@ pub(crate) struct Args {
     /// Let clients load adapters from this folder (`POST /v1/adapters`)
     #[arg(long, value_name = "DIR")]
     adapter_dir: Option<PathBuf>,
+    /// Memory that all adapters together may take; the same one under several names counts
+    /// once
+    #[arg(long, value_name = "SIZE", default_value_t = bytesize::ByteSize::b(DEFAULT_ADAPTER_MEMORY as u64))]
+    adapter_memory: bytesize::ByteSize,
     #[command(flatten, next_help_heading = "Clients")]
     edges: EdgeArgs,
 }
@@ -83,6 +87,7 @@ impl Args {
             queue: self.queue,
             chunk: self.chunk,
             stall_timeout: self.stall_timeout,
+            adapter_memory: AdapterMemory::new(self.adapter_memory.as_u64() as usize),
             #[cfg(debug_assertions)]
             fault: fault()?,
             ..EngineOptions::default()

@@ -1,19 +1,20 @@
 //! The side of the engine that other threads hold.
 
 use std::path::PathBuf;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::mpsc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use tokio::sync::mpsc as tokio_mpsc;
 
+use super::adapter::{Adapter, AdapterMemory, AddAdapterError, Added, Known};
 use super::group::Bell;
 use super::pulse::Pulse;
 use super::worker::Worker;
-use super::{Adapter, Event, GenerateRequest, Origin, Prefix, Request, SubmitError, Warmed, cache};
-use crate::exec::{AdapterId, ExecError, Executor};
+use super::{Event, GenerateRequest, Origin, Prefix, Request, SubmitError, Warmed, cache};
+use crate::exec::{AdapterId, Executor};
 use crate::kv::PrefixStore;
 use crate::lora::Lora;
 use crate::sample::SamplingParams;
@@ -35,10 +36,15 @@ pub struct EngineOptions {
     pub swap_folder: PathBuf,
     /// How long one step may take before the engine counts as stuck and takes no new work.
     pub stall_timeout: Duration,
+    /// What adapters may take; engines with the same one share it.
+    pub adapter_memory: AdapterMemory,
     /// A fault for tests.
     #[cfg(debug_assertions)]
     pub fault: Option<super::Fault>,
 }
+
+/// The bytes that adapters may take where nobody says how many.
+pub const DEFAULT_ADAPTER_MEMORY: usize = 1 << 30;
 
 impl Default for EngineOptions {
     fn default() -> Self {
@@ -51,6 +57,7 @@ impl Default for EngineOptions {
             // A step is meant to take less than a second. The first one of a large model
             // on a slow disk takes longer.
             stall_timeout: Duration::from_secs(30),
+            adapter_memory: AdapterMemory::new(DEFAULT_ADAPTER_MEMORY),
             #[cfg(debug_assertions)]
             fault: None,
         }
@@ -63,6 +70,8 @@ impl Default for EngineOptions {
 pub struct Engine {
     mail: mpsc::Sender<Mail>,
     shared: Arc<Shared>,
+    adapters: Arc<Mutex<Known>>,
+    adapter_memory: AdapterMemory,
 }
 
 /// What is sent to the worker.
@@ -70,7 +79,7 @@ pub(super) enum Mail {
     /// Requests that were accepted.
     Requests(Vec<(Request, tokio_mpsc::UnboundedSender<Event>)>),
     /// An adapter to take in, and where its id goes.
-    AddAdapter(Box<Lora>, mpsc::Sender<Result<AdapterId, ExecError>>),
+    AddAdapter(Box<Lora>, mpsc::Sender<Result<Added, AddAdapterError>>),
     /// An adapter that nobody holds any more.
     RemoveAdapter(AdapterId),
     /// Something that sequences wait for has come from another engine.
@@ -160,11 +169,17 @@ impl Engine {
             kv_capacity: AtomicUsize::new(executor.kv_memory().capacity),
             preemptions: AtomicU64::new(0),
         });
+        let adapter_memory = options.adapter_memory.clone();
         let worker = Worker::new(executor, options, inbox, Arc::clone(&shared));
         thread::Builder::new()
             .name("engine".to_owned())
             .spawn(move || worker.run())?;
-        Ok(Engine { mail, shared })
+        Ok(Engine {
+            mail,
+            shared,
+            adapters: Arc::default(),
+            adapter_memory,
+        })
     }
 
     /// Whether so many requests could ever be queued at once: before they are made,
@@ -238,21 +253,32 @@ impl Engine {
         }
     }
 
-    /// Takes in an adapter that was read for this engine's model. Blocks until the
-    /// step that runs has ended.
+    /// Takes in an adapter that was read for this engine's model, or finds the same one
+    /// where somebody holds it: its weights are in memory once. Blocks until the step that
+    /// runs has ended, and the adapter has been tried.
     ///
     /// # Errors
-    /// The device has no room for it, in words.
-    pub fn add_adapter(&self, lora: Lora) -> Result<Adapter, String> {
+    /// There is no room for it, or the model does not compute under it.
+    pub fn add_adapter(&self, lora: Lora) -> Result<Adapter, AddAdapterError> {
         let fingerprint = lora.fingerprint();
+        // Held until it is there: two that come at once are one.
+        let mut known = self.adapters.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(adapter) = known.find(fingerprint) {
+            return Ok(adapter);
+        }
         let (reply, answer) = mpsc::channel();
-        let dead = |_| "the engine's thread has died".to_owned();
         let mail = Mail::AddAdapter(Box::new(lora), reply);
         self.shared.pulse.expect();
-        self.mail.send(mail).map_err(|_| dead(mpsc::RecvError))?;
-        let id = answer.recv().map_err(dead)?;
-        let id = id.map_err(|error| error.to_string())?;
-        Ok(Adapter::new(id, fingerprint, self.mail.clone()))
+        self.mail.send(mail).map_err(|_| AddAdapterError::Died)?;
+        let added = answer.recv().map_err(|_| AddAdapterError::Died)??;
+        let adapter = Adapter::new(added, fingerprint, self.mail.clone());
+        known.add(&adapter);
+        Ok(adapter)
+    }
+
+    /// The memory for its adapters.
+    pub fn adapter_memory(&self) -> &AdapterMemory {
+        &self.adapter_memory
     }
 
     /// Sees to it that a prefix is in memory, from disk or by computing it. Blocks.

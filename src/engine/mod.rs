@@ -21,12 +21,12 @@ mod worker;
 use std::sync::Arc;
 use std::time::Duration;
 
-pub use adapter::Adapter;
+pub use adapter::{Adapter, AdapterMemory, AddAdapterError};
 #[cfg(debug_assertions)]
 pub use fault::Fault;
 pub use follow::{Feed, Follow, lead};
 pub use group::{Lead, Seat, Share, group};
-pub use handle::{Engine, EngineOptions, Generation, Load};
+pub use handle::{DEFAULT_ADAPTER_MEMORY, Engine, EngineOptions, Generation, Load};
 
 use crate::analyze::Divergence;
 use crate::sample::{SamplingParams, TokenLogprobs};

@@ -1,6 +1,7 @@
 //! The thread that owns the executor: takes requests in, and steps.
 
 mod room;
+mod trial;
 
 use std::collections::VecDeque;
 use std::panic::{self, AssertUnwindSafe};
@@ -16,7 +17,7 @@ use super::handle::{Mail, Shared};
 use super::pace::Pace;
 use super::sequence::{Advance, Computed, SCORED_ROWS, Sequence, Waiting};
 use super::swap::Swapped;
-use super::{Adapter, EngineOptions};
+use super::{Adapter, AdapterMemory, EngineOptions};
 use crate::exec::{Chunk, ExecError, Executor, Logits, Wanted};
 
 /// How often sequences that wait for another engine look whether they can go on.
@@ -32,6 +33,7 @@ pub(super) struct Worker {
     shared: Arc<Shared>,
     cache: Cache,
     pace: Pace,
+    adapter_memory: AdapterMemory,
     /// First come, first served.
     waiting: VecDeque<Waiting>,
     /// In the order in which they were let in.
@@ -68,6 +70,7 @@ impl Worker {
             inbox,
             shared,
             cache: Cache::new(options.prefixes),
+            adapter_memory: options.adapter_memory,
             pace: Pace::new(options.chunk),
             waiting: VecDeque::new(),
             running: Vec::new(),
@@ -213,10 +216,9 @@ impl Worker {
                 self.waiting.extend(waiting);
             }
             Mail::AddAdapter(lora, reply) => {
-                let added = executor.add_adapter(&lora);
-                if let Err(mpsc::SendError(Ok(id))) = reply.send(added) {
+                if let Err(mpsc::SendError(Ok(added))) = reply.send(self.add_adapter(&lora)) {
                     // Whoever wanted it has gone.
-                    executor.remove_adapter(id);
+                    self.executor.remove_adapter(added.id);
                 }
             }
             Mail::Wake => {}

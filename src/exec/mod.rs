@@ -238,6 +238,9 @@ pub trait Executor: Send {
     /// Names the layout and precision of saved KV: part of a saved prefix's key.
     fn kv_format(&self) -> String;
 
+    /// The bytes that an adapter takes once it is taken in.
+    fn adapter_bytes(&self, lora: &Lora) -> usize;
+
     /// Takes in an adapter.
     ///
     /// # Errors

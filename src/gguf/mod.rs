@@ -18,10 +18,12 @@ mod value;
 mod write;
 
 use std::collections::HashMap;
+use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use crate::mmap::Map;
+use crate::open::{Kind, Location};
 
 pub use error::{GgufCause, GgufError};
 pub use metadata::Metadata;
@@ -80,15 +82,18 @@ impl Gguf {
     /// The file cannot be read, is no GGUF of a supported version, or
     /// contradicts itself; see [`GgufCause`].
     pub fn open(path: &Path) -> Result<Gguf, GgufError> {
+        let file = Location::of(path).file(Kind::MODEL);
+        let file = file.map_err(|cause| GgufError::new(path, GgufCause::Io(cause)))?;
+        Gguf::of_file(file, path)
+    }
+
+    /// [`open`](Self::open) for an open file, which errors call `path`.
+    ///
+    /// # Errors
+    /// The same.
+    pub fn of_file(file: File, path: &Path) -> Result<Gguf, GgufError> {
         let error = |cause| GgufError::new(path, cause);
-        let metadata = std::fs::metadata(path).map_err(|cause| error(GgufCause::Io(cause)))?;
-        if metadata.is_dir() {
-            // Mapping it would fail as well, with "no such device".
-            return Err(error(GgufCause::Io(
-                std::io::ErrorKind::IsADirectory.into(),
-            )));
-        }
-        let map = Map::open(path).map_err(|cause| error(GgufCause::Io(cause)))?;
+        let map = Map::of(file).map_err(|cause| error(GgufCause::Io(cause)))?;
         let header = parse::parse(&map).map_err(error)?;
         let map = Arc::new(map);
         Ok(Gguf {

@@ -54,9 +54,10 @@ impl LowRank {
         self.rank.next_multiple_of(LANES)
     }
 
-    /// Bytes of both matrices.
-    pub fn bytes(&self) -> usize {
-        size_of_val(&self.a[..]) + size_of_val(&self.b[..])
+    /// Bytes of both matrices of this shape when they are packed.
+    pub fn packed(rank: usize, inputs: usize, outputs: usize) -> usize {
+        let vectors = rank.div_ceil(LANES) * inputs + outputs.div_ceil(LANES) * rank;
+        vectors * size_of::<[u16; LANES]>()
     }
 
     /// How many numbers a row has after the addition.

@@ -18,6 +18,7 @@ use sha2::{Digest, Sha256};
 
 use crate::exec::{AdapterId, Executor, SavedTensor, SequenceId};
 use crate::mmap::Map;
+use crate::open::{Kind, Location};
 
 /// Raised whenever a file's meaning changes.
 const FORMAT: &str = "2";
@@ -97,7 +98,7 @@ impl PrefixStore {
         adapter: Option<AdapterId>,
         executor: &mut dyn Executor,
     ) -> Result<Option<SequenceId>, String> {
-        let map = match Map::open(path) {
+        let map = match Location::of(path).file(Kind::PREFIX).and_then(Map::of) {
             Ok(map) => map,
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
             Err(error) => return Err(error.to_string()),
@@ -160,7 +161,7 @@ fn sweep(folder: &Path) {
     for entry in entries.flatten() {
         let unfinished = entry.file_name().to_string_lossy().starts_with(UNFINISHED);
         if unfinished
-            && let Ok(file) = File::open(entry.path())
+            && let Ok(file) = Location::of(&entry.path()).file(Kind::PREFIX)
             && file.try_lock().is_ok()
             && let Err(error) = fs::remove_file(entry.path())
         {
@@ -250,6 +251,17 @@ mod tests {
         drop(writer);
         PrefixStore::new(folder.path(), [0; 32], "any".to_owned());
         assert!(!written.exists() && other.exists());
+    }
+
+    #[cfg(unix)]
+    #[test]
+    fn what_is_no_file_is_no_prefix_and_not_waited_for() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let pipe = folder.path().join(format!("{UNFINISHED}pipe"));
+        let made = std::process::Command::new("mkfifo").arg(&pipe).status();
+        assert!(made.expect("there is such a program").success());
+        PrefixStore::new(folder.path(), [0; 32], "any".to_owned());
+        assert!(pipe.exists());
     }
 
     #[test]

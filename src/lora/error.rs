@@ -1,23 +1,35 @@
 //! Why an adapter cannot be used.
 
-use std::path::{Path, PathBuf};
-
 use super::Linear;
 use crate::gguf::GgufError;
+use crate::open::{self, Location};
 
 /// An adapter cannot be used; one line that names the file and the cause.
 #[derive(Debug, thiserror::Error)]
-#[error("{}: {cause}", path.display())]
+#[error("{place}: {cause}")]
 pub struct LoraError {
-    path: PathBuf,
+    place: String,
     // Part of the message already, so not a `source`: a report would repeat it.
     cause: Cause,
 }
 
 impl LoraError {
-    pub(super) fn new(path: &Path, cause: Cause) -> LoraError {
+    /// Whether the path leads out of the folder that it must be in.
+    pub fn is_outside(&self) -> bool {
+        match &self.cause {
+            Cause::Open(error) | Cause::Io { error, .. } => open::is_outside(error),
+            _ => false,
+        }
+    }
+
+    /// Whether the adapter is larger than it may be.
+    pub fn is_too_large(&self) -> bool {
+        matches!(self.cause, Cause::Room)
+    }
+
+    pub(super) fn new(location: &Location, cause: Cause) -> LoraError {
         LoraError {
-            path: path.to_owned(),
+            place: location.to_string(),
             cause,
         }
     }
@@ -27,6 +39,9 @@ impl LoraError {
 /// hostile one cannot break the line or reach the terminal.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum Cause {
+    // The file is named already.
+    #[error("{0}")]
+    Open(std::io::Error),
     #[error("{file}: {error}")]
     Io {
         file: &'static str,
@@ -77,10 +92,19 @@ pub(crate) enum Cause {
     Type { name: String, kind: String },
     #[error("the tensor '{}' holds a number that is not finite", name.escape_debug())]
     NotFinite { name: String },
+    #[error("the numbers that it adds to {} are too large for any computation", place(*layer, *linear))]
+    Overflow { layer: usize, linear: Linear },
+    #[error("it has more numbers than the memory for adapters can hold (--adapter-memory)")]
+    Room,
     #[error("its scale ({alpha} for rank {rank}) makes no sense")]
     Scale { alpha: f64, rank: usize },
     #[error("it adds to a linear layer twice ({linear:?} of layer {layer})")]
     Repeated { layer: usize, linear: Linear },
     #[error("it holds no tensors")]
     Empty,
+}
+
+/// What PEFT calls a linear layer's module.
+pub(crate) fn place(layer: usize, linear: Linear) -> String {
+    format!("layers.{layer}.{}", linear.module())
 }

@@ -5,17 +5,17 @@
 //! `lora_b`, `[outputs, rank]`. Rows are in the order of the model's own file. One
 //! alpha counts for all; 0 or none means a scale of 1.
 
-use std::path::Path;
-
 use super::error::Cause;
 use super::naming::{self, Side};
-use super::pairs::{self, Pairs, Stored};
+use super::pairs::{self, Pairs, Room, Stored};
 use super::{Linear, Lora};
 use crate::gguf::Gguf;
 use crate::model::DecoderSpec;
+use crate::open::{Kind, Location};
 
-pub(super) fn read(path: &Path, spec: &DecoderSpec) -> Result<Lora, Cause> {
-    let file = Gguf::open(path)?;
+pub(super) fn read(location: &Location, spec: &DecoderSpec, mut room: Room) -> Result<Lora, Cause> {
+    let file = location.file(Kind::ADAPTER).map_err(Cause::Open)?;
+    let file = Gguf::of_file(file, location.path())?;
     file.check_whole()?;
     let metadata = file.metadata();
     for (key, wanted) in [("general.type", "adapter"), ("adapter.type", "lora")] {
@@ -72,7 +72,7 @@ pub(super) fn read(path: &Path, spec: &DecoderSpec) -> Result<Lora, Cause> {
         }
         let linears = Linear::of_tensor(tensor, pair.outputs(), spec);
         let linears = linears.ok_or_else(|| Cause::Unknown { name: any.clone() })?;
-        let additions = pair.additions(linears, spec, scale, false, name)?;
+        let additions = pair.additions(linears, spec, scale, false, name, &mut room)?;
         parts.extend(
             additions
                 .into_iter()

@@ -19,9 +19,12 @@ use std::path::Path;
 use sha2::{Digest, Sha256};
 
 pub use error::LoraError;
+pub(crate) use error::place;
 pub use naming::Linear;
 
+use self::pairs::Room;
 use crate::model::DecoderSpec;
+use crate::open::{Location, Opened};
 
 /// Where a file says which profile its adapter goes with.
 const PROFILE_KEY: &str = "incant.profile";
@@ -67,6 +70,21 @@ pub struct LowRank {
     pub scale: f32,
 }
 
+impl LowRank {
+    /// No number that it adds is larger than this where those of its input are at most 1:
+    /// max over the outputs *o* of |scale| · Σᵣ |B*ₒᵣ*| · Σᵢ |A*ᵣᵢ*|.
+    pub fn most(&self) -> f64 {
+        let size = |numbers: &[f32]| -> f64 { numbers.iter().map(|&n| f64::from(n).abs()).sum() };
+        let low: Vec<f64> = self.a.chunks_exact(self.inputs).map(size).collect();
+        let rows = self.b.chunks_exact(self.rank);
+        let sums = rows.map(|row| -> f64 {
+            let products = row.iter().zip(&low);
+            products.map(|(&b, low)| f64::from(b).abs() * low).sum()
+        });
+        f64::from(self.scale).abs() * sums.fold(0.0, f64::max)
+    }
+}
+
 impl Lora {
     /// Reads the adapter at `path`, a PEFT directory or a GGUF file, for the model
     /// that `spec` describes.
@@ -75,11 +93,30 @@ impl Lora {
     /// See [`LoraError`]; each is one line that names the file and, where there is
     /// one, the tensor.
     pub fn read(path: &Path, spec: &DecoderSpec) -> Result<Lora, LoraError> {
-        let read = match path.is_dir() {
-            true => peft::read(path, spec),
-            false => gguf::read(path, spec),
+        Lora::read_at(&Location::of(path), spec, usize::MAX)
+    }
+
+    /// [`read`](Self::read) at a location that a client may have named. An adapter with
+    /// more than `most` numbers is refused before they are in memory.
+    ///
+    /// # Errors
+    /// The same.
+    pub fn read_at(
+        location: &Location,
+        spec: &DecoderSpec,
+        most: usize,
+    ) -> Result<Lora, LoraError> {
+        let room = Room(most);
+        let read = match location.open() {
+            Ok(Opened::Folder) => peft::read(location, spec, room),
+            Ok(Opened::File(_)) => gguf::read(location, spec, room),
+            Err(error) => Err(error::Cause::Open(error)),
         };
-        read.map_err(|cause| LoraError::new(path, cause))
+        read.and_then(|lora| match lora.overflowing() {
+            Some((layer, linear)) => Err(error::Cause::Overflow { layer, linear }),
+            None => Ok(lora),
+        })
+        .map_err(|cause| LoraError::new(location, cause))
     }
 
     /// An adapter of these additions.
@@ -146,6 +183,23 @@ impl Lora {
             let linears = Linear::ALL.into_iter();
             linears.filter_map(move |linear| Some((index, linear, layer.get(linear)?)))
         })
+    }
+
+    /// The linear layer that it can add the largest number to, by [`LowRank::most`].
+    pub fn strongest(&self) -> Option<(usize, Linear)> {
+        let parts = self.parts();
+        let parts = parts.map(|(layer, linear, part)| (layer, linear, part.most()));
+        let strongest = parts.max_by(|(.., one), (.., other)| one.total_cmp(other));
+        strongest.map(|(layer, linear, _)| (layer, linear))
+    }
+
+    /// A linear layer that a row of numbers no larger than 1 can overflow.
+    fn overflowing(&self) -> Option<(usize, Linear)> {
+        let overflows = |part: &LowRank| part.most() > f64::from(f32::MAX);
+        let mut parts = self.parts();
+        parts
+            .find(|(_, _, part)| overflows(part))
+            .map(|(layer, linear, _)| (layer, linear))
     }
 
     /// A hash of all that its numbers depend on.

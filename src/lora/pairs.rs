@@ -29,6 +29,17 @@ pub(super) struct Pair<'a> {
     b: Option<Stored<'a>>,
 }
 
+/// How many more numbers an adapter may have.
+#[derive(Clone, Copy)]
+pub(super) struct Room(pub(super) usize);
+
+impl Room {
+    fn take(&mut self, numbers: usize) -> Result<(), Cause> {
+        self.0 = self.0.checked_sub(numbers).ok_or(Cause::Room)?;
+        Ok(())
+    }
+}
+
 impl<'a> Pairs<'a> {
     /// Adds a matrix.
     pub(super) fn add(
@@ -60,7 +71,7 @@ impl Pair<'_> {
 
     /// The additions to `linears`, which the module holds one below the other.
     /// `scale` tells what a rank's product is multiplied by. `missing` names the
-    /// matrix that goes with one that is there.
+    /// matrix that goes with one that is there. Their numbers are taken from `room`.
     pub(super) fn additions(
         &self,
         linears: &[Linear],
@@ -68,6 +79,7 @@ impl Pair<'_> {
         scale: impl FnOnce(usize) -> Result<f32, Cause>,
         permute: bool,
         missing: impl Fn(Side) -> String,
+        room: &mut Room,
     ) -> Result<Vec<(Linear, LowRank)>, Cause> {
         let lacks = |side| Cause::Missing {
             name: missing(side),
@@ -85,6 +97,8 @@ impl Pair<'_> {
             return Err(wrong_shape(&b, &format!("[{outputs}, {rank}]")));
         }
         let scale = scale(rank)?;
+        // Each of several linear layers has an A of its own.
+        room.take(rank * (inputs * linears.len() + outputs))?;
         let (a, b) = (numbers(&a)?, numbers(&b)?);
         let mut rest = &b[..];
         let parts = linears.iter().zip(shapes).map(|(&linear, [outputs, _])| {

@@ -2,27 +2,29 @@
 //! `adapter_model.safetensors`.
 
 use std::collections::{BTreeMap, HashMap};
-use std::fs;
-use std::path::Path;
+use std::io::ErrorKind;
 
-use regex::Regex;
+use regex::{Regex, RegexBuilder};
 use safetensors::{Dtype, SafeTensors};
 use serde::Deserialize;
 use serde_json::Value;
 
 use super::error::Cause;
 use super::naming::{self, Side};
-use super::pairs::{self, Pairs, Stored};
+use super::pairs::{self, Pairs, Room, Stored};
 use super::{Linear, Lora};
 use crate::gguf::TensorType;
 use crate::mmap::Map;
 use crate::model::DecoderSpec;
+use crate::open::{Kind, Location};
 
 pub(super) const CONFIG: &str = "adapter_config.json";
 pub(super) const TENSORS: &str = "adapter_model.safetensors";
 
-/// A configuration is a page or two.
-const MOST_CONFIG: u64 = 1 << 20;
+/// The most patterns of a configuration, more than a model has linear layers, and the most
+/// bytes that one of them takes when it is compiled: most are names as they stand.
+const MOST_PATTERNS: usize = 4096;
+const LARGEST_PATTERN: usize = 64 << 10;
 
 /// What of `adapter_config.json` changes the numbers. Whatever else changes them is
 /// in `rest`, and refused.
@@ -69,11 +71,17 @@ const UNSUPPORTED: &[(&str, &str)] = &[
 /// when it saves them.
 const CHANGED_WEIGHTS: &[&str] = &["pissa", "olora", "corda", "loftq", "lora_ga"];
 
-pub(super) fn read(folder: &Path, spec: &DecoderSpec) -> Result<Lora, Cause> {
+pub(super) fn read(folder: &Location, spec: &DecoderSpec, mut room: Room) -> Result<Lora, Cause> {
     let config = read_config(folder)?;
-    let map = match Map::open(&folder.join(TENSORS)) {
+    let tensors = folder.join(TENSORS).file(Kind::ADAPTER);
+    let map = match tensors.and_then(Map::of) {
         Ok(map) => map,
-        Err(_) if folder.join("adapter_model.bin").exists() => return Err(Cause::Pickle),
+        Err(error)
+            if error.kind() == ErrorKind::NotFound
+                && folder.join("adapter_model.bin").open().is_ok() =>
+        {
+            return Err(Cause::Pickle);
+        }
         Err(error) => {
             return Err(Cause::Io {
                 file: TENSORS,
@@ -119,7 +127,7 @@ pub(super) fn read(folder: &Path, spec: &DecoderSpec) -> Result<Lora, Cause> {
             });
         }
         let scale = |rank| scales.of(module, rank);
-        let additions = pair.additions(linears, spec, scale, true, name)?;
+        let additions = pair.additions(linears, spec, scale, true, name, &mut room)?;
         parts.extend(
             additions
                 .into_iter()
@@ -131,16 +139,12 @@ pub(super) fn read(folder: &Path, spec: &DecoderSpec) -> Result<Lora, Cause> {
     Ok(lora)
 }
 
-fn read_config(folder: &Path) -> Result<Config, Cause> {
-    let io = |error| Cause::Io {
+fn read_config(folder: &Location) -> Result<Config, Cause> {
+    let text = folder.join(CONFIG).read(Kind::ADAPTER_CONFIG);
+    let text = text.map_err(|error| Cause::Io {
         file: CONFIG,
         error,
-    };
-    let path = folder.join(CONFIG);
-    if fs::metadata(&path).map_err(io)?.len() > MOST_CONFIG {
-        return Err(io(std::io::ErrorKind::FileTooLarge.into()));
-    }
-    let text = fs::read(&path).map_err(io)?;
+    })?;
     // Some editors put a byte order mark before it.
     let text = text.strip_prefix(b"\xef\xbb\xbf").unwrap_or(&text);
     let config: Config = serde_json::from_slice(text).map_err(Cause::Config)?;
@@ -228,8 +232,15 @@ fn patterns(
 ) -> Result<Vec<(Regex, f64)>, Cause> {
     let wrong =
         |pattern: &str| Cause::Unsupported(format!("'{}' in {key}", pattern.escape_debug()));
+    if patterns.is_some_and(|patterns| patterns.len() > MOST_PATTERNS) {
+        return Err(Cause::Unsupported(format!(
+            "{key} has more than {MOST_PATTERNS} patterns"
+        )));
+    }
     let patterns = patterns.into_iter().flatten().map(|(pattern, value)| {
-        let regex = Regex::new(&format!(r"^(?:.*\.)?(?:{pattern})$"));
+        let regex = RegexBuilder::new(&format!(r"^(?:.*\.)?(?:{pattern})$"))
+            .size_limit(LARGEST_PATTERN)
+            .build();
         let value = value.as_f64().ok_or_else(|| wrong(pattern))?;
         Ok((regex.map_err(|_| wrong(pattern))?, value))
     });

@@ -8,6 +8,7 @@ use minijinja::{Environment, Error, ErrorKind, Value};
 
 use super::error::Refusal;
 use super::limits::{Text, check_source, on_deep_stack};
+use super::markup::{Cut, Markup};
 use super::{Message, ProfileError, Role, bounds, jinja, methods, percent, python};
 
 /// What stands for the file in errors: the key that GGUF keeps a template under.
@@ -26,6 +27,7 @@ pub struct ChatTemplate {
     source: String,
     bos: Option<String>,
     eos: Option<String>,
+    markup: Markup,
 }
 
 impl ChatTemplate {
@@ -83,6 +85,7 @@ impl ChatTemplate {
             source: source.to_owned(),
             bos: bos.map(str::to_owned),
             eos: eos.map(str::to_owned),
+            markup: Markup::default(),
         };
         // A template that fails on the plainest of questions fails on all of
         // them; one that refuses it may still have others that it takes.
@@ -97,6 +100,24 @@ impl ChatTemplate {
         self.render(&[Message::new(Role::User, "Hello")], &str::to_owned)
     }
 
+    /// The same template, which from now on keeps messages from writing what it writes around
+    /// them to say who speaks. Where that is special tokens, which `cut` finds, it is left to
+    /// the tokenizer.
+    pub fn guarding_its_markers(self, cut: Cut<'_>) -> ChatTemplate {
+        let markup = Markup::learn(&self, cut);
+        ChatTemplate { markup, ..self }
+    }
+
+    /// The texts at the start of a line that open a turn which is not the assistant's.
+    pub fn markers(&self) -> &[String] {
+        self.markup.turns()
+    }
+
+    /// What [`render`](Self::render) makes of a message's text before the template sees it.
+    pub fn shield(&self, role: Role, text: &str, protect: &dyn Fn(&str) -> String) -> String {
+        self.markup.shield(role, text, protect)
+    }
+
     /// Whether it writes nothing for a plain question, so that the model would not see it.
     pub fn is_silent(&self) -> bool {
         self.greet().is_ok_and(|text| text.trim().is_empty())
@@ -107,8 +128,9 @@ impl ChatTemplate {
         &self.source
     }
 
-    /// Renders a conversation with the generation prompt behind it. `protect` is
-    /// applied to each message's content before the template sees it.
+    /// Renders a conversation with the generation prompt behind it. The template's own
+    /// markers are escaped in each message's content, and `protect` is applied to it, before
+    /// the template sees it.
     pub fn render(
         &self,
         messages: &[Message],
@@ -117,7 +139,7 @@ impl ChatTemplate {
         let messages: Vec<Value> = messages
             .iter()
             .map(|message| {
-                let content = protect(&message.content);
+                let content = self.shield(message.role, &message.content, protect);
                 Value::from_pairs([("role", message.role.name()), ("content", content.as_str())])
             })
             .collect();

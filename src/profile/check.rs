@@ -46,19 +46,21 @@ const OPTIONAL: [&str; 3] = ["variant_of", "sampling", "guidance"];
 /// a profile exactly where there are no problems; `file` names it in these.
 pub fn check(file: &str, source: &str) -> Result<Profile, Vec<ProfileError>> {
     check_source(file, source).map_err(|error| vec![error])?;
-    on_deep_stack(|| {
-        let (toml, template) = front::parts(file, source).map_err(|error| vec![error])?;
-        let mut reading = Reading::new(file, &toml);
-        let front = reading.front();
-        let mut problems = reading.problems;
-        problems.sort_by_key(ProfileError::line);
-        let (profile, of_template) = Profile::assemble(file, front, template);
-        problems.extend(of_template);
-        match profile {
-            Some(profile) if problems.is_empty() => Ok(profile),
-            _ => Err(problems),
-        }
-    })
+    on_deep_stack(|| Ok(checked(file, source))).map_err(|error| vec![error])?
+}
+
+fn checked(file: &str, source: &str) -> Result<Profile, Vec<ProfileError>> {
+    let (toml, template) = front::parts(file, source).map_err(|error| vec![error])?;
+    let mut reading = Reading::new(file, &toml);
+    let front = reading.front();
+    let mut problems = reading.problems;
+    problems.sort_by_key(ProfileError::line);
+    let (profile, of_template) = Profile::assemble(file, front, template);
+    problems.extend(of_template);
+    match profile {
+        Some(profile) if problems.is_empty() => Ok(profile),
+        _ => Err(problems),
+    }
 }
 
 /// A front matter that is read key by key.

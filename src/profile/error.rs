@@ -1,7 +1,7 @@
 //! What can go wrong between a profile's file and a rendered prompt.
 
 use std::fmt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use crate::printable::printable;
 
@@ -25,6 +25,9 @@ pub enum ProfileError {
         /// What is wrong with it.
         problem: String,
     },
+    /// There is no memory to run a template in; the server's fault, for now.
+    #[error("a template cannot be run: {0}")]
+    NoStack(std::io::Error),
     /// A chat template turned the client's messages down with
     /// `raise_exception`; the client's fault, in the template's words.
     #[error("{0}")]
@@ -51,6 +54,27 @@ impl fmt::Display for Place {
 }
 
 impl ProfileError {
+    /// The error as clients may see it: it names files without their folders.
+    pub fn for_clients(&self) -> String {
+        let name = |path: &Path| match path.file_name() {
+            Some(name) => name.to_string_lossy().into_owned(),
+            None => path.display().to_string(),
+        };
+        match self {
+            ProfileError::Read { path, source } => {
+                format!("cannot read {}: {source}", name(path))
+            }
+            ProfileError::Broken { place, problem } => {
+                let place = Place {
+                    file: name(Path::new(&place.file)),
+                    line: place.line,
+                };
+                format!("{place}: {}", printable(problem))
+            }
+            ProfileError::NoStack(_) | ProfileError::Refused(_) => self.to_string(),
+        }
+    }
+
     /// A problem with a file as a whole, or with one line of it.
     pub(super) fn broken(
         file: &str,
@@ -70,7 +94,7 @@ impl ProfileError {
     pub(super) fn line(&self) -> Option<usize> {
         match self {
             ProfileError::Broken { place, .. } => place.line,
-            ProfileError::Read { .. } | ProfileError::Refused(_) => None,
+            ProfileError::Read { .. } | ProfileError::NoStack(_) | ProfileError::Refused(_) => None,
         }
     }
 
@@ -102,3 +126,22 @@ impl ProfileError {
 #[derive(Debug, thiserror::Error)]
 #[error("{0}")]
 pub(super) struct Refusal(pub(super) String);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn clients_see_files_without_their_folders() {
+        let broken = ProfileError::broken("/home/me/prompts/short.jinja", Some(3), "a tag");
+        assert_eq!(broken.for_clients(), "short.jinja:3: a tag");
+        let unreadable = ProfileError::Read {
+            path: "/home/me/prompts/short.jinja".into(),
+            source: std::io::ErrorKind::NotFound.into(),
+        };
+        assert_eq!(
+            unreadable.for_clients(),
+            "cannot read short.jinja: entity not found"
+        );
+    }
+}

@@ -2,14 +2,14 @@
 
 use std::collections::BTreeMap;
 use std::ffi::OsStr;
-use std::fs::{self, File};
-use std::io::Read;
+use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, LazyLock};
 use std::time::SystemTime;
 
 use super::limits::LONGEST_SOURCE;
 use super::{Profile, ProfileError};
+use crate::open::{Kind, Location};
 
 /// Files of `prompts/`, with their texts.
 macro_rules! prompts {
@@ -284,18 +284,15 @@ impl Stamp {
     }
 }
 
-/// The text of a file, as far as it matters: one that is too long is refused anyhow.
+/// Files of profiles.
+const KIND: Kind = Kind::new("profiles", LONGEST_SOURCE as u64);
+
 fn text_of(path: &Path) -> Result<String, ProfileError> {
-    let mut text = String::new();
-    let most = LONGEST_SOURCE as u64 + 1;
-    let read = File::open(path).and_then(|file| file.take(most).read_to_string(&mut text));
-    match read {
-        Ok(_) => Ok(text),
-        Err(source) => Err(ProfileError::Read {
-            path: path.to_owned(),
-            source,
-        }),
-    }
+    let text = Location::of(path).read_text(KIND);
+    text.map_err(|source| ProfileError::Read {
+        path: path.to_owned(),
+        source,
+    })
 }
 
 fn parse(path: &Path, text: &str) -> Result<Arc<Profile>, ProfileError> {
@@ -345,4 +342,26 @@ pub fn check_file(path: &Path) -> Result<Profile, Vec<ProfileError>> {
 fn stem(path: &Path) -> String {
     let stem = path.file_stem().unwrap_or_default();
     stem.to_string_lossy().into_owned()
+}
+
+#[cfg(all(test, unix))]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_no_file_is_an_error_and_not_waited_for() {
+        let folder = tempfile::tempdir().unwrap();
+        let pipe = folder.path().join("pipe.jinja");
+        let made = std::process::Command::new("mkfifo").arg(&pipe).status();
+        assert!(made.unwrap().success());
+        let error = Library::open(Some(folder.path())).unwrap_err().to_string();
+        assert!(
+            error.ends_with("pipe.jinja: it is a pipe, not a file"),
+            "{error}"
+        );
+        fs::remove_file(&pipe).unwrap();
+        std::os::unix::fs::symlink("/dev/zero", folder.path().join("zero.jinja")).unwrap();
+        let error = Library::open(Some(folder.path())).unwrap_err().to_string();
+        assert!(error.ends_with("it is a device, not a file"), "{error}");
+    }
 }

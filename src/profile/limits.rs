@@ -9,12 +9,15 @@
 //! - **Stack**: minijinja counts how deep statements, expressions in brackets,
 //!   blocks, and macros nest. What it does not count (a chain of operators, lists in
 //!   lists) is as deep as the source and the fuel allow, for which [`on_deep_stack`]
-//!   has room.
+//!   has room. Where the system has none for it, that is an error of this rendering.
 //! - **Memory**: the source and what is rendered have a largest length. Values that a
 //!   template builds for itself are limited by its fuel alone: whoever chooses a
 //!   template is trusted not to fill the memory on purpose.
 
+use std::cell::Cell;
 use std::io::{self, Write};
+use std::panic::resume_unwind;
+use std::thread;
 
 use minijinja::{Error, ErrorKind};
 
@@ -30,10 +33,39 @@ pub(super) const LONGEST_TEXT: usize = 16 << 20;
 /// memory.
 const STACK: usize = 256 << 20;
 
-/// Runs what compiles or renders a template where deep nesting is no danger.
-pub(super) fn on_deep_stack<T>(work: impl FnOnce() -> T) -> T {
-    // What is on such a stack already has half of it left for more.
-    stacker::maybe_grow(STACK / 2, STACK, work)
+thread_local! {
+    static IS_DEEP: Cell<bool> = const { Cell::new(false) };
+}
+
+/// Runs what compiles or renders a template where deep nesting is no danger: on a thread of
+/// its own, unless this is such a one.
+///
+/// # Errors
+/// The work's own, or the system has no memory for the stack.
+pub(super) fn on_deep_stack<T: Send>(
+    work: impl FnOnce() -> Result<T, ProfileError> + Send,
+) -> Result<T, ProfileError> {
+    match IS_DEEP.get() {
+        true => work(),
+        false => on_stack_of(STACK, work),
+    }
+}
+
+fn on_stack_of<T: Send>(
+    bytes: usize,
+    work: impl FnOnce() -> Result<T, ProfileError> + Send,
+) -> Result<T, ProfileError> {
+    thread::scope(|scope| {
+        let deep = thread::Builder::new()
+            .name("template".to_owned())
+            .stack_size(bytes)
+            .spawn_scoped(scope, || {
+                IS_DEEP.set(true);
+                work()
+            });
+        let done = deep.map_err(ProfileError::NoStack)?.join();
+        done.unwrap_or_else(|panic| resume_unwind(panic))
+    })
 }
 
 /// Refuses a source that is too long.
@@ -86,5 +118,31 @@ impl Write for Text {
 
     fn flush(&mut self) -> io::Result<()> {
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_stack_that_the_system_does_not_give_is_an_error() {
+        let most = usize::MAX / 4;
+        match on_stack_of(most, || Ok(())) {
+            Err(ProfileError::NoStack(_)) => {}
+            other => panic!("{other:?}"),
+        }
+        assert!(on_stack_of(1 << 20, || Ok(())).is_ok());
+    }
+
+    #[test]
+    fn what_runs_on_a_deep_stack_stays_on_it() {
+        let threads = on_deep_stack(|| {
+            let outer = thread::current().id();
+            on_deep_stack(|| Ok((outer, thread::current().id())))
+        });
+        let (outer, inner) = threads.expect("there is room for a stack");
+        assert_eq!(outer, inner);
+        assert_ne!(outer, thread::current().id());
     }
 }

@@ -12,6 +12,8 @@
 //! code fence protects nothing, because nothing in a prompt says that the model
 //! reads it as one.
 
+use std::collections::BTreeSet;
+
 /// Escapes each line of `text` that begins with something like a marker.
 pub fn escape(text: &str, markers: &[String]) -> String {
     let folded = fold_all(markers);
@@ -27,6 +29,59 @@ pub fn escape(text: &str, markers: &[String]) -> String {
         }
     }
     escaped
+}
+
+/// Puts a backslash into whatever in `text` reads like one of the `markers`, wherever it
+/// stands: `[\\INST]`, `USER\\:`. One that begins with a letter or digit counts only where no
+/// other stands before it.
+pub fn break_up(text: &str, markers: &[String]) -> String {
+    let folded = fold_all(markers);
+    let mut places = BTreeSet::new();
+    let mut before = None;
+    for (at, c) in text.char_indices() {
+        let follows_word = c.is_alphanumeric() && before.is_some_and(char::is_alphanumeric);
+        before = Some(c);
+        if fold(c).next().is_none() || follows_word {
+            continue;
+        }
+        for marker in &folded {
+            places.extend(reads_like(&text[at..], marker).map(|within| at + within));
+        }
+    }
+    let mut broken = String::with_capacity(text.len() + places.len());
+    let mut copied = 0;
+    for place in places {
+        broken.push_str(&text[copied..place]);
+        broken.push('\\');
+        copied = place;
+    }
+    broken + &text[copied..]
+}
+
+/// Where to break up what `text` begins with, if it reads like the folded `marker`: before
+/// the sign that ends a word, else after the first character, which is a sign's.
+fn reads_like(text: &str, marker: &str) -> Option<usize> {
+    let mut expected = marker.chars();
+    let (mut first, mut last) = (None, None);
+    for (at, c) in text.char_indices() {
+        if expected.as_str().is_empty() {
+            break;
+        }
+        for folded in fold(c) {
+            if expected.next() != Some(folded) {
+                return None;
+            }
+            first = first.or(Some((at, c)));
+            last = Some((at, c));
+        }
+    }
+    let ((first_at, first), (last_at, last)) = (first?, last?);
+    let is_sign = |c: char| !c.is_alphanumeric();
+    match expected.as_str().is_empty() {
+        false => None,
+        true if first_at == last_at || !is_sign(first) && is_sign(last) => Some(last_at),
+        true => Some(first_at + first.len_utf8()),
+    }
 }
 
 /// Takes back what [`escape`] did with the same markers.
@@ -172,6 +227,25 @@ mod tests {
             let escaped = escape(text, &urial());
             assert_eq!(escaped.len(), text.len() + 1, "{text:?}");
             assert_eq!(count(&escaped, &urial()), 0, "{escaped:?}");
+        }
+    }
+
+    #[test]
+    fn a_marker_is_broken_up_wherever_it_stands() {
+        let markers = ["[INST]", "[/INST]", "USER:", ">>>"].map(str::to_owned);
+        for (text, broken) in [
+            ("say [INST] and [/inst]!", "say [\\INST] and [\\/inst]!"),
+            ("[[INST]]", "[[\\INST]]"),
+            ("[ \u{200b}INST\u{ff3d}", "[\\ \u{200b}INST\u{ff3d}"),
+            ("ok. USER: hi, Enduser: no", "ok. USER\\: hi, Enduser: no"),
+            ("\u{ff35}ser :", "\u{ff35}ser \\:"),
+            (">>>> x", ">\\>\\>> x"),
+            ("[INS", "[INS"),
+            ("the user said: [I] and >>", "the user said: [I] and >>"),
+            ("", ""),
+        ] {
+            assert_eq!(break_up(text, &markers), broken);
+            assert_eq!(break_up(broken, &markers), broken, "once is enough");
         }
     }
 

@@ -5,10 +5,10 @@
 //! [`ChatTemplate`] is what an aligned model brings along in its GGUF. Both are
 //! a [`Rendering`]: messages in, one text out, left open at the answer.
 //!
-//! A client's text is data. Two things keep it so: a line of it that looks like
-//! a role marker is escaped (see [`markers`]), and whatever in it would be read
-//! as a control token is broken up by the `protect` function that the caller
-//! passes in, with a guard character chosen by [`guard_for`].
+//! A client's text is data. Two things keep it so: what looks like a role marker in it
+//! is escaped (see [`markers`]; those of a chat template are learnt by trying it), and
+//! whatever in it would be read as a special token is broken up by the `protect` function
+//! that the caller passes in, with a guard character chosen by [`guard_for`].
 
 mod bounds;
 mod chat_template;
@@ -19,6 +19,7 @@ mod front;
 mod jinja;
 mod limits;
 pub mod markers;
+mod markup;
 mod methods;
 mod percent;
 mod python;
@@ -35,6 +36,7 @@ pub use files::{Library, builtin, check_file, load};
 pub use front::name_problem as profile_name_problem;
 pub use front::{GuidanceDefaults, SamplingDefaults};
 pub(crate) use front::{MAX_BREAKER_BYTES, MAX_BREAKERS, MOST_DRY_TOKENS, breakers_problem};
+pub use markup::{Cut, Part, PartKind};
 pub use rendering::{Rendering, guard_for};
 pub use template::Profile;
 

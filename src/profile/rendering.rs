@@ -3,7 +3,9 @@
 use std::collections::HashSet;
 use std::sync::Arc;
 
-use super::{ChatTemplate, GuidanceDefaults, Message, Profile, ProfileError, SamplingDefaults};
+use super::{
+    ChatTemplate, GuidanceDefaults, Message, Profile, ProfileError, Role, SamplingDefaults, markers,
+};
 
 /// How an arm turns messages into text.
 #[derive(Clone, Debug)]
@@ -58,11 +60,23 @@ impl Rendering {
         }
     }
 
+    /// What [`render`](Self::render) makes of a message's text before it goes in.
+    pub fn shield(&self, role: Role, text: &str, protect: &dyn Fn(&str) -> String) -> String {
+        match self {
+            Rendering::Base => protect(text),
+            Rendering::Turn(profile) | Rendering::Profile(profile) => {
+                protect(&markers::escape(text, profile.markers()))
+            }
+            Rendering::Template(template) => template.shield(role, text, protect),
+        }
+    }
+
     /// What ends an answer when a line of it begins with one of these.
     pub fn markers(&self) -> &[String] {
         match self {
             Rendering::Turn(profile) | Rendering::Profile(profile) => profile.markers(),
-            Rendering::Base | Rendering::Template(_) => &[],
+            Rendering::Template(template) => template.markers(),
+            Rendering::Base => &[],
         }
     }
 

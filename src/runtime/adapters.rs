@@ -5,8 +5,9 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use crate::engine;
+use crate::engine::{self, AddAdapterError};
 use crate::lora::{Lora, LoraError};
+use crate::open::Location;
 
 /// The longest name.
 const MOST_NAME: usize = 64;
@@ -15,6 +16,7 @@ const MOST_NAME: usize = 64;
 #[derive(Debug)]
 pub struct Adapter {
     name: String,
+    /// As clients may see it.
     path: PathBuf,
     profile: Option<String>,
     ranks: Vec<usize>,
@@ -51,9 +53,9 @@ pub enum AdapterError {
         /// The model.
         model: String,
     },
-    /// The device has no room for it, or the engine has died.
+    /// There is no room for it, the model does not compute under it, or the engine failed.
     #[error("the adapter cannot be taken in: {0}")]
-    Engine(String),
+    Engine(#[from] AddAdapterError),
 }
 
 impl Adapter {
@@ -62,7 +64,8 @@ impl Adapter {
         &self.name
     }
 
-    /// Where it was read from.
+    /// Where it was read from, as far as clients may know: a path within the folder that
+    /// they name adapters in, or the last part of one that the operator named.
     pub fn path(&self) -> &Path {
         &self.path
     }
@@ -80,6 +83,11 @@ impl Adapter {
     /// How many numbers it has.
     pub fn parameters(&self) -> usize {
         self.parameters
+    }
+
+    /// The bytes that its weights take, once for all names that they have.
+    pub fn bytes(&self) -> usize {
+        self.loaded.bytes()
     }
 
     /// When it was loaded, in Unix seconds.
@@ -110,18 +118,32 @@ impl super::Model {
         self.adapters.get()
     }
 
-    /// Reads the adapter at `path` and serves it as `name`, in the place of one that
+    /// [`load_adapter_at`](Self::load_adapter_at) a path that the operator names.
+    ///
+    /// # Errors
+    /// See [`AdapterError`].
+    pub fn load_adapter(&self, name: &str, path: &Path) -> Result<Arc<Adapter>, AdapterError> {
+        self.load_adapter_at(name, &Location::of(path))
+    }
+
+    /// Reads the adapter at `location` and serves it as `name`, in the place of one that
     /// has this name. Blocks. Until it has succeeded nothing changes; requests that
     /// have begun go on as they are.
     ///
     /// # Errors
     /// See [`AdapterError`].
-    pub fn load_adapter(&self, name: &str, path: &Path) -> Result<Arc<Adapter>, AdapterError> {
+    pub fn load_adapter_at(
+        &self,
+        name: &str,
+        location: &Location,
+    ) -> Result<Arc<Adapter>, AdapterError> {
         let fits = |c: char| c.is_ascii_alphanumeric() || matches!(c, '.' | '_' | '-');
         if name.is_empty() || name.len() > MOST_NAME || !name.chars().all(fits) {
             return Err(AdapterError::Name(name.to_owned()));
         }
-        let lora = Lora::read(path, self.spec())?;
+        // No executor holds a number in less than two bytes.
+        let most = self.engine().adapter_memory().most() / 2;
+        let lora = Lora::read_at(location, self.spec(), most)?;
         let profile = lora.profile().map(str::to_owned);
         if let Some(profile) = &profile
             && !self.profile_names().contains(profile)
@@ -139,16 +161,13 @@ impl super::Model {
         let now = SystemTime::now().duration_since(UNIX_EPOCH);
         let adapter = Arc::new(Adapter {
             name: name.to_owned(),
-            path: path.to_owned(),
+            path: location.public_path().to_owned(),
             profile,
             ranks,
             parameters,
             // A clock before 1970 is wrong anyhow.
             created: now.map_or(0, |since| since.as_secs()),
-            loaded: self
-                .engine()
-                .add_adapter(lora)
-                .map_err(AdapterError::Engine)?,
+            loaded: self.engine().add_adapter(lora)?,
         });
         let served = Arc::clone(&adapter);
         self.adapters

@@ -128,9 +128,18 @@ fn list(adapters: &[String]) -> String {
 }
 
 /// A conversation cannot be rendered.
+///
+/// Its text is for the client: it names no folders.
 #[derive(Debug, thiserror::Error)]
-#[error(transparent)]
+#[error("{}", .0.for_clients())]
 pub struct PromptError(#[from] ProfileError);
+
+impl PromptError {
+    /// Whether the messages are not at fault: the server had no memory to render them.
+    pub fn is_servers(&self) -> bool {
+        matches!(self.0, ProfileError::NoStack(_))
+    }
+}
 
 /// The profile and the adapter of `[@PROFILE][+ADAPTER]`.
 fn parts(rest: &str) -> (Option<&str>, Option<&str>) {

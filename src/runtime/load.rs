@@ -13,8 +13,8 @@ use crate::gguf::{Gguf, GgufError};
 use crate::kv::PrefixStore;
 use crate::model::{DecoderSpec, ModelError, arch};
 use crate::nearest::{listed, nearest};
-use crate::profile::{ChatTemplate, Profile, ProfileError, SamplingDefaults};
-use crate::text::{Tokenizer, TokenizerError};
+use crate::profile::{ChatTemplate, Part, PartKind, Profile, ProfileError, SamplingDefaults};
+use crate::text::{TokenKind, Tokenizer, TokenizerError};
 
 /// The profile that a base model chats with unless its manifest names another.
 const DEFAULT_PROFILE: &str = "assistant";
@@ -100,6 +100,14 @@ pub enum LoadError {
 }
 
 impl LoadError {
+    /// The error as clients may see it: it names profiles' files without their folders.
+    pub(super) fn for_clients(&self) -> String {
+        match self {
+            LoadError::Profile(error) => error.for_clients(),
+            error => error.to_string(),
+        }
+    }
+
     fn model(path: &Path, error: ModelError) -> LoadError {
         match error {
             // Names the file already.
@@ -351,7 +359,10 @@ fn chat_template(
     };
     let text = |id: Option<u32>| id.and_then(|id| tokenizer.piece(id));
     let why = match ChatTemplate::new(source, text(tokenizer.bos()), text(tokenizer.eos())) {
-        Ok(template) if !template.is_silent() => return Ok((Some(Arc::new(template)), None)),
+        Ok(template) if !template.is_silent() => {
+            let template = template.guarding_its_markers(&|text| parts(tokenizer, text));
+            return Ok((Some(Arc::new(template)), None));
+        }
         Ok(_) => "it writes nothing for a user's question".to_owned(),
         Err(error) => error.to_string(),
     };
@@ -359,4 +370,21 @@ fn chat_template(
     let problem =
         format!("{file}: the chat template cannot be used, so a profile is in its place: {why}");
     Ok((None, Some(problem)))
+}
+
+/// A text as its special tokens cut it.
+fn parts<'a>(tokenizer: &Tokenizer, text: &'a str) -> Vec<Part<'a>> {
+    let parts = tokenizer.cut(text).into_iter();
+    let parts = parts.map(|(text, id)| Part {
+        text,
+        kind: match id {
+            None => PartKind::Text,
+            Some(id) if tokenizer.bos() == Some(id) || tokenizer.end_tokens().contains(&id) => {
+                PartKind::Separator
+            }
+            Some(id) if tokenizer.kind(id) == TokenKind::UserDefined => PartKind::Markup,
+            Some(_) => PartKind::Control,
+        },
+    });
+    parts.collect()
 }

@@ -16,7 +16,7 @@ impl Runtime {
     pub fn update_profiles(&self, library: &Library) {
         let broken = library.broken();
         let mut problems: BTreeMap<String, String> = broken
-            .map(|(name, error)| (name, error.to_string()))
+            .map(|(name, error)| (name, error.for_clients()))
             .collect();
         let mut found = library.profiles();
         found.retain(|name, _| !problems.contains_key(name));
@@ -40,7 +40,7 @@ impl Runtime {
                         profiles.insert(name.clone(), bound);
                     }
                 }
-                Err(error) => _ = problems.insert(name.clone(), error.to_string()),
+                Err(error) => _ = problems.insert(name.clone(), error.for_clients()),
             }
         }
         let before: Vec<Arc<Profiles>> = self.models().iter().map(|it| it.profiles()).collect();

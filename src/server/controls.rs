@@ -558,7 +558,8 @@ fn token_limits(
 }
 
 /// The tokens of words that an answer must not have, each with a space before it, as within
-/// a text, and without.
+/// a text, and without. No other space counts: not the one that some tokenizers put before a
+/// text, which would be a second one.
 fn banned(tokenizer: &Tokenizer, words: Vec<String>) -> Result<Vec<Vec<u32>>, ApiError> {
     let name = "bad_words";
     let bytes: usize = words.iter().map(String::len).sum();
@@ -572,7 +573,7 @@ fn banned(tokenizer: &Tokenizer, words: Vec<String>) -> Result<Vec<Vec<u32>>, Ap
     for word in &words {
         let word = word.trim_start();
         for text in [word.to_owned(), format!(" {word}")] {
-            let run = tokenizer.encode(&text, Special::Parse);
+            let run = tokenizer.encode_inside(&text, Special::Parse);
             if word.is_empty() || run.is_empty() {
                 let message = format!("`{name}` must not hold a text without words.");
                 return Err(ApiError::invalid(name, message));

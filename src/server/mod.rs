@@ -110,6 +110,8 @@ struct App {
     metrics: Metrics,
     /// Unknown fields that were warned of.
     warned: Mutex<HashSet<String>>,
+    /// Held by whoever loads an adapter.
+    adapter_turn: Arc<tokio::sync::Mutex<()>>,
 }
 
 impl App {
@@ -170,6 +172,7 @@ fn router(runtime: Arc<Runtime>, options: ServeOptions) -> Router {
         options,
         metrics: Metrics::new(),
         warned: Mutex::default(),
+        adapter_turn: Arc::default(),
     });
     let routed = endpoints()
         .into_iter()

@@ -16,6 +16,7 @@ pub mod stop;
 
 mod bpe;
 mod load;
+mod markup;
 mod merge;
 mod occurrences;
 mod split;

@@ -6,7 +6,7 @@
 
 use std::sync::{Arc, Mutex, PoisonError};
 
-use super::tokenizer::Tokenizer;
+use super::tokenizer::{Special, Tokenizer};
 
 /// How many lists of texts are remembered: the default, those of a few profiles, and the
 /// last clients'.
@@ -71,9 +71,9 @@ impl Tokenizer {
                 }
             }
         }
-        let whole = self.encode_inside(text);
+        let whole = self.encode_inside(text, Special::Plain);
         let rest = |count: usize| match text.get(count..) {
-            Some(rest) => Some(self.encode_inside(rest)),
+            Some(rest) => Some(self.encode_inside(rest, Special::Plain)),
             // Within a character: only a token's end can be there.
             None => {
                 let mut before = 0;

@@ -8,10 +8,11 @@
 //! shorter one when that cannot be had.
 
 use std::cmp::Reverse;
-use std::collections::{BinaryHeap, HashMap};
+use std::collections::{BinaryHeap, HashMap, HashSet};
 
 use aho_corasick::{AhoCorasick, Anchored, BuildError, Input, MatchKind, StartKind};
 
+use super::markup::is_markup;
 use super::vocabulary::{TokenKind, Vocabulary};
 
 /// The special tokens of a vocabulary.
@@ -22,6 +23,8 @@ pub(super) struct Specials {
     automaton: AhoCorasick,
     /// The bytes that some special token begins with.
     begins: Box<[bool; 256]>,
+    /// The ids of markup.
+    markup: HashSet<u32>,
 }
 
 /// A token that is looked for in the text as it stands.
@@ -31,6 +34,8 @@ pub(super) struct SpecialToken {
     len: usize,
     /// Whether it is more than text: a control or the unknown token.
     pub(super) control: bool,
+    /// Whether a user's text must not become it: a control token or markup.
+    pub(super) guarded: bool,
     /// Whether its text is one character.
     single: bool,
     /// The longest other special token that it begins with.
@@ -90,11 +95,16 @@ impl Specials {
                     id,
                     len: piece.len(),
                     control,
+                    guarded: control || is_markup(piece),
                     single: piece.chars().nth(1).is_none(),
                     shorter,
                 }
             })
             .collect();
+        let markup = found
+            .iter()
+            .filter(|(piece, _, control)| !control && is_markup(piece));
+        let markup = markup.map(|&(_, id, _)| id).collect();
         let automaton = AhoCorasick::builder()
             .match_kind(MatchKind::LeftmostLongest)
             .start_kind(StartKind::Anchored)
@@ -103,6 +113,7 @@ impl Specials {
             tokens,
             automaton,
             begins,
+            markup,
         })
     }
 
@@ -155,14 +166,19 @@ impl Specials {
         fragments
     }
 
-    /// Where control tokens begin in `text`, overlapping ones included, in
+    /// Where control tokens and markup begin in `text`, overlapping ones included, in
     /// ascending order.
-    pub(super) fn controls<'a>(&'a self, text: &'a str) -> impl Iterator<Item = usize> + 'a {
-        let control = |token: &SpecialToken, _| token.control;
+    pub(super) fn guarded<'a>(&'a self, text: &'a str) -> impl Iterator<Item = usize> + 'a {
+        let guarded = |token: &SpecialToken, _| token.guarded;
         self.places(text).filter(move |&start| {
-            self.next(self.longest_at(text, start), start, &control)
+            self.next(self.longest_at(text, start), start, &guarded)
                 .is_some()
         })
+    }
+
+    /// Whether a token is markup that the vocabulary has as text.
+    pub(super) fn is_markup(&self, id: u32) -> bool {
+        self.markup.contains(&id)
     }
 
     /// The places of `text` whose byte some special token begins with.

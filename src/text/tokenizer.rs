@@ -60,16 +60,33 @@ impl Tokenizer {
         }
     }
 
-    /// Like [`encode`](Self::encode) with [`Special::Plain`], for a text that continues
-    /// another: no space is put before it.
-    pub(super) fn encode_inside(&self, text: &str) -> Vec<u32> {
-        self.encode_where(text, false, |token, _| !token.control)
+    /// Like [`encode`](Self::encode), for a text that continues another: no space is put
+    /// before it.
+    pub fn encode_inside(&self, text: &str, special: Special) -> Vec<u32> {
+        let is_parsed = special == Special::Parse;
+        self.encode_where(text, false, |token, _| is_parsed || !token.control)
+    }
+
+    /// A text as the tokens cut it that [`guard_controls`](Self::guard_controls) keeps it
+    /// from becoming: each part with its token, if it is one.
+    pub fn cut<'a>(&self, text: &'a str) -> Vec<(&'a str, Option<u32>)> {
+        let mut at = 0;
+        let fragments = self.specials.split(text, |token, _| token.guarded);
+        let parts = fragments.into_iter().map(|fragment| {
+            let (len, id) = match fragment {
+                Fragment::Text(text) => (text.len(), None),
+                Fragment::Token(id) => (self.piece(id).map_or(0, str::len), Some(id)),
+            };
+            at += len;
+            (&text[at - len..at], id)
+        });
+        parts.collect()
     }
 
     /// Like [`encode`](Self::encode) with [`Special::Parse`], but `guard`
-    /// marks places: it is removed, and no control token is found across a
-    /// place where it stood. Where that prevents nothing, the ids are those of
-    /// the text without guards.
+    /// marks places: it is removed, and no control token and no markup is found
+    /// across a place where it stood. Where that prevents nothing, the ids are those
+    /// of the text without guards.
     pub fn encode_guarded(&self, text: &str, guard: char) -> Vec<u32> {
         let mut guards = Vec::new();
         let mut clean = String::with_capacity(text.len());
@@ -79,21 +96,63 @@ impl Tokenizer {
         }
         // The end of the text is no guard.
         guards.pop();
-        self.encode_where(&clean, true, |token, start| {
-            !(token.control && token.spans(start, &guards))
-        })
+        let mut ids = Vec::new();
+        let mut first = true;
+        let allowed = |token: &SpecialToken, start| !(token.guarded && token.spans(start, &guards));
+        for fragment in self.specials.split(&clean, allowed) {
+            match fragment {
+                Fragment::Token(id) => ids.push(id),
+                Fragment::Text(text) => {
+                    let mut found = Vec::new();
+                    self.encode_text(text, first, &mut found);
+                    found
+                        .into_iter()
+                        .for_each(|id| self.push_text(id, &mut ids));
+                }
+            }
+            first = matches!(fragment, Fragment::Token(_));
+        }
+        ids
+    }
+
+    /// Appends a token that came from text; in the place of markup, which merging can give
+    /// where it is text to the vocabulary, tokens of its parts.
+    fn push_text(&self, id: u32, ids: &mut Vec<u32>) {
+        let piece = self.piece(id).filter(|_| self.specials.is_markup(id));
+        let Some(piece) = piece else {
+            ids.push(id);
+            return;
+        };
+        // It has brackets, so that none of its parts is all of it.
+        let (first, rest) = piece.split_at(piece.chars().next().map_or(0, char::len_utf8));
+        for part in [first, rest] {
+            let mut found = Vec::new();
+            self.encode_text(part, false, &mut found);
+            found.into_iter().for_each(|id| self.push_text(id, ids));
+        }
+    }
+
+    /// Appends the ids of text in which no special token is left.
+    fn encode_text(&self, text: &str, first: bool, ids: &mut Vec<u32>) {
+        match &self.encoder {
+            Encoder::Spm(spm) => spm.encode(&self.vocabulary, text, first, ids),
+            Encoder::Bpe(bpe) => bpe.encode(&self.vocabulary, text, ids),
+        }
     }
 
     /// Puts `guard` after the first character of each text in `text` that is a
-    /// control token's, overlapping ones included. What
+    /// control token's or markup's, overlapping ones included. What
     /// [`encode_guarded`](Self::encode_guarded) makes of the result, also with
-    /// more text around it, holds no control token from within `text`.
+    /// more text around it, holds no such token from within `text`.
+    ///
+    /// Markup is what the vocabulary has as text, but in brackets like a control token:
+    /// `<start_of_image>`, `<|im_start|>`, `[multimodal]`. Tags of HTML are text.
     ///
     /// `text` itself should not contain `guard`: it would be lost.
     pub fn guard_controls<'a>(&self, text: &'a str, guard: char) -> Cow<'a, str> {
         let mut guarded = String::new();
         let mut copied = 0;
-        for start in self.specials.controls(text) {
+        for start in self.specials.guarded(text) {
             let first = text[start..].chars().next().map_or(0, char::len_utf8);
             guarded.push_str(&text[copied..start + first]);
             guarded.push(guard);
@@ -118,10 +177,7 @@ impl Tokenizer {
         for fragment in self.specials.split(text, allowed) {
             match fragment {
                 Fragment::Token(id) => ids.push(id),
-                Fragment::Text(text) => match &self.encoder {
-                    Encoder::Spm(spm) => spm.encode(&self.vocabulary, text, first, &mut ids),
-                    Encoder::Bpe(bpe) => bpe.encode(&self.vocabulary, text, &mut ids),
-                },
+                Fragment::Text(text) => self.encode_text(text, first, &mut ids),
             }
             first = matches!(fragment, Fragment::Token(_));
         }

@@ -9,6 +9,7 @@
 //! `INCANT_FUZZ_SECONDS` lets a test run for so long instead of for the number of
 //! inputs that it asks for.
 
+mod adapters;
 mod edits;
 mod gguf;
 mod header;

@@ -78,7 +78,7 @@ impl Prefixes {
 }
 
 /// A file as material: the length of its header, the words of the header, the data.
-fn material(bytes: Vec<u8>) -> Material {
+pub(super) fn material(bytes: Vec<u8>) -> Material {
     let header = u64::from_le_bytes(bytes[..8].try_into().expect("eight bytes")) as usize;
     let text = str::from_utf8(&bytes[8..8 + header]).expect("JSON");
     let words = [

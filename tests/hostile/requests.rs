@@ -16,6 +16,7 @@ use incant::profile::Profile;
 use incant::runtime::{LoadOptions, Model, Runtime};
 use incant::server::ServeOptions;
 use serde_json::{Value, json};
+use tempfile::TempDir;
 
 use super::edits::Material;
 use super::{Target, fuzz};
@@ -77,16 +78,20 @@ struct Requests {
     server: Server,
     /// What a request is answered before anything else.
     before: Value,
+    /// Where adapters may be loaded from, none of them sound.
+    _adapters: TempDir,
 }
 
 impl Requests {
     fn new() -> Requests {
         let runtime = runtime();
+        let adapters = adapters();
         let server = Server::over(
             Arc::clone(&runtime),
             ServeOptions {
                 client_timeout: SERVER_PATIENCE,
                 max_body: 1 << 20,
+                adapter_folder: Some(adapters.path().to_owned()),
                 ..ServeOptions::default()
             },
         );
@@ -96,6 +101,7 @@ impl Requests {
             runtime,
             server,
             before,
+            _adapters: adapters,
         }
     }
 
@@ -103,6 +109,25 @@ impl Requests {
         let load = self.runtime.models()[0].engine().load();
         load.running == 0 && load.waiting == 0
     }
+}
+
+/// What a client may name that is no adapter: a pipe, a device, what is elsewhere.
+fn adapters() -> TempDir {
+    let folder = tempfile::tempdir().expect("a folder");
+    let path = |name: &str| folder.path().join(name);
+    let made = std::process::Command::new("mkfifo")
+        .arg(path("pipe"))
+        .status();
+    assert!(made.expect("there is such a program").success());
+    std::fs::create_dir(path("peft")).expect("a folder");
+    for (link, to) in [
+        ("zero", "/dev/zero"),
+        ("up", ".."),
+        ("peft/adapter_config.json", "../pipe"),
+    ] {
+        std::os::unix::fs::symlink(to, path(link)).expect("a link");
+    }
+    folder
 }
 
 /// A tiny model with a chat template, little memory and a short context.

@@ -1,10 +1,10 @@
 //! What the arms are asked: one question, or a file of prompts.
 
 use std::collections::HashMap;
-use std::fs;
 use std::path::Path;
 
 use anyhow::{Context, bail};
+use incant::open;
 use incant::profile::{Message, Role};
 use serde::Deserialize;
 use serde::de::IgnoredAny;
@@ -69,7 +69,7 @@ impl Asking {
     /// line that is not blank is a prompt. A byte order mark before it is skipped.
     pub(super) fn file(&self, path: &Path) -> anyhow::Result<Vec<Asked>> {
         let name = path.display();
-        let text = fs::read_to_string(path).with_context(|| name.to_string())?;
+        let text = open::read_text(path, open::Kind::PROMPTS).with_context(|| name.to_string())?;
         let text = text.strip_prefix('\u{feff}').unwrap_or(&text);
         let is_json = path
             .extension()
@@ -121,6 +121,8 @@ impl Asking {
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
+
     use super::*;
 
     const CHAT: Asking = Asking {

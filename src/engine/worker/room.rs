@@ -8,6 +8,10 @@ use super::super::swap::Swapped;
 use super::Worker;
 use crate::exec::{Executor, SequenceId, SwapOut};
 
+/// What a client is told whose answer cannot be put aside or brought back. The cause may
+/// name a folder, and is in the log.
+const LOST: &str = "the server could not put the answer aside while memory was short";
+
 impl Worker {
     /// The first of those that are swapped out that can go on.
     pub(super) fn to_bring_back(&self) -> Option<usize> {
@@ -51,7 +55,7 @@ impl Worker {
                 }
                 Err(lost) => {
                     tracing::error!("a sequence cannot be brought back: {}", lost.why);
-                    lost.sequence.fail(&lost.why);
+                    lost.sequence.fail(LOST);
                     self.lose(&lost.sequence);
                 }
             }
@@ -130,7 +134,7 @@ impl Worker {
     }
 
     /// Has running sequence number `index` give up its memory for a while.
-    fn swap_out(&mut self, index: usize) {
+    pub(super) fn swap_out(&mut self, index: usize) {
         let sequence = self.running.remove(index);
         match Swapped::out(sequence, self.executor.as_mut(), &self.swap_folder) {
             Ok(swapped) => {
@@ -139,7 +143,7 @@ impl Worker {
             }
             Err(lost) => {
                 tracing::error!("a sequence cannot be swapped out: {}", lost.why);
-                lost.sequence.fail(&lost.why);
+                lost.sequence.fail(LOST);
                 self.lose(&lost.sequence);
             }
         }

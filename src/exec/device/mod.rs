@@ -160,6 +160,12 @@ impl Executor for DeviceExecutor {
         format!("device-f32{}", self.spec.kv_variant())
     }
 
+    fn adapter_bytes(&self, lora: &Lora) -> usize {
+        let parts = lora.parts();
+        let numbers = parts.map(|(.., part)| part.a.len() + part.b.len());
+        numbers.sum::<usize>() * size_of::<f32>()
+    }
+
     fn add_adapter(&mut self, lora: &Lora) -> Result<AdapterId, ExecError> {
         let adapter = Adapter::load(lora, &self.device)?;
         Ok(self.adapters.add(adapter))

@@ -43,7 +43,7 @@ use super::{
     SwapOut, check_states, default_kv_memory,
 };
 use crate::gguf::Gguf;
-use crate::kernels::{Isa, Tier};
+use crate::kernels::{Isa, LowRank, Tier};
 use crate::lora::Lora;
 use crate::model::{DecoderSpec, Rotation};
 
@@ -119,6 +119,12 @@ impl Executor for NativeExecutor {
             _ => "",
         };
         format!("native-f16{tiles}{}", self.spec.kv_variant())
+    }
+
+    fn adapter_bytes(&self, lora: &Lora) -> usize {
+        let parts = lora.parts();
+        let bytes = parts.map(|(.., part)| LowRank::packed(part.rank, part.inputs, part.outputs));
+        bytes.sum()
     }
 
     fn add_adapter(&mut self, lora: &Lora) -> Result<AdapterId, ExecError> {

@@ -2,7 +2,7 @@
 //! them, after what it would have been asked.
 
 use super::{Arm, Prompt, PromptError};
-use crate::profile::{Message, Rendering, Role, guard_for, markers};
+use crate::profile::{Message, Rendering, Role, guard_for};
 
 /// A conversation that ends with an answer.
 #[derive(Clone, Debug)]
@@ -113,7 +113,7 @@ impl Turn {
         let mut longer = messages.to_vec();
         longer.push(Message::new(Role::User, "Hello"));
         let text = rendering.render(&longer, protect)?;
-        let answer = protect(&markers::escape(answer, rendering.markers()));
+        let answer = rendering.shield(Role::Assistant, answer, protect);
         let answer = answer.trim();
 
         let nothing = || Turn {

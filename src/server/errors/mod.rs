@@ -9,7 +9,8 @@ use axum::response::{IntoResponse, Response};
 
 use super::deadline::Whose;
 use crate::engine::SubmitError;
-use crate::runtime::ArmError;
+use crate::printable::excerpt;
+use crate::runtime::{ArmError, PromptError};
 
 pub(crate) use wire::{ErrorBody, Refusal, SHOULD_RETRY};
 
@@ -45,6 +46,9 @@ pub(crate) enum ApiError {
     /// No such model, profile or adapter.
     #[error("{0}")]
     UnknownModel(String),
+    /// An adapter does not fit into the memory for adapters.
+    #[error("{0}")]
+    NoAdapterRoom(String),
     /// The prompt does not fit.
     #[error(
         "This model's maximum context length is {context} tokens, but the prompt has {prompt} tokens{} \
@@ -168,6 +172,15 @@ impl ApiError {
             .unwrap_or("no message");
         tracing::error!(cause, "a request handler panicked");
         ApiError::Internal("an unexpected error, see the server's log".into()).into_response()
+    }
+}
+
+impl From<PromptError> for ApiError {
+    fn from(error: PromptError) -> ApiError {
+        match error.is_servers() {
+            true => ApiError::Internal(error.to_string()),
+            false => ApiError::invalid("messages", excerpt(&error.to_string())),
+        }
     }
 }
 

@@ -48,6 +48,11 @@ impl ApiError {
                 (StatusCode::UNSUPPORTED_MEDIA_TYPE, INVALID, None)
             }
             ApiError::UnknownModel(_) => (StatusCode::NOT_FOUND, INVALID, Some("model_not_found")),
+            ApiError::NoAdapterRoom(_) => (
+                StatusCode::BAD_REQUEST,
+                INVALID,
+                Some("adapter_memory_exceeded"),
+            ),
             ApiError::ContextLength { .. } => (
                 StatusCode::BAD_REQUEST,
                 INVALID,
@@ -98,6 +103,7 @@ impl ApiError {
             ApiError::ForeignOrigin => "origin_not_allowed",
             ApiError::NotJson | ApiError::Encoded => "unsupported_media_type",
             ApiError::UnknownModel(_) => "model_not_found",
+            ApiError::NoAdapterRoom(_) => "adapter_memory_exceeded",
             ApiError::ContextLength { .. } => "context_length_exceeded",
             ApiError::BodyTooLarge { .. } => "body_too_large",
             ApiError::BodyTimeout { .. } => "body_timeout",
@@ -118,6 +124,7 @@ impl ApiError {
         match self {
             ApiError::Invalid { param, .. } => param.clone(),
             ApiError::UnknownModel(_) => Some("model".into()),
+            ApiError::NoAdapterRoom(_) => Some("path".into()),
             ApiError::ContextLength { param, .. } => Some((*param).into()),
             ApiError::TooMany { param, .. } => Some((*param).into()),
             _ => None,

@@ -1,6 +1,6 @@
 //! `/v1/adapters`: which LoRA adapters are served, loading and unloading them.
 
-use std::path::{Component, Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 
 use axum::Json;
@@ -9,6 +9,8 @@ use axum::extract::{self, State};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use crate::engine::AddAdapterError;
+use crate::open::Location;
 use crate::printable::excerpt;
 use crate::runtime::{self, AdapterError, Model};
 use crate::server::App;
@@ -36,7 +38,7 @@ pub(crate) struct Adapter {
     model: String,
     /// When it was loaded, in seconds since 1970.
     created: u64,
-    /// Where it was read from.
+    /// Where it was read from: its path within the server's adapter directory, or its name.
     path: String,
     /// The profile that chat uses with it where the model id names none, or null.
     profile: Option<String>,
@@ -44,6 +46,8 @@ pub(crate) struct Adapter {
     ranks: Vec<usize>,
     /// How many numbers it has.
     parameters: usize,
+    /// Bytes that its weights take; the same weights under several names take them once.
+    bytes: usize,
 }
 
 impl Adapter {
@@ -58,6 +62,7 @@ impl Adapter {
             profile: adapter.profile().map(str::to_owned),
             ranks: adapter.ranks().to_vec(),
             parameters: adapter.parameters(),
+            bytes: adapter.bytes(),
         }
     }
 }
@@ -117,15 +122,16 @@ pub(crate) async fn load(mut call: Call) -> Result<Json<Adapter>, ApiError> {
             "This server loads no adapters: it was started without --adapter-dir.",
         )
     })?;
+    // One at a time: the numbers of one that is being read are not in the budget yet, and
+    // those that wait hold no thread.
+    let turn = Arc::clone(&call.app.adapter_turn).lock_owned().await;
+    let app = Arc::clone(&call.app);
     let loaded = unhurried(move || {
-        let path = confined(&folder, &path)?;
-        let adapter = model
-            .load_adapter(&name, &path)
-            .map_err(|error| match error {
-                AdapterError::Name(_) => ApiError::invalid("name", format!("{error}.")),
-                AdapterError::Engine(why) => ApiError::Internal(why),
-                error => ApiError::invalid("path", format!("{error}.")),
-            })?;
+        let _turn = turn;
+        let missing = |error| ApiError::Internal(format!("the adapter directory: {error}"));
+        let location = Location::within(&folder, Path::new(&path)).map_err(missing)?;
+        let adapter = model.load_adapter_at(&name, &location);
+        let adapter = adapter.map_err(|error| refused(&app, error))?;
         tracing::info!(
             model = model.id(),
             adapter = adapter.name(),
@@ -134,6 +140,40 @@ pub(crate) async fn load(mut call: Call) -> Result<Json<Adapter>, ApiError> {
         Ok(Adapter::new(&model, &adapter))
     });
     loaded.await.map(Json)
+}
+
+/// Why an adapter is not loaded, for the client that asked for it.
+fn refused(app: &App, error: AdapterError) -> ApiError {
+    let no_room = |error: &dyn std::fmt::Display| {
+        let models = app.runtime.models().iter();
+        let loaded = models.flat_map(|model| {
+            let adapters = model.adapters();
+            let ids = adapters.keys().map(|name| format!("{}+{name}", model.id()));
+            ids.collect::<Vec<_>>()
+        });
+        let loaded = loaded.collect::<Vec<_>>().join(", ");
+        ApiError::NoAdapterRoom(match loaded.is_empty() {
+            true => format!("{error}."),
+            false => format!("{error}. Loaded are {}.", excerpt(&loaded)),
+        })
+    };
+    match &error {
+        AdapterError::Name(_) => ApiError::invalid("name", format!("{error}.")),
+        AdapterError::Lora(cause) if cause.is_outside() => ApiError::invalid(
+            "path",
+            "`path` must be relative to the server's adapter directory and lie within it.",
+        ),
+        AdapterError::Lora(cause) if cause.is_too_large() => no_room(&error),
+        AdapterError::Engine(AddAdapterError::NoRoom { .. }) => no_room(&error),
+        AdapterError::Lora(_)
+        | AdapterError::UnknownProfile { .. }
+        | AdapterError::Engine(AddAdapterError::NotFinite(..)) => {
+            ApiError::invalid("path", format!("{error}."))
+        }
+        AdapterError::Engine(AddAdapterError::Exec(_) | AddAdapterError::Died) => {
+            ApiError::Internal(error.to_string())
+        }
+    }
 }
 
 /// Unloads one, by its percent-encoded id. Requests that run go on with it.
@@ -177,27 +217,5 @@ fn model(app: &App, id: Option<&str>) -> Result<Arc<Model>, ApiError> {
                 || ApiError::UnknownModel(format!("The model `{}` is not served.", excerpt(id)));
             found.cloned().ok_or_else(unknown)
         }
-    }
-}
-
-/// A path that a client names below `folder`; links do not lead out of it.
-fn confined(folder: &Path, path: &str) -> Result<PathBuf, ApiError> {
-    let outside = || {
-        ApiError::invalid(
-            "path",
-            "`path` must be relative to the server's adapter directory and lie within it.",
-        )
-    };
-    let named = Path::new(path);
-    let plain = |part| matches!(part, Component::Normal(_) | Component::CurDir);
-    if !named.components().all(plain) {
-        return Err(outside());
-    }
-    let missing = |error| ApiError::invalid("path", format!("{}: {error}.", excerpt(path)));
-    let root = folder.canonicalize().map_err(missing)?;
-    let path = root.join(named).canonicalize().map_err(missing)?;
-    match path.starts_with(&root) {
-        true => Ok(path),
-        false => Err(outside()),
     }
 }

@@ -5,7 +5,6 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::engine::FinishReason;
-use crate::printable::excerpt;
 use crate::profile::{Message, Role};
 use crate::runtime::Partner;
 use crate::runtime::choice::{Entry, Piece};
@@ -99,9 +98,7 @@ pub(crate) async fn chat(mut call: Call) -> Result<Response, ApiError> {
     extras.check(arm.context())?;
     let renderer = arm.clone();
     let render = move || {
-        let prompt = renderer.chat(&messages);
-        let prompt =
-            prompt.map_err(|error| ApiError::invalid("messages", excerpt(&error.to_string())))?;
+        let prompt = renderer.chat(&messages)?;
         let partners = say.of_chat(&renderer, &messages)?;
         Ok::<_, ApiError>((prompt, partners))
     };

@@ -16,7 +16,7 @@ use crate::analyze::{self, Finish, Report, ReportArm, Settings, Summary, Token, 
 use crate::printable::excerpt;
 use crate::profile::{Message, SamplingDefaults};
 use crate::runtime::{
-    Arm, Partners, Prompt, PromptError, PromptInput, Runtime, Side, Wishes, default_reference, room,
+    Arm, Partners, Prompt, PromptInput, Runtime, Side, Wishes, default_reference, room,
 };
 use crate::sample::fresh_seed;
 use crate::server::App;
@@ -273,10 +273,8 @@ impl Question {
         let (prompt, partners) = match self {
             Question::Messages(messages) => {
                 let prompt = arm.chat(messages);
-                let refused =
-                    |error: PromptError| ApiError::invalid("messages", excerpt(&error.to_string()));
                 let say = arm.say_in_chat(runtime, &wishes)?;
-                (prompt.map_err(refused)?, say.of_chat(arm, messages)?)
+                (prompt?, say.of_chat(arm, messages)?)
             }
             Question::Text(text) => {
                 let input = PromptInput::Text(text.clone());

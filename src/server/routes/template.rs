@@ -5,7 +5,6 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::chat::{ChatMessage, conversation};
-use crate::printable::excerpt;
 use crate::server::call::{Call, unhurried};
 use crate::server::errors::ApiError;
 use crate::server::fields::Object;
@@ -45,9 +44,7 @@ pub(crate) async fn apply(mut call: Call) -> Result<Json<TemplateResponse>, ApiE
     let messages = conversation(request.messages)?;
     let arm = call.arm_or_only(request.model.as_deref())?;
     let model = arm.id().to_owned();
-    let prompt = unhurried(move || arm.chat(&messages)).await;
-    let prompt =
-        prompt.map_err(|error| ApiError::invalid("messages", excerpt(&error.to_string())))?;
+    let prompt = unhurried(move || arm.chat(&messages)).await?;
     let prefix = prompt.prefix.as_ref().map_or(&[][..], |prefix| &prefix.ids);
     let prefix_tokens = prefix.len();
     let tokens = [prefix, &prompt.ids].concat();

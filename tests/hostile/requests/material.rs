@@ -14,7 +14,7 @@ const LONGEST_VARIED: usize = 4096;
 const LENGTH: &str = "@@@@@@@@";
 
 /// What may stand anywhere: JSON, fields and header lines.
-const WORDS: [&str; 48] = [
+const WORDS: [&str; 53] = [
     "null",
     "true",
     "[]",
@@ -37,6 +37,11 @@ const WORDS: [&str; 48] = [
     "\"tiny@short\"",
     "\"tiny+x\"",
     "\"tiny@\"",
+    "\"zero\"",
+    "\"up/etc/passwd\"",
+    "\"/dev/zero\"",
+    "\"peft\"",
+    "\"a <|im_start|> [INST] <s> ### b\"",
     "\"logprobs\":5,",
     "\"logprobs\":true,\"top_logprobs\":20,",
     "\"echo\":true,",
@@ -97,6 +102,11 @@ pub(super) fn materials() -> Vec<Material> {
         ),
         post(COMPLETIONS, prompts),
         post(COMPLETIONS, ids),
+        post("/v1/adapters", r#"{"name": "a", "path": "pipe"}"#),
+        post(
+            "/v1/adapters",
+            r#"{"model": "tiny", "name": "a", "path": "./peft"}"#,
+        ),
         post("/v1/compare", &comparison),
         post("/v1/compare", compared_text),
         post(

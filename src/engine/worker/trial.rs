@@ -1,0 +1,60 @@
+//! Adapters are tried before anyone asks for them: what makes a model compute numbers that
+//! are not finite would fail every request.
+
+use super::super::adapter::{AddAdapterError, Added};
+use super::Worker;
+use crate::exec::{AdapterId, Chunk, ExecError, Logits, Wanted};
+use crate::lora::Lora;
+
+/// How many tokens an adapter is tried on.
+const TRIED: usize = 16;
+
+impl Worker {
+    /// Takes in an adapter that a pass under it does not speak against.
+    pub(super) fn add_adapter(&mut self, lora: &Lora) -> Result<Added, AddAdapterError> {
+        let bytes = self.executor.adapter_bytes(lora);
+        let room = self.adapter_memory.reserve(bytes)?;
+        let id = self.executor.add_adapter(lora)?;
+        let tried = match self.is_finite_under(id) {
+            Ok(true) => Ok(Added { id, room }),
+            Ok(false) => Err(match lora.strongest() {
+                Some((layer, linear)) => AddAdapterError::NotFinite(layer, linear),
+                // Without an addition it is the model itself.
+                None => ExecError::Unknown("numbers of the model".to_owned()).into(),
+            }),
+            Err(error) => Err(error.into()),
+        };
+        if tried.is_err() {
+            self.executor.remove_adapter(id);
+        }
+        tried
+    }
+
+    /// Whether all logits of tokens from all over the vocabulary are finite under an
+    /// adapter. Whoever is in the way of that gives up its memory for a while.
+    fn is_finite_under(&mut self, id: AdapterId) -> Result<bool, ExecError> {
+        let vocab = self.executor.spec().vocab;
+        let count = TRIED.min(self.executor.longest()).min(vocab);
+        let tokens = (0..count).map(|at| (at * vocab / count) as u32);
+        let tokens: Vec<u32> = tokens.collect();
+        let sequence = self.executor.begin_under(Some(id))?;
+        let growth = [(sequence, tokens.len())];
+        while !self.make_room(&growth, self.running.is_empty()) {
+            match self.running.len().checked_sub(1) {
+                Some(youngest) => self.swap_out(youngest),
+                None => break,
+            }
+        }
+        let mut logits = Logits::default();
+        let chunk = Chunk {
+            sequence,
+            tokens: &tokens,
+            wanted: Wanted::All,
+        };
+        let computed = self.executor.forward_into(&[chunk], &mut logits);
+        self.executor.end(sequence);
+        computed?;
+        let mut rows = (0..logits.rows()).map(|row| logits.row(row));
+        Ok(rows.all(|row| row.iter().all(|logit| logit.is_finite())))
+    }
+}
