@@ -111,6 +111,8 @@ impl Args {
                 true => Some(Hangups::listen()?),
                 false => None,
             };
+            #[cfg(unix)]
+            outlive_file_limits()?;
             let loading = tokio::task::spawn_blocking(|| self.models.resolve(engine)).await??;
             run(
                 listener,
@@ -292,6 +294,15 @@ fn describe(model: &Model) -> String {
 
 fn megabytes(bytes: usize) -> String {
     format!("{} MB", bytes.div_ceil(1_000_000))
+}
+
+/// Has a file that reaches the limit on files' sizes be an error for whoever writes it, as on
+/// a full disk, instead of a signal that ends the process.
+#[cfg(unix)]
+fn outlive_file_limits() -> std::io::Result<()> {
+    use tokio::signal::unix::{SignalKind, signal};
+    // A handler that was once there stays.
+    signal(SignalKind::from_raw(libc::SIGXFSZ)).map(drop)
 }
 
 /// Resolves on Ctrl-C or SIGTERM.
