@@ -84,11 +84,19 @@ fn connections_that_say_nothing_do_not_keep_health_from_others() {
 
 #[test]
 fn a_crowd_of_half_open_connections_does_not_delay_health() {
-    /// What HAProxy allows for a check, as often as it is set here.
+    /// What HAProxy allows for a check, as often as it is set here. Two in a row that take
+    /// longer take a server out.
     const PATIENCE: Duration = Duration::from_secs(1);
     // Both ends of each connection are in this process.
     rlimit::increase_nofile_limit(8192).expect("a limit");
     let server = Server::start(ServeOptions::default());
+    let check = || {
+        let since = Instant::now();
+        server.get("/health").expect(200);
+        since.elapsed()
+    };
+    // What a busy machine takes without a crowd is not the crowd's doing.
+    let calm = (0..5).map(|_| check()).max().unwrap_or_default();
     let half_open = || {
         let mut stream = server.connect();
         // One that is turned away meanwhile has served its purpose.
@@ -96,13 +104,13 @@ fn a_crowd_of_half_open_connections_does_not_delay_health() {
         stream
     };
     let mut crowd: Vec<TcpStream> = (0..1400).map(|_| half_open()).collect();
+    let mut late = 0;
     for _ in 0..20 {
         // They keep coming.
         crowd.extend((0..20).map(|_| half_open()));
-        let since = Instant::now();
-        server.get("/health").expect(200);
-        let took = since.elapsed();
-        assert!(took < PATIENCE, "{took:?}");
+        let took = check();
+        late = if took < PATIENCE + calm { 0 } else { late + 1 };
+        assert!(late < 2, "{took:?}, {calm:?} without a crowd");
     }
     server.get("/v1/models").error(503);
 }

@@ -2,6 +2,7 @@
 //! streamed and whole, by the server's limit and by the request's own.
 
 use std::io::{Read, Write};
+use std::net::TcpStream;
 use std::time::{Duration, Instant};
 
 use incant::server::ServeOptions;
@@ -82,8 +83,12 @@ fn time_in_the_queue_counts() {
     let waiting = || runtime.models()[0].engine().load().waiting;
     // What another test left behind must not be taken for the crowd.
     eventually("the engine is idle", idle);
-    let mut crowd = shared().connect();
-    crowd.write_all(&endless(&json!({"n": 64}))).unwrap();
+    // One answer of a large request would give way to another request; these are as many
+    // requests as there are slots, and one more.
+    let crowd: Vec<TcpStream> = (0..9).map(|_| shared().connect()).collect();
+    for mut client in &crowd {
+        client.write_all(&endless(&json!({}))).unwrap();
+    }
     eventually("the slots are taken", || waiting() > 0);
     let others = waiting();
     for stream in [false, true] {

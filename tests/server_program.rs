@@ -139,6 +139,15 @@ impl Program {
         assert!(kill.expect("there is a kill").success());
     }
 
+    /// Has it write files of so many bytes at the most from now on.
+    #[cfg(target_os = "linux")]
+    pub(crate) fn limit_files(&self, bytes: u64) {
+        let id = self.child.id().try_into().expect("an id");
+        let limit = Some((bytes, bytes));
+        let limited = rlimit::prlimit(id, rlimit::Resource::FSIZE, limit, None);
+        limited.expect("its own child can be limited");
+    }
+
     /// Waits until it has ended by itself; by a signal there is no code.
     pub(crate) fn exit_code(&mut self) -> Option<i32> {
         self.child.wait().expect("it ends").code()

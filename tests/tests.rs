@@ -31,6 +31,7 @@ mod server_compare;
 mod server_crowd;
 mod server_deadlines;
 mod server_defaults;
+mod server_fair;
 #[cfg(debug_assertions)]
 mod server_faults;
 mod server_fields;

@@ -117,6 +117,8 @@ impl Args {
                 }
                 None => {}
             }
+            #[cfg(unix)]
+            outlive_file_limits()?;
             let loading = tokio::task::spawn_blocking(|| self.models.resolve(engine)).await??;
             run(
                 listener,
@@ -334,4 +336,13 @@ async fn stop_at_next(mut requests: Requests) {
         tracing::warn!("stopped at once; running answers were cut off");
         std::process::exit(code);
     }
+}
+
+/// Has a file that reaches the limit on files' sizes be an error for whoever writes it, as on
+/// a full disk, instead of a signal that ends the process.
+#[cfg(unix)]
+fn outlive_file_limits() -> std::io::Result<()> {
+    use tokio::signal::unix::{SignalKind, signal};
+    // A handler that was once there stays.
+    signal(SignalKind::from_raw(libc::SIGXFSZ)).map(drop)
 }

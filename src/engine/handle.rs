@@ -3,15 +3,19 @@
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::mpsc;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use tokio::sync::mpsc as tokio_mpsc;
 
 use super::adapter::{Adapter, AdapterMemory, AddAdapterError, Added, Known};
+use super::client::{Client, Owner};
 use super::group::Bell;
+use super::outlook::Outlook;
+use super::places::Places;
 use super::pulse::Pulse;
+use super::waiting::Submitted;
 use super::worker::Worker;
 use super::{Event, GenerateRequest, Origin, Prefix, Request, SubmitError, Warmed, cache};
 use crate::exec::{AdapterId, Executor};
@@ -77,7 +81,7 @@ pub struct Engine {
 /// What is sent to the worker.
 pub(super) enum Mail {
     /// Requests that were accepted.
-    Requests(Vec<(Request, tokio_mpsc::UnboundedSender<Event>)>),
+    Requests(Vec<Submitted>),
     /// An adapter to take in, and where its id goes.
     AddAdapter(Box<Lora>, mpsc::Sender<Result<Added, AddAdapterError>>),
     /// An adapter that nobody holds any more.
@@ -89,15 +93,13 @@ pub(super) enum Mail {
 /// What both sides see.
 #[derive(Debug)]
 pub(super) struct Shared {
-    slots: usize,
-    queue: usize,
-    pub(super) waiting: AtomicUsize,
-    pub(super) running: AtomicUsize,
+    places: Arc<Places>,
+    /// How many requests have come.
+    requests: AtomicU64,
     draining: AtomicBool,
     stall_timeout: Duration,
     pub(super) pulse: Pulse,
-    /// How long a sequence has held its slot, in milliseconds: a running mean.
-    pub(super) mean_millis: AtomicU64,
+    outlook: Mutex<Outlook>,
     pub(super) kv_used: AtomicUsize,
     pub(super) kv_capacity: AtomicUsize,
     pub(super) preemptions: AtomicU64,
@@ -109,35 +111,21 @@ impl Shared {
         !self.pulse.has_died() && self.pulse.still() <= self.stall_timeout
     }
 
-    /// Counts a sequence that has ended after `held` in its slot.
-    pub(super) fn ended(&self, held: Duration) {
-        let held = held.as_millis() as u64;
-        // One thread writes: the worker.
-        let mean = self.mean_millis.load(Ordering::Relaxed);
-        let mean = if mean == 0 {
-            held
-        } else {
-            (7 * mean + held) / 8
-        };
-        self.mean_millis.store(mean.max(1), Ordering::Relaxed);
+    /// Takes in how long those that are here will take.
+    pub(super) fn set_outlook(&self, outlook: Outlook) {
+        *self.outlook() = outlook;
     }
 
-    /// When a client that finds `waiting` sequences before it should try again,
-    /// in whole seconds: when all of them will have been given a slot, as far as
-    /// the sequences that have ended tell, but within a minute.
-    fn retry_after(&self, waiting: usize) -> u64 {
-        let mean = self.mean_millis.load(Ordering::Relaxed);
-        // With no queue at all it waits for the next slot.
-        let ahead = waiting.max(1) as u64;
-        let millis = ahead.saturating_mul(mean).div_ceil(self.slots as u64);
-        millis.div_ceil(1000).clamp(1, 60)
+    fn outlook(&self) -> MutexGuard<'_, Outlook> {
+        // It is replaced as a whole.
+        self.outlook.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 /// How busy an engine is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Load {
-    /// Sequences that hold a slot.
+    /// Sequences that have begun.
     pub running: usize,
     /// Sequences that wait for one.
     pub waiting: usize,
@@ -155,31 +143,36 @@ impl Engine {
     /// # Errors
     /// The system gives no thread.
     pub fn start(executor: Box<dyn Executor>, options: EngineOptions) -> std::io::Result<Engine> {
+        let (engine, worker) = Engine::around(executor, options);
+        thread::Builder::new()
+            .name("engine".to_owned())
+            .spawn(move || worker.run())?;
+        Ok(engine)
+    }
+
+    /// A handle, and the worker that it talks to.
+    pub(super) fn around(executor: Box<dyn Executor>, options: EngineOptions) -> (Engine, Worker) {
         let (mail, inbox) = mpsc::channel();
         let shared = Arc::new(Shared {
-            slots: options.slots,
-            queue: options.queue,
-            waiting: AtomicUsize::new(0),
-            running: AtomicUsize::new(0),
+            places: Arc::new(Places::new(options.slots, options.queue)),
+            requests: AtomicU64::new(0),
             draining: AtomicBool::new(false),
             stall_timeout: options.stall_timeout,
             pulse: Pulse::new(),
-            mean_millis: AtomicU64::new(0),
+            outlook: Mutex::default(),
             kv_used: AtomicUsize::new(0),
             kv_capacity: AtomicUsize::new(executor.kv_memory().capacity),
             preemptions: AtomicU64::new(0),
         });
         let adapter_memory = options.adapter_memory.clone();
         let worker = Worker::new(executor, options, inbox, Arc::clone(&shared));
-        thread::Builder::new()
-            .name("engine".to_owned())
-            .spawn(move || worker.run())?;
-        Ok(Engine {
+        let engine = Engine {
             mail,
             shared,
             adapters: Arc::default(),
             adapter_memory,
-        })
+        };
+        (engine, worker)
     }
 
     /// Whether so many requests could ever be queued at once: before they are made,
@@ -189,7 +182,7 @@ impl Engine {
     /// They could not.
     pub fn could_take(&self, count: usize) -> Result<(), SubmitError> {
         // Slots count as room: what is queued on an idle engine starts at once.
-        let limit = self.shared.slots + self.shared.queue;
+        let limit = self.shared.places.limit();
         match count > limit {
             true => Err(SubmitError::TooMany {
                 asked: count,
@@ -199,12 +192,25 @@ impl Engine {
         }
     }
 
-    /// Queues all of `requests`, or none of them.
+    /// [`submit_for`](Engine::submit_for) the program itself.
+    ///
+    /// # Errors
+    /// The same.
+    pub fn submit<R: Into<Request>>(
+        &self,
+        requests: Vec<R>,
+    ) -> Result<Vec<Generation>, SubmitError> {
+        self.submit_for(Client::default(), requests)
+    }
+
+    /// Queues all of a client's `requests`, or none of them. Together they count as one when
+    /// slots and steps are shared out.
     ///
     /// # Errors
     /// The queue has no room for all, now or ever, or the engine is draining, stuck or dead.
-    pub fn submit<R: Into<Request>>(
+    pub fn submit_for<R: Into<Request>>(
         &self,
+        client: Client,
         requests: Vec<R>,
     ) -> Result<Vec<Generation>, SubmitError> {
         let shared = &self.shared;
@@ -216,19 +222,18 @@ impl Engine {
         }
         let count = requests.len();
         self.could_take(count)?;
-        let limit = shared.slots + shared.queue;
-        let running = shared.running.load(Ordering::Acquire);
-        shared
-            .waiting
-            .fetch_update(Ordering::AcqRel, Ordering::Acquire, |waiting| {
-                (running + waiting + count <= limit).then_some(waiting + count)
-            })
-            .map_err(|waiting| SubmitError::QueueFull {
-                retry_after: shared.retry_after(waiting),
-            })?;
+        let places = shared.places.take(client, count);
+        let places = places.map_err(|lacking| SubmitError::QueueFull {
+            retry_after: shared.outlook().retry_after(lacking),
+        })?;
+        let owner = Owner {
+            client,
+            request: shared.requests.fetch_add(1, Ordering::Relaxed),
+        };
         let (mail, generations) = requests
             .into_iter()
-            .map(|request| {
+            .zip(places)
+            .map(|(request, place)| {
                 let (sender, events) = tokio_mpsc::unbounded_channel();
                 let request = request.into();
                 let bell = || Bell::new(self.mail.clone());
@@ -240,7 +245,13 @@ impl Engine {
                     Request::Join(join) => join.seat.seat(bell()),
                     Request::Generate(_) | Request::Follow(_) => {}
                 }
-                ((request, sender), Generation::new(events))
+                let submitted = Submitted {
+                    request,
+                    events: sender,
+                    owner,
+                    place,
+                };
+                (submitted, Generation::new(events))
             })
             .unzip();
         // The worker ends only after the last handle: if it is gone, it has panicked just
@@ -352,10 +363,11 @@ impl Engine {
     pub fn load(&self) -> Load {
         // What is counted for a thread that has died waits for nobody.
         let lives = !self.shared.pulse.has_died();
-        let count = |of: &AtomicUsize| if lives { of.load(Ordering::Acquire) } else { 0 };
+        let count = |count: usize| if lives { count } else { 0 };
+        let places = &self.shared.places;
         Load {
-            running: count(&self.shared.running),
-            waiting: count(&self.shared.waiting),
+            running: count(places.running()),
+            waiting: count(places.waiting()),
             kv_used: self.shared.kv_used.load(Ordering::Relaxed),
             kv_capacity: self.shared.kv_capacity.load(Ordering::Relaxed),
             preemptions: self.shared.preemptions.load(Ordering::Relaxed),
@@ -407,42 +419,5 @@ impl Generation {
     /// [`next`](Generation::next) for a thread that may wait.
     pub fn blocking_next(&mut self) -> Option<Event> {
         self.events.blocking_recv()
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_refused_client_comes_back_when_those_before_it_have_a_slot() {
-        // Slots, how many wait, mean milliseconds in a slot, seconds.
-        let table = [
-            (8, 0, 0, 1),
-            (8, 128, 0, 1),
-            (8, 16, 1500, 3),
-            (8, 17, 1500, 4),
-            (1, 3, 2000, 6),
-            (1, 0, 2500, 3),
-            (8, 128, 10_000, 60),
-            (1, usize::MAX, u64::MAX, 60),
-        ];
-        for (slots, waiting, mean, seconds) in table {
-            let shared = Shared {
-                slots,
-                queue: 128,
-                waiting: AtomicUsize::new(0),
-                running: AtomicUsize::new(0),
-                draining: AtomicBool::new(false),
-                stall_timeout: Duration::from_secs(30),
-                pulse: Pulse::new(),
-                mean_millis: AtomicU64::new(mean),
-                kv_used: AtomicUsize::new(0),
-                kv_capacity: AtomicUsize::new(0),
-                preemptions: AtomicU64::new(0),
-            };
-            let told = shared.retry_after(waiting);
-            assert_eq!(told, seconds, "{waiting} before {slots} slots of {mean} ms");
-        }
     }
 }

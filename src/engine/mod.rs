@@ -7,21 +7,29 @@
 
 mod adapter;
 mod cache;
+mod client;
+mod fair;
 #[cfg(debug_assertions)]
 mod fault;
 mod follow;
 mod group;
 mod handle;
+mod outlook;
 mod pace;
+mod places;
 mod pulse;
 mod sequence;
+mod share;
 mod swap;
+mod waiting;
+mod work;
 mod worker;
 
 use std::sync::Arc;
 use std::time::Duration;
 
 pub use adapter::{Adapter, AdapterMemory, AddAdapterError};
+pub use client::Client;
 #[cfg(debug_assertions)]
 pub use fault::Fault;
 pub use follow::{Feed, Follow, lead};

@@ -6,6 +6,8 @@
 
 use std::time::Duration;
 
+use super::share::Budget;
+
 /// How long prompts may hold up running answers.
 const WITH_ANSWERS: Duration = Duration::from_millis(100);
 
@@ -16,6 +18,16 @@ const ALONE: Duration = Duration::from_millis(400);
 /// be read for too little work.
 const LEAST: usize = 32;
 
+/// The same of scored ones.
+const LEAST_SCORED: usize = 4;
+
+/// What a scored token counts for before any was computed: with a large vocabulary the head
+/// is most of a small model.
+const SCORED_COST: usize = 4;
+
+/// What it counts for at the most: what was measured may have been a moment's.
+const MOST_SCORED_COST: usize = 64;
+
 /// The pace of the last steps.
 #[derive(Debug)]
 pub(super) struct Pace {
@@ -23,6 +35,8 @@ pub(super) struct Pace {
     most: usize,
     /// Seconds that a prompt token takes, once that is known.
     per_token: Option<f64>,
+    /// The same of one whose logits are wanted.
+    per_scored: Option<f64>,
 }
 
 impl Pace {
@@ -30,34 +44,57 @@ impl Pace {
         Pace {
             most,
             per_token: None,
+            per_scored: None,
         }
     }
 
-    /// How many prompt tokens the next step may compute.
-    pub(super) fn budget(&self, beside_answers: bool) -> usize {
+    /// What the next step may compute of prompts.
+    pub(super) fn budget(&self, beside_answers: bool) -> Budget {
         let limit = match beside_answers {
             true => WITH_ANSWERS,
             false => ALONE,
         };
-        let fitting = match self.per_token {
+        // A token that is not scored takes no longer than one that is.
+        let fitting = match self.per_token.or(self.per_scored) {
             Some(per_token) => (limit.as_secs_f64() / per_token) as usize,
             None => LEAST,
         };
-        fitting.max(LEAST).min(self.most)
+        let scored_row = match (self.per_token, self.per_scored) {
+            (Some(token), Some(scored)) => (scored / token).ceil() as usize,
+            (None, Some(_)) => 1,
+            (_, None) => SCORED_COST,
+        };
+        let scored_row = scored_row.clamp(1, MOST_SCORED_COST);
+        let least = LEAST.max(LEAST_SCORED * scored_row);
+        Budget {
+            rows: fitting.max(least).min(self.most),
+            scored_row,
+        }
     }
 
-    /// Takes in that a step with so many prompt tokens took so long.
-    pub(super) fn note(&mut self, tokens: usize, took: Duration) {
-        if tokens < LEAST.min(self.most) {
-            // It tells more about everything else.
-            return;
-        }
-        let now = took.as_secs_f64() / tokens as f64;
-        let mean = self
-            .per_token
-            .map_or(now, |before| 0.5 * before + 0.5 * now);
+    /// Seconds that a prompt's token takes, as far as is known.
+    pub(super) fn per_token(&self) -> f64 {
+        self.per_token.or(self.per_scored).unwrap_or(0.0)
+    }
+
+    /// Takes in that a step with so many prompt tokens, and so many scored ones beside them,
+    /// took so long.
+    pub(super) fn note(&mut self, tokens: usize, scored: usize, took: Duration) {
+        let took = took.as_secs_f64();
+        let (count, mean, took) = match scored {
+            // A short rest of a prompt tells more about everything else.
+            0 if tokens < LEAST.min(self.most) => return,
+            0 => (tokens, &mut self.per_token, took),
+            1..LEAST_SCORED => return,
+            _ => {
+                let others = tokens as f64 * self.per_token.unwrap_or(0.0);
+                (scored, &mut self.per_scored, (took - others).max(0.0))
+            }
+        };
+        let now = took / count as f64;
+        let next = mean.map_or(now, |before| 0.5 * before + 0.5 * now);
         // A clock that stood still must not divide by zero.
-        self.per_token = Some(mean.max(1e-9));
+        *mean = Some(next.max(1e-9));
     }
 }
 
@@ -65,30 +102,62 @@ impl Pace {
 mod tests {
     use std::time::Duration;
 
-    use super::{LEAST, Pace};
+    use super::{LEAST, LEAST_SCORED, Pace, SCORED_COST};
+
+    fn rows(pace: &Pace, beside_answers: bool) -> usize {
+        pace.budget(beside_answers).rows
+    }
 
     #[test]
     fn a_step_is_as_long_as_the_last_ones_allow() {
         let mut pace = Pace::new(256);
-        assert_eq!(pace.budget(false), LEAST, "nothing is known yet");
+        assert_eq!(rows(&pace, false), LEAST, "nothing is known yet");
         for _ in 0..20 {
-            pace.note(50, Duration::from_millis(50));
+            pace.note(50, 0, Duration::from_millis(50));
         }
-        assert_eq!((pace.budget(true), pace.budget(false)), (100, 256));
+        assert_eq!((rows(&pace, true), rows(&pace, false)), (100, 256));
         for _ in 0..20 {
-            pace.note(50, Duration::from_millis(500));
+            pace.note(50, 0, Duration::from_millis(500));
         }
-        assert_eq!((pace.budget(true), pace.budget(false)), (LEAST, 40));
+        assert_eq!((rows(&pace, true), rows(&pace, false)), (LEAST, 40));
         // A short rest of a prompt says nothing.
-        pace.note(1, Duration::from_secs(1));
-        assert_eq!(pace.budget(false), 40);
+        pace.note(1, 0, Duration::from_secs(1));
+        assert_eq!(rows(&pace, false), 40);
+    }
+
+    #[test]
+    fn scored_tokens_count_for_what_they_take() {
+        let mut pace = Pace::new(256);
+        assert_eq!(
+            pace.budget(true).scored_row,
+            SCORED_COST,
+            "nothing is known"
+        );
+        for _ in 0..40 {
+            pace.note(0, 8, Duration::from_millis(40));
+        }
+        let known = pace.budget(true);
+        assert_eq!((known.rows, known.scored_row), (LEAST, 1), "none but these");
+        for _ in 0..40 {
+            pace.note(50, 0, Duration::from_millis(50));
+            pace.note(50, 8, Duration::from_millis(50 + 76));
+        }
+        let known = pace.budget(true);
+        assert_eq!((known.rows, known.scored_row), (100, 10));
+        // Some are computed in every step, however long they take.
+        for _ in 0..40 {
+            pace.note(50, 0, Duration::from_millis(500));
+            pace.note(0, 8, Duration::from_secs(3));
+        }
+        let known = pace.budget(true);
+        assert_eq!(known.rows / known.scored_row, LEAST_SCORED);
     }
 
     #[test]
     fn what_is_allowed_at_most_is_never_exceeded() {
         let mut pace = Pace::new(3);
-        assert_eq!(pace.budget(true), 3);
-        pace.note(3, Duration::ZERO);
-        assert_eq!(pace.budget(true), 3);
+        assert_eq!(rows(&pace, true), 3);
+        pace.note(3, 0, Duration::ZERO);
+        assert_eq!(rows(&pace, true), 3);
     }
 }

@@ -1,143 +1,26 @@
-//! One running sequence.
+//! One sequence that has begun.
 
 use std::sync::Arc;
 use std::time::Instant;
 
 use tokio::sync::mpsc::UnboundedSender;
 
-use super::follow::{Followers, Following};
-use super::group::{ChooseError, Seat};
-use super::{Adapter, Event, FinishReason, Prefix, Request, Together, cache};
+use super::client::Owner;
+use super::group::ChooseError;
+use super::outlook::Left;
+use super::places::Place;
+use super::share::Demand;
+use super::waiting::Waiting;
+use super::work::Work;
+use super::{Adapter, Event, FinishReason, Prefix, cache};
 use crate::exec::{AdapterId, Chunk, Executor, Logits, SequenceId, Wanted};
-use crate::sample::{Mixture, SampleError, Sampler, TokenLogprobs, fresh_seed, logprobs};
+use crate::sample::{SampleError, logprobs};
 
-/// Scoring holds a row of logits for each token of a chunk; this bounds those of a
-/// step (64 rows of gemma's 262,144 logits are 64 MiB).
-pub(super) const SCORED_ROWS: usize = 64;
-
-/// A request that waits for a slot.
-pub(super) struct Waiting {
-    adapter: Option<Adapter>,
-    prefix: Option<Arc<Prefix>>,
-    events: UnboundedSender<Event>,
-    /// The prefix's tokens and the prompt's.
-    tokens: Vec<u32>,
-    work: Work,
-    isolated: bool,
-    /// Whether its prefix was read from disk for it.
-    pub(super) read_from_disk: bool,
-    /// Who is computing tokens for it, and how many they have in common.
-    pub(super) waits_for: Option<(SequenceId, usize)>,
-}
-
-impl Waiting {
-    pub(super) fn new(request: Request, events: UnboundedSender<Event>) -> Waiting {
-        let join = |prefix: &Option<Arc<Prefix>>, prompt: &[u32]| {
-            let prefix: &[u32] = prefix.as_ref().map_or(&[], |prefix| &prefix.ids);
-            [prefix, prompt].concat()
-        };
-        let isolated = match &request {
-            Request::Generate(request) => request.isolated,
-            Request::Join(request) => request.isolated,
-            Request::Follow(_) => false,
-        };
-        let (adapter, prefix, tokens, work) = match request {
-            Request::Generate(request) => {
-                let tokens = join(&request.prefix, &request.prompt);
-                let sampling = &request.sampling;
-                let seed = sampling.seed.unwrap_or_else(fresh_seed);
-                let first = tokens.len() - request.prompt.len();
-                let work = Work::Answer(Box::new(Answering {
-                    sampler: Sampler::new(sampling, seed, request.index, &request.prompt),
-                    end_tokens: request.end_tokens,
-                    max_tokens: request.max_tokens,
-                    logprobs: request.logprobs,
-                    generated: 0,
-                    scoring: request.prompt_logprobs.map(|top| Scoring {
-                        top,
-                        first: first.max(1),
-                        // Nothing precedes the first token of all.
-                        entries: vec![None; usize::from(first == 0 && !request.prompt.is_empty())],
-                    }),
-                    followers: Followers::new(request.feeds),
-                    together: request.together,
-                    held: None,
-                }));
-                (request.adapter, request.prefix, tokens, work)
-            }
-            Request::Follow(request) => {
-                let tokens = join(&request.prefix, &request.prompt);
-                let following = Following::new(request.follow, request.top);
-                let work = Work::Follow(following);
-                (request.adapter, request.prefix, tokens, work)
-            }
-            Request::Join(request) => {
-                let tokens = join(&request.prefix, &request.prompt);
-                let work = Work::Join {
-                    seat: request.seat,
-                    keep: request.keep,
-                };
-                (request.adapter, request.prefix, tokens, work)
-            }
-        };
-        Waiting {
-            adapter,
-            prefix,
-            events,
-            tokens,
-            work,
-            isolated,
-            read_from_disk: false,
-            waits_for: None,
-        }
-    }
-
-    /// Its tokens, as far as others may have computed them for it: at least one is
-    /// left, whose logits tell how it goes on.
-    pub(super) fn shareable(&self) -> &[u32] {
-        let most = match &self.work {
-            // Whoever is scored needs the logits before each of the prompt's tokens.
-            Work::Answer(answer) if let Some(scoring) = &answer.scoring => scoring.first - 1,
-            _ => self.tokens.len().saturating_sub(1),
-        };
-        let most = match self.isolated {
-            true => most.min(
-                self.prefix()
-                    .map_or(0, |prefix| cache::shared(prefix).len()),
-            ),
-            false => most,
-        };
-        &self.tokens[..most]
-    }
-
-    /// The adapter to compute it under.
-    pub(super) fn adapter(&self) -> Option<&Adapter> {
-        self.adapter.as_ref()
-    }
-
-    /// The constant tokens that come first, if sequences share any.
-    pub(super) fn prefix(&self) -> Option<&Arc<Prefix>> {
-        let prefix = self.prefix.as_ref();
-        prefix.filter(|prefix| !cache::shared(prefix).is_empty())
-    }
-
-    /// Whether the client has gone.
-    pub(super) fn is_abandoned(&self) -> bool {
-        self.events.is_closed()
-    }
-
-    /// Tells the client that the request failed.
-    pub(super) fn fail(&self, why: &str) {
-        if let Work::Join { seat, .. } = &self.work {
-            seat.fail(why);
-        }
-        // A client that has gone needs no answer.
-        _ = self.events.send(Event::Failed(why.to_owned()));
-    }
-}
-
-/// A sequence in a slot: first its prompt is computed, chunk by chunk, then a
-/// token per step.
+/// A sequence that has begun: first its prompt is computed, chunk by chunk, then a token
+/// per step.
+///
+/// Its KV can be lost on the way. Then it is computed again, which changes nothing: until all
+/// that was *done* is *present* again, nobody looks at its logits.
 pub(super) struct Sequence {
     pub(super) id: SequenceId,
     pub(super) began: Instant,
@@ -148,49 +31,20 @@ pub(super) struct Sequence {
     tokens: Vec<u32>,
     /// How many of them are of the prefix and the prompt.
     prompt: usize,
-    /// How many of them are computed.
+    /// How many of them are computed, and what their logits tell was taken in.
     done: usize,
+    /// How many of them have their KV: fewer, where it was lost.
+    present: usize,
+    /// Whether it has given its slot to another, for now.
+    pub(super) is_parked: bool,
+    owner: Owner,
+    /// Held until it ends.
+    #[expect(dead_code, reason = "held, not read")]
+    place: Place,
     /// The prefix, while it is not yet kept.
     prefix: Option<Arc<Prefix>>,
     work: Work,
     isolated: bool,
-}
-
-/// What a sequence is for.
-enum Work {
-    /// An answer is generated.
-    Answer(Box<Answering>),
-    /// Another's answer is scored.
-    Follow(Following),
-    /// Another's tokens are chosen with it.
-    Join {
-        seat: Seat,
-        /// Whether what it computed is likely to be used again.
-        keep: bool,
-    },
-}
-
-/// An answer's own state, beside its tokens.
-struct Answering {
-    sampler: Sampler,
-    end_tokens: Arc<[u32]>,
-    max_tokens: usize,
-    logprobs: Option<usize>,
-    generated: usize,
-    scoring: Option<Scoring>,
-    followers: Followers,
-    together: Option<Together>,
-    /// Its row of logits for the next token, while those who choose with it have not all
-    /// computed theirs.
-    held: Option<Vec<f32>>,
-}
-
-/// Log-probabilities of a prompt, as they come in.
-struct Scoring {
-    top: usize,
-    /// The first token whose log-probability is wanted.
-    first: usize,
-    entries: Vec<Option<TokenLogprobs>>,
 }
 
 impl Sequence {
@@ -198,10 +52,11 @@ impl Sequence {
     /// soon as it is, if `keep_prefix`.
     pub(super) fn new(
         id: SequenceId,
-        waiting: Waiting,
+        mut waiting: Waiting,
         done: usize,
         keep_prefix: bool,
     ) -> Sequence {
+        waiting.place.run();
         Sequence {
             id,
             began: Instant::now(),
@@ -210,10 +65,19 @@ impl Sequence {
             prompt: waiting.tokens.len(),
             tokens: waiting.tokens,
             done,
+            present: done,
+            is_parked: false,
+            owner: waiting.owner,
+            place: waiting.place,
             prefix: waiting.prefix.filter(|_| keep_prefix),
             work: waiting.work,
             isolated: waiting.isolated,
         }
+    }
+
+    /// Whose it is.
+    pub(super) fn owner(&self) -> Owner {
+        self.owner
     }
 
     /// Whether no other may share its KV, but for the prefix's.
@@ -276,8 +140,13 @@ impl Sequence {
         }
     }
 
-    /// Whether the prompt is computed.
+    /// Whether the prompt is computed, and all KV is there.
     pub(super) fn is_decoding(&self) -> bool {
+        self.lost() == 0 && self.has_answer()
+    }
+
+    /// Whether the prompt is computed, or was before its KV was lost.
+    fn has_answer(&self) -> bool {
         match &self.work {
             Work::Answer(answer) => answer.generated > 0,
             Work::Follow(_) => self.done + 1 >= self.prompt,
@@ -291,25 +160,65 @@ impl Sequence {
         match &self.work {
             // The step that ends its prompt chooses a token too.
             Work::Answer(answer) => answer.held.is_some() || answer.followers.are_behind(),
-            Work::Follow(_) | Work::Join { .. } => self.remaining() == 0,
+            Work::Follow(_) | Work::Join { .. } => self.end() == self.done,
         }
     }
 
+    /// Whether it takes part in steps.
+    pub(super) fn holds_slot(&self) -> bool {
+        !self.is_parked && !self.is_paused()
+    }
+
     /// Whether all logits of the next tokens are wanted.
-    pub(super) fn is_scored(&self) -> bool {
-        match &self.work {
-            Work::Answer(answer) => {
-                let scoring = answer.scoring.as_ref();
-                scoring.is_some_and(|scoring| scoring.first <= self.done + 1)
-            }
-            Work::Follow(_) => self.is_decoding(),
-            Work::Join { .. } => false,
-        }
+    fn is_scored(&self) -> bool {
+        self.lost() == 0 && self.unscored() <= self.done
+    }
+
+    /// How many of its tokens come before those whose logits are all wanted, which take
+    /// their time.
+    pub(super) fn unscored(&self) -> usize {
+        self.first_scored().map_or(usize::MAX, |first| first - 1)
     }
 
     /// The tokens that are computed, as far as another is likely to begin with them.
     pub(super) fn computed(&self) -> &[u32] {
-        &self.tokens[..self.done]
+        &self.tokens[..self.present]
+    }
+
+    /// What it wants of a step, if it holds a slot.
+    pub(super) fn demand(&self) -> Demand {
+        Demand {
+            client: self.owner.client,
+            tokens: if self.holds_slot() {
+                self.remaining()
+            } else {
+                0
+            },
+            is_answer: self.is_decoding(),
+            is_scored: self.is_scored(),
+        }
+    }
+
+    /// What is left of it, if all goes as it seems.
+    pub(super) fn left(&self) -> Left {
+        let (answer, may_end) = self.work.left();
+        let prompt = match self.is_decoding() {
+            true => 0,
+            false => self.remaining(),
+        };
+        Left {
+            prompt,
+            answer,
+            may_end,
+        }
+    }
+
+    /// How many tokens it generated, if that is what it is for.
+    pub(super) fn generated(&self) -> Option<usize> {
+        match &self.work {
+            Work::Answer(answer) if answer.max_tokens > 0 => Some(answer.generated),
+            _ => None,
+        }
     }
 
     /// Whether another may go on where this one ends.
@@ -321,14 +230,41 @@ impl Sequence {
         }
     }
 
-    /// How many tokens are still to be computed before the next one is chosen.
-    pub(super) fn remaining(&self) -> usize {
-        let last = match self.work {
+    /// How many tokens are to be computed in the end, as far as they are known.
+    fn end(&self) -> usize {
+        match self.work {
             Work::Answer(_) | Work::Join { .. } => self.tokens.len(),
             // The last one's logits are for the one that follows it.
             Work::Follow(_) => self.tokens.len() - 1,
+        }
+    }
+
+    /// How many tokens are still to be computed before the next one is chosen.
+    pub(super) fn remaining(&self) -> usize {
+        self.end() - self.present
+    }
+
+    /// How many tokens have to be computed again.
+    pub(super) fn lost(&self) -> usize {
+        self.done - self.present
+    }
+
+    /// Its tokens, as far as KV that was computed for others may stand in for what it has
+    /// lost. With `prompt_only` that is not the answer's.
+    pub(super) fn replaceable(&self, prompt_only: bool) -> &[u32] {
+        let most = match (self.isolated, prompt_only) {
+            (true, _) => 0,
+            (false, true) => self.prompt.min(self.done),
+            (false, false) => self.done,
         };
-        last - self.done
+        &self.tokens[..most]
+    }
+
+    /// Takes in that its KV is lost but for that of the first `present` tokens, which an
+    /// executor's sequence has.
+    pub(super) fn restart(&mut self, id: SequenceId, present: usize) {
+        self.id = id;
+        self.present = present;
     }
 
     /// How many tokens it begins like `tokens`, computed or not.
@@ -340,7 +276,7 @@ impl Sequence {
     /// Its prefix, once it is computed and to be kept; told once.
     pub(super) fn prefix_to_keep(&mut self) -> Option<Arc<Prefix>> {
         self.prefix
-            .take_if(|prefix| cache::shared(prefix).len() <= self.done)
+            .take_if(|prefix| cache::shared(prefix).len() <= self.present)
     }
 
     /// The first token that is scored by the logits before it, if any is.
@@ -352,8 +288,23 @@ impl Sequence {
         }
     }
 
-    /// The next tokens to compute, `most` at the most.
-    pub(super) fn chunk(&self, most: usize) -> Chunk<'_> {
+    /// The next tokens to compute, `most` at the most. Where the executor computes prompts
+    /// otherwise than answers, an answer that was lost is computed token by token, as it was
+    /// (`as_before`).
+    pub(super) fn chunk(&self, most: usize, as_before: bool) -> Chunk<'_> {
+        if self.lost() > 0 {
+            let lost = &self.tokens[self.present..self.done];
+            let most = match self.prompt.checked_sub(self.present) {
+                _ if !as_before => most,
+                None | Some(0) => 1,
+                Some(prompt) => most.min(prompt),
+            };
+            return Chunk {
+                sequence: self.id,
+                tokens: &lost[..lost.len().min(most)],
+                wanted: Wanted::None,
+            };
+        }
         let rest = &self.tokens[self.done..][..self.remaining()];
         let scored = self.is_scored();
         let most = match self.first_scored() {
@@ -379,6 +330,11 @@ impl Sequence {
     /// state, if that was wanted, is number `first`.
     pub(super) fn advance(&mut self, chunk: Computed, logits: &Logits, first: usize) -> Advance {
         let Computed { tokens, wanted } = chunk;
+        self.present += tokens;
+        if self.present <= self.done {
+            // All that its logits tell was taken in before they were lost.
+            return Advance::On;
+        }
         let before = self.done;
         self.done += tokens;
         let is_whole = self.done == self.tokens.len();
@@ -514,39 +470,13 @@ impl Sequence {
 
     /// Tells the client that the sequence failed, and whom it chooses with.
     pub(super) fn fail(&self, why: &str) {
-        if let Work::Join { seat, .. } = &self.work {
-            seat.fail(why);
-        }
+        self.work.fail(why);
         self.send(Event::Failed(why.to_owned()));
     }
 
     fn send(&self, event: Event) {
         // A client that has gone is noticed before the next step.
         _ = self.events.send(event);
-    }
-}
-
-impl Answering {
-    /// Whether all rows are there that its next token is chosen from, but for its own.
-    fn can_choose(&self) -> bool {
-        let together = self.together.as_ref();
-        together.is_none_or(|together| together.lead.can_choose())
-    }
-
-    /// The next token; and the mixture that it was chosen from, if that is to be reported.
-    fn next(
-        &mut self,
-        logits: &mut [f32],
-        executor: &mut dyn Executor,
-    ) -> Result<(u32, Option<Mixture>), ChooseError> {
-        match &self.together {
-            Some(together) => {
-                let chosen = together.lead.choose(logits, &mut self.sampler, executor);
-                let (id, mixture) = chosen?;
-                Ok((id, Some(mixture).filter(|_| together.report_mixture)))
-            }
-            None => Ok((self.sampler.sample(logits)?, None)),
-        }
     }
 }
 

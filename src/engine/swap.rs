@@ -1,45 +1,118 @@
 //! Sequences that had to give up their memory for a while.
+//!
+//! Their KV goes to a file and comes back as it was. Where that cannot be written or read,
+//! it is lost, and computed again when there is room: the sequence's tokens are known, and
+//! computing them again gives the same KV.
 
 use std::fs::{self, File};
 use std::io::{self, Read, Seek, SeekFrom, Write};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
+use super::cache::Cache;
 use super::sequence::Sequence;
-use crate::exec::{Executor, SwapOut};
+use crate::exec::{ExecError, Executor, SequenceId, SwapOut};
 
-/// A sequence whose KV is in a file that nobody else sees.
-pub(super) struct Swapped {
-    sequence: Sequence,
-    file: File,
+/// Where sequences are swapped out to.
+pub(super) struct Swap {
+    folder: PathBuf,
+    /// Whether the last file was written, so that the log tells of each change once.
+    works: bool,
 }
 
-/// A sequence that cannot go on, and why.
-pub(super) struct Lost {
-    pub(super) sequence: Sequence,
-    pub(super) why: String,
+impl Swap {
+    /// Swaps out to a folder, which is made if it is not there. Tries it, and warns if it
+    /// cannot be written to.
+    pub(super) fn new(folder: PathBuf) -> Swap {
+        let tried = write(&folder, b"incant");
+        let mut swap = Swap {
+            folder,
+            works: true,
+        };
+        swap.note(tried.err().map(|error| error.to_string()));
+        swap
+    }
+
+    /// Has a sequence give up what it shares with none.
+    pub(super) fn out(&mut self, mut sequence: Sequence, executor: &mut dyn Executor) -> Swapped {
+        sequence.is_parked = false;
+        let written = executor
+            .swap_out(sequence.id, SwapOut::Own)
+            .map_err(|error| error.to_string())
+            .and_then(|bytes| write(&self.folder, &bytes).map_err(|error| error.to_string()));
+        let mut swapped = Swapped {
+            sequence,
+            file: None,
+        };
+        match written {
+            Ok(file) => {
+                swapped.file = Some(file);
+                self.note(None);
+            }
+            Err(why) => {
+                swapped.lose_kv(executor);
+                self.note(Some(why));
+            }
+        }
+        swapped
+    }
+
+    /// Tells the log why nothing can be written, or that it can be again.
+    fn note(&mut self, failure: Option<String>) {
+        let worked = std::mem::replace(&mut self.works, failure.is_none());
+        let folder = self.folder.display();
+        match failure {
+            Some(why) if worked => tracing::warn!(
+                "KV cannot be swapped out to {folder}: {why}. Where --kv-memory does not suffice, \
+                 KV is computed again instead, which takes longer; see that the folder can be \
+                 written to and has room"
+            ),
+            None if !worked => tracing::info!("KV is swapped out to {folder} again"),
+            _ => {}
+        }
+    }
+}
+
+/// A sequence whose KV is in a file that nobody else sees, or lost.
+pub(super) struct Swapped {
+    sequence: Sequence,
+    /// `None` where it is lost.
+    file: Option<File>,
 }
 
 impl Swapped {
-    /// Writes a sequence's KV to a file in `folder` and frees its memory. On an
-    /// error the sequence is lost, and comes back to be told so.
-    pub(super) fn out(
-        sequence: Sequence,
+    /// Makes it ready to come back; returns what the executor knows it by.
+    pub(super) fn prepare(
+        &mut self,
+        cache: &mut Cache,
         executor: &mut dyn Executor,
-        folder: &Path,
-    ) -> Result<Swapped, Box<Lost>> {
-        let swapped = executor
-            .swap_out(sequence.id, SwapOut::Own)
-            .map_err(|error| error.to_string())
-            .and_then(|bytes| write(folder, &bytes).map_err(|error| error.to_string()));
-        match swapped {
-            Ok(file) => Ok(Swapped { sequence, file }),
-            Err(why) => Err(Box::new(Lost { sequence, why })),
+    ) -> Result<SequenceId, ExecError> {
+        if self.file.is_none() {
+            let adapter = self.sequence.adapter_id();
+            let tokens = self
+                .sequence
+                .replaceable(executor.computes_prompts_otherwise());
+            let (id, present) = match cache.find(adapter, tokens, executor)? {
+                Some(start) => (executor.fork(start.from, start.tokens)?, start.tokens),
+                None => (executor.begin_under(adapter)?, 0),
+            };
+            self.sequence.restart(id, present);
+        }
+        Ok(self.sequence.id)
+    }
+
+    /// Takes back that it was made ready.
+    pub(super) fn unprepare(&mut self, executor: &mut dyn Executor) {
+        if self.file.is_none() {
+            self.lose_kv(executor);
         }
     }
 
-    /// Reads the KV back. On an error the sequence is lost likewise.
-    pub(super) fn back(mut self, executor: &mut dyn Executor) -> Result<Sequence, Box<Lost>> {
-        let back = read(&mut self.file)
+    /// Comes back. Where its file cannot be read, its KV is lost, and it stays here.
+    pub(super) fn back(mut self, executor: &mut dyn Executor) -> Result<Sequence, Box<Swapped>> {
+        let Some(file) = &mut self.file else {
+            return Ok(self.sequence);
+        };
+        let back = read(file)
             .map_err(|error| error.to_string())
             .and_then(|bytes| {
                 let swapped_in = executor.swap_in(self.sequence.id, &bytes);
@@ -48,8 +121,9 @@ impl Swapped {
         match back {
             Ok(()) => Ok(self.sequence),
             Err(why) => {
-                let sequence = self.sequence;
-                Err(Box::new(Lost { sequence, why }))
+                tracing::warn!("KV that was swapped out is computed again: {why}");
+                self.lose_kv(executor);
+                Err(Box::new(self))
             }
         }
     }
@@ -57,6 +131,9 @@ impl Swapped {
     /// Gives up more: what the sequence shared when it was swapped out and now holds
     /// alone, or what it shares too. Returns whether there was any.
     pub(super) fn give_more(&mut self, part: SwapOut, executor: &mut dyn Executor) -> bool {
+        let Some(file) = &mut self.file else {
+            return false;
+        };
         let more = match executor.swap_out(self.sequence.id, part) {
             Ok(more) => more,
             Err(error) => {
@@ -64,14 +141,17 @@ impl Swapped {
                 return false;
             }
         };
-        match self.file.write_all(&more) {
-            Ok(()) => !more.is_empty(),
-            Err(error) => {
-                // It will be told when it is to come back.
-                tracing::error!("a sequence's KV is lost: {error}");
-                !more.is_empty()
-            }
+        if let Err(error) = file.write_all(&more) {
+            tracing::warn!("KV cannot be swapped out, and is computed again: {error}");
+            self.lose_kv(executor);
         }
+        !more.is_empty()
+    }
+
+    fn lose_kv(&mut self, executor: &mut dyn Executor) {
+        self.file = None;
+        executor.end(self.sequence.id);
+        self.sequence.restart(self.sequence.id, 0);
     }
 
     pub(super) fn sequence_mut(&mut self) -> &mut Sequence {
@@ -80,6 +160,10 @@ impl Swapped {
 
     pub(super) fn sequence(&self) -> &Sequence {
         &self.sequence
+    }
+
+    pub(super) fn into_sequence(self) -> Sequence {
+        self.sequence
     }
 }
 

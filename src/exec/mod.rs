@@ -12,6 +12,8 @@
 mod adapters;
 mod backend;
 pub mod device;
+#[cfg(test)]
+pub(crate) mod fake;
 mod ledger;
 pub mod native;
 mod saved;
@@ -250,6 +252,13 @@ pub trait Executor: Send {
     /// Lets go of an adapter. Sequences that were begun under it go on. Unknown ids
     /// are ignored.
     fn remove_adapter(&mut self, adapter: AdapterId);
+
+    /// Whether rows of chunks of several tokens are computed with another precision than
+    /// those of one token each: then KV that is computed again has the same bits only if its
+    /// chunks are of the same kind.
+    fn computes_prompts_otherwise(&self) -> bool {
+        false
+    }
 
     /// Begins an empty sequence of the model as it is.
     fn begin(&mut self) -> SequenceId;

@@ -8,7 +8,7 @@ pub use answered::Answered;
 
 use super::together::{Say, WishError, Wishes};
 use super::{Adapter, ArmInfo, BoundProfile, Model, Profiles, Runtime};
-use crate::engine::{self, Generation, Prefix, Request, SubmitError};
+use crate::engine::{self, Client, Generation, Prefix, Request, SubmitError};
 use crate::nearest::{listed, nearest};
 use crate::printable::excerpt;
 use crate::profile::{
@@ -409,15 +409,16 @@ impl Arm {
         self.adapter.as_ref().map(|adapter| adapter.loaded.clone())
     }
 
-    /// Hands sequences to the engine: all of them, or none.
+    /// Hands a client's sequences to the engine: all of them, or none.
     ///
     /// # Errors
     /// See [`SubmitError`].
     pub fn submit<R: Into<Request>>(
         &self,
+        client: Client,
         requests: Vec<R>,
     ) -> Result<Vec<Generation>, SubmitError> {
-        self.model.engine().submit(requests)
+        self.model.engine().submit_for(client, requests)
     }
 
     /// Whether both are arms of one model.

@@ -18,7 +18,8 @@ use super::together::{self, Sequences};
 use super::{Arm, Partners, Prompt};
 use crate::analyze::{self, Alternative, Finish, ReportArm, Score, Token, Usage};
 use crate::engine::{
-    self, Event, FinishReason, FollowRequest, GenerateRequest, Generation, Scored, SubmitError,
+    self, Client, Event, FinishReason, FollowRequest, GenerateRequest, Generation, Scored,
+    SubmitError,
 };
 use crate::sample::SamplingParams;
 use crate::text::Tokenizer;
@@ -128,11 +129,12 @@ fn step(source: Source, mut generation: Generation) -> Step {
 impl Comparison {
     /// Has each side answer `answers` times; answer number `index` of side number `side`
     /// is number `side * answers + index`. With `analysis`, they score each other's tokens,
-    /// with so many alternatives.
+    /// with so many alternatives. All of it is the client's one request.
     ///
     /// # Errors
     /// An engine has no room for it. Then nothing runs.
     pub fn begin(
+        client: Client,
         sides: &[Side],
         answers: usize,
         analysis: Option<usize>,
@@ -179,7 +181,7 @@ impl Comparison {
             sources.push(source);
             sequences.push(sequence);
         }
-        let generations = together::submit(sequences)?;
+        let generations = together::submit(client, sequences)?;
         let steps = sources.into_iter().zip(generations);
         let steps = steps.map(|(source, generation)| step(source, generation));
         comparison.steps.extend(steps);

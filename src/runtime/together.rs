@@ -10,7 +10,7 @@ use std::fmt;
 
 use super::{Arm, Prompt, PromptError, PromptInput, Runtime};
 use crate::engine::{
-    self, GenerateRequest, Generation, JoinRequest, Request, Share, SubmitError, Together,
+    self, Client, GenerateRequest, Generation, JoinRequest, Request, Share, SubmitError, Together,
 };
 use crate::printable::excerpt;
 use crate::profile::{GuidanceDefaults, Message, without_question};
@@ -450,12 +450,13 @@ impl Partners {
         partners.map(|partner| partner.prompt.token_count()).sum()
     }
 
-    /// Has `arm` generate an answer together with them.
+    /// Has `arm` generate an answer together with them, for the program itself.
     ///
     /// # Errors
     /// An engine has no room for it.
     pub fn submit(&self, arm: &Arm, request: GenerateRequest) -> Result<Generation, SubmitError> {
-        let generations = submit(vec![self.sequences(arm, request)])?;
+        let own = vec![self.sequences(arm, request)];
+        let generations = submit(Client::default(), own)?;
         // One comes back for each.
         generations.into_iter().next().ok_or(SubmitError::Draining)
     }
@@ -509,10 +510,10 @@ impl Sequences {
     }
 }
 
-/// Hands sequences to the engines of their models: those of one model together, or none
+/// Hands a client's sequences to the engines of their models: those of one model together, or none
 /// of them. What one engine has begun before another had no room ends. One generation
 /// comes back for each, in order, and holds those of its partners.
-pub(crate) fn submit(all: Vec<Sequences>) -> Result<Vec<Generation>, SubmitError> {
+pub(crate) fn submit(client: Client, all: Vec<Sequences>) -> Result<Vec<Generation>, SubmitError> {
     let sizes: Vec<usize> = all.iter().map(|one| 1 + one.others.len()).collect();
     let flat = all.into_iter().flat_map(|one| {
         let own = std::iter::once(one.own);
@@ -530,7 +531,7 @@ pub(crate) fn submit(all: Vec<Sequences>) -> Result<Vec<Generation>, SubmitError
             .extract_if(.., same)
             .map(|(at, _, request)| (at, request))
             .unzip();
-        begun.extend(places.into_iter().zip(arm.submit(requests)?));
+        begun.extend(places.into_iter().zip(arm.submit(client, requests)?));
     }
     begun.sort_by_key(|(at, _)| *at);
     let mut begun = begun.into_iter().map(|(_, generation)| generation);

@@ -11,10 +11,12 @@ use tracing::Span;
 
 use super::App;
 use super::answer::Watch;
+use super::client;
 use super::deadline::Deadline;
 use super::errors::ApiError;
 use super::fields::Fields;
-use super::log::Trace;
+use super::log::{Peer, Trace};
+use crate::engine::Client;
 use crate::printable::excerpt;
 use crate::runtime::Arm;
 
@@ -26,6 +28,8 @@ const MAX_WARNED: usize = 1000;
 pub(crate) struct Call {
     pub(crate) app: Arc<App>,
     pub(crate) fields: Fields,
+    /// Whose it is.
+    pub(crate) client: Client,
     trace: Arc<Trace>,
     /// When all of it was here.
     arrived: Instant,
@@ -41,10 +45,13 @@ impl FromRequest<Arc<App>> for Call {
             .cloned()
             .unwrap_or_default();
         check_kind(request.headers())?;
+        let peer = request.extensions().get::<Peer>().copied();
+        let client = client::of(&app.options.keys, request.headers(), peer);
         let body = read(request, app.options.max_body, app.options.client_timeout).await?;
         Ok(Call {
             app: app.clone(),
             fields: Fields::parse(&body)?,
+            client,
             trace,
             arrived: Instant::now(),
         })

@@ -95,7 +95,7 @@ pub(crate) async fn check(State(app): State<Arc<App>>, request: Request, next: N
 }
 
 /// The key that a client sends: its bearer token, or what other servers' clients send.
-fn key(headers: &HeaderMap) -> Option<&[u8]> {
+pub(crate) fn key(headers: &HeaderMap) -> Option<&[u8]> {
     let other = || headers.get(API_KEY).map(|key| key.as_bytes().trim_ascii());
     bearer(headers).or_else(other)
 }

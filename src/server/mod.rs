@@ -11,6 +11,7 @@
 mod accept;
 mod answer;
 mod call;
+mod client;
 mod controls;
 mod cors;
 mod crowd;

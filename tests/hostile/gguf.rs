@@ -296,7 +296,7 @@ fn answer(model: Model) -> Result<(), String> {
             isolated: false,
         };
         let generations = arm
-            .submit(vec![request])
+            .submit(incant::engine::Client::default(), vec![request])
             .map_err(|error| error.to_string())?;
         for mut generation in generations {
             loop {

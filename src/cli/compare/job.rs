@@ -6,7 +6,7 @@ use anyhow::{anyhow, bail};
 use futures_util::{StreamExt, TryStreamExt, stream};
 use incant::analyze::ReportArm;
 use incant::analyze::{Answer, Prompt, Settings};
-use incant::engine::Event;
+use incant::engine::{Client, Event};
 use incant::profile::SamplingDefaults;
 use incant::runtime::{
     self, Arm, Comparison, Partners, PromptInput, Runtime, Side, Transcript, What, Wishes,
@@ -134,7 +134,8 @@ impl<'a> Job<'a> {
             side.sampling.temperature = temperature;
         }
         let mut transcript = Transcript::new(&sides, n, analysis);
-        let mut comparison = Comparison::begin(&sides, n, analysis.then_some(top_logprobs))?;
+        let (own, top) = (Client::default(), analysis.then_some(top_logprobs));
+        let mut comparison = Comparison::begin(own, &sides, n, top)?;
         let note = |_: usize, event: &Event| {
             if let Event::Token { .. } = event {
                 progress.token();

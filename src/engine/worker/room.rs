@@ -4,62 +4,65 @@ use std::sync::atomic::Ordering;
 
 use super::super::cache::LEAST;
 use super::super::sequence::Sequence;
-use super::super::swap::Swapped;
 use super::Worker;
+use super::slots::QUANTUM;
 use crate::exec::{Executor, SequenceId, SwapOut};
 
-/// What a client is told whose answer cannot be put aside or brought back. The cause may
-/// name a folder, and is in the log.
-const LOST: &str = "the server could not put the answer aside while memory was short";
-
 impl Worker {
-    /// The first of those that are swapped out that can go on.
-    pub(super) fn to_bring_back(&self) -> Option<usize> {
-        let mut swapped = self.swapped.iter();
-        swapped.position(|swapped| !swapped.sequence().is_paused())
-    }
-
-    /// Brings back what was swapped out, as far as there is room: the one first that
-    /// has waited longest.
-    pub(super) fn swap_in(&mut self) {
-        while self.taken() < self.slots
-            && let Some(next) = self.to_bring_back()
-        {
-            let swapped = &self.swapped[next];
-            // With room to go on for a while, or it would be out again at once.
-            let budget = self.pace.budget(true);
-            let more = |sequence: &Sequence| match sequence.is_paused() {
-                true => 0,
-                false => sequence.remaining().clamp(LEAST, budget.max(LEAST)),
-            };
-            let mut growth = vec![(swapped.sequence().id, more(swapped.sequence()))];
+    /// Brings back sequence number `index` of those that are swapped out, if there is room.
+    /// Whoever rests gives way to it, and whose slot it may have.
+    pub(super) fn bring_back(&mut self, index: usize) -> bool {
+        let Some(mut swapped) = self.swapped.remove(index) else {
+            return false;
+        };
+        let owner = swapped.sequence().owner();
+        let id = match swapped.prepare(&mut self.cache, self.executor.as_mut()) {
+            Ok(id) => id,
+            Err(error) => {
+                let sequence = swapped.into_sequence();
+                sequence.fail(&error.to_string());
+                self.lose(&sequence);
+                return true;
+            }
+        };
+        // With room to go on for a while, or it would be out again at once.
+        let budget = self.pace.budget(true).rows;
+        let more = |sequence: &Sequence| match sequence.holds_slot() {
+            true => sequence.remaining().clamp(LEAST, budget.max(LEAST)),
+            false => 0,
+        };
+        // What was lost has to come back whole.
+        let own = swapped.sequence();
+        let own = more(own).max(own.lost());
+        loop {
+            let mut growth = vec![(id, own)];
             growth.extend(self.running.iter().map(|other| (other.id, more(other))));
             let alone = self.running.is_empty();
-            if !self.make_room(&growth, alone) && !alone {
-                // Those that pause may do so until it is back.
-                if !self.running.iter().all(Sequence::is_paused) {
-                    return;
-                }
-                let youngest = self.running.len() - 1;
-                self.swap_out(youngest);
-                continue;
+            if self.make_room(&growth, alone) || alone {
+                break;
             }
-            let Some(swapped) = self.swapped.remove(next) else {
-                return;
-            };
-            match swapped.back(self.executor.as_mut()) {
-                Ok(sequence) => {
-                    let before = |other: &Sequence| other.began < sequence.began;
-                    let place = self.running.partition_point(before);
-                    self.running.insert(place, sequence);
-                }
-                Err(lost) => {
-                    tracing::error!("a sequence cannot be brought back: {}", lost.why);
-                    lost.sequence.fail(LOST);
-                    self.lose(&lost.sequence);
+            let parked = self.running.iter().rposition(|one| one.is_parked);
+            let all_pause = !self.running.iter().any(Sequence::holds_slot);
+            let youngest = all_pause.then(|| self.running.len() - 1);
+            let other = || self.who_gives_way(&self.holders(), owner, QUANTUM);
+            match parked.or(youngest).or_else(other) {
+                Some(gives_way) => self.swap_out(gives_way),
+                None => {
+                    swapped.unprepare(self.executor.as_mut());
+                    self.swapped.insert(index, swapped);
+                    return false;
                 }
             }
         }
+        match swapped.back(self.executor.as_mut()) {
+            Ok(sequence) => {
+                let before = |other: &Sequence| other.began < sequence.began;
+                let place = self.running.partition_point(before);
+                self.running.insert(place, sequence);
+            }
+            Err(swapped) => self.swapped.insert(index, *swapped),
+        }
+        true
     }
 
     /// Frees what nobody runs until there is room: as a last resort, even what
@@ -115,9 +118,13 @@ impl Worker {
                 .iter_mut()
                 .for_each(|count| *count = (*count).min(largest / 2));
         }
-        // Whoever pauses needs its memory least; then the one that was let in last has the
-        // least to lose.
-        let paused = self.running.iter().rposition(Sequence::is_paused);
+        // Whoever rests needs its memory least; then the one that was let in last of those
+        // who hold most.
+        let holders = self.holders();
+        let running = self.running.iter();
+        let resting = running.clone().rposition(|one| !one.holds_slot());
+        let most = running.enumerate();
+        let most = most.max_by_key(|(_, one)| holders.excess(one.owner()));
         let Some(last) = self.running.len().checked_sub(1) else {
             return false;
         };
@@ -129,23 +136,16 @@ impl Worker {
             self.lose(&only);
             return false;
         }
-        self.swap_out(paused.unwrap_or(last));
+        let most = most.map_or(last, |(index, _)| index);
+        self.swap_out(resting.unwrap_or(most));
         false
     }
 
     /// Has running sequence number `index` give up its memory for a while.
     pub(super) fn swap_out(&mut self, index: usize) {
         let sequence = self.running.remove(index);
-        match Swapped::out(sequence, self.executor.as_mut(), &self.swap_folder) {
-            Ok(swapped) => {
-                self.shared.preemptions.fetch_add(1, Ordering::AcqRel);
-                self.swapped.push_back(swapped);
-            }
-            Err(lost) => {
-                tracing::error!("a sequence cannot be swapped out: {}", lost.why);
-                lost.sequence.fail(LOST);
-                self.lose(&lost.sequence);
-            }
-        }
+        let swapped = self.swap.out(sequence, self.executor.as_mut());
+        self.shared.preemptions.fetch_add(1, Ordering::AcqRel);
+        self.swapped.push_back(swapped);
     }
 }

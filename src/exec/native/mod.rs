@@ -154,6 +154,11 @@ impl Executor for NativeExecutor {
         Ok(self.ledger.add(tokens, kv))
     }
 
+    fn computes_prompts_otherwise(&self) -> bool {
+        // Tiles take prompts and nothing else.
+        self.isa.tier() == Tier::Amx
+    }
+
     fn can_fork(&self, from: SequenceId, tokens: usize) -> bool {
         self.ledger.sequence(from).is_ok_and(|sequence| {
             tokens <= sequence.len && sequence.kv.can_fork(&self.layout, tokens)
@@ -165,8 +170,7 @@ impl Executor for NativeExecutor {
     }
 
     fn forward_into(&mut self, batch: &[Chunk<'_>], logits: &mut Logits) -> Result<(), ExecError> {
-        // Tiles take prompts and nothing else.
-        let prompts_apart = self.isa.tier() == Tier::Amx;
+        let prompts_apart = self.computes_prompts_otherwise();
         // Those that share pages stand together.
         let group = self.layout.whole_group();
         let order = |a: &Kv, b: &Kv| {

@@ -337,7 +337,7 @@ impl Running {
                 ));
             }
         }
-        let generations = together::submit(sequences)?;
+        let generations = together::submit(call.client, sequences)?;
         let watch = call.watch(arm.id(), prompt_tokens, controls.answers);
         let steps = generations
             .into_iter()

@@ -82,7 +82,8 @@ impl Running {
             top_logprobs,
             ..
         } = plan.settings;
-        let comparison = Comparison::begin(&plan.sides, n, analysis.then_some(top_logprobs))?;
+        let top = analysis.then_some(top_logprobs);
+        let comparison = Comparison::begin(call.client, &plan.sides, n, top)?;
         let sides = plan.sides.iter();
         let watches = sides.clone().map(|side| {
             let prompt = side.prompt.token_count();

@@ -1,0 +1,152 @@
+//! Room for sequences, those that run and those that wait.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use super::client::Client;
+
+/// The places of an engine. There are as many as slots and queue together, and as many
+/// spare ones as slots: these are for clients who have next to nothing here, so that no
+/// client can take all of them.
+#[derive(Debug)]
+pub(super) struct Places {
+    /// How many there are for everybody.
+    limit: usize,
+    spare: usize,
+    taken: Mutex<Taken>,
+}
+
+#[derive(Debug, Default)]
+struct Taken {
+    waiting: usize,
+    running: usize,
+    clients: HashMap<Client, usize>,
+}
+
+impl Places {
+    pub(super) fn new(slots: usize, queue: usize) -> Places {
+        Places {
+            limit: slots + queue,
+            spare: slots,
+            taken: Mutex::default(),
+        }
+    }
+
+    /// The most that one client can take.
+    pub(super) fn limit(&self) -> usize {
+        self.limit
+    }
+
+    /// Takes places for a client's sequences, which wait: for all, or for none. Where there
+    /// are too few, tells how many are lacking.
+    pub(super) fn take(
+        self: &Arc<Places>,
+        client: Client,
+        count: usize,
+    ) -> Result<Vec<Place>, usize> {
+        let mut taken = self.taken();
+        let all = taken.waiting + taken.running + count;
+        let own = taken.clients.get(&client).copied().unwrap_or(0) + count;
+        let is_spared = own <= self.spare && all <= self.limit + self.spare;
+        if all > self.limit && !is_spared {
+            return Err(all - self.limit);
+        }
+        if count > 0 {
+            taken.waiting += count;
+            taken.clients.insert(client, own);
+        }
+        let place = || Place {
+            places: Arc::clone(self),
+            client,
+            runs: false,
+        };
+        Ok(std::iter::repeat_with(place).take(count).collect())
+    }
+
+    /// How many sequences wait.
+    pub(super) fn waiting(&self) -> usize {
+        self.taken().waiting
+    }
+
+    /// How many sequences have begun.
+    pub(super) fn running(&self) -> usize {
+        self.taken().running
+    }
+
+    fn taken(&self) -> MutexGuard<'_, Taken> {
+        // Whatever was counted is whole.
+        self.taken.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// One sequence's place, free again when this is dropped.
+#[derive(Debug)]
+pub(super) struct Place {
+    places: Arc<Places>,
+    client: Client,
+    runs: bool,
+}
+
+impl Place {
+    /// Takes in that the sequence has begun.
+    pub(super) fn run(&mut self) {
+        if !self.runs {
+            self.runs = true;
+            let mut taken = self.places.taken();
+            taken.waiting -= 1;
+            taken.running += 1;
+        }
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        let mut taken = self.places.taken();
+        match self.runs {
+            true => taken.running -= 1,
+            false => taken.waiting -= 1,
+        }
+        if let Some(count) = taken.clients.get_mut(&self.client) {
+            *count -= 1;
+            if *count == 0 {
+                taken.clients.remove(&self.client);
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn no_client_can_take_all_places() {
+        let places = Arc::new(Places::new(2, 6));
+        let client = |name: &str| Client::named(name.as_bytes());
+        let all = places.take(client("a"), 8).expect("there is room");
+        assert_eq!(places.take(client("a"), 3).expect_err("it has all"), 3);
+        // Another one has some all the same, but not as many.
+        assert_eq!(places.take(client("b"), 3).expect_err("too many"), 3);
+        let few = places.take(client("b"), 1).expect("a spare place");
+        let more = places.take(client("b"), 1).expect("another");
+        assert_eq!(places.take(client("c"), 1).expect_err("no more"), 3);
+        drop(few);
+        let other = places.take(client("c"), 1).expect("that place");
+        drop((all, more, other));
+        let taken = places.taken();
+        assert_eq!((taken.waiting, taken.running), (0, 0));
+        assert!(taken.clients.is_empty());
+    }
+
+    #[test]
+    fn a_sequence_waits_and_then_runs() {
+        let places = Arc::new(Places::new(2, 2));
+        let mut taken = places.take(Client::default(), 3).expect("there is room");
+        let counts = || (places.waiting(), places.running());
+        assert_eq!(counts(), (3, 0));
+        taken[0].run();
+        assert_eq!(counts(), (2, 1));
+        drop(taken);
+        assert_eq!(counts(), (0, 0));
+    }
+}

@@ -1,0 +1,281 @@
+//! How the rows of a step are shared out among the sequences that hold slots.
+//!
+//! An answer gets its next token in every step. What is left of a step's time goes to
+//! prompts: evenly to the clients that have some, whatever number of prompts each has. Of a
+//! client's part half is its oldest prompt's; of the rest most goes to whichever needs
+//! least, so that a short prompt does not wait for a long one.
+
+use std::collections::HashMap;
+
+use super::client::Client;
+
+/// Scoring holds a row of logits for each token; this bounds those of a step (64 rows of
+/// gemma's 262,144 logits are 64 MiB).
+pub(super) const SCORED_ROWS: usize = 64;
+
+/// What a sequence wants of a step.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Demand {
+    pub(super) client: Client,
+    /// The tokens that could be computed.
+    pub(super) tokens: usize,
+    /// Whether they are of an answer that grows, and not of a prompt.
+    pub(super) is_answer: bool,
+    /// Whether all their logits are wanted.
+    pub(super) is_scored: bool,
+}
+
+/// What a step may compute of prompts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Budget {
+    /// So many rows.
+    pub(super) rows: usize,
+    /// As many of them as a scored one counts for.
+    pub(super) scored_row: usize,
+}
+
+/// What is left of a client's part of a step.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Part {
+    /// Rows of prompts, as [`Budget`] counts them.
+    rows: usize,
+    /// Rows of logits.
+    scored: usize,
+}
+
+impl Part {
+    fn half(self) -> Part {
+        Part {
+            rows: self.rows.div_ceil(2),
+            scored: self.scored.div_ceil(2),
+        }
+    }
+}
+
+/// How many tokens each of these sequences, the oldest first, gets.
+pub(super) fn share_out(demands: &[Demand], budget: Budget) -> Vec<usize> {
+    let answers = demands.iter().map(|demand| match demand.is_answer {
+        true => demand.tokens,
+        false => 0,
+    });
+    let mut counts: Vec<usize> = answers.collect();
+    let logits = |at: usize| match demands[at].is_scored {
+        true => demands[at].tokens,
+        false => 0,
+    };
+    let mut scored: HashMap<Client, usize> = HashMap::new();
+    for (mut rows, of_client) in of_clients(demands, SCORED_ROWS, logits) {
+        let client = demands[of_client[0]].client;
+        let answers = of_client.into_iter().filter(|&at| demands[at].is_answer);
+        let answers: Vec<usize> = answers.collect();
+        let wants: Vec<usize> = answers.iter().map(|&at| logits(at)).collect();
+        for (at, share) in answers.into_iter().zip(evenly(rows, &wants)) {
+            counts[at] = share;
+            rows -= share;
+        }
+        scored.insert(client, rows);
+    }
+    let cost = |at: usize| match demands[at].is_scored {
+        true => budget.scored_row,
+        false => 1,
+    };
+    let wanted = |at: usize| match demands[at].is_answer {
+        true => 0,
+        false => demands[at].tokens * cost(at),
+    };
+    for (rows, of_client) in of_clients(demands, budget.rows, wanted) {
+        let oldest = of_client[0];
+        let scored = scored.get(&demands[oldest].client);
+        let mut left = Part {
+            rows,
+            scored: scored.copied().unwrap_or(0),
+        };
+        let mut give = |at: usize, part: Part, left: Part| {
+            let mut given = (demands[at].tokens - counts[at]).min(part.rows / cost(at));
+            let mut scored = left.scored;
+            if demands[at].is_scored {
+                given = given.min(part.scored);
+                scored -= given;
+            }
+            counts[at] += given;
+            Part {
+                rows: left.rows.saturating_sub(given * cost(at)),
+                scored,
+            }
+        };
+        // However little it is, something gets on.
+        let mut part = left.half();
+        part.rows = part.rows.max(cost(oldest));
+        left = give(oldest, part, left);
+        let mut shortest = of_client;
+        shortest.sort_by_key(|&at| demands[at].tokens);
+        // At first none takes all that is left: whoever is in no hurry gets on too.
+        for &at in &shortest {
+            left = give(at, left.half(), left);
+        }
+        for &at in &shortest {
+            left = give(at, left, left);
+        }
+    }
+    counts
+}
+
+/// Shares `total` out among clients, by how much the sequence at each place wants; tells of
+/// each client its part and the places of those of its sequences that want something.
+fn of_clients(
+    demands: &[Demand],
+    total: usize,
+    want: impl Fn(usize) -> usize,
+) -> Vec<(usize, Vec<usize>)> {
+    let mut clients: Vec<(Client, usize, Vec<usize>)> = Vec::new();
+    for (at, demand) in demands.iter().enumerate() {
+        let wanted = want(at);
+        let known = clients.iter_mut();
+        let known = { known }.find(|(client, ..)| *client == demand.client);
+        match known {
+            _ if wanted == 0 => {}
+            Some((_, sum, places)) => {
+                *sum += wanted;
+                places.push(at);
+            }
+            None => clients.push((demand.client, wanted, vec![at])),
+        }
+    }
+    let wants: Vec<usize> = clients.iter().map(|(_, wanted, _)| *wanted).collect();
+    let places = clients.into_iter().map(|(.., places)| places);
+    evenly(total, &wants).into_iter().zip(places).collect()
+}
+
+/// Shares `total` out evenly: nobody gets more than is wanted, and what one leaves is the
+/// others'.
+fn evenly(total: usize, wants: &[usize]) -> Vec<usize> {
+    let mut by_want: Vec<usize> = (0..wants.len()).collect();
+    by_want.sort_by_key(|&at| wants[at]);
+    let mut shares = vec![0; wants.len()];
+    let mut left = total;
+    for (served, &at) in by_want.iter().enumerate() {
+        shares[at] = wants[at].min(left.div_ceil(wants.len() - served));
+        left -= shares[at];
+    }
+    shares
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const BUDGET: Budget = Budget {
+        rows: 96,
+        scored_row: 3,
+    };
+
+    fn demand(client: &str, tokens: usize) -> Demand {
+        Demand {
+            client: Client::named(client.as_bytes()),
+            tokens,
+            is_answer: false,
+            is_scored: false,
+        }
+    }
+
+    fn scored(demand: Demand) -> Demand {
+        Demand {
+            is_scored: true,
+            ..demand
+        }
+    }
+
+    fn answer(demand: Demand) -> Demand {
+        Demand {
+            is_answer: true,
+            ..demand
+        }
+    }
+
+    /// What the rows of prompts cost.
+    fn cost(demands: &[Demand], counts: &[usize]) -> usize {
+        let prompts = demands.iter().zip(counts).filter(|(d, _)| !d.is_answer);
+        let cost = prompts.map(|(demand, count)| match demand.is_scored {
+            true => count * BUDGET.scored_row,
+            false => *count,
+        });
+        cost.sum()
+    }
+
+    #[test]
+    fn one_clients_prompts_get_on_half_by_age_and_half_by_length() {
+        let demands = [demand("a", 1000), demand("a", 500), demand("a", 10)];
+        assert_eq!(share_out(&demands, BUDGET), [58, 28, 10]);
+        assert_eq!(share_out(&demands[..1], BUDGET), [96]);
+        assert_eq!(share_out(&[], BUDGET), [0; 0]);
+    }
+
+    #[test]
+    fn many_prompts_of_one_client_leave_others_their_part() {
+        let mut demands = vec![demand("a", 1000); 20];
+        demands.push(demand("b", 200));
+        demands.push(demand("c", 5));
+        let counts = share_out(&demands, BUDGET);
+        assert_eq!(counts[20..], [46, 5]);
+        assert_eq!(cost(&demands, &counts), 96);
+    }
+
+    #[test]
+    fn answers_grow_in_every_step_whatever_prompts_there_are() {
+        let mut demands = vec![demand("a", 1000); 3];
+        demands.extend([answer(demand("a", 1)), answer(demand("b", 1))]);
+        assert_eq!(share_out(&demands, BUDGET)[3..], [1, 1]);
+    }
+
+    #[test]
+    fn scored_rows_count_for_what_they_cost() {
+        let alone = vec![scored(demand("a", 1000)); 6];
+        let counts = share_out(&alone, BUDGET);
+        assert_eq!(cost(&alone, &counts), 96, "{counts:?}");
+        // A newcomer's prompt is done in one step.
+        let mut demands = alone;
+        demands.push(demand("b", 40));
+        let counts = share_out(&demands, BUDGET);
+        assert_eq!(counts[6], 40);
+        assert!((90..=96).contains(&cost(&demands, &counts)), "{counts:?}");
+        // So is one of the same client.
+        demands[6].client = demands[0].client;
+        let counts = share_out(&demands, BUDGET);
+        assert!(counts[6] >= 24, "{counts:?}");
+    }
+
+    #[test]
+    fn there_are_never_more_scored_rows_than_may_be_held() {
+        let plenty = Budget {
+            rows: 10_000,
+            scored_row: 1,
+        };
+        let mut demands = vec![scored(demand("a", 1000)); 6];
+        demands.extend(vec![scored(answer(demand("a", 8))); 3]);
+        demands.extend(vec![scored(answer(demand("b", 8))); 20]);
+        demands.push(scored(demand("c", 30)));
+        let counts = share_out(&demands, plenty);
+        assert_eq!(counts.iter().sum::<usize>(), SCORED_ROWS);
+        // What follows an answer goes before prompts; no client takes all.
+        assert_eq!(counts[6..9], [7, 7, 7], "{counts:?}");
+        assert!(counts[9..29].iter().all(|&count| count <= 2), "{counts:?}");
+        assert_eq!(counts[29], 22);
+    }
+
+    #[test]
+    fn each_client_gets_on_however_short_the_step() {
+        let short = Budget {
+            rows: 4,
+            scored_row: 9,
+        };
+        let mut demands = Vec::new();
+        for client in ["a", "b", "c", "d", "e", "f"] {
+            demands.push(scored(demand(client, 100)));
+            demands.push(demand(client, 100));
+        }
+        let counts = share_out(&demands, short);
+        for pair in counts.chunks(2) {
+            assert!(pair[0] + pair[1] >= 1, "{counts:?}");
+        }
+    }
+}

@@ -1,0 +1,142 @@
+//! Requests that wait for a slot.
+
+use std::sync::Arc;
+
+use tokio::sync::mpsc::UnboundedSender;
+
+use super::client::Owner;
+use super::follow::Following;
+use super::outlook::Left;
+use super::places::Place;
+use super::work::{Answering, Work};
+use super::{Adapter, Event, Prefix, Request, cache};
+use crate::exec::SequenceId;
+
+/// A request as it was accepted.
+pub(super) struct Submitted {
+    pub(super) request: Request,
+    pub(super) events: UnboundedSender<Event>,
+    pub(super) owner: Owner,
+    pub(super) place: Place,
+}
+
+/// One sequence that waits for a slot.
+pub(super) struct Waiting {
+    pub(super) adapter: Option<Adapter>,
+    pub(super) prefix: Option<Arc<Prefix>>,
+    pub(super) events: UnboundedSender<Event>,
+    /// The prefix's tokens and the prompt's.
+    pub(super) tokens: Vec<u32>,
+    pub(super) work: Work,
+    pub(super) isolated: bool,
+    pub(super) owner: Owner,
+    pub(super) place: Place,
+    /// Whether its prefix was read from disk for it.
+    pub(super) read_from_disk: bool,
+    /// Who is computing tokens for it, and how many they have in common.
+    pub(super) waits_for: Option<(SequenceId, usize)>,
+    /// Whether others may go before it, for that reason.
+    pub(super) lets_pass: bool,
+}
+
+impl Waiting {
+    pub(super) fn new(submitted: Submitted) -> Waiting {
+        let Submitted {
+            request,
+            events,
+            owner,
+            place,
+        } = submitted;
+        let join = |prefix: &Option<Arc<Prefix>>, prompt: &[u32]| {
+            let prefix: &[u32] = prefix.as_ref().map_or(&[], |prefix| &prefix.ids);
+            [prefix, prompt].concat()
+        };
+        let (adapter, prefix, tokens, work, isolated) = match request {
+            Request::Generate(mut request) => {
+                let tokens = join(&request.prefix, &request.prompt);
+                let (adapter, prefix) = (request.adapter.take(), request.prefix.take());
+                let (isolated, first) = (request.isolated, tokens.len() - request.prompt.len());
+                let work = Work::Answer(Box::new(Answering::new(request, first)));
+                (adapter, prefix, tokens, work, isolated)
+            }
+            Request::Follow(request) => {
+                let tokens = join(&request.prefix, &request.prompt);
+                let work = Work::Follow(Following::new(request.follow, request.top));
+                (request.adapter, request.prefix, tokens, work, false)
+            }
+            Request::Join(request) => {
+                let tokens = join(&request.prefix, &request.prompt);
+                let work = Work::Join {
+                    seat: request.seat,
+                    keep: request.keep,
+                };
+                let isolated = request.isolated;
+                (request.adapter, request.prefix, tokens, work, isolated)
+            }
+        };
+        Waiting {
+            adapter,
+            prefix,
+            events,
+            tokens,
+            work,
+            isolated,
+            owner,
+            place,
+            read_from_disk: false,
+            waits_for: None,
+            lets_pass: false,
+        }
+    }
+
+    /// Its tokens, as far as others may have computed them for it: at least one is
+    /// left, whose logits tell how it goes on.
+    pub(super) fn shareable(&self) -> &[u32] {
+        let most = match &self.work {
+            // Whoever is scored needs the logits before each of the prompt's tokens.
+            Work::Answer(answer) if let Some(scoring) = &answer.scoring => scoring.first - 1,
+            _ => self.tokens.len().saturating_sub(1),
+        };
+        let most = match self.isolated {
+            true => most.min(
+                self.prefix()
+                    .map_or(0, |prefix| cache::shared(prefix).len()),
+            ),
+            false => most,
+        };
+        &self.tokens[..most]
+    }
+
+    /// What is left of it, if all goes as it seems.
+    pub(super) fn left(&self) -> Left {
+        let (answer, may_end) = self.work.left();
+        Left {
+            prompt: self.tokens.len(),
+            answer,
+            may_end,
+        }
+    }
+
+    /// The adapter to compute it under.
+    pub(super) fn adapter(&self) -> Option<&Adapter> {
+        self.adapter.as_ref()
+    }
+
+    /// The constant tokens that come first, if sequences share any.
+    pub(super) fn prefix(&self) -> Option<&Arc<Prefix>> {
+        let prefix = self.prefix.as_ref();
+        prefix.filter(|prefix| !cache::shared(prefix).is_empty())
+    }
+
+    /// Whether the client has gone.
+    pub(super) fn is_abandoned(&self) -> bool {
+        self.events.is_closed()
+    }
+
+    /// Tells the client that the request failed.
+    pub(super) fn fail(&self, why: &str) {
+        self.work.fail(why);
+        // A client that has gone needs no answer.
+        _ = self.events.send(Event::Failed(why.to_owned()));
+    }
+}

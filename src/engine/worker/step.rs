@@ -1,0 +1,142 @@
+//! One step: a forward pass over a mixed batch of answers and prompts.
+
+use std::time::Instant;
+
+use super::super::outlook::Outlook;
+use super::super::sequence::{Advance, Computed};
+use super::super::share::{Demand, share_out};
+use super::Worker;
+use crate::exec::{Chunk, ExecError, Wanted};
+
+/// The rows of a step.
+#[derive(Clone, Copy, Debug, Default)]
+struct Rows {
+    answers: usize,
+    prompts: usize,
+    /// Prompts' rows whose logits are wanted.
+    scored: usize,
+}
+
+impl Worker {
+    /// How many tokens of each running sequence the next step computes.
+    fn share_out(&self) -> Vec<usize> {
+        let demands: Vec<Demand> = self.running.iter().map(|one| one.demand()).collect();
+        let answers = demands.iter().any(|one| one.is_answer && one.tokens > 0);
+        share_out(&demands, self.pace.budget(answers))
+    }
+
+    /// One forward pass over a mixed batch of answers and prompts. Returns whether there
+    /// was anything to do.
+    pub(super) fn step(&mut self) -> bool {
+        let scored_row = self.pace.budget(true).scored_row;
+        let counts = loop {
+            let mut counts = self.share_out();
+            if counts.iter().all(|&count| count == 0) {
+                return false;
+            }
+            if self.find_room(&mut counts) {
+                break counts;
+            }
+        };
+        let mut batch: Vec<Chunk<'_>> = Vec::new();
+        // Which running sequence each chunk belongs to.
+        let mut owners: Vec<(usize, Computed)> = Vec::new();
+        let mut computed = Rows::default();
+        let as_before = self.executor.computes_prompts_otherwise();
+        for (index, (sequence, &count)) in self.running.iter().zip(&counts).enumerate() {
+            if count == 0 {
+                continue;
+            }
+            let chunk = sequence.chunk(count, as_before);
+            let (tokens, wanted) = (chunk.tokens.len(), chunk.wanted);
+            match wanted {
+                _ if sequence.is_decoding() => computed.answers += tokens,
+                Wanted::All => computed.scored += tokens,
+                _ => computed.prompts += tokens,
+            }
+            let cost = match wanted {
+                Wanted::All => tokens * scored_row,
+                _ => tokens,
+            };
+            self.fairness.charge(sequence.owner(), cost);
+            owners.push((index, Computed { tokens, wanted }));
+            batch.push(chunk);
+        }
+        let rows: Vec<usize> = batch.iter().map(Chunk::wanted_rows).collect();
+
+        #[cfg(debug_assertions)]
+        if let Some(fault) = &mut self.fault {
+            fault.strike();
+        }
+        let began = Instant::now();
+        if let Err(error) = self.executor.forward_into(&batch, &mut self.logits) {
+            self.fail(&error);
+            return true;
+        }
+        let mut ended = vec![false; self.running.len()];
+        let mut choosing = Vec::new();
+        let (mut row, mut state) = (0, 0);
+        for ((index, computed), rows) in owners.into_iter().zip(rows) {
+            let sequence = &mut self.running[index];
+            let is_state = computed.wanted == Wanted::State;
+            let first = if is_state { state } else { row };
+            match sequence.advance(computed, &self.logits, first) {
+                Advance::On => {}
+                Advance::Over => ended[index] = true,
+                Advance::Chooses(row) => choosing.push((index, row)),
+            }
+            row += rows;
+            state += usize::from(is_state);
+            if let Some(prefix) = sequence.prefix_to_keep() {
+                let executor = self.executor.as_mut();
+                let pinned = self
+                    .cache
+                    .pin(sequence.adapter(), &prefix, sequence.id, executor);
+                if let Err(error) = pinned {
+                    tracing::warn!("a prefix is not kept: {error}");
+                }
+            }
+        }
+        // Only now: whom they choose with may have come later in the batch.
+        for (index, row) in choosing {
+            let logits = self.logits.row_mut(row);
+            let executor = self.executor.as_mut();
+            ended[index] = !self.running[index].choose_or_hold(logits, executor);
+        }
+        // What is made of the logits takes its time too, with a large vocabulary.
+        let took = began.elapsed();
+        self.pace.note(computed.prompts, computed.scored, took);
+        if computed.answers > 0 {
+            self.experience.note_step(took);
+        }
+        let mut ended = ended.into_iter();
+        self.retain_running(|_| !ended.next().unwrap_or(false));
+        true
+    }
+
+    /// Tells the other side how long those that are here will take.
+    pub(super) fn look_ahead(&self) {
+        let per_token = self.pace.per_token();
+        let takes = |left| self.experience.expect(left, per_token);
+        let slots = self.running.iter().filter(|one| one.holds_slot());
+        let swapped = self.swapped.iter().map(|one| one.sequence());
+        let parked = self.running.iter().filter(|one| !one.holds_slot());
+        let begun = parked.chain(swapped).map(|one| takes(one.left()));
+        let waiting = self.waiting.iter().map(|one| takes(one.left()));
+        let outlook = Outlook {
+            running: slots.map(|one| takes(one.left())).collect(),
+            waiting: begun.chain(waiting).collect(),
+        };
+        self.shared.set_outlook(outlook);
+    }
+
+    /// The executor failed: everything that was in the batch ends.
+    fn fail(&mut self, error: &ExecError) {
+        tracing::error!("a step failed: {error}");
+        let why = error.to_string();
+        for sequence in std::mem::take(&mut self.running) {
+            sequence.fail(&why);
+            self.lose(&sequence);
+        }
+    }
+}
