@@ -8,10 +8,11 @@ use minijinja::{Environment, Error, ErrorKind, Value};
 
 use super::error::Refusal;
 use super::limits::{Text, check_source, on_deep_stack};
-use super::{Message, ProfileError, Role, bounds, methods, percent, python};
+use super::portable::CHAT_TEMPLATE_KEY;
+use super::{Message, ProfileError, Role, bounds, markers, methods, percent, python};
 
 /// What stands for the file in errors: the key that GGUF keeps a template under.
-const FILE: &str = "tokenizer.chat_template";
+const FILE: &str = CHAT_TEMPLATE_KEY;
 
 /// A GGUF's own chat template, compiled.
 ///
@@ -26,6 +27,7 @@ pub struct ChatTemplate {
     source: String,
     bos: Option<String>,
     eos: Option<String>,
+    markers: Vec<String>,
 }
 
 impl ChatTemplate {
@@ -83,6 +85,7 @@ impl ChatTemplate {
             source: source.to_owned(),
             bos: bos.map(str::to_owned),
             eos: eos.map(str::to_owned),
+            markers: Vec::new(),
         };
         // A template that fails on the plainest of questions fails on all of
         // them; one that refuses it may still have others that it takes.
@@ -90,6 +93,18 @@ impl ChatTemplate {
             Ok(_) | Err(ProfileError::Refused(_)) => Ok(template),
             Err(error) => Err(error),
         }
+    }
+
+    /// The same template, whose turns begin with these markers: lines of messages that look
+    /// like one are escaped, and an answer ends where a line of it begins with one.
+    #[must_use]
+    pub fn with_markers(self, markers: Vec<String>) -> ChatTemplate {
+        ChatTemplate { markers, ..self }
+    }
+
+    /// What ends an answer when a line of it begins with one of these.
+    pub fn markers(&self) -> &[String] {
+        &self.markers
     }
 
     /// What it writes for the plainest of questions.
@@ -107,8 +122,8 @@ impl ChatTemplate {
         &self.source
     }
 
-    /// Renders a conversation with the generation prompt behind it. `protect` is
-    /// applied to each message's content before the template sees it.
+    /// Renders a conversation with the generation prompt behind it. Each message's markers
+    /// are escaped, then `protect` is applied to it before the template sees it.
     pub fn render(
         &self,
         messages: &[Message],
@@ -117,7 +132,7 @@ impl ChatTemplate {
         let messages: Vec<Value> = messages
             .iter()
             .map(|message| {
-                let content = protect(&message.content);
+                let content = protect(&markers::escape(&message.content, &self.markers));
                 Value::from_pairs([("role", message.role.name()), ("content", content.as_str())])
             })
             .collect();

@@ -19,6 +19,7 @@ mod limits;
 pub mod markers;
 mod methods;
 mod percent;
+mod portable;
 mod python;
 mod rendering;
 mod template;
@@ -29,6 +30,7 @@ pub(crate) use files::is_builtin;
 pub use files::{Library, builtin, load};
 pub use front::{GuidanceDefaults, SamplingDefaults};
 pub(crate) use front::{MAX_BREAKER_BYTES, MAX_BREAKERS, MOST_DRY_TOKENS, breakers_problem};
+pub use portable::{CHAT_TEMPLATE_KEY, MARKERS_KEY, Portable, Unportable};
 pub use rendering::{Rendering, guard_for};
 pub use template::Profile;
 

@@ -62,7 +62,8 @@ impl Rendering {
     pub fn markers(&self) -> &[String] {
         match self {
             Rendering::Turn(profile) | Rendering::Profile(profile) => profile.markers(),
-            Rendering::Base | Rendering::Template(_) => &[],
+            Rendering::Template(template) => template.markers(),
+            Rendering::Base => &[],
         }
     }
 
