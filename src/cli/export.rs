@@ -7,7 +7,10 @@ use incant::catalog::{self, Located};
 use incant::gguf::Gguf;
 use incant::lora::Lora;
 use incant::model::{DecoderSpec, arch};
+use incant::profile::{self, CHAT_TEMPLATE_KEY, Rendering};
 use incant::quantize::{Rewrite, Target};
+use incant::runtime::DEFAULT_PROFILE;
+use incant::text::Tokenizer;
 
 use super::{files, output, pull, rewrite};
 
@@ -43,6 +46,13 @@ pub(crate) struct Args {
     force: bool,
     #[command(flatten)]
     consent: pull::Consent,
+    /// Profiles of one's own, of which the adapter may name one
+    #[arg(long, value_name = "DIR")]
+    profile_dir: Option<PathBuf>,
+    /// The profile whose turns are those of an adapter that is made for `turn` [default:
+    /// the model's, or assistant]
+    #[arg(long, value_name = "NAME")]
+    default_profile: Option<String>,
 }
 
 impl Args {
@@ -59,7 +69,7 @@ impl Args {
         let spec = arch::read(&gguf).with_context(|| model.path.display().to_string())?;
         let lora = Lora::read(&self.adapter, &spec)?;
         match self.merge {
-            Some(_) => self.merge(&gguf, &spec, &lora, &path),
+            Some(_) => self.merge(&gguf, &spec, &lora, &path, &model),
             None => by_itself(&lora, &spec, &path, &model),
         }
     }
@@ -70,17 +80,73 @@ impl Args {
         spec: &DecoderSpec,
         lora: &Lora,
         path: &Path,
+        model: &Located,
     ) -> anyhow::Result<()> {
-        let rewrite = Rewrite::new(gguf, spec, self.target, Some(lora))
+        let form = match lora.profile() {
+            Some(profile) => Some(self.form(profile, model)?),
+            None => None,
+        };
+        let mut rewrite = Rewrite::new(gguf, spec, self.target, Some(lora))
             .with_context(|| gguf.path().display().to_string())?;
-        rewrite::write(&rewrite, path)?;
-        if let Some(profile) = lora.profile() {
-            output::print(&format!(
-                "The adapter is for use with the profile {profile:?}.\n"
-            ))?;
+        let kept = match gguf.metadata().contains(CHAT_TEMPLATE_KEY) {
+            true => "the file keeps its model's chat template",
+            false => "the file has no chat template, and whoever serves it chooses a form",
+        };
+        let mut told = match (&form, lora.profile()) {
+            (Some(_), Some(profile)) => {
+                format!("the chat template is that of the adapter's form, {profile}\n")
+            }
+            _ => format!("note: the adapter says no form of turns that it is for: {kept}\n"),
+        };
+        if let Some(form) = form {
+            let tokenizer = Tokenizer::from_gguf(gguf)?;
+            match form.portable(tokenizer.bos().is_some() && tokenizer.adds_bos()) {
+                Ok(chat) => {
+                    told += &stops(&chat.markers);
+                    rewrite = rewrite.with_chat(chat);
+                }
+                Err(error) => told = format!("warning: {error}: {kept}\n"),
+            }
         }
-        Ok(())
+        rewrite::write(&rewrite, path)?;
+        Ok(output::print(&told)?)
     }
+
+    /// The form of turns that an adapter for `profile` was trained on.
+    fn form(&self, profile: &str, model: &Located) -> anyhow::Result<Rendering> {
+        let mut profiles = profile::load(self.profile_dir.as_deref())?;
+        let mut known = |name: &str| {
+            profiles.remove(name).with_context(|| {
+                format!(
+                    "the adapter is for the profile '{}', which is not known here; say where it \
+                     is (--profile-dir)",
+                    name.escape_debug()
+                )
+            })
+        };
+        let manifest = model.manifest.as_ref();
+        let default = manifest.and_then(|manifest| manifest.default_profile.as_deref());
+        let default = self.default_profile.as_deref().or(default);
+        Ok(match profile {
+            "base" => Rendering::Base,
+            "turn" => Rendering::Turn(known(default.unwrap_or(DEFAULT_PROFILE))?),
+            name => Rendering::Profile(known(name)?),
+        })
+    }
+}
+
+/// What has to be said to programs that do not know where answers end.
+fn stops(markers: &[String]) -> String {
+    if markers.is_empty() {
+        return String::new();
+    }
+    let markers = markers.iter().map(|marker| format!("{marker:?}"));
+    let markers = markers.collect::<Vec<_>>().join(", ");
+    format!(
+        "note: its answers end at a line that begins with {markers}: incant ends them there, and \
+         other programs have to be told (as \"stop\" in requests, in Ollama's Modelfile as \
+         PARAMETER stop)\n"
+    )
 }
 
 fn by_itself(lora: &Lora, spec: &DecoderSpec, path: &Path, model: &Located) -> anyhow::Result<()> {

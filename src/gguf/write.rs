@@ -72,6 +72,19 @@ impl Writer {
         self
     }
 
+    /// Adds a list of texts to the metadata.
+    #[must_use]
+    pub fn texts(mut self, key: &str, values: &[String]) -> Writer {
+        let mut bytes = Vec::new();
+        bytes.extend(ValueType::String.id().to_le_bytes());
+        bytes.extend((values.len() as u64).to_le_bytes());
+        for value in values {
+            string(&mut bytes, value);
+        }
+        self.set(key, ValueType::Array, bytes);
+        self
+    }
+
     /// Adds a number to the metadata.
     #[must_use]
     pub fn number(mut self, key: &str, value: f32) -> Writer {

@@ -9,10 +9,11 @@ use minijinja::{Environment, Error, ErrorKind, Value};
 use super::error::Refusal;
 use super::limits::{Text, check_source, on_deep_stack};
 use super::markup::{Cut, Markup};
+use super::portable::CHAT_TEMPLATE_KEY;
 use super::{Message, ProfileError, Role, bounds, jinja, methods, percent, python};
 
 /// What stands for the file in errors: the key that GGUF keeps a template under.
-const FILE: &str = "tokenizer.chat_template";
+const FILE: &str = CHAT_TEMPLATE_KEY;
 
 /// A GGUF's own chat template, compiled.
 ///
@@ -106,6 +107,17 @@ impl ChatTemplate {
     pub fn guarding_its_markers(self, cut: Cut<'_>) -> ChatTemplate {
         let markup = Markup::learn(&self, cut);
         ChatTemplate { markup, ..self }
+    }
+
+    /// The same template, whose turns begin with these markers and no others: lines of
+    /// messages that look like one are escaped, and an answer ends where a line of it begins
+    /// with one.
+    #[must_use]
+    pub fn with_markers(self, markers: Vec<String>) -> ChatTemplate {
+        ChatTemplate {
+            markup: Markup::of_lines(markers),
+            ..self
+        }
     }
 
     /// The texts at the start of a line that open a turn which is not the assistant's.

@@ -65,6 +65,15 @@ static TAG: LazyLock<Regex> = LazyLock::new(|| {
 });
 
 impl Markup {
+    /// Markers that are known: each opens a turn at the start of a line.
+    pub(super) fn of_lines(markers: Vec<String>) -> Markup {
+        Markup {
+            lines: markers.clone(),
+            turns: markers,
+            ..Markup::default()
+        }
+    }
+
     /// What `template` writes around messages of every role.
     pub(super) fn learn(template: &ChatTemplate, cut: Cut<'_>) -> Markup {
         use Role::{Assistant, System, User};

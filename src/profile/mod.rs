@@ -22,6 +22,7 @@ pub mod markers;
 mod markup;
 mod methods;
 mod percent;
+mod portable;
 mod python;
 mod rendering;
 mod template;
@@ -37,6 +38,7 @@ pub use front::name_problem as profile_name_problem;
 pub use front::{GuidanceDefaults, SamplingDefaults};
 pub(crate) use front::{MAX_BREAKER_BYTES, MAX_BREAKERS, MOST_DRY_TOKENS, breakers_problem};
 pub use markup::{Cut, Part, PartKind};
+pub use portable::{CHAT_TEMPLATE_KEY, MARKERS_KEY, Portable, Unportable};
 pub use rendering::{Rendering, guard_for};
 pub use template::Profile;
 

@@ -20,6 +20,7 @@ pub use target::Target;
 use crate::gguf::{Gguf, TensorInfo, TensorType, Writer};
 use crate::lora::{Lora, LowRank};
 use crate::model::{DecoderSpec, ModelError, Weight, Weights};
+use crate::profile::{CHAT_TEMPLATE_KEY, MARKERS_KEY, Portable};
 
 /// Why a file could not be written; one line.
 #[derive(Debug, thiserror::Error)]
@@ -45,6 +46,8 @@ pub struct Rewrite<'a> {
     gguf: &'a Gguf,
     target: Target,
     tensors: Vec<Change<'a>>,
+    /// How it is to chat, where that is not as before.
+    chat: Option<Portable>,
 }
 
 /// What becomes of a tensor.
@@ -125,7 +128,17 @@ impl<'a> Rewrite<'a> {
             gguf,
             target,
             tensors: tensors.collect(),
+            chat: None,
         })
+    }
+
+    /// The same, with this chat template in the place of the one that there is.
+    #[must_use]
+    pub fn with_chat(self, chat: Portable) -> Rewrite<'a> {
+        Rewrite {
+            chat: Some(chat),
+            ..self
+        }
     }
 
     /// What the matrices shall be.
@@ -162,6 +175,13 @@ impl<'a> Rewrite<'a> {
             writer = writer
                 .count("general.file_type", file_type)
                 .count("general.quantization_version", QUANTIZATION_VERSION);
+        }
+        if let Some(Portable { source, markers }) = &self.chat {
+            writer = writer.text(CHAT_TEMPLATE_KEY, source);
+            // None where there were some before is none, too.
+            if !markers.is_empty() || self.gguf.metadata().contains(MARKERS_KEY) {
+                writer = writer.texts(MARKERS_KEY, markers);
+            }
         }
         for change in &self.tensors {
             let TensorInfo { name, shape, .. } = change.tensor;

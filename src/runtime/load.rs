@@ -13,11 +13,14 @@ use crate::gguf::{Gguf, GgufError};
 use crate::kv::PrefixStore;
 use crate::model::{DecoderSpec, ModelError, arch};
 use crate::nearest::{listed, nearest};
-use crate::profile::{ChatTemplate, Part, PartKind, Profile, ProfileError, SamplingDefaults};
+use crate::profile::{
+    CHAT_TEMPLATE_KEY, ChatTemplate, MARKERS_KEY, Part, PartKind, Profile, ProfileError,
+    SamplingDefaults,
+};
 use crate::text::{TokenKind, Tokenizer, TokenizerError};
 
 /// The profile that a base model chats with unless its manifest names another.
-const DEFAULT_PROFILE: &str = "assistant";
+pub const DEFAULT_PROFILE: &str = "assistant";
 
 /// The folder, beside the prefixes, that remembers the hashes of the models' files.
 const FINGERPRINTS: &str = "fingerprints";
@@ -353,14 +356,19 @@ fn chat_template(
     gguf: &Gguf,
     tokenizer: &Tokenizer,
 ) -> Result<(Option<Arc<ChatTemplate>>, Option<String>), GgufError> {
-    let source = gguf.metadata().get_str("tokenizer.chat_template")?;
+    let source = gguf.metadata().get_str(CHAT_TEMPLATE_KEY)?;
     let Some(source) = source.filter(|source| !source.trim().is_empty()) else {
         return Ok((None, None));
     };
     let text = |id: Option<u32>| id.and_then(|id| tokenizer.piece(id));
     let why = match ChatTemplate::new(source, text(tokenizer.bos()), text(tokenizer.eos())) {
         Ok(template) if !template.is_silent() => {
-            let template = template.guarding_its_markers(&|text| parts(tokenizer, text));
+            let markers = gguf.metadata().get_strs(MARKERS_KEY)?.into_iter().flatten();
+            let markers: Vec<String> = markers.map(str::to_owned).collect();
+            let template = match markers.is_empty() {
+                true => template.guarding_its_markers(&|text| parts(tokenizer, text)),
+                false => template.with_markers(markers),
+            };
             return Ok((Some(Arc::new(template)), None));
         }
         Ok(_) => "it writes nothing for a user's question".to_owned(),

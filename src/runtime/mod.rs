@@ -34,7 +34,7 @@ pub use arm::{Answered, Arm, ArmError, Prompt, PromptError, PromptInput};
 pub use bind::BoundProfile;
 pub use breakers::breakers;
 pub use compare::{Comparison, Said, Side, Transcript, What, default_reference, room};
-pub use load::{LoadError, LoadOptions, Model, Profiles};
+pub use load::{DEFAULT_PROFILE, LoadError, LoadOptions, Model, Profiles};
 pub use together::{Guidance, Partner, Partners, Say, WishError, Wishes};
 
 /// Everything loaded, shared by all requests.

@@ -20,6 +20,9 @@ use super::settings::Identity;
 use super::student::Student;
 use super::{TrainError, files};
 
+/// What the names of checkpoints begin with; the step follows.
+const NAME: &str = "checkpoint-";
+
 /// The trainer's own file in a checkpoint.
 const STATE: &str = "trainer.safetensors";
 
@@ -42,16 +45,20 @@ struct Written {
     identity: Value,
 }
 
-/// Saves a checkpoint in a run's folder. One of the same step is the same, and stays.
+/// Saves a checkpoint in a run's folder. One of the same step is the same, and stays if it
+/// is whole.
 pub(super) fn save(
     folder: &Path,
     student: &dyn Student,
     optimizer: &AdamW,
     state: &State,
 ) -> Result<PathBuf, TrainError> {
-    let path = folder.join(format!("checkpoint-{}", state.step));
+    let path = folder.join(format!("{NAME}{}", state.step));
     if path.exists() {
-        return Ok(path);
+        if self::state(&path).is_ok() {
+            return Ok(path);
+        }
+        fs::remove_dir_all(&path).map_err(TrainError::io(&path))?;
     }
     files::make_folder(&path, |folder| {
         student.save(folder)?;
@@ -76,27 +83,55 @@ pub(super) fn publish(folder: &Path, student: &dyn Student) -> Result<(), TrainE
     files::put_into(folder, |folder| student.save(folder))
 }
 
-/// The checkpoint that has come farthest.
-pub(super) fn latest(folder: &Path) -> Result<Option<PathBuf>, TrainError> {
-    let mut found: Option<(usize, PathBuf)> = None;
+/// Whether a folder holds any checkpoint, whole or not.
+pub(super) fn any(folder: &Path) -> Result<bool, TrainError> {
+    list(folder).map(|found| !found.is_empty())
+}
+
+/// What was found when a run's last checkpoint was looked for.
+#[derive(Debug, Default)]
+pub(super) struct Latest {
+    /// The one that has come farthest of those that are whole, with what it says.
+    pub(super) found: Option<(PathBuf, State)>,
+    /// Why those that have come farther cannot be used.
+    pub(super) broken: Vec<TrainError>,
+}
+
+/// Looks for a run's last checkpoint.
+pub(super) fn latest(folder: &Path) -> Result<Latest, TrainError> {
+    let mut latest = Latest::default();
+    for path in list(folder)? {
+        match state(&path) {
+            Ok(state) => {
+                latest.found = Some((path, state));
+                break;
+            }
+            Err(error) => latest.broken.push(error),
+        }
+    }
+    Ok(latest)
+}
+
+/// All checkpoints, the one that has come farthest first.
+fn list(folder: &Path) -> Result<Vec<PathBuf>, TrainError> {
+    let mut found: Vec<(usize, PathBuf)> = Vec::new();
     for entry in fs::read_dir(folder).map_err(TrainError::io(folder))? {
         let path = entry.map_err(TrainError::io(folder))?.path();
         let name = path.file_name().and_then(|name| name.to_str());
-        let step = name.and_then(|name| name.strip_prefix("checkpoint-"));
-        let Some(step) = step.and_then(|step| step.parse().ok()) else {
-            continue;
-        };
-        if found.as_ref().is_none_or(|(other, _)| step > *other) {
-            found = Some((step, path));
+        let step = name.and_then(|name| name.strip_prefix(NAME));
+        if let Some(step) = step.and_then(|step| step.parse().ok()) {
+            found.push((step, path));
         }
     }
-    Ok(found.map(|(_, path)| path))
+    found.sort();
+    Ok(found.into_iter().rev().map(|(_, path)| path).collect())
 }
 
-/// What a checkpoint says of where its run stood.
-pub(super) fn state(checkpoint: &Path) -> Result<State, TrainError> {
+/// What a checkpoint that is whole says of where its run stood.
+fn state(checkpoint: &Path) -> Result<State, TrainError> {
     let path = checkpoint.join(STATE);
     let bytes = fs::read(&path).map_err(TrainError::io(&path))?;
+    SafeTensors::deserialize(&bytes).map_err(|error| TrainError::state(&path, error))?;
     let written = metadata(&path, &bytes)?;
     let written: Written =
         serde_json::from_value(written).map_err(|error| TrainError::state(&path, error))?;

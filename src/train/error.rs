@@ -51,6 +51,28 @@ pub enum TrainError {
         .0.display()
     )]
     Exists(PathBuf),
+    /// The folder holds an adapter that a run would write over.
+    #[error(
+        "{} holds an adapter and no checkpoint to go on from; choose another folder",
+        .0.display()
+    )]
+    Finished(PathBuf),
+    /// Another run writes to the folder.
+    #[error(
+        "another training is writing to {}; wait for its end or choose another folder",
+        .0.display()
+    )]
+    Busy(PathBuf),
+    /// A run came to its end and could not be saved.
+    #[error("{error}; {}", left(*has_adapter, last.as_deref()))]
+    Unsaved {
+        /// What could not be written, and why.
+        error: Box<TrainError>,
+        /// Whether the adapter was written all the same.
+        has_adapter: bool,
+        /// The last checkpoint that is whole.
+        last: Option<PathBuf>,
+    },
     /// There is nothing to learn from.
     #[error("there are no examples")]
     NoExamples,
@@ -94,6 +116,22 @@ impl TrainError {
             path: path.to_owned(),
             why: why.to_string(),
         }
+    }
+}
+
+/// What there is of a run that could not be saved.
+fn left(has_adapter: bool, last: Option<&Path>) -> String {
+    let adapter = match has_adapter {
+        true => "the adapter itself was written, and ",
+        false => "",
+    };
+    match last {
+        Some(last) => format!(
+            "{adapter}the last whole checkpoint is {}: make room and go on from it with the same \
+             command and --resume",
+            last.display()
+        ),
+        None => format!("{adapter}there is no checkpoint"),
     }
 }
 

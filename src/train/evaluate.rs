@@ -70,18 +70,21 @@ pub(super) fn weight_of(training: &Training<'_>, examples: &[&Example]) -> usize
 
 fn preference(margins: &[f64]) -> Option<Preference> {
     let pairs = margins.len();
-    let ahead = margins.iter().filter(|&&margin| margin > 0.0).count();
+    let count = |is: fn(f64) -> bool| margins.iter().filter(|&&margin| is(margin)).count();
+    let (ahead, ties) = (count(|margin| margin > 0.0), count(|margin| margin == 0.0));
+    let hits = ahead as f64 + ties as f64 / 2.0;
     (pairs > 0).then(|| Preference {
         pairs,
-        accuracy: ahead as f64 / pairs as f64,
-        interval: wilson(ahead, pairs),
+        ties,
+        accuracy: hits / pairs as f64,
+        interval: wilson(hits, pairs),
         mean_margin: margins.iter().sum::<f64>() / pairs as f64,
     })
 }
 
 /// The 95% interval of a share of which `hits` out of `count` were seen (Wilson 1927).
-fn wilson(hits: usize, count: usize) -> [f64; 2] {
-    let (share, count) = (hits as f64 / count as f64, count as f64);
+fn wilson(hits: f64, count: usize) -> [f64; 2] {
+    let (share, count) = (hits / count as f64, count as f64);
     let shrink = 1.0 + Z * Z / count;
     let middle = (share + Z * Z / (2.0 * count)) / shrink;
     let spread = (share * (1.0 - share) / count + Z * Z / (4.0 * count * count)).sqrt();
@@ -96,10 +99,10 @@ mod tests {
     #[test]
     fn intervals_are_those_of_the_textbooks() {
         for (hits, count, expected) in [
-            (81, 263, [0.255_28, 0.366_21]),
-            (15, 148, [0.062_37, 0.160_51]),
-            (0, 20, [0.0, 0.161_13]),
-            (20, 20, [0.838_87, 1.0]),
+            (81.0, 263, [0.255_28, 0.366_21]),
+            (15.0, 148, [0.062_37, 0.160_51]),
+            (0.0, 20, [0.0, 0.161_13]),
+            (20.0, 20, [0.838_87, 1.0]),
         ] {
             for (found, expected) in wilson(hits, count).iter().zip(expected) {
                 assert!((found - expected).abs() < 1e-4, "{found} is not {expected}");
@@ -108,12 +111,14 @@ mod tests {
     }
 
     #[test]
-    fn a_pair_that_is_even_is_not_won() {
+    fn a_pair_that_is_even_counts_half() {
         let found = preference(&[0.0, 1.0, -2.0, 3.0]).unwrap();
-        assert_eq!(
-            (found.pairs, found.accuracy, found.mean_margin),
-            (4, 0.5, 0.5)
-        );
+        assert_eq!((found.pairs, found.ties), (4, 1));
+        assert_eq!((found.accuracy, found.mean_margin), (0.625, 0.5));
+        let even = preference(&[0.0; 20]).unwrap();
+        assert_eq!((even.ties, even.accuracy), (20, 0.5));
+        let [low, high] = even.interval;
+        assert!((low + high - 1.0).abs() < 1e-12 && low > 0.25, "{even:?}");
         assert_eq!(preference(&[]), None);
     }
 }

@@ -1,8 +1,9 @@
-//! Files that are there as a whole or not at all, whenever the process is killed: each is
-//! written under another name and then renamed.
+//! Files that are there as a whole or not at all, whenever the process is killed or the disk
+//! is full: each is written under another name, flushed to the disk and then renamed. What
+//! could not be finished is taken away again, as it holds the room that others need.
 
 use std::fs;
-use std::io::Write;
+use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 
 use super::TrainError;
@@ -19,8 +20,11 @@ fn unfinished(path: &Path) -> PathBuf {
 /// Writes a file in place of what was there.
 pub(super) fn replace(path: &Path, bytes: &[u8]) -> Result<(), TrainError> {
     let unfinished = unfinished(path);
-    write(&unfinished, bytes)?;
-    rename(&unfinished, path)
+    let replaced = write(&unfinished, bytes).and_then(|()| rename(&unfinished, path));
+    if replaced.is_err() {
+        clear(&unfinished);
+    }
+    replaced
 }
 
 /// Makes the folder `path` of what `fill` writes into an empty one.
@@ -28,10 +32,11 @@ pub(super) fn make_folder(
     path: &Path,
     fill: impl FnOnce(&Path) -> Result<(), TrainError>,
 ) -> Result<(), TrainError> {
-    let folder = fresh_folder(path)?;
-    fill(&folder)?;
-    sync_all(&folder)?;
-    rename(&folder, path)
+    in_fresh_folder(path, |folder| {
+        fill(folder)?;
+        sync_all(folder)?;
+        rename(folder, path)
+    })
 }
 
 /// Puts the files that `fill` writes into an empty folder into `path`, where others may
@@ -40,33 +45,66 @@ pub(super) fn put_into(
     path: &Path,
     fill: impl FnOnce(&Path) -> Result<(), TrainError>,
 ) -> Result<(), TrainError> {
-    let folder = fresh_folder(&path.join("files"))?;
-    fill(&folder)?;
-    for file in sync_all(&folder)? {
-        let name = file.file_name().expect("it was listed by its name");
-        rename(&file, &path.join(name))?;
-    }
-    kill_point()
-        .and_then(|()| fs::remove_dir(&folder))
-        .map_err(TrainError::io(&folder))
+    in_fresh_folder(&path.join("files"), |folder| {
+        fill(folder)?;
+        for file in sync_all(folder)? {
+            let name = file.file_name().expect("it was listed by its name");
+            rename(&file, &path.join(name))?;
+        }
+        write_point()
+            .and_then(|()| fs::remove_dir(folder))
+            .map_err(TrainError::io(folder))
+    })
 }
 
-/// An empty folder where what will be `path` is written.
-fn fresh_folder(path: &Path) -> Result<PathBuf, TrainError> {
+/// Has `work` done in an empty folder where what will be `path` is written. If it fails,
+/// nothing of the folder is left.
+fn in_fresh_folder(
+    path: &Path,
+    work: impl FnOnce(&Path) -> Result<(), TrainError>,
+) -> Result<(), TrainError> {
     let folder = unfinished(path);
     let fresh = || {
         if folder.exists() {
-            kill_point()?;
+            removal_point()?;
             fs::remove_dir_all(&folder)?;
         }
-        kill_point()?;
+        write_point()?;
         fs::create_dir(&folder)
     };
-    fresh().map_err(TrainError::io(&folder))?;
-    Ok(folder)
+    let done = fresh().map_err(TrainError::io(&folder));
+    let done = done.and_then(|()| work(&folder));
+    if done.is_err() {
+        clear(&folder);
+    }
+    done
 }
 
-/// Has the files in a folder reach the disk, and names them in order.
+/// Takes away a file or a folder, if it is there. Where that fails too, whoever writes
+/// there next takes it away.
+fn clear(path: &Path) {
+    if removal_point().is_ok() {
+        _ = match path.is_dir() {
+            true => fs::remove_dir_all(path),
+            false => fs::remove_file(path),
+        };
+    }
+}
+
+/// Takes away what processes that were killed have left unfinished in a folder, which
+/// nobody else is writing to.
+pub(super) fn clear_unfinished(folder: &Path) -> Result<(), TrainError> {
+    for entry in fs::read_dir(folder).map_err(TrainError::io(folder))? {
+        let entry = entry.map_err(TrainError::io(folder))?;
+        let name = entry.file_name();
+        if name.as_encoded_bytes().starts_with(UNFINISHED.as_bytes()) {
+            clear(&entry.path());
+        }
+    }
+    Ok(())
+}
+
+/// Has the files in a folder and their names reach the disk, and lists them in order.
 fn sync_all(folder: &Path) -> Result<Vec<PathBuf>, TrainError> {
     let list = || {
         let mut files = Vec::new();
@@ -76,90 +114,140 @@ fn sync_all(folder: &Path) -> Result<Vec<PathBuf>, TrainError> {
             files.push(path);
         }
         files.sort();
+        sync_names(folder)?;
         Ok(files)
     };
     list().map_err(TrainError::io(folder))
+}
+
+/// Has the names of what a folder holds reach the disk.
+#[cfg(unix)]
+fn sync_names(folder: &Path) -> io::Result<()> {
+    fs::File::open(folder)?.sync_all()
+}
+
+#[cfg(not(unix))]
+fn sync_names(_: &Path) -> io::Result<()> {
+    Ok(())
 }
 
 /// Writes a file in a folder that is not finished.
 pub(super) fn write(path: &Path, bytes: &[u8]) -> Result<(), TrainError> {
     let write = || {
         let mut file = fs::File::create(path)?;
-        let (first, second) = bytes.split_at(bytes.len() / 2);
-        kill_point()?;
-        file.write_all(first)?;
-        kill_point()?;
-        file.write_all(second)?;
+        write_halves(&mut file, bytes)?;
         file.sync_all()
     };
     write().map_err(TrainError::io(path))
 }
 
-/// Adds a line to a file.
-pub(super) fn append(path: &Path, line: &str) -> Result<(), TrainError> {
+/// Adds text to the end of a file: all of it or nothing, unless the process is killed.
+pub(super) fn append(path: &Path, text: &str) -> Result<(), TrainError> {
     let append = || {
         let mut file = fs::OpenOptions::new()
             .append(true)
             .create(true)
             .open(path)?;
-        let (first, second) = line.split_at(line.floor_char_boundary(line.len() / 2));
-        kill_point()?;
-        file.write_all(first.as_bytes())?;
-        kill_point()?;
-        file.write_all(second.as_bytes())?;
-        file.write_all(b"\n")
+        let before = file.metadata()?.len();
+        let written = write_halves(&mut file, text.as_bytes());
+        if written.is_err() && removal_point().is_ok() {
+            file.set_len(before)?;
+        }
+        written
     };
     append().map_err(TrainError::io(path))
 }
 
+/// Has what was added to a file reach the disk.
+pub(super) fn sync(path: &Path) -> Result<(), TrainError> {
+    let sync = || {
+        write_point()?;
+        fs::File::open(path)?.sync_all()
+    };
+    sync().map_err(TrainError::io(path))
+}
+
+fn write_halves(file: &mut fs::File, bytes: &[u8]) -> io::Result<()> {
+    let (first, second) = bytes.split_at(bytes.len() / 2);
+    write_point()?;
+    file.write_all(first)?;
+    write_point()?;
+    file.write_all(second)
+}
+
 fn rename(from: &Path, to: &Path) -> Result<(), TrainError> {
     let rename = || {
-        kill_point()?;
+        write_point()?;
         fs::rename(from, to)?;
-        // The new name reaches the disk too.
-        #[cfg(unix)]
-        if let Some(folder) = to.parent() {
-            fs::File::open(folder)?.sync_all()?;
-        }
-        Ok(())
+        to.parent().map_or(Ok(()), sync_names)
     };
     rename().map_err(TrainError::io(to))
 }
 
-/// A moment at which the tests may kill the process.
+/// A moment before something is written, at which tests may have it fail.
 #[cfg(not(test))]
-fn kill_point() -> std::io::Result<()> {
+fn write_point() -> io::Result<()> {
+    Ok(())
+}
+
+/// A moment before something is taken away, at which tests may have it fail.
+#[cfg(not(test))]
+fn removal_point() -> io::Result<()> {
     Ok(())
 }
 
 #[cfg(test)]
-pub(super) use kills::kill_point;
+use faults::{removal_point, write_point};
 
-/// Kills as tests see them: from a moment on, every write fails and leaves things as they
-/// are.
+/// What tests do to files of this thread: the process is killed at some moment, as far as
+/// the files can tell, or the disk is full for a while.
 #[cfg(test)]
-pub(super) mod kills {
-    use std::cell::Cell;
+pub(super) mod faults {
+    use std::cell::{Cell, RefCell};
     use std::io;
+    use std::ops::Range;
+
+    /// What goes wrong.
+    #[derive(Clone)]
+    pub(in crate::train) enum Fault {
+        /// Nothing.
+        None,
+        /// From this moment on nothing is written or taken away.
+        KilledAt(usize),
+        /// In these moments nothing can be written, only taken away.
+        Full(Range<usize>),
+    }
 
     thread_local! {
         static PASSED: Cell<usize> = const { Cell::new(0) };
-        static KILLED_AT: Cell<usize> = const { Cell::new(usize::MAX) };
+        static FAULT: RefCell<Fault> = const { RefCell::new(Fault::None) };
     }
 
-    /// The moments that have passed on this thread since the last call, from which on the
-    /// one with the number `next` kills.
-    pub(in crate::train) fn passed(next: usize) -> usize {
-        KILLED_AT.set(next);
+    /// Begins to count moments anew, and says how many have passed on this thread since
+    /// the last call.
+    pub(in crate::train) fn begin(fault: Fault) -> usize {
+        FAULT.set(fault);
         PASSED.replace(0)
     }
 
-    pub(in crate::train) fn kill_point() -> io::Result<()> {
+    pub(super) fn write_point() -> io::Result<()> {
         let number = PASSED.get();
         PASSED.set(number + 1);
-        match number < KILLED_AT.get() {
-            true => Ok(()),
-            false => Err(io::Error::other("killed")),
-        }
+        FAULT.with_borrow(|fault| match fault {
+            Fault::KilledAt(moment) if number >= *moment => Err(io::Error::other("killed")),
+            Fault::Full(moments) if moments.contains(&number) => {
+                Err(io::ErrorKind::StorageFull.into())
+            }
+            _ => Ok(()),
+        })
+    }
+
+    pub(super) fn removal_point() -> io::Result<()> {
+        let number = PASSED.get();
+        PASSED.set(number + 1);
+        FAULT.with_borrow(|fault| match fault {
+            Fault::KilledAt(moment) if number >= *moment => Err(io::Error::other("killed")),
+            _ => Ok(()),
+        })
     }
 }

@@ -56,7 +56,11 @@ pub struct Evaluation {
 pub struct Preference {
     /// How many pairs there are.
     pub pairs: usize,
-    /// The share of them whose chosen answer is ahead.
+    /// How many of them are even: neither answer is ahead. Logs of older versions do not
+    /// say it.
+    #[serde(default)]
+    pub ties: usize,
+    /// The share of them whose chosen answer is ahead; an even one counts half.
     pub accuracy: f64,
     /// Its 95% interval (Wilson's).
     pub interval: [f64; 2],
@@ -102,6 +106,9 @@ pub enum Event<'a> {
     Wrote(&'a Record),
     /// A checkpoint was saved.
     Saved(&'a Path),
+    /// Something could not be read or written, and the run goes on: what is to be written is
+    /// tried again.
+    Failed(&'a TrainError),
 }
 
 /// Who is told what happens.
@@ -115,17 +122,14 @@ pub trait Observer {
 pub(super) struct Log {
     path: PathBuf,
     records: Vec<Record>,
+    /// How many of them are in the file: fewer where it could not be written.
+    written: usize,
 }
 
 impl Log {
     /// Begins a file.
     pub(super) fn begin(folder: &Path) -> Result<Log, TrainError> {
-        let path = folder.join(FILE);
-        files::replace(&path, b"")?;
-        Ok(Log {
-            path,
-            records: Vec::new(),
-        })
+        Log::of(folder, Vec::new())
     }
 
     /// Goes on with a file after so many steps; what it says of later ones is forgotten,
@@ -137,17 +141,37 @@ impl Log {
             .lines()
             .filter_map(|line| serde_json::from_str(line).ok());
         let records = records.filter(|record: &Record| record.step() <= steps);
-        let records: Vec<Record> = records.collect();
-        let lines = records.iter().map(|record| line(record) + "\n");
-        files::replace(&path, lines.collect::<String>().as_bytes())?;
-        Ok(Log { path, records })
+        Log::of(folder, records.collect())
     }
 
-    /// Adds a line.
-    pub(super) fn add(&mut self, record: Record) -> Result<&Record, TrainError> {
-        files::append(&self.path, &line(&record))?;
+    fn of(folder: &Path, records: Vec<Record>) -> Result<Log, TrainError> {
+        let path = folder.join(FILE);
+        files::replace(&path, lines(&records).as_bytes())?;
+        Ok(Log {
+            path,
+            written: records.len(),
+            records,
+        })
+    }
+
+    /// Takes a record in, which [`write`](Self::write) writes down.
+    pub(super) fn add(&mut self, record: Record) -> &Record {
         self.records.push(record);
-        Ok(self.records.last().expect("one was just added"))
+        self.records.last().expect("one was just added")
+    }
+
+    /// Adds the lines that are not in the file yet. If that fails, the file is as it was,
+    /// and they are written the next time.
+    pub(super) fn write(&mut self) -> Result<(), TrainError> {
+        files::append(&self.path, &lines(&self.records[self.written..]))?;
+        self.written = self.records.len();
+        Ok(())
+    }
+
+    /// The same, and has the file reach the disk.
+    pub(super) fn sync(&mut self) -> Result<(), TrainError> {
+        self.write()?;
+        files::sync(&self.path)
     }
 
     /// All that is written down.
@@ -173,6 +197,11 @@ impl Log {
     }
 }
 
+fn lines(records: &[Record]) -> String {
+    let lines = records.iter().map(line);
+    lines.map(|line| line + "\n").collect()
+}
+
 fn line(record: &Record) -> String {
     serde_json::to_string(record).expect("numbers and names can be written")
 }
@@ -194,7 +223,8 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let mut log = Log::begin(folder.path()).unwrap();
         for step in 0..4 {
-            log.add(evaluation(step)).unwrap();
+            log.add(evaluation(step));
+            log.write().unwrap();
         }
         let path = folder.path().join(FILE);
         // Cut off in the middle of a line.
@@ -202,7 +232,8 @@ mod tests {
         fs::write(&path, &text[..text.len() - 5]).unwrap();
         let mut log = Log::resume(folder.path(), 1).unwrap();
         assert_eq!(log.records(), [evaluation(0), evaluation(1)]);
-        log.add(evaluation(2)).unwrap();
+        log.add(evaluation(2));
+        log.write().unwrap();
         let text = fs::read_to_string(&path).unwrap();
         assert_eq!(text.lines().count(), 3, "{text}");
         assert_eq!(log.evaluation(2).map(|found| found.loss), Some(2.1));
@@ -216,6 +247,7 @@ mod tests {
             loss: 0.5,
             preference: Some(Preference {
                 pairs: 4,
+                ties: 0,
                 accuracy: 0.75,
                 interval: [0.3, 0.95],
                 mean_margin: 0.25,
@@ -224,7 +256,7 @@ mod tests {
         let text = line(&record);
         assert_eq!(
             text,
-            r#"{"kind":"evaluation","step":7,"loss":0.5,"pairs":4,"accuracy":0.75,"interval":[0.3,0.95],"mean_margin":0.25}"#
+            r#"{"kind":"evaluation","step":7,"loss":0.5,"pairs":4,"ties":0,"accuracy":0.75,"interval":[0.3,0.95],"mean_margin":0.25}"#
         );
         assert_eq!(serde_json::from_str::<Record>(&text).unwrap(), record);
         let plain = line(&evaluation(1));

@@ -16,9 +16,11 @@ pub mod data;
 mod error;
 mod evaluate;
 mod files;
+mod folder;
 pub mod loss;
 pub mod metrics;
 pub mod model;
+mod notes;
 pub mod optimizer;
 mod references;
 pub mod report;
@@ -30,4 +32,5 @@ mod toy;
 pub mod trainer;
 
 pub use error::TrainError;
+pub use folder::RunFolder;
 pub use student::{Batch, Sample, Student, Target};

@@ -82,7 +82,7 @@ impl References {
         training: &Training<'_>,
         identity: &Identity,
     ) -> Result<References, TrainError> {
-        let path = training.folder.join(FILE);
+        let path = training.folder.path().join(FILE);
         let bytes = match fs::read(&path) {
             Ok(bytes) => bytes,
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
@@ -93,7 +93,7 @@ impl References {
         let mut rest = checkpoint::metadata(&path, &bytes)?;
         let then = Identity::from_json(rest["identity"].take());
         let then = then.map_err(|error| TrainError::state(&path, error))?;
-        then.check(identity, training.folder)?;
+        then.check(identity, training.folder.path())?;
         let mut tensors = checkpoint::read_tensors(&path)?;
         let mut take = |kind, count| {
             let found = (0..count).map(|number| {

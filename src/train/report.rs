@@ -1,48 +1,117 @@
-//! A page that shows how a run went: one file that loads no other and runs nothing.
+//! How a run went, for people (`report.html`, one file that loads no other and runs nothing)
+//! and for programs (`report.json`).
 
+mod about;
+mod chart;
+
+use std::collections::BTreeMap;
 use std::fmt::Write;
 
 use base64::Engine as _;
 use base64::prelude::BASE64_STANDARD;
+use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 
+pub use self::about::{About, DataFile, Part, SampleAnswer};
+use self::chart::{Chart, Line};
 use super::metrics::{Evaluation, Record, Step};
+use super::settings::shown;
+use super::{RunFolder, TrainError};
 
 const STYLE: &str = include_str!("report.css");
 
-/// A chart's size and the places of its axes, in its own units.
-const WIDTH: f64 = 480.0;
-const HEIGHT: f64 = 220.0;
-const LEFT: f64 = 52.0;
-const RIGHT: f64 = 472.0;
-const TOP: f64 = 22.0;
-const BOTTOM: f64 = 196.0;
+const PAGE: &str = "report.html";
+const JSON: &str = "report.json";
 
-/// The most points of a line: more than that cannot be told apart.
-const MOST_POINTS: usize = 600;
+/// How a run went.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Report {
+    /// What it was.
+    pub about: About,
+    /// Everything that its weights at the end depend on, by name.
+    pub settings: BTreeMap<String, Value>,
+    /// What its loss is counted in.
+    pub unit: &'static str,
+    /// Steps that are made.
+    pub step: usize,
+    /// All steps.
+    pub steps: usize,
+    /// All that was written down.
+    pub records: Vec<Record>,
+    /// What makes one doubt that it did anything, in sentences.
+    pub notes: Vec<String>,
+}
 
-/// The page of a run: what it was, by name, and all that was written down.
-pub fn page(facts: &[(String, String)], records: &[Record]) -> String {
-    let steps: Vec<&Step> = records.iter().filter_map(step).collect();
-    let evaluations: Vec<&Evaluation> = records.iter().filter_map(evaluation).collect();
-    let hash = BASE64_STANDARD.encode(Sha256::digest(STYLE));
-    let policy = format!(
-        "default-src 'none'; style-src 'sha256-{hash}'; base-uri 'none'; form-action 'none'"
-    );
-    let charts: String = charts(&steps, &evaluations)
-        .iter()
-        .map(Chart::draw)
-        .collect();
-    format!(
-        "<!doctype html>\n<html lang=\"en\">\n<meta charset=\"utf-8\">\n\
-         <meta http-equiv=\"Content-Security-Policy\" content=\"{policy}\">\n\
-         <meta name=\"viewport\" content=\"width=device-width, initial-scale=1\">\n\
-         <title>{title}</title>\n<style>{STYLE}</style>\n<h1>{title}</h1>\n{facts}\
-         {evaluations}<div class=\"charts\">\n{charts}</div>\n</html>\n",
-        title = title(&steps),
-        facts = facts_table(facts),
-        evaluations = evaluations_table(&evaluations),
-    )
+impl Report {
+    /// Writes the page and the JSON into a run's folder.
+    ///
+    /// # Errors
+    /// One of them cannot be written.
+    pub fn write(&self, folder: &RunFolder) -> Result<(), TrainError> {
+        folder.write(PAGE, self.page().as_bytes())?;
+        folder.write(JSON, format!("{:#}\n", self.json()).as_bytes())
+    }
+
+    /// The report for programs.
+    pub fn json(&self) -> Value {
+        let evaluations: Vec<&Evaluation> = self.records.iter().filter_map(evaluation).collect();
+        let last = self.records.iter().filter_map(step).next_back();
+        json!({
+            "version": env!("CARGO_PKG_VERSION"),
+            "command": self.about.command,
+            "files": self.about.files,
+            "settings": self.settings,
+            "steps": {"made": self.step, "all": self.steps},
+            "seconds": last.map_or(0.0, |last| last.seconds),
+            "training_loss": last.map(|last| last.loss),
+            "loss_unit": self.unit,
+            "evaluations": evaluations,
+            "notes": self.notes,
+            "answers": self.about.answers,
+        })
+    }
+
+    /// The report for people.
+    pub fn page(&self) -> String {
+        let steps: Vec<&Step> = self.records.iter().filter_map(step).collect();
+        let evaluations: Vec<&Evaluation> = self.records.iter().filter_map(evaluation).collect();
+        let hash = BASE64_STANDARD.encode(Sha256::digest(STYLE));
+        let policy = format!(
+            "default-src 'none'; style-src 'sha256-{hash}'; base-uri 'none'; form-action 'none'"
+        );
+        let charts = charts(self.unit, &steps, &evaluations);
+        let charts: String = charts.iter().map(Chart::draw).collect();
+        let notes = self.notes.iter();
+        let notes = notes.map(|note| format!("<p class=\"note\">{}</p>\n", escape(note)));
+        format!(
+            "<!doctype html>\n<html lang=\"en\">\n<meta charset=\"utf-8\">\n\
+             <meta http-equiv=\"Content-Security-Policy\" content=\"{policy}\">\n\
+             <meta name=\"viewport\" content=\"width=device-width, initial-scale=1\">\n\
+             <title>{title}</title>\n<style>{STYLE}</style>\n<h1>{title}</h1>\n{notes}{command}\
+             {evaluations}<div class=\"charts\">\n{charts}</div>\n{answers}{files}{settings}\
+             </html>\n",
+            title = self.title(&steps),
+            notes = notes.collect::<String>(),
+            command = command(&self.about.command),
+            evaluations = evaluations_table(&evaluations),
+            answers = answers_table(&self.about.answers),
+            files = files_table(&self.about.files),
+            settings = settings_table(&self.settings),
+        )
+    }
+
+    fn title(&self, steps: &[&Step]) -> String {
+        match steps.last() {
+            Some(last) => format!(
+                "Training: {} of {} steps, {} tokens, {}",
+                self.step,
+                self.steps,
+                steps.iter().map(|step| step.tokens).sum::<usize>(),
+                duration(last.seconds)
+            ),
+            None => "Training: no steps yet".to_owned(),
+        }
+    }
 }
 
 fn step(record: &Record) -> Option<&Step> {
@@ -59,18 +128,6 @@ fn evaluation(record: &Record) -> Option<&Evaluation> {
     }
 }
 
-fn title(steps: &[&Step]) -> String {
-    match steps.last() {
-        Some(last) => format!(
-            "Training: {} steps, {} tokens, {}",
-            last.step,
-            steps.iter().map(|step| step.tokens).sum::<usize>(),
-            duration(last.seconds)
-        ),
-        None => "Training: no steps yet".to_owned(),
-    }
-}
-
 fn duration(seconds: f64) -> String {
     let minutes = (seconds / 60.0).floor();
     match minutes as u64 {
@@ -80,15 +137,64 @@ fn duration(seconds: f64) -> String {
     }
 }
 
-fn facts_table(facts: &[(String, String)]) -> String {
-    let rows = facts.iter().map(|(name, value)| {
-        format!(
-            "<tr><th>{}</th><td>{}</td></tr>\n",
-            escape(name),
-            escape(value)
-        )
+fn command(command: &str) -> String {
+    match command {
+        "" => String::new(),
+        command => format!("<pre>{}</pre>\n", escape(command)),
+    }
+}
+
+/// A table under a heading; nothing where there are no rows.
+fn table(heading: &str, columns: &[&str], rows: impl Iterator<Item = Vec<String>>) -> String {
+    let row = |cells: Vec<String>| {
+        let cells = cells
+            .iter()
+            .map(|cell| format!("<td>{}</td>", escape(cell)));
+        format!("<tr>{}</tr>\n", cells.collect::<String>())
+    };
+    let rows: String = rows.map(row).collect();
+    if rows.is_empty() {
+        return String::new();
+    }
+    let columns = columns.iter().map(|column| format!("<th>{column}</th>"));
+    let columns: String = columns.collect();
+    format!("<h2>{heading}</h2>\n<table>\n<tr>{columns}</tr>\n{rows}</table>\n")
+}
+
+fn settings_table(settings: &BTreeMap<String, Value>) -> String {
+    let rows = settings.iter();
+    let rows = rows.map(|(name, value)| vec![name.clone(), shown(Some(value))]);
+    table("Settings", &["setting", "value"], rows)
+}
+
+fn files_table(files: &[DataFile]) -> String {
+    let rows = files.iter().map(|file| {
+        let part = match file.part {
+            Part::Data => "--data",
+            Part::EvalData => "--eval-data",
+        };
+        vec![
+            file.path.display().to_string(),
+            part.to_owned(),
+            file.records.to_string(),
+            file.sha256.clone(),
+        ]
     });
-    format!("<table>\n{}</table>\n", rows.collect::<String>())
+    table("Files", &["file", "for", "records", "SHA-256"], rows)
+}
+
+fn answers_table(answers: &[SampleAnswer]) -> String {
+    let rows = answers.iter().map(|answer| {
+        let after = answer.after.clone();
+        vec![
+            answer.prompt.clone(),
+            answer.before.clone(),
+            after.unwrap_or_else(|| "(at the end of the run)".to_owned()),
+        ]
+    });
+    let heading = "Answers to held-out prompts, the most likely token each time";
+    let table = table(heading, &["prompt", "before", "after"], rows);
+    table.replace("<table>", "<table class=\"answers\">")
 }
 
 fn evaluations_table(evaluations: &[&Evaluation]) -> String {
@@ -99,7 +205,7 @@ fn evaluations_table(evaluations: &[&Evaluation]) -> String {
     let mut table =
         "<table class=\"numbers\">\n<tr><th>steps</th><th>held-out loss</th>".to_owned();
     if has_preferences {
-        table.push_str("<th>chosen ahead</th><th>95% interval</th><th>mean margin</th>");
+        table.push_str("<th>chosen ahead</th><th>even (count half)</th><th>95% interval</th><th>mean margin</th>");
     }
     table.push_str("</tr>\n");
     for found in evaluations {
@@ -112,9 +218,10 @@ fn evaluations_table(evaluations: &[&Evaluation]) -> String {
             let [low, high] = preference.interval.map(|share| share * 100.0);
             _ = write!(
                 table,
-                "<td>{:.1}% of {}</td><td>{low:.1}–{high:.1}%</td><td>{:.4}</td>",
+                "<td>{:.1}% of {}</td><td>{}</td><td>{low:.1}–{high:.1}%</td><td>{:.4}</td>",
                 preference.accuracy * 100.0,
                 preference.pairs,
+                preference.ties,
                 preference.mean_margin
             );
         }
@@ -124,16 +231,17 @@ fn evaluations_table(evaluations: &[&Evaluation]) -> String {
 }
 
 /// What curves there are.
-fn charts(steps: &[&Step], evaluations: &[&Evaluation]) -> Vec<Chart> {
-    let of_steps = |title: &'static str, value: fn(&Step) -> f64| Chart {
+fn charts(unit: &'static str, steps: &[&Step], evaluations: &[&Evaluation]) -> Vec<Chart> {
+    let of_steps = |title: &'static str, unit: &'static str, value: fn(&Step) -> f64| Chart {
         title,
+        unit,
         lines: vec![Line::new(
             "",
             steps.iter().map(|step| (step.step, value(step))),
         )],
-        ..Chart::default()
+        band: Vec::new(),
     };
-    let mut loss = of_steps("Loss", |step| step.loss);
+    let mut loss = of_steps("Loss", unit, |step| step.loss);
     loss.lines[0].name = "training";
     let held_out = evaluations.iter().map(|found| (found.step, found.loss));
     loss.lines.push(Line::new("held out", held_out));
@@ -146,179 +254,34 @@ fn charts(steps: &[&Step], evaluations: &[&Evaluation]) -> Vec<Chart> {
     if !preferences.is_empty() {
         let accuracy = preferences
             .iter()
-            .map(|(step, found)| (*step, found.accuracy));
+            .map(|(step, found)| (*step, 100.0 * found.accuracy));
         let margins = preferences
             .iter()
             .map(|(step, found)| (*step, found.mean_margin));
         charts.push(Chart {
             title: "Pairs whose chosen answer is ahead (with 95% interval)",
+            unit: "% of the pairs",
             lines: vec![Line::default(), Line::new("", accuracy)],
             band: preferences
                 .iter()
-                .map(|(step, found)| (*step as f64, found.interval))
+                .map(|(step, found)| (*step as f64, found.interval.map(|share| 100.0 * share)))
                 .collect(),
         });
         charts.push(Chart {
             title: "Mean margin",
+            unit: "nats times beta",
             lines: vec![Line::default(), Line::new("", margins)],
             ..Chart::default()
         });
     }
     charts.extend([
-        of_steps("Length of the gradient", |step| step.grad_norm),
-        of_steps("Learning rate", |step| step.learning_rate),
-        of_steps("Tokens per second", |step| step.tokens_per_second),
+        of_steps("Length of the gradient", "before clipping", |step| {
+            step.grad_norm
+        }),
+        of_steps("Learning rate", "per step", |step| step.learning_rate),
+        of_steps("Speed", "tokens per second", |step| step.tokens_per_second),
     ]);
     charts
-}
-
-/// A line of a chart.
-#[derive(Default)]
-struct Line {
-    name: &'static str,
-    points: Vec<(f64, f64)>,
-}
-
-impl Line {
-    fn new(name: &'static str, points: impl Iterator<Item = (usize, f64)>) -> Line {
-        let points: Vec<_> = points.map(|(step, value)| (step as f64, value)).collect();
-        // Where there are too many, each stands for its neighbours.
-        let together = points.len().div_ceil(MOST_POINTS).max(1);
-        let means = points.chunks(together).map(|some| {
-            let mean = |part: fn(&(f64, f64)) -> f64| {
-                some.iter().map(part).sum::<f64>() / some.len() as f64
-            };
-            (mean(|point| point.0), mean(|point| point.1))
-        });
-        Line {
-            name,
-            points: means.collect(),
-        }
-    }
-}
-
-/// Curves over the steps. The first line has the first colour, the second the second.
-#[derive(Default)]
-struct Chart {
-    title: &'static str,
-    lines: Vec<Line>,
-    /// What lies around the second line.
-    band: Vec<(f64, [f64; 2])>,
-}
-
-impl Chart {
-    fn draw(&self) -> String {
-        let points = || self.lines.iter().flat_map(|line| &line.points);
-        let bounds = self.band.iter().flat_map(|(_, bounds)| *bounds);
-        let values = points().map(|&(_, value)| value).chain(bounds);
-        let values: Vec<f64> = values.filter(|value| value.is_finite()).collect();
-        let last = points().map(|&(step, _)| step).fold(1.0, f64::max);
-        let ticks = ticks(&values);
-        let (low, high) = (ticks[0], ticks[ticks.len() - 1]);
-        let x = |step: f64| LEFT + (RIGHT - LEFT) * step / last;
-        let y = |value: f64| BOTTOM - (BOTTOM - TOP) * (value - low) / (high - low);
-
-        let mut svg = String::new();
-        for &tick in &ticks {
-            let at = y(tick);
-            _ = write!(
-                svg,
-                "<line class=\"grid\" x1=\"{LEFT}\" x2=\"{RIGHT}\" y1=\"{at:.1}\" y2=\"{at:.1}\"/>\
-                 <text x=\"{:.1}\" y=\"{:.1}\" text-anchor=\"end\">{}</text>",
-                LEFT - 6.0,
-                at + 4.0,
-                label(tick)
-            );
-        }
-        for (step, anchor) in [(0.0, "start"), (last, "end")] {
-            let (at, below) = (x(step), BOTTOM + 16.0);
-            _ = write!(
-                svg,
-                "<text x=\"{at:.1}\" y=\"{below}\" text-anchor=\"{anchor}\">{step}</text>"
-            );
-        }
-        if !self.band.is_empty() {
-            let upper = self.band.iter().map(|&(step, [_, high])| (step, high));
-            let lower = self.band.iter().rev().map(|&(step, [low, _])| (step, low));
-            let outline = path(upper.chain(lower), x, y);
-            _ = write!(svg, "<polygon class=\"band\" points=\"{outline}\"/>");
-        }
-        for (line, colour) in self.lines.iter().zip(["first", "second"]) {
-            _ = write!(svg, "<g class=\"{colour}\">");
-            let outline = path(line.points.iter().copied(), x, y);
-            _ = write!(svg, "<polyline class=\"line\" points=\"{outline}\"/>");
-            // Few points are shown one by one, and say what they are.
-            if line.points.len() <= 40 {
-                for &(step, value) in &line.points {
-                    _ = write!(
-                        svg,
-                        "<circle class=\"dot\" cx=\"{:.1}\" cy=\"{:.1}\" r=\"2.5\">\
-                         <title>step {step}: {}</title></circle>",
-                        x(step),
-                        y(value),
-                        label(value)
-                    );
-                }
-            }
-            if !line.points.is_empty() && !line.name.is_empty() {
-                let at = if colour == "first" { LEFT } else { LEFT + 80.0 };
-                let name = line.name;
-                _ = write!(svg, "<text class=\"key\" x=\"{at}\" y=\"12\">{name}</text>");
-            }
-            svg.push_str("</g>");
-        }
-        format!(
-            "<figure><h2>{0}</h2><svg viewBox=\"0 0 {WIDTH} {HEIGHT}\" role=\"img\" \
-             aria-label=\"{0}\">{svg}</svg></figure>\n",
-            self.title
-        )
-    }
-}
-
-fn path(
-    points: impl Iterator<Item = (f64, f64)>,
-    x: impl Fn(f64) -> f64,
-    y: impl Fn(f64) -> f64,
-) -> String {
-    let points = points.map(|(step, value)| format!("{:.1},{:.1}", x(step), y(value)));
-    points.collect::<Vec<_>>().join(" ")
-}
-
-/// Round numbers, three to seven of them, between which all values lie.
-fn ticks(values: &[f64]) -> Vec<f64> {
-    let low = values.iter().copied().fold(f64::INFINITY, f64::min);
-    let high = values.iter().copied().fold(f64::NEG_INFINITY, f64::max);
-    let (low, high) = match low < high {
-        true => (low, high),
-        // One value, or none: it lies in the middle.
-        false => {
-            let value = if low.is_finite() { low } else { 0.0 };
-            let around = if value == 0.0 { 1.0 } else { value.abs() / 2.0 };
-            (value - around, value + around)
-        }
-    };
-    let rough = (high - low) / 4.0;
-    let power = 10f64.powf(rough.log10().floor());
-    let nice = [1.0, 2.0, 5.0, 10.0].map(|factor| factor * power);
-    let apart = nice.into_iter().find(|&apart| apart >= rough);
-    let apart = apart.unwrap_or(10.0 * power);
-    let first = (low / apart).floor() as i64;
-    let last = (high / apart).ceil() as i64;
-    (first..=last.max(first + 1))
-        .map(|at| at as f64 * apart)
-        .collect()
-}
-
-/// A number in few characters.
-fn label(value: f64) -> String {
-    if value == 0.0 {
-        return "0".to_owned();
-    }
-    let text = match value.abs() {
-        1e-3..1e5 => format!("{value:.4}"),
-        _ => return format!("{value:.2e}"),
-    };
-    text.trim_end_matches('0').trim_end_matches('.').to_owned()
 }
 
 /// Text that is no markup.
@@ -330,6 +293,7 @@ fn escape(text: &str) -> String {
             '<' => escaped.push_str("&lt;"),
             '>' => escaped.push_str("&gt;"),
             '"' => escaped.push_str("&quot;"),
+            '\'' => escaped.push_str("&#39;"),
             _ => escaped.push(c),
         }
     }
@@ -340,6 +304,31 @@ fn escape(text: &str) -> String {
 mod tests {
     use super::*;
     use crate::train::metrics::Preference;
+
+    fn report(records: Vec<Record>) -> Report {
+        Report {
+            about: About {
+                command: "incant train dpo --data 'my pairs.jsonl'".to_owned(),
+                files: vec![DataFile {
+                    path: "my pairs.jsonl".into(),
+                    part: Part::Data,
+                    records: 12,
+                    sha256: "ab01".to_owned(),
+                }],
+                answers: vec![SampleAnswer {
+                    prompt: "<script>alert(1)</script>".to_owned(),
+                    before: "what it said".to_owned(),
+                    after: None,
+                }],
+            },
+            settings: [("model".to_owned(), json!("<script>"))].into(),
+            unit: "nats per pair",
+            step: 2000,
+            steps: 3000,
+            records,
+            notes: vec!["Nothing was learnt.".to_owned()],
+        }
+    }
 
     fn records() -> Vec<Record> {
         let steps = (1..=2000).map(|step| {
@@ -359,6 +348,7 @@ mod tests {
                 loss: 1.25,
                 preference: Some(Preference {
                     pairs: 400,
+                    ties: 3,
                     accuracy: 0.625,
                     interval: [0.577, 0.671],
                     mean_margin: 0.031,
@@ -370,11 +360,18 @@ mod tests {
 
     #[test]
     fn the_page_shows_what_was_written_down_and_loads_nothing() {
-        let facts = [("model".to_owned(), "<script>alert(1)</script>".to_owned())];
-        let page = page(&facts, &records());
-        assert!(page.contains("Training: 2000 steps, 200000 tokens, 1 h 6 min"));
-        assert!(page.contains("<td>62.5% of 400</td><td>57.7–67.1%</td><td>0.0310</td>"));
-        for title in ["Loss", "Mean margin", "Learning rate", "Tokens per second"] {
+        let page = report(records()).page();
+        assert!(page.contains("Training: 2000 of 3000 steps, 200000 tokens, 1 h 6 min"));
+        assert!(page.contains("<td>62.5% of 400</td><td>3</td><td>57.7–67.1%</td><td>0.0310</td>"));
+        for said in [
+            "<pre>incant train dpo --data &#39;my pairs.jsonl&#39;</pre>",
+            "<tr><td>my pairs.jsonl</td><td>--data</td><td>12</td><td>ab01</td></tr>",
+            "<td>what it said</td><td>(at the end of the run)</td>",
+            "<p class=\"note\">Nothing was learnt.</p>",
+        ] {
+            assert!(page.contains(said), "{said}");
+        }
+        for title in ["Loss", "Mean margin", "Learning rate", "Speed"] {
             assert!(page.contains(&format!("<h2>{title}</h2>")), "{title}");
         }
         assert!(page.contains("&lt;script&gt;"));
@@ -389,37 +386,32 @@ mod tests {
 
     #[test]
     fn a_run_without_a_step_has_a_page_too() {
-        let page = page(&[], &[]);
+        let page = Report {
+            about: About::default(),
+            ..report(Vec::new())
+        }
+        .page();
         assert!(
             page.contains("no steps yet") && !page.contains("NaN"),
             "{page}"
         );
+        assert!(!page.contains("<pre>") && !page.contains("<h2>Files</h2>"));
     }
 
     #[test]
-    fn axes_have_round_numbers_around_all_values() {
-        assert_eq!(ticks(&[0.3, 3.9]), [0.0, 1.0, 2.0, 3.0, 4.0]);
-        assert_eq!(ticks(&[-12.0, 31.0]), [-20.0, 0.0, 20.0, 40.0]);
-        assert_eq!(ticks(&[]), [-1.0, -0.5, 0.0, 0.5, 1.0]);
-        for values in [&[5.0][..], &[1e-9, 2e-9], &[-3e8, 1e-3], &[0.0, 0.0]] {
-            let found = ticks(values);
-            assert!((3..=7).contains(&found.len()), "{found:?}");
-            for value in values {
-                assert!(found[0] <= *value && *value <= found[found.len() - 1]);
-            }
-        }
-    }
-
-    #[test]
-    fn labels_are_short() {
-        for (value, text) in [
-            (0.0, "0"),
-            (0.5, "0.5"),
-            (1234.0, "1234"),
-            (2e-5, "2.00e-5"),
-            (-0.25, "-0.25"),
-        ] {
-            assert_eq!(label(value), text);
-        }
+    fn programs_read_the_same() {
+        let mut report = report(records());
+        report.about.answers[0].after = Some("what it says".to_owned());
+        let json = report.json();
+        assert_eq!(json["command"], "incant train dpo --data 'my pairs.jsonl'");
+        assert_eq!(
+            json["files"][0],
+            json!({"path": "my pairs.jsonl", "part": "data", "records": 12, "sha256": "ab01"})
+        );
+        assert_eq!(json["steps"], json!({"made": 2000, "all": 3000}));
+        assert_eq!(json["evaluations"][2]["accuracy"], 0.625);
+        assert_eq!(json["answers"][0]["after"], "what it says");
+        assert_eq!(json["notes"], json!(["Nothing was learnt."]));
+        assert_eq!(json["seconds"], 4000.0);
     }
 }

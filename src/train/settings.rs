@@ -58,7 +58,7 @@ impl Settings {
 }
 
 /// What a person reads for a value.
-fn shown(value: Option<&Value>) -> String {
+pub(super) fn shown(value: Option<&Value>) -> String {
     match value {
         None | Some(Value::Null) => "not set".to_owned(),
         Some(Value::String(text)) => text.clone(),
@@ -117,12 +117,9 @@ impl Identity {
         Ok(())
     }
 
-    /// Names and values, for people.
-    pub(super) fn facts(&self) -> Vec<(String, String)> {
-        let facts = self.0.iter();
-        facts
-            .map(|(name, value)| (name.clone(), shown(Some(value))))
-            .collect()
+    /// All of it by name.
+    pub(super) fn settings(&self) -> &BTreeMap<String, Value> {
+        &self.0
     }
 
     pub(super) fn to_json(&self) -> Value {

@@ -4,27 +4,24 @@
 //! and the step's number, which a checkpoint holds. So a run that was killed at any moment
 //! and goes on from its last checkpoint ends with the same weights, to the last bit.
 
-use std::fs;
-use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
 use candle_core::Tensor;
 
 use super::batches::Batches;
-use super::checkpoint::{self, State};
+use super::checkpoint::{self, Latest, State};
 use super::evaluate::{evaluate, number, weight_of};
 use super::loss::Objective;
 use super::metrics::{Evaluation, Event, Log, Observer, Record, Step};
+use super::notes;
 use super::optimizer::{self, AdamW, Schedule};
 use super::references::{self, References};
+use super::report::{About, Report};
 use super::samples::Example;
 use super::settings::{Identity, Settings};
 use super::student::Student;
-use super::{TrainError, files, report};
-
-/// The page that shows how a run went, in its folder.
-const REPORT: &str = "report.html";
+use super::{RunFolder, TrainError};
 
 /// A run: who learns what from what.
 pub struct Training<'a> {
@@ -38,11 +35,10 @@ pub struct Training<'a> {
     pub held_out: &'a [Example],
     /// How.
     pub settings: &'a Settings,
-    /// Where everything is written. It need not exist.
-    pub folder: &'a Path,
-    /// Go on with the run that is in the folder, from its last checkpoint. If there is
-    /// none, the run begins anew.
-    pub resume: bool,
+    /// Where everything is written, and whether it goes on with the run that is there.
+    pub folder: &'a RunFolder,
+    /// What its report says of it beyond the settings.
+    pub about: &'a About,
     /// Set it, and the run saves a checkpoint and ends.
     pub stop: &'a AtomicBool,
 }
@@ -56,32 +52,37 @@ pub struct Outcome {
     pub steps: usize,
     /// What was found when the held-out examples were looked at first and last.
     pub evaluations: Option<(Evaluation, Evaluation)>,
+    /// What it says of itself; `None` if it was told to stop before it began.
+    pub report: Option<Report>,
 }
 
 /// Trains until the end, or until it is told to stop.
 ///
 /// At the end the folder is itself a PEFT directory. Beside it there are checkpoints,
-/// `metrics.jsonl`, `report.html` and, where the loss needs them, references. The same
-/// training writes the same files, to the last bit, but for the times in the log and on
-/// the page.
+/// `metrics.jsonl`, `report.html`, `report.json` and, where the loss needs them,
+/// references. The same training writes the same files, to the last bit, but for the times
+/// in the log and in the reports.
+///
+/// Where something cannot be written once the run has begun, as on a full disk, the
+/// observer is told, the run goes on, and it is tried again at the next checkpoint.
 ///
 /// # Errors
-/// See [`TrainError`].
+/// See [`TrainError`]. [`TrainError::Unsaved`] is what could not be written at the end
+/// either.
 pub fn train(training: &Training<'_>, observer: &mut dyn Observer) -> Result<Outcome, TrainError> {
     if training.examples.is_empty() {
         return Err(TrainError::NoExamples);
     }
-    let folder = training.folder;
-    fs::create_dir_all(folder).map_err(TrainError::io(folder))?;
     match Run::begin(training, observer)? {
         Some(mut run) => {
             run.go(observer)?;
-            Ok(run.outcome())
+            run.outcome()
         }
         None => Ok(Outcome {
             step: 0,
             steps: steps(training),
             evaluations: None,
+            report: None,
         }),
     }
 }
@@ -104,6 +105,10 @@ struct Run<'a> {
     /// Steps that were made, and how long they took.
     step: usize,
     seconds: f64,
+    /// Whether the log could not be written the last time.
+    is_log_behind: bool,
+    /// The variables as they were before the first step.
+    initial: Vec<Tensor>,
 }
 
 impl<'a> Run<'a> {
@@ -123,19 +128,26 @@ impl<'a> Run<'a> {
             ..
         } = *training;
         let identity = Identity::new(settings, objective, examples, held_out);
-        let last = checkpoint::latest(folder)?;
-        if last.is_some() && !training.resume {
-            return Err(TrainError::Exists(folder.to_owned()));
+        let path = folder.path();
+        let last = match folder.is_resumed() {
+            true => checkpoint::latest(path)?,
+            false => Latest::default(),
+        };
+        for error in &last.broken {
+            observer.on(&Event::Failed(error));
         }
+        // Before it is what it was when the run to go on with was saved.
+        let initial = student.variables().iter();
+        let initial = initial.map(|(_, variable)| variable.as_tensor().copy());
+        let initial = initial.collect::<candle_core::Result<_>>()?;
         let decay = settings.weight_decay;
-        let (references, optimizer, log, step) = match last {
-            Some(last) => {
-                let state = checkpoint::state(&last)?;
-                state.identity.check(&identity, folder)?;
+        let (references, optimizer, log, step) = match last.found {
+            Some((last, state)) => {
+                state.identity.check(&identity, path)?;
                 (
                     References::load(training, &identity)?,
                     checkpoint::restore(&last, student, decay, state.step)?,
-                    Log::resume(folder, state.step)?,
+                    Log::resume(path, state.step)?,
                     state.step,
                 )
             }
@@ -143,9 +155,9 @@ impl<'a> Run<'a> {
                 let Some(references) = References::compute(training, observer)? else {
                     return Ok(None);
                 };
-                references.save(folder, &identity)?;
+                references.save(path, &identity)?;
                 let optimizer = AdamW::new(student.variables(), decay)?;
-                (references, optimizer, Log::begin(folder)?, 0)
+                (references, optimizer, Log::begin(path)?, 0)
             }
         };
         let lengths = examples.iter().map(Example::length).collect();
@@ -161,6 +173,8 @@ impl<'a> Run<'a> {
             step,
             seconds: log.seconds(),
             log,
+            is_log_behind: false,
+            initial,
         }))
     }
 
@@ -178,17 +192,49 @@ impl<'a> Run<'a> {
                 self.evaluate(observer)?;
             }
             // What was found is in the log of whoever goes on from here.
-            if self.step > 0 && is_due(save_every, self.step) {
-                self.save(observer)?;
+            if self.step > 0
+                && is_due(save_every, self.step)
+                && let Err(error) = self.save(observer)
+            {
+                observer.on(&Event::Failed(&error));
             }
             if self.training.stop.load(Ordering::Relaxed) {
-                return self.save(observer);
+                return self
+                    .save(observer)
+                    .map_err(|error| self.unsaved(error, false));
             }
             self.make_step(observer)?;
         }
         self.evaluate(observer)?;
-        self.save(observer)?;
-        checkpoint::publish(self.training.folder, self.training.student)
+        let saved = self.save(observer);
+        // Where there is no room for a checkpoint there may be for the adapter.
+        let published = checkpoint::publish(self.training.folder.path(), self.training.student);
+        let has_adapter = published.is_ok();
+        let ended = saved.and(published);
+        ended.map_err(|error| self.unsaved(error, has_adapter))
+    }
+
+    /// Why a run that has come to its end is not all in its folder.
+    fn unsaved(&self, error: TrainError, has_adapter: bool) -> TrainError {
+        let last = checkpoint::latest(self.training.folder.path());
+        TrainError::Unsaved {
+            error: Box::new(error),
+            has_adapter,
+            last: last.ok().and_then(|last| last.found).map(|(path, _)| path),
+        }
+    }
+
+    /// Writes a record down.
+    fn note(&mut self, record: Record, observer: &mut dyn Observer) {
+        observer.on(&Event::Wrote(self.log.add(record)));
+        let written = self.log.write();
+        // Told once: the next ones are no news.
+        if let Err(error) = &written
+            && !self.is_log_behind
+        {
+            observer.on(&Event::Failed(error));
+        }
+        self.is_log_behind = written.is_err();
     }
 
     /// Makes one step.
@@ -252,7 +298,7 @@ impl<'a> Run<'a> {
             tokens_per_second: tokens as f64 / seconds,
             seconds: self.seconds,
         });
-        observer.on(&Event::Wrote(self.log.add(record)?));
+        self.note(record, observer);
         Ok(())
     }
 
@@ -297,11 +343,13 @@ impl<'a> Run<'a> {
         }
         let found = evaluate(self.training, &self.references, self.step, observer)?;
         if let Some(found) = found {
-            observer.on(&Event::Wrote(self.log.add(Record::Evaluation(found))?));
+            self.note(Record::Evaluation(found), observer);
         }
         Ok(())
     }
 
+    /// Saves a checkpoint, and the reports. A checkpoint goes with a log that has reached the
+    /// disk: whoever goes on from the one goes on with the other.
     fn save(&mut self, observer: &mut dyn Observer) -> Result<(), TrainError> {
         let Training {
             student, folder, ..
@@ -310,28 +358,40 @@ impl<'a> Run<'a> {
             step: self.step,
             identity: self.identity.clone(),
         };
-        let path = checkpoint::save(folder, student, &self.optimizer, &state)?;
-        let facts = self.identity.facts();
-        let page = report::page(&facts, self.log.records());
-        files::replace(&folder.join(REPORT), page.as_bytes())?;
+        self.log.sync()?;
+        let path = checkpoint::save(folder.path(), student, &self.optimizer, &state)?;
         observer.on(&Event::Saved(&path));
-        Ok(())
+        self.report()?.write(folder)
     }
 
-    fn outcome(&self) -> Outcome {
+    fn outcome(&self) -> Result<Outcome, TrainError> {
         let mut evaluations = self.log.records().iter().filter_map(|record| match record {
             Record::Evaluation(evaluation) => Some(evaluation.clone()),
             Record::Step(_) => None,
         });
         let first = evaluations.next();
-        Outcome {
+        Ok(Outcome {
             step: self.step,
             steps: self.schedule.steps,
             evaluations: first.map(|first| {
                 let last = evaluations.next_back().unwrap_or_else(|| first.clone());
                 (first, last)
             }),
-        }
+            report: Some(self.report()?),
+        })
+    }
+
+    fn report(&self) -> Result<Report, TrainError> {
+        let variables = self.training.student.variables();
+        Ok(Report {
+            about: self.training.about.clone(),
+            settings: self.identity.settings().clone(),
+            unit: self.training.objective.unit(),
+            step: self.step,
+            steps: self.schedule.steps,
+            records: self.log.records().to_vec(),
+            notes: notes::notes(&self.initial, variables, self.log.records(), self.step)?,
+        })
     }
 }
 

@@ -8,9 +8,9 @@ use incant::runtime::{Arm, LoadOptions, Model, Prompt, Runtime};
 
 use crate::support::{model, subjects};
 
-/// A loaded model, by the name of its arms.
-fn runtime(name: &str) -> Runtime {
-    let options = LoadOptions {
+/// How models are loaded here.
+pub(super) fn options() -> LoadOptions {
+    LoadOptions {
         backend: subjects::native().backend.clone(),
         kv_memory: Some(64 << 20),
         engine: EngineOptions::default(),
@@ -19,8 +19,12 @@ fn runtime(name: &str) -> Runtime {
         default_profile: None,
         sampling: incant::profile::SamplingDefaults::default(),
         prefix_folder: None,
-    };
-    let loaded = Model::load("m", &model(name), &options).expect("a sound model");
+    }
+}
+
+/// A loaded model, by the name of its arms.
+fn runtime(name: &str) -> Runtime {
+    let loaded = Model::load("m", &model(name), &options()).expect("a sound model");
     let runtime = Runtime::new();
     runtime.loaded(vec![Arc::new(loaded)]);
     runtime
@@ -34,7 +38,7 @@ fn assistant(text: &str) -> Message {
     Message::new(Role::Assistant, text)
 }
 
-fn ids(prompt: &Prompt) -> Vec<u32> {
+pub(super) fn ids(prompt: &Prompt) -> Vec<u32> {
     let prefix = prompt.prefix.iter().flat_map(|prefix| &prefix.ids);
     prefix.chain(&prompt.ids).copied().collect()
 }

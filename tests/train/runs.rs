@@ -89,6 +89,7 @@ fn preferences_are_learnt_from_where_answers_were_learnt() {
                 "{before:?}"
             );
             assert_eq!(preference(&before).mean_margin, 0.0);
+            assert_eq!(preference(&before).ties, preference(&before).pairs);
             assert!(preference(&after).accuracy >= 0.75, "{after:?}");
         }
         assert!(after.loss < before.loss, "{method}: {before:?} {after:?}");
@@ -251,4 +252,170 @@ fn a_run_that_was_ended_and_killed_goes_on_to_the_same_weights() {
         fs::read(path).expect("an adapter")
     };
     assert!(weights("broken") == weights("whole"), "to the last bit");
+}
+
+/// A small run over a few pairs.
+const SMALL: [&str; 14] = [
+    "--eval-share",
+    "0",
+    "--steps",
+    "3",
+    "--batch-size",
+    "2",
+    "--save-every",
+    "1",
+    "--rank",
+    "1",
+    "--targets",
+    "q_proj",
+    "--seed",
+    "5",
+];
+
+#[cfg(unix)]
+#[test]
+fn a_second_run_in_a_folder_is_refused_and_a_dead_one_is_in_nobodys_way() {
+    let (runs, pairs) = (Runs::new(), shipped("pairs.jsonl"));
+    let args = [&["--data", &pairs][..], &SMALL].concat();
+    let more = [&args[..], &["--resume"]].concat();
+    let mut long = args.clone();
+    long[5] = "1000000";
+    let mut first = runs.command("mine", "sft", &long);
+    let mut first = first
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .spawn()
+        .expect("incant starts");
+    wait_until("a checkpoint", || runs.out("mine/checkpoint-1").exists());
+    for args in [&args, &more] {
+        let second = runs.command("mine", "sft", args).output();
+        let second = second.expect("incant starts");
+        let told = String::from_utf8_lossy(&second.stderr).into_owned();
+        assert_eq!(second.status.code(), Some(1), "{told}");
+        assert!(
+            told.starts_with("error: another training is writing to mine;"),
+            "{told}"
+        );
+        assert_eq!(told.lines().count(), 1, "{told}");
+    }
+    first.kill().expect("it runs");
+    first.wait().expect("it is gone");
+    let third = runs.command("mine", "sft", &more).output();
+    let told = String::from_utf8_lossy(&third.expect("incant starts").stderr).into_owned();
+    // It has the folder now, and finds that it is another run.
+    assert!(told.contains("'steps' was 1000000 and is 3"), "{told}");
+    assert!(!runs.out("mine/.lock").exists());
+}
+
+/// No file can be longer than so many bytes, as on a disk with little room.
+#[cfg(unix)]
+fn limited(command: &Command, bytes: usize) -> Command {
+    // POSIX counts in 512 bytes, bash in 1024.
+    let script = format!(
+        "trap '' XFSZ; ulimit -f {} && exec \"$@\"",
+        bytes.div_ceil(1024)
+    );
+    let mut limited = Command::new("bash");
+    limited.args(["-c", &script, "bash"]);
+    limited.arg(command.get_program()).args(command.get_args());
+    limited.current_dir(command.get_current_dir().expect("a folder"));
+    limited.stdin(Stdio::null());
+    limited
+}
+
+#[cfg(unix)]
+#[test]
+fn a_run_that_cannot_be_saved_goes_on_and_leaves_nothing_half_done() {
+    let (runs, pairs) = (Runs::new(), shipped("pairs.jsonl"));
+    let args = [&["--data", &pairs][..], &SMALL].concat();
+    // There is room for the adapter (138 kB), not for a checkpoint's state (415 kB).
+    let command = runs.command("tight", "sft", &args);
+    let ended = limited(&command, 300_000).output().expect("bash starts");
+    let told = String::from_utf8_lossy(&ended.stderr).into_owned();
+    assert_eq!(ended.status.code(), Some(1), "{told}");
+    assert!(
+        told.contains("trainer.safetensors") && told.contains("training goes on"),
+        "{told}"
+    );
+    assert!(
+        told.contains("the adapter itself was written, and there is no checkpoint"),
+        "{told}"
+    );
+    let left = fs::read_dir(runs.out("tight")).expect("a folder");
+    let left = left.map(|entry| entry.expect("an entry").file_name());
+    let mut left: Vec<String> = left
+        .map(|name| name.into_string().expect("UTF-8"))
+        .collect();
+    left.sort();
+    let expected = [
+        "adapter_config.json",
+        "adapter_model.safetensors",
+        "metrics.jsonl",
+        "report.html",
+        "report.json",
+    ];
+    assert_eq!(left, expected);
+
+    let whole = runs.command("whole", "sft", &args).output();
+    assert!(whole.expect("incant starts").status.success());
+    let weights = |name: &str| {
+        let path = runs.out(name).join("adapter_model.safetensors");
+        fs::read(path).expect("an adapter")
+    };
+    assert!(weights("tight") == weights("whole"), "no step was lost");
+}
+
+#[test]
+fn a_report_says_what_was_run_on_what_and_what_is_said_before_and_after() {
+    let runs = Runs::new();
+    let (questions, held_out) = (
+        lines(&runs, "questions.jsonl", 3),
+        lines(&runs, "held-out.jsonl", 2),
+    );
+    let args = [
+        "--data",
+        &questions,
+        "--eval-data",
+        &held_out,
+        "--profile",
+        "urial",
+        "--answer-tokens",
+        "4",
+        "--steps",
+        "2",
+        "--learning-rate",
+        "1e-3",
+        "--samples",
+        "2",
+    ];
+    let output = runs.command("mine", "distill", &args).output();
+    let output = output.expect("incant starts");
+    assert!(output.status.success(), "{output:?}");
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(said.contains("5 prompts to answer"), "{said}");
+    let report = fs::read(runs.out("mine/report.json")).expect("a report");
+    let report: serde_json::Value = serde_json::from_slice(&report).expect("JSON");
+    let command = report["command"].as_str().expect("a command");
+    assert!(command.starts_with("incant train distill "), "{command}");
+    assert!(command.contains("--answer-tokens 4"), "{command}");
+    let files = report["files"].as_array().expect("files");
+    assert_eq!(files.len(), 2);
+    assert_eq!(
+        (&files[0]["records"], &files[0]["part"]),
+        (&3.into(), &"data".into())
+    );
+    assert_eq!(
+        (&files[1]["records"], &files[1]["part"]),
+        (&2.into(), &"eval-data".into())
+    );
+    assert_eq!(files[1]["sha256"].as_str().map(str::len), Some(64));
+    let answers = report["answers"].as_array().expect("answers");
+    assert_eq!(answers.len(), 2);
+    for answer in answers {
+        let said = |name: &str| answer[name].as_str().expect("a text").to_owned();
+        assert!(said("prompt").ends_with(['?', '.']), "{answer}");
+        assert!(!said("before").is_empty() && !said("after").is_empty());
+    }
+    let page = fs::read_to_string(runs.out("mine/report.html")).expect("a page");
+    assert!(page.contains("held-out prompts") && page.contains("SHA-256"));
 }

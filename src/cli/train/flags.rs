@@ -1,6 +1,6 @@
 //! What is typed.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use anyhow::bail;
 use incant::lora::Linear;
@@ -24,7 +24,7 @@ pub(super) struct Flags {
     #[arg(long, value_name = "SHARE", default_value_t = 0.05, value_parser = share)]
     pub(super) eval_share: f64,
     /// Where everything is written: at the end the adapter, as a PEFT directory; beside
-    /// it checkpoints, metrics.jsonl and report.html
+    /// it checkpoints, metrics.jsonl, report.html and report.json
     #[arg(long, value_name = "DIR")]
     pub(super) out: PathBuf,
     /// Go on with an adapter, a PEFT directory or a GGUF file, in its form and rank
@@ -87,6 +87,9 @@ pub(super) struct Flags {
     /// the first and after the last in any case
     #[arg(long, value_name = "STEPS", default_value_t = 100)]
     eval_every: usize,
+    /// Ask so many held-out prompts before the run and after it, for the report; 0 asks none
+    #[arg(long, value_name = "N", default_value_t = 3)]
+    pub(super) samples: usize,
     /// Go on from the last checkpoint in --out, if there is one, as if the run had never
     /// ended
     #[arg(long)]
@@ -188,11 +191,6 @@ impl Flags {
             eval_every: Some(self.eval_every),
             origin,
         }
-    }
-
-    /// Where a teacher's answers are kept.
-    pub(super) fn answers(&self) -> PathBuf {
-        Path::new(&self.out).join("answers.jsonl")
     }
 }
 

@@ -1,5 +1,6 @@
 //! What a profile teaches: its answers to prompts, made by the engine.
 
+use std::cell::RefCell;
 use std::fmt;
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -12,14 +13,17 @@ use incant::profile::Message;
 use incant::runtime::{Partners, Say};
 use incant::text::decode::StreamDecoder;
 use incant::text::stop::StopMatcher;
-use incant::train::Target;
 use incant::train::data::{Entry, Place};
 use incant::train::samples::{Lesson, Render, prompt_of};
-use indicatif::{ProgressBar, ProgressStyle};
+use incant::train::{RunFolder, Target};
 use serde::{Deserialize, Serialize};
 
+use super::answering::Answering;
 use super::prepare::ArmRender;
-use crate::cli::output::grouped;
+use crate::cli::output::{grouped, tell};
+
+/// The file in a run's folder that keeps a teacher's answers.
+const FILE: &str = "answers.jsonl";
 
 /// The most tokens of a target. Where there are more plausible ones, none of them is likely.
 const MOST_TOKENS: usize = 64;
@@ -130,11 +134,11 @@ impl School {
     }
 
     /// The teacher's answers to the prompts of all entries, in their order, which are then
-    /// kept in the file `path`. Blocks.
+    /// kept in the run's folder. Blocks.
     pub(super) fn lessons(
         &self,
         entries: &[Entry],
-        path: &Path,
+        folder: &RunFolder,
     ) -> anyhow::Result<Vec<(Place, Lesson)>> {
         // All prompts first: one that does not fit is known before hours of work.
         let asked = entries.iter().map(|entry| {
@@ -145,7 +149,7 @@ impl School {
         });
         let asked = asked.collect::<anyhow::Result<Vec<_>>>()?;
         let guided = self.guided();
-        let bar = bar(asked.len());
+        let answering = RefCell::new(Answering::new(asked.len(), self.answer_tokens));
         // A guide takes a slot, too.
         let at_once = match guided {
             Some(_) => self.slots.div_ceil(2),
@@ -153,11 +157,11 @@ impl School {
         };
         let answers = stream::iter(asked)
             .map(|(place, lesson, messages, partners)| {
-                let bar = &bar;
+                let answering = &answering;
                 async move {
-                    let answer = self.answer(messages, &partners).await;
+                    let answer = self.answer(messages, &partners, answering).await;
                     let answer = answer.with_context(|| place.to_string())?;
-                    bar.inc(1);
+                    answering.borrow_mut().answered(answer.tokens.len());
                     let lesson = Lesson {
                         answer: answer.tokens,
                         targets: guided.map(|_| answer.targets),
@@ -170,7 +174,7 @@ impl School {
             .try_collect();
         let runtime = tokio::runtime::Builder::new_current_thread().build()?;
         let answers: anyhow::Result<Vec<_>> = runtime.block_on(answers);
-        bar.finish_and_clear();
+        answering.borrow().end();
         let (cut, answers): (Vec<usize>, Vec<_>) = answers?.into_iter().unzip();
         match cut.iter().sum() {
             0 => {}
@@ -179,7 +183,12 @@ impl School {
                 grouped(cut as u64)
             ),
         }
-        write(path, &answers, &self.made())?;
+        // The same teacher says the same again: a run need not end for want of room.
+        if let Err(error) = write(folder, &answers, &self.made()) {
+            tell(&format!(
+                "warning: {error:#}; whoever goes on with the run has them made again"
+            ));
+        }
         Ok(answers)
     }
 
@@ -196,13 +205,14 @@ impl School {
         Ok(partners)
     }
 
-    /// The answers that were kept in the file `path`, to the same prompts.
+    /// The answers that were kept in the run's folder, to the same prompts.
     pub(super) fn recall(
         &self,
         entries: &[Entry],
-        path: &Path,
+        folder: &RunFolder,
     ) -> anyhow::Result<Vec<(Place, Lesson)>> {
-        let known = read(path)?;
+        let path = folder.path().join(FILE);
+        let known = read(&path)?;
         let name = path.display();
         if known.len() != entries.len() {
             let (known, entries) = (known.len(), entries.len());
@@ -252,7 +262,12 @@ impl School {
     }
 
     /// The most likely answer, with what ends it.
-    async fn answer(&self, messages: &[Message], partners: &Partners) -> anyhow::Result<Answer> {
+    async fn answer(
+        &self,
+        messages: &[Message],
+        partners: &Partners,
+        answering: &RefCell<Answering>,
+    ) -> anyhow::Result<Answer> {
         let arm = &self.teacher.0;
         let prompt = arm.chat(messages)?;
         let room = arm.context().saturating_sub(prompt.token_count());
@@ -283,6 +298,7 @@ impl School {
             match event {
                 Event::Token { id, logprobs } => {
                     answer.tokens.push(id);
+                    answering.borrow_mut().said();
                     if let Some(logprobs) = logprobs {
                         answer.add_target(&logprobs.top);
                     }
@@ -301,8 +317,13 @@ impl School {
     }
 }
 
-/// Keeps lessons in a file, which is there as a whole or not at all.
-fn write(path: &Path, lessons: &[(Place, Lesson)], made: &Made) -> anyhow::Result<()> {
+/// Whether a run's folder keeps a teacher's answers.
+pub(super) fn are_kept(folder: &RunFolder) -> bool {
+    folder.path().join(FILE).exists()
+}
+
+/// Keeps lessons in a run's folder.
+fn write(folder: &RunFolder, lessons: &[(Place, Lesson)], made: &Made) -> anyhow::Result<()> {
     let lines = lessons.iter().map(|(place, lesson)| {
         let kept = Kept {
             file: place.file.to_path_buf(),
@@ -317,12 +338,8 @@ fn write(path: &Path, lessons: &[(Place, Lesson)], made: &Made) -> anyhow::Resul
         Ok(serde_json::to_string(&kept)? + "\n")
     });
     let text = lines.collect::<anyhow::Result<String>>()?;
-    let unfinished = path.with_extension("jsonl.writing");
-    let folder = path.parent().unwrap_or(Path::new("."));
-    fs::create_dir_all(folder)
-        .and_then(|()| fs::write(&unfinished, text))
-        .and_then(|()| fs::rename(&unfinished, path))
-        .with_context(|| format!("cannot write {}", path.display()))
+    let written = folder.write(FILE, text.as_bytes());
+    written.context("the teacher's answers cannot be kept")
 }
 
 /// Lessons that were kept, and how they were made.
@@ -350,21 +367,15 @@ fn read(path: &Path) -> anyhow::Result<Vec<(Place, Lesson, Made)>> {
     lessons.collect()
 }
 
-fn bar(answers: usize) -> ProgressBar {
-    let style = ProgressStyle::with_template("[{bar:30}]  {pos} of {len} answers  {eta} left")
-        .expect("the template is a constant that a test draws")
-        .progress_chars("=> ");
-    ProgressBar::new(answers as u64).with_style(style)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
 
     #[test]
     fn lessons_are_kept_as_they_are() {
-        let folder = tempfile::tempdir().unwrap();
-        let path = folder.path().join("answers.jsonl");
+        let place_of_runs = tempfile::tempdir().unwrap();
+        let folder = RunFolder::open(&place_of_runs.path().join("run"), false).unwrap();
+        let path = folder.path().join(FILE);
         let plain = Lesson {
             student: vec![1, 2],
             teacher: vec![3, 1, 2],
@@ -384,7 +395,7 @@ mod tests {
                 weights: Some("0123".to_owned()),
                 guided,
             };
-            write(&path, &[(place(), lesson.clone())], &made).unwrap();
+            write(&folder, &[(place(), lesson.clone())], &made).unwrap();
             let expected = [(place(), lesson.clone(), made)];
             assert_eq!(read(&path).unwrap(), expected);
             assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 1);
@@ -416,12 +427,5 @@ mod tests {
             file: Arc::new(PathBuf::from("prompts.jsonl")),
             line: 7,
         }
-    }
-
-    #[test]
-    fn the_bar_counts_answers() {
-        let bar = bar(3);
-        bar.inc(1);
-        assert_eq!((bar.position(), bar.length()), (1, Some(3)));
     }
 }

@@ -4,28 +4,31 @@
 //! be served, [`open_student`] opens the model with the adapter that learns, and the
 //! library's trainer does the rest.
 
+mod answering;
+mod answers;
 mod flags;
 mod interrupt;
 mod lessons;
 mod prepare;
 mod progress;
+mod standing;
 mod student;
+mod summary;
 
 use std::collections::BTreeMap;
 
 use anyhow::bail;
 use bytesize::ByteSize;
+use incant::train::RunFolder;
 use incant::train::loss::{Distil, Dpo, Objective, Sft, Simpo};
-use incant::train::metrics::Evaluation;
 use incant::train::settings::Settings;
-use incant::train::trainer::{Outcome, Training, train};
+use incant::train::trainer::{Training, train};
 use serde_json::Value;
 
 use self::flags::Flags;
 use self::prepare::Prepared;
 use self::progress::Progress;
 use self::student::open_student;
-use super::output::grouped;
 
 /// Train a LoRA adapter on a model's own quantized weights.
 ///
@@ -166,70 +169,52 @@ impl Args {
             }
         };
         flags.check()?;
-        let prepared = flags.prepare(&task)?;
+        // What is there is known before anything is loaded or answered.
+        let folder = RunFolder::open(&flags.out, flags.resume)?;
+        let prepared = flags.prepare(&task, &folder)?;
         prepared.tell(&task);
         let settings = flags.settings(&task, prepared.origin.clone());
-        run(&flags, &task, &prepared, &settings)
+        run(&flags, &task, &prepared, &settings, &folder)
     }
 }
 
-fn run(flags: &Flags, task: &Task, prepared: &Prepared, settings: &Settings) -> anyhow::Result<()> {
-    let student = open_student(&prepared.student)?;
+fn run(
+    flags: &Flags,
+    task: &Task,
+    prepared: &Prepared,
+    settings: &Settings,
+    folder: &RunFolder,
+) -> anyhow::Result<()> {
     let stop = interrupt::flag()?;
-    let training = Training {
-        student: &*student,
-        objective: task.objective(),
-        examples: &prepared.examples.examples,
-        held_out: &prepared.held_out.examples,
-        settings,
-        folder: &flags.out,
-        resume: flags.resume,
-        stop: &stop,
-    };
     let mut progress = Progress::new();
-    let outcome = train(&training, &mut progress);
-    progress.end();
-    super::output::print(&summary(flags, &outcome?))?;
-    Ok(())
-}
-
-/// What came of it.
-fn summary(flags: &Flags, outcome: &Outcome) -> String {
-    let folder = flags.out.display();
-    let Outcome { step, steps, .. } = outcome;
-    let mut text = match step < steps {
-        true => format!(
-            "Stopped after {} of {} steps; go on with the same command and --resume.\n",
-            grouped(*step as u64),
-            grouped(*steps as u64)
-        ),
-        false => format!("{} steps.\n", grouped(*steps as u64)),
+    let outcome = {
+        let student = open_student(&prepared.student)?;
+        let training = Training {
+            student: &*student,
+            objective: task.objective(),
+            examples: &prepared.examples.examples,
+            held_out: &prepared.held_out.examples,
+            settings,
+            folder,
+            about: &prepared.about,
+            stop: &stop,
+        };
+        train(&training, &mut progress)
     };
-    if let Some((first, last)) = &outcome.evaluations {
-        text += &format!("Held out, before: {}\n", found(first));
-        text += &format!("Held out, after:  {}\n", found(last));
+    progress.end();
+    let mut outcome = outcome?;
+    // The student is gone: its memory is for the model that is asked.
+    if let Some(report) = &mut outcome.report
+        && outcome.step == outcome.steps
+    {
+        let answers = &mut report.about.answers;
+        match prepared.questions.after(flags, answers) {
+            Ok(()) => report.write(folder)?,
+            Err(error) => super::output::tell(&format!("warning: no sample answers: {error:#}")),
+        }
     }
-    if step == steps {
-        text += &format!("The adapter: {folder} (serve it with --adapter NAME={folder})\n");
-        text += &format!("How it went: {}\n", flags.out.join("report.html").display());
-    }
-    text
-}
-
-/// A line for an evaluation.
-fn found(evaluation: &Evaluation) -> String {
-    let mut text = format!("loss {:.4}", evaluation.loss);
-    if let Some(preference) = evaluation.preference {
-        let [low, high] = preference.interval.map(|share| share * 100.0);
-        text += &format!(
-            ", the chosen answer is ahead in {:.1}% of {} pairs ({low:.1} to {high:.1}%), \
-             mean margin {:.4}",
-            preference.accuracy * 100.0,
-            grouped(preference.pairs as u64),
-            preference.mean_margin
-        );
-    }
-    text
+    super::output::print(&summary::summary(&flags.out, &outcome))?;
+    Ok(())
 }
 
 /// What makes a run what it is, by name.

@@ -9,11 +9,14 @@ use incant::gguf::Gguf;
 use incant::lora::Lora;
 use incant::profile::Message;
 use incant::runtime::{Arm, Guidance, Model, PromptInput, Runtime, Wishes};
+use incant::train::RunFolder;
 use incant::train::batches::split;
 use incant::train::data::{self, Entry};
+use incant::train::report::{About, DataFile, Part};
 use incant::train::samples::{Answered, Examples, Render};
 use serde_json::json;
 
+use super::answers::Questions;
 use super::flags::Flags;
 use super::student::{Form, StudentOptions};
 use super::{Origin, Task, lessons};
@@ -28,8 +31,20 @@ pub(super) struct Prepared {
     pub(super) held_out: Examples,
     pub(super) student: StudentOptions,
     pub(super) origin: Origin,
+    /// What the run's report says of it.
+    pub(super) about: About,
+    /// What is asked before the run and after it.
+    pub(super) questions: Questions,
     /// Who answered and how, in words, where somebody did.
     teacher: Option<String>,
+}
+
+/// How the engine that answers is run: nobody else asks, so everything may wait.
+pub(super) fn options() -> EngineOptions {
+    EngineOptions {
+        queue: usize::MAX / 2,
+        ..EngineOptions::default()
+    }
 }
 
 impl Prepared {
@@ -44,13 +59,17 @@ impl Prepared {
             let tokens = tokens.map(|example| task.objective().tokens(example));
             let tokens = tokens.sum::<usize>();
             eprintln!(
-                "{} examples to {what}, {} tokens{}{}",
+                "{} examples to {what}, {} tokens{}{}{}",
                 grouped(count as u64),
                 grouped(tokens as u64),
                 counted(examples.truncated, "cut at --max-length"),
                 counted(
                     examples.dropped,
                     "left out: nothing to learn before --max-length"
+                ),
+                counted(
+                    examples.same,
+                    "left out: 'chosen' and 'rejected' are the same tokens"
                 ),
             );
         }
@@ -67,21 +86,18 @@ fn counted(count: usize, what: &str) -> String {
 impl Flags {
     /// Reads, renders and, for lessons, has answered everything. The engine that does so
     /// has ended when this returns.
-    pub(super) fn prepare(&self, task: &Task) -> anyhow::Result<Prepared> {
+    pub(super) fn prepare(&self, task: &Task, folder: &RunFolder) -> anyhow::Result<Prepared> {
         // What needs no model is checked first.
-        let mut entries = read(&self.data)?;
-        let mut held_out = read(&self.eval_data)?;
+        let (mut entries, mut files) = read(&self.data, Part::Data)?;
+        let (mut held_out, more) = read(&self.eval_data, Part::EvalData)?;
+        files.extend(more);
         if self.eval_data.is_empty() {
             let (held, rest) = split(entries.len(), self.eval_share, self.seed);
             held_out = held.iter().map(|&place| entries[place].clone()).collect();
             entries = rest.iter().map(|&place| entries[place].clone()).collect();
         }
 
-        // Nobody else asks: everything may wait.
-        let options = EngineOptions {
-            queue: usize::MAX / 2,
-            ..EngineOptions::default()
-        };
+        let options = options();
         let slots = options.slots;
         let loading = self.student.models(task.kv_memory()).resolve(options)?;
         let located = &loading.located()[0];
@@ -107,6 +123,7 @@ impl Flags {
             let profile = profile.map_or_else(String::new, |profile| format!("@{profile}"));
             runtime.arm(&format!("{name}{profile}"))
         };
+        let held_out_entries = held_out.clone();
         let mut teacher = None;
         let mut guided = None;
         let (examples, held_out) = match task {
@@ -143,10 +160,9 @@ impl Flags {
                 let id = school.teacher.0.id();
                 teacher = Some(format!("{id}, {}", lessons::named(guided)));
                 let all = [&entries[..], &held_out].concat();
-                let known = self.answers();
-                let mut lessons = match self.resume && known.exists() {
-                    true => school.recall(&all, &known)?,
-                    false => school.lessons(&all, &known)?,
+                let mut lessons = match folder.is_resumed() && lessons::are_kept(folder) {
+                    true => school.recall(&all, folder)?,
+                    false => school.lessons(&all, folder)?,
                 };
                 let held = lessons.split_off(entries.len());
                 let of = |lessons: Vec<_>| Examples::of_lessons(lessons, self.max_length);
@@ -162,6 +178,21 @@ impl Flags {
         let recorded = match task {
             Task::Lessons { .. } => Some(TURN.to_owned()),
             Task::Answers(_) | Task::Pairs(_) => profile.clone(),
+        };
+        let asks = self.samples > 0;
+        let questions = Questions::new(&held_out_entries, self.samples, &name, recorded.as_deref());
+        let answers = match asks {
+            true => questions.before(&runtime, self.from.as_deref()),
+            false => Ok(Vec::new()),
+        };
+        let answers = answers.unwrap_or_else(|error| {
+            tell(&format!("warning: no sample answers: {error:#}"));
+            Vec::new()
+        });
+        let about = About {
+            command: command(),
+            files,
+            answers,
         };
         let form = match from {
             Some(lora) => Form::Of(lora),
@@ -195,6 +226,8 @@ impl Flags {
                 recompute: self.recompute,
             },
             origin,
+            about,
+            questions,
             teacher,
         })
     }
@@ -233,10 +266,21 @@ pub(super) fn short(hash: [u8; 32]) -> String {
     hash[..8].iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
-/// All lines of some files. The first that cannot be used is told, with how many more
-/// there are.
-fn read(files: &[PathBuf]) -> anyhow::Result<Vec<Entry>> {
+/// The command as it was typed.
+fn command() -> String {
+    let words = std::env::args_os().skip(1);
+    let words = words.map(|word| word.to_string_lossy().into_owned());
+    let words: Vec<String> = words.collect();
+    // A word that holds a zero byte cannot be typed.
+    let typed = shlex::try_join(words.iter().map(String::as_str));
+    format!("incant {}", typed.unwrap_or_else(|_| words.join(" ")))
+}
+
+/// All lines of some files, and what the files are. The first line that cannot be used is
+/// told, with how many more there are.
+fn read(files: &[PathBuf], part: Part) -> anyhow::Result<(Vec<Entry>, Vec<DataFile>)> {
     let mut entries = Vec::new();
+    let mut read = Vec::new();
     let mut failed = Vec::new();
     let mut unread = Vec::new();
     for file in files {
@@ -244,6 +288,7 @@ fn read(files: &[PathBuf]) -> anyhow::Result<Vec<Entry>> {
         if records.lines.is_empty() {
             bail!("{}: there are no lines in it", file.display());
         }
+        read.push(DataFile::read(file, part, records.lines.len())?);
         if !records.unread.is_empty() {
             unread.push((file, records.unread));
         }
@@ -261,7 +306,7 @@ fn read(files: &[PathBuf]) -> anyhow::Result<Vec<Entry>> {
     }
     let more = failed.len().saturating_sub(1);
     match (failed.into_iter().next(), more) {
-        (None, _) => Ok(entries),
+        (None, _) => Ok((entries, read)),
         (Some(first), 0) => Err(first.into()),
         (Some(first), more) => bail!("{first} (and {more} more such lines)"),
     }
@@ -325,11 +370,13 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("mine.jsonl");
         std::fs::write(&path, "{\"prompt\": \"a\"}\n{}\n{}\n{\"no\": 1}\n").unwrap();
-        let told = read(std::slice::from_ref(&path)).unwrap_err().to_string();
+        let told = read(std::slice::from_ref(&path), Part::Data)
+            .unwrap_err()
+            .to_string();
         assert!(told.contains("mine.jsonl:2: its keys"), "{told}");
         assert!(told.ends_with("(and 2 more such lines)"), "{told}");
         std::fs::write(&path, "\n").unwrap();
-        let told = read(&[path]).unwrap_err().to_string();
+        let told = read(&[path], Part::Data).unwrap_err().to_string();
         assert!(told.ends_with("there are no lines in it"), "{told}");
     }
 

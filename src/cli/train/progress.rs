@@ -1,55 +1,46 @@
 //! How a run goes, on the terminal.
 
-use std::time::{Duration, Instant};
-
-use incant::printable::printable;
 use incant::train::metrics::{Event, Observer, Record};
-use indicatif::{ProgressBar, ProgressStyle};
 
-use crate::cli::output::tell;
+use super::standing::Standing;
 
-/// Where there is no terminal for a bar, a line now and then.
-const BETWEEN_LINES: Duration = Duration::from_secs(30);
-
-/// A bar on the standard error, if that is a terminal; what was found on held-out
-/// examples is a line above it. If it is none, as in a log, there are lines only.
+/// Where the steps stand; what was found on held-out examples is a line of its own.
 pub(super) struct Progress {
-    bar: ProgressBar,
-    /// When the bar was last written as a line.
-    wrote: Instant,
+    standing: Standing,
+    /// Steps that had been made when the run began, that are made, and all.
+    before: usize,
+    done: usize,
+    steps: usize,
+    /// What the last step was like.
+    last: String,
 }
 
 impl Progress {
     pub(super) fn new() -> Progress {
-        let template = "[{bar:30}]  {pos} of {len} {msg}  {eta} left";
-        let style = ProgressStyle::with_template(template)
-            .expect("the template is a constant that a test draws")
-            .progress_chars("=> ");
         Progress {
-            bar: ProgressBar::new(0).with_style(style),
-            wrote: Instant::now(),
+            standing: Standing::new(),
+            before: 0,
+            done: 0,
+            steps: 0,
+            last: String::new(),
         }
     }
 
     /// Takes the bar away.
     pub(super) fn end(&self) {
-        self.bar.finish_and_clear();
+        self.standing.end();
     }
 
-    /// Where the bar stands, as a line, if no bar is seen and a while has passed.
-    fn now_and_then(&mut self) {
-        if self.bar.is_hidden() && self.wrote.elapsed() >= BETWEEN_LINES {
-            self.wrote = Instant::now();
-            let (done, all) = (self.bar.position(), self.bar.length().unwrap_or_default());
-            tell(&format!("{done} of {all} {}", self.bar.message()));
-        }
-    }
-
-    fn line(&self, line: &str) {
-        match self.bar.is_hidden() {
-            true => tell(line),
-            false => self.bar.println(printable(line)),
-        }
+    fn show(&mut self, more: &str) {
+        let Progress {
+            before,
+            done,
+            steps,
+            ..
+        } = *self;
+        let text = format!("{done} of {steps} steps{}{more}", self.last);
+        let share = (done - before) as f64 / (steps - before).max(1) as f64;
+        self.standing.at(done, &text, share);
     }
 }
 
@@ -57,34 +48,41 @@ impl Observer for Progress {
     fn on(&mut self, event: &Event<'_>) {
         match event {
             Event::Begins { done, steps } => {
-                self.bar.set_length(*steps as u64);
-                self.bar.set_position(*done as u64);
-                self.bar.reset_eta();
-                self.bar.set_message("steps");
+                (self.before, self.done, self.steps) = (*done, *done, *steps);
+                self.standing.begin(*done, *steps);
+                self.show("");
             }
             Event::Referencing { done, total } => {
-                self.bar.set_length(*total as u64);
-                self.bar.set_position(*done as u64);
-                self.bar.set_message("references");
+                if self.steps == 0 {
+                    self.steps = *total;
+                    self.standing.begin(0, *total);
+                }
+                let text = format!("{done} of {total} references");
+                let share = *done as f64 / *total as f64;
+                self.standing.at(*done, &text, share);
             }
             Event::Evaluating { done, total } => {
-                self.bar
-                    .set_message(format!("steps  {done} of {total} held-out examples"));
+                self.show(&format!("  {done} of {total} held-out examples"));
             }
             Event::Wrote(Record::Step(step)) => {
-                self.bar.set_position(step.step as u64);
-                self.bar.set_message(format!(
-                    "steps  loss {:.4}  {:.0} tokens/s",
+                self.done = step.step;
+                self.last = format!(
+                    "  loss {:.4}  {:.0} tokens/s",
                     step.loss, step.tokens_per_second
-                ));
+                );
+                self.show("");
             }
             Event::Wrote(Record::Evaluation(evaluation)) => {
-                let found = super::found(evaluation);
-                self.line(&format!("step {}: held-out {found}", evaluation.step));
+                let found = super::summary::found(evaluation);
+                let line = format!("step {}: held-out {found}", evaluation.step);
+                self.standing.line(&line);
             }
-            Event::Saved(path) => self.line(&format!("saved {}", path.display())),
+            Event::Saved(path) => self.standing.line(&format!("saved {}", path.display())),
+            Event::Failed(error) => {
+                let line = format!("warning: {error}; training goes on");
+                self.standing.line(&line);
+            }
         }
-        self.now_and_then();
     }
 }
 
@@ -96,16 +94,18 @@ mod tests {
     #[test]
     fn the_bar_shows_where_a_run_stands() {
         let mut progress = Progress::new();
+        let stands = |progress: &Progress| {
+            let bar = progress.standing.bar();
+            (bar.position(), bar.length(), bar.message())
+        };
         progress.on(&Event::Referencing { done: 2, total: 9 });
-        assert_eq!(
-            (progress.bar.position(), progress.bar.length()),
-            (2, Some(9))
-        );
+        let (done, all, text) = stands(&progress);
+        assert_eq!((done, all), (2, Some(9)));
+        assert!(text.starts_with("2 of 9 references"), "{text}");
         progress.on(&Event::Begins { done: 3, steps: 50 });
-        assert_eq!(
-            (progress.bar.position(), progress.bar.length()),
-            (3, Some(50))
-        );
+        // Nothing is done yet by which the rest could be told.
+        let expected = (3, Some(50), "3 of 50 steps".to_owned());
+        assert_eq!(stands(&progress), expected);
         progress.on(&Event::Wrote(&Record::Step(Step {
             step: 4,
             loss: 1.5,
@@ -115,7 +115,11 @@ mod tests {
             tokens_per_second: 411.7,
             seconds: 2.0,
         })));
-        assert_eq!(progress.bar.position(), 4);
-        assert_eq!(progress.bar.message(), "steps  loss 1.5000  412 tokens/s");
+        let (done, _, text) = stands(&progress);
+        assert_eq!(done, 4);
+        assert!(
+            text.starts_with("4 of 50 steps  loss 1.5000  412 tokens/s  about "),
+            "{text}"
+        );
     }
 }

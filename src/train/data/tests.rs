@@ -5,7 +5,7 @@ use super::*;
 
 /// What a line says.
 fn content(line: &str) -> Result<Content, String> {
-    super::content(line, &mut BTreeSet::new())
+    super::meaning::content(line, &mut BTreeSet::new())
 }
 
 fn user(text: &str) -> Message {
@@ -325,11 +325,16 @@ fn what_cannot_be_used_is_told_in_one_line() {
         ),
         (
             r#"{"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b", "weight": 0.5}]}"#,
-            "a message's 'weight' is 0 or 1",
+            "messages[1] has the weight 0.5; an assistant's 'weight' is 0 or 1",
         ),
         (
             r#"{"messages": [{"role": "user", "content": "a", "weight": 1}, {"role": "assistant", "content": "b"}]}"#,
-            "only the assistant's turns can be learnt",
+            "messages[0] is a message of the role 'user' and has the weight 1, but only the \
+             assistant's turns can be learnt: leave its 'weight' out",
+        ),
+        (
+            r#"{"prompt": [{"role": "system", "content": "a", "weight": 0.5}, {"role": "user", "content": "b"}], "completion": "c"}"#,
+            "prompt[0] is a message of the role 'system' and has the weight 0.5",
         ),
         (
             r#"{"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b", "weight": 0}]}"#,
@@ -342,7 +347,7 @@ fn what_cannot_be_used_is_told_in_one_line() {
         ),
         (
             r#"{"prompt": "a", "completion": []}"#,
-            "does not end with the assistant's turn",
+            "'completion' does not end with the assistant's turn",
         ),
         (
             r#"{"chosen": "b", "rejected": "c"}"#,
@@ -350,7 +355,7 @@ fn what_cannot_be_used_is_told_in_one_line() {
         ),
         (
             r#"{"chosen": "\n\nHuman: a", "rejected": "\n\nHuman: b"}"#,
-            "does not end with the assistant's turn",
+            "'chosen' does not end with the assistant's turn",
         ),
         (r#"{"prompt": "a", "chosen": "b"}"#, "its keys are not"),
         (r#"{"question": "a"}"#, "its keys are not"),
@@ -363,6 +368,62 @@ fn what_cannot_be_used_is_told_in_one_line() {
         assert!(error.contains(told), "{line}: {error}");
         assert!(!error.contains(['\n', '\u{1b}']), "{error}");
     }
+}
+
+/// A side of a pair that has nothing of its own.
+#[test]
+fn a_side_without_an_answer_of_its_own_is_named() {
+    let told = |prompt: Option<&str>, chosen: &str, rejected: &str| {
+        let prompt = prompt.map(|prompt| format!(r#""prompt": {prompt}, "#));
+        let prompt = prompt.unwrap_or_default();
+        content(&format!(
+            r#"{{{prompt}"chosen": {chosen}, "rejected": {rejected}}}"#
+        ))
+        .unwrap_err()
+    };
+    let [short, long] = [list(&["uq", "aso"]), list(&["uq", "aso", "uand", "agood"])];
+    let transcript = |turns: &str| format!(r#""{turns}""#);
+    let [open, more] = [
+        transcript(r"\n\nHuman: q\n\nAssistant: so"),
+        transcript(r"\n\nHuman: q\n\nAssistant: so\n\nHuman: and\n\nAssistant: good"),
+    ];
+    for (short, long) in [(&short, &long), (&open, &more)] {
+        for prompt in [None, Some(r#""q""#)] {
+            let found = told(prompt, long, short);
+            assert!(
+                found.starts_with("'chosen' begins with all of 'rejected'"),
+                "{found}"
+            );
+            let found = told(prompt, short, long);
+            assert!(
+                found.starts_with("'rejected' begins with all of 'chosen'"),
+                "{found}"
+            );
+        }
+    }
+    // All of the prompt, its beginning, its middle or its end.
+    let prompt = list(&["sbe kind", "uq", "aso", "uand"]);
+    for part in [
+        prompt.clone(),
+        list(&["sbe kind", "uq", "aso"]),
+        list(&["uq", "aso"]),
+        list(&["uand"]),
+    ] {
+        let found = told(Some(&prompt), &list(&["agood"]), &part);
+        let expected = "'rejected' holds only turns of the prompt, and no answer to it";
+        assert_eq!(found, expected, "{part}");
+        let found = told(Some(&prompt), &part, &list(&["agood"]));
+        assert!(found.starts_with("'chosen' holds only"), "{found}");
+    }
+    // A repeated question with the answer that it had before is one.
+    let again = list(&["uq", "aso", "uq"]);
+    let [chosen, _] = sides(&format!(
+        r#"{{"prompt": {again}, "chosen": {short}, "rejected": "no"}}"#
+    ));
+    assert_eq!(chosen.0, ["q", "so", "q", "so"]);
+    // An answer may begin as another one does.
+    let [chosen, rejected] = sides(r#"{"prompt": "q", "chosen": "so good", "rejected": "so"}"#);
+    assert_eq!((chosen.1, rejected.1), (vec![1], vec![1]));
 }
 
 #[test]

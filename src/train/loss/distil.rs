@@ -20,6 +20,10 @@ impl Objective for Distil {
         "distill"
     }
 
+    fn unit(&self) -> &'static str {
+        "nats per token"
+    }
+
     fn settings(&self) -> Vec<(&'static str, Value)> {
         Vec::new()
     }

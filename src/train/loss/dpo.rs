@@ -22,6 +22,10 @@ impl Objective for Dpo {
         "dpo"
     }
 
+    fn unit(&self) -> &'static str {
+        "nats per pair"
+    }
+
     fn settings(&self) -> Vec<(&'static str, Value)> {
         vec![("beta", json!(self.beta))]
     }

@@ -26,6 +26,9 @@ pub trait Objective {
     /// What it is called.
     fn name(&self) -> &'static str;
 
+    /// What its loss is counted in.
+    fn unit(&self) -> &'static str;
+
     /// Its numbers by their names, which a run that goes on must not change.
     fn settings(&self) -> Vec<(&'static str, Value)>;
 

@@ -16,6 +16,10 @@ impl Objective for Sft {
         "sft"
     }
 
+    fn unit(&self) -> &'static str {
+        "nats per token"
+    }
+
     fn settings(&self) -> Vec<(&'static str, Value)> {
         Vec::new()
     }

@@ -1,14 +1,16 @@
-use std::path::PathBuf;
+use std::fs;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use super::*;
 use crate::train::data::Place;
-use crate::train::files::kills;
 use crate::train::loss::{Distil, Dpo, Sft, Simpo};
 use crate::train::metrics::Preference;
 use crate::train::settings::Length;
 use crate::train::student::{Batch, Sample, Target};
 use crate::train::toy::{Toy, VOCABULARY};
+
+mod interrupted;
 
 /// Keeps what it is told, and asks to stop after some steps.
 #[derive(Default)]
@@ -18,6 +20,7 @@ struct Watcher {
     saved: usize,
     referenced: usize,
     stop_after: Option<(usize, Arc<AtomicBool>)>,
+    failed: Vec<String>,
 }
 
 impl Observer for Watcher {
@@ -32,6 +35,7 @@ impl Observer for Watcher {
             Event::Begins { done, steps } => self.begins.push((done, steps)),
             Event::Saved(_) => self.saved += 1,
             Event::Referencing { done, .. } => self.referenced = done,
+            Event::Failed(error) => self.failed.push(error.to_string()),
             Event::Evaluating { .. } => {}
         }
     }
@@ -113,14 +117,15 @@ impl Runner {
             Some((_, stop)) => Arc::clone(stop),
             None => Arc::default(),
         };
+        let folder = RunFolder::open(self.folder.path(), resume)?;
         let training = Training {
             student,
             objective: &*self.objective,
             examples: &self.examples,
             held_out: &self.held_out,
             settings: &self.settings,
-            folder: self.folder.path(),
-            resume,
+            folder: &folder,
+            about: &About::default(),
             stop: &stop,
         };
         train(&training, watcher)
@@ -178,7 +183,12 @@ fn every_loss_falls_on_examples_that_are_held_out() {
             Record::Step(_) => None,
         });
         assert_eq!(evaluated.collect::<Vec<_>>(), [0, 4, 8]);
-        for name in ["report.html", "metrics.jsonl", "adapter_config.json"] {
+        for name in [
+            "report.html",
+            "report.json",
+            "metrics.jsonl",
+            "adapter_config.json",
+        ] {
             assert!(runner.has(name), "{name}");
         }
         assert_eq!(
@@ -189,7 +199,7 @@ fn every_loss_falls_on_examples_that_are_held_out() {
 }
 
 #[test]
-fn preferences_are_counted_and_none_is_won_before_the_first_step() {
+fn preferences_are_counted_and_all_are_even_before_the_first_step() {
     let runner = Runner::new(DPO);
     let (_, watcher, outcome) = runner.whole();
     assert_eq!(watcher.referenced, 40);
@@ -197,8 +207,9 @@ fn preferences_are_counted_and_none_is_won_before_the_first_step() {
     let before = first.preference.unwrap();
     assert_eq!(
         (before.pairs, before.accuracy, before.mean_margin),
-        (10, 0.0, 0.0)
+        (10, 0.5, 0.0)
     );
+    assert_eq!(before.ties, 10);
     assert!((first.loss - f64::ln(2.0)).abs() < 1e-6, "{first:?}");
     let after = preference(&outcome);
     assert!(after.accuracy >= 0.9, "{after:?}");
@@ -267,63 +278,25 @@ fn targets_are_learnt_without_a_teachers_side_and_a_stopped_run_goes_on_with_the
 }
 
 #[test]
-fn a_run_that_is_killed_at_any_moment_goes_on_as_if_it_had_not_been() {
-    kills::passed(usize::MAX);
-    let (expected, ..) = Runner::new(DPO).whole();
-    let moments = kills::passed(usize::MAX);
-    assert!(moments > 60, "{moments}");
-    for moment in 0..moments {
-        let runner = Runner::new(DPO);
-        kills::passed(moment);
-        let killed = runner.run(&Toy::new(), false, &mut Watcher::default());
-        assert!(killed.unwrap_err().to_string().ends_with("killed"));
-        kills::passed(usize::MAX);
-        let (student, mut watcher) = (Toy::new(), Watcher::default());
-        runner.run(&student, true, &mut watcher).unwrap();
-        assert_eq!(student.bits(), expected, "killed at {moment}");
-        // The log is that of one run.
-        let text = String::from_utf8(runner.read("metrics.jsonl")).unwrap();
-        let records = text.lines().map(|line| serde_json::from_str(line).unwrap());
-        let steps = records.filter_map(|record| match record {
-            Record::Step(step) => Some(step.step),
-            Record::Evaluation(_) => None,
-        });
-        assert_eq!(steps.collect::<Vec<_>>(), (1..=8).collect::<Vec<_>>());
-        let left = fs::read_dir(runner.folder.path()).unwrap();
-        let left = left.map(|entry| entry.unwrap().file_name().into_string().unwrap());
-        let left: Vec<String> = left.filter(|name| name.starts_with('.')).collect();
-        assert!(left.is_empty(), "killed at {moment}: {left:?}");
-    }
-}
-
-#[test]
-fn a_run_that_is_told_to_stop_saves_and_can_go_on() {
-    let (expected, ..) = Runner::new(Sft).whole();
-    // Step 4 is one after which held-out examples would be looked at.
-    for told_at in [0, 3, 4, 5] {
-        let runner = Runner::new(Sft);
-        let mut watcher = Watcher {
-            stop_after: Some((told_at, Arc::default())),
-            ..Watcher::default()
-        };
-        let outcome = runner.run(&Toy::new(), false, &mut watcher).unwrap();
-        assert_eq!((outcome.step, outcome.steps), (told_at, 8));
-        assert!(runner.has(&format!("checkpoint-{told_at}/adapter_model.safetensors")));
-        assert!(!runner.has("adapter_model.safetensors"));
-
-        let (student, mut watcher) = (Toy::new(), Watcher::default());
-        let outcome = runner.run(&student, true, &mut watcher).unwrap();
-        assert_eq!(watcher.begins, [(told_at, 8)]);
-        assert_eq!(student.bits(), expected);
-        let evaluations = String::from_utf8(runner.read("metrics.jsonl")).unwrap();
-        assert_eq!(
-            evaluations.matches("evaluation").count(),
-            3,
-            "{evaluations}"
-        );
-        let (first, last) = outcome.evaluations.unwrap();
-        assert_eq!((first.step, last.step), (0, 8));
-    }
+fn a_run_that_changes_nothing_says_so() {
+    let mut runner = Runner::new(Sft);
+    let (.., outcome) = runner.whole();
+    assert_eq!(outcome.report.unwrap().notes, [""; 0]);
+    runner = Runner::new(Sft);
+    runner.settings.learning_rate = 0.0;
+    let (.., outcome) = runner.whole();
+    let [note] = &outcome.report.unwrap().notes[..] else {
+        panic!("one note");
+    };
+    assert!(note.starts_with("Nothing was learnt"), "{note}");
+    assert!(
+        String::from_utf8(runner.read("report.json"))
+            .unwrap()
+            .contains(note)
+    );
+    // Whoever goes on with it measures from the same beginning.
+    let again = runner.run(&Toy::new(), true, &mut Watcher::default());
+    assert_eq!(again.unwrap().report.unwrap().notes, [note.as_str()]);
 }
 
 #[test]
@@ -381,6 +354,11 @@ fn files_of(folder: &Path) -> Vec<(PathBuf, Vec<u8>)> {
         let bytes = match path.extension().and_then(|kind| kind.to_str()) {
             // The page shows what the log holds.
             Some("html") => continue,
+            Some("json") if path.ends_with("report.json") => {
+                let mut report: serde_json::Value = serde_json::from_slice(&bytes).unwrap();
+                report["seconds"].take();
+                report.to_string().into_bytes()
+            }
             Some("jsonl") => {
                 let text = String::from_utf8(bytes).unwrap();
                 let lines = text.lines().map(|line| {
@@ -528,8 +506,8 @@ fn an_adapter_that_the_loss_does_not_reach_is_named() {
         examples: &runner.examples,
         held_out: &[],
         settings: &runner.settings,
-        folder: runner.folder.path(),
-        resume: false,
+        folder: &RunFolder::open(runner.folder.path(), false).unwrap(),
+        about: &About::default(),
         stop: &AtomicBool::new(false),
     };
     let told = train(&training, &mut Watcher::default()).unwrap_err();

@@ -1,0 +1,107 @@
+//! How far a teacher is with its answers, on the terminal.
+
+use super::standing::Standing;
+use crate::cli::output::grouped;
+
+/// How far a teacher is with its answers.
+pub(super) struct Answering {
+    standing: Standing,
+    /// How many answers are wanted, and how many are whole.
+    all: usize,
+    whole: usize,
+    /// Tokens that were said, and those of them in answers that are whole.
+    tokens: usize,
+    in_whole: usize,
+    /// The most tokens of an answer.
+    most: usize,
+}
+
+impl Answering {
+    pub(super) fn new(all: usize, most: usize) -> Answering {
+        let mut standing = Standing::new();
+        standing.line(&format!(
+            "{} prompts to answer, with {} tokens each at most",
+            grouped(all as u64),
+            grouped(most as u64)
+        ));
+        standing.begin(0, all);
+        Answering {
+            standing,
+            all,
+            whole: 0,
+            tokens: 0,
+            in_whole: 0,
+            most,
+        }
+    }
+
+    /// A token was said.
+    pub(super) fn said(&mut self) {
+        self.tokens += 1;
+        self.show();
+    }
+
+    /// An answer of so many tokens, all of which were said, is whole.
+    pub(super) fn answered(&mut self, tokens: usize) {
+        self.whole += 1;
+        self.in_whole += tokens;
+        self.show();
+    }
+
+    /// The share of all tokens that was said, if further answers are as long as those that
+    /// are whole; before there are any, as long as they may be.
+    fn share(&self) -> f64 {
+        let each = match self.whole {
+            0 => self.most as f64,
+            whole => self.in_whole as f64 / whole as f64,
+        };
+        let all = self.in_whole as f64 + (self.all - self.whole) as f64 * each;
+        match self.whole == self.all {
+            true => 1.0,
+            // Those that are being said may be longer than expected.
+            false => (self.tokens as f64 / all.max(1.0)).min(0.99),
+        }
+    }
+
+    /// Takes the bar away.
+    pub(super) fn end(&self) {
+        self.standing.end();
+    }
+
+    fn show(&mut self) {
+        let text = format!(
+            "{} of {} answers  {} tokens",
+            self.whole,
+            self.all,
+            grouped(self.tokens as u64)
+        );
+        let share = self.share();
+        self.standing.at(self.whole, &text, share);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn how_far_the_answers_are_is_known_before_the_first_is_whole() {
+        let mut answering = Answering::new(4, 100);
+        assert_eq!(answering.share(), 0.0);
+        (0..40).for_each(|_| answering.said());
+        // A tenth of what they may have at the most.
+        assert_eq!(answering.share(), 0.1);
+        let text = answering.standing.bar().message();
+        assert!(
+            text.starts_with("0 of 4 answers  40 tokens  about "),
+            "{text}"
+        );
+        answering.answered(10);
+        // Four answers of ten tokens would be whole by now.
+        assert_eq!(answering.share(), 0.99);
+        (0..3).for_each(|_| answering.answered(10));
+        assert_eq!(answering.share(), 1.0);
+        let bar = answering.standing.bar();
+        assert_eq!((bar.position(), bar.length()), (4, Some(4)));
+    }
+}

@@ -1,0 +1,190 @@
+//! What a model says to some held-out prompts, before a run and after it.
+
+use std::path::Path;
+
+use anyhow::{Context, bail};
+use futures_util::future;
+use incant::engine::{Event, FinishReason, GenerateRequest};
+use incant::profile::{Message, Role};
+use incant::runtime::{Arm, Runtime, Wishes};
+use incant::text::decode::StreamDecoder;
+use incant::text::stop::StopMatcher;
+use incant::train::data::Entry;
+use incant::train::report::SampleAnswer;
+use incant::train::samples::prompt_of;
+
+use super::flags::Flags;
+use super::prepare::options;
+
+/// The most tokens of an answer.
+const MOST_TOKENS: usize = 64;
+
+/// The adapter's name while it is asked.
+const ADAPTER: &str = "adapter";
+
+/// Some prompts, and who is asked.
+pub(super) struct Questions {
+    prompts: Vec<Vec<Message>>,
+    /// The name of the model.
+    model: String,
+    /// The profile that is trained with; `None` is the file's chat template.
+    profile: Option<String>,
+}
+
+impl Questions {
+    /// The first `count` prompts of the held-out examples; texts have none.
+    pub(super) fn new(
+        held_out: &[Entry],
+        count: usize,
+        model: &str,
+        profile: Option<&str>,
+    ) -> Questions {
+        let prompts = held_out.iter().filter_map(|entry| prompt_of(entry).ok());
+        let prompts = prompts.filter(|prompt| !prompt.is_empty());
+        Questions {
+            prompts: prompts.take(count).map(<[Message]>::to_vec).collect(),
+            model: model.to_owned(),
+            profile: profile.map(str::to_owned),
+        }
+    }
+
+    /// The answers before the first step: of the model without an adapter, or with the one
+    /// that the run begins with.
+    pub(super) fn before(
+        &self,
+        runtime: &Runtime,
+        from: Option<&Path>,
+    ) -> anyhow::Result<Vec<SampleAnswer>> {
+        let answers = self.ask(runtime, from)?;
+        let prompts = self.prompts.iter().map(|prompt| shown(prompt));
+        let answers = prompts.zip(answers);
+        Ok(answers
+            .map(|(prompt, before)| SampleAnswer {
+                prompt,
+                before,
+                after: None,
+            })
+            .collect())
+    }
+
+    /// Fills in the answers after the last step, with the adapter in the run's folder. The
+    /// model is loaded for it as it is for serving.
+    pub(super) fn after(&self, flags: &Flags, answers: &mut [SampleAnswer]) -> anyhow::Result<()> {
+        if answers.is_empty() {
+            return Ok(());
+        }
+        let loading = flags.student.models(None).resolve(options())?;
+        let runtime = Runtime::new();
+        runtime.loaded(loading.load_and_tell()?);
+        let after = self.ask(&runtime, Some(&flags.out))?;
+        for (answer, after) in answers.iter_mut().zip(after) {
+            answer.after = Some(after);
+        }
+        Ok(())
+    }
+
+    fn ask(&self, runtime: &Runtime, adapter: Option<&Path>) -> anyhow::Result<Vec<String>> {
+        let mut id = self.model.clone();
+        if let Some(profile) = &self.profile {
+            id += &format!("@{profile}");
+        }
+        if let Some(path) = adapter {
+            let models = runtime.models().iter();
+            let mut named = models.filter(|model| model.id() == self.model);
+            let model = named.next().context("the model is gone")?;
+            model.load_adapter(ADAPTER, path)?;
+            id += &format!("+{ADAPTER}");
+        }
+        let arm = runtime.arm(&id)?;
+        let answers = self
+            .prompts
+            .iter()
+            .map(|prompt| answer(runtime, &arm, prompt));
+        let answering = tokio::runtime::Builder::new_current_thread().build()?;
+        answering.block_on(future::try_join_all(answers))
+    }
+}
+
+/// A conversation as a report shows it.
+fn shown(prompt: &[Message]) -> String {
+    match prompt {
+        [only] if only.role == Role::User => only.content.clone(),
+        turns => {
+            let turns = turns
+                .iter()
+                .map(|turn| format!("{}: {}", turn.role.name(), turn.content));
+            turns.collect::<Vec<_>>().join("\n\n")
+        }
+    }
+}
+
+/// The most likely answer, as it would be served.
+async fn answer(runtime: &Runtime, arm: &Arm, messages: &[Message]) -> anyhow::Result<String> {
+    let say = arm.say_in_chat(runtime, &Wishes::default())?;
+    let partners = say.of_chat(arm, messages)?;
+    let prompt = arm.chat(messages)?;
+    let room = arm.context().saturating_sub(prompt.token_count());
+    let room = room.min(partners.room());
+    if room == 0 {
+        return Ok("(the prompt is as long as the context)".to_owned());
+    }
+    let end_tokens = arm.end_tokens();
+    let mut sampling = arm.sampling();
+    sampling.temperature = 0.0;
+    let mut matcher = StopMatcher::new(&[], &partners.markers(&prompt)).trim_start(true);
+    let request = GenerateRequest {
+        adapter: arm.adapter(),
+        prefix: prompt.prefix,
+        prompt: prompt.ids,
+        max_tokens: MOST_TOKENS.min(room),
+        end_tokens: end_tokens.clone(),
+        sampling,
+        index: 0,
+        logprobs: None,
+        prompt_logprobs: None,
+        feeds: Vec::new(),
+        together: None,
+        isolated: false,
+    };
+    let mut generation = partners.submit(arm, request)?;
+    let (mut decoder, mut said) = (StreamDecoder::new(), String::new());
+    while let Some(event) = generation.next().await {
+        match event {
+            Event::Token { id, .. } if !end_tokens.contains(&id) => {
+                let text = decoder.push(arm.tokenizer().token_bytes(id));
+                let output = matcher.push(&text);
+                said += &output.text;
+                if output.stopped {
+                    return Ok(said);
+                }
+            }
+            Event::Finished(reason) => {
+                let output = matcher.push(&decoder.finish());
+                said += &output.text;
+                if !output.stopped {
+                    said += &matcher.finish(reason == FinishReason::Length).text;
+                }
+                if reason == FinishReason::Length {
+                    said += "…";
+                }
+                return Ok(said);
+            }
+            Event::Failed(why) => bail!(why),
+            Event::Token { .. } | Event::Started { .. } | Event::Prompt(_) | Event::Scored(_) => {}
+        }
+    }
+    bail!("the engine has died")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_conversation_is_shown_with_who_speaks() {
+        let user = Message::new(Role::User, "Hi");
+        assert_eq!(shown(std::slice::from_ref(&user)), "Hi");
+        let turns = [Message::new(Role::System, "Be kind."), user];
+        assert_eq!(shown(&turns), "system: Be kind.\n\nuser: Hi");
+    }
+}

@@ -1,0 +1,220 @@
+//! What a record means: which conversation it is, and what is learnt of it.
+
+use std::collections::BTreeSet;
+
+use super::written::{Line, Said, Told, told, transcript};
+use super::{Content, Conversation};
+use crate::printable::printable;
+use crate::profile::{Message, Role};
+
+/// What a line says, or what is wrong with it.
+pub(super) fn content(line: &str, unread: &mut BTreeSet<String>) -> Result<Content, String> {
+    if line.trim_start().starts_with('[') {
+        return Err(
+            "a record is an object, not a list; of a JSON array, write each record in a \
+                    line of its own"
+                .to_owned(),
+        );
+    }
+    let line: Line = serde_json::from_str(line).map_err(|error| {
+        // The line that it names is always the first.
+        let text = error.to_string();
+        let what = text
+            .rsplit_once(" at line ")
+            .map_or(&*text, |(what, _)| what);
+        format!("column {}: {}", error.column(), printable(what))
+    })?;
+    line.note_unread(unread);
+    let messages = line.messages.map(|turns| told("messages", turns));
+    let messages = messages.transpose()?;
+    let prompt = line.prompt.map(Said::prompt).transpose()?;
+    match (
+        prompt,
+        line.completion,
+        line.chosen,
+        line.rejected,
+        line.text,
+    ) {
+        (prompt, None, None, None, None) if messages.is_some() || prompt.is_some() => {
+            match (messages, prompt) {
+                (Some(messages), prompt) => {
+                    if prompt.is_some_and(|prompt| place_of(&prompt, &messages).is_none()) {
+                        return Err("'messages' does not hold the 'prompt'".to_owned());
+                    }
+                    whole(messages)
+                }
+                (None, prompt) => open(prompt.unwrap_or_default()),
+            }
+        }
+        (Some(prompt), Some(completion), None, None, None) => {
+            let (whole, from) = answered("completion", prompt, completion)?;
+            agree(messages.as_deref(), "completion", &whole)?;
+            let conversation = conversation("completion", whole, from)?;
+            Ok(Content::Conversation(conversation))
+        }
+        (prompt, None, Some(chosen), Some(rejected), None) => {
+            pair(messages.as_deref(), prompt, chosen, rejected)
+        }
+        (None, None, None, None, Some(text)) if messages.is_none() => match text.is_empty() {
+            true => Err("'text' is empty".to_owned()),
+            false => Ok(Content::Text(text)),
+        },
+        _ => Err(
+            "its keys are not those of any kind: messages; prompt and completion; prompt, \
+             chosen and rejected; chosen and rejected; prompt; text"
+                .to_owned(),
+        ),
+    }
+}
+
+/// Where in a conversation some turns stand, one after the other.
+fn place_of(turns: &[Told], conversation: &[Told]) -> Option<usize> {
+    let last = conversation.len().checked_sub(turns.len())?;
+    (0..=last).find(|&at| {
+        let mut pairs = turns.iter().zip(&conversation[at..]);
+        pairs.all(|(one, other)| one.says(other))
+    })
+}
+
+/// Refuses `messages` beside an answer, unless the conversation with that answer begins
+/// with them.
+fn agree(messages: Option<&[Told]>, name: &str, whole: &[Told]) -> Result<(), String> {
+    match messages {
+        Some(messages) if place_of(messages, whole) != Some(0) => {
+            Err(format!("'messages' says something else than '{name}'"))
+        }
+        _ => Ok(()),
+    }
+}
+
+fn messages(told: Vec<Told>) -> Vec<Message> {
+    told.into_iter().map(|told| told.message).collect()
+}
+
+/// A conversation whose every turn of the assistant counts, or a prompt.
+fn whole(told: Vec<Told>) -> Result<Content, String> {
+    match told.last().map(|last| last.message.role) {
+        None => Err("'messages' is empty".to_owned()),
+        Some(Role::Assistant) => conversation("messages", told, 0).map(Content::Conversation),
+        Some(_) => open(told),
+    }
+}
+
+fn open(told: Vec<Told>) -> Result<Content, String> {
+    match told.last().map(|last| last.message.role) {
+        Some(Role::User | Role::System) => Ok(Content::Prompt(messages(told))),
+        Some(Role::Assistant) => Err("the prompt ends with the assistant's turn".to_owned()),
+        None => Err("the prompt is empty".to_owned()),
+    }
+}
+
+/// `prompt` with the answer called `name`, and where that begins. An answer that has turns
+/// of others before its own is a conversation that must hold the prompt, or go on where the
+/// prompt does.
+fn answered(name: &str, prompt: Vec<Told>, answer: Said) -> Result<(Vec<Told>, usize), String> {
+    let answer = answer.told(name, Role::Assistant)?;
+    let first = answer.first().map(|first| first.message.role);
+    if first.is_none_or(|role| role == Role::Assistant) {
+        let from = prompt.len();
+        return Ok(([prompt, answer].concat(), from));
+    }
+    let no_answer = || format!("'{name}' holds only turns of the prompt, and no answer to it");
+    if let Some(at) = place_of(&prompt, &answer) {
+        let from = at + prompt.len();
+        return match from < answer.len() {
+            true => Ok((answer, from)),
+            false => Err(no_answer()),
+        };
+    }
+    let most = prompt.len().min(answer.len());
+    let shared = (1..=most).rev().find(|&shared| {
+        let end = &prompt[prompt.len() - shared..];
+        place_of(end, &answer[..shared]).is_some()
+    });
+    match shared {
+        Some(shared) if shared < answer.len() => {
+            let from = prompt.len();
+            Ok(([&prompt, &answer[shared..]].concat(), from))
+        }
+        None if place_of(&answer, &prompt).is_none() => Err(format!(
+            "'{name}' has turns before its answer that are not the prompt's"
+        )),
+        _ => Err(no_answer()),
+    }
+}
+
+/// A conversation, called `name`, whose turns of the assistant count from the message
+/// `from` on.
+fn conversation(name: &str, told: Vec<Told>, from: usize) -> Result<Conversation, String> {
+    match told.last().map(|last| last.message.role) {
+        Some(Role::Assistant) if told.len() > from => {}
+        _ => return Err(format!("'{name}' does not end with the assistant's turn")),
+    }
+    let answers = told.iter().enumerate().skip(from);
+    let answers = answers.filter(|(_, told)| told.message.role == Role::Assistant);
+    let (learnt, unlearnt): (Vec<_>, Vec<_>) = answers.partition(|(_, told)| told.is_learnt);
+    if learnt.is_empty() {
+        return Err(format!(
+            "nothing of '{name}' would be learnt: all its answers have the weight 0"
+        ));
+    }
+    let unlearnt = unlearnt.into_iter().map(|(at, _)| at).collect();
+    Ok(Conversation {
+        messages: messages(told),
+        from,
+        unlearnt,
+    })
+}
+
+fn pair(
+    together: Option<&[Told]>,
+    prompt: Option<Vec<Told>>,
+    chosen: Said,
+    rejected: Said,
+) -> Result<Content, String> {
+    let [(chosen, after), (rejected, other)] = match prompt {
+        Some(prompt) => [
+            answered("chosen", prompt.clone(), chosen)?,
+            answered("rejected", prompt, rejected)?,
+        ],
+        None => [
+            (complete("chosen", chosen)?, 0),
+            (complete("rejected", rejected)?, 0),
+        ],
+    };
+    agree(together, "chosen", &chosen)?;
+    // What they share is the prompt, also where another one is named: to learn of a pair
+    // is to learn of what tells its sides apart.
+    let both = chosen.iter().zip(&rejected);
+    let shared = both.take_while(|(a, b)| a.message == b.message).count();
+    match [&chosen, &rejected].map(|side| side.len() == shared) {
+        [true, true] => return Err("'chosen' and 'rejected' are the same".to_owned()),
+        [false, false] => {}
+        [is_chosen, _] => {
+            let [longer, shorter] = match is_chosen {
+                true => ["rejected", "chosen"],
+                false => ["chosen", "rejected"],
+            };
+            return Err(format!(
+                "'{longer}' begins with all of '{shorter}': a pair is compared by the turns in \
+                 which its sides differ, and '{shorter}' has none"
+            ));
+        }
+    }
+    Ok(Content::Pair {
+        chosen: conversation("chosen", chosen, after.max(shared))?,
+        rejected: conversation("rejected", rejected, other.max(shared))?,
+    })
+}
+
+/// A whole conversation, under the key `name`: a list of messages, or a transcript.
+fn complete(name: &str, said: Said) -> Result<Vec<Told>, String> {
+    match said {
+        Said::Turns(turns) => told(name, turns),
+        Said::Text(text) => transcript(&text).ok_or_else(|| {
+            "without a 'prompt', 'chosen' and 'rejected' must be lists of messages or begin with \
+             a turn, \"\\n\\nHuman: \""
+                .to_owned()
+        }),
+    }
+}
