@@ -10,6 +10,7 @@
 
 mod accept;
 mod answer;
+mod body;
 mod call;
 mod controls;
 mod cors;
@@ -31,6 +32,7 @@ mod routes;
 mod sse;
 #[cfg_attr(not(feature = "tls"), path = "no_tls.rs")]
 mod tls;
+mod work;
 
 use std::collections::HashSet;
 use std::path::PathBuf;
@@ -54,8 +56,10 @@ pub use tls::{Tls, TlsError};
 
 use crate::printable::excerpt;
 use crate::runtime::{Arm, Runtime};
+use body::Rooms;
 use errors::ApiError;
 use metrics::Metrics;
+use work::Workshop;
 
 /// What can be set about serving.
 #[derive(Clone, Debug)]
@@ -72,7 +76,8 @@ pub struct ServeOptions {
     pub adapter_folder: Option<PathBuf>,
     /// Serve over TLS.
     pub tls: Option<Arc<Tls>>,
-    /// The largest request body in bytes.
+    /// The largest request body in bytes. All bodies that are larger than 64 KiB and no prompts
+    /// yet hold eight times as much at most; more of them wait.
     pub max_body: usize,
     /// Connections served at once; who comes then is told so, or that the server lives.
     pub max_connections: usize,
@@ -108,6 +113,10 @@ struct App {
     runtime: Arc<Runtime>,
     options: ServeOptions,
     metrics: Metrics,
+    /// The room for bodies.
+    rooms: Rooms,
+    /// Where bodies become prompts.
+    workshop: Workshop,
     /// Unknown fields that were warned of.
     warned: Mutex<HashSet<String>>,
 }
@@ -167,6 +176,8 @@ fn router(runtime: Arc<Runtime>, options: ServeOptions) -> Router {
     let cors = cors::layer(&options.origins);
     let app = Arc::new(App {
         runtime,
+        rooms: Rooms::new(options.max_body),
+        workshop: Workshop::new(),
         options,
         metrics: Metrics::new(),
         warned: Mutex::default(),

@@ -3,6 +3,7 @@
 use std::borrow::Cow;
 
 use super::bpe::Bpe;
+use super::demand::{All, Bounds, Demand, Halt, Measure, Output};
 use super::occurrences::Remembered;
 use super::split::{Fragment, SpecialToken, Specials};
 use super::spm::Spm;
@@ -19,6 +20,7 @@ pub struct Tokenizer {
     pub(super) texts: Arena,
     pub(super) specials: Specials,
     pub(super) encoder: Encoder,
+    pub(super) measure: Measure,
     pub(super) facts: Facts,
     pub(super) remembered: Remembered,
 }
@@ -54,16 +56,42 @@ pub enum Special {
 impl Tokenizer {
     /// The ids of `text`, as llama.cpp gives them; BOS and EOS are not added.
     pub fn encode(&self, text: &str, special: Special) -> Vec<u32> {
+        let Ok(ids) = self.encode_for(text, special, &All);
+        ids
+    }
+
+    /// Like [`encode`](Self::encode), as far as `bounds` want it. What ends it early is
+    /// found at the latest at the end of a word; where the text's length says that there are
+    /// too many tokens, nothing is encoded at all.
+    ///
+    /// # Errors
+    /// There are more tokens than are of use, or nobody wants them any more.
+    pub fn encode_within(
+        &self,
+        text: &str,
+        special: Special,
+        bounds: &Bounds,
+    ) -> Result<Vec<u32>, Halt> {
+        self.encode_for(text, special, bounds)
+    }
+
+    fn encode_for<D: Demand>(
+        &self,
+        text: &str,
+        special: Special,
+        demand: &D,
+    ) -> Result<Vec<u32>, D::Halt> {
         match special {
-            Special::Parse => self.encode_where(text, true, |_, _| true),
-            Special::Plain => self.encode_where(text, true, |token, _| !token.control),
+            Special::Parse => self.encode_where(text, true, |_, _| true, demand),
+            Special::Plain => self.encode_where(text, true, |token, _| !token.control, demand),
         }
     }
 
     /// Like [`encode`](Self::encode) with [`Special::Plain`], for a text that continues
     /// another: no space is put before it.
     pub(super) fn encode_inside(&self, text: &str) -> Vec<u32> {
-        self.encode_where(text, false, |token, _| !token.control)
+        let Ok(ids) = self.encode_where(text, false, |token, _| !token.control, &All);
+        ids
     }
 
     /// Like [`encode`](Self::encode) with [`Special::Parse`], but `guard`
@@ -71,6 +99,29 @@ impl Tokenizer {
     /// place where it stood. Where that prevents nothing, the ids are those of
     /// the text without guards.
     pub fn encode_guarded(&self, text: &str, guard: char) -> Vec<u32> {
+        let Ok(ids) = self.encode_guarded_for(text, guard, &All);
+        ids
+    }
+
+    /// Like [`encode_guarded`](Self::encode_guarded), as far as `bounds` want it.
+    ///
+    /// # Errors
+    /// See [`encode_within`](Self::encode_within).
+    pub fn encode_guarded_within(
+        &self,
+        text: &str,
+        guard: char,
+        bounds: &Bounds,
+    ) -> Result<Vec<u32>, Halt> {
+        self.encode_guarded_for(text, guard, bounds)
+    }
+
+    fn encode_guarded_for<D: Demand>(
+        &self,
+        text: &str,
+        guard: char,
+        demand: &D,
+    ) -> Result<Vec<u32>, D::Halt> {
         let mut guards = Vec::new();
         let mut clean = String::with_capacity(text.len());
         for part in text.split(guard) {
@@ -79,9 +130,15 @@ impl Tokenizer {
         }
         // The end of the text is no guard.
         guards.pop();
-        self.encode_where(&clean, true, |token, start| {
-            !(token.control && token.spans(start, &guards))
-        })
+        let allowed =
+            |token: &SpecialToken, start: usize| !(token.control && token.spans(start, &guards));
+        self.encode_where(&clean, true, allowed, demand)
+    }
+
+    /// How many tokens `text` has at least, BOS and EOS aside, by its length and that of the
+    /// longest token: 31 characters in Gemma's vocabulary.
+    pub fn least_tokens(&self, text: &str) -> usize {
+        self.measure.least_tokens(self.measure.of(text))
     }
 
     /// Puts `guard` after the first character of each text in `text` that is a
@@ -108,24 +165,31 @@ impl Tokenizer {
 
     /// `first` is whether the text begins everything; then, whether the next fragment
     /// does or follows a special token.
-    fn encode_where(
+    fn encode_where<D: Demand>(
         &self,
         text: &str,
         mut first: bool,
         allowed: impl Fn(&SpecialToken, usize) -> bool,
-    ) -> Vec<u32> {
-        let mut ids = Vec::new();
-        for fragment in self.specials.split(text, allowed) {
-            match fragment {
-                Fragment::Token(id) => ids.push(id),
-                Fragment::Text(text) => match &self.encoder {
-                    Encoder::Spm(spm) => spm.encode(&self.vocabulary, text, first, &mut ids),
-                    Encoder::Bpe(bpe) => bpe.encode(&self.vocabulary, text, &mut ids),
-                },
-            }
+        demand: &D,
+    ) -> Result<Vec<u32>, D::Halt> {
+        let mut output = Output::new(text, &self.measure, demand)?;
+        self.specials.split(text, allowed, |fragment, part| {
+            let begins = first;
             first = matches!(fragment, Fragment::Token(_));
-        }
-        ids
+            match (fragment, &self.encoder) {
+                (Fragment::Token(id), _) => {
+                    output.ids.push(id);
+                    output.advance(part)
+                }
+                (Fragment::Text, Encoder::Spm(spm)) => {
+                    spm.encode(&self.vocabulary, part, begins, &mut output)
+                }
+                (Fragment::Text, Encoder::Bpe(bpe)) => {
+                    bpe.encode(&self.vocabulary, part, &mut output)
+                }
+            }
+        })?;
+        Ok(output.ids)
     }
 
     /// The bytes a token adds to a text. Empty for control, unknown and unused

@@ -48,7 +48,7 @@ impl ApiError {
                 (StatusCode::UNSUPPORTED_MEDIA_TYPE, INVALID, None)
             }
             ApiError::UnknownModel(_) => (StatusCode::NOT_FOUND, INVALID, Some("model_not_found")),
-            ApiError::ContextLength { .. } => (
+            ApiError::ContextLength { .. } | ApiError::ContextOverflow { .. } => (
                 StatusCode::BAD_REQUEST,
                 INVALID,
                 Some("context_length_exceeded"),
@@ -68,16 +68,20 @@ impl ApiError {
                 "timeout_error",
                 Some("request_timeout"),
             ),
-            ApiError::Crowded | ApiError::Ill | ApiError::Loading | ApiError::Draining => {
-                (StatusCode::SERVICE_UNAVAILABLE, UNAVAILABLE, None)
-            }
+            ApiError::NoRoom
+            | ApiError::Crowded
+            | ApiError::Ill
+            | ApiError::Loading
+            | ApiError::Draining => (StatusCode::SERVICE_UNAVAILABLE, UNAVAILABLE, None),
             ApiError::Internal(_) => (StatusCode::INTERNAL_SERVER_ERROR, "server_error", None),
         };
         let retry_after = match self {
             ApiError::QueueFull { retry_after } => Some(*retry_after),
-            ApiError::Crowded | ApiError::Ill | ApiError::Loading | ApiError::Draining => {
-                Some(UNAVAILABLE_RETRY_AFTER)
-            }
+            ApiError::NoRoom
+            | ApiError::Crowded
+            | ApiError::Ill
+            | ApiError::Loading
+            | ApiError::Draining => Some(UNAVAILABLE_RETRY_AFTER),
             _ => None,
         };
         Wire {
@@ -98,9 +102,12 @@ impl ApiError {
             ApiError::ForeignOrigin => "origin_not_allowed",
             ApiError::NotJson | ApiError::Encoded => "unsupported_media_type",
             ApiError::UnknownModel(_) => "model_not_found",
-            ApiError::ContextLength { .. } => "context_length_exceeded",
+            ApiError::ContextLength { .. } | ApiError::ContextOverflow { .. } => {
+                "context_length_exceeded"
+            }
             ApiError::BodyTooLarge { .. } => "body_too_large",
             ApiError::BodyTimeout { .. } => "body_timeout",
+            ApiError::NoRoom => "no_room",
             ApiError::UnknownPath { .. } => "unknown_path",
             ApiError::MethodNotAllowed { .. } => "method_not_allowed",
             ApiError::QueueFull { .. } => "queue_full",
@@ -118,7 +125,9 @@ impl ApiError {
         match self {
             ApiError::Invalid { param, .. } => param.clone(),
             ApiError::UnknownModel(_) => Some("model".into()),
-            ApiError::ContextLength { param, .. } => Some((*param).into()),
+            ApiError::ContextLength { param, .. } | ApiError::ContextOverflow { param, .. } => {
+                Some((*param).into())
+            }
             ApiError::TooMany { param, .. } => Some((*param).into()),
             _ => None,
         }
@@ -235,6 +244,12 @@ mod tests {
             room: 1,
             param: "prompt",
         };
+        let overflow = ApiError::ContextOverflow {
+            context: 8,
+            at_least: 9,
+            prefix: 4,
+            param: "messages",
+        };
         let unknown_path = ApiError::UnknownPath { path: "/x".into() };
         let method = ApiError::MethodNotAllowed {
             method: "GET".into(),
@@ -308,6 +323,22 @@ mod tests {
                 "invalid_request_error",
                 Some("context_length_exceeded"),
                 Some("prompt"),
+            ),
+            (
+                overflow,
+                400,
+                None,
+                "invalid_request_error",
+                Some("context_length_exceeded"),
+                Some("messages"),
+            ),
+            (
+                ApiError::NoRoom,
+                503,
+                Some("5"),
+                "service_unavailable",
+                None,
+                None,
             ),
             (
                 ApiError::BodyTooLarge { limit: 1 },

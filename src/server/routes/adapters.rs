@@ -12,7 +12,7 @@ use serde::{Deserialize, Serialize};
 use crate::printable::excerpt;
 use crate::runtime::{self, AdapterError, Model};
 use crate::server::App;
-use crate::server::call::{Call, unhurried};
+use crate::server::call::Post;
 use crate::server::errors::ApiError;
 
 /// Every adapter that a model id can name.
@@ -102,9 +102,8 @@ pub(crate) async fn list(State(app): State<Arc<App>>) -> Json<Adapters> {
 }
 
 /// Loads one. Requests that run go on with what they began with.
-pub(crate) async fn load(mut call: Call) -> Result<Json<Adapter>, ApiError> {
-    let request: LoadRequest = call.fields.view()?;
-    call.check_unknown()?;
+pub(crate) async fn load(post: Post) -> Result<Json<Adapter>, ApiError> {
+    let (request, mut call) = post.read(|fields| fields.view::<LoadRequest>()).await?;
     let required = |value: Option<String>, name| {
         value.ok_or_else(|| ApiError::invalid(name, format!("`{name}` is required.")))
     };
@@ -117,7 +116,7 @@ pub(crate) async fn load(mut call: Call) -> Result<Json<Adapter>, ApiError> {
             "This server loads no adapters: it was started without --adapter-dir.",
         )
     })?;
-    let loaded = unhurried(move || {
+    let loaded = call.unhurried(None, move |_| {
         let path = confined(&folder, &path)?;
         let adapter = model
             .load_adapter(&name, &path)
