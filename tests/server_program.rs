@@ -124,6 +124,17 @@ impl Program {
         }
     }
 
+    /// The most memory that it has held so far, in bytes.
+    #[cfg(target_os = "linux")]
+    pub(crate) fn peak_memory(&self) -> u64 {
+        let path = format!("/proc/{}/status", self.child.id());
+        let status = std::fs::read_to_string(path).expect("it runs");
+        let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"));
+        let size = line.and_then(|line| line.trim().strip_suffix(" kB"));
+        let size: u64 = size.and_then(|size| size.parse().ok()).expect("a size");
+        size << 10
+    }
+
     /// Tells it to read its files again.
     #[cfg(unix)]
     pub(crate) fn hang_up(&self) {

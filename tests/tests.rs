@@ -37,6 +37,7 @@ mod server_faults;
 mod server_fields;
 mod server_guidance;
 mod server_keys;
+mod server_large;
 mod server_lifecycle;
 mod server_lm_eval;
 mod server_log;

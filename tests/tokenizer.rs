@@ -7,7 +7,7 @@ use std::sync::OnceLock;
 use std::time::{Duration, Instant};
 
 use incant::gguf::Gguf;
-use incant::text::{Special, TokenKind, Tokenizer};
+use incant::text::{Bounds, Cancel, Halt, Special, TokenKind, Tokenizer};
 use proptest::prelude::*;
 use serde_json::Value;
 
@@ -484,6 +484,38 @@ fn bad_metadata_is_refused_with_one_line() {
     }
 }
 
+#[test]
+fn encoding_ends_where_there_are_more_tokens_than_wanted() {
+    const WANTED: usize = 20_000;
+    // By its length alone it may have few enough.
+    let text = "a word, then ".repeat(WANTED);
+    for (model, tokenizer) in models() {
+        let count = tokenizer.encode(&text, Special::Plain).len();
+        assert!(tokenizer.least_tokens(&text) <= WANTED && WANTED < count / 2);
+        let within = |most, cancel: &Cancel| {
+            let bounds = Bounds {
+                most: Some(most),
+                cancel: cancel.clone(),
+            };
+            tokenizer.encode_within(&text, Special::Plain, &bounds)
+        };
+        let cancel = Cancel::default();
+        match within(WANTED, &cancel) {
+            // Not at the text's end, then.
+            Err(Halt::TooLong { at_least }) => {
+                assert!(
+                    (WANTED + 1..WANTED + 10).contains(&at_least),
+                    "{model}: {at_least}"
+                );
+            }
+            other => panic!("{model}: {other:?}"),
+        }
+        assert_eq!(within(count, &cancel).map(|ids| ids.len()), Ok(count));
+        cancel.cancel();
+        assert_eq!(within(count, &cancel), Err(Halt::Cancelled), "{model}");
+    }
+}
+
 proptest! {
     #![proptest_config(ProptestConfig { cases: 300, failure_persistence: None, ..ProptestConfig::default() })]
 
@@ -524,6 +556,33 @@ proptest! {
                 tokenizer.encode(&text, Special::Plain),
                 "{}", model
             );
+        }
+    }
+
+    /// The bound by which long texts are refused never says too much, and where encoding
+    /// stops for it the text has more tokens than were wanted.
+    #[test]
+    fn a_text_has_no_fewer_tokens_than_its_length_says(
+        text in "[ \n\ta▁\u{d}]{0,80}|\\PC{0,60}|(<\\|im_end\\|>|<bos>|a| |\n){0,20}|( {1,40}|\n{1,40}|a{1,40}){0,4}",
+        most in 0usize..40,
+    ) {
+        for (model, tokenizer) in models() {
+            for special in [Special::Parse, Special::Plain] {
+                let ids = tokenizer.encode(&text, special);
+                let least = tokenizer.least_tokens(&text);
+                prop_assert!(least <= ids.len(), "{}: {} of {}", model, least, ids.len());
+                let bounds = Bounds { most: Some(most), ..Bounds::default() };
+                match tokenizer.encode_within(&text, special, &bounds) {
+                    Ok(within) => {
+                        prop_assert!(within.len() <= most);
+                        prop_assert_eq!(within, ids);
+                    }
+                    Err(Halt::TooLong { at_least }) => {
+                        prop_assert!(most < at_least && at_least <= ids.len());
+                    }
+                    Err(Halt::Cancelled) => prop_assert!(false, "nobody has cancelled"),
+                }
+            }
         }
     }
 }

@@ -9,7 +9,7 @@ use anyhow::{Context, bail};
 use incant::analyze::Samplers;
 use incant::engine::{EngineOptions, Event, FinishReason, GenerateRequest};
 use incant::profile::{Message, Role};
-use incant::runtime::{Arm, Guidance, Runtime, Wishes};
+use incant::runtime::{Arm, Guidance, Runtime, Wanted, Wishes};
 use incant::sample::SamplingParams;
 use incant::server::serve;
 use incant::text::decode::StreamDecoder;
@@ -205,7 +205,7 @@ impl Args {
         let arm = &arm.for_conversation(&messages);
         let prompt = arm.chat(&messages)?;
         let say = arm.say_in_chat(runtime, &self.wishes()?)?;
-        let partners = say.of_chat(arm, &messages)?;
+        let partners = say.of_chat(arm, &messages, &Wanted::default())?;
         let markers = partners.markers(&prompt);
         let prefix = prompt.prefix.as_ref().map_or(0, |prefix| prefix.ids.len());
         let used = prefix + prompt.ids.len();

@@ -1,21 +1,20 @@
 //! Arms: `MODEL[@PROFILE][+ADAPTER]`, resolved.
 
 mod answered;
+mod prompt;
 
 use std::sync::Arc;
 
 pub use answered::Answered;
+pub use prompt::{Prompt, PromptError, PromptInput, Wanted};
 
 use super::together::{Say, WishError, Wishes};
 use super::{Adapter, ArmInfo, BoundProfile, Model, Profiles, Runtime};
 use crate::engine::{self, Client, Generation, Prefix, Request, SubmitError};
 use crate::nearest::{listed, nearest};
 use crate::printable::excerpt;
-use crate::profile::{
-    GuidanceDefaults, Message, ProfileError, Rendering, Role, SamplingDefaults, guard_for,
-    is_builtin,
-};
-use crate::text::{Special, Tokenizer};
+use crate::profile::{GuidanceDefaults, Message, Rendering, Role, SamplingDefaults, is_builtin};
+use crate::text::Tokenizer;
 
 /// A resolved arm.
 #[derive(Clone)]
@@ -37,32 +36,6 @@ pub struct Arm {
     variants: Option<Arc<Profiles>>,
     /// What its id wishes beside it.
     wishes: Wishes,
-}
-
-/// A prompt that is ready to run.
-#[derive(Clone, Debug)]
-pub struct Prompt {
-    /// The profile's constant tokens, if the arm has any.
-    pub prefix: Option<Arc<Prefix>>,
-    /// The client's tokens that follow it.
-    pub ids: Vec<u32>,
-    /// The whole text, the prefix's included.
-    pub text: String,
-    /// Role markers that end an answer at the start of a line; see [`Partners::markers`]
-    /// for those of an answer that others have a say in.
-    ///
-    /// [`Partners::markers`]: super::Partners::markers
-    pub markers: Vec<String>,
-}
-
-/// What a completion continues.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum PromptInput {
-    /// Text, in which special tokens are parsed and to which BOS is added where
-    /// the model asks for one.
-    Text(String),
-    /// Ids, taken as they are.
-    Tokens(Vec<u32>),
 }
 
 /// There is no such arm.
@@ -124,20 +97,6 @@ fn list(adapters: &[String]) -> String {
     match adapters {
         [] => String::new(),
         adapters => format!(" (adapters: {})", listed(adapters)),
-    }
-}
-
-/// A conversation cannot be rendered.
-///
-/// Its text is for the client: it names no folders.
-#[derive(Debug, thiserror::Error)]
-#[error("{}", .0.for_clients())]
-pub struct PromptError(#[from] ProfileError);
-
-impl PromptError {
-    /// Whether the messages are not at fault: the server had no memory to render them.
-    pub fn is_servers(&self) -> bool {
-        matches!(self.0, ProfileError::NoStack(_))
     }
 }
 
@@ -343,59 +302,6 @@ impl Arm {
         Arc::clone(self.model.end_tokens())
     }
 
-    /// Renders a conversation, left open at the assistant's turn. Nothing in a
-    /// message becomes a control token or opens a turn of its own.
-    ///
-    /// # Errors
-    /// A chat template turns the messages down.
-    pub fn chat(&self, messages: &[Message]) -> Result<Prompt, PromptError> {
-        let tokenizer = self.tokenizer();
-        let guard = guard_for(messages);
-        let protect = |text: &str| tokenizer.guard_controls(text, guard).into_owned();
-        let rendered = self.rendering.render(messages, &protect)?;
-        let open = format!("{}{rendered}", self.chat_tail);
-        let turns = tokenizer.encode_guarded(&open, guard);
-        let bos = self
-            .bos()
-            .filter(|_| self.chat_prefix.is_none() && !self.rendering.writes_bos());
-        let mut text = self.rendering.prefix().to_owned();
-        text.extend(rendered.chars().filter(|&c| c != guard));
-        Ok(Prompt {
-            prefix: self.chat_prefix.clone(),
-            ids: bos.into_iter().chain(turns).collect(),
-            text,
-            markers: self.rendering.markers().to_vec(),
-        })
-    }
-
-    /// Takes a prompt verbatim, right after the prefix of a profile that the
-    /// arm names.
-    pub fn completion(&self, input: &PromptInput) -> Prompt {
-        let prefix = self.completion_prefix.clone();
-        let (ids, text) = match input {
-            PromptInput::Text(text) => {
-                let bos = self.bos().filter(|_| prefix.is_none());
-                let ids = self.tokenizer().encode(text, Special::Parse);
-                (bos.into_iter().chain(ids).collect(), text.clone())
-            }
-            PromptInput::Tokens(ids) => (ids.clone(), self.tokenizer().decode(ids, true)),
-        };
-        Prompt {
-            text: match prefix {
-                Some(_) => format!("{}{text}", self.rendering.prefix()),
-                None => text,
-            },
-            prefix,
-            ids,
-            markers: Vec::new(),
-        }
-    }
-
-    fn bos(&self) -> Option<u32> {
-        let tokenizer = self.tokenizer();
-        tokenizer.bos().filter(|_| tokenizer.adds_bos())
-    }
-
     /// Whether the engine could ever take so many sequences at once.
     ///
     /// # Errors
@@ -501,19 +407,6 @@ fn is_japanese(text: &str) -> bool {
     let all = text.chars().filter(|c| c.is_alphabetic()).count();
     let others = all.saturating_sub(kana + han);
     kana > 0 && 2 * (kana + han) >= others
-}
-
-impl Prompt {
-    /// All its tokens, those of the profile included.
-    pub fn token_count(&self) -> usize {
-        self.prefix.as_ref().map_or(0, |prefix| prefix.ids.len()) + self.ids.len()
-    }
-
-    /// The same, in order.
-    pub(crate) fn all_ids(&self) -> Vec<u32> {
-        let prefix = self.prefix.as_ref().map_or(&[][..], |prefix| &prefix.ids);
-        [prefix, &self.ids].concat()
-    }
 }
 
 #[cfg(test)]

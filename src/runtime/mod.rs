@@ -30,7 +30,7 @@ use crate::printable::excerpt;
 use crate::profile::SamplingDefaults;
 
 pub use adapters::{Adapter, AdapterError, Adapters};
-pub use arm::{Answered, Arm, ArmError, Prompt, PromptError, PromptInput};
+pub use arm::{Answered, Arm, ArmError, Prompt, PromptError, PromptInput, Wanted};
 pub use bind::BoundProfile;
 pub use breakers::breakers;
 pub use compare::{Comparison, Said, Side, Transcript, What, default_reference, room};

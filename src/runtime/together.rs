@@ -8,7 +8,7 @@
 
 use std::fmt;
 
-use super::{Arm, Prompt, PromptError, PromptInput, Runtime};
+use super::{Arm, Prompt, PromptError, PromptInput, Runtime, Wanted};
 use crate::engine::{
     self, Client, GenerateRequest, Generation, JoinRequest, Request, Share, SubmitError, Together,
 };
@@ -138,6 +138,20 @@ pub struct WishError {
     pub field: String,
     /// Why, in a sentence.
     pub message: String,
+}
+
+/// Why somebody cannot have a say in the answer to what the field `param` holds.
+fn refused(error: PromptError, param: &str) -> WishError {
+    match error {
+        PromptError::TooLong { .. } => WishError {
+            field: "mix".to_owned(),
+            message: "the prompt of an arm that has a say leaves no room for an answer".to_owned(),
+        },
+        PromptError::Refused(_) | PromptError::Cancelled => WishError {
+            field: param.to_owned(),
+            message: excerpt(&error.to_string()).into_owned(),
+        },
+    }
 }
 
 fn wrong<T>(field: impl Into<String>, message: impl Into<String>) -> Result<T, WishError> {
@@ -276,20 +290,22 @@ impl Say {
         (!parts.is_empty()).then(|| parts.join(" "))
     }
 
-    /// All who have a say in the arm's answer to a conversation.
+    /// All who have a say in the arm's answer to a conversation, if their prompts are wanted.
     ///
     /// # Errors
-    /// A chat template turns the messages down; or guidance was wished for, and there is
-    /// no question to leave empty.
-    pub fn of_chat(&self, arm: &Arm, messages: &[Message]) -> Result<Partners, WishError> {
-        let refused = |error: PromptError| WishError {
-            field: "messages".to_owned(),
-            message: excerpt(&error.to_string()).into_owned(),
-        };
+    /// A chat template turns the messages down, or a prompt is not wanted; or guidance was
+    /// wished for, and there is no question to leave empty.
+    pub fn of_chat(
+        &self,
+        arm: &Arm,
+        messages: &[Message],
+        wanted: &Wanted,
+    ) -> Result<Partners, WishError> {
+        let refused = |error| refused(error, "messages");
         let guide = |guide: &Guide| match &guide.arm {
             Some(other) => {
                 let other = other.for_conversation(messages);
-                let prompt = other.chat(messages).map_err(refused)?;
+                let prompt = other.chat_within(messages, wanted).map_err(refused)?;
                 Ok(Some((other, prompt)))
             }
             None => {
@@ -297,7 +313,7 @@ impl Say {
                 let emptied = without_question(messages).filter(|_| has_turns);
                 match emptied {
                     Some(emptied) => {
-                        let prompt = arm.chat(&emptied).map_err(refused)?;
+                        let prompt = arm.chat_within(&emptied, wanted).map_err(refused)?;
                         Ok(Some((arm.clone(), prompt)))
                     }
                     None if self.is_wished => wrong(
@@ -313,20 +329,30 @@ impl Say {
         };
         let member = |other: &Arm| {
             let other = other.for_conversation(messages);
-            let prompt = other.chat(messages).map_err(refused)?;
+            let prompt = other.chat_within(messages, wanted).map_err(refused)?;
             Ok((other, prompt))
         };
         self.partners(member, guide)
     }
 
-    /// All who have a say in how the arm continues a text.
+    /// All who have a say in how the arm continues a text, if their prompts are wanted.
     ///
     /// # Errors
-    /// Guidance was wished for, and the arm names no profile: nothing is left without the
-    /// text.
-    pub fn of_completion(&self, arm: &Arm, input: &PromptInput) -> Result<Partners, WishError> {
+    /// A prompt is not wanted; or guidance was wished for, and the arm names no profile:
+    /// nothing is left without the text.
+    pub fn of_completion(
+        &self,
+        arm: &Arm,
+        input: &PromptInput,
+        wanted: &Wanted,
+    ) -> Result<Partners, WishError> {
+        let member = |other: &Arm| {
+            let prompt = other.completion_within(input, wanted);
+            let prompt = prompt.map_err(|error| refused(error, "prompt"))?;
+            Ok((other.clone(), prompt))
+        };
         let guide = |guide: &Guide| match &guide.arm {
-            Some(other) => Ok(Some((other.clone(), other.completion(input)))),
+            Some(other) => member(other).map(Some),
             None => {
                 let prompt = arm.completion(&PromptInput::Tokens(Vec::new()));
                 match prompt.token_count() {
@@ -341,7 +367,7 @@ impl Say {
                 }
             }
         };
-        self.partners(|other| Ok((other.clone(), other.completion(input))), guide)
+        self.partners(member, guide)
     }
 
     fn partners(

@@ -5,7 +5,9 @@
 //! and fills what is absent from the arm's profile, then from OpenAI's own
 //! defaults. A value out of range is refused, never clamped.
 
-use std::collections::{BTreeMap, HashSet};
+mod biases;
+
+use std::collections::HashSet;
 use std::ops::RangeInclusive;
 use std::sync::Arc;
 use std::time::Duration;
@@ -14,9 +16,11 @@ use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::Deserialize;
 use serde_json::json;
 
+use biases::{Biases, biases, biases_schema};
+
 use super::deadline::time_limit;
 use super::errors::ApiError;
-use super::fields::{Object, TextOr, whole};
+use super::fields::{Few, Object, TextOr, whole};
 use crate::analyze::Samplers;
 use crate::printable::excerpt;
 use crate::profile::{
@@ -89,7 +93,7 @@ pub(crate) struct Controls {
     /// Texts across which nothing counts as a repetition; if absent, newline, colon, double
     /// quote and asterisk.
     #[schemars(schema_with = "breakers_schema")]
-    dry_sequence_breakers: Option<Vec<String>>,
+    dry_sequence_breakers: Option<Few<String, MAX_BREAKERS>>,
     /// Keep tokens whose logit is at most this many standard deviations below the largest;
     /// 0 and below keep all.
     #[schemars(range(min = -1, max = 100))]
@@ -107,7 +111,7 @@ pub(crate) struct Controls {
     xtc_threshold: Option<f64>,
     /// Token id (as a string) to what is added to its logit.
     #[schemars(schema_with = "biases_schema")]
-    logit_bias: Option<BTreeMap<String, f64>>,
+    logit_bias: Option<Biases>,
     /// The only tokens that may be chosen; end tokens too must be among them.
     #[serde(deserialize_with = "whole::optional_list")]
     #[schemars(length(min = 1))]
@@ -115,7 +119,7 @@ pub(crate) struct Controls {
     /// Texts that the answer does not have, as far as it is made of their own tokens, with a space before them or
     /// without.
     #[schemars(schema_with = "bad_words_schema")]
-    bad_words: Option<Vec<String>>,
+    bad_words: Option<Few<String, MAX_BAD_WORDS>>,
     /// The same request with the same seed gives the same answer; -1 draws one.
     #[serde(deserialize_with = "whole::option")]
     seed: Option<i64>,
@@ -125,7 +129,7 @@ pub(crate) struct Controls {
     n: Option<i64>,
     /// Texts that end the answer and are not part of it.
     #[schemars(schema_with = "stop_schema")]
-    stop: Option<TextOr<String>>,
+    stop: Option<TextOr<Few<String, MAX_STOPS>>>,
     /// Ids of tokens that end the answer beside the model's own.
     #[serde(deserialize_with = "whole::optional_list")]
     stop_token_ids: Option<Vec<u32>>,
@@ -151,15 +155,6 @@ pub(crate) struct Controls {
     stream: Option<bool>,
     /// Only with `stream`.
     stream_options: Option<Object<StreamOptions>>,
-}
-
-/// What [`biases`] takes, but for the vocabulary's end.
-fn biases_schema(_: &mut SchemaGenerator) -> Schema {
-    json_schema!({
-        "type": ["object", "null"],
-        "propertyNames": {"pattern": "^[0-9]+$"},
-        "additionalProperties": {"type": "number", "minimum": -100, "maximum": 100},
-    })
 }
 
 /// What [`stop_texts`] takes.
@@ -253,6 +248,11 @@ impl Controls {
         )
     }
 
+    /// How long the answer may take, as far as the request says it.
+    pub(crate) fn timeout(&self) -> Result<Option<Duration>, ApiError> {
+        timeout(self.timeout)
+    }
+
     /// The samplers that the client asked for beyond OpenAI's, as they were asked for.
     pub(crate) fn samplers(&self) -> Samplers {
         let narrow = |value: Option<f64>| value.map(|value| value as f32);
@@ -261,7 +261,7 @@ impl Controls {
             dry_base: narrow(self.dry_base),
             dry_allowed_length: self.dry_allowed_length.and_then(|n| n.try_into().ok()),
             dry_penalty_last_n: self.dry_penalty_last_n.and_then(|n| n.try_into().ok()),
-            dry_sequence_breakers: self.dry_sequence_breakers.clone(),
+            dry_sequence_breakers: self.dry_sequence_breakers.clone().map(|Few(texts)| texts),
             top_n_sigma: narrow(self.top_n_sigma),
             typical_p: narrow(self.typical_p),
             xtc_probability: narrow(self.xtc_probability),
@@ -328,7 +328,7 @@ impl Controls {
             // the one that other servers take for none.
             seed: self.seed.filter(|seed| *seed != -1).map(i64::cast_unsigned),
         };
-        let texts = sequence_breakers(self.dry_sequence_breakers)?;
+        let texts = sequence_breakers(self.dry_sequence_breakers.map(|Few(texts)| texts))?;
         if sampling.dry.is_on() {
             let texts = texts.as_deref();
             let texts = texts.or(defaults.dry_sequence_breakers.as_deref());
@@ -346,7 +346,7 @@ impl Controls {
         *sampling.limits = token_limits(
             arm.tokenizer(),
             self.allowed_token_ids,
-            self.bad_words,
+            self.bad_words.map(|Few(words)| words),
             min_tokens(self.min_tokens, max_tokens)?,
             &end_tokens,
         )?;
@@ -397,25 +397,6 @@ fn out_of_range<T: std::fmt::Display>(name: &str, value: T, range: &RangeInclusi
     )
 }
 
-fn biases(biases: BTreeMap<String, f64>, vocabulary: usize) -> Result<Vec<(u32, f32)>, ApiError> {
-    let read = |(key, bias): (String, f64)| {
-        let id = key.parse().ok().filter(|id| (*id as usize) < vocabulary);
-        let id: u32 = id.ok_or_else(|| {
-            let key = excerpt(&key);
-            let message = format!(
-                "`logit_bias` names the token `{key}`, but ids run from 0 to {}.",
-                vocabulary - 1
-            );
-            ApiError::invalid("logit_bias", message)
-        })?;
-        let bias = number("logit_bias", Some(bias), -100.0..=100.0)?;
-        Ok((id, bias.unwrap_or(0.0)))
-    };
-    // `5` and `05` are the same token: one of them counts.
-    let biases: Result<BTreeMap<u32, f32>, ApiError> = biases.into_iter().map(read).collect();
-    Ok(biases?.into_iter().collect())
-}
-
 /// Checks how many texts there are, and how long.
 fn sequence_breakers(texts: Option<Vec<String>>) -> Result<Option<Vec<String>>, ApiError> {
     match texts.as_deref().and_then(breakers_problem) {
@@ -427,11 +408,11 @@ fn sequence_breakers(texts: Option<Vec<String>>) -> Result<Option<Vec<String>>, 
     }
 }
 
-fn stop_texts(stop: Option<TextOr<String>>) -> Result<Vec<String>, ApiError> {
+fn stop_texts(stop: Option<TextOr<Few<String, MAX_STOPS>>>) -> Result<Vec<String>, ApiError> {
     let texts = match stop {
         None => Vec::new(),
         Some(TextOr::Text(text)) => vec![text],
-        Some(TextOr::List(texts)) => texts,
+        Some(TextOr::List(Few(texts))) => texts,
     };
     let refuse = |message: String| Err(ApiError::invalid("stop", message));
     if texts.iter().any(String::is_empty) {
@@ -619,10 +600,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_token_counts_once_however_often_it_is_named() {
-        let names = [("5", 1.0), ("05", 1.0), ("+5", 1.0), ("6", 2.0)];
-        let named = names.map(|(id, bias)| (id.to_owned(), bias)).into();
-        assert_eq!(biases(named, 10).unwrap(), [(5, 1.0), (6, 2.0)]);
+    fn an_end_token_counts_once_however_often_it_is_named() {
         let ends = end_tokens([1].into(), None, Some(vec![7, 5, 7, 7, 5]), 10);
         assert_eq!(*ends.unwrap(), [1, 5, 7]);
     }
@@ -670,7 +648,7 @@ mod tests {
     fn stop_texts_have_a_number_and_a_size() {
         let texts = |count: usize, bytes: usize| {
             let texts = vec!["x".repeat(bytes); count];
-            stop_texts(Some(TextOr::List(texts))).is_ok()
+            stop_texts(Some(TextOr::List(Few(texts)))).is_ok()
         };
         assert!(texts(MAX_STOPS, 1) && texts(1, MAX_STOP_BYTES));
         assert!(!texts(MAX_STOPS + 1, 1) && !texts(1, MAX_STOP_BYTES + 1));

@@ -44,6 +44,11 @@ impl Extras {
         self.cache_salt.is_some()
     }
 
+    /// Whether a prompt that is too long may be cut to what fits.
+    pub(crate) fn truncates(&self) -> bool {
+        self.truncate_prompt_tokens.is_some()
+    }
+
     /// Checks what can be checked before a prompt is there.
     pub(crate) fn check(&self, context: usize) -> Result<(), ApiError> {
         let most = i64::try_from(context).unwrap_or(i64::MAX);

@@ -5,53 +5,90 @@
 //! as another. A field that no view knew is unknown: it is warned of once, or
 //! refused where the server is strict. A field whose value is null counts as
 //! absent everywhere.
+//!
+//! No tree is made of a body: it is checked once from end to end, and then only the names of
+//! its fields are kept, with where in the body their values stand. A value takes memory when
+//! a view has a place for it.
 
+mod types;
+
+use std::borrow::Cow;
 use std::collections::BTreeSet;
 use std::fmt;
-use std::marker::PhantomData;
 
-use schemars::{JsonSchema, Schema, SchemaGenerator};
+use indexmap::IndexMap;
+use indexmap::map::Iter;
 use serde::Deserialize;
-use serde::de::value::{MapAccessDeserializer, SeqAccessDeserializer};
-use serde::de::{
-    DeserializeOwned, Deserializer, Error, IntoDeserializer, MapAccess, SeqAccess, Unexpected,
-    Visitor,
-};
-use serde_json::Value;
+use serde::de::{DeserializeSeed, Deserializer, MapAccess, Visitor};
+use serde_json::value::RawValue;
 use serde_path_to_error::{Path, Segment};
 
 use super::errors::ApiError;
 use crate::printable::excerpt;
 
+pub(crate) use types::{Few, Object, Skipped, TextOr, whole};
+
 /// The object a client sent.
-pub(crate) struct Fields {
-    object: Value,
-    /// Top-level fields that some view knew.
-    known: BTreeSet<String>,
+pub(crate) struct Fields<'a> {
+    fields: IndexMap<Cow<'a, str>, Field<'a>>,
     /// Unknown fields below the top level, without list positions: `messages[].name`.
     nested: BTreeSet<String>,
 }
 
-impl Fields {
+/// A field at the top level.
+struct Field<'a> {
+    value: Given<'a>,
+    /// Whether some view knew it.
+    is_known: bool,
+}
+
+/// A value as the client wrote it.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Given<'a>(&'a RawValue);
+
+impl<'a> Given<'a> {
+    /// The value, if it is a `T`.
+    pub(crate) fn read<T: Deserialize<'a>>(self) -> Option<T> {
+        serde_json::from_str(self.0.get()).ok()
+    }
+
+    /// Whether it is an object.
+    pub(crate) fn is_object(self) -> bool {
+        self.0.get().starts_with('{')
+    }
+
+    /// Whether it is a text.
+    pub(crate) fn is_text(self) -> bool {
+        self.0.get().starts_with('"')
+    }
+
+    fn is_null(self) -> bool {
+        self.0.get() == "null"
+    }
+}
+
+impl<'a> Fields<'a> {
     /// Parses a body, which must be one JSON object. A byte order mark, which some
-    /// clients put before it, is skipped (RFC 8259, section 8.1).
-    pub(crate) fn parse(body: &[u8]) -> Result<Fields, ApiError> {
+    /// clients put before it, is skipped (RFC 8259, section 8.1). Of fields with one name the
+    /// last counts.
+    pub(crate) fn parse(body: &'a [u8]) -> Result<Fields<'a>, ApiError> {
         let body = body.strip_prefix(b"\xef\xbb\xbf").unwrap_or(body);
-        let object: Value = serde_json::from_slice(body).map_err(|error| {
+        let unsound = |error: serde_json::Error| {
             ApiError::malformed(format!("The body is not valid JSON: {error}."))
-        })?;
-        if !object.is_object() {
+        };
+        serde_json::from_slice::<Skipped>(body).map_err(unsound)?;
+        if !body.trim_ascii_start().starts_with(b"{") {
             return Err(ApiError::malformed("The body must be a JSON object."));
         }
+        let Entries(fields) = serde_json::from_slice(body).map_err(unsound)?;
         Ok(Fields {
-            object,
-            known: BTreeSet::new(),
+            fields,
             nested: BTreeSet::new(),
         })
     }
 
     /// Reads the fields that `T` knows; an error names the field at fault.
-    pub(crate) fn view<T: DeserializeOwned>(&mut self) -> Result<T, ApiError> {
+    pub(crate) fn view<T: Deserialize<'a>>(&mut self) -> Result<T, ApiError> {
         let mut ignored = BTreeSet::new();
         let mut nested = BTreeSet::new();
         let mut track = serde_path_to_error::Track::new();
@@ -59,32 +96,125 @@ impl Fields {
             (true, name) => _ = ignored.insert(name),
             (false, name) => _ = nested.insert(name),
         };
-        let tracked = serde_path_to_error::Deserializer::new(&self.object, &mut track);
+        let tracked = serde_path_to_error::Deserializer::new(Whole(&self.fields), &mut track);
         let result = T::deserialize(serde_ignored::Deserializer::new(tracked, &mut note));
-        let view = result.map_err(|error| mistyped(&error.to_string(), &track.path()))?;
-        let keys = self
-            .object
-            .as_object()
-            .into_iter()
-            .flat_map(|object| object.keys());
-        self.known
-            .extend(keys.filter(|key| !ignored.contains(*key)).cloned());
+        let view = result.map_err(|error| mistyped(&unplaced(&error), &track.path()))?;
+        for (name, field) in &mut self.fields {
+            field.is_known |= !ignored.contains(&**name);
+        }
         self.nested.extend(nested);
         Ok(view)
     }
 
     /// The value of a field, unless it is absent or null; the field is known from now on.
-    pub(crate) fn take(&mut self, name: &str) -> Option<&Value> {
-        self.known.insert(name.to_owned());
-        self.object.get(name).filter(|value| !value.is_null())
+    pub(crate) fn take(&mut self, name: &str) -> Option<Given<'a>> {
+        let field = self.fields.get_mut(name)?;
+        field.is_known = true;
+        Some(field.value).filter(|value| !value.is_null())
     }
 
     /// The fields that no view knew, null ones aside.
     pub(crate) fn unknown(&self) -> impl Iterator<Item = &str> {
-        let object = self.object.as_object().into_iter().flatten();
-        let top = object.filter(|(key, value)| !value.is_null() && !self.known.contains(*key));
-        top.map(|(key, _)| key.as_str())
+        let unknown = |(_, field): &(_, &Field<'_>)| !field.is_known && !field.value.is_null();
+        let top = self.fields.iter().filter(unknown);
+        top.map(|(name, _)| &**name)
             .chain(self.nested.iter().map(String::as_str))
+    }
+}
+
+/// The fields of an object, by their names.
+struct Entries<'a>(IndexMap<Cow<'a, str>, Field<'a>>);
+
+impl<'de> Deserialize<'de> for Entries<'de> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct EntriesVisitor;
+        impl<'de> Visitor<'de> for EntriesVisitor {
+            type Value = Entries<'de>;
+
+            fn expecting(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+                formatter.write_str("an object")
+            }
+
+            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Entries<'de>, A::Error> {
+                let mut fields = IndexMap::new();
+                while let Some((Name(name), value)) = map.next_entry::<Name<'de>, &RawValue>()? {
+                    let field = Field {
+                        value: Given(value),
+                        is_known: false,
+                    };
+                    fields.insert(name, field);
+                }
+                Ok(Entries(fields))
+            }
+        }
+        deserializer.deserialize_map(EntriesVisitor)
+    }
+}
+
+/// A field's name, copied only where it is written with escapes.
+#[derive(Deserialize)]
+struct Name<'a>(#[serde(borrow)] Cow<'a, str>);
+
+/// The whole object, for a view.
+struct Whole<'f, 'a>(&'f IndexMap<Cow<'a, str>, Field<'a>>);
+
+impl<'de> Deserializer<'de> for Whole<'_, 'de> {
+    type Error = serde_json::Error;
+
+    fn deserialize_any<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Self::Error> {
+        visitor.visit_map(Walk {
+            rest: self.0.iter(),
+            value: None,
+        })
+    }
+
+    serde::forward_to_deserialize_any! {
+        bool i8 i16 i32 i64 i128 u8 u16 u32 u64 u128 f32 f64 char str string bytes byte_buf
+        option unit unit_struct newtype_struct seq tuple tuple_struct map struct enum identifier
+        ignored_any
+    }
+}
+
+/// A walk through the fields.
+struct Walk<'f, 'a> {
+    rest: Iter<'f, Cow<'a, str>, Field<'a>>,
+    /// The value of the name that was read last.
+    value: Option<Given<'a>>,
+}
+
+impl<'a> MapAccess<'a> for Walk<'_, 'a> {
+    type Error = serde_json::Error;
+
+    fn next_key_seed<K: DeserializeSeed<'a>>(
+        &mut self,
+        seed: K,
+    ) -> Result<Option<K::Value>, Self::Error> {
+        let Some((name, field)) = self.rest.next() else {
+            return Ok(None);
+        };
+        self.value = Some(field.value);
+        let name = serde::de::value::StrDeserializer::new(name);
+        seed.deserialize(name).map(Some)
+    }
+
+    fn next_value_seed<V: DeserializeSeed<'a>>(
+        &mut self,
+        seed: V,
+    ) -> Result<V::Value, Self::Error> {
+        // Serde asks for values only after names.
+        let text = self.value.take().map_or("null", |Given(value)| value.get());
+        seed.deserialize(&mut serde_json::Deserializer::from_str(text))
+    }
+}
+
+/// What an error says, without its place in the value that was read: no client sent that by
+/// itself.
+fn unplaced(error: &serde_json::Error) -> String {
+    let message = error.to_string();
+    let place = format!(" at line {} column {}", error.line(), error.column());
+    match message.strip_suffix(&place) {
+        Some(message) => message.to_owned(),
+        None => message,
     }
 }
 
@@ -145,174 +275,9 @@ fn mistyped(message: &str, path: &Path) -> ApiError {
     }
 }
 
-/// A `T` that is written as a JSON object, and as nothing else: serde by itself
-/// would also read a struct from a list of its fields' values.
-#[derive(Clone, Debug)]
-pub(crate) struct Object<T>(pub(crate) T);
-
-impl<'de, T: Deserialize<'de>> Deserialize<'de> for Object<T> {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        struct ObjectVisitor<T>(PhantomData<T>);
-        impl<'de, T: Deserialize<'de>> Visitor<'de> for ObjectVisitor<T> {
-            type Value = Object<T>;
-
-            fn expecting(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-                formatter.write_str("an object")
-            }
-
-            fn visit_map<A: MapAccess<'de>>(self, map: A) -> Result<Object<T>, A::Error> {
-                T::deserialize(MapAccessDeserializer::new(map)).map(Object)
-            }
-        }
-        deserializer.deserialize_map(ObjectVisitor(PhantomData))
-    }
-}
-
-impl<T: JsonSchema> JsonSchema for Object<T> {
-    fn schema_name() -> std::borrow::Cow<'static, str> {
-        T::schema_name()
-    }
-
-    fn schema_id() -> std::borrow::Cow<'static, str> {
-        T::schema_id()
-    }
-
-    fn json_schema(generator: &mut SchemaGenerator) -> Schema {
-        T::json_schema(generator)
-    }
-}
-
-/// Integers, which can be written as `2.0` too: JSON has numbers and no kinds of them.
-pub(crate) mod whole {
-    use super::*;
-
-    /// A field that may be absent, beside `#[serde(default)]`.
-    pub(crate) fn option<'de, D, T>(deserializer: D) -> Result<Option<T>, D::Error>
-    where
-        D: Deserializer<'de>,
-        T: TryFrom<i64>,
-    {
-        let value = Option::<Whole<T>>::deserialize(deserializer)?;
-        Ok(value.map(|Whole(value)| value))
-    }
-
-    /// A list of integers.
-    pub(crate) fn list<'de, D, T>(deserializer: D) -> Result<Vec<T>, D::Error>
-    where
-        D: Deserializer<'de>,
-        T: TryFrom<i64>,
-    {
-        let values = Vec::<Whole<T>>::deserialize(deserializer)?;
-        Ok(values.into_iter().map(|Whole(value)| value).collect())
-    }
-
-    /// A list that may be absent, beside `#[serde(default)]`.
-    pub(crate) fn optional_list<'de, D, T>(deserializer: D) -> Result<Option<Vec<T>>, D::Error>
-    where
-        D: Deserializer<'de>,
-        T: TryFrom<i64>,
-    {
-        let values = Option::<Vec<Whole<T>>>::deserialize(deserializer)?;
-        let plain = |values: Vec<Whole<T>>| values.into_iter().map(|Whole(value)| value).collect();
-        Ok(values.map(plain))
-    }
-
-    /// The integer that a number is, if it is one.
-    pub(crate) fn of_float(number: f64) -> Option<i64> {
-        // Beyond this not every integer has a float.
-        const EXACT: f64 = 9_007_199_254_740_992.0;
-        (number.fract() == 0.0 && number.abs() <= EXACT).then_some(number as i64)
-    }
-
-    /// An integer that fits a `T`.
-    struct Whole<T>(T);
-
-    impl<'de, T: TryFrom<i64>> Deserialize<'de> for Whole<T> {
-        fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-            struct WholeVisitor<T>(PhantomData<T>);
-            impl<T: TryFrom<i64>> Visitor<'_> for WholeVisitor<T> {
-                type Value = Whole<T>;
-
-                fn expecting(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-                    formatter.write_str("an integer")
-                }
-
-                fn visit_i64<E: Error>(self, number: i64) -> Result<Whole<T>, E> {
-                    let fitting = T::try_from(number);
-                    fitting
-                        .map(Whole)
-                        .map_err(|_| E::invalid_value(Unexpected::Signed(number), &self))
-                }
-
-                fn visit_u64<E: Error>(self, number: u64) -> Result<Whole<T>, E> {
-                    match i64::try_from(number) {
-                        Ok(number) => self.visit_i64(number),
-                        Err(_) => Err(E::invalid_value(Unexpected::Unsigned(number), &self)),
-                    }
-                }
-
-                fn visit_f64<E: Error>(self, number: f64) -> Result<Whole<T>, E> {
-                    match of_float(number) {
-                        Some(number) => self.visit_i64(number),
-                        None => Err(E::invalid_type(Unexpected::Float(number), &self)),
-                    }
-                }
-            }
-            // What `deserialize_i64` would say of other types is less plain.
-            deserializer.deserialize_any(WholeVisitor(PhantomData))
-        }
-    }
-}
-
-/// A string, or a list of `T`.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) enum TextOr<T> {
-    /// The string alone.
-    Text(String),
-    /// The list.
-    List(Vec<T>),
-}
-
-impl<'de, T: Deserialize<'de>> Deserialize<'de> for TextOr<T> {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        struct TextOrVisitor<T>(PhantomData<T>);
-        impl<'de, T: Deserialize<'de>> Visitor<'de> for TextOrVisitor<T> {
-            type Value = TextOr<T>;
-
-            fn expecting(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-                formatter.write_str("a string or a list")
-            }
-
-            fn visit_str<E: serde::de::Error>(self, text: &str) -> Result<TextOr<T>, E> {
-                String::deserialize(text.into_deserializer()).map(TextOr::Text)
-            }
-
-            fn visit_seq<A: SeqAccess<'de>>(self, list: A) -> Result<TextOr<T>, A::Error> {
-                Vec::deserialize(SeqAccessDeserializer::new(list)).map(TextOr::List)
-            }
-        }
-        deserializer.deserialize_any(TextOrVisitor(PhantomData))
-    }
-}
-
-impl<T: JsonSchema> JsonSchema for TextOr<T> {
-    fn inline_schema() -> bool {
-        true
-    }
-
-    fn schema_name() -> std::borrow::Cow<'static, str> {
-        format!("TextOr{}", T::schema_name()).into()
-    }
-
-    fn json_schema(generator: &mut SchemaGenerator) -> Schema {
-        let list = generator.subschema_for::<Vec<T>>();
-        schemars::json_schema!({"anyOf": [{"type": "string"}, list]})
-    }
-}
-
 #[cfg(test)]
 mod tests {
-    use serde_json::json;
+    use serde_json::{Value, json};
 
     use super::*;
 
@@ -329,7 +294,7 @@ mod tests {
         #[serde(default, rename = "list")]
         _list: Vec<Object<Inner>>,
         #[serde(rename = "stop")]
-        _stop: Option<TextOr<String>>,
+        _stop: Option<TextOr<Few<String, 2>>>,
     }
 
     #[derive(Debug, Deserialize)]
@@ -338,12 +303,10 @@ mod tests {
         _heat: Option<f64>,
     }
 
-    fn fields(value: Value) -> Fields {
-        Fields::parse(value.to_string().as_bytes()).unwrap()
-    }
-
     fn fault(value: Value) -> (String, Option<String>) {
-        match fields(value).view::<View>() {
+        let body = value.to_string();
+        let mut fields = Fields::parse(body.as_bytes()).unwrap();
+        match fields.view::<View>() {
             Err(ApiError::Invalid { message, param }) => (message, param),
             other => panic!("expected a refusal, got {other:?}"),
         }
@@ -399,7 +362,7 @@ mod tests {
     #[test]
     fn a_byte_order_mark_is_skipped_before_the_body_alone() {
         let mut fields = Fields::parse("\u{feff}{\"size\": 1}".as_bytes()).unwrap();
-        assert_eq!(fields.take("size"), Some(&json!(1)));
+        assert_eq!(fields.take("size").and_then(Given::read), Some(1));
         for body in [
             "{\u{feff}\"size\": 1}",
             "{}\u{feff}",
@@ -441,7 +404,8 @@ mod tests {
 
     #[test]
     fn null_is_absent() {
-        let mut fields = fields(json!({"size": null, "stop": null, "odd": null}));
+        let body = r#"{"size": null, "stop": null, "odd": null}"#;
+        let mut fields = Fields::parse(body.as_bytes()).unwrap();
         let view: View = fields.view().unwrap();
         assert!(view._size.is_none() && view._stop.is_none());
         assert_eq!(fields.unknown().count(), 0);
@@ -449,13 +413,64 @@ mod tests {
 
     #[test]
     fn unknown_is_what_no_view_knew() {
-        let mut fields = fields(json!({
+        let body = json!({
             "size": 1, "heat": 2.0, "odd": 3, "taken": 4,
             "list": [{"role": "a", "name": "x"}, {"role": "b", "name": "y"}],
-        }));
+        });
+        let body = body.to_string();
+        let mut fields = Fields::parse(body.as_bytes()).unwrap();
         fields.view::<View>().unwrap();
         fields.view::<Other>().unwrap();
-        assert_eq!(fields.take("taken"), Some(&json!(4)));
+        assert_eq!(fields.take("taken").and_then(Given::read), Some(4));
         assert_eq!(fields.unknown().collect::<Vec<_>>(), ["odd", "list[].name"]);
+    }
+
+    #[test]
+    fn a_body_must_be_sound_where_nobody_reads_it_too() {
+        let deep = |depth: usize| format!("{}{}", "[".repeat(depth), "]".repeat(depth));
+        for unsound in ["1e999", r#""\ud800""#, "01", "[1,]", "tru", &deep(100_000)] {
+            for body in [
+                format!(r#"{{"odd": {unsound}}}"#),
+                format!(r#"{{"list": [{{"role": "a", "odd": {unsound}}}]}}"#),
+            ] {
+                let error = Fields::parse(body.as_bytes()).err();
+                assert!(
+                    matches!(error, Some(ApiError::Invalid { param: None, .. })),
+                    "{body:.80}"
+                );
+            }
+        }
+        let body = format!(r#"{{"odd": {}, "size": 1}}"#, deep(100));
+        let mut fields = Fields::parse(body.as_bytes()).unwrap();
+        assert_eq!(fields.view::<View>().unwrap()._size, Some(1));
+    }
+
+    #[test]
+    fn of_fields_with_one_name_the_last_counts() {
+        let body = r#"{"size": "x", "odd": 1, "s\u0069ze": 2, "odd": null}"#;
+        let mut fields = Fields::parse(body.as_bytes()).unwrap();
+        assert_eq!(fields.view::<View>().unwrap()._size, Some(2));
+        assert_eq!(fields.unknown().count(), 0);
+    }
+
+    #[test]
+    fn an_error_tells_no_place_within_a_value() {
+        let (message, _) = fault(json!({"list": [{"role": "a"}, {"role": 3}]}));
+        let expected = "`list[1].role`: invalid type: integer `3`, expected a string.";
+        assert_eq!(message, expected);
+        let (message, _) = fault(json!({"size": "big"}));
+        assert_eq!(
+            message,
+            "`size`: invalid type: string \"big\", expected u32."
+        );
+    }
+
+    #[test]
+    fn of_a_list_that_is_too_long_little_is_kept() {
+        let read = |text: &str| serde_json::from_str::<Few<u32, 2>>(text).unwrap().0;
+        assert_eq!(read("[]"), [0; 0]);
+        assert_eq!(read("[1, 2]"), [1, 2]);
+        assert_eq!(read("[1, 2, 3]"), [1, 2, 3]);
+        assert_eq!(read(r#"[1, 2, 3, 4, "five", {"six": 7}]"#), [1, 2, 3]);
     }
 }

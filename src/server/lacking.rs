@@ -4,22 +4,26 @@
 //! asked for would be worse than none. Each entry says which values ask for
 //! nothing (clients like to send the defaults) and what to tell otherwise.
 
-use serde_json::Value;
+use serde::Deserialize;
 
 use super::errors::ApiError;
-use super::fields::Fields;
+use super::fields::{Fields, Given, Object};
 
 /// One feature that is not there.
 pub(crate) struct Lacking {
     /// The field that asks for it.
     field: &'static str,
     /// Whether a value other than null asks for nothing.
-    harmless: fn(&Value) -> bool,
+    harmless: fn(Given<'_>) -> bool,
     /// The end of the sentence "`field` …".
     why: &'static str,
 }
 
-const fn lacking(field: &'static str, harmless: fn(&Value) -> bool, why: &'static str) -> Lacking {
+const fn lacking(
+    field: &'static str,
+    harmless: fn(Given<'_>) -> bool,
+    why: &'static str,
+) -> Lacking {
     Lacking {
         field,
         harmless,
@@ -27,45 +31,78 @@ const fn lacking(field: &'static str, harmless: fn(&Value) -> bool, why: &'stati
     }
 }
 
-fn empty(value: &Value) -> bool {
-    value.as_array().is_some_and(Vec::is_empty)
-        || value.as_object().is_some_and(|map| map.is_empty())
+/// An object or a list with nothing in it.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Empty {}
+
+/// The word `text`.
+#[derive(Deserialize)]
+#[serde(try_from = "String")]
+struct Text;
+
+impl TryFrom<String> for Text {
+    type Error = &'static str;
+
+    fn try_from(word: String) -> Result<Text, Self::Error> {
+        match &*word {
+            "text" => Ok(Text),
+            _ => Err("only `text` is"),
+        }
+    }
 }
 
-fn never(_: &Value) -> bool {
+/// What asks for a text as an answer.
+#[derive(Deserialize)]
+struct TextFormat {
+    #[serde(rename = "type")]
+    _kind: Text,
+}
+
+fn empty(value: Given<'_>) -> bool {
+    value.read::<Empty>().is_some()
+}
+
+fn never(_: Given<'_>) -> bool {
     false
 }
 
-fn anything(_: &Value) -> bool {
+fn anything(_: Given<'_>) -> bool {
     true
 }
 
-fn off(value: &Value) -> bool {
-    *value == Value::Bool(false)
+fn off(value: Given<'_>) -> bool {
+    value.read() == Some(false)
 }
 
-fn on(value: &Value) -> bool {
-    *value == Value::Bool(true)
+fn on(value: Given<'_>) -> bool {
+    value.read() == Some(true)
 }
 
-fn zero(value: &Value) -> bool {
-    value.as_f64() == Some(0.0)
+fn number(value: Given<'_>) -> Option<f64> {
+    value.read()
 }
 
-fn one_of(value: &Value, words: &[&str]) -> bool {
-    value.as_str().is_some_and(|word| words.contains(&word))
+fn zero(value: Given<'_>) -> bool {
+    number(value) == Some(0.0)
 }
 
-fn one(value: &Value) -> bool {
-    value.as_f64() == Some(1.0)
+fn one_of(value: Given<'_>, words: &[&str]) -> bool {
+    value
+        .read::<String>()
+        .is_some_and(|word| words.contains(&&*word))
 }
 
-fn not_above_zero(value: &Value) -> bool {
-    value.as_f64().is_some_and(|number| number <= 0.0)
+fn one(value: Given<'_>) -> bool {
+    number(value) == Some(1.0)
 }
 
-fn below_zero(value: &Value) -> bool {
-    value.as_f64().is_some_and(|number| number < 0.0)
+fn not_above_zero(value: Given<'_>) -> bool {
+    number(value).is_some_and(|number| number <= 0.0)
+}
+
+fn below_zero(value: Given<'_>) -> bool {
+    number(value).is_some_and(|number| number < 0.0)
 }
 
 const NO_SAMPLER: &str = "is not supported: incant does not have this way to choose tokens.";
@@ -113,7 +150,7 @@ pub(crate) const EVERYWHERE: &[Lacking] = &[
     ),
     lacking(
         "repeat_last_n",
-        |value| *value == -1,
+        |value| number(value) == Some(-1.0),
         "can only be -1: `repetition_penalty` counts the whole answer.",
     ),
     lacking("logits_processors", empty, NO_SAMPLER),
@@ -222,16 +259,12 @@ pub(crate) const EVERYWHERE: &[Lacking] = &[
     lacking("grammar", |value| one_of(value, &[""]), NO_GRAMMAR),
     lacking(
         "response_format",
-        |value| {
-            value
-                .get("type")
-                .is_some_and(|kind| one_of(kind, &["text"]))
-        },
+        |value| value.read::<Object<TextFormat>>().is_some(),
         "can only be {\"type\": \"text\"}: incant does not constrain answers to a format.",
     ),
     // What these say concerns OpenAI's own service; they change no answer.
-    lacking("user", Value::is_string, "must be a string."),
-    lacking("metadata", Value::is_object, "must be an object."),
+    lacking("user", |value| value.is_text(), "must be a string."),
+    lacking("metadata", |value| value.is_object(), "must be an object."),
     lacking("safety_identifier", anything, ""),
     lacking("prompt_cache_key", anything, ""),
     lacking("prompt_cache_retention", anything, ""),
@@ -260,17 +293,13 @@ pub(crate) const CHAT: &[Lacking] = &[
     ),
     lacking(
         "parallel_tool_calls",
-        Value::is_boolean,
+        |value| value.read::<bool>().is_some(),
         "must be true or false.",
     ),
     lacking("audio", never, NO_AUDIO),
     lacking(
         "modalities",
-        |value| {
-            value
-                .as_array()
-                .is_some_and(|list| list.iter().all(|kind| one_of(kind, &["text"])))
-        },
+        |value| value.read::<Vec<Text>>().is_some(),
         NO_AUDIO,
     ),
     lacking(
@@ -350,7 +379,7 @@ pub(crate) const COMPLETIONS: &[Lacking] = &[lacking(
 )];
 
 /// Refuses a request that asks for one of `features`.
-pub(crate) fn refuse(fields: &mut Fields, features: &[Lacking]) -> Result<(), ApiError> {
+pub(crate) fn refuse(fields: &mut Fields<'_>, features: &[Lacking]) -> Result<(), ApiError> {
     for Lacking {
         field,
         harmless,
@@ -366,12 +395,13 @@ pub(crate) fn refuse(fields: &mut Fields, features: &[Lacking]) -> Result<(), Ap
 
 #[cfg(test)]
 mod tests {
-    use serde_json::json;
+    use serde_json::{Value, json};
 
     use super::*;
 
     fn verdict(body: Value, features: &[Lacking]) -> Result<(), Option<String>> {
-        let mut fields = Fields::parse(body.to_string().as_bytes()).unwrap();
+        let text = body.to_string();
+        let mut fields = Fields::parse(text.as_bytes()).unwrap();
         match refuse(&mut fields, features) {
             Ok(()) => {
                 assert_eq!(fields.unknown().count(), 0, "{body}: known now");

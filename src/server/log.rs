@@ -61,6 +61,11 @@ impl Trace {
         self.noted().arms.push(id.to_owned());
     }
 
+    /// The arms that answer.
+    pub(crate) fn arms(&self) -> Vec<String> {
+        self.noted().arms.clone()
+    }
+
     /// Adds what was learned of the answers of an arm.
     pub(crate) fn note_answer(&self, learned: Learned) {
         let mut noted = self.noted();

@@ -10,6 +10,7 @@
 
 mod accept;
 mod answer;
+mod body;
 mod call;
 mod client;
 mod controls;
@@ -32,6 +33,7 @@ mod routes;
 mod sse;
 #[cfg_attr(not(feature = "tls"), path = "no_tls.rs")]
 mod tls;
+mod work;
 
 use std::collections::HashSet;
 use std::path::PathBuf;
@@ -55,8 +57,10 @@ pub use tls::{Tls, TlsError};
 
 use crate::printable::excerpt;
 use crate::runtime::{Arm, Runtime};
+use body::Rooms;
 use errors::ApiError;
 use metrics::Metrics;
+use work::Workshop;
 
 /// What can be set about serving.
 #[derive(Clone, Debug)]
@@ -73,7 +77,8 @@ pub struct ServeOptions {
     pub adapter_folder: Option<PathBuf>,
     /// Serve over TLS.
     pub tls: Option<Arc<Tls>>,
-    /// The largest request body in bytes.
+    /// The largest request body in bytes. All bodies that are larger than 64 KiB and no prompts
+    /// yet hold eight times as much at most; more of them wait.
     pub max_body: usize,
     /// Connections served at once; who comes then is told so, or that the server lives.
     pub max_connections: usize,
@@ -109,6 +114,10 @@ struct App {
     runtime: Arc<Runtime>,
     options: ServeOptions,
     metrics: Metrics,
+    /// The room for bodies.
+    rooms: Rooms,
+    /// Where bodies become prompts.
+    workshop: Workshop,
     /// Unknown fields that were warned of.
     warned: Mutex<HashSet<String>>,
     /// Held by whoever loads an adapter.
@@ -170,6 +179,8 @@ fn router(runtime: Arc<Runtime>, options: ServeOptions) -> Router {
     let cors = cors::layer(&options.origins);
     let app = Arc::new(App {
         runtime,
+        rooms: Rooms::new(options.max_body),
+        workshop: Workshop::new(),
         options,
         metrics: Metrics::new(),
         warned: Mutex::default(),

@@ -4,6 +4,7 @@ use std::collections::HashMap;
 
 use foldhash::fast::FixedState;
 
+use super::demand::{Demand, Output};
 use super::merge::{Chain, Merge, Symbol};
 use super::vocabulary::Vocabulary;
 use super::words::Words;
@@ -76,7 +77,12 @@ impl Bpe {
     }
 
     /// Appends the ids of `text`, in which no special token is left.
-    pub(super) fn encode(&self, vocabulary: &Vocabulary, text: &str, ids: &mut Vec<u32>) {
+    pub(super) fn encode<D: Demand>(
+        &self,
+        vocabulary: &Vocabulary,
+        text: &str,
+        output: &mut Output<'_, D>,
+    ) -> Result<(), D::Halt> {
         let mut chain = Chain::default();
         let mut letters = String::new();
         self.words.split(text, |word| {
@@ -84,19 +90,31 @@ impl Bpe {
                 letters.clear();
                 letters.extend(word.bytes().map(letter));
                 if let Some(id) = vocabulary.find(letters.as_bytes()) {
-                    ids.push(id);
-                    return;
+                    output.ids.push(id);
+                    return output.advance(word);
                 }
             }
-            chain.clear();
-            for byte in word.bytes() {
-                chain.push(1, self.bytes[byte as usize]);
+            let mut bytes = word.bytes().peekable();
+            while bytes.peek().is_some() {
+                chain.clear();
+                while let Some(byte) = bytes.next_if(|_| chain.has_room(1)) {
+                    chain.push(1, self.bytes[byte as usize]);
+                }
+                let find = |left: &Symbol, right: &Symbol| {
+                    self.merges.get(&(left.id()?, right.id()?)).copied()
+                };
+                chain.merge(find, || output.merged())?;
+                // A byte that the vocabulary lacks (SmolLM2's lacks those of rare
+                // planes) has no token and is left out, as in llama.cpp.
+                output.ids.extend(chain.iter().filter_map(Symbol::id));
             }
-            chain.merge(|left, right| self.merges.get(&(left.id()?, right.id()?)).copied());
-            // A byte that the vocabulary lacks (SmolLM2's lacks those of rare
-            // planes) has no token and is left out, as in llama.cpp.
-            ids.extend(chain.iter().filter_map(Symbol::id));
-        });
+            output.advance(word)
+        })
+    }
+
+    /// Whether a byte has a token of its own.
+    pub(super) fn has_byte(&self, byte: u8) -> bool {
+        self.bytes[byte as usize].is_some()
     }
 }
 

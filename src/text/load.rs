@@ -3,6 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use super::bpe::{self, Bpe};
+use super::demand::Measure;
 use super::occurrences::Remembered;
 use super::split::Specials;
 use super::spm::{self, Spm};
@@ -166,6 +167,7 @@ impl Tokenizer {
         let specials =
             Specials::new(&vocabulary).map_err(|cause| error(VocabularyError::Specials(cause)))?;
         Ok(Tokenizer {
+            measure: measure(&vocabulary, &specials, &encoder),
             vocabulary,
             texts,
             specials,
@@ -303,7 +305,33 @@ fn scored(
     }
     let space_prefix = metadata.get_bool("tokenizer.ggml.add_space_prefix")?;
     let space_prefix = space_prefix.unwrap_or(true);
-    Ok(Spm::new(&scores, bytes, unknown, space_prefix))
+    Ok(Spm::new(vocabulary, &scores, bytes, unknown, space_prefix))
+}
+
+/// How long texts and tokens are. A token that text becomes stands for as many characters as
+/// its piece has; in a byte-level vocabulary, for as many bytes. A special token stands for
+/// its piece as it is, and one for a byte or an unknown character for one character at most.
+fn measure(vocabulary: &Vocabulary, specials: &Specials, encoder: &Encoder) -> Measure {
+    let texts = vocabulary.iter().filter(|(_, kind, _)| kind.is_text());
+    let texts = texts.map(|(_, _, piece)| piece.chars().count());
+    let pieces = specials.ids().filter_map(|id| vocabulary.piece(id));
+    let mut lengths = Box::new([0; 256]);
+    let counted = |byte: u8| match encoder {
+        // The first byte of each character.
+        Encoder::Spm(_) => !matches!(byte, 0x80..0xc0),
+        Encoder::Bpe(bpe) => bpe.has_byte(byte),
+    };
+    for byte in 0..=u8::MAX {
+        lengths[byte as usize] = u8::from(counted(byte));
+    }
+    let longest = match encoder {
+        Encoder::Spm(_) => texts.chain(pieces.map(|piece| piece.chars().count())).max(),
+        Encoder::Bpe(_) => texts.chain(pieces.map(str::len)).max(),
+    };
+    Measure {
+        lengths,
+        longest: longest.unwrap_or(1).max(1),
+    }
 }
 
 fn merged(

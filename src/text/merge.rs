@@ -6,6 +6,7 @@
 
 use std::cmp::Reverse;
 use std::collections::BinaryHeap;
+use std::ops::Range;
 
 /// Stands for "no token" and "no neighbour".
 const NONE: u32 = u32::MAX;
@@ -14,18 +15,28 @@ const NONE: u32 = u32::MAX;
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Symbol {
     /// Where it begins, in bytes.
-    pub(super) start: usize,
+    start: u32,
     /// Its length in bytes; 0 once it has been merged into its left neighbour.
-    pub(super) len: usize,
+    len: u32,
     id: u32,
-    left: usize,
-    right: usize,
+    left: u32,
+    right: u32,
 }
 
 impl Symbol {
     /// Its token.
     pub(super) fn id(&self) -> Option<u32> {
         (self.id != NONE).then_some(self.id)
+    }
+
+    /// Its bytes' places in the text.
+    pub(super) fn range(&self) -> Range<usize> {
+        self.start as usize..(self.start + self.len) as usize
+    }
+
+    /// The places of its bytes and those of its right neighbour.
+    pub(super) fn range_with(&self, right: &Symbol) -> Range<usize> {
+        self.start as usize..(right.start + right.len) as usize
     }
 }
 
@@ -45,15 +56,15 @@ pub(super) struct Chain {
     queue: BinaryHeap<Reverse<Candidate>>,
 }
 
-/// A possible merge. The order of the fields is the order of the queue.
+/// A possible merge of a symbol and its right neighbour. The order of the fields is the order
+/// of the queue.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 struct Candidate {
     priority: u32,
-    left: usize,
-    right: usize,
+    left: u32,
     /// Both symbols' bytes together when this was found. Symbols only ever
     /// grow, so a different sum now means that one of them has changed.
-    len: usize,
+    len: u32,
     id: u32,
 }
 
@@ -64,13 +75,19 @@ impl Chain {
         self.queue.clear();
     }
 
-    /// Appends a symbol of `len` bytes.
+    /// Whether there is room for a symbol of `len` bytes: places are 32 bits wide, to keep
+    /// the chain of a long text small.
+    pub(super) fn has_room(&self, len: usize) -> bool {
+        self.end() as usize + len < NONE as usize
+    }
+
+    /// Appends a symbol of `len` bytes, for which there must be [room](Self::has_room).
     pub(super) fn push(&mut self, len: usize, id: Option<u32>) {
-        let at = self.symbols.len();
-        let start = self.symbols.last().map_or(0, |last| last.start + last.len);
+        let at = self.symbols.len() as u32;
+        let start = self.end();
         self.symbols.push(Symbol {
             start,
-            len,
+            len: len as u32,
             id: id.unwrap_or(NONE),
             // The first has no left neighbour: an index that is never one.
             left: at.wrapping_sub(1),
@@ -78,27 +95,44 @@ impl Chain {
         });
     }
 
-    /// Merges until `find` knows no merge for any two neighbours.
-    pub(super) fn merge(&mut self, find: impl Fn(&Symbol, &Symbol) -> Option<Merge>) {
-        for right in 1..self.symbols.len() {
+    /// Where the text ends so far.
+    fn end(&self) -> u32 {
+        let last = self.symbols.last();
+        last.map_or(0, |last| last.start + last.len)
+    }
+
+    /// Merges until `find` knows no merge for any two neighbours, or until `merged`, which
+    /// is told of each merge, has had enough.
+    pub(super) fn merge<E>(
+        &mut self,
+        find: impl Fn(&Symbol, &Symbol) -> Option<Merge>,
+        mut merged: impl FnMut() -> Result<(), E>,
+    ) -> Result<(), E> {
+        for right in 1..self.symbols.len() as u32 {
             self.consider(right - 1, right, &find);
         }
         while let Some(Reverse(candidate)) = self.queue.pop() {
-            let (left, right) = (self.symbols[candidate.left], self.symbols[candidate.right]);
+            let left = self.symbols[candidate.left as usize];
+            // The last symbol has none; what was merged into another may name any.
+            let Some(&right) = self.symbols.get(left.right as usize) else {
+                continue;
+            };
             if left.len == 0 || right.len == 0 || left.len + right.len != candidate.len {
                 continue;
             }
-            self.symbols[candidate.right].len = 0;
-            let merged = &mut self.symbols[candidate.left];
-            merged.len = candidate.len;
-            merged.id = candidate.id;
-            merged.right = right.right;
-            if let Some(after) = self.symbols.get_mut(right.right) {
+            self.symbols[left.right as usize].len = 0;
+            let grown = &mut self.symbols[candidate.left as usize];
+            grown.len = candidate.len;
+            grown.id = candidate.id;
+            grown.right = right.right;
+            if let Some(after) = self.symbols.get_mut(right.right as usize) {
                 after.left = candidate.left;
             }
             self.consider(left.left, candidate.left, &find);
             self.consider(candidate.left, right.right, &find);
+            merged()?;
         }
+        Ok(())
     }
 
     /// The symbols that are left, in order.
@@ -108,18 +142,20 @@ impl Chain {
 
     fn consider(
         &mut self,
-        left: usize,
-        right: usize,
+        left: u32,
+        right: u32,
         find: impl Fn(&Symbol, &Symbol) -> Option<Merge>,
     ) {
-        let (Some(first), Some(second)) = (self.symbols.get(left), self.symbols.get(right)) else {
+        let (Some(first), Some(second)) = (
+            self.symbols.get(left as usize),
+            self.symbols.get(right as usize),
+        ) else {
             return;
         };
         if let Some(merge) = find(first, second) {
             self.queue.push(Reverse(Candidate {
                 priority: merge.priority,
                 left,
-                right,
                 len: first.len + second.len,
                 id: merge.id,
             }));
@@ -129,6 +165,8 @@ impl Chain {
 
 #[cfg(test)]
 mod tests {
+    use std::convert::Infallible;
+
     use super::*;
 
     /// Merges single bytes by a list of pairs, first is best; returns the texts.
@@ -137,17 +175,18 @@ mod tests {
         for _ in text.bytes() {
             chain.push(1, None);
         }
-        chain.merge(|left, right| {
-            let joined = &text[left.start..right.start + right.len];
+        let find = |left: &Symbol, right: &Symbol| {
+            let joined = &text[left.range_with(right)];
             let at = merges.iter().position(|&merge| merge == joined)?;
             Some(Merge {
                 priority: at as u32,
                 id: 0,
             })
-        });
-        chain
-            .iter()
-            .map(|symbol| text[symbol.start..symbol.start + symbol.len].to_owned())
+        };
+        let Ok(()) = chain.merge(find, || Ok::<_, Infallible>(()));
+        let symbols = chain.iter();
+        symbols
+            .map(|symbol| text[symbol.range()].to_owned())
             .collect()
     }
 
@@ -162,6 +201,20 @@ mod tests {
     fn of_equal_pairs_the_leftmost_goes_first() {
         assert_eq!(run("aaa", &["aa"]), ["aa", "a"]);
         assert_eq!(run("aaaaa", &["aa", "aaaa"]), ["aaaa", "a"]);
+    }
+
+    #[test]
+    fn merging_ends_when_somebody_has_had_enough() {
+        let mut chain = Chain::default();
+        (0..1000).for_each(|_| chain.push(1, None));
+        let any = |_: &Symbol, _: &Symbol| Some(Merge { priority: 0, id: 0 });
+        let mut merges = 0;
+        let ended = chain.merge(any, || {
+            merges += 1;
+            if merges < 10 { Ok(()) } else { Err("enough") }
+        });
+        assert_eq!((ended, merges), (Err("enough"), 10));
+        assert_eq!(chain.iter().count(), 990);
     }
 
     #[test]

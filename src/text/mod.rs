@@ -15,6 +15,8 @@ pub mod decode;
 pub mod stop;
 
 mod bpe;
+mod demand;
+mod joints;
 mod load;
 mod markup;
 mod merge;
@@ -25,6 +27,7 @@ mod tokenizer;
 mod vocabulary;
 mod words;
 
+pub use demand::{Bounds, Cancel, Halt};
 pub use load::{TokenizerError, VocabularyError};
 pub use occurrences::Occurrence;
 pub use tokenizer::{Special, Tokenizer};

@@ -5,10 +5,12 @@
 //! where it overlaps no longer one, nor an equally long one that comes before
 //! it. The same is done here in one pass: every place of the text stands in a
 //! queue with the longest token that begins there, and moves on to the next
-//! shorter one when that cannot be had.
+//! shorter one when that cannot be had. The queue holds the places of one
+//! cluster at a time: those whose tokens could overlap.
 
 use std::cmp::Reverse;
 use std::collections::{BinaryHeap, HashMap, HashSet};
+use std::ops::Range;
 
 use aho_corasick::{AhoCorasick, Anchored, BuildError, Input, MatchKind, StartKind};
 
@@ -55,13 +57,22 @@ impl SpecialToken {
     }
 }
 
-/// A part of a text.
+/// What a part of a text is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Fragment<'a> {
+pub(super) enum Fragment {
     /// A special token.
     Token(u32),
     /// Text between special tokens, never empty.
-    Text(&'a str),
+    Text,
+}
+
+/// The places of a text where tokens begin that could overlap, each with its longest token.
+#[derive(Default)]
+struct Cluster {
+    /// By token and place.
+    queue: BinaryHeap<Reverse<(usize, usize)>>,
+    /// Where the first token begins and the last one can end.
+    range: Range<usize>,
 }
 
 impl Specials {
@@ -118,52 +129,76 @@ impl Specials {
     }
 
     /// Cuts `text` at its special tokens, of those that `allowed` admits at
-    /// their place.
-    pub(super) fn split<'a>(
+    /// their place, and calls `each` with the parts in order, until it fails.
+    pub(super) fn split<'a, E>(
         &self,
         text: &'a str,
         allowed: impl Fn(&SpecialToken, usize) -> bool,
-    ) -> Vec<Fragment<'a>> {
-        let mut queue = BinaryHeap::new();
-        for start in self.places(text) {
-            if let Some(at) = self.next(self.longest_at(text, start), start, &allowed) {
-                queue.push(Reverse((at, start)));
+        mut each: impl FnMut(Fragment, &'a str) -> Result<(), E>,
+    ) -> Result<(), E> {
+        let mut done = 0;
+        let mut cluster = Cluster::default();
+        let mut hand_out = |cluster: &mut Cluster| {
+            for (part, id) in self.accepted(cluster, &allowed) {
+                if part.start > done {
+                    each(Fragment::Text, &text[done..part.start])?;
+                }
+                done = part.end;
+                each(Fragment::Token(id), &text[part])?;
             }
+            Ok(done)
+        };
+        for start in self.places(text) {
+            let Some(at) = self.next(self.longest_at(text, start), start, &allowed) else {
+                continue;
+            };
+            if start >= cluster.range.end {
+                hand_out(&mut cluster)?;
+                cluster.range.start = start;
+            }
+            cluster.range.end = cluster.range.end.max(start + self.tokens[at].len);
+            cluster.queue.push(Reverse((at, start)));
         }
-        let mut taken = vec![false; if queue.is_empty() { 0 } else { text.len() }];
+        let done = hand_out(&mut cluster)?;
+        match done < text.len() {
+            true => each(Fragment::Text, &text[done..]),
+            false => Ok(()),
+        }
+    }
+
+    /// The tokens of a cluster and where they stand, in order; the cluster is empty then.
+    fn accepted(
+        &self,
+        cluster: &mut Cluster,
+        allowed: &impl Fn(&SpecialToken, usize) -> bool,
+    ) -> Vec<(Range<usize>, u32)> {
+        let first = cluster.range.start;
+        let mut taken = vec![false; cluster.range.len()];
         let mut accepted = Vec::new();
-        while let Some(Reverse((at, start))) = queue.pop() {
+        while let Some(Reverse((at, start))) = cluster.queue.pop() {
             let token = &self.tokens[at];
             let end = start + token.len;
             // What is taken already is as long at least, so it covers one end
             // of this token if it overlaps it at all.
-            if taken[start] {
+            if taken[start - first] {
                 continue;
             }
-            if taken[end - 1] {
-                if let Some(at) = self.next(token.shorter, start, &allowed) {
-                    queue.push(Reverse((at, start)));
+            if taken[end - 1 - first] {
+                if let Some(at) = self.next(token.shorter, start, allowed) {
+                    cluster.queue.push(Reverse((at, start)));
                 }
                 continue;
             }
-            taken[start..end].fill(true);
-            accepted.push((start, end, token.id));
+            taken[start - first..end - first].fill(true);
+            accepted.push((start..end, token.id));
         }
-        accepted.sort_unstable();
+        accepted.sort_unstable_by_key(|(part, _)| part.start);
+        accepted
+    }
 
-        let mut fragments = Vec::with_capacity(accepted.len() * 2 + 1);
-        let mut at = 0;
-        for (start, end, id) in accepted {
-            if start > at {
-                fragments.push(Fragment::Text(&text[at..start]));
-            }
-            fragments.push(Fragment::Token(id));
-            at = end;
-        }
-        if at < text.len() {
-            fragments.push(Fragment::Text(&text[at..]));
-        }
-        fragments
+    /// All tokens that are looked for.
+    pub(super) fn ids(&self) -> impl Iterator<Item = u32> {
+        self.tokens.iter().map(|token| token.id)
     }
 
     /// Where control tokens and markup begin in `text`, overlapping ones included, in
@@ -212,6 +247,8 @@ impl Specials {
 
 #[cfg(test)]
 mod tests {
+    use std::convert::Infallible;
+
     use super::super::vocabulary::Arena;
     use super::*;
 
@@ -231,12 +268,19 @@ mod tests {
 
     /// The text with each special token in brackets.
     fn show(specials: &Specials, pieces: &[&str], text: &str) -> String {
-        let fragments = specials.split(text, |_, _| true);
-        let shown = fragments.iter().map(|fragment| match fragment {
-            Fragment::Token(id) => format!("[{}]", pieces[*id as usize]),
-            Fragment::Text(text) => text.to_string(),
-        });
-        shown.collect()
+        let mut shown = String::new();
+        let show = |fragment, part: &str| {
+            match fragment {
+                Fragment::Token(id) => {
+                    assert_eq!(pieces[id as usize], part);
+                    shown += &format!("[{part}]");
+                }
+                Fragment::Text => shown += part,
+            }
+            Ok::<_, Infallible>(())
+        };
+        let Ok(()) = specials.split(text, |_, _| true, show);
+        shown
     }
 
     /// What llama.cpp does, word for word: token by token, longest first.

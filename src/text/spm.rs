@@ -1,6 +1,8 @@
 //! SentencePiece-BPE: characters merged by the score of what they become.
 
-use super::merge::{Chain, Merge};
+use super::demand::{Demand, Output};
+use super::joints::Joints;
+use super::merge::{Chain, Merge, Symbol};
 use super::vocabulary::Vocabulary;
 
 /// SentencePiece writes a space as this character.
@@ -14,6 +16,7 @@ pub(super) struct Spm {
     /// By byte: its `<0xNN>` token.
     bytes: Box<[Option<u32>; 256]>,
     unknown: Option<u32>,
+    joints: Joints,
     /// Whether a text gets a space before it, also after a special token.
     pub(super) space_prefix: bool,
 }
@@ -21,6 +24,7 @@ pub(super) struct Spm {
 impl Spm {
     /// `scores` holds one number (never NaN) per token.
     pub(super) fn new(
+        vocabulary: &Vocabulary,
         scores: &[f32],
         bytes: Box<[Option<u32>; 256]>,
         unknown: Option<u32>,
@@ -30,47 +34,62 @@ impl Spm {
             priorities: scores.iter().map(|&score| priority(score)).collect(),
             bytes,
             unknown,
+            joints: Joints::new(vocabulary),
             space_prefix,
         }
     }
 
     /// Appends the ids of `text`, in which no special token is left. `first`
     /// says that it begins the whole text or follows a special token.
-    pub(super) fn encode(
+    pub(super) fn encode<D: Demand>(
         &self,
         vocabulary: &Vocabulary,
         text: &str,
         first: bool,
-        ids: &mut Vec<u32>,
-    ) {
-        let mut escaped = String::with_capacity(text.len() + text.len() / 4 + 3);
-        if first && self.space_prefix {
-            escaped.push(SPACE);
+        output: &mut Output<'_, D>,
+    ) -> Result<(), D::Halt> {
+        let prefix = (first && self.space_prefix).then_some(SPACE);
+        let mut run = Run::default();
+        let mut before = None;
+        let mut begins = 0;
+        let places = text.char_indices().map(|(at, c)| (at, escaped(c)));
+        for (at, c) in prefix.map(|c| (0, c)).into_iter().chain(places) {
+            let joined = before.is_none_or(|before| self.joints.join(before, c));
+            if !(joined && run.chain.has_room(c.len_utf8())) {
+                self.finish(vocabulary, &mut run, output)?;
+                output.advance(&text[begins..at])?;
+                begins = at;
+            }
+            run.push(vocabulary, c);
+            before = Some(c);
         }
-        escaped.extend(text.chars().map(|c| if c == ' ' { SPACE } else { c }));
+        self.finish(vocabulary, &mut run, output)?;
+        output.advance(&text[begins..])
+    }
 
-        let escaped = escaped.as_bytes();
-        let mut chain = Chain::default();
-        let mut at = 0;
-        while at < escaped.len() {
-            let len = char_len(escaped[at]);
-            chain.push(len, vocabulary.find(&escaped[at..at + len]));
-            at += len;
-        }
-        chain.merge(|left, right| {
-            let id = vocabulary.find(&escaped[left.start..right.start + right.len])?;
+    /// Appends the ids of a run, and empties it.
+    fn finish<D: Demand>(
+        &self,
+        vocabulary: &Vocabulary,
+        run: &mut Run,
+        output: &mut Output<'_, D>,
+    ) -> Result<(), D::Halt> {
+        let text = run.text.as_bytes();
+        let find = |left: &Symbol, right: &Symbol| {
+            let id = vocabulary.find(&text[left.range_with(right)])?;
             let priority = self.priorities[id as usize];
             Some(Merge { priority, id })
-        });
-        for symbol in chain.iter() {
+        };
+        run.chain.merge(find, || output.merged())?;
+        for symbol in run.chain.iter() {
             match symbol.id() {
-                Some(id) => ids.push(id),
-                None => {
-                    let bytes = &escaped[symbol.start..symbol.start + symbol.len];
-                    self.fall_back(bytes, ids);
-                }
+                Some(id) => output.ids.push(id),
+                None => self.fall_back(&text[symbol.range()], &mut output.ids),
             }
         }
+        run.text.clear();
+        run.chain.clear();
+        Ok(())
     }
 
     /// A character without a piece: its bytes, or the unknown token.
@@ -83,14 +102,25 @@ impl Spm {
     }
 }
 
-/// The bytes of the UTF-8 character that begins with `lead`.
-fn char_len(lead: u8) -> usize {
-    match lead {
-        0x00..0x80 => 1,
-        0x80..0xe0 => 2,
-        0xe0..0xf0 => 3,
-        _ => 4,
+/// Characters that tokens may span.
+#[derive(Default)]
+struct Run {
+    text: String,
+    chain: Chain,
+}
+
+impl Run {
+    fn push(&mut self, vocabulary: &Vocabulary, c: char) {
+        let start = self.text.len();
+        self.text.push(c);
+        let character = &self.text.as_bytes()[start..];
+        self.chain.push(character.len(), vocabulary.find(character));
     }
+}
+
+/// A character as pieces have it.
+fn escaped(c: char) -> char {
+    if c == ' ' { SPACE } else { c }
 }
 
 /// Maps scores to integers in the opposite order.

@@ -1,8 +1,10 @@
 //! The tokenizer as the rest of incant sees it.
 
 use std::borrow::Cow;
+use std::convert::Infallible;
 
 use super::bpe::Bpe;
+use super::demand::{All, Bounds, Demand, Halt, Measure, Output};
 use super::occurrences::Remembered;
 use super::split::{Fragment, SpecialToken, Specials};
 use super::spm::Spm;
@@ -19,6 +21,7 @@ pub struct Tokenizer {
     pub(super) texts: Arena,
     pub(super) specials: Specials,
     pub(super) encoder: Encoder,
+    pub(super) measure: Measure,
     pub(super) facts: Facts,
     pub(super) remembered: Remembered,
 }
@@ -51,12 +54,50 @@ pub enum Special {
     Plain,
 }
 
+/// What becomes of markup that merging gives: text in brackets that the vocabulary has as
+/// one token.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Markup {
+    /// It stays a token.
+    Kept,
+    /// Tokens of its parts take its place.
+    Broken,
+}
+
 impl Tokenizer {
     /// The ids of `text`, as llama.cpp gives them; BOS and EOS are not added.
     pub fn encode(&self, text: &str, special: Special) -> Vec<u32> {
+        let Ok(ids) = self.encode_for(text, special, &All);
+        ids
+    }
+
+    /// Like [`encode`](Self::encode), as far as `bounds` want it. What ends it early is
+    /// found at the latest at the end of a word; where the text's length says that there are
+    /// too many tokens, nothing is encoded at all.
+    ///
+    /// # Errors
+    /// There are more tokens than are of use, or nobody wants them any more.
+    pub fn encode_within(
+        &self,
+        text: &str,
+        special: Special,
+        bounds: &Bounds,
+    ) -> Result<Vec<u32>, Halt> {
+        self.encode_for(text, special, bounds)
+    }
+
+    fn encode_for<D: Demand>(
+        &self,
+        text: &str,
+        special: Special,
+        demand: &D,
+    ) -> Result<Vec<u32>, D::Halt> {
         match special {
-            Special::Parse => self.encode_where(text, true, |_, _| true),
-            Special::Plain => self.encode_where(text, true, |token, _| !token.control),
+            Special::Parse => self.encode_where(text, true, |_, _| true, Markup::Kept, demand),
+            Special::Plain => {
+                let allowed = |token: &SpecialToken, _| !token.control;
+                self.encode_where(text, true, allowed, Markup::Kept, demand)
+            }
         }
     }
 
@@ -64,23 +105,24 @@ impl Tokenizer {
     /// before it.
     pub fn encode_inside(&self, text: &str, special: Special) -> Vec<u32> {
         let is_parsed = special == Special::Parse;
-        self.encode_where(text, false, |token, _| is_parsed || !token.control)
+        let allowed = |token: &SpecialToken, _| is_parsed || !token.control;
+        let Ok(ids) = self.encode_where(text, false, allowed, Markup::Kept, &All);
+        ids
     }
 
     /// A text as the tokens cut it that [`guard_controls`](Self::guard_controls) keeps it
     /// from becoming: each part with its token, if it is one.
     pub fn cut<'a>(&self, text: &'a str) -> Vec<(&'a str, Option<u32>)> {
-        let mut at = 0;
-        let fragments = self.specials.split(text, |token, _| token.guarded);
-        let parts = fragments.into_iter().map(|fragment| {
-            let (len, id) = match fragment {
-                Fragment::Text(text) => (text.len(), None),
-                Fragment::Token(id) => (self.piece(id).map_or(0, str::len), Some(id)),
-            };
-            at += len;
-            (&text[at - len..at], id)
+        let mut parts = Vec::new();
+        let guarded = |token: &SpecialToken, _| token.guarded;
+        let Ok(()) = self.specials.split(text, guarded, |fragment, part| {
+            parts.push(match fragment {
+                Fragment::Text => (part, None),
+                Fragment::Token(id) => (part, Some(id)),
+            });
+            Ok::<_, Infallible>(())
         });
-        parts.collect()
+        parts
     }
 
     /// Like [`encode`](Self::encode) with [`Special::Parse`], but `guard`
@@ -88,6 +130,29 @@ impl Tokenizer {
     /// across a place where it stood. Where that prevents nothing, the ids are those
     /// of the text without guards.
     pub fn encode_guarded(&self, text: &str, guard: char) -> Vec<u32> {
+        let Ok(ids) = self.encode_guarded_for(text, guard, &All);
+        ids
+    }
+
+    /// Like [`encode_guarded`](Self::encode_guarded), as far as `bounds` want it.
+    ///
+    /// # Errors
+    /// See [`encode_within`](Self::encode_within).
+    pub fn encode_guarded_within(
+        &self,
+        text: &str,
+        guard: char,
+        bounds: &Bounds,
+    ) -> Result<Vec<u32>, Halt> {
+        self.encode_guarded_for(text, guard, bounds)
+    }
+
+    fn encode_guarded_for<D: Demand>(
+        &self,
+        text: &str,
+        guard: char,
+        demand: &D,
+    ) -> Result<Vec<u32>, D::Halt> {
         let mut guards = Vec::new();
         let mut clean = String::with_capacity(text.len());
         for part in text.split(guard) {
@@ -96,48 +161,58 @@ impl Tokenizer {
         }
         // The end of the text is no guard.
         guards.pop();
-        let mut ids = Vec::new();
-        let mut first = true;
-        let allowed = |token: &SpecialToken, start| !(token.guarded && token.spans(start, &guards));
-        for fragment in self.specials.split(&clean, allowed) {
-            match fragment {
-                Fragment::Token(id) => ids.push(id),
-                Fragment::Text(text) => {
-                    let mut found = Vec::new();
-                    self.encode_text(text, first, &mut found);
-                    found
-                        .into_iter()
-                        .for_each(|id| self.push_text(id, &mut ids));
-                }
-            }
-            first = matches!(fragment, Fragment::Token(_));
-        }
-        ids
+        let allowed =
+            |token: &SpecialToken, start: usize| !(token.guarded && token.spans(start, &guards));
+        self.encode_where(&clean, true, allowed, Markup::Broken, demand)
     }
 
-    /// Appends a token that came from text; in the place of markup, which merging can give
-    /// where it is text to the vocabulary, tokens of its parts.
-    fn push_text(&self, id: u32, ids: &mut Vec<u32>) {
-        let piece = self.piece(id).filter(|_| self.specials.is_markup(id));
-        let Some(piece) = piece else {
-            ids.push(id);
+    /// In the place of markup among `ids` from number `from` on, which merging can give where
+    /// it is text to the vocabulary, puts tokens of its parts.
+    fn break_markup(&self, ids: &mut Vec<u32>, from: usize) {
+        if !ids[from..].iter().any(|&id| self.specials.is_markup(id)) {
             return;
-        };
-        // It has brackets, so that none of its parts is all of it.
-        let (first, rest) = piece.split_at(piece.chars().next().map_or(0, char::len_utf8));
-        for part in [first, rest] {
-            let mut found = Vec::new();
-            self.encode_text(part, false, &mut found);
-            found.into_iter().for_each(|id| self.push_text(id, ids));
         }
+        for id in ids.split_off(from) {
+            match self.piece(id).filter(|_| self.specials.is_markup(id)) {
+                None => ids.push(id),
+                // It has brackets, so that none of its parts is all of it.
+                Some(piece) => {
+                    let begin = piece.chars().next().map_or(0, char::len_utf8);
+                    let (first, rest) = piece.split_at(begin);
+                    for part in [first, rest] {
+                        let Ok(mut found) = self.encode_text(part);
+                        self.break_markup(&mut found, 0);
+                        ids.append(&mut found);
+                    }
+                }
+            }
+        }
+    }
+
+    /// The ids of text inside of another one, without looking for special tokens.
+    fn encode_text(&self, text: &str) -> Result<Vec<u32>, Infallible> {
+        let mut output = Output::new(text, &self.measure, &All)?;
+        self.append_text(text, false, &mut output)?;
+        Ok(output.ids)
     }
 
     /// Appends the ids of text in which no special token is left.
-    fn encode_text(&self, text: &str, first: bool, ids: &mut Vec<u32>) {
+    fn append_text<D: Demand>(
+        &self,
+        text: &str,
+        first: bool,
+        output: &mut Output<'_, D>,
+    ) -> Result<(), D::Halt> {
         match &self.encoder {
-            Encoder::Spm(spm) => spm.encode(&self.vocabulary, text, first, ids),
-            Encoder::Bpe(bpe) => bpe.encode(&self.vocabulary, text, ids),
+            Encoder::Spm(spm) => spm.encode(&self.vocabulary, text, first, output),
+            Encoder::Bpe(bpe) => bpe.encode(&self.vocabulary, text, output),
         }
+    }
+
+    /// How many tokens `text` has at least, BOS and EOS aside, by its length and that of the
+    /// longest token: 31 characters in Gemma's vocabulary.
+    pub fn least_tokens(&self, text: &str) -> usize {
+        self.measure.least_tokens(self.measure.of(text))
     }
 
     /// Puts `guard` after the first character of each text in `text` that is a
@@ -167,21 +242,34 @@ impl Tokenizer {
 
     /// `first` is whether the text begins everything; then, whether the next fragment
     /// does or follows a special token.
-    fn encode_where(
+    fn encode_where<D: Demand>(
         &self,
         text: &str,
         mut first: bool,
         allowed: impl Fn(&SpecialToken, usize) -> bool,
-    ) -> Vec<u32> {
-        let mut ids = Vec::new();
-        for fragment in self.specials.split(text, allowed) {
-            match fragment {
-                Fragment::Token(id) => ids.push(id),
-                Fragment::Text(text) => self.encode_text(text, first, &mut ids),
-            }
+        markup: Markup,
+        demand: &D,
+    ) -> Result<Vec<u32>, D::Halt> {
+        let mut output = Output::new(text, &self.measure, demand)?;
+        self.specials.split(text, allowed, |fragment, part| {
+            let begins = first;
             first = matches!(fragment, Fragment::Token(_));
-        }
-        ids
+            match fragment {
+                Fragment::Token(id) => {
+                    output.ids.push(id);
+                    output.advance(part)
+                }
+                Fragment::Text => {
+                    let from = output.ids.len();
+                    self.append_text(part, begins, &mut output)?;
+                    if markup == Markup::Broken {
+                        self.break_markup(&mut output.ids, from);
+                    }
+                    Ok(())
+                }
+            }
+        })?;
+        Ok(output.ids)
     }
 
     /// The bytes a token adds to a text. Empty for control, unknown and unused

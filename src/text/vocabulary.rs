@@ -48,7 +48,7 @@ impl TokenKind {
     }
 
     /// Whether text can become such a token by merging.
-    fn is_text(self) -> bool {
+    pub(super) fn is_text(self) -> bool {
         matches!(self, TokenKind::Normal | TokenKind::UserDefined)
     }
 }

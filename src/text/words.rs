@@ -118,29 +118,37 @@ impl Words {
         matches!(pre, "llama-bpe" | "llama3" | "llama-v3" | "tekken")
     }
 
-    /// Calls `word` with each word of `text` in order; together they are it.
-    pub(super) fn split<'a>(&self, text: &'a str, mut word: impl FnMut(&'a str)) {
-        split(&self.stages, text, &mut word);
+    /// Calls `word` with each word of `text` in order, until it fails; together they are the
+    /// text.
+    pub(super) fn split<'a, E>(
+        &self,
+        text: &'a str,
+        mut word: impl FnMut(&'a str) -> Result<(), E>,
+    ) -> Result<(), E> {
+        split(&self.stages, text, &mut word)
     }
 }
 
-fn split<'a>(stages: &[Stage], text: &'a str, word: &mut dyn FnMut(&'a str)) {
+fn split<'a, E>(
+    stages: &[Stage],
+    text: &'a str,
+    word: &mut dyn FnMut(&'a str) -> Result<(), E>,
+) -> Result<(), E> {
     let Some((stage, rest)) = stages.split_first() else {
-        word(text);
-        return;
+        return word(text);
     };
     match stage {
         Stage::Isolate(regex) => {
             let mut end = 0;
             for part in regex.find_iter(text) {
                 if part.start() > end {
-                    split(rest, &text[end..part.start()], word);
+                    split(rest, &text[end..part.start()], word)?;
                 }
-                split(rest, part.as_str(), word);
+                split(rest, part.as_str(), word)?;
                 end = part.end();
             }
             if end < text.len() {
-                split(rest, &text[end..], word);
+                split(rest, &text[end..], word)?;
             }
         }
         Stage::Words { regex, line_ends } => {
@@ -148,11 +156,12 @@ fn split<'a>(stages: &[Stage], text: &'a str, word: &mut dyn FnMut(&'a str)) {
             // Some branch matches every character, so matches leave no gaps.
             while let Some(found) = regex.find_at(text, at) {
                 let end = shorten(text, at, found.end(), *line_ends);
-                split(rest, &text[at..end], word);
+                split(rest, &text[at..end], word)?;
                 at = end;
             }
         }
     }
+    Ok(())
 }
 
 /// Where the word that matched from `start` to `end` really ends.

@@ -9,7 +9,7 @@ use incant::analyze::{Answer, Prompt, Settings};
 use incant::engine::{Client, Event};
 use incant::profile::SamplingDefaults;
 use incant::runtime::{
-    self, Arm, Comparison, Partners, PromptInput, Runtime, Side, Transcript, What, Wishes,
+    self, Arm, Comparison, Partners, PromptInput, Runtime, Side, Transcript, Wanted, What, Wishes,
 };
 use incant::sample::SamplingParams;
 use indicatif::{ProgressBar, ProgressStyle};
@@ -167,16 +167,20 @@ fn sides(
         }
         Asked::Verbatim(_) => arms.to_vec(),
     };
+    let wanted = &Wanted::default();
     let render = |arm: &Arm| -> anyhow::Result<_> {
         let (prompt, partners) = match asked {
             Asked::Chat(messages) => {
                 let say = arm.say_in_chat(runtime, &wishes)?;
-                (arm.chat(messages)?, say.of_chat(arm, messages)?)
+                (arm.chat(messages)?, say.of_chat(arm, messages, wanted)?)
             }
             Asked::Verbatim(text) => {
                 let input = PromptInput::Text(text.clone());
                 let say = arm.say_in_completion(runtime, &wishes)?;
-                (arm.completion(&input), say.of_completion(arm, &input)?)
+                (
+                    arm.completion(&input),
+                    say.of_completion(arm, &input, wanted)?,
+                )
             }
         };
         Ok((prompt, partners.measuring_the_arm()))

@@ -6,7 +6,7 @@ use anyhow::{Context, bail};
 use futures_util::future;
 use incant::engine::{Event, FinishReason, GenerateRequest};
 use incant::profile::{Message, Role};
-use incant::runtime::{Arm, Runtime, Wishes};
+use incant::runtime::{Arm, Runtime, Wanted, Wishes};
 use incant::text::decode::StreamDecoder;
 use incant::text::stop::StopMatcher;
 use incant::train::data::Entry;
@@ -121,7 +121,7 @@ fn shown(prompt: &[Message]) -> String {
 /// The most likely answer, as it would be served.
 async fn answer(runtime: &Runtime, arm: &Arm, messages: &[Message]) -> anyhow::Result<String> {
     let say = arm.say_in_chat(runtime, &Wishes::default())?;
-    let partners = say.of_chat(arm, messages)?;
+    let partners = say.of_chat(arm, messages, &Wanted::default())?;
     let prompt = arm.chat(messages)?;
     let room = arm.context().saturating_sub(prompt.token_count());
     let room = room.min(partners.room());

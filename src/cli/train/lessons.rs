@@ -10,7 +10,7 @@ use anyhow::{Context, bail};
 use futures_util::{StreamExt, TryStreamExt, stream};
 use incant::engine::{Event, GenerateRequest};
 use incant::profile::Message;
-use incant::runtime::{Partners, Say};
+use incant::runtime::{Partners, Say, Wanted};
 use incant::text::decode::StreamDecoder;
 use incant::text::stop::StopMatcher;
 use incant::train::data::{Entry, Place};
@@ -194,7 +194,9 @@ impl School {
 
     /// Who has a say in the teacher's answer.
     fn partners(&self, messages: &[Message]) -> anyhow::Result<Partners> {
-        let mut partners = self.say.of_chat(&self.teacher.0, messages)?;
+        let mut partners = self
+            .say
+            .of_chat(&self.teacher.0, messages, &Wanted::default())?;
         match (self.guided(), &partners.partners[..]) {
             (None, []) | (Some(_), [_]) => {}
             (Some(_), []) => bail!("there is no question that a guide could have left empty"),

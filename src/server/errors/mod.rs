@@ -67,6 +67,22 @@ pub(crate) enum ApiError {
         /// The field that holds the prompt.
         param: &'static str,
     },
+    /// The prompt does not fit, and was not counted to its end.
+    #[error(
+        "This model's maximum context length is {context} tokens, but the prompt has at least \
+         {at_least} tokens{}.",
+        prefix_note(*.prefix)
+    )]
+    ContextOverflow {
+        /// The context in tokens.
+        context: usize,
+        /// What the tokens of the prompt, the profile's included, are not below.
+        at_least: usize,
+        /// How many of them are the profile's.
+        prefix: usize,
+        /// The field that holds the prompt.
+        param: &'static str,
+    },
     /// The body is larger than the server reads.
     #[error("The request body is larger than the limit of {limit} bytes.")]
     BodyTooLarge {
@@ -79,6 +95,9 @@ pub(crate) enum ApiError {
         /// How long it could take.
         limit: Duration,
     },
+    /// The body waited in vain for others to leave it room.
+    #[error("The server has more large requests than it can hold at once.")]
+    NoRoom,
     /// No endpoint has this path.
     #[error("There is no endpoint {path}; /openapi.json lists those there are.")]
     UnknownPath { path: String },
@@ -163,6 +182,27 @@ impl ApiError {
         }
     }
 
+    /// The refusal of what the field `param` holds, of which there is no prompt.
+    pub(crate) fn no_prompt(error: PromptError, param: &'static str) -> ApiError {
+        match error {
+            PromptError::TooLong {
+                context,
+                at_least,
+                prefix,
+            } => ApiError::ContextOverflow {
+                context,
+                at_least,
+                prefix,
+                param,
+            },
+            error if error.is_servers() => ApiError::Internal(error.to_string()),
+            // Whoever cancels hears nothing of it.
+            PromptError::Refused(_) | PromptError::Cancelled => {
+                ApiError::invalid(param, excerpt(&error.to_string()))
+            }
+        }
+    }
+
     /// What the panic handler answers with.
     pub(crate) fn from_panic(panic: Box<dyn Any + Send>) -> Response {
         let cause = panic
@@ -172,15 +212,6 @@ impl ApiError {
             .unwrap_or("no message");
         tracing::error!(cause, "a request handler panicked");
         ApiError::Internal("an unexpected error, see the server's log".into()).into_response()
-    }
-}
-
-impl From<PromptError> for ApiError {
-    fn from(error: PromptError) -> ApiError {
-        match error.is_servers() {
-            true => ApiError::Internal(error.to_string()),
-            false => ApiError::invalid("messages", excerpt(&error.to_string())),
-        }
     }
 }
 

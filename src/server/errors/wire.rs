@@ -53,7 +53,7 @@ impl ApiError {
                 INVALID,
                 Some("adapter_memory_exceeded"),
             ),
-            ApiError::ContextLength { .. } => (
+            ApiError::ContextLength { .. } | ApiError::ContextOverflow { .. } => (
                 StatusCode::BAD_REQUEST,
                 INVALID,
                 Some("context_length_exceeded"),
@@ -73,16 +73,20 @@ impl ApiError {
                 "timeout_error",
                 Some("request_timeout"),
             ),
-            ApiError::Crowded | ApiError::Ill | ApiError::Loading | ApiError::Draining => {
-                (StatusCode::SERVICE_UNAVAILABLE, UNAVAILABLE, None)
-            }
+            ApiError::NoRoom
+            | ApiError::Crowded
+            | ApiError::Ill
+            | ApiError::Loading
+            | ApiError::Draining => (StatusCode::SERVICE_UNAVAILABLE, UNAVAILABLE, None),
             ApiError::Internal(_) => (StatusCode::INTERNAL_SERVER_ERROR, "server_error", None),
         };
         let retry_after = match self {
             ApiError::QueueFull { retry_after } => Some(*retry_after),
-            ApiError::Crowded | ApiError::Ill | ApiError::Loading | ApiError::Draining => {
-                Some(UNAVAILABLE_RETRY_AFTER)
-            }
+            ApiError::NoRoom
+            | ApiError::Crowded
+            | ApiError::Ill
+            | ApiError::Loading
+            | ApiError::Draining => Some(UNAVAILABLE_RETRY_AFTER),
             _ => None,
         };
         Wire {
@@ -104,9 +108,12 @@ impl ApiError {
             ApiError::NotJson | ApiError::Encoded => "unsupported_media_type",
             ApiError::UnknownModel(_) => "model_not_found",
             ApiError::NoAdapterRoom(_) => "adapter_memory_exceeded",
-            ApiError::ContextLength { .. } => "context_length_exceeded",
+            ApiError::ContextLength { .. } | ApiError::ContextOverflow { .. } => {
+                "context_length_exceeded"
+            }
             ApiError::BodyTooLarge { .. } => "body_too_large",
             ApiError::BodyTimeout { .. } => "body_timeout",
+            ApiError::NoRoom => "no_room",
             ApiError::UnknownPath { .. } => "unknown_path",
             ApiError::MethodNotAllowed { .. } => "method_not_allowed",
             ApiError::QueueFull { .. } => "queue_full",
@@ -125,7 +132,9 @@ impl ApiError {
             ApiError::Invalid { param, .. } => param.clone(),
             ApiError::UnknownModel(_) => Some("model".into()),
             ApiError::NoAdapterRoom(_) => Some("path".into()),
-            ApiError::ContextLength { param, .. } => Some((*param).into()),
+            ApiError::ContextLength { param, .. } | ApiError::ContextOverflow { param, .. } => {
+                Some((*param).into())
+            }
             ApiError::TooMany { param, .. } => Some((*param).into()),
             _ => None,
         }
@@ -242,6 +251,12 @@ mod tests {
             room: 1,
             param: "prompt",
         };
+        let overflow = ApiError::ContextOverflow {
+            context: 8,
+            at_least: 9,
+            prefix: 4,
+            param: "messages",
+        };
         let unknown_path = ApiError::UnknownPath { path: "/x".into() };
         let method = ApiError::MethodNotAllowed {
             method: "GET".into(),
@@ -315,6 +330,22 @@ mod tests {
                 "invalid_request_error",
                 Some("context_length_exceeded"),
                 Some("prompt"),
+            ),
+            (
+                overflow,
+                400,
+                None,
+                "invalid_request_error",
+                Some("context_length_exceeded"),
+                Some("messages"),
+            ),
+            (
+                ApiError::NoRoom,
+                503,
+                Some("5"),
+                "service_unavailable",
+                None,
+                None,
             ),
             (
                 ApiError::BodyTooLarge { limit: 1 },

@@ -14,7 +14,7 @@ use crate::open::Location;
 use crate::printable::excerpt;
 use crate::runtime::{self, AdapterError, Model};
 use crate::server::App;
-use crate::server::call::{Call, unhurried};
+use crate::server::call::Post;
 use crate::server::errors::ApiError;
 
 /// Every adapter that a model id can name.
@@ -107,9 +107,8 @@ pub(crate) async fn list(State(app): State<Arc<App>>) -> Json<Adapters> {
 }
 
 /// Loads one. Requests that run go on with what they began with.
-pub(crate) async fn load(mut call: Call) -> Result<Json<Adapter>, ApiError> {
-    let request: LoadRequest = call.fields.view()?;
-    call.check_unknown()?;
+pub(crate) async fn load(post: Post) -> Result<Json<Adapter>, ApiError> {
+    let (request, mut call) = post.read(|fields| fields.view::<LoadRequest>()).await?;
     let required = |value: Option<String>, name| {
         value.ok_or_else(|| ApiError::invalid(name, format!("`{name}` is required.")))
     };
@@ -126,7 +125,7 @@ pub(crate) async fn load(mut call: Call) -> Result<Json<Adapter>, ApiError> {
     // those that wait hold no thread.
     let turn = Arc::clone(&call.app.adapter_turn).lock_owned().await;
     let app = Arc::clone(&call.app);
-    let loaded = unhurried(move || {
+    let loaded = call.unhurried(None, move |_| {
         let _turn = turn;
         let missing = |error| ApiError::Internal(format!("the adapter directory: {error}"));
         let location = Location::within(&folder, Path::new(&path)).map_err(missing)?;

@@ -1,21 +1,26 @@
 //! `POST /v1/chat/completions`.
 
+use std::sync::Arc;
+
 use axum::response::Response;
 use schemars::JsonSchema;
-use serde::{Deserialize, Serialize};
+use serde::de::IntoDeserializer;
+use serde::de::value::{Error as UnknownWord, StringDeserializer};
+use serde::{Deserialize, Deserializer, Serialize};
 
 use crate::engine::FinishReason;
 use crate::profile::{Message, Role};
-use crate::runtime::Partner;
 use crate::runtime::choice::{Entry, Piece};
+use crate::runtime::{Partner, Wanted};
 use crate::server::answer::{Answer, ChatLogprobs, Measured, Names, Plan, Planned, Shape, respond};
-use crate::server::call::{Call, unhurried};
+use crate::server::call::Post;
 use crate::server::controls::{Controls, Limits, integer};
 use crate::server::errors::ApiError;
 use crate::server::extras::Extras;
-use crate::server::fields::{Object, TextOr, whole};
+use crate::server::fields::{Object, Skipped, TextOr, whole};
 use crate::server::guidance::GuidanceFields;
 use crate::server::lacking;
+use crate::text::Cancel;
 
 /// The most alternatives per token, as OpenAI has it.
 const MAX_TOP_LOGPROBS: i64 = 20;
@@ -39,16 +44,17 @@ pub(crate) struct ChatRequest {
 /// One message.
 #[derive(Clone, Debug, Deserialize, JsonSchema)]
 pub(crate) struct ChatMessage {
+    #[serde(deserialize_with = "role")]
     role: ChatRole,
     /// A text, or a list of parts which are joined by line breaks.
     #[schemars(required)]
-    content: Option<TextOr<Object<Part>>>,
+    content: Option<TextOr<Vec<Object<Part>>>>,
     /// Not supported: a message with one is refused.
     #[schemars(skip)]
-    tool_calls: Option<serde_json::Value>,
+    tool_calls: Option<Skipped>,
     /// Not supported: a message with one is refused.
     #[schemars(skip)]
-    function_call: Option<serde_json::Value>,
+    function_call: Option<Skipped>,
 }
 
 /// Who speaks.
@@ -69,66 +75,88 @@ enum ChatRole {
 #[derive(Clone, Debug, Deserialize, JsonSchema)]
 pub(crate) struct Part {
     /// Always `text`.
-    #[serde(rename = "type")]
-    #[schemars(extend("const" = "text"))]
-    kind: String,
+    #[serde(rename = "type", deserialize_with = "is_text")]
+    #[schemars(with = "String", extend("const" = "text"))]
+    is_text: bool,
     /// The text.
     #[schemars(required)]
     text: Option<String>,
 }
 
+/// Who speaks, by a word: serde by itself would also take an object with the word for its key.
+fn role<'de, D: Deserializer<'de>>(deserializer: D) -> Result<ChatRole, D::Error> {
+    let word: StringDeserializer<UnknownWord> =
+        String::deserialize(deserializer)?.into_deserializer();
+    ChatRole::deserialize(word).map_err(serde::de::Error::custom)
+}
+
+/// Whether a word is `text`.
+fn is_text<'de, D: Deserializer<'de>>(deserializer: D) -> Result<bool, D::Error> {
+    String::deserialize(deserializer).map(|word| word == "text")
+}
+
 /// Answers a conversation.
-pub(crate) async fn chat(mut call: Call) -> Result<Response, ApiError> {
-    let request: ChatRequest = call.fields.view()?;
-    let controls: Controls = call.fields.view()?;
-    let extras: Extras = call.fields.view()?;
-    let guidance: GuidanceFields = call.fields.view()?;
-    lacking::refuse(&mut call.fields, lacking::EVERYWHERE)?;
-    lacking::refuse(&mut call.fields, lacking::CHAT)?;
-    call.check_unknown()?;
-    let messages = conversation(request.messages)?;
+pub(crate) async fn chat(post: Post) -> Result<Response, ApiError> {
+    let read = post.read(|fields| {
+        let request: ChatRequest = fields.view()?;
+        let controls: Controls = fields.view()?;
+        let extras: Extras = fields.view()?;
+        let guidance: GuidanceFields = fields.view()?;
+        lacking::refuse(fields, lacking::EVERYWHERE)?;
+        lacking::refuse(fields, lacking::CHAT)?;
+        Ok((request, controls, extras, guidance))
+    });
+    let ((request, controls, extras, guidance), mut call) = read.await?;
     let logprobs = alternatives(request.logprobs, request.top_logprobs)?;
-    let arm = call.arm(&request.model)?.for_conversation(&messages);
-    let limits = Limits {
-        least_tokens: 1,
-        default_tokens: None,
+    let arm = call.arm(&request.model)?;
+    let app = Arc::clone(&call.app);
+    let timeout = controls.timeout()?;
+    let plan = move |cancel: &Cancel| {
+        let messages = conversation(request.messages)?;
+        let arm = arm.for_conversation(&messages);
+        let limits = Limits {
+            least_tokens: 1,
+            default_tokens: None,
+        };
+        let controls = controls.resolve(&arm, arm.defaults(), limits)?;
+        let say = arm.say_in_chat(&app.runtime, &guidance.wishes())?;
+        extras.check(arm.context())?;
+        let wanted = Wanted {
+            fitting: !extras.truncates(),
+            cancel: cancel.clone(),
+        };
+        let prompt = arm.chat_within(&messages, &wanted);
+        let mut prompt = prompt.map_err(|error| ApiError::no_prompt(error, "messages"))?;
+        let mut partners = say.of_chat(&arm, &messages, &wanted)?;
+        extras.truncate(&mut prompt, arm.context(), controls.max_tokens);
+        for Partner { arm, prompt, .. } in &mut partners.partners {
+            extras.truncate(prompt, arm.context(), controls.max_tokens);
+        }
+        let shape = Chat {
+            logprobs: logprobs.is_some(),
+            names: Names::new(extras.names_by_ids()),
+            token_ids: extras.token_ids(),
+            measured: Measured::of(&partners),
+        };
+        let prompt_token_ids = extras.token_ids().then(|| prompt.all_ids());
+        let prompts = vec![Planned {
+            prompt,
+            echo: None,
+            partners,
+        }];
+        let plan = Plan {
+            profile: arm.profile_name().map(str::to_owned),
+            arm,
+            prompts,
+            controls,
+            logprobs,
+            isolated: extras.isolated(),
+            prompt_token_ids,
+            param: "messages",
+        };
+        Ok((plan, shape))
     };
-    let controls = controls.resolve(&arm, arm.defaults(), limits)?;
-    let say = arm.say_in_chat(&call.app.runtime, &guidance.wishes())?;
-    extras.check(arm.context())?;
-    let renderer = arm.clone();
-    let render = move || {
-        let prompt = renderer.chat(&messages)?;
-        let partners = say.of_chat(&renderer, &messages)?;
-        Ok::<_, ApiError>((prompt, partners))
-    };
-    let (mut prompt, mut partners) = unhurried(render).await?;
-    extras.truncate(&mut prompt, arm.context(), controls.max_tokens);
-    for Partner { arm, prompt, .. } in &mut partners.partners {
-        extras.truncate(prompt, arm.context(), controls.max_tokens);
-    }
-    let shape = Chat {
-        logprobs: logprobs.is_some(),
-        names: Names::new(extras.names_by_ids()),
-        token_ids: extras.token_ids(),
-        measured: Measured::of(&partners),
-    };
-    let prompt_token_ids = extras.token_ids().then(|| prompt.all_ids());
-    let prompts = vec![Planned {
-        prompt,
-        echo: None,
-        partners,
-    }];
-    let plan = Plan {
-        profile: arm.profile_name().map(str::to_owned),
-        arm,
-        prompts,
-        controls,
-        logprobs,
-        isolated: extras.isolated(),
-        prompt_token_ids,
-        param: "messages",
-    };
+    let (plan, shape) = call.unhurried(timeout, plan).await?;
     respond(&call, plan, shape).await
 }
 
@@ -181,7 +209,7 @@ fn read(at: usize, message: ChatMessage) -> Result<Message, ApiError> {
         ("function_call", message.function_call),
     ];
     for (field, value) in calls {
-        if value.is_some_and(|value| value.as_array().is_none_or(|calls| !calls.is_empty())) {
+        if value.is_some_and(|value| !value.is_empty_list) {
             return refuse(field, "is not supported: incant has no tool calls.");
         }
     }
@@ -191,7 +219,7 @@ fn read(at: usize, message: ChatMessage) -> Result<Message, ApiError> {
         Some(TextOr::List(parts)) => {
             let mut texts = Vec::with_capacity(parts.len());
             for (part_at, Object(part)) in parts.into_iter().enumerate() {
-                if part.kind != "text" {
+                if !part.is_text {
                     let why = "can only be `text`: incant reads no images, audio or files.";
                     return refuse(&format!("content[{part_at}].type"), why);
                 }

@@ -16,16 +16,16 @@ use crate::analyze::{self, Finish, Report, ReportArm, Settings, Summary, Token, 
 use crate::printable::excerpt;
 use crate::profile::{Message, SamplingDefaults};
 use crate::runtime::{
-    Arm, Partners, Prompt, PromptInput, Runtime, Side, Wishes, default_reference, room,
+    Arm, Partners, Prompt, PromptInput, Runtime, Side, Wanted, Wishes, default_reference, room,
 };
 use crate::sample::fresh_seed;
-use crate::server::App;
 use crate::server::answer::fit;
-use crate::server::call::{Call, unhurried};
+use crate::server::call::{Call, Post};
 use crate::server::controls::{Controls, Limits, Resolved, Stream, integer};
 use crate::server::errors::ApiError;
-use crate::server::fields::{Object, whole};
+use crate::server::fields::{Few, Object, whole};
 use crate::server::lacking;
+use crate::text::Cancel;
 
 /// The most arms of one comparison.
 const MAX_ARMS: usize = 16;
@@ -47,7 +47,7 @@ const SEEDS: u64 = 1 << 53;
 pub(crate) struct CompareRequest {
     /// The arms that answer, of whatever models; one can be there twice, and with guidance of its own: `ID guidance=0.5`.
     #[schemars(length(min = 1, max = 16))]
-    arms: Vec<String>,
+    arms: Few<String, MAX_ARMS>,
     /// A conversation, which each arm renders in its own way. Either this or `prompt`.
     messages: Option<Vec<Object<ChatMessage>>>,
     /// A text that each arm continues as it is, after its profile's text if its id names one.
@@ -119,17 +119,18 @@ enum CompareEvent {
 }
 
 /// Compares arms.
-pub(crate) async fn compare(mut call: Call) -> Result<Response, ApiError> {
-    let request: CompareRequest = call.fields.view()?;
-    let controls: Controls = call.fields.view()?;
-    lacking::refuse(&mut call.fields, lacking::EVERYWHERE)?;
-    lacking::refuse(&mut call.fields, lacking::CHAT)?;
-    lacking::refuse(&mut call.fields, lacking::COMPARE)?;
-    call.check_unknown()?;
-    let arms = arms(&call, &request.arms)?;
+pub(crate) async fn compare(post: Post) -> Result<Response, ApiError> {
+    let read = post.read(|fields| {
+        let request: CompareRequest = fields.view()?;
+        let controls: Controls = fields.view()?;
+        lacking::refuse(fields, lacking::EVERYWHERE)?;
+        lacking::refuse(fields, lacking::CHAT)?;
+        lacking::refuse(fields, lacking::COMPARE)?;
+        Ok((request, controls))
+    });
+    let ((request, controls), mut call) = read.await?;
+    let arms = arms(&call, &request.arms.0)?;
     let reference = reference(&request, &arms)?;
-    let question = Question::read(request.messages, request.prompt)?;
-    let arms = question.of_arms(arms);
     let top = integer("top_logprobs", request.top_logprobs, 0..=MAX_TOP_LOGPROBS)?;
     let analysis = request.analysis.unwrap_or(false);
     let top = top.map_or(TOP_LOGPROBS, |top| top as usize);
@@ -140,37 +141,50 @@ pub(crate) async fn compare(mut call: Call) -> Result<Response, ApiError> {
     arms[0]
         .could_take(sequences)
         .map_err(|error| ApiError::too_many(error, answers, "arms"))?;
-    let samplers = controls.samplers();
-    let resolved = resolve(controls, &arms)?;
-    let prompts = question.render(&call.app, &arms).await?;
-    let sides = sides(arms, prompts, &resolved, analysis, question.param())?;
-    let first = &resolved[0];
-    let sampling = &sides[0].sampling;
-    let settings = Settings {
-        reference,
-        seed: sampling.seed.unwrap_or_default(),
-        temperature: vec![sampling.temperature],
-        top_p: sampling.top_p,
-        top_k: sampling.top_k,
-        min_p: sampling.min_p,
-        presence_penalty: sampling.presence_penalty,
-        frequency_penalty: sampling.frequency_penalty,
-        repetition_penalty: sampling.repetition_penalty,
-        samplers,
-        max_tokens: first.max_tokens.unwrap_or(DEFAULT_MAX_TOKENS),
-        n: answers,
-        analysis,
-        top_logprobs: top,
-        command: None,
+    let app = Arc::clone(&call.app);
+    let timeout = controls.timeout()?;
+    let plan = move |cancel: &Cancel| {
+        let question = Question::read(request.messages, request.prompt)?;
+        let arms = question.of_arms(arms);
+        let samplers = controls.samplers();
+        let resolved = resolve(controls, &arms)?;
+        let wanted = Wanted {
+            fitting: true,
+            cancel: cancel.clone(),
+        };
+        let prompts = arms
+            .iter()
+            .map(|arm| question.read_by(&app.runtime, arm, &wanted));
+        let prompts = prompts.collect::<Result<_, ApiError>>()?;
+        let sides = sides(arms, prompts, &resolved, analysis, question.param())?;
+        let first = &resolved[0];
+        let sampling = &sides[0].sampling;
+        let settings = Settings {
+            reference,
+            seed: sampling.seed.unwrap_or_default(),
+            temperature: vec![sampling.temperature],
+            top_p: sampling.top_p,
+            top_k: sampling.top_k,
+            min_p: sampling.min_p,
+            presence_penalty: sampling.presence_penalty,
+            frequency_penalty: sampling.frequency_penalty,
+            repetition_penalty: sampling.repetition_penalty,
+            samplers,
+            max_tokens: first.max_tokens.unwrap_or(DEFAULT_MAX_TOKENS),
+            n: answers,
+            analysis,
+            top_logprobs: top,
+            command: None,
+        };
+        Ok(Plan {
+            sides,
+            question,
+            settings,
+            timeout: first.timeout,
+            stream: first.stream,
+        })
     };
-    let (stream, timeout) = (first.stream, first.timeout);
-    let plan = Plan {
-        sides,
-        question,
-        settings,
-        timeout,
-        stream,
-    };
+    let plan = call.unhurried(timeout, plan).await?;
     respond(&call, plan).await
 }
 
@@ -197,7 +211,7 @@ fn reference(request: &CompareRequest, arms: &[Arm]) -> Result<usize, ApiError> 
     match &request.reference {
         Some(id) => arms
             .iter()
-            .zip(&request.arms)
+            .zip(&request.arms.0)
             .position(|(arm, asked)| asked == id || arm.full_id() == *id)
             .ok_or_else(|| {
                 let id = excerpt(id);
@@ -253,33 +267,26 @@ impl Question {
         }
     }
 
-    /// It as each arm reads it, and as those read it who have a say in its answers.
-    async fn render(
+    /// It as an arm reads it, and as those read it who have a say in its answers.
+    fn read_by(
         &self,
-        app: &Arc<App>,
-        arms: &[Arm],
-    ) -> Result<Vec<(Prompt, Partners)>, ApiError> {
-        let (question, app, arms) = (self.clone(), Arc::clone(app), arms.to_vec());
-        unhurried(move || {
-            let arms = arms.iter();
-            arms.map(|arm| question.read_by(&app.runtime, arm))
-                .collect()
-        })
-        .await
-    }
-
-    fn read_by(&self, runtime: &Runtime, arm: &Arm) -> Result<(Prompt, Partners), ApiError> {
+        runtime: &Runtime,
+        arm: &Arm,
+        wanted: &Wanted,
+    ) -> Result<(Prompt, Partners), ApiError> {
         let wishes = Wishes::default();
+        let refused = |error| ApiError::no_prompt(error, self.param());
         let (prompt, partners) = match self {
             Question::Messages(messages) => {
-                let prompt = arm.chat(messages);
+                let prompt = arm.chat_within(messages, wanted).map_err(refused)?;
                 let say = arm.say_in_chat(runtime, &wishes)?;
-                (prompt?, say.of_chat(arm, messages)?)
+                (prompt, say.of_chat(arm, messages, wanted)?)
             }
             Question::Text(text) => {
                 let input = PromptInput::Text(text.clone());
+                let prompt = arm.completion_within(&input, wanted).map_err(refused)?;
                 let say = arm.say_in_completion(runtime, &wishes)?;
-                (arm.completion(&input), say.of_completion(arm, &input)?)
+                (prompt, say.of_completion(arm, &input, wanted)?)
             }
         };
         Ok((prompt, partners.measuring_the_arm()))

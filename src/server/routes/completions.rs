@@ -1,29 +1,28 @@
 //! `POST /v1/completions`: the prompt is taken verbatim.
 
-use std::fmt;
+mod prompts;
 
 use axum::response::Response;
-use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
-use serde::de::value::SeqAccessDeserializer;
-use serde::de::{self, Deserializer, SeqAccess, Unexpected, Visitor};
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
-use serde_json::json;
 
 use super::chat::FinishWord;
+use prompts::{PromptField, inputs, prompt_schema};
+
 use crate::profile::SamplingDefaults;
 use crate::runtime::choice::{Echo, Entry, Piece, Vocabulary};
-use crate::runtime::{Arm, Prompt, PromptInput, Say};
+use crate::runtime::{Arm, Prompt, PromptInput, Say, Wanted};
 use crate::server::answer::{
     Answer, CompletionLogprobs, Measured, Names, Plan, Planned, Shape, respond,
 };
-use crate::server::call::{Call, unhurried};
+use crate::server::call::Post;
 use crate::server::controls::{Controls, Limits, check_ids, integer};
 use crate::server::errors::ApiError;
 use crate::server::extras::Extras;
-use crate::server::fields::{TextOr, whole};
+use crate::server::fields::whole;
 use crate::server::guidance::GuidanceFields;
 use crate::server::lacking;
-use crate::text::{Special, Tokenizer};
+use crate::text::{Cancel, Tokenizer};
 
 /// The most alternatives per token, as OpenAI has it.
 const MAX_LOGPROBS: i64 = 5;
@@ -38,7 +37,7 @@ pub(crate) struct CompletionRequest {
     model: String,
     /// A text, a list of texts, a list of token ids, or a list of such lists.
     #[schemars(schema_with = "prompt_schema")]
-    prompt: TextOr<PromptItem>,
+    prompt: PromptField,
     /// Report log-probabilities, with so many alternatives per token.
     #[serde(default, deserialize_with = "whole::option")]
     #[schemars(range(min = 0, max = 5))]
@@ -52,85 +51,27 @@ pub(crate) struct CompletionRequest {
     add_special_tokens: Option<bool>,
 }
 
-/// An element of a list in `prompt`.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) enum PromptItem {
-    /// One of several prompts.
-    Text(String),
-    /// One of several prompts.
-    Ids(Vec<u32>),
-    /// One token of the only prompt.
-    Id(u32),
-}
-
-impl<'de> Deserialize<'de> for PromptItem {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        struct ItemVisitor;
-        impl<'de> Visitor<'de> for ItemVisitor {
-            type Value = PromptItem;
-
-            fn expecting(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-                formatter.write_str("a string, a token id or a list of token ids")
-            }
-
-            fn visit_str<E: de::Error>(self, text: &str) -> Result<PromptItem, E> {
-                Ok(PromptItem::Text(text.to_owned()))
-            }
-
-            fn visit_u64<E: de::Error>(self, id: u64) -> Result<PromptItem, E> {
-                let small = u32::try_from(id);
-                small
-                    .map(PromptItem::Id)
-                    .map_err(|_| E::invalid_value(Unexpected::Unsigned(id), &self))
-            }
-
-            fn visit_f64<E: de::Error>(self, id: f64) -> Result<PromptItem, E> {
-                match whole::of_float(id).map(u64::try_from) {
-                    Some(Ok(id)) => self.visit_u64(id),
-                    _ => Err(E::invalid_type(Unexpected::Float(id), &self)),
-                }
-            }
-
-            fn visit_seq<A: SeqAccess<'de>>(self, ids: A) -> Result<PromptItem, A::Error> {
-                whole::list(SeqAccessDeserializer::new(ids)).map(PromptItem::Ids)
-            }
-        }
-        deserializer.deserialize_any(ItemVisitor)
-    }
-}
-
-/// What [`inputs`] takes, but for the vocabulary's end.
-fn prompt_schema(generator: &mut SchemaGenerator) -> Schema {
-    let id = generator.subschema_for::<u32>();
-    let ids = json!({"type": "array", "items": id, "minItems": 1});
-    let prompts = json!({"anyOf": [{"type": "string"}, ids]});
-    json_schema!({
-        "anyOf": [{"type": "string"}, ids, {"type": "array", "items": prompts, "minItems": 1}],
-    })
-}
-
 /// Continues texts.
-pub(crate) async fn completions(mut call: Call) -> Result<Response, ApiError> {
-    let request: CompletionRequest = call.fields.view()?;
-    let controls: Controls = call.fields.view()?;
-    let extras: Extras = call.fields.view()?;
-    let guidance: GuidanceFields = call.fields.view()?;
-    lacking::refuse(&mut call.fields, lacking::EVERYWHERE)?;
-    lacking::refuse(&mut call.fields, lacking::COMPLETIONS)?;
-    call.check_unknown()?;
+pub(crate) async fn completions(post: Post) -> Result<Response, ApiError> {
+    let read = post.read(|fields| {
+        let request: CompletionRequest = fields.view()?;
+        let controls: Controls = fields.view()?;
+        let extras: Extras = fields.view()?;
+        let guidance: GuidanceFields = fields.view()?;
+        lacking::refuse(fields, lacking::EVERYWHERE)?;
+        lacking::refuse(fields, lacking::COMPLETIONS)?;
+        Ok((request, controls, extras, guidance))
+    });
+    let ((request, controls, extras, guidance), mut call) = read.await?;
     let logprobs = integer("logprobs", request.logprobs, 0..=MAX_LOGPROBS)?.map(|top| top as usize);
     let arm = call.arm(&request.model)?;
-    let limits = Limits {
-        least_tokens: 0,
-        default_tokens: Some(DEFAULT_MAX_TOKENS),
-    };
-    let inputs = inputs(request.prompt)?;
     // Before anything is made of them: a small body can ask for millions.
     let answers = controls.answers()?;
-    arm.could_take(inputs.len().saturating_mul(answers))
-        .map_err(|error| ApiError::too_many(error, answers, "prompt"))?;
+    let inputs = inputs(request.prompt, |count| {
+        arm.could_take(count.saturating_mul(answers))
+            .map_err(|error| ApiError::too_many(error, answers, "prompt"))
+    })?;
     extras.check(arm.context())?;
-    let add_special = request.add_special_tokens.unwrap_or(true);
     let echo = request.echo.unwrap_or(false);
     let say = arm.say_in_completion(&call.app.runtime, &guidance.wishes())?;
     if say.is_wished() && echo && logprobs.is_some() {
@@ -138,65 +79,75 @@ pub(crate) async fn completions(mut call: Call) -> Result<Response, ApiError> {
             asked for together with `guidance` or `mix`.";
         return Err(ApiError::invalid("echo", message));
     }
-    let renderer = arm.clone();
-    let cut = extras.clone();
+    let limits = Limits {
+        least_tokens: 0,
+        default_tokens: Some(DEFAULT_MAX_TOKENS),
+    };
     let max_tokens = controls.asked_tokens(limits)?.or(limits.default_tokens);
-    let plan = move || {
-        let planned = |input| {
-            let cut = |arm: &Arm, prompt: &mut Prompt| {
-                cut.truncate(prompt, arm.context(), max_tokens);
-            };
-            planned(&renderer, &say, input, add_special, echo, cut)
+    let timeout = controls.timeout()?;
+    let add_special = request.add_special_tokens.unwrap_or(true);
+    let best_of = request.best_of;
+    let plan = move |cancel: &Cancel| {
+        let maker = Maker {
+            arm: &arm,
+            say: &say,
+            extras: &extras,
+            max_tokens,
+            add_special,
+            echo,
+            wanted: Wanted {
+                fitting: !extras.truncates(),
+                cancel: cancel.clone(),
+            },
         };
-        inputs.into_iter().map(planned).collect()
+        let prompts = inputs.into_iter().map(|input| maker.planned(input));
+        let prompts: Vec<Planned> = prompts.collect::<Result<_, ApiError>>()?;
+        // A profile speaks for the raw model only where its text comes first.
+        let profile = prompts
+            .iter()
+            .any(|planned| planned.prompt.prefix.is_some());
+        let none = SamplingDefaults::default();
+        let defaults = if profile {
+            arm.completion_defaults()
+        } else {
+            &none
+        };
+        let controls = controls.resolve(&arm, defaults, limits)?;
+        for planned in &prompts {
+            room_for(&planned.prompt, arm.context(), controls.asked_tokens)?;
+        }
+        if best_of.is_some_and(|best_of| best_of != controls.answers as i64) {
+            let message =
+                "`best_of` can only be what `n` is: incant gives every answer it generates.";
+            return Err(ApiError::invalid("best_of", message));
+        }
+        let shape = Completions {
+            logprobs: logprobs.is_some(),
+            names: Names::new(extras.names_by_ids()),
+            token_ids: extras.token_ids().then(|| TokenIds {
+                prompts: prompts
+                    .iter()
+                    .map(|planned| planned.prompt.all_ids())
+                    .collect(),
+                answers: controls.answers,
+            }),
+            measured: prompts
+                .first()
+                .and_then(|planned| Measured::of(&planned.partners)),
+        };
+        let plan = Plan {
+            arm,
+            prompts,
+            controls,
+            logprobs,
+            isolated: extras.isolated(),
+            prompt_token_ids: None,
+            param: "prompt",
+            profile: None,
+        };
+        Ok((plan, shape))
     };
-    let prompts: Result<Vec<Planned>, ApiError> = unhurried(plan).await;
-    let prompts = prompts?;
-    // A profile speaks for the raw model only where its text comes first.
-    let profile = prompts
-        .iter()
-        .any(|planned| planned.prompt.prefix.is_some());
-    let none = SamplingDefaults::default();
-    let defaults = if profile {
-        arm.completion_defaults()
-    } else {
-        &none
-    };
-    let controls = controls.resolve(&arm, defaults, limits)?;
-    for planned in &prompts {
-        room_for(&planned.prompt, arm.context(), controls.asked_tokens)?;
-    }
-    if request
-        .best_of
-        .is_some_and(|best_of| best_of != controls.answers as i64)
-    {
-        let message = "`best_of` can only be what `n` is: incant gives every answer it generates.";
-        return Err(ApiError::invalid("best_of", message));
-    }
-    let shape = Completions {
-        logprobs: logprobs.is_some(),
-        names: Names::new(extras.names_by_ids()),
-        token_ids: extras.token_ids().then(|| TokenIds {
-            prompts: prompts
-                .iter()
-                .map(|planned| planned.prompt.all_ids())
-                .collect(),
-            answers: controls.answers,
-        }),
-        measured: prompts
-            .first()
-            .and_then(|planned| Measured::of(&planned.partners)),
-    };
-    let plan = Plan {
-        arm,
-        prompts,
-        controls,
-        logprobs,
-        isolated: extras.isolated(),
-        prompt_token_ids: None,
-        param: "prompt",
-        profile: None,
-    };
+    let (plan, shape) = call.unhurried(timeout, plan).await?;
     respond(&call, plan, shape).await
 }
 
@@ -219,63 +170,52 @@ fn room_for(prompt: &Prompt, context: usize, asked: Option<usize>) -> Result<(),
     }
 }
 
-/// The prompts that a request holds, in order.
-fn inputs(prompt: TextOr<PromptItem>) -> Result<Vec<PromptInput>, ApiError> {
-    let items = match prompt {
-        TextOr::Text(text) => return Ok(vec![PromptInput::Text(text)]),
-        TextOr::List(items) => items,
-    };
-    let refuse = |message: &str| Err(ApiError::invalid("prompt", message));
-    let mut single = Vec::new();
-    let mut inputs = Vec::new();
-    for item in items {
-        match item {
-            PromptItem::Id(id) => single.push(id),
-            PromptItem::Ids(ids) if ids.is_empty() => {
-                return refuse("`prompt` holds an empty list of token ids.");
-            }
-            PromptItem::Ids(ids) => inputs.push(PromptInput::Tokens(ids)),
-            PromptItem::Text(text) => inputs.push(PromptInput::Text(text)),
-        }
-    }
-    match (single.is_empty(), inputs.is_empty()) {
-        (true, true) => refuse("`prompt` must not be an empty list."),
-        (true, false) => Ok(inputs),
-        (false, true) => Ok(vec![PromptInput::Tokens(single)]),
-        (false, false) => refuse("`prompt` mixes single token ids with whole prompts."),
-    }
+/// Makes prompts ready to run.
+struct Maker<'a> {
+    arm: &'a Arm,
+    say: &'a Say,
+    extras: &'a Extras,
+    /// The most tokens of an answer.
+    max_tokens: Option<usize>,
+    /// Whether texts get the BOS that the model asks for.
+    add_special: bool,
+    /// Whether the answer begins with the prompt.
+    echo: bool,
+    /// Which prompts are of use.
+    wanted: Wanted,
 }
 
-/// Makes one prompt ready to run.
-fn planned(
-    arm: &Arm,
-    say: &Say,
-    input: PromptInput,
-    add_special: bool,
-    echo: bool,
-    cut: impl Fn(&Arm, &mut Prompt),
-) -> Result<Planned, ApiError> {
-    let tokenizer = arm.tokenizer();
-    if let PromptInput::Tokens(ids) = &input {
-        check_ids("prompt", ids, tokenizer.vocab_size())?;
-    }
-    let mut prompt = match &input {
-        PromptInput::Text(text) if !add_special => {
-            arm.completion(&PromptInput::Tokens(tokenizer.encode(text, Special::Parse)))
+impl Maker<'_> {
+    fn planned(&self, input: PromptInput) -> Result<Planned, ApiError> {
+        let Maker { arm, wanted, .. } = self;
+        let tokenizer = arm.tokenizer();
+        if let PromptInput::Tokens(ids) = &input {
+            check_ids("prompt", ids, tokenizer.vocab_size())?;
         }
-        input => arm.completion(input),
-    };
-    cut(arm, &mut prompt);
-    let echo = echo.then(|| echoed(tokenizer, &prompt, &input));
-    let mut partners = say.of_completion(arm, &input)?;
-    for partner in &mut partners.partners {
-        cut(&partner.arm, &mut partner.prompt);
+        let prompt = match &input {
+            PromptInput::Text(text) if !self.add_special => {
+                let ids = arm.encode_within(text, wanted);
+                ids.map(|ids| arm.completion(&PromptInput::Tokens(ids)))
+            }
+            input => arm.completion_within(input, wanted),
+        };
+        let mut prompt = prompt.map_err(|error| ApiError::no_prompt(error, "prompt"))?;
+        self.cut(arm, &mut prompt);
+        let echo = self.echo.then(|| echoed(tokenizer, &prompt, &input));
+        let mut partners = self.say.of_completion(arm, &input, wanted)?;
+        for partner in &mut partners.partners {
+            self.cut(&partner.arm, &mut partner.prompt);
+        }
+        Ok(Planned {
+            prompt,
+            echo,
+            partners,
+        })
     }
-    Ok(Planned {
-        prompt,
-        echo,
-        partners,
-    })
+
+    fn cut(&self, arm: &Arm, prompt: &mut Prompt) {
+        self.extras.truncate(prompt, arm.context(), self.max_tokens);
+    }
 }
 
 /// What the prompt's tokens show. A BOS that the client did not write, or the

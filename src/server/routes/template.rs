@@ -1,11 +1,13 @@
 //! `POST /apply-template`: what a conversation looks like to the model.
 
 use axum::Json;
+use axum::response::{IntoResponse, Response};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::chat::{ChatMessage, conversation};
-use crate::server::call::{Call, unhurried};
+use crate::runtime::Wanted;
+use crate::server::call::Post;
 use crate::server::errors::ApiError;
 use crate::server::fields::Object;
 use crate::server::lacking;
@@ -37,23 +39,34 @@ pub(crate) struct TemplateResponse {
 }
 
 /// Renders a conversation without answering it.
-pub(crate) async fn apply(mut call: Call) -> Result<Json<TemplateResponse>, ApiError> {
-    let request: TemplateRequest = call.fields.view()?;
-    lacking::refuse(&mut call.fields, lacking::TEMPLATE)?;
-    call.check_unknown()?;
-    let messages = conversation(request.messages)?;
-    let arm = call.arm_or_only(request.model.as_deref())?;
-    let model = arm.id().to_owned();
-    let prompt = unhurried(move || arm.chat(&messages)).await?;
-    let prefix = prompt.prefix.as_ref().map_or(&[][..], |prefix| &prefix.ids);
-    let prefix_tokens = prefix.len();
-    let tokens = [prefix, &prompt.ids].concat();
-    Ok(Json(TemplateResponse {
-        model,
-        prompt: prompt.text,
-        count: tokens.len(),
-        tokens,
-        prefix_tokens,
-        markers: prompt.markers,
-    }))
+pub(crate) async fn apply(post: Post) -> Result<Response, ApiError> {
+    let read = post.read(|fields| {
+        let request: TemplateRequest = fields.view()?;
+        lacking::refuse(fields, lacking::TEMPLATE)?;
+        Ok(request)
+    });
+    let (request, mut call) = read.await?;
+    let arm = call.arm_or_only(request.model.as_deref());
+    let rendered = call.unhurried(None, move |cancel| {
+        let messages = conversation(request.messages)?;
+        let arm = arm?;
+        // Also what is too long to be answered can be looked at.
+        let wanted = Wanted {
+            fitting: false,
+            cancel: cancel.clone(),
+        };
+        let prompt = arm.chat_within(&messages, &wanted);
+        let prompt = prompt.map_err(|error| ApiError::no_prompt(error, "messages"))?;
+        let tokens = prompt.all_ids();
+        Ok(Json(TemplateResponse {
+            model: arm.id().to_owned(),
+            count: tokens.len(),
+            prefix_tokens: tokens.len() - prompt.ids.len(),
+            tokens,
+            prompt: prompt.text,
+            markers: prompt.markers,
+        })
+        .into_response())
+    });
+    rendered.await
 }

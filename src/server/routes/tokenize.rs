@@ -1,15 +1,18 @@
 //! `POST /tokenize` and `/detokenize`: text to ids and back.
 
-use axum::Json;
-use schemars::JsonSchema;
-use serde::{Deserialize, Serialize};
+use std::sync::Arc;
 
-use crate::server::call::{Call, unhurried};
+use axum::Json;
+use axum::response::{IntoResponse, Response};
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize, Serializer};
+
+use crate::server::call::Post;
 use crate::server::controls::check_ids;
 use crate::server::errors::ApiError;
 use crate::server::fields::whole;
 use crate::server::lacking;
-use crate::text::{Special, Tokenizer};
+use crate::text::{Bounds, Special, Tokenizer};
 
 /// A text to tokenize. Two kinds of servers have two names for each field;
 /// where both are given, the first of each pair below counts.
@@ -60,10 +63,31 @@ impl ShownToken {
     }
 }
 
+/// Tokens that are shown one by one as they are written.
+#[derive(JsonSchema)]
+#[schemars(transparent)]
+struct ShownTokens {
+    #[schemars(with = "Vec<ShownToken>")]
+    ids: Vec<u32>,
+    /// Where their texts are, if these are shown too.
+    #[schemars(skip)]
+    pieces: Option<Arc<Tokenizer>>,
+}
+
+impl Serialize for ShownTokens {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let shown = |&id: &u32| match &self.pieces {
+            Some(tokenizer) => ShownToken::with_piece(tokenizer, id),
+            None => ShownToken::Id(id),
+        };
+        serializer.collect_seq(self.ids.iter().map(shown))
+    }
+}
+
 /// A text's tokens.
-#[derive(Debug, Serialize, JsonSchema)]
+#[derive(Serialize, JsonSchema)]
 pub(crate) struct TokenizeResponse {
-    tokens: Vec<ShownToken>,
+    tokens: ShownTokens,
     /// How many there are.
     count: usize,
     /// The context of the model in tokens.
@@ -71,10 +95,13 @@ pub(crate) struct TokenizeResponse {
 }
 
 /// Tokenizes a text.
-pub(crate) async fn tokenize(mut call: Call) -> Result<Json<TokenizeResponse>, ApiError> {
-    let request: TokenizeRequest = call.fields.view()?;
-    lacking::refuse(&mut call.fields, lacking::TOKENIZE)?;
-    call.check_unknown()?;
+pub(crate) async fn tokenize(post: Post) -> Result<Response, ApiError> {
+    let read = post.read(|fields| {
+        let request: TokenizeRequest = fields.view()?;
+        lacking::refuse(fields, lacking::TOKENIZE)?;
+        Ok(request)
+    });
+    let (request, mut call) = read.await?;
     // Whose name it is tells whose default counts.
     let is_prompt = request.prompt.is_some();
     let text = request.prompt.or(request.content);
@@ -91,23 +118,28 @@ pub(crate) async fn tokenize(mut call: Call) -> Result<Json<TokenizeResponse>, A
     } else {
         Special::Plain
     };
-    let max_model_len = arm.context();
-    let tokens = unhurried(move || {
+    let tokenized = call.unhurried(None, move |cancel| {
         let tokenizer = arm.tokenizer();
         let bos = tokenizer.bos().filter(|_| add_bos && tokenizer.adds_bos());
-        let ids = bos.into_iter().chain(tokenizer.encode(&text, special));
-        let shown = |id| match with_pieces {
-            true => ShownToken::with_piece(tokenizer, id),
-            false => ShownToken::Id(id),
+        let bounds = Bounds {
+            most: None,
+            cancel: cancel.clone(),
         };
-        ids.map(shown).collect::<Vec<ShownToken>>()
+        let ids = tokenizer.encode_within(&text, special, &bounds);
+        // Whoever cancels hears nothing of it.
+        let ids = ids.map_err(|halt| ApiError::invalid("prompt", halt.to_string()))?;
+        let ids: Vec<u32> = bos.into_iter().chain(ids).collect();
+        Ok(Json(TokenizeResponse {
+            count: ids.len(),
+            tokens: ShownTokens {
+                ids,
+                pieces: with_pieces.then(|| Arc::clone(tokenizer)),
+            },
+            max_model_len: arm.context(),
+        })
+        .into_response())
     });
-    let tokens = tokens.await;
-    Ok(Json(TokenizeResponse {
-        count: tokens.len(),
-        tokens,
-        max_model_len,
-    }))
+    tokenized.await
 }
 
 /// Tokens to make a text of.
@@ -121,22 +153,34 @@ pub(crate) struct DetokenizeRequest {
 
 /// The text, under both of its names.
 #[derive(Debug, Serialize, JsonSchema)]
-pub(crate) struct DetokenizeResponse {
+pub(crate) struct DetokenizeResponse<'a> {
     /// The text, control tokens included. Bytes that are no character are U+FFFD.
-    prompt: String,
+    prompt: &'a str,
     /// The same.
-    content: String,
+    content: &'a str,
 }
 
 /// Makes a text of tokens.
-pub(crate) async fn detokenize(mut call: Call) -> Result<Json<DetokenizeResponse>, ApiError> {
-    let request: DetokenizeRequest = call.fields.view()?;
-    call.check_unknown()?;
+pub(crate) async fn detokenize(post: Post) -> Result<Response, ApiError> {
+    let read = post.read(|fields| fields.view::<DetokenizeRequest>());
+    let (request, mut call) = read.await?;
     let arm = call.arm_or_only(request.model.as_deref())?;
-    check_ids("tokens", &request.tokens, arm.tokenizer().vocab_size())?;
-    let text = unhurried(move || arm.tokenizer().decode(&request.tokens, true)).await;
-    Ok(Json(DetokenizeResponse {
-        prompt: text.clone(),
-        content: text,
-    }))
+    let most = call.app.options.max_body;
+    let text = call.unhurried(None, move |_| {
+        let tokenizer = arm.tokenizer();
+        let ids = request.tokens;
+        check_ids("tokens", &ids, tokenizer.vocab_size())?;
+        let bytes = ids.iter().map(|&id| tokenizer.token_text_special(id).len());
+        if bytes.sum::<usize>() > most {
+            let message = format!("`tokens` have a text of more than {most} bytes.");
+            return Err(ApiError::invalid("tokens", message));
+        }
+        let text = tokenizer.decode(&ids, true);
+        Ok(Json(DetokenizeResponse {
+            prompt: &text,
+            content: &text,
+        })
+        .into_response())
+    });
+    text.await
 }

@@ -10,7 +10,11 @@ fn words(pre: &str, text: &str) -> Vec<String> {
     let mut words = Vec::new();
     Words::named(pre)
         .expect("supported")
-        .split(text, |word| words.push(word.to_owned()));
+        .split(text, |word| {
+            words.push(word.to_owned());
+            Ok::<_, std::convert::Infallible>(())
+        })
+        .expect("it cannot fail");
     assert_eq!(words.concat(), text);
     words
 }

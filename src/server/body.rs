@@ -1,0 +1,285 @@
+//! Bodies of requests: of what kind they are, and how much of them is held at once.
+//!
+//! Small bodies are always read. The others share a budget of memory, in which each takes up
+//! room as it arrives, until a prompt has been made of it. Two that grow cannot wait for each
+//! other for ever: one body at a time may grow without waiting.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::extract::Request;
+use bytes::Bytes;
+use http::{HeaderMap, header};
+use http_body_util::BodyExt;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::time::{Instant, timeout, timeout_at};
+
+use super::errors::ApiError;
+
+/// The bytes of a body that is read, and worked on, without waiting for others. That is some
+/// 15,000 tokens of English.
+pub(crate) const SMALL: usize = 64 << 10;
+
+/// How many of the largest bodies the budget has room for.
+const LARGEST: usize = 8;
+
+/// The bytes that room is counted in.
+const UNIT: usize = 64 << 10;
+
+/// The room for bodies that are not small.
+#[derive(Debug)]
+pub(crate) struct Rooms {
+    /// A permit for each unit that all may share.
+    shared: Arc<Semaphore>,
+    /// One permit, for a body as large as may be.
+    own: Arc<Semaphore>,
+}
+
+/// What one body takes up of it, until it is dropped.
+#[derive(Debug, Default)]
+pub(crate) struct Room {
+    shared: Option<OwnedSemaphorePermit>,
+    /// Whether it may grow without waiting, up to the limit of all bodies.
+    own: Option<OwnedSemaphorePermit>,
+}
+
+impl Rooms {
+    /// Room for eight bodies of `limit` bytes.
+    pub(crate) fn new(limit: usize) -> Rooms {
+        let units = limit.div_ceil(UNIT).saturating_mul(LARGEST - 1);
+        Rooms {
+            shared: Arc::new(Semaphore::new(units.min(Semaphore::MAX_PERMITS))),
+            own: Arc::new(Semaphore::new(1)),
+        }
+    }
+
+    /// Waits until a body of so many bytes fits into its room.
+    async fn grow(&self, room: &mut Room, bytes: usize) {
+        let held = room
+            .shared
+            .as_ref()
+            .map_or(0, OwnedSemaphorePermit::num_permits);
+        let more = bytes.div_ceil(UNIT).saturating_sub(held);
+        if more == 0 || room.own.is_some() {
+            return;
+        }
+        let more = u32::try_from(more).unwrap_or(u32::MAX);
+        tokio::select! {
+            biased;
+            Ok(more) = Arc::clone(&self.shared).acquire_many_owned(more) => {
+                match &mut room.shared {
+                    Some(held) => held.merge(more),
+                    None => room.shared = Some(more),
+                }
+            }
+            Ok(own) = Arc::clone(&self.own).acquire_owned() => room.own = Some(own),
+            // Neither semaphore is ever closed.
+            else => {}
+        }
+    }
+}
+
+/// Refuses a body that is not JSON as it stands. A page cannot send JSON elsewhere unless its
+/// browser has asked first.
+pub(crate) fn check_kind(headers: &HeaderMap) -> Result<(), ApiError> {
+    let mut kinds = headers.get_all(header::CONTENT_TYPE).iter();
+    let (Some(kind), None) = (kinds.next(), kinds.next()) else {
+        return Err(ApiError::NotJson);
+    };
+    // What parameters say of the charset does not count: JSON is UTF-8.
+    let essence = kind.as_bytes().split(|byte| *byte == b';').next();
+    let essence = essence.unwrap_or_default().trim_ascii();
+    if !essence.eq_ignore_ascii_case(b"application/json") {
+        return Err(ApiError::NotJson);
+    }
+    let codings = headers.get_all(header::CONTENT_ENCODING).iter();
+    let mut codings = codings.flat_map(|value| value.as_bytes().split(|byte| *byte == b','));
+    let is_none = |coding: &[u8]| {
+        let coding = coding.trim_ascii();
+        coding.is_empty() || coding.eq_ignore_ascii_case(b"identity")
+    };
+    match codings.all(is_none) {
+        true => Ok(()),
+        false => Err(ApiError::Encoded),
+    }
+}
+
+/// Reads a body of `limit` bytes at most. A client has `patience` to send it, not counting the
+/// time that the body waits for room, which is no longer than that either.
+pub(crate) async fn read(
+    request: Request,
+    rooms: &Rooms,
+    limit: usize,
+    patience: Duration,
+) -> Result<(Bytes, Room), ApiError> {
+    let announced = request.headers().get(header::CONTENT_LENGTH);
+    let announced = announced.and_then(|length| length.to_str().ok()?.parse::<u64>().ok());
+    if announced.is_some_and(|length| length > limit as u64) {
+        return Err(ApiError::BodyTooLarge { limit });
+    }
+    let announced = announced.map_or(0, |length| length as usize);
+    let mut body = request.into_body();
+    let mut bytes = Vec::new();
+    let mut room = Room::default();
+    let mut give_up = Instant::now() + patience;
+    loop {
+        let frame = match timeout_at(give_up, body.frame()).await {
+            Err(_) => return Err(ApiError::BodyTimeout { limit: patience }),
+            Ok(None) => return Ok((Bytes::from(bytes), room)),
+            Ok(Some(Ok(frame))) => frame,
+            Ok(Some(Err(error))) => {
+                let message = format!("The body could not be read: {error}.");
+                return Err(ApiError::malformed(message));
+            }
+        };
+        // Trailers say nothing.
+        let Ok(data) = frame.into_data() else {
+            continue;
+        };
+        let length = bytes.len() + data.len();
+        if length > limit {
+            return Err(ApiError::BodyTooLarge { limit });
+        }
+        if length > SMALL {
+            let since = Instant::now();
+            if timeout(patience, rooms.grow(&mut room, length))
+                .await
+                .is_err()
+            {
+                return Err(ApiError::NoRoom);
+            }
+            give_up += since.elapsed();
+            // All that was announced, once there is more than the announcement of it.
+            bytes.reserve_exact(announced.saturating_sub(bytes.len()));
+        }
+        bytes.extend_from_slice(&data);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::future::Future;
+    use std::pin::pin;
+    use std::task::{Context, Poll, Waker};
+
+    use axum::body::Body;
+    use http::HeaderName;
+
+    use super::*;
+
+    fn verdict(headers: &[(HeaderName, &'static str)]) -> Result<(), ApiError> {
+        let headers = headers.iter().cloned();
+        let headers = headers.map(|(name, value)| (name, value.parse().expect("a value")));
+        let mut map = HeaderMap::new();
+        for (name, value) in headers {
+            map.append(name, value);
+        }
+        check_kind(&map)
+    }
+
+    #[test]
+    fn a_body_is_json_and_says_so_whatever_its_parameters() {
+        let kind = |kind| verdict(&[(header::CONTENT_TYPE, kind)]);
+        for json in [
+            "application/json",
+            "Application/JSON",
+            "application/json; charset=utf-8",
+            "application/json;charset=\"UTF-8\"",
+            " application/json ;",
+        ] {
+            assert_eq!(kind(json), Ok(()), "{json}");
+        }
+        for other in [
+            "",
+            "text/plain",
+            "text/plain; application/json",
+            "text/plain, application/json",
+            "application/json, text/plain",
+            "application/jsonp",
+            "application/x-www-form-urlencoded",
+            "multipart/form-data; boundary=application/json",
+            "application/octet-stream",
+            "*/*",
+        ] {
+            assert_eq!(kind(other), Err(ApiError::NotJson), "{other}");
+        }
+        assert_eq!(verdict(&[]), Err(ApiError::NotJson));
+        let json = (header::CONTENT_TYPE, "application/json");
+        let text = (header::CONTENT_TYPE, "text/plain");
+        assert_eq!(verdict(&[json.clone(), text]), Err(ApiError::NotJson));
+    }
+
+    #[test]
+    fn a_body_is_sent_as_it_is() {
+        let coding = |coding| {
+            let json = (header::CONTENT_TYPE, "application/json");
+            verdict(&[json, (header::CONTENT_ENCODING, coding)])
+        };
+        for none in ["identity", "Identity", "", "identity, identity"] {
+            assert_eq!(coding(none), Ok(()), "{none}");
+        }
+        for some in ["gzip", "deflate", "br", "zstd", "identity, gzip", "x"] {
+            assert_eq!(coding(some), Err(ApiError::Encoded), "{some}");
+        }
+    }
+
+    /// Whether a future is ready when it is asked once.
+    fn ready<F: Future>(future: std::pin::Pin<&mut F>) -> Option<F::Output> {
+        match future.poll(&mut Context::from_waker(Waker::noop())) {
+            Poll::Ready(output) => Some(output),
+            Poll::Pending => None,
+        }
+    }
+
+    #[test]
+    fn bodies_that_grow_beside_each_other_all_come_to_their_end() {
+        const LIMIT: usize = 4 * UNIT;
+        let rooms = Rooms::new(LIMIT);
+        // Each has half of what it needs: there is no shared room left.
+        let mut bodies: Vec<Room> = (0..14).map(|_| Room::default()).collect();
+        for room in &mut bodies {
+            assert!(ready(pin!(rooms.grow(room, LIMIT / 2))).is_some());
+        }
+        // The first to want more may have it all; the others wait until it is done.
+        let mut first = bodies.pop().expect("there are some");
+        for bytes in [3 * UNIT, LIMIT] {
+            assert!(ready(pin!(rooms.grow(&mut first, bytes))).is_some());
+        }
+        for room in &mut bodies {
+            assert!(ready(pin!(rooms.grow(room, LIMIT))).is_none());
+        }
+        drop(first);
+        while let Some(mut room) = bodies.pop() {
+            assert!(ready(pin!(rooms.grow(&mut room, LIMIT))).is_some());
+        }
+        assert_eq!(rooms.shared.available_permits(), 28, "all room is back");
+        assert_eq!(rooms.own.available_permits(), 1);
+    }
+
+    #[tokio::test]
+    async fn a_body_waits_for_room_and_is_told_when_there_is_none() {
+        const LIMIT: usize = 2 * UNIT;
+        const LONG: Duration = Duration::from_secs(60);
+        let rooms = Rooms::new(LIMIT);
+        let read = |length: usize, patience| {
+            let request = Request::new(Body::from(vec![b'x'; length]));
+            super::read(request, &rooms, LIMIT, patience)
+        };
+        let mut held = Vec::new();
+        for _ in 0..LARGEST {
+            let (bytes, room) = read(LIMIT, LONG).await.expect("there is room");
+            assert_eq!(bytes.len(), LIMIT);
+            held.push(room);
+        }
+        let short = Duration::from_millis(20);
+        assert_eq!(read(LIMIT, short).await.err(), Some(ApiError::NoRoom));
+        // Small ones are read all the same, and what is too large is told so.
+        assert!(read(SMALL, LONG).await.is_ok());
+        let over = read(LIMIT + 1, LONG).await.err();
+        assert_eq!(over, Some(ApiError::BodyTooLarge { limit: LIMIT }));
+        let mut waiting = pin!(read(LIMIT, LONG));
+        assert!(ready(waiting.as_mut()).is_none());
+        held.pop();
+        assert!(waiting.await.is_ok(), "one has left meanwhile");
+    }
+}

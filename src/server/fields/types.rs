@@ -1,0 +1,284 @@
+//! What values of fields are read as, where serde's own types do not say it.
+
+use std::fmt;
+use std::marker::PhantomData;
+
+use schemars::{JsonSchema, Schema, SchemaGenerator};
+use serde::Deserialize;
+use serde::de::value::{MapAccessDeserializer, SeqAccessDeserializer};
+use serde::de::{Deserializer, Error, MapAccess, SeqAccess, Unexpected, Visitor};
+
+/// A `T` that is written as a JSON object, and as nothing else: serde by itself
+/// would also read a struct from a list of its fields' values.
+#[derive(Clone, Debug)]
+pub(crate) struct Object<T>(pub(crate) T);
+
+impl<'de, T: Deserialize<'de>> Deserialize<'de> for Object<T> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct ObjectVisitor<T>(PhantomData<T>);
+        impl<'de, T: Deserialize<'de>> Visitor<'de> for ObjectVisitor<T> {
+            type Value = Object<T>;
+
+            fn expecting(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+                formatter.write_str("an object")
+            }
+
+            fn visit_map<A: MapAccess<'de>>(self, map: A) -> Result<Object<T>, A::Error> {
+                T::deserialize(MapAccessDeserializer::new(map)).map(Object)
+            }
+        }
+        deserializer.deserialize_map(ObjectVisitor(PhantomData))
+    }
+}
+
+impl<T: JsonSchema> JsonSchema for Object<T> {
+    fn schema_name() -> std::borrow::Cow<'static, str> {
+        T::schema_name()
+    }
+
+    fn schema_id() -> std::borrow::Cow<'static, str> {
+        T::schema_id()
+    }
+
+    fn json_schema(generator: &mut SchemaGenerator) -> Schema {
+        T::json_schema(generator)
+    }
+}
+
+/// Integers, which can be written as `2.0` too: JSON has numbers and no kinds of them.
+pub(crate) mod whole {
+    use super::*;
+
+    /// A field that may be absent, beside `#[serde(default)]`.
+    pub(crate) fn option<'de, D, T>(deserializer: D) -> Result<Option<T>, D::Error>
+    where
+        D: Deserializer<'de>,
+        T: TryFrom<i64>,
+    {
+        let value = Option::<Whole<T>>::deserialize(deserializer)?;
+        Ok(value.map(|Whole(value)| value))
+    }
+
+    /// A list of integers.
+    pub(crate) fn list<'de, D, T>(deserializer: D) -> Result<Vec<T>, D::Error>
+    where
+        D: Deserializer<'de>,
+        T: TryFrom<i64>,
+    {
+        let values = Vec::<Whole<T>>::deserialize(deserializer)?;
+        Ok(values.into_iter().map(|Whole(value)| value).collect())
+    }
+
+    /// A list that may be absent, beside `#[serde(default)]`.
+    pub(crate) fn optional_list<'de, D, T>(deserializer: D) -> Result<Option<Vec<T>>, D::Error>
+    where
+        D: Deserializer<'de>,
+        T: TryFrom<i64>,
+    {
+        let values = Option::<Vec<Whole<T>>>::deserialize(deserializer)?;
+        let plain = |values: Vec<Whole<T>>| values.into_iter().map(|Whole(value)| value).collect();
+        Ok(values.map(plain))
+    }
+
+    /// The integer that a number is, if it is one.
+    pub(crate) fn of_float(number: f64) -> Option<i64> {
+        // Beyond this not every integer has a float.
+        const EXACT: f64 = 9_007_199_254_740_992.0;
+        (number.fract() == 0.0 && number.abs() <= EXACT).then_some(number as i64)
+    }
+
+    /// An integer that fits a `T`.
+    struct Whole<T>(T);
+
+    impl<'de, T: TryFrom<i64>> Deserialize<'de> for Whole<T> {
+        fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+            struct WholeVisitor<T>(PhantomData<T>);
+            impl<T: TryFrom<i64>> Visitor<'_> for WholeVisitor<T> {
+                type Value = Whole<T>;
+
+                fn expecting(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+                    formatter.write_str("an integer")
+                }
+
+                fn visit_i64<E: Error>(self, number: i64) -> Result<Whole<T>, E> {
+                    let fitting = T::try_from(number);
+                    fitting
+                        .map(Whole)
+                        .map_err(|_| E::invalid_value(Unexpected::Signed(number), &self))
+                }
+
+                fn visit_u64<E: Error>(self, number: u64) -> Result<Whole<T>, E> {
+                    match i64::try_from(number) {
+                        Ok(number) => self.visit_i64(number),
+                        Err(_) => Err(E::invalid_value(Unexpected::Unsigned(number), &self)),
+                    }
+                }
+
+                fn visit_f64<E: Error>(self, number: f64) -> Result<Whole<T>, E> {
+                    match of_float(number) {
+                        Some(number) => self.visit_i64(number),
+                        None => Err(E::invalid_type(Unexpected::Float(number), &self)),
+                    }
+                }
+            }
+            // What `deserialize_i64` would say of other types is less plain.
+            deserializer.deserialize_any(WholeVisitor(PhantomData))
+        }
+    }
+}
+
+/// A string, or a list of the kind `L`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum TextOr<L> {
+    /// The string alone.
+    Text(String),
+    /// The list.
+    List(L),
+}
+
+impl<'de, L: Deserialize<'de>> Deserialize<'de> for TextOr<L> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct TextOrVisitor<L>(PhantomData<L>);
+        impl<'de, L: Deserialize<'de>> Visitor<'de> for TextOrVisitor<L> {
+            type Value = TextOr<L>;
+
+            fn expecting(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+                formatter.write_str("a string or a list")
+            }
+
+            fn visit_str<E: Error>(self, text: &str) -> Result<TextOr<L>, E> {
+                Ok(TextOr::Text(text.to_owned()))
+            }
+
+            fn visit_seq<A: SeqAccess<'de>>(self, list: A) -> Result<TextOr<L>, A::Error> {
+                L::deserialize(SeqAccessDeserializer::new(list)).map(TextOr::List)
+            }
+        }
+        deserializer.deserialize_any(TextOrVisitor(PhantomData))
+    }
+}
+
+impl<L: JsonSchema> JsonSchema for TextOr<L> {
+    fn inline_schema() -> bool {
+        true
+    }
+
+    fn schema_name() -> std::borrow::Cow<'static, str> {
+        format!("TextOr{}", L::schema_name()).into()
+    }
+
+    fn json_schema(generator: &mut SchemaGenerator) -> Schema {
+        let list = generator.subschema_for::<L>();
+        schemars::json_schema!({"anyOf": [{"type": "string"}, list]})
+    }
+}
+
+/// A list that may have `MOST` elements. Of a longer one it keeps one more than that, which
+/// tells that it is too long, and none of the rest.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Few<T, const MOST: usize>(pub(crate) Vec<T>);
+
+impl<'de, T: Deserialize<'de>, const MOST: usize> Deserialize<'de> for Few<T, MOST> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct FewVisitor<T, const MOST: usize>(PhantomData<T>);
+        impl<'de, T: Deserialize<'de>, const MOST: usize> Visitor<'de> for FewVisitor<T, MOST> {
+            type Value = Few<T, MOST>;
+
+            fn expecting(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+                formatter.write_str("a sequence")
+            }
+
+            fn visit_seq<A: SeqAccess<'de>>(self, mut list: A) -> Result<Self::Value, A::Error> {
+                let mut kept = Vec::new();
+                while kept.len() <= MOST {
+                    match list.next_element()? {
+                        Some(element) => kept.push(element),
+                        None => return Ok(Few(kept)),
+                    }
+                }
+                while list.next_element::<Skipped>()?.is_some() {}
+                Ok(Few(kept))
+            }
+        }
+        deserializer.deserialize_seq(FewVisitor(PhantomData))
+    }
+}
+
+impl<T: JsonSchema, const MOST: usize> JsonSchema for Few<T, MOST> {
+    fn inline_schema() -> bool {
+        true
+    }
+
+    fn schema_name() -> std::borrow::Cow<'static, str> {
+        Vec::<T>::schema_name()
+    }
+
+    fn json_schema(generator: &mut SchemaGenerator) -> Schema {
+        Vec::<T>::json_schema(generator)
+    }
+}
+
+/// A value that is read to its end and not kept: it only has to be sound. (What serde has for
+/// that skips over numbers out of range, halves of characters and any depth.)
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Skipped {
+    /// Whether it was a list without elements.
+    pub(crate) is_empty_list: bool,
+}
+
+impl Skipped {
+    const SOME: Skipped = Skipped {
+        is_empty_list: false,
+    };
+}
+
+impl<'de> Deserialize<'de> for Skipped {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct SkippedVisitor;
+        impl<'de> Visitor<'de> for SkippedVisitor {
+            type Value = Skipped;
+
+            fn expecting(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+                formatter.write_str("any value")
+            }
+
+            fn visit_bool<E>(self, _: bool) -> Result<Skipped, E> {
+                Ok(Skipped::SOME)
+            }
+
+            fn visit_i64<E>(self, _: i64) -> Result<Skipped, E> {
+                Ok(Skipped::SOME)
+            }
+
+            fn visit_u64<E>(self, _: u64) -> Result<Skipped, E> {
+                Ok(Skipped::SOME)
+            }
+
+            fn visit_f64<E>(self, _: f64) -> Result<Skipped, E> {
+                Ok(Skipped::SOME)
+            }
+
+            fn visit_str<E>(self, _: &str) -> Result<Skipped, E> {
+                Ok(Skipped::SOME)
+            }
+
+            fn visit_unit<E>(self) -> Result<Skipped, E> {
+                Ok(Skipped::SOME)
+            }
+
+            fn visit_seq<A: SeqAccess<'de>>(self, mut list: A) -> Result<Skipped, A::Error> {
+                let mut is_empty_list = true;
+                while list.next_element::<Skipped>()?.is_some() {
+                    is_empty_list = false;
+                }
+                Ok(Skipped { is_empty_list })
+            }
+
+            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Skipped, A::Error> {
+                while map.next_entry::<Skipped, Skipped>()?.is_some() {}
+                Ok(Skipped::SOME)
+            }
+        }
+        deserializer.deserialize_any(SkippedVisitor)
+    }
+}
