@@ -240,9 +240,10 @@ pub(super) fn escape_text(text: &str) -> String {
     escaped
 }
 
-/// Whether a value can be called: functions and macros are what is no data.
+/// Whether a value can be called: functions and macros are what is no data. What is
+/// undefined counts as such in Jinja2.
 fn is_callable(value: &Value) -> bool {
-    value.kind() == ValueKind::Plain
+    matches!(value.kind(), ValueKind::Plain | ValueKind::Undefined)
 }
 
 /// Jinja2's `lipsum(n=5, html=True, min=20, max=100)`: nobody's words.

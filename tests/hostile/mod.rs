@@ -44,10 +44,10 @@ trait Target: Sync {
 }
 
 /// An input was refused. What the error tells must be fit for a terminal: whatever the
-/// input holds, no control characters.
+/// input holds, no control characters but for line ends and tabs.
 fn refused(error: &dyn std::error::Error) -> Result<bool, String> {
     let text = error.to_string();
-    match text.chars().find(|c| c.is_control() && *c != '\n') {
+    match text.chars().find(|c| c.is_control() && !matches!(c, '\n' | '\t')) {
         Some(control) => Err(format!("{control:?} in an error: {text:?}")),
         None => Ok(false),
     }
