@@ -81,10 +81,11 @@ impl Source {
 
     /// Runs a command that must fail and leave no file behind; returns its one line.
     fn refusal(&self, args: &[&str]) -> String {
+        let files = || std::fs::read_dir(self.folder.path()).expect("a folder").count();
+        let before = files();
         let output = self.run(args);
         assert!(!output.status.success(), "{args:?}: {output:?}");
-        let files = std::fs::read_dir(self.folder.path()).expect("a folder");
-        assert_eq!(files.count(), 1, "nothing is left");
+        assert_eq!(files(), before, "nothing is left");
         let line = String::from_utf8(output.stderr).expect("text");
         assert_eq!(line.trim_end().lines().count(), 1, "{line}");
         line.trim_end().to_owned()

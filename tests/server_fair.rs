@@ -80,7 +80,7 @@ fn answers(program: &Program) -> Value {
     let served = program.early.last().expect("it serves");
     let body = json!({
         "model": served["model"], "prompt": "Once upon a time", "n": 6, "seed": 1,
-        "max_tokens": 100, "ignore_eos": true,
+        "max_tokens": 200, "ignore_eos": true,
     });
     let answer = program.ask("six", COMPLETIONS, &body);
     let (head, body) = answer.split_once("\r\n\r\n").expect("a whole answer");

@@ -277,7 +277,9 @@ impl Part {
     /// before its name is.
     fn become_file(self, target: &Path) -> io::Result<()> {
         self.file.sync_all()?;
-        // Windows renames no open file.
+        // Windows renames no open file. Elsewhere it stays locked until it has its name:
+        // whoever waits for it finds it there.
+        #[cfg(windows)]
         drop(self.file);
         fs::rename(&self.path, target)?;
         #[cfg(unix)]

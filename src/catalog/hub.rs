@@ -137,7 +137,9 @@ impl Download<'_> {
                 answer.instead
             )));
         };
-        if range.start != from && range.start != 0 || range.end > size {
+        // From the beginning it must be all of it, or there would be no end of beginnings.
+        let begins_anew = range.start == 0 && range.end == size;
+        if range.start != from && !begins_anew || range.end > size {
             return Err(misfit(&format!(
                 "asked for byte {from}, it sends bytes {} to {} of {size}",
                 range.start,

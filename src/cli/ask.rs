@@ -2,7 +2,7 @@
 
 mod remote;
 
-use std::io::{self, Read, StdoutLock};
+use std::io::{self, Read};
 use std::sync::Arc;
 
 use anyhow::{Context, bail};
@@ -244,7 +244,10 @@ impl Args {
                     let output = matcher.push(&text);
                     out.push(&output.text)?;
                     if output.stopped {
-                        return ended(out);
+                        return Ok(out.end_line()?);
+                    }
+                    if out.reader_has_left() {
+                        return Ok(());
                     }
                 }
                 Event::Finished(reason) => {
@@ -253,7 +256,7 @@ impl Args {
                     if !output.stopped {
                         out.push(&matcher.finish(reason == FinishReason::Length).text)?;
                     }
-                    return ended(out);
+                    return Ok(out.end_line()?);
                 }
                 Event::Failed(why) => bail!(why),
                 Event::Started { .. }
@@ -284,10 +287,4 @@ impl Args {
         sampling.seed = self.seed;
         sampling
     }
-}
-
-/// Ends the answer's last line.
-fn ended(mut out: Pieces<StdoutLock<'static>>) -> anyhow::Result<()> {
-    out.push("\n")?;
-    Ok(out.end()?)
 }

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use anyhow::Context;
 use incant::catalog::{self, Located};
 use incant::gguf::Gguf;
-use incant::lora::Lora;
+use incant::lora::{Lora, PEFT_FILES};
 use incant::model::{DecoderSpec, arch};
 use incant::profile::{self, CHAT_TEMPLATE_KEY, Rendering};
 use incant::quantize::{Rewrite, Target};
@@ -60,11 +60,14 @@ impl Args {
         let path = self.gguf.as_ref().or(self.merge.as_ref());
         let path = path.expect("one of the two is required");
         // Before a download.
-        files::writable(path, &[&self.adapter], self.force)?;
+        let adapter = PEFT_FILES.map(|name| self.adapter.join(name));
+        let [config, weights] = &adapter;
+        files::writable(path, &[&self.adapter, config, weights], self.force)?;
         let name = self.model.as_ref();
         let name = name.unwrap_or_else(|| &catalog::default_model().name);
         let model = pull::ensure(name, self.consent)?;
-        let path = files::writable(path, &[&self.adapter, &model.path], self.force)?;
+        let needed = [&self.adapter, config, weights, &model.path].map(PathBuf::as_path);
+        let path = files::writable(path, &needed, self.force)?;
         let gguf = Gguf::open(&model.path)?;
         let spec = arch::read(&gguf).with_context(|| model.path.display().to_string())?;
         let lora = Lora::read(&self.adapter, &spec)?;
@@ -105,7 +108,10 @@ impl Args {
                     told += &stops(&chat.markers);
                     rewrite = rewrite.with_chat(chat);
                 }
-                Err(error) => told = format!("warning: {error}: {kept}\n"),
+                Err(error) => {
+                    told.clear();
+                    output::tell(&format!("warning: {error}: {kept}"));
+                }
             }
         }
         rewrite::write(&rewrite, path)?;

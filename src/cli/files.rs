@@ -109,6 +109,7 @@ fn replace(path: &Path, text: &str) -> io::Result<()> {
     }
     let mut file = builder.tempfile_in(folder(path))?;
     file.write_all(text.as_bytes())?;
+    file.as_file().sync_all()?;
     file.persist(path).map_err(|error| error.error)?;
     Ok(())
 }

@@ -1,26 +1,60 @@
 //! What the commands share that ask servers of OpenAI's REST API.
 
-use std::io::{self, BufRead};
+use std::io::{self, BufRead, ErrorKind, Read};
+use std::net::IpAddr;
 use std::time::Duration;
 
 use anyhow::{Context, anyhow, bail};
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
-use ureq::http::{Response, header};
+use ureq::http::{Response, Uri, header};
 
 use super::output::clip;
 
-pub(super) const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 /// Many requests may wait for one another, but something must come some time.
-pub(super) const SILENCE_TIMEOUT: Duration = Duration::from_secs(600);
+const SILENCE_TIMEOUT: Duration = Duration::from_secs(600);
 /// A message of an error has its point before this many characters.
 pub(super) const MESSAGE: usize = 300;
 
-/// The address of a server, which may have been given with a slash or `/v1` behind it.
-pub(super) fn base(url: &str) -> &str {
+/// The longest line of a stream of events, in bytes.
+const LONGEST_LINE: u64 = 4 << 20;
+
+/// The address of a server, which may have been given with a slash or `/v1` behind it, and
+/// without `http://`.
+pub(super) fn base(url: &str) -> String {
     let url = url.trim_end_matches('/');
-    url.strip_suffix("/v1").unwrap_or(url)
+    let url = url.strip_suffix("/v1").unwrap_or(url);
+    match url.contains("://") {
+        true => url.to_owned(),
+        false => format!("http://{url}"),
+    }
+}
+
+/// Whether the server at `base` is on this machine.
+pub(super) fn is_local(base: &str) -> bool {
+    let uri = base.parse::<Uri>().ok();
+    let host = uri.as_ref().and_then(Uri::host).unwrap_or_default();
+    let address = host.trim_start_matches('[').trim_end_matches(']');
+    host == "localhost" || address.parse::<IpAddr>().is_ok_and(|ip| ip.is_loopback())
+}
+
+/// What connects to servers. It uses the proxy that the environment names, unless it is to
+/// go there `directly`.
+pub(super) fn agent(directly: bool) -> ureq::Agent {
+    let config = ureq::Agent::config_builder()
+        .user_agent(concat!("incant/", env!("CARGO_PKG_VERSION")))
+        .http_status_as_error(false)
+        .timeout_resolve(Some(CONNECT_TIMEOUT))
+        .timeout_connect(Some(CONNECT_TIMEOUT))
+        .timeout_recv_response(Some(SILENCE_TIMEOUT))
+        .timeout_per_read(Some(SILENCE_TIMEOUT));
+    let config = match directly {
+        true => config.proxy(None),
+        false => config,
+    };
+    config.build().new_agent()
 }
 
 /// The request with the key, if there is one.
@@ -76,7 +110,12 @@ impl<R: BufRead> Events<R> {
         let mut data: Option<String> = None;
         loop {
             self.line.clear();
-            let read = self.reader.read_until(b'\n', &mut self.line)?;
+            let mut line = (&mut self.reader).take(LONGEST_LINE);
+            let read = line.read_until(b'\n', &mut self.line)?;
+            if line.limit() == 0 {
+                let endless = "a line of the stream of events has no end";
+                return Err(io::Error::new(ErrorKind::InvalidData, endless));
+            }
             let line = String::from_utf8_lossy(&self.line);
             let line = line.trim_end_matches(['\r', '\n']);
             if line.is_empty() && (data.is_some() || read == 0) {
@@ -158,8 +197,26 @@ mod tests {
     }
 
     #[test]
+    fn a_line_without_an_end_is_read_so_far_and_no_further() {
+        let mut events = Events::new(BufReader::new(io::repeat(b'a')));
+        let error = events.next().expect_err("it has no end");
+        assert_eq!(error.kind(), ErrorKind::InvalidData);
+    }
+
+    #[test]
+    fn a_server_on_this_machine_is_known_by_its_address() {
+        for url in ["localhost:1", "http://127.0.0.1:8080", "https://[::1]:1/v1"] {
+            assert!(is_local(&base(url)), "{url}");
+        }
+        for url in ["example.org", "http://10.0.0.1", "http://localhost.example"] {
+            assert!(!is_local(&base(url)), "{url}");
+        }
+    }
+
+    #[test]
     fn a_server_is_named_by_its_address_alone() {
         for url in [
+            "a:1",
             "http://a:1",
             "http://a:1/",
             "http://a:1/v1",

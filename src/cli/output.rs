@@ -11,16 +11,8 @@ use unicode_width::UnicodeWidthStr;
 /// the command quietly.
 pub(crate) fn print(text: &str) -> io::Result<()> {
     let mut pieces = Pieces::stdout();
-    let written = pieces.push(text).and_then(|()| pieces.end());
-    quiet(written)
-}
-
-/// A reader that has left has all that it wants.
-pub(crate) fn quiet(written: io::Result<()>) -> io::Result<()> {
-    match written {
-        Err(error) if error.kind() == ErrorKind::BrokenPipe => Ok(()),
-        result => result,
-    }
+    pieces.push(text)?;
+    pieces.end()
 }
 
 /// Writes a line to standard error, for a person.
@@ -29,10 +21,12 @@ pub(crate) fn tell(line: &str) {
 }
 
 /// A text that is written as it comes: to a terminal without commands to it, to a file
-/// or a pipe as it is, to the byte.
+/// or a pipe as it is, to the byte. A reader that has left has all that it wants: that is no
+/// failure.
 pub(crate) struct Pieces<W> {
     out: W,
     terminal: Option<printable::Stream>,
+    reader_has_left: bool,
 }
 
 impl Pieces<io::StdoutLock<'static>> {
@@ -47,24 +41,58 @@ impl Pieces<io::StdoutLock<'static>> {
 impl<W: Write> Pieces<W> {
     fn new(out: W, is_terminal: bool) -> Self {
         let terminal = is_terminal.then(printable::Stream::default);
-        Pieces { out, terminal }
+        Pieces {
+            out,
+            terminal,
+            reader_has_left: false,
+        }
     }
 
     /// Writes the next piece, and lets it be seen.
     pub(crate) fn push(&mut self, piece: &str) -> io::Result<()> {
         match &mut self.terminal {
-            Some(stream) => self.out.write_all(stream.push(piece).as_bytes())?,
-            None => self.out.write_all(piece.as_bytes())?,
+            Some(stream) => {
+                let shown = stream.push(piece);
+                self.write(&shown)
+            }
+            None => self.write(piece),
         }
-        self.out.flush()
     }
 
     /// Ends the text.
     pub(crate) fn end(mut self) -> io::Result<()> {
-        if let Some(mut stream) = self.terminal {
-            self.out.write_all(stream.finish().as_bytes())?;
+        match &mut self.terminal {
+            Some(stream) => {
+                let rest = stream.finish();
+                self.write(&rest)
+            }
+            None => Ok(()),
         }
-        self.out.flush()
+    }
+
+    /// Ends the text and its last line.
+    pub(crate) fn end_line(mut self) -> io::Result<()> {
+        self.push("\n")?;
+        self.end()
+    }
+
+    /// Whether nobody reads any more what is written.
+    pub(crate) fn reader_has_left(&self) -> bool {
+        self.reader_has_left
+    }
+
+    fn write(&mut self, text: &str) -> io::Result<()> {
+        if self.reader_has_left {
+            return Ok(());
+        }
+        let written = self.out.write_all(text.as_bytes());
+        match written.and_then(|()| self.out.flush()) {
+            Err(error) if error.kind() == ErrorKind::BrokenPipe => {
+                self.reader_has_left = true;
+                Ok(())
+            }
+            written => written,
+        }
     }
 }
 
@@ -204,6 +232,25 @@ mod tests {
         };
         assert_eq!(written(true), "a\\u{1b}[2J\\u{202e}b\n\tc\\u{9b}");
         assert_eq!(written(false), pieces.concat());
+    }
+
+    #[test]
+    fn a_reader_that_leaves_is_no_failure() {
+        struct Left;
+        impl Write for Left {
+            fn write(&mut self, _: &[u8]) -> io::Result<usize> {
+                Err(ErrorKind::BrokenPipe.into())
+            }
+
+            fn flush(&mut self) -> io::Result<()> {
+                Ok(())
+            }
+        }
+        let mut out = Pieces::new(Left, false);
+        assert!(!out.reader_has_left());
+        out.push("a").unwrap();
+        assert!(out.reader_has_left());
+        out.end_line().unwrap();
     }
 
     #[test]

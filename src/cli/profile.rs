@@ -1,6 +1,6 @@
 //! `incant profile`: for those who write profiles.
 
-use std::fs::File;
+use std::fs::{self, File};
 use std::io::{ErrorKind, Write};
 use std::path::PathBuf;
 
@@ -58,8 +58,12 @@ fn new(name: &str, folder: PathBuf) -> anyhow::Result<()> {
         }
         file => file.with_context(|| format!("cannot write {shown}"))?,
     };
-    file.write_all(TEMPLATE.replace("NAME", name).as_bytes())
-        .with_context(|| format!("cannot write {shown}"))?;
+    let written = file.write_all(TEMPLATE.replace("NAME", name).as_bytes());
+    if written.is_err() {
+        // A part of it would be in the way of another try.
+        _ = fs::remove_file(&path);
+    }
+    written.with_context(|| format!("cannot write {shown}"))?;
     let folder = folder.display();
     Ok(output::print(&format!(
         "{shown} is written. Edit it, then:\n  \

@@ -147,9 +147,10 @@ impl Writer {
         }
         out.flush()?;
         drop(out);
-        let file = file.persist(path).map_err(|error| error.error)?;
-        readable(&file)?;
-        file.sync_all()?;
+        readable(file.as_file())?;
+        // Some file systems tell only now that there is no room.
+        file.as_file().sync_all()?;
+        file.persist(path).map_err(|error| error.error)?;
         Ok(())
     }
 

@@ -21,6 +21,7 @@ use sha2::{Digest, Sha256};
 pub use error::LoraError;
 pub(crate) use error::place;
 pub use naming::Linear;
+pub use peft::FILES as PEFT_FILES;
 
 use self::pairs::Room;
 use crate::model::DecoderSpec;

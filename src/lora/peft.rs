@@ -18,6 +18,9 @@ use crate::mmap::Map;
 use crate::model::DecoderSpec;
 use crate::open::{Kind, Location};
 
+/// The names of the files that an adapter is made of.
+pub const FILES: [&str; 2] = [CONFIG, TENSORS];
+
 pub(super) const CONFIG: &str = "adapter_config.json";
 pub(super) const TENSORS: &str = "adapter_model.safetensors";
 

@@ -161,9 +161,11 @@ fn run(line: &[char], start: usize, of_kind: impl Fn(char) -> bool) -> usize {
 
 /// Whether two hyphens or more between words begin at `at`.
 fn begins_dash(line: &[char], at: usize) -> bool {
-    let is_behind_word = at > 0 && is_punctuated(line[at - 1]);
+    if at == 0 || line[at] != '-' || !is_punctuated(line[at - 1]) {
+        return false;
+    }
     let end = run(line, at, |c| c == '-');
-    is_behind_word && end >= at + 2 && line.get(end).is_some_and(|&c| is_word(c))
+    end >= at + 2 && line.get(end).is_some_and(|&c| is_word(c))
 }
 
 /// Where a word ends that begins at `start`, or its first part.

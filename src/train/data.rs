@@ -22,14 +22,16 @@
 mod meaning;
 mod written;
 
+use std::cell::RefCell;
 use std::collections::BTreeSet;
 use std::fmt;
 use std::fs::File;
-use std::io::{BufRead, BufReader, Read};
+use std::io::{self, BufRead, BufReader, Read};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use flate2::read::MultiGzDecoder;
+use sha2::{Digest, Sha256};
 
 use super::TrainError;
 use crate::profile::{Message, Role};
@@ -113,6 +115,8 @@ pub struct Records {
     /// The keys in it that nothing is read from, such as `score_chosen` and
     /// `messages[].name`; keys whose values are all null are not among them.
     pub unread: BTreeSet<String>,
+    /// The SHA-256 of the file's bytes, in hexadecimal digits.
+    pub sha256: String,
 }
 
 /// Reads the lines of a file; blank ones are skipped.
@@ -122,6 +126,8 @@ pub struct Records {
 pub fn read(path: &Path) -> Result<Records, TrainError> {
     let file = File::open(path).map_err(TrainError::io(path))?;
     let is_packed = path.extension().is_some_and(|extension| extension == "gz");
+    let hash = RefCell::new(Sha256::new());
+    let file = Hashed { file, hash: &hash };
     let bytes: Box<dyn Read> = match is_packed {
         true => Box::new(MultiGzDecoder::new(BufReader::new(file))),
         false => Box::new(file),
@@ -130,6 +136,7 @@ pub fn read(path: &Path) -> Result<Records, TrainError> {
     let mut records = Records {
         lines: Vec::new(),
         unread: BTreeSet::new(),
+        sha256: String::new(),
     };
     for (line, text) in (1..).zip(BufReader::new(bytes).lines()) {
         let place = Place {
@@ -151,7 +158,23 @@ pub fn read(path: &Path) -> Result<Records, TrainError> {
             Err(what) => Err(DataError { place, what }),
         });
     }
+    let digest = hash.take().finalize();
+    records.sha256 = digest.iter().map(|byte| format!("{byte:02x}")).collect();
     Ok(records)
+}
+
+/// A file whose bytes are hashed as they are read: a pipe can be read only once.
+struct Hashed<'a> {
+    file: File,
+    hash: &'a RefCell<Sha256>,
+}
+
+impl Read for Hashed<'_> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let count = self.file.read(buffer)?;
+        self.hash.borrow_mut().update(&buffer[..count]);
+        Ok(count)
+    }
 }
 
 #[cfg(test)]

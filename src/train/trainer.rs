@@ -129,10 +129,16 @@ impl<'a> Run<'a> {
         } = *training;
         let identity = Identity::new(settings, objective, examples, held_out);
         let path = folder.path();
-        let last = match folder.is_resumed() {
+        let mut last = match folder.is_resumed() {
             true => checkpoint::latest(path)?,
             false => Latest::default(),
         };
+        // To begin anew would write over what is there.
+        if last.found.is_none()
+            && let Some(error) = last.broken.pop()
+        {
+            return Err(error);
+        }
         for error in &last.broken {
             observer.on(&Event::Failed(error));
         }

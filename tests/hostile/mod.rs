@@ -47,7 +47,10 @@ trait Target: Sync {
 /// input holds, no control characters but for line ends and tabs.
 fn refused(error: &dyn std::error::Error) -> Result<bool, String> {
     let text = error.to_string();
-    match text.chars().find(|c| c.is_control() && !matches!(c, '\n' | '\t')) {
+    match text
+        .chars()
+        .find(|c| c.is_control() && !matches!(c, '\n' | '\t'))
+    {
         Some(control) => Err(format!("{control:?} in an error: {text:?}")),
         None => Ok(false),
     }

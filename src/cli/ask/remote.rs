@@ -1,6 +1,6 @@
 //! A server that answers instead of a model that is loaded here.
 
-use std::io::BufReader;
+use std::io::{BufReader, StdoutLock};
 
 use anyhow::{Context, anyhow, bail};
 use serde::Deserialize;
@@ -8,8 +8,7 @@ use serde_json::{Map, Value};
 use ureq::http::header;
 
 use crate::cli::http::{
-    CONNECT_TIMEOUT, Events, MESSAGE, SILENCE_TIMEOUT, authorized, base, first_model, good,
-    message, parse,
+    Events, MESSAGE, agent, authorized, base, first_model, good, is_local, message, parse,
 };
 use crate::cli::output::{Pieces, clip, json, print};
 
@@ -23,19 +22,11 @@ pub(super) struct Server {
 
 impl Server {
     pub(super) fn new(url: &str, key: Option<&str>) -> Server {
-        let agent = ureq::Agent::config_builder()
-            .user_agent(concat!("incant/", env!("CARGO_PKG_VERSION")))
-            .http_status_as_error(false)
-            .timeout_resolve(Some(CONNECT_TIMEOUT))
-            .timeout_connect(Some(CONNECT_TIMEOUT))
-            .timeout_recv_response(Some(SILENCE_TIMEOUT))
-            .timeout_per_read(Some(SILENCE_TIMEOUT))
-            .build()
-            .new_agent();
+        let base = base(url);
         Server {
-            base: base(url).to_owned(),
+            agent: agent(is_local(&base)),
+            base,
             key: key.map(str::to_owned),
-            agent,
         }
     }
 
@@ -53,45 +44,36 @@ impl Server {
         Ok(print(&json(&response)?)?)
     }
 
-    /// Prints the answer as it comes.
+    /// Prints the answer as it comes, or as a whole where the server does not stream.
     pub(super) fn streamed(&self, mut body: Map<String, Value>) -> anyhow::Result<()> {
-        #[derive(Deserialize)]
-        struct Delta {
-            content: Option<String>,
-        }
-        #[derive(Deserialize)]
-        struct Choice {
-            delta: Delta,
-        }
-        #[derive(Deserialize)]
-        struct Chunk {
-            #[serde(default)]
-            choices: Vec<Choice>,
-            error: Option<Value>,
-        }
         body.insert("stream".to_owned(), Value::Bool(true));
-        let (url, response) = self.post(body)?;
-        let mut events = Events::new(BufReader::new(response.into_body().into_reader()));
+        let (url, mut response) = self.post(body)?;
         let mut out = Pieces::stdout();
-        let mut any = false;
+        let kind = response.headers().get(header::CONTENT_TYPE);
+        let is_json = kind.is_some_and(|kind| kind.as_bytes().starts_with(b"application/json"));
+        if is_json {
+            let text = response.body_mut().read_to_string();
+            let text = text.map_err(|error| anyhow!("{url}: {error}"))?;
+            say(&mut out, &url, &text)?;
+            return Ok(out.end_line()?);
+        }
+        let mut events = Events::new(BufReader::new(response.into_body().into_reader()));
+        let mut is_complete = false;
         while let Some(data) = events.next().with_context(|| url.clone())? {
-            any = true;
             if data == "[DONE]" {
+                is_complete = true;
                 break;
             }
-            let chunk: Chunk = parse(&url, &data)?;
-            if let Some(error) = chunk.error {
-                bail!("{url}: {}", message(&error).unwrap_or(clip(&data, MESSAGE)));
-            }
-            for choice in chunk.choices {
-                out.push(&choice.delta.content.unwrap_or_default())?;
+            is_complete |= say(&mut out, &url, &data)?;
+            if out.reader_has_left() {
+                return Ok(());
             }
         }
-        if !any {
-            bail!("{url}: the answer is not a stream of events");
+        out.end_line()?;
+        match is_complete {
+            true => Ok(()),
+            false => bail!("{url}: the connection ended before the answer was complete"),
         }
-        out.push("\n")?;
-        Ok(out.end()?)
     }
 
     /// Asks for a chat; the address that was asked, and its response, which is no failure.
@@ -105,4 +87,34 @@ impl Server {
         let response = good(&url, request.send(Value::Object(body).to_string()))?;
         Ok((url, response))
     }
+}
+
+/// Prints what a part of an answer says, or all of one. Returns whether nothing follows it.
+fn say(out: &mut Pieces<StdoutLock<'static>>, url: &str, json: &str) -> anyhow::Result<bool> {
+    #[derive(Deserialize)]
+    struct Said {
+        content: Option<String>,
+    }
+    #[derive(Deserialize)]
+    struct Choice {
+        #[serde(alias = "message")]
+        delta: Said,
+        finish_reason: Option<String>,
+    }
+    #[derive(Deserialize)]
+    struct Part {
+        #[serde(default)]
+        choices: Vec<Choice>,
+        error: Option<Value>,
+    }
+    let part: Part = parse(url, json)?;
+    if let Some(error) = part.error {
+        bail!("{url}: {}", message(&error).unwrap_or(clip(json, MESSAGE)));
+    }
+    let mut is_last = false;
+    for choice in part.choices {
+        out.push(&choice.delta.content.unwrap_or_default())?;
+        is_last |= choice.finish_reason.is_some();
+    }
+    Ok(is_last)
 }

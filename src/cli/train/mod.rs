@@ -208,9 +208,10 @@ fn run(
         && outcome.step == outcome.steps
     {
         let answers = &mut report.about.answers;
-        match prepared.questions.after(flags, answers) {
-            Ok(()) => report.write(folder)?,
-            Err(error) => super::output::tell(&format!("warning: no sample answers: {error:#}")),
+        let answered = prepared.questions.after(flags, answers);
+        // The run itself is over, and its report is there without them.
+        if let Err(error) = answered.and_then(|()| Ok(report.write(folder)?)) {
+            super::output::tell(&format!("warning: no sample answers: {error:#}"));
         }
     }
     super::output::print(&summary::summary(&flags.out, &outcome))?;

@@ -450,6 +450,20 @@ fn a_packed_file_is_read_like_a_plain_one() {
     let mut packer = flate2::write::GzEncoder::new(file, flate2::Compression::fast());
     packer.write_all(b"{\"text\": \"a\"}\n").unwrap();
     packer.finish().unwrap();
-    let entries: Vec<Entry> = read(&path).unwrap().lines.into_iter().flatten().collect();
+    let packed = read(&path).unwrap();
+    // It is that of the file as it is.
+    let digest = Sha256::digest(fs::read(&path).unwrap());
+    let digest: String = digest.iter().map(|byte| format!("{byte:02x}")).collect();
+    assert_eq!(packed.sha256, digest);
+    let entries: Vec<Entry> = packed.lines.into_iter().flatten().collect();
     assert_eq!(entries[0].content, Content::Text("a".to_owned()));
+}
+
+#[test]
+fn a_file_is_known_by_its_bytes() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("mine.jsonl");
+    fs::write(&path, "abc").unwrap();
+    let expected = "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad";
+    assert_eq!(read(&path).unwrap().sha256, expected);
 }

@@ -11,8 +11,7 @@ use serde_json::{Value, json};
 use ureq::http::header;
 
 use crate::cli::http::{
-    CONNECT_TIMEOUT, Events, MESSAGE, SILENCE_TIMEOUT, authorized, base, first_model, good,
-    message, parse,
+    Events, MESSAGE, agent, authorized, base, first_model, good, message, parse,
 };
 use crate::cli::output::clip;
 
@@ -99,7 +98,7 @@ impl Server {
         key: Option<&str>,
     ) -> anyhow::Result<Server> {
         let mut server = Server {
-            url: base(url).to_owned(),
+            url: base(url),
             model: model.unwrap_or_default().to_owned(),
             key: key.map(str::to_owned),
         };
@@ -111,20 +110,10 @@ impl Server {
 
     /// A client with a connection of its own.
     pub(super) fn client(&self) -> Client<'_> {
-        let agent = ureq::Agent::config_builder()
-            .user_agent(concat!("incant/", env!("CARGO_PKG_VERSION")))
-            .http_status_as_error(false)
-            // A proxy would be measured along.
-            .proxy(None)
-            .timeout_resolve(Some(CONNECT_TIMEOUT))
-            .timeout_connect(Some(CONNECT_TIMEOUT))
-            .timeout_recv_response(Some(SILENCE_TIMEOUT))
-            .timeout_per_read(Some(SILENCE_TIMEOUT))
-            .build()
-            .new_agent();
         Client {
             server: self,
-            agent,
+            // A proxy would be measured along.
+            agent: agent(true),
             connected: Cell::new(false),
         }
     }

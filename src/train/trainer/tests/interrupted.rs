@@ -126,6 +126,25 @@ fn a_checkpoint_that_is_not_whole_is_passed_over_and_told() {
 }
 
 #[test]
+fn where_no_checkpoint_is_whole_nothing_is_written_over() {
+    let runner = Runner::new(Sft);
+    let mut watcher = Watcher {
+        stop_after: Some((2, Arc::default())),
+        ..Watcher::default()
+    };
+    runner.run(&Toy::new(), false, &mut watcher).unwrap();
+    let before = runner.read("metrics.jsonl");
+    for step in 1..=2 {
+        let checkpoint = runner.folder.path().join(format!("checkpoint-{step}"));
+        _ = fs::write(checkpoint.join("trainer.safetensors"), "no");
+    }
+    let resumed = runner.run(&Toy::new(), true, &mut Watcher::default());
+    let error = resumed.unwrap_err().to_string();
+    assert!(error.contains("checkpoint-"), "{error}");
+    assert_eq!(runner.read("metrics.jsonl"), before);
+}
+
+#[test]
 fn a_run_that_is_told_to_stop_saves_and_can_go_on() {
     let (expected, ..) = Runner::new(Sft).whole();
     // Step 4 is one after which held-out examples would be looked at.
