@@ -81,7 +81,11 @@ impl Source {
 
     /// Runs a command that must fail and leave no file behind; returns its one line.
     fn refusal(&self, args: &[&str]) -> String {
-        let files = || std::fs::read_dir(self.folder.path()).expect("a folder").count();
+        let files = || {
+            std::fs::read_dir(self.folder.path())
+                .expect("a folder")
+                .count()
+        };
         let before = files();
         let output = self.run(args);
         assert!(!output.status.success(), "{args:?}: {output:?}");

@@ -2,6 +2,7 @@
 //! as the server's options.
 
 use std::env::{self, VarError};
+use std::net::IpAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
@@ -40,6 +41,11 @@ pub(crate) struct EdgeArgs {
     /// could have any other name lead here
     #[arg(long = "allow-host", value_name = "NAME")]
     hosts: Vec<HostName>,
+    /// The address of a proxy in front, which is believed whom it asks for by
+    /// X-Forwarded-For; repeatable. Without keys, clients have even shares of the server,
+    /// and all that a proxy asks for counts as one client's otherwise
+    #[arg(long = "trusted-proxy", value_name = "ADDRESS")]
+    trusted_proxies: Vec<IpAddr>,
     /// Serve over TLS with this chain of certificates (PEM); SIGHUP reads it again
     #[arg(long, value_name = "FILE", requires = "tls_key")]
     tls_cert: Option<PathBuf>,
@@ -82,6 +88,7 @@ impl EdgeArgs {
             keys: self.keys()?,
             origins: self.origins,
             hosts: [self.hosts, others.hosts].concat(),
+            trusted_proxies: self.trusted_proxies,
             tls,
             max_body: usize::try_from(self.max_body.as_u64()).context("--max-body")?,
             max_connections: self.max_connections,

@@ -4,7 +4,9 @@
 //! has. Between two who hold equally many, the one goes first that was served less, by the
 //! rows that were computed for it (the virtual token counter of Sheng et al. 2024,
 //! <https://arxiv.org/abs/2401.00588>). Who comes new, or comes back, begins at the level of
-//! the least served: nobody saves up a claim by staying away.
+//! the least served, or at what each client would have had by now with even shares, if that
+//! is more: nobody saves up a claim by staying away, and nobody waits behind newcomers for
+//! ever.
 //!
 //! A slot that is held can move to somebody who waits, but only from one who holds at least
 //! two more: then neither would take it back.
@@ -18,6 +20,12 @@ use super::client::{Client, Owner};
 #[derive(Debug, Default)]
 pub(super) struct Fairness {
     clients: HashMap<Client, Account>,
+    /// How many of them have something to do.
+    active: usize,
+    /// What a client would have been served that was always there, with even shares.
+    clock: u64,
+    /// Rows that are not in the clock yet: fewer than there are active clients.
+    rest: u64,
 }
 
 #[derive(Debug, Default)]
@@ -57,6 +65,7 @@ impl Fairness {
         let account = self.clients.entry(owner.client).or_default();
         if account.is_idle() {
             account.served = account.served.max(level);
+            self.active += 1;
         }
         let requests = account.requests.values();
         let least = requests.map(|request| request.served).min().unwrap_or(0);
@@ -77,6 +86,7 @@ impl Fairness {
             request.sequences -= 1;
             if request.sequences == 0 {
                 account.requests.remove(&owner.request);
+                self.active -= usize::from(account.is_idle());
             }
         }
         if account.is_idle() {
@@ -88,7 +98,7 @@ impl Fairness {
     }
 
     /// The level that who comes new begins at: that of the least served, or where nobody has
-    /// anything to do, of the most served.
+    /// anything to do, of the most served; and not below the clock.
     fn level(&self) -> u64 {
         let served = |idle| {
             let accounts = self.clients.values();
@@ -96,13 +106,18 @@ impl Fairness {
             those.map(|account| account.served)
         };
         let least = served(false).min();
-        least.or_else(|| served(true).max()).unwrap_or(0)
+        let level = least.or_else(|| served(true).max()).unwrap_or(0);
+        level.max(self.clock)
     }
 
     /// Takes in that so much work was done for a sequence, in prompt rows.
     pub(super) fn charge(&mut self, owner: Owner, work: usize) {
         if let Some(account) = self.clients.get_mut(&owner.client) {
             account.served += work as u64;
+            self.rest += work as u64;
+            let active = self.active.max(1) as u64;
+            self.clock += self.rest / active;
+            self.rest %= active;
             if let Some(request) = account.requests.get_mut(&owner.request) {
                 request.served += work as u64;
             }
@@ -289,10 +304,41 @@ mod tests {
         fairness.leave(b);
         fairness.charge(a, 5000);
         fairness.enter(b);
-        assert_eq!(served(&fairness, b), 6000, "it was away for long");
+        let even = 1000 + 500 / 2 + 5000;
+        assert_eq!(served(&fairness, b), even, "it was away for long");
         fairness.leave(a);
         fairness.leave(b);
         assert!(fairness.clients.is_empty(), "{fairness:?}");
+    }
+
+    #[test]
+    fn who_comes_back_is_served_however_many_come_new() {
+        let mut fairness = Fairness::default();
+        let back = owner("back", 0);
+        fairness.enter(back);
+        fairness.charge(back, 500);
+        fairness.leave(back);
+        let none = Holders::default();
+        let mut waiting = vec![];
+        let enter = |fairness: &mut Fairness, owner| {
+            fairness.enter(owner);
+            owner
+        };
+        // One slot; there is always somebody new who waits, before and after the one who is back.
+        waiting.push(enter(&mut fairness, owner("new 0", 1)));
+        waiting.push(enter(&mut fairness, back));
+        for at in 1..100 {
+            waiting.push(enter(&mut fairness, owner(&format!("new {at}"), 1 + at)));
+            let rank = |at: &usize| fairness.rank(&none, waiting[*at], true);
+            let next = (0..waiting.len()).min_by_key(rank).expect("one waits");
+            let next = waiting.remove(next);
+            if next == back {
+                return;
+            }
+            fairness.charge(next, 100);
+            fairness.leave(next);
+        }
+        panic!("it was never served");
     }
 
     #[test]

@@ -58,6 +58,10 @@ pub(super) struct Markup {
 /// that no template looks for and that is no space.
 const EDGE: char = '\u{f8f0}';
 
+/// How many pieces are tried for whether a template looks for them in answers. Some look for
+/// a pair for thoughts and one for calls.
+const MOST_READ: usize = 16;
+
 /// Words in brackets: `[INST]`, `<</SYS>>`, `<|user|>`.
 static TAG: LazyLock<Regex> = LazyLock::new(|| {
     let pattern = r"<\|[^<>|]+\|>|<{1,2}[^<>\s]+>{1,2}|\[{1,2}[^\[\]\s]+\]{1,2}";
@@ -108,7 +112,7 @@ impl Markup {
         let searched = searched.iter();
         let mut pieces = Vec::new();
         for part in searched.filter(|part| part.kind == PartKind::Markup) {
-            if !written.iter().any(|text| text == part.text) {
+            if pieces.len() < MOST_READ && !written.iter().any(|text| text == part.text) {
                 add(&mut pieces, part.text);
             }
         }
@@ -138,21 +142,27 @@ impl Markup {
         if role != Role::Assistant {
             return safe(text);
         }
+        // Each piece's next place, found again only when it has been passed.
+        let mut next: Vec<Option<usize>> = self.read.iter().map(|piece| text.find(piece)).collect();
         let mut shielded = String::with_capacity(text.len());
-        let mut rest = text;
-        let find = |rest: &str| {
-            let found = self.read.iter().filter_map(|piece| {
-                let at = rest.find(piece.as_str())?;
-                Some((at, at + piece.len()))
-            });
-            found.min()
-        };
-        while let Some((start, end)) = find(rest) {
-            shielded += &safe(&rest[..start]);
-            shielded += &rest[start..end];
-            rest = &rest[end..];
+        let mut at = 0;
+        loop {
+            for (place, piece) in next.iter_mut().zip(&self.read) {
+                if place.is_some_and(|place| place < at) {
+                    *place = text[at..].find(piece).map(|found| at + found);
+                }
+            }
+            let places = next.iter().zip(&self.read);
+            let found =
+                places.filter_map(|(place, piece)| Some((*place)?..(*place)? + piece.len()));
+            let Some(found) = found.min_by_key(|found| (found.start, found.end)) else {
+                break;
+            };
+            shielded += &safe(&text[at..found.start]);
+            shielded += &text[found.clone()];
+            at = found.end;
         }
-        shielded + &safe(rest)
+        shielded + &safe(&text[at..])
     }
 
     /// Adds the markers of what stands before, between or after messages. Of what stands

@@ -56,7 +56,7 @@ impl FromRequest<Arc<App>> for Post {
         body::check_kind(request.headers())?;
         let options = &app.options;
         let peer = request.extensions().get::<Peer>().copied();
-        let client = client::of(&options.keys, request.headers(), peer);
+        let client = client::of(options, request.headers(), peer);
         let (body, room) = body::read(
             request,
             &app.rooms,

@@ -4,31 +4,31 @@ use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 
 use http::HeaderMap;
 
-use super::keys::{self, ApiKeys};
+use super::ServeOptions;
+use super::keys;
 use super::log::{FORWARDED_FOR, Peer};
 use crate::engine::Client;
 
 /// The client of a request: its key where keys are asked for, else its address.
 ///
-/// A proxy on this machine says whom it asks for. Nobody else is believed: who could choose
+/// A proxy that is trusted says whom it asks for. Nobody else is believed: who could choose
 /// an address for each request would be many clients.
-pub(crate) fn of(keys: &ApiKeys, headers: &HeaderMap, peer: Option<Peer>) -> Client {
-    let name = match keys::key(headers).filter(|_| !keys.is_empty()) {
+pub(crate) fn of(options: &ServeOptions, headers: &HeaderMap, peer: Option<Peer>) -> Client {
+    let name = match keys::key(headers).filter(|_| !options.keys.is_empty()) {
         Some(key) => [b"key ", key].concat(),
         None => {
-            let address = peer.map(|Peer(peer)| address(headers, peer));
+            let proxies = &options.trusted_proxies;
+            let address = peer.map(|Peer(peer)| address(proxies, headers, peer));
             format!("address {address:?}").into_bytes()
         }
     };
     Client::named(&name)
 }
 
-fn address(headers: &HeaderMap, peer: SocketAddr) -> IpAddr {
+fn address(proxies: &[IpAddr], headers: &HeaderMap, peer: SocketAddr) -> IpAddr {
     let peer = peer.ip().to_canonical();
-    let forwarded = match peer.is_loopback() {
-        true => forwarded_for(headers),
-        false => None,
-    };
+    let is_trusted = proxies.iter().any(|proxy| proxy.to_canonical() == peer);
+    let forwarded = is_trusted.then(|| forwarded_for(headers)).flatten();
     match forwarded.unwrap_or(peer).to_canonical() {
         // One machine has as many addresses as it likes in its network.
         IpAddr::V6(address) => {
@@ -54,16 +54,21 @@ mod tests {
     use super::*;
 
     fn client(keys: &str, peer: &str, headers: &[(HeaderName, &str)]) -> Client {
-        let mut known = ApiKeys::default();
+        let mut options = ServeOptions {
+            trusted_proxies: ["127.0.0.1", "::1"]
+                .map(|proxy| proxy.parse().unwrap())
+                .to_vec(),
+            ..ServeOptions::default()
+        };
         if !keys.is_empty() {
-            known.add(keys).expect("keys");
+            options.keys.add(keys).expect("keys");
         }
         let mut map = HeaderMap::new();
         for (name, value) in headers {
             map.append(name, value.parse().expect("a value"));
         }
         let peer = format!("{peer}:1234").parse().expect("an address");
-        of(&known, &map, Some(Peer(peer)))
+        of(&options, &map, Some(Peer(peer)))
     }
 
     #[test]
@@ -87,7 +92,7 @@ mod tests {
     }
 
     #[test]
-    fn only_a_proxy_on_this_machine_is_believed() {
+    fn only_a_proxy_that_is_trusted_is_believed() {
         let forwarded = |peer, values: &[&'static str]| {
             let headers = values.iter().map(|value| (FORWARDED_FOR, *value));
             client("", peer, &headers.collect::<Vec<_>>())
@@ -104,5 +109,6 @@ mod tests {
         );
         assert_eq!(forwarded("127.0.0.1", &["unknown"]), direct("127.0.0.1"));
         assert_eq!(forwarded("5.6.7.8", &["1.2.3.4"]), direct("5.6.7.8"));
+        assert_eq!(forwarded("127.0.0.2", &["1.2.3.4"]), direct("127.0.0.2"));
     }
 }

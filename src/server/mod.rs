@@ -36,6 +36,7 @@ mod tls;
 mod work;
 
 use std::collections::HashSet;
+use std::net::IpAddr;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -73,6 +74,8 @@ pub struct ServeOptions {
     pub origins: Vec<Origin>,
     /// The names that clients may address the server by, beside IP addresses and loopback names.
     pub hosts: Vec<HostName>,
+    /// The proxies that are believed whom they ask for.
+    pub trusted_proxies: Vec<IpAddr>,
     /// The folder below which clients may name adapters to load; none if absent.
     pub adapter_folder: Option<PathBuf>,
     /// Serve over TLS.
@@ -98,6 +101,7 @@ impl Default for ServeOptions {
             keys: ApiKeys::default(),
             origins: Vec::new(),
             hosts: Vec::new(),
+            trusted_proxies: Vec::new(),
             adapter_folder: None,
             tls: None,
             max_body: 8 << 20,

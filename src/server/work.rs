@@ -63,9 +63,8 @@ impl Workshop {
             Ok(done) => done,
             Err(error) => match error.try_into_panic() {
                 Ok(panic) => std::panic::resume_unwind(panic),
-                Err(cancelled) => {
-                    unreachable!("only who no longer waits cancels the work: {cancelled}")
-                }
+                // Only who no longer waits cancels it, and a runtime that ends.
+                Err(_) => std::future::pending().await,
             },
         }
     }

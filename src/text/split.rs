@@ -25,6 +25,8 @@ pub(super) struct Specials {
     automaton: AhoCorasick,
     /// The bytes that some special token begins with.
     begins: Box<[bool; 256]>,
+    /// The bytes that a control token or markup begins with.
+    begins_guarded: Box<[bool; 256]>,
     /// The ids of markup.
     markup: HashSet<u32>,
 }
@@ -94,10 +96,14 @@ impl Specials {
             by_piece.entry(piece).or_insert(at);
         }
         let mut begins = Box::new([false; 256]);
+        let mut begins_guarded = Box::new([false; 256]);
         let tokens = found
             .iter()
             .map(|&(piece, id, control)| {
-                begins[piece.as_bytes()[0] as usize] = true;
+                let guarded = control || is_markup(piece);
+                let first = piece.as_bytes()[0] as usize;
+                begins[first] = true;
+                begins_guarded[first] |= guarded;
                 let shorter = (1..piece.len())
                     .rev()
                     .filter_map(|len| by_piece.get(piece.get(..len)?).copied())
@@ -106,7 +112,7 @@ impl Specials {
                     id,
                     len: piece.len(),
                     control,
-                    guarded: control || is_markup(piece),
+                    guarded,
                     single: piece.chars().nth(1).is_none(),
                     shorter,
                 }
@@ -124,6 +130,7 @@ impl Specials {
             tokens,
             automaton,
             begins,
+            begins_guarded,
             markup,
         })
     }
@@ -201,14 +208,11 @@ impl Specials {
         self.tokens.iter().map(|token| token.id)
     }
 
-    /// Where control tokens and markup begin in `text`, overlapping ones included, in
-    /// ascending order.
+    /// Where control tokens and markup could begin in `text`, in ascending order: what stands
+    /// there need not be one yet, since a template may take something out of it.
     pub(super) fn guarded<'a>(&'a self, text: &'a str) -> impl Iterator<Item = usize> + 'a {
-        let guarded = |token: &SpecialToken, _| token.guarded;
-        self.places(text).filter(move |&start| {
-            self.next(self.longest_at(text, start), start, &guarded)
-                .is_some()
-        })
+        let bytes = text.bytes().enumerate();
+        bytes.filter_map(|(at, byte)| self.begins_guarded[byte as usize].then_some(at))
     }
 
     /// Whether a token is markup that the vocabulary has as text.

@@ -215,8 +215,8 @@ impl Tokenizer {
         self.measure.least_tokens(self.measure.of(text))
     }
 
-    /// Puts `guard` after the first character of each text in `text` that is a
-    /// control token's or markup's, overlapping ones included. What
+    /// Puts `guard` after each character of `text` that a control token or markup could begin
+    /// with: also where it stands in pieces, which a template may join. What
     /// [`encode_guarded`](Self::encode_guarded) makes of the result, also with
     /// more text around it, holds no such token from within `text`.
     ///

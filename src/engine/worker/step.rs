@@ -70,7 +70,7 @@ impl Worker {
         }
         let began = Instant::now();
         if let Err(error) = self.executor.forward_into(&batch, &mut self.logits) {
-            self.fail(&error);
+            self.fail(&error, &owners);
             return true;
         }
         let mut ended = vec![false; self.running.len()];
@@ -131,10 +131,14 @@ impl Worker {
     }
 
     /// The executor failed: everything that was in the batch ends.
-    fn fail(&mut self, error: &ExecError) {
+    fn fail(&mut self, error: &ExecError, batch: &[(usize, Computed)]) {
         tracing::error!("a step failed: {error}");
         let why = error.to_string();
-        for sequence in std::mem::take(&mut self.running) {
+        for (at, sequence) in std::mem::take(&mut self.running).into_iter().enumerate() {
+            if batch.iter().all(|(index, _)| *index != at) {
+                self.running.push(sequence);
+                continue;
+            }
             sequence.fail(&why);
             self.lose(&sequence);
         }
