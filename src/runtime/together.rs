@@ -140,12 +140,18 @@ pub struct WishError {
     pub message: String,
 }
 
-/// Why somebody cannot have a say in the answer to what the field `param` holds.
-fn refused(error: PromptError, param: &str) -> WishError {
+/// Why somebody who is named in the field `wish` cannot have a say in the answer to what the
+/// field `param` holds.
+fn refused(error: PromptError, wish: &str, param: &str) -> WishError {
     match error {
-        PromptError::TooLong { .. } => WishError {
-            field: "mix".to_owned(),
-            message: "the prompt of an arm that has a say leaves no room for an answer".to_owned(),
+        PromptError::TooLong {
+            context, at_least, ..
+        } => WishError {
+            field: wish.to_owned(),
+            message: format!(
+                "the prompt of an arm that has a say has at least {at_least} tokens, and its \
+                 context only {context}"
+            ),
         },
         PromptError::Refused(_) | PromptError::Cancelled => WishError {
             field: param.to_owned(),
@@ -301,11 +307,11 @@ impl Say {
         messages: &[Message],
         wanted: &Wanted,
     ) -> Result<Partners, WishError> {
-        let refused = |error| refused(error, "messages");
+        let as_guide = |error| refused(error, "guidance", "messages");
         let guide = |guide: &Guide| match &guide.arm {
             Some(other) => {
                 let other = other.for_conversation(messages);
-                let prompt = other.chat_within(messages, wanted).map_err(refused)?;
+                let prompt = other.chat_within(messages, wanted).map_err(as_guide)?;
                 Ok(Some((other, prompt)))
             }
             None => {
@@ -313,7 +319,7 @@ impl Say {
                 let emptied = without_question(messages).filter(|_| has_turns);
                 match emptied {
                     Some(emptied) => {
-                        let prompt = arm.chat_within(&emptied, wanted).map_err(refused)?;
+                        let prompt = arm.chat_within(&emptied, wanted).map_err(as_guide)?;
                         Ok(Some((arm.clone(), prompt)))
                     }
                     None if self.is_wished => wrong(
@@ -329,7 +335,8 @@ impl Say {
         };
         let member = |other: &Arm| {
             let other = other.for_conversation(messages);
-            let prompt = other.chat_within(messages, wanted).map_err(refused)?;
+            let prompt = other.chat_within(messages, wanted);
+            let prompt = prompt.map_err(|error| refused(error, "mix", "messages"))?;
             Ok((other, prompt))
         };
         self.partners(member, guide)
@@ -346,13 +353,14 @@ impl Say {
         input: &PromptInput,
         wanted: &Wanted,
     ) -> Result<Partners, WishError> {
-        let member = |other: &Arm| {
+        let read_by = |other: &Arm, wish: &str| {
             let prompt = other.completion_within(input, wanted);
-            let prompt = prompt.map_err(|error| refused(error, "prompt"))?;
+            let prompt = prompt.map_err(|error| refused(error, wish, "prompt"))?;
             Ok((other.clone(), prompt))
         };
+        let member = |other: &Arm| read_by(other, "mix");
         let guide = |guide: &Guide| match &guide.arm {
-            Some(other) => member(other).map(Some),
+            Some(other) => read_by(other, "guidance").map(Some),
             None => {
                 let prompt = arm.completion(&PromptInput::Tokens(Vec::new()));
                 match prompt.token_count() {

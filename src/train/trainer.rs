@@ -354,8 +354,9 @@ impl<'a> Run<'a> {
         Ok(())
     }
 
-    /// Saves a checkpoint, and the reports. A checkpoint goes with a log that has reached the
-    /// disk: whoever goes on from the one goes on with the other.
+    /// Saves a checkpoint, and the reports, for which there may be room where there is none
+    /// for a checkpoint. A checkpoint goes with a log that has reached the disk: whoever goes
+    /// on from the one goes on with the other.
     fn save(&mut self, observer: &mut dyn Observer) -> Result<(), TrainError> {
         let Training {
             student, folder, ..
@@ -365,9 +366,10 @@ impl<'a> Run<'a> {
             identity: self.identity.clone(),
         };
         self.log.sync()?;
-        let path = checkpoint::save(folder.path(), student, &self.optimizer, &state)?;
-        observer.on(&Event::Saved(&path));
-        self.report()?.write(folder)
+        let saved = checkpoint::save(folder.path(), student, &self.optimizer, &state);
+        let reported = self.report()?.write(folder);
+        observer.on(&Event::Saved(&saved?));
+        reported
     }
 
     fn outcome(&self) -> Result<Outcome, TrainError> {
