@@ -66,7 +66,7 @@ MIX = {
     "shared prompt": (12, COMPLETE, [{"prompt": text} for text in DOCUMENTS], "200"),
     "long answers": (2, COMPLETE, [{"prompt": "Once", "n": 3, "max_tokens": 300, "ignore_eos": True}], "200"),
     "several": (6, CHAT, [{"n": 2}, {"n": 4}], "200"),
-    "crowd": (1, CHAT, [{"n": 48, "max_tokens": 3}], "200"),
+    "crowd": (1, CHAT, [{"n": 32, "max_tokens": 3}], "200"),
     "scoring": (5, COMPLETE, [{"prompt": [text[:600], "Rain falls."], "echo": True, "logprobs": 2, "max_tokens": 0}
                               for text in DOCUMENTS], "200"),
     "controlled": (8, CHAT, [{"logit_bias": {"100": -100, "200": 5.5}, "seed": 7},

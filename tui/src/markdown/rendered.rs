@@ -325,7 +325,7 @@ mod tests {
         let mut text = String::new();
         for number in 1..=3000 {
             text.push_str(&format!("{number}. an item\n      - of two\n"));
-            if number % 150 == 0 {
+            if number % 50 == 0 {
                 rendered.update(&text, 80);
             }
         }
