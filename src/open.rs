@@ -212,7 +212,11 @@ pub fn read_text(path: &Path, kind: Kind) -> io::Result<String> {
 }
 
 fn text_of(bytes: Vec<u8>) -> io::Result<String> {
-    String::from_utf8(bytes).map_err(|error| io::Error::new(ErrorKind::InvalidData, error))
+    String::from_utf8(bytes).map_err(|error| {
+        let at = error.utf8_error().valid_up_to();
+        let problem = format!("it is not UTF-8 text (byte {at})");
+        io::Error::new(ErrorKind::InvalidData, problem)
+    })
 }
 
 /// Reads all, of a file that may grow meanwhile or does not say how long it is.
