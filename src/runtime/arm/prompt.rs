@@ -20,7 +20,7 @@ pub struct Prompt {
     /// Role markers that end an answer at the start of a line; see [`Partners::markers`]
     /// for those of an answer that others have a say in.
     ///
-    /// [`Partners::markers`]: super::Partners::markers
+    /// [`Partners::markers`]: crate::runtime::Partners::markers
     pub markers: Vec<String>,
 }
 
