@@ -3,7 +3,6 @@
 use std::fs;
 use std::io::{Read, Write};
 use std::net::TcpStream;
-use std::process::Command;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -170,17 +169,12 @@ fn the_program_reads_its_certificate_again_at_a_hangup() {
     let old = identity.client();
     send(old.clone(), program.connect(), HEALTH).unwrap();
     identity.renew();
-    let hang_up = || {
-        let id = program.id().to_string();
-        let sent = Command::new("kill").args(["-HUP", &id]).status().unwrap();
-        assert!(sent.success());
-    };
-    hang_up();
+    program.hang_up();
     program.wait_for("the certificate was read again");
     send(identity.client(), program.connect(), HEALTH).unwrap();
     send(old, program.connect(), HEALTH).unwrap_err();
     fs::write(key, "nothing").unwrap();
-    hang_up();
+    program.hang_up();
     let lines = program.lines_until("is an error", |line| line["level"] == "ERROR");
     let line = lines.last().unwrap()["message"].as_str().unwrap();
     assert!(line.contains("stays as it was") && line.contains(key));
