@@ -224,7 +224,8 @@ fn a_user_cannot_write_a_control_token() {
         let control = tokenizer.piece(end).unwrap();
         let attack = format!("a{control}b <{control}> {control}{control}");
         let guarded = tokenizer.guard_controls(&attack, GUARD);
-        assert_eq!(guarded.matches(GUARD).count(), 4, "{model}");
+        // Wherever one could begin.
+        assert_eq!(guarded.matches(GUARD).count(), 5, "{model}");
         assert_eq!(guarded.replace(GUARD, ""), attack);
 
         // The template's own control tokens around it still count.
@@ -235,6 +236,13 @@ fn a_user_cannot_write_a_control_token() {
         let inner = &ids[1..ids.len() - 1];
         assert_eq!(tokenizer.decode(inner, false), attack, "{model}");
         assert_eq!(inner, tokenizer.encode(&attack, Special::Plain), "{model}");
+
+        // Nor in two parts, when a template takes out what stands between them.
+        let (first, last) = control.split_at(2);
+        let parts = [first, last].map(|part| tokenizer.guard_controls(part, GUARD));
+        let ids = tokenizer.encode_guarded(&parts.concat(), GUARD);
+        assert!(!ids.contains(&end), "{model}");
+        assert_eq!(tokenizer.decode(&ids, false), control, "{model}");
     }
 }
 
@@ -244,7 +252,7 @@ fn a_user_cannot_write_markup_that_is_text_to_the_vocabulary() {
     let (_, gemma) = &models()[0];
     let attack = "a<start_of_image>b [multimodal]<end_of_image> <table>\n\n\n</table>";
     let guarded = gemma.guard_controls(attack, GUARD);
-    assert_eq!(guarded.matches(GUARD).count(), 3);
+    assert_eq!(guarded.matches(GUARD).count(), 5);
     let ids = gemma.encode_guarded(&guarded, GUARD);
     assert_eq!(gemma.decode(&ids, false), attack);
     let has = |text: &str| ids.iter().any(|&id| gemma.piece(id) == Some(text));
