@@ -188,7 +188,7 @@ class Client(threading.Thread):
 
         def attempt(path, _):
             with contextlib.closing(self.server.connect()) as connection:
-                # Whoever is refused early may find the connection closed while it sends.
+                # A client that is refused early may find the connection closed while it sends.
                 with contextlib.suppress(BrokenPipeError, ConnectionResetError):
                     connection.request("POST", path, make().encode(), {"Content-Type": "application/json"})
                 return read(connection.getresponse())

@@ -218,7 +218,7 @@ fn export_merges_an_adapter_into_its_model() {
          5 are as they were\n\
          note: 2 take F16 for Q8_0: their rows are not whole blocks of 32\n\
          note: the adapter says no form of turns that it is for: the file has no chat template, \
-         and whoever serves it chooses a form\n"
+         so programs that serve it choose a form of their own\n"
     );
     // What has few bits is rounded to few bits once more.
     let told = source.stdout(&["quantize", "model.gguf", "few.gguf", "--type", "Q4_0"]);

@@ -53,7 +53,7 @@ pub(super) fn fetch(
         progress,
     };
     let mut parts = job.open_parts()?;
-    // Whoever had the part files before may have brought the file.
+    // The process that held the part files before may have completed the file.
     let outcome = match cache.holds(manifest, progress) {
         Ok(true) => Ok(()),
         Ok(false) => job.try_sources(&mut parts, &target),
@@ -212,7 +212,7 @@ impl Part {
                 Err(TryLockError::Error(error)) if error.kind() == io::ErrorKind::Unsupported => {}
                 Err(TryLockError::Error(error)) => return Err(error),
             }
-            // Whoever had it may have given it its final name, or removed it.
+            // The process that held the lock may have renamed the file, or removed it.
             if is_at(&file, &path)? {
                 let len = file.seek(SeekFrom::End(0))?;
                 return Ok(Part { path, file, len });
@@ -278,7 +278,7 @@ impl Part {
     fn become_file(self, target: &Path) -> io::Result<()> {
         self.file.sync_all()?;
         // Windows renames no open file. Elsewhere it stays locked until it has its name:
-        // whoever waits for it finds it there.
+        // a process that waits for the lock finds the file there.
         #[cfg(windows)]
         drop(self.file);
         fs::rename(&self.path, target)?;

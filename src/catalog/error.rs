@@ -132,6 +132,6 @@ fn lines(causes: &[String]) -> String {
 fn kept_line(kept: u64) -> String {
     match kept {
         0 => String::new(),
-        bytes => format!("\n  {bytes} bytes are kept; another try goes on from there"),
+        bytes => format!("\n  {bytes} bytes are kept; the next download resumes there"),
     }
 }

@@ -93,7 +93,9 @@ impl Args {
             .with_context(|| gguf.path().display().to_string())?;
         let kept = match gguf.metadata().contains(CHAT_TEMPLATE_KEY) {
             true => "the file keeps its model's chat template",
-            false => "the file has no chat template, and whoever serves it chooses a form",
+            false => {
+                "the file has no chat template, so programs that serve it choose a form of their own"
+            }
         };
         let mut told = match (&form, lora.profile()) {
             (Some(_), Some(profile)) => {

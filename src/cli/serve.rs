@@ -137,7 +137,7 @@ impl Args {
 }
 
 /// What a server is told that others can reach and that asks for no key.
-const OPEN: &str = "whoever reaches this address can use the server, as it asks for no key: set \
+const OPEN: &str = "anyone who can reach this address can use the server, as it asks for no key: set \
      INCANT_API_KEY or --api-key-file FILE, or leave out --host to serve this machine only";
 
 /// Whether others than this machine can use the server as they like.

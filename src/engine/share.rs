@@ -109,7 +109,7 @@ pub(super) fn share_out(demands: &[Demand], budget: Budget) -> Vec<usize> {
         left = give(oldest, part, left);
         let mut shortest = of_client;
         shortest.sort_by_key(|&at| demands[at].tokens);
-        // At first none takes all that is left: whoever is in no hurry gets on too.
+        // At first no client takes all that is left, so that every client advances.
         for &at in &shortest {
             left = give(at, left.half(), left);
         }

@@ -93,7 +93,7 @@ impl Waiting {
     /// left, whose logits tell how it goes on.
     pub(super) fn shareable(&self) -> &[u32] {
         let most = match &self.work {
-            // Whoever is scored needs the logits before each of the prompt's tokens.
+            // Scoring needs the logits before each of the prompt's tokens.
             Work::Answer(answer) if let Some(scoring) = &answer.scoring => scoring.first - 1,
             _ => self.tokens.len().saturating_sub(1),
         };

@@ -1,4 +1,4 @@
-//! All that is wrong with a profile's file at once, for whoever writes one.
+//! All errors of a profile's file at once, for authors of profiles.
 
 use std::collections::BTreeMap;
 

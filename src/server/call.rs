@@ -146,7 +146,7 @@ impl Call {
         timeout: Option<Duration>,
         work: impl FnOnce(&Cancel) -> Result<T, ApiError> + Send + 'static,
     ) -> Result<T, ApiError> {
-        // What it works on stays until it ends, whoever leaves before.
+        // The body stays until the work ends, even if the client leaves before.
         let room = self.room.clone();
         let working = self.app.workshop.work(self.size, move |cancel| {
             let _room = room;

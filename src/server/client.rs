@@ -77,7 +77,7 @@ mod tests {
         let with = |peer, key| client("one,two", peer, &bearer(key));
         assert_eq!(with("1.2.3.4", "Bearer one"), with("5.6.7.8", "Bearer one"));
         assert_ne!(with("1.2.3.4", "Bearer one"), with("1.2.3.4", "Bearer two"));
-        // Without keys to know, whoever sends some is no other client for it.
+        // On a server without keys, a key that is sent does not make another client.
         let open = |key| client("", "1.2.3.4", &bearer(key));
         assert_eq!(open("Bearer one"), open("Bearer two"));
     }

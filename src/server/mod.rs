@@ -124,7 +124,7 @@ struct App {
     workshop: Workshop,
     /// Unknown fields that were warned of.
     warned: Mutex<HashSet<String>>,
-    /// Held by whoever loads an adapter.
+    /// Held by the request that loads an adapter.
     adapter_turn: Arc<tokio::sync::Mutex<()>>,
 }
 

@@ -47,7 +47,7 @@ impl RunFolder {
             fs::create_dir_all(path).map_err(TrainError::io(path))?;
             let lock = match lockable(path) {
                 Ok(lock) => lock,
-                // Whoever made it has just taken it away again.
+                // The run that made the folder has just removed it.
                 Err(error) if error.kind() == ErrorKind::NotFound => continue,
                 Err(error) => return Err(TrainError::io(path)(error)),
             };

@@ -1,4 +1,4 @@
-//! What should make whoever reads how a run went doubt that it did anything.
+//! Signs that a run changed nothing, for its reports.
 
 use candle_core::{Tensor, Var};
 

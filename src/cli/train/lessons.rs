@@ -186,7 +186,7 @@ impl School {
         // The same teacher says the same again: a run need not end for want of room.
         if let Err(error) = write(folder, &answers, &self.made()) {
             tell(&format!(
-                "warning: {error:#}; whoever goes on with the run has them made again"
+                "warning: {error:#}; a resumed run will have to make them again"
             ));
         }
         Ok(answers)

@@ -70,7 +70,7 @@ impl Worker {
                     self.running[index].is_parked = false;
                     true
                 }
-                // Whoever comes after it would take the memory that it waits for.
+                // A later sequence would take the memory that it waits for.
                 Candidate::Swapped(index) => {
                     self.free_slot(owner, candidate.quantum());
                     self.bring_back(index)
@@ -172,7 +172,7 @@ impl Worker {
         let tokens = waiting.shareable();
         let mut start = self.cache.find(adapter, tokens, executor)?;
         let mut found = start.map_or(0, |start| start.tokens);
-        // Whoever runs may have more in common with it, or be about to.
+        // A running sequence may share more with it, or be about to.
         let mut leader = None;
         let mut most = 0;
         let same = |other: &&Sequence| other.adapter_id() == adapter && !other.is_isolated();

@@ -196,7 +196,7 @@ impl ApiError {
                 param,
             },
             error if error.is_servers() => ApiError::Internal(error.to_string()),
-            // Whoever cancels hears nothing of it.
+            // A client that cancels gets no answer.
             PromptError::Refused(_) | PromptError::Cancelled => {
                 ApiError::invalid(param, excerpt(&error.to_string()))
             }

@@ -126,7 +126,7 @@ pub(crate) async fn tokenize(post: Post) -> Result<Response, ApiError> {
             cancel: cancel.clone(),
         };
         let ids = tokenizer.encode_within(&text, special, &bounds);
-        // Whoever cancels hears nothing of it.
+        // A client that cancels gets no answer.
         let ids = ids.map_err(|halt| ApiError::invalid("prompt", halt.to_string()))?;
         let ids: Vec<u32> = bos.into_iter().chain(ids).collect();
         Ok(Json(TokenizeResponse {
