@@ -74,7 +74,7 @@ class Replica:
         self.port = free_port()
         self.command = [
             options.incant, "serve", "--model", options.model, "--port", str(self.port),
-            "--threads", "1", "--kv-memory", "256MiB", "--drain", "60",
+            "--threads", "1", "--kv-memory", "256MiB", "--shutdown-delay", "5", "--drain", "60",
             "--prefix-dir", str(folder / "prefixes"),
         ]
         self.log = open(folder / f"{name}.log", "ab")

@@ -174,10 +174,23 @@ impl Program {
     /// Sends a request that is called `id`; everything that comes back.
     pub(crate) fn ask(&self, id: &str, path: &str, body: &Value) -> String {
         let headers = format!("Connection: close\r\nX-Request-Id: {id}\r\n");
+        self.exchange(&post(path, body.to_string().as_bytes(), &headers))
+    }
+
+    /// Gets a path without a body; everything that comes back.
+    pub(crate) fn get(&self, path: &str) -> String {
+        let request = format!("GET {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n");
+        self.exchange(request.as_bytes())
+    }
+
+    /// Whether its port still takes connections.
+    pub(crate) fn listens(&self) -> bool {
+        TcpStream::connect(&self.address).is_ok()
+    }
+
+    fn exchange(&self, request: &[u8]) -> String {
         let mut stream = self.connect();
-        stream
-            .write_all(&post(path, body.to_string().as_bytes(), &headers))
-            .expect("it reads");
+        stream.write_all(request).expect("it reads");
         let mut answer = String::new();
         stream.read_to_string(&mut answer).expect("it answers");
         answer

@@ -48,6 +48,37 @@ fn a_server_that_nobody_asks_anything_ends_at_the_first_request_to() {
 }
 
 #[test]
+fn requests_are_served_during_the_shutdown_delay_while_health_checks_fail() {
+    let _company = in_company();
+    let mut program = Program::start(&["--shutdown-delay", "3", "--drain", "3000"], &[]);
+    program.signal("-TERM");
+    program.wait_for("new requests are taken for 3 s more, while /health answers 503");
+    let health = program.get("/health");
+    assert!(health.starts_with("HTTP/1.1 503"), "{health}");
+    assert!(health.contains("shutting down"), "{health}");
+    let answer = program.ask("late", "/tokenize", &json!({"prompt": "x"}));
+    assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");
+    let begun = endless(&program);
+    program.wait_for("draining");
+    assert!(!program.listens(), "its port is still open");
+    drop(begun);
+    assert_eq!(program.exit_code(), Some(0));
+}
+
+#[test]
+fn the_shutdown_delay_is_for_supervisors_and_a_second_signal_ends_it() {
+    let mut program = Program::start(&["--shutdown-delay", "3000"], &[]);
+    program.signal("-INT");
+    assert_eq!(program.exit_code(), Some(0));
+
+    let mut program = Program::start(&["--shutdown-delay", "3000"], &[]);
+    program.signal("-TERM");
+    program.wait_for("new requests are taken for 3000 s more, while /health answers 503");
+    program.signal("-TERM");
+    assert_eq!(program.exit_code(), Some(143));
+}
+
+#[test]
 fn a_hangup_does_not_end_a_server_that_has_nothing_to_read_again() {
     let _company = in_company();
     let program = Program::listening(&[], &[]);

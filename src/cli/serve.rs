@@ -1,5 +1,6 @@
 //! `incant serve`.
 
+use std::future::pending;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -14,7 +15,7 @@ use tokio::sync::oneshot;
 
 use super::edges::{self, EdgeArgs, seconds};
 use super::output::tell;
-use super::signals::{Hangups, Requests, Terminal};
+use super::signals::{Hangups, Requests, TERMINATED, Terminal};
 use super::{log, reload};
 use crate::config::{Loading, ModelArgs};
 
@@ -49,6 +50,10 @@ pub(crate) struct Args {
     /// than this: it is stuck
     #[arg(long, value_name = "SECONDS", value_parser = seconds, default_value = "30")]
     stall_timeout: Duration,
+    /// After SIGTERM, go on taking requests for this long while /health answers 503, so that
+    /// a load balancer takes the server out before it closes its port
+    #[arg(long, value_name = "SECONDS", default_value_t = 0)]
+    shutdown_delay: u64,
     /// After SIGTERM or Ctrl-C, let running answers go on for this long
     #[arg(long, value_name = "SECONDS", default_value_t = 30)]
     drain: u64,
@@ -126,6 +131,7 @@ impl Args {
                 loading,
                 hangups,
                 options,
+                Duration::from_secs(self.shutdown_delay),
                 self.log_format,
             )
             .await
@@ -152,6 +158,7 @@ async fn run(
     loading: Loading,
     hangups: Hangups,
     options: ServeOptions,
+    shutdown_delay: Duration,
     format: log::Format,
 ) -> anyhow::Result<()> {
     let runtime = Arc::new(Runtime::new());
@@ -188,15 +195,27 @@ async fn run(
     let mut terminal = Terminal::new()?;
     let limit = options.drain_timeout;
     let mut error = None;
+    let asked_to_end = async {
+        let Ok(signal) = requests.next().await else {
+            return pending().await;
+        };
+        tokio::spawn(stop_at_next(requests));
+        if signal == TERMINATED && !shutdown_delay.is_zero() {
+            runtime.announce_end();
+            tracing::info!(
+                "new requests are taken for {} s more, while /health answers 503",
+                shutdown_delay.as_secs()
+            );
+            tokio::time::sleep(shutdown_delay).await;
+        }
+        tracing::info!(
+            "running answers may go on for {} s; press Ctrl-C again to stop at once",
+            limit.as_secs()
+        );
+    };
     let shutdown = async {
         tokio::select! {
-            Ok(_) = requests.next() => {
-                tracing::info!(
-                    "running answers may go on for {} s; press Ctrl-C again to stop at once",
-                    limit.as_secs()
-                );
-                tokio::spawn(stop_at_next(requests));
-            }
+            () = asked_to_end => {}
             () = terminal.closed() => {}
             Ok(why) = failure => error = Some(why),
         }

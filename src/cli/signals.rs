@@ -8,8 +8,7 @@ use anyhow::Context;
 
 /// How a shell knows that a process was interrupted, or told to end.
 const INTERRUPTED: i32 = 130;
-#[cfg(unix)]
-const TERMINATED: i32 = 143;
+pub(super) const TERMINATED: i32 = 143;
 
 /// Requests to end: Ctrl-C and SIGTERM. From when it is made until the process ends, they
 /// no longer end it by themselves.

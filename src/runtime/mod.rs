@@ -17,6 +17,7 @@ pub(crate) mod together;
 
 use std::collections::BTreeMap;
 use std::future::pending;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock, PoisonError, RwLock};
 use std::time::{SystemTime, UNIX_EPOCH};
 
@@ -44,6 +45,8 @@ pub struct Runtime {
     /// By the names of profiles: why they are not what their files say.
     problems: RwLock<BTreeMap<String, String>>,
     created: u64,
+    /// Set when the server is about to end.
+    ends: AtomicBool,
 }
 
 /// An arm, as the list of models shows it.
@@ -109,6 +112,7 @@ impl Runtime {
         Runtime {
             models: OnceLock::new(),
             problems: RwLock::default(),
+            ends: AtomicBool::new(false),
             // A clock before 1970 is wrong anyhow.
             created: now.map_or(0, |since| since.as_secs()),
         }
@@ -128,6 +132,17 @@ impl Runtime {
     /// The models, in the order they were given; none while they load.
     pub fn models(&self) -> &[Arc<Model>] {
         self.models.get().map_or(&[], Vec::as_slice)
+    }
+
+    /// Lets health checks fail from now on, although requests are still served: the server
+    /// is about to end.
+    pub fn announce_end(&self) {
+        self.ends.store(true, Ordering::Relaxed);
+    }
+
+    /// Whether the server is about to end (see [`Runtime::announce_end`]).
+    pub fn is_about_to_end(&self) -> bool {
+        self.ends.load(Ordering::Relaxed)
     }
 
     /// Refuses new work from now on; what was accepted goes on.

@@ -23,8 +23,11 @@ pub(crate) struct Health {
 /// Reached only when the models are loaded. A server of which one engine has died or is
 /// stuck is ill as a whole: whoever balances its load cannot tell models apart.
 pub(crate) async fn health(State(app): State<Arc<App>>) -> Result<Json<Health>, ApiError> {
-    match app.runtime.is_well() {
-        true => Ok(Json(Health { status: "ok" })),
-        false => Err(ApiError::Ill),
+    if app.runtime.is_about_to_end() {
+        Err(ApiError::Draining)
+    } else if app.runtime.is_well() {
+        Ok(Json(Health { status: "ok" }))
+    } else {
+        Err(ApiError::Ill)
     }
 }
