@@ -187,7 +187,7 @@ fn small_bodies_pass_by_large_ones_that_wait_for_room() {
     let body = body.to_string().into_bytes();
     let request = post(COMPLETIONS, &body, "Connection: close\r\n");
     let (most, last) = request.split_at(request.len() - 1);
-    // More than there is room for, all but complete.
+    // More than there is room for, all but complete. One client has half of all room.
     let send = |_| {
         let stream = server.connect();
         let mut sending = stream.try_clone().expect("a second handle");
@@ -199,7 +199,7 @@ fn small_bodies_pass_by_large_ones_that_wait_for_room() {
     let mut clients: Vec<_> = (0..12).map(send).collect();
     server.complete(completion_body(&json!({})));
     // Whoever leaves makes room, and whoever has it comes to an end.
-    for (client, sent) in clients.drain(..6) {
+    for (client, sent) in clients.drain(..8) {
         client.shutdown(Shutdown::Both).expect("it is open");
         // What was not taken by then is lost.
         _ = sent.join().expect("no panic");

@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::Write;
 use std::sync::Arc;
+use std::time::Duration;
 
 use incant::runtime::Runtime;
 use incant::server::ServeOptions;
@@ -293,6 +294,20 @@ fn a_request_without_enough_time_is_counted_as_such() {
     let scrape = Scrape::of(&server);
     assert_eq!(scrape.requests(MODEL, "timed_out"), 2.0);
     assert_eq!(scrape.requests(MODEL, "left"), 0.0);
+}
+
+#[test]
+fn only_requests_for_answers_are_counted_when_their_time_ends_before_the_engine_has_them() {
+    let server = Server::start(ServeOptions {
+        request_timeout: Some(Duration::from_nanos(1)),
+        ..ServeOptions::default()
+    });
+    let body = json!({"model": MODEL, "prompt": "x"});
+    server.post("/tokenize", &body).error(408);
+    let requests = || Scrape::of(&server).requests(MODEL, "timed_out");
+    assert_eq!(requests(), 0.0);
+    server.post(COMPLETIONS, &body).error(408);
+    assert_eq!(requests(), 1.0);
 }
 
 #[test]

@@ -53,8 +53,8 @@ pub(crate) struct EdgeArgs {
     #[arg(long, value_name = "FILE", requires = "tls_cert")]
     tls_key: Option<PathBuf>,
     /// The largest body of a request; beyond that the answer is 413. All bodies above
-    /// 64 KiB hold eight times as much at most until they are prompts; where one waits in
-    /// vain for room the answer is 503
+    /// 64 KiB hold eight times as much at most until they are prompts, and one client's
+    /// about half of that; where one waits in vain for room the answer is 503
     #[arg(long, value_name = "SIZE", default_value = "8MiB")]
     max_body: ByteSize,
     /// Connections served at once; beyond that /health answers as ever, and all

@@ -1,20 +1,23 @@
 //! Bodies of requests: of what kind they are, and how much of them is held at once.
 //!
 //! Small bodies are always read. The others share a budget of memory, in which each takes up
-//! room as it arrives, until a prompt has been made of it. Two that grow cannot wait for each
-//! other for ever: one body at a time may grow without waiting.
+//! room as it arrives, until a prompt has been made of it. One client's bodies take up half of
+//! the budget at most, so that others' find room beside them. Two that grow cannot wait for
+//! each other for ever: one body at a time may grow without waiting.
 
-use std::sync::Arc;
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::Duration;
 
 use axum::extract::Request;
 use bytes::Bytes;
 use http::{HeaderMap, header};
 use http_body_util::BodyExt;
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::sync::{AcquireError, OwnedSemaphorePermit, Semaphore};
 use tokio::time::{Instant, timeout, timeout_at};
 
 use super::errors::ApiError;
+use crate::engine::Client;
 
 /// The bytes of a body that is read, and worked on, without waiting for others. That is some
 /// 15,000 tokens of English.
@@ -22,6 +25,9 @@ pub(crate) const SMALL: usize = 64 << 10;
 
 /// How many of the largest bodies the budget has room for.
 const LARGEST: usize = 8;
+
+/// How many of the largest bodies one client may have there.
+const LARGEST_OF_ONE: usize = LARGEST / 2;
 
 /// The bytes that room is counted in.
 const UNIT: usize = 64 << 10;
@@ -33,12 +39,18 @@ pub(crate) struct Rooms {
     shared: Arc<Semaphore>,
     /// One permit, for a body as large as may be.
     own: Arc<Semaphore>,
+    /// A client's part of the shared room, for as long as it takes up any.
+    parts: Mutex<HashMap<Client, Weak<Semaphore>>>,
+    /// How many permits such a part has.
+    part: usize,
 }
 
 /// What one body takes up of it, until it is dropped.
 #[derive(Debug, Default)]
 pub(crate) struct Room {
     shared: Option<OwnedSemaphorePermit>,
+    /// The same, of its client's part.
+    part: Option<OwnedSemaphorePermit>,
     /// Whether it may grow without waiting, up to the limit of all bodies.
     own: Option<OwnedSemaphorePermit>,
 }
@@ -46,15 +58,30 @@ pub(crate) struct Room {
 impl Rooms {
     /// Room for eight bodies of `limit` bytes.
     pub(crate) fn new(limit: usize) -> Rooms {
-        let units = limit.div_ceil(UNIT).saturating_mul(LARGEST - 1);
+        let largest = limit.div_ceil(UNIT);
+        let units = |count| Semaphore::MAX_PERMITS.min(largest.saturating_mul(count));
         Rooms {
-            shared: Arc::new(Semaphore::new(units.min(Semaphore::MAX_PERMITS))),
+            shared: Arc::new(Semaphore::new(units(LARGEST - 1))),
             own: Arc::new(Semaphore::new(1)),
+            parts: Mutex::default(),
+            part: units(LARGEST_OF_ONE),
         }
     }
 
-    /// Waits until a body of so many bytes fits into its room.
-    async fn grow(&self, room: &mut Room, bytes: usize) {
+    /// The part of the room that `client` may take up.
+    fn part(&self, client: Client) -> Arc<Semaphore> {
+        let mut parts = self.parts.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(part) = parts.get(&client).and_then(Weak::upgrade) {
+            return part;
+        }
+        parts.retain(|_, part| part.strong_count() > 0);
+        let part = Arc::new(Semaphore::new(self.part));
+        parts.insert(client, Arc::downgrade(&part));
+        part
+    }
+
+    /// Waits until a body of so many bytes, which `client` sends, fits into its room.
+    async fn grow(&self, client: Client, room: &mut Room, bytes: usize) {
         let held = room
             .shared
             .as_ref()
@@ -64,18 +91,28 @@ impl Rooms {
             return;
         }
         let more = u32::try_from(more).unwrap_or(u32::MAX);
+        let permits = async {
+            let part = self.part(client).acquire_many_owned(more).await?;
+            let shared = Arc::clone(&self.shared).acquire_many_owned(more).await?;
+            Ok::<_, AcquireError>((part, shared))
+        };
         tokio::select! {
             biased;
-            Ok(more) = Arc::clone(&self.shared).acquire_many_owned(more) => {
-                match &mut room.shared {
-                    Some(held) => held.merge(more),
-                    None => room.shared = Some(more),
-                }
+            Ok((part, shared)) = permits => {
+                add(&mut room.part, part);
+                add(&mut room.shared, shared);
             }
             Ok(own) = Arc::clone(&self.own).acquire_owned() => room.own = Some(own),
             // Neither semaphore is ever closed.
             else => {}
         }
+    }
+}
+
+fn add(held: &mut Option<OwnedSemaphorePermit>, more: OwnedSemaphorePermit) {
+    match held {
+        Some(held) => held.merge(more),
+        None => *held = Some(more),
     }
 }
 
@@ -108,6 +145,7 @@ pub(crate) fn check_kind(headers: &HeaderMap) -> Result<(), ApiError> {
 /// time that the body waits for room, which is no longer than that either.
 pub(crate) async fn read(
     request: Request,
+    client: Client,
     rooms: &Rooms,
     limit: usize,
     patience: Duration,
@@ -142,7 +180,7 @@ pub(crate) async fn read(
         }
         if length > SMALL {
             let since = Instant::now();
-            if timeout(patience, rooms.grow(&mut room, length))
+            if timeout(patience, rooms.grow(client, &mut room, length))
                 .await
                 .is_err()
             {
@@ -231,29 +269,62 @@ mod tests {
         }
     }
 
+    fn client(name: &str) -> Client {
+        Client::named(name.as_bytes())
+    }
+
     #[test]
     fn bodies_that_grow_beside_each_other_all_come_to_their_end() {
         const LIMIT: usize = 4 * UNIT;
         let rooms = Rooms::new(LIMIT);
+        let names = ["a", "b"].map(client).into_iter().cycle();
         // Each has half of what it needs: there is no shared room left.
-        let mut bodies: Vec<Room> = (0..14).map(|_| Room::default()).collect();
-        for room in &mut bodies {
-            assert!(ready(pin!(rooms.grow(room, LIMIT / 2))).is_some());
+        let mut bodies: Vec<_> = names.take(14).map(|name| (name, Room::default())).collect();
+        for (client, room) in &mut bodies {
+            assert!(ready(pin!(rooms.grow(*client, room, LIMIT / 2))).is_some());
         }
         // The first to want more may have it all; the others wait until it is done.
-        let mut first = bodies.pop().expect("there are some");
+        let (client, mut first) = bodies.pop().expect("there are some");
         for bytes in [3 * UNIT, LIMIT] {
-            assert!(ready(pin!(rooms.grow(&mut first, bytes))).is_some());
+            assert!(ready(pin!(rooms.grow(client, &mut first, bytes))).is_some());
         }
-        for room in &mut bodies {
-            assert!(ready(pin!(rooms.grow(room, LIMIT))).is_none());
+        for (client, room) in &mut bodies {
+            assert!(ready(pin!(rooms.grow(*client, room, LIMIT))).is_none());
         }
         drop(first);
-        while let Some(mut room) = bodies.pop() {
-            assert!(ready(pin!(rooms.grow(&mut room, LIMIT))).is_some());
+        while let Some((client, mut room)) = bodies.pop() {
+            assert!(ready(pin!(rooms.grow(client, &mut room, LIMIT))).is_some());
         }
         assert_eq!(rooms.shared.available_permits(), 28, "all room is back");
         assert_eq!(rooms.own.available_permits(), 1);
+    }
+
+    #[test]
+    fn one_client_leaves_room_for_others() {
+        const LIMIT: usize = 4 * UNIT;
+        let rooms = Rooms::new(LIMIT);
+        let (greedy, other) = (client("greedy"), client("other"));
+        let mut held: Vec<Room> = Vec::new();
+        let mut take = |client| {
+            let mut room = Room::default();
+            let fits = ready(pin!(rooms.grow(client, &mut room, LIMIT))).is_some();
+            held.extend(fits.then_some(room));
+            fits
+        };
+        // Its part, and the one body that may grow without waiting.
+        for _ in 0..=LARGEST_OF_ONE {
+            assert!(take(greedy));
+        }
+        assert!(!take(greedy));
+        for _ in 0..LARGEST - 1 - LARGEST_OF_ONE {
+            assert!(take(other));
+        }
+        assert!(!take(other), "all room is taken");
+        held.clear();
+        // What nobody holds is forgotten when another client comes.
+        let mut room = Room::default();
+        assert!(ready(pin!(rooms.grow(client("third"), &mut room, LIMIT))).is_some());
+        assert_eq!(rooms.parts.lock().expect("no panic").len(), 1);
     }
 
     #[tokio::test]
@@ -261,23 +332,23 @@ mod tests {
         const LIMIT: usize = 2 * UNIT;
         const LONG: Duration = Duration::from_secs(60);
         let rooms = Rooms::new(LIMIT);
-        let read = |length: usize, patience| {
+        let read = |name, length: usize, patience| {
             let request = Request::new(Body::from(vec![b'x'; length]));
-            super::read(request, &rooms, LIMIT, patience)
+            super::read(request, client(name), &rooms, LIMIT, patience)
         };
         let mut held = Vec::new();
-        for _ in 0..LARGEST {
-            let (bytes, room) = read(LIMIT, LONG).await.expect("there is room");
+        for name in ["a", "b"].into_iter().cycle().take(LARGEST) {
+            let (bytes, room) = read(name, LIMIT, LONG).await.expect("there is room");
             assert_eq!(bytes.len(), LIMIT);
             held.push(room);
         }
         let short = Duration::from_millis(20);
-        assert_eq!(read(LIMIT, short).await.err(), Some(ApiError::NoRoom));
+        assert_eq!(read("a", LIMIT, short).await.err(), Some(ApiError::NoRoom));
         // Small ones are read all the same, and what is too large is told so.
-        assert!(read(SMALL, LONG).await.is_ok());
-        let over = read(LIMIT + 1, LONG).await.err();
+        assert!(read("a", SMALL, LONG).await.is_ok());
+        let over = read("a", LIMIT + 1, LONG).await.err();
         assert_eq!(over, Some(ApiError::BodyTooLarge { limit: LIMIT }));
-        let mut waiting = pin!(read(LIMIT, LONG));
+        let mut waiting = pin!(read("c", LIMIT, LONG));
         assert!(ready(waiting.as_mut()).is_none());
         held.pop();
         assert!(waiting.await.is_ok(), "one has left meanwhile");

@@ -59,6 +59,7 @@ impl FromRequest<Arc<App>> for Post {
         let client = client::of(options, request.headers(), peer);
         let (body, room) = body::read(
             request,
+            client,
             &app.rooms,
             options.max_body,
             options.client_timeout,
@@ -128,9 +129,29 @@ impl Call {
         Watch::new(metrics, trace, self.arrived, prompts, answers_per_prompt)
     }
 
-    /// Does the work that turns what was read into what the engine takes, or into the answer,
-    /// where it holds up no other request. The work is cancelled when the client leaves or
-    /// when the answer is due. After it the request takes up no room among bodies.
+    /// Does the work that turns what was read into what the engine takes, as
+    /// [`unhurried`](Self::unhurried) does. A request that ends here, because its client leaves
+    /// or because there is no time left, counts among the requests of its arms.
+    pub(crate) async fn plan<T: Send + 'static>(
+        &mut self,
+        timeout: Option<Duration>,
+        work: impl FnOnce(&Cancel) -> Result<T, ApiError> + Send + 'static,
+    ) -> Result<T, ApiError> {
+        let mut unplanned = Unplanned {
+            app: Arc::clone(&self.app),
+            trace: Arc::clone(&self.trace),
+            outcome: Some(Outcome::Left),
+        };
+        let planned = self.unhurried(timeout, work).await;
+        unplanned.outcome = match planned {
+            Err(ApiError::Timeout { .. }) => Some(Outcome::TimedOut),
+            _ => None,
+        };
+        planned
+    }
+
+    /// Does work where it holds up no other request. The work is cancelled when the client
+    /// leaves or when the answer is due. After it the request takes up no room among bodies.
     pub(crate) async fn unhurried<T: Send + 'static>(
         &mut self,
         timeout: Option<Duration>,
@@ -164,17 +185,32 @@ impl Call {
         }
     }
 
-    /// Counts the request, and tells the log, that there was no time for an answer.
+    /// Tells the log that there was no time for an answer.
     fn note_timeout(&self) {
-        for arm in self.trace.arms() {
-            self.app.metrics.arm(&arm).ended(Outcome::TimedOut);
-        }
         self.trace.note_answer(Learned {
             outcome: Outcome::TimedOut,
             usage: Usage::new(0, 0, 0),
             queued: None,
             first_token: None,
         });
+    }
+}
+
+/// A request of which no sequence is in the engine yet. Dropping it counts how it ended.
+struct Unplanned {
+    app: Arc<App>,
+    trace: Arc<Trace>,
+    /// `None` once sequences of the request are counted instead.
+    outcome: Option<Outcome>,
+}
+
+impl Drop for Unplanned {
+    fn drop(&mut self) {
+        if let Some(outcome) = self.outcome {
+            for arm in self.trace.arms() {
+                self.app.metrics.arm(&arm).ended(outcome);
+            }
+        }
     }
 }
 

@@ -63,6 +63,24 @@ fn empty(value: Given<'_>) -> bool {
     value.read::<Empty>().is_some()
 }
 
+/// The ways in which other APIs turn reasoning off.
+fn no_thinking(value: Given<'_>) -> bool {
+    #[derive(Deserialize)]
+    #[serde(deny_unknown_fields)]
+    struct Thinking {
+        #[serde(rename = "type")]
+        kind: Option<String>,
+        enabled: Option<bool>,
+        effort: Option<String>,
+    }
+    let is_off = |thinking: Thinking| {
+        thinking.kind.is_none_or(|kind| kind == "disabled")
+            && thinking.enabled != Some(true)
+            && thinking.effort.is_none_or(|effort| effort == "none")
+    };
+    off(value) || value.read().is_some_and(is_off)
+}
+
 fn never(_: Given<'_>) -> bool {
     false
 }
@@ -205,8 +223,8 @@ pub(crate) const EVERYWHERE: &[Lacking] = &[
         "is not supported: an adapter is named in the model id (`MODEL+ADAPTER`).",
     ),
     lacking("thinking_token_budget", never, NO_REASONING),
-    lacking("thinking", off, NO_REASONING),
-    lacking("reasoning", empty, NO_REASONING),
+    lacking("thinking", no_thinking, NO_REASONING),
+    lacking("reasoning", no_thinking, NO_REASONING),
     lacking(
         "priority",
         zero,
@@ -425,6 +443,14 @@ mod tests {
             "n_probs": 0, "t_max_predict_ms": -1, "dynatemp_range": 0.0, "service_tier": "auto", "skip_special_tokens": true, "guided_json": null,
         });
         assert_eq!(verdict(everywhere, EVERYWHERE), Ok(()));
+        for none in [
+            json!({"thinking": {"type": "disabled"}}),
+            json!({"thinking": false, "reasoning": {}}),
+            json!({"reasoning": {"effort": "none"}}),
+            json!({"reasoning": {"enabled": false}}),
+        ] {
+            assert_eq!(verdict(none, EVERYWHERE), Ok(()));
+        }
         assert_eq!(verdict(json!({"suffix": ""}), COMPLETIONS), Ok(()));
     }
 
@@ -450,6 +476,10 @@ mod tests {
             json!({"samplers": ["top_k"]}),
             json!({"length_penalty": 1.2}),
             json!({"thinking_token_budget": 100}),
+            json!({"thinking": {"type": "enabled", "budget_tokens": 100}}),
+            json!({"thinking": true}),
+            json!({"reasoning": {"effort": "low"}}),
+            json!({"reasoning": {"effort": "none", "max_tokens": 100}}),
             json!({"t_max_predict_ms": 500}),
             json!({"n_predict": 100}),
             json!({"lora": [{"id": 0, "scale": 0.5}]}),

@@ -81,7 +81,7 @@ pub struct ServeOptions {
     /// Serve over TLS.
     pub tls: Option<Arc<Tls>>,
     /// The largest request body in bytes. All bodies that are larger than 64 KiB and no prompts
-    /// yet hold eight times as much at most; more of them wait.
+    /// yet hold eight times as much at most, those of one client about half; more of them wait.
     pub max_body: usize,
     /// Connections served at once; who comes then is told so, or that the server lives.
     pub max_connections: usize,

@@ -24,7 +24,7 @@ pub(super) fn flag() -> anyhow::Result<Arc<AtomicBool>> {
             };
             if requests.next().await.is_ok() {
                 shared.store(true, Ordering::Relaxed);
-                eprintln!("Saving; once more ends at once.");
+                eprintln!("Stopping after this step; press Ctrl-C again to stop at once.");
                 if let Ok(code) = requests.next().await {
                     std::process::exit(code);
                 }

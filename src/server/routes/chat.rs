@@ -156,7 +156,7 @@ pub(crate) async fn chat(post: Post) -> Result<Response, ApiError> {
         };
         Ok((plan, shape))
     };
-    let (plan, shape) = call.unhurried(timeout, plan).await?;
+    let (plan, shape) = call.plan(timeout, plan).await?;
     respond(&call, plan, shape).await
 }
 

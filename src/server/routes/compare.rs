@@ -184,7 +184,7 @@ pub(crate) async fn compare(post: Post) -> Result<Response, ApiError> {
             stream: first.stream,
         })
     };
-    let plan = call.unhurried(timeout, plan).await?;
+    let plan = call.plan(timeout, plan).await?;
     respond(&call, plan).await
 }
 
