@@ -8,18 +8,12 @@
 
 pub mod analyze;
 pub mod catalog;
-mod digests;
 pub mod engine;
 pub mod exec;
-pub mod gguf;
 pub mod kernels;
 pub mod kv;
 pub mod lora;
-pub mod mmap;
 pub mod model;
-mod nearest;
-pub mod open;
-pub mod printable;
 pub mod profile;
 pub mod quantize;
 pub mod runtime;
@@ -28,3 +22,5 @@ pub mod server;
 mod shown;
 pub mod text;
 pub mod train;
+
+pub use incant_gguf::{self as gguf, mmap, open, printable};

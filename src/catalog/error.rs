@@ -4,7 +4,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use super::ManifestError;
-use crate::nearest::listed;
+use incant_gguf::nearest::listed;
 
 /// Why a model could not be found or fetched.
 #[derive(Debug, thiserror::Error)]

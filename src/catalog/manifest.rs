@@ -9,7 +9,7 @@ use std::fmt;
 
 use serde::Deserialize;
 
-use crate::printable::printable;
+use incant_gguf::printable::printable;
 use crate::profile::SamplingDefaults;
 
 /// One model: what it is, under which terms, and where its file comes from.

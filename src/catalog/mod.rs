@@ -24,8 +24,8 @@ use std::sync::LazyLock;
 
 use etcetera::BaseStrategy;
 
-use crate::nearest::nearest;
-use crate::open::{Kind, Location};
+use incant_gguf::nearest::nearest;
+use incant_gguf::open::{Kind, Location};
 
 pub use error::CatalogError;
 pub use manifest::{Checksum, Licence, Manifest, ManifestError, Source, WheelPart};

@@ -7,8 +7,8 @@ use std::time::SystemTime;
 use sha2::{Digest, Sha256};
 
 use super::{Cache, CatalogError, Checksum, Manifest, Progress, size_of};
-use crate::digests::Digests;
-use crate::mmap::FileIdentity;
+use incant_gguf::digests::Digests;
+use incant_gguf::mmap::FileIdentity;
 
 /// The folder in the cache that remembers the checksums of its files.
 const CHECKSUMS: &str = ".checksums";

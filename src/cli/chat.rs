@@ -11,7 +11,7 @@ use incant::runtime::Runtime;
 use incant::server::{ServeOptions, serve};
 use tokio::net::TcpListener;
 use tokio::sync::oneshot;
-use tui::{Inbox, Options, Remote, ReportPage};
+use incant_tui::{Inbox, Options, Remote, ReportPage};
 
 use super::local::Local;
 use super::serve::load;
@@ -94,7 +94,7 @@ impl Program {
             keys: self.keys,
             report: Box::new(Page),
         };
-        Ok(tui::run(options, inbox)?)
+        Ok(incant_tui::run(options, inbox)?)
     }
 
     /// Runs with a server in this process, which nobody else can ask.

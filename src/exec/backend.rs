@@ -9,7 +9,7 @@ use candle_core::Device;
 use super::device::DeviceExecutor;
 use super::native::{NativeExecutor, Pool, threads_to_use};
 use super::{ExecError, Executor};
-use crate::gguf::Gguf;
+use incant_gguf::Gguf;
 use crate::kernels::Isa;
 use crate::model::DecoderSpec;
 

@@ -144,7 +144,7 @@ mod tests {
 
     use super::super::{Activations, Isa, Kind, LANES, Matrix, product};
     use super::{multiply_add, read};
-    use crate::gguf::TensorType;
+    use incant_gguf::TensorType;
 
     #[test]
     fn every_byte_is_read() {

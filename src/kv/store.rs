@@ -17,8 +17,8 @@ use safetensors::tensor::TensorView;
 use sha2::{Digest, Sha256};
 
 use crate::exec::{AdapterId, Executor, SavedTensor, SequenceId};
-use crate::mmap::Map;
-use crate::open::{Kind, Location};
+use incant_gguf::mmap::Map;
+use incant_gguf::open::{Kind, Location};
 
 /// Raised whenever a file's meaning changes.
 const FORMAT: &str = "2";
@@ -33,7 +33,7 @@ const CHECKSUM: &str = "incant.sha256";
 #[derive(Clone, Debug)]
 pub struct PrefixStore {
     folder: PathBuf,
-    /// [`Gguf::fingerprint`](crate::gguf::Gguf::fingerprint) of the weights.
+    /// [`Gguf::fingerprint`](incant_gguf::Gguf::fingerprint) of the weights.
     weights: [u8; 32],
     /// [`Executor::kv_format`].
     kv_format: String,

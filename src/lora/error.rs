@@ -1,8 +1,8 @@
 //! Why an adapter cannot be used.
 
 use super::Linear;
-use crate::gguf::GgufError;
-use crate::open::{self, Location};
+use incant_gguf::GgufError;
+use incant_gguf::open::{self, Location};
 
 /// An adapter cannot be used; one line that names the file and the cause.
 #[derive(Debug, thiserror::Error)]

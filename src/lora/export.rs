@@ -5,7 +5,7 @@ use std::path::Path;
 
 use super::naming::Side;
 use super::{Lora, LowRank, PROFILE_KEY};
-use crate::gguf::{TensorType, Writer};
+use incant_gguf::{TensorType, Writer};
 use crate::model::DecoderSpec;
 
 impl Lora {

@@ -9,9 +9,9 @@ use super::error::Cause;
 use super::naming::{self, Side};
 use super::pairs::{self, Pairs, Room, Stored};
 use super::{Linear, Lora};
-use crate::gguf::Gguf;
+use incant_gguf::Gguf;
 use crate::model::DecoderSpec;
-use crate::open::{Kind, Location};
+use incant_gguf::open::{Kind, Location};
 
 pub(super) fn read(location: &Location, spec: &DecoderSpec, mut room: Room) -> Result<Lora, Cause> {
     let file = location.file(Kind::ADAPTER).map_err(Cause::Open)?;

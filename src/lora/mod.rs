@@ -25,7 +25,7 @@ pub use peft::FILES as PEFT_FILES;
 
 use self::pairs::Room;
 use crate::model::DecoderSpec;
-use crate::open::{Location, Opened};
+use incant_gguf::open::{Location, Opened};
 
 /// Where a file says which profile its adapter goes with.
 const PROFILE_KEY: &str = "incant.profile";

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use super::error::Cause;
 use super::naming::Side;
 use super::{Linear, LowRank, MOST_RANK};
-use crate::gguf::TensorType;
+use incant_gguf::TensorType;
 use crate::kernels::Matrix;
 use crate::model::DecoderSpec;
 

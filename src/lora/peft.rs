@@ -13,10 +13,10 @@ use super::error::Cause;
 use super::naming::{self, Side};
 use super::pairs::{self, Pairs, Room, Stored};
 use super::{Linear, Lora};
-use crate::gguf::TensorType;
-use crate::mmap::Map;
+use incant_gguf::TensorType;
+use incant_gguf::mmap::Map;
 use crate::model::DecoderSpec;
-use crate::open::{Kind, Location};
+use incant_gguf::open::{Kind, Location};
 
 /// The names of the files that an adapter is made of.
 pub const FILES: [&str; 2] = [CONFIG, TENSORS];

@@ -1,6 +1,6 @@
 //! Why a GGUF file cannot be run.
 
-use crate::gguf::{GgufError, TensorType};
+use incant_gguf::{GgufError, TensorType};
 
 /// A file that parses but cannot be run; one line each.
 #[derive(Debug, thiserror::Error)]

@@ -5,10 +5,12 @@
 //! it in from metadata.
 
 pub mod arch;
+mod dtype;
 mod error;
 mod spec;
 mod weights;
 
+pub use dtype::candle_dtype;
 pub use error::ModelError;
 pub use spec::{
     Activation, DecoderSpec, LayerSpec, LongRope, QkNorm, RopeSpec, RopeStyle, Rotation,

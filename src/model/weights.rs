@@ -3,7 +3,7 @@
 use std::ops::Range;
 
 use super::{DecoderSpec, ModelError, QkNorm};
-use crate::gguf::{Gguf, TensorType, TensorView};
+use incant_gguf::{Gguf, TensorType, TensorView};
 
 /// One weight matrix or vector of a layer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -3,7 +3,7 @@
 use std::fmt;
 use std::path::{Path, PathBuf};
 
-use crate::printable::printable;
+use incant_gguf::printable::printable;
 
 /// Why a profile or chat template could not be loaded or rendered.
 #[derive(Debug, thiserror::Error)]

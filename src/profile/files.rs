@@ -9,7 +9,7 @@ use std::time::SystemTime;
 
 use super::limits::LONGEST_SOURCE;
 use super::{Profile, ProfileError};
-use crate::open::{Kind, Location};
+use incant_gguf::open::{Kind, Location};
 
 /// Files of `prompts/`, with their texts.
 macro_rules! prompts {

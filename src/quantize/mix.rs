@@ -1,7 +1,7 @@
 //! llama.cpp's mixtures of K-quants (`llama_tensor_get_type` in `llama-quant.cpp`): some
 //! tensors take more bits, those of some layers too.
 
-use crate::gguf::{TensorInfo, TensorType};
+use incant_gguf::{TensorInfo, TensorType};
 
 /// A mixture, by llama.cpp's name.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -17,9 +17,9 @@ use std::path::Path;
 pub use mix::Mix;
 pub use target::Target;
 
-use crate::gguf::{Gguf, TensorInfo, TensorType, Writer};
+use incant_gguf::{Gguf, TensorInfo, TensorType, Writer};
 use crate::lora::{Lora, LowRank};
-use crate::model::{DecoderSpec, ModelError, Weight, Weights};
+use crate::model::{DecoderSpec, ModelError, Weight, Weights, candle_dtype};
 use crate::profile::{CHAT_TEMPLATE_KEY, MARKERS_KEY, Portable};
 
 /// Why a file could not be written; one line.
@@ -102,7 +102,7 @@ impl<'a> Rewrite<'a> {
         target: Target,
         lora: Option<&'a Lora>,
     ) -> Result<Rewrite<'a>, ModelError> {
-        Weights::new(gguf, spec).check(|kind| kind.candle().is_some())?;
+        Weights::new(gguf, spec).check(|kind| candle_dtype(kind).is_some())?;
         let mut additions: HashMap<String, Vec<Addition<'a>>> = HashMap::new();
         for (layer, linear, part) in lora.iter().flat_map(|lora| lora.parts()) {
             let role = linear.part();

@@ -9,9 +9,9 @@ use candle_core::{Device, Tensor};
 use half::f16;
 
 use super::{Addition, Change, QuantizeError};
-use crate::gguf::TensorType;
+use incant_gguf::TensorType;
 use crate::kernels::Matrix;
-use crate::model::Weight;
+use crate::model::{Weight, candle_dtype};
 
 /// A thread takes rows of about so many numbers at a time.
 const NUMBERS: usize = 1 << 20;
@@ -97,7 +97,7 @@ fn unpacked(weight: Weight<'_>) -> Result<Vec<f32>, QuantizeError> {
 }
 
 fn quantized(numbers: Vec<f32>, shape: (usize, usize), kind: TensorType) -> Vec<u8> {
-    let kind = kind.candle().expect("a type that weights are written in");
+    let kind = candle_dtype(kind).expect("a type that weights are written in");
     let tensor = Tensor::from_vec(numbers, shape, &Device::Cpu);
     let tensor = tensor.and_then(|tensor| QTensor::quantize(&tensor, kind));
     let tensor = tensor.expect("the rows are whole blocks");

@@ -4,8 +4,9 @@ use std::fmt;
 use std::str::FromStr;
 
 use super::mix::{Mix, Model};
-use crate::gguf::{TensorInfo, TensorType};
-use crate::nearest::nearest;
+use incant_gguf::{TensorInfo, TensorType};
+use crate::model::candle_dtype;
+use incant_gguf::nearest::nearest;
 
 /// What the matrices of a file shall be.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -39,7 +40,7 @@ impl Target {
 
     /// All that can be asked for by name.
     fn all() -> impl Iterator<Item = Target> {
-        let kinds = TensorType::all().filter(|kind| kind.candle().is_some());
+        let kinds = TensorType::all().filter(|kind| candle_dtype(*kind).is_some());
         let mixes = Mix::ALL.into_iter().map(Target::Mix);
         [Target::Auto, Target::Same]
             .into_iter()

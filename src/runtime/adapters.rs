@@ -7,7 +7,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use crate::engine::{self, AddAdapterError};
 use crate::lora::{Lora, LoraError};
-use crate::open::Location;
+use incant_gguf::open::Location;
 
 /// The longest name.
 const MOST_NAME: usize = 64;
@@ -39,7 +39,7 @@ pub enum AdapterError {
     /// A name that an arm could not say.
     #[error(
         "'{}' is no name for an adapter: 1 to {MOST_NAME} letters, digits, '.', '_' and '-'",
-        crate::printable::excerpt(.0).escape_debug()
+        incant_gguf::printable::excerpt(.0).escape_debug()
     )]
     Name(String),
     /// It cannot be read, or does not fit the model.

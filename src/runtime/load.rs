@@ -9,10 +9,10 @@ use super::adapters::Table;
 use super::bind::BoundProfile;
 use crate::engine::{Engine, EngineOptions, Warmed};
 use crate::exec::{Backend, ExecError, Footprint};
-use crate::gguf::{Gguf, GgufError};
+use incant_gguf::{Gguf, GgufError};
 use crate::kv::PrefixStore;
 use crate::model::{DecoderSpec, ModelError, arch};
-use crate::nearest::{listed, nearest};
+use incant_gguf::nearest::{listed, nearest};
 use crate::profile::{
     CHAT_TEMPLATE_KEY, ChatTemplate, MARKERS_KEY, Part, PartKind, Profile, ProfileError,
     SamplingDefaults,
@@ -309,7 +309,7 @@ impl Model {
         self.footprint
     }
 
-    /// The [fingerprint](crate::gguf::Gguf::fingerprint) of its file, where prefixes are
+    /// The [fingerprint](incant_gguf::Gguf::fingerprint) of its file, where prefixes are
     /// kept on disk: nothing else needs it while serving.
     pub fn fingerprint(&self) -> Option<[u8; 32]> {
         self.fingerprint

@@ -26,8 +26,8 @@ use futures_util::stream::FuturesUnordered;
 
 #[cfg(doc)]
 use crate::engine::Engine;
-use crate::nearest::nearest;
-use crate::printable::excerpt;
+use incant_gguf::nearest::nearest;
+use incant_gguf::printable::excerpt;
 use crate::profile::SamplingDefaults;
 
 pub use adapters::{Adapter, AdapterError, Adapters};

@@ -12,7 +12,7 @@ use super::{Arm, Prompt, PromptError, PromptInput, Runtime, Wanted};
 use crate::engine::{
     self, Client, GenerateRequest, Generation, JoinRequest, Request, Share, SubmitError, Together,
 };
-use crate::printable::excerpt;
+use incant_gguf::printable::excerpt;
 use crate::profile::{GuidanceDefaults, Message, without_question};
 use crate::sample::{MOST_WEIGHT, PLAUSIBLE};
 

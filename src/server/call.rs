@@ -16,7 +16,7 @@ use super::fields::Fields;
 use super::log::{Learned, Peer, Trace};
 use super::metrics::Outcome;
 use crate::engine::Client;
-use crate::printable::excerpt;
+use incant_gguf::printable::excerpt;
 use crate::runtime::Arm;
 use crate::text::Cancel;
 

@@ -22,7 +22,7 @@ use super::deadline::time_limit;
 use super::errors::ApiError;
 use super::fields::{Few, Object, TextOr, whole};
 use crate::analyze::Samplers;
-use crate::printable::excerpt;
+use incant_gguf::printable::excerpt;
 use crate::profile::{
     MAX_BREAKER_BYTES, MAX_BREAKERS, MOST_DRY_TOKENS, SamplingDefaults, breakers_problem,
 };

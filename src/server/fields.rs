@@ -24,7 +24,7 @@ use serde_json::value::RawValue;
 use serde_path_to_error::{Path, Segment};
 
 use super::errors::ApiError;
-use crate::printable::excerpt;
+use incant_gguf::printable::excerpt;
 
 pub(crate) use types::{Few, Object, Skipped, TextOr, whole};
 

@@ -18,7 +18,7 @@ use super::App;
 use super::answer::Usage;
 use super::errors::Refusal;
 use super::metrics::Outcome;
-use crate::printable::excerpt;
+use incant_gguf::printable::excerpt;
 
 /// The header that carries a request's name.
 pub(crate) const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");

@@ -56,7 +56,7 @@ pub use hosts::HostName;
 pub use keys::{ApiKeys, KeyError};
 pub use tls::{Tls, TlsError};
 
-use crate::printable::excerpt;
+use incant_gguf::printable::excerpt;
 use crate::runtime::{Arm, Runtime};
 use body::Rooms;
 use errors::ApiError;

@@ -10,7 +10,7 @@ use super::spm::{self, Spm};
 use super::tokenizer::{Encoder, Facts, Tokenizer};
 use super::vocabulary::{Arena, TokenKind, Vocabulary};
 use super::words::{self, Words};
-use crate::gguf::{Gguf, GgufError, Metadata};
+use incant_gguf::{Gguf, GgufError, Metadata};
 
 /// A GGUF's tokenizer cannot be used; one line that names the file.
 #[derive(Debug, thiserror::Error)]

@@ -96,7 +96,7 @@ impl Tokenizer {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::gguf::Gguf;
+    use incant_gguf::Gguf;
 
     /// Byte-level BPE over a few tokens with one merge, out of the smallest file that can
     /// say so.

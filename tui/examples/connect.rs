@@ -1,11 +1,11 @@
 //! The terminal program against any server, without incant's own:
-//! `cargo run -p tui --example connect -- URL FOLDER`.
+//! `cargo run -p incant-tui --example connect -- URL FOLDER`.
 //! Sessions are kept in the folder; keys are read from `keys.toml` in it.
 
 use std::env;
 use std::path::PathBuf;
 
-use tui::{Inbox, Options, ReportPage};
+use incant_tui::{Inbox, Options, ReportPage};
 
 /// Reports are incant's; here they stay JSON.
 struct Plain;
@@ -29,5 +29,5 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         data,
         report: Box::new(Plain),
     };
-    Ok(tui::run(options, Inbox::default())?)
+    Ok(incant_tui::run(options, Inbox::default())?)
 }

@@ -1,5 +1,5 @@
 //! How long a frame takes in a session of ten thousand lines while an answer is streamed:
-//! `cargo run --release -p tui --example frames`.
+//! `cargo run --release -p incant-tui --example frames`.
 
 use std::io;
 use std::time::Instant;
@@ -7,11 +7,11 @@ use std::time::Instant;
 use ratatui::backend::CrosstermBackend;
 use ratatui::layout::Rect;
 use ratatui::{Terminal, TerminalOptions, Viewport};
-use tui::app::{App, Effect, Event, Now, Start};
-use tui::keymap::{Key, Keymap};
-use tui::session::Message;
-use tui::view::View;
-use tui::wire::{Arm, Chunk};
+use incant_tui::app::{App, Effect, Event, Now, Start};
+use incant_tui::keymap::{Key, Keymap};
+use incant_tui::session::Message;
+use incant_tui::view::View;
+use incant_tui::wire::{Arm, Chunk};
 
 /// An answer of twenty lines, with most of what Markdown has.
 const ANSWER: &str = "## 見出し\n\nSome *text* with `code` and **more** of it, long enough that it \

@@ -8,9 +8,9 @@ use candle_core::{Device, Module, Tensor};
 
 use super::adapters::{self, Adapted};
 use crate::exec::{ExecError, Footprint};
-use crate::gguf::TensorType;
+use incant_gguf::TensorType;
 use crate::lora;
-use crate::model::Weight;
+use crate::model::{Weight, candle_dtype};
 
 /// Up to so many rows are few: the rows of a batch that decodes.
 const FEW_ROWS: usize = 16;
@@ -117,10 +117,7 @@ pub(super) fn vector(
 }
 
 fn quantized(weight: Weight<'_>, device: &Device) -> Result<QTensor, ExecError> {
-    let dtype = weight
-        .kind
-        .candle()
-        .expect("the weights' types were checked");
+    let dtype = candle_dtype(weight.kind).expect("the weights' types were checked");
     let storage = QStorage::from_data(Cow::Borrowed(weight.data), device, dtype)?;
     Ok(QTensor::new(storage, (weight.rows, weight.columns))?)
 }

@@ -32,9 +32,9 @@ use super::{
     AdapterId, Chunk, ExecError, Executor, Footprint, KvMemory, Logits, SavedTensor, SequenceId,
     SwapOut, check_states, default_kv_memory,
 };
-use crate::gguf::Gguf;
+use incant_gguf::Gguf;
 use crate::lora::Lora;
-use crate::model::{DecoderSpec, Weights};
+use crate::model::{DecoderSpec, Weights, candle_dtype};
 
 /// Runs a model with candle's tensors.
 pub struct DeviceExecutor {
@@ -67,7 +67,7 @@ impl DeviceExecutor {
         kv_memory: Option<usize>,
     ) -> Result<DeviceExecutor, ExecError> {
         let weights = Weights::new(gguf, spec);
-        weights.check(|kind| kind.candle().is_some())?;
+        weights.check(|kind| candle_dtype(kind).is_some())?;
         let mut footprint = Footprint::default();
         let head = Linear::load(weights.head()?, None, device, &mut footprint)?;
         let embedding = if spec.tied_head {

@@ -42,7 +42,7 @@ use super::{
     AdapterId, Chunk, ExecError, Executor, Footprint, KvMemory, Logits, SavedTensor, SequenceId,
     SwapOut, check_states, default_kv_memory,
 };
-use crate::gguf::Gguf;
+use incant_gguf::Gguf;
 use crate::kernels::{Isa, LowRank, Tier};
 use crate::lora::Lora;
 use crate::model::{DecoderSpec, Rotation};

@@ -6,7 +6,7 @@ use std::io;
 use super::Pool;
 use super::shared::SharedSlice;
 use crate::exec::{ExecError, Footprint};
-use crate::gguf::Gguf;
+use incant_gguf::Gguf;
 use crate::kernels::{Arena, Format, Kind, Matrix};
 use crate::model::{DecoderSpec, Part, Weight, Weights as Tensors};
 

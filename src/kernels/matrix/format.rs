@@ -4,7 +4,7 @@
 //! in groups of 16 or 32 that share a scale and, for some types, a minimum:
 //! `weight = scale · (code − zero) + minimum`.
 
-use crate::gguf::TensorType;
+use incant_gguf::TensorType;
 
 /// Output rows that are packed together: the lanes of the kernels.
 pub const LANES: usize = 16;

@@ -32,7 +32,7 @@ use half::{bf16, f16};
 
 use super::math::{Lanes, Plain};
 use super::memory::{Arena, Pages};
-use crate::gguf::TensorType;
+use incant_gguf::TensorType;
 
 /// A packed weight matrix, `[rows, columns]`.
 #[derive(Debug)]

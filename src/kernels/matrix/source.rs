@@ -2,7 +2,7 @@
 //!
 //! The layouts are those of ggml's `ggml-common.h`.
 
-use crate::gguf::TensorType;
+use incant_gguf::TensorType;
 
 /// Columns of the longest unit.
 const LONGEST: usize = 256;

@@ -1,7 +1,7 @@
 use half::f16;
 
 use super::{Format, LANES, Matrix};
-use crate::gguf::TensorType;
+use incant_gguf::TensorType;
 
 /// Weights of any type as a file may hold them: random bits, but scales that
 /// are numbers of a sensible size.

@@ -6,7 +6,7 @@ use super::super::matrix::tests::random_bytes;
 use super::super::matrix::{Format, LANES, Matrix};
 use super::back::ALL;
 use super::{Activations, Inputs, Kind, TALLEST, back, back_of_few, panel};
-use crate::gguf::TensorType;
+use incant_gguf::TensorType;
 
 const TYPES: [TensorType; 13] = [
     TensorType::F32,

@@ -14,7 +14,7 @@ mod rope;
 use std::collections::HashSet;
 
 use super::{Activation, DecoderSpec, LayerSpec, ModelError, Part, RopeStyle};
-use crate::gguf::{Gguf, Value};
+use incant_gguf::{Gguf, Value};
 
 type Reader = fn(&Fields<'_>) -> Result<DecoderSpec, ModelError>;
 

@@ -2,7 +2,7 @@
 //! factor for each pair of dimensions.
 
 use super::Fields;
-use crate::gguf::TensorType;
+use incant_gguf::TensorType;
 use crate::model::{LongRope, ModelError, RopeSpec, RopeStyle};
 
 impl Fields<'_> {

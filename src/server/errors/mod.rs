@@ -9,7 +9,7 @@ use axum::response::{IntoResponse, Response};
 
 use super::deadline::Whose;
 use crate::engine::SubmitError;
-use crate::printable::excerpt;
+use incant_gguf::printable::excerpt;
 use crate::runtime::{ArmError, PromptError};
 
 pub(crate) use wire::{ErrorBody, Refusal, SHOULD_RETRY};

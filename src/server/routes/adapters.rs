@@ -10,8 +10,8 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::engine::AddAdapterError;
-use crate::open::Location;
-use crate::printable::excerpt;
+use incant_gguf::open::Location;
+use incant_gguf::printable::excerpt;
 use crate::runtime::{self, AdapterError, Model};
 use crate::server::App;
 use crate::server::call::Post;

@@ -13,7 +13,7 @@ use super::chat::{ChatMessage, conversation};
 use run::respond;
 
 use crate::analyze::{self, Finish, Report, ReportArm, Settings, Summary, Token, Usage};
-use crate::printable::excerpt;
+use incant_gguf::printable::excerpt;
 use crate::profile::{Message, SamplingDefaults};
 use crate::runtime::{
     Arm, Partners, Prompt, PromptInput, Runtime, Side, Wanted, Wishes, default_reference, room,

@@ -8,7 +8,7 @@ use axum::extract::{Path, State};
 use schemars::JsonSchema;
 use serde::Serialize;
 
-use crate::printable::excerpt;
+use incant_gguf::printable::excerpt;
 use crate::profile::SamplingDefaults;
 use crate::runtime::ArmInfo;
 use crate::server::App;

@@ -8,7 +8,7 @@ use axum::extract::{Query, State};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use crate::printable::excerpt;
+use incant_gguf::printable::excerpt;
 use crate::server::App;
 use crate::server::errors::ApiError;
 

@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 
 use super::written::{Line, Said, Told, told, transcript};
 use super::{Content, Conversation};
-use crate::printable::printable;
+use incant_gguf::printable::printable;
 use crate::profile::{Message, Role};
 
 /// What a line says, or what is wrong with it.

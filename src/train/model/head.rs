@@ -363,7 +363,7 @@ mod tests {
     use half::{bf16, f16};
 
     use super::*;
-    use crate::gguf::TensorType;
+    use incant_gguf::TensorType;
     use crate::kernels::Tier;
 
     /// Tokens of a part of the vocabulary.

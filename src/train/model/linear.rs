@@ -75,7 +75,7 @@ mod tests {
     use candle_core::{Device, Tensor, Var};
 
     use super::*;
-    use crate::gguf::TensorType;
+    use incant_gguf::TensorType;
     use crate::kernels::Tier;
 
     fn numbers(count: usize, seed: u32) -> Vec<f32> {

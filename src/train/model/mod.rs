@@ -29,7 +29,7 @@ use self::node::{function, with};
 use self::rows::{Rows, Sequence};
 use super::{Batch, Student, Target, TrainError};
 use crate::exec::native::{Pool, Weights};
-use crate::gguf::Gguf;
+use incant_gguf::Gguf;
 use crate::kernels::{Isa, math};
 use crate::model::{DecoderSpec, arch};
 

@@ -9,10 +9,15 @@
 //! The format: <https://github.com/ggml-org/ggml/blob/master/docs/gguf.md>,
 //! versions 2 and 3, little-endian.
 
+pub mod digests;
 mod error;
 mod fingerprint;
 mod metadata;
+pub mod mmap;
+pub mod nearest;
+pub mod open;
 mod parse;
+pub mod printable;
 mod types;
 mod value;
 mod write;

@@ -1,7 +1,5 @@
 //! The element types a GGUF tensor may have.
 
-use candle_core::quantized::GgmlDType;
-
 /// How a tensor's elements are stored: one of ggml's types.
 ///
 /// Elements come in blocks of [`block_size`](TensorType::block_size) along the
@@ -125,26 +123,6 @@ impl TensorType {
     /// Bits per element, block scales included.
     pub fn bits_per_weight(self) -> f64 {
         self.type_size() as f64 * 8.0 / self.block_size() as f64
-    }
-
-    /// candle's name for it, where it has one that weights are kept in.
-    pub fn candle(self) -> Option<GgmlDType> {
-        Some(match self {
-            TensorType::F32 => GgmlDType::F32,
-            TensorType::F16 => GgmlDType::F16,
-            TensorType::BF16 => GgmlDType::BF16,
-            TensorType::Q4_0 => GgmlDType::Q4_0,
-            TensorType::Q4_1 => GgmlDType::Q4_1,
-            TensorType::Q5_0 => GgmlDType::Q5_0,
-            TensorType::Q5_1 => GgmlDType::Q5_1,
-            TensorType::Q8_0 => GgmlDType::Q8_0,
-            TensorType::Q2_K => GgmlDType::Q2K,
-            TensorType::Q3_K => GgmlDType::Q3K,
-            TensorType::Q4_K => GgmlDType::Q4K,
-            TensorType::Q5_K => GgmlDType::Q5K,
-            TensorType::Q6_K => GgmlDType::Q6K,
-            _ => return None,
-        })
     }
 
     fn row(self) -> &'static (u32, TensorType, &'static str, usize, usize) {

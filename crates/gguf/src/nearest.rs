@@ -4,14 +4,14 @@
 const LISTED: usize = 12;
 
 /// The names that there are, those most like `name` first.
-pub(crate) fn nearest(name: &str, mut known: Vec<String>) -> Vec<String> {
+pub fn nearest(name: &str, mut known: Vec<String>) -> Vec<String> {
     let nearness = |known: &String| strsim::jaro_winkler(known, name);
     known.sort_by(|a, b| nearness(b).total_cmp(&nearness(a)));
     known
 }
 
 /// The first twelve of `names`, and how many more there are.
-pub(crate) fn listed(names: &[String]) -> String {
+pub fn listed(names: &[String]) -> String {
     let shown = names[..names.len().min(LISTED)].join(", ");
     match names.len().saturating_sub(LISTED) {
         0 => shown,

@@ -8,7 +8,7 @@ const EXCERPT: usize = 200;
 
 /// `text`, or where it is long its first 200 characters and an ellipsis: for errors and
 /// lines of the log, which are not to grow with what a stranger sends.
-pub(crate) fn excerpt(text: &str) -> Cow<'_, str> {
+pub fn excerpt(text: &str) -> Cow<'_, str> {
     match text.char_indices().nth(EXCERPT) {
         Some((end, _)) => Cow::Owned(format!("{}\u{2026}", &text[..end])),
         None => Cow::Borrowed(text),

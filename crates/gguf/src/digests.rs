@@ -27,16 +27,16 @@ struct Kept {
 
 /// A folder that remembers digests of one kind. It has a small file for each hashed file,
 /// named by its device and inode.
-pub(crate) struct Digests<'a> {
+pub struct Digests<'a> {
     /// Made when it is first needed.
-    pub(crate) folder: &'a Path,
+    pub folder: &'a Path,
     /// How they are computed, such as `sha256`.
-    pub(crate) algorithm: &'static str,
+    pub algorithm: &'static str,
 }
 
 impl Digests<'_> {
     /// The digest that was found for exactly this file, in hexadecimal digits.
-    pub(crate) fn recall(&self, file: &FileIdentity) -> Option<String> {
+    pub fn recall(&self, file: &FileIdentity) -> Option<String> {
         let path = self.path(file);
         let text = Location::of(&path).read_text(Kind::NOTE).ok()?;
         let kept: Kept = serde_json::from_str(&text).ok()?;
@@ -49,7 +49,7 @@ impl Digests<'_> {
     ///
     /// # Errors
     /// The folder cannot be written.
-    pub(crate) fn remember(
+    pub fn remember(
         &self,
         before: FileIdentity,
         began: SystemTime,
