@@ -10,7 +10,6 @@ pub mod analyze;
 pub mod catalog;
 pub mod engine;
 pub mod exec;
-pub mod kernels;
 pub mod kv;
 pub mod lora;
 pub mod model;
@@ -23,4 +22,5 @@ mod shown;
 pub mod text;
 pub mod train;
 
+pub use incant_kernels as kernels;
 pub use incant_gguf::{self as gguf, mmap, open, printable};

@@ -2,7 +2,7 @@
 
 use std::sync::LazyLock;
 
-use crate::kernels::{Isa, softmax};
+use incant_kernels::{Isa, softmax};
 use crate::sample::LogSoftmax;
 
 /// The Kullback-Leibler divergences between p and q, in nats, each at least 0.

@@ -10,7 +10,7 @@ use super::device::DeviceExecutor;
 use super::native::{NativeExecutor, Pool, threads_to_use};
 use super::{ExecError, Executor};
 use incant_gguf::Gguf;
-use crate::kernels::Isa;
+use incant_kernels::Isa;
 use crate::model::DecoderSpec;
 
 /// A device as a user names it: `cpu`, `reference`, `cuda`, `cuda:N`, `metal`.

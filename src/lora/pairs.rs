@@ -6,7 +6,7 @@ use super::error::Cause;
 use super::naming::Side;
 use super::{Linear, LowRank, MOST_RANK};
 use incant_gguf::TensorType;
-use crate::kernels::Matrix;
+use incant_kernels::Matrix;
 use crate::model::DecoderSpec;
 
 /// A matrix as a file holds it.

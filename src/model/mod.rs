@@ -11,9 +11,10 @@ mod spec;
 mod weights;
 
 pub use dtype::candle_dtype;
+pub use incant_kernels::{Activation, RopeStyle};
 pub use error::ModelError;
 pub use spec::{
-    Activation, DecoderSpec, LayerSpec, LongRope, QkNorm, RopeSpec, RopeStyle, Rotation,
+    DecoderSpec, LayerSpec, LongRope, QkNorm, RopeSpec, Rotation,
     Temperature,
 };
 pub use weights::{Part, Weight, Weights};

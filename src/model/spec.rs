@@ -1,5 +1,7 @@
 //! [`DecoderSpec`]: everything an executor needs to know about a decoder.
 
+use incant_kernels::{Activation, RopeStyle};
+
 /// A decoder-only transformer.
 ///
 /// A layer is, with every optional part in brackets:
@@ -178,24 +180,6 @@ impl Rotation {
             })
             .unzip()
     }
-}
-
-/// Which dimensions of a head rotate together.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum RopeStyle {
-    /// `i` with `i + dims/2` (GPT-NeoX).
-    Halves,
-    /// `2i` with `2i + 1` (the original; GGUF's llama files are permuted for it).
-    Pairs,
-}
-
-/// The gate's activation.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Activation {
-    /// x · sigmoid(x).
-    Silu,
-    /// GELU in its tanh approximation.
-    GeluTanh,
 }
 
 impl DecoderSpec {

@@ -10,7 +10,7 @@ use half::f16;
 
 use super::{Addition, Change, QuantizeError};
 use incant_gguf::TensorType;
-use crate::kernels::Matrix;
+use incant_kernels::Matrix;
 use crate::model::{Weight, candle_dtype};
 
 /// A thread takes rows of about so many numbers at a time.

@@ -8,8 +8,8 @@
 use std::sync::LazyLock;
 
 use super::rank::{Ranked, not_nan};
-use crate::kernels::exp::exp;
-use crate::kernels::{Isa, softmax};
+use incant_kernels::exp::exp;
+use incant_kernels::{Isa, softmax};
 
 /// Logits in a block.
 const BLOCK: usize = 64;

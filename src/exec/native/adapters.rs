@@ -3,7 +3,7 @@
 use std::ops::Range;
 use std::sync::Arc;
 
-use crate::kernels::LowRank;
+use incant_kernels::LowRank;
 use crate::lora::{Linear, Lora};
 
 /// An adapter, packed.

@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 
-use crate::kernels::{Activations, BLOCK, Isa, LANES};
+use incant_kernels::{Activations, BLOCK, Isa, LANES};
 use crate::model::DecoderSpec;
 
 /// Memory that forward passes use again and again. It only grows.

@@ -10,8 +10,8 @@ use super::adapters::Adapter;
 use super::layout::{Layout, pages};
 use super::pages::{PageId, PagePool};
 use crate::exec::{ExecError, SavedTensor, SwapOut, saved};
-use crate::kernels::Isa;
-use crate::kernels::attention::BLOCK;
+use incant_kernels::Isa;
+use incant_kernels::attention::BLOCK;
 use crate::model::DecoderSpec;
 
 /// Tokens before a window that [`Kv::trim`] keeps, so that a sequence can still be

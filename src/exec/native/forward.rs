@@ -37,13 +37,13 @@ use super::adapters::Adapted;
 use super::buffers::Scratch;
 use super::layout::Layout;
 use super::plan::Plan;
-use super::pool::Crew;
-use super::shared::SharedSlice;
+use incant_kernels::pool::Crew;
+use incant_kernels::shared::SharedSlice;
 use super::shares::Shares;
 use super::weights::{Layer, Projection};
 use crate::exec::Logits;
-use crate::kernels::product::{self, Writer};
-use crate::kernels::{BLOCK, Isa, LANES, Matrix, math};
+use incant_kernels::product::{self, Writer};
+use incant_kernels::{BLOCK, Isa, LANES, Matrix, math};
 use crate::lora::Linear;
 use crate::model::DecoderSpec;
 

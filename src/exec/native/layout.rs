@@ -3,8 +3,8 @@
 
 use std::ops::Range;
 
-use crate::kernels::Isa;
-use crate::kernels::attention::{
+use incant_kernels::Isa;
+use incant_kernels::attention::{
     BLOCK, Block, key_block_len, read_key, read_value, value_block_len, write_key, write_value,
 };
 use crate::model::DecoderSpec;

@@ -19,8 +19,6 @@ mod forward;
 mod layout;
 mod pages;
 mod plan;
-mod pool;
-mod shared;
 mod shares;
 pub(crate) mod weights;
 
@@ -34,7 +32,7 @@ use self::cache::Kv;
 use self::layout::Layout;
 use self::pages::PagePool;
 use self::plan::Plan;
-pub use self::pool::{Crew, Pool, threads_to_use};
+pub use incant_kernels::pool::{Crew, Pool, threads_to_use};
 pub(crate) use self::weights::Weights;
 use super::adapters::Adapters;
 use super::ledger::Ledger;
@@ -43,7 +41,7 @@ use super::{
     SwapOut, check_states, default_kv_memory,
 };
 use incant_gguf::Gguf;
-use crate::kernels::{Isa, LowRank, Tier};
+use incant_kernels::{Isa, LowRank, Tier};
 use crate::lora::Lora;
 use crate::model::{DecoderSpec, Rotation};
 

@@ -8,10 +8,10 @@ use std::collections::BTreeSet;
 use std::ops::Range;
 
 use super::layout::Layout;
-use super::shared::SharedSlice;
+use incant_kernels::shared::SharedSlice;
 use crate::exec::{ExecError, KvMemory};
-use crate::kernels::attention::BLOCK;
-use crate::kernels::{Arena, Pages};
+use incant_kernels::attention::BLOCK;
+use incant_kernels::{Arena, Pages};
 
 /// A slab is at least this large where the budget allows.
 const SLAB: usize = 2 << 20;

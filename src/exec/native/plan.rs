@@ -7,7 +7,7 @@ use super::cache::{Kv, Table};
 use super::layout::Layout;
 use super::pages::PagePool;
 use crate::exec::ledger::{Rows, Run};
-use crate::kernels::attention::{BLOCK, CHUNK};
+use incant_kernels::attention::{BLOCK, CHUNK};
 use crate::model::Rotation;
 
 /// Blocks in a chunk.

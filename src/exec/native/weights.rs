@@ -4,10 +4,10 @@ use std::cell::RefCell;
 use std::io;
 
 use super::Pool;
-use super::shared::SharedSlice;
+use incant_kernels::shared::SharedSlice;
 use crate::exec::{ExecError, Footprint};
 use incant_gguf::Gguf;
-use crate::kernels::{Arena, Format, Kind, Matrix};
+use incant_kernels::{Arena, Format, Kind, Matrix};
 use crate::model::{DecoderSpec, Part, Weight, Weights as Tensors};
 
 /// The weights of a decoder.

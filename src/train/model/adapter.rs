@@ -8,7 +8,7 @@ use rand::Rng;
 use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::SeedableRng;
 
-use crate::kernels::{Isa, math};
+use incant_kernels::{Isa, math};
 use crate::lora::{Linear, Lora, LowRank};
 use crate::model::DecoderSpec;
 use crate::train::TrainError;

@@ -9,8 +9,8 @@ use std::ops::Range;
 use rayon::prelude::*;
 
 use super::rows::Sequence;
-use crate::kernels::gemm::{Place, multiply};
-use crate::kernels::{Isa, gradients, math};
+use incant_kernels::gemm::{Place, multiply};
+use incant_kernels::{Isa, gradients, math};
 
 /// Queries that are computed together: what is later than the last of them costs nothing.
 const QUERIES: usize = 64;

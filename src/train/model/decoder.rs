@@ -6,7 +6,7 @@ use std::borrow::Cow;
 use super::Context;
 use super::rows::Sequence;
 use crate::exec::native::Weights;
-use crate::kernels::{Isa, gradients, math};
+use incant_kernels::{Isa, gradients, math};
 use crate::model::{DecoderSpec, RopeStyle, Rotation};
 
 /// What does not change: what a decoder is, and its weights.

@@ -12,8 +12,8 @@ use std::ops::Range;
 use rayon::prelude::*;
 
 use super::decoder::part_rows;
-use crate::kernels::product::Inputs;
-use crate::kernels::{Isa, LANES, Matrix, gradients, math, product};
+use incant_kernels::product::Inputs;
+use incant_kernels::{Isa, LANES, Matrix, gradients, math, product};
 use crate::train::Target;
 
 /// Where all tokens of a panel have a probability below this, their rows of the matrix need
@@ -364,7 +364,7 @@ mod tests {
 
     use super::*;
     use incant_gguf::TensorType;
-    use crate::kernels::Tier;
+    use incant_kernels::Tier;
 
     /// Tokens of a part of the vocabulary.
     const PART: usize = PANELS * LANES;
@@ -428,7 +428,7 @@ mod tests {
 
         /// Whether tiles take its products.
         fn rounds(&self) -> bool {
-            let codes = matches!(self.matrix.format(), crate::kernels::Format::Codes(_));
+            let codes = matches!(self.matrix.format(), incant_kernels::Format::Codes(_));
             codes && self.isa.tier() == Tier::Amx
         }
 

@@ -12,8 +12,8 @@ use super::attention::Attention;
 use super::decoder::{Angles, Decoder, Turn};
 use super::linear::Linear;
 use crate::exec::native::weights;
-use crate::kernels::product::Inputs;
-use crate::kernels::{gradients, math};
+use incant_kernels::product::Inputs;
+use incant_kernels::{gradients, math};
 use crate::lora;
 
 /// One layer, as it is at a step.

@@ -2,9 +2,9 @@
 //! through it.
 
 use super::adapter::Added;
-use crate::kernels::gemm::{Place, multiply};
-use crate::kernels::product::{self, Inputs};
-use crate::kernels::{Isa, Matrix};
+use incant_kernels::gemm::{Place, multiply};
+use incant_kernels::product::{self, Inputs};
+use incant_kernels::{Isa, Matrix};
 
 /// `x·Wᵀ + scale · (x·Aᵀ)·Bᵀ`, for some rows, on one thread.
 #[derive(Clone, Copy)]
@@ -76,7 +76,7 @@ mod tests {
 
     use super::*;
     use incant_gguf::TensorType;
-    use crate::kernels::Tier;
+    use incant_kernels::Tier;
 
     fn numbers(count: usize, seed: u32) -> Vec<f32> {
         let number = |i: u32| (i.wrapping_add(seed).wrapping_mul(2_654_435_761) >> 8) as f32;

@@ -30,7 +30,7 @@ use self::rows::{Rows, Sequence};
 use super::{Batch, Student, Target, TrainError};
 use crate::exec::native::{Pool, Weights};
 use incant_gguf::Gguf;
-use crate::kernels::{Isa, math};
+use incant_kernels::{Isa, math};
 use crate::model::{DecoderSpec, arch};
 
 /// A frozen model with an adapter that is being trained, on the processor.

@@ -5,9 +5,9 @@ use std::ops::Range;
 use super::Pass;
 use crate::exec::native::buffers::{Scratch, grow};
 use crate::exec::native::plan::{BLOCKS, Piece, Plan, View};
-use crate::exec::native::pool::Crew;
-use crate::kernels::attention::{self, Block, Partials, Stretch, attend, merge};
-use crate::kernels::product::Writer;
+use incant_kernels::pool::Crew;
+use incant_kernels::attention::{self, Block, Partials, Stretch, attend, merge};
+use incant_kernels::product::Writer;
 use crate::lora::Linear;
 use crate::model::DecoderSpec;
 

@@ -1,8 +1,8 @@
 //! What adapters add to linear layers.
 
 use super::{Pass, Place};
-use crate::exec::native::pool::Crew;
-use crate::kernels::{LANES, Matrix};
+use incant_kernels::pool::Crew;
+use incant_kernels::{LANES, Matrix};
 use crate::lora::Linear;
 
 /// A product with the rows of a phase.

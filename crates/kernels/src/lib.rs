@@ -8,7 +8,7 @@
 #![allow(unsafe_code)]
 
 pub mod attention;
-pub(crate) mod exp;
+pub mod exp;
 pub mod gemm;
 pub mod gradients;
 mod isa;
@@ -16,12 +16,15 @@ mod low_rank;
 pub mod math;
 mod matrix;
 mod memory;
+pub mod pool;
 pub mod product;
 pub mod roofline;
+pub mod shared;
 pub mod softmax;
 
 pub use isa::{Isa, IsaError, Tier};
 pub use low_rank::LowRank;
 pub use matrix::{BLOCK, Bits, Codes, Dense, Format, LANES, Matrix, Packing, Scales};
+pub use math::{Activation, RopeStyle};
 pub use memory::{Arena, Pages};
 pub use product::{Activations, Kind};

@@ -1,7 +1,7 @@
 //! How keys and values lie in their blocks.
 
-use crate::kernels::isa::Isa;
-use crate::kernels::math::{LANES, from_half, to_half};
+use crate::isa::Isa;
+use crate::math::{LANES, from_half, to_half};
 
 /// Tokens in a block.
 pub const BLOCK: usize = LANES;

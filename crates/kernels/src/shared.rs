@@ -7,7 +7,7 @@ use std::slice;
 /// A mutable slice that threads may share, for the phases of a program that
 /// write different parts of one buffer.
 #[derive(Debug)]
-pub(super) struct SharedSlice<'a, T> {
+pub struct SharedSlice<'a, T> {
     start: *mut T,
     len: usize,
     borrow: PhantomData<&'a mut [T]>,
@@ -47,7 +47,7 @@ impl<'a, T> SharedSlice<'a, T> {
     ///
     /// # Panics
     /// When the range is not within the slice.
-    pub(super) unsafe fn slice(&self, range: Range<usize>) -> &'a [T] {
+    pub unsafe fn slice(&self, range: Range<usize>) -> &'a [T] {
         let start = self.part(&range);
         // SAFETY: the range is within the slice that this was made from, which
         // is borrowed for `'a`; that nobody writes it is the caller's promise.
@@ -62,7 +62,7 @@ impl<'a, T> SharedSlice<'a, T> {
     ///
     /// # Panics
     /// When the range is not within the slice.
-    pub(super) unsafe fn slice_mut(&self, range: Range<usize>) -> &'a mut [T] {
+    pub unsafe fn slice_mut(&self, range: Range<usize>) -> &'a mut [T] {
         let start = self.part(&range);
         // SAFETY: the range is within the slice that this was made from, which
         // is mutably borrowed for `'a`; that nobody else uses this part is the

@@ -1,4 +1,4 @@
-//! The threads of the native executor.
+//! The thread pool that kernels run on.
 //!
 //! A [`Pool`] runs *programs*. A program is one closure that every thread of
 //! the pool runs, and consists of *phases*: each call of [`Crew::each`] is a

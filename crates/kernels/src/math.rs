@@ -14,7 +14,6 @@ pub(super) use lanes::{Avx2, Avx512};
 pub(super) use lanes::{LANES, Lanes, Plain};
 
 use super::isa::{Isa, Tier};
-use crate::model::{Activation, RopeStyle};
 
 /// `dispatch!(isa, |lanes, x: X, y: Y| body)` runs `body` as compiled for the
 /// instruction set of `isa`. `x` and `y` are variables in scope, passed by these
@@ -23,19 +22,19 @@ use crate::model::{Activation, RopeStyle};
 macro_rules! dispatch {
     ($isa:expr, |$lanes:pat_param, $($argument:ident: $type:ty),*| $body:expr) => {{
         fn plain($($argument: $type),*) {
-            let $lanes = $crate::kernels::math::Plain;
+            let $lanes = $crate::math::Plain;
             $body
         }
         #[cfg(target_arch = "x86_64")]
         #[target_feature(enable = "avx2,fma,f16c")]
         fn avx2($($argument: $type),*) {
-            let $lanes = $crate::kernels::math::Avx2::new();
+            let $lanes = $crate::math::Avx2::new();
             $body
         }
         #[cfg(target_arch = "x86_64")]
         #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx2,fma,f16c")]
         fn avx512($($argument: $type),*) {
-            let $lanes = $crate::kernels::math::Avx512::new();
+            let $lanes = $crate::math::Avx512::new();
             $body
         }
         match $isa.tier() {
@@ -51,6 +50,24 @@ macro_rules! dispatch {
     }};
 }
 pub(super) use dispatch;
+
+/// Which dimensions of a head rotate together.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum RopeStyle {
+    /// `i` with `i + dims/2` (GPT-NeoX).
+    Halves,
+    /// `2i` with `2i + 1` (the original; GGUF's llama files are permuted for it).
+    Pairs,
+}
+
+/// The gate's activation.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Activation {
+    /// x · sigmoid(x).
+    Silu,
+    /// GELU in its tanh approximation.
+    GeluTanh,
+}
 
 /// The RMS norm: `out = x / sqrt(mean(x²) + eps) · weight`.
 pub fn rms_norm(isa: Isa, x: &[f32], weight: &[f32], eps: f32, out: &mut [f32]) {

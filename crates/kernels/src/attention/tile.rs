@@ -3,7 +3,7 @@
 use std::ops::Range;
 
 use super::{BLOCK, CHUNK, Partials, Stretch, key_block_len, value_block_len};
-use crate::kernels::math::{LANES, Lanes, exp, soft_cap_one, sum_lanes};
+use crate::math::{LANES, Lanes, exp, soft_cap_one, sum_lanes};
 
 /// Blocks in a chunk.
 const BLOCKS: usize = CHUNK / BLOCK;

@@ -103,7 +103,7 @@ fn transposed(lines: [__m512i; LANES]) -> [__m512i; LANES] {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::kernels::{Isa, Tier};
+    use crate::{Isa, Tier};
 
     #[test]
     fn lines_become_columns() {

@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicBool, AtomicU32, AtomicUsize};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use super::super::shared::SharedSlice;
+use crate::shared::SharedSlice;
 use super::{Crew, Pool, threads_to_use};
 
 fn pool(threads: usize) -> Pool {

@@ -381,7 +381,7 @@ fn tiles_for_wide_registers_give_the_same_bits() {
 
 /// Plain lanes that claim to be wide.
 mod wide_lanes {
-    use crate::kernels::math::{LANES, Lanes, Plain};
+    use crate::math::{LANES, Lanes, Plain};
 
     #[derive(Clone, Copy)]
     pub(super) struct Wide;

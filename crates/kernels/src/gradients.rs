@@ -2,7 +2,7 @@
 
 use super::isa::{Isa, Tier};
 use super::math::{LANES, dispatch, exp, sum_lanes};
-use crate::model::Activation;
+use crate::math::Activation;
 
 /// The gradient of the input of an RMS norm, in the place of that of its output.
 ///

@@ -39,7 +39,7 @@ const TAYLOR: [f64; 13] = [
 /// `e^x` for `x ≤ 0` within 5e-16 of the true value, relatively; exactly 1 at 0,
 /// and exactly 0 from −709 down, at −∞ and for NaN.
 #[inline(always)]
-pub(crate) fn exp(x: f64) -> f64 {
+pub fn exp(x: f64) -> f64 {
     // The comparison is false for NaN, so that NaN weighs nothing.
     let x = if x > UNDERFLOW { x } else { UNDERFLOW };
 
