@@ -16,11 +16,10 @@ pub mod model;
 pub mod profile;
 pub mod quantize;
 pub mod runtime;
-pub mod sample;
 pub mod server;
-mod shown;
 pub mod text;
 pub mod train;
 
+pub use incant_sample as sample;
 pub use incant_kernels as kernels;
 pub use incant_gguf::{self as gguf, mmap, open, printable};

@@ -8,22 +8,21 @@
 //! rank stand its probability and the divergence between the two distributions over
 //! the whole vocabulary, in both directions.
 //!
-//! A [`Report`] holds all of it in the form that is written as JSON. [`divergence`]
-//! makes a token's numbers from two rows of logits, [`summary()`] makes the shares and
+//! A [`Report`] holds all of it in the form that is written as JSON. The numbers of a token come
+//! from two rows of logits ([`divergence`](incant_sample::divergence)), [`summary()`] makes the shares and
 //! means of many tokens, [`sampling()`] says how answers scatter, [`page`] shows it all in a
 //! browser. Nothing here runs a model, reads a file or knows HTTP.
 
 mod bootstrap;
 pub mod page;
 mod report;
-mod rows;
 mod sampling;
 mod summary;
+pub mod token_json;
 
 pub use report::{
     Alternative, Answer, Class, FORMAT, Finish, Prompt, PromptTokens, Report, ReportArm, Samplers,
     Score, Settings, Token, Usage,
 };
-pub use rows::{Divergence, divergence};
 pub use sampling::{SamplingRow, sampling};
 pub use summary::{Interval, MostShifted, Pair, Position, Removed, Shares, Summary, summary};

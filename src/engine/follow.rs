@@ -18,8 +18,7 @@ use tokio::sync::mpsc::error::TryRecvError;
 use tokio::sync::mpsc::{Receiver, Sender, channel};
 
 use super::Scored;
-use crate::analyze::divergence;
-use crate::sample::{LogSoftmax, rank};
+use incant_sample::{LogSoftmax, divergence, rank};
 
 /// How many tokens may be on their way to a follower, and how many it takes in at once.
 /// For each of them a row of logits is held (1 MiB for gemma's vocabulary).

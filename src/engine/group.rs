@@ -21,7 +21,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, mpsc};
 
 use super::handle::Mail;
 use crate::exec::{Executor, Logits, Wanted};
-use crate::sample::{Mixture, SampleError, Sampler, plausible};
+use incant_sample::{Mixture, SampleError, Sampler, plausible};
 
 /// A member's part in the choice.
 #[derive(Clone, Copy, Debug, PartialEq)]

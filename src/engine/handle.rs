@@ -21,7 +21,7 @@ use super::{Event, GenerateRequest, Origin, Prefix, Request, SubmitError, Warmed
 use crate::exec::{AdapterId, Executor};
 use crate::kv::PrefixStore;
 use crate::lora::Lora;
-use crate::sample::SamplingParams;
+use incant_sample::SamplingParams;
 
 /// How an engine schedules.
 #[derive(Clone, Debug)]

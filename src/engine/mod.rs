@@ -36,8 +36,7 @@ pub use follow::{Feed, Follow, lead};
 pub use group::{Lead, Seat, Share, group};
 pub use handle::{DEFAULT_ADAPTER_MEMORY, Engine, EngineOptions, Generation, Load};
 
-use crate::analyze::Divergence;
-use crate::sample::{SamplingParams, TokenLogprobs};
+use incant_sample::{Divergence, SamplingParams, TokenLogprobs};
 
 /// The constant tokens before a prompt, shared by every sequence that has them.
 ///

@@ -14,7 +14,7 @@ use super::waiting::Waiting;
 use super::work::Work;
 use super::{Adapter, Event, FinishReason, Prefix, cache};
 use crate::exec::{AdapterId, Chunk, Executor, Logits, SequenceId, Wanted};
-use crate::sample::{SampleError, logprobs};
+use incant_sample::{SampleError, logprobs};
 
 /// A sequence that has begun: first its prompt is computed, chunk by chunk, then a token
 /// per step.

@@ -6,7 +6,7 @@ use super::follow::{Followers, Following};
 use super::group::{ChooseError, Seat};
 use super::{GenerateRequest, Together};
 use crate::exec::Executor;
-use crate::sample::{Mixture, Sampler, TokenLogprobs, fresh_seed};
+use incant_sample::{Mixture, Sampler, TokenLogprobs, fresh_seed};
 
 /// What a sequence is for.
 pub(super) enum Work {

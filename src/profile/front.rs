@@ -4,7 +4,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::ProfileError;
-use crate::sample::{DryParams, MOST_WEIGHT, PLAUSIBLE, SamplingParams};
+use incant_sample::{DryParams, MOST_WEIGHT, PLAUSIBLE, SamplingParams};
 
 const FENCE: &str = "+++";
 

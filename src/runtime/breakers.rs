@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use super::Arm;
-use crate::sample::{Breakers, DryParams, SamplingParams};
+use incant_sample::{Breakers, DryParams, SamplingParams};
 use crate::text::Tokenizer;
 
 /// The sequence breakers `texts`, or the usual ones, as this tokenizer writes them. The

@@ -11,7 +11,7 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use crate::engine::{Event, FinishReason};
-use crate::sample::TokenLogprobs;
+use incant_sample::TokenLogprobs;
 use crate::text::Tokenizer;
 use crate::text::decode::StreamDecoder;
 use crate::text::stop::StopMatcher;

@@ -21,7 +21,7 @@ use crate::engine::{
     self, Client, Event, FinishReason, FollowRequest, GenerateRequest, Generation, Scored,
     SubmitError,
 };
-use crate::sample::SamplingParams;
+use incant_sample::SamplingParams;
 use crate::text::Tokenizer;
 
 /// One arm's side of a comparison.

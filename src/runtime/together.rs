@@ -3,7 +3,7 @@
 //! *Guidance* leads an arm away from its guide, which is most often the arm itself with
 //! the question left empty: what the guide would say anyway is the prompt talking, and
 //! what only the question explains is the answer. A *mix* takes in what other arms would
-//! say. Both are one mechanism (see [`crate::sample::Mixture`]); each arm renders the same
+//! say. Both are one mechanism (see [`incant_sample::Mixture`]); each arm renders the same
 //! question in its own way.
 
 use std::fmt;
@@ -14,7 +14,7 @@ use crate::engine::{
 };
 use incant_gguf::printable::excerpt;
 use crate::profile::{GuidanceDefaults, Message, without_question};
-use crate::sample::{MOST_WEIGHT, PLAUSIBLE};
+use incant_sample::{MOST_WEIGHT, PLAUSIBLE};
 
 /// The most arms of a mix beside the one that answers.
 const MOST_ARMS: usize = 8;

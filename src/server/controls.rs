@@ -27,7 +27,7 @@ use crate::profile::{
     MAX_BREAKER_BYTES, MAX_BREAKERS, MOST_DRY_TOKENS, SamplingDefaults, breakers_problem,
 };
 use crate::runtime::{Arm, breakers};
-use crate::sample::{self, DryParams, SamplingParams};
+use incant_sample::{self as sample, DryParams, SamplingParams};
 use crate::text::{Special, Tokenizer};
 
 /// The most answers one request may ask for, as OpenAI has it.

@@ -11,7 +11,7 @@ use serde_json::json;
 use super::errors::ApiError;
 use super::fields::Object;
 use crate::runtime::{Guidance, WishError, Wishes};
-use crate::sample::PLAUSIBLE;
+use incant_sample::PLAUSIBLE;
 
 /// Who else has a say in an answer. Absent or null fields leave that to the profile.
 #[derive(Clone, Debug, Default, Deserialize, JsonSchema)]

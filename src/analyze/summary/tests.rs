@@ -2,7 +2,8 @@ use proptest::collection::vec;
 use proptest::prelude::*;
 
 use super::*;
-use crate::analyze::{Divergence, Finish, Usage};
+use crate::analyze::{Finish, Usage};
+use incant_sample::Divergence;
 
 /// What `arm` thinks of a token: its rank there, log-probability 0.5 and divergences
 /// `kl` and twice that.

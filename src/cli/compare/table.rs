@@ -239,7 +239,8 @@ fn percents([low, high]: [f64; 2]) -> String {
 
 #[cfg(test)]
 mod tests {
-    use incant::analyze::{Answer, Divergence, Prompt, Samplers, Score, Settings, Token, Usage};
+    use incant::sample::Divergence;
+    use incant::analyze::{Answer, Prompt, Samplers, Score, Settings, Token, Usage};
     use incant::profile::{Message, Role};
 
     use super::*;

@@ -8,7 +8,7 @@ use crate::engine::{
     Client, Engine, EngineOptions, Event, GenerateRequest, Generation, SubmitError,
 };
 use crate::exec::fake::{self, Fake, Step};
-use crate::sample::SamplingParams;
+use incant_sample::SamplingParams;
 
 /// An engine whose turns the test takes.
 struct Stage {

@@ -8,7 +8,7 @@ use serde::{Serialize, Serializer};
 
 use crate::runtime::Partners;
 use crate::runtime::choice::{Alternative, Entry};
-use crate::shown::{ZERO_PROBABILITY, finite, token_name};
+use crate::analyze::token_json::{ZERO_PROBABILITY, finite, token_name};
 
 /// How tokens are written in log-probabilities.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -18,7 +18,7 @@ use crate::profile::{Message, SamplingDefaults};
 use crate::runtime::{
     Arm, Partners, Prompt, PromptInput, Runtime, Side, Wanted, Wishes, default_reference, room,
 };
-use crate::sample::fresh_seed;
+use incant_sample::fresh_seed;
 use crate::server::answer::fit;
 use crate::server::call::{Call, Post};
 use crate::server::controls::{Controls, Limits, Resolved, Stream, integer};

@@ -21,6 +21,7 @@
 //! in double precision, but nothing sorts the vocabulary.
 
 mod blocks;
+mod divergence;
 mod dry;
 mod edits;
 mod limits;
@@ -34,6 +35,7 @@ mod xtc;
 #[cfg(test)]
 mod properties;
 
+pub use divergence::{Divergence, divergence};
 pub use dry::{Breakers, DryParams};
 pub use limits::Limits;
 pub use logprobs::{LogSoftmax, logprobs, rank};

@@ -177,7 +177,7 @@ impl Edits {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::sample::DryParams;
+    use crate::DryParams;
 
     fn edited(params: &SamplingParams, prompt: &[u32], generated: &[u32]) -> Vec<f32> {
         let mut edits = Edits::new(params, prompt);
@@ -301,7 +301,7 @@ mod tests {
     fn no_bias_brings_back_what_must_not_be_chosen() {
         let params = SamplingParams {
             logit_bias: vec![(0, 100.0), (1, 100.0)],
-            limits: Box::new(crate::sample::Limits {
+            limits: Box::new(crate::Limits {
                 allowed: Some([1, 2].into()),
                 banned: [vec![2]].into(),
                 ..Default::default()

@@ -3,7 +3,7 @@
 use std::sync::LazyLock;
 
 use incant_kernels::{Isa, softmax};
-use crate::sample::LogSoftmax;
+use super::LogSoftmax;
 
 /// The Kullback-Leibler divergences between p and q, in nats, each at least 0.
 #[derive(Clone, Copy, Debug, PartialEq)]
