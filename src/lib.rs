@@ -11,15 +11,13 @@ pub mod catalog;
 pub mod engine;
 pub mod exec;
 pub mod kv;
-pub mod lora;
-pub mod model;
 pub mod profile;
-pub mod quantize;
 pub mod runtime;
 pub mod server;
 pub mod text;
 pub mod train;
 
-pub use incant_sample as sample;
-pub use incant_kernels as kernels;
 pub use incant_gguf::{self as gguf, mmap, open, printable};
+pub use incant_kernels as kernels;
+pub use incant_model::{self as model, lora, quantize};
+pub use incant_sample as sample;

@@ -3,10 +3,10 @@
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use super::token_json::{ZERO_PROBABILITY, finite, token_name};
 use super::{SamplingRow, Summary, sampling, summary};
 use crate::profile::Message;
 use incant_sample::Divergence;
-use super::token_json::{ZERO_PROBABILITY, finite, token_name};
 
 #[cfg(test)]
 mod tests;

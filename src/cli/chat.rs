@@ -9,9 +9,9 @@ use incant::analyze;
 use incant::engine::EngineOptions;
 use incant::runtime::Runtime;
 use incant::server::{ServeOptions, serve};
+use incant_tui::{Inbox, Options, Remote, ReportPage};
 use tokio::net::TcpListener;
 use tokio::sync::oneshot;
-use incant_tui::{Inbox, Options, Remote, ReportPage};
 
 use super::local::Local;
 use super::serve::load;

@@ -108,7 +108,7 @@ impl Args {
             match form.portable(tokenizer.bos().is_some() && tokenizer.adds_bos()) {
                 Ok(chat) => {
                     told += &stops(&chat.markers);
-                    rewrite = rewrite.with_chat(chat);
+                    rewrite = rewrite.with_chat(chat.source, chat.markers);
                 }
                 Err(error) => {
                     told.clear();

@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex, PoisonError, Weak};
 
 use super::handle::Mail;
 use crate::exec::{AdapterId, ExecError};
-use crate::lora::{self, Linear};
+use incant_model::lora::{self, Linear};
 
 /// An adapter that an engine has taken in. It stays for as long as someone holds it:
 /// a request that has it can still begin, whatever became of the adapter's name.
@@ -40,7 +40,7 @@ impl Adapter {
         self.0.id
     }
 
-    /// [`Lora::fingerprint`](crate::lora::Lora::fingerprint).
+    /// [`Lora::fingerprint`](incant_model::lora::Lora::fingerprint).
     pub(super) fn fingerprint(&self) -> [u8; 32] {
         self.0.fingerprint
     }

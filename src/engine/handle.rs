@@ -20,7 +20,7 @@ use super::worker::Worker;
 use super::{Event, GenerateRequest, Origin, Prefix, Request, SubmitError, Warmed, cache};
 use crate::exec::{AdapterId, Executor};
 use crate::kv::PrefixStore;
-use crate::lora::Lora;
+use incant_model::lora::Lora;
 use incant_sample::SamplingParams;
 
 /// How an engine schedules.

@@ -11,7 +11,7 @@ use super::native::{NativeExecutor, Pool, threads_to_use};
 use super::{ExecError, Executor};
 use incant_gguf::Gguf;
 use incant_kernels::Isa;
-use crate::model::DecoderSpec;
+use incant_model::DecoderSpec;
 
 /// A device as a user names it: `cpu`, `reference`, `cuda`, `cuda:N`, `metal`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

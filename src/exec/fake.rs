@@ -10,8 +10,8 @@ use super::{
     AdapterId, Chunk, ExecError, Executor, Footprint, KvMemory, Logits, SavedTensor, SequenceId,
     SwapOut, Wanted,
 };
-use crate::lora::Lora;
-use crate::model::DecoderSpec;
+use incant_model::DecoderSpec;
+use incant_model::lora::Lora;
 
 const VOCAB: usize = 50;
 

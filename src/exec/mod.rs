@@ -22,8 +22,9 @@ pub use backend::{Backend, DeviceChoice};
 
 use safetensors::SafeTensors;
 
-use crate::lora::Lora;
-use crate::model::DecoderSpec;
+use incant_model::DecoderSpec;
+pub use incant_model::Footprint;
+use incant_model::lora::Lora;
 
 /// A sequence of an executor: tokens and their KV.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -166,20 +167,6 @@ pub fn default_kv_memory(spec: &DecoderSpec, number: usize) -> usize {
 /// See [`default_kv_memory`].
 pub const DEFAULT_KV_MEMORY: usize = 1 << 30;
 
-/// What a model's weights take in memory.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Footprint {
-    /// Bytes of all weights as they are held.
-    pub resident: usize,
-    /// Of those, bytes that every step reads: all but an embedding that is not
-    /// the head too.
-    pub streamed: usize,
-    /// Of those, bytes of matrices that were expanded to f32…
-    pub expanded: usize,
-    /// …and what these took in the file.
-    pub expanded_from: usize,
-}
-
 /// Checks what [`Executor::logits_at`] is asked for.
 fn check_states(spec: &DecoderSpec, states: &[&[f32]], ids: &[u32]) -> Result<(), ExecError> {
     if states.iter().any(|state| state.len() != spec.hidden) {
@@ -208,7 +195,7 @@ pub enum ExecError {
     Candle(#[from] candle_core::Error),
     /// The weights cannot be run.
     #[error(transparent)]
-    Model(#[from] crate::model::ModelError),
+    Model(#[from] incant_model::ModelError),
     /// The system has no room for something.
     #[error("{0}")]
     Memory(String),

@@ -6,10 +6,10 @@ use jiff::Zoned;
 use minijinja::syntax::SyntaxConfig;
 use minijinja::{Environment, Error, ErrorKind, Value};
 
+use super::CHAT_TEMPLATE_KEY;
 use super::error::Refusal;
 use super::limits::{Text, check_source, on_deep_stack};
 use super::markup::{Cut, Markup};
-use super::portable::CHAT_TEMPLATE_KEY;
 use super::{Message, ProfileError, Role, bounds, jinja, methods, percent, python};
 
 /// What stands for the file in errors: the key that GGUF keeps a template under.

@@ -37,8 +37,9 @@ pub use files::{Library, builtin, check_file, load};
 pub use front::name_problem as profile_name_problem;
 pub use front::{GuidanceDefaults, SamplingDefaults};
 pub(crate) use front::{MAX_BREAKER_BYTES, MAX_BREAKERS, MOST_DRY_TOKENS, breakers_problem};
+pub use incant_gguf::{CHAT_TEMPLATE_KEY, MARKERS_KEY};
 pub use markup::{Cut, Part, PartKind};
-pub use portable::{CHAT_TEMPLATE_KEY, MARKERS_KEY, Portable, Unportable};
+pub use portable::{Portable, Unportable};
 pub use rendering::{Rendering, guard_for};
 pub use template::Profile;
 

@@ -8,13 +8,6 @@
 
 use super::{ChatTemplate, Message, Profile, ProfileError, Rendering, Role};
 
-/// Where a model's file keeps its chat template.
-pub const CHAT_TEMPLATE_KEY: &str = "tokenizer.chat_template";
-
-/// Where a file that this program wrote keeps the markers that turns of its chat template
-/// begin with, where these are texts and not control tokens.
-pub const MARKERS_KEY: &str = "incant.chat_template.markers";
-
 /// A chat template, and what a file must say beside it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Portable {

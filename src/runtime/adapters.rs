@@ -6,8 +6,8 @@ use std::sync::{Arc, PoisonError, RwLock};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use crate::engine::{self, AddAdapterError};
-use crate::lora::{Lora, LoraError};
 use incant_gguf::open::Location;
+use incant_model::lora::{Lora, LoraError};
 
 /// The longest name.
 const MOST_NAME: usize = 64;

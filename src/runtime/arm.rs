@@ -11,10 +11,10 @@ pub use prompt::{Prompt, PromptError, PromptInput, Wanted};
 use super::together::{Say, WishError, Wishes};
 use super::{Adapter, ArmInfo, BoundProfile, Model, Profiles, Runtime};
 use crate::engine::{self, Client, Generation, Prefix, Request, SubmitError};
-use incant_gguf::nearest::{listed, nearest};
-use incant_gguf::printable::excerpt;
 use crate::profile::{GuidanceDefaults, Message, Rendering, Role, SamplingDefaults, is_builtin};
 use crate::text::Tokenizer;
+use incant_gguf::nearest::{listed, nearest};
+use incant_gguf::printable::excerpt;
 
 /// A resolved arm.
 #[derive(Clone)]

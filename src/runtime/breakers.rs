@@ -3,8 +3,8 @@
 use std::sync::Arc;
 
 use super::Arm;
-use incant_sample::{Breakers, DryParams, SamplingParams};
 use crate::text::Tokenizer;
+use incant_sample::{Breakers, DryParams, SamplingParams};
 
 /// The sequence breakers `texts`, or the usual ones, as this tokenizer writes them. The
 /// whole vocabulary is read for a list that is new to the tokenizer, so this is for

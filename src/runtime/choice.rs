@@ -11,10 +11,10 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use crate::engine::{Event, FinishReason};
-use incant_sample::TokenLogprobs;
 use crate::text::Tokenizer;
 use crate::text::decode::StreamDecoder;
 use crate::text::stop::StopMatcher;
+use incant_sample::TokenLogprobs;
 
 /// What an answer needs to know of tokens.
 pub(crate) trait Vocabulary: Send + Sync {

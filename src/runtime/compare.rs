@@ -21,8 +21,8 @@ use crate::engine::{
     self, Client, Event, FinishReason, FollowRequest, GenerateRequest, Generation, Scored,
     SubmitError,
 };
-use incant_sample::SamplingParams;
 use crate::text::Tokenizer;
+use incant_sample::SamplingParams;
 
 /// One arm's side of a comparison.
 #[derive(Clone)]

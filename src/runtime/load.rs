@@ -9,15 +9,15 @@ use super::adapters::Table;
 use super::bind::BoundProfile;
 use crate::engine::{Engine, EngineOptions, Warmed};
 use crate::exec::{Backend, ExecError, Footprint};
-use incant_gguf::{Gguf, GgufError};
 use crate::kv::PrefixStore;
-use crate::model::{DecoderSpec, ModelError, arch};
-use incant_gguf::nearest::{listed, nearest};
 use crate::profile::{
     CHAT_TEMPLATE_KEY, ChatTemplate, MARKERS_KEY, Part, PartKind, Profile, ProfileError,
     SamplingDefaults,
 };
 use crate::text::{TokenKind, Tokenizer, TokenizerError};
+use incant_gguf::nearest::{listed, nearest};
+use incant_gguf::{Gguf, GgufError};
+use incant_model::{DecoderSpec, ModelError, arch};
 
 /// The profile that a base model chats with unless its manifest names another.
 pub const DEFAULT_PROFILE: &str = "assistant";

@@ -12,8 +12,8 @@ use super::{Arm, Prompt, PromptError, PromptInput, Runtime, Wanted};
 use crate::engine::{
     self, Client, GenerateRequest, Generation, JoinRequest, Request, Share, SubmitError, Together,
 };
-use incant_gguf::printable::excerpt;
 use crate::profile::{GuidanceDefaults, Message, without_question};
+use incant_gguf::printable::excerpt;
 use incant_sample::{MOST_WEIGHT, PLAUSIBLE};
 
 /// The most arms of a mix beside the one that answers.

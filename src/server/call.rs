@@ -16,9 +16,9 @@ use super::fields::Fields;
 use super::log::{Learned, Peer, Trace};
 use super::metrics::Outcome;
 use crate::engine::Client;
-use incant_gguf::printable::excerpt;
 use crate::runtime::Arm;
 use crate::text::Cancel;
+use incant_gguf::printable::excerpt;
 
 /// Unknown field names remembered, each cut short, so that a hostile client cannot fill the
 /// memory with them.

@@ -22,13 +22,13 @@ use super::deadline::time_limit;
 use super::errors::ApiError;
 use super::fields::{Few, Object, TextOr, whole};
 use crate::analyze::Samplers;
-use incant_gguf::printable::excerpt;
 use crate::profile::{
     MAX_BREAKER_BYTES, MAX_BREAKERS, MOST_DRY_TOKENS, SamplingDefaults, breakers_problem,
 };
 use crate::runtime::{Arm, breakers};
-use incant_sample::{self as sample, DryParams, SamplingParams};
 use crate::text::{Special, Tokenizer};
+use incant_gguf::printable::excerpt;
+use incant_sample::{self as sample, DryParams, SamplingParams};
 
 /// The most answers one request may ask for, as OpenAI has it.
 const MAX_ANSWERS: i64 = 128;

@@ -56,10 +56,10 @@ pub use hosts::HostName;
 pub use keys::{ApiKeys, KeyError};
 pub use tls::{Tls, TlsError};
 
-use incant_gguf::printable::excerpt;
 use crate::runtime::{Arm, Runtime};
 use body::Rooms;
 use errors::ApiError;
+use incant_gguf::printable::excerpt;
 use metrics::Metrics;
 use work::Workshop;
 

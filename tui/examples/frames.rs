@@ -4,14 +4,14 @@
 use std::io;
 use std::time::Instant;
 
-use ratatui::backend::CrosstermBackend;
-use ratatui::layout::Rect;
-use ratatui::{Terminal, TerminalOptions, Viewport};
 use incant_tui::app::{App, Effect, Event, Now, Start};
 use incant_tui::keymap::{Key, Keymap};
 use incant_tui::session::Message;
 use incant_tui::view::View;
 use incant_tui::wire::{Arm, Chunk};
+use ratatui::backend::CrosstermBackend;
+use ratatui::layout::Rect;
+use ratatui::{Terminal, TerminalOptions, Viewport};
 
 /// An answer of twenty lines, with most of what Markdown has.
 const ANSWER: &str = "## 見出し\n\nSome *text* with `code` and **more** of it, long enough that it \

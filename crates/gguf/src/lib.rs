@@ -36,6 +36,13 @@ pub use types::TensorType;
 pub use value::{Array, Strs, Value, ValueType};
 pub use write::Writer;
 
+/// The metadata key of a model's chat template.
+pub const CHAT_TEMPLATE_KEY: &str = "tokenizer.chat_template";
+
+/// The metadata key of the markers that turns of the chat template begin with, in files that
+/// incant wrote, where these are texts and not control tokens.
+pub const MARKERS_KEY: &str = "incant.chat_template.markers";
+
 /// An open GGUF file.
 #[derive(Debug)]
 pub struct Gguf {

@@ -24,7 +24,7 @@ pub mod softmax;
 
 pub use isa::{Isa, IsaError, Tier};
 pub use low_rank::LowRank;
-pub use matrix::{BLOCK, Bits, Codes, Dense, Format, LANES, Matrix, Packing, Scales};
 pub use math::{Activation, RopeStyle};
+pub use matrix::{BLOCK, Bits, Codes, Dense, Format, LANES, Matrix, Scales};
 pub use memory::{Arena, Pages};
 pub use product::{Activations, Kind};

@@ -2,8 +2,8 @@
 
 use std::sync::LazyLock;
 
-use incant_kernels::{Isa, softmax};
 use super::LogSoftmax;
+use incant_kernels::{Isa, softmax};
 
 /// The Kullback-Leibler divergences between p and q, in nats, each at least 0.
 #[derive(Clone, Copy, Debug, PartialEq)]

@@ -239,9 +239,9 @@ fn percents([low, high]: [f64; 2]) -> String {
 
 #[cfg(test)]
 mod tests {
-    use incant::sample::Divergence;
     use incant::analyze::{Answer, Prompt, Samplers, Score, Settings, Token, Usage};
     use incant::profile::{Message, Role};
+    use incant::sample::Divergence;
 
     use super::*;
 

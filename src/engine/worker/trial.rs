@@ -4,7 +4,7 @@
 use super::super::adapter::{AddAdapterError, Added};
 use super::Worker;
 use crate::exec::{AdapterId, Chunk, ExecError, Logits, Wanted};
-use crate::lora::Lora;
+use incant_model::lora::Lora;
 
 /// How many tokens an adapter is tried on.
 const TRIED: usize = 16;

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use candle_core::{Device, Result, Tensor};
 
-use crate::lora::{Linear, Lora};
+use incant_model::lora::{Linear, Lora};
 
 /// An adapter, as tensors.
 #[derive(Debug)]

@@ -7,7 +7,7 @@ use safetensors::{Dtype, SafeTensors};
 
 use super::adapters::Adapter;
 use crate::exec::{ExecError, SavedTensor, SwapOut, saved};
-use crate::model::DecoderSpec;
+use incant_model::DecoderSpec;
 
 /// The least room a suffix is given, in tokens.
 const LEAST_ROOM: usize = 64;

@@ -10,8 +10,8 @@ use super::ops;
 use super::plan::Plan;
 use crate::exec::ledger::Ledger;
 use crate::exec::{ExecError, Footprint};
-use crate::lora;
-use crate::model::{DecoderSpec, Part, Weights};
+use incant_model::lora;
+use incant_model::{DecoderSpec, Part, Weights};
 
 /// The weights of one layer.
 pub(super) struct Layer {

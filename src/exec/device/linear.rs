@@ -9,8 +9,8 @@ use candle_core::{Device, Module, Tensor};
 use super::adapters::{self, Adapted};
 use crate::exec::{ExecError, Footprint};
 use incant_gguf::TensorType;
-use crate::lora;
-use crate::model::{Weight, candle_dtype};
+use incant_model::lora;
+use incant_model::{Weight, candle_dtype};
 
 /// Up to so many rows are few: the rows of a batch that decodes.
 const FEW_ROWS: usize = 16;

@@ -33,8 +33,8 @@ use super::{
     SwapOut, check_states, default_kv_memory,
 };
 use incant_gguf::Gguf;
-use crate::lora::Lora;
-use crate::model::{DecoderSpec, Weights, candle_dtype};
+use incant_model::lora::Lora;
+use incant_model::{DecoderSpec, Weights, candle_dtype};
 
 /// Runs a model with candle's tensors.
 pub struct DeviceExecutor {

@@ -3,7 +3,7 @@
 
 use candle_core::{Result, Tensor};
 
-use crate::model::{Activation, RopeSpec, RopeStyle, Rotation};
+use incant_model::{Activation, RopeSpec, RopeStyle, Rotation};
 
 /// `x / rms(x) · weight` over the last dimension.
 pub(super) fn rms_norm(x: &Tensor, weight: &Tensor, eps: f32) -> Result<Tensor> {

@@ -12,7 +12,7 @@ use super::adapters::Adapter;
 use super::cache::{Kv, Link, Segment};
 use super::ops::Angles;
 use crate::exec::ledger::{Rows, Run};
-use crate::model::DecoderSpec;
+use incant_model::DecoderSpec;
 
 /// A batch, laid out.
 pub(super) struct Plan {

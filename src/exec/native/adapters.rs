@@ -4,7 +4,7 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use incant_kernels::LowRank;
-use crate::lora::{Linear, Lora};
+use incant_model::lora::{Linear, Lora};
 
 /// An adapter, packed.
 #[derive(Debug)]

@@ -3,7 +3,7 @@
 use std::ops::Range;
 
 use incant_kernels::{Activations, BLOCK, Isa, LANES};
-use crate::model::DecoderSpec;
+use incant_model::DecoderSpec;
 
 /// Memory that forward passes use again and again. It only grows.
 #[derive(Debug)]

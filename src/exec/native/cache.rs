@@ -12,7 +12,7 @@ use super::pages::{PageId, PagePool};
 use crate::exec::{ExecError, SavedTensor, SwapOut, saved};
 use incant_kernels::Isa;
 use incant_kernels::attention::BLOCK;
-use crate::model::DecoderSpec;
+use incant_model::DecoderSpec;
 
 /// Tokens before a window that [`Kv::trim`] keeps, so that a sequence can still be
 /// forked a little before its end: an answer that is sent back as part of a

@@ -37,15 +37,15 @@ use super::adapters::Adapted;
 use super::buffers::Scratch;
 use super::layout::Layout;
 use super::plan::Plan;
-use incant_kernels::pool::Crew;
-use incant_kernels::shared::SharedSlice;
 use super::shares::Shares;
-use super::weights::{Layer, Projection};
 use crate::exec::Logits;
+use incant_kernels::pool::Crew;
 use incant_kernels::product::{self, Writer};
+use incant_kernels::shared::SharedSlice;
 use incant_kernels::{BLOCK, Isa, LANES, Matrix, math};
-use crate::lora::Linear;
-use crate::model::DecoderSpec;
+use incant_model::DecoderSpec;
+use incant_model::lora::Linear;
+use incant_model::packed::{Layer, Projection};
 
 /// Logits that are scaled and capped in one go.
 const LOGITS: usize = 1 << 13;

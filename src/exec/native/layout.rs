@@ -7,7 +7,7 @@ use incant_kernels::Isa;
 use incant_kernels::attention::{
     BLOCK, Block, key_block_len, read_key, read_value, value_block_len, write_key, write_value,
 };
-use crate::model::DecoderSpec;
+use incant_model::DecoderSpec;
 
 /// The layers of a model, grouped by their windows, and what they keep.
 ///

@@ -20,7 +20,6 @@ mod layout;
 mod pages;
 mod plan;
 mod shares;
-pub(crate) mod weights;
 
 use std::sync::Arc;
 
@@ -32,8 +31,6 @@ use self::cache::Kv;
 use self::layout::Layout;
 use self::pages::PagePool;
 use self::plan::Plan;
-pub use incant_kernels::pool::{Crew, Pool, threads_to_use};
-pub(crate) use self::weights::Weights;
 use super::adapters::Adapters;
 use super::ledger::Ledger;
 use super::{
@@ -41,16 +38,17 @@ use super::{
     SwapOut, check_states, default_kv_memory,
 };
 use incant_gguf::Gguf;
+pub use incant_kernels::pool::{Crew, Pool, threads_to_use};
 use incant_kernels::{Isa, LowRank, Tier};
-use crate::lora::Lora;
-use crate::model::{DecoderSpec, Rotation};
+use incant_model::lora::Lora;
+use incant_model::{DecoderSpec, PackedWeights, Rotation};
 
 /// Runs a model on the CPU.
 pub struct NativeExecutor {
     spec: DecoderSpec,
     isa: Isa,
     pool: Arc<Pool>,
-    weights: Weights,
+    weights: PackedWeights,
     /// Those of the spec's ropes.
     rotations: Vec<Rotation>,
     buffers: Buffers,
@@ -79,7 +77,7 @@ impl NativeExecutor {
         Ok(NativeExecutor {
             spec: spec.clone(),
             isa,
-            weights: Weights::load(gguf, spec, &pool)?,
+            weights: PackedWeights::load(gguf, spec, &pool)?,
             rotations: spec
                 .ropes
                 .iter()

@@ -8,9 +8,9 @@ use std::collections::BTreeSet;
 use std::ops::Range;
 
 use super::layout::Layout;
-use incant_kernels::shared::SharedSlice;
 use crate::exec::{ExecError, KvMemory};
 use incant_kernels::attention::BLOCK;
+use incant_kernels::shared::SharedSlice;
 use incant_kernels::{Arena, Pages};
 
 /// A slab is at least this large where the budget allows.

@@ -8,7 +8,7 @@ use super::layout::Layout;
 use super::pages::PagePool;
 use crate::exec::ledger::{Rows, Run};
 use incant_kernels::attention::{BLOCK, CHUNK};
-use crate::model::Rotation;
+use incant_model::Rotation;
 
 /// Blocks in a chunk.
 pub(super) const BLOCKS: usize = CHUNK / BLOCK;

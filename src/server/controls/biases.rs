@@ -8,8 +8,8 @@ use serde::Deserialize;
 use serde::de::{Deserializer, MapAccess, Visitor};
 
 use super::number;
-use incant_gguf::printable::excerpt;
 use crate::server::errors::ApiError;
+use incant_gguf::printable::excerpt;
 
 /// What is added to the logits of tokens. `5` and `05` are the same token: one of them counts.
 #[derive(Clone, Debug, Default, PartialEq)]

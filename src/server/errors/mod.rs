@@ -9,8 +9,8 @@ use axum::response::{IntoResponse, Response};
 
 use super::deadline::Whose;
 use crate::engine::SubmitError;
-use incant_gguf::printable::excerpt;
 use crate::runtime::{ArmError, PromptError};
+use incant_gguf::printable::excerpt;
 
 pub(crate) use wire::{ErrorBody, Refusal, SHOULD_RETRY};
 

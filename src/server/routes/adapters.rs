@@ -10,12 +10,12 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::engine::AddAdapterError;
-use incant_gguf::open::Location;
-use incant_gguf::printable::excerpt;
 use crate::runtime::{self, AdapterError, Model};
 use crate::server::App;
 use crate::server::call::Post;
 use crate::server::errors::ApiError;
+use incant_gguf::open::Location;
+use incant_gguf::printable::excerpt;
 
 /// Every adapter that a model id can name.
 #[derive(Debug, Serialize, JsonSchema)]

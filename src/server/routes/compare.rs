@@ -13,12 +13,10 @@ use super::chat::{ChatMessage, conversation};
 use run::respond;
 
 use crate::analyze::{self, Finish, Report, ReportArm, Settings, Summary, Token, Usage};
-use incant_gguf::printable::excerpt;
 use crate::profile::{Message, SamplingDefaults};
 use crate::runtime::{
     Arm, Partners, Prompt, PromptInput, Runtime, Side, Wanted, Wishes, default_reference, room,
 };
-use incant_sample::fresh_seed;
 use crate::server::answer::fit;
 use crate::server::call::{Call, Post};
 use crate::server::controls::{Controls, Limits, Resolved, Stream, integer};
@@ -26,6 +24,8 @@ use crate::server::errors::ApiError;
 use crate::server::fields::{Few, Object, whole};
 use crate::server::lacking;
 use crate::text::Cancel;
+use incant_gguf::printable::excerpt;
+use incant_sample::fresh_seed;
 
 /// The most arms of one comparison.
 const MAX_ARMS: usize = 16;

@@ -8,9 +8,9 @@ use axum::extract::{Query, State};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use incant_gguf::printable::excerpt;
 use crate::server::App;
 use crate::server::errors::ApiError;
+use incant_gguf::printable::excerpt;
 
 /// Which tokenizer.
 #[derive(Debug, Deserialize)]

@@ -4,8 +4,8 @@ use std::collections::BTreeSet;
 
 use super::written::{Line, Said, Told, told, transcript};
 use super::{Content, Conversation};
-use incant_gguf::printable::printable;
 use crate::profile::{Message, Role};
+use incant_gguf::printable::printable;
 
 /// What a line says, or what is wrong with it.
 pub(super) fn content(line: &str, unread: &mut BTreeSet<String>) -> Result<Content, String> {

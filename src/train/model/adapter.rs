@@ -8,10 +8,10 @@ use rand::Rng;
 use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::SeedableRng;
 
-use incant_kernels::{Isa, math};
-use crate::lora::{Linear, Lora, LowRank};
-use crate::model::DecoderSpec;
 use crate::train::TrainError;
+use incant_kernels::{Isa, math};
+use incant_model::DecoderSpec;
+use incant_model::lora::{Linear, Lora, LowRank};
 
 /// What an adapter is to be.
 #[derive(Clone, Debug)]

@@ -5,15 +5,15 @@ use std::borrow::Cow;
 
 use super::Context;
 use super::rows::Sequence;
-use crate::exec::native::Weights;
 use incant_kernels::{Isa, gradients, math};
-use crate::model::{DecoderSpec, RopeStyle, Rotation};
+use incant_model::PackedWeights;
+use incant_model::{DecoderSpec, RopeStyle, Rotation};
 
 /// What does not change: what a decoder is, and its weights.
 pub(super) struct Decoder {
     pub(super) spec: DecoderSpec,
     pub(super) isa: Isa,
-    pub(super) weights: Weights,
+    pub(super) weights: PackedWeights,
     rotations: Vec<Rotation>,
 }
 
@@ -46,7 +46,7 @@ pub(super) fn part_rows(rows: usize) -> usize {
 }
 
 impl Decoder {
-    pub(super) fn new(spec: DecoderSpec, isa: Isa, weights: Weights) -> Decoder {
+    pub(super) fn new(spec: DecoderSpec, isa: Isa, weights: PackedWeights) -> Decoder {
         let rotations = spec.ropes.iter();
         let rotations = rotations.map(|rope| rope.rotation(spec.served_context));
         Decoder {

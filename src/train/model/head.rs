@@ -12,9 +12,9 @@ use std::ops::Range;
 use rayon::prelude::*;
 
 use super::decoder::part_rows;
+use crate::train::Target;
 use incant_kernels::product::Inputs;
 use incant_kernels::{Isa, LANES, Matrix, gradients, math, product};
-use crate::train::Target;
 
 /// Where all tokens of a panel have a probability below this, their rows of the matrix need
 /// not count on the way back (the probability itself does). On ordinary text that leaves

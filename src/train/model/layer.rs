@@ -11,10 +11,10 @@ use super::adapter::{self, Gradients};
 use super::attention::Attention;
 use super::decoder::{Angles, Decoder, Turn};
 use super::linear::Linear;
-use crate::exec::native::weights;
 use incant_kernels::product::Inputs;
 use incant_kernels::{gradients, math};
-use crate::lora;
+use incant_model::lora;
+use incant_model::packed;
 
 /// One layer, as it is at a step.
 #[derive(Clone, Copy)]
@@ -66,7 +66,7 @@ struct Fed {
 type Low = Vec<f32>;
 
 impl Layer<'_> {
-    fn weights(&self) -> &weights::Layer {
+    fn weights(&self) -> &packed::Layer {
         &self.decoder.weights.layers[self.index]
     }
 

@@ -28,10 +28,11 @@ use self::layer::{Kept, Layer};
 use self::node::{function, with};
 use self::rows::{Rows, Sequence};
 use super::{Batch, Student, Target, TrainError};
-use crate::exec::native::{Pool, Weights};
 use incant_gguf::Gguf;
+use incant_kernels::pool::Pool;
 use incant_kernels::{Isa, math};
-use crate::model::{DecoderSpec, arch};
+use incant_model::PackedWeights;
+use incant_model::{DecoderSpec, arch};
 
 /// A frozen model with an adapter that is being trained, on the processor.
 pub struct Model {
@@ -87,7 +88,7 @@ impl Model {
     ) -> Result<Model, TrainError> {
         let failed = |error: &dyn std::fmt::Display| TrainError::Model(error.to_string());
         let spec = arch::read(gguf).map_err(|error| failed(&error))?;
-        let weights = Weights::load(gguf, &spec, pool).map_err(|error| failed(&error))?;
+        let weights = PackedWeights::load(gguf, &spec, pool).map_err(|error| failed(&error))?;
         let adapter = Adapter::new(&spec, settings)?;
         Ok(Model {
             decoder: Arc::new(Decoder::new(spec, isa, weights)),

@@ -32,6 +32,8 @@ use half::{bf16, f16};
 
 use super::math::{Lanes, Plain};
 use super::memory::{Arena, Pages};
+use crate::pool::Pool;
+use crate::shared::SharedSlice;
 use incant_gguf::TensorType;
 
 /// A packed weight matrix, `[rows, columns]`.
@@ -46,7 +48,7 @@ pub struct Matrix {
 }
 
 /// A matrix that is being packed, panel by panel.
-pub struct Packing<'a> {
+struct Packing<'a> {
     kind: TensorType,
     rows: usize,
     columns: usize,
@@ -62,7 +64,7 @@ impl Matrix {
     ///
     /// # Panics
     /// `source` is not as long as the shape asks for.
-    pub fn for_packing<'a>(
+    fn for_packing<'a>(
         kind: TensorType,
         rows: usize,
         columns: usize,
@@ -94,10 +96,53 @@ impl Matrix {
         Ok(Some((matrix, packing)))
     }
 
+    /// Packs a whole matrix in memory of `arena`, with all threads of `pool`. `packed` is told
+    /// which bytes of `source` are no longer needed, so that the caller can let go of them:
+    /// at no time need both copies be in memory. `None` if no format holds the type.
+    ///
+    /// # Errors
+    /// The system has no memory for it.
+    ///
+    /// # Panics
+    /// `source` is not as long as the shape asks for.
+    pub fn pack_in(
+        arena: &mut Arena,
+        pool: &Pool,
+        kind: TensorType,
+        rows: usize,
+        columns: usize,
+        source: &[u8],
+        packed: impl Fn(&[u8]) + Sync,
+    ) -> std::io::Result<Option<Matrix>> {
+        let packing = Matrix::for_packing(kind, rows, columns, source, arena)?;
+        let Some((mut matrix, packing)) = packing else {
+            return Ok(None);
+        };
+        let panels = matrix.panels();
+        let panel_bytes = matrix.panel_bytes;
+        let memory = SharedSlice::from(&mut *matrix.bytes);
+        // Enough for each to be worth claiming.
+        let at_once = (1 << 18) / panel_bytes.max(1) + 1;
+        pool.run(|crew| {
+            crew.each(panels.div_ceil(at_once), |task| {
+                let panels = task * at_once..panels.min((task + 1) * at_once);
+                for panel in panels.clone() {
+                    let bytes = panel * panel_bytes..(panel + 1) * panel_bytes;
+                    // SAFETY: each panel is packed once.
+                    packing.panel(panel, unsafe { memory.slice_mut(bytes) });
+                }
+                packed(packing.source_of(panels));
+            });
+        });
+        // The pages that two tasks shared.
+        packed(source);
+        Ok(Some(matrix))
+    }
+
     /// Packs a whole matrix on this thread, in memory of its own.
     ///
     /// # Errors
-    /// As for [`for_packing`](Matrix::for_packing).
+    /// The system has no memory for it.
     pub fn pack(
         kind: TensorType,
         rows: usize,
@@ -151,13 +196,8 @@ impl Matrix {
     }
 
     /// All panels, to be filled.
-    pub fn panels_mut(&mut self) -> impl Iterator<Item = &mut [u8]> {
+    fn panels_mut(&mut self) -> impl Iterator<Item = &mut [u8]> {
         self.bytes.chunks_exact_mut(self.panel_bytes)
-    }
-
-    /// All panels' memory, and the length of each.
-    pub fn memory_mut(&mut self) -> (&mut [u8], usize) {
-        (&mut self.bytes, self.panel_bytes)
     }
 
     /// The weights of one row, as they are meant: `out` takes `columns` of them.

@@ -7,14 +7,14 @@ use super::{BLOCK, Bits, Codes, Dense, Format, LANES, Packing, Scales};
 
 impl<'a> Packing<'a> {
     /// What some panels are filled from.
-    pub fn source_of(&self, panels: Range<usize>) -> &'a [u8] {
+    pub(super) fn source_of(&self, panels: Range<usize>) -> &'a [u8] {
         let row_bytes = self.columns / self.kind.block_size() * self.kind.type_size();
         let rows = panels.start * LANES..self.rows.min(panels.end * LANES);
         &self.source[rows.start * row_bytes..rows.end * row_bytes]
     }
 
     /// Fills panel `index`, which must be zeroed: rows past the last stay 0.
-    pub fn panel(&self, index: usize, panel: &mut [u8]) {
+    pub(super) fn panel(&self, index: usize, panel: &mut [u8]) {
         let first = index * LANES;
         let row_bytes = self.columns / self.kind.block_size() * self.kind.type_size();
         let rows = self.source[first * row_bytes..]

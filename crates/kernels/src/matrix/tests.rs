@@ -5,7 +5,7 @@ use incant_gguf::TensorType;
 
 /// Weights of any type as a file may hold them: random bits, but scales that
 /// are numbers of a sensible size.
-pub(in crate) fn random_bytes(kind: TensorType, elements: usize, seed: u64) -> Vec<u8> {
+pub(crate) fn random_bytes(kind: TensorType, elements: usize, seed: u64) -> Vec<u8> {
     let mut state = seed.wrapping_add(0x9E37_79B9_7F4A_7C15);
     let mut next = move || {
         state = state

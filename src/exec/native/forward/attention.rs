@@ -5,11 +5,11 @@ use std::ops::Range;
 use super::Pass;
 use crate::exec::native::buffers::{Scratch, grow};
 use crate::exec::native::plan::{BLOCKS, Piece, Plan, View};
-use incant_kernels::pool::Crew;
 use incant_kernels::attention::{self, Block, Partials, Stretch, attend, merge};
+use incant_kernels::pool::Crew;
 use incant_kernels::product::Writer;
-use crate::lora::Linear;
-use crate::model::DecoderSpec;
+use incant_model::DecoderSpec;
+use incant_model::lora::Linear;
 
 /// Queries that go over a chunk of keys together in a long prompt: their
 /// scores and values stay in the second-level cache.

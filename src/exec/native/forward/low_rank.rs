@@ -3,7 +3,7 @@
 use super::{Pass, Place};
 use incant_kernels::pool::Crew;
 use incant_kernels::{LANES, Matrix};
-use crate::lora::Linear;
+use incant_model::lora::Linear;
 
 /// A product with the rows of a phase.
 #[derive(Clone, Copy)]

@@ -17,10 +17,9 @@ use std::path::Path;
 pub use mix::Mix;
 pub use target::Target;
 
-use incant_gguf::{Gguf, TensorInfo, TensorType, Writer};
 use crate::lora::{Lora, LowRank};
-use crate::model::{DecoderSpec, ModelError, Weight, Weights, candle_dtype};
-use crate::profile::{CHAT_TEMPLATE_KEY, MARKERS_KEY, Portable};
+use crate::{DecoderSpec, ModelError, Weight, Weights, candle_dtype};
+use incant_gguf::{CHAT_TEMPLATE_KEY, Gguf, MARKERS_KEY, TensorInfo, TensorType, Writer};
 
 /// Why a file could not be written; one line.
 #[derive(Debug, thiserror::Error)]
@@ -47,7 +46,7 @@ pub struct Rewrite<'a> {
     target: Target,
     tensors: Vec<Change<'a>>,
     /// How it is to chat, where that is not as before.
-    chat: Option<Portable>,
+    chat: Option<Chat>,
 }
 
 /// What becomes of a tensor.
@@ -70,6 +69,13 @@ struct Addition<'a> {
     /// The first of the rows.
     first: usize,
     part: &'a LowRank,
+}
+
+/// A chat template for the written file.
+#[derive(Clone, Debug)]
+struct Chat {
+    template: String,
+    markers: Vec<String>,
 }
 
 impl Change<'_> {
@@ -132,11 +138,12 @@ impl<'a> Rewrite<'a> {
         })
     }
 
-    /// The same, with this chat template in the place of the one that there is.
+    /// The same, with this chat template in place of the file's own. A line of an answer that
+    /// begins with one of the `markers` ends it.
     #[must_use]
-    pub fn with_chat(self, chat: Portable) -> Rewrite<'a> {
+    pub fn with_chat(self, template: String, markers: Vec<String>) -> Rewrite<'a> {
         Rewrite {
-            chat: Some(chat),
+            chat: Some(Chat { template, markers }),
             ..self
         }
     }
@@ -176,8 +183,8 @@ impl<'a> Rewrite<'a> {
                 .count("general.file_type", file_type)
                 .count("general.quantization_version", QUANTIZATION_VERSION);
         }
-        if let Some(Portable { source, markers }) = &self.chat {
-            writer = writer.text(CHAT_TEMPLATE_KEY, source);
+        if let Some(Chat { template, markers }) = &self.chat {
+            writer = writer.text(CHAT_TEMPLATE_KEY, template);
             // None where there were some before is none, too.
             if !markers.is_empty() || self.gguf.metadata().contains(MARKERS_KEY) {
                 writer = writer.texts(MARKERS_KEY, markers);

@@ -1,7 +1,7 @@
 //! What adapters call the linear layers of a decoder.
 
 use super::error::Cause;
-use crate::model::{DecoderSpec, Part, RopeStyle};
+use crate::{DecoderSpec, Part, RopeStyle};
 
 /// A linear layer of a decoder's layer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]

@@ -3,7 +3,7 @@
 //! global one.
 
 use super::{DecoderSpec, Fields, ModelError, RopeStyle, rope};
-use crate::model::{LayerSpec, QkNorm};
+use crate::{LayerSpec, QkNorm};
 
 /// One layer in four is global, where there are windows.
 const PERIOD: usize = 4;

@@ -11,7 +11,7 @@ use serde_json::{Map, Value, json};
 
 use super::naming::Side;
 use super::{Linear, Lora, LowRank, PROFILE_KEY, peft};
-use crate::model::DecoderSpec;
+use crate::DecoderSpec;
 
 impl Lora {
     /// Writes the adapter into `folder`, which exists, as PEFT does, in f32: reading it
@@ -166,7 +166,7 @@ fn write(path: &Path, bytes: &[u8]) -> io::Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::model::{Activation, LayerSpec, RopeSpec, RopeStyle};
+    use crate::{Activation, LayerSpec, RopeSpec, RopeStyle};
 
     fn spec(style: RopeStyle) -> DecoderSpec {
         DecoderSpec {

@@ -4,9 +4,9 @@ use std::fmt;
 use std::str::FromStr;
 
 use super::mix::{Mix, Model};
-use incant_gguf::{TensorInfo, TensorType};
-use crate::model::candle_dtype;
+use crate::candle_dtype;
 use incant_gguf::nearest::nearest;
+use incant_gguf::{TensorInfo, TensorType};
 
 /// What the matrices of a file shall be.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]

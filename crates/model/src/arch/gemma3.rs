@@ -3,7 +3,7 @@
 //! scaled embeddings. The files' norm weights already include the "+ 1".
 
 use super::{DecoderSpec, Fields, ModelError, RopeStyle, rope};
-use crate::model::{Activation, LayerSpec, QkNorm, RopeSpec};
+use crate::{Activation, LayerSpec, QkNorm, RopeSpec};
 
 /// One layer in six is global.
 const PERIOD: usize = 6;

@@ -35,6 +35,14 @@ pub enum ModelError {
         /// The types that are supported.
         supported: String,
     },
+    /// The system has no memory for a packed tensor.
+    #[error("no memory for '{}': {source}", name.escape_debug())]
+    Memory {
+        /// The tensor's name.
+        name: String,
+        /// What the system says.
+        source: std::io::Error,
+    },
     /// Metadata that contradicts itself.
     #[error("{key} = {value} makes no sense: {why}")]
     Value {

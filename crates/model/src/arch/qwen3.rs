@@ -1,7 +1,7 @@
 //! Qwen 3 (dense): Llama with q and k norms and rope over halves.
 
 use super::{DecoderSpec, Fields, ModelError, RopeStyle};
-use crate::model::QkNorm;
+use crate::QkNorm;
 
 pub(super) fn read(fields: &Fields<'_>) -> Result<DecoderSpec, ModelError> {
     Ok(DecoderSpec {

@@ -2,8 +2,8 @@
 //! factor for each pair of dimensions.
 
 use super::Fields;
+use crate::{LongRope, ModelError, RopeSpec, RopeStyle};
 use incant_gguf::TensorType;
-use crate::model::{LongRope, ModelError, RopeSpec, RopeStyle};
 
 impl Fields<'_> {
     /// The rope that the standard keys describe.

@@ -9,8 +9,8 @@ use super::error::Cause;
 use super::naming::{self, Side};
 use super::pairs::{self, Pairs, Room, Stored};
 use super::{Linear, Lora};
+use crate::DecoderSpec;
 use incant_gguf::Gguf;
-use crate::model::DecoderSpec;
 use incant_gguf::open::{Kind, Location};
 
 pub(super) fn read(location: &Location, spec: &DecoderSpec, mut room: Room) -> Result<Lora, Cause> {

@@ -13,9 +13,9 @@ use super::error::Cause;
 use super::naming::{self, Side};
 use super::pairs::{self, Pairs, Room, Stored};
 use super::{Linear, Lora};
+use crate::DecoderSpec;
 use incant_gguf::TensorType;
 use incant_gguf::mmap::Map;
-use crate::model::DecoderSpec;
 use incant_gguf::open::{Kind, Location};
 
 /// The names of the files that an adapter is made of.

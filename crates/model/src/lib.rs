@@ -7,14 +7,15 @@
 pub mod arch;
 mod dtype;
 mod error;
+pub mod lora;
+pub mod packed;
+pub mod quantize;
 mod spec;
 mod weights;
 
 pub use dtype::candle_dtype;
-pub use incant_kernels::{Activation, RopeStyle};
 pub use error::ModelError;
-pub use spec::{
-    DecoderSpec, LayerSpec, LongRope, QkNorm, RopeSpec, Rotation,
-    Temperature,
-};
+pub use incant_kernels::{Activation, RopeStyle};
+pub use packed::{Footprint, PackedWeights};
+pub use spec::{DecoderSpec, LayerSpec, LongRope, QkNorm, RopeSpec, Rotation, Temperature};
 pub use weights::{Part, Weight, Weights};

@@ -105,6 +105,6 @@ pub(crate) enum Cause {
 }
 
 /// What PEFT calls a linear layer's module.
-pub(crate) fn place(layer: usize, linear: Linear) -> String {
+pub fn place(layer: usize, linear: Linear) -> String {
     format!("layers.{layer}.{}", linear.module())
 }

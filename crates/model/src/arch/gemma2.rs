@@ -3,7 +3,7 @@
 //! embeddings. The files' norm weights already include the "+ 1".
 
 use super::{DecoderSpec, Fields, ModelError, RopeStyle};
-use crate::model::{Activation, LayerSpec};
+use crate::{Activation, LayerSpec};
 
 /// Every other layer is global.
 const PERIOD: usize = 2;

@@ -19,12 +19,12 @@ use std::path::Path;
 use sha2::{Digest, Sha256};
 
 pub use error::LoraError;
-pub(crate) use error::place;
+pub use error::place;
 pub use naming::Linear;
 pub use peft::FILES as PEFT_FILES;
 
 use self::pairs::Room;
-use crate::model::DecoderSpec;
+use crate::DecoderSpec;
 use incant_gguf::open::{Location, Opened};
 
 /// Where a file says which profile its adapter goes with.

@@ -9,9 +9,9 @@ use candle_core::{Device, Tensor};
 use half::f16;
 
 use super::{Addition, Change, QuantizeError};
+use crate::{Weight, candle_dtype};
 use incant_gguf::TensorType;
 use incant_kernels::Matrix;
-use crate::model::{Weight, candle_dtype};
 
 /// A thread takes rows of about so many numbers at a time.
 const NUMBERS: usize = 1 << 20;

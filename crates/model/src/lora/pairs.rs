@@ -5,9 +5,9 @@ use std::collections::BTreeMap;
 use super::error::Cause;
 use super::naming::Side;
 use super::{Linear, LowRank, MOST_RANK};
+use crate::DecoderSpec;
 use incant_gguf::TensorType;
 use incant_kernels::Matrix;
-use crate::model::DecoderSpec;
 
 /// A matrix as a file holds it.
 #[derive(Clone, Copy)]

@@ -2,7 +2,7 @@
 //! attention scores that grow with the position.
 
 use super::{DecoderSpec, Fields, ModelError, RopeStyle};
-use crate::model::Temperature;
+use crate::Temperature;
 
 pub(super) fn read(fields: &Fields<'_>) -> Result<DecoderSpec, ModelError> {
     let slope = fields.get_float("attention.temperature_scale")?;

@@ -5,8 +5,8 @@ use std::path::Path;
 
 use super::naming::Side;
 use super::{Lora, LowRank, PROFILE_KEY};
+use crate::DecoderSpec;
 use incant_gguf::{TensorType, Writer};
-use crate::model::DecoderSpec;
 
 impl Lora {
     /// Writes the adapter as a GGUF file for the model that `spec` describes.

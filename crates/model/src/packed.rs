@@ -1,67 +1,93 @@
-//! The weights of a model, packed.
+//! The weights of a model, packed for the CPU kernels.
 
 use std::cell::RefCell;
 use std::io;
 
-use super::Pool;
-use incant_kernels::shared::SharedSlice;
-use crate::exec::{ExecError, Footprint};
+use crate::{DecoderSpec, ModelError, Part, Weight, Weights};
 use incant_gguf::Gguf;
+use incant_kernels::pool::Pool;
 use incant_kernels::{Arena, Format, Kind, Matrix};
-use crate::model::{DecoderSpec, Part, Weight, Weights as Tensors};
+
+/// What a model's weights take in memory.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Footprint {
+    /// Bytes of all weights as they are held.
+    pub resident: usize,
+    /// Of those, bytes that every step reads: all but an embedding that is not
+    /// the head too.
+    pub streamed: usize,
+    /// Of those, bytes of matrices that were expanded to f32…
+    pub expanded: usize,
+    /// …and what these took in the file.
+    pub expanded_from: usize,
+}
 
 /// The weights of a decoder.
 #[derive(Debug)]
-pub(crate) struct Weights {
-    pub(crate) embedding: Option<Matrix>,
+pub struct PackedWeights {
+    /// The token embedding, where it is not the LM head too.
+    pub embedding: Option<Matrix>,
     /// The head; the embedding too where they are tied.
-    pub(crate) head: Matrix,
-    pub(crate) output_norm: Vec<f32>,
-    pub(crate) layers: Vec<Layer>,
-    pub(crate) kinds: Kinds,
+    pub head: Matrix,
+    /// Weights of the norm before the LM head.
+    pub output_norm: Vec<f32>,
+    /// The layers, first to last.
+    pub layers: Vec<Layer>,
+    /// The activation kinds that the matrices take.
+    pub kinds: Kinds,
 }
 
 /// What matrices need activations as. Layers may differ in this.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Kinds {
+pub struct Kinds {
     /// The projections, the gate and up.
-    pub(crate) normed: Kind,
+    pub normed: Kind,
     /// Attention's output projection.
-    pub(crate) attended: Kind,
+    pub attended: Kind,
     /// The down projection.
-    pub(crate) inner: Kind,
+    pub inner: Kind,
     /// The head.
-    pub(crate) wanted: Kind,
+    pub wanted: Kind,
 }
 
 /// The weights of one layer.
 #[derive(Debug)]
-pub(crate) struct Layer {
-    pub(crate) attention_norm: Option<Vec<f32>>,
+pub struct Layer {
+    /// Weights of the norm before attention.
+    pub attention_norm: Option<Vec<f32>>,
     /// Query, key and value.
-    pub(crate) projections: [Projection; 3],
-    pub(crate) output: Matrix,
-    pub(crate) post_attention_norm: Option<Vec<f32>>,
-    pub(crate) feed_forward_norm: Option<Vec<f32>>,
-    pub(crate) gate: Matrix,
-    pub(crate) up: Matrix,
-    pub(crate) down: Matrix,
-    pub(crate) post_feed_forward_norm: Option<Vec<f32>>,
+    pub projections: [Projection; 3],
+    /// Attention's output projection.
+    pub output: Matrix,
+    /// Weights of the norm after attention.
+    pub post_attention_norm: Option<Vec<f32>>,
+    /// Weights of the norm before the feed-forward part.
+    pub feed_forward_norm: Option<Vec<f32>>,
+    /// The gate projection.
+    pub gate: Matrix,
+    /// The up projection.
+    pub up: Matrix,
+    /// The down projection.
+    pub down: Matrix,
+    /// Weights of the norm after the feed-forward part.
+    pub post_feed_forward_norm: Option<Vec<f32>>,
 }
 
 /// A projection with what some architectures add to it.
 #[derive(Debug)]
-pub(crate) struct Projection {
-    pub(crate) matrix: Matrix,
-    pub(crate) bias: Option<Vec<f32>>,
+pub struct Projection {
+    /// The weights.
+    pub matrix: Matrix,
+    /// The bias.
+    pub bias: Option<Vec<f32>>,
     /// Norm of each head, or of all together if it is as long.
-    pub(crate) norm: Option<Vec<f32>>,
+    pub norm: Option<Vec<f32>>,
 }
 
-impl Weights {
+impl PackedWeights {
     /// Packs the weights of `gguf`.
-    pub(crate) fn load(gguf: &Gguf, spec: &DecoderSpec, pool: &Pool) -> Result<Weights, ExecError> {
-        let tensors = Tensors::new(gguf, spec);
+    pub fn load(gguf: &Gguf, spec: &DecoderSpec, pool: &Pool) -> Result<PackedWeights, ModelError> {
+        let tensors = Weights::new(gguf, spec);
         tensors.check(|kind| Format::of(kind).is_some())?;
         let arena = RefCell::default();
         let matrix = |weight: Weight<'_>| matrix(gguf, weight, pool, &arena);
@@ -82,7 +108,7 @@ impl Weights {
             inner: Kind::of(layers.iter().map(|layer| &layer.down)),
             wanted: Kind::of([&head]),
         };
-        Ok(Weights {
+        Ok(PackedWeights {
             embedding,
             head,
             kinds,
@@ -92,12 +118,12 @@ impl Weights {
     }
 
     /// The matrix that tokens' embeddings are rows of.
-    pub(crate) fn embedding(&self) -> &Matrix {
+    pub fn embedding(&self) -> &Matrix {
         self.embedding.as_ref().unwrap_or(&self.head)
     }
 
     /// What they take in memory.
-    pub(crate) fn footprint(&self) -> Footprint {
+    pub fn footprint(&self) -> Footprint {
         let layers = self.layers.iter().flat_map(Layer::matrices);
         let streamed = layers.chain([&self.head]).map(Matrix::bytes).sum();
         Footprint {
@@ -110,16 +136,16 @@ impl Weights {
 
 impl Layer {
     fn load(
-        tensors: &Tensors<'_>,
+        tensors: &Weights<'_>,
         spec: &DecoderSpec,
         index: usize,
-        matrix: &impl Fn(Weight<'_>) -> Result<Matrix, ExecError>,
-    ) -> Result<Layer, ExecError> {
+        matrix: &impl Fn(Weight<'_>) -> Result<Matrix, ModelError>,
+    ) -> Result<Layer, ModelError> {
         let matrix = |part| matrix(tensors.layer(index, part)?);
         let vector = |part| vector(tensors.layer(index, part)?);
         let vector_if = |wanted: bool, part| wanted.then(|| vector(part)).transpose();
         let projection = |part, bias, norm: Option<Part>| {
-            Ok::<_, ExecError>(Projection {
+            Ok::<_, ModelError>(Projection {
                 matrix: matrix(part)?,
                 bias: vector_if(spec.qkv_bias, bias)?,
                 norm: norm
@@ -158,46 +184,34 @@ fn matrix(
     weight: Weight<'_>,
     pool: &Pool,
     arena: &RefCell<Arena>,
-) -> Result<Matrix, ExecError> {
-    let packing = Matrix::for_packing(
+) -> Result<Matrix, ModelError> {
+    let matrix = Matrix::pack_in(
+        &mut arena.borrow_mut(),
+        pool,
         weight.kind,
         weight.rows,
         weight.columns,
         weight.data,
-        &mut arena.borrow_mut(),
+        |bytes| gguf.release(bytes),
     );
-    let no_room =
-        |error: io::Error| ExecError::Memory(format!("no memory for '{}': {error}", weight.name));
-    let (mut matrix, packing) = packing
-        .map_err(no_room)?
-        .expect("the weights' types were checked");
-    let panels = matrix.panels();
-    let (memory, panel_bytes) = matrix.memory_mut();
-    let memory = SharedSlice::from(memory);
-    // Enough for each to be worth claiming.
-    let at_once = (1 << 18) / panel_bytes.max(1) + 1;
-    pool.run(|crew| {
-        crew.each(panels.div_ceil(at_once), |task| {
-            let panels = task * at_once..panels.min((task + 1) * at_once);
-            for panel in panels.clone() {
-                let bytes = panel * panel_bytes..(panel + 1) * panel_bytes;
-                // SAFETY: each panel is packed once.
-                packing.panel(panel, unsafe { memory.slice_mut(bytes) });
-            }
-            gguf.release(packing.source_of(panels));
-        });
-    });
-    // The pages that two tasks shared.
-    gguf.release(weight.data);
-    Ok(matrix)
+    Ok(matrix
+        .map_err(|source| no_memory(weight, source))?
+        .expect("the weights' types were checked"))
 }
 
 /// A norm's weight or a bias.
-fn vector(weight: Weight<'_>) -> Result<Vec<f32>, ExecError> {
+fn vector(weight: Weight<'_>) -> Result<Vec<f32>, ModelError> {
     let matrix = Matrix::pack(weight.kind, 1, weight.columns, weight.data)
-        .map_err(|error| ExecError::Memory(error.to_string()))?
+        .map_err(|source| no_memory(weight, source))?
         .expect("the weights' types were checked");
     let mut values = vec![0.0; weight.columns];
     matrix.row(0, &mut values);
     Ok(values)
+}
+
+fn no_memory(weight: Weight<'_>, source: io::Error) -> ModelError {
+    ModelError::Memory {
+        name: weight.name.to_string(),
+        source,
+    }
 }
