@@ -21,7 +21,7 @@ pub enum ProfileError {
     Broken {
         /// The file, with the line if it is known.
         place: Place,
-        /// What is wrong with it.
+        /// The problem.
         problem: String,
     },
     /// There is no memory for the stack of a template's thread: a temporary server error.

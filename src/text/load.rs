@@ -28,7 +28,7 @@ pub enum TokenizerError {
     },
 }
 
-/// What is wrong with a vocabulary.
+/// Why a vocabulary cannot be used.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum VocabularyError {

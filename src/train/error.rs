@@ -28,7 +28,7 @@ pub enum TrainError {
     State {
         /// The file.
         path: PathBuf,
-        /// What is wrong with it.
+        /// The problem.
         why: String,
     },
     /// The run to resume had a different setting.
@@ -99,7 +99,7 @@ pub enum TrainError {
     Example {
         /// Its source.
         place: Place,
-        /// What is wrong with it.
+        /// The problem.
         what: &'static str,
     },
 }

@@ -20,7 +20,7 @@ pub enum KeymapError {
     Syntax {
         /// The line number.
         line: usize,
-        /// What is wrong there.
+        /// The problem.
         message: String,
     },
     /// No action has this name.
