@@ -1,24 +1,23 @@
-//! Confidence intervals by the bootstrap: prompts are drawn again, with
-//! replacement, as many as there are, and a statistic of all their tokens is
-//! computed anew; the middle 95% of its values are the interval (Efron's percentile
-//! method). Tokens of one answer are not independent, so it is prompts that are
-//! drawn.
+//! Bootstrap confidence intervals: prompts are resampled with replacement, and a statistic of
+//! all their tokens is recomputed; the middle 95% of its values are the interval (Efron's
+//! percentile method). Prompts are resampled rather than tokens, because the tokens of one
+//! answer are not independent (cluster bootstrap).
 
 use rand::RngCore;
 use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::SeedableRng;
 
-/// How often the prompts are drawn again.
+/// The number of resamples.
 const RESAMPLES: usize = 1000;
 
-/// Always the same, so that the same answers give the same intervals.
+/// A fixed seed, so that the same answers give the same intervals.
 const SEED: u64 = 0;
 
 /// The 95% intervals, `[low, high]`, of `N` statistics over `prompts` prompts.
 ///
-/// `statistics` is given the places of the prompts that were drawn, and may find
-/// that they have none. There is no interval with a single prompt, nor where none
-/// of the draws had the statistics.
+/// `statistics` gets the indices of the drawn prompts, and returns `None` if the statistics are
+/// not defined for them. There is no interval for a single prompt, nor if the statistics are
+/// not defined for any draw.
 pub(super) fn intervals<const N: usize>(
     prompts: usize,
     mut statistics: impl FnMut(&[usize]) -> Option<[f64; N]>,
@@ -46,7 +45,7 @@ pub(super) fn intervals<const N: usize>(
     }))
 }
 
-/// A number below `count`: the upper half of a product with 64 random bits.
+/// A random number below `count`: the upper half of a product with 64 random bits.
 fn below(count: usize, random: &mut ChaCha8Rng) -> usize {
     ((u128::from(random.next_u64()) * count as u128) >> 64) as usize
 }

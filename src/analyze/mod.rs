@@ -1,17 +1,15 @@
-//! What comes of a comparison of arms: how often, and how far, one arm would have
-//! gone on otherwise than another did.
+//! Comparison of arms by token distribution shift: how often, and how far, one arm's next-token
+//! distribution differs from another's.
 //!
-//! Each answer of an arm is scored, token by token, by every other arm of the same
-//! tokenizer, each after its own rendering of the same prompt. A token is
-//! *unshifted* where the other arm ranks it first, *marginal* where second or
-//! third, and *shifted* below that (Lin et al. 2023, arXiv 2312.01552). Beside the
-//! rank stand its probability and the divergence between the two distributions over
-//! the whole vocabulary, in both directions.
+//! Each answer of an arm is scored, token by token, by every other arm of the same tokenizer,
+//! each after its own rendering of the same prompt. A token is *unshifted* if the other arm
+//! ranks it first, *marginal* if second or third, and *shifted* below that (Lin et al. 2023,
+//! arXiv 2312.01552). Besides the rank, a score has the token's probability and the KL
+//! divergence between the two distributions over the whole vocabulary, in both directions.
 //!
-//! A [`Report`] holds all of it in the form that is written as JSON. The numbers of a token come
-//! from two rows of logits ([`divergence`](incant_sample::divergence)), [`summary()`] makes the shares and
-//! means of many tokens, [`sampling()`] says how answers scatter, [`page`] shows it all in a
-//! browser. Nothing here runs a model, reads a file or knows HTTP.
+//! A [`Report`] holds all of it in the form that is written as JSON. [`summary()`] computes the shares and means over many
+//! tokens, [`sampling()`] the diversity of answers, and [`page`] shows it all in a browser.
+//! Nothing here runs a model, reads a file or knows HTTP.
 
 mod bootstrap;
 pub mod page;

@@ -1,8 +1,8 @@
-//! The page: one HTML file without any other, which shows a report that is embedded in it
-//! or, as the live page, asks the server it came from, to compare arms or to chat with one.
+//! The HTML page: a single file, which shows a report that is embedded in it or, as the live
+//! page, sends requests to its server, to compare arms or to chat with one.
 //!
-//! Its parts in `page/` are joined here. They load nothing, and the policy allows nothing
-//! but exactly them: neither a model's text nor an extension's markup can run.
+//! Its parts in `page/` are joined here. They load nothing, and the Content Security Policy
+//! allows exactly these parts: neither a model's text nor an extension's markup can run.
 
 use std::sync::LazyLock;
 
@@ -43,7 +43,7 @@ const SCRIPT: &str = concat!(
     include_str!("page/start.js"),
 );
 
-/// What both pages may load and run: their own script and style, and the icon.
+/// The part of the policy that both pages share: their own script and style, and the icon.
 static OWN_PARTS: LazyLock<String> = LazyLock::new(|| {
     let hash = |part: &str| BASE64_STANDARD.encode(Sha256::digest(part));
     format!(
@@ -54,17 +54,17 @@ static OWN_PARTS: LazyLock<String> = LazyLock::new(|| {
     )
 });
 
-/// The page that asks the server it came from. It goes with
+/// The live page, which sends requests to its server. It must be served with
 /// [`content_security_policy`].
 pub fn live() -> &'static str {
     static LIVE: LazyLock<String> = LazyLock::new(|| page("name=\"report-policy\"", ""));
     &LIVE
 }
 
-/// The page with a report in it, which needs no server. `json` is the report.
+/// The page with an embedded report, which needs no server. `json` is the report.
 pub fn report(json: &str) -> String {
-    // JSON has these characters in strings only, where they can be written so. Without
-    // them nothing can end the element that holds it.
+    // In JSON these characters occur only in strings, where they can be escaped. Without them
+    // nothing can end the element that holds it.
     let json = json
         .replace('<', "\\u003c")
         .replace('\u{2028}', "\\u2028")
@@ -79,8 +79,8 @@ pub fn content_security_policy() -> &'static str {
     &POLICY
 }
 
-/// Fills the blanks of the page. A live page only carries the policy of the reports that
-/// it saves; in a report it holds.
+/// Fills the placeholders of the page. The live page contains the policy only for the reports
+/// that it saves; in a report the policy applies.
 fn page(policy_kind: &str, data: &str) -> String {
     let policy = format!("{}; connect-src 'none'", *OWN_PARTS);
     let mut pieces = HTML.trim_end().split("{{");

@@ -1,4 +1,4 @@
-//! A comparison as it is written: format 1.
+//! The serialized form of a comparison: format 1.
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -11,36 +11,35 @@ use incant_sample::Divergence;
 #[cfg(test)]
 mod tests;
 
-/// The version of the form that [`Report`] describes.
+/// The version of the format that [`Report`] describes.
 pub const FORMAT: u32 = 1;
 
-/// A comparison of arms: what they answered, and what each thinks of the others'
-/// answers.
+/// A comparison of arms: their answers, and each arm's scores of the others' answers.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[schemars(rename = "Comparison")]
 pub struct Report {
-    /// The version of this form: 1.
+    /// The version of this format: 1.
     pub format: u32,
     /// The version of the program that made it.
     pub incant: String,
     /// When it was made, in seconds since 1970.
     pub created: u64,
-    /// What repeats it.
+    /// The settings that reproduce it.
     pub settings: Settings,
-    /// The arms that were compared. Elsewhere an arm is named by its place here.
+    /// The arms that were compared. Elsewhere an arm is referred to by its index here.
     pub arms: Vec<ReportArm>,
-    /// What they were asked, and what they answered.
+    /// The prompts, with all arms' answers.
     pub prompts: Vec<Prompt>,
     /// Null without analysis.
     pub summary: Option<Summary>,
-    /// How answers scatter; empty unless there are several temperatures, or several
-    /// answers to a prompt.
+    /// Diversity of answers; empty unless there are several temperatures, or several answers to
+    /// a prompt.
     pub sampling: Vec<SamplingRow>,
 }
 
 impl Report {
-    /// The report of a comparison that was begun at `created`, in seconds since 1970:
-    /// sums up what `prompts` hold.
+    /// The report of a comparison that was begun at `created`, in seconds since 1970; computes
+    /// the summaries of `prompts`.
     pub fn new(
         created: u64,
         settings: Settings,
@@ -62,7 +61,7 @@ impl Report {
     }
 }
 
-/// What repeats a comparison.
+/// The settings that reproduce a comparison.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[schemars(rename = "ComparisonSettings")]
 pub struct Settings {
@@ -84,10 +83,10 @@ pub struct Settings {
     pub frequency_penalty: f32,
     /// Divides positive and multiplies negative logits of seen tokens; 1 is off.
     pub repetition_penalty: f32,
-    /// What else was asked of sampling.
+    /// Further samplers.
     #[serde(flatten)]
     pub samplers: Samplers,
-    /// An answer ends after so many tokens.
+    /// The maximum number of tokens of an answer.
     pub max_tokens: usize,
     /// Answers of each arm to each prompt at each temperature.
     pub n: usize,
@@ -95,23 +94,23 @@ pub struct Settings {
     pub analysis: bool,
     /// How many alternatives each token has.
     pub top_logprobs: usize,
-    /// The command line that repeats it; null if it did not come from one.
+    /// The command line that reproduces it; null if it did not come from one.
     pub command: Option<String>,
 }
 
-/// Samplers that are off unless someone asks for them; `None` and absent where nobody did.
+/// Samplers that are off by default; `None` and absent if not requested.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct Samplers {
-    /// What a token loses that would continue a repetition of the allowed length.
+    /// The penalty for a token that would continue a repetition of the allowed length (DRY).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub dry_multiplier: Option<f32>,
-    /// The factor of that loss for each further token.
+    /// The factor of that penalty for each further token.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub dry_base: Option<f32>,
     /// Repetitions of fewer tokens are free.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub dry_allowed_length: Option<u32>,
-    /// How many of the last tokens are looked at; −1 looks at all.
+    /// How many of the last tokens are searched; −1 searches all.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub dry_penalty_last_n: Option<i32>,
     /// Texts across which nothing is a repetition.
@@ -120,13 +119,14 @@ pub struct Samplers {
     /// Keep tokens whose logit is at most this many standard deviations below the largest.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub top_n_sigma: Option<f32>,
-    /// The mass of the tokens whose surprise is nearest the expected one that are kept.
+    /// Locally typical sampling: keep this mass of the tokens whose surprise is nearest the
+    /// expected one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub typical_p: Option<f32>,
-    /// How often XTC leaves tokens out.
+    /// The probability with which XTC removes tokens.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub xtc_probability: Option<f32>,
-    /// The probability from which on it leaves them out.
+    /// The minimum probability of the tokens that XTC removes.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub xtc_threshold: Option<f32>,
 }
@@ -141,20 +141,20 @@ pub struct ReportArm {
     pub model: String,
     /// The alignment prompt that its id names.
     pub profile: Option<String>,
-    /// The profile that rendered the conversation where its id names none; absent where that
-    /// was the model's own chat template, for a text, and where questions had several.
+    /// The profile that rendered the conversation if its id names none; absent if that was the
+    /// model's own chat template, for a text, and if questions had several.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub rendered_by: Option<String>,
     /// The LoRA adapter that its id names.
     pub adapter: Option<String>,
-    /// Who else has a say in its answers, such as `guidance=0.5`: what is measured is the
-    /// arm without it all the same.
+    /// Other arms that influence its answers, such as `guidance=0.5`. Scores are those of the
+    /// arm without them.
     #[serde(default)]
     pub guidance: Option<String>,
 }
 
-/// What all arms were asked, and what they answered. Exactly one of `messages` and
-/// `prompt` is not null.
+/// A prompt for all arms, with their answers. Exactly one of `messages` and `prompt` is not
+/// null.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[schemars(rename = "ComparedPrompt")]
 pub struct Prompt {
@@ -162,7 +162,7 @@ pub struct Prompt {
     pub messages: Option<Vec<Message>>,
     /// A text that each arm continues as it is.
     pub prompt: Option<String>,
-    /// Arm by arm, and for each temperature by temperature.
+    /// Arm by arm, and for each arm temperature by temperature.
     pub answers: Vec<Answer>,
 }
 
@@ -170,17 +170,17 @@ pub struct Prompt {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[schemars(rename = "ComparedAnswer")]
 pub struct Answer {
-    /// Who answered.
+    /// The arm that answered.
     pub arm: usize,
-    /// Which of the `n` answers it is.
+    /// The index among the `n` answers.
     pub index: usize,
-    /// What it was sampled at.
+    /// The sampling temperature.
     pub temperature: f32,
     /// Its text.
     pub text: String,
     /// Why it ended.
     pub finish_reason: Finish,
-    /// What it cost.
+    /// Token usage.
     pub usage: Usage,
     /// Its tokens with their scores; null without analysis.
     pub tokens: Option<Vec<Token>>,
@@ -197,30 +197,31 @@ pub enum Finish {
     Length,
 }
 
-/// What an answer cost.
+/// Token usage of an answer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[schemars(rename = "ComparedUsage")]
 pub struct Usage {
-    /// Tokens of the prompt, those of the profile included.
+    /// Tokens of the prompt, including those of the profile.
     pub prompt_tokens: usize,
-    /// Tokens of the answer, an end token included.
+    /// Tokens of the answer, including an end token.
     pub completion_tokens: usize,
     /// The sum of both.
     pub total_tokens: usize,
-    /// Where the prompt's tokens came from.
+    /// Details of the prompt's tokens.
     pub prompt_tokens_details: PromptTokens,
 }
 
-/// Where a prompt's tokens came from.
+/// Details of a prompt's tokens.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[schemars(rename = "ComparedPromptTokens")]
 pub struct PromptTokens {
-    /// Tokens that were not computed again.
+    /// Tokens that came from the cache.
     pub cached_tokens: usize,
 }
 
 impl Usage {
-    /// The cost of an answer of so many tokens to so many, of which some were there.
+    /// The usage of an answer of `completion_tokens` to a prompt of `prompt_tokens`, of which
+    /// `cached_tokens` came from the cache.
     pub fn new(prompt_tokens: usize, cached_tokens: usize, completion_tokens: usize) -> Usage {
         Usage {
             prompt_tokens,
@@ -231,25 +232,25 @@ impl Usage {
     }
 }
 
-/// A token of an answer. The `bytes` of all of them joined are the answer's text.
+/// A token of an answer. The concatenated `bytes` of all tokens are the answer's text.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[schemars(rename = "ComparedToken")]
 pub struct Token {
-    /// Its place in the vocabulary.
+    /// Its id in the vocabulary.
     pub id: u32,
-    /// Its text, or `bytes:\x..` if it is only part of a character. Empty for an end
-    /// token, and for space that was trimmed.
+    /// Its text, or `bytes:\x..` if it is only part of a character. Empty for an end token, and
+    /// for space that was trimmed.
     pub token: String,
     /// The bytes it contributed to the text.
     pub bytes: Vec<u8>,
-    /// Under the arm that said it: log-softmax of the raw logits, before penalties
-    /// and temperature; −9999 for a probability of zero.
+    /// Its log-probability under the arm that generated it: log-softmax of the raw logits,
+    /// before penalties and temperature; −9999 for a probability of zero.
     pub logprob: f32,
-    /// Its place by likelihood under the arm that said it: 1 for the most likely.
+    /// Its rank by likelihood under the arm that generated it: 1 for the most likely.
     pub rank: usize,
-    /// What that arm found most likely, best first.
+    /// The tokens that this arm found most likely, best first.
     pub top_logprobs: Vec<Alternative>,
-    /// What the other arms of the same tokenizer think of it.
+    /// Scores by the other arms of the same tokenizer.
     pub scores: Vec<Score>,
 }
 
@@ -274,36 +275,35 @@ impl Token {
         }
     }
 
-    /// What `arm` thinks of it, if it was asked.
+    /// The score by `arm`, if there is one.
     pub fn score(&self, arm: usize) -> Option<&Score> {
         self.scores.iter().find(|score| score.arm == arm)
     }
 }
 
-/// What one arm thinks of a token that another said.
+/// One arm's score of a token that another arm generated.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[schemars(rename = "ComparedScore")]
 pub struct Score {
-    /// Who scores.
+    /// The arm that scores.
     pub arm: usize,
     /// The token's log-probability under this arm; −9999 for a probability of zero.
     pub logprob: f32,
-    /// Its place by likelihood under this arm.
+    /// Its rank by likelihood under this arm.
     pub rank: usize,
-    /// What that place means.
+    /// The shift class of that rank.
     pub class: Class,
-    /// KL(arm that said it ‖ this arm) over the whole vocabulary, in nats, at most
-    /// 9999.
+    /// KL(arm that generated it ‖ this arm) over the whole vocabulary, in nats, at most 9999.
     pub kl: f32,
-    /// KL(this arm ‖ arm that said it).
+    /// KL(this arm ‖ arm that generated it).
     pub kl_reverse: f32,
-    /// What this arm found most likely, best first.
+    /// The tokens that this arm found most likely, best first.
     pub top_logprobs: Vec<Alternative>,
 }
 
 impl Score {
-    /// What `arm` thinks of a token. `divergence` is from the arm that said it
-    /// (forward) to this one.
+    /// The score of a token by `arm`. `divergence` is from the arm that generated it (forward)
+    /// to this one.
     pub fn new(
         arm: usize,
         logprob: f32,
@@ -311,7 +311,7 @@ impl Score {
         divergence: Divergence,
         top_logprobs: Vec<Alternative>,
     ) -> Score {
-        // JSON has no infinity: as far off as a token of no probability.
+        // JSON has no infinity: use the value that stands for a probability of zero.
         let finite_kl = |kl: f64| (kl as f32).min(-ZERO_PROBABILITY);
         Score {
             arm,
@@ -325,14 +325,14 @@ impl Score {
     }
 }
 
-/// How far down an arm ranks a token that another arm said.
+/// How far down an arm ranks a token that another arm generated.
 #[derive(
     Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, JsonSchema,
 )]
 #[serde(rename_all = "lowercase")]
 #[schemars(rename = "ShiftClass")]
 pub enum Class {
-    /// First: it would have said the same.
+    /// First: it would have generated the same.
     Unshifted,
     /// Second or third.
     Marginal,
@@ -351,12 +351,12 @@ impl Class {
     }
 }
 
-/// A token that could have been.
+/// An alternative token.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[schemars(rename = "ComparedAlternative")]
 pub struct Alternative {
     /// Its text, or `bytes:\x..` if it is only part of a character; a control token is
-    /// shown by its name.
+    /// represented by its name.
     pub token: String,
     /// Its log-probability.
     pub logprob: f32,
@@ -365,7 +365,7 @@ pub struct Alternative {
 }
 
 impl Alternative {
-    /// The token that `bytes` show.
+    /// The token whose text is `bytes`.
     pub fn new(bytes: Vec<u8>, logprob: f32) -> Alternative {
         Alternative {
             token: token_name(&bytes),

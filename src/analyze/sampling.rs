@@ -1,5 +1,5 @@
-//! How the answers of an arm scatter: between prompts that were answered several
-//! times, and between temperatures.
+//! Diversity of an arm's answers: between repeated answers to a prompt, and between
+//! temperatures (distinct-n, ROUGE-L).
 
 use std::collections::HashSet;
 
@@ -9,34 +9,33 @@ use unicode_segmentation::UnicodeSegmentation;
 
 use super::{Answer, Prompt};
 
-/// How the answers of one arm scatter at one temperature.
+/// Diversity of the answers of one arm at one temperature.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct SamplingRow {
-    /// Who answered.
+    /// The arm that answered.
     pub arm: usize,
-    /// At what temperature.
+    /// The temperature.
     pub temperature: f32,
-    /// How many answers there are, over all prompts.
+    /// The number of answers, over all prompts.
     pub answers: usize,
     /// Different texts per answer to the same prompt, as a mean over prompts.
     pub distinct: f64,
-    /// Different pairs of neighbouring words per pair, in all answers to the same prompt
-    /// together (distinct-2; Li et al. 2016); a mean over prompts whose answers have
-    /// such pairs, 0 if none has.
+    /// Different pairs of adjacent words per pair, in all answers to the same prompt together
+    /// (distinct-2; Li et al. 2016); a mean over prompts whose answers have such pairs, 0 if
+    /// none has.
     pub distinct_2: f64,
-    /// 1 − ROUGE-L F1 of two answers to the same prompt, as a mean over such twos, then
-    /// over prompts: 0 if all are alike or alone, 1 if no two share a word.
+    /// 1 − ROUGE-L F1 of two answers to the same prompt, as a mean over such pairs, then over
+    /// prompts: 0 if all are alike or alone, 1 if no two share a word.
     pub diversity: f64,
     /// The mean length of an answer, in tokens.
     pub tokens: f64,
-    /// The mean log-probability of a token under the arm itself; null without analysis,
-    /// and where no answer has a token.
+    /// The mean log-probability of a token under the arm itself; null without analysis, and if
+    /// no answer has a token.
     pub logprob: Option<f64>,
 }
 
-/// The rows of all arms and temperatures, in the order of the answers. There are none
-/// where nothing can scatter: each arm has answered each prompt once, at one
-/// temperature.
+/// The rows of all arms and temperatures, in the order of the answers. There are none if there
+/// is nothing to compare: each arm has answered each prompt once, at one temperature.
 pub fn sampling(prompts: &[Prompt]) -> Vec<SamplingRow> {
     let answers = || prompts.iter().flat_map(|prompt| &prompt.answers);
     let mut kinds: Vec<(usize, f32)> = Vec::new();
@@ -83,15 +82,15 @@ fn row(arm: usize, temperature: f32, prompts: &[Prompt]) -> SamplingRow {
     }
 }
 
-/// The mean, 0 of nothing.
+/// The mean; 0 if there are no values.
 fn mean(values: impl Iterator<Item = f64>) -> f64 {
     let (count, sum) = values.fold((0, 0.0), |(count, sum), value| (count + 1, sum + value));
     sum / f64::from(count.max(1))
 }
 
-/// The words of a text in lower case, without what stands between them. Word bounds
-/// are Unicode's (UAX #29), which find words in any script: where none are marked, as
-/// in Japanese, each ideograph and each kana of hiragana is one.
+/// The words of a text in lower case, without the text between them. Word boundaries are
+/// Unicode's (UAX #29), which find words in any script: where none are marked, as in Japanese,
+/// each ideograph and each hiragana is one.
 fn words(text: &str) -> Vec<String> {
     text.unicode_words().map(str::to_lowercase).collect()
 }
@@ -108,14 +107,14 @@ fn distinct_2(answers: &[Vec<String>]) -> Option<f64> {
     (all > 0).then(|| different.len() as f64 / all as f64)
 }
 
-/// 1 − ROUGE-L F1, as a mean over twos.
+/// 1 − ROUGE-L F1, as a mean over pairs.
 fn diversity(answers: &[Vec<String>]) -> f64 {
     let twos = (0..answers.len()).flat_map(|a| (0..a).map(move |b| (a, b)));
     mean(twos.map(|(a, b)| 1.0 - rouge_l(&answers[a], &answers[b])))
 }
 
-/// The F1 of ROUGE-L (Lin 2004): of the longest common subsequence's share of either
-/// text. Two texts without words are alike.
+/// The F1 score of ROUGE-L (Lin 2004), by the share that the longest common subsequence has of
+/// either text. Two texts without words are alike.
 fn rouge_l(a: &[String], b: &[String]) -> f64 {
     if a.is_empty() && b.is_empty() {
         return 1.0;
@@ -191,7 +190,7 @@ mod tests {
     fn measures_are_those_computed_by_hand() {
         // Common subsequences: "the cat" of 3 and 3 words, none, none.
         let first = answers(&["The cat sat.", "the cat ran", "a dog"]);
-        // The same text thrice.
+        // The same text three times.
         let second = answers(&["No, no.", "No, no.", "No, no."]);
         let rows = sampling(&[first, second]);
         let [row] = rows.as_slice() else {

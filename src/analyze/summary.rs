@@ -11,31 +11,31 @@ use super::{Answer, Class, Prompt, Score, Token};
 #[cfg(test)]
 mod tests;
 
-/// How many of the most shifted tokens are named.
+/// The maximum number of most shifted tokens to list.
 const MOST_SHIFTED: usize = 20;
 
-/// What the scores of all tokens come to. It is over the answers of temperature 0 if
-/// there are any, else over those of the temperature that comes first.
+/// A summary of all tokens' scores. It is over the answers of temperature 0 if there are any,
+/// otherwise over those of the first temperature.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[schemars(rename = "ComparisonSummary")]
 pub struct Summary {
-    /// Every two arms of which one has scored the other's answers.
+    /// Every pair of arms of which one has scored the other's answers.
     pub pairs: Vec<Pair>,
-    /// What third arms bring of the shift from the reference.
+    /// The parts of the shift from the reference that third arms account for.
     pub removed: Vec<Removed>,
 }
 
-/// The answers of one arm as another one sees them.
+/// The answers of one arm as scored by another.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[schemars(rename = "ComparedPair")]
 pub struct Pair {
-    /// Who answered.
+    /// The arm that answered.
     pub arm: usize,
-    /// Who scored.
+    /// The arm that scored.
     pub under: usize,
-    /// How many tokens were scored, over all prompts.
+    /// The number of scored tokens, over all prompts.
     pub tokens: usize,
-    /// What share of them is in each class.
+    /// The share of tokens in each class.
     pub shares: Shares,
     /// The mean over tokens of KL(`arm` ‖ `under`), in nats.
     pub kl: f64,
@@ -45,12 +45,12 @@ pub struct Pair {
     pub logprob: f64,
     /// The mean log-probability of a token under `arm`.
     pub own_logprob: f64,
-    /// How sure the numbers are; null with a single prompt.
+    /// Confidence intervals; null with a single prompt.
     pub interval: Option<Interval>,
-    /// The same numbers by place in the answer.
+    /// The same numbers by position in the answer.
     pub positions: Vec<Position>,
-    /// The tokens that were shifted most often, at most 20: by that count, then by
-    /// their mean `kl`.
+    /// The tokens that were shifted most often, at most 20: by that count, then by their mean
+    /// `kl`.
     pub most_shifted: Vec<MostShifted>,
 }
 
@@ -70,7 +70,7 @@ pub struct Shares {
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[schemars(rename = "ComparedInterval")]
 pub struct Interval {
-    /// How many prompts were drawn from.
+    /// The number of prompts that were resampled.
     pub prompts: usize,
     /// Of the share of unshifted tokens.
     pub unshifted: [f64; 2],
@@ -84,13 +84,13 @@ pub struct Interval {
     pub kl_reverse: [f64; 2],
 }
 
-/// The tokens at one place of all answers.
+/// The tokens at one position of all answers.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[schemars(rename = "ComparedPosition")]
 pub struct Position {
-    /// The place, counted from 0.
+    /// The position, counted from 0.
     pub position: usize,
-    /// How many answers are longer than that.
+    /// The number of answers that are longer than that.
     pub tokens: usize,
     /// Shares by class.
     #[serde(flatten)]
@@ -103,38 +103,37 @@ pub struct Position {
     pub probability: f64,
 }
 
-/// A token, over all places where it was said.
+/// A token, over all positions where it was generated.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[schemars(rename = "MostShiftedToken")]
 pub struct MostShifted {
-    /// Its place in the vocabulary.
+    /// Its id in the vocabulary.
     pub id: u32,
     /// Its text, as in an answer.
     pub token: String,
-    /// How often it was said.
+    /// How often it was generated.
     pub count: usize,
     /// How often it was shifted: at least once.
     pub shifted: usize,
     /// Its mean rank under `under`.
     pub rank: f64,
-    /// The mean of KL(`arm` ‖ `under`) where it was said.
+    /// The mean of KL(`arm` ‖ `under`) where it was generated.
     pub kl: f64,
 }
 
-/// The third side: of the shift from the reference to one arm, what another arm
-/// brings by itself.
+/// The part of the shift from the reference to one arm that another arm accounts for by itself.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[schemars(rename = "RemovedShift")]
 pub struct Removed {
-    /// Who answered.
+    /// The arm that answered.
     pub arm: usize,
-    /// Who the shift is measured against.
+    /// The arm that the shift is measured against.
     pub reference: usize,
-    /// Who brings a part of it.
+    /// The arm that accounts for a part of it.
     pub by: usize,
     /// Tokens of `arm` that are shifted under `reference`.
     pub shifted: usize,
-    /// Of those, the ones that are shifted under `by`, too.
+    /// Tokens among these that are shifted under `by`, too.
     pub remaining: usize,
     /// 1 − remaining / shifted; null if nothing is shifted.
     pub share: Option<f64>,
@@ -144,7 +143,7 @@ pub struct Removed {
     pub interval: Option<[f64; 2]>,
 }
 
-/// Sums up the scores of `arms` arms; shift that a third arm brings is measured
+/// Summarises the scores of `arms` arms. The shift that third arms account for is measured
 /// against `reference`.
 pub fn summary(arms: usize, reference: usize, prompts: &[Prompt]) -> Summary {
     let Some(temperature) = summed_up(prompts) else {
@@ -177,14 +176,14 @@ pub fn summary(arms: usize, reference: usize, prompts: &[Prompt]) -> Summary {
     Summary { pairs, removed }
 }
 
-/// The temperature whose answers are summed up.
+/// The temperature whose answers are summarised.
 fn summed_up(prompts: &[Prompt]) -> Option<f32> {
     let answers = || prompts.iter().flat_map(|prompt| &prompt.answers);
     let temperatures = || answers().map(|answer| answer.temperature);
     temperatures().find(|&t| t == 0.0).or(temperatures().next())
 }
 
-/// Sums over tokens, from which shares and means are made.
+/// Sums over tokens, from which shares and means are computed.
 #[derive(Clone, Copy, Default)]
 struct Sums {
     tokens: usize,
@@ -215,7 +214,7 @@ impl Sums {
         self.probability += f64::from(score.logprob).exp();
     }
 
-    /// The mean over tokens of something summed.
+    /// The mean over tokens, from a sum.
     fn mean(&self, sum: f64) -> f64 {
         sum / self.tokens as f64
     }
@@ -228,7 +227,7 @@ impl Sums {
         }
     }
 
-    /// What intervals are given for: the shares by class, and both divergences.
+    /// The statistics that have intervals: the shares by class, and both divergences.
     fn statistics(&self) -> [f64; 5] {
         let Shares {
             unshifted,
@@ -240,8 +239,8 @@ impl Sums {
     }
 }
 
-/// The tokens of `arm` as `under` sees them; `None` if it has scored none.
-/// `prompts` are the tokens of each prompt with their places.
+/// The tokens of `arm` as scored by `under`; `None` if it has scored none. `prompts` are the
+/// tokens of each prompt with their positions.
 fn pair(arm: usize, under: usize, prompts: &[Vec<(usize, &Token)>]) -> Option<Pair> {
     let mut by_prompt = Vec::new();
     let mut by_position: BTreeMap<usize, Sums> = BTreeMap::new();
@@ -258,7 +257,7 @@ fn pair(arm: usize, under: usize, prompts: &[Vec<(usize, &Token)>]) -> Option<Pa
             by_position.entry(position).or_default().add(token, score);
             let (of_id, text) = by_id.entry(token.id).or_default();
             of_id.add(token, score);
-            // Where it was trimmed it shows no text.
+            // A token whose text was trimmed is empty.
             if text.is_empty() {
                 *text = &token.token;
             }
@@ -332,14 +331,14 @@ fn most_shifted(by_id: &BTreeMap<u32, (Sums, &str)>) -> Vec<MostShifted> {
             kl: sums.mean(sums.kl),
         })
         .collect();
-    // Stable: among equals, the lower id comes first.
+    // The sort is stable: among equals, the lower id comes first.
     tokens.sort_by(|a, b| (b.shifted.cmp(&a.shifted)).then(b.kl.total_cmp(&a.kl)));
     tokens.truncate(MOST_SHIFTED);
     tokens
 }
 
-/// What `by` brings of the shift from `reference` to `arm`; `None` if the two have
-/// not both scored the tokens.
+/// The part of the shift from `reference` to `arm` that `by` accounts for; `None` if the two
+/// have not both scored the tokens.
 fn removed_by(
     arm: usize,
     reference: usize,

@@ -1,12 +1,12 @@
-//! Keeps a template, which may be a stranger's, from taking more than its share.
+//! Resource limits of single template operations, because a template may come from a stranger.
 //!
-//! It sees no files, and fuel bounds how many steps it takes. But a single step can
-//! be a large one: here is what bounds those whose size a template names, and all
-//! that it writes by expressions.
+//! A template cannot access files, and fuel bounds the number of its steps. But a single step
+//! can be expensive: this module bounds operations whose size a template names, and the total
+//! output of its expressions.
 //!
-//! Fuel alone bounds the values that a template builds for itself: texts joined to ever
-//! longer ones, lists nested in lists, a namespace that holds itself. Whoever writes
-//! templates can end the process with these, though not reach anything outside of it.
+//! Values that a template builds for itself are bounded by fuel alone: texts joined to ever
+//! longer ones, lists nested in lists, a namespace that holds itself. The author of a template
+//! can end the process with these (out of memory), but not reach anything outside of it.
 
 use std::fmt::{self, Write as _};
 
@@ -15,25 +15,25 @@ use minijinja::{
     Environment, Error, ErrorKind, State, Value, escape_formatter, filters, functions,
 };
 
-/// Steps that one rendering may take: thousands of messages' worth, and over in
-/// well under a second if a template never ends.
+/// Steps per rendering: enough for thousands of messages, and spent in well under a second if a
+/// template never ends.
 const FUEL: u64 = 2_000_000;
 
-/// The bytes that all expressions of one rendering may write: more than any context
-/// holds. To encode a text takes some hundred times its size.
+/// Bytes that all expressions of one rendering may write: more than any context holds.
+/// Tokenizing a text takes some hundred times its size in memory.
 pub(super) const MOST_WRITTEN: usize = 16 << 20;
 
-/// The most items of a list that an expression writes. A list that repeats another takes
-/// no memory for its items, but a step to each.
+/// Maximum items of a list that an expression writes. A list that repeats another takes no
+/// memory for its items, but a step for each.
 const MOST_ITEMS: usize = 1_000_000;
 
 /// The largest number that `range` counts from or to.
 const FARTHEST: isize = 1 << 40;
 
-/// The widest indentation or column, and the most columns or rows.
+/// The maximum indentation or column width, and the maximum number of columns or rows.
 const WIDEST: usize = 1000;
 
-/// Bounds what templates of `environment` may do, its filters included.
+/// Limits templates of `environment`, including its filters.
 pub(super) fn bound(environment: &mut Environment<'static>) {
     environment.set_fuel(Some(FUEL));
     environment.set_formatter(|out, state, value| {
@@ -60,7 +60,7 @@ pub(super) fn bound(environment: &mut Environment<'static>) {
             }
         },
     );
-    // Those whose arguments are sizes.
+    // Filters whose arguments are sizes.
     for (name, filter) in [
         ("batch", Value::from_function(filters::batch)),
         ("indent", Value::from_function(filters::indent)),
@@ -78,7 +78,7 @@ pub(super) fn bound(environment: &mut Environment<'static>) {
     );
 }
 
-/// Adds a filter whose arguments, the filtered value aside, are sizes.
+/// Adds a filter whose arguments, except for the filtered value, are sizes.
 pub(super) fn add_sized_filter(
     environment: &mut Environment<'static>,
     name: &'static str,
@@ -94,7 +94,7 @@ pub(super) fn add_sized_filter(
     );
 }
 
-/// Refuses a number that is too large for a size, by itself or among named arguments.
+/// Rejects a number that is too large for a size, by itself or among named arguments.
 pub(super) fn check_size(argument: &Value) -> Result<(), Error> {
     if argument.is_kwargs() {
         let named = Kwargs::try_from(argument.clone())?;
@@ -110,10 +110,10 @@ pub(super) fn check_size(argument: &Value) -> Result<(), Error> {
     Ok(())
 }
 
-/// Refuses a format whose columns are too wide, or whose numbers have too many digits.
+/// Rejects a format whose columns are too wide, or whose numbers have too many digits.
 pub(super) fn check_widths(format: &Value) -> Result<(), Error> {
     let text = format.as_str().unwrap_or_default();
-    // `%-08.3f`, `%(name)5d`: what stands between the sign, or the name, and the type.
+    // `%-08.3f`, `%(name)5d`: the text between the sign, or the name, and the type.
     let named = text.contains("%(");
     let printf = text
         .match_indices(|c| c == '%' || (named && c == ')'))
@@ -142,7 +142,7 @@ fn refusal(why: impl Into<std::borrow::Cow<'static, str>>) -> Error {
     Error::new(ErrorKind::InvalidOperation, why)
 }
 
-/// How many bytes a rendering may still write.
+/// Bytes that a rendering may still write.
 struct Left(usize);
 
 impl fmt::Write for Left {

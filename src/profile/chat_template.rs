@@ -1,4 +1,4 @@
-//! The chat template that a model brings along: Jinja as transformers runs it.
+//! The chat template in a model's GGUF: Jinja as transformers runs it.
 
 use std::borrow::Cow;
 
@@ -12,16 +12,16 @@ use super::limits::{Text, check_source, on_deep_stack};
 use super::markup::{Cut, Markup};
 use super::{Message, ProfileError, Role, bounds, jinja, methods, percent, python};
 
-/// What stands for the file in errors: the key that GGUF keeps a template under.
+/// The file name in errors: the GGUF key of the template.
 const FILE: &str = CHAT_TEMPLATE_KEY;
 
 /// A GGUF's own chat template, compiled.
 ///
-/// It is run in the environment that transformers' `apply_chat_template` sets
-/// up: blocks trimmed, loop controls, Python's methods on strings, lists and
-/// maps, `%` on strings, Jinja2's filters, `raise_exception`, `strftime_now`, `tojson`
-/// without HTML escapes, and a lenient view of what is undefined. Tags of the `generation` extension, which
-/// only mark text for training, are understood.
+/// It runs in an environment like that of transformers' `apply_chat_template`: trimmed blocks,
+/// loop controls, Python's methods on strings, lists and maps, `%` on strings, Jinja2's
+/// filters, `raise_exception`, `strftime_now`, `tojson` without HTML escapes, and lenient
+/// undefined values. Tags of the `generation` extension, which only mark text for training, are
+/// accepted.
 #[derive(Debug)]
 pub struct ChatTemplate {
     environment: Environment<'static>,
@@ -32,11 +32,11 @@ pub struct ChatTemplate {
 }
 
 impl ChatTemplate {
-    /// Compiles a template. `bos` and `eos` are the texts of the model's tokens,
-    /// for the template to write.
+    /// Compiles a template. `bos` and `eos` are the texts of the model's special tokens, as
+    /// template variables.
     ///
     /// # Errors
-    /// It is no valid template, or fails on a plain question.
+    /// The template is invalid, or fails on a plain question.
     pub fn new(
         source: &str,
         bos: Option<&str>,
@@ -88,30 +88,29 @@ impl ChatTemplate {
             eos: eos.map(str::to_owned),
             markup: Markup::default(),
         };
-        // A template that fails on the plainest of questions fails on all of
-        // them; one that refuses it may still have others that it takes.
+        // A template that fails on the plainest of questions fails on all of them; one that
+        // rejects it may still accept others.
         match template.greet() {
             Ok(_) | Err(ProfileError::Refused(_)) => Ok(template),
             Err(error) => Err(error),
         }
     }
 
-    /// What it writes for the plainest of questions.
+    /// Renders the plainest of questions.
     fn greet(&self) -> Result<String, ProfileError> {
         self.render(&[Message::new(Role::User, "Hello")], &str::to_owned)
     }
 
-    /// The same template, which from now on keeps messages from writing what it writes around
-    /// them to say who speaks. Where that is special tokens, which `cut` finds, it is left to
-    /// the tokenizer.
+    /// The same template, which escapes in messages the text that it writes around them to mark
+    /// roles. Markers that are special tokens, which `cut` finds, are left to the tokenizer.
     pub fn guarding_its_markers(self, cut: Cut<'_>) -> ChatTemplate {
         let markup = Markup::learn(&self, cut);
         ChatTemplate { markup, ..self }
     }
 
-    /// The same template, whose turns begin with these markers and no others: lines of
-    /// messages that look like one are escaped, and an answer ends where a line of it begins
-    /// with one.
+    /// The same template, whose turns begin with these markers and no others: lines of messages
+    /// that look like one are escaped, and an answer ends where one of its lines begins with
+    /// one.
     #[must_use]
     pub fn with_markers(self, markers: Vec<String>) -> ChatTemplate {
         ChatTemplate {
@@ -120,29 +119,29 @@ impl ChatTemplate {
         }
     }
 
-    /// The texts at the start of a line that open a turn which is not the assistant's.
+    /// Markers at the start of a line that open another turn than the assistant's.
     pub fn markers(&self) -> &[String] {
         self.markup.turns()
     }
 
-    /// What [`render`](Self::render) makes of a message's text before the template sees it.
+    /// A message's text as [`render`](Self::render) passes it to the template.
     pub fn shield(&self, role: Role, text: &str, protect: &dyn Fn(&str) -> String) -> String {
         self.markup.shield(role, text, protect)
     }
 
-    /// Whether it writes nothing for a plain question, so that the model would not see it.
+    /// Whether it renders a plain question as nothing, so that the model would not see it.
     pub fn is_silent(&self) -> bool {
         self.greet().is_ok_and(|text| text.trim().is_empty())
     }
 
-    /// The text it was compiled from.
+    /// The source text.
     pub fn source(&self) -> &str {
         &self.source
     }
 
-    /// Renders a conversation with the generation prompt behind it. The template's own
-    /// markers are escaped in each message's content, and `protect` is applied to it, before
-    /// the template sees it.
+    /// Renders a conversation, followed by the generation prompt. In each message's content,
+    /// the template's own markers are escaped and `protect` is applied before the template sees
+    /// it.
     pub fn render(
         &self,
         messages: &[Message],
@@ -157,7 +156,7 @@ impl ChatTemplate {
             .collect();
         let mut context = vec![
             ("messages", Value::from(messages)),
-            // Defined, as they are for transformers, but none.
+            // Defined as none, as in transformers.
             ("tools", Value::from(())),
             ("documents", Value::from(())),
             ("add_generation_prompt", Value::from(true)),
@@ -184,9 +183,8 @@ impl ChatTemplate {
     }
 }
 
-/// Turns `{% generation %}` and `{% endgeneration %}` into a condition that
-/// always holds: what stands between them is sent, and the tags trim their
-/// surroundings as before.
+/// Replaces `{% generation %}` and `{% endgeneration %}` by a condition that always holds: the
+/// text between them is kept, and the tags trim their surroundings as before.
 fn without_generation_tags(source: &str) -> Cow<'_, str> {
     if !source.contains("generation") {
         return Cow::Borrowed(source);

@@ -13,7 +13,7 @@ use super::front::{
 use super::limits::{check_source, on_deep_stack};
 use super::{Profile, ProfileError};
 
-/// The keys that every profile has, and what each says.
+/// The required keys, and their descriptions.
 const REQUIRED: [(&str, &str); 7] = [
     ("name", "what model ids call it, such as name = \"brief\""),
     (
@@ -39,11 +39,11 @@ const REQUIRED: [(&str, &str); 7] = [
     ),
 ];
 
-/// The keys that a profile may have.
+/// The optional keys.
 const OPTIONAL: [&str; 3] = ["variant_of", "sampling", "guidance"];
 
-/// Reads a profile as [`Profile::parse`] does, but for all that is wrong with it. There is
-/// a profile exactly where there are no problems; `file` names it in these.
+/// Parses a profile like [`Profile::parse`], but reports all problems. Returns a profile
+/// exactly if there are none; `file` names it in errors.
 pub fn check(file: &str, source: &str) -> Result<Profile, Vec<ProfileError>> {
     check_source(file, source).map_err(|error| vec![error])?;
     on_deep_stack(|| Ok(checked(file, source))).map_err(|error| vec![error])?
@@ -67,7 +67,7 @@ fn checked(file: &str, source: &str) -> Result<Profile, Vec<ProfileError>> {
 struct Reading<'a> {
     file: &'a str,
     table: Table,
-    /// The line of each key of the table, or of a table in it as `sampling.top_k`.
+    /// The line of each key of the table, or of a nested table, such as `sampling.top_k`.
     lines: BTreeMap<String, usize>,
     problems: Vec<ProfileError>,
 }
@@ -100,9 +100,9 @@ impl<'a> Reading<'a> {
         reading
     }
 
-    /// What can be read of it, with something harmless for the rest.
+    /// The readable part of the front matter, with harmless values for the rest.
     fn front(&mut self) -> FrontMatter {
-        // With a syntax error nothing was read, and everything would be missing.
+        // After a syntax error nothing was read, and every key would be reported as missing.
         if self.problems.is_empty() {
             self.look_for_missing_and_unknown();
         }
@@ -147,7 +147,7 @@ impl<'a> Reading<'a> {
         }
     }
 
-    /// The value of a key, if it is there and nothing is wrong with it.
+    /// The value of a key, if it is there and valid.
     fn value<T: DeserializeOwned>(
         &mut self,
         key: &str,
@@ -169,7 +169,7 @@ impl<'a> Reading<'a> {
         }
     }
 
-    /// The sampling defaults, each of which is looked at by itself.
+    /// The sampling defaults, each of which is checked by itself.
     fn sampling(&mut self) -> SamplingDefaults {
         let Some(Value::Table(table)) = self.table.get("sampling").cloned() else {
             return self.value("sampling", |_| None).unwrap_or_default();
@@ -191,7 +191,7 @@ impl<'a> Reading<'a> {
         Value::Table(good).try_into().unwrap_or_default()
     }
 
-    /// Notes what is wrong with a key, or with the front matter as a whole.
+    /// Reports a problem with a key, or with the front matter as a whole.
     fn problem(&mut self, key: Option<&str>, problem: String) {
         let line = match key {
             Some(key) => self.lines.get(key).copied(),
@@ -252,7 +252,7 @@ mod tests {
         assert!(problems("", "")[0].contains("must come first"));
     }
 
-    /// One rule decides what can be served and what is told to be wrong.
+    /// `check` and `parse` must agree on which files are valid.
     #[test]
     fn a_file_has_problems_exactly_if_it_cannot_be_parsed() {
         let good = "name = \"own\"\ntitle = \"a\"\ndescription = \"b\"\nlanguage = \"en\"\n\

@@ -1,4 +1,4 @@
-//! What can go wrong between a profile's file and a rendered prompt.
+//! Errors of loading and rendering profiles and chat templates.
 
 use std::fmt;
 use std::path::{Path, PathBuf};
@@ -13,28 +13,27 @@ pub enum ProfileError {
     Read {
         /// The file or folder.
         path: PathBuf,
-        /// What the system said.
+        /// The I/O error.
         source: std::io::Error,
     },
-    /// A file was read but is no valid profile or chat template, or fails on
-    /// ordinary messages.
+    /// A file is not a valid profile or chat template, or fails on ordinary messages.
     #[error("{place}: {}", printable(problem))]
     Broken {
-        /// The file, with the line where one is known.
+        /// The file, with the line if it is known.
         place: Place,
-        /// What is wrong with it.
+        /// The problem.
         problem: String,
     },
-    /// There is no memory to run a template in; the server's fault, for now.
+    /// There is no memory for the stack of a template's thread: a temporary server error.
     #[error("a template cannot be run: {0}")]
     NoStack(std::io::Error),
-    /// A chat template turned the client's messages down with
-    /// `raise_exception`; the client's fault, in the template's words.
+    /// A chat template rejected the client's messages with `raise_exception`: a client error,
+    /// in the template's words.
     #[error("{0}")]
     Refused(String),
 }
 
-/// A position in a template, shown as `FILE:LINE` or `FILE`.
+/// A position in a template, displayed as `FILE:LINE` or `FILE`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Place {
     /// The file's name as it was given.
@@ -54,7 +53,7 @@ impl fmt::Display for Place {
 }
 
 impl ProfileError {
-    /// The error as clients may see it: it names files without their folders.
+    /// The error message for clients: it names files without their folders.
     pub fn for_clients(&self) -> String {
         let name = |path: &Path| match path.file_name() {
             Some(name) => name.to_string_lossy().into_owned(),
@@ -75,7 +74,7 @@ impl ProfileError {
         }
     }
 
-    /// A problem with a file as a whole, or with one line of it.
+    /// An error of a file as a whole, or of one line of it.
     pub(super) fn broken(
         file: &str,
         line: Option<usize>,
@@ -90,7 +89,7 @@ impl ProfileError {
         }
     }
 
-    /// The line of the file that it is about, if there is one.
+    /// The line of the error, if there is one.
     pub(super) fn line(&self) -> Option<usize> {
         match self {
             ProfileError::Broken { place, .. } => place.line,
@@ -98,8 +97,8 @@ impl ProfileError {
         }
     }
 
-    /// The innermost template error is the one that names the line and the
-    /// cause: those around it only say which block or macro it happened in.
+    /// Converts minijinja's error. The innermost one names the line and the cause; those around
+    /// it only name the block or macro in which it happened.
     pub(super) fn from_template(file: &str, error: &minijinja::Error) -> ProfileError {
         let mut innermost = error;
         let mut next: &dyn std::error::Error = error;
@@ -121,8 +120,8 @@ impl ProfileError {
     }
 }
 
-/// The message of a template's `raise_exception`, carried through minijinja's
-/// errors as their source.
+/// The message of a template's `raise_exception`, carried through minijinja's errors as their
+/// source.
 #[derive(Debug, thiserror::Error)]
 #[error("{0}")]
 pub(super) struct Refusal(pub(super) String);

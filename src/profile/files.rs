@@ -1,4 +1,4 @@
-//! Where profiles come from: those compiled in, and a folder of the user's own.
+//! Sources of profiles: those compiled in, and a folder of the user's own.
 
 use std::collections::BTreeMap;
 use std::ffi::OsStr;
@@ -51,32 +51,34 @@ static BUILTIN: LazyLock<Vec<Arc<Profile>>> = LazyLock::new(|| {
         .collect()
 });
 
-/// The profiles that come with incant.
+/// The built-in profiles.
 pub fn builtin() -> &'static [Arc<Profile>] {
     &BUILTIN
 }
 
-/// Whether a profile is one of those that come with incant.
+/// Whether a profile is a built-in one.
 pub(crate) fn is_builtin(profile: &Arc<Profile>) -> bool {
     builtin().iter().any(|other| Arc::ptr_eq(profile, other))
 }
 
-/// All profiles by name: the built-in ones, and over them every `NAME.jinja` in
-/// `dir`, where a file that is broken, unreadable or named otherwise inside is
-/// an error; so are a variant of a profile that does not exist, and two variants
-/// of one profile in the same language. Other files there are nobody's business.
+/// All profiles by name: the built-in ones, overridden by every `NAME.jinja` in `dir`. Other
+/// files there are ignored.
+///
+/// # Errors
+/// A file is broken, unreadable, or named differently from its profile; a profile is a variant
+/// of one that does not exist; or two variants of one profile are in the same language.
 pub fn load(dir: Option<&Path>) -> Result<BTreeMap<String, Arc<Profile>>, ProfileError> {
     Ok(Library::open(dir)?.profiles())
 }
 
-/// The built-in profiles, and over them those of a folder whose files may change.
+/// The built-in profiles, overridden by those of a folder whose files may change.
 #[derive(Debug)]
 pub struct Library {
     folder: Option<PathBuf>,
     files: BTreeMap<PathBuf, Source>,
-    /// What is wrong with files that are sound by themselves.
+    /// Errors of files that are valid by themselves.
     bad_variants: BTreeMap<PathBuf, ProfileError>,
-    /// What the last look saw of the files.
+    /// The files' stamps at the last look.
     seen: BTreeMap<PathBuf, Stamp>,
 }
 
@@ -89,7 +91,7 @@ struct Source {
     profile: Result<Arc<Profile>, ProfileError>,
 }
 
-/// What tells that a file has changed, without reading it.
+/// Metadata that changes with a file, to detect changes without reading it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 struct Stamp {
     modified: Option<SystemTime>,
@@ -100,8 +102,9 @@ impl Library {
     /// Reads the folder, if there is one.
     ///
     /// # Errors
-    /// A file of it is broken, unreadable, or named otherwise than its profile; or a
-    /// variant of a profile that does not exist, or one of two in the same language.
+    /// A file is broken, unreadable, or named differently from its profile; a profile is a
+    /// variant of one that does not exist; or two variants of one profile are in the same
+    /// language.
     pub fn open(folder: Option<&Path>) -> Result<Library, ProfileError> {
         let mut library = Library {
             folder: folder.map(Path::to_owned),
@@ -128,8 +131,8 @@ impl Library {
         self.folder.as_deref()
     }
 
-    /// The profiles by name. What is broken is not among them, but a built-in one of
-    /// its name is.
+    /// The valid profiles by name. A built-in profile takes the place of a broken file of its
+    /// name.
     pub fn profiles(&self) -> BTreeMap<String, Arc<Profile>> {
         let good = |(path, _): &(&PathBuf, &Source)| !self.bad_variants.contains_key(*path);
         let files = self.files.iter().filter(good);
@@ -139,8 +142,7 @@ impl Library {
             .collect()
     }
 
-    /// The files that cannot be used: the name that each should give a profile, and
-    /// what is wrong.
+    /// The files that cannot be used: the expected name of each one's profile, and the error.
     pub fn broken(&self) -> impl Iterator<Item = (String, &ProfileError)> {
         let alone = self
             .files
@@ -150,21 +152,21 @@ impl Library {
         all.map(|(path, error)| (stem(path), error))
     }
 
-    /// Reads all files again. Returns whether any has another text than before.
+    /// Reads all files again. Returns whether the text of any has changed.
     ///
     /// # Errors
-    /// The folder cannot be read. Then everything stays as it was.
+    /// The folder cannot be read. Then nothing changes.
     pub fn read(&mut self) -> Result<bool, ProfileError> {
         self.seen = self.look()?;
         Ok(self.update(true))
     }
 
-    /// Reads the files that have changed since they were read, once two calls in a row
-    /// have seen them the same: by then whoever writes them has finished. Returns
-    /// whether any has another text than before.
+    /// Reads files that have changed since they were last read, once two consecutive calls have
+    /// seen them unchanged: by then their writer has presumably finished. Returns whether the
+    /// text of any has changed.
     ///
     /// # Errors
-    /// The folder cannot be read. Then everything stays as it was.
+    /// The folder cannot be read. Then nothing changes.
     pub fn follow(&mut self) -> Result<bool, ProfileError> {
         let now = self.look()?;
         let settled = now == self.seen;
@@ -196,7 +198,8 @@ impl Library {
         Ok(files)
     }
 
-    /// Takes over what was seen, and reads what is new: all of it, if `again`.
+    /// Accepts the stamps last seen, and reads new and changed files, or all of them if `again`
+    /// is set.
     fn update(&mut self, again: bool) -> bool {
         let mut before = std::mem::take(&mut self.files);
         let mut changed = false;
@@ -221,12 +224,12 @@ impl Library {
         changed || !before.is_empty()
     }
 
-    /// The files whose profiles are variants of one that does not exist, or of one that has
-    /// another variant among the files in the same language: nothing says which of the two
-    /// is meant, so neither is taken. A built-in variant gives way to a file's.
+    /// Files whose profiles are variants of one that does not exist, or of one that has another
+    /// variant among the files in the same language. In the latter case neither is used,
+    /// because it is unclear which is meant. A built-in variant gives way to a file's.
     fn find_bad_variants(&self) -> BTreeMap<PathBuf, ProfileError> {
         let exists = |name: &str| {
-            // One that is broken is no less meant.
+            // A broken file counts as existing.
             let is_file = self.files.keys().any(|path| stem(path) == name);
             is_file || builtin().iter().any(|profile| profile.name() == name)
         };
@@ -273,7 +276,7 @@ impl Source {
 
 impl Stamp {
     fn of(path: &Path) -> Stamp {
-        // Reading it will show what is wrong with it.
+        // Reading the file will report its error.
         fs::metadata(path).map_or_else(
             |_| Stamp::default(),
             |metadata| Stamp {
@@ -284,7 +287,6 @@ impl Stamp {
     }
 }
 
-/// Files of profiles.
 const KIND: Kind = Kind::new("profiles", LONGEST_SOURCE as u64);
 
 fn text_of(path: &Path) -> Result<String, ProfileError> {
@@ -304,7 +306,7 @@ fn parse(path: &Path, text: &str) -> Result<Arc<Profile>, ProfileError> {
     }
 }
 
-/// What is wrong with a file's name, if its profile has another.
+/// The error of a file that is named differently from its profile.
 fn misnamed(path: &Path, profile: &Profile) -> Option<ProfileError> {
     let file = path.display().to_string();
     let problem = format!(
@@ -314,8 +316,7 @@ fn misnamed(path: &Path, profile: &Profile) -> Option<ProfileError> {
     (profile.name() != stem(path)).then(|| ProfileError::broken(&file, None, problem))
 }
 
-/// The profile of a file, or all that is wrong with it by itself and with its place in its
-/// folder.
+/// The profile of a file, or all errors in it, including those of its place in its folder.
 pub fn check_file(path: &Path) -> Result<Profile, Vec<ProfileError>> {
     let text = text_of(path).map_err(|error| vec![error])?;
     let file = path.display().to_string();

@@ -1,4 +1,4 @@
-//! The front matter of a profile's file: TOML between two `+++` lines.
+//! The TOML front matter of a profile's file, between two `+++` lines.
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -8,9 +8,9 @@ use incant_sample::{DryParams, MOST_WEIGHT, PLAUSIBLE, SamplingParams};
 
 const FENCE: &str = "+++";
 
-/// How a profile, or a model's maker, wants answers sampled where the client does not
-/// say. Every field is optional: an absent one leaves OpenAI's default in place. The
-/// meaning and the units are those of [`SamplingParams`].
+/// Sampling defaults of a profile or model, for parameters that the client does not set. Every
+/// field is optional; an absent one leaves OpenAI's default in place. Meaning and units are
+/// those of [`SamplingParams`].
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct SamplingDefaults {
@@ -68,7 +68,7 @@ pub struct SamplingDefaults {
 }
 
 impl SamplingDefaults {
-    /// Asks for nothing.
+    /// No defaults.
     pub(super) const NONE: SamplingDefaults = SamplingDefaults {
         temperature: None,
         top_p: None,
@@ -89,8 +89,8 @@ impl SamplingDefaults {
         max_tokens: None,
     };
 
-    /// These defaults, with OpenAI's where they say nothing. DRY is left without its
-    /// sequence breakers, for which a tokenizer is needed.
+    /// Sampling parameters with these defaults, and OpenAI's for absent fields. DRY gets no
+    /// sequence breakers, which need a tokenizer.
     pub fn sampling(&self) -> SamplingParams {
         let openai = SamplingParams::default();
         SamplingParams {
@@ -120,14 +120,14 @@ impl SamplingDefaults {
                 .map_or(off.allowed_length, |length| length as usize),
             penalty_last_n: match self.dry_penalty_last_n {
                 None => off.penalty_last_n,
-                // −1 looks at everything.
+                // −1 stands for the whole context.
                 Some(last) => usize::try_from(last).ok(),
             },
             breakers: off.breakers,
         }
     }
 
-    /// These defaults, with those of `other` for the keys that they do not set.
+    /// Fills absent fields with those of `other`.
     pub fn or(self, other: &SamplingDefaults) -> SamplingDefaults {
         let other = other.clone();
         SamplingDefaults {
@@ -151,7 +151,7 @@ impl SamplingDefaults {
         }
     }
 
-    /// These defaults without those that are OpenAI's own.
+    /// Drops the fields whose values equal OpenAI's defaults.
     pub fn unlike_openai(mut self) -> SamplingDefaults {
         fn drop_equal<T: PartialEq>(value: &mut Option<T>, openai: &T) {
             if value.as_ref() == Some(openai) {
@@ -180,7 +180,7 @@ impl SamplingDefaults {
         self
     }
 
-    /// Names the first field that is out of its range, and the range.
+    /// Names the first field that is out of range, and the range.
     pub(crate) fn out_of_range(&self) -> Option<String> {
         let within = |name: &str, value: Option<f32>, low: f32, high: f32| match value {
             Some(value) if !(low..=high).contains(&value) => {
@@ -229,9 +229,8 @@ impl SamplingDefaults {
     }
 }
 
-/// How far a profile wants its answers led away from what the prompt says by itself,
-/// where the client does not say. The profile is its own guide, with the question left
-/// empty.
+/// A profile's defaults for classifier-free guidance, for requests that do not set it. The
+/// profile itself, with an empty question, is the negative prompt.
 #[derive(Clone, Copy, Debug, PartialEq, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct GuidanceDefaults {
@@ -247,7 +246,7 @@ fn plausible() -> f32 {
 }
 
 impl GuidanceDefaults {
-    /// Names the first field that is out of its range, and the range.
+    /// Names the first field that is out of range, and the range.
     pub(super) fn out_of_range(&self) -> Option<String> {
         let GuidanceDefaults { weight, plausible } = *self;
         if !(0.0..=MOST_WEIGHT).contains(&weight) {
@@ -264,15 +263,15 @@ impl GuidanceDefaults {
     }
 }
 
-/// The most tokens that DRY's parameters can name.
+/// The largest number of tokens that DRY's parameters accept.
 pub(crate) const MOST_DRY_TOKENS: u32 = 1_000_000;
 
-/// The most sequence breakers, and the most bytes of each: for each of them the whole
-/// vocabulary is read.
+/// The maximum number of sequence breakers, and of bytes of each. They are limited because each
+/// one is searched for in the whole vocabulary.
 pub(crate) const MAX_BREAKERS: usize = 16;
 pub(crate) const MAX_BREAKER_BYTES: usize = 64;
 
-/// Says what is wrong with a list of sequence breakers, as the end of a sentence.
+/// Describes what is wrong with a list of sequence breakers, as the end of a sentence.
 pub(crate) fn breakers_problem(texts: &[String]) -> Option<String> {
     let long = |text: &String| text.len() > MAX_BREAKER_BYTES;
     if texts.iter().any(String::is_empty) {
@@ -286,7 +285,7 @@ pub(crate) fn breakers_problem(texts: &[String]) -> Option<String> {
     None
 }
 
-/// What a profile says about itself.
+/// The front matter of a profile.
 #[derive(Clone, Debug, PartialEq, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(super) struct FrontMatter {
@@ -303,8 +302,8 @@ pub(super) struct FrontMatter {
     pub(super) guidance: Option<GuidanceDefaults>,
 }
 
-/// A file's front matter and its template. The template keeps the file's line
-/// numbers: the lines of the front matter are left in it, empty.
+/// Splits a file into front matter and template. The template keeps the file's line numbers:
+/// the lines of the front matter are left in it, empty.
 pub(super) fn split(file: &str, source: &str) -> Result<(FrontMatter, String), ProfileError> {
     let (toml, template) = parts(file, source)?;
     let front: FrontMatter = toml::from_str(&toml).map_err(|error| syntax(file, &toml, &error))?;
@@ -338,19 +337,19 @@ pub(super) fn parts(file: &str, source: &str) -> Result<(String, String), Profil
     Ok((toml.to_owned(), blank + template))
 }
 
-/// What a reader of TOML says of a front matter, with the file's line.
+/// Converts a TOML error of a front matter, with the line in the file.
 pub(super) fn syntax(file: &str, toml: &str, error: &toml::de::Error) -> ProfileError {
     let line = error.span().map_or(2, |span| line_at(toml, span.start));
     ProfileError::broken(file, Some(line), error.message())
 }
 
-/// The line of the file that a byte of its front matter is in.
+/// The line of the file that contains this byte of its front matter.
 pub(super) fn line_at(toml: &str, byte: usize) -> usize {
     2 + toml[..byte].matches('\n').count()
 }
 
 impl FrontMatter {
-    /// Names the first value that cannot be meant.
+    /// Describes the first invalid value.
     fn problem(&self) -> Option<String> {
         let variant_of = self.variant_of.as_deref();
         name_problem(&self.name)
@@ -362,7 +361,7 @@ impl FrontMatter {
     }
 }
 
-/// Why `name` cannot be a profile's, if it cannot.
+/// Why `name` cannot be the name of a profile, or `None` if it can.
 pub fn name_problem(name: &str) -> Option<String> {
     if !is_name(name) {
         return Some(format!(
@@ -393,18 +392,18 @@ pub(super) fn markers_problem(markers: &[String]) -> Option<String> {
     ))
 }
 
-/// The names of the renderings that need no file.
+/// Names of renderings that have no file.
 const RESERVED: [&str; 2] = ["base", "turn"];
 
-/// A profile's name stands in model ids (`MODEL@PROFILE+ADAPTER`) and file
-/// names, so it keeps to characters that mean nothing in either.
+/// Whether `name` has only characters without a special meaning in model ids
+/// (`MODEL@PROFILE+ADAPTER`) and file names.
 fn is_name(name: &str) -> bool {
     let plain = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit();
     name.starts_with(plain) && name.chars().all(|c| plain(c) || "-_.".contains(c))
 }
 
-/// The shape of a language tag (RFC 5646): subtags of one to eight letters or
-/// digits, the first of them two or three letters.
+/// The syntax of a language tag (RFC 5646): subtags of one to eight letters or digits, the
+/// first of them two or three letters.
 fn is_language_tag(tag: &str) -> bool {
     let mut subtags = tag.split('-');
     let language = subtags.next().unwrap_or_default();

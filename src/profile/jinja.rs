@@ -1,5 +1,5 @@
-//! Filters, tests and functions of Jinja2 that minijinja lacks or does otherwise, as
-//! Jinja2 3.1 has them.
+//! Filters, tests and functions of Jinja2 3.1 that minijinja does not have, or implements
+//! differently.
 
 use std::fmt::Write as _;
 
@@ -12,7 +12,6 @@ use super::methods::{arguments, integer, invalid, of_text, string};
 use super::urlize::urlize;
 use super::wordwrap::Wrapping;
 
-/// Adds them.
 pub(super) fn add(environment: &mut Environment<'static>) {
     for (name, filter) in [
         ("truncate", truncate as Filter),
@@ -48,10 +47,9 @@ pub(super) fn add(environment: &mut Environment<'static>) {
     });
 }
 
-/// A filter of a value and its arguments.
 type Filter = fn(&Value, &[Value]) -> Result<Value, Error>;
 
-/// The argument, or `default` where it is absent or none.
+/// The argument, or `default` if it is absent or none.
 fn number(argument: Option<Value>, default: i64) -> Result<i64, Error> {
     match argument.filter(|value| !value.is_none()) {
         Some(value) => integer(&value),
@@ -156,14 +154,14 @@ fn quoted(value: &Value, in_query: bool) -> String {
             }
             b'/' if !in_query => quoted.push('/'),
             b' ' if in_query => quoted.push('+'),
-            // Writing to a text does not fail.
+            // Writing to a string cannot fail.
             _ => _ = write!(quoted, "%{byte:02X}"),
         }
     }
     quoted
 }
 
-/// A value as Python's `str` writes it.
+/// A value as Python's `str` formats it.
 fn python_text(value: &Value) -> String {
     match value.is_undefined() {
         true => String::new(),
@@ -171,8 +169,8 @@ fn python_text(value: &Value) -> String {
     }
 }
 
-/// Jinja2's `xmlattr(autospace=True)`: the attributes of an element, but for those that
-/// are none or undefined.
+/// Jinja2's `xmlattr(autospace=True)`: the attributes of an XML element, without those that are
+/// none or undefined.
 fn xmlattr(value: &Value, args: &[Value]) -> Result<Value, Error> {
     let [space] = arguments(["autospace"], args)?;
     if value.kind() != ValueKind::Map {
@@ -204,7 +202,7 @@ fn xmlattr(value: &Value, args: &[Value]) -> Result<Value, Error> {
     }))
 }
 
-/// Jinja2's `escape`, which leaves alone what is marked as safe.
+/// Jinja2's `escape`, which leaves values marked as safe unchanged.
 fn escape(value: &Value, args: &[Value]) -> Result<Value, Error> {
     let [] = arguments([], args)?;
     Ok(Value::from_safe_string(escaped(value)))
@@ -224,7 +222,7 @@ pub(super) fn escaped(value: &Value) -> String {
     }
 }
 
-/// As markupsafe escapes.
+/// Escapes like markupsafe.
 pub(super) fn escape_text(text: &str) -> String {
     let mut escaped = String::with_capacity(text.len());
     for c in text.chars() {
@@ -240,13 +238,13 @@ pub(super) fn escape_text(text: &str) -> String {
     escaped
 }
 
-/// Whether a value can be called: functions and macros are what is no data. What is
-/// undefined counts as such in Jinja2.
+/// Whether a value is callable: a function or macro, or undefined, which counts as callable in
+/// Jinja2.
 fn is_callable(value: &Value) -> bool {
     matches!(value.kind(), ValueKind::Plain | ValueKind::Undefined)
 }
 
-/// Jinja2's `lipsum(n=5, html=True, min=20, max=100)`: nobody's words.
+/// Jinja2's `lipsum(n=5, html=True, min=20, max=100)`: placeholder text.
 fn lipsum(state: &mut State, args: &[Value]) -> Result<Value, Error> {
     for argument in args {
         bounds::check_size(argument)?;
@@ -268,7 +266,8 @@ fn lipsum(state: &mut State, args: &[Value]) -> Result<Value, Error> {
         ("html", Value::from(html)),
     ];
     let text = globals::lipsum(state, None, options.into_iter().collect())?;
-    // Between paragraphs Jinja2 has one line break in HTML, two elsewhere, and none behind.
+    // Jinja2 separates paragraphs by one line break in HTML and by two elsewhere, and writes
+    // none at the end.
     let text = text.to_string();
     let text = text.trim_end();
     Ok(match html {

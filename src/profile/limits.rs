@@ -1,18 +1,16 @@
-//! What a template may use up. Templates are programs: one that was written in
-//! error, or came with a model's file, must neither hold the server up nor bring
-//! it down.
+//! Resource limits for templates. Templates are programs: one that has a mistake, or came with
+//! a model's file, must neither block the server nor crash it.
 //!
-//! - **Files**: an environment has no loader, so a template reaches nothing but
-//!   itself.
-//! - **Time**: each step costs fuel, minijinja refuses long ranges, and what a single
-//!   step may do has bounds of its own ([`super::bounds`]).
-//! - **Stack**: minijinja counts how deep statements, expressions in brackets,
-//!   blocks, and macros nest. What it does not count (a chain of operators, lists in
-//!   lists) is as deep as the source and the fuel allow, for which [`on_deep_stack`]
-//!   has room. Where the system has none for it, that is an error of this rendering.
-//! - **Memory**: the source and what is rendered have a largest length. Values that a
-//!   template builds for itself are limited by its fuel alone: whoever chooses a
-//!   template is trusted not to fill the memory on purpose.
+//! - **Files**: an environment has no loader, so a template can access nothing but itself.
+//! - **Time**: each step costs fuel, minijinja refuses long ranges, and single steps have
+//!   limits of their own ([`super::bounds`]).
+//! - **Stack**: minijinja counts the nesting depth of statements, expressions in brackets,
+//!   blocks, and macros. Nesting that it does not count (a chain of operators, lists in lists)
+//!   is limited by the source and the fuel, for which [`on_deep_stack`] has enough stack. If
+//!   the system has no memory for that stack, the rendering fails.
+//! - **Memory**: the source and the rendered text have a maximum length. Values that a template
+//!   builds for itself are limited by its fuel alone: the person who chooses a template is
+//!   trusted not to exhaust memory on purpose.
 
 use std::cell::Cell;
 use std::io::{self, Write};
@@ -23,22 +21,21 @@ use minijinja::{Error, ErrorKind};
 
 use super::ProfileError;
 
-/// The longest source in bytes. Profiles and chat templates have some ten thousand.
+/// The maximum source length in bytes. Profiles and chat templates have some ten thousand.
 pub(super) const LONGEST_SOURCE: usize = 128 << 10;
 
-/// The longest text in bytes that is rendered: more than any context holds.
+/// The maximum length of a rendered text in bytes: more than any context holds.
 pub(super) const LONGEST_TEXT: usize = 16 << 20;
 
-/// The stack that templates are compiled and run on. Only what is used of it takes
-/// memory.
+/// Stack size for compiling and running templates. Only the used part takes memory.
 const STACK: usize = 256 << 20;
 
 thread_local! {
     static IS_DEEP: Cell<bool> = const { Cell::new(false) };
 }
 
-/// Runs what compiles or renders a template where deep nesting is no danger: on a thread of
-/// its own, unless this is such a one.
+/// Compiles or renders a template safely despite deep nesting: on a thread with a large stack,
+/// unless this already is one.
 ///
 /// # Errors
 /// The work's own, or the system has no memory for the stack.
@@ -68,7 +65,7 @@ fn on_stack_of<T: Send>(
     })
 }
 
-/// Refuses a source that is too long.
+/// Rejects a source that is too long.
 pub(super) fn check_source(file: &str, source: &str) -> Result<(), ProfileError> {
     if source.len() <= LONGEST_SOURCE {
         return Ok(());
@@ -80,14 +77,14 @@ pub(super) fn check_source(file: &str, source: &str) -> Result<(), ProfileError>
     Err(ProfileError::broken(file, None, problem))
 }
 
-/// Collects what a template writes, up to [`LONGEST_TEXT`].
+/// Collects a template's output, up to [`LONGEST_TEXT`].
 pub(super) struct Text {
     bytes: Vec<u8>,
     too_long: bool,
 }
 
 impl Text {
-    /// What `render` writes.
+    /// The output of `render`.
     pub(super) fn of(render: impl FnOnce(&mut Text) -> Result<(), Error>) -> Result<String, Error> {
         let mut text = Text {
             bytes: Vec::new(),

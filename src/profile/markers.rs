@@ -1,16 +1,14 @@
-//! Role markers in a client's text.
+//! Escaping of role markers in a client's text.
 //!
-//! A prompt made of turns is only as safe as the lines that separate them: a
-//! message with a line `# Query:` of its own would open a turn. Such a line gets
-//! a backslash before the marker, as Markdown escapes a heading, so that a
-//! reader still sees what was written and [`unescape`] restores it exactly.
-//! Nothing else is touched.
+//! A prompt made of turns is only as safe as the lines that separate them: a message with a
+//! line `# Query:` of its own would open a turn. Such a line gets a backslash before the
+//! marker, as Markdown escapes a heading, so that a reader still sees the original text and
+//! [`unescape`] restores it exactly. Nothing else is touched.
 //!
-//! "Looks like a marker" is meant as a reader would mean it: at most three
-//! spaces before it (four are an indented code block), any odd space or
-//! invisible character before or inside it, any case, ASCII or full width. A
-//! code fence protects nothing, because nothing in a prompt says that the model
-//! reads it as one.
+//! Text looks like a marker if a reader would take it for one: at most three spaces before it
+//! (four are an indented code block), any odd space or invisible character before or inside it,
+//! any case, ASCII or full width. A code fence protects nothing, because nothing in a prompt
+//! says that the model reads it as one.
 
 use std::collections::BTreeSet;
 
@@ -31,9 +29,9 @@ pub fn escape(text: &str, markers: &[String]) -> String {
     escaped
 }
 
-/// Puts a backslash into whatever in `text` reads like one of the `markers`, wherever it
-/// stands: `[\\INST]`, `USER\\:`. One that begins with a letter or digit counts only where no
-/// other stands before it.
+/// Inserts a backslash into everything in `text` that reads like one of the `markers`, at any
+/// place: `[\\INST]`, `USER\\:`. A marker that begins with a letter or digit counts only if no
+/// other letter or digit precedes it.
 pub fn break_up(text: &str, markers: &[String]) -> String {
     let folded = fold_all(markers);
     let mut places = BTreeSet::new();
@@ -58,8 +56,8 @@ pub fn break_up(text: &str, markers: &[String]) -> String {
     broken + &text[copied..]
 }
 
-/// Where to break up what `text` begins with, if it reads like the folded `marker`: before
-/// the sign that ends a word, else after the first character, which is a sign's.
+/// Where to break up the beginning of `text`, if it reads like the folded `marker`: before the
+/// sign that ends a word, otherwise after the first character, which is a sign.
 fn reads_like(text: &str, marker: &str) -> Option<usize> {
     let mut expected = marker.chars();
     let (mut first, mut last) = (None, None);
@@ -84,7 +82,7 @@ fn reads_like(text: &str, marker: &str) -> Option<usize> {
     }
 }
 
-/// Takes back what [`escape`] did with the same markers.
+/// Reverses [`escape`] with the same markers.
 pub fn unescape(text: &str, markers: &[String]) -> String {
     let folded = fold_all(markers);
     let mut plain = String::with_capacity(text.len());
@@ -100,7 +98,7 @@ pub fn unescape(text: &str, markers: &[String]) -> String {
     plain
 }
 
-/// How many lines of `text` begin with something like a marker, unescaped.
+/// The number of lines of `text` that begin with something like an unescaped marker.
 pub fn count(text: &str, markers: &[String]) -> usize {
     let folded = fold_all(markers);
     lines(text)
@@ -119,8 +117,8 @@ fn find(line: &str, markers: &[String]) -> Option<usize> {
     (at_margin && markers.iter().any(|marker| begins_with(candidate, marker))).then_some(at)
 }
 
-/// Whether `text`, folded, begins with the folded `marker`. Spaces are worth
-/// nothing on either side: `#query :` is read like `# Query:`.
+/// Whether `text`, folded, begins with the folded `marker`. Spaces are ignored on both sides:
+/// `#query :` is read like `# Query:`.
 fn begins_with(text: &str, marker: &str) -> bool {
     let mut folded = text.chars().flat_map(fold);
     marker
@@ -135,8 +133,8 @@ fn fold_all(markers: &[String]) -> Vec<String> {
         .collect()
 }
 
-/// One character as far as it counts: nothing for a space or an invisible one,
-/// else its lower case, full-width and small forms taken to ASCII.
+/// Normalises one character: nothing for a space or an invisible character, otherwise its lower
+/// case, with full-width and small forms mapped to ASCII.
 fn fold(c: char) -> impl Iterator<Item = char> {
     let plain = match c {
         '\u{ff01}'..='\u{ff5e}' => char::from_u32(c as u32 - 0xfee0).unwrap_or(c),
@@ -150,8 +148,8 @@ fn fold(c: char) -> impl Iterator<Item = char> {
     counts.then(|| plain.to_lowercase()).into_iter().flatten()
 }
 
-/// Spaces other than the ASCII ones, and characters that show nothing at all:
-/// Unicode's Default_Ignorable_Code_Point, control characters, noncharacters.
+/// Whether a character is a space other than the ASCII ones, or invisible: Unicode's
+/// Default_Ignorable_Code_Point, control characters, noncharacters.
 fn is_invisible(c: char) -> bool {
     let ascii_space = c == ' ' || c == '\t';
     !ascii_space
@@ -177,8 +175,8 @@ fn is_invisible(c: char) -> bool {
             || c as u32 & 0xfffe == 0xfffe)
 }
 
-/// The lines of `text` with their ends, so that joining them gives `text`.
-/// Every character that some reader takes for a line end is one.
+/// The lines of `text` with their ends, so that joining them gives `text`. Every character that
+/// any reader takes for a line end is one.
 fn lines(text: &str) -> impl Iterator<Item = &str> {
     text.split_inclusive([
         '\n', '\r', '\u{b}', '\u{c}', '\u{1c}', '\u{1d}', '\u{1e}', '\u{85}', '\u{2028}',
@@ -257,7 +255,7 @@ mod tests {
         assert_eq!(unescape("\\# Heading", &urial()), "\\# Heading");
     }
 
-    /// Texts made of the pieces that matter, in any order.
+    /// Texts made of the relevant pieces, in any order.
     fn hostile() -> impl Strategy<Value = String> {
         let piece = prop_oneof![
             Just("# Query:"),

@@ -1,14 +1,14 @@
-//! What a chat template writes around messages, learnt by having it write some.
+//! The role markers of a chat template, learnt by rendering sample conversations.
 //!
-//! What opens a turn is in the template's text, and a message that holds the same would
-//! open one as well. Where it is a special token, the tokenizer keeps messages from
-//! becoming it. Where it is text like any other (`### Instruction:`, `[INST]`, `USER:`), it
-//! is a marker, and is escaped as those of profiles are: what stands at the start of a line
-//! gets a backslash before it there, what stands anywhere else has one put into it.
+//! The texts that open a turn are in the template, and a message that contains the same text
+//! would open one as well. If it is a special token, the tokenizer keeps messages from becoming
+//! it. If it is ordinary text (`### Instruction:`, `[INST]`, `USER:`), it is a marker, and is
+//! escaped like those of profiles: a marker at the start of a line gets a backslash before it
+//! there, any other marker has one inserted into it.
 //!
-//! Text behind a special token on its line opens nothing by itself, so it is no marker: the
-//! `user` of ChatML. An exception is what separates texts, BOS and the ends of turns: in
-//! `</s>USER:` it is the `USER:` that says who speaks.
+//! Text after a special token on its line opens nothing by itself, so it is not a marker: the
+//! `user` of ChatML. Tokens that separate texts (BOS and ends of turns) are an exception: in
+//! `</s>USER:` it is the `USER:` that marks the role.
 
 use std::sync::LazyLock;
 
@@ -16,16 +16,16 @@ use regex::Regex;
 
 use super::{ChatTemplate, Message, Role, markers};
 
-/// A part of a text as a tokenizer cuts it.
+/// A piece of a text as a tokenizer splits it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Part<'a> {
-    /// What stands there.
+    /// The text of the piece.
     pub text: &'a str,
-    /// What it is.
+    /// Its kind.
     pub kind: PartKind,
 }
 
-/// What a part of a text is.
+/// The kind of a piece of text.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum PartKind {
     /// Text.
@@ -38,28 +38,28 @@ pub enum PartKind {
     Markup,
 }
 
-/// How a tokenizer cuts a text at its special tokens.
+/// Splits a text at its special tokens, like a tokenizer.
 pub type Cut<'a> = &'a dyn Fn(&str) -> Vec<Part<'_>>;
 
-/// What a template writes around messages, where it is not special tokens.
+/// The texts that a template writes around messages, except for special tokens.
 #[derive(Debug, Default)]
 pub(super) struct Markup {
-    /// Markers that stand at the start of a line only.
+    /// Markers at the start of a line only.
     lines: Vec<String>,
-    /// Markers that stand elsewhere.
+    /// Markers elsewhere.
     inline: Vec<String>,
-    /// Those that open another turn than the assistant's at the start of a line.
+    /// Markers at the start of a line that open another turn than the assistant's.
     turns: Vec<String>,
-    /// Special tokens that the template looks for in answers, and writes around none.
+    /// Special tokens that the template parses in answers but does not write itself.
     read: Vec<String>,
 }
 
-/// Stands before and after each message that a template is tried on: a private character
-/// that no template looks for and that is no space.
+/// Surrounds each message of a sample conversation: a private-use character that no template
+/// looks for and that is not a space.
 const EDGE: char = '\u{f8f0}';
 
-/// How many pieces are tried for whether a template looks for them in answers. Some look for
-/// a pair for thoughts and one for calls.
+/// Maximum number of pieces that are tested for whether a template parses them in answers. Some
+/// templates parse a pair for thoughts and one for tool calls.
 const MOST_READ: usize = 16;
 
 /// Words in brackets: `[INST]`, `<</SYS>>`, `<|user|>`.
@@ -69,7 +69,7 @@ static TAG: LazyLock<Regex> = LazyLock::new(|| {
 });
 
 impl Markup {
-    /// Markers that are known: each opens a turn at the start of a line.
+    /// Markup with known markers, each of which opens a turn at the start of a line.
     pub(super) fn of_lines(markers: Vec<String>) -> Markup {
         Markup {
             lines: markers.clone(),
@@ -78,7 +78,7 @@ impl Markup {
         }
     }
 
-    /// What `template` writes around messages of every role.
+    /// Learns the texts that `template` writes around messages of every role.
     pub(super) fn learn(template: &ChatTemplate, cut: Cut<'_>) -> Markup {
         use Role::{Assistant, System, User};
         let mut markup = Markup::default();
@@ -93,11 +93,11 @@ impl Markup {
             let messages = messages
                 .map(|(at, &role)| Message::new(role, format!("{EDGE}{at}{EDGE}")))
                 .collect::<Vec<_>>();
-            // Some take no system message, or only one question.
+            // Some templates reject a system message, or accept only one question.
             let Ok(text) = template.render(&messages, &str::to_owned) else {
                 continue;
             };
-            // What stands between two edges is the number of a message.
+            // Between two edges is the number of a message.
             let parts: Vec<&str> = text.split(EDGE).collect();
             for (at, around) in parts.iter().enumerate().step_by(2) {
                 let next = parts.get(at + 1).and_then(|number| number.parse().ok());
@@ -122,13 +122,13 @@ impl Markup {
         markup
     }
 
-    /// The markers that open another turn than the assistant's at the start of a line.
+    /// Markers at the start of a line that open another turn than the assistant's.
     pub(super) fn turns(&self) -> &[String] {
         &self.turns
     }
 
-    /// A message's text without markers, `protect` applied to it. What the template looks
-    /// for in answers stays in them.
+    /// A message's text with escaped markers, `protect` applied to it. Tokens that the template
+    /// parses in answers stay in answers.
     pub(super) fn shield(
         &self,
         role: Role,
@@ -142,7 +142,7 @@ impl Markup {
         if role != Role::Assistant {
             return safe(text);
         }
-        // Each piece's next place, found again only when it has been passed.
+        // Each piece's next place, searched again only after it has been passed.
         let mut next: Vec<Option<usize>> = self.read.iter().map(|piece| text.find(piece)).collect();
         let mut shielded = String::with_capacity(text.len());
         let mut at = 0;
@@ -165,8 +165,8 @@ impl Markup {
         shielded + &safe(&text[at..])
     }
 
-    /// Adds the markers of what stands before, between or after messages. Of what stands
-    /// before all of them, only the last line can open a turn: the rest is a preamble.
+    /// Adds the markers in the text before, between or after messages. In the text before all
+    /// of them, only the last line can open a turn: the rest is a preamble.
     fn read_around(&mut self, parts: &[Part<'_>], is_head: bool, opens_turn: bool) {
         let mut lines = lines(parts, is_head);
         lines.retain(|line| !line.texts.is_empty());
@@ -182,7 +182,7 @@ impl Markup {
             }
         }
         let is_all_text = parts.iter().all(|part| part.kind == PartKind::Text);
-        // Where nothing says in words who speaks, signs do.
+        // If no words mark the role, signs do.
         if !found
             && is_all_text
             && let Some(text) = lines.last().and_then(|line| line.texts.last())
@@ -238,10 +238,10 @@ impl Markup {
     }
 }
 
-/// Those of `pieces` on which it depends what a template makes of an answer that has them.
+/// Those of `pieces` that change how a template renders an answer that contains them.
 fn read_in_answers(template: &ChatTemplate, mut pieces: Vec<String>) -> Vec<String> {
     use Role::{Assistant, User};
-    // What opens comes before what closes, as it would in an answer.
+    // Opening pieces come before closing ones, as they would in an answer.
     pieces.sort_by_key(|piece| piece.starts_with("</"));
     let written = |without: Option<usize>| {
         let parts = pieces.iter().enumerate().map(|(at, piece)| {
@@ -282,7 +282,7 @@ fn specials<'a>(parts: &'a [Part<'_>]) -> impl Iterator<Item = String> + 'a {
     specials.map(|part| part.text.to_owned())
 }
 
-/// What a text on a line stands behind.
+/// The kind of token that precedes a text on its line.
 #[derive(Clone, Copy)]
 enum Behind {
     Nothing,
@@ -298,14 +298,14 @@ struct LineText<'a> {
     behind: Behind,
 }
 
-/// One line of what stands around messages.
+/// One line of the text around messages.
 #[derive(Default)]
 struct Line<'a> {
     texts: Vec<LineText<'a>>,
 }
 
-/// The lines of what stands around messages. The first one begins behind a message, unless
-/// it `begins` everything.
+/// The lines of the text around messages. The first one follows a message, unless the text
+/// `begins` the conversation.
 fn lines<'a>(parts: &[Part<'a>], begins: bool) -> Vec<Line<'a>> {
     let mut lines = vec![Line::default()];
     let (mut begins_line, mut behind) = (begins, Behind::Nothing);
@@ -313,7 +313,7 @@ fn lines<'a>(parts: &[Part<'a>], begins: bool) -> Vec<Line<'a>> {
         match part.kind {
             PartKind::Text => {}
             PartKind::Separator => {
-                // What begins everything begins a line as well.
+                // A separator that begins the conversation begins a line as well.
                 begins_line = begins_line && lines.len() == 1;
                 behind = Behind::Separator;
                 continue;

@@ -1,4 +1,5 @@
-//! Python's methods on strings and lists that minijinja's own compatibility layer lacks.
+//! Python's methods on strings and lists that minijinja's own compatibility layer does not
+//! have.
 //!
 //! Positions are those of characters, as in Python.
 
@@ -8,7 +9,7 @@ use minijinja_contrib::pycompat;
 
 use super::bounds;
 
-/// What a method gives that a value does not have itself.
+/// Calls a method that the value does not have itself.
 pub(super) fn call(
     state: &mut State,
     value: &Value,
@@ -45,7 +46,7 @@ pub(super) fn call(
         }
         _ => {}
     }
-    // These know no named arguments.
+    // All other methods have no named arguments.
     let named: &[&str] = match (value.kind(), method) {
         (ValueKind::String, "split") => &["sep", "maxsplit"],
         (ValueKind::String, "splitlines") => &["keepends"],
@@ -60,7 +61,7 @@ pub(super) fn call(
     pycompat::unknown_method_callback(state, value, method, &args)
 }
 
-/// What a method gives of a text; `None` for the methods that are known elsewhere.
+/// Calls a method of a text; `None` for methods that are implemented elsewhere.
 pub(super) fn of_text(text: &str, method: &str, args: &[Value]) -> Result<Option<Value>, Error> {
     Ok(Some(match method {
         "rsplit" => {
@@ -162,7 +163,8 @@ pub(super) fn of_text(text: &str, method: &str, args: &[Value]) -> Result<Option
             let left = match method {
                 "ljust" => 0,
                 "rjust" => missing,
-                // CPython gives the odd one to the left where the width is odd.
+                // If the padding is odd, CPython puts the extra character to the left where the
+                // width is odd too.
                 _ => missing / 2 + (missing & (text.chars().count() + missing) & 1),
             };
             let right = missing - left;
@@ -186,7 +188,7 @@ pub(super) fn of_text(text: &str, method: &str, args: &[Value]) -> Result<Option
     }))
 }
 
-/// The words of a text, of which `most` at its end are parted from what is before them.
+/// Splits a text at white space from the right, at most `most` times, like `str.rsplit`.
 fn words_from_the_right(text: &str, most: Option<usize>) -> Vec<&str> {
     let mut words = Vec::new();
     let mut rest = text.trim_end();
@@ -195,7 +197,7 @@ fn words_from_the_right(text: &str, most: Option<usize>) -> Vec<&str> {
             .rfind(char::is_whitespace)
             .filter(|_| Some(words.len()) != most);
         let Some(at) = at else {
-            // All that is left, but for the space before it if that was split off.
+            // The rest, without the white space before it unless the limit was reached.
             words.push(match Some(words.len()) == most {
                 true => rest,
                 false => rest.trim_start(),
@@ -210,14 +212,14 @@ fn words_from_the_right(text: &str, most: Option<usize>) -> Vec<&str> {
     words
 }
 
-/// How many characters a text is short of a width.
+/// The number of characters that a text falls short of a width.
 fn missing_to(text: &str, width: &Value) -> Result<usize, Error> {
     bounds::check_size(width)?;
     let width = usize::try_from(integer(width)?).unwrap_or(0);
     Ok(width.saturating_sub(text.chars().count()))
 }
 
-/// A part of `length` items as Python's slices name it: from the end where it is negative.
+/// The range of a Python slice of `length` items; negative indices count from the end.
 fn range(length: usize, start: Option<Value>, end: Option<Value>) -> Result<(usize, usize), Error> {
     let place = |value: Option<Value>, default: usize| -> Result<usize, Error> {
         let value = value.filter(|value| !value.is_none());
@@ -235,7 +237,7 @@ fn range(length: usize, start: Option<Value>, end: Option<Value>) -> Result<(usi
     Ok((start, end.max(start)))
 }
 
-/// Arguments by place or by name.
+/// Positional or named arguments, in the order of `names`.
 pub(super) fn arguments<const N: usize>(
     names: [&str; N],
     args: &[Value],
@@ -302,7 +304,7 @@ mod tests {
         environment.render_str(&format!("{{{{ {expression} }}}}"), ())
     }
 
-    /// What CPython 3.12 and Jinja2 3.1 give.
+    /// The results of CPython 3.12 and Jinja2 3.1.
     #[test]
     fn texts_have_the_methods_of_python() {
         for (expression, expected) in [

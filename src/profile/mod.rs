@@ -1,14 +1,14 @@
 //! Profiles: alignment prompts as minijinja templates with front matter.
 //!
-//! A [`Profile`] is one file: what is constant (its prefix, prefilled once and
-//! shared) and how a conversation's turns are written after it. A
-//! [`ChatTemplate`] is what an aligned model brings along in its GGUF. Both are
-//! a [`Rendering`]: messages in, one text out, left open at the answer.
+//! A [`Profile`] is one file: a constant prefix, prefilled once and shared, and the markup of
+//! the turns that follow it. A [`ChatTemplate`] is the one that an aligned model's GGUF
+//! contains. Both are a [`Rendering`]: messages in, one text out, left open at the answer.
 //!
-//! A client's text is data. Two things keep it so: what looks like a role marker in it
-//! is escaped (see [`markers`]; those of a chat template are learnt by trying it), and
-//! whatever in it would be read as a special token is broken up by the `protect` function
-//! that the caller passes in, with a guard character chosen by [`guard_for`].
+//! A client's text is data, and must not act as markup (prompt injection). Two measures ensure
+//! it: text that looks like a role marker is escaped (see [`markers`]; those of a chat template
+//! are learnt by trying it), and text that would be read as a special token is broken up by the
+//! `protect` function that the caller passes in, with a guard character chosen by
+//! [`guard_for`].
 
 mod bounds;
 mod chat_template;
@@ -49,13 +49,13 @@ use serde::{Deserialize, Serialize};
 /// One message of a conversation.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Message {
-    /// Who speaks.
+    /// The role of the speaker.
     pub role: Role,
-    /// What they say.
+    /// The text.
     pub content: String,
 }
 
-/// Who speaks.
+/// The role of a message's speaker.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum Role {
@@ -69,7 +69,7 @@ pub enum Role {
 }
 
 impl Role {
-    /// The name that templates know the role by.
+    /// The role's name in templates.
     pub fn name(self) -> &'static str {
         match self {
             Role::System => "system",
@@ -79,11 +79,11 @@ impl Role {
     }
 }
 
-/// A conversation with its last question left empty: the text of the user's last turn,
-/// which consecutive messages make together. `None` where no user speaks.
+/// A conversation whose last question is emptied: the text of the user's last turn, which may
+/// consist of several messages. `None` if there is no message of a user.
 pub fn without_question(messages: &[Message]) -> Option<Vec<Message>> {
     let last = messages.iter().rposition(|m| m.role == Role::User)?;
-    // Messages of the system do not part a turn.
+    // System messages do not end a turn.
     let mut before = messages[..last].iter();
     let first = before
         .rposition(|message| message.role == Role::Assistant)
@@ -100,7 +100,7 @@ pub fn without_question(messages: &[Message]) -> Option<Vec<Message>> {
 }
 
 impl Message {
-    /// A message of `role` that says `content`.
+    /// A message with this role and content.
     pub fn new(role: Role, content: impl Into<String>) -> Message {
         Message {
             role,

@@ -1,10 +1,11 @@
-//! Python's `%` on strings, which minijinja knows for numbers only.
+//! Python's `%` on strings (printf-style formatting), which minijinja supports only for
+//! numbers.
 //!
-//! There is no way to give it an operator, so a template's source is rewritten before it
+//! minijinja has no way to overload an operator, so a template's source is rewritten before it
 //! is compiled: every `a % b` becomes a call of a [function](percent), since any name or
-//! bracket may hold a text. What `a` and `b` are follows Jinja's grammar, in which filters
-//! and tests bind more than operators do. Lines stay as they are, so that errors name the
-//! right ones.
+//! bracket may hold a text. The operands follow Jinja's grammar, in which filters and tests
+//! bind tighter than operators do. Line breaks stay where they are, so that errors name the
+//! right lines.
 
 use std::borrow::Cow;
 
@@ -13,14 +14,14 @@ use minijinja::{Error, State, Value, context};
 
 use super::bounds;
 
-/// The most operators that become calls: each moves the text behind it.
+/// Maximum number of rewritten operators: each moves the text behind it.
 const MOST_CALLS: usize = 1000;
 
-/// What the operator becomes a call of. No template has a variable of this name.
+/// The function that the operator becomes a call of. No template has a variable of this name.
 pub(super) const FUNCTION: &str = "__percent__";
 
-/// `left % right` as Python has it: a text is a format, of which a tuple has the values or
-/// anything else is the only one; the rest is for the operator.
+/// `left % right` as in Python. If `left` is a text, it is a format, and `right` is a tuple of
+/// its values or its only value. Otherwise it is the remainder.
 pub(super) fn percent(state: &mut State, left: &Value, right: &Value) -> Result<Value, Error> {
     let Some(text) = left.as_str() else {
         if left.is_integer()
@@ -29,7 +30,7 @@ pub(super) fn percent(state: &mut State, left: &Value, right: &Value) -> Result<
                 (i64::try_from(left.clone()), i64::try_from(right.clone()))
             && let Some(remainder) = left.checked_rem(right)
         {
-            // Python's has the sign of what is divided by.
+            // Python's remainder has the sign of the divisor.
             let is_below = remainder != 0 && (remainder < 0) != (right < 0);
             return Ok(Value::from(if is_below {
                 remainder + right
@@ -37,7 +38,7 @@ pub(super) fn percent(state: &mut State, left: &Value, right: &Value) -> Result<
                 remainder
             }));
         }
-        // Floats, numbers beyond 64 bits, and what cannot be divided.
+        // Floats, numbers beyond 64 bits, and operands that cannot be divided.
         let remainder = state.env().compile_expression("left % right")?;
         return remainder.eval(context! { left, right });
     };
@@ -49,8 +50,8 @@ pub(super) fn percent(state: &mut State, left: &Value, right: &Value) -> Result<
     format(FormatStyle::Printf, text, &values).map(Value::from)
 }
 
-/// The source with its operators rewritten. What cannot be made out stays as it is, for
-/// the compiler to tell what is wrong, as does a source with very many of them.
+/// Rewrites the operators of a source. A source that cannot be parsed is returned unchanged, so
+/// that the compiler reports the error, as is one with too many operators.
 pub(super) fn rewrite(source: &str) -> Cow<'_, str> {
     let mut rewriter = Rewriter {
         rest: source,
@@ -66,33 +67,33 @@ pub(super) fn rewrite(source: &str) -> Cow<'_, str> {
 struct Rewriter<'a> {
     rest: &'a str,
     out: String,
-    /// Operators that are calls now.
+    /// The number of operators rewritten so far.
     calls: usize,
 }
 
-/// An expression, or what is within a pair of brackets.
+/// An expression, or the contents of a pair of brackets.
 #[derive(Default)]
 struct Frame {
-    /// Where in the output the chain of `*`, `/`, `//` and `%` begins that is being read;
-    /// `None` before its first operand.
+    /// Where in the output the current chain of `*`, `/`, `//` and `%` begins; `None` before
+    /// its first operand.
     chain: Option<usize>,
-    /// Whether a call is to be closed behind the operand that is being read.
+    /// Whether a call has to be closed after the current operand.
     is_open: bool,
     last: Last,
 }
 
-/// What was read last in a frame.
+/// The kind of the last item read in a frame.
 #[derive(Clone, Copy, Default, PartialEq)]
 enum Last {
-    /// Something that an operand follows.
+    /// An item that an operand follows.
     #[default]
     Operator,
-    /// A dot or a pipe: a name follows, whatever it is called.
+    /// A dot or a pipe: a name follows, even if it is a keyword.
     Access,
-    /// `is`, perhaps with a `not`: the name of a test follows. In Jinja a test belongs to
-    /// the operand before it, as a filter does: `a % b is c` is `a % (b is c)`.
+    /// `is`, perhaps with a `not`: the name of a test follows. In Jinja a test belongs to the
+    /// operand before it, as a filter does: `a % b is c` is `a % (b is c)`.
     Is,
-    /// The end of an operand, or the name of a test, behind which its argument may stand.
+    /// The end of an operand, or the name of a test, which an argument may follow.
     Operand,
 }
 
@@ -152,7 +153,7 @@ impl<'a> Rewriter<'a> {
         &text[..end]
     }
 
-    /// What stands up to `{% endraw %}`.
+    /// Copies up to the end of `{% endraw %}`.
     fn raw(&mut self) -> Option<()> {
         self.copy_past("%}")?;
         loop {
@@ -163,11 +164,11 @@ impl<'a> Rewriter<'a> {
         }
     }
 
-    /// An expression or a block up to its end. The first word of a block is a keyword.
+    /// Rewrites an expression or a block up to its end. The first word of a block is a keyword.
     fn expression(&mut self, end: &str, is_block: bool) -> Option<()> {
         let mut frames = vec![Frame::default()];
         let mut is_keyword = is_block;
-        // Behind the mark, these belong to it.
+        // Directly after the opening mark, these belong to it.
         if self.rest.starts_with(['-', '+']) {
             self.copy(1);
         }
@@ -229,7 +230,7 @@ impl<'a> Rewriter<'a> {
                 ')' | ']' | '}' => {
                     frame.close(&mut self.out);
                     frames.pop();
-                    // Without an opening one there is nothing to close.
+                    // A closing bracket without an opening one is an error.
                     let outer = frames.last_mut()?;
                     self.copy(1);
                     outer.last = Last::Operand;
@@ -266,7 +267,7 @@ impl<'a> Rewriter<'a> {
                     self.copy(1);
                     frame.last = Last::Operator;
                 }
-                // Operators that bind less, and what parts arguments.
+                // Operators that bind looser, and separators of arguments.
                 other => {
                     frame.end(&mut self.out);
                     self.copy(other.len_utf8());
@@ -277,7 +278,7 @@ impl<'a> Rewriter<'a> {
 }
 
 impl Frame {
-    /// An operand, or more of one, begins at `at` in the output.
+    /// An operand, or a continuation of one, begins at `at` in the output.
     fn operand(&mut self, at: usize) {
         self.chain.get_or_insert(at);
     }
@@ -285,7 +286,7 @@ impl Frame {
     /// Closes the call whose second operand has ended.
     fn close(&mut self, out: &mut String) {
         if std::mem::take(&mut self.is_open) {
-            // Before what follows, not before a line break that belongs to it.
+            // Before the white space that follows the operand, which may contain a line break.
             let end = out.trim_end().len();
             out.insert(end, ')');
         }
@@ -302,7 +303,7 @@ fn is_name(c: char) -> bool {
     c == '_' || c.is_alphanumeric()
 }
 
-/// How long the string is that a text begins with, its quotes included.
+/// The length of the string literal at the beginning of a text, including its quotes.
 fn quoted(text: &str) -> Option<usize> {
     let quote = text.chars().next()?;
     let mut chars = text.char_indices().skip(1);
@@ -316,7 +317,7 @@ fn quoted(text: &str) -> Option<usize> {
     None
 }
 
-/// How long the number is that a text begins with.
+/// The length of the number at the beginning of a text.
 fn number(text: &str) -> usize {
     let digits = |at: usize| {
         let rest = &text[at..];
@@ -366,13 +367,13 @@ mod tests {
             ("{{ '%(a)s%%' % {'a': n * 2} }}", "14%"),
             ("{% set x = '%s' % (name,) %}{{ x }}", "Ann"),
             ("{% if '%s' % n == '7' %}seven{% endif %}", "seven"),
-            // From the left, as in Python.
+            // From left to right, as in Python.
             ("{%- set x = form % form % n -%}{{ x }}", "<<7>>"),
             ("{{ '%s' % items[n - 6] }}{{ '%s' % name[0] }}", "2A"),
             ("{{ '%s|%s' % ('a' % (), 'b') }}", "a|b"),
             ("{{ '%s\n' % name }}\n{{ 1 }}", "Ann\n\n1"),
             ("{% for i in ['%s' % n] %}{{ i }}{% endfor %}", "7"),
-            // With a number at the right, whatever holds the text.
+            // With a number on the right, and the format in any kind of expression.
             (
                 "{{ form % 7 }}{{ (form) % 7 }}{{ ('%d' ~ '!') % 7 }}",
                 "<7><7>7!",

@@ -1,39 +1,38 @@
-//! A form of turns as a chat template for a model's file, in Jinja of the plain kind that
-//! other programs run too: loops, conditions, `namespace`, `+` and `trim`.
+//! Converts a profile's turns into a chat template for a model's file, in a plain subset of
+//! Jinja that other programs support: loops, conditions, `namespace`, `+` and `trim`.
 //!
-//! The constant texts of a profile are found by having it write conversations whose
-//! contents are known. What is made of them is then held against the profile on other
-//! conversations: a profile whose turns are more than constant texts around contents is
-//! refused.
+//! The constant texts of a profile are found by rendering conversations with known contents.
+//! The resulting template is checked against the profile on other conversations. A profile
+//! whose turns are more than constant texts around contents is rejected.
 
 use super::{ChatTemplate, Message, Profile, ProfileError, Rendering, Role};
 
-/// A chat template, and what a file must say beside it.
+/// A chat template, and the metadata that accompanies it in a file.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Portable {
     /// The template, for `tokenizer.chat_template`.
     pub source: String,
-    /// What ends an answer when a line of it begins with one of these. A template cannot
-    /// say that: programs have to be told.
+    /// Stop strings: an answer ends where one of its lines begins with one of these. A template
+    /// cannot express that, so programs have to be configured with them.
     pub markers: Vec<String>,
 }
 
-/// Why a form cannot be a chat template of a file; one line.
+/// Why a rendering cannot become a chat template; one line.
 #[derive(Debug, thiserror::Error)]
 pub enum Unportable {
     /// The template of the profile fails.
     #[error(transparent)]
     Profile(#[from] ProfileError),
-    /// The turns of the profile depend on more than who speaks.
+    /// The turns of the profile depend on more than the role.
     #[error("the turns of the profile '{0}' are more than constant texts around what is said")]
     Irregular(String),
 }
 
-/// The texts around what somebody says.
+/// The texts around a message.
 struct Around {
     open: String,
     close: String,
-    /// Whether space around what is said is cut off.
+    /// Whether white space around the message is trimmed.
     trims: bool,
 }
 
@@ -43,19 +42,19 @@ struct Texts {
     system: Around,
     user: Around,
     assistant: Around,
-    /// What opens the answer.
+    /// The text that opens the answer.
     opening: String,
 }
 
-/// Contents that no profile writes by itself.
+/// Contents that no profile contains.
 const SYSTEM: &str = "Sq7x";
 const USER: &str = "Uq7x";
 const ASSISTANT: &str = "Aq7x";
 const AGAIN: &str = "Vq7x";
 
 impl Rendering {
-    /// The form as a chat template. `writes_bos` says whether the model wants a BOS at the
-    /// beginning, which chat templates write themselves.
+    /// Converts the rendering into a chat template. `writes_bos` tells whether the model wants
+    /// a BOS at the beginning, which chat templates write themselves.
     ///
     /// # Errors
     /// See [`Unportable`].
@@ -86,14 +85,14 @@ impl Rendering {
     }
 }
 
-/// What [`Rendering::Base`] writes.
+/// A template equivalent to [`Rendering::Base`].
 const BASE: &str = r"{%- for message in messages -%}
 {%- if not loop.first -%}{{- '\n\n' -}}{%- endif -%}
 {{- message['content'] -}}
 {%- endfor -%}";
 
 impl Portable {
-    /// Whether it writes the same for conversations of all kinds.
+    /// Whether both write the same for conversations of all kinds.
     fn says_the_same(&self, rendering: &Rendering) -> Result<bool, ProfileError> {
         let template = ChatTemplate::new(&self.source, Some(""), None)?;
         let template = template.with_markers(self.markers.clone());
@@ -123,7 +122,7 @@ impl Texts {
         let went_on = turns(&[(User, USER), (Assistant, ASSISTANT), (User, AGAIN)])?;
         let instructed = turns(&[(System, SYSTEM), (User, USER)])?;
 
-        // Of two texts that stand together, one is known from elsewhere.
+        // Where two texts are adjacent, one of them is known from elsewhere.
         let find = || {
             let (user_open, user_close_and_opening) = asked.split_once(USER)?;
             let (_, rest) = answered.split_once(USER)?;
@@ -163,11 +162,12 @@ impl Texts {
         })
     }
 
-    /// A template that writes them. All space between its tags is cut off, whatever the
-    /// program that runs it does with lines of tags.
+    /// A template that writes these texts. All tags trim the white space around them, so the
+    /// result does not depend on a program's `trim_blocks` and `lstrip_blocks`.
     fn template(&self) -> String {
         let [user, assistant] = [&self.user, &self.assistant].map(|around| around.write("ns.text"));
-        // A turn is written when the next one begins, as what one speaker says in a row is one.
+        // A turn is written when the next one begins, because consecutive messages of one role
+        // are merged.
         let turn = format!(
             "{{%- if ns.role == 'user' -%}}{user}\
              {{%- elif ns.role == 'assistant' -%}}{assistant}\
@@ -212,7 +212,7 @@ impl Texts {
 }
 
 impl Around {
-    /// Tags that write what the variable `name` holds.
+    /// Tags that write the variable `name`.
     fn write(&self, name: &str) -> String {
         let trim = if self.trims { " | trim" } else { "" };
         format!(
@@ -223,7 +223,7 @@ impl Around {
     }
 }
 
-/// A tag that writes a text.
+/// A tag that writes a constant text.
 fn constant(text: &str) -> String {
     if text.is_empty() {
         return String::new();
@@ -242,7 +242,7 @@ fn constant(text: &str) -> String {
     format!("{{{{- '{literal}' -}}}}")
 }
 
-/// Conversations that differ in who speaks when, and in what is around what they say.
+/// Conversations that differ in the order of roles, and in the white space around messages.
 fn conversations() -> Vec<Vec<Message>> {
     use Role::{Assistant, System, User};
     let conversations: &[&[(Role, &str)]] = &[
@@ -305,7 +305,7 @@ mod tests {
                 let portable = portable.unwrap_or_else(|error| panic!("{error}"));
                 assert_eq!(portable.markers, profile.markers());
                 assert!(portable.source.starts_with("{{- bos_token -}}\n"));
-                // Nothing but tags, so that nobody's handling of space matters.
+                // Nothing but tags, so that the handling of white space does not matter.
                 for line in portable.source.lines() {
                     let begins = line.starts_with("{%-") || line.starts_with("{{-");
                     let ends = line.ends_with("-%}") || line.ends_with("-}}");

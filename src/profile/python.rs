@@ -1,6 +1,5 @@
-//! What chat templates expect of the Python that they were written for and that
-//! minijinja does otherwise or not at all: `json.dumps` behind `tojson`, and
-//! `strftime`.
+//! Features of Python that chat templates rely on and that minijinja does not have, or
+//! implements differently: `json.dumps` behind `tojson`, and `strftime`.
 
 use std::fmt::Write;
 
@@ -8,8 +7,8 @@ use jiff::Zoned;
 use minijinja::value::{Kwargs, ValueKind};
 use minijinja::{Error, ErrorKind, Value};
 
-/// The filter `tojson` as transformers defines it: `json.dumps` with
-/// `ensure_ascii=False`, its other arguments as keywords, and no HTML escapes.
+/// The filter `tojson` as transformers defines it: `json.dumps` with `ensure_ascii=False`, its
+/// other arguments as keywords, and no HTML escapes.
 pub(super) fn tojson(value: &Value, options: Kwargs) -> Result<String, Error> {
     let ascii_only = options
         .get::<Option<bool>>("ensure_ascii")?
@@ -26,7 +25,7 @@ pub(super) fn tojson(value: &Value, options: Kwargs) -> Result<String, Error> {
                 "tojson: separators must be a pair",
             ));
         }
-        // As in Python, an indented list has no space left behind its commas.
+        // As in Python, an indented list has no space after its commas.
         None if indent.is_some() => (",".to_owned(), ": ".to_owned()),
         None => (", ".to_owned(), ": ".to_owned()),
     };
@@ -158,7 +157,7 @@ fn number(value: &Value) -> String {
         let sign = if float < 0.0 { "-" } else { "" };
         return format!("{sign}Infinity");
     }
-    // Rust's debug form switches to an exponent where Python's repr does.
+    // Rust's debug format switches to an exponent where Python's repr does.
     let shortest = format!("{float:?}");
     match shortest.split_once('e') {
         Some((mantissa, exponent)) => match exponent.strip_prefix('-') {
@@ -176,8 +175,7 @@ fn not_json(kind: ValueKind) -> Error {
     )
 }
 
-/// The function `strftime_now`: a moment in Python's `strftime` notation, which
-/// is C's.
+/// The function `strftime_now`: a moment in Python's `strftime` notation, which is C's.
 pub(super) fn strftime(format: &str, moment: &Zoned) -> Result<String, Error> {
     jiff::fmt::strtime::format(format, moment).map_err(|error| {
         Error::new(

@@ -1,4 +1,5 @@
-//! The one thing a request needs of all this: messages in, a text out.
+//! Renderings: the interface to profiles and chat templates that requests use. Messages in, a
+//! text out.
 
 use std::collections::HashSet;
 use std::sync::Arc;
@@ -7,7 +8,7 @@ use super::{
     ChatTemplate, GuidanceDefaults, Message, Profile, ProfileError, Role, SamplingDefaults, markers,
 };
 
-/// How an arm turns messages into text.
+/// The rendering of an arm, which turns messages into text.
 #[derive(Clone, Debug)]
 pub enum Rendering {
     /// `@base`: the messages' text alone, joined by blank lines.
@@ -20,12 +21,12 @@ pub enum Rendering {
     Template(Arc<ChatTemplate>),
 }
 
-/// What a rendering without a profile asks for: nothing.
+/// The sampling defaults of renderings without a profile.
 static NO_DEFAULTS: SamplingDefaults = SamplingDefaults::NONE;
 
 impl Rendering {
-    /// The constant text before the conversation, without a BOS; empty where
-    /// there is none. It is encoded on its own.
+    /// The constant text before the conversation, without a BOS; empty if there is none. It is
+    /// tokenized separately.
     pub fn prefix(&self) -> &str {
         match self {
             Rendering::Profile(profile) => profile.prefix(),
@@ -33,13 +34,13 @@ impl Rendering {
         }
     }
 
-    /// The text of a conversation after the prefix, open at the answer.
-    /// `protect` is applied to each message's content before it goes in, and
-    /// must break up whatever would become a control token.
+    /// The text of a conversation after the prefix, open at the answer. `protect` is applied to
+    /// each message's content first, and must break up every text that would become a control
+    /// token.
     ///
     /// # Errors
-    /// [`ProfileError::Refused`] when a chat template turns the messages down,
-    /// [`ProfileError::Broken`] when a template fails on them.
+    /// [`ProfileError::Refused`] if a chat template rejects the messages,
+    /// [`ProfileError::Broken`] if a template fails on them.
     pub fn render(
         &self,
         messages: &[Message],
@@ -60,7 +61,7 @@ impl Rendering {
         }
     }
 
-    /// What [`render`](Self::render) makes of a message's text before it goes in.
+    /// A message's text as [`render`](Self::render) passes it on.
     pub fn shield(&self, role: Role, text: &str, protect: &dyn Fn(&str) -> String) -> String {
         match self {
             Rendering::Base => protect(text),
@@ -71,7 +72,7 @@ impl Rendering {
         }
     }
 
-    /// What ends an answer when a line of it begins with one of these.
+    /// Stop markers: an answer ends where one of its lines begins with one of these.
     pub fn markers(&self) -> &[String] {
         match self {
             Rendering::Turn(profile) | Rendering::Profile(profile) => profile.markers(),
@@ -80,7 +81,7 @@ impl Rendering {
         }
     }
 
-    /// How answers are sampled where the client does not say.
+    /// Sampling defaults, for parameters that the client does not set.
     pub fn defaults(&self) -> &SamplingDefaults {
         match self {
             Rendering::Turn(profile) | Rendering::Profile(profile) => profile.defaults(),
@@ -88,8 +89,8 @@ impl Rendering {
         }
     }
 
-    /// How answers are guided where the client does not say: only a profile's that has
-    /// its prefix, which is what guidance leads away from.
+    /// Defaults for classifier-free guidance, for requests that do not set it. Only a profile
+    /// with its prefix has them: the prefix alone is what guidance leads away from.
     pub fn guidance(&self) -> Option<GuidanceDefaults> {
         match self {
             Rendering::Profile(profile) => profile.guidance(),
@@ -107,15 +108,15 @@ impl Rendering {
         }
     }
 
-    /// Whether the text begins with whatever BOS it is meant to have, so that
-    /// none is added: a chat template writes its own, or wants none.
+    /// Whether the text already has its BOS, so that none is added: a chat template writes its
+    /// own, or wants none.
     pub fn writes_bos(&self) -> bool {
         matches!(self, Rendering::Template(_))
     }
 }
 
-/// A character that is in none of the messages, for breaking up control tokens
-/// in them: a noncharacter where possible, which no text has a use for.
+/// A character that occurs in none of the messages, to break up control tokens in them: a
+/// noncharacter if possible, which no text has a use for.
 pub fn guard_for(messages: &[Message]) -> char {
     let candidates = || ('\u{fdd0}'..='\u{fdef}').chain('\u{f0000}'..='\u{10ffff}');
     let used: HashSet<char> = messages
@@ -123,8 +124,8 @@ pub fn guard_for(messages: &[Message]) -> char {
         .flat_map(|message| message.content.chars())
         .filter(|c| *c >= '\u{fdd0}')
         .collect();
-    // Only a text that holds all 131,104 of these leaves none over; even then
-    // the guard separates, it is merely taken out of that text as well.
+    // Only a text that holds all 131,104 of these leaves none over; even then the guard
+    // separates, it is merely removed from that text as well.
     candidates()
         .find(|candidate| !used.contains(candidate))
         .unwrap_or('\u{fdd0}')

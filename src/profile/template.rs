@@ -1,4 +1,4 @@
-//! One profile: its file, parsed and checked, and how it writes turns.
+//! A profile: its parsed and checked file, and the rendering of turns.
 
 use std::io;
 
@@ -13,16 +13,15 @@ use super::{Message, ProfileError, Role, bounds, markers};
 const PREFIX: &str = "prefix";
 /// The block that writes a conversation after it.
 const TURNS: &str = "turns";
-/// Fills both blocks with nothing, so that only stray text is left.
+/// A derived template with both blocks empty, so that only stray text is left.
 const OUTSIDE: &str = "outside the blocks";
 
-/// An alignment prompt: a constant prefix, and the markup of the turns that
-/// follow it.
+/// An alignment prompt: a constant prefix, and the markup of the turns that follow it.
 ///
-/// The template has two blocks. `prefix` sees no variables. `turns` sees
-/// `messages`, each with a `role` (`user` or `assistant`, never the same twice
-/// in a row) and a `content`, and `system`, the system messages joined by blank
-/// lines, or none; it leaves the assistant's answer open.
+/// The template has two blocks. `prefix` sees no variables. `turns` sees `messages`, each with
+/// a `role` (`user` or `assistant`, never the same twice in a row) and a `content`, and
+/// `system`, the system messages joined by blank lines, or none; it leaves the assistant's
+/// answer open.
 #[derive(Debug)]
 pub struct Profile {
     file: String,
@@ -32,11 +31,11 @@ pub struct Profile {
 }
 
 impl Profile {
-    /// Reads a profile from its file's text; `file` names it in errors.
+    /// Parses a profile from its file's text; `file` names it in errors.
     ///
-    /// Everything that can be wrong with it is found here: the front matter, the
-    /// template's syntax, variables that do not exist, a missing block, text
-    /// outside of the two, a marker that no turn begins with.
+    /// All mistakes are found here: in the front matter, in the template's syntax, variables
+    /// that do not exist, a missing block, text outside of the two, a marker that no turn
+    /// begins with.
     pub fn parse(file: &str, source: &str) -> Result<Profile, ProfileError> {
         check_source(file, source)?;
         on_deep_stack(|| Profile::compile(file, source))
@@ -52,9 +51,9 @@ impl Profile {
         }
     }
 
-    /// A profile of a front matter and a template, if there can be one, and all that is
-    /// wrong with the template, in the order in which it is found. A profile with problems
-    /// can be looked at, not served.
+    /// Builds a profile from a front matter and a template, if possible, and lists all problems
+    /// of the template in the order in which they are found. A profile with problems can be
+    /// inspected but not served.
     pub(super) fn assemble(
         file: &str,
         front: FrontMatter,
@@ -86,58 +85,58 @@ impl Profile {
         (Some(profile), problems)
     }
 
-    /// What the model id calls it: `MODEL@NAME`.
+    /// The name, as in the model id `MODEL@NAME`.
     pub fn name(&self) -> &str {
         &self.front.name
     }
 
-    /// A few words for a list.
+    /// A short title for lists.
     pub fn title(&self) -> &str {
         &self.front.title
     }
 
-    /// What it does and for which models it is meant.
+    /// Its purpose and the models it is meant for.
     pub fn description(&self) -> &str {
         &self.front.description
     }
 
-    /// The BCP-47 tag of the language that it is written in.
+    /// The BCP-47 tag of its language.
     pub fn language(&self) -> &str {
         &self.front.language
     }
 
-    /// The profile whose place it takes in conversations in its own language.
+    /// The profile that it replaces in conversations in its own language.
     pub fn variant_of(&self) -> Option<&str> {
         self.front.variant_of.as_deref()
     }
 
-    /// Whether it is the variant of the profile `name` for a language, a BCP-47 tag, which
-    /// must be the profile's own: `ja` is not `ja-JP`.
+    /// Whether it is the variant of the profile `name` for a language, a BCP-47 tag, which must
+    /// be the profile's own: `ja` is not `ja-JP`.
     pub fn is_variant(&self, name: &str, language: &str) -> bool {
         self.variant_of() == Some(name) && self.language().eq_ignore_ascii_case(language)
     }
 
-    /// How many examples the prefix holds.
+    /// The number of few-shot examples in the prefix.
     pub fn shots(&self) -> usize {
         self.front.shots
     }
 
-    /// Counts up whenever the text changes.
+    /// The version, which increases whenever the text changes.
     pub fn version(&self) -> u32 {
         self.front.version
     }
 
-    /// What ends an answer when a line of it begins with one of these.
+    /// Stop markers: an answer ends where one of its lines begins with one of these.
     pub fn markers(&self) -> &[String] {
         &self.front.markers
     }
 
-    /// How its answers are sampled where the client does not say.
+    /// Sampling defaults, for parameters that the client does not set.
     pub fn defaults(&self) -> &SamplingDefaults {
         &self.front.sampling
     }
 
-    /// How its answers are guided where the client does not say, if they are.
+    /// Defaults for classifier-free guidance, for requests that do not set it.
     pub fn guidance(&self) -> Option<GuidanceDefaults> {
         self.front.guidance
     }
@@ -147,12 +146,11 @@ impl Profile {
         &self.prefix
     }
 
-    /// Writes a conversation as it follows the prefix, open at the answer.
+    /// Renders a conversation as it follows the prefix, open at the answer.
     ///
-    /// Each message's markers are escaped, then `protect` is applied to it:
-    /// what it returns goes into the template as it is. Consecutive messages of
-    /// one role become one, since a prompt made of examples has no form for two
-    /// questions in a row.
+    /// In each message, markers are escaped and then `protect` is applied; the result goes into
+    /// the template unchanged. Consecutive messages of one role are merged, since a prompt made
+    /// of examples has no form for two questions in a row.
     pub fn turns(
         &self,
         messages: &[Message],
@@ -160,7 +158,7 @@ impl Profile {
     ) -> Result<String, ProfileError> {
         let context = self.context(messages, protect);
         on_deep_stack(|| {
-            // The whole file first: that defines its macros.
+            // The whole file is rendered first, which defines its macros.
             let mut rendered = self
                 .environment
                 .get_template(&self.file)
@@ -172,9 +170,8 @@ impl Profile {
         })
     }
 
-    /// Turns of short conversations that differ in how they begin: what a
-    /// runtime encodes after the prefix to verify that the prefix's tokens never
-    /// depend on what follows it.
+    /// Turns of short conversations that begin in different ways. A runtime encodes them after
+    /// the prefix to verify that the prefix's tokens never depend on the text that follows.
     pub fn probes(&self) -> Result<Vec<String>, ProfileError> {
         probe_conversations()
             .iter()
@@ -184,8 +181,7 @@ impl Profile {
 
     fn context(&self, messages: &[Message], protect: &dyn Fn(&str) -> String) -> Value {
         let safe = |text: &str| protect(&markers::escape(text, self.markers()));
-        // A blank system message instructs nothing; a heading over nothing would
-        // only confuse.
+        // A blank system message instructs nothing; a heading over nothing would only confuse.
         let speaks =
             |message: &&Message| message.role != Role::System || !message.content.trim().is_empty();
         let mut system: Option<String> = None;
@@ -220,7 +216,7 @@ impl Profile {
         ])
     }
 
-    /// What only shows when the whole file is rendered.
+    /// Problems that show only when the whole file is rendered.
     fn problems(&self) -> Vec<ProfileError> {
         let broken = |problem: String| ProfileError::broken(&self.file, None, problem);
         let mut problems = Vec::new();
@@ -265,7 +261,7 @@ impl Profile {
                     ))
                 }));
             }
-            // It was told of before, if it is not about what stands outside.
+            // Already reported, unless it is in the text outside the blocks.
             Err(error) if problems.is_empty() => {
                 problems.push(ProfileError::from_template(&self.file, &error));
             }
@@ -276,7 +272,7 @@ impl Profile {
             let begins = |text: &String| text.lines().any(|line| line.starts_with(marker));
             probes.iter().any(begins)
         };
-        // Without turns there is nothing to look for them in.
+        // Markers cannot be checked if no turns could be rendered.
         if !probes.is_empty() {
             let absent = self.markers().iter().filter(|marker| !written(marker));
             problems.extend(
@@ -287,14 +283,14 @@ impl Profile {
     }
 }
 
-/// The template, alone in a world without files, and strict: whatever is not
-/// there is an error and not an empty text.
+/// An environment with the template alone, without access to files, and strict: an undefined
+/// variable is an error and not an empty text.
 fn environment(file: &str, template: String) -> Result<Environment<'static>, ProfileError> {
     let mut environment = Environment::new();
     environment.set_undefined_behavior(UndefinedBehavior::Strict);
     environment.set_auto_escape_callback(|_| minijinja::AutoEscape::None);
     bounds::bound(&mut environment);
-    // Errors then name the variable that is missing.
+    // Makes errors name the variable that is missing.
     environment.set_debug(true);
     let syntax = SyntaxConfig::builder()
         .trim_blocks(true)

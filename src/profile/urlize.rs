@@ -97,12 +97,12 @@ pub(super) fn urlize(value: &Value, args: &[Value]) -> Result<Value, Error> {
     Ok(Value::from(linked))
 }
 
-/// How links are written.
+/// The format of links.
 struct Links {
     attributes: String,
-    /// The most characters of an address that are shown.
+    /// Maximum number of characters of an address to display.
     limit: Option<usize>,
-    /// Further beginnings of addresses.
+    /// Additional URI schemes.
     extra: Vec<String>,
 }
 
@@ -118,7 +118,7 @@ impl Links {
             middle = rest;
         }
         let mut end = start + middle.len();
-        // Brackets that an address opens belong to it where they are closed.
+        // A closing bracket belongs to the address if the address contains the opening one.
         for (open, close) in [("(", ")"), ("<", ">"), ("&lt;", "&gt;")] {
             let opened = word[start..end].matches(open).count();
             if opened <= word[start..end].matches(close).count() {
@@ -136,7 +136,7 @@ impl Links {
             attributes, extra, ..
         } = self;
         out.push_str(head);
-        // Writing to a text does not fail.
+        // Writing to a string cannot fail.
         _ = if WEB.is_match(middle) {
             let has_scheme = middle.starts_with("https://") || middle.starts_with("http://");
             let scheme = if has_scheme { "" } else { "https://" };
@@ -163,7 +163,7 @@ impl Links {
         out.push_str(tail);
     }
 
-    /// An address as it is shown.
+    /// The displayed form of an address.
     fn trimmed(&self, address: &str) -> String {
         match self.limit {
             Some(limit) if address.chars().count() > limit => {

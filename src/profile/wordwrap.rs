@@ -2,21 +2,21 @@
 //!
 //! Widths are counted in characters, as in Python.
 
-/// How lines are broken.
+/// Options of line breaking.
 #[derive(Clone, Copy)]
 pub(super) struct Wrapping<'a> {
-    /// The most characters of a line, at least 1.
+    /// Maximum characters per line, at least 1.
     pub(super) width: usize,
     /// Whether words that are longer are broken.
     pub(super) break_long_words: bool,
-    /// What stands between lines.
+    /// The text between lines.
     pub(super) separator: &'a str,
     /// Whether words are broken at their hyphens.
     pub(super) break_on_hyphens: bool,
 }
 
 impl Wrapping<'_> {
-    /// Breaks the lines of a text. Breaks that it has stay, as the separator.
+    /// Wraps the lines of a text. Existing line breaks are replaced by the separator.
     pub(super) fn wrap(&self, text: &str) -> String {
         let lines: Vec<String> = lines(text)
             .into_iter()
@@ -70,8 +70,8 @@ impl Wrapping<'_> {
         lines
     }
 
-    /// Where a word is broken that is too long for a line, of which `length` characters
-    /// are taken.
+    /// Where to break a word that is too long for a line, of which `length` characters are
+    /// taken.
     fn place_to_break(&self, chunk: &[char], length: usize) -> usize {
         let room = self.width - length;
         if self.break_on_hyphens && chunk.len() > room {
@@ -110,7 +110,7 @@ fn ends_line(c: char) -> bool {
     )
 }
 
-/// What `textwrap` takes for white space.
+/// White space, as defined by `textwrap`.
 fn is_space(c: char) -> bool {
     matches!(c, '\t' | '\n' | '\u{b}' | '\u{c}' | '\r' | ' ')
 }
@@ -136,8 +136,8 @@ fn words(line: &[char]) -> Vec<&[char]> {
     line.chunk_by(|&a, &b| is_space(a) == is_space(b)).collect()
 }
 
-/// What a line can be broken between (`TextWrapper.wordsep_re`): space, dashes between
-/// words, words, and parts of words that end in a hyphen.
+/// The pieces that a line can be broken between (`TextWrapper.wordsep_re`): space, dashes
+/// between words, words, and parts of words that end in a hyphen.
 fn chunks(line: &[char]) -> Vec<&[char]> {
     let mut chunks = Vec::new();
     let mut start = 0;
@@ -153,13 +153,13 @@ fn chunks(line: &[char]) -> Vec<&[char]> {
     chunks
 }
 
-/// Where the characters from `start` on end that are of a kind.
+/// The end of the run of characters of a kind that begins at `start`.
 fn run(line: &[char], start: usize, of_kind: impl Fn(char) -> bool) -> usize {
     let length = line[start..].iter().take_while(|&&c| of_kind(c)).count();
     start + length
 }
 
-/// Whether two hyphens or more between words begin at `at`.
+/// Whether a dash of two or more hyphens between words begins at `at`.
 fn begins_dash(line: &[char], at: usize) -> bool {
     if at == 0 || line[at] != '-' || !is_punctuated(line[at - 1]) {
         return false;
@@ -168,7 +168,7 @@ fn begins_dash(line: &[char], at: usize) -> bool {
     end >= at + 2 && line.get(end).is_some_and(|&c| is_word(c))
 }
 
-/// Where a word ends that begins at `start`, or its first part.
+/// The end of the word, or of its first part, that begins at `start`.
 fn word_end(line: &[char], start: usize) -> usize {
     let mut at = start + 1;
     loop {
@@ -182,7 +182,7 @@ fn word_end(line: &[char], start: usize) -> usize {
     }
 }
 
-/// Whether the hyphen at `at` is one that a word can be broken behind.
+/// Whether a word can be broken after the hyphen at `at`.
 fn parts_word(line: &[char], at: usize) -> bool {
     let is = |at: Option<usize>, kind: fn(char) -> bool| {
         at.and_then(|at| line.get(at)).is_some_and(|&c| kind(c))

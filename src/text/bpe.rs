@@ -1,4 +1,4 @@
-//! Byte-level BPE: the bytes of each word merged by rank.
+//! Byte-level byte-pair encoding (BPE): the bytes of each word, merged by rank.
 
 use std::collections::HashMap;
 
@@ -9,20 +9,19 @@ use super::merge::{Chain, Merge, Symbol};
 use super::vocabulary::Vocabulary;
 use super::words::Words;
 
-/// How a `gpt2` vocabulary encodes text.
+/// The encoder of a `gpt2` vocabulary.
 #[derive(Debug)]
 pub(super) struct Bpe {
     words: Words,
-    /// By byte: the token of that byte alone.
+    /// The token of each single byte.
     bytes: Box<[Option<u32>; 256]>,
-    /// By two neighbouring tokens: what they become, and when.
+    /// The merge of two adjacent tokens.
     merges: HashMap<(u32, u32), Merge, FixedState>,
-    /// Whether a word that is a piece is taken whole, whatever the merges say.
+    /// Whether a word that is a piece becomes one token, regardless of the merges.
     whole_words: bool,
 }
 
-/// What is wrong with a merge: its place in the list, and the piece that the
-/// vocabulary does not have.
+/// An invalid merge: its index in the list, and the piece that the vocabulary does not have.
 #[derive(Debug)]
 pub(super) struct BadMerge {
     pub(super) at: usize,
@@ -50,8 +49,8 @@ impl Bpe {
                 at,
                 piece: piece.to_owned(),
             };
-            // A space cannot begin a piece in this alphabet, but a piece that
-            // is nothing but one is no merge either.
+            // A space cannot begin a piece in this alphabet, but a merge that is nothing but
+            // one is not valid either.
             let (left, right) = merge.split_once(' ').ok_or_else(|| bad(merge))?;
             let find = |piece: &str| vocabulary.find(piece.as_bytes());
             let pair = (
@@ -76,7 +75,7 @@ impl Bpe {
         })
     }
 
-    /// Appends the ids of `text`, in which no special token is left.
+    /// Appends the ids of `text`, which has no special tokens.
     pub(super) fn encode<D: Demand>(
         &self,
         vocabulary: &Vocabulary,
@@ -104,8 +103,8 @@ impl Bpe {
                     self.merges.get(&(left.id()?, right.id()?)).copied()
                 };
                 chain.merge(find, || output.merged())?;
-                // A byte that the vocabulary lacks (SmolLM2's lacks those of rare
-                // planes) has no token and is left out, as in llama.cpp.
+                // A byte without a token in the vocabulary (SmolLM2's has none for those of
+                // rare planes) is left out, as in llama.cpp.
                 output.ids.extend(chain.iter().filter_map(Symbol::id));
             }
             output.advance(word)
@@ -118,9 +117,9 @@ impl Bpe {
     }
 }
 
-/// The character that stands for a byte in the pieces of a byte-level
-/// vocabulary: printable bytes are themselves, the others follow from U+0100
-/// on (the alphabet of OpenAI's GPT-2 encoder).
+/// The character that stands for a byte in the pieces of a byte-level vocabulary: printable
+/// bytes are themselves, the others follow from U+0100 on (the alphabet of OpenAI's GPT-2
+/// encoder).
 pub(super) fn letter(byte: u8) -> char {
     let offset = match byte {
         b'!'..=b'~' | 0xa1..=0xac | 0xae..=0xff => return byte as char,
@@ -152,7 +151,7 @@ mod tests {
         for value in 0..=u8::MAX {
             assert_eq!(byte(letter(value)), Some(value));
         }
-        // The ones everybody knows from vocabularies.
+        // Well-known ones from vocabularies.
         assert_eq!(
             (letter(b' '), letter(b'\n'), letter(b'\t')),
             ('Ġ', 'Ċ', 'ĉ')

@@ -1,10 +1,10 @@
-//! Text out of the bytes of tokens, as they come.
+//! A UTF-8 streaming decoder: text from the bytes of tokens, as they arrive.
 //!
-//! A token may end inside a character. What is incomplete waits for the next token;
-//! what can no longer become a character is replaced. All that is ever returned,
-//! joined, equals [`String::from_utf8_lossy`] of all bytes, however they were cut.
+//! A token may end inside a character. An incomplete character waits for the next token; bytes
+//! that can no longer become a character are replaced. The concatenation of all returned texts
+//! equals [`String::from_utf8_lossy`] of all bytes, however they were split.
 
-/// Turns a stream of bytes into text, never cutting a character.
+/// Decodes a stream of bytes as UTF-8 without splitting a character.
 ///
 /// ```
 /// use incant::text::decode::StreamDecoder;
@@ -21,7 +21,7 @@ pub struct StreamDecoder {
 }
 
 impl StreamDecoder {
-    /// A decoder that has seen nothing.
+    /// Creates a decoder.
     pub fn new() -> StreamDecoder {
         StreamDecoder::default()
     }
@@ -39,7 +39,7 @@ impl StreamDecoder {
                 }
                 Err(error) => {
                     let (valid, after) = rest.split_at(error.valid_up_to());
-                    // Valid as the error says: nothing is replaced here.
+                    // The error tells that this part is valid: nothing is replaced here.
                     text.push_str(&String::from_utf8_lossy(valid));
                     match error.error_len() {
                         Some(invalid) => {
@@ -55,15 +55,15 @@ impl StreamDecoder {
         text
     }
 
-    /// How many bytes wait for the rest of their character.
+    /// The number of bytes that wait for the rest of their character.
     ///
-    /// While some do, the last token is not shown in full by the text so far.
+    /// If there are any, the text so far does not contain all of the last token.
     pub fn pending(&self) -> usize {
         self.pending.len()
     }
 
-    /// Ends the stream: an incomplete character becomes one U+FFFD. The decoder can
-    /// then be used for another stream.
+    /// Ends the stream: an incomplete character becomes one U+FFFD. The decoder can then be
+    /// used for another stream.
     pub fn finish(&mut self) -> String {
         let text = String::from_utf8_lossy(&self.pending).into_owned();
         self.pending.clear();
@@ -78,7 +78,7 @@ mod tests {
 
     use super::*;
 
-    /// Bytes among which characters, halves of characters and nonsense are common.
+    /// Bytes with many whole characters, partial characters and invalid bytes.
     fn bytes() -> impl Strategy<Value = Vec<u8>> {
         let piece = prop_oneof![
             any::<char>().prop_map(|c| c.to_string().into_bytes()),
@@ -137,7 +137,7 @@ mod tests {
         assert_eq!(decoder.push(b"\xE3\x81"), "");
         assert_eq!(decoder.push(b"a"), "\u{FFFD}a");
         assert_eq!(decoder.push(b"\xFF"), "\u{FFFD}");
-        // A surrogate is no character; each of its bytes is replaced.
+        // A surrogate is not a character; each of its bytes is replaced.
         assert_eq!(decoder.push(b"\xED\xA0"), "\u{FFFD}\u{FFFD}");
         assert_eq!(decoder.push(b"\xE3\x81"), "");
         assert_eq!(decoder.finish(), "\u{FFFD}");

@@ -1,65 +1,65 @@
-//! How many of a text's tokens somebody wants, and whether anybody still does.
+//! Early end of encoding: token limits and cancellation.
 //!
-//! To encode a text takes many times its size in memory and time. Where it is known that more
-//! tokens than a context holds are of no use, or that a client has left, encoding ends early:
-//! before it begins if the text's length alone says so, else at the end of a word.
+//! Encoding a text takes many times its size in memory and time. If it is known that more
+//! tokens than a context holds are useless, or that the client has disconnected, encoding ends
+//! early: before it begins if the text's length alone tells, otherwise at the end of a word.
 
 use std::convert::Infallible;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-/// Merges between two looks at whether the tokens are still wanted.
+/// Merges between two checks of the limit and of cancellation.
 const MERGES_PER_LOOK: usize = 4096;
 
-/// Tells work that its result is of no use any more. Clones are one and the same.
+/// A cancellation flag. Clones share it.
 #[derive(Clone, Debug, Default)]
 pub struct Cancel(Arc<AtomicBool>);
 
 impl Cancel {
-    /// Tells it.
+    /// Cancels the work.
     pub fn cancel(&self) {
         self.0.store(true, Ordering::Relaxed);
     }
 
-    /// Whether that was told.
+    /// Whether the work was cancelled.
     pub fn is_cancelled(&self) -> bool {
         self.0.load(Ordering::Relaxed)
     }
 }
 
-/// What a text's tokens are wanted for. The default is all tokens of any text.
+/// Limits of an encoding. The default is unlimited.
 #[derive(Clone, Debug, Default)]
 pub struct Bounds {
-    /// The most tokens that are of use; `None` for any number.
+    /// The maximum number of tokens; `None` if unlimited.
     pub most: Option<usize>,
-    /// Whether somebody still wants them.
+    /// The cancellation flag.
     pub cancel: Cancel,
 }
 
 /// Why encoding ended before the text did.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Halt {
-    /// There are more tokens than are of use.
+    /// There are more tokens than the limit.
     #[error("the text has at least {at_least} tokens")]
     TooLong {
-        /// A number that the text's tokens are not below.
+        /// A lower bound of the number of tokens.
         at_least: usize,
     },
-    /// Nobody wants the tokens any more.
+    /// The work was cancelled.
     #[error("nobody waits for the tokens")]
     Cancelled,
 }
 
-/// Decides whether encoding goes on.
+/// Decides whether encoding continues.
 pub(super) trait Demand {
-    /// Why it does not.
+    /// The reason not to.
     type Halt;
 
-    /// Looks at a number of tokens that the whole text has at least.
+    /// Checks a lower bound of the number of tokens in the whole text.
     fn check(&self, at_least: usize) -> Result<(), Self::Halt>;
 }
 
-/// Wants all tokens.
+/// No limit.
 pub(super) struct All;
 
 impl Demand for All {
@@ -71,10 +71,10 @@ impl Demand for All {
 }
 
 impl Bounds {
-    /// Whether a text that has at least so many tokens is still of use.
+    /// Checks the limits for a text with at least `at_least` tokens.
     ///
     /// # Errors
-    /// It has too many, or nobody wants them any more.
+    /// There are too many tokens, or the work was cancelled.
     pub fn check(&self, at_least: usize) -> Result<(), Halt> {
         if self.cancel.is_cancelled() {
             return Err(Halt::Cancelled);
@@ -94,32 +94,32 @@ impl Demand for Bounds {
     }
 }
 
-/// How long texts and tokens are. For a SentencePiece vocabulary that is in characters, for a
-/// byte-level one in bytes; bytes that the vocabulary lacks have no token and do not count. No
-/// token stands for more than [`longest`](Self::longest).
+/// Lengths of texts and tokens: in characters for a SentencePiece vocabulary, in bytes for a
+/// byte-level one. Bytes without a token in the vocabulary do not count. No token stands for
+/// more than [`longest`](Self::longest).
 #[derive(Debug)]
 pub(super) struct Measure {
-    /// By byte: how much it adds to a text's length.
+    /// The length that each byte adds to a text.
     pub(super) lengths: Box<[u8; 256]>,
     /// The length of the longest token, at least 1.
     pub(super) longest: usize,
 }
 
 impl Measure {
-    /// How long a text is.
+    /// The length of a text.
     pub(super) fn of(&self, text: &str) -> usize {
         text.bytes()
             .map(|byte| usize::from(self.lengths[usize::from(byte)]))
             .sum()
     }
 
-    /// How many tokens a text of this length has at least.
+    /// A lower bound of the number of tokens in a text of this length.
     pub(super) fn least_tokens(&self, length: usize) -> usize {
         length.div_ceil(self.longest)
     }
 }
 
-/// Tokens as they come, and how much text is left.
+/// The tokens so far, and the length of the remaining text.
 pub(super) struct Output<'a, D> {
     pub(super) ids: Vec<u32>,
     measure: &'a Measure,
@@ -146,13 +146,13 @@ impl<'a, D: Demand> Output<'a, D> {
         Ok(output)
     }
 
-    /// Takes note that the tokens of `text`, the next part, are among [`ids`](Self::ids).
+    /// Notes that the tokens of `text`, the next part, are among [`ids`](Self::ids).
     pub(super) fn advance(&mut self, text: &str) -> Result<(), D::Halt> {
         self.left = self.left.saturating_sub(self.measure.of(text));
         self.check()
     }
 
-    /// Takes note of a merge.
+    /// Notes a merge.
     pub(super) fn merged(&mut self) -> Result<(), D::Halt> {
         self.merges += 1;
         match self.merges.is_multiple_of(MERGES_PER_LOOK) {

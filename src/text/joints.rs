@@ -1,23 +1,23 @@
-//! Which characters can stand next to each other within a token.
+//! Pairs of characters that can be adjacent within a token.
 //!
-//! Where two neighbours of a text stand next to each other in no piece of the vocabulary, no
-//! token spans the place between them, whatever is merged before: the text can be cut there,
-//! and its parts encoded one after the other, to the same tokens. In ordinary text that is at
-//! every few characters.
+//! If two adjacent characters of a text are adjacent in no piece of the vocabulary, no token
+//! spans the place between them, whatever is merged before: the text can be split there, and
+//! its parts encoded one after the other, to the same tokens. In ordinary text there is such a
+//! place every few characters.
 
 use super::vocabulary::Vocabulary;
 
-/// Bits in the filter, as a power of two: some thirty for each pair of the largest
+/// The size of the filter in bits, as a power of two: some thirty for each pair of the largest
 /// vocabularies.
 const BITS: u32 = 20;
 
-/// The pairs of characters that some piece has side by side, as a Bloom filter with one hash:
-/// a pair that it holds by accident merely joins parts that could have been apart.
+/// The pairs of characters that are adjacent in any piece, as a Bloom filter with one hash: a
+/// false positive merely joins parts that could have been separate.
 #[derive(Debug)]
 pub(super) struct Joints(Box<[u64]>);
 
 impl Joints {
-    /// The pairs in all pieces that text can become by merging.
+    /// The pairs in all pieces that merging can produce.
     pub(super) fn new(vocabulary: &Vocabulary) -> Joints {
         let mut filter = vec![0; 1 << (BITS - 6)].into_boxed_slice();
         let pieces = vocabulary.iter().filter(|(_, kind, _)| kind.is_text());
@@ -30,14 +30,14 @@ impl Joints {
         Joints(filter)
     }
 
-    /// Whether a token may hold `first` and right after it `second`.
+    /// Whether a token may contain `first` directly followed by `second`.
     pub(super) fn join(&self, first: char, second: char) -> bool {
         let (word, bit) = place(first, second);
         self.0[word] & bit != 0
     }
 }
 
-/// The word of the filter that has a pair's bit, and the bit.
+/// The index of the filter's word that has a pair's bit, and the bit.
 fn place(first: char, second: char) -> (usize, u64) {
     // Fibonacci hashing: the upper bits of a product depend on all of the key.
     const GOLDEN: u64 = 0x9e37_79b9_7f4a_7c15;

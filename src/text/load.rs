@@ -1,4 +1,4 @@
-//! A tokenizer out of a GGUF's metadata.
+//! Builds a tokenizer from a GGUF's metadata.
 
 use std::path::{Path, PathBuf};
 
@@ -18,33 +18,33 @@ pub enum TokenizerError {
     /// A metadata key is missing or of the wrong type.
     #[error(transparent)]
     Gguf(#[from] GgufError),
-    /// The metadata is of a kind that is not supported, or contradicts itself.
+    /// The metadata is unsupported or contradicts itself.
     #[error("{}: {cause}", path.display())]
     Vocabulary {
         /// The file.
         path: PathBuf,
-        /// What is wrong. (Part of the message, so not a `source`.)
+        /// The cause. (Part of the message, so not a `source`.)
         cause: VocabularyError,
     },
 }
 
-/// What is wrong with a vocabulary.
+/// Why a vocabulary cannot be used.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum VocabularyError {
     /// Neither `llama` nor `gpt2`.
     #[error("tokenizer `{}` is not supported (supported: llama, gpt2)", .0.escape_debug())]
     Model(String),
-    /// An unknown way to cut text into words.
+    /// An unsupported pre-tokenizer.
     #[error("pre-tokenizer `{}` is not supported (supported: {})", .0.escape_debug(), words::supported())]
     Pre(String),
     /// There are no tokens.
     #[error("the vocabulary is empty")]
     Empty,
-    /// The pieces are too long together.
+    /// The pieces are too long in total.
     #[error("the vocabulary's texts exceed 4 GiB")]
     TooLarge,
-    /// An array that should have one entry per token has not.
+    /// An array does not have one entry per token.
     #[error("{key} has {found} entries for {tokens} tokens")]
     Length {
         /// The array's key.
@@ -62,7 +62,7 @@ pub enum VocabularyError {
         /// Its type in the file.
         kind: i32,
     },
-    /// A score that is not a number.
+    /// A score is NaN.
     #[error("token {0} has a score that is not a number")]
     Score(usize),
     /// A special token's id is outside the vocabulary.
@@ -78,7 +78,7 @@ pub enum VocabularyError {
     /// A merge of pieces that are not in the vocabulary.
     #[error("merge {at} needs the piece `{}`, which the vocabulary does not have", .piece.escape_debug())]
     Merge {
-        /// The merge's place in the list.
+        /// The index of the merge in the list.
         at: usize,
         /// The piece.
         piece: String,
@@ -86,14 +86,14 @@ pub enum VocabularyError {
     /// Characters outside the vocabulary could not be encoded.
     #[error("the vocabulary has neither a piece for each byte nor an unknown token")]
     NoFallback,
-    /// The special tokens are too many or too long to be searched for.
+    /// The special tokens are too many or too long to be indexed.
     #[error("the special tokens cannot be indexed: {0}")]
     Specials(aho_corasick::BuildError),
 }
 
-/// Texts of tokens that end generation and are never meant as text: turn and
-/// text ends of the common model families. Some files declare them as ordinary
-/// pieces; they are taken for controls all the same, as in llama.cpp.
+/// Texts of tokens that end generation and are never meant as text: turn and text ends of the
+/// common model families. Some files declare them as ordinary pieces; they are treated as
+/// control tokens all the same, as in llama.cpp.
 const ENDS: &[&str] = &[
     "<|im_end|>",
     "<|endoftext|>",
@@ -108,9 +108,9 @@ const ENDS: &[&str] = &[
     "<｜end▁of▁sentence｜>",
 ];
 
-/// Texts of tokens that end generation where the file declares them as
-/// controls: the ends of a file in code models, and texts that others use as
-/// markup (`</s>` is an HTML tag in Gemma's vocabulary).
+/// Texts of tokens that end generation if the file declares them as control tokens: the ends of
+/// a file in code models, and texts that others use as markup (`</s>` is an HTML tag in Gemma's
+/// vocabulary).
 const ENDS_IF_CONTROL: &[&str] = &[
     "<|fim_pad|>",
     "<|fim_repo|>",
@@ -130,8 +130,7 @@ impl Tokenizer {
     /// Builds the tokenizer that `gguf` describes.
     ///
     /// # Errors
-    /// The metadata lacks a vocabulary, describes one of an unsupported kind,
-    /// or contradicts itself.
+    /// The metadata has no vocabulary, an unsupported one, or contradicts itself.
     pub fn from_gguf(gguf: &Gguf) -> Result<Tokenizer, TokenizerError> {
         gguf.check_whole()?;
         let metadata = gguf.metadata();
@@ -185,7 +184,7 @@ fn vocabulary_error(path: &Path, cause: VocabularyError) -> TokenizerError {
     }
 }
 
-/// All pieces and what each is for.
+/// All pieces and their kinds.
 fn pieces(gguf: &Gguf) -> Result<(Arena, Vec<TokenKind>), TokenizerError> {
     let metadata = gguf.metadata();
     let error = |cause| vocabulary_error(gguf.path(), cause);
@@ -234,7 +233,7 @@ fn check_length(
     Err(vocabulary_error(gguf.path(), cause))
 }
 
-/// What each token adds to a text; `None` if that is too much.
+/// The bytes that each token adds to a text; `None` if they are too long in total.
 fn texts(pieces: &Arena, kinds: &[TokenKind], spm: bool) -> Option<Arena> {
     let mut texts = Arena::default();
     let mut buffer = Vec::new();
@@ -254,7 +253,7 @@ fn texts(pieces: &Arena, kinds: &[TokenKind], spm: bool) -> Option<Arena> {
                 for c in piece.chars() {
                     match bpe::byte(c) {
                         Some(byte) => buffer.push(byte),
-                        // Outside the alphabet: text as it stands.
+                        // Outside the alphabet: literal text.
                         None => buffer.extend_from_slice(c.encode_utf8(&mut utf8).as_bytes()),
                     }
                 }
@@ -273,7 +272,7 @@ fn texts(pieces: &Arena, kinds: &[TokenKind], spm: bool) -> Option<Arena> {
 /// The byte of a piece such as `<0x0A>`.
 fn byte_piece(piece: &str) -> Option<u8> {
     let digits = piece.strip_prefix("<0x")?.strip_suffix('>')?;
-    // `from_str_radix` would take a sign as well.
+    // `from_str_radix` would accept a sign as well.
     if digits.len() != 2 || !digits.bytes().all(|digit| digit.is_ascii_hexdigit()) {
         return None;
     }
@@ -308,9 +307,10 @@ fn scored(
     Ok(Spm::new(vocabulary, &scores, bytes, unknown, space_prefix))
 }
 
-/// How long texts and tokens are. A token that text becomes stands for as many characters as
-/// its piece has; in a byte-level vocabulary, for as many bytes. A special token stands for
-/// its piece as it is, and one for a byte or an unknown character for one character at most.
+/// Measures texts and tokens. The length of an ordinary token is the number of characters of
+/// its piece; in a byte-level vocabulary, the number of bytes it stands for. A special token
+/// has the length of its literal piece, and a token for a byte or an unknown character stands
+/// for one character at most.
 fn measure(vocabulary: &Vocabulary, specials: &Specials, encoder: &Encoder) -> Measure {
     let texts = vocabulary.iter().filter(|(_, kind, _)| kind.is_text());
     let texts = texts.map(|(_, _, piece)| piece.chars().count());
@@ -359,7 +359,7 @@ struct SpecialIds<'a> {
 }
 
 impl SpecialIds<'_> {
-    /// The id under `key`, or `default` if that is a token with a use of its own.
+    /// The id under `key`, or `default` if that is a control or the unknown token.
     fn get(&self, key: &'static str, default: Option<u32>) -> Result<Option<u32>, TokenizerError> {
         let Some(id) = self.metadata.get_u32(key)? else {
             let special = |&id: &u32| {

@@ -1,10 +1,10 @@
-//! Which pieces that a vocabulary has as text are markup all the same.
+//! Recognises markup among the pieces that a vocabulary declares as text.
 //!
-//! Many files say of the tokens that structure a prompt that they are text (`<|im_start|>`,
-//! `<start_of_image>`, `<think>`), as they do of line breaks, runs of spaces and the tags of
-//! HTML, which a user's text may well become.
+//! Many files declare the tokens that structure a prompt as text (`<|im_start|>`,
+//! `<start_of_image>`, `<think>`), as well as line breaks, runs of spaces and HTML tags, which
+//! a user's text may legitimately become.
 
-/// The elements of HTML, obsolete ones included, and some of SVG and MathML, in order.
+/// The elements of HTML, obsolete ones included, and some of SVG and MathML, sorted.
 const HTML: &[&str] = &[
     "a",
     "abbr",
@@ -139,7 +139,7 @@ const HTML: &[&str] = &[
     "wbr",
 ];
 
-/// Whether a piece is words in brackets and no tag of HTML.
+/// Whether a piece is words in brackets and not an HTML tag.
 pub(super) fn is_markup(piece: &str) -> bool {
     let piece = piece.trim_matches(|c: char| c == '\u{2581}' || c.is_whitespace());
     let brackets = [('<', '>'), ('[', ']'), ('{', '}'), ('\u{ff5f}', '\u{ff60}')];

@@ -1,8 +1,8 @@
-//! The merge loop that both tokenizer families share.
+//! The merge loop of byte-pair encoding (BPE), shared by both tokenizer families.
 //!
-//! A text begins as a chain of its smallest symbols. The best pair of
-//! neighbours is merged, again and again, until no pair can be: a heap holds
-//! the candidates, so that n symbols take O(n log n) however long the text is.
+//! A text starts as a chain of its smallest symbols. The best pair of adjacent symbols is
+//! merged repeatedly until no pair can be: a heap holds the candidates, so that n symbols take
+//! O(n log n) however long the text is.
 
 use std::cmp::Reverse;
 use std::collections::BinaryHeap;
@@ -11,10 +11,10 @@ use std::ops::Range;
 /// Stands for "no token" and "no neighbour".
 const NONE: u32 = u32::MAX;
 
-/// A stretch of the text: one token, or a character that is none.
+/// A part of the text: one token, or a character without a token.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Symbol {
-    /// Where it begins, in bytes.
+    /// Its start, in bytes.
     start: u32,
     /// Its length in bytes; 0 once it has been merged into its left neighbour.
     len: u32,
@@ -24,23 +24,22 @@ pub(super) struct Symbol {
 }
 
 impl Symbol {
-    /// Its token.
     pub(super) fn id(&self) -> Option<u32> {
         (self.id != NONE).then_some(self.id)
     }
 
-    /// Its bytes' places in the text.
+    /// Its byte range in the text.
     pub(super) fn range(&self) -> Range<usize> {
         self.start as usize..(self.start + self.len) as usize
     }
 
-    /// The places of its bytes and those of its right neighbour.
+    /// The byte range that it and its right neighbour cover.
     pub(super) fn range_with(&self, right: &Symbol) -> Range<usize> {
         self.start as usize..(right.start + right.len) as usize
     }
 }
 
-/// What two neighbours become.
+/// The merge of two adjacent symbols.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Merge {
     /// The lowest goes first; of equals, the leftmost.
@@ -62,8 +61,8 @@ pub(super) struct Chain {
 struct Candidate {
     priority: u32,
     left: u32,
-    /// Both symbols' bytes together when this was found. Symbols only ever
-    /// grow, so a different sum now means that one of them has changed.
+    /// The length of both symbols together when this was found. Symbols only ever grow, so a
+    /// different sum now means that one of them has changed.
     len: u32,
     id: u32,
 }
@@ -75,8 +74,8 @@ impl Chain {
         self.queue.clear();
     }
 
-    /// Whether there is room for a symbol of `len` bytes: places are 32 bits wide, to keep
-    /// the chain of a long text small.
+    /// Whether there is room for a symbol of `len` bytes: places are 32 bits wide, to keep the
+    /// chain of a long text small.
     pub(super) fn has_room(&self, len: usize) -> bool {
         self.end() as usize + len < NONE as usize
     }
@@ -89,20 +88,20 @@ impl Chain {
             start,
             len: len as u32,
             id: id.unwrap_or(NONE),
-            // The first has no left neighbour: an index that is never one.
+            // The first has no left neighbour, which an index that is never valid represents.
             left: at.wrapping_sub(1),
             right: at + 1,
         });
     }
 
-    /// Where the text ends so far.
+    /// The end of the text so far.
     fn end(&self) -> u32 {
         let last = self.symbols.last();
         last.map_or(0, |last| last.start + last.len)
     }
 
-    /// Merges until `find` knows no merge for any two neighbours, or until `merged`, which
-    /// is told of each merge, has had enough.
+    /// Merges until `find` returns no merge for any two neighbours, or until `merged`, which is
+    /// called after each merge, fails.
     pub(super) fn merge<E>(
         &mut self,
         find: impl Fn(&Symbol, &Symbol) -> Option<Merge>,
@@ -113,7 +112,7 @@ impl Chain {
         }
         while let Some(Reverse(candidate)) = self.queue.pop() {
             let left = self.symbols[candidate.left as usize];
-            // The last symbol has none; what was merged into another may name any.
+            // The last symbol has none; one that was merged into another may point anywhere.
             let Some(&right) = self.symbols.get(left.right as usize) else {
                 continue;
             };
@@ -135,7 +134,7 @@ impl Chain {
         Ok(())
     }
 
-    /// The symbols that are left, in order.
+    /// The remaining symbols, in order.
     pub(super) fn iter(&self) -> impl Iterator<Item = &Symbol> {
         self.symbols.iter().filter(|symbol| symbol.len > 0)
     }
@@ -169,7 +168,7 @@ mod tests {
 
     use super::*;
 
-    /// Merges single bytes by a list of pairs, first is best; returns the texts.
+    /// Merges single bytes by a list of pairs, best first; returns the texts.
     fn run(text: &str, merges: &[&str]) -> Vec<String> {
         let mut chain = Chain::default();
         for _ in text.bytes() {

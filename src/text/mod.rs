@@ -1,15 +1,15 @@
-//! Between text and token ids.
+//! Tokenization: byte-pair encoding (BPE), UTF-8 streaming decoding, and stop strings.
 //!
-//! [`Tokenizer`] is built from a GGUF's metadata alone and gives the ids that
-//! llama.cpp gives for the same file. Two families cover the supported models:
-//! SentencePiece-BPE (`llama`), which merges by score, and byte-level BPE
-//! (`gpt2`), which cuts the text into words first and merges by rank. Both run
-//! on one merge loop. No text is normalized.
+//! [`Tokenizer`] is built from a GGUF's metadata alone and gives the same ids as llama.cpp for
+//! the same file. Two families cover the supported models: SentencePiece-BPE (`llama`), which
+//! merges by score and has byte fallback, and byte-level BPE (`gpt2`), which splits the text
+//! into words first (pre-tokenization) and merges by rank. Both use one merge loop. No text is
+//! normalized.
 //!
-//! Tokens that are no ordinary text (controls such as `<|im_end|>`, and pieces
-//! that a vocabulary defines beside its merges) are found before either family
-//! sees the text. That is also where a user's text is kept from becoming a
-//! control token: see [`Tokenizer::guard_controls`].
+//! Tokens other than ordinary text (control tokens such as `<|im_end|>`, and pieces that a
+//! vocabulary defines beside its merges) are found before either family sees the text. At this
+//! point a user's text is also kept from becoming a control token: see
+//! [`Tokenizer::guard_controls`].
 
 pub mod decode;
 pub mod stop;

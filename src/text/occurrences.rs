@@ -1,37 +1,37 @@
-//! Where a text can end within a sequence of tokens.
+//! Finds the token sequences in which a text can occur.
 //!
-//! A text ends at a token whose own text holds it, and at the end of tokens of which the
-//! first ends with its beginning and the rest are what encoding gives for its rest. Other
-//! ways to cut it are not looked for: a model writes as encoding does, nearly always.
+//! A text occurs in a token that contains it, and in a sequence of tokens whose first one ends
+//! with the text's beginning and whose others are the encoding of its rest. Other tokenizations
+//! are not searched: a model nearly always writes as encoding does.
 
 use std::sync::{Arc, Mutex, PoisonError};
 
 use super::tokenizer::{Special, Tokenizer};
 
-/// How many lists of texts are remembered: the default, those of a few profiles, and the
-/// last clients'.
+/// How many lists of texts are cached: the default, those of a few profiles, and those of the
+/// latest clients.
 const REMEMBERED: usize = 8;
 
-/// Tokens after which the same other tokens complete a text.
+/// A set of first tokens with the common tokens that complete a text after them.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Occurrence {
-    /// The tokens that can come first, in order.
+    /// The possible first tokens, in ascending order.
     pub heads: Vec<u32>,
-    /// The tokens that follow; empty where the first holds the whole text.
+    /// The tokens that follow; empty if the first contains the whole text.
     pub tail: Vec<u32>,
 }
 
-/// The last lists of texts that were asked for, the newest last.
+/// A cache of the latest lists of texts, the newest last.
 #[derive(Debug, Default)]
 pub(super) struct Remembered(Mutex<Vec<List>>);
 
-/// Texts, and where they occur.
+/// Texts, and their occurrences.
 type List = (Vec<String>, Arc<[Occurrence]>);
 
 impl Tokenizer {
-    /// The ways in which `texts`, none of them empty, occur in tokens. Control tokens
-    /// count by their piece. This reads the whole vocabulary once for each text, except
-    /// for a list that was asked for lately.
+    /// The occurrences of `texts`, none of them empty, in tokens. Control tokens count by their
+    /// piece. This reads the whole vocabulary once for each text, unless the list is in the
+    /// cache.
     pub fn occurrences(&self, texts: &[String]) -> Arc<[Occurrence]> {
         let lists = &self.remembered.0;
         let lock = || lists.lock().unwrap_or_else(PoisonError::into_inner);
@@ -56,7 +56,8 @@ impl Tokenizer {
 
     fn occurrences_of(&self, text: &str) -> Vec<Occurrence> {
         let bytes = text.as_bytes();
-        // By how many of the text's bytes a token ends with; all, if it holds the text.
+        // Indexed by the number of the text's first bytes that a token ends with; the last
+        // entry is for tokens that contain the whole text.
         let mut heads = vec![Vec::new(); bytes.len() + 1];
         for id in 0..self.vocab_size() as u32 {
             let token = self.token_text_special(id);
@@ -74,7 +75,7 @@ impl Tokenizer {
         let whole = self.encode_inside(text, Special::Plain);
         let rest = |count: usize| match text.get(count..) {
             Some(rest) => Some(self.encode_inside(rest, Special::Plain)),
-            // Within a character: only a token's end can be there.
+            // Within a character: only the boundary between two tokens can be there.
             None => {
                 let mut before = 0;
                 let first = whole.iter().position(|&id| {
@@ -98,8 +99,7 @@ mod tests {
     use super::*;
     use incant_gguf::Gguf;
 
-    /// Byte-level BPE over a few tokens with one merge, out of the smallest file that can
-    /// say so.
+    /// Byte-level BPE over a few tokens with one merge, from a minimal GGUF file.
     fn tokenizer() -> Tokenizer {
         const STRING: u32 = 8;
         const ARRAY: u32 = 9;

@@ -1,11 +1,10 @@
 //! Finds special tokens in a text.
 //!
-//! llama.cpp looks for one token after the other, longest first, each from
-//! left to right in what the ones before have left over. So a token counts
-//! where it overlaps no longer one, nor an equally long one that comes before
-//! it. The same is done here in one pass: every place of the text stands in a
-//! queue with the longest token that begins there, and moves on to the next
-//! shorter one when that cannot be had. The queue holds the places of one
+//! llama.cpp looks for one token after the other, longest first, each from left to right in the
+//! parts that earlier ones have left over. So a token counts if it overlaps no longer one, nor
+//! an equally long one that comes before it. This module does the same in one pass: every place
+//! of the text is put into a queue with the longest token that begins there, and is put back
+//! with the next shorter one if that token is not accepted. The queue holds the places of one
 //! cluster at a time: those whose tokens could overlap.
 
 use std::cmp::Reverse;
@@ -23,33 +22,32 @@ pub(super) struct Specials {
     /// Longest first, then by id. The automaton's patterns are in this order.
     tokens: Vec<SpecialToken>,
     automaton: AhoCorasick,
-    /// The bytes that some special token begins with.
+    /// The first bytes of all special tokens.
     begins: Box<[bool; 256]>,
-    /// The bytes that a control token or markup begins with.
+    /// The first bytes of all control tokens and markup.
     begins_guarded: Box<[bool; 256]>,
     /// The ids of markup.
     markup: HashSet<u32>,
 }
 
-/// A token that is looked for in the text as it stands.
+/// A token that is searched for in the raw text.
 #[derive(Debug)]
 pub(super) struct SpecialToken {
     id: u32,
     len: usize,
-    /// Whether it is more than text: a control or the unknown token.
+    /// Whether it is more than text: a control token or the unknown token.
     pub(super) control: bool,
     /// Whether a user's text must not become it: a control token or markup.
     pub(super) guarded: bool,
     /// Whether its text is one character.
     single: bool,
-    /// The longest other special token that it begins with.
+    /// The longest other special token that is a prefix of it.
     shorter: Option<usize>,
 }
 
 impl SpecialToken {
-    /// Whether the token at `start` would span one of `guards`, places in the
-    /// text in ascending order. A guard cannot stand inside a single
-    /// character; right after it counts as well.
+    /// Whether the token at `start` would span one of `guards`, places in the text in ascending
+    /// order. A guard cannot be inside a single character, so right after it counts as well.
     pub(super) fn spans(&self, start: usize, guards: &[usize]) -> bool {
         let end = start + self.len;
         let next = guards.partition_point(|&guard| guard <= start);
@@ -59,7 +57,7 @@ impl SpecialToken {
     }
 }
 
-/// What a part of a text is.
+/// The kind of a part of a text.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Fragment {
     /// A special token.
@@ -73,7 +71,7 @@ pub(super) enum Fragment {
 struct Cluster {
     /// By token and place.
     queue: BinaryHeap<Reverse<(usize, usize)>>,
-    /// Where the first token begins and the last one can end.
+    /// From the start of the first token to the last possible end.
     range: Range<usize>,
 }
 
@@ -135,8 +133,8 @@ impl Specials {
         })
     }
 
-    /// Cuts `text` at its special tokens, of those that `allowed` admits at
-    /// their place, and calls `each` with the parts in order, until it fails.
+    /// Splits `text` at its special tokens, those that `allowed` accepts at their place, and
+    /// calls `each` with the parts in order, until it fails.
     pub(super) fn split<'a, E>(
         &self,
         text: &'a str,
@@ -173,7 +171,7 @@ impl Specials {
         }
     }
 
-    /// The tokens of a cluster and where they stand, in order; the cluster is empty then.
+    /// The accepted tokens of a cluster and their ranges, in order; empties the cluster.
     fn accepted(
         &self,
         cluster: &mut Cluster,
@@ -185,8 +183,8 @@ impl Specials {
         while let Some(Reverse((at, start))) = cluster.queue.pop() {
             let token = &self.tokens[at];
             let end = start + token.len;
-            // What is taken already is as long at least, so it covers one end
-            // of this token if it overlaps it at all.
+            // Accepted tokens are at least as long, so they cover one end of this token if they
+            // overlap it at all.
             if taken[start - first] {
                 continue;
             }
@@ -203,13 +201,13 @@ impl Specials {
         accepted
     }
 
-    /// All tokens that are looked for.
+    /// The ids of all tokens that are searched for.
     pub(super) fn ids(&self) -> impl Iterator<Item = u32> {
         self.tokens.iter().map(|token| token.id)
     }
 
-    /// Where control tokens and markup could begin in `text`, in ascending order: what stands
-    /// there need not be one yet, since a template may take something out of it.
+    /// The places in `text` where control tokens and markup could begin, in ascending order,
+    /// even if the rest of the token is missing, since a template may remove text in between.
     pub(super) fn guarded<'a>(&'a self, text: &'a str) -> impl Iterator<Item = usize> + 'a {
         let bytes = text.bytes().enumerate();
         bytes.filter_map(|(at, byte)| self.begins_guarded[byte as usize].then_some(at))
@@ -220,7 +218,7 @@ impl Specials {
         self.markup.contains(&id)
     }
 
-    /// The places of `text` whose byte some special token begins with.
+    /// The places of `text` whose byte is the first of some special token.
     fn places<'a>(&'a self, text: &'a str) -> impl Iterator<Item = usize> + 'a {
         let bytes = text.bytes().enumerate();
         bytes.filter_map(|(at, byte)| self.begins[byte as usize].then_some(at))
@@ -232,7 +230,8 @@ impl Specials {
         Some(self.automaton.find(input)?.pattern().as_usize())
     }
 
-    /// The first allowed token of those that begin with each other.
+    /// The first allowed token in a chain of tokens, each of which is a prefix of the one
+    /// before.
     fn next(
         &self,
         mut at: Option<usize>,
@@ -256,7 +255,7 @@ mod tests {
     use super::super::vocabulary::Arena;
     use super::*;
 
-    /// Pieces that begin with `<` are controls, the others user-defined.
+    /// Pieces that begin with `<` are control tokens, the others user-defined.
     fn specials(pieces: &[&str]) -> Specials {
         let mut arena = Arena::default();
         let mut kinds = Vec::new();
@@ -287,7 +286,7 @@ mod tests {
         shown
     }
 
-    /// What llama.cpp does, word for word: token by token, longest first.
+    /// llama.cpp's algorithm, literally: token by token, longest first.
     fn reference(pieces: &[&str], text: &str) -> String {
         let mut order: Vec<&str> = pieces.to_vec();
         order.sort_by_key(|piece| Reverse(piece.len()));

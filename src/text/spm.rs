@@ -1,4 +1,5 @@
-//! SentencePiece-BPE: characters merged by the score of what they become.
+//! SentencePiece-BPE: byte-pair encoding of characters, merged by the score of the result, with
+//! byte fallback.
 
 use super::demand::{Demand, Output};
 use super::joints::Joints;
@@ -8,12 +9,12 @@ use super::vocabulary::Vocabulary;
 /// SentencePiece writes a space as this character.
 pub(super) const SPACE: char = '\u{2581}';
 
-/// How a `llama` vocabulary encodes text.
+/// The encoder of a `llama` vocabulary.
 #[derive(Debug)]
 pub(super) struct Spm {
-    /// By token: the order of its score among all, the best score lowest.
+    /// The rank of each token's score, the best score lowest.
     priorities: Vec<u32>,
-    /// By byte: its `<0xNN>` token.
+    /// The `<0xNN>` token of each byte.
     bytes: Box<[Option<u32>; 256]>,
     unknown: Option<u32>,
     joints: Joints,
@@ -22,7 +23,7 @@ pub(super) struct Spm {
 }
 
 impl Spm {
-    /// `scores` holds one number (never NaN) per token.
+    /// `scores` holds one score (never NaN) per token.
     pub(super) fn new(
         vocabulary: &Vocabulary,
         scores: &[f32],
@@ -39,8 +40,8 @@ impl Spm {
         }
     }
 
-    /// Appends the ids of `text`, in which no special token is left. `first`
-    /// says that it begins the whole text or follows a special token.
+    /// Appends the ids of `text`, which has no special tokens. `first` tells whether it begins
+    /// the whole text or follows a special token.
     pub(super) fn encode<D: Demand>(
         &self,
         vocabulary: &Vocabulary,
@@ -92,7 +93,8 @@ impl Spm {
         Ok(())
     }
 
-    /// A character without a piece: its bytes, or the unknown token.
+    /// Byte fallback: the tokens of the bytes of a character without a piece, or the unknown
+    /// token.
     fn fall_back(&self, character: &[u8], ids: &mut Vec<u32>) {
         let tokens = character.iter().map(|&byte| self.bytes[byte as usize]);
         match tokens.collect::<Option<Vec<u32>>>() {
@@ -118,7 +120,7 @@ impl Run {
     }
 }
 
-/// A character as pieces have it.
+/// A character as it is written in pieces.
 fn escaped(c: char) -> char {
     if c == ' ' { SPACE } else { c }
 }

@@ -1,39 +1,37 @@
-//! Where an answer ends by its text: stop strings and role markers.
+//! Stop strings and role markers: where an answer ends by its text.
 //!
-//! A **stop string** is the client's. It counts anywhere. The answer ends at the
-//! first position at which one is complete, and is cut where that one starts; if
-//! several are complete there, where the earliest of them starts. This is what "the
-//! API will stop generating" says, and it needs no look ahead: waiting for a longer
-//! stop string that started earlier would cost tokens for a text that nobody sees.
+//! A **stop string** comes from the client. It counts anywhere. The answer ends at the first
+//! position at which one is complete, and is cut where that one starts; if several are complete
+//! there, where the earliest of them starts. This is what "the API will stop generating" says,
+//! and it needs no lookahead: waiting for a longer stop string that started earlier would cost
+//! tokens for a text that is not sent.
 //!
-//! A **role marker** belongs to a profile (`# Query:`) and would open the next turn.
-//! It counts only at the very start of a line, the answer's first line included. The
-//! line breaks before it, and what blank lines they make, belong to the form of the
-//! turn and are cut with it.
+//! A **role marker** belongs to a profile (`# Query:`) and would open the next turn. It counts
+//! only at the very start of a line, including the answer's first line. The line breaks and
+//! blank lines before it belong to the turn's markup and are cut with it.
 //!
-//! Inside a fenced code block a marker may be code (`# Answer:` is a comment in
-//! Python), and code survives. But a base model also forgets to close the block and
-//! goes on with the next turn. There a marker is a **header** if it fills its line and
-//! a blank line stands before it. Everything from the block's first header on is held
-//! back until it is clear what it is: text if the block is closed, and the next turn,
-//! which is cut, if a second header comes or the answer ends with the block open.
+//! Inside a fenced code block a marker may be code (`# Answer:` is a comment in Python), and
+//! code is kept. But a base model may also forget to close the block and continue with the next
+//! turn. In a code block a marker is a **header** if it fills its line and a blank line
+//! precedes it. Everything from the block's first header on is held back until it can be
+//! classified: it is text if the block is closed, and the next turn, which is cut, if a second
+//! header comes or the answer ends with the block open.
 //!
-//! Where the tokens are used up within a marker, what there is of it is cut if it has a
-//! letter and is not the whole answer; a `#` alone is text.
+//! If the token limit is reached within a marker, its beginning is cut if it contains a letter
+//! and is not the whole answer; a `#` alone is text.
 //!
-//! Text that may turn out to belong to what is cut is held back until that is
-//! decided, and no other: a stop string or marker that has begun, what follows a
-//! header in an open code block, and where there are markers, the blank lines at the
-//! end of the text.
+//! Only text that may turn out to be cut is held back until that is decided: the beginning of a
+//! stop string or marker, the text after a header in an open code block, and, if there are
+//! markers, the blank lines at the end of the text.
 //!
 //! # Aligning tokens with the text
-//! Positions count the bytes of all text pushed so far, and [`StopMatcher::sent`] is
-//! the range of it that was returned. Let a token's text be `start..end` there, the
-//! `end` taken only when its last byte has left the decoder (until then it is not
-//! known, and the token waits). The token has been seen whole once `end` is at most
-//! `sent().end`, and can be reported with the text. After the last piece, one that
-//! has `start < sent().end` was seen in part and is reported too; what is left was
-//! cut. One that ends by `sent().start` was trimmed from the start of the answer.
+//! Positions count the bytes of all text pushed so far, and [`StopMatcher::sent`] is the range
+//! of it that was returned. Let `start..end` be a token's text in these positions, where `end`
+//! is taken only when its last byte has left the decoder (until then it is not known, and the
+//! token waits). The token has been sent completely once `end` is at most `sent().end`, and can
+//! be reported with the text. After the last piece, a token with `start < sent().end` was sent
+//! in part and is reported too; later tokens were cut. A token that ends by `sent().start` was
+//! trimmed from the start of the answer.
 
 mod fence;
 
@@ -41,20 +39,20 @@ use std::ops::Range;
 
 use fence::Fences;
 
-/// What a piece of text led to.
+/// The result of pushing a piece of text.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Output {
-    /// What can be sent now; may be empty.
+    /// Text that can be sent now; may be empty.
     pub text: String,
-    /// Whether the answer is over. All that is pushed later is dropped.
+    /// Whether the answer is over. Text pushed later is dropped.
     pub stopped: bool,
-    /// Bytes of all text pushed so far that are settled: sent, or trimmed from the
-    /// start. The text that follows them is held back, or cut if `stopped`.
+    /// The number of bytes, of all text pushed so far, that are settled: sent, or trimmed from
+    /// the start. Text after them is held back, or cut if `stopped`.
     pub emitted: usize,
 }
 
-/// Finds the end of an answer in text that comes in pieces. The result does not
-/// depend on how the text was cut into pieces.
+/// Finds the end of an answer in text that arrives in pieces. The result does not depend on how
+/// the text was split.
 ///
 /// ```
 /// use incant::text::stop::StopMatcher;
@@ -69,22 +67,22 @@ pub struct Output {
 pub struct StopMatcher {
     stops: Vec<Pattern>,
     markers: Markers,
-    /// Whether leading whitespace is still being dropped.
+    /// Whether leading white space is still being dropped.
     trimming: bool,
     /// Bytes dropped from the start.
     trimmed: usize,
     /// Bytes pushed; once stopped, those before the cut.
     pushed: usize,
-    /// The end of what was pushed, not returned yet.
+    /// The end of the pushed text, not returned yet.
     held: String,
     stopped: bool,
 }
 
 impl StopMatcher {
-    /// A matcher for one answer.
+    /// Creates a matcher for one answer.
     ///
-    /// An empty string among `stops` or `markers` would end every answer; it is
-    /// passed over here, and for whoever speaks to the client to refuse.
+    /// An empty string among `stops` or `markers` would end every answer. It is ignored here;
+    /// rejecting it is up to the caller.
     pub fn new(stops: &[String], markers: &[String]) -> StopMatcher {
         StopMatcher {
             stops: patterns(stops),
@@ -97,10 +95,10 @@ impl StopMatcher {
         }
     }
 
-    /// Whether to drop the spaces, tabs and line breaks that the answer starts with:
-    /// base models like to write some. The answer is then what follows them, and stop
-    /// strings, lines and fences are looked for in that alone. To be called before the
-    /// first piece; off by default.
+    /// Sets whether to drop the spaces, tabs and line breaks at the start of the answer, which
+    /// base models tend to write. The answer is then the text after them, and stop strings,
+    /// lines and fences are searched for in that alone. Must be called before the first piece;
+    /// off by default.
     pub fn trim_start(mut self, trim: bool) -> StopMatcher {
         self.trimming = trim;
         self
@@ -134,15 +132,15 @@ impl StopMatcher {
         self.settle(undecided.unwrap_or(self.pushed))
     }
 
-    /// Ends the text and returns what was still held back, but for a turn that began in a
-    /// code block which is still open and, if the text is `cut_short`, a marker that has
-    /// begun. The output is `stopped` if there was one.
+    /// Ends the text and returns the text that was still held back, except for a turn that
+    /// began in an open code block and, if the text was `cut_short`, a partial marker. The
+    /// output is `stopped` if there was either.
     pub fn finish(&mut self, cut_short: bool) -> Output {
         let mut cut = None;
         if !self.stopped {
             let begun = self.markers.begun_by(self.pushed);
             let begun = begun.filter(|&at| cut_short && at > self.trimmed);
-            // The last line ends here as well as at a line break.
+            // The end of the text ends the last line like a line break.
             let second = self.markers.push(self.pushed, b'\n');
             cut = [begun, second, self.markers.header]
                 .into_iter()
@@ -162,13 +160,13 @@ impl StopMatcher {
         }
     }
 
-    /// The range of the pushed text that was returned. Its start is above 0 only if
-    /// the answer's start was trimmed.
+    /// The range of the pushed text that was returned. Its start is above 0 only if the
+    /// answer's start was trimmed.
     pub fn sent(&self) -> Range<usize> {
         self.trimmed..self.settled()
     }
 
-    /// Drops leading whitespace as long as nothing else has come.
+    /// Drops leading white space as long as nothing else has come.
     fn trim<'t>(&mut self, text: &'t str) -> &'t str {
         if !self.trimming {
             return text;
@@ -205,7 +203,7 @@ impl StopMatcher {
     }
 }
 
-/// The role markers and the lines that they may stand on.
+/// The role markers, and the state of the lines that they may begin.
 #[derive(Clone, Debug)]
 struct Markers {
     patterns: Vec<Pattern>,
@@ -214,13 +212,12 @@ struct Markers {
     fences: Fences,
     /// The line breaks and blank lines that the text ends with now.
     blanks: Option<Blanks>,
-    /// Where a marker counts, in order, as far back as one in progress may start.
+    /// Positions where a marker counts, in order, as far back as a partial one may start.
     line_starts: Vec<LineStart>,
-    /// In a code block: where the answer ends if the line so far, which is a marker
-    /// and blanks, goes on to its end like that.
+    /// In a code block: where the answer ends if the current line, so far a marker and blanks,
+    /// ends with nothing but blanks.
     header_line: Option<usize>,
-    /// Where the answer ends if the open code block is never closed: before its first
-    /// header.
+    /// Where the answer ends if the open code block is never closed: before its first header.
     header: Option<usize>,
 }
 
@@ -237,7 +234,7 @@ struct Blanks {
 #[derive(Clone, Copy, Debug)]
 struct LineStart {
     at: usize,
-    /// Where the answer ends if a marker stands here.
+    /// Where the answer ends if a marker begins here.
     cut: usize,
     /// Whether the line is in a code block, where a marker has to be a header.
     in_code: bool,
@@ -259,7 +256,7 @@ impl Markers {
         markers
     }
 
-    /// Says that the answer starts at position `at`, as on a new line.
+    /// Sets the start of the answer, which counts as the start of a line.
     fn start_at(&mut self, at: usize) {
         self.blanks = Some(Blanks {
             from: at,
@@ -273,8 +270,8 @@ impl Markers {
         }];
     }
 
-    /// Takes the byte at position `at`. If it decides that the answer is over, returns
-    /// where it ends.
+    /// Takes the byte at position `at`. Returns the end of the answer if the byte decides that
+    /// it is over.
     fn push(&mut self, at: usize, byte: u8) -> Option<usize> {
         let blank = matches!(byte, b' ' | b'\t');
         let line_break = matches!(byte, b'\n' | b'\r');
@@ -339,8 +336,8 @@ impl Markers {
         cut
     }
 
-    /// Where text that ends at `end` would be cut for a marker that has begun there, if
-    /// what there is of the marker satisfies `counts`.
+    /// Where text that ends at `end` would be cut for a partial marker there, if the part
+    /// satisfies `counts`.
     fn begun(&self, end: usize, counts: impl Fn(&[u8]) -> bool) -> Option<usize> {
         let begun = self.patterns.iter().filter_map(|marker| {
             let mut lengths = marker
@@ -354,13 +351,13 @@ impl Markers {
         begun.min()
     }
 
-    /// Where text that ends at `end` is cut if it goes on no more.
+    /// Where text that ends at `end` is cut if no more text follows.
     fn begun_by(&self, end: usize) -> Option<usize> {
         let is_letter = |byte: &u8| byte.is_ascii_alphanumeric() || !byte.is_ascii();
         self.begun(end, |begun| begun.iter().any(is_letter))
     }
 
-    /// From where on text that ends at `end` may turn out to be cut.
+    /// The position from which text that ends at `end` may turn out to be cut.
     fn undecided_from(&self, end: usize) -> Option<usize> {
         let begun = self.begun(end, |_| true);
         let blank = self.blanks.filter(|_| !self.patterns.is_empty());
@@ -370,14 +367,14 @@ impl Markers {
     }
 }
 
-/// One string, looked for byte by byte (Knuth, Morris and Pratt 1977).
+/// One string, searched for byte by byte (Knuth–Morris–Pratt 1977).
 #[derive(Clone, Debug)]
 struct Pattern {
     bytes: Vec<u8>,
-    /// `borders[n]`: the length of the longest string, shorter than n bytes, that the
-    /// first n bytes both begin and end with.
+    /// `borders[n]`: the length of the longest string, shorter than n bytes, that the first n
+    /// bytes both begin and end with.
     borders: Vec<usize>,
-    /// How many of its first bytes the text ends with, at the most.
+    /// The length of its longest prefix that the text ends with.
     matched: usize,
 }
 
@@ -388,7 +385,7 @@ impl Pattern {
             borders: vec![0, 0],
             matched: 0,
         };
-        // The borders of a string are found by looking for it in its own tail.
+        // The borders of a string are found by searching for it in its own tail.
         for at in 1..pattern.bytes.len() {
             pattern.push(at, pattern.bytes[at]);
             pattern.borders.push(pattern.matched);
@@ -401,7 +398,7 @@ impl Pattern {
         self.bytes.len()
     }
 
-    /// Takes the byte at position `at`; where the string starts if this completes it.
+    /// Takes the byte at position `at`; returns where the string starts if this completes it.
     fn push(&mut self, at: usize, byte: u8) -> Option<usize> {
         while self.matched > 0 && self.bytes.get(self.matched) != Some(&byte) {
             self.matched = self.borders[self.matched];
@@ -412,14 +409,14 @@ impl Pattern {
         (self.matched == self.len()).then(|| at + 1 - self.len())
     }
 
-    /// The lengths of all its beginnings that the text ends with, longest first.
+    /// The lengths of all its prefixes that the text ends with, longest first.
     fn lengths(&self) -> impl Iterator<Item = usize> {
         std::iter::successors(Some(self.matched), |&n| Some(self.borders[n]))
             .take_while(|&length| length > 0)
     }
 }
 
-/// The patterns for all texts that are not empty.
+/// The patterns of all non-empty texts.
 fn patterns(texts: &[String]) -> Vec<Pattern> {
     let texts = texts.iter().filter(|text| !text.is_empty());
     texts.map(|text| Pattern::new(text)).collect()

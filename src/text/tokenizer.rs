@@ -1,4 +1,4 @@
-//! The tokenizer as the rest of incant sees it.
+//! The public interface of the tokenizer: encoding and decoding.
 
 use std::borrow::Cow;
 use std::convert::Infallible;
@@ -10,14 +10,13 @@ use super::split::{Fragment, SpecialToken, Specials};
 use super::spm::Spm;
 use super::vocabulary::{Arena, TokenKind, Vocabulary};
 
-/// Turns text into a model's token ids and ids into text.
+/// Converts text to a model's token ids and back.
 ///
-/// Build it with [`Tokenizer::from_gguf`]. It never changes: share it in an
-/// `Arc`.
+/// Build it with [`Tokenizer::from_gguf`]. It is immutable: share it in an `Arc`.
 #[derive(Debug)]
 pub struct Tokenizer {
     pub(super) vocabulary: Vocabulary,
-    /// By token: the bytes it adds to a text.
+    /// The bytes that each token adds to a text.
     pub(super) texts: Arena,
     pub(super) specials: Specials,
     pub(super) encoder: Encoder,
@@ -26,14 +25,14 @@ pub struct Tokenizer {
     pub(super) remembered: Remembered,
 }
 
-/// How text between special tokens is encoded.
+/// The encoder of text between special tokens.
 #[derive(Debug)]
 pub(super) enum Encoder {
     Spm(Spm),
     Bpe(Bpe),
 }
 
-/// What else the metadata says.
+/// Other facts from the metadata.
 #[derive(Debug)]
 pub(super) struct Facts {
     pub(super) pre: String,
@@ -49,34 +48,34 @@ pub(super) struct Facts {
 pub enum Special {
     /// They do.
     Parse,
-    /// They are text like any other: no id of a control token comes out.
-    /// Pieces that the vocabulary defines as text still match.
+    /// They are text like any other: the result has no ids of control tokens. Pieces that the
+    /// vocabulary defines as text still match.
     Plain,
 }
 
-/// What becomes of markup that merging gives: text in brackets that the vocabulary has as
+/// How to treat markup that results from merging: text in brackets that the vocabulary has as
 /// one token.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Markup {
     /// It stays a token.
     Kept,
-    /// Tokens of its parts take its place.
+    /// It is replaced by tokens of its parts.
     Broken,
 }
 
 impl Tokenizer {
-    /// The ids of `text`, as llama.cpp gives them; BOS and EOS are not added.
+    /// Encodes `text` to the same ids as llama.cpp, without adding BOS and EOS.
     pub fn encode(&self, text: &str, special: Special) -> Vec<u32> {
         let Ok(ids) = self.encode_for(text, special, &All);
         ids
     }
 
-    /// Like [`encode`](Self::encode), as far as `bounds` want it. What ends it early is
-    /// found at the latest at the end of a word; where the text's length says that there are
-    /// too many tokens, nothing is encoded at all.
+    /// Like [`encode`](Self::encode), but stops early once `bounds` are exceeded, at the latest
+    /// at the end of a word. If the text's length alone implies too many tokens, nothing is
+    /// encoded at all.
     ///
     /// # Errors
-    /// There are more tokens than are of use, or nobody wants them any more.
+    /// There are more tokens than the limit, or the work was cancelled.
     pub fn encode_within(
         &self,
         text: &str,
@@ -101,8 +100,8 @@ impl Tokenizer {
         }
     }
 
-    /// Like [`encode`](Self::encode), for a text that continues another: no space is put
-    /// before it.
+    /// Like [`encode`](Self::encode), for a text that continues another: no space is put before
+    /// it.
     pub fn encode_inside(&self, text: &str, special: Special) -> Vec<u32> {
         let is_parsed = special == Special::Parse;
         let allowed = |token: &SpecialToken, _| is_parsed || !token.control;
@@ -110,8 +109,8 @@ impl Tokenizer {
         ids
     }
 
-    /// A text as the tokens cut it that [`guard_controls`](Self::guard_controls) keeps it
-    /// from becoming: each part with its token, if it is one.
+    /// Splits a text at the tokens that [`guard_controls`](Self::guard_controls) protects
+    /// against: each part with its token, if it is one.
     pub fn cut<'a>(&self, text: &'a str) -> Vec<(&'a str, Option<u32>)> {
         let mut parts = Vec::new();
         let guarded = |token: &SpecialToken, _| token.guarded;
@@ -125,16 +124,16 @@ impl Tokenizer {
         parts
     }
 
-    /// Like [`encode`](Self::encode) with [`Special::Parse`], but `guard`
-    /// marks places: it is removed, and no control token and no markup is found
-    /// across a place where it stood. Where that prevents nothing, the ids are those
-    /// of the text without guards.
+    /// Like [`encode`](Self::encode) with [`Special::Parse`], but `guard` marks places: it is
+    /// removed, and no control token and no markup is found across a place where it stood.
+    /// Apart from that, the ids are those of the text without guards.
     pub fn encode_guarded(&self, text: &str, guard: char) -> Vec<u32> {
         let Ok(ids) = self.encode_guarded_for(text, guard, &All);
         ids
     }
 
-    /// Like [`encode_guarded`](Self::encode_guarded), as far as `bounds` want it.
+    /// Like [`encode_guarded`](Self::encode_guarded), but stops early once `bounds` are
+    /// exceeded.
     ///
     /// # Errors
     /// See [`encode_within`](Self::encode_within).
@@ -159,15 +158,15 @@ impl Tokenizer {
             clean.push_str(part);
             guards.push(clean.len());
         }
-        // The end of the text is no guard.
+        // The end of the text is not a guard.
         guards.pop();
         let allowed =
             |token: &SpecialToken, start: usize| !(token.guarded && token.spans(start, &guards));
         self.encode_where(&clean, true, allowed, Markup::Broken, demand)
     }
 
-    /// In the place of markup among `ids` from number `from` on, which merging can give where
-    /// it is text to the vocabulary, puts tokens of its parts.
+    /// Replaces markup tokens among `ids`, from index `from` on, by tokens of their parts.
+    /// Merging can produce markup if the vocabulary has it as text.
     fn break_markup(&self, ids: &mut Vec<u32>, from: usize) {
         if !ids[from..].iter().any(|&id| self.specials.is_markup(id)) {
             return;
@@ -175,7 +174,7 @@ impl Tokenizer {
         for id in ids.split_off(from) {
             match self.piece(id).filter(|_| self.specials.is_markup(id)) {
                 None => ids.push(id),
-                // It has brackets, so that none of its parts is all of it.
+                // It has brackets, so that none of its parts is the whole piece.
                 Some(piece) => {
                     let begin = piece.chars().next().map_or(0, char::len_utf8);
                     let (first, rest) = piece.split_at(begin);
@@ -189,14 +188,14 @@ impl Tokenizer {
         }
     }
 
-    /// The ids of text inside of another one, without looking for special tokens.
+    /// Encodes text inside of another one, without looking for special tokens.
     fn encode_text(&self, text: &str) -> Result<Vec<u32>, Infallible> {
         let mut output = Output::new(text, &self.measure, &All)?;
         self.append_text(text, false, &mut output)?;
         Ok(output.ids)
     }
 
-    /// Appends the ids of text in which no special token is left.
+    /// Appends the ids of text without special tokens.
     fn append_text<D: Demand>(
         &self,
         text: &str,
@@ -209,21 +208,21 @@ impl Tokenizer {
         }
     }
 
-    /// How many tokens `text` has at least, BOS and EOS aside, by its length and that of the
-    /// longest token: 31 characters in Gemma's vocabulary.
+    /// A lower bound of the number of tokens in `text`, without BOS and EOS, by its length and
+    /// that of the longest token: 31 characters in Gemma's vocabulary.
     pub fn least_tokens(&self, text: &str) -> usize {
         self.measure.least_tokens(self.measure.of(text))
     }
 
     /// Puts `guard` after each character of `text` that a control token or markup could begin
-    /// with: also where it stands in pieces, which a template may join. What
-    /// [`encode_guarded`](Self::encode_guarded) makes of the result, also with
-    /// more text around it, holds no such token from within `text`.
+    /// with, even if the rest of the token is missing, because a template may join pieces. The
+    /// ids that [`encode_guarded`](Self::encode_guarded) gives for the result, also with more
+    /// text around it, contain no such token from within `text`.
     ///
-    /// Markup is what the vocabulary has as text, but in brackets like a control token:
-    /// `<start_of_image>`, `<|im_start|>`, `[multimodal]`. Tags of HTML are text.
+    /// Markup is text to the vocabulary, but in brackets like a control token:
+    /// `<start_of_image>`, `<|im_start|>`, `[multimodal]`. HTML tags are text.
     ///
-    /// `text` itself should not contain `guard`: it would be lost.
+    /// `text` itself should not contain `guard`, which would be lost.
     pub fn guard_controls<'a>(&self, text: &'a str, guard: char) -> Cow<'a, str> {
         let mut guarded = String::new();
         let mut copied = 0;
@@ -240,8 +239,8 @@ impl Tokenizer {
         Cow::Owned(guarded)
     }
 
-    /// `first` is whether the text begins everything; then, whether the next fragment
-    /// does or follows a special token.
+    /// `first` tells whether the text begins the whole text; later it tells whether the next
+    /// fragment does or follows a special token.
     fn encode_where<D: Demand>(
         &self,
         text: &str,
@@ -272,14 +271,14 @@ impl Tokenizer {
         Ok(output.ids)
     }
 
-    /// The bytes a token adds to a text. Empty for control, unknown and unused
-    /// tokens, and for ids that there are not. They need not be whole
-    /// characters.
+    /// The bytes that a token adds to a text, not necessarily whole characters. Empty for
+    /// control, unknown and unused tokens, and for ids outside the vocabulary.
     pub fn token_bytes(&self, id: u32) -> &[u8] {
         self.texts.get(id).unwrap_or_default()
     }
 
-    /// The same, but tokens that add nothing show their piece: `<|im_end|>`.
+    /// Like [`token_bytes`](Self::token_bytes), but tokens that add nothing give their piece:
+    /// `<|im_end|>`.
     pub fn token_text_special(&self, id: u32) -> &[u8] {
         match self.kind(id) {
             TokenKind::Control | TokenKind::Unknown | TokenKind::Unused => {
@@ -289,10 +288,9 @@ impl Tokenizer {
         }
     }
 
-    /// The text of `ids`; with `special`, control tokens are shown as their
-    /// pieces. Bytes that form no character become U+FFFD. Where encoding puts
-    /// a space before a text ([`adds_space_prefix`](Self::adds_space_prefix)),
-    /// that space is taken away again.
+    /// Decodes `ids`; with `special`, control tokens appear as their pieces. Invalid UTF-8
+    /// becomes U+FFFD. If encoding puts a space before a text
+    /// ([`adds_space_prefix`](Self::adds_space_prefix)), that space is removed.
     pub fn decode(&self, ids: &[u32], special: bool) -> String {
         let mut bytes = Vec::new();
         let mut first = true;
@@ -321,18 +319,18 @@ impl Tokenizer {
         self.vocabulary.piece(id)
     }
 
-    /// What a token is for; [`TokenKind::Unused`] for ids that there are not.
+    /// A token's kind; [`TokenKind::Unused`] for ids outside the vocabulary.
     pub fn kind(&self, id: u32) -> TokenKind {
         self.vocabulary.kind(id).unwrap_or(TokenKind::Unused)
     }
 
-    /// Whether each id adds the same text as in another tokenizer. (Control tokens may
-    /// have other names.)
+    /// Whether each id adds the same text as in another tokenizer. (Control tokens may have
+    /// other names.)
     pub fn has_texts_of(&self, other: &Tokenizer) -> bool {
         self.vocab_size() == other.vocab_size() && self.texts == other.texts
     }
 
-    /// How many tokens there are.
+    /// The number of tokens.
     pub fn vocab_size(&self) -> usize {
         self.vocabulary.len() as usize
     }
@@ -357,8 +355,7 @@ impl Tokenizer {
         self.facts.adds_eos
     }
 
-    /// Whether encoding puts a space before a text (and after each special
-    /// token).
+    /// Whether encoding puts a space before a text (and after each special token).
     pub fn adds_space_prefix(&self) -> bool {
         match &self.encoder {
             Encoder::Spm(spm) => spm.space_prefix,
@@ -366,14 +363,13 @@ impl Tokenizer {
         }
     }
 
-    /// Every token that ends generation: EOS, the ends of a turn and of a
-    /// message that the metadata names, and control tokens that are known as
-    /// ends by their text. EOS comes first.
+    /// All tokens that end generation: EOS, the ends of a turn and of a message that the
+    /// metadata names, and control tokens whose text is a known end. EOS comes first.
     pub fn end_tokens(&self) -> &[u32] {
         &self.facts.end_tokens
     }
 
-    /// The tokenizer's family as GGUF calls it: `llama` or `gpt2`.
+    /// The tokenizer's family in GGUF: `llama` or `gpt2`.
     pub fn kind_name(&self) -> &'static str {
         match self.encoder {
             Encoder::Spm(_) => "llama",
@@ -381,7 +377,7 @@ impl Tokenizer {
         }
     }
 
-    /// The pre-tokenizer as the GGUF calls it, `default` if it names none.
+    /// The name of the pre-tokenizer in GGUF, `default` if there is none.
     pub fn pre_name(&self) -> &str {
         &self.facts.pre
     }

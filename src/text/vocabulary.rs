@@ -4,20 +4,20 @@ use foldhash::fast::FixedState;
 use hashbrown::HashTable;
 use std::hash::BuildHasher;
 
-/// What a token is for; GGUF's `tokenizer.ggml.token_type`.
+/// The kind of a token; GGUF's `tokenizer.ggml.token_type`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum TokenKind {
     /// Ordinary text.
     Normal,
-    /// Stands for what the vocabulary cannot express.
+    /// Stands for text that the vocabulary cannot express.
     Unknown,
     /// Structures a prompt (begin, end, turns); never part of a text.
     Control,
-    /// Text that is always cut out as one token, before any merging.
+    /// Text that always becomes one token, before any merging.
     UserDefined,
-    /// Not in use; text never becomes it and it adds none.
+    /// Unused: text never becomes it and it adds none.
     Unused,
-    /// One byte of a character that has no piece of its own.
+    /// One byte of a character that has no piece of its own (byte fallback).
     Byte,
 }
 
@@ -47,17 +47,17 @@ impl TokenKind {
         }
     }
 
-    /// Whether text can become such a token by merging.
+    /// Whether merging can produce such a token.
     pub(super) fn is_text(self) -> bool {
         matches!(self, TokenKind::Normal | TokenKind::UserDefined)
     }
 }
 
-/// Byte strings end to end: one allocation for a whole vocabulary.
+/// Concatenated byte strings: one allocation for a whole vocabulary.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(super) struct Arena {
     bytes: Vec<u8>,
-    /// Where each string ends.
+    /// The end of each string.
     ends: Vec<u32>,
 }
 
@@ -92,8 +92,8 @@ pub(super) struct Vocabulary {
 }
 
 impl Vocabulary {
-    /// Indexes `pieces`, of which each has a kind. Of equal pieces the last
-    /// one is found, as in llama.cpp.
+    /// Indexes `pieces`, each of which has a kind. Of equal pieces the last one is found, as in
+    /// llama.cpp.
     pub(super) fn new(pieces: Arena, kinds: Vec<TokenKind>) -> Vocabulary {
         let mut vocabulary = Vocabulary {
             pieces,
@@ -125,13 +125,12 @@ impl Vocabulary {
             .or_insert(id);
     }
 
-    /// How many tokens there are.
     pub(super) fn len(&self) -> u32 {
         // Every id is a u32 because the arena's ends are counted on loading.
         self.kinds.len() as u32
     }
 
-    /// The token that a text as a whole is, if text can become it.
+    /// The token whose piece is exactly this text, if text can become it.
     pub(super) fn find(&self, text: &[u8]) -> Option<u32> {
         if text.len() > self.longest {
             return None;

@@ -1,42 +1,41 @@
-//! Pre-tokenizers: how byte-level BPE cuts a text into words.
+//! Pre-tokenizers: byte-level BPE splits a text into words first.
 //!
-//! A model's words are written as regular expressions with a lookahead,
-//! `\s+(?!\S)`: a run of white space gives up its last character to the word
-//! that follows. Here the run is matched whole and shortened afterwards, which
-//! says the same without a backtracking engine: matching stays linear in the
-//! text, also for megabytes of white space.
+//! A model's pre-tokenizer is a regular expression with a lookahead, `\s+(?!\S)`: a run of
+//! white space leaves its last character to the word that follows. Here the run is matched as a
+//! whole and shortened afterwards, which is equivalent without a backtracking engine: matching
+//! stays linear in the text, also for megabytes of white space.
 
 #[cfg(test)]
 mod tests;
 
 use regex::Regex;
 
-/// Letters with at most a space before them, numbers likewise, other symbols
-/// likewise, white space; and English contractions (OpenAI's GPT-2).
+/// Letters with at most a space before them, numbers likewise, other symbols likewise, white
+/// space; and English contractions (OpenAI's GPT-2).
 const GPT2: &str = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+";
 
-/// Contractions in any case, any one symbol before letters, numbers of up to
-/// three digits, line ends kept together (Llama 3).
+/// Contractions in any case, any one symbol before letters, numbers of up to three digits, line
+/// ends kept together (Llama 3).
 const LLAMA3: &str = r"'[sS]|'[tT]|'[rR][eE]|'[vV][eE]|'[mM]|'[lL][lL]|'[dD]|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+";
 
-/// The same with every digit alone (Qwen 2).
+/// Llama 3's with every digit separate (Qwen 2).
 const QWEN2: &str = r"'[sS]|'[tT]|'[rR][eE]|'[vV][eE]|'[mM]|'[lL][lL]|'[dD]|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+";
 
-/// Capital letters that follow small ones begin a word; every digit is alone, and
-/// slashes stay with the symbols before them (Mistral's Tekken).
+/// Capital letters that follow small ones begin a word; every digit is separate, and slashes
+/// stay with the symbols before them (Mistral's Tekken).
 const TEKKEN: &str = r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+|[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+";
 
-/// The same with contractions as the ends of words, and up to three digits together
-/// (OpenAI's GPT-4o).
+/// Tekken's with contractions as the ends of words, and up to three digits together (OpenAI's
+/// GPT-4o).
 const GPT4O: &str = r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+(?:'[sS]|'[tT]|'[rR][eE]|'[vV][eE]|'[mM]|'[lL][lL]|'[dD])?|[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*(?:'[sS]|'[tT]|'[rR][eE]|'[vV][eE]|'[mM]|'[lL][lL]|'[dD])?|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+";
 
-/// Rules that several names may stand for.
+/// Rules, which several names may share.
 #[derive(Clone, Copy, Debug)]
 enum Rules {
     /// llama.cpp's for files that name none.
     Default,
     Gpt2,
-    /// GPT-2's with every digit alone.
+    /// GPT-2's with every digit separate.
     Gpt2Digits,
     Gpt4o,
     Llama3,
@@ -44,7 +43,7 @@ enum Rules {
     Tekken,
 }
 
-/// What `tokenizer.ggml.pre` may be here, and what it means in llama.cpp.
+/// The supported values of `tokenizer.ggml.pre`, and their rules in llama.cpp.
 const NAMES: &[(&str, Rules)] = &[
     ("codeshell", Rules::Gpt2Digits),
     ("command-r", Rules::Gpt2Digits),
@@ -66,14 +65,13 @@ const NAMES: &[(&str, Rules)] = &[
     ("tekken", Rules::Tekken),
 ];
 
-/// The names that are supported, as an error lists them.
+/// The supported names, formatted for an error.
 pub(super) fn supported() -> String {
     let names: Vec<&str> = NAMES.iter().map(|(name, _)| *name).collect();
     names.join(", ")
 }
 
-/// A way to cut text into words: stages, each of which cuts what the stage
-/// before it left into smaller parts.
+/// A pre-tokenizer: stages, each of which splits the parts of the stage before it further.
 #[derive(Debug)]
 pub(super) struct Words {
     stages: Vec<Stage>,
@@ -81,13 +79,13 @@ pub(super) struct Words {
 
 #[derive(Debug)]
 enum Stage {
-    /// Matches are parts, and so is what lies between them.
+    /// Matches are parts, and so is the text between them.
     Isolate(Regex),
-    /// Matches cover everything; white space gives up its last character.
+    /// Matches cover everything; white space leaves its last character to the next word.
     Words {
         regex: Regex,
-        /// Whether runs of white space that end in a line end are a branch of
-        /// their own, which gives up nothing.
+        /// Whether a run of white space that ends in a line end is a branch of its own, which
+        /// leaves nothing to the next word.
         line_ends: bool,
     },
 }
@@ -118,8 +116,8 @@ impl Words {
         matches!(pre, "llama-bpe" | "llama3" | "llama-v3" | "tekken")
     }
 
-    /// Calls `word` with each word of `text` in order, until it fails; together they are the
-    /// text.
+    /// Calls `word` with each word of `text` in order, until it fails; together the words are
+    /// the whole text.
     pub(super) fn split<'a, E>(
         &self,
         text: &'a str,
@@ -153,7 +151,7 @@ fn split<'a, E>(
         }
         Stage::Words { regex, line_ends } => {
             let mut at = 0;
-            // Some branch matches every character, so matches leave no gaps.
+            // Some branch matches every character, so there are no gaps between matches.
             while let Some(found) = regex.find_at(text, at) {
                 let end = shorten(text, at, found.end(), *line_ends);
                 split(rest, &text[at..end], word)?;
@@ -164,7 +162,7 @@ fn split<'a, E>(
     Ok(())
 }
 
-/// Where the word that matched from `start` to `end` really ends.
+/// The actual end of the word that matched from `start` to `end`.
 fn shorten(text: &str, start: usize, end: usize, line_ends: bool) -> usize {
     let matched = &text[start..end];
     if end == text.len() || !matched.chars().all(char::is_whitespace) {

@@ -1,25 +1,25 @@
-//! The order in which examples are seen.
+//! The order of training examples.
 //!
-//! Examples of a batch have nearly the same length, so that none waits for a longer one:
-//! an epoch is shuffled, cut into stretches of many batches, each stretch sorted by
-//! length and cut into batches, and the batches shuffled. All of it follows from the
-//! lengths and the seed alone: where a run stands is one number.
+//! Examples of a batch have nearly the same length (length bucketing), so that none waits for a
+//! much longer one: an epoch is shuffled and cut into stretches of many batches, each stretch
+//! is sorted by length and cut into batches, and the batches are shuffled. The order depends on
+//! nothing but the lengths and the seed, so a run's position is a single number.
 
 use rand::seq::SliceRandom;
 use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::SeedableRng;
 
-/// Batches in a stretch that is sorted by length: enough that lengths in a batch are
-/// alike, few enough that its companions change from epoch to epoch.
+/// Batches in a stretch that is sorted by length: enough for a batch's lengths to be alike, few
+/// enough for an example's companions to change from epoch to epoch.
 const STRETCH: usize = 32;
 
-/// An endless row of batches, epoch after epoch.
+/// An endless sequence of batches, epoch after epoch.
 #[derive(Clone, Debug)]
 pub struct Batches {
     lengths: Vec<usize>,
     size: usize,
     seed: u64,
-    /// The epoch that was asked for last.
+    /// The most recently used epoch.
     epoch: Option<(usize, Vec<Vec<usize>>)>,
 }
 
@@ -38,12 +38,12 @@ impl Batches {
         }
     }
 
-    /// How many batches an epoch has.
+    /// Batches per epoch.
     pub fn per_epoch(&self) -> usize {
         self.lengths.len().div_ceil(self.size)
     }
 
-    /// The examples of a batch, by their places.
+    /// The indices of a batch's examples.
     pub fn get(&mut self, number: usize) -> &[usize] {
         let per_epoch = self.per_epoch();
         let wanted = number / per_epoch;
@@ -73,14 +73,16 @@ fn shuffled(lengths: &[usize], size: usize, seed: u64, epoch: usize) -> Vec<Vec<
     batches
 }
 
-/// Batches for what has no order to learn: all examples once, alike in length.
+/// Batches for evaluation, where order does not matter: every example once, similar lengths
+/// together.
 pub fn in_order(lengths: &[usize], size: usize) -> Vec<Vec<usize>> {
     let mut places: Vec<usize> = (0..lengths.len()).collect();
     places.sort_by_key(|&place| lengths[place]);
     places.chunks(size).map(<[usize]>::to_vec).collect()
 }
 
-/// A part of `count` examples to hold out, and the rest, both in their order.
+/// Splits the indices of `count` examples into a `share` to hold out and the rest, and returns
+/// both in this order, each sorted.
 pub fn split(count: usize, share: f64, seed: u64) -> (Vec<usize>, Vec<usize>) {
     let mut places: Vec<usize> = (0..count).collect();
     places.shuffle(&mut ChaCha8Rng::seed_from_u64(seed));
@@ -133,7 +135,8 @@ mod tests {
             let found = batches.get(number).iter().map(|&at| lengths[at]);
             found.clone().max().unwrap() - found.min().unwrap()
         });
-        // Of 500 lengths, eight neighbours among 256 span some 16; the stretches' ends more.
+        // Of 500 lengths, eight neighbours among 256 span some 16, and more at the stretches'
+        // ends.
         let spread: Vec<usize> = spread.collect();
         let mean = spread.iter().sum::<usize>() as f64 / spread.len() as f64;
         assert!(mean < 40.0, "{mean}");

@@ -1,9 +1,8 @@
-//! Checkpoints: folders `checkpoint-N`, each a PEFT directory that can be served, with
-//! the trainer's own state in one more file.
+//! Checkpoints: folders `checkpoint-N`, each a PEFT directory that can be served, plus one file
+//! with the trainer's state.
 //!
-//! The state holds the variables and the optimizer's moments as they are in memory, so
-//! that a run that goes on from it goes on exactly. A checkpoint is there as a whole or
-//! not at all.
+//! The state holds the variables and the optimizer's moments exactly as they are in memory, so
+//! that a resumed run continues bit for bit. Checkpoints are written atomically.
 
 use std::collections::HashMap;
 use std::fs;
@@ -20,22 +19,21 @@ use super::settings::Identity;
 use super::student::Student;
 use super::{TrainError, files};
 
-/// What the names of checkpoints begin with; the step follows.
+/// The prefix of a checkpoint's name; the step follows.
 const NAME: &str = "checkpoint-";
 
 /// The trainer's own file in a checkpoint.
 const STATE: &str = "trainer.safetensors";
 
-/// Where in its metadata the rest of the state is.
+/// The metadata key of the trainer's state.
 const KEY: &str = "incant.training";
 
-/// Where a run stands, beside its numbers.
+/// A run's state besides its tensors.
 #[derive(Clone, Debug, PartialEq)]
 pub(super) struct State {
-    /// Steps that were made. How long they took is in the log: a checkpoint holds nothing
-    /// that differs from one run to the next of the same kind.
+    /// Steps made. The time they took is in the log only: checkpoints of two identical runs are
+    /// identical.
     pub(super) step: usize,
-    /// What the run is.
     pub(super) identity: Identity,
 }
 
@@ -45,8 +43,8 @@ struct Written {
     identity: Value,
 }
 
-/// Saves a checkpoint in a run's folder. One of the same step is the same, and stays if it
-/// is whole.
+/// Saves a checkpoint in a run's folder. An existing checkpoint of the same step is identical,
+/// and stays if it is complete.
 pub(super) fn save(
     folder: &Path,
     student: &dyn Student,
@@ -77,27 +75,26 @@ pub(super) fn save(
     Ok(path)
 }
 
-/// Writes the adapter as it is into a run's folder itself, which is then one that can be
-/// served.
+/// Writes the adapter into the run's folder itself, so that the folder can be served.
 pub(super) fn publish(folder: &Path, student: &dyn Student) -> Result<(), TrainError> {
     files::put_into(folder, |folder| student.save(folder))
 }
 
-/// Whether a folder holds any checkpoint, whole or not.
+/// Whether a folder holds any checkpoint, complete or not.
 pub(super) fn any(folder: &Path) -> Result<bool, TrainError> {
     list(folder).map(|found| !found.is_empty())
 }
 
-/// What was found when a run's last checkpoint was looked for.
+/// The result of a search for a run's last checkpoint.
 #[derive(Debug, Default)]
 pub(super) struct Latest {
-    /// The one that has come farthest of those that are whole, with what it says.
+    /// The last complete checkpoint, with its state.
     pub(super) found: Option<(PathBuf, State)>,
-    /// Why those that have come farther cannot be used.
+    /// Errors of later checkpoints that cannot be used.
     pub(super) broken: Vec<TrainError>,
 }
 
-/// Looks for a run's last checkpoint.
+/// Finds a run's last checkpoint.
 pub(super) fn latest(folder: &Path) -> Result<Latest, TrainError> {
     let mut latest = Latest::default();
     for path in list(folder)? {
@@ -112,7 +109,7 @@ pub(super) fn latest(folder: &Path) -> Result<Latest, TrainError> {
     Ok(latest)
 }
 
-/// All checkpoints, the one that has come farthest first.
+/// All checkpoints, the last one first.
 fn list(folder: &Path) -> Result<Vec<PathBuf>, TrainError> {
     let mut found: Vec<(usize, PathBuf)> = Vec::new();
     for entry in fs::read_dir(folder).map_err(TrainError::io(folder))? {
@@ -127,7 +124,7 @@ fn list(folder: &Path) -> Result<Vec<PathBuf>, TrainError> {
     Ok(found.into_iter().rev().map(|(_, path)| path).collect())
 }
 
-/// What a checkpoint that is whole says of where its run stood.
+/// Reads the state from a checkpoint, which must be complete.
 fn state(checkpoint: &Path) -> Result<State, TrainError> {
     let path = checkpoint.join(STATE);
     let bytes = fs::read(&path).map_err(TrainError::io(&path))?;
@@ -142,7 +139,7 @@ fn state(checkpoint: &Path) -> Result<State, TrainError> {
     })
 }
 
-/// Sets the student's variables to what they were, and gives the optimizer back.
+/// Restores the student's variables and returns the optimizer.
 pub(super) fn restore(
     checkpoint: &Path,
     student: &dyn Student,
@@ -172,7 +169,7 @@ pub(super) fn restore(
     Ok(AdamW::resumed(weight_decay, steps, moments))
 }
 
-/// Writes f32 tensors, and JSON that goes with them.
+/// Writes f32 tensors and JSON metadata as safetensors.
 pub(super) fn write_tensors(
     path: &Path,
     tensors: &[(String, Tensor)],
@@ -197,7 +194,7 @@ pub(super) fn write_tensors(
     )
 }
 
-/// The JSON that goes with the tensors of a file.
+/// The JSON metadata of a safetensors file.
 pub(super) fn metadata(path: &Path, bytes: &[u8]) -> Result<Value, TrainError> {
     let (_, header) =
         SafeTensors::read_metadata(bytes).map_err(|error| TrainError::state(path, error))?;

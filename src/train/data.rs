@@ -1,23 +1,23 @@
-//! Files of examples: JSON lines, the kind of each seen from its keys.
+//! Files of examples: JSON Lines (JSONL), where the keys of a record determine its kind.
 //!
-//! | keys | what it is |
+//! | keys | kind |
 //! | --- | --- |
 //! | `messages` | a conversation; if it ends with the user's turn, a prompt |
 //! | `prompt`, `completion` | a prompt and its answer |
-//! | `prompt`, `chosen`, `rejected` | a prompt, a better and a worse answer |
+//! | `prompt`, `chosen`, `rejected` | a preference pair: a prompt, a better and a worse answer |
 //! | `chosen`, `rejected` | the same as whole conversations: lists of messages, or transcripts (`\n\nHuman: … \n\nAssistant: …`) |
 //! | `prompt` | a prompt |
-//! | `text` | a text that is learnt as it is |
+//! | `text` | a plain text to learn |
 //!
-//! Prompts and answers are strings (what the user says, what the assistant says; one that
-//! begins with a turn of a transcript is a transcript) or lists of messages. An answer that
-//! holds the prompt's turns before its own, as UltraFeedback's do, is taken from where they
-//! end. A message may have a `weight`, 0 or 1: turns of weight 0 are read and not learnt.
+//! Prompts and answers are strings (the user's or the assistant's text; a string that begins
+//! with a turn of a transcript is parsed as a transcript) or lists of messages. If an answer
+//! repeats the prompt's turns before its own, as UltraFeedback's do, it is taken from where
+//! they end. A message may have a `weight`, 0 or 1: turns of weight 0 are read but not learnt.
 //!
-//! A `prompt` beside `messages`, and `messages` beside an answer or a pair, must say the
-//! same; a value of null counts as absent. Other keys are not read, which
-//! [`Records::unread`] tells. A file whose name ends in `.gz` is decompressed; a byte order
-//! mark is skipped.
+//! A `prompt` beside `messages`, and `messages` beside an answer or a pair, must agree with
+//! each other; null counts as absent. Other keys are ignored and reported in
+//! [`Records::unread`]. A file whose name ends in `.gz` is decompressed; a byte order mark is
+//! skipped.
 
 mod meaning;
 mod written;
@@ -36,12 +36,12 @@ use sha2::{Digest, Sha256};
 use super::TrainError;
 use crate::profile::{Message, Role};
 
-/// The line of a file.
+/// A line of a file.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Place {
     /// The file.
     pub file: Arc<PathBuf>,
-    /// The line's number, from 1.
+    /// The line number, from 1.
     pub line: usize,
 }
 
@@ -55,39 +55,39 @@ impl fmt::Display for Place {
 #[derive(Debug, thiserror::Error)]
 #[error("{place}: {what}")]
 pub struct DataError {
-    /// Where it is.
+    /// The line.
     pub place: Place,
-    /// What is wrong with it, fit for a terminal.
+    /// The problem, safe to print to a terminal.
     pub what: String,
 }
 
-/// A conversation, of which some turns are to be learnt.
+/// A conversation with turns to learn.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Conversation {
     /// All messages.
     pub messages: Vec<Message>,
     /// The assistant's turns count from this message on.
     pub from: usize,
-    /// Those of them that do not count all the same: their weight is 0.
+    /// Exceptions among these turns: messages whose weight is 0.
     pub unlearnt: Vec<usize>,
 }
 
 impl Conversation {
-    /// Whether a message is one to learn.
+    /// Whether a message is to be learnt.
     pub fn counts(&self, at: usize) -> bool {
         let is_answer = self.messages[at].role == Role::Assistant;
         is_answer && at >= self.from && !self.unlearnt.contains(&at)
     }
 }
 
-/// What one line says.
+/// The content of one line.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Content {
-    /// A text that is learnt as it is.
+    /// A plain text to learn.
     Text(String),
     /// A conversation with at least one turn to learn.
     Conversation(Conversation),
-    /// A better and a worse end of a conversation.
+    /// A preference pair: two ends of a conversation.
     Pair {
         /// The better one.
         chosen: Conversation,
@@ -101,19 +101,19 @@ pub enum Content {
 /// A line of a file.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Entry {
-    /// Where it is.
+    /// The line.
     pub place: Place,
-    /// What it says.
+    /// Its content.
     pub content: Content,
 }
 
-/// What a file holds.
+/// The contents of a file.
 #[derive(Debug)]
 pub struct Records {
-    /// Its lines but for blank ones.
+    /// Its lines, without blank ones.
     pub lines: Vec<Result<Entry, DataError>>,
-    /// The keys in it that nothing is read from, such as `score_chosen` and
-    /// `messages[].name`; keys whose values are all null are not among them.
+    /// The ignored keys, such as `score_chosen` and `messages[].name`. Keys whose values are
+    /// all null are not among them.
     pub unread: BTreeSet<String>,
     /// The SHA-256 of the file's bytes, in hexadecimal digits.
     pub sha256: String,
@@ -163,7 +163,7 @@ pub fn read(path: &Path) -> Result<Records, TrainError> {
     Ok(records)
 }
 
-/// A file whose bytes are hashed as they are read: a pipe can be read only once.
+/// A file whose bytes are hashed while they are read, because a pipe can be read only once.
 struct Hashed<'a> {
     file: File,
     hash: &'a RefCell<Sha256>,

@@ -1,11 +1,11 @@
-//! What can go wrong while training.
+//! Errors of training.
 
 use std::io;
 use std::path::{Path, PathBuf};
 
 use super::data::Place;
 
-/// Training cannot begin or go on; one line.
+/// An error before or during training; its message is one line.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum TrainError {
@@ -20,18 +20,18 @@ pub enum TrainError {
     Io {
         /// The file.
         path: PathBuf,
-        /// Why.
+        /// The cause.
         error: io::Error,
     },
-    /// A file of an earlier run is not what it should be.
+    /// A file of an earlier run is invalid.
     #[error("{}: {why}", path.display())]
     State {
         /// The file.
         path: PathBuf,
-        /// What is wrong with it.
+        /// The problem.
         why: String,
     },
-    /// The run to go on with had another setting.
+    /// The run to resume had a different setting.
     #[error(
         "the run in {} cannot go on: '{name}' was {then} and is {now}", folder.display()
     )]
@@ -40,18 +40,18 @@ pub enum TrainError {
         folder: PathBuf,
         /// The setting.
         name: String,
-        /// What it was.
+        /// Its value then.
         then: String,
-        /// What it is now.
+        /// Its value now.
         now: String,
     },
-    /// The folder holds a run already.
+    /// The folder already holds a run.
     #[error(
         "{} holds a run already; go on with it (--resume) or choose another folder",
         .0.display()
     )]
     Exists(PathBuf),
-    /// The folder holds an adapter that a run would write over.
+    /// The folder holds an adapter that a run would overwrite.
     #[error(
         "{} holds an adapter and no checkpoint to go on from; choose another folder",
         .0.display()
@@ -63,29 +63,29 @@ pub enum TrainError {
         .0.display()
     )]
     Busy(PathBuf),
-    /// A run came to its end and could not be saved.
+    /// A run finished but could not be saved.
     #[error("{error}; {}", left(*has_adapter, last.as_deref()))]
     Unsaved {
-        /// What could not be written, and why.
+        /// The error that kept it from being saved.
         error: Box<TrainError>,
-        /// Whether the adapter was written all the same.
+        /// Whether the adapter itself was written.
         has_adapter: bool,
-        /// The last checkpoint that is whole.
+        /// The last complete checkpoint.
         last: Option<PathBuf>,
     },
-    /// There is nothing to learn from.
+    /// There are no training examples.
     #[error("there are no examples")]
     NoExamples,
-    /// The student has learnt something that is no number.
+    /// The loss or the gradient is NaN or infinite.
     #[error("the {what} of step {step} is {value}; its examples: {}", list(places))]
     NotFinite {
         /// The loss or the gradient.
         what: &'static str,
         /// The step.
         step: usize,
-        /// What it is instead of a number.
+        /// Its value.
         value: f64,
-        /// Where the step's examples come from.
+        /// The sources of the step's examples.
         places: Vec<Place>,
     },
     /// A part of the adapter is not connected to the loss.
@@ -94,18 +94,18 @@ pub enum TrainError {
         /// The variable.
         name: String,
     },
-    /// An example has no token whose log-probability counts, or the like.
+    /// An example is unusable, for instance because none of its tokens counts.
     #[error("{place}: {what}")]
     Example {
-        /// Where it comes from.
+        /// Its source.
         place: Place,
-        /// What is wrong with it.
+        /// The problem.
         what: &'static str,
     },
 }
 
 impl TrainError {
-    /// What makes an error of reading or writing `path`.
+    /// Returns a function that wraps an I/O error about `path`.
     pub fn io(path: &Path) -> impl FnOnce(io::Error) -> TrainError {
         let path = path.to_owned();
         move |error| TrainError::Io { path, error }
@@ -119,7 +119,7 @@ impl TrainError {
     }
 }
 
-/// What there is of a run that could not be saved.
+/// Describes what is left of a run that could not be saved.
 fn left(has_adapter: bool, last: Option<&Path>) -> String {
     let adapter = match has_adapter {
         true => "the adapter itself was written, and ",

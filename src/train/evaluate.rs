@@ -1,4 +1,5 @@
-//! How the student does on examples that it does not learn from.
+//! Evaluation of the student on held-out examples: loss and preference accuracy with its
+//! confidence interval.
 
 use std::sync::atomic::Ordering;
 
@@ -9,10 +10,10 @@ use super::samples::Example;
 use super::trainer::Training;
 use super::{TrainError, batches};
 
-/// The two-sided 95% point of the normal distribution.
+/// The two-sided 95% quantile of the normal distribution.
 const Z: f64 = 1.959_963_984_540_054;
 
-/// Looks at all held-out examples. `None` if it is told to stop.
+/// Evaluates all held-out examples. Returns `None` if told to stop.
 pub(super) fn evaluate(
     training: &Training<'_>,
     references: &References,
@@ -55,12 +56,12 @@ pub(super) fn evaluate(
     }))
 }
 
-/// A tensor's only number.
+/// The only element of a tensor.
 pub(super) fn number(tensor: &candle_core::Tensor) -> Result<f64, TrainError> {
     Ok(tensor.to_dtype(candle_core::DType::F64)?.to_scalar()?)
 }
 
-/// What the losses of some examples are divided by.
+/// The total weight of some examples, by which their losses are divided.
 pub(super) fn weight_of(training: &Training<'_>, examples: &[&Example]) -> usize {
     let weights = examples
         .iter()
@@ -82,7 +83,8 @@ fn preference(margins: &[f64]) -> Option<Preference> {
     })
 }
 
-/// The 95% interval of a share of which `hits` out of `count` were seen (Wilson 1927).
+/// The 95% Wilson score interval (Wilson 1927) of a proportion of which `hits` out of `count`
+/// were observed.
 fn wilson(hits: f64, count: usize) -> [f64; 2] {
     let (share, count) = (hits / count as f64, count as f64);
     let shrink = 1.0 + Z * Z / count;

@@ -1,6 +1,6 @@
-//! Files that are there as a whole or not at all, whenever the process is killed or the disk
-//! is full: each is written under another name, flushed to the disk and then renamed. What
-//! could not be finished is taken away again, as it holds the room that others need.
+//! Atomic file writes: files are complete or absent, even if the process is killed or the disk
+//! is full. Each is written under a temporary name, synced to the disk (fsync) and then
+//! renamed. Unfinished files are removed, because others need the disk space.
 
 use std::fs;
 use std::io::{self, Write};
@@ -8,16 +8,16 @@ use std::path::{Path, PathBuf};
 
 use super::TrainError;
 
-/// What the names of unfinished files begin with.
+/// The prefix of unfinished files' names.
 pub(super) const UNFINISHED: &str = ".writing-";
 
-/// Where `path` is written before it has its name.
+/// The temporary path at which `path` is written.
 fn unfinished(path: &Path) -> PathBuf {
     let name = path.file_name().unwrap_or_default().to_string_lossy();
     path.with_file_name(format!("{UNFINISHED}{name}"))
 }
 
-/// Writes a file in place of what was there.
+/// Writes or replaces a file.
 pub(super) fn replace(path: &Path, bytes: &[u8]) -> Result<(), TrainError> {
     let unfinished = unfinished(path);
     let replaced = write(&unfinished, bytes).and_then(|()| rename(&unfinished, path));
@@ -27,7 +27,7 @@ pub(super) fn replace(path: &Path, bytes: &[u8]) -> Result<(), TrainError> {
     replaced
 }
 
-/// Makes the folder `path` of what `fill` writes into an empty one.
+/// Creates the folder `path` with the files that `fill` writes into an empty folder.
 pub(super) fn make_folder(
     path: &Path,
     fill: impl FnOnce(&Path) -> Result<(), TrainError>,
@@ -39,8 +39,8 @@ pub(super) fn make_folder(
     })
 }
 
-/// Puts the files that `fill` writes into an empty folder into `path`, where others may
-/// be, one by one in the order of their names.
+/// Moves the files that `fill` writes into an empty folder to `path`, one by one in the order
+/// of their names. `path` may hold other files.
 pub(super) fn put_into(
     path: &Path,
     fill: impl FnOnce(&Path) -> Result<(), TrainError>,
@@ -57,8 +57,8 @@ pub(super) fn put_into(
     })
 }
 
-/// Has `work` done in an empty folder where what will be `path` is written. If it fails,
-/// nothing of the folder is left.
+/// Calls `work` with an empty folder, the temporary path of `path`. If it fails, the folder is
+/// removed.
 fn in_fresh_folder(
     path: &Path,
     work: impl FnOnce(&Path) -> Result<(), TrainError>,
@@ -80,8 +80,8 @@ fn in_fresh_folder(
     done
 }
 
-/// Takes away a file or a folder, if it is there. Where that fails too, whoever writes
-/// there next takes it away.
+/// Removes a file or a folder, if it exists. If that fails, the next write to the same path
+/// removes it.
 fn clear(path: &Path) {
     if removal_point().is_ok() {
         _ = match path.is_dir() {
@@ -91,8 +91,8 @@ fn clear(path: &Path) {
     }
 }
 
-/// Takes away what processes that were killed have left unfinished in a folder, which
-/// nobody else is writing to.
+/// Removes unfinished files that killed processes left in a folder. Nothing else may be writing
+/// to the folder.
 pub(super) fn clear_unfinished(folder: &Path) -> Result<(), TrainError> {
     for entry in fs::read_dir(folder).map_err(TrainError::io(folder))? {
         let entry = entry.map_err(TrainError::io(folder))?;
@@ -104,7 +104,8 @@ pub(super) fn clear_unfinished(folder: &Path) -> Result<(), TrainError> {
     Ok(())
 }
 
-/// Has the files in a folder and their names reach the disk, and lists them in order.
+/// Syncs the files in a folder and their directory entries to the disk, and lists them in
+/// order.
 fn sync_all(folder: &Path) -> Result<Vec<PathBuf>, TrainError> {
     let list = || {
         let mut files = Vec::new();
@@ -120,7 +121,7 @@ fn sync_all(folder: &Path) -> Result<Vec<PathBuf>, TrainError> {
     list().map_err(TrainError::io(folder))
 }
 
-/// Has the names of what a folder holds reach the disk.
+/// Syncs a folder's directory entries to the disk.
 #[cfg(unix)]
 fn sync_names(folder: &Path) -> io::Result<()> {
     fs::File::open(folder)?.sync_all()
@@ -131,7 +132,7 @@ fn sync_names(_: &Path) -> io::Result<()> {
     Ok(())
 }
 
-/// Writes a file in a folder that is not finished.
+/// Writes a file in an unfinished folder.
 pub(super) fn write(path: &Path, bytes: &[u8]) -> Result<(), TrainError> {
     let write = || {
         let mut file = fs::File::create(path)?;
@@ -141,7 +142,7 @@ pub(super) fn write(path: &Path, bytes: &[u8]) -> Result<(), TrainError> {
     write().map_err(TrainError::io(path))
 }
 
-/// Adds text to the end of a file: all of it or nothing, unless the process is killed.
+/// Appends text to a file, all of it or nothing, unless the process is killed.
 pub(super) fn append(path: &Path, text: &str) -> Result<(), TrainError> {
     let append = || {
         let mut file = fs::OpenOptions::new()
@@ -158,7 +159,7 @@ pub(super) fn append(path: &Path, text: &str) -> Result<(), TrainError> {
     append().map_err(TrainError::io(path))
 }
 
-/// Has what was added to a file reach the disk.
+/// Syncs an appended file to the disk.
 pub(super) fn sync(path: &Path) -> Result<(), TrainError> {
     let sync = || {
         write_point()?;
@@ -184,13 +185,13 @@ fn rename(from: &Path, to: &Path) -> Result<(), TrainError> {
     rename().map_err(TrainError::io(to))
 }
 
-/// A moment before something is written, at which tests may have it fail.
+/// A point before every write, at which tests can inject a fault.
 #[cfg(not(test))]
 fn write_point() -> io::Result<()> {
     Ok(())
 }
 
-/// A moment before something is taken away, at which tests may have it fail.
+/// A point before every removal, at which tests can inject a fault.
 #[cfg(not(test))]
 fn removal_point() -> io::Result<()> {
     Ok(())
@@ -199,22 +200,21 @@ fn removal_point() -> io::Result<()> {
 #[cfg(test)]
 use faults::{removal_point, write_point};
 
-/// What tests do to files of this thread: the process is killed at some moment, as far as
-/// the files can tell, or the disk is full for a while.
+/// Fault injection for the files of the test's thread: the process is killed at some moment, as
+/// far as the files can tell, or the disk is full for a while.
 #[cfg(test)]
 pub(super) mod faults {
     use std::cell::{Cell, RefCell};
     use std::io;
     use std::ops::Range;
 
-    /// What goes wrong.
+    /// The fault to inject.
     #[derive(Clone)]
     pub(in crate::train) enum Fault {
-        /// Nothing.
         None,
-        /// From this moment on nothing is written or taken away.
+        /// From this moment on nothing is written or removed.
         KilledAt(usize),
-        /// In these moments nothing can be written, only taken away.
+        /// In these moments nothing can be written, only removed.
         Full(Range<usize>),
     }
 
@@ -223,8 +223,8 @@ pub(super) mod faults {
         static FAULT: RefCell<Fault> = const { RefCell::new(Fault::None) };
     }
 
-    /// Begins to count moments anew, and says how many have passed on this thread since
-    /// the last call.
+    /// Restarts the count of moments, and returns how many have passed on this thread since the
+    /// last restart.
     pub(in crate::train) fn begin(fault: Fault) -> usize {
         FAULT.set(fault);
         PASSED.replace(0)

@@ -1,4 +1,4 @@
-//! The folder of a run, which is that run's alone for as long as it lasts.
+//! The output folder of a training run, which the run holds exclusively as long as it lasts.
 
 use std::fs::{self, File, TryLockError};
 use std::io::{self, ErrorKind};
@@ -9,25 +9,26 @@ use super::{TrainError, checkpoint, files};
 /// A file that only a finished run has in its folder.
 const ADAPTER: &str = "adapter_model.safetensors";
 
-/// A folder that no other run writes to as long as this lives. The system lets go of it when
-/// the process ends, however it does.
+/// A folder locked against other runs as long as this value lives. The operating system
+/// releases the lock when the process ends, even if it crashes.
 #[derive(Debug)]
 pub struct RunFolder {
     path: PathBuf,
     is_resumed: bool,
-    /// Those that were made for it, the outermost first.
+    /// Folders that were created for the run, the outermost first.
     made: Vec<PathBuf>,
-    /// What is locked.
+    /// The handle that holds the lock.
     _lock: File,
 }
 
 impl RunFolder {
-    /// Takes the folder at `path` for a run, and makes it if it is not there. With `resume`
-    /// the run goes on from the last checkpoint in it; if there is none, it begins anew.
+    /// Takes the folder at `path` for a run, and creates it if it does not exist. With
+    /// `resume`, the run resumes from the folder's last checkpoint, or starts anew if there is
+    /// none.
     ///
     /// # Errors
-    /// Another run has it; it holds a run and is not to be resumed, or an adapter without a
-    /// checkpoint, which a run would write over; or it cannot be made or read.
+    /// Another run has the folder; it holds a run and is not to be resumed; it holds an adapter
+    /// without a checkpoint, which a run would overwrite; or it cannot be created or read.
     pub fn open(path: &Path, resume: bool) -> Result<RunFolder, TrainError> {
         let folder = RunFolder::lock(path, resume)?;
         match (checkpoint::any(path)?, resume) {
@@ -47,7 +48,7 @@ impl RunFolder {
             fs::create_dir_all(path).map_err(TrainError::io(path))?;
             let lock = match lockable(path) {
                 Ok(lock) => lock,
-                // The run that made the folder has just removed it.
+                // The run that created the folder has just removed it.
                 Err(error) if error.kind() == ErrorKind::NotFound => continue,
                 Err(error) => return Err(TrainError::io(path)(error)),
             };
@@ -71,20 +72,20 @@ impl RunFolder {
         }
     }
 
-    /// Where it is.
+    /// The folder's path.
     pub fn path(&self) -> &Path {
         &self.path
     }
 
-    /// Whether the run goes on from the last checkpoint in it.
+    /// Whether the run resumes from the last checkpoint in the folder.
     pub fn is_resumed(&self) -> bool {
         self.is_resumed
     }
 
-    /// Writes a file in it, in place of one of this name: all of it or nothing.
+    /// Writes or replaces a file in the folder, atomically.
     ///
     /// # Errors
-    /// It cannot be written. Then what was there is as it was.
+    /// The file cannot be written. An existing file is then unchanged.
     pub fn write(&self, name: &str, bytes: &[u8]) -> Result<(), TrainError> {
         files::replace(&self.path.join(name), bytes)
     }
@@ -96,7 +97,7 @@ impl Drop for RunFolder {
         {
             _ = fs::remove_file(self.path.join(LOCK));
         }
-        // Those that were made and in which nothing was written go again.
+        // Created folders are removed again if nothing was written to them.
         for folder in self.made.iter().rev() {
             if fs::remove_dir(folder).is_err() {
                 break;
@@ -105,7 +106,7 @@ impl Drop for RunFolder {
     }
 }
 
-/// The folders on the way to `path` that are not there yet, the outermost first.
+/// The ancestors of `path`, itself included, that do not exist, the outermost first.
 fn missing(path: &Path) -> Vec<PathBuf> {
     let on_the_way = path.ancestors().take_while(|folder| {
         let is_named = !folder.as_os_str().is_empty();
@@ -116,13 +117,13 @@ fn missing(path: &Path) -> Vec<PathBuf> {
     missing
 }
 
-/// What is locked: the folder itself, so that nothing is left in it.
+/// The folder itself is locked, so no lock file is left in it.
 #[cfg(unix)]
 fn lockable(path: &Path) -> io::Result<File> {
     File::open(path)
 }
 
-/// What is locked where a folder cannot be.
+/// The lock file, where a folder cannot be locked itself.
 #[cfg(not(unix))]
 const LOCK: &str = ".lock";
 
@@ -133,7 +134,7 @@ fn lockable(path: &Path) -> io::Result<File> {
     options.open(path.join(LOCK))
 }
 
-/// Whether what is locked is what is at `path` now, and not one that was taken away.
+/// Whether the locked folder is the one at `path` now, rather than one that has been removed.
 #[cfg(unix)]
 fn is_at(lock: &File, path: &Path) -> bool {
     use std::os::unix::fs::MetadataExt;
@@ -179,7 +180,7 @@ mod tests {
         folder.write("log", b"a line").unwrap();
         drop(folder);
         assert_eq!(fs::read(path.join("log")).unwrap(), b"a line");
-        // One that was there stays, empty or not.
+        // A folder that existed before stays, empty or not.
         let there = tempfile::tempdir().unwrap();
         drop(RunFolder::open(there.path(), false).unwrap());
         assert!(there.path().exists());

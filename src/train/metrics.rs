@@ -1,4 +1,4 @@
-//! How a run goes: what it tells while it goes, and what it writes down.
+//! Progress of a run: its events, and the log it writes.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -15,61 +15,59 @@ const FILE: &str = "metrics.jsonl";
 pub enum Record {
     /// A step was made.
     Step(Step),
-    /// The held-out examples were looked at.
+    /// The held-out examples were evaluated.
     Evaluation(Evaluation),
 }
 
 /// A step.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Step {
-    /// Its number, from 1.
+    /// The step's number, from 1.
     pub step: usize,
-    /// The loss of its examples before it was made.
+    /// The loss of its examples before the update.
     pub loss: f64,
-    /// How far it went.
+    /// The learning rate.
     pub learning_rate: f64,
-    /// How long its gradient was before it was clipped.
+    /// The norm of the gradient before clipping.
     pub grad_norm: f64,
-    /// Tokens of its examples, prompts included; what sequences have in common counts for
-    /// each.
+    /// Tokens of its examples, including prompts. A common prefix counts for each sequence.
     pub tokens: usize,
-    /// The same by the seconds that it took.
+    /// The tokens divided by the step's duration.
     pub tokens_per_second: f64,
-    /// Seconds of all steps up to it.
+    /// The total duration of all steps so far, in seconds.
     pub seconds: f64,
 }
 
-/// A look at the held-out examples.
+/// An evaluation of the held-out examples.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Evaluation {
-    /// The steps made before.
+    /// Steps made before.
     pub step: usize,
-    /// Their loss.
+    /// The loss.
     pub loss: f64,
-    /// Which answers are preferred.
+    /// Preference metrics, if the examples are pairs.
     #[serde(flatten)]
     pub preference: Option<Preference>,
 }
 
-/// Which answers of pairs are preferred.
+/// Preference metrics over pairs.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Preference {
-    /// How many pairs there are.
+    /// The number of pairs.
     pub pairs: usize,
-    /// How many of them are even: neither answer is ahead. Logs of older versions do not
-    /// say it.
+    /// The number of ties, pairs whose margin is zero. Logs of older versions do not have it.
     #[serde(default)]
     pub ties: usize,
-    /// The share of them whose chosen answer is ahead; an even one counts half.
+    /// The share of pairs whose chosen answer is ahead; a tie counts half.
     pub accuracy: f64,
-    /// Its 95% interval (Wilson's).
+    /// The 95% Wilson interval of the accuracy.
     pub interval: [f64; 2],
-    /// How far ahead it is in the mean.
+    /// The mean margin.
     pub mean_margin: f64,
 }
 
 impl Record {
-    /// The steps made when it was written.
+    /// The number of steps made when the record was written.
     pub fn step(&self) -> usize {
         match self {
             Record::Step(step) => step.step,
@@ -78,62 +76,61 @@ impl Record {
     }
 }
 
-/// What happens in a run.
+/// An event of a run.
 #[derive(Debug)]
 pub enum Event<'a> {
-    /// It begins, or goes on after some steps.
+    /// The run begins, or is resumed after some steps.
     Begins {
-        /// Steps that were made before.
+        /// Steps made before.
         done: usize,
-        /// All steps.
+        /// Total steps.
         steps: usize,
     },
-    /// References of so many examples are known.
+    /// References of some examples were computed.
     Referencing {
-        /// How many.
+        /// Examples done.
         done: usize,
-        /// Of how many.
+        /// Total examples.
         total: usize,
     },
-    /// So many held-out examples were looked at.
+    /// Some held-out examples were evaluated.
     Evaluating {
-        /// How many.
+        /// Examples done.
         done: usize,
-        /// Of how many.
+        /// Total examples.
         total: usize,
     },
-    /// Something was written down.
+    /// A record was added to the log.
     Wrote(&'a Record),
     /// A checkpoint was saved.
     Saved(&'a Path),
-    /// Something could not be read or written, and the run goes on: what is to be written is
-    /// tried again.
+    /// A file could not be read or written. The run continues, and writes are retried.
     Failed(&'a TrainError),
 }
 
-/// Who is told what happens.
+/// A receiver of events.
 pub trait Observer {
-    /// Takes an event in.
+    /// Handles an event.
     fn on(&mut self, event: &Event<'_>);
 }
 
-/// The file in which a run is written down, and what is in it.
+/// The log of a run: its file, and the records in it.
 #[derive(Debug)]
 pub(super) struct Log {
     path: PathBuf,
     records: Vec<Record>,
-    /// How many of them are in the file: fewer where it could not be written.
+    /// The number of records in the file; fewer than there are if a write failed.
     written: usize,
 }
 
 impl Log {
-    /// Begins a file.
+    /// Starts a new file.
     pub(super) fn begin(folder: &Path) -> Result<Log, TrainError> {
         Log::of(folder, Vec::new())
     }
 
-    /// Goes on with a file after so many steps; what it says of later ones is forgotten,
-    /// as is a line that was cut off.
+    /// Resumes a file after `steps` steps; later records and a line that was cut off are
+    /// dropped.
     pub(super) fn resume(folder: &Path, steps: usize) -> Result<Log, TrainError> {
         let path = folder.join(FILE);
         let text = fs::read_to_string(&path).map_err(TrainError::io(&path))?;
@@ -154,13 +151,13 @@ impl Log {
         })
     }
 
-    /// Takes a record in, which [`write`](Self::write) writes down.
+    /// Adds a record, for [`write`](Self::write) to write.
     pub(super) fn add(&mut self, record: Record) -> &Record {
         self.records.push(record);
         self.records.last().expect("one was just added")
     }
 
-    /// Adds the lines that are not in the file yet. If that fails, the file is as it was,
+    /// Appends the records that are not in the file yet. If that fails, the file is unchanged,
     /// and they are written the next time.
     pub(super) fn write(&mut self) -> Result<(), TrainError> {
         files::append(&self.path, &lines(&self.records[self.written..]))?;
@@ -168,18 +165,17 @@ impl Log {
         Ok(())
     }
 
-    /// The same, and has the file reach the disk.
+    /// Writes, then syncs the file to the disk.
     pub(super) fn sync(&mut self) -> Result<(), TrainError> {
         self.write()?;
         files::sync(&self.path)
     }
 
-    /// All that is written down.
     pub(super) fn records(&self) -> &[Record] {
         &self.records
     }
 
-    /// The seconds that all steps in it took.
+    /// The total duration of all logged steps, in seconds.
     pub(super) fn seconds(&self) -> f64 {
         let steps = self.records.iter().rev().find_map(|record| match record {
             Record::Step(step) => Some(step.seconds),
@@ -188,7 +184,7 @@ impl Log {
         steps.unwrap_or(0.0)
     }
 
-    /// What was found when the held-out examples were looked at after so many steps.
+    /// The evaluation of the held-out examples after `steps` steps.
     pub(super) fn evaluation(&self, steps: usize) -> Option<&Evaluation> {
         self.records.iter().rev().find_map(|record| match record {
             Record::Evaluation(evaluation) if evaluation.step == steps => Some(evaluation),

@@ -1,14 +1,13 @@
-//! Training adapters on a frozen model.
+//! LoRA fine-tuning: training adapters on a frozen model.
 //!
-//! [`data`] reads files of examples, [`samples`] makes tokens of them through whoever can
-//! render a conversation ([`Render`](samples::Render)), [`batches`] puts them in an order.
-//! A [`loss`] is made of the log-probabilities that a [`Student`] gives to tokens. The
-//! loop in [`trainer`] brings it down with the [`optimizer`], writes down how it goes
-//! ([`metrics`], [`report`]) and saves [`checkpoint`]s from which it can go on as if
-//! nothing had happened.
+//! [`data`] reads files of examples, [`samples`] tokenizes them through an implementation of
+//! [`Render`](samples::Render), and [`batches`] puts them in order. A [`loss`] is computed from
+//! the log-probabilities that a [`Student`] assigns to tokens. The loop in [`trainer`]
+//! minimises it with the [`optimizer`], records progress ([`metrics`], [`report`]) and saves
+//! [`checkpoint`]s, from which a run resumes bit for bit.
 //!
-//! A [`Student`] is all that is known here of a model: nothing in this module runs an
-//! engine or reads a model's file.
+//! This module knows a model only as a [`Student`]: it neither runs an engine nor reads a
+//! model's file.
 
 pub mod batches;
 pub mod checkpoint;

@@ -1,12 +1,11 @@
-//! Signs that a run changed nothing, for its reports.
+//! Warnings in a run's report that it may have learnt nothing.
 
 use candle_core::{Tensor, Var};
 
 use super::TrainError;
 use super::metrics::{Evaluation, Record};
 
-/// Notes on a run after so many steps: on its variables as they were and as they are, and
-/// on what was written down.
+/// Notes on a run after `step` steps, based on its variables before and now, and on its log.
 pub(super) fn notes(
     initial: &[Tensor],
     variables: &[(String, Var)],
@@ -65,7 +64,7 @@ fn is_unchanged(initial: &[Tensor], variables: &[(String, Var)]) -> Result<bool,
     Ok(true)
 }
 
-/// Whether every B that there is is zero, and so every product with it.
+/// Whether every B is zero, and so every product B·A. False if there is no B at all.
 fn adds_nothing(variables: &[(String, Var)]) -> Result<bool, TrainError> {
     let mut is_any = false;
     for (_, b) in variables

@@ -1,4 +1,5 @@
-//! AdamW with moments that can be saved, clipping, and the learning rate's course.
+//! The AdamW optimizer with moments that can be saved, gradient clipping, and the learning rate
+//! schedule (linear warmup, cosine decay).
 
 use candle_core::{Tensor, Var};
 
@@ -8,31 +9,30 @@ const BETA1: f64 = 0.9;
 const BETA2: f64 = 0.999;
 const EPSILON: f64 = 1e-8;
 
-/// AdamW (Loshchilov and Hutter 2019, arXiv 1711.05101) with the usual β1 = 0.9,
-/// β2 = 0.999, ε = 1e-8.
+/// AdamW (Loshchilov and Hutter 2019, arXiv 1711.05101) with the usual β1 = 0.9, β2 = 0.999, ε
+/// = 1e-8.
 #[derive(Debug)]
 pub struct AdamW {
     weight_decay: f64,
-    /// How many steps were made.
+    /// Steps made so far.
     steps: usize,
     moments: Vec<Moments>,
 }
 
-/// What is remembered of a variable's gradients: running means of them and of their
-/// squares.
+/// Adam's moments of a variable: running means of its gradient and of the squared gradient.
 #[derive(Clone, Debug)]
 pub struct Moments {
-    /// Of the gradients.
+    /// The mean of the gradient.
     pub first: Tensor,
-    /// Of their squares.
+    /// The mean of the squared gradient.
     pub second: Tensor,
 }
 
 impl AdamW {
-    /// An optimizer that has seen nothing.
+    /// A new optimizer with zero moments.
     ///
     /// # Errors
-    /// There is no memory.
+    /// The allocation failed.
     pub fn new(variables: &[(String, Var)], weight_decay: f64) -> Result<AdamW, TrainError> {
         let moments = variables.iter().map(|(_, variable)| {
             let zero = variable.as_tensor().zeros_like()?;
@@ -45,7 +45,7 @@ impl AdamW {
         Ok(AdamW::resumed(weight_decay, 0, moments))
     }
 
-    /// One that goes on after so many steps.
+    /// An optimizer that continues after `steps` steps with the saved `moments`.
     pub fn resumed(weight_decay: f64, steps: usize, moments: Vec<Moments>) -> AdamW {
         AdamW {
             weight_decay,
@@ -54,12 +54,12 @@ impl AdamW {
         }
     }
 
-    /// What it remembers of each variable.
+    /// The moments of each variable.
     pub fn moments(&self) -> &[Moments] {
         &self.moments
     }
 
-    /// Moves each variable against its gradient.
+    /// Updates each variable by one step.
     ///
     /// # Errors
     /// A computation failed.
@@ -85,7 +85,7 @@ impl AdamW {
     }
 }
 
-/// The length of all gradients together.
+/// The Euclidean norm of all gradients together.
 ///
 /// # Errors
 /// A computation failed.
@@ -98,7 +98,7 @@ pub fn norm(gradients: &[Tensor]) -> Result<f64, TrainError> {
     Ok(squares.iter().sum::<f64>().sqrt())
 }
 
-/// Shortens gradients whose length is `norm` so that together they are no longer than
+/// Gradient clipping: scales gradients whose global norm is `norm` so that it is at most
 /// `longest`.
 ///
 /// # Errors
@@ -112,20 +112,19 @@ pub fn clip(gradients: &mut [Tensor], norm: f64, longest: f64) -> Result<(), Tra
     Ok(())
 }
 
-/// How the learning rate rises and falls: from nearly nothing to its peak in a straight
-/// line, then along half a cosine to nothing.
+/// The learning rate schedule: linear warmup to the peak, then cosine decay to zero.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Schedule {
     /// The highest learning rate.
     pub peak: f64,
-    /// Steps in which it rises.
+    /// Steps of linear warmup.
     pub warmup: usize,
-    /// All steps.
+    /// Total steps.
     pub steps: usize,
 }
 
 impl Schedule {
-    /// One that rises in a share of the steps.
+    /// A schedule whose warmup is a share of the steps.
     pub fn new(peak: f64, warmup_share: f64, steps: usize) -> Schedule {
         Schedule {
             peak,
@@ -158,7 +157,7 @@ mod tests {
         vec![("a".to_owned(), a), ("b".to_owned(), b)]
     }
 
-    /// Some function of all variables that is not the same in any direction.
+    /// A function of all variables without symmetries.
     fn loss(variables: &[(String, Var)]) -> Tensor {
         let (a, b) = (&variables[0].1, &variables[1].1);
         let product = a.matmul(&b.unsqueeze(1).unwrap()).unwrap();
@@ -221,7 +220,7 @@ mod tests {
     fn the_learning_rate_rises_in_a_line_and_falls_along_a_cosine() {
         let schedule = Schedule::new(8.0, 0.2, 20);
         let found: Vec<f64> = [0, 1, 3, 4, 8, 12, 16].map(|step| schedule.at(step)).into();
-        // Of 16 steps that fall: 0, a quarter, half, three quarters.
+        // Of 16 decaying steps: 0, a quarter, half, three quarters.
         let expected = [
             2.0,
             4.0,

@@ -1,5 +1,6 @@
-//! What the student is held against: computed once, before the first step, and kept, as
-//! the student it was computed with is gone after it.
+//! Reference values of an objective, such as DPO's reference log-probabilities. They are
+//! computed once, before the first step, and saved, because the student they were computed with
+//! changes after it.
 
 use std::fs;
 use std::path::Path;
@@ -16,7 +17,7 @@ use super::{TrainError, batches, checkpoint, files};
 
 const FILE: &str = "references.safetensors";
 
-/// The references of all examples; empty rows where the objective has none.
+/// The references of all examples; empty lists if the objective has none.
 #[derive(Debug, Default)]
 pub(super) struct References {
     examples: Vec<Tensor>,
@@ -24,7 +25,7 @@ pub(super) struct References {
 }
 
 impl References {
-    /// Computes them with the student as it is. `None` if it was told to stop.
+    /// Computes the references with the student as it is. Returns `None` if told to stop.
     pub(super) fn compute(
         training: &Training<'_>,
         observer: &mut dyn Observer,
@@ -59,7 +60,7 @@ impl References {
         Ok(held_out.map(|held_out| References { examples, held_out }))
     }
 
-    /// Keeps them for whoever goes on with the run.
+    /// Saves the references, for when the run is resumed.
     pub(super) fn save(&self, folder: &Path, identity: &Identity) -> Result<(), TrainError> {
         if self.examples.is_empty() {
             return Ok(());
@@ -71,13 +72,13 @@ impl References {
         });
         let named: Vec<(String, Tensor)> = named.collect();
         let rest = json!({ "identity": identity.to_json() });
-        // Files are renamed one by one: there is only this one.
+        // Files are renamed one by one, which is atomic here because there is only this one.
         files::put_into(folder, |folder| {
             checkpoint::write_tensors(&folder.join(FILE), &named, &rest)
         })
     }
 
-    /// Those of the run in `folder`, whose objective has some.
+    /// Loads the references of the run in `folder`, whose objective has some.
     pub(super) fn load(
         training: &Training<'_>,
         identity: &Identity,
@@ -109,12 +110,12 @@ impl References {
         })
     }
 
-    /// Those of the examples to learn from; none or as many as there are.
+    /// References of the training examples: empty, or one for each.
     pub(super) fn of_examples(&self) -> &[Tensor] {
         &self.examples
     }
 
-    /// Those of the held-out examples, likewise.
+    /// References of the held-out examples: empty, or one for each.
     pub(super) fn of_held_out(&self) -> &[Tensor] {
         &self.held_out
     }
@@ -124,7 +125,7 @@ fn name(kind: &str, number: usize) -> String {
     format!("{kind}.{number}")
 }
 
-/// Those of a batch.
+/// The references of a batch.
 pub(super) fn of<'a>(references: &'a [Tensor], batch: &[usize]) -> Vec<&'a Tensor> {
     match references {
         [] => Vec::new(),

@@ -1,5 +1,5 @@
-//! How a run went, for people (`report.html`, one file that loads no other and runs nothing)
-//! and for programs (`report.json`).
+//! Reports on a run, for people (`report.html`, one file without scripts and external
+//! resources) and for programs (`report.json`).
 
 mod about;
 mod chart;
@@ -23,22 +23,22 @@ const STYLE: &str = include_str!("report.css");
 const PAGE: &str = "report.html";
 const JSON: &str = "report.json";
 
-/// How a run went.
+/// A report on a run.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Report {
-    /// What it was.
+    /// Facts beyond its settings.
     pub about: About,
-    /// Everything that its weights at the end depend on, by name.
+    /// Everything that the final weights depend on, by name.
     pub settings: BTreeMap<String, Value>,
-    /// What its loss is counted in.
+    /// The unit of the loss.
     pub unit: &'static str,
-    /// Steps that are made.
+    /// Steps made.
     pub step: usize,
-    /// All steps.
+    /// Total steps.
     pub steps: usize,
-    /// All that was written down.
+    /// All records of the log.
     pub records: Vec<Record>,
-    /// What makes one doubt that it did anything, in sentences.
+    /// Warnings that the run may have learnt nothing, as sentences.
     pub notes: Vec<String>,
 }
 
@@ -46,7 +46,7 @@ impl Report {
     /// Writes the page and the JSON into a run's folder.
     ///
     /// # Errors
-    /// One of them cannot be written.
+    /// A file cannot be written.
     pub fn write(&self, folder: &RunFolder) -> Result<(), TrainError> {
         folder.write(PAGE, self.page().as_bytes())?;
         folder.write(JSON, format!("{:#}\n", self.json()).as_bytes())
@@ -144,7 +144,7 @@ fn command(command: &str) -> String {
     }
 }
 
-/// A table under a heading; nothing where there are no rows.
+/// A table under a heading; empty if there are no rows.
 fn table(heading: &str, columns: &[&str], rows: impl Iterator<Item = Vec<String>>) -> String {
     let row = |cells: Vec<String>| {
         let cells = cells
@@ -230,7 +230,7 @@ fn evaluations_table(evaluations: &[&Evaluation]) -> String {
     table + "</table>\n"
 }
 
-/// What curves there are.
+/// The charts that the records allow.
 fn charts(unit: &'static str, steps: &[&Step], evaluations: &[&Evaluation]) -> Vec<Chart> {
     let of_steps = |title: &'static str, unit: &'static str, value: fn(&Step) -> f64| Chart {
         title,
@@ -284,7 +284,7 @@ fn charts(unit: &'static str, steps: &[&Step], evaluations: &[&Evaluation]) -> V
     charts
 }
 
-/// Text that is no markup.
+/// Escapes text for HTML.
 fn escape(text: &str) -> String {
     let mut escaped = String::with_capacity(text.len());
     for c in text.chars() {

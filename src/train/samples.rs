@@ -1,25 +1,25 @@
-//! From what files say to tokens, as serving would see them.
+//! From conversations in files to tokens, rendered exactly as serving renders them.
 
 use super::data::{Content, Conversation, DataError, Entry, Place};
 use super::student::{Sample, Target};
 use crate::profile::Message;
 
-/// Makes tokens of conversations exactly as whoever serves them does. What cannot be
-/// rendered is told in a line.
+/// Renders conversations to tokens with the same chat template that serves them. An error is
+/// one line of text.
 pub trait Render {
-    /// A conversation that ends with the assistant's turn.
+    /// Renders a conversation that ends with the assistant's turn.
     ///
     /// # Errors
-    /// The messages are turned down.
+    /// The messages are rejected.
     fn answered(&self, conversation: &[Message]) -> Result<Answered, String>;
 
-    /// A conversation, left open at the assistant's turn.
+    /// Renders a conversation, left open at the assistant's turn.
     ///
     /// # Errors
-    /// The messages are turned down.
+    /// The messages are rejected.
     fn open(&self, conversation: &[Message]) -> Result<Vec<u32>, String>;
 
-    /// A text by itself, from its beginning to its end.
+    /// Tokenizes a text by itself, from beginning to end.
     fn text(&self, text: &str) -> Vec<u32>;
 }
 
@@ -28,54 +28,55 @@ pub trait Render {
 pub struct Answered {
     /// The conversation before the answer, left open at it.
     pub prompt: Vec<u32>,
-    /// The answer with what ends it.
+    /// The answer, including the tokens that end it.
     pub answer: Vec<u32>,
 }
 
-/// What is learnt from one line of a file.
+/// A training example, from one line of a file.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Example {
-    /// Where the line is.
+    /// The line.
     pub place: Place,
-    /// What is held against each other: one side where an answer is learnt; the chosen and
-    /// the rejected one; the student's and the teacher's view of an answer. A side is
-    /// several sequences where the answers of a conversation cannot be learnt in one.
+    /// The sequences to compare: one side for supervised fine-tuning; chosen and rejected
+    /// answer for preferences; the student's and the teacher's view of an answer for
+    /// distillation. A side has several sequences if the answers of a conversation cannot be
+    /// learnt in one.
     pub sides: Vec<Vec<Sample>>,
-    /// What each token of the first side that counts should be, where a teacher left that;
-    /// then there is no teacher's side.
+    /// The target distribution of each token of the first side that counts, if a teacher
+    /// recorded them; then there is no teacher's side.
     pub targets: Option<Vec<Target>>,
 }
 
 impl Example {
-    /// The tokens of its longest sequence.
+    /// The number of tokens in the longest sequence.
     pub fn length(&self) -> usize {
         let samples = self.sides.iter().flatten();
         samples.map(|sample| sample.tokens.len()).max().unwrap_or(0)
     }
 
-    /// How many tokens of a side count.
+    /// The number of tokens of a side that count.
     pub fn counted(&self, side: usize) -> usize {
         self.sides[side].iter().map(Sample::counted).sum()
     }
 }
 
-/// Examples, and what became of others.
+/// Examples, and statistics about examples that were changed or left out.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Examples {
-    /// Those that can be learnt from.
+    /// The usable examples.
     pub examples: Vec<Example>,
-    /// How many of them lost tokens at their end because they were too long.
+    /// How many of them were truncated because they were too long.
     pub truncated: usize,
-    /// How many are left out because nothing that counts was left.
+    /// How many were dropped because no token that counts was left.
     pub dropped: usize,
-    /// How many pairs are left out because both sides have become the same tokens: what tells
-    /// them apart is space around an answer, or stood where they were cut.
+    /// How many pairs were dropped because both sides had become the same tokens: they differed
+    /// only in white space around an answer, or beyond the length limit.
     pub same: usize,
 }
 
 impl Examples {
-    /// Takes an example in, with no sequence longer than `max_length`. The sides of a pair
-    /// must differ within that.
+    /// Adds an example whose sequences are truncated to `max_length`. The sides of a pair must
+    /// differ within that.
     fn take(
         &mut self,
         place: &Place,
@@ -109,7 +110,7 @@ impl Examples {
         });
     }
 
-    /// Answers and texts: of a pair the chosen one.
+    /// Examples to learn answers and texts; of a pair, the chosen answer.
     ///
     /// # Errors
     /// A line has no answer, or cannot be rendered.
@@ -135,10 +136,10 @@ impl Examples {
         Ok(examples)
     }
 
-    /// Pairs: the chosen answer and the rejected one.
+    /// Examples to learn preferences: the chosen answer and the rejected one.
     ///
     /// # Errors
-    /// A line is no pair, or cannot be rendered.
+    /// A line is not a pair, or cannot be rendered.
     pub fn of_pairs(
         entries: &[Entry],
         render: &dyn Render,
@@ -157,8 +158,8 @@ impl Examples {
         Ok(examples)
     }
 
-    /// Answers of a teacher: the student's view of them, then the teacher's, if the lesson
-    /// has no targets in its place. Only the student's length is limited.
+    /// Examples for distillation: the student's view of a teacher's answer, then the teacher's,
+    /// unless the lesson has targets instead. Only the student's length is limited.
     pub fn of_lessons(
         lessons: impl IntoIterator<Item = (Place, Lesson)>,
         max_length: usize,
@@ -180,7 +181,8 @@ impl Examples {
                 examples.truncated += usize::from(is_long);
                 example.targets = lesson.targets.map(|mut targets| {
                     targets.truncate(room);
-                    // A first token that nothing precedes does not count.
+                    // The first token of a sequence does not count, because nothing precedes
+                    // it.
                     let skipped = targets.len().saturating_sub(example.counted(0));
                     targets.split_off(skipped)
                 });
@@ -190,7 +192,7 @@ impl Examples {
     }
 }
 
-/// A teacher's answer to a prompt that it sees otherwise than the student does.
+/// A teacher's answer to a prompt that the teacher sees in another form than the student.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Lesson {
     /// The prompt as the student sees it.
@@ -199,13 +201,13 @@ pub struct Lesson {
     pub teacher: Vec<u32>,
     /// The teacher's answer.
     pub answer: Vec<u32>,
-    /// The distribution that each token of the answer was chosen from, where it has few
-    /// tokens, as under guidance. Where there is none, it is that of the model without an
+    /// The distribution that each token of the answer was sampled from, if it is over few
+    /// tokens, as under guidance. `None` stands for the distribution of the model without an
     /// adapter after the teacher's view.
     pub targets: Option<Vec<Target>>,
 }
 
-/// The conversation of a line up to what is to be answered.
+/// The conversation of a line up to the first turn to answer.
 ///
 /// # Errors
 /// The line is a text.
@@ -236,7 +238,7 @@ fn refused(place: &Place, what: String) -> DataError {
     }
 }
 
-/// A sequence whose `answer` counts.
+/// A sequence in which only the tokens of `answer` count.
 fn sample(prompt: &[u32], answer: &[u32]) -> Sample {
     let mut sample = Sample::default();
     sample.extend(prompt, false);
@@ -254,8 +256,8 @@ impl Sample {
     }
 }
 
-/// The answers of a conversation, in as few sequences as can be: one goes on where what
-/// serving would see of the next turn begins with it.
+/// The answers of a conversation, in as few sequences as possible: a sequence is continued if
+/// the rendering of the next turn begins with it.
 fn samples(conversation: &Conversation, render: &dyn Render) -> Result<Vec<Sample>, String> {
     let mut samples: Vec<Sample> = Vec::new();
     let messages = &conversation.messages;

@@ -1,4 +1,4 @@
-//! How a run goes, and what a run that goes on must have in common with its beginning.
+//! Settings of a run, and the settings that must not change when it is resumed.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -10,45 +10,46 @@ use super::TrainError;
 use super::loss::Objective;
 use super::samples::Example;
 
-/// How a run goes.
+/// Settings of a run.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Settings {
-    /// The highest learning rate.
+    /// The peak learning rate.
     pub learning_rate: f64,
-    /// The share of the steps in which the learning rate rises.
+    /// The share of the steps spent on warmup.
     pub warmup: f64,
-    /// How much of each weight is lost per step, times the learning rate.
+    /// AdamW's decoupled weight decay, as a share of each weight per step and unit of learning
+    /// rate.
     pub weight_decay: f64,
-    /// The longest that the gradient may be.
+    /// The gradient norm to clip to.
     pub clip: f64,
-    /// When it ends.
+    /// The length of the run.
     pub length: Length,
-    /// Examples that are computed together.
+    /// Examples per batch.
     pub batch_size: usize,
-    /// Batches whose gradients are added up for one step.
+    /// Gradient accumulation: batches per step.
     pub accumulate: usize,
-    /// What the order of the examples follows from.
+    /// The seed of the order of the examples.
     pub seed: u64,
-    /// A checkpoint is saved after every so many steps, and at the end.
+    /// Steps between checkpoints; there is always one at the end.
     pub save_every: Option<usize>,
-    /// The held-out examples are looked at after every so many steps, before the first
-    /// and after the last.
+    /// Steps between evaluations of the held-out examples, which also happen before the first
+    /// and after the last step.
     pub eval_every: Option<usize>,
-    /// What else makes the run what it is, by the names that people know: model, rank…
+    /// Everything else that identifies the run, by user-facing names: model, rank, and so on.
     pub origin: BTreeMap<String, Value>,
 }
 
-/// When a run ends.
+/// The length of a run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Length {
-    /// All examples were seen so often.
+    /// Passes over all examples.
     Epochs(usize),
-    /// So many steps were made.
+    /// Optimizer steps.
     Steps(usize),
 }
 
 impl Settings {
-    /// How many batches a run of epochs of so many batches has.
+    /// The total number of batches, if an epoch has `per_epoch` of them.
     pub fn batches(&self, per_epoch: usize) -> usize {
         match self.length {
             Length::Epochs(epochs) => epochs * per_epoch,
@@ -57,7 +58,7 @@ impl Settings {
     }
 }
 
-/// What a person reads for a value.
+/// Formats a setting's value for people.
 pub(super) fn shown(value: Option<&Value>) -> String {
     match value {
         None | Some(Value::Null) => "not set".to_owned(),
@@ -66,7 +67,7 @@ pub(super) fn shown(value: Option<&Value>) -> String {
     }
 }
 
-/// Everything that the weights at the end of a run depend on, by name.
+/// Everything that the final weights of a run depend on, by name.
 #[derive(Clone, Debug, PartialEq)]
 pub(super) struct Identity(BTreeMap<String, Value>);
 
@@ -99,12 +100,12 @@ impl Identity {
         Identity(own.chain(settings.origin.clone()).collect())
     }
 
-    /// Refuses what differs from the run in `folder`, by its name.
+    /// Returns an error that names the first setting that differs from the run in `folder`.
     pub(super) fn check(&self, now: &Identity, folder: &Path) -> Result<(), TrainError> {
         let names = self.0.keys().chain(now.0.keys());
         for name in names {
             let [then, now] = [self, now].map(|identity| identity.0.get(name));
-            // Runs of older versions do not say which weights they are of.
+            // Runs of older versions do not record their weights.
             if then != now && !(name == "weights" && then.is_none()) {
                 return Err(TrainError::Differs {
                     folder: folder.to_owned(),
@@ -117,7 +118,6 @@ impl Identity {
         Ok(())
     }
 
-    /// All of it by name.
     pub(super) fn settings(&self) -> &BTreeMap<String, Value> {
         &self.0
     }
@@ -131,8 +131,7 @@ impl Identity {
     }
 }
 
-/// What stands for all tokens of some examples, for which of them count, and for what they
-/// should be.
+/// A digest of all tokens of some examples, of which of them count, and of their targets.
 fn digest(examples: &[Example]) -> String {
     let mut hash = Sha256::new();
     let mut number = |number: usize| hash.update((number as u64).to_le_bytes());
@@ -148,7 +147,7 @@ fn digest(examples: &[Example]) -> String {
                 }
             }
         }
-        // Examples without targets have the digest that they had before there were any.
+        // Examples without targets keep the digest that they had before targets existed.
         for target in example.targets.iter().flatten() {
             number(target.len());
             for &(token, probability) in target {

@@ -1,5 +1,5 @@
-//! A student small enough for tests: the next token's logits are a product of two
-//! matrices, both of them trained.
+//! A student small enough for tests: the logits of the next token are a product of two
+//! matrices, both of which are trained.
 
 use std::path::Path;
 
@@ -9,14 +9,14 @@ use candle_nn::ops::log_softmax;
 use super::student::{Batch, Student, Target};
 use super::{TrainError, files};
 
-/// Tokens that it knows.
+/// Size of the vocabulary.
 pub(super) const VOCABULARY: usize = 12;
 const WIDTH: usize = 3;
 
 #[derive(Clone)]
 pub(super) struct Toy {
     variables: Vec<(String, Var)>,
-    /// What the variables were when it was made.
+    /// The initial values of the variables.
     frozen: [Tensor; 2],
 }
 
@@ -39,7 +39,7 @@ impl Toy {
         }
     }
 
-    /// The bits of all its variables.
+    /// The bit patterns of all elements of its variables.
     pub(super) fn bits(&self) -> Vec<u32> {
         let numbers = self.variables.iter().flat_map(|(_, variable)| {
             let numbers = variable.flatten_all().unwrap().to_vec1::<f32>().unwrap();
@@ -48,7 +48,7 @@ impl Toy {
         numbers.collect()
     }
 
-    /// Makes it one that gives no numbers.
+    /// Makes its outputs infinite or NaN.
     pub(super) fn spoil(&self) {
         let (_, inputs) = &self.variables[0];
         inputs
@@ -56,7 +56,7 @@ impl Toy {
             .unwrap();
     }
 
-    /// Log-probabilities of all tokens before each that counts, and those that count.
+    /// Log-probabilities of all tokens before each that counts, and the tokens that count.
     fn rows(&self, batch: &Batch, [inputs, outputs]: [&Tensor; 2]) -> (Tensor, Tensor) {
         let (mut before, mut counted) = (Vec::new(), Vec::new());
         for sample in &batch.sequences {

@@ -1,8 +1,8 @@
-//! The loop: losses of some batches, their gradient, a step, again.
+//! The training loop: accumulate the gradients of some batches, take an optimizer step, repeat.
 //!
-//! Everything a step depends on is in the student's variables, the optimizer's moments
-//! and the step's number, which a checkpoint holds. So a run that was killed at any moment
-//! and goes on from its last checkpoint ends with the same weights, to the last bit.
+//! Everything a step depends on is in the student's variables, the optimizer's moments and the
+//! step's number, which a checkpoint holds. So a run that is killed at any moment and resumed
+//! from its last checkpoint ends with the same weights, to the last bit.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
@@ -23,52 +23,51 @@ use super::settings::{Identity, Settings};
 use super::student::Student;
 use super::{RunFolder, TrainError};
 
-/// A run: who learns what from what.
+/// The inputs of a training run.
 pub struct Training<'a> {
-    /// Who learns.
+    /// The student.
     pub student: &'a dyn Student,
-    /// What is brought down.
+    /// The objective to minimise.
     pub objective: &'a dyn Objective,
-    /// What is learnt from.
+    /// The training examples.
     pub examples: &'a [Example],
-    /// What is only looked at.
+    /// The held-out examples, for evaluation only.
     pub held_out: &'a [Example],
-    /// How.
+    /// The settings.
     pub settings: &'a Settings,
-    /// Where everything is written, and whether it goes on with the run that is there.
+    /// The output folder, which also determines whether the run is resumed.
     pub folder: &'a RunFolder,
-    /// What its report says of it beyond the settings.
+    /// Facts that the report shows beyond the settings.
     pub about: &'a About,
-    /// Set it, and the run saves a checkpoint and ends.
+    /// Set to `true` to make the run save a checkpoint and return.
     pub stop: &'a AtomicBool,
 }
 
-/// How a run ended.
+/// The outcome of a run.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Outcome {
-    /// Steps that are made.
+    /// Steps made.
     pub step: usize,
-    /// All steps of the run: fewer are made if it was told to stop.
+    /// Total steps of the run: more than were made if it was told to stop.
     pub steps: usize,
-    /// What was found when the held-out examples were looked at first and last.
+    /// The first and the last evaluation of the held-out examples.
     pub evaluations: Option<(Evaluation, Evaluation)>,
-    /// What it says of itself; `None` if it was told to stop before it began.
+    /// The report; `None` if it was told to stop before it began.
     pub report: Option<Report>,
 }
 
-/// Trains until the end, or until it is told to stop.
+/// Trains until the end, or until told to stop.
 ///
-/// At the end the folder is itself a PEFT directory. Beside it there are checkpoints,
-/// `metrics.jsonl`, `report.html`, `report.json` and, where the loss needs them,
-/// references. The same training writes the same files, to the last bit, but for the times
-/// in the log and in the reports.
+/// At the end the folder is itself a PEFT directory. It also holds checkpoints,
+/// `metrics.jsonl`, `report.html`, `report.json` and, where the loss needs them, references.
+/// The same training writes the same files, to the last bit, except for the times in the log
+/// and in the reports.
 ///
-/// Where something cannot be written once the run has begun, as on a full disk, the
-/// observer is told, the run goes on, and it is tried again at the next checkpoint.
+/// If something cannot be written after the run has begun, as on a full disk, the observer is
+/// told, the run continues, and the write is retried at the next checkpoint.
 ///
 /// # Errors
-/// See [`TrainError`]. [`TrainError::Unsaved`] is what could not be written at the end
-/// either.
+/// See [`TrainError`]. [`TrainError::Unsaved`] means that the final write failed too.
 pub fn train(training: &Training<'_>, observer: &mut dyn Observer) -> Result<Outcome, TrainError> {
     if training.examples.is_empty() {
         return Err(TrainError::NoExamples);
@@ -93,7 +92,7 @@ fn steps(training: &Training<'_>) -> usize {
     settings.batches(per_epoch).div_ceil(settings.accumulate)
 }
 
-/// A run that is going on.
+/// A run in progress.
 struct Run<'a> {
     training: &'a Training<'a>,
     identity: Identity,
@@ -102,18 +101,18 @@ struct Run<'a> {
     references: References,
     optimizer: AdamW,
     log: Log,
-    /// Steps that were made, and how long they took.
+    /// Steps made, and the time they took.
     step: usize,
     seconds: f64,
-    /// Whether the log could not be written the last time.
+    /// Whether the last write of the log failed.
     is_log_behind: bool,
-    /// The variables as they were before the first step.
+    /// The variables before the first step.
     initial: Vec<Tensor>,
 }
 
 impl<'a> Run<'a> {
-    /// A run at its beginning, or where its last checkpoint stands. `None` if it was told
-    /// to stop before it could begin.
+    /// Starts a run, or resumes it from its last checkpoint. Returns `None` if told to stop
+    /// before it could begin.
     fn begin(
         training: &'a Training<'a>,
         observer: &mut dyn Observer,
@@ -133,7 +132,7 @@ impl<'a> Run<'a> {
             true => checkpoint::latest(path)?,
             false => Latest::default(),
         };
-        // To begin anew would write over what is there.
+        // Starting anew would overwrite the broken checkpoint.
         if last.found.is_none()
             && let Some(error) = last.broken.pop()
         {
@@ -142,7 +141,8 @@ impl<'a> Run<'a> {
         for error in &last.broken {
             observer.on(&Event::Failed(error));
         }
-        // Before it is what it was when the run to go on with was saved.
+        // Taken before a checkpoint is restored, so these are also the initial values of the
+        // run to resume.
         let initial = student.variables().iter();
         let initial = initial.map(|(_, variable)| variable.as_tensor().copy());
         let initial = initial.collect::<candle_core::Result<_>>()?;
@@ -197,7 +197,7 @@ impl<'a> Run<'a> {
             if self.step == 0 || is_due(eval_every, self.step) {
                 self.evaluate(observer)?;
             }
-            // What was found is in the log of whoever goes on from here.
+            // The evaluation is then in the log of a run that resumes from this checkpoint.
             if self.step > 0
                 && is_due(save_every, self.step)
                 && let Err(error) = self.save(observer)
@@ -213,14 +213,14 @@ impl<'a> Run<'a> {
         }
         self.evaluate(observer)?;
         let saved = self.save(observer);
-        // Where there is no room for a checkpoint there may be for the adapter.
+        // There may be disk space for the adapter even if there is none for a checkpoint.
         let published = checkpoint::publish(self.training.folder.path(), self.training.student);
         let has_adapter = published.is_ok();
         let ended = saved.and(published);
         ended.map_err(|error| self.unsaved(error, has_adapter))
     }
 
-    /// Why a run that has come to its end is not all in its folder.
+    /// The error of a finished run that could not be saved completely.
     fn unsaved(&self, error: TrainError, has_adapter: bool) -> TrainError {
         let last = checkpoint::latest(self.training.folder.path());
         TrainError::Unsaved {
@@ -230,11 +230,11 @@ impl<'a> Run<'a> {
         }
     }
 
-    /// Writes a record down.
+    /// Records an event in the log.
     fn note(&mut self, record: Record, observer: &mut dyn Observer) {
         observer.on(&Event::Wrote(self.log.add(record)));
         let written = self.log.write();
-        // Told once: the next ones are no news.
+        // Reported once, not at every record.
         if let Err(error) = &written
             && !self.is_log_behind
         {
@@ -243,7 +243,6 @@ impl<'a> Run<'a> {
         self.is_log_behind = written.is_err();
     }
 
-    /// Makes one step.
     fn make_step(&mut self, observer: &mut dyn Observer) -> Result<(), TrainError> {
         let began = Instant::now();
         let Training {
@@ -308,7 +307,7 @@ impl<'a> Run<'a> {
         Ok(())
     }
 
-    /// The loss of a batch divided by `weight`, and its gradients by each variable.
+    /// The loss of a batch divided by `weight`, and its gradient with respect to each variable.
     fn gradients(&self, batch: &[usize], weight: f64) -> Result<(f64, Vec<Tensor>), TrainError> {
         let Training {
             student,
@@ -341,8 +340,8 @@ impl<'a> Run<'a> {
         }
     }
 
-    /// Looks at the held-out examples, if there are any and it was not done. It does not
-    /// if it is told to stop: then whoever goes on does.
+    /// Evaluates the held-out examples, if there are any and this step's evaluation is not in
+    /// the log. If told to stop, it leaves the evaluation to the resumed run.
     fn evaluate(&mut self, observer: &mut dyn Observer) -> Result<(), TrainError> {
         if self.training.held_out.is_empty() || self.log.evaluation(self.step).is_some() {
             return Ok(());
@@ -354,9 +353,8 @@ impl<'a> Run<'a> {
         Ok(())
     }
 
-    /// Saves a checkpoint, and the reports, for which there may be room where there is none
-    /// for a checkpoint. A checkpoint goes with a log that has reached the disk: whoever goes
-    /// on from the one goes on with the other.
+    /// Saves a checkpoint, and the reports, which may fit on a disk that has no space for a
+    /// checkpoint. The log is synced before the checkpoint, because a run resumes from both.
     fn save(&mut self, observer: &mut dyn Observer) -> Result<(), TrainError> {
         let Training {
             student, folder, ..

@@ -1,29 +1,30 @@
-//! Why a request came to nothing, in as many words as a screen can show.
+//! Failed requests: HTTP errors, connection errors and broken streams, with a message that fits
+//! a screen.
 
 use serde_json::Value;
 
-/// How many characters of a failure's words are kept.
+/// Maximum characters of a failure's message.
 const LONGEST_MESSAGE: usize = 1000;
 
-/// The code of a failure where a path is something else than it should be.
+/// The code of a failure if a path is not the expected endpoint.
 const NO_ENDPOINT: &str = "no_such_endpoint";
 
-/// The code of a failure where a stream ended early.
+/// The code of a failure if a stream ended early.
 const TORN: &str = "torn";
 
-/// Why a request came to nothing.
+/// Why a request failed.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Failure {
-    /// The HTTP status, if there was an answer.
+    /// The HTTP status, if there was a response.
     pub status: Option<u16>,
-    /// The server's own words, or what is wrong with the connection.
+    /// The server's message, or what is wrong with the connection.
     pub message: String,
-    /// What programs are to know the failure by, if the server says.
+    /// The server's machine-readable error code, if there is one.
     pub code: Option<String>,
 }
 
 impl Failure {
-    /// A failure of which no server told.
+    /// A failure without a response from a server.
     pub fn local(message: impl Into<String>) -> Failure {
         Failure {
             status: None,
@@ -45,7 +46,7 @@ impl Failure {
         self.code.as_deref() == Some(TORN)
     }
 
-    /// An answer of something that is not the endpoint that was meant.
+    /// A response from something that is not the expected endpoint.
     pub fn missing(path: &str) -> Failure {
         Failure {
             code: Some(NO_ENDPOINT.to_owned()),
@@ -53,7 +54,7 @@ impl Failure {
         }
     }
 
-    /// What a body says that came with a bad status.
+    /// The failure that a response with an error status describes.
     pub fn answered(status: u16, body: &str) -> Failure {
         let json: Value = serde_json::from_str(body).unwrap_or_default();
         let message = match error_message(&json) {
@@ -68,8 +69,8 @@ impl Failure {
         }
     }
 
-    /// Whether the server has no such endpoint; one that is there and misses a
-    /// model answers 404 as well.
+    /// Whether the server has no such endpoint. An existing endpoint that does not know a model
+    /// also answers 404.
     pub fn is_missing(&self) -> bool {
         match self.code.as_deref() {
             Some("model_not_found") => false,
@@ -88,7 +89,7 @@ impl std::fmt::Display for Failure {
     }
 }
 
-/// The beginning of a message that is long.
+/// The beginning of a message, if it is long.
 pub(crate) fn excerpt(mut message: String) -> String {
     if let Some((end, _)) = message.char_indices().nth(LONGEST_MESSAGE) {
         message.truncate(end);
@@ -97,7 +98,7 @@ pub(crate) fn excerpt(mut message: String) -> String {
     message
 }
 
-/// `{"error": {"message": …}}`, or `{"error": "…"}` as some have it.
+/// The message of `{"error": {"message": …}}`, or of `{"error": "…"}` as some servers send it.
 pub(crate) fn error_message(body: &Value) -> Option<String> {
     let error = body.get("error").filter(|error| !error.is_null())?;
     let message = error.get("message").unwrap_or(error);

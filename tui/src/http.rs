@@ -1,6 +1,6 @@
-//! The server, over HTTP. A request that is dropped closes its connection, so
-//! that the server stops computing what nobody waits for. However much a server sends, no
-//! more of it is read than an answer can have.
+//! The HTTP client. Dropping a request closes its connection, so that the server stops
+//! computing an answer that is no longer needed. However much a server sends, no more is read
+//! than an answer may have.
 
 use std::collections::VecDeque;
 use std::time::Duration;
@@ -18,20 +18,20 @@ use serde_json::Value;
 use crate::sse::{Events, TooLong};
 use crate::wire::Failure;
 
-/// How long a connection may take to come about.
+/// Connection timeout.
 const CONNECT: Duration = Duration::from_secs(10);
 
-/// How many bytes of an answer that comes as a whole are read.
+/// Maximum size in bytes of a complete response.
 pub const LONGEST_ANSWER: usize = 16 << 20;
 
-/// How many bytes of an answer that is streamed are read: each token comes in some hundred
-/// bytes, and with probabilities in some thousand.
+/// Maximum size in bytes of a streamed response: each token takes some hundred bytes, and with
+/// probabilities some thousand.
 pub const LONGEST_STREAM: usize = 64 << 20;
 
-/// How many bytes are read of what a server says with a bad status.
+/// Maximum size in bytes of an error response.
 const LONGEST_REFUSAL: usize = 64 << 10;
 
-/// A server, and how to ask it.
+/// A client for one server.
 #[derive(Clone)]
 pub struct Server {
     base: String,
@@ -40,7 +40,7 @@ pub struct Server {
 }
 
 impl Server {
-    /// The server at a URL, which may end in `/v1` as many write it.
+    /// A client for the server at a URL, which may end in `/v1` as many write it.
     pub fn new(url: &str, key: Option<String>) -> Server {
         let base = url.trim_end_matches('/');
         let base = base.strip_suffix("/v1").unwrap_or(base);
@@ -64,15 +64,15 @@ impl Server {
         }
     }
 
-    /// Asks for JSON.
+    /// Sends a GET request and returns the JSON response.
     ///
     /// # Errors
-    /// If the server cannot be reached, refuses, or answers with something else.
+    /// The server cannot be reached, returns an error, or sends something else.
     pub async fn get(&self, path: &str) -> Result<Value, Failure> {
         whole(self.send(Method::GET, path, None).await?).await
     }
 
-    /// Sends JSON and gets JSON.
+    /// Sends JSON and returns the JSON response.
     ///
     /// # Errors
     /// As for [`Server::get`].
@@ -80,10 +80,10 @@ impl Server {
         whole(self.send(Method::POST, path, Some(body)).await?).await
     }
 
-    /// Sends JSON, and gets an answer in pieces.
+    /// Sends JSON and returns a streamed response.
     ///
     /// # Errors
-    /// If the server cannot be reached, or refuses.
+    /// The server cannot be reached, or returns an error.
     pub async fn stream(&self, path: &str, body: &Value) -> Result<Stream, Failure> {
         let answer = self.send(Method::POST, path, Some(body)).await?;
         Ok(Stream {
@@ -134,35 +134,36 @@ impl Server {
     }
 }
 
-/// An answer that comes in pieces.
+/// A streamed response.
 pub struct Stream {
     body: Incoming,
-    /// How many bytes have come.
+    /// Bytes received so far.
     read: usize,
     form: Form,
-    /// Pieces that have come and were not asked for yet.
+    /// Received pieces that were not requested yet.
     ready: VecDeque<String>,
 }
 
-/// What a body is, which its first character says: JSON begins with a brace, and no line
-/// of an event stream that means anything does.
+/// The format of a body, which its first character determines: JSON begins with a brace, and no
+/// meaningful line of an event stream does.
 enum Form {
-    /// Only white space has come, and perhaps a part of a byte order mark, which is here.
+    /// Only white space has arrived, and perhaps a part of a byte order mark, which is kept
+    /// here.
     Unknown(Vec<u8>),
     /// Server-sent events.
     Events(Events),
-    /// An answer as a whole, of a server that streams nothing.
+    /// A complete answer, from a server that does not stream.
     Whole(Vec<u8>),
-    /// Everything has come.
+    /// Everything has arrived.
     Ended,
 }
 
 impl Stream {
-    /// The next piece of the answer, which is JSON if the server keeps to the API; none if
+    /// The next piece of the answer, which is JSON if the server keeps to the API; `None` once
     /// the server is done.
     ///
     /// # Errors
-    /// If the server goes away before it is done, or sends more than an answer can have.
+    /// The server closes the connection early, or sends more than an answer may have.
     pub async fn next(&mut self) -> Result<Option<String>, Failure> {
         loop {
             if let Some(piece) = self.ready.pop_front() {
@@ -217,7 +218,7 @@ impl Stream {
         }
     }
 
-    /// Takes in that nothing more comes.
+    /// Handles the end of the body.
     fn end(&mut self) -> Result<(), Failure> {
         match std::mem::replace(&mut self.form, Form::Ended) {
             Form::Whole(body) => {
@@ -229,7 +230,7 @@ impl Stream {
                 let last = events.finish().filter(|data| !data.trim().is_empty());
                 if let Some(last) = last {
                     self.ready.push_back(last);
-                    // The next time there will be none.
+                    // The next call will find none.
                     self.form = Form::Events(events);
                     return Ok(());
                 }
@@ -243,8 +244,7 @@ impl Stream {
 /// The first byte of a byte order mark.
 const MARK_BEGINS: u8 = 0xef;
 
-/// A body's beginning without what means nothing there: white space, and a whole byte
-/// order mark.
+/// The beginning of a body without leading white space and a complete byte order mark.
 fn without_mark(mut begin: Vec<u8>) -> Vec<u8> {
     let text = begin.trim_ascii_start();
     let text = text.strip_prefix("\u{feff}".as_bytes()).unwrap_or(text);
@@ -253,7 +253,7 @@ fn without_mark(mut begin: Vec<u8>) -> Vec<u8> {
     begin
 }
 
-/// The events that say something: an empty one only keeps the connection.
+/// The non-empty events; an empty one only keeps the connection alive.
 fn heard(events: Result<Vec<String>, TooLong>) -> Result<impl Iterator<Item = String>, Failure> {
     let events = events.map_err(|error| Failure::local(error.to_string()))?;
     Ok(events.into_iter().filter(|data| !data.trim().is_empty()))
@@ -282,7 +282,7 @@ fn broken(error: &hyper::Error) -> Failure {
     Failure::local(format!("the connection broke: {}", cause(error)))
 }
 
-/// The innermost reason: what is around it only says that it happened.
+/// The innermost cause of an error; the errors around it add no information.
 fn cause(error: &dyn std::error::Error) -> String {
     match error.source() {
         Some(source) => cause(source),
@@ -302,14 +302,15 @@ mod tests {
     use super::*;
     use crate::sse;
 
-    /// What the system may hold of a connection between two programs, at most.
+    /// An upper bound of the bytes that the system buffers on a connection between two
+    /// programs.
     const UNDERWAY: usize = 32 << 20;
 
     const EVENTS: &str = "200 OK\r\ncontent-type: text/event-stream";
     const JSON: &str = "200 OK\r\ncontent-type: application/json";
 
-    /// A server that answers one request with a head, a beginning, and then a piece as
-    /// often as the client takes it, or `times`; tells how many bytes it could send.
+    /// A server that answers one request with a head, a beginning, and then a piece repeated as
+    /// long as the client reads, at most `times`; reports how many bytes it could send.
     fn server(head: &str, begin: &str, piece: &str, times: usize) -> (Server, Receiver<usize>) {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let url = format!("http://{}", listener.local_addr().unwrap());
@@ -320,7 +321,7 @@ mod tests {
             let mut request = [0; 4096];
             _ = client.read(&mut request).unwrap();
             client.write_all(head.as_bytes()).unwrap();
-            // Together, as a fast server would.
+            // Many pieces in one write, as a fast server would.
             let many = (64 << 10) / piece.len().max(1) + 1;
             let pieces = piece.repeat(many.min(times));
             let mut count = 0;
@@ -336,7 +337,7 @@ mod tests {
         (Server::new(&url, None), sent)
     }
 
-    /// All that comes of a stream, and why no more does.
+    /// All pieces of a stream, and the failure that ended it.
     async fn streamed(server: &Server) -> (Vec<String>, Option<Failure>) {
         let mut stream = match server.stream("/v1/x", &json!({})).await {
             Ok(stream) => stream,

@@ -1,9 +1,8 @@
 //! `incant chat`: a terminal program to chat with arms and to compare them.
 //!
-//! It knows servers by OpenAI's REST API only, so it works with any that has
-//! it. [`app`] is a state machine without any IO; `view` draws its state;
-//! `driver` has the terminal, the network and the disk, and does what the
-//! state machine asks for.
+//! It knows servers only by OpenAI's REST API, so it works with every server that implements
+//! it. [`app`] is a state machine without any IO; `view` draws its state; `driver` owns the
+//! terminal, the network and the disk, and performs the state machine's effects.
 
 pub mod app;
 mod driver;

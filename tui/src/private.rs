@@ -1,14 +1,14 @@
-//! Files that only their owner may read: what people ask is nobody else's business.
+//! Files that only their owner may read, because conversations are private.
 
 use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::io;
 use std::path::Path;
 
-/// Makes a folder, and the ones it is in, for their owner alone; takes from others what
-/// they may do in one that is there.
+/// Creates a folder and its ancestors for their owner alone; removes other users' permissions
+/// from an existing one.
 ///
 /// # Errors
-/// If it cannot be made.
+/// The folder cannot be created.
 pub(crate) fn folder(path: &Path) -> io::Result<()> {
     let mut builder = DirBuilder::new();
     builder.recursive(true);
@@ -19,20 +19,20 @@ pub(crate) fn folder(path: &Path) -> io::Result<()> {
     Ok(())
 }
 
-/// Opens a file to write behind what is there, for its owner alone.
+/// Opens a file for appending, for its owner alone.
 ///
 /// # Errors
-/// If it cannot be opened or made.
+/// The file cannot be opened or created.
 pub(crate) fn append(path: &Path) -> io::Result<File> {
     let file = options().create(true).append(true).open(path)?;
     withhold(path, &file.metadata()?);
     Ok(file)
 }
 
-/// Makes a file that is not there yet, for its owner alone.
+/// Creates a new file for its owner alone.
 ///
 /// # Errors
-/// If it is there, or cannot be made.
+/// The file exists, or cannot be created.
 pub(crate) fn create_new(path: &Path) -> io::Result<File> {
     options().write(true).create_new(true).open(path)
 }
@@ -44,8 +44,8 @@ fn options() -> OpenOptions {
     options
 }
 
-/// Takes from others what they may do with what is there. If it is another user's, it
-/// stays as they want it.
+/// Removes other users' permissions from a file or folder. If it belongs to another user, it
+/// stays unchanged.
 #[cfg(unix)]
 fn withhold(path: &Path, found: &fs::Metadata) {
     use std::os::unix::fs::PermissionsExt as _;

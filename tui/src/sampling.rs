@@ -1,17 +1,16 @@
-//! The parameters of an answer that can be set. What is not set is left to
-//! the server.
+//! The sampling parameters that can be set. Unset ones are left to the server.
 
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 
-/// One parameter.
+/// A sampling parameter.
 #[derive(Debug)]
 pub struct Field {
     /// Its name in requests.
     pub name: &'static str,
-    /// What is in force where neither a request nor an arm says anything.
+    /// The value in force if neither the request nor the arm sets one.
     pub neutral: &'static str,
-    /// What it does.
+    /// Its description.
     pub help: &'static str,
     kind: Kind,
 }
@@ -23,7 +22,7 @@ enum Kind {
     Text,
 }
 
-/// The parameter of chats that is part of the arms' ids where arms are compared.
+/// The parameter of chats that is part of the arms' ids in comparisons.
 const GUIDANCE: &str = "guidance";
 
 /// All parameters, in the order of the panel.
@@ -126,10 +125,10 @@ pub const FIELDS: &[Field] = &[
 pub struct Sampling(Map<String, Value>);
 
 impl Sampling {
-    /// Sets a parameter to what was typed; an empty text leaves it to the server.
+    /// Sets a parameter from user input; an empty text leaves it to the server.
     ///
     /// # Errors
-    /// If the text is no value for it; says what is.
+    /// The text is not a valid value; the message says what is.
     pub fn set(&mut self, field: &Field, text: &str) -> Result<(), &'static str> {
         let text = text.trim();
         if text.is_empty() {
@@ -162,31 +161,31 @@ impl Sampling {
         })
     }
 
-    /// The temperature, if one is set.
+    /// The temperature, if it is set.
     pub fn temperature(&self) -> Option<f64> {
         self.0.get("temperature")?.as_f64()
     }
 
-    /// The seed, if one is set.
+    /// The seed, if it is set.
     pub fn seed(&self) -> Option<u64> {
         self.0.get("seed")?.as_u64()
     }
 
-    /// Writes what is set into a request.
+    /// Writes the set parameters into a request.
     pub fn write(&self, body: &mut Map<String, Value>) {
         for (name, value) in &self.0 {
             body.insert(name.clone(), value.clone());
         }
     }
 
-    /// The parameters that a comparison has: each of its arms has guidance of its own.
+    /// The parameters of a comparison, without guidance, which each of its arms sets by itself.
     pub fn of_comparison(&self) -> Sampling {
         let mut set = self.0.clone();
         set.shift_remove(GUIDANCE);
         Sampling(set)
     }
 
-    /// What is set in a few words, if anything is.
+    /// A short list of the set parameters, if there are any.
     pub fn summary(&self) -> Option<String> {
         let set = self.0.keys();
         let set = set.filter_map(|name| Some(format!("{name} {}", self.get(name)?)));

@@ -1,8 +1,7 @@
-//! Sessions on disk: one file of JSON lines each, a head and then its
-//! messages. A comparison is one too, of a question and an answer of each arm;
-//! what its server said of the tokens stands in a last line, which is read only
-//! when the comparison is opened. A file is written beside its name and then
-//! renamed, so that one that is there is whole.
+//! Sessions on disk: one file of JSON Lines each, a head and then its messages. A comparison is
+//! a session too, with a question and an answer of each arm; its token analysis is on a last
+//! line, which is read only when the comparison is opened. Files are written atomically (to a
+//! temporary name, then renamed).
 
 use std::fs;
 use std::io::{self, BufRead, BufReader, Write};
@@ -15,7 +14,7 @@ use crate::private;
 use crate::sampling::Sampling;
 use crate::wire::Usage;
 
-/// Who said something.
+/// The author of a message.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Role {
@@ -25,40 +24,40 @@ pub enum Role {
     Assistant,
 }
 
-/// How an answer came.
+/// Speed and token usage of an answer.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Stats {
-    /// Seconds from the question to the first text.
+    /// Time to first token, in seconds.
     pub to_first: Option<f64>,
-    /// Tokens in a second after the first.
+    /// Tokens per second after the first.
     pub per_second: Option<f64>,
-    /// What the server counted; without it, speed is a count of parts.
+    /// The server's token counts; without them, the speed is based on the number of chunks.
     pub usage: Option<Usage>,
 }
 
-/// Something that was said.
+/// A message of a session.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Message {
-    /// Who said it.
+    /// Its author.
     pub role: Role,
     /// The text.
     pub content: String,
-    /// The arm that said it.
+    /// The arm that wrote it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub arm: Option<String>,
-    /// The profile that it was said under, where the server says so.
+    /// The profile that it was generated under, if the server reports it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub profile: Option<String>,
-    /// Why it ended: what the server says, or `stopped` by the user.
+    /// The server's finish reason, or `stopped` by the user.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub finish: Option<String>,
-    /// How it came.
+    /// Speed and token usage.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub stats: Option<Stats>,
-    /// The other answers to the same question, in the order in which they came.
+    /// The other answers to the same question, in the order in which they were generated.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub variants: Vec<Message>,
-    /// The place of this one among all of them.
+    /// The index of this one among all of them.
     #[serde(default, skip_serializing_if = "is_first")]
     pub variant: usize,
 }
@@ -91,7 +90,8 @@ impl Message {
         }
     }
 
-    /// This answer and the others to the same question, in the order in which they came.
+    /// This answer and the others to the same question, in the order in which they were
+    /// generated.
     pub fn into_variants(mut self) -> Vec<Message> {
         let mut all = std::mem::take(&mut self.variants);
         let place = std::mem::take(&mut self.variant).min(all.len());
@@ -99,8 +99,8 @@ impl Message {
         all
     }
 
-    /// Another answer to the same question, with the rest of them. The last for a place
-    /// behind all of them.
+    /// Another answer to the same question, with the rest of them as variants. The last one if
+    /// `place` is out of range.
     pub fn turned_to(self, place: usize) -> Message {
         let mut variants = self.into_variants();
         let variant = place.min(variants.len() - 1);
@@ -113,16 +113,16 @@ impl Message {
     }
 }
 
-/// What is known of a session beside its messages.
+/// A session's metadata.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Head {
-    /// The name of its file, without the ending.
+    /// The name of its file, without the extension.
     pub id: String,
-    /// When it was begun, in seconds since 1970.
+    /// The time it was begun, in seconds since 1970.
     pub created: u64,
-    /// Who answers.
+    /// The arm that answers.
     pub arm: Option<String>,
-    /// What it was named by its user.
+    /// The title given by the user.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub title: String,
     /// The system message; empty if there is none.
@@ -131,41 +131,42 @@ pub struct Head {
     /// The parameters that are set.
     #[serde(default)]
     pub sampling: Sampling,
-    /// How arms were compared; none for a conversation with one.
+    /// The parameters of a comparison; `None` for a conversation with one arm.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub compare: Option<Comparison>,
 }
 
-/// How arms were compared.
+/// The parameters of a comparison.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Comparison {
-    /// Who was asked; their answers follow the question in this order.
+    /// The arms; their answers follow the question in this order.
     pub arms: Vec<String>,
-    /// Which of them is the reference.
+    /// The index of the reference arm.
     pub reference: usize,
-    /// What makes the answers come again.
+    /// The seed that reproduces the answers.
     pub seed: u64,
-    /// Whether each arm was asked by itself, as the server compares none.
+    /// Whether each arm was sent its own request, because the server has no endpoint for
+    /// comparisons.
     pub alone: bool,
 }
 
-/// What a server has said of a comparison's tokens, as a report holds it.
+/// A server's analysis of a comparison's tokens, as in a report.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Analysis {
-    /// The arms; null where the server compares none.
+    /// The arms; null if the server has no endpoint for comparisons.
     pub arms: Value,
-    /// The settings; null with them.
+    /// The settings; null if the arms are.
     pub settings: Value,
     /// The statistics; null if the comparison was not completed.
     pub summary: Value,
-    /// Of each answer.
+    /// The analysis of each answer.
     pub answers: Vec<Analysed>,
 }
 
-/// What a server has said of one answer's tokens.
+/// A server's analysis of one answer's tokens.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Analysed {
-    /// What the answer took.
+    /// The token usage.
     pub usage: Value,
     /// Its tokens, with their scores.
     pub tokens: Vec<Value>,
@@ -174,25 +175,25 @@ pub struct Analysed {
 /// A conversation, or a comparison.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Session {
-    /// What is known of it.
+    /// Its metadata.
     pub head: Head,
-    /// What was said.
+    /// Its messages.
     pub messages: Vec<Message>,
-    /// What is known of a comparison's tokens; lists come without it.
+    /// The analysis of a comparison's tokens; not loaded in lists.
     pub analysis: Option<Analysis>,
 }
 
-/// What is found in a folder.
+/// The contents of a folder of sessions.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Listing {
     /// The sessions, the newest first, without their analysis.
     pub sessions: Vec<Session>,
-    /// The names of files that cannot be read, and why. They stay as they are.
+    /// The names of files that cannot be read, with the errors. The files stay as they are.
     pub broken: Vec<String>,
 }
 
 impl Session {
-    /// What it was named, or else its first question's first line.
+    /// The given title, or else the first line of its first question.
     pub fn title(&self) -> &str {
         if !self.head.title.is_empty() {
             return &self.head.title;
@@ -202,7 +203,7 @@ impl Session {
         lines.unwrap_or("new session")
     }
 
-    /// All of it as Markdown.
+    /// The session as Markdown.
     pub fn markdown(&self) -> String {
         let mut text = String::new();
         if !self.head.system.is_empty() {
@@ -219,23 +220,23 @@ impl Session {
     }
 }
 
-/// The folder that sessions are in.
+/// The folder of sessions.
 #[derive(Clone, Debug)]
 pub struct Folder(PathBuf);
 
 impl Folder {
-    /// A folder, made when something is first saved.
+    /// A folder, which is created when something is first saved.
     pub fn new(path: PathBuf) -> Folder {
         Folder(path)
     }
 
-    /// Saves a session in place of what it was before.
+    /// Saves a session, replacing its earlier version.
     ///
     /// # Errors
-    /// If the disk is full, or the folder cannot be written.
+    /// The disk is full, or the folder cannot be written.
     pub fn save(&self, session: &Session) -> io::Result<()> {
         private::folder(&self.0)?;
-        // A temporary file is its owner's alone, and stays so under its name.
+        // A temporary file is readable by its owner alone, and stays so when it is renamed.
         let mut file = tempfile::NamedTempFile::new_in(&self.0)?;
         serde_json::to_writer(&mut file, &session.head)?;
         for message in &session.messages {
@@ -252,10 +253,10 @@ impl Folder {
         Ok(())
     }
 
-    /// Gives a saved session a title; an empty one takes it away.
+    /// Gives a saved session a title; an empty one removes it.
     ///
     /// # Errors
-    /// If there is no such file, or it cannot be written.
+    /// There is no such file, or it cannot be written.
     pub fn rename(&self, id: &str, title: &str) -> io::Result<()> {
         let path = self.file(id);
         let text = fs::read_to_string(&path)?;
@@ -275,15 +276,15 @@ impl Folder {
     /// Deletes a saved session.
     ///
     /// # Errors
-    /// If there is none, or the folder cannot be written.
+    /// There is no such session, or the folder cannot be written.
     pub fn delete(&self, id: &str) -> io::Result<()> {
         fs::remove_file(self.file(id))
     }
 
-    /// All sessions.
+    /// Lists all sessions.
     ///
     /// # Errors
-    /// If the folder is there and cannot be read.
+    /// The folder exists but cannot be read.
     pub fn list(&self) -> io::Result<Listing> {
         let entries = match fs::read_dir(&self.0) {
             Ok(entries) => entries,
@@ -305,10 +306,10 @@ impl Folder {
         Ok(listing)
     }
 
-    /// What is known of a saved comparison's tokens.
+    /// Loads the analysis of a saved comparison's tokens.
     ///
     /// # Errors
-    /// If there is no such file, or it is not whole.
+    /// There is no such file, or it is incomplete.
     pub fn analysis(&self, id: &str) -> io::Result<Analysis> {
         let (_, mut rest) = load(&self.file(id))?;
         match rest.next() {

@@ -1,9 +1,8 @@
-//! Server-sent events out of bytes as they arrive, as the HTML standard reads them: lines
-//! end in LF, CR or both, a byte order mark may come first, lines of other fields and
-//! comments mean nothing here.
+//! A parser of server-sent events (SSE) from bytes as they arrive, following the HTML standard:
+//! lines end in LF, CR or both, a byte order mark may come first, and other fields and comments
+//! are ignored.
 
-/// How many bytes an event, and each line of it, may have. A server that sends more than
-/// that without an end is not read on.
+/// Maximum size in bytes of an event, and of each line. Reading stops if a server exceeds it.
 pub const LONGEST: usize = 4 << 20;
 
 /// An event is longer than [`LONGEST`].
@@ -14,25 +13,25 @@ pub struct TooLong;
 /// The byte order mark, in UTF-8.
 const MARK: &[u8] = "\u{feff}".as_bytes();
 
-/// Collects bytes and gives out the data of each event that is complete. Each byte is
-/// looked at once, however small the pieces are that it comes in.
+/// Collects bytes and returns the data of each complete event. Takes linear time, however small
+/// the pieces are.
 #[derive(Debug, Default)]
 pub struct Events {
-    /// The line that is not complete yet.
+    /// The incomplete line.
     line: Vec<u8>,
-    /// The data of the event that is not complete yet; none if it has none so far.
+    /// The data of the incomplete event; `None` if it has none so far.
     data: Option<String>,
     /// Whether a first line was read, before which there may be a byte order mark.
     begun: bool,
-    /// Whether the last byte was CR: an LF behind it ends no other line.
+    /// Whether the last byte was CR, so that a following LF does not end another line.
     returned: bool,
 }
 
 impl Events {
-    /// Adds what has arrived; returns the data of the events that it completes.
+    /// Adds bytes that have arrived; returns the data of the events that they complete.
     ///
     /// # Errors
-    /// If an event does not end where it must.
+    /// An event is too long.
     pub fn push(&mut self, mut bytes: &[u8]) -> Result<Vec<String>, TooLong> {
         let mut events = Vec::new();
         while let Some(first) = bytes.first() {
@@ -57,13 +56,13 @@ impl Events {
         Ok(events)
     }
 
-    /// The end of the stream: an event of whole lines counts also without the empty line
-    /// behind it, which some servers leave out.
+    /// Ends the stream and returns an event of whole lines whose final empty line is missing,
+    /// which some servers omit.
     pub fn finish(&mut self) -> Option<String> {
         self.data.take()
     }
 
-    /// Takes in the line; returns the data of the event that it ends.
+    /// Handles a complete line; returns the data of the event that it ends.
     fn end_line(&mut self) -> Option<String> {
         let mut line = self.line.as_slice();
         if !std::mem::replace(&mut self.begun, true) {
@@ -96,7 +95,7 @@ impl Events {
 mod tests {
     use super::*;
 
-    /// Everything that the standard allows, and what it says.
+    /// Everything that the standard allows, and the data in it.
     const STREAM: &str = "\u{feff}: hello\r\ndata: {\"a\":\"日本\"}\r\n\r\nevent: x\ndata:one\n\
         data: two\ndata:  three\n\nid: 7\rdata\rdata:\r\rretry: 1\n\ndatax: no\ndata: [DONE]\n\n";
     const SAID: [&str; 4] = ["{\"a\":\"日本\"}", "one\ntwo\n three", "\n", "[DONE]"];

@@ -1,5 +1,5 @@
-//! What servers say, as far as the program reads it. Whatever a server leaves
-//! out is absent, not guessed.
+//! Server responses, as far as the program reads them. Fields that a server omits are absent,
+//! not guessed.
 
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
@@ -7,42 +7,42 @@ use serde_json::{Map, Value};
 pub use crate::failure::Failure;
 use crate::failure::{error_message, excerpt};
 
-/// How many arms of a server's list are read, and how long their ids may be, in bytes.
+/// Maximum number of arms read from a server's list, and maximum length of their ids in bytes.
 pub const MOST_ARMS: usize = 4096;
 const LONGEST_ID: usize = 512;
 
-/// Who can be asked.
+/// An arm that the server offers.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Arm {
     /// The model id of the API.
     pub id: String,
-    /// The model whose weights it uses, where the server says so.
+    /// The model whose weights it uses, if the server reports it.
     pub root: Option<String>,
-    /// Its profile, where the server knows profiles.
+    /// Its profile, if the server knows profiles.
     pub profile: Option<String>,
-    /// How many tokens fit, where the list says so.
+    /// The context length in tokens, if the list has it.
     pub context: Option<u64>,
-    /// The parameters of answers that it has of its own, where the server tells: what is
-    /// not among them is as in OpenAI's API.
+    /// The arm's own sampling defaults, if the server reports them. Parameters that are not
+    /// among them have the defaults of OpenAI's API.
     pub sampling: Option<Map<String, Value>>,
 }
 
-/// A profile that arms answer under, where the server knows profiles.
+/// A profile that arms answer under, if the server knows profiles.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Profile {
-    /// What follows the `@` in an arm's id.
+    /// The part after the `@` in an arm's id.
     pub id: String,
-    /// What it is, in a few words.
+    /// A short title.
     pub title: String,
-    /// What it does.
+    /// Its description.
     pub description: String,
     /// The language that it is written in, such as `en`.
     pub language: String,
-    /// The models that chat under it where their id names no profile.
+    /// The models that use it by default, when their id names no profile.
     pub default_for: Vec<String>,
 }
 
-/// Reads the answer of `GET /v1/profiles`.
+/// Parses the response of `GET /v1/profiles`.
 pub fn profiles(body: &Value) -> Vec<Profile> {
     let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
     let list = |value: &Value| value.as_array().cloned().unwrap_or_default();
@@ -57,7 +57,7 @@ pub fn profiles(body: &Value) -> Vec<Profile> {
     all.map(profile).collect()
 }
 
-/// Reads the answer of `GET /v1/models`.
+/// Parses the response of `GET /v1/models`.
 pub fn arms(body: &Value) -> Vec<Arm> {
     let text = |value: &Value, name: &str| value[name].as_str().map(str::to_owned);
     let list = body["data"].as_array().map_or(&[][..], Vec::as_slice);
@@ -80,14 +80,14 @@ pub fn arms(body: &Value) -> Vec<Arm> {
     named.take(MOST_ARMS).collect()
 }
 
-/// How many tokens a request took.
+/// Token usage of a request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Usage {
-    /// Of the prompt.
+    /// Tokens of the prompt.
     pub prompt_tokens: u64,
-    /// Of the answer.
+    /// Tokens of the answer.
     pub completion_tokens: u64,
-    /// Of the prompt, those that needed no computing, if the server counts them.
+    /// Tokens of the prompt that came from the cache, if the server reports them.
     #[serde(default)]
     pub cached_tokens: Option<u64>,
 }
@@ -102,78 +102,78 @@ impl Usage {
     }
 }
 
-/// A token that could have been said.
+/// An alternative token.
 #[derive(Clone, Debug, PartialEq, Deserialize)]
 pub struct Alternative {
     /// Its text.
     pub token: String,
-    /// How likely it was.
+    /// Its log-probability.
     pub logprob: f64,
 }
 
-/// How another arm sees a token.
+/// Another arm's score of a token.
 #[derive(Clone, Debug, PartialEq, Deserialize)]
 pub struct Score {
-    /// Which arm, as an index into the comparison's.
+    /// The arm, as an index into the comparison's.
     pub arm: usize,
-    /// How likely it was there.
+    /// The log-probability under that arm.
     pub logprob: f64,
-    /// Its rank there; 1 is the likeliest.
+    /// Its rank under that arm; 1 is the likeliest.
     pub rank: u64,
-    /// How far what the two arms expect here is apart, in nats.
+    /// The KL divergence between the two arms' distributions at this place, in nats.
     pub kl: f64,
-    /// What was likeliest there.
+    /// The likeliest tokens under that arm.
     pub top_logprobs: Vec<Alternative>,
 }
 
-/// One token of an answer.
+/// A token of an answer.
 #[derive(Clone, Debug, PartialEq, Deserialize)]
 pub struct Token {
-    /// Its text as it is shown.
+    /// Its text for display.
     pub token: String,
     /// The bytes that it adds to the text.
     #[serde(default)]
     pub bytes: Option<Vec<u8>>,
-    /// How likely it was.
+    /// Its log-probability.
     pub logprob: f64,
     /// Its rank; 1 is the likeliest.
     #[serde(default)]
     pub rank: Option<u64>,
-    /// What was likeliest.
+    /// The likeliest tokens.
     #[serde(default)]
     pub top_logprobs: Vec<Alternative>,
-    /// What the other arms say to it.
+    /// The other arms' scores.
     #[serde(default)]
     pub scores: Vec<Score>,
 }
 
 impl Token {
-    /// How many bytes it adds to the text.
+    /// The number of bytes that it adds to the text.
     pub fn length(&self) -> usize {
         self.bytes.as_ref().map_or(self.token.len(), Vec::len)
     }
 }
 
-/// A part of a streamed chat completion.
+/// A chunk of a streamed chat completion.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Chunk {
-    /// More of the text.
+    /// The next part of the text.
     pub content: String,
-    /// Its tokens, if they were asked for and the server sends them.
+    /// Its tokens, if they were requested and the server sends them.
     pub tokens: Vec<Value>,
-    /// Why the answer has ended.
+    /// The finish reason, at the end of the answer.
     pub finish: Option<String>,
-    /// What it took.
+    /// Token usage.
     pub usage: Option<Usage>,
-    /// The profile that rendered the conversation, where the server says so.
+    /// The profile that rendered the conversation, if the server reports it.
     pub profile: Option<String>,
 }
 
-/// Reads one event of a chat completion's stream, or the whole completion of a server that
-/// streams nothing.
+/// Parses one event of a chat completion's stream, or the whole completion of a server that
+/// does not stream.
 ///
 /// # Errors
-/// If the server says that it failed, or what it says is not JSON.
+/// The server reports an error, or the data is not JSON.
 pub fn chunk(data: &str) -> Result<Chunk, Failure> {
     let value = event(data)?;
     let choice = &value["choices"][0];
@@ -192,14 +192,14 @@ pub fn chunk(data: &str) -> Result<Chunk, Failure> {
     })
 }
 
-/// The id of an arm without what is wished beside it: guidance, or a mix.
+/// The id of an arm without its options: guidance, or a mix.
 pub fn plain_id(id: &str) -> &str {
     let wishes = [" guidance=", " against=", " plausible=", " mix="];
     let first = wishes.iter().filter_map(|wish| id.find(wish)).min();
     first.map_or(id, |first| &id[..first])
 }
 
-/// An arm's id, and in brackets the profile that answered, unless the id names it.
+/// An arm's id, followed by the profile that answered in parentheses, unless the id names it.
 pub fn with_profile(id: &str, profile: Option<&str>) -> String {
     match profile.filter(|profile| !id.contains(&format!("@{profile}"))) {
         Some(profile) => format!("{id} ({profile})"),
@@ -216,10 +216,10 @@ fn event(data: &str) -> Result<Value, Failure> {
     }
 }
 
-/// A part of a streamed comparison.
+/// A chunk of a streamed comparison.
 #[derive(Clone, Debug, PartialEq)]
 pub enum CompareChunk {
-    /// Who is compared, and how; both as they go into a report.
+    /// The arms and settings, as in a report.
     Begin {
         /// The arms.
         arms: Value,
@@ -228,39 +228,39 @@ pub enum CompareChunk {
     },
     /// More text of an arm's answer.
     Delta {
-        /// Which arm.
+        /// The arm's index.
         arm: usize,
         /// The text.
         content: String,
     },
     /// The next tokens of an arm's answer, with all scores.
     Tokens {
-        /// Which arm.
+        /// The arm's index.
         arm: usize,
-        /// The tokens as they go into a report.
+        /// The tokens, as in a report.
         tokens: Vec<Value>,
     },
     /// An arm's answer has ended.
     End {
-        /// Which arm.
+        /// The arm's index.
         arm: usize,
-        /// Why.
+        /// The finish reason.
         finish: String,
-        /// What it took, if it can be read.
+        /// Token usage, if it can be parsed.
         usage: Option<Usage>,
-        /// The same as it goes into a report.
+        /// Token usage, as in a report.
         raw_usage: Value,
     },
-    /// The numbers of the whole, as they go into a report.
+    /// The summary, as in a report.
     Summary(Value),
-    /// Something that this program does not know.
+    /// An event that this program does not know.
     Other,
 }
 
-/// Reads one event of a comparison's stream.
+/// Parses one event of a comparison's stream.
 ///
 /// # Errors
-/// If the server says that it failed, or what it says is not JSON.
+/// The server reports an error, or the data is not JSON.
 pub fn compare_chunk(data: &str) -> Result<CompareChunk, Failure> {
     let mut value = event(data)?;
     let arm = |part: &Value| part["arm"].as_u64().unwrap_or_default() as usize;

@@ -1,6 +1,6 @@
-//! Lines of text as they fit a width in cells: at the places where Unicode
-//! allows a break, so that Japanese wraps between characters and English
-//! between words, and never within what a reader takes for one character.
+//! Wraps text to a width in terminal cells, at the places where Unicode allows a line break, so
+//! that Japanese wraps between characters and English between words, and never within a
+//! grapheme cluster.
 
 use std::ops::Range;
 
@@ -10,14 +10,14 @@ use unicode_linebreak::linebreaks;
 use unicode_segmentation::UnicodeSegmentation;
 use unicode_width::UnicodeWidthStr;
 
-/// What a tab looks like.
+/// The replacement of a tab.
 const TAB: &str = "    ";
 
-/// How many bytes of a line that grows are wrapped again with what is added to it, at most.
+/// Maximum bytes of a growing line that are wrapped again when text is added.
 const LONG: usize = 16 << 10;
 
-/// A text that a terminal can show: tabs are spaces, and what a terminal takes for a
-/// command is gone, line ends aside.
+/// A text that is safe to print on a terminal: tabs become spaces, and control characters are
+/// removed, except for line ends.
 pub fn printable(text: &str) -> String {
     let mut clean = String::with_capacity(text.len());
     for character in text.chars() {
@@ -30,13 +30,13 @@ pub fn printable(text: &str) -> String {
     clean
 }
 
-/// A text without what a terminal takes for a command. Tabs stay.
+/// A text without characters that a terminal interprets as commands. Tabs stay.
 pub fn harmless(text: &str) -> String {
     text.chars().filter(|c| !is_command(*c)).collect()
 }
 
-/// Whether a terminal acts on a character instead of showing it: control characters but
-/// tabs and line ends, and those that turn the direction in which a text is shown.
+/// Whether a terminal acts on a character instead of displaying it: control characters other
+/// than tabs and line ends, and bidirectional formatting characters.
 fn is_command(character: char) -> bool {
     match character {
         '\n' | '\t' => false,
@@ -45,17 +45,17 @@ fn is_command(character: char) -> bool {
     }
 }
 
-/// How many cells a text takes, without line ends.
+/// The width of a text in cells, without line ends.
 pub fn width(text: &str) -> usize {
     let parts = text.split('\t');
     let tabs = text.matches('\t').count();
     parts.map(UnicodeWidthStr::width).sum::<usize>() + tabs * TAB.len()
 }
 
-/// The rows of a text, as ranges of bytes. Line ends are in no row; spaces at
-/// the end of a row hang over the edge and are in it.
+/// The rows of a text, as ranges of bytes. Line ends are in no row; spaces at the end of a row
+/// belong to it and may extend beyond the width.
 ///
-/// There is always a row: the empty text has an empty one.
+/// There is always at least one row: the empty text has an empty one.
 pub fn rows(text: &str, width: usize) -> Vec<Range<usize>> {
     let width = width.max(2);
     let mut rows = Vec::new();
@@ -67,8 +67,7 @@ pub fn rows(text: &str, width: usize) -> Vec<Range<usize>> {
     rows
 }
 
-/// The rows of a text that grows at its end: of what was there only the last line is
-/// wrapped again.
+/// The rows of a text that grows at its end; only its last line is wrapped again.
 #[derive(Clone, Debug, Default)]
 pub struct GrowingRows {
     width: usize,
@@ -102,8 +101,8 @@ impl GrowingRows {
         &self.rows
     }
 
-    /// Where the rows begin that more text can change: with the last line, or within it if
-    /// it is long.
+    /// The start of the rows that more text can change: that of the last line, or a place
+    /// within it if it is long.
     fn loose(&self) -> usize {
         let window = self
             .text
@@ -122,7 +121,7 @@ impl GrowingRows {
     }
 }
 
-/// The byte of a row at which a column of cells is; its end if it is shorter.
+/// The byte of a row at a column in cells; the row's end if it is shorter.
 pub fn place(text: &str, row: Range<usize>, column: usize) -> usize {
     let mut used = 0;
     let mut place = row.start;
@@ -173,8 +172,8 @@ fn wrap_line(line: &str, offset: usize, width: usize, rows: &mut Vec<Range<usize
     rows.push(offset + row..offset + line.len());
 }
 
-/// Wraps text in several styles. `first` stands before the first row, `rest`
-/// before the others; both count as part of the width.
+/// Wraps text in several styles. `first` precedes the first row, `rest` the others; both count
+/// as part of the width.
 pub fn styled(
     spans: &[(String, Style)],
     width: usize,
@@ -202,10 +201,9 @@ pub fn styled(
     rows.into_iter().enumerate().map(line).collect()
 }
 
-/// The part of a text in `row`, in the styles that `marks` (in order, without
-/// overlap) give it.
+/// The part of a text in `row`, in the styles of `marks` (in order, without overlap).
 pub fn cut(text: &str, marks: &[(Range<usize>, Style)], row: Range<usize>) -> Vec<Span<'static>> {
-    // A row's hanging spaces would be cut by the edge anyway.
+    // The edge of the screen would cut off a row's trailing spaces anyway.
     let row = row.start..row.start + text[row].trim_end_matches(' ').len();
     let begin = marks.partition_point(|(range, _)| range.end <= row.start);
     let within = marks[begin..]
@@ -219,7 +217,7 @@ pub fn cut(text: &str, marks: &[(Range<usize>, Style)], row: Range<usize>) -> Ve
         .collect()
 }
 
-/// A text cut to a width in cells, with an ellipsis if something is missing.
+/// A text truncated to a width in cells, with an ellipsis if anything is missing.
 pub fn shortened(text: &str, width: usize) -> String {
     if text.width() <= width {
         return text.to_owned();
@@ -319,7 +317,7 @@ mod tests {
             let mut since = 0;
             let updates = 2000;
             for _ in 0..updates {
-                // As frames show what has come in the meantime.
+                // Several pieces per update, as between two frames.
                 for _ in 0..20 {
                     text.push_str(piece);
                     since += piece.len();

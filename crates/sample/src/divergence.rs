@@ -1,4 +1,4 @@
-//! How far two distributions over the vocabulary are apart.
+//! The KL divergence between two distributions over the vocabulary.
 
 use std::sync::LazyLock;
 
@@ -8,28 +8,27 @@ use incant_kernels::{Isa, softmax};
 /// The Kullback-Leibler divergences between p and q, in nats, each at least 0.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Divergence {
-    /// KL(p ‖ q): how badly q predicts what p says.
+    /// KL(p ‖ q): how badly q predicts samples of p.
     pub forward: f64,
     /// KL(q ‖ p).
     pub reverse: f64,
 }
 
-/// The divergences between the softmaxes of two rows of raw logits over the same
-/// vocabulary.
+/// The KL divergences between the softmaxes of two rows of raw logits over the same vocabulary.
 ///
-/// With weights `e^(a − max a)`, whose sum is Z, and the mean of a difference under
-/// those weights,
+/// With weights `e^(a − max a)`, whose sum is Z, and the mean of a difference under those
+/// weights,
 ///
 /// `KL(p ‖ q) = mean under p of (a − b) + (ln Z_q + max b) − (ln Z_p + max a)`.
 ///
-/// The error is below 1e-6, or that part of the result if the result is above 1.
-/// Equal rows give exactly 0. Logits that are not finite mean what they mean to
-/// [`LogSoftmax`]: NaN counts as −∞, −∞ is a probability of zero, and +∞ leaves
-/// nothing to finite ones. Where one side has no probability and the other has, the
-/// divergence is infinite; what has none under p adds nothing to KL(p ‖ q).
+/// The error is below 1e-6, absolute or relative, whichever is larger. Equal rows give exactly
+/// 0. NaN and infinite logits are treated as in [`LogSoftmax`]: NaN counts as −∞, −∞ is a
+/// probability of zero, and +∞ leaves no probability to finite ones. Where only one side has
+/// zero probability, the divergence is infinite in one direction; a token with zero probability
+/// under p adds nothing to KL(p ‖ q).
 ///
 /// # Panics
-/// If the rows are not equally long: they are no distributions over the same tokens.
+/// The rows have different lengths, so they are not distributions over the same tokens.
 pub fn divergence(p: &[f32], q: &[f32]) -> Divergence {
     static ISA: LazyLock<Isa> = LazyLock::new(Isa::best);
     assert_eq!(p.len(), q.len(), "rows over different vocabularies");
@@ -40,14 +39,14 @@ pub fn divergence(p: &[f32], q: &[f32]) -> Divergence {
     let sums = softmax::sums(*ISA, p, p_largest, q, q_largest);
     let normalizer = |sum: f64, largest: f32| sum.ln() + f64::from(largest);
     let shift = normalizer(sums.q, q_largest) - normalizer(sums.p, p_largest);
-    // Rounding could bring what is next to nothing below zero.
+    // Rounding could bring a tiny value below zero.
     Divergence {
         forward: (sums.p_difference / sums.p + shift).max(0.0),
         reverse: (-sums.q_difference / sums.q - shift).max(0.0),
     }
 }
 
-/// The same, token by token, for rows in which something is not finite.
+/// Computes the same token by token, for rows with NaN or infinite logits.
 fn by_definition(p: &[f32], q: &[f32]) -> Divergence {
     let ids = 0..p.len() as u32;
     let (p, q) = (LogSoftmax::new(p), LogSoftmax::new(q));

@@ -1,6 +1,6 @@
-// Charts, drawn as SVG that stretches to its place; their words are HTML, which does not.
+// Charts, drawn as SVG that stretches to its container; their labels are HTML, which does not.
 
-/** A bar as long as its place, parted by class. */
+/** A stacked bar of the class shares. */
 function shareBar(shares) {
   const told = CLASSES.map((name) => `${shown(shares[name], "share")} ${name}`).join(", ");
   let left = 0;
@@ -22,7 +22,7 @@ function shareBar(shares) {
   );
 }
 
-/** A bar as long as its place, filled to a share of it. */
+/** A bar that is filled to a share of its length. */
 function fillBar(share) {
   return draw(
     "svg",
@@ -32,7 +32,7 @@ function fillBar(share) {
   );
 }
 
-/** What is known by position, in at most `most` groups of neighbours, weighted by their tokens. */
+/** Means by position, in at most `most` groups of neighbours, weighted by their tokens. */
 function binned(positions, most = 48) {
   const width = Math.ceil(positions.length / most);
   const bins = [];
@@ -47,7 +47,7 @@ function binned(positions, most = 48) {
   return bins;
 }
 
-/** Where a group of positions lies, counted from one as readers do. */
+/** The positions of a group, counted from one as readers do. */
 function placeOf({ from, to }) {
   return from === to ? `token ${from + 1}` : `tokens ${from + 1} to ${to + 1}`;
 }
@@ -106,7 +106,7 @@ function klByPosition(positions, name, other) {
   );
 }
 
-/** The least round number that holds a value. */
+/** The smallest round number that is at least a value. */
 function niceTop(value) {
   if (!(value > 0)) return 1;
   const power = 10 ** Math.floor(Math.log10(value));

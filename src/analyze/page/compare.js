@@ -1,11 +1,11 @@
-// The compare tab: what is asked, of whom, and how far it has come.
+// The compare tab: the question, the arms, and the progress of the comparison.
 
-/** As many arms as one request may have. */
+/** The maximum number of arms of a request. */
 const MOST_ARMS = 8;
 
-/** The form, and the comparison that is running. */
+/** The form, and the running comparison. */
 class Compare {
-  /** The arms that will be asked, by id. */
+  /** The ids of the chosen arms. */
   #arms = [];
   #controller = null;
 
@@ -22,7 +22,7 @@ class Compare {
     part("stop").addEventListener("click", () => this.#controller?.abort());
     part("add").addEventListener("change", (event) => {
       const guidance = part("guidance");
-      // What is out of range keeps the arm from being added, and the browser says why.
+      // A value out of range keeps the arm from being added, and the browser reports why.
       if (!guidance.reportValidity()) {
         event.target.value = "";
         return;
@@ -32,7 +32,7 @@ class Compare {
     });
   }
 
-  /** Begins with these arms. */
+  /** Initialises the form with these models. */
   welcome(models, profiles) {
     part("add").replaceChildren(
       option("", "Add an arm…"),
@@ -41,7 +41,7 @@ class Compare {
     this.#choose(firstArms(models, profiles));
   }
 
-  /** Says what went wrong. */
+  /** Shows an error. */
   complain(error) {
     this.server.complain(part("problem"), error);
   }
@@ -72,7 +72,7 @@ class Compare {
     part("add").disabled = arms.length >= MOST_ARMS;
   }
 
-  /** The request that the form makes. */
+  /** The request for the form's values. */
   #request() {
     const system = part("system").value.trim();
     const messages = [{ role: "user", content: part("question").value }];
@@ -143,7 +143,10 @@ class Compare {
   }
 }
 
-/** Of the first model: without a profile, as it chats by default, and its adapters. */
+/**
+ * The initial arms, of the first model: without a profile, with its default profile, and its
+ * adapters.
+ */
 function firstArms(models, profiles) {
   if (models.length === 0) return [];
   const { root } = models[0];

@@ -1,7 +1,7 @@
-// Elements, and numbers and tokens as readers see them. Whatever comes from a model
-// becomes text of a node, never markup.
+// Builds elements, and formats numbers and tokens. Text from a model becomes a text node, never
+// markup.
 
-/** Makes an HTML element with attributes and children; those that are null are left out. */
+/** Makes an HTML element with attributes and children; null ones are left out. */
 function make(tag, attributes = {}, ...children) {
   return fill(document.createElement(tag), attributes, children);
 }
@@ -25,7 +25,7 @@ function part(id) {
 }
 
 const FORMATS = {
-  /** A part of one, or a probability. */
+  /** A share or a probability. */
   share: (value) => (value > 0 && value < 0.0005 ? "<0.1%" : `${(100 * value).toFixed(1)}%`),
   /** A divergence or a log-probability. */
   nats: (value) =>
@@ -38,14 +38,14 @@ const FORMATS = {
   plain: (value) => String(value),
 };
 
-/** A number's text. */
+/** A formatted number. */
 function shown(value, format) {
   return value === null ? "–" : FORMATS[format](value);
 }
 
 /**
- * A number on the page. It carries the exact value, and where it has one, its place in
- * the report as a JSON pointer.
+ * A number on the page. It carries the exact value and, if it is part of the report, its place
+ * there as a JSON pointer.
  */
 function number(value, format, pointer = null) {
   return make(
@@ -55,7 +55,7 @@ function number(value, format, pointer = null) {
   );
 }
 
-/** An interval's two ends, or nothing. */
+/** An interval's two ends, or null. */
 function interval(ends, format, pointer) {
   if (!ends) return null;
   const end = (which) => number(ends[which], format, `${pointer}/${which}`);
@@ -73,7 +73,7 @@ function table(caption, columns, rows) {
       ...rest.map((cell) => make("td", {}, cell)),
     ),
   );
-  // Where it is wider than the screen it scrolls by itself, by keyboard too.
+  // If it is wider than the screen it scrolls by itself, by keyboard too.
   return make(
     "div",
     { class: "scroll", tabindex: 0, role: "region", "aria-label": caption },
@@ -87,15 +87,18 @@ function table(caption, columns, rows) {
   );
 }
 
-/** Who else has a say in an arm's answers, and that it is measured without them; or nothing. */
+/**
+ * Other arms that influence an arm's answers, with a note that it is measured without them; or
+ * null.
+ */
 function guidanceNote(arm, settings) {
   if (!arm.guidance) return null;
   return settings.analysis ? `${arm.guidance} · measured without guidance` : arm.guidance;
 }
 
 /**
- * An arm's name, with what sets it apart from the model's other arms in bold, and behind it
- * the profile that answers where the name has none.
+ * An arm's name. The part that distinguishes it from the model's other arms is bold; the profile
+ * that answers follows if the name has none.
  */
 function armName(arm) {
   const rest = arm.id.startsWith(arm.model) ? arm.id.slice(arm.model.length) : "";
@@ -107,13 +110,13 @@ function armName(arm) {
   return make("span", { class: "arm" }, ...name, profile);
 }
 
-/** Text whose spaces and line breaks can be seen. */
+/** Text with visible spaces and line breaks. */
 function visible(text) {
   const signs = { " ": "␣", "\n": "↵", "\r": "␍", "\t": "⇥" };
   return text.replace(/[ \n\r\t]/g, (character) => signs[character]);
 }
 
-/** A token as it stands in tables: with visible spaces, parts of characters as their bytes. */
+/** A token as shown in tables: with visible spaces, parts of characters as their bytes. */
 function tokenName(token) {
   if (token === "") return make("i", { class: "token-name" }, "no text");
   if (/^bytes:(\\x[0-9a-f]{2})+$/.test(token)) {

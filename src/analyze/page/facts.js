@@ -1,6 +1,6 @@
-// What there is to say of an answer beside its text. Each fact is a list of nodes.
+// Facts about an answer beside its text. Each fact is a list of nodes.
 
-/** How many tokens it took; `pointer` is the usage's place in the report, if there is one. */
+/** Token usage; `pointer` is the usage's place in the report, if there is one. */
 function usageFacts(usage, pointer = null) {
   const cached = usage.prompt_tokens_details?.cached_tokens ?? 0;
   const count = (value, name) =>
@@ -17,7 +17,7 @@ function usageFacts(usage, pointer = null) {
   ];
 }
 
-/** How fast it came: `times` are in milliseconds, when it was asked, began and ended. */
+/** Speed: `times` has the times of request, first token and end, in milliseconds. */
 function paceFacts(times, usage) {
   if (!times?.first) return [];
   const facts = [[number(Math.round(times.first - times.asked), "count"), " ms to the first"]];

@@ -1,9 +1,11 @@
-// What the forms of both tabs have in common: they are sent from the keyboard.
+// Functions that the forms of both tabs share, such as sending from the keyboard.
 
-/** Whether this is a Mac or another device of its maker, whose keyboards have a Cmd key. */
+/** Whether this is an Apple device, whose keyboards have a Cmd key. */
 const HAS_CMD = /^(Mac|iP)/.test(navigator.platform);
 
-/** Sends a form with Ctrl+Enter or Cmd+Enter in one of its texts, and says so in it. */
+/**
+ * Submits a form with Ctrl+Enter or Cmd+Enter in one of its text fields, and shows the shortcut.
+ */
 function sendFromKeyboard(form, texts) {
   for (const text of texts) {
     text.addEventListener("keydown", (event) => {
@@ -14,17 +16,17 @@ function sendFromKeyboard(form, texts) {
   form.querySelector(".shortcut").replaceChildren(keys[0], "+", keys[1]);
 }
 
-/** An entry of a list to choose from. */
+/** An option of a select element. */
 function option(value, text) {
   return make("option", { value }, text);
 }
 
-/** How long something took, for a line that says that it is done. */
+/** The time since `start`, for a status line. */
 function secondsSince(start) {
   return `${((performance.now() - start) / 1000).toFixed(1)} s`;
 }
 
-/** A button that copies what `text` gives; where there is no clipboard it selects `element`. */
+/** A button that copies the result of `text`; without a clipboard it selects `element`. */
 function copyButton(label, text, element) {
   const button = make("button", { type: "button" }, label);
   button.addEventListener("click", async () => {

@@ -1,5 +1,5 @@
-// Pointer and keyboard over the tokens. One token of each pane can be reached with Tab;
-// arrows go on from there.
+// Pointer and keyboard control of tokens. One token of each pane can be reached with Tab; arrow
+// keys move on from there.
 
 /** Moves the focus to a unit, which opens its details. */
 function focusUnit(unit) {
@@ -8,18 +8,18 @@ function focusUnit(unit) {
   unit.element.focus();
 }
 
-/** The unit at this place of a pane above or below, or its last one. */
+/** The unit at this index of a pane above or below, or its last one. */
 function neighbour(view, unit, step) {
   const panes = view.panes.filter((pane) => pane.units.length > 0);
   const pane = panes[panes.indexOf(unit.pane) + step];
   return pane?.units[Math.min(unit.index, pane.units.length - 1)];
 }
 
-/** The next shifted unit after (or before) the one with the focus, in all panes in their order. */
+/** The next (or previous) shifted unit from the focused one, across all panes in order. */
 function nextShifted(view, step) {
   const units = view.panes.flatMap((pane) => pane.units);
   const here = units.indexOf(unitOf.get(document.activeElement));
-  // With no focus yet, the search begins at the first or goes back from the last.
+  // Without a focus, the search begins at the first or goes backwards from the last.
   const start = here < 0 && step < 0 ? units.length : here;
   const order = units.map(
     (_, index) => units[(start + step * (index + 1) + 2 * units.length) % units.length],
@@ -27,12 +27,13 @@ function nextShifted(view, step) {
   return order.find((unit) => unit.class === "shifted");
 }
 
-/** Answers to the pointer, the focus and the keys. */
+/** Registers listeners for the pointer, the focus and the keys. */
 function listen(view, popover) {
   const panes = part("panes");
   let lastKey = -Infinity;
   panes.addEventListener("mouseover", (event) => {
-    // A key that scrolls the page moves it below a pointer at rest, which points at nothing.
+    // A key that scrolls the page moves it below a resting pointer, which does not point at
+    // anything.
     if (event.timeStamp - lastKey < 500) return;
     const unit = unitAt(event);
     if (unit) popover.hover(unit);
@@ -64,7 +65,7 @@ function listen(view, popover) {
   });
 }
 
-/** Does what a key means; returns whether it means something. */
+/** Handles a key; returns whether it has a function. */
 function press(event, view, popover) {
   const unit = unitOf.get(event.target);
   const within = (index) => focusUnit(unit.pane.units[index]);

@@ -2,14 +2,14 @@
 
 /** One answer. It may still be growing. */
 class Pane {
-  /** What stands in the pane: tokens that together make whole characters. */
+  /** The contents of the pane: tokens that together make whole characters. */
   units = [];
-  /** When it was asked, when the first text came, when it ended: live only. */
+  /** Times of request, first text and end; live page only. */
   times = null;
   #characters = new Characters();
   #read = 0;
   #covered = 0;
-  /** Text whose tokens have not come yet. */
+  /** Text whose tokens have not arrived yet. */
   #rest = document.createTextNode("");
   #counts = make("div", { class: "counts" });
   #facts = make("ul", { class: "facts" });
@@ -42,7 +42,7 @@ class Pane {
     );
   }
 
-  /** Shows what has come since the last time. */
+  /** Shows data that arrived since the last call. */
   update(view) {
     const tokens = this.answer.tokens ?? [];
     for (; this.#read < tokens.length; this.#read += 1) {
@@ -54,7 +54,7 @@ class Pane {
     this.#facts.replaceChildren(...this.#tell().map((fact) => make("li", {}, ...fact)));
   }
 
-  /** No more tokens will come. */
+  /** Ends the answer: no more tokens will arrive. */
   finish(view) {
     this.update(view);
     const unit = this.#characters.flush();
@@ -63,7 +63,7 @@ class Pane {
     this.#rest.data = this.answer.text.slice(this.#covered);
   }
 
-  /** Colours all tokens anew. */
+  /** Recolours all tokens. */
   paint(view) {
     for (const unit of this.units) this.#colour(unit, view);
     this.#count(view);
@@ -73,7 +73,7 @@ class Pane {
     unit.pane = this;
     unit.index = this.units.length;
     unit.element = make("span", { role: "button", tabindex: unit.index === 0 ? 0 : -1 }, unit.text);
-    // Tokens without ink are given some, but no text that would be copied.
+    // Invisible tokens get a sign, but no text that would be copied.
     if (unit.text === "") unit.element.dataset.sign = "■";
     else if (/^\s*\n\s*$/.test(unit.text)) unit.element.dataset.sign = "↵";
     this.units.push(unit);
@@ -119,7 +119,7 @@ class Pane {
     this.#counts.replaceChildren(shareBar(shares), make("ul", { class: "key" }, told));
   }
 
-  /** What else there is to say, each fact as nodes. */
+  /** Further facts, each as nodes. */
   #tell() {
     const { usage, finish_reason } = this.answer;
     const facts = usage ? usageFacts(usage, `${this.pointer}/usage`) : [];
@@ -133,7 +133,7 @@ class Pane {
 /** The unit of an element of a pane. */
 const unitOf = new WeakMap();
 
-/** The unit that an event happened to, if it did. */
+/** The unit that is an event's target, or null. */
 function unitAt(event) {
   return unitOf.get(event.target.closest?.(".token")) ?? null;
 }

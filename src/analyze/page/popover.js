@@ -1,10 +1,10 @@
-// The details of a token: what both sides would have said in its place.
+// The details of a token: the alternatives of both sides in its place.
 
 /** Shows one unit at a time, beside it or, on narrow screens, at the bottom. */
 class Popover {
-  /** What it is about; null while it is closed. */
+  /** The unit it shows; null while it is closed. */
   unit = null;
-  /** Whether it stays when the pointer goes elsewhere. */
+  /** Whether it stays open when the pointer leaves. */
   pinned = false;
   #element = part("popover");
   #timer = null;
@@ -31,7 +31,7 @@ class Popover {
     this.#place();
   }
 
-  /** As for `show`; and the token, if the sheet of a narrow screen covers it, is brought above. */
+  /** Like `show`, and scrolls the page if the sheet of a narrow screen would cover the token. */
   reach(unit) {
     this.show(unit);
     const covered =
@@ -45,14 +45,16 @@ class Popover {
     this.#element.classList.add("pinned");
   }
 
-  /** The pointer came: a moment later it shows, if the pointer is still there. */
+  /** Opens a moment after the pointer has entered, unless it has left by then. */
   hover(unit) {
     if (this.pinned) return;
     this.#cancel();
     this.#timer = setTimeout(() => this.show(unit), this.unit ? 40 : 120);
   }
 
-  /** The pointer or the focus went: a moment later it closes, unless something holds it. */
+  /**
+   * Closes a moment after the pointer or the focus has left, unless the unit is pinned or focused.
+   */
   leave() {
     this.#cancel();
     const held = this.pinned || this.unit?.element === document.activeElement;
@@ -94,12 +96,12 @@ class Popover {
     const above = token.top - box.height - 8;
     const lowest = innerHeight - box.height - 8;
     style.left = `${Math.max(8, Math.min(token.left - 16, document.documentElement.clientWidth - box.width - 8))}px`;
-    // Where it fits neither below nor above, it is as low as it can be.
+    // If it fits neither below nor above, it is placed as low as possible.
     style.top = `${below > lowest && above >= 8 ? above : Math.min(below, lowest)}px`;
   }
 }
 
-/** What is known of one token. */
+/** The details of one token. */
 function tokenDetails(unit, token, view) {
   const { report, answer, pointer } = unit.pane;
   const arm = report.arms[answer.arm];
@@ -152,7 +154,7 @@ function tokenDetails(unit, token, view) {
   );
 }
 
-/** The most probable tokens of one side, and the chosen one, wherever it ranks. */
+/** The most probable tokens of one side, and the chosen one, whatever its rank. */
 function alternatives(arm, side, chosen) {
   const isChosen = (one) =>
     one.token === chosen.token && String(one.bytes) === String(chosen.bytes);

@@ -1,15 +1,15 @@
-// The report: read from the page, or made of the events of a stream.
+// The report: read from the page, or built from the events of a stream.
 
-/** The program's version, as this page was made. */
+/** The version of the program that made this page. */
 const VERSION = document.querySelector("meta[name=generator]").content.replace(/^incant /, "");
 
-/** The report inside this page; null in a live one. */
+/** The report embedded in this page; null in a live one. */
 function embeddedReport() {
   const text = part("data").textContent;
   return text === "" ? null : JSON.parse(text);
 }
 
-/** The report that a stream's first event begins, with answers that are still empty. */
+/** A new report from a stream's first event, with empty answers. */
 function beginReport(event, messages) {
   const { arms, settings } = event.begin;
   const answers = arms.flatMap((_, arm) =>
@@ -36,7 +36,7 @@ function beginReport(event, messages) {
   };
 }
 
-/** Adds what a later event says; returns the answer that it is about, if it is about one. */
+/** Adds a later event; returns the answer that it is about, or null. */
 function addEvent(report, event) {
   if ("summary" in event) {
     report.summary = event.summary;

@@ -1,13 +1,13 @@
-// The server this page came from: the key that it is asked with, and the arms that it has.
+// The server this page came from: its API key and its arms.
 
 const KEY = "incant-api-key";
 
-/** Knows the key and the arms, and tells the tabs, its guests, about them. */
+/** Knows the API key and the arms, and passes the arms to the tabs, its guests. */
 class Server {
   #guests;
   #loaded = false;
 
-  /** `arrived` is called once the guests know the arms. */
+  /** `arrived` is called once the guests have the arms. */
   constructor(arrived) {
     this.arrived = arrived;
     part("key").value = sessionStorage.getItem(KEY) ?? "";
@@ -18,14 +18,14 @@ class Server {
     });
   }
 
-  /** The key that was typed; empty if none was. */
+  /** The entered API key; empty if there is none. */
   get key() {
     return part("key").value;
   }
 
   /**
-   * Asks which arms and profiles there are. The guests are told (`welcome`), or why that is
-   * not known (`complain`); a key that is typed then tries again.
+   * Requests the lists of arms and profiles, and passes them to the guests (`welcome`), or the
+   * error (`complain`); entering a key then retries.
    */
   async load(guests) {
     this.#guests = guests;
@@ -44,7 +44,7 @@ class Server {
     }
   }
 
-  /** Says in an element what went wrong, or nothing; asks for a key where one is missing. */
+  /** Shows an error in an element, or hides it; asks for a key if one is missing. */
   complain(element, error) {
     element.hidden = error === null;
     element.textContent = error?.message ?? "";

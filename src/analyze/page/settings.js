@@ -1,4 +1,4 @@
-// What repeats a comparison, and what can be taken along.
+// The settings that reproduce a comparison, and buttons that save the report.
 
 const SETTINGS = {
   seed: "Seed",
@@ -25,7 +25,7 @@ const SETTINGS = {
 function showSettings(report, buttons) {
   const { settings, arms } = report;
   const entry = (name, ...value) => make("div", {}, make("dt", {}, name), make("dd", {}, ...value));
-  // Samplers that nobody asked for are absent.
+  // Samplers that were not requested are absent.
   const known = Object.entries(SETTINGS).filter(([key]) => settings[key] !== undefined);
   const values = known.map(([key, name]) => {
     const list = [settings[key]].flat();
@@ -57,17 +57,17 @@ function showSettings(report, buttons) {
   );
 }
 
-/** The command that repeats it, to be copied. */
+/** The command that reproduces the comparison, with a button to copy it. */
 function commandBox(command) {
   const code = make("code", {}, command);
   const button = copyButton("Copy", () => command, code);
   return make("div", { class: "command" }, make("pre", { tabindex: 0 }, code), button);
 }
 
-/** The page as it came, before anything was drawn into it. */
+/** The page as it was loaded, before anything was drawn into it. */
 const untouched = document.documentElement.cloneNode(true);
 
-/** The page with a report in it, as the program itself would write it. */
+/** The page with an embedded report, as the program itself would write it. */
 function pageWith(report) {
   const page = untouched.cloneNode(true);
   const policy = page.querySelector("meta[name=report-policy]");
@@ -81,7 +81,7 @@ function pageWith(report) {
   return `<!doctype html>\n${page.outerHTML}`;
 }
 
-/** A button that saves what `content` makes as a file. */
+/** A button that saves the result of `content` as a file. */
 function saveButton(label, name, type, content) {
   const button = make("button", { type: "button" }, label);
   button.addEventListener("click", () => {

@@ -1,4 +1,4 @@
-// A report in the page is shown; a page without one asks.
+// Shows the report in the page; a page without one becomes live.
 const view = new View();
 const embedded = embeddedReport();
 if (embedded) {
@@ -10,7 +10,7 @@ if (embedded) {
   goLive(view);
 }
 
-/** Makes the page one that asks. */
+/** Makes the page live. */
 function goLive(view) {
   const server = new Server(() => panels[tabs.current].focus());
   const panels = { compare: new Compare(server, view), chat: new Chat(server) };

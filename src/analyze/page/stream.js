@@ -1,12 +1,12 @@
-// Server-sent events out of a response, and errors as the server says them.
+// A reader of server-sent events (SSE) from a response, and the server's errors.
 
 const BROKEN = "The connection ended before the answer was complete.";
 
-/** Lines out of text that comes in pieces. */
+/** Splits text that arrives in pieces into lines. */
 class Lines {
   #rest = "";
 
-  /** The lines that are complete with this piece. */
+  /** The lines that this piece completes. */
   *push(text) {
     this.#rest += text;
     // A carriage return at the very end may be the first half of a line's end.
@@ -18,14 +18,14 @@ class Lines {
   }
 }
 
-/** The data of each event of a response's body, wherever its chunks are cut. */
+/** The data of each event of a response's body, however its chunks are split. */
 async function* eventsOf(body) {
   const reader = body.pipeThrough(new TextDecoderStream()).getReader();
   const lines = new Lines();
   let data = [];
   for (;;) {
     const { done, value } = await reader.read().catch((error) => {
-      // What the browser says of a connection that broke names no cause.
+      // The browser's message about a broken connection names no cause.
       throw error.name === "AbortError" ? error : new Error(BROKEN);
     });
     if (done) return;
@@ -38,7 +38,7 @@ async function* eventsOf(body) {
   }
 }
 
-/** What a server refused, in its words. */
+/** An error response, with the server's message. */
 class Refusal extends Error {
   constructor(status, message) {
     super(message);
@@ -46,14 +46,14 @@ class Refusal extends Error {
   }
 }
 
-/** Asks the server this page came from; what it refuses is thrown. */
+/** Sends a request to the server this page came from; throws error responses. */
 async function ask(path, key, options = {}) {
   const headers = {
     ...(key ? { authorization: `Bearer ${key}` } : {}),
     ...(options.body ? { "content-type": "application/json" } : {}),
   };
   const response = await fetch(path, { ...options, headers }).catch((error) => {
-    // What the browser says of a server that is gone names no cause.
+    // The browser's message about an unreachable server names no cause.
     throw error.name === "AbortError" ? error : new Error("The server cannot be reached.");
   });
   if (response.ok) return response;
@@ -64,7 +64,7 @@ async function ask(path, key, options = {}) {
   );
 }
 
-/** Streams the answer to a request: calls `take` with each event. Throws what went wrong. */
+/** Streams the answer to a request: calls `take` with each event. Throws errors. */
 async function stream(path, request, key, signal, take) {
   const response = await ask(path, key, {
     method: "POST",

@@ -1,4 +1,4 @@
-// What all tokens of all answers say together.
+// The summary of all tokens of all answers.
 
 /** Fills the section about each pair of arms, those under one arm first. */
 function showSummary(report, under) {
@@ -109,12 +109,12 @@ function pairCard(report, pair, at) {
   );
 }
 
-/** An arm's name without its model, where anything remains. */
+/** An arm's name without its model, unless nothing remains. */
 function shortName({ id, model }) {
   return (id.startsWith(model) && id.slice(model.length)) || id;
 }
 
-/** Something behind a line to open; it is made when it is first opened. */
+/** A collapsed section, whose content is made when it is first opened. */
 function later(title, content) {
   const details = make("details", {}, make("summary", {}, title));
   details.addEventListener("toggle", () => details.append(content()), { once: true });
@@ -161,7 +161,7 @@ function positionsTable(pair, at) {
   return table("By place in the answer", columns, rows);
 }
 
-/** Of the shift to one arm, what another brings by itself. */
+/** Shows the part of the shift to one arm that another arm accounts for by itself. */
 function showRemoved(report) {
   const section = part("removed");
   const list = report.summary?.removed ?? [];
@@ -212,7 +212,7 @@ function showRemoved(report) {
   );
 }
 
-/** How answers scatter with temperature. */
+/** Shows the diversity of answers by temperature. */
 function showSampling(report) {
   const section = part("sampling");
   section.hidden = report.sampling.length === 0;

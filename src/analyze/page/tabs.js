@@ -1,9 +1,9 @@
-// The two things that the live page does, as tabs. Which one is shown stands in the address.
+// The two tabs of the live page. The URL's fragment names the current one.
 
-/** What the tabs are called in the address; the first one is shown where it names none. */
+/** The names of the tabs in the URL; the first one is the default. */
 const TABS = ["compare", "chat"];
 
-/** Shows one panel at a time. `shown` is called with the name of the one that appears. */
+/** Shows one panel at a time. `shown` is called with the name of the panel that appears. */
 class Tabs {
   #shown;
 
@@ -23,14 +23,14 @@ class Tabs {
     this.#show();
   }
 
-  /** The tab that is shown. */
+  /** The current tab. */
   get current() {
     const named = location.hash.slice(1);
     return TABS.includes(named) ? named : TABS[0];
   }
 
   #go(name) {
-    // The way back leads to the page before this one, not through its tabs.
+    // The browser's back button leads to the page before this one, not through its tabs.
     history.replaceState(null, "", `#${name}`);
     this.#show();
   }

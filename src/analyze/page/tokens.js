@@ -1,16 +1,16 @@
-// Tokens: how they rank under other arms, and the characters they make together.
+// Tokens: their ranks under other arms, and the characters they make together.
 
-/** From what an assistant would say anyway to what it learned to say. */
+/** Shift classes, from tokens the other arm would generate anyway to those it would not. */
 const CLASSES = ["unshifted", "marginal", "shifted"];
 
-/** What these mean, for the legend. */
+/** The meanings of the classes, for the legend. */
 const MEANINGS = {
   unshifted: "ranked first",
   marginal: "ranked second or third",
   shifted: "ranked lower",
 };
 
-/** Bounds between the shades for own probability, and what the shades are called. */
+/** Lower bounds of the shades for own probability, and their names. */
 const SHADES = [
   { name: "sure", from: 0.9, meaning: "90% and more" },
   { name: "likely", from: 0.5, meaning: "50 to 90%" },
@@ -19,12 +19,12 @@ const SHADES = [
   { name: "rare", from: 0, meaning: "less than 5%" },
 ];
 
-/** What an arm thinks of a token that another said, if it was asked. */
+/** An arm's score of a token that another generated, or null. */
 function scoreUnder(token, arm) {
   return token.scores.find((score) => score.arm === arm) ?? null;
 }
 
-/** How many tokens of an answer are of each class under an arm; null where none is scored. */
+/** The number of an answer's tokens in each class under an arm; null if none is scored. */
 function tally(tokens, under) {
   const classes = tokens.map((token) => scoreUnder(token, under)?.class).filter(Boolean);
   if (classes.length === 0) return null;
@@ -33,7 +33,9 @@ function tally(tokens, under) {
   );
 }
 
-/** Of several tokens that make one character, the class that is furthest from the arm's own choice. */
+/**
+ * Of several tokens that make one character, the class that is furthest from the arm's own choice.
+ */
 function classUnder(tokens, under) {
   const ranks = tokens.map((token) => CLASSES.indexOf(scoreUnder(token, under)?.class));
   return CLASSES[Math.max(...ranks)] ?? null;
@@ -46,22 +48,22 @@ function shadeOf(tokens) {
 }
 
 /**
- * Gathers tokens until they end where a character does. A model may spell one character
- * with several tokens, and none of them can be shown alone.
+ * Gathers tokens until they end where a character does. A model may spell one character with
+ * several tokens, and none of them can be shown alone.
  */
 class Characters {
   #tokens = [];
 
-  /** Takes the next token; returns the unit that it completes, if it does. */
+  /** Takes the next token; returns the unit that it completes, or null. */
   push(token) {
     this.#tokens.push(token);
     return cutOff(this.#bytes()) ? null : this.flush();
   }
 
-  /** What has been gathered so far, without the character that is incomplete. */
+  /** The unit gathered so far, without an incomplete character; or null. */
   flush() {
     if (this.#tokens.length === 0) return null;
-    // To a decoder that expects more, the beginning of a character is no error.
+    // To a streaming decoder, the beginning of a character is not an error.
     const text = new TextDecoder("utf-8", { ignoreBOM: true }).decode(
       Uint8Array.from(this.#bytes()),
       { stream: true },
@@ -83,7 +85,7 @@ function cutOff(bytes) {
     .reverse()
     .findIndex((byte) => byte >= 0xc0);
   if (back < 0) return false;
-  // Whatever lies behind the lead byte must go on with it.
+  // All bytes after the lead byte must be continuation bytes.
   const tail = bytes.slice(bytes.length - back);
   if (tail.some((byte) => byte < 0x80)) return false;
   const lead = bytes[bytes.length - 1 - back];

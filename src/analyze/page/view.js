@@ -1,11 +1,11 @@
-// The part of the page that shows a report: which question, which answers, which colours.
+// The part of the page that shows a report: one question, its answers, their colours.
 
-/** What of a report is shown, and how. */
+/** The view of a report: its current question and colours. */
 class View {
   report = null;
-  /** The question's place in the report. */
+  /** The question's index in the report. */
   prompt = 0;
-  /** Under which arm tokens are classed. */
+  /** The arm under which tokens are classed. */
   under = 0;
   /** "class" or "probability". */
   colour = "class";
@@ -27,12 +27,12 @@ class View {
     });
   }
 
-  /** Puts away what floats above the page. */
+  /** Closes the popover. */
   rest() {
     this.#popover.close();
   }
 
-  /** Begins to show a report, which may be still empty. */
+  /** Shows a report, which may still be empty. */
   show(report) {
     this.report = report;
     this.under = report.settings.reference;
@@ -51,7 +51,7 @@ class View {
     this.summarize();
   }
 
-  /** Shows what stands below the answers. */
+  /** Shows the sections below the answers. */
   summarize() {
     const { report } = this;
     const answers = report.prompts.flatMap((prompt) => prompt.answers);
@@ -66,12 +66,13 @@ class View {
       JSON.stringify(report),
     );
     const html = saveButton("Save as HTML", "compare.html", "text/html", () => pageWith(report));
-    // A report on disk is already what would be saved; what has not ended is no report.
+    // A report on disk is already the file that would be saved; an unfinished one cannot be
+    // saved.
     if (complete) showSettings(report, embeddedReport() ? [json] : [html, json]);
     else part("settings").hidden = true;
   }
 
-  /** Goes to a question. */
+  /** Shows a question. */
   go(prompt) {
     this.prompt = prompt;
     part("prompt").value = prompt;
@@ -85,13 +86,13 @@ class View {
     this.#layPanes();
   }
 
-  /** Goes some questions forth or back, if there are so many. */
+  /** Moves by some questions, if there is one there. */
   turn(step) {
     const prompt = this.prompt + step;
     if (this.report?.prompts[prompt]) this.go(prompt);
   }
 
-  /** Shows what has come of an answer. */
+  /** Shows an answer's new data. */
   update(answer) {
     this.panes.find((pane) => pane.answer === answer)?.update(this);
   }
@@ -112,7 +113,7 @@ class View {
     const { answers } = this.report.prompts[this.prompt];
     const rounds = this.#rounds().length;
     const round = Number(part("answer").value);
-    // Answers come arm by arm, each with all rounds.
+    // Answers are ordered by arm, each with all rounds.
     this.panes = this.report.arms.map((_, arm) => {
       const place = arm * rounds + round;
       return new Pane(this.report, answers[place], `/prompts/${this.prompt}/answers/${place}`);

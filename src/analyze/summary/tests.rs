@@ -5,8 +5,8 @@ use super::*;
 use crate::analyze::{Finish, Usage};
 use incant_sample::Divergence;
 
-/// What `arm` thinks of a token: its rank there, log-probability 0.5 and divergences
-/// `kl` and twice that.
+/// A score of a token by `arm`: its rank, a probability of 0.5, and the divergences `kl` and
+/// twice that.
 fn score(arm: usize, rank: usize, kl: f64) -> Score {
     let divergence = Divergence {
         forward: kl,
@@ -40,8 +40,7 @@ fn prompt(answers: Vec<Answer>) -> Prompt {
     }
 }
 
-/// Answers of arm 1, one to each prompt: the ranks and divergences of their tokens
-/// under arm 0.
+/// Answers of arm 1, one to each prompt: the ranks and divergences of their tokens under arm 0.
 fn ranked(answers: &[&[(usize, f64)]]) -> Vec<Prompt> {
     let token = |&(rank, kl): &(usize, f64)| token(rank as u32, vec![score(0, rank, kl)]);
     let answers = answers.iter().map(|tokens| tokens.iter().map(token));
@@ -59,7 +58,7 @@ fn the_pair(prompts: &[Prompt]) -> Pair {
 
 #[test]
 fn shares_and_means_are_over_all_tokens_of_all_prompts() {
-    // One prompt of four tokens, one of one: no mean of means.
+    // One prompt of four tokens, one of one: not a mean of means.
     let prompts = ranked(&[&[(1, 0.0), (1, 0.5), (3, 1.0), (4, 1.5)], &[(9, 2.0)]]);
     let pair = the_pair(&prompts);
     assert_eq!((pair.arm, pair.under, pair.tokens), (1, 0, 5));
@@ -132,8 +131,8 @@ fn at_most_twenty_tokens_are_named() {
 
 #[test]
 fn the_third_side_is_what_another_arm_leaves_of_the_shift() {
-    // Of three tokens shifted under the reference, one is shifted under arm 1, too; a
-    // token shifted under arm 1 alone does not count.
+    // Of three tokens shifted under the reference, one is shifted under arm 1, too; a token
+    // shifted under arm 1 alone does not count.
     let said = |reference, by| token(1, vec![score(0, reference, 2.0), score(1, by, 0.5)]);
     let tuned = vec![said(4, 1), said(9, 3), said(5, 4), said(1, 8)];
     let prompts = [prompt(vec![answer(2, 0.0, tuned)])];
@@ -175,7 +174,7 @@ fn intervals_are_over_prompts_and_repeat() {
     let pair = the_pair(&ranked(&half));
     let interval = pair.interval.unwrap();
     assert_eq!(interval.prompts, 40);
-    // ±1.96 · 0.5 / √40 = 0.155 around 0.5: with tokens drawn it would be 0.110.
+    // ±1.96 · 0.5 / √40 = 0.155 around 0.5: if tokens were resampled it would be 0.110.
     let [low, high] = interval.shifted;
     assert!(
         (0.30..0.39).contains(&low) && (0.61..0.70).contains(&high),

@@ -16,7 +16,7 @@ fn render(expression: &str) -> Result<String, Error> {
     )
 }
 
-/// What Jinja2 3.1.6 on CPython 3 gives.
+/// The results of Jinja2 3.1.6 on CPython 3.
 #[test]
 fn filters_tests_and_functions_do_what_they_do_in_jinja2() {
     for (expression, expected) in [
@@ -200,7 +200,7 @@ fn what_jinja2_refuses_is_refused() {
     }
 }
 
-/// All built-in filters, tests and functions of Jinja2 3.1 are there.
+/// Checks that all built-in filters, tests and functions of Jinja2 3.1 exist.
 #[test]
 fn nothing_of_jinja2_is_missing() {
     let filters = [

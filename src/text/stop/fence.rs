@@ -1,14 +1,12 @@
-//! Where a text stands in regard to fenced code blocks, byte by byte.
+//! Tracks fenced code blocks in a text, byte by byte.
 //!
-//! The rules are CommonMark's (0.31, section 4.5) for a document without
-//! containers: a fence is a line of at least three backticks or tildes, indented by
-//! at most three spaces; an info string may follow an opening one, without a
-//! backtick if the fence is of backticks; a closing one is of the same character,
-//! at least as long, and nothing but blanks follows it.
+//! The rules are CommonMark's (0.31, section 4.5) for a document without containers: a fence is
+//! a line of at least three backticks or tildes, indented by at most three spaces; an info
+//! string may follow an opening one, without a backtick if the fence is of backticks; a closing
+//! one is of the same character, at least as long, and followed by nothing but blanks.
 //!
-//! A fence inside a list item may be indented further and is not seen. That does
-//! no harm to a question asked about the start of a line: text at column 0 ends the
-//! list item, and the fence with it.
+//! A fence inside a list item may be indented further and is not seen. This does not matter at
+//! the start of a line: text at column 0 ends the list item, and the fence with it.
 
 /// The character and the length of a fence.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -17,10 +15,10 @@ struct Fence {
     length: usize,
 }
 
-/// What the line so far looks like.
+/// The state of the current line.
 #[derive(Clone, Copy, Debug)]
 enum Line {
-    /// Nothing but so many spaces, at most three.
+    /// Nothing but spaces (their number, at most three).
     Indent(usize),
     /// A run of marks that the last byte belongs to.
     Run(Fence),
@@ -32,11 +30,11 @@ enum Line {
         /// A backtick follows.
         backtick: bool,
     },
-    /// Anything else: it is no fence, whatever follows.
+    /// Anything else: it is not a fence, whatever follows.
     Text,
 }
 
-/// Follows a text and tells whether it stands in a fenced code block.
+/// Follows a text and tells whether it is in a fenced code block.
 #[derive(Clone, Debug)]
 pub(super) struct Fences {
     open: Option<Fence>,
@@ -44,7 +42,7 @@ pub(super) struct Fences {
 }
 
 impl Fences {
-    /// At the start of a text that is not inside any block.
+    /// The state at the start of a text that is not inside any block.
     pub(super) fn new() -> Fences {
         Fences {
             open: None,
@@ -52,8 +50,8 @@ impl Fences {
         }
     }
 
-    /// Takes the next byte. Each of `\n` and `\r` ends a line; that `\r\n` then ends
-    /// two, the second empty, is of no consequence here.
+    /// Takes the next byte. Each of `\n` and `\r` ends a line; `\r\n` then ends two, the second
+    /// of which is empty, which does not matter here.
     pub(super) fn push(&mut self, byte: u8) {
         self.line = match (self.line, byte) {
             (_, b'\n' | b'\r') => {
@@ -90,8 +88,8 @@ impl Fences {
         };
     }
 
-    /// Whether the line that begins or goes on here belongs to a fenced block. The
-    /// opening line belongs to it only once it has ended, the closing one until then.
+    /// Whether the line that begins or continues here belongs to a fenced block. The opening
+    /// line belongs to it only once it has ended, the closing one until then.
     pub(super) fn inside(&self) -> bool {
         self.open.is_some()
     }
@@ -124,7 +122,7 @@ fn is_blank(byte: u8) -> bool {
 mod tests {
     use super::*;
 
-    /// Whether what follows the text is inside a block.
+    /// Whether the position after the text is inside a block.
     fn inside(text: &str) -> bool {
         let mut fences = Fences::new();
         text.bytes().for_each(|byte| fences.push(byte));

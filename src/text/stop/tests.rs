@@ -7,8 +7,8 @@ fn strings(texts: &[&str]) -> Vec<String> {
     texts.iter().map(|&text| text.to_owned()).collect()
 }
 
-/// Pushes the pieces; the whole text, and whether it was stopped. On the way it
-/// checks that what is reported is what was sent.
+/// Pushes the pieces and returns the whole text, and whether it was stopped. Also checks that
+/// the reported positions match the sent text.
 fn run(matcher: StopMatcher, pieces: &[&str]) -> (String, bool) {
     let mut matcher = matcher;
     let whole = pieces.concat();
@@ -166,7 +166,7 @@ fn a_marker_in_a_code_block_is_code() {
 fn a_turn_that_begins_in_an_open_code_block_is_cut() {
     let matcher = || markers(&["# Q:", "# A:"]);
     let code = "Sure:\n```python\nx = 1";
-    // A second header tells that it is the next turn.
+    // A second header shows that it is the next turn.
     for header in ["\n\n# Q:\n", "\n \n\t\n# Q: \t\n", "\r\n\r\n# Q:\r\n"] {
         let text = format!("{code}{header}Why?\n\n# A:\nSo.\n```\n");
         assert_eq!(run(matcher(), &[&text]), stopped(code), "{text:?}");
@@ -196,7 +196,7 @@ fn a_turn_that_begins_in_an_open_code_block_is_cut() {
     // Another block begins anew.
     let text = "```\na\n\n# A:\n```\n\n```\nb\n\n# A:\n```";
     assert_eq!(run(matcher(), &[text]), whole(text));
-    // A stop string that comes after the header ends the answer there as well.
+    // A stop string that comes after the header also ends the answer at the header.
     let text = format!("{code}\n\n# Q:\nWhy? END");
     let both = StopMatcher::new(&strings(&["END"]), &strings(&["# Q:"]));
     assert_eq!(run(both, &[&text]), stopped(code));
@@ -219,13 +219,13 @@ fn a_marker_that_the_end_of_the_answer_cuts_short_is_cut() {
     ] {
         assert_eq!(run(matcher(), &[text]), whole(text), "{text:?}");
     }
-    // An answer that ends by itself, or is nothing else, is what it is.
+    // A partial marker is text if the answer ends by itself or has nothing else.
     let mut ended = matcher();
     assert_eq!(ended.push("Sure.\n\n# Q").text, "Sure.");
     assert_eq!(ended.finish(false).text, "\n\n# Q");
     assert_eq!(run(markers(&["A:", "B:"]), &["A"]), whole("A"));
     assert_eq!(run(markers(&["A:"]).trim_start(true), &["\nA"]), whole("A"));
-    // What a stop string has begun with is text.
+    // The beginning of a stop string is text.
     assert_eq!(
         run(stops(&["# Question:"]), &["a\n# Quest"]),
         whole("a\n# Quest")
@@ -275,7 +275,7 @@ fn the_start_is_trimmed_if_asked_for() {
     let trimmed = |texts: &[&str]| stops(texts).trim_start(true);
     assert_eq!(run(trimmed(&[]), &["\n", " ", " a b"]), whole("a b"));
     assert_eq!(run(trimmed(&["\n"]), &["\n\na", "\nb"]), stopped("a"));
-    // An ideographic space is how a Japanese paragraph begins.
+    // An ideographic space begins a Japanese paragraph.
     assert_eq!(run(trimmed(&[]), &[" \u{3000}はい"]), whole("\u{3000}はい"));
     assert_eq!(run(stops(&[]), &["\n a"]), whole("\n a"));
     assert_eq!(
@@ -290,7 +290,7 @@ fn the_start_is_trimmed_if_asked_for() {
     assert_eq!(matcher.sent(), 3..4);
 }
 
-/// Whether a line that follows `before`, whole lines, is in a fenced code block.
+/// Whether a line after `before`, which is whole lines, is in a fenced code block.
 fn in_code(before: &str) -> bool {
     let mut open: Option<&str> = None;
     for line in before.split(['\n', '\r']) {
@@ -319,8 +319,8 @@ fn in_code(before: &str) -> bool {
     open.is_some()
 }
 
-/// Where the answer ends if a marker that counts follows `before`. In a code block it
-/// counts after a blank line only.
+/// Where the answer ends if a marker that counts follows `before`. In a code block it counts
+/// after a blank line only.
 fn turn_end(before: &str) -> Option<usize> {
     if !before.is_empty() && !before.ends_with(['\n', '\r']) {
         return None;
@@ -331,13 +331,13 @@ fn turn_end(before: &str) -> Option<usize> {
     if in_code(before) && line_breaks < 2 {
         return None;
     }
-    // After the last content its line goes on to the first line break.
+    // The line of the last content extends to the first line break.
     let line_end = run.find(['\n', '\r']).filter(|_| content > 0);
     Some(content + line_end.unwrap_or(0))
 }
 
-/// Where the headers stand that the code block has which is open at the end of `text`:
-/// for each the end of the answer before it, and the end of its line.
+/// The headers in the code block that is open at the end of `text`: for each the end of the
+/// answer before it, and the end of its line.
 fn headers(text: &str, markers: &[String]) -> Vec<(usize, usize)> {
     let last_line = text.rfind(['\n', '\r']).map_or(0, |at| at + 1);
     if markers.iter().all(|marker| !text.contains(marker.as_str())) || !in_code(&text[..last_line])
@@ -417,7 +417,7 @@ fn reference(text: &str, stops: &[String], markers: &[String], trim: bool) -> (S
     (text[..end].to_owned(), false)
 }
 
-/// Text in which fences, blank lines, markers and parts of them are common.
+/// Text with many fences, blank lines, markers and parts of them.
 fn text() -> impl Strategy<Value = Vec<String>> {
     let piece = prop_oneof![
         Just("```\n"),
@@ -490,8 +490,7 @@ proptest! {
         prop_assert_eq!(&run(matcher, &characters), &expected);
     }
 
-    /// With one string to look for: of several, one may keep another from being
-    /// completed.
+    /// With one string to search for: of several, one may keep another from being completed.
     #[test]
     fn only_what_may_be_cut_is_held(
         text in text(), stops in stop_strings(), markers in marker_strings(), of_client: bool,
@@ -527,8 +526,8 @@ proptest! {
                 let (kept, stopped) = reference(&format!("{pushed}{ending}"), &stops, &markers, false);
                 stopped && kept.len() <= sent
             });
-            // A marker that begins with a fence is no header in the block that it closes:
-            // what it may begin with is held in vain there.
+            // A marker that begins with a fence is not a header in the block that it closes:
+            // its beginning is held in vain there.
             let in_vain = full.starts_with("```") && in_code(&pushed[..sent]);
             prop_assert!(sent == pushed.len() || may_be_cut || in_vain, "{pushed:?} {sent}");
         }

@@ -78,7 +78,7 @@ fn capital_letters_begin_words_where_the_model_wants() {
     assert_eq!(words("tekken", "a//\nb"), ["a", "//\n", "b"]);
 }
 
-/// The words of some tokenizers as their own files write them, lookaheads and all.
+/// The patterns of some tokenizers as their own files write them, including lookaheads.
 #[rustfmt::skip]
 const ORIGINALS: [(&str, &str); 6] = [
     ("gpt-2", r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"),
@@ -89,7 +89,7 @@ const ORIGINALS: [(&str, &str); 6] = [
     ("gpt-4o", r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+(?i:'s|'t|'re|'ve|'m|'ll|'d)?|[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*(?i:'s|'t|'re|'ve|'m|'ll|'d)?|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+"),
 ];
 
-/// What the `tokenizers` crate makes of a text.
+/// The result of the `tokenizers` crate.
 fn originally(pattern: &Split, text: &str) -> Vec<String> {
     let mut parts = PreTokenizedString::from(text);
     pattern.pre_tokenize(&mut parts).expect("it splits");

@@ -1,4 +1,4 @@
-//! What a record means: which conversation it is, and what is learnt of it.
+//! Interpretation of a record: its conversation, and the turns to learn.
 
 use std::collections::BTreeSet;
 
@@ -7,7 +7,7 @@ use super::{Content, Conversation};
 use crate::profile::{Message, Role};
 use incant_gguf::printable::printable;
 
-/// What a line says, or what is wrong with it.
+/// Parses a line, or returns what is wrong with it.
 pub(super) fn content(line: &str, unread: &mut BTreeSet<String>) -> Result<Content, String> {
     if line.trim_start().starts_with('[') {
         return Err(
@@ -17,7 +17,7 @@ pub(super) fn content(line: &str, unread: &mut BTreeSet<String>) -> Result<Conte
         );
     }
     let line: Line = serde_json::from_str(line).map_err(|error| {
-        // The line that it names is always the first.
+        // serde's message always names line 1.
         let text = error.to_string();
         let what = text
             .rsplit_once(" at line ")
@@ -67,7 +67,7 @@ pub(super) fn content(line: &str, unread: &mut BTreeSet<String>) -> Result<Conte
     }
 }
 
-/// Where in a conversation some turns stand, one after the other.
+/// The index at which `turns` occur in a conversation, one after the other.
 fn place_of(turns: &[Told], conversation: &[Told]) -> Option<usize> {
     let last = conversation.len().checked_sub(turns.len())?;
     (0..=last).find(|&at| {
@@ -76,8 +76,8 @@ fn place_of(turns: &[Told], conversation: &[Told]) -> Option<usize> {
     })
 }
 
-/// Refuses `messages` beside an answer, unless the conversation with that answer begins
-/// with them.
+/// Rejects `messages` beside an answer, unless the conversation with that answer begins with
+/// them.
 fn agree(messages: Option<&[Told]>, name: &str, whole: &[Told]) -> Result<(), String> {
     match messages {
         Some(messages) if place_of(messages, whole) != Some(0) => {
@@ -91,7 +91,7 @@ fn messages(told: Vec<Told>) -> Vec<Message> {
     told.into_iter().map(|told| told.message).collect()
 }
 
-/// A conversation whose every turn of the assistant counts, or a prompt.
+/// A conversation whose every assistant turn counts, or a prompt.
 fn whole(told: Vec<Told>) -> Result<Content, String> {
     match told.last().map(|last| last.message.role) {
         None => Err("'messages' is empty".to_owned()),
@@ -108,9 +108,9 @@ fn open(told: Vec<Told>) -> Result<Content, String> {
     }
 }
 
-/// `prompt` with the answer called `name`, and where that begins. An answer that has turns
-/// of others before its own is a conversation that must hold the prompt, or go on where the
-/// prompt does.
+/// `prompt` with the answer called `name`, and the index at which the answer begins. An answer
+/// with turns of others before its own is a conversation, which must contain the prompt or
+/// continue it.
 fn answered(name: &str, prompt: Vec<Told>, answer: Said) -> Result<(Vec<Told>, usize), String> {
     let answer = answer.told(name, Role::Assistant)?;
     let first = answer.first().map(|first| first.message.role);
@@ -143,8 +143,7 @@ fn answered(name: &str, prompt: Vec<Told>, answer: Said) -> Result<(Vec<Told>, u
     }
 }
 
-/// A conversation, called `name`, whose turns of the assistant count from the message
-/// `from` on.
+/// A conversation, called `name`, whose assistant turns count from the message `from` on.
 fn conversation(name: &str, told: Vec<Told>, from: usize) -> Result<Conversation, String> {
     match told.last().map(|last| last.message.role) {
         Some(Role::Assistant) if told.len() > from => {}
@@ -183,8 +182,8 @@ fn pair(
         ],
     };
     agree(together, "chosen", &chosen)?;
-    // What they share is the prompt, also where another one is named: to learn of a pair
-    // is to learn of what tells its sides apart.
+    // The common prefix is the prompt, even if the record names another one: a pair teaches
+    // only where its sides differ.
     let both = chosen.iter().zip(&rejected);
     let shared = both.take_while(|(a, b)| a.message == b.message).count();
     match [&chosen, &rejected].map(|side| side.len() == shared) {

@@ -3,7 +3,6 @@ use std::io::Write;
 
 use super::*;
 
-/// What a line says.
 fn content(line: &str) -> Result<Content, String> {
     super::meaning::content(line, &mut BTreeSet::new())
 }
@@ -92,7 +91,7 @@ fn transcripts_are_conversations_whose_ends_differ() {
     );
 }
 
-/// A JSON list of messages: `u` and `a` before what users and assistants say.
+/// A JSON list of messages; the first letter of a turn is its role: `s`, `u` or `a`.
 fn list(turns: &[&str]) -> String {
     let turns = turns.iter().map(|turn| {
         let role = match turn.split_at(1) {
@@ -105,7 +104,7 @@ fn list(turns: &[&str]) -> String {
     format!("[{}]", turns.collect::<Vec<_>>().join(", "))
 }
 
-/// What is learnt of a conversation: all messages, and which count.
+/// All messages of a conversation, and the indices of those that count.
 fn learnt(conversation: &Conversation) -> (Vec<&str>, Vec<usize>) {
     let messages = conversation.messages.iter().map(|m| &*m.content);
     let counted = (0..conversation.messages.len()).filter(|&at| conversation.counts(at));
@@ -136,12 +135,12 @@ fn the_prompts_turns_within_an_answer_are_taken_once() {
     ];
     assert_eq!(plain[0], (vec!["q".to_owned(), "good".to_owned()], vec![1]));
     assert_eq!(answers, plain);
-    // UltraFeedback's form.
+    // UltraFeedback's format.
     let whole = [list(&["uq", "agood"]), list(&["uq", "abad"])];
     assert_eq!(pair(r#""q""#, &whole[0], &whole[1]), plain);
     assert_eq!(pair(r#"" q\n""#, &whole[0], &whole[1]), plain);
     assert_eq!(pair(&list(&["uq"]), &whole[0], &whole[1]), plain);
-    // One side of either kind.
+    // One side of each kind.
     assert_eq!(pair(r#""q""#, &whole[0], r#""bad""#), plain);
     // Transcripts.
     let transcript = |answer: &str| format!(r#""\n\nHuman: q\n\nAssistant: {answer}""#);
@@ -152,7 +151,7 @@ fn the_prompts_turns_within_an_answer_are_taken_once() {
     let open = r#""\n\nHuman: q\n\nAssistant:""#;
     assert_eq!(pair(open, &transcript("good"), &transcript("bad")), plain);
     assert_eq!(pair(open, r#""good""#, r#""bad""#), plain);
-    // A plain text is an answer, however it begins.
+    // A plain text is an answer, whatever it begins with.
     let [chosen, _] = pair(r#""q""#, r#""q: good""#, r#""q: bad""#);
     assert_eq!(chosen.0, ["q", "q: good"]);
 
@@ -290,7 +289,7 @@ fn what_cannot_be_used_is_told_in_one_line() {
         ),
         (r#"{"messages": []}"#, "'messages' is empty"),
         (r#"{"text": ""}"#, "'text' is empty"),
-        // A list must not stand for an object, key by key.
+        // A list must not be accepted as an object with positional keys.
         (
             r#"[null, "What?", "That.", null, null, null]"#,
             "a record is an object, not a list",
@@ -415,13 +414,13 @@ fn a_side_without_an_answer_of_its_own_is_named() {
         let found = told(Some(&prompt), &part, &list(&["agood"]));
         assert!(found.starts_with("'chosen' holds only"), "{found}");
     }
-    // A repeated question with the answer that it had before is one.
+    // A repeated question with the answer that it had before counts as an answer.
     let again = list(&["uq", "aso", "uq"]);
     let [chosen, _] = sides(&format!(
         r#"{{"prompt": {again}, "chosen": {short}, "rejected": "no"}}"#
     ));
     assert_eq!(chosen.0, ["q", "so", "q", "so"]);
-    // An answer may begin as another one does.
+    // One answer may be a prefix of the other.
     let [chosen, rejected] = sides(r#"{"prompt": "q", "chosen": "so good", "rejected": "so"}"#);
     assert_eq!((chosen.1, rejected.1), (vec![1], vec![1]));
 }
@@ -451,7 +450,7 @@ fn a_packed_file_is_read_like_a_plain_one() {
     packer.write_all(b"{\"text\": \"a\"}\n").unwrap();
     packer.finish().unwrap();
     let packed = read(&path).unwrap();
-    // It is that of the file as it is.
+    // The hash is of the compressed file.
     let digest = Sha256::digest(fs::read(&path).unwrap());
     let digest: String = digest.iter().map(|byte| format!("{byte:02x}")).collect();
     assert_eq!(packed.sha256, digest);

@@ -1,5 +1,5 @@
-//! Records as they are written: the keys of a line, and what messages, prompts and answers
-//! may look like.
+//! The serialized form of records: the keys of a line, and the forms of messages, prompts and
+//! answers.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
@@ -10,10 +10,10 @@ use serde::{Deserialize, de};
 
 use crate::profile::{Message, Role};
 
-/// Keys that are not known. With these caught, a list never stands for an object.
+/// Unknown keys. Collecting them also keeps serde from accepting a list for an object.
 type Rest = BTreeMap<String, Option<IgnoredAny>>;
 
-/// A line as it is written.
+/// A line as written in the file.
 #[derive(Deserialize)]
 #[serde(expecting = "an object")]
 pub(super) struct Line {
@@ -27,7 +27,7 @@ pub(super) struct Line {
     rest: Rest,
 }
 
-/// A message as it is written.
+/// A message as written in the file.
 #[derive(Deserialize)]
 #[serde(expecting = "a message with a role and a content")]
 pub(super) struct Turn {
@@ -83,7 +83,7 @@ impl Told {
         }
     }
 
-    /// Whether both say the same, whatever white space is around it.
+    /// Whether both have the same role and text, ignoring surrounding white space.
     pub(super) fn says(&self, other: &Told) -> bool {
         let [one, other] = [self, other].map(|told| &told.message);
         one.role == other.role && one.content.trim() == other.content.trim()
@@ -91,7 +91,7 @@ impl Told {
 }
 
 impl Turn {
-    /// The message that stands at `at` in the list called `name`.
+    /// Converts the message at index `at` of the list called `name`.
     fn told(self, name: &str, at: usize) -> Result<Told, String> {
         let is_learnt = match (self.weight, self.role) {
             (None, _) => true,
@@ -117,14 +117,14 @@ impl Turn {
     }
 }
 
-/// The messages of the list called `name`.
+/// Converts the messages of the list called `name`.
 pub(super) fn told(name: &str, turns: Vec<Turn>) -> Result<Vec<Told>, String> {
     let turns = turns.into_iter().enumerate();
     turns.map(|(at, turn)| turn.told(name, at)).collect()
 }
 
 impl Said {
-    /// What stands under the key `name`. A string is what `role` says, or a transcript.
+    /// The messages under the key `name`. A string is a message of `role`, or a transcript.
     pub(super) fn told(self, name: &str, role: Role) -> Result<Vec<Told>, String> {
         match self {
             Said::Text(text) => {
@@ -134,7 +134,7 @@ impl Said {
         }
     }
 
-    /// What somebody is asked. A transcript may end with a turn that is left open.
+    /// The messages of a prompt. A transcript may end with an open turn.
     pub(super) fn prompt(self) -> Result<Vec<Told>, String> {
         let is_text = matches!(self, Said::Text(_));
         let mut prompt = self.told("prompt", Role::User)?;
@@ -147,7 +147,7 @@ impl Said {
 }
 
 impl Line {
-    /// Adds the keys that nothing is read from.
+    /// Adds the keys that are ignored.
     pub(super) fn note_unread(&self, unread: &mut BTreeSet<String>) {
         let set = |rest: &Rest| -> Vec<String> {
             let set = rest.iter().filter(|(_, value)| value.is_some());
@@ -177,13 +177,13 @@ impl Line {
     }
 }
 
-/// How turns begin in transcripts (Bai et al. 2022, arXiv 2204.05862).
+/// The markers of turns in transcripts (Bai et al. 2022, arXiv 2204.05862).
 const TURNS: [(&str, Role); 2] = [
     ("\n\nHuman:", Role::User),
     ("\n\nAssistant:", Role::Assistant),
 ];
 
-/// The messages of a transcript. Turns of one speaker in a row become one.
+/// Parses a transcript. Consecutive turns of one speaker are merged.
 pub(super) fn transcript(text: &str) -> Option<Vec<Told>> {
     let next = |text: &str| {
         let found = TURNS

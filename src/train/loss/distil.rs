@@ -1,5 +1,5 @@
-//! Distillation of a prompt into an adapter: make the student, without the prompt, go on
-//! as the frozen model does with it.
+//! Prompt distillation (context distillation): the student, without the prompt, learns to
+//! continue as the frozen model does with it. The loss is the KL divergence.
 
 use candle_core::Tensor;
 use serde_json::Value;
@@ -8,9 +8,9 @@ use super::{Loss, Objective, batch};
 use crate::train::samples::Example;
 use crate::train::{Student, Target, TrainError};
 
-/// KL(teacher ‖ student) at every token of the teacher's own answers, divided by their
-/// number. The teacher is what the examples' targets say; or, where they have none, the
-/// model without the adapter, which sees the other side of an example, over the whole
+/// KL(teacher ‖ student) at every token of the teacher's own answers, divided by their number.
+/// The teacher's distribution is given by the examples' targets; or, if they have none, it is
+/// that of the model without the adapter after the other side of an example, over the whole
 /// vocabulary.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Distil;
@@ -33,7 +33,7 @@ impl Objective for Distil {
     }
 
     fn tokens(&self, example: &Example) -> usize {
-        // The teacher's side is computed before.
+        // The teacher's side is computed once, before training.
         let samples = example.sides[0].iter();
         samples.map(|sample| sample.tokens.len()).sum()
     }
@@ -55,7 +55,7 @@ impl Objective for Distil {
         let mut begins = 0;
         let parts = examples.iter().map(|example| {
             let counted = example.counted(1);
-            // A copy: what is kept should not keep the whole batch.
+            // A copy, so that the whole batch is not kept alive.
             let part = knowledge.narrow(0, begins, counted)?.copy();
             begins += counted;
             part
@@ -83,7 +83,7 @@ impl Objective for Distil {
     }
 }
 
-/// The targets of examples that all have some; `None` where none has.
+/// The targets of examples if all have some, `None` if none has.
 fn targets<'a>(examples: &[&'a Example]) -> Result<Option<Vec<&'a Target>>, TrainError> {
     if examples.iter().all(|example| example.targets.is_none()) {
         return Ok(None);

@@ -1,5 +1,6 @@
-//! Direct preference optimisation (Rafailov et al. 2023, arXiv 2305.18290): make the
-//! chosen answer gain on the rejected one, beside a reference.
+//! DPO loss, direct preference optimization (Rafailov et al. 2023, arXiv 2305.18290): the
+//! log-ratio of chosen to rejected answer grows relative to a reference, as in a Bradley–Terry
+//! model of preferences.
 
 use candle_core::Tensor;
 use serde_json::{Value, json};
@@ -8,12 +9,12 @@ use super::{Loss, Objective, by_side, numbers, pairs, softplus, sums};
 use crate::train::samples::Example;
 use crate::train::{Student, TrainError};
 
-/// −log σ(β [(log π − log π_ref)(chosen) − (log π − log π_ref)(rejected)]) for each pair,
-/// log π being the sum over an answer's tokens. The reference is the student as it was
-/// before the first step.
+/// −log σ(β [(log π − log π_ref)(chosen) − (log π − log π_ref)(rejected)]) for each pair, where
+/// log π is the sum over an answer's tokens. The reference is the student before the first
+/// step.
 #[derive(Clone, Copy, Debug)]
 pub struct Dpo {
-    /// How dear it is to move away from the reference.
+    /// The weight of the KL penalty: the larger, the closer the student stays to the reference.
     pub beta: f64,
 }
 
@@ -59,14 +60,13 @@ impl Objective for Dpo {
     }
 }
 
-/// log π of the chosen and the rejected answer of each example, in turns.
+/// log π of the chosen and the rejected answer of each example, alternating.
 fn answers(student: &dyn Student, examples: &[&Example]) -> Result<Tensor, TrainError> {
     let (batch, counted) = pairs(examples);
     Ok(sums(&student.logprobs(&batch)?, &counted)?)
 }
 
-/// β times what the chosen answer has gained more than the rejected one since the
-/// reference.
+/// β times the chosen answer's gain over the reference minus the rejected answer's.
 fn margins(answers: &Tensor, reference: &Tensor, beta: f64) -> candle_core::Result<Tensor> {
     let [chosen, rejected] = by_side(&(answers - reference)?)?;
     (chosen - rejected)? * beta

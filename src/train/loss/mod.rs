@@ -1,8 +1,8 @@
-//! What training brings down: one file for each loss, made of the log-probabilities of
-//! the tokens that count.
+//! Training objectives, one file for each loss (SFT, DPO, SimPO, distillation), computed from
+//! the log-probabilities of the tokens that count.
 //!
-//! An [`Objective`] asks the student about some examples and makes a loss of what it says.
-//! The formulas are functions of plain tensors beside it.
+//! An [`Objective`] queries the student about some examples and computes a loss from the
+//! results. The formulas are functions of plain tensors in the same file.
 
 mod distil;
 mod dpo;
@@ -21,30 +21,30 @@ use super::TrainError;
 use super::samples::Example;
 use super::student::{Batch, Student};
 
-/// What training brings down.
+/// A training objective: the loss to minimise.
 pub trait Objective {
-    /// What it is called.
+    /// Its name.
     fn name(&self) -> &'static str;
 
-    /// What its loss is counted in.
+    /// The unit of the loss.
     fn unit(&self) -> &'static str;
 
-    /// Its numbers by their names, which a run that goes on must not change.
+    /// Its parameters by name, which must not change when a run is resumed.
     fn settings(&self) -> Vec<(&'static str, Value)>;
 
-    /// How much an example weighs beside others: losses are summed over this many tokens
-    /// or pairs, and divided by those of all examples of a step.
+    /// An example's weight: the number of tokens or pairs that its loss is summed over. A
+    /// step's summed loss is divided by the total weight of its examples.
     fn weight(&self, example: &Example) -> usize;
 
-    /// How many tokens an example's sequences have that a step goes over. What they have
-    /// in common counts for each, though it is computed once.
+    /// The number of tokens in an example's sequences that a step processes. A common prefix
+    /// counts for each sequence, though it is computed once.
     fn tokens(&self, example: &Example) -> usize {
         let samples = example.sides.iter().flatten();
         samples.map(|sample| sample.tokens.len()).sum()
     }
 
-    /// What the student is held against, computed once with the student as it is before
-    /// the first step: a tensor for each example, or `None` where there is no such thing.
+    /// Reference values, computed once with the student as it is before the first step: a
+    /// tensor for each example, or `None` if the objective has no references.
     ///
     /// # Errors
     /// A computation failed.
@@ -71,10 +71,9 @@ pub trait Objective {
 /// The loss of some examples.
 #[derive(Debug)]
 pub struct Loss {
-    /// Summed over what the examples weigh: a number, differentiable.
+    /// The loss summed over the examples' weights: a differentiable scalar.
     pub sum: Tensor,
-    /// For preferences: how far the chosen answer of each pair is before the rejected
-    /// one.
+    /// For preferences: the margin of the chosen over the rejected answer of each pair.
     pub margins: Vec<f64>,
 }
 
@@ -86,8 +85,8 @@ fn batch(examples: &[&Example], side: usize) -> Batch {
     }
 }
 
-/// The sequences of both sides, example by example, and how many tokens of each side
-/// count.
+/// The sequences of both sides, example by example, and the number of tokens that count on each
+/// side.
 fn pairs(examples: &[&Example]) -> (Batch, Vec<usize>) {
     let sides = examples.iter().flat_map(|example| &example.sides);
     let counted = examples
@@ -99,8 +98,7 @@ fn pairs(examples: &[&Example]) -> (Batch, Vec<usize>) {
     (batch, counted.collect())
 }
 
-/// The sums of consecutive parts of `values` (`[n]`) that have these lengths: one for
-/// each.
+/// The sums of consecutive parts of `values` (`[n]`) that have these lengths.
 fn sums(values: &Tensor, lengths: &[usize]) -> candle_core::Result<Tensor> {
     let mut begins = 0;
     let parts = lengths.iter().map(|&length| {
@@ -111,21 +109,21 @@ fn sums(values: &Tensor, lengths: &[usize]) -> candle_core::Result<Tensor> {
     Tensor::stack(&parts.collect::<candle_core::Result<Vec<_>>>()?, 0)
 }
 
-/// Chosen and rejected, of values that alternate.
+/// Splits alternating values into chosen and rejected.
 fn by_side(values: &Tensor) -> candle_core::Result<[Tensor; 2]> {
     let values = values.reshape(((), 2))?;
     let side = |side| values.narrow(1, side, 1)?.squeeze(1);
     Ok([side(0)?, side(1)?])
 }
 
-/// log(1 + e^x), which neither overflows nor has a kink at 0.
+/// Softplus, log(1 + e^x), without overflow and smooth at 0.
 fn softplus(x: &Tensor) -> candle_core::Result<Tensor> {
     let largest = x.relu()?.detach();
     let sum = (largest.neg()?.exp()? + (x - &largest)?.exp()?)?;
     largest + sum.log()?
 }
 
-/// The numbers of a row.
+/// The elements of a row.
 fn numbers(row: &Tensor) -> candle_core::Result<Vec<f64>> {
     row.to_dtype(candle_core::DType::F64)?.to_vec1()
 }
@@ -136,7 +134,7 @@ mod tests {
 
     use super::*;
 
-    /// A row of numbers that can be differentiated by.
+    /// A row vector that can be differentiated by.
     pub(super) fn row(values: &[f64]) -> Var {
         Var::from_slice(values, values.len(), &Device::Cpu).unwrap()
     }
@@ -152,7 +150,7 @@ mod tests {
         }
     }
 
-    /// Holds the gradient of `loss` at `values` against central differences.
+    /// Checks the gradient of `loss` at `values` against central differences.
     #[track_caller]
     pub(super) fn check_gradient(values: &[f64], loss: impl Fn(&Tensor) -> Tensor) {
         let step = 1e-6;

@@ -1,4 +1,4 @@
-//! Supervised fine-tuning: make the answers likely.
+//! Supervised fine-tuning (SFT): cross-entropy on the answers' tokens.
 
 use candle_core::Tensor;
 use serde_json::Value;

@@ -1,5 +1,5 @@
-//! Simple preference optimisation (Meng et al. 2024, arXiv 2405.14734): make the chosen
-//! answer likelier per token than the rejected one, with no reference.
+//! SimPO loss, simple preference optimization (Meng et al. 2024, arXiv 2405.14734): the chosen
+//! answer becomes likelier per token than the rejected one, without a reference.
 
 use candle_core::Tensor;
 use serde_json::{Value, json};
@@ -11,9 +11,9 @@ use crate::train::{Student, TrainError};
 /// −log σ(β (mean log π(chosen) − mean log π(rejected)) − γ) for each pair.
 #[derive(Clone, Copy, Debug)]
 pub struct Simpo {
-    /// What the difference is multiplied by.
+    /// The factor of the difference.
     pub beta: f64,
-    /// How far ahead the chosen answer should be: γ is so many times β.
+    /// The target margin γ as a multiple of β.
     pub gamma_ratio: f64,
 }
 
@@ -53,8 +53,8 @@ impl Objective for Simpo {
     }
 }
 
-/// β times the difference of both answers' mean log-probabilities. Of the tokens of
-/// the chosen and the rejected answer of each pair, in turns, there are `counted`.
+/// β times the difference of both answers' mean log-probabilities. `counted` holds the number
+/// of tokens of the chosen and the rejected answer of each pair, alternating.
 fn margins(logprobs: &Tensor, counted: &[usize], beta: f64) -> candle_core::Result<Tensor> {
     let lengths: Vec<f64> = counted.iter().map(|&count| count as f64).collect();
     let lengths = Tensor::new(lengths, logprobs.device())?.to_dtype(logprobs.dtype())?;

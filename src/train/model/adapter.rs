@@ -1,4 +1,5 @@
-//! The adapter that is trained.
+//! The LoRA adapter that is being trained: its variables, their layout, and saving in PEFT's
+//! format.
 
 use std::ops::Range;
 use std::path::Path;
@@ -13,36 +14,36 @@ use incant_kernels::{Isa, math};
 use incant_model::DecoderSpec;
 use incant_model::lora::{Linear, Lora, LowRank};
 
-/// What an adapter is to be.
+/// How to make or load an adapter, and the metadata to save with it.
 #[derive(Clone, Debug)]
 pub struct AdapterSettings {
-    /// How it begins.
+    /// Its initial weights.
     pub form: Form,
-    /// What its files call the model.
+    /// The name of the base model, for the adapter's files.
     pub base_model: String,
-    /// The profile that it is to be used with.
+    /// The profile to use with the adapter.
     pub profile: Option<String>,
 }
 
-/// How an adapter begins.
+/// An adapter's initial weights.
 #[derive(Clone, Debug)]
 pub enum Form {
-    /// As another one is.
+    /// Those of an existing adapter.
     Of(Lora),
-    /// With random A and no B.
+    /// Random A, and B zero.
     New {
         /// Rows of A, columns of B.
         rank: usize,
-        /// What the product is multiplied by.
+        /// The factor of the product B·A.
         scale: f32,
-        /// The linear layers of every layer that it adds to.
+        /// The linear layers that get an adapter, the same in every layer.
         targets: Vec<Linear>,
-        /// What A's numbers follow from.
+        /// The seed of A's values.
         seed: u64,
     },
 }
 
-/// A and B of all linear layers.
+/// A and B of all adapted linear layers.
 pub(super) struct Adapter {
     variables: Vec<(String, Var)>,
     layout: Layout,
@@ -50,14 +51,13 @@ pub(super) struct Adapter {
     profile: Option<String>,
 }
 
-/// Where A and B of each linear layer are when all numbers of an adapter are one behind
-/// the other.
+/// Where A and B of each linear layer are in the concatenation of all elements of an adapter.
 #[derive(Clone, Default)]
 pub(super) struct Layout {
     slots: Vec<Slot>,
 }
 
-/// Where those of a linear layer are: B behind A.
+/// Where A and B of one linear layer are; B directly follows A.
 #[derive(Clone)]
 struct Slot {
     layer: usize,
@@ -68,11 +68,11 @@ struct Slot {
     scale: f32,
 }
 
-/// What is added to the linear layers of a layer.
+/// The LoRA terms of one layer.
 #[derive(Clone, Copy, Default)]
 pub(super) struct Layer<'a>([Option<Added<'a>>; Linear::ALL.len()]);
 
-/// What is added to a linear layer: `scale · (x·Aᵀ)·Bᵀ`.
+/// The LoRA term of one linear layer: `scale · (x·Aᵀ)·Bᵀ`.
 #[derive(Clone, Copy)]
 pub(super) struct Added<'a> {
     pub(super) a: &'a [f32],
@@ -81,7 +81,7 @@ pub(super) struct Added<'a> {
     pub(super) scale: f32,
 }
 
-/// Gradients of A and B of each linear layer of a layer, B's behind A's.
+/// Gradients of A and B of each linear layer of a layer; B's follows A's.
 pub(super) type Gradients = [Vec<f32>; Linear::ALL.len()];
 
 impl<'a> Layer<'a> {
@@ -91,7 +91,7 @@ impl<'a> Layer<'a> {
 }
 
 impl Layout {
-    /// What is added to a layer, by the adapter that has these numbers.
+    /// The LoRA terms of a layer, for an adapter with the elements `numbers`.
     pub(super) fn layer<'a>(&self, index: usize, numbers: &'a [f32]) -> Layer<'a> {
         let mut layer = Layer::default();
         for slot in self.slots.iter().filter(|slot| slot.layer == index) {
@@ -105,7 +105,7 @@ impl Layout {
         layer
     }
 
-    /// Adds a layer's gradients to those of the whole adapter.
+    /// Adds a layer's gradients to the gradient of the whole adapter.
     pub(super) fn add(&self, isa: Isa, index: usize, gradients: &Gradients, to: &mut [f32]) {
         for slot in self.slots.iter().filter(|slot| slot.layer == index) {
             let to = &mut to[slot.a.start..slot.b.end];
@@ -172,13 +172,13 @@ impl Adapter {
         &self.layout
     }
 
-    /// The numbers of all variables, one behind the other.
+    /// The concatenated elements of all variables.
     pub(super) fn numbers(&self) -> Result<Tensor> {
         let all = self.variables.iter().map(|(_, var)| var.flatten_all());
         Tensor::cat(&all.collect::<Result<Vec<_>>>()?, 0)
     }
 
-    /// The adapter as it is now.
+    /// The adapter with its current values.
     fn lora(&self, spec: &DecoderSpec) -> std::result::Result<Lora, TrainError> {
         let pairs = self.variables.as_chunks::<2>().0.iter();
         let parts = self.layout.slots.iter().zip(pairs);
@@ -198,7 +198,7 @@ impl Adapter {
         Lora::of_parts(spec, parts, self.profile.clone()).map_err(TrainError::Model)
     }
 
-    /// Writes a PEFT directory.
+    /// Writes the adapter as a PEFT directory.
     pub(super) fn save(
         &self,
         spec: &DecoderSpec,
@@ -212,7 +212,7 @@ impl Adapter {
     }
 }
 
-/// A new adapter: A as PEFT begins it (uniform within ±1/√inputs), B zero.
+/// A new adapter, initialised like PEFT's: A uniform within ±1/√inputs, B zero.
 fn fresh(
     spec: &DecoderSpec,
     rank: usize,

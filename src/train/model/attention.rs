@@ -1,7 +1,8 @@
-//! Causal attention within sequences, whose first rows may be those of others too.
+//! Causal attention within sequences, forward and backward pass. Sequences may share their
+//! first rows (a common prefix).
 //!
-//! Weights are not kept for the way back, but computed again: they would be the largest
-//! part of what is.
+//! Attention weights are not kept for the backward pass but recomputed: they would be the
+//! largest part of the saved activations.
 
 use std::borrow::Cow;
 use std::ops::Range;
@@ -12,19 +13,19 @@ use super::rows::Sequence;
 use incant_kernels::gemm::{Place, multiply};
 use incant_kernels::{Isa, gradients, math};
 
-/// Queries that are computed together: what is later than the last of them costs nothing.
+/// Queries per block. Positions after a block's last query are skipped altogether.
 const QUERIES: usize = 64;
 
-/// What is the same for all layers, and what is not.
+/// Attention over a batch's sequences with one layer's parameters.
 pub(super) struct Attention<'a> {
     pub(super) isa: Isa,
     pub(super) sequences: &'a [Sequence],
-    /// What the scores of each row are multiplied by.
+    /// The factor of each row's scores.
     pub(super) scales: &'a [f32],
     pub(super) heads: usize,
     pub(super) kv_heads: usize,
     pub(super) head_dim: usize,
-    /// A position sees so many, itself included; `None` sees all before it.
+    /// Sliding window: the positions that a query sees, including its own; `None` for all.
     pub(super) window: Option<usize>,
     /// Soft cap of the scores.
     pub(super) cap: Option<f32>,
@@ -38,18 +39,17 @@ struct Task<'a> {
 }
 
 impl Task<'_> {
-    /// How many queries there are.
     fn queries(self) -> usize {
         self.sequence.rows.len() - self.sequence.shared
     }
 
-    /// How many positions the last of them sees, if nothing hides them.
+    /// Positions that the last query sees without a sliding window.
     fn positions(self) -> usize {
         self.sequence.rows.len()
     }
 }
 
-/// Queries of a task that are computed together, and all positions that one of them sees.
+/// Queries of a task that are computed together, and all positions that any of them sees.
 struct Block {
     queries: Range<usize>,
     positions: Range<usize>,
@@ -61,13 +61,13 @@ impl Block {
     }
 }
 
-/// The positions that one sees.
+/// The positions that the query at `position` sees.
 fn visible(window: Option<usize>, position: usize) -> Range<usize> {
     let first = window.map_or(0, |window| (position + 1).saturating_sub(window));
     first..position + 1
 }
 
-/// A matrix without its first rows.
+/// A matrix without its first `row` rows.
 fn from(place: Place, row: usize) -> Place {
     Place {
         start: place.start + row * place.row,
@@ -75,7 +75,7 @@ fn from(place: Place, row: usize) -> Place {
     }
 }
 
-/// A matrix in numbers that may be a copy.
+/// A matrix whose elements may be borrowed or copied.
 type Held<'a> = (Cow<'a, [f32]>, Place);
 
 impl Attention<'_> {
@@ -87,15 +87,15 @@ impl Attention<'_> {
         tasks.collect()
     }
 
-    /// Where a task's queries are.
+    /// The place of a task's queries.
     fn query(&self, task: Task<'_>) -> Place {
         let width = self.heads * self.head_dim;
         let start = task.sequence.own().start * width;
         Place::rows(start + task.head * self.head_dim, width)
     }
 
-    /// Some of a task's queries, one after the other, and the positions that they see: all
-    /// others have no weight for any of them.
+    /// A task's queries in consecutive blocks, each with the positions that it sees; all other
+    /// positions have weight zero for the whole block.
     fn blocks(&self, task: Task<'_>) -> impl Iterator<Item = Block> {
         let (shared, window) = (task.sequence.shared, self.window);
         let starts = (0..task.queries()).step_by(QUERIES);
@@ -109,14 +109,14 @@ impl Attention<'_> {
         })
     }
 
-    /// Where a row's keys and values for a task are.
+    /// The place of a row's keys and values for a task.
     fn key_of(&self, task: Task<'_>, row: usize) -> Range<usize> {
         let head = task.head * self.kv_heads / self.heads;
         let start = (row * self.kv_heads + head) * self.head_dim;
         start..start + self.head_dim
     }
 
-    /// A task's keys, or values: where they are, or a copy of those of several places.
+    /// A task's keys or values: borrowed where they are contiguous, otherwise a gathered copy.
     fn keys<'a>(&self, task: Task<'_>, of: &'a [f32]) -> Held<'a> {
         if task.sequence.shared == 0 {
             let start = self.key_of(task, task.sequence.own().start).start;
@@ -128,7 +128,8 @@ impl Attention<'_> {
         (rows.concat().into(), Place::rows(0, self.head_dim))
     }
 
-    /// A block's weights, `[query][position]`, and the slopes of their scores' caps.
+    /// A block's attention weights, `[query][position]`, and the derivatives of the scores'
+    /// soft cap.
     fn weights(
         &self,
         task: Task<'_>,
@@ -169,7 +170,7 @@ impl Attention<'_> {
         (weights, slopes)
     }
 
-    /// What each row attends to: `q` is `[rows, heads · head_dim]`, `k` and `v` are
+    /// The attention output of each row: `q` is `[rows, heads · head_dim]`, `k` and `v` are
     /// `[rows, kv_heads · head_dim]`.
     pub(super) fn forward(&self, q: &[f32], k: &[f32], v: &[f32]) -> Vec<f32> {
         let tasks = self.tasks();
@@ -204,7 +205,7 @@ impl Attention<'_> {
         y
     }
 
-    /// Puts what belongs to a task's queries in its place.
+    /// Scatters values of a task's queries to their rows.
     fn put_queries(&self, task: Task<'_>, from: &[f32], to: &mut [f32]) {
         let place = self.query(task);
         for (query, from) in from.chunks_exact(self.head_dim).enumerate() {
@@ -212,7 +213,7 @@ impl Attention<'_> {
         }
     }
 
-    /// Adds what belongs to a task's keys in their places, which others may share.
+    /// Adds values of a task's keys to their rows, which tasks may share.
     fn add_keys(&self, task: Task<'_>, from: &[f32], to: &mut [f32]) {
         let rows = task.sequence.rows.iter();
         for (&row, from) in rows.zip(from.chunks_exact(self.head_dim)) {
@@ -220,7 +221,7 @@ impl Attention<'_> {
         }
     }
 
-    /// From the gradient of what each row attended to, to those of `q`, `k` and `v`.
+    /// Backward pass: from the gradient of the attention output to those of `q`, `k` and `v`.
     pub(super) fn back(&self, [q, k, v]: [&[f32]; 3], dy: &[f32]) -> [Vec<f32>; 3] {
         let tasks = self.tasks();
         let gradients: Vec<[Vec<f32>; 3]> = tasks
@@ -229,7 +230,8 @@ impl Attention<'_> {
             .collect();
         let (mut dq, mut dk, mut dv) = (vec![0.0; q.len()], vec![0.0; k.len()], vec![0.0; v.len()]);
         let all = || tasks.iter().zip(&gradients);
-        // Tasks that share keys add up, in the same order every time.
+        // Gradients of shared keys are summed in a fixed order, so that results are
+        // reproducible.
         rayon::join(
             || all().for_each(|(&task, [own, ..])| self.put_queries(task, own, &mut dq)),
             || {
@@ -302,7 +304,7 @@ mod tests {
         (0..count as u32).map(|i| number(i) / 8e6 - 1.0).collect()
     }
 
-    /// What is attended to and the gradients of queries, keys and values, number by number.
+    /// The attention output and the gradients of queries, keys and values, element by element.
     fn plainly(attention: &Attention<'_>, [q, k, v]: [&[f32]; 3], dy: &[f32]) -> [Vec<f64>; 4] {
         let mut found = [q, q, k, v].map(|like| vec![0.0f64; like.len()]);
         let [y, dq, dk, dv] = &mut found;
@@ -359,8 +361,8 @@ mod tests {
 
     #[test]
     fn it_is_what_a_plain_loop_computes() {
-        // Several blocks of queries, some of them behind what others have too; one that is
-        // short, and one that is all another's.
+        // Several blocks of queries, some of which start within a shared prefix; one sequence
+        // that is short, and one that is a prefix of another.
         let sequences = [
             Sequence {
                 rows: (0..150).collect(),

@@ -1,5 +1,5 @@
-//! What a decoder is that does not change, and its functions of rows by themselves, forth
-//! and back.
+//! The constant part of a decoder (specification, weights, rotary angles), and its row-wise
+//! functions with their backward passes: embedding, RMSNorm, RoPE, residuals, gated activation.
 
 use std::borrow::Cow;
 
@@ -9,7 +9,7 @@ use incant_kernels::{Isa, gradients, math};
 use incant_model::PackedWeights;
 use incant_model::{DecoderSpec, RopeStyle, Rotation};
 
-/// What does not change: what a decoder is, and its weights.
+/// The constant part of a decoder.
 pub(super) struct Decoder {
     pub(super) spec: DecoderSpec,
     pub(super) isa: Isa,
@@ -17,27 +17,27 @@ pub(super) struct Decoder {
     rotations: Vec<Rotation>,
 }
 
-/// The angles of rows of tokens.
+/// RoPE angles of a batch's rows.
 pub(super) struct Angles {
     style: RopeStyle,
-    /// `[row][pair]`, of each of both.
+    /// `[row][pair]`, likewise `sin` and `minus_sin`.
     cos: Vec<f32>,
     sin: Vec<f32>,
-    /// The same the other way round.
+    /// −sin, for the inverse rotation.
     minus_sin: Vec<f32>,
-    /// Pairs that rotate.
+    /// Rotated pairs per row.
     pairs: usize,
 }
 
-/// Which way heads are turned.
+/// The direction of a rotation.
 #[derive(Clone, Copy)]
 pub(super) enum Turn {
     Forth,
     Back,
 }
 
-/// Rows of each part, so that all threads have one and none is so tall that it leaves
-/// the caches.
+/// Rows per part: every thread gets at least one part, and no part is so tall that it falls out
+/// of the caches.
 pub(super) fn part_rows(rows: usize) -> usize {
     const TALLEST: usize = 512;
     let threads = rayon::current_num_threads();
@@ -57,7 +57,7 @@ impl Decoder {
         }
     }
 
-    /// What the layers need to know of a batch, whose rows have these positions.
+    /// Builds the context that layers need for a batch whose rows have these positions.
     pub(super) fn context(&self, positions: &[usize], sequences: Vec<Sequence>) -> Context {
         let ropes = self.spec.ropes.iter().zip(&self.rotations);
         let angles = ropes.map(|(rope, rotation)| {
@@ -79,7 +79,7 @@ impl Decoder {
         }
     }
 
-    /// The embeddings of tokens, by parts.
+    /// Token embeddings, in parts of `part` rows.
     pub(super) fn embed(&self, tokens: &[u32], part: usize) -> Vec<Vec<f32>> {
         let (hidden, matrix) = (self.spec.hidden, self.weights.embedding());
         let parts = tokens.chunks(part).map(|tokens| {
@@ -93,7 +93,7 @@ impl Decoder {
         parts.collect()
     }
 
-    /// Each stretch as long as `weight` is normalised, if there is one.
+    /// RMSNorm of each run of `weight.len()` elements of `x`; without a weight, `x` itself.
     pub(super) fn normed<'a>(&self, weight: Option<&[f32]>, x: &'a [f32]) -> Cow<'a, [f32]> {
         match weight {
             Some(weight) => self.norm(weight, x).into(),
@@ -110,7 +110,8 @@ impl Decoder {
         y
     }
 
-    /// The same on the way back: from the gradient of the output to that of the input `x`.
+    /// Backward pass of [`norm`](Self::norm): turns the gradient `dy` of the output into that
+    /// of the input `x`.
     pub(super) fn norm_back(&self, weight: &[f32], x: &[f32], dy: &mut [f32]) {
         let stretches = dy.chunks_exact_mut(weight.len());
         for (dy, x) in stretches.zip(x.chunks_exact(weight.len())) {
@@ -118,7 +119,7 @@ impl Decoder {
         }
     }
 
-    /// Normalises `x` in its place, if there is a `weight`. Returns what it was then.
+    /// Normalises `x` in place and returns the old values, if there is a `weight`.
     pub(super) fn norm_in_place(
         &self,
         weight: Option<&[f32]>,
@@ -128,7 +129,7 @@ impl Decoder {
         Some(std::mem::replace(x, y))
     }
 
-    /// Turns the heads of rows from `first` on.
+    /// Applies RoPE, or its inverse, to the heads of the rows from `first` on.
     pub(super) fn turn(
         &self,
         angles: &Angles,
@@ -139,7 +140,7 @@ impl Decoder {
     ) {
         let sin = match turn {
             Turn::Forth => &angles.sin,
-            // A rotation's transpose turns back.
+            // The transpose of a rotation is its inverse.
             Turn::Back => &angles.minus_sin,
         };
         for (row, x) in (first..).zip(x.chunks_exact_mut(width)) {
@@ -151,7 +152,7 @@ impl Decoder {
         }
     }
 
-    /// `h = x + scale · h`, as residuals are added.
+    /// Adds the residual: `h = x + scale · h`.
     pub(super) fn add_to(&self, x: &[f32], h: &mut [f32]) {
         if self.spec.residual_scale != 1.0 {
             math::scale(self.isa, h, self.spec.residual_scale);
@@ -159,7 +160,7 @@ impl Decoder {
         math::add_assign(self.isa, h, x);
     }
 
-    /// The gradient of `h` there, from that of the sum.
+    /// The gradient of `h` in [`add_to`](Self::add_to), given the gradient of the sum.
     pub(super) fn residual_back(&self, dx: &[f32]) -> Vec<f32> {
         let mut dh = dx.to_vec();
         if self.spec.residual_scale != 1.0 {

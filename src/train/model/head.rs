@@ -1,11 +1,10 @@
-//! The head, and what is made of its logits: log-probabilities, divergences.
+//! The LM head fused with the losses over its logits: log-probabilities, KL divergences.
 //!
-//! No row of logits is ever held, nor any part of a row for longer than it takes to sum
-//! it up: a vocabulary has hundreds of thousands of tokens, and a batch thousands of
-//! rows. The vocabulary is gone through in parts, and the softmax's largest logit, its
-//! sum and the sum of weights times rows of the matrix are carried along, as attention
-//! does it. The last of these is all that the way back needs, so that logits are
-//! computed once.
+//! No row of logits is ever stored as a whole: a vocabulary has hundreds of thousands of
+//! tokens, and a batch thousands of rows. The vocabulary is processed in parts with an online
+//! softmax, as in FlashAttention: the largest logit, the sum of weights, and the sum of weights
+//! times rows of the matrix are carried along. The last of these is all that the backward pass
+//! needs, so logits are computed once.
 
 use std::ops::Range;
 
@@ -16,15 +15,15 @@ use crate::train::Target;
 use incant_kernels::product::Inputs;
 use incant_kernels::{Isa, LANES, Matrix, gradients, math, product};
 
-/// Where all tokens of a panel have a probability below this, their rows of the matrix need
-/// not count on the way back (the probability itself does). On ordinary text that leaves
-/// out seven eighths of the work, and about a thousandth of the probability.
+/// If the probabilities of all tokens of a panel are below this, their rows of the matrix are
+/// left out of the gradient (the probability itself still counts). On ordinary text this saves
+/// seven eighths of the work and loses about a thousandth of the probability.
 const NEGLIGIBLE: f32 = 1.0 / (1 << 20) as f32;
 
-/// Panels of the matrix whose logits are there at the same time.
+/// Panels of the matrix per part of the vocabulary.
 const PANELS: usize = 32;
 
-/// The head of a decoder: `cap(scale · x·Wᵀ)`.
+/// The LM head of a decoder: `cap(scale · x·Wᵀ)`.
 #[derive(Clone, Copy)]
 pub(super) struct Head<'a> {
     pub(super) isa: Isa,
@@ -33,12 +32,11 @@ pub(super) struct Head<'a> {
     pub(super) cap: Option<f32>,
 }
 
-/// A softmax over logits that come in parts, for some rows.
+/// An online softmax for some rows, whose logits come in parts.
 struct Softmax {
     largest: Vec<f32>,
     sums: Vec<f32>,
-    /// The weights times the slope of each logit times its row of the matrix, summed:
-    /// `[row][hidden]`, if it is wanted.
+    /// Σ weight · slope · W over all tokens so far: `[row][hidden]`, if gradients are needed.
     along: Option<Vec<f32>>,
 }
 
@@ -51,8 +49,8 @@ impl Softmax {
         }
     }
 
-    /// Takes in a part of a row's logits, in whose place their weights are then. Returns
-    /// what weighs less by now: everything before is to be multiplied by it.
+    /// Adds a part of a row's logits and replaces them by their weights. Returns the factor by
+    /// which all earlier weights have to be multiplied.
     fn take_in(&mut self, isa: Isa, row: usize, logits: &mut [f32]) -> f32 {
         let largest = self.largest[row].max(math::largest(isa, logits));
         let before = match largest == self.largest[row] {
@@ -71,24 +69,23 @@ impl Softmax {
         before
     }
 
-    /// The logarithm of the sum of all weights.
+    /// The logarithm of the sum of all exponentials.
     fn normalizer(&self, row: usize) -> f32 {
         self.largest[row] + self.sums[row].ln()
     }
 }
 
-/// A number for each row, and the gradient of each by its row, if that is wanted.
+/// A value for each row, and its gradient with respect to the row, if requested.
 pub(super) type Scored = (Vec<f32>, Option<Vec<f32>>);
 
 impl Head<'_> {
-    /// The parts of the vocabulary, as panels.
+    /// The parts of the vocabulary, in panels.
     fn parts(&self) -> impl Iterator<Item = Range<usize>> {
         let panels = self.matrix.panels();
         let starts = (0..panels).step_by(PANELS);
         starts.map(move |start| start..panels.min(start + PANELS))
     }
 
-    /// The logits of some panels.
     fn logits(&self, panels: Range<usize>, x: &Inputs, logits: &mut Vec<f32>) {
         let outputs = self.matrix.rows().min(panels.end * LANES) - panels.start * LANES;
         logits.resize(x.rows() * outputs, 0.0);
@@ -101,8 +98,8 @@ impl Head<'_> {
         }
     }
 
-    /// What a change of the matrix's product changes each of these logits by, if that is
-    /// not the scale for all of them.
+    /// The derivative of each logit by the product of the matrix; empty if it is the scale for
+    /// all of them.
     fn slopes(&self, logits: &[f32], slopes: &mut Vec<f32>) {
         slopes.clear();
         if let Some(cap) = self.cap {
@@ -111,7 +108,7 @@ impl Head<'_> {
         }
     }
 
-    /// Adds weights, each times its slope and its row of the matrix, to what is along.
+    /// Adds Σ weight · slope · W over a part of the vocabulary to `softmax.along`.
     fn add_along(
         &self,
         panels: Range<usize>,
@@ -171,7 +168,7 @@ impl Head<'_> {
                 }
                 softmax.take_in(self.isa, row, logits);
                 if let Some(weight) = logits.get_mut(target) {
-                    // It is added at the end, where it cancels to the last bit.
+                    // The target is added at the end, in a form without cancellation.
                     *weight = 0.0;
                 }
             }
@@ -195,7 +192,7 @@ impl Head<'_> {
         (chosen, gradient)
     }
 
-    /// KL(target ‖ student) after each row of `x`, of which each has a target.
+    /// KL(target ‖ student) after each row of `x`, each of which has a target.
     pub(super) fn sparse_divergences(
         &self,
         x: &[f32],
@@ -219,7 +216,7 @@ impl Head<'_> {
         let hidden = self.matrix.columns();
         let inputs = Inputs::new(self.isa, [self.matrix], x);
         let mut softmax = Softmax::new(targets.len(), differentiable.then_some(hidden));
-        // The logit and the slope of each token that a row's target has.
+        // The logit and the slope of each token of a row's target.
         let found = targets
             .iter()
             .map(|target| vec![(0.0, self.scale); target.len()]);
@@ -245,7 +242,8 @@ impl Head<'_> {
                 softmax.take_in(self.isa, row, logits);
                 for &(token, _) in targets[row] {
                     if let Some(weight) = logits.get_mut(place(token)) {
-                        // It is added at the end, where it cancels to the last bit.
+                        // The target's tokens are added at the end, in a form without
+                        // cancellation.
                         *weight = 0.0;
                     }
                 }
@@ -266,8 +264,8 @@ impl Head<'_> {
             terms.sum()
         });
         let values = values.collect();
-        // d KL / dx = Σ (p − q) · slope · W over the target's tokens + Σ p · slope · W of
-        // the others.
+        // d KL / dx = Σ (p − q) · slope · W over the target's tokens + Σ p · slope · W of the
+        // others.
         let gradient = softmax.along.take().map(|mut along| {
             let mut own = vec![0.0; hidden];
             let alongs = along.chunks_exact_mut(hidden);
@@ -277,7 +275,7 @@ impl Head<'_> {
                 }
                 for (&(token, q), (logprob, slope)) in target.iter().zip(found) {
                     self.matrix.row(token as usize, &mut own);
-                    // This is p − q, precise where both are near 1, too.
+                    // This is p − q, precise even where both are near 1.
                     let weight = slope * (logprob.exp_m1() + (1.0 - q));
                     for (along, own) in along.iter_mut().zip(&own) {
                         *along = own.mul_add(weight, *along);
@@ -305,7 +303,7 @@ impl Head<'_> {
         let [x, teacher] = [x, teacher].map(|x| Inputs::new(self.isa, [self.matrix], x));
         let wanted = differentiable.then_some(hidden);
         let (mut ours, mut theirs) = (Softmax::new(rows, wanted), Softmax::new(rows, wanted));
-        // The teacher's weights times how far its logits are above the student's.
+        // Σ teacher's weight · (teacher's logit − student's logit), for each row.
         let mut above = vec![0.0f64; rows];
         let (mut logits, mut weights, mut slopes) = (Vec::new(), Vec::new(), Vec::new());
         for panels in self.parts() {
@@ -326,7 +324,7 @@ impl Head<'_> {
                 above[row] = above[row] * f64::from(before) + terms.sum::<f64>();
                 ours.take_in(self.isa, row, logits);
             }
-            // By the student's slopes, both: it is its logits that change.
+            // Both use the student's slopes, because only its logits change.
             self.add_along(panels.clone(), &mut logits, &slopes, &mut ours);
             self.add_along(panels, &mut weights, &slopes, &mut theirs);
         }
@@ -351,7 +349,7 @@ impl Head<'_> {
     }
 }
 
-/// What parts have, one behind the other.
+/// Concatenates the results of consecutive parts.
 fn joined(parts: Vec<Scored>) -> Scored {
     let (values, gradients): (Vec<_>, Vec<Option<Vec<f32>>>) = parts.into_iter().unzip();
     let gradients: Option<Vec<_>> = gradients.into_iter().collect();
@@ -366,14 +364,14 @@ mod tests {
     use incant_gguf::TensorType;
     use incant_kernels::Tier;
 
-    /// Tokens of a part of the vocabulary.
+    /// Tokens per part of the vocabulary.
     const PART: usize = PANELS * LANES;
 
-    /// Three parts of the vocabulary and some of a fourth, whose last panel is not whole.
+    /// Three parts of the vocabulary and some of a fourth, whose last panel is not full.
     const TOKENS: usize = 3 * PART + LANES + 4;
     const HIDDEN: usize = 32;
 
-    /// A matrix, its numbers, and how a head goes over it.
+    /// A matrix, its elements, and the parameters of an LM head that uses it.
     struct Subject {
         isa: Isa,
         matrix: Matrix,
@@ -383,7 +381,7 @@ mod tests {
     }
 
     impl Subject {
-        /// All of them, in f32 and in 8 bits, which tiles of AMX take as bf16.
+        /// All cases, in f32 and in 8 bits, which AMX tiles take as bf16.
         fn all() -> impl Iterator<Item = Subject> {
             let heads = [(1.0, None), (0.75, None), (1.5, Some(30.0))];
             let kinds = [TensorType::F32, TensorType::Q8_0];
@@ -421,18 +419,18 @@ mod tests {
             &self.weights[token * HIDDEN..][..HIDDEN]
         }
 
-        /// A row that makes a token the likelier the larger it is.
+        /// A row that makes a token the likelier the larger `size` is.
         fn towards(&self, token: usize, size: f32) -> impl Iterator<Item = f32> {
             self.row(token).iter().map(move |weight| weight * size)
         }
 
-        /// Whether tiles take its products.
+        /// Whether AMX tiles compute its products, in bf16.
         fn rounds(&self) -> bool {
             let codes = matches!(self.matrix.format(), incant_kernels::Format::Codes(_));
             codes && self.isa.tier() == Tier::Amx
         }
 
-        /// A number as products have it.
+        /// An element as products see it.
         fn number(&self, number: f32) -> f64 {
             match self.rounds() {
                 true => bf16::from_f32(number).into(),
@@ -468,7 +466,7 @@ mod tests {
             }
         }
 
-        /// `sum` is how large the weights are of rows that were added up.
+        /// `sum` is the total weight of the rows that were added up.
         #[track_caller]
         fn assert_gradient(&self, found: &[f32], expected: &[f64], sum: f64) {
             // Rows are rounded to 13 bits, or to 8.
@@ -507,8 +505,8 @@ mod tests {
 
     #[test]
     fn leaving_out_what_has_no_probability_changes_nothing() {
-        // Rows that are all but sure of a token of the first, a middle or the last part, and
-        // that or another comes; then rows that are sure of nothing.
+        // Rows that are nearly certain of a token of the first, a middle or the last part,
+        // followed by that token or another; then rows without a likely token.
         let cases = [
             (5, 5, 3.0),
             (5, 2 * PART + 60, 3.0),
@@ -550,8 +548,9 @@ mod tests {
     fn sparse_divergences_are_those_of_the_whole_vocabulary() {
         let last = TOKENS as u32 - 1;
         let part = PART as u32;
-        // What the student is sure of, and how sure it is; targets of the first part of the
-        // vocabulary, of several in any order, of all or none of what the student says.
+        // The student's likeliest token, and how likely it is; then targets in the first part
+        // of the vocabulary, or in several parts in any order, which agree with the student or
+        // not.
         let cases: [(usize, f32, Target); 6] = [
             (5, 3.0, vec![(5, 0.75), (2, 0.25)]),
             (5, 3.0, vec![(last, 0.5), (2 * part + 60, 0.25), (7, 0.25)]),
@@ -620,7 +619,8 @@ mod tests {
 
     #[test]
     fn divergences_are_those_of_all_parts_of_the_vocabulary() {
-        // What student and teacher are sure of, from one part of the vocabulary or several.
+        // The likeliest tokens of student and teacher, in one part of the vocabulary or
+        // several.
         let cases = [
             (5, 5, 0.5),
             (5, 2 * PART + 60, 0.6),

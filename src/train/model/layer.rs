@@ -1,8 +1,7 @@
-//! A decoder's layers, forth and back.
+//! A decoder layer, forward and backward pass.
 //!
-//! Work is cut by rows: threads have one part each, or several where there are many rows,
-//! and a part goes through all weights of a layer by itself. Attention's work is cut by
-//! sequences and heads.
+//! Work is split by rows: each thread has one part, or several if there are many rows, and
+//! takes it through all weights of a layer. Attention is split by sequences and heads.
 
 use rayon::prelude::*;
 
@@ -16,7 +15,7 @@ use incant_kernels::{gradients, math};
 use incant_model::lora;
 use incant_model::packed;
 
-/// One layer, as it is at a step.
+/// One layer with the adapter's weights at a step.
 #[derive(Clone, Copy)]
 pub(super) struct Layer<'a> {
     pub(super) decoder: &'a Decoder,
@@ -25,44 +24,43 @@ pub(super) struct Layer<'a> {
     pub(super) adapter: adapter::Layer<'a>,
 }
 
-/// What the way back through a layer needs.
+/// Activations that the backward pass through a layer needs.
 pub(super) struct Kept {
-    /// After their norms and turned.
+    /// After norm and RoPE.
     q: Vec<f32>,
     k: Vec<f32>,
     v: Vec<f32>,
     attended: Vec<f32>,
-    /// Of each part.
     parts: Vec<(Projected, Fed)>,
 }
 
-/// What is kept of some rows before attention.
+/// Activations of some rows before attention.
 struct Projected {
-    /// The first of them.
+    /// The first of these rows.
     first: usize,
     x: Vec<f32>,
-    /// As the projections gave them, where norms follow.
+    /// Before the norm, if there is one; `k` likewise.
     q: Option<Vec<f32>>,
     k: Option<Vec<f32>>,
     low: [Low; 3],
 }
 
-/// What is kept of some rows after attention.
+/// Activations of some rows after attention.
 struct Fed {
-    /// As the output projection gave it, where a norm follows.
+    /// The output projection before its norm, if there is one.
     output: Option<Vec<f32>>,
     low_output: [Low; 1],
-    /// Between attention and what follows it.
+    /// The residual stream between attention and the feed-forward network.
     middle: Vec<f32>,
     gate: Vec<f32>,
     up: Vec<f32>,
     low_inner: [Low; 2],
-    /// As the down projection gave it, where a norm follows.
+    /// The down projection before its norm, if there is one.
     down: Option<Vec<f32>>,
     low_down: [Low; 1],
 }
 
-/// What an adapter made of the inputs of a linear layer.
+/// `scale · x·Aᵀ`: the low-rank activations of an adapted linear layer.
 type Low = Vec<f32>;
 
 impl Layer<'_> {
@@ -89,7 +87,7 @@ impl Layer<'_> {
         }
     }
 
-    /// The outputs of linear layers that have the same inputs.
+    /// The outputs of linear layers that share their inputs.
     fn linears<const N: usize>(
         &self,
         linears: [lora::Linear; N],
@@ -106,8 +104,8 @@ impl Layer<'_> {
         (all, all_low)
     }
 
-    /// The gradient of what linear layers have for inputs, `x`, from those of their
-    /// outputs.
+    /// Backward pass of [`linears`](Self::linears): the gradient of the shared inputs `x`, from
+    /// those of the outputs.
     fn linears_back<const N: usize>(
         &self,
         linears: [lora::Linear; N],
@@ -141,7 +139,7 @@ impl Layer<'_> {
         &self.context.angles[self.decoder.spec.layers[self.index].rope]
     }
 
-    /// Runs the layer over all rows, which are there by parts.
+    /// Runs the layer over all rows, which are given in parts.
     pub(super) fn forward(&self, x: Vec<Vec<f32>>) -> (Vec<Vec<f32>>, Kept) {
         let part = self.context.part_rows;
         let parts = x.into_par_iter().enumerate();
@@ -200,7 +198,8 @@ impl Layer<'_> {
         (projected, qkv)
     }
 
-    /// What follows attention, of some rows: what the next layer begins with.
+    /// The part of a layer after attention, for some rows. Returns the inputs of the next
+    /// layer.
     fn feed(&self, x: &[f32], attended: &[f32]) -> (Vec<f32>, Fed) {
         use lora::Linear::{Down, Gate, Output, Up};
         let (decoder, weights) = (self.decoder, self.weights());
@@ -229,8 +228,8 @@ impl Layer<'_> {
         (next, fed)
     }
 
-    /// From the gradients of the layer's outputs, by parts, to those of its inputs; and
-    /// what each part has of the adapter's.
+    /// Backward pass: from the gradients of the layer's outputs, in parts, to those of its
+    /// inputs. Also returns each part's gradients of the adapter.
     pub(super) fn back(
         &self,
         kept: &Kept,
@@ -262,8 +261,8 @@ impl Layer<'_> {
         (dx, gradients)
     }
 
-    /// The way back through [`feed`](Self::feed): from `dx` of its outputs to that of
-    /// `x`, as far as it does not come through attention, whose own is returned.
+    /// Backward pass of [`feed`](Self::feed). Turns `dx` from the gradient of its outputs into
+    /// that of `x`, except for the path through attention. Returns the gradient of `attended`.
     fn feed_back(
         &self,
         fed: &Fed,
@@ -296,7 +295,7 @@ impl Layer<'_> {
         self.linears_back([Output], attended, &fed.low_output, [&dh], gradients)
     }
 
-    /// The way back through [`project`](Self::project), added to `dx`.
+    /// Backward pass of [`project`](Self::project); adds to `dx`.
     fn project_back(
         &self,
         projected: &Projected,
@@ -331,7 +330,8 @@ impl Layer<'_> {
 }
 
 impl Kept {
-    /// What the layer began with, from which the rest can be computed again.
+    /// The layer's inputs, from which everything else can be recomputed (gradient
+    /// checkpointing).
     pub(super) fn into_inputs(self) -> Vec<Vec<f32>> {
         let parts = self.parts.into_iter();
         parts.map(|(projected, _)| projected.x).collect()

@@ -1,12 +1,11 @@
-//! A linear layer of the frozen weights with what an adapter adds, and the way back
-//! through it.
+//! A linear layer, frozen weights plus LoRA: forward and backward pass.
 
 use super::adapter::Added;
 use incant_kernels::gemm::{Place, multiply};
 use incant_kernels::product::{self, Inputs};
 use incant_kernels::{Isa, Matrix};
 
-/// `x·Wᵀ + scale · (x·Aᵀ)·Bᵀ`, for some rows, on one thread.
+/// `x·Wᵀ + scale · (x·Aᵀ)·Bᵀ` for some rows, on one thread.
 #[derive(Clone, Copy)]
 pub(super) struct Linear<'a> {
     pub(super) isa: Isa,
@@ -15,7 +14,8 @@ pub(super) struct Linear<'a> {
 }
 
 impl Linear<'_> {
-    /// The outputs of rows, which `inputs` are too, and `scale · x·Aᵀ` for the way back.
+    /// Returns the outputs of the rows `x`, and `scale · x·Aᵀ`, which the backward pass needs.
+    /// `inputs` are the same rows, prepared for products.
     pub(super) fn forward(self, inputs: &Inputs, x: &[f32]) -> (Vec<f32>, Vec<f32>) {
         let (columns, outputs) = (self.matrix.columns(), self.matrix.rows());
         let rows = inputs.rows();
@@ -35,8 +35,8 @@ impl Linear<'_> {
         (y, low)
     }
 
-    /// Adds the gradient of rows `x`, of whose outputs it is `dy`, to `dx`. Returns what
-    /// they have of the gradients of A and B, one behind the other.
+    /// Backward pass: adds the gradient of the rows `x` to `dx`, given the gradient `dy` of
+    /// their outputs. Returns these rows' share of the gradients of A and B, A's first.
     pub(super) fn back(self, x: &[f32], low: &[f32], dy: &[f32], dx: &mut [f32]) -> Vec<f32> {
         let (columns, outputs) = (self.matrix.columns(), self.matrix.rows());
         product::back(self.isa, self.matrix, 0..self.matrix.panels(), dy, dx);
@@ -105,7 +105,7 @@ mod tests {
         let (rows, inputs, outputs, rank) = (70, 64, 80, 3);
         for kind in [TensorType::Q8_0, TensorType::Q4_0, TensorType::F16] {
             let bytes = outputs * inputs / kind.block_size() * kind.type_size();
-            // Any bits will do where scales are finite: 0x2c2c is about 0.07.
+            // Any bits will do as long as the scales are finite: 0x2c2c is about 0.07.
             let bytes: Vec<u8> = (0..bytes).map(|at| 0x2c ^ (at % 7) as u8).collect();
             let matrix = Matrix::pack(kind, outputs, inputs, &bytes)
                 .unwrap()
@@ -118,7 +118,7 @@ mod tests {
 
             let x = numbers(rows * inputs, 1);
             let (a, b) = (numbers(rank * inputs, 2), numbers(outputs * rank, 3));
-            // Every output counts otherwise.
+            // Every output has a different gradient.
             let dy = numbers(rows * outputs, 4);
             let variables = [
                 variable(rows, inputs, &x),
@@ -150,14 +150,14 @@ mod tests {
                     matrix: &matrix,
                     added,
                 };
-                // Numbers of bf16, which only products of codes are of, have 8 bits.
+                // bf16, which only products of codes use, has 8 significant bits.
                 let limit = match (isa.tier(), kind) {
                     (Tier::Amx, TensorType::Q8_0 | TensorType::Q4_0) => 5e-3,
                     _ => 1e-3,
                 };
                 let (y, low) = linear.forward(&Inputs::new(isa, [&matrix], &x), &x);
                 assert_near(limit, &y, expected);
-                // It is added to what is there.
+                // The gradient is added to the values that `dx` already holds.
                 let mut dx = vec![1.0; rows * inputs];
                 let gradient = linear.back(&x, &low, &dy, &mut dx);
                 for dx in &mut dx {

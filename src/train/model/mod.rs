@@ -1,9 +1,10 @@
-//! The model that is trained: a decoder whose packed weights stay as they are, and an
+//! The model that is trained: a decoder with frozen packed (quantized) weights, and a LoRA
 //! adapter that changes.
 //!
-//! It computes what the executors compute, for whole sequences at once, and all of it is
-//! one function of the adapter's numbers that knows its way back. There is no other copy of
-//! the weights than the packed one, on the way back neither.
+//! It computes the same as the executors, for whole sequences at once. The whole forward pass
+//! is one function of the adapter's elements with its own backward pass. The packed weights are
+//! the only copy, in the backward pass too. Gradient checkpointing (`recompute`) trades time
+//! for memory.
 
 mod adapter;
 mod attention;
@@ -34,43 +35,44 @@ use incant_kernels::{Isa, math};
 use incant_model::PackedWeights;
 use incant_model::{DecoderSpec, arch};
 
-/// A frozen model with an adapter that is being trained, on the processor.
+/// A frozen model with an adapter that is being trained, on the CPU.
 pub struct Model {
     decoder: Arc<Decoder>,
     adapter: Adapter,
-    /// Compute each layer again on the way back, instead of keeping what is in it.
+    /// Gradient checkpointing: recompute each layer's activations in the backward pass instead
+    /// of keeping them.
     recompute: bool,
 }
 
-/// What layers need to know of a batch.
+/// Data about a batch that layers need.
 struct Context {
     sequences: Vec<Sequence>,
-    /// By the model's ropes.
+    /// One for each of the model's RoPE variants.
     angles: Vec<Angles>,
-    /// What each row's attention scores are multiplied by.
+    /// The factor of each row's attention scores.
     scales: Vec<f32>,
-    /// How many rows each part has, but for the last.
+    /// Rows in each part but the last.
     part_rows: usize,
 }
 
-/// A batch that went through the decoder.
+/// A batch after its forward pass.
 struct Passed {
     context: Context,
     layout: Layout,
-    /// The rows before each token that counts, as the last layer left them.
+    /// The last layer's outputs in the rows before each token that counts.
     x: Vec<f32>,
     /// Which rows these are.
     wanted: Vec<usize>,
-    /// How many there are in all.
+    /// Rows of the whole batch.
     rows: usize,
-    /// Of each layer, if there is a way back.
+    /// One for each layer, if gradients are needed.
     saved: Vec<Saved>,
 }
 
-/// What is saved of a layer for the way back.
+/// Activations saved for the backward pass through a layer.
 enum Saved {
     All(Kept),
-    /// What it began with: the rest is computed again.
+    /// The layer's inputs; the rest is recomputed.
     Inputs(Vec<Vec<f32>>),
 }
 
@@ -78,7 +80,7 @@ impl Model {
     /// Packs the weights of `gguf` for kernels of `isa`, and makes an adapter for them.
     ///
     /// # Errors
-    /// The file cannot be run, or the adapter does not fit it.
+    /// The file is not supported, or the adapter does not fit it.
     pub fn load(
         gguf: &Gguf,
         isa: Isa,
@@ -97,13 +99,14 @@ impl Model {
         })
     }
 
-    /// What the model is.
+    /// The model's specification.
     pub fn spec(&self) -> &DecoderSpec {
         &self.decoder.spec
     }
 
-    /// A number for each token that counts, made of the last hidden states, normalised,
-    /// before it. With a way back, it is a function of the adapter's numbers.
+    /// A score for each token that counts, computed from the normalised last hidden state
+    /// before it. If `way_back` is set, the result is differentiable with respect to the
+    /// adapter.
     fn score(
         &self,
         name: &'static str,
@@ -178,8 +181,8 @@ impl Decoder {
         }
     }
 
-    /// Sends a batch through all layers, with what the adapter that has these numbers adds.
-    /// Returns the tokens that count, too.
+    /// Forward pass of a batch through all layers, with an adapter whose elements are
+    /// `numbers`. Also returns the tokens that count.
     fn pass(
         &self,
         batch: &Batch,
@@ -224,12 +227,13 @@ impl Decoder {
 }
 
 impl Passed {
-    /// The rows before each token that counts, normalised.
+    /// The normalised hidden states before each token that counts.
     fn normed(&self, decoder: &Decoder) -> Vec<f32> {
         decoder.norm(&decoder.weights.output_norm, &self.x)
     }
 
-    /// From the gradient of [`normed`](Self::normed) to that of the adapter's numbers.
+    /// Backward pass: from the gradient of [`normed`](Self::normed) to that of the adapter's
+    /// elements.
     fn back(&self, decoder: &Decoder, numbers: &[f32], mut d_normed: Vec<f32>) -> Vec<f32> {
         let (hidden, part) = (decoder.spec.hidden, self.context.part_rows);
         decoder.norm_back(&decoder.weights.output_norm, &self.x, &mut d_normed);
@@ -237,7 +241,8 @@ impl Passed {
         let mut dx: Vec<Vec<f32>> = firsts
             .map(|first| vec![0.0; part.min(self.rows - first) * hidden])
             .collect();
-        // Sequences with a common beginning may count what follows it, each for itself.
+        // Sequences with a common prefix may each count the token that follows it, so a row can
+        // occur more than once.
         for (&row, from) in self.wanted.iter().zip(d_normed.chunks_exact(hidden)) {
             let to = &mut dx[row / part][row % part * hidden..][..hidden];
             math::add_assign(decoder.isa, to, from);
@@ -255,7 +260,7 @@ impl Passed {
                 Saved::All(kept) => layer.back(kept, dx),
                 Saved::Inputs(x) => layer.back(&layer.forward(x.clone()).1, dx),
             };
-            // In the same order every time.
+            // Summed in a fixed order, so that results are reproducible.
             for own in &parts {
                 self.layout.add(decoder.isa, index, own, &mut gradient);
             }
@@ -297,7 +302,7 @@ impl Student for Model {
     }
 }
 
-/// A model that nobody goes back through.
+/// A model without gradients.
 struct Observed<'a>(&'a Model);
 
 impl Student for Observed<'_> {

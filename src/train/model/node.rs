@@ -1,23 +1,24 @@
-//! A function with its way back, as a node of candle's graph.
+//! A function with its own backward pass, as a custom op of candle's autograd graph.
 //!
-//! All values are f32 and lie in the processor's memory.
+//! All values are f32 in CPU memory.
 
 use std::mem::take;
 use std::sync::{Mutex, PoisonError};
 
 use candle_core::{CpuStorage, CustomOp1, Layout, Result, Shape, Storage, Tensor, bail};
 
-/// The way back: from the argument and the gradient of the value to that of the argument.
+/// Backward pass: from the argument and the gradient of the value to the gradient of the
+/// argument.
 pub(super) type Back = Box<dyn Fn(&[f32], &[f32]) -> Vec<f32> + Send + Sync>;
 
 struct Node {
     name: &'static str,
-    /// Until candle has it.
+    /// Empty once candle has taken it.
     value: Mutex<Vec<f32>>,
     back: Back,
 }
 
-/// `value`, a row of numbers, as a function of `x` whose way back is `back`.
+/// A one-dimensional tensor `value` as a function of `x` whose backward pass is `back`.
 pub(super) fn function(
     name: &'static str,
     x: &Tensor,
@@ -31,7 +32,7 @@ pub(super) fn function(
     })
 }
 
-/// Gives `work` a tensor's numbers.
+/// Calls `work` with a tensor's elements.
 pub(super) fn with<T>(x: &Tensor, work: impl FnOnce(&[f32]) -> T) -> Result<T> {
     let x = x.contiguous()?;
     let (storage, layout) = x.storage_and_layout();

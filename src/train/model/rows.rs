@@ -1,33 +1,32 @@
-//! The rows that a batch is computed as.
+//! The rows that a batch is computed as: common prefixes of sequences are computed once.
 
 use std::ops::Range;
 
 use crate::train::Batch;
 
-/// The tokens of a batch, one below the other. What sequences have in common at their
-/// beginning is there once: the prompt of a chosen and a rejected answer, a profile in
-/// front of every question.
+/// The tokens of a batch, one per row. A prefix that sequences share is there once: the prompt
+/// of a chosen and a rejected answer, or a profile in front of every question.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct Rows {
     pub(super) tokens: Vec<u32>,
-    /// Of each row, in its sequence.
+    /// The position of each row in its sequence.
     pub(super) positions: Vec<usize>,
     pub(super) sequences: Vec<Sequence>,
     /// The rows before each token that counts, and that token.
     pub(super) counted: Vec<(usize, u32)>,
 }
 
-/// Where a sequence is.
+/// The rows of one sequence.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Sequence {
-    /// The row of each of its tokens.
+    /// The row of each token.
     pub(super) rows: Vec<usize>,
-    /// How many of them, the first ones, are those of other sequences too.
+    /// The first tokens, whose rows belong to other sequences too.
     pub(super) shared: usize,
 }
 
 impl Sequence {
-    /// The rows that only it has: one below the other.
+    /// The rows that only this sequence has; they are consecutive.
     pub(super) fn own(&self) -> Range<usize> {
         let first = self.rows.get(self.shared).copied().unwrap_or(0);
         first..first + self.rows.len() - self.shared
@@ -35,7 +34,6 @@ impl Sequence {
 }
 
 impl Rows {
-    /// The rows of a batch.
     pub(super) fn new(batch: &Batch) -> Rows {
         let mut rows = Rows::default();
         for (number, sample) in batch.sequences.iter().enumerate() {

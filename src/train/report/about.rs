@@ -1,50 +1,50 @@
-//! What a report says of a run that its settings do not.
+//! Facts about a run that its report shows beyond its settings.
 
 use std::path::PathBuf;
 
 use serde::Serialize;
 
-/// What a report says of a run beyond its settings.
+/// Facts about a run that its report shows beyond its settings.
 #[derive(Clone, Debug, Default, PartialEq, Serialize)]
 pub struct About {
-    /// The command that was typed.
+    /// The command line.
     pub command: String,
-    /// The files that examples come from.
+    /// The files of examples.
     pub files: Vec<DataFile>,
-    /// What the model says to some held-out prompts.
+    /// The model's answers to some held-out prompts.
     pub answers: Vec<SampleAnswer>,
 }
 
 /// A file of examples.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct DataFile {
-    /// Where it was read.
+    /// The path it was read from.
     pub path: PathBuf,
-    /// What it is for.
+    /// Its purpose.
     pub part: Part,
-    /// How many records it has.
+    /// The number of records in it.
     pub records: usize,
     /// The SHA-256 of its bytes, in hexadecimal digits.
     pub sha256: String,
 }
 
-/// What a file of examples is for.
+/// The purpose of a file of examples.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Part {
-    /// To learn from, but for a share that may be held out.
+    /// Training data, a share of which may be held out.
     Data,
-    /// To be looked at only.
+    /// Evaluation only.
     EvalData,
 }
 
-/// What the model says to a prompt, always taking the most likely token.
+/// The model's greedy answer to a prompt.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct SampleAnswer {
-    /// What was asked.
+    /// The prompt.
     pub prompt: String,
     /// The answer before the first step.
     pub before: String,
-    /// The answer after the last one; `None` before that.
+    /// The answer after the last step; `None` before that.
     pub after: Option<String>,
 }

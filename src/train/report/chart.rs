@@ -2,7 +2,7 @@
 
 use std::fmt::Write;
 
-/// A chart's size and the places of its axes, in its own units.
+/// The chart's size and the places of its axes, in SVG user units.
 const WIDTH: f64 = 480.0;
 const HEIGHT: f64 = 250.0;
 const LEFT: f64 = 64.0;
@@ -10,13 +10,13 @@ const RIGHT: f64 = 468.0;
 const TOP: f64 = 26.0;
 const BOTTOM: f64 = 204.0;
 
-/// The most points of a line: more than that cannot be told apart.
+/// Maximum points per line; more could not be told apart.
 const MOST_POINTS: usize = 600;
 
 /// A line of a chart.
 #[derive(Default)]
 pub(super) struct Line {
-    /// What it is, where a chart has several.
+    /// Its name in the legend, if the chart has several lines.
     pub(super) name: &'static str,
     points: Vec<(f64, f64)>,
 }
@@ -24,7 +24,7 @@ pub(super) struct Line {
 impl Line {
     pub(super) fn new(name: &'static str, points: impl Iterator<Item = (usize, f64)>) -> Line {
         let points: Vec<_> = points.map(|(step, value)| (step as f64, value)).collect();
-        // Where there are too many, each stands for its neighbours.
+        // If there are too many points, each one drawn is the mean of several neighbours.
         let together = points.len().div_ceil(MOST_POINTS).max(1);
         let means = points.chunks(together).map(|some| {
             let mean = |part: fn(&(f64, f64)) -> f64| {
@@ -39,21 +39,19 @@ impl Line {
     }
 }
 
-/// Curves over the steps. The first line has the first colour, the second the second.
+/// Curves over the steps. The style sheet has colours for two lines.
 #[derive(Default)]
 pub(super) struct Chart {
-    /// What is shown.
     pub(super) title: &'static str,
-    /// What the values are counted in.
+    /// The unit of the values.
     pub(super) unit: &'static str,
-    /// The curves.
     pub(super) lines: Vec<Line>,
-    /// What lies around the second line.
+    /// A confidence band around the second line: a step, and the lower and upper bound.
     pub(super) band: Vec<(f64, [f64; 2])>,
 }
 
 impl Chart {
-    /// The chart as a figure.
+    /// The chart as an HTML figure.
     pub(super) fn draw(&self) -> String {
         let points = || self.lines.iter().flat_map(|line| &line.points);
         let bounds = self.band.iter().flat_map(|(_, bounds)| *bounds);
@@ -104,7 +102,7 @@ impl Chart {
             _ = write!(svg, "<g class=\"{colour}\">");
             let outline = path(line.points.iter().copied(), x, y);
             _ = write!(svg, "<polyline class=\"line\" points=\"{outline}\"/>");
-            // Few points are shown one by one, and say what they are.
+            // If there are few points, each gets a dot with its value as a tooltip.
             if line.points.len() <= 40 {
                 for &(step, value) in &line.points {
                     _ = write!(
@@ -144,13 +142,13 @@ fn path(
     points.collect::<Vec<_>>().join(" ")
 }
 
-/// Round numbers, three to seven of them, between which all values lie.
+/// Three to seven round numbers that span all values.
 fn ticks(values: &[f64]) -> Vec<f64> {
     let low = values.iter().copied().fold(f64::INFINITY, f64::min);
     let high = values.iter().copied().fold(f64::NEG_INFINITY, f64::max);
     let (low, high) = match low < high {
         true => (low, high),
-        // One value, or none: it lies in the middle.
+        // A single value, or none: it is put in the middle.
         false => {
             let value = if low.is_finite() { low } else { 0.0 };
             let around = if value == 0.0 { 1.0 } else { value.abs() / 2.0 };
@@ -169,8 +167,8 @@ fn ticks(values: &[f64]) -> Vec<f64> {
         .collect()
 }
 
-/// Round whole numbers from 0 to the last step, three to six of them where there are as
-/// many.
+/// Round whole numbers from 0 to the last step: three to six of them, or fewer if there are
+/// fewer steps.
 fn steps(last: f64) -> Vec<f64> {
     let ticks = ticks(&[0.0, last]).into_iter();
     ticks

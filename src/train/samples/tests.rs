@@ -6,7 +6,7 @@ use crate::profile::Role;
 
 /// A token for each byte; `U` opens the user's turn, `A` the assistant's, `.` ends it.
 struct Bytes {
-    /// Whether earlier answers are rendered in short.
+    /// Whether earlier answers are rendered in a shortened form.
     forgets: bool,
 }
 
@@ -69,7 +69,7 @@ fn conversation(turns: &[&str], from: usize) -> Conversation {
     }
 }
 
-/// A sample with what does not count in brackets.
+/// Formats a sample, with tokens that do not count in parentheses.
 fn shown(sample: &Sample) -> String {
     let mut text = String::new();
     let mut counted = true;

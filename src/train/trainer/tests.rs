@@ -12,7 +12,7 @@ use crate::train::toy::{Toy, VOCABULARY};
 
 mod interrupted;
 
-/// Keeps what it is told, and asks to stop after some steps.
+/// An observer that records what it is told, and asks to stop after some steps.
 #[derive(Default)]
 struct Watcher {
     records: Vec<Record>,
@@ -41,8 +41,7 @@ impl Observer for Watcher {
     }
 }
 
-/// A sequence of `length` tokens that follow each other by `step`; all after the second
-/// count.
+/// A sequence of `length` tokens, each `step` above the one before; all after the second count.
 fn sample(first: usize, step: usize, length: usize) -> Sample {
     Sample {
         tokens: (0..length)
@@ -52,7 +51,7 @@ fn sample(first: usize, step: usize, length: usize) -> Sample {
     }
 }
 
-/// Pairs: counting up by one is chosen, by five is rejected.
+/// Preference pairs: counting up by one is chosen, by five is rejected.
 fn pairs(count: usize) -> Vec<Example> {
     let file = Arc::new(PathBuf::from("toy.jsonl"));
     let examples = (0..count).map(|number| Example {
@@ -85,7 +84,7 @@ fn settings() -> Settings {
     }
 }
 
-/// A run over 30 pairs, of which 10 more are held out.
+/// A run over 30 pairs, with 10 more held out.
 struct Runner {
     objective: Box<dyn Objective>,
     examples: Vec<Example>,
@@ -131,7 +130,7 @@ impl Runner {
         train(&training, watcher)
     }
 
-    /// The weights at the end of a run that nothing disturbs, and what it tells.
+    /// The weights, events and outcome of an uninterrupted run.
     fn whole(&self) -> (Vec<u32>, Watcher, Outcome) {
         let (student, mut watcher) = (Toy::new(), Watcher::default());
         let outcome = self.run(&student, false, &mut watcher).unwrap();
@@ -167,7 +166,7 @@ fn every_loss_falls_on_examples_that_are_held_out() {
     };
     for runner in [Runner::new(Sft), Runner::new(DPO), Runner::new(simpo)] {
         let (_, watcher, outcome) = runner.whole();
-        // 30 examples are 8 batches; two epochs of them, two for a step.
+        // 30 examples are 8 batches; there are two epochs of them, and two batches per step.
         assert_eq!((outcome.step, outcome.steps), (8, 8));
         let [first, last] = losses(&outcome);
         assert!(
@@ -237,7 +236,8 @@ fn a_student_that_has_drifted_is_taught_back_what_the_frozen_model_knows() {
     assert_eq!(watcher.referenced, 40);
 }
 
-/// A run whose examples have targets: mostly the answer's token, or else its neighbour.
+/// A run whose examples have targets: most of the probability on the answer's token, the rest
+/// on its neighbour.
 fn with_targets() -> Runner {
     let mut runner = Runner::new(Distil);
     for example in runner.examples.iter_mut().chain(&mut runner.held_out) {
@@ -294,7 +294,7 @@ fn a_run_that_changes_nothing_says_so() {
             .unwrap()
             .contains(note)
     );
-    // Whoever goes on with it measures from the same beginning.
+    // A resumed run measures from the same initial weights.
     let again = runner.run(&Toy::new(), true, &mut Watcher::default());
     assert_eq!(again.unwrap().report.unwrap().notes, [note.as_str()]);
 }
@@ -352,7 +352,7 @@ fn files_of(folder: &Path) -> Vec<(PathBuf, Vec<u8>)> {
         }
         let bytes = fs::read(&path).unwrap();
         let bytes = match path.extension().and_then(|kind| kind.to_str()) {
-            // The page shows what the log holds.
+            // The page shows the contents of the log.
             Some("html") => continue,
             Some("json") if path.ends_with("report.json") => {
                 let mut report: serde_json::Value = serde_json::from_slice(&bytes).unwrap();
@@ -402,7 +402,7 @@ fn the_same_training_writes_the_same_files() {
     assert_eq!(files[0].len(), files[1].len());
 }
 
-/// A model of the same name may be another file.
+/// Two models of the same name may be different files.
 #[test]
 fn a_run_of_other_weights_is_not_gone_on_with() {
     let mut runner = Runner::new(DPO);
@@ -435,7 +435,7 @@ fn what_does_not_change_the_weights_may_differ() {
 fn batches_that_are_added_up_are_one_batch() {
     let gradient = |batch_size, accumulate| {
         let mut runner = Runner::new(Sft);
-        // One step over all examples, whatever their order.
+        // One step over all examples, in any order.
         runner.examples.truncate(8);
         runner.settings.length = Length::Epochs(1);
         (runner.settings.batch_size, runner.settings.accumulate) = (batch_size, accumulate);

@@ -12,26 +12,26 @@ use crate::keymap::Action;
 use crate::session::{Head, Message, Role, Session};
 use crate::wire::{Arm, Chunk, Failure, Usage};
 
-/// The temperature of another answer, where the last one's would give the same again.
+/// The temperature for another answer, if the last one's would give the same again.
 const VARIED: f64 = 0.7;
 
-/// Why an answer ended that broke off.
+/// The finish reason of a broken answer.
 const FAILED: &str = "failed";
 
-/// A conversation, and what is going on in it.
+/// The state of a conversation.
 #[derive(Clone, Debug)]
 pub struct Chat {
-    /// What was said; while an answer runs it is the last message.
+    /// The messages; while an answer runs it is the last one.
     pub session: Session,
     /// Why the last question has no answer, or only a part of one.
     pub error: Option<Failure>,
-    /// The message that copying and editing mean.
+    /// The message to copy or edit.
     pub selected: Option<usize>,
     /// The question that is being edited.
     pub editing: Option<usize>,
-    /// What is on the screen.
+    /// The scroll position.
     pub scroll: Scroll,
-    /// How many tokens fit arms, for those that were asked about.
+    /// The context length of each arm that was asked for it.
     pub contexts: HashMap<String, Option<u64>>,
     running: Option<Running>,
 }
@@ -41,7 +41,7 @@ struct Running {
     request: u64,
     clock: Clock,
     finish: Option<String>,
-    /// The answer that this one replaces, should nothing come of it.
+    /// The answer that this one replaces, to be restored if nothing arrives.
     replaced: Option<Message>,
 }
 
@@ -66,19 +66,19 @@ impl Chat {
         self.running.is_some()
     }
 
-    /// The clock of the answer that runs.
+    /// The clock of the running answer.
     pub fn clock(&self) -> Option<&Clock> {
         self.running.as_ref().map(|running| &running.clock)
     }
 
-    /// What the last answer took of the context.
+    /// Token usage of the last answer.
     pub fn usage(&self) -> Option<Usage> {
         let messages = self.session.messages.iter().rev();
         let answer = messages.filter_map(|message| message.stats).next()?;
         answer.usage
     }
 
-    /// The profile that the last answer of the arm came from, where the server said so.
+    /// The profile of the arm's last answer, if the server reported it.
     pub fn last_profile(&self) -> Option<&str> {
         let messages = self.session.messages.iter().rev();
         let mut answers = messages.filter(|message| message.role == Role::Assistant);
@@ -87,7 +87,7 @@ impl Chat {
         last.profile.as_deref().filter(|_| same)
     }
 
-    /// How many tokens fit, if that is known.
+    /// The arm's context length in tokens, if it is known.
     pub fn context(&self) -> Option<u64> {
         let arm = self.session.head.arm.as_ref()?;
         self.contexts.get(arm).copied().flatten()
@@ -98,7 +98,7 @@ impl Chat {
         running.is_some_and(|running| running.request == request)
     }
 
-    /// Takes the first arm there is, unless one was chosen.
+    /// Chooses the first arm, unless one was chosen.
     pub(super) fn meet(&mut self, arms: &[Arm]) {
         if self.session.head.arm.is_none() {
             self.session.head.arm = arms.first().map(|arm| arm.id.clone());
@@ -110,7 +110,7 @@ impl Chat {
         }
     }
 
-    /// Takes back an answer that never began, for the one it was to replace.
+    /// Removes an answer that never began, and restores the one it was to replace.
     fn take_back(&mut self, replaced: Option<Message>) {
         let messages = &mut self.session.messages;
         messages.pop();
@@ -136,13 +136,13 @@ impl Chat {
         self.scroll = Scroll::Follow;
     }
 
-    /// Selects a message, or lets go of it if it was selected.
+    /// Selects a message, or deselects it if it was selected.
     pub(super) fn select_at(&mut self, place: usize) {
         let there = place < self.session.messages.len();
         self.selected = (there && self.selected != Some(place)).then_some(place);
     }
 
-    /// The message that an action means: the selected one, else the last of `role`.
+    /// The message that an action applies to: the selected one, or else the last of `role`.
     fn meant(&self, role: Role) -> Option<usize> {
         let messages = &self.session.messages;
         let last = messages.iter().rposition(|message| message.role == role);
@@ -171,7 +171,7 @@ impl Chat {
     }
 }
 
-/// The head of a session that begins now.
+/// The metadata of a session that begins now.
 pub(super) fn head(now: Now) -> Head {
     let milliseconds = i64::try_from(now.unix.as_millis()).unwrap_or_default();
     let time = jiff::Timestamp::from_millisecond(milliseconds).unwrap_or_default();
@@ -208,7 +208,7 @@ impl App {
 
     pub(super) fn ask_in_chat(&mut self, question: String) -> Vec<Effect> {
         if let Some(place) = self.chat.editing.take() {
-            // What was said before stays on disk, as a session of its own.
+            // The earlier conversation stays on disk, as a session of its own.
             let id = head(self.now).id;
             self.chat.session.head.id = id;
             self.chat.session.messages.truncate(place);
@@ -222,7 +222,8 @@ impl App {
         self.answer(body, None)
     }
 
-    /// Lets the arm answer what has been said, instead of this or as another variant of it.
+    /// Requests an answer to the conversation. It replaces `replaced`, or becomes another
+    /// variant of it.
     fn answer(&mut self, body: Value, replaced: Option<Message>) -> Vec<Effect> {
         let request = self.next_request();
         let chat = &mut self.chat;
@@ -233,7 +234,7 @@ impl App {
         let mut answer = Message::answer(chat.session.head.arm.clone());
         let earlier = replaced.clone().map(Message::into_variants);
         answer.variants = earlier.unwrap_or_default();
-        // What broke off is not kept.
+        // Broken answers are not kept.
         answer
             .variants
             .retain(|answer| answer.finish.as_deref() != Some(FAILED));
@@ -248,7 +249,8 @@ impl App {
         vec![Effect::Save(saved), Effect::Chat { request, body }]
     }
 
-    /// Takes in a part of an answer; `false` if it is none of this conversation's.
+    /// Handles a chunk of an answer; returns `false` if it does not belong to this
+    /// conversation.
     pub(super) fn chat_chunk(&mut self, request: u64, chunk: &Chunk) -> bool {
         let chat = &mut self.chat;
         let running = chat.running.as_mut();
@@ -331,7 +333,7 @@ impl App {
     }
 
     /// Changes a request that would give the same answer again, after `count` answers, and
-    /// says how.
+    /// tells the user.
     fn vary(&mut self, body: &mut Value, count: u64) {
         let set = &self.chat.session.head.sampling;
         let temperature = set.temperature().or_else(|| self.own_temperature());
@@ -354,7 +356,7 @@ impl App {
         }
     }
 
-    /// The temperature that the arm answers with where none is set, if the server tells.
+    /// The arm's default temperature, if the server reports it.
     fn own_temperature(&self) -> Option<f64> {
         let arm = self.known_arm(self.chat.session.head.arm.as_deref()?)?;
         let own = arm.sampling.as_ref()?.get("temperature");
@@ -387,7 +389,7 @@ impl App {
         let Some(place) = self.chat.meant(Role::User) else {
             return self.say("there is no question yet".into());
         };
-        // Whoever edits an answer means the question before it.
+        // Editing an answer means editing the question before it.
         let questions = &self.chat.session.messages[..=place];
         let place = questions
             .iter()
@@ -425,7 +427,7 @@ impl App {
         }
     }
 
-    /// Asks how many tokens fit the arm, where that is not known.
+    /// Requests the arm's context length, unless it is known.
     pub(super) fn fetch_context(&mut self) -> Vec<Effect> {
         let arm = self.chat.session.head.arm.clone();
         let arm = arm.filter(|arm| !self.chat.contexts.contains_key(arm));

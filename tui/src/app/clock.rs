@@ -1,23 +1,23 @@
-//! How fast an answer comes.
+//! Measures the speed of an answer: time to first token, tokens per second.
 
 use std::time::Duration;
 
 use crate::session::Stats;
 use crate::wire::Usage;
 
-/// When the parts of an answer came; times are since the program began.
+/// The times of an answer's chunks, since the program began.
 #[derive(Clone, Copy, Debug)]
 pub struct Clock {
     sent: Duration,
     first: Option<Duration>,
     last: Duration,
     parts: u64,
-    /// What the server counted.
+    /// The server's token counts.
     pub usage: Option<Usage>,
 }
 
 impl Clock {
-    /// Starts with the question.
+    /// Starts when the question is sent.
     pub fn start(now: Duration) -> Clock {
         Clock {
             sent: now,
@@ -28,25 +28,25 @@ impl Clock {
         }
     }
 
-    /// A part of the text has come.
+    /// Records a chunk of the text.
     pub fn part(&mut self, now: Duration) {
         self.first.get_or_insert(now);
         self.last = now;
         self.parts += 1;
     }
 
-    /// How long it has taken so far.
+    /// The time since the question.
     pub fn waited(&self, now: Duration) -> Duration {
         now.saturating_sub(self.sent)
     }
 
-    /// Whether no text has come yet.
+    /// Whether no text has arrived yet.
     pub fn is_waiting(&self) -> bool {
         self.first.is_none()
     }
 
-    /// What can be said by now. Servers send about a token in each part, but
-    /// only what they count at the end is sure.
+    /// The statistics so far. Servers send about one token per chunk, but only their own count
+    /// at the end is exact.
     pub fn stats(&self) -> Stats {
         let tokens = match self.usage {
             Some(usage) => usage.completion_tokens,

@@ -1,4 +1,4 @@
-//! Several arms that answer the same, side by side.
+//! Several arms that answer the same question, side by side.
 
 use serde_json::{Map, Value, json};
 
@@ -9,21 +9,21 @@ use crate::keymap::Action;
 use crate::session::{Analysis, Head, Message, Session};
 use crate::wire::{Arm, Chunk, CompareChunk, Failure};
 
-/// How many arms fit a screen.
+/// Maximum number of arms on the screen.
 pub const MOST_PANES: usize = 4;
 
-/// How many alternatives are asked for, for each token.
+/// The number of alternatives to request for each token.
 const ALTERNATIVES: u64 = 10;
 
-/// What tokens are coloured by.
+/// The meaning of token colours.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Colours {
-    /// Whether the reference would have said them.
+    /// Whether the reference would have generated them.
     #[default]
     Shift,
-    /// How likely they were.
+    /// Their probability.
     Probability,
-    /// Nothing.
+    /// No colours.
     None,
 }
 
@@ -37,29 +37,29 @@ impl Colours {
     }
 }
 
-/// A comparison, and what is going on in it.
+/// The state of a comparison.
 #[derive(Clone, Debug, Default)]
 pub struct Compare {
-    /// The arms that are asked next.
+    /// The arms for the next question.
     pub chosen: Vec<String>,
-    /// What was asked.
+    /// The question.
     pub question: String,
     /// The answers.
     pub panes: Vec<Pane>,
-    /// Which of them is the reference, where the server compares.
+    /// The index of the reference, if the server compares.
     pub reference: usize,
-    /// What makes the answers come again.
+    /// The seed that reproduces the answers.
     pub seed: u64,
-    /// What tokens are coloured by.
+    /// The meaning of token colours.
     pub colours: Colours,
-    /// The pane that keys go to; the input if there is none.
+    /// The pane that keys go to; `None` for the input.
     pub focus: Option<usize>,
     /// Why there are no answers.
     pub error: Option<Failure>,
-    /// Whether each arm was asked alone, as the server has no endpoint to
-    /// compare them.
+    /// Whether each arm was sent its own request, because the server has no endpoint for
+    /// comparisons.
     pub alone: bool,
-    /// What it is saved under, and what it was asked with.
+    /// The metadata to save, and the settings of the request.
     pub(super) head: Head,
     pub(super) analysis: Analysis,
     pub(super) running: Option<u64>,
@@ -71,7 +71,7 @@ impl Compare {
         self.running.is_some() || self.panes.iter().any(|pane| pane.request.is_some())
     }
 
-    /// Lets keys go to a pane, with its token in sight, or to the input.
+    /// Moves the focus to a pane, with its token in view, or to the input.
     fn focus_on(&mut self, pane: Option<usize>) {
         self.focus = pane;
         if let Some(pane) = pane {
@@ -79,8 +79,8 @@ impl Compare {
         }
     }
 
-    /// Who else has a say in a pane's answer, where the server says so: what is measured
-    /// is the arm without it.
+    /// Other arms that influence a pane's answer, if the server reports them. Scores are those
+    /// of the arm without them.
     pub fn guidance(&self, pane: usize) -> Option<&str> {
         self.analysis.arms[pane]["guidance"].as_str()
     }
@@ -105,7 +105,7 @@ impl Compare {
         };
         let tuned = arms.iter().find(adapted);
         let tuned = tuned.or_else(|| arms.iter().find(another));
-        // Between them the model as it chats where nobody says how.
+        // Between them the model as it chats by default.
         let best = [base, named(root), tuned].into_iter().flatten();
         let mut chosen: Vec<String> = best.map(|arm| arm.id.clone()).collect();
         let mut others = arms.iter().map(|arm| &arm.id);
@@ -119,7 +119,7 @@ impl Compare {
         self.chosen = chosen;
     }
 
-    /// What arms are asked.
+    /// The messages of the request.
     fn messages(&self) -> Vec<Value> {
         let system = self.head.system.trim();
         let system = (!system.is_empty()).then(|| json!({"role": "system", "content": system}));
@@ -128,15 +128,13 @@ impl Compare {
         messages
     }
 
-    /// Whether there is something to export: an answer that is complete, of a comparison
-    /// that has ended.
+    /// Whether there is anything to export: a complete answer, in a comparison that has ended.
     pub fn is_exportable(&self) -> bool {
         let ended = !self.is_running() && !self.analysis.arms.is_null();
         ended && self.panes.iter().any(Pane::is_complete)
     }
 
-    /// The answers that are complete, as a report holds them, and what was found of all if
-    /// all are.
+    /// The report of the complete answers, with the summary if all are complete.
     fn report(&self) -> Option<Value> {
         if !self.is_exportable() {
             return None;
@@ -291,7 +289,7 @@ impl App {
         vec![Effect::Compare { request, body }]
     }
 
-    /// Asks each arm by itself, with what all servers have.
+    /// Sends each arm its own request, with an endpoint that all servers have.
     fn ask_each(&mut self) -> Vec<Effect> {
         let mut effects = Vec::new();
         for place in 0..self.compare.panes.len() {
@@ -299,7 +297,7 @@ impl App {
             let pane = &mut self.compare.panes[place];
             pane.request = Some(request);
             let mut body = Map::new();
-            // As when a server compares.
+            // The default of servers that compare.
             body.insert("temperature".into(), json!(0.0));
             self.chat
                 .session
@@ -320,7 +318,7 @@ impl App {
         effects
     }
 
-    /// Takes in a part of an answer that an arm was asked for alone.
+    /// Handles a chunk of an answer to an arm's own request.
     pub(super) fn pane_chunk(&mut self, request: u64, chunk: Chunk) {
         let mut panes = self.compare.panes.iter_mut();
         if let Some(pane) = panes.find(|pane| pane.request == Some(request)) {
@@ -415,7 +413,7 @@ impl App {
         effects
     }
 
-    /// Goes on in chat with one arm's answer.
+    /// Continues one arm's answer in chat.
     fn promote(&mut self) -> Vec<Effect> {
         let Some(pane) = self.compare.panes.get(self.compare.focus.unwrap_or(0)) else {
             return self.say("there is no answer yet to go on from".into());

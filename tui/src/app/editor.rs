@@ -1,12 +1,12 @@
-//! A text that is being written. It moves and deletes by what a reader takes
-//! for one character: a family of emoji is one, a letter with its accent too.
+//! A text editor. It moves and deletes by grapheme cluster: an emoji family is one character,
+//! and so is a letter with its accent.
 
 use unicode_segmentation::UnicodeSegmentation;
 
 use crate::keymap::Action;
 use crate::wrap;
 
-/// A text and the place in it where the next character goes.
+/// A text and its cursor.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Editor {
     text: String,
@@ -14,7 +14,7 @@ pub struct Editor {
 }
 
 impl Editor {
-    /// With a text, the cursor behind it.
+    /// An editor with a text, the cursor at its end.
     pub fn with(text: &str) -> Editor {
         let mut editor = Editor::default();
         editor.insert(text);
@@ -26,35 +26,35 @@ impl Editor {
         &self.text
     }
 
-    /// Whether nothing is written, or only spaces.
+    /// Whether the text is empty or only white space.
     pub fn is_blank(&self) -> bool {
         self.text.trim().is_empty()
     }
 
-    /// Takes the text away.
+    /// Removes and returns the text.
     pub fn take(&mut self) -> String {
         self.cursor = 0;
         std::mem::take(&mut self.text)
     }
 
-    /// Puts a text where the cursor is.
+    /// Inserts a text at the cursor.
     pub fn insert(&mut self, text: &str) {
         let text = wrap::harmless(&text.replace("\r\n", "\n").replace('\r', "\n"));
         self.text.insert_str(self.cursor, &text);
         self.cursor += text.len();
     }
 
-    /// Row and column of the cursor, where rows are `width` cells wide.
+    /// Row and column of the cursor, if rows are `width` cells wide.
     pub fn position(&self, width: usize) -> (usize, usize) {
         let rows = wrap::rows(&self.text, width);
         let row = rows.partition_point(|row| row.start <= self.cursor) - 1;
         let column = wrap::width(&self.text[rows[row].start..self.cursor]);
-        // Spaces hang over the edge, the cursor does not.
+        // Spaces may extend beyond the edge, the cursor does not.
         (row, column.min(width.saturating_sub(1)))
     }
 
-    /// Does what a key asks for; `false` if there was nothing to do, such as
-    /// to go up from the first row.
+    /// Performs a key's action; returns `false` if it had no effect, such as moving up from the
+    /// first row.
     pub fn act(&mut self, action: Action, width: usize) -> bool {
         let before = (self.cursor, self.text.len());
         match action {
@@ -77,7 +77,7 @@ impl Editor {
         before != (self.cursor, self.text.len())
     }
 
-    /// Puts the cursor where a row and a column are, or the nearest there is.
+    /// Moves the cursor to a row and column, or the nearest place.
     pub fn click(&mut self, row: usize, column: usize, width: usize) {
         let rows = wrap::rows(&self.text, width);
         let row = rows[row.min(rows.len() - 1)].clone();
@@ -129,7 +129,7 @@ impl Editor {
         self.text.replace_range(self.cursor..end, "");
     }
 
-    /// Goes to the same column of another row, or the nearest there is.
+    /// Moves to the same column of another row, or the nearest place.
     fn climb(&mut self, width: usize, by: isize) {
         let rows = wrap::rows(&self.text, width);
         let (row, column) = self.position(width);

@@ -1,4 +1,4 @@
-//! What goes in and out of the state machine.
+//! Inputs and outputs of the state machine: events and effects.
 
 use std::path::PathBuf;
 use std::time::Duration;
@@ -12,139 +12,139 @@ use crate::keymap::{Action, Key};
 use crate::session::{Analysis, Listing, Session};
 use crate::wire::{Arm, Chunk, CompareChunk, Failure, Profile};
 
-/// Something that has happened.
+/// An event that the state machine handles.
 #[derive(Clone, Debug)]
 pub enum Event {
     /// A key was pressed.
     Key(Key),
-    /// The mouse did something.
+    /// A mouse event.
     Mouse {
-        /// What.
+        /// The kind of event.
         what: Pointer,
-        /// In which cell.
+        /// The cell.
         at: Position,
     },
     /// Text was pasted.
     Paste(String),
-    /// The terminal has another size, or time has passed while an answer runs.
+    /// The terminal was resized, or time has passed while an answer runs.
     Redraw,
-    /// The screen was drawn: how much there is to scroll.
+    /// The screen was drawn, with these measures.
     Measured(Measures),
-    /// The server has said whom it serves.
+    /// The server's list of arms.
     Arms(Result<Vec<Arm>, Failure>),
-    /// The server has said what its profiles are.
+    /// The server's profiles.
     Profiles(Vec<Profile>),
-    /// The server has said how many tokens fit an arm, or has not.
+    /// An arm's context length.
     Context {
         /// The arm.
         arm: String,
-        /// How many, if it can be known.
+        /// The number of tokens, if it is known.
         tokens: Option<u64>,
     },
-    /// A part of an answer has come.
+    /// A chunk of an answer.
     Chunk {
-        /// Of which request.
+        /// Its request.
         request: u64,
-        /// The part.
+        /// The chunk.
         chunk: Chunk,
     },
-    /// A part of a comparison has come.
+    /// A chunk of a comparison.
     CompareChunk {
-        /// Of which request.
+        /// Its request.
         request: u64,
-        /// The part.
+        /// The chunk.
         chunk: CompareChunk,
     },
-    /// A request has ended, well or not.
+    /// A request has ended.
     Ended {
-        /// Which.
+        /// The request.
         request: u64,
-        /// How.
+        /// Its outcome.
         result: Result<(), Failure>,
     },
     /// The saved sessions.
     Sessions(Listing),
-    /// What is known of a saved comparison's tokens.
+    /// The analysis of a saved comparison's tokens.
     Analysis {
         /// The comparison's session.
         id: String,
-        /// What is known.
+        /// The analysis.
         analysis: Box<Analysis>,
     },
-    /// A report was written.
+    /// A report was written to this file.
     Exported(PathBuf),
-    /// Something beside the conversation went wrong.
+    /// An error outside the conversation.
     Trouble(String),
     /// The program is asked to end.
     Terminate,
 }
 
-/// Something to be done.
+/// An effect that the driver performs.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Effect {
-    /// Ask whom the server serves.
+    /// Request the list of arms.
     FetchArms {
-        /// After this time.
+        /// The delay before.
         after: Duration,
     },
-    /// Ask how many tokens fit.
+    /// Request an arm's context length.
     FetchContext {
-        /// For this arm.
+        /// The arm.
         arm: String,
     },
     /// Stream a chat completion.
     Chat {
-        /// What its events are called by.
+        /// The id of the request in its events.
         request: u64,
-        /// What is asked.
+        /// The body of the request.
         body: Value,
     },
     /// Stream a comparison.
     Compare {
-        /// What its events are called by.
+        /// The id of the request in its events.
         request: u64,
-        /// What is asked.
+        /// The body of the request.
         body: Value,
     },
-    /// End a request.
+    /// Abort a request.
     Stop {
-        /// Which.
+        /// The request.
         request: u64,
     },
     /// Save a session.
     Save(Box<Session>),
-    /// Keep a question for the history.
+    /// Add a question to the history.
     Remember(String),
     /// Read the saved sessions.
     ListSessions,
     /// Give a saved session a title.
     Rename {
-        /// Which.
+        /// The session.
         id: String,
         /// The title; empty for its first question.
         title: String,
     },
     /// Delete a saved session.
     Delete {
-        /// Which.
+        /// The session.
         id: String,
     },
-    /// Read what is known of a saved comparison's tokens.
+    /// Read the analysis of a saved comparison's tokens.
     LoadAnalysis {
         /// Its session.
         id: String,
     },
-    /// Take the mouse from the terminal, or leave it there.
+    /// Capture the mouse, or leave it to the terminal.
     Mouse(bool),
     /// Copy a text to the clipboard.
     Copy(String),
-    /// Write a comparison as a page.
+    /// Write a comparison as an HTML page.
     Export(Box<Value>),
-    /// End.
+    /// Quit.
     Quit,
 }
 
-/// When something happens.
+/// The time of an event.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Now {
     /// Since the program began.
@@ -153,76 +153,76 @@ pub struct Now {
     pub unix: Duration,
 }
 
-/// What the mouse can do.
+/// Mouse actions.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Pointer {
     /// The left button was pressed.
     Click,
-    /// The wheel was turned away from the hand.
+    /// The wheel was turned up.
     WheelUp,
-    /// The wheel was turned towards the hand.
+    /// The wheel was turned down.
     WheelDown,
 }
 
-/// What the mouse can mean on the screen. `top` is the first row that is shown
-/// of something longer.
+/// The target of a mouse action on the screen. `top` is the first visible row of scrolled
+/// content.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Target {
     /// The name of a mode.
     Mode(Mode),
-    /// A key and what it does.
+    /// A key hint with its action.
     Action(Action),
     /// The conversation.
     Chat {
-        /// Its first row.
+        /// Its first visible row.
         top: usize,
     },
     /// A pane of the comparison.
     Pane(usize),
-    /// The text that is written.
+    /// The text field.
     Text {
-        /// Its first row.
+        /// Its first visible row.
         top: usize,
     },
-    /// What a list shows.
+    /// A list.
     List {
-        /// Its first row.
+        /// Its first visible row.
         top: usize,
     },
-    /// A parameter of answers.
+    /// A sampling parameter.
     Field(usize),
     /// The help screen.
     Help,
-    /// A panel where it is nothing else: what is behind it is not meant.
+    /// Any other part of a panel, which blocks clicks on elements behind it.
     Panel,
 }
 
 /// A pane as it was drawn.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Drawn {
-    /// Its text.
+    /// The area of its text.
     pub text: Rect,
-    /// How much of it there is.
+    /// Its height and that of its window.
     pub extent: Extent,
-    /// The first row that is shown.
+    /// The first visible row.
     pub top: usize,
 }
 
-/// What the view found when it last drew.
+/// Measures of the last drawing.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Measures {
-    /// How wide the input is, in cells.
+    /// The width of the input, in cells.
     pub input: usize,
-    /// How wide the text of the open panel is.
+    /// The width of the open panel's text.
     pub panel: usize,
-    /// The conversation.
+    /// The extent of the conversation.
     pub chat: Extent,
-    /// The row that each of its messages begins at.
+    /// The first row of each of its messages.
     pub messages: Vec<usize>,
     /// Each pane of the comparison.
     pub panes: Vec<Drawn>,
-    /// The help screen.
+    /// The extent of the help screen.
     pub help: Extent,
-    /// What is where; what lies above comes later.
+    /// Areas and their targets; later ones are on top.
     pub targets: Vec<(Rect, Target)>,
 }

@@ -1,8 +1,8 @@
-//! What was asked before, to be asked again.
+//! The history of questions, like a shell's.
 
 use super::editor::Editor;
 
-/// The questions of this and earlier times, and which of them is shown.
+/// The questions of this and earlier sessions, and the position in them.
 #[derive(Clone, Debug, Default)]
 pub struct History {
     questions: Vec<String>,
@@ -11,7 +11,7 @@ pub struct History {
 }
 
 impl History {
-    /// Questions, the oldest first.
+    /// A history of these questions, the oldest first.
     pub fn new(questions: Vec<String>) -> History {
         History {
             questions,
@@ -19,7 +19,7 @@ impl History {
         }
     }
 
-    /// Adds a question; `false` if it was the last one already.
+    /// Adds a question; returns `false` if it equals the last one.
     pub fn add(&mut self, question: &str) -> bool {
         self.at = None;
         if self.questions.last().is_some_and(|last| last == question) {
@@ -29,7 +29,7 @@ impl History {
         true
     }
 
-    /// Shows the question before the one that is shown.
+    /// Shows the previous question.
     pub fn back(&mut self, input: &mut Editor) {
         let at = self.at.unwrap_or(self.questions.len());
         let Some(before) = at.checked_sub(1) else {
@@ -42,7 +42,7 @@ impl History {
         *input = Editor::with(&self.questions[before]);
     }
 
-    /// Shows the question after it; after the last one what was being written.
+    /// Shows the next question; after the last one the unsent draft.
     pub fn forward(&mut self, input: &mut Editor) {
         let Some(at) = self.at else {
             return;

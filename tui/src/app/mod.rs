@@ -1,6 +1,6 @@
-//! The program without its terminal, network and disk: [`App::handle`] takes
-//! what has happened and returns what is to be done. It does nothing itself,
-//! so that every behaviour can be tested as a sequence of events.
+//! The program's state machine, without terminal, network and disk: [`App::handle`] takes an
+//! event and returns effects. It performs no IO, so that every behaviour can be tested as a
+//! sequence of events.
 
 mod chat;
 mod clock;
@@ -34,10 +34,10 @@ pub use scroll::{Extent, Scroll};
 use crate::keymap::{Action, Key, Keymap};
 use crate::wire::{Arm, Failure, Profile, plain_id, with_profile};
 
-/// How long to wait before asking a server again that is still loading.
+/// The delay before retrying a server that is still loading.
 const AGAIN: Duration = Duration::from_millis(500);
 
-/// What is on the screen.
+/// The mode of the screen.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Mode {
     /// A conversation with one arm.
@@ -46,79 +46,79 @@ pub enum Mode {
     Compare,
 }
 
-/// Whom the server serves.
+/// The arms that the server offers.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Arms {
-    /// Not known yet; the server's words if it has said why.
+    /// Not known yet; with the server's message if it has given a reason.
     Waiting(Option<String>),
-    /// These.
+    /// The known arms.
     Known(Vec<Arm>),
-    /// It could not be asked.
+    /// The request failed.
     Failed(Failure),
 }
 
-/// A line about what was just done.
+/// A line about the last action.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Notice {
     /// The line.
     pub text: String,
-    /// Whether something went wrong.
+    /// Whether it is an error.
     pub is_error: bool,
 }
 
-/// What the program is begun with.
+/// The initial parameters of the program.
 #[derive(Clone, Debug, Default)]
 pub struct Start {
-    /// Who answers, if not the first that the server names.
+    /// The arm that answers; the first of the server's list by default.
     pub arm: Option<String>,
     /// A question to begin with.
     pub question: Option<String>,
     /// Earlier questions, the oldest first.
     pub history: Vec<String>,
-    /// The file that binds keys anew.
+    /// The file of key bindings.
     pub keys: PathBuf,
-    /// What went wrong before.
+    /// An error at startup.
     pub trouble: Option<String>,
 }
 
-/// The state of everything.
+/// The program's whole state.
 #[derive(Clone, Debug)]
 pub struct App {
-    /// What keys do.
+    /// The key bindings.
     pub keymap: Keymap,
-    /// The file that binds keys anew.
+    /// The file of key bindings.
     pub keys: PathBuf,
-    /// What is on the screen.
+    /// The mode of the screen.
     pub mode: Mode,
-    /// What is written.
+    /// The input field.
     pub input: Editor,
-    /// Whom the server serves.
+    /// The arms that the server offers.
     pub arms: Arms,
-    /// The profiles that arms answer under, where the server tells.
+    /// The profiles, if the server reports them.
     pub profiles: Vec<Profile>,
     /// The conversation.
     pub chat: Chat,
     /// The comparison.
     pub compare: Compare,
-    /// What is open above it.
+    /// The open panel.
     pub panel: Option<Panel>,
-    /// A line about what was just done.
+    /// A line about the last action.
     pub notice: Option<Notice>,
-    /// Whether the server compares arms, as far as is known.
+    /// Whether the server has an endpoint for comparisons, as far as is known.
     pub compares: bool,
-    /// Whether the program has the mouse, not the terminal.
+    /// Whether the program captures the mouse.
     pub mouse: bool,
     /// The time of the last event.
     pub now: Now,
     history: History,
     measures: Measures,
-    /// A question that waits until it is known who can answer.
+    /// A question that waits until the arms are known.
     waiting: Option<String>,
     requests: u64,
 }
 
 impl App {
-    /// The program as it begins, and what to do first.
+    /// The initial state, and the first effects.
     pub fn new(keymap: Keymap, start: Start, now: Now) -> (App, Vec<Effect>) {
         let mouse = keymap.mouse();
         let notice = start.trouble.map(|text| {
@@ -151,7 +151,7 @@ impl App {
         (app, vec![Effect::Mouse(mouse), Effect::FetchArms { after }])
     }
 
-    /// Takes in what has happened; returns what is to be done.
+    /// Handles an event; returns the effects to perform.
     pub fn handle(&mut self, event: Event, now: Now) -> Vec<Effect> {
         self.now = now;
         match event {
@@ -199,17 +199,17 @@ impl App {
         }
     }
 
-    /// Whether an answer runs: time on the screen goes on.
+    /// Whether an answer runs, so that the time display must be updated.
     pub fn is_busy(&self) -> bool {
         self.chat.is_running() || self.compare.is_running()
     }
 
-    /// Whether a question waits for the server to be ready.
+    /// The question that waits for the server to be ready, if any.
     pub fn waiting(&self) -> Option<&str> {
         self.waiting.as_deref()
     }
 
-    /// The arms that can be asked, as far as they are known.
+    /// The arms, as far as they are known.
     pub fn known_arms(&self) -> &[Arm] {
         match &self.arms {
             Arms::Known(arms) => arms,
@@ -217,14 +217,14 @@ impl App {
         }
     }
 
-    /// The arm with this id, with or without what is wished beside it.
+    /// The arm with this id, with or without options such as guidance.
     pub fn known_arm(&self, id: &str) -> Option<&Arm> {
         let plain = plain_id(id);
         self.known_arms().iter().find(|arm| arm.id == plain)
     }
 
-    /// The profile that an arm answers under, as far as the server tells: the one that its
-    /// id names, or that its model chats under.
+    /// The profile that an arm answers under, as far as the server reports it: the one that its
+    /// id names, or its model's default.
     pub fn profile(&self, id: &str) -> Option<&Profile> {
         let arm = self.known_arm(id)?;
         let is_plain = arm.root.as_ref() == Some(&arm.id);
@@ -235,7 +235,7 @@ impl App {
         })
     }
 
-    /// Who answers in chat, and under which profile, as far as that is known.
+    /// The answering arm and its profile, as far as they are known.
     pub fn answering(&self) -> String {
         let Some(arm) = self.chat.session.head.arm.as_deref() else {
             return String::new();
@@ -255,7 +255,7 @@ impl App {
         }
     }
 
-    /// Does what a key asks for.
+    /// Performs a key's action.
     fn perform(&mut self, action: Action) -> Vec<Effect> {
         self.notice = None;
         match self.panel.is_some() {
@@ -275,7 +275,7 @@ impl App {
         Vec::new()
     }
 
-    /// Does what a key asks for where no panel is open.
+    /// Performs an action while no panel is open.
     fn act(&mut self, action: Action) -> Vec<Effect> {
         match action {
             Action::Help | Action::Arms | Action::Sampling | Action::System | Action::Sessions => {
@@ -309,7 +309,7 @@ impl App {
         }
     }
 
-    /// What is left of an action when neither chat nor compare has a use for it.
+    /// Performs an action that neither chat nor compare handles.
     fn act_on_input(&mut self, action: Action) -> Vec<Effect> {
         let done = self.input.act(action, self.measures.input);
         match action {
@@ -336,7 +336,7 @@ impl App {
         effects
     }
 
-    /// Asks as soon as it is known who can answer.
+    /// Sends a question as soon as the arms are known.
     fn ask(&mut self, question: String) -> Vec<Effect> {
         match &self.arms {
             Arms::Known(_) => match self.mode {
@@ -373,7 +373,7 @@ impl App {
                 }
                 effects
             }
-            // A server that loads its models will be ready.
+            // A server that is loading its models will be ready later.
             Err(failure) if failure.status == Some(503) => {
                 self.arms = Arms::Waiting(Some(failure.message));
                 vec![Effect::FetchArms { after: AGAIN }]
@@ -384,7 +384,7 @@ impl App {
                     self.complain(format!(
                         "{failure}. Your question stays below; {key} tries again."
                     ));
-                    // What was written in the meantime stays too.
+                    // Text that was typed in the meantime stays too.
                     let since = self.input.take();
                     self.input = Editor::with(&question);
                     if !since.is_empty() {
@@ -398,8 +398,8 @@ impl App {
         }
     }
 
-    /// Says so if someone is to be asked whom the server does not name. It may
-    /// know them all the same.
+    /// Warns if the chosen arms are not in the server's list. The server may know them all the
+    /// same.
     fn tell_of_missing_arms(&mut self) {
         let Arms::Known(known) = &self.arms else {
             return;
@@ -423,7 +423,7 @@ impl App {
         }
     }
 
-    /// Stops whatever is running.
+    /// Stops all running requests.
     fn stop(&mut self) -> Vec<Effect> {
         let mut effects = self.stop_chat();
         effects.extend(self.stop_compare());

@@ -1,5 +1,5 @@
-//! What the mouse does: the wheel scrolls what is under the pointer, a click
-//! chooses. Whatever it does can be done with keys as well.
+//! Mouse actions: the wheel scrolls the content under the pointer, a click chooses. Every mouse
+//! action is available by key as well.
 
 use ratatui::layout::{Position, Rect};
 
@@ -22,7 +22,7 @@ impl App {
         }
     }
 
-    /// Gives the mouse to the terminal, which then selects text, or takes it back.
+    /// Leaves the mouse to the terminal, for selecting text, or captures it again.
     pub(super) fn switch_mouse(&mut self) -> Vec<Effect> {
         self.mouse = !self.mouse;
         let key = self.keymap.hint(Action::Mouse).unwrap_or_default();
@@ -97,14 +97,13 @@ impl App {
         let text = drawn.text;
         if text.contains(at) {
             let row = drawn.top + usize::from(at.y - text.y);
-            // What is looked at is in sight already.
+            // The clicked token is in view already.
             pane.begin_scroll(drawn);
             pane.look_at(row, usize::from(at.x - text.x), usize::from(text.width));
         }
     }
 
-    /// Chooses what stands in a row of a list; in a list of arms to compare,
-    /// marks it.
+    /// Chooses a row of a list; in a list of arms to compare, marks it.
     fn click_list(&mut self, row: usize) -> Vec<Effect> {
         let (Some(Panel::Arms { picker, .. }) | Some(Panel::Sessions { picker, .. })) =
             &mut self.panel
@@ -118,7 +117,7 @@ impl App {
         }
     }
 
-    /// Goes to a parameter, as far as the value of this one can be left.
+    /// Goes to a parameter, unless the current value is invalid and cannot be left.
     fn go_to_field(&mut self, place: usize) {
         while let Some(Panel::Sampling { at, .. }) = self.panel {
             let action = match at.cmp(&place) {

@@ -1,4 +1,4 @@
-//! One arm's answer among others.
+//! One arm's answer in a comparison.
 
 use std::ops::Range;
 
@@ -12,14 +12,14 @@ use crate::session::{Analysed, Message, Stats};
 use crate::wire::{Chunk, Failure, Score, Token, Usage};
 use crate::wrap;
 
-/// How another arm ranks a token.
+/// The shift class of a token, by its rank under another arm.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Shift {
-    /// It would have said the same.
+    /// Ranked first.
     Unshifted,
-    /// It is among its first three.
+    /// Ranked second or third.
     Marginal,
-    /// It is not.
+    /// Ranked lower.
     Shifted,
 }
 
@@ -33,36 +33,36 @@ impl Shift {
     }
 }
 
-/// An arm's answer, and what is known of its tokens.
+/// An arm's answer, with its tokens.
 #[derive(Clone, Debug)]
 pub struct Pane {
     /// The arm.
     pub arm: String,
-    /// The profile that it answers under, where the server says so and the id does not.
+    /// The profile that it answers under, if the server reports it and the id does not name it.
     pub profile: Option<String>,
-    /// What it says.
+    /// The text.
     pub text: String,
-    /// Its tokens, as far as they have come.
+    /// The tokens received so far.
     pub tokens: Vec<Token>,
-    /// How many bytes the tokens up to each have, itself included.
+    /// The total number of bytes up to and including each token.
     ends: Vec<usize>,
-    /// How many tokens each arm ranks, and in which class.
+    /// The number of tokens in each class, for each ranking arm.
     tallies: [[usize; 3]; MOST_PANES],
-    /// Why it ended.
+    /// The finish reason.
     pub finish: Option<String>,
-    /// How it comes.
+    /// The clock of the answer.
     pub clock: Clock,
     /// Why it has no answer, or only a part of one.
     pub error: Option<Failure>,
-    /// What is on the screen.
+    /// The scroll position.
     pub scroll: Scroll,
-    /// The token that is looked at.
+    /// The selected token.
     pub cursor: usize,
-    /// Whether it is kept in sight: until something else is scrolled to.
+    /// Whether the selected token is kept in view, until the pane is scrolled.
     pub keeps_cursor: bool,
-    /// The request of this pane alone, while it runs.
+    /// The pane's own request, while it runs.
     pub(super) request: Option<u64>,
-    /// How it came, if that was another time.
+    /// The statistics of a saved answer.
     earlier: Option<Stats>,
     raw_tokens: Vec<Value>,
     raw_usage: Value,
@@ -90,7 +90,7 @@ impl Pane {
         }
     }
 
-    /// An answer that was saved.
+    /// A saved answer.
     pub(super) fn of_message(message: Message, now: Now) -> Pane {
         let arm = message.arm.unwrap_or_default();
         Pane {
@@ -103,7 +103,7 @@ impl Pane {
         }
     }
 
-    /// The answer as it is saved.
+    /// The answer as a message to save.
     pub(super) fn message(&self) -> Message {
         let failed = self.error.as_ref().map(|_| "failed".to_owned());
         Message {
@@ -115,7 +115,7 @@ impl Pane {
         }
     }
 
-    /// What is saved of its tokens.
+    /// The analysis to save.
     pub(super) fn analysed(&self) -> Analysed {
         Analysed {
             usage: self.raw_usage.clone(),
@@ -123,23 +123,23 @@ impl Pane {
         }
     }
 
-    /// Takes back what was saved of its tokens.
+    /// Restores a saved analysis.
     pub(super) fn recall(&mut self, analysed: Analysed) {
         self.raw_usage = analysed.usage;
         self.add_tokens(analysed.tokens);
     }
 
-    /// How it came, or comes.
+    /// The statistics of the answer.
     pub fn stats(&self) -> Stats {
         self.earlier.unwrap_or_else(|| self.clock.stats())
     }
 
-    /// Whether there is nothing yet of an answer that is to come.
+    /// Whether no text has arrived and the answer has not ended.
     pub fn is_waiting(&self) -> bool {
         self.text.is_empty() && self.finish.is_none()
     }
 
-    /// Whether it has its whole answer.
+    /// Whether the answer is complete.
     pub(super) fn is_complete(&self) -> bool {
         let finish = self.finish.as_deref();
         self.error.is_none() && finish.is_some_and(|why| !["stopped", "failed"].contains(&why))
@@ -152,7 +152,7 @@ impl Pane {
         }
     }
 
-    /// Adds tokens as a report holds them.
+    /// Adds tokens in a report's format.
     pub(super) fn add_tokens(&mut self, tokens: Vec<Value>) {
         for token in tokens.iter().filter_map(Token::of_report) {
             let before = self.ends.last().copied().unwrap_or_default();
@@ -167,7 +167,7 @@ impl Pane {
         self.raw_tokens.extend(tokens);
     }
 
-    /// Adds a part of a chat completion.
+    /// Adds a chunk of a chat completion.
     pub(super) fn add_chunk(&mut self, chunk: Chunk, now: Now) {
         self.add_text(&chunk.content, now);
         self.add_tokens(chunk.tokens);
@@ -184,8 +184,8 @@ impl Pane {
         self.raw_usage = raw_usage;
     }
 
-    /// Where a token stands in the text. A part of a character takes the place of the
-    /// whole one, or none.
+    /// The range of a token in the text. A token that is part of a character gets the range of
+    /// the whole character, or an empty one.
     pub fn place(&self, token: usize) -> Range<usize> {
         let before = token
             .checked_sub(1)
@@ -195,7 +195,7 @@ impl Pane {
         start..end
     }
 
-    /// The tokens that have a part of a range of the text.
+    /// The tokens that overlap a range of the text.
     pub fn tokens_within(&self, range: &Range<usize>) -> Range<usize> {
         let first = self
             .ends
@@ -206,25 +206,25 @@ impl Pane {
         first..(last + 1).clamp(first, self.ends.len())
     }
 
-    /// How many bytes of the text belong to tokens: they come a little later than it.
+    /// The number of bytes of the text that belong to tokens, which arrive a little later.
     pub fn known(&self) -> usize {
         self.ends.last().map_or(0, |end| self.whole(*end))
     }
 
-    /// So many bytes of the text, and the rest of the character in which that is.
+    /// Rounds a number of bytes up to a character boundary of the text.
     fn whole(&self, bytes: usize) -> usize {
         let bytes = bytes.min(self.text.len());
         self.text.ceil_char_boundary(bytes)
     }
 
-    /// The token that a byte of the text belongs to, else the last one.
+    /// The token that a byte of the text belongs to, or else the last one.
     fn token_at(&self, byte: usize) -> usize {
         let token = self.ends.partition_point(|end| self.whole(*end) <= byte);
         token.min(self.ends.len().saturating_sub(1))
     }
 
-    /// Lets the pane be scrolled from what is shown, wherever the token is that
-    /// is looked at.
+    /// Returns the scroll position for scrolling from the visible part, regardless of the
+    /// selected token.
     pub(super) fn begin_scroll(&mut self, drawn: Drawn) -> &mut Scroll {
         if std::mem::take(&mut self.keeps_cursor) {
             self.scroll = Scroll::From(drawn.top);
@@ -232,7 +232,7 @@ impl Pane {
         &mut self.scroll
     }
 
-    /// Does what a key asks for, if that is to scroll.
+    /// Performs a key's action if it scrolls.
     pub(super) fn scroll_by_key(&mut self, action: Action, drawn: Drawn) {
         let mut scroll = match self.keeps_cursor {
             true => Scroll::From(drawn.top),
@@ -244,13 +244,13 @@ impl Pane {
         }
     }
 
-    /// Looks at another token.
+    /// Selects another token.
     pub(super) fn move_to(&mut self, token: usize) {
         self.cursor = token.min(self.tokens.len().saturating_sub(1));
         self.keeps_cursor = true;
     }
 
-    /// Looks at the token in a row and a column of the text, as wide as it is drawn.
+    /// Selects the token at a row and column of the text, for the width it is drawn with.
     pub(super) fn look_at(&mut self, row: usize, column: usize, width: usize) {
         let rows = wrap::rows(&self.text, width);
         if let Some(row) = rows.get(row) {
@@ -259,7 +259,7 @@ impl Pane {
         }
     }
 
-    /// Looks at the token above or below, over rows in which none begins.
+    /// Selects the token above or below, skipping rows in which none begins.
     pub(super) fn climb(&mut self, by: isize, width: usize) {
         if self.tokens.is_empty() {
             return;
@@ -281,18 +281,18 @@ impl Pane {
         }
     }
 
-    /// How the reference scores a token.
+    /// The reference's score of a token.
     pub fn score(&self, token: usize, reference: usize) -> Option<&Score> {
         let mut scores = self.tokens.get(token)?.scores.iter();
         scores.find(|score| score.arm == reference)
     }
 
-    /// Whether the reference would have said a token.
+    /// The shift class of a token under the reference.
     pub fn shift(&self, token: usize, reference: usize) -> Option<Shift> {
         shift(self.tokens.get(token), reference)
     }
 
-    /// Shares of tokens that are not, marginally and truly shifted.
+    /// Shares of unshifted, marginal and shifted tokens.
     pub fn shares(&self, reference: usize) -> Option<[f64; 3]> {
         let counts = self.tallies.get(reference)?;
         let all: usize = counts.iter().sum();
@@ -300,7 +300,7 @@ impl Pane {
         complete.then(|| counts.map(|count| count as f64 / all as f64))
     }
 
-    /// Whether colours of this kind can be shown.
+    /// Whether the data for these colours is available.
     pub fn has(&self, colours: Colours, reference: usize) -> bool {
         match colours {
             Colours::None => true,
@@ -309,7 +309,7 @@ impl Pane {
         }
     }
 
-    /// The answer as a report holds it.
+    /// The answer in a report's format.
     pub(super) fn report(&self, arm: usize, temperature: &Value) -> Value {
         json!({
             "arm": arm,
@@ -323,7 +323,7 @@ impl Pane {
     }
 }
 
-/// Whether an arm would have said a token, if it ranks it.
+/// The shift class of a token under an arm, if there is a score.
 fn shift(token: Option<&Token>, arm: usize) -> Option<Shift> {
     let mut scores = token?.scores.iter();
     let score = scores.find(|score| score.arm == arm)?;
@@ -331,7 +331,7 @@ fn shift(token: Option<&Token>, arm: usize) -> Option<Shift> {
 }
 
 impl Token {
-    /// A token as a report holds it.
+    /// Parses a token in a report's format.
     fn of_report(value: &Value) -> Option<Token> {
         serde::Deserialize::deserialize(value).ok()
     }

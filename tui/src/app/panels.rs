@@ -1,4 +1,4 @@
-//! What opens above the conversation: lists, settings, help.
+//! Panels over the conversation: lists, settings, help.
 
 use std::collections::HashSet;
 
@@ -12,41 +12,41 @@ use crate::session::{Listing, Session};
 use crate::wire::{Arm, plain_id};
 use crate::wrap;
 
-/// What is open.
+/// The open panel.
 #[derive(Clone, Debug)]
 pub enum Panel {
-    /// What keys do.
+    /// Help on keys.
     Help(Scroll),
-    /// Whom to ask.
+    /// The list of arms.
     Arms {
         /// The list.
         picker: Picker,
-        /// In compare: those that are marked, in their order.
+        /// In compare mode: the marked arms, in their order.
         marked: Vec<String>,
     },
-    /// The parameters of answers.
+    /// The sampling parameters.
     Sampling {
-        /// Which of them.
+        /// The index of the selected one.
         at: usize,
-        /// What is being typed for it.
+        /// The value that is being typed.
         value: Editor,
-        /// Why that will not do.
+        /// Why the value is invalid.
         refused: Option<&'static str>,
     },
     /// The system message.
     System(Editor),
-    /// What was saved.
+    /// The saved sessions.
     Sessions {
         /// The list.
         picker: Picker,
-        /// All of them; none while they are read.
+        /// All sessions; `None` while they are read.
         all: Option<Listing>,
-        /// The one that is to be deleted if the key is pressed again.
+        /// The session that is deleted if the key is pressed again.
         doomed: Option<String>,
     },
-    /// The title of what was saved.
+    /// The title of a saved session.
     Rename {
-        /// Which session.
+        /// The session.
         id: String,
         /// Its title.
         title: Editor,
@@ -54,7 +54,7 @@ pub enum Panel {
 }
 
 impl Panel {
-    /// Writes where something can be written.
+    /// Inserts text, if the panel has a text field.
     pub(super) fn insert(&mut self, text: &str) {
         match self {
             Panel::Help(_) => {}
@@ -66,11 +66,10 @@ impl Panel {
     }
 }
 
-/// What the key for guidance writes behind an arm's id.
+/// The option that the key for guidance appends to an arm's id.
 const GUIDANCE: &str = " guidance=0.5";
 
-/// The id that is written out in the search line: a known arm's, with what is wished
-/// beside it.
+/// The id that is typed in full in the search line: a known arm's, with options.
 fn written_arm(arms: &[Arm], picker: &Picker) -> Option<String> {
     let text = picker.filter.text().trim();
     let plain = plain_id(text);
@@ -78,11 +77,11 @@ fn written_arm(arms: &[Arm], picker: &Picker) -> Option<String> {
     (is_known && plain != text).then(|| text.to_owned())
 }
 
-/// How many characters stand before what was found.
+/// The number of characters shown before a match.
 const BEFORE: usize = 12;
 
-/// Of a session, the first line in which something stands that is searched for, from a
-/// little before that on; none if it stands in the title.
+/// The first line of a session that contains the search text, from a little before the match;
+/// `None` if the title contains it.
 pub fn matching_line(session: &Session, picker: &Picker) -> Option<String> {
     let text = picker.filter.text().to_lowercase();
     let title = session.title().to_lowercase();
@@ -101,8 +100,8 @@ pub fn matching_line(session: &Session, picker: &Picker) -> Option<String> {
     })
 }
 
-/// The sessions that a list shows: all their text is searched, and the word
-/// `compare` finds comparisons.
+/// The sessions that match the search: all their text is searched, and the word `compare` finds
+/// comparisons.
 pub fn matching_sessions<'a>(all: &'a [Session], picker: &Picker) -> Vec<&'a Session> {
     let found = all.iter().filter(|session| {
         let mut text = session.markdown();
@@ -119,9 +118,8 @@ pub fn matching_sessions<'a>(all: &'a [Session], picker: &Picker) -> Vec<&'a Ses
 }
 
 impl App {
-    /// The ids that the list of arms shows: the one that is written out, then those that
-    /// match; of the arms that are chosen or `marked` also those with guidance, which no
-    /// server lists.
+    /// The ids that the list of arms shows: the one that is typed in full, then those that
+    /// match; for chosen or `marked` arms also those with guidance, which no server lists.
     pub fn matching_arms(&self, picker: &Picker, marked: &[String]) -> Vec<String> {
         let known = self.known_arms();
         let written = written_arm(known, picker);
@@ -137,7 +135,7 @@ impl App {
         all.filter(|id| seen.insert(id.clone())).collect()
     }
 
-    /// Whether what is searched for stands in an arm's id or in what its profile is.
+    /// Whether the search text occurs in an arm's id or in its profile's language or title.
     fn finds(&self, picker: &Picker, id: &str) -> bool {
         if picker.filter.is_blank() || picker.matches(id) {
             return true;
@@ -148,7 +146,7 @@ impl App {
         })
     }
 
-    /// What is in force of a parameter that is not set, in words.
+    /// Describes the value in force of a parameter that is not set.
     pub fn in_force(&self, field: &Field) -> String {
         let arm = self.chat.session.head.arm.as_deref();
         let own = arm.and_then(|arm| self.known_arm(arm)?.sampling.as_ref());
@@ -175,7 +173,7 @@ impl App {
                     Mode::Chat => Vec::new(),
                     Mode::Compare => self.compare.chosen.clone(),
                 };
-                // What the server has may have changed.
+                // The server's list may have changed.
                 let after = std::time::Duration::ZERO;
                 effects.push(Effect::FetchArms { after });
                 Some(Panel::Arms {
@@ -194,7 +192,7 @@ impl App {
         effects
     }
 
-    /// Does what a key asks for while a panel is open.
+    /// Performs a key's action while a panel is open.
     pub(super) fn act_in_panel(&mut self, action: Action) -> Vec<Effect> {
         let action = match action {
             Action::DeleteOrQuit => Action::DeleteForward,
@@ -211,7 +209,7 @@ impl App {
         let Some(mut panel) = self.panel.take() else {
             return Vec::new();
         };
-        // What cannot be set is shown before the panel can be left.
+        // An invalid value is reported before the panel can be left.
         let (keep, effects) = self.act_on(&mut panel, action);
         if keep && self.panel.is_none() {
             self.panel = Some(panel);
@@ -241,7 +239,7 @@ impl App {
         }
     }
 
-    /// Whether the panel stays, and what is to be done.
+    /// Returns whether the panel stays, and the effects.
     fn act_on(&mut self, panel: &mut Panel, action: Action) -> (bool, Vec<Effect>) {
         let closes = matches!(action, Action::Stop | Action::Interrupt);
         match panel {
@@ -362,7 +360,7 @@ impl App {
             let why = format!("{key} again deletes “{}”", wrap::shortened(title, 40));
             return (true, self.complain(why));
         }
-        // What is still on the screen would be saved again.
+        // A session that stays on the screen would be saved again.
         if self.chat.session.head.id == id {
             self.begin_anew(Mode::Chat);
         }
@@ -430,7 +428,7 @@ impl App {
     }
 }
 
-/// The list of what was saved, while it is read.
+/// The list of saved sessions, while it is read.
 fn sessions() -> Panel {
     Panel::Sessions {
         picker: Picker::default(),
@@ -439,7 +437,7 @@ fn sessions() -> Panel {
     }
 }
 
-/// The panel of parameters, at one of them.
+/// The panel of parameters, with one of them selected.
 fn sampling(settings: &Sampling, at: usize) -> Panel {
     let value = settings.get(FIELDS[at].name).unwrap_or_default();
     Panel::Sampling {

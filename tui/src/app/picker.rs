@@ -1,19 +1,19 @@
-//! A list with a text that narrows it.
+//! A list with a search text that filters it.
 
 use super::editor::Editor;
 use crate::keymap::Action;
 
-/// Where someone is in a list.
+/// The search text and position of a list.
 #[derive(Clone, Debug, Default)]
 pub struct Picker {
-    /// What is searched for.
+    /// The search text.
     pub filter: Editor,
-    /// The place among what is found.
+    /// The index among the matches.
     pub at: usize,
 }
 
 impl Picker {
-    /// Moves, or edits what is searched for. `found` is how many there are.
+    /// Moves, or edits the search text. `found` is the number of matches.
     pub fn act(&mut self, action: Action, found: usize) {
         let last = found.saturating_sub(1);
         match action {
@@ -32,13 +32,13 @@ impl Picker {
         }
     }
 
-    /// Adds to what is searched for.
+    /// Adds to the search text.
     pub fn insert(&mut self, text: &str) {
         self.filter.insert(&text.replace('\n', " "));
         self.at = 0;
     }
 
-    /// Whether a text has all the words that are searched for, in any case.
+    /// Whether a text contains all words of the search text, ignoring case.
     pub fn matches(&self, text: &str) -> bool {
         let text = text.to_lowercase();
         let wanted = self.filter.text().to_lowercase();

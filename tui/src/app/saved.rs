@@ -1,4 +1,4 @@
-//! Sessions as they are opened, and comparisons as they are saved.
+//! Opening of saved sessions, and saving of comparisons.
 
 use super::chat::head;
 use super::compare::{Colours, Compare};
@@ -7,7 +7,7 @@ use super::{App, Effect, Mode, Now};
 use crate::session::{Analysis, Comparison, Head, Message, Session};
 
 impl Compare {
-    /// The comparison as it is saved.
+    /// The comparison as a session to save.
     pub(super) fn session(&self) -> Session {
         let arms = self.panes.iter().map(|pane| pane.arm.clone()).collect();
         let comparison = Comparison {
@@ -31,7 +31,7 @@ impl Compare {
         }
     }
 
-    /// The comparison that was saved, as long as nothing is known of its tokens.
+    /// A saved comparison, without the analysis of its tokens.
     fn of_session(session: Session, comparison: Comparison, now: Now) -> Compare {
         let mut messages = session.messages.into_iter();
         let question = messages.next().map(|message| message.content);
@@ -51,7 +51,7 @@ impl Compare {
 }
 
 impl App {
-    /// Saves a comparison that has ended and in which something was said.
+    /// Saves a comparison that has ended and has text.
     pub(super) fn save_compared(&self) -> Vec<Effect> {
         let said = |pane: &Pane| !pane.text.is_empty();
         match !self.compare.is_running() && self.compare.panes.iter().any(said) {
@@ -60,7 +60,7 @@ impl App {
         }
     }
 
-    /// Shows a saved session, with the settings it was left with.
+    /// Shows a saved session, with its settings.
     pub(super) fn open_session(&mut self, mut session: Session) -> Vec<Effect> {
         let mut effects = self.stop();
         match session.head.compare.take() {
@@ -90,7 +90,7 @@ impl App {
         effects
     }
 
-    /// Takes in what was read of the comparison that is shown.
+    /// Restores the analysis of the comparison that is shown.
     pub(super) fn recall_analysis(&mut self, id: &str, mut analysis: Analysis) {
         if self.compare.head.id != id || self.compare.is_running() {
             return;
@@ -102,7 +102,7 @@ impl App {
         self.compare.analysis = analysis;
     }
 
-    /// Begins anew what is on the screen; settings stay, which is said.
+    /// Begins a new session in the current mode; settings stay, which the user is told.
     pub(super) fn new_session(&mut self) -> Vec<Effect> {
         let effects = self.stop();
         self.begin_anew(self.mode);
@@ -120,7 +120,7 @@ impl App {
         effects
     }
 
-    /// Empties what a mode shows.
+    /// Empties a mode's session.
     pub(super) fn begin_anew(&mut self, mode: Mode) {
         match mode {
             Mode::Chat => {

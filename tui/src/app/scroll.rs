@@ -1,20 +1,20 @@
-//! Which part of a long text is on the screen.
+//! The scroll position of a long text.
 
 use crate::keymap::Action;
 
-/// How much there is, as the view last found it.
+/// The size of a scrolled text, as last drawn.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Extent {
-    /// Rows of the whole.
+    /// Rows of the whole text.
     pub rows: usize,
     /// Rows of the window.
     pub height: usize,
 }
 
-/// The first row that is shown, or the end, wherever that comes to be.
+/// The first visible row, or the end, even if the text grows.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Scroll {
-    /// The end is shown, also while more is written.
+    /// The end is visible, also while text is added.
     #[default]
     Follow,
     /// This row is the first.
@@ -31,7 +31,7 @@ impl Scroll {
         }
     }
 
-    /// Moves by rows; whoever reaches the end follows it.
+    /// Scrolls by rows; reaching the end follows it.
     pub fn by(&mut self, rows: isize, extent: Extent) {
         let last = extent.rows.saturating_sub(extent.height);
         let top = self.top(extent).saturating_add_signed(rows);
@@ -41,7 +41,7 @@ impl Scroll {
         };
     }
 
-    /// Does what a key asks for; `false` if that is not to scroll.
+    /// Performs a key's action; returns `false` if it does not scroll.
     pub fn act(&mut self, action: Action, extent: Extent) -> bool {
         match action {
             Action::Up => self.by(-1, extent),
@@ -55,7 +55,7 @@ impl Scroll {
         true
     }
 
-    /// Moves by a window, less a row that stays in sight.
+    /// Scrolls by a window, less one row of overlap.
     pub fn page(&mut self, pages: isize, extent: Extent) {
         self.by(
             pages * extent.height.saturating_sub(1).max(1) as isize,

@@ -1,4 +1,4 @@
-//! What a person does and what comes of it, as sequences of events.
+//! User stories, as sequences of events.
 
 mod chat;
 mod compare;
@@ -13,7 +13,7 @@ use super::*;
 use crate::session::{Listing, Role, Session};
 use crate::wire::{Chunk, Profile, Usage};
 
-/// The program, and what it has asked for.
+/// The program, and its latest effects.
 struct Story {
     app: App,
     effects: Vec<Effect>,
@@ -21,7 +21,7 @@ struct Story {
 }
 
 impl Story {
-    /// A program that has just begun.
+    /// A program that has just started.
     fn begin() -> Story {
         Story::with(Start::default())
     }
@@ -35,7 +35,7 @@ impl Story {
         }
     }
 
-    /// A program that knows whom it can ask.
+    /// A program that knows the arms.
     fn ready() -> Story {
         let mut story = Story::begin();
         story.serve(&["m", "m@base", "m@urial"]);
@@ -76,14 +76,14 @@ impl Story {
         }
     }
 
-    /// Asks; returns the request and its body.
+    /// Sends a question; returns the request and its body.
     fn ask(&mut self, question: &str) -> (u64, Value) {
         self.write(question);
         self.press(&["enter"]);
         self.asked()
     }
 
-    /// The request that was just asked for.
+    /// The request among the latest effects.
     fn asked(&self) -> (u64, Value) {
         let asked = self.effects.iter().find_map(|effect| match effect {
             Effect::Chat { request, body } | Effect::Compare { request, body } => {
@@ -143,7 +143,7 @@ impl Story {
         self.exchange("about cats", "They purr.");
     }
 
-    /// What was said, with `>` before questions.
+    /// The messages, with `>` before questions.
     fn said(&self) -> Vec<String> {
         let messages = self.app.chat.session.messages.iter();
         messages

@@ -1,4 +1,4 @@
-//! What is kept on disk, on a thread of its own: a slow disk holds up nothing.
+//! Disk access, on a thread of its own, so that a slow disk blocks nothing.
 
 use std::fs;
 use std::io::{self, Write};
@@ -13,17 +13,17 @@ use crate::app::{Effect, Event};
 use crate::private;
 use crate::session::Folder;
 
-/// Questions kept from earlier times.
+/// Maximum number of questions kept in the history.
 const HISTORY: usize = 1000;
 
-/// The thread of the disk. Dropping it waits until everything is saved.
+/// The disk thread. Dropping it waits until everything is saved.
 pub(super) struct Disk {
     jobs: Option<Sender<Effect>>,
     thread: Option<JoinHandle<()>>,
 }
 
 impl Disk {
-    /// Starts the thread; returns the questions of earlier times as well.
+    /// Starts the thread; also returns the history of questions.
     pub(super) fn start(
         data: PathBuf,
         report: Box<dyn ReportPage>,
@@ -48,7 +48,7 @@ impl Disk {
 
     pub(super) fn perform(&self, job: Effect) {
         if let Some(jobs) = &self.jobs {
-            // The thread is there until this is dropped.
+            // The thread lives until this is dropped.
             _ = jobs.send(job);
         }
     }
@@ -58,7 +58,7 @@ impl Drop for Disk {
     fn drop(&mut self) {
         self.jobs = None;
         if let Some(thread) = self.thread.take() {
-            // If it has panicked, its words were shown.
+            // If it has panicked, its message was shown.
             _ = thread.join();
         }
     }
@@ -109,7 +109,7 @@ impl Keeper {
         writeln!(file, "{}", Value::from(question))
     }
 
-    /// Writes a report to the current folder, beside what is there.
+    /// Writes a report to the current folder, without overwriting other files.
     fn export(&self, report: &Value) -> io::Result<PathBuf> {
         let folder = std::env::current_dir()?;
         let page = self.report.page(&report.to_string());
@@ -128,7 +128,7 @@ impl Keeper {
     }
 }
 
-/// Earlier questions; lines that are none are passed over.
+/// Reads the history of questions; invalid lines are skipped.
 fn read_history(path: &Path) -> Vec<String> {
     let text = fs::read_to_string(path).unwrap_or_default();
     let mut questions: Vec<String> = text

@@ -1,6 +1,6 @@
-//! The terminal, the network and the disk: feeds the state machine with what
-//! happens and does what it asks for. The thread of the screen waits for
-//! nothing but the next event, so nothing but an event makes it work.
+//! The driver: owns the terminal, the network and the disk, passes events to the state machine
+//! and performs its effects. The main thread only waits for the next event, so only an event
+//! makes it work.
 
 mod disk;
 mod network;
@@ -25,70 +25,69 @@ use disk::Disk;
 use network::Network;
 use screen::Screen;
 
-/// The time between two frames: text can come faster than a screen shows it.
+/// The minimum time between two frames, because text can arrive faster than a screen shows it.
 const FRAME: Duration = Duration::from_millis(16);
 
-/// How often the time on the screen goes on while an answer runs.
+/// The update interval of the time display while an answer runs.
 const TICK: Duration = Duration::from_millis(200);
 
-/// Makes a page of a comparison.
+/// Renders a comparison as an HTML page.
 pub trait ReportPage: Send {
     /// The page of a report, which is JSON.
     fn page(&self, report: &str) -> String;
 }
 
-/// What the program is to work with.
+/// The options of the program.
 pub struct Options {
-    /// The server, such as `http://localhost:8080`.
+    /// The server's URL, such as `http://localhost:8080`.
     pub url: String,
-    /// What the server wants to see before it answers.
+    /// The server's API key.
     pub api_key: Option<String>,
-    /// Who answers, if not the first that the server names.
+    /// The arm that answers; the first of the server's list by default.
     pub arm: Option<String>,
     /// A question to begin with.
     pub question: Option<String>,
-    /// Where sessions and the history are kept.
+    /// The folder of sessions and history.
     pub data: PathBuf,
-    /// The file that binds keys anew, if it is there.
+    /// The file of key bindings, if it exists.
     pub keys: PathBuf,
-    /// Makes a page of a comparison.
+    /// Renders a comparison as an HTML page.
     pub report: Box<dyn ReportPage>,
 }
 
-/// Why the program ended otherwise than by its user's wish.
+/// Why the program ended, if not at its user's request.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// There is nobody to talk to.
+    /// Standard input or output is not a terminal.
     #[error("a terminal is needed: the standard input and output must be one")]
     NoTerminal,
-    /// The terminal is gone, or threads cannot be had.
+    /// The terminal is gone, or a thread cannot be started.
     #[error(transparent)]
     Io(#[from] io::Error),
-    /// What [`Remote::fail`] said.
+    /// The reason given to [`Remote::fail`].
     #[error("{0}")]
     Failed(String),
 }
 
 enum Message {
-    /// Something has happened; whoever waits to tell more goes on when the turn is
-    /// dropped.
+    /// An event; the sender of a stream of events continues when the permit is dropped.
     Event(Event, Option<OwnedSemaphorePermit>),
     Fail(String),
 }
 
-/// Ends a program that runs from another thread.
+/// A handle that ends the program from another thread.
 #[derive(Clone)]
 pub struct Remote(Sender<Message>);
 
 impl Remote {
-    /// Ends the program, with the terminal restored, because of this.
+    /// Ends the program with this error, with the terminal restored.
     pub fn fail(&self, why: String) {
-        // If it has ended there is nothing to end.
+        // If the program has already ended, there is nothing to do.
         _ = self.0.send(Message::Fail(why));
     }
 }
 
-/// What is sent to the program.
+/// The channel of messages to the program.
 pub struct Inbox {
     sender: Sender<Message>,
     receiver: Receiver<Message>,
@@ -102,16 +101,16 @@ impl Default for Inbox {
 }
 
 impl Inbox {
-    /// Ends the program from elsewhere.
+    /// A handle that ends the program from elsewhere.
     pub fn remote(&self) -> Remote {
         Remote(self.sender.clone())
     }
 }
 
-/// How many events of the network wait to be taken in. More would only take memory.
+/// Maximum number of network events that wait to be handled. More would only take memory.
 const TURNS: usize = 1024;
 
-/// Where events go.
+/// A sender of events.
 #[derive(Clone)]
 struct Events {
     sender: Sender<Message>,
@@ -127,23 +126,23 @@ impl Events {
     }
 
     fn send(&self, event: Event) {
-        // After its end the program hears nothing.
+        // After its end the program receives nothing.
         _ = self.sender.send(Message::Event(event, None));
     }
 
-    /// Sends one of many events, when those before it have been taken in.
+    /// Sends one of a stream of events, after earlier ones have been handled.
     async fn send_in_turn(&self, event: Event) {
-        // Nobody closes the semaphore.
+        // The semaphore is never closed.
         if let Ok(turn) = Arc::clone(&self.turns).acquire_owned().await {
             _ = self.sender.send(Message::Event(event, Some(turn)));
         }
     }
 }
 
-/// Runs the program on this thread until its user leaves.
+/// Runs the program on this thread until its user quits.
 ///
 /// # Errors
-/// If there is no terminal, it goes away, or [`Remote::fail`] is called.
+/// There is no terminal, it goes away, or [`Remote::fail`] is called.
 pub fn run(options: Options, inbox: Inbox) -> Result<(), Error> {
     if !io::stdin().is_terminal() || !io::stdout().is_terminal() {
         return Err(Error::NoTerminal);
@@ -182,8 +181,7 @@ pub fn run(options: Options, inbox: Inbox) -> Result<(), Error> {
     driver.work(&inbox.receiver)
 }
 
-/// The keys of a file. One that is wrong keeps nobody from working: they are
-/// told, and have the keys that help shows.
+/// The keys of a file. If the file is invalid, the default keys are used and the user is told.
 fn read_keymap(path: &Path) -> (Keymap, Option<String>) {
     match Keymap::read(path) {
         Ok(keymap) => (keymap, None),
@@ -239,8 +237,8 @@ impl Driver {
         Ok(())
     }
 
-    /// Takes what has come in the meantime, so that one frame shows it; not all that a fast
-    /// server goes on sending.
+    /// Handles the messages that have arrived in the meantime, so that one frame shows them;
+    /// bounded, because a fast server keeps sending.
     fn take_all(&mut self, inbox: &Receiver<Message>) -> Result<(), Error> {
         for message in inbox.try_iter().take(TURNS) {
             self.take(message)?;
@@ -301,7 +299,7 @@ fn now(clock: Instant) -> Now {
     }
 }
 
-/// Reads the terminal for as long as there is one.
+/// Reads the terminal until it is gone.
 fn read_keys(events: &Events) {
     loop {
         events.send(match event::read() {
@@ -322,7 +320,7 @@ fn read_keys(events: &Events) {
     }
 }
 
-/// What is of use of what a mouse does.
+/// Converts a mouse event, if the program has a use for it.
 fn pointer(mouse: MouseEvent) -> Option<Event> {
     let what = match mouse.kind {
         MouseEventKind::Down(MouseButton::Left) => Pointer::Click,

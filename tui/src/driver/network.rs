@@ -1,4 +1,4 @@
-//! Requests that run, each a task that can be dropped.
+//! Running requests, each a task that can be aborted.
 
 use std::collections::HashMap;
 use std::io;
@@ -13,10 +13,10 @@ use crate::app::{Effect, Event};
 use crate::http::Server;
 use crate::wire::{self, Chunk, CompareChunk, Failure};
 
-/// How many bytes of text an answer may have, or all answers of a comparison together.
+/// Maximum bytes of an answer's text, or of all answers of a comparison together.
 const LONGEST_TEXT: usize = 1 << 20;
 
-/// The server, and what is asked of it.
+/// The server, and the running requests.
 pub(super) struct Network {
     server: Server,
     events: Events,
@@ -75,7 +75,7 @@ impl Network {
 
 impl Drop for Network {
     fn drop(&mut self) {
-        // Whoever leaves does not wait for a server.
+        // Quitting does not wait for a server.
         if let Some(tasks) = self.tasks.take() {
             tasks.shutdown_background();
         }
@@ -93,7 +93,7 @@ async fn fetch_arms(server: Server, events: Events, after: Duration) {
     }
 }
 
-/// incant and vLLM say it with the tokens of any text.
+/// Asks for the context length with an empty text: incant and vLLM report it with the tokens.
 async fn fetch_context(server: Server, events: Events, arm: String) {
     let body = json!({"model": arm, "prompt": ""});
     let answer = server.post("/tokenize", &body).await;
@@ -146,24 +146,24 @@ async fn compare(server: Server, events: Events, request: u64, body: Value) {
         Err(failure) => failure.is_torn(),
     };
     let result = match answered && !known {
-        // Some servers answer whatever they are asked.
+        // Some servers answer any request.
         true => Err(Failure::missing(PATH)),
         false => heard.outcome(result),
     };
     events.send(Event::Ended { request, result });
 }
 
-/// What was heard of an answer.
+/// The received part of an answer.
 #[derive(Default)]
 struct Heard {
-    /// How many bytes of text.
+    /// Bytes of text.
     bytes: usize,
-    /// Whether the server has said that it has said everything.
+    /// Whether the server has sent a finish reason for everything.
     finished: bool,
 }
 
 impl Heard {
-    /// Takes in more of the text.
+    /// Adds text.
     fn add(&mut self, content: &str) -> Result<(), Failure> {
         self.bytes += content.len();
         match self.bytes > LONGEST_TEXT {
@@ -175,8 +175,8 @@ impl Heard {
         }
     }
 
-    /// How the answer ended. Some servers close a stream without another word when they
-    /// have said everything.
+    /// The outcome of the answer. Some servers close a stream without a final event after they
+    /// have sent everything.
     fn outcome(&self, result: Result<(), Failure>) -> Result<(), Failure> {
         match result {
             Err(failure) if failure.is_torn() && self.finished => Ok(()),
@@ -185,7 +185,7 @@ impl Heard {
     }
 }
 
-/// A program that is asked to end restores the terminal before it does.
+/// On a signal, ends the program with the terminal restored.
 async fn terminate_on_signal(events: Events) {
     #[cfg(unix)]
     {
@@ -218,8 +218,7 @@ mod tests {
     use super::super::Message;
     use super::*;
 
-    /// A server that sends a head and then a piece again and again, as long as someone
-    /// reads.
+    /// A server that sends a head and then a piece repeatedly, as long as the client reads.
     fn endless(head: &'static str, piece: &'static str) -> Server {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let url = format!("http://{}", listener.local_addr().unwrap());
@@ -233,7 +232,7 @@ mod tests {
         Server::new(&url, None)
     }
 
-    /// What the program hears of a request, if it takes `most` events.
+    /// The events of a request, received one after the other.
     async fn heard(
         request: impl Future<Output = ()>,
         inbox: &std::sync::mpsc::Receiver<Message>,
@@ -242,7 +241,7 @@ mod tests {
         let mut request = std::pin::pin!(request);
         loop {
             let ended = tokio::time::timeout(Duration::ZERO, &mut request).await;
-            // What is taken makes room for more.
+            // Handling events makes room for more.
             while let Ok(message) = inbox.try_recv() {
                 match message {
                     Message::Event(event, turn) => {

@@ -1,4 +1,4 @@
-//! The terminal while the program has it, and as it was before.
+//! The terminal while the program uses it, and its restoration.
 
 use std::io::{self, BufWriter, Stdout, Write};
 use std::panic;
@@ -32,8 +32,8 @@ pub(super) struct Screen {
 }
 
 impl Screen {
-    /// Takes the terminal. It is given back also if this thread panics; what
-    /// other threads say when they do goes to `events`, not over the screen.
+    /// Takes the terminal. It is also restored if this thread panics; panic messages of other
+    /// threads go to `events`, not over the screen.
     pub(super) fn open(events: &Events) -> io::Result<Screen> {
         let before: Arc<Hook> = panic::take_hook().into();
         let (hook, events, own) = (Arc::clone(&before), events.clone(), thread::current().id());
@@ -60,7 +60,7 @@ impl Screen {
         }
     }
 
-    /// Draws the state; returns what the state has to know of it.
+    /// Draws the state; returns measures that the state needs.
     pub(super) fn draw(&mut self, view: &mut View, app: &App) -> io::Result<Measures> {
         let mut measures = Measures::default();
         queue!(self.terminal.backend_mut(), BeginSynchronizedUpdate)?;
@@ -70,7 +70,7 @@ impl Screen {
         Ok(measures)
     }
 
-    /// Takes the mouse, or leaves it to the terminal.
+    /// Captures the mouse, or leaves it to the terminal.
     pub(super) fn take_mouse(&mut self, taken: bool) -> io::Result<()> {
         match taken {
             true => execute!(self.terminal.backend_mut(), EnableMouseCapture),
@@ -78,7 +78,7 @@ impl Screen {
         }
     }
 
-    /// Copies to the clipboard of the terminal, also over SSH (OSC 52).
+    /// Copies to the terminal's clipboard, also over SSH (OSC 52).
     pub(super) fn copy(&mut self, text: &str) -> io::Result<()> {
         let out = self.terminal.backend_mut();
         write!(out, "\x1b]52;c;{}\x07", BASE64_STANDARD.encode(text))?;
@@ -99,8 +99,7 @@ fn give_back(hook: Arc<Hook>) {
     panic::set_hook(Box::new(move |info| hook(info)));
 }
 
-/// Leaves the terminal as it was. What cannot be restored stays: there is
-/// nothing that could be done about it.
+/// Restores the terminal. Errors are ignored, because nothing could be done about them.
 fn restore() {
     _ = disable_raw_mode();
     _ = execute!(
@@ -122,7 +121,7 @@ mod tests {
 
     use super::*;
 
-    /// Set where this test runs itself in a terminal.
+    /// Set when this test runs itself in a terminal.
     const IN_TERMINAL: &str = "TUI_PANICS_IN_TERMINAL";
 
     #[test]

@@ -1,10 +1,10 @@
-//! A key as a terminal sends it, as files write it, and as people read it.
+//! Keys: as terminals send them, as configuration files name them, and as people read them.
 
 use std::fmt;
 
 use crossterm::event::{KeyCode, KeyEvent, KeyModifiers};
 
-/// A key with what is held down with it.
+/// A key with its modifiers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Key {
     code: KeyCode,
@@ -37,7 +37,7 @@ const MODIFIERS: [(&str, &str, KeyModifiers); 3] = [
 ];
 
 impl Key {
-    /// A key from its name in a file, such as `ctrl-alt-x`, `f5` or `pageup`.
+    /// Parses a key's name in a configuration file, such as `ctrl-alt-x`, `f5` or `pageup`.
     pub fn parse(text: &str) -> Option<Key> {
         let lower = text.to_lowercase();
         let mut rest = lower.as_str();
@@ -61,7 +61,7 @@ impl Key {
     }
 
     fn new(code: KeyCode, modifiers: KeyModifiers) -> Key {
-        // Terminals differ in whether they report Shift where the character says it.
+        // Terminals differ in whether they report Shift if the character implies it.
         let silent = match code {
             KeyCode::Char(_) | KeyCode::BackTab => KeyModifiers::SHIFT,
             _ => KeyModifiers::NONE,
@@ -78,7 +78,7 @@ impl Key {
         }
     }
 
-    /// The character to write, if it is a plain one.
+    /// The character that the key types, if it is a plain one.
     pub fn character(self) -> Option<char> {
         match self.code {
             KeyCode::Char(character) if self.modifiers.is_empty() => Some(character),

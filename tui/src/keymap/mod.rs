@@ -1,5 +1,5 @@
-//! What keys do. Every key goes through here, the arrows of the editor
-//! included, so that all can be bound anew and the help screen is complete.
+//! Key bindings. Every key is handled here, including the editor's arrow keys, so that all keys
+//! can be rebound and the help screen is complete.
 
 mod keys;
 
@@ -9,7 +9,7 @@ use std::{fs, io};
 
 pub use keys::Key;
 
-/// Why a file of key bindings cannot be used.
+/// Why a file of key bindings is invalid.
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
 pub enum KeymapError {
     /// It cannot be read.
@@ -18,9 +18,9 @@ pub enum KeymapError {
     /// It is not TOML, or has no table of keys.
     #[error("line {line}: {message}")]
     Syntax {
-        /// Where.
+        /// The line number.
         line: usize,
-        /// What is wrong there.
+        /// The problem.
         message: String,
     },
     /// No action has this name.
@@ -29,24 +29,24 @@ pub enum KeymapError {
     /// No key has this name.
     #[error("`{key}`, bound to `{action}`, is no key")]
     Key {
-        /// The key as it is written.
+        /// The key as written in the file.
         key: String,
-        /// What it was to do.
+        /// The action it was bound to.
         action: String,
     },
-    /// A key was given two actions.
+    /// A key has two actions.
     #[error("`{key}` is bound to both `{first}` and `{second}`")]
     Twice {
-        /// The key as it is written.
+        /// The key as written in the file.
         key: String,
-        /// What it does.
+        /// Its first action.
         first: &'static str,
-        /// What it was to do as well.
+        /// Its second action.
         second: &'static str,
     },
 }
 
-/// Where an action is of use: a heading of the help screen.
+/// The context of an action: a heading of the help screen.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Group {
     /// Anywhere.
@@ -55,12 +55,12 @@ pub enum Group {
     Chat,
     /// With several arms side by side.
     Compare,
-    /// Where text is written, and in lists.
+    /// In text fields and lists.
     Writing,
 }
 
 impl Group {
-    /// All of them, in the order of the help screen.
+    /// All groups, in the order of the help screen.
     pub const ALL: [Group; 4] = [
         Group::Everywhere,
         Group::Chat,
@@ -79,24 +79,24 @@ impl Group {
     }
 }
 
-/// What stands for an action in files and on the help screen.
+/// An action's entry in files and on the help screen.
 pub struct Entry {
     /// The action.
     pub action: Action,
     /// Its name in a file of bindings.
     pub name: &'static str,
-    /// Where it is of use.
+    /// Its context.
     pub group: Group,
-    /// What it does.
+    /// Its description.
     pub help: &'static str,
-    /// Its keys unless a file binds it, as files write them.
+    /// Its default keys, as files write them.
     pub keys: &'static [&'static str],
 }
 
 /// Defines the actions, their names, keys and help in one place.
 macro_rules! actions {
     ($($group:ident: $($action:ident $name:literal [$($key:literal)*] $help:literal)*;)*) => {
-        /// Something that a key can do.
+        /// An action that a key can be bound to.
         #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
         pub enum Action {
             $($(#[doc = $help] $action,)*)*
@@ -169,7 +169,7 @@ actions! {
     Delete "delete" ["alt-d"] "In the list of sessions, delete one";
 }
 
-/// Which key does what, and whether the mouse does anything.
+/// The actions of keys, and whether the program uses the mouse.
 #[derive(Clone, Debug)]
 pub struct Keymap {
     keys: HashMap<Key, Action>,
@@ -192,14 +192,13 @@ impl Default for Keymap {
 }
 
 impl Keymap {
-    /// The default keys, changed by a file: `[keys]`, then lines such as
-    /// `quit = "ctrl-x"` or `send = ["enter", "ctrl-d"]`. What is written
-    /// replaces an action's keys, and takes them from other actions. Before
-    /// `[keys]`, `mouse = false` leaves the mouse to the terminal.
+    /// The default keys, changed by a file: `[keys]`, then lines such as `quit = "ctrl-x"` or
+    /// `send = ["enter", "ctrl-d"]`. A line replaces an action's keys, and takes them from
+    /// other actions. Before `[keys]`, `mouse = false` leaves the mouse to the terminal.
     ///
     /// # Errors
-    /// If the file is not of this form, names what is not there, or gives a key
-    /// two actions.
+    /// The file does not have this form, names an unknown key or action, or gives a key two
+    /// actions.
     pub fn from_toml(text: &str) -> Result<Keymap, KeymapError> {
         let mut map = Keymap::default();
         let file: File = toml::from_str(text).map_err(|error| {
@@ -234,7 +233,7 @@ impl Keymap {
         Ok(map)
     }
 
-    /// The keys of a file; the default ones if it is not there.
+    /// The keys of a file; the default ones if it does not exist.
     ///
     /// # Errors
     /// As for [`Keymap::from_toml`], and if the file cannot be read.
@@ -246,12 +245,12 @@ impl Keymap {
         }
     }
 
-    /// What a key does.
+    /// The action of a key.
     pub fn action(&self, key: Key) -> Option<Action> {
         self.keys.get(&key).copied()
     }
 
-    /// Whether the program has the mouse when it begins.
+    /// Whether the program captures the mouse when it starts.
     pub fn mouse(&self) -> bool {
         self.mouse
     }

@@ -1,12 +1,12 @@
-//! Code in colours: the grammar says what a piece of code is, a small table
-//! which of the terminal's own colours that has.
+//! Syntax highlighting: the grammar gives the scopes of a piece of code, and a small table maps
+//! them to the terminal's own colours.
 
 use std::sync::OnceLock;
 
 use ratatui::style::{Color, Style};
 use syntect::parsing::{ParseState, Scope, ScopeStack, SyntaxSet};
 
-/// What scopes look like; the first that fits counts.
+/// The colours of scopes; the first match counts.
 const COLOURS: [(&str, Look); 15] = [
     ("comment", Look::Dim),
     ("string", Look::Colour(Color::Green)),
@@ -37,8 +37,8 @@ struct Highlighter {
     colours: Vec<(Scope, Style)>,
 }
 
-/// Reads the grammars, which takes some time, so that the first code block
-/// need not wait for it.
+/// Loads the grammars, which takes some time, so that the first code block does not have to
+/// wait for it.
 pub fn warm_up() {
     highlighter();
 }
@@ -72,8 +72,8 @@ impl Highlighter {
     }
 }
 
-/// The lines of a text in a language, in styles; plain if nobody knows the
-/// language, and from where a line cannot be parsed.
+/// The styled lines of a text in a language; plain if the language is unknown, and from the
+/// first line that cannot be parsed.
 pub(super) fn lines(language: &str, code: &str) -> Vec<Vec<(String, Style)>> {
     let plain = |line: &str| vec![(line.to_owned(), Style::new())];
     if language.is_empty() {

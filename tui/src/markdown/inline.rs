@@ -1,9 +1,9 @@
-//! The text of a paragraph in its styles.
+//! The styled text of a paragraph.
 
 use pulldown_cmark::{HeadingLevel, Tag, TagEnd};
 use ratatui::style::{Color, Modifier, Style};
 
-/// Collects text; emphasis within emphasis adds up.
+/// Collects text; nested emphasis adds up.
 #[derive(Debug, Default)]
 pub(super) struct Inline {
     spans: Vec<(String, Style)>,
@@ -63,7 +63,6 @@ impl Inline {
         }
     }
 
-    /// Takes the paragraph.
     pub(super) fn take(&mut self) -> Vec<(String, Style)> {
         std::mem::take(&mut self.spans)
     }

@@ -1,7 +1,7 @@
-//! Markdown as lines of a terminal, in the user's own colours.
+//! Renders Markdown as lines of a terminal, in the user's own colours.
 //!
-//! An answer grows at its end while it is streamed, so [`Rendered`] keeps the
-//! lines of each top-level block, and reads and lays out again only what can have changed.
+//! An answer grows at its end while it is streamed, so [`Rendered`] caches the lines of each
+//! top-level block, and parses and lays out only the part that may have changed.
 
 mod highlight;
 mod inline;
@@ -22,7 +22,7 @@ use inline::Inline;
 pub use rendered::Rendered;
 use table::Table;
 
-/// The top-level blocks of a text, and what is in them.
+/// The top-level blocks of a text, with their events.
 fn blocks(text: &str) -> Vec<(Range<usize>, Vec<Event<'_>>)> {
     let options =
         Options::ENABLE_TABLES | Options::ENABLE_STRIKETHROUGH | Options::ENABLE_TASKLISTS;
@@ -62,19 +62,19 @@ fn lay_out(events: Vec<Event<'_>>, width: usize) -> Vec<Line<'static>> {
     layout.lines
 }
 
-/// A block on its way to lines.
+/// The state of laying out a block.
 struct Layout {
     width: usize,
     lines: Vec<Line<'static>>,
     /// The paragraph so far.
     inline: Inline,
-    /// What stands before each line: quotes and indents.
+    /// The prefix of each line: quotes and indents.
     prefix: Vec<Span<'static>>,
-    /// What stands before the next line instead of its indent: a list's sign.
+    /// The prefix of the next line instead of its indent: a list's marker.
     marker: Option<Span<'static>>,
-    /// The lists that are open, with the next number.
+    /// The open lists, with the next number.
     lists: Vec<Option<u64>>,
-    /// The code block that is open: its language and its text.
+    /// The open code block: its language and its text.
     code: Option<(String, String)>,
     table: Option<Table>,
 }
@@ -95,7 +95,7 @@ impl Layout {
             Event::TaskListMarker(done) => {
                 self.inline.text(if done { "[x] " } else { "[ ] " });
             }
-            // HTML, formulas and footnotes as they are written.
+            // HTML, formulas and footnotes are shown as source.
             Event::Html(text) | Event::InlineHtml(text) => self.inline.text(&text),
             Event::InlineMath(text) | Event::DisplayMath(text) => self.inline.text(&text),
             Event::FootnoteReference(text) => self.inline.text(&text),
@@ -161,7 +161,7 @@ impl Layout {
             }
             TagEnd::Item => {
                 self.flush();
-                // An empty item has its sign nevertheless.
+                // An empty item has its marker nevertheless.
                 if self.marker.is_some() {
                     self.push(Vec::new());
                 }
@@ -199,7 +199,7 @@ impl Layout {
         let bar = Span::styled("▏ ", dim());
         let room = self.room();
         for spans in highlight::lines(language, code) {
-            // Code is cut where the line ends, so that nothing of it is hidden.
+            // Long code lines are wrapped, so that nothing is hidden.
             for line in wrap::styled(&spans, room, &bar, &bar) {
                 self.push(line.spans);
             }
@@ -218,7 +218,7 @@ impl Layout {
         }
     }
 
-    /// An empty line between blocks within one, but not behind a list's sign.
+    /// Adds an empty line between blocks within a block, but not after a list's marker.
     fn separate(&mut self) {
         self.flush();
         let first = self.lines.is_empty() || self.marker.is_some();
@@ -227,7 +227,7 @@ impl Layout {
         }
     }
 
-    /// Writes a line behind what stands before it.
+    /// Writes a line after its prefix.
     fn push(&mut self, spans: Vec<Span<'static>>) {
         let mut line = self.prefix.clone();
         if let (Some(marker), Some(last)) = (self.marker.take(), line.last_mut()) {

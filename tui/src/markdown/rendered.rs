@@ -1,6 +1,6 @@
-//! A text that is laid out while it grows at its end, as an answer does that is streamed:
-//! what is added costs work for itself and for the block that it is added to, however much
-//! there is before.
+//! Incremental layout of a Markdown text that grows at its end, like a streamed answer: the
+//! cost of added text depends on its own length and that of the block it belongs to, not on the
+//! length of the text before.
 
 use std::ops::Range;
 
@@ -10,8 +10,8 @@ use ratatui::text::Line;
 use super::{blocks, lay_out};
 use crate::wrap;
 
-/// How many bytes of a block that grows are laid out again with what is added to it; what
-/// goes on for longer is laid out in parts.
+/// Maximum bytes of a growing block that are laid out again when text is added; longer blocks
+/// are laid out in parts.
 const LONG: usize = 16 << 10;
 
 /// A Markdown text laid out for a width.
@@ -19,22 +19,22 @@ const LONG: usize = 16 << 10;
 pub struct Rendered {
     width: usize,
     source: String,
-    /// The source as a terminal can show it: what ranges of blocks are in.
+    /// The source in printable form, which ranges of blocks refer to.
     clean: String,
     blocks: Vec<Block>,
-    /// How many of the blocks no more text can change.
+    /// The number of blocks that no further text can change.
     firm: usize,
     tail: Tail,
-    /// How many bytes were read as Markdown.
+    /// Total bytes parsed as Markdown.
     #[cfg(test)]
     parsed: usize,
 }
 
-/// The text behind what is firm.
+/// The text after the firm blocks.
 #[derive(Debug, Default)]
 struct Tail {
     from: usize,
-    /// Where it begins within a block of code: the line that opens it, with its end.
+    /// If it begins within a code block: the line that opens the block, with its line end.
     opening: String,
     /// Whether it begins within a block.
     is_part: bool,
@@ -43,15 +43,15 @@ struct Tail {
 #[derive(Debug)]
 struct Block {
     range: Range<usize>,
-    /// The row of its first line: blocks have an empty one between them, parts of a block
-    /// have none.
+    /// The row of its first line: there is an empty row between blocks, but none between parts
+    /// of a block.
     row: usize,
     lines: Vec<Line<'static>>,
     is_code: bool,
 }
 
 impl Rendered {
-    /// Lays the text out, unless it is laid out already.
+    /// Lays the text out, unless it already is.
     pub fn update(&mut self, text: &str, width: usize) {
         if self.width == width && self.source == text {
             return;
@@ -69,14 +69,14 @@ impl Rendered {
         self.source.push_str(added);
         let old = self.blocks.split_off(self.firm);
         self.lay_out_tail(self.clean.len(), old);
-        // A last line that goes on can still belong to the block before it.
+        // A last line that continues can still belong to the block before it.
         let last = self.blocks.last();
         let whole_line = last.is_some_and(|last| self.clean[last.range.start..].contains('\n'));
         let loose = if whole_line { 1 } else { 2 };
         self.firm_up(self.blocks.len().saturating_sub(loose));
     }
 
-    /// Lays a text out as it is written, without reading it as Markdown.
+    /// Lays a text out verbatim, without parsing it as Markdown.
     pub fn update_plain(&mut self, text: &str, width: usize) {
         if self.width == width && self.source == text {
             return;
@@ -98,7 +98,7 @@ impl Rendered {
         };
     }
 
-    /// How many lines there are.
+    /// The number of lines.
     pub fn height(&self) -> usize {
         self.blocks.last().map_or(0, Block::end)
     }
@@ -117,13 +117,13 @@ impl Rendered {
             let to = (range.end - block.row).min(block.lines.len());
             shown.extend_from_slice(&block.lines[from..to]);
         }
-        // The window can end between two blocks.
+        // The range can end between two blocks.
         let end = range.end.min(self.height());
         shown.resize(end.saturating_sub(range.start), Line::default());
         shown
     }
 
-    /// Lays out the tail up to a place; blocks of `old` are taken where they are the same.
+    /// Lays out the tail up to a position; unchanged blocks of `old` are reused.
     fn lay_out_tail(&mut self, end: usize, old: Vec<Block>) {
         let (from, opening) = (self.tail.from, self.tail.opening.clone());
         let mut is_part = self.tail.is_part;
@@ -159,7 +159,7 @@ impl Rendered {
         }
     }
 
-    /// Takes the first `count` blocks for such as no more text can change.
+    /// Marks the first `count` blocks as firm: no further text can change them.
     fn firm_up(&mut self, count: usize) {
         if count <= self.firm {
             return;
@@ -167,7 +167,7 @@ impl Rendered {
         self.firm = count;
         let start = self.blocks.get(count).map(|block| block.range.start);
         let start = start.unwrap_or(self.clean.len());
-        // What is before it in its line is indentation, which means something.
+        // Text before it on its line is indentation, which is significant.
         let from = self.clean[..start].rfind('\n').map_or(0, |end| end + 1);
         self.tail = Tail {
             from,
@@ -175,7 +175,7 @@ impl Rendered {
         };
     }
 
-    /// Takes most of a tail that is long for such as no more text can change.
+    /// Marks most of a long tail as firm.
     fn firm_up_long_tail(&mut self) {
         if self.clean.len() - self.tail.from <= 2 * LONG {
             return;
@@ -202,8 +202,8 @@ impl Rendered {
         };
     }
 
-    /// Where a long tail is cut: best before a line that is not indented, so that lists
-    /// and code keep their form.
+    /// The place to cut a long tail: preferably before a line that is not indented, so that
+    /// lists and code keep their form.
     fn place_to_cut(&self) -> usize {
         let from = self.tail.from;
         let end = self.clean.floor_char_boundary(self.clean.len() - LONG / 2);
@@ -218,7 +218,7 @@ impl Rendered {
 }
 
 impl Block {
-    /// The row behind its last line.
+    /// The row after its last line.
     fn end(&self) -> usize {
         self.row + self.lines.len()
     }

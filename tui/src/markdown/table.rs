@@ -1,4 +1,4 @@
-//! Tables: columns as wide as their widest cell where they fit, else narrowed.
+//! Tables: columns are as wide as their widest cell if they fit, and narrower otherwise.
 
 use ratatui::style::{Modifier, Style};
 use ratatui::text::Span;
@@ -7,7 +7,7 @@ use crate::wrap;
 
 type Cell = Vec<(String, Style)>;
 
-/// A table on its way to lines; its first row is the head.
+/// The state of laying out a table; its first row is the head.
 #[derive(Debug, Default)]
 pub(super) struct Table {
     rows: Vec<Vec<Cell>>,
@@ -23,7 +23,7 @@ impl Table {
         self.rows.push(std::mem::take(&mut self.row));
     }
 
-    /// The lines in a width.
+    /// The lines for a width.
     pub(super) fn lines(&self, width: usize) -> Vec<Vec<Span<'static>>> {
         let widths = self.widths(width);
         let dim = Style::new().dim();
@@ -39,7 +39,7 @@ impl Table {
         lines
     }
 
-    /// Takes from the widest column until all fit.
+    /// Narrows the widest column until all fit.
     fn widths(&self, room: usize) -> Vec<usize> {
         let columns = self.rows.iter().map(Vec::len).max().unwrap_or(0);
         let mut widths: Vec<usize> = (0..columns)
@@ -65,7 +65,7 @@ fn cell_width(cell: &Cell) -> usize {
         .sum()
 }
 
-/// The lines of one row: as many as its highest cell has.
+/// The lines of one row, whose height is that of its tallest cell.
 fn cells(row: &[Cell], widths: &[usize], head: bool) -> Vec<Vec<Span<'static>>> {
     let none = Span::default();
     let wrapped: Vec<_> = widths

@@ -1,4 +1,4 @@
-//! What Markdown looks like.
+//! Snapshots of rendered Markdown.
 
 use super::*;
 

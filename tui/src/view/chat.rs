@@ -1,5 +1,5 @@
-//! The conversation. Each message is laid out once for a width; while an
-//! answer comes, only its last block is laid out again.
+//! The conversation. Each message is laid out once for a width; while an answer is streamed,
+//! only its last block is laid out again.
 
 use ratatui::Frame;
 use ratatui::layout::Rect;
@@ -14,7 +14,7 @@ use crate::markdown::Rendered;
 use crate::session::{Message, Role};
 use crate::wrap;
 
-/// What is laid out of a conversation.
+/// The laid-out messages of a conversation.
 #[derive(Debug, Default)]
 pub(super) struct Transcript {
     bodies: Vec<Rendered>,
@@ -56,7 +56,7 @@ impl Transcript {
                 Role::Assistant => body.update(&message.content, width),
             }
             starts.push(rows);
-            // Who says it, what, how it came, an empty line.
+            // Author, text, statistics, an empty line.
             rows += 1 + body.height() + usize::from(message.role == Role::Assistant) + 1;
         }
         let extent = Extent {
@@ -113,7 +113,7 @@ impl Transcript {
         }
     }
 
-    /// What stands behind the last message: why it has no answer.
+    /// The end of the conversation: why the last message has no answer.
     fn end(&self, app: &App, width: usize) -> Vec<Line<'static>> {
         let Some(failure) = &app.chat.error else {
             return Vec::new();

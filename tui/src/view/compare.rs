@@ -1,4 +1,4 @@
-//! Answers side by side, each token in the colour of what is known of it.
+//! Answers side by side, with each token coloured by its shift or probability.
 
 use std::ops::Range;
 
@@ -17,13 +17,13 @@ use crate::wrap::{self, GrowingRows};
 /// Narrower panes are put below each other.
 const NARROWEST: u16 = 36;
 
-/// Lower ones are not shown all at once.
+/// If panes would be lower, only some of them are shown.
 const LOWEST: u16 = 4;
 
-/// The smallest part of the screen that has room for all that is known of a token.
+/// The minimum height that has room for all details of a token.
 const ROOMY: u16 = 14;
 
-/// What is laid out of the answers.
+/// The laid-out answers.
 #[derive(Debug, Default)]
 pub(super) struct Answers {
     rows: Vec<GrowingRows>,
@@ -90,9 +90,9 @@ fn draw(
     }
 }
 
-/// The places of panes: side by side as long as they are wide enough, below
-/// each other as long as they are high enough. Of more, those around the focus
-/// have one.
+/// The places of panes: side by side as long as they are wide enough, below each other as long
+/// as they are high enough. If there is not enough room for all, those around the focus get a
+/// place.
 fn grid(area: Rect, count: usize, focus: usize) -> Vec<Option<Rect>> {
     let columns = usize::from(area.width / NARROWEST).clamp(1, count);
     let most = usize::from(area.height / LOWEST).max(1);
@@ -109,7 +109,7 @@ fn grid(area: Rect, count: usize, focus: usize) -> Vec<Option<Rect>> {
     places
 }
 
-/// What was asked, and what colours mean.
+/// The question, and the legend of the colours.
 fn draw_head(app: &App, frame: &mut Frame<'_>, area: Rect) {
     let compare = &app.compare;
     let legend = legend(app);
@@ -171,8 +171,7 @@ fn legend(app: &App) -> Line<'static> {
     Line::from(spans)
 }
 
-/// The arm that judges a pane's tokens: the reference, and for the reference
-/// itself nobody.
+/// The arm that scores a pane's tokens: the reference, or none for the reference itself.
 fn judge(app: &App, index: usize) -> usize {
     match index == app.compare.reference {
         true => usize::MAX,
@@ -200,7 +199,7 @@ fn draw_pane(
         true => " (reference)",
         false => "",
     };
-    // Which of them it is says that there are others, where they are not shown.
+    // The number shows that there are others, even if they are not visible.
     let number = match count {
         1 => String::new(),
         _ => format!("{}/{count} ", index + 1),
@@ -226,7 +225,7 @@ fn draw_pane(
         };
         foot = format!("{shifted} · {foot}");
     } else if judge != usize::MAX && !pane.tokens.is_empty() && !app.compare.alone {
-        // Only models with the same tokens can score each other's.
+        // Only models with the same vocabulary can score each other's tokens.
         foot = format!("other tokens: no shift · {foot}");
     }
     if pane.error.is_some() || (app.compare.error.is_some() && pane.is_waiting()) {
@@ -259,7 +258,7 @@ fn draw_pane(
         height: usize::from(text.height),
     };
     let mut top = pane.scroll.top(extent);
-    // The token that is looked at stays in sight.
+    // The selected token stays in view.
     if focused && pane.keeps_cursor && !pane.tokens.is_empty() {
         let start = pane.place(pane.cursor).start;
         let row = rows.partition_point(|row| row.start <= start);
@@ -274,8 +273,8 @@ fn draw_pane(
     Drawn { text, extent, top }
 }
 
-/// Which pane it is, who answers and in what role, in a width. What sets arms apart stands
-/// at the end of their ids, so the model's name is left out first.
+/// The title of a pane for a width: its number, arm and role. The end of an id distinguishes
+/// arms, so the model's name is left out first.
 fn title(pane: &Pane, number: &str, role: &str, width: usize) -> String {
     let arm = with_profile(&pane.arm, pane.profile.as_deref());
     let first = arm.find(['@', '+', ' ']).filter(|first| *first > 0);
@@ -288,7 +287,7 @@ fn title(pane: &Pane, number: &str, role: &str, width: usize) -> String {
     wrap::shortened(&title, width)
 }
 
-/// A guided answer's shift, which is that of the arm without guidance.
+/// The shift of a guided answer, which is that of the arm without guidance.
 fn measured_without_guidance(shifted: &str, width: usize) -> String {
     let whole = format!("{shifted}, measured without guidance");
     match whole.width() <= width {
@@ -314,7 +313,7 @@ fn line(app: &App, index: usize, row: &Range<usize>, focused: bool) -> Line<'sta
         }
         (pane.place(token), style)
     });
-    // Tokens come a little later than their text.
+    // Tokens arrive a little later than their text.
     let known = pane.known();
     let rest = (known..pane.text.len().max(known), Style::new());
     let marks: Vec<_> = tokens.chain([rest]).collect();
@@ -323,7 +322,7 @@ fn line(app: &App, index: usize, row: &Range<usize>, focused: bool) -> Line<'sta
     Line::from(shown.collect::<Vec<_>>())
 }
 
-/// Colours have a second sign for who cannot tell them apart.
+/// The style of a shift class. It does not depend on colour alone, for colour-blind users.
 fn of_shift(shift: Shift) -> Style {
     match shift {
         Shift::Unshifted => Style::new(),

@@ -1,5 +1,4 @@
-//! What is known of the token that is looked at: what its arm could have said
-//! instead, and what the reference expects there.
+//! The details of the selected token: the alternatives of its arm, and those of the reference.
 
 use ratatui::Frame;
 use ratatui::layout::{Constraint, Layout, Rect};
@@ -52,8 +51,8 @@ pub(super) fn draw(app: &App, index: usize, pane: &Pane, frame: &mut Frame<'_>, 
     }
 }
 
-/// How another arm sees the token: the reference, or where it is the
-/// reference's own the first other arm.
+/// Another arm's score of the token: the reference's, or the first other arm's for the
+/// reference itself.
 fn score<'a>(app: &App, index: usize, pane: &'a Pane) -> Option<&'a Score> {
     let mut others = 0..app.compare.panes.len();
     let other = match index == app.compare.reference {
@@ -63,7 +62,7 @@ fn score<'a>(app: &App, index: usize, pane: &'a Pane) -> Option<&'a Score> {
     pane.score(pane.cursor, other?)
 }
 
-/// The same in a line, where there is room for no more.
+/// A one-line form, if there is no more room.
 fn draw_line(
     app: &App,
     index: usize,
@@ -99,7 +98,7 @@ fn other_side(score: &Score, arm: &str) -> String {
     )
 }
 
-/// A line about the token, then what was likeliest.
+/// A line about the token, then the likeliest ones.
 fn column(
     head: String,
     alternatives: &[Alternative],
@@ -126,12 +125,12 @@ fn column(
     Paragraph::new(lines)
 }
 
-/// What sets an arm apart from others of its model, as there is little room.
+/// The part of an arm's id after its model, as there is little room.
 fn by(arm: &str) -> &str {
     arm.find(['@', '+']).map_or(arm, |at| &arm[at..])
 }
 
-/// A token with its spaces and line ends in sight.
+/// A token with visible spaces and line ends.
 fn quoted(token: &str) -> String {
     let token = token.replace('\n', "↵").replace('\t', "⇥");
     format!("‘{}’", wrap::printable(&token))

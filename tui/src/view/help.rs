@@ -1,4 +1,4 @@
-//! The help screen, made from the keymap.
+//! The help screen, generated from the keymap.
 
 use ratatui::Frame;
 use ratatui::layout::Rect;
@@ -12,14 +12,14 @@ use crate::app::{App, Extent, Measures, Scroll, Target};
 use crate::keymap::{Action, ENTRIES, Entry, Group};
 use crate::wrap;
 
-/// How wide the columns are.
+/// Column widths.
 const KEYS: usize = 22;
 const NAMES: usize = 17;
 
-/// Where help has a column of its own.
+/// The minimum width at which help has a column of its own.
 const WIDE: usize = 60;
 
-/// What the mouse does, as far as no key is bound to it.
+/// Mouse actions that have no entry in the keymap.
 const MOUSE: [&str; 3] = [
     "The wheel scrolls what is under the pointer.",
     "A click chooses: a mode, a key's name at the edge, an entry of a list, a message to copy \
@@ -74,7 +74,7 @@ fn lines(app: &App, width: usize) -> Vec<Line<'static>> {
     lines
 }
 
-/// A key's line; where there is little room, what it does stands below.
+/// A key's line; on narrow screens its description is below.
 fn key(app: &App, entry: &Entry, width: usize) -> Vec<Line<'static>> {
     let keys = app.keymap.keys(entry.action).join("  ");
     let keys = wrap::shortened(&keys, KEYS - 1);

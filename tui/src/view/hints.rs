@@ -1,4 +1,4 @@
-//! Keys and what they do, at the edges of the screen.
+//! Key hints at the edges of the screen.
 
 use ratatui::Frame;
 use ratatui::layout::{Position, Rect};
@@ -13,10 +13,10 @@ use crate::wrap;
 
 type Offer = (Action, &'static str);
 
-/// Keys and what they do, as many as fit.
+/// Hints for some keys, all that fit.
 pub(super) struct Hints {
     pub(super) line: Line<'static>,
-    /// Where each begins, how wide it is, and what it does.
+    /// The start, width and action of each hint.
     places: Vec<(u16, u16, Action)>,
 }
 
@@ -42,7 +42,7 @@ impl Hints {
         Hints { line, places }
     }
 
-    /// Lets a click do what the key does, where the line begins here.
+    /// Makes the hints clickable, for a line that begins at `at`.
     pub(super) fn point(&self, at: Position, measures: &mut Measures) {
         let targets = self.places.iter().map(|(from, width, action)| {
             let area = Rect::new(at.x + from, at.y, *width, 1);
@@ -52,17 +52,17 @@ impl Hints {
     }
 }
 
-/// Rows that a notice may take.
+/// Maximum rows of a notice.
 const MOST: usize = 3;
 
-/// How many rows are needed.
+/// The number of rows needed.
 pub(super) fn height(app: &App, width: u16) -> u16 {
     app.notice
         .as_ref()
         .map_or(1, |notice| told(notice, width).len() as u16)
 }
 
-/// What was just done, or what can be done.
+/// Draws the notice, or hints.
 pub(super) fn draw(app: &App, frame: &mut Frame<'_>, area: Rect, measures: &mut Measures) {
     if let Some(notice) = &app.notice {
         frame.render_widget(Paragraph::new(told(notice, area.width)), area);
@@ -97,7 +97,7 @@ fn told(notice: &Notice, width: u16) -> Vec<Line<'static>> {
     lines
 }
 
-/// What is of most use comes first: there may be room for little.
+/// The most useful hints come first, because there may be room for few.
 fn offers(app: &App) -> &'static [Offer] {
     let chat = &app.chat;
     match app.mode {

@@ -1,4 +1,4 @@
-//! The state on the screen, in the user's own colours.
+//! Draws the state on the screen, in the user's own colours.
 
 mod chat;
 mod compare;
@@ -21,16 +21,16 @@ use crate::app::{App, Editor, Measures, Mode, Target};
 use crate::wrap;
 use hints::Hints;
 
-/// How many rows of the input are shown at most.
+/// Maximum rows of the input.
 const INPUT_ROWS: usize = 8;
 
 /// The smallest screen that is drawn.
 const SMALLEST: (u16, u16) = (30, 10);
 
-/// Longer lines are hard to read.
+/// The maximum line width, because longer lines are hard to read.
 const WIDEST: usize = 100;
 
-/// Draws the state, and keeps what it laid out for the next time.
+/// Draws the state, and caches layouts for the next frame.
 #[derive(Debug, Default)]
 pub struct View {
     transcript: chat::Transcript,
@@ -38,7 +38,7 @@ pub struct View {
 }
 
 impl View {
-    /// Draws everything; returns what the state has to know of it.
+    /// Draws everything; returns measures that the state needs.
     pub fn draw(&mut self, app: &App, frame: &mut Frame<'_>) -> Measures {
         let area = frame.area();
         if area.width < SMALLEST.0 || area.height < SMALLEST.1 {
@@ -47,7 +47,7 @@ impl View {
             return Measures::default();
         }
         let width = usize::from(area.width) - 4;
-        // However much is written, what is answered stays in sight.
+        // The input never covers the answer, however long it is.
         let most = INPUT_ROWS.min(usize::from(area.height / 3) - 1);
         let rows = wrap::rows(app.input.text(), width).len().min(most);
         let [title, body, input, edge] = Layout::vertical([
@@ -83,7 +83,7 @@ fn red() -> Style {
     Style::new().fg(Color::Red)
 }
 
-/// The modes, who answers, and how much of the context is used.
+/// The modes, the answering arm, and the used part of the context.
 fn draw_title(app: &App, frame: &mut Frame<'_>, area: Rect, measures: &mut Measures) {
     let tab = |name, mode| {
         let style = match app.mode == mode {
@@ -156,8 +156,7 @@ fn draw_input(app: &App, frame: &mut Frame<'_>, area: Rect, measures: &mut Measu
     measures.targets.push((text, Target::Text { top }));
 }
 
-/// A text that is being written, scrolled to its cursor; returns the first row
-/// that is shown.
+/// Draws a text field, scrolled to its cursor; returns the first visible row.
 fn draw_editor(
     editor: &Editor,
     frame: &mut Frame<'_>,
@@ -179,7 +178,7 @@ fn draw_editor(
     top
 }
 
-/// A place in the middle, cleared, in a frame.
+/// A cleared area in the middle, with a border.
 fn popup(
     frame: &mut Frame<'_>,
     area: Rect,
@@ -205,7 +204,8 @@ fn popup(
     let edge = Position::new(place.x + 1, place.bottom() - 1);
     foot.point(edge, measures);
     let inner = block.inner(place);
-    // Pieces of what is behind it would only disturb.
+    // Also clears beside the panel, where remains of the content behind it would be
+    // distracting.
     let behind = match height == area.height {
         true => area,
         false => area.inner(Margin::new(0, 1)),

@@ -1,4 +1,4 @@
-//! Numbers in words. A dash stands for what the server does not say.
+//! Formats numbers. A dash stands for values that the server does not report.
 
 use unicode_width::UnicodeWidthStr;
 
@@ -6,10 +6,10 @@ use crate::app::{Chat, Clock, Now};
 use crate::session::Stats;
 use crate::wrap;
 
-/// What stands between parts of a line.
+/// The separator between parts of a line.
 const BETWEEN: &str = " · ";
 
-/// How much of the context is used.
+/// The used part of the context.
 pub(super) fn context(chat: &Chat) -> String {
     let usage = chat.usage();
     let used = usage.map(|usage| usage.prompt_tokens + usage.completion_tokens);
@@ -18,7 +18,7 @@ pub(super) fn context(chat: &Chat) -> String {
     format!("context {used} of {all} ")
 }
 
-/// How an answer came, in a line.
+/// An answer's statistics, in a line.
 pub(super) fn stats(stats: &Stats, finish: Option<&str>) -> String {
     let usage = stats.usage;
     let first = stats
@@ -40,8 +40,8 @@ pub(super) fn stats(stats: &Stats, finish: Option<&str>) -> String {
     parts.join(BETWEEN)
 }
 
-/// How an answer comes, for a narrow place. `shown` is how many tokens are shown of it, if
-/// that is known; what the server counts has such as end an answer among them.
+/// An answer's statistics for a narrow place. `shown` is the number of visible tokens, if it is
+/// known; the server's count includes end tokens.
 pub(super) fn short(stats: &Stats, finish: Option<&str>, shown: Option<usize>) -> String {
     let mut parts: Vec<String> = ending(finish).into_iter().collect();
     parts.extend(stats.to_first.map(|first| format!("{first:.2} s")));
@@ -54,7 +54,7 @@ pub(super) fn short(stats: &Stats, finish: Option<&str>, shown: Option<usize>) -
     parts.join(BETWEEN)
 }
 
-/// As many parts of a line as fit a width, as long as one does.
+/// The first parts of a line that fit a width, at least one of them.
 pub(super) fn fitting(line: &str, width: usize) -> String {
     let mut line = line;
     while line.width() > width
@@ -65,7 +65,7 @@ pub(super) fn fitting(line: &str, width: usize) -> String {
     wrap::shortened(line, width)
 }
 
-/// How an answer comes that is not at its end.
+/// The statistics of a running answer.
 pub(super) fn running(clock: &Clock, now: Now) -> String {
     let waited = clock.waited(now.clock).as_secs_f64();
     match clock.is_waiting() {
@@ -77,7 +77,7 @@ pub(super) fn running(clock: &Clock, now: Now) -> String {
     }
 }
 
-/// A guess from the parts that came is marked as one.
+/// The speed; an estimate from the number of chunks is marked as one.
 fn speed(stats: &Stats) -> Option<String> {
     let guessed = if stats.usage.is_none() { "~" } else { "" };
     let speed = stats.per_second?;
@@ -93,7 +93,7 @@ fn ending(finish: Option<&str>) -> Option<String> {
     }
 }
 
-/// A probability, as long as four digits say something.
+/// A probability in percent, with two decimals.
 pub(super) fn probability(logprob: f64) -> String {
     let percent = logprob.exp() * 100.0;
     match percent >= 0.01 {

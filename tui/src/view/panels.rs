@@ -1,4 +1,4 @@
-//! What opens above the conversation.
+//! Draws the panels over the conversation.
 
 use ratatui::Frame;
 use ratatui::layout::{Constraint, Layout, Rect};
@@ -16,13 +16,12 @@ use crate::sampling::FIELDS;
 use crate::session::{Listing, Session};
 use crate::wrap;
 
-/// How wide the names of parameters are.
+/// The column width of parameters' names.
 const NAMES: usize = 20;
 
-/// How wide a session's title is where a line that was found stands behind it.
+/// The width of a session's title if a matching line follows it.
 const TITLE: usize = 16;
 
-/// Draws a panel.
 pub(super) fn draw(
     app: &App,
     panel: &Panel,
@@ -124,7 +123,7 @@ fn arms(
     list(picker, rows, frame, above, measures);
 }
 
-/// What an arm's profile is, in a few words.
+/// A short description of an arm's profile.
 fn about(app: &App, arm: &str) -> String {
     let Some(profile) = app.profile(arm) else {
         return String::new();
@@ -198,7 +197,7 @@ fn sessions(
     );
 }
 
-/// When a session was begun, what it is and about what; who answers.
+/// The columns of a session's row: its time, kind and title or matching line; its arms.
 fn row(session: &Session, picker: &Picker) -> (String, String) {
     let head = &session.head;
     let when = jiff::Timestamp::from_second(head.created as i64).unwrap_or_default();
@@ -210,7 +209,7 @@ fn row(session: &Session, picker: &Picker) -> (String, String) {
     };
     let title = wrap::printable(session.title());
     match matching_line(session, picker) {
-        // What is searched for is to be in sight.
+        // The match must be visible.
         Some(line) => {
             let (title, line) = (wrap::shortened(&title, TITLE), wrap::printable(&line));
             (format!("{when}  {what:<7}  {title}  {line}"), String::new())
@@ -219,7 +218,7 @@ fn row(session: &Session, picker: &Picker) -> (String, String) {
     }
 }
 
-/// A line to search in, and what is found, with a note at the right.
+/// A search line and its matches, with notes on the right.
 fn list(
     picker: &Picker,
     rows: Vec<(String, String)>,

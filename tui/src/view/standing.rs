@@ -1,5 +1,4 @@
-//! What to show where there is nothing yet: how things stand with the server,
-//! and what can be done.
+//! The content of empty screens: the state of the server, and hints for the first steps.
 
 use ratatui::style::{Color, Style};
 use ratatui::text::{Line, Span};
@@ -9,10 +8,10 @@ use crate::app::{App, Arms, MOST_PANES};
 use crate::keymap::Action;
 use crate::wrap;
 
-/// How wide the column of keys is.
+/// The width of the column of keys.
 const KEYS: usize = 8;
 
-/// Where nothing was said yet.
+/// An empty conversation.
 pub(super) fn chat(app: &App, width: usize) -> Vec<Line<'static>> {
     let Arms::Known(arms) = &app.arms else {
         return server(app, width);
@@ -47,7 +46,7 @@ pub(super) fn chat(app: &App, width: usize) -> Vec<Line<'static>> {
     lines
 }
 
-/// Where nothing was compared yet.
+/// An empty comparison.
 pub(super) fn compare(app: &App, width: usize) -> Vec<Line<'static>> {
     let chosen = &app.compare.chosen;
     if chosen.is_empty() {
@@ -76,7 +75,7 @@ pub(super) fn compare(app: &App, width: usize) -> Vec<Line<'static>> {
     lines
 }
 
-/// How things stand with a server that has named no arms.
+/// The state of a server that has not listed any arms.
 pub(super) fn server(app: &App, width: usize) -> Vec<Line<'static>> {
     match &app.arms {
         Arms::Waiting(why) => {

@@ -1,4 +1,4 @@
-//! What is on the screen, as snapshots.
+//! Snapshots of the screen.
 
 mod any;
 mod mouse;
@@ -76,7 +76,7 @@ impl Scene {
         self.press(&["enter"]);
     }
 
-    /// An answer that has ended, with round numbers.
+    /// A complete answer, with round numbers.
     fn exchange(&mut self, question: &str, answer: &str) {
         let messages = &mut self.app.chat.session.messages;
         messages.push(Message::user(question));
@@ -253,7 +253,7 @@ fn a_report_is_offered_where_there_is_something_to_export() {
     scene.app.compare.panes[1].finish = Some("stop".into());
     let screen = scene.screen();
     assert!(screen.contains("F10 report"), "{screen}");
-    // The tokens that are counted are those that are shown.
+    // The visible tokens are counted.
     assert!(screen.contains(" 3 tokens"), "{screen}");
 }
 
@@ -316,14 +316,14 @@ fn a_selected_message_is_scrolled_to() {
     assert!(screen.contains("Question 1"), "{screen}");
 }
 
-/// Two arms; the second says one token that the first would not have said.
+/// Two arms; the second generates one token that the first would not have.
 fn compared(scene: &mut Scene) {
     scene.press(&["f2"]);
     scene.app.compare.chosen.truncate(2);
     compare_chosen(scene, &json!([{}, {}]));
 }
 
-/// The same, of the arms that are chosen, of which the server says this.
+/// A comparison of the chosen arms, with this metadata from the server.
 fn compare_chosen(scene: &mut Scene, arms: &serde_json::Value) {
     scene.ask("What is the capital of France?");
     scene.app.compare.seed = 7;
@@ -404,7 +404,7 @@ fn the_title_names_the_profile_that_the_last_answer_came_from() {
     };
     let title = answered(&mut scene, "gemma-3-270m", Some("urial-ja"));
     assert!(title.contains("gemma-3-270m (urial-ja)"), "{title}");
-    // Where the id names it, and of another server.
+    // If the id names it, and for another server.
     for (arm, profile) in [("gemma-3-270m@urial", Some("urial")), ("gpt", None)] {
         let title = answered(&mut scene, arm, profile);
         assert!(title.contains(arm) && !title.contains('('), "{title}");
@@ -430,7 +430,7 @@ fn the_token_that_is_looked_at_shows_what_else_could_have_been_said() {
 fn tokens_have_the_colours_of_their_shift_or_of_their_probability() {
     let mut scene = Scene::new(80, 24);
     compared(&mut scene);
-    // Where the second pane's text begins.
+    // The beginning of the second pane's text.
     let words = [(42, 3), (45, 3), (48, 3)];
     let styles = |scene: &mut Scene| {
         let buffer = scene.buffer();

@@ -1,6 +1,6 @@
-// What an arm is, in words, and what the server takes where a field of the chat is empty.
+// Descriptions of arms, and the server's defaults for empty fields of the chat.
 
-/** What the two profiles do that every model has; the server lists only the others. */
+/** Descriptions of the two profiles that every model has; the server lists only the others. */
 const BUILT_IN = {
   base: "The model by itself: it continues the last message's text, and nothing stands before it.",
   turn: "The conversation in the profile's markup, without its examples.",
@@ -15,12 +15,12 @@ const DEFAULTS = {
   guidance: ({ guidance }) => guidance ?? 0,
 };
 
-/** Whether an arm's answers can be guided: without turns no question can be left empty. */
+/** Whether an arm supports guidance: without turns no question can be left empty. */
 function canBeGuided(model) {
   return model.profile !== "base";
 }
 
-/** What an arm is: paragraphs. */
+/** A description of an arm, as paragraphs. */
 function aboutArm(model, profiles) {
   const used =
     model.adapter === null ? null : make("p", {}, "Adapter ", make("b", {}, model.adapter));
@@ -37,7 +37,7 @@ function aboutArm(model, profiles) {
   return aboutProfile(usual, [usual, ...variants]);
 }
 
-/** A profile's description, and the languages of it and those that may take its place. */
+/** A profile's description, and the languages of it and of its variants. */
 function aboutProfile({ id, title, description, language }, variants) {
   const languages = variants.map((variant) => languageName(variant.language));
   const chosen = languages.length > 1 ? ", by the first question's language" : "";
@@ -52,7 +52,7 @@ function aboutProfile({ id, title, description, language }, variants) {
   ];
 }
 
-/** A language's English name, or its tag where that is unknown. */
+/** A language's English name, or its tag if that is unknown. */
 function languageName(tag) {
   try {
     return new Intl.DisplayNames("en", { type: "language" }).of(tag);

@@ -1,18 +1,18 @@
 // The chat tab: one arm, turn by turn.
 
-/** How far from the end of the page, in pixels, still counts as at it. */
+/** The distance from the end of the page, in pixels, that still counts as at the end. */
 const NEAR_END = 80;
 
-/** The conversation, and the answer that is being written. */
+/** The conversation, and the answer that is being generated. */
 class Chat {
   #turns = [];
   #views = [];
   #models = [];
   #profiles = [];
   #controller = null;
-  /** While the last question is being edited, what stood in the field before; else null. */
+  /** While the last question is being edited, the previous text of the field; otherwise null. */
   #draft = null;
-  /** The arm that was chosen before the page was loaded again. */
+  /** The arm that was chosen before the page was reloaded. */
   #keptArm;
 
   constructor(server) {
@@ -22,7 +22,7 @@ class Chat {
       event.preventDefault();
       this.#send();
     });
-    // A field that is wrong can be seen, so that the browser can point at it.
+    // Opens the section of an invalid field, so that the browser can point at it.
     form.addEventListener("invalid", () => (part("chat-more").open = true), true);
     sendFromKeyboard(form, [part("message"), part("chat-system")]);
     part("chat-arm").addEventListener("change", () => this.#showArm());
@@ -41,7 +41,7 @@ class Chat {
     part("chat-more").open = matchMedia("(min-width: 64rem)").matches;
   }
 
-  /** Offers these arms. */
+  /** Fills the list of arms. */
   welcome(models, profiles) {
     [this.#models, this.#profiles] = [models, profiles];
     const field = part("chat-arm");
@@ -50,7 +50,7 @@ class Chat {
     this.#showArm();
   }
 
-  /** Says what went wrong. */
+  /** Shows an error. */
   complain(error) {
     this.server.complain(part("chat-problem"), error);
   }
@@ -59,7 +59,7 @@ class Chat {
     part("message").focus();
   }
 
-  /** Says what the chosen arm is, and what it takes where a field is empty. */
+  /** Describes the chosen arm, and shows its defaults as placeholders. */
   #showArm() {
     const model = this.#models.find(({ id }) => id === part("chat-arm").value);
     if (!model) return;
@@ -78,12 +78,12 @@ class Chat {
     return part("chat-form").elements.namedItem(name);
   }
 
-  /** Whether a question can be asked: the arms are known, and none is being answered. */
+  /** Whether a question can be sent: the arms are known, and no answer is running. */
   get #isReady() {
     return this.#controller === null && this.#models.length > 0;
   }
 
-  /** Asks what stands in the field. */
+  /** Sends the question in the field. */
   async #send() {
     const question = part("message").value;
     if (!this.#isReady) return;
@@ -97,7 +97,8 @@ class Chat {
     part("message").value = "";
     if (isEdited) this.#endEditing();
     if (await this.#answer(question)) return;
-    // Nothing came: all is as it was, with the question before what was written since.
+    // Nothing arrived: everything is restored, with the question before newer text in the
+    // field.
     this.#turns = before;
     this.#draw();
     if (isEdited) this.#edit();
@@ -105,7 +106,7 @@ class Chat {
     part("message").value = since === "" ? question : `${question}\n${since}`;
   }
 
-  /** Asks the last question once more. */
+  /** Sends the last question once more. */
   async #repeat() {
     if (!this.#isReady) return;
     this.#endEditing();
@@ -116,7 +117,9 @@ class Chat {
     this.#draw();
   }
 
-  /** Has a question answered after the turns there are; returns whether anything came. */
+  /**
+   * Requests an answer to a question after the existing turns; returns whether anything arrived.
+   */
   async #answer(question) {
     const answer = newAnswer(part("chat-arm").value);
     this.#turns = [...this.#turns, { question, answer }];
@@ -174,7 +177,7 @@ class Chat {
     part("message").focus();
   }
 
-  /** Puts back what stood in the field before. */
+  /** Restores the text that was in the field before editing. */
   #endEditing() {
     if (this.#draft === null) return;
     part("message").value = this.#draft;
@@ -192,11 +195,11 @@ class Chat {
     part("message").focus();
   }
 
-  /** Draws what has changed, and the buttons that there are now. */
+  /** Draws changes, and updates the buttons. */
   #draw() {
     const isRunning = this.#controller !== null;
     const focused = document.activeElement;
-    // What is read aloud is the whole answer, once it is there.
+    // Screen readers announce the answer once it is complete.
     part("turns").ariaBusy = isRunning;
     this.#drawTurns();
     part("chat-tools").hidden = this.#turns.length === 0;
@@ -204,12 +207,12 @@ class Chat {
     part("chat-clear").disabled = isRunning;
     part("chat-idle").hidden = isRunning;
     part("chat-busy").hidden = !isRunning;
-    // A button that was pressed may be gone; the one that is there instead gets the focus.
+    // The button that was pressed may be gone; the one that replaces it gets the focus.
     if (!focused.checkVisibility()) part(isRunning ? "chat-stop" : "send").focus();
     this.#keep();
   }
 
-  /** Takes away the views of turns that are gone, and adds those of new ones. */
+  /** Removes the views of turns that are gone, and adds those of new ones. */
   #drawTurns() {
     const kept = this.#views.filter(({ turn }) => this.#turns.includes(turn));
     for (const view of this.#views) if (!kept.includes(view)) view.element.remove();
@@ -229,7 +232,7 @@ class Chat {
     this.#views.at(-1)?.update();
   }
 
-  /** Does something to the page, and stays at its end if that is what was seen. */
+  /** Changes the page, and keeps it scrolled to its end if it was. */
   #follow(action) {
     const page = document.documentElement;
     const isAtEnd =
@@ -239,23 +242,23 @@ class Chat {
   }
 
   #say(status) {
-    // The same words again would be read aloud again.
+    // The same text set again would be announced again by screen readers.
     if (part("chat-status").textContent !== status) part("chat-status").textContent = status;
   }
 
   #keep() {
-    // The list of arms is empty until the server has been asked.
+    // The list of arms is empty until the server has answered.
     const fields = { arm: this.#keptArm, ...Object.fromEntries(new FormData(part("chat-form"))) };
     keepConversation(this.#turns, fields);
   }
 
-  /** Shows what was kept of the conversation before the page was loaded again. */
+  /** Restores the conversation from before the page was reloaded. */
   #restore() {
     const { turns, fields } = keptConversation();
     const { arm, ...others } = fields;
     for (const [name, value] of Object.entries(others)) this.#field(name).value = value;
     this.#keptArm = arm;
-    // Who left while an answer was being written stopped it.
+    // Leaving the page stopped a running answer.
     for (const { answer } of turns) if (answer.state === "running") answer.state = "stopped";
     this.#turns = turns;
     if (turns.length > 0) this.#draw();

@@ -1,8 +1,8 @@
-// A conversation as it is sent and kept: turns of `{ question, answer }`. An answer is
+// A conversation as it is sent and stored: turns of `{ question, answer }`. An answer is
 // `{ arm, profile, text, finish_reason, usage, times, state }`; its state is one of "running",
 // "complete", "stopped" and "broken".
 
-/** Its number goes up when what is kept changes its form. */
+/** The storage key. Its number increases whenever the stored form changes. */
 const CONVERSATION = "incant-conversation-1";
 
 /** An answer that has not begun. */
@@ -19,7 +19,7 @@ function newAnswer(arm) {
   };
 }
 
-/** Adds what a chunk of the stream says to an answer. */
+/** Adds a chunk of the stream to an answer. */
 function addChunk(answer, { choices, usage, profile }) {
   const { delta, finish_reason } = choices[0] ?? {};
   if (delta?.content) answer.times.first ??= performance.now();
@@ -32,7 +32,7 @@ function addChunk(answer, { choices, usage, profile }) {
   answer.profile ??= profile ?? null;
 }
 
-/** The messages that a request has, with the turns as far as there are any. */
+/** The messages of a request for the last turn's answer. */
 function messagesFor(turns, system) {
   const messages = turns.flatMap(({ question, answer }) => [
     { role: "user", content: question },
@@ -43,14 +43,14 @@ function messagesFor(turns, system) {
   return system.trim() === "" ? messages : [{ role: "system", content: system }, ...messages];
 }
 
-/** The turns as a text to take along. */
+/** The turns as plain text. */
 function transcript(turns) {
   return turns
     .flatMap(({ question, answer }) => [`You:\n${question}`, `${answer.arm}:\n${answer.text}`])
     .join("\n\n");
 }
 
-/** Keeps a conversation with the form's fields for as long as the browser tab is open. */
+/** Stores a conversation with the form's fields for as long as the browser tab is open. */
 function keepConversation(turns, fields) {
   if (turns.length === 0) {
     sessionStorage.removeItem(CONVERSATION);
@@ -59,12 +59,12 @@ function keepConversation(turns, fields) {
   try {
     sessionStorage.setItem(CONVERSATION, JSON.stringify({ turns, fields }));
   } catch {
-    // There is no room for it: half a conversation would be worse than none.
+    // The storage is full: half a conversation would be worse than none.
     sessionStorage.removeItem(CONVERSATION);
   }
 }
 
-/** What was kept; nothing where there is none. */
+/** The stored conversation, or an empty one. */
 function keptConversation() {
   return JSON.parse(sessionStorage.getItem(CONVERSATION)) ?? { turns: [], fields: {} };
 }

@@ -1,6 +1,6 @@
 // Turns on the page.
 
-/** How an answer ended, where it did not come to its own end. */
+/** Reasons why an answer is incomplete. */
 const ENDINGS = {
   length: "cut off at the limit",
   stopped: "stopped",
@@ -13,7 +13,7 @@ class TurnView {
   #arm = make("h3", {});
   #facts = make("ul", { class: "facts" });
 
-  /** `edit` and `repeat` are what the buttons do that only the last turn has. */
+  /** `edit` and `repeat` are the actions of buttons that only the last turn has. */
   constructor(turn, edit, repeat) {
     this.turn = turn;
     const answer = make("div", { class: "answer" }, this.#text);
@@ -46,7 +46,7 @@ class TurnView {
     this.update();
   }
 
-  /** Shows what has come. */
+  /** Shows data that has arrived. */
   update() {
     const { arm, profile, text, state } = this.turn.answer;
     const isNamed = arm.includes("@") || profile === null;

@@ -1,4 +1,4 @@
-//! Runs that are stopped, killed, or find the disk full.
+//! Runs that are stopped, killed, or hit a full disk.
 
 use super::*;
 use crate::train::files::faults::{self, Fault};
@@ -14,7 +14,7 @@ fn logged_steps(runner: &Runner) -> Vec<usize> {
     steps.collect()
 }
 
-/// Whatever is in a run's folder is whole.
+/// Checks that every file in a run's folder is complete.
 #[track_caller]
 fn is_whole(runner: &Runner, when: &str) {
     for entry in fs::read_dir(runner.folder.path()).unwrap() {
@@ -37,14 +37,14 @@ fn a_run_that_is_killed_at_any_moment_goes_on_as_if_it_had_not_been() {
     for moment in 0..moments {
         let runner = Runner::new(DPO);
         faults::begin(Fault::KilledAt(moment));
-        // As far as its files can tell, it is killed: nothing is written any more.
+        // The run is killed as far as its files can tell: nothing is written any more.
         let killed = runner.run(&Toy::new(), false, &mut Watcher::default());
         assert!(killed.unwrap_err().to_string().contains("killed"));
         faults::begin(Fault::None);
         let (student, mut watcher) = (Toy::new(), Watcher::default());
         runner.run(&student, true, &mut watcher).unwrap();
         assert_eq!(student.bits(), expected, "killed at {moment}");
-        // The log is that of one run.
+        // The log is that of an uninterrupted run.
         assert_eq!(logged_steps(&runner), (1..=8).collect::<Vec<_>>());
         is_whole(&runner, &format!("killed at {moment}"));
     }
@@ -77,7 +77,8 @@ fn a_disk_that_is_full_for_a_while_costs_no_step() {
                     let told = error.to_string();
                     if let TrainError::Unsaved { last, .. } = error {
                         went_on += 1;
-                        // All steps were made; of what was written the last is named.
+                        // All steps were made; the message names the last checkpoint that was
+                        // written.
                         assert_eq!(student.bits(), expected, "{when}");
                         let last = last.unwrap_or_default();
                         let names = last.is_dir() && told.contains(&*last.to_string_lossy());
@@ -86,7 +87,7 @@ fn a_disk_that_is_full_for_a_while_costs_no_step() {
                     let student = Toy::new();
                     let ended = runner.run(&student, true, &mut Watcher::default());
                     if let Err(TrainError::Finished(_)) = ended {
-                        // There was room for nothing but the adapter.
+                        // There was space for nothing but the adapter.
                         assert_eq!(runner.read("adapter_model.safetensors"), adapter);
                         continue;
                     }
@@ -147,7 +148,7 @@ fn where_no_checkpoint_is_whole_nothing_is_written_over() {
 #[test]
 fn a_run_that_is_told_to_stop_saves_and_can_go_on() {
     let (expected, ..) = Runner::new(Sft).whole();
-    // Step 4 is one after which held-out examples would be looked at.
+    // Step 4 is one after which the held-out examples would be evaluated.
     for told_at in [0, 3, 4, 5] {
         let runner = Runner::new(Sft);
         let mut watcher = Watcher {

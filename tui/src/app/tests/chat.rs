@@ -1,4 +1,4 @@
-//! In a conversation.
+//! Tests of chat mode.
 
 use super::*;
 
@@ -163,7 +163,7 @@ fn all_answers_to_a_question_are_kept_and_paged_through() {
     assert_eq!(story.said(), ["> one", "a"]);
     let saved = &story.saved().expect("the choice is saved").messages[1];
     assert_eq!((saved.variant, saved.variants.len()), (0, 2));
-    // What follows goes on from the answer that is shown.
+    // Later messages continue from the answer that is shown.
     story.press(&["alt-.", "alt-.", "alt-.", "alt-,"]);
     let (_, body) = story.ask("two");
     assert_eq!(body["messages"][1]["content"], "b");
@@ -196,7 +196,7 @@ fn an_answer_is_asked_for_again_so_that_it_can_be_another() {
         let asked = (body["temperature"].clone(), body["seed"].clone());
         (asked, !story.notice().is_empty())
     };
-    // At temperature 0, set or by itself, and where nobody knows.
+    // At temperature 0, set or the arm's own, and if it is unknown.
     let sampled = ((json!(0.7), Value::Null), true);
     assert_eq!(again(&|story| set(story, 0, "0")), sampled);
     assert_eq!(again(&|_| {}), sampled);
@@ -211,7 +211,7 @@ fn an_answer_is_asked_for_again_so_that_it_can_be_another() {
         }
     };
     assert_eq!(again(&own(json!(0.0))), sampled);
-    // Where answers differ by themselves nothing is changed.
+    // If answers differ by themselves nothing is changed.
     assert_eq!(again(&own(json!(0.5))), ((Value::Null, Value::Null), false));
     assert_eq!(
         again(&|story| set(story, 0, "0.3")),
@@ -340,7 +340,7 @@ fn a_question_is_not_lost_when_there_is_no_server() {
     story.write("one");
     story.press(&["enter"]);
     assert!(matches!(story.effects[..], [.., Effect::FetchArms { .. }]));
-    // Who goes on writing loses nothing either.
+    // Text typed in the meantime is not lost either.
     story.write("two");
     story.happen(Event::Arms(Err(Failure::local("cannot reach x: refused"))));
     assert_eq!(story.app.input.text(), "one\ntwo");

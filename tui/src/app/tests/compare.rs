@@ -1,4 +1,4 @@
-//! With several arms side by side.
+//! Tests of compare mode.
 
 use super::*;
 
@@ -27,7 +27,7 @@ impl Story {
         self.happen(Event::CompareChunk { request, chunk });
     }
 
-    /// A whole comparison of two arms.
+    /// A complete comparison of two arms.
     pub(super) fn comparison(&mut self) -> u64 {
         let (request, _) = self.ask("one");
         let settings = json!({"reference": 0, "temperature": [0.0]});

@@ -1,4 +1,4 @@
-//! In lists and settings.
+//! Tests of lists and settings.
 
 use super::*;
 use crate::sampling::FIELDS;
@@ -35,7 +35,7 @@ fn a_key_adds_guidance_to_an_arm_and_takes_it_away() {
 fn an_id_with_guidance_can_be_written_out_and_compared() {
     let mut story = Story::ready();
     story.press(&["f2", "f3"]);
-    // Those that were chosen are marked already.
+    // The chosen arms are marked already.
     story.press(&["down", "tab", "up"]);
     story.write("m@urial guidance=1.5");
     story.press(&["tab", "enter"]);
@@ -77,7 +77,7 @@ fn leaving_the_list_changes_nothing() {
 fn marked_arms_are_compared_in_the_order_of_marking() {
     let mut story = Story::ready();
     story.press(&["f2", "f3", "tab", "tab"]);
-    // Those that were chosen are marked already.
+    // The chosen arms are marked already.
     story.press(&["down", "tab", "down", "tab"]);
     story.press(&["up", "up", "tab", "tab", "enter"]);
     let (_, body) = story.ask("one");
@@ -209,7 +209,7 @@ fn a_comparison_is_found_and_opened_with_its_colours() {
     story.happen(Event::Analysis { id, analysis });
     let pane = &story.app.compare.panes[1];
     assert_eq!(pane.shift(0, 0), Some(Shift::Shifted));
-    // The report and another answer to the same come as before.
+    // The report and another answer to the same question work as before.
     story.press(&["f10"]);
     assert!(matches!(story.effects[..], [Effect::Export(_)]));
     story.press(&["f5"]);
@@ -294,7 +294,7 @@ fn a_session_is_named_in_the_list() {
         story.app.panel,
         Some(Panel::Sessions { all: None, .. })
     ));
-    // The one that is open keeps its name when it is saved again.
+    // An open session keeps its name when it is saved again.
     story.press(&["esc"]);
     story.exchange("two", "2");
     assert_eq!(story.saved().expect("it is saved").title(), "about cats");
@@ -326,14 +326,14 @@ fn a_session_is_deleted_by_pressing_its_key_twice() {
     story.press(&["alt-d"]);
     assert_eq!(story.effects, []);
     assert!(story.notice().contains("about dogs"), "{}", story.notice());
-    // The second time means the one that was named.
+    // The second press must be for the session that was named.
     story.press(&["down", "alt-d"]);
     assert_eq!(story.effects, []);
     story.press(&["alt-d"]);
     let id = cats.head.id;
     assert_eq!(story.effects, [Effect::Delete { id }, Effect::ListSessions]);
     assert_eq!(story.said().len(), 2);
-    // The one that is open is not saved again.
+    // The open session is not saved again.
     story.happen(found(std::slice::from_ref(&dogs)));
     story.press(&["up", "alt-d", "alt-d"]);
     assert_eq!(story.said(), Vec::<String>::new());

@@ -1,4 +1,4 @@
-//! Whatever is pressed, clicked, written, answered and resized, in any order.
+//! Random sequences of keys, clicks, texts, answers and sizes.
 
 use std::collections::VecDeque;
 
@@ -20,7 +20,7 @@ const TEXTS: [&str; 6] = [
     "| a | b |\n|---|---|\n| 1 | 二 |\n",
 ];
 
-/// A program, what it has asked for, and what it has saved.
+/// A program, its running requests, and its saved sessions.
 struct World {
     scene: Scene,
     chats: VecDeque<u64>,
@@ -55,7 +55,7 @@ impl World {
         }
     }
 
-    /// One of the things that can happen, as two numbers say.
+    /// A random step, chosen by these numbers.
     fn step(&mut self, what: u8, one: u16, other: u16) {
         let (one, other) = (usize::from(one), usize::from(other));
         let text = TEXTS[one % TEXTS.len()];

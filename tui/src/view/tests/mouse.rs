@@ -1,4 +1,4 @@
-//! What the mouse does to what is drawn.
+//! Mouse actions on drawn content.
 
 use ratatui::layout::Position;
 
@@ -7,7 +7,7 @@ use crate::app::{Effect, Panel, Pointer};
 use crate::session::{Head, Listing, Session};
 
 impl Scene {
-    /// Does something with the mouse where a text is on the screen.
+    /// A mouse action at the place of a text on the screen.
     fn point(&mut self, what: Pointer, text: &str) {
         let screen = self.screen();
         let found = screen.lines().enumerate().find_map(|(row, line)| {

@@ -1,4 +1,4 @@
-//! On a screen with little room.
+//! Tests with small screens.
 
 use super::*;
 
