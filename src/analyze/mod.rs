@@ -7,8 +7,9 @@
 //! arXiv 2312.01552). Besides the rank, a score has the token's probability and the KL
 //! divergence between the two distributions over the whole vocabulary, in both directions.
 //!
-//! A [`Report`] holds all of it in the form that is written as JSON. [`summary()`] computes the shares and means over many
-//! tokens, [`sampling()`] the diversity of answers, and [`page`] shows it all in a browser.
+//! A [`Report`] holds all of it in the form that is written as JSON. [`summary()`] computes the
+//! shares and means over many tokens, [`sampling()`] the diversity of answers, and [`page`]
+//! shows it all in a browser.
 //! Nothing here runs a model, reads a file or knows HTTP.
 
 mod bootstrap;

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use crate::engine::{self, AddAdapterError};
+use incant_engine::{self as engine, AddAdapterError};
 use incant_gguf::open::Location;
 use incant_model::lora::{Lora, LoraError};
 

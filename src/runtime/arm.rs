@@ -10,7 +10,7 @@ pub use prompt::{Prompt, PromptError, PromptInput, Wanted};
 
 use super::together::{Say, WishError, Wishes};
 use super::{Adapter, ArmInfo, BoundProfile, Model, Profiles, Runtime};
-use crate::engine::{self, Client, Generation, Prefix, Request, SubmitError};
+use incant_engine::{self as engine, Client, Generation, Prefix, Request, SubmitError};
 use crate::profile::{GuidanceDefaults, Message, Rendering, Role, SamplingDefaults, is_builtin};
 use crate::text::Tokenizer;
 use incant_gguf::nearest::{listed, nearest};

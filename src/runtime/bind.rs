@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use super::LoadError;
-use crate::engine::Prefix;
+use incant_engine::Prefix;
 use crate::profile::Profile;
 use crate::text::{Special, Tokenizer};
 

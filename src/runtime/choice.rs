@@ -10,7 +10,7 @@ use std::collections::VecDeque;
 use std::ops::Range;
 use std::sync::Arc;
 
-use crate::engine::{Event, FinishReason};
+use incant_engine::{Event, FinishReason};
 use crate::text::Tokenizer;
 use crate::text::decode::StreamDecoder;
 use crate::text::stop::StopMatcher;

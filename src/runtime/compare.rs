@@ -3,7 +3,7 @@
 //! All answers are generated together. With analysis, each token that an arm says is
 //! scored by every other arm whose model has the same tokens, after that arm's own
 //! rendering of the question: sequences that follow the answer as it is generated (see
-//! [`crate::engine::FollowRequest`]). They share the KV of the questions with the answers
+//! [`incant_engine::FollowRequest`]). They share the KV of the questions with the answers
 //! and run in the same steps.
 
 use std::collections::VecDeque;
@@ -17,8 +17,7 @@ use super::choice::{Choice, Entry, Piece, Vocabulary};
 use super::together::{self, Sequences};
 use super::{Arm, Partners, Prompt};
 use crate::analyze::{self, Alternative, Finish, ReportArm, Score, Token, Usage};
-use crate::engine::{
-    self, Client, Event, FinishReason, FollowRequest, GenerateRequest, Generation, Scored,
+use incant_engine::{self as engine, Client, Event, FinishReason, FollowRequest, GenerateRequest, Generation, Scored,
     SubmitError,
 };
 use crate::text::Tokenizer;

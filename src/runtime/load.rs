@@ -7,9 +7,9 @@ use std::sync::{Arc, PoisonError, RwLock};
 
 use super::adapters::Table;
 use super::bind::BoundProfile;
-use crate::engine::{Engine, EngineOptions, Warmed};
-use crate::exec::{Backend, ExecError, Footprint};
-use crate::kv::PrefixStore;
+use incant_engine::{Engine, EngineOptions, Warmed};
+use incant_engine::exec::{Backend, ExecError, Footprint};
+use incant_engine::kv::PrefixStore;
 use crate::profile::{
     CHAT_TEMPLATE_KEY, ChatTemplate, MARKERS_KEY, Part, PartKind, Profile, ProfileError,
     SamplingDefaults,
@@ -31,7 +31,7 @@ pub struct LoadOptions {
     /// What computes it.
     pub backend: Backend,
     /// The bytes that KV may take; `None` is
-    /// [`default_kv_memory`](crate::exec::default_kv_memory).
+    /// [`default_kv_memory`](incant_engine::exec::default_kv_memory).
     pub kv_memory: Option<usize>,
     /// How its engine schedules.
     pub engine: EngineOptions,

@@ -25,7 +25,7 @@ use futures_util::StreamExt;
 use futures_util::stream::FuturesUnordered;
 
 #[cfg(doc)]
-use crate::engine::Engine;
+use incant_engine::Engine;
 use crate::profile::SamplingDefaults;
 use incant_gguf::nearest::nearest;
 use incant_gguf::printable::excerpt;

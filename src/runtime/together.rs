@@ -9,8 +9,7 @@
 use std::fmt;
 
 use super::{Arm, Prompt, PromptError, PromptInput, Runtime, Wanted};
-use crate::engine::{
-    self, Client, GenerateRequest, Generation, JoinRequest, Request, Share, SubmitError, Together,
+use incant_engine::{self as engine, Client, GenerateRequest, Generation, JoinRequest, Request, Share, SubmitError, Together,
 };
 use crate::profile::{GuidanceDefaults, Message, without_question};
 use incant_gguf::printable::excerpt;
@@ -436,7 +435,7 @@ pub struct Partner {
 pub struct Partners {
     /// Who; nobody if the arm answers by itself.
     pub partners: Vec<Partner>,
-    /// See [`crate::engine::group()`].
+    /// See [`incant_engine::group()`].
     pub plausible: f32,
     /// Whether log-probabilities are those of the mixture.
     pub report_mixture: bool,

@@ -17,7 +17,7 @@ use tokio::sync::{AcquireError, OwnedSemaphorePermit, Semaphore};
 use tokio::time::{Instant, timeout, timeout_at};
 
 use super::errors::ApiError;
-use crate::engine::Client;
+use incant_engine::Client;
 
 /// The bytes of a body that is read, and worked on, without waiting for others. That is some
 /// 15,000 tokens of English.

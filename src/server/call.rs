@@ -15,7 +15,7 @@ use super::errors::ApiError;
 use super::fields::Fields;
 use super::log::{Learned, Peer, Trace};
 use super::metrics::Outcome;
-use crate::engine::Client;
+use incant_engine::Client;
 use crate::runtime::Arm;
 use crate::text::Cancel;
 use incant_gguf::printable::excerpt;

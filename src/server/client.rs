@@ -7,7 +7,7 @@ use http::HeaderMap;
 use super::ServeOptions;
 use super::keys;
 use super::log::{FORWARDED_FOR, Peer};
-use crate::engine::Client;
+use incant_engine::Client;
 
 /// The client of a request: its key where keys are asked for, else its address.
 ///

@@ -86,7 +86,7 @@ mod tests {
     use std::sync::Arc;
 
     use super::*;
-    use crate::engine::Prefix;
+    use incant_engine::Prefix;
 
     fn left(kept: i64, max_tokens: Option<usize>) -> (usize, Vec<u32>) {
         let extras = Extras {

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use super::Arm;
-use crate::engine::Prefix;
+use incant_engine::Prefix;
 use crate::profile::{Message, ProfileError, guard_for};
 use crate::text::{Bounds, Cancel, Halt, Special};
 

@@ -27,7 +27,7 @@ use super::deadline::Deadline;
 use super::errors::ApiError;
 use super::metrics::Outcome;
 use super::sse::{self, Frames};
-use crate::engine::{Event, FinishReason, GenerateRequest, Generation};
+use incant_engine::{Event, FinishReason, GenerateRequest, Generation};
 use crate::runtime::choice::{Choice, Echo, Entry, Piece};
 use crate::runtime::together;
 use crate::runtime::{Arm, Partners, Prompt};
@@ -490,7 +490,7 @@ pub(crate) fn fit(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::engine::Prefix;
+    use incant_engine::Prefix;
 
     fn room(prefix: usize, ids: usize, max_tokens: Option<usize>) -> Result<usize, ApiError> {
         let prefix = (prefix > 0).then(|| {

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::Usage;
-use crate::engine::Event;
+use incant_engine::Event;
 use crate::server::log::{Learned, Trace};
 use crate::server::metrics::{ArmMetrics, Outcome};
 

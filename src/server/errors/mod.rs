@@ -8,7 +8,7 @@ use std::time::Duration;
 use axum::response::{IntoResponse, Response};
 
 use super::deadline::Whose;
-use crate::engine::SubmitError;
+use incant_engine::SubmitError;
 use crate::runtime::{ArmError, PromptError};
 use incant_gguf::printable::excerpt;
 

@@ -9,7 +9,7 @@ use axum::extract::{self, State};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use crate::engine::AddAdapterError;
+use incant_engine::AddAdapterError;
 use crate::runtime::{self, AdapterError, Model};
 use crate::server::App;
 use crate::server::call::Post;

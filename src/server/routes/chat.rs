@@ -8,7 +8,7 @@ use serde::de::IntoDeserializer;
 use serde::de::value::{Error as UnknownWord, StringDeserializer};
 use serde::{Deserialize, Deserializer, Serialize};
 
-use crate::engine::FinishReason;
+use incant_engine::FinishReason;
 use crate::profile::{Message, Role};
 use crate::runtime::choice::{Entry, Piece};
 use crate::runtime::{Partner, Wanted};

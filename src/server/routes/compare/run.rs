@@ -9,7 +9,7 @@ use futures_util::stream::unfold;
 
 use super::{CompareChunk, CompareEvent, CompareResponse, Plan, Question};
 use crate::analyze::{Report, ReportArm, Settings};
-use crate::engine::Event;
+use incant_engine::Event;
 use crate::runtime::{Comparison, Said, Transcript, What};
 use crate::server::answer::{Usage, Watch};
 use crate::server::call::Call;

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
 
 use super::Worker;
-use crate::engine::{
+use crate::{
     Client, Engine, EngineOptions, Event, GenerateRequest, Generation, SubmitError,
 };
 use crate::exec::fake::{self, Fake, Step};

@@ -8,12 +8,14 @@
 mod adapter;
 mod cache;
 mod client;
+pub mod exec;
 mod fair;
 #[cfg(debug_assertions)]
 mod fault;
 mod follow;
 mod group;
 mod handle;
+pub mod kv;
 mod outlook;
 mod pace;
 mod places;
