@@ -8,14 +8,13 @@
 
 pub mod analyze;
 pub mod catalog;
-pub mod profile;
 pub mod runtime;
 pub mod server;
-pub mod text;
 pub mod train;
 
+pub use incant_engine::{self as engine, exec, kv};
 pub use incant_gguf::{self as gguf, mmap, open, printable};
 pub use incant_kernels as kernels;
-pub use incant_engine::{self as engine, exec, kv};
 pub use incant_model::{self as model, lora, quantize};
+pub use incant_prompt::{profile, text};
 pub use incant_sample as sample;

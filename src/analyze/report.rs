@@ -5,7 +5,7 @@ use serde::{Deserialize, Serialize};
 
 use super::token_json::{ZERO_PROBABILITY, finite, token_name};
 use super::{SamplingRow, Summary, sampling, summary};
-use crate::profile::Message;
+use incant_prompt::profile::Message;
 use incant_sample::Divergence;
 
 #[cfg(test)]

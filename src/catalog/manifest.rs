@@ -9,8 +9,8 @@ use std::fmt;
 
 use serde::Deserialize;
 
-use crate::profile::SamplingDefaults;
 use incant_gguf::printable::printable;
+use incant_prompt::profile::SamplingDefaults;
 
 /// One model: what it is, under which terms, and where its file comes from.
 #[derive(Clone, Debug, Deserialize, PartialEq)]

@@ -11,10 +11,12 @@ pub use prompt::{Prompt, PromptError, PromptInput, Wanted};
 use super::together::{Say, WishError, Wishes};
 use super::{Adapter, ArmInfo, BoundProfile, Model, Profiles, Runtime};
 use incant_engine::{self as engine, Client, Generation, Prefix, Request, SubmitError};
-use crate::profile::{GuidanceDefaults, Message, Rendering, Role, SamplingDefaults, is_builtin};
-use crate::text::Tokenizer;
 use incant_gguf::nearest::{listed, nearest};
 use incant_gguf::printable::excerpt;
+use incant_prompt::profile::{
+    GuidanceDefaults, Message, Rendering, Role, SamplingDefaults, is_builtin,
+};
+use incant_prompt::text::Tokenizer;
 
 /// A resolved arm.
 #[derive(Clone)]
@@ -145,7 +147,7 @@ impl Arm {
 
     /// The same arm for a conversation: where it names no profile and the model's default
     /// one has a variant in the language of the first question, it is that one. Variants
-    /// say so themselves (see [`Profile::variant_of`](crate::profile::Profile::variant_of)).
+    /// say so themselves (see [`Profile::variant_of`](incant_prompt::profile::Profile::variant_of)).
     pub fn for_conversation(&self, messages: &[Message]) -> Arm {
         let first = messages.iter().find(|message| message.role == Role::User);
         let language = first.and_then(|message| language_of(&message.content));

@@ -4,8 +4,8 @@ use std::sync::Arc;
 
 use super::LoadError;
 use incant_engine::Prefix;
-use crate::profile::Profile;
-use crate::text::{Special, Tokenizer};
+use incant_prompt::profile::Profile;
+use incant_prompt::text::{Special, Tokenizer};
 
 /// The most bytes (and tokens) at the end of a prefix that may be encoded with
 /// what follows.

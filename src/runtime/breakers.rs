@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use super::Arm;
-use crate::text::Tokenizer;
+use incant_prompt::text::Tokenizer;
 use incant_sample::{Breakers, DryParams, SamplingParams};
 
 /// The sequence breakers `texts`, or the usual ones, as this tokenizer writes them. The

@@ -11,9 +11,9 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use incant_engine::{Event, FinishReason};
-use crate::text::Tokenizer;
-use crate::text::decode::StreamDecoder;
-use crate::text::stop::StopMatcher;
+use incant_prompt::text::Tokenizer;
+use incant_prompt::text::decode::StreamDecoder;
+use incant_prompt::text::stop::StopMatcher;
 use incant_sample::TokenLogprobs;
 
 /// What an answer needs to know of tokens.

@@ -17,10 +17,11 @@ use super::choice::{Choice, Entry, Piece, Vocabulary};
 use super::together::{self, Sequences};
 use super::{Arm, Partners, Prompt};
 use crate::analyze::{self, Alternative, Finish, ReportArm, Score, Token, Usage};
-use incant_engine::{self as engine, Client, Event, FinishReason, FollowRequest, GenerateRequest, Generation, Scored,
-    SubmitError,
+use incant_engine::{
+    self as engine, Client, Event, FinishReason, FollowRequest, GenerateRequest, Generation,
+    Scored, SubmitError,
 };
-use crate::text::Tokenizer;
+use incant_prompt::text::Tokenizer;
 use incant_sample::SamplingParams;
 
 /// One arm's side of a comparison.

@@ -7,17 +7,17 @@ use std::sync::{Arc, PoisonError, RwLock};
 
 use super::adapters::Table;
 use super::bind::BoundProfile;
-use incant_engine::{Engine, EngineOptions, Warmed};
 use incant_engine::exec::{Backend, ExecError, Footprint};
 use incant_engine::kv::PrefixStore;
-use crate::profile::{
-    CHAT_TEMPLATE_KEY, ChatTemplate, MARKERS_KEY, Part, PartKind, Profile, ProfileError,
-    SamplingDefaults,
-};
-use crate::text::{TokenKind, Tokenizer, TokenizerError};
+use incant_engine::{Engine, EngineOptions, Warmed};
 use incant_gguf::nearest::{listed, nearest};
 use incant_gguf::{Gguf, GgufError};
 use incant_model::{DecoderSpec, ModelError, arch};
+use incant_prompt::profile::{
+    CHAT_TEMPLATE_KEY, ChatTemplate, MARKERS_KEY, Part, PartKind, Profile, ProfileError,
+    SamplingDefaults,
+};
+use incant_prompt::text::{TokenKind, Tokenizer, TokenizerError};
 
 /// The profile that a base model chats with unless its manifest names another.
 pub const DEFAULT_PROFILE: &str = "assistant";

@@ -26,9 +26,9 @@ use futures_util::stream::FuturesUnordered;
 
 #[cfg(doc)]
 use incant_engine::Engine;
-use crate::profile::SamplingDefaults;
 use incant_gguf::nearest::nearest;
 use incant_gguf::printable::excerpt;
+use incant_prompt::profile::SamplingDefaults;
 
 pub use adapters::{Adapter, AdapterError, Adapters};
 pub use arm::{Answered, Arm, ArmError, Prompt, PromptError, PromptInput, Wanted};

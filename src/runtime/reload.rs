@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, PoisonError};
 
 use super::{BoundProfile, LoadError, Profiles, Runtime};
-use crate::profile::{Library, Profile};
+use incant_prompt::profile::{Library, Profile};
 
 impl Runtime {
     /// Serves the profiles of `library` from now on. Requests that have begun keep the

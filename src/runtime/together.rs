@@ -9,10 +9,12 @@
 use std::fmt;
 
 use super::{Arm, Prompt, PromptError, PromptInput, Runtime, Wanted};
-use incant_engine::{self as engine, Client, GenerateRequest, Generation, JoinRequest, Request, Share, SubmitError, Together,
+use incant_engine::{
+    self as engine, Client, GenerateRequest, Generation, JoinRequest, Request, Share, SubmitError,
+    Together,
 };
-use crate::profile::{GuidanceDefaults, Message, without_question};
 use incant_gguf::printable::excerpt;
+use incant_prompt::profile::{GuidanceDefaults, Message, without_question};
 use incant_sample::{MOST_WEIGHT, PLAUSIBLE};
 
 /// The most arms of a mix beside the one that answers.

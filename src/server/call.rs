@@ -15,10 +15,10 @@ use super::errors::ApiError;
 use super::fields::Fields;
 use super::log::{Learned, Peer, Trace};
 use super::metrics::Outcome;
-use incant_engine::Client;
 use crate::runtime::Arm;
-use crate::text::Cancel;
+use incant_engine::Client;
 use incant_gguf::printable::excerpt;
+use incant_prompt::text::Cancel;
 
 /// Unknown field names remembered, each cut short, so that a hostile client cannot fill the
 /// memory with them.

@@ -22,12 +22,12 @@ use super::deadline::time_limit;
 use super::errors::ApiError;
 use super::fields::{Few, Object, TextOr, whole};
 use crate::analyze::Samplers;
-use crate::profile::{
+use crate::runtime::{Arm, breakers};
+use incant_gguf::printable::excerpt;
+use incant_prompt::profile::{
     MAX_BREAKER_BYTES, MAX_BREAKERS, MOST_DRY_TOKENS, SamplingDefaults, breakers_problem,
 };
-use crate::runtime::{Arm, breakers};
-use crate::text::{Special, Tokenizer};
-use incant_gguf::printable::excerpt;
+use incant_prompt::text::{Special, Tokenizer};
 use incant_sample::{self as sample, DryParams, SamplingParams};
 
 /// The most answers one request may ask for, as OpenAI has it.

@@ -14,7 +14,7 @@ use tokio::task::AbortHandle;
 use tracing::Span;
 
 use super::body::SMALL;
-use crate::text::Cancel;
+use incant_prompt::text::Cancel;
 
 /// Where work is done.
 #[derive(Clone, Debug)]

@@ -34,7 +34,7 @@ use flate2::read::MultiGzDecoder;
 use sha2::{Digest, Sha256};
 
 use super::TrainError;
-use crate::profile::{Message, Role};
+use incant_prompt::profile::{Message, Role};
 
 /// A line of a file.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -2,7 +2,7 @@
 
 use super::data::{Content, Conversation, DataError, Entry, Place};
 use super::student::{Sample, Target};
-use crate::profile::Message;
+use incant_prompt::profile::Message;
 
 /// Renders conversations to tokens with the same chat template that serves them. An error is
 /// one line of text.

@@ -1,7 +1,7 @@
 use serde_json::json;
 
 use super::*;
-use crate::profile::Role;
+use incant_prompt::profile::Role;
 
 /// Two arms, one of which has answered with a whole token and half a character.
 fn report() -> Report {

@@ -2,7 +2,7 @@
 //! them, after what it would have been asked.
 
 use super::{Arm, Prompt, PromptError};
-use crate::profile::{Message, Rendering, Role, guard_for};
+use incant_prompt::profile::{Message, Rendering, Role, guard_for};
 
 /// A conversation that ends with an answer.
 #[derive(Clone, Debug)]
@@ -180,7 +180,7 @@ mod tests {
     use std::sync::Arc;
 
     use super::*;
-    use crate::profile::{ChatTemplate, Profile};
+    use incant_prompt::profile::{ChatTemplate, Profile};
 
     const CHATML: &str = "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}\
         <|im_end|>\n{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}";

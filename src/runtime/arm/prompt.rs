@@ -4,8 +4,8 @@ use std::sync::Arc;
 
 use super::Arm;
 use incant_engine::Prefix;
-use crate::profile::{Message, ProfileError, guard_for};
-use crate::text::{Bounds, Cancel, Halt, Special};
+use incant_prompt::profile::{Message, ProfileError, guard_for};
+use incant_prompt::text::{Bounds, Cancel, Halt, Special};
 
 /// A prompt that is ready to run.
 #[derive(Clone, Debug)]

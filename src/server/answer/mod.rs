@@ -27,11 +27,11 @@ use super::deadline::Deadline;
 use super::errors::ApiError;
 use super::metrics::Outcome;
 use super::sse::{self, Frames};
-use incant_engine::{Event, FinishReason, GenerateRequest, Generation};
 use crate::runtime::choice::{Choice, Echo, Entry, Piece};
 use crate::runtime::together;
 use crate::runtime::{Arm, Partners, Prompt};
-use crate::text::Tokenizer;
+use incant_engine::{Event, FinishReason, GenerateRequest, Generation};
+use incant_prompt::text::Tokenizer;
 
 pub(crate) use envelope::{Envelope, Shape};
 pub(crate) use logprobs::{ChatLogprobs, CompletionLogprobs, Measured, Names};

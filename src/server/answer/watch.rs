@@ -4,9 +4,9 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::Usage;
-use incant_engine::Event;
 use crate::server::log::{Learned, Trace};
 use crate::server::metrics::{ArmMetrics, Outcome};
+use incant_engine::Event;
 
 /// Measures a request's answers for the metrics and the log.
 pub(crate) struct Watch {

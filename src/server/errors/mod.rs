@@ -8,8 +8,8 @@ use std::time::Duration;
 use axum::response::{IntoResponse, Response};
 
 use super::deadline::Whose;
-use incant_engine::SubmitError;
 use crate::runtime::{ArmError, PromptError};
+use incant_engine::SubmitError;
 use incant_gguf::printable::excerpt;
 
 pub(crate) use wire::{ErrorBody, Refusal, SHOULD_RETRY};

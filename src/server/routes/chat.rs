@@ -8,8 +8,6 @@ use serde::de::IntoDeserializer;
 use serde::de::value::{Error as UnknownWord, StringDeserializer};
 use serde::{Deserialize, Deserializer, Serialize};
 
-use incant_engine::FinishReason;
-use crate::profile::{Message, Role};
 use crate::runtime::choice::{Entry, Piece};
 use crate::runtime::{Partner, Wanted};
 use crate::server::answer::{Answer, ChatLogprobs, Measured, Names, Plan, Planned, Shape, respond};
@@ -20,7 +18,9 @@ use crate::server::extras::Extras;
 use crate::server::fields::{Object, Skipped, TextOr, whole};
 use crate::server::guidance::GuidanceFields;
 use crate::server::lacking;
-use crate::text::Cancel;
+use incant_engine::FinishReason;
+use incant_prompt::profile::{Message, Role};
+use incant_prompt::text::Cancel;
 
 /// The most alternatives per token, as OpenAI has it.
 const MAX_TOP_LOGPROBS: i64 = 20;

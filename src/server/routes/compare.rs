@@ -13,7 +13,6 @@ use super::chat::{ChatMessage, conversation};
 use run::respond;
 
 use crate::analyze::{self, Finish, Report, ReportArm, Settings, Summary, Token, Usage};
-use crate::profile::{Message, SamplingDefaults};
 use crate::runtime::{
     Arm, Partners, Prompt, PromptInput, Runtime, Side, Wanted, Wishes, default_reference, room,
 };
@@ -23,8 +22,9 @@ use crate::server::controls::{Controls, Limits, Resolved, Stream, integer};
 use crate::server::errors::ApiError;
 use crate::server::fields::{Few, Object, whole};
 use crate::server::lacking;
-use crate::text::Cancel;
 use incant_gguf::printable::excerpt;
+use incant_prompt::profile::{Message, SamplingDefaults};
+use incant_prompt::text::Cancel;
 use incant_sample::fresh_seed;
 
 /// The most arms of one comparison.

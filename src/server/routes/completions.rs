@@ -9,7 +9,6 @@ use serde::{Deserialize, Serialize};
 use super::chat::FinishWord;
 use prompts::{PromptField, inputs, prompt_schema};
 
-use crate::profile::SamplingDefaults;
 use crate::runtime::choice::{Echo, Entry, Piece, Vocabulary};
 use crate::runtime::{Arm, Prompt, PromptInput, Say, Wanted};
 use crate::server::answer::{
@@ -22,7 +21,8 @@ use crate::server::extras::Extras;
 use crate::server::fields::whole;
 use crate::server::guidance::GuidanceFields;
 use crate::server::lacking;
-use crate::text::{Cancel, Tokenizer};
+use incant_prompt::profile::SamplingDefaults;
+use incant_prompt::text::{Cancel, Tokenizer};
 
 /// The most alternatives per token, as OpenAI has it.
 const MAX_LOGPROBS: i64 = 5;

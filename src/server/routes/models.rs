@@ -8,11 +8,11 @@ use axum::extract::{Path, State};
 use schemars::JsonSchema;
 use serde::Serialize;
 
-use crate::profile::SamplingDefaults;
 use crate::runtime::ArmInfo;
 use crate::server::App;
 use crate::server::errors::ApiError;
 use incant_gguf::printable::excerpt;
+use incant_prompt::profile::SamplingDefaults;
 
 /// Every arm that can be asked.
 #[derive(Debug, Serialize, JsonSchema)]

@@ -12,7 +12,7 @@ use crate::server::controls::check_ids;
 use crate::server::errors::ApiError;
 use crate::server::fields::whole;
 use crate::server::lacking;
-use crate::text::{Bounds, Special, Tokenizer};
+use incant_prompt::text::{Bounds, Special, Tokenizer};
 
 /// A text to tokenize. Two kinds of servers have two names for each field;
 /// where both are given, the first of each pair below counts.

@@ -4,8 +4,8 @@ use std::collections::BTreeSet;
 
 use super::written::{Line, Said, Told, told, transcript};
 use super::{Content, Conversation};
-use crate::profile::{Message, Role};
 use incant_gguf::printable::printable;
+use incant_prompt::profile::{Message, Role};
 
 /// Parses a line, or returns what is wrong with it.
 pub(super) fn content(line: &str, unread: &mut BTreeSet<String>) -> Result<Content, String> {

@@ -8,7 +8,7 @@ use serde::de::value::SeqAccessDeserializer;
 use serde::de::{Deserializer, IgnoredAny, SeqAccess, Visitor};
 use serde::{Deserialize, de};
 
-use crate::profile::{Message, Role};
+use incant_prompt::profile::{Message, Role};
 
 /// Unknown keys. Collecting them also keeps serde from accepting a list for an object.
 type Rest = BTreeMap<String, Option<IgnoredAny>>;

@@ -2,7 +2,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use super::*;
-use crate::profile::Role;
+use incant_prompt::profile::Role;
 
 /// A token for each byte; `U` opens the user's turn, `A` the assistant's, `.` ends it.
 struct Bytes {

@@ -4,10 +4,8 @@ use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
 
 use super::Worker;
-use crate::{
-    Client, Engine, EngineOptions, Event, GenerateRequest, Generation, SubmitError,
-};
 use crate::exec::fake::{self, Fake, Step};
+use crate::{Client, Engine, EngineOptions, Event, GenerateRequest, Generation, SubmitError};
 use incant_sample::SamplingParams;
 
 /// An engine whose turns the test takes.

@@ -9,7 +9,6 @@ use futures_util::stream::unfold;
 
 use super::{CompareChunk, CompareEvent, CompareResponse, Plan, Question};
 use crate::analyze::{Report, ReportArm, Settings};
-use incant_engine::Event;
 use crate::runtime::{Comparison, Said, Transcript, What};
 use crate::server::answer::{Usage, Watch};
 use crate::server::call::Call;
@@ -18,6 +17,7 @@ use crate::server::deadline::Deadline;
 use crate::server::errors::ApiError;
 use crate::server::metrics::Outcome;
 use crate::server::sse::{self, Frames};
+use incant_engine::Event;
 
 /// Runs the `plan` that `call` asked for and writes what comes.
 pub(super) async fn respond(call: &Call, plan: Plan) -> Result<Response, ApiError> {

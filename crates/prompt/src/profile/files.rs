@@ -14,7 +14,7 @@ use incant_gguf::open::{Kind, Location};
 /// Files of `prompts/`, with their texts.
 macro_rules! prompts {
     ($($file:literal,)*) => {
-        &[$(($file, include_str!(concat!("../../prompts/", $file)))),*]
+        &[$(($file, include_str!(concat!("../../../../prompts/", $file)))),*]
     };
 }
 
@@ -57,7 +57,7 @@ pub fn builtin() -> &'static [Arc<Profile>] {
 }
 
 /// Whether a profile is a built-in one.
-pub(crate) fn is_builtin(profile: &Arc<Profile>) -> bool {
+pub fn is_builtin(profile: &Arc<Profile>) -> bool {
     builtin().iter().any(|other| Arc::ptr_eq(profile, other))
 }
 

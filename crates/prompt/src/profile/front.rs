@@ -181,7 +181,7 @@ impl SamplingDefaults {
     }
 
     /// Names the first field that is out of range, and the range.
-    pub(crate) fn out_of_range(&self) -> Option<String> {
+    pub fn out_of_range(&self) -> Option<String> {
         let within = |name: &str, value: Option<f32>, low: f32, high: f32| match value {
             Some(value) if !(low..=high).contains(&value) => {
                 Some(format!("sampling.{name} is {value}, not {low} to {high}"))
@@ -264,15 +264,15 @@ impl GuidanceDefaults {
 }
 
 /// The largest number of tokens that DRY's parameters accept.
-pub(crate) const MOST_DRY_TOKENS: u32 = 1_000_000;
+pub const MOST_DRY_TOKENS: u32 = 1_000_000;
 
 /// The maximum number of sequence breakers, and of bytes of each. They are limited because each
 /// one is searched for in the whole vocabulary.
-pub(crate) const MAX_BREAKERS: usize = 16;
-pub(crate) const MAX_BREAKER_BYTES: usize = 64;
+pub const MAX_BREAKERS: usize = 16;
+pub const MAX_BREAKER_BYTES: usize = 64;
 
 /// Describes what is wrong with a list of sequence breakers, as the end of a sentence.
-pub(crate) fn breakers_problem(texts: &[String]) -> Option<String> {
+pub fn breakers_problem(texts: &[String]) -> Option<String> {
     let long = |text: &String| text.len() > MAX_BREAKER_BYTES;
     if texts.iter().any(String::is_empty) {
         return Some("must not hold an empty text".to_owned());
