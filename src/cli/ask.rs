@@ -29,7 +29,7 @@ use crate::config::ModelArgs;
 pub(crate) struct Args {
     /// The question; - reads it from the standard input
     question: String,
-    /// Which arm answers: MODEL[@PROFILE][+ADAPTER] [default: the model as it chats]
+    /// The arm that answers: MODEL[@PROFILE][+ADAPTER] [default: the model as it chats]
     #[arg(long, short)]
     arm: Option<String>,
     /// Ask this server, of incant or any other with OpenAI's REST API, instead of loading a

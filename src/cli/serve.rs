@@ -78,7 +78,7 @@ impl Args {
         }
         let mut options = self.edges.resolve(ServeOptions {
             strict: self.strict,
-            // IP addresses, which fail to parse here, are always allowed.
+            // An IP address may fail to parse here, but is always allowed.
             hosts: self.host.parse().into_iter().collect(),
             adapter_folder: self.adapter_dir,
             request_timeout: self.request_timeout,

@@ -1,4 +1,4 @@
-//! Reads on the bodies of requests that were refused early (lingering close).
+//! Reads the rest of the bodies of requests that were refused early (lingering close).
 //!
 //! A connection that closes while its client still sends is reset, and the client may never see why
 //! its request was refused. So an unread body is read and discarded beside the answer, for a while:

@@ -66,7 +66,7 @@ enum Method {
     Simpo {
         #[command(flatten)]
         flags: Flags,
-        /// The factor of the difference between the answers' rewards
+        /// The factor of the difference between the answers' mean log-probabilities
         #[arg(long, value_name = "BETA", default_value_t = 2.0, value_parser = flags::positive)]
         beta: f64,
         /// The target margin of the chosen answer, divided by beta

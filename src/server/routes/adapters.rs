@@ -32,7 +32,7 @@ pub(crate) struct Adapter {
     id: String,
     /// Always `adapter`.
     object: &'static str,
-    /// What follows the `+` in a model id.
+    /// The name after the `+` in a model id.
     name: String,
     /// The model that it adapts.
     model: String,

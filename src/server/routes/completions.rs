@@ -33,7 +33,8 @@ const DEFAULT_MAX_TOKENS: usize = 16;
 /// A text to continue.
 #[derive(Debug, Deserialize, JsonSchema)]
 pub(crate) struct CompletionRequest {
-    /// The arm that answers. `MODEL` is the raw model; with `@PROFILE` it continues right after the profile's text.
+    /// The arm that answers. `MODEL` is the raw model; with `@PROFILE` it continues right after the
+    /// profile's text.
     model: String,
     /// A text, a list of texts, a list of token ids, or a list of such lists.
     #[schemars(schema_with = "prompt_schema")]

@@ -33,7 +33,7 @@ struct Broken {
 /// One profile.
 #[derive(Debug, Serialize, JsonSchema)]
 struct Profile {
-    /// What follows the `@` in a model id.
+    /// The name after the `@` in a model id.
     id: String,
     /// Always `profile`.
     object: &'static str,
