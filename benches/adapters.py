@@ -1,10 +1,10 @@
 #!/usr/bin/env python3
-"""What eight adapters cost: eight answers at once, each under its own, beside eight of the base.
+"""Measures the cost of eight adapters: eight concurrent answers, each with its own adapter, beside eight of the base.
 
     benches/adapters.py ADAPTER [--model NAME] [--rounds N] [--tokens N] [--binary FILE]
 
-Starts a server of its own with the adapter loaded eight times under eight names, which shares
-nothing between them, and asks in turns: pairs in one run, medians of the ratios.
+Starts a server of its own with the adapter loaded eight times under eight names, which share
+nothing, and measures both in turns: pairs in one run, medians of the ratios.
 """
 
 import argparse

@@ -1,10 +1,10 @@
 #!/usr/bin/env python3
-"""What analysis costs: three arms that score each other's tokens, beside the same three that only answer.
+"""Measures the cost of analysis: three arms that score each other's tokens, beside the same three that only answer.
 
     benches/analysis.py [--model NAME] [--rounds N] [--tokens N] [--binary FILE] [--arms ID,ID,…]
 
-Starts a server of its own and asks POST /v1/compare in turns with and without `analysis`: pairs in one run,
-medians of the ratios. Answers of a fixed length, so that both do the same work.
+Starts a server of its own and sends POST /v1/compare in turns with and without `analysis`: pairs in one run,
+medians of the ratios. Answers have a fixed length, so that both do the same work.
 """
 
 import argparse

@@ -3,11 +3,10 @@
 
     benches/compare.py [--rounds N] [--peer FOLDER] [--threads N] MODEL.gguf...
 
-Each round runs incant once and both of llama.cpp's builds once (peer.sh makes
-them), so that whatever else the machine does hits all of them alike. A ratio is
-the median over the rounds of incant's rate over that of the better of the two
-builds in the same round. The incant that is measured is target/release/incant;
-INCANT_ISA reaches it.
+Each round runs incant once and both of llama.cpp's builds once (built by peer.sh),
+so that other load on the machine affects all of them alike. A ratio is the median
+over the rounds of incant's rate over that of the better of the two builds in the
+same round. The binary of incant is target/release/incant, which obeys INCANT_ISA.
 """
 
 import argparse
@@ -18,7 +17,7 @@ import subprocess
 import sys
 
 HERE = pathlib.Path(__file__).resolve().parent
-# What peer.sh calls a test, and what `incant bench` measures for it.
+# Maps peer.sh's names of tests to the measurements of `incant bench`.
 TESTS = {
     "pp512": ("prefill of 512", ("prefill", 1, 0, 512)),
     "tg64": ("decode, 1 sequence", ("decode", 1, 0, None)),

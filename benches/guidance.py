@@ -1,11 +1,11 @@
 #!/usr/bin/env python3
-"""What guidance costs: chats that are guided, beside the same number of chats that are not.
+"""Measures the cost of classifier-free guidance: chats with it, beside the same number of chats without it.
 
     benches/guidance.py [--model NAME] [--rounds N] [--tokens N] [--binary FILE] [--chats 1,8] [--weight W]
 
-Starts a server of its own and has so many clients chat at once, with guidance and without, in turns: pairs in one
-run, medians of the ratios of tokens per second. Answers of a fixed length under one profile whose text is warm, so
-that both do the same work but for the guide.
+Starts a server of its own and lets this number of clients chat concurrently, with and without guidance, in turns:
+pairs in one run, medians of the ratios of tokens per second. Answers have a fixed length and one profile whose prefix
+is cached, so that both do the same work except for the guide.
 """
 
 import argparse
@@ -35,7 +35,7 @@ def ask(url, arm, question, tokens, weight):
 
 
 def rate(url, arm, chats, tokens, weight):
-    """Tokens per second of all chats together."""
+    """Returns the tokens per second of all chats together."""
     began = time.monotonic()
     with concurrent.futures.ThreadPoolExecutor(chats) as pool:
         questions = [QUESTIONS[chat % len(QUESTIONS)] for chat in range(chats)]

@@ -1,4 +1,4 @@
-//! The kernels, one by one, for every instruction set that is here:
+//! Benchmarks of the kernels, one by one, for every available instruction set:
 //! `cargo bench --bench kernels`.
 
 #![allow(unsafe_code)]
@@ -20,7 +20,7 @@ const TYPES: [TensorType; 7] = [
     TensorType::F16,
 ];
 
-/// Numbers between −1 and 1, the same ones every time.
+/// Returns pseudo-random numbers between −1 and 1, always the same ones.
 fn numbers(count: usize) -> Vec<f32> {
     let mut state = 1u64;
     let mut next = || {
@@ -30,7 +30,7 @@ fn numbers(count: usize) -> Vec<f32> {
     (0..count).map(|_| next()).collect()
 }
 
-/// Weights of any bits: only finite scales matter, and 0x2c2c is about 0.07.
+/// Returns weights of arbitrary bits: only finite scales matter, and 0x2c2c is about 0.07.
 fn weights(kind: TensorType, rows: usize, columns: usize) -> Matrix {
     let bytes = rows * columns / kind.block_size() * kind.type_size();
     let matrix = Matrix::pack(kind, rows, columns, &vec![0x2c; bytes]);
@@ -48,7 +48,7 @@ fn activations(isa: Isa, matrix: &Matrix, rows: usize, prompts: usize) -> Activa
     activations
 }
 
-/// One thread, weights in the second-level cache: what computing costs.
+/// Measures matrix products on one thread, with weights in the L2 cache: the compute cost.
 fn products(criterion: &mut Criterion) {
     const ROWS: usize = 256;
     const COLUMNS: usize = 1024;
@@ -74,7 +74,7 @@ fn products(criterion: &mut Criterion) {
     }
 }
 
-/// As a step of training does it: many rows on one thread, both ways.
+/// Measures a training step's matrix products, forward and backward: many rows on one thread.
 fn training(criterion: &mut Criterion) {
     const ROWS: usize = 512;
     for kind in [TensorType::Q8_0, TensorType::Q5_0, TensorType::Q4_K] {
@@ -102,7 +102,7 @@ fn training(criterion: &mut Criterion) {
     }
 }
 
-/// Queries of a prompt or of a few sequences over one chunk of keys.
+/// Measures attention: queries of a prompt or of a few sequences over one chunk of keys.
 fn attend(criterion: &mut Criterion) {
     let mut group = criterion.benchmark_group("attention");
     for head_dim in [64, 256] {

@@ -1,19 +1,19 @@
 #!/usr/bin/env bash
-# Builds llama.cpp, the engine whose speed we compare with, and measures it.
+# Builds llama.cpp, the engine that incant is compared with, and measures its speed.
 #
 #   benches/peer.sh [-o FOLDER] [build]
 #   benches/peer.sh [-o FOLDER] [-r REPETITIONS] [-t THREADS] measure MODEL.gguf...
 #
-# The source is the one that the Python package llama-cpp-python ships. Two builds
-# are made of it, because neither is the faster one for every model:
+# The source is the one in the Python package llama-cpp-python. It is built twice, because neither
+# build is the faster one for every model:
 #
-#   native           everything that the compiler finds on this machine, AMX included
+#   native           all features that the compiler finds on this machine, AMX included
 #   portable-avx512  AVX-512 with VBMI, VNNI and BF16, without AMX; on a machine
-#                    that lacks one of these it is portable-avx2 instead
+#                    without one of these it is portable-avx2 instead
 #
-# FOLDER (by default incant/peer in the user's cache folder) receives the source and
-# the builds; what is already there is not built again. `measure` prints one JSON
-# object per line for each build, model and test, in tokens per second:
+# FOLDER (by default incant/peer in the user's cache folder) contains the source and the builds;
+# existing ones are not built again. `measure` prints one JSON object per line for each build, model
+# and test, in tokens per second:
 #
 #   pp512        one prompt of 512 tokens
 #   tg64         64 tokens generated after an empty context
@@ -21,7 +21,7 @@
 #   tg64x8       64 tokens generated in each of 8 sequences at once, summed,
 #                after a prompt of 16 tokens each
 #
-# Python 3 with its venv module and a C++ compiler must be present.
+# Requires Python 3 with its venv module, and a C++ compiler.
 set -euo pipefail
 
 package=llama-cpp-python
@@ -44,7 +44,8 @@ fail() {
     exit 1
 }
 
-# has_features FLAG...: whether the processor has all of them, by the names of /proc/cpuinfo.
+# has_features FLAG...: returns whether the processor has all of them, by the names of
+# /proc/cpuinfo.
 has_features() {
     local flags flag
     flags=" $(sed -n '/^flags/{s/.*: //p;q}' /proc/cpuinfo) "
@@ -53,7 +54,7 @@ has_features() {
     done
 }
 
-# The name of the build that uses no more than a fixed list of instruction sets.
+# Prints the name of the build that uses only a fixed list of instruction sets.
 portable_build() {
     if has_features avx512f avx512cd avx512vl avx512dq avx512bw \
         avx512vbmi avx512_vnni avx512_bf16; then
@@ -63,7 +64,7 @@ portable_build() {
     fi
 }
 
-# Puts cmake and ninja on the PATH, from Python's packages where the system has none.
+# Puts cmake and ninja on the PATH, from Python's packages if the system has none.
 find_build_tools() {
     if command -v cmake >/dev/null && command -v ninja >/dev/null; then
         return
@@ -77,13 +78,13 @@ create_python_environment() {
     [[ -x $folder/venv/bin/pip ]] || python3 -m venv "$folder/venv"
 }
 
-# Downloads and unpacks the source, and mends it.
+# Downloads, unpacks and patches the source.
 fetch_source() {
     [[ -d $source ]] && return
     if [[ ! -f $folder/$archive ]]; then
         create_python_environment
-        # Only this package is wanted as source; the build system that pip asks for
-        # the package's metadata comes ready-made.
+        # Only this package is downloaded as source; the build system that pip needs for the
+        # package's metadata is downloaded as a binary.
         "$folder/venv/bin/pip" download --quiet --no-deps --no-binary "$package" \
             --dest "$folder" "$package==$version"
     fi
@@ -99,9 +100,9 @@ fetch_source() {
     mv "$unpacking" "$source"
 }
 
-# GCC 12 does not see that _tile_loadconfig reads the whole configuration, drops the
-# stores to it, and the first AMX product faults. An empty assembler statement that
-# takes the configuration as an operand keeps them.
+# GCC 12 does not see that _tile_loadconfig reads the whole configuration, removes the stores to it,
+# and the first AMX product faults. An empty assembler statement with the configuration as an
+# operand keeps the stores.
 keep_tile_configuration() {
     local barrier='__asm__ volatile("" : : "m"(tc) : "memory");'
     sed -i "s/^\( *\)_tile_loadconfig(&tc);/\1$barrier\n&/" "$1"
@@ -109,7 +110,7 @@ keep_tile_configuration() {
         fail "the tile configuration in $1 is not where it was; look at the patch"
 }
 
-# build NAME CMAKE_OPTION...: makes the programs of one build unless they are there.
+# build NAME CMAKE_OPTION...: builds the programs of one build unless they exist.
 build() {
     local name=$1 program
     shift
@@ -153,7 +154,7 @@ measure() {
     local programs_of_build=$folder/$1/bin
     local llama_bench=("$programs_of_build/llama-bench" -m "$2" -t "$threads"
         -r "$repetitions" -o jsonl)
-    # llama-batched-bench has no repetitions, but takes a list of lengths.
+    # llama-batched-bench has no option for repetitions, but accepts a list of lengths.
     local lengths
     lengths=$(printf '64,%.0s' $(seq "$repetitions"))
     {
@@ -165,7 +166,7 @@ measure() {
         fail "measuring $1 with $2 failed; see $folder/measure.log"
 }
 
-# rates BUILD MODEL: turns the benchmarks' JSON lines into ours.
+# rates BUILD MODEL: converts the benchmarks' JSON lines to ours.
 rates() {
     python3 -c '
 import json, statistics, sys

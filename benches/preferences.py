@@ -1,11 +1,11 @@
 #!/usr/bin/env python3
-"""What is learnt from real preferences: SFT on the chosen answers, then DPO and SimPO from there.
+"""Trains on real preferences: SFT on the chosen answers, then DPO and SimPO from there.
 
     benches/preferences.py --data harmless-base-test.jsonl.gz --out FOLDER [--binary incant] [--model NAME] [--seed N]
 
 The data is a file of hh-rlhf (https://github.com/anthropics/hh-rlhf). Of the pairs below 480 characters, 404 are held
-out, by the seed; the rest is learnt from, once. Prints a table in Markdown. Runs that FOLDER has already are not made
-again.
+out, by the seed; the rest is trained on for one epoch. Prints a table in Markdown. Runs that exist in FOLDER are not
+repeated.
 """
 
 import argparse
@@ -66,7 +66,7 @@ def main():
         if "accuracy" in after:
             low, high = after["interval"]
             ahead = f"{after['accuracy']:.1%} ({low:.1%}–{high:.1%})"
-            # Before DPO, nothing is ahead of the reference.
+            # Before DPO, no answer is ahead of the reference.
             ahead += f"; before {before['accuracy']:.1%}" if loss == "simpo" else ""
         print(f"| {title} | {before['loss']:.3f} | {after['loss']:.3f} | {ahead} | {minutes:.1f} |", flush=True)
 

@@ -1,17 +1,17 @@
 #!/usr/bin/env python3
-"""Serves the same chats with incant and llama.cpp, and prints the ratios.
+"""Compares the serving speed of incant and llama.cpp on the same chats, and prints the ratios.
 
     benches/serve.py [--peer FOLDER] [OPTION...] MODEL.gguf...
     benches/serve.py --lengths 500,1000,2000,4000 [OPTION...] MODEL.gguf...
 
-For each model and each of llama.cpp's builds (peer.sh makes them), a fresh
-`incant serve` and a fresh llama-server are started, and `incant bench --url`
-gives both the same work in turns: clients that send one long prompt and a short
-question each. Both are in memory then, but only one works at a time; that the
-other one sleeps is checked. A ratio is that to the better of the two builds, and
-above 1 if incant is better. With --lengths, the same is done for shared prompts
-of these lengths, and what is shown is how the time of a request grows with them.
-The incant that is measured is target/release/incant.
+For each model and each of llama.cpp's builds (built by peer.sh), a fresh
+`incant serve` and a fresh llama-server are started, and `incant bench --url` sends
+both the same requests in turns: from clients that send one long prompt and a short
+question each. Both are in memory then, but only one works at a time; the script
+checks that the other one is idle. A ratio is relative to the better of the two
+builds, and above 1 if incant is better. With --lengths, the same is done for shared
+prompts of these lengths, and the table shows how the time of a request grows with
+them. The binary of incant is target/release/incant.
 """
 
 import argparse
@@ -29,7 +29,7 @@ import urllib.request
 
 HERE = pathlib.Path(__file__).resolve().parent
 INCANT = HERE.parent / "target/release/incant"
-# Room in a context for the question and for what the length is off by.
+# Tokens of the context for the question and for the error of the prompt's length.
 SPARE = 200
 
 
@@ -39,7 +39,7 @@ def architecture(model):
 
 
 def free_port(wanted):
-    """`wanted`, or any if that is 0. One in use is refused: its server would be measured."""
+    """Returns the port `wanted`, or any if that is 0. A port in use is refused: its server would be measured."""
     with socket.socket() as listener:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
@@ -51,7 +51,7 @@ def free_port(wanted):
 
 @contextlib.contextmanager
 def serving(command, port):
-    """A server that has loaded its model: its URL and its process."""
+    """Yields the URL and the process of a server that has loaded its model."""
     port = free_port(port)
     url = f"http://127.0.0.1:{port}"
     with tempfile.TemporaryFile() as log:
@@ -72,12 +72,12 @@ def answers(url):
     try:
         return urllib.request.urlopen(url, timeout=5).status == 200
     except OSError:
-        # Not listening yet, or still loading.
+        # The server is not listening yet, or still loading.
         return False
 
 
 def resident(process):
-    """Megabytes of memory."""
+    """Returns the resident memory in megabytes."""
     for line in pathlib.Path(f"/proc/{process.pid}/status").read_text().splitlines():
         if line.startswith("VmRSS:"):
             return int(line.split()[1]) / 1000
@@ -89,7 +89,7 @@ def processor_time(process):
 
 
 def warn_if_busy(processes):
-    """An idle server that spins would slow the other one down."""
+    """Warns of an idle server that busy-waits: it would slow the other one down."""
     before = [processor_time(process) for process in processes]
     time.sleep(1)
     for process, start in zip(processes, before):
@@ -98,14 +98,14 @@ def warn_if_busy(processes):
 
 
 def measure(model, build, length, arguments):
-    """The report of `incant bench`, and both servers' memory."""
+    """Returns the report of `incant bench`, and both servers' memory."""
     tokens = arguments.parallel * (length + arguments.max_tokens + SPARE)
     ours = [str(INCANT), "serve", "--model", model, "--threads", str(arguments.threads)]
     ours += ["--parallel", str(arguments.parallel)]
     theirs = [str(build / "bin/llama-server"), "-m", model, "-t", str(arguments.threads)]
     theirs += ["--parallel", str(arguments.parallel), "-c", str(tokens)]
     if architecture(model).startswith("gemma3"):
-        # Without these it cannot go on from what it has of a prompt.
+        # Without these flags it cannot reuse a cached prompt with sliding-window attention.
         theirs += ["-fa", "on", "--swa-full"]
     ports = [arguments.port, arguments.port + 1] if arguments.port else [0, 0]
     with (
@@ -122,7 +122,7 @@ def measure(model, build, length, arguments):
 
 
 def rows(report, memory):
-    """Of each row: the name, incant's value, the peer's, the ratio and its extremes."""
+    """Yields for each row: the name, incant's value, the peer's, the ratio and its extremes."""
     for figure in report["figures"]:
         name = f"{figure['phase']}, {figure['clients']}: {figure['figure']} ({figure['unit']})"
         ours, theirs = (server["median"] for server in figure["servers"])
@@ -138,7 +138,7 @@ def compare(model, builds, arguments):
     print(f"\n{pathlib.Path(model).name}, {arguments.threads} threads; a ratio above 1 means that incant is better")
     print(f"  {'':64}{'incant':>10}" + "".join(f"{name:>18}" for name in measured) + f"{'ratio':>8}  of the rounds")
     for builds_of_row in zip(*measured.values()):
-        # The better build is the one that incant is least ahead of.
+        # The better build is the one with the smallest ratio.
         best = min(builds_of_row, key=lambda row: row[3])
         cells = f"{best[1]:>10.1f}" + "".join(f"{row[2]:>18.1f}" for row in builds_of_row)
         print(f"  {best[0]:64}{cells}{best[3]:>7.2f}x  {best[4]:.2f}–{best[5]:.2f}", flush=True)
@@ -152,7 +152,7 @@ def compare_lengths(model, builds, lengths, arguments):
         for build in builds:
             report, _ = measure(model, build, length, arguments)
             for name, server in zip(("incant", build.name), report["servers"]):
-                # All rounds together; of clients that come together each takes its share.
+                # All rounds together; the time of concurrent clients is divided among them.
                 phases = [phase for phases in server["rounds"] for phase in phases]
                 cells = ""
                 for of in shown:
@@ -178,7 +178,7 @@ def main():
     parser.add_argument("--threads", type=int, default=2, metavar="N")
     parser.add_argument("--port", type=int, default=0, metavar="N", help="serve on this one and the next, not on any that are free")
     arguments = parser.parse_args()
-    # The servers are ended too.
+    # SIGTERM ends the servers too.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit("terminated"))
     builds = sorted(server.parent.parent for server in arguments.peer.glob("*/bin/llama-server"))
     if not builds:

@@ -1,4 +1,4 @@
-"""A server process, and what it replies: shared by the scripts that put one under load."""
+"""A server process and its replies, shared by the load tests."""
 
 import collections
 import contextlib
@@ -24,7 +24,7 @@ class Server:
         self.log = pathlib.Path(folder, "log")
         command = [options.binary, "serve", "--port", str(self.port), "--prefix-dir", f"{folder}/prefixes", *more]
         command += [f"--model={model}" for model in options.model]
-        # A key that is set for other servers would lock this one.
+        # A key that is set for other servers would lock out the clients of this one.
         environment = {name: value for name, value in os.environ.items() if name != "INCANT_API_KEY"}
         self.process = subprocess.Popen(command, stderr=self.log.open("w"), env=environment)
 
@@ -55,7 +55,7 @@ class Server:
             return read(post(connection, path, body))
 
     def metrics(self):
-        """Each metric's sum over its labels; that of outcomes by the outcome."""
+        """Returns each metric's sum over its labels; outcomes are summed separately."""
         sums = collections.Counter()
         for name, labels, value in re.findall(r"^incant_(\w+)(?:\{(.*)\})? (\S+)$", self.get("/metrics")[1], re.M):
             outcome = re.search(r'outcome="(\w+)"', labels)
@@ -67,7 +67,7 @@ class Server:
         return metrics["running_sequences"] + metrics["waiting_sequences"] == 0
 
     def memory(self, what="VmRSS"):
-        """In MiB."""
+        """Returns a kind of memory in MiB."""
         status = pathlib.Path(f"/proc/{self.process.pid}/status").read_text()
         return int(re.search(rf"{what}:\s+(\d+)", status)[1]) / 1024
 
@@ -75,7 +75,7 @@ class Server:
         return [line for line in self.log.read_text(errors="replace").splitlines() if re.search(pattern, line)]
 
     def terminate(self):
-        """The exit code after SIGTERM; None if it takes longer than it may drain."""
+        """Returns the exit code after SIGTERM; None if the shutdown takes longer than the drain timeout."""
         self.process.send_signal(signal.SIGTERM)
         with contextlib.suppress(subprocess.TimeoutExpired):
             return self.process.wait(35)
@@ -112,7 +112,7 @@ def events(response):
 
 
 def read(response):
-    """Reads a response to its end. The outcome is its status, with the error's code or what is wrong with it."""
+    """Reads a response to its end. The outcome is its status, with the error's code or the fault of the response."""
     texts, finished, done = collections.defaultdict(str), set(), True
     if response.headers.get_content_type() == "text/event-stream":
         chunks = [*events(response)]

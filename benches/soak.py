@@ -1,18 +1,18 @@
 #!/usr/bin/env python3
-"""Puts a server under trying conditions, and says what it did wrong.
+"""Soak, overload and kill tests of a server, which report its faults.
 
-    benches/soak.py soak [--minutes M]     mixed load, junk and half-open crowds, then SIGTERM
+    benches/soak.py soak [--minutes M]     mixed load, junk and half-open connections, then SIGTERM
     benches/soak.py overload [--factor N]  N times as many clients as there are slots
     benches/soak.py kill [--rounds N]      kill -9 while prefixes are computed and written
 
 Each starts servers of its own (target/release/incant, or --binary) with a prefix
-folder of their own; INCANT_MODELS and the like reach them. The exit status is 1 if
-anything was wrong.
+folder of their own, which obey INCANT_MODELS and the like. The exit status is 1 if
+there was any fault.
 
-soak holds every answer to what its kind of request must get, and some greedy ones to
-what they were on the idle server; beside them /health must answer within half a second
-at all times, and memory must be flat in the second half. overload compares the tokens per second of complete
-answers. kill wants each next start to answer as ever and to leave nothing behind.
+soak checks that every request has the outcome of its kind, and that some greedy ones have the same answer
+as on the idle server; meanwhile /health must answer within half a second at all times, and memory must not
+grow in the second half. overload compares the tokens per second of complete answers (goodput). kill checks
+that each restart gives the same answers and leaves no files behind.
 """
 
 import argparse
@@ -45,7 +45,7 @@ QUESTIONS = ["What makes the sky blue?", "How do I boil an egg?", "Name three us
 DOCUMENTS = [" ".join(f"House {n} has a {what} that is {n * 7 % 31} years old." for n in range(40)) + "\nHouse"
              for what in ("door", "roof", "gate", "lamp")]  # fmt: skip
 LONG = "long " * 9000
-# Bodies as bytes, large or broken, and the outcomes that are right.
+# Request bodies as bytes, large or malformed, with the correct outcomes.
 SMALL = {"model": MODELS[0], "messages": [{"role": "user", "content": "Hello"}], "max_tokens": 2}
 JUNK = [
     (lambda: json.dumps(SMALL | {"junk": [[0]] * 1_000_000}), "200"),
@@ -59,7 +59,7 @@ JUNK = [
     (lambda: "[" + "1," * 2_000_000, "400"),
     (lambda: " " * (9 << 20), "413"),
 ]  # fmt: skip
-# Kinds of requests: how often, where to, what is in them, and the outcomes that are right.
+# Kinds of requests: frequency, path, bodies, and the correct outcomes.
 MIX = {
     "chat": (20, CHAT, [{}], "200"),
     "conversation": (14, CHAT, [{}], "200"),
@@ -87,7 +87,7 @@ MIX = {
 
 
 class Tally:
-    """What was seen and what was wrong, by all threads together."""
+    """The outcomes and faults that all threads have seen."""
 
     def __init__(self):
         self.lock = threading.Lock()
@@ -112,7 +112,7 @@ class Tally:
 
 
 class Client(threading.Thread):
-    """Asks one thing after the other."""
+    """Sends one request after the other."""
 
     def __init__(self, number, server, options, probes, tally, ending):
         super().__init__(daemon=True)
@@ -149,7 +149,7 @@ class Client(threading.Thread):
         return body | ({"messages": user(chance.choice(QUESTIONS))} if path == CHAT else {})
 
     def converse(self, body):
-        """The next turn of the conversation, or the first of a new one."""
+        """Sends the next turn of the conversation, or the first one of a new conversation."""
         if len(self.talk) > 10 or not self.talk:
             self.talk, self.arm = [], body["model"]
         body |= {"model": self.arm, "messages": self.talk + body["messages"]}
@@ -158,7 +158,7 @@ class Client(threading.Thread):
             self.talk = [*body["messages"], {"role": "assistant", "content": reply.texts[0]}]
 
     def ask(self, kind, path, body, expected, attempt=None):
-        """Asks until the queue has a place, and judges the outcome."""
+        """Sends a request until the queue has a place, and checks the outcome."""
         while True:
             try:
                 reply = (attempt or self.attempt)(path, body)
@@ -167,7 +167,7 @@ class Client(threading.Thread):
                 self.ending.wait(1)
                 reply = Reply(f"failed: {error!r}")
             self.tally.note(kind, reply)
-            # A crowd may have all connections, and junk all room for bodies.
+            # Concurrent clients may use up all connections, and junk the memory for bodies.
             if not reply.outcome.startswith(("429 ", "503")):
                 break
             retry_after = f"{reply.outcome} with Retry-After {reply.retry_after}"
@@ -183,7 +183,7 @@ class Client(threading.Thread):
         return reply
 
     def throw(self):
-        """Sends a body of junk; it is not kept here either."""
+        """Sends a body of junk, without keeping it in memory."""
         make, expected = self.random.choice(JUNK)
 
         def attempt(path, _):
@@ -214,7 +214,7 @@ class Client(threading.Thread):
 
 
 def crowd(port, ending):
-    """Half-open connections, fewer and more than the server has places for, that come and go."""
+    """Opens and closes half-open connections, below and above the server's connection limit."""
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (min(most, 4096), most))
     chance = random.Random(1)
@@ -233,7 +233,7 @@ def crowd(port, ending):
 
 
 def watch_health(port, ending, worst, failures):
-    """Asks for the server's health ten times a second, over a connection of its own each time."""
+    """Checks the server's health ten times a second, over a new connection each time."""
     while not ending.wait(0.1):
         began, status = time.monotonic(), None
         with contextlib.suppress(OSError, http.client.HTTPException):
@@ -245,7 +245,7 @@ def watch_health(port, ending, worst, failures):
 
 
 def probe(server, models, tally):
-    """Greedy requests, with what they are answered."""
+    """Returns greedy requests with their answers."""
     bodies = [(CHAT, {"model": model + arm, "messages": user(QUESTIONS[0])}) for model in models for arm in ARMS[CHAT]]
     bodies += [(COMPLETE, {"model": model, "prompt": DOCUMENTS[0]}) for model in models]
     probes = []
@@ -258,7 +258,7 @@ def probe(server, models, tally):
 
 
 def sample(server, tally):
-    """Writes a line; resident MiB."""
+    """Prints a line; returns the resident memory in MiB."""
     tally.demand(server.healthy(), "the server is not healthy")
     metrics, resident = server.metrics(), server.memory()
     used, room = metrics["kv_used_bytes"] / 2**20, metrics["kv_capacity_bytes"] / 2**20
@@ -314,7 +314,7 @@ def soak(options, folder, tally):
 
 
 def drain(server, options, tally):
-    """With answers on their way, SIGTERM must let them end, and take nothing new."""
+    """Checks that SIGTERM lets running answers end, and refuses new connections (graceful shutdown)."""
     connections = [server.connect() for _ in range(4)]
     bodies = [{"model": options.model[n % len(options.model)], "prompt": QUESTIONS[n], "max_tokens": 300,
                "ignore_eos": True, "stream": True} for n in range(4)]  # fmt: skip
@@ -338,7 +338,7 @@ def drain(server, options, tally):
 
 
 def goodput(server, clients, options, tally, kind):
-    """Tokens per second of answers that are complete, with so many clients."""
+    """Returns the tokens per second of complete answers with this number of clients."""
     ending = threading.Event()
 
     def ask_on(number):
@@ -370,7 +370,7 @@ def goodput(server, clients, options, tally, kind):
 def overload(options, folder, tally):
     with Server(options, folder, "--parallel", "8", "--queue", "16") as server:
         tally.demand(wait_for(server.healthy, 120, 0.2), "the server does not become healthy")
-        os.nice(5)  # this process, not the server: clients are elsewhere
+        os.nice(5)  # this process, not the server: clients run elsewhere
         pairs = []
         for _ in range(options.pairs):
             peak = goodput(server, 8, options, tally, "peak")
@@ -418,11 +418,11 @@ def kill(options, folder, tally):
 
 
 def start(options, folder, bodies, tally, logs=""):
-    """Starts and ends a server that is left in peace; its answers."""
+    """Starts and ends a server without other load; returns its answers."""
     with Server(options, folder) as server:
         tally.demand(wait_for(server.healthy, 120, 0.2), "the server does not become healthy")
         replies = [server.ask(CHAT, body) for body in bodies]
-        time.sleep(0.5)  # what was computed is being written
+        time.sleep(0.5)  # computed prefixes are being written
         tally.demand((code := server.terminate()) == 0, f"exit code {code}")
         tally.demand(server.logged(logs), f"the log lacks {logs!r}")
         for line in server.logged(" WARN | ERROR |panicked"):

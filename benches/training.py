@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""How fast an adapter learns, beside PEFT on PyTorch, and how much memory it takes.
+"""Measures the speed and memory of training an adapter, beside PEFT on PyTorch.
 
     benches/training.py --python VENV/bin/python [--rounds N] [--steps N] [--dtype bfloat16|float32] [--checkpointing]
 
@@ -52,7 +52,7 @@ def pytorch(dtype, checkpointing, steps):
         optimizer.step()
         optimizer.zero_grad()
         times.append(time.monotonic() - began)
-    # The first one makes its buffers.
+    # The first step allocates the buffers.
     rate = BATCH * LENGTH / statistics.median(times[1:])
     print(json.dumps({"rate": rate, "peak": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024}))
 
@@ -60,8 +60,8 @@ def pytorch(dtype, checkpointing, steps):
 def incant(binary, model, steps):
     with tempfile.TemporaryDirectory() as folder:
         folder = pathlib.Path(folder)
-        # Ordinary prose, as what is left out of the head depends on it; each piece long
-        # enough to be cut at 256 tokens.
+        # Ordinary prose, since the cost of the LM head depends on the text; each piece is long
+        # enough to be truncated to 256 tokens.
         prose = "".join((ROOT / name).read_text() for name in ("ARCHITECTURE.md", "README.md", "CHANGELOG.md"))
         pieces = [prose[at : at + 1600] for at in range(0, 1600 * BATCH * (steps + 1), 1600)]
         assert len(pieces[-1]) == 1600, "there is no more prose"

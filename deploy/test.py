@@ -1,20 +1,20 @@
 #!/usr/bin/env python3
-"""Two replicas behind HAProxy, and what happens when one goes away.
+"""Tests two replicas behind HAProxy, including the failure of one.
 
     deploy/test.py [--incant PATH] [--model NAME] [--seconds N]
 
-Needs `haproxy`, a built `incant`, and a model that is present. It starts two
+Requires `haproxy`, a built `incant`, and a downloaded model. Starts two
 servers and a HAProxy with `haproxy.cfg`, all on free ports of the loopback, and
 checks that
 
-- requests for one arm go to one replica, and arms are spread;
-- a request keeps its name, and a client that leaves gives its place free;
+- requests for one arm are routed to one replica, and arms are spread;
+- a request keeps its id, and a client that disconnects frees its slot;
 - when a replica is killed under load, only the streams it had begun are lost, and
   each of them ends with an error at the client, never as if it were complete;
-- when a replica is asked to end, nothing is lost at all;
-- when none is left, the error has the API's shape.
+- when a replica shuts down gracefully, nothing is lost at all;
+- when none is left, the error has the API's format.
 
-It says what it saw and fails at the first thing that is not so.
+Prints its observations and fails at the first failed check.
 """
 
 import argparse
@@ -37,7 +37,7 @@ import time
 
 HERE = pathlib.Path(__file__).resolve().parent
 
-# How long anything may take that happens by itself.
+# The maximum time of anything that happens without further action.
 PATIENCE = 120
 
 
@@ -48,7 +48,7 @@ def free_port() -> int:
 
 
 def eventually(what: str, holds):
-    """Waits until `holds()` says so; returns what it said."""
+    """Waits until `holds()` returns a true value; returns that value."""
     end = time.monotonic() + PATIENCE
     while time.monotonic() < end:
         with contextlib.suppress(OSError, http.client.HTTPException):
@@ -67,7 +67,7 @@ def get(port: int, path: str) -> tuple[int, str]:
 
 
 class Replica:
-    """One server, which can end and come back on the same port."""
+    """One server, which can be stopped and restarted on the same port."""
 
     def __init__(self, name: str, options: argparse.Namespace, folder: pathlib.Path):
         self.name = name
@@ -105,18 +105,18 @@ class Entrance:
             )
 
     def up(self) -> set[str]:
-        """The replicas that HAProxy gives requests to."""
+        """Returns the replicas that HAProxy routes requests to."""
         rows = csv.DictReader(io.StringIO(get(self.admin, "/;csv")[1].removeprefix("# ")))
         return {row["svname"] for row in rows if row["pxname"] == "replicas" and row["status"] == "UP"} - {"BACKEND"}
 
     def retried(self) -> int:
-        """How many requests HAProxy has sent more than once since it was last asked."""
+        """Returns the number of requests that HAProxy has retried since the last call."""
         before, self.counted = self.counted, len(re.findall(r"retries=\+?[1-9]", self.log.read_text()))
         return self.counted - before
 
 
 class Answer:
-    """One request through the entrance, and how it ended."""
+    """One request through HAProxy, and its outcome."""
 
     def __init__(self, body: dict):
         self.body = body
@@ -143,12 +143,12 @@ class Answer:
         return self
 
     def streams_from(self, replica: Replica) -> bool:
-        """Whether it is a stream of which some has come, but not all."""
+        """Returns whether it is a stream that has begun but not ended."""
         return self.stream and self.replica == replica.name and self.text and not self.ended
 
     @property
     def whole(self) -> bool:
-        """Whether the answer is one that a client may believe."""
+        """Returns whether a client sees the answer as complete."""
         if self.error:
             return False
         end = b"data: [DONE]\n\n"
@@ -156,7 +156,7 @@ class Answer:
 
 
 class Load:
-    """Clients that ask one thing after the other, streamed and not, until told to stop."""
+    """Clients that send one request after the other, streamed and not, until they are stopped."""
 
     def __init__(self, entrance: Entrance, arms: list[str], clients: int = 8):
         self.entrance = entrance
@@ -197,20 +197,20 @@ def arms_stay_where_they_are(entrance: Entrance, replicas: list[Replica], arms: 
     home = {}
     for arm in arms:
         for text in ["Hello", "Hello again", "word " * 40_000]:
-            # As clients write it: the model may come last. The text is more than HAProxy
-            # holds by default; the answer may be that it is too long for the context.
+            # The model may come last, as some clients write it. The text is longer than HAProxy's
+            # default buffer; the answer may be that it is too long for the context.
             answer = Answer({"prompt": text, "max_tokens": 1, "model": arm}).fetch(entrance.port)
             assert answer.whole or "context_length_exceeded" in answer.error, answer.error
             assert home.setdefault(arm, answer.replica) == answer.replica, (arm, home, answer.replica)
     assert set(home.values()) == {replica.name for replica in replicas}, home
-    # The replicas say the same.
+    # The replicas' metrics agree.
     for replica in replicas:
         finished = re.findall(
             r'^incant_requests_total{arm="([^"]+)",outcome="finished"} [1-9]', get(replica.port, "/metrics")[1], re.M
         )
         assert set(finished) == {arm for arm in arms if home[arm] == replica.name}, (replica.name, finished, home)
     print(f"arms stay: {home}")
-    # One that does not fit in HAProxy's buffer goes through all the same.
+    # A request that does not fit in HAProxy's buffer is forwarded all the same.
     answer = Answer({"prompt": "word " * 200_000, "max_tokens": 1, "model": arms[0]}).fetch(entrance.port)
     assert "context_length_exceeded" in answer.error, answer.error
 
@@ -222,7 +222,7 @@ def names_are_kept_and_leavers_let_go(entrance: Entrance, replicas: list[Replica
     connection.request("POST", "/v1/completions", json.dumps(body), headers)
     answer = connection.getresponse()
     assert answer.headers["X-Request-Id"] == "mine" and answer.read(), answer.headers
-    # The whole answer would take long; nothing of it is sent before.
+    # The whole answer would take long; none of it is sent before it is complete.
     lasting = body | {"max_tokens": 1500, "ignore_eos": True}
     connection.request("POST", "/v1/completions", json.dumps(lasting), headers)
     time.sleep(1)

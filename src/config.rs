@@ -1,6 +1,5 @@
-//! What was asked for on the command line, made definite: as typed in
-//! [`ModelArgs`], as used in [`Loading`]. Nothing below the commands reads a
-//! flag or the environment.
+//! The command line's model arguments: as typed in [`ModelArgs`], resolved in [`Loading`]. Only the
+//! commands and this module read flags and the environment.
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -16,79 +15,78 @@ use incant::runtime::{LoadOptions, Model, Wishes};
 use crate::cli::output::tell;
 use crate::cli::pull::{self, Consent};
 
-/// Which models to load, and how. Shared by the commands that run models.
+/// The models to load, and their options. Shared by the commands that run models.
 #[derive(Clone, Debug, clap::Args)]
 pub(crate) struct ModelArgs {
-    /// A model of the catalogue, or a GGUF file; repeat it for several
+    /// A model of the catalogue, or a GGUF file; repeatable
     #[arg(long = "model", short, value_name = "NAME|FILE.gguf")]
     models: Vec<String>,
     #[command(flatten)]
     consent: Consent,
     #[command(flatten)]
     compute: ComputeArgs,
-    /// Serve no longer context than this many tokens [default: the model's]
+    /// Limit the context to this many tokens [default: the model's]
     #[arg(long, value_name = "TOKENS")]
     context: Option<usize>,
-    /// Memory that each model's KV may take, such as 512MiB or 4GiB: of running
-    /// answers, profiles, and what is kept for later requests [default: 1GiB, or
-    /// what the longest context takes if that is more]
+    /// The memory for each model's KV, such as 512MiB or 4GiB: for running answers, profiles, and
+    /// tokens kept for later requests (prefix caching) [default: 1GiB, or the KV of the longest
+    /// context if that is larger]
     #[arg(long, value_name = "SIZE")]
     kv_memory: Option<bytesize::ByteSize>,
-    /// A LoRA adapter, a PEFT directory or a GGUF file, to serve as the arms
-    /// MODEL+NAME and MODEL@PROFILE+NAME of each model that it fits, or of the one
-    /// that is named; repeatable
+    /// A LoRA adapter, a PEFT directory or a GGUF file, to serve as the arms MODEL+NAME and
+    /// MODEL@PROFILE+NAME of each model that it fits, or of the named model only; repeatable
     #[arg(long = "adapter", value_name = "[MODEL+]NAME=PATH", value_parser = adapter)]
     adapters: Vec<AdapterArg>,
     #[command(flatten)]
     files: FileArgs,
-    /// The profile to chat with when a request names none and the model brings
-    /// no chat template [default: the model's, or assistant]
+    /// The profile to chat with when a request names none and the model has no chat template
+    /// [default: the model's, or assistant]
     #[arg(long, value_name = "NAME")]
     default_profile: Option<String>,
 }
 
-/// Where to compute. Shared by the commands that compute.
+/// The device to compute on. Shared by the commands that compute.
 #[derive(Clone, Debug, clap::Args)]
 pub(crate) struct ComputeArgs {
-    /// Where to compute: cpu, cuda, cuda:N or metal; reference computes with
-    /// plain f32 tensors on the CPU [default: the best that answers]
+    /// The device to compute on: cpu, cuda, cuda:N or metal; reference computes with plain f32
+    /// tensors on the CPU [default: the best available one]
     #[arg(long)]
     device: Option<DeviceChoice>,
-    /// How many threads compute on the CPU [default: as many as the process may
-    /// use, by its affinity and its cgroup's quota]
+    /// The number of threads that compute on the CPU [default: as many as the process may use, by
+    /// its affinity and its cgroup's quota]
     #[arg(long, value_name = "N")]
     threads: Option<std::num::NonZeroUsize>,
 }
 
 impl ComputeArgs {
     /// # Errors
-    /// The device is not there.
+    /// The device is not available.
     pub(crate) fn open(&self) -> anyhow::Result<Backend> {
         let threads = self.threads.map(std::num::NonZeroUsize::get);
         Ok(Backend::open(self.device, threads)?)
     }
 }
 
-/// Files beside the models. Shared by the commands that render prompts.
+/// Files other than models. Shared by the commands that render prompts.
 #[derive(Clone, Debug, clap::Args)]
 pub(crate) struct FileArgs {
-    /// Profiles of one's own, which add to the built-in ones or replace them; `incant
-    /// serve` follows changes of their files, and reads them at once on SIGHUP
+    /// A folder of custom profiles, which add to the built-in ones or replace them; `incant serve`
+    /// follows changes of the files, and reads them at once on SIGHUP
     #[arg(long, value_name = "DIR")]
     profile_dir: Option<PathBuf>,
-    /// Where computed prefixes, and hashes of models, are kept [default: the user's cache
+    /// The folder for computed prefixes and hashes of models [default: in the user's cache
     /// directory]
     #[arg(long, value_name = "DIR", conflicts_with = "no_prefix_cache")]
     prefix_dir: Option<PathBuf>,
-    /// Keep no computed prefixes, nor hashes of models, on disk
+    /// Store no computed prefixes and no hashes of models on disk
     #[arg(long)]
     no_prefix_cache: bool,
 }
 
-/// What `incant train` loads: one model, in which only what it learns from is rendered.
+/// The arguments of `incant train`, which loads one model and renders only training data.
 #[derive(Clone, Debug, clap::Args)]
 pub(crate) struct StudentArgs {
-    /// The model that learns, of the catalogue or a GGUF file [default: the default model]
+    /// The model to train, of the catalogue or a GGUF file [default: the default model]
     #[arg(long, short, value_name = "NAME|FILE.gguf")]
     model: Option<String>,
     #[command(flatten)]
@@ -100,7 +98,7 @@ pub(crate) struct StudentArgs {
 }
 
 impl StudentArgs {
-    /// What to load, where a teacher's KV may take `kv_memory`.
+    /// Returns the arguments to load the model with this memory for a teacher's KV.
     pub(crate) fn models(&self, kv_memory: Option<bytesize::ByteSize>) -> ModelArgs {
         let student = self.clone();
         ModelArgs {
@@ -116,7 +114,7 @@ impl StudentArgs {
     }
 }
 
-/// An adapter as it is typed.
+/// An adapter as typed.
 #[derive(Clone, Debug)]
 struct AdapterArg {
     model: Option<String>,
@@ -126,7 +124,7 @@ struct AdapterArg {
 
 fn adapter(text: &str) -> Result<AdapterArg, &'static str> {
     let (names, path) = text.split_once('=').ok_or("it is not NAME=PATH")?;
-    // A model's own name may hold a +.
+    // A model's own name may contain a +.
     let (model, name) = match names.rsplit_once('+') {
         Some((model, name)) => (Some(model.to_owned()), name),
         None => (None, names),
@@ -138,7 +136,7 @@ fn adapter(text: &str) -> Result<AdapterArg, &'static str> {
     })
 }
 
-/// The models to load, and how.
+/// The models to load, and their options.
 pub(crate) struct Loading {
     models: Vec<Located>,
     adapters: Vec<AdapterArg>,
@@ -148,7 +146,7 @@ pub(crate) struct Loading {
 }
 
 impl ModelArgs {
-    /// Whether profiles come from a folder that may change.
+    /// Returns whether profiles are in a folder that may change.
     pub(crate) fn follows_profiles(&self) -> bool {
         self.files.profile_dir.is_some()
     }
@@ -166,7 +164,7 @@ impl ModelArgs {
                 std::iter::once(id.to_owned()).chain(mix).chain(against)
             });
             for arm in arms {
-                // A model that is named otherwise has an @ or + in its name: say --model.
+                // A model with an @ or a + in its name must be named with --model.
                 let model = arm.split(['@', '+']).next().unwrap_or(&arm);
                 if !self.models.iter().any(|named| named == model) {
                     self.models.push(model.to_owned());
@@ -176,12 +174,12 @@ impl ModelArgs {
         self
     }
 
-    /// Resolves everything; downloads catalogue models that are missing.
+    /// Resolves all arguments; downloads missing models of the catalogue.
     pub(crate) fn resolve(self, engine: EngineOptions) -> anyhow::Result<Loading> {
         if self.context == Some(0) {
             bail!("--context must be at least 1");
         }
-        // What needs no download is checked first.
+        // Everything that needs no download is checked first.
         let backend = self.compute.open()?;
         let library = Library::open(self.files.profile_dir.as_deref()).context("--profile-dir")?;
         let prefix_folder = match self.files.prefix_dir {
@@ -230,7 +228,7 @@ impl ModelArgs {
 }
 
 impl Loading {
-    /// Loads the models one by one, in order. Blocks.
+    /// Loads the models one after another, in order. Blocks.
     pub(crate) fn load(&self) -> anyhow::Result<Vec<Arc<Model>>> {
         let models = self.models.iter();
         let models = models
@@ -254,8 +252,8 @@ impl Loading {
         Ok(models)
     }
 
-    /// [`load`](Self::load) for commands without a log: what the log would be told that
-    /// changes answers goes to the standard error.
+    /// Like [`load`](Self::load), for commands without a log: warnings that affect answers are
+    /// written to the standard error.
     pub(crate) fn load_and_tell(&self) -> anyhow::Result<Vec<Arc<Model>>> {
         let models = self.load()?;
         for problem in models.iter().filter_map(|model| model.template_problem()) {
@@ -264,24 +262,24 @@ impl Loading {
         Ok(models)
     }
 
-    /// The models' files.
+    /// Returns the models' files.
     pub(crate) fn located(&self) -> &[Located] {
         &self.models
     }
 
-    /// Where the models will be computed.
+    /// Returns the backend that the models will be computed on.
     pub(crate) fn backend(&self) -> &Backend {
         &self.options.backend
     }
 
-    /// Where the profiles of the models came from.
+    /// Returns the library of the models' profiles.
     pub(crate) fn into_library(self) -> Library {
         self.library
     }
 }
 
 impl AdapterArg {
-    /// Loads it for the model that is named, or for all that it fits.
+    /// Loads it for the named model, or for all that it fits.
     fn load(&self, models: &[Arc<Model>]) -> anyhow::Result<()> {
         let wanted = |model: &&Arc<Model>| match &self.model {
             Some(name) => model.id() == name,
@@ -297,13 +295,13 @@ impl AdapterArg {
     }
 }
 
-/// `$XDG_CACHE_HOME/incant`, or what stands for it on this system.
+/// Returns `$XDG_CACHE_HOME/incant`, or its equivalent on this system.
 fn cache_folder() -> anyhow::Result<PathBuf> {
     let folders = folders().context("say --prefix-dir DIR or --no-prefix-cache")?;
     Ok(folders.cache_dir())
 }
 
-/// Where this system wants the user's files of a program to be.
+/// Returns the folders for a program's files of a user on this system.
 pub(crate) fn folders() -> anyhow::Result<impl AppStrategy> {
     etcetera::choose_app_strategy(AppStrategyArgs {
         top_level_domain: String::new(),

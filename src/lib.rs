@@ -1,10 +1,9 @@
 //! incant serves a *base* language model as a good assistant, in context.
 //!
-//! The library holds everything but the command line. Its modules follow the
-//! way one request goes: [`server`] reads the wire, [`runtime`] resolves the
-//! arm, [`profile`] renders, [`text`] encodes, [`engine`] schedules,
-//! [`exec`] computes, [`sample`] chooses, and the token goes back up again.
-//! `ARCHITECTURE.md` says what each part may know of the others.
+//! The library contains everything but the command line. Its modules follow the path of a request:
+//! [`server`] reads HTTP, [`runtime`] resolves the arm, [`profile`] renders, [`text`] tokenizes,
+//! [`engine`] schedules, [`exec`] computes, [`sample`] chooses, and the token returns the same way.
+//! `ARCHITECTURE.md` defines which parts may depend on which.
 
 pub mod analyze;
 pub mod catalog;

@@ -21,13 +21,13 @@ fn main() -> ExitCode {
     }
 }
 
-/// Says why the command line is refused, or what was asked to be shown of it. What is
-/// typed may hold the name of a file that a stranger chose.
+/// Prints why the command line is refused, or the requested help. A typed argument may contain the
+/// name of a file that a stranger chose, so control characters are escaped.
 fn refused(refusal: &clap::Error) -> ExitCode {
     let plain = refusal.render().to_string();
     match plain.contains(is_command) {
         true => cli::output::tell(plain.trim_end()),
-        // With clap's colours. Without a reader there is no one to tell.
+        // Printed with clap's colours. An error means that the reader has closed the pipe.
         false => _ = refusal.print(),
     }
     match refusal.use_stderr() {

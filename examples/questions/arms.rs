@@ -1,4 +1,4 @@
-//! Which arms there are, and the constant prompt of each.
+//! The arms of the server, and the constant prompt of each.
 
 use std::collections::HashMap;
 
@@ -11,7 +11,7 @@ use crate::client::Client;
 use crate::repeats::Runs;
 use crate::set::Language;
 
-/// The profiles that are asked by default, where the server has them.
+/// The profiles that are asked by default, if the server has them.
 const PROFILES: [&str; 7] = [
     "base",
     "turn",
@@ -25,7 +25,7 @@ const PROFILES: [&str; 7] = [
 /// The profile that the others are compared with by default.
 const BASELINE: &str = "urial";
 
-/// What the server serves.
+/// The arms, profiles and adapters of the server.
 pub(crate) struct Served {
     arms: Vec<Arm>,
     profiles: HashMap<String, Profile>,
@@ -33,7 +33,7 @@ pub(crate) struct Served {
     trained_with: HashMap<String, String>,
 }
 
-/// An arm, as `/v1/models` has it.
+/// An arm, as listed in `/v1/models`.
 #[derive(Clone, Debug, Deserialize)]
 struct Arm {
     id: String,
@@ -42,7 +42,7 @@ struct Arm {
     adapter: Option<String>,
 }
 
-/// A profile, as `/v1/profiles` has it.
+/// A profile, as listed in `/v1/profiles`.
 #[derive(Clone, Debug, Deserialize)]
 struct Profile {
     id: String,
@@ -52,26 +52,26 @@ struct Profile {
     default_for: Vec<String>,
 }
 
-/// An adapter, as `/v1/adapters` has it.
+/// An adapter, as listed in `/v1/adapters`.
 #[derive(Debug, Deserialize)]
 struct Adapter {
     id: String,
     profile: Option<String>,
 }
 
-/// An arm's id without the guidance that may stand behind it.
+/// Returns an arm's id without the guidance that may follow it.
 fn plain(id: &str) -> &str {
     Wishes::split(id).map_or(id, |(id, _)| id)
 }
 
-/// A list of the API.
+/// Requests a list of the API.
 fn list<T: DeserializeOwned>(client: &Client, path: &str) -> anyhow::Result<Vec<T>> {
     let mut reply = client.get(path)?;
     serde_json::from_value(reply["data"].take()).with_context(|| path.to_owned())
 }
 
 impl Served {
-    /// Asks the server.
+    /// Requests the lists from the server.
     pub(crate) fn by(client: &Client) -> anyhow::Result<Served> {
         let profiles: Vec<Profile> = list(client, "/v1/profiles")?;
         let adapters: Vec<Adapter> = list(client, "/v1/adapters")?;
@@ -85,14 +85,14 @@ impl Served {
         })
     }
 
-    /// The arm with this id, which may have guidance behind it.
+    /// Returns the arm with this id, which guidance may follow.
     fn find(&self, id: &str) -> Option<&Arm> {
         let plain = plain(id);
         self.arms.iter().find(|arm| arm.id == plain)
     }
 
-    /// The arms that are asked: those that are named, which the server must have, or
-    /// the default ones of its first model and that model's adapters.
+    /// Returns the arms to ask: the named ones, which the server must have, or the default ones of
+    /// its first model and that model's adapters.
     pub(crate) fn choose(&self, named: &[String]) -> anyhow::Result<Vec<String>> {
         if !named.is_empty() {
             for id in named {
@@ -118,8 +118,8 @@ impl Served {
         Ok(arms)
     }
 
-    /// The arm that the others are compared with: the one that is named, which the
-    /// server must have, or the default one, if it has that.
+    /// Returns the arm that the others are compared with: the named one, which the server must
+    /// have, or the default one, if the server has it.
     pub(crate) fn baseline(&self, named: Option<&String>) -> anyhow::Result<Option<String>> {
         if let Some(id) = named {
             ensure!(self.find(id).is_some(), "the server has no arm {id}");
@@ -138,8 +138,8 @@ impl Served {
         Ok(&first.root)
     }
 
-    /// The arm that is asked questions of a language: with the variant of its profile for
-    /// that language, where the server has one.
+    /// Returns the arm to ask questions of a language: with the variant of its profile for that
+    /// language, if the server has one.
     pub(crate) fn variant(&self, id: &str, language: Language) -> String {
         let variant = self.find(id).and_then(|arm| {
             let profile = &self.variant_of(arm.profile.as_ref()?, language)?.id;
@@ -151,7 +151,7 @@ impl Served {
         variant.map_or_else(|| id.to_owned(), |arm| arm.id.clone() + guidance)
     }
 
-    /// The variant of a profile for a language; the first by name, where the server has
+    /// Returns the variant of a profile for a language; the first by name, if the server has
     /// several.
     fn variant_of(&self, name: &str, language: Language) -> Option<&Profile> {
         let variants = self
@@ -161,8 +161,8 @@ impl Served {
         variants.min_by(|a, b| a.id.cmp(&b.id))
     }
 
-    /// The runs of an arm's constant prompt, and of the profile that `also` names or
-    /// its variant for the language.
+    /// Returns the runs of an arm's constant prompt, and of the profile named `also` or its variant
+    /// for the language.
     pub(crate) fn prompt(
         &self,
         id: &str,
@@ -174,7 +174,7 @@ impl Served {
         let own = own.or_else(|| self.trained_with.get(&arm.id));
         let own = match own {
             Some(name) => self.profiles.get(name),
-            // The default one follows the question's language.
+            // The default profile follows the question's language.
             None => self
                 .profiles
                 .values()

@@ -1,12 +1,12 @@
-//! Talks to the server the way any client does.
+//! The HTTP client of the examples, which uses the server's public API.
 
 use anyhow::{Context, bail};
 use serde_json::{Map, Value, json};
 
-/// The seed of every request, so that a table with a temperature can be had again.
+/// The seed of every request, so that a table with a temperature can be reproduced.
 const SEED: u64 = 1;
 
-/// Where the server is, and what every request has.
+/// The server's address, and the fields of every request.
 pub(crate) struct Client {
     agent: ureq::Agent,
     url: String,
@@ -18,9 +18,9 @@ pub(crate) struct Client {
 #[derive(Debug)]
 pub(crate) struct Reply {
     pub(crate) answer: String,
-    /// Why it ended.
+    /// The finish reason.
     pub(crate) finish: String,
-    /// How many tokens it has.
+    /// The number of its tokens.
     pub(crate) tokens: u64,
 }
 
@@ -32,7 +32,7 @@ pub(crate) struct Message {
 }
 
 impl Client {
-    /// Chat requests have this temperature, and these fields besides.
+    /// Creates a client whose chat requests have this temperature, and these further fields.
     pub(crate) fn new(
         url: String,
         key: Option<String>,
@@ -55,19 +55,19 @@ impl Client {
         }
     }
 
-    /// What every chat request has.
+    /// Returns the fields of every chat request.
     pub(crate) fn fields(&self) -> &Map<String, Value> {
         &self.fields
     }
 
-    /// Reads a list that the server has.
+    /// Requests a list from the server.
     pub(crate) fn get(&self, path: &str) -> anyhow::Result<Value> {
         let request = self.agent.get(format!("{}{path}", self.url));
         let response = self.authorized(request).call();
         read(response).with_context(|| path.to_owned())
     }
 
-    /// One chat completion.
+    /// Requests a chat completion.
     pub(crate) fn chat(
         &self,
         arm: &str,
@@ -107,7 +107,7 @@ impl Client {
     }
 }
 
-/// The body of a response that must be a success.
+/// Parses the body of a response, which must be a success.
 fn read(response: Result<ureq::http::Response<ureq::Body>, ureq::Error>) -> anyhow::Result<Value> {
     let mut response = response?;
     let text = response.body_mut().read_to_string()?;

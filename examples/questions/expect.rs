@@ -1,4 +1,4 @@
-//! What an answer has to hold to have done its task.
+//! The checks that tell whether an answer has done its task.
 
 use regex::{Regex, RegexBuilder};
 use serde::{Deserialize, Deserializer, de};
@@ -6,30 +6,31 @@ use serde::{Deserialize, Deserializer, de};
 use crate::form::{has_code, is_list_item};
 use crate::text::units;
 
-/// The checks of a question; one that is absent always passes.
+/// The checks of a question; an absent one always passes.
 #[derive(Debug, Default, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub(crate) struct Expectation {
-    /// At least one of these texts is in the answer; case does not count.
+    /// At least one of these texts must be in the answer; case does not count.
     any: Vec<String>,
-    /// All of these are.
+    /// All of these texts must be in it.
     all: Vec<String>,
-    /// None of these is.
+    /// None of these texts may be in it.
     none: Vec<String>,
-    /// Matches somewhere; case does not count, and `^` and `$` are those of a line.
+    /// A pattern that must match somewhere; case does not count, and `^` and `$` match at line
+    /// ends.
     #[serde(deserialize_with = "pattern")]
     pattern: Option<Regex>,
-    /// At least so many lines are items of a list.
+    /// The minimum number of lines that are list items.
     list_items: usize,
-    /// There is code.
+    /// Whether the answer must contain code.
     code: bool,
-    /// The fewest words, or Japanese characters.
+    /// The minimum number of words, or Japanese characters.
     min_words: usize,
-    /// The most words, or Japanese characters.
+    /// The maximum number of words, or Japanese characters.
     max_words: Option<usize>,
-    /// The fewest lines that are not empty.
+    /// The minimum number of lines that are not empty.
     lines: usize,
-    /// The language of the answer where it is not the question's.
+    /// The language of the answer if it is not the question's.
     pub(crate) language: Option<String>,
 }
 
@@ -43,8 +44,8 @@ fn pattern<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Regex>, 
 }
 
 impl Expectation {
-    /// Whether the answer passes every check but that of its language, which is a
-    /// measure of its own. An answer without a letter or digit passes none.
+    /// Returns whether the answer passes every check except that of its language, which is a
+    /// measure of its own. An answer without a letter or digit fails.
     pub(crate) fn is_met(&self, answer: &str) -> bool {
         let lower = answer.to_lowercase();
         let holds = |text: &String| lower.contains(&text.to_lowercase());

@@ -1,7 +1,6 @@
-//! The form of an answer: lists, code, and the headers of turns.
+//! Detects the form of an answer: lists, code, and the headers of turns.
 
-/// Whether a line is an item of a list: `- a`, `* a`, `• a`, `・a`, `1. a`, `2) a`,
-/// `３．a`.
+/// Returns whether a line is a list item: `- a`, `* a`, `• a`, `・a`, `1. a`, `2) a`, `３．a`.
 pub(crate) fn is_list_item(line: &str) -> bool {
     let line = line.trim_start().trim_start_matches("**");
     let after_number = line.trim_start_matches(char::is_numeric);
@@ -13,7 +12,7 @@ pub(crate) fn is_list_item(line: &str) -> bool {
         .any(|bullet| line.starts_with(bullet))
 }
 
-/// Whether the answer has a closed fence or an indented line.
+/// Returns whether the answer has a closed fence or an indented line.
 pub(crate) fn has_code(answer: &str) -> bool {
     let fences = answer
         .lines()
@@ -22,8 +21,8 @@ pub(crate) fn has_code(answer: &str) -> bool {
     fences >= 2 || answer.lines().any(|line| line.starts_with("    "))
 }
 
-/// Whether a line of the answer is the header of a turn, in any of the forms
-/// that prompts use.
+/// Returns whether a line of the answer is the header of a turn, in any of the forms that prompts
+/// use.
 pub(crate) fn leaks(answer: &str) -> bool {
     const HEADERS: &[&str] = &[
         "query",

@@ -1,10 +1,10 @@
-//! Which language an answer is in.
+//! Detects the language of an answer.
 
 use crate::text::{is_japanese, is_kana};
 
-/// Whether the answer's prose is in `language`: its letters are of the right
-/// script, and where scripts cannot tell, its common words are those of the
-/// language. Code says nothing about it, and a text without prose passes.
+/// Returns whether the answer's prose is in `language`: its letters are of the right script, and
+/// where scripts are ambiguous, its common words are those of the language. Code is ignored, and a
+/// text without prose passes.
 pub(crate) fn speaks(answer: &str, language: &str) -> bool {
     let prose = without_code(answer);
     let letters: Vec<char> = prose.chars().filter(|c| c.is_alphabetic()).collect();
@@ -15,7 +15,7 @@ pub(crate) fn speaks(answer: &str, language: &str) -> bool {
         letters.iter().filter(|&&c| belongs(c)).count() as f64 / letters.len() as f64
     };
     match language {
-        // Han alone could be Chinese; more than a few words have kana.
+        // Han alone could be Chinese; more than a few words of Japanese have kana.
         "ja" => share(is_japanese) >= 0.6 && (letters.len() < 12 || share(is_kana) >= 0.1),
         _ => share(is_latin) >= 0.9 && most_common_words(&prose).is_none_or(|it| it == language),
     }
@@ -25,8 +25,8 @@ fn is_latin(c: char) -> bool {
     matches!(c, 'a'..='z' | 'A'..='Z' | '\u{c0}'..='\u{24f}')
 }
 
-/// The language whose most common words are most frequent in the text; none if
-/// there are too few to tell.
+/// Returns the language whose most common words are most frequent in the text; `None` if there are
+/// too few to tell.
 fn most_common_words(text: &str) -> Option<&'static str> {
     const COMMON: &[(&str, &[&str])] = &[
         (
@@ -70,7 +70,7 @@ fn most_common_words(text: &str) -> Option<&'static str> {
         .map(|(language, _)| language)
 }
 
-/// The text outside of fenced blocks and `inline code`.
+/// Returns the text outside of fenced blocks and `inline code`.
 fn without_code(text: &str) -> String {
     let mut prose = String::new();
     let mut fenced = false;

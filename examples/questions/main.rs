@@ -1,5 +1,5 @@
-//! Asks arms the questions of `prompts/questions` and prints what share of the answers
-//! passes each mechanical measure, with its 95% interval.
+//! Evaluates arms on the questions of `prompts/questions`: prints the share of answers that passes
+//! each mechanical measure, with its 95% confidence interval.
 //!
 //! ```text
 //! cargo run --release --example questions
@@ -7,9 +7,9 @@
 //! cargo run --release --example questions -- --set dev --arm gemma-3-270m@turn
 //! ```
 //!
-//! Without flags it serves the default model in this process and makes the tables of
-//! README.md: every arm, the test questions, temperature 0. The tables go to the
-//! standard output, all else to the standard error.
+//! Without flags it serves the default model in this process and prints the tables of README.md:
+//! every arm, the test questions, temperature 0. The tables are written to the standard output, all
+//! else to the standard error.
 
 mod arms;
 mod client;
@@ -47,7 +47,7 @@ use set::{FOLDER, Language, Part, QuestionSet};
 /// Ask arms the committed questions and score the answers
 #[derive(Parser)]
 struct Args {
-    /// Ask the server that listens here, instead of one in this process
+    /// The address of a running server to ask, instead of one in this process
     #[arg(long)]
     url: Option<String>,
     /// The key of the server at --url
@@ -60,21 +60,20 @@ struct Args {
     api_key: Option<String>,
     #[command(flatten)]
     server: ServerArgs,
-    /// Who is asked: MODEL[@PROFILE][+ADAPTER]; repeatable [default: @base, @turn, the
-    /// urial profiles and @assistant of the first model, and its adapters]
+    /// The arm to ask: MODEL[@PROFILE][+ADAPTER]; repeatable [default: @base, @turn, the urial
+    /// profiles and @assistant of the first model, and its adapters]
     #[arg(long = "arm", value_name = "ARM")]
     arms: Vec<String>,
-    /// The arm that the others are compared with, which is asked as well [default:
-    /// MODEL@urial]
+    /// The arm that the others are compared with, which is asked as well [default: MODEL@urial]
     #[arg(long, value_name = "ARM")]
     baseline: Option<String>,
-    /// A profile whose text no arm may copy, whether it has it or not
+    /// A profile whose text no arm may copy, whether it has that profile or not
     #[arg(long, value_name = "PROFILE")]
     copies_of: Option<String>,
-    /// Which questions
+    /// The part of the questions to ask
     #[arg(long, value_enum, default_value_t = Part::Test)]
     set: Part,
-    /// Only questions whose class or id contains this
+    /// Ask only questions whose class or id contains this text
     #[arg(long, value_name = "TEXT")]
     only: Option<String>,
     /// The temperature of every answer; the seed is always the same
@@ -83,7 +82,7 @@ struct Args {
     /// A field of every request, such as repetition_penalty=1.1; repeatable
     #[arg(long = "field", value_name = "NAME=VALUE", value_parser = field)]
     fields: Vec<(String, Value)>,
-    /// How many questions are asked at once
+    /// The number of questions asked at once
     #[arg(long, value_name = "N", default_value_t = 8, value_parser = clap::value_parser!(u16).range(1..))]
     parallel: u16,
     /// Show each answer on the standard error
@@ -182,7 +181,7 @@ fn main() -> anyhow::Result<()> {
 }
 
 impl Args {
-    /// The sets with the questions that are wanted; those without any are left out.
+    /// Returns the sets with the selected questions; sets without any are left out.
     fn sets(&self) -> anyhow::Result<Vec<QuestionSet>> {
         let mut sets = Vec::new();
         for language in Language::ALL {

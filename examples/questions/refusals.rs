@@ -1,22 +1,22 @@
-//! Which answers decline.
+//! Detects refusals by their phrases.
 
 use anyhow::Context;
 use regex::{Regex, RegexBuilder};
 use serde::Deserialize;
 
-/// How far into an answer a phrase counts. It has to come early, because an answer
-/// may well talk about what someone cannot do.
+/// The number of characters at the beginning of an answer that are searched for a phrase. A refusal
+/// comes early; later an answer may well talk about something that someone cannot do.
 const BEGINNING: usize = 160;
 
-/// The phrases that answers decline with, of all languages.
+/// The phrases of refusals, in all languages.
 #[derive(Debug)]
 pub(crate) struct Refusals {
     phrases: Vec<String>,
     except: Vec<Regex>,
 }
 
-/// The file: phrases by language, and patterns of what only looks like one of them,
-/// such as "I can't wait".
+/// The file: phrases by language, and patterns of texts that only look like one of them, such as "I
+/// can't wait".
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 struct File {
@@ -41,7 +41,7 @@ impl Refusals {
         })
     }
 
-    /// Whether the answer begins by declining.
+    /// Returns whether the answer begins with a refusal.
     pub(crate) fn decline(&self, answer: &str) -> bool {
         let beginning: String = answer.trim_start().chars().take(BEGINNING).collect();
         let mut beginning = normal(&beginning);
@@ -52,7 +52,7 @@ impl Refusals {
     }
 }
 
-/// Lower case, with straight apostrophes.
+/// Normalises a text: lower case, with straight apostrophes.
 fn normal(text: &str) -> String {
     text.to_lowercase().replace('’', "'")
 }

@@ -1,16 +1,15 @@
-//! What an answer repeats: itself, the prompt, or the question.
+//! Repetition measures: loops within an answer, copies of the prompt, echoes of the question.
 
 use std::collections::HashSet;
 
 use crate::text::{is_character, mostly_japanese, units};
 
-/// The share of repeated n-grams above which an answer counts as a loop. Prose
-/// and lists stay below 0.15; a text that says everything twice has 0.5.
+/// The share of repeated n-grams above which an answer counts as a loop. Prose and lists stay below
+/// 0.15; a text that says everything twice has 0.5.
 pub(crate) const LOOP: f64 = 0.35;
 
-/// Returns how much of a text has been said in it before: 1 − distinct n-grams ÷
-/// n-grams, between 0 and 1, over n = 4 words, or 8 Japanese characters. A text too
-/// short for 8 n-grams repeats nothing.
+/// Returns how repetitive a text is: 1 − distinct n-grams ÷ n-grams, between 0 and 1, with n = 4
+/// words, or 8 Japanese characters. A text with fewer than 8 n-grams has no repetition.
 pub(crate) fn repetition(text: &str) -> f64 {
     let units = units(text);
     let n = if mostly_japanese(&units) { 8 } else { 4 };
@@ -22,8 +21,8 @@ pub(crate) fn repetition(text: &str) -> f64 {
     1.0 - distinct.len() as f64 / grams.len() as f64
 }
 
-/// The runs of a text that are long enough to be a copy: 8 words in a row or, where
-/// Japanese characters are among them, 12 units in a row.
+/// The runs of a text that are long enough to be a copy: 8 consecutive words or, if Japanese
+/// characters are among them, 12 consecutive units.
 #[derive(Debug, Default)]
 pub(crate) struct Runs(HashSet<String>);
 
@@ -47,8 +46,8 @@ impl Runs {
     }
 }
 
-/// Whether the answer holds a run that the prompt has and the client's own messages
-/// have not.
+/// Returns whether the answer contains a run of the prompt that is not in the client's own
+/// messages.
 pub(crate) fn copies<'a>(
     answer: &str,
     prompt: &Runs,
@@ -60,13 +59,13 @@ pub(crate) fn copies<'a>(
     copied.into_iter().any(|run| !messages.0.contains(run))
 }
 
-/// Whether the answer is little more than the question again. Case, spaces and
-/// punctuation do not count, nor do openings such as "Sure" and 「はい」. Either
+/// Returns whether the answer is little more than the question again. Case, spaces and punctuation
+/// do not count, nor do openings such as "Sure" and 「はい」. Either
 ///
-/// - the whole question stands in the answer, and without it fewer than 4 words, or 8
-///   Japanese characters, are left; or
-/// - the answer has at least 80% of the question's n-grams (3 words, or 4 Japanese
-///   characters), and fewer n-grams that are not the question's.
+/// - the answer contains the whole question, and without it has fewer than 4 words, or 8 Japanese
+///   characters; or
+/// - the answer has at least 80% of the question's n-grams (3 words, or 4 Japanese characters), and
+///   fewer n-grams that are not the question's.
 pub(crate) fn echoes(answer: &str, question: &str) -> bool {
     let question = units(question);
     let answer = without_openings(units(answer));
@@ -104,7 +103,7 @@ fn without(text: &[String], part: &[String]) -> usize {
     left
 }
 
-/// Cuts off the openings of an answer that say nothing by themselves.
+/// Removes the openings of an answer that have no content.
 fn without_openings(answer: Vec<String>) -> Vec<String> {
     const OPENINGS: &[&str] = &[
         "sure",
@@ -162,7 +161,7 @@ mod tests {
     #[test]
     fn twelve_characters_of_the_prompt_are_a_copy_and_eleven_are_not() {
         let prompt = Runs::of(["空が青いのは、光が空気に散らされるからです。"]);
-        // Spaces and punctuation are left out.
+        // Spaces and punctuation are ignored.
         assert!(copies("答え：空が青いのは光が 空気に散る", &prompt, []));
         assert!(!copies("答え：空が青いのは光が空から来る", &prompt, []));
     }
@@ -173,7 +172,7 @@ mod tests {
         let prompt = Runs::of([words]);
         assert!(copies(words, &prompt, ["Why does bread rise?"]));
         assert!(!copies(words, &prompt, ["Translate this.", words]));
-        // Half in one message and half in the next is not what the client said.
+        // Half of it in one message and half in the next does not count as the client's text.
         let halves = ["bread rises because yeast", "eats sugar and makes gas"];
         assert!(copies(words, &prompt, halves));
         let characters = "空が青いのは光が空気に散らされるから";

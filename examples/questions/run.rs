@@ -1,4 +1,4 @@
-//! Holds the conversations with an arm.
+//! Asks an arm the questions and scores its answers.
 
 use std::fmt;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -14,18 +14,18 @@ use crate::repeats::Runs;
 use crate::score::{Scores, score};
 use crate::set::{Question, QuestionSet};
 
-/// Asks questions, and scores the answers.
+/// The context for asking questions.
 pub(crate) struct Asking<'a> {
     pub(crate) client: &'a Client,
     pub(crate) served: &'a Served,
     pub(crate) refusals: &'a Refusals,
     /// A profile whose text counts as every arm's prompt.
     pub(crate) copies_of: Option<&'a String>,
-    /// How many questions are asked at once.
+    /// The number of questions asked at once.
     pub(crate) parallel: usize,
 }
 
-/// An answer, and how it came out.
+/// An answer with its scores.
 pub(crate) struct Answered<'q> {
     arm: String,
     question: &'q Question,
@@ -34,8 +34,8 @@ pub(crate) struct Answered<'q> {
 }
 
 impl Asking<'_> {
-    /// Asks an arm every question of a set, several at once. The answers come in the
-    /// order of the questions.
+    /// Asks an arm every question of a set, several at once. The answers are in the order of the
+    /// questions.
     pub(crate) fn ask_all<'q>(
         &self,
         arm: &str,
@@ -69,8 +69,7 @@ impl Asking<'_> {
         Ok(answers.into_iter().map(|(_, answered)| answered).collect())
     }
 
-    /// Holds one conversation. Where an earlier turn gives no answer, the arm's own is
-    /// in the history.
+    /// Asks one question. If an earlier turn has no given answer, the arm's own is in the history.
     fn ask<'q>(
         &self,
         arm: &str,
@@ -105,7 +104,7 @@ impl Asking<'_> {
     }
 }
 
-/// What the measures count of an arm's answers.
+/// Returns the measures of an arm's answers.
 pub(crate) fn results(arm: String, answers: &[Answered]) -> Results {
     let tokens: u64 = answers.iter().map(|it| it.reply.tokens).sum();
     Results {
@@ -119,7 +118,7 @@ pub(crate) fn results(arm: String, answers: &[Answered]) -> Results {
 }
 
 impl Answered<'_> {
-    /// The answer and all that is known of it.
+    /// Returns the answer with its question and scores.
     pub(crate) fn to_json(&self) -> Value {
         json!({
             "arm": self.arm,
@@ -135,7 +134,7 @@ impl Answered<'_> {
     }
 }
 
-/// For people.
+/// A form for people.
 impl fmt::Display for Answered<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Answered {

@@ -1,4 +1,4 @@
-//! A server in this process, for those who have none running.
+//! A server in this process, for runs without `--url`.
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -13,7 +13,7 @@ use incant::server::{ApiKeys, ServeOptions, serve};
 use rand::distr::{Alphanumeric, SampleString};
 use tokio::net::TcpListener;
 
-/// What the server serves.
+/// The model, adapters and profiles of the server.
 #[derive(clap::Args)]
 pub(crate) struct ServerArgs {
     /// Without --url: the model, by its name in the catalogue or its GGUF file [default:
@@ -23,7 +23,7 @@ pub(crate) struct ServerArgs {
     /// Without --url: a LoRA adapter to serve; repeatable
     #[arg(long = "adapter", value_name = "NAME=PATH", value_parser = adapter, conflicts_with = "url")]
     adapters: Vec<(String, PathBuf)>,
-    /// Without --url: profiles of one's own
+    /// Without --url: a folder of custom profiles
     #[arg(long, value_name = "DIR", conflicts_with = "url")]
     profile_dir: Option<PathBuf>,
 }
@@ -36,13 +36,13 @@ fn adapter(text: &str) -> Result<(String, PathBuf), &'static str> {
 /// A server that ends when it is dropped.
 pub(crate) struct Server {
     pub(crate) url: String,
-    /// Other users of this machine reach the port as well.
+    /// Protects the port from other users of this machine.
     pub(crate) key: String,
     _threads: tokio::runtime::Runtime,
 }
 
 impl ServerArgs {
-    /// Loads the model, which has to be on this machine, and serves it on a free port.
+    /// Loads the model, which must be on this machine, and serves it on a free port.
     pub(crate) fn start(&self, parallel: usize) -> anyhow::Result<Server> {
         let runtime = Arc::new(Runtime::new());
         runtime.loaded(vec![Arc::new(self.load(parallel)?)]);

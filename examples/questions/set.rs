@@ -1,4 +1,4 @@
-//! The question files.
+//! Reads the question files.
 
 use std::path::Path;
 
@@ -8,15 +8,15 @@ use serde::{Deserialize, Serialize};
 
 use crate::expect::Expectation;
 
-/// Where the files are.
+/// The folder of the question files.
 pub(crate) const FOLDER: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/prompts/questions");
 
-/// Which questions are asked.
+/// The part of the questions that is asked.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub(crate) enum Part {
-    /// To try wordings on
+    /// For the development of wordings
     Dev,
-    /// For the figures that are published; no wording is chosen by them
+    /// For published figures; no wording is chosen by them
     Test,
 }
 
@@ -40,7 +40,7 @@ pub(crate) enum Language {
 impl Language {
     pub(crate) const ALL: [Language; 2] = [Language::En, Language::Ja];
 
-    /// Its ISO 639-1 code.
+    /// Returns its ISO 639-1 code.
     pub(crate) fn code(self) -> &'static str {
         match self {
             Language::En => "en",
@@ -48,7 +48,7 @@ impl Language {
         }
     }
 
-    /// Its name in English.
+    /// Returns its name in English.
     pub(crate) fn name(self) -> &'static str {
         match self {
             Language::En => "English",
@@ -57,7 +57,7 @@ impl Language {
     }
 }
 
-/// What a question is for.
+/// The class of a question.
 #[derive(Clone, Copy, Debug, Deserialize, Serialize, PartialEq, Eq, Hash)]
 #[serde(rename_all = "kebab-case")]
 pub(crate) enum Class {
@@ -83,7 +83,7 @@ impl Class {
         Class::Harmful,
     ];
 
-    /// Its name in the files.
+    /// Returns its name in the files.
     pub(crate) fn name(self) -> &'static str {
         match self {
             Class::Plain => "plain",
@@ -118,7 +118,7 @@ pub(crate) struct Question {
     pub(crate) turns: Vec<Turn>,
 }
 
-/// A user's message and, where it is given, the answer in the history.
+/// A user's message and, if given, the answer in the history.
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct Turn {
@@ -156,7 +156,7 @@ impl QuestionSet {
 }
 
 impl Question {
-    /// Only the last turn is scored, and all but harmful questions have checks.
+    /// Checks that only the last turn is scored, and that all but harmful questions have checks.
     fn check(&self) -> anyhow::Result<()> {
         let id = &self.id;
         let (last, earlier) = self.turns.split_last().context(format!("{id}: no turns"))?;
@@ -177,7 +177,7 @@ impl Question {
         self.turns.last().expect("a question has turns")
     }
 
-    /// All that the client says by itself: without what the arm answered to it.
+    /// Returns all texts that come from the client: everything but the arm's own answers.
     pub(crate) fn said(&self) -> impl Iterator<Item = &str> {
         let turns = self.turns.iter();
         let turns = turns.flat_map(|it| [Some(&it.ask), it.answer.as_ref()]);
@@ -185,12 +185,12 @@ impl Question {
         texts.flatten().map(String::as_str)
     }
 
-    /// The message whose answer is scored.
+    /// Returns the message whose answer is scored.
     pub(crate) fn ask(&self) -> &str {
         &self.last().ask
     }
 
-    /// The checks of its answer; harmful questions have none.
+    /// Returns the checks of its answer; harmful questions have none.
     pub(crate) fn expectation(&self) -> Option<&Expectation> {
         self.last().expect.as_ref()
     }

@@ -1,4 +1,4 @@
-//! Shares and gains, each with its 95% interval.
+//! Shares and gains, each with its 95% confidence interval.
 
 use std::fmt;
 
@@ -7,7 +7,7 @@ use serde::{Serialize, Serializer};
 /// The standard normal distribution's 97.5% quantile.
 const Z: f64 = 1.959_964;
 
-/// How many of `n` answers pass a measure.
+/// The number of `n` answers that pass a measure.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Share {
     pub(crate) passed: usize,
@@ -24,12 +24,12 @@ impl Share {
         })
     }
 
-    /// The share itself, between 0 and 1; `None` without answers.
+    /// Returns the share itself, between 0 and 1; `None` without answers.
     pub(crate) fn value(self) -> Option<f64> {
         (self.n > 0).then(|| self.passed as f64 / self.n as f64)
     }
 
-    /// Wilson's score interval; `None` without answers.
+    /// Returns Wilson's score interval; `None` without answers.
     pub(crate) fn interval(self) -> Option<(f64, f64)> {
         let share = self.value()?;
         let n = self.n as f64;
@@ -41,7 +41,7 @@ impl Share {
     }
 }
 
-/// In percent, such as `46 (36-56)`.
+/// Formats it in percent, such as `46 (36-56)`.
 impl fmt::Display for Share {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let (Some(share), Some((low, high))) = (self.value(), self.interval()) else {
@@ -106,10 +106,10 @@ impl Gain {
     }
 }
 
-/// In percentage points, such as `+5 (-2 to +12)`.
+/// Formats it in percentage points, such as `+5 (-2 to +12)`.
 impl fmt::Display for Gain {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        // Adding zero keeps a rounded -0.2 from being shown as -0.
+        // Adding zero avoids that a rounded -0.2 is shown as -0.
         let points = |gain: f64| (gain * 100.0).round() + 0.0;
         let (mean, low, high) = (points(self.mean), points(self.low), points(self.high));
         write!(f, "{mean:+.0} ({low:+.0} to {high:+.0})")

@@ -1,12 +1,12 @@
-//! The tables, in Markdown.
+//! Formats the tables, in Markdown.
 
 use std::fmt::Write;
 
 use crate::measures::{MEASURES, Results};
 use crate::set::Class;
 
-/// A row for each arm, a column for each measure, and the gains over the baseline.
-/// Shares are in percent, gains in points. The first row says how many answers count.
+/// Formats a row for each arm, a column for each measure, and the gains over the baseline. Shares
+/// are in percent, gains in points. The first row has the numbers of answers that count.
 pub(crate) fn measures(results: &[Results], baseline: Option<&Results>) -> String {
     let mut table = Table::new(
         MEASURES
@@ -36,8 +36,8 @@ pub(crate) fn measures(results: &[Results], baseline: Option<&Results>) -> Strin
     table.0
 }
 
-/// A row for each arm and a column for each class: who does the task, and who declines
-/// what is harmful.
+/// Formats a row for each arm and a column for each class: the share of answers that do the task,
+/// or refuse a harmful one.
 pub(crate) fn classes(results: &[Results]) -> String {
     let mut table = Table::new(Class::ALL.into_iter().map(|class| match class {
         Class::Harmful => "harmful, declined",

@@ -1,4 +1,4 @@
-//! Words and characters: what the measures count.
+//! Splits text into words and characters, the units of the measures.
 
 /// Splits a text into words in lower case; each Japanese character is a unit of its
 /// own. Spaces and punctuation separate units and are left out; an apostrophe inside
@@ -28,28 +28,29 @@ pub(crate) fn units(text: &str) -> Vec<String> {
     units
 }
 
-/// A letter or digit of a script with spaces between its words.
+/// Returns whether a character is a letter or digit of a script with spaces between words.
 fn is_letter(c: char) -> bool {
     c.is_alphanumeric() && !is_japanese(c)
 }
 
-/// Whether more than half of the units are Japanese characters.
+/// Returns whether more than half of the units are Japanese characters.
 pub(crate) fn mostly_japanese(units: &[String]) -> bool {
     let japanese = units.iter().filter(|unit| is_character(unit)).count();
     japanese * 2 > units.len()
 }
 
-/// Whether a unit is a Japanese character rather than a word.
+/// Returns whether a unit is a Japanese character rather than a word.
 pub(crate) fn is_character(unit: &str) -> bool {
     unit.starts_with(is_japanese)
 }
 
-/// Hiragana and katakana with their length mark, but not their punctuation.
+/// Returns whether a character is hiragana or katakana, including the length mark, but not
+/// punctuation.
 pub(crate) fn is_kana(c: char) -> bool {
     matches!(c, '\u{3040}'..='\u{30ff}') && c.is_alphanumeric()
 }
 
-/// Kana and the ideographs.
+/// Returns whether a character is kana or an ideograph.
 pub(crate) fn is_japanese(c: char) -> bool {
     is_kana(c) || matches!(c, '\u{3400}'..='\u{9fff}' | '\u{f900}'..='\u{faff}' | '々')
 }

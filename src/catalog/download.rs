@@ -1,11 +1,10 @@
-//! Brings one model's file into the cache: the part file, which is locked, the
-//! sources in order, the checksum, and last the file's name.
+//! Downloads one model's file into the cache: locks the part file, tries the sources in order,
+//! verifies the checksum, and renames the file.
 //!
-//! Whatever happens, the cache holds either the verified file under its name
-//! or a part file that a later try completes. The part file carries the start
-//! of the checksum it is meant for: sources that promise the same bytes
-//! continue each other's work, and a newer version of a model does not
-//! continue an older one.
+//! At any time the cache contains either the verified file under its name or a part file that a
+//! later try completes (resumable download). The name of the part file contains the start of the
+//! expected checksum: sources with the same checksum continue each other's downloads, and a newer
+//! version of a model does not continue an older one.
 
 use std::collections::BTreeMap;
 use std::fs::{self, File, OpenOptions, TryLockError};
@@ -16,15 +15,15 @@ use super::{
     Cache, CatalogError, Checksum, Manifest, Progress, Source, hub, size_of, verified, wheel,
 };
 
-/// Why a source did not deliver.
+/// The reason why a source failed.
 pub(super) enum Failure {
-    /// The source's fault; another may do better. Says why in one line.
+    /// The source's fault; another one may succeed. The reason in one line.
     Source(String),
     /// The part file could not be written or read: no other source would help.
     Local(io::Error),
 }
 
-/// What a source works with.
+/// The context of a source's download.
 pub(super) struct Job<'a> {
     pub(super) cache: &'a Cache,
     pub(super) manifest: &'a Manifest,
@@ -53,7 +52,7 @@ pub(super) fn fetch(
         progress,
     };
     let mut parts = job.open_parts()?;
-    // The process that held the part files before may have completed the file.
+    // Another process that held the part files before may have completed the file.
     let outcome = match cache.holds(manifest, progress) {
         Ok(true) => Ok(()),
         Ok(false) => job.try_sources(&mut parts, &target),
@@ -65,7 +64,7 @@ pub(super) fn fetch(
     outcome.map(|()| target)
 }
 
-/// Where the data of an unfinished download is.
+/// Returns the path of an unfinished download.
 pub(super) fn part_path(cache: &Cache, manifest: &Manifest, source: &Source) -> PathBuf {
     let digest = source.sha256().to_string();
     let version = &digest[..8];
@@ -75,8 +74,8 @@ pub(super) fn part_path(cache: &Cache, manifest: &Manifest, source: &Source) -> 
 }
 
 impl Job<'_> {
-    /// The part files of all sources, for this job alone. They are opened in the
-    /// order of their names, so that two jobs cannot wait for each other.
+    /// Opens the part files of all sources, exclusively for this job. They are opened in the order
+    /// of their names, so that two jobs cannot deadlock.
     fn open_parts(&self) -> Result<BTreeMap<PathBuf, Part>, CatalogError> {
         let sources = self.manifest.sources.iter();
         let paths = sources.map(|source| part_path(self.cache, self.manifest, source));
@@ -143,9 +142,8 @@ impl Job<'_> {
         })
     }
 
-    /// Completes the part file from one source and verifies it. Data from an
-    /// earlier try may be what is wrong with it, so after that the source gets
-    /// a second try, from the start.
+    /// Completes the part file from one source and verifies it. If the checksum is wrong, data from
+    /// an earlier try may be the cause, so the source gets a second try from the start.
     fn try_source(&self, source: &Source, part: &mut Part) -> Result<(), Failure> {
         if part.len() > self.manifest.size {
             part.cut(0)?;
@@ -182,9 +180,8 @@ impl Job<'_> {
     }
 }
 
-/// The file that a download is written to until it is whole. While it is open no
-/// other process, or thread, has it; the operating system lets go of it when its
-/// holder dies, however that happens.
+/// The file of an unfinished download. While it is open no other process or thread can open it: it
+/// is locked, and the operating system releases the lock when its holder dies.
 pub(super) struct Part {
     path: PathBuf,
     file: File,
@@ -192,7 +189,7 @@ pub(super) struct Part {
 }
 
 impl Part {
-    /// Opens the file or makes one, and says `waiting` if another has it.
+    /// Opens or creates the file; calls `waiting` if another process has locked it.
     fn open(path: PathBuf, waiting: &dyn Fn()) -> io::Result<Part> {
         loop {
             let mut file = OpenOptions::new()
@@ -207,12 +204,12 @@ impl Part {
                     waiting();
                     file.lock()?;
                 }
-                // Some network file systems have no locks. A model is still worth
-                // having there; the checksum guards what two writers would do.
+                // Some network file systems have no locks. A model can be downloaded there all the
+                // same: the checksum detects the damage that two writers would do.
                 Err(TryLockError::Error(error)) if error.kind() == io::ErrorKind::Unsupported => {}
                 Err(TryLockError::Error(error)) => return Err(error),
             }
-            // The process that held the lock may have renamed the file, or removed it.
+            // The process that held the lock may have renamed or removed the file.
             if is_at(&file, &path)? {
                 let len = file.seek(SeekFrom::End(0))?;
                 return Ok(Part { path, file, len });
@@ -220,12 +217,12 @@ impl Part {
         }
     }
 
-    /// How many bytes it has.
+    /// Returns its length in bytes.
     pub(super) fn len(&self) -> u64 {
         self.len
     }
 
-    /// Shortens it to `len` bytes.
+    /// Truncates it to `len` bytes.
     pub(super) fn cut(&mut self, len: u64) -> Result<(), Failure> {
         if len >= self.len {
             return Ok(());
@@ -238,9 +235,9 @@ impl Part {
         Ok(())
     }
 
-    /// Appends what `reader` gives until the part has `until` bytes, telling
-    /// `watch` its length as it grows. A reader that fails or ends too early
-    /// is the source's failure; what it gave stays.
+    /// Appends bytes from `reader` until the part has `until` bytes, calling `watch` with the
+    /// length as it grows. A reader that fails or ends too early is the source's failure; the bytes
+    /// read before are kept.
     pub(super) fn append(
         &mut self,
         reader: &mut dyn Read,
@@ -257,7 +254,8 @@ impl Part {
                 Err(error) => return Err(Failure::Source(error.to_string())),
             };
             if let Err(error) = self.file.write_all(&buffer[..read]) {
-                // Some of it may have been written; what `len` counts is whole.
+                // Some bytes may have been written; the part is cut back to `len`, which counts
+                // only complete writes.
                 let _ = self.file.set_len(self.len);
                 return Err(Failure::Local(error));
             }
@@ -267,18 +265,18 @@ impl Part {
         Ok(())
     }
 
-    /// Hashes what is on disk, not what went by: that is what will be used.
+    /// Hashes the file on disk, not the received bytes: the file is what will be used.
     fn checksum(&mut self) -> Result<Checksum, Failure> {
         self.file.seek(SeekFrom::Start(0)).map_err(Failure::Local)?;
         verified::checksum(&mut self.file).map_err(Failure::Local)
     }
 
-    /// Puts the finished file in its place, durably: its bytes are on disk
-    /// before its name is.
+    /// Renames the finished file to its final name, durably: its bytes are synced to disk before
+    /// the name.
     fn become_file(self, target: &Path) -> io::Result<()> {
         self.file.sync_all()?;
-        // Windows renames no open file. Elsewhere it stays locked until it has its name:
-        // a process that waits for the lock finds the file there.
+        // Windows cannot rename an open file. Elsewhere it stays locked until it has its name, so a
+        // process that waits for the lock finds the file there.
         #[cfg(windows)]
         drop(self.file);
         fs::rename(&self.path, target)?;
@@ -289,18 +287,17 @@ impl Part {
         Ok(())
     }
 
-    /// Lets go of it. What was downloaded stays for another try, unless the model
-    /// `is_here`.
+    /// Releases the file. Downloaded bytes are kept for another try, unless the model `is_here`.
     fn close(self, is_here: bool) {
         if is_here || self.len == 0 {
-            // While it is locked, so that nobody else has begun to fill it. One that
-            // stays is litter at worst.
+            // Removed while it is locked, so that no other process has begun to fill it. If this
+            // fails, the file is only litter.
             let _ = fs::remove_file(&self.path);
         }
     }
 }
 
-/// Whether `path` still leads to `file`.
+/// Returns whether `path` still leads to `file`.
 #[cfg(unix)]
 fn is_at(file: &File, path: &Path) -> io::Result<bool> {
     use std::os::unix::fs::MetadataExt;
@@ -312,7 +309,7 @@ fn is_at(file: &File, path: &Path) -> io::Result<bool> {
     }
 }
 
-/// Whether `path` still leads to `file`: an open file keeps its name here.
+/// Returns whether `path` still leads to `file`: an open file keeps its name on this system.
 #[cfg(not(unix))]
 fn is_at(_file: &File, _path: &Path) -> io::Result<bool> {
     Ok(true)

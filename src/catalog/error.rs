@@ -1,4 +1,4 @@
-//! Why a model could not be found or fetched.
+//! Errors of finding and downloading models.
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -6,16 +6,16 @@ use std::path::{Path, PathBuf};
 use super::ManifestError;
 use incant_gguf::nearest::listed;
 
-/// Why a model could not be found or fetched.
+/// The reason why a model could not be found or downloaded.
 #[derive(Debug, thiserror::Error)]
 pub enum CatalogError {
-    /// In the catalogue, not on this machine.
+    /// The model is in the catalogue, but not on this machine.
     #[error("the model {name} is not on this machine: run `incant pull {name}`")]
     NotPulled {
         /// Its name.
         name: String,
     },
-    /// A file that is not the one its manifest describes.
+    /// A file is not the one that its manifest describes.
     #[error(
         "{path} has {found} bytes where the model {name} has {expected}: run `incant pull {name}` to replace it",
         path = path.display()
@@ -27,24 +27,24 @@ pub enum CatalogError {
         path: PathBuf,
         /// The file's size, in bytes.
         found: u64,
-        /// What the manifest says.
+        /// The size in the manifest.
         expected: u64,
     },
-    /// Neither a name in the catalogue nor a file.
+    /// The name is neither in the catalogue nor a file's path.
     #[error(
         "there is no model {name:?}; there are {known}, or give the path of a .gguf file",
         known = listed(known)
     )]
     Unknown {
-        /// What was asked for.
+        /// The requested name.
         name: String,
         /// The names in the catalogue, the nearest first.
         known: Vec<String>,
     },
-    /// The path of something else.
+    /// The path does not lead to a file.
     #[error("{} is not a file", path.display())]
     NotAFile {
-        /// It.
+        /// The path.
         path: PathBuf,
     },
     /// A manifest in the cache cannot be read.
@@ -52,7 +52,7 @@ pub enum CatalogError {
     Manifest {
         /// The manifest.
         path: PathBuf,
-        /// Why.
+        /// The cause.
         error: ManifestError,
     },
     /// A manifest in the cache describes a model of another name than its own.
@@ -71,17 +71,17 @@ pub enum CatalogError {
         /// The model.
         name: String,
     },
-    /// The file system refused.
+    /// A file operation failed.
     #[error("cannot {action} {}: {error}", path.display())]
     Io {
-        /// What was tried.
+        /// The operation.
         action: &'static str,
-        /// On what.
+        /// The file or folder.
         path: PathBuf,
-        /// Why it failed.
+        /// The cause.
         error: io::Error,
     },
-    /// The disk has no room for the model.
+    /// The disk has no space for the model.
     #[error(
         "no space left for the model {name} in {dir}: {missing} more bytes are needed (what was downloaded is kept; INCANT_MODELS names another folder)",
         dir = dir.display()
@@ -91,7 +91,7 @@ pub enum CatalogError {
         name: String,
         /// The cache.
         dir: PathBuf,
-        /// Bytes that were still to come.
+        /// The number of missing bytes.
         missing: u64,
     },
     /// Every source failed.
@@ -105,7 +105,7 @@ pub enum CatalogError {
         name: String,
         /// One line for each source, in the order they were tried.
         causes: Vec<String>,
-        /// Bytes that are kept for another try.
+        /// The number of bytes kept for another try.
         kept: u64,
     },
     /// There is neither a home directory nor `INCANT_MODELS`.

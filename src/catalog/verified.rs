@@ -1,4 +1,4 @@
-//! Whether a file in the cache is the one that its manifest describes.
+//! Verifies that a file in the cache is the one that its manifest describes.
 
 use std::fs::File;
 use std::io::{self, Read};
@@ -10,7 +10,7 @@ use super::{Cache, CatalogError, Checksum, Manifest, Progress, size_of};
 use incant_gguf::digests::Digests;
 use incant_gguf::mmap::FileIdentity;
 
-/// The folder in the cache that remembers the checksums of its files.
+/// The folder in the cache that stores the checksums of its files.
 const CHECKSUMS: &str = ".checksums";
 
 pub(super) fn holds(
@@ -29,7 +29,7 @@ pub(super) fn holds(
     Ok(sources.any(|source| source.sha256().to_string() == found))
 }
 
-/// The file's SHA-256 in hexadecimal digits, remembered from one run to the next.
+/// Returns the file's SHA-256 in hexadecimal digits, cached from one run to the next.
 fn known_checksum(
     cache: &Cache,
     name: &str,
@@ -48,13 +48,13 @@ fn known_checksum(
     let began = SystemTime::now();
     let found = checksum(&mut file)?.to_string();
     if let Some(before) = before {
-        // In a folder that cannot be written the file is checked again the next time.
+        // If the folder cannot be written, the file is checked again the next time.
         let _ = digests.remember(before, began, FileIdentity::of(&file), found.clone());
     }
     Ok(found)
 }
 
-/// The SHA-256 of what `file` has from where it stands.
+/// Returns the SHA-256 of `file` from its current position on.
 pub(super) fn checksum(file: &mut File) -> io::Result<Checksum> {
     let mut hasher = Sha256::new();
     let mut buffer = vec![0; 1 << 17];

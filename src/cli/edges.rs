@@ -1,5 +1,5 @@
-//! What `incant serve` asks of its clients and grants them: flags as typed, and
-//! as the server's options.
+//! Client arguments of `incant serve`: who may send requests, and their limits; as typed, and as
+//! the server's options.
 
 use std::env::{self, VarError};
 use std::net::IpAddr;
@@ -14,68 +14,66 @@ use incant::server::{ApiKeys, HostName, Origin, SPARE_PLACES, ServeOptions, Tls,
 
 use super::signals::Hangups;
 
-/// Keys from the environment.
+/// The environment variable that holds keys.
 const KEY_VARIABLE: &str = "INCANT_API_KEY";
 
-/// Files that are open beside connections, amply: models, prefixes, what was swapped out.
+/// A generous number of files that are open besides connections: models, prefixes, swap files.
 const OTHER_FILES: usize = 256;
 
-/// Who may ask, how much, and how slowly.
+/// Access and limits of clients.
 #[derive(clap::Args)]
 pub(crate) struct EdgeArgs {
-    /// A key that clients must send as `Authorization: Bearer KEY`, for all but
-    /// /health; repeatable. Others see it in the list of processes: better are
-    /// --api-key-file or the environment's INCANT_API_KEY. The keys of all three
-    /// count, and may be separated by commas
+    /// A key that clients must send as `Authorization: Bearer KEY`, for all requests but /health;
+    /// repeatable. Others can see it in the list of processes: --api-key-file and the environment
+    /// variable INCANT_API_KEY are safer. The keys of all three are accepted, and may be separated
+    /// by commas
     #[arg(long = "api-key", value_name = "KEY")]
     api_keys: Vec<String>,
-    /// A file with one key on each line; repeatable
+    /// A file with one key per line; repeatable
     #[arg(long = "api-key-file", value_name = "FILE")]
     api_key_files: Vec<PathBuf>,
-    /// Let web pages of this origin ask, such as https://example.org, or of all
-    /// with `*`; repeatable
+    /// Allow web pages of this origin (CORS), such as https://example.org, or of all with `*`;
+    /// repeatable
     #[arg(long = "cors", value_name = "ORIGIN")]
     origins: Vec<Origin>,
-    /// Answer to this name too, such as box.lan, or to all with `*`; repeatable. Known
-    /// by itself are IP addresses, localhost, and the name given to --host: a web page
-    /// could have any other name lead here
+    /// Accept this name in `Host` too, such as box.lan, or all with `*`; repeatable. IP addresses,
+    /// localhost, and the name given to --host are always accepted: a web page could point any
+    /// other name at this server (DNS rebinding)
     #[arg(long = "allow-host", value_name = "NAME")]
     hosts: Vec<HostName>,
-    /// The address of a proxy in front, which is believed whom it asks for by
-    /// X-Forwarded-For; repeatable. Without keys, clients have even shares of the server,
-    /// and all that a proxy asks for counts as one client's otherwise
+    /// The address of a proxy in front of the server, whose X-Forwarded-For is trusted; repeatable.
+    /// Without keys, clients are told apart by address and have even shares of the server; all
+    /// requests of a proxy that is not trusted count as one client's
     #[arg(long = "trusted-proxy", value_name = "ADDRESS")]
     trusted_proxies: Vec<IpAddr>,
-    /// Serve over TLS with this chain of certificates (PEM); SIGHUP reads it again
+    /// Serve over TLS with this certificate chain (PEM); SIGHUP reloads it
     #[arg(long, value_name = "FILE", requires = "tls_key")]
     tls_cert: Option<PathBuf>,
     /// The certificate's private key (PEM)
     #[arg(long, value_name = "FILE", requires = "tls_cert")]
     tls_key: Option<PathBuf>,
-    /// The largest body of a request; beyond that the answer is 413. All bodies above
-    /// 64 KiB hold eight times as much at most until they are prompts, and one client's
-    /// about half of that; where one waits in vain for room the answer is 503
+    /// The maximum size of a request body; a larger one is answered with 413. All bodies above 64
+    /// KiB together hold at most eight times as much until they are turned into prompts, and those
+    /// of one client about half of that; one that waits in vain is answered with 503
     #[arg(long, value_name = "SIZE", default_value = "8MiB")]
     max_body: ByteSize,
-    /// Connections served at once; beyond that /health answers as ever, and all
-    /// else is 503
+    /// The connection limit; beyond it, /health is still answered, and all other requests with 503
     #[arg(long, value_name = "N", default_value_t = 1024)]
     max_connections: usize,
-    /// Close connections of clients that take longer than this to send a
-    /// request's head, to send its body, or to take any of the answer, and those
-    /// that idle longer
+    /// Close connections of clients that take longer than this to send a request's head, to send
+    /// its body, or to read any of the answer, and connections that idle longer
     #[arg(long, value_name = "SECONDS", default_value = "60", value_parser = seconds)]
     client_timeout: Duration,
 }
 
 /// Reads a limit in seconds, fractions allowed.
 pub(crate) fn seconds(text: &str) -> Result<Duration, String> {
-    // What is no number is out of range too.
+    // Text that is not a number becomes NaN, which is out of range too.
     time_limit(text.parse().unwrap_or(f64::NAN))
 }
 
 impl EdgeArgs {
-    /// The server's options with what was typed, and the rest as in `others`.
+    /// Returns the server's options with these arguments, and the rest as in `others`.
     pub(crate) fn resolve(self, others: ServeOptions) -> anyhow::Result<ServeOptions> {
         if self.max_connections == 0 {
             bail!("--max-connections must be at least 1");
@@ -97,8 +95,8 @@ impl EdgeArgs {
         })
     }
 
-    /// The keys of the flags, the files and the environment. One of these without
-    /// a key is an error: whoever gave it wants no open server.
+    /// Collects the keys of the flags, the files and the environment. A source without a key is an
+    /// error: giving it shows that the server must not be open.
     fn keys(&self) -> anyhow::Result<ApiKeys> {
         let mut keys = ApiKeys::default();
         for text in &self.api_keys {
@@ -112,15 +110,15 @@ impl EdgeArgs {
         match env::var(KEY_VARIABLE) {
             Ok(text) => keys.add(&text).context(KEY_VARIABLE)?,
             Err(VarError::NotPresent) => {}
-            // The variable's own error would show it.
+            // The variable's own error would show its value.
             Err(VarError::NotUnicode(_)) => bail!("{KEY_VARIABLE} is not UTF-8"),
         }
         Ok(keys)
     }
 }
 
-/// Lets this process have a file for each of `wanted` connections, as far as the
-/// system does; how many connections there can be.
+/// Raises the limit of open files for `wanted` connections, as far as the system allows; returns
+/// the number of connections that are possible.
 pub(crate) fn allow_connections(wanted: usize) -> usize {
     let others = SPARE_PLACES + OTHER_FILES;
     let files = wanted.saturating_add(others);
@@ -141,7 +139,7 @@ pub(crate) fn allow_connections(wanted: usize) -> usize {
     }
 }
 
-/// Reads the certificate again at each hangup, which tells of a new one.
+/// Reloads the certificate at each SIGHUP.
 pub(crate) async fn follow_hangups(tls: Arc<Tls>, mut hangups: Hangups) {
     loop {
         hangups.next().await;

@@ -1,4 +1,4 @@
-//! `incant export`: adapters in forms that other programs read.
+//! `incant export`: writes adapters, or models with merged adapters, for other programs.
 
 use std::path::{Path, PathBuf};
 
@@ -14,8 +14,8 @@ use incant::text::Tokenizer;
 
 use super::{files, output, pull, rewrite};
 
-/// Write a LoRA adapter as a GGUF file, or a model with the adapter in it; llama.cpp
-/// reads both too
+/// Write a LoRA adapter as a GGUF file, or a model with the adapter merged into it; llama.cpp reads
+/// both
 #[derive(clap::Args)]
 #[command(group = clap::ArgGroup::new("form").required(true))]
 pub(crate) struct Args {
@@ -28,9 +28,9 @@ pub(crate) struct Args {
     /// Write the model with the adapter merged into its weights to this file
     #[arg(long, value_name = "FILE.gguf", group = "form")]
     merge: Option<PathBuf>,
-    /// The type of the merged model's matrices, such as F16, Q8_0 or Q4_K; `same` is
-    /// the one that each has; `auto` is that too, but Q8_0 where the adapter adds to
-    /// fewer bits, in which most of it would be lost
+    /// The type of the merged model's matrices, such as F16, Q8_0 or Q4_K; `same` keeps the type of
+    /// each; `auto` does too, but uses Q8_0 where the adapter changes matrices of fewer bits, in
+    /// which most of the change would be lost
     #[arg(
         long = "type",
         value_name = "TYPE",
@@ -41,16 +41,16 @@ pub(crate) struct Args {
     /// The model that the adapter is for, by name or file [default: the default model]
     #[arg(long, short, value_name = "NAME|FILE.gguf")]
     model: Option<String>,
-    /// Replace a file that is there
+    /// Replace an existing file
     #[arg(long)]
     force: bool,
     #[command(flatten)]
     consent: pull::Consent,
-    /// Profiles of one's own, of which the adapter may name one
+    /// A folder of custom profiles, of which the adapter may name one
     #[arg(long, value_name = "DIR")]
     profile_dir: Option<PathBuf>,
-    /// The profile whose turns are those of an adapter that is made for `turn` [default:
-    /// the model's, or assistant]
+    /// The profile that an adapter made for `turn` takes its turns from [default: the model's, or
+    /// assistant]
     #[arg(long, value_name = "NAME")]
     default_profile: Option<String>,
 }
@@ -59,7 +59,7 @@ impl Args {
     pub(crate) fn run(self) -> anyhow::Result<()> {
         let path = self.gguf.as_ref().or(self.merge.as_ref());
         let path = path.expect("one of the two is required");
-        // Before a download.
+        // Checked before a download.
         let adapter = PEFT_FILES.map(|name| self.adapter.join(name));
         let [config, weights] = &adapter;
         files::writable(path, &[&self.adapter, config, weights], self.force)?;
@@ -120,7 +120,7 @@ impl Args {
         Ok(output::print(&told)?)
     }
 
-    /// The form of turns that an adapter for `profile` was trained on.
+    /// Returns the form of turns that an adapter for `profile` was trained on.
     fn form(&self, profile: &str, model: &Located) -> anyhow::Result<Rendering> {
         let mut profiles = profile::load(self.profile_dir.as_deref())?;
         let mut known = |name: &str| {
@@ -143,7 +143,7 @@ impl Args {
     }
 }
 
-/// What has to be said to programs that do not know where answers end.
+/// Returns a note for programs that do not know where answers end (stop strings).
 fn stops(markers: &[String]) -> String {
     if markers.is_empty() {
         return String::new();

@@ -1,4 +1,4 @@
-//! Where reports and models are written.
+//! Writes reports and models: checks the path first, then replaces the file atomically.
 
 use std::fs;
 use std::io::{self, Write};
@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, bail};
 
-/// A file that will be written at the end, or the standard output.
+/// A file that is written at the end, or the standard output.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Target {
     /// `-`.
@@ -15,7 +15,7 @@ pub(super) enum Target {
 }
 
 impl Target {
-    /// What `path` names, looked at before the long work begins.
+    /// Returns the target that `path` names, checked before the long work begins.
     pub(super) fn new(path: &Path) -> anyhow::Result<Target> {
         if path == Path::new("-") {
             return Ok(Target::Output);
@@ -34,8 +34,8 @@ impl Target {
     }
 }
 
-/// The file that `path` names, looked at before the long work begins: one that is not
-/// there yet or, with `force`, that can be replaced, and none of those that the work needs.
+/// Returns the file that `path` names, checked before the long work begins: it must not exist or,
+/// with `force`, must be replaceable, and it must not be one of the `needed` input files.
 pub(super) fn writable(path: &Path, needed: &[&Path], force: bool) -> anyhow::Result<PathBuf> {
     let path = resolved(path)?;
     if path.exists() && !path.is_file() {
@@ -51,7 +51,7 @@ pub(super) fn writable(path: &Path, needed: &[&Path], force: bool) -> anyhow::Re
     Ok(path)
 }
 
-/// Whether both lead to one file, under whatever names.
+/// Returns whether both paths lead to one file.
 fn is_same(one: &Path, other: &Path) -> bool {
     #[cfg(unix)]
     {
@@ -70,9 +70,9 @@ fn is_same(one: &Path, other: &Path) -> bool {
     }
 }
 
-/// Where `path` leads to, in a folder that there is.
+/// Returns the path with links resolved, in an existing folder.
 fn resolved(path: &Path) -> anyhow::Result<PathBuf> {
-    // A link stays one: what it leads to is written.
+    // A link stays one: its target is written.
     let path = fs::canonicalize(path).unwrap_or_else(|_| path.to_owned());
     if path.is_dir() {
         bail!("{} is a folder", path.display());
@@ -104,7 +104,7 @@ fn replace(path: &Path, text: &str) -> io::Result<()> {
     #[cfg(unix)]
     {
         use std::os::unix::fs::PermissionsExt;
-        // Those of any new file, less what the process masks.
+        // The permissions of any new file, which the umask restricts.
         builder.permissions(fs::Permissions::from_mode(0o666));
     }
     let mut file = builder.tempfile_in(folder(path))?;

@@ -1,4 +1,4 @@
-//! What the commands share that ask servers of OpenAI's REST API.
+//! The HTTP client for servers with OpenAI's REST API, shared by several commands.
 
 use std::io::{self, BufRead, ErrorKind, Read};
 use std::net::IpAddr;
@@ -13,16 +13,16 @@ use ureq::http::{Response, Uri, header};
 use super::output::clip;
 
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
-/// Many requests may wait for one another, but something must come some time.
+/// Requests may queue for long, but not forever without any data.
 const SILENCE_TIMEOUT: Duration = Duration::from_secs(600);
-/// A message of an error has its point before this many characters.
+/// The maximum number of characters of an error message that is shown.
 pub(super) const MESSAGE: usize = 300;
 
-/// The longest line of a stream of events, in bytes.
+/// The maximum length of a line in a stream of events, in bytes.
 const LONGEST_LINE: u64 = 4 << 20;
 
-/// The address of a server, which may have been given with a slash or `/v1` behind it, and
-/// without `http://`.
+/// Returns the address of a server, which may be given with a final slash or `/v1`, and without
+/// `http://`.
 pub(super) fn base(url: &str) -> String {
     let url = url.trim_end_matches('/');
     let url = url.strip_suffix("/v1").unwrap_or(url);
@@ -32,7 +32,7 @@ pub(super) fn base(url: &str) -> String {
     }
 }
 
-/// Whether the server at `base` is on this machine.
+/// Returns whether the server at `base` is on this machine.
 pub(super) fn is_local(base: &str) -> bool {
     let uri = base.parse::<Uri>().ok();
     let host = uri.as_ref().and_then(Uri::host).unwrap_or_default();
@@ -40,8 +40,7 @@ pub(super) fn is_local(base: &str) -> bool {
     host == "localhost" || address.parse::<IpAddr>().is_ok_and(|ip| ip.is_loopback())
 }
 
-/// What connects to servers. It uses the proxy that the environment names, unless it is to
-/// go there `directly`.
+/// Returns an HTTP agent. It uses the proxy that the environment names, unless `directly` is set.
 pub(super) fn agent(directly: bool) -> ureq::Agent {
     let config = ureq::Agent::config_builder()
         .user_agent(concat!("incant/", env!("CARGO_PKG_VERSION")))
@@ -57,7 +56,7 @@ pub(super) fn agent(directly: bool) -> ureq::Agent {
     config.build().new_agent()
 }
 
-/// The request with the key, if there is one.
+/// Adds the key to a request, if there is one.
 pub(super) fn authorized<B>(
     request: ureq::RequestBuilder<B>,
     key: Option<&str>,
@@ -68,7 +67,7 @@ pub(super) fn authorized<B>(
     }
 }
 
-/// The id of the first model that the server at `base` lists.
+/// Returns the id of the first model that the server at `base` lists.
 pub(super) fn first_model(
     agent: &ureq::Agent,
     base: &str,
@@ -92,7 +91,7 @@ pub(super) fn first_model(
     Ok(first.id)
 }
 
-/// Server-sent events, of which only the data matters here.
+/// A reader of server-sent events (SSE) that ignores all fields but the data.
 pub(super) struct Events<R> {
     reader: R,
     line: Vec<u8>,
@@ -104,8 +103,8 @@ impl<R: BufRead> Events<R> {
         Events { reader, line }
     }
 
-    /// The data of the next event as soon as it is complete. The end of the
-    /// stream completes one too.
+    /// Returns the data of the next event as soon as it is complete. The end of the stream
+    /// completes an event too.
     pub(super) fn next(&mut self) -> io::Result<Option<String>> {
         let mut data: Option<String> = None;
         loop {
@@ -132,7 +131,7 @@ impl<R: BufRead> Events<R> {
     }
 }
 
-/// A response that is no failure.
+/// Returns a successful response, or the error that the server reports.
 pub(super) fn good(
     url: &str,
     result: Result<Response<ureq::Body>, ureq::Error>,
@@ -140,7 +139,7 @@ pub(super) fn good(
     let mut response = result.map_err(|error| anyhow!("{url}: {}", plainly(error)))?;
     let status = response.status();
     if !status.is_success() {
-        // A body that cannot be read says no more than the status.
+        // If the body cannot be read, the status must suffice.
         let body = response.body_mut().read_to_string().unwrap_or_default();
         let json: Option<Value> = serde_json::from_str(&body).ok();
         let said = json.as_ref().and_then(|json| message(&json["error"]));
@@ -150,7 +149,7 @@ pub(super) fn good(
     Ok(response)
 }
 
-/// What an error's JSON says: OpenAI's object, or just a text.
+/// Returns the message of a JSON error: OpenAI's object, or a plain string.
 pub(super) fn message(error: &Value) -> Option<String> {
     let text = error["message"].as_str().or(error.as_str())?;
     Some(clip(text, MESSAGE))
@@ -161,7 +160,7 @@ pub(super) fn parse<T: DeserializeOwned>(url: &str, text: &str) -> anyhow::Resul
         .map_err(|error| anyhow!("{url}: {error} in {:?}", clip(text, MESSAGE)))
 }
 
-/// The library's errors lead with the name of a category; a person needs the rest.
+/// Returns the text of an error without the category that the library puts first.
 pub(super) fn plainly(error: ureq::Error) -> String {
     match error {
         ureq::Error::Io(error) => error.to_string(),
@@ -177,7 +176,7 @@ mod tests {
     use super::*;
 
     fn events(text: &str) -> Vec<String> {
-        // As small as reads can be.
+        // The smallest possible reads.
         let mut events = Events::new(BufReader::with_capacity(1, text.as_bytes()));
         let mut all = Vec::new();
         while let Some(data) = events.next().expect("memory can be read") {

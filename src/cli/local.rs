@@ -1,22 +1,21 @@
-//! A server in this process, which nobody else can ask.
+//! A server in this process, for the command itself and no other client.
 
 use incant::server::{ApiKeys, ServeOptions};
 use rand::distr::{Alphanumeric, SampleString};
 use tokio::net::TcpListener;
 
-/// What is needed to serve on a port of this machine.
+/// The resources to serve on a port of this machine.
 pub(super) struct Local {
     pub(super) tokio: tokio::runtime::Runtime,
     pub(super) listener: TcpListener,
-    /// Where it listens.
     pub(super) url: String,
-    /// Without it the server refuses: other users of this machine reach the port as well.
+    /// The API key, which protects the port from other users of this machine.
     pub(super) key: String,
     pub(super) options: ServeOptions,
 }
 
 impl Local {
-    /// Takes a free port and makes a key up.
+    /// Binds a free port and generates a key.
     pub(super) fn bind() -> anyhow::Result<Local> {
         let tokio = tokio::runtime::Builder::new_multi_thread()
             .worker_threads(2)

@@ -1,4 +1,4 @@
-//! Where the log goes.
+//! Logging: text or JSON, to the standard error or a file, including panics.
 
 use std::backtrace::{Backtrace, BacktraceStatus};
 use std::fs::File;
@@ -15,7 +15,7 @@ use tracing_subscriber::filter::LevelFilter;
 
 use super::output::tell;
 
-/// What the log looks like.
+/// The format of the log.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
 pub(crate) enum Format {
     /// Lines for people
@@ -24,11 +24,11 @@ pub(crate) enum Format {
     Json,
 }
 
-/// What the log on the standard error looks like, if there is one.
+/// The format of the log on the standard error, if there is one.
 static ON_STDERR: OnceLock<Format> = OnceLock::new();
 
-/// Logs to the standard error, panics too: by default what a person who started a server
-/// wants to see, otherwise what `INCANT_LOG` asks for (`debug`, `warn`,
+/// Logs to the standard error, including panics: by default at the level that suits a person who
+/// started a server, otherwise with the filter in `INCANT_LOG` (`debug`, `warn`,
 /// `incant::engine=debug`…).
 pub(crate) fn to_stderr(format: Format) {
     let builder = tracing_subscriber::fmt()
@@ -44,22 +44,22 @@ pub(crate) fn to_stderr(format: Format) {
             .with_span_list(false)
             .init(),
     }
-    // Nothing is logged twice: a second subscriber would have panicked.
+    // This is the first call: a second subscriber would have panicked.
     _ = ON_STDERR.set(format);
     log_panics();
 }
 
-/// Says why the program ends, in the form that its log has.
+/// Reports why the program ends, in the format of its log.
 pub(crate) fn failure(error: &anyhow::Error) {
     match ON_STDERR.get() {
-        // With a filter that lets it through.
+        // The filter must allow errors.
         Some(Format::Json) if tracing::enabled!(Level::ERROR) => tracing::error!("{}", told(error)),
         _ => tell(&format!("error: {}", told(error))),
     }
 }
 
-/// An error with its causes, in a line. Many errors tell their cause themselves: it is not
-/// repeated.
+/// Formats an error with its causes, in a line. Many errors include the text of their cause, which
+/// is not repeated then.
 pub(crate) fn told(error: &anyhow::Error) -> String {
     let mut text = String::new();
     for cause in error.chain() {
@@ -73,12 +73,11 @@ pub(crate) fn told(error: &anyhow::Error) -> String {
     text
 }
 
-/// Has panics told in the log, in whatever thread they are: a program that reads it knows
-/// no other lines.
+/// Logs panics of all threads: a program that parses the log expects no other lines.
 fn log_panics() {
     let unlogged = panic::take_hook();
     panic::set_hook(Box::new(move |panic| {
-        // With such a filter the log would keep them to itself.
+        // The filter would drop the log entry.
         if !tracing::enabled!(Level::ERROR) {
             return unlogged(panic);
         }
@@ -94,7 +93,7 @@ fn log_panics() {
     }));
 }
 
-/// Logs lines for people to a file, behind what is there.
+/// Logs text lines to a file, appending to it.
 pub(crate) fn to_file(path: &Path) -> io::Result<()> {
     let file = File::options().create(true).append(true).open(path)?;
     tracing_subscriber::fmt()

@@ -1,4 +1,4 @@
-//! The commands. Each is one file: its arguments, and what it does.
+//! The command line: one file per command, with its arguments and implementation.
 
 mod ask;
 mod bench;
@@ -53,11 +53,11 @@ enum Command {
 }
 
 impl Cli {
-    /// What was typed.
+    /// Parses the command line.
     ///
     /// # Errors
     ///
-    /// Fails where it cannot be, and where help or the version is asked for.
+    /// Fails on invalid arguments, and if help or the version is requested.
     pub(crate) fn typed() -> Result<Cli, clap::Error> {
         let words: Vec<OsString> = std::env::args_os().collect();
         let mut command = Cli::command();

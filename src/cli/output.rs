@@ -1,5 +1,5 @@
-//! How commands write: everything that they say passes through here, so that nothing of
-//! a model, a server or a file becomes a command to the terminal.
+//! Terminal output of all commands. All of it passes through here, so that no text of a model, a
+//! server or a file can inject escape sequences into the terminal.
 
 use std::io::{self, ErrorKind, IsTerminal, Write};
 
@@ -7,8 +7,8 @@ use incant::printable::{self, is_command, printable};
 use serde::Serialize;
 use unicode_width::UnicodeWidthStr;
 
-/// Writes `text` to standard output. A reader that has left (`| head`) ends
-/// the command quietly.
+/// Writes `text` to standard output. If the reader has closed the pipe (`| head`), the command ends
+/// quietly.
 pub(crate) fn print(text: &str) -> io::Result<()> {
     let mut pieces = Pieces::stdout();
     pieces.push(text)?;
@@ -20,9 +20,9 @@ pub(crate) fn tell(line: &str) {
     eprintln!("{}", printable(line));
 }
 
-/// A text that is written as it comes: to a terminal without commands to it, to a file
-/// or a pipe as it is, to the byte. A reader that has left has all that it wants: that is no
-/// failure.
+/// Writes a text as it is generated: to a terminal without escape sequences, to a file or a pipe
+/// byte by byte as it is. If the reader has closed the pipe, further output is discarded: that is
+/// no failure.
 pub(crate) struct Pieces<W> {
     out: W,
     terminal: Option<printable::Stream>,
@@ -30,7 +30,7 @@ pub(crate) struct Pieces<W> {
 }
 
 impl Pieces<io::StdoutLock<'static>> {
-    /// To standard output.
+    /// Writes to standard output.
     pub(crate) fn stdout() -> Self {
         let out = io::stdout().lock();
         let is_terminal = out.is_terminal();
@@ -48,7 +48,7 @@ impl<W: Write> Pieces<W> {
         }
     }
 
-    /// Writes the next piece, and lets it be seen.
+    /// Writes and flushes the next piece.
     pub(crate) fn push(&mut self, piece: &str) -> io::Result<()> {
         match &mut self.terminal {
             Some(stream) => {
@@ -76,7 +76,7 @@ impl<W: Write> Pieces<W> {
         self.end()
     }
 
-    /// Whether nobody reads any more what is written.
+    /// Returns whether the reader has closed the pipe.
     pub(crate) fn reader_has_left(&self) -> bool {
         self.reader_has_left
     }
@@ -96,17 +96,17 @@ impl<W: Write> Pieces<W> {
     }
 }
 
-/// A value as indented JSON for a person's eyes as well, with a line end.
+/// Formats a value as indented JSON that is safe for a terminal, with a line end.
 pub(crate) fn json(value: &impl Serialize) -> serde_json::Result<String> {
     Ok(harmless_json(&serde_json::to_string_pretty(value)?) + "\n")
 }
 
-/// JSON in which whatever a terminal would take for a command is an escape of JSON, which
-/// means the same.
+/// Escapes the characters of JSON that a terminal would take for control characters; the JSON means
+/// the same.
 pub(crate) fn harmless_json(json: &str) -> String {
     let mut text = String::with_capacity(json.len());
     for character in json.chars() {
-        // Outside of strings JSON has none of them, and all of them are below U+10000.
+        // JSON has such characters only in strings, and all of them are below U+10000.
         match is_command(character) {
             true => text.push_str(&format!("\\u{:04x}", u32::from(character))),
             false => text.push(character),
@@ -115,16 +115,15 @@ pub(crate) fn harmless_json(json: &str) -> String {
     text
 }
 
-/// Where a column's cells stand.
+/// The alignment of a column's cells.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Align {
     Left,
     Right,
 }
 
-/// Lays `rows` out in columns that are two spaces apart, each line indented by
-/// two. Cells are measured as a terminal shows them: a CJK character takes two
-/// places.
+/// Lays out `rows` in columns that are two spaces apart, each line indented by two. Cells have
+/// their width on a terminal: a CJK character takes two columns.
 pub(crate) fn table(aligns: &[Align], rows: &[Vec<String>]) -> String {
     let mut widths = vec![0; aligns.len()];
     for row in rows {
@@ -149,7 +148,7 @@ pub(crate) fn table(aligns: &[Align], rows: &[Vec<String>]) -> String {
     text
 }
 
-/// A size in bytes as people read it, in decimal units.
+/// Formats a size in bytes for people, in decimal units.
 pub(crate) fn size(bytes: u64) -> String {
     let bytes = bytes as f64;
     match bytes {
@@ -160,7 +159,7 @@ pub(crate) fn size(bytes: u64) -> String {
     }
 }
 
-/// A whole number with its digits in groups of three.
+/// Formats a whole number with its digits in groups of three.
 pub(crate) fn grouped(number: u64) -> String {
     let digits = number.to_string();
     let mut text = String::new();
@@ -173,8 +172,8 @@ pub(crate) fn grouped(number: u64) -> String {
     text
 }
 
-/// Text out of a file, safe for a terminal: control characters are escaped,
-/// and what is longer than `limit` characters ends in an ellipsis.
+/// Makes text from a file safe for a terminal: control characters are escaped, and text beyond
+/// `limit` characters becomes an ellipsis.
 pub(crate) fn clip(text: &str, limit: usize) -> String {
     let mut shown: String = text.chars().take(limit).flat_map(visible).collect();
     if text.chars().nth(limit).is_some() {
@@ -183,7 +182,7 @@ pub(crate) fn clip(text: &str, limit: usize) -> String {
     shown
 }
 
-/// A character, escaped if a terminal would act on it or hide it.
+/// Returns a character, escaped if a terminal would act on it or hide it.
 pub(crate) fn visible(c: char) -> impl Iterator<Item = char> {
     let escaped = c.escape_debug();
     // `escape_debug` also escapes quotes and backslashes, which are harmless.

@@ -1,4 +1,4 @@
-//! `incant profile`: for those who write profiles.
+//! `incant profile`: writes and checks profiles, for their authors.
 
 use std::fs::{self, File};
 use std::io::{ErrorKind, Write};
@@ -9,10 +9,10 @@ use incant::profile::{Message, Profile, Role, check_file, profile_name_problem};
 
 use super::output;
 
-/// What a new profile's file says, with `NAME` for its name.
+/// The contents of a new profile's file, with `NAME` for its name.
 const TEMPLATE: &str = include_str!("profile/template.jinja");
 
-/// Begin a profile of one's own, or find out what is wrong with one
+/// Begin a custom profile, or check profiles for errors
 #[derive(clap::Args)]
 pub(crate) struct Args {
     #[command(subcommand)]
@@ -21,15 +21,15 @@ pub(crate) struct Args {
 
 #[derive(clap::Subcommand)]
 enum Action {
-    /// Write the file of a new profile, with comments that say what stands where
+    /// Write the file of a new profile, with comments that explain each part
     New {
-        /// What model ids will call it: MODEL@NAME
+        /// The profile's name in model ids: MODEL@NAME
         name: String,
         /// The folder that is given to `incant serve --profile-dir`
         #[arg(long, value_name = "DIR", default_value = ".")]
         profile_dir: PathBuf,
     },
-    /// Say all that is wrong with profiles, and show conversations as they render them
+    /// Report all errors in profiles, and show conversations as they render them
     Check {
         #[arg(required = true, value_name = "FILE")]
         files: Vec<PathBuf>,
@@ -60,7 +60,7 @@ fn new(name: &str, folder: PathBuf) -> anyhow::Result<()> {
     };
     let written = file.write_all(TEMPLATE.replace("NAME", name).as_bytes());
     if written.is_err() {
-        // A part of it would be in the way of another try.
+        // A partial file would prevent another try.
         _ = fs::remove_file(&path);
     }
     written.with_context(|| format!("cannot write {shown}"))?;
@@ -93,7 +93,7 @@ fn check(files: &[PathBuf]) -> anyhow::Result<()> {
     }
 }
 
-/// A profile in a line, and what it makes of conversations.
+/// Formats a profile in a line, and the conversations that it renders.
 fn shown(file: String, profile: &Profile) -> anyhow::Result<String> {
     let mut text = format!(
         "{file}: good; @{}, {} ({}), a prefix of {} characters\n",
@@ -138,7 +138,7 @@ mod tests {
         let told = shown("own.jinja".to_owned(), &profile).unwrap();
         assert!(told.contains("  | How do I keep bread fresh?\n"), "{told}");
         assert!(told.contains("  | Answer in one sentence.\n"), "{told}");
-        // Its comments are for the author, never for the model.
+        // Comments are for the author, never for the model.
         assert!(!profile.prefix().contains("{#"), "{}", profile.prefix());
     }
 }

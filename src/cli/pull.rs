@@ -1,4 +1,4 @@
-//! `incant pull`, and what other commands need to have a model here.
+//! `incant pull`, and the download of models that other commands need.
 
 use std::cell::{Cell, RefCell};
 use std::io::{self, BufRead, IsTerminal, Write};
@@ -12,7 +12,7 @@ use indicatif::{DecimalBytes, ProgressBar, ProgressStyle};
 
 use super::output::{self, tell};
 
-/// Download models, or see which there are
+/// Download models, or list the available ones
 #[derive(clap::Args)]
 pub(crate) struct Args {
     /// The models; without one, the default model
@@ -23,7 +23,7 @@ pub(crate) struct Args {
     list: bool,
     #[command(flatten)]
     consent: Consent,
-    /// Download by a manifest of one's own; its model is known by name from then on
+    /// Download with a custom manifest; its model is known by name from then on
     #[arg(long, value_name = "FILE.toml", conflicts_with_all = ["names", "list"])]
     manifest: Option<PathBuf>,
 }
@@ -52,8 +52,8 @@ impl Args {
         if names.is_empty() {
             names.push(catalog::default_model().name.clone());
         }
-        // All names are looked up first: a typing error in the last one should
-        // not show after an hour's download.
+        // All names are looked up first: a typo in the last one must not show only after an hour's
+        // download.
         let manifests = names
             .iter()
             .map(|name| known(&cache, name))
@@ -67,14 +67,13 @@ impl Args {
 /// Whether a model may be downloaded without a question.
 #[derive(Clone, Copy, Debug, Default, clap::Args)]
 pub(crate) struct Consent {
-    /// Download a model that is not here without asking; where nobody is at a terminal to
-    /// be asked, that is so in any case
+    /// Download missing models without asking; without a terminal to ask at, this is the default
     #[arg(long, short)]
     yes: bool,
 }
 
-/// Finds a model by its name or its file's path, and downloads it first, with
-/// [consent](obtain), if it is in the catalogue and not on this machine.
+/// Finds a model by its name or its file's path, and downloads it first, with [consent](obtain), if
+/// it is in the catalogue and not on this machine.
 pub(crate) fn ensure(name_or_file: &str, consent: Consent) -> anyhow::Result<Located> {
     let cache = Cache::from_env()?;
     match cache.locate(name_or_file) {
@@ -91,9 +90,9 @@ fn known(cache: &Cache, name: &str) -> Result<Manifest, CatalogError> {
     cache.find(name)?.ok_or_else(|| cache.unknown(name))
 }
 
-/// Downloads a model. All commands have one rule: its size and the gist of its licence are
-/// shown on the standard error; a person at a terminal is asked; with `--yes`, or where
-/// there is no terminal, a line says that the download begins.
+/// Downloads a model. All commands follow one rule: its size and the gist of its licence are shown
+/// on the standard error; a person at a terminal is asked; with `--yes`, or without a terminal, a
+/// line announces the download.
 fn obtain(
     cache: &Cache,
     manifest: &Manifest,
@@ -184,7 +183,7 @@ fn percent(bytes: u64, total: u64) -> u64 {
     (bytes as f64 / total as f64 * 100.0) as u64
 }
 
-/// A bar on a terminal; elsewhere a line for each tenth.
+/// Shows a progress bar on a terminal; elsewhere a line for each tenth.
 struct Display {
     is_terminal: bool,
     name: RefCell<String>,
@@ -231,7 +230,7 @@ impl Progress for Display {
 
     fn position(&self, bytes: u64) {
         if let Some(bar) = &*self.bar.borrow() {
-            // What was here before says nothing about the speed.
+            // Bytes of an earlier download must not affect the speed.
             let jumps = bar.position() == 0 || bytes < bar.position();
             bar.set_position(bytes);
             if jumps {

@@ -1,4 +1,4 @@
-//! `incant quantize`: a model's weights in another type.
+//! `incant quantize`: writes a model's weights in another type.
 
 use std::path::PathBuf;
 
@@ -24,7 +24,7 @@ pub(crate) struct Args {
     /// Q4_K_M, Q5_K_S or Q5_K_M
     #[arg(long = "type", value_name = "TYPE")]
     target: Target,
-    /// Replace a file that is there
+    /// Replace an existing file
     #[arg(long)]
     force: bool,
 }

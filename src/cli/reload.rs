@@ -1,7 +1,7 @@
-//! Follows the folder of profiles while a server runs.
+//! Reloads the folder of profiles while a server runs.
 //!
-//! Its files are looked at again and again rather than watched: that works on every
-//! file system, also on those over a network, and costs next to nothing.
+//! The folder is polled rather than watched: that works on every file system, including network
+//! file systems, and costs next to nothing.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -12,12 +12,11 @@ use incant::runtime::Runtime;
 use super::serve::warm;
 use super::signals::Hangups;
 
-/// How often the files are looked at. A change is taken over at the second look that
-/// sees it.
+/// The polling interval. A change is applied at the second poll that sees it.
 const EVERY: Duration = Duration::from_millis(500);
 
-/// Serves what the folder holds from now on, if there is one, for as long as the
-/// process lives. On a hangup all its files are read at once.
+/// Serves the current contents of the folder, if there is one, for as long as the process lives. On
+/// SIGHUP all its files are read at once.
 pub(super) fn follow(library: Library, runtime: Arc<Runtime>, mut hangups: Option<Hangups>) {
     if library.folder().is_none() {
         return;
@@ -48,7 +47,7 @@ pub(super) fn follow(library: Library, runtime: Arc<Runtime>, mut hangups: Optio
     });
 }
 
-/// Says at each hangup that there is nothing to read again.
+/// Logs at each SIGHUP that there is nothing to reload.
 pub(super) async fn tell_of_nothing(mut hangups: Hangups) {
     loop {
         hangups.next().await;
@@ -58,7 +57,7 @@ pub(super) async fn tell_of_nothing(mut hangups: Hangups) {
     }
 }
 
-/// Waits for the next hangup, if they are heard at all.
+/// Waits for the next SIGHUP, if they are handled at all.
 async fn next(hangups: &mut Option<Hangups>) {
     match hangups {
         Some(hangups) => hangups.next().await,
@@ -69,12 +68,12 @@ async fn next(hangups: &mut Option<Hangups>) {
 struct Follower {
     library: Library,
     runtime: Arc<Runtime>,
-    /// Why the folder could not be read the last time.
+    /// The reason why the folder could not be read the last time.
     unreadable: Option<String>,
 }
 
 impl Follower {
-    /// Looks at the folder; reads all of it, if `again`.
+    /// Checks the folder for changes; with `again`, reads all of it.
     fn look(&mut self, again: bool) {
         let looked = match again {
             true => self.library.read(),

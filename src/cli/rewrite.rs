@@ -1,5 +1,5 @@
-//! Writing a model's file anew, as `export --merge` and `quantize` do, and saying what
-//! became of it.
+//! Writes a model's file with changed tensors, for `export --merge` and `quantize`, and prints a
+//! summary.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -11,7 +11,7 @@ use indicatif::{ProgressBar, ProgressStyle};
 
 use super::output;
 
-/// Writes the file at `path`, with a bar meanwhile, and prints what is in it.
+/// Writes the file at `path` with a progress bar, and prints a summary.
 pub(super) fn write(rewrite: &Rewrite<'_>, path: &Path) -> anyhow::Result<()> {
     let bar = bar();
     let written = rewrite.write(path, |bytes, all| {
@@ -26,7 +26,7 @@ pub(super) fn write(rewrite: &Rewrite<'_>, path: &Path) -> anyhow::Result<()> {
     Ok(output::print(&(lines.join("\n") + "\n"))?)
 }
 
-/// A bar on the standard error, if that is a terminal.
+/// Returns a progress bar on the standard error, if that is a terminal.
 fn bar() -> ProgressBar {
     let template = "[{bar:30}]  {decimal_bytes} of {decimal_total_bytes}  {eta} left";
     let style = ProgressStyle::with_template(template)
@@ -35,7 +35,7 @@ fn bar() -> ProgressBar {
     ProgressBar::new(0).with_style(style)
 }
 
-/// How many tensors there are of each type, and what one should know of them.
+/// Returns the number of tensors of each type, and notes on them.
 fn summary(rewrite: &Rewrite<'_>) -> Vec<String> {
     let changes = rewrite.tensors();
     let mut kinds = Kinds::new();
@@ -72,7 +72,7 @@ fn summary(rewrite: &Rewrite<'_>) -> Vec<String> {
     lines
 }
 
-/// What has another type than was asked for, and why.
+/// Returns notes on tensors that have another type than requested.
 fn replacements(rewrite: &Rewrite<'_>) -> Vec<String> {
     let mut lines = Vec::new();
     let mut replaced: BTreeMap<(TensorType, TensorType), usize> = BTreeMap::new();
@@ -108,15 +108,15 @@ fn was_quantized(change: &Change<'_>) -> bool {
     change.tensor.kind.block_size() > 1
 }
 
-/// Whether what is added to it can get lost in a second rounding to few bits.
+/// Returns whether the adapter's change can get lost in a second rounding to few bits.
 fn is_rounded_again(change: &Change<'_>) -> bool {
     change.is_adapted() && was_quantized(change) && change.kind.bits_per_weight() < 8.0
 }
 
-/// How many tensors have a type.
+/// The number of tensors of each type.
 type Kinds = BTreeMap<TensorType, usize>;
 
-/// Types and how often they are there: `109 F32, 127 F16`.
+/// Lists types with their numbers of tensors: `109 F32, 127 F16`.
 fn listed(kinds: &Kinds) -> String {
     let kinds = kinds.iter().map(|(kind, count)| format!("{count} {kind}"));
     kinds.collect::<Vec<_>>().join(", ")

@@ -1,4 +1,5 @@
-//! Flags of the samplers that base models need, the same for all commands that answer.
+//! Flags of the samplers for base models (DRY, XTC and others), shared by all commands that
+//! generate answers.
 
 use std::ops::RangeInclusive;
 
@@ -11,39 +12,40 @@ use incant::sample::SamplingParams;
 /// Samplers against repetition and for variety.
 #[derive(Clone, Debug, Default, clap::Args)]
 pub(crate) struct SamplerArgs {
-    /// DRY: what a token loses that would continue a repetition of the allowed length, 0
-    /// (off) to 100
+    /// DRY: the penalty of a token that would continue a repetition of the allowed length, 0 (off)
+    /// to 100
     #[arg(long, value_name = "LOGIT")]
     dry_multiplier: Option<f32>,
-    /// The factor of that loss for each further token, 0 to 10 [default: 1.75]
+    /// DRY: the factor of that penalty for each further token, 0 to 10 [default: 1.75]
     #[arg(long, value_name = "FACTOR")]
     dry_base: Option<f32>,
-    /// Repetitions of fewer tokens are free [default: 2]
+    /// DRY: repetitions of fewer tokens have no penalty [default: 2]
     #[arg(long, value_name = "N")]
     dry_allowed_length: Option<u32>,
-    /// How many of the last tokens are looked at; -1 looks at all [default: -1]
+    /// DRY: how many of the last tokens are searched for repetitions; -1 searches all [default: -1]
     #[arg(long, value_name = "N", allow_negative_numbers = true)]
     dry_penalty_last_n: Option<i32>,
-    /// A text across which nothing is a repetition; can be repeated [default: newline,
-    /// colon, double quote, asterisk]
+    /// DRY: a text that no repetition extends across; repeatable [default: newline, colon, double
+    /// quote, asterisk]
     #[arg(long, value_name = "TEXT")]
     dry_sequence_breaker: Vec<String>,
     /// Keep tokens whose logit is at most N standard deviations below the largest
     #[arg(long, value_name = "N", allow_negative_numbers = true)]
     top_n_sigma: Option<f32>,
-    /// Sample among the tokens with this mass whose surprise is nearest the expected one
+    /// Locally typical sampling: sample among the tokens with this mass whose surprise is nearest
+    /// the expected one
     #[arg(long, value_name = "MASS")]
     typical_p: Option<f32>,
-    /// XTC: how often the top choices but the least likely one are left out, 0 (off) to 1
+    /// XTC: how often the top choices are left out, except the least likely of them, 0 (off) to 1
     #[arg(long, value_name = "SHARE")]
     xtc_probability: Option<f32>,
-    /// The probability that makes a top choice; above 0.5 is off [default: 0.1]
+    /// XTC: the minimum probability of a top choice; above 0.5 is off [default: 0.1]
     #[arg(long, value_name = "SHARE")]
     xtc_threshold: Option<f32>,
 }
 
 impl SamplerArgs {
-    /// The samplers, if everything is in its range.
+    /// Returns the samplers, if every value is in its range.
     pub(crate) fn samplers(&self) -> anyhow::Result<Samplers> {
         within("--dry-multiplier", self.dry_multiplier, 0.0..=100.0)?;
         within("--dry-base", self.dry_base, 0.0..=10.0)?;
@@ -79,7 +81,7 @@ impl SamplerArgs {
     }
 }
 
-/// What `samplers` and, where they say nothing, `defaults` ask of an arm.
+/// Returns the sampling parameters of an arm: those of `samplers` or, if absent, of `defaults`.
 pub(crate) fn sampling(
     samplers: &Samplers,
     defaults: &SamplingDefaults,
@@ -109,7 +111,7 @@ pub(crate) fn sampling(
     sampling
 }
 
-/// Refuses what is out of range; NaN is out of any.
+/// Refuses a value out of range; NaN is out of any range.
 fn within<T: PartialOrd + std::fmt::Display>(
     flag: &str,
     value: Option<T>,

@@ -1,4 +1,4 @@
-//! `incant serve`.
+//! `incant serve`: the server, with graceful shutdown, SIGHUP and a greeting.
 
 use std::future::pending;
 use std::net::SocketAddr;
@@ -33,38 +33,37 @@ pub(crate) struct Args {
     /// Answers computed at once, per model
     #[arg(long, value_name = "N", default_value_t = 32)]
     parallel: usize,
-    /// Further requests that may wait; beyond that the answer is 429
+    /// Maximum number of further requests in the queue; beyond that the answer is 429
     #[arg(long, value_name = "N", default_value_t = 128)]
     queue: usize,
-    /// Prompt tokens computed in one step: what running answers wait for at most
+    /// Prompt tokens computed in one step (chunked prefill): the longest delay of running answers
     #[arg(long, value_name = "TOKENS", default_value_t = 256)]
     chunk: usize,
     /// Refuse requests with unknown fields instead of logging a warning
     #[arg(long)]
     strict: bool,
-    /// Answer 408 to requests that take longer than this, the queue included
-    /// [default: no limit]; a request can ask for less with its field `timeout`
+    /// Answer 408 to requests that take longer than this, including the queue [default: no limit];
+    /// a request can set a shorter limit with its field `timeout`
     #[arg(long, value_name = "SECONDS", value_parser = seconds)]
     request_timeout: Option<Duration>,
-    /// Answer 503 to new requests and to /health when one step of a model takes longer
-    /// than this: it is stuck
+    /// Answer 503 to new requests and to /health when one step of a model takes longer than this:
+    /// the engine is stuck
     #[arg(long, value_name = "SECONDS", value_parser = seconds, default_value = "30")]
     stall_timeout: Duration,
-    /// After SIGTERM, go on taking requests for this long while /health answers 503, so that
-    /// a load balancer takes the server out before it closes its port
+    /// After SIGTERM, keep accepting requests for this long while /health answers 503, so that a
+    /// load balancer takes the server out of rotation before it closes its port
     #[arg(long, value_name = "SECONDS", default_value_t = 0)]
     shutdown_delay: u64,
-    /// After SIGTERM or Ctrl-C, let running answers go on for this long
+    /// After SIGTERM or Ctrl-C, let running answers continue for this long (graceful shutdown)
     #[arg(long, value_name = "SECONDS", default_value_t = 30)]
     drain: u64,
-    /// What the log on the standard error looks like
+    /// The format of the log on the standard error
     #[arg(long, value_name = "FORMAT", value_enum, default_value_t = log::Format::Text)]
     log_format: log::Format,
     /// Let clients load adapters from this folder (`POST /v1/adapters`)
     #[arg(long, value_name = "DIR")]
     adapter_dir: Option<PathBuf>,
-    /// Memory that all adapters together may take; the same one under several names counts
-    /// once
+    /// The maximum memory of all adapters together; the same one under several names counts once
     #[arg(long, value_name = "SIZE", default_value_t = bytesize::ByteSize::b(DEFAULT_ADAPTER_MEMORY as u64))]
     adapter_memory: bytesize::ByteSize,
     #[command(flatten, next_help_heading = "Clients")]
@@ -79,7 +78,7 @@ impl Args {
         }
         let mut options = self.edges.resolve(ServeOptions {
             strict: self.strict,
-            // An address, which may be none of these, needs no permission.
+            // An IP address may fail to parse here, but is always allowed.
             hosts: self.host.parse().into_iter().collect(),
             adapter_folder: self.adapter_dir,
             request_timeout: self.request_timeout,
@@ -102,7 +101,7 @@ impl Args {
             .enable_all()
             .build()?;
         let served = tokio.block_on(async {
-            // Before anything is downloaded: a port that is taken shows at once.
+            // Bound before any download, so that a port in use is reported at once.
             let listener = TcpListener::bind((self.host.as_str(), self.port))
                 .await
                 .with_context(|| format!("cannot listen on {}:{}", self.host, self.port))?;
@@ -110,7 +109,7 @@ impl Args {
             if is_open(&options, address) {
                 tracing::warn!(%address, "{OPEN}");
             }
-            // From now on others may know of the server: a hangup is not to end it.
+            // From now on other processes may know of the server: SIGHUP must not end it.
             let hangups = Hangups::listen()?;
             match &options.tls {
                 Some(tls) => {
@@ -136,22 +135,22 @@ impl Args {
             )
             .await
         });
-        // A load that a signal interrupted has no one to load for.
+        // A load that a signal interrupted is no longer needed.
         tokio.shutdown_background();
         served
     }
 }
 
-/// What a server is told that others can reach and that asks for no key.
+/// The warning of a server that other machines can reach and that requires no key.
 const OPEN: &str = "anyone who can reach this address can use the server, as it asks for no key: set \
      INCANT_API_KEY or --api-key-file FILE, or leave out --host to serve this machine only";
 
-/// Whether others than this machine can use the server as they like.
+/// Returns whether other machines can use the server without a key.
 fn is_open(options: &ServeOptions, address: SocketAddr) -> bool {
     options.keys.is_empty() && !address.ip().to_canonical().is_loopback()
 }
 
-/// Serves while the models load and until a signal comes.
+/// Serves while the models load, until a signal arrives.
 async fn run(
     listener: TcpListener,
     address: SocketAddr,
@@ -183,12 +182,12 @@ async fn run(
     let watched = Arc::clone(&runtime);
     tokio::spawn(async move {
         let error = match loading.await {
-            // A supervisor starts the program anew; here nothing would bring it back.
+            // A supervisor restarts the program; in this process nothing could restore the engine.
             Ok(Ok(())) => anyhow!("the engine of {} has panicked", watched.engine_died().await),
             Ok(Err(error)) => error,
             Err(error) => anyhow!(error).context("loading"),
         };
-        // The receiver is there until the server has ended.
+        // The receiver exists until the server has ended.
         _ = failed.send(error);
     });
     let mut requests = Requests::listen().context("cannot listen for Ctrl-C")?;
@@ -225,7 +224,7 @@ async fn run(
     error.map_or(Ok(()), Err)
 }
 
-/// A fault for tests, which only builds with debug assertions can have.
+/// The injected fault of a test, which only builds with debug assertions support.
 #[cfg(debug_assertions)]
 fn fault() -> anyhow::Result<Option<incant::engine::Fault>> {
     match std::env::var("INCANT_FAULT") {
@@ -234,7 +233,7 @@ fn fault() -> anyhow::Result<Option<incant::engine::Fault>> {
     }
 }
 
-/// Loads the models, and what their chats begin with.
+/// Loads the models, and computes the prefixes of their chats (warm-up).
 pub(super) fn load(loading: &Loading) -> anyhow::Result<Vec<Arc<Model>>> {
     let began = Instant::now();
     let models = loading.load()?;
@@ -245,7 +244,7 @@ pub(super) fn load(loading: &Loading) -> anyhow::Result<Vec<Arc<Model>>> {
     Ok(models)
 }
 
-/// Sees to it that what a model begins its chats with is in memory.
+/// Makes sure that the prefix of a model's chats is in memory (warm-up).
 pub(super) fn warm(model: &Model) -> Result<(), String> {
     let Some(warmed) = model.warm()? else {
         return Ok(());
@@ -264,7 +263,7 @@ pub(super) fn warm(model: &Model) -> Result<(), String> {
     Ok(())
 }
 
-/// Logs what is served.
+/// Logs the served models.
 fn announce(models: &[Arc<Model>]) {
     for model in models {
         tracing::info!(
@@ -277,24 +276,24 @@ fn announce(models: &[Arc<Model>]) {
     }
 }
 
-/// What a person who started a server in a terminal is told.
+/// The greeting for a person who started a server in a terminal.
 struct Greeting {
     address: SocketAddr,
-    /// Whether it is served over TLS.
+    /// Whether the server uses TLS.
     secure: bool,
     /// Whether clients must send a key.
     keyed: bool,
-    /// Whether others than this machine can use it as they like.
+    /// Whether other machines can use it without a key.
     open: bool,
 }
 
 impl Greeting {
-    /// Says what is served, and how to try it.
+    /// Prints the served models, and how to try them.
     fn print(&self, models: &[Arc<Model>]) {
         for model in models {
             tell(&describe(model));
         }
-        // Whoever listens on every interface still reaches it here.
+        // A server that listens on every interface can be reached here.
         let host = match self.address.ip() {
             ip if ip.is_unspecified() => "127.0.0.1".to_owned(),
             std::net::IpAddr::V6(ip) => format!("[{ip}]"),
@@ -321,7 +320,7 @@ impl Greeting {
     }
 }
 
-/// One model in a line.
+/// Describes one model in a line.
 fn describe(model: &Model) -> String {
     let footprint = model.footprint();
     let mut line = format!(
@@ -349,7 +348,7 @@ fn megabytes(bytes: usize) -> String {
     format!("{} MB", bytes.div_ceil(1_000_000))
 }
 
-/// Ends the process when it is asked for once more.
+/// Ends the process at the next signal.
 async fn stop_at_next(mut requests: Requests) {
     if let Ok(code) = requests.next().await {
         tracing::warn!("stopped at once; running answers were cut off");
@@ -357,11 +356,11 @@ async fn stop_at_next(mut requests: Requests) {
     }
 }
 
-/// Has a file that reaches the limit on files' sizes be an error for whoever writes it, as on
-/// a full disk, instead of a signal that ends the process.
+/// Turns a write beyond the limit of file sizes into an error for the writer, as on a full disk,
+/// instead of a signal (SIGXFSZ) that ends the process.
 #[cfg(unix)]
 fn outlive_file_limits() -> std::io::Result<()> {
     use tokio::signal::unix::{SignalKind, signal};
-    // A handler that was once there stays.
+    // The handler stays installed after the signal is dropped.
     signal(SignalKind::from_raw(libc::SIGXFSZ)).map(drop)
 }

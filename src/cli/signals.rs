@@ -1,4 +1,4 @@
-//! Signals by which a person or a supervisor asks the process to do something.
+//! Signals: Ctrl-C and SIGTERM for shutdown, SIGHUP for reload.
 
 #[cfg(unix)]
 use std::io::{self, IsTerminal};
@@ -6,12 +6,12 @@ use std::io::{self, IsTerminal};
 #[cfg(unix)]
 use anyhow::Context;
 
-/// How a shell knows that a process was interrupted, or told to end.
+/// The exit codes by which a shell recognises that a process was interrupted or terminated.
 const INTERRUPTED: i32 = 130;
 pub(super) const TERMINATED: i32 = 143;
 
-/// Requests to end: Ctrl-C and SIGTERM. From when it is made until the process ends, they
-/// no longer end it by themselves.
+/// Shutdown requests: Ctrl-C and SIGTERM. From its creation until the process ends, these signals
+/// no longer end the process by themselves.
 #[cfg(unix)]
 pub(super) struct Requests {
     interrupt: tokio::signal::unix::Signal,
@@ -28,7 +28,7 @@ impl Requests {
         })
     }
 
-    /// Waits for the next one: how the process ends if it ends by it.
+    /// Waits for the next request; returns the exit code for it.
     pub(super) async fn next(&mut self) -> io::Result<i32> {
         tokio::select! {
             _ = self.interrupt.recv() => Ok(INTERRUPTED),
@@ -37,7 +37,7 @@ impl Requests {
     }
 }
 
-/// Requests to end: Ctrl-C.
+/// Shutdown requests: Ctrl-C.
 #[cfg(not(unix))]
 pub(super) struct Requests;
 
@@ -47,22 +47,21 @@ impl Requests {
         Ok(Requests)
     }
 
-    /// Waits for the next one: how the process ends if it ends by it.
+    /// Waits for the next request; returns the exit code for it.
     pub(super) async fn next(&mut self) -> std::io::Result<i32> {
         tokio::signal::ctrl_c().await.map(|()| INTERRUPTED)
     }
 }
 
-/// The hangups (SIGHUP) since it was made, by which a daemon is told to read its files
-/// again. While there is none, a hangup ends the process; where there are no signals, none
-/// comes.
+/// The SIGHUP signals since its creation, by which a daemon reloads its files. While no instance
+/// exists, SIGHUP ends the process. On systems without signals none arrive.
 pub(super) struct Hangups {
     #[cfg(unix)]
     signal: tokio::signal::unix::Signal,
 }
 
 impl Hangups {
-    /// Listens from now on, not only once someone waits.
+    /// Handles signals from now on, even before the first wait.
     #[cfg(unix)]
     pub(super) fn listen() -> anyhow::Result<Hangups> {
         use tokio::signal::unix::{SignalKind, signal};
@@ -70,13 +69,13 @@ impl Hangups {
         Ok(Hangups { signal })
     }
 
-    /// Listens from now on, not only once someone waits.
+    /// Handles signals from now on, even before the first wait.
     #[cfg(not(unix))]
     pub(super) fn listen() -> anyhow::Result<Hangups> {
         Ok(Hangups {})
     }
 
-    /// Waits for the next one; several that nobody waited for are one.
+    /// Waits for the next signal; several unobserved ones count as one.
     pub(super) async fn next(&mut self) {
         #[cfg(unix)]
         if self.signal.recv().await.is_some() {
@@ -86,7 +85,7 @@ impl Hangups {
     }
 }
 
-/// The terminal that the process was started in, if there is one.
+/// The terminal that the process was started in, if any.
 pub(super) struct Terminal {
     #[cfg(unix)]
     hangups: Option<Hangups>,
@@ -103,7 +102,7 @@ impl Terminal {
         })
     }
 
-    /// Resolves when it was closed, which is told by a hangup too.
+    /// Resolves when the terminal was closed, which SIGHUP reports too.
     pub(super) async fn closed(&mut self) {
         #[cfg(unix)]
         if let Some(hangups) = &mut self.hangups {

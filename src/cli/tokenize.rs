@@ -1,4 +1,4 @@
-//! `incant tokenize`: what models make of a text, side by side.
+//! `incant tokenize`: the tokens of a text, for several models side by side.
 
 use std::io::{IsTerminal, Read};
 
@@ -19,7 +19,7 @@ pub(crate) struct Args {
     /// A model by name or file, repeatable; without one, the default model
     #[arg(long = "model", short, value_name = "NAME|FILE.gguf")]
     models: Vec<String>,
-    /// Take <|im_end|> and its like for text, not for control tokens
+    /// Read <|im_end|> and the like as text, not as control tokens
     #[arg(long)]
     no_special: bool,
     /// Print JSON
@@ -27,7 +27,7 @@ pub(crate) struct Args {
     json: bool,
 }
 
-/// Everything the command finds out.
+/// The data of the command's output.
 #[derive(Serialize)]
 struct Report<'a> {
     text: &'a str,
@@ -43,7 +43,7 @@ struct ModelReport {
     tokenizer: &'static str,
     pre: String,
     vocab_size: usize,
-    /// The token that the model wants before a prompt; not among `tokens`.
+    /// The token that the model expects before a prompt; not among `tokens`.
     adds_bos: Option<Token>,
     count: usize,
     characters_per_token: f64,
@@ -55,11 +55,11 @@ struct ModelReport {
 struct Token {
     id: u32,
     kind: &'static str,
-    /// As the vocabulary has it.
+    /// The piece in the vocabulary.
     piece: String,
-    /// What it adds to the text; U+FFFD for parts of characters.
+    /// The text that it adds; U+FFFD for parts of characters.
     text: String,
-    /// The same, exactly.
+    /// The exact bytes of that text.
     bytes: Vec<u8>,
 }
 
@@ -69,7 +69,7 @@ impl Args {
         if models.is_empty() {
             models.push(catalog::default_model().name.clone());
         }
-        // A misspelt name should show before standard input is waited for.
+        // A misspelt name must show before standard input is read.
         let models = models
             .iter()
             .map(|model| load(model))
@@ -145,7 +145,7 @@ fn token(tokenizer: &Tokenizer, id: u32) -> Token {
     }
 }
 
-/// The tables for a person: counts first, then the tokens, a column per model.
+/// Formats the tables for a person: counts first, then the tokens, a column per model.
 fn show(report: &Report<'_>) -> String {
     let models = &report.models;
     let mut aligns = vec![Align::Left];
@@ -214,8 +214,8 @@ fn show(report: &Report<'_>) -> String {
     text
 }
 
-/// A token as one reads it: text in quotes, so that spaces show; bytes that
-/// are part of a character in hexadecimal; and tokens that are no text bare.
+/// Formats a token: text in quotes, so that spaces show; bytes that are part of a character in
+/// hexadecimal; other tokens without quotes.
 fn shown(token: &Token) -> String {
     if token.bytes.is_empty() {
         let piece = output::clip(&token.piece, 60);

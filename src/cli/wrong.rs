@@ -1,6 +1,5 @@
-//! What a person is told who typed something that is no number, size or time where one is
-//! expected: which flag, what was given, and what form is expected. The words of the
-//! parsers would say none of it.
+//! Explains command-line arguments that are not a number, size or time where one is expected: the
+//! flag, the value, and the expected form. The parsers' own messages have none of this.
 
 use std::ffi::OsString;
 use std::num::NonZeroUsize;
@@ -11,7 +10,7 @@ use clap::builder::ValueParser;
 use clap::error::{ContextKind, ContextValue, ErrorKind};
 use clap::{Arg, Command, Error, value_parser};
 
-/// The kinds of values that are not texts.
+/// The forms of values that are not plain text.
 enum Form {
     /// A whole number from the first to the second.
     Whole(i128, i128),
@@ -21,7 +20,7 @@ enum Form {
 }
 
 impl Form {
-    /// What `arg` takes, by the type of its values.
+    /// Returns the form of the values of `arg`, by their type.
     fn of(arg: &Arg) -> Option<Form> {
         let is = |parser: ValueParser| arg.get_value_parser().type_id() == parser.type_id();
         if is(value_parser!(usize).into()) {
@@ -47,8 +46,8 @@ impl Form {
         }
     }
 
-    /// Why `value` cannot be one, and what could, such as `example`. `None` if it has the
-    /// form, and something else is wrong with it.
+    /// Returns why `value` does not have this form, with the expected one, such as `example`.
+    /// `None` if it has the form, and something else is wrong with it.
     fn refusal(&self, value: &str, example: Option<&str>) -> Option<String> {
         let such_as =
             |expected: &str, example: &str| Some(format!("expected {expected}, such as {example}"));
@@ -75,7 +74,7 @@ impl Form {
     }
 }
 
-/// `error`, which parsing `words` with `command` gave, in plain words.
+/// Rewrites `error`, the result of parsing `words` with `command`, in plain words.
 pub(super) fn explained(error: Error, command: &Command, words: &[OsString]) -> Error {
     explanation(&error, command, words).unwrap_or(error)
 }

@@ -1,4 +1,4 @@
-//! Adapters of a model, by name.
+//! The LoRA adapters of a model, by name.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -9,14 +9,14 @@ use incant_engine::{self as engine, AddAdapterError};
 use incant_gguf::open::Location;
 use incant_model::lora::{Lora, LoraError};
 
-/// The longest name.
+/// The maximum length of a name.
 const MOST_NAME: usize = 64;
 
 /// An adapter that a model serves under a name.
 #[derive(Debug)]
 pub struct Adapter {
     name: String,
-    /// As clients may see it.
+    /// Safe to show to clients.
     path: PathBuf,
     profile: Option<String>,
     ranks: Vec<usize>,
@@ -28,81 +28,80 @@ pub struct Adapter {
 /// The adapters that a model serves, by name.
 pub type Adapters = BTreeMap<String, Arc<Adapter>>;
 
-/// A table of adapters. It is replaced as a whole: a request keeps what it found, for
-/// as long as it runs.
+/// A table of adapters. It is replaced as a whole (copy on write): a request keeps the adapters it
+/// found, for as long as it runs.
 #[derive(Debug, Default)]
 pub(super) struct Table(RwLock<Arc<Adapters>>);
 
-/// Why an adapter is not served.
+/// The reason why an adapter is not served.
 #[derive(Debug, thiserror::Error)]
 pub enum AdapterError {
-    /// A name that an arm could not say.
+    /// The name cannot be part of an arm's id.
     #[error(
         "'{}' is no name for an adapter: 1 to {MOST_NAME} letters, digits, '.', '_' and '-'",
         incant_gguf::printable::excerpt(.0).escape_debug()
     )]
     Name(String),
-    /// It cannot be read, or does not fit the model.
+    /// The adapter cannot be read, or does not fit the model.
     #[error(transparent)]
     Lora(#[from] LoraError),
-    /// It was made to be used with a profile that the model does not serve.
+    /// The adapter was made for a profile that the model does not serve.
     #[error("the adapter was made for the profile '{}', which {model} does not have", profile.escape_debug())]
     UnknownProfile {
         /// The profile that the adapter names.
         profile: String,
-        /// The model.
+        /// The model's id.
         model: String,
     },
-    /// There is no room for it, the model does not compute under it, or the engine failed.
+    /// There is no memory for it, the model's executor does not support it, or the engine failed.
     #[error("the adapter cannot be taken in: {0}")]
     Engine(#[from] AddAdapterError),
 }
 
 impl Adapter {
-    /// The name that follows the `+` of an arm.
+    /// Returns the name that follows the `+` of an arm.
     pub fn name(&self) -> &str {
         &self.name
     }
 
-    /// Where it was read from, as far as clients may know: a path within the folder that
-    /// they name adapters in, or the last part of one that the operator named.
+    /// Returns the path it was read from, as far as clients may know: relative to the folder that
+    /// they name adapters in, or the last component of a path that the operator named.
     pub fn path(&self) -> &Path {
         &self.path
     }
 
-    /// The profile that chat uses with it unless the arm names another.
+    /// Returns the profile that chat uses with it unless the arm names another.
     pub fn profile(&self) -> Option<&str> {
         self.profile.as_deref()
     }
 
-    /// The different ranks of its matrices, lowest first.
+    /// Returns the different ranks of its matrices, lowest first.
     pub fn ranks(&self) -> &[usize] {
         &self.ranks
     }
 
-    /// How many numbers it has.
+    /// Returns the number of its parameters.
     pub fn parameters(&self) -> usize {
         self.parameters
     }
 
-    /// The bytes that its weights take, once for all names that they have.
+    /// Returns the bytes that its weights take; they are shared by all names that it has.
     pub fn bytes(&self) -> usize {
         self.loaded.bytes()
     }
 
-    /// When it was loaded, in Unix seconds.
+    /// Returns when it was loaded, in Unix seconds.
     pub fn created(&self) -> u64 {
         self.created
     }
 }
 
 impl Table {
-    /// The adapters as they are now.
+    /// Returns the current adapters.
     pub(super) fn get(&self) -> Arc<Adapters> {
         Arc::clone(&self.0.read().unwrap_or_else(PoisonError::into_inner))
     }
 
-    /// Changes the table.
     fn change<T>(&self, change: impl FnOnce(&mut Adapters) -> T) -> T {
         let mut table = self.0.write().unwrap_or_else(PoisonError::into_inner);
         let mut adapters = Adapters::clone(&table);
@@ -113,12 +112,12 @@ impl Table {
 }
 
 impl super::Model {
-    /// The adapters that it serves now.
+    /// Returns the adapters that the model serves now.
     pub fn adapters(&self) -> Arc<Adapters> {
         self.adapters.get()
     }
 
-    /// [`load_adapter_at`](Self::load_adapter_at) a path that the operator names.
+    /// Calls [`load_adapter_at`](Self::load_adapter_at) for a path that the operator names.
     ///
     /// # Errors
     /// See [`AdapterError`].
@@ -126,9 +125,8 @@ impl super::Model {
         self.load_adapter_at(name, &Location::of(path))
     }
 
-    /// Reads the adapter at `location` and serves it as `name`, in the place of one that
-    /// has this name. Blocks. Until it has succeeded nothing changes; requests that
-    /// have begun go on as they are.
+    /// Reads the adapter at `location` and serves it as `name`, replacing an adapter of this name.
+    /// Blocks. Nothing changes until it has succeeded; running requests keep their adapters.
     ///
     /// # Errors
     /// See [`AdapterError`].
@@ -141,7 +139,7 @@ impl super::Model {
         if name.is_empty() || name.len() > MOST_NAME || !name.chars().all(fits) {
             return Err(AdapterError::Name(name.to_owned()));
         }
-        // No executor holds a number in less than two bytes.
+        // No executor stores an element in less than two bytes.
         let most = self.engine().adapter_memory().most() / 2;
         let lora = Lora::read_at(location, self.spec(), most)?;
         let profile = lora.profile().map(str::to_owned);
@@ -165,7 +163,7 @@ impl super::Model {
             profile,
             ranks,
             parameters,
-            // A clock before 1970 is wrong anyhow.
+            // A clock before 1970 is wrong anyway.
             created: now.map_or(0, |since| since.as_secs()),
             loaded: self.engine().add_adapter(lora)?,
         });
@@ -175,8 +173,7 @@ impl super::Model {
         Ok(adapter)
     }
 
-    /// Serves the adapter called `name` no longer, and returns it. Requests that have
-    /// begun go on with it.
+    /// Stops serving the adapter called `name`, and returns it. Running requests keep it.
     pub fn unload_adapter(&self, name: &str) -> Option<Arc<Adapter>> {
         self.adapters.change(|adapters| adapters.remove(name))
     }

@@ -1,4 +1,4 @@
-//! Arms: `MODEL[@PROFILE][+ADAPTER]`, resolved.
+//! Arms: resolves the model id `MODEL[@PROFILE][+ADAPTER]`.
 
 mod answered;
 mod prompt;
@@ -23,45 +23,45 @@ use incant_prompt::text::Tokenizer;
 pub struct Arm {
     id: String,
     model: Arc<Model>,
-    /// How chat is rendered.
     rendering: Rendering,
-    /// How chat is sampled where the client does not say.
+    /// The sampling defaults of chat.
     defaults: SamplingDefaults,
-    /// The constant tokens that come first, in chat.
+    /// The constant tokens at the start of each chat.
     chat_prefix: Option<Arc<Prefix>>,
-    /// Constant text after them that is encoded with the conversation.
+    /// The constant text after them, which is encoded with the conversation.
     chat_tail: String,
-    /// The constant tokens of plain completions: a named profile's.
+    /// The constant tokens at the start of plain completions: those of a named profile.
     completion_prefix: Option<Arc<Prefix>>,
     adapter: Option<Arc<Adapter>>,
-    /// The profiles to choose among for a conversation, where the default one was taken.
+    /// The profiles to choose a variant from for each conversation, if the arm uses the default
+    /// one.
     variants: Option<Arc<Profiles>>,
-    /// What its id wishes beside it.
+    /// The guidance and mix that its id asks for.
     wishes: Wishes,
 }
 
-/// There is no such arm.
+/// The reason why an id names no arm.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum ArmError {
-    /// What follows the arm's id is no wish.
+    /// The arm's id is followed by something other than guidance or a mix.
     #[error(
         "the model '{}' ends with something other than guidance=WEIGHT, against=ARM, plausible=SHARE or mix=ARM*WEIGHT",
         excerpt(id)
     )]
     BadWish {
-        /// What was asked for.
+        /// The requested id.
         id: String,
     },
-    /// No model's id begins the arm's.
+    /// The id begins with no model's id.
     #[error(
         "the model '{}' does not exist; there are {}",
         excerpt(id),
         listed(arms)
     )]
     UnknownModel {
-        /// What was asked for.
+        /// The requested id.
         id: String,
-        /// The arms there are, the nearest first.
+        /// The existing arms, the nearest first.
         arms: Vec<String>,
     },
     /// The model does not serve that profile.
@@ -73,12 +73,12 @@ pub enum ArmError {
     UnknownProfile {
         /// The model's id.
         model: String,
-        /// What was asked for.
+        /// The requested profile.
         profile: String,
-        /// The profiles it serves, the nearest first.
+        /// The profiles that it serves, the nearest first.
         profiles: Vec<String>,
     },
-    /// The model has no such adapter.
+    /// The model does not serve that adapter.
     #[error(
         "the model '{model}' has no adapter '{}'{}",
         excerpt(adapter),
@@ -87,14 +87,14 @@ pub enum ArmError {
     UnknownAdapter {
         /// The model's id.
         model: String,
-        /// What was asked for.
+        /// The requested adapter.
         adapter: String,
-        /// The adapters it serves, the nearest first.
+        /// The adapters that it serves, the nearest first.
         adapters: Vec<String>,
     },
 }
 
-/// The adapters that there are, if any.
+/// Lists the adapters, if there are any.
 fn list(adapters: &[String]) -> String {
     match adapters {
         [] => String::new(),
@@ -102,7 +102,7 @@ fn list(adapters: &[String]) -> String {
     }
 }
 
-/// The profile and the adapter of `[@PROFILE][+ADAPTER]`.
+/// Splits `[@PROFILE][+ADAPTER]` into the profile and the adapter.
 fn parts(rest: &str) -> (Option<&str>, Option<&str>) {
     let (profile, adapter) = match rest.split_once('+') {
         Some((profile, adapter)) => (profile, Some(adapter)),
@@ -112,7 +112,7 @@ fn parts(rest: &str) -> (Option<&str>, Option<&str>) {
 }
 
 impl Arm {
-    /// The arm of `model` that `rest` (`[@PROFILE][+ADAPTER]`) names.
+    /// Returns the arm of `model` that `rest` (`[@PROFILE][+ADAPTER]`) names.
     pub(super) fn resolve(model: &Arc<Model>, rest: &str) -> Result<Arm, ArmError> {
         let (profile, adapter) = parts(rest);
         let adapter = adapter
@@ -145,9 +145,10 @@ impl Arm {
         })
     }
 
-    /// The same arm for a conversation: where it names no profile and the model's default
-    /// one has a variant in the language of the first question, it is that one. Variants
-    /// say so themselves (see [`Profile::variant_of`](incant_prompt::profile::Profile::variant_of)).
+    /// Returns the same arm for a conversation. If it names no profile and the model's default
+    /// profile has a variant in the language of the first question, the arm uses that variant. The
+    /// variants declare this themselves (see
+    /// [`Profile::variant_of`](incant_prompt::profile::Profile::variant_of)).
     pub fn for_conversation(&self, messages: &[Message]) -> Arm {
         let first = messages.iter().find(|message| message.role == Role::User);
         let language = first.and_then(|message| language_of(&message.content));
@@ -164,9 +165,9 @@ impl Arm {
         }
     }
 
-    /// The variant of its default profile for a language, if there is one and the default
-    /// profile is in another. A built-in one gives way to a user's; among several of a
-    /// user's, which a folder of profiles cannot have, the first by name counts.
+    /// Returns the variant of its default profile for a language, if there is one and the default
+    /// profile is in another. A user's variant takes precedence over a built-in one; of several
+    /// user's variants, which a folder of profiles cannot have, the first by name counts.
     fn variant(&self, language: &str) -> Option<&BoundProfile> {
         let Rendering::Profile(default) = &self.rendering else {
             return None;
@@ -178,15 +179,15 @@ impl Arm {
             .filter(|_| !default.language().eq_ignore_ascii_case(language))
     }
 
-    /// Whether its profile follows the language of the first question.
+    /// Returns whether its profile follows the language of the first question.
     fn follows_language(&self) -> bool {
         let mut languages = LANGUAGES.iter();
         languages.any(|&(language, _)| self.variant(language).is_some())
     }
 
-    /// How the arm renders chat, and the profile whose prefix comes first: the
-    /// profile that is named, or recorded in its adapter; else the file's chat template;
-    /// else the default profile; else the text alone.
+    /// Returns how the arm renders chat, and the profile whose prefix comes first: the profile that
+    /// is named, or recorded in its adapter; else the file's chat template; else the default
+    /// profile; else the text alone.
     fn rendering<'a>(
         model: &Model,
         profiles: &'a Profiles,
@@ -216,12 +217,12 @@ impl Arm {
         })
     }
 
-    /// Its id as it was asked for, without what it wishes beside it.
+    /// Returns its id as requested, without guidance and mix.
     pub fn id(&self) -> &str {
         &self.id
     }
 
-    /// Its id as it was asked for, with all it wishes.
+    /// Returns its id as requested, with guidance and mix.
     pub fn full_id(&self) -> String {
         match self.wishes == Wishes::default() {
             true => self.id.clone(),
@@ -229,14 +230,14 @@ impl Arm {
         }
     }
 
-    /// The same arm with these wishes.
+    /// Returns the same arm with this guidance and mix.
     pub(super) fn wishing(mut self, wishes: Wishes) -> Arm {
         self.wishes = wishes;
         self
     }
 
-    /// Who has a say in its answers to a conversation: by `wishes`, or else by its id, or
-    /// else by its profile.
+    /// Resolves the guidance and the mix of its answers to a conversation: those of `wishes`, or
+    /// else of its id, or else of its profile.
     ///
     /// # Errors
     /// See [`Say::resolve`].
@@ -244,7 +245,7 @@ impl Arm {
         self.say(runtime, wishes, self.rendering.guidance())
     }
 
-    /// Who has a say in how it continues a text: by `wishes`, or else by its id.
+    /// Resolves the guidance and the mix of its completions: those of `wishes`, or else of its id.
     ///
     /// # Errors
     /// See [`Say::resolve`].
@@ -265,46 +266,46 @@ impl Arm {
         Say::resolve(runtime, self, wishes, default)
     }
 
-    /// The longest context, in tokens.
+    /// Returns the maximum context, in tokens.
     pub fn context(&self) -> usize {
         self.model.context()
     }
 
-    /// Its model's tokenizer.
+    /// Returns its model's tokenizer.
     pub fn tokenizer(&self) -> &Arc<Tokenizer> {
         self.model.tokenizer()
     }
 
-    /// The chat template that its model's file brings along, as it is written there.
+    /// Returns the source of the chat template in its model's file.
     pub fn template_source(&self) -> Option<&str> {
         self.model.template().map(|template| template.source())
     }
 
-    /// How chat answers are sampled where the client does not say: the profile's defaults,
-    /// and its model's for the keys that they leave open. A model's defaults are for the way
-    /// that it chats in: its own template, or if it has none, whatever profile. They do not
-    /// count for a profile that takes the place of a template, nor for `@base` and `@turn`.
+    /// Returns the sampling defaults of its chat answers: the profile's, and the model's for the
+    /// keys that the profile leaves open. A model's defaults apply only to its native way of
+    /// chatting: its own template, or if it has none, any profile. They do not apply to a profile
+    /// that replaces a template, nor to `@base` and `@turn`.
     pub fn defaults(&self) -> &SamplingDefaults {
         &self.defaults
     }
 
-    /// How texts after its profile's are continued where the client does not say.
+    /// Returns the sampling defaults of completions after its profile's text.
     pub fn completion_defaults(&self) -> &SamplingDefaults {
         self.rendering.defaults()
     }
 
-    /// The profile that renders its conversations, `base` and `turn` included; `None`
-    /// where that is the model's own chat template.
+    /// Returns the profile that renders its conversations, including `base` and `turn`; `None` if
+    /// the model's own chat template does.
     pub fn profile_name(&self) -> Option<&str> {
         self.rendering.profile_name()
     }
 
-    /// The tokens that end an answer.
+    /// Returns the tokens that end an answer.
     pub fn end_tokens(&self) -> Arc<[u32]> {
         Arc::clone(self.model.end_tokens())
     }
 
-    /// Whether the engine could ever take so many sequences at once.
+    /// Checks that the engine can ever run this number of sequences at once.
     ///
     /// # Errors
     /// See [`SubmitError`].
@@ -312,12 +313,12 @@ impl Arm {
         self.model.engine().could_take(count)
     }
 
-    /// The adapter that its requests are computed under.
+    /// Returns the adapter that its requests are computed with.
     pub fn adapter(&self) -> Option<engine::Adapter> {
         self.adapter.as_ref().map(|adapter| adapter.loaded.clone())
     }
 
-    /// Hands a client's sequences to the engine: all of them, or none.
+    /// Submits a client's sequences to the engine: all of them, or none.
     ///
     /// # Errors
     /// See [`SubmitError`].
@@ -329,20 +330,20 @@ impl Arm {
         self.model.engine().submit_for(client, requests)
     }
 
-    /// Whether both are arms of one model.
+    /// Returns whether both are arms of one model.
     pub fn shares_model(&self, other: &Arm) -> bool {
         Arc::ptr_eq(&self.model, &other.model)
     }
 
-    /// Whether an id means the same text to both, so that each can score what the other
-    /// says.
+    /// Returns whether each id means the same text to both, so that each can score the other's
+    /// answers.
     pub fn shares_tokens(&self, other: &Arm) -> bool {
         self.shares_model(other)
             || self.model.spec().vocab == other.model.spec().vocab
                 && self.tokenizer().has_texts_of(other.tokenizer())
     }
 
-    /// What a list of models says of it.
+    /// Returns the arm's entry in a list of models.
     pub fn info(&self) -> ArmInfo {
         let model = self.model.id();
         let (profile, adapter) = parts(&self.id[model.len()..]);
@@ -371,7 +372,7 @@ impl Arm {
     }
 }
 
-/// How chat is sampled that is rendered like this; see [`Arm::defaults`].
+/// Returns the sampling defaults of chat with this rendering; see [`Arm::defaults`].
 fn defaults_of(model: &Model, rendering: &Rendering) -> SamplingDefaults {
     let own = rendering.defaults().clone();
     let is_own_way = match rendering {
@@ -385,22 +386,21 @@ fn defaults_of(model: &Model, rendering: &Rendering) -> SamplingDefaults {
     }
 }
 
-/// Whether a text is in a language.
+/// Returns whether a text is in a language.
 type IsIn = fn(&str) -> bool;
 
-/// The languages that a text is recognised to be in, by their BCP-47 tags. A new one is one
-/// line here.
+/// The languages that are detected, by their BCP-47 tags. Another one needs one line here.
 const LANGUAGES: &[(&str, IsIn)] = &[("ja", is_japanese)];
 
-/// The language of a text, as far as that can be told.
+/// Detects the language of a text, if it is one of [`LANGUAGES`].
 fn language_of(text: &str) -> Option<&'static str> {
     let mut languages = LANGUAGES.iter();
     let found = languages.find(|(_, is_in)| is_in(text));
     found.map(|&(language, _)| language)
 }
 
-/// Whether a text is Japanese: it has kana, and most of what it says is in kana and Han
-/// characters, each of which says about as much as two letters.
+/// Returns whether a text is Japanese: it has kana, and most of it is in kana and Han characters,
+/// each of which counts as two letters.
 fn is_japanese(text: &str) -> bool {
     let is_kana = |c: char| matches!(c, '\u{3041}'..='\u{30ff}' | '\u{ff66}'..='\u{ff9d}');
     let is_han = |c: char| matches!(c, '\u{3400}'..='\u{9fff}' | '々');

@@ -1,4 +1,4 @@
-//! A profile in a model's tokens.
+//! Binds profiles to a model: encodes their prefixes with its tokenizer.
 
 use std::sync::Arc;
 
@@ -7,15 +7,15 @@ use incant_engine::Prefix;
 use incant_prompt::profile::Profile;
 use incant_prompt::text::{Special, Tokenizer};
 
-/// The most bytes (and tokens) at the end of a prefix that may be encoded with
-/// what follows.
+/// The maximum number of bytes (and tokens) at the end of a prefix that may be encoded together
+/// with the text after it.
 const MOST_UNSTABLE: usize = 32;
 
-/// At least so many bytes at the end of a prefix are encoded together with what
-/// could follow it, to see whether that changes them.
+/// The minimum number of bytes at the end of a prefix that are encoded together with possible
+/// continuations, to see whether those change them.
 const PROBED: usize = 8 * MOST_UNSTABLE;
 
-/// A profile and its prefix in a model's tokens.
+/// A profile and its prefix, encoded with a model's tokenizer.
 #[derive(Clone, Debug)]
 pub struct BoundProfile {
     profile: Arc<Profile>,
@@ -25,11 +25,11 @@ pub struct BoundProfile {
 }
 
 impl BoundProfile {
-    /// Encodes a profile's prefix such that its tokens are the same whatever
-    /// follows: a model that saw the whole text at once would see the same tokens as
-    /// one that reuses the prefix. Some tokenizers cut the text before a line break
-    /// or space by what comes after it; the part of the prefix where that happens,
-    /// a few characters at its end, is left to be encoded with what follows.
+    /// Encodes a profile's prefix so that its tokens are the same whatever text follows: a model
+    /// that reads the whole text at once gets the same tokens as one that reuses the prefix. Some
+    /// tokenizers split the text before a line break or space differently depending on the text
+    /// after it. The part of the prefix where that happens, a few characters at its end, is left to
+    /// be encoded with the text that follows.
     pub(super) fn new(
         model: &str,
         profile: &Arc<Profile>,
@@ -47,7 +47,7 @@ impl BoundProfile {
             let same = pairs.take_while(|(a, b)| a == b).count();
             end_ids.truncate(same);
         }
-        // Where the encoding puts a space before the text, it is not the text's.
+        // A space that the tokenizer puts before the text is not part of it.
         let added = usize::from(tokenizer.adds_space_prefix());
         let mut stable = None;
         for _ in 0..=MOST_UNSTABLE {
@@ -83,34 +83,33 @@ impl BoundProfile {
         })
     }
 
-    /// The profile.
+    /// Returns the profile.
     pub fn profile(&self) -> &Arc<Profile> {
         &self.profile
     }
 
-    /// The part of its prefix whose tokens do not depend on what follows, BOS
-    /// included where the model asks for one; `None` if there is none.
+    /// Returns the part of its prefix whose tokens do not depend on the text that follows,
+    /// including BOS if the model expects it; `None` if there is none.
     pub fn prefix(&self) -> Option<&Arc<Prefix>> {
         self.prefix.as_ref()
     }
 
-    /// The rest of the prefix's text, most often empty: it is encoded together
-    /// with the turns that follow.
+    /// Returns the rest of the prefix's text, usually empty: it is encoded together with the turns
+    /// that follow.
     pub fn tail(&self) -> &str {
         &self.tail
     }
 
-    /// All of the prefix, for what continues it without being part of its form.
+    /// Returns the tokens of the whole prefix, for a continuation that is not a turn of its form.
     pub fn whole(&self) -> Option<&Arc<Prefix>> {
         self.whole.as_ref()
     }
 }
 
-/// The bytes and tokens before the last paragraph that has at least [`PROBED`] bytes
-/// from its beginning to the text's end, where it is encoded as if it stood alone.
-/// No tokenizer looks farther back to cut what comes after it; that saves encoding all
-/// of the text once for each probe. Where there is no such paragraph, nothing comes
-/// before.
+/// Returns the numbers of bytes and tokens before the last paragraph that starts at least
+/// [`PROBED`] bytes before the text's end and is encoded as if it stood alone. No tokenizer looks
+/// farther back, so only this paragraph must be encoded for each probe. If there is no such
+/// paragraph, both are 0.
 fn steady(text: &str, ids: &[u32], tokenizer: &Tokenizer) -> (usize, usize) {
     let last = text.floor_char_boundary(text.len().saturating_sub(PROBED));
     let begins = text[..last].rfind("\n\n").map_or(0, |at| at + 2);
@@ -125,7 +124,7 @@ fn steady(text: &str, ids: &[u32], tokenizer: &Tokenizer) -> (usize, usize) {
     }
 }
 
-/// How much text tokens stand for.
+/// Returns the length of the tokens' text.
 fn bytes_of(ids: &[u32], tokenizer: &Tokenizer) -> usize {
     let texts = ids.iter().map(|&id| tokenizer.token_text_special(id));
     texts.map(<[u8]>::len).sum()

@@ -1,4 +1,4 @@
-//! DRY's sequence breakers: texts for people, token ids for the sampler.
+//! DRY's sequence breakers: converts texts to token ids for the sampler.
 
 use std::sync::Arc;
 
@@ -6,9 +6,9 @@ use super::Arm;
 use incant_prompt::text::Tokenizer;
 use incant_sample::{Breakers, DryParams, SamplingParams};
 
-/// The sequence breakers `texts`, or the usual ones, as this tokenizer writes them. The
-/// whole vocabulary is read for a list that is new to the tokenizer, so this is for
-/// requests where DRY is on.
+/// Returns the sequence breakers `texts`, or the default ones, for this tokenizer. A list that is
+/// new to the tokenizer is searched in the whole vocabulary, so call this only for requests with
+/// DRY.
 pub fn breakers(tokenizer: &Tokenizer, texts: Option<&[String]>) -> Arc<Breakers> {
     let usual = || DryParams::DEFAULT_BREAKERS.map(str::to_owned).to_vec();
     let texts = texts.map_or_else(usual, <[String]>::to_vec);
@@ -19,8 +19,7 @@ pub fn breakers(tokenizer: &Tokenizer, texts: Option<&[String]>) -> Arc<Breakers
 }
 
 impl Arm {
-    /// How chat answers are sampled where the client does not say, sequence breakers
-    /// included.
+    /// Returns the default sampling of chat answers, including sequence breakers.
     pub fn sampling(&self) -> SamplingParams {
         let defaults = self.defaults();
         let mut sampling = defaults.sampling();

@@ -1,10 +1,9 @@
-//! One answer: its events in, pieces of its text out. No IO, no HTTP.
+//! One answer: turns its events into pieces of text. No IO, no HTTP.
 //!
-//! Text leaves only when nothing can change it any more: bytes of an
-//! unfinished character wait in the decoder, text that could begin a stop
-//! string waits in the matcher. A token's log-probabilities wait until all of
-//! its text has left, so that an entry never gives away what the text holds
-//! back, and the joined entries are always the text.
+//! Text is released only when nothing can change it any more: bytes of an unfinished character wait
+//! in the decoder, text that could begin a stop string waits in the matcher. A token's
+//! log-probabilities wait until all of its text is released, so that an entry never reveals text
+//! that is held back, and the joined entries are always the text.
 
 use std::collections::VecDeque;
 use std::ops::Range;
@@ -16,11 +15,11 @@ use incant_prompt::text::decode::StreamDecoder;
 use incant_prompt::text::stop::StopMatcher;
 use incant_sample::TokenLogprobs;
 
-/// What an answer needs to know of tokens.
+/// The texts of tokens, as an answer needs them.
 pub(crate) trait Vocabulary: Send + Sync {
-    /// The bytes that a generated token adds to the answer; control tokens add none.
+    /// Returns the bytes that a generated token adds to the answer; control tokens add none.
     fn bytes(&self, id: u32) -> &[u8];
-    /// The bytes that name a token, control tokens included.
+    /// Returns the bytes that show a token, including control tokens.
     fn shown(&self, id: u32) -> &[u8];
 }
 
@@ -34,21 +33,21 @@ impl Vocabulary for Tokenizer {
     }
 }
 
-/// A prompt that the client wants back: each token with the bytes it shows.
+/// A prompt to repeat before the answer: each token with the bytes it shows.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Echo(pub(crate) Vec<(u32, Vec<u8>)>);
 
 /// A part of an answer that can be sent.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) struct Piece {
-    /// Which of the request's answers this belongs to.
+    /// The number of the answer within its request.
     pub(crate) index: usize,
-    /// Whether it is the answer's first.
+    /// Whether it is the answer's first piece.
     pub(crate) opens: bool,
     pub(crate) text: String,
-    /// The tokens generated since the piece before, whether their text is out or not.
+    /// The tokens generated since the last piece, whether their text is released or not.
     pub(crate) ids: Vec<u32>,
-    /// The log-probabilities of tokens whose text is out, if they were asked for.
+    /// The log-probabilities of tokens whose text is released, if requested.
     pub(crate) entries: Vec<Entry>,
     /// Set in the answer's last piece.
     pub(crate) finish: Option<FinishReason>,
@@ -58,41 +57,42 @@ pub(crate) struct Piece {
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) struct Entry {
     pub(crate) id: u32,
-    /// What it contributed to the text.
+    /// The bytes that it contributed to the text.
     pub(crate) bytes: Vec<u8>,
     /// Characters of the text before it.
     pub(crate) offset: usize,
     /// `None` only for a prompt's first token, which nothing precedes.
     pub(crate) logprob: Option<f32>,
-    /// Its place by likelihood, likewise.
+    /// Its rank by likelihood; `None` likewise.
     pub(crate) rank: Option<usize>,
-    /// The most likely tokens at its place, best first; whether itself is among them is marked.
+    /// The most likely tokens at its position, best first; the token itself is marked if it is
+    /// among them.
     pub(crate) top: Vec<Alternative>,
 }
 
-/// A token that could have been.
+/// An alternative to a token.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) struct Alternative {
     pub(crate) id: u32,
     pub(crate) bytes: Vec<u8>,
     pub(crate) logprob: f32,
-    /// This is the one that was chosen.
+    /// Whether this is the chosen token.
     pub(crate) chosen: bool,
 }
 
-/// Where a token's bytes lie in the decoded text.
+/// The position of a token's bytes in the decoded text.
 #[derive(Clone, Debug)]
 struct Place {
     bytes: Vec<u8>,
     /// Characters before the token.
     offset: usize,
-    /// Where the token's bytes end, counted in bytes of text.
+    /// The end of the token's bytes, counted in bytes of text.
     end: usize,
-    /// The token is all out once so many bytes of text are.
+    /// The token is released completely once this number of bytes of text is.
     release: usize,
 }
 
-/// A token with its log-probabilities, until its text is all out.
+/// A token with its log-probabilities, until all of its text is released.
 struct Held {
     id: u32,
     place: Place,
@@ -106,29 +106,28 @@ pub(crate) struct Choice<V> {
     end_tokens: Arc<[u32]>,
     text: Text,
     matcher: StopMatcher,
-    /// The echoed prompt's tokens, until their log-probabilities come.
+    /// The echoed prompt's tokens, until their log-probabilities arrive.
     echoed: Vec<(u32, Place)>,
     /// The echoed prompt's text, until the first token.
     head: String,
     held: VecDeque<Held>,
     /// Tokens generated since the last piece.
     ids: Vec<u32>,
-    /// Entries that wait for a piece with text to go with.
+    /// Entries that wait for a piece with text.
     ready: Vec<Entry>,
-    /// The bytes of the decoded text that were sent: what comes before was
-    /// trimmed from the start of the answer.
+    /// The range of the decoded text that was sent, in bytes: the text before it was trimmed from
+    /// the start of the answer.
     sent: Range<usize>,
-    /// Bytes of the echoed prompt: the matcher counts from the answer's start.
+    /// The length of the echoed prompt in bytes: the matcher counts from the answer's start.
     prompt: usize,
     opened: bool,
-    /// Whether tokens of which nothing is shown at the start have entries too.
+    /// Whether tokens that were trimmed completely from the start have entries too.
     keeps_trimmed: bool,
     generated: usize,
     cached: usize,
 }
 
 impl<V: Vocabulary> Choice<V> {
-    /// An answer that has not begun.
     pub(crate) fn new(
         index: usize,
         vocabulary: Arc<V>,
@@ -139,7 +138,7 @@ impl<V: Vocabulary> Choice<V> {
     ) -> Choice<V> {
         let mut text = Text::default();
         let mut head = String::new();
-        // The prompt is not the answer: it passes by the matcher.
+        // The prompt is not part of the answer: it bypasses the matcher.
         let mut place = |(id, bytes): &(u32, Vec<u8>)| {
             let (place, decoded) = text.push(bytes);
             head.push_str(&decoded);
@@ -153,7 +152,7 @@ impl<V: Vocabulary> Choice<V> {
             vocabulary,
             end_tokens,
             text,
-            // Between turns base models like to leave more space than the form has.
+            // Between turns, base models often add more white space than the form has.
             matcher: StopMatcher::new(stop, markers).trim_start(!markers.is_empty()),
             echoed,
             sent: 0..0,
@@ -169,24 +168,24 @@ impl<V: Vocabulary> Choice<V> {
         }
     }
 
-    /// Gives tokens that were trimmed from the start entries without bytes: then the
-    /// first entries are the first tokens.
+    /// Keeps entries without bytes for tokens that were trimmed from the start, so that the first
+    /// entries are the first tokens.
     pub(crate) fn keep_trimmed(mut self) -> Choice<V> {
         self.keeps_trimmed = true;
         self
     }
 
-    /// Tokens generated so far.
+    /// Returns the number of tokens generated so far.
     pub(crate) fn generated(&self) -> usize {
         self.generated
     }
 
-    /// Tokens of the prompt that were not computed again.
+    /// Returns the number of cached prompt tokens, which were not computed again.
     pub(crate) fn cached(&self) -> usize {
         self.cached
     }
 
-    /// Takes one event; a piece comes back if something can be sent.
+    /// Advances by one event; returns a piece if anything can be sent.
     pub(crate) fn advance(&mut self, event: Event) -> Result<Option<Piece>, String> {
         match event {
             Event::Started { cached_tokens, .. } => {
@@ -204,7 +203,7 @@ impl<V: Vocabulary> Choice<V> {
             }
             Event::Token { id, logprobs } => Ok(self.token(id, logprobs)),
             Event::Finished(reason) => Ok(Some(self.end(reason))),
-            // Of its followers, which report to someone else.
+            // Events of followers are reported to another receiver.
             Event::Scored(_) => Ok(None),
             Event::Failed(cause) => Err(cause),
         }
@@ -252,7 +251,7 @@ impl<V: Vocabulary> Choice<V> {
         })
     }
 
-    /// The engine has ended the answer: whatever was held back goes out.
+    /// Ends the answer as the engine has: all text that was held back is released.
     fn end(&mut self, reason: FinishReason) -> Piece {
         let passed = self.matcher.push(&self.text.finish());
         let mut text = std::mem::take(&mut self.head) + &passed.text;
@@ -273,13 +272,13 @@ impl<V: Vocabulary> Choice<V> {
         self.last(text, reason)
     }
 
-    /// A stop text was met.
+    /// Ends the answer at a stop string.
     fn stop(&mut self, text: String) -> Piece {
         self.settle_what_was_sent();
         self.last(text, FinishReason::Stop)
     }
 
-    /// Cuts the tokens that reach into what was cut where that begins.
+    /// Settles the tokens whose text was sent, truncated where the cut text begins.
     fn settle_what_was_sent(&mut self) {
         for mut held in std::mem::take(&mut self.held) {
             let over = held.place.end.saturating_sub(self.sent.end);
@@ -313,7 +312,7 @@ impl<V: Vocabulary> Choice<V> {
         }
     }
 
-    /// Lets go of entries whose text is all out.
+    /// Settles entries whose text is all released.
     fn release(&mut self) {
         while let Some(held) = self
             .held
@@ -323,7 +322,7 @@ impl<V: Vocabulary> Choice<V> {
         }
     }
 
-    /// Makes an entry ready to go, without what was trimmed from the start.
+    /// Makes an entry ready to send, without the bytes that were trimmed from the start.
     fn settle(&mut self, mut held: Held) {
         let Place { bytes, end, .. } = &mut held.place;
         let before = (self.sent.start + bytes.len()).saturating_sub(*end);
@@ -375,19 +374,19 @@ impl<V: Vocabulary> Choice<V> {
     }
 }
 
-/// The decoded text, and where tokens lie in it.
+/// The decoded text, and the positions of tokens in it.
 #[derive(Default)]
 struct Text {
     decoder: StreamDecoder,
-    /// The last bytes that came in: at most three, as many as can wait for a character's end.
+    /// The last input bytes: at most three, since no more can wait for the end of a character.
     tail: Vec<u8>,
-    /// Bytes and characters that came out.
+    /// The number of bytes and characters decoded.
     bytes: usize,
     characters: usize,
 }
 
 impl Text {
-    /// Places a token; the text that it completes comes back.
+    /// Adds a token; returns its position and the text that it completes.
     fn push(&mut self, bytes: &[u8]) -> (Place, String) {
         let offset = self.characters;
         let decoded = self.decoder.push(bytes);
@@ -400,14 +399,14 @@ impl Text {
             bytes: bytes.to_vec(),
             offset,
             end: self.bytes + waiting,
-            // The waiting bytes become one character, real or U+FFFD; when its
-            // first byte is out, all of it is.
+            // The waiting bytes become one character, real or U+FFFD; when its first byte is
+            // released, all of it is.
             release: self.bytes + waiting.min(1),
         };
         (place, decoded)
     }
 
-    /// The end: what waits becomes U+FFFD.
+    /// Ends the text: waiting bytes become U+FFFD.
     fn finish(&mut self) -> String {
         let rest = self.decoder.finish();
         self.bytes += rest.len();
@@ -415,7 +414,7 @@ impl Text {
     }
 }
 
-/// How many bytes at the end begin a character that they do not complete.
+/// Returns the number of bytes at the end that begin a character without completing it.
 fn unfinished(bytes: &[u8]) -> usize {
     for (back, byte) in (1..=3).zip(bytes.iter().rev()) {
         let length = match byte {

@@ -1,10 +1,10 @@
-//! Several arms answer the same question side by side, and score each other's answers.
+//! Several arms answer the same prompt side by side, and score each other's answers.
 //!
-//! All answers are generated together. With analysis, each token that an arm says is
-//! scored by every other arm whose model has the same tokens, after that arm's own
-//! rendering of the question: sequences that follow the answer as it is generated (see
-//! [`incant_engine::FollowRequest`]). They share the KV of the questions with the answers
-//! and run in the same steps.
+//! All answers are generated together. With analysis, each token of an arm's answer is scored by
+//! every other arm whose model has the same tokens, after that arm's own rendering of the prompt:
+//! sequences that follow the answer as it is generated (teacher forcing, see
+//! [`incant_engine::FollowRequest`]). They share the prompts' KV with the answers and run in the
+//! same steps.
 
 use std::collections::VecDeque;
 use std::pin::Pin;
@@ -27,25 +27,25 @@ use incant_sample::SamplingParams;
 /// One arm's side of a comparison.
 #[derive(Clone)]
 pub struct Side {
-    /// Who answers.
+    /// The arm that answers.
     pub arm: Arm,
-    /// The question as the arm renders it.
+    /// The prompt as the arm renders it.
     pub prompt: Prompt,
-    /// How tokens are chosen.
+    /// The sampling parameters.
     pub sampling: SamplingParams,
-    /// The most tokens of an answer. Prompt and answer must fit the context; with analysis
-    /// those of every side that scores this one (see [`room`]).
+    /// The maximum number of tokens of an answer. Prompt and answer must fit the context; with
+    /// analysis also the context of every side that scores this one (see [`room`]).
     pub max_tokens: usize,
     /// Tokens that end an answer.
     pub end_tokens: Arc<[u32]>,
-    /// Texts that end an answer.
+    /// Stop strings, which end an answer.
     pub stop: Vec<String>,
-    /// Who else has a say in the answers. Scores are of the arm by itself all the same.
+    /// The guide and other arms that shape the answers. Scores are of the arm without them.
     pub partners: Partners,
 }
 
-/// How many tokens an answer can have that each of these arms can take after its own
-/// prompt.
+/// Returns the maximum number of tokens of an answer that fits the context of each of these arms,
+/// after its own prompt.
 pub fn room<'a>(sides: impl IntoIterator<Item = (&'a Arm, &'a Prompt)>) -> usize {
     let left = sides.into_iter().map(|(arm, prompt)| {
         let context = arm.context();
@@ -54,19 +54,19 @@ pub fn room<'a>(sides: impl IntoIterator<Item = (&'a Arm, &'a Prompt)>) -> usize
     left.min().unwrap_or(0)
 }
 
-/// The place of the arm that shift is measured against where nobody says: the first with
-/// `@turn`, or else the first.
+/// Returns the position of the default arm to measure shift against: the first with `@turn`, or
+/// else the first.
 pub fn default_reference(arms: &[Arm]) -> usize {
     let turn = |arm: &Arm| arm.info().profile.as_deref() == Some("turn");
     arms.iter().position(turn).unwrap_or(0)
 }
 
-/// What comes out of a comparison, of answer number `answer`.
+/// One output of a comparison.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Said {
-    /// Which answer.
+    /// The number of the answer.
     pub answer: usize,
-    /// What there is of it.
+    /// The part of the answer.
     pub what: What,
 }
 
@@ -77,15 +77,15 @@ pub enum What {
     Text(String),
     /// Its next tokens, with all their scores; only with analysis.
     Tokens(Vec<Token>),
-    /// It has ended, and cost so much. Its last tokens may follow.
+    /// It has ended, with this usage. Its last tokens may follow.
     End(FinishReason, Usage),
 }
 
-/// Answers that are being generated. Dropping it ends them.
+/// A running comparison. Dropping it cancels its answers.
 pub struct Comparison {
     answers: Vec<Answer>,
     steps: FuturesUnordered<Step>,
-    /// What has come out and was not asked for yet.
+    /// Output that was not returned yet.
     ready: VecDeque<Said>,
 }
 
@@ -95,7 +95,7 @@ struct Answer {
     prompt_tokens: usize,
     /// Whether its text is complete.
     has_ended: bool,
-    /// Tokens whose scores are not all there.
+    /// Tokens that wait for some of their scores.
     entries: VecDeque<Entry>,
     judges: Vec<Judge>,
 }
@@ -107,18 +107,18 @@ struct Judge {
     scores: VecDeque<Scored>,
 }
 
-/// Whose event it is.
+/// The sequence that an event belongs to.
 #[derive(Clone, Copy, Debug)]
 enum Source {
-    /// Of an answer.
+    /// An answer.
     Answer(usize),
-    /// Of an answer's judge.
+    /// A judge of an answer, by the numbers of both.
     Judge(usize, usize),
 }
 
 type Step = Pin<Box<dyn Future<Output = (Source, Generation, Option<Event>)> + Send>>;
 
-/// Waits for the next event of one sequence, and hands the sequence back with it.
+/// Waits for the next event of one sequence, and returns the sequence with it.
 fn step(source: Source, mut generation: Generation) -> Step {
     Box::pin(async move {
         let event = generation.next().await;
@@ -127,12 +127,12 @@ fn step(source: Source, mut generation: Generation) -> Step {
 }
 
 impl Comparison {
-    /// Has each side answer `answers` times; answer number `index` of side number `side`
-    /// is number `side * answers + index`. With `analysis`, they score each other's tokens,
-    /// with so many alternatives. All of it is the client's one request.
+    /// Lets each side answer `answers` times; answer number `index` of side number `side` has the
+    /// number `side * answers + index`. With `analysis`, the sides score each other's tokens, with
+    /// this number of alternatives. All sequences count as one request of the client.
     ///
     /// # Errors
-    /// An engine has no room for it. Then nothing runs.
+    /// An engine has no slots for it. Then nothing runs.
     pub fn begin(
         client: Client,
         sides: &[Side],
@@ -188,11 +188,11 @@ impl Comparison {
         Ok(comparison)
     }
 
-    /// What comes next; `None` after everything has. `note` sees the events of the answers
-    /// as they arrive.
+    /// Returns the next output; `None` after the last. `note` sees the events of the answers as
+    /// they arrive.
     ///
     /// # Errors
-    /// An engine failed, in its words. Nothing more comes then.
+    /// An engine failed, with its message. No more output follows.
     pub async fn next(
         &mut self,
         mut note: impl FnMut(usize, &Event),
@@ -208,19 +208,19 @@ impl Comparison {
             }
             match self.take_in(source, event) {
                 Ok(true) => self.steps.push(step(source, generation)),
-                // What it was for is there: dropping it ends it.
+                // The sequence has served its purpose: dropping it ends it.
                 Ok(false) => {}
                 Err(why) => return Some(Err(why)),
             }
         }
     }
 
-    /// What answer number `answer` has cost so far.
+    /// Returns the usage of answer number `answer` so far.
     pub fn usage(&self, answer: usize) -> Usage {
         self.answers[answer].usage()
     }
 
-    /// Takes in one event. Returns whether more is wanted of where it came from.
+    /// Processes one event. Returns whether more events of its source are needed.
     fn take_in(&mut self, source: Source, event: Event) -> Result<bool, String> {
         match source {
             Source::Answer(number) => {
@@ -291,7 +291,7 @@ impl Answer {
         };
         Answer {
             choice: match analysis {
-                // What was scored first is the first token.
+                // The first score is that of the first token.
                 Some(_) => choice.keep_trimmed(),
                 None => choice,
             },
@@ -325,7 +325,7 @@ impl Answer {
         Usage::new(self.prompt_tokens, cached, generated)
     }
 
-    /// Gives the tokens whose scores are all there.
+    /// Outputs the tokens that have all their scores.
     fn give(&mut self, number: usize, ready: &mut VecDeque<Said>) {
         let scored = self.judges.iter().map(|judge| judge.scores.len());
         let whole = scored.chain([self.entries.len()]).min().unwrap_or(0);
@@ -348,14 +348,14 @@ impl Answer {
     }
 }
 
-/// A token of an answer, as the report has it.
+/// Converts a token of an answer for the report.
 fn token(entry: Entry, scores: Vec<Score>) -> Token {
     let top = entry.top.into_iter();
     let top = top.map(|other| Alternative::new(other.bytes, other.logprob));
     Token::new(
         entry.id,
         entry.bytes,
-        // Analysis asks for both, and a prompt is never echoed.
+        // Analysis requests both, and a prompt is never echoed.
         entry.logprob.unwrap_or(f32::NEG_INFINITY),
         entry.rank.unwrap_or(usize::MAX),
         top.collect(),
@@ -378,14 +378,14 @@ impl Judge {
     }
 }
 
-/// The answers of a comparison, as they come together.
+/// Collects the answers of a comparison.
 #[derive(Debug, Default)]
 pub struct Transcript {
     answers: Vec<analyze::Answer>,
 }
 
 impl Transcript {
-    /// That of a comparison of `sides`, which answer so many times each.
+    /// Creates the transcript of a comparison of `sides` with this number of answers each.
     pub fn new(sides: &[Side], answers: usize, analysis: bool) -> Transcript {
         let sides = sides.iter().enumerate();
         let blank = |(arm, side): (usize, &Side)| {
@@ -407,7 +407,7 @@ impl Transcript {
         }
     }
 
-    /// Takes in what came next.
+    /// Adds one output.
     pub fn take_in(&mut self, said: Said) {
         let answer = &mut self.answers[said.answer];
         match said.what {
@@ -420,7 +420,7 @@ impl Transcript {
         }
     }
 
-    /// The answers, side by side.
+    /// Returns the answers, side by side.
     pub fn into_answers(self) -> Vec<analyze::Answer> {
         self.answers
     }
@@ -436,7 +436,7 @@ impl From<FinishReason> for Finish {
 }
 
 impl Side {
-    /// What a report says of its arm, which answers a conversation or continues a text.
+    /// Describes its arm for a report on a conversation or a completion.
     pub fn report_arm(&self, is_chat: bool) -> ReportArm {
         let info = self.arm.info();
         let rendered_by = self.arm.profile_name();

@@ -1,5 +1,5 @@
-//! Loading a model: weights into an executor, an engine around it, its
-//! tokenizer, and every profile bound to its tokens.
+//! Loads a model: its weights into an executor, an engine around it, its tokenizer, and every
+//! profile bound to its tokens.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -22,63 +22,61 @@ use incant_prompt::text::{TokenKind, Tokenizer, TokenizerError};
 /// The profile that a base model chats with unless its manifest names another.
 pub const DEFAULT_PROFILE: &str = "assistant";
 
-/// The folder, beside the prefixes, that remembers the hashes of the models' files.
+/// The folder, beside the prefixes, that caches the hashes of the models' files.
 const FINGERPRINTS: &str = "fingerprints";
 
-/// How a model is loaded.
+/// Options for loading a model.
 #[derive(Clone, Debug)]
 pub struct LoadOptions {
-    /// What computes it.
+    /// The backend that computes it.
     pub backend: Backend,
-    /// The bytes that KV may take; `None` is
-    /// [`default_kv_memory`](incant_engine::exec::default_kv_memory).
+    /// The memory for KV in bytes; `None` is [`default_kv_memory`](incant_engine::exec::default_kv_memory).
     pub kv_memory: Option<usize>,
-    /// How its engine schedules.
+    /// The options of its engine.
     pub engine: EngineOptions,
-    /// The longest context to serve, in tokens; the model's own if absent or
-    /// smaller.
+    /// The maximum context to serve, in tokens; the model's own if absent or smaller.
     pub context: Option<usize>,
     /// The profiles to serve, by name.
     pub profiles: BTreeMap<String, Arc<Profile>>,
-    /// The profile to chat with by default, where the model has no template.
+    /// The profile to chat with by default, if the model has no template.
     pub default_profile: Option<String>,
-    /// How the model's maker wants chats sampled; see [`Arm::defaults`](super::Arm::defaults).
+    /// The sampling defaults that the model's maker recommends; see
+    /// [`Arm::defaults`](super::Arm::defaults).
     pub sampling: SamplingDefaults,
-    /// Where computed prefixes are kept; `None` keeps none.
+    /// The folder in which computed prefixes are stored; `None` stores none.
     pub prefix_folder: Option<PathBuf>,
 }
 
-/// Why a model cannot be loaded.
+/// The reason why a model cannot be loaded.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum LoadError {
     /// The file cannot be read.
     #[error(transparent)]
     Gguf(#[from] GgufError),
-    /// The file cannot be run.
+    /// The model is unsupported or invalid.
     #[error("{}: {error}", path.display())]
     Model {
         /// The file.
         path: PathBuf,
-        /// Why.
+        /// The cause.
         error: ModelError,
     },
     /// Its tokenizer is not supported.
     #[error(transparent)]
     Tokenizer(#[from] TokenizerError),
-    /// The device has no room, or failed.
+    /// The device has no memory for it, or failed.
     #[error("{}: {error}", path.display())]
     Exec {
         /// The file.
         path: PathBuf,
-        /// Why.
+        /// The cause.
         error: ExecError,
     },
     /// A profile cannot be used.
     #[error(transparent)]
     Profile(#[from] ProfileError),
-    /// A profile's prefix would be cut into other tokens depending on what
-    /// follows it.
+    /// The tokens of a profile's prefix depend on the text after it.
     #[error(
         "profile '{profile}' cannot be used with {model}: what follows its prefix changes the \
          prefix's own tokens; end the prefix with a word and a line break, for instance"
@@ -94,16 +92,17 @@ pub enum LoadError {
     UnknownProfile {
         /// The name.
         name: String,
-        /// The names there are, the nearest first.
+        /// The existing profiles, the nearest first.
         known: Vec<String>,
     },
-    /// The system gives no thread.
+    /// The system cannot start a thread.
     #[error("the engine cannot start: {0}")]
     Thread(#[from] std::io::Error),
 }
 
 impl LoadError {
-    /// The error as clients may see it: it names profiles' files without their folders.
+    /// Returns the error as clients may see it: with the names of profiles' files, but not their
+    /// folders.
     pub(super) fn for_clients(&self) -> String {
         match self {
             LoadError::Profile(error) => error.for_clients(),
@@ -113,7 +112,7 @@ impl LoadError {
 
     fn model(path: &Path, error: ModelError) -> LoadError {
         match error {
-            // Names the file already.
+            // The error names the file already.
             ModelError::Gguf(error) => LoadError::Gguf(error),
             error => LoadError::Model {
                 path: path.to_owned(),
@@ -144,7 +143,7 @@ pub struct Model {
     tokenizer: Arc<Tokenizer>,
     end_tokens: Arc<[u32]>,
     engine: Engine,
-    /// Replaced as a whole: a request keeps what it found.
+    /// Replaced as a whole: a request keeps the profiles that it found.
     profiles: RwLock<Arc<Profiles>>,
     pub(super) adapters: Table,
     template: Option<Arc<ChatTemplate>>,
@@ -197,7 +196,7 @@ impl Model {
             .contains_key(default_profile)
             .then(|| default_profile.to_owned());
 
-        // Beside packing, which reads the same bytes.
+        // Runs concurrently with packing, which reads the same bytes.
         let hashing = options.prefix_folder.as_deref();
         let hashing = hashing.map(|folder| gguf.begin_fingerprint(&folder.join(FINGERPRINTS)));
         let hashing = hashing.transpose()?;
@@ -243,43 +242,43 @@ impl Model {
         })
     }
 
-    /// The id that arms begin with.
+    /// Returns the id that its arms' ids begin with.
     pub fn id(&self) -> &str {
         &self.id
     }
 
-    /// What the model is.
+    /// Returns the model's hyperparameters.
     pub fn spec(&self) -> &DecoderSpec {
         &self.spec
     }
 
-    /// The longest context it serves, in tokens.
+    /// Returns the maximum context that it serves, in tokens.
     pub fn context(&self) -> usize {
         self.context
     }
 
-    /// Its tokenizer.
+    /// Returns its tokenizer.
     pub fn tokenizer(&self) -> &Arc<Tokenizer> {
         &self.tokenizer
     }
 
-    /// The tokens that end an answer.
+    /// Returns the tokens that end an answer.
     pub fn end_tokens(&self) -> &Arc<[u32]> {
         &self.end_tokens
     }
 
-    /// Its engine.
+    /// Returns its engine.
     pub fn engine(&self) -> &Engine {
         &self.engine
     }
 
-    /// Its profiles as they are now, by name.
+    /// Returns its current profiles, by name.
     pub fn profiles(&self) -> Arc<Profiles> {
         let profiles = self.profiles.read();
         Arc::clone(&profiles.unwrap_or_else(PoisonError::into_inner))
     }
 
-    /// Serves these profiles from now on. Requests that have begun keep theirs.
+    /// Replaces the served profiles. Running requests keep theirs.
     pub(super) fn replace_profiles(&self, profiles: Profiles) {
         let mut served = self
             .profiles
@@ -288,47 +287,46 @@ impl Model {
         *served = Arc::new(profiles);
     }
 
-    /// The chat template in its file, if there is one that can be run.
+    /// Returns the chat template in its file, if there is one that can be run.
     pub fn template(&self) -> Option<&Arc<ChatTemplate>> {
         self.template.as_ref()
     }
 
-    /// Why the chat template in its file is not used, if there is one that cannot be run: a
-    /// line that names the file. The log has been told.
+    /// Returns why the chat template in its file is not used, if there is one that cannot be run: a
+    /// line that names the file. It has been logged.
     pub fn template_problem(&self) -> Option<&str> {
         self.template_problem.as_deref()
     }
 
-    /// How its maker wants chats sampled.
+    /// Returns the sampling defaults that its maker recommends.
     pub fn sampling(&self) -> &SamplingDefaults {
         &self.sampling
     }
 
-    /// What its weights take in memory.
+    /// Returns the memory that its weights take.
     pub fn footprint(&self) -> Footprint {
         self.footprint
     }
 
-    /// The [fingerprint](incant_gguf::Gguf::fingerprint) of its file, where prefixes are
-    /// kept on disk: nothing else needs it while serving.
+    /// Returns the [fingerprint](incant_gguf::Gguf::fingerprint) of its file if prefixes are stored
+    /// on disk: nothing else needs it while serving.
     pub fn fingerprint(&self) -> Option<[u8; 32]> {
         self.fingerprint
     }
 
-    /// The names that may follow the `@` of an arm.
+    /// Returns the names that may follow the `@` of an arm.
     pub fn profile_names(&self) -> Vec<String> {
         let turn = self.default_profile.is_some().then_some("turn");
         let built_in = std::iter::once("base").chain(turn).map(str::to_owned);
         built_in.chain(self.profiles().keys().cloned()).collect()
     }
 
-    /// The profile whose turns `@turn` writes.
+    /// Returns the profile whose turns `@turn` writes.
     pub fn default_profile(&self) -> Option<&str> {
         self.default_profile.as_deref()
     }
 
-    /// The profile that a chat without a named one uses: none where the file
-    /// brings a chat template.
+    /// Returns the profile of a chat that names none; `None` if the file has a chat template.
     pub fn chat_profile(&self) -> Option<&str> {
         match self.template {
             Some(_) => None,
@@ -336,10 +334,10 @@ impl Model {
         }
     }
 
-    /// Makes the prefix that chat uses by default resident. Blocks.
+    /// Computes the prefix that chat uses by default and makes it resident (warm-up). Blocks.
     ///
     /// # Errors
-    /// The executor failed, in its words.
+    /// The executor failed, with its message.
     pub fn warm(&self) -> Result<Option<Warmed>, String> {
         let profiles = self.profiles();
         let profile = self.chat_profile().and_then(|name| profiles.get(name));
@@ -350,8 +348,9 @@ impl Model {
     }
 }
 
-/// The chat template in a model's file, or why it is not used. One that cannot be run is no
-/// reason not to serve the model: it chats with a profile then, as a model without one does.
+/// Returns the chat template in a model's file, or the reason why it is not used. A model whose
+/// template cannot be run is served all the same: it chats with a profile, like a model without a
+/// template.
 fn chat_template(
     gguf: &Gguf,
     tokenizer: &Tokenizer,
@@ -380,7 +379,7 @@ fn chat_template(
     Ok((None, Some(problem)))
 }
 
-/// A text as its special tokens cut it.
+/// Splits a text at its special tokens.
 fn parts<'a>(tokenizer: &Tokenizer, text: &'a str) -> Vec<Part<'a>> {
     let parts = tokenizer.cut(text).into_iter();
     let parts = parts.map(|(text, id)| Part {

@@ -1,9 +1,9 @@
-//! What is loaded and how it is named: models, their profiles, and the arms
-//! `MODEL[@PROFILE][+ADAPTER]` that requests choose between.
+//! The loaded models, their profiles and adapters, and the arms `MODEL[@PROFILE][+ADAPTER]` that
+//! requests name.
 //!
-//! This is the seam between the server and everything below it: an [`Arm`]
-//! turns a client's messages or text into a [`Prompt`] of token ids, and hands
-//! sequences to the engine of its model.
+//! This is the seam between the server and everything below it: an [`Arm`] turns a client's
+//! messages or text into a [`Prompt`] of token ids, and submits sequences to the engine of its
+//! model.
 
 mod adapters;
 mod arm;
@@ -38,64 +38,64 @@ pub use compare::{Comparison, Said, Side, Transcript, What, default_reference, r
 pub use load::{DEFAULT_PROFILE, LoadError, LoadOptions, Model, Profiles};
 pub use together::{Guidance, Partner, Partners, Say, WishError, Wishes};
 
-/// Everything loaded, shared by all requests.
+/// All loaded models, shared by all requests.
 pub struct Runtime {
     /// Empty while the models load.
     models: OnceLock<Vec<Arc<Model>>>,
-    /// By the names of profiles: why they are not what their files say.
+    /// The reasons why profiles do not match their files, by the profiles' names.
     problems: RwLock<BTreeMap<String, String>>,
     created: u64,
-    /// Set when the server is about to end.
+    /// Set when the server is about to shut down.
     ends: AtomicBool,
 }
 
-/// An arm, as the list of models shows it.
+/// An arm, as the list of models describes it.
 #[derive(Clone, Debug, PartialEq)]
 pub struct ArmInfo {
     /// The id that requests name it by.
     pub id: String,
     /// Its model's id.
     pub model: String,
-    /// Its profile, `base` and `turn` included.
+    /// Its profile, including `base` and `turn`.
     pub profile: Option<String>,
     /// Its adapter.
     pub adapter: Option<String>,
     /// The arm that it is a variant of.
     pub parent: Option<String>,
-    /// The language of its profile, BCP-47; `None` where that follows the question.
+    /// The language of its profile (BCP-47); `None` if it follows the question.
     pub language: Option<String>,
-    /// How it chats where the client does not say, as far as that is not OpenAI's default.
+    /// Its default sampling in chat, where it differs from OpenAI's defaults.
     pub sampling: SamplingDefaults,
-    /// The weight of the guidance that its profile asks for.
+    /// The weight of the guidance that its profile sets.
     pub guidance: Option<f32>,
 }
 
-/// A profile, and what it is on the loaded models.
+/// A profile, with its properties on the loaded models.
 #[derive(Clone, Debug, PartialEq)]
 pub struct ProfileInfo {
     /// The name that arms use.
     pub name: String,
     /// A line for people.
     pub title: String,
-    /// What it is for.
+    /// Its purpose.
     pub description: String,
-    /// BCP-47.
+    /// Its language (BCP-47).
     pub language: String,
-    /// The profile whose place it takes in conversations in that language.
+    /// The profile that it replaces in conversations in that language.
     pub variant_of: Option<String>,
-    /// How many examples its prefix holds.
+    /// The number of examples in its prefix.
     pub shots: usize,
-    /// Raised when its text changes.
+    /// Increased when its text changes.
     pub version: String,
-    /// What ends an answer at the start of a line.
+    /// The role markers that end an answer at the start of a line.
     pub markers: Vec<String>,
     /// Its constant text.
     pub prefix_text: Option<String>,
     /// The models whose chat uses it unless another profile is named.
     pub default_for: Vec<String>,
-    /// How many tokens the prefix is, by model.
+    /// The number of tokens of its prefix, by model.
     pub prefix_tokens: BTreeMap<String, usize>,
-    /// Why it is not what its file says now.
+    /// The reason why it does not match its file.
     pub problem: Option<String>,
 }
 
@@ -106,59 +106,59 @@ impl Default for Runtime {
 }
 
 impl Runtime {
-    /// A runtime that is still loading.
+    /// Creates a runtime that is still loading.
     pub fn new() -> Runtime {
         let now = SystemTime::now().duration_since(UNIX_EPOCH);
         Runtime {
             models: OnceLock::new(),
             problems: RwLock::default(),
             ends: AtomicBool::new(false),
-            // A clock before 1970 is wrong anyhow.
+            // A clock before 1970 is wrong anyway.
             created: now.map_or(0, |since| since.as_secs()),
         }
     }
 
-    /// Makes the models available. Done once; a second call changes nothing.
+    /// Makes the models available, once; a second call changes nothing.
     pub fn loaded(&self, models: Vec<Arc<Model>>) {
-        // Failing means that it was done before, which stands.
+        // An error means that this was done before, which stands.
         _ = self.models.set(models);
     }
 
-    /// Whether the models have loaded.
+    /// Returns whether the models have loaded.
     pub fn is_ready(&self) -> bool {
         self.models.get().is_some()
     }
 
-    /// The models, in the order they were given; none while they load.
+    /// Returns the models, in the order they were given; none while they load.
     pub fn models(&self) -> &[Arc<Model>] {
         self.models.get().map_or(&[], Vec::as_slice)
     }
 
-    /// Lets health checks fail from now on, although requests are still served: the server
-    /// is about to end.
+    /// Makes health checks fail from now on, although requests are still served: the server is
+    /// about to shut down.
     pub fn announce_end(&self) {
         self.ends.store(true, Ordering::Relaxed);
     }
 
-    /// Whether the server is about to end (see [`Runtime::announce_end`]).
+    /// Returns whether the server is about to shut down (see [`Runtime::announce_end`]).
     pub fn is_about_to_end(&self) -> bool {
         self.ends.load(Ordering::Relaxed)
     }
 
-    /// Refuses new work from now on; what was accepted goes on.
+    /// Refuses new requests from now on; accepted ones continue.
     pub fn drain(&self) {
         for model in self.models() {
             model.engine().drain();
         }
     }
 
-    /// Whether all engines can be expected to answer (see [`Engine::is_well`]).
+    /// Returns whether all engines can be expected to answer (see [`Engine::is_well`]).
     pub fn is_well(&self) -> bool {
         self.models().iter().all(|model| model.engine().is_well())
     }
 
-    /// Resolves to a model's id when its engine's thread has panicked. The models must have
-    /// been loaded: of those that come later nothing is known.
+    /// Resolves to a model's id when its engine's thread has panicked. The models must be loaded
+    /// before the call: later ones are not watched.
     pub async fn engine_died(&self) -> &str {
         let models = self.models().iter();
         let mut died: FuturesUnordered<_> = models
@@ -173,18 +173,18 @@ impl Runtime {
         }
     }
 
-    /// When the runtime was made, in Unix seconds.
+    /// Returns when the runtime was created, in Unix seconds.
     pub fn created(&self) -> u64 {
         self.created
     }
 
-    /// The arm called `id`, behind which it may say who else has a say in its answers (see
+    /// Returns the arm called `id`, which may be followed by guidance and a mix (see
     /// [`Wishes::split`]).
     ///
     /// # Errors
     /// There is no such model, profile or adapter.
     pub fn arm(&self, id: &str) -> Result<Arm, ArmError> {
-        // A model's own name may hold a space, so it is tried whole first.
+        // A model's own name may contain a space, so it is tried whole first.
         let whole = self.plain_arm(id);
         match Wishes::split(id) {
             Some((plain, wishes)) if whole.is_err() && plain != id => {
@@ -196,7 +196,7 @@ impl Runtime {
     }
 
     fn plain_arm(&self, id: &str) -> Result<Arm, ArmError> {
-        // A model's own name may hold an @ or a +, so the longest match counts.
+        // A model's own name may contain an @ or a +, so the longest match counts.
         let model = self
             .models()
             .iter()
@@ -215,7 +215,7 @@ impl Runtime {
         Arm::resolve(model, &id[model.id().len()..])
     }
 
-    /// Every arm of every model.
+    /// Returns every arm of every model.
     pub fn arms(&self) -> Vec<ArmInfo> {
         let part = |mark: &str, name: &Option<String>| {
             let name = name.as_ref();
@@ -230,7 +230,7 @@ impl Runtime {
             let arms = adapters.iter().flat_map(|adapter| {
                 let rests = profiles.iter();
                 let rests = rests.map(|profile| part("@", profile) + &part("+", adapter));
-                // One that has gone in the meantime is served no more.
+                // An adapter or profile that was removed meanwhile has no arm.
                 rests.filter_map(|rest| Some(Arm::resolve(model, &rest).ok()?.info()))
             });
             arms.collect::<Vec<_>>()
@@ -238,8 +238,8 @@ impl Runtime {
         arms.collect()
     }
 
-    /// Every profile that some model serves; and, by name, what is wrong with those that
-    /// have a file but cannot be served at all.
+    /// Returns every profile that any model serves and, by name, the errors of profile files that
+    /// cannot be served at all.
     pub fn profiles(&self) -> (Vec<ProfileInfo>, BTreeMap<String, String>) {
         let problems_now = self.problems.read();
         let problems_now = problems_now.unwrap_or_else(PoisonError::into_inner);

@@ -1,4 +1,4 @@
-//! Profiles that change while they are served.
+//! Reloads profiles while they are served.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, PoisonError};
@@ -7,12 +7,12 @@ use super::{BoundProfile, LoadError, Profiles, Runtime};
 use incant_prompt::profile::{Library, Profile};
 
 impl Runtime {
-    /// Serves the profiles of `library` from now on. Requests that have begun keep the
-    /// version that they began with.
+    /// Replaces the served profiles by those of `library`. Running requests keep the version that
+    /// they began with.
     ///
-    /// A file that is broken leaves in place what was served under its name; so does a
-    /// profile that some model cannot use, and the end of one that a model chats with
-    /// by default. [`Runtime::profiles`] and the log say why.
+    /// An invalid file leaves in place the profile that was served under its name. So does a
+    /// profile that any model cannot use, and the removal of one that a model chats with by
+    /// default. [`Runtime::profiles`] and the log give the reasons.
     pub fn update_profiles(&self, library: &Library) {
         let broken = library.broken();
         let mut problems: BTreeMap<String, String> = broken
@@ -31,7 +31,7 @@ impl Runtime {
             }
         }
 
-        // What each model is to serve, in the models' order.
+        // The next profiles of each model, in the models' order.
         let mut next: Vec<Profiles> = vec![Profiles::new(); self.models().len()];
         for (name, profile) in &found {
             match self.bind(profile) {
@@ -51,7 +51,8 @@ impl Runtime {
             profiles.extend(kept.map(|(name, bound)| (name.clone(), bound.clone())));
         }
         let known = {
-            // Whoever lists the profiles sees both as they were, or both as they are.
+            // Under this lock, a reader of [`Runtime::profiles`] sees either the old or the new
+            // state.
             let problems_now = self.problems.write();
             let mut problems_now = problems_now.unwrap_or_else(PoisonError::into_inner);
             for (model, profiles) in self.models().iter().zip(next) {
@@ -70,7 +71,7 @@ impl Runtime {
         }
     }
 
-    /// A profile in the tokens of each model. What is served already stays the same.
+    /// Binds a profile to each model. A profile that is served already stays the same.
     fn bind(&self, profile: &Arc<Profile>) -> Result<Vec<BoundProfile>, LoadError> {
         let models = self.models().iter();
         models
@@ -82,7 +83,7 @@ impl Runtime {
     }
 }
 
-/// Logs what is another than before.
+/// Logs the changes.
 fn tell(model: &str, before: &Profiles, after: &Profiles) {
     for (profile, bound) in after {
         match before.get(profile) {

@@ -1,10 +1,9 @@
-//! Arms that choose one answer's tokens together: guidance, and mixes.
+//! Several arms choose one answer's tokens together: classifier-free guidance, and mixes.
 //!
-//! *Guidance* leads an arm away from its guide, which is most often the arm itself with
-//! the question left empty: what the guide would say anyway is the prompt talking, and
-//! what only the question explains is the answer. A *mix* takes in what other arms would
-//! say. Both are one mechanism (see [`incant_sample::Mixture`]); each arm renders the same
-//! question in its own way.
+//! *Guidance* leads an arm away from its guide, which is usually the arm itself with the question
+//! left empty: the guide's predictions come from the prompt alone, and the difference comes from
+//! the question. A *mix* adds the distributions of other arms. Both are one mechanism (see
+//! [`incant_sample::Mixture`]); each arm renders the same question in its own way.
 
 use std::fmt;
 
@@ -17,33 +16,32 @@ use incant_gguf::printable::excerpt;
 use incant_prompt::profile::{GuidanceDefaults, Message, without_question};
 use incant_sample::{MOST_WEIGHT, PLAUSIBLE};
 
-/// The most arms of a mix beside the one that answers.
+/// The maximum number of arms of a mix besides the arm that answers.
 const MOST_ARMS: usize = 8;
 
-/// What is wished of an arm's answers.
+/// The guidance and the mix that are requested for an arm's answers.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Wishes {
-    /// To lead them away from something; `None` is the profile's own default, and a weight
-    /// of 0 nothing.
+    /// `None` is the profile's default, and a weight of 0 turns guidance off.
     pub guidance: Option<Guidance>,
-    /// To take in other arms, by their ids, each with its weight.
+    /// The ids of other arms to mix in, each with its weight.
     pub mix: Vec<(String, f32)>,
 }
 
-/// Away from what answers are led, and how far.
+/// The guide that answers are led away from, and how far.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Guidance {
-    /// 0 to [`MOST_WEIGHT`]; what others call the guidance scale is 1 more.
+    /// From 0 to [`MOST_WEIGHT`]; the guidance scale of others is 1 more.
     pub weight: f32,
     /// The id of the guide's arm; `None` is the arm itself with the question left empty.
     pub against: Option<String>,
-    /// How likely a token must be to be plausible, as a share of the most likely one's
-    /// probability: above 0, at most 1.
+    /// The minimum probability of a plausible token, as a share of the most likely one's: above 0,
+    /// at most 1.
     pub plausible: f32,
 }
 
 impl Guidance {
-    /// Leads away from the arm itself with the question left empty.
+    /// Creates guidance away from the arm itself with the question left empty.
     pub fn new(weight: f32) -> Guidance {
         Guidance {
             weight,
@@ -54,9 +52,9 @@ impl Guidance {
 }
 
 impl Wishes {
-    /// The id of an arm and the wishes behind it: `ID guidance=0.5`, where `against=ARM`,
-    /// `plausible=SHARE` and any number of `mix=ARM*WEIGHT` may follow, with a space before
-    /// each. `None` where a word behind the id is none of these.
+    /// Splits an arm's id from the guidance and mix after it: `ID guidance=0.5`, optionally with
+    /// `against=ARM`, `plausible=SHARE` and any number of `mix=ARM*WEIGHT`, each after a space.
+    /// Returns `None` if any word after the id is none of these.
     ///
     /// ```
     /// use incant::runtime::Wishes;
@@ -105,7 +103,7 @@ impl Wishes {
 }
 
 impl fmt::Display for Wishes {
-    /// As [`Wishes::split`] reads it behind an id.
+    /// Writes the form that [`Wishes::split`] reads after an id.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         if let Some(guidance) = &self.guidance {
             write!(f, " guidance={}", guidance.weight)?;
@@ -131,18 +129,18 @@ impl From<GuidanceDefaults> for Guidance {
     }
 }
 
-/// A wish that cannot be fulfilled.
+/// The reason why guidance or a mix is refused.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{message}")]
 pub struct WishError {
-    /// What is wrong, as a request's fields name it: `mix[0].model`.
+    /// The field at fault, as requests name it: `mix[0].model`.
     pub field: String,
-    /// Why, in a sentence.
+    /// The reason, in a sentence.
     pub message: String,
 }
 
-/// Why somebody who is named in the field `wish` cannot have a say in the answer to what the
-/// field `param` holds.
+/// Returns why the partner in the field `wish` cannot shape the answer to the prompt in the field
+/// `param`.
 fn refused(error: PromptError, wish: &str, param: &str) -> WishError {
     match error {
         PromptError::TooLong {
@@ -168,14 +166,14 @@ fn wrong<T>(field: impl Into<String>, message: impl Into<String>) -> Result<T, W
     })
 }
 
-/// Who has a say in an arm's answers, to whatever question.
+/// The guide and the mix that shape an arm's answers, before there is a prompt.
 #[derive(Clone)]
 pub struct Say {
     /// The arms of the mix.
     mix: Vec<(Arm, f32)>,
     guide: Option<Guide>,
     plausible: f32,
-    /// Whether it was wished for, not a profile's default.
+    /// Whether it was requested, not a profile's default.
     is_wished: bool,
 }
 
@@ -187,11 +185,11 @@ struct Guide {
 }
 
 impl Say {
-    /// Who has a say in the answers of `arm` by these wishes, or by `default` where they
-    /// name neither guidance nor a mix that weighs anything.
+    /// Resolves the guide and the mix of `arm` from `wishes`, or from `default` if those have
+    /// neither guidance nor a mix with a weight other than 0.
     ///
     /// # Errors
-    /// A number out of its range, an unknown arm, or one of another tokenizer.
+    /// A number is out of range, or an arm is unknown or has another tokenizer.
     pub fn resolve(
         runtime: &Runtime,
         arm: &Arm,
@@ -225,7 +223,7 @@ impl Say {
             let other = find(id, &format!("mix[{at}].model"))?;
             mix.push((other, *weight));
         }
-        // One that weighs nothing has no say.
+        // An arm with a weight of 0 has no effect.
         mix.retain(|(_, weight)| *weight != 0.0);
         let default = default.filter(|_| mix.is_empty()).map(Guidance::from);
         let is_wished = wishes.guidance.is_some() || !mix.is_empty();
@@ -264,12 +262,12 @@ impl Say {
         })
     }
 
-    /// Whether nobody else has a say.
+    /// Returns whether there is neither a guide nor a mix.
     pub fn is_alone(&self) -> bool {
         self.mix.is_empty() && self.guide.is_none()
     }
 
-    /// What answers are led away from, and how far; `None` where they are not.
+    /// Returns the guidance in effect; `None` without a guide.
     pub fn guidance(&self) -> Option<Guidance> {
         let guide = self.guide.as_ref()?;
         Some(Guidance {
@@ -279,13 +277,13 @@ impl Say {
         })
     }
 
-    /// Whether it was wished for, and somebody else has a say.
+    /// Returns whether a guide or a mix was requested and is in effect.
     pub fn is_wished(&self) -> bool {
         self.is_wished && !self.is_alone()
     }
 
-    /// It as [`Wishes::split`] reads it, such as `guidance=0.5`; `None` if nobody else has
-    /// a say.
+    /// Returns it in the form of [`Wishes::split`], such as `guidance=0.5`; `None` if there is
+    /// neither a guide nor a mix.
     pub fn label(&self) -> Option<String> {
         let guide = self.guide.iter().map(|guide| match &guide.arm {
             None => format!("guidance={}", guide.weight),
@@ -297,11 +295,11 @@ impl Say {
         (!parts.is_empty()).then(|| parts.join(" "))
     }
 
-    /// All who have a say in the arm's answer to a conversation, if their prompts are wanted.
+    /// Returns the partners of the arm's answer to a conversation, within the bounds of `wanted`.
     ///
     /// # Errors
-    /// A chat template turns the messages down, or a prompt is not wanted; or guidance was
-    /// wished for, and there is no question to leave empty.
+    /// A chat template refuses the messages, or a prompt is out of bounds; or guidance was
+    /// requested, and there is no question to leave empty.
     pub fn of_chat(
         &self,
         arm: &Arm,
@@ -343,11 +341,11 @@ impl Say {
         self.partners(member, guide)
     }
 
-    /// All who have a say in how the arm continues a text, if their prompts are wanted.
+    /// Returns the partners of the arm's completion of a text, within the bounds of `wanted`.
     ///
     /// # Errors
-    /// A prompt is not wanted; or guidance was wished for, and the arm names no profile:
-    /// nothing is left without the text.
+    /// A prompt is out of bounds; or guidance was requested, and the arm names no profile: without
+    /// the text nothing is left.
     pub fn of_completion(
         &self,
         arm: &Arm,
@@ -419,40 +417,39 @@ impl Say {
     }
 }
 
-/// An arm that has a say in another's answers.
+/// An arm that shapes another's answers, as a guide or in a mix.
 #[derive(Clone)]
 pub struct Partner {
-    /// Who.
+    /// The partner itself.
     pub arm: Arm,
-    /// What comes before the answer there.
+    /// The prompt before the answer.
     pub prompt: Prompt,
     /// The weight of its distribution; negative leads away from it.
     pub weight: f32,
-    /// Whether a later turn is likely to go on where this one ends: no guide's is.
+    /// Whether a later turn is likely to continue from here; false for guides.
     pub keep: bool,
 }
 
-/// All that have a say in an arm's answers to one prompt, beside the arm itself.
+/// All partners of an arm's answers to one prompt.
 #[derive(Clone, Default)]
 pub struct Partners {
-    /// Who; nobody if the arm answers by itself.
+    /// Empty if the arm answers by itself.
     pub partners: Vec<Partner>,
     /// See [`incant_engine::group()`].
     pub plausible: f32,
     /// Whether log-probabilities are those of the mixture.
     pub report_mixture: bool,
-    /// Who they are, in words.
     label: Option<String>,
 }
 
 impl Partners {
-    /// Who they are, such as `guidance=0.5`; `None` for nobody.
+    /// Describes them, such as `guidance=0.5`; `None` if there are none.
     pub fn label(&self) -> Option<String> {
         self.label.clone().filter(|_| !self.partners.is_empty())
     }
 
-    /// The role markers that end an answer of all of them together to a prompt of the arm:
-    /// its own, and those of each of the others, who may open the next turn in their way.
+    /// Returns the role markers that end an answer of all of them together: the arm's own, and
+    /// those of each partner, which may open the next turn in its own way.
     pub fn markers(&self, prompt: &Prompt) -> Vec<String> {
         let mut markers = prompt.markers.clone();
         for marker in self.partners.iter().flat_map(|it| &it.prompt.markers) {
@@ -463,7 +460,7 @@ impl Partners {
         markers
     }
 
-    /// The same, with log-probabilities of the arm by itself.
+    /// Reports log-probabilities of the arm without its partners.
     pub fn measuring_the_arm(self) -> Partners {
         Partners {
             report_mixture: false,
@@ -471,7 +468,7 @@ impl Partners {
         }
     }
 
-    /// The tokens that an answer can have, so that it fits into the context of each.
+    /// Returns the maximum number of tokens of an answer that fits the context of each.
     pub fn room(&self) -> usize {
         match &self.partners[..] {
             [] => usize::MAX,
@@ -479,24 +476,24 @@ impl Partners {
         }
     }
 
-    /// The tokens of all their prompts.
+    /// Returns the number of tokens of all their prompts.
     pub fn prompt_tokens(&self) -> usize {
         let partners = self.partners.iter();
         partners.map(|partner| partner.prompt.token_count()).sum()
     }
 
-    /// Has `arm` generate an answer together with them, for the program itself.
+    /// Lets `arm` generate an answer together with them, for the program itself.
     ///
     /// # Errors
-    /// An engine has no room for it.
+    /// An engine has no slots for it.
     pub fn submit(&self, arm: &Arm, request: GenerateRequest) -> Result<Generation, SubmitError> {
         let own = vec![self.sequences(arm, request)];
         let generations = submit(Client::default(), own)?;
-        // One comes back for each.
+        // One generation is returned for each.
         generations.into_iter().next().ok_or(SubmitError::Draining)
     }
 
-    /// The sequences of one answer of `arm`: its own, and its partners'.
+    /// Returns the sequences of one answer of `arm`: its own, and its partners'.
     pub(crate) fn sequences(&self, arm: &Arm, mut request: GenerateRequest) -> Sequences {
         let shares = self.partners.iter().map(|partner| Share {
             weight: partner.weight,
@@ -529,14 +526,14 @@ impl Partners {
     }
 }
 
-/// The sequences that one generation takes.
+/// The sequences of one generation.
 pub(crate) struct Sequences {
     own: (Arm, Request),
     others: Vec<(Arm, Request)>,
 }
 
 impl Sequences {
-    /// One that nobody else has a say in.
+    /// A sequence without partners.
     pub(crate) fn alone(arm: &Arm, request: impl Into<Request>) -> Sequences {
         Sequences {
             own: (arm.clone(), request.into()),
@@ -545,9 +542,9 @@ impl Sequences {
     }
 }
 
-/// Hands a client's sequences to the engines of their models: those of one model together, or none
-/// of them. What one engine has begun before another had no room ends. One generation
-/// comes back for each, in order, and holds those of its partners.
+/// Submits a client's sequences to the engines of their models: those of one model together, all or
+/// none. Sequences that one engine has begun are dropped if another has no slots. Returns one
+/// generation for each element, in order, which holds those of its partners.
 pub(crate) fn submit(client: Client, all: Vec<Sequences>) -> Result<Vec<Generation>, SubmitError> {
     let sizes: Vec<usize> = all.iter().map(|one| 1 + one.others.len()).collect();
     let flat = all.into_iter().flat_map(|one| {

@@ -1,4 +1,4 @@
-//! The accept loop: limits on connections, and an orderly end.
+//! The accept loop, with a connection limit and graceful shutdown.
 
 use std::io;
 use std::net::SocketAddr;
@@ -27,26 +27,23 @@ use super::tls::Tls;
 use super::{ServeOptions, router};
 use crate::runtime::Runtime;
 
-/// How long to wait before accepting again after the system refused, most
-/// likely for want of file descriptors.
+/// The pause after `accept` failed, most likely because the process has no file descriptor left.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
-/// The bytes of a request's head beyond which no more are read. What a client
-/// does not take of its answers fills one buffer of that size here and one in
-/// the system, and then it counts as slow. Left to itself the system would take
-/// megabytes, which is more than most answers have.
+/// The maximum size of a request head in bytes. Answer bytes that a client does not read fill one
+/// buffer of this size here and one in the kernel (`SO_SNDBUF`); after that the client counts as
+/// slow. By default the kernel would buffer megabytes, which is more than most answers have.
 const BUFFER: usize = 64 << 10;
 
-/// Serves until `shutdown` resolves, then lets running answers end.
+/// Serves until `shutdown` resolves, then shuts down gracefully.
 ///
-/// After the signal nothing new is accepted and idle connections are closed;
-/// what still runs after `options.drain_timeout` is cut off, which frees its
-/// place in the engine.
+/// After the signal no connection is accepted, and idle connections are closed. Requests that still
+/// run after `options.drain_timeout` are cut off, which frees their slots in the engine.
 ///
 /// # Errors
 ///
-/// Fails only if the listener's address cannot be read; a connection that
-/// fails, or one that cannot be accepted, ends nothing but itself.
+/// Fails only if the listener's address cannot be read. A connection that fails or cannot be
+/// accepted affects no other.
 pub async fn serve(
     listener: TcpListener,
     runtime: Arc<Runtime>,
@@ -81,7 +78,7 @@ pub async fn serve(
 
     drop(entrance);
     tracing::info!(connections = connections.len(), "draining");
-    // Nobody listens if there is no connection; that is as good.
+    // Sending fails if no connection is left, which needs no handling.
     _ = stop.send(());
     let drained = async {
         while let Some(ended) = connections.join_next().await {
@@ -98,24 +95,23 @@ pub async fn serve(
     Ok(())
 }
 
-/// Where connections come in, and the places there are for them.
+/// Accepts connections and holds the permits of the connection limit.
 struct Entrance {
     listener: TcpListener,
     places: Arc<Semaphore>,
     host: Host,
-    /// Who has come when all places were taken, and does not stay long.
+    /// Connections over the limit, each of which is kept only for a moment.
     spares: Spares,
-    /// Answers them.
+    /// Serves the connections over the limit.
     spare_host: Host,
 }
 
-/// Who has come in.
+/// An accepted connection.
 struct Client {
     stream: TcpStream,
     address: SocketAddr,
-    /// Who serves it.
     host: Host,
-    /// Its place, unless that is a spare one.
+    /// Its permit of the connection limit; `None` for a connection over the limit.
     place: Option<OwnedSemaphorePermit>,
 }
 
@@ -151,7 +147,7 @@ impl Entrance {
         }
     }
 
-    /// Waits for a client.
+    /// Waits for the next connection.
     async fn accept(&mut self) -> Client {
         if self.places.available_permits() == 0 {
             self.spares.make_room().await;
@@ -171,7 +167,7 @@ impl Entrance {
                         place,
                     };
                 }
-                // The client was quicker to leave than we to greet.
+                // The client disconnected before its connection was accepted.
                 Err(error) if error.kind() == io::ErrorKind::ConnectionAborted => {}
                 Err(error) => {
                     tracing::warn!(%error, "cannot accept a connection");
@@ -182,20 +178,20 @@ impl Entrance {
     }
 }
 
-/// Serves connections.
+/// Serves connections: TLS handshake, timeouts and HTTP/1.
 #[derive(Clone)]
 struct Host {
     http: http1::Builder,
-    /// How long a client may take to shake hands, or to take any of what is sent to it.
+    /// How long a client may take for the TLS handshake, or to read any of the bytes sent to it.
     patience: Duration,
     tls: Option<Arc<Tls>>,
     router: Router,
 }
 
 impl Host {
-    /// One connection from its first byte to its last.
+    /// Serves one connection from its first byte to its last.
     async fn converse(self, stream: TcpStream, peer: SocketAddr, stop: watch::Receiver<()>) {
-        // Tokens are small and wanted now.
+        // Tokens are small and must not wait for more data (Nagle's algorithm).
         let prepared = stream
             .set_nodelay(true)
             .and_then(|()| SockRef::from(&stream).set_send_buffer_size(BUFFER));
@@ -215,7 +211,7 @@ impl Host {
         }
     }
 
-    /// All requests of one connection.
+    /// Serves all requests of one connection.
     async fn answer<S>(self, stream: S, peer: SocketAddr, mut stop: watch::Receiver<()>)
     where
         S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
@@ -237,14 +233,14 @@ impl Host {
             }
         };
         if let Err(error) = ended {
-            // A client that leaves in the middle is everyday life.
+            // Clients disconnect midway all the time.
             tracing::debug!(%error, "connection");
         }
     }
 }
 
-/// A panic in a response body ends its connection; say so. A connection that made way for
-/// another is nothing to tell of.
+/// Logs a panic of a connection's task, such as one in a response body. A connection that was
+/// aborted to make way for another is not logged.
 fn report(ended: Result<(), tokio::task::JoinError>) {
     if let Err(error) = ended
         && error.is_panic()

@@ -1,9 +1,9 @@
-//! Bodies of requests: of what kind they are, and how much of them is held at once.
+//! Request bodies: their content type, and a memory budget for those held at once.
 //!
-//! Small bodies are always read. The others share a budget of memory, in which each takes up
-//! room as it arrives, until a prompt has been made of it. One client's bodies take up half of
-//! the budget at most, so that others' find room beside them. Two that grow cannot wait for
-//! each other for ever: one body at a time may grow without waiting.
+//! Small bodies are always read. The others share a memory budget: each takes part of it as it
+//! arrives, until a prompt has been made of it. One client's bodies take at most half of the
+//! budget, so that there is memory for others'. Growing bodies cannot deadlock: one at a time may
+//! grow without waiting.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError, Weak};
@@ -19,44 +19,44 @@ use tokio::time::{Instant, timeout, timeout_at};
 use super::errors::ApiError;
 use incant_engine::Client;
 
-/// The bytes of a body that is read, and worked on, without waiting for others. That is some
+/// The maximum size in bytes of a body that is read and processed without waiting for others: some
 /// 15,000 tokens of English.
 pub(crate) const SMALL: usize = 64 << 10;
 
-/// How many of the largest bodies the budget has room for.
+/// The size of the budget, in bodies of the maximum size.
 const LARGEST: usize = 8;
 
-/// How many of the largest bodies one client may have there.
+/// The part of the budget that one client may take, in bodies of the maximum size.
 const LARGEST_OF_ONE: usize = LARGEST / 2;
 
-/// The bytes that room is counted in.
+/// Bytes per permit.
 const UNIT: usize = 64 << 10;
 
-/// The room for bodies that are not small.
+/// The memory budget of bodies that are not small.
 #[derive(Debug)]
 pub(crate) struct Rooms {
-    /// A permit for each unit that all may share.
+    /// One permit for each unit that all bodies share.
     shared: Arc<Semaphore>,
-    /// One permit, for a body as large as may be.
+    /// One permit, for a body that may grow to the maximum size.
     own: Arc<Semaphore>,
-    /// A client's part of the shared room, for as long as it takes up any.
+    /// Each client's part of the shared budget, kept while the client holds any of it.
     parts: Mutex<HashMap<Client, Weak<Semaphore>>>,
-    /// How many permits such a part has.
+    /// The number of permits of such a part.
     part: usize,
 }
 
-/// What one body takes up of it, until it is dropped.
+/// The memory that one body holds, until it is dropped.
 #[derive(Debug, Default)]
 pub(crate) struct Room {
     shared: Option<OwnedSemaphorePermit>,
-    /// The same, of its client's part.
+    /// The permits of its client's part.
     part: Option<OwnedSemaphorePermit>,
-    /// Whether it may grow without waiting, up to the limit of all bodies.
+    /// Set if the body may grow without waiting, up to the limit of all bodies.
     own: Option<OwnedSemaphorePermit>,
 }
 
 impl Rooms {
-    /// Room for eight bodies of `limit` bytes.
+    /// Creates a budget of eight bodies of `limit` bytes.
     pub(crate) fn new(limit: usize) -> Rooms {
         let largest = limit.div_ceil(UNIT);
         let units = |count| Semaphore::MAX_PERMITS.min(largest.saturating_mul(count));
@@ -68,7 +68,7 @@ impl Rooms {
         }
     }
 
-    /// The part of the room that `client` may take up.
+    /// Returns the part of the budget that `client` may take.
     fn part(&self, client: Client) -> Arc<Semaphore> {
         let mut parts = self.parts.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(part) = parts.get(&client).and_then(Weak::upgrade) {
@@ -80,7 +80,7 @@ impl Rooms {
         part
     }
 
-    /// Waits until a body of so many bytes, which `client` sends, fits into its room.
+    /// Waits until a body of `bytes` bytes, sent by `client`, fits into the budget.
     async fn grow(&self, client: Client, room: &mut Room, bytes: usize) {
         let held = room
             .shared
@@ -116,14 +116,14 @@ fn add(held: &mut Option<OwnedSemaphorePermit>, more: OwnedSemaphorePermit) {
     }
 }
 
-/// Refuses a body that is not JSON as it stands. A page cannot send JSON elsewhere unless its
-/// browser has asked first.
+/// Refuses a body that is not JSON, or that is compressed. A page cannot send JSON to another
+/// origin unless its browser has asked first (CORS preflight).
 pub(crate) fn check_kind(headers: &HeaderMap) -> Result<(), ApiError> {
     let mut kinds = headers.get_all(header::CONTENT_TYPE).iter();
     let (Some(kind), None) = (kinds.next(), kinds.next()) else {
         return Err(ApiError::NotJson);
     };
-    // What parameters say of the charset does not count: JSON is UTF-8.
+    // A charset parameter is ignored: JSON is UTF-8.
     let essence = kind.as_bytes().split(|byte| *byte == b';').next();
     let essence = essence.unwrap_or_default().trim_ascii();
     if !essence.eq_ignore_ascii_case(b"application/json") {
@@ -141,8 +141,8 @@ pub(crate) fn check_kind(headers: &HeaderMap) -> Result<(), ApiError> {
     }
 }
 
-/// Reads a body of `limit` bytes at most. A client has `patience` to send it, not counting the
-/// time that the body waits for room, which is no longer than that either.
+/// Reads a body of at most `limit` bytes. A client has `patience` to send it, not counting the time
+/// that the body waits for memory, which has the same limit.
 pub(crate) async fn read(
     request: Request,
     client: Client,
@@ -170,7 +170,7 @@ pub(crate) async fn read(
                 return Err(ApiError::malformed(message));
             }
         };
-        // Trailers say nothing.
+        // Trailers are ignored.
         let Ok(data) = frame.into_data() else {
             continue;
         };
@@ -187,7 +187,7 @@ pub(crate) async fn read(
                 return Err(ApiError::NoRoom);
             }
             give_up += since.elapsed();
-            // All that was announced, once there is more than the announcement of it.
+            // The announced length is reserved only once more than the announcement has arrived.
             bytes.reserve_exact(announced.saturating_sub(bytes.len()));
         }
         bytes.extend_from_slice(&data);
@@ -261,7 +261,7 @@ mod tests {
         }
     }
 
-    /// Whether a future is ready when it is asked once.
+    /// Polls a future once.
     fn ready<F: Future>(future: std::pin::Pin<&mut F>) -> Option<F::Output> {
         match future.poll(&mut Context::from_waker(Waker::noop())) {
             Poll::Ready(output) => Some(output),
@@ -278,12 +278,12 @@ mod tests {
         const LIMIT: usize = 4 * UNIT;
         let rooms = Rooms::new(LIMIT);
         let names = ["a", "b"].map(client).into_iter().cycle();
-        // Each has half of what it needs: there is no shared room left.
+        // Each holds half of the memory it needs: none of the shared budget is left.
         let mut bodies: Vec<_> = names.take(14).map(|name| (name, Room::default())).collect();
         for (client, room) in &mut bodies {
             assert!(ready(pin!(rooms.grow(*client, room, LIMIT / 2))).is_some());
         }
-        // The first to want more may have it all; the others wait until it is done.
+        // The first that asks for more may have all of it; the others wait until it is done.
         let (client, mut first) = bodies.pop().expect("there are some");
         for bytes in [3 * UNIT, LIMIT] {
             assert!(ready(pin!(rooms.grow(client, &mut first, bytes))).is_some());
@@ -311,7 +311,7 @@ mod tests {
             held.extend(fits.then_some(room));
             fits
         };
-        // Its part, and the one body that may grow without waiting.
+        // The client's part, and the one body that may grow without waiting.
         for _ in 0..=LARGEST_OF_ONE {
             assert!(take(greedy));
         }
@@ -321,7 +321,7 @@ mod tests {
         }
         assert!(!take(other), "all room is taken");
         held.clear();
-        // What nobody holds is forgotten when another client comes.
+        // Parts that nobody holds are removed when another client arrives.
         let mut room = Room::default();
         assert!(ready(pin!(rooms.grow(client("third"), &mut room, LIMIT))).is_some());
         assert_eq!(rooms.parts.lock().expect("no panic").len(), 1);
@@ -344,7 +344,7 @@ mod tests {
         }
         let short = Duration::from_millis(20);
         assert_eq!(read("a", LIMIT, short).await.err(), Some(ApiError::NoRoom));
-        // Small ones are read all the same, and what is too large is told so.
+        // Small bodies are read all the same, and too large ones are refused as such.
         assert!(read("a", SMALL, LONG).await.is_ok());
         let over = read("a", LIMIT + 1, LONG).await.err();
         assert_eq!(over, Some(ApiError::BodyTooLarge { limit: LIMIT }));

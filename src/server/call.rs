@@ -1,4 +1,4 @@
-//! What a handler of a POST request holds: the body, then the server and the log line.
+//! A POST request as its handler gets it: the body, then the server and the log line.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -20,27 +20,26 @@ use incant_engine::Client;
 use incant_gguf::printable::excerpt;
 use incant_prompt::text::Cancel;
 
-/// Unknown field names remembered, each cut short, so that a hostile client cannot fill the
-/// memory with them.
+/// The maximum number of unknown field names remembered. Each is shortened, so that a hostile
+/// client cannot fill the memory with them.
 const MAX_WARNED: usize = 1000;
 
-/// One request with a JSON body that nobody has read yet.
+/// A request with a JSON body that is not parsed yet.
 pub(crate) struct Post {
     call: Call,
     body: Bytes,
 }
 
-/// One request whose body was read.
+/// A request whose body was parsed.
 pub(crate) struct Call {
     pub(crate) app: Arc<App>,
-    /// Whose it is.
     pub(crate) client: Client,
     trace: Arc<Trace>,
-    /// When all of it was here.
+    /// When its body was received in full.
     arrived: Instant,
-    /// The bytes of its body.
+    /// The size of its body in bytes.
     size: usize,
-    /// The room that the body, or what was read from it, takes up.
+    /// The memory budget taken by the body, or by the data parsed from it.
     room: Option<Arc<Room>>,
 }
 
@@ -80,8 +79,8 @@ impl FromRequest<Arc<App>> for Post {
 }
 
 impl Post {
-    /// Reads the body by `views`, and is done with it: what no view knew is warned of, or
-    /// refused where the server is strict.
+    /// Parses the body with `views`. Fields that no view read are warned about, or refused if the
+    /// server is strict.
     pub(crate) async fn read<T: Send + 'static>(
         self,
         views: impl FnOnce(&mut Fields<'_>) -> Result<T, ApiError> + Send + 'static,
@@ -103,35 +102,36 @@ impl Post {
 }
 
 impl Call {
-    /// The arm with this id, which the log line then names.
+    /// Returns the arm with this id, and names it in the log line.
     pub(crate) fn arm(&self, id: &str) -> Result<Arm, ApiError> {
         let arm = self.app.runtime.arm(id)?;
         self.trace.note_arm(arm.id());
         Ok(arm)
     }
 
-    /// The arm with this id, or the only model there is.
+    /// Returns the arm with this id or, without an id, the only model.
     pub(crate) fn arm_or_only(&self, id: Option<&str>) -> Result<Arm, ApiError> {
         let arm = self.app.arm_or_only(id)?;
         self.trace.note_arm(arm.id());
         Ok(arm)
     }
 
-    /// When the answer must be complete, by the server's limit and the request's own.
+    /// Returns when the answer must be complete, by the server's limit and the request's own.
     pub(crate) fn deadline(&self, timeout: Option<Duration>) -> Deadline {
         Deadline::new(self.arrived, self.app.options.request_timeout, timeout)
     }
 
-    /// Watches the answers of `arm` to prompts of so many tokens, which are queued now.
+    /// Starts to measure the answers of `arm` to prompts with these numbers of tokens, which are
+    /// queued now.
     pub(crate) fn watch(&self, arm: &str, prompts: Vec<usize>, answers_per_prompt: usize) -> Watch {
         let metrics = self.app.metrics.arm(arm);
         let trace = self.trace.clone();
         Watch::new(metrics, trace, self.arrived, prompts, answers_per_prompt)
     }
 
-    /// Does the work that turns what was read into what the engine takes, as
-    /// [`unhurried`](Self::unhurried) does. A request that ends here, because its client leaves
-    /// or because there is no time left, counts among the requests of its arms.
+    /// Runs the work that turns the parsed fields into the engine's input, as
+    /// [`unhurried`](Self::unhurried) does. A request that ends here, because its client
+    /// disconnects or its deadline passes, is counted among the requests of its arms.
     pub(crate) async fn plan<T: Send + 'static>(
         &mut self,
         timeout: Option<Duration>,
@@ -150,8 +150,9 @@ impl Call {
         planned
     }
 
-    /// Does work where it holds up no other request. The work is cancelled when the client
-    /// leaves or when the answer is due. After it the request takes up no room among bodies.
+    /// Runs work where it delays no other request. The work is cancelled when the client
+    /// disconnects or the deadline passes. After it the request holds none of the memory budget of
+    /// bodies.
     pub(crate) async fn unhurried<T: Send + 'static>(
         &mut self,
         timeout: Option<Duration>,
@@ -167,7 +168,7 @@ impl Call {
         timeout: Option<Duration>,
         work: impl FnOnce(&Cancel) -> Result<T, ApiError> + Send + 'static,
     ) -> Result<T, ApiError> {
-        // The body stays until the work ends, even if the client leaves before.
+        // The body's memory stays taken until the work ends, even if the client disconnects before.
         let room = self.room.clone();
         let working = self.app.workshop.work(self.size, move |cancel| {
             let _room = room;
@@ -175,7 +176,7 @@ impl Call {
         });
         let mut deadline = self.deadline(timeout);
         tokio::select! {
-            // Work that is ready must not put the deadline off.
+            // Work that is ready must not postpone the deadline.
             biased;
             error = deadline.passed() => {
                 self.note_timeout();
@@ -185,7 +186,7 @@ impl Call {
         }
     }
 
-    /// Tells the log that there was no time for an answer.
+    /// Notes in the log line that the deadline passed before there was an answer.
     fn note_timeout(&self) {
         self.trace.note_answer(Learned {
             outcome: Outcome::TimedOut,
@@ -196,11 +197,11 @@ impl Call {
     }
 }
 
-/// A request of which no sequence is in the engine yet. Dropping it counts how it ended.
+/// A request without any sequence in the engine yet. Dropping this counts its outcome.
 struct Unplanned {
     app: Arc<App>,
     trace: Arc<Trace>,
-    /// `None` once sequences of the request are counted instead.
+    /// `None` once the request's sequences are counted instead.
     outcome: Option<Outcome>,
 }
 
@@ -215,7 +216,7 @@ impl Drop for Unplanned {
 }
 
 impl App {
-    /// Warns of fields that nothing read, or refuses them where the server is strict.
+    /// Warns of fields that nothing read, or refuses them if the server is strict.
     fn check_unknown(&self, fields: &Fields<'_>) -> Result<(), ApiError> {
         for name in fields.unknown() {
             if self.options.strict {

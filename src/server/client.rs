@@ -1,4 +1,4 @@
-//! Whose a request is, when the engine shares its slots and steps out.
+//! Identifies the client of a request, for fair sharing of the engine's slots and steps.
 
 use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 
@@ -9,10 +9,11 @@ use super::keys;
 use super::log::{FORWARDED_FOR, Peer};
 use incant_engine::Client;
 
-/// The client of a request: its key where keys are asked for, else its address.
+/// Returns the client of a request: its API key if the server requires keys, else its address.
 ///
-/// A proxy that is trusted says whom it asks for. Nobody else is believed: who could choose
-/// an address for each request would be many clients.
+/// A trusted proxy names the client that it forwards for (`X-Forwarded-For`). The header is ignored
+/// from any other peer: a sender who could choose an address per request would count as many
+/// clients.
 pub(crate) fn of(options: &ServeOptions, headers: &HeaderMap, peer: Option<Peer>) -> Client {
     let name = match keys::key(headers).filter(|_| !options.keys.is_empty()) {
         Some(key) => [b"key ", key].concat(),
@@ -30,7 +31,7 @@ fn address(proxies: &[IpAddr], headers: &HeaderMap, peer: SocketAddr) -> IpAddr 
     let is_trusted = proxies.iter().any(|proxy| proxy.to_canonical() == peer);
     let forwarded = is_trusted.then(|| forwarded_for(headers)).flatten();
     match forwarded.unwrap_or(peer).to_canonical() {
-        // One machine has as many addresses as it likes in its network.
+        // One machine may use any address of its /64 network.
         IpAddr::V6(address) => {
             let network = u128::from(address) >> 64 << 64;
             IpAddr::V6(Ipv6Addr::from(network))
@@ -39,7 +40,7 @@ fn address(proxies: &[IpAddr], headers: &HeaderMap, peer: SocketAddr) -> IpAddr 
     }
 }
 
-/// Whom the last proxy on the way asks for.
+/// Returns the address that the last proxy forwards for.
 fn forwarded_for(headers: &HeaderMap) -> Option<IpAddr> {
     let last = headers.get_all(FORWARDED_FOR).iter().next_back()?;
     let last = last.to_str().ok()?.rsplit(',').next()?.trim();
@@ -77,7 +78,7 @@ mod tests {
         let with = |peer, key| client("one,two", peer, &bearer(key));
         assert_eq!(with("1.2.3.4", "Bearer one"), with("5.6.7.8", "Bearer one"));
         assert_ne!(with("1.2.3.4", "Bearer one"), with("1.2.3.4", "Bearer two"));
-        // On a server without keys, a key that is sent does not make another client.
+        // On a server without keys, sending a key does not make another client.
         let open = |key| client("", "1.2.3.4", &bearer(key));
         assert_eq!(open("Bearer one"), open("Bearer two"));
     }

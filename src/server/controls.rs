@@ -1,9 +1,9 @@
-//! The parameters that chat and completions share: how tokens are chosen, how
-//! many answers there are, and where they end.
+//! The sampling parameters that chat and completions share: how tokens are chosen, how many answers
+//! there are, and where they end (stop strings, end tokens, `max_tokens`).
 //!
-//! [`Controls`] is what the wire says. [`Controls::resolve`] checks each range
-//! and fills what is absent from the arm's profile, then from OpenAI's own
-//! defaults. A value out of range is refused, never clamped.
+//! [`Controls`] is the wire format. [`Controls::resolve`] checks each range and fills in absent
+//! values from the arm's profile, then from OpenAI's own defaults. A value out of range is refused,
+//! never clamped.
 
 mod biases;
 
@@ -30,15 +30,15 @@ use incant_prompt::profile::{
 use incant_prompt::text::{Special, Tokenizer};
 use incant_sample::{self as sample, DryParams, SamplingParams};
 
-/// The most answers one request may ask for, as OpenAI has it.
+/// The maximum number of answers per request, as in OpenAI's API.
 const MAX_ANSWERS: i64 = 128;
 
-/// The most stop texts, and the most bytes of all of them: each answer has a matcher
-/// of its own, which looks at every byte with each.
+/// The maximum number of stop strings, and of their bytes in total: each answer has a matcher of
+/// its own, which compares every byte with each of them.
 const MAX_STOPS: usize = 64;
 const MAX_STOP_BYTES: usize = 16 << 10;
 
-/// The most texts of `bad_words`, and the most bytes of all of them: each is looked for
+/// The maximum number of texts in `bad_words`, and of their bytes in total: each is looked for
 /// before every token.
 const MAX_BAD_WORDS: usize = 256;
 const MAX_BAD_WORD_BYTES: usize = 16 << 10;
@@ -51,7 +51,8 @@ pub(crate) struct Controls {
     /// 0 always takes the most likely token; 1 samples from the model's own distribution.
     #[schemars(range(min = 0, max = 2))]
     temperature: Option<f64>,
-    /// Sample among the most likely tokens that together hold this mass; 0 keeps only the top one.
+    /// Nucleus sampling: sample among the most likely tokens that together hold this mass; 0 keeps
+    /// only the top one.
     #[schemars(range(min = 0, max = 1))]
     top_p: Option<f64>,
     /// Sample among the k most likely tokens; 0 or -1 keeps all.
@@ -70,77 +71,78 @@ pub(crate) struct Controls {
     /// Divides the positive and multiplies the negative logits of generated tokens; 1 is off.
     #[schemars(range(min = 0.01, max = 100))]
     repetition_penalty: Option<f64>,
-    /// The same, as llama.cpp has it.
+    /// The name of `repetition_penalty` in llama.cpp.
     #[schemars(range(min = 0.01, max = 100))]
     repeat_penalty: Option<f64>,
     /// Whether `repetition_penalty` counts the prompt's tokens too.
     penalize_prompt: Option<bool>,
-    /// DRY: what a token loses that would continue a repetition of the allowed length; 0 is off.
+    /// DRY: the penalty of a token that would continue a repetition of the allowed length; 0 is
+    /// off.
     #[schemars(range(min = 0, max = 100))]
     dry_multiplier: Option<f64>,
-    /// The factor of that loss for each further repeated token; below 1 is off.
+    /// DRY: the factor of that penalty for each further repeated token; below 1 is off.
     #[schemars(range(min = 0, max = 10))]
     dry_base: Option<f64>,
-    /// Repetitions of fewer tokens than this are free.
+    /// DRY: repetitions of fewer tokens than this have no penalty.
     #[serde(deserialize_with = "whole::option")]
     #[schemars(range(min = 0, max = 1_000_000))]
     dry_allowed_length: Option<i64>,
-    /// How many of the last tokens of the client's text and the answer are looked at; -1 looks
-    /// at all, 0 is off.
+    /// DRY: how many of the last tokens of the client's text and the answer are searched for
+    /// repetitions; -1 searches all, 0 is off.
     #[serde(deserialize_with = "whole::option")]
     #[schemars(range(min = -1, max = 1_000_000))]
     dry_penalty_last_n: Option<i64>,
-    /// Texts across which nothing counts as a repetition; if absent, newline, colon, double
-    /// quote and asterisk.
+    /// DRY: texts that no repetition extends across; if absent, newline, colon, double quote and
+    /// asterisk.
     #[schemars(schema_with = "breakers_schema")]
     dry_sequence_breakers: Option<Few<String, MAX_BREAKERS>>,
-    /// Keep tokens whose logit is at most this many standard deviations below the largest;
-    /// 0 and below keep all.
+    /// Top-n-sigma: keep tokens whose logit is at most this many standard deviations below the
+    /// largest; 0 and below keep all.
     #[schemars(range(min = -1, max = 100))]
     top_n_sigma: Option<f64>,
-    /// Sample among the tokens with this mass whose surprise is nearest the expected one; 1
-    /// keeps all.
+    /// Locally typical sampling: sample among the tokens with this mass whose surprise is nearest
+    /// the expected one; 1 keeps all.
     #[schemars(range(min = 0, max = 1))]
     typical_p: Option<f64>,
-    /// XTC: how often all tokens that reach `xtc_threshold` are left out but the least likely of
-    /// them; 0 is off.
+    /// XTC: how often all tokens that reach `xtc_threshold` are left out, except the least likely
+    /// of them; 0 is off.
     #[schemars(range(min = 0, max = 1))]
     xtc_probability: Option<f64>,
-    /// The probability from which on XTC leaves tokens out; above 0.5 it is off.
+    /// XTC: the probability from which on tokens are left out; above 0.5 it is off.
     #[schemars(range(min = 0, max = 1))]
     xtc_threshold: Option<f64>,
-    /// Token id (as a string) to what is added to its logit.
+    /// Maps token ids (as strings) to numbers that are added to their logits.
     #[schemars(schema_with = "biases_schema")]
     logit_bias: Option<Biases>,
     /// The only tokens that may be chosen; end tokens too must be among them.
     #[serde(deserialize_with = "whole::optional_list")]
     #[schemars(length(min = 1))]
     allowed_token_ids: Option<Vec<u32>>,
-    /// Texts that the answer does not have, as far as it is made of their own tokens, with a space before them or
-    /// without.
+    /// Texts that the answer must not contain, as far as it is made of their own tokens, with a
+    /// space before them or without.
     #[schemars(schema_with = "bad_words_schema")]
     bad_words: Option<Few<String, MAX_BAD_WORDS>>,
     /// The same request with the same seed gives the same answer; -1 draws one.
     #[serde(deserialize_with = "whole::option")]
     seed: Option<i64>,
-    /// How many answers to give.
+    /// How many answers to generate.
     #[serde(deserialize_with = "whole::option")]
     #[schemars(range(min = 1, max = 128))]
     n: Option<i64>,
-    /// Texts that end the answer and are not part of it.
+    /// Stop strings: texts that end the answer and are not part of it.
     #[schemars(schema_with = "stop_schema")]
     stop: Option<TextOr<Few<String, MAX_STOPS>>>,
-    /// Ids of tokens that end the answer beside the model's own.
+    /// Ids of tokens that end the answer, besides the model's own end tokens.
     #[serde(deserialize_with = "whole::optional_list")]
     stop_token_ids: Option<Vec<u32>>,
     /// Do not end at the model's end tokens.
     ignore_eos: Option<bool>,
-    /// The least number of tokens of an answer: until then no end token and none of `stop_token_ids` is chosen. Stop texts and role markers end an
-    /// answer all the same.
+    /// The minimum number of tokens of an answer: before that, no end token and none of
+    /// `stop_token_ids` is chosen. Stop strings and role markers still end an answer.
     #[serde(deserialize_with = "whole::option")]
     #[schemars(range(min = 0, max = 4_294_967_295_u32))]
     min_tokens: Option<i64>,
-    /// The most tokens an answer may have.
+    /// The maximum number of tokens of an answer.
     #[serde(deserialize_with = "whole::option")]
     #[schemars(range(min = 0, max = 4_294_967_295_u32))]
     max_tokens: Option<i64>,
@@ -148,7 +150,8 @@ pub(crate) struct Controls {
     #[serde(deserialize_with = "whole::option")]
     #[schemars(range(min = 0, max = 4_294_967_295_u32))]
     max_completion_tokens: Option<i64>,
-    /// Seconds that the answer may take, the time in the queue included; a server's own limit may be shorter.
+    /// Seconds that the answer may take, including the time in the queue; the server's own limit
+    /// may be shorter.
     #[schemars(extend("exclusiveMinimum" = 0), range(max = 31_536_000))]
     timeout: Option<f64>,
     /// Send the answer as server-sent events while it is generated.
@@ -157,13 +160,13 @@ pub(crate) struct Controls {
     stream_options: Option<Object<StreamOptions>>,
 }
 
-/// What [`stop_texts`] takes.
+/// The JSON schema of the values that [`stop_texts`] accepts.
 fn stop_schema(_: &mut SchemaGenerator) -> Schema {
     let text = json!({"type": "string", "minLength": 1});
     json_schema!({"anyOf": [text, {"type": "array", "items": text}, {"type": "null"}]})
 }
 
-/// What `bad_words` takes.
+/// The JSON schema of the values that `bad_words` accepts.
 fn bad_words_schema(_: &mut SchemaGenerator) -> Schema {
     json_schema!({
         "type": ["array", "null"],
@@ -172,7 +175,7 @@ fn bad_words_schema(_: &mut SchemaGenerator) -> Schema {
     })
 }
 
-/// What [`sequence_breakers`] takes.
+/// The JSON schema of the values that [`sequence_breakers`] accepts.
 fn breakers_schema(_: &mut SchemaGenerator) -> Schema {
     json_schema!({
         "type": ["array", "null"],
@@ -181,40 +184,39 @@ fn breakers_schema(_: &mut SchemaGenerator) -> Schema {
     })
 }
 
-/// What a stream carries beside the answer.
+/// Additions to a streamed answer.
 #[derive(Clone, Copy, Debug, Default, Deserialize, JsonSchema)]
 #[serde(default)]
 pub(crate) struct StreamOptions {
-    /// Give every chunk a `usage`, null in all but an additional last one.
+    /// Add a `usage` to every chunk, null in all but an additional last one.
     include_usage: Option<bool>,
-    /// Give every chunk the `usage` so far.
+    /// Add the `usage` so far to every chunk.
     continuous_usage_stats: Option<bool>,
 }
 
-/// What differs between the endpoints.
+/// Limits that differ between the endpoints.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Limits {
-    /// The least `max_tokens`.
+    /// The minimum of `max_tokens`.
     pub(crate) least_tokens: usize,
-    /// `max_tokens` where neither request nor profile has one; `None` is the context's end.
+    /// `max_tokens` if neither the request nor the profile sets it; `None` is the context's end.
     pub(crate) default_tokens: Option<usize>,
 }
 
-/// The parameters, checked and complete.
+/// The parameters after checks and defaults.
 #[derive(Clone, Debug)]
 pub(crate) struct Resolved {
     pub(crate) sampling: SamplingParams,
     /// Answers per prompt.
     pub(crate) answers: usize,
-    /// Texts that end an answer.
+    /// Stop strings, which end an answer.
     pub(crate) stop: Vec<String>,
-    /// Tokens that end an answer.
     pub(crate) end_tokens: Arc<[u32]>,
     /// `None` runs to the end of the context.
     pub(crate) max_tokens: Option<usize>,
-    /// The same, as far as the request itself says it.
+    /// `max_tokens` as the request itself sets it.
     pub(crate) asked_tokens: Option<usize>,
-    /// How long the answer may take, if the client said so.
+    /// The time limit that the client set, if any.
     pub(crate) timeout: Option<Duration>,
     pub(crate) stream: Stream,
 }
@@ -224,22 +226,22 @@ pub(crate) struct Resolved {
 pub(crate) enum Stream {
     /// As one JSON body.
     No,
-    /// As events.
+    /// As server-sent events.
     Events {
         /// Whether an additional last chunk carries the usage.
         include_usage: bool,
-        /// Whether each chunk carries that so far.
+        /// Whether each chunk carries the usage so far.
         continuous_usage: bool,
     },
 }
 
 impl Controls {
-    /// Answers per prompt.
+    /// Returns the number of answers per prompt.
     pub(crate) fn answers(&self) -> Result<usize, ApiError> {
         Ok(integer("n", self.n, 1..=MAX_ANSWERS)?.map_or(1, |n| n as usize))
     }
 
-    /// `max_tokens`, as far as the request says it.
+    /// Returns `max_tokens` as the request sets it.
     pub(crate) fn asked_tokens(&self, limits: Limits) -> Result<Option<usize>, ApiError> {
         max_tokens(
             self.max_tokens,
@@ -248,12 +250,12 @@ impl Controls {
         )
     }
 
-    /// How long the answer may take, as far as the request says it.
+    /// Returns the time limit that the request sets, if any.
     pub(crate) fn timeout(&self) -> Result<Option<Duration>, ApiError> {
         timeout(self.timeout)
     }
 
-    /// The samplers that the client asked for beyond OpenAI's, as they were asked for.
+    /// Returns the samplers beyond OpenAI's parameters, as the client set them.
     pub(crate) fn samplers(&self) -> Samplers {
         let narrow = |value: Option<f64>| value.map(|value| value as f32);
         Samplers {
@@ -269,7 +271,7 @@ impl Controls {
         }
     }
 
-    /// Checks every range and fills in what is absent.
+    /// Checks every range and fills in absent values.
     pub(crate) fn resolve(
         self,
         arm: &Arm,
@@ -324,8 +326,8 @@ impl Controls {
             penalize_prompt: self.penalize_prompt.unwrap_or(profile.penalize_prompt),
             logit_bias: biases(self.logit_bias.unwrap_or_default(), vocabulary)?,
             limits: Default::default(),
-            // A seed is a name for a stream: negative ones are as good as others, but for
-            // the one that other servers take for none.
+            // A seed identifies a random stream: negative seeds are as good as others, except -1,
+            // which other servers take for no seed.
             seed: self.seed.filter(|seed| *seed != -1).map(i64::cast_unsigned),
         };
         let texts = sequence_breakers(self.dry_sequence_breakers.map(|Few(texts)| texts))?;
@@ -363,7 +365,7 @@ impl Controls {
     }
 }
 
-/// Checks a number's range; engines compute in `f32`.
+/// Checks the range of a number; engines compute in `f32`.
 fn number(
     name: &str,
     value: Option<f64>,
@@ -375,7 +377,7 @@ fn number(
     }
 }
 
-/// Checks an integer's range.
+/// Checks the range of an integer.
 pub(crate) fn integer(
     name: &str,
     value: Option<i64>,
@@ -397,7 +399,7 @@ fn out_of_range<T: std::fmt::Display>(name: &str, value: T, range: &RangeInclusi
     )
 }
 
-/// Checks how many texts there are, and how long.
+/// Checks the number of texts and their lengths.
 fn sequence_breakers(texts: Option<Vec<String>>) -> Result<Option<Vec<String>>, ApiError> {
     match texts.as_deref().and_then(breakers_problem) {
         Some(problem) => {
@@ -435,7 +437,7 @@ fn end_tokens(
 ) -> Result<Arc<[u32]>, ApiError> {
     let mut more = more.unwrap_or_default();
     check_ids("stop_token_ids", &more, vocabulary)?;
-    // Every token is looked up among them.
+    // Every generated token is looked up among them.
     more.sort_unstable();
     more.dedup();
     match (ignore_eos.unwrap_or(false), more.is_empty()) {
@@ -445,7 +447,7 @@ fn end_tokens(
     }
 }
 
-/// Refuses ids that the vocabulary does not have.
+/// Refuses ids that are not in the vocabulary.
 pub(crate) fn check_ids(param: &str, ids: &[u32], vocabulary: usize) -> Result<(), ApiError> {
     match ids.iter().find(|id| **id as usize >= vocabulary) {
         Some(id) => {
@@ -474,7 +476,7 @@ fn repetition_penalty(ours: Option<f64>, other: Option<f64>) -> Result<Option<f3
     either(names, [ours, other])
 }
 
-/// The value of a field that has two names.
+/// Returns the value of a field that has two names.
 fn either<T: PartialEq>(
     names: [&'static str; 2],
     values: [Option<T>; 2],
@@ -501,7 +503,7 @@ fn min_tokens(least: Option<i64>, most: Option<usize>) -> Result<usize, ApiError
     }
 }
 
-/// Which tokens may be chosen; some must be left for the first one.
+/// Returns which tokens may be chosen; at least one must remain for the first position.
 fn token_limits(
     tokenizer: &Tokenizer,
     allowed: Option<Vec<u32>>,
@@ -538,9 +540,9 @@ fn token_limits(
     })
 }
 
-/// The tokens of words that an answer must not have, each with a space before it, as within
-/// a text, and without. No other space counts: not the one that some tokenizers put before a
-/// text, which would be a second one.
+/// Returns the tokens of words that an answer must not contain, each with a space before it, as
+/// within a text, and without. The space that some tokenizers put before a text is left out: it
+/// would be a second one.
 fn banned(tokenizer: &Tokenizer, words: Vec<String>) -> Result<Vec<Vec<u32>>, ApiError> {
     let name = "bad_words";
     let bytes: usize = words.iter().map(String::len).sum();

@@ -1,4 +1,4 @@
-//! Web pages of other origins: which of them may ask.
+//! CORS: the web origins whose pages may use the server.
 
 use std::str::FromStr;
 use std::time::Duration;
@@ -9,16 +9,16 @@ use tower_http::cors::{AllowHeaders, AllowOrigin, Any, CorsLayer};
 use super::errors::SHOULD_RETRY;
 use super::log::REQUEST_ID;
 
-/// How long a browser may remember what it was told.
+/// How long a browser may cache the answer to a preflight request.
 const MEMORY: Duration = Duration::from_secs(3600);
 
-/// The pages that may ask.
+/// A web origin whose pages may use the server.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Origin {
-    /// All pages: `*`.
+    /// All origins: `*`.
     Any,
-    /// The pages of one site, as browsers name it: `https://example.org:8443`;
-    /// `null` is what they call a page from a file.
+    /// One origin, as browsers write it: `https://example.org:8443`; `null` is the origin of a page
+    /// from a file.
     One(HeaderValue),
 }
 
@@ -31,7 +31,7 @@ impl FromStr for Origin {
             "null" => return Ok(Origin::One(HeaderValue::from_static("null"))),
             _ => {}
         }
-        // A browser sends no path, and compares to the letter.
+        // A browser sends an origin without a path and compares it byte by byte.
         let uri: Option<Uri> = text.parse().ok();
         let bare = uri.as_ref().is_some_and(|uri| {
             let (scheme, authority) = (uri.scheme_str(), uri.authority());
@@ -45,7 +45,8 @@ impl FromStr for Origin {
     }
 }
 
-/// Answers browsers that ask whether a page of `origins` may ask; `None` if none may.
+/// Returns the layer that answers preflight requests and allows `origins`; `None` if there are
+/// none.
 pub(crate) fn layer(origins: &[Origin]) -> Option<CorsLayer> {
     let one = |origin: &Origin| match origin {
         Origin::Any => None,
@@ -60,7 +61,7 @@ pub(crate) fn layer(origins: &[Origin]) -> Option<CorsLayer> {
     let layer = CorsLayer::new()
         .allow_origin(allowed)
         .allow_methods([Method::GET, Method::POST, Method::DELETE])
-        // The official client brings a dozen of its own, and more with each version.
+        // The official client sends a dozen headers of its own, and more with each version.
         .allow_headers(AllowHeaders::mirror_request())
         .expose_headers([REQUEST_ID, SHOULD_RETRY, header::RETRY_AFTER])
         .max_age(MEMORY);

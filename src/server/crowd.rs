@@ -1,9 +1,9 @@
-//! When all places for connections are taken.
+//! Overload: connections over the connection limit.
 //!
-//! A further connection gets a spare place for a moment, and one answer: that the
-//! server lives, if it asks for that, or else that there is no place. The oldest
-//! connection in a spare place is closed for the next one. So a crowd, or someone
-//! who holds connections open, never makes a server look dead.
+//! A connection over the limit gets a spare place for a moment, and one answer: the health check,
+//! if it asks for that, or else an error that says that the server is overloaded. The oldest
+//! connection in a spare place is closed for the next one. So neither overload nor a client that
+//! holds connections open makes the server look dead.
 
 use std::collections::VecDeque;
 use std::time::Duration;
@@ -17,28 +17,28 @@ use tokio::time::{Instant, sleep_until};
 use super::errors::ApiError;
 use super::routes::health;
 
-/// Connections that can wait for such an answer at once.
+/// The number of connections over the limit that can wait for an answer at once.
 pub const SPARE_PLACES: usize = 256;
 
-/// How long they may take to ask.
+/// How long such a connection may take to send a request.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(5);
 
-/// How long a spare connection is kept at least, even when others come. What checks a server's health asks as
-/// soon as it is connected.
+/// The minimum time that such a connection is kept, even when others arrive. A health checker sends
+/// its request as soon as it is connected.
 const LEAST: Duration = Duration::from_millis(50);
 
-/// The connections in spare places, the oldest first.
+/// The connections in spare places, oldest first.
 #[derive(Debug, Default)]
 pub(crate) struct Spares(VecDeque<(Instant, AbortHandle)>);
 
 impl Spares {
-    /// Gives a connection a spare place, from now on.
+    /// Adds a connection, which has a spare place from now on.
     pub(crate) fn push(&mut self, connection: AbortHandle) {
         self.0.push_back((Instant::now(), connection));
     }
 
-    /// Sees to it that there is a spare place, if need be by closing the connection that has
-    /// had one for longest. May be dropped while it waits.
+    /// Makes sure that a spare place is free, if need be by closing the connection that has had one
+    /// for longest. Cancel safe.
     pub(crate) async fn make_room(&mut self) {
         if self.0.len() >= SPARE_PLACES {
             self.0.retain(|(_, connection)| !connection.is_finished());
@@ -54,11 +54,11 @@ impl Spares {
     }
 }
 
-/// Marks requests of a connection that found no place.
+/// Marks requests of a connection over the limit.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Crowded;
 
-/// Turns requests without a place away.
+/// Refuses requests of connections over the limit, except health checks.
 pub(crate) async fn check(request: Request, next: Next) -> Response {
     let crowded = request.extensions().get::<Crowded>().is_some();
     if crowded && request.uri().path() != health::PATH {

@@ -1,4 +1,4 @@
-//! When an answer must be complete: the server's limit or the request's own,
+//! Request timeouts: an answer must be complete by the server's limit or by the request's own,
 //! whichever ends first.
 
 use std::fmt;
@@ -10,14 +10,14 @@ use tokio::time::{Sleep, sleep_until};
 
 use super::errors::ApiError;
 
-/// The longest limit in seconds, a year: a number beyond it is a mistake.
+/// The maximum limit in seconds, a year: a larger number is a mistake.
 const MOST: f64 = 31_536_000.0;
 
-/// A limit of so many seconds.
+/// Returns the time limit of this number of seconds.
 ///
 /// # Errors
-/// The number is not above 0, or beyond reason. The message has no subject: the
-/// limit's name goes before it.
+/// The number is not above 0, or above the maximum. The message has no subject: the limit's name
+/// goes before it.
 pub fn time_limit(seconds: f64) -> Result<Duration, String> {
     if seconds > 0.0 && seconds <= MOST {
         Ok(Duration::from_secs_f64(seconds))
@@ -28,7 +28,7 @@ pub fn time_limit(seconds: f64) -> Result<Duration, String> {
     }
 }
 
-/// Who set a limit.
+/// The source of a limit.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Whose {
     /// `--request-timeout`.
@@ -46,7 +46,7 @@ impl fmt::Display for Whose {
     }
 }
 
-/// When one request's answer must be complete, if ever.
+/// The time by which one request's answer must be complete, if there is any.
 #[derive(Debug)]
 pub(crate) struct Deadline(Option<Limit>);
 
@@ -58,7 +58,7 @@ struct Limit {
 }
 
 impl Deadline {
-    /// The deadline of a request that arrived at `arrived`: the shorter limit counts.
+    /// Returns the deadline of a request that arrived at `arrived`: the shorter limit counts.
     pub(crate) fn new(
         arrived: Instant,
         server: Option<Duration>,
@@ -74,7 +74,7 @@ impl Deadline {
         }))
     }
 
-    /// Resolves when the time has come, to what the client is told.
+    /// Resolves when the deadline has passed, to the error for the client.
     pub(crate) async fn passed(&mut self) -> ApiError {
         match &mut self.0 {
             Some(Limit {

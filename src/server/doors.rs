@@ -1,10 +1,10 @@
-//! Which web pages get in.
+//! Protection against foreign web pages: cross-site requests (CSRF) and DNS rebinding.
 //!
-//! A browser lets every page send requests to every server that its machine reaches; it
-//! only keeps answers from pages of other origins. So a server that loads adapters and
-//! computes must look for itself who asks: at the name it is addressed by (see `hosts`), at
-//! the page's origin, and at what browsers say of requests without one. Programs send none
-//! of this but the name, and are let in.
+//! A browser lets every page send requests to every server that its machine reaches; the
+//! same-origin policy only keeps the answers from pages of other origins. So a server that loads
+//! adapters and computes must check the source of each request itself: the name that the server is
+//! addressed by (see `hosts`), the page's origin, and the browser's Fetch Metadata for requests
+//! without one. Programs send none of this but the name, and are admitted.
 
 use std::sync::Arc;
 
@@ -19,23 +19,24 @@ use super::hosts::{Authority, addressed};
 use super::routes::{health, metrics, page};
 use super::{App, ServeOptions};
 
-/// How the page that asks relates to the server (Fetch Metadata): `same-origin`,
-/// `same-site`, `cross-site`, or `none` if it was the user.
+/// The relation of the requesting page to the server (Fetch Metadata): `same-origin`, `same-site`,
+/// `cross-site`, or `none` if the user sent the request.
 const FETCH_SITE: HeaderName = HeaderName::from_static("sec-fetch-site");
 
-/// What the request is for: `navigate` if a page is to be shown.
+/// The mode of the request (Fetch Metadata): `navigate` if a page is to be shown.
 const FETCH_MODE: HeaderName = HeaderName::from_static("sec-fetch-mode");
 
-/// Where its answer goes: `document` if that is a window of its own, and no frame.
+/// The destination of the answer (Fetch Metadata): `document` if that is a window of its own, and
+/// no frame.
 const FETCH_DEST: HeaderName = HeaderName::from_static("sec-fetch-dest");
 
-/// What a client of a proxy asked it by.
+/// The scheme by which a proxy's client addressed the proxy.
 const FORWARDED_PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto");
 
-/// Asked by machines, under whatever name they know the server by; not by web pages.
+/// Paths that machines may request under any name of the server, but web pages may not.
 const UNDER_ANY_NAME: [&str; 2] = [health::PATH, metrics::PATH];
 
-/// Turns away what a page of another site sends, before any of its body is read.
+/// Refuses requests that pages of other sites send, before any of the body is read.
 pub(crate) async fn check(State(app): State<Arc<App>>, request: Request, next: Next) -> Response {
     match admit(&request, &app.options) {
         Ok(()) => next.run(request).await,
@@ -65,12 +66,12 @@ fn admit(request: &Request, options: &ServeOptions) -> Result<(), ApiError> {
     let_in.then_some(()).ok_or(ApiError::ForeignOrigin)
 }
 
-/// Whether all pages may ask.
+/// Returns whether all pages may use the server.
 fn any(options: &ServeOptions) -> bool {
     options.origins.contains(&Origin::Any)
 }
 
-/// Whether `--cors` names the origin.
+/// Returns whether `--cors` names the origin.
 fn is_named(origin: &HeaderValue, options: &ServeOptions) -> bool {
     options.origins.iter().any(|named| match named {
         Origin::Any => true,
@@ -78,7 +79,7 @@ fn is_named(origin: &HeaderValue, options: &ServeOptions) -> bool {
     })
 }
 
-/// Whether the origin is that of the server's own page.
+/// Returns whether the origin is that of the server's own page.
 fn is_own(
     origin: &HeaderValue,
     host: Option<&Authority>,
@@ -98,19 +99,19 @@ fn is_own(
     !is_foreign(headers) && own().unwrap_or(false)
 }
 
-/// Whether a proxy speaks TLS for a server that does not: the proxy says so, or the browser
-/// that the page's origin is the one that it asks.
+/// Returns whether a proxy terminates TLS for a server without TLS: the proxy says so, or the
+/// browser says that the page's origin is the one it sends the request to.
 fn is_behind_tls(headers: &HeaderMap) -> bool {
     says(headers, &FORWARDED_PROTO, &["https"]) || says(headers, &FETCH_SITE, &["same-origin"])
 }
 
-/// Whether the browser says that a page of another origin asks.
+/// Returns whether the browser says that a page of another origin sent the request.
 fn is_foreign(headers: &HeaderMap) -> bool {
     says(headers, &FETCH_SITE, &["cross-site", "same-site"])
 }
 
-/// Whether someone has followed a link to the page, which holds nothing and cannot
-/// be put into a frame.
+/// Returns whether a user followed a link to the server's page, which holds no data and cannot be
+/// put into a frame.
 fn is_link(request: &Request) -> bool {
     let headers = request.headers();
     request.method() == Method::GET
@@ -119,7 +120,7 @@ fn is_link(request: &Request) -> bool {
         && says(headers, &FETCH_DEST, &["document"])
 }
 
-/// Whether some header `name` has one of the `words`.
+/// Returns whether any header `name` has one of the `words`.
 fn says(headers: &HeaderMap, name: &HeaderName, words: &[&str]) -> bool {
     let said = |value: &HeaderValue| {
         let value = value.as_bytes().trim_ascii();
@@ -136,7 +137,7 @@ mod tests {
 
     use super::*;
 
-    /// What a server with these origins says to a request with these headers.
+    /// Returns the answer of a server with these origins to a request with these headers.
     fn verdict(line: &str, headers: &[(&str, &str)], origins: &[&str]) -> Result<(), ApiError> {
         let (method, path) = line.split_once(' ').unwrap();
         let request = Request::builder().method(method).uri(path);

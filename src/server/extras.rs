@@ -1,4 +1,4 @@
-//! Fields of vLLM's that chat and completions share beside those that choose tokens.
+//! Parameters of vLLM's API that chat and completions share, other than sampling parameters.
 
 use schemars::JsonSchema;
 use serde::Deserialize;
@@ -8,48 +8,48 @@ use super::errors::ApiError;
 use super::fields::whole;
 use crate::runtime::Prompt;
 
-/// What is left of the prompt, what else is reported, and who may share its KV.
+/// Parameters for prompt truncation, reported token ids and KV isolation.
 #[derive(Clone, Debug, Default, Deserialize, JsonSchema)]
 #[serde(default)]
 #[schemars(rename = "ExtraParameters")]
 pub(crate) struct Extras {
-    /// Only the last so many tokens of the prompt count, and of the prompts of those who have a say; -1 keeps as many as leave room for `max_tokens`, or for one
-    /// token without it.
+    /// Truncate the prompt to this number of last tokens, and the prompts of a guide or other arms
+    /// too; -1 keeps as many as leave room for `max_tokens`, or for one token without it.
     #[serde(deserialize_with = "whole::option")]
     #[schemars(range(min = -1))]
     truncate_prompt_tokens: Option<i64>,
-    /// Report the ids of the prompt's and the answers' tokens.
+    /// Report the token ids of the prompt and the answers.
     return_token_ids: Option<bool>,
     /// Write the tokens of log-probabilities as `token_id:ID`.
     return_tokens_as_token_ids: Option<bool>,
-    /// The prompt's and the answers' KV is used for no other request, so that no time that an answer takes tells what
-    /// others have asked. What the salt is does not count.
+    /// Share the KV of the prompt and the answers with no other request, so that the time of an
+    /// answer does not reveal other requests. The value of the salt does not matter.
     #[schemars(length(min = 1))]
     cache_salt: Option<String>,
 }
 
 impl Extras {
-    /// Whether ids are reported.
+    /// Returns whether token ids are reported.
     pub(crate) fn token_ids(&self) -> bool {
         self.return_token_ids.unwrap_or(false)
     }
 
-    /// Whether log-probabilities name tokens by their ids.
+    /// Returns whether log-probabilities name tokens by their ids.
     pub(crate) fn names_by_ids(&self) -> bool {
         self.return_tokens_as_token_ids.unwrap_or(false)
     }
 
-    /// Whether KV is shared with no other request.
+    /// Returns whether KV is shared with no other request.
     pub(crate) fn isolated(&self) -> bool {
         self.cache_salt.is_some()
     }
 
-    /// Whether a prompt that is too long may be cut to what fits.
+    /// Returns whether a prompt that is too long may be truncated.
     pub(crate) fn truncates(&self) -> bool {
         self.truncate_prompt_tokens.is_some()
     }
 
-    /// Checks what can be checked before a prompt is there.
+    /// Checks ranges before there is a prompt.
     pub(crate) fn check(&self, context: usize) -> Result<(), ApiError> {
         let most = i64::try_from(context).unwrap_or(i64::MAX);
         let truncated = self.truncate_prompt_tokens.filter(|tokens| *tokens != -1);
@@ -63,14 +63,14 @@ impl Extras {
         }
     }
 
-    /// Cuts a prompt to its last tokens, if that was asked for, where `context` has to hold
+    /// Truncates a prompt to its last tokens, if requested, so that `context` has room for
     /// `max_tokens` after it.
     pub(crate) fn truncate(&self, prompt: &mut Prompt, context: usize, max_tokens: Option<usize>) {
         let Some(kept) = self.truncate_prompt_tokens else {
             return;
         };
         let room = max_tokens.unwrap_or(1);
-        // Where nothing would be left the prompt stays, and is refused for its length.
+        // A prompt that would become empty is kept, and refused for its length.
         let kept = usize::try_from(kept).unwrap_or(context.saturating_sub(room));
         if kept == 0 || prompt.token_count() <= kept {
             return;

@@ -1,14 +1,13 @@
 //! Reads a JSON body as one or more typed views of the same object.
 //!
-//! Chat and completions share most of their parameters. Instead of one large
-//! struct each, a handler reads its own fields as one view and the shared ones
-//! as another. A field that no view knew is unknown: it is warned of once, or
-//! refused where the server is strict. A field whose value is null counts as
+//! Chat and completions share most of their parameters. Instead of one large struct each, a handler
+//! reads its own fields as one view and the shared ones as another. A field that no view has is
+//! unknown: the server warns of it once, or refuses it if it is strict. A null field counts as
 //! absent everywhere.
 //!
-//! No tree is made of a body: it is checked once from end to end, and then only the names of
-//! its fields are kept, with where in the body their values stand. A value takes memory when
-//! a view has a place for it.
+//! The body is not parsed into a tree. It is validated once from end to end, and then only the
+//! names of its fields are kept, with the positions of their values in the body. A value takes
+//! memory when a view has a field for it.
 
 mod types;
 
@@ -28,7 +27,7 @@ use incant_gguf::printable::excerpt;
 
 pub(crate) use types::{Few, Object, Skipped, TextOr, whole};
 
-/// The object a client sent.
+/// The JSON object that a client sent.
 pub(crate) struct Fields<'a> {
     fields: IndexMap<Cow<'a, str>, Field<'a>>,
     /// Unknown fields below the top level, without list positions: `messages[].name`.
@@ -38,7 +37,7 @@ pub(crate) struct Fields<'a> {
 /// A field at the top level.
 struct Field<'a> {
     value: Given<'a>,
-    /// Whether some view knew it.
+    /// Whether some view has it.
     is_known: bool,
 }
 
@@ -47,17 +46,17 @@ struct Field<'a> {
 pub(crate) struct Given<'a>(&'a RawValue);
 
 impl<'a> Given<'a> {
-    /// The value, if it is a `T`.
+    /// Reads the value, if it is a `T`.
     pub(crate) fn read<T: Deserialize<'a>>(self) -> Option<T> {
         serde_json::from_str(self.0.get()).ok()
     }
 
-    /// Whether it is an object.
+    /// Returns whether it is an object.
     pub(crate) fn is_object(self) -> bool {
         self.0.get().starts_with('{')
     }
 
-    /// Whether it is a text.
+    /// Returns whether it is a string.
     pub(crate) fn is_text(self) -> bool {
         self.0.get().starts_with('"')
     }
@@ -68,9 +67,8 @@ impl<'a> Given<'a> {
 }
 
 impl<'a> Fields<'a> {
-    /// Parses a body, which must be one JSON object. A byte order mark, which some
-    /// clients put before it, is skipped (RFC 8259, section 8.1). Of fields with one name the
-    /// last counts.
+    /// Parses a body, which must be one JSON object. A byte order mark, which some clients send
+    /// first, is skipped (RFC 8259, section 8.1). Of fields with the same name the last counts.
     pub(crate) fn parse(body: &'a [u8]) -> Result<Fields<'a>, ApiError> {
         let body = body.strip_prefix(b"\xef\xbb\xbf").unwrap_or(body);
         let unsound = |error: serde_json::Error| {
@@ -87,7 +85,7 @@ impl<'a> Fields<'a> {
         })
     }
 
-    /// Reads the fields that `T` knows; an error names the field at fault.
+    /// Reads the fields that `T` has; an error names the field at fault.
     pub(crate) fn view<T: Deserialize<'a>>(&mut self) -> Result<T, ApiError> {
         let mut ignored = BTreeSet::new();
         let mut nested = BTreeSet::new();
@@ -106,14 +104,14 @@ impl<'a> Fields<'a> {
         Ok(view)
     }
 
-    /// The value of a field, unless it is absent or null; the field is known from now on.
+    /// Returns the value of a field, unless it is absent or null; the field is known from now on.
     pub(crate) fn take(&mut self, name: &str) -> Option<Given<'a>> {
         let field = self.fields.get_mut(name)?;
         field.is_known = true;
         Some(field.value).filter(|value| !value.is_null())
     }
 
-    /// The fields that no view knew, null ones aside.
+    /// Returns the fields that no view has, except null ones.
     pub(crate) fn unknown(&self) -> impl Iterator<Item = &str> {
         let unknown = |(_, field): &(_, &Field<'_>)| !field.is_known && !field.value.is_null();
         let top = self.fields.iter().filter(unknown);
@@ -122,7 +120,7 @@ impl<'a> Fields<'a> {
     }
 }
 
-/// The fields of an object, by their names.
+/// The fields of an object by name.
 struct Entries<'a>(IndexMap<Cow<'a, str>, Field<'a>>);
 
 impl<'de> Deserialize<'de> for Entries<'de> {
@@ -151,11 +149,11 @@ impl<'de> Deserialize<'de> for Entries<'de> {
     }
 }
 
-/// A field's name, copied only where it is written with escapes.
+/// A field's name, copied only if it is written with escapes.
 #[derive(Deserialize)]
 struct Name<'a>(#[serde(borrow)] Cow<'a, str>);
 
-/// The whole object, for a view.
+/// The whole object, as the deserializer of a view.
 struct Whole<'f, 'a>(&'f IndexMap<Cow<'a, str>, Field<'a>>);
 
 impl<'de> Deserializer<'de> for Whole<'_, 'de> {
@@ -175,10 +173,10 @@ impl<'de> Deserializer<'de> for Whole<'_, 'de> {
     }
 }
 
-/// A walk through the fields.
+/// An iteration over the fields.
 struct Walk<'f, 'a> {
     rest: Iter<'f, Cow<'a, str>, Field<'a>>,
-    /// The value of the name that was read last.
+    /// The value of the last name read.
     value: Option<Given<'a>>,
 }
 
@@ -201,14 +199,14 @@ impl<'a> MapAccess<'a> for Walk<'_, 'a> {
         &mut self,
         seed: V,
     ) -> Result<V::Value, Self::Error> {
-        // Serde asks for values only after names.
+        // Serde asks for a value only after its name.
         let text = self.value.take().map_or("null", |Given(value)| value.get());
         seed.deserialize(&mut serde_json::Deserializer::from_str(text))
     }
 }
 
-/// What an error says, without its place in the value that was read: no client sent that by
-/// itself.
+/// Returns an error's message without the position in the value, which means nothing to the client,
+/// who sent a whole body.
 fn unplaced(error: &serde_json::Error) -> String {
     let message = error.to_string();
     let place = format!(" at line {} column {}", error.line(), error.column());
@@ -218,7 +216,7 @@ fn unplaced(error: &serde_json::Error) -> String {
     }
 }
 
-/// Whether a path is at the top level, and its name without list positions.
+/// Returns whether a path is at the top level, and its name without list positions.
 fn nested_name(path: &serde_ignored::Path<'_>) -> (bool, String) {
     use serde_ignored::Path as P;
     match path {
@@ -234,7 +232,7 @@ fn nested_name(path: &serde_ignored::Path<'_>) -> (bool, String) {
     }
 }
 
-/// Tells of a value that could not be read, naming it as a client would.
+/// Reports a value of the wrong type, with the path that a client would use.
 fn mistyped(message: &str, path: &Path) -> ApiError {
     let mut param = String::new();
     for segment in path {
@@ -245,7 +243,7 @@ fn mistyped(message: &str, path: &Path) -> ApiError {
             Segment::Enum { .. } | Segment::Unknown => {}
         }
     }
-    // serde reports a missing field at the object that lacks it.
+    // serde reports a missing field at the object that should have it.
     let mut param = excerpt(&param).into_owned();
     if let Some(name) = message
         .strip_prefix("missing field `")
@@ -261,7 +259,7 @@ fn mistyped(message: &str, path: &Path) -> ApiError {
             param: Some(param),
         };
     }
-    // What it expected is ours, what it found is the client's.
+    // The expected type is ours, but the value found is the client's and must be made printable.
     let message = match message.rsplit_once(", expected ") {
         Some((found, expected)) => format!("{}, expected {expected}", excerpt(found)),
         None => excerpt(message).into_owned(),

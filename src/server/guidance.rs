@@ -1,4 +1,4 @@
-//! The fields `guidance` and `mix`, with which other arms have a say in an answer.
+//! The fields `guidance` (classifier-free guidance) and `mix` (mixtures of arms).
 
 use std::fmt;
 
@@ -13,17 +13,18 @@ use super::fields::Object;
 use crate::runtime::{Guidance, WishError, Wishes};
 use incant_sample::PLAUSIBLE;
 
-/// Who else has a say in an answer. Absent or null fields leave that to the profile.
+/// How a guide and other arms shape an answer. The profile decides on absent and null fields.
 #[derive(Clone, Debug, Default, Deserialize, JsonSchema)]
 #[serde(default)]
 #[schemars(rename = "GuidanceParameters")]
 pub(crate) struct GuidanceFields {
-    /// Leads the answer away from what the prompt says whatever is asked: 0 is off, other servers' `guidance_scale`
-    /// is 1 more. A number is the weight against the question left empty.
+    /// Classifier-free guidance: leads the answer away from the part of the prompt that does not
+    /// depend on the question. 0 is off; the `guidance_scale` of other servers is 1 more. A number
+    /// is the weight against the question left empty.
     #[schemars(schema_with = "guidance_schema")]
     guidance: Option<GuidanceField>,
-    /// Other arms of the same tokenizer that choose the tokens with this one, each with a weight: 1 is the other arm
-    /// alone, a negative one leads away from it.
+    /// Other arms with the same tokenizer that choose the tokens together with this one, each with
+    /// a weight: 1 is the other arm alone, a negative weight leads away from it.
     #[schemars(length(max = 8))]
     mix: Option<Vec<Object<MixField>>>,
 }
@@ -34,7 +35,7 @@ pub(crate) struct GuidanceFields {
 struct MixField {
     /// The arm's id.
     model: String,
-    /// How much of it.
+    /// The arm's weight.
     #[schemars(range(min = -10, max = 10))]
     weight: f64,
 }
@@ -53,7 +54,7 @@ struct GuidanceObject {
     plausible: Option<f64>,
 }
 
-/// What `against` says for the arm itself without the question.
+/// The value of `against` for the arm itself without the question.
 const QUESTION: &str = "question";
 
 fn guidance_schema(_: &mut SchemaGenerator) -> Schema {
@@ -127,7 +128,7 @@ impl From<GuidanceField> for Guidance {
 }
 
 impl GuidanceFields {
-    /// What they wish.
+    /// Returns the guidance and the mix that the fields ask for.
     pub(crate) fn wishes(self) -> Wishes {
         let mix = self.mix.unwrap_or_default().into_iter();
         Wishes {

@@ -1,8 +1,8 @@
-//! Under which names a server may be addressed.
+//! The names under which a server may be addressed, against DNS rebinding.
 //!
-//! A page whose name resolves to this machine once it is loaded (DNS rebinding) is of the
-//! server's own origin as far as its browser knows. What gives it away is the name, which
-//! `Host` still has. An address in its place needs no check: nobody can point one elsewhere.
+//! A page whose name resolves to this machine after it was loaded (DNS rebinding) is of the
+//! server's own origin as far as its browser knows. But `Host` still has the page's name, so names
+//! are checked. An IP address needs no check: nobody can point one elsewhere.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::str::FromStr;
@@ -12,19 +12,19 @@ use http::{HeaderValue, Version, header};
 
 use super::errors::ApiError;
 
-/// The longest name, as DNS has it.
+/// The maximum length of a name in DNS.
 const MAX_NAME: usize = 253;
 
-/// A host as URLs name it.
+/// The host of a URL.
 #[derive(Clone, Debug, PartialEq, Eq)]
 enum Host {
     Address(IpAddr),
-    /// In lower case, without the dot that may end it.
+    /// In lower case, without a final dot.
     Name(String),
 }
 
-/// A name under which a server may be addressed, beside IP addresses, `localhost` and what
-/// ends in `.localhost`.
+/// A name under which a server may be addressed, besides IP addresses, `localhost` and names that
+/// end in `.localhost`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct HostName(Allowed);
 
@@ -34,15 +34,15 @@ enum Allowed {
     One(Host),
 }
 
-/// A host with its port, as `Host` has them.
+/// A host with its port, as in the `Host` header.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Authority {
     host: Host,
-    /// Absent where it is the scheme's own.
+    /// Absent if it is the scheme's default.
     port: Option<u16>,
 }
 
-/// It is no host.
+/// The text is not a host.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Malformed;
 
@@ -52,7 +52,7 @@ impl FromStr for Host {
     fn from_str(text: &str) -> Result<Host, Malformed> {
         if let Some(inner) = text.strip_prefix('[') {
             let inner = inner.strip_suffix(']').ok_or(Malformed)?;
-            // A zone says by which interface, not who.
+            // A zone names an interface of this machine, not the host.
             let address = inner.split_once('%').map_or(inner, |(address, _)| address);
             let address: Ipv6Addr = address.parse().map_err(|_| Malformed)?;
             return Ok(Host::Address(address.into()));
@@ -91,7 +91,7 @@ impl FromStr for Authority {
 
     fn from_str(text: &str) -> Result<Authority, Malformed> {
         let (host, port) = match text.rsplit_once(':') {
-            // The last colon of an IPv6 address is none before a port.
+            // The last colon in the brackets of an IPv6 address does not precede a port.
             Some((host, port)) if !port.ends_with(']') => (host, port),
             _ => (text, ""),
         };
@@ -110,7 +110,7 @@ impl FromStr for Authority {
 }
 
 impl Authority {
-    /// Whether a server of these names may be addressed so.
+    /// Returns whether a server with these names may be addressed so.
     pub(crate) fn is_one_of(&self, names: &[HostName]) -> bool {
         let is_local = match &self.host {
             Host::Address(_) => true,
@@ -124,17 +124,17 @@ impl Authority {
         is_local || names.iter().any(is_named)
     }
 
-    /// Whether it is the same as `other`, where a port that is absent is `default`.
+    /// Returns whether it is the same as `other`, if an absent port is `default`.
     pub(crate) fn is_same(&self, other: &Authority, default: u16) -> bool {
         let port = |of: &Authority| of.port.unwrap_or(default);
         self.host == other.host && port(self) == port(other)
     }
 }
 
-/// How a request addresses the server; `None` where it is older than `Host`.
+/// Returns how a request addresses the server; `None` for HTTP versions older than `Host`.
 ///
 /// # Errors
-/// It does not say, says it twice, or says what is no host.
+/// The request has no host or more than one, or the host is malformed.
 pub(crate) fn addressed(request: &Request) -> Result<Option<Authority>, ApiError> {
     let mut hosts = request.headers().get_all(header::HOST).iter();
     let header = hosts.next();
@@ -144,7 +144,7 @@ pub(crate) fn addressed(request: &Request) -> Result<Option<Authority>, ApiError
         ));
     }
     let named = match (request.uri().authority(), header) {
-        // Where the request line names the host, the header does not count (RFC 9112, 3.2.2).
+        // If the request line has the host, the header does not count (RFC 9112, section 3.2.2).
         (Some(authority), _) if header.is_some() || request.version() != Version::HTTP_11 => {
             authority.as_str().parse()
         }
@@ -212,7 +212,7 @@ mod tests {
             "evillocalhost",
             "localhost.localdomain",
             "t",
-            // No browser asks a name server for these, but none sends them either.
+            // No browser looks these up in DNS, but none sends them either.
             "127.1",
             "0x7f.1",
             "2130706433",

@@ -1,4 +1,4 @@
-//! API keys: who may ask anything beyond `/health`.
+//! API keys, required for all endpoints but `/health` and the page.
 
 use std::fmt;
 use std::sync::Arc;
@@ -14,21 +14,20 @@ use super::App;
 use super::errors::ApiError;
 use super::routes::{health, page};
 
-/// Another way to send a key, which llama.cpp's clients know.
+/// Another header for a key, which clients of llama.cpp use.
 const API_KEY: HeaderName = HeaderName::from_static("x-api-key");
 
-/// The keys that a server takes; with none of them it is open to everyone.
+/// The keys that a server accepts; without any it is open to everyone.
 ///
-/// Only their hashes are held. They are compared whole and all of them, so that
-/// the time an answer takes tells neither a key's length nor how much of a guess
-/// is right.
+/// Only their hashes are kept. Each request is compared with all of them in constant time, so that
+/// the time of an answer reveals neither a key's length nor how much of a guess is right.
 #[derive(Clone, Default)]
 pub struct ApiKeys(Vec<[u8; 32]>);
 
-/// Why a text is not a list of keys. It never tells what stands there.
+/// The reason why a text is not a list of keys. Never contains the text itself.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum KeyError {
-    /// There is nothing but white space and separators.
+    /// The text has only white space and separators.
     #[error("there is no key in it")]
     None,
     /// A key that no client could send.
@@ -37,8 +36,8 @@ pub enum KeyError {
 }
 
 impl ApiKeys {
-    /// Adds the keys of `text`, which commas or line breaks separate. A byte order mark
-    /// before them is no part of the first one.
+    /// Adds the keys of `text`, separated by commas or line breaks. A byte order mark before the
+    /// first key is skipped.
     ///
     /// # Errors
     /// There is no key in it, or one that no client could send.
@@ -61,12 +60,12 @@ impl ApiKeys {
         Ok(())
     }
 
-    /// Whether everyone may ask.
+    /// Returns whether the server requires no key.
     pub fn is_empty(&self) -> bool {
         self.0.is_empty()
     }
 
-    /// Whether `key` is one of them.
+    /// Returns whether `key` is one of them.
     fn know(&self, key: &[u8]) -> bool {
         let hash: [u8; 32] = Sha256::digest(key).into();
         let among = |known: Choice, one: &[u8; 32]| known | one.ct_eq(&hash);
@@ -74,16 +73,15 @@ impl ApiKeys {
     }
 }
 
-/// How many there are, and nothing else: this may end up in a log.
+/// Shows only their number, since this may end up in a log.
 impl fmt::Debug for ApiKeys {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "ApiKeys({})", self.0.len())
     }
 }
 
-/// Turns away whoever brings no key, where keys are asked for. Whether the
-/// server lives is no secret: what balances its load asks that without one. A browser
-/// opens a page without one.
+/// Refuses requests without a valid key, if the server requires keys. The health check is open,
+/// since load balancers send no key, and so is the page, which a browser opens without one.
 pub(crate) async fn check(State(app): State<Arc<App>>, request: Request, next: Next) -> Response {
     let keys = &app.options.keys;
     let open = keys.is_empty() || [health::PATH, page::PATH].contains(&request.uri().path());
@@ -94,13 +92,13 @@ pub(crate) async fn check(State(app): State<Arc<App>>, request: Request, next: N
     }
 }
 
-/// The key that a client sends: its bearer token, or what other servers' clients send.
+/// Returns the key that a client sends: its bearer token, or the header of other servers' clients.
 pub(crate) fn key(headers: &HeaderMap) -> Option<&[u8]> {
     let other = || headers.get(API_KEY).map(|key| key.as_bytes().trim_ascii());
     bearer(headers).or_else(other)
 }
 
-/// The token of `Authorization: Bearer TOKEN`.
+/// Returns the token of `Authorization: Bearer TOKEN`.
 fn bearer(headers: &HeaderMap) -> Option<&[u8]> {
     let value = headers.get(header::AUTHORIZATION)?.as_bytes();
     let (scheme, token) = value.split_at_checked("Bearer ".len())?;

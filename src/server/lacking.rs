@@ -1,19 +1,18 @@
-//! Features of OpenAI's API and of other servers that incant does not have.
+//! Unsupported parameters of OpenAI's API and of other servers.
 //!
-//! Asking for one is a clear refusal: an answer that silently lacks what was
-//! asked for would be worse than none. Each entry says which values ask for
-//! nothing (clients like to send the defaults) and what to tell otherwise.
+//! A request that needs one is refused with a clear message: an answer that silently ignores a
+//! parameter would be worse than none. Each entry has the values that need no support (clients like
+//! to send the defaults) and the message for all others.
 
 use serde::Deserialize;
 
 use super::errors::ApiError;
 use super::fields::{Fields, Given, Object};
 
-/// One feature that is not there.
+/// One unsupported parameter.
 pub(crate) struct Lacking {
-    /// The field that asks for it.
     field: &'static str,
-    /// Whether a value other than null asks for nothing.
+    /// Returns whether a value other than null needs no support.
     harmless: fn(Given<'_>) -> bool,
     /// The end of the sentence "`field` …".
     why: &'static str,
@@ -31,7 +30,7 @@ const fn lacking(
     }
 }
 
-/// An object or a list with nothing in it.
+/// An empty object or list.
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Empty {}
@@ -52,7 +51,7 @@ impl TryFrom<String> for Text {
     }
 }
 
-/// What asks for a text as an answer.
+/// A response format of plain text.
 #[derive(Deserialize)]
 struct TextFormat {
     #[serde(rename = "type")]
@@ -63,7 +62,7 @@ fn empty(value: Given<'_>) -> bool {
     value.read::<Empty>().is_some()
 }
 
-/// The ways in which other APIs turn reasoning off.
+/// Returns whether a value turns reasoning off, in the ways of other APIs.
 fn no_thinking(value: Given<'_>) -> bool {
     #[derive(Deserialize)]
     #[serde(deny_unknown_fields)]
@@ -136,7 +135,7 @@ const NO_COMPARED: &str = "is not supported in comparisons.";
 const NO_TEMPLATE: &str =
     "is not supported: how a conversation is written is chosen by the model id (`MODEL@PROFILE`).";
 
-/// What neither endpoint has.
+/// Parameters that neither endpoint supports.
 pub(crate) const EVERYWHERE: &[Lacking] = &[
     lacking("use_beam_search", off, NO_SEARCH),
     lacking("num_beams", one, NO_SEARCH),
@@ -280,7 +279,7 @@ pub(crate) const EVERYWHERE: &[Lacking] = &[
         |value| value.read::<Object<TextFormat>>().is_some(),
         "can only be {\"type\": \"text\"}: incant does not constrain answers to a format.",
     ),
-    // What these say concerns OpenAI's own service; they change no answer.
+    // These concern OpenAI's own service and change no answer.
     lacking("user", |value| value.is_text(), "must be a string."),
     lacking("metadata", |value| value.is_object(), "must be an object."),
     lacking("safety_identifier", anything, ""),
@@ -295,7 +294,7 @@ pub(crate) const EVERYWHERE: &[Lacking] = &[
     ),
 ];
 
-/// What chat does not have.
+/// Parameters that chat does not support.
 pub(crate) const CHAT: &[Lacking] = &[
     lacking("tools", empty, NO_TOOLS),
     lacking("functions", empty, NO_TOOLS),
@@ -357,7 +356,7 @@ pub(crate) const CHAT: &[Lacking] = &[
     ),
 ];
 
-/// What comparisons do not have, beside what chat does not.
+/// Parameters that comparisons do not support, besides those of chat.
 pub(crate) const COMPARE: &[Lacking] = &[
     lacking("truncate_prompt_tokens", never, NO_COMPARED),
     lacking("return_token_ids", off, NO_COMPARED),
@@ -365,7 +364,7 @@ pub(crate) const COMPARE: &[Lacking] = &[
     lacking("cache_salt", never, NO_COMPARED),
 ];
 
-/// What tokenizing does not have.
+/// Parameters that tokenizing does not support.
 pub(crate) const TOKENIZE: &[Lacking] = &[
     lacking(
         "return_token_strs",
@@ -379,7 +378,7 @@ pub(crate) const TOKENIZE: &[Lacking] = &[
     ),
 ];
 
-/// What rendering does not have.
+/// Parameters that rendering a template does not support.
 pub(crate) const TEMPLATE: &[Lacking] = &[
     lacking("chat_template", never, NO_TEMPLATE),
     lacking("chat_template_kwargs", empty, NO_TEMPLATE),
@@ -389,14 +388,14 @@ pub(crate) const TEMPLATE: &[Lacking] = &[
     lacking("tools", empty, NO_TOOLS),
 ];
 
-/// What completions do not have.
+/// Parameters that completions do not support.
 pub(crate) const COMPLETIONS: &[Lacking] = &[lacking(
     "suffix",
     |value| one_of(value, &[""]),
     "is not supported: incant does not fill in the middle.",
 )];
 
-/// Refuses a request that asks for one of `features`.
+/// Refuses a request that needs one of the unsupported `features`.
 pub(crate) fn refuse(fields: &mut Fields<'_>, features: &[Lacking]) -> Result<(), ApiError> {
     for Lacking {
         field,

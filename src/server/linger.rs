@@ -1,9 +1,8 @@
-//! Bodies of requests that were refused before they were read.
+//! Reads the rest of the bodies of requests that were refused early (lingering close).
 //!
-//! A connection that closes while its client still sends is reset, and the
-//! client may never see why it was refused. So what nobody read is read and
-//! thrown away beside the answer, for a while: the connection can then even
-//! serve the next request.
+//! A connection that closes while its client still sends is reset, and the client may never see why
+//! its request was refused. So an unread body is read and discarded beside the answer, for a while:
+//! the connection can then even serve the next request.
 
 use std::pin::Pin;
 use std::task::{Context, Poll};
@@ -15,15 +14,15 @@ use http_body::{Body as _, Frame, SizeHint};
 use http_body_util::BodyExt;
 use tokio::runtime::Handle;
 
-/// How long an unread body is read.
+/// The maximum time for which an unread body is read.
 const LINGER: Duration = Duration::from_secs(2);
 
-/// Lets the body of `request` be read to its end, whoever drops it before.
+/// Makes sure that the body of `request` is read to its end, even if it is dropped before.
 pub(crate) async fn request(request: Request) -> Request {
     request.map(|body| Body::new(Lingering { body, ended: false }))
 }
 
-/// A body that is read on when it is dropped.
+/// A body that is read to its end after it is dropped.
 struct Lingering {
     body: Body,
     ended: bool,
@@ -56,12 +55,12 @@ impl Drop for Lingering {
         if self.ended || self.body.is_end_stream() {
             return;
         }
-        // Without one the program is about to end.
+        // Without a runtime the program is about to end.
         if let Ok(threads) = Handle::try_current() {
             let mut body = std::mem::take(&mut self.body);
             threads.spawn(async move {
                 let rest = async { while let Some(Ok(_)) = body.frame().await {} };
-                // What comes later is cut off.
+                // The rest of a longer body is cut off.
                 _ = tokio::time::timeout(LINGER, rest).await;
             });
         }

@@ -1,4 +1,4 @@
-//! A name for every request, and a line in the log once it is over.
+//! The access log: an id for every request (`x-request-id`), and a log line when it ends.
 
 use std::net::SocketAddr;
 use std::pin::Pin;
@@ -20,53 +20,51 @@ use super::errors::Refusal;
 use super::metrics::Outcome;
 use incant_gguf::printable::excerpt;
 
-/// The header that carries a request's name.
+/// The header that carries a request's id.
 pub(crate) const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 
-/// The longest name taken from a client.
+/// The maximum length of an id taken from a client.
 const MAX_ID: usize = 128;
 
-/// By which a proxy says who asked it.
+/// The header in which a proxy names its client.
 pub(crate) const FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
 
-/// Where a request's connection comes from.
+/// The remote address of a request's connection.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Peer(pub(crate) SocketAddr);
 
-/// What a handler can add to its request's line.
+/// Details that a handler adds to its request's log line.
 #[derive(Debug, Default)]
 pub(crate) struct Trace(Mutex<Noted>);
 
 #[derive(Clone, Debug, Default)]
 struct Noted {
-    /// The arms that answer.
     arms: Vec<String>,
     answer: Option<Learned>,
 }
 
-/// What there is to say of a generated answer.
+/// The measurements of generated answers.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Learned {
     pub(crate) outcome: Outcome,
     pub(crate) usage: Usage,
-    /// How long it waited for a slot, if it got one.
+    /// How long they waited for a slot, if they got one.
     pub(crate) queued: Option<Duration>,
-    /// How long after the request its first token came, if one did.
+    /// Time to first token after the request's arrival, if there was one.
     pub(crate) first_token: Option<Duration>,
 }
 
 impl Trace {
-    /// Names an arm that answers.
+    /// Adds an arm that answers.
     pub(crate) fn note_arm(&self, id: &str) {
         self.noted().arms.push(id.to_owned());
     }
 
-    /// The arms that answer.
     pub(crate) fn arms(&self) -> Vec<String> {
         self.noted().arms.clone()
     }
 
-    /// Adds what was learned of the answers of an arm.
+    /// Adds the measurements of the answers of an arm.
     pub(crate) fn note_answer(&self, learned: Learned) {
         let mut noted = self.noted();
         noted.answer = Some(match noted.answer {
@@ -81,8 +79,8 @@ impl Trace {
 }
 
 impl Learned {
-    /// What there is to say of the answers of two arms: they end alike, and the first
-    /// of them counts.
+    /// Merges the measurements of two arms' answers: the outcome is the same for both, and the
+    /// smaller times count.
     fn and(self, other: Learned) -> Learned {
         let first = |a: Option<Duration>, b: Option<Duration>| a.into_iter().chain(b).min();
         Learned {
@@ -94,14 +92,14 @@ impl Learned {
     }
 }
 
-/// Logs itself when dropped: at the response's end, or when the client has left.
+/// Logs itself when dropped: at the response's end, or when the client has disconnected.
 struct Line {
-    /// Carries the request's name.
+    /// Carries the request's id.
     span: Span,
     method: Method,
     path: String,
     client: Option<SocketAddr>,
-    /// Who asked, as a proxy says, or whoever claims to be one.
+    /// The client that a proxy names; anyone can send this header.
     forwarded_for: Option<String>,
     trace: Arc<Trace>,
     since: Instant,
@@ -153,14 +151,14 @@ fn millis(duration: Duration) -> u64 {
     duration.as_millis() as u64
 }
 
-/// The outermost layer: all that is logged on behalf of a request carries its name.
+/// The outermost layer: everything logged on behalf of a request carries its id.
 pub(crate) async fn request(
     State(app): State<Arc<App>>,
     mut request: Request,
     next: Next,
 ) -> Response {
     let id = request_id(&request);
-    // At this level it is there as long as anything is logged at all.
+    // At error level the span exists whenever anything is logged at all.
     let span = tracing::error_span!("request", id = %id.to_str().unwrap_or_default());
     let trace = Arc::new(Trace::default());
     let mut line = Line {
@@ -186,7 +184,7 @@ pub(crate) async fn request(
     response.map(|body| Body::new(LoggedBody { body, line }))
 }
 
-/// Whom a proxy asks for: the addresses of all such headers.
+/// Returns the clients that proxies name: the addresses of all such headers.
 fn forwarded_for(request: &Request) -> Option<String> {
     let values = request.headers().get_all(FORWARDED_FOR).iter();
     let values: Vec<_> = values
@@ -195,8 +193,8 @@ fn forwarded_for(request: &Request) -> Option<String> {
     (!values.is_empty()).then(|| excerpt(&values.join(", ")).into_owned())
 }
 
-/// The client's own name for the request if it is a decent one, else a new one. The log
-/// shows it as it is, so it has none of what separates the parts of a line there.
+/// Returns the client's own id for the request if it is well-formed, else a new one. The log shows
+/// it unescaped, so it has no characters that separate the parts of a line there.
 fn request_id(request: &Request) -> HeaderValue {
     let is_plain = |byte: &u8| byte.is_ascii_alphanumeric() || b"-_.:/+=@~".contains(byte);
     let decent = |id: &&HeaderValue| {
@@ -210,7 +208,7 @@ fn request_id(request: &Request) -> HeaderValue {
     })
 }
 
-/// A body that carries its request's line to the end.
+/// A body that logs its request's line when it ends.
 struct LoggedBody {
     body: Body,
     line: Line,

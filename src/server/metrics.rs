@@ -1,8 +1,7 @@
-//! What Prometheus reads: every metric's name and buckets, in one place.
+//! Metrics for Prometheus: every metric's name and buckets.
 //!
-//! The labels are bounded: `model` are those that are served, `arm` those that somebody
-//! has asked and the models by themselves, 256 of them at most, and the words for outcomes
-//! and refusals are ours.
+//! The cardinality of labels is bounded: `model` are the served models; `arm` are the models
+//! themselves and the arms that requests named, at most 256; outcomes and refusals are fixed words.
 
 use std::collections::HashSet;
 use std::fmt;
@@ -19,27 +18,27 @@ use prometheus_client::registry::{Registry, Unit};
 use super::errors::Refusal;
 use crate::runtime::Runtime;
 
-/// The most arms that have series of their own. Adapters come and go, under whatever names
-/// clients give them.
+/// The maximum number of arms that have series of their own. Adapters are loaded and unloaded under
+/// arbitrary names.
 const MOST_ARMS: usize = 256;
 
-/// The label that stands for all arms beyond these; no arm can have it for its id.
+/// The label of all arms beyond these; no arm can have this id.
 const OTHER_ARMS: &str = "(other)";
 
 /// The format that [`Metrics::text`] writes.
 pub(crate) const CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
 
-/// Seconds to a request's first token.
+/// Buckets of the time to first token, in seconds.
 const FIRST_TOKEN: [f64; 15] = [
     0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 20.0, 60.0,
 ];
 
-/// Seconds from one token to the next.
+/// Buckets of the time between tokens, in seconds.
 const BETWEEN_TOKENS: [f64; 13] = [
     0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0,
 ];
 
-/// Seconds in the queue.
+/// Buckets of the time in the queue, in seconds.
 const QUEUED: [f64; 14] = [
     0.0001, 0.001, 0.005, 0.01, 0.05, 0.1, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0, 60.0, 120.0,
 ];
@@ -49,16 +48,16 @@ const QUEUED: [f64; 14] = [
 pub(crate) enum Outcome {
     /// All its answers were generated.
     Finished,
-    /// Its client left first, or a shutdown cut it off.
+    /// Its client disconnected first, or a shutdown cut it off.
     Left,
     /// The server failed.
     Failed,
-    /// It took longer than it might.
+    /// Its deadline passed.
     TimedOut,
 }
 
 impl Outcome {
-    /// All of them, each at the place that it is as a number.
+    /// All outcomes; the position of each is its discriminant.
     const ALL: [Outcome; 4] = [
         Outcome::Finished,
         Outcome::Left,
@@ -66,7 +65,7 @@ impl Outcome {
         Outcome::TimedOut,
     ];
 
-    /// The word for it in metrics and the log.
+    /// Its name in metrics and the log.
     pub(crate) fn word(self) -> &'static str {
         match self {
             Outcome::Finished => "finished",
@@ -105,7 +104,6 @@ type Gauges = Family<OfModel, Gauge<u64, AtomicU64>>;
 #[derive(Debug)]
 pub(crate) struct Metrics {
     registry: Registry,
-    /// The arms that have series.
     arms: Mutex<HashSet<String>>,
     first_token: Histograms,
     between_tokens: Histograms,
@@ -216,7 +214,7 @@ impl Metrics {
         }
     }
 
-    /// The metrics of the arm `id`, which must be one that is served.
+    /// Returns the metrics of the arm `id`, which must be a served one.
     pub(crate) fn arm(&self, id: &str) -> ArmMetrics {
         let mut arms = self.arms.lock().unwrap_or_else(PoisonError::into_inner);
         let id = if arms.contains(id) {
@@ -245,16 +243,16 @@ impl Metrics {
         }
     }
 
-    /// Counts a request that was turned away.
+    /// Counts a refused request.
     pub(crate) fn refused(&self, Refusal(reason): Refusal) {
         self.refused.get_or_create(&OfReason { reason }).inc();
     }
 
-    /// Everything, as Prometheus reads it, with what the engines of `runtime`
-    /// are at now.
+    /// Returns all metrics in the format of Prometheus, with the current load of the engines of
+    /// `runtime`.
     ///
     /// # Errors
-    /// The encoder's; a `String` takes everything.
+    /// An error of the encoder; writing to a `String` does not fail.
     pub(crate) fn text(&self, runtime: &Runtime) -> Result<String, fmt::Error> {
         for model in runtime.models() {
             let load = model.engine().load();
@@ -271,13 +269,12 @@ impl Metrics {
                 gauge.get_or_create(&of).set(now as u64);
             }
             let preemptions = self.preemptions.get_or_create(&of);
-            // The engine counts; another scrape may have seen more.
+            // The engine counts; a concurrent scrape may have stored more.
             preemptions
                 .inner()
                 .fetch_max(load.preemptions, Ordering::Relaxed);
         }
-        // A model that nobody has asked yet counts zeros: a rate needs a value to start
-        // from.
+        // A model without requests has counters of zero: a rate needs a value to start from.
         for model in runtime.models() {
             self.arm(model.id());
         }

@@ -1,12 +1,11 @@
-//! The HTTP surface: OpenAI's REST API over what [`crate::runtime`] offers.
+//! The HTTP server: OpenAI's REST API on top of [`crate::runtime`].
 //!
-//! A request is read into typed views (`fields`), checked (`controls`,
-//! `lacking`), rendered and tokenized by its arm, and handed to the engine.
-//! `answer` turns the engine's events back into text; an endpoint (one file
-//! each in `routes`) only says what its JSON looks like. Every failure is an
+//! A request is read into typed views (`fields`), checked (`controls`, `lacking`), rendered and
+//! tokenized by its arm, and handed to the engine. `answer` turns the engine's events back into
+//! text; an endpoint (one file each in `routes`) only defines its JSON. Every failure is an
 //! `ApiError`.
 //!
-//! Nothing below this module knows HTTP or OpenAI's shapes.
+//! Nothing below this module knows about HTTP or OpenAI's formats.
 
 mod accept;
 mod answer;
@@ -63,34 +62,36 @@ use incant_gguf::printable::excerpt;
 use metrics::Metrics;
 use work::Workshop;
 
-/// What can be set about serving.
+/// Settings of the server.
 #[derive(Clone, Debug)]
 pub struct ServeOptions {
-    /// Refuse requests with fields that incant does not know, instead of a warning in the log.
+    /// Refuse requests with unknown fields, instead of a warning in the log.
     pub strict: bool,
-    /// Who may ask; all if there are none.
+    /// The accepted API keys; without any, no key is required.
     pub keys: ApiKeys,
-    /// The web pages of other origins that may ask.
+    /// The web origins whose pages may use the server (CORS).
     pub origins: Vec<Origin>,
-    /// The names that clients may address the server by, beside IP addresses and loopback names.
+    /// The names that clients may address the server by, besides IP addresses and loopback names.
     pub hosts: Vec<HostName>,
-    /// The proxies that are believed whom they ask for.
+    /// The proxies whose `X-Forwarded-For` is trusted.
     pub trusted_proxies: Vec<IpAddr>,
-    /// The folder below which clients may name adapters to load; none if absent.
+    /// The folder below which clients may name adapters to load; `None` allows no loading.
     pub adapter_folder: Option<PathBuf>,
     /// Serve over TLS.
     pub tls: Option<Arc<Tls>>,
-    /// The largest request body in bytes. All bodies that are larger than 64 KiB and no prompts
-    /// yet hold eight times as much at most, those of one client about half; more of them wait.
+    /// The maximum size of a request body in bytes. All bodies that are larger than 64 KiB and not
+    /// turned into prompts yet hold at most eight times this size, and those of one client about
+    /// half of that; further ones wait.
     pub max_body: usize,
-    /// Connections served at once; who comes then is told so, or that the server lives.
+    /// The connection limit. Connections over it get an overload error, or the health check.
     pub max_connections: usize,
-    /// How long a client may take: to shake hands, to send a request's head, to
-    /// send its body, to take any of what is sent to it, to idle between requests.
+    /// How long a client may take for each of: the TLS handshake, sending a request's head, sending
+    /// its body, reading any of the bytes sent to it, idling between requests.
     pub client_timeout: Duration,
-    /// How long an answer may take from its request's arrival, the queue included; `None` as long as it takes.
+    /// How long an answer may take from its request's arrival, including the queue; `None` is
+    /// unlimited.
     pub request_timeout: Option<Duration>,
-    /// How long running answers may take to end after the shutdown signal.
+    /// How long running answers may take to end after the shutdown signal (graceful shutdown).
     pub drain_timeout: Duration,
 }
 
@@ -113,14 +114,14 @@ impl Default for ServeOptions {
     }
 }
 
-/// What every request shares.
+/// State shared by all requests.
 struct App {
     runtime: Arc<Runtime>,
     options: ServeOptions,
     metrics: Metrics,
-    /// The room for bodies.
+    /// The memory budget of request bodies.
     rooms: Rooms,
-    /// Where bodies become prompts.
+    /// The threads that turn bodies into prompts.
     workshop: Workshop,
     /// Unknown fields that were warned of.
     warned: Mutex<HashSet<String>>,
@@ -129,7 +130,7 @@ struct App {
 }
 
 impl App {
-    /// The arm with this id, or the only model there is.
+    /// Returns the arm with this id or, without an id, the only model.
     fn arm_or_only(&self, id: Option<&str>) -> Result<Arm, ApiError> {
         if let Some(id) = id {
             return Ok(self.runtime.arm(id)?);
@@ -147,7 +148,7 @@ impl App {
     }
 }
 
-/// Every endpoint, one line each; `openapi.rs` describes them.
+/// Every endpoint, one per line; `openapi.rs` describes them.
 fn endpoints() -> Vec<(&'static str, MethodRouter<Arc<App>>)> {
     use routes::*;
     vec![
@@ -170,7 +171,7 @@ fn endpoints() -> Vec<(&'static str, MethodRouter<Arc<App>>)> {
     ]
 }
 
-/// The endpoints that clients of other servers know without `/v1` too.
+/// The endpoints that clients of other servers also request without `/v1`.
 const ALSO_WITHOUT_V1: [&str; 4] = [
     "/v1/models",
     "/v1/models/{*id}",
@@ -178,7 +179,7 @@ const ALSO_WITHOUT_V1: [&str; 4] = [
     "/v1/completions",
 ];
 
-/// The endpoints with everything around them.
+/// Returns the endpoints with all middleware around them.
 fn router(runtime: Arc<Runtime>, options: ServeOptions) -> Router {
     let cors = cors::layer(&options.origins);
     let app = Arc::new(App {
@@ -206,7 +207,7 @@ fn router(runtime: Arc<Runtime>, options: ServeOptions) -> Router {
         .layer(middleware::from_fn_with_state(app.clone(), keys::check))
         .layer(CatchPanicLayer::custom(ApiError::from_panic))
         .layer(middleware::from_fn(crowd::check));
-    // Browsers ask without a key whether a page may ask, and must see every refusal.
+    // Preflight requests have no key, and a page must be able to read every refusal.
     let shared = match cors {
         Some(cors) => guarded.layer(cors),
         None => guarded,
@@ -231,10 +232,10 @@ async fn method_not_allowed(request: Request) -> ApiError {
     }
 }
 
-/// What is there while models load.
+/// Paths that are served while models load.
 const ALWAYS: [&str; 3] = [routes::page::PATH, routes::metrics::PATH, "/openapi.json"];
 
-/// While models load, little is there.
+/// Refuses requests while models load, except to [`ALWAYS`].
 async fn unless_loading(State(app): State<Arc<App>>, request: Request, next: Next) -> Response {
     if app.runtime.is_ready() || ALWAYS.contains(&request.uri().path()) {
         next.run(request).await

@@ -1,13 +1,13 @@
-//! What stands for TLS in a build without it.
+//! Stands in for TLS in a build without the feature `tls`.
 
 use std::io;
 use std::path::Path;
 
-/// A certificate with its key: there is none in this build.
+/// A certificate with its key, which cannot exist in this build.
 #[derive(Debug)]
 pub enum Tls {}
 
-/// Why there can be no TLS.
+/// The reason why TLS is unavailable.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum TlsError {
     /// The program was built without it.
@@ -29,12 +29,12 @@ impl Tls {
     /// Would read them again.
     ///
     /// # Errors
-    /// None: there is nothing to call it on.
+    /// Never: there is no value to call it on.
     pub fn reload(&self) -> Result<(), TlsError> {
         match *self {}
     }
 
-    /// Would agree on keys.
+    /// Would do the TLS handshake.
     pub(crate) async fn accept<S>(&self, _: S) -> io::Result<S> {
         match *self {}
     }

@@ -1,8 +1,7 @@
-//! `GET /openapi.json`: the whole surface as an OpenAPI 3.1 document.
+//! `GET /openapi.json`: the whole API as an OpenAPI 3.1 document.
 //!
-//! The schemas are derived from the very types that read and write the wire;
-//! this file says which operation has which. A test holds it to the routing
-//! table.
+//! The schemas are derived from the types that read and write the JSON; this file assigns them to
+//! operations. A test compares it with the routing table.
 
 use std::sync::LazyLock;
 
@@ -32,7 +31,7 @@ use super::routes::tokenize::{
 };
 use super::routes::tokenizer::TokenizerInfo;
 
-/// What the document calls the scheme of API keys.
+/// The name of the security scheme of API keys.
 const KEY: &str = "apiKey";
 
 /// Answers with the document.
@@ -44,7 +43,7 @@ pub(crate) async fn document() -> impl IntoResponse {
     )
 }
 
-/// Writes the document.
+/// Builds the document.
 fn build() -> Value {
     let mut schemas = Schemas::new();
     let paths = paths(&mut schemas);
@@ -74,7 +73,7 @@ fn build() -> Value {
                 },
             },
         },
-        // Either: the document is the same for a server without keys.
+        // Either is valid: the document is the same for a server without keys.
         "security": [{KEY: []}, {}],
     })
 }
@@ -344,7 +343,7 @@ fn post(id: &str, summary: &str, request: Value, answer: Value, failures: &[&str
 /// The failures of every operation.
 const FAILURES: &[&str] = &["400", "403"];
 
-/// Adds references to `failures`, and to those of every operation, to a path's only one.
+/// Adds references to `failures`, and to those of every operation, to all operations of a path.
 fn with_failures(mut path: Value, failures: &[&str]) -> Value {
     for operation in path
         .as_object_mut()
@@ -359,13 +358,13 @@ fn with_failures(mut path: Value, failures: &[&str]) -> Value {
     path
 }
 
-/// One object that is read as several views.
+/// The schema of an object that is read as several views.
 fn all_of<const N: usize>(views: [Value; N]) -> Value {
     json!({"allOf": views.to_vec()})
 }
 
-/// Adds the stream of `chunk`s that an answer can be. As is usual before OpenAPI
-/// 3.2, the schema is that of one event.
+/// Adds the stream of `chunk`s that an answer can be. As is usual before OpenAPI 3.2, the schema is
+/// that of one event.
 fn with_stream(mut path: Value, chunk: Value) -> Value {
     let either = json!({"anyOf": [chunk, {"$ref": "#/components/schemas/Error"}]});
     let json = json!({
@@ -385,7 +384,7 @@ fn with_stream(mut path: Value, chunk: Value) -> Value {
     path
 }
 
-/// Collects schemas: what is read may leave fields out, what is written may not.
+/// Collects schemas: input fields may be absent, output fields may not.
 struct Schemas {
     input: SchemaGenerator,
     output: SchemaGenerator,

@@ -1,4 +1,4 @@
-//! Server-sent events, as OpenAI frames them.
+//! Server-sent events (SSE), framed as in OpenAI's API.
 
 use axum::body::Body;
 use axum::response::Response;
@@ -15,8 +15,8 @@ const DONE: &[u8] = b"data: [DONE]\n\n";
 pub(crate) struct Frames(Vec<u8>);
 
 impl Frames {
-    /// Adds `data: {json}` and the empty line after it. JSON has no raw line
-    /// breaks, so one line is always enough.
+    /// Adds `data: {json}` and an empty line. JSON has no raw line breaks, so one line is always
+    /// enough.
     pub(crate) fn push(&mut self, data: &impl Serialize) {
         self.0.extend_from_slice(b"data: ");
         serde_json::to_writer(&mut self.0, data)
@@ -29,7 +29,6 @@ impl Frames {
         self.0.extend_from_slice(DONE);
     }
 
-    /// Whether there is nothing to send.
     pub(crate) fn is_empty(&self) -> bool {
         self.0.is_empty()
     }
@@ -41,7 +40,7 @@ impl From<Frames> for Bytes {
     }
 }
 
-/// A response that sends `frames` as they come. Dropping its body drops the stream.
+/// Returns a response that sends `frames` as they arrive. Dropping its body drops the stream.
 pub(crate) fn response(frames: impl Stream<Item = Frames> + Send + 'static) -> Response {
     use futures_util::StreamExt;
     let bytes = frames.map(|frames| Ok::<Bytes, std::convert::Infallible>(frames.into()));
@@ -52,7 +51,7 @@ pub(crate) fn response(frames: impl Stream<Item = Frames> + Send + 'static) -> R
         HeaderValue::from_static("text/event-stream"),
     );
     headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-cache"));
-    // A proxy in between must pass tokens on as they come.
+    // A proxy must pass tokens on without buffering.
     headers.insert(
         HeaderName::from_static("x-accel-buffering"),
         HeaderValue::from_static("no"),

@@ -1,4 +1,4 @@
-//! TLS, for servers that have no proxy in front.
+//! TLS termination, for servers without a proxy in front.
 
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, PoisonError, RwLock};
@@ -12,7 +12,7 @@ use tokio_rustls::rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use tokio_rustls::rustls::{self, ServerConfig};
 use tokio_rustls::server::TlsStream;
 
-/// A certificate with its key, for the connections to come.
+/// A certificate with its key, used for new connections.
 #[derive(Debug)]
 pub struct Tls {
     certificate: PathBuf,
@@ -20,36 +20,36 @@ pub struct Tls {
     config: RwLock<Arc<ServerConfig>>,
 }
 
-/// Why there can be no TLS.
+/// The reason why TLS is unavailable.
 #[derive(Debug, thiserror::Error)]
 pub enum TlsError {
-    /// The file has no certificates.
+    /// The certificates cannot be read.
     #[error("no certificate could be read from {}: {source}", .path.display())]
     Certificate {
         /// The file.
         path: PathBuf,
-        /// Why not.
+        /// The cause.
         source: pem::Error,
     },
-    /// The file has no private key.
+    /// The private key cannot be read.
     #[error("no private key could be read from {}: {source}", .path.display())]
     Key {
         /// The file.
         path: PathBuf,
-        /// Why not.
+        /// The cause.
         source: pem::Error,
     },
-    /// Key and certificate do not go together, or are of a kind that is not understood.
+    /// Key and certificate do not match, or are of an unsupported type.
     #[error("the certificate cannot be used with the key: {0}")]
     Pair(rustls::Error),
 }
 
 impl Tls {
-    /// Reads a chain of certificates, the server's own first, and its private
-    /// key from files in PEM format.
+    /// Reads a certificate chain, the server's own certificate first, and its private key from
+    /// files in PEM format.
     ///
     /// # Errors
-    /// The files cannot be read, or do not go together.
+    /// The files cannot be read, or do not match.
     pub fn open(certificate: &Path, key: &Path) -> Result<Tls, TlsError> {
         Ok(Tls {
             certificate: certificate.to_owned(),
@@ -58,17 +58,17 @@ impl Tls {
         })
     }
 
-    /// Reads the files again, for connections from now on.
+    /// Reads the files again; new connections use them.
     ///
     /// # Errors
-    /// As for [`Tls::open`]; what was there stays.
+    /// As for [`Tls::open`]; the old certificate and key stay in use.
     pub fn reload(&self) -> Result<(), TlsError> {
         let config = read(&self.certificate, &self.key)?;
         *self.config.write().unwrap_or_else(PoisonError::into_inner) = config;
         Ok(())
     }
 
-    /// Agrees with the client on the other side on keys.
+    /// Does the TLS handshake.
     pub(crate) async fn accept<S>(&self, stream: S) -> io::Result<TlsStream<S>>
     where
         S: AsyncRead + AsyncWrite + Unpin,
@@ -104,8 +104,7 @@ fn read(certificate: &Path, key: &Path) -> Result<Arc<ServerConfig>, TlsError> {
     Ok(Arc::new(config))
 }
 
-/// The bytes of a file in PEM format, without the byte order mark that some editors put
-/// in front of the text.
+/// Reads a file in PEM format, without the byte order mark that some editors write first.
 fn pem(path: &Path) -> Result<Vec<u8>, pem::Error> {
     let mut text = fs::read(path).map_err(pem::Error::Io)?;
     if text.starts_with("\u{feff}".as_bytes()) {

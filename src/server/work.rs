@@ -1,9 +1,8 @@
-//! Work that takes long, such as the tokenization of a large text, where it holds up nothing
-//! else.
+//! Runs slow CPU work, such as the tokenization of a large text, where it delays nothing else.
 //!
-//! It runs on threads of its own, and where it is of some size, on as many at once as leave
-//! half of the machine to the models. Whoever waits for a place, or for the work's end, can
-//! leave: what has not begun then never does, and what has is told.
+//! The work runs on the runtime's blocking threads. Large work is limited to half as many jobs at
+//! once as the machine has cores, so that the models have the rest. A caller that waits for a
+//! permit or for the result can leave: then the work is not begun, or is cancelled.
 
 use std::num::NonZero;
 use std::sync::Arc;
@@ -16,34 +15,34 @@ use tracing::Span;
 use super::body::SMALL;
 use incant_prompt::text::Cancel;
 
-/// Where work is done.
+/// Runs work on blocking threads.
 #[derive(Clone, Debug)]
 pub(crate) struct Workshop {
     places: Arc<Semaphore>,
 }
 
 impl Workshop {
-    /// With half as many places as the machine has cores.
+    /// Allows large work on half of the machine's cores at once.
     pub(crate) fn new() -> Workshop {
         let cores = available_parallelism().map_or(1, NonZero::get);
         Workshop::with(cores.div_ceil(2))
     }
 
-    /// With so many places.
+    /// Allows this number of large jobs at once.
     fn with(places: usize) -> Workshop {
         Workshop {
             places: Arc::new(Semaphore::new(places)),
         }
     }
 
-    /// Does work on what came from a body of so many bytes; with a small one it waits for no
-    /// place. Dropping this cancels the work.
+    /// Runs work on data from a body of `bytes` bytes; a small one needs no permit. Dropping this
+    /// future cancels the work.
     pub(crate) async fn work<T: Send + 'static>(
         &self,
         bytes: usize,
         work: impl FnOnce(&Cancel) -> T + Send + 'static,
     ) -> T {
-        // The semaphore is never closed; if it were, nobody would have to wait.
+        // The semaphore is never closed; if it were, no permit would be needed.
         let place = match bytes > SMALL {
             true => Arc::clone(&self.places).acquire_owned().await.ok(),
             false => None,
@@ -63,14 +62,14 @@ impl Workshop {
             Ok(done) => done,
             Err(error) => match error.try_into_panic() {
                 Ok(panic) => std::panic::resume_unwind(panic),
-                // Only who no longer waits cancels it, and a runtime that ends.
+                // The task is only aborted when nobody waits for it, or when the runtime ends.
                 Err(_) => std::future::pending().await,
             },
         }
     }
 }
 
-/// Cancels work when it is dropped.
+/// Cancels work when dropped.
 struct Leaving {
     cancel: Cancel,
     working: AbortHandle,
@@ -79,7 +78,7 @@ struct Leaving {
 impl Drop for Leaving {
     fn drop(&mut self) {
         self.cancel.cancel();
-        // What has begun is not touched by this.
+        // This stops only work that has not begun.
         self.working.abort();
     }
 }
@@ -93,7 +92,7 @@ mod tests {
 
     const LARGE: usize = SMALL + 1;
 
-    /// Work that says that it has begun and goes on until it is allowed to end.
+    /// Starts work that reports when it has begun and runs until it is allowed to end.
     fn lasting(
         workshop: &Workshop,
     ) -> (
@@ -126,13 +125,13 @@ mod tests {
         wait(&has_begun);
         let (did, done) = channel();
         let waiting = workshop.work(LARGE, move |_| did.send(()));
-        // It is asked, and has to wait; then its client leaves.
+        // It is polled once and must wait; then its caller leaves.
         tokio::select! {
             biased;
             _ = waiting => panic!("there is no place"),
             () = std::future::ready(()) => {}
         }
-        // A small one needs no place.
+        // Small work needs no permit.
         assert_eq!(workshop.work(SMALL, |_| 7).await, 7);
         end.send(()).expect("it works still");
         working.await.expect("no panic");

@@ -1,5 +1,5 @@
-//! Digests of files, remembered from one run to the next by what the file system says of
-//! the files.
+//! A cache of file digests, from one run to the next, keyed by the files' identity (device, inode,
+//! times).
 
 use std::fs;
 use std::io::{self, Write as _};
@@ -11,31 +11,31 @@ use serde::{Deserialize, Serialize};
 use crate::mmap::FileIdentity;
 use crate::open::{Kind, Location};
 
-/// How long a file must have been left alone before its digest is remembered: longer than
-/// the steps of any file system's clock. A file that was changed within one step before
-/// and after it was hashed would have the same times both times.
+/// The minimum time since a file's last change before its digest is cached: longer than the
+/// resolution of any file system's clock. A file that was changed twice within one tick, before and
+/// after it was hashed, would have the same times.
 const SETTLED: Duration = Duration::from_secs(3);
 
-/// A remembered digest with all that it was found for.
+/// A cached digest with the identity of its file.
 #[derive(Serialize, Deserialize)]
 struct Kept {
     file: FileIdentity,
     algorithm: String,
-    /// Hexadecimal digits.
+    /// In hexadecimal digits.
     digest: String,
 }
 
-/// A folder that remembers digests of one kind. It has a small file for each hashed file,
-/// named by its device and inode.
+/// A folder of cached digests of one kind. It contains a small file for each hashed file, named by
+/// its device and inode.
 pub struct Digests<'a> {
-    /// Made when it is first needed.
+    /// Created when it is first needed.
     pub folder: &'a Path,
-    /// How they are computed, such as `sha256`.
+    /// The hash algorithm, such as `sha256`.
     pub algorithm: &'static str,
 }
 
 impl Digests<'_> {
-    /// The digest that was found for exactly this file, in hexadecimal digits.
+    /// Returns the cached digest of exactly this file, in hexadecimal digits.
     pub fn recall(&self, file: &FileIdentity) -> Option<String> {
         let path = self.path(file);
         let text = Location::of(&path).read_text(Kind::NOTE).ok()?;
@@ -43,9 +43,9 @@ impl Digests<'_> {
         (kept.file == *file && kept.algorithm == self.algorithm).then_some(kept.digest)
     }
 
-    /// Remembers the digest that was just found for a file. `before` and `after` are the
-    /// file's identity before and after it was read: a file that was changed meanwhile, or
-    /// less than three seconds before, is not remembered.
+    /// Caches the digest that was just computed for a file. `before` and `after` are the file's
+    /// identity before and after it was read: the digest of a file that was changed meanwhile, or
+    /// less than three seconds before, is not cached.
     ///
     /// # Errors
     /// The folder cannot be written.
@@ -64,8 +64,8 @@ impl Digests<'_> {
             algorithm: self.algorithm.to_owned(),
             digest,
         };
-        // Whole or not at all. One for the same inode is replaced, so that a file that is
-        // written anew leaves nothing behind.
+        // Written atomically. An entry for the same inode is replaced, so that a rewritten file
+        // leaves no old entry behind.
         fs::create_dir_all(self.folder)?;
         let mut file = tempfile::Builder::new()
             .prefix(".writing-")
@@ -75,7 +75,7 @@ impl Digests<'_> {
         persisted.map(drop).map_err(|error| error.error)
     }
 
-    /// Where the digest of a file is kept.
+    /// Returns the path of a file's cached digest.
     pub(crate) fn path(&self, file: &FileIdentity) -> PathBuf {
         let name = format!("{:x}-{:x}.json", file.device, file.inode);
         self.folder.join(name)

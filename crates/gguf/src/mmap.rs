@@ -1,4 +1,4 @@
-//! The one place that maps a file into memory.
+//! Memory-mapped files: the only place that maps a file.
 #![allow(unsafe_code)]
 
 use std::fs::File;
@@ -18,24 +18,25 @@ pub struct Map {
     file: File,
 }
 
-/// What the file system says of a file: as long as it stays the same, so do the bytes.
+/// The identity of a file by its metadata: as long as it stays the same, so do the bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct FileIdentity {
-    /// The device that it is on.
+    /// The device that the file is on.
     pub device: u64,
-    /// Its number there.
+    /// The file's number on the device.
     pub inode: u64,
     /// Its size in bytes.
     pub size: u64,
-    /// When its bytes were last written: seconds and nanoseconds of Unix time. Programs
-    /// can set it.
+    /// The time of the last write (mtime): seconds and nanoseconds of Unix time. Programs can set
+    /// it.
     pub modified: (i64, i64),
-    /// When its bytes, times, name or owner were last changed, likewise. Nobody can set it.
+    /// The time of the last change of its bytes, times, name or owner (ctime), likewise. Programs
+    /// cannot set it.
     pub changed: (i64, i64),
 }
 
 impl FileIdentity {
-    /// What the file system says of `file` now; `None` where it gives no inodes.
+    /// Returns the current identity of `file`; `None` on systems without inodes.
     pub fn of(file: &File) -> Option<FileIdentity> {
         #[cfg(unix)]
         {
@@ -56,7 +57,7 @@ impl FileIdentity {
         }
     }
 
-    /// Whether nothing of it has changed for so long before `now`.
+    /// Returns whether the file has not changed for the duration `long` before `now`.
     pub fn settled(&self, now: SystemTime, long: Duration) -> bool {
         let Ok(now) = now.duration_since(SystemTime::UNIX_EPOCH) else {
             return false;
@@ -80,15 +81,15 @@ impl Map {
         Ok(Map { bytes, file })
     }
 
-    /// What the file system says of the mapped file now; `None` where it gives no inodes.
+    /// Returns the current identity of the mapped file; `None` on systems without inodes.
     pub fn identity(&self) -> Option<FileIdentity> {
         FileIdentity::of(&self.file)
     }
 }
 
 impl Map {
-    /// Lets the system forget the part of the file that `bytes` is: to read it
-    /// again is possible, but slow.
+    /// Lets the system drop the pages of `bytes`, a part of the file: reading them again is
+    /// possible, but slow (`MADV_DONTNEED`).
     ///
     /// # Panics
     /// `bytes` is not a part of this mapping.
@@ -97,15 +98,15 @@ impl Map {
         assert!(start <= self.bytes.len() && bytes.len() <= self.bytes.len() - start);
         #[cfg(target_os = "linux")]
         {
-            // Whole pages only: the neighbours' stay.
+            // Whole pages only: pages that are shared with other parts stay.
             const PAGE: usize = 4096;
             let (first, last) = (
                 start.next_multiple_of(PAGE),
                 (start + bytes.len()) / PAGE * PAGE,
             );
             if first < last {
-                // SAFETY: pages of a read-only mapping of a file come back
-                // from the file, the same as they were.
+                // SAFETY: dropped pages of a read-only file mapping are read from the file again,
+                // unchanged.
                 let advice = memmap2::UncheckedAdvice::DontNeed;
                 let _ = unsafe {
                     self.bytes

@@ -1,16 +1,16 @@
-//! What to suggest where a name is not known.
+//! Suggestions for unknown names ("did you mean").
 
-/// How many names a message lists.
+/// The maximum number of names in a message.
 const LISTED: usize = 12;
 
-/// The names that there are, those most like `name` first.
+/// Sorts the known names, those most like `name` first (Jaro-Winkler similarity).
 pub fn nearest(name: &str, mut known: Vec<String>) -> Vec<String> {
     let nearness = |known: &String| strsim::jaro_winkler(known, name);
     known.sort_by(|a, b| nearness(b).total_cmp(&nearness(a)));
     known
 }
 
-/// The first twelve of `names`, and how many more there are.
+/// Lists the first twelve of `names`, and the number of others.
 pub fn listed(names: &[String]) -> String {
     let shown = names[..names.len().min(LISTED)].join(", ");
     match names.len().saturating_sub(LISTED) {

@@ -1,14 +1,14 @@
-//! The one way to open a file that somebody names: a person on the command line, a client,
-//! or whoever writes into a folder that is followed.
+//! Opens files that someone else names: a person on the command line, a client, or the author of a
+//! folder that is followed.
 //!
-//! What a name leads to is decided by what was opened, never by what stood there before.
-//! Opening neither waits for the other end of a pipe nor takes a device for a file, and
-//! nothing larger than files of its [`Kind`] are is read.
+//! The checks are made on the opened file, never on the path before (no TOCTOU race). Opening
+//! neither waits for the other end of a pipe nor takes a device for a file, and no file larger than
+//! the limit of its [`Kind`] is read.
 //!
-//! A [`Location`] that a client names lies within a folder: `..`, absolute paths and links
-//! may lead anywhere in it, and nowhere else. So a folder may be a cache of Hugging Face,
-//! whose files are links into another part of it. The links of a path that the operator
-//! names are the operator's own.
+//! A [`Location`] that a client names lies within a folder (sandboxed against path traversal):
+//! `..`, absolute paths and links may lead anywhere in it, and nowhere else. So a folder may be a
+//! cache of Hugging Face, whose files are links into another part of it. The links of a path that
+//! the operator names are the operator's own responsibility.
 
 use std::fmt;
 use std::fs::{File, Metadata, OpenOptions};
@@ -21,7 +21,7 @@ use cap_std::fs::Dir;
 
 use crate::printable::excerpt;
 
-/// What a file is for, and the most bytes that such a file has.
+/// The purpose of a file, and the maximum number of bytes of such files.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Kind {
     /// In the plural, for an error.
@@ -31,24 +31,24 @@ pub struct Kind {
 }
 
 impl Kind {
-    /// GGUF files of models. They are mapped, and only what is needed of them is read.
+    /// GGUF files of models. They are mapped, and only the needed parts are read.
     pub const MODEL: Kind = Kind::new("models", u64::MAX);
     /// Saved prefixes, which are mapped.
     pub const PREFIX: Kind = Kind::new("saved prefixes", u64::MAX);
-    /// The numbers of adapters, in safetensors or GGUF files, which are mapped.
+    /// The weights of adapters, in safetensors or GGUF files, which are mapped.
     pub const ADAPTER: Kind = Kind::new("adapters", 64 << 30);
     /// `adapter_config.json`: a page or two.
     pub const ADAPTER_CONFIG: Kind = Kind::new("configurations of adapters", 1 << 20);
     /// Manifests of models.
     pub const MANIFEST: Kind = Kind::new("manifests", 1 << 20);
-    /// What is remembered from one start to the next.
+    /// Cached data of earlier runs.
     pub const NOTE: Kind = Kind::new("notes", 1 << 20);
     /// Files of API keys.
     pub const KEYS: Kind = Kind::new("files of keys", 1 << 20);
     /// Lists of prompts.
     pub const PROMPTS: Kind = Kind::new("lists of prompts", 256 << 20);
 
-    /// Files for `what`, in the plural, of at most `limit` bytes.
+    /// Creates the kind of files for `what`, in the plural, of at most `limit` bytes.
     pub const fn new(what: &'static str, limit: u64) -> Kind {
         Kind { what, limit }
     }
@@ -65,7 +65,7 @@ impl Kind {
     }
 }
 
-/// Why a file that is there is not read.
+/// The reason why an existing file is not read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 enum Refused {
     #[error("the path leads out of the folder that it must be in")]
@@ -76,15 +76,15 @@ enum Refused {
     TooLarge { what: &'static str, limit: u64 },
 }
 
-/// Where a file or a folder is.
+/// The location of a file or a folder.
 #[derive(Clone, Debug)]
 pub struct Location {
-    /// The folder that `path` is relative to and does not leave.
+    /// The folder that `path` is relative to and must not leave.
     folder: Option<Arc<Dir>>,
     path: PathBuf,
 }
 
-/// The path as it was named; of a client's only an excerpt, fit for one line.
+/// Displays the path as it was named; of a client's path only an excerpt, fit for one line.
 impl fmt::Display for Location {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let path = self.path.to_string_lossy();
@@ -95,7 +95,7 @@ impl fmt::Display for Location {
     }
 }
 
-/// What stood at a [`Location`].
+/// An opened [`Location`].
 #[derive(Debug)]
 pub enum Opened {
     /// A regular file.
@@ -105,7 +105,7 @@ pub enum Opened {
 }
 
 impl Location {
-    /// A path that the operator names, or the program itself.
+    /// Returns the location of a path that the operator names, or the program itself.
     pub fn of(path: &Path) -> Location {
         Location {
             folder: None,
@@ -113,7 +113,7 @@ impl Location {
         }
     }
 
-    /// A path relative to `folder` that a client names.
+    /// Returns the location of a path relative to `folder` that a client names.
     ///
     /// # Errors
     /// The folder cannot be opened.
@@ -125,7 +125,7 @@ impl Location {
         })
     }
 
-    /// What is called `name` in the folder that stands here.
+    /// Returns the location of `name` in the folder at this location.
     pub fn join(&self, name: &str) -> Location {
         Location {
             folder: self.folder.clone(),
@@ -133,13 +133,13 @@ impl Location {
         }
     }
 
-    /// The path as it was named.
+    /// Returns the path as it was named.
     pub fn path(&self) -> &Path {
         &self.path
     }
 
-    /// The path as clients may see it: as a client named it, or the last part of what the
-    /// operator did.
+    /// Returns the path as clients may see it: as a client named it, or the last component of a
+    /// path that the operator named.
     pub fn public_path(&self) -> &Path {
         match (&self.folder, self.path.file_name()) {
             (None, Some(name)) => Path::new(name),
@@ -147,11 +147,11 @@ impl Location {
         }
     }
 
-    /// Opens what stands here for reading.
+    /// Opens the file or folder for reading.
     ///
     /// # Errors
-    /// It cannot be opened, is neither a file nor a folder, or lies outside of the folder
-    /// that it must be in.
+    /// It cannot be opened, is neither a file nor a folder, or lies outside of the folder that it
+    /// must be in.
     pub fn open(&self) -> io::Result<Opened> {
         let file = match &self.folder {
             Some(folder) => {
@@ -170,11 +170,10 @@ impl Location {
         Ok(Opened::File(file))
     }
 
-    /// Opens the regular file that stands here.
+    /// Opens the regular file at this location.
     ///
     /// # Errors
-    /// As [`open`](Self::open); also for a folder, and for a file that is too large for its
-    /// kind.
+    /// As [`open`](Self::open); also for a folder, and for a file that is too large for its kind.
     pub fn file(&self, kind: Kind) -> io::Result<File> {
         match self.open()? {
             Opened::File(file) => {
@@ -185,28 +184,28 @@ impl Location {
         }
     }
 
-    /// Reads the regular file that stands here.
+    /// Reads the regular file at this location.
     ///
     /// # Errors
-    /// As [`file`](Self::file); also where it cannot be read.
+    /// As [`file`](Self::file); also if it cannot be read.
     pub fn read(&self, kind: Kind) -> io::Result<Vec<u8>> {
         read_all(self.file(kind)?, kind)
     }
 
-    /// [`read`](Self::read) as a text.
+    /// Reads the regular file at this location as text.
     ///
     /// # Errors
-    /// The same; also where it is no UTF-8.
+    /// As [`read`](Self::read); also if it is not UTF-8.
     pub fn read_text(&self, kind: Kind) -> io::Result<String> {
         text_of(self.read(kind)?)
     }
 }
 
-/// Reads a text that the operator names and that may come through a pipe, as from
-/// `<(command)` in a shell: that one is waited for.
+/// Reads a text file that the operator names and that may be a pipe, as from `<(command)` in a
+/// shell: its writer is waited for.
 ///
 /// # Errors
-/// It cannot be read, is no UTF-8, or has more bytes than its kind has.
+/// It cannot be read, is not UTF-8, or has more bytes than the limit of its kind.
 pub fn read_text(path: &Path, kind: Kind) -> io::Result<String> {
     text_of(read_all(File::open(path)?, kind)?)
 }
@@ -219,7 +218,7 @@ fn text_of(bytes: Vec<u8>) -> io::Result<String> {
     })
 }
 
-/// Reads all, of a file that may grow meanwhile or does not say how long it is.
+/// Reads a file to its end, even if it grows meanwhile or has no known length.
 fn read_all(file: File, kind: Kind) -> io::Result<Vec<u8>> {
     let mut bytes = Vec::new();
     let most = kind.limit.saturating_add(1);
@@ -228,8 +227,8 @@ fn read_all(file: File, kind: Kind) -> io::Result<Vec<u8>> {
     Ok(bytes)
 }
 
-/// A pipe without a writer is opened at once instead of waiting for one, and a terminal does
-/// not become the process's own.
+/// Opens a pipe without a writer at once instead of waiting for one, and does not make a terminal
+/// the controlling terminal of the process.
 #[cfg(unix)]
 const FLAGS: i32 = libc::O_NONBLOCK | libc::O_NOCTTY;
 
@@ -249,7 +248,7 @@ fn confined_options() -> cap_std::fs::OpenOptions {
     options
 }
 
-/// Says in our words that a path left its folder, for which the system has no error.
+/// Replaces the error of a path that left its folder by our own: the system has none.
 fn within_bounds(error: io::Error) -> io::Error {
     match (error.kind(), error.raw_os_error()) {
         (ErrorKind::PermissionDenied, None) => {
@@ -263,7 +262,7 @@ fn not_regular(what: &'static str) -> io::Error {
     io::Error::new(ErrorKind::InvalidInput, Refused::NotRegular(what))
 }
 
-/// What something is that is neither a file nor a folder.
+/// Names an object that is neither a file nor a folder.
 fn name_of(metadata: &Metadata) -> &'static str {
     #[cfg(unix)]
     {
@@ -280,7 +279,7 @@ fn name_of(metadata: &Metadata) -> &'static str {
     "something else"
 }
 
-/// Whether an error says that a path left the folder that it must be in.
+/// Returns whether an error means that a path left the folder that it must be in.
 pub fn is_outside(error: &io::Error) -> bool {
     let inner = error.get_ref().and_then(|inner| inner.downcast_ref());
     inner == Some(&Refused::Outside)
@@ -306,7 +305,7 @@ mod tests {
         (outer, inner)
     }
 
-    /// Makes a pipe by the program for it: the standard library has no function.
+    /// Creates a pipe with `mkfifo`: the standard library has no function for it.
     fn pipe(path: &Path) {
         let made = std::process::Command::new("mkfifo").arg(path).status();
         assert!(made.unwrap().success());
@@ -371,7 +370,7 @@ mod tests {
         assert_eq!(read(&inner, "four").unwrap(), b"1234");
         let expected = "it has more than the 4 bytes that small files may have";
         assert_eq!(read(&inner, "five").unwrap_err().to_string(), expected);
-        // What does not say how long it is, is read no further.
+        // A file of unknown length is read only up to the limit.
         for endless in ["/dev/zero", "/dev/urandom"] {
             let error = read_text(Path::new(endless), SMALL).unwrap_err();
             assert_eq!(error.to_string(), expected, "{endless}");

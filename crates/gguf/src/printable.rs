@@ -1,13 +1,13 @@
-//! Text of strangers that is shown to people: what a model says, what stands in a file or
-//! in its name, what a client sends.
+//! Makes untrusted text safe to show: a model's output, the contents or name of a file, a client's
+//! input (terminal escape injection, bidirectional overrides).
 
 use std::borrow::Cow;
 
-/// How many characters of a stranger's value an error or a line of the log repeats.
+/// The number of characters of an untrusted value that an error or log line repeats.
 const EXCERPT: usize = 200;
 
-/// `text`, or where it is long its first 200 characters and an ellipsis: for errors and
-/// lines of the log, which are not to grow with what a stranger sends.
+/// Returns `text`, or the first 200 characters of a longer one and an ellipsis: for errors and log
+/// lines, which must not grow with untrusted input.
 pub fn excerpt(text: &str) -> Cow<'_, str> {
     match text.char_indices().nth(EXCERPT) {
         Some((end, _)) => Cow::Owned(format!("{}\u{2026}", &text[..end])),
@@ -15,9 +15,9 @@ pub fn excerpt(text: &str) -> Cow<'_, str> {
     }
 }
 
-/// Whether a terminal takes a character for a command instead of showing it: control
-/// characters, C0 and C1, except for tabs and line ends, and the characters that turn the
-/// direction in which the text around them is shown, so that it reads as something else.
+/// Returns whether a terminal acts on a character instead of showing it: C0 and C1 control
+/// characters, except for tabs and line ends, and bidirectional controls, which change the
+/// direction of the text around them, so that it reads as something else.
 pub fn is_command(character: char) -> bool {
     match character {
         '\n' | '\t' => false,
@@ -26,8 +26,8 @@ pub fn is_command(character: char) -> bool {
     }
 }
 
-/// `text` with every command to a terminal written as an escape, such as `\u{1b}`. Line
-/// ends of Windows become line ends.
+/// Returns `text` with every control character escaped, such as `\u{1b}`. Windows line ends become
+/// plain line ends.
 pub fn printable(text: &str) -> Cow<'_, str> {
     if !text.contains(is_command) {
         return Cow::Borrowed(text);
@@ -38,17 +38,17 @@ pub fn printable(text: &str) -> Cow<'_, str> {
     Cow::Owned(shown)
 }
 
-/// [`printable`] of a text that comes in pieces. Each character that could begin or end a
-/// command is escaped by itself, so it does not matter where a command is cut.
+/// Applies [`printable`] to a text that arrives in pieces. Each character that could begin or end
+/// an escape sequence is escaped by itself, so it does not matter where a sequence is split.
 #[derive(Debug, Default)]
 pub struct Stream {
-    /// Whether the last character was a carriage return, of which the next one says
-    /// whether it belongs to a line end.
+    /// Whether the last character was a carriage return; the next one tells whether it belongs to a
+    /// line end.
     returned: bool,
 }
 
 impl Stream {
-    /// The next piece, as it is to be shown.
+    /// Returns the next piece, safe to show.
     pub fn push(&mut self, piece: &str) -> String {
         let mut shown = String::with_capacity(piece.len() + 8);
         for character in piece.chars() {
@@ -64,7 +64,7 @@ impl Stream {
         shown
     }
 
-    /// What is left to show when the text has ended.
+    /// Returns the rest of the text after its end.
     pub fn finish(&mut self) -> String {
         match std::mem::take(&mut self.returned) {
             true => "\\r".to_owned(),

@@ -1,4 +1,4 @@
-//! The committed questions are what the figures claim them to be.
+//! Tests that the committed questions have the properties that the figures rely on.
 
 use std::collections::{HashMap, HashSet};
 
@@ -15,12 +15,12 @@ fn committed(part: Part) -> impl Iterator<Item = QuestionSet> {
         .map(move |language| QuestionSet::read(part, language).unwrap())
 }
 
-/// A text as far as it tells questions apart.
+/// Normalises a text for comparisons of questions.
 fn normal(text: &str) -> String {
     units(text).join(" ")
 }
 
-/// The texts of the questions of a part: what is scored, and each turn of several.
+/// Returns the texts of all turns of a part's questions.
 fn asked(part: Part) -> HashSet<String> {
     let sets = committed(part);
     let turns = sets.flat_map(|set| set.questions.into_iter().flat_map(|it| it.turns));
@@ -100,7 +100,7 @@ fn no_question_stands_in_a_profile() {
         }
         let text = normal(&std::fs::read_to_string(&path).unwrap());
         for ask in &asked {
-            // "Why?" is in every text.
+            // Short questions such as "Why?" are in every text.
             let is_short = ask.split(' ').count() < 4;
             let found = !is_short && text.contains(ask);
             assert!(!found, "{}: {ask}", path.display());

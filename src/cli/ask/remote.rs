@@ -1,4 +1,4 @@
-//! A server that answers instead of a model that is loaded here.
+//! The client for `--url`: a server answers instead of a model in this process.
 
 use std::io::{BufReader, StdoutLock};
 
@@ -30,7 +30,7 @@ impl Server {
         }
     }
 
-    /// The id of the first model that it lists.
+    /// Returns the id of the first model that it lists.
     pub(super) fn first_model(&self) -> anyhow::Result<String> {
         first_model(&self.agent, &self.base, self.key.as_deref())
     }
@@ -44,7 +44,7 @@ impl Server {
         Ok(print(&json(&response)?)?)
     }
 
-    /// Prints the answer as it comes, or as a whole where the server does not stream.
+    /// Prints the answer as it is streamed, or as a whole if the server does not stream.
     pub(super) fn streamed(&self, mut body: Map<String, Value>) -> anyhow::Result<()> {
         body.insert("stream".to_owned(), Value::Bool(true));
         let (url, mut response) = self.post(body)?;
@@ -76,7 +76,7 @@ impl Server {
         }
     }
 
-    /// Asks for a chat; the address that was asked, and its response, which is no failure.
+    /// Sends a chat request; returns its URL and the successful response.
     fn post(
         &self,
         body: Map<String, Value>,
@@ -89,7 +89,7 @@ impl Server {
     }
 }
 
-/// Prints what a part of an answer says, or all of one. Returns whether nothing follows it.
+/// Prints the text of a chunk, or of a whole answer. Returns whether it is the last.
 fn say(out: &mut Pieces<StdoutLock<'static>>, url: &str, json: &str) -> anyhow::Result<bool> {
     #[derive(Deserialize)]
     struct Said {

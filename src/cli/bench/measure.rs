@@ -1,4 +1,4 @@
-//! The measurements themselves, and the bounds they are held against.
+//! The measurements of prefill and decoding, and the roofline bounds that they are compared with.
 
 use std::time::Instant;
 
@@ -7,19 +7,19 @@ use incant::kernels::roofline;
 use incant::model::DecoderSpec;
 use serde::Serialize;
 
-/// Decoding is measured over so many tokens of each sequence.
+/// The number of decode steps that are measured.
 pub(super) const STEPS: usize = 24;
 /// Prompts run in chunks of this many tokens, as when serving.
 const CHUNK: usize = 512;
-/// Enough that no cache holds it.
+/// More bytes than any cache holds.
 const WORKING_SET: usize = 256 << 20;
 
-/// What was measured.
+/// One measurement.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Measured {
     pub(super) batch: usize,
     pub(super) depth: usize,
-    /// Of each sequence.
+    /// Per sequence.
     pub(super) tokens: usize,
     /// The median.
     pub(super) seconds: f64,
@@ -29,7 +29,7 @@ pub(super) struct Measured {
 pub(super) struct Bench {
     executor: Box<dyn Executor>,
     repeat: usize,
-    /// Numbers that choose tokens.
+    /// The state of the generator of random tokens.
     state: u64,
 }
 
@@ -42,7 +42,7 @@ impl Bench {
         }
     }
 
-    /// Any tokens: what they are changes no time.
+    /// Returns random tokens: their values do not affect the time.
     fn tokens(&mut self, count: usize) -> Vec<u32> {
         let vocab = self.executor.spec().vocab as u64;
         let mut next = || {
@@ -69,10 +69,10 @@ impl Bench {
         Ok(())
     }
 
-    /// A prompt up to the logits of its last token.
+    /// Measures the prefill of a prompt, including the logits of its last token.
     pub(super) fn prefill(&mut self, tokens: usize) -> Result<Measured, ExecError> {
         let mut seconds = Vec::with_capacity(self.repeat);
-        // Once more, and first, for what only the first time costs.
+        // The first round is a warm-up that is not measured.
         for round in 0..=self.repeat {
             let text = self.tokens(tokens);
             let sequence = self.executor.begin();
@@ -91,7 +91,7 @@ impl Bench {
         })
     }
 
-    /// So many sequences, a token each per step, after a context that they share.
+    /// Measures decode steps of `batch` sequences, a token each per step, after a shared context.
     pub(super) fn decode(&mut self, batch: usize, depth: usize) -> Result<Measured, ExecError> {
         let context = self.executor.begin();
         let text = self.tokens(depth);
@@ -129,7 +129,7 @@ impl Bench {
     }
 }
 
-/// The middle value, or the mean of the two in the middle. There must be one.
+/// Returns the median. `values` must not be empty.
 pub(super) fn median(mut values: Vec<f64>) -> f64 {
     values.sort_by(f64::total_cmp);
     let middle = values.len() / 2;
@@ -139,24 +139,24 @@ pub(super) fn median(mut values: Vec<f64>) -> f64 {
     }
 }
 
-/// What the machine allows.
+/// The machine's limits (roofline model).
 #[derive(Clone, Copy, Debug, Serialize)]
 pub(super) struct Limits {
-    /// Reading from memory, with all threads.
+    /// The bandwidth of reading memory, with all threads.
     pub(super) bytes_per_second: f64,
-    /// Multiply-adds of 16-bit numbers, with all threads.
+    /// The rate of multiply-adds of 16-bit numbers, with all threads.
     pub(super) macs_per_second: f64,
 }
 
 impl Limits {
-    /// Measures them, for the native executor.
+    /// Measures the limits, for the native executor.
     pub(super) fn measure(backend: &Backend) -> anyhow::Result<Option<Limits>> {
         let Backend::Native { isa, pool } = backend else {
             return Ok(None);
         };
         let threads = pool.threads();
         let mut memory = incant::kernels::Arena::default().zeroed(WORKING_SET)?;
-        // Memory that was never written is one page of zeros, again and again.
+        // Untouched memory would be a single page of zeros, mapped again and again.
         memory.fill(1);
         let parts = 16 * threads;
         let part = WORKING_SET / parts;
@@ -190,7 +190,7 @@ impl Limits {
     }
 }
 
-/// What running a model takes.
+/// The cost of running a model.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Cost<'a> {
     spec: &'a DecoderSpec,
@@ -203,19 +203,19 @@ impl<'a> Cost<'a> {
         Cost { spec, weights }
     }
 
-    /// Multiply-adds of the layers' matrices for a token.
+    /// Returns the multiply-adds of the layers' matrices per token.
     fn layers(&self) -> usize {
         let spec = self.spec;
         let heads = 2 * (spec.heads + spec.kv_heads) * spec.head_dim;
         spec.layers.len() * spec.hidden * (heads + 3 * spec.feed_forward)
     }
 
-    /// Those of the head.
+    /// Returns the multiply-adds of the LM head per token.
     fn head(&self) -> usize {
         self.spec.vocab * self.spec.hidden
     }
 
-    /// Those of attention for a token that sees `depth` others.
+    /// Returns the multiply-adds of attention for a token that attends to `depth` others.
     fn attention(&self, depth: usize) -> usize {
         let seen = |window: Option<usize>| window.map_or(depth, |window| depth.min(window));
         let seen: usize = self
@@ -227,15 +227,15 @@ impl<'a> Cost<'a> {
         2 * seen * self.spec.heads * self.spec.head_dim
     }
 
-    /// Tokens per second of a prompt, and what bounds it.
+    /// Returns the bound on a prompt's tokens per second, and the limit that sets it.
     pub(super) fn prefill(&self, tokens: usize, limits: &Limits) -> (f64, &'static str) {
         let attention: usize = (0..tokens).map(|depth| self.attention(depth)).sum();
         let macs = tokens * self.layers() + self.head() + attention;
         bound(limits, tokens, macs, self.weights)
     }
 
-    /// Tokens per second of `batch` sequences that share a context of `depth`
-    /// tokens, and what bounds it.
+    /// Returns the bound on the tokens per second of `batch` sequences that share a context of
+    /// `depth` tokens, and the limit that sets it.
     pub(super) fn decode(
         &self,
         batch: usize,
@@ -243,7 +243,7 @@ impl<'a> Cost<'a> {
         limits: &Limits,
     ) -> (f64, &'static str) {
         let macs = batch * (self.layers() + self.head() + self.attention(depth));
-        // In f16, and once for all.
+        // The shared context is read once per step, in f16.
         let context = self.spec.kv_bytes(depth, 2);
         bound(limits, batch, macs, self.weights + context)
     }
@@ -259,7 +259,7 @@ fn bound(limits: &Limits, tokens: usize, macs: usize, bytes: usize) -> (f64, &'s
     (tokens as f64 / computing.max(reading), by)
 }
 
-/// The most memory that this process ever had.
+/// Returns the peak memory of this process (`VmHWM`) in bytes.
 pub(super) fn peak_memory() -> Option<u64> {
     let status = std::fs::read_to_string("/proc/self/status").ok()?;
     let line = status.lines().find(|line| line.starts_with("VmHWM:"))?;

@@ -1,5 +1,5 @@
-//! `incant bench`: how fast models run here, and how fast they could; with
-//! `--url`, how servers do under many chats.
+//! `incant bench`: measures prefill and decoding speed beside the machine's limits; with `--url`,
+//! the speed of servers under a chat workload.
 
 mod load;
 mod measure;
@@ -19,8 +19,8 @@ use super::output::{self, Align, grouped, size};
 use super::pull::{self, Consent};
 use crate::config::ComputeArgs;
 
-/// Measure how fast models run here, beside what the machine allows; or, with
-/// --url, how a server does under many chats
+/// Measure how fast models run here, compared with the machine's limits; or, with --url, how fast a
+/// server is under a chat workload
 #[derive(clap::Args)]
 pub(crate) struct Args {
     /// A model by name or file, repeatable; without one, the default model
@@ -30,7 +30,7 @@ pub(crate) struct Args {
     consent: Consent,
     #[command(flatten)]
     compute: ComputeArgs,
-    /// Lengths of prompts, in tokens
+    /// Prompt lengths, in tokens
     #[arg(
         long,
         value_name = "TOKENS",
@@ -46,8 +46,8 @@ pub(crate) struct Args {
         default_value = "1,2,4,8,16"
     )]
     batch: Vec<usize>,
-    /// Lengths of the context that decoding goes on from, in tokens; the
-    /// sequences of a batch share it
+    /// Context lengths that decoding continues from, in tokens; the sequences of a batch share the
+    /// context
     #[arg(
         long,
         value_name = "TOKENS",
@@ -55,7 +55,7 @@ pub(crate) struct Args {
         default_value = "0,1200"
     )]
     depth: Vec<usize>,
-    /// Take the median of so many measurements
+    /// Number of measurements, of which the median is taken
     #[arg(long, value_name = "N", default_value = "3")]
     repeat: NonZeroUsize,
     /// Print JSON
@@ -65,18 +65,18 @@ pub(crate) struct Args {
     load: load::LoadArgs,
 }
 
-/// All that is measured of one model.
+/// All measurements of one model.
 #[derive(Serialize)]
 struct Report {
     model: String,
     device: String,
     /// Seconds from opening the file to being ready.
     load_seconds: f64,
-    /// Bytes of the weights as they are held.
+    /// Bytes of the weights in memory.
     weight_bytes: usize,
-    /// The most memory that the process ever had, where the system tells.
+    /// The peak memory of the process, if the system reports it.
     peak_bytes: Option<u64>,
-    /// What the machine allows; on a GPU nobody measures that here.
+    /// The machine's limits; not measured for GPUs.
     limits: Option<Limits>,
     results: Vec<Row>,
 }
@@ -90,13 +90,13 @@ struct Row {
     batch: usize,
     /// Tokens before the measured ones.
     depth: usize,
-    /// Tokens of each sequence that were measured.
+    /// Measured tokens per sequence.
     tokens: usize,
     /// Of all sequences.
     tokens_per_second: f64,
-    /// The bound for this work: memory or multiplications, whichever is lower.
+    /// The roofline bound: by memory or multiply-adds, whichever is lower.
     bound_tokens_per_second: Option<f64>,
-    /// Which of the two it is.
+    /// The one of the two that sets the bound.
     bound_by: Option<&'static str>,
 }
 
@@ -127,7 +127,7 @@ impl Args {
         Ok(())
     }
 
-    /// Whether all that is to be measured fits in the context.
+    /// Checks that all measurements fit the context.
     fn check_lengths(&self, context: usize) -> anyhow::Result<()> {
         if let Some(tokens) = self.prefill.iter().find(|&&tokens| tokens > context) {
             bail!("a prompt of {tokens} tokens is longer than the context of {context}");

@@ -1,4 +1,4 @@
-//! How answers are made and looked at: flags as typed, and as settings.
+//! The flags for sampling and analysis of a comparison, as typed and as settings.
 
 use std::ops::RangeInclusive;
 
@@ -8,15 +8,15 @@ use incant::sample::fresh_seed;
 
 use crate::cli::samplers::SamplerArgs;
 
-/// The largest seed. Readers of JSON may hold numbers in double precision.
+/// The largest seed. Readers of JSON may represent numbers in double precision.
 const LARGEST_SEED: u64 = (1 << 53) - 1;
 
-/// How answers are made and looked at.
+/// How answers are generated and analysed.
 #[derive(clap::Args)]
 pub(super) struct Controls {
-    /// 0 (always the most likely token) to 2; several, separated by commas, show how
-    /// answers scatter. Shift is summed up over the answers of temperature 0 if there
-    /// are any, else over those of the first
+    /// 0 (always the most likely token) to 2; several, separated by commas, show the variation of
+    /// answers. Shift is summed over the answers of temperature 0 if there are any, else over those
+    /// of the first
     #[arg(
         long,
         short,
@@ -25,10 +25,10 @@ pub(super) struct Controls {
         default_value = "0"
     )]
     temperature: Vec<f32>,
-    /// Answers of each arm to each prompt at each temperature
+    /// Number of answers of each arm to each prompt at each temperature
     #[arg(short, value_name = "N", default_value_t = 1)]
     n: usize,
-    /// Repeats the answers [default: a new one]
+    /// The seed of the random numbers; the same one repeats the answers [default: a new one]
     #[arg(long)]
     seed: Option<u64>,
     /// End each answer after this many tokens
@@ -57,14 +57,14 @@ pub(super) struct Controls {
     /// Do not score the answers
     #[arg(long)]
     no_analysis: bool,
-    /// How many alternatives to keep for each token and arm, 0 to 20: most of a long
-    /// report is these
+    /// Number of alternatives to keep for each token and arm, 0 to 20: most of a long report is
+    /// these
     #[arg(long, value_name = "N", default_value_t = 10)]
     top_logprobs: usize,
 }
 
 impl Controls {
-    /// The settings, with the first arm as reference, if everything is in its range.
+    /// Returns the settings, with the first arm as reference, if every value is in its range.
     pub(super) fn settings(&self) -> anyhow::Result<Settings> {
         for (at, &temperature) in self.temperature.iter().enumerate() {
             within("--temperature", temperature, 0.0..=2.0)?;
@@ -105,8 +105,8 @@ impl Controls {
         })
     }
 
-    /// The command line that repeats what `arguments` began: with the seed, if they
-    /// leave it to chance. `None` if they cannot be typed.
+    /// Returns the command line that repeats the command with these `arguments`: with the seed, if
+    /// they have none. `None` if they cannot be typed.
     pub(super) fn command(&self, arguments: &[String], seed: u64) -> Option<String> {
         let program = "incant".to_owned();
         let mut words = vec![program];
@@ -118,7 +118,7 @@ impl Controls {
     }
 }
 
-/// Refuses what is out of range; NaN is out of any.
+/// Refuses a value out of range; NaN is out of any range.
 fn within<T: PartialOrd + std::fmt::Display>(
     flag: &str,
     value: T,

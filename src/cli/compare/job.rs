@@ -1,4 +1,4 @@
-//! The work of a comparison: every arm answers every prompt at every temperature.
+//! Runs a comparison: every arm answers every prompt at every temperature.
 
 use std::cell::Cell;
 
@@ -17,7 +17,7 @@ use indicatif::{ProgressBar, ProgressStyle};
 use super::prompts::Asked;
 use crate::cli::samplers;
 
-/// What is to be asked, as all arms read it.
+/// The rendered prompts of a comparison.
 pub(super) struct Job<'a> {
     settings: &'a Settings,
     questions: Vec<Question>,
@@ -30,7 +30,7 @@ struct Question {
 }
 
 impl<'a> Job<'a> {
-    /// Renders all prompts, so that one that does not fit is known before hours of work.
+    /// Renders all prompts, so that one that does not fit is reported before hours of work.
     pub(super) fn new(
         runtime: &Runtime,
         arms: Vec<Arm>,
@@ -51,9 +51,9 @@ impl<'a> Job<'a> {
         })
     }
 
-    /// What the report says of the arms. One that names no profile may have another one
-    /// for each prompt: then none is said to have rendered it, and the first prompt's
-    /// guidance counts.
+    /// Describes the arms for the report. An arm that names no profile may have a different one for
+    /// each prompt: then the report names no profile for it, and has the guidance of the first
+    /// prompt.
     pub(super) fn arms(&self) -> Vec<ReportArm> {
         let told = self.questions.iter().map(|question| {
             let is_chat = matches!(question.asked, Asked::Chat(_));
@@ -74,7 +74,7 @@ impl<'a> Job<'a> {
         all.unwrap_or_default()
     }
 
-    /// Does it all, as much of it at once as an engine has `slots` for. Blocks.
+    /// Generates all answers, as many at once as an engine has `slots` for. Blocks.
     pub(super) fn run(self, slots: usize) -> anyhow::Result<Vec<Prompt>> {
         let Settings { n, analysis, .. } = *self.settings;
         let arms = self
@@ -101,7 +101,7 @@ impl<'a> Job<'a> {
         let prompts = self.questions.into_iter().map(|question| {
             let answers = answers.by_ref().take(temperatures.len());
             let mut answers: Vec<Answer> = answers.flatten().collect();
-            // Stable: each arm's are by temperature.
+            // The sort is stable: each arm's answers stay ordered by temperature.
             answers.sort_by_key(|answer| answer.arm);
             let (messages, prompt) = match question.asked {
                 Asked::Chat(messages) => (Some(messages), None),
@@ -116,7 +116,7 @@ impl<'a> Job<'a> {
         Ok(prompts.collect())
     }
 
-    /// Has all arms answer one prompt at one temperature.
+    /// Lets all arms answer one prompt at one temperature.
     async fn answer(
         &self,
         question: &Question,
@@ -152,7 +152,7 @@ impl<'a> Job<'a> {
     }
 }
 
-/// A prompt as each arm reads it, with room for the answers of all who score them.
+/// Returns a prompt as each arm renders it, with room for the answers of all arms that score them.
 fn sides(
     runtime: &Runtime,
     arms: &[Arm],
@@ -222,7 +222,8 @@ fn sides(
     Ok(arms.iter().enumerate().map(side).collect())
 }
 
-/// The same for all arms, so that what differs is the arm alone.
+/// Returns the sampling parameters. They are the same for all arms, so that answers differ by the
+/// arm alone.
 fn sampling(settings: &Settings, arm: &Arm) -> SamplingParams {
     SamplingParams {
         temperature: settings.temperature[0],
@@ -237,7 +238,7 @@ fn sampling(settings: &Settings, arm: &Arm) -> SamplingParams {
     }
 }
 
-/// A bar on the standard error, if that is a terminal. It goes when it is dropped.
+/// A progress bar on the standard error, if that is a terminal. It disappears when dropped.
 struct Progress {
     bar: ProgressBar,
     tokens: Cell<u64>,

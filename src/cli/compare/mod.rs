@@ -1,7 +1,7 @@
-//! `incant compare`: what alignment did, over one question or a file of prompts.
+//! `incant compare`: the effect of alignment, on one question or a file of prompts.
 //!
-//! [`Controls`] are the flags that say how answers are made, [`Asking`] makes prompts
-//! of texts, [`Job`] has all arms answer and score, [`table::show`] says what came of it.
+//! [`Controls`] are the sampling flags, [`Asking`] turns texts into prompts, [`Job`] lets all arms
+//! answer and score, [`table::show`] prints the report.
 
 mod controls;
 mod job;
@@ -24,8 +24,8 @@ use super::files::Target;
 use super::output;
 use crate::config::ModelArgs;
 
-/// Have several arms answer the same, side by side, and score each other's answers:
-/// where would one have gone on otherwise than another did?
+/// Let several arms answer the same question, side by side, and score each other's answers: which
+/// tokens would another arm have chosen differently?
 #[derive(clap::Args)]
 pub(crate) struct Args {
     /// The question; - reads it from the standard input
@@ -44,10 +44,10 @@ pub(crate) struct Args {
     reference: Option<String>,
     #[command(flatten)]
     models: ModelArgs,
-    /// What a system message says, where a conversation brings none
+    /// The system message, for conversations without one
     #[arg(long, short, value_name = "TEXT")]
     system: Option<String>,
-    /// Take prompts as they are, as a completion does: no turns around them
+    /// Take prompts verbatim, as a completion does: no turns around them
     #[arg(long, conflicts_with = "system")]
     verbatim: bool,
     #[command(flatten)]
@@ -55,14 +55,14 @@ pub(crate) struct Args {
     /// Write the whole report as JSON; - to the standard output, instead of tables
     #[arg(long, value_name = "FILE")]
     json: Option<PathBuf>,
-    /// Write a page that shows it all in a browser: one file that loads no other
+    /// Write a page that shows the whole report in a browser: one self-contained file
     #[arg(long, value_name = "FILE")]
     html: Option<PathBuf>,
 }
 
 impl Args {
     pub(crate) fn run(self) -> anyhow::Result<()> {
-        // What needs no model is checked first.
+        // Everything that needs no model is checked first.
         let mut settings = self.controls.settings()?;
         let asked = self.asked()?;
         let json = self.json.as_deref().map(Target::new).transpose()?;
@@ -74,7 +74,7 @@ impl Args {
 
         let models = self.models.clone();
         let models = models.or_of_arms(self.arms.iter().chain(&self.reference));
-        // Nobody else asks: everything may wait.
+        // There are no other clients: the whole job may queue.
         let options = EngineOptions {
             queue: usize::MAX / 2,
             ..EngineOptions::default()
@@ -125,7 +125,8 @@ impl Args {
         }
     }
 
-    /// The command line that repeats it; none if it reads what is typed.
+    /// Returns the command line that repeats this one; `None` if the question is read from the
+    /// standard input.
     fn command(&self, seed: u64) -> Option<String> {
         if self.question.as_deref() == Some("-") {
             return None;
@@ -166,8 +167,8 @@ impl Args {
     }
 }
 
-/// The arms of a model where none is named: by itself, as it chats, and as it chats with
-/// each of its adapters.
+/// Returns the default arms of a model: `@base`, its default for chat, and that with each of its
+/// adapters.
 fn defaults(model: &Model) -> Vec<String> {
     let id = model.id();
     let chat = match model.chat_profile() {

@@ -1,4 +1,4 @@
-//! What the arms are asked: one question, or a file of prompts.
+//! The prompts of a comparison: one question, or a file.
 
 use std::collections::HashMap;
 use std::path::Path;
@@ -14,21 +14,21 @@ use serde::de::IgnoredAny;
 pub(super) enum Asked {
     /// A conversation, which each arm renders.
     Chat(Vec<Message>),
-    /// A text that each arm continues as it is.
+    /// A text that each arm continues verbatim.
     Verbatim(String),
 }
 
 /// How texts become prompts.
 #[derive(Clone, Debug)]
 pub(super) struct Asking {
-    /// Take each text as it is.
+    /// Take each text verbatim.
     pub(super) verbatim: bool,
-    /// What a system message says, where a conversation brings none.
+    /// The system message, for conversations without one.
     pub(super) system: Option<String>,
 }
 
-/// A line of a file of JSON lines. Other fields are for others. (That they are caught
-/// keeps a list from standing for an object, field by field.)
+/// A line of a JSON Lines file. Other fields are ignored. (Collecting them prevents serde from
+/// reading a list as the struct, field by field.)
 #[derive(Deserialize)]
 #[serde(expecting = "an object")]
 struct Line {
@@ -38,7 +38,7 @@ struct Line {
     _rest: HashMap<String, IgnoredAny>,
 }
 
-/// A message of it, likewise.
+/// A message of a conversation. Other fields are ignored, too.
 #[derive(Deserialize)]
 #[serde(expecting = "a message with a role and a content")]
 struct Turn {
@@ -49,7 +49,7 @@ struct Turn {
 }
 
 impl Asking {
-    /// The prompt that a text is.
+    /// Turns a text into a prompt.
     pub(super) fn text(&self, text: &str) -> Asked {
         match self.verbatim {
             true => Asked::Verbatim(text.to_owned()),
@@ -65,8 +65,8 @@ impl Asking {
         Asked::Chat(messages)
     }
 
-    /// Reads a file: JSON lines if its name ends in `.jsonl`, else a text of which each
-    /// line that is not blank is a prompt. A byte order mark before it is skipped.
+    /// Reads a file: JSON Lines if its name ends in `.jsonl`, else a text file with a prompt on
+    /// each line that is not blank. A byte order mark is skipped.
     pub(super) fn file(&self, path: &Path) -> anyhow::Result<Vec<Asked>> {
         let name = path.display();
         let text = open::read_text(path, open::Kind::PROMPTS).with_context(|| name.to_string())?;
@@ -95,7 +95,7 @@ impl Asking {
 
     fn json(&self, line: &str) -> anyhow::Result<Asked> {
         let line: Line = serde_json::from_str(line).map_err(|error| {
-            // Of the place it says, the line is always the first.
+            // The error's position is left out: its line is always the first.
             let text = error.to_string();
             let what = text
                 .rsplit_once(" at line ")
@@ -134,7 +134,7 @@ mod tests {
         Message::new(Role::User, text)
     }
 
-    /// Reads a file called `name` that holds `text`.
+    /// Reads a file called `name` that contains `text`.
     fn read(asking: &Asking, name: &str, text: &str) -> anyhow::Result<Vec<Asked>> {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join(name);
@@ -172,7 +172,7 @@ mod tests {
                 Asked::Chat(conversation.clone())
             ]
         );
-        // A conversation's own system message stands.
+        // A conversation keeps its own system message.
         let polite = Asking {
             system: Some("Be polite.".to_owned()),
             ..CHAT

@@ -1,4 +1,4 @@
-//! A report as it is shown in a terminal.
+//! Formats a comparison's report for the terminal.
 
 use std::collections::HashMap;
 
@@ -8,10 +8,10 @@ use incant::printable::printable;
 
 use crate::cli::output::{Align, grouped, table, visible};
 
-/// How many of the most shifted tokens of an arm are shown.
+/// The number of most shifted tokens that are shown per arm.
 const MOST_SHIFTED: usize = 8;
 
-/// The answers, if there is only one prompt, the tables, and the seed if it matters.
+/// Formats the answers, if there is only one prompt, the tables, and the seed if it matters.
 pub(super) fn show(report: &Report) -> String {
     let names = names(&report.arms);
     let mut parts = Vec::new();
@@ -26,15 +26,15 @@ pub(super) fn show(report: &Report) -> String {
         parts.extend(removed(summary, &names[reference], &names));
     }
     parts.extend(sampling(&report.sampling, &names));
-    // What is left to chance can be had again.
+    // Random answers can be repeated.
     if report.settings.temperature.iter().any(|&t| t > 0.0) {
         parts.push(format!("Repeat it with --seed {}\n", report.settings.seed));
     }
     parts.join("\n")
 }
 
-/// Short names of arms: without the model, if all have the same; with a number, if one
-/// is there twice.
+/// Returns short names of arms: without the model, if all have the same one; with a number, if an
+/// arm is listed twice.
 fn names(arms: &[ReportArm]) -> Vec<String> {
     let one_model = arms.windows(2).all(|arms| arms[0].model == arms[1].model);
     let short = |arm: &ReportArm| {
@@ -54,14 +54,14 @@ fn names(arms: &[ReportArm]) -> Vec<String> {
     named.collect()
 }
 
-/// Which arms' answers are guided, though the arms are measured without that; `None` if
-/// no arm's are.
+/// Lists the arms whose answers have guidance, since the scores are without it; `None` if there are
+/// none.
 fn guided(arms: &[ReportArm], names: &[String]) -> Option<String> {
     let lines = names.iter().zip(arms).filter_map(|(name, arm)| {
         let guidance = arm.guidance.as_ref()?;
         Some(match name.contains(guidance.as_str()) {
             true => format!("  {name}\n"),
-            // A profile's own.
+            // The profile's own guidance.
             false => format!("  {name}: {guidance}\n"),
         })
     });
@@ -92,11 +92,11 @@ fn answers(report: &Report, names: &[String]) -> String {
         }
         text += "\n";
     }
-    // The parts are an empty line apart.
+    // Parts are separated by an empty line.
     text.trim_end().to_owned() + "\n"
 }
 
-/// The shares by class of all pairs, those under the reference first.
+/// Formats the shares of tokens by class for all pairs, those under the reference first.
 fn shift(summary: &Summary, reference: usize, names: &[String]) -> Option<String> {
     let mut pairs: Vec<&Pair> = summary.pairs.iter().collect();
     pairs.sort_by_key(|pair| pair.under != reference);
@@ -138,7 +138,7 @@ fn shift(summary: &Summary, reference: usize, names: &[String]) -> Option<String
     section(&title, 2, head, pairs.iter().map(row).collect())
 }
 
-/// A line for each arm under the reference.
+/// Formats the most shifted tokens of each arm under the reference.
 fn most_shifted(summary: &Summary, reference: usize, names: &[String]) -> Option<String> {
     let under = |pair: &&Pair| pair.under == reference && !pair.most_shifted.is_empty();
     let rows = summary.pairs.iter().filter(under).map(|pair| {
@@ -159,7 +159,7 @@ fn most_shifted(summary: &Summary, reference: usize, names: &[String]) -> Option
     section(&title, 2, vec!["answers of", "shifted"], rows.collect())
 }
 
-/// The third side.
+/// Formats the share of the shift from the reference that other arms bring by themselves.
 fn removed(summary: &Summary, reference: &str, names: &[String]) -> Option<String> {
     let has_interval = summary.removed.iter().any(|row| row.interval.is_some());
     let mut head = vec![
@@ -217,7 +217,7 @@ fn sampling(rows: &[SamplingRow], names: &[String]) -> Option<String> {
     section("How answers scatter", 1, head, rows.collect())
 }
 
-/// A table under a title, its first `texts` columns of text; `None` without rows.
+/// Formats a table under a title, with its first `texts` columns left-aligned; `None` without rows.
 fn section(title: &str, texts: usize, head: Vec<&str>, rows: Vec<Vec<String>>) -> Option<String> {
     if rows.is_empty() {
         return None;
@@ -256,7 +256,7 @@ mod tests {
         }
     }
 
-    /// A token that the other two of three arms rank so, and its divergences from them.
+    /// A token with these ranks under the other two of three arms, and its divergences from them.
     fn token(arm: usize, text: &str, ranks: [usize; 2], kl: [f64; 2]) -> Token {
         let others = (0..3).filter(|&other| other != arm);
         let scores = others.zip(ranks).zip(kl).map(|((other, rank), kl)| {
@@ -312,7 +312,7 @@ mod tests {
         Report::new(1, settings, arms, prompts)
     }
 
-    /// The answers of three arms to a question, the last of them tuned.
+    /// The answers of three arms to a question; the last arm is tuned.
     fn answers() -> Vec<Answer> {
         let sure = token(1, "日本\u{1b}!", [9, 5], [3.0, 1.0]);
         let paris = token(1, "\nParis", [1, 1], [0.25, 0.5]);

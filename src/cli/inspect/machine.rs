@@ -1,25 +1,25 @@
-//! How much memory this machine has.
+//! The memory of this machine.
 
 use std::fs;
 
 use serde::Serialize;
 
-/// The machine's memory in bytes, as far as it can be found out.
+/// The machine's memory in bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 pub(super) struct Memory {
-    /// All there is for this process: the machine's, or its container's limit.
+    /// The memory that this process may use: the machine's, or its container's limit.
     pub(super) total: u64,
-    /// What could be taken now without swapping.
+    /// The memory that can be allocated now without swapping.
     pub(super) available: Option<u64>,
 }
 
 impl Memory {
-    /// Asks the system; `None` where incant does not know how to.
+    /// Reads the system's information; `None` on unsupported systems.
     pub(super) fn read() -> Option<Memory> {
         match std::env::consts::OS {
             "linux" => {
                 let info = fs::read_to_string("/proc/meminfo").ok()?;
-                // Version 2 of control groups, then version 1.
+                // Version 2 of cgroups, then version 1.
                 let limit = [
                     "/sys/fs/cgroup/memory.max",
                     "/sys/fs/cgroup/memory/memory.limit_in_bytes",
@@ -44,7 +44,7 @@ impl Memory {
     }
 }
 
-/// Reads `/proc/meminfo`; `limit` is the container's, in bytes.
+/// Parses `/proc/meminfo`; `limit` is the container's, in bytes.
 fn linux(info: &str, limit: Option<u64>) -> Option<Memory> {
     let field = |name: &str| {
         let line = info.lines().find_map(|line| line.strip_prefix(name))?;

@@ -1,4 +1,4 @@
-//! `incant inspect`: what a GGUF file holds and what it needs.
+//! `incant inspect`: shows a GGUF file's contents and memory needs.
 
 mod machine;
 mod report;
@@ -10,7 +10,7 @@ use incant::gguf::Gguf;
 use super::output;
 use report::Report;
 
-/// Show what a GGUF file holds: metadata, tensors, tokenizer, memory
+/// Show the contents of a GGUF file: metadata, tensors, tokenizer, memory
 #[derive(clap::Args)]
 pub(crate) struct Args {
     /// The model, by name or file

@@ -1,4 +1,4 @@
-//! Everything `incant inspect` finds out, ready to be printed or serialized.
+//! Collects all data of `incant inspect`, to be printed or serialized.
 
 use std::collections::BTreeMap;
 
@@ -9,16 +9,16 @@ use serde::{Serialize, Serializer};
 
 use super::machine::Memory;
 
-/// Array elements that are shown; the others are only counted.
+/// The number of array elements that are shown; the others are only counted.
 const SHOWN_ELEMENTS: usize = 4;
 
-/// The tokens that KV is reckoned for.
+/// The number of tokens that KV is estimated for.
 const KV_TOKENS: usize = 1000;
 
-/// Bytes of a number of KV, at 16 bits.
+/// Bytes per KV element, in f16.
 const KV_WIDTH: usize = 2;
 
-/// What a file holds and what it needs. Sizes are in bytes.
+/// A file's contents and memory needs. Sizes are in bytes.
 #[derive(Serialize)]
 pub(super) struct Report {
     pub(super) file: String,
@@ -40,13 +40,13 @@ pub(super) struct Report {
     pub(super) tensors: Vec<Tensor>,
 }
 
-/// Why something is not in the report.
+/// The reason why an item is not in the report.
 #[derive(Serialize)]
 pub(super) struct Problem {
     pub(super) problem: String,
 }
 
-/// Writes what was found, or the problem in its place.
+/// Serializes the item, or the problem in its place.
 fn either<T: Serialize, S: Serializer>(
     found: &Result<T, Problem>,
     serializer: S,
@@ -57,7 +57,7 @@ fn either<T: Serialize, S: Serializer>(
     }
 }
 
-/// Writes the metadata as an object.
+/// Serializes the metadata as an object.
 fn by_key<S: Serializer>(entries: &[Entry], serializer: S) -> Result<S::Ok, S::Error> {
     serializer.collect_map(entries.iter().map(|entry| (&entry.key, entry)))
 }
@@ -76,7 +76,7 @@ pub(super) struct Entry {
     pub(super) length: Option<usize>,
 }
 
-/// How much of the model is stored in one type.
+/// The tensors of one type.
 #[derive(Serialize)]
 pub(super) struct TypeUse {
     #[serde(rename = "type")]
@@ -92,7 +92,7 @@ pub(super) struct TokenizerFacts {
     pub(super) model: &'static str,
     pub(super) pre: String,
     pub(super) vocab_size: usize,
-    /// Tokens of each kind that occurs.
+    /// The number of tokens of each kind that occurs.
     pub(super) kinds: BTreeMap<&'static str, usize>,
     pub(super) bos: Option<TokenName>,
     pub(super) eos: Option<TokenName>,
@@ -108,7 +108,7 @@ pub(super) struct TokenName {
     pub(super) piece: String,
 }
 
-/// What one part of the model takes.
+/// The tensors of one part of the model.
 #[derive(Serialize)]
 pub(super) struct PartUse {
     pub(super) part: Role,
@@ -117,7 +117,7 @@ pub(super) struct PartUse {
     pub(super) bytes: u64,
 }
 
-/// What a tensor is for, by its name.
+/// The part of the model that a tensor belongs to, by its name.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub(super) enum Role {
@@ -129,28 +129,28 @@ pub(super) enum Role {
     Other,
 }
 
-/// What keys and values take at 16 bits.
+/// The memory of keys and values in f16.
 #[derive(Serialize)]
 pub(super) struct KvUse {
-    /// For a sequence of 1,000 tokens.
+    /// Bytes for a sequence of 1,000 tokens.
     pub(super) per_1000_tokens: u64,
-    /// The longest context the model was made for, and what it takes.
+    /// The maximum context that the model was made for, with its memory.
     pub(super) context: usize,
     pub(super) at_full_context: u64,
-    /// Layers that only hold so many of the last tokens.
+    /// The number of layers with sliding-window attention, which keep only the last tokens.
     pub(super) windowed_layers: usize,
     pub(super) window: Option<usize>,
 }
 
-/// What the weights would take at a width.
+/// The memory that the weights would take at a width.
 #[derive(Serialize)]
 pub(super) struct Width {
     pub(super) bits: u32,
-    /// The GGUF type that the size is reckoned with, block scales included.
+    /// The GGUF type of the estimate, including block scales.
     #[serde(rename = "type")]
     pub(super) kind: &'static str,
     pub(super) bytes: u64,
-    /// Of the machine's memory, where that is known.
+    /// The share of the machine's memory, if that is known.
     pub(super) share_of_memory: Option<f64>,
 }
 
@@ -193,7 +193,7 @@ impl Report {
             chat_template: gguf
                 .metadata()
                 .get_str("tokenizer.chat_template")
-                // Of another type it is among the metadata.
+                // A value of another type is shown with the metadata.
                 .unwrap_or_default()
                 .map(str::to_owned),
             parts: parts(gguf),
@@ -229,7 +229,7 @@ fn metadata(gguf: &Gguf) -> Vec<Entry> {
         .collect()
 }
 
-/// An array's first elements; all of a short one.
+/// Returns an array's first elements; all of a short one.
 fn first(array: Array<'_>) -> Vec<serde_json::Value> {
     let all = array.len() <= 2 * SHOWN_ELEMENTS;
     let shown = if all { array.len() } else { SHOWN_ELEMENTS };
@@ -240,12 +240,12 @@ fn json(value: Value<'_>) -> serde_json::Value {
     match value {
         Value::Unsigned(value) => value.into(),
         Value::Signed(value) => value.into(),
-        // Through its shortest decimal form: 1e-6, not 9.999999974752427e-7.
+        // Converted through the shortest decimal form: 1e-6, not 9.999999974752427e-7.
         Value::F32(value) => value.to_string().parse::<f64>().unwrap_or(f64::NAN).into(),
         Value::F64(value) => value.into(),
         Value::Bool(value) => value.into(),
         Value::String(value) => value.into(),
-        // Arrays hold no arrays, and entries are taken apart before.
+        // Nested arrays do not occur, and entries are taken apart before.
         Value::Array(array) => first(array).into(),
     }
 }
@@ -310,7 +310,7 @@ fn parts(gguf: &Gguf) -> Vec<PartUse> {
     parts.into_values().collect()
 }
 
-/// What a tensor is for, by the names that GGUF gives tensors.
+/// Returns the part that a tensor belongs to, by GGUF's naming of tensors.
 fn role(name: &str) -> Role {
     let local = match name
         .strip_prefix("blk.")
@@ -341,8 +341,8 @@ fn kv(spec: &DecoderSpec) -> KvUse {
     }
 }
 
-/// The weights at 32, 16, 8 and 4 bits: matrices in that width's plainest
-/// type, vectors (norms, biases) at 32 bits, as converters write them.
+/// Returns the size of the weights at 32, 16, 8 and 4 bits: matrices in the plainest type of that
+/// width, vectors (norms, biases) at 32 bits, as converters write them.
 fn widths(gguf: &Gguf, machine: Option<Memory>) -> Vec<Width> {
     let types = [
         (32, TensorType::F32),

@@ -1,11 +1,11 @@
-//! The report as text.
+//! Formats the report as text.
 
 use incant::printable::printable;
 
 use super::report::{Entry, Problem, Report, Role, TokenName, TokenizerFacts};
 use crate::cli::output::{Align, clip, grouped, size, table};
 
-/// Characters of a value that are shown.
+/// The number of characters of a value that are shown.
 const VALUE_WIDTH: usize = 72;
 
 /// The chat template has a section of its own.
@@ -137,7 +137,7 @@ fn tokenizer(facts: &TokenizerFacts) -> String {
     table(&[Align::Left, Align::Left], &rows)
 }
 
-/// A text from the file, line by line, its control characters escaped.
+/// Indents a text from the file line by line, with its control characters escaped.
 fn indented(text: &str) -> String {
     let mut shown = String::new();
     for line in text.lines() {

@@ -1,18 +1,18 @@
-//! How far a teacher is with its answers, on the terminal.
+//! Shows the progress of a teacher's answers on the terminal.
 
 use super::standing::Standing;
 use crate::cli::output::grouped;
 
-/// How far a teacher is with its answers.
+/// The progress of a teacher's answers.
 pub(super) struct Answering {
     standing: Standing,
-    /// How many answers are wanted, and how many are whole.
+    /// The numbers of all answers, and of complete ones.
     all: usize,
     whole: usize,
-    /// Tokens that were said, and those of them in answers that are whole.
+    /// The number of tokens generated, and of those in complete answers.
     tokens: usize,
     in_whole: usize,
-    /// The most tokens of an answer.
+    /// The maximum number of tokens of an answer.
     most: usize,
 }
 
@@ -35,21 +35,21 @@ impl Answering {
         }
     }
 
-    /// A token was said.
+    /// Counts a generated token.
     pub(super) fn said(&mut self) {
         self.tokens += 1;
         self.show();
     }
 
-    /// An answer of so many tokens, all of which were said, is whole.
+    /// Counts an answer of `tokens` tokens as complete; its tokens were counted before.
     pub(super) fn answered(&mut self, tokens: usize) {
         self.whole += 1;
         self.in_whole += tokens;
         self.show();
     }
 
-    /// The share of all tokens that was said, if further answers are as long as those that
-    /// are whole; before there are any, as long as they may be.
+    /// Estimates the share of all tokens that were generated, as if further answers were as long as
+    /// the complete ones; before there are any, as long as allowed.
     fn share(&self) -> f64 {
         let each = match self.whole {
             0 => self.most as f64,
@@ -58,12 +58,12 @@ impl Answering {
         let all = self.in_whole as f64 + (self.all - self.whole) as f64 * each;
         match self.whole == self.all {
             true => 1.0,
-            // Those that are being said may be longer than expected.
+            // Running answers may become longer than expected.
             false => (self.tokens as f64 / all.max(1.0)).min(0.99),
         }
     }
 
-    /// Takes the bar away.
+    /// Removes the progress bar.
     pub(super) fn end(&self) {
         self.standing.end();
     }
@@ -89,7 +89,7 @@ mod tests {
         let mut answering = Answering::new(4, 100);
         assert_eq!(answering.share(), 0.0);
         (0..40).for_each(|_| answering.said());
-        // A tenth of what they may have at the most.
+        // A tenth of the maximum number of tokens.
         assert_eq!(answering.share(), 0.1);
         let text = answering.standing.bar().message();
         assert!(
@@ -97,7 +97,7 @@ mod tests {
             "{text}"
         );
         answering.answered(10);
-        // Four answers of ten tokens would be whole by now.
+        // By now four answers of ten tokens would be complete.
         assert_eq!(answering.share(), 0.99);
         (0..3).for_each(|_| answering.answered(10));
         assert_eq!(answering.share(), 1.0);

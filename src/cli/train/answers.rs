@@ -1,4 +1,4 @@
-//! What a model says to some held-out prompts, before a run and after it.
+//! Sample answers: a model's answers to some held-out prompts, before and after a run.
 
 use std::path::Path;
 
@@ -16,23 +16,23 @@ use incant::train::samples::prompt_of;
 use super::flags::Flags;
 use super::prepare::options;
 
-/// The most tokens of an answer.
+/// The maximum number of tokens of an answer.
 const MOST_TOKENS: usize = 64;
 
-/// The adapter's name while it is asked.
+/// The adapter's name while it answers.
 const ADAPTER: &str = "adapter";
 
-/// Some prompts, and who is asked.
+/// Some prompts, and the arm that answers them.
 pub(super) struct Questions {
     prompts: Vec<Vec<Message>>,
     /// The name of the model.
     model: String,
-    /// The profile that is trained with; `None` is the file's chat template.
+    /// The profile of the training; `None` is the file's chat template.
     profile: Option<String>,
 }
 
 impl Questions {
-    /// The first `count` prompts of the held-out examples; texts have none.
+    /// Takes the first `count` prompts of the held-out examples; plain texts have none.
     pub(super) fn new(
         held_out: &[Entry],
         count: usize,
@@ -48,8 +48,8 @@ impl Questions {
         }
     }
 
-    /// The answers before the first step: of the model without an adapter, or with the one
-    /// that the run begins with.
+    /// Generates the answers before the first step: of the model without an adapter, or with the
+    /// one that the run starts from.
     pub(super) fn before(
         &self,
         runtime: &Runtime,
@@ -67,8 +67,8 @@ impl Questions {
             .collect())
     }
 
-    /// Fills in the answers after the last step, with the adapter in the run's folder. The
-    /// model is loaded for it as it is for serving.
+    /// Fills in the answers after the last step, with the adapter in the run's folder. The model is
+    /// loaded again, as for serving.
     pub(super) fn after(&self, flags: &Flags, answers: &mut [SampleAnswer]) -> anyhow::Result<()> {
         if answers.is_empty() {
             return Ok(());
@@ -105,7 +105,7 @@ impl Questions {
     }
 }
 
-/// A conversation as a report shows it.
+/// Formats a conversation for a report.
 fn shown(prompt: &[Message]) -> String {
     match prompt {
         [only] if only.role == Role::User => only.content.clone(),
@@ -118,7 +118,7 @@ fn shown(prompt: &[Message]) -> String {
     }
 }
 
-/// The most likely answer, as it would be served.
+/// Generates the most likely answer (greedy decoding), as it would be served.
 async fn answer(runtime: &Runtime, arm: &Arm, messages: &[Message]) -> anyhow::Result<String> {
     let say = arm.say_in_chat(runtime, &Wishes::default())?;
     let partners = say.of_chat(arm, messages, &Wanted::default())?;

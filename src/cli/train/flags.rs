@@ -1,4 +1,4 @@
-//! What is typed.
+//! The flags of all training methods.
 
 use std::path::PathBuf;
 
@@ -9,36 +9,36 @@ use incant::train::settings::{Length, Settings};
 use super::{Origin, Task};
 use crate::config::StudentArgs;
 
-/// What all methods share.
+/// The flags that all methods share.
 #[derive(clap::Args)]
 pub(super) struct Flags {
     #[command(flatten)]
     pub(super) student: StudentArgs,
-    /// What is learnt from; repeatable
+    /// Training data; repeatable
     #[arg(long, value_name = "FILE", required = true, num_args = 1..)]
     pub(super) data: Vec<PathBuf>,
-    /// What is looked at but not learnt from; repeatable [default: a share of the data]
+    /// Evaluation data, which is held out; repeatable [default: a share of the training data]
     #[arg(long, value_name = "FILE", num_args = 1.., conflicts_with = "eval_share")]
     pub(super) eval_data: Vec<PathBuf>,
-    /// The share of the data that is looked at but not learnt from
+    /// The share of the training data that is held out for evaluation
     #[arg(long, value_name = "SHARE", default_value_t = 0.05, value_parser = share)]
     pub(super) eval_share: f64,
-    /// Where everything is written: at the end the adapter, as a PEFT directory; beside
-    /// it checkpoints, metrics.jsonl, report.html and report.json
+    /// The folder for all output: at the end the adapter, as a PEFT directory; beside it
+    /// checkpoints, metrics.jsonl, report.html and report.json
     #[arg(long, value_name = "DIR")]
     pub(super) out: PathBuf,
-    /// Go on with an adapter, a PEFT directory or a GGUF file, in its form and rank
+    /// Start from an existing adapter, a PEFT directory or a GGUF file, with its form and rank
     #[arg(long, value_name = "PATH", conflicts_with_all = ["rank", "alpha", "targets", "rslora"])]
     pub(super) from: Option<PathBuf>,
-    /// The profile that conversations are rendered with, or `turn` or `base`; the adapter
-    /// says so and is served with it [default: that of --from; the file's chat template;
-    /// or turn. For distill, the profile that is learnt: the model's default]
+    /// The profile that conversations are rendered with, or `turn` or `base`; the adapter records
+    /// it and is served with it [default: that of --from; the file's chat template; or turn. For
+    /// distill, the profile that is learnt: the model's default]
     #[arg(long, value_name = "NAME")]
     pub(super) profile: Option<String>,
     /// The adapter's rank
     #[arg(long, value_name = "N", default_value_t = 16, value_parser = rank)]
     pub(super) rank: usize,
-    /// The adapter adds alpha over rank times its product
+    /// The adapter's product is scaled by alpha over rank
     #[arg(long, value_name = "N", default_value_t = 32.0, value_parser = positive)]
     pub(super) alpha: f64,
     /// The linear layers to adapt: all, or some of q_proj, k_proj, v_proj, o_proj,
@@ -51,56 +51,57 @@ pub(super) struct Flags {
     /// The highest learning rate [default: 2e-4 for sft and distill, 5e-6 for dpo and simpo]
     #[arg(long, value_name = "RATE", value_parser = positive)]
     learning_rate: Option<f64>,
-    /// How often all examples are seen
+    /// The number of passes over all examples
     #[arg(long, value_name = "N", default_value_t = 1)]
     epochs: usize,
-    /// Make so many steps instead
+    /// The number of steps instead
     #[arg(long, value_name = "N", conflicts_with = "epochs")]
     steps: Option<usize>,
-    /// Examples that are computed together
+    /// Examples per batch
     #[arg(long, value_name = "N", default_value_t = 8)]
     batch_size: usize,
-    /// Batches whose gradients are added up for one step
+    /// Gradient accumulation: batches whose gradients are added up for one step
     #[arg(long, value_name = "N", default_value_t = 1)]
     accumulate: usize,
-    /// Cut sequences that are longer than so many tokens, a profile's included; how many
-    /// that are is said
+    /// Truncate sequences that are longer than this number of tokens, including a profile's; the
+    /// number of truncated ones is reported
     #[arg(long, value_name = "TOKENS", default_value_t = 1024)]
     pub(super) max_length: usize,
-    /// The share of the steps in which the learning rate rises
+    /// The share of the steps in which the learning rate rises (warm-up)
     #[arg(long, value_name = "SHARE", default_value_t = 0.1, value_parser = share)]
     warmup: f64,
-    /// AdamW's weight decay
+    /// The weight decay of AdamW
     #[arg(long, value_name = "DECAY", default_value_t = 0.0, value_parser = not_negative)]
     weight_decay: f64,
-    /// Shorten gradients that are longer than this
+    /// Gradient clipping: scale down gradients whose norm is larger than this
     #[arg(long, value_name = "NORM", default_value_t = 1.0, value_parser = positive)]
     clip: f64,
-    /// What the adapter's first values, the order of the examples and the held-out share
-    /// follow from
+    /// The random seed of the adapter's initial values, the order of the examples and the held-out
+    /// share
     #[arg(long, value_name = "N", default_value_t = 0)]
     pub(super) seed: u64,
-    /// Save a checkpoint after every so many steps; there is one at the end in any case
+    /// The number of steps between checkpoints; the last step always has one
     #[arg(long, value_name = "STEPS", default_value_t = 100)]
     save_every: usize,
-    /// Look at the held-out examples after every so many steps; they are looked at before
-    /// the first and after the last in any case
+    /// The number of steps between evaluations on the held-out examples; there is always one before
+    /// the first and after the last step
     #[arg(long, value_name = "STEPS", default_value_t = 100)]
     eval_every: usize,
-    /// Ask so many held-out prompts before the run and after it, for the report; 0 asks none
+    /// The number of held-out prompts that are answered before and after the run, for the report; 0
+    /// answers none
     #[arg(long, value_name = "N", default_value_t = 3)]
     pub(super) samples: usize,
-    /// Go on from the last checkpoint in --out, if there is one, as if the run had never
-    /// ended
+    /// Resume from the last checkpoint in --out, if there is one, as if the run had never been
+    /// interrupted
     #[arg(long)]
     pub(super) resume: bool,
-    /// Compute each layer's inside again on the way back, rather than keep it: less memory
-    /// for long sequences, some 30% more time
+    /// Recompute each layer's activations in the backward pass instead of keeping them (gradient
+    /// checkpointing): less memory for long sequences, some 30% more time
     #[arg(long)]
     pub(super) recompute: bool,
 }
 
-/// Linear layers, by PEFT's names.
+/// Linear layers, by PEFT's names (`target_modules`).
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Targets(pub(super) Vec<Linear>);
 
@@ -156,7 +157,7 @@ fn rank(text: &str) -> Result<usize, String> {
 }
 
 impl Flags {
-    /// What can be known to be wrong before anything is loaded.
+    /// Checks the flags before anything is loaded.
     pub(super) fn check(&self) -> anyhow::Result<()> {
         let counts = [
             ("--epochs", self.epochs),
@@ -173,7 +174,7 @@ impl Flags {
         Ok(())
     }
 
-    /// The trainer's settings.
+    /// Returns the trainer's settings.
     pub(super) fn settings(&self, task: &Task, origin: Origin) -> Settings {
         Settings {
             learning_rate: self.learning_rate.unwrap_or(task.learning_rate()),

@@ -1,4 +1,4 @@
-//! Ctrl-C and a polite request to end, which let a run save before it does.
+//! Handles Ctrl-C and SIGTERM, so that a run saves a checkpoint before it ends.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -18,7 +18,7 @@ pub(super) fn flag() -> anyhow::Result<Arc<AtomicBool>> {
         .context("cannot listen for Ctrl-C")?;
     thread::spawn(move || {
         runtime.block_on(async {
-            // Where there is no listening, it ends the process as ever.
+            // If signals cannot be handled, they end the process as usual.
             let Ok(mut requests) = Requests::listen() else {
                 return;
             };

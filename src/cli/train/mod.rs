@@ -1,8 +1,9 @@
-//! `incant train`: adapters for a model, learnt from files of examples.
+//! `incant train`: trains LoRA adapters for a model from files of examples (SFT, DPO, SimPO,
+//! distillation).
 //!
-//! [`Flags`] is what is typed, [`prepare`] makes examples of files with the arms that will
-//! be served, [`open_student`] opens the model with the adapter that learns, and the
-//! library's trainer does the rest.
+//! [`Flags`] are the command's arguments, [`prepare`] turns files into examples with the arms that
+//! will be served, [`open_student`] opens the model with the adapter to train, and the library's
+//! trainer does the rest.
 
 mod answering;
 mod answers;
@@ -32,12 +33,12 @@ use self::student::open_student;
 
 /// Train a LoRA adapter on a model's own quantized weights.
 ///
-/// Data are JSON lines, plain or .gz: {"messages": […]}; {"prompt", "completion"};
-/// {"prompt", "chosen", "rejected"}; {"chosen", "rejected"} with whole conversations;
-/// {"prompt"}; {"text"}. Prompts and answers are strings or lists of messages; an answer may
-/// hold the prompt's turns before its own. Of messages with "weight": 0 nothing is learnt;
-/// other keys are named and not read. All are rendered as serving does it, by the file's
-/// chat template or a profile; only the assistant's words are learnt.
+/// The data are JSON Lines, plain or .gz: {"messages": […]}; {"prompt", "completion"}; {"prompt",
+/// "chosen", "rejected"}; {"chosen", "rejected"} with whole conversations; {"prompt"}; {"text"}.
+/// Prompts and answers are strings or lists of messages; an answer may contain the prompt's turns
+/// before its own. Messages with "weight": 0 are not trained on; other keys are reported and
+/// ignored. Conversations are rendered as in serving, by the file's chat template or a profile;
+/// only the assistant's messages are trained on.
 #[derive(clap::Args)]
 pub(crate) struct Args {
     #[command(subcommand)]
@@ -46,65 +47,66 @@ pub(crate) struct Args {
 
 #[derive(clap::Subcommand)]
 enum Method {
-    /// Learn answers: make what the assistant says likely; of pairs, the chosen answers
+    /// Supervised fine-tuning: train on the assistant's answers; of pairs, on the chosen answers
     Sft {
         #[command(flatten)]
         flags: Flags,
     },
-    /// Learn preferences beside a reference: the adapter as it is at the beginning
+    /// Direct preference optimization, relative to a reference: the adapter as it is at the
+    /// beginning
     Dpo {
         #[command(flatten)]
         flags: Flags,
-        /// How dear it is to move away from the reference
+        /// The strength of the penalty for moving away from the reference
         #[arg(long, value_name = "BETA", default_value_t = 0.1, value_parser = flags::positive)]
         beta: f64,
     },
-    /// Learn preferences without a reference, by the mean over an answer's tokens
+    /// Preference optimization without a reference, by the mean log-probability of an answer's
+    /// tokens
     Simpo {
         #[command(flatten)]
         flags: Flags,
-        /// What the difference of the answers is multiplied by
+        /// The factor of the difference between the answers' mean log-probabilities
         #[arg(long, value_name = "BETA", default_value_t = 2.0, value_parser = flags::positive)]
         beta: f64,
-        /// How far ahead the chosen answer should be, over beta
+        /// The target margin of the chosen answer, divided by beta
         #[arg(long, value_name = "RATIO", default_value_t = 0.5, value_parser = flags::not_negative)]
         gamma_ratio: f64,
     },
-    /// Move a profile into an adapter: the model with the profile (--profile) answers the
-    /// prompts of the data, and learns to go on like that with the bare turns (@turn)
+    /// Distill a profile into an adapter: the model with the profile (--profile) answers the
+    /// prompts of the data, and learns to answer like that with the bare turns (@turn)
     Distill {
         #[command(flatten)]
         flags: Flags,
-        /// The most tokens of an answer
+        /// The maximum number of tokens of an answer
         #[arg(long, value_name = "N", default_value_t = 256)]
         answer_tokens: usize,
-        /// Lead the answers away from what the prompt says whatever is asked, 0 (off) to
-        /// 10, and learn the distributions that they are chosen from then: the adapter
-        /// needs no guide [default: the profile's]
+        /// Classifier-free guidance: lead the teacher's answers away from the part of the prompt
+        /// that does not depend on the question, 0 (off) to 10, and learn the resulting
+        /// distributions: the adapter needs no guide [default: the profile's]
         #[arg(long, value_name = "WEIGHT")]
         guidance: Option<f32>,
-        /// Memory that the KV of the answers may take, such as 512MiB or 4GiB [default:
-        /// 1GiB, or what the longest context takes if that is more]
+        /// The memory for the KV of the answers, such as 512MiB or 4GiB [default: 1GiB, or the KV
+        /// of the longest context if that is larger]
         #[arg(long, value_name = "SIZE")]
         kv_memory: Option<ByteSize>,
     },
 }
 
-/// What is done with the examples.
+/// The training method with its options.
 enum Task {
-    /// Their answers are learnt.
+    /// Supervised fine-tuning on answers.
     Answers(Sft),
-    /// Their pairs are.
+    /// Preference optimization on pairs.
     Pairs(Box<dyn Objective>),
-    /// A profile's answers to their prompts are.
+    /// Distillation of a profile's answers.
     Lessons {
         objective: Distil,
-        /// The most tokens of an answer.
+        /// The maximum number of tokens of an answer.
         answer_tokens: usize,
-        /// How far answers are led away from what the prompt says whatever is asked;
-        /// `None` is as far as the profile wants.
+        /// The weight of the guidance of answers; `None` is the profile's default.
         guidance: Option<f32>,
-        /// What the KV of the answers may take.
+        /// The memory for the KV of the answers.
         kv_memory: Option<ByteSize>,
     },
 }
@@ -118,7 +120,7 @@ impl Task {
         }
     }
 
-    /// What the KV of its answers may take; `None` is the default.
+    /// Returns the memory for the KV of its answers; `None` is the default.
     fn kv_memory(&self) -> Option<ByteSize> {
         match self {
             Task::Lessons { kv_memory, .. } => *kv_memory,
@@ -126,7 +128,7 @@ impl Task {
         }
     }
 
-    /// The learning rate where none is given.
+    /// Returns the default learning rate.
     fn learning_rate(&self) -> f64 {
         match self {
             Task::Answers(_) | Task::Lessons { .. } => 2e-4,
@@ -169,7 +171,7 @@ impl Args {
             }
         };
         flags.check()?;
-        // What is there is known before anything is loaded or answered.
+        // An existing run is found before anything is loaded or answered.
         let folder = RunFolder::open(&flags.out, flags.resume)?;
         let prepared = flags.prepare(&task, &folder)?;
         prepared.tell(&task);
@@ -203,13 +205,13 @@ fn run(
     };
     progress.end();
     let mut outcome = outcome?;
-    // The student is gone: its memory is for the model that is asked.
+    // The student was dropped: its memory is free for the model that answers.
     if let Some(report) = &mut outcome.report
         && outcome.step == outcome.steps
     {
         let answers = &mut report.about.answers;
         let answered = prepared.questions.after(flags, answers);
-        // The run itself is over, and its report is there without them.
+        // The run itself has ended, and its report exists without them.
         if let Err(error) = answered.and_then(|()| Ok(report.write(folder)?)) {
             super::output::tell(&format!("warning: no sample answers: {error:#}"));
         }
@@ -218,5 +220,5 @@ fn run(
     Ok(())
 }
 
-/// What makes a run what it is, by name.
+/// The settings that a resumed run must have in common with its beginning, by name.
 type Origin = BTreeMap<String, Value>;

@@ -1,4 +1,4 @@
-//! From files to examples, by the arms that will be served.
+//! Turns files into training examples, with the arms that will be served.
 
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
@@ -25,21 +25,22 @@ use crate::cli::output::{grouped, tell};
 /// The profile of bare turns.
 const TURN: &str = "turn";
 
-/// All that a run needs of a model's text side, which is gone by now.
+/// The data of a run after its preparation, when the engine that answered is gone.
 pub(super) struct Prepared {
     pub(super) examples: Examples,
     pub(super) held_out: Examples,
     pub(super) student: StudentOptions,
     pub(super) origin: Origin,
-    /// What the run's report says of it.
+    /// The description of the run in its report.
     pub(super) about: About,
-    /// What is asked before the run and after it.
+    /// The prompts of sample answers before and after the run.
     pub(super) questions: Questions,
-    /// Who answered and how, in words, where somebody did.
+    /// A description of the teacher, if there is one.
     teacher: Option<String>,
 }
 
-/// How the engine that answers is run: nobody else asks, so everything may wait.
+/// Returns the options of the engine that answers: there are no other clients, so all requests may
+/// queue.
 pub(super) fn options() -> EngineOptions {
     EngineOptions {
         queue: usize::MAX / 2,
@@ -48,7 +49,7 @@ pub(super) fn options() -> EngineOptions {
 }
 
 impl Prepared {
-    /// Says what will be learnt from.
+    /// Prints a summary of the training data.
     pub(super) fn tell(&self, task: &Task) {
         if let Some(teacher) = &self.teacher {
             tell(&format!("the teacher: {teacher}"));
@@ -84,10 +85,10 @@ fn counted(count: usize, what: &str) -> String {
 }
 
 impl Flags {
-    /// Reads, renders and, for lessons, has answered everything. The engine that does so
-    /// has ended when this returns.
+    /// Reads and renders all data and, for distillation, generates the answers. The engine has
+    /// ended when this returns.
     pub(super) fn prepare(&self, task: &Task, folder: &RunFolder) -> anyhow::Result<Prepared> {
-        // What needs no model is checked first.
+        // Everything that needs no model is checked first.
         let (mut entries, mut files) = read(&self.data, Part::Data)?;
         let (mut held_out, more) = read(&self.eval_data, Part::EvalData)?;
         files.extend(more);
@@ -208,7 +209,7 @@ impl Flags {
         origin.insert("weights".to_owned(), json!(weights));
         origin.insert("profile".to_owned(), json!(profile));
         if let Some(guided) = guided {
-            // Texts, as 0.3 is no number that a double has.
+            // Stored as strings, since no double equals 0.3.
             let named = [("guidance", guided.weight), ("plausible", guided.plausible)];
             let named = named.map(|(name, value)| (name.to_owned(), json!(value.to_string())));
             origin.extend(named);
@@ -232,7 +233,7 @@ impl Flags {
         })
     }
 
-    /// What the adapter's product is multiplied by.
+    /// Returns the factor of the adapter's product.
     fn scale(&self) -> f64 {
         match self.rslora {
             true => self.alpha / (self.rank as f64).sqrt(),
@@ -240,7 +241,7 @@ impl Flags {
         }
     }
 
-    /// The profile that is trained with, or learnt; `None` is the file's chat template.
+    /// Returns the profile that is trained with, or distilled; `None` is the file's chat template.
     fn profile(
         &self,
         task: &Task,
@@ -261,23 +262,23 @@ impl Flags {
     }
 }
 
-/// The first digits of a hash, which tell things apart that a person has.
+/// Returns the first digits of a hash, which are enough to identify a person's files.
 pub(super) fn short(hash: [u8; 32]) -> String {
     hash[..8].iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
-/// The command as it was typed.
+/// Returns the command line.
 fn command() -> String {
     let words = std::env::args_os().skip(1);
     let words = words.map(|word| word.to_string_lossy().into_owned());
     let words: Vec<String> = words.collect();
-    // A word that holds a zero byte cannot be typed.
+    // A word with a zero byte cannot be typed.
     let typed = shlex::try_join(words.iter().map(String::as_str));
     format!("incant {}", typed.unwrap_or_else(|_| words.join(" ")))
 }
 
-/// All lines of some files, and what the files are. The first line that cannot be used is
-/// told, with how many more there are.
+/// Reads all lines of some files, and describes the files. Reports the first unusable line, with
+/// the number of others.
 fn read(files: &[PathBuf], part: Part) -> anyhow::Result<(Vec<Entry>, Vec<DataFile>)> {
     let mut entries = Vec::new();
     let mut read = Vec::new();
@@ -317,9 +318,9 @@ fn read(files: &[PathBuf], part: Part) -> anyhow::Result<(Vec<Entry>, Vec<DataFi
     }
 }
 
-/// Names the keys of a file that nothing is read from, so that nobody takes them for read.
+/// Names the keys of a file that are ignored, so that nobody expects them to have an effect.
 fn named_unread(file: &Path, keys: &BTreeSet<String>) -> String {
-    /// How many are named.
+    /// The number of keys that are named.
     const MOST: usize = 12;
     let named: Vec<String> = keys.iter().take(MOST).map(|key| printable(key)).collect();
     let more = match keys.len().saturating_sub(MOST) {
@@ -330,12 +331,12 @@ fn named_unread(file: &Path, keys: &BTreeSet<String>) -> String {
     format!("{file}: nothing is read from {}{more}", named.join(", "))
 }
 
-/// A key as a terminal can show it.
+/// Escapes a key for the terminal.
 fn printable(key: &str) -> String {
     key.escape_debug().to_string()
 }
 
-/// An arm, as whoever makes examples sees it.
+/// Renders examples with an arm.
 pub(super) struct ArmRender(pub(super) Arm);
 
 impl Render for ArmRender {
@@ -360,7 +361,7 @@ impl Render for ArmRender {
     }
 }
 
-/// All tokens of a prompt.
+/// Returns all tokens of a prompt.
 fn whole(prompt: incant::runtime::Prompt) -> Vec<u32> {
     let prefix = prompt.prefix.iter().flat_map(|prefix| &prefix.ids);
     prefix.copied().chain(prompt.ids).collect()

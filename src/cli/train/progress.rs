@@ -1,17 +1,17 @@
-//! How a run goes, on the terminal.
+//! Shows the progress of a run on the terminal.
 
 use incant::train::metrics::{Event, Observer, Record};
 
 use super::standing::Standing;
 
-/// Where the steps stand; what was found on held-out examples is a line of its own.
+/// The progress of the steps; evaluations on held-out examples are printed as lines.
 pub(super) struct Progress {
     standing: Standing,
-    /// Steps that had been made when the run began, that are made, and all.
+    /// The number of steps done when the run began, of steps done now, and of all steps.
     before: usize,
     done: usize,
     steps: usize,
-    /// What the last step was like.
+    /// A summary of the last step.
     last: String,
 }
 
@@ -26,7 +26,7 @@ impl Progress {
         }
     }
 
-    /// Takes the bar away.
+    /// Removes the progress bar.
     pub(super) fn end(&self) {
         self.standing.end();
     }
@@ -103,7 +103,7 @@ mod tests {
         assert_eq!((done, all), (2, Some(9)));
         assert!(text.starts_with("2 of 9 references"), "{text}");
         progress.on(&Event::Begins { done: 3, steps: 50 });
-        // Nothing is done yet by which the rest could be told.
+        // Nothing is done yet to estimate the remaining time from.
         let expected = (3, Some(50), "3 of 50 steps".to_owned());
         assert_eq!(stands(&progress), expected);
         progress.on(&Event::Wrote(&Record::Step(Step {

@@ -1,4 +1,4 @@
-//! Where some work stands: a bar where a terminal shows one, else a line now and then.
+//! Shows progress: a bar on a terminal, else a line now and then.
 
 use std::time::{Duration, Instant};
 
@@ -7,19 +7,19 @@ use indicatif::{ProgressBar, ProgressStyle};
 
 use crate::cli::output::tell;
 
-/// Where there is no terminal for a bar, a line after so long.
+/// The time between lines if there is no terminal for a bar.
 const BETWEEN_LINES: Duration = Duration::from_secs(15);
 
-/// A bar on the standard error, if that is a terminal. If it is none, as in a log, there are
-/// lines only.
+/// A progress bar on the standard error, if that is a terminal. Otherwise, as in a log, there are
+/// only lines.
 pub(super) struct Standing {
     bar: ProgressBar,
-    /// Whether there is a terminal that shows the bar.
+    /// Whether a terminal shows the bar.
     is_seen: bool,
     between: Duration,
-    /// When the work began, or went on.
+    /// When the work began or was resumed.
     began: Instant,
-    /// When it was last written as a line.
+    /// When the last line was written.
     wrote: Instant,
 }
 
@@ -39,15 +39,15 @@ impl Standing {
         }
     }
 
-    /// New work begins, of which so much is done already.
+    /// Begins new work, of which `done` steps are done already.
     pub(super) fn begin(&mut self, done: usize, all: usize) {
         self.began = Instant::now();
         self.bar.set_length(all as u64);
         self.bar.set_position(done as u64);
     }
 
-    /// So much is done, which `text` says in words; `share` of the work since it began is
-    /// done. Returns the line, if one was written.
+    /// Updates the number of steps done, described by `text`; `share` is the share of the work
+    /// since it began. Returns the line, if one was written.
     pub(super) fn at(&mut self, done: usize, text: &str, share: f64) -> Option<String> {
         let left = left(self.began.elapsed(), share);
         let left = left.map_or_else(String::new, |left| format!("  about {left} left"));
@@ -61,7 +61,7 @@ impl Standing {
         })
     }
 
-    /// A line of its own, above the bar if there is one.
+    /// Writes a line, above the bar if there is one.
     pub(super) fn line(&self, line: &str) {
         match self.is_seen {
             true => self.bar.println(printable(line)),
@@ -69,7 +69,7 @@ impl Standing {
         }
     }
 
-    /// Takes the bar away.
+    /// Removes the progress bar.
     pub(super) fn end(&self) {
         self.bar.finish_and_clear();
     }
@@ -80,13 +80,13 @@ impl Standing {
     }
 }
 
-/// How long the rest takes if it goes on like that. `None` before anything is done, and when
-/// all is.
+/// Estimates the remaining time at the current speed. `None` before anything is done, and after
+/// everything is.
 fn left(elapsed: Duration, share: f64) -> Option<String> {
     let is_between = share > 0.0 && share < 1.0;
     is_between.then(|| {
         let seconds = elapsed.as_secs_f64() * (1.0 - share) / share;
-        // Never none: something is left.
+        // Never 0: something remains.
         let seconds = seconds.ceil().max(1.0) as u64;
         match seconds {
             0..60 => format!("{seconds} s"),

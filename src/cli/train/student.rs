@@ -1,4 +1,4 @@
-//! The model with the adapter that learns.
+//! The student: the model with the adapter to train.
 
 use std::path::PathBuf;
 
@@ -13,41 +13,40 @@ use serde_json::json;
 use super::Origin;
 use super::prepare::short;
 
-/// Who is to learn.
+/// The options of a student.
 pub(super) struct StudentOptions {
-    /// What the model is called.
+    /// The name of the model.
     pub(super) name: String,
-    /// Its file.
     pub(super) path: PathBuf,
-    /// Where to compute.
+    /// The backend that computes.
     pub(super) backend: Backend,
-    /// The adapter as it is at the beginning.
+    /// The adapter at the beginning.
     pub(super) form: Form,
-    /// The profile that the adapter's files name.
+    /// The profile that the adapter's files record.
     pub(super) profile: Option<String>,
-    /// What A's first values follow from.
+    /// The seed of A's initial values.
     pub(super) seed: u64,
-    /// Compute each layer's inside again on the way back.
+    /// Recompute each layer's activations in the backward pass.
     pub(super) recompute: bool,
 }
 
-/// How an adapter begins.
+/// The initial adapter.
 pub(super) enum Form {
-    /// As another one is.
+    /// A copy of another adapter.
     Of(Lora),
-    /// With random A and no B.
+    /// A new adapter, with random A and zero B.
     New {
-        /// Rows of A, columns of B.
+        /// The number of rows of A and of columns of B.
         rank: usize,
-        /// What the product is multiplied by.
+        /// The factor of the product.
         scale: f64,
-        /// The linear layers of every layer that are adapted.
+        /// The linear layers of each transformer layer that are adapted.
         targets: Vec<Linear>,
     },
 }
 
 impl Form {
-    /// What a run that goes on must have in common with its beginning.
+    /// Returns the settings that a resumed run must have in common with its beginning.
     pub(super) fn origin(&self) -> Origin {
         let named = match self {
             Form::Of(lora) => {
@@ -73,7 +72,7 @@ impl Form {
     }
 }
 
-/// Opens the model with the adapter that learns.
+/// Opens the model with the adapter to train.
 pub(super) fn open_student(options: &StudentOptions) -> anyhow::Result<Box<dyn Student>> {
     let Backend::Native { isa, pool } = &options.backend else {
         bail!("training computes on the CPU; leave out --device");

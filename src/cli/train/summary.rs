@@ -1,4 +1,4 @@
-//! What came of a run, in words.
+//! Formats the outcome of a run.
 
 use std::path::Path;
 
@@ -7,7 +7,7 @@ use incant::train::trainer::Outcome;
 
 use crate::cli::output::grouped;
 
-/// What came of a run in a folder.
+/// Formats the outcome of a run in the folder `out`.
 pub(super) fn summary(out: &Path, outcome: &Outcome) -> String {
     let folder = out.display();
     let Outcome { step, steps, .. } = *outcome;
@@ -46,7 +46,7 @@ pub(super) fn summary(out: &Path, outcome: &Outcome) -> String {
     text
 }
 
-/// What was found on held-out examples.
+/// Formats an evaluation on held-out examples.
 pub(super) fn found(evaluation: &Evaluation) -> String {
     let mut text = format!("loss {:.4}", evaluation.loss);
     if let Some(preference) = evaluation.preference {
@@ -99,7 +99,7 @@ mod tests {
         assert!(ended.contains("Held out, before the first step: loss 2.5000\n"));
         assert!(ended.contains("Held out, after 12 steps: loss 1.2500\n"));
         assert!(!ended.contains("not measured"), "{ended}");
-        // Stopped before it was looked at again.
+        // Stopped before another evaluation.
         let stopped = told(5, at(0, 2.5), at(0, 2.5));
         assert!(stopped.contains("Stopped after 5 of 12 steps"));
         assert!(

@@ -1,5 +1,5 @@
-//! Answers that are already there, in an arm's tokens: what a model would have to say for
-//! them, after what it would have been asked.
+//! Tokenizes conversations that already have an answer: the prompt, and the tokens that a model
+//! would have to generate for the answer.
 
 use super::{Arm, Prompt, PromptError};
 use incant_prompt::profile::{Message, Rendering, Role, guard_for};
@@ -7,21 +7,21 @@ use incant_prompt::profile::{Message, Rendering, Role, guard_for};
 /// A conversation that ends with an answer.
 #[derive(Clone, Debug)]
 pub struct Answered {
-    /// What was asked, as [`Arm::chat`] gives it.
+    /// The prompt, as [`Arm::chat`] renders it.
     pub prompt: Prompt,
-    /// The answer with what ends it: an end token, or the role marker of the next turn.
+    /// The answer with its end: an end token, or the role marker of the next turn.
     pub answer: Vec<u32>,
 }
 
 impl Arm {
-    /// The tokens of a conversation whose last message is an answer.
+    /// Returns the tokens of a conversation whose last message is an answer.
     ///
-    /// The answer has the tokens that it would have when the next turn is asked, up to
-    /// what ends it: the end token that the arm writes after an answer, else the first of
-    /// its role markers; where it writes neither, the model's EOS is added.
+    /// The answer has the tokens that it would have in the prompt of the next turn, including its
+    /// end: the end token that the arm writes after an answer, else the first of its role markers;
+    /// if the arm writes neither, the model's EOS is added.
     ///
     /// # Errors
-    /// A chat template turns the messages down.
+    /// A chat template refuses the messages.
     pub fn answered(&self, messages: &[Message]) -> Result<Answered, PromptError> {
         let tokenizer = self.tokenizer();
         let guard = guard_for(messages);
@@ -39,8 +39,8 @@ impl Arm {
         let encode = |text: &str| tokenizer.encode_guarded(text, guard);
         let open = format!("{}{}", self.chat_tail, turn.open);
         let whole = encode(&format!("{open}{}{}", turn.said, turn.after));
-        // Where the answer changes the tokens before it, it is encoded on its own: those
-        // before it are what serving has seen.
+        // If the answer changes the tokens before it, it is encoded on its own: the tokens before
+        // it must be those of serving.
         let opened = encode(&open);
         let mut answer = match whole.strip_prefix(&*opened) {
             Some(rest) => rest.to_vec(),
@@ -73,32 +73,32 @@ impl Arm {
     }
 }
 
-/// What ends an answer in a rendering.
+/// How an answer ends in a rendering.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum End {
-    /// An end token.
+    /// At an end token.
     Token,
-    /// A role marker.
+    /// At a role marker.
     Marker,
     /// Neither.
     Nothing,
 }
 
-/// The text of an answer in a conversation that goes on after it.
+/// The text of an answer within a longer conversation.
 #[derive(Debug, PartialEq, Eq)]
 struct Turn {
-    /// What comes before it when it is asked for.
+    /// The text before the answer in its prompt.
     open: String,
-    /// The answer, with what ends it.
+    /// The answer, with its end.
     said: String,
-    /// What follows.
+    /// The text after it.
     after: String,
     end: End,
 }
 
 impl Turn {
-    /// Finds the last of `messages`, an answer, in what is rendered when another question
-    /// follows it. `ends` are the texts of end tokens.
+    /// Finds the last of `messages`, an answer, in the rendering with another question after it.
+    /// `ends` are the texts of end tokens.
     fn of(
         rendering: &Rendering,
         messages: &[Message],
@@ -124,7 +124,7 @@ impl Turn {
         };
         let rest = match text.strip_prefix(&open) {
             Some(rest) => rest,
-            // Some templates write what opens an answer otherwise once it is there.
+            // Some templates write the opening of an answer differently once the answer exists.
             None => {
                 let rest = &text[shared_lines(&open, &text)..];
                 let Some(begins) = rest.find(answer) else {
@@ -142,7 +142,7 @@ impl Turn {
         Ok(Turn {
             open,
             said: said.to_owned(),
-            // What follows an end is no part of the answer, but can change its tokens.
+            // The text after an end is not part of the answer, but can change its tokens.
             after: match end {
                 End::Nothing => String::new(),
                 End::Token | End::Marker => after.to_owned(),
@@ -152,14 +152,14 @@ impl Turn {
     }
 }
 
-/// How far two texts are the same, up to the beginning of a line.
+/// Returns the length of the common start of two texts, up to the beginning of a line.
 fn shared_lines(a: &str, b: &str) -> usize {
     let same = a.bytes().zip(b.bytes()).take_while(|(a, b)| a == b).count();
     let same = a.floor_char_boundary(same);
     a[..same].rfind('\n').map_or(0, |at| at + 1)
 }
 
-/// How much of the text after an answer still belongs to it, and why it ends there.
+/// Returns how much of the text after an answer still belongs to it, and why it ends there.
 fn ending(text: &str, ends: &[&str], markers: &[String]) -> (usize, End) {
     let tokens = ends
         .iter()
@@ -272,7 +272,7 @@ markers = ["# Query:", "# Answer:"]
             "assistant\n{% endif",
             "assistant\n<think>\n</think>\n{% endif",
         );
-        // Other parts of the conversation say the same.
+        // Other parts of the conversation have the same text.
         for answer in ["Hello!", "Hello", "Hi"] {
             let found = turn(&template(&thinking), answer);
             assert!(found.open.ends_with("</think>\n"));

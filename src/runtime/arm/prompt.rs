@@ -1,4 +1,4 @@
-//! From what a client says to the tokens of a prompt.
+//! Turns a client's messages or text into the tokens of a prompt.
 
 use std::sync::Arc;
 
@@ -14,79 +14,77 @@ pub struct Prompt {
     pub prefix: Option<Arc<Prefix>>,
     /// The client's tokens that follow it.
     pub ids: Vec<u32>,
-    /// The whole text of a conversation, the prefix's included; empty where the client's own
-    /// text is continued.
+    /// The whole text of a conversation, including the prefix; empty for a completion.
     pub text: String,
-    /// Role markers that end an answer at the start of a line; see [`Partners::markers`]
-    /// for those of an answer that others have a say in.
+    /// Role markers that end an answer at the start of a line; see [`Partners::markers`] for
+    /// answers with guidance or a mix.
     ///
     /// [`Partners::markers`]: crate::runtime::Partners::markers
     pub markers: Vec<String>,
 }
 
-/// What a completion continues.
+/// The input of a completion.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum PromptInput {
-    /// Text, in which special tokens are parsed and to which BOS is added where
-    /// the model asks for one.
+    /// Text, in which special tokens are parsed, and which gets a BOS if the model expects it.
     Text(String),
-    /// Ids, taken as they are.
+    /// Token ids, taken verbatim.
     Tokens(Vec<u32>),
 }
 
-/// Which prompts are of use. By default all are, however long they are.
+/// Bounds of the prompts that are worth encoding. By default there are none.
 #[derive(Clone, Debug, Default)]
 pub struct Wanted {
-    /// Only those that fit the arm's context.
+    /// Only prompts that fit the arm's context.
     pub fitting: bool,
-    /// None at all, once this is cancelled.
+    /// No prompt at all, once this is cancelled.
     pub cancel: Cancel,
 }
 
-/// There is no prompt.
+/// The reason why there is no prompt.
 ///
-/// Its text is for the client: it names no folders.
+/// Its message is for the client: it names no folders.
 #[derive(Debug, thiserror::Error)]
 pub enum PromptError {
     /// The conversation cannot be rendered.
     #[error("{}", .0.for_clients())]
     Refused(#[from] ProfileError),
-    /// It would not fit the arm's context. It was not encoded to its end.
+    /// The prompt does not fit the arm's context. It was not encoded to its end.
     #[error("the prompt has at least {at_least} tokens, and the context only {context}")]
     TooLong {
         /// The context, in tokens.
         context: usize,
-        /// A number that the prompt's tokens, those of the profile included, are not below.
+        /// The prompt, including the profile's tokens, has at least this many.
         at_least: usize,
-        /// How many of them are the profile's.
+        /// The number of the profile's tokens.
         prefix: usize,
     },
-    /// Nobody waits for it any more.
+    /// The caller has cancelled the prompt.
     #[error("nobody waits for the prompt")]
     Cancelled,
 }
 
 impl PromptError {
-    /// Whether the messages are not at fault: the server had no memory to render them.
+    /// Returns whether the server is at fault, not the messages: it had no memory to render them.
     pub fn is_servers(&self) -> bool {
         matches!(self, PromptError::Refused(ProfileError::NoStack(_)))
     }
 }
 
 impl Arm {
-    /// Renders a conversation, left open at the assistant's turn. Nothing in a
-    /// message becomes a control token or opens a turn of its own.
+    /// Renders a conversation, left open at the assistant's turn. No message can contain a control
+    /// token or open a turn of its own (prompt injection).
     ///
     /// # Errors
-    /// A chat template turns the messages down.
+    /// A chat template refuses the messages.
     pub fn chat(&self, messages: &[Message]) -> Result<Prompt, PromptError> {
         self.chat_within(messages, &Wanted::default())
     }
 
-    /// The same, where only some prompts are wanted.
+    /// Renders a conversation within the bounds of `wanted`.
     ///
     /// # Errors
-    /// A chat template turns the messages down, or the prompt is not wanted.
+    /// A chat template refuses the messages, or the prompt is out of bounds.
     pub fn chat_within(
         &self,
         messages: &[Message],
@@ -95,7 +93,7 @@ impl Arm {
         let tokenizer = self.tokenizer();
         let guard = guard_for(messages);
         let protect = |text: &str| match wanted.cancel.is_cancelled() {
-            // What is rendered is thrown away.
+            // The rendering is discarded.
             true => String::new(),
             false => tokenizer.guard_controls(text, guard).into_owned(),
         };
@@ -117,8 +115,7 @@ impl Arm {
         })
     }
 
-    /// Takes a prompt verbatim, right after the prefix of a profile that the
-    /// arm names.
+    /// Takes a prompt verbatim, right after the prefix of a profile that the arm names.
     pub fn completion(&self, input: &PromptInput) -> Prompt {
         let ids = match input {
             PromptInput::Text(text) => self.tokenizer().encode(text, Special::Parse),
@@ -127,10 +124,10 @@ impl Arm {
         self.continued(input, ids)
     }
 
-    /// The same, where only some prompts are wanted.
+    /// Takes a prompt verbatim within the bounds of `wanted`.
     ///
     /// # Errors
-    /// The prompt is not wanted.
+    /// The prompt is out of bounds.
     pub fn completion_within(
         &self,
         input: &PromptInput,
@@ -149,10 +146,10 @@ impl Arm {
         Ok(self.continued(input, ids))
     }
 
-    /// The ids of a text after the prefix of a profile that the arm names, without a BOS.
+    /// Returns the ids of a text after the prefix of a profile that the arm names, without a BOS.
     ///
     /// # Errors
-    /// A prompt that continues with them is not wanted.
+    /// The prompt with them is out of bounds.
     pub fn encode_within(&self, text: &str, wanted: &Wanted) -> Result<Vec<u32>, PromptError> {
         let prefix = self.completion_prefix.as_ref();
         let bounds = self.bounds(prefix, wanted);
@@ -162,7 +159,7 @@ impl Arm {
         ids.map_err(|halt| self.halted(halt, prefix))
     }
 
-    /// A prompt of `input`, whose own ids these are.
+    /// Returns the prompt of `input`, which has these ids.
     fn continued(&self, input: &PromptInput, ids: Vec<u32>) -> Prompt {
         let prefix = self.completion_prefix.clone();
         let is_text = matches!(input, PromptInput::Text(_));
@@ -175,7 +172,7 @@ impl Arm {
         }
     }
 
-    /// How many tokens after a prefix are of use.
+    /// Returns the bounds of the tokens after a prefix.
     fn bounds(&self, prefix: Option<&Arc<Prefix>>, wanted: &Wanted) -> Bounds {
         let room = self.context().saturating_sub(length(prefix));
         Bounds {
@@ -201,18 +198,18 @@ impl Arm {
     }
 }
 
-/// How many tokens a prefix has.
+/// Returns the number of a prefix's tokens.
 fn length(prefix: Option<&Arc<Prefix>>) -> usize {
     prefix.map_or(0, |prefix| prefix.ids.len())
 }
 
 impl Prompt {
-    /// All its tokens, those of the profile included.
+    /// Returns the number of its tokens, including the profile's.
     pub fn token_count(&self) -> usize {
         self.prefix.as_ref().map_or(0, |prefix| prefix.ids.len()) + self.ids.len()
     }
 
-    /// The same, in order.
+    /// Returns its tokens, including the profile's.
     pub(crate) fn all_ids(&self) -> Vec<u32> {
         let prefix = self.prefix.as_ref().map_or(&[][..], |prefix| &prefix.ids);
         [prefix, &self.ids].concat()

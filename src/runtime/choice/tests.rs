@@ -1,4 +1,4 @@
-//! One answer without any engine: events in, pieces out.
+//! Tests of one answer without an engine: events in, pieces out.
 
 use proptest::prelude::*;
 
@@ -24,7 +24,7 @@ fn choice(tokens: &[&[u8]], stop: &[&str], echo: Option<Echo>) -> Choice<Tokens>
     marked(tokens, stop, &[], echo)
 }
 
-/// An answer that role markers end too.
+/// An answer that also ends at role markers.
 fn marked(tokens: &[&[u8]], stop: &[&str], markers: &[&str], echo: Option<Echo>) -> Choice<Tokens> {
     let vocabulary = Arc::new(Tokens(tokens.iter().map(|bytes| bytes.to_vec()).collect()));
     let end: Arc<[u32]> = match tokens.iter().position(|bytes| *bytes == b"<end>") {
@@ -37,7 +37,7 @@ fn marked(tokens: &[&[u8]], stop: &[&str], markers: &[&str], echo: Option<Echo>)
 }
 
 fn scored(id: usize) -> Option<TokenLogprobs> {
-    // The place in the answer doubles as the score, so that mix-ups show.
+    // The position in the answer doubles as the score, so that mix-ups show.
     Some(TokenLogprobs {
         chosen: -(id as f32),
         rank: 1,
@@ -45,7 +45,7 @@ fn scored(id: usize) -> Option<TokenLogprobs> {
     })
 }
 
-/// Generates all tokens in turn; all pieces, the last of which ends the answer.
+/// Generates all tokens in turn; returns all pieces, the last of which ends the answer.
 fn run(mut choice: Choice<Tokens>, tokens: usize, reason: FinishReason) -> Vec<Piece> {
     let token = |id: usize| Event::Token {
         id: id as u32,
@@ -328,8 +328,8 @@ fn without_log_probabilities_there_are_no_entries() {
 }
 
 proptest! {
-    /// However the bytes of a text fall into tokens, the text, the joined
-    /// entries and the end are the same.
+    /// However the bytes of a text are split into tokens, the text, the joined entries and the end
+    /// are the same.
     #[test]
     fn chunking_changes_nothing(
         body in "[ab#é😀\n]{0,40}",
@@ -357,7 +357,7 @@ proptest! {
         }
     }
 
-    /// The same where a turn's form ends the answer, and trims its start.
+    /// The same, if a role marker ends the answer and its start is trimmed.
     #[test]
     fn chunking_changes_nothing_in_a_turn(
         body in "(a|b|é|😀| |#|#a|#ab|\n#ab|\n\n|\n|\n```\n){0,20}",
@@ -380,7 +380,7 @@ proptest! {
         }
     }
 
-    /// Not even bytes that are no text can break the bookkeeping.
+    /// Even bytes that are not valid UTF-8 all become entries.
     #[test]
     fn any_bytes_end_up_as_entries(tokens in proptest::collection::vec(proptest::collection::vec(any::<u8>(), 0..4), 0..12)) {
         let tokens: Vec<&[u8]> = tokens.iter().map(Vec::as_slice).collect();

@@ -1,4 +1,4 @@
-//! The outer object of an answer, which chat and completions share.
+//! The outer object of an answer, shared by chat and completions.
 
 use std::time::{SystemTime, UNIX_EPOCH};
 
@@ -8,12 +8,12 @@ use serde::Serialize;
 use super::{Answer, Usage};
 use crate::runtime::choice::Piece;
 
-/// Names the build, as OpenAI names the configuration behind an answer.
+/// Identifies the build, as OpenAI identifies its backend configuration.
 const FINGERPRINT: &str = concat!("incant-", env!("CARGO_PKG_VERSION"));
 
-/// How an endpoint writes answers.
+/// The wire format of an endpoint's answers.
 pub(crate) trait Shape: Send + 'static {
-    /// What its ids begin with.
+    /// The prefix of its response ids.
     const ID: &'static str;
     /// The `object` of a whole answer.
     const OBJECT: &'static str;
@@ -27,18 +27,18 @@ pub(crate) trait Shape: Send + 'static {
     /// Writes a whole answer.
     fn answer(&self, answer: Answer) -> Self::Choice;
 
-    /// Writes a piece of one, each element in a chunk of its own.
+    /// Writes a piece of an answer, each element in a chunk of its own.
     fn chunks(&self, piece: Piece) -> Vec<Self::Delta>;
 }
 
-/// What is the same in every chunk of a response.
+/// The fields that are the same in every chunk of a response.
 #[derive(Clone, Debug)]
 pub(crate) struct Head {
     id: String,
     created: u64,
     model: String,
     profile: Option<String>,
-    /// Told once: in a whole answer or in the first chunk.
+    /// Sent once: in a whole answer or in the first chunk.
     prompt_token_ids: Option<Vec<u32>>,
 }
 
@@ -46,33 +46,33 @@ pub(crate) struct Head {
 #[derive(Debug, Serialize, JsonSchema)]
 #[schemars(rename = "{C}Response")]
 pub(crate) struct Envelope<C> {
-    /// The same in every chunk of a response.
+    /// The id of the response, the same in every chunk.
     id: String,
-    /// What this is.
+    /// The type of this object.
     object: &'static str,
-    /// When the answer was begun, in seconds since 1970.
+    /// When the answer was begun, in seconds since 1970 (Unix time).
     created: u64,
-    /// The id of the arm that answers, as it was asked for.
+    /// The id of the arm that answers, as requested.
     model: String,
-    /// The profile that rendered the conversation; absent where that was the model's own chat template, and in
-    /// completions.
+    /// The profile that rendered the conversation. Absent where the model's own chat template did,
+    /// and in completions.
     #[serde(skip_serializing_if = "Option::is_none")]
     profile: Option<String>,
-    /// The ids of the prompt's tokens, in chat where `return_token_ids` is true: in a stream only in its first chunk.
+    /// The token ids of the prompt, in chat where `return_token_ids` is true: in a stream only in
+    /// its first chunk.
     #[serde(skip_serializing_if = "Option::is_none")]
     prompt_token_ids: Option<Vec<u32>>,
-    /// Names the server's build.
+    /// Identifies the server's build.
     system_fingerprint: &'static str,
     /// The answers. Empty in the chunk that carries the usage.
     choices: Vec<C>,
-    /// Absent from chunks, unless `stream_options.include_usage` is true: then null in all but the last. With
-    /// `continuous_usage_stats` that so far.
+    /// Absent from chunks, unless `stream_options.include_usage` is true: then null in all but the
+    /// last. With `continuous_usage_stats`, each chunk has the usage so far.
     #[serde(skip_serializing_if = "Option::is_none")]
     usage: Option<Option<Usage>>,
 }
 
 impl Head {
-    /// A new response's head.
     pub(crate) fn new<S: Shape>(
         model: String,
         profile: Option<String>,
@@ -108,7 +108,7 @@ impl Head {
         }
     }
 
-    /// The whole answer.
+    /// Returns the whole answer.
     pub(crate) fn whole<S: Shape>(
         mut self,
         choices: Vec<S::Choice>,
@@ -117,7 +117,7 @@ impl Head {
         self.envelope(S::OBJECT, choices, Some(Some(usage)))
     }
 
-    /// A chunk; what its `usage` is, if it has one.
+    /// Returns a chunk. Without a `usage` it has no such field; `Some(None)` is written as null.
     pub(crate) fn chunk<S: Shape>(
         &mut self,
         choice: S::Delta,
@@ -126,7 +126,7 @@ impl Head {
         self.envelope(S::CHUNK, vec![choice], usage)
     }
 
-    /// The chunk that carries the usage.
+    /// Returns the last chunk, which carries the usage.
     pub(crate) fn last_chunk<S: Shape>(&mut self, usage: Usage) -> Envelope<S::Delta> {
         self.envelope(S::CHUNK, Vec::new(), Some(Some(usage)))
     }

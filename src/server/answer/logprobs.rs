@@ -1,4 +1,4 @@
-//! Log-probabilities as chat and as completions write them.
+//! Log-probabilities in the formats of chat and of completions.
 
 use std::collections::HashSet;
 
@@ -10,7 +10,7 @@ use crate::analyze::token_json::{ZERO_PROBABILITY, finite, token_name};
 use crate::runtime::Partners;
 use crate::runtime::choice::{Alternative, Entry};
 
-/// How tokens are written in log-probabilities.
+/// How log-probabilities name tokens.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Names {
     /// By their text.
@@ -20,7 +20,7 @@ pub(crate) enum Names {
 }
 
 impl Names {
-    /// By ids if `return_tokens_as_token_ids` is true.
+    /// Names tokens by id if `return_tokens_as_token_ids` is true.
     pub(crate) fn new(by_ids: bool) -> Names {
         match by_ids {
             true => Names::Ids,
@@ -36,10 +36,11 @@ impl Names {
     }
 }
 
-/// Which distribution log-probabilities are of, where others had a say in the answer.
+/// The distribution that log-probabilities are taken from, if a guide or other arms shape the
+/// answer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, JsonSchema)]
 pub(crate) enum Measured {
-    /// The arm's own, by itself.
+    /// The arm's own distribution, without guidance.
     #[serde(rename = "without guidance")]
     Own,
     /// The mixture, over the tokens that could be chosen.
@@ -48,7 +49,8 @@ pub(crate) enum Measured {
 }
 
 impl Measured {
-    /// What is measured of an answer in which these have a say.
+    /// Returns the distribution that is reported for an answer with these partners; `None` without
+    /// partners.
     pub(crate) fn of(partners: &Partners) -> Option<Measured> {
         match (partners.partners.is_empty(), partners.report_mixture) {
             (true, _) => None,
@@ -65,7 +67,7 @@ pub(crate) struct ChatLogprobs {
     content: Vec<ChatToken>,
     /// Always null: a refusal is an answer like any other.
     refusal: Option<Vec<ChatToken>>,
-    /// Absent where nobody else had a say in the answer.
+    /// Absent if neither a guide nor another arm shapes the answer.
     #[serde(skip_serializing_if = "Option::is_none")]
     measured: Option<Measured>,
 }
@@ -79,23 +81,22 @@ struct ChatToken {
     logprob: f32,
     /// The bytes it contributed to the content.
     bytes: Vec<u8>,
-    /// The most likely tokens at its place, best first.
+    /// The most likely tokens at its position, best first.
     top_logprobs: Vec<ChatAlternative>,
 }
 
-/// A token that could have been.
+/// An alternative to a chosen token.
 #[derive(Debug, Serialize, JsonSchema)]
 struct ChatAlternative {
-    /// As in the entry that holds it; a control token is shown by its name.
+    /// Written as in the entry that holds it; a control token is shown by its name.
     token: String,
-    /// As in the entry that holds it.
+    /// Measured as in the entry that holds it.
     logprob: f32,
     /// The bytes of `token`.
     bytes: Vec<u8>,
 }
 
 impl ChatLogprobs {
-    /// Those of some tokens.
     pub(crate) fn new(
         entries: Vec<Entry>,
         names: Names,
@@ -116,7 +117,7 @@ impl ChatLogprobs {
                          ..
                      }| ChatToken {
             token: names.of(id, &bytes),
-            // Chat echoes no prompt, so each token has one.
+            // Chat echoes no prompt, so each token has a log-probability.
             logprob: logprob.map_or(ZERO_PROBABILITY, finite),
             bytes,
             top_logprobs: top.into_iter().map(alternative).collect(),
@@ -136,17 +137,16 @@ pub(crate) struct CompletionLogprobs {
     tokens: Vec<String>,
     /// Log-softmax of the raw logits. Null for a prompt's first token, which nothing precedes.
     token_logprobs: Vec<Option<f32>>,
-    /// The most likely tokens at each place, and always the chosen one.
+    /// The most likely tokens at each position, always including the chosen one.
     top_logprobs: Vec<Option<TopLogprobs>>,
     /// Characters of `text` before the token, counted over all of a stream's chunks.
     text_offset: Vec<usize>,
-    /// Absent where nobody else had a say in the answer.
+    /// Absent if neither a guide nor another arm shapes the answer.
     #[serde(skip_serializing_if = "Option::is_none")]
     measured: Option<Measured>,
 }
 
 impl CompletionLogprobs {
-    /// Those of some tokens.
     pub(crate) fn new(
         entries: Vec<Entry>,
         names: Names,
@@ -177,8 +177,8 @@ impl CompletionLogprobs {
 struct TopLogprobs(Vec<(String, f32)>);
 
 impl TopLogprobs {
-    /// The entry's alternatives with the entry itself among them. Two tokens
-    /// can have one name; then the chosen one has it, else the likelier.
+    /// Returns the entry's alternatives, with the entry itself among them. If two tokens have the
+    /// same name, it goes to the chosen one, else to the likelier.
     fn of(entry: &Entry, written: Names, logprob: f32) -> TopLogprobs {
         let chosen = written.of(entry.id, &entry.bytes);
         let mut names = HashSet::new();

@@ -1,10 +1,9 @@
-//! From the engine's events to a response, whole or streamed.
+//! Turns the engine's events into a response, whole or streamed as server-sent events.
 //!
-//! [`respond`] is the one path that chat and completions share. Each answer
-//! has a [`Choice`] that turns its events into [`Piece`]s of text; [`Running`]
-//! interleaves the choices of a request; a [`Shape`] says how an endpoint
-//! writes them. Nothing is sent before the first token, so that a failure until
-//! then is a plain error with its status.
+//! [`respond`] is the one path that chat and completions share. Each answer has a [`Choice`] that
+//! turns its events into [`Piece`]s of text, [`Running`] interleaves the choices of a request, and
+//! a [`Shape`] defines how an endpoint writes them. Nothing is sent before the first token, so an
+//! earlier failure is a plain error with its status.
 
 mod envelope;
 mod logprobs;
@@ -39,61 +38,62 @@ pub(crate) use watch::Watch;
 
 use envelope::Head;
 
-/// Everything there is to run for one request.
+/// The generation that one request asks for.
 pub(crate) struct Plan {
     pub(crate) arm: Arm,
     /// Each is answered `controls.answers` times.
     pub(crate) prompts: Vec<Planned>,
     pub(crate) controls: Resolved,
-    /// Report log-probabilities, with so many alternatives.
+    /// Report log-probabilities, with this number of alternatives.
     pub(crate) logprobs: Option<usize>,
-    /// Share KV with no other request.
+    /// Share KV pages with no other request.
     pub(crate) isolated: bool,
-    /// What the answer tells of the prompt's tokens beside it, if that is asked for.
+    /// The token ids of the prompt, if the answer shall return them.
     pub(crate) prompt_token_ids: Option<Vec<u32>>,
     /// The request field that holds the prompt, for errors.
     pub(crate) param: &'static str,
-    /// The profile that rendered the conversation, if it was one.
+    /// The profile that rendered the conversation, if any.
     pub(crate) profile: Option<String>,
 }
 
 /// One prompt of a plan.
 pub(crate) struct Planned {
     pub(crate) prompt: Prompt,
-    /// What precedes the answer's text, if the client asked for its prompt back.
+    /// The prompt that precedes the answer's text, if the client asked for it (`echo`).
     pub(crate) echo: Option<Echo>,
-    /// Who else has a say in the answers.
+    /// The guide and the other arms that shape the answers.
     pub(crate) partners: Partners,
 }
 
-/// What a request cost.
+/// The token counts of a request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, JsonSchema)]
 pub(crate) struct Usage {
-    /// Tokens of all prompts, those of the profile included; a prompt with several answers counts once.
+    /// Tokens of all prompts, including those of the profile; a prompt with several answers counts
+    /// once.
     pub(crate) prompt_tokens: usize,
-    /// Tokens generated in all answers, an end token included.
+    /// Tokens generated in all answers, including end tokens.
     pub(crate) completion_tokens: usize,
     /// The sum of both.
     total_tokens: usize,
     pub(crate) prompt_tokens_details: PromptTokensDetails,
-    /// Absent where nobody else had a say. Not counted in the other numbers.
+    /// Absent if neither a guide nor another arm shapes the answer. Not counted in the other
+    /// numbers.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) guidance_tokens_details: Option<GuidanceTokensDetails>,
 }
 
-/// What was computed for those who had a say in the answers: the guide, and the arms of a mix.
+/// Tokens computed for the guide and for the other arms of a mix.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, JsonSchema)]
 pub(crate) struct GuidanceTokensDetails {
     /// Tokens of all their prompts.
     pub(crate) prompt_tokens: usize,
-    /// Of these, tokens that were not computed again.
+    /// Of these, tokens that were cached and not computed again.
     pub(crate) cached_tokens: usize,
-    /// Tokens of the answers, once for each of them.
+    /// Tokens of the answers, counted once for each guide or arm.
     pub(crate) completion_tokens: usize,
 }
 
 impl Usage {
-    /// The cost of prompts, some of whose tokens were there, and of their answers.
     pub(crate) fn new(
         prompt_tokens: usize,
         cached_tokens: usize,
@@ -132,10 +132,10 @@ impl Add for Usage {
     }
 }
 
-/// Where the prompt's tokens came from.
+/// Details of the prompt's tokens.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, JsonSchema)]
 pub(crate) struct PromptTokensDetails {
-    /// Tokens that were not computed again.
+    /// Tokens that were cached and not computed again.
     pub(crate) cached_tokens: usize,
 }
 
@@ -143,13 +143,13 @@ pub(crate) struct PromptTokensDetails {
 pub(crate) struct Answer {
     pub(crate) index: usize,
     pub(crate) text: String,
-    /// All its tokens, those without text too.
+    /// All its tokens, including those without text.
     pub(crate) ids: Vec<u32>,
     pub(crate) entries: Vec<Entry>,
     pub(crate) finish: FinishReason,
 }
 
-/// Runs the `plan` that `call` asked for and writes what comes in `shape`.
+/// Runs the `plan` of the request `call` and writes the answers in `shape`.
 pub(crate) async fn respond<S: Shape>(
     call: &Call,
     mut plan: Plan,
@@ -187,9 +187,9 @@ pub(crate) async fn respond<S: Shape>(
     }
 }
 
-/// The rest of a stream.
+/// A streamed answer.
 struct Events<S> {
-    /// The piece that proved that there is an answer.
+    /// The piece that `respond` awaited to know that there is an answer.
     first: Option<Piece>,
     running: Running,
     shape: S,
@@ -199,7 +199,7 @@ struct Events<S> {
 }
 
 impl<S: Shape> Events<S> {
-    /// The `usage` of a chunk that is not the last.
+    /// Returns the `usage` of a chunk that is not the last.
     fn usage(&self) -> Option<Option<Usage>> {
         match (self.continuous_usage, self.include_usage) {
             (true, _) => Some(Some(self.running.usage())),
@@ -208,7 +208,7 @@ impl<S: Shape> Events<S> {
         }
     }
 
-    /// The next frames, and what comes after them; without the latter they are the last.
+    /// Returns the next frames and the stream after them; without the latter they are the last.
     async fn frames(mut self) -> Option<(Frames, Option<Self>)> {
         let mut frames = Frames::default();
         while frames.is_empty() {
@@ -243,7 +243,7 @@ impl<S: Shape> Events<S> {
 
 type Step = Pin<Box<dyn Future<Output = (usize, Generation, Option<Event>)> + Send>>;
 
-/// Waits for the next event of one generation, and hands the generation back with it.
+/// Waits for the next event of one generation, and returns the generation with it.
 fn step(index: usize, mut generation: Generation) -> Step {
     Box::pin(async move {
         let event = generation.next().await;
@@ -251,10 +251,10 @@ fn step(index: usize, mut generation: Generation) -> Step {
     })
 }
 
-/// A request's answers while they are generated. Dropping it cancels them all.
+/// A request's answers while they are generated. Dropping this cancels them all.
 struct Running {
     choices: Vec<Choice<Tokenizer>>,
-    /// Of each answer: those who have a say in it.
+    /// The partners of each answer.
     guided: Vec<Guided>,
     steps: FuturesUnordered<Step>,
     answers_per_prompt: usize,
@@ -262,14 +262,13 @@ struct Running {
     watch: Watch,
 }
 
-/// Those who have a say in one answer.
+/// The guide and the other arms that shape one answer.
 #[derive(Clone, Copy, Debug, Default)]
 struct Guided {
-    /// How many there are.
     partners: usize,
     /// The tokens of their prompts.
     prompt_tokens: usize,
-    /// Of these, tokens that were there; known from the answer's first token on.
+    /// Of these, tokens that were cached; known once the answer's first token has arrived.
     cached_tokens: Option<usize>,
 }
 
@@ -280,7 +279,7 @@ impl Drop for Running {
 }
 
 impl Running {
-    /// Hands all sequences to the engine, or none.
+    /// Submits all sequences to the engine, or none.
     fn submit(call: &Call, plan: Plan) -> Result<Running, ApiError> {
         let Plan {
             arm,
@@ -354,12 +353,12 @@ impl Running {
         })
     }
 
-    /// The next piece of any answer; `None` after all have ended. After an error
-    /// there is nothing more to come: dropping it all ends what still runs.
+    /// Returns the next piece of any answer; `None` after all have ended. After an error nothing
+    /// more follows: dropping this cancels the answers that still run.
     async fn next(&mut self) -> Option<Result<Piece, ApiError>> {
         loop {
             let next = tokio::select! {
-                // Events that lie ready must not put the deadline off.
+                // Events that are ready must not postpone the deadline.
                 biased;
                 error = self.deadline.passed() => {
                     self.watch.note_outcome(Outcome::TimedOut);
@@ -380,7 +379,7 @@ impl Running {
             match self.choices[index].advance(event) {
                 Err(cause) => return Some(Err(ApiError::Internal(cause))),
                 Ok(Some(piece)) => {
-                    // An answer that a stop text ended is dropped here, which frees its place.
+                    // An answer that a stop string ended is dropped here, which frees its slot.
                     if piece.finish.is_none() {
                         self.steps.push(step(index, generation));
                     }
@@ -391,7 +390,6 @@ impl Running {
         }
     }
 
-    /// Waits for all answers.
     async fn collect(&mut self) -> Result<Vec<Answer>, ApiError> {
         let blank = |index| Answer {
             index,
@@ -413,8 +411,8 @@ impl Running {
 
     fn usage(&self) -> Usage {
         let completion_tokens = self.choices.iter().map(Choice::generated).sum();
-        // A prompt's later answers find in the cache what its first one computed:
-        // only the first says what the request could reuse.
+        // A prompt's later answers find the tokens of its first one in the cache: only the first
+        // tells how many the request reused.
         let cached_tokens = self
             .choices
             .iter()
@@ -427,7 +425,8 @@ impl Running {
         }
     }
 
-    /// What was computed for those who have a say; prompts count as the answers' own do.
+    /// Returns the tokens computed for guides and other arms; prompts are counted as for the
+    /// answers themselves.
     fn guidance_usage(&self) -> Option<GuidanceTokensDetails> {
         if self.guided.iter().all(|guided| guided.partners == 0) {
             return None;
@@ -444,7 +443,7 @@ impl Running {
     }
 }
 
-/// The same where others have a say: the answer must fit after their prompts too.
+/// Limits `room` so that the answer also fits after the prompts of the partners.
 fn with_partners(
     room: usize,
     partners: &Partners,
@@ -458,7 +457,7 @@ fn with_partners(
     Ok(room.min(theirs))
 }
 
-/// How many tokens may be generated: the prompt must fit, the answer ends with the context.
+/// Returns how many tokens may be generated. The prompt must fit; the answer ends with the context.
 pub(crate) fn fit(
     prompt: &Prompt,
     context: usize,

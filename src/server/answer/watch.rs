@@ -1,4 +1,4 @@
-//! What is measured of one request, where its events arrive.
+//! Measures each request where its events arrive.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -14,20 +14,20 @@ pub(crate) struct Watch {
     trace: Arc<Trace>,
     arrived: Instant,
     submitted: Instant,
-    /// The tokens of each prompt.
+    /// The number of tokens of each prompt.
     prompts: Vec<usize>,
     answers_per_prompt: usize,
-    /// When each answer's last token came.
+    /// When each answer's last token arrived.
     last_token: Vec<Option<Instant>>,
-    /// How long the first answer that was given a slot waited for it.
+    /// How long the first answer that got a slot had waited for it.
     queued: Option<Duration>,
-    /// When the first token of any answer came, after the request's arrival.
+    /// Time to first token: from the request's arrival to the first token of any answer.
     first_token: Option<Duration>,
     outcome: Outcome,
 }
 
 impl Watch {
-    /// Watches the answers to prompts of so many tokens, which are queued now.
+    /// Starts to measure the answers to prompts with these numbers of tokens, which are queued now.
     pub(crate) fn new(
         metrics: ArmMetrics,
         trace: Arc<Trace>,
@@ -45,12 +45,12 @@ impl Watch {
             answers_per_prompt,
             queued: None,
             first_token: None,
-            // What stays so if nothing else is noted.
+            // Stays so if no other outcome is noted.
             outcome: Outcome::Left,
         }
     }
 
-    /// Takes note of an event of answer number `index`.
+    /// Records an event of answer number `index`.
     pub(crate) fn note(&mut self, index: usize, event: &Event) {
         let now = Instant::now();
         match event {
@@ -58,7 +58,7 @@ impl Watch {
                 let queued = now - self.submitted;
                 self.queued.get_or_insert(queued);
                 self.metrics.queued.observe(queued.as_secs_f64());
-                // As in the usage, a prompt counts with its first answer.
+                // As in the usage, a prompt is counted with its first answer.
                 if index.is_multiple_of(self.answers_per_prompt) {
                     let tokens = self.prompts[index / self.answers_per_prompt];
                     self.metrics.prompt_tokens.inc_by(tokens as u64);
@@ -82,17 +82,17 @@ impl Watch {
         }
     }
 
-    /// Takes note that all answers are there, or that there was no more time.
+    /// Records that all answers are complete, or that the deadline passed.
     pub(crate) fn note_outcome(&mut self, outcome: Outcome) {
         self.outcome = outcome;
     }
 
-    /// The tokens of all prompts.
+    /// Returns the number of tokens of all prompts.
     pub(crate) fn prompt_tokens(&self) -> usize {
         self.prompts.iter().sum()
     }
 
-    /// Counts the request, and gives its line in the log what was learned.
+    /// Counts the request in the metrics and adds the measurements to its log line.
     pub(crate) fn end(&self, usage: Usage) {
         self.metrics.ended(self.outcome);
         self.trace.note_answer(Learned {

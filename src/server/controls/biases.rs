@@ -11,11 +11,12 @@ use super::number;
 use crate::server::errors::ApiError;
 use incant_gguf::printable::excerpt;
 
-/// What is added to the logits of tokens. `5` and `05` are the same token: one of them counts.
+/// Biases that are added to the logits of tokens. `5` and `05` are the same token: one of them
+/// counts.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub(super) struct Biases {
     of: BTreeMap<u32, f64>,
-    /// A key that is no token's id.
+    /// A key that is not a token id.
     no_id: Option<String>,
 }
 
@@ -44,7 +45,7 @@ impl<'de> Deserialize<'de> for Biases {
     }
 }
 
-/// What [`biases`] takes, but for the vocabulary's end.
+/// The JSON schema of the values that [`biases`] accepts, except for the vocabulary's end.
 pub(super) fn biases_schema(_: &mut SchemaGenerator) -> Schema {
     json_schema!({
         "type": ["object", "null"],
@@ -53,7 +54,7 @@ pub(super) fn biases_schema(_: &mut SchemaGenerator) -> Schema {
     })
 }
 
-/// Checks tokens and numbers.
+/// Checks token ids and ranges.
 pub(super) fn biases(biases: Biases, vocabulary: usize) -> Result<Vec<(u32, f32)>, ApiError> {
     let Biases { of, no_id } = biases;
     let beyond = of.keys().find(|id| **id as usize >= vocabulary);

@@ -1,4 +1,4 @@
-//! Every way a request can fail; `wire` has what each looks like on the wire.
+//! Every way a request can fail; `wire` has the HTTP response of each.
 
 mod wire;
 
@@ -14,30 +14,30 @@ use incant_gguf::printable::excerpt;
 
 pub(crate) use wire::{ErrorBody, Refusal, SHOULD_RETRY};
 
-/// Why a request was not answered.
+/// The reason why a request was not answered.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub(crate) enum ApiError {
-    /// The request itself is wrong: malformed, mistyped, incomplete, out of
-    /// range, or asking for what incant does not have.
+    /// The request itself is wrong: malformed, mistyped, incomplete, out of range, or asking for an
+    /// unsupported feature.
     #[error("{message}")]
     Invalid {
         message: String,
         /// The field at fault, such as `messages[0].role`.
         param: Option<String>,
     },
-    /// The server wants a key, and got none or another.
+    /// The server requires an API key, and the request has none or a wrong one.
     #[error("The API key is missing or wrong; send it as `Authorization: Bearer KEY`.")]
     Unauthorized,
-    /// The server is addressed by a name that may be anyone's.
+    /// The request's `Host` is a name that anyone may own (see DNS rebinding in `hosts`).
     #[error(
         "The request's `Host` is not a name of this server: `--allow-host` adds one. Addresses \
          and `localhost` need none."
     )]
     ForeignHost,
-    /// A web page of another origin asks.
+    /// The request comes from a web page of another origin.
     #[error("Web pages of other origins may not use this server: `--cors` names those that may.")]
     ForeignOrigin,
-    /// The body is of a kind that is not read.
+    /// The body has an unsupported content type.
     #[error("The body must be JSON, sent with `Content-Type: application/json`.")]
     NotJson,
     /// The body is compressed.
@@ -56,11 +56,10 @@ pub(crate) enum ApiError {
         prefix_note(*.prefix)
     )]
     ContextLength {
-        /// The context in tokens.
         context: usize,
-        /// All tokens of the prompt, the profile's included.
+        /// All tokens of the prompt, including the profile's.
         prompt: usize,
-        /// How many of them are the profile's.
+        /// The profile's part of them.
         prefix: usize,
         /// Tokens that must be free after the prompt: 1 for an answer, 0 to score.
         room: usize,
@@ -74,73 +73,72 @@ pub(crate) enum ApiError {
         prefix_note(*.prefix)
     )]
     ContextOverflow {
-        /// The context in tokens.
         context: usize,
-        /// What the tokens of the prompt, the profile's included, are not below.
+        /// The prompt, including the profile's tokens, has at least this many.
         at_least: usize,
-        /// How many of them are the profile's.
+        /// The profile's part of them.
         prefix: usize,
         /// The field that holds the prompt.
         param: &'static str,
     },
-    /// The body is larger than the server reads.
+    /// The body is larger than the limit.
     #[error("The request body is larger than the limit of {limit} bytes.")]
     BodyTooLarge {
-        /// The limit in bytes.
+        /// In bytes.
         limit: usize,
     },
     /// The body did not arrive in time.
     #[error("The request body did not arrive within {} s.", .limit.as_secs_f64())]
     BodyTimeout {
-        /// How long it could take.
+        /// The time that it could take.
         limit: Duration,
     },
-    /// The body waited in vain for others to leave it room.
+    /// The body waited in vain for memory that other bodies hold.
     #[error("The server has more large requests than it can hold at once.")]
     NoRoom,
     /// No endpoint has this path.
     #[error("There is no endpoint {path}; /openapi.json lists those there are.")]
     UnknownPath { path: String },
-    /// The endpoint has other methods.
+    /// The endpoint does not support this method.
     #[error("{path} does not answer to {method}.")]
     MethodNotAllowed { method: String, path: String },
-    /// The engine's queue has no place.
+    /// The engine's queue is full.
     #[error("The server has more requests than it can queue; try again in {retry_after} s.")]
     QueueFull {
-        /// Seconds until a place is likely.
+        /// Seconds until a slot in the queue is likely.
         retry_after: u64,
     },
-    /// The request has more answers than the engine could ever hold.
+    /// The request has more answers than the engine can ever hold.
     #[error("The request asks for {asked} answers, but this server takes {limit} at once.")]
     TooMany {
-        /// How many it asks for.
+        /// The number of answers it asks for.
         asked: usize,
-        /// The most there is room for.
+        /// The maximum number of answers.
         limit: usize,
-        /// The field that asks for so many.
+        /// The field that asks for them.
         param: &'static str,
     },
     /// The answer was not complete in time.
     #[error("The answer was not complete within {whose} of {} s.", .limit.as_secs_f64())]
     Timeout {
-        /// How long it could take.
+        /// The time that it could take.
         limit: Duration,
-        /// Who set that.
+        /// The source of the limit.
         whose: Whose,
     },
-    /// All places for connections are taken.
+    /// Overload: the connection limit is reached.
     #[error("The server has all the connections that it can serve.")]
     Crowded,
-    /// An engine has died, or stands still with work to do.
+    /// An engine has died, or makes no progress although it has requests.
     #[error("A model's engine has failed.")]
     Ill,
     /// The models are still being loaded.
     #[error("The server is still loading its models.")]
     Loading,
-    /// The server finishes what it has and takes nothing new.
+    /// The server is shutting down: it finishes running requests and accepts no new ones.
     #[error("The server is shutting down.")]
     Draining,
-    /// The server's own fault.
+    /// An internal error.
     #[error("The server failed: {0}")]
     Internal(String),
 }
@@ -169,8 +167,8 @@ impl ApiError {
         }
     }
 
-    /// The refusal of a request with `answers` to each of what the field `param` lists: where
-    /// nobody asked for several, the list is too long.
+    /// Refuses a request with `answers` to each element of the list in the field `param`. If the
+    /// request asks for one answer each, the list is too long.
     pub(crate) fn too_many(error: SubmitError, answers: usize, param: &'static str) -> ApiError {
         match ApiError::from(error) {
             ApiError::TooMany { asked, limit, .. } if answers == 1 => ApiError::TooMany {
@@ -182,7 +180,7 @@ impl ApiError {
         }
     }
 
-    /// The refusal of what the field `param` holds, of which there is no prompt.
+    /// Refuses the value of the field `param`, which could not be turned into a prompt.
     pub(crate) fn no_prompt(error: PromptError, param: &'static str) -> ApiError {
         match error {
             PromptError::TooLong {
@@ -203,7 +201,7 @@ impl ApiError {
         }
     }
 
-    /// What the panic handler answers with.
+    /// Answers a request whose handler panicked.
     pub(crate) fn from_panic(panic: Box<dyn Any + Send>) -> Response {
         let cause = panic
             .downcast_ref::<String>()

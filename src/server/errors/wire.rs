@@ -1,8 +1,8 @@
-//! What failures look like on the wire.
+//! The HTTP responses of failures: OpenAI's error object, status, `Retry-After`.
 //!
-//! Handlers return [`ApiError`]; [`ApiError::wire`] is the only place that
-//! knows which status, `type` and `code` belong to which failure. A client's
-//! fault is never a 5xx: the official clients repeat those by themselves.
+//! Handlers return [`ApiError`]; [`ApiError::wire`] is the only place that knows which status,
+//! `type` and `code` belong to which failure. A client's mistake is never a 5xx: the official
+//! clients retry those automatically.
 
 use axum::body::Body;
 use axum::response::{IntoResponse, Response};
@@ -16,22 +16,22 @@ use incant_gguf::printable::excerpt;
 /// Seconds a client should wait while the server is loading or draining.
 const UNAVAILABLE_RETRY_AFTER: u64 = 5;
 
-/// What the official clients obey before they look at the status.
+/// The header that the official clients obey before they look at the status.
 pub(crate) const SHOULD_RETRY: HeaderName = HeaderName::from_static("x-should-retry");
 
-/// How one failure is told.
+/// The response to one failure.
 struct Wire {
     status: StatusCode,
     kind: &'static str,
     code: Option<&'static str>,
     retry_after: Option<u64>,
-    /// Whether the official clients may repeat the request, as they do by
-    /// themselves for some statuses.
+    /// Whether the official clients may retry the request, as they do automatically for some
+    /// statuses.
     repeat: bool,
 }
 
-/// Why a request was turned away, in a word: its response carries this to the
-/// log and the metrics.
+/// The reason why a request was refused, in a word: the response carries this to the log and the
+/// metrics.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Refusal(pub(crate) &'static str);
 
@@ -98,7 +98,7 @@ impl ApiError {
         }
     }
 
-    /// Why the request was turned away; `None` where it was accepted and failed.
+    /// Returns why the request was refused; `None` if it was accepted and failed.
     fn refusal(&self) -> Option<Refusal> {
         let word = match self {
             ApiError::Invalid { .. } => "invalid",
@@ -140,7 +140,7 @@ impl ApiError {
         }
     }
 
-    /// The body that tells a client about this failure.
+    /// Returns the response body that describes this failure.
     pub(crate) fn body(&self) -> ErrorBody {
         let wire = self.wire();
         ErrorBody {
@@ -157,7 +157,8 @@ impl ApiError {
 impl IntoResponse for ApiError {
     fn into_response(self) -> Response {
         let wire = self.wire();
-        // That a server loads or drains is no news to whoever reads its log.
+        // Only internal errors are logged: the log has already said that the server loads or
+        // drains.
         if matches!(self, ApiError::Internal(_)) {
             tracing::warn!(
                 status = wire.status.as_u16(),
@@ -180,7 +181,8 @@ impl IntoResponse for ApiError {
             headers.insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
         }
         if matches!(self, ApiError::Encoded) {
-            // RFC 9110, 15.5.16: so the client knows that it was not the type.
+            // RFC 9110, section 15.5.16: tells the client that the content coding is at fault, not
+            // the type.
             headers.insert(
                 header::ACCEPT_ENCODING,
                 HeaderValue::from_static("identity"),
@@ -203,17 +205,17 @@ pub(crate) struct ErrorBody {
     error: ErrorDetail,
 }
 
-/// What went wrong. All four keys are always there.
+/// A failure. All four keys are always present.
 #[derive(Debug, Serialize, JsonSchema)]
 struct ErrorDetail {
-    /// For people.
+    /// A message for people.
     message: String,
     /// The class of the failure, such as `invalid_request_error`.
     #[serde(rename = "type")]
     kind: &'static str,
     /// The request field at fault, such as `messages[0].role`, or null.
     param: Option<String>,
-    /// For programs, such as `model_not_found`, or null.
+    /// A code for programs, such as `model_not_found`, or null.
     code: Option<&'static str>,
 }
 

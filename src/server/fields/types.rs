@@ -1,4 +1,4 @@
-//! What values of fields are read as, where serde's own types do not say it.
+//! Types of field values that serde's own types do not cover.
 
 use std::fmt;
 use std::marker::PhantomData;
@@ -8,8 +8,8 @@ use serde::Deserialize;
 use serde::de::value::{MapAccessDeserializer, SeqAccessDeserializer};
 use serde::de::{Deserializer, Error, MapAccess, SeqAccess, Unexpected, Visitor};
 
-/// A `T` that is written as a JSON object, and as nothing else: serde by itself
-/// would also read a struct from a list of its fields' values.
+/// A `T` that must be written as a JSON object: serde by itself would also read a struct from a
+/// list of its fields' values.
 #[derive(Clone, Debug)]
 pub(crate) struct Object<T>(pub(crate) T);
 
@@ -45,11 +45,11 @@ impl<T: JsonSchema> JsonSchema for Object<T> {
     }
 }
 
-/// Integers, which can be written as `2.0` too: JSON has numbers and no kinds of them.
+/// Integers, which may be written as `2.0` too: JSON has only one type of number.
 pub(crate) mod whole {
     use super::*;
 
-    /// A field that may be absent, beside `#[serde(default)]`.
+    /// Reads a field that may be absent, together with `#[serde(default)]`.
     pub(crate) fn option<'de, D, T>(deserializer: D) -> Result<Option<T>, D::Error>
     where
         D: Deserializer<'de>,
@@ -59,7 +59,7 @@ pub(crate) mod whole {
         Ok(value.map(|Whole(value)| value))
     }
 
-    /// A list of integers.
+    /// Reads a list of integers.
     pub(crate) fn list<'de, D, T>(deserializer: D) -> Result<Vec<T>, D::Error>
     where
         D: Deserializer<'de>,
@@ -69,7 +69,7 @@ pub(crate) mod whole {
         Ok(values.into_iter().map(|Whole(value)| value).collect())
     }
 
-    /// A list that may be absent, beside `#[serde(default)]`.
+    /// Reads a list that may be absent, together with `#[serde(default)]`.
     pub(crate) fn optional_list<'de, D, T>(deserializer: D) -> Result<Option<Vec<T>>, D::Error>
     where
         D: Deserializer<'de>,
@@ -80,9 +80,9 @@ pub(crate) mod whole {
         Ok(values.map(plain))
     }
 
-    /// The integer that a number is, if it is one.
+    /// Returns a number as an integer, if it is one.
     pub(crate) fn of_float(number: f64) -> Option<i64> {
-        // Beyond this not every integer has a float.
+        // Beyond 2^53 not every integer has a float.
         const EXACT: f64 = 9_007_199_254_740_992.0;
         (number.fract() == 0.0 && number.abs() <= EXACT).then_some(number as i64)
     }
@@ -121,13 +121,13 @@ pub(crate) mod whole {
                     }
                 }
             }
-            // What `deserialize_i64` would say of other types is less plain.
+            // The messages of `deserialize_i64` for other types are less plain.
             deserializer.deserialize_any(WholeVisitor(PhantomData))
         }
     }
 }
 
-/// A string, or a list of the kind `L`.
+/// A string, or a list of type `L`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum TextOr<L> {
     /// The string alone.
@@ -173,8 +173,8 @@ impl<L: JsonSchema> JsonSchema for TextOr<L> {
     }
 }
 
-/// A list that may have `MOST` elements. Of a longer one it keeps one more than that, which
-/// tells that it is too long, and none of the rest.
+/// A list of at most `MOST` elements. Of a longer one it keeps one more than that, which shows that
+/// it is too long, and drops the rest.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Few<T, const MOST: usize>(pub(crate) Vec<T>);
 
@@ -218,8 +218,8 @@ impl<T: JsonSchema, const MOST: usize> JsonSchema for Few<T, MOST> {
     }
 }
 
-/// A value that is read to its end and not kept: it only has to be sound. (What serde has for
-/// that skips over numbers out of range, halves of characters and any depth.)
+/// A value that is validated to its end and not kept. (Serde's `IgnoredAny` accepts numbers out of
+/// range, lone surrogates and any depth.)
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Skipped {
     /// Whether it was a list without elements.

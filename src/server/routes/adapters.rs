@@ -1,4 +1,4 @@
-//! `/v1/adapters`: which LoRA adapters are served, loading and unloading them.
+//! `/v1/adapters`: lists, loads and unloads LoRA adapters.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -28,25 +28,25 @@ pub(crate) struct Adapters {
 /// One adapter.
 #[derive(Debug, Serialize, JsonSchema)]
 pub(crate) struct Adapter {
-    /// The arm it is by itself, `MODEL+ADAPTER`.
+    /// The id of the arm of the model with this adapter, `MODEL+ADAPTER`.
     id: String,
     /// Always `adapter`.
     object: &'static str,
-    /// What follows the `+` in a model id.
+    /// The name after the `+` in a model id.
     name: String,
-    /// The model it is for.
+    /// The model that it adapts.
     model: String,
-    /// When it was loaded, in seconds since 1970.
+    /// When it was loaded, in seconds since 1970 (Unix time).
     created: u64,
-    /// Where it was read from: its path within the server's adapter directory, or its name.
+    /// The file it was read from: its path within the server's adapter directory, or its name.
     path: String,
-    /// The profile that chat uses with it where the model id names none, or null.
+    /// The profile that chat uses with it if the model id names none, or null.
     profile: Option<String>,
     /// The different ranks of its matrices.
     ranks: Vec<usize>,
-    /// How many numbers it has.
+    /// The number of its parameters.
     parameters: usize,
-    /// Bytes that its weights take; the same weights under several names take them once.
+    /// The size of its weights in bytes; the same weights under several names are stored once.
     bytes: usize,
 }
 
@@ -67,7 +67,7 @@ impl Adapter {
     }
 }
 
-/// What to load, and as what.
+/// The adapter to load, and its name.
 #[derive(Debug, Default, Deserialize, JsonSchema)]
 #[serde(default)]
 pub(crate) struct LoadRequest {
@@ -75,14 +75,14 @@ pub(crate) struct LoadRequest {
     name: Option<String>,
     /// A PEFT directory or a GGUF file below the server's adapter directory.
     path: Option<String>,
-    /// The model it is for; may be absent if only one model is served.
+    /// The model that it adapts; may be absent if only one model is served.
     model: Option<String>,
 }
 
 /// An adapter that is no longer served.
 #[derive(Debug, Serialize, JsonSchema)]
 pub(crate) struct Deleted {
-    /// The arm it was by itself.
+    /// The id of the arm of the model with this adapter.
     id: String,
     /// Always `adapter`.
     object: &'static str,
@@ -90,7 +90,7 @@ pub(crate) struct Deleted {
     deleted: bool,
 }
 
-/// All of them.
+/// Lists all adapters.
 pub(crate) async fn list(State(app): State<Arc<App>>) -> Json<Adapters> {
     let models = app.runtime.models().iter();
     let data = models.flat_map(|model| {
@@ -106,7 +106,7 @@ pub(crate) async fn list(State(app): State<Arc<App>>) -> Json<Adapters> {
     })
 }
 
-/// Loads one. Requests that run go on with what they began with.
+/// Loads an adapter. Running requests keep the adapters that they began with.
 pub(crate) async fn load(post: Post) -> Result<Json<Adapter>, ApiError> {
     let (request, mut call) = post.read(|fields| fields.view::<LoadRequest>()).await?;
     let required = |value: Option<String>, name| {
@@ -121,8 +121,8 @@ pub(crate) async fn load(post: Post) -> Result<Json<Adapter>, ApiError> {
             "This server loads no adapters: it was started without --adapter-dir.",
         )
     })?;
-    // One at a time: the numbers of one that is being read are not in the budget yet, and
-    // those that wait hold no thread.
+    // One at a time: the parameters of an adapter that is being read are not in the memory budget
+    // yet. Requests that wait hold no thread.
     let turn = Arc::clone(&call.app.adapter_turn).lock_owned().await;
     let app = Arc::clone(&call.app);
     let loaded = call.unhurried(None, move |_| {
@@ -141,7 +141,7 @@ pub(crate) async fn load(post: Post) -> Result<Json<Adapter>, ApiError> {
     loaded.await.map(Json)
 }
 
-/// Why an adapter is not loaded, for the client that asked for it.
+/// Returns why an adapter is not loaded, for the client that sent the request.
 fn refused(app: &App, error: AdapterError) -> ApiError {
     let no_room = |error: &dyn std::fmt::Display| {
         let models = app.runtime.models().iter();
@@ -175,7 +175,7 @@ fn refused(app: &App, error: AdapterError) -> ApiError {
     }
 }
 
-/// Unloads one, by its percent-encoded id. Requests that run go on with it.
+/// Unloads an adapter, by its percent-encoded id. Running requests keep it.
 pub(crate) async fn unload(
     State(app): State<Arc<App>>,
     id: Result<extract::Path<String>, PathRejection>,
@@ -201,7 +201,7 @@ pub(crate) async fn unload(
     }))
 }
 
-/// The model with this id, or the only one there is.
+/// Returns the model with this id or, without an id, the only model.
 fn model(app: &App, id: Option<&str>) -> Result<Arc<Model>, ApiError> {
     let models = app.runtime.models();
     match (id, models) {

@@ -1,4 +1,4 @@
-//! `POST /v1/chat/completions`.
+//! `POST /v1/chat/completions`: chat completions.
 
 use std::sync::Arc;
 
@@ -22,7 +22,7 @@ use incant_engine::FinishReason;
 use incant_prompt::profile::{Message, Role};
 use incant_prompt::text::Cancel;
 
-/// The most alternatives per token, as OpenAI has it.
+/// The maximum number of alternatives per token, as in OpenAI's API.
 const MAX_TOP_LOGPROBS: i64 = 20;
 
 /// A conversation to continue.
@@ -35,7 +35,7 @@ pub(crate) struct ChatRequest {
     messages: Vec<Object<ChatMessage>>,
     /// Report the log-probability of every token.
     logprobs: Option<bool>,
-    /// With so many alternatives each.
+    /// The number of alternatives to report for each token.
     #[serde(default, deserialize_with = "whole::option")]
     #[schemars(range(min = 0, max = 20))]
     top_logprobs: Option<i64>,
@@ -57,7 +57,7 @@ pub(crate) struct ChatMessage {
     function_call: Option<Skipped>,
 }
 
-/// Who speaks.
+/// The author of a message.
 #[derive(Clone, Copy, Debug, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 enum ChatRole {
@@ -83,14 +83,15 @@ pub(crate) struct Part {
     text: Option<String>,
 }
 
-/// Who speaks, by a word: serde by itself would also take an object with the word for its key.
+/// Reads a role from a string: serde by itself would also accept an object with the role as its
+/// key.
 fn role<'de, D: Deserializer<'de>>(deserializer: D) -> Result<ChatRole, D::Error> {
     let word: StringDeserializer<UnknownWord> =
         String::deserialize(deserializer)?.into_deserializer();
     ChatRole::deserialize(word).map_err(serde::de::Error::custom)
 }
 
-/// Whether a word is `text`.
+/// Returns whether a string is `text`.
 fn is_text<'de, D: Deserializer<'de>>(deserializer: D) -> Result<bool, D::Error> {
     String::deserialize(deserializer).map(|word| word == "text")
 }
@@ -160,7 +161,7 @@ pub(crate) async fn chat(post: Post) -> Result<Response, ApiError> {
     respond(&call, plan, shape).await
 }
 
-/// How many alternatives to report; `None` reports nothing.
+/// Returns how many alternatives to report; `None` reports no log-probabilities.
 fn alternatives(logprobs: Option<bool>, top: Option<i64>) -> Result<Option<usize>, ApiError> {
     let top = integer("top_logprobs", top, 0..=MAX_TOP_LOGPROBS)?.unwrap_or(0) as usize;
     match logprobs.unwrap_or(false) {
@@ -173,7 +174,6 @@ fn alternatives(logprobs: Option<bool>, top: Option<i64>) -> Result<Option<usize
     }
 }
 
-/// Reads a conversation's messages.
 pub(crate) fn conversation(messages: Vec<Object<ChatMessage>>) -> Result<Vec<Message>, ApiError> {
     if messages.is_empty() {
         return Err(ApiError::invalid(
@@ -234,15 +234,15 @@ fn read(at: usize, message: ChatMessage) -> Result<Message, ApiError> {
     Ok(Message { role, content })
 }
 
-/// Chat's shape of an answer.
+/// The format of chat answers.
 struct Chat {
-    /// Whether log-probabilities were asked for.
+    /// Whether to report log-probabilities.
     logprobs: bool,
     /// How their tokens are written.
     names: Names,
-    /// Whether the tokens' ids were asked for.
+    /// Whether to report token ids.
     token_ids: bool,
-    /// What they are of.
+    /// The distribution that log-probabilities are taken from.
     measured: Option<Measured>,
 }
 
@@ -252,15 +252,15 @@ struct Chat {
 pub(crate) struct ChatChoice {
     index: usize,
     message: AssistantMessage,
-    /// Null unless asked for.
+    /// Null unless requested.
     logprobs: Option<ChatLogprobs>,
     finish_reason: FinishWord,
-    /// The ids of all its tokens, those without text too; absent unless asked for.
+    /// The ids of all its tokens, including those without text; absent unless requested.
     #[serde(skip_serializing_if = "Option::is_none")]
     token_ids: Option<Vec<u32>>,
 }
 
-/// What the model says.
+/// The message that the model writes.
 #[derive(Debug, Serialize, JsonSchema)]
 struct AssistantMessage {
     /// Always `assistant`.
@@ -276,16 +276,16 @@ struct AssistantMessage {
 pub(crate) struct ChatDelta {
     index: usize,
     delta: Delta,
-    /// Null unless asked for.
+    /// Null unless requested.
     logprobs: Option<ChatLogprobs>,
     /// Null in all but an answer's last chunk.
     finish_reason: Option<FinishWord>,
-    /// The ids of the tokens since the last chunk; absent unless asked for.
+    /// The ids of the tokens since the last chunk; absent unless requested.
     #[serde(skip_serializing_if = "Option::is_none")]
     token_ids: Option<Vec<u32>>,
 }
 
-/// What is new. Empty in an answer's last chunk.
+/// The new part of a message. Empty in an answer's last chunk.
 #[derive(Debug, Default, Serialize, JsonSchema)]
 struct Delta {
     /// `assistant`, in an answer's first chunk.
@@ -296,12 +296,12 @@ struct Delta {
     content: Option<String>,
 }
 
-/// Why an answer ended.
+/// The reason why an answer ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 #[schemars(rename = "FinishReason")]
 pub(crate) enum FinishWord {
-    /// By an end token, a stop text or a role marker.
+    /// At an end token, a stop string or a role marker.
     Stop,
     /// At `max_tokens` or the end of the context.
     Length,
@@ -317,7 +317,7 @@ impl From<FinishReason> for FinishWord {
 }
 
 impl Chat {
-    /// What was asked for of some tokens.
+    /// Returns the log-probabilities of some tokens, if requested.
     fn logprobs(&self, entries: Vec<Entry>) -> Option<ChatLogprobs> {
         self.logprobs
             .then(|| ChatLogprobs::new(entries, self.names, self.measured))
@@ -354,7 +354,7 @@ impl Shape for Chat {
             finish_reason,
             token_ids,
         };
-        // They go with the first chunk that is not only the role.
+        // The ids are sent with the first chunk that has more than the role.
         let mut token_ids = self.token_ids.then_some(piece.ids);
         let mut chunks = Vec::new();
         let mut entries = piece.entries;
@@ -374,7 +374,7 @@ impl Shape for Chat {
             chunks.push(chunk(delta, logprobs, None, token_ids.take()));
         }
         if let Some(reason) = piece.finish {
-            // Only tokens without text are left: the end token, if it came alone.
+            // Only tokens without text are left: the end token, if it arrived alone.
             let logprobs = match entries.is_empty() {
                 true => None,
                 false => self.logprobs(entries),
@@ -382,7 +382,7 @@ impl Shape for Chat {
             let reason = Some(reason.into());
             chunks.push(chunk(Delta::default(), logprobs, reason, token_ids.take()));
         }
-        // Nothing but the role has come: it may be long before there is text.
+        // Only the role was sent, and text may take long: the ids get a chunk of their own.
         if let Some(ids) = token_ids.filter(|ids| !ids.is_empty()) {
             chunks.push(chunk(Delta::default(), None, None, Some(ids)));
         }

@@ -1,4 +1,4 @@
-//! `POST /v1/compare`: several arms answer the same, side by side.
+//! `POST /v1/compare`: several arms answer the same prompt, side by side.
 
 mod run;
 
@@ -27,37 +27,38 @@ use incant_prompt::profile::{Message, SamplingDefaults};
 use incant_prompt::text::Cancel;
 use incant_sample::fresh_seed;
 
-/// The most arms of one comparison.
+/// The maximum number of arms per comparison.
 const MAX_ARMS: usize = 16;
 
-/// The most alternatives per token.
+/// The maximum number of alternatives per token.
 const MAX_TOP_LOGPROBS: i64 = 20;
 
-/// Alternatives per token where nobody says how many.
+/// The default number of alternatives per token.
 const TOP_LOGPROBS: usize = 10;
 
-/// `max_tokens` where none is given: a base model seldom ends by itself.
+/// The default of `max_tokens`: a base model seldom ends by itself.
 const DEFAULT_MAX_TOKENS: usize = 256;
 
-/// Seeds are below this, so that JavaScript can hold them.
+/// Seeds are below this, so that JavaScript can represent them.
 const SEEDS: u64 = 1 << 53;
 
-/// One question for several arms.
+/// One prompt for several arms.
 #[derive(Debug, Deserialize, JsonSchema)]
 pub(crate) struct CompareRequest {
-    /// The arms that answer, of whatever models; one can be there twice, and with guidance of its own: `ID guidance=0.5`.
+    /// The arms that answer, of any served models. An arm may be listed twice, and have guidance of
+    /// its own: `ID guidance=0.5`.
     #[schemars(length(min = 1, max = 16))]
     arms: Few<String, MAX_ARMS>,
-    /// A conversation, which each arm renders in its own way. Either this or `prompt`.
+    /// A conversation, which each arm renders in its own way. Either this or `prompt` is required.
     messages: Option<Vec<Object<ChatMessage>>>,
-    /// A text that each arm continues as it is, after its profile's text if its id names one.
+    /// A text that each arm continues verbatim, after its profile's text if its id names one.
     prompt: Option<String>,
-    /// The arm of `arms` that shift is measured against: an arm with `@turn` if there is one,
-    /// else the first.
+    /// The arm of `arms` that shift is measured against: by default an arm with `@turn` if there is
+    /// one, else the first.
     reference: Option<String>,
-    /// Score each token under the other arms of the same tokenizer.
+    /// Score each token under the other arms with the same tokenizer.
     analysis: Option<bool>,
-    /// With so many alternatives each; 10 if absent.
+    /// The number of alternatives to report for each token; 10 by default.
     #[serde(default, deserialize_with = "whole::option")]
     #[schemars(range(min = 0, max = 20))]
     top_logprobs: Option<i64>,
@@ -76,21 +77,21 @@ pub(crate) struct CompareResponse {
 /// An event of a comparison's stream.
 #[derive(Debug, Serialize, JsonSchema)]
 pub(crate) struct CompareChunk {
-    /// The same in every event of a stream.
+    /// The id of the comparison, the same in every event of a stream.
     id: String,
     /// Always `compare.chunk`.
     object: &'static str,
-    /// When the comparison was begun, in seconds since 1970.
+    /// When the comparison was begun, in seconds since 1970 (Unix time).
     created: u64,
     #[serde(flatten)]
     event: CompareEvent,
 }
 
-/// What an event says.
+/// The content of an event.
 #[derive(Clone, Debug, Serialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 enum CompareEvent {
-    /// The first: what is compared, and how.
+    /// The first event: the arms and the settings of the comparison.
     Begin {
         arms: Vec<ReportArm>,
         settings: Settings,
@@ -101,7 +102,7 @@ enum CompareEvent {
         index: usize,
         content: String,
     },
-    /// An answer's next tokens with all their scores; only with `analysis`.
+    /// An answer's next tokens with all their scores; sent only with `analysis`.
     Tokens {
         arm: usize,
         index: usize,
@@ -114,11 +115,10 @@ enum CompareEvent {
         finish_reason: Finish,
         usage: Usage,
     },
-    /// The last: null without `analysis`.
+    /// The last event; null without `analysis`.
     Summary(Option<Summary>),
 }
 
-/// Compares arms.
 pub(crate) async fn compare(post: Post) -> Result<Response, ApiError> {
     let read = post.read(|fields| {
         let request: CompareRequest = fields.view()?;
@@ -134,7 +134,7 @@ pub(crate) async fn compare(post: Post) -> Result<Response, ApiError> {
     let top = integer("top_logprobs", request.top_logprobs, 0..=MAX_TOP_LOGPROBS)?;
     let analysis = request.analysis.unwrap_or(false);
     let top = top.map_or(TOP_LOGPROBS, |top| top as usize);
-    // Before anything is made of them: a small body can ask for much.
+    // Checked before prompts are made: a small body can ask for many sequences.
     let answers = controls.answers()?;
     let judges = if analysis { arms.len() } else { 1 };
     let sequences = arms.len().saturating_mul(answers).saturating_mul(judges);
@@ -188,7 +188,7 @@ pub(crate) async fn compare(post: Post) -> Result<Response, ApiError> {
     respond(&call, plan).await
 }
 
-/// Everything there is to run.
+/// The generation that one comparison asks for.
 struct Plan {
     sides: Vec<Side>,
     question: Question,
@@ -197,7 +197,7 @@ struct Plan {
     stream: Stream,
 }
 
-/// The arms with these ids.
+/// Returns the arms with these ids.
 fn arms(call: &Call, ids: &[String]) -> Result<Vec<Arm>, ApiError> {
     if !(1..=MAX_ARMS).contains(&ids.len()) {
         let message = format!("`arms` must name 1 to {MAX_ARMS} arms.");
@@ -206,7 +206,7 @@ fn arms(call: &Call, ids: &[String]) -> Result<Vec<Arm>, ApiError> {
     ids.iter().map(|id| call.arm(id)).collect()
 }
 
-/// The place of the arm that shift is measured against.
+/// Returns the position of the arm that shift is measured against.
 fn reference(request: &CompareRequest, arms: &[Arm]) -> Result<usize, ApiError> {
     match &request.reference {
         Some(id) => arms
@@ -222,7 +222,7 @@ fn reference(request: &CompareRequest, arms: &[Arm]) -> Result<usize, ApiError> 
     }
 }
 
-/// What is asked.
+/// The prompt of a comparison.
 #[derive(Clone)]
 enum Question {
     Messages(Vec<Message>),
@@ -248,7 +248,7 @@ impl Question {
         }
     }
 
-    /// The field that holds it.
+    /// Returns the request field that holds it.
     fn param(&self) -> &'static str {
         match self {
             Question::Messages(_) => "messages",
@@ -256,7 +256,7 @@ impl Question {
         }
     }
 
-    /// The arms that answer it.
+    /// Returns the arms as they answer it.
     fn of_arms(&self, arms: Vec<Arm>) -> Vec<Arm> {
         match self {
             Question::Messages(messages) => {
@@ -267,7 +267,7 @@ impl Question {
         }
     }
 
-    /// It as an arm reads it, and as those read it who have a say in its answers.
+    /// Returns the prompt as an arm reads it, and as the partners that shape its answers read it.
     fn read_by(
         &self,
         runtime: &Runtime,
@@ -305,8 +305,8 @@ impl Question {
     }
 }
 
-/// The parameters for each arm: the same for all, so that what differs is the arm alone.
-/// What a profile would like does not count.
+/// Resolves the parameters of each arm. They are the same for all, so that answers differ by the
+/// arm alone: a profile's defaults do not apply.
 fn resolve(controls: Controls, arms: &[Arm]) -> Result<Vec<Resolved>, ApiError> {
     let defaults = SamplingDefaults {
         temperature: Some(0.0),
@@ -344,7 +344,7 @@ fn sides(
             .map(|(((arm, prompt), resolved), partners)| {
                 let own = fit(prompt, arm.context(), resolved.max_tokens, param)?;
                 let own = own.min(partners.room());
-                // Whoever scores the answer must have room for it too.
+                // The other arms that score the answer must have room for it too.
                 let judges = sides
                     .clone()
                     .filter(|(other, _)| analysis && arm.shares_tokens(other));

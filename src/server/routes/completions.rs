@@ -1,4 +1,4 @@
-//! `POST /v1/completions`: the prompt is taken verbatim.
+//! `POST /v1/completions`: text completions of a verbatim prompt.
 
 mod prompts;
 
@@ -24,30 +24,31 @@ use crate::server::lacking;
 use incant_prompt::profile::SamplingDefaults;
 use incant_prompt::text::{Cancel, Tokenizer};
 
-/// The most alternatives per token, as OpenAI has it.
+/// The maximum number of alternatives per token, as in OpenAI's API.
 const MAX_LOGPROBS: i64 = 5;
 
-/// `max_tokens` where none is given, as OpenAI has it.
+/// The default of `max_tokens`, as in OpenAI's API.
 const DEFAULT_MAX_TOKENS: usize = 16;
 
 /// A text to continue.
 #[derive(Debug, Deserialize, JsonSchema)]
 pub(crate) struct CompletionRequest {
-    /// The arm that answers. `MODEL` is the raw model; with `@PROFILE` it continues right after the profile's text.
+    /// The arm that answers. `MODEL` is the raw model; with `@PROFILE` it continues right after the
+    /// profile's text.
     model: String,
     /// A text, a list of texts, a list of token ids, or a list of such lists.
     #[schemars(schema_with = "prompt_schema")]
     prompt: PromptField,
-    /// Report log-probabilities, with so many alternatives per token.
+    /// Report log-probabilities, with this number of alternatives per token.
     #[serde(default, deserialize_with = "whole::option")]
     #[schemars(range(min = 0, max = 5))]
     logprobs: Option<i64>,
-    /// Begin the answer with the prompt; with `logprobs` its tokens are scored too.
+    /// Begin the answer with the prompt; with `logprobs`, its tokens are scored too.
     echo: Option<bool>,
-    /// Only what `n` says: all answers are given.
+    /// Only the value of `n` is accepted: all answers are returned.
     #[serde(default, deserialize_with = "whole::option")]
     best_of: Option<i64>,
-    /// Begin a text prompt with BOS if the model asks for one; true by default.
+    /// Begin a text prompt with BOS if the model expects it; true by default.
     add_special_tokens: Option<bool>,
 }
 
@@ -65,7 +66,7 @@ pub(crate) async fn completions(post: Post) -> Result<Response, ApiError> {
     let ((request, controls, extras, guidance), mut call) = read.await?;
     let logprobs = integer("logprobs", request.logprobs, 0..=MAX_LOGPROBS)?.map(|top| top as usize);
     let arm = call.arm(&request.model)?;
-    // Before anything is made of them: a small body can ask for millions.
+    // Checked before prompts are made: a small body can ask for millions of answers.
     let answers = controls.answers()?;
     let inputs = inputs(request.prompt, |count| {
         arm.could_take(count.saturating_mul(answers))
@@ -102,7 +103,7 @@ pub(crate) async fn completions(post: Post) -> Result<Response, ApiError> {
         };
         let prompts = inputs.into_iter().map(|input| maker.planned(input));
         let prompts: Vec<Planned> = prompts.collect::<Result<_, ApiError>>()?;
-        // A profile speaks for the raw model only where its text comes first.
+        // A profile sets the defaults of the raw model only if its text comes first.
         let profile = prompts
             .iter()
             .any(|planned| planned.prompt.prefix.is_some());
@@ -151,12 +152,12 @@ pub(crate) async fn completions(post: Post) -> Result<Response, ApiError> {
     respond(&call, plan, shape).await
 }
 
-/// Refuses to promise more tokens than the context has room for after the prompt: an answer
-/// would end before them, and nothing would say why.
+/// Refuses `max_tokens` beyond the context's end: the answer would be shorter than requested
+/// without any explanation.
 fn room_for(prompt: &Prompt, context: usize, asked: Option<usize>) -> Result<(), ApiError> {
     let tokens = prompt.token_count();
     match asked {
-        // A prompt that is too long by itself is told of as such.
+        // A prompt that is too long by itself has its own error.
         Some(asked) if tokens < context && asked > context - tokens => {
             Err(ApiError::ContextLength {
                 context,
@@ -170,18 +171,18 @@ fn room_for(prompt: &Prompt, context: usize, asked: Option<usize>) -> Result<(),
     }
 }
 
-/// Makes prompts ready to run.
+/// Turns inputs into prompts that are ready to run.
 struct Maker<'a> {
     arm: &'a Arm,
     say: &'a Say,
     extras: &'a Extras,
-    /// The most tokens of an answer.
+    /// The maximum number of tokens of an answer.
     max_tokens: Option<usize>,
-    /// Whether texts get the BOS that the model asks for.
+    /// Whether text prompts get a BOS, if the model expects it.
     add_special: bool,
     /// Whether the answer begins with the prompt.
     echo: bool,
-    /// Which prompts are of use.
+    /// Bounds of the prompts that are worth encoding.
     wanted: Wanted,
 }
 
@@ -218,9 +219,9 @@ impl Maker<'_> {
     }
 }
 
-/// What the prompt's tokens show. A BOS that the client did not write, or the
-/// space that some tokenizers put before a text, is no part of its text: the
-/// joined tokens are exactly what the client sent.
+/// Returns the prompt's tokens with their texts. A BOS that the client did not write, and the space
+/// that some tokenizers put before a text, are left out: the joined tokens are exactly what the
+/// client sent.
 fn echoed(tokenizer: &Tokenizer, prompt: &Prompt, input: &PromptInput) -> Echo {
     let mut tokens: Vec<(u32, Vec<u8>)> = prompt
         .ids
@@ -233,7 +234,7 @@ fn echoed(tokenizer: &Tokenizer, prompt: &Prompt, input: &PromptInput) -> Echo {
     Echo(tokens)
 }
 
-/// Cuts from the first tokens what stands before `text`, if the joined tokens end with it.
+/// Cuts from the first tokens the bytes before `text`, if the joined tokens end with it.
 fn strip_added(tokens: &mut [(u32, Vec<u8>)], text: &[u8]) {
     let joined: Vec<u8> = tokens
         .iter()
@@ -252,34 +253,33 @@ fn strip_added(tokens: &mut [(u32, Vec<u8>)], text: &[u8]) {
     }
 }
 
-/// Completions' shape of an answer.
+/// The format of completions' answers.
 struct Completions {
-    /// Whether log-probabilities were asked for.
+    /// Whether to report log-probabilities.
     logprobs: bool,
     /// How their tokens are written.
     names: Names,
-    /// What is told of tokens' ids, if that was asked for.
+    /// The token ids to report, if requested.
     token_ids: Option<TokenIds>,
-    /// What they are of.
+    /// The distribution that log-probabilities are taken from.
     measured: Option<Measured>,
 }
 
 /// The tokens of a request's prompts.
 struct TokenIds {
     prompts: Vec<Vec<u32>>,
-    /// How many answers each has.
+    /// The number of answers per prompt.
     answers: usize,
 }
 
 impl Completions {
-    /// The tokens of the prompt that is answered by answer number `index`, if they were
-    /// asked for.
+    /// Returns the tokens of the prompt of answer number `index`, if requested.
     fn prompt_token_ids(&self, index: usize) -> Option<Vec<u32>> {
         let of = self.token_ids.as_ref()?;
         of.prompts.get(index / of.answers).cloned()
     }
 
-    /// What was asked for of some tokens.
+    /// Returns the log-probabilities of some tokens, if requested.
     fn logprobs(&self, entries: Vec<Entry>) -> Option<CompletionLogprobs> {
         self.logprobs
             .then(|| CompletionLogprobs::new(entries, self.names, self.measured))
@@ -290,17 +290,17 @@ impl Completions {
 #[derive(Debug, Serialize, JsonSchema)]
 #[schemars(rename = "Completion")]
 pub(crate) struct CompletionChoice {
-    /// The prompt's place in the list times `n`, plus the answer's number.
+    /// The prompt's position in the list times `n`, plus the answer's number.
     index: usize,
     text: String,
-    /// Null unless asked for.
+    /// Null unless requested.
     logprobs: Option<CompletionLogprobs>,
     /// Null in all but an answer's last chunk.
     finish_reason: Option<FinishWord>,
-    /// The ids of the prompt's tokens, in an answer's first chunk; absent unless asked for.
+    /// The ids of the prompt's tokens, in an answer's first chunk; absent unless requested.
     #[serde(skip_serializing_if = "Option::is_none")]
     prompt_token_ids: Option<Vec<u32>>,
-    /// The ids of the tokens, those without text too; absent unless asked for.
+    /// The ids of the tokens, including those without text; absent unless requested.
     #[serde(skip_serializing_if = "Option::is_none")]
     token_ids: Option<Vec<u32>>,
 }
@@ -338,7 +338,7 @@ impl Shape for Completions {
         };
         let mut chunks = Vec::new();
         let mut entries = piece.entries;
-        // Where ids were asked for they do not wait for text.
+        // Requested ids do not wait for text.
         let tells_ids = self.token_ids.is_some() && piece.finish.is_none();
         if !piece.text.is_empty() || tells_ids {
             let logprobs = match piece.text.is_empty() {
@@ -348,7 +348,7 @@ impl Shape for Completions {
             chunks.push(chunk(piece.text, logprobs, None));
         }
         if let Some(reason) = piece.finish {
-            // Only tokens without text are left: the end token, if it came alone.
+            // Only tokens without text are left: the end token, if it arrived alone.
             let logprobs = match entries.is_empty() {
                 true => None,
                 false => self.logprobs(entries),

@@ -1,4 +1,4 @@
-//! `GET /health`: whether the server can answer.
+//! `GET /health`: the health check.
 
 use std::sync::Arc;
 
@@ -10,18 +10,18 @@ use serde::Serialize;
 use crate::server::App;
 use crate::server::errors::ApiError;
 
-/// Asked without a key, and in any crowd.
+/// Served without a key, and under overload.
 pub(crate) const PATH: &str = "/health";
 
-/// What a server that can answer says.
+/// The response of a healthy server.
 #[derive(Debug, Serialize, JsonSchema)]
 pub(crate) struct Health {
-    /// Always `ok`; a server that is not is answered for by an error.
+    /// Always `ok`; an unhealthy server responds with an error.
     status: &'static str,
 }
 
-/// Reached only when the models are loaded. A server of which one engine has died or is
-/// stuck is ill as a whole: whoever balances its load cannot tell models apart.
+/// Answers only after the models are loaded. One engine that has died or is stuck makes the whole
+/// server unhealthy, since a load balancer cannot tell models apart.
 pub(crate) async fn health(State(app): State<Arc<App>>) -> Result<Json<Health>, ApiError> {
     if app.runtime.is_about_to_end() {
         Err(ApiError::Draining)

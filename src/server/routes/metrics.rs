@@ -1,4 +1,4 @@
-//! `GET /metrics`: what Prometheus reads.
+//! `GET /metrics`: metrics for Prometheus.
 
 use std::sync::Arc;
 
@@ -10,10 +10,10 @@ use crate::server::App;
 use crate::server::errors::ApiError;
 use crate::server::metrics::CONTENT_TYPE;
 
-/// Asked under any name.
+/// Served under any `Host`.
 pub(crate) const PATH: &str = "/metrics";
 
-/// All metrics; while models load, those of no model.
+/// Answers with all metrics; while models load, without those of models.
 pub(crate) async fn metrics(State(app): State<Arc<App>>) -> Result<impl IntoResponse, ApiError> {
     let text = app.metrics.text(&app.runtime);
     let text = text.map_err(|error| ApiError::Internal(error.to_string()))?;

@@ -1,4 +1,4 @@
-//! `GET /v1/models` and `/v1/models/{id}`: every arm is a model.
+//! `GET /v1/models` and `/v1/models/{id}`: every arm is listed as a model.
 
 use std::sync::Arc;
 
@@ -14,7 +14,7 @@ use crate::server::errors::ApiError;
 use incant_gguf::printable::excerpt;
 use incant_prompt::profile::SamplingDefaults;
 
-/// Every arm that can be asked.
+/// Every arm that requests can name.
 #[derive(Debug, Serialize, JsonSchema)]
 pub(crate) struct Models {
     /// Always `list`.
@@ -29,24 +29,25 @@ pub(crate) struct Model {
     id: String,
     /// Always `model`.
     object: &'static str,
-    /// When the server loaded it, in seconds since 1970.
+    /// When the server loaded it, in seconds since 1970 (Unix time).
     created: u64,
     /// Always `incant`.
     owned_by: &'static str,
     /// The model whose weights it uses.
     root: String,
-    /// The arm it is made from, if any.
+    /// The arm that it is made from, if any.
     parent: Option<String>,
     /// The alignment prompt it uses, if any.
     profile: Option<String>,
     /// The LoRA adapter it uses, if any.
     adapter: Option<String>,
-    /// The language of its alignment prompt, BCP-47; absent without one, and where it follows the question.
+    /// The language of its alignment prompt (BCP-47); absent without one, or if it follows the
+    /// question.
     #[serde(skip_serializing_if = "Option::is_none")]
     language: Option<String>,
-    /// How it answers chats where a request does not say: what differs from OpenAI's defaults.
+    /// The default sampling parameters of its chat answers, where they differ from OpenAI's.
     sampling: SamplingDefaults,
-    /// The weight of the guidance that its alignment prompt asks for, if it asks for any.
+    /// The weight of the guidance that its alignment prompt sets, if any.
     #[serde(skip_serializing_if = "Option::is_none")]
     guidance: Option<f32>,
 }
@@ -79,7 +80,7 @@ impl Model {
     }
 }
 
-/// All of them.
+/// Lists all arms.
 pub(crate) async fn list(State(app): State<Arc<App>>) -> Json<Models> {
     let created = app.runtime.created();
     let data = app
@@ -94,19 +95,19 @@ pub(crate) async fn list(State(app): State<Arc<App>>) -> Json<Models> {
     })
 }
 
-/// One, by its percent-encoded id.
+/// Describes one arm, by its percent-encoded id.
 pub(crate) async fn one(
     State(app): State<Arc<App>>,
     id: Result<Path<String>, PathRejection>,
 ) -> Result<Json<Model>, ApiError> {
-    // The only rejection is an id that is not UTF-8, and no arm has such a one.
+    // The only rejection is an id that is not UTF-8, and no arm has such an id.
     let Path(id) =
         id.map_err(|_| ApiError::UnknownModel("No model has an id that is not UTF-8.".into()))?;
     let known = app.runtime.arms().into_iter().find(|arm| arm.id == id);
     match known {
         Some(arm) => Ok(Json(Model::new(arm, app.runtime.created()))),
         None => {
-            // The runtime says best what it does not know.
+            // The runtime has the most precise error for an unknown id.
             let missing = app.runtime.arm(&id).err().map(ApiError::from);
             Err(missing.unwrap_or_else(|| {
                 ApiError::UnknownModel(format!("The model `{}` is not served.", excerpt(&id)))

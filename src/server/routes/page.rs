@@ -5,7 +5,7 @@ use http::header;
 
 use crate::analyze::page;
 
-/// Where it is. Whoever has no key sees the page too: it holds nothing, and asks for one.
+/// The path of the page. It needs no key: it holds no data, and asks for one.
 pub(crate) const PATH: &str = "/";
 
 /// Answers with the page.
@@ -17,7 +17,7 @@ pub(crate) async fn page() -> impl IntoResponse {
         ),
         (header::X_CONTENT_TYPE_OPTIONS, "nosniff"),
         (header::REFERRER_POLICY, "no-referrer"),
-        // A new version's page goes with a new version's API.
+        // After an upgrade, browsers must load the page that fits the new API.
         (header::CACHE_CONTROL, "no-cache"),
     ];
     (headers, Html(page::live()))

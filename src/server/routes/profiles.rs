@@ -1,4 +1,4 @@
-//! `GET /v1/profiles`: the alignment prompts, with their texts.
+//! `GET /v1/profiles`: lists the alignment prompts, with their texts.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -17,51 +17,51 @@ pub(crate) struct Profiles {
     /// Always `list`.
     object: &'static str,
     data: Vec<Profile>,
-    /// The files that are wrong and have no earlier version that could be served.
+    /// Invalid profile files without an earlier valid version to serve.
     broken: Vec<Broken>,
 }
 
-/// A file without a profile.
+/// An invalid profile file.
 #[derive(Debug, Serialize, JsonSchema)]
 struct Broken {
     /// The name that its profile would have.
     id: String,
-    /// What is wrong with it.
+    /// The error in it.
     error: String,
 }
 
 /// One profile.
 #[derive(Debug, Serialize, JsonSchema)]
 struct Profile {
-    /// What follows the `@` in a model id.
+    /// The name after the `@` in a model id.
     id: String,
     /// Always `profile`.
     object: &'static str,
     title: String,
     description: String,
-    /// The language it is written in, such as `en`.
+    /// The language it is written in (BCP-47), such as `en`.
     language: String,
-    /// The profile whose place it takes where that is the default and the first question
-    /// is in its language, or null.
+    /// The profile that it replaces where that is the default and the first question is in the
+    /// variant's language, or null.
     variant_of: Option<String>,
-    /// How many examples it gives.
+    /// The number of examples in it.
     shots: usize,
     version: String,
     /// The role markers that end an answer at the start of a line.
     markers: Vec<String>,
-    /// The constant text before every conversation, or null if it has none.
+    /// The constant text before every conversation, or null if there is none.
     prefix: Option<String>,
-    /// How many tokens that text is, for each model.
+    /// The number of tokens of that text, by model.
     prefix_tokens: BTreeMap<String, usize>,
-    /// The models whose chat uses it where the model id names no profile.
+    /// The models whose chat uses it if the model id names no profile.
     default_for: Vec<String>,
-    /// `current`, or `outdated` if its file says something else by now.
+    /// `current`, or `outdated` if its file has changed since it was loaded.
     state: State,
-    /// Why the newer version is not served, or null.
+    /// The reason why the newer version is not served, or null.
     error: Option<String>,
 }
 
-/// Whether a profile is what its file says.
+/// Whether the served profile matches its file.
 #[derive(Clone, Copy, Debug, Serialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 enum State {
@@ -93,7 +93,7 @@ impl From<ProfileInfo> for Profile {
     }
 }
 
-/// All of them.
+/// Lists all profiles.
 pub(crate) async fn list(extract::State(app): extract::State<Arc<App>>) -> Json<Profiles> {
     let (profiles, broken) = app.runtime.profiles();
     let broken = broken.into_iter();

@@ -1,4 +1,4 @@
-//! `POST /apply-template`: what a conversation looks like to the model.
+//! `POST /apply-template`: renders a conversation with the chat template or profile.
 
 use axum::Json;
 use axum::response::{IntoResponse, Response};
@@ -17,22 +17,22 @@ use crate::server::lacking;
 pub(crate) struct TemplateRequest {
     #[schemars(length(min = 1))]
     messages: Vec<Object<ChatMessage>>,
-    /// The arm; may be absent if only one model is served.
+    /// The arm that renders; may be absent if only one model is served.
     model: Option<String>,
 }
 
-/// A conversation as the model reads it, open at the assistant's turn.
+/// A rendered conversation, open at the assistant's turn.
 #[derive(Debug, Serialize, JsonSchema)]
 pub(crate) struct TemplateResponse {
     /// The arm that renders.
     model: String,
-    /// The whole text, the profile's constant part included.
+    /// The whole text, including the profile's constant part.
     prompt: String,
-    /// The whole text's tokens.
+    /// The tokens of the whole text.
     tokens: Vec<u32>,
-    /// How many there are.
+    /// The number of tokens.
     count: usize,
-    /// How many of them are the profile's constant part.
+    /// The number of tokens of the profile's constant part.
     prefix_tokens: usize,
     /// The role markers that end the answer at the start of a line.
     markers: Vec<String>,
@@ -50,7 +50,7 @@ pub(crate) async fn apply(post: Post) -> Result<Response, ApiError> {
     let rendered = call.unhurried(None, move |cancel| {
         let messages = conversation(request.messages)?;
         let arm = arm?;
-        // Also what is too long to be answered can be looked at.
+        // A conversation that is too long to be answered can be rendered too.
         let wanted = Wanted {
             fitting: false,
             cancel: cancel.clone(),

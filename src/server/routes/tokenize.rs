@@ -1,4 +1,4 @@
-//! `POST /tokenize` and `/detokenize`: text to ids and back.
+//! `POST /tokenize` and `/detokenize`: convert text to token ids and back.
 
 use std::sync::Arc;
 
@@ -14,8 +14,8 @@ use crate::server::fields::whole;
 use crate::server::lacking;
 use incant_prompt::text::{Bounds, Special, Tokenizer};
 
-/// A text to tokenize. Two kinds of servers have two names for each field;
-/// where both are given, the first of each pair below counts.
+/// A text to tokenize. vLLM and llama.cpp have different names for the fields; if both are given,
+/// the first of each pair below counts.
 #[derive(Debug, Default, Deserialize, JsonSchema)]
 #[serde(default)]
 pub(crate) struct TokenizeRequest {
@@ -23,16 +23,16 @@ pub(crate) struct TokenizeRequest {
     prompt: Option<String>,
     /// The text.
     content: Option<String>,
-    /// Whose tokens; may be absent if only one model is served.
+    /// The model whose tokenizer is used; may be absent if only one model is served.
     model: Option<String>,
-    /// Begin with BOS if the model asks for one; as those servers have it, true by default
-    /// for `prompt` and false for `content`.
+    /// Begin with BOS if the model expects it; as in those servers, true by default for `prompt`
+    /// and false for `content`.
     add_special_tokens: Option<bool>,
     /// The same.
     add_special: Option<bool>,
     /// Read control tokens in the text as such; true by default.
     parse_special: Option<bool>,
-    /// Give each token's text beside its id.
+    /// Return each token's text beside its id.
     with_pieces: Option<bool>,
 }
 
@@ -44,7 +44,7 @@ enum ShownToken {
     Whole { id: u32, piece: Shown },
 }
 
-/// A token's text, or its bytes where they are none.
+/// A token's text, or its bytes if they are not valid UTF-8.
 #[derive(Debug, Serialize, JsonSchema)]
 #[serde(untagged)]
 enum Shown {
@@ -63,13 +63,13 @@ impl ShownToken {
     }
 }
 
-/// Tokens that are shown one by one as they are written.
+/// Tokens that are serialized one by one.
 #[derive(JsonSchema)]
 #[schemars(transparent)]
 struct ShownTokens {
     #[schemars(with = "Vec<ShownToken>")]
     ids: Vec<u32>,
-    /// Where their texts are, if these are shown too.
+    /// The tokenizer that has their texts, if these are shown too.
     #[schemars(skip)]
     pieces: Option<Arc<Tokenizer>>,
 }
@@ -84,11 +84,11 @@ impl Serialize for ShownTokens {
     }
 }
 
-/// A text's tokens.
+/// The tokens of a text.
 #[derive(Serialize, JsonSchema)]
 pub(crate) struct TokenizeResponse {
     tokens: ShownTokens,
-    /// How many there are.
+    /// The number of tokens.
     count: usize,
     /// The context of the model in tokens.
     max_model_len: usize,
@@ -102,7 +102,7 @@ pub(crate) async fn tokenize(post: Post) -> Result<Response, ApiError> {
         Ok(request)
     });
     let (request, mut call) = read.await?;
-    // Whose name it is tells whose default counts.
+    // The name of the field decides whose default counts.
     let is_prompt = request.prompt.is_some();
     let text = request.prompt.or(request.content);
     let text =
@@ -142,25 +142,25 @@ pub(crate) async fn tokenize(post: Post) -> Result<Response, ApiError> {
     tokenized.await
 }
 
-/// Tokens to make a text of.
+/// Tokens to convert to a text.
 #[derive(Debug, Deserialize, JsonSchema)]
 pub(crate) struct DetokenizeRequest {
     #[serde(deserialize_with = "whole::list")]
     tokens: Vec<u32>,
-    /// Whose tokens; may be absent if only one model is served.
+    /// The model whose tokenizer is used; may be absent if only one model is served.
     model: Option<String>,
 }
 
 /// The text, under both of its names.
 #[derive(Debug, Serialize, JsonSchema)]
 pub(crate) struct DetokenizeResponse<'a> {
-    /// The text, control tokens included. Bytes that are no character are U+FFFD.
+    /// The text, including control tokens. Bytes that are not valid UTF-8 become U+FFFD.
     prompt: &'a str,
     /// The same.
     content: &'a str,
 }
 
-/// Makes a text of tokens.
+/// Converts tokens to a text.
 pub(crate) async fn detokenize(post: Post) -> Result<Response, ApiError> {
     let read = post.read(|fields| fields.view::<DetokenizeRequest>());
     let (request, mut call) = read.await?;

@@ -1,4 +1,4 @@
-//! `GET /tokenizer_info`: what a client must know to count and cut tokens.
+//! `GET /tokenizer_info`: the facts that a client needs to count and truncate tokens.
 
 use std::sync::Arc;
 
@@ -12,29 +12,29 @@ use crate::server::App;
 use crate::server::errors::ApiError;
 use incant_gguf::printable::excerpt;
 
-/// Which tokenizer.
+/// The model whose tokenizer is meant.
 #[derive(Debug, Deserialize)]
 pub(crate) struct Whose {
     model: Option<String>,
 }
 
-/// A tokenizer's facts, named as in transformers' `tokenizer_config.json`.
-/// lm-evaluation-harness reads them from here.
+/// A tokenizer's facts, named as in transformers' `tokenizer_config.json`. lm-evaluation-harness
+/// reads them from here.
 #[derive(Debug, Serialize, JsonSchema)]
 pub(crate) struct TokenizerInfo {
-    /// The text of the token that begins a text; `/tokenize` makes that token of it.
+    /// The text of the token that begins a text; `/tokenize` parses it to that token.
     bos_token: Option<String>,
     /// The text of the token that ends a text.
     eos_token: Option<String>,
-    /// Whether a prompt that is given as text gets BOS.
+    /// Whether a text prompt gets BOS.
     add_bos_token: bool,
     /// The context of the model in tokens.
     model_max_length: usize,
-    /// The chat template in the model's file. A profile is none: see `/apply-template`.
+    /// The chat template in the model's file. A profile is not one: see `/apply-template`.
     chat_template: Option<String>,
 }
 
-/// Tells them.
+/// Answers with the tokenizer's facts.
 pub(crate) async fn info(
     State(app): State<Arc<App>>,
     whose: Result<Query<Whose>, QueryRejection>,

@@ -266,9 +266,9 @@ impl GuidanceDefaults {
 /// The largest number of tokens that DRY's parameters accept.
 pub const MOST_DRY_TOKENS: u32 = 1_000_000;
 
-/// The maximum number of sequence breakers, and of bytes of each. They are limited because each
-/// one is searched for in the whole vocabulary.
+/// The maximum number of DRY sequence breakers: each is searched for in the whole vocabulary.
 pub const MAX_BREAKERS: usize = 16;
+/// The maximum length of a DRY sequence breaker, in bytes.
 pub const MAX_BREAKER_BYTES: usize = 64;
 
 /// Describes what is wrong with a list of sequence breakers, as the end of a sentence.

@@ -1,5 +1,5 @@
-//! A server as its clients see it: completions that are streamed, with the time
-//! at which each piece came.
+//! The client side of the benchmark: streamed completions, with the time at which each piece
+//! arrived.
 
 use std::cell::Cell;
 use std::io::{self, BufRead, BufReader};
@@ -15,7 +15,7 @@ use crate::cli::http::{
 };
 use crate::cli::output::clip;
 
-/// A server that is measured.
+/// A server to measure.
 pub(super) struct Server {
     /// Without a slash at the end.
     pub(super) url: String,
@@ -23,25 +23,25 @@ pub(super) struct Server {
     key: Option<String>,
 }
 
-/// One client of a server. It keeps its connection from request to request.
+/// One client of a server. It reuses its connection for all its requests (keep-alive).
 pub(super) struct Client<'a> {
     server: &'a Server,
     agent: ureq::Agent,
-    /// Whether there was a request before.
+    /// Whether it has sent a request before.
     connected: Cell<bool>,
 }
 
-/// One answer, and when it came.
+/// One answer, and when it arrived.
 pub(super) struct Answer {
     pub(super) started: Instant,
-    /// When each event that carries text came.
+    /// When each event with text arrived.
     pub(super) texts: Vec<Instant>,
     pub(super) ended: Instant,
-    /// What the server counted, if it tells.
+    /// The server's token counts, if it reports them.
     pub(super) usage: Option<Usage>,
 }
 
-/// What a server counts.
+/// A server's token counts.
 #[derive(Clone, Copy, Debug, Deserialize)]
 pub(super) struct Usage {
     pub(super) prompt_tokens: usize,
@@ -49,40 +49,39 @@ pub(super) struct Usage {
     prompt_tokens_details: Option<PromptTokens>,
 }
 
-/// What a server did with a prompt.
+/// Details of a prompt's tokens.
 #[derive(Clone, Copy, Debug, Deserialize)]
 struct PromptTokens {
     cached_tokens: Option<usize>,
 }
 
 impl Usage {
-    /// How many tokens of the prompt were not computed anew, if the server tells.
+    /// Returns the number of cached prompt tokens, if the server reports it.
     pub(super) fn cached_tokens(&self) -> Option<usize> {
         self.prompt_tokens_details?.cached_tokens
     }
 }
 
 impl Answer {
-    /// The time to the first text, or to the end if there was no text.
+    /// Returns the time to the first text, or to the end if there was no text.
     pub(super) fn first(&self) -> Duration {
         let first = self.texts.first().unwrap_or(&self.ended);
         first.duration_since(self.started)
     }
 
-    /// The times between events that carry text.
+    /// Returns the times between events with text.
     pub(super) fn gaps(&self) -> impl Iterator<Item = Duration> {
         let pairs = self.texts.windows(2);
         pairs.map(|pair| pair[1].duration_since(pair[0]))
     }
 
-    /// How many tokens it has: the server's count, or else one for each event.
+    /// Returns the number of tokens: the server's count, or else one for each event.
     pub(super) fn tokens(&self) -> usize {
         let counted = self.usage.map(|usage| usage.completion_tokens);
         counted.unwrap_or(self.texts.len())
     }
 
-    /// The mean time from one token to the next, which holds however many
-    /// tokens an event carries.
+    /// Returns the mean time between tokens, independent of the number of tokens per event.
     pub(super) fn per_token(&self) -> Option<Duration> {
         let (first, last) = (self.texts.first()?, self.texts.last()?);
         let steps = self.tokens().checked_sub(1).filter(|&steps| steps > 0)?;
@@ -91,7 +90,7 @@ impl Answer {
 }
 
 impl Server {
-    /// Finds out which model to ask for, unless `model` says.
+    /// Opens a server. Without `model`, asks it for its first one.
     pub(super) fn open(
         url: &str,
         model: Option<&str>,
@@ -108,11 +107,11 @@ impl Server {
         Ok(server)
     }
 
-    /// A client with a connection of its own.
+    /// Returns a client with a connection of its own.
     pub(super) fn client(&self) -> Client<'_> {
         Client {
             server: self,
-            // A proxy would be measured along.
+            // A proxy would distort the measurement.
             agent: agent(true),
             connected: Cell::new(false),
         }
@@ -120,8 +119,8 @@ impl Server {
 }
 
 impl Client<'_> {
-    /// Has `prompt` continued by exactly `tokens` tokens, if the server does as
-    /// it is told.
+    /// Requests a completion of `prompt` with exactly `tokens` tokens, if the server supports
+    /// `ignore_eos`.
     pub(super) fn complete(&self, prompt: &str, tokens: usize) -> anyhow::Result<Answer> {
         let url = format!("{}/v1/completions", self.server.url);
         let body = json!({
@@ -141,8 +140,8 @@ impl Client<'_> {
         };
         let started = Instant::now();
         let mut result = send();
-        // Some servers say that a connection goes on and then close it. Every
-        // client meets them with a new connection, which takes its time.
+        // Some servers announce keep-alive and then close the connection. Any client must then
+        // reconnect, so the time for that counts.
         if self.connected.replace(true) && result.as_ref().is_err_and(is_closed) {
             result = send();
         }
@@ -152,7 +151,7 @@ impl Client<'_> {
     }
 }
 
-/// Reads a stream of completions to its end.
+/// Reads a streamed completion to its end.
 fn read<R: BufRead>(url: &str, started: Instant, mut events: Events<R>) -> anyhow::Result<Answer> {
     #[derive(Deserialize)]
     struct Choice {
@@ -175,8 +174,7 @@ fn read<R: BufRead>(url: &str, started: Instant, mut events: Events<R>) -> anyho
     let mut ended = None;
     while let Some(data) = events.next().with_context(|| url.to_owned())? {
         let now = Instant::now();
-        // Whatever comes after the end is read too: only then can the
-        // connection serve the next request.
+        // Data after the end is read too: only then can the connection serve the next request.
         if ended.is_some() {
             continue;
         }
@@ -205,7 +203,7 @@ fn read<R: BufRead>(url: &str, started: Instant, mut events: Events<R>) -> anyho
     Ok(answer)
 }
 
-/// Whether the other side closed the connection before it answered.
+/// Returns whether the server closed the connection before it answered.
 fn is_closed(error: &ureq::Error) -> bool {
     use io::ErrorKind::{BrokenPipe, ConnectionAborted, ConnectionReset, UnexpectedEof};
     match error {

@@ -1,11 +1,9 @@
-//! `incant bench --url`: the chat workload, by which any servers of OpenAI's
-//! REST API can be compared. Many clients send the same long prompt and after
-//! it a short question each, over HTTP, as programs do that know nothing of
-//! profiles.
+//! `incant bench --url`: a load test of servers with OpenAI's REST API, under a chat workload. Many
+//! clients send the same long prompt followed by a short question each, over HTTP, as programs do
+//! that know nothing of profiles.
 //!
-//! Two servers never work at the same time. They get the same texts in the same
-//! rounds, and take turns at being the first of a round, so that whatever else
-//! the machine does hits both alike.
+//! Two servers are never loaded at the same time. They get the same texts in the same rounds, and
+//! take turns at being the first of a round, so that other load on the machine affects both alike.
 
 mod client;
 mod prompt;
@@ -21,11 +19,10 @@ use self::report::{Report, Rounds};
 use self::workload::{Phase, Workload};
 use crate::cli::output::{self, grouped};
 
-/// Both servers get a salt of their own for a last count; those before it go
-/// into finding the length.
+/// The salt of the final count of tokens on both servers; smaller ones are used to find the length.
 const COUNT_SALT: u64 = 8;
 
-/// The servers, and what is asked of them.
+/// The servers, and the workload.
 #[derive(clap::Args)]
 pub(super) struct LoadArgs {
     /// A running server of OpenAI's REST API, which is measured over HTTP under
@@ -41,7 +38,7 @@ pub(super) struct LoadArgs {
     /// The model to ask for [default: the first that the server lists]
     #[arg(long, value_name = "ID", requires = "url")]
     model_id: Option<String>,
-    /// Numbers of clients that come at the same time
+    /// Numbers of concurrent clients
     #[arg(
         long,
         value_name = "N",
@@ -53,16 +50,16 @@ pub(super) struct LoadArgs {
     /// Requests that a client sends one after another
     #[arg(long, value_name = "N", default_value = "4", requires = "url")]
     requests: NonZeroUsize,
-    /// About so many tokens in the shared prompt
+    /// Approximate number of tokens in the shared prompt
     #[arg(long, value_name = "N", default_value = "1100", requires = "url")]
     prompt_tokens: NonZeroUsize,
-    /// So many tokens in each answer
+    /// Number of tokens in each answer
     #[arg(long, value_name = "N", default_value = "64", requires = "url")]
     max_tokens: NonZeroUsize,
-    /// Take the median of so many rounds
+    /// Number of rounds, of which the median is taken
     #[arg(long, value_name = "N", default_value = "3", requires = "url")]
     rounds: NonZeroUsize,
-    /// Sent to the servers as a bearer token; the first one, where commas separate several
+    /// Sent to the servers as a bearer token; the first one, if commas separate several
     #[arg(
         long,
         value_name = "KEY",
@@ -73,9 +70,9 @@ pub(super) struct LoadArgs {
 }
 
 impl LoadArgs {
-    /// Measures the server at `url`, and the one it is compared with.
+    /// Measures the server at `url`, and the one to compare it with.
     pub(super) fn run(&self, url: &str, json: bool) -> anyhow::Result<()> {
-        // The server's own list may be in the environment.
+        // The environment variable may hold a server's own list of keys.
         let keys = self.api_key.as_deref().unwrap_or_default();
         let mut keys = keys.split([',', '\n']).map(str::trim);
         let key = keys.find(|key| !key.is_empty());
@@ -97,8 +94,8 @@ impl LoadArgs {
             results.push(Rounds {
                 url: server.url.clone(),
                 model: server.model.clone(),
-                // Also the second server's first request, which may cost more
-                // than any later one.
+                // For the second server this is also its first request, which may take longer than
+                // later ones.
                 shared_tokens: workload.count(server, COUNT_SALT)?,
                 rounds: Vec::new(),
             });

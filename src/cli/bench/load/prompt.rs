@@ -1,21 +1,21 @@
-//! The texts of the chat workload: a long constant prompt that each client
-//! sends as it is, and a short question after it.
+//! The texts of the chat workload: a long constant prompt that all clients send, and a short
+//! question after it.
 
 use incant::profile;
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
-/// What salts are made of.
+/// The words of salts.
 const WORDS: [&str; 32] = [
     "amber", "basket", "candle", "desert", "engine", "forest", "garden", "harbor", "island",
     "jacket", "kitchen", "ladder", "marble", "needle", "orange", "pencil", "quarter", "river",
     "silver", "tunnel", "umbrella", "valley", "window", "yellow", "anchor", "bridge", "copper",
     "dragon", "feather", "glacier", "hammer", "meadow",
 ];
-/// So many make it certain that a salt is new.
+/// The number of words that makes a salt practically unique.
 const SALT_WORDS: usize = 12;
 
-/// What the questions are about.
+/// The topics of the questions.
 const TOPICS: [&str; 16] = [
     "bread",
     "the moon",
@@ -35,9 +35,8 @@ const TOPICS: [&str; 16] = [
     "rainbows",
 ];
 
-/// Words that no text of this or another run began with. Salts whose numbers
-/// stand next to each other begin with different words, so that texts after
-/// them have nothing in common.
+/// Returns words that no text of this or another run begins with. Salts with consecutive numbers
+/// begin with different words, so that texts after them have no common prefix.
 pub(super) fn salt(run: u64, number: u64) -> String {
     let mut random = ChaCha8Rng::seed_from_u64(run);
     random.set_stream(number);
@@ -47,10 +46,9 @@ pub(super) fn salt(run: u64, number: u64) -> String {
     words.join(" ")
 }
 
-/// An alignment prompt of about `length` bytes, and never less than its
-/// instruction: `salt`, then the instruction and the examples of the profile
-/// `urial`, which come again in another order until the length is reached. It
-/// ends with a whole line.
+/// Returns an alignment prompt of about `length` bytes, but at least its instruction: `salt`, then
+/// the instruction and the examples of the profile `urial`, which are repeated in another order
+/// until the length is reached. It ends with a whole line.
 pub(super) fn shared(salt: &str, length: usize) -> String {
     let urial = profile::builtin()
         .iter()
@@ -75,7 +73,7 @@ pub(super) fn shared(salt: &str, length: usize) -> String {
     text
 }
 
-/// What follows the shared prompt: a question that no other number has.
+/// Returns the text after the shared prompt: a question that is unique to its number.
 pub(super) fn question(number: usize) -> String {
     let topic = TOPICS[number % TOPICS.len()];
     let things = 2 + number / TOPICS.len();

@@ -1,4 +1,4 @@
-//! What the rounds come to: medians, and how two servers compare.
+//! The report of all rounds: medians, and the comparison of two servers.
 
 use serde::Serialize;
 
@@ -6,7 +6,7 @@ use super::workload::{Measured, Phase};
 use crate::cli::bench::measure::median;
 use crate::cli::output::{self, Align, grouped};
 
-/// What is shown of each phase.
+/// The figures that are shown for each phase.
 const FIGURES: &[Figure] = &[
     Figure::time(Phase::First, "time to first token", |of| {
         Some(of.first_median)
@@ -44,7 +44,7 @@ struct Figure {
     of: fn(&Measured) -> Option<f64>,
 }
 
-/// Which of two numbers is the better one.
+/// Which direction is better.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
 enum Better {
@@ -75,24 +75,24 @@ impl Figure {
     }
 }
 
-/// One server and all that was measured of it.
+/// One server with all its measurements.
 #[derive(Serialize)]
 pub(super) struct Rounds {
     pub(super) url: String,
     pub(super) model: String,
-    /// Tokens of the shared prompt, if the server counts.
+    /// Tokens of the shared prompt, if the server reports them.
     pub(super) shared_tokens: Option<usize>,
     pub(super) rounds: Vec<Vec<Measured>>,
 }
 
-/// All that was measured, and what it comes to.
+/// All measurements, and their summary.
 #[derive(Serialize)]
 pub(super) struct Report {
     max_tokens: usize,
-    /// What the ratios say.
+    /// The meaning of the ratios.
     ratio: Option<&'static str>,
     figures: Vec<Row>,
-    /// One, or two that were compared.
+    /// One server, or two that are compared.
     servers: Vec<Rounds>,
 }
 
@@ -118,7 +118,7 @@ struct Spread {
 }
 
 impl Spread {
-    /// There must be a value.
+    /// `values` must not be empty.
     fn of(values: &[f64]) -> Spread {
         Spread {
             median: median(values.to_vec()),
@@ -128,7 +128,7 @@ impl Spread {
     }
 }
 
-/// How many times better the first number is.
+/// Returns by what factor the first number is better.
 fn ratio(better: Better, first: f64, second: f64) -> f64 {
     match better {
         Better::Lower => second / first,
@@ -137,7 +137,7 @@ fn ratio(better: Better, first: f64, second: f64) -> f64 {
 }
 
 impl Report {
-    /// All servers must have run the same workload, for a round at least.
+    /// All servers must have run the same workload, for at least one round.
     pub(super) fn new(servers: Vec<Rounds>, max_tokens: usize) -> Report {
         let phases = &servers[0].rounds[0];
         let mut figures = Vec::new();
@@ -246,7 +246,7 @@ impl Row {
                 .iter()
                 .zip(second)
                 .map(|(&first, &second)| ratio(figure.better, first, second))
-                // Events that come in one piece have no gap to divide by.
+                // Events that arrive at the same time have no gap to divide by.
                 .map(|ratio| ratio.is_finite().then_some(ratio))
                 .collect(),
             _ => None,

@@ -1,4 +1,4 @@
-//! The chat workload: what is asked of a server, and in what order.
+//! The chat workload: the requests of a round, and their order.
 
 use std::sync::Barrier;
 use std::thread;
@@ -11,36 +11,36 @@ use super::client::{Answer, Server, Usage};
 use super::prompt::{question, salt, shared};
 use crate::cli::bench::measure::median;
 
-/// Salts below this number are for finding the prompt's length.
+/// Salts below this number are used to find the prompt's length.
 const FIRST_SALT: u64 = 16;
 
-/// What every round asks of every server.
+/// The workload of each round, the same for every server.
 pub(super) struct Workload {
-    /// Makes the run's texts unlike those of any other.
+    /// A random number that makes the run's texts unlike those of any other.
     pub(super) run: u64,
-    /// The shared prompt's length in bytes.
+    /// The length of the shared prompt in bytes.
     pub(super) length: usize,
-    /// Tokens of an answer.
+    /// Tokens per answer.
     pub(super) tokens: usize,
-    /// Numbers of clients that come together.
+    /// Numbers of concurrent clients.
     pub(super) clients: Vec<usize>,
-    /// Requests of a client, one after another.
+    /// Requests per client, one after another.
     pub(super) requests: usize,
 }
 
-/// The parts of a round, in their order.
+/// The phases of a round, in order.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 pub(super) enum Phase {
-    /// One request with a prompt that is new.
+    /// One request with a new prompt.
     #[serde(rename = "first")]
     First,
-    /// Clients that come at the same time, with one new prompt.
+    /// Concurrent clients, with one new prompt.
     #[serde(rename = "together, cold")]
     Cold,
-    /// One client, with the prompt that came last.
+    /// One client, with the last prompt.
     #[serde(rename = "alone")]
     Alone,
-    /// Clients that come at the same time, with that prompt.
+    /// Concurrent clients, with that prompt.
     #[serde(rename = "together, warm")]
     Warm,
 }
@@ -56,22 +56,21 @@ impl Phase {
     }
 }
 
-/// What was measured in one phase. Times are in milliseconds.
+/// The measurements of one phase. Times are in milliseconds.
 #[derive(Clone, Debug, Serialize)]
 pub(super) struct Measured {
     pub(super) phase: Phase,
     pub(super) clients: usize,
     pub(super) requests: usize,
-    /// Tokens of all prompts, if the server counts.
+    /// Tokens of all prompts, if the server reports them.
     pub(super) prompt_tokens: Option<usize>,
-    /// Those of them that were not computed anew, if the server tells.
+    /// Cached tokens of all prompts, if the server reports them.
     pub(super) cached_tokens: Option<usize>,
     /// Tokens of all answers.
     pub(super) answer_tokens: usize,
     /// Tokens that all answers should have.
     pub(super) asked_tokens: usize,
-    /// Whether `answer_tokens` is the server's count; else it is that of the
-    /// events with text.
+    /// Whether `answer_tokens` is the server's count; else it is the number of events with text.
     pub(super) counted_by_server: bool,
     /// Events with text.
     pub(super) events: usize,
@@ -79,20 +78,20 @@ pub(super) struct Measured {
     pub(super) seconds: f64,
     /// Of all clients.
     pub(super) tokens_per_second: f64,
-    /// From a request to the first text of its answer.
+    /// Time to first token: from a request to the first text of its answer.
     pub(super) first_median: f64,
     pub(super) first_worst: f64,
-    /// From one token to the next: the median of the answers' means.
+    /// Time per token: the median of the answers' means.
     pub(super) per_token: Option<f64>,
-    /// Between events of one answer that carry text, over all answers.
+    /// Times between events with text, over all answers.
     pub(super) gap_median: Option<f64>,
     pub(super) gap_99th: Option<f64>,
     pub(super) gap_worst: Option<f64>,
 }
 
 impl Workload {
-    /// Finds the length at which the server counts about `tokens` tokens. One
-    /// that does not count is taken to have four bytes in a token.
+    /// Finds the length at which the server counts about `tokens` tokens. For a server that reports
+    /// no counts, four bytes per token are assumed.
     pub(super) fn fit(&mut self, server: &Server, tokens: usize) -> anyhow::Result<()> {
         self.length = 4 * tokens;
         for attempt in 0..3 {
@@ -107,15 +106,15 @@ impl Workload {
         Ok(())
     }
 
-    /// How many tokens the shared prompt has for a server, if it tells.
+    /// Returns the number of tokens of the shared prompt on a server, if it reports it.
     pub(super) fn count(&self, server: &Server, number: u64) -> anyhow::Result<Option<usize>> {
         let text = shared(&salt(self.run, number), self.length);
         let answer = server.client().complete(&text, 1)?;
         Ok(answer.usage.map(|usage| usage.prompt_tokens))
     }
 
-    /// One round on one server. `watch` is told what comes next. The same round
-    /// of the same workload asks the same of any server.
+    /// Runs one round on one server, and calls `watch` before each phase. The same round of the
+    /// same workload sends the same requests to any server.
     pub(super) fn round(
         &self,
         server: &Server,
@@ -143,7 +142,7 @@ impl Workload {
             prompt = next_prompt();
             measured.push(run(Phase::Cold, texts(&prompt, clients, 1))?);
         }
-        // Not measured: a server may keep only what has come before.
+        // Not measured: a server may cache only the prompts of completed requests.
         for text in texts(&prompt, 1, 1).concat() {
             server.client().complete(&text, 1)?;
         }
@@ -156,7 +155,7 @@ impl Workload {
     }
 }
 
-/// Has each client send its texts one after another, all clients at once.
+/// Lets each client send its texts one after another, all clients concurrently.
 fn together(server: &Server, texts: &[Vec<String>], tokens: usize) -> anyhow::Result<Vec<Answer>> {
     let start = Barrier::new(texts.len());
     let client = |texts: &[String]| -> anyhow::Result<Vec<Answer>> {
@@ -183,7 +182,7 @@ fn together(server: &Server, texts: &[Vec<String>], tokens: usize) -> anyhow::Re
 }
 
 impl Measured {
-    /// `tokens` were asked for in each of `answers`, of which there is one.
+    /// `tokens` were requested for each of `answers`, which are not empty.
     fn new(phase: Phase, clients: usize, answers: &[Answer], tokens: usize) -> Measured {
         let started = answers.iter().map(|answer| answer.started).min();
         let ended = answers.iter().map(|answer| answer.ended).max();
@@ -217,14 +216,14 @@ impl Measured {
     }
 }
 
-/// In milliseconds, from the shortest to the longest.
+/// Returns the times in milliseconds, shortest first.
 fn sorted(times: impl Iterator<Item = Duration>) -> Vec<f64> {
     let mut times: Vec<f64> = times.map(|time| time.as_secs_f64() * 1e3).collect();
     times.sort_by(f64::total_cmp);
     times
 }
 
-/// The smallest value that at least this share of the sorted values does not exceed.
+/// Returns the smallest value that is not exceeded by at least this share of the sorted values.
 fn quantile(sorted: &[f64], share: f64) -> Option<f64> {
     let rank = (share * sorted.len() as f64).ceil() as usize;
     sorted.get(rank.max(1) - 1).copied()

@@ -1,4 +1,4 @@
-//! A comparison while it runs, and what is sent of it.
+//! Runs a comparison and writes its response, whole or streamed.
 
 use std::ops::Range;
 use std::time::{SystemTime, UNIX_EPOCH};
@@ -19,7 +19,7 @@ use crate::server::metrics::Outcome;
 use crate::server::sse::{self, Frames};
 use incant_engine::Event;
 
-/// Runs the `plan` that `call` asked for and writes what comes.
+/// Runs the `plan` of the request `call` and writes the response.
 pub(super) async fn respond(call: &Call, plan: Plan) -> Result<Response, ApiError> {
     let stream = plan.stream;
     let mut running = Running::begin(call, plan)?;
@@ -29,7 +29,7 @@ pub(super) async fn respond(call: &Call, plan: Plan) -> Result<Response, ApiErro
             Ok(Json(running.into_response()).into_response())
         }
         Stream::Events { .. } => {
-            // Until something has come, an error is an answer of its own.
+            // Before the first event, an error is a response with its own status.
             let first = running.next().await.transpose()?;
             let mut frames = Frames::default();
             frames.push(&running.chunk(running.begins()));
@@ -49,7 +49,7 @@ pub(super) async fn respond(call: &Call, plan: Plan) -> Result<Response, ApiErro
     }
 }
 
-/// A comparison while it runs. Dropping it ends it.
+/// A running comparison. Dropping this cancels it.
 struct Running {
     id: String,
     created: u64,
@@ -58,7 +58,7 @@ struct Running {
     question: Question,
     comparison: Comparison,
     transcript: Transcript,
-    /// Of each arm.
+    /// One per arm.
     watches: Vec<Watch>,
     deadline: Deadline,
 }
@@ -74,7 +74,7 @@ impl Drop for Running {
 }
 
 impl Running {
-    /// Hands all sequences to the engines, or none.
+    /// Submits all sequences to the engines, or none.
     fn begin(call: &Call, plan: Plan) -> Result<Running, ApiError> {
         let Settings {
             n,
@@ -105,7 +105,7 @@ impl Running {
         })
     }
 
-    /// What comes next, as an event; `None` after everything has.
+    /// Returns the next event; `None` after the last.
     async fn next(&mut self) -> Option<Result<CompareEvent, ApiError>> {
         let answers = self.settings.n;
         let watches = &mut self.watches;
@@ -113,7 +113,7 @@ impl Running {
             watches[answer / answers].note(answer % answers, event);
         };
         let next = tokio::select! {
-            // Events that lie ready must not put the deadline off.
+            // Events that are ready must not postpone the deadline.
             biased;
             error = self.deadline.passed() => Some(Err((Outcome::TimedOut, error))),
             next = self.comparison.next(note) => next.map(|next| {
@@ -142,7 +142,7 @@ impl Running {
         }
     }
 
-    /// The event that says what was said.
+    /// Converts a comparison's output to an event.
     fn event(&self, said: Said) -> CompareEvent {
         let (arm, index) = (said.answer / self.settings.n, said.answer % self.settings.n);
         match said.what {
@@ -161,7 +161,7 @@ impl Running {
         }
     }
 
-    /// The first event.
+    /// Returns the first event.
     fn begins(&self) -> CompareEvent {
         CompareEvent::Begin {
             arms: self.arms.clone(),
@@ -178,7 +178,7 @@ impl Running {
         }
     }
 
-    /// The next frames, and what comes after them; without the latter they are the last.
+    /// Returns the next frames and the stream after them; without the latter they are the last.
     async fn frames(mut self) -> (Frames, Option<(Option<Frames>, Running)>) {
         let mut frames = Frames::default();
         match self.next().await {
@@ -208,7 +208,7 @@ impl Running {
         }
     }
 
-    /// All of it, once it is over.
+    /// Returns the whole report, once the comparison has ended.
     fn report(&mut self) -> Report {
         let answers = std::mem::take(&mut self.transcript).into_answers();
         let prompts = vec![self.question.clone().into_prompt(answers)];
@@ -221,8 +221,8 @@ impl Running {
     }
 }
 
-/// What the answers of one arm cost so far: a prompt counts once, and only its first
-/// answer says what could be reused.
+/// Returns the usage of one arm's answers so far: the prompt counts once, and only its first answer
+/// tells how many tokens were reused.
 fn usage(comparison: &Comparison, answers: Range<usize>) -> Usage {
     let first = comparison.usage(answers.start);
     let generated = answers.map(|answer| comparison.usage(answer).completion_tokens);

@@ -1,4 +1,4 @@
-//! The field `prompt`: one text or several, or token ids.
+//! The request field `prompt`: one or several texts, or token ids.
 
 use std::fmt;
 
@@ -12,10 +12,10 @@ use crate::runtime::PromptInput;
 use crate::server::errors::ApiError;
 use crate::server::fields::{TextOr, whole};
 
-/// The most prompts of one request; what the engine takes at once is less.
+/// The maximum number of prompts per request; the engine's own limit is lower.
 const MAX_PROMPTS: usize = 1 << 16;
 
-/// What `prompt` holds.
+/// The value of `prompt`.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum PromptField {
     /// One text.
@@ -24,16 +24,16 @@ pub(super) enum PromptField {
     List(PromptList),
 }
 
-/// The elements of a list, sorted as they are read: an id takes four bytes.
+/// The elements of a list, sorted as they are parsed: an id takes four bytes.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(super) struct PromptList {
-    /// Those that are prompts by themselves, one more than [`MAX_PROMPTS`] at most.
+    /// The elements that are prompts by themselves, at most one more than [`MAX_PROMPTS`].
     prompts: Vec<PromptInput>,
-    /// How many there are of these.
+    /// The number of these elements in the request.
     count: usize,
-    /// Those that are ids, and together one prompt.
+    /// The elements that are ids, which together are one prompt.
     ids: Vec<u32>,
-    /// Whether a prompt is an empty list of ids.
+    /// Whether any prompt is an empty list of ids.
     has_empty: bool,
 }
 
@@ -129,7 +129,7 @@ impl<'de> Deserialize<'de> for PromptItem {
     }
 }
 
-/// What [`inputs`] takes, but for the vocabulary's end.
+/// The JSON schema of the values that [`inputs`] accepts, except for the vocabulary's end.
 pub(super) fn prompt_schema(generator: &mut SchemaGenerator) -> Schema {
     let id = generator.subschema_for::<u32>();
     let ids = json!({"type": "array", "items": id, "minItems": 1});
@@ -139,7 +139,7 @@ pub(super) fn prompt_schema(generator: &mut SchemaGenerator) -> Schema {
     })
 }
 
-/// The prompts that a request holds, in order, if `could_take` so many.
+/// Returns the prompts of a request, in order, if `could_take` accepts their number.
 pub(super) fn inputs(
     prompt: PromptField,
     could_take: impl FnOnce(usize) -> Result<(), ApiError>,
