@@ -5,12 +5,12 @@
 //! [`engine`] schedules, [`exec`] computes, [`sample`] chooses, and the token returns the same way.
 //! `ARCHITECTURE.md` defines which parts may depend on which.
 
-pub mod analyze;
 pub mod catalog;
 pub mod runtime;
 pub mod server;
 pub mod train;
 
+pub use incant_compare as analyze;
 pub use incant_engine::{self as engine, exec, kv};
 pub use incant_gguf::{self as gguf, mmap, open, printable};
 pub use incant_kernels as kernels;

@@ -16,7 +16,7 @@ use futures_util::stream::FuturesUnordered;
 use super::choice::{Choice, Entry, Piece, Vocabulary};
 use super::together::{self, Sequences};
 use super::{Arm, Partners, Prompt};
-use crate::analyze::{self, Alternative, Finish, ReportArm, Score, Token, Usage};
+use incant_compare::{self as analyze, Alternative, Finish, ReportArm, Score, Token, Usage};
 use incant_engine::{
     self as engine, Client, Event, FinishReason, FollowRequest, GenerateRequest, Generation,
     Scored, SubmitError,
@@ -414,7 +414,7 @@ impl Transcript {
             What::Text(text) => answer.text += &text,
             What::Tokens(tokens) => answer.tokens.get_or_insert_default().extend(tokens),
             What::End(reason, usage) => {
-                answer.finish_reason = reason.into();
+                answer.finish_reason = finish(reason);
                 answer.usage = usage;
             }
         }
@@ -426,12 +426,11 @@ impl Transcript {
     }
 }
 
-impl From<FinishReason> for Finish {
-    fn from(reason: FinishReason) -> Finish {
-        match reason {
-            FinishReason::Stop => Finish::Stop,
-            FinishReason::Length => Finish::Length,
-        }
+/// Converts the engine's finish reason to the report's.
+pub(crate) fn finish(reason: FinishReason) -> Finish {
+    match reason {
+        FinishReason::Stop => Finish::Stop,
+        FinishReason::Length => Finish::Length,
     }
 }
 

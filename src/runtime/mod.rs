@@ -34,6 +34,7 @@ pub use adapters::{Adapter, AdapterError, Adapters};
 pub use arm::{Answered, Arm, ArmError, Prompt, PromptError, PromptInput, Wanted};
 pub use bind::BoundProfile;
 pub use breakers::breakers;
+pub(crate) use compare::finish;
 pub use compare::{Comparison, Said, Side, Transcript, What, default_reference, room};
 pub use load::{DEFAULT_PROFILE, LoadError, LoadOptions, Model, Profiles};
 pub use together::{Guidance, Partner, Partners, Say, WishError, Wishes};

@@ -21,8 +21,8 @@ use biases::{Biases, biases, biases_schema};
 use super::deadline::time_limit;
 use super::errors::ApiError;
 use super::fields::{Few, Object, TextOr, whole};
-use crate::analyze::Samplers;
 use crate::runtime::{Arm, breakers};
+use incant_compare::Samplers;
 use incant_gguf::printable::excerpt;
 use incant_prompt::profile::{
     MAX_BREAKER_BYTES, MAX_BREAKERS, MOST_DRY_TOKENS, SamplingDefaults, breakers_problem,

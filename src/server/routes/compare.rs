@@ -12,7 +12,6 @@ use serde::{Deserialize, Serialize};
 use super::chat::{ChatMessage, conversation};
 use run::respond;
 
-use crate::analyze::{self, Finish, Report, ReportArm, Settings, Summary, Token, Usage};
 use crate::runtime::{
     Arm, Partners, Prompt, PromptInput, Runtime, Side, Wanted, Wishes, default_reference, room,
 };
@@ -22,6 +21,7 @@ use crate::server::controls::{Controls, Limits, Resolved, Stream, integer};
 use crate::server::errors::ApiError;
 use crate::server::fields::{Few, Object, whole};
 use crate::server::lacking;
+use incant_compare::{self as analyze, Finish, Report, ReportArm, Settings, Summary, Token, Usage};
 use incant_gguf::printable::excerpt;
 use incant_prompt::profile::{Message, SamplingDefaults};
 use incant_prompt::text::Cancel;

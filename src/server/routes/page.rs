@@ -3,7 +3,7 @@
 use axum::response::{Html, IntoResponse};
 use http::header;
 
-use crate::analyze::page;
+use incant_compare::page;
 
 /// The path of the page. It needs no key: it holds no data, and asks for one.
 pub(crate) const PATH: &str = "/";

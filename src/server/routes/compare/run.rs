@@ -8,8 +8,7 @@ use axum::response::{IntoResponse, Response};
 use futures_util::stream::unfold;
 
 use super::{CompareChunk, CompareEvent, CompareResponse, Plan, Question};
-use crate::analyze::{Report, ReportArm, Settings};
-use crate::runtime::{Comparison, Said, Transcript, What};
+use crate::runtime::{Comparison, Said, Transcript, What, finish};
 use crate::server::answer::{Usage, Watch};
 use crate::server::call::Call;
 use crate::server::controls::Stream;
@@ -17,6 +16,7 @@ use crate::server::deadline::Deadline;
 use crate::server::errors::ApiError;
 use crate::server::metrics::Outcome;
 use crate::server::sse::{self, Frames};
+use incant_compare::{Report, ReportArm, Settings};
 use incant_engine::Event;
 
 /// Runs the `plan` of the request `call` and writes the response.
@@ -155,7 +155,7 @@ impl Running {
             What::End(reason, usage) => CompareEvent::End {
                 arm,
                 index,
-                finish_reason: reason.into(),
+                finish_reason: finish(reason),
                 usage,
             },
         }

@@ -146,7 +146,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::analyze::{Finish, Token, Usage};
+    use crate::{Finish, Token, Usage};
 
     fn answer(index: usize, temperature: f32, text: &str) -> Answer {
         Answer {

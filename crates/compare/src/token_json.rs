@@ -1,10 +1,10 @@
 //! Token JSON: tokens and their log-probabilities as JSON can represent them.
 
 /// Stands for the log-probability of a probability of zero: JSON has no infinity.
-pub(crate) const ZERO_PROBABILITY: f32 = -9999.0;
+pub const ZERO_PROBABILITY: f32 = -9999.0;
 
 /// Clamps a log-probability to a number that JSON can represent.
-pub(crate) fn finite(logprob: f32) -> f32 {
+pub fn finite(logprob: f32) -> f32 {
     if logprob.is_finite() {
         logprob.max(ZERO_PROBABILITY)
     } else {
@@ -14,7 +14,7 @@ pub(crate) fn finite(logprob: f32) -> f32 {
 
 /// Returns a token's bytes as a string. Bytes that are only part of a character are written as
 /// `bytes:\xf0\x9f`, as OpenAI does; plain ASCII among them stays.
-pub(crate) fn token_name(bytes: &[u8]) -> String {
+pub fn token_name(bytes: &[u8]) -> String {
     use std::fmt::Write;
     match str::from_utf8(bytes) {
         Ok(text) => text.to_owned(),

@@ -2,7 +2,7 @@ use proptest::collection::vec;
 use proptest::prelude::*;
 
 use super::*;
-use crate::analyze::{Finish, Usage};
+use crate::{Finish, Usage};
 use incant_sample::Divergence;
 
 /// A score of a token by `arm`: its rank, a probability of 0.5, and the divergences `kl` and
