@@ -8,7 +8,6 @@
 pub mod catalog;
 pub mod runtime;
 pub mod server;
-pub mod train;
 
 pub use incant_compare as analyze;
 pub use incant_engine::{self as engine, exec, kv};
@@ -16,4 +15,5 @@ pub use incant_gguf::{self as gguf, mmap, open, printable};
 pub use incant_kernels as kernels;
 pub use incant_model::{self as model, lora, quantize};
 pub use incant_prompt::{profile, text};
+pub use incant_train as train;
 pub use incant_sample as sample;

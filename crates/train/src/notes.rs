@@ -88,7 +88,7 @@ mod tests {
     use candle_core::Device;
 
     use super::*;
-    use crate::train::metrics::Preference;
+    use crate::metrics::Preference;
 
     fn variables(b: f32) -> Vec<(String, Var)> {
         let variable = |name: &str, value: f32| {

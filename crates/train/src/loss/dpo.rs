@@ -6,8 +6,8 @@ use candle_core::Tensor;
 use serde_json::{Value, json};
 
 use super::{Loss, Objective, by_side, numbers, pairs, softplus, sums};
-use crate::train::samples::Example;
-use crate::train::{Student, TrainError};
+use crate::samples::Example;
+use crate::{Student, TrainError};
 
 /// −log σ(β [(log π − log π_ref)(chosen) − (log π − log π_ref)(rejected)]) for each pair, where
 /// log π is the sum over an answer's tokens. The reference is the student before the first

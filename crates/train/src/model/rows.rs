@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 
-use crate::train::Batch;
+use crate::Batch;
 
 /// The tokens of a batch, one per row. A prefix that sequences share is there once: the prompt
 /// of a chosen and a rejected answer, or a profile in front of every question.
@@ -63,7 +63,7 @@ impl Rows {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::train::Sample;
+    use crate::Sample;
 
     #[test]
     fn what_sequences_have_in_common_is_there_once() {

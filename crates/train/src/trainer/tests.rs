@@ -3,12 +3,12 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use super::*;
-use crate::train::data::Place;
-use crate::train::loss::{Distil, Dpo, Sft, Simpo};
-use crate::train::metrics::Preference;
-use crate::train::settings::Length;
-use crate::train::student::{Batch, Sample, Target};
-use crate::train::toy::{Toy, VOCABULARY};
+use crate::data::Place;
+use crate::loss::{Distil, Dpo, Sft, Simpo};
+use crate::metrics::Preference;
+use crate::settings::Length;
+use crate::student::{Batch, Sample, Target};
+use crate::toy::{Toy, VOCABULARY};
 
 mod interrupted;
 

@@ -5,8 +5,8 @@ use candle_core::Tensor;
 use serde_json::{Value, json};
 
 use super::{Loss, Objective, by_side, numbers, pairs, softplus, sums};
-use crate::train::samples::Example;
-use crate::train::{Student, TrainError};
+use crate::samples::Example;
+use crate::{Student, TrainError};
 
 /// −log σ(β (mean log π(chosen) − mean log π(rejected)) − γ) for each pair.
 #[derive(Clone, Copy, Debug)]

@@ -11,7 +11,7 @@ use std::ops::Range;
 use rayon::prelude::*;
 
 use super::decoder::part_rows;
-use crate::train::Target;
+use crate::Target;
 use incant_kernels::product::Inputs;
 use incant_kernels::{Isa, LANES, Matrix, gradients, math, product};
 

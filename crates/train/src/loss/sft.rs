@@ -4,8 +4,8 @@ use candle_core::Tensor;
 use serde_json::Value;
 
 use super::{Loss, Objective, batch};
-use crate::train::samples::Example;
-use crate::train::{Student, TrainError};
+use crate::samples::Example;
+use crate::{Student, TrainError};
 
 /// −Σ log π over the tokens that count, divided by their number.
 #[derive(Clone, Copy, Debug, Default)]

@@ -1,7 +1,7 @@
 //! Runs that are stopped, killed, or hit a full disk.
 
 use super::*;
-use crate::train::files::faults::{self, Fault};
+use crate::files::faults::{self, Fault};
 
 /// The steps in a run's log.
 fn logged_steps(runner: &Runner) -> Vec<usize> {

@@ -9,7 +9,7 @@ use rand::Rng;
 use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::SeedableRng;
 
-use crate::train::TrainError;
+use crate::TrainError;
 use incant_kernels::{Isa, math};
 use incant_model::DecoderSpec;
 use incant_model::lora::{Linear, Lora, LowRank};

@@ -303,7 +303,7 @@ fn escape(text: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::train::metrics::Preference;
+    use crate::metrics::Preference;
 
     fn report(records: Vec<Record>) -> Report {
         Report {

@@ -5,8 +5,8 @@ use candle_core::Tensor;
 use serde_json::Value;
 
 use super::{Loss, Objective, batch};
-use crate::train::samples::Example;
-use crate::train::{Student, Target, TrainError};
+use crate::samples::Example;
+use crate::{Student, Target, TrainError};
 
 /// KL(teacher ‖ student) at every token of the teacher's own answers, divided by their number.
 /// The teacher's distribution is given by the examples' targets; or, if they have none, it is
@@ -113,9 +113,9 @@ mod tests {
     use std::sync::Arc;
 
     use super::*;
-    use crate::train::Sample;
-    use crate::train::data::Place;
-    use crate::train::toy::Toy;
+    use crate::Sample;
+    use crate::data::Place;
+    use crate::toy::Toy;
 
     /// An answer of two tokens, after one that does not count.
     fn example(tokens: [u32; 3], targets: &[&[(u32, f32)]]) -> Example {
