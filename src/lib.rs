@@ -6,8 +6,6 @@
 //! `ARCHITECTURE.md` defines which parts may depend on which.
 
 pub mod catalog;
-pub mod runtime;
-pub mod server;
 
 pub use incant_compare as analyze;
 pub use incant_engine::{self as engine, exec, kv};
@@ -15,5 +13,6 @@ pub use incant_gguf::{self as gguf, mmap, open, printable};
 pub use incant_kernels as kernels;
 pub use incant_model::{self as model, lora, quantize};
 pub use incant_prompt::{profile, text};
-pub use incant_train as train;
 pub use incant_sample as sample;
+pub use incant_server::{self as server, runtime};
+pub use incant_train as train;

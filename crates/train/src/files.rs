@@ -210,7 +210,7 @@ pub(super) mod faults {
 
     /// The fault to inject.
     #[derive(Clone)]
-    pub(in crate) enum Fault {
+    pub(crate) enum Fault {
         None,
         /// From this moment on nothing is written or removed.
         KilledAt(usize),
@@ -225,7 +225,7 @@ pub(super) mod faults {
 
     /// Restarts the count of moments, and returns how many have passed on this thread since the
     /// last restart.
-    pub(in crate) fn begin(fault: Fault) -> usize {
+    pub(crate) fn begin(fault: Fault) -> usize {
         FAULT.set(fault);
         PASSED.replace(0)
     }

@@ -29,6 +29,7 @@ mod log;
 mod metrics;
 mod openapi;
 mod routes;
+pub mod runtime;
 mod sse;
 #[cfg_attr(not(feature = "tls"), path = "no_tls.rs")]
 mod tls;

@@ -8,9 +8,9 @@ use axum::extract::{Path, State};
 use schemars::JsonSchema;
 use serde::Serialize;
 
+use crate::App;
+use crate::errors::ApiError;
 use crate::runtime::ArmInfo;
-use crate::server::App;
-use crate::server::errors::ApiError;
 use incant_gguf::printable::excerpt;
 use incant_prompt::profile::SamplingDefaults;
 

@@ -7,11 +7,11 @@ use axum::response::{IntoResponse, Response};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize, Serializer};
 
-use crate::server::call::Post;
-use crate::server::controls::check_ids;
-use crate::server::errors::ApiError;
-use crate::server::fields::whole;
-use crate::server::lacking;
+use crate::call::Post;
+use crate::controls::check_ids;
+use crate::errors::ApiError;
+use crate::fields::whole;
+use crate::lacking;
 use incant_prompt::text::{Bounds, Special, Tokenizer};
 
 /// A text to tokenize. vLLM and llama.cpp have different names for the fields; if both are given,

@@ -8,9 +8,9 @@ use serde::de::value::SeqAccessDeserializer;
 use serde::de::{self, Deserializer, SeqAccess, Unexpected, Visitor};
 use serde_json::json;
 
+use crate::errors::ApiError;
+use crate::fields::{TextOr, whole};
 use crate::runtime::PromptInput;
-use crate::server::errors::ApiError;
-use crate::server::fields::{TextOr, whole};
 
 /// The maximum number of prompts per request; the engine's own limit is lower.
 const MAX_PROMPTS: usize = 1 << 16;

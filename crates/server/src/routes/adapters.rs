@@ -9,10 +9,10 @@ use axum::extract::{self, State};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use crate::App;
+use crate::call::Post;
+use crate::errors::ApiError;
 use crate::runtime::{self, AdapterError, Model};
-use crate::server::App;
-use crate::server::call::Post;
-use crate::server::errors::ApiError;
 use incant_engine::AddAdapterError;
 use incant_gguf::open::Location;
 use incant_gguf::printable::excerpt;

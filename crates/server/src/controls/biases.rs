@@ -8,7 +8,7 @@ use serde::Deserialize;
 use serde::de::{Deserializer, MapAccess, Visitor};
 
 use super::number;
-use crate::server::errors::ApiError;
+use crate::errors::ApiError;
 use incant_gguf::printable::excerpt;
 
 /// Biases that are added to the logits of tokens. `5` and `05` are the same token: one of them

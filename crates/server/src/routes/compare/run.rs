@@ -8,14 +8,14 @@ use axum::response::{IntoResponse, Response};
 use futures_util::stream::unfold;
 
 use super::{CompareChunk, CompareEvent, CompareResponse, Plan, Question};
+use crate::answer::{Usage, Watch};
+use crate::call::Call;
+use crate::controls::Stream;
+use crate::deadline::Deadline;
+use crate::errors::ApiError;
+use crate::metrics::Outcome;
 use crate::runtime::{Comparison, Said, Transcript, What, finish};
-use crate::server::answer::{Usage, Watch};
-use crate::server::call::Call;
-use crate::server::controls::Stream;
-use crate::server::deadline::Deadline;
-use crate::server::errors::ApiError;
-use crate::server::metrics::Outcome;
-use crate::server::sse::{self, Frames};
+use crate::sse::{self, Frames};
 use incant_compare::{Report, ReportArm, Settings};
 use incant_engine::Event;
 

@@ -4,8 +4,8 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::Usage;
-use crate::server::log::{Learned, Trace};
-use crate::server::metrics::{ArmMetrics, Outcome};
+use crate::log::{Learned, Trace};
+use crate::metrics::{ArmMetrics, Outcome};
 use incant_engine::Event;
 
 /// Measures a request's answers for the metrics and the log.

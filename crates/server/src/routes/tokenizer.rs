@@ -8,8 +8,8 @@ use axum::extract::{Query, State};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use crate::server::App;
-use crate::server::errors::ApiError;
+use crate::App;
+use crate::errors::ApiError;
 use incant_gguf::printable::excerpt;
 
 /// The model whose tokenizer is meant.

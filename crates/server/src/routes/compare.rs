@@ -12,15 +12,15 @@ use serde::{Deserialize, Serialize};
 use super::chat::{ChatMessage, conversation};
 use run::respond;
 
+use crate::answer::fit;
+use crate::call::{Call, Post};
+use crate::controls::{Controls, Limits, Resolved, Stream, integer};
+use crate::errors::ApiError;
+use crate::fields::{Few, Object, whole};
+use crate::lacking;
 use crate::runtime::{
     Arm, Partners, Prompt, PromptInput, Runtime, Side, Wanted, Wishes, default_reference, room,
 };
-use crate::server::answer::fit;
-use crate::server::call::{Call, Post};
-use crate::server::controls::{Controls, Limits, Resolved, Stream, integer};
-use crate::server::errors::ApiError;
-use crate::server::fields::{Few, Object, whole};
-use crate::server::lacking;
 use incant_compare::{self as analyze, Finish, Report, ReportArm, Settings, Summary, Token, Usage};
 use incant_gguf::printable::excerpt;
 use incant_prompt::profile::{Message, SamplingDefaults};

@@ -7,8 +7,8 @@ use axum::extract::State;
 use schemars::JsonSchema;
 use serde::Serialize;
 
-use crate::server::App;
-use crate::server::errors::ApiError;
+use crate::App;
+use crate::errors::ApiError;
 
 /// Served without a key, and under overload.
 pub(crate) const PATH: &str = "/health";

@@ -6,11 +6,11 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::chat::{ChatMessage, conversation};
+use crate::call::Post;
+use crate::errors::ApiError;
+use crate::fields::Object;
+use crate::lacking;
 use crate::runtime::Wanted;
-use crate::server::call::Post;
-use crate::server::errors::ApiError;
-use crate::server::fields::Object;
-use crate::server::lacking;
 
 /// A conversation to render.
 #[derive(Debug, Deserialize, JsonSchema)]

@@ -8,8 +8,8 @@ use axum::extract;
 use schemars::JsonSchema;
 use serde::Serialize;
 
+use crate::App;
 use crate::runtime::ProfileInfo;
-use crate::server::App;
 
 /// Every profile that a model id can name.
 #[derive(Debug, Serialize, JsonSchema)]

@@ -9,18 +9,16 @@ use serde::{Deserialize, Serialize};
 use super::chat::FinishWord;
 use prompts::{PromptField, inputs, prompt_schema};
 
+use crate::answer::{Answer, CompletionLogprobs, Measured, Names, Plan, Planned, Shape, respond};
+use crate::call::Post;
+use crate::controls::{Controls, Limits, check_ids, integer};
+use crate::errors::ApiError;
+use crate::extras::Extras;
+use crate::fields::whole;
+use crate::guidance::GuidanceFields;
+use crate::lacking;
 use crate::runtime::choice::{Echo, Entry, Piece, Vocabulary};
 use crate::runtime::{Arm, Prompt, PromptInput, Say, Wanted};
-use crate::server::answer::{
-    Answer, CompletionLogprobs, Measured, Names, Plan, Planned, Shape, respond,
-};
-use crate::server::call::Post;
-use crate::server::controls::{Controls, Limits, check_ids, integer};
-use crate::server::errors::ApiError;
-use crate::server::extras::Extras;
-use crate::server::fields::whole;
-use crate::server::guidance::GuidanceFields;
-use crate::server::lacking;
 use incant_prompt::profile::SamplingDefaults;
 use incant_prompt::text::{Cancel, Tokenizer};
 

@@ -6,9 +6,9 @@ use axum::extract::State;
 use axum::response::IntoResponse;
 use http::header;
 
-use crate::server::App;
-use crate::server::errors::ApiError;
-use crate::server::metrics::CONTENT_TYPE;
+use crate::App;
+use crate::errors::ApiError;
+use crate::metrics::CONTENT_TYPE;
 
 /// Served under any `Host`.
 pub(crate) const PATH: &str = "/metrics";
