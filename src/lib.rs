@@ -4,6 +4,7 @@
 //! [`server`] reads HTTP, [`runtime`] resolves the arm, [`profile`] renders, [`text`] tokenizes,
 //! [`engine`] schedules, [`exec`] computes, [`sample`] chooses, and the token returns the same way.
 //! `ARCHITECTURE.md` defines which parts may depend on which.
+#![forbid(unsafe_code)]
 
 pub mod catalog;
 

@@ -1,4 +1,5 @@
 //! The `incant` program: one file per command in `cli`.
+#![forbid(unsafe_code)]
 
 mod cli;
 mod config;

@@ -3,6 +3,7 @@
 //! It knows servers only by OpenAI's REST API, so it works with every server that implements
 //! it. [`app`] is a state machine without any IO; `view` draws its state; `driver` owns the
 //! terminal, the network and the disk, and performs the state machine's effects.
+#![forbid(unsafe_code)]
 
 pub mod app;
 mod driver;

@@ -10,7 +10,10 @@
 //! A [`Report`] holds all of it in the form that is written as JSON. [`summary()`] computes the
 //! shares and means over many tokens, [`sampling()`] the diversity of answers, and [`page`]
 //! shows it all in a browser.
-//! Nothing here runs a model, reads a file or knows HTTP.
+//!
+//! This crate takes the engine's results as data. It runs no model, reads no file and knows
+//! neither arms' ids nor HTTP.
+#![forbid(unsafe_code)]
 
 mod bootstrap;
 pub mod page;

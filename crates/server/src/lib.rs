@@ -5,7 +5,10 @@
 //! text; an endpoint (one file each in `routes`) only defines its JSON. Every failure is an
 //! `ApiError`.
 //!
-//! Nothing below this module knows about HTTP or OpenAI's formats.
+//! [`runtime`] is the seam between HTTP and everything below it. It knows arms, profiles and
+//! engines, and nothing of HTTP; no crate below this one knows HTTP or OpenAI's formats. This
+//! crate knows nothing of the command line or the terminal program, and trains nothing.
+#![forbid(unsafe_code)]
 
 mod accept;
 mod answer;

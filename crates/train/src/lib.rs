@@ -6,8 +6,10 @@
 //! minimises it with the [`optimizer`], records progress ([`metrics`], [`report`]) and saves
 //! [`checkpoint`]s, from which a run resumes bit for bit.
 //!
-//! This module knows a model only as a [`Student`]: it neither runs an engine nor reads a
-//! model's file.
+//! The trainer knows a model only as a [`Student`]; [`model`] is the one that runs quantized
+//! weights. This crate knows kernels and models. It knows no engine, no server and no command
+//! line.
+#![forbid(unsafe_code)]
 
 pub mod batches;
 pub mod checkpoint;
