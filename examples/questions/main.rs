@@ -8,7 +8,7 @@
 //! ```
 //!
 //! Without flags it serves the default model in this process and makes the tables of
-//! README.md: every arm, the test questions, temperature 0. The tables go to the
+//! docs/compare-and-evaluate.md: every arm, the test questions, temperature 0. The tables go to the
 //! standard output, all else to the standard error.
 
 mod arms;
