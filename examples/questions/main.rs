@@ -8,8 +8,8 @@
 //! ```
 //!
 //! Without flags it serves the default model in this process and makes the tables of
-//! docs/compare-and-evaluate.md: every arm, the test questions, temperature 0. The tables go to the
-//! standard output, all else to the standard error.
+//! docs/compare-and-evaluate.md: every arm, the test questions, temperature 0. The tables
+//! go to the standard output, all else to the standard error.
 
 mod arms;
 mod client;
