@@ -62,7 +62,8 @@ def incant(binary, model, steps):
         folder = pathlib.Path(folder)
         # Ordinary prose, since the cost of the LM head depends on the text; each piece is long
         # enough to be truncated to 256 tokens.
-        prose = "".join((ROOT / name).read_text() for name in ("ARCHITECTURE.md", "README.md", "CHANGELOG.md"))
+        pages = [ROOT / name for name in ("ARCHITECTURE.md", "README.md", "CHANGELOG.md")]
+        prose = "".join(page.read_text() for page in pages + sorted((ROOT / "docs").glob("*.md")))
         pieces = [prose[at : at + 1600] for at in range(0, 1600 * BATCH * (steps + 1), 1600)]
         assert len(pieces[-1]) == 1600, "there is no more prose"
         data = folder / "data.jsonl"

@@ -7,9 +7,9 @@
 //! cargo run --release --example questions -- --set dev --arm gemma-3-270m@turn
 //! ```
 //!
-//! Without flags it serves the default model in this process and prints the tables of README.md:
-//! every arm, the test questions, temperature 0. The tables are written to the standard output, all
-//! else to the standard error.
+//! Without flags it serves the default model in this process and prints the tables of
+//! docs/compare-and-evaluate.md: every arm, the test questions, temperature 0. The tables are
+//! written to the standard output, all else to the standard error.
 
 mod arms;
 mod client;
