@@ -1,4 +1,4 @@
-//! The weights of a model, packed.
+//! The packed weights of a model.
 
 use std::cell::RefCell;
 use std::io;
@@ -10,31 +10,29 @@ use crate::gguf::Gguf;
 use crate::kernels::{Arena, Format, Kind, Matrix};
 use crate::model::{DecoderSpec, Part, Weight, Weights as Tensors};
 
-/// The weights of a decoder.
 #[derive(Debug)]
 pub(crate) struct Weights {
     pub(crate) embedding: Option<Matrix>,
-    /// The head; the embedding too where they are tied.
+    /// The LM head; also the embedding if they are tied.
     pub(crate) head: Matrix,
     pub(crate) output_norm: Vec<f32>,
     pub(crate) layers: Vec<Layer>,
     pub(crate) kinds: Kinds,
 }
 
-/// What matrices need activations as. Layers may differ in this.
+/// The forms in which matrices need activations, which may differ between layers.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Kinds {
-    /// The projections, the gate and up.
+    /// For the q, k and v projections, gate and up.
     pub(crate) normed: Kind,
-    /// Attention's output projection.
+    /// For the output projection of attention.
     pub(crate) attended: Kind,
-    /// The down projection.
+    /// For the down projection.
     pub(crate) inner: Kind,
-    /// The head.
+    /// For the LM head.
     pub(crate) wanted: Kind,
 }
 
-/// The weights of one layer.
 #[derive(Debug)]
 pub(crate) struct Layer {
     pub(crate) attention_norm: Option<Vec<f32>>,
@@ -49,12 +47,12 @@ pub(crate) struct Layer {
     pub(crate) post_feed_forward_norm: Option<Vec<f32>>,
 }
 
-/// A projection with what some architectures add to it.
+/// A projection, with the bias and norm that some architectures add.
 #[derive(Debug)]
 pub(crate) struct Projection {
     pub(crate) matrix: Matrix,
     pub(crate) bias: Option<Vec<f32>>,
-    /// Norm of each head, or of all together if it is as long.
+    /// The norm of each head, or of all heads together if it has their whole width.
     pub(crate) norm: Option<Vec<f32>>,
 }
 
@@ -91,12 +89,12 @@ impl Weights {
         })
     }
 
-    /// The matrix that tokens' embeddings are rows of.
+    /// Returns the matrix whose rows are the token embeddings.
     pub(crate) fn embedding(&self) -> &Matrix {
         self.embedding.as_ref().unwrap_or(&self.head)
     }
 
-    /// What they take in memory.
+    /// The memory that the weights take.
     pub(crate) fn footprint(&self) -> Footprint {
         let layers = self.layers.iter().flat_map(Layer::matrices);
         let streamed = layers.chain([&self.head]).map(Matrix::bytes).sum();
@@ -151,8 +149,8 @@ impl Layer {
     }
 }
 
-/// Packs a matrix, with all threads, and lets go of the file's copy of it on the
-/// way: at no time are both in memory.
+/// Packs a matrix with all threads, and releases the file's pages of it on the way: at no time
+/// are both copies in memory.
 fn matrix(
     gguf: &Gguf,
     weight: Weight<'_>,
@@ -174,7 +172,7 @@ fn matrix(
     let panels = matrix.panels();
     let (memory, panel_bytes) = matrix.memory_mut();
     let memory = SharedSlice::from(memory);
-    // Enough for each to be worth claiming.
+    // Enough panels for each task to be worth claiming.
     let at_once = (1 << 18) / panel_bytes.max(1) + 1;
     pool.run(|crew| {
         crew.each(panels.div_ceil(at_once), |task| {
@@ -187,12 +185,12 @@ fn matrix(
             gguf.release(packing.source_of(panels));
         });
     });
-    // The pages that two tasks shared.
+    // Releases the pages of the file that two tasks shared.
     gguf.release(weight.data);
     Ok(matrix)
 }
 
-/// A norm's weight or a bias.
+/// Loads the weight of a norm, or a bias.
 fn vector(weight: Weight<'_>) -> Result<Vec<f32>, ExecError> {
     let matrix = Matrix::pack(weight.kind, 1, weight.columns, weight.data)
         .map_err(|error| ExecError::Memory(error.to_string()))?
