@@ -202,7 +202,6 @@ pub fn back(isa: Isa, matrix: &Matrix, panels: Range<usize>, dy: &[f32], dx: &mu
 ///
 /// # Panics
 /// The lengths do not match.
-/// The lengths do not fit.
 pub fn back_of_few(
     isa: Isa,
     matrix: &Matrix,
