@@ -1,5 +1,5 @@
-//! The tensors of saved KV: for each layer the keys and the values, `[kv_heads, tokens,
-//! head_dim]` each.
+//! The tensors of saved KV: for each layer the keys and the values,
+//! `[kv_heads, tokens, head_dim]` each.
 
 use safetensors::{Dtype, SafeTensors};
 

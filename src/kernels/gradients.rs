@@ -8,8 +8,8 @@ use crate::model::Activation;
 /// Backward pass of the RMS norm: replaces the gradient of its output in `dy` with that of its
 /// input.
 ///
-/// With `f = 1 / sqrt(mean(x²) + eps)` the gradient is `f · (dy ⊙ weight) − x · f³ · mean(dy ⊙
-/// weight ⊙ x)`.
+/// With `f = 1 / sqrt(mean(x²) + eps)` the gradient is
+/// `f · (dy ⊙ weight) − x · f³ · mean(dy ⊙ weight ⊙ x)`.
 pub fn rms_norm(isa: Isa, x: &[f32], weight: &[f32], eps: f32, dy: &mut [f32]) {
     assert!(x.len() == weight.len() && x.len() == dy.len());
     dispatch!(isa, |_,
@@ -96,8 +96,8 @@ fn silu(x: f32) -> (f32, f32) {
     (x * sigmoid, sigmoid * x.mul_add(1.0 - sigmoid, 1.0))
 }
 
-/// Returns `x · σ(2u)` with `u = √(2/π) · (x + 0.044715 x³)`, and its derivative, `σ(2u) + x ·
-/// σ(2u) · (1 − σ(2u)) · 2u'`.
+/// Returns `x · σ(2u)` with `u = √(2/π) · (x + 0.044715 x³)`, and its derivative,
+/// `σ(2u) + x · σ(2u) · (1 − σ(2u)) · 2u'`.
 #[inline(always)]
 fn gelu_tanh(x: f32) -> (f32, f32) {
     const LINEAR: f32 = 1.595_769;
@@ -132,8 +132,8 @@ pub fn exponentials(isa: Isa, logits: &mut [f32], largest: f32) -> f32 {
 }
 
 /// Backward pass of the softmax: replaces the gradients of the softmax's output, `weights`,
-/// with the gradients of its input, times `scale`: `scale · weight · (gradient − Σ weight ·
-/// gradient)`.
+/// with the gradients of its input, times `scale`:
+/// `scale · weight · (gradient − Σ weight · gradient)`.
 pub fn softmax(isa: Isa, weights: &[f32], scale: f32, gradients: &mut [f32]) {
     assert_eq!(weights.len(), gradients.len());
     dispatch!(isa, |_,

@@ -88,9 +88,9 @@ impl LowRank {
         });
     }
 
-    /// Computes the second product of some rows for the 16 outputs of one panel: `out +=
-    /// low·Bᵀ`. `low` holds [`width`](LowRank::width) elements of each row, at a stride of
-    /// `stride`.
+    /// Computes the second product of some rows for the 16 outputs of one panel:
+    /// `out += low·Bᵀ`. `low` holds [`width`](LowRank::width) elements of each row, at a stride
+    /// of `stride`.
     ///
     /// # Panics
     /// There is no such panel, or `low` does not hold all rows.

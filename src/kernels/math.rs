@@ -211,8 +211,8 @@ pub fn gated(isa: Isa, activation: Activation, gate: &mut [f32], up: &[f32]) {
     }
 }
 
-/// Computes the tanh approximation of GELU, `x/2 · (1 + tanh(u))` with `u = √(2/π) · (x +
-/// 0.044715 x³)`, which equals `x / (1 + exp(-2u))`.
+/// Computes the tanh approximation of GELU, `x/2 · (1 + tanh(u))` with
+/// `u = √(2/π) · (x + 0.044715 x³)`, which equals `x / (1 + exp(-2u))`.
 #[inline(always)]
 fn gelu_tanh(x: f32) -> f32 {
     const LINEAR: f32 = -1.595_769;

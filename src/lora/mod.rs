@@ -1,5 +1,5 @@
-//! LoRA adapters: low-rank additions to the linear layers of a frozen model, `y = x·Wᵀ + scale
-//! · (x·Aᵀ)·Bᵀ`.
+//! LoRA adapters: low-rank additions to the linear layers of a frozen model,
+//! `y = x·Wᵀ + scale · (x·Aᵀ)·Bᵀ`.
 //!
 //! An adapter is read from a PEFT directory (`peft.rs`) or a GGUF file (`gguf.rs`) into a
 //! [`Lora`], which is checked against its model: parts that do not match, or could not be

@@ -97,8 +97,8 @@ pub enum QkNorm {
     Whole,
 }
 
-/// The scaling of attention scores by position: at position `p` they are multiplied by `1 +
-/// slope · ln(1 + ⌊p / length⌋)` (Llama 4, Ministral 3).
+/// The scaling of attention scores by position: at position `p` they are multiplied by
+/// `1 + slope · ln(1 + ⌊p / length⌋)` (Llama 4, Ministral 3).
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Temperature {
     /// The growth rate of the factor.
@@ -107,8 +107,8 @@ pub struct Temperature {
     pub length: usize,
 }
 
-/// A rotary position embedding (RoPE): the angle of pair `i` at position `p` is `p ·
-/// base^(−2i/dims) / (scale · factors[i])`.
+/// A rotary position embedding (RoPE): the angle of pair `i` at position `p` is
+/// `p · base^(−2i/dims) / (scale · factors[i])`.
 #[derive(Clone, Debug, PartialEq)]
 pub struct RopeSpec {
     /// The frequency base θ.

@@ -9,10 +9,10 @@
 //! - *L(i)* the length of the common suffix of the window up to position i and the whole
 //!   window, at most *limit*,
 //!
-//! a token t that follows a position i with L(i) ≥ `allowed_length` loses `multiplier · base^(L
-//! − allowed_length)`, where L is the largest such L(i). The exponent is at most ⌊ln(max f32) /
-//! ln(base)⌋ and the penalty at most the largest `f32`. A token whose own text contains a
-//! breaker is not penalized. These are llama.cpp's rules.
+//! a token t that follows a position i with L(i) ≥ `allowed_length` loses
+//! `multiplier · base^(L − allowed_length)`, where L is the largest such L(i). The exponent is
+//! at most ⌊ln(max f32) / ln(base)⌋ and the penalty at most the largest `f32`. A token whose
+//! own text contains a breaker is not penalized. These are llama.cpp's rules.
 //!
 //! A step costs one pass over the window: a new token t changes L(i) to L(i − 1) + 1 if t is at
 //! position i, and to 0 otherwise. For a prompt, all L(i) are computed by the Z-function of the

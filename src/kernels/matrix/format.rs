@@ -1,8 +1,8 @@
 //! The storage formats of packed matrices.
 //!
 //! Every quantized type of GGUF (Q4_0 to Q8_0, k-quants) reduces to unsigned codes of 4, 5, 6
-//! or 8 bits in groups of 16 or 32 that share a scale and, for some types, a minimum: `weight =
-//! scale · (code − zero) + minimum`.
+//! or 8 bits in groups of 16 or 32 that share a scale and, for some types, a minimum:
+//! `weight = scale · (code − zero) + minimum`.
 
 use crate::gguf::TensorType;
 
