@@ -24,7 +24,7 @@
 //!
 //! ```text
 //! rows    norm, add; norm, round            → activations
-//! panels  head                              → logits
+//! panels  LM head                           → logits
 //! parts   scale, cap                        → logits
 //! ```
 
