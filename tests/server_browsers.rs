@@ -1,4 +1,5 @@
-//! Requests by web pages of other origins, as browsers send them (CORS).
+//! Requests by web pages of other origins, as browsers send them (CORS, preflight, DNS
+//! rebinding).
 
 use std::collections::BTreeSet;
 use std::io::{Read, Write};
@@ -170,7 +171,8 @@ fn a_name_that_may_be_anyones_is_not_the_servers() {
     }
     let absolute = "GET http://evil.example/v1/models HTTP/1.1";
     send(shared(), absolute, &["Host: localhost"]).error(403);
-    // A request of the page itself: its origin equals the host that the browser sees.
+    // DNS rebinding: the page's own name resolves to this server, so to the browser it is
+    // same-origin.
     let own = [
         evil,
         "Origin: http://evil.example",
