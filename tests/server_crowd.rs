@@ -85,8 +85,8 @@ fn connections_that_say_nothing_do_not_keep_health_from_others() {
 
 #[test]
 fn a_crowd_of_half_open_connections_does_not_delay_health() {
-    /// HAProxy's timeout for a health check, which usually equals its interval. Two consecutive
-    /// timeouts take a server out.
+    /// HAProxy's time limit for a health check: the check interval of `deploy/haproxy.cfg`. Two
+    /// consecutive timeouts take a server out.
     const PATIENCE: Duration = Duration::from_secs(1);
     // Both ends of each connection are in this process.
     rlimit::increase_nofile_limit(8192).expect("a limit");

@@ -50,7 +50,7 @@ impl PrefixStore {
         }
     }
 
-    /// Returns the store of KV computed under the adapter with this fingerprint.
+    /// Returns the store of KV computed with the adapter of this fingerprint.
     pub fn under(&self, adapter: [u8; 32]) -> PrefixStore {
         let mut hash = Sha256::new();
         hash.update(self.weights);
