@@ -1,4 +1,4 @@
-//! `incant bench --url`, against servers that do as a test tells them.
+//! `incant bench --url`, against fake servers with scripted behaviour.
 
 use std::collections::HashSet;
 use std::process::{Command, Output, Stdio};
@@ -8,7 +8,6 @@ use serde_json::Value;
 
 use crate::support::chat_server::{Asked, Log, Manners, chat_server};
 
-/// Runs `incant bench`.
 fn bench(args: &[&str]) -> Output {
     Command::new(assert_cmd::cargo::cargo_bin!("incant"))
         .arg("bench")
@@ -19,7 +18,7 @@ fn bench(args: &[&str]) -> Output {
         .expect("incant starts")
 }
 
-/// A short run of few requests.
+/// Arguments of a short run with few requests.
 const SHORT: [&str; 8] = [
     "--rounds",
     "2",
@@ -40,7 +39,7 @@ fn json(output: &Output) -> Value {
     serde_json::from_str(stdout(output)).expect("JSON")
 }
 
-/// What went wrong, in the one line that must say it.
+/// Asserts that the run failed with a single line, and returns it.
 fn error(output: &Output) -> &str {
     assert_eq!(output.status.code(), Some(1), "{output:?}");
     assert_eq!(output.stdout, b"");
@@ -55,18 +54,18 @@ fn error(output: &Output) -> &str {
     line
 }
 
-/// The constant part of a request's prompt.
+/// Returns the constant part of a request's prompt.
 fn shared(asked: &Asked) -> &str {
     let prompt = asked.body["prompt"].as_str().expect("a text");
     let end = prompt.rfind("\n# Query:\n").expect("there is a question");
     &prompt[..end]
 }
 
-/// The measured requests of a server by rounds, and those by phases.
+/// Returns the measured requests of a server, by rounds and phases.
 fn rounds<'a>(log: &'a [Asked], server: &str, phases: &[usize]) -> Vec<Vec<&'a [Asked]>> {
     let is_measured = |asked: &&Asked| asked.server == server && asked.body["max_tokens"] == 6;
     let start = log.iter().position(|asked| is_measured(&asked));
-    // A round of one server is never broken.
+    // Rounds of different servers are never interleaved.
     let mut rest = &log[start.expect("something is measured")..];
     let mut rounds = Vec::new();
     while !rest.is_empty() {
@@ -76,7 +75,7 @@ fn rounds<'a>(log: &'a [Asked], server: &str, phases: &[usize]) -> Vec<Vec<&'a [
         }
         let mut round = Vec::new();
         for &count in phases {
-            // The one request that makes the prompt known.
+            // The single request that warms the prompt.
             if rest[0].body["max_tokens"] == 1 {
                 assert_eq!(shared(&rest[0]), shared(&rest[1]));
                 rest = &rest[1..];
@@ -167,8 +166,8 @@ fn both_servers_are_asked_the_same_in_turns() {
     }
     let mut turns: Vec<&str> = log.iter().map(|asked| asked.server).collect();
     turns.dedup();
-    // The two before are the last counts of the prompt, the first one's with
-    // those that find its length.
+    // The first two turns count the tokens of the prompt; that of the first server includes the
+    // search for the prompt length.
     assert_eq!(turns, ["first", "second", "first", "second", "first"]);
     for asked in log.iter() {
         assert_eq!(asked.body["stream"], true);
@@ -252,7 +251,7 @@ fn a_server_that_fails_is_named_in_one_line() {
             format!("error: {url}/v1/completions: 500 Internal Server Error: out of\\nmemory");
         assert_eq!(error(&output), expected);
     }
-    // Nobody listens on the port of the discard service.
+    // Nothing listens on the port of the discard service.
     let line = bench(&["--url", "http://127.0.0.1:9/v1/"]);
     let line = error(&line);
     assert!(

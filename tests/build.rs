@@ -1,4 +1,4 @@
-//! Writes small GGUF files, good and bad, for the other tests.
+//! Builds small GGUF files, valid and invalid, for the other tests.
 
 /// A metadata value to write.
 #[derive(Clone, Debug)]
@@ -12,17 +12,17 @@ pub(crate) enum Item<'a> {
     Strs(&'a [&'a str]),
     F32s(&'a [f32]),
     I32s(&'a [i32]),
-    /// A value type's id, and whatever bytes shall follow it.
+    /// The id of a value type, and the raw bytes that follow it.
     Raw(u32, Vec<u8>),
 }
 
-/// Collects what a file shall hold; [`Builder::bytes`] writes it.
+/// Builds a GGUF file; [`Builder::bytes`] encodes it.
 #[derive(Clone)]
 pub(crate) struct Builder {
     version: u32,
     alignment: usize,
     entry_count: u64,
-    /// Each with its key.
+    /// The encoded entries, with their keys.
     entries: Vec<(String, Vec<u8>)>,
     tensor_count: u64,
     tensors: Vec<u8>,
@@ -47,7 +47,7 @@ impl Builder {
         self
     }
 
-    /// Adds a metadata entry. An alignment must come before the tensors.
+    /// Adds a metadata entry. An alignment must be added before the tensors.
     pub(crate) fn with(mut self, key: &str, item: Item<'_>) -> Builder {
         if let ("general.alignment", Item::U32(alignment)) = (key, &item) {
             self.alignment = (*alignment as usize).max(1);
@@ -60,7 +60,7 @@ impl Builder {
         self
     }
 
-    /// Writes another value in the place of the one that `key` has, or adds it.
+    /// Replaces the value of `key`, or adds it.
     pub(crate) fn set(mut self, key: &str, item: Item<'_>) -> Builder {
         let Some(at) = self.entries.iter().position(|(known, _)| known == key) else {
             return self.with(key, item);
@@ -92,7 +92,7 @@ impl Builder {
         self
     }
 
-    /// The file.
+    /// Encodes the file.
     pub(crate) fn bytes(&self) -> Vec<u8> {
         let mut file = b"GGUF".to_vec();
         file.extend(self.version.to_le_bytes());

@@ -1,4 +1,4 @@
-//! Models are found and fetched: whole, verified, resumed, or not at all.
+//! Models are found and downloaded: complete, verified, resumed, or not at all.
 
 mod located;
 
@@ -14,10 +14,10 @@ use sha2::{Digest, Sha256};
 
 use crate::support::hub::{FakeHub, Reply};
 
-/// What is in an empty folder.
+/// The contents of an empty folder.
 const NOTHING: [&str; 0] = [];
 
-/// A file of some size, no two of its kilobytes alike.
+/// File contents of some size, in which all kilobytes differ.
 pub(crate) fn file_bytes() -> Vec<u8> {
     (0..300_000_u32)
         .map(|i| (i.wrapping_mul(2_654_435_761) >> 24) as u8)
@@ -31,7 +31,7 @@ pub(crate) fn checksum(bytes: &[u8]) -> String {
         .collect()
 }
 
-/// The text of a manifest for `bytes` that the hub has as `tiny.gguf`.
+/// The text of a manifest for `bytes`, which the hub serves as `tiny.gguf`.
 pub(crate) fn manifest_text(bytes: &[u8]) -> String {
     format!(
         r#"
@@ -69,7 +69,7 @@ struct Place {
     cache: Cache,
 }
 
-/// An empty cache that asks `hub`.
+/// Creates an empty cache that uses `hub`.
 fn place(hub: Option<Hub>) -> Place {
     let dir = tempfile::tempdir().expect("a temporary directory");
     let cache = Cache {
@@ -80,14 +80,14 @@ fn place(hub: Option<Hub>) -> Place {
 }
 
 impl Place {
-    /// Makes the cache with what an earlier download of `whole` left.
+    /// Creates the cache with the remains of an earlier, partial download of `whole`.
     fn begin(&self, whole: &[u8], part: &[u8]) {
         let name = format!("tiny.gguf.{}.part", &checksum(whole)[..8]);
         fs::create_dir(&self.cache.dir).expect("the cache is new");
         fs::write(self.cache.dir.join(name), part).expect("it is writable");
     }
 
-    /// The names of the files in the cache, but for what it remembers of them.
+    /// The names of the files in the cache, except its hash records.
     fn files(&self) -> Vec<String> {
         let mut names: Vec<String> = fs::read_dir(&self.cache.dir)
             .expect("the cache is there")
@@ -105,7 +105,7 @@ impl Place {
     }
 }
 
-/// Remembers the lines it is told.
+/// Records the progress messages.
 #[derive(Default)]
 struct Notes(RefCell<Vec<String>>);
 
@@ -286,7 +286,7 @@ fn a_finished_part_needs_only_its_name() {
     let bytes = file_bytes();
     let place = place(None);
     place.begin(&bytes, &bytes);
-    // Even without a hub: there is nothing to ask for.
+    // Even without a hub, because nothing needs to be downloaded.
     let closed = Cache {
         hub: Some(nobody()),
         ..place.cache.clone()
@@ -435,12 +435,12 @@ fn a_file_that_is_here_is_believed_by_its_checksum() {
         );
         notes.0.into_inner()
     };
-    // The right one, put there by hand: it is read once.
+    // The right file, put there by hand: it is hashed once.
     put(&bytes);
     assert_eq!(fetch(), ["checking the file of tiny, which is here"]);
     assert_eq!(fetch(), Vec::<String>::new());
     assert!(server.requests().is_empty());
-    // One of its size.
+    // Another file of the same size.
     let mut other = bytes.clone();
     other[7] ^= 1;
     put(&other);
@@ -453,7 +453,7 @@ fn a_file_that_is_here_is_believed_by_its_checksum() {
     assert!(holds().expect("it can be read"));
 }
 
-/// Waits until the times of files tell of any further change.
+/// Waits until any further change of a file alters its timestamps.
 fn settle() {
     thread::sleep(Duration::from_millis(3100));
 }
@@ -469,7 +469,7 @@ fn a_body_of_unknown_length_is_held_to_the_manifest() {
         bytes
     );
 
-    // More than was promised: no more than was promised is written.
+    // More than was announced: no more than that is written.
     let mut longer = bytes.clone();
     longer.extend([0; 1000]);
     let mut promise = manifest(&longer);
@@ -504,7 +504,7 @@ fn two_that_want_the_same_model_download_it_once() {
     assert_eq!(place.files(), ["tiny.gguf"]);
 }
 
-/// A hub at a port where nobody listens.
+/// A hub at a port on which nothing listens.
 fn nobody() -> Hub {
     let listener = TcpListener::bind("127.0.0.1:0").expect("a port is free");
     let address = listener.local_addr().expect("it is bound");

@@ -30,7 +30,7 @@ fn home() -> tempfile::TempDir {
     tempfile::tempdir().expect("the disk is not full")
 }
 
-/// The files below a folder that end like this.
+/// Returns the files below a folder whose names end with `ending`.
 fn files(folder: &Path, ending: &str) -> Vec<String> {
     let Ok(entries) = fs::read_dir(folder) else {
         return Vec::new();
@@ -52,7 +52,7 @@ fn a_model_answers_is_compared_and_leaves_the_terminal_as_it_was() {
         &["--device", "cpu", "--no-prefix-cache", "--model", path],
     );
     terminal.wait_for("arms are served");
-    // Short answers.
+    // Limit the length of the answers.
     terminal.press(F4);
     terminal.wait_for("the server's default");
     terminal.press(&DOWN.repeat(4));
@@ -76,7 +76,7 @@ fn a_model_answers_is_compared_and_leaves_the_terminal_as_it_was() {
     terminal.wait_for("Write a question to compare");
     terminal.press("Say hello.");
     terminal.press(ENTER);
-    // It is offered when both answers have ended.
+    // The report is offered when both answers have ended.
     terminal.wait_for("F10 report");
     assert!(
         terminal.screen().contains("% shifted"),
@@ -138,7 +138,7 @@ fn a_servers_errors_are_shown_as_they_are_and_what_was_said_stays() {
         terminal.copied(),
         BASE64_STANDARD.encode("Hello **you**.").as_bytes()
     );
-    // What this server does not say.
+    // Values that this server does not report.
     terminal.wait_for("tokens — · cached —");
     terminal.wait_for("context — of —");
     terminal.press(QUIT);
@@ -168,7 +168,7 @@ fn a_server_that_cannot_compare_still_answers_side_by_side() {
 #[test]
 fn a_server_that_is_not_there_can_be_asked_again() {
     let home = home();
-    // Nothing listens on a port that was just given back.
+    // Nothing listens on a port that was just released.
     let free = std::net::TcpListener::bind("127.0.0.1:0").expect("a port is free");
     let address = free.local_addr().expect("it is bound");
     drop(free);
@@ -191,7 +191,7 @@ fn a_bound_key_does_what_the_file_says() {
 
     fs::write(folder.join("keys.toml"), "[keys]\nfly = \"ctrl-x\"\n").expect("as before");
     let mut terminal = Terminal::start(home.path(), &["--url", &stub::server(&[])]);
-    // A file that is wrong is told, and keeps nobody from working.
+    // An invalid file is reported, and the program stays usable.
     terminal.wait_for("there is no action `fly`");
     terminal.wait_for("arms are served");
     terminal.press(QUIT);
@@ -204,14 +204,14 @@ fn pasted_lines_are_one_question_and_the_mouse_reaches_the_program() {
     let answers = &[Answer::Text(&["日本語の", "答え 👩‍🚀"])];
     let mut terminal = Terminal::start(home.path(), &["--url", &stub::server(answers)]);
     terminal.wait_for("arms are served");
-    // A terminal marks what is pasted, and sends Enter for the ends of lines.
+    // A terminal marks pasted text (bracketed paste), and sends Enter for line ends.
     terminal.press("\x1b[200~first line\rsecond line\x1b[201~");
     terminal.wait_for("second line");
     terminal.press(ENTER);
     terminal.wait_for("日本語の答え 👩‍🚀");
     let session = files(&home.path().join("data/incant/sessions"), ".jsonl");
     assert_eq!(session.len(), 1);
-    // The left button on the second mode, in the first line.
+    // A left click on the second mode, in the first line.
     terminal.press("\x1b[<0;9;1M\x1b[<0;9;1m");
     terminal.wait_for("Write a question to compare");
     terminal.press(QUIT);
@@ -234,7 +234,7 @@ fn a_program_that_is_terminated_restores_the_terminal() {
 #[test]
 #[cfg(target_os = "linux")]
 fn a_program_that_nobody_uses_does_not_wake_up() {
-    /// How often the threads of a process went to sleep so far.
+    /// The number of voluntary context switches of a process so far.
     fn slept(id: u32) -> u64 {
         let threads = fs::read_dir(format!("/proc/{id}/task")).expect("it runs");
         let counts = threads.map(|thread| {
@@ -252,7 +252,7 @@ fn a_program_that_nobody_uses_does_not_wake_up() {
     terminal.wait_for("arms are served");
     terminal.press(F3);
     terminal.wait_for("who answers");
-    // At first the grammars of code are still being read.
+    // At first the grammars for highlighting code are still loading.
     let began = Instant::now();
     let mut before = 0;
     while began.elapsed() < Duration::from_secs(60) {

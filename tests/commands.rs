@@ -1,4 +1,4 @@
-//! Commands, as one types them: their flags, what they say, and what they refuse.
+//! The command line: flags, output, and refusals.
 
 use std::fs;
 use std::io::{BufRead, BufReader, Read, Write};
@@ -183,14 +183,14 @@ fn who_names_no_arm_that_exists_is_told_the_nearest_ones() {
     let error = shared().post(CHAT, &body).error(404);
     let message = error["message"].as_str().expect("a text");
     assert!(message.contains("(profiles: urial"), "{message}");
-    // However long the name is, the answer is short.
+    // The error is short even if the name is long.
     let body =
         json!({"model": "x".repeat(1 << 20), "messages": [{"role": "user", "content": "Hi"}]});
     let error = shared().post(CHAT, &body).error(404);
     assert!(error["message"].as_str().expect("a text").len() < 2000);
 }
 
-/// What the help of a command lists.
+/// Returns the flags that the help of a command lists.
 fn flags(command: &[&str]) -> Vec<String> {
     let help = stdout(&run(&[command, &["--help"]].concat()));
     let words = help.split_whitespace();
@@ -314,8 +314,8 @@ fn a_profile_is_begun_and_checked() {
     assert!(text(&output.stderr).contains("cannot read nowhere.jinja"));
 }
 
-/// Runs the program in a terminal in which someone types `answer`: all that it shows, and
-/// whether it ended well.
+/// Runs the program in a terminal where the user types `answer`; returns the screen contents,
+/// and whether it succeeded.
 fn in_terminal(home: &Path, hub: &str, args: &[&str], answer: &str) -> (String, bool) {
     let pair = native_pty_system()
         .openpty(portable_pty::PtySize::default())
@@ -332,7 +332,7 @@ fn in_terminal(home: &Path, hub: &str, args: &[&str], answer: &str) -> (String, 
     let mut screen = pair.master.try_clone_reader().expect("it is open");
     keys.write_all(answer.as_bytes()).expect("it is open");
     let mut shown = Vec::new();
-    // At its end the terminal is closed, which reads as an error.
+    // At the end the terminal is closed, which reads as an error.
     _ = screen.read_to_end(&mut shown);
     let ended = child.wait().expect("it ends");
     (text(&shown), ended.success())
@@ -351,7 +351,7 @@ fn every_command_asks_by_one_rule_before_it_downloads() {
         &["chat", "--model", "tiny"],
         &["ask", "Hi", "--model", "tiny"],
     ];
-    // Who is asked and says no gets no model.
+    // A user who declines the terms gets no model.
     let server = FakeHub::new(&bytes, &[]);
     for command in commands {
         let (shown, ended_well) = in_terminal(folder.path(), &server.endpoint, command, "n\n");
@@ -366,14 +366,14 @@ fn every_command_asks_by_one_rule_before_it_downloads() {
         );
     }
     assert!(server.requests().is_empty());
-    // With --yes, and where nobody can be asked, a line says that it begins.
+    // With --yes, and without a terminal, a line reports that the download begins.
     let begins = "Downloading tiny, 300.00 kB, under these terms";
     let yes = ["pull", "tiny", "--yes"];
     let (shown, ended_well) = in_terminal(folder.path(), &server.endpoint, &yes, "");
     assert!(shown.contains(begins) && ended_well, "{shown}");
     for command in commands {
         _ = fs::remove_file(models.join("tiny.gguf"));
-        // It is no model, so that all but the first end with an error.
+        // The file is not a model, so all commands except the first end with an error.
         let output = incant(command)
             .current_dir(folder.path())
             .env("INCANT_MODELS", &models)

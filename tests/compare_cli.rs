@@ -1,4 +1,4 @@
-//! `incant compare`, as one types it.
+//! The command `incant compare`.
 
 use std::fs;
 use std::process::{Command, Output, Stdio};
@@ -33,14 +33,14 @@ fn compare(args: &[&str]) -> (tempfile::TempDir, Output) {
     (folder, output)
 }
 
-/// The standard output of a run that went well.
+/// Returns the standard output of a successful run.
 #[track_caller]
 fn good(output: &Output) -> &str {
     assert!(output.status.success(), "{output:?}");
     str::from_utf8(&output.stdout).expect("UTF-8")
 }
 
-/// The one line of a run that failed.
+/// Returns the single line of a failed run.
 #[track_caller]
 fn error(args: &[&str]) -> String {
     let (_folder, output) = compare(args);

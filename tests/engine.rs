@@ -1,5 +1,5 @@
-//! The engine on a real model: company, chunking and where a prefix comes from
-//! change nothing; a client that leaves frees its slot.
+//! The engine on a real model: batching, chunking and the origin of a prefix do not change
+//! answers; a client that disconnects frees its slot.
 
 #[cfg(debug_assertions)]
 mod faults;
@@ -63,7 +63,7 @@ fn request(prefix: Option<&Arc<Prefix>>, prompt: &[u32], max_tokens: usize) -> G
     }
 }
 
-/// All that one sequence reported.
+/// Everything that one sequence reported.
 #[derive(Debug)]
 struct Report {
     cached: usize,
@@ -99,7 +99,7 @@ fn alone(engine: &Engine, request: GenerateRequest) -> Report {
     report(generations.remove(0))
 }
 
-/// The same tokens and log-probabilities, in whatever batches they were computed.
+/// Asserts the same tokens and log-probabilities, independent of batching.
 fn assert_same(subject: &Subject, a: &Report, b: &Report) {
     let ids = |report: &Report| report.tokens.iter().map(|(id, _)| *id).collect::<Vec<_>>();
     assert_eq!(ids(a), ids(b));
@@ -145,7 +145,7 @@ fn company_and_chunking_change_nothing() {
             .iter()
             .map(|p| alone(&wide, request(None, p, 12)))
             .collect();
-        // Long before short, so that some decode while others are still prefilled.
+        // Long prompts before short ones, so that some decode while others are still prefilled.
         let together = prompts.iter().map(|p| request(None, p, 12)).collect();
         let together = wide.submit(together).expect("there is room");
         for (expected, generation) in expected.iter().zip(together) {
@@ -177,7 +177,7 @@ fn scoring_a_prompt_is_stepping_through_it() {
         assert_eq!(scored.prompt.len(), prompt.len());
         assert_eq!(scored.prompt[0], None, "nothing precedes the first token");
         for (position, entry) in scored.prompt.iter().enumerate().skip(1) {
-            // One token is forced by its bias: its log-probability is the raw one.
+            // The logit bias forces one token; its log-probability is that of the raw logits.
             let mut step = request(None, &prompt[..position], 1);
             step.prompt_logprobs = None;
             step.sampling.logit_bias = vec![(prompt[position], 1e6)];
@@ -214,7 +214,8 @@ fn a_prefix_is_the_same_from_memory_disk_and_recomputed() {
         assert_eq!(recomputed.cached, 0);
         let cold = alone(&first, request(Some(&prefix), &prompt, 12));
         let sent = alone(&first, plain);
-        // A prefix that a client sends by itself is as good; and so is the rest.
+        // A prefix that a client sends as part of its prompt is shared, too; and so is the
+        // rest.
         assert_eq!(sent.cached, whole.len() - 1);
         let warm = alone(&first, request(Some(&prefix), &prompt, 12));
         assert_eq!(cold.cached, 0, "the first one computed it");
@@ -229,7 +230,7 @@ fn a_prefix_is_the_same_from_memory_disk_and_recomputed() {
         assert_eq!(tokens(&recomputed), tokens(&sent));
         drop(first);
 
-        // It is saved on a thread of its own.
+        // The prefix is saved on a thread of its own.
         let saved = || {
             std::fs::read_dir(folder.path())
                 .expect("the folder")
@@ -255,7 +256,7 @@ fn a_prefix_is_the_same_from_memory_disk_and_recomputed() {
         assert_same(subject, &found, &warm);
         drop(unwarmed);
 
-        // A file that is not what it should be is as good as none.
+        // A corrupt file is treated like a missing one.
         let path = saved().expect("it is there").path();
         let mut bytes = std::fs::read(&path).expect("it can be read");
         let middle = bytes.len() / 2;
@@ -288,7 +289,7 @@ fn a_client_that_leaves_frees_its_slot_and_a_full_queue_refuses() {
             long
         };
         let mut first = engine.submit(vec![long()]).expect("a free slot").remove(0);
-        // It runs once a token has come.
+        // The sequence runs once it has generated a token.
         while !matches!(first.blocking_next(), Some(Event::Token { .. })) {}
         let waiting = engine.submit(vec![long(), long()]).expect("two may wait");
         assert!(matches!(

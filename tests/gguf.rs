@@ -1,4 +1,4 @@
-//! GGUF files: what is read from good ones, and how bad ones are refused.
+//! GGUF files: contents of valid ones, and errors of invalid ones.
 
 use std::path::PathBuf;
 
@@ -29,7 +29,7 @@ fn open(bytes: &[u8]) -> Result<Gguf, GgufError> {
     Gguf::open(file.path())
 }
 
-/// The error for `bytes`, without the path before it.
+/// Returns the error for `bytes`, without the path.
 fn refusal(bytes: &[u8]) -> String {
     let error = open(bytes).expect_err("the file is bad");
     let line = error.to_string();
@@ -117,7 +117,7 @@ fn a_missing_or_mistyped_key_is_named() {
         gguf.tensor("output.weight").unwrap_err(),
         "tensor `output.weight` is missing",
     );
-    // Absent is nothing, another type is an error.
+    // An absent key gives `None`, another type is an error.
     assert_eq!(metadata.get_u32("llama.context_length").unwrap(), None);
     ends(
         metadata.get_u32("general.architecture").unwrap_err(),
@@ -306,7 +306,7 @@ fn the_fingerprint_follows_every_byte() {
         print(&sample()),
         print(&sample().with("general.name", Item::Str("other")))
     );
-    // Larger than what is hashed at once.
+    // Larger than the part that is hashed at once.
     const LEN: usize = 12 << 20;
     let with = |at: Option<usize>| {
         let mut data = vec![1; LEN];
@@ -321,9 +321,9 @@ fn the_fingerprint_follows_every_byte() {
     }
 }
 
-/// Two models of one size that differ in a few weights, as two merged adapters do, must
-/// not find each other's prefixes; and what is remembered is not believed of a file that
-/// was written anew, even one with the same size and time of change.
+/// Two models of the same size that differ in a few weights, such as two merged adapters, must
+/// not find each other's saved prefixes; and a cached hash is not used for a file that was
+/// rewritten, even with the same size and modification time.
 #[cfg(unix)]
 #[test]
 fn a_fingerprint_is_remembered_for_exactly_this_file() {
@@ -348,12 +348,12 @@ fn a_fingerprint_is_remembered_for_exactly_this_file() {
         let since = Instant::now();
         std::fs::write(&path, &bytes).expect("written");
         let first = now();
-        // On a busy machine the moment may be over before it is hashed.
+        // On a busy machine the time limit may pass before the file is hashed.
         if since.elapsed() < Duration::from_millis(2500) {
             assert_eq!(entries(), 0, "it was written a moment ago");
             break first;
         }
-        // It may not be there at all.
+        // The folder may not exist.
         _ = std::fs::remove_dir_all(&known);
     };
     assert_eq!(first, Gguf::open(&path).unwrap().fingerprint());
@@ -361,7 +361,7 @@ fn a_fingerprint_is_remembered_for_exactly_this_file() {
     assert_eq!(now(), first);
     assert_eq!(entries(), 1);
 
-    // What is remembered is what is used, without another look at the bytes.
+    // The cached hash is used without reading the file again.
     let inode = std::fs::metadata(&path).unwrap().ino();
     let kept = std::fs::read_dir(&known).unwrap().next().unwrap().unwrap();
     assert!(
@@ -375,7 +375,7 @@ fn a_fingerprint_is_remembered_for_exactly_this_file() {
     std::fs::write(kept.path(), text.replace(&hex, &"ab".repeat(32))).unwrap();
     assert_eq!(now(), [0xab; 32]);
 
-    // The same size, inode and time, other bytes.
+    // Same size, inode and modification time, but other bytes.
     let written = std::fs::metadata(&path).unwrap().modified().unwrap();
     let mut other = bytes.clone();
     *other.last_mut().unwrap() ^= 1;
@@ -387,7 +387,7 @@ fn a_fingerprint_is_remembered_for_exactly_this_file() {
     assert_eq!(changed, Gguf::open(&path).unwrap().fingerprint());
     assert!(changed != first && changed != [0xab; 32]);
 
-    // What cannot be read is as good as nothing, and is replaced.
+    // An unreadable entry is treated as absent, and is replaced.
     settle();
     for broken in ["", "{}", "not JSON"] {
         std::fs::write(kept.path(), broken).unwrap();
@@ -401,8 +401,8 @@ fn a_fingerprint_is_remembered_for_exactly_this_file() {
 proptest! {
     #![proptest_config(ProptestConfig { cases: 512, failure_persistence: None, ..ProptestConfig::default() })]
 
-    /// Whatever bytes of a good file are overwritten, opening it either fails
-    /// with one line or gives metadata and tensors that can all be read.
+    /// Whichever bytes of a valid file are overwritten, opening it either fails with one line
+    /// or gives metadata and tensors that can all be read.
     #[test]
     fn a_mutated_file_never_panics(
         edits in prop::collection::vec((0usize..700, any::<u8>()), 1..6),

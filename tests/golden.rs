@@ -1,4 +1,4 @@
-//! The executors against an independent engine, on real models: log-probabilities
+//! The executors against an independent engine (golden data), on real models: log-probabilities
 //! along the reference's own greedy continuations.
 
 use incant::exec::{Chunk, Executor, Wanted};
@@ -24,13 +24,11 @@ fn qwen2_agrees_with_the_reference() {
     agrees("qwen2.5-coder-0.5b-instruct");
 }
 
-/// Scores every continuation, the one after 1,700 tokens included. Two builds
-/// of the reference differ among themselves by 0.013 to 0.044 in the mean; the
-/// bounds are 97% of first choices and 0.05.
+/// Scores every continuation, including the one after 1,700 tokens. Two builds of the reference
+/// differ by 0.013 to 0.044 on average; the bounds are 97% of first choices and 0.05.
 ///
-/// The device executor computes with the file's weights expanded to f32, so it
-/// is also what accuracy is measured from: the native executor may not be further
-/// from it than the reference is.
+/// The device executor computes with the file's weights dequantized to f32, so accuracy is
+/// measured relative to it: the native executor must not be farther from it than the reference.
 fn agrees(model: &str) {
     let Some(golden) = support::golden(model) else {
         return;
@@ -81,18 +79,18 @@ fn agrees(model: &str) {
     );
 }
 
-/// A prompt, and how the reference went on.
+/// A prompt, and the continuation of the reference.
 struct Text<'a> {
     prompt: Vec<u32>,
     steps: &'a [Value],
 }
 
-/// What is said of one position.
+/// The probabilities at one position.
 struct Position {
     /// The most likely token.
     first: u32,
-    /// The probabilities of the reference's ten most likely tokens, its own
-    /// choice before all, and of the rest.
+    /// The probabilities of the reference's ten most likely tokens, its chosen token first, and
+    /// of the rest.
     shares: Vec<f64>,
 }
 
@@ -113,7 +111,7 @@ impl Position {
     }
 
     fn new(first: u32, mut shares: Vec<f64>) -> Position {
-        // Rounded log-probabilities may sum to a little more than one.
+        // Rounded log-probabilities may sum to slightly more than one.
         shares.push((1.0 - shares.iter().sum::<f64>()).max(1e-9));
         Position { first, shares }
     }
@@ -131,7 +129,7 @@ fn positions(subject: &Subject, gguf: &Gguf, texts: &[Text<'_>]) -> Vec<Position
     positions
 }
 
-/// The mean Kullback-Leibler divergence per token, in nats.
+/// Computes the mean Kullback-Leibler divergence per token, in nats.
 fn divergence(exact: &[Position], found: &[Position]) -> f64 {
     let of = |(exact, found): (&Position, &Position)| -> f64 {
         let shares = exact.shares.iter().zip(&found.shares);
@@ -140,8 +138,8 @@ fn divergence(exact: &[Position], found: &[Position]) -> f64 {
     exact.iter().zip(found).map(of).sum::<f64>() / exact.len() as f64
 }
 
-/// The steps up to the first one that the reference left out: it reports none
-/// that ends inside a character, so what follows such a gap cannot be forced.
+/// Returns the steps up to the first one that the reference omitted: it omits steps that end
+/// inside a character, and steps after such a gap cannot be forced.
 fn aligned<'a>(text: &'a Value, tokenizer: &Tokenizer) -> &'a [Value] {
     let steps = text["steps"].as_array().expect("a list");
     let mut rest = text["text"].as_str().expect("a text").as_bytes();
@@ -152,7 +150,7 @@ fn aligned<'a>(text: &'a Value, tokenizer: &Tokenizer) -> &'a [Value] {
     &steps[..whole.count()]
 }
 
-/// The rows of logits that predict each of `chosen` after `prompt`.
+/// Returns the rows of logits that predict each of `chosen` after `prompt`.
 pub(crate) fn score(executor: &mut dyn Executor, prompt: &[u32], chosen: &[u32]) -> Vec<Vec<f32>> {
     let sequence = executor.begin();
     let (last, before) = prompt.split_last().expect("a prompt has tokens");

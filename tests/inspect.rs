@@ -1,4 +1,4 @@
-//! `incant inspect` and `incant tokenize`, as one types them.
+//! The commands `incant inspect` and `incant tokenize`.
 
 use std::io::Write;
 use std::path::PathBuf;
@@ -8,7 +8,7 @@ use serde_json::Value;
 
 use crate::build::{Builder, Item};
 
-/// A folder with a small model in it, and nothing else in reach.
+/// An isolated folder with a small model.
 struct Machine {
     dir: tempfile::TempDir,
 }
@@ -42,7 +42,7 @@ impl Machine {
         self.incant(args).output().expect("incant starts")
     }
 
-    /// Runs a command that must succeed; returns what it printed.
+    /// Runs a command that must succeed, and returns its standard output.
     fn stdout(&self, args: &[&str]) -> String {
         let output = self.run(args);
         assert!(output.status.success(), "{args:?}: {output:?}");
@@ -54,7 +54,7 @@ impl Machine {
     }
 }
 
-/// A byte-level vocabulary of a few letters, and weights for a layer of it.
+/// A byte-level vocabulary of a few letters, and weights for one layer.
 fn tiny() -> Builder {
     let tokens = ["a", "b", "Ġ", "ab", "Ã", "©", "<|im_end|>"];
     Builder::new()
@@ -112,7 +112,7 @@ fn inspect_prints_json() {
     assert!(report["kv"]["problem"].is_string());
     assert_eq!(report["tensors"][1]["part"], "attention");
     assert_eq!(report["tensors"][1]["shape"], serde_json::json!([4, 32]));
-    // 352 weights in matrices and 32 in a vector, which stays at 32 bits.
+    // 352 weights in matrices, and 32 in a vector, which stays at 32 bits.
     let bytes: Vec<u64> = report["widths"]
         .as_array()
         .unwrap()

@@ -1,5 +1,5 @@
-//! Adapters: what PEFT computes is what the executors compute; what was computed
-//! under one adapter serves no other; what is not a fitting adapter is refused.
+//! Adapters: the executors compute the same as PEFT; KV computed with one adapter is never
+//! reused for another; adapters that do not match are refused.
 
 mod cached;
 mod computed;

@@ -1,5 +1,5 @@
 //! The page in a headless Chromium: a report, and the live page with both its tabs, with a
-//! server that answers as it was told to and with the real one.
+//! scripted server and with the real one.
 
 mod chat;
 mod fixture;
@@ -21,7 +21,7 @@ use tempfile::TempDir;
 
 use crate::support::browser::Browser;
 
-/// A report's page in a browser, if there is one.
+/// The page of a report in a browser.
 struct Opened {
     browser: Browser,
     report: Value,
@@ -29,7 +29,7 @@ struct Opened {
     _folder: TempDir,
 }
 
-/// Opens the page of a report.
+/// Opens the page of a report, if there is a browser.
 fn open(report: Value) -> Option<Opened> {
     let mut browser = Browser::start()?;
     let folder = tempfile::tempdir().expect("there is a folder for temporary files");
@@ -44,11 +44,11 @@ fn open(report: Value) -> Option<Opened> {
     })
 }
 
-/// Every number of the page that has a place in the report equals the one that is there.
-/// Returns the places. What must be opened to be seen is opened first.
+/// Asserts that every number of the page that refers to a place in the report equals the number
+/// there. Returns the places. Collapsed details are opened first.
 fn compare_numbers(browser: &mut Browser, report: &Value) -> BTreeSet<String> {
     browser.eval("document.querySelectorAll('main details').forEach((one) => (one.open = true))");
-    // What is in them is made when they have opened.
+    // Their contents are created when they open.
     let made =
         "[...document.querySelectorAll('main details')].every((one) => one.children.length > 1)";
     browser.wait_for(made);
@@ -74,7 +74,7 @@ fn compare_numbers(browser: &mut Browser, report: &Value) -> BTreeSet<String> {
     places.collect()
 }
 
-/// The places of numbers that are written as shares, in nats and as means.
+/// The places of numbers that are displayed as shares, in nats and as means.
 static WRITTEN: LazyLock<[Regex; 3]> = LazyLock::new(|| {
     let places = [
         "/(shares|interval|positions/[0-9]+)/(unshifted|marginal|shifted)|\
@@ -85,7 +85,7 @@ static WRITTEN: LazyLock<[Regex; 3]> = LazyLock::new(|| {
     places.map(|place| Regex::new(place).expect("it is one"))
 });
 
-/// Whether a text is how the page should write a number, by the number's place.
+/// Whether a text is the page's representation of a number, depending on the number's place.
 fn is_written(place: &str, value: Option<f64>, text: &str) -> bool {
     let Some(value) = value else {
         return text == "–";
@@ -104,7 +104,7 @@ fn is_written(place: &str, value: Option<f64>, text: &str) -> bool {
     } else {
         return text == value.to_string();
     };
-    // Rounded, to so many decimals.
+    // Rounded to the displayed number of decimals.
     number.is_some_and(|number| {
         let rounded: Option<f64> = number.parse().ok();
         let after_point = number.split_once('.').map(|(_, decimals)| decimals.len());
@@ -115,13 +115,13 @@ fn is_written(place: &str, value: Option<f64>, text: &str) -> bool {
     })
 }
 
-/// The numbers that all pages must show: those of the summary and the settings.
+/// The places of numbers that all pages must show: those of the summary and the settings.
 fn places_to_show(report: &Value) -> BTreeSet<String> {
     let mut places = BTreeSet::new();
     for part in ["summary", "sampling", "settings"] {
         gather(&format!("/{part}"), &report[part], &mut places);
     }
-    // Arms and tokens are shown by their names, positions counted from one.
+    // Arms and tokens are displayed by their names, positions are counted from one.
     let names =
         Regex::new("/(arm|under|by|reference|id|position|top_logprobs)$").expect("it is one");
     places.retain(|place| !names.is_match(place));

@@ -1,4 +1,4 @@
-//! Profiles and chat templates as a client meets them.
+//! Profiles and chat templates as clients see them.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -45,8 +45,8 @@ fn every_profile_in_prompts_is_built_in() {
     assert_eq!(names, files);
 }
 
-/// The first marker opens a question and the second an answer; every built-in
-/// profile keeps that order, and this is where it shows.
+/// The first marker starts a question and the second an answer; this test checks that every
+/// built-in profile keeps that order.
 #[test]
 fn a_built_in_prefix_is_made_of_whole_turns() {
     for profile in profile::builtin() {
@@ -62,8 +62,8 @@ fn a_built_in_prefix_is_made_of_whole_turns() {
         };
         assert_eq!(count(query), count(answer), "{}", profile.name());
         assert!(count(query) >= profile.shots(), "{}", profile.name());
-        // What follows begins on a line of its own, after a blank one, so that
-        // no tokenizer joins the last piece of the prefix with the first turn.
+        // The first turn starts on a new line, after a blank one, so that no tokenizer merges
+        // the end of the prefix with it.
         assert!(profile.prefix().ends_with("\n\n"), "{}", profile.name());
         assert!(!profile.prefix().ends_with("\n\n\n"), "{}", profile.name());
         for probe in profile.probes().unwrap() {
@@ -77,9 +77,8 @@ fn a_built_in_prefix_is_made_of_whole_turns() {
     }
 }
 
-/// The number in the front matter is that of conversations: each begins with a question
-/// that does not go on from the one before, which only a reader can tell. So it is told
-/// here once more.
+/// The number in the front matter counts conversations: each starts with a question that does
+/// not continue the previous one, which only a human can tell. So it is repeated here.
 #[test]
 fn each_built_in_profile_is_there_in_english_and_in_japanese() {
     let profiles = profile::load(None).unwrap();
@@ -131,7 +130,7 @@ fn examples(profile: &Profile) -> Vec<(String, String)> {
         .collect()
 }
 
-/// Whoever compares two of them is to see what their examples do, and nothing else.
+/// A comparison of two profiles must show the effect of their examples, and nothing else.
 #[test]
 fn profiles_of_a_language_differ_only_in_what_they_show() {
     let profiles = profile::load(None).unwrap();
@@ -193,7 +192,7 @@ fn the_self_correcting_profiles_ask_with_every_question() {
                 "{name}: {asked}"
             );
             if let Some(label) = answer {
-                // Some thought, and then an answer that can be found.
+                // Some reasoning, and then an answer that can be located.
                 let parts: Vec<&str> = answered.split(label).collect();
                 let [thought, found] = parts[..] else {
                     panic!("{name}: {answered}");
@@ -235,7 +234,7 @@ fn urial_writes_a_conversation_after_the_clients_instruction() {
     assert_eq!(turn.markers(), rendering.markers());
 }
 
-/// Texts that try to open a turn, and ordinary ones.
+/// Texts that try to start a turn, and ordinary ones.
 fn contents(markers: Vec<String>) -> impl Strategy<Value = String> {
     let marker = prop::sample::select(markers);
     let disguised = marker.clone().prop_map(|marker| {
@@ -279,7 +278,7 @@ proptest! {
         let harmless: Vec<Message> = messages
             .iter()
             .map(|message| {
-                // A blank message stays one: it may be left out.
+                // A blank message stays blank, because it may be omitted.
                 let blank = message.content.trim().is_empty();
                 Message::new(message.role, if blank { " " } else { "x" })
             })
@@ -325,7 +324,7 @@ fn a_folder_adds_profiles_and_replaces_built_in_ones() {
     assert_eq!(turns(&profiles["own"], &[user("hi")]), "Q: hi\nA: ");
 }
 
-/// A profile of a user's that is a variant of another.
+/// A user's profile that is a variant of another.
 fn variant(name: &str, language: &str, of: &str) -> String {
     let language = format!("language = {language:?}\nvariant_of = {of:?}");
     OWN.replace("\"own\"", &format!("{name:?}"))

@@ -1,15 +1,14 @@
-//! Templates that would hold up or bring down whoever runs them: each ends soon,
-//! with an error that says why, on the small stack that tests run on.
+//! Templates that would hang or crash the process (denial of service): each ends soon, with an
+//! error that gives the reason, on the small stack of test threads.
 
 use std::time::{Duration, Instant};
 
 use incant::profile::{ChatTemplate, Profile};
 
-/// The longest source, from the outside.
+/// The maximum source length, as seen from outside.
 const LONGEST_SOURCE: usize = 128 << 10;
 
-/// What is said of a profile whose prefix has `text` in it; an empty text if nothing
-/// is wrong with it.
+/// Returns the error for a profile whose prefix contains `text`; empty if it is valid.
 fn in_a_profile(text: &str) -> String {
     let source = format!(
         "+++\nname = \"own\"\ntitle = \"Own\"\ndescription = \"A user's\"\nlanguage = \"en\"\n\
@@ -22,13 +21,13 @@ fn in_a_profile(text: &str) -> String {
     parsed.map_or_else(|error| error.to_string(), |_| String::new())
 }
 
-/// What is said of a chat template.
+/// Returns the error for a chat template; empty if it is valid.
 fn in_a_chat_template(text: &str) -> String {
     let parsed = ChatTemplate::new(text, None, None);
     parsed.map_or_else(|error| error.to_string(), |_| String::new())
 }
 
-/// What is said of both must hold `expected`.
+/// Asserts that both errors contain `expected`.
 fn both(text: &str, expected: &str) {
     let beginning: String = text.chars().take(80).collect();
     for said in [in_a_profile, in_a_chat_template] {
@@ -36,13 +35,13 @@ fn both(text: &str, expected: &str) {
         let error = said(text);
         assert!(error.contains(expected), "{beginning}: {error:?}");
         assert!(!error.contains('\n'), "{beginning}: {error:?}");
-        // Some tenths of a second, where nothing else is computed.
+        // It takes some tenths of a second on an idle machine.
         let took = began.elapsed();
         assert!(took < Duration::from_secs(20), "{beginning}: {took:?}");
     }
 }
 
-/// `piece` as often as it fits in a source.
+/// Repeats `piece` as often as fits in a source.
 fn many(piece: &str) -> String {
     piece.repeat((LONGEST_SOURCE - 1000) / piece.len())
 }
@@ -94,8 +93,8 @@ fn deep_nesting_is_refused() {
     both(&format!("{{{{ {} }}}}", many("[")), limit);
 }
 
-/// Nobody counts how deep these are, but there is room for as many as a source holds,
-/// or as the fuel makes.
+/// The depth of these chains is not limited, but the stack suffices for as many as a source can
+/// hold, or fuel allows.
 #[test]
 fn long_chains_do_not_overflow_the_stack() {
     both(&format!("{{{{ {}true }}}}", many("not ")), "");

@@ -16,8 +16,8 @@ use tempfile::TempDir;
 use crate::server_program::Program;
 use crate::server_support::{CHAT, Reply, in_company, post};
 
-/// A profile's file that writes `mark` before every question, and begins every answer
-/// such that a model has to go on with it.
+/// The file of a profile that writes `mark` before every question, and starts every answer such
+/// that a model has to continue it.
 fn profile(name: &str, mark: &str) -> String {
     format!(
         "+++\nname = \"{name}\"\ntitle = \"{mark}\"\ndescription = \"For tests\"\n\
@@ -29,7 +29,7 @@ fn profile(name: &str, mark: &str) -> String {
     )
 }
 
-/// Replaces a file as a whole, as editors and deployments do.
+/// Replaces a file atomically, as editors and deployments do.
 fn put(folder: &TempDir, name: &str, text: &str) {
     let new = folder.path().join("new");
     fs::write(&new, text).expect("it can be written");
@@ -41,7 +41,7 @@ fn names(library: &Library) -> Vec<String> {
     library.profiles().into_keys().filter(own).collect()
 }
 
-/// Looks until nothing is unsettled; whether anything had changed.
+/// Polls until the files are stable; returns whether anything has changed.
 fn followed(library: &mut Library) -> bool {
     let looks = [library.follow(), library.follow()];
     looks
@@ -74,7 +74,7 @@ fn a_library_follows_its_folder() {
     assert_eq!(names(&library), ["own-too"]);
 }
 
-/// Of two variants in one language nothing says which is meant, until one of them goes.
+/// Two variants in one language are ambiguous, until one of them is removed.
 #[test]
 fn two_variants_in_one_language_are_both_refused() {
     let folder = tempfile::tempdir().expect("a folder");
@@ -94,7 +94,7 @@ fn two_variants_in_one_language_are_both_refused() {
     assert!(followed(&mut library));
     assert_eq!(library.broken().count(), 0);
     assert_eq!(names(&library), ["own", "own-b"]);
-    // What it is a variant of is broken, not gone.
+    // The original profile is broken, not removed.
     put(&folder, "own", "no front matter");
     assert!(followed(&mut library));
     let broken: Vec<String> = library.broken().map(|(name, _)| name).collect();
@@ -146,7 +146,7 @@ fn a_folder_that_cannot_be_read_takes_nothing_away() {
     assert_eq!(names(&library), ["own"]);
 }
 
-/// A server over a folder of profiles.
+/// A server with a folder of profiles.
 struct Served {
     folder: TempDir,
     program: Program,
@@ -205,7 +205,7 @@ impl Served {
             .clone()
     }
 
-    /// The whole prompt that a chat with an arm begins with.
+    /// Returns the rendered prompt of a chat with an arm.
     fn prompt(&self, arm: &str) -> Value {
         let body = json!({"model": arm, "messages": [{"role": "user", "content": "Hi"}]});
         self.post("/apply-template", &body).expect(200)["prompt"].clone()
@@ -237,7 +237,7 @@ fn chat(arm: &str, tokens: usize) -> Value {
     })
 }
 
-/// What a stream said, which must be whole.
+/// Returns the text of a stream, which must be complete.
 fn said(reply: &Reply) -> String {
     let events = reply.events();
     let last = &events[events.len() - 1]["choices"][0]["finish_reason"];
@@ -255,7 +255,7 @@ fn profiles_change_while_answers_go_on() {
     let arm = served.arm("own");
     let before = said(&served.post(CHAT, &chat(&arm, 24)));
 
-    // Several clients ask all the time, and one has an answer under way.
+    // Several clients ask continuously, and one answer is in progress.
     let mut under_way = served.program.connect();
     let long = chat(&arm, 200).to_string();
     under_way
@@ -366,8 +366,8 @@ fn a_broken_profile_stays_as_it_was_and_says_why() {
     assert!(shown["error"].is_null());
 }
 
-/// A built-in profile comes back when the file that stood for it goes; one that a model
-/// chats with cannot go.
+/// A built-in profile reappears when the file that overrides it is removed; a profile that a
+/// model chats with cannot be removed.
 #[test]
 fn a_removed_profile_leaves_what_it_stood_before_or_was_needed_for() {
     let _company = in_company();
@@ -409,7 +409,7 @@ fn a_hangup_reads_everything_at_once() {
     let path = served.folder.path().join("own.jinja");
     let modified = |path: &Path| fs::metadata(path).and_then(|it| it.modified());
     let before = modified(&path).expect("a time");
-    // Of the same length and time, so that nothing but reading it shows the change.
+    // Same length and modification time, so that only reading the file shows the change.
     fs::write(&path, profile("own", "trees")).expect("it can be written");
     let file = fs::File::options()
         .append(true)
@@ -423,7 +423,7 @@ fn a_hangup_reads_everything_at_once() {
     assert_eq!(served.profile("own")["title"], "trees");
 }
 
-/// From the moment that others can know of the server, a hangup does not end it.
+/// As soon as others can find the server, SIGHUP does not end it.
 #[cfg(unix)]
 #[test]
 fn a_hangup_while_models_load_is_heard() {

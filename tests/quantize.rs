@@ -1,4 +1,4 @@
-//! Models written anew with weights of another type.
+//! Rewriting models with weights of another type.
 
 use std::path::PathBuf;
 use std::process::{Command, Output};
@@ -14,8 +14,8 @@ use crate::lora::fixtures::Fixture;
 use crate::reference::tiny::{Tiny, Weight};
 use crate::support::subjects;
 
-/// Each type, and how far numbers drawn evenly from −1 to 1 are from themselves in it,
-/// as a part of their root mean square: what a step between two codes makes.
+/// Each type, with the relative root mean square error of uniform values from −1 to 1 in it, as
+/// expected from the step between two codes.
 const TYPES: [(TensorType, GgmlDType, f64); 13] = [
     (TensorType::F32, GgmlDType::F32, 0.0),
     (TensorType::F16, GgmlDType::F16, step(1.0 / 2048.0)),
@@ -32,12 +32,13 @@ const TYPES: [(TensorType, GgmlDType, f64); 13] = [
     (TensorType::Q6_K, GgmlDType::Q6K, step(1.0 / 32.0)),
 ];
 
-/// Rounding to steps errs by `step / √12`; the numbers' root mean square is `1 / √3`.
+/// Rounding to steps has the error `step / √12`; the root mean square of the values is
+/// `1 / √3`.
 const fn step(step: f64) -> f64 {
     step / 2.0
 }
 
-/// A file beside which others are written.
+/// A source file, and a folder for the files written from it.
 struct Source {
     folder: TempDir,
     path: PathBuf,
@@ -72,14 +73,15 @@ impl Source {
         command.output().expect("incant starts")
     }
 
-    /// Runs a command that must succeed; returns what it printed.
+    /// Runs a command that must succeed, and returns its standard output.
     fn stdout(&self, args: &[&str]) -> String {
         let output = self.run(args);
         assert!(output.status.success(), "{args:?}: {output:?}");
         String::from_utf8(output.stdout).expect("text")
     }
 
-    /// Runs a command that must fail and leave no file behind; returns its one line.
+    /// Runs a command that must fail without leaving a file behind, and returns its single
+    /// line.
     fn refusal(&self, args: &[&str]) -> String {
         let files = || {
             std::fs::read_dir(self.folder.path())
@@ -153,7 +155,7 @@ fn metadata_stays_but_for_what_says_the_type() {
         let kept = entries.filter(|(key, ..)| !leave_out.contains(key));
         kept.map(|entry| format!("{entry:?}")).collect()
     };
-    // The new file is aligned as files are that say nothing of it.
+    // The new file has the default alignment.
     let changed = ["general.alignment", "general.file_type"];
     let new = ["general.file_type", "general.quantization_version"];
     assert_eq!(entries(&after, &new), entries(&before, &changed));
@@ -210,7 +212,7 @@ fn export_merges_an_adapter_into_its_model() {
     let export = ["export", "--adapter", &adapter, "--model", "model.gguf"];
     let told = source.stdout(&[&export[..], &["--merge", "out.gguf", "--type", "Q8_0"]].concat());
     let (_, rest) = told.split_once('\n').expect("several lines");
-    // Rows of 48 are no whole blocks of 32.
+    // Rows of 48 are not a multiple of the block size of 32.
     assert_eq!(
         rest,
         "tensors: 5 F32, 2 F16, 14 Q8_0\n\
@@ -220,7 +222,7 @@ fn export_merges_an_adapter_into_its_model() {
          note: the adapter says no form of turns that it is for: the file has no chat template, \
          so programs that serve it choose a form of their own\n"
     );
-    // What has few bits is rounded to few bits once more.
+    // Weights of few bits are rounded to few bits again.
     let told = source.stdout(&["quantize", "model.gguf", "few.gguf", "--type", "Q4_0"]);
     assert!(!told.contains("--type F16 or Q8_0"), "{told}");
     let export_few = ["export", "--adapter", &adapter, "--model", "few.gguf"];
@@ -267,7 +269,7 @@ fn a_file_that_is_there_is_replaced_only_by_force_and_as_a_whole() {
         "{told}"
     );
     assert!(precious());
-    // A run that fails leaves it, too.
+    // A failing run leaves the file unchanged, too.
     let mut tensors = Tiny::llama().tensors();
     let name = "blk.1.ffn_down.weight";
     let mut values = tensors[name].values.clone();
@@ -288,7 +290,7 @@ fn a_file_that_is_there_is_replaced_only_by_force_and_as_a_whole() {
     assert!(precious());
     source.stdout(&[&quantize[..], &["Q8_0", "--force"]].concat());
     assert!(!precious());
-    // The model itself, by another name of its file, not even by force.
+    // The model itself, by another name of its file, is never overwritten, not even with force.
     let link = source.folder.path().join("link.gguf");
     std::fs::hard_link(source.folder.path().join("model.gguf"), link).expect("it is new");
     let told = source.refusal(&[
@@ -302,7 +304,7 @@ fn a_file_that_is_there_is_replaced_only_by_force_and_as_a_whole() {
     assert!(told.ends_with("would be written over itself"), "{told}");
 }
 
-/// A file that llama.cpp has written as Q4_K_M has the types that this mixture gives here.
+/// Compares this mixture with a file that llama.cpp has written as Q4_K_M.
 #[test]
 fn mixtures_choose_the_types_that_llama_cpp_does() {
     let path = crate::support::model("gemma-3-270m");
@@ -340,7 +342,7 @@ fn what_cannot_be_written_is_told_in_a_line_and_leaves_nothing() {
     let told = quantize("no/out.gguf", "Q8_0");
     assert!(told.contains("there is no folder"), "{told}");
 
-    // A type that cannot be unpacked.
+    // A type that cannot be dequantized.
     tensors.remove(name);
     let bytes = 64 * 96 / 32 * TensorType::IQ4_NL.type_size();
     let file = Tiny::llama().file(&tensors);

@@ -21,17 +21,17 @@ use crate::lora::fixtures::Fixture;
 use crate::server_support::{CHAT, Reply, Server, eventually};
 use crate::support::subjects;
 
-/// A served tiny model, and the folder that adapters are loaded from.
+/// A served tiny model, and the folder from which adapters are loaded.
 struct Served {
     server: Server,
     runtime: Arc<Runtime>,
     folder: TempDir,
-    // Its file is mapped.
+    // Held because its file is mapped.
     _fixture: Fixture,
 }
 
 impl Served {
-    /// With copies of the adapters `plain` and `patterns` in the folder.
+    /// Starts a server with copies of the adapters `plain` and `patterns` in the folder.
     fn new() -> Served {
         Served::with(EngineOptions::default())
     }
@@ -86,7 +86,7 @@ impl Served {
         self.server.post(CHAT, &body)
     }
 
-    /// What an arm answers, with how likely it finds that.
+    /// Returns the log-probabilities of an arm's answer.
     fn answer(&self, arm: &str) -> Value {
         self.ask(arm).expect(200)["choices"][0]["logprobs"].take()
     }
@@ -143,7 +143,7 @@ fn an_adapter_is_loaded_replaced_and_unloaded_while_the_server_runs() {
     assert_eq!(served.answer("tiny@urial-1"), base);
 }
 
-/// Chat under the adapter alone is chat under the profile that its file names.
+/// A chat with only the adapter is a chat with the profile that its file names.
 #[test]
 fn an_adapter_brings_its_profile() {
     let served = Served::new();
@@ -251,7 +251,7 @@ fn adapters_come_and_go_under_load() {
                     while !done.load(Ordering::Relaxed) {
                         let reply = served.ask(arm);
                         match (*arm, reply.status) {
-                            // It may have gone, or come back.
+                            // The adapter may have been unloaded, or loaded again.
                             ("tiny+goes", 200 | 404) => {}
                             ("tiny+stays", _) => {
                                 let answer = &reply.expect(200)["choices"][0]["logprobs"];

@@ -1,5 +1,5 @@
-//! What answers look like, whole and streamed. All of it must hold for any
-//! model: nothing here knows what the model says.
+//! The form of answers, complete and streamed. All of it must hold for any model, whatever it
+//! generates.
 
 mod logprobs;
 
@@ -39,7 +39,7 @@ fn stream(path: &str, mut body: Value) -> (Reply, Vec<Value>) {
     (reply, events)
 }
 
-/// The joined text of one choice's chunks.
+/// Returns the concatenated text of one choice's chunks.
 fn joined(events: &[Value], index: u64) -> String {
     let choices = events
         .iter()
@@ -98,7 +98,8 @@ fn a_profiles_prefix_is_counted_as_cached() {
     let prefix = shared().post("/apply-template", &template).expect(200)["prefix_tokens"]
         .as_u64()
         .unwrap();
-    // The prefix's last token is computed again: it predicts the first of the turn.
+    // The last token of the prefix is recomputed because it predicts the first token of the
+    // turn.
     assert!(prefix > 1 && cached + 1 >= prefix, "{cached} of {prefix}");
     assert!(cached < usage["prompt_tokens"].as_u64().unwrap());
 }
@@ -298,7 +299,7 @@ fn a_stop_text_ends_the_answer_and_is_not_in_it() {
         .chars()
         .collect();
     assert!(said.len() > 8, "{said:?}");
-    // Somewhere in the middle, most likely across tokens.
+    // In the middle of the text, most likely across tokens.
     let stop: String = said[said.len() / 2..said.len() / 2 + 3].iter().collect();
     let whole: String = said.iter().collect();
     let expected = &whole[..whole.find(&stop).unwrap()];

@@ -1,4 +1,5 @@
-//! Web pages of other origins, as browsers let them ask.
+//! Requests by web pages of other origins, as browsers send them (CORS, preflight, DNS
+//! rebinding).
 
 use std::collections::BTreeSet;
 use std::io::{Read, Write};
@@ -12,7 +13,7 @@ use crate::server_support::{CHAT, Reply, Server, chat_body, post, shared};
 const HERE: &str = "https://chat.example.org";
 const HEADERS: &str = "authorization,content-type,x-stainless-arch,x-stainless-retry-count";
 
-/// A server for pages of these origins, with a key.
+/// A server with a key that allows pages of these origins.
 fn server(origins: &[&str]) -> Server {
     let origins = origins.iter().map(|origin| origin.parse());
     Server::start(ServeOptions {
@@ -22,7 +23,7 @@ fn server(origins: &[&str]) -> Server {
     })
 }
 
-/// What a browser asks before it sends a page's request.
+/// Sends the preflight request of a browser.
 fn preflight(server: &Server, origin: &str) -> Reply {
     let request = format!(
         "OPTIONS {CHAT} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\nOrigin: {origin}\r\n\
@@ -31,7 +32,7 @@ fn preflight(server: &Server, origin: &str) -> Reply {
     server.send(request.as_bytes())
 }
 
-/// A page's request.
+/// Sends the request of a page.
 fn ask(server: &Server, origin: &str, headers: &str) -> Reply {
     let headers = format!("Connection: close\r\nOrigin: {origin}\r\n{headers}");
     let body = chat_body(&json!({})).to_string();
@@ -94,7 +95,7 @@ fn without_origins_other_pages_get_no_answer_at_all() {
     assert_eq!(allowed(&reply), None);
 }
 
-/// A request with these lines in its head, and nothing else.
+/// Sends a request with only these lines in its head.
 fn send(server: &Server, line: &str, headers: &[&str]) -> Reply {
     let headers: String = headers.iter().map(|line| format!("{line}\r\n")).collect();
     server.send(format!("{line}\r\nConnection: close\r\n{headers}\r\n").as_bytes())
@@ -170,7 +171,8 @@ fn a_name_that_may_be_anyones_is_not_the_servers() {
     }
     let absolute = "GET http://evil.example/v1/models HTTP/1.1";
     send(shared(), absolute, &["Host: localhost"]).error(403);
-    // The page's own request: its origin is what the browser takes the server for.
+    // DNS rebinding: the page's own name resolves to this server, so to the browser it is
+    // same-origin.
     let own = [
         evil,
         "Origin: http://evil.example",
@@ -180,7 +182,7 @@ fn a_name_that_may_be_anyones_is_not_the_servers() {
     for path in ["/health", "/metrics"] {
         let reply = send(shared(), &format!("GET {path} HTTP/1.1"), &["Host: incant"]);
         assert_eq!(reply.status, 200, "{path}");
-        // No page has a reason to ask for these under a name of its own.
+        // No page has a reason to request these under its own name.
         send(shared(), &format!("GET {path} HTTP/1.1"), &own).error(403);
     }
     let named = Server::start(ServeOptions {
@@ -217,7 +219,7 @@ fn a_request_names_the_server_once() {
         let error = send(shared(), models, headers).error(400);
         assert!(error["message"].as_str().unwrap().contains("`Host`"));
     }
-    // What checks health may speak HTTP/1.0, which has no such header.
+    // Health checks may use HTTP/1.0, which has no such header.
     for path in ["/health", "/v1/models"] {
         let reply = send(shared(), &format!("GET {path} HTTP/1.0"), &[]);
         assert_eq!(reply.status, 200, "{path}");

@@ -1,5 +1,5 @@
-//! Clients that others wrote, unmodified, against our server. Their scripts are
-//! in `tests/clients`; each can also be run by itself against any server.
+//! Unmodified third-party clients against our server. Their scripts are in `tests/clients`;
+//! each can also be run separately against any server.
 
 use std::fs;
 use std::io::Write;
@@ -42,7 +42,7 @@ fn the_command_llm_is_content() {
 #[test]
 fn the_official_client_for_node_is_content() {
     if Command::new("npm").arg("--version").output().is_err() {
-        // Past the capture of a test's output: whoever runs the tests must see it.
+        // Written past the test harness's output capture, so that it is always visible.
         let mut stderr = std::io::stderr();
         _ = writeln!(stderr, "NOT RUN: the client for Node, as there is no npm");
         return;
@@ -75,7 +75,7 @@ fn python(script: &str) -> String {
     ask(Command::new(interpreter).arg(script))
 }
 
-/// What a script's header (PEP 723) says it depends on.
+/// Returns the dependencies in a script's header (PEP 723).
 fn packages(script: &str) -> Vec<String> {
     let header = script
         .lines()
@@ -90,7 +90,7 @@ fn packages(script: &str) -> Vec<String> {
     named.iter().map(name).collect()
 }
 
-/// Lets a client ask the shared server; returns what it told.
+/// Runs a client against the shared server, and returns its output.
 fn ask(client: &mut Command) -> String {
     client.arg(shared().url());
     client.args([format!("{MODEL}@base"), format!("{MODEL}@urial")]);

@@ -1,5 +1,5 @@
-//! Several arms side by side: the numbers are those that `/v1/completions` gives, and the
-//! stream says what the whole answer says.
+//! Several arms side by side: the numbers equal those of `/v1/completions`, and the stream
+//! equals the complete answer.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -19,7 +19,7 @@ use crate::support::{self, subjects};
 
 const COMPARE: &str = "/v1/compare";
 
-/// A question for `arms`, with the fields of `more`.
+/// A question for `arms`, with the additional fields `more`.
 fn body(arms: &[&str], more: &Value) -> Value {
     let messages = json!([{"role": "user", "content": "What is the capital of France?"}]);
     with(
@@ -34,7 +34,7 @@ fn compare(server: &Server, body: &Value) -> Report {
     serde_json::from_value(answer).expect("the report's form")
 }
 
-/// What is read of something after it was written. (Written as text, an `f32` is short.)
+/// Converts a value to JSON text and back. (As text, an `f32` is short.)
 fn written(value: &impl Serialize) -> Value {
     let text = serde_json::to_string(value).expect("it can be written");
     serde_json::from_str(&text).expect("JSON")
@@ -46,7 +46,7 @@ fn arms(profiles: &[&str]) -> Vec<String> {
     profiles.iter().map(arm).collect()
 }
 
-/// What `arm` makes of the question.
+/// Returns the question as `arm` renders it.
 fn rendered(server: &Server, arm: &str) -> Vec<u32> {
     let messages = body(&[arm], &json!({}))["messages"].clone();
     let rendered = json!({"model": arm, "messages": messages});
@@ -54,8 +54,8 @@ fn rendered(server: &Server, arm: &str) -> Vec<u32> {
     serde_json::from_value(rendered["tokens"].clone()).expect("ids")
 }
 
-/// What `/v1/completions` says of `answer` as it goes on from what `arm` makes of the
-/// question: each token's log-probability, and its rank if it is at most 5.
+/// Returns the scores of `answer` by `/v1/completions` after the question as `arm` renders it:
+/// each token's log-probability, and its rank if it is at most 5.
 fn by_completions(server: &Server, arm: &str, answer: &[u32]) -> Vec<(f64, Option<usize>)> {
     let mut ids = rendered(server, arm);
     ids.extend(answer);
@@ -71,7 +71,7 @@ fn by_completions(server: &Server, arm: &str, answer: &[u32]) -> Vec<(f64, Optio
             top.values().filter_map(Value::as_f64).collect()
         });
         top.sort_by(|a, b| b.total_cmp(a));
-        // The chosen one is listed beside the five if it is none of them.
+        // The chosen token is listed in addition to the five if it is not among them.
         let rank = top.iter().take(5).position(|&other| other == logprob);
         (logprob, rank.map(|rank| rank + 1))
     });
@@ -90,7 +90,7 @@ fn what_arms_think_of_each_others_tokens_is_what_completions_say() {
     assert_eq!(answers.len(), 3);
     for answer in answers {
         let tokens = answer.tokens.as_ref().expect("analysis");
-        // What a role marker cut off is no part of the answer.
+        // Text that a role marker cut off is not part of the answer.
         let cut = answer.usage.completion_tokens - tokens.len();
         assert!(cut == 0 || answer.finish_reason == Finish::Stop, "{cut}");
         let bytes: Vec<u8> = tokens
@@ -130,8 +130,8 @@ fn what_arms_think_of_each_others_tokens_is_what_completions_say() {
     }
 }
 
-/// The log-probabilities of all tokens at each place of `answer` after what `arm` makes of
-/// the question, by the device executor.
+/// Computes the log-probabilities of all tokens at each position of `answer`, after the
+/// question as `arm` renders it, by the device executor.
 fn by_device_executor(
     server: &Server,
     executor: &mut dyn Executor,
@@ -163,8 +163,8 @@ fn by_device_executor(
     rows.collect()
 }
 
-/// How far a log-probability of the native executor may be from the device executor's: it
-/// keeps keys and values in binary16, and rounds activations to 16 bits.
+/// The maximum difference between log-probabilities of the native executor and the device
+/// executor: the native one stores keys and values as f16, and rounds activations to 16 bits.
 const BETWEEN_EXECUTORS: f64 = 0.02;
 
 #[test]
@@ -197,7 +197,7 @@ fn ranks_and_divergences_are_those_of_the_device_executor() {
             near(score.kl_reverse, kl(q, p));
             let chosen = q[token.id as usize];
             near(score.logprob, chosen);
-            // Tokens as good as equally likely may stand the other way round.
+            // Practically equally likely tokens may be in the other order.
             let above = |by: f64| q.iter().filter(|&&other| other > chosen + by).count();
             let ranks = above(BETWEEN_EXECUTORS) + 1..=above(-BETWEEN_EXECUTORS);
             assert!(
@@ -385,12 +385,12 @@ fn the_report_says_which_profile_answered_where_an_id_names_none() {
     assert!(rendered[0].is_some_and(|profile| profile.ends_with("-ja")));
     assert_eq!(rendered[1..], [None, None]);
     assert_eq!(report.settings.reference, 2);
-    // A text is rendered by nobody.
+    // A plain text is not rendered.
     let asked = json!({"arms": [MODEL], "prompt": "The sea", "max_tokens": 1});
     assert_eq!(compare(shared(), &asked).arms[0].rendered_by, None);
 }
 
-/// Two models of one tokenizer, and one of another.
+/// Two models with the same tokenizer, and one with another.
 #[test]
 fn arms_of_other_models_score_too_if_they_have_the_same_tokens() {
     let llama = Fixture::new("llama");
@@ -429,7 +429,7 @@ fn arms_of_other_models_score_too_if_they_have_the_same_tokens() {
     };
     let judges: Vec<_> = (0..4).map(judges).collect();
     assert_eq!(judges, [vec![1, 2], vec![0, 2], vec![0, 1], vec![]]);
-    // The same file in another engine says the same; an adapter does not.
+    // The same file in another engine gives the same scores; an adapter does not.
     let tokens = answers[0].tokens.as_ref().expect("analysis");
     let agrees = |score: &Score| score.rank == 1 && score.kl == 0.0;
     assert!(

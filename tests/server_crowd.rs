@@ -1,4 +1,4 @@
-//! More connections than there are places for.
+//! Overload: more connections than the connection limit allows.
 
 use std::io::{Read, Write};
 use std::net::TcpStream;
@@ -11,7 +11,7 @@ use crate::server_support::{
     COMPLETIONS, Server, alone, completion_body, endless, eventually, idle, post,
 };
 
-/// A server with one place.
+/// A server with a connection limit of one.
 fn narrow(client_timeout: Duration) -> Server {
     Server::start(ServeOptions {
         max_connections: 1,
@@ -20,7 +20,7 @@ fn narrow(client_timeout: Duration) -> Server {
     })
 }
 
-/// A connection that has a place.
+/// Opens a connection within the limit.
 fn placed(server: &Server) -> TcpStream {
     let mut stream = server.connect();
     stream
@@ -45,7 +45,8 @@ fn who_finds_no_place_is_told_to_come_back_and_health_is_as_ever() {
         assert_eq!(reply.error(503)["type"], "service_unavailable");
         assert!(reply.header("retry-after").unwrap().parse::<u64>().unwrap() > 0);
     }
-    // It is not asked to close the connection, but that is all it gets.
+    // The client does not request to close the connection, but the server closes it after the
+    // answer.
     let mut stream = server.connect();
     let large = completion_body(&json!({"prompt": "a".repeat(4 << 20)})).to_string();
     stream
@@ -74,7 +75,7 @@ fn connections_that_say_nothing_do_not_keep_health_from_others() {
     server.get("/v1/models").error(503);
     for mut stream in silent {
         let mut nothing = Vec::new();
-        // Closed, without a word or with a reset.
+        // The connection is closed, without an answer or with a reset.
         _ = stream.read_to_end(&mut nothing);
         assert!(nothing.is_empty());
     }
@@ -84,8 +85,8 @@ fn connections_that_say_nothing_do_not_keep_health_from_others() {
 
 #[test]
 fn a_crowd_of_half_open_connections_does_not_delay_health() {
-    /// What HAProxy allows for a check, as often as it is set here. Two in a row that take
-    /// longer take a server out.
+    /// HAProxy's time limit for a health check: the check interval of `deploy/haproxy.cfg`. Two
+    /// consecutive timeouts take a server out.
     const PATIENCE: Duration = Duration::from_secs(1);
     // Both ends of each connection are in this process.
     rlimit::increase_nofile_limit(8192).expect("a limit");
@@ -95,18 +96,18 @@ fn a_crowd_of_half_open_connections_does_not_delay_health() {
         server.get("/health").expect(200);
         since.elapsed()
     };
-    // What a busy machine takes without a crowd is not the crowd's doing.
+    // Allows for the time that a busy machine takes even without overload.
     let calm = (0..5).map(|_| check()).max().unwrap_or_default();
     let half_open = || {
         let mut stream = server.connect();
-        // One that is turned away meanwhile has served its purpose.
+        // The server may already have refused the connection, which is fine.
         _ = stream.write_all(b"GET /health HTTP/1.1\r\n");
         stream
     };
     let mut crowd: Vec<TcpStream> = (0..1400).map(|_| half_open()).collect();
     let mut late = 0;
     for _ in 0..20 {
-        // They keep coming.
+        // New connections keep arriving.
         crowd.extend((0..20).map(|_| half_open()));
         let took = check();
         late = if took < PATIENCE + calm { 0 } else { late + 1 };

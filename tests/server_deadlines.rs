@@ -1,5 +1,5 @@
-//! Answers that take longer than they may: before the first token and after it,
-//! streamed and whole, by the server's limit and by the request's own.
+//! Timeouts of answers: before the first token and after it, streamed and complete, by the
+//! server's limit and by the request's own.
 
 use std::io::{Read, Write};
 use std::net::TcpStream;
@@ -13,7 +13,7 @@ use crate::server_support::{
     runtime, shared, with,
 };
 
-/// No request is answered within this many seconds.
+/// A timeout in seconds within which no request can be answered.
 const TOO_SHORT: f64 = 0.000_001;
 
 fn limited(seconds: f64) -> Server {
@@ -23,7 +23,7 @@ fn limited(seconds: f64) -> Server {
     })
 }
 
-/// The message of a request's end for want of time, as plain JSON.
+/// Returns the message of a request that timed out, as plain JSON.
 fn refused(reply: &Reply) -> String {
     let error = reply.error(408);
     assert_eq!(
@@ -34,7 +34,7 @@ fn refused(reply: &Reply) -> String {
             &Value::Null
         )
     );
-    // Without it the official clients would send the same request again.
+    // Without this header, the official clients would retry the request.
     assert_eq!(reply.header("x-should-retry"), Some("false"));
     error["message"].as_str().unwrap().to_owned()
 }
@@ -81,10 +81,10 @@ fn time_in_the_queue_counts() {
     let _alone = alone();
     let runtime = runtime();
     let waiting = || runtime.models()[0].engine().load().waiting;
-    // What another test left behind must not be taken for the crowd.
+    // Requests left over from another test must not count as load.
     eventually("the engine is idle", idle);
-    // One answer of a large request would give way to another request; these are as many
-    // requests as there are slots, and one more.
+    // A request with several answers would give slots to another request; these are one more
+    // request than there are slots.
     let crowd: Vec<TcpStream> = (0..9).map(|_| shared().connect()).collect();
     for mut client in &crowd {
         client.write_all(&endless(&json!({}))).unwrap();
@@ -111,7 +111,7 @@ fn a_stream_ends_with_the_error_and_its_slot_is_free() {
         .unwrap();
     let mut bytes = Vec::new();
     let mut some = [0; 4096];
-    // The connection stays open after the stream's last chunk.
+    // The connection stays open after the last chunk of the stream.
     while !bytes.ends_with(b"\r\n0\r\n\r\n") {
         let read = client.read(&mut some).unwrap();
         assert!(read > 0, "closed");

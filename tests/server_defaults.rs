@@ -1,6 +1,6 @@
-//! How chats are rendered and sampled where a request does not say: by the default profile
-//! or its variant for the question's language; by the profile, then by the model's manifest,
-//! then as OpenAI does it. And where answers end that several arms have a say in.
+//! Rendering and sampling defaults of chats: the default profile or its variant for the
+//! question's language; the sampling defaults of the profile, then of the model's manifest,
+//! then OpenAI's. Also where answers end if several arms choose their tokens.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -45,7 +45,7 @@ Answer well.
 {% endblock %}
 "##;
 
-/// The profile `short` by another name, in a language, and as a variant of another or none.
+/// The profile `short` under another name, in a language, and possibly as a variant of another.
 fn profile(name: &str, language: &str, variant_of: Option<&str>) -> String {
     let variant_of = variant_of.map_or_else(String::new, |of| format!("\nvariant_of = {of:?}"));
     let language = format!("language = {language:?}{variant_of}");
@@ -54,7 +54,7 @@ fn profile(name: &str, language: &str, variant_of: Option<&str>) -> String {
         .replace("language = \"en\"", &language)
 }
 
-/// Profiles by their names.
+/// Parses profiles; returns them by name.
 fn profiles(texts: &[String]) -> BTreeMap<String, Arc<Profile>> {
     let parsed = texts
         .iter()
@@ -64,8 +64,8 @@ fn profiles(texts: &[String]) -> BTreeMap<String, Arc<Profile>> {
         .collect()
 }
 
-/// A tiny model whose manifest sets `max_tokens` and `top_p`, with these profiles and one of
-/// them as the default.
+/// Loads a tiny model whose manifest sets `max_tokens` and `top_p`, with these profiles and one
+/// of them as the default.
 fn load(
     name: &str,
     file: Builder,
@@ -116,7 +116,7 @@ fn server() -> Server {
     ])
 }
 
-/// What the list of models says of an arm.
+/// Returns the entry of an arm in the list of models.
 fn listed(server: &Server, id: &str) -> Value {
     let models = server.get("/v1/models").expect(200);
     let models = models["data"].as_array().expect("a list");
@@ -139,13 +139,13 @@ fn a_models_defaults_are_for_the_way_it_chats_in() {
             .as_u64()
             .expect("a number")
     };
-    // The model's, for its own template; the request comes first.
+    // The model's defaults, for its own template; the request takes precedence.
     assert_eq!(tokens("tuned", json!({})), 3);
     assert_eq!(tokens("tuned", json!({"max_tokens": 2})), 2);
-    // The profile comes before the model.
+    // The profile takes precedence over the model.
     assert_eq!(tokens("raw", json!({})), 5);
     assert_eq!(tokens("tuned@short", json!({})), 5);
-    // Plain text is nobody's.
+    // Plain text has no defaults.
     assert!(tokens("tuned@base", json!({})) > 5);
     let body = json!({"model": "tuned", "prompt": "Hello", "ignore_eos": true});
     let completed = server.complete(body);
@@ -161,7 +161,7 @@ fn the_list_of_models_shows_how_each_arm_chats() {
     };
     let of_model = json!({"top_p": 0.9, "max_tokens": 3});
     assert_eq!(shown("tuned"), json!([of_model, null, null]));
-    // A profile in place of the template has its own defaults alone.
+    // A profile that replaces the template brings only its own defaults.
     let of_profile = json!({"max_tokens": 5});
     assert_eq!(shown("tuned@short"), json!([of_profile, 0.5, "en"]));
     assert_eq!(shown("tuned@base"), json!([{}, null, null]));
@@ -172,7 +172,7 @@ fn the_list_of_models_shows_how_each_arm_chats() {
     assert_eq!(shown("raw@turn"), json!([of_profile, null, null]));
 }
 
-/// The profile that answers a first question.
+/// Returns the profile that answers a first question.
 fn asked(server: &Server, model: &str, question: &str) -> Value {
     let body = json!({
         "model": model, "max_tokens": 1, "guidance": 0,
@@ -211,7 +211,8 @@ fn variants_are_those_that_say_so_whatever_their_names() {
 
 #[test]
 fn without_a_variant_that_fits_the_default_profile_answers() {
-    // One whose name alone says so, and one in a language that is not recognised.
+    // A profile whose language is only in its name, and one in a language that is not
+    // recognized.
     let server = serve_raw(&[
         PROFILE.to_owned(),
         profile("short-ja", "ja", None),
@@ -219,7 +220,7 @@ fn without_a_variant_that_fits_the_default_profile_answers() {
     ]);
     assert_eq!(asked(&server, "raw", JAPANESE), "short");
     assert_eq!(listed(&server, "raw")["language"], "en");
-    // The default profile is in the question's language itself.
+    // The default profile itself is in the language of the question.
     let server = serve_raw(&[
         profile("short", "ja", None),
         profile("kurz", "ja", Some("short")),
@@ -244,7 +245,7 @@ fn a_users_variant_comes_before_the_built_in_one() {
     assert_eq!(asked(&own, "raw", ENGLISH), "instruct");
 }
 
-/// A profile whose turns begin with one token.
+/// A profile whose turns begin with a single token.
 const MARKED: &str = r##"+++
 name = "marked"
 title = "Marked"
@@ -268,11 +269,11 @@ Answer in few words.
 {% endblock %}
 "##;
 
-/// An answer ends where any of those who choose its tokens would open the next turn.
+/// An answer ends where any of the arms that choose its tokens would start the next turn.
 #[test]
 fn the_markers_of_all_who_have_a_say_end_an_answer() {
     let server = serve_raw(&[PROFILE.to_owned(), MARKED.to_owned()]);
-    // A token for the byte: every answer is made of question marks.
+    // The token for the byte: every answer consists of question marks.
     let question_mark = (3 + u32::from(b'?')).to_string();
     let body = |more: Value| {
         let body = json!({
@@ -299,12 +300,12 @@ fn the_markers_of_all_who_have_a_say_end_an_answer() {
     assert_eq!(said("raw@base", mix("raw@marked", 0.25)), ended);
     let against = json!({"guidance": {"weight": 0.5, "against": "raw@marked"}});
     assert_eq!(said("raw@short", against), ended);
-    // Nobody's markers, or those of one who has no say.
+    // Neither an arm without a say (weight 0) nor one without markers ends the answer.
     let mut silent = mix("raw@marked", 0.0);
     silent["guidance"] = json!(0);
     assert_eq!(said("raw@short", silent), all);
     assert_eq!(said("raw@short", mix("raw@base", 0.25)), all);
-    // The same side by side.
+    // The same arms side by side.
     let arms = json!({"arms": ["raw@short guidance=0", "raw@short mix=raw@marked*0.25"]});
     let report = server.post("/v1/compare", &body(arms)).expect(200);
     let answers = report["prompts"][0]["answers"].as_array().expect("a list");

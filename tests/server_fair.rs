@@ -1,5 +1,5 @@
-//! Clients that ask for much beside clients that ask for little. What is counted is tokens:
-//! time would tell about the machine.
+//! Fairness between clients with many requests and clients with few. The tests count tokens,
+//! because times would depend on the machine.
 
 use std::io::{Read, Write};
 
@@ -12,7 +12,7 @@ use crate::server_support::{
     runtime,
 };
 
-/// How many tokens a server has generated.
+/// The number of tokens that a server has generated.
 fn generated(server: &Server) -> u64 {
     let reply = server.get("/metrics");
     let counted = reply.text().lines().find_map(|line| {
@@ -25,8 +25,8 @@ fn generated(server: &Server) -> u64 {
 
 #[test]
 fn a_short_request_is_answered_while_a_large_one_runs() {
-    /// More than all slots can generate while twelve tokens and their prompt are computed,
-    /// and far less than the 4,000 tokens after which the first slot would be free.
+    /// More than all slots can generate while twelve tokens and their prompt are computed, and
+    /// far less than the 4,000 tokens after which the first slot would be free.
     const MOST: u64 = 1500;
     let _alone = alone();
     eventually("the engine is idle", idle);
@@ -75,7 +75,7 @@ fn a_short_request_is_answered_while_long_prompts_are_scored() {
     eventually("the engine is idle", idle);
 }
 
-/// A program's answers to six at once.
+/// Returns a server's answers to six requests at once.
 fn answers(program: &Program) -> Value {
     let served = program.early.last().expect("it serves");
     let body = json!({
@@ -89,7 +89,7 @@ fn answers(program: &Program) -> Value {
     body["choices"].clone()
 }
 
-/// How often a sequence gave up its memory.
+/// The number of preemptions.
 fn preemptions(program: &Program) -> u64 {
     let mut stream = program.connect();
     stream
@@ -112,7 +112,7 @@ fn where_nothing_can_be_swapped_out_answers_are_what_they_would_be() {
     let swapping = Program::start(&little, &[]);
     assert_eq!(answers(&swapping), expected);
     assert!(preemptions(&swapping) > 0);
-    // A path through a file: whoever runs this, nothing can be made there.
+    // A path through a file: no user can create anything there.
     let file = tempfile::NamedTempFile::new().expect("a file");
     let folder = file.path().join("folder");
     let folder = folder.to_str().expect("UTF-8");
@@ -126,7 +126,7 @@ fn where_nothing_can_be_swapped_out_answers_are_what_they_would_be() {
     assert!(preemptions(&nowhere) > 0);
 }
 
-/// As on a disk that is full: what is written ends in the middle.
+/// As on a full disk: writes end in the middle.
 #[cfg(target_os = "linux")]
 #[test]
 fn where_files_have_a_limit_answers_are_what_they_would_be() {

@@ -1,5 +1,5 @@
-//! A server whose engine panics, or hangs: by faults that only builds with debug assertions
-//! have.
+//! A server whose engine panics or hangs: fault injection, which only builds with debug
+//! assertions support.
 
 use std::io::{Read, Write};
 
@@ -14,7 +14,7 @@ fn completion(program: &Program) -> Value {
     json!({"model": served["model"], "prompt": "One two three", "max_tokens": 50, "ignore_eos": true})
 }
 
-/// The status of `/health`.
+/// Returns the status of `/health`.
 fn health(program: &Program) -> String {
     let mut stream = program.connect();
     stream
@@ -53,8 +53,8 @@ fn a_server_whose_engine_panics_says_so_in_its_log_and_ends() {
 
 #[test]
 fn a_server_whose_engine_hangs_is_ill_and_takes_nothing_new() {
-    // Before any step, since one on a busy machine could take as long: then it would seem ill,
-    // and be well again.
+    // The fault precedes any step, because on a busy machine a step could take that long: then
+    // the server would seem unhealthy, and recover.
     let program = Program::start(&["--stall-timeout", "0.5"], &[("INCANT_FAULT", "hang:0")]);
     let _company = in_company();
     assert_eq!(health(&program), "200");

@@ -1,4 +1,5 @@
-//! Fields and paths of other servers: what they change, and what is refused by name.
+//! Fields and paths of other servers' APIs: their effects, and unsupported ones, which are
+//! refused by name.
 
 use std::io::{Read, Write};
 
@@ -8,7 +9,7 @@ use crate::server_support::{
     CHAT, COMPLETIONS, MODEL, alone, chat_body, completion_body, post, shared, with,
 };
 
-/// A greedy completion that tells its tokens, with the fields of `more`.
+/// A greedy completion that reports its tokens, with the additional fields `more`.
 fn greedy(more: &Value) -> Value {
     let base = json!({
         "prompt": "One two three four", "temperature": 0, "max_tokens": 8, "ignore_eos": true,
@@ -44,7 +45,7 @@ fn only_allowed_tokens_are_chosen() {
         let error = shared().post(COMPLETIONS, &body).error(400);
         assert_eq!(error["param"], "allowed_token_ids");
     }
-    // What is left of a run of words that must not be said is an answer that ends.
+    // With only one allowed token and a ban of its repetition, the answer ends after it.
     let one = json!({"allowed_token_ids": [allowed[0]], "bad_words": ["red red"]});
     let short = greedy(&one);
     assert_eq!(token_ids(&short), [allowed[0]]);
@@ -96,7 +97,7 @@ fn a_prompt_is_cut_to_its_last_tokens() {
     let chat = shared().chat(chat);
     assert_eq!(chat["usage"]["prompt_tokens"], 3);
     assert_eq!(ids(&chat["prompt_token_ids"]).len(), 3);
-    // Those who have a say read no more of it.
+    // The truncated prompt applies to the guiding arms, too.
     let guided = json!({"truncate_prompt_tokens": 3, "guidance": 0.5});
     let guided = shared().chat(chat_body(&guided));
     let guide = &guided["usage"]["guidance_tokens_details"];
@@ -240,8 +241,8 @@ fn a_salted_request_shares_its_kv_with_no_other() {
     assert_eq!(cached("gamma delta ", salted()), 0);
     assert_eq!(cached("gamma delta ", salted()), 0, "nothing is kept of it");
     assert_eq!(cached("gamma delta ", json!({})), 0);
-    // In a chat the profile's text is shared all the same, and nothing else: not with those
-    // who have a say either.
+    // In a chat the profile's text is cached nevertheless, and nothing else is; this applies to
+    // guiding arms, too.
     let chat = |more: &Value| {
         let messages = json!([{"role": "user", "content": "epsilon zeta ".repeat(20)}]);
         let body = json!({"messages": messages, "guidance": 0.5});

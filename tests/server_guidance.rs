@@ -17,7 +17,7 @@ fn asked(profile: &str, more: &Value) -> Value {
         "model": format!("{MODEL}{profile}"),
         "temperature": 0,
         "max_tokens": 24,
-        // The profiles' own defaults differ.
+        // The profiles have different defaults.
         "repetition_penalty": 1,
         "dry_multiplier": 0,
         "messages": [{"role": "user", "content": "Name three birds of the sea."}],
@@ -66,7 +66,7 @@ fn a_guided_answer_is_the_same_however_it_is_asked_for() {
         .filter_map(|event| event["choices"][0]["delta"]["content"].as_str())
         .collect();
     assert_eq!(streamed, guided);
-    // In company, one of several, twice from the same seed.
+    // In a batch, one of several, twice from the same seed.
     let body = asked("@urial", &json!({"guidance": 0.5, "n": 5}));
     let answers = shared().chat(body);
     for choice in answers["choices"].as_array().unwrap() {
@@ -81,7 +81,7 @@ fn a_guided_answer_is_the_same_however_it_is_asked_for() {
 
 #[test]
 fn usage_and_logprobs_say_that_others_had_a_say() {
-    // Penalties come after the mixture.
+    // Penalties are applied after the mixture.
     let more = json!({
         "guidance": 0.5, "logprobs": true, "top_logprobs": 5, "n": 2, "repetition_penalty": 1,
     });
@@ -92,7 +92,7 @@ fn usage_and_logprobs_say_that_others_had_a_say() {
     assert_eq!(details["completion_tokens"], usage["completion_tokens"]);
     let (prompt, guide) = (&usage["prompt_tokens"], &details["prompt_tokens"]);
     assert!(guide.as_u64() < prompt.as_u64(), "{usage}");
-    // It shares the profile's text, whoever computed it first.
+    // The profile's text is shared, whichever request computed it first.
     assert!(details["cached_tokens"].as_u64().unwrap() > 700, "{usage}");
     for choice in answer["choices"].as_array().unwrap() {
         let logprobs = &choice["logprobs"];
@@ -237,7 +237,7 @@ fn who_leaves_ends_the_guide_too() {
     eventually("nothing runs", idle);
 }
 
-/// A runtime of its own over the default model, with its prefixes in `folder`.
+/// A server with a runtime of its own over the default model, which saves prefixes in `folder`.
 fn server_over(folder: Option<PathBuf>) -> Server {
     let options = LoadOptions {
         prefix_folder: folder,
@@ -277,6 +277,6 @@ fn a_guided_answer_is_the_same_wherever_the_prefix_comes_from() {
     let server = server_over(Some(folder.path().to_owned()));
     assert_eq!(choice(server.chat(body())), computed, "from disk");
     server.stop().wait();
-    // Nobody computed it again.
+    // The prefix was not recomputed.
     assert_eq!(written(), kept);
 }

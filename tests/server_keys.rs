@@ -1,4 +1,4 @@
-//! API keys: what is asked for without one, with another, and where they come from.
+//! API keys: requests without a key, with a wrong one, and the sources of keys.
 
 use std::io::{Read, Write};
 use std::process::{Command, Stdio};
@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 use crate::server_program::Program;
 use crate::server_support::{CHAT, Reply, Server, chat_body, in_company, post};
 
-/// The keys of a text.
+/// Parses the keys of a text.
 pub(crate) fn keys(text: &str) -> ApiKeys {
     let mut keys = ApiKeys::default();
     keys.add(text).expect("keys");
@@ -92,7 +92,7 @@ fn a_client_that_sends_much_without_a_key_still_sees_why_it_is_refused() {
     let mut stream = server.connect();
     let prompt = "a".repeat(6 << 20);
     let body = chat_body(&json!({"user": prompt})).to_string();
-    // Nobody reads it, and yet all of it can be sent.
+    // The body is discarded, and yet all of it can be sent.
     stream.write_all(&post(CHAT, body.as_bytes(), "")).unwrap();
     let closing = b"GET /health HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n";
     stream.write_all(closing).unwrap();

@@ -1,5 +1,5 @@
-//! Requests that are small as files go, and large as texts go: what they cost, and who waits
-//! for them.
+//! Requests that are small as files, but large as texts: their cost, and the delay of other
+//! requests.
 
 use std::io::{Read, Write};
 use std::net::{Shutdown, TcpStream};
@@ -13,18 +13,18 @@ use crate::server_support::{
     CHAT, COMPLETIONS, MODEL, Reply, Server, chat_body, completion_body, post, shared, with,
 };
 
-/// Nearly as much as a body may have.
+/// Almost the maximum size of a body.
 #[cfg(target_os = "linux")]
 const LARGE: usize = (8 << 20) - 1000;
 
-/// A large body of `start`, `unit` again and again, and `end`.
+/// A large body of `start`, repetitions of `unit`, and `end`.
 #[cfg(target_os = "linux")]
 fn filled(start: &str, unit: &str, end: &str) -> Vec<u8> {
     let units = (LARGE - start.len() - end.len()) / unit.len();
     format!("{start}{}{end}", unit.repeat(units)).into_bytes()
 }
 
-/// What a server answers to each of `bodies`, all of them sent at once.
+/// Sends all of `bodies` at once and returns the answers.
 #[cfg(target_os = "linux")]
 fn at_once(connect: impl Fn() -> TcpStream, path: &str, bodies: &[Vec<u8>]) -> Vec<Reply> {
     let ask = |body: &Vec<u8>| {
@@ -44,9 +44,9 @@ fn at_once(connect: impl Fn() -> TcpStream, path: &str, bodies: &[Vec<u8>]) -> V
         .collect()
 }
 
-/// What nobody reads takes no more memory than its bytes, and a text that can be no prompt is
-/// refused before it is one. (A tree of one of these bodies takes up to a gigabyte, and to
-/// encode such a text took 75 bytes for each of its own.)
+/// A body that is not processed takes no more memory than its bytes, and a text that is too
+/// long for a prompt is refused before it is encoded. (A parsed tree of one of these bodies
+/// takes up to a gigabyte, and encoding such a text took 75 bytes for each of its bytes.)
 #[cfg(target_os = "linux")]
 #[test]
 fn large_bodies_take_little_more_memory_than_their_bytes() {
@@ -94,7 +94,7 @@ fn large_bodies_take_little_more_memory_than_their_bytes() {
 
 #[test]
 fn a_text_that_is_too_long_is_refused_wherever_it_stands() {
-    // Of a context of 4096 tokens none has more than 31 characters.
+    // No token has more than 31 characters, and the context has 4096 tokens.
     let text = "word ".repeat(100_000);
     let messages = json!([{"role": "user", "content": text}]);
     let compared = json!({"arms": [MODEL]});
@@ -132,7 +132,7 @@ fn a_text_that_is_too_long_is_refused_wherever_it_stands() {
         let least: usize = least[..least.find(' ').unwrap()].parse().expect("a number");
         assert!((4097..=100_000).contains(&least), "{message}");
     }
-    // Where only its end counts, its length is no fault.
+    // If only the end of the text counts, its length is no error.
     for (path, body) in [
         (CHAT, chat_body(&json!({"messages": messages}))),
         (COMPLETIONS, completion_body(&json!({"prompt": text}))),
@@ -141,7 +141,7 @@ fn a_text_that_is_too_long_is_refused_wherever_it_stands() {
         let answer = shared().post(path, &body).expect(200);
         assert_eq!(answer["usage"]["prompt_tokens"], 3, "{path}");
     }
-    // Who only looks at tokens may look at as many as there are.
+    // Tokenizing alone has no such limit.
     let told = shared().post("/tokenize", &json!({"content": text}));
     assert!(told.expect(200)["count"].as_u64() > Some(99_999));
 }
@@ -187,21 +187,22 @@ fn small_bodies_pass_by_large_ones_that_wait_for_room() {
     let body = body.to_string().into_bytes();
     let request = post(COMPLETIONS, &body, "Connection: close\r\n");
     let (most, last) = request.split_at(request.len() - 1);
-    // More than there is room for, all but complete. One client has half of all room.
+    // More than fits into memory for bodies, all of them almost complete. One client may use
+    // half of that memory.
     let send = |_| {
         let stream = server.connect();
         let mut sending = stream.try_clone().expect("a second handle");
         let most = most.to_vec();
-        // Without room nobody reads it.
+        // Without memory the body is not read.
         let sent = thread::spawn(move || sending.write_all(&most));
         (stream, sent)
     };
     let mut clients: Vec<_> = (0..12).map(send).collect();
     server.complete(completion_body(&json!({})));
-    // Whoever leaves makes room, and whoever has it comes to an end.
+    // Clients that disconnect free memory, and requests that have memory complete.
     for (client, sent) in clients.drain(..8) {
         client.shutdown(Shutdown::Both).expect("it is open");
-        // What was not taken by then is lost.
+        // Data that was not received by then is lost.
         _ = sent.join().expect("no panic");
     }
     for (mut client, sent) in clients {

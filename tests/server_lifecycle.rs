@@ -1,5 +1,4 @@
-//! Connections and their ends: keep-alive, clients that leave, a full queue,
-//! shutdown.
+//! Connections and their ends: keep-alive, clients that disconnect, a full queue, shutdown.
 
 use std::io::{Read, Write};
 use std::time::{Duration, Instant};

@@ -1,5 +1,5 @@
-//! lm-evaluation-harness, unmodified, with our server's own tokenizer: what it
-//! finds through HTTP is what the model itself says.
+//! The unmodified lm-evaluation-harness with our server's tokenizer: its results through HTTP
+//! equal those of the model itself.
 
 use std::fs;
 use std::path::Path;
@@ -14,11 +14,11 @@ use crate::golden::{argmax, log_softmax, score};
 use crate::server_support::{MODEL, alone, shared};
 use crate::support::{self, python_env, subjects};
 
-/// The harness's version, as on the package index.
+/// The version of the harness on the package index.
 const HARNESS: &str = "lm_eval[api]==0.4.13";
 
-/// How far a sum of log-probabilities may be from the model's own. Prompts
-/// through tiles are rounded by how they are cut, hence the second bound.
+/// The maximum difference between a sum of log-probabilities and the model's own. With AMX
+/// tiles, rounding depends on how prompts are divided, hence the second bound.
 const TOLERANCE: f64 = 1e-3;
 
 #[test]
@@ -32,7 +32,7 @@ fn lm_evaluation_harness_finds_what_the_model_says() {
     );
     let mut command = Command::new(python);
     command
-        // The tasks name their data from here.
+        // The tasks name their data relative to this folder.
         .current_dir(&tasks)
         .args(["-m", "lm_eval", "--model", "local-completions"])
         .args(["--model_args", &arguments])
@@ -75,7 +75,7 @@ fn lm_evaluation_harness_finds_what_the_model_says() {
         assert_eq!(sample["acc"].as_f64(), Some(f64::from(right)), "{sample}");
         best += usize::from(right);
     }
-    // Otherwise the scores would be those of texts that mean nothing to it.
+    // Otherwise the scores would be those of texts that are meaningless to the model.
     assert!(best > documents / 2, "{best} of {documents} right");
 
     let answers = samples(out.path(), "capitals_answer");
@@ -87,7 +87,7 @@ fn lm_evaluation_harness_finds_what_the_model_says() {
     }
 }
 
-/// What the harness wrote down of a task's documents.
+/// Returns the harness's records of a task's documents.
 fn samples(folder: &Path, task: &str) -> Vec<Value> {
     let named = |path: &Path| {
         let name = path.file_name().unwrap_or_default().to_string_lossy();
@@ -103,7 +103,7 @@ fn samples(folder: &Path, task: &str) -> Vec<Value> {
     lines.lines().map(sample).collect()
 }
 
-/// The context of each request for a document, and what was asked about it.
+/// Returns the context of each request for a document, and the requested continuation.
 fn arguments_of(sample: &Value) -> impl Iterator<Item = (&str, &Value)> {
     let requests = sample["arguments"].as_object().expect("requests");
     requests.values().map(|request| {
@@ -127,7 +127,7 @@ impl Direct {
         }
     }
 
-    /// The log-likelihood of `choice` after `text`.
+    /// Computes the log-likelihood of `choice` after `text`.
     fn likelihood(&mut self, text: &str, choice: &str) -> f64 {
         let context = self.tokenizer.encode(text, Special::Parse);
         let whole = self
@@ -141,12 +141,12 @@ impl Direct {
         scored.map(|(row, &id)| log_softmax(row, id)).sum()
     }
 
-    /// The likeliest continuation of `text`, to `stop` or so many tokens.
+    /// Returns the greedy continuation of `text`, up to `stop` or `most` tokens.
     fn answer(&mut self, text: &str, stop: &str, most: usize) -> String {
         let mut ids = self.tokenizer.encode(text, Special::Parse);
         let begin = ids.len();
         while ids.len() < begin + most {
-            // Which token is scored does not matter to the row that predicts it.
+            // The scored token does not affect the row that predicts it.
             let rows = score(self.executor.as_mut(), &ids, &[0]);
             let next = argmax(&rows[0]);
             if self.tokenizer.end_tokens().contains(&next) {

@@ -1,4 +1,4 @@
-//! What the program logs about requests, for programs to read.
+//! The structured log of requests.
 
 use std::io::{Read, Write};
 

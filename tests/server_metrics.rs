@@ -1,4 +1,4 @@
-//! `GET /metrics`, read as Prometheus would.
+//! `GET /metrics`, parsed like Prometheus does.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::Write;
@@ -15,7 +15,7 @@ use crate::server_support::{
 
 type Labels = BTreeMap<String, String>;
 
-/// One scrape, read by the rules of OpenMetrics.
+/// One scrape, parsed by the rules of OpenMetrics.
 struct Scrape {
     samples: BTreeMap<(String, Labels), f64>,
 }
@@ -70,7 +70,7 @@ impl Scrape {
         scrape
     }
 
-    /// Buckets hold what smaller ones hold, and the last holds all.
+    /// Histogram buckets are cumulative, and the last one holds all observations.
     fn check_histograms(&self) {
         for ((name, labels), &count) in &self.samples {
             let Some(name) = name.strip_suffix("_count") else {
@@ -109,7 +109,7 @@ impl Scrape {
         found.unwrap_or_else(|| panic!("no {outcome} of {arm}"))
     }
 
-    /// None were counted if nothing is said of them.
+    /// Returns the number of refused requests; 0 without a sample.
     fn refused(&self, reason: &str) -> f64 {
         let labels = [("reason", reason)];
         let found = self.find("incant_refused_requests_total", &labels);
@@ -127,7 +127,7 @@ fn words(line: &str) -> [&str; 3] {
     std::array::from_fn(|_| words.next().unwrap_or_else(|| panic!("{line}")))
 }
 
-/// A sample's name, labels and value.
+/// Returns the name, labels and value of a sample.
 fn sample(line: &str) -> (&str, Labels, f64) {
     let end = line.find(['{', ' ']).expect(line);
     let (name, mut rest) = line.split_at(end);
@@ -140,7 +140,7 @@ fn sample(line: &str) -> (&str, Labels, f64) {
     if let Some(mut inside) = rest.strip_prefix('{') {
         loop {
             let (key, after) = inside.split_once("=\"").expect(line);
-            // Nothing of ours needs to be escaped.
+            // None of our labels need escaping.
             let (value, after) = after.split_once('"').expect(line);
             assert!(!value.contains('\\'), "{line}");
             assert!(labels.insert(key.to_owned(), value.to_owned()).is_none());
@@ -180,7 +180,7 @@ fn a_server_that_loads_has_metrics_but_none_of_models() {
 fn a_model_that_nobody_asked_counts_zeros_and_other_arms_only_once_they_are_asked() {
     let server = start();
     let urial = format!("{MODEL}@urial");
-    // Naming an arm, a served one or not, is not yet asking it.
+    // Requests that only name an arm, served or not, do not count for it.
     for arm in [&urial, "nobody"] {
         server.get(&format!("/v1/models/{arm}"));
         server.post("/tokenize", &json!({"model": arm, "prompt": "x"}));
@@ -275,7 +275,7 @@ fn a_request_that_leaves_is_counted_and_so_is_what_runs_meanwhile() {
         eventually("it is counted", || {
             Scrape::of(&server).requests(MODEL, "left") == left
         });
-        // Or what is left of it would be taken for the next one.
+        // Otherwise the remaining work would be counted for the next request.
         eventually("the engine is idle", idle);
     }
     let scrape = Scrape::of(&server);

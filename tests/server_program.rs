@@ -1,4 +1,4 @@
-//! The program itself as a server, with the lines that it logs.
+//! The program itself as a server, with its log lines.
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::TcpStream;
@@ -12,28 +12,28 @@ use serde_json::{Value, json};
 use crate::server_support::post;
 use crate::support::model;
 
-/// It brings a chat template, so that nothing is computed before it serves.
+/// A model with a chat template, so that nothing is computed before it is served.
 const MODEL: &str = "smollm2-135m-instruct";
 
-/// `incant serve`, and the lines that it logs.
+/// `incant serve`, and its log lines.
 pub(crate) struct Program {
     child: Child,
     lines: Receiver<Value>,
-    /// What it logged until it served.
+    /// The lines that it logged before it served.
     pub(crate) early: Vec<Value>,
     address: String,
 }
 
 impl Drop for Program {
     fn drop(&mut self) {
-        // It may have ended by itself, which another assertion shows.
+        // The program may have exited by itself; another assertion checks that.
         _ = self.child.kill();
         _ = self.child.wait();
     }
 }
 
 impl Program {
-    /// Starts it with a small model on a free port, and waits until it serves.
+    /// Starts the program with a small model on a free port, and waits until it serves.
     pub(crate) fn start(args: &[&str], environment: &[(&str, &str)]) -> Program {
         let mut program = Program::listening(args, environment);
         let loading = program.lines_to("serving");
@@ -41,7 +41,7 @@ impl Program {
         program
     }
 
-    /// Starts it so, and waits until it listens, which is before the model is there.
+    /// Starts the program and waits until it listens, which is before the model is loaded.
     pub(crate) fn listening(args: &[&str], environment: &[(&str, &str)]) -> Program {
         let mut child = Command::new(assert_cmd::cargo::cargo_bin!("incant"))
             .args([
@@ -68,7 +68,7 @@ impl Program {
         thread::spawn(move || {
             for line in stderr.lines().map_while(Result::ok) {
                 let line = serde_json::from_str(&line).unwrap_or_else(|_| json!({"not": line}));
-                // After the test nobody listens.
+                // After the test, nothing receives the lines.
                 _ = sender.send(line);
             }
         });
@@ -85,12 +85,12 @@ impl Program {
         program
     }
 
-    /// The next line with this message.
+    /// Returns the next line with this message.
     pub(crate) fn wait_for(&self, message: &str) -> Value {
         self.lines_to(message).pop().expect("the last one")
     }
 
-    /// The next warning that a profile stays as it was.
+    /// Returns the next warning that a profile was not reloaded.
     pub(crate) fn wait_for_warning(&self, profile: &str) -> String {
         let lines = self.lines_until(&format!("warns of {profile}"), |line| {
             line["level"] == "WARN" && line["profile"] == profile
@@ -99,14 +99,14 @@ impl Program {
         line.as_str().expect("a message").to_owned()
     }
 
-    /// All lines up to the next one with this message.
+    /// Returns all lines up to the next one with this message.
     pub(crate) fn lines_to(&self, message: &str) -> Vec<Value> {
         self.lines_until(&format!("says {message:?}"), |line| {
             line["message"] == message
         })
     }
 
-    /// All lines up to the next one that is `found`, which `what` describes.
+    /// Returns all lines up to the next one that is `found`, which `what` describes.
     pub(crate) fn lines_until(&self, what: &str, found: impl Fn(&Value) -> bool) -> Vec<Value> {
         let mut lines = Vec::new();
         loop {
@@ -124,7 +124,7 @@ impl Program {
         }
     }
 
-    /// The most memory that it has held so far, in bytes.
+    /// The peak memory of the process so far, in bytes.
     #[cfg(target_os = "linux")]
     pub(crate) fn peak_memory(&self) -> u64 {
         let path = format!("/proc/{}/status", self.child.id());
@@ -135,13 +135,13 @@ impl Program {
         size << 10
     }
 
-    /// Tells it to read its files again.
+    /// Sends SIGHUP, which makes the program reload its files.
     #[cfg(unix)]
     pub(crate) fn hang_up(&self) {
         self.signal("-HUP");
     }
 
-    /// Sends it a signal.
+    /// Sends a signal.
     #[cfg(unix)]
     pub(crate) fn signal(&self, signal: &str) {
         let kill = Command::new("kill")
@@ -150,7 +150,7 @@ impl Program {
         assert!(kill.expect("there is a kill").success());
     }
 
-    /// Has it write files of so many bytes at the most from now on.
+    /// Limits the size of files that the process writes from now on, in bytes.
     #[cfg(target_os = "linux")]
     pub(crate) fn limit_files(&self, bytes: u64) {
         let id = self.child.id().try_into().expect("an id");
@@ -159,7 +159,7 @@ impl Program {
         limited.expect("its own child can be limited");
     }
 
-    /// Waits until it has ended by itself; by a signal there is no code.
+    /// Waits until the program has exited; there is no exit code after a signal.
     pub(crate) fn exit_code(&mut self) -> Option<i32> {
         self.child.wait().expect("it ends").code()
     }
@@ -171,19 +171,19 @@ impl Program {
         stream
     }
 
-    /// Sends a request that is called `id`; everything that comes back.
+    /// Sends a request with the id `id`; returns the raw answer.
     pub(crate) fn ask(&self, id: &str, path: &str, body: &Value) -> String {
         let headers = format!("Connection: close\r\nX-Request-Id: {id}\r\n");
         self.exchange(&post(path, body.to_string().as_bytes(), &headers))
     }
 
-    /// Gets a path without a body; everything that comes back.
+    /// Requests a path without a body; returns the raw answer.
     pub(crate) fn get(&self, path: &str) -> String {
         let request = format!("GET {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n");
         self.exchange(request.as_bytes())
     }
 
-    /// Whether its port still takes connections.
+    /// Whether its port still accepts connections.
     pub(crate) fn listens(&self) -> bool {
         TcpStream::connect(&self.address).is_ok()
     }

@@ -1,4 +1,4 @@
-//! Requests that are refused, each with the field that is at fault.
+//! Requests that are refused, each with the faulty field.
 
 use serde_json::{Value, json};
 
@@ -23,7 +23,7 @@ fn a_body_that_is_no_object_is_refused_by_every_endpoint() {
             "null",
             "[]",
             "{\"model\": \"x\",}",
-            // A byte order mark is skipped, but only one, and only at the beginning.
+            // A byte order mark is skipped, but only one, and only at the start.
             "\u{feff}",
             "\u{feff}[]",
             "\u{feff}\u{feff}{}",
@@ -308,7 +308,8 @@ fn an_error_repeats_little_of_what_was_sent() {
         );
         let rendered =
             json!({"messages": [{"role": "user", "content": "x"}], "model": model["model"]});
-        // What would have a say in an answer is not looked for where there is none.
+        // Arms that would take part in the choice are not looked up for endpoints without an
+        // answer.
         if !rendered["model"].as_str().unwrap().contains('=') {
             is_short(
                 "a template's model",

@@ -7,7 +7,7 @@ use serde_json::json;
 use crate::server_program::Program;
 use crate::server_support::{COMPLETIONS, in_company, post};
 
-/// A client that is being answered for as long as the model can.
+/// Starts an answer of the maximum length.
 fn endless(program: &Program) -> std::net::TcpStream {
     let model = &program.early.last().expect("it serves")["model"];
     let body = json!({

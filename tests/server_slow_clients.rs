@@ -1,4 +1,4 @@
-//! Clients that take their time: to send, or to take what they asked for.
+//! Slow clients: in sending requests, or in receiving answers.
 
 use std::io::{Read, Write};
 use std::net::TcpStream;
@@ -13,10 +13,10 @@ use crate::server_support::{
     COMPLETIONS, Reply, Server, alone, completion_body, endless, eventually, idle, post, shared,
 };
 
-/// What the servers here put up with.
+/// The timeout of the servers here.
 const PATIENCE: Duration = Duration::from_millis(500);
 
-/// Far from what anything takes that is cut off, even on a busy machine.
+/// Far longer than any disconnection takes, even on a busy machine.
 const LONG: Duration = Duration::from_secs(20);
 
 fn impatient() -> Server {
@@ -26,7 +26,7 @@ fn impatient() -> Server {
     })
 }
 
-/// Sends `bytes` one by one, until the other side has enough.
+/// Sends `bytes` one by one, until the other side closes the connection.
 fn trickle(stream: &TcpStream, bytes: &[u8]) -> thread::JoinHandle<()> {
     let mut stream = stream.try_clone().unwrap();
     let bytes = bytes.to_vec();
@@ -40,7 +40,7 @@ fn trickle(stream: &TcpStream, bytes: &[u8]) -> thread::JoinHandle<()> {
     })
 }
 
-/// A connection of which the system holds little that was not read yet.
+/// Opens a connection with a small receive buffer.
 fn narrow(server: &Server) -> TcpStream {
     let socket = Socket::new(Domain::IPV4, Type::STREAM, None).unwrap();
     socket.set_recv_buffer_size(4096).unwrap();
@@ -50,7 +50,7 @@ fn narrow(server: &Server) -> TcpStream {
     stream
 }
 
-/// What comes until the connection ends, in whichever way.
+/// Reads until the connection ends in any way.
 fn rest(stream: &mut TcpStream) -> Vec<u8> {
     let mut bytes = Vec::new();
     _ = stream.read_to_end(&mut bytes);
@@ -112,13 +112,14 @@ fn a_client_that_takes_nothing_of_its_answers_is_cut_off() {
     let mut stream = narrow(&server);
     let request = "GET /openapi.json HTTP/1.1\r\nHost: localhost\r\n\r\n".repeat(REQUESTS);
     let mut sender = stream.try_clone().unwrap();
-    // The server reads no request while an answer waits, and in the end none at all.
+    // The server reads no further request while an answer is pending, and finally closes the
+    // connection.
     let writer = thread::spawn(move || _ = sender.write_all(request.as_bytes()));
     thread::sleep(4 * PATIENCE);
     let got = rest(&mut stream).len();
     assert!(got < whole / 2, "{got} of {whole} bytes");
     writer.join().unwrap();
-    // Who takes its time, but takes, gets everything.
+    // A slow client that keeps receiving gets everything.
     let mut stream = narrow(&server);
     let request = "GET /openapi.json HTTP/1.1\r\nHost: localhost\r\n\r\n".repeat(20);
     stream.write_all(request.as_bytes()).unwrap();
@@ -135,8 +136,8 @@ fn a_stream_that_nobody_reads_gives_its_slots_back() {
     let _alone = alone();
     let server = impatient();
     let stream = narrow(&server);
-    // It would go on for minutes, and begins with more than any buffer takes: few
-    // tokens, since one is many line breaks, but much text.
+    // The answer would take minutes, and begins with more text than any buffer holds, in few
+    // tokens, because one token stands for many line breaks.
     let prompt = "\n".repeat(30_000);
     let lasting =
         json!({"stream": true, "n": 8, "echo": true, "prompt": prompt, "max_tokens": 3000});
@@ -152,7 +153,7 @@ fn a_head_that_is_too_large_is_refused() {
     for headers in [many, large] {
         let request = format!("GET /health HTTP/1.1\r\nHost: localhost\r\n{headers}\r\n");
         let mut stream = shared().connect();
-        // It may be refused before it is all there.
+        // The request may be refused before it is completely sent.
         _ = stream.write_all(request.as_bytes());
         let answer = String::from_utf8(rest(&mut stream)).unwrap();
         assert!(answer.starts_with("HTTP/1.1 431 "), "{answer:?}");

@@ -1,4 +1,4 @@
-//! A server on a free port, and a client that sees the bytes it sends.
+//! A server on a free port, and a client that sees the raw bytes.
 
 use std::cell::Cell;
 use std::io::{Read, Write};
@@ -15,20 +15,20 @@ use tokio::task::JoinHandle;
 
 use crate::support::subjects;
 
-/// The model all server tests share: a base model without a chat template.
+/// The model of all server tests: a base model without a chat template.
 pub(crate) const MODEL: &str = "gemma-3-270m";
 
 pub(crate) const CHAT: &str = "/v1/chat/completions";
 pub(crate) const COMPLETIONS: &str = "/v1/completions";
 
-/// `base` with the fields of `more`.
+/// Adds the fields of `more` to `base`.
 pub(crate) fn with(mut base: Value, more: &Value) -> Value {
     let object = base.as_object_mut().expect("an object");
     object.extend(more.as_object().expect("an object").clone());
     base
 }
 
-/// A short chat request with the fields of `more`.
+/// A short chat request with the additional fields `more`.
 pub(crate) fn chat_body(more: &Value) -> Value {
     with(
         json!({"model": MODEL, "messages": [{"role": "user", "content": "Hi"}], "max_tokens": 1}),
@@ -36,7 +36,7 @@ pub(crate) fn chat_body(more: &Value) -> Value {
     )
 }
 
-/// A short completion request with the fields of `more`.
+/// A short completion request with the additional fields `more`.
 pub(crate) fn completion_body(more: &Value) -> Value {
     with(
         json!({"model": MODEL, "prompt": "Hi", "max_tokens": 1}),
@@ -44,14 +44,14 @@ pub(crate) fn completion_body(more: &Value) -> Value {
     )
 }
 
-/// A completion that would run for minutes, with the fields of `more`.
+/// A completion that would run for minutes, with the additional fields `more`.
 pub(crate) fn endless(more: &Value) -> Vec<u8> {
     let lasting = json!({"max_tokens": 4000, "ignore_eos": true});
     let body = with(completion_body(&lasting), more);
     post(COMPLETIONS, body.to_string().as_bytes(), "")
 }
 
-/// Waits for what happens by itself.
+/// Waits until a condition holds.
 pub(crate) fn eventually(what: &str, holds: impl Fn() -> bool) {
     let since = Instant::now();
     while !holds() {
@@ -60,13 +60,13 @@ pub(crate) fn eventually(what: &str, holds: impl Fn() -> bool) {
     }
 }
 
-/// Whether the engine has nothing to do.
+/// Whether the engine is idle.
 pub(crate) fn idle() -> bool {
     let load = runtime().models()[0].engine().load();
     load.running == 0 && load.waiting == 0
 }
 
-/// What is loaded, once for all tests.
+/// The runtime that all tests share.
 pub(crate) fn runtime() -> Arc<Runtime> {
     static RUNTIME: LazyLock<Arc<Runtime>> = LazyLock::new(|| {
         let model = Model::load(MODEL, &crate::support::model(MODEL), &load_options());
@@ -77,7 +77,7 @@ pub(crate) fn runtime() -> Arc<Runtime> {
     RUNTIME.clone()
 }
 
-/// How that is loaded: exact, with few slots, nothing kept on disk.
+/// The options of that runtime: exact, with few slots, nothing saved on disk.
 pub(crate) fn load_options() -> LoadOptions {
     LoadOptions {
         kv_memory: None,
@@ -95,7 +95,7 @@ pub(crate) fn load_options() -> LoadOptions {
     }
 }
 
-/// The threads that serve.
+/// The threads of the servers.
 fn threads() -> &'static tokio::runtime::Runtime {
     static THREADS: LazyLock<tokio::runtime::Runtime> = LazyLock::new(|| {
         let mut builder = tokio::runtime::Builder::new_multi_thread();
@@ -108,21 +108,21 @@ fn threads() -> &'static tokio::runtime::Runtime {
     &THREADS
 }
 
-/// Held shared by requests, and alone by tests that compare two answers to the
-/// last bit: what else is under way decides how a prompt is cut, with AMX that
-/// changes how it is rounded, and a near tie can then fall the other way.
+/// Held shared by requests, and exclusively by tests that compare two answers bit for bit:
+/// concurrent requests affect how a prompt is divided into chunks, with AMX that affects its
+/// rounding, and a near tie can then fall the other way.
 static COMPANY: RwLock<()> = RwLock::new(());
 
 thread_local! {
     static ALONE: Cell<bool> = const { Cell::new(false) };
 }
 
-/// While it lives, only the test that holds it sends requests.
+/// While it is held, only its test sends requests.
 pub(crate) struct Alone(
     #[allow(dead_code, reason = "held, not read")] RwLockWriteGuard<'static, ()>,
 );
 
-/// Waits until no other test has a request under way.
+/// Waits until no other test has a request in progress.
 pub(crate) fn alone() -> Alone {
     let guard = COMPANY.write().unwrap_or_else(PoisonError::into_inner);
     ALONE.set(true);
@@ -135,7 +135,7 @@ impl Drop for Alone {
     }
 }
 
-/// Lets a test that is [`alone`] stay so.
+/// Locks shared, unless the test is [`alone`].
 pub(crate) fn in_company() -> Option<RwLockReadGuard<'static, ()>> {
     (!ALONE.get()).then(|| COMPANY.read().unwrap_or_else(PoisonError::into_inner))
 }
@@ -147,19 +147,19 @@ pub(crate) struct Server {
     ended: JoinHandle<std::io::Result<()>>,
 }
 
-/// The server that most tests talk to.
+/// The server that most tests use.
 pub(crate) fn shared() -> &'static Server {
     static SERVER: LazyLock<Server> = LazyLock::new(|| Server::start(ServeOptions::default()));
     &SERVER
 }
 
 impl Server {
-    /// A server of its own for a test that needs other options.
+    /// Starts a server of its own, for a test that needs other options.
     pub(crate) fn start(options: ServeOptions) -> Server {
         Server::over(runtime(), options)
     }
 
-    /// A server over `runtime`, which may still be loading.
+    /// Starts a server over `runtime`, which may still be loading.
     pub(crate) fn over(runtime: Arc<Runtime>, options: ServeOptions) -> Server {
         let (stop, stopped) = oneshot::channel();
         let listener = threads()
@@ -167,7 +167,7 @@ impl Server {
             .expect("a free port");
         let address = listener.local_addr().expect("a bound address");
         let shutdown = async {
-            // A dropped sender is a server that runs to the end of the tests.
+            // Dropping the sender keeps the server running until the end of the tests.
             if stopped.await.is_err() {
                 std::future::pending::<()>().await;
             }
@@ -180,7 +180,7 @@ impl Server {
         }
     }
 
-    /// Sends the shutdown signal; the handle ends when the server has.
+    /// Sends the shutdown signal; the returned handle ends when the server has ended.
     pub(crate) fn stop(self) -> Ended {
         self.stop.send(()).expect("the server waits for the signal");
         Ended(self.ended)
@@ -196,14 +196,14 @@ impl Server {
 
     pub(crate) fn connect(&self) -> TcpStream {
         let stream = TcpStream::connect(self.address).expect("the server listens");
-        // Loading a model and a first prefill take a while where many tests share two cores.
+        // Loading a model and a first prefill are slow when many tests share two cores.
         stream
             .set_read_timeout(Some(Duration::from_secs(300)))
             .expect("a timeout");
         stream
     }
 
-    /// Sends bytes as they are and reads to the end of the connection.
+    /// Sends raw bytes and reads to the end of the connection.
     pub(crate) fn send(&self, request: &[u8]) -> Reply {
         let _company = in_company();
         let mut stream = self.connect();
@@ -232,17 +232,17 @@ impl Server {
         self.send(&post(path, body, "Connection: close\r\n"))
     }
 
-    /// A chat answer that must succeed.
+    /// Returns a chat answer, which must succeed.
     pub(crate) fn chat(&self, body: Value) -> Value {
         self.post("/v1/chat/completions", &body).expect(200)
     }
 
-    /// A completion that must succeed.
+    /// Returns a completion, which must succeed.
     pub(crate) fn complete(&self, body: Value) -> Value {
         self.post("/v1/completions", &body).expect(200)
     }
 
-    /// The ids of a text, BOS aside.
+    /// Returns the token ids of a text, without BOS.
     pub(crate) fn ids(&self, text: &str) -> Vec<u64> {
         let body = json!({"model": MODEL, "prompt": text, "add_special_tokens": false});
         let reply = self.post("/tokenize", &body).expect(200);
@@ -259,7 +259,7 @@ impl Server {
 pub(crate) struct Ended(JoinHandle<std::io::Result<()>>);
 
 impl Ended {
-    /// Waits for the end.
+    /// Waits until the server has ended.
     pub(crate) fn wait(self) {
         threads()
             .block_on(self.0)
@@ -268,7 +268,7 @@ impl Ended {
     }
 }
 
-/// A POST request's bytes.
+/// Returns the bytes of a POST request.
 pub(crate) fn post(path: &str, body: &[u8], headers: &str) -> Vec<u8> {
     let length = body.len();
     let head = format!(
@@ -277,7 +277,6 @@ pub(crate) fn post(path: &str, body: &[u8], headers: &str) -> Vec<u8> {
     [head.as_bytes(), body].concat()
 }
 
-/// An HTTP response.
 #[derive(Debug)]
 pub(crate) struct Reply {
     pub(crate) status: u16,
@@ -323,14 +322,14 @@ impl Reply {
         str::from_utf8(&self.body).expect("UTF-8")
     }
 
-    /// The body, which must be JSON with this status.
+    /// Returns the body, which must be JSON with this status.
     pub(crate) fn expect(&self, status: u16) -> Value {
         assert_eq!(self.status, status, "{}", self.text());
         assert_eq!(self.header("content-type"), Some("application/json"));
         serde_json::from_slice(&self.body).expect("JSON")
     }
 
-    /// The `error` of a failure, which must have OpenAI's shape.
+    /// Returns the `error` of a failure, which must have OpenAI's format.
     pub(crate) fn error(&self, status: u16) -> Value {
         let body = self.expect(status);
         let keys: Vec<&String> = body["error"]
@@ -352,7 +351,7 @@ impl Reply {
         body["error"].clone()
     }
 
-    /// The events of a stream, which must be framed to the byte and end as one should.
+    /// Returns the events of a stream, whose framing and end must be exactly right.
     pub(crate) fn events(&self) -> Vec<Value> {
         assert_eq!(self.status, 200, "{}", self.text());
         assert_eq!(self.header("content-type"), Some("text/event-stream"));

@@ -1,4 +1,4 @@
-//! Serving over TLS, and builds that cannot.
+//! Serving over TLS, and builds without TLS.
 
 #[cfg(feature = "tls")]
 mod with_tls;

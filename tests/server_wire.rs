@@ -1,4 +1,4 @@
-//! What goes over the wire around an answer: routes, errors, limits.
+//! The HTTP protocol around an answer: routes, errors, limits.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -273,7 +273,7 @@ fn tokens_are_made_of_texts_and_texts_of_tokens() {
     assert_eq!(whole["count"], tokens.len());
     let bare = shared().ids(text);
     assert!(tokens.len() >= bare.len());
-    // Either name of each field, and both at once.
+    // Both names of each field, separately and together.
     let other = json!({"content": text, "add_special": false, "parse_special": true});
     assert_eq!(
         shared().post("/tokenize", &other).expect(200)["tokens"],
@@ -316,7 +316,7 @@ fn a_client_learns_what_it_must_know_of_a_tokenizer() {
     );
     let named = format!("/tokenizer_info?model={MODEL}%40urial");
     assert_eq!(shared().get(&named).expect(200), info);
-    // The texts stand for one token each where they are tokenized.
+    // The texts are parsed to a single token each.
     for (key, id) in [("bos_token", 2), ("eos_token", 1)] {
         let text = info[key].as_str().expect("a text");
         assert_eq!(shared().ids(text), [id], "{text}");

@@ -1,4 +1,4 @@
-//! Words that an answer must not have, for a tokenizer that puts a space before texts.
+//! Banned words, for a tokenizer that inserts a space before texts.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -34,7 +34,7 @@ fn a_word_is_barred_with_a_space_before_it_and_without() {
     runtime.loaded(vec![Arc::new(model)]);
     let server = Server::over(Arc::new(runtime), ServeOptions::default());
 
-    // Only these three are chosen: a space, and the letters of the words.
+    // Only these three tokens can be chosen: a space, and the letters of the words.
     let id = |piece: &str| {
         let ids = 0..tokenizer.vocab_size() as u32;
         let mut found = ids.filter(|&id| tokenizer.piece(id) == Some(piece));
@@ -54,7 +54,7 @@ fn a_word_is_barred_with_a_space_before_it_and_without() {
     assert!(free.contains('q') && free.contains('z'), "{free:?}");
     let barred = ask(&json!({"bad_words": ["q"]}));
     assert!(!barred.contains('q') && barred.contains('z'), "{barred:?}");
-    // Of a word that is a run, the run; also where it is named with the space.
+    // A word of several tokens is banned as a sequence; also if it is given with the space.
     for word in ["qz", " qz"] {
         for seed in 0..8 {
             let text = ask(&json!({"bad_words": [word], "seed": seed}));

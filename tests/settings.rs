@@ -1,5 +1,5 @@
-//! Settings of GGUF files: a number may have any type that holds it, and what is of
-//! another type is refused by its name. It never counts as absent.
+//! Settings in GGUF files: a number may have any type that holds it, and a value of another
+//! type is refused by name. It never counts as absent.
 
 use incant::gguf::{Gguf, Value, ValueType};
 use incant::lora::Lora;
@@ -10,7 +10,7 @@ use crate::build::{Builder, Item};
 use crate::lora::fixtures::Fixture;
 use crate::reference::tiny::{self, Tiny};
 
-/// The types that hold numbers, and their ids in a file.
+/// The types of numbers, and their ids in a file.
 const NUMBERS: [(ValueType, u32); 10] = [
     (ValueType::U8, 0),
     (ValueType::I8, 1),
@@ -24,7 +24,7 @@ const NUMBERS: [(ValueType, u32); 10] = [
     (ValueType::F64, 12),
 ];
 
-/// A number in a type, if the type holds it exactly.
+/// Encodes a number in a type, if the type holds it exactly.
 fn encoded(number: f64, kind: ValueType) -> Option<Vec<u8>> {
     macro_rules! exact {
         ($type:ty) => {
@@ -46,7 +46,7 @@ fn encoded(number: f64, kind: ValueType) -> Option<Vec<u8>> {
     }
 }
 
-/// All that is read of a file's metadata, in words, or why it is refused.
+/// Returns everything that is read from a file's metadata, as text, or the error.
 fn read(builder: &Builder) -> Result<String, String> {
     let file = tiny::written(builder);
     let gguf = Gguf::open(file.path()).map_err(|error| error.to_string())?;
@@ -62,7 +62,7 @@ fn read(builder: &Builder) -> Result<String, String> {
     Ok(format!("{spec:?} {facts:?} {adds:?} {ids:?}"))
 }
 
-/// Models in which every setting that is read occurs.
+/// Models that use every setting that is read.
 fn models() -> Vec<Builder> {
     let models = Tiny::all().map(|model| {
         let arch = model.architecture;
@@ -233,7 +233,7 @@ fn a_setting_of_another_type_is_refused_by_its_name() {
                 }
                 Value::F32(_) => {
                     refused(key, Item::Bool(true));
-                    // No f32 is this integer, or as large.
+                    // No f32 equals this integer, or is this large.
                     refused(key, Item::Raw(10, long.clone()));
                     refused(key, Item::Raw(12, 1e300f64.to_le_bytes().to_vec()));
                 }

@@ -1,7 +1,6 @@
-//! Tokenizers: the reference's ids, round trips, guards, and bad metadata.
+//! Tokenizers: the reference's ids, round trips, guards, and invalid metadata.
 //!
-//! The reference's recordings are in `INCANT_SHARED`; where they are absent,
-//! their test says so.
+//! The reference's recordings are in `INCANT_SHARED`; without them, their test prints a line.
 
 use std::sync::OnceLock;
 use std::time::{Duration, Instant};
@@ -20,10 +19,10 @@ const MODELS: [&str; 3] = [
     "qwen2.5-coder-0.5b-instruct",
 ];
 
-/// A guard that no text here contains.
+/// A guard character that no text here contains.
 const GUARD: char = '\u{fdd0}';
 
-/// The real models' tokenizers, by name.
+/// The tokenizers of the real models, by name.
 fn models() -> &'static [(&'static str, Tokenizer)] {
     static LOADED: OnceLock<Vec<(&str, Tokenizer)>> = OnceLock::new();
     LOADED.get_or_init(|| {
@@ -58,8 +57,8 @@ fn build(builder: &Builder) -> Result<Tokenizer, String> {
     })
 }
 
-/// `<s>` 0, `</s>` 1, `<unk>` 2, the 256 bytes from 3, then `pieces` with
-/// their scores and types.
+/// A SentencePiece vocabulary: `<s>` 0, `</s>` 1, `<unk>` 2, the 256 bytes from 3, then
+/// `pieces` with their scores and types.
 fn spm(pieces: &[(&str, f32, i32)]) -> Builder {
     let bytes: Vec<String> = (0..256).map(|byte| format!("<0x{byte:02X}>")).collect();
     let mut texts = vec!["<s>", "</s>", "<unk>"];
@@ -80,17 +79,17 @@ fn spm(pieces: &[(&str, f32, i32)]) -> Builder {
         .with("tokenizer.ggml.unknown_token_id", Item::U32(2))
 }
 
-/// The pieces of `text`, joined by `|`.
+/// Returns the pieces of `text`, joined by `|`.
 fn pieces(tokenizer: &Tokenizer, text: &str) -> String {
     let ids = tokenizer.encode(text, Special::Parse);
     let pieces = ids.iter().map(|&id| tokenizer.piece(id).expect("a token"));
     pieces.collect::<Vec<_>>().join("|")
 }
 
-/// Whether a byte-level vocabulary has a token of this byte alone.
+/// Whether a byte-level vocabulary has a token for this byte alone.
 fn has_byte(tokenizer: &Tokenizer, byte: u8) -> bool {
     let mut ids = 0..tokenizer.vocab_size() as u32;
-    // The single bytes stand at the front of these vocabularies.
+    // The single bytes are at the front of these vocabularies.
     ids.any(|id| tokenizer.token_bytes(id) == [byte])
 }
 
@@ -127,7 +126,7 @@ fn ids_are_those_of_the_reference() {
                 .collect();
             let text = entry["text"].as_str().unwrap();
             let decoded = tokenizer.decode(&answer, false);
-            // The reference leaves out steps that end inside a character.
+            // The reference omits steps that end inside a character.
             if decoded.contains('\u{fffd}') {
                 assert!(!text.is_ascii(), "{model}: {text:?}");
             } else {
@@ -194,7 +193,7 @@ fn facts_are_those_of_the_metadata() {
     }
 }
 
-/// Long runs used to be where tokenizers take quadratic time or give up.
+/// Long runs are a typical case in which tokenizers take quadratic time or fail.
 #[test]
 fn long_runs_take_no_time_and_survive() {
     let mut runs: Vec<String> = [
@@ -224,7 +223,7 @@ fn a_user_cannot_write_a_control_token() {
         let control = tokenizer.piece(end).unwrap();
         let attack = format!("a{control}b <{control}> {control}{control}");
         let guarded = tokenizer.guard_controls(&attack, GUARD);
-        // Wherever one could begin.
+        // Wherever a token could begin.
         assert_eq!(guarded.matches(GUARD).count(), 5, "{model}");
         assert_eq!(guarded.replace(GUARD, ""), attack);
 
@@ -237,7 +236,7 @@ fn a_user_cannot_write_a_control_token() {
         assert_eq!(tokenizer.decode(inner, false), attack, "{model}");
         assert_eq!(inner, tokenizer.encode(&attack, Special::Plain), "{model}");
 
-        // Nor in two parts, when a template takes out what stands between them.
+        // Nor in two parts, if a template removes the text between them.
         let (first, last) = control.split_at(2);
         let parts = [first, last].map(|part| tokenizer.guard_controls(part, GUARD));
         let ids = tokenizer.encode_guarded(&parts.concat(), GUARD);
@@ -246,7 +245,7 @@ fn a_user_cannot_write_a_control_token() {
     }
 }
 
-/// Gemma's vocabulary has the marks of images as text, as it has line breaks and HTML.
+/// Gemma's vocabulary has the markers of images as text, like line breaks and HTML.
 #[test]
 fn a_user_cannot_write_markup_that_is_text_to_the_vocabulary() {
     let (_, gemma) = &models()[0];
@@ -262,7 +261,7 @@ fn a_user_cannot_write_markup_that_is_text_to_the_vocabulary() {
     for text in ["<table>", "\n\n\n", "</table>"] {
         assert!(has(text), "{text}");
     }
-    // Who writes the whole prompt still can.
+    // The author of the whole prompt still can.
     let raw = gemma.encode(attack, Special::Parse);
     assert!(
         raw.iter()
@@ -270,7 +269,7 @@ fn a_user_cannot_write_markup_that_is_text_to_the_vocabulary() {
     );
 }
 
-/// Some vocabularies could also put it together from its parts.
+/// Some vocabularies could also merge it from its parts.
 #[test]
 fn a_user_cannot_write_markup_by_merging() {
     let pieces = [
@@ -287,7 +286,7 @@ fn a_user_cannot_write_markup_by_merging() {
     let tokenizer = build(&file).expect("a good file");
     let guarded = tokenizer.guard_controls("<x><x", GUARD);
     let ids = tokenizer.encode_guarded(&format!("{guarded}<x>"), GUARD);
-    // The last one is not the user's, and was cut out first.
+    // The last one is not the user's; it is split off first.
     assert_eq!(ids, [3, 4, 5, 6, 7]);
 }
 
@@ -336,7 +335,7 @@ fn sentencepiece_merges_by_score() {
     assert_eq!(pieces(&tokenizer, "ab a"), "ab|▁a");
     assert_eq!(pieces(&tokenizer, "aé"), "a|<0xC3>|<0xA9>");
     assert_eq!(pieces(&tokenizer, ""), "");
-    // Texts of byte, control and unknown tokens are text when not parsed.
+    // Texts of byte, control and unknown tokens are plain text if they are not parsed.
     for text in ["<0x0A>", "<s>", "</s>", "<unk>"] {
         let ids = tokenizer.encode(text, Special::Plain);
         assert_eq!(tokenizer.decode(&ids, false), text);
@@ -364,7 +363,7 @@ fn a_space_goes_before_each_text_that_begins_anew() {
         let ids = tokenizer.encode(text, Special::Parse);
         assert_eq!(tokenizer.decode(&ids, true), text);
     }
-    // Pieces that the vocabulary defines as text match in plain text too.
+    // Pieces that the vocabulary defines as text match in plain text, too.
     let ids = tokenizer.encode("a<s><t>", Special::Plain);
     assert_eq!(tokenizer.piece(*ids.last().unwrap()), Some("<t>"));
     assert!(!ids.contains(&0));
@@ -495,7 +494,7 @@ fn bad_metadata_is_refused_with_one_line() {
 #[test]
 fn encoding_ends_where_there_are_more_tokens_than_wanted() {
     const WANTED: usize = 20_000;
-    // By its length alone it may have few enough.
+    // By its length alone, the text may be short enough.
     let text = "a word, then ".repeat(WANTED);
     for (model, tokenizer) in models() {
         let count = tokenizer.encode(&text, Special::Plain).len();
@@ -509,7 +508,7 @@ fn encoding_ends_where_there_are_more_tokens_than_wanted() {
         };
         let cancel = Cancel::default();
         match within(WANTED, &cancel) {
-            // Not at the text's end, then.
+            // Stops before the end of the text.
             Err(Halt::TooLong { at_least }) => {
                 assert!(
                     (WANTED + 1..WANTED + 10).contains(&at_least),
@@ -527,8 +526,8 @@ fn encoding_ends_where_there_are_more_tokens_than_wanted() {
 proptest! {
     #![proptest_config(ProptestConfig { cases: 300, failure_persistence: None, ..ProptestConfig::default() })]
 
-    /// What is encoded comes back, but for two limits of vocabularies: U+2581
-    /// is SentencePiece's own space, and SmolLM2 lacks some bytes.
+    /// Decoding restores the encoded text, with two limits of vocabularies: U+2581 is
+    /// SentencePiece's own space, and SmolLM2 lacks some bytes.
     #[test]
     fn any_text_survives_the_round_trip(text in "\\PC*|[ \n\t\ra-z0-9'<|>▁]{0,60}|.{0,40}") {
         for (model, tokenizer) in models() {
@@ -550,8 +549,8 @@ proptest! {
         }
     }
 
-    /// However a user's text is put together, guarded it holds no control
-    /// token and has the ids of plain text.
+    /// Whatever a user's text consists of, if guarded it contains no control token and has the
+    /// ids of plain text.
     #[test]
     fn guarded_text_is_plain_text(
         parts in prop::collection::vec("<\\|im_(start|end)\\|>|<end_of_turn>|<bos>|<\\||\\|>|[a<>| \n]{0,3}", 0..8)
@@ -567,8 +566,8 @@ proptest! {
         }
     }
 
-    /// The bound by which long texts are refused never says too much, and where encoding
-    /// stops for it the text has more tokens than were wanted.
+    /// The lower bound by which long texts are refused is never too high, and if encoding stops
+    /// because of it, the text has more tokens than allowed.
     #[test]
     fn a_text_has_no_fewer_tokens_than_its_length_says(
         text in "[ \n\ta▁\u{d}]{0,80}|\\PC{0,60}|(<\\|im_end\\|>|<bos>|a| |\n){0,20}|( {1,40}|\n{1,40}|a{1,40}){0,4}",

@@ -1,5 +1,5 @@
-//! Tokenizers against second opinions, on random text: the `tokenizers` crate
-//! for byte-level BPE, and the plainest possible loop for SentencePiece-BPE.
+//! Tokenizers against independent implementations, on random text: the `tokenizers` crate for
+//! byte-level BPE, and the plainest possible loop for SentencePiece BPE.
 
 use std::collections::HashMap;
 use std::sync::OnceLock;
@@ -16,7 +16,7 @@ use tokenizers::{PreTokenizerWrapper, SplitDelimiterBehavior};
 
 use crate::support;
 
-/// Qwen 2's words as its own tokenizer file writes them, lookahead and all.
+/// Qwen 2's pre-tokenizer pattern from its own tokenizer file, including the lookahead.
 const QWEN2: &str = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
 
 struct Pair {
@@ -24,7 +24,7 @@ struct Pair {
     theirs: tokenizers::Tokenizer,
 }
 
-/// The byte-level models, each with the crate's reading of it.
+/// The byte-level models, each with the crate's tokenizer.
 fn byte_level() -> &'static [Pair] {
     static PAIRS: OnceLock<Vec<Pair>> = OnceLock::new();
     PAIRS.get_or_init(|| {
@@ -69,8 +69,7 @@ fn pair(gguf: &Gguf) -> Pair {
     Pair { ours, theirs }
 }
 
-/// Merges the best pair of neighbours until there is none, looking at every
-/// pair each time.
+/// Merges the best pair of neighbours until there is none, examining every pair each time.
 fn plain_merges(text: &str, score: impl Fn(&str) -> Option<f32>) -> Vec<&str> {
     let mut ends: Vec<usize> = text.char_indices().map(|(at, _)| at).skip(1).collect();
     loop {
@@ -117,8 +116,8 @@ proptest! {
 
     #[test]
     fn byte_level_ids_are_those_of_the_tokenizers_crate(
-        // U+017F and U+212A are left out: that crate folds them to s and k in
-        // contractions, the reference does not.
+        // U+017F and U+212A are excluded: the crate folds them to s and k in contractions, the
+        // reference does not.
         parts in prop::collection::vec(
             "[a-zA-Z]{1,9}|[ \t]{1,4}|[\r\n]{1,3}|'[a-zA-Z]{1,2}|[0-9]{1,5}|[!-/:-@\\[-`{-~]{1,3}|[à-ÿ]{1,4}|[ぁ-ん一-三]{1,4}|[\u{300}-\u{30f}\u{a0}\u{3000}\u{200b}]|[٠-٩½Ⅷ]|[😀-😏]",
             0..12,
@@ -144,7 +143,7 @@ proptest! {
         let escaped = text.replace(' ', "▁");
         let parts = plain_merges(&escaped, |piece| scores.get(piece).copied());
         let ids = tokenizer.encode(&text, Special::Plain);
-        // Characters that are no piece have become bytes.
+        // Characters without a piece have become bytes.
         let mut pieces: Vec<String> = Vec::new();
         let mut bytes = Vec::new();
         for id in ids {

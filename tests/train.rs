@@ -1,4 +1,4 @@
-//! Training: what is learnt is what serving would see, and gradients are right.
+//! Training: the trained tokens are those that serving sees, and gradients are right.
 
 mod command;
 mod merged;

@@ -1,5 +1,5 @@
-//! A conversation has the turns that its messages have, whatever they say: for chat
-//! templates of every style, whatever kind of token or text their markup is.
+//! Prompt injection: a conversation has exactly the turns of its messages, whatever they
+//! contain, for chat templates of every style and every kind of markup token or text.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -16,7 +16,7 @@ const NORMAL: i32 = 1;
 const CONTROL: i32 = 3;
 const MARKUP: i32 = 4;
 
-/// Where the tokens of the tiny vocabulary begin that the tests replace.
+/// The first token of the tiny vocabulary that the tests replace.
 const FIRST: usize = VOCAB - 10;
 
 const CHATML: &str = "{% for m in messages %}{{ '<|im_start|>' + m.role + '\n' + m.content + \
@@ -93,7 +93,7 @@ fn ask(arm: &Arm, contents: [&str; 3]) -> Prompt {
     arm.chat(&messages).expect("it takes these messages")
 }
 
-/// How often each special token comes up, by its id.
+/// Counts the special tokens in a prompt, by id.
 fn specials(arm: &Arm, prompt: &Prompt) -> BTreeMap<u32, usize> {
     let special = |id: &&u32| **id < 3 || **id as usize >= FIRST;
     let mut counts = BTreeMap::new();
@@ -104,9 +104,9 @@ fn specials(arm: &Arm, prompt: &Prompt) -> BTreeMap<u32, usize> {
     counts
 }
 
-/// That no message made of `pieces`, one after the other and in front of and behind other
-/// text, adds a special token, or a text among `texts`, to what mere words give; `lines`
-/// count at the start of a line.
+/// Asserts that no message composed of `pieces`, in sequence and before and after other text,
+/// adds a special token, or one of `texts`, compared to plain words; `lines` count at the start
+/// of a line.
 fn check(template: &str, tokens: &[(&str, i32)], texts: &[&str], lines: &[&str], pieces: &[&str]) {
     let arm = arm(template, tokens);
     let lines: Vec<String> = lines.iter().map(|&line| line.to_owned()).collect();
@@ -164,7 +164,7 @@ fn chatml_as_tokens_of_every_kind_and_as_mere_text() {
         let texts: &[&str] = match kind {
             // The end of a turn is a control token whatever the file says.
             NORMAL => &["<|im_start|>"],
-            // They stand there as they were written, and are none.
+            // They stay in the prompt as written, but are no tokens.
             _ => &[],
         };
         check(CHATML, &tokens, texts, &[], &pieces);
@@ -228,7 +228,7 @@ fn alpaca() {
             .text
             .contains("\nBelow is an instruction. # Response:\n")
     );
-    // An answer that goes on with the user's next turn ends there.
+    // An answer that continues with the user's next turn ends there.
     assert_eq!(prompt.markers, ["### Instruction:"]);
 }
 
@@ -287,7 +287,7 @@ fn gemma() {
     }
 }
 
-/// Reasoning that a template takes out of answers is taken out, and is no token elsewhere.
+/// Reasoning that a template removes from answers is removed, and is no token elsewhere.
 #[test]
 fn what_a_template_reads_in_answers_is_left_to_it() {
     let template =

@@ -1,4 +1,4 @@
-//! What is in the cache, and under which names.
+//! The files in the cache, and the names under which they are found.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -30,13 +30,13 @@ fn models_are_located_by_name_and_by_file() {
         "the nearest first"
     );
 
-    // By hand, without a manifest.
+    // A file put there by hand, without a manifest.
     fs::create_dir(&cache.dir).expect("the cache is new");
     fs::write(cache.dir.join("tiny.gguf"), &bytes).expect("it is writable");
     let by_name = locate("tiny").expect("it is here");
     assert_eq!((by_name.name.as_str(), by_name.manifest), ("tiny", None));
 
-    // With one.
+    // A file with a manifest.
     let manifest = manifest(&bytes);
     cache
         .keep(&manifest, &manifest_text(&bytes))
@@ -58,7 +58,7 @@ fn models_are_located_by_name_and_by_file() {
         "{error}"
     );
 
-    // By path.
+    // A file by its path.
     let elsewhere: PathBuf = place.dir.path().join("My Model.Q4_0.gguf");
     fs::write(&elsewhere, b"GGUF").expect("it is writable");
     let path = elsewhere.display().to_string();

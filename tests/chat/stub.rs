@@ -1,23 +1,23 @@
-//! A server of OpenAI's REST API, and nothing more, that says what it is told to.
+//! A fake server with only OpenAI's REST API and scripted answers.
 
 use std::io::{self, BufRead as _, BufReader, Read as _, Write as _};
 use std::net::{TcpListener, TcpStream};
 use std::sync::{Arc, Mutex};
 use std::thread;
 
-/// What it says to one request for a chat completion.
+/// The answer to one chat completion request.
 #[derive(Clone, Copy)]
 pub(crate) enum Answer {
     /// A status and a body.
     Refusal(&'static str, &'static str),
-    /// These pieces of text, and then the end.
+    /// These pieces of text, then a regular end.
     Text(&'static [&'static str]),
-    /// This piece of text, and then nothing: the connection is closed.
+    /// This piece of text, then the connection is closed.
     Torn(&'static str),
 }
 
-/// Starts one that gives these answers in turn, and the last one again and
-/// again; returns its URL.
+/// Starts a server that gives these answers in turn and then repeats the last one; returns its
+/// URL.
 pub(crate) fn server(answers: &'static [Answer]) -> String {
     let listener = TcpListener::bind("127.0.0.1:0").expect("a port is free");
     let address = listener.local_addr().expect("it is bound");
@@ -25,7 +25,7 @@ pub(crate) fn server(answers: &'static [Answer]) -> String {
     thread::spawn(move || {
         for stream in listener.incoming().flatten() {
             let turn = Arc::clone(&turn);
-            // A client that goes away ends its connection.
+            // An error only means that the client has closed the connection.
             thread::spawn(move || _ = answer(&stream, answers, &turn));
         }
     });
@@ -57,7 +57,7 @@ fn answer(mut stream: &TcpStream, answers: &[Answer], turn: &Mutex<usize>) -> io
     stream.write_all(reply.as_bytes())
 }
 
-/// Reads a request; returns its path.
+/// Reads a request and returns its path.
 fn read_request(stream: &TcpStream) -> io::Result<String> {
     let mut reader = BufReader::new(stream);
     let mut path = String::new();
@@ -84,7 +84,7 @@ fn whole(status: &str, body: &str) -> String {
     format!("HTTP/1.1 {status}\r\ncontent-length: {length}\r\nconnection: close\r\n\r\n{body}")
 }
 
-/// The connection's end is the body's.
+/// The body ends with the connection.
 fn stream_of(pieces: &[&str]) -> String {
     let mut reply =
         "HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\nconnection: close\r\n\r\n"

@@ -1,4 +1,4 @@
-//! A terminal that the program runs in, and what its screen shows.
+//! A pseudo-terminal that runs the program, and the contents of its screen.
 
 use std::io::{Read as _, Write};
 use std::num::NonZeroU16;
@@ -9,10 +9,10 @@ use std::time::{Duration, Instant};
 
 use portable_pty::{Child, CommandBuilder, MasterPty, PtySize, native_pty_system};
 
-/// How long something may take to be on the screen: models are slow in tests.
+/// The timeout for something to appear on the screen; models are slow in tests.
 const PATIENCE: Duration = Duration::from_secs(180);
 
-/// What was copied, as the program sends it.
+/// The last copied text, as the program sends it.
 #[derive(Default)]
 struct Clipboard(Vec<u8>);
 
@@ -28,22 +28,22 @@ pub(crate) struct Terminal {
     child: Box<dyn Child + Send + Sync>,
     keys: Box<dyn Write + Send>,
     parser: Arc<Mutex<vt100::Parser<Clipboard>>>,
-    /// Reads what the program writes, to its end.
+    /// Reads the output of the program to its end.
     reader: Option<JoinHandle<()>>,
-    /// The terminal's settings before the program took it.
+    /// The terminal settings before the program changed them.
     before: String,
 }
 
 impl Drop for Terminal {
     fn drop(&mut self) {
-        // It may have ended by itself, which another assertion shows.
+        // The program may have exited by itself; another assertion checks that.
         _ = self.child.kill();
         _ = self.child.wait();
     }
 }
 
 impl Terminal {
-    /// Starts the program with everything it keeps in `home`.
+    /// Starts the program, which stores its files in `home`.
     pub(crate) fn start(home: &Path, args: &[&str]) -> Terminal {
         let pair = native_pty_system()
             .openpty(size(110, 32))
@@ -69,7 +69,7 @@ impl Terminal {
         let shown = Arc::clone(&parser);
         let reader = thread::spawn(move || {
             let mut buffer = [0; 4096];
-            // At its end the terminal is closed, which reads as an error.
+            // At the end the terminal is closed, which reads as an error.
             while let Ok(length @ 1..) = output.read(&mut buffer) {
                 shown
                     .lock()
@@ -87,7 +87,7 @@ impl Terminal {
         }
     }
 
-    /// Presses keys, as the bytes that a terminal sends for them.
+    /// Presses keys, given as the bytes that a terminal sends for them.
     pub(crate) fn press(&mut self, keys: &str) {
         self.keys
             .write_all(keys.as_bytes())
@@ -95,13 +95,13 @@ impl Terminal {
             .expect("the program reads its keys");
     }
 
-    /// What the screen shows.
+    /// Returns the contents of the screen.
     pub(crate) fn screen(&self) -> String {
         let parser = self.parser.lock().expect("no reader panics");
         parser.screen().contents()
     }
 
-    /// What was copied last, in base64.
+    /// Returns the last copied text, in base64.
     pub(crate) fn copied(&self) -> Vec<u8> {
         let parser = self.parser.lock().expect("no reader panics");
         parser.callbacks().0.clone()
@@ -112,7 +112,7 @@ impl Terminal {
         self.wait_until(text, |screen| screen.contains(text));
     }
 
-    /// Waits until the screen is as it should be.
+    /// Waits until the screen fulfils a condition.
     pub(crate) fn wait_until(&mut self, what: &str, done: impl Fn(&str) -> bool) {
         let began = Instant::now();
         while !done(&self.screen()) {
@@ -126,7 +126,7 @@ impl Terminal {
         }
     }
 
-    /// Makes the terminal as wide and high as this.
+    /// Resizes the terminal.
     pub(crate) fn resize(&mut self, width: u16, height: u16) {
         let mut parser = self.parser.lock().expect("no reader panics");
         parser.screen_mut().set_size(cells(height), cells(width));
@@ -134,13 +134,12 @@ impl Terminal {
         self.master.resize(size(width, height)).expect("it is open");
     }
 
-    /// The process.
     pub(crate) fn id(&self) -> u32 {
         self.child.process_id().expect("it runs")
     }
 
-    /// Waits for the end; returns the exit code. The terminal must be as it
-    /// was before.
+    /// Waits for the program to exit and returns the exit code. The terminal settings must have
+    /// been restored.
     pub(crate) fn ended(&mut self) -> u32 {
         let began = Instant::now();
         let status = loop {
@@ -150,7 +149,7 @@ impl Terminal {
             }
             thread::sleep(Duration::from_millis(20));
         };
-        // The last that it wrote may be on its way.
+        // The last output may still be on its way.
         if let Some(reader) = self.reader.take() {
             reader.join().expect("no reader panics");
         }
@@ -178,7 +177,7 @@ fn size(width: u16, height: u16) -> PtySize {
     }
 }
 
-/// The settings of the line: whether it echoes, what Ctrl-C does.
+/// The local settings of the terminal, such as whether it echoes and how it handles Ctrl-C.
 fn settings(master: &dyn MasterPty) -> String {
     let settings = master.get_termios().expect("it is a terminal");
     format!("{:?}", settings.local_flags)

@@ -6,8 +6,8 @@
     instructor_client.py BASE_URL BASE_ARM URIAL_ARM
 
 BASE_URL is without `/v1`. The mode `MD_JSON` only asks for a block of JSON in the
-prompt. A small base model does not follow that, but it follows examples: two turns
-of the conversation show what is wanted.
+prompt. A small base model does not follow that instruction, but it follows examples: two
+turns of the conversation show the expected format.
 """
 
 import sys
@@ -53,7 +53,7 @@ assert typed.country and typed.capital, typed
 *_, last = served.create_partial(**REQUEST)
 assert last.model_dump() == typed.model_dump(), (last, typed)
 
-# What is lacking is refused by name, not left out.
+# Unsupported fields are refused by name, not ignored.
 for mode, field in (("JSON", "response_format"), ("JSON_SCHEMA", "response_format"), ("TOOLS", "tools")):
     try:
         answer = client(instructor.Mode[mode]).chat.completions.create(**REQUEST)

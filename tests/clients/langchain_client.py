@@ -34,12 +34,12 @@ assert OpenAI(model=base, max_tokens=4, **SERVER).invoke("The quick brown fox")
 
 
 class Capital(BaseModel):
-    """What a structured answer would be."""
+    """A structured answer."""
 
     name: str
 
 
-# What is lacking is refused by name, not left out.
+# Unsupported fields are refused by name, not ignored.
 for method, field in (("json_schema", "response_format"), ("json_mode", "response_format"), ("function_calling", "tools")):
     try:
         answer = chat.with_structured_output(Capital, method=method).invoke(f"{QUESTION} Answer in JSON.")

@@ -11,7 +11,7 @@ BASE_URL is without `/v1`.
 import os
 import sys
 
-# Else it asks the network for a list of prices when it is imported.
+# Otherwise litellm downloads a price list when it is imported.
 os.environ["LITELLM_LOCAL_MODEL_COST_MAP"] = "True"
 
 import litellm  # noqa: E402
@@ -54,7 +54,7 @@ assert completion.choices[0].text, completion
 expect(litellm.BadRequestError, "must be between 0 and 2", temperature=3)
 expect(litellm.BadRequestError, "incant does not constrain answers", response_format={"type": "json_object"})
 expect(litellm.NotFoundError, "does not exist", model="openai/no-such-model")
-# The code `context_length_exceeded` has an error of its own here.
+# litellm has a separate error type for the code `context_length_exceeded`.
 long = [{"role": "user", "content": "word " * 200_000}]
 expect(litellm.ContextWindowExceededError, "maximum context length", messages=long)
 

@@ -5,7 +5,7 @@
 
     llm_client.py BASE_URL BASE_ARM URIAL_ARM
 
-BASE_URL is without `/v1`. The file it writes is all that a user of `llm` needs.
+BASE_URL is without `/v1`. The file it writes is the only configuration that a user of `llm` needs.
 """
 
 import os

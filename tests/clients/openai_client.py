@@ -5,8 +5,8 @@
 
     openai_client.py BASE_URL BASE_ARM URIAL_ARM
 
-BASE_URL is without `/v1`. Every check holds for any model. The first that does
-not ends the run with a traceback; a run that ends well prints what it did.
+BASE_URL is without `/v1`. Every check holds for any model. The first failing check ends
+the run with a traceback; a successful run prints its checks.
 """
 
 import sys
@@ -22,7 +22,7 @@ PROMPT = "The quick brown fox jumps over the"
 
 
 class Served:
-    """A server under test and the arms it is asked for."""
+    """A server under test, and the arms to request."""
 
     def __init__(self, url: str, base: str, urial: str):
         self.client = OpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0, timeout=300)
@@ -44,7 +44,7 @@ def check(function):
 
 
 def expect(error: type[openai.APIStatusError], call: Callable, *, param=None, code=None):
-    """Calls `call`, which must fail with this error and its details."""
+    """Asserts that `call` fails with this error and its details."""
     try:
         answer = call()
     except error as raised:
@@ -87,7 +87,7 @@ def a_conversation_can_go_on(served: Served):
     messages = [
         {"role": "system", "content": "Answer briefly."},
         *QUESTION,
-        # The whole message goes back, with all the client's nulls.
+        # The whole message is sent back, with all nulls that the client adds.
         first.model_dump(),
         {"role": "user", "content": [{"type": "text", "text": "And of"}, {"type": "text", "text": "Italy?"}]},
     ]
@@ -111,13 +111,13 @@ def chat_stream(served: Served):
 
 @check
 def chat_stream_helper(served: Served):
-    """The client's own accumulator, which is strict about the order of events."""
+    """Tests the client's stream accumulator, which is strict about the order of events."""
     parameters = {"model": served.urial, "messages": QUESTION, "max_tokens": 12, "temperature": 0}
     with served.client.chat.completions.stream(**parameters) as stream:
         for event in stream:
             if event.type == "content.done":
                 done = event.content
-        # `get_final_completion` takes `length` for an error.
+        # `get_final_completion` treats the finish reason `length` as an error.
         final = stream.current_completion_snapshot
     assert final.choices[0].message.content == done == served.chat().choices[0].message.content
 
@@ -161,7 +161,7 @@ def completion_logprobs(served: Served):
     assert len(scores.tokens) == len(scores.token_logprobs) == len(scores.top_logprobs) == len(scores.text_offset)
     if not any(token.startswith("bytes:") for token in scores.tokens):
         assert "".join(scores.tokens) == choice.text
-    # A base arm's first token has nothing before it.
+    # Nothing precedes the first token of a base arm.
     assert scores.token_logprobs[0] is None and scores.top_logprobs[0] is None
     for token, score, top in list(zip(scores.tokens, scores.token_logprobs, scores.top_logprobs))[1:]:
         assert top[token] == score, (token, score, top)

@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
-# Every client against a running server: run.sh BASE_URL BASE_ARM URIAL_ARM
+# Runs every client against a running server: run.sh BASE_URL BASE_ARM URIAL_ARM
 #
-# BASE_URL is without `/v1`. Each client gets an environment of its own, of the
-# version that its script names, in $CLIENTS_DIR (or a cache folder of the user's).
-# What cannot be tried here is named at the end, and the run has failed.
+# BASE_URL is without `/v1`. Each client gets its own environment, with the version
+# that its script names, in $CLIENTS_DIR (or the user's cache folder). Clients that
+# cannot be run here are listed at the end, and count as failures.
 set -uo pipefail
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 if [[ $# != 3 ]]; then

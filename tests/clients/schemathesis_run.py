@@ -3,16 +3,15 @@
     pip install schemathesis==4.32.5
     schemathesis_run.py BASE_URL [OPTION...]
 
-BASE_URL is without `/v1`; options go to `schemathesis run`. INCANT_API_KEY is sent
-if it is set. Requests are made from the document, valid ones and others, and every
-response is held to it: no 5xx, no status, header, content type or body that the
-document does not have. The server should be started with `--request-timeout 2` or
-the like, since much of what is valid is long; that ends with 408, which is in the
-document. The same seed makes the same requests.
+BASE_URL is without `/v1`; options are passed to `schemathesis run`. INCANT_API_KEY is
+sent if it is set. Valid and invalid requests are generated from the document, and every
+response is checked against it: no 5xx, no status, header, content type or body that the
+document does not define. Start the server with a short timeout such as
+`--request-timeout 2`, because many valid requests take long; they end with 408, which the
+document defines. The same seed generates the same requests.
 
-The file is also what schemathesis loads its hooks from: most requests are given a
-model that is served, tokens that it has and few short answers, or nearly all would
-be refused.
+Schemathesis also loads its hooks from this file: they give most requests a served model,
+tokens of its vocabulary and few short answers; otherwise nearly all would be refused.
 """
 
 import importlib.metadata
@@ -31,7 +30,7 @@ CHECKS = (
     "not_a_server_error,status_code_conformance,content_type_conformance,"
     "response_headers_conformance,response_schema_conformance"
 )
-# Every vocabulary has so many.
+# The minimum vocabulary size.
 TOKENS = 1000
 MODEL_VARIABLE = "SCHEMATHESIS_MODEL"
 HERE = pathlib.Path(__file__).resolve()
@@ -39,7 +38,7 @@ HERE = pathlib.Path(__file__).resolve()
 
 @schemathesis.hook
 def before_call(context, case, kwargs):
-    """Makes of three requests in four one that gets to a model, if it was valid."""
+    """Adapts three of four requests such that they reach a model if they were valid."""
     if isinstance(case.body, dict) and len(json.dumps(case.body, default=str)) % 4:
         at_home(case.body)
         if case.path.endswith("/completions"):
@@ -47,7 +46,7 @@ def before_call(context, case, kwargs):
 
 
 def at_home(body):
-    """Puts what this server has in the place of names and tokens that it has not."""
+    """Replaces names and tokens by ones that this server knows."""
     if isinstance(body.get("model"), str):
         body["model"] = os.environ[MODEL_VARIABLE]
     for name in "tokens", "stop_token_ids", "prompt":
@@ -58,7 +57,7 @@ def at_home(body):
 
 
 def in_short(body):
-    """Asks for few and short answers, and takes out fields that contradict others."""
+    """Limits the number and length of answers, and removes contradicting fields."""
     if body.get("max_tokens") is None:
         body["max_tokens"] = 4
     for name, most in {"max_tokens": 4, "n": 3}.items():
@@ -104,7 +103,7 @@ def main():
     command += ["--seed", "1", "--max-examples", "100", "--continue-on-failure", "--request-timeout", "60"]
     if key := os.environ.get("INCANT_API_KEY"):
         command += ["--header", f"Authorization: Bearer {key}"]
-    # What it remembers of a run is of no use to the next one.
+    # The state that it stores for a run is of no use to the next one.
     with tempfile.TemporaryDirectory() as folder:
         sys.exit(subprocess.run(command + options, env=environment, cwd=folder).returncode)
 

@@ -1,5 +1,5 @@
-//! An engine whose thread panics, or hangs: by faults that only builds with debug
-//! assertions have.
+//! An engine whose thread panics or hangs: fault injection, which only builds with debug
+//! assertions support.
 
 use std::time::Duration;
 
@@ -56,8 +56,8 @@ fn an_engine_that_stands_still_with_work_is_ill_and_one_that_rests_is_well() {
         stall_timeout: Duration::from_millis(200),
         ..EngineOptions::default()
     };
-    // Before any step, since one on a busy machine could take as long: then it would seem ill,
-    // and be well again.
+    // The fault precedes any step, because on a busy machine a step could take that long: then
+    // the engine would seem unhealthy, and recover.
     let engine = faulty("hang:0", options);
     std::thread::sleep(Duration::from_millis(400));
     assert!(engine.is_well());

@@ -1,5 +1,5 @@
-//! Sequences that score what another generates: the numbers are those of a plain
-//! recomputation, whoever is in whose way.
+//! Sequences that score what another generates: the results equal a plain recomputation,
+//! whatever else the engine runs.
 
 use std::time::Duration;
 
@@ -51,7 +51,7 @@ fn scores(mut follower: Generation) -> Vec<Scored> {
     panic!("the engine died");
 }
 
-/// The leader's tokens, and what each follower thinks of them.
+/// Returns the leader's tokens, and the scores of each follower.
 fn together(engine: &Engine, prompt: &[u32], others: &[Vec<u32>]) -> (Vec<u32>, Vec<Vec<Scored>>) {
     let (leader, followers) = led(prompt, others);
     let mut requests = vec![Request::from(leader)];
@@ -63,8 +63,8 @@ fn together(engine: &Engine, prompt: &[u32], others: &[Vec<u32>]) -> (Vec<u32>, 
     (ids, followers.into_iter().map(scores).collect())
 }
 
-/// The log-probabilities of all tokens at each place of `answer` after `prompt`, in double
-/// precision, from one plain pass.
+/// Computes the log-probabilities of all tokens at each position of `answer` after `prompt`, in
+/// double precision, from one plain forward pass.
 pub(super) fn distributions(
     model: &Tiny,
     subject: &Subject,
@@ -93,8 +93,8 @@ fn kl(p: &[f64], q: &[f64]) -> f64 {
     p.iter().zip(q).map(|(p, q)| p.exp() * (p - q)).sum()
 }
 
-/// Three other beginnings: a short one, one that shares its start with the leader's, and
-/// the leader's own.
+/// Returns the leader's prompt and three others: a short one, one with a common prefix, and the
+/// leader's own.
 fn beginnings() -> (Vec<u32>, Vec<Vec<u32>>) {
     let prompt = tiny::tokens(1, 60);
     let shared = [&prompt[..40], &tiny::tokens(2, 90)].concat();
@@ -122,7 +122,7 @@ fn what_a_follower_says_is_what_a_plain_pass_says() {
                 near(f64::from(scored.logprob), q[id]);
                 near(scored.divergence.forward, kl(p, q));
                 near(scored.divergence.reverse, kl(q, p));
-                // As many as are above it, those that are as good as equal aside.
+                // The number of tokens above it, except those that are practically equal.
                 let slack = f64::from(subject.between_batches);
                 let above = |slack: f64| q.iter().filter(|&&l| l > q[id] + slack).count();
                 assert!((above(slack)..=above(-slack) + 1).contains(&(scored.rank - 1)));
@@ -133,7 +133,7 @@ fn what_a_follower_says_is_what_a_plain_pass_says() {
                 );
             }
         }
-        // Whoever begins like the leader agrees with it in everything.
+        // A follower with the leader's prompt agrees with it completely.
         for scored in &scores[2] {
             assert_eq!(scored.rank, 1);
             let apart = scored.divergence.forward.max(scored.divergence.reverse);
@@ -145,7 +145,7 @@ fn what_a_follower_says_is_what_a_plain_pass_says() {
     }
 }
 
-/// The same scores, but for what other batches may change.
+/// Asserts the same scores, except for differences between batches.
 fn assert_same(subject: &Subject, a: &[Vec<Scored>], b: &[Vec<Scored>]) {
     let (a, b) = (a.concat(), b.concat());
     assert_eq!(a.len(), b.len());
@@ -172,7 +172,7 @@ fn one_slot_and_little_memory_are_enough_for_all() {
                 ..EngineOptions::default()
             };
             let engine = engine(&model, subject, memory, options);
-            // Several groups at once, each of which waits for its own.
+            // Several groups at once, each of which waits for its own followers.
             let groups: Vec<_> = (0..6).map(|_| led(&prompt, &others)).collect();
             let groups: Vec<_> = groups
                 .into_iter()
@@ -207,7 +207,7 @@ fn a_follower_can_be_in_another_engine() {
         let other = engine(&model, subject, None, EngineOptions::default());
         let (leader, followers) = led(&prompt, &others);
         let mut leader = one.submit(vec![leader]).expect("there is room");
-        // The leader is there long before.
+        // The leader starts long before.
         std::thread::sleep(Duration::from_millis(100));
         let followers = other.submit(followers).expect("there is room");
         let report = super::report(leader.remove(0));
@@ -241,7 +241,7 @@ fn a_leader_waits_for_who_is_behind_and_not_for_who_has_left() {
             }
         };
         count(&mut leader, 8);
-        // Others are not held up meanwhile, and nothing more comes.
+        // Other requests are not delayed meanwhile, and the leader reports nothing more.
         super::alone(&engine, plain(&tiny::tokens(9, 20), 30));
         assert!(leader.try_next().is_none(), "it goes on by itself");
         drop(follow);

@@ -1,5 +1,5 @@
-//! What sequences share, and what happens when memory runs out, on tiny models:
-//! it changes no answer.
+//! Sharing of KV (prefix cache), and preemption when memory runs out, on tiny models: answers
+//! do not change.
 
 use std::sync::Arc;
 
@@ -16,7 +16,7 @@ use crate::reference::tiny::{self, Tiny};
 use crate::support::subjects::{self, Subject};
 use crate::support::wait_until;
 
-/// One model with sliding windows and one without, on both executors.
+/// A model with sliding windows and one without, on both executors.
 pub(super) fn cases() -> impl Iterator<Item = (&'static Subject, Tiny)> {
     let models = [Tiny::gemma3(), Tiny::llama()];
     subjects::both().flat_map(move |subject| models.clone().map(|model| (subject, model)))
@@ -33,13 +33,13 @@ pub(super) fn engine(
     Engine::start(subject.load_with(&gguf, kv_memory), options).expect("a thread starts")
 }
 
-/// Memory for the KV of some 600 tokens.
+/// A KV cache for about 600 tokens.
 pub(super) fn little_memory(model: &Tiny, subject: &Subject) -> Option<usize> {
     let token = 2 * model.layers * model.kv_heads * model.head_dim.next_multiple_of(16);
     Some(600 * token * subject.kv_number())
 }
 
-/// A greedy request that reports its tokens' log-probabilities.
+/// A greedy request that reports the log-probabilities of its tokens.
 pub(super) fn plain(prompt: &[u32], max_tokens: usize) -> GenerateRequest {
     GenerateRequest {
         prompt_logprobs: None,
@@ -50,7 +50,7 @@ pub(super) fn plain(prompt: &[u32], max_tokens: usize) -> GenerateRequest {
     }
 }
 
-/// What an engine of its own says to each of some requests.
+/// Answers each request by an engine of its own.
 fn alone(model: &Tiny, subject: &Subject, requests: &[GenerateRequest]) -> Vec<super::Report> {
     let answers = requests.iter().map(|request| {
         let engine = engine(model, subject, None, EngineOptions::default());
@@ -72,7 +72,7 @@ fn requests_that_begin_alike_wait_for_one_prefill() {
             .map(|at| plain(&after(&shared, 10 + at, 6 + at as usize), 5))
             .collect();
         let expected = alone(&model, subject, &requests);
-        // Chunks that end in the middle of what is shared, and one that holds it all.
+        // Chunks that end in the middle of the shared tokens, and one that holds all of them.
         for chunk in [48, 256] {
             let options = EngineOptions {
                 chunk,
@@ -90,7 +90,7 @@ fn requests_that_begin_alike_wait_for_one_prefill() {
                 cached[1..].iter().all(|&cached| cached >= 200),
                 "{cached:?}"
             );
-            // What they had in common is kept.
+            // The common prefix is kept.
             let late = plain(&after(&shared, 99, 4), 5);
             let late = super::alone(&engine, late);
             assert!(late.cached >= 200, "{}", late.cached);
@@ -108,7 +108,7 @@ fn a_conversation_goes_on_from_its_earlier_turns() {
             let request = plain(&question, 20);
             let answer = super::alone(&engine, request.clone());
             assert_same(subject, &answer, &alone(&model, subject, &[request])[0]);
-            // All but the last token of the answer before, which was never computed.
+            // All tokens except the last of the previous answer, which was never computed.
             let known = conversation.len().saturating_sub(1);
             let cached = if turn == 0 { 0 } else { known };
             assert_eq!(answer.cached, cached, "turn {turn}");
@@ -151,7 +151,7 @@ fn those_who_share_and_give_way_go_on_as_if_nothing_had_been() {
         let expected = alone(&model, subject, &requests);
         let memory = little_memory(&model, subject);
         let engine = engine(&model, subject, memory, EngineOptions::default());
-        // More than once, so that there is something to let go of.
+        // More than once, so that there is KV to evict.
         for _ in 0..2 {
             let together = engine.submit(requests.clone()).expect("there is room");
             for (report, expected) in together.into_iter().map(report).zip(&expected) {
@@ -167,7 +167,7 @@ fn those_who_share_and_give_way_go_on_as_if_nothing_had_been() {
     }
 }
 
-/// What only those share who are swapped out is in the way of the one that runs.
+/// KV that only swapped-out sequences share must not block the running one.
 #[test]
 fn who_runs_alone_gets_what_others_share() {
     for (subject, model) in cases() {
@@ -185,8 +185,8 @@ fn who_runs_alone_gets_what_others_share() {
     }
 }
 
-/// What a window has passed is let go of while memory is short, also where another
-/// request could have used it.
+/// KV outside a sliding window is released while memory is short, even if another request could
+/// have reused it.
 #[test]
 fn a_request_like_one_that_was_trimmed_is_answered_all_the_same() {
     // The other executor never trims, and the other model has no windows.
@@ -258,12 +258,12 @@ fn who_has_nowhere_to_go_is_computed_again_as_it_was() {
     for (subject, model) in cases() {
         let file = tempfile::NamedTempFile::new().expect("a file");
         let options = EngineOptions {
-            // No folder can be made there.
+            // No folder can be created there.
             swap_folder: file.path().join("swap"),
             ..EngineOptions::default()
         };
         let engine = engine(&model, subject, little_memory(&model, subject), options);
-        // Some begin alike, one is isolated, and one is scored.
+        // Some have a common prefix, one is isolated, and one is scored.
         let shared = tiny::tokens(1, 60);
         let mut requests: Vec<_> = (0..6)
             .map(|at| match at % 2 {
@@ -298,7 +298,7 @@ fn what_was_used_least_recently_goes_first_and_prefixes_never() {
         let first = plain(&tiny::tokens(3, 90), 3);
         super::alone(&engine, first.clone());
         assert_eq!(super::alone(&engine, first.clone()).cached, 89);
-        // Far more than there is memory for.
+        // Far more than fits in the KV cache.
         for seed in 100..160 {
             let report = super::alone(&engine, plain(&tiny::tokens(seed, 90), 3));
             assert_eq!(report.cached, 0);
@@ -310,7 +310,7 @@ fn what_was_used_least_recently_goes_first_and_prefixes_never() {
     }
 }
 
-/// As of a profile that was changed, once the last request that had it is done.
+/// As when a profile has changed and the last request that used its prefix is done.
 #[test]
 fn a_prefix_that_nobody_holds_any_more_goes_with_the_rest() {
     for (subject, model) in cases() {
@@ -327,13 +327,13 @@ fn a_prefix_that_nobody_holds_any_more_goes_with_the_rest() {
             };
             super::alone(&engine, request).cached
         };
-        // Two of them have the same tokens.
+        // Two of the prefixes have the same tokens.
         let [dropped, held, twin] = [1, 2, 2].map(prefix);
         for (at, prefix) in [&dropped, &held, &twin].into_iter().enumerate() {
             cached(prefix, 10 + at as u64);
         }
         drop((dropped, twin));
-        // Far more than there is memory for.
+        // Far more than fits in the KV cache.
         for seed in 100..160 {
             super::alone(&engine, plain(&tiny::tokens(seed, 90), 3));
         }
@@ -352,7 +352,7 @@ fn prefixes_make_room_where_nothing_else_can() {
             ..EngineOptions::default()
         };
         let engine = engine(&model, subject, little_memory(&model, subject), options);
-        // Each fits, but not both beside each other and a request.
+        // Each prefix fits, but not both together with a request.
         let prefixes = [1, 2].map(|seed| {
             Arc::new(Prefix {
                 ids: tiny::tokens(seed, 230),
@@ -395,8 +395,8 @@ fn a_request_that_no_memory_would_hold_fails_by_itself() {
     }
 }
 
-/// Hundreds of requests of all kinds, many of which leave early, through little
-/// memory: whatever was lost on the way would be missing in the end.
+/// Hundreds of requests of all kinds, many of which disconnect early, with little memory: any
+/// leak would show at the end.
 #[test]
 fn nothing_is_lost_in_a_crowd() {
     for (subject, model) in cases() {
@@ -413,7 +413,7 @@ fn nothing_is_lost_in_a_crowd() {
         });
         let mut kept: Vec<(GenerateRequest, Generation)> = Vec::new();
         for _ in 0..160 {
-            // Some beginnings are common, some are not.
+            // Some prompts have common prefixes, some do not.
             let beginning = tiny::tokens(random.random_range(0..6), random.random_range(0..80));
             let seed = random.random_range(0..1000);
             let prompt = after(&beginning, seed, random.random_range(1..30));
@@ -428,10 +428,10 @@ fn nothing_is_lost_in_a_crowd() {
             let generations = engine.submit(vec![request.clone()]);
             let mut generation = generations.expect("there is room").remove(0);
             match random.random_range(0..4) {
-                // Leaves before it begins.
+                // Disconnects before it begins.
                 0 => {}
                 1 => {
-                    // Leaves in the middle.
+                    // Disconnects in the middle.
                     generation.blocking_next();
                     generation.blocking_next();
                 }
@@ -451,7 +451,7 @@ fn nothing_is_lost_in_a_crowd() {
             let load = engine.load();
             load.running == 0 && load.waiting == 0
         });
-        // As long a sequence as ever fits still does.
+        // A sequence of the maximum length still fits.
         let long = plain(&tiny::tokens(2000, 450), 40);
         let expected = &alone(&model, subject, std::slice::from_ref(&long))[0];
         assert_same(subject, &super::alone(&engine, long), expected);

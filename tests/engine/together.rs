@@ -1,5 +1,5 @@
-//! Sequences that choose their tokens together: the tokens are those of a plain
-//! recomputation of the mixture, whoever is in whose way.
+//! Groups of sequences that choose their tokens together: the tokens equal a plain
+//! recomputation of the mixture, whatever else the engine runs.
 
 use std::time::Duration;
 
@@ -16,8 +16,8 @@ use crate::support::wait_until;
 const TOKENS: usize = 24;
 const PLAUSIBLE: f32 = 0.1;
 
-/// A lead after `prompt` whose log-probabilities are the mixture's, and a member for each
-/// weight and beginning.
+/// A lead after `prompt` that reports the log-probabilities of the mixture, and a member for
+/// each weight and prompt.
 fn guided(
     prompt: &[u32],
     members: &[(f32, &[u32])],
@@ -51,7 +51,7 @@ fn requests((lead, joins): (GenerateRequest, Vec<JoinRequest>)) -> Vec<Request> 
     requests
 }
 
-/// What a lead says whose members are in the same engine.
+/// Returns the report of a lead whose members are in the same engine.
 fn together(engine: &Engine, prompt: &[u32], members: &[(f32, &[u32])]) -> Report {
     let requests = requests(guided(prompt, members, true));
     let mut generations = engine.submit(requests).expect("there is room");
@@ -65,14 +65,14 @@ fn ids(report: &Report) -> Vec<u32> {
     report.tokens.iter().map(|(id, _)| *id).collect()
 }
 
-/// The log-softmax of some scores.
+/// Computes the log-softmax of some scores.
 fn normalised(scores: &[f64]) -> Vec<f64> {
     let largest = scores.iter().copied().fold(f64::MIN, f64::max);
     let sum: f64 = scores.iter().map(|score| (score - largest).exp()).sum();
     scores.iter().map(|s| s - largest - sum.ln()).collect()
 }
 
-/// A beginning, one that shares its start with it and another one.
+/// Returns a prompt, one with a common prefix, and an unrelated one.
 fn beginnings() -> [Vec<u32>; 3] {
     let prompt = tiny::tokens(1, 60);
     let shared = [&prompt[..40], &tiny::tokens(2, 9)].concat();

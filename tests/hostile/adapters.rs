@@ -1,4 +1,4 @@
-//! Adapters: a changed one is refused in a line, or the model computes under it.
+//! Adapters: a changed one is refused with one line, or the model computes with it.
 
 use std::path::{Path, PathBuf};
 
@@ -15,14 +15,14 @@ use crate::support::subjects;
 
 const INPUTS: u64 = 3000;
 
-/// More numbers than any of the adapters has as it is.
+/// More elements than any of the unmodified adapters has.
 const MOST: usize = 1 << 20;
 
 const CONFIG: &str = "adapter_config.json";
 const TENSORS: &str = "adapter_model.safetensors";
 const GGUF: &str = "adapter.gguf";
 
-/// What may stand in a configuration.
+/// Values to insert into a configuration.
 const WORDS: [&str; 14] = [
     "null",
     "true",
@@ -52,7 +52,7 @@ struct Adapters {
     folder: TempDir,
     spec: DecoderSpec,
     engine: Engine,
-    // Its file is mapped.
+    // Held because its file is mapped.
     _fixture: Fixture,
 }
 
@@ -94,7 +94,8 @@ impl Adapters {
     }
 }
 
-/// Numbers at the end of the material's bytes become larger than any model can take.
+/// Adds edits that replace elements at the end of the bytes with values beyond what any model
+/// can compute with.
 fn with_numbers(mut material: Material) -> Material {
     let len = material.bytes.len();
     let places = (1..32).map(|at| len - at * 64);

@@ -1,4 +1,4 @@
-//! What is changed in an input.
+//! Random edits of inputs (mutations).
 
 use std::ops::Range;
 
@@ -6,26 +6,25 @@ use rand::seq::IndexedRandom;
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
-/// The most edits that make an input.
+/// The maximum number of edits per input.
 pub(super) const MOST_EDITS: usize = 6;
 
-/// The longest run of random bytes.
+/// The maximum length of random bytes.
 const LONGEST_NOISE: usize = 16;
 
-/// A sound input, and what is worth changing in it.
+/// A valid input, and the edits worth trying.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Material {
     pub(super) bytes: Vec<u8>,
-    /// Where its parts lie, in groups that are equally worth changing.
+    /// The ranges of its parts, in groups that are equally worth changing.
     pub(super) parts: Vec<Vec<Range<usize>>>,
-    /// What may be put in anywhere.
+    /// Texts that may be inserted anywhere.
     pub(super) words: Vec<Vec<u8>>,
-    /// Changes that leave the rest consistent.
+    /// Edits that leave the rest consistent.
     pub(super) whole: Vec<Edit>,
 }
 
-/// One change. Places count in what the edits before it have left, and wrap around
-/// its end.
+/// One edit. Positions refer to the result of the previous edits, and wrap around at its end.
 #[derive(Clone, Debug)]
 pub(super) enum Edit {
     Flip {
@@ -66,11 +65,11 @@ fn random(seed: u64) -> ChaCha8Rng {
     ChaCha8Rng::seed_from_u64(seed)
 }
 
-/// The material and the edits that the input with this seed is made of.
+/// Returns the material and the edits of the input with this seed.
 pub(super) fn input(materials: &[Material], seed: u64) -> (usize, Vec<Edit>) {
     let mut random = random(seed);
     let material = random.random_range(0..materials.len());
-    // Most inputs have few edits: with many, the first thing wrong hides the rest.
+    // Most inputs have few edits: with many, the first error hides the others.
     let edits = random
         .random_range(1..=MOST_EDITS)
         .min(random.random_range(1..=MOST_EDITS));
@@ -79,7 +78,7 @@ pub(super) fn input(materials: &[Material], seed: u64) -> (usize, Vec<Edit>) {
 }
 
 impl Material {
-    /// A text, whose parts are its words, its quoted strings and its lines.
+    /// Creates material from a text, whose parts are its words, quoted strings and lines.
     pub(super) fn text(text: &str, words: &[&str]) -> Material {
         let mut lines = Vec::new();
         let mut at = 0;
@@ -107,7 +106,7 @@ impl Material {
         }
     }
 
-    /// A part, or a few bytes anywhere.
+    /// Chooses a part, or a few bytes anywhere.
     fn part(&self, random: &mut ChaCha8Rng) -> Range<usize> {
         let part = match random.random_ratio(7, 8) {
             true => self
@@ -177,7 +176,6 @@ impl Edit {
         }
     }
 
-    /// Changes `bytes`.
     pub(super) fn apply(&self, bytes: &mut Vec<u8>) {
         let len = bytes.len();
         let within = |range: &Range<usize>| {
@@ -230,8 +228,8 @@ impl Edit {
     }
 }
 
-/// A number at some limit, as wide as `part`: where an integer, a float or the
-/// digits of a text may stand.
+/// Returns a number at some limit, as wide as `part`, in place of an integer, a float or the
+/// digits of a text.
 fn number(bytes: &[u8], part: &Range<usize>, random: &mut ChaCha8Rng) -> Vec<u8> {
     let old = bytes.get(part.clone()).unwrap_or_default();
     if !old.is_empty()

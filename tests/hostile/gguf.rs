@@ -1,4 +1,4 @@
-//! GGUF files: the headers of real models, and whole tiny ones that are run.
+//! GGUF files: headers of real models, and complete tiny models that are run.
 
 use std::fs::File;
 use std::io::Write as _;
@@ -20,11 +20,11 @@ use crate::build::{Builder, Item};
 use crate::reference::tiny::Tiny;
 use crate::support::{self, subjects};
 
-/// Inputs of each real model's header, and of the tiny models together.
+/// The number of inputs for each real model's header, and for all tiny models together.
 const OF_EACH_HEADER: u64 = 1000;
 const OF_TINY_MODELS: u64 = 3000;
 
-/// A text with much that tokenizers treat apart.
+/// A text with many constructs that tokenizers treat specially.
 const TEXT: &str =
     "Hello,  world!\n<|im_start|>user\u{fdd0} naïve 日本語 🙂 <s></s><0x0A>\t1234 ''s";
 
@@ -79,7 +79,7 @@ fn sizes_beyond_all_numbers_are_refused() {
     }
 }
 
-/// What a file says of a model, read as far as its tokenizer and chat template.
+/// Reads the model description of a file, including its tokenizer and chat template.
 fn read(path: &Path) -> Result<bool, String> {
     let gguf = match Gguf::open(path) {
         Ok(gguf) => gguf,
@@ -99,7 +99,7 @@ fn read(path: &Path) -> Result<bool, String> {
     }
     match arch::read(&gguf) {
         Ok(spec) => {
-            // As `incant inspect` reckons.
+            // The same computation as in `incant inspect`.
             spec.kv_bytes(spec.context, 2);
         }
         Err(error) => _ = refused_in_a_line(&error)?,
@@ -131,7 +131,7 @@ fn read(path: &Path) -> Result<bool, String> {
     rendered.map_or_else(|error| refused(&error), |_| Ok(true))
 }
 
-/// The header of a real model before data that is all zeros and takes no room.
+/// The header of a real model, before data that is all zeros and sparse on disk.
 struct Header {
     materials: Vec<Material>,
     data: u64,
@@ -151,7 +151,7 @@ impl Header {
         std::io::Read::read_exact(&mut File::open(model).expect("it is there"), &mut bytes)
             .expect("it is as long");
         let material = header::material(&bytes);
-        // The last one is cut off where its header ends.
+        // The last one is truncated at the end of the header.
         let materials = vec![material; 4];
         Header {
             materials,
@@ -179,7 +179,7 @@ impl Target for Header {
     }
 }
 
-/// Tiny models of all architectures, some of odd sizes, loaded and run.
+/// Tiny models of all architectures, some of odd sizes, which are loaded and run.
 struct TinyModels {
     materials: Vec<Material>,
     file: NamedTempFile,
@@ -220,7 +220,7 @@ impl TinyModels {
     }
 }
 
-/// A tiny model's file as material: its header, and numbers among its weights.
+/// Creates material from the file of a tiny model: its header, and elements of its weights.
 pub(super) fn whole(model: &Tiny) -> Material {
     let template = "{% for m in messages %}<{{ m.role }}>{{ m.content }}{% endfor %}";
     let file = Builder::new().with("tokenizer.chat_template", Item::Str(template));
@@ -229,7 +229,7 @@ pub(super) fn whole(model: &Tiny) -> Material {
     let first = bytes.len() / 3;
     let weights = (0..64).map(|at| first + at * (bytes.len() - first) / 64 / 4 * 4);
     let weights: Vec<_> = weights.map(|at| at..at + 4).collect();
-    // Not a number, or beyond all numbers, from somewhere on.
+    // NaN or infinity, from some element on.
     material
         .whole
         .extend(weights.iter().map(|weight| Edit::Write {
@@ -250,7 +250,7 @@ impl Target for TinyModels {
         std::fs::write(&path, input).expect("written");
         read(&path)?;
         let mut options = self.options.clone();
-        // Half of them with the memory that is the default.
+        // Half of them with the default memory.
         options.kv_memory = material.is_multiple_of(2).then_some(1 << 20);
         match Model::load("tiny", &path, &options) {
             Ok(model) => answer(model).map(|()| true),
@@ -259,7 +259,7 @@ impl Target for TinyModels {
     }
 }
 
-/// Has a model chat, as a server would.
+/// Chats with a model as a server would.
 fn answer(model: Model) -> Result<(), String> {
     let runtime = Runtime::new();
     runtime.loaded(vec![Arc::new(model)]);

@@ -1,17 +1,17 @@
-//! Where the parts of a sound GGUF header lie.
+//! The ranges of the parts of a valid GGUF header.
 
 use std::ops::Range;
 
 use super::edits::{Edit, Material};
 
-/// Elements of an array that are worth changing.
+/// The number of elements of an array that are worth changing.
 const ELEMENTS: usize = 24;
 
-/// Where the counts of tensors and of metadata entries stand.
+/// The offsets of the counts of tensors and of metadata entries.
 const TENSOR_COUNT: usize = 8;
 const ENTRY_COUNT: usize = 16;
 
-/// What may stand in for a string of the metadata.
+/// Replacements for strings of the metadata.
 const STRINGS: [&str; 14] = [
     "",
     "\u{1b}[2J\n",
@@ -29,8 +29,8 @@ const STRINGS: [&str; 14] = [
     "日本\u{202e}語",
 ];
 
-/// The header of a GGUF as material: its fields, and changes that leave all other
-/// fields what they were.
+/// Creates material from the header of a GGUF file: its fields, and edits that leave all other
+/// fields unchanged.
 pub(super) fn material(file: &[u8]) -> Material {
     let mut reader = Reader { file, at: 24 };
     let count = |at: usize| u64::from_le_bytes(file[at..at + 8].try_into().expect("eight bytes"));
@@ -51,7 +51,7 @@ pub(super) fn material(file: &[u8]) -> Material {
             9 => {
                 let parts = reader.array();
                 let range = value..reader.at;
-                // Nothing at all, under the type that it was.
+                // An empty array of the same type.
                 let kind = &file[range.start..range.start + 4];
                 let empty = [kind, &[0; 8]].concat();
                 whole.push(Edit::Replace {
@@ -76,13 +76,13 @@ pub(super) fn material(file: &[u8]) -> Material {
         for _ in 0..reader.number(&dims) {
             tensors.push(reader.take(8));
         }
-        // Its type and its offset.
+        // The type and the offset.
         tensors.extend([reader.take(4), reader.take(8)]);
         whole.push(without(start..reader.at, TENSOR_COUNT, count(TENSOR_COUNT)));
     }
     Material {
         bytes: file.to_vec(),
-        // Most models differ in their metadata.
+        // Scalars are listed twice because most models differ in their metadata.
         parts: vec![preamble, scalars.clone(), scalars, arrays, tensors],
         words: [
             &[0xff; 8][..],
@@ -96,13 +96,13 @@ pub(super) fn material(file: &[u8]) -> Material {
     }
 }
 
-/// A string with its length instead of another.
+/// Replaces a string together with its length.
 fn string(range: Range<usize>, text: &str) -> Edit {
     let bytes = [&(text.len() as u64).to_le_bytes()[..], text.as_bytes()].concat();
     Edit::Replace { range, bytes }
 }
 
-/// Takes an entry away and counts one less.
+/// Removes an entry and decrements the count.
 fn without(range: Range<usize>, counted_at: usize, count: u64) -> Edit {
     let less = Edit::Write {
         at: counted_at,
@@ -111,7 +111,7 @@ fn without(range: Range<usize>, counted_at: usize, count: u64) -> Edit {
     Edit::All(vec![Edit::Remove { range }, less])
 }
 
-/// Bytes of a value of fixed size.
+/// The size in bytes of a value of fixed size.
 fn width(kind: u64) -> usize {
     match kind {
         0 | 1 | 7 => 1,
@@ -138,14 +138,14 @@ impl Reader<'_> {
         u64::from_le_bytes(wide)
     }
 
-    /// A string's length and its text.
+    /// Returns the ranges of a string's length and its text.
     fn string(&mut self) -> [Range<usize>; 2] {
         let length = self.take(8);
         let text = self.take(self.number(&length) as usize);
         [length, text]
     }
 
-    /// An array's type, its length, and its first and last elements.
+    /// Returns the ranges of an array's type, its length, and its first and last elements.
     fn array(&mut self) -> Vec<Range<usize>> {
         let (kind, length) = (self.take(4), self.take(8));
         let (of, count) = (self.number(&kind), self.number(&length) as usize);

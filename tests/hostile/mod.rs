@@ -1,13 +1,12 @@
-//! Hostile inputs: real ones, changed at random. Nothing may panic, crash, hang
-//! or take memory without bound, whatever a file or a request holds.
+//! Fuzzing with hostile inputs: valid ones, changed at random. Nothing may panic, crash, hang
+//! or allocate without bound, whatever a file or a request holds.
 //!
-//! Each test hands a [`Target`] to [`fuzz`], which feeds it inputs in a process of
-//! its own (`process.rs`), so that an abort, an endless loop or a lack of memory
-//! is a failed test like any other. An input follows from a number, its seed
-//! (`edits.rs`): what failed is named by it, cut down to the edits that matter and
-//! kept as a file. `INCANT_FUZZ_SEED` is the first seed (0 by default), and
-//! `INCANT_FUZZ_SECONDS` lets a test run for so long instead of for the number of
-//! inputs that it asks for.
+//! Each test passes a [`Target`] to [`fuzz`], which feeds it inputs in a process of its own
+//! (`process.rs`), so that an abort, an endless loop or a lack of memory is a failed test like
+//! any other. An input is derived from a number, its seed (`edits.rs`): a failing input is
+//! identified by it, minimized to the edits that matter and saved as a file. `INCANT_FUZZ_SEED`
+//! is the first seed (0 by default), and `INCANT_FUZZ_SECONDS` makes each test run for this
+//! time instead of for its number of inputs.
 
 mod adapters;
 mod edits;
@@ -22,19 +21,18 @@ mod texts;
 use edits::Material;
 use process::fuzz;
 
-/// What takes hostile inputs.
+/// A fuzz target.
 trait Target: Sync {
-    /// What inputs are made of.
+    /// The valid inputs from which hostile ones are derived.
     fn materials(&self) -> &[Material];
 
-    /// Takes an input that was made of a material. Returns whether it was taken for a
-    /// sound one.
+    /// Processes an input derived from a material. Returns whether it was accepted as valid.
     ///
     /// # Errors
-    /// What should not have happened; a panic says as much.
+    /// Behaviour that must not occur; a panic counts as well.
     fn take(&self, material: usize, input: &[u8]) -> Result<bool, String>;
 
-    /// How many inputs are taken at once.
+    /// The number of inputs processed at once.
     fn threads(&self) -> usize {
         1
     }
@@ -43,8 +41,8 @@ trait Target: Sync {
     fn end(&self) {}
 }
 
-/// An input was refused. What the error tells must be fit for a terminal: whatever the
-/// input holds, no control characters but for line ends and tabs.
+/// Reports a refused input. The error message must be safe for a terminal: whatever the input
+/// holds, no control characters except line ends and tabs.
 fn refused(error: &dyn std::error::Error) -> Result<bool, String> {
     let text = error.to_string();
     match text
@@ -56,7 +54,7 @@ fn refused(error: &dyn std::error::Error) -> Result<bool, String> {
     }
 }
 
-/// The same of an error that must be one line.
+/// Like [`refused`], for an error that must be a single line.
 fn refused_in_a_line(error: &dyn std::error::Error) -> Result<bool, String> {
     match error.to_string().contains('\n') {
         true => Err(format!("an error of several lines: {error}")),

@@ -1,4 +1,4 @@
-//! Saved prefixes: a file is believed only if it says what was computed.
+//! Saved prefixes: a file is used only if it holds what was computed.
 
 use std::path::PathBuf;
 use std::sync::Mutex;
@@ -34,7 +34,7 @@ struct Prefixes {
     path: PathBuf,
     tokens: Vec<u32>,
     executor: Mutex<Box<dyn Executor>>,
-    /// What follows the prefix, if it is the true one.
+    /// The logits after the true prefix.
     expected: Vec<f32>,
 }
 
@@ -77,7 +77,7 @@ impl Prefixes {
     }
 }
 
-/// A file as material: the length of its header, the words of the header, the data.
+/// Creates material from a file: the length of its header, the words of the header, the data.
 pub(super) fn material(bytes: Vec<u8>) -> Material {
     let header = u64::from_le_bytes(bytes[..8].try_into().expect("eight bytes")) as usize;
     let text = str::from_utf8(&bytes[8..8 + header]).expect("JSON");
@@ -107,7 +107,7 @@ pub(super) fn material(bytes: Vec<u8>) -> Material {
     Material { bytes, ..material }
 }
 
-/// The logits after one more token.
+/// Returns the logits after one more token.
 fn next(executor: &mut dyn Executor, sequence: SequenceId) -> Vec<f32> {
     let chunk = Chunk {
         sequence,

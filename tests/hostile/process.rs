@@ -1,8 +1,8 @@
-//! Feeds a target in a process of its own.
+//! Runs a fuzz target in a process of its own.
 //!
-//! The process is this test program again, running one test. It says on its
-//! standard output which inputs it begins and ends, so when it dies or stands
-//! still, the test that waits for it knows which one was at fault.
+//! The process is this test program again, running a single test. It reports on its standard
+//! output which inputs it begins and ends, so if it dies or hangs, the waiting test knows which
+//! input was at fault.
 
 use std::collections::HashMap;
 use std::io::{BufRead, BufReader, Write as _, stdout};
@@ -17,37 +17,36 @@ use std::{env, fs, process, thread};
 use super::Target;
 use super::edits::{self, MOST_EDITS};
 
-/// The address space that a process may use, in KiB: some three times what sound
-/// inputs need. An allocation beyond it fails, and ends the process.
+/// The address space limit of a process, in KiB: about three times what valid inputs need. An
+/// allocation beyond it fails and ends the process.
 const MEMORY: usize = 4 << 20;
 
-/// How long one input may take. The longest take some seconds; the rest is for machines
-/// that have other things to do.
+/// The timeout of one input. The slowest take some seconds; the rest is for busy machines.
 const PATIENCE: Duration = Duration::from_secs(60);
 
-/// How long a process may prepare.
+/// The timeout of a process's preparation.
 const PREPARATION: Duration = Duration::from_secs(300);
 
-/// Tells the other process what to do.
+/// The environment variable with the order for the other process.
 const ORDER: &str = "INCANT_FUZZ_ORDER";
 
-/// Where it keeps its only input.
+/// The environment variable with the path where it saves its only input.
 const KEEP: &str = "INCANT_FUZZ_KEEP";
 
-/// What lines begin with that are meant for the waiting process.
+/// The prefix of lines that are meant for the waiting process.
 const MARK: &str = "fuzz:";
 
 /// All edits of an input.
 const EVERY_EDIT: u64 = u64::MAX;
 
-/// Which inputs to take.
+/// The inputs to process.
 #[derive(Clone, Copy, Debug)]
 struct Order {
     first: u64,
     count: u64,
-    /// Takes inputs for so long instead.
+    /// If set, processes inputs for this time instead.
     seconds: Option<u64>,
-    /// Which edits of an input to make, by bit.
+    /// A bit mask of the edits to apply.
     edits: u64,
 }
 
@@ -73,8 +72,8 @@ impl Order {
     }
 }
 
-/// Feeds what `target` makes `count` inputs. `test` is the name of the test that
-/// calls this, as the test program knows it.
+/// Feeds `count` inputs to `target`. `test` is the name of the calling test in the test
+/// program.
 ///
 /// # Panics
 /// An input does harm.
@@ -118,7 +117,7 @@ pub(super) fn fuzz<T: Target>(test: &str, count: u64, target: impl FnOnce() -> T
     }
 }
 
-/// What went wrong with one input, cut down to the edits that matter.
+/// Returns the failure of one input, minimized to the edits that matter.
 fn smallest(test: &str, seed: u64) -> Option<String> {
     let name = test.replace("::", "-");
     let kept = Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("{name}-{seed}"));
@@ -145,21 +144,21 @@ fn smallest(test: &str, seed: u64) -> Option<String> {
     Some(format!("seed {seed} ({}): {why}", kept.display()))
 }
 
-/// How a process ended.
+/// The outcome of a process.
 enum Outcome {
     Passed {
         inputs: u64,
-        /// Of these, what was taken for sound.
+        /// The number of inputs that were accepted as valid.
         sound: u64,
         slowest: String,
     },
-    /// With the inputs that were under way.
+    /// With the inputs that were in progress.
     Failed { suspects: Vec<u64>, why: String },
 }
 
 /// Runs the other process and watches it.
 fn run(test: &str, order: Order, keep: Option<&Path>) -> Outcome {
-    // What it leaves behind when it dies goes with the folder.
+    // Files that it leaves behind when it dies are removed with the folder.
     let folder = tempfile::tempdir().expect("a temporary folder");
     let errors = folder.path().join("errors");
     let mut child = start(test, order, keep, folder.path(), &errors);
@@ -244,15 +243,15 @@ fn start(test: &str, order: Order, keep: Option<&Path>, folder: &Path, errors: &
     command.spawn().expect("it starts")
 }
 
-/// What a process reports, line by line.
+/// Returns the reports of a process, line by line.
 fn lines_of(child: &mut Child) -> mpsc::Receiver<String> {
     let output = BufReader::new(child.stdout.take().expect("a pipe"));
     let (sender, lines) = mpsc::channel();
     thread::spawn(move || {
         for line in output.lines().map_while(Result::ok) {
-            // The test program's own lines are none of these.
+            // Skips the lines of the test harness.
             if let Some((_, report)) = line.split_once(MARK) {
-                // Nobody listens to what comes after a failure.
+                // After a failure nothing receives further reports.
                 _ = sender.send(report.to_owned());
             }
         }
@@ -260,10 +259,10 @@ fn lines_of(child: &mut Child) -> mpsc::Receiver<String> {
     lines
 }
 
-/// Says something to the waiting process.
+/// Sends a report to the waiting process.
 fn report(text: &str) {
     let mut out = stdout().lock();
-    // On a line of its own, whatever the test program has written before.
+    // On a line of its own, after any output of the test harness.
     writeln!(out, "\n{MARK}{text}")
         .and_then(|()| out.flush())
         .expect("somebody reads");
@@ -271,7 +270,7 @@ fn report(text: &str) {
 
 /// Feeds a target, in the other process.
 fn feed<T: Target>(target: &T, order: Order) {
-    // A panic of any thread counts, also where it would be caught.
+    // A panic of any thread counts, even if it would be caught.
     let print = std::panic::take_hook();
     std::panic::set_hook(Box::new(move |panic| {
         print(panic);
@@ -290,7 +289,7 @@ fn feed<T: Target>(target: &T, order: Order) {
                 None => index >= order.count,
             };
             if over {
-                // It was not taken.
+                // The input was not processed.
                 next.fetch_sub(1, Ordering::Relaxed);
                 break;
             }
@@ -314,8 +313,8 @@ fn feed<T: Target>(target: &T, order: Order) {
     report(&format!("passed {inputs} {sound} {slowest:?}"));
 }
 
-/// Makes one input and has it taken. Returns whether it was taken for sound, and how
-/// long that took.
+/// Creates and processes one input. Returns whether it was accepted as valid, and the time it
+/// took.
 fn one<T: Target>(target: &T, seed: u64, wanted: u64, keep: Option<&Path>) -> (bool, Duration) {
     let materials = target.materials();
     let (material, edits) = edits::input(materials, seed);

@@ -1,5 +1,5 @@
-//! `incant inspect` and `incant serve` of files that are not what they should be:
-//! an answer, or a line that says why there is none.
+//! `incant inspect` and `incant serve` with invalid files: they give an answer, or one line
+//! with the reason.
 
 use std::io::{BufRead, BufReader};
 use std::os::unix::process::ExitStatusExt;
@@ -11,10 +11,10 @@ use super::edits::Material;
 use super::{Target, fuzz, gguf};
 use crate::reference::tiny::Tiny;
 
-/// Inputs; each is a file for two programs.
+/// The number of inputs; each is a file for two programs.
 const INPUTS: u64 = 100;
 
-/// What a server says last when it begins to serve.
+/// The start of the last line that a server prints before it serves.
 const SERVES: &str = "try:";
 
 #[test]
@@ -87,13 +87,13 @@ impl Programs {
             said.push(line);
         }
         let status = server.wait().expect("it ends");
-        // The log comes before.
+        // Log lines precede the error.
         let said: Vec<&str> = said.iter().map(String::as_str).collect();
         failed(status, &said[said.len().saturating_sub(1)..]).map(|()| false)
     }
 }
 
-/// How a program must fail.
+/// Checks that a program failed in the expected way.
 fn failed(status: std::process::ExitStatus, said: &[&str]) -> Result<(), String> {
     match (status.code(), said) {
         (Some(1), [line]) if line.starts_with("error: ") && !line.contains(char::is_control) => {

@@ -1,7 +1,7 @@
-//! Requests: every endpoint's, changed in head, framing and body.
+//! Requests to every endpoint, changed in head, framing and body.
 //!
-//! The server is given little patience with what does not come, so that half a
-//! request is answered or dropped at once.
+//! The timeouts of the server are short, so that an incomplete request is answered or dropped
+//! quickly.
 
 mod answers;
 mod material;
@@ -27,16 +27,16 @@ use crate::support::subjects;
 
 const INPUTS: u64 = 10_000;
 
-/// Connections at once. Most of them wait for a server that waits for them.
+/// The number of connections at once. Most of them wait for a server that waits for them.
 const CLIENTS: usize = 12;
 
-/// What the server allows a client for a request's head, and for its body.
+/// The server's timeout for the head of a request, and for its body.
 const SERVER_PATIENCE: Duration = Duration::from_millis(300);
 
 /// No answer takes this long.
 const PATIENCE: Duration = Duration::from_secs(15);
 
-/// The longest context, and how many sequences run at once.
+/// The longest context, and the number of slots.
 const CONTEXT: usize = 160;
 const SLOTS: usize = 4;
 
@@ -76,9 +76,9 @@ struct Requests {
     materials: Vec<Material>,
     runtime: Arc<Runtime>,
     server: Server,
-    /// What a request is answered before anything else.
+    /// The answer to the ordinary request before any other.
     before: Value,
-    /// Where adapters may be loaded from, none of them sound.
+    /// The folder of adapters, none of them valid.
     _adapters: TempDir,
 }
 
@@ -111,7 +111,7 @@ impl Requests {
     }
 }
 
-/// What a client may name that is no adapter: a pipe, a device, what is elsewhere.
+/// Creates paths that are not adapters: a pipe, a device, links to other places.
 fn adapters() -> TempDir {
     let folder = tempfile::tempdir().expect("a folder");
     let path = |name: &str| folder.path().join(name);
@@ -142,7 +142,7 @@ fn runtime() -> Arc<Runtime> {
     let profile = Profile::parse("short.jinja", PROFILE).expect("a sound profile");
     let options = LoadOptions {
         backend: subjects::native().backend.clone(),
-        // Room for some sequences as long as they can be.
+        // Enough for some sequences of maximum length.
         kv_memory: Some(6 * CONTEXT * 2 * 2 * 16 * 2),
         engine: EngineOptions {
             slots: SLOTS,
@@ -182,7 +182,8 @@ impl Target for Requests {
             .set_read_timeout(patience)
             .and_then(|()| stream.set_write_timeout(patience))
             .expect("timeouts");
-        // A server that has heard enough may close before all is sent.
+        // A server may close the connection before everything is sent, once it has refused the
+        // request.
         if let Err(error) = stream.write_all(&material::framed(input)) {
             match error.kind() {
                 ErrorKind::BrokenPipe | ErrorKind::ConnectionReset => {}
@@ -192,7 +193,7 @@ impl Target for Requests {
         let mut bytes = Vec::new();
         match stream.read_to_end(&mut bytes) {
             Ok(_) => {}
-            // What was not read when it closed makes the system reset the connection.
+            // If the server closes with unread data, the system resets the connection.
             Err(error) if error.kind() == ErrorKind::ConnectionReset => return Ok(false),
             Err(error) => return Err(format!("no end: {error}: {}", bytes.escape_ascii())),
         }
@@ -213,8 +214,8 @@ impl Target for Requests {
             after["choices"], self.before["choices"],
             "answers as before"
         );
-        // All slots and all memory are there still: as many sequences as can run,
-        // each as long as can be behind a prompt of seven tokens.
+        // All slots and all memory are still available: as many sequences as there are slots,
+        // each of the maximum length after a prompt of seven tokens.
         let whole = json!({"max_tokens": CONTEXT - 8, "ignore_eos": true, "n": SLOTS});
         let answer = self
             .server

@@ -1,4 +1,4 @@
-//! Texts that strangers write: manifests, profiles and chat templates.
+//! Texts from untrusted sources: manifests, profiles and chat templates.
 
 use incant::catalog::{Manifest, Source};
 use incant::profile::{ChatTemplate, Message, Profile, ProfileError, Role};
@@ -6,10 +6,10 @@ use incant::profile::{ChatTemplate, Message, Profile, ProfileError, Role};
 use super::edits::Material;
 use super::{Target, fuzz, refused};
 
-/// Inputs of each kind.
+/// The number of inputs of each kind.
 const INPUTS: u64 = 3000;
 
-/// The longest text that a template may make of what the tests give it.
+/// The maximum length of the text that a template may render from the tests' input.
 const LONGEST: usize = 32 << 20;
 
 const TOML: [&str; 16] = [
@@ -31,7 +31,7 @@ const TOML: [&str; 16] = [
     "\r",
 ];
 
-/// Steps without end, and large ones. What only fuel bounds is not among them
+/// Endless and expensive steps. Those that only fuel bounds are not included
 /// (`src/profile/bounds.rs`).
 const JINJA: [&str; 32] = [
     "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}",
@@ -114,7 +114,7 @@ impl Target for Manifests {
             Ok(manifest) => manifest,
             Err(error) => return refused(&error),
         };
-        // What goes into file names and URLs, and what into arguments.
+        // Values that become part of file names and URLs, and of arguments.
         let (mut paths, mut arguments) = (vec![manifest.name], Vec::new());
         for source in manifest.sources {
             match source {
@@ -163,7 +163,7 @@ impl Profiles {
             include_str!("../../prompts/urial-ja.jinja"),
         ];
         let words = [&TOML[..], &JINJA].concat();
-        // The examples are mere text: without them the rest is changed more often.
+        // The examples are plain text: without them, the other parts are changed more often.
         let short = |file: &str| {
             let (front, body) = file.split_once("{% block prefix %}").expect("a prefix");
             let (_, turns) = body.split_once("{% endblock %}").expect("an end");
@@ -223,7 +223,7 @@ impl Target for ChatTemplates {
         };
         match template.render(&conversation(), &str::to_owned) {
             Ok(text) => short_enough(&text).map(|()| true),
-            // In its own words, for the client.
+            // The template's own message, for the client.
             Err(ProfileError::Refused(_)) => Ok(true),
             Err(error) => refused(&error),
         }

@@ -1,5 +1,5 @@
-//! Adapters in the engine: KV that was computed under one serves no other, and an
-//! adapter stays as long as it is in use.
+//! Adapters in the engine: KV computed with one adapter is never reused for another, and an
+//! adapter stays loaded as long as it is in use.
 
 use std::sync::Arc;
 
@@ -36,7 +36,7 @@ fn request(adapter: Option<&Adapter>, prompt: &[u32], max_tokens: usize) -> Gene
     }
 }
 
-/// How many tokens were there already, and what was generated.
+/// Returns the number of cached tokens, and the generated tokens.
 fn run(engine: &Engine, request: GenerateRequest) -> (usize, Vec<u32>) {
     let mut generation = engine
         .submit(vec![request])
@@ -55,7 +55,7 @@ fn run(engine: &Engine, request: GenerateRequest) -> (usize, Vec<u32>) {
     panic!("the engine died");
 }
 
-/// What an engine of its own says under each adapter, the last one none.
+/// Returns the answers of fresh engines with each adapter, and last without one.
 fn cold(fixture: &Fixture, subject: &Subject, prompt: &[u32]) -> Vec<Vec<u32>> {
     let arms = ADAPTERS.iter().map(Some).chain([None]);
     let answers = arms.map(|name| {
@@ -89,11 +89,11 @@ fn what_was_computed_under_one_adapter_serves_no_other() {
             for (adapter, expected) in arms().zip(&expected) {
                 let (cached, answer) = run(&engine, request(adapter, &prompt, 12));
                 assert_eq!(&answer, expected);
-                // The second time all but the last token is there.
+                // The second time, all tokens except the last are cached.
                 assert_eq!(cached, if turn == 0 { 0 } else { 59 });
             }
         }
-        // And all together, where a leader computes for those like it.
+        // All at once, where one sequence computes tokens for others with the same prompt.
         let long = tiny::tokens(6, 90);
         let expected = super::cached::cold(&fixture, subject, &long);
         let requests = arms().flat_map(|adapter| [(); 2].map(|()| request(adapter, &long, 12)));
@@ -167,7 +167,7 @@ fn an_adapter_stays_as_long_as_it_is_in_use_and_leaves_no_kv_behind() {
     for subject in subjects::both() {
         let expected = cold(&fixture, subject, &prompt);
         let options = EngineOptions {
-            // So that one waits.
+            // One slot, so that one request waits.
             slots: 1,
             ..EngineOptions::default()
         };

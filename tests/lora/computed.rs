@@ -1,4 +1,4 @@
-//! What adapters compute, on both executors.
+//! The results of adapters, on both executors.
 
 use incant::exec::{AdapterId, Chunk, Executor, Logits, SequenceId, Wanted};
 use incant::lora::Lora;
@@ -18,7 +18,7 @@ pub(super) fn step(executor: &mut dyn Executor, batch: &[(SequenceId, &[u32])]) 
     executor.forward(&chunks).expect("runs")
 }
 
-/// All rows of some logits, one behind the other.
+/// Returns all rows of some logits, concatenated.
 pub(super) fn flat(logits: &Logits) -> Vec<f32> {
     let rows = (0..logits.rows()).flat_map(|row| logits.row(row));
     rows.copied().collect()
@@ -31,7 +31,8 @@ pub(super) fn furthest(a: &[f32], b: &[f32]) -> f64 {
     distances.fold(0.0, f64::max)
 }
 
-/// The adapters of a fixture, and none, taken in by an executor.
+/// Adds the adapters of a fixture to an executor; returns them, and no adapter, with the
+/// expected logits.
 fn arms(fixture: &Fixture, executor: &mut dyn Executor) -> Vec<(Option<AdapterId>, Vec<f32>)> {
     let mut arms = vec![(None, fixture.expected(None))];
     for adapter in ADAPTERS {
@@ -73,7 +74,7 @@ fn rows_of_different_adapters_share_a_batch_and_change_nothing_for_each_other() 
             let begin = |executor: &mut dyn Executor, arm: usize| {
                 executor.begin_under(arms[arm].0).expect("begins")
             };
-            // Each in two chunks, and by itself.
+            // Each sequence in two chunks, and by itself.
             let (first, second) = tokens.split_at(7);
             let order = [3, 1, 0, 1, 2, 0];
             let alone = order.map(|arm| {
@@ -105,8 +106,8 @@ fn rows_of_different_adapters_share_a_batch_and_change_nothing_for_each_other() 
     }
 }
 
-/// A fork, what comes back from disk, and what comes back from being swapped out go
-/// on under the same adapter, also when it has been let go.
+/// Forks, restored and swapped-in sequences continue with the same adapter, even after it was
+/// removed.
 #[test]
 fn a_sequence_keeps_its_adapter() {
     let fixture = Fixture::new("llama");

@@ -1,4 +1,4 @@
-//! The tiny models and adapters that `tests/fixtures/peft/make.py` made with PEFT.
+//! The tiny models and adapters that `tests/fixtures/peft/make.py` created with PEFT.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -16,13 +16,13 @@ use crate::reference::tiny::{Tiny, Weight};
 /// All adapters of each model.
 pub(crate) const ADAPTERS: [&str; 3] = ["plain", "stabilized", "patterns"];
 
-/// A model, and what adapters for it compute.
+/// A model, and the expected results of its adapters.
 pub(crate) struct Fixture {
     folder: PathBuf,
     file: NamedTempFile,
 }
 
-/// Both models.
+/// Returns both models.
 pub(crate) fn all() -> impl Iterator<Item = Fixture> {
     ["llama", "gemma3"].into_iter().map(Fixture::new)
 }
@@ -75,12 +75,10 @@ impl Fixture {
         arch::read(&self.gguf()).expect("a supported model")
     }
 
-    /// The file.
     pub(crate) fn file(&self) -> &Path {
         self.file.path()
     }
 
-    /// Where an adapter is.
     pub(crate) fn path(&self, adapter: &str) -> PathBuf {
         self.folder.join(adapter)
     }
@@ -97,7 +95,7 @@ impl Fixture {
         tokens.map(|token| u32::from_le_bytes(*token)).collect()
     }
 
-    /// The logits of each token under an adapter, or none, as PEFT computes them.
+    /// The logits of each token with an adapter, or without one, as computed by PEFT.
     pub(crate) fn expected(&self, adapter: Option<&str>) -> Vec<f32> {
         let folder = adapter.map_or(self.folder.clone(), |adapter| self.path(adapter));
         let bytes = std::fs::read(folder.join("expected.safetensors")).expect("a fixture");
@@ -108,7 +106,7 @@ impl Fixture {
     }
 }
 
-/// llama.cpp's name for a tensor of transformers.
+/// Returns llama.cpp's name for a tensor of transformers.
 fn gguf_name(architecture: &str, name: &str) -> String {
     match name {
         "model.embed_tokens.weight" => return "token_embd.weight".to_owned(),
@@ -138,8 +136,8 @@ fn gguf_name(architecture: &str, name: &str) -> String {
     format!("blk.{layer}.{part}.weight")
 }
 
-/// A tensor's numbers as a GGUF file has them: llama's query and key rows in another
-/// order, gemma's norms with the 1 that its code adds.
+/// Converts the elements of a tensor to their form in a GGUF file: llama's query and key rows
+/// are permuted, and gemma's norms include the 1 that its code adds.
 fn stored(tiny: &Tiny, name: &str, values: Vec<f32>) -> Vec<f32> {
     match tiny.architecture {
         "llama" if name.contains("attn_q.") || name.contains("attn_k.") => {

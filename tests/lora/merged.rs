@@ -1,4 +1,4 @@
-//! A model with an adapter merged into it answers as the adapter beside the model.
+//! A model with a merged adapter gives the same answers as the model with the separate adapter.
 
 use std::path::Path;
 
@@ -18,10 +18,10 @@ use super::fixtures::{self, ADAPTERS};
 use crate::reference::tiny::{self, Tiny};
 use crate::support::subjects;
 
-/// The rank of adapters drawn here.
+/// The rank of the random adapters.
 const RANK: usize = 4;
 
-/// The model with the adapter in it, as a file of its own.
+/// Merges the adapter into the model, as a file of its own.
 fn merged(gguf: &Gguf, lora: &Lora, target: Target) -> (TempDir, Gguf) {
     rewritten(gguf, target, Some(lora))
 }
@@ -36,7 +36,7 @@ fn rewritten(gguf: &Gguf, target: Target, lora: Option<&Lora>) -> (TempDir, Gguf
     (folder, rewritten)
 }
 
-/// What the plain executor makes of some tokens.
+/// Computes the logits of some tokens with the reference executor.
 fn logits(gguf: &Gguf, lora: Option<&Lora>, tokens: &[u32]) -> Vec<f32> {
     let mut executor = subjects::reference().load(gguf);
     let adapter = lora.map(|lora| executor.add_adapter(lora).expect("taken in"));
@@ -44,7 +44,7 @@ fn logits(gguf: &Gguf, lora: Option<&Lora>, tokens: &[u32]) -> Vec<f32> {
     flat(&step(executor.as_mut(), &[(sequence, tokens)]))
 }
 
-/// A random adapter for the modules of all layers of a model, as PEFT writes it.
+/// Writes a random adapter for the modules of all layers of a model, in PEFT's format.
 fn drawn(model: &Tiny, folder: &Path) {
     let (q, kv) = (
         model.heads * model.head_dim,
@@ -117,7 +117,7 @@ fn a_merged_model_computes_what_peft_computes() {
     }
 }
 
-/// Also where a file keeps several linear layers in one matrix.
+/// Includes architectures whose files fuse several linear layers in one matrix.
 #[test]
 fn every_architecture_answers_merged_as_with_the_adapter_beside_it() {
     for model in Tiny::all() {
@@ -140,7 +140,7 @@ fn every_architecture_answers_merged_as_with_the_adapter_beside_it() {
         let tolerance = subjects::reference().tolerance;
         assert!(distance < tolerance, "{architecture}: {distance}");
 
-        // In other types it is these numbers, rounded once.
+        // In other types the result is these elements, rounded once.
         let half = Target::Type(TensorType::F16);
         let (_folder, at_once) = merged(&gguf, &lora, half);
         let (_folder, afterwards) = rewritten(&exact, half, None);
@@ -151,7 +151,7 @@ fn every_architecture_answers_merged_as_with_the_adapter_beside_it() {
     }
 }
 
-/// `weight + scale · B·A`, in f64.
+/// Computes `weight + scale · B·A`, in f64.
 fn sum(weight: &[f32], part: &LowRank) -> Vec<f32> {
     let at = |index: usize| {
         let (row, column) = (index / part.inputs, index % part.inputs);
@@ -168,7 +168,7 @@ fn sum(weight: &[f32], part: &LowRank) -> Vec<f32> {
     (0..weight.len()).map(at).collect()
 }
 
-/// In matrices of more than a million numbers too, which are written in pieces.
+/// Also in matrices of more than a million elements, which are written in pieces.
 #[test]
 fn the_type_stays_and_what_is_not_adapted_stays_byte_for_byte() {
     let model = Tiny {
@@ -205,7 +205,7 @@ fn the_type_stays_and_what_is_not_adapted_stays_byte_for_byte() {
         );
     }
 
-    // Gate stands above up: 10,240 rows of 256.
+    // Gate precedes up in the fused matrix: 10,240 rows of 256.
     let layer = lora.layer(0);
     let [gate, up] = [Linear::Gate, Linear::Up].map(|linear| layer.get(linear).unwrap());
     let name = Part::Up.tensor(&spec, 0);
@@ -213,7 +213,7 @@ fn the_type_stays_and_what_is_not_adapted_stays_byte_for_byte() {
     let exact = [sum(upper, gate), sum(lower, up)].concat();
     let weight = tiny::Weight::new(&[2 * 5120, 256], GgmlDType::Q4K, exact);
     let found = merged.find(&name).unwrap().data;
-    // Where rounding of f32 tips a block's scale, all of its bytes can differ.
+    // If rounding in f32 changes a block's scale, all of its bytes can differ.
     let blocks = found.chunks(144).zip(weight.bytes.chunks(144));
     let differing = blocks.filter(|(found, expected)| found != expected).count();
     assert!(differing < 100, "{differing} of 10,240 blocks differ");

@@ -1,4 +1,4 @@
-//! Adapters that are refused, each with a line that says why.
+//! Adapters that are refused, each with one line that gives the reason.
 
 use std::path::Path;
 
@@ -16,7 +16,7 @@ const Q_B: &str = "base_model.model.model.layers.0.self_attn.q_proj.lora_B.weigh
 /// One tensor of an adapter.
 type Tensor = (String, Vec<usize>, Vec<u8>);
 
-/// A copy of an adapter, changed.
+/// Creates a modified copy of an adapter.
 fn changed(
     fixture: &Fixture,
     config: impl FnOnce(&mut Value),

@@ -7,26 +7,26 @@ use super::stub::{Script, Stub, chat_events};
 use crate::support::browser::Browser;
 use crate::support::wait_until;
 
-/// An answer that shows what markup, spaces and long characters become.
+/// An answer that shows how markup, spaces and wide characters are displayed.
 const ANSWER: &str = "# Plan\n\n1.  **Tokyo**  (東京) 🗼\n\n```html\n<img src=x onerror=\"document.title='owned'\"><b>bold</b> &amp;\n```";
 
-/// The last answer's text.
+/// The text of the last answer.
 const LAST: &str = "[...document.querySelectorAll('.turn .answer')].at(-1).textContent";
 
-/// All turns, each as the question and the answer.
+/// The question and the answer of each turn.
 const TURNS: &str = "[...document.querySelectorAll('.turn')].map((turn) => [turn.querySelector('.asked').textContent, turn.querySelector('.answer').textContent])";
 
-/// What is said of the last answer.
+/// The facts displayed for the last answer.
 const FACTS: &str = "[...document.querySelectorAll('.turn .facts')].at(-1).textContent";
 
-/// What stands in the field for the next question.
+/// The contents of the field for the next question.
 const MESSAGE: &str = "document.getElementById('message').value";
 
 fn says(text: &str) -> Script {
     Script::Events(chat_events(text, "stop"))
 }
 
-/// Opens the chat of a server, once its arms are known.
+/// Opens the chat of a server, after its arms have loaded.
 fn open(stub: &Stub) -> Option<Browser> {
     let mut browser = Browser::start()?;
     browser.open(&format!("{}#chat", stub.url));
@@ -45,7 +45,7 @@ fn send(browser: &mut Browser, question: &str) {
     browser.press("Control+Enter");
 }
 
-/// Sends a question and waits for the whole answer.
+/// Sends a question and waits for the complete answer.
 fn ask(browser: &mut Browser, question: &str) {
     send(browser, question);
     status(browser, "Done");
@@ -126,7 +126,7 @@ fn an_answer_streams_and_is_text_whatever_it_looks_like() {
     assert_eq!(browser.eval(markup), 0);
     let spaces = "getComputedStyle(document.querySelector('.turn .answer')).whiteSpaceCollapse";
     assert_eq!(browser.text(spaces), "preserve");
-    // The server says which profile has answered where the arm's id does not.
+    // The server reports which profile has answered if the arm's id does not name it.
     let arm = "document.querySelector('.turn > h3').textContent";
     assert_eq!(browser.text(arm), "gemma-3-270m (urial)");
     let facts = browser.text(FACTS);
@@ -135,7 +135,7 @@ fn an_answer_streams_and_is_text_whatever_it_looks_like() {
         "{facts}"
     );
     assert_eq!(browser.text(MESSAGE), "");
-    // Empty fields leave all to the server.
+    // Empty fields are not sent, so the server's defaults apply.
     let asked = json!({
         "model": "gemma-3-270m", "messages": [{"role": "user", "content": HOSTILE}],
         "stream": true, "stream_options": {"include_usage": true},
@@ -168,7 +168,7 @@ fn each_question_goes_with_the_turns_before_it() {
         {"role": "user", "content": "How many airports has it?"},
     ]);
     assert_eq!(stub.asked()[1]["messages"], messages);
-    // Enter alone is a new line.
+    // Enter alone inserts a line break.
     browser.type_text("One");
     browser.press("Enter");
     browser.type_text("two");
@@ -191,7 +191,7 @@ fn text_is_there_while_it_is_written_and_escape_stops_it() {
     status(&mut browser, "Writing");
     let busy = "document.getElementById('turns').ariaBusy";
     assert_eq!(browser.text(busy), "true");
-    // A second question waits for the first one's answer.
+    // A second question waits for the answer to the first.
     browser.press("Control+Enter");
     browser.press("Escape");
     status(&mut browser, "Stopped");
@@ -201,7 +201,7 @@ fn text_is_there_while_it_is_written_and_escape_stops_it() {
     assert_eq!(browser.text(busy), "false");
     let shown = "document.getElementById('chat-problem').checkVisibility()";
     assert_eq!(browser.eval(shown), false);
-    // What was said so far is part of the conversation.
+    // The partial answer is part of the conversation.
     ask(&mut browser, "And then?");
     assert_eq!(stub.asked().len(), 2);
     assert_eq!(stub.asked()[1]["messages"][1]["content"], json!(so_far));
@@ -237,7 +237,7 @@ fn a_refusal_is_shown_in_the_servers_words_and_the_question_comes_back() {
     assert_eq!(browser.eval(TURNS), json!([["Is it?", "Yes."]]));
     let can_send = "document.getElementById('send').checkVisibility()";
     assert_eq!(browser.eval(can_send), true);
-    // An answer that could not be repeated stays.
+    // An answer that could not be regenerated stays.
     press_in_last_turn(&mut browser, "Regenerate");
     browser.wait_for("document.getElementById('chat-problem').checkVisibility()");
     wait_until("it is asked again", || stub.asked().len() == 3);
@@ -353,7 +353,7 @@ fn an_arm_is_described_and_its_defaults_are_shown() {
     });
     assert_eq!(asked[0], sent);
 
-    // Without turns there is nothing to guide away from.
+    // Without turns, guidance has nothing to contrast with.
     set(&mut browser, "arm", "gemma-3-270m@base");
     let of_base = json!([
         ["temperature", "1", false],
@@ -367,7 +367,7 @@ fn an_arm_is_described_and_its_defaults_are_shown() {
     assert_eq!(stub.asked()[1]["guidance"], Value::Null);
     assert_eq!(stub.asked()[1]["seed"], 7);
 
-    // What is out of range is not sent, and can be seen.
+    // A value out of range is not sent, and is displayed.
     browser.eval("document.getElementById('chat-more').open = false");
     set(&mut browser, "temperature", "3");
     send(&mut browser, "Is it?");

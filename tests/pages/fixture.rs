@@ -1,11 +1,11 @@
-//! A report as the program would write it: three arms, two questions, numbers that agree
-//! with one another. What the arms think of a token is drawn, but always the same.
+//! A report as the program would write it: three arms, two questions, consistent numbers. The
+//! arms' scores of tokens are random, but reproducible.
 
 use std::collections::BTreeMap;
 
 use serde_json::{Value, json};
 
-/// Each question, and what each arm says to it.
+/// Each question, with the answer of each arm.
 const QUESTIONS: [(&str, [&str; 3]); 2] = [
     (
         "What is the capital of Japan, and what should I see there?",
@@ -25,7 +25,7 @@ const QUESTIONS: [(&str, [&str; 3]); 2] = [
     ),
 ];
 
-/// A text that would do harm where it was taken for markup.
+/// A text that would do harm if it were treated as markup.
 pub(crate) const HOSTILE: &str = "What does </script><!--<script>alert(1)</script> do?";
 
 const ARMS: [&str; 3] = [
@@ -35,10 +35,10 @@ const ARMS: [&str; 3] = [
 ];
 const CLASSES: [&str; 3] = ["unshifted", "marginal", "shifted"];
 
-/// How readily a token of one arm is shifted under another, of a hundred.
+/// The percentage of one arm's tokens that are shifted under another arm.
 const DISTANCE: [[u64; 3]; 3] = [[0, 24, 34], [26, 0, 14], [40, 18, 0]];
 
-/// The report, with an answer of each arm to each question at each temperature.
+/// Creates the report, with an answer of each arm to each question at each temperature.
 pub(crate) fn report(temperatures: &[f64]) -> Value {
     let mut chance = Chance(7);
     let prompts: Vec<Value> = QUESTIONS
@@ -93,7 +93,7 @@ fn answer(arm: usize, text: &str, temperature: f64, chance: &mut Chance) -> Valu
         .enumerate()
         .map(|(position, bytes)| token(arm, bytes, position, chance))
         .collect();
-    // The token that ended it has no text.
+    // The end token has no text.
     tokens.push(token(arm, b"", tokens.len(), chance));
     let completion = tokens.len();
     json!({
@@ -107,7 +107,8 @@ fn answer(arm: usize, text: &str, temperature: f64, chance: &mut Chance) -> Valu
     })
 }
 
-/// A word with the space before it, or a single character; of some characters the bytes.
+/// Splits a text into words with the preceding space, and single characters; some characters
+/// into bytes.
 fn pieces(text: &str) -> Vec<Vec<u8>> {
     let mut pieces: Vec<Vec<u8>> = Vec::new();
     let mut in_word = false;
@@ -131,7 +132,7 @@ fn token(arm: usize, bytes: &[u8], position: usize, chance: &mut Chance) -> Valu
     let others = (0..3).filter(|other| *other != arm);
     let scores: Vec<Value> = others
         .map(|under| {
-            // The beginning of an answer differs most.
+            // The beginnings of answers differ most.
             let likely = DISTANCE[arm][under] * if position < 8 { 2 } else { 1 };
             let rank = match chance.below(100) {
                 drawn if drawn < likely / 2 => 4 + chance.below(60),
@@ -157,7 +158,7 @@ fn token(arm: usize, bytes: &[u8], position: usize, chance: &mut Chance) -> Valu
     })
 }
 
-/// A token as the API writes it.
+/// Formats a token like the API.
 fn name(bytes: &[u8]) -> String {
     let hexadecimal = || {
         bytes
@@ -168,7 +169,7 @@ fn name(bytes: &[u8]) -> String {
     str::from_utf8(bytes).map_or_else(|_| format!("bytes:{}", hexadecimal()), str::to_owned)
 }
 
-/// The five most probable tokens, of which the chosen one has this rank.
+/// Returns the five most probable tokens, among which the chosen one has this rank.
 fn alternatives(bytes: &[u8], logprob: f64, rank: u64) -> Value {
     let others = [" the", "\n", " Sure", "。", " a"];
     let list = (1..=5).map(|place| {
@@ -184,7 +185,7 @@ fn alternatives(bytes: &[u8], logprob: f64, rank: u64) -> Value {
     list.collect()
 }
 
-/// What all tokens of one arm say together under another.
+/// Aggregates the scores of one arm's tokens under another arm.
 fn pair(prompts: &[Value], arm: usize, under: usize) -> Value {
     let answers = prompts
         .iter()
@@ -275,7 +276,7 @@ fn sampling(temperatures: &[f64]) -> Value {
     rows.collect()
 }
 
-/// Numbers that look drawn (a linear congruential generator).
+/// A random number generator (linear congruential).
 struct Chance(u64);
 
 impl Chance {

@@ -12,7 +12,7 @@ use super::{compare_numbers, places_to_show};
 use crate::support::browser::Browser;
 use crate::support::wait_until;
 
-/// The report as the stream of its first question tells it.
+/// The report of the first question only, as the stream sends it.
 fn streamed() -> Value {
     let mut report = fixture::report(&[0.0]);
     report["prompts"]
@@ -23,7 +23,7 @@ fn streamed() -> Value {
     report
 }
 
-/// Opens the page of a server, once its arms are known.
+/// Opens the page of a server, after its arms have loaded.
 fn open(stub: &Stub) -> Option<Browser> {
     let mut browser = Browser::start()?;
     browser.open(&stub.url);
@@ -31,7 +31,7 @@ fn open(stub: &Stub) -> Option<Browser> {
     Some(browser)
 }
 
-/// Types the first question of the fixture and asks it.
+/// Types the first question of the fixture and sends it.
 fn ask(browser: &mut Browser) {
     browser.eval("document.getElementById('question').focus()");
     let question = streamed()["prompts"][0]["messages"][0]["content"].clone();
@@ -70,7 +70,7 @@ fn it_begins_with_the_arms_of_the_first_model() {
     for _ in 0..5 {
         browser.eval(add);
     }
-    // Eight are as many as one request may have.
+    // Eight is the maximum of one request.
     assert_eq!(browser.eval(&format!("{chosen}.length")), 8);
     assert_eq!(
         browser.eval("document.getElementById('add').disabled"),
@@ -83,7 +83,7 @@ fn it_begins_with_the_arms_of_the_first_model() {
     assert_eq!(browser.complaints(), Vec::<String>::new());
 }
 
-/// The server says how a model chats by default, not a profile's name.
+/// The server reports how a model chats by default, not the name of a profile.
 #[test]
 fn the_second_arm_is_the_default_one() {
     let arms = "[...document.querySelectorAll('#arms span')].map((arm) => arm.textContent)";
@@ -197,7 +197,7 @@ fn text_and_colours_come_while_the_answer_grows_and_stop_ends_it() {
     };
     ask(&mut browser);
     browser.wait_for("document.querySelectorAll('.answer .token').length > 10");
-    // The text is ahead of its tokens.
+    // The text arrives before its tokens.
     browser.wait_for("document.querySelector('.answer').lastChild.data !== ''");
     assert_eq!(
         browser.eval("document.querySelector('.pane:nth-child(2) .token').className"),
@@ -330,7 +330,7 @@ fn what_is_saved_is_the_report_that_the_program_would_write() {
     reopened(&mut browser, &path, &report);
 }
 
-/// A saved page shows the same numbers.
+/// Asserts that a saved page shows the same numbers.
 fn reopened(browser: &mut Browser, path: &Path, report: &Value) {
     browser.open_file(path);
     let places = compare_numbers(browser, report);
@@ -342,7 +342,7 @@ fn reopened(browser: &mut Browser, path: &Path, report: &Value) {
     assert_eq!(browser.complaints(), Vec::<String>::new());
 }
 
-/// Scripts do not tell 1.0 from 1.
+/// Converts numbers to floats, because JavaScript does not distinguish 1.0 from 1.
 fn numbers_as_floats(value: Value) -> Value {
     match value {
         Value::Number(number) => json!(number.as_f64()),

@@ -1,4 +1,4 @@
-//! What both pages look like: on small and large screens, in light and dark.
+//! The appearance of both pages: on small and large screens, in light and dark.
 
 use std::fs;
 
@@ -10,7 +10,7 @@ use super::open;
 use super::stub::{Script, Stub, chat_events, events};
 use crate::support::browser::Browser;
 
-/// Texts with less contrast to what is behind them than 4.5 to 1.
+/// A script that returns the texts whose contrast to their background is less than 4.5 to 1.
 const FAINT: &str = "(() => {
     const canvas = new OffscreenCanvas(1, 1).getContext('2d', { willReadFrequently: true });
     // Colours in whatever notation, one over the other.
@@ -40,7 +40,7 @@ const FAINT: &str = "(() => {
     return faint;
 })()";
 
-/// By how much the page is wider than the window.
+/// The width by which the page exceeds the window.
 const OVERFLOW: &str =
     "document.documentElement.scrollWidth - document.documentElement.clientWidth";
 
@@ -200,7 +200,7 @@ fn every_field_and_button_has_a_name() {
 
 #[test]
 fn the_pages_parts_fit_their_policy() {
-    // A part that was changed by the way it is joined would not run.
+    // A part that was changed while the page was assembled would not run.
     assert!(page::content_security_policy().contains("default-src 'none'"));
     assert!(!page::live().contains("{{"));
     assert!(page::report("{}").contains("connect-src 'none'"));

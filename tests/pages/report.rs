@@ -1,4 +1,4 @@
-//! A report on disk.
+//! A report opened from disk.
 
 use serde_json::{Value, json};
 
@@ -6,7 +6,7 @@ use super::fixture::{self, HOSTILE};
 use super::{compare_numbers, open, places_to_show};
 use crate::support::browser::Browser;
 
-/// Which token has the focus: its pane, its place in it and its text.
+/// The focused token: its pane, its index in the pane and its text.
 const FOCUS: &str = "(() => {
     const token = document.activeElement;
     const pane = token.closest('.pane');
@@ -14,7 +14,7 @@ const FOCUS: &str = "(() => {
     return [[...document.querySelectorAll('.pane')].indexOf(pane), [...pane.querySelectorAll('.token')].indexOf(token), token.textContent];
 })()";
 
-/// What the popover is about; null while it is closed.
+/// The token that the popover describes; null while it is closed.
 const POPOVER: &str = "document.querySelector('#popover:popover-open')?.querySelector('.token-name').textContent ?? null";
 
 fn choose(browser: &mut Browser, field: &str, value: &str) {
@@ -101,7 +101,7 @@ fn tokens_are_coloured_and_counted_by_their_class_under_the_chosen_arm() {
                 let of_class = classes.iter().filter(|other| **other == class).count();
                 assert_eq!(counts[class], of_class, "{class} of {arm} under {under}");
             }
-            // In the first words of every answer a token is a unit of the page.
+            // In the first words of every answer, each token is one unit of the page.
             let coloured = opened.browser.eval(&format!(
                 "[...{pane}.querySelectorAll('.token')].slice(0, 5).map((token) => token.className.replace('token ', ''))"
             ));
@@ -131,7 +131,7 @@ fn the_tokens_of_an_answer_are_its_text_and_characters_are_whole() {
         opened.browser.press("]");
     }
     opened.browser.press("[");
-    // One character of three tokens has the details of each.
+    // A character of three tokens shows the details of each.
     opened.browser.eval("[...document.querySelectorAll('.token')].find((token) => token.textContent === '京').focus()");
     let names = "[...document.querySelectorAll('#popover header .token-name')].map((name) => name.textContent.trim())";
     assert_eq!(opened.browser.eval(names), json!(["e4", "ba", "ac"]));
@@ -186,7 +186,7 @@ fn arrows_move_between_tokens_and_answers() {
         browser.eval(&format!("[...document.querySelectorAll('.pane')[{pane}].querySelectorAll('.token')].map((token) => token.textContent)"))
     };
     let (first, second) = (texts(browser, 0), texts(browser, 1));
-    // Of each pane one token is reached with Tab.
+    // In each pane, one token is reachable with Tab.
     assert_eq!(
         browser.eval("document.querySelectorAll('.token[tabindex=\"0\"]').length"),
         3
@@ -252,7 +252,7 @@ fn details_open_at_the_pointer_and_the_focus_and_stay_when_pinned() {
     assert_eq!(browser.eval(POPOVER), Value::Null);
     browser.point_at(".pane:nth-child(2) .token:nth-of-type(4)");
     browser.wait_for(&format!("({POPOVER}) === '␣Japan'"));
-    // Both sides, each with its alternatives, and every number as it is in the report.
+    // Both sides, each with its alternatives, and every number as in the report.
     let places = compare_numbers(browser, &opened.report);
     for number in [
         "rank",
@@ -293,7 +293,7 @@ fn details_open_at_the_pointer_and_the_focus_and_stay_when_pinned() {
     assert_eq!(browser.eval(POPOVER), "␣is");
     browser.point_at(".pane:nth-child(2) .token:nth-of-type(1)");
     browser.eval("document.activeElement.blur()");
-    // Longer than an unpinned one stays.
+    // Longer than an unpinned popover stays open.
     browser.eval("new Promise((resolve) => setTimeout(resolve, 400))");
     assert_eq!(browser.eval(POPOVER), "␣is");
     browser.press("Escape");
@@ -306,10 +306,10 @@ fn details_of_the_focus_stay_over_a_pointer_at_rest() {
         return;
     };
     let browser = &mut opened.browser;
-    // Longer than details stay that nothing holds.
+    // Longer than unpinned details stay open.
     let wait = "new Promise((resolve) => setTimeout(resolve, 300))";
     let held = "document.querySelector('.open-details') === document.activeElement";
-    // What a browser tells a page that a key has scrolled below the pointer.
+    // The event that a browser sends when a key has scrolled the page below the pointer.
     for below in [".pane h3", ".pane:last-child .token"] {
         browser.press("n");
         browser.eval(&format!(
@@ -397,7 +397,7 @@ fn a_report_asks_for_nothing_and_runs_nothing_but_its_own_script() {
         "{requests:?}"
     );
 
-    // Markup that came in by another way would be as harmless.
+    // Markup inserted in another way would be harmless, too.
     browser.eval("document.body.insertAdjacentHTML('beforeend', '<img src=x onerror=\"document.title = `owned`\">')");
     let fetched =
         browser.eval("fetch('http://127.0.0.1:9/').then(() => 'fetched', () => 'refused')");

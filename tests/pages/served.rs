@@ -1,4 +1,4 @@
-//! The live page with the real server behind it.
+//! The live page with the real server.
 
 use std::fs;
 
@@ -10,7 +10,7 @@ use super::{compare_numbers, places_to_show};
 use crate::server_support::{Server, in_company, shared};
 use crate::support::browser::Browser;
 
-/// Asks the arms that the page begins with, and waits for the end.
+/// Asks the initial arms of the page, and waits for the end.
 fn ask(browser: &mut Browser, question: &str) {
     browser.wait_for("document.querySelectorAll('#arms li').length > 1");
     browser.eval("document.getElementById('most').value = '10'");
@@ -52,7 +52,7 @@ fn a_question_to_the_server_becomes_a_report() {
         assert_eq!(browser.text(&shown), answer["text"].as_str().expect("text"));
         assert!(!answer["tokens"].as_array().expect("tokens").is_empty());
     }
-    // From the keyboard: into the first answer, and along it.
+    // With the keyboard: into the first answer, and along it.
     browser.eval("document.querySelector('.token[tabindex=\"0\"]').focus()");
     browser.press("ArrowRight");
     browser.wait_for("document.getElementById('popover').matches(':popover-open')");

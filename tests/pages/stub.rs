@@ -1,4 +1,4 @@
-//! A server of the live page that answers as it was told to.
+//! A fake server of the live page with scripted answers.
 
 use std::io::{self, BufRead as _, BufReader, Read as _, Write as _};
 use std::net::{TcpListener, TcpStream};
@@ -9,15 +9,15 @@ use std::time::Duration;
 use incant::analyze::page;
 use serde_json::{Value, json};
 
-/// What it says to a comparison, or in a chat.
+/// The answer to a comparison or a chat.
 pub(crate) enum Script {
     /// These events, in pieces of a few bytes.
     Events(Vec<Value>),
-    /// These events; then it keeps quiet until the page hangs up.
+    /// These events; then nothing until the page disconnects.
     Unending(Vec<Value>),
-    /// These events; then it hangs up.
+    /// These events; then the server disconnects.
     Broken(Vec<Value>),
-    /// A status and what is wrong.
+    /// A status and an error message.
     Refusal(&'static str, &'static str),
 }
 
@@ -29,26 +29,27 @@ pub(crate) struct Stub {
 
 struct State {
     key: Option<&'static str>,
-    /// The profile that its first model chats with by default.
+    /// The default chat profile of its first model.
     default: Option<&'static str>,
-    /// What it says to each request; all that come later get the last one.
+    /// The answers to successive requests; the last one is repeated.
     scripts: Vec<Script>,
     asked: Mutex<Vec<Value>>,
     hung_up: Mutex<bool>,
 }
 
 impl Stub {
-    /// Starts it; with a key, whoever has not got it learns nothing.
+    /// Starts the server; with a key, requests without it are refused.
     pub(crate) fn start(key: Option<&'static str>, script: Script) -> Stub {
         Stub::serving(Some("urial"), key, script)
     }
 
-    /// One that says something else each time.
+    /// Starts a server with another answer each time.
     pub(crate) fn saying(scripts: Vec<Script>) -> Stub {
         Stub::begin(Some("urial"), None, scripts)
     }
 
-    /// One whose first model chats with this profile by default, or with its own template.
+    /// Starts a server whose first model chats with this profile by default, or with its own
+    /// template.
     pub(crate) fn serving(
         default: Option<&'static str>,
         key: Option<&'static str>,
@@ -75,19 +76,19 @@ impl Stub {
         thread::spawn(move || {
             for stream in listener.incoming().flatten() {
                 let state = Arc::clone(&shared);
-                // A page that goes away ends its connection.
+                // An error only means that the page has closed the connection.
                 thread::spawn(move || _ = state.answer(&stream));
             }
         });
         Stub { url, state }
     }
 
-    /// The comparisons and answers that it was asked for.
+    /// The comparison and chat requests received.
     pub(crate) fn asked(&self) -> Vec<Value> {
         self.state.asked.lock().expect("no test holds it").clone()
     }
 
-    /// Whether the page ended an answer that would not have ended.
+    /// Whether the page has ended an answer that would not have ended by itself.
     pub(crate) fn hung_up(&self) -> bool {
         *self.state.hung_up.lock().expect("no test holds it")
     }
@@ -118,7 +119,7 @@ impl State {
         }
         let mut body = vec![0; length];
         reader.read_exact(&mut body)?;
-        // The page may be opened anew under a query.
+        // The page may be reloaded with a query.
         match path.split('?').next().unwrap_or_default() {
             "/" => {
                 let policy = format!(
@@ -172,14 +173,14 @@ impl State {
         if !matches!(script, Script::Unending(_)) {
             return said;
         }
-        // Both fail, or end, when the other side has closed.
+        // Both fail or end when the other side has closed the connection.
         _ = said.and_then(|()| stream.read(&mut [0]));
         *self.hung_up.lock().expect("no test holds it") = true;
         Ok(())
     }
 }
 
-/// Sends a stream in pieces that end within events and, where they can, within characters.
+/// Sends a stream in pieces that end within events and, if possible, within characters.
 fn say(mut stream: &TcpStream, text: &str) -> io::Result<()> {
     stream.write_all(b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\n")?;
     stream.write_all(b"connection: close\r\n\r\n: a comment\r\n\r\n")?;
@@ -259,8 +260,8 @@ fn profiles(default: Option<&str>) -> Value {
     json!({"object": "list", "data": data, "broken": []})
 }
 
-/// The first question of a report as a server would stream it: all arms by turns, the
-/// tokens some time after their text.
+/// The first question of a report as a server would stream it: all arms interleaved, tokens
+/// some time after their text.
 pub(crate) fn events(report: &Value) -> Vec<Value> {
     let answers = report["prompts"][0]["answers"].as_array().expect("a list");
     let begin = json!({"arms": report["arms"], "settings": report["settings"]});

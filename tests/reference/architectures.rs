@@ -1,4 +1,4 @@
-//! Every architecture, and what its files may say, with exact weights.
+//! Every architecture, and the variants of its files, with exact weights.
 
 use incant::gguf::Gguf;
 use incant::model::arch;
@@ -8,7 +8,7 @@ use super::tiny::{self, Scales, Tiny};
 use super::{at_once, distance, executor};
 use crate::support::subjects::{self, F32_TOLERANCE, NATIVE_TOLERANCE};
 
-/// Models by what is particular about them.
+/// Models, by their special property.
 #[rustfmt::skip]
 fn models() -> Vec<(&'static str, Tiny)> {
     let (llama, qwen2, gemma3) = (Tiny::llama, Tiny::qwen2, Tiny::gemma3);
@@ -92,7 +92,7 @@ fn are_the_oracles(name: &str, model: &Tiny, tokens: &[u32]) {
     }
 }
 
-/// As in llama.cpp, what is served decides for whole sequences.
+/// As in llama.cpp, the served context length decides for whole sequences.
 #[test]
 fn a_shorter_context_takes_the_short_factors_and_has_other_kv() {
     let both = |rope_long| Tiny {
@@ -119,12 +119,12 @@ fn a_shorter_context_takes_the_short_factors_and_has_other_kv() {
     }
 }
 
-/// A mistake that somebody has made, or could make.
+/// A mistake that was made once, or could be made.
 type Mistake = fn(&mut Plain);
 
-/// These tests are worth what they notice: every one of these mistakes moves
-/// some logit by ten times the tolerance or more. That of the native executor
-/// is too wide for one, which its kernels' own tests must notice.
+/// These tests are only as good as the mistakes they detect: every one of these moves some
+/// logit by at least ten times the tolerance. The tolerance of the native executor is too wide
+/// for one of them, which the tests of its kernels must detect.
 #[test]
 #[rustfmt::skip]
 fn each_mistake_would_be_noticed() {
@@ -266,7 +266,7 @@ fn each_mistake_would_be_noticed() {
     }
 }
 
-/// Gives every layer the frequencies of `base` alone.
+/// Gives every layer the unscaled frequencies of `base`.
 fn unscaled(plain: &mut Plain, base: f64) {
     for layer in &mut plain.layers {
         let pairs = layer.frequencies.len() as f64;
@@ -291,14 +291,14 @@ fn for_sliding(plain: &mut Plain, change: fn(usize) -> usize) {
     }
 }
 
-/// Changes what rotated pairs are multiplied by.
+/// Changes the magnitude of rotated pairs.
 fn magnitude(plain: &mut Plain, change: fn(f64) -> f64) {
     for layer in &mut plain.layers {
         layer.magnitude = change(layer.magnitude);
     }
 }
 
-/// Takes two parts of each layer for each other.
+/// Swaps two parts of each layer.
 fn swapped(plain: &mut Plain, one: &str, other: &str) {
     for index in 0..plain.layers.len() {
         let [a, b] = [one, other].map(|part| format!("blk.{index}.{part}"));
@@ -318,7 +318,7 @@ fn with_norms(plain: &mut Plain, part: &str) {
     }
 }
 
-/// Takes a part out of every layer.
+/// Removes a part from every layer.
 fn without(plain: &mut Plain, part: &str) {
     let before = plain.weights.len();
     plain.weights.retain(|name, _| !name.ends_with(part));

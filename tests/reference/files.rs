@@ -1,4 +1,4 @@
-//! Files that hold no model that can be run: one line says why.
+//! Files without a runnable model: one line gives the reason.
 
 use std::collections::BTreeMap;
 
@@ -29,7 +29,7 @@ fn load(subject: &Subject, file: &NamedTempFile) -> Result<Model, String> {
     Model::load("tiny", file.path(), &options(subject)).map_err(|error| error.to_string())
 }
 
-/// Why each executor refuses a file, without its path, which must come first.
+/// Returns each executor's error for a file, without its path, which must come first.
 fn refusal(builder: &Builder) -> String {
     let file = tiny::written(builder);
     let path = format!("{}: ", file.path().display());
@@ -49,14 +49,14 @@ fn refusal(builder: &Builder) -> String {
     cause
 }
 
-/// The refusal of `model` after a change to its tensors.
+/// Returns the error for `model` after a change of its tensors.
 fn changed(model: &Tiny, change: impl FnOnce(&mut BTreeMap<String, Weight>)) -> String {
     let mut tensors = model.tensors();
     change(&mut tensors);
     refusal(&model.file(&tensors))
 }
 
-/// The refusal of `model` with one more metadata entry.
+/// Returns the error for `model` with an additional metadata entry.
 fn with(model: &Tiny, key: &str, item: Item<'_>) -> String {
     refusal(&model.file(&model.tensors()).with(key, item))
 }
@@ -241,7 +241,7 @@ fn a_tensor_that_would_go_unused_is_refused() {
 
 #[test]
 fn odd_shapes_are_refused_and_not_believed() {
-    // No dimensions at all, where the number of rows is wanted.
+    // No dimensions at all, although the number of rows is needed.
     let model = Tiny::llama();
     let mut tensors = model.tensors();
     tensors.remove("token_embd.weight");
@@ -395,7 +395,7 @@ fn tensors_at_odd_places_end_no_program() {
     );
 }
 
-/// Each file of a split model, also one that has all metadata and no tensors.
+/// Each file of a split model, including one that has all metadata and no tensors.
 #[test]
 fn a_part_of_a_split_model_is_named_as_one() {
     let split = |file: Builder, no: u16| {
@@ -423,7 +423,7 @@ fn a_part_of_a_split_model_is_named_as_one() {
     assert!(refusal(&odd).contains("`split.count` should be an unsigned integer"));
 }
 
-/// A model is served also where its chat template cannot be: as one without.
+/// A model with an unusable chat template is served as one without.
 #[test]
 fn a_chat_template_that_cannot_be_run_leaves_the_model_without_one() {
     let model = Tiny::llama();
@@ -432,7 +432,7 @@ fn a_chat_template_that_cannot_be_run_leaves_the_model_without_one() {
         let file = model.file(&model.tensors()).with(key, Item::Str(template));
         let file = tiny::written(&file);
         let model = load(subjects::native(), &file).expect("it is served");
-        // A file that brings an empty template means none.
+        // An empty template in a file counts as none.
         let is_told = model.template().is_none() && !template.trim().is_empty();
         let told = model.template_problem().unwrap_or_default();
         let names_it = told.starts_with(&*file.path().display().to_string());
@@ -453,7 +453,7 @@ fn a_chat_template_that_cannot_be_run_leaves_the_model_without_one() {
     ] {
         assert_eq!(with(broken), None, "{broken}");
     }
-    // One that turns the plainest question down may take others.
+    // A template that refuses the plainest question may accept others.
     for good in ["{{ messages[0].content }}", "{{ raise_exception('No.') }}"] {
         assert_eq!(with(good).as_deref(), Some(good));
     }

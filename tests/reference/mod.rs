@@ -1,9 +1,8 @@
-//! The executors against an oracle: tiny random models of every architecture,
-//! computed a second time in the plainest way.
+//! The executors against an oracle: tiny random models of every architecture, computed a second
+//! time in the plainest way.
 //!
-//! What the oracle and the executors share is the meaning of a file, nothing
-//! else: [`tiny`] draws a model, [`plain`] computes it from the drawing, and
-//! the program from the GGUF file.
+//! The oracle and the executors share nothing but the meaning of a file: [`tiny`] generates a
+//! model, [`plain`] computes it from the generated weights, and the program from the GGUF file.
 
 mod architectures;
 mod files;
@@ -28,7 +27,7 @@ use crate::support::subjects::Subject;
 use plain::Plain;
 use tiny::{Tiny, Weight};
 
-/// A tiny model, twice.
+/// A tiny model, in the oracle and in an executor.
 struct Twice {
     plain: Plain,
     executor: Box<dyn Executor>,
@@ -54,7 +53,7 @@ fn executor(
     subject.load(&gguf)
 }
 
-/// All logits of `tokens`, run at once.
+/// Computes all logits of `tokens` in one chunk.
 fn at_once(executor: &mut dyn Executor, tokens: &[u32]) -> Vec<Vec<f32>> {
     let sequence = executor.begin();
     let rows = forward(executor, sequence, tokens);
@@ -62,7 +61,7 @@ fn at_once(executor: &mut dyn Executor, tokens: &[u32]) -> Vec<Vec<f32>> {
     rows
 }
 
-/// All logits of `tokens` as the next chunk of `sequence`.
+/// Computes all logits of `tokens` as the next chunk of `sequence`.
 fn forward(executor: &mut dyn Executor, sequence: SequenceId, tokens: &[u32]) -> Vec<Vec<f32>> {
     let chunk = Chunk {
         sequence,
@@ -75,7 +74,7 @@ fn forward(executor: &mut dyn Executor, sequence: SequenceId, tokens: &[u32]) ->
         .collect()
 }
 
-/// The largest difference between the same logits of two computations.
+/// Returns the largest difference between the logits of two computations.
 fn distance(found: &[Vec<f32>], expected: &[Vec<f64>]) -> f64 {
     assert_eq!(found.len(), expected.len());
     let rows = found.iter().zip(expected);
@@ -85,7 +84,7 @@ fn distance(found: &[Vec<f32>], expected: &[Vec<f64>]) -> f64 {
 
 fn row_distance(found: &[f32], expected: &[f64]) -> f64 {
     assert_eq!(found.len(), expected.len());
-    // A maximum would pass over what is not a number.
+    // A maximum would ignore NaN.
     assert!(found.iter().all(|logit| logit.is_finite()));
     let pairs = found.iter().zip(expected);
     pairs

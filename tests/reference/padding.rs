@@ -1,4 +1,4 @@
-//! Models with more rows than tokens: an id without a token is in no distribution.
+//! Models with more rows than tokens: an id without a token is part of no distribution.
 
 use candle_core::quantized::GgmlDType;
 use incant::exec::{Chunk, Wanted};
@@ -8,7 +8,7 @@ use incant::model::arch;
 use super::tiny::{self, Tiny, VOCAB, Weight};
 use crate::support::subjects::{self, Subject};
 
-/// Rows behind those of the tokens, by which the logits would be far larger.
+/// Adds rows after those of the tokens, whose logits would be far larger.
 fn padded(weight: &Weight, rows: usize) -> Weight {
     let columns = weight.shape[1];
     let first = &weight.values[..rows * columns];
@@ -22,7 +22,7 @@ fn padded(weight: &Weight, rows: usize) -> Weight {
     }
 }
 
-/// All logits of some tokens.
+/// Computes all logits of some tokens.
 fn logits(gguf: &Gguf, subject: &Subject) -> Vec<f32> {
     let mut executor = subject.load(gguf);
     let sequence = executor.begin();
@@ -37,7 +37,7 @@ fn logits(gguf: &Gguf, subject: &Subject) -> Vec<f32> {
         .flat_map(|row| logits.row(row).to_vec())
         .collect();
     assert_eq!(rows.len(), tokens.len() * VOCAB);
-    // A token that there is not cannot be computed either.
+    // A token that does not exist cannot be computed either.
     let beyond = Chunk {
         sequence,
         tokens: &[VOCAB as u32],

@@ -1,16 +1,15 @@
-//! The oracle: decoders written out from their definitions, as plainly as
-//! possible, in f64.
+//! The oracle: decoders written from their definitions, as plainly as possible, in f64.
 //!
-//! It takes a whole sequence at once and keeps nothing. It is made from what a
-//! tiny model *is*, not from its file, and shares no code with the program.
-//! Sources: "LLaMA" (arXiv:2302.13971) and "RoFormer" (arXiv:2104.09864), the
-//! reports on Qwen2 (arXiv:2407.10671), Qwen3 (arXiv:2505.09388), Gemma 2
-//! (arXiv:2408.00118), Gemma 3 (arXiv:2503.19786), Phi-3 (arXiv:2404.14219) and
-//! OLMo 2 (arXiv:2501.00656), YaRN (arXiv:2309.00071) and LongRoPE
-//! (arXiv:2402.13753), with the code that Hugging Face's transformers has for
-//! each, and the way llama.cpp's converter stores them: q and k rows of Llama and
-//! its kin permuted so that neighbours rotate together, Gemma's norm weights with
-//! the 1 already added, Llama 3's rope scaling as divisors of frequencies.
+//! It processes a whole sequence at once and stores nothing. It is created from the description
+//! of a tiny model, not from its file, and shares no code with the program. Sources: "LLaMA"
+//! (arXiv:2302.13971) and "RoFormer" (arXiv:2104.09864), the reports on Qwen2
+//! (arXiv:2407.10671), Qwen3 (arXiv:2505.09388), Gemma 2 (arXiv:2408.00118), Gemma 3
+//! (arXiv:2503.19786), Phi-3 (arXiv:2404.14219) and OLMo 2 (arXiv:2501.00656), YaRN
+//! (arXiv:2309.00071) and LongRoPE (arXiv:2402.13753), together with the code of Hugging Face's
+//! transformers for each, and the conventions of llama.cpp's converter: q and k rows of Llama
+//! and similar models are permuted so that neighbouring dimensions rotate together, Gemma's
+//! norm weights include the added 1, Llama 3's RoPE scaling is stored as divisors of
+//! frequencies.
 
 mod ropes;
 
@@ -18,10 +17,9 @@ use std::collections::BTreeMap;
 
 use super::tiny::{Scales, Tiny, VOCAB, Weight};
 
-/// A vector per position.
+/// One vector per position.
 type Rows = Vec<Vec<f64>>;
 
-/// A decoder and its weights.
 #[derive(Clone)]
 pub(crate) struct Plain {
     pub(crate) weights: BTreeMap<String, Vec<f64>>,
@@ -31,40 +29,39 @@ pub(crate) struct Plain {
     pub(crate) kv_heads: usize,
     pub(crate) head_dim: usize,
     pub(crate) eps: f64,
-    /// What scores are multiplied by before the softmax.
+    /// The factor of scores before the softmax.
     pub(crate) score_scale: f64,
-    /// By how much scores grow with the logarithm of the position in so many
-    /// tokens.
+    /// The growth of scores with the logarithm of the position, in units of `original` tokens.
     pub(crate) growth: f64,
     pub(crate) original: usize,
-    /// What embeddings are multiplied by.
+    /// The factor of embeddings.
     pub(crate) embedding_scale: f64,
-    /// What is added to the residual stream is multiplied by.
+    /// The factor of additions to the residual stream.
     pub(crate) residual_scale: f64,
-    /// What logits are divided by.
+    /// The divisor of logits.
     pub(crate) logit_divisor: f64,
-    /// Soft caps, infinite where there are none.
+    /// Soft caps; infinite without one.
     pub(crate) score_cap: f64,
     pub(crate) logit_cap: f64,
     pub(crate) activation: fn(f64) -> f64,
-    /// The two dimensions of a rotating pair, given its index and their number.
+    /// The two dimensions of a rotating pair, given its index and the number of pairs.
     pub(crate) pair: fn(usize, usize) -> (usize, usize),
     pub(crate) layers: Vec<PlainLayer>,
 }
 
-/// What differs between the layers of one model.
+/// The properties that differ between the layers of a model.
 #[derive(Clone)]
 pub(crate) struct PlainLayer {
-    /// How many positions attention sees, its own included.
+    /// The number of positions that attention sees, including its own.
     pub(crate) window: usize,
-    /// Radians per position of each pair.
+    /// Radians per position, for each pair.
     pub(crate) frequencies: Vec<f64>,
-    /// What rotated pairs are multiplied by.
+    /// The factor of rotated pairs.
     pub(crate) magnitude: f64,
 }
 
 impl Plain {
-    /// The decoder that `model` describes, with weights `tensors`.
+    /// Creates the decoder that `model` describes, with the weights `tensors`.
     pub(crate) fn new(model: &Tiny, tensors: &BTreeMap<String, Weight>) -> Plain {
         let mut weights: BTreeMap<String, Vec<f64>> = tensors
             .iter()
@@ -77,7 +74,7 @@ impl Plain {
             take_apart(model, layer, &mut weights);
         }
         let gemma = model.architecture.starts_with("gemma");
-        // The 27B models, known by their numbers of layers, have a scale of their own.
+        // The 27B models, identified by their number of layers, have another scale.
         let score_width = match (model.architecture, model.layers) {
             ("gemma2", 46) | ("gemma3", 62) => model.hidden / model.heads,
             _ => model.head_dim,
@@ -93,7 +90,7 @@ impl Plain {
         } else {
             1.0
         };
-        // 0 stands for none.
+        // 0 means no cap.
         let cap = |cap: Option<f32>| {
             let cap = cap.filter(|&cap| cap != 0.0);
             cap.map_or(f64::INFINITY, f64::from)
@@ -123,7 +120,7 @@ impl Plain {
         }
     }
 
-    /// The logits after each of `tokens`.
+    /// Computes the logits after each of `tokens`.
     pub(crate) fn logits(&self, tokens: &[u32]) -> Rows {
         let embedding = &self.weights["token_embd.weight"];
         let mut x: Rows = tokens
@@ -167,7 +164,7 @@ impl Plain {
         logits
     }
 
-    /// The heads' outputs side by side, before the output projection.
+    /// Computes the concatenated outputs of the heads, before the output projection.
     fn attention(&self, h: &Rows, layer: &PlainLayer, name: &dyn Fn(&str) -> String) -> Rows {
         let width = self.head_dim;
         let split = |rows: Rows| -> Vec<Rows> {
@@ -230,7 +227,7 @@ impl Plain {
         }
     }
 
-    /// `x·Wᵀ`, plus the bias where there is one.
+    /// Computes `x·Wᵀ`, plus the bias if there is one.
     fn linear(&self, x: &Rows, name: &str, width: usize) -> Rows {
         let weight = &self.weights[&format!("{name}.weight")];
         let bias = self.weights.get(&format!("{name}.bias"));
@@ -243,8 +240,8 @@ impl Plain {
             .collect()
     }
 
-    /// Each row over its root mean square, times the weight of that name; the
-    /// rows themselves where the model has no such norm.
+    /// Divides each row by its root mean square and multiplies it with the named weight;
+    /// returns the rows unchanged if the model has no such norm.
     fn normed(&self, rows: &Rows, name: &str) -> Rows {
         let Some(weight) = self.weights.get(name) else {
             return rows.clone();
@@ -258,7 +255,7 @@ impl Plain {
     }
 }
 
-/// Pair `index` is of two neighbours.
+/// Pair `index` consists of two neighbouring dimensions.
 pub(crate) fn neighbours(index: usize, _pairs: usize) -> (usize, usize) {
     (2 * index, 2 * index + 1)
 }
@@ -268,7 +265,7 @@ pub(crate) fn halves(index: usize, pairs: usize) -> (usize, usize) {
     (index, index + pairs)
 }
 
-/// x · sigmoid(x) (arXiv:1702.03118).
+/// SiLU: x · sigmoid(x) (arXiv:1702.03118).
 pub(crate) fn silu(x: f64) -> f64 {
     x / (1.0 + (-x).exp())
 }
@@ -279,8 +276,8 @@ pub(crate) fn gelu_tanh(x: f64) -> f64 {
     0.5 * x * (1.0 + inner.tanh())
 }
 
-/// GELU itself, x times the normal distribution's Φ(x): what the models here
-/// do *not* use. Φ is 1/2 + φ(x)·(x + x³/3 + x⁵/15 + …).
+/// The exact GELU, x · Φ(x) with the normal distribution's Φ, which the models here do *not*
+/// use. Φ is 1/2 + φ(x)·(x + x³/3 + x⁵/15 + …).
 pub(crate) fn gelu_exact(x: f64) -> f64 {
     if x.abs() > 8.0 {
         return x.max(0.0);
@@ -317,7 +314,7 @@ fn capped(x: f64, cap: f64) -> f64 {
     cap * (x / cap).tanh()
 }
 
-/// Cuts the tensors that hold several matrices, where a model has such.
+/// Splits fused tensors into matrices, if the model has any.
 fn take_apart(model: &Tiny, layer: usize, weights: &mut BTreeMap<String, Vec<f64>>) {
     let name = |part: &str| format!("blk.{layer}.{part}.weight");
     let mut cut = |from: &str, into: &[(&str, usize)]| {

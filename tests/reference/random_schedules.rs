@@ -1,4 +1,4 @@
-//! Any schedule at all, against the oracle.
+//! Random schedules, against the oracle.
 
 use std::sync::OnceLock;
 
@@ -10,30 +10,30 @@ use super::tiny::{self, Tiny};
 use super::watched::Watched;
 use crate::support::subjects::{self, Subject};
 
-/// Sequences stop growing here: the oracle's work is quadratic.
+/// The maximum length of sequences: the oracle's cost is quadratic.
 const LONGEST: usize = 140;
 
-/// What an engine may do. An index picks among what there is at the time;
-/// where there is nothing to pick from, nothing is done.
+/// An action of an engine. An index selects among the existing items; without any, nothing is
+/// done.
 #[derive(Clone, Debug)]
 enum Action {
     Begin,
-    /// Forks a sequence after such a share of its tokens.
+    /// Forks a sequence after a fraction of its tokens.
     Fork(Index, Index),
-    /// A batch of different sequences, with so many tokens of each.
+    /// A batch of different sequences, with a number of tokens for each.
     Step(Vec<(Index, usize, Wanted)>),
     Restore(Index),
     Trim(Index),
     /// Swaps a sequence out, or in again.
     Swap(Index),
-    /// Swaps out more of one that is swapped out.
+    /// Swaps out more of a swapped-out sequence.
     SwapMore(Index, SwapOut),
     End(Index),
 }
 
 fn action() -> impl Strategy<Value = Action> {
     let wanted = prop_oneof![Just(Wanted::None), Just(Wanted::Last), Just(Wanted::All)];
-    // Some long enough that the room of 64 tokens is outgrown.
+    // Some are long enough to outgrow the initial capacity of 64 tokens.
     let length = prop_oneof![9 => 1..8usize, 1 => 40..70usize];
     let part = (any::<Index>(), length, wanted);
     let index = any::<Index>;
@@ -50,9 +50,8 @@ fn action() -> impl Strategy<Value = Action> {
     ]
 }
 
-/// Models that differ in what attention does: without windows, with windows and
-/// global layers, with soft caps too, with windows alone, and with scores that grow
-/// with the position.
+/// Models that differ in attention: without windows, with windows and global layers, also with
+/// soft caps, with windows only, and with scores that grow with the position.
 const MODELS: [fn() -> Tiny; 5] = [
     || Tiny {
         head_dim: 8,
@@ -79,7 +78,7 @@ const MODELS: [fn() -> Tiny; 5] = [
     },
 ];
 
-/// A fresh executor beside the oracle of the same weights.
+/// A new executor with the oracle of the same weights.
 fn watched(index: usize, subject: &'static Subject) -> Watched {
     static DRAWN: [OnceLock<super::Plain>; MODELS.len()] =
         [const { OnceLock::new() }; MODELS.len()];
@@ -175,7 +174,7 @@ proptest! {
             for action in &actions {
                 act(&mut watched, action, &mut text);
             }
-            // All that still run say a last word.
+            // All running sequences compute some last tokens.
             for sequence in watched.present() {
                 let last: Vec<u32> = text.by_ref().take(2).collect();
                 watched.feed(sequence, &last);

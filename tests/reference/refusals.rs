@@ -1,4 +1,4 @@
-//! A batch that is refused leaves every sequence as it was.
+//! A refused batch leaves every sequence unchanged.
 
 use incant::exec::{Chunk, ExecError, Executor, SequenceId, SwapOut, Wanted};
 use incant::gguf::Gguf;
@@ -60,7 +60,7 @@ fn bad_batches_change_nothing() {
                 assert_eq!(len, watched.len(sequence), "{message}");
             }
         }
-        // What they say next is what they would have said.
+        // Their next logits are those they would have had.
         watched.step(&[(b, &text[2..], Wanted::All), (a, &text[5..], Wanted::All)]);
         watched.finish("after refusals");
     }
@@ -83,7 +83,7 @@ fn what_was_never_begun_is_unknown() {
         unknown(executor.swap_in(sequence, &[]));
         assert!(!executor.can_fork(sequence, 0));
         assert!(!executor.trim(sequence));
-        // To end it again is as good.
+        // Ending it again has no effect.
         executor.end(sequence);
     }
 }
@@ -119,7 +119,7 @@ fn memory_that_is_used_up_is_an_error_that_changes_nothing() {
         assert!(longest > 100, "{subject}: {longest}");
         let first = watched.computed(None, &tiny::tokens(1, 100), 100);
         let mut forks = vec![first];
-        // Forks cost what is their own.
+        // Forks cost only their own tokens.
         while watched.executor.has_room(&[(forks[0], 1), (first, 20)]) {
             let fork = watched.fork_all(first);
             if !watched.executor.has_room(&[(fork, 20)]) {
@@ -135,7 +135,7 @@ fn memory_that_is_used_up_is_an_error_that_changes_nothing() {
         let error = watched.executor.forward(&[chunk(last, &text)]);
         assert!(matches!(error, Err(ExecError::NoRoom)), "{error:?}");
         assert_eq!(watched.executor.len(last).expect("known"), 100);
-        // Room that is given back is there for others.
+        // Freed memory is available to others.
         for fork in forks.drain(1..) {
             watched.end(fork);
         }
@@ -171,7 +171,8 @@ fn saved_kv_of_another_shape_is_refused() {
             assert!(!line.contains('\n'), "{line:?}");
         };
         read(9, &same).expect("fits");
-        // Sliding layers hold four tokens of any longer text; the global one tells.
+        // Sliding-window layers hold four tokens of any longer text; the global one shows the
+        // difference.
         begins(
             read(10, &same),
             &format!(

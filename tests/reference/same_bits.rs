@@ -1,6 +1,5 @@
-//! What the native executor promises beyond closeness: a row's logits are the
-//! same to the last bit in any company, with any instructions, on any number
-//! of threads.
+//! Determinism of the native executor, beyond closeness: the logits of a row are bit-identical
+//! in any batch, with any instruction set, on any number of threads.
 
 use candle_core::quantized::GgmlDType;
 use incant::exec::{Chunk, Executor, SequenceId, SwapOut, Wanted};
@@ -14,8 +13,8 @@ use crate::support::subjects::{self, Subject};
 
 type Rows = Vec<Vec<f32>>;
 
-/// Models of architectures whose kernels differ, with exact weights, and models of
-/// weights in bf16, in codes with minima and in codes of two scales to a block.
+/// Models of architectures whose kernels differ, with exact weights, and models with weights in
+/// bf16, in codes with minima and in codes with two scales per block.
 fn models() -> impl Iterator<Item = (String, Tiny)> {
     let architectures = [Tiny::llama(), Tiny::qwen2(), Tiny::gemma2(), Tiny::gemma3()];
     let types = [GgmlDType::BF16, GgmlDType::Q4_1, GgmlDType::Q6K].map(|weights| Tiny {
@@ -32,8 +31,7 @@ fn models() -> impl Iterator<Item = (String, Tiny)> {
     architectures.into_iter().chain(types).map(name)
 }
 
-/// Those instruction sets whose prompts and whose single tokens are computed
-/// alike: tiles round to bf16.
+/// The instruction sets that compute prompts like single tokens: AMX tiles round to bf16.
 fn without_tiles() -> impl Iterator<Item = &'static Subject> {
     let sets = subjects::instruction_sets().iter();
     sets.filter(|subject| subject.tier() < Some(Tier::Amx))
@@ -52,14 +50,14 @@ fn assert_same(found: &[Vec<f32>], expected: &[Vec<f32>], what: &str) {
     }
 }
 
-/// A constant beginning, longer than attention takes at once.
+/// A constant prefix, longer than one chunk of attention.
 fn beginning(executor: &mut dyn Executor) -> SequenceId {
     let sequence = executor.begin();
     forward(executor, sequence, &tiny::tokens(1, 140));
     sequence
 }
 
-/// A sequence after that, or after nothing.
+/// Begins a sequence after the prefix, or without one.
 fn after(executor: &mut dyn Executor, beginning: Option<SequenceId>) -> SequenceId {
     match beginning {
         Some(beginning) => executor.fork(beginning, 140).expect("can be forked"),
@@ -67,7 +65,7 @@ fn after(executor: &mut dyn Executor, beginning: Option<SequenceId>) -> Sequence
     }
 }
 
-/// A long prompt, a shorter one, and then token by token.
+/// Computes a long prompt, a shorter one, and then token by token.
 fn answer(executor: &mut dyn Executor) -> Rows {
     let text = tiny::tokens(2, 146);
     let sequence = executor.begin();
@@ -104,11 +102,11 @@ fn any_number_of_threads_gives_the_same() {
     }
 }
 
-/// How many sequences decode in [`decoded`].
+/// The number of sequences that decode in [`decoded`].
 const SEQUENCES: usize = 8;
 
-/// The last tokens' rows of each sequence, run in batches of `together`. Every
-/// other sequence goes on from `beginning`.
+/// Returns the rows of the last tokens of each sequence, run in batches of `together`. Every
+/// second sequence is a fork of `beginning`.
 fn decoded(executor: &mut dyn Executor, beginning: SequenceId, together: usize) -> Vec<Rows> {
     let texts: Vec<Vec<u32>> = (0..SEQUENCES)
         .map(|index| tiny::tokens(10 + index as u64, 5 + 7 * index))
@@ -249,8 +247,8 @@ fn a_sequence_read_back_gives_the_same() {
     }
 }
 
-/// However what a sequence goes on from is shared, and wherever it was parted from
-/// others, its numbers are those of computing it all at once.
+/// Wherever a sequence was forked, and whichever KV it shares, its results equal those of
+/// computing it at once.
 #[test]
 fn a_fork_anywhere_gives_the_same() {
     let text = tiny::tokens(5, 300);
@@ -288,7 +286,7 @@ fn a_sequence_swapped_out_and_in_gives_the_same() {
                 forward(executor, sequence, &text[..30]);
             }
             let bytes = executor.swap_out(moved, SwapOut::Own).expect("swaps out");
-            // Others use its memory meanwhile.
+            // Other sequences use its memory meanwhile.
             let other = executor.begin();
             forward(executor, other, &tiny::tokens(7, 90));
             executor.swap_in(moved, &bytes).expect("swaps in");

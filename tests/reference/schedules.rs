@@ -1,4 +1,4 @@
-//! The way tokens are cut into steps changes no answer.
+//! The division of tokens into steps does not change answers.
 
 use incant::exec::Wanted;
 
@@ -6,7 +6,7 @@ use super::tiny::{self, Tiny};
 use super::watched::Watched;
 use crate::support::subjects::{self, Subject};
 
-/// One model of each architecture, on both executors.
+/// One model of each kind, on both executors.
 fn cases() -> impl Iterator<Item = (&'static Subject, Tiny)> {
     let models = [Tiny::llama(), Tiny::qwen2(), Tiny::gemma3()];
     subjects::both().flat_map(move |subject| models.clone().map(|model| (subject, model)))
@@ -34,8 +34,8 @@ fn sequences_in_one_batch_do_not_meet() {
         let texts = [1, 2, 3, 4].map(|seed| tiny::tokens(seed, 40));
         let [a, b, c, d] = [(); 4].map(|()| watched.begin());
         let [x, y, z, w] = &texts;
-        // Ragged prefill, then decoding beside prefill, then decoding alone,
-        // and not always in the order in which the sequences began.
+        // Ragged prefill, then decoding together with prefill, then only decoding, not always
+        // in the order in which the sequences began.
         watched.step(&[
             (a, &x[..20], Wanted::Last),
             (b, &y[..3], Wanted::All),
@@ -64,14 +64,14 @@ fn sequences_in_one_batch_do_not_meet() {
 #[test]
 fn a_shared_beginning_is_what_each_would_compute() {
     for (subject, model) in cases() {
-        // Shorter than a window, as long, one longer, and much longer.
+        // Shorter than a window, equally long, one longer, and much longer.
         for length in [1, 3, 4, 5, 6, 30, 64] {
             let mut watched = Watched::new(&model, subject);
             let text = tiny::tokens(5, length);
             let common = watched.computed(None, &text, 7);
             let [a, b] = [(); 2].map(|()| watched.fork_all(common));
             let [x, y] = [6, 7].map(|seed| tiny::tokens(seed, 12));
-            // One is near what they share, the other leaves it behind its window.
+            // One stays near the shared tokens, for the other they fall out of the window.
             watched.feed(a, &x[..9]);
             watched.step(&[(b, &y[..1], Wanted::All), (a, &x[9..10], Wanted::All)]);
             watched.step(&[(a, &x[10..], Wanted::All), (b, &y[1..3], Wanted::All)]);
@@ -89,7 +89,7 @@ fn forks_of_forks_are_what_each_would_compute() {
             let outer = watched.computed(None, &tiny::tokens(1, first), 4);
             let inner = watched.computed(Some(outer), &tiny::tokens(2, second), 4);
             let other = watched.computed(Some(outer), &tiny::tokens(3, second + 1), 4);
-            // On both branches, on the trunk, and on nothing, in one batch.
+            // Forks of both branches, of the trunk, and a new sequence, in one batch.
             let on = [Some(inner), Some(other), Some(outer), None, Some(inner)];
             let sequences = on.map(|on| match on {
                 Some(on) => watched.fork_all(on),
@@ -166,8 +166,8 @@ fn a_window_of_one_needs_no_kv() {
 #[test]
 fn a_fork_in_the_middle_goes_its_own_way() {
     for (subject, model) in cases() {
-        // Within a page and at its end, and so that a part of a page is shared by
-        // three, two of whom write into it.
+        // Within a page and at its end, and such that three share a part of a page, two of whom
+        // write into it.
         for at in [1, 15, 16, 17, 33, 130] {
             let mut watched = Watched::new(&model, subject);
             let text = tiny::tokens(1, 140);
@@ -193,7 +193,7 @@ fn a_trimmed_sequence_goes_on_as_before() {
         let whole = watched.executor.kv_memory().used;
         let trimmed = watched.executor.trim(long);
         assert_eq!(trimmed, watched.executor.kv_memory().used < whole);
-        // A little before the end it can still be forked.
+        // The sequence can still be forked shortly before its end.
         let [a, b] = [watched.fork_all(long), watched.fork(long, 120)];
         let early = watched.try_fork(long, 30);
         assert_eq!(early.is_none(), trimmed);

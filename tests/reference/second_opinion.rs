@@ -1,4 +1,5 @@
-//! candle-transformers' models, from the same files, where they are right.
+//! Compares with the models of candle-transformers, from the same files, where they are
+//! correct.
 
 use std::fs::File;
 
@@ -10,13 +11,14 @@ use super::tiny::{self, Tiny};
 use super::{at_once, executor, row_distance};
 use crate::support::subjects;
 
-/// Takes tokens and the position of the first one; gives the last one's logits.
+/// A function that takes tokens and the position of the first one, and returns the logits of
+/// the last one.
 type Forward = Box<dyn FnMut(&Tensor, usize) -> candle_core::Result<Tensor>>;
 
 #[test]
 fn candles_own_models_agree() {
     let llama = Tiny {
-        // It insists on the key.
+        // candle-transformers requires the key.
         rope_dims: Some(16),
         ..Tiny::llama()
     };
@@ -44,7 +46,7 @@ fn candles_own_models_agree() {
         let found: Vec<_> = subjects::both()
             .map(|subject| (subject, run(subject)))
             .collect();
-        // A token at a time: it gives no other logits than the last one's.
+        // One token at a time, because it returns only the logits of the last one.
         for (position, &token) in tokens.iter().enumerate() {
             let token = Tensor::new(&[[token]], &Device::Cpu).expect("a tensor");
             let logits = forward(&token, position)

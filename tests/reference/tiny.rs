@@ -1,5 +1,5 @@
-//! Tiny random models, as complete GGUF files: a few layers, 300 tokens, and a
-//! tokenizer of bytes, so that whatever loads a model can load them.
+//! Tiny random models, as complete GGUF files: a few layers, 300 tokens, and a byte-level
+//! tokenizer, so that they can be loaded like any model.
 
 mod kinds;
 
@@ -14,83 +14,83 @@ use tempfile::NamedTempFile;
 
 use crate::build::{Builder, Item};
 
-/// How many tokens each tiny model has.
+/// The vocabulary size of the tiny models.
 pub(crate) const VOCAB: usize = 300;
 
-/// The longest context of each tiny model.
+/// The longest context of the tiny models.
 pub(crate) const CONTEXT: usize = 4096;
 
-/// What a tiny model is. Its weights follow from this alone.
+/// The description of a tiny model, which determines its weights.
 #[derive(Clone, Debug)]
 pub(crate) struct Tiny {
-    /// `general.architecture`.
+    /// The `general.architecture` of the file.
     pub(crate) architecture: &'static str,
     pub(crate) hidden: usize,
     pub(crate) feed_forward: usize,
     pub(crate) heads: usize,
     pub(crate) kv_heads: usize,
-    /// Written as `attention.key_length` where it is not `hidden / heads`.
+    /// Written as `attention.key_length` if it differs from `hidden / heads`.
     pub(crate) head_dim: usize,
     pub(crate) layers: usize,
-    /// Whether the head is the embedding.
+    /// Whether the LM head shares the weights of the embedding.
     pub(crate) tied: bool,
     /// Whether q, k and v have biases.
     pub(crate) biases: bool,
     pub(crate) eps: f32,
     pub(crate) rope_base: f32,
-    /// Dimensions of a head that rotate; all of them if absent.
+    /// The number of dimensions of a head that rotate; `None` for all.
     pub(crate) rope_dims: Option<usize>,
-    /// The factor of linear scaling.
+    /// The factor of linear RoPE scaling.
     pub(crate) rope_linear: Option<f32>,
     /// Whether the file has Llama 3's `rope_freqs.weight`.
     pub(crate) rope_factors: bool,
-    /// A longer context by YaRN.
+    /// Extends the context by YaRN.
     pub(crate) rope_yarn: Option<Yarn>,
-    /// How many tokens LongRoPE's short factors are for; the file has long ones too.
+    /// The context length of LongRoPE's short factors; the file also has long ones.
     pub(crate) rope_long: Option<usize>,
-    /// The window of sliding layers.
+    /// The window of sliding-window layers.
     pub(crate) window: usize,
-    /// How fast attention scores grow beyond the original context.
+    /// The growth of attention scores beyond the original context.
     pub(crate) temperature: Option<f32>,
-    /// Soft cap of attention scores.
+    /// The soft cap of attention scores.
     pub(crate) attention_cap: Option<f32>,
-    /// Soft cap of logits.
+    /// The soft cap of logits.
     pub(crate) logit_cap: Option<f32>,
     /// Granite's scales.
     pub(crate) scales: Option<Scales>,
-    /// Whether q, k and v are one tensor.
+    /// Whether q, k and v are fused in one tensor.
     pub(crate) fused_qkv: bool,
     /// The type of every matrix; vectors are F32 as in real files.
     pub(crate) weights: GgmlDType,
     pub(crate) seed: u64,
 }
 
-/// YaRN's numbers.
+/// The parameters of YaRN.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Yarn {
     pub(crate) factor: f32,
     pub(crate) original: usize,
     pub(crate) fast: f32,
     pub(crate) slow: f32,
-    /// `mscale_all_dim`, where the file has it.
+    /// `mscale_all_dim`, if the file has it.
     pub(crate) log_multiplier: Option<f32>,
 }
 
-/// Granite's scales, as its files have them.
+/// Granite's scales, as stored in its files.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Scales {
     pub(crate) attention: f32,
     pub(crate) embedding: f32,
     pub(crate) residual: f32,
-    /// What logits are divided by.
+    /// The divisor of logits.
     pub(crate) logit: f32,
 }
 
-/// What LongRoPE's sines and cosines are multiplied by.
+/// The magnitude of LongRoPE's sines and cosines.
 pub(crate) const LONG_MAGNITUDE: f32 = 1.2;
 
 impl Tiny {
-    /// The same model, wide enough for K-quants: their blocks hold 256 weights.
+    /// The same model, wide enough for k-quants, whose blocks hold 256 weights.
     pub(crate) fn wide(self) -> Tiny {
         Tiny {
             hidden: 256,
@@ -100,12 +100,12 @@ impl Tiny {
         }
     }
 
-    /// How many dimensions of a head rotate.
+    /// The number of dimensions of a head that rotate.
     pub(crate) fn rotating(&self) -> usize {
         self.rope_dims.unwrap_or(self.head_dim)
     }
 
-    /// Draws the model's weights.
+    /// Generates the model's weights.
     pub(crate) fn tensors(&self) -> BTreeMap<String, Weight> {
         let mut draw = Draw {
             random: ChaCha8Rng::seed_from_u64(self.seed),
@@ -172,12 +172,12 @@ impl Tiny {
         draw.drawn
     }
 
-    /// The model's file, with these weights.
+    /// Builds the model's file with these weights.
     pub(crate) fn file(&self, tensors: &BTreeMap<String, Weight>) -> Builder {
         self.continued(Builder::new(), tensors)
     }
 
-    /// The same behind what a file has already.
+    /// Appends the model to a file that has been started.
     pub(crate) fn continued(&self, file: Builder, tensors: &BTreeMap<String, Weight>) -> Builder {
         let arch = self.architecture;
         let key = |key: &str| format!("{arch}.{key}");
@@ -253,27 +253,27 @@ impl Tiny {
         file
     }
 
-    /// The model's file on disk.
+    /// Writes the model's file to disk.
     pub(crate) fn written(&self, tensors: &BTreeMap<String, Weight>) -> NamedTempFile {
         written(&self.file(tensors))
     }
 }
 
-/// A temporary file of what `builder` holds.
+/// Writes the file of `builder` to a temporary file.
 pub(crate) fn written(builder: &Builder) -> NamedTempFile {
     let mut file = NamedTempFile::with_suffix(".gguf").expect("a temporary file");
     file.write_all(&builder.bytes()).expect("written");
     file
 }
 
-/// One tensor: as the file holds it, and as the numbers that this means.
+/// One tensor: the bytes in the file, and the elements they stand for.
 #[derive(Clone, Debug)]
 pub(crate) struct Weight {
     /// Outermost dimension first.
     pub(crate) shape: Vec<usize>,
     pub(crate) kind: GgmlDType,
     pub(crate) bytes: Vec<u8>,
-    /// Row by row.
+    /// Row-major.
     pub(crate) values: Vec<f32>,
 }
 
@@ -301,8 +301,8 @@ struct Draw {
 }
 
 impl Draw {
-    /// Weights that make outputs somewhat larger than inputs, so that attention
-    /// is far from uniform and every layer counts.
+    /// Generates weights that make outputs somewhat larger than inputs, so that attention is
+    /// far from uniform and every layer matters.
     fn matrix(&mut self, name: &str, rows: usize, columns: usize) {
         let limit = (6.0 / columns as f32).sqrt();
         self.draw(name, &[rows, columns], self.matrices, -limit, limit);
@@ -325,7 +325,7 @@ impl Draw {
     }
 }
 
-/// A vocabulary of `<unk>`, `<s>`, `</s>`, the 256 bytes and single characters.
+/// Adds a vocabulary of `<unk>`, `<s>`, `</s>`, the 256 bytes and single characters.
 fn tokenizer(file: Builder) -> Builder {
     let mut pieces: Vec<String> = ["<unk>", "<s>", "</s>"].map(str::to_owned).into();
     pieces.extend((0..256).map(|byte| format!("<0x{byte:02X}>")));
@@ -349,7 +349,7 @@ fn tokenizer(file: Builder) -> Builder {
         .with("tokenizer.ggml.eos_token_id", Item::U32(2))
 }
 
-/// ggml's number for a type.
+/// The id of a type in ggml.
 fn id(kind: GgmlDType) -> u32 {
     match kind {
         GgmlDType::F32 => 0,

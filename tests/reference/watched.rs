@@ -1,4 +1,4 @@
-//! An executor whose every answer is held against the oracle's.
+//! An executor whose every result is compared with the oracle's.
 
 use std::collections::BTreeMap;
 
@@ -11,23 +11,23 @@ use super::tiny::Tiny;
 use super::{Twice, row_distance};
 use crate::support::subjects::Subject;
 
-/// An executor, and what it has been told and has answered so far.
+/// An executor, and its inputs and results so far.
 pub(crate) struct Watched {
     plain: Plain,
     pub(crate) executor: Box<dyn Executor>,
     subject: &'static Subject,
     sequences: BTreeMap<SequenceId, Course>,
-    /// What was swapped out, of those that are.
+    /// The swapped-out KV of sequences.
     away: BTreeMap<SequenceId, Vec<u8>>,
     compared: usize,
     error: f64,
 }
 
-/// What a sequence has seen and said.
+/// The tokens and results of a sequence.
 #[derive(Clone, Default)]
 struct Course {
     tokens: Vec<u32>,
-    /// Position and logits of each row that was asked for.
+    /// The position and logits of each requested row.
     rows: Vec<(usize, Vec<f32>)>,
 }
 
@@ -53,13 +53,12 @@ impl Watched {
         }
     }
 
-    /// Begins a sequence.
     pub(crate) fn begin(&mut self) -> SequenceId {
         let sequence = self.executor.begin();
         self.add(sequence, Vec::new())
     }
 
-    /// Begins a sequence with the first tokens of another, where that goes.
+    /// Forks a sequence, if that is possible.
     pub(crate) fn try_fork(&mut self, from: SequenceId, tokens: usize) -> Option<SequenceId> {
         let can = self.executor.can_fork(from, tokens);
         match self.executor.fork(from, tokens) {
@@ -75,12 +74,12 @@ impl Watched {
         }
     }
 
-    /// The same, where it must go.
+    /// Forks a sequence, which must be possible.
     pub(crate) fn fork(&mut self, from: SequenceId, tokens: usize) -> SequenceId {
         self.try_fork(from, tokens).expect("can be forked")
     }
 
-    /// Begins a sequence with all of another.
+    /// Forks a sequence at its end.
     pub(crate) fn fork_all(&mut self, from: SequenceId) -> SequenceId {
         self.fork(from, self.len(from))
     }
@@ -93,7 +92,6 @@ impl Watched {
         sequence
     }
 
-    /// Runs a batch.
     pub(crate) fn step(&mut self, batch: &[(SequenceId, &[u32], Wanted)]) {
         let chunk = |&(sequence, tokens, wanted): &(SequenceId, _, _)| Chunk {
             sequence,
@@ -116,12 +114,12 @@ impl Watched {
         assert!(rows.next().is_none(), "rows that nobody wanted");
     }
 
-    /// Runs one chunk and wants all its logits.
+    /// Runs one chunk and requests all its logits.
     pub(crate) fn feed(&mut self, sequence: SequenceId, tokens: &[u32]) {
         self.step(&[(sequence, tokens, Wanted::All)]);
     }
 
-    /// Ends a sequence after comparing what it said.
+    /// Ends a sequence after comparing its results.
     pub(crate) fn end(&mut self, sequence: SequenceId) {
         let course = self.sequences.remove(&sequence).expect("begun");
         if !course.rows.is_empty() {
@@ -137,7 +135,8 @@ impl Watched {
         assert!(matches!(len, Err(ExecError::Unknown(_))), "{len:?}");
     }
 
-    /// A sequence of `tokens` after those of another, computed in chunks of `size`.
+    /// Begins a sequence of `tokens`, possibly after those of another, computed in chunks of
+    /// `size`.
     pub(crate) fn computed(
         &mut self,
         after: Option<SequenceId>,
@@ -154,7 +153,7 @@ impl Watched {
         sequence
     }
 
-    /// The same sequence once more, by way of a safetensors file.
+    /// Restores a sequence a second time, from a safetensors file.
     pub(crate) fn restore(&mut self, sequence: SequenceId) -> SequenceId {
         let tokens = self.sequences[&sequence].tokens.clone();
         let saved = self.executor.save(sequence).expect("saves");
@@ -198,37 +197,35 @@ impl Watched {
         self.away.insert(sequence, bytes);
     }
 
-    /// Swaps out more of a sequence that is swapped out: what it came to hold alone,
-    /// or all.
+    /// Swaps out more of a swapped-out sequence: KV that it now holds alone, or all.
     pub(crate) fn swap_more(&mut self, sequence: SequenceId, part: SwapOut) {
         let more = self.executor.swap_out(sequence, part).expect("swaps out");
         self.away.get_mut(&sequence).expect("is away").extend(more);
     }
 
-    /// How many tokens a sequence holds.
+    /// The number of tokens of a sequence.
     pub(crate) fn len(&self, sequence: SequenceId) -> usize {
         self.sequences[&sequence].tokens.len()
     }
 
-    /// All sequences.
     pub(crate) fn sequences(&self) -> Vec<SequenceId> {
         self.sequences.keys().copied().collect()
     }
 
-    /// Those that are swapped out.
+    /// The swapped-out sequences.
     pub(crate) fn absent(&self) -> Vec<SequenceId> {
         self.away.keys().copied().collect()
     }
 
-    /// Those that are not.
+    /// The sequences that are not swapped out.
     pub(crate) fn present(&self) -> Vec<SequenceId> {
         let mut sequences = self.sequences();
         sequences.retain(|sequence| !self.away.contains_key(sequence));
         sequences
     }
 
-    /// Compares what is left; returns how many rows were compared, and the
-    /// largest difference between two logits.
+    /// Compares the remaining results; returns the number of compared rows, and the largest
+    /// difference between two logits.
     pub(crate) fn result(mut self) -> (usize, f64) {
         for sequence in self.sequences() {
             self.end(sequence);
@@ -241,7 +238,7 @@ impl Watched {
         (self.compared, self.error)
     }
 
-    /// Compares what is left, and fails where anything differed.
+    /// Compares the remaining results, and fails if any differs.
     pub(crate) fn finish(self, what: &str) {
         let subject = self.subject;
         let (compared, error) = self.result();

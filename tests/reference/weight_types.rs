@@ -1,5 +1,5 @@
-//! Every weight type, on one architecture: those that can be computed with, and
-//! that all others are refused by name.
+//! Every weight type, on one architecture: the supported types, and that all others are refused
+//! by name.
 
 use candle_core::quantized::GgmlDType;
 use incant::exec::Executor;
@@ -27,8 +27,8 @@ const TYPES: [GgmlDType; 13] = [
     GgmlDType::Q6K,
 ];
 
-/// For models with and without an embedding of its own: the head is a product,
-/// the embedding a look-up.
+/// Models with and without an embedding of its own: the LM head is a product, the embedding a
+/// look-up.
 fn both(weights: GgmlDType) -> [Tiny; 2] {
     [false, true].map(|tied| Tiny {
         tied,
@@ -38,8 +38,8 @@ fn both(weights: GgmlDType) -> [Tiny; 2] {
     })
 }
 
-/// On the CPU nothing is lost but what the file has lost already, whether rows
-/// come together or one by one.
+/// On the CPU there is no loss beyond that of the file, for rows computed together or one by
+/// one.
 #[test]
 fn no_type_loses_more_than_its_file_has() {
     let tokens = tiny::tokens(9, 24);
@@ -104,6 +104,6 @@ fn every_other_type_is_refused_with_the_tensor_and_what_is_supported() {
         }
         count += 1;
     }
-    // I-quants, ternary ones, MXFP4 and NVFP4 among them.
+    // The others include i-quants, ternary types, MXFP4 and NVFP4.
     assert_eq!(count + TYPES.len(), TensorType::all().count());
 }

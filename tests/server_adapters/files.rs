@@ -1,4 +1,4 @@
-//! What the paths that clients name may lead to.
+//! The files that paths named by clients may refer to.
 
 use std::fs;
 use std::os::unix::fs::symlink;
@@ -21,7 +21,7 @@ fn message(error: &Value) -> &str {
     error["message"].as_str().expect("a text")
 }
 
-/// Every link on the way counts: the last one, too, and those within a folder.
+/// Every link on the path counts, including the last one, and those within a folder.
 #[test]
 fn no_file_of_an_adapter_is_read_from_outside_of_the_folder() {
     let served = Served::new();
@@ -48,7 +48,7 @@ fn no_file_of_an_adapter_is_read_from_outside_of_the_folder() {
     }
 }
 
-/// As a cache of Hugging Face has them: files are links to blobs beside the snapshots.
+/// As in a Hugging Face cache, where files are links to blobs beside the snapshots.
 #[test]
 fn links_within_the_folder_are_followed() {
     let served = Served::new();
@@ -68,7 +68,7 @@ fn links_within_the_folder_are_followed() {
     assert_eq!(served.answer("tiny+mine"), served.answer("tiny+plain"));
 }
 
-/// More of them than the server has threads, so that one that was kept would show.
+/// More requests than the server has threads, so that a blocked one would show.
 #[test]
 fn what_is_no_file_is_refused_and_nobody_waits_for_it() {
     let served = Served::new();
@@ -97,7 +97,7 @@ fn what_is_no_file_is_refused_and_nobody_waits_for_it() {
         .write(true)
         .open(root.join("patterns").join(CONFIG))
         .expect("it is there");
-    // It takes no room on the disk.
+    // The file is sparse, so it takes no disk space.
     config.set_len(1 << 40).expect("a file with a hole");
     let error = served.load("mine", "patterns").error(400);
     let told = message(&error);

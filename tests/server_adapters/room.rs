@@ -1,4 +1,4 @@
-//! What adapters take in memory, and those that the model cannot compute under.
+//! The memory of adapters, and adapters with which the model cannot compute.
 
 use std::fs;
 
@@ -45,7 +45,7 @@ fn adapters_have_a_memory_of_their_own_and_the_same_weights_take_it_once() {
         served.load(name, "again").expect(200);
         assert_eq!(served.answer(&format!("tiny+{name}")), before);
     }
-    // As long as one name is left, the weights are.
+    // The weights stay loaded as long as one name is left.
     served.unload("tiny+one").expect(200);
     served.unload("tiny+two").expect(200);
     served.load("other", "patterns").error(400);
@@ -54,7 +54,7 @@ fn adapters_have_a_memory_of_their_own_and_the_same_weights_take_it_once() {
     served.load("other", "patterns").expect(200);
 }
 
-/// It is refused by what its file says, before its numbers are in memory.
+/// The adapter is refused by its file header, before its elements are loaded.
 #[test]
 fn an_adapter_that_never_fits_is_refused() {
     let served = with_memory(100);
@@ -63,7 +63,7 @@ fn an_adapter_that_never_fits_is_refused() {
     assert!(message(&error).contains("--adapter-memory"), "{error}");
 }
 
-/// Multiplies the numbers of the tensors whose names have this in them and end so.
+/// Multiplies the elements of the tensors whose names contain `part` and end with `end`.
 fn multiply(served: &Served, folder: &str, [part, end]: [&str; 2], factor: f32) {
     let root = served.folder.path();
     copy(&root.join("plain"), &root.join(folder));
@@ -93,8 +93,8 @@ fn multiply(served: &Served, folder: &str, [part, end]: [&str; 2], factor: f32) 
 fn an_adapter_of_numbers_too_large_to_compute_with_is_refused_by_its_module() {
     let served = Served::new();
     let before = served.answer("tiny@base");
-    // The product of A and B overflows; it does not, but what is made of several does; and
-    // numbers that are large and do no harm.
+    // Three adapters: a product of A and B overflows; each product is finite, but a result of
+    // several overflows; large elements do no harm.
     let b = "lora_B.weight";
     let value = "layers.1.self_attn.v_proj";
     multiply(&served, "overflows", [value, "lora_A.weight"], 1e38);
@@ -104,7 +104,7 @@ fn an_adapter_of_numbers_too_large_to_compute_with_is_refused_by_its_module() {
         let error = served.load("mine", folder).error(400);
         assert!(message(&error).contains(named), "{error}");
     }
-    // Whatever is taken in can be asked.
+    // An adapter that was loaded can be used.
     multiply(&served, "keys", ["k_proj", b], 1e20);
     if served.load("mine", "keys").status == 200 {
         served.ask("tiny@base+mine").expect(200);

@@ -14,7 +14,7 @@ fn chat_log_probabilities_spell_the_content() {
         .iter()
         .flat_map(|entry| entry["bytes"].as_array().unwrap());
     let bytes: Vec<u8> = bytes.map(|byte| byte.as_u64().unwrap() as u8).collect();
-    // The answer may be cut in the middle of a character.
+    // The answer may end in the middle of a character.
     assert_eq!(
         String::from_utf8_lossy(&bytes),
         choice["message"]["content"].as_str().unwrap()
@@ -40,7 +40,7 @@ fn chat_log_probabilities_spell_the_content() {
     );
 }
 
-/// Checks what must hold for the four lists, and gives their length.
+/// Checks the invariants of the four lists, and returns their length.
 pub(super) fn check_lists(choice: &Value, top: usize) -> usize {
     let list = |key: &str| choice["logprobs"][key].as_array().unwrap();
     let tokens = list("tokens");

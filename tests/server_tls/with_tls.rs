@@ -1,4 +1,4 @@
-//! A server with a certificate that the test has just made.
+//! A server with a certificate created by the test.
 
 use std::fs;
 use std::io::{Read, Write};
@@ -28,7 +28,7 @@ impl Identity {
         identity
     }
 
-    /// Puts another pair in the place of this one.
+    /// Replaces the certificate and the key.
     fn renew(&self) {
         let CertifiedKey { cert, signing_key } =
             generate_simple_self_signed(["localhost".to_owned()]).unwrap();
@@ -45,7 +45,7 @@ impl Identity {
         tls.map_err(|error| error.to_string())
     }
 
-    /// A client that believes this certificate, and no other.
+    /// A client that trusts only this certificate.
     fn client(&self) -> ClientConfig {
         let mut roots = RootCertStore::empty();
         let certificate = CertificateDer::from_pem_file(self.path("cert.pem")).unwrap();
@@ -125,7 +125,7 @@ fn a_certificate_is_renewed_while_the_server_runs() {
     tls.reload().unwrap();
     send(identity.client(), server.connect(), HEALTH).unwrap();
     send(old, server.connect(), HEALTH).unwrap_err();
-    // Half a pair is no pair, and what was there stays.
+    // An incomplete pair is refused, and the previous one stays in use.
     let current = identity.client();
     fs::write(identity.path("key.pem"), "nothing").unwrap();
     tls.reload().unwrap_err();
@@ -153,7 +153,7 @@ fn files_that_make_no_pair_are_named() {
     let missing = &identity.path("missing.pem");
     assert!(told(missing, key).contains("missing.pem"));
     assert!(told(certificate, missing).contains("missing.pem"));
-    // The one in the place of the other.
+    // The certificate and the key exchanged.
     assert!(told(key, key).contains("certificate could be read from"));
     assert!(told(certificate, certificate).contains("private key could be read from"));
     let mixed = told(certificate, &other.path("key.pem"));

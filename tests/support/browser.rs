@@ -1,5 +1,5 @@
-//! A headless Chromium, driven through its debugging protocol: messages of JSON, each
-//! ended by a zero byte, through two pipes.
+//! A headless Chromium, controlled through the DevTools protocol: JSON messages, each
+//! terminated by a zero byte, through two pipes.
 
 use std::env;
 use std::fs;
@@ -15,10 +15,10 @@ use base64::prelude::BASE64_STANDARD;
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
-/// How long anything may take; a machine that builds beside its tests is slow.
+/// The timeout of each operation; a machine that builds while testing is slow.
 const PATIENCE: Duration = Duration::from_secs(60);
 
-/// A browser with one page. It ends with this value.
+/// A browser with one page. Dropping it ends the browser.
 pub(crate) struct Browser {
     child: Child,
     to_browser: ChildStdin,
@@ -31,16 +31,17 @@ pub(crate) struct Browser {
 }
 
 impl Browser {
-    /// Starts it. `None`, and a line that says so, where there is no Chromium.
+    /// Starts the browser. Without Chromium, returns `None` and prints a line.
     pub(crate) fn start() -> Option<Browser> {
         let Some(program) = chromium() else {
-            // Past the capture of a test's output: whoever runs the tests must see it.
+            // Written past the test harness's output capture, so that it is always visible.
             let line = "NOT RUN: the pages in a browser, as there is no Chromium";
             _ = writeln!(std::io::stderr(), "{line}");
             return None;
         };
         let folder = tempfile::tempdir().expect("there is a folder for temporary files");
-        // The protocol's pipes are descriptors 3 and 4, which only a shell can assign.
+        // The pipes of the protocol are file descriptors 3 and 4, which only a shell can
+        // assign.
         let mut child = Command::new("sh")
             .args(["-c", "exec \"$0\" \"$@\" 3<&0 4>&1 </dev/null >/dev/null"])
             .arg(program)
@@ -48,7 +49,7 @@ impl Browser {
             .args(["--no-first-run", "--disable-gpu", "--hide-scrollbars"])
             .args(["--disable-background-networking", "--disable-dev-shm-usage"])
             .arg(format!("--user-data-dir={}", folder.path().display()))
-            // What it leaves behind goes with the folder.
+            // Files that it leaves behind are removed with the folder.
             .env("TMPDIR", folder.path())
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
@@ -118,7 +119,7 @@ impl Browser {
         }
     }
 
-    /// Remembers what a test may ask about.
+    /// Records an event that a test may ask for.
     fn note(&mut self, event: &Value) {
         let params = &event["params"];
         match event["method"].as_str().unwrap_or_default() {
@@ -135,7 +136,7 @@ impl Browser {
         }
     }
 
-    /// Opens an address and waits until the page and its script are there.
+    /// Opens an address and waits until the page and its script have loaded.
     pub(crate) fn open(&mut self, url: &str) {
         self.eval("window.leaving = true");
         let opened = self.call("Page.navigate", json!({"url": url}));
@@ -143,12 +144,11 @@ impl Browser {
         self.wait_for("!window.leaving && document.readyState === 'complete'");
     }
 
-    /// Opens a file.
     pub(crate) fn open_file(&mut self, path: &Path) {
         self.open(&format!("file://{}", path.display()));
     }
 
-    /// The value of an expression on the page; a promise is waited for.
+    /// Evaluates an expression on the page; a promise is awaited.
     pub(crate) fn eval(&mut self, expression: &str) -> Value {
         let params = json!({"expression": expression, "awaitPromise": true, "returnByValue": true});
         let mut result = self.call("Runtime.evaluate", params);
@@ -157,7 +157,7 @@ impl Browser {
         result["result"]["value"].take()
     }
 
-    /// The text of an expression on the page.
+    /// Evaluates an expression on the page as a text.
     pub(crate) fn text(&mut self, expression: &str) -> String {
         let value = self.eval(expression);
         let text = value.as_str();
@@ -174,7 +174,7 @@ impl Browser {
         }
     }
 
-    /// Presses a key, by the name that the page will see; `Control+` may stand before it.
+    /// Presses a key, given by the name that the page sees, optionally after `Control+`.
     pub(crate) fn press(&mut self, key: &str) {
         let (modifiers, key) = match key.strip_prefix("Control+") {
             Some(key) => (2, key),
@@ -195,7 +195,7 @@ impl Browser {
         }
     }
 
-    /// Types a text where the focus is.
+    /// Types a text into the focused element.
     pub(crate) fn type_text(&mut self, text: &str) {
         self.call("Input.insertText", json!({"text": text}));
     }
@@ -221,21 +221,20 @@ impl Browser {
         self.call("Emulation.setDeviceMetricsOverride", size);
     }
 
-    /// Prefers `light` or `dark`.
+    /// Sets the preferred colour scheme, `light` or `dark`.
     pub(crate) fn colour_scheme(&mut self, scheme: &str) {
         let features = json!([{"name": "prefers-color-scheme", "value": scheme}]);
         self.call("Emulation.setEmulatedMedia", json!({"features": features}));
     }
 
-    /// Says to pages that are opened from now on that they run on this platform, such as
-    /// `MacIntel`.
+    /// Sets the platform that pages opened from now on see, such as `MacIntel`.
     pub(crate) fn platform(&mut self, platform: &str) {
         let agent = self.text("navigator.userAgent");
         let params = json!({"userAgent": agent, "platform": platform});
         self.call("Emulation.setUserAgentOverride", params);
     }
 
-    /// Makes a picture of the window, or of the whole page, as a PNG file.
+    /// Saves a picture of the window, or of the whole page, as a PNG file.
     pub(crate) fn screenshot(&mut self, path: &Path, whole_page: bool) {
         let params = json!({"captureBeyondViewport": whole_page});
         let picture = match whole_page {
@@ -253,7 +252,7 @@ impl Browser {
         fs::write(path, picture).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
     }
 
-    /// Does something that saves a file of this name, and waits for the file.
+    /// Performs an action that saves a file of this name, and waits for the file.
     pub(crate) fn download(&mut self, name: &str, action: impl FnOnce(&mut Browser)) -> PathBuf {
         let folder = self.folder.path().join("downloads");
         let params = json!({"behavior": "allow", "downloadPath": folder});
@@ -265,14 +264,14 @@ impl Browser {
         path
     }
 
-    /// What the page wrote to the console, and what failed on it.
+    /// Returns the console messages of the page, and its errors.
     pub(crate) fn complaints(&mut self) -> Vec<String> {
-        // Whatever came before this call's answer has been noted.
+        // All events before the response to this call have been recorded.
         self.eval("0");
         self.complaints.clone()
     }
 
-    /// Addresses of all that was requested.
+    /// Returns the addresses of all requests.
     pub(crate) fn requests(&mut self) -> Vec<String> {
         self.eval("0");
         self.requests.clone()
@@ -281,8 +280,8 @@ impl Browser {
 
 impl Drop for Browser {
     fn drop(&mut self) {
-        // Asked to, it ends all its processes, so that nothing writes into its folder any
-        // more. It may have ended by itself.
+        // On this request Chromium ends all its processes, so that nothing writes into its
+        // folder any more. It may have exited by itself.
         _ = self
             .to_browser
             .write_all(b"{\"id\":0,\"method\":\"Browser.close\"}\0");

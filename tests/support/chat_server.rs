@@ -1,5 +1,5 @@
-//! A stand-in for a server of OpenAI's REST API: it streams completions as it
-//! was told to, and remembers what it was asked.
+//! A fake server of OpenAI's REST API: it streams scripted completions, and records its
+//! requests.
 
 use std::io::{self, BufRead, BufReader, Read, Write};
 use std::net::{TcpListener, TcpStream};
@@ -9,20 +9,20 @@ use std::time::Duration;
 
 use serde_json::{Value, json};
 
-/// How a server answers.
+/// The behaviour of a server.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Manners {
-    /// Before the first token.
+    /// The delay before the first token.
     pub(crate) delay: Duration,
-    /// How many tokens it says at most.
+    /// The maximum number of tokens.
     pub(crate) most: usize,
-    /// Whether it says at the end how many tokens there were.
+    /// Whether it reports the number of tokens at the end.
     pub(crate) usage: bool,
     /// Whether it ends with `[DONE]`.
     pub(crate) done: bool,
     /// Whether it closes the connection instead of answering a second request.
     pub(crate) closes: bool,
-    /// After so many completions it fails.
+    /// The number of completions after which it fails.
     pub(crate) fails_after: usize,
 }
 
@@ -37,18 +37,18 @@ impl Manners {
     };
 }
 
-/// One completion that was asked for.
+/// One completion request.
 #[derive(Clone, Debug)]
 pub(crate) struct Asked {
     /// The name of the server.
     pub(crate) server: &'static str,
-    /// Over which of all connections it came.
+    /// The connection that it came over.
     pub(crate) connection: String,
     pub(crate) authorization: Option<String>,
     pub(crate) body: Value,
 }
 
-/// What was asked of one or more servers, in its order.
+/// The requests to one or more servers, in order.
 pub(crate) type Log = Arc<Mutex<Vec<Asked>>>;
 
 /// Starts a server that ends with the test binary; returns its URL.
@@ -59,7 +59,7 @@ pub(crate) fn chat_server(name: &'static str, manners: Manners, log: &Log) -> St
     thread::spawn(move || {
         for stream in listener.incoming().flatten() {
             let log = Arc::clone(&log);
-            // A client that goes away ends its connection.
+            // An error only means that the client has closed the connection.
             thread::spawn(move || _ = connection(&stream, name, manners, &log));
         }
     });
@@ -142,7 +142,7 @@ fn whole(mut stream: &TcpStream, status: &str, body: &Value) -> io::Result<()> {
     stream.write_all((head + &body).as_bytes())
 }
 
-/// Two tokens in each event.
+/// Sends two tokens in each event.
 fn stream_tokens(mut stream: &TcpStream, manners: Manners, body: &Value) -> io::Result<()> {
     let asked = body["max_tokens"].as_u64().expect("a number") as usize;
     let tokens = asked.min(manners.most);
@@ -161,7 +161,7 @@ fn stream_tokens(mut stream: &TcpStream, manners: Manners, body: &Value) -> io::
     }
     send(&json!({"choices": [{"index": 0, "text": "", "finish_reason": "length"}]}).to_string())?;
     if manners.usage {
-        // Unlike what a client would guess.
+        // Differs from a client's estimate.
         let usage = json!({"prompt_tokens": prompt.len() / 5, "completion_tokens": tokens});
         send(&json!({"choices": [], "usage": usage}).to_string())?;
     }

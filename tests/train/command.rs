@@ -1,11 +1,11 @@
-//! `incant train`, as one types it.
+//! The command `incant train`.
 
 use std::fs;
 use std::process::{Command, Stdio};
 
 use crate::support::model;
 
-/// The one line of a run that failed, over a file `data.jsonl` of these lines.
+/// Returns the single line of a failed run over a file `data.jsonl` with these lines.
 #[track_caller]
 fn error(args: &[&str], lines: &str) -> String {
     let folder = tempfile::tempdir().expect("a folder");

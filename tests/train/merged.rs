@@ -1,4 +1,5 @@
-//! A merged model chats in the form that its adapter was trained on, and says so in its file.
+//! A merged model chats in the format that its adapter was trained on, as specified in its
+//! file.
 
 use std::path::Path;
 use std::process::Command;
@@ -13,7 +14,7 @@ use incant::runtime::{Arm, Model, Runtime};
 use super::rendering::{ids, options};
 use crate::support::model;
 
-/// A model merged with a small adapter for `profile`, by `incant export`; and what that said.
+/// Merges a small adapter for `profile` into a model with `incant export`; returns its output.
 fn merged(name: &str, profile: Option<&str>, folder: &Path) -> String {
     let gguf = Gguf::open(&model(name)).expect("a sound file");
     let spec = arch::read(&gguf).expect("a supported model");
@@ -87,7 +88,7 @@ fn conversations() -> Vec<Vec<Message>> {
     messages.collect()
 }
 
-/// Both see the same tokens, and end and escape at the same places.
+/// Asserts that both arms give the same tokens, and end and escape at the same places.
 #[track_caller]
 fn same_form(one: &Arm, other: &Arm) {
     for messages in conversations() {
@@ -117,7 +118,7 @@ fn a_merged_model_chats_in_the_form_of_its_adapter() {
             let base = model(name);
             let runtime = runtime(&[("base", &base), ("merged", &path)]);
             let trained = runtime.arm(&format!("base@{profile}")).expect("it exists");
-            // As it chats where nobody says how.
+            // As it chats without a profile in the request.
             let served = runtime.arm("merged").expect("it exists");
             assert_eq!(served.profile_name(), None, "it is the file's template");
             same_form(&trained, &served);

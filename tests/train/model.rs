@@ -1,5 +1,5 @@
-//! The model that is trained, on tiny models of every architecture: what it computes is
-//! what executors compute, and its gradients are those of differences.
+//! The trainable model, on tiny models of every architecture: it computes the same as the
+//! executors, and its gradients equal finite differences.
 
 use std::collections::BTreeMap;
 
@@ -21,7 +21,7 @@ use crate::support::subjects;
 
 const RANK: usize = 3;
 
-/// An adapter of random numbers for all linear layers, so that A has gradients too.
+/// An adapter of random elements for all linear layers, so that A has gradients too.
 fn random_adapter(spec: &DecoderSpec, size: f32) -> Lora {
     let mut random = ChaCha8Rng::seed_from_u64(8);
     let mut parts = Vec::new();
@@ -47,7 +47,7 @@ fn random_adapter(spec: &DecoderSpec, size: f32) -> Lora {
     Lora::of_parts(spec, parts, None).expect("an adapter")
 }
 
-/// The same for some linear layers of the last layer only.
+/// A random adapter for some linear layers of the last layer only.
 fn partial_adapter(spec: &DecoderSpec, size: f32) -> Lora {
     let whole = random_adapter(spec, size);
     let parts = whole.parts().filter(|&(layer, linear, _)| {
@@ -57,14 +57,14 @@ fn partial_adapter(spec: &DecoderSpec, size: f32) -> Lora {
     Lora::of_parts(spec, parts, None).expect("an adapter")
 }
 
-/// The best instructions that do not round rows of training to bf16.
+/// The best instruction set that does not round training rows to bf16.
 fn exact() -> Isa {
     let mut all = Isa::all().into_iter();
     let exact = all.rfind(|isa| isa.tier() != Tier::Amx);
     exact.expect("every processor runs plain code")
 }
 
-/// A model and what it needs to stay.
+/// A model, with the data that it borrows.
 struct Subject {
     gguf: Gguf,
     spec: DecoderSpec,
@@ -105,7 +105,7 @@ impl Subject {
         Model::load(&self.gguf, isa, &pool, settings, recompute).expect("it can be trained")
     }
 
-    /// The log-probabilities of the tokens that count, as the device executor has them.
+    /// Computes the log-probabilities of the target tokens with the device executor.
     fn by_executor(&self, batch: &Batch, lora: Option<&Lora>) -> Vec<f32> {
         let mut executor = subjects::reference().load(&self.gguf);
         let adapter = lora.map(|lora| executor.add_adapter(lora).expect("it fits"));
@@ -128,8 +128,8 @@ impl Subject {
     }
 }
 
-/// Sequences of different lengths, of which some tokens count. The last ones begin as
-/// others do.
+/// Sequences of different lengths, of which some tokens are targets. The last ones share
+/// prefixes with others.
 fn batch() -> Batch {
     let sample = |tokens: Vec<u32>, first: usize| Sample {
         counts: (0..tokens.len())
@@ -158,7 +158,7 @@ fn numbers(tensor: &Tensor) -> Vec<f32> {
         .expect("numbers")
 }
 
-/// A number that depends on all log-probabilities.
+/// A loss that depends on all log-probabilities.
 fn loss(student: &dyn Student, batch: &Batch) -> Tensor {
     let logprobs = student.logprobs(batch).expect("it runs");
     let weights: Vec<f32> = (0..logprobs.elem_count())
@@ -173,8 +173,8 @@ fn value(tensor: &Tensor) -> f64 {
     f64::from(tensor.to_scalar::<f32>().expect("a number"))
 }
 
-/// The slope of `f` as one variable moves along its gradient, by differences, and by the
-/// gradient itself.
+/// Returns the slope of `f` as one variable moves along its gradient, by finite differences,
+/// and by the gradient itself.
 fn slopes(var: &Var, gradient: &Tensor, step: f64, f: impl Fn() -> f64) -> (f64, f64) {
     let before = var.as_tensor().copy().expect("a copy");
     let length = value(&gradient.sqr().and_then(|s| s.sum_all()).expect("a sum")).sqrt();
@@ -218,7 +218,7 @@ fn it_computes_what_executors_compute() {
 #[test]
 fn every_a_and_b_has_the_gradient_that_differences_have() {
     for tiny in Tiny::all() {
-        // In whole numbers, small steps would be rounded away.
+        // Quantized to integers, small steps would be rounded away.
         let tiny = Tiny {
             weights: GgmlDType::F32,
             ..tiny
@@ -248,19 +248,19 @@ fn every_a_and_b_has_the_gradient_that_differences_have() {
     }
 }
 
-/// A norm.
+/// The Euclidean norm.
 fn length(numbers: impl IntoIterator<Item = f32>) -> f32 {
     numbers.into_iter().map(|n| n * n).sum::<f32>().sqrt()
 }
 
-/// How far numbers are apart, of how long the second ones are.
+/// The relative difference: the norm of the differences over that of `expected`.
 fn apart(found: &[f32], expected: &[f32]) -> f32 {
     assert_eq!(found.len(), expected.len());
     let differences = found.iter().zip(expected).map(|(a, b)| a - b);
     length(differences) / length(expected.iter().copied())
 }
 
-/// Log-probabilities, and all gradients of their loss.
+/// Returns the log-probabilities, and all gradients of their loss.
 fn learnt(model: &Model) -> (Vec<f32>, Vec<f32>) {
     let gradients = loss(model, &batch()).backward().expect("it can go back");
     let variables = model.variables().iter();
@@ -269,8 +269,7 @@ fn learnt(model: &Model) -> (Vec<f32>, Vec<f32>) {
     (numbers(&logprobs), of.collect())
 }
 
-/// AMX rounds weights, rows and what comes back to the 8 bits of bf16, as training in bf16
-/// does.
+/// AMX rounds weights, rows and gradients to the 8 bits of bf16, like training in bf16.
 #[test]
 fn bf16_changes_little() {
     let Some(isa) = Isa::all().into_iter().find(|isa| isa.tier() == Tier::Amx) else {
@@ -306,8 +305,8 @@ fn gradients_do_not_depend_on_the_number_of_threads() {
     };
     let one = learnt(1);
     assert_eq!(learnt(1), one, "it is the same every time");
-    // Sums are cut otherwise, and what comes back is rounded to 14 bits: where the last bit
-    // of a sum differs, a step of that can.
+    // Sums are divided differently, and gradients are rounded to 14 bits: a difference in the
+    // last bit of a sum can become a whole step of that rounding.
     for threads in [3, 7] {
         let apart = apart(&learnt(threads).1, &one.1);
         assert!(apart <= 1e-3, "{threads}: {apart}");
@@ -324,7 +323,7 @@ fn a_layer_that_is_computed_again_has_the_same_gradients() {
     }
 }
 
-/// The same numbers, each by itself.
+/// Dequantizes the tensors.
 fn expand(tensors: &BTreeMap<String, Weight>) -> BTreeMap<String, Weight> {
     let expand =
         |weight: &Weight| Weight::new(&weight.shape, GgmlDType::F32, weight.values.clone());
@@ -351,7 +350,7 @@ fn packed_weights_have_the_gradients_of_their_expansion() {
             weights: GgmlDType::F32,
             ..packed.clone()
         };
-        // The numbers that the packed ones stand for.
+        // The elements that the packed ones stand for.
         let gradients = |tiny: &Tiny, file: tempfile::NamedTempFile| -> Vec<f32> {
             let gguf = Gguf::open(file.path()).expect("a good file");
             let spec = arch::read(&gguf).expect("a supported model");
@@ -381,7 +380,7 @@ fn divergences_are_those_of_whole_distributions_and_have_their_gradients() {
         let subject = Subject::new(&tiny);
         let lora = random_adapter(&subject.spec, 0.2);
         let student = subject.model(Some(lora.clone()), false);
-        // The teacher reads something else before the same answers.
+        // The teacher has other prompts before the same answers.
         let answers = batch();
         let mut questions = answers.clone();
         for sample in &mut questions.sequences {
@@ -475,7 +474,7 @@ fn divergences_from_certain_tokens_are_what_their_log_probabilities_lack() {
 
 #[test]
 fn what_is_saved_is_served_as_it_was_trained() {
-    // One whose rows PEFT keeps in another order, and one whose does not.
+    // A model whose rows PEFT keeps in another order, and one with the same order.
     for tiny in [Tiny::llama(), Tiny::gemma3()] {
         let subject = Subject::new(&tiny);
         let lora = random_adapter(&subject.spec, 0.1);

@@ -1,4 +1,4 @@
-//! Answers in the tokens that a served model would see and say them in.
+//! Training answers consist of the tokens that a served model would see and generate.
 
 use std::sync::Arc;
 
@@ -8,7 +8,7 @@ use incant::runtime::{Arm, LoadOptions, Model, Prompt, Runtime};
 
 use crate::support::{model, subjects};
 
-/// How models are loaded here.
+/// The options with which models are loaded here.
 pub(super) fn options() -> LoadOptions {
     LoadOptions {
         backend: subjects::native().backend.clone(),
@@ -52,7 +52,7 @@ const ANSWERS: [&str; 6] = [
     "",
 ];
 
-/// Each answer to a question, as the arm has it.
+/// Returns each answer to a question, with its tokens as the arm renders them.
 fn answered(arm: &Arm) -> impl Iterator<Item = (&'static str, Vec<u32>, Vec<u32>)> {
     ANSWERS.into_iter().map(move |answer| {
         let conversation = [user("What colour is it?"), assistant(answer)];
@@ -63,8 +63,8 @@ fn answered(arm: &Arm) -> impl Iterator<Item = (&'static str, Vec<u32>, Vec<u32>
     })
 }
 
-/// The arm's next turn begins with the tokens that were learnt, where the answer has no
-/// space around it: in a conversation's earlier turns templates cut that off.
+/// Asserts that the arm's next turn begins with the trained tokens, for answers without
+/// surrounding space: templates strip that from earlier turns of a conversation.
 fn goes_on(arm: &Arm) {
     let whole =
         |(answer, ..): &(&str, Vec<u32>, Vec<u32>)| !answer.is_empty() && *answer == answer.trim();
@@ -89,11 +89,11 @@ fn a_profiles_answers_end_where_the_next_question_would_begin() {
             goes_on(&arm);
             for (answer, _, said) in answered(&arm) {
                 let text = arm.tokenizer().decode(&said, true);
-                // What ends it may be one token with the line break behind it.
+                // The end may be a single token together with the following line break.
                 let text = text.trim_end_matches('\n');
                 let (text, end) = text.split_at(text.len() - marker.len());
                 assert_eq!(end, marker, "{name} {answer:?}");
-                // A line that would open a turn is escaped, as it is in serving.
+                // A line that would start a turn is escaped, as in serving.
                 let escaped = answer.starts_with(marker).then(|| format!("\\{answer}"));
                 let expected = escaped.as_deref().unwrap_or(answer);
                 assert_eq!(text.trim(), expected.trim(), "{name}");

@@ -1,4 +1,4 @@
-//! Whole runs of `incant train`, on a small model, over the sets that come with incant.
+//! Complete runs of `incant train`, on a small model, over the shipped data sets.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -33,7 +33,7 @@ impl Runs {
         command
     }
 
-    /// A run to its end: what it found on held-out examples first and last.
+    /// Runs to the end; returns the first and last evaluations on held-out examples.
     #[track_caller]
     fn run(&self, name: &str, method: &str, args: &[&str]) -> (Evaluation, Evaluation) {
         let output = self.command(name, method, args).output();
@@ -51,13 +51,13 @@ impl Runs {
     }
 }
 
-/// A file that comes with incant.
+/// The path of a shipped file.
 fn shipped(name: &str) -> String {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("prompts/training");
     folder.join(name).to_str().expect("UTF-8").to_owned()
 }
 
-/// The first lines of a file that comes with incant.
+/// Writes the first lines of a shipped file.
 fn lines(runs: &Runs, name: &str, count: usize) -> String {
     let text = fs::read_to_string(shipped(name)).expect("it is there");
     let some: String = text
@@ -78,7 +78,7 @@ fn preferences_are_learnt_from_where_answers_were_learnt() {
     let (before, after) = runs.run("sft", "sft", &few);
     assert!(after.loss < 0.8 * before.loss, "{before:?} {after:?}");
 
-    // The reference is the adapter that it begins with: nothing is won before a step.
+    // The reference is the initial adapter: nothing is gained before the first step.
     for method in ["dpo", "simpo"] {
         let more = ["--from", "sft", "--learning-rate", "1e-4"];
         let (before, after) = runs.run(method, method, &[&few[..], &more].concat());
@@ -164,7 +164,7 @@ fn a_guided_profile_moves_into_an_adapter_that_needs_no_guide() {
     let page = fs::read_to_string(runs.out("mine/report.html")).expect("a page");
     assert!(page.contains("guidance"), "it says how the teacher was led");
 
-    // Each token of an answer has a distribution that it was chosen from.
+    // Each token of an answer has the distribution that it was sampled from.
     let answers = fs::read_to_string(runs.out("mine/answers.jsonl")).expect("answers");
     assert_eq!(answers.lines().count(), 5);
     for line in answers.lines() {
@@ -180,7 +180,7 @@ fn a_guided_profile_moves_into_an_adapter_that_needs_no_guide() {
         }
     }
 
-    // They are not those of a teacher that is not led, or led otherwise.
+    // The answers are not reused for a teacher without guidance, or with another one.
     for other in ["0", "0.25"] {
         let other = [&args[..], &["--guidance", other, "--resume"]].concat();
         let refused = runs.command("mine", "distill", &other).output();
@@ -224,7 +224,7 @@ fn a_run_that_was_ended_and_killed_goes_on_to_the_same_weights() {
             .exists()
     };
 
-    // Told to end, it saves and says how to go on.
+    // After SIGTERM it saves a checkpoint and prints how to resume.
     let run = start(&[]);
     wait_until("a first checkpoint", || is_saved(1));
     tell_to_end(&run);
@@ -236,7 +236,7 @@ fn a_run_that_was_ended_and_killed_goes_on_to_the_same_weights() {
     );
     assert!(!runs.out("broken/adapter_model.safetensors").exists());
 
-    // Killed, it has what was saved last.
+    // After SIGKILL it has the last saved checkpoint.
     let mut run = start(&["--resume"]);
     wait_until("a later checkpoint", || is_saved(5));
     run.kill().expect("it runs");
@@ -254,7 +254,7 @@ fn a_run_that_was_ended_and_killed_goes_on_to_the_same_weights() {
     assert!(weights("broken") == weights("whole"), "to the last bit");
 }
 
-/// A small run over a few pairs.
+/// Arguments of a small run over a few pairs.
 const SMALL: [&str; 14] = [
     "--eval-share",
     "0",
@@ -302,15 +302,15 @@ fn a_second_run_in_a_folder_is_refused_and_a_dead_one_is_in_nobodys_way() {
     first.wait().expect("it is gone");
     let third = runs.command("mine", "sft", &more).output();
     let told = String::from_utf8_lossy(&third.expect("incant starts").stderr).into_owned();
-    // It has the folder now, and finds that it is another run.
+    // It has the lock of the folder now, and detects that the run differs.
     assert!(told.contains("'steps' was 1000000 and is 3"), "{told}");
     assert!(!runs.out("mine/.lock").exists());
 }
 
-/// No file can be longer than so many bytes, as on a disk with little room.
+/// Limits the size of written files to `bytes`, as on a disk with little space.
 #[cfg(unix)]
 fn limited(command: &Command, bytes: usize) -> Command {
-    // POSIX counts in 512 bytes, bash in 1024.
+    // POSIX counts in units of 512 bytes, bash in units of 1024.
     let script = format!(
         "trap '' XFSZ; ulimit -f {} && exec \"$@\"",
         bytes.div_ceil(1024)
@@ -328,7 +328,7 @@ fn limited(command: &Command, bytes: usize) -> Command {
 fn a_run_that_cannot_be_saved_goes_on_and_leaves_nothing_half_done() {
     let (runs, pairs) = (Runs::new(), shipped("pairs.jsonl"));
     let args = [&["--data", &pairs][..], &SMALL].concat();
-    // There is room for the adapter (138 kB), not for a checkpoint's state (415 kB).
+    // There is space for the adapter (138 kB), not for a checkpoint's state (415 kB).
     let command = runs.command("tight", "sft", &args);
     let ended = limited(&command, 300_000).output().expect("bash starts");
     let told = String::from_utf8_lossy(&ended.stderr).into_owned();

@@ -1,4 +1,4 @@
-//! Adapters of an engine, as other threads hold them, and the memory that they take.
+//! The LoRA adapters of an engine, as other threads hold them, and their memory budget.
 
 use std::sync::mpsc;
 use std::sync::{Arc, Mutex, PoisonError, Weak};
@@ -7,8 +7,8 @@ use super::handle::Mail;
 use crate::exec::{AdapterId, ExecError};
 use incant_model::lora::{self, Linear};
 
-/// An adapter that an engine has taken in. It stays for as long as someone holds it:
-/// a request that has it can still begin, whatever became of the adapter's name.
+/// An adapter that an engine has loaded. It stays loaded as long as a clone of it exists: a
+/// request that holds one can still begin, even if the name of the adapter has been removed.
 #[derive(Clone, Debug)]
 pub struct Adapter(Arc<Held>);
 
@@ -30,17 +30,17 @@ impl Adapter {
         }))
     }
 
-    /// The bytes that it takes, once for all that hold it.
+    /// The size of the adapter in memory, in bytes, shared by all clones.
     pub fn bytes(&self) -> usize {
         self.0.room.bytes
     }
 
-    /// What the executor knows it by.
+    /// The id of the adapter in the executor.
     pub(super) fn id(&self) -> AdapterId {
         self.0.id
     }
 
-    /// [`Lora::fingerprint`](incant_model::lora::Lora::fingerprint).
+    /// The [`Lora::fingerprint`](incant_model::lora::Lora::fingerprint) of the adapter.
     pub(super) fn fingerprint(&self) -> [u8; 32] {
         self.0.fingerprint
     }
@@ -48,19 +48,19 @@ impl Adapter {
 
 impl Drop for Held {
     fn drop(&mut self) {
-        // An engine that is gone has let go of it.
+        // An engine that has ended has already released the adapter.
         _ = self.mail.send(Mail::RemoveAdapter(self.id));
     }
 }
 
-/// An adapter that an executor has taken in.
+/// An adapter that the executor has loaded.
 #[derive(Debug)]
 pub(super) struct Added {
     pub(super) id: AdapterId,
     pub(super) room: Reserved,
 }
 
-/// Why an engine does not take an adapter.
+/// The reasons why an engine refuses an adapter.
 #[derive(Debug, thiserror::Error)]
 pub enum AddAdapterError {
     /// The memory for adapters is used up.
@@ -68,14 +68,14 @@ pub enum AddAdapterError {
         "it takes {needed} bytes, and of the {budget} for adapters (--adapter-memory) {used} are used"
     )]
     NoRoom {
-        /// Bytes that the adapter would take.
+        /// The size of the adapter in bytes.
         needed: usize,
-        /// Bytes that others take.
+        /// The bytes used by other adapters.
         used: usize,
-        /// Bytes that all may take.
+        /// The bytes that all adapters may use.
         budget: usize,
     },
-    /// Under it the model computes no probabilities.
+    /// With the adapter, the model computes NaN or infinity.
     #[error(
         "under it the model computes numbers that are not finite; the largest ones are added to {}",
         lora::place(*.0, *.1)
@@ -84,13 +84,13 @@ pub enum AddAdapterError {
     /// The executor failed.
     #[error(transparent)]
     Exec(#[from] ExecError),
-    /// The engine's thread has ended by a panic.
+    /// The engine's thread has panicked.
     #[error("the engine's thread has died")]
     Died,
 }
 
-/// The memory that the adapters of all engines with the same one may take. Clones are the
-/// same memory.
+/// The memory budget of adapters, which several engines may share. Clones refer to the same
+/// budget.
 #[derive(Clone, Debug)]
 pub struct AdapterMemory(Arc<Budget>);
 
@@ -102,13 +102,13 @@ struct Budget {
 }
 
 impl AdapterMemory {
-    /// Memory of so many bytes.
+    /// Creates a budget of `most` bytes.
     pub fn new(most: usize) -> AdapterMemory {
         let used = Mutex::new(0);
         AdapterMemory(Arc::new(Budget { most, used }))
     }
 
-    /// The bytes that all adapters may take.
+    /// The bytes that all adapters may use.
     pub fn most(&self) -> usize {
         self.0.most
     }
@@ -130,7 +130,7 @@ impl AdapterMemory {
     }
 }
 
-/// A part of the memory for adapters, given back when this is dropped.
+/// A reserved part of the budget, returned on drop.
 #[derive(Debug)]
 pub(super) struct Reserved {
     bytes: usize,
@@ -144,12 +144,12 @@ impl Drop for Reserved {
     }
 }
 
-/// The adapters that somebody holds, so that the same one is taken in once.
+/// The adapters that are held somewhere, so that the same adapter is loaded only once.
 #[derive(Debug, Default)]
 pub(super) struct Known(Vec<Weak<Held>>);
 
 impl Known {
-    /// The adapter with this fingerprint.
+    /// Returns the adapter with this fingerprint.
     pub(super) fn find(&mut self, fingerprint: [u8; 32]) -> Option<Adapter> {
         self.0.retain(|held| held.strong_count() > 0);
         let mut held = self.0.iter().filter_map(Weak::upgrade);

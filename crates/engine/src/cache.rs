@@ -1,10 +1,9 @@
-//! What sequences begin with that was computed before.
+//! The prefix cache (prompt cache): reuse of KV computed for earlier requests.
 //!
-//! Whatever was computed stays, as a sequence of the executor that nobody runs,
-//! until its memory is needed: prompts, answers, and *branching points*, where
-//! two prompts went different ways. A new sequence is a fork of the one with which
-//! it has most in common. The constant prefixes of profiles stay as long as anyone
-//! holds them, and on disk.
+//! All computed KV is kept, as idle sequences of the executor, until its memory is needed:
+//! prompts, answers, and *branching points*, where two prompts diverged. A new sequence is a
+//! fork of the kept sequence with the longest common prefix. The constant prefixes of profiles
+//! are pinned as long as they are held, and saved to disk.
 
 use std::collections::HashSet;
 use std::sync::{Arc, Weak};
@@ -13,39 +12,39 @@ use super::{Adapter, Prefix};
 use crate::exec::{AdapterId, ExecError, Executor, SequenceId};
 use crate::kv::{Found, Handle, PrefixStore, Tree};
 
-/// Fewer common tokens than this are computed again: a sequence that is kept for
-/// each would cost more.
+/// The minimum number of common tokens to reuse KV: recomputing fewer tokens costs less than
+/// keeping a sequence for them.
 pub(super) const LEAST: usize = 16;
 
-/// All that is kept. What was computed under one adapter is found under no other.
+/// All kept sequences. KV computed with one adapter is never found for another.
 pub(super) struct Cache {
     kept: Tree<Option<AdapterId>, Kept>,
-    /// How many of them are not trimmed.
+    /// The number of kept sequences that are not trimmed.
     untrimmed: usize,
     store: Option<PrefixStore>,
-    /// Prefixes that are not on disk, nor in memory yet.
+    /// Prefixes that are neither on disk nor in memory.
     absent: HashSet<(Option<AdapterId>, Arc<Prefix>)>,
-    /// Prefixes that were asked for. What is kept of one is pinned while a profile or a
-    /// request still holds it.
+    /// The prefixes that were requested. Their kept sequences are pinned while a profile or a
+    /// request still holds the prefix.
     held: Vec<(Option<AdapterId>, Weak<Prefix>)>,
 }
 
 struct Kept {
     sequence: SequenceId,
-    /// Whether its windows' KV was let go already.
+    /// Whether the KV outside its sliding windows was already released.
     trimmed: bool,
 }
 
-/// Where a sequence can begin.
+/// The kept sequence from which a new sequence begins.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Start {
-    /// What to fork.
+    /// The sequence to fork.
     pub(super) from: SequenceId,
-    /// How many of its tokens are shared.
+    /// The number of shared tokens.
     pub(super) tokens: usize,
 }
 
-/// The part of a prefix that sequences share: see [`Prefix`].
+/// The part of a prefix that sequences share; see [`Prefix`].
 pub(super) fn shared(prefix: &Prefix) -> &[u32] {
     &prefix.ids[..prefix.ids.len().saturating_sub(1)]
 }
@@ -61,7 +60,7 @@ impl Cache {
         }
     }
 
-    /// What begins like `tokens`, as far as possible.
+    /// Finds the kept sequence with the longest common prefix with `tokens`.
     pub(super) fn find(
         &mut self,
         adapter: Option<AdapterId>,
@@ -87,8 +86,8 @@ impl Cache {
         }))
     }
 
-    /// Keeps the point where something new goes another way than `from`: what one
-    /// prompt has in common with another, the next is likely to have too.
+    /// Keeps the point where a new sequence diverges from `from`: the common prefix of two
+    /// prompts is likely to be that of later prompts too.
     pub(super) fn branch(
         &mut self,
         from: SequenceId,
@@ -119,7 +118,7 @@ impl Cache {
         } else {
             self.untrimmed += 1;
             if let Err((handle, mut other)) = self.kept.insert(adapter, tokens, kept, pinned) {
-                // The one that has let go of something is the one to go.
+                // Of two sequences with the same tokens, drop the trimmed one.
                 let before = self.kept.get_mut(handle);
                 if before.trimmed {
                     std::mem::swap(before, &mut other);
@@ -131,8 +130,8 @@ impl Cache {
         }
     }
 
-    /// Whether a prefix is in memory. From now on it stays there, once it is, until
-    /// nobody holds it any more.
+    /// Whether a prefix is in memory. From now on the prefix is pinned, once it is in memory,
+    /// until it is no longer held.
     pub(super) fn has(&mut self, adapter: Option<AdapterId>, prefix: &Arc<Prefix>) -> bool {
         let known = |(under, held): &(Option<AdapterId>, Weak<Prefix>)| {
             *under == adapter && held.as_ptr() == Arc::as_ptr(prefix)
@@ -143,7 +142,7 @@ impl Cache {
         self.pinned(adapter, prefix).is_some()
     }
 
-    /// What is kept of a prefix.
+    /// Returns the pinned sequence of a prefix.
     fn pinned(&self, adapter: Option<AdapterId>, prefix: &Prefix) -> Option<Handle> {
         let tokens = shared(prefix);
         let found = self.kept.find(adapter, tokens).into_iter();
@@ -152,8 +151,7 @@ impl Cache {
         pinned.map(|found| found.handle)
     }
 
-    /// Lets prefixes that nobody holds any more go with all the rest: those of profiles
-    /// that were changed or removed.
+    /// Unpins prefixes that are no longer held: those of profiles that were changed or removed.
     fn unpin(&mut self) {
         let before = self.held.len();
         self.held.retain(|(_, held)| held.strong_count() > 0);
@@ -172,7 +170,7 @@ impl Cache {
         }
     }
 
-    /// Reads a prefix from disk, if it is there. Returns whether it is in memory now.
+    /// Reads a prefix from disk, if it is saved there. Returns whether it is in memory now.
     pub(super) fn read(
         &mut self,
         adapter: Option<&Adapter>,
@@ -187,7 +185,7 @@ impl Cache {
         let tokens = shared(prefix);
         let stored = self.store(adapter).filter(|store| store.has(tokens));
         if stored.is_some() && !self.make_room(tokens.len(), executor) {
-            // Perhaps the next time.
+            // A later attempt may succeed.
             return false;
         }
         match stored.and_then(|store| store.load(tokens, id, executor)) {
@@ -202,7 +200,7 @@ impl Cache {
         }
     }
 
-    /// Where prefixes are kept that were computed under an adapter.
+    /// Returns the store for prefixes computed with an adapter.
     fn store(&self, adapter: Option<&Adapter>) -> Option<PrefixStore> {
         let store = self.store.as_ref()?;
         Some(match adapter {
@@ -211,7 +209,7 @@ impl Cache {
         })
     }
 
-    /// Lets go of all that was computed under an adapter.
+    /// Ends all sequences that were computed with an adapter.
     pub(super) fn forget(&mut self, adapter: AdapterId, executor: &mut dyn Executor) {
         for kept in self.kept.remove_root(Some(adapter)) {
             self.untrimmed -= usize::from(!kept.trimmed);
@@ -221,7 +219,7 @@ impl Cache {
         self.held.retain(|(of, _)| *of != Some(adapter));
     }
 
-    /// Frees memory until there is room for so many tokens. Returns whether there is.
+    /// Frees memory until `tokens` tokens fit. Returns whether they do.
     fn make_room(&mut self, tokens: usize, executor: &mut dyn Executor) -> bool {
         let empty = executor.begin();
         let mut room = executor.has_room(&[(empty, tokens)]);
@@ -232,7 +230,7 @@ impl Cache {
         room
     }
 
-    /// Keeps a prefix that `from` begins with, in memory and on disk.
+    /// Pins a prefix that `from` begins with, and saves it to disk.
     pub(super) fn pin(
         &mut self,
         adapter: Option<&Adapter>,
@@ -254,8 +252,8 @@ impl Cache {
         Ok(())
     }
 
-    /// Frees some memory: first what windows left behind, then whatever was used
-    /// least recently. Returns whether there was anything to free.
+    /// Frees some memory: first KV outside sliding windows, then the least recently used
+    /// sequence (LRU eviction). Returns whether there was anything to free.
     pub(super) fn reclaim(&mut self, executor: &mut dyn Executor) -> bool {
         self.unpin();
         let handles: Vec<_> = match self.untrimmed {
@@ -276,7 +274,7 @@ impl Cache {
         self.let_go(oldest, executor)
     }
 
-    /// Frees the prefix that was used least recently, which is better than to fail.
+    /// Frees the least recently used prefix, as a last resort before a request fails.
     pub(super) fn reclaim_prefix(&mut self, executor: &mut dyn Executor) -> bool {
         let oldest = self.kept.oldest_pinned();
         self.let_go(oldest, executor)

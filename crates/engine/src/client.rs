@@ -1,14 +1,14 @@
-//! Whose work it is.
+//! The owners of requests, among whom the engine shares its slots.
 
-/// Who sends requests. The engine shares its slots and its steps among clients, whatever
-/// each of them asks for, and knows nothing else of them.
+/// The client that sends a request. The engine shares its slots and its steps among clients,
+/// regardless of the number of their requests, and knows nothing else about them.
 ///
-/// The default is the program itself.
+/// The default client is the program itself.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Client(u128);
 
 impl Client {
-    /// The client with this name. Only a hash of the name is held.
+    /// Returns the client with this name. Only a hash of the name is stored.
     pub fn named(name: &[u8]) -> Client {
         let hash = blake3::hash(name);
         let (half, _) = hash.as_bytes().split_at(16);
@@ -17,10 +17,10 @@ impl Client {
     }
 }
 
-/// Whose a sequence is: a client's, and among the client's requests one's.
+/// The owner of a sequence: a client, and one of the client's requests.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(super) struct Owner {
     pub(super) client: Client,
-    /// The request's number; the engine numbers requests as they come.
+    /// The number of the request; the engine numbers requests in the order of their arrival.
     pub(super) request: u64,
 }

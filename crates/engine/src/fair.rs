@@ -1,36 +1,36 @@
-//! Who is next: fairness among clients, and among the requests of one client.
+//! Fair scheduling among clients, and among the requests of one client.
 //!
-//! Slots are shared evenly among those who want some, whatever number of sequences each
-//! has. Between two who hold equally many, the one goes first that was served less, by the
-//! rows that were computed for it (the virtual token counter of Sheng et al. 2024,
-//! <https://arxiv.org/abs/2401.00588>). Who comes new, or comes back, begins at the level of
-//! the least served, or at what each client would have had by now with even shares, if that
-//! is more: nobody saves up a claim by staying away, and nobody waits behind newcomers for
-//! ever.
+//! Slots are shared evenly among those that want some, regardless of the number of their
+//! sequences. If two hold equally many slots, the one that was served less goes first, measured
+//! by the rows that were computed for it (the virtual token counter, VTC, of Sheng et al. 2024,
+//! <https://arxiv.org/abs/2401.00588>). A new or returning client begins at the level of the
+//! least served one, or at the service that each client would have received by now with even
+//! shares, if that is more: no client accumulates credit while it is idle, and none waits
+//! behind newcomers forever (no starvation).
 //!
-//! A slot that is held can move to somebody who waits, but only from one who holds at least
-//! two more: then neither would take it back.
+//! A held slot can move to a waiting sequence, but only from an owner that holds at least two
+//! more: then neither would take it back.
 
 use std::collections::HashMap;
 
 use super::client::{Client, Owner};
 
-/// What was done for each client that has something to do, and for those that have had
-/// more than their share.
+/// The service accounts of the clients that have something to do, and of those that have
+/// received more than their share.
 #[derive(Debug, Default)]
 pub(super) struct Fairness {
     clients: HashMap<Client, Account>,
-    /// How many of them have something to do.
+    /// The number of clients that have something to do.
     active: usize,
-    /// What a client would have been served that was always there, with even shares.
+    /// The service that a permanently active client would have received with even shares.
     clock: u64,
-    /// Rows that are not in the clock yet: fewer than there are active clients.
+    /// Rows that the clock does not include yet: fewer than the number of active clients.
     rest: u64,
 }
 
 #[derive(Debug, Default)]
 struct Account {
-    /// Rows computed, more or less: see [`Fairness::charge`].
+    /// The rows computed, approximately: see [`Fairness::charge`].
     served: u64,
     requests: HashMap<u64, RequestAccount>,
 }
@@ -38,7 +38,7 @@ struct Account {
 #[derive(Debug)]
 struct RequestAccount {
     served: u64,
-    /// Its sequences that have not ended.
+    /// The number of its sequences that have not ended.
     sequences: usize,
 }
 
@@ -48,7 +48,7 @@ impl Account {
     }
 }
 
-/// A place in the order of those who want a slot: the least goes first.
+/// The priority among those that want a slot: the smallest goes first.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) struct Rank {
     client_slots: usize,
@@ -59,7 +59,7 @@ pub(super) struct Rank {
 }
 
 impl Fairness {
-    /// Takes in that a sequence has come.
+    /// Records that a sequence has arrived.
     pub(super) fn enter(&mut self, owner: Owner) {
         let level = self.level();
         let account = self.clients.entry(owner.client).or_default();
@@ -77,7 +77,7 @@ impl Fairness {
         request.sequences += 1;
     }
 
-    /// Takes in that a sequence has ended, wherever it was.
+    /// Records that a sequence has ended, in any state.
     pub(super) fn leave(&mut self, owner: Owner) {
         let Some(account) = self.clients.get_mut(&owner.client) else {
             return;
@@ -90,15 +90,15 @@ impl Fairness {
             }
         }
         if account.is_idle() {
-            // Who would begin at this level anyway need not be remembered.
+            // A client that would begin at this level anyway need not be remembered.
             let level = self.level();
             self.clients
                 .retain(|_, account| !account.is_idle() || account.served > level);
         }
     }
 
-    /// The level that who comes new begins at: that of the least served, or where nobody has
-    /// anything to do, of the most served; and not below the clock.
+    /// The level at which a new client begins: that of the least served active client, or
+    /// without active clients that of the most served one; but never below the clock.
     fn level(&self) -> u64 {
         let served = |idle| {
             let accounts = self.clients.values();
@@ -110,7 +110,7 @@ impl Fairness {
         level.max(self.clock)
     }
 
-    /// Takes in that so much work was done for a sequence, in prompt rows.
+    /// Records work for a sequence, in prompt rows.
     pub(super) fn charge(&mut self, owner: Owner, work: usize) {
         if let Some(account) = self.clients.get_mut(&owner.client) {
             account.served += work as u64;
@@ -124,8 +124,8 @@ impl Fairness {
         }
     }
 
-    /// Whether one was served so many rows more than the other: if both belong to one client,
-    /// its requests are compared. With no rows, everybody is.
+    /// Whether `one` was served at least `rows` rows more than `other`; if both belong to one
+    /// client, its requests are compared. Always true for zero rows.
     pub(super) fn is_ahead(&self, one: Owner, other: Owner, rows: u64) -> bool {
         let account = |owner: Owner| self.clients.get(&owner.client);
         let served = |owner: Owner| match one.client == other.client {
@@ -137,8 +137,8 @@ impl Fairness {
         rows == 0 || served(one) >= served(other) + rows
     }
 
-    /// The place of a sequence that wants a slot. Of one request's sequences those come
-    /// first that have begun.
+    /// The rank of a sequence that wants a slot. Among the sequences of one request, those that
+    /// have begun come first.
     pub(super) fn rank(&self, holders: &Holders, owner: Owner, is_new: bool) -> Rank {
         let account = self.clients.get(&owner.client);
         let request = account.and_then(|account| account.requests.get(&owner.request));
@@ -152,12 +152,12 @@ impl Fairness {
     }
 }
 
-/// Who holds how many slots.
+/// The number of slots of each client and request.
 #[derive(Debug, Default)]
 pub(super) struct Holders {
     clients: HashMap<Client, usize>,
     requests: HashMap<u64, usize>,
-    /// The most that a client holds, and the most that a request does.
+    /// The maximum number of slots of a client, and of a request.
     most: (usize, usize),
 }
 
@@ -185,19 +185,20 @@ impl Holders {
         self.requests.get(&request).copied().unwrap_or(0)
     }
 
-    /// Who gives way first among those that hold slots: the greatest.
+    /// The key by which sequences that hold slots give way: the largest gives way first.
     pub(super) fn excess(&self, owner: Owner) -> (usize, usize) {
         let (client, request) = (owner.client, owner.request);
         (self.of_client(client), self.of_request(request))
     }
 
-    /// Whether a slot may move to this one, if somebody has one to give: a quick no for most.
+    /// Whether any owner has a slot that may move to this one: a quick check that fails for
+    /// most.
     pub(super) fn may_move_to(&self, to: Owner) -> bool {
         let (client, request) = self.excess(to);
         self.most.0 >= client + 2 || self.most.1 >= request + 2
     }
 
-    /// Whether a slot may move from one to the other.
+    /// Whether a slot may move from one owner to another.
     pub(super) fn may_move(&self, from: Owner, to: Owner) -> bool {
         match from.client == to.client {
             true => self.of_request(from.request) >= self.of_request(to.request) + 2,
@@ -217,8 +218,8 @@ mod tests {
         }
     }
 
-    /// Gives `slots` slots to whoever is next among the sequences that wait, each of which
-    /// takes so many rows and ends; returns the order.
+    /// Serves the waiting sequences, each of which takes the given number of rows and ends,
+    /// with `slots` slots; returns the order.
     fn served(slots: usize, waiting: &[(Owner, usize)]) -> Vec<Owner> {
         let mut fairness = Fairness::default();
         for (owner, _) in waiting {
@@ -257,7 +258,7 @@ mod tests {
             let place = order.iter().position(|owner| *owner == small);
             assert!(place.expect("it was served") <= 1, "{slots}: {order:?}");
         }
-        // So it is among the requests of one client.
+        // The same applies to the requests of one client.
         let same = owner("a", 3);
         waiting.push((same, 10));
         let order = served(2, &waiting);
@@ -324,7 +325,7 @@ mod tests {
             fairness.enter(owner);
             owner
         };
-        // One slot; there is always somebody new who waits, before and after the one who is back.
+        // One slot; new clients are always waiting, before and after the returning one.
         waiting.push(enter(&mut fairness, owner("new 0", 1)));
         waiting.push(enter(&mut fairness, back));
         for at in 1..100 {
@@ -357,7 +358,7 @@ mod tests {
         assert!(moves(&[a, a], a, other));
         assert!(!moves(&[a, other], a, other));
         assert!(!moves(&[a, a, a], a, a));
-        // A client's requests count together against another client.
+        // The requests of a client count together against another client.
         assert!(moves(&[a, other], a, b));
     }
 }

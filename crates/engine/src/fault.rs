@@ -1,14 +1,14 @@
-//! Faults that tests put into an engine. Builds without debug assertions, such as releases,
-//! do not have this module.
+//! Fault injection for tests of the engine. Builds without debug assertions, such as releases,
+//! do not include this module.
 
 use std::str::FromStr;
 use std::thread;
 
-/// What an engine's thread does in place of one of its steps.
+/// A fault that replaces one step of an engine's thread.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Fault {
     kind: Kind,
-    /// How many steps come before it.
+    /// The number of steps before it.
     after: u64,
 }
 
@@ -21,7 +21,7 @@ enum Kind {
 impl FromStr for Fault {
     type Err = String;
 
-    /// Reads `panic:N` or `hang:N`, where N is the number of steps before it.
+    /// Parses `panic:N` or `hang:N`, where N is the number of steps before the fault.
     fn from_str(text: &str) -> Result<Fault, String> {
         let fault = text.split_once(':').and_then(|(kind, after)| {
             let kind = match kind {

@@ -1,15 +1,14 @@
-//! Scoring one sequence's answer under another's beginning, as it is generated.
+//! Scores the answer of one sequence after the prompt of another, while it is generated.
 //!
-//! A *leader* generates. Each token it chooses goes, with the logits it was chosen
-//! from, down a [`Feed`] to a *follower*: a sequence with a prompt of its own, perhaps
-//! of another adapter or another model's engine, that takes the token for its own next
-//! one. So the two rows of logits for the same place in the answer meet, and all of both
-//! distributions can be compared without keeping any of them.
+//! A *leader* generates. Each token it samples is sent, with the logits it was sampled from,
+//! through a [`Feed`] to a *follower*: a sequence with a prompt of its own, possibly with
+//! another adapter or of another model's engine, which takes the token as its own next one. So
+//! the two rows of logits for the same position of the answer are available together, and the
+//! full distributions can be compared without storing them.
 //!
-//! A follower is a scored prompt that arrives token by token: it runs in the same steps
-//! as everything else. A leader that is too far ahead pauses until its followers have
-//! caught up; whoever pauses holds no slot, so nobody waits for someone who waits for
-//! him.
+//! A follower is a scored prompt that arrives token by token; it takes part in the same steps
+//! as all other sequences. A leader that is too far ahead pauses until its followers have
+//! caught up. A paused sequence holds no slot, so there is no deadlock.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -20,32 +19,32 @@ use tokio::sync::mpsc::{Receiver, Sender, channel};
 use super::Scored;
 use incant_sample::{LogSoftmax, divergence, rank};
 
-/// How many tokens may be on their way to a follower, and how many it takes in at once.
-/// For each of them a row of logits is held (1 MiB for gemma's vocabulary).
+/// The maximum number of tokens in a feed, and of tokens that a follower takes from it at once.
+/// Each holds a row of logits (1 MiB for gemma's vocabulary).
 const AHEAD: usize = 8;
 
-/// Where a leader's tokens go.
+/// The sending side, for the leader.
 #[derive(Clone, Debug)]
 pub struct Feed(Sender<Led>);
 
-/// Where a follower's tokens come from.
+/// The receiving side, for the follower.
 #[derive(Debug)]
 pub struct Follow(Receiver<Led>);
 
-/// A way for one leader's tokens to one follower. Both have the same vocabulary.
+/// Creates a channel from one leader to one follower. Both must have the same vocabulary.
 pub fn lead() -> (Feed, Follow) {
     let (sender, receiver) = channel(AHEAD);
     (Feed(sender), Follow(receiver))
 }
 
-/// A token that a leader chose, and the logits that it was chosen from.
+/// A token that a leader sampled, and the logits that it was sampled from.
 #[derive(Debug)]
 struct Led {
     id: u32,
     logits: Arc<[f32]>,
 }
 
-/// Where a leader's tokens go: nowhere, if there are no followers.
+/// The feeds of a leader's followers; empty without followers.
 #[derive(Debug)]
 pub(super) struct Followers(Vec<Feed>);
 
@@ -54,15 +53,15 @@ impl Followers {
         Followers(feeds)
     }
 
-    /// Whether one of them has enough to do.
+    /// Whether a follower's feed is full.
     pub(super) fn are_behind(&self) -> bool {
-        // One that has left holds nobody up.
+        // A follower that has ended delays nobody.
         let behind = |Feed(feed): &Feed| feed.capacity() == 0 && !feed.is_closed();
         self.0.iter().any(behind)
     }
 
-    /// Tells them the next token and the raw logits that it was chosen from. None is
-    /// [behind](Followers::are_behind).
+    /// Sends the next token and the raw logits that it was sampled from to the followers. None
+    /// of them may be [behind](Followers::are_behind).
     pub(super) fn tell(&self, id: u32, logits: &[f32]) {
         if self.0.is_empty() {
             return;
@@ -70,25 +69,25 @@ impl Followers {
         let logits: Arc<[f32]> = logits.into();
         for Feed(feed) in &self.0 {
             let logits = Arc::clone(&logits);
-            // One that has left needs to know nothing.
+            // A follower that has ended is ignored.
             _ = feed.try_send(Led { id, logits });
         }
     }
 }
 
-/// A follower's own state, beside its tokens.
+/// The state of a follower, in addition to its tokens.
 #[derive(Debug)]
 pub(super) struct Following {
     follow: Follow,
     top: usize,
-    /// Tokens that are not scored yet.
+    /// The tokens that are not scored yet.
     ahead: VecDeque<Led>,
     /// Whether the leader has ended.
     is_over: bool,
 }
 
 impl Following {
-    /// Follows, and reports so many alternatives.
+    /// Creates the state of a follower that reports `top` alternatives.
     pub(super) fn new(follow: Follow, top: usize) -> Following {
         Following {
             follow,
@@ -98,7 +97,7 @@ impl Following {
         }
     }
 
-    /// Takes in what the leader has said since, onto the end of `tokens`.
+    /// Receives the leader's new tokens and appends them to `tokens`.
     pub(super) fn listen(&mut self, tokens: &mut Vec<u32>) {
         while self.ahead.len() < AHEAD {
             match self.follow.0.try_recv() {
@@ -115,12 +114,12 @@ impl Following {
         }
     }
 
-    /// Whether the leader has ended and all it said is scored.
+    /// Whether the leader has ended and all its tokens are scored.
     pub(super) fn is_done(&self) -> bool {
         self.is_over && self.ahead.is_empty()
     }
 
-    /// Scores the next token by the logits in its place.
+    /// Scores the next token by the logits at its position.
     pub(super) fn score(&mut self, logits: &[f32]) -> Option<Scored> {
         let led = self.ahead.pop_front()?;
         let mut row = LogSoftmax::new(logits);

@@ -1,21 +1,21 @@
-//! Sequences that choose their tokens together.
+//! Groups of sequences that choose their tokens together (ensembling, contrastive decoding,
+//! classifier-free guidance).
 //!
 //! A *lead* generates an answer; its *members* are sequences with prompts of their own,
-//! perhaps of another adapter or another model's engine, that continue with the lead's
-//! answer. Each token is chosen from the lead's row of logits and the members' (see
-//! [`Mixture`]), so the lead waits until all rows are there.
+//! possibly with another adapter or of another model's engine, that continue with the lead's
+//! answer. Each token is sampled from a mixture of the logits of the lead and of the members
+//! (see [`Mixture`]), so the lead waits until all rows are available.
 //!
-//! Lead and members meet in what they share, a [`Group`] behind a lock: a member leaves
-//! its row there, the lead takes the rows and leaves the token. Each of them can be
-//! computed, swapped out and brought back at other times than the rest; whoever waits
-//! holds no slot, so nobody waits for someone who waits for him. The engines that wait
-//! are woken.
+//! Lead and members share a [`Group`] behind a lock: a member stores its row there, the lead
+//! takes the rows and stores the token. Each sequence can be computed, swapped out and swapped
+//! in independently of the others; a waiting sequence holds no slot, so there is no deadlock.
+//! Waiting engines are woken.
 //!
-//! Where only plausible tokens count (some weight is negative) a member in the lead's own
-//! engine leaves its *state* instead of a row: then only these tokens' logits are ever
-//! computed of it.
+//! If only plausible tokens count (some weight is negative), a member in the lead's own engine
+//! stores its final hidden *state* instead of a row: then only the logits of these tokens are
+//! computed for it.
 //!
-//! The group ends with its lead. When a member ends before, the lead fails.
+//! The group ends with its lead. If a member ends earlier, the lead fails.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, mpsc};
 
@@ -23,30 +23,30 @@ use super::handle::Mail;
 use crate::exec::{Executor, Logits, Wanted};
 use incant_sample::{Mixture, SampleError, Sampler, plausible};
 
-/// A member's part in the choice.
+/// The contribution of a member.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Share {
-    /// The weight of its distribution; negative leads away from it.
+    /// The weight of its distribution; a negative weight steers away from it.
     pub weight: f32,
-    /// Whether it is computed by the lead's engine.
+    /// Whether the lead's engine computes the member.
     pub same_engine: bool,
 }
 
-/// The place of the sequence that generates; goes into a
-/// [`GenerateRequest`](super::GenerateRequest).
+/// The lead's handle of a group; part of a [`GenerateRequest`](super::GenerateRequest).
 #[derive(Clone, Debug)]
 pub struct Lead(Arc<Leading>);
 
-/// The place of a member; goes into a [`JoinRequest`](super::JoinRequest).
+/// A member's handle of a group; part of a [`JoinRequest`](super::JoinRequest).
 #[derive(Debug)]
 pub struct Seat {
     group: Arc<Group>,
     index: usize,
 }
 
-/// A group of a lead and members with these shares, who all have the same vocabulary. A
-/// token is plausible if it is at least `plausible` times (above 0, at most 1) as likely
-/// to the lead as the most likely one; that counts only where a weight is negative.
+/// Creates a group of a lead and members with these shares, which must have the same
+/// vocabulary. A token is plausible if its probability according to the lead is at least
+/// `plausible` times (above 0, at most 1) that of the most likely token; this applies only if a
+/// weight is negative.
 pub fn group(shares: &[Share], plausible: f32) -> (Lead, Vec<Seat>) {
     let narrows = shares.iter().any(|share| share.weight < 0.0);
     let group = Arc::new(Group {
@@ -68,7 +68,7 @@ pub fn group(shares: &[Share], plausible: f32) -> (Lead, Vec<Seat>) {
     (Lead(Arc::new(Leading(group))), seats)
 }
 
-/// Wakes an engine's thread.
+/// Wakes the thread of an engine.
 #[derive(Clone, Debug)]
 pub(super) struct Bell(mpsc::Sender<Mail>);
 
@@ -78,60 +78,60 @@ impl Bell {
     }
 
     fn ring(&self) {
-        // An engine that is gone needs no waking.
+        // An engine that has ended needs no waking.
         _ = self.0.send(Mail::Wake);
     }
 }
 
-/// What lead and members share.
+/// The state that lead and members share.
 #[derive(Debug)]
 struct Group {
     weights: Vec<f32>,
-    /// `None` where no weight is negative.
+    /// `None` if no weight is negative.
     plausible: Option<f32>,
-    /// Whether each member is computed by the lead's engine.
+    /// Whether the lead's engine computes each member.
     same_engine: Vec<bool>,
     state: Mutex<State>,
 }
 
 #[derive(Debug)]
 struct State {
-    /// The lead's engine, for members of other engines.
+    /// The lead's engine, to be woken by members of other engines.
     lead: Option<Bell>,
     /// Whether the lead has ended.
     is_over: bool,
-    /// Why a member ended before its lead.
+    /// The reason why a member ended before its lead.
     failure: Option<String>,
     members: Vec<Member>,
 }
 
 #[derive(Debug, Default)]
 struct Member {
-    /// Its engine, if that is not the lead's.
+    /// The member's engine, if it is not the lead's.
     bell: Option<Bell>,
-    /// What it has to say about the next token.
+    /// The member's contribution to the next token.
     row: Option<Row>,
-    /// The token that was chosen, until it knows.
+    /// The chosen token, until the member takes it.
     told: Option<u32>,
 }
 
-/// What a member leaves.
+/// The contribution of a member to one token.
 #[derive(Debug)]
 enum Row {
     /// All logits.
     Logits(Vec<f32>),
-    /// That from which the lead's engine computes some of them.
+    /// The final hidden state, from which the lead's engine computes some logits.
     State(Vec<f32>),
 }
 
 impl Group {
     fn state(&self) -> MutexGuard<'_, State> {
-        // Nobody panics while holding it, and if so, what is there is whole.
+        // No code panics while holding the lock; even so, the state would be consistent.
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-/// The lead's side. Dropped with the lead, it ends the group.
+/// The lead's side. Dropping it, with the lead, ends the group.
 #[derive(Debug)]
 struct Leading(Arc<Group>);
 
@@ -149,24 +149,23 @@ impl Drop for Leading {
 }
 
 impl Lead {
-    /// Says where the lead is computed.
+    /// Registers the lead's engine.
     pub(super) fn seat(&self, bell: Bell) {
         self.0.0.state().lead = Some(bell);
     }
 
-    /// Whether every member has left a row.
+    /// Whether every member has stored its contribution.
     pub(super) fn can_choose(&self) -> bool {
         let state = self.0.0.state();
         state.members.iter().all(|member| member.row.is_some())
     }
 
-    /// Why the group cannot go on, if a member has ended.
+    /// Returns why the group cannot continue, if a member has ended.
     pub(super) fn failure(&self) -> Option<String> {
         self.0.0.state().failure.clone()
     }
 
-    /// Chooses a token from the lead's row and those that the members left. The row is
-    /// edited meanwhile.
+    /// Chooses a token from the lead's row and the contributions of the members. Edits the row.
     pub(super) fn choose(
         &self,
         own: &mut [f32],
@@ -187,7 +186,7 @@ impl Lead {
         Ok((id, mixture))
     }
 
-    /// Tells the members which token was chosen.
+    /// Stores the chosen token for the members.
     pub(super) fn tell(&self, id: u32) {
         for member in &mut self.0.0.state().members {
             member.told = Some(id);
@@ -198,7 +197,7 @@ impl Lead {
     }
 }
 
-/// Why no token could be chosen together.
+/// The error if no token could be chosen.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum ChooseError {
     #[error(transparent)]
@@ -208,7 +207,7 @@ pub(super) enum ChooseError {
 }
 
 impl Group {
-    /// Makes one row of scores out of the lead's row and the members'.
+    /// Mixes the lead's row and the contributions of the members into one row of scores.
     fn mix(
         &self,
         own: &[f32],
@@ -219,7 +218,7 @@ impl Group {
             let others = self.weights.iter().zip(rows);
             let others = others.filter_map(|(&weight, row)| match row {
                 Row::Logits(row) => Some((weight, &row[..])),
-                // Given only where a weight is negative.
+                // Members store states only if a weight is negative.
                 Row::State(_) => None,
             });
             return Ok(Mixture::of_rows(own, &others.collect::<Vec<_>>()));
@@ -245,7 +244,7 @@ impl Group {
 }
 
 impl Seat {
-    /// Says where the member is computed.
+    /// Registers the member's engine.
     pub(super) fn seat(&self, bell: Bell) {
         if !self.shares_engine() {
             self.group.state().members[self.index].bell = Some(bell);
@@ -256,7 +255,7 @@ impl Seat {
         self.group.same_engine[self.index]
     }
 
-    /// What it wants of its last row.
+    /// Tells whether the member must compute logits or the state of its last row.
     pub(super) fn wanted(&self) -> Wanted {
         match self.group.plausible {
             Some(_) if self.shares_engine() => Wanted::State,
@@ -264,7 +263,7 @@ impl Seat {
         }
     }
 
-    /// The next token, if it was chosen.
+    /// Takes the next token, if it was chosen.
     pub(super) fn told(&self) -> Option<u32> {
         self.group.state().members[self.index].told.take()
     }
@@ -274,7 +273,7 @@ impl Seat {
         self.group.state().is_over
     }
 
-    /// Leaves row number `index` of what was wanted.
+    /// Stores row or state number `index`, whichever was wanted.
     pub(super) fn leave(&self, logits: &Logits, index: usize) {
         let row = match self.wanted() {
             Wanted::State => Row::State(logits.state(index).to_vec()),
@@ -287,14 +286,14 @@ impl Seat {
         }
     }
 
-    /// Says why the member cannot go on.
+    /// Reports why the member cannot continue.
     pub(super) fn fail(&self, why: &str) {
         let mut state = self.group.state();
         state.failure.get_or_insert_with(|| why.to_owned());
         self.wake_lead(&state);
     }
 
-    /// An engine that is awake, because it computes this member, needs no waking.
+    /// Wakes the lead's engine, unless it is awake because it computes this member.
     fn wake_lead(&self, state: &State) {
         if !self.shares_engine()
             && let Some(bell) = &state.lead

@@ -1,4 +1,4 @@
-//! The side of the engine that other threads hold.
+//! The engine's handle for other threads.
 
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
@@ -23,31 +23,30 @@ use crate::kv::PrefixStore;
 use incant_model::lora::Lora;
 use incant_sample::SamplingParams;
 
-/// How an engine schedules.
+/// The scheduling options of an engine.
 #[derive(Clone, Debug)]
 pub struct EngineOptions {
-    /// How many sequences run at once.
+    /// The maximum number of sequences that run at once.
     pub slots: usize,
-    /// How many more may wait.
+    /// The maximum number of sequences that wait.
     pub queue: usize,
-    /// How many prompt tokens one step computes at the most: what running
-    /// answers wait for when a prompt comes in.
+    /// The maximum number of prompt tokens per step (chunked prefill), which limits the delay
+    /// of running answers when a prompt arrives.
     pub chunk: usize,
-    /// Where prefixes are kept between runs; `None` keeps none.
+    /// The store that keeps prefixes between runs, if any.
     pub prefixes: Option<PrefixStore>,
-    /// Where sequences that give up their memory for a while put it, in files
-    /// without a name.
+    /// The folder for swap files, which hold the KV of swapped-out sequences and have no name.
     pub swap_folder: PathBuf,
-    /// How long one step may take before the engine counts as stuck and takes no new work.
+    /// The maximum duration of a step before the engine counts as stuck and refuses requests.
     pub stall_timeout: Duration,
-    /// What adapters may take; engines with the same one share it.
+    /// The memory budget of adapters, which several engines may share.
     pub adapter_memory: AdapterMemory,
     /// A fault for tests.
     #[cfg(debug_assertions)]
     pub fault: Option<super::Fault>,
 }
 
-/// The bytes that adapters may take where nobody says how many.
+/// The default budget of adapters in bytes.
 pub const DEFAULT_ADAPTER_MEMORY: usize = 1 << 30;
 
 impl Default for EngineOptions {
@@ -58,8 +57,8 @@ impl Default for EngineOptions {
             chunk: 256,
             prefixes: None,
             swap_folder: std::env::temp_dir(),
-            // A step is meant to take less than a second. The first one of a large model
-            // on a slow disk takes longer.
+            // A step is meant to take less than a second. The first step of a large model on a
+            // slow disk takes longer.
             stall_timeout: Duration::from_secs(30),
             adapter_memory: AdapterMemory::new(DEFAULT_ADAPTER_MEMORY),
             #[cfg(debug_assertions)]
@@ -68,8 +67,8 @@ impl Default for EngineOptions {
     }
 }
 
-/// A handle to one model's engine. The engine's thread ends after the last
-/// handle is dropped and the last sequence has ended.
+/// A handle to the engine of one model. The engine's thread ends after the last handle is
+/// dropped and the last sequence has ended.
 #[derive(Clone, Debug)]
 pub struct Engine {
     mail: mpsc::Sender<Mail>,
@@ -78,23 +77,23 @@ pub struct Engine {
     adapter_memory: AdapterMemory,
 }
 
-/// What is sent to the worker.
+/// A message to the worker.
 pub(super) enum Mail {
     /// Requests that were accepted.
     Requests(Vec<Submitted>),
-    /// An adapter to take in, and where its id goes.
+    /// An adapter to load, and the channel for the result.
     AddAdapter(Box<Lora>, mpsc::Sender<Result<Added, AddAdapterError>>),
-    /// An adapter that nobody holds any more.
+    /// An adapter that is no longer held.
     RemoveAdapter(AdapterId),
-    /// Something that sequences wait for has come from another engine.
+    /// Data from another engine, for which sequences are waiting, has arrived.
     Wake,
 }
 
-/// What both sides see.
+/// The state that handles and worker share.
 #[derive(Debug)]
 pub(super) struct Shared {
     places: Arc<Places>,
-    /// How many requests have come.
+    /// The number of requests so far.
     requests: AtomicU64,
     draining: AtomicBool,
     stall_timeout: Duration,
@@ -106,34 +105,34 @@ pub(super) struct Shared {
 }
 
 impl Shared {
-    /// Whether the worker lives and gets on.
+    /// Whether the worker is alive and makes progress.
     fn is_well(&self) -> bool {
         !self.pulse.has_died() && self.pulse.still() <= self.stall_timeout
     }
 
-    /// Takes in how long those that are here will take.
+    /// Updates the estimate of how long the current sequences will take.
     pub(super) fn set_outlook(&self, outlook: Outlook) {
         *self.outlook() = outlook;
     }
 
     fn outlook(&self) -> MutexGuard<'_, Outlook> {
-        // It is replaced as a whole.
+        // The value is always replaced as a whole, so it is consistent.
         self.outlook.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-/// How busy an engine is.
+/// The load of an engine.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Load {
-    /// Sequences that have begun.
+    /// The number of sequences that have begun.
     pub running: usize,
-    /// Sequences that wait for one.
+    /// The number of sequences that wait for a slot.
     pub waiting: usize,
-    /// Bytes of KV that sequences hold, those kept for later requests included.
+    /// The used bytes of the KV cache, including KV kept for later requests.
     pub kv_used: usize,
-    /// Bytes of KV that there is room for.
+    /// The size of the KV cache in bytes.
     pub kv_capacity: usize,
-    /// How many times a sequence gave up its memory for a while.
+    /// The number of preemptions: how many times a sequence was swapped out.
     pub preemptions: u64,
 }
 
@@ -141,7 +140,7 @@ impl Engine {
     /// Starts a thread that owns `executor`.
     ///
     /// # Errors
-    /// The system gives no thread.
+    /// The thread cannot be spawned.
     pub fn start(executor: Box<dyn Executor>, options: EngineOptions) -> std::io::Result<Engine> {
         let (engine, worker) = Engine::around(executor, options);
         thread::Builder::new()
@@ -150,7 +149,7 @@ impl Engine {
         Ok(engine)
     }
 
-    /// A handle, and the worker that it talks to.
+    /// Creates a handle and its worker.
     pub(super) fn around(executor: Box<dyn Executor>, options: EngineOptions) -> (Engine, Worker) {
         let (mail, inbox) = mpsc::channel();
         let shared = Arc::new(Shared {
@@ -175,13 +174,12 @@ impl Engine {
         (engine, worker)
     }
 
-    /// Whether so many requests could ever be queued at once: before they are made,
-    /// where they may be many.
+    /// Checks whether `count` requests could ever be queued at once, before they are created.
     ///
     /// # Errors
     /// They could not.
     pub fn could_take(&self, count: usize) -> Result<(), SubmitError> {
-        // Slots count as room: what is queued on an idle engine starts at once.
+        // Slots count too: requests to an idle engine start at once.
         let limit = self.shared.places.limit();
         match count > limit {
             true => Err(SubmitError::TooMany {
@@ -192,10 +190,10 @@ impl Engine {
         }
     }
 
-    /// [`submit_for`](Engine::submit_for) the program itself.
+    /// Calls [`submit_for`](Engine::submit_for) for the program itself.
     ///
     /// # Errors
-    /// The same.
+    /// See [`submit_for`](Engine::submit_for).
     pub fn submit<R: Into<Request>>(
         &self,
         requests: Vec<R>,
@@ -203,11 +201,12 @@ impl Engine {
         self.submit_for(Client::default(), requests)
     }
 
-    /// Queues all of a client's `requests`, or none of them. Together they count as one when
-    /// slots and steps are shared out.
+    /// Queues all `requests` of a client, or none of them. For fair sharing of slots and steps
+    /// they count as one request.
     ///
     /// # Errors
-    /// The queue has no room for all, now or ever, or the engine is draining, stuck or dead.
+    /// The queue is full, or too short for all of them; or the engine is draining, stuck or
+    /// dead.
     pub fn submit_for<R: Into<Request>>(
         &self,
         client: Client,
@@ -254,9 +253,9 @@ impl Engine {
                 (submitted, Generation::new(events))
             })
             .unzip();
-        // The worker ends only after the last handle: if it is gone, it has panicked just
-        // now, and has undone what was counted.
-        // Said before it is sent: the worker may rest again before this goes on.
+        // Recorded before sending, because the worker may have finished and rest again before
+        // this thread continues. The worker ends only after the last handle: if sending fails,
+        // the worker has just panicked, and has reverted the counts.
         shared.pulse.expect();
         match self.mail.send(Mail::Requests(mail)) {
             Ok(()) => Ok(generations),
@@ -264,15 +263,15 @@ impl Engine {
         }
     }
 
-    /// Takes in an adapter that was read for this engine's model, or finds the same one
-    /// where somebody holds it: its weights are in memory once. Blocks until the step that
-    /// runs has ended, and the adapter has been tried.
+    /// Loads an adapter that was read for this engine's model, or returns the same adapter if
+    /// it is already held: its weights are in memory once. Blocks until the current step has
+    /// ended and the adapter has been tried.
     ///
     /// # Errors
-    /// There is no room for it, or the model does not compute under it.
+    /// The budget is used up, or the model computes NaN or infinity with the adapter.
     pub fn add_adapter(&self, lora: Lora) -> Result<Adapter, AddAdapterError> {
         let fingerprint = lora.fingerprint();
-        // Held until it is there: two that come at once are one.
+        // Locked until the adapter is loaded, so that it is not loaded twice at the same time.
         let mut known = self.adapters.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(adapter) = known.find(fingerprint) {
             return Ok(adapter);
@@ -287,15 +286,15 @@ impl Engine {
         Ok(adapter)
     }
 
-    /// The memory for its adapters.
+    /// The memory budget of the engine's adapters.
     pub fn adapter_memory(&self) -> &AdapterMemory {
         &self.adapter_memory
     }
 
-    /// Sees to it that a prefix is in memory, from disk or by computing it. Blocks.
+    /// Loads a prefix from disk or computes it, unless it is in memory. Blocks.
     ///
     /// # Errors
-    /// The executor failed, or the engine takes no work; in words.
+    /// The executor failed, or the engine refuses requests; as text.
     pub fn warm(&self, prefix: Arc<Prefix>) -> Result<Warmed, String> {
         let began = Instant::now();
         let tokens = cache::shared(&prefix).len();
@@ -342,26 +341,26 @@ impl Engine {
         })
     }
 
-    /// Refuses new work from now on; what was accepted goes on.
+    /// Refuses new requests from now on; accepted ones continue.
     pub fn drain(&self) {
         self.shared.draining.store(true, Ordering::Release);
     }
 
-    /// Whether the engine can be expected to answer: its thread lives, and no step takes
+    /// Whether the engine can be expected to answer: its thread is alive, and no step takes
     /// longer than [`EngineOptions::stall_timeout`].
     pub fn is_well(&self) -> bool {
         self.shared.is_well()
     }
 
-    /// Resolves when the engine's thread has ended by a panic. What it ran has failed by
-    /// then, and it takes nothing new.
+    /// Resolves when the engine's thread has panicked. By then its sequences have failed, and
+    /// it refuses requests.
     pub async fn died(&self) {
         self.shared.pulse.died().await;
     }
 
-    /// How busy the engine is now.
+    /// The current load of the engine.
     pub fn load(&self) -> Load {
-        // What is counted for a thread that has died waits for nobody.
+        // The counts of a dead thread are meaningless.
         let lives = !self.shared.pulse.has_died();
         let count = |count: usize| if lives { count } else { 0 };
         let places = &self.shared.places;
@@ -390,14 +389,14 @@ impl Generation {
         }
     }
 
-    /// Holds the generations of those who choose with it, which it ends with.
+    /// Attaches the generations of the group's other members, which end when this one is
+    /// dropped.
     pub fn with_partners(mut self, partners: Vec<Generation>) -> Generation {
         self.partners.extend(partners);
         self
     }
 
-    /// How many tokens of its partners' prompts were there already; asked once, after
-    /// its first token.
+    /// The number of cached prompt tokens of the partners; call it once, after the first token.
     pub fn partners_cached(&mut self) -> usize {
         let started = |partner: &mut Generation| match partner.try_next() {
             Some(Event::Started { cached_tokens, .. }) => cached_tokens,
@@ -406,17 +405,17 @@ impl Generation {
         self.partners.iter_mut().map(started).sum()
     }
 
-    /// The next event; `None` after the last one, or if the engine has died.
+    /// Returns the next event; `None` after the last one, or if the engine has died.
     pub async fn next(&mut self) -> Option<Event> {
         self.events.recv().await
     }
 
-    /// The next event, if it is there already.
+    /// Returns the next event if it has arrived.
     pub fn try_next(&mut self) -> Option<Event> {
         self.events.try_recv().ok()
     }
 
-    /// [`next`](Generation::next) for a thread that may wait.
+    /// Like [`next`](Generation::next), for a thread that may block.
     pub fn blocking_next(&mut self) -> Option<Event> {
         self.events.blocking_recv()
     }

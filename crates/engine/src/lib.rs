@@ -1,9 +1,13 @@
-//! Schedules sequences onto an executor. Sees token ids, never text or HTTP.
+//! The engine: schedules sequences onto an executor (continuous batching, chunked prefill,
+//! prefix caching, preemption with swap to disk). It handles token ids, never text or HTTP.
 //!
-//! One OS thread owns the weights and the KV; everything else holds an
-//! [`Engine`] handle and talks to it through channels. A [`Generation`] that is
-//! dropped (its client left, a stop string matched, a deadline passed) is
-//! noticed at the next step. What it computed stays until its memory is needed.
+//! One OS thread owns the weights and the KV cache; other threads hold an [`Engine`] handle and
+//! communicate through channels. A dropped [`Generation`] (its client disconnected, a stop
+//! string matched, a deadline passed) is noticed at the next step. Its KV stays cached until
+//! the memory is needed.
+//!
+//! [`exec`] has the executors for CPUs and GPUs, [`kv`] the prefix tree and saved prefixes. This
+//! crate knows no profile, no tokenizer and no wire format.
 
 mod adapter;
 mod cache;
@@ -40,123 +44,125 @@ pub use handle::{DEFAULT_ADAPTER_MEMORY, Engine, EngineOptions, Generation, Load
 
 use incant_sample::{Divergence, SamplingParams, TokenLogprobs};
 
-/// The constant tokens before a prompt, shared by every sequence that has them.
+/// The constant tokens before a prompt, which sequences share.
 ///
-/// The last of them is computed with each prompt: it predicts the prompt's
-/// first token, so all but the last are what sequences share.
+/// The last token is computed with each prompt, because it predicts the prompt's first token;
+/// so sequences share the KV of all tokens except the last.
 #[derive(Debug, PartialEq, Eq, Hash)]
 pub struct Prefix {
-    /// The ids, BOS included where the model asks for one.
+    /// The ids, including BOS if the model requires it.
     pub ids: Vec<u32>,
 }
 
-/// Where a prefix's KV came from.
+/// The origin of a prefix's KV.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Origin {
-    /// It was in memory already.
+    /// The KV was already in memory.
     Memory,
-    /// It was read from disk.
+    /// The KV was read from disk.
     Disk,
-    /// It was computed.
+    /// The KV was computed.
     Computed,
 }
 
-/// How a prefix came into memory.
+/// The result of warming a prefix.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Warmed {
-    /// Where its KV came from.
+    /// The origin of its KV.
     pub origin: Origin,
-    /// How many tokens it shares.
+    /// The number of tokens that sequences share.
     pub tokens: usize,
-    /// How long that took.
+    /// The time it took.
     pub took: Duration,
 }
 
-/// One sequence to generate.
+/// A request for one generated sequence.
 #[derive(Clone, Debug)]
 pub struct GenerateRequest {
-    /// The adapter to compute it under.
+    /// The adapter, if any.
     pub adapter: Option<Adapter>,
-    /// Constant tokens that come first; their KV is shared.
+    /// The constant tokens at the beginning; their KV is shared.
     pub prefix: Option<Arc<Prefix>>,
-    /// The client's own tokens. Prefix and prompt together hold at least one.
+    /// The client's own tokens. Prefix and prompt together hold at least one token.
     pub prompt: Vec<u32>,
-    /// How many tokens to generate at the most; 0 only scores the prompt.
+    /// The maximum number of tokens to generate; 0 only scores the prompt.
     pub max_tokens: usize,
-    /// Tokens that end the answer (they are reported, then `FinishReason::Stop`).
+    /// The tokens that end the answer (they are reported, then `FinishReason::Stop`).
     pub end_tokens: Arc<[u32]>,
-    /// How each token is chosen.
+    /// The sampling parameters.
     pub sampling: SamplingParams,
-    /// Which of a request's `n` answers this is: each has its own random stream.
+    /// The index of this answer among the `n` answers of a request; each has its own random
+    /// stream.
     pub index: u64,
-    /// Report log-probabilities of generated tokens, with so many alternatives.
+    /// If set, log-probabilities of generated tokens are reported, with this number of
+    /// alternatives.
     pub logprobs: Option<usize>,
-    /// The same for the prompt's tokens (not the prefix's).
+    /// If set, log-probabilities of the prompt's tokens (not the prefix's) are reported, with
+    /// this number of alternatives.
     pub prompt_logprobs: Option<usize>,
-    /// Who scores the answer under another beginning, each by a [`FollowRequest`].
+    /// Feeds to the followers that score the answer, each a [`FollowRequest`].
     pub feeds: Vec<Feed>,
-    /// Who chooses the answer's tokens with this one, each by a [`JoinRequest`].
+    /// The group that chooses the answer's tokens; each member is a [`JoinRequest`].
     pub together: Option<Together>,
-    /// Whether its KV is its own: nothing is kept of it, and it finds nothing but the KV of
-    /// its constant prefix, so that no time it takes tells what others have asked.
+    /// Whether the KV is isolated: nothing of it is kept, and only the KV of the constant
+    /// prefix is reused, so that response times reveal nothing about the requests of others.
     pub isolated: bool,
 }
 
-/// How a sequence chooses its tokens with others.
+/// The participation of a generating sequence in a group.
 #[derive(Clone, Debug)]
 pub struct Together {
-    /// Its place among them.
+    /// Its handle of the group.
     pub lead: Lead,
-    /// Whether the log-probabilities of generated tokens are those of the mixture, over
-    /// the tokens that could be chosen, instead of the sequence's own.
+    /// Whether the reported log-probabilities of generated tokens are those of the mixture,
+    /// over the tokens that could be chosen, instead of the sequence's own.
     pub report_mixture: bool,
 }
 
-/// One sequence that chooses with another which tokens that one's answer has, by its own
-/// logits for the same answer after another beginning. It reports only that it started,
-/// and ends when the other has.
+/// A request for one member of a group: a sequence that contributes to the choice of another's
+/// tokens by its own logits for the same answer after another prompt. It reports only its start
+/// and its end, which is that of the lead.
 #[derive(Debug)]
 pub struct JoinRequest {
-    /// The adapter to compute it under.
+    /// The adapter, if any.
     pub adapter: Option<Adapter>,
-    /// Constant tokens that come first; their KV is shared.
+    /// The constant tokens at the beginning; their KV is shared.
     pub prefix: Option<Arc<Prefix>>,
-    /// What comes before the other's answer here. Prefix and prompt together hold at
-    /// least one token.
+    /// The tokens before the lead's answer. Prefix and prompt together hold at least one token.
     pub prompt: Vec<u32>,
-    /// Its place among those that choose.
+    /// Its handle of the group.
     pub seat: Seat,
-    /// Whether a later prompt is likely to go on where this one ends.
+    /// Whether a later prompt is likely to continue where this sequence ends.
     pub keep: bool,
     /// See [`GenerateRequest::isolated`].
     pub isolated: bool,
 }
 
-/// One sequence that scores what another generates. It reports [`Event::Scored`] for each
-/// token, and ends when the other has.
+/// A request for one sequence that scores what another generates. It reports [`Event::Scored`]
+/// for each token, and ends when the other has ended.
 #[derive(Debug)]
 pub struct FollowRequest {
-    /// The adapter to compute it under.
+    /// The adapter, if any.
     pub adapter: Option<Adapter>,
-    /// Constant tokens that come first; their KV is shared.
+    /// The constant tokens at the beginning; their KV is shared.
     pub prefix: Option<Arc<Prefix>>,
-    /// What comes before the other's answer here. Prefix and prompt together hold at
-    /// least one token.
+    /// The tokens before the leader's answer. Prefix and prompt together hold at least one
+    /// token.
     pub prompt: Vec<u32>,
-    /// Report so many alternatives.
+    /// The number of alternatives to report.
     pub top: usize,
-    /// Whom to follow.
+    /// The leader's tokens.
     pub follow: Follow,
 }
 
-/// One sequence of either kind.
+/// A request for one sequence of any kind.
 #[derive(Debug)]
 pub enum Request {
-    /// One that generates.
+    /// A sequence that generates.
     Generate(GenerateRequest),
-    /// One that scores what another generates.
+    /// A sequence that scores what another generates.
     Follow(FollowRequest),
-    /// One that chooses with another what that one generates.
+    /// A sequence that contributes to the choice of another's tokens.
     Join(JoinRequest),
 }
 
@@ -178,77 +184,77 @@ impl From<FollowRequest> for Request {
     }
 }
 
-/// Why a sequence ended.
+/// The reason why a sequence ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum FinishReason {
     /// An end token was generated.
     Stop,
-    /// `max_tokens` or the context's end was reached.
+    /// `max_tokens` or the end of the context was reached.
     Length,
 }
 
-/// What a running sequence reports.
+/// An event of a running sequence.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Event {
-    /// The sequence was given a slot. Comes first, once.
+    /// The sequence was given a slot. This is the first event and occurs once.
     Started {
-        /// Tokens whose KV was already there.
+        /// The number of tokens whose KV was cached.
         cached_tokens: usize,
-        /// Whether it was read from disk for this sequence.
+        /// Whether cached KV was read from disk for this sequence.
         from_disk: bool,
     },
-    /// Log-probabilities of the prompt's tokens, one entry each, in order; sent
-    /// once, before the first token. `None` only where nothing precedes the token.
+    /// The log-probabilities of the prompt's tokens, one entry each, in order; sent once,
+    /// before the first token. An entry is `None` only if nothing precedes the token.
     Prompt(Vec<Option<TokenLogprobs>>),
     /// A generated token.
     Token {
-        /// Its id.
+        /// The id.
         id: u32,
-        /// Present if the request asked for log-probabilities.
+        /// The log-probabilities, if requested.
         logprobs: Option<TokenLogprobs>,
     },
-    /// The next token that the sequence follows, scored.
+    /// The score of the leader's next token.
     Scored(Scored),
-    /// The end; nothing follows.
+    /// The sequence has ended; the last event.
     Finished(FinishReason),
-    /// The executor failed; nothing follows.
+    /// The executor failed; the last event.
     Failed(String),
 }
 
-/// A token that another sequence generated, as this one sees it.
+/// The score of a token that another sequence generated.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Scored {
-    /// Its log-probability here.
+    /// The log-probability of the token in this sequence.
     pub logprob: f32,
-    /// Its 1-based place by likelihood here.
+    /// The 1-based rank of the token in this sequence.
     pub rank: usize,
-    /// The most likely tokens here, best first.
+    /// The most likely tokens in this sequence, best first.
     pub top: Vec<(u32, f32)>,
-    /// Of the other's distribution from this one, and back.
+    /// The divergences between the distributions of the two sequences, in both directions.
     pub divergence: Divergence,
 }
 
-/// Why a request was not accepted.
+/// The reasons why a request is refused.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum SubmitError {
-    /// The queue is full; retry after so many seconds.
+    /// The queue is full; retry after the given number of seconds.
     #[error("the queue is full")]
     QueueFull {
-        /// Seconds until a place is likely.
+        /// Seconds until the sequences are likely to fit.
         retry_after: u64,
     },
     /// The request has more sequences than slots and queue can ever hold.
     #[error("the request asks for {asked} answers, this server takes {limit} at once")]
     TooMany {
-        /// How many it asks for.
+        /// The number of sequences of the request.
         asked: usize,
-        /// The most there is room for.
+        /// The maximum number of sequences.
         limit: usize,
     },
-    /// The engine's thread has ended by a panic, or stands still with work to do.
+    /// The engine's thread has panicked, or is stuck.
     #[error("the engine has failed")]
     Ill,
-    /// The engine is draining and takes no new work.
+    /// The engine is draining and refuses requests.
     #[error("the server is shutting down")]
     Draining,
 }

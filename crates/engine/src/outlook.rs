@@ -1,22 +1,22 @@
-//! When there will be room again.
+//! Estimates when the engine will have room for more sequences (`Retry-After`).
 
 use std::cmp::Reverse;
 use std::collections::BinaryHeap;
 use std::time::Duration;
 
-/// What running and waiting sequences will take, as far as the steps and the answers so
-/// far tell.
+/// The estimated durations of running and waiting sequences, based on previous steps and
+/// answers.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Outlook {
-    /// How long each sequence that has a slot will hold it.
+    /// The remaining time of each sequence that holds a slot.
     pub(super) running: Vec<Duration>,
-    /// The same of those that wait, in the order in which they came.
+    /// The time that each waiting sequence will hold a slot, in order of arrival.
     pub(super) waiting: Vec<Duration>,
 }
 
 impl Outlook {
-    /// When so many of the sequences will have ended, if each one that waits takes the first
-    /// slot that is free.
+    /// The time until `count` of the sequences will have ended, if each waiting sequence takes
+    /// the first free slot.
     pub(super) fn until_ended(&self, count: usize) -> Duration {
         let slots = self.running.iter().copied().map(Reverse);
         let mut slots: BinaryHeap<Reverse<Duration>> = slots.collect();
@@ -36,49 +36,49 @@ impl Outlook {
         of_count.copied().unwrap_or_default()
     }
 
-    /// When a client that lacks `places` should ask again: in whole seconds, at least one and
-    /// within a minute.
+    /// The time after which a client that lacks `places` places should retry, in whole seconds,
+    /// from 1 to 60.
     pub(super) fn retry_after(&self, places: usize) -> u64 {
         let wait = self.until_ended(places);
         (wait.as_millis().div_ceil(1000) as u64).clamp(1, 60)
     }
 }
 
-/// What the steps and answers so far tell of those to come.
+/// Statistics of previous steps and answers.
 #[derive(Debug, Default)]
 pub(super) struct Experience {
-    /// Seconds that a step takes in which answers grow.
+    /// The mean duration of a decode step in seconds.
     step: Option<f64>,
-    /// Tokens that an answer has.
+    /// The mean number of tokens of an answer.
     tokens: Option<f64>,
 }
 
-/// What is left of one sequence, in tokens.
+/// The remaining work of one sequence, in tokens.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Left {
-    /// To be computed before its next token.
+    /// The tokens to compute before its next token.
     pub(super) prompt: usize,
-    /// The most that may be generated, if anything is.
+    /// The maximum number of tokens to generate, if it generates.
     pub(super) answer: Option<usize>,
-    /// Whether the answer may end before.
+    /// Whether the answer may end earlier.
     pub(super) may_end: bool,
 }
 
 impl Experience {
-    /// Takes in that a step with growing answers took so long.
+    /// Records the duration of a decode step.
     pub(super) fn note_step(&mut self, took: Duration) {
         note(&mut self.step, took.as_secs_f64(), 0.1);
     }
 
-    /// Takes in that an answer has ended after so many tokens.
+    /// Records the number of tokens of an answer that has ended.
     pub(super) fn note_answer(&mut self, tokens: usize) {
         note(&mut self.tokens, tokens as f64, 0.125);
     }
 
-    /// How long a sequence will still take, where a prompt's token takes so many seconds.
+    /// Estimates the remaining time of a sequence, given the seconds per prompt token.
     pub(super) fn expect(&self, left: Left, per_prompt_token: f64) -> Duration {
         let answer = match (left.answer, self.tokens) {
-            // How long it has been going on says nothing of how long it will.
+            // The age of an answer says nothing about its remaining length.
             (Some(most), Some(mean)) if left.may_end => mean.min(most as f64),
             (Some(most), _) => most as f64,
             (None, mean) => mean.unwrap_or(0.0),
@@ -104,7 +104,7 @@ mod tests {
     #[test]
     fn a_refused_client_comes_back_when_enough_of_those_before_it_have_ended() {
         let table: [(&[u64], &[u64], usize, u64); 9] = [
-            // Running, waiting, places that lack, seconds.
+            // Running, waiting, missing places, seconds.
             (&[], &[], 1, 1),
             (&[0, 0], &[], 1, 1),
             (&[20, 30], &[5, 5], 1, 20),
@@ -164,7 +164,7 @@ mod tests {
             "all of it"
         );
         assert_eq!(take(&experience, left(0, None, false)), 5.0, "unknown");
-        // A step that took longer counts, but not alone.
+        // A longer step has an effect, but only a partial one.
         experience.note_step(Duration::from_millis(1500));
         assert_eq!(take(&experience, left(0, Some(10), false)), 6.0);
     }

@@ -1,41 +1,41 @@
-//! How much of prompts a step computes.
+//! Limits the prompt tokens per step (chunked prefill).
 //!
-//! Whoever waits for a step waits for all of it: a running answer for its next
-//! token, a client that has left for its place to be free. So a step is kept
-//! short, by what the last ones took.
+//! Every client waits for the whole step: a running answer for its next token, a disconnected
+//! client for its place to be freed. So steps are kept short, based on the duration of previous
+//! ones.
 
 use std::time::Duration;
 
 use super::share::Budget;
 
-/// How long prompts may hold up running answers.
+/// The maximum delay of running answers by prompts.
 const WITH_ANSWERS: Duration = Duration::from_millis(100);
 
-/// How long a step may take where only prompts wait.
+/// The maximum duration of a step without running answers.
 const ALONE: Duration = Duration::from_millis(400);
 
-/// A step computes at least so many prompt tokens; with fewer, the weights would
-/// be read for too little work.
+/// The minimum number of prompt tokens per step; with fewer, reading the weights would
+/// dominate.
 const LEAST: usize = 32;
 
-/// The same of scored ones.
+/// The minimum number of scored prompt tokens per step.
 const LEAST_SCORED: usize = 4;
 
-/// What a scored token counts for before any was computed: with a large vocabulary the head
-/// is most of a small model.
+/// The assumed cost of a scored token, in prompt tokens, before any was measured: with a large
+/// vocabulary, the LM head is the largest part of a small model.
 const SCORED_COST: usize = 4;
 
-/// What it counts for at the most: what was measured may have been a moment's.
+/// The maximum cost of a scored token, in prompt tokens; a measurement may be an outlier.
 const MOST_SCORED_COST: usize = 64;
 
-/// The pace of the last steps.
+/// The durations of previous steps.
 #[derive(Debug)]
 pub(super) struct Pace {
-    /// The most prompt tokens of a step.
+    /// The configured maximum number of prompt tokens per step.
     most: usize,
-    /// Seconds that a prompt token takes, once that is known.
+    /// The mean seconds per prompt token, once measured.
     per_token: Option<f64>,
-    /// The same of one whose logits are wanted.
+    /// The mean seconds per prompt token whose logits are wanted, once measured.
     per_scored: Option<f64>,
 }
 
@@ -48,7 +48,7 @@ impl Pace {
         }
     }
 
-    /// What the next step may compute of prompts.
+    /// Returns the prompt budget of the next step.
     pub(super) fn budget(&self, beside_answers: bool) -> Budget {
         let limit = match beside_answers {
             true => WITH_ANSWERS,
@@ -72,17 +72,17 @@ impl Pace {
         }
     }
 
-    /// Seconds that a prompt's token takes, as far as is known.
+    /// The seconds per prompt token, as far as measured; else 0.
     pub(super) fn per_token(&self) -> f64 {
         self.per_token.or(self.per_scored).unwrap_or(0.0)
     }
 
-    /// Takes in that a step with so many prompt tokens, and so many scored ones beside them,
-    /// took so long.
+    /// Records the duration of a step with `tokens` prompt tokens and `scored` additional
+    /// scored ones.
     pub(super) fn note(&mut self, tokens: usize, scored: usize, took: Duration) {
         let took = took.as_secs_f64();
         let (count, mean, took) = match scored {
-            // A short rest of a prompt tells more about everything else.
+            // With a short remainder of a prompt, the duration is dominated by other work.
             0 if tokens < LEAST.min(self.most) => return,
             0 => (tokens, &mut self.per_token, took),
             1..LEAST_SCORED => return,
@@ -93,7 +93,7 @@ impl Pace {
         };
         let now = took / count as f64;
         let next = mean.map_or(now, |before| 0.5 * before + 0.5 * now);
-        // A clock that stood still must not divide by zero.
+        // A clock that did not advance must not cause a division by zero.
         *mean = Some(next.max(1e-9));
     }
 }
@@ -120,7 +120,7 @@ mod tests {
             pace.note(50, 0, Duration::from_millis(500));
         }
         assert_eq!((rows(&pace, true), rows(&pace, false)), (LEAST, 40));
-        // A short rest of a prompt says nothing.
+        // A short remainder of a prompt is ignored.
         pace.note(1, 0, Duration::from_secs(1));
         assert_eq!(rows(&pace, false), 40);
     }
@@ -144,7 +144,7 @@ mod tests {
         }
         let known = pace.budget(true);
         assert_eq!((known.rows, known.scored_row), (100, 10));
-        // Some are computed in every step, however long they take.
+        // A minimum is computed in every step, however long it takes.
         for _ in 0..40 {
             pace.note(50, 0, Duration::from_millis(500));
             pace.note(0, 8, Duration::from_secs(3));

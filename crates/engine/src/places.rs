@@ -1,16 +1,16 @@
-//! Room for sequences, those that run and those that wait.
+//! Admission control: places for running and waiting sequences.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use super::client::Client;
 
-/// The places of an engine. There are as many as slots and queue together, and as many
-/// spare ones as slots: these are for clients who have next to nothing here, so that no
-/// client can take all of them.
+/// The places of an engine: one for each slot and each queue entry, and an additional spare
+/// place for each slot. Spare places are for clients that have next to no sequences here, so
+/// that no client can take all places.
 #[derive(Debug)]
 pub(super) struct Places {
-    /// How many there are for everybody.
+    /// The number of places for all clients.
     limit: usize,
     spare: usize,
     taken: Mutex<Taken>,
@@ -32,13 +32,13 @@ impl Places {
         }
     }
 
-    /// The most that one client can take.
+    /// The maximum number of places of one client.
     pub(super) fn limit(&self) -> usize {
         self.limit
     }
 
-    /// Takes places for a client's sequences, which wait: for all, or for none. Where there
-    /// are too few, tells how many are lacking.
+    /// Takes places for all of a client's new sequences, or for none. If there are too few, the
+    /// error is the number of missing places.
     pub(super) fn take(
         self: &Arc<Places>,
         client: Client,
@@ -63,23 +63,23 @@ impl Places {
         Ok(std::iter::repeat_with(place).take(count).collect())
     }
 
-    /// How many sequences wait.
+    /// The number of waiting sequences.
     pub(super) fn waiting(&self) -> usize {
         self.taken().waiting
     }
 
-    /// How many sequences have begun.
+    /// The number of sequences that have begun.
     pub(super) fn running(&self) -> usize {
         self.taken().running
     }
 
     fn taken(&self) -> MutexGuard<'_, Taken> {
-        // Whatever was counted is whole.
+        // The counts are consistent even after a panic.
         self.taken.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-/// One sequence's place, free again when this is dropped.
+/// The place of one sequence, freed on drop.
 #[derive(Debug)]
 pub(super) struct Place {
     places: Arc<Places>,
@@ -88,7 +88,7 @@ pub(super) struct Place {
 }
 
 impl Place {
-    /// Takes in that the sequence has begun.
+    /// Records that the sequence has begun.
     pub(super) fn run(&mut self) {
         if !self.runs {
             self.runs = true;
@@ -125,7 +125,7 @@ mod tests {
         let client = |name: &str| Client::named(name.as_bytes());
         let all = places.take(client("a"), 8).expect("there is room");
         assert_eq!(places.take(client("a"), 3).expect_err("it has all"), 3);
-        // Another one has some all the same, but not as many.
+        // Another client still gets some, but not that number.
         assert_eq!(places.take(client("b"), 3).expect_err("too many"), 3);
         let few = places.take(client("b"), 1).expect("a spare place");
         let more = places.take(client("b"), 1).expect("another");

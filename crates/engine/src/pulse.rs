@@ -1,19 +1,20 @@
-//! Whether an engine's thread gets on.
+//! Liveness of the engine's thread (heartbeat, watchdog).
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use tokio::sync::watch;
 
-/// What [`Pulse::last`] is while there is nothing to do.
+/// The value of [`Pulse::last`] while the thread is idle.
 const REST: u64 = 0;
 
-/// The heartbeat of an engine's thread: it beats with each step, and rests while there is
-/// nothing to do.
+/// The heartbeat of an engine's thread: it beats with each step, and rests while the thread is
+/// idle.
 #[derive(Debug)]
 pub(super) struct Pulse {
     began: Instant,
-    /// When it last beat: milliseconds after `began`, and one more, so that none is [`REST`].
+    /// The time of the last beat: milliseconds since `began` plus one, so that it never equals
+    /// [`REST`].
     last: AtomicU64,
     has_died: watch::Sender<bool>,
 }
@@ -31,24 +32,24 @@ impl Pulse {
         self.began.elapsed().as_millis() as u64 + 1
     }
 
-    /// The thread gets on.
+    /// Records that the thread makes progress.
     pub(super) fn beat(&self) {
         self.last.store(self.now(), Ordering::Release);
     }
 
-    /// The thread has nothing to do, and waits.
+    /// Records that the thread is idle.
     pub(super) fn rest(&self) {
         self.last.store(REST, Ordering::Release);
     }
 
-    /// The thread was sent something to do: if it rests, it is to wake up.
+    /// Records that the thread was sent work: if it rests, the time counts from now.
     pub(super) fn expect(&self) {
         let last = &self.last;
         // A thread that does not rest beats by itself.
         _ = last.compare_exchange(REST, self.now(), Ordering::AcqRel, Ordering::Acquire);
     }
 
-    /// How long the thread has stood still with something to do.
+    /// The time that the thread has been stuck with work to do.
     pub(super) fn still(&self) -> Duration {
         match self.last.load(Ordering::Acquire) {
             REST => Duration::ZERO,
@@ -56,7 +57,7 @@ impl Pulse {
         }
     }
 
-    /// The thread has ended before its time.
+    /// Records that the thread has panicked.
     pub(super) fn die(&self) {
         self.has_died.send_replace(true);
     }
@@ -65,9 +66,9 @@ impl Pulse {
         *self.has_died.borrow()
     }
 
-    /// Resolves when the thread has ended before its time.
+    /// Resolves when the thread has panicked.
     pub(super) async fn died(&self) {
-        // The sender lives as long as this.
+        // The sender lives as long as `self`, so this cannot fail.
         _ = self.has_died.subscribe().wait_for(|died| *died).await;
     }
 }
@@ -86,13 +87,13 @@ mod tests {
         pause();
         let still = pulse.still();
         assert!(still >= Duration::from_millis(15), "{still:?}");
-        // More to do is no sign of life.
+        // Additional work is no sign of life.
         pulse.expect();
         assert!(pulse.still() >= still);
         let before = Instant::now();
         pulse.beat();
         let still = pulse.still();
-        // It counts whole milliseconds.
+        // The pulse counts whole milliseconds.
         assert!(still <= before.elapsed() + Duration::from_millis(1));
         pulse.rest();
         pause();

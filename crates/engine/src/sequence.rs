@@ -1,4 +1,4 @@
-//! One sequence that has begun.
+//! The state of a sequence that has begun.
 
 use std::sync::Arc;
 use std::time::Instant;
@@ -16,40 +16,40 @@ use super::{Adapter, Event, FinishReason, Prefix, cache};
 use crate::exec::{AdapterId, Chunk, Executor, Logits, SequenceId, Wanted};
 use incant_sample::{SampleError, logprobs};
 
-/// A sequence that has begun: first its prompt is computed, chunk by chunk, then a token
-/// per step.
+/// A sequence that has begun: first its prompt is computed in chunks (prefill), then one token
+/// per step (decode).
 ///
-/// Its KV can be lost on the way. Then it is computed again, which changes nothing: until all
-/// that was *done* is *present* again, nobody looks at its logits.
+/// Its KV can be lost. Then it is recomputed, without effect on the results: until everything
+/// *done* is *present* again, its logits are ignored.
 pub(super) struct Sequence {
     pub(super) id: SequenceId,
     pub(super) began: Instant,
-    /// Held so that it stays.
+    /// Held so that the adapter stays loaded.
     adapter: Option<Adapter>,
     events: UnboundedSender<Event>,
-    /// Prefix, prompt and answer.
+    /// The tokens of prefix, prompt and answer.
     tokens: Vec<u32>,
-    /// How many of them are of the prefix and the prompt.
+    /// The number of tokens of prefix and prompt.
     prompt: usize,
-    /// How many of them are computed, and what their logits tell was taken in.
+    /// The number of tokens that were computed and whose logits were processed.
     done: usize,
-    /// How many of them have their KV: fewer, where it was lost.
+    /// The number of tokens whose KV exists: fewer than `done` if KV was lost.
     present: usize,
-    /// Whether it has given its slot to another, for now.
+    /// Whether it has temporarily given its slot to another sequence.
     pub(super) is_parked: bool,
     owner: Owner,
-    /// Held until it ends.
+    /// Held until the sequence ends.
     #[expect(dead_code, reason = "held, not read")]
     place: Place,
-    /// The prefix, while it is not yet kept.
+    /// The prefix, until it is kept.
     prefix: Option<Arc<Prefix>>,
     work: Work,
     isolated: bool,
 }
 
 impl Sequence {
-    /// A sequence of which `done` tokens are computed. Its prefix is to be kept as
-    /// soon as it is, if `keep_prefix`.
+    /// Creates a sequence with `done` computed tokens. With `keep_prefix`, its prefix will be
+    /// kept as soon as it is computed.
     pub(super) fn new(
         id: SequenceId,
         mut waiting: Waiting,
@@ -75,27 +75,25 @@ impl Sequence {
         }
     }
 
-    /// Whose it is.
     pub(super) fn owner(&self) -> Owner {
         self.owner
     }
 
-    /// Whether no other may share its KV, but for the prefix's.
+    /// Whether other sequences must not share its KV, except that of the prefix.
     pub(super) fn is_isolated(&self) -> bool {
         self.isolated
     }
 
-    /// The adapter that it is computed under.
     pub(super) fn adapter(&self) -> Option<&Adapter> {
         self.adapter.as_ref()
     }
 
-    /// The same, as the executor knows it.
+    /// The id of its adapter in the executor.
     pub(super) fn adapter_id(&self) -> Option<AdapterId> {
         self.adapter().map(Adapter::id)
     }
 
-    /// Tells the client that the sequence runs.
+    /// Reports that the sequence has started.
     pub(super) fn started(&self, cached_tokens: usize, from_disk: bool) {
         self.send(Event::Started {
             cached_tokens,
@@ -103,14 +101,14 @@ impl Sequence {
         });
     }
 
-    /// Whether the client has gone.
+    /// Whether the client has disconnected.
     pub(super) fn is_abandoned(&self) -> bool {
         self.events.is_closed()
     }
 
-    /// Takes in what others say whom it follows, or chooses with. Returns whether it goes
-    /// on: one that follows ends when what it follows has, and all of that is scored; one
-    /// that chooses with another ends when that has.
+    /// Receives the tokens of the sequence that it follows, or with which it is grouped.
+    /// Returns whether the sequence continues: a follower ends when its leader has ended and
+    /// all tokens are scored; a member of a group ends when its lead has ended.
     pub(super) fn listen(&mut self) -> bool {
         match &mut self.work {
             Work::Answer(answer) => {
@@ -140,12 +138,12 @@ impl Sequence {
         }
     }
 
-    /// Whether the prompt is computed, and all KV is there.
+    /// Whether the prompt is computed, and no KV is lost.
     pub(super) fn is_decoding(&self) -> bool {
         self.lost() == 0 && self.has_answer()
     }
 
-    /// Whether the prompt is computed, or was before its KV was lost.
+    /// Whether the prompt has been computed, even if its KV was lost since.
     fn has_answer(&self) -> bool {
         match &self.work {
             Work::Answer(answer) => answer.generated > 0,
@@ -154,11 +152,10 @@ impl Sequence {
         }
     }
 
-    /// Whether it is for others to go on: for those who follow it, or for the one that
-    /// it follows.
+    /// Whether the sequence waits for others: for its followers, its leader, or its group.
     pub(super) fn is_paused(&self) -> bool {
         match &self.work {
-            // The step that ends its prompt chooses a token too.
+            // The step that completes its prompt also chooses a token.
             Work::Answer(answer) => answer.held.is_some() || answer.followers.are_behind(),
             Work::Follow(_) | Work::Join { .. } => self.end() == self.done,
         }
@@ -174,18 +171,18 @@ impl Sequence {
         self.lost() == 0 && self.unscored() <= self.done
     }
 
-    /// How many of its tokens come before those whose logits are all wanted, which take
-    /// their time.
+    /// The number of its tokens before the first one whose logits are all wanted, which is
+    /// slow.
     pub(super) fn unscored(&self) -> usize {
         self.first_scored().map_or(usize::MAX, |first| first - 1)
     }
 
-    /// The tokens that are computed, as far as another is likely to begin with them.
+    /// The computed tokens, with which another sequence may begin.
     pub(super) fn computed(&self) -> &[u32] {
         &self.tokens[..self.present]
     }
 
-    /// What it wants of a step, if it holds a slot.
+    /// The demand for rows of a step, which is zero without a slot.
     pub(super) fn demand(&self) -> Demand {
         Demand {
             client: self.owner.client,
@@ -199,7 +196,7 @@ impl Sequence {
         }
     }
 
-    /// What is left of it, if all goes as it seems.
+    /// The estimated remaining work.
     pub(super) fn left(&self) -> Left {
         let (answer, may_end) = self.work.left();
         let prompt = match self.is_decoding() {
@@ -213,7 +210,7 @@ impl Sequence {
         }
     }
 
-    /// How many tokens it generated, if that is what it is for.
+    /// The number of generated tokens, if the sequence generates.
     pub(super) fn generated(&self) -> Option<usize> {
         match &self.work {
             Work::Answer(answer) if answer.max_tokens > 0 => Some(answer.generated),
@@ -221,7 +218,7 @@ impl Sequence {
         }
     }
 
-    /// Whether another may go on where this one ends.
+    /// Whether another sequence may continue where this one ends.
     pub(super) fn is_worth_keeping(&self) -> bool {
         match self.work {
             Work::Answer(_) => !self.isolated,
@@ -230,27 +227,27 @@ impl Sequence {
         }
     }
 
-    /// How many tokens are to be computed in the end, as far as they are known.
+    /// The number of known tokens that have to be computed.
     fn end(&self) -> usize {
         match self.work {
             Work::Answer(_) | Work::Join { .. } => self.tokens.len(),
-            // The last one's logits are for the one that follows it.
+            // The logits of the last token would score a token that is not known yet.
             Work::Follow(_) => self.tokens.len() - 1,
         }
     }
 
-    /// How many tokens are still to be computed before the next one is chosen.
+    /// The number of tokens to compute before the next one is chosen.
     pub(super) fn remaining(&self) -> usize {
         self.end() - self.present
     }
 
-    /// How many tokens have to be computed again.
+    /// The number of tokens to recompute.
     pub(super) fn lost(&self) -> usize {
         self.done - self.present
     }
 
-    /// Its tokens, as far as KV that was computed for others may stand in for what it has
-    /// lost. With `prompt_only` that is not the answer's.
+    /// The tokens whose lost KV may be replaced by KV that was computed for other sequences.
+    /// With `prompt_only`, the KV of the answer must be recomputed.
     pub(super) fn replaceable(&self, prompt_only: bool) -> &[u32] {
         let most = match (self.isolated, prompt_only) {
             (true, _) => 0,
@@ -260,26 +257,26 @@ impl Sequence {
         &self.tokens[..most]
     }
 
-    /// Takes in that its KV is lost but for that of the first `present` tokens, which an
-    /// executor's sequence has.
+    /// Records that all KV is lost except that of the first `present` tokens, which the
+    /// executor's sequence `id` holds.
     pub(super) fn restart(&mut self, id: SequenceId, present: usize) {
         self.id = id;
         self.present = present;
     }
 
-    /// How many tokens it begins like `tokens`, computed or not.
+    /// The number of leading tokens it has in common with `tokens`, computed or not.
     pub(super) fn common(&self, tokens: &[u32]) -> usize {
         let both = self.tokens.iter().zip(tokens);
         both.take_while(|(mine, other)| mine == other).count()
     }
 
-    /// Its prefix, once it is computed and to be kept; told once.
+    /// Takes the prefix that is to be kept, once it is computed.
     pub(super) fn prefix_to_keep(&mut self) -> Option<Arc<Prefix>> {
         self.prefix
             .take_if(|prefix| cache::shared(prefix).len() <= self.present)
     }
 
-    /// The first token that is scored by the logits before it, if any is.
+    /// The index of the first token that is scored by the logits before it, if any.
     fn first_scored(&self) -> Option<usize> {
         match &self.work {
             Work::Answer(answer) => answer.scoring.as_ref().map(|scoring| scoring.first),
@@ -288,9 +285,9 @@ impl Sequence {
         }
     }
 
-    /// The next tokens to compute, `most` at the most. Where the executor computes prompts
-    /// otherwise than answers, an answer that was lost is computed token by token, as it was
-    /// (`as_before`).
+    /// Returns the next chunk, of at most `most` tokens. With `as_before`, because the executor
+    /// computes prompts with another precision than answers, lost KV of an answer is recomputed
+    /// token by token, as it was.
     pub(super) fn chunk(&self, most: usize, as_before: bool) -> Chunk<'_> {
         if self.lost() > 0 {
             let lost = &self.tokens[self.present..self.done];
@@ -308,7 +305,7 @@ impl Sequence {
         let rest = &self.tokens[self.done..][..self.remaining()];
         let scored = self.is_scored();
         let most = match self.first_scored() {
-            // Up to the first token whose logits are wanted.
+            // Stops before the first row whose logits are wanted.
             Some(first) if !scored => most.min(first - 1 - self.done),
             _ => most,
         };
@@ -326,13 +323,13 @@ impl Sequence {
         }
     }
 
-    /// Takes in that a chunk was computed, whose wanted logits begin at row `first`; its
-    /// state, if that was wanted, is number `first`.
+    /// Records that a chunk was computed. Its wanted logits begin at row `first`; its state, if
+    /// wanted, is number `first`.
     pub(super) fn advance(&mut self, chunk: Computed, logits: &Logits, first: usize) -> Advance {
         let Computed { tokens, wanted } = chunk;
         self.present += tokens;
         if self.present <= self.done {
-            // All that its logits tell was taken in before they were lost.
+            // The logits were processed before the KV was lost.
             return Advance::On;
         }
         let before = self.done;
@@ -384,7 +381,7 @@ impl Sequence {
         }
     }
 
-    /// Whether it holds its row, and all who choose with it have left theirs.
+    /// Whether it holds its row of logits, and all members of its group have stored theirs.
     pub(super) fn can_choose_now(&self) -> bool {
         match &self.work {
             Work::Answer(answer) if answer.held.is_some() => answer.can_choose(),
@@ -392,7 +389,7 @@ impl Sequence {
         }
     }
 
-    /// Chooses the next token from the row that it holds. Returns whether it goes on.
+    /// Chooses the next token from the held row. Returns whether the sequence continues.
     pub(super) fn choose_from_held(&mut self, executor: &mut dyn Executor) -> bool {
         let Work::Answer(answer) = &mut self.work else {
             return true;
@@ -403,8 +400,8 @@ impl Sequence {
         }
     }
 
-    /// Chooses the next token, or holds the row until those who choose with it have left
-    /// theirs. Returns whether the sequence goes on.
+    /// Chooses the next token, or holds the row of logits until all members of the group have
+    /// stored theirs. Returns whether the sequence continues.
     pub(super) fn choose_or_hold(
         &mut self,
         logits: &mut [f32],
@@ -419,14 +416,14 @@ impl Sequence {
         self.choose(logits, executor)
     }
 
-    /// Chooses the next token. Returns whether the sequence goes on.
+    /// Chooses the next token. Returns whether the sequence continues.
     fn choose(&mut self, logits: &mut [f32], executor: &mut dyn Executor) -> bool {
         let Work::Answer(answer) = &mut self.work else {
             return true;
         };
         let (id, mixture) = match answer.next(logits, executor) {
             Ok(next) => next,
-            // What the client allows ends here, and with it the answer.
+            // The client's restrictions allow no further token, which ends the answer.
             Err(ChooseError::Sample(SampleError::NothingAllowed)) => {
                 self.send(Event::Finished(FinishReason::Stop));
                 return false;
@@ -468,33 +465,32 @@ impl Sequence {
         }
     }
 
-    /// Tells the client that the sequence failed, and whom it chooses with.
+    /// Reports to the client and to the group that the sequence failed.
     pub(super) fn fail(&self, why: &str) {
         self.work.fail(why);
         self.send(Event::Failed(why.to_owned()));
     }
 
     fn send(&self, event: Event) {
-        // A client that has gone is noticed before the next step.
+        // A client that has disconnected is noticed before the next step.
         _ = self.events.send(event);
     }
 }
 
-/// What a sequence does after a chunk.
+/// The result of a chunk.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Advance {
-    /// It goes on.
+    /// The sequence continues.
     On,
-    /// It has ended.
+    /// The sequence has ended.
     Over,
-    /// Its next token is to be chosen, from this row.
+    /// The next token has to be chosen, from this row of logits.
     Chooses(usize),
 }
 
-/// A chunk that was computed.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Computed {
-    /// How many tokens it had.
+    /// The number of tokens.
     pub(super) tokens: usize,
     pub(super) wanted: Wanted,
 }

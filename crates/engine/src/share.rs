@@ -1,43 +1,43 @@
-//! How the rows of a step are shared out among the sequences that hold slots.
+//! Divides the rows of a step among the sequences that hold slots.
 //!
-//! An answer gets its next token in every step. What is left of a step's time goes to
-//! prompts: evenly to the clients that have some, whatever number of prompts each has. Of a
-//! client's part half is its oldest prompt's; of the rest most goes to whichever needs
-//! least, so that a short prompt does not wait for a long one.
+//! An answer gets its next token in every step (decode). The remaining time of a step goes to
+//! prompts (chunked prefill): evenly to the clients with prompts, regardless of the number of
+//! their prompts. Half of a client's part goes to its oldest prompt; most of the rest goes to
+//! the prompts that need least, so that a short prompt does not wait for a long one.
 
 use std::collections::HashMap;
 
 use super::client::Client;
 
-/// Scoring holds a row of logits for each token; this bounds those of a step (64 rows of
-/// gemma's 262,144 logits are 64 MiB).
+/// The maximum number of scored rows per step. Each holds a row of logits (64 rows of gemma's
+/// 262,144 logits are 64 MiB).
 pub(super) const SCORED_ROWS: usize = 64;
 
-/// What a sequence wants of a step.
+/// The demand of a sequence for rows of a step.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Demand {
     pub(super) client: Client,
-    /// The tokens that could be computed.
+    /// The number of tokens that could be computed.
     pub(super) tokens: usize,
-    /// Whether they are of an answer that grows, and not of a prompt.
+    /// Whether the tokens belong to a growing answer, and not to a prompt.
     pub(super) is_answer: bool,
     /// Whether all their logits are wanted.
     pub(super) is_scored: bool,
 }
 
-/// What a step may compute of prompts.
+/// The prompt budget of a step.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Budget {
-    /// So many rows.
+    /// The number of prompt rows.
     pub(super) rows: usize,
-    /// As many of them as a scored one counts for.
+    /// The cost of a scored row, in prompt rows.
     pub(super) scored_row: usize,
 }
 
-/// What is left of a client's part of a step.
+/// The unused rest of a client's part of a step.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Part {
-    /// Rows of prompts, as [`Budget`] counts them.
+    /// Prompt rows, as counted by [`Budget`].
     rows: usize,
     /// Rows of logits.
     scored: usize,
@@ -52,7 +52,7 @@ impl Part {
     }
 }
 
-/// How many tokens each of these sequences, the oldest first, gets.
+/// Returns the number of tokens that each of these sequences, oldest first, gets.
 pub(super) fn share_out(demands: &[Demand], budget: Budget) -> Vec<usize> {
     let answers = demands.iter().map(|demand| match demand.is_answer {
         true => demand.tokens,
@@ -103,13 +103,14 @@ pub(super) fn share_out(demands: &[Demand], budget: Budget) -> Vec<usize> {
                 scored,
             }
         };
-        // However little it is, something gets on.
+        // At least one row, however small the part, so that the oldest prompt makes progress.
         let mut part = left.half();
         part.rows = part.rows.max(cost(oldest));
         left = give(oldest, part, left);
         let mut shortest = of_client;
         shortest.sort_by_key(|&at| demands[at].tokens);
-        // At first no client takes all that is left, so that every client advances.
+        // In the first round no prompt takes more than half of the rest, so that every prompt
+        // advances.
         for &at in &shortest {
             left = give(at, left.half(), left);
         }
@@ -120,8 +121,8 @@ pub(super) fn share_out(demands: &[Demand], budget: Budget) -> Vec<usize> {
     counts
 }
 
-/// Shares `total` out among clients, by how much the sequence at each place wants; tells of
-/// each client its part and the places of those of its sequences that want something.
+/// Divides `total` among clients, according to what each sequence wants; returns the part of
+/// each client with the indices of its sequences that want something.
 fn of_clients(
     demands: &[Demand],
     total: usize,
@@ -146,8 +147,8 @@ fn of_clients(
     evenly(total, &wants).into_iter().zip(places).collect()
 }
 
-/// Shares `total` out evenly: nobody gets more than is wanted, and what one leaves is the
-/// others'.
+/// Divides `total` evenly (max-min fairness): nobody gets more than they want, and the surplus
+/// goes to the others.
 fn evenly(total: usize, wants: &[usize]) -> Vec<usize> {
     let mut by_want: Vec<usize> = (0..wants.len()).collect();
     by_want.sort_by_key(|&at| wants[at]);
@@ -192,7 +193,7 @@ mod tests {
         }
     }
 
-    /// What the rows of prompts cost.
+    /// The cost of the prompt rows.
     fn cost(demands: &[Demand], counts: &[usize]) -> usize {
         let prompts = demands.iter().zip(counts).filter(|(d, _)| !d.is_answer);
         let cost = prompts.map(|(demand, count)| match demand.is_scored {
@@ -232,13 +233,13 @@ mod tests {
         let alone = vec![scored(demand("a", 1000)); 6];
         let counts = share_out(&alone, BUDGET);
         assert_eq!(cost(&alone, &counts), 96, "{counts:?}");
-        // A newcomer's prompt is done in one step.
+        // The prompt of a new client is completed in one step.
         let mut demands = alone;
         demands.push(demand("b", 40));
         let counts = share_out(&demands, BUDGET);
         assert_eq!(counts[6], 40);
         assert!((90..=96).contains(&cost(&demands, &counts)), "{counts:?}");
-        // So is one of the same client.
+        // So is a prompt of the same client.
         demands[6].client = demands[0].client;
         let counts = share_out(&demands, BUDGET);
         assert!(counts[6] >= 24, "{counts:?}");
@@ -256,7 +257,7 @@ mod tests {
         demands.push(scored(demand("c", 30)));
         let counts = share_out(&demands, plenty);
         assert_eq!(counts.iter().sum::<usize>(), SCORED_ROWS);
-        // What follows an answer goes before prompts; no client takes all.
+        // Scored answers take precedence over prompts; no client takes everything.
         assert_eq!(counts[6..9], [7, 7, 7], "{counts:?}");
         assert!(counts[9..29].iter().all(|&count| count <= 2), "{counts:?}");
         assert_eq!(counts[29], 22);

@@ -1,8 +1,8 @@
-//! Sequences that had to give up their memory for a while.
+//! Preemption: swaps the KV of sequences to disk when memory runs out.
 //!
-//! Their KV goes to a file and comes back as it was. Where that cannot be written or read,
-//! it is lost, and computed again when there is room: the sequence's tokens are known, and
-//! computing them again gives the same KV.
+//! The KV is written to a file and restored bit for bit. If the file cannot be written or read,
+//! the KV is lost, and is recomputed when there is memory: the tokens of the sequence are
+//! known, and recomputing them gives the same KV.
 
 use std::fs::{self, File};
 use std::io::{self, Read, Seek, SeekFrom, Write};
@@ -12,16 +12,16 @@ use super::cache::Cache;
 use super::sequence::Sequence;
 use crate::exec::{ExecError, Executor, SequenceId, SwapOut};
 
-/// Where sequences are swapped out to.
+/// The folder to which sequences are swapped out.
 pub(super) struct Swap {
     folder: PathBuf,
-    /// Whether the last file was written, so that the log tells of each change once.
+    /// Whether the last file could be written, so that each change is logged once.
     works: bool,
 }
 
 impl Swap {
-    /// Swaps out to a folder, which is made if it is not there. Tries it, and warns if it
-    /// cannot be written to.
+    /// Creates the folder if it does not exist, tries to write to it, and logs a warning if
+    /// that fails.
     pub(super) fn new(folder: PathBuf) -> Swap {
         let tried = write(&folder, b"incant");
         let mut swap = Swap {
@@ -32,7 +32,7 @@ impl Swap {
         swap
     }
 
-    /// Has a sequence give up what it shares with none.
+    /// Swaps out the KV that a sequence shares with no other.
     pub(super) fn out(&mut self, mut sequence: Sequence, executor: &mut dyn Executor) -> Swapped {
         sequence.is_parked = false;
         let written = executor
@@ -56,7 +56,7 @@ impl Swap {
         swapped
     }
 
-    /// Tells the log why nothing can be written, or that it can be again.
+    /// Logs why swapping fails, or that it works again.
     fn note(&mut self, failure: Option<String>) {
         let worked = std::mem::replace(&mut self.works, failure.is_none());
         let folder = self.folder.display();
@@ -72,15 +72,15 @@ impl Swap {
     }
 }
 
-/// A sequence whose KV is in a file that nobody else sees, or lost.
+/// A sequence whose KV is in an anonymous file, or lost.
 pub(super) struct Swapped {
     sequence: Sequence,
-    /// `None` where it is lost.
+    /// `None` if the KV is lost.
     file: Option<File>,
 }
 
 impl Swapped {
-    /// Makes it ready to come back; returns what the executor knows it by.
+    /// Prepares swapping in; returns the id of the executor's sequence.
     pub(super) fn prepare(
         &mut self,
         cache: &mut Cache,
@@ -100,14 +100,15 @@ impl Swapped {
         Ok(self.sequence.id)
     }
 
-    /// Takes back that it was made ready.
+    /// Reverts the preparation.
     pub(super) fn unprepare(&mut self, executor: &mut dyn Executor) {
         if self.file.is_none() {
             self.lose_kv(executor);
         }
     }
 
-    /// Comes back. Where its file cannot be read, its KV is lost, and it stays here.
+    /// Swaps the sequence in. If its file cannot be read, the KV is lost and the sequence stays
+    /// swapped out.
     pub(super) fn back(mut self, executor: &mut dyn Executor) -> Result<Sequence, Box<Swapped>> {
         let Some(file) = &mut self.file else {
             return Ok(self.sequence);
@@ -128,8 +129,8 @@ impl Swapped {
         }
     }
 
-    /// Gives up more: what the sequence shared when it was swapped out and now holds
-    /// alone, or what it shares too. Returns whether there was any.
+    /// Swaps out more: the KV that the sequence shared when it was swapped out and now holds
+    /// alone, or also KV that it shares. Returns whether there was any.
     pub(super) fn give_more(&mut self, part: SwapOut, executor: &mut dyn Executor) -> bool {
         let Some(file) = &mut self.file else {
             return false;
@@ -169,7 +170,7 @@ impl Swapped {
 
 fn write(folder: &Path, bytes: &[u8]) -> io::Result<File> {
     fs::create_dir_all(folder)?;
-    // Without a name: it is gone when it is closed, whatever becomes of us.
+    // The file has no name, so it disappears when it is closed, even if the process is killed.
     let mut file = tempfile::tempfile_in(folder)?;
     file.write_all(bytes)?;
     Ok(file)

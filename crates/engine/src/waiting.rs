@@ -25,7 +25,7 @@ pub(super) struct Waiting {
     pub(super) adapter: Option<Adapter>,
     pub(super) prefix: Option<Arc<Prefix>>,
     pub(super) events: UnboundedSender<Event>,
-    /// The prefix's tokens and the prompt's.
+    /// The tokens of prefix and prompt.
     pub(super) tokens: Vec<u32>,
     pub(super) work: Work,
     pub(super) isolated: bool,
@@ -33,9 +33,9 @@ pub(super) struct Waiting {
     pub(super) place: Place,
     /// Whether its prefix was read from disk for it.
     pub(super) read_from_disk: bool,
-    /// Who is computing tokens for it, and how many they have in common.
+    /// The sequence that is computing tokens for it, and the number of their common tokens.
     pub(super) waits_for: Option<(SequenceId, usize)>,
-    /// Whether others may go before it, for that reason.
+    /// Whether other requests may go first because of that.
     pub(super) lets_pass: bool,
 }
 
@@ -89,8 +89,8 @@ impl Waiting {
         }
     }
 
-    /// Its tokens, as far as others may have computed them for it: at least one is
-    /// left, whose logits tell how it goes on.
+    /// The tokens whose KV other sequences may provide. At least one token is left to compute,
+    /// whose logits determine the next one.
     pub(super) fn shareable(&self) -> &[u32] {
         let most = match &self.work {
             // Scoring needs the logits before each of the prompt's tokens.
@@ -107,7 +107,7 @@ impl Waiting {
         &self.tokens[..most]
     }
 
-    /// What is left of it, if all goes as it seems.
+    /// The estimated remaining work.
     pub(super) fn left(&self) -> Left {
         let (answer, may_end) = self.work.left();
         Left {
@@ -117,26 +117,25 @@ impl Waiting {
         }
     }
 
-    /// The adapter to compute it under.
     pub(super) fn adapter(&self) -> Option<&Adapter> {
         self.adapter.as_ref()
     }
 
-    /// The constant tokens that come first, if sequences share any.
+    /// The prefix, if it has tokens to share.
     pub(super) fn prefix(&self) -> Option<&Arc<Prefix>> {
         let prefix = self.prefix.as_ref();
         prefix.filter(|prefix| !cache::shared(prefix).is_empty())
     }
 
-    /// Whether the client has gone.
+    /// Whether the client has disconnected.
     pub(super) fn is_abandoned(&self) -> bool {
         self.events.is_closed()
     }
 
-    /// Tells the client that the request failed.
+    /// Reports to the client that the request failed.
     pub(super) fn fail(&self, why: &str) {
         self.work.fail(why);
-        // A client that has gone needs no answer.
+        // A client that has disconnected needs no answer.
         _ = self.events.send(Event::Failed(why.to_owned()));
     }
 }

@@ -1,4 +1,4 @@
-//! What a sequence is for.
+//! The purposes of sequences: generate, follow, or join a group.
 
 use std::sync::Arc;
 
@@ -8,23 +8,23 @@ use super::{GenerateRequest, Together};
 use crate::exec::Executor;
 use incant_sample::{Mixture, Sampler, TokenLogprobs, fresh_seed};
 
-/// What a sequence is for.
+/// The purpose of a sequence, with its state.
 pub(super) enum Work {
-    /// An answer is generated.
+    /// Generates an answer.
     Answer(Box<Answering>),
-    /// Another's answer is scored.
+    /// Scores the answer of another sequence.
     Follow(Following),
-    /// Another's tokens are chosen with it.
+    /// Contributes to the choice of another sequence's tokens.
     Join {
         seat: Seat,
-        /// Whether what it computed is likely to be used again.
+        /// Whether its KV is likely to be reused.
         keep: bool,
     },
 }
 
 impl Work {
-    /// The most tokens that are still to be generated, if that is what it is for, and whether
-    /// the answer may end before.
+    /// The maximum number of tokens that remain to be generated, if it generates, and whether
+    /// the answer may end earlier.
     pub(super) fn left(&self) -> (Option<usize>, bool) {
         match self {
             Work::Answer(answer) => {
@@ -35,7 +35,7 @@ impl Work {
         }
     }
 
-    /// Tells whom it chooses with that it failed.
+    /// Reports to the group that the sequence failed.
     pub(super) fn fail(&self, why: &str) {
         if let Work::Join { seat, .. } = self {
             seat.fail(why);
@@ -43,7 +43,7 @@ impl Work {
     }
 }
 
-/// An answer's own state, beside its tokens.
+/// The state of an answer, in addition to its tokens.
 pub(super) struct Answering {
     pub(super) sampler: Sampler,
     pub(super) end_tokens: Arc<[u32]>,
@@ -53,12 +53,12 @@ pub(super) struct Answering {
     pub(super) scoring: Option<Scoring>,
     pub(super) followers: Followers,
     pub(super) together: Option<Together>,
-    /// Its row of logits for the next token, while those who choose with it have not all
-    /// computed theirs.
+    /// The row of logits for the next token, while members of the group have not all computed
+    /// theirs.
     pub(super) held: Option<Vec<f32>>,
 }
 
-/// Log-probabilities of a prompt, as they come in.
+/// The log-probabilities of a prompt, collected so far.
 pub(super) struct Scoring {
     pub(super) top: usize,
     /// The first token whose log-probability is wanted.
@@ -67,7 +67,7 @@ pub(super) struct Scoring {
 }
 
 impl Answering {
-    /// The work of a request whose prefix has so many tokens.
+    /// Creates the state for a request whose prefix has `prefix` tokens.
     pub(super) fn new(request: GenerateRequest, prefix: usize) -> Answering {
         let sampling = &request.sampling;
         let seed = sampling.seed.unwrap_or_else(fresh_seed);
@@ -80,7 +80,7 @@ impl Answering {
             scoring: request.prompt_logprobs.map(|top| Scoring {
                 top,
                 first: prefix.max(1),
-                // Nothing precedes the first token of all.
+                // Nothing precedes the very first token.
                 entries: vec![None; usize::from(prefix == 0 && !request.prompt.is_empty())],
             }),
             followers: Followers::new(request.feeds),
@@ -89,13 +89,14 @@ impl Answering {
         }
     }
 
-    /// Whether all rows are there that its next token is chosen from, but for its own.
+    /// Whether all rows for its next token are available, except its own.
     pub(super) fn can_choose(&self) -> bool {
         let together = self.together.as_ref();
         together.is_none_or(|together| together.lead.can_choose())
     }
 
-    /// The next token; and the mixture that it was chosen from, if that is to be reported.
+    /// Chooses the next token; also returns the mixture it was chosen from, if that is to be
+    /// reported.
     pub(super) fn next(
         &mut self,
         logits: &mut [f32],

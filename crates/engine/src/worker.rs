@@ -1,4 +1,4 @@
-//! The thread that owns the executor: takes requests in, and steps.
+//! The engine's thread, which owns the executor: accepts requests and runs steps.
 
 mod room;
 mod slots;
@@ -27,10 +27,10 @@ use super::swap::{Swap, Swapped};
 use super::waiting::Waiting;
 use crate::exec::{Executor, Logits};
 
-/// How often sequences that wait for another engine look whether they can go on.
+/// How often sequences that wait for another engine are checked.
 const NAP: Duration = Duration::from_millis(2);
 
-/// What clients are told after a panic.
+/// The error message of all requests after a panic.
 const PANICKED: &str = "the engine has failed";
 
 pub(super) struct Worker {
@@ -43,16 +43,16 @@ pub(super) struct Worker {
     adapter_memory: AdapterMemory,
     fairness: Fairness,
     experience: Experience,
-    /// In the order in which they came.
+    /// In order of arrival.
     waiting: VecDeque<Waiting>,
-    /// In the order in which they were let in.
+    /// In the order in which they began.
     running: Vec<Sequence>,
-    /// Those that ran before memory ran out.
+    /// Sequences that were preempted because memory ran out.
     swapped: VecDeque<Swapped>,
     swap: Swap,
-    /// What the last step gave.
+    /// The output of the last step.
     logits: Logits,
-    /// Whether there was nothing to do in the last step.
+    /// Whether the last step had nothing to compute.
     waits: bool,
     #[cfg(debug_assertions)]
     fault: Option<super::Fault>,
@@ -86,18 +86,17 @@ impl Worker {
         }
     }
 
-    /// Runs until every handle is dropped and every sequence has ended, or something has
-    /// panicked.
+    /// Runs until all handles are dropped and all sequences have ended, or until a panic.
     pub(super) fn run(mut self) {
         if panic::catch_unwind(AssertUnwindSafe(|| self.live())).is_err() {
             self.die();
         }
     }
 
-    /// Has all that was accepted fail after a panic.
+    /// Fails all accepted requests after a panic.
     fn die(self) {
         tracing::error!("the engine's thread has panicked and ends");
-        // From here on nothing new is queued.
+        // From here on no request is queued.
         self.shared.pulse.die();
         for waiting in &self.waiting {
             waiting.fail(PANICKED);
@@ -109,25 +108,25 @@ impl Worker {
             swapped.sequence().fail(PANICKED);
         }
         while let Ok(mail) = self.inbox.try_recv() {
-            // Who waits for other mail to be answered sees that nobody does.
+            // The senders of other mail notice that their channel is closed.
             if let Mail::Requests(requests) = mail {
                 for submitted in requests {
                     Waiting::new(submitted).fail(PANICKED);
                 }
             }
         }
-        // Whatever the panic has left there is not to be touched again, not even to free it.
+        // The executor's state after the panic must not be touched, not even to free it.
         std::mem::forget(self.executor);
     }
 
-    /// Does what there is to do.
+    /// The main loop.
     fn live(&mut self) {
         while self.read_mail() {
             self.turn();
         }
     }
 
-    /// Lets go of what has ended, lets in what can begin, and steps.
+    /// Drops ended sequences, starts waiting ones, and runs a step.
     fn turn(&mut self) {
         self.shared.pulse.beat();
         self.drop_abandoned();
@@ -144,8 +143,8 @@ impl Worker {
         self.running.is_empty() && self.waiting.is_empty() && self.swapped.is_empty()
     }
 
-    /// Takes in all mail; waits for some if there is nothing else to do.
-    /// Returns whether there is, or will be, anything to do.
+    /// Reads all mail; blocks if there is nothing else to do. Returns false when the thread
+    /// should end.
     fn read_mail(&mut self) -> bool {
         if self.is_idle() {
             self.shared.pulse.rest();
@@ -157,7 +156,7 @@ impl Worker {
                 Err(_) => return false,
             }
         } else if self.waits {
-            // Whatever runs here waits for sequences of another engine.
+            // All running sequences wait for sequences of another engine.
             match self.inbox.recv_timeout(NAP) {
                 Ok(mail) => self.open(mail),
                 Err(RecvTimeoutError::Timeout) => {}
@@ -173,8 +172,8 @@ impl Worker {
         }
     }
 
-    /// Has those choose their next token that waited for others, in this engine or in
-    /// another, to compute theirs: also while they are swapped out.
+    /// Chooses the next token of sequences whose group, in this engine or others, has computed
+    /// all rows; also of sequences that are swapped out.
     fn choose_held(&mut self) {
         let executor = self.executor.as_mut();
         let mut choose = |sequence: &mut Sequence| {
@@ -188,8 +187,8 @@ impl Worker {
         self.retain_swapped(|_| swapped_on.next().unwrap_or(true));
     }
 
-    /// Lets followers hear what those they follow have said, and ends those that have
-    /// heard all.
+    /// Lets followers receive their leaders' tokens, and ends those that have scored all of
+    /// them.
     fn listen(&mut self) {
         let on: Vec<bool> = self.running.iter_mut().map(Sequence::listen).collect();
         let mut on = on.into_iter();
@@ -197,7 +196,7 @@ impl Worker {
         self.retain_swapped(Sequence::listen);
     }
 
-    /// Ends every sequence that is swapped out and that `stays` turns down.
+    /// Ends every swapped-out sequence for which `stays` returns false.
     fn retain_swapped(&mut self, mut stays: impl FnMut(&mut Sequence) -> bool) {
         for mut swapped in std::mem::take(&mut self.swapped) {
             match stays(swapped.sequence_mut()) {
@@ -219,7 +218,7 @@ impl Worker {
             }
             Mail::AddAdapter(lora, reply) => {
                 if let Err(mpsc::SendError(Ok(added))) = reply.send(self.add_adapter(&lora)) {
-                    // Whoever wanted it has gone.
+                    // The requester has gone.
                     self.executor.remove_adapter(added.id);
                 }
             }
@@ -231,7 +230,7 @@ impl Worker {
         }
     }
 
-    /// Ends what belongs to clients that have gone.
+    /// Ends the sequences of clients that have disconnected.
     fn drop_abandoned(&mut self) {
         self.waiting.retain(|waiting| {
             let stays = !waiting.is_abandoned();
@@ -244,8 +243,7 @@ impl Worker {
         self.retain_swapped(|sequence| !sequence.is_abandoned());
     }
 
-    /// Ends every running sequence that `stays` turns down. What they computed is
-    /// kept.
+    /// Ends every running sequence for which `stays` returns false. Their KV is kept.
     fn retain_running(&mut self, mut stays: impl FnMut(&Sequence) -> bool) {
         let mut index = 0;
         while index < self.running.len() {
@@ -265,7 +263,7 @@ impl Worker {
         }
     }
 
-    /// Ends a sequence of which nothing is kept.
+    /// Ends a sequence without keeping its KV.
     fn lose(&mut self, sequence: &Sequence) {
         self.executor.end(sequence.id);
         self.count_ended(sequence);

@@ -1,4 +1,4 @@
-//! The hash that tells weights apart, and where it is remembered.
+//! The fingerprint of a weights file: a BLAKE3 hash, cached on disk between starts.
 
 use std::io;
 use std::path::Path;
@@ -10,30 +10,29 @@ use super::Gguf;
 use crate::digests::Digests;
 use crate::mmap::Map;
 
-/// The bytes that are hashed before their pages are let go.
+/// The number of bytes that are hashed before their memory pages are released.
 const PART: usize = 8 << 20;
 
 impl Gguf {
-    /// A hash that tells weights apart: BLAKE3 over every byte of the file. Reads all of
-    /// it, at some gigabytes per second where it is in memory.
+    /// Returns the BLAKE3 hash of all bytes of the file, which identifies the weights. Reads
+    /// the whole file, at a few gigabytes per second if it is in the page cache.
     pub fn fingerprint(&self) -> [u8; 32] {
         hash(&self.map)
     }
 
-    /// [`fingerprint`](Self::fingerprint), which `folder` remembers from one start to the
-    /// next by what the file system says of the file: device, inode, size, and the times
-    /// of the last changes of its bytes and of its entry. A file that was changed less
-    /// than three seconds ago is not remembered, nor is anything where the system gives
-    /// no inodes. If the folder cannot be written, the log says so.
+    /// Returns [`fingerprint`](Self::fingerprint), cached in `folder` across starts. The cache
+    /// key is the file's device, inode, size, modification time and change time. The hash is
+    /// not cached for a file that was changed less than three seconds ago, nor on systems
+    /// without inodes. A folder that cannot be written is logged as a warning.
     pub fn known_fingerprint(&self, folder: &Path) -> [u8; 32] {
         known(&self.map, &self.path, folder)
     }
 
-    /// [`known_fingerprint`](Self::known_fingerprint) on a thread of its own, beside the
-    /// packing of the weights.
+    /// Computes [`known_fingerprint`](Self::known_fingerprint) on its own thread, while the
+    /// weights are being packed.
     ///
     /// # Errors
-    /// The system gives no thread.
+    /// The thread cannot be spawned.
     pub fn begin_fingerprint(&self, folder: &Path) -> io::Result<JoinHandle<[u8; 32]>> {
         let (map, path) = (Arc::clone(&self.map), self.path.clone());
         let folder = folder.to_owned();
@@ -47,8 +46,8 @@ fn hash(map: &Map) -> [u8; 32] {
     let mut hasher = blake3::Hasher::new();
     for part in map.chunks(PART) {
         hasher.update(part);
-        // Packing lets go of what it has read, too: the file stays out of the process's
-        // memory.
+        // Packing releases the pages it has read, too, so the file does not stay in the
+        // process's resident memory.
         map.release(part);
     }
     hasher.finalize().into()

@@ -1,13 +1,17 @@
-//! GGUF files: header, metadata and tensors, straight from the map.
+//! GGUF files: header, metadata and tensors, memory-mapped without copies.
 //!
-//! [`Gguf::open`] maps a file and checks everything it will later rely on, so
-//! that reading a tensor is a slice of the map and cannot fail for a reason
-//! inside the file. No tensor is copied, and long arrays of the metadata (a
-//! vocabulary of 262,144 strings) stay in the file until somebody reads them.
-//! A file that is cut off, corrupt or hostile is refused with one line.
+//! [`Gguf::open`] maps a file and validates everything that later reads rely on, so that
+//! reading a tensor is a slice of the mapping and cannot fail because of the file's contents.
+//! No tensor is copied, and long arrays of the metadata (a vocabulary of 262,144 strings) are
+//! decoded only when they are iterated. A truncated, corrupt or hostile file is refused with a
+//! one-line error.
 //!
-//! The format: <https://github.com/ggml-org/ggml/blob/master/docs/gguf.md>,
-//! versions 2 and 3, little-endian.
+//! The format is specified in <https://github.com/ggml-org/ggml/blob/master/docs/gguf.md>;
+//! versions 2 and 3, little-endian, are supported.
+//!
+//! Beside them stands what every crate needs for files and messages: [`open`] for files that a
+//! person or a client names, [`mmap`], [`digests`], [`printable`] for text of unknown origin, and
+//! [`nearest`] for names. This crate knows no model, no tensor library and no text encoding.
 
 pub mod digests;
 mod error;
@@ -54,55 +58,55 @@ pub struct Gguf {
     by_name: HashMap<String, usize>,
 }
 
-/// What the file says of one tensor.
+/// The description of one tensor.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct TensorInfo {
-    /// Its name, such as `blk.0.attn_q.weight`.
+    /// The name, such as `blk.0.attn_q.weight`.
     pub name: String,
-    /// Its shape, outermost dimension first (ggml's `ne` reversed): a linear
-    /// layer's weights are `[out, in]`.
+    /// The shape, outermost dimension first (ggml's `ne` reversed): the weights of a linear
+    /// layer are `[out, in]`.
     pub shape: Vec<usize>,
-    /// How its elements are stored.
+    /// The type in which the elements are stored.
     pub kind: TensorType,
-    /// Where its data begins, in bytes from the start of the file.
+    /// The offset of the data, in bytes from the start of the file.
     pub offset: usize,
-    /// Its data's size in bytes.
+    /// The size of the data in bytes.
     pub len: usize,
 }
 
 impl TensorInfo {
-    /// How many elements it has.
+    /// The number of elements.
     pub fn elements(&self) -> usize {
-        // Checked not to overflow when the file was opened.
+        // Opening the file has checked that this does not overflow.
         self.shape.iter().product()
     }
 }
 
-/// A tensor and its bytes in the map.
+/// A tensor and its bytes in the mapping.
 #[derive(Clone, Copy, Debug)]
 pub struct TensorView<'a> {
-    /// Name, shape, type.
+    /// The name, shape and type.
     pub info: &'a TensorInfo,
     /// The data: rows of blocks, `info.len` bytes.
     pub data: &'a [u8],
 }
 
 impl Gguf {
-    /// Maps the file at `path` and checks its header.
+    /// Maps the file at `path` and validates its header.
     ///
     /// # Errors
-    /// The file cannot be read, is no GGUF of a supported version, or
-    /// contradicts itself; see [`GgufCause`].
+    /// The file cannot be read, is not a GGUF file of a supported version, or is inconsistent;
+    /// see [`GgufCause`].
     pub fn open(path: &Path) -> Result<Gguf, GgufError> {
         let file = Location::of(path).file(Kind::MODEL);
         let file = file.map_err(|cause| GgufError::new(path, GgufCause::Io(cause)))?;
         Gguf::of_file(file, path)
     }
 
-    /// [`open`](Self::open) for an open file, which errors call `path`.
+    /// Like [`open`](Self::open), for an open file; errors name it `path`.
     ///
     /// # Errors
-    /// The same.
+    /// See [`open`](Self::open).
     pub fn of_file(file: File, path: &Path) -> Result<Gguf, GgufError> {
         let error = |cause| GgufError::new(path, cause);
         let map = Map::of(file).map_err(|cause| error(GgufCause::Io(cause)))?;
@@ -118,32 +122,32 @@ impl Gguf {
         })
     }
 
-    /// Where the file is.
+    /// The path of the file.
     pub fn path(&self) -> &Path {
         &self.path
     }
 
-    /// The format's version, 2 or 3.
+    /// The format version, 2 or 3.
     pub fn version(&self) -> u32 {
         self.version
     }
 
-    /// The file's size in bytes.
+    /// The size of the file in bytes.
     pub fn file_len(&self) -> usize {
         self.map.len()
     }
 
-    /// The key-value part.
+    /// The metadata.
     pub fn metadata(&self) -> &Metadata {
         &self.metadata
     }
 
-    /// Every tensor, in file order.
+    /// Iterates over all tensors in file order.
     pub fn tensors(&self) -> impl ExactSizeIterator<Item = &TensorInfo> {
         self.tensors.iter()
     }
 
-    /// The tensor called `name`, if there is one.
+    /// Returns the tensor called `name`, if it exists.
     pub fn find(&self, name: &str) -> Option<TensorView<'_>> {
         let info = &self.tensors[*self.by_name.get(name)?];
         Some(TensorView {
@@ -152,19 +156,19 @@ impl Gguf {
         })
     }
 
-    /// The tensor called `name`.
+    /// Returns the tensor called `name`.
     ///
     /// # Errors
-    /// There is none; the error names it.
+    /// There is no such tensor; the error names it.
     pub fn tensor(&self, name: &str) -> Result<TensorView<'_>, GgufError> {
         self.find(name)
             .ok_or_else(|| GgufError::new(&self.path, GgufCause::MissingTensor(name.to_owned())))
     }
 
-    /// Makes sure that the file is a whole model and not one part of several.
+    /// Checks that the file is a whole model and not one part of a split model.
     ///
     /// # Errors
-    /// It is a part, or `split.count` or `split.no` is no number.
+    /// The file is a part, or `split.count` or `split.no` is not an unsigned integer.
     pub fn check_whole(&self) -> Result<(), GgufError> {
         let count = self.metadata.get_u64("split.count")?;
         let part = self.metadata.get_u64("split.no")?;
@@ -177,8 +181,8 @@ impl Gguf {
         }
     }
 
-    /// Says that tensor data, a part of [`TensorView::data`], has been copied
-    /// and need not stay in memory. It can still be read.
+    /// Releases the memory pages of tensor data, a part of [`TensorView::data`], that has been
+    /// copied. The data can still be read.
     pub fn release(&self, data: &[u8]) {
         self.map.release(data);
     }

@@ -1,4 +1,4 @@
-//! The key-value part of a GGUF file.
+//! The metadata (key-value pairs) of a GGUF file.
 
 use std::collections::HashMap;
 use std::ops::Range;
@@ -9,14 +9,13 @@ use super::error::{GgufCause, GgufError};
 use super::value::{Array, Strs, Value, ValueType};
 use crate::mmap::Map;
 
-/// A GGUF's metadata: typed look-ups by key, and all entries in file order.
+/// The metadata of a GGUF file: typed look-ups by key, and all entries in file order.
 ///
-/// Every type has two getters: `get_x` is `None` if the key is absent, `x` is for
-/// keys one cannot do without. Both refuse a key that holds something else, with an
-/// error that names the key and what was found: a setting that is not understood must
-/// not count as one that is not there. Numbers are accepted in any of GGUF's types
-/// where the value is the same in the wanted one; see [`Value::integer`],
-/// [`Value::float`] and [`Value::boolean`].
+/// Every type has two getters: `get_x` returns `None` for an absent key, `x` is for required
+/// keys. Both refuse a key that holds a value of another type, with an error that names the key
+/// and the value found: a setting that is not understood must not count as an absent one.
+/// A number is accepted in any GGUF type if the requested type can hold the value (an `f64` is
+/// rounded to `f32`); see [`Value::integer`], [`Value::float`] and [`Value::boolean`].
 #[derive(Debug)]
 pub struct Metadata {
     path: PathBuf,
@@ -25,18 +24,18 @@ pub struct Metadata {
     by_key: HashMap<String, usize>,
 }
 
-/// One entry as the parser leaves it: where its value lies in the file.
+/// One entry as parsed, with the location of its value in the file.
 #[derive(Debug)]
 pub(super) struct Entry {
     pub(super) key: String,
     pub(super) value: Stored,
 }
 
-/// A checked value, as a range of the file.
+/// A validated value, as a range of the file.
 #[derive(Clone, Debug)]
 pub(super) enum Stored {
     Fixed(ValueType, Range<usize>),
-    /// The text's bytes, without the length before them.
+    /// The bytes of the text, without the length prefix.
     String(Range<usize>),
     Array {
         kind: ValueType,
@@ -54,7 +53,7 @@ impl Stored {
         }
     }
 
-    /// The value as `file` holds it, behind its type.
+    /// The encoded value, as `file` holds it after its type.
     fn encoded(&self, file: &[u8]) -> Option<Vec<u8>> {
         match self {
             Stored::Fixed(_, range) => file.get(range.clone()).map(<[u8]>::to_vec),
@@ -69,19 +68,19 @@ impl Stored {
         }
     }
 
-    /// What the value is and its type in the file, for an error message: `the string
-    /// "abc…"`, `the integer -3 (i8)`, …
+    /// Describes the value and its type in the file for an error message: `the string "abc…"`,
+    /// `the integer -3 (i8)`, …
     pub(super) fn describe(&self, file: &[u8]) -> String {
         let value = self.read(file);
         let value = value.map_or_else(String::new, |value| value.describe());
         match self {
             Stored::Fixed(kind, _) => format!("{value} ({})", kind.name()),
-            // The words say it already.
+            // The description of the value names its type already.
             Stored::String(_) | Stored::Array { .. } => value,
         }
     }
 
-    /// The value in `file`, the bytes it was found in.
+    /// Reads the value from `file`, which must be the bytes it was parsed from.
     pub(super) fn read<'a>(&self, file: &'a [u8]) -> Option<Value<'a>> {
         match self {
             Stored::Fixed(kind, range) => Value::fixed(*kind, file.get(range.clone())?),
@@ -97,14 +96,14 @@ impl Stored {
     }
 }
 
-/// A getter that may find nothing, and one that must not.
+/// Defines an optional getter and a required one.
 macro_rules! getters {
     ($($(#[$doc:meta])* $optional:ident, $required:ident: $type:ty = $expected:literal, $read:expr;)*) => {
         $(
             $(#[$doc])*
             ///
             /// # Errors
-            /// The key holds something else.
+            /// The key holds a value of another type.
             pub fn $optional(&self, key: &str) -> Result<Option<$type>, GgufError> {
                 self.optional(key, $expected, $read)
             }
@@ -112,7 +111,7 @@ macro_rules! getters {
             #[doc = concat!("Like [`", stringify!($optional), "`](Self::", stringify!($optional), ").")]
             ///
             /// # Errors
-            /// The key is missing or holds something else.
+            /// The key is missing or holds a value of another type.
             pub fn $required(&self, key: &str) -> Result<$type, GgufError> {
                 self.required(key, $expected, $read)
             }
@@ -135,28 +134,28 @@ impl Metadata {
         }
     }
 
-    /// The value of `key`.
+    /// Returns the value of `key`.
     pub fn get(&self, key: &str) -> Option<Value<'_>> {
         let entry = &self.entries[*self.by_key.get(key)?];
         entry.value.read(&self.map)
     }
 
-    /// Whether there is such a key.
+    /// Whether the key is present.
     pub fn contains(&self, key: &str) -> bool {
         self.by_key.contains_key(key)
     }
 
-    /// How many entries there are.
+    /// The number of entries.
     pub fn len(&self) -> usize {
         self.entries.len()
     }
 
-    /// Whether there are none.
+    /// Whether there are no entries.
     pub fn is_empty(&self) -> bool {
         self.entries.is_empty()
     }
 
-    /// Every entry in file order: key, type, value.
+    /// Iterates over all entries in file order: key, type, value.
     pub fn iter(&self) -> impl Iterator<Item = (&str, ValueType, Value<'_>)> {
         self.entries.iter().filter_map(|entry| {
             let value = entry.value.read(&self.map)?;
@@ -164,7 +163,7 @@ impl Metadata {
         })
     }
 
-    /// The same with the values as files hold them.
+    /// Iterates over all entries in file order, with their values encoded as in a file.
     pub(super) fn encoded(&self) -> impl Iterator<Item = (&str, ValueType, Vec<u8>)> {
         self.entries.iter().filter_map(|entry| {
             let bytes = entry.value.encoded(&self.map)?;
@@ -179,7 +178,7 @@ impl Metadata {
         get_u64, u64: u64 = "an unsigned integer", |value| value.integer();
         /// An integer from −2³¹ to 2³¹ − 1.
         get_i32, i32: i32 = "a 32-bit integer", |value| value.integer();
-        /// A floating-point number of 32 bits.
+        /// A 32-bit floating-point number.
         get_f32, f32: f32 = "a 32-bit floating-point number", |value| value.float();
         /// A boolean.
         get_bool, bool: bool = "a boolean", |value| value.boolean();
@@ -187,7 +186,7 @@ impl Metadata {
         get_str, str: &str = "a string", |value| value.string();
         /// An array of any type.
         get_array, array: Array<'_> = "an array", |value| value.array();
-        /// An array of strings, read as it is iterated.
+        /// An array of strings, each read from the file when it is iterated.
         get_strs, strs: Strs<'_> = "an array of strings", |value| value.array()?.strs();
         /// An array of floating-point numbers.
         get_f32s, f32s: Vec<f32> = "an array of 32-bit floating-point numbers",

@@ -1,9 +1,9 @@
-//! From the bytes of a file to checked ranges of it.
+//! Parses a GGUF file into checked ranges of it.
 //!
-//! Nothing in the file is believed: each count is held against the bytes that
-//! are left before anything of its size is allocated, sums and products are
-//! checked, and a tensor is only listed once its range is known to lie inside
-//! the file and beside every other tensor's.
+//! Nothing in the file is trusted: each count is compared with the remaining bytes before
+//! anything of its size is allocated, sums and products are checked for overflow, and a tensor
+//! is listed only once its range is known to lie inside the file without overlapping another
+//! tensor's.
 
 use std::collections::HashMap;
 use std::ops::Range;
@@ -18,16 +18,15 @@ use super::value::ValueType;
 const MAX_DIMS: u32 = 4;
 /// ggml's `GGUF_DEFAULT_ALIGNMENT`.
 const DEFAULT_ALIGNMENT: u64 = 32;
-/// The format asks for a multiple of eight; whoever reads the tensors in place
-/// relies on it.
+/// The format requires a multiple of eight; code that reads tensors in place relies on it.
 const LEAST_ALIGNMENT: u64 = 8;
-/// The fewest bytes a metadata entry takes: key length, type, a byte of value.
+/// The smallest size of a metadata entry in bytes: key length, type, one byte of value.
 const MIN_ENTRY: u64 = 8 + 4 + 1;
-/// The fewest bytes a tensor's description takes: name length, dimensions,
-/// type, offset.
+/// The smallest size of a tensor description in bytes: name length, number of dimensions, type,
+/// offset.
 const MIN_TENSOR: u64 = 8 + 4 + 4 + 8;
 
-/// A parsed file, without the file.
+/// The parsed header of a file, which does not hold the file itself.
 #[derive(Debug)]
 pub(super) struct Header {
     pub(super) version: u32,
@@ -37,7 +36,7 @@ pub(super) struct Header {
     pub(super) by_name: HashMap<String, usize>,
 }
 
-/// Parses and checks everything but the tensors' contents.
+/// Parses and checks everything except the contents of the tensors.
 pub(super) fn parse(file: &[u8]) -> Result<Header, GgufCause> {
     let mut reader = Reader { file, at: 0 };
     let version = reader.preamble()?;
@@ -69,7 +68,7 @@ pub(super) fn parse(file: &[u8]) -> Result<Header, GgufCause> {
         tensors.push(tensor);
     }
 
-    // A file without tensors (a vocabulary alone) may end right here.
+    // A file without tensors (only a vocabulary) may end here.
     let data_start = match (reader.at as u64).checked_next_multiple_of(alignment) {
         Some(start) if start <= file.len() as u64 => start as usize,
         _ if tensors.is_empty() => file.len(),
@@ -116,8 +115,8 @@ fn alignment(
     Ok(alignment)
 }
 
-/// Turns offsets into the data part into offsets into the file, and refuses
-/// tensors that are misaligned, reach past the end or share bytes.
+/// Converts offsets into the data section to offsets into the file, and refuses tensors that
+/// are misaligned, extend past the end or overlap.
 fn place(
     tensors: &mut [TensorInfo],
     data_start: usize,
@@ -173,20 +172,19 @@ fn problem(name: &str, problem: String) -> GgufCause {
     }
 }
 
-/// The text in a range that [`Reader::string`] returned.
+/// Returns the text of a range that [`Reader::string`] returned.
 fn file_str(file: &[u8], range: Range<usize>) -> &str {
     // `string` has validated it; the fallback is never taken.
     std::str::from_utf8(&file[range]).unwrap_or_default()
 }
 
-/// Reads forward through the file.
 struct Reader<'a> {
     file: &'a [u8],
     at: usize,
 }
 
 impl Reader<'_> {
-    /// Magic and version.
+    /// Reads the magic bytes and the version.
     fn preamble(&mut self) -> Result<u32, GgufCause> {
         let magic = &self.file[..self.file.len().min(4)];
         if magic != b"GGUF" {
@@ -195,14 +193,14 @@ impl Reader<'_> {
         self.at = 4;
         match self.u32("the version")? {
             version @ (2 | 3) => Ok(version),
-            // A version in its upper half means that the bytes are swapped.
+            // A version in the upper half of the word means that the bytes are swapped.
             version if version & 0xffff == 0 && version != 0 => Err(GgufCause::BigEndian),
             version => Err(GgufCause::Version(version)),
         }
     }
 
-    /// Refuses a count whose items, at least `size` bytes each, cannot be in
-    /// the rest of the file.
+    /// Refuses a count of items that take at least `size` bytes each if the rest of the file is
+    /// too short for them.
     fn fits(&self, count: u64, size: u64, what: impl FnOnce() -> String) -> Result<(), GgufCause> {
         let left = (self.file.len() - self.at) as u64;
         match count.checked_mul(size) {
@@ -250,7 +248,7 @@ impl Reader<'_> {
         Ok(u64::from_le_bytes(bytes))
     }
 
-    /// A string's text, known to be UTF-8.
+    /// Reads a string and validates that it is UTF-8; returns the range of its text.
     fn string(&mut self, what: impl Fn() -> String) -> Result<Range<usize>, GgufCause> {
         let length = self.take(8, &what)?;
         let mut bytes = [0; 8];
@@ -290,7 +288,7 @@ impl Reader<'_> {
             return Err(GgufCause::NestedArray(key.to_owned()));
         }
         let count = self.u64("an array's length")?;
-        // A string takes eight bytes at least, those of its length.
+        // A string takes at least eight bytes, for its length.
         let size = kind.size().unwrap_or(8) as u64;
         self.fits(count, size, || format!("elements for {}", what()))?;
         let start = self.at;
@@ -317,7 +315,7 @@ impl Reader<'_> {
         Ok(())
     }
 
-    /// One tensor's description; its offset still counts from the data's start.
+    /// Reads one tensor description; its offset is still relative to the data section.
     fn tensor(&mut self, at: u64) -> Result<TensorInfo, GgufCause> {
         let name = self.string(|| format!("the name of tensor {at}"))?;
         let name = file_str(self.file, name).to_owned();
@@ -355,7 +353,7 @@ impl Reader<'_> {
     }
 }
 
-/// Bytes of a tensor whose dimensions are given innermost first.
+/// The size in bytes of a tensor whose dimensions are given innermost first.
 fn size_of(dims: &[u64], kind: TensorType) -> Result<usize, String> {
     if dims.contains(&0) {
         return Err(format!("has a dimension of 0 in its shape {dims:?}"));

@@ -1,10 +1,10 @@
-//! The element types a GGUF tensor may have.
+//! The element types of GGUF tensors (ggml's quantization types).
 
-/// How a tensor's elements are stored: one of ggml's types.
+/// The storage type of a tensor's elements: one of ggml's types.
 ///
-/// Elements come in blocks of [`block_size`](TensorType::block_size) along the
-/// innermost dimension; each block takes [`type_size`](TensorType::type_size)
-/// bytes. Ids and sizes are those of ggml's `ggml_type` and `ggml-common.h`.
+/// Elements come in blocks of [`block_size`](TensorType::block_size) along the innermost
+/// dimension; each block takes [`type_size`](TensorType::type_size) bytes. The ids and sizes
+/// are those of ggml's `ggml_type` and `ggml-common.h`.
 #[allow(missing_docs, reason = "the names are ggml's; name() spells them")]
 #[allow(non_camel_case_types, reason = "ggml's spelling is the one users know")]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -46,7 +46,7 @@ pub enum TensorType {
     Q2_0,
 }
 
-/// Id in the file, type, name, elements per block, bytes per block.
+/// The id in the file, type, name, elements per block and bytes per block of each type.
 const TYPES: &[(u32, TensorType, &str, usize, usize)] = &[
     (0, TensorType::F32, "F32", 1, 4),
     (1, TensorType::F16, "F16", 1, 2),
@@ -86,8 +86,8 @@ const TYPES: &[(u32, TensorType, &str, usize, usize)] = &[
 ];
 
 impl TensorType {
-    /// The type with this id, or `None` where ggml has none (some ids were
-    /// given up: 4, 5, 31 to 33, 36 to 38).
+    /// Returns the type with this id, or `None` for an id that ggml does not use (it has
+    /// retired 4, 5, 31 to 33 and 36 to 38).
     pub fn from_id(id: u32) -> Option<TensorType> {
         TYPES
             .iter()
@@ -95,32 +95,32 @@ impl TensorType {
             .map(|entry| entry.1)
     }
 
-    /// Every type, by id.
+    /// Iterates over all types in the order of their ids.
     pub fn all() -> impl Iterator<Item = TensorType> {
         TYPES.iter().map(|entry| entry.1)
     }
 
-    /// The id in the file.
+    /// The id of the type in the file.
     pub fn id(self) -> u32 {
         self.row().0
     }
 
-    /// ggml's name, such as `Q4_K`.
+    /// The name in ggml, such as `Q4_K`.
     pub fn name(self) -> &'static str {
         self.row().2
     }
 
-    /// Elements per block.
+    /// The number of elements per block.
     pub fn block_size(self) -> usize {
         self.row().3
     }
 
-    /// Bytes per block.
+    /// The number of bytes per block.
     pub fn type_size(self) -> usize {
         self.row().4
     }
 
-    /// Bits per element, block scales included.
+    /// The number of bits per element, including the scales of the block.
     pub fn bits_per_weight(self) -> f64 {
         self.type_size() as f64 * 8.0 / self.block_size() as f64
     }

@@ -1,4 +1,4 @@
-//! The values of a GGUF's metadata.
+//! Metadata values of a GGUF file.
 
 /// The type of a metadata value or of an array's elements.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -31,7 +31,7 @@ pub enum ValueType {
     Array,
 }
 
-/// Each at the place that is its id in the file.
+/// All types; the index of each is its id in the file.
 const BY_ID: [ValueType; 13] = [
     ValueType::U8,
     ValueType::I8,
@@ -49,18 +49,18 @@ const BY_ID: [ValueType; 13] = [
 ];
 
 impl ValueType {
-    /// The type with this id in the file.
+    /// Returns the type with this id in the file.
     pub(super) fn from_id(id: u32) -> Option<ValueType> {
         BY_ID.get(id as usize).copied()
     }
 
-    /// Its id in the file.
+    /// The id of the type in the file.
     pub(super) fn id(self) -> u32 {
         let place = BY_ID.iter().position(|&kind| kind == self);
         place.expect("all types are listed") as u32
     }
 
-    /// Bytes of one value, or `None` where it depends on the value.
+    /// The size of a value in bytes, or `None` if it depends on the value.
     pub(super) fn size(self) -> Option<usize> {
         match self {
             ValueType::U8 | ValueType::I8 | ValueType::Bool => Some(1),
@@ -71,7 +71,7 @@ impl ValueType {
         }
     }
 
-    /// The name the GGUF specification uses, lower case.
+    /// The name in the GGUF specification, in lower case.
     pub fn name(self) -> &'static str {
         match self {
             ValueType::U8 => "u8",
@@ -91,12 +91,12 @@ impl ValueType {
     }
 }
 
-/// One metadata value; strings and arrays are borrowed from the file.
+/// One metadata value; strings and arrays borrow from the file.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Value<'a> {
-    /// Any unsigned integer; the width is in [`ValueType`] alone.
+    /// An unsigned integer of any width; [`ValueType`] tells the width.
     Unsigned(u64),
-    /// Any signed integer.
+    /// A signed integer of any width.
     Signed(i64),
     /// An `f32`.
     F32(f32),
@@ -111,8 +111,8 @@ pub enum Value<'a> {
 }
 
 impl<'a> Value<'a> {
-    /// Reads a value of fixed size from exactly its bytes. Strings and arrays
-    /// are no such values.
+    /// Reads a value of fixed size from exactly its bytes. Returns `None` for strings and
+    /// arrays, whose size is not fixed.
     pub(super) fn fixed(kind: ValueType, bytes: &[u8]) -> Option<Value<'static>> {
         let mut wide = [0; 8];
         wide[..bytes.len()].copy_from_slice(bytes);
@@ -132,10 +132,11 @@ impl<'a> Value<'a> {
         })
     }
 
-    /// The value as an integer, if it is a whole number that fits, of whatever type.
+    /// Returns the value as an integer if it is a whole number within the range of `T`,
+    /// whatever its type in the file.
     pub fn integer<T: TryFrom<u64> + TryFrom<i64>>(&self) -> Option<T> {
         let whole = |value: f64| {
-            // Bounds that are powers of two: what is below them can be cast.
+            // The bounds are powers of two, so every whole number between them can be cast.
             let fits = value.fract() == 0.0 && (-(2f64.powi(63))..2f64.powi(64)).contains(&value);
             match fits {
                 false => None,
@@ -152,9 +153,9 @@ impl<'a> Value<'a> {
         }
     }
 
-    /// The value as an `f32`, if it is a floating-point number or an integer that an
-    /// `f32` holds exactly. An `f64` is rounded to the nearest `f32`; one that is too
-    /// large for that is none.
+    /// Returns the value as an `f32` if it is a floating-point number, or an integer that an
+    /// `f32` holds exactly. An `f64` is rounded to the nearest `f32`; `None` if it is out of
+    /// range.
     pub fn float(&self) -> Option<f32> {
         let exact = |value: i128| {
             let float = value as f32;
@@ -172,7 +173,7 @@ impl<'a> Value<'a> {
         }
     }
 
-    /// The value as a boolean, if it is one or the integer 0 or 1.
+    /// Returns the value as a boolean if it is one, or is the integer 0 or 1.
     pub fn boolean(&self) -> Option<bool> {
         match *self {
             Value::Bool(value) => Some(value),
@@ -182,7 +183,7 @@ impl<'a> Value<'a> {
         }
     }
 
-    /// The value as a string, if it is one.
+    /// Returns the value as a string if it is one.
     pub fn string(&self) -> Option<&'a str> {
         match *self {
             Value::String(value) => Some(value),
@@ -190,7 +191,7 @@ impl<'a> Value<'a> {
         }
     }
 
-    /// The value as an array, if it is one.
+    /// Returns the value as an array if it is one.
     pub fn array(&self) -> Option<Array<'a>> {
         match *self {
             Value::Array(value) => Some(value),
@@ -198,7 +199,7 @@ impl<'a> Value<'a> {
         }
     }
 
-    /// What the value is, for an error message: `the string "abc…"`, `the integer -3`, …
+    /// Describes the value for an error message: `the string "abc…"`, `the integer -3`, …
     pub(super) fn describe(&self) -> String {
         match self {
             Value::Unsigned(value) => format!("the integer {value}"),
@@ -218,7 +219,7 @@ impl<'a> Value<'a> {
     }
 }
 
-/// An array in the metadata: a range of the file, read element by element.
+/// An array in the metadata: a range of the file that is decoded element by element.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Array<'a> {
     kind: ValueType,
@@ -227,8 +228,8 @@ pub struct Array<'a> {
 }
 
 impl<'a> Array<'a> {
-    /// `bytes` holds exactly `count` elements of `kind`; the parser has walked
-    /// over them and found every string to be UTF-8.
+    /// Creates an array from `bytes`, which must hold exactly `count` elements of `kind`; the
+    /// parser has validated them, including that every string is UTF-8.
     pub(super) fn new(kind: ValueType, count: usize, bytes: &'a [u8]) -> Array<'a> {
         Array { kind, count, bytes }
     }
@@ -238,17 +239,17 @@ impl<'a> Array<'a> {
         self.kind
     }
 
-    /// How many elements.
+    /// The number of elements.
     pub fn len(&self) -> usize {
         self.count
     }
 
-    /// Whether there are none.
+    /// Whether the array is empty.
     pub fn is_empty(&self) -> bool {
         self.count == 0
     }
 
-    /// The elements in order.
+    /// Iterates over the elements.
     pub fn iter(&self) -> impl ExactSizeIterator<Item = Value<'a>> + use<'a> {
         Elements {
             kind: self.kind,
@@ -257,7 +258,7 @@ impl<'a> Array<'a> {
         }
     }
 
-    /// The elements as strings, if they are strings.
+    /// Iterates over the elements as strings, if they are strings.
     pub fn strs(&self) -> Option<Strs<'a>> {
         (self.kind == ValueType::String).then_some(Strs {
             left: self.count,
@@ -265,12 +266,12 @@ impl<'a> Array<'a> {
         })
     }
 
-    /// The elements as integers, if all are [whole numbers that fit](Value::integer).
+    /// Returns the elements as integers if all of them [fit](Value::integer).
     pub fn integers<T: TryFrom<u64> + TryFrom<i64>>(&self) -> Option<Vec<T>> {
         self.iter().map(|value| value.integer()).collect()
     }
 
-    /// The elements as `f32`, if [each can be one](Value::float).
+    /// Returns the elements as `f32` if all of them [can be converted](Value::float).
     pub fn floats(&self) -> Option<Vec<f32>> {
         self.iter().map(|value| value.float()).collect()
     }
@@ -304,7 +305,7 @@ impl<'a> Iterator for Elements<'a> {
 
 impl ExactSizeIterator for Elements<'_> {}
 
-/// The strings of an array, in order.
+/// An iterator over the strings of an array.
 #[derive(Clone, Debug)]
 pub struct Strs<'a> {
     left: usize,
@@ -326,7 +327,7 @@ impl<'a> Iterator for Strs<'a> {
 
 impl ExactSizeIterator for Strs<'_> {}
 
-/// Takes one string (its length in eight bytes, then its bytes) off the front.
+/// Splits one string (its length in eight bytes, then its bytes) off the front.
 fn next_string<'a>(bytes: &mut &'a [u8]) -> Option<&'a str> {
     let (length, rest) = bytes.split_first_chunk::<8>()?;
     let length = usize::try_from(u64::from_le_bytes(*length)).ok()?;

@@ -1,4 +1,4 @@
-//! Writing GGUF files, version 3.
+//! Writes GGUF files, version 3.
 
 use std::fs::File;
 use std::io::{self, BufWriter, Write};
@@ -8,28 +8,27 @@ use super::metadata::Metadata;
 use super::types::TensorType;
 use super::value::ValueType;
 
-/// What tensors' data are aligned to where a file says nothing else.
+/// The alignment of tensor data in a file that does not specify one.
 const ALIGNMENT: u64 = 32;
-/// Where a file says something else.
+/// The metadata key that specifies another alignment.
 const ALIGNMENT_KEY: &str = "general.alignment";
 
-/// Collects what a file shall hold.
+/// Builds the contents of a file.
 #[derive(Debug, Default)]
 pub struct Writer {
     entries: Vec<NewEntry>,
     tensors: Vec<NewTensor>,
 }
 
-/// A metadata entry.
 #[derive(Debug)]
 struct NewEntry {
     key: String,
     kind: ValueType,
-    /// The value as files hold it.
+    /// The value, encoded as in a file.
     bytes: Vec<u8>,
 }
 
-/// What is said of a tensor before its data follow.
+/// The description of a tensor, which precedes the data.
 #[derive(Debug)]
 struct NewTensor {
     name: String,
@@ -46,12 +45,12 @@ impl NewTensor {
 }
 
 impl Writer {
-    /// A file with nothing in it.
+    /// An empty file.
     pub fn new() -> Writer {
         Writer::default()
     }
 
-    /// Adds all metadata of another file, but for how its tensors are aligned.
+    /// Adds all metadata of another file, except its tensor alignment.
     #[must_use]
     pub fn metadata(mut self, other: &Metadata) -> Writer {
         for (key, kind, bytes) in other.encoded() {
@@ -62,8 +61,8 @@ impl Writer {
         self
     }
 
-    /// Adds a text to the metadata. A key that is there already gets the new value,
-    /// here and below.
+    /// Adds a string to the metadata. This and the methods below replace the value of a key
+    /// that is already present.
     #[must_use]
     pub fn text(mut self, key: &str, value: &str) -> Writer {
         let mut bytes = Vec::new();
@@ -72,7 +71,7 @@ impl Writer {
         self
     }
 
-    /// Adds a list of texts to the metadata.
+    /// Adds an array of strings to the metadata.
     #[must_use]
     pub fn texts(mut self, key: &str, values: &[String]) -> Writer {
         let mut bytes = Vec::new();
@@ -85,21 +84,21 @@ impl Writer {
         self
     }
 
-    /// Adds a number to the metadata.
+    /// Adds a floating-point number to the metadata.
     #[must_use]
     pub fn number(mut self, key: &str, value: f32) -> Writer {
         self.set(key, ValueType::F32, value.to_le_bytes().into());
         self
     }
 
-    /// Adds a whole number to the metadata.
+    /// Adds an unsigned integer to the metadata.
     #[must_use]
     pub fn count(mut self, key: &str, value: u32) -> Writer {
         self.set(key, ValueType::U32, value.to_le_bytes().into());
         self
     }
 
-    /// Announces a tensor; shapes begin with the outermost dimension.
+    /// Adds the description of a tensor; the shape begins with the outermost dimension.
     #[must_use]
     pub fn tensor(mut self, name: &str, shape: &[usize], kind: TensorType) -> Writer {
         self.tensors.push(NewTensor {
@@ -110,19 +109,19 @@ impl Writer {
         self
     }
 
-    /// Bytes of all tensors' data.
+    /// The size of the data of all tensors in bytes.
     pub fn data_len(&self) -> u64 {
         self.tensors.iter().map(NewTensor::len).sum()
     }
 
-    /// Writes the file at `path`, all of it or nothing: `data` writes the bytes of
-    /// each tensor, in the order in which they were announced.
+    /// Writes the file at `path` atomically. `data` writes the bytes of each tensor, in the
+    /// order in which the tensors were added.
     ///
     /// # Errors
     /// The file cannot be written, or `data` fails.
     ///
     /// # Panics
-    /// A tensor's bytes are not as many as its shape and type ask for.
+    /// `data` writes another number of bytes for a tensor than its shape and type require.
     pub fn write<E: From<io::Error>>(
         &self,
         path: &Path,
@@ -148,13 +147,13 @@ impl Writer {
         out.flush()?;
         drop(out);
         readable(file.as_file())?;
-        // Some file systems tell only now that there is no room.
+        // Some file systems report a full disk only now.
         file.as_file().sync_all()?;
         file.persist(path).map_err(|error| error.error)?;
         Ok(())
     }
 
-    /// All that comes before the tensors' data.
+    /// Encodes everything before the tensor data.
     fn header(&self) -> Vec<u8> {
         let mut header = b"GGUF".to_vec();
         header.extend(3u32.to_le_bytes());
@@ -192,7 +191,7 @@ impl Writer {
     }
 }
 
-/// Counts what is written.
+/// A writer that counts the bytes written.
 struct Counted<W> {
     out: W,
     written: u64,
@@ -210,7 +209,7 @@ impl<W: Write> Write for Counted<W> {
     }
 }
 
-/// Temporary files are their owner's alone; a model is for whoever the umask lets.
+/// Temporary files are readable by their owner only; a model gets the usual mode 0644.
 #[cfg(unix)]
 fn readable(file: &File) -> io::Result<()> {
     use std::os::unix::fs::PermissionsExt;
@@ -228,7 +227,7 @@ fn string(into: &mut Vec<u8>, text: &str) {
     into.extend(text.as_bytes());
 }
 
-/// Goes on to the next aligned place.
+/// Pads with zeros to the next aligned offset.
 fn pad(out: &mut Counted<impl Write>) -> io::Result<()> {
     let missing = out.written.next_multiple_of(ALIGNMENT) - out.written;
     io::copy(&mut io::Read::take(io::repeat(0), missing), out)?;

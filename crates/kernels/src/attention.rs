@@ -1,12 +1,12 @@
-//! Attention of many query rows over a chunk of the keys.
+//! Attention kernels: many query rows over a chunk of the keys, with online softmax.
 //!
-//! A chunk gives each row a *partial* result, and partial results over different
-//! keys are merged by log-sum-exp. So rows of many sequences go over the keys of
-//! a shared prefix together, each sequence goes over its own keys alone, and
-//! several threads may share the chunks of one row.
+//! A chunk yields a *partial* result for each row, and partial results over different keys are
+//! merged by log-sum-exp, as in flash attention. So rows of many sequences attend to the keys
+//! of a shared prefix together, each sequence attends to its own keys alone, and several
+//! threads can share the chunks of one row (split-KV decoding).
 //!
-//! A row's numbers depend on its query, its visible keys and the chunk's bounds,
-//! never on the other rows of a call. Every instruction set computes the same.
+//! The result of a row depends on its query, its visible keys and the bounds of the chunk,
+//! never on the other rows of the call. All instruction sets compute the same bits.
 
 mod blocks;
 #[cfg(test)]
@@ -22,48 +22,47 @@ pub use blocks::{
 use super::isa::{Isa, Tier};
 use super::math::{dispatch, exp};
 
-/// The keys that one partial result covers.
+/// Keys per chunk: the keys that one partial result covers.
 pub const CHUNK: usize = 128;
 
-/// Keys and values of one head for the [`BLOCK`] tokens of a block, as binary16.
+/// Keys and values of one head for a block of [`BLOCK`] tokens, as f16.
 ///
-/// Keys are `[head_dim][BLOCK]`, values are `[head_dim / 16, rounded up][BLOCK][16]`.
-/// What is stored for tokens that no row sees is never used, so a block need not
-/// be filled. What rows do see must be finite, as [`write_key`] and
-/// [`write_value`] make it of all but NaN.
+/// Keys are `[head_dim][BLOCK]`, values are `[head_dim / 16, rounded up][BLOCK][16]`. Data of
+/// tokens that no row sees is never used, so a block need not be filled. Data of visible tokens
+/// must be finite; [`write_key`] and [`write_value`] ensure this for every input except NaN.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Block<'a> {
-    /// The keys: at least [`key_block_len`] numbers.
+    /// The keys: at least [`key_block_len`] elements.
     pub keys: &'a [u16],
-    /// The values: at least [`value_block_len`] numbers.
+    /// The values: at least [`value_block_len`] elements.
     pub values: &'a [u16],
 }
 
-/// Keys and values of one head for the [`CHUNK`] tokens of a chunk. Its blocks
-/// may lie anywhere; those that no row sees may be empty.
+/// Keys and values of one head for the [`CHUNK`] tokens of a chunk. The blocks may lie anywhere
+/// in memory; blocks that no row sees may be empty.
 #[derive(Clone, Copy, Debug)]
 pub struct Stretch<'a> {
-    /// The blocks, in the tokens' order.
+    /// The blocks, in the order of their tokens.
     pub blocks: [Block<'a>; CHUNK / BLOCK],
-    /// Numbers in a key and in a value: even.
+    /// Elements of a key and of a value; even.
     pub head_dim: usize,
 }
 
-/// What some rows know after some of their keys.
+/// The online-softmax state of some rows after some of their keys.
 ///
-/// A row that has seen none has the maximum -∞, the sum 0 and zeros as values.
+/// A row that has seen no keys has the maximum -∞, the sum 0 and zeros as values.
 #[derive(Debug)]
 pub struct Partials<'a> {
-    /// Each row's largest score.
+    /// The largest score of each row.
     pub maxima: &'a mut [f32],
-    /// Each row's sum of `exp(score − maximum)`.
+    /// The sum of `exp(score − maximum)` of each row.
     pub sums: &'a mut [f32],
-    /// Each row's sum of `exp(score − maximum) · value`: rows × head_dim.
+    /// The sum of `exp(score − maximum) · value` of each row: rows × head_dim.
     pub values: &'a mut [f32],
 }
 
 impl Partials<'_> {
-    /// Those of some of the rows.
+    /// Returns the partial results of a range of the rows.
     pub fn rows(&mut self, rows: Range<usize>) -> Partials<'_> {
         let head_dim = self.values.len().checked_div(self.sums.len()).unwrap_or(0);
         Partials {
@@ -74,15 +73,14 @@ impl Partials<'_> {
     }
 }
 
-/// Computes the partial results of all rows over a chunk of the keys, into
-/// `out`, whatever it held.
+/// Computes the partial results of all rows over a chunk of the keys and overwrites `out` with
+/// them.
 ///
-/// `queries` is rows × head_dim, already scaled. Row `r` sees the keys
-/// `visible[r]`, counted from the chunk's first. Where there is a `cap`, each score
-/// becomes `cap · tanh(score / cap)`.
+/// `queries` is rows × head_dim, already scaled. Row `r` sees the keys `visible[r]`, counted
+/// from the first of the chunk. With a `cap`, each score becomes `cap · tanh(score / cap)`.
 ///
 /// # Panics
-/// The lengths do not fit, or a block that some row sees is too short.
+/// The lengths do not match, or a block that some row sees is too short.
 pub fn attend(
     isa: Isa,
     stretch: &Stretch<'_>,
@@ -105,10 +103,11 @@ pub fn attend(
     });
 }
 
-/// Merges `other`'s keys into `into`, row by row. The two saw different keys.
+/// Merges the partial results `other` into `into`, row by row. The two must cover different
+/// keys.
 ///
 /// # Panics
-/// They are not of the same shape.
+/// Their shapes differ.
 pub fn merge(isa: Isa, into: &mut Partials<'_>, other: &Partials<'_>) {
     let rows = into.sums.len();
     assert!(into.maxima.len() == rows && other.maxima.len() == rows && other.sums.len() == rows);
@@ -122,8 +121,8 @@ pub fn merge(isa: Isa, into: &mut Partials<'_>, other: &Partials<'_>) {
             let (old, new) = (into.maxima[row], other.maxima[row]);
             let values = &mut into.values[row * head_dim..][..head_dim];
             let others = &other.values[row * head_dim..][..head_dim];
-            // -∞ must not meet -∞ in a subtraction, and a row that has seen
-            // nothing must not change a bit of the other.
+            // Avoid -∞ − -∞, which is NaN; a row that has seen no keys must not change any bit
+            // of the other.
             if new == f32::NEG_INFINITY {
                 continue;
             }
@@ -144,8 +143,8 @@ pub fn merge(isa: Isa, into: &mut Partials<'_>, other: &Partials<'_>) {
     });
 }
 
-/// One row's attention, `values / sum`, once all its keys are in. A row that has
-/// seen none gives zeros.
+/// Finishes the attention of one row after all its keys: `out = values / sum`, or zeros for a
+/// row that has seen no keys.
 pub fn finish(isa: Isa, sum: f32, values: &[f32], out: &mut [f32]) {
     assert_eq!(values.len(), out.len());
     dispatch!(isa, |_, sum: f32, values: &[f32], out: &mut [f32]| {

@@ -1,21 +1,21 @@
-//! Products of small f32 matrices in whatever order they lie, by the `gemm` crate: for
-//! training, where both sides change.
+//! Products of small f32 matrices of any layout (strided GEMM) by the `gemm` crate, for
+//! training, where both operands change.
 
 use gemm::Parallelism;
 
-/// A matrix in some slice: element (i, j) is at `start + i · row + j · column`.
+/// The layout of a matrix in a slice: element (i, j) is at `start + i · row + j · column`.
 #[derive(Clone, Copy, Debug)]
 pub struct Place {
-    /// Where the first element is.
+    /// The index of the first element.
     pub start: usize,
-    /// From one row to the next.
+    /// The stride from one row to the next.
     pub row: usize,
-    /// From one column to the next.
+    /// The stride from one column to the next.
     pub column: usize,
 }
 
 impl Place {
-    /// Rows one after the other, `width` elements apart.
+    /// The layout of consecutive rows, `width` elements apart.
     pub fn rows(start: usize, width: usize) -> Place {
         Place {
             start,
@@ -24,7 +24,7 @@ impl Place {
         }
     }
 
-    /// The same matrix with rows for columns.
+    /// The layout of the transposed matrix.
     pub fn transposed(self) -> Place {
         Place {
             start: self.start,
@@ -43,11 +43,12 @@ impl Place {
     }
 }
 
-/// `out = before · out + factor · a·b` on this thread, where `a` is `[m, k]`, `b`
-/// `[k, n]` and `out` `[m, n]`. With `before` 0, what was in `out` does not count.
+/// Computes `out = before · out + factor · a·b` on this thread, where `a` is `[m, k]`, `b` is
+/// `[k, n]` and `out` is `[m, n]`. If `before` is 0, the previous contents of `out` are
+/// ignored.
 ///
 /// # Panics
-/// A matrix is not within its slice.
+/// A matrix does not lie within its slice.
 pub fn multiply(
     [m, k, n]: [usize; 3],
     (a, a_place): (&[f32], Place),
@@ -62,8 +63,8 @@ pub fn multiply(
         return;
     }
     let step = |step: usize| step as isize;
-    // SAFETY: all elements are within the slices, by the assertions above; `out` is
-    // borrowed alone, so it overlaps neither of the others.
+    // SAFETY: all elements are within the slices, by the assertions above; `out` is borrowed
+    // mutably, so it overlaps neither of the others.
     unsafe {
         gemm::gemm(
             m,
@@ -95,7 +96,7 @@ mod tests {
 
     #[test]
     fn multiplies_whatever_lies_in_whatever_order() {
-        // a = [1 2 3; 4 5 6] behind one element, b its transpose.
+        // a = [1 2 3; 4 5 6], after one element; b is its transpose.
         let a = [9.0, 1.0, 2.0, 3.0, 4.0, 5.0, 6.0];
         let place = Place::rows(1, 3);
         let mut out = [f32::NAN, 1.0, 1.0, 1.0, 1.0];

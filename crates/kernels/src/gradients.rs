@@ -1,12 +1,14 @@
-//! The ways back through element-wise kernels, for training.
+//! Backward passes of element-wise kernels (RMS norm, gated activations, softmax), for
+//! training.
 
 use super::isa::{Isa, Tier};
 use super::math::{LANES, dispatch, exp, sum_lanes};
 use crate::math::Activation;
 
-/// The gradient of the input of an RMS norm, in the place of that of its output.
+/// Backward pass of the RMS norm: replaces the gradient of its output in `dy` with that of its
+/// input.
 ///
-/// With `f = 1 / sqrt(mean(x²) + eps)` it is
+/// With `f = 1 / sqrt(mean(x²) + eps)` the gradient is
 /// `f · (dy ⊙ weight) − x · f³ · mean(dy ⊙ weight ⊙ x)`.
 pub fn rms_norm(isa: Isa, x: &[f32], weight: &[f32], eps: f32, dy: &mut [f32]) {
     assert!(x.len() == weight.len() && x.len() == dy.len());
@@ -38,8 +40,8 @@ pub fn rms_norm(isa: Isa, x: &[f32], weight: &[f32], eps: f32, dy: &mut [f32]) {
     });
 }
 
-/// The gradients of both inputs of a gate, `activation(gate) · up`, given that of its
-/// output in `dy`: that of `gate` goes to `d_gate`, that of `up` in the place of `dy`.
+/// Backward pass of `activation(gate) · up`: given the gradient of the output in `dy`, writes
+/// the gradient of `gate` to `d_gate` and replaces `dy` with the gradient of `up`.
 pub fn gated(
     isa: Isa,
     activation: Activation,
@@ -87,14 +89,14 @@ fn both(
     }
 }
 
-/// `x · σ(x)` and its slope, `σ(x) · (1 + x · (1 − σ(x)))`.
+/// Returns `x · σ(x)` and its derivative, `σ(x) · (1 + x · (1 − σ(x)))`.
 #[inline(always)]
 fn silu(x: f32) -> (f32, f32) {
     let sigmoid = 1.0 / (1.0 + exp(-x));
     (x * sigmoid, sigmoid * x.mul_add(1.0 - sigmoid, 1.0))
 }
 
-/// `x · σ(2u)`, `u = √(2/π) · (x + 0.044715 x³)`, and its slope,
+/// Returns `x · σ(2u)` with `u = √(2/π) · (x + 0.044715 x³)`, and its derivative,
 /// `σ(2u) + x · σ(2u) · (1 − σ(2u)) · 2u'`.
 #[inline(always)]
 fn gelu_tanh(x: f32) -> (f32, f32) {
@@ -107,7 +109,7 @@ fn gelu_tanh(x: f32) -> (f32, f32) {
     (x * sigmoid, slope)
 }
 
-/// `weights = e^(logit − largest)`, in the place of `logits`; returns their sum.
+/// Replaces `logits` with the weights `e^(logit − largest)` and returns the sum of the weights.
 pub fn exponentials(isa: Isa, logits: &mut [f32], largest: f32) -> f32 {
     let mut sum = 0.0;
     let out = &mut sum;
@@ -129,8 +131,9 @@ pub fn exponentials(isa: Isa, logits: &mut [f32], largest: f32) -> f32 {
     sum
 }
 
-/// The gradient of scores whose softmax is `weights`, times `scale`, in the place of the
-/// weights' own: `scale · weight · (gradient − Σ weight · gradient)`.
+/// Backward pass of the softmax: replaces the gradients of the softmax's output, `weights`,
+/// with the gradients of its input, times `scale`:
+/// `scale · weight · (gradient − Σ weight · gradient)`.
 pub fn softmax(isa: Isa, weights: &[f32], scale: f32, gradients: &mut [f32]) {
     assert_eq!(weights.len(), gradients.len());
     dispatch!(isa, |_,
@@ -160,7 +163,7 @@ mod tests {
         (0..count as u32).map(|i| number(i) / 4e6 - 2.0).collect()
     }
 
-    /// The gradient of `Σ dy · f(x)` by differences.
+    /// Computes the gradient of `Σ dy · f(x)` by finite differences.
     fn by_differences(x: &[f32], dy: &[f32], f: impl Fn(&[f32]) -> Vec<f32>) -> Vec<f32> {
         const STEP: f32 = 1e-2;
         let value = |x: &[f32]| -> f64 {

@@ -1,27 +1,27 @@
-//! Which instructions the kernels may use: chosen once, at run time.
+//! The instruction set that the kernels use, chosen once at run time.
 
 use std::fmt;
 use std::str::FromStr;
 
-/// The instruction sets that kernels are written for, the plainest first. Each
-/// includes those before it.
+/// The instruction sets that kernels are written for, the plainest first. Each includes the
+/// previous ones.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Tier {
-    /// Whatever the compiler makes of plain Rust: the reference.
+    /// Plain Rust as the compiler translates it: the reference implementation.
     Scalar,
     /// AVX2, FMA and F16C.
     Avx2,
     /// AVX-512 F, BW, DQ, VL and VNNI.
     Avx512,
-    /// AMX tiles of bf16 for prompts and training, AVX-512 for everything else; with
-    /// AVX512_BF16, which makes bf16 of weights.
+    /// AMX tiles of bf16 for prompts (prefill) and training, AVX-512 for everything else; also
+    /// AVX512_BF16, which converts weights to bf16.
     Amx,
 }
 
 impl Tier {
     const ALL: [Tier; 4] = [Tier::Scalar, Tier::Avx2, Tier::Avx512, Tier::Amx];
 
-    /// Its name in `INCANT_ISA`.
+    /// The name in `INCANT_ISA`.
     pub fn name(self) -> &'static str {
         match self {
             Tier::Scalar => "scalar",
@@ -60,15 +60,15 @@ impl Tier {
     }
 }
 
-/// Whether the processor has tiles of bf16 and the system lets us use them: a
-/// process must ask, once, for the room that its threads' tiles take.
+/// Whether the processor has AMX tiles of bf16 and the system lets this process use them: a
+/// process must request once permission for the tile state of its threads.
 #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
 fn amx_is_ours() -> bool {
     use std::arch::x86_64::{__cpuid_count, _xgetbv};
 
     const BF16: u32 = 1 << 22;
     const TILES: u32 = 1 << 24;
-    /// The bits of XCR0 that say the system saves tiles.
+    /// The bits of XCR0 that tell that the system saves the tile state.
     const SAVED: u64 = 1 << 17 | 1 << 18;
     const ARCH_REQ_XCOMP_PERM: libc::c_long = 0x1023;
     const TILE_DATA: libc::c_long = 18;
@@ -77,11 +77,11 @@ fn amx_is_ours() -> bool {
     if features & BF16 == 0 || features & TILES == 0 || !is_x86_feature_detected!("xsave") {
         return false;
     }
-    // SAFETY: the processor has XSAVE, and the system uses it, as AVX is there.
+    // SAFETY: AVX is supported, so the processor has XSAVE and the system has enabled it.
     if unsafe { _xgetbv(0) } & SAVED != SAVED {
         return false;
     }
-    // SAFETY: changes only what this process may use.
+    // SAFETY: the system call changes only what this process may use.
     unsafe { libc::syscall(libc::SYS_arch_prctl, ARCH_REQ_XCOMP_PERM, TILE_DATA) == 0 }
 }
 
@@ -96,40 +96,41 @@ impl fmt::Display for Tier {
     }
 }
 
-/// An instruction set that this processor was seen to have.
+/// An instruction set that this processor supports.
 ///
-/// There is no other way to make one, so whoever holds an `Isa` may call the
-/// kernels of its tier.
+/// Values are created only after detection, so an `Isa` is proof that the kernels of its tier
+/// may be called.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Isa(Tier);
 
-/// `INCANT_ISA` names no set, or one that the processor lacks.
+/// The error of an `INCANT_ISA` that names no instruction set, or an unsupported one.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum IsaError {
-    /// Not a name.
+    /// The name is unknown.
     #[error("'{0}' is no instruction set (scalar, avx2, avx512, amx)")]
     Unknown(String),
-    /// Not here.
+    /// The processor or the system does not support the instruction set.
     #[error("this processor cannot run {0} (it can run {1})")]
     Lacking(Tier, String),
 }
 
 impl Isa {
-    /// The best that the processor has.
+    /// The best instruction set that the processor supports.
     pub fn best() -> Isa {
         *Isa::all().last().expect("every processor runs plain code")
     }
 
-    /// All that the processor has, the plainest first.
+    /// All instruction sets that the processor supports, the plainest first.
     pub fn all() -> Vec<Isa> {
         let here = Tier::ALL.into_iter().filter(|tier| tier.runs_here());
         here.map(Isa).collect()
     }
 
-    /// What `INCANT_ISA` asks for, or the best.
+    /// Returns the instruction set named by `INCANT_ISA`, or the best one if the variable is
+    /// unset or empty.
     ///
     /// # Errors
-    /// It asks for what is not there.
+    /// The name is unknown, or the instruction set is unsupported.
     pub fn from_env() -> Result<Isa, IsaError> {
         match std::env::var("INCANT_ISA") {
             Ok(name) if !name.is_empty() => name.parse(),
@@ -137,7 +138,7 @@ impl Isa {
         }
     }
 
-    /// Which one it is.
+    /// The tier of this instruction set.
     pub fn tier(self) -> Tier {
         self.0
     }

@@ -1,10 +1,13 @@
-//! What the native executor computes with.
+//! Compute kernels of the native (CPU) executor.
 //!
-//! [`Matrix`] holds packed weights, [`Activations`] the rows they are multiplied
-//! with; [`product`] multiplies. [`math`] and [`attention`] do the rest of a
-//! transformer. Every kernel exists for every [`Isa`], and all of them give the
-//! same bits: the order of each sum is part of a kernel's meaning. (The bf16
-//! tiles of AMX are the exception.)
+//! [`Matrix`] holds packed weights, [`Activations`] the rows they are multiplied with;
+//! [`product`] multiplies them. [`math`] and [`attention`] compute the rest of a transformer.
+//! Every kernel exists for every [`Isa`] (scalar, AVX2, AVX-512 with VNNI, AMX), and all of
+//! them give the same bits: the order of each sum is part of a kernel's specification. (The
+//! bf16 tiles of AMX are the exception.)
+//!
+//! [`pool`] has the threads that kernels run on. This crate knows the element types of GGUF. It
+//! knows no architecture, no sequence and no KV cache.
 #![allow(unsafe_code)]
 
 pub mod attention;

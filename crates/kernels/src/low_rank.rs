@@ -1,22 +1,22 @@
-//! Low-rank additions to linear layers: `y += scale · (x·Aᵀ)·Bᵀ`.
+//! Low-rank (LoRA) additions to linear layers: `y += scale · (x·Aᵀ)·Bᵀ`.
 //!
-//! Both matrices are held as binary16, each multiplied by a power of two that
-//! takes its largest number near the top of the range, so that small ones keep
-//! their precision. A row's result depends on nothing but the row.
+//! Both matrices are stored as f16, each multiplied by a power of two that brings its largest
+//! element near the top of the f16 range, so that small elements keep their precision. The
+//! result of a row depends only on that row.
 
 use half::f16;
 
 use super::isa::{Isa, Tier};
 use super::math::{LANES, Lanes, dispatch};
 
-/// Sums that run side by side, so that one addition need not wait for another.
+/// Sums that run side by side, so that additions do not wait for each other.
 const SUMS: usize = 4;
 
-/// The largest numbers are brought to at most this: far from overflow, and sums of
-/// products are in f32 anyhow.
+/// The largest elements are scaled to at most this value: far from overflow; sums of products
+/// are in f32 anyway.
 const TOP: f32 = 16_384.0;
 
-/// A pair of matrices, packed.
+/// A packed pair of low-rank matrices.
 #[derive(Debug)]
 pub struct LowRank {
     rank: usize,
@@ -30,10 +30,10 @@ pub struct LowRank {
 }
 
 impl LowRank {
-    /// Packs `a`, `[rank, inputs]`, and `b`, `[outputs, rank]`, both row by row.
+    /// Packs `a`, `[rank, inputs]`, and `b`, `[outputs, rank]`, both row-major.
     ///
     /// # Panics
-    /// They are not as long as these shapes ask for.
+    /// The lengths do not match the rank.
     pub fn pack(rank: usize, [a, b]: [&[f32]; 2], scale: f32) -> LowRank {
         assert!(rank > 0 && a.len().is_multiple_of(rank) && b.len().is_multiple_of(rank));
         let (inputs, outputs) = (a.len() / rank, b.len() / rank);
@@ -49,26 +49,26 @@ impl LowRank {
         }
     }
 
-    /// Numbers that stand between the two products: the rank, in whole vectors.
+    /// Elements of a row between the two products: the rank, rounded up to whole vectors.
     pub fn width(&self) -> usize {
         self.rank.next_multiple_of(LANES)
     }
 
-    /// Bytes of both matrices of this shape when they are packed.
+    /// The packed size of both matrices of this shape, in bytes.
     pub fn packed(rank: usize, inputs: usize, outputs: usize) -> usize {
         let vectors = rank.div_ceil(LANES) * inputs + outputs.div_ceil(LANES) * rank;
         vectors * size_of::<[u16; LANES]>()
     }
 
-    /// How many numbers a row has after the addition.
+    /// The width of the output rows.
     pub fn outputs(&self) -> usize {
         self.outputs
     }
 
-    /// The first product of one row: `low = scale · x·Aᵀ`.
+    /// Computes the first product of one row: `low = scale · x·Aᵀ`.
     ///
     /// # Panics
-    /// `x` is not a row, or `low` not [`width`](LowRank::width) numbers.
+    /// `x` is not one row wide, or `low` is not [`width`](LowRank::width) elements long.
     pub fn shrink(&self, isa: Isa, x: &[f32], low: &mut [f32]) {
         assert!(x.len() == self.inputs && low.len() == self.width());
         let (a, scale) = (&self.a[..], self.scale);
@@ -88,9 +88,9 @@ impl LowRank {
         });
     }
 
-    /// The second product of some rows, for the 16 outputs of a panel:
-    /// `out += low·Bᵀ`. `low` holds [`width`](LowRank::width) numbers of each row,
-    /// `stride` apart.
+    /// Computes the second product of some rows for the 16 outputs of one panel:
+    /// `out += low·Bᵀ`. `low` holds [`width`](LowRank::width) elements of each row, at a stride
+    /// of `stride`.
     ///
     /// # Panics
     /// There is no such panel, or `low` does not hold all rows.
@@ -117,7 +117,7 @@ impl LowRank {
     }
 }
 
-/// `out = before + Σ vectors[i] · factors[i]`.
+/// Computes `out = before + Σ vectors[i] · factors[i]`.
 #[inline(always)]
 fn weighted_sum<L: Lanes>(
     lanes: L,
@@ -144,7 +144,7 @@ fn weighted_sum<L: Lanes>(
     lanes.store(add(sum, lanes.load(before)), out);
 }
 
-/// Packs a matrix of so many columns, and says what it was multiplied by.
+/// Packs a matrix with `columns` columns, and returns the factor it was multiplied by.
 fn pack(matrix: &[f32], columns: usize) -> (Vec<[u16; LANES]>, f32) {
     let largest = matrix.iter().fold(0.0f32, |most, x| most.max(x.abs()));
     let factor = match largest > 0.0 {
@@ -175,7 +175,7 @@ mod tests {
         numbers.collect()
     }
 
-    /// Both products in f64.
+    /// Computes both products in f64.
     fn plain(rank: usize, a: &[f32], b: &[f32], scale: f32, x: &[f32]) -> Vec<f64> {
         let dot = |row: &[f32], x: &[f64]| -> f64 {
             row.iter().zip(x).map(|(&a, x)| f64::from(a) * x).sum()
@@ -188,8 +188,8 @@ mod tests {
 
     #[test]
     fn both_products_are_those_of_a_plain_computation() {
-        // Also ranks and widths that fill no vector, and numbers that binary16 by
-        // itself could not tell from 0.
+        // Includes ranks and widths that are no multiple of the vector length, and values so
+        // small that f16 alone would flush them to 0.
         for (rank, inputs, outputs, size) in [
             (16, 64, 48, 1.0),
             (1, 5, 3, 1e-9),

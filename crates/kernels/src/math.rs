@@ -1,9 +1,10 @@
-//! Element-wise kernels.
+//! Element-wise kernels: RMS norm, gated activations (SwiGLU, GeGLU), soft cap, rotary position
+//! embedding (RoPE), f16 conversion.
 //!
-//! Each is written once, as plain loops that LLVM vectorizes, and compiled for
-//! every instruction set by `dispatch!`. All sets compute the same bits: sums
-//! run in 16 lanes in a fixed order, products are fused with additions only
-//! where `mul_add` says so, and `exp` is our own.
+//! Each kernel is written once, as plain loops that LLVM vectorizes, and `dispatch!` compiles
+//! it for every instruction set. All instruction sets compute the same bits: sums run in 16
+//! lanes in a fixed order, multiplications and additions are fused only where `mul_add` says
+//! so, and `exp` is our own.
 
 mod lanes;
 #[cfg(test)]
@@ -15,10 +16,10 @@ pub(super) use lanes::{LANES, Lanes, Plain};
 
 use super::isa::{Isa, Tier};
 
-/// `dispatch!(isa, |lanes, x: X, y: Y| body)` runs `body` as compiled for the
-/// instruction set of `isa`. `x` and `y` are variables in scope, passed by these
-/// names and types; `lanes` is the set's [`Lanes`]. What `body` calls is
-/// compiled for the set only if it is `#[inline(always)]`.
+/// `dispatch!(isa, |lanes, x: X, y: Y| body)` runs `body` compiled for the instruction set of
+/// `isa`. `x` and `y` are variables in scope, passed by these names and types; `lanes` is the
+/// [`Lanes`] of the instruction set. Functions called by `body` are compiled for the
+/// instruction set only if they are `#[inline(always)]`.
 macro_rules! dispatch {
     ($isa:expr, |$lanes:pat_param, $($argument:ident: $type:ty),*| $body:expr) => {{
         fn plain($($argument: $type),*) {
@@ -51,25 +52,26 @@ macro_rules! dispatch {
 }
 pub(super) use dispatch;
 
-/// Which dimensions of a head rotate together.
+/// The pairing of dimensions of a head that rotate together.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum RopeStyle {
-    /// `i` with `i + dims/2` (GPT-NeoX).
+    /// Dimension `i` rotates with `i + dims/2` (GPT-NeoX).
     Halves,
-    /// `2i` with `2i + 1` (the original; GGUF's llama files are permuted for it).
+    /// Dimension `2i` rotates with `2i + 1` (the original; GGUF's llama files are permuted for
+    /// it).
     Pairs,
 }
 
-/// The gate's activation.
+/// The activation of the gate.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Activation {
-    /// x · sigmoid(x).
+    /// SiLU: `x · sigmoid(x)`.
     Silu,
     /// GELU in its tanh approximation.
     GeluTanh,
 }
 
-/// The RMS norm: `out = x / sqrt(mean(x²) + eps) · weight`.
+/// Computes the RMS norm: `out = x / sqrt(mean(x²) + eps) · weight`.
 pub fn rms_norm(isa: Isa, x: &[f32], weight: &[f32], eps: f32, out: &mut [f32]) {
     assert!(x.len() == weight.len() && x.len() == out.len());
     dispatch!(isa, |_,
@@ -84,7 +86,7 @@ pub fn rms_norm(isa: Isa, x: &[f32], weight: &[f32], eps: f32, out: &mut [f32]) 
     });
 }
 
-/// The same, in place.
+/// Computes the RMS norm in place.
 pub fn rms_norm_in_place(isa: Isa, x: &mut [f32], weight: &[f32], eps: f32) {
     assert_eq!(x.len(), weight.len());
     dispatch!(isa, |_, x: &mut [f32], weight: &[f32], eps: f32| {
@@ -95,7 +97,7 @@ pub fn rms_norm_in_place(isa: Isa, x: &mut [f32], weight: &[f32], eps: f32) {
     });
 }
 
-/// `1 / sqrt(mean(x²) + eps)`.
+/// Computes `1 / sqrt(mean(x²) + eps)`.
 #[inline(always)]
 fn norm_factor(x: &[f32], eps: f32) -> f32 {
     let mut sums = [0.0f32; LANES];
@@ -111,7 +113,7 @@ fn norm_factor(x: &[f32], eps: f32) -> f32 {
     1.0 / (sum_lanes(sums) / x.len() as f32 + eps).sqrt()
 }
 
-/// The largest number; what is none does not count.
+/// Returns the largest element; NaN is ignored.
 pub fn largest(isa: Isa, x: &[f32]) -> f32 {
     let mut largest = f32::NEG_INFINITY;
     let out = &mut largest;
@@ -131,7 +133,7 @@ pub fn largest(isa: Isa, x: &[f32]) -> f32 {
     largest
 }
 
-/// The sum of all lanes, halving their number until one is left.
+/// Sums all lanes by halving their number until one is left.
 #[inline(always)]
 pub(super) fn sum_lanes(mut x: [f32; LANES]) -> f32 {
     let mut width = LANES / 2;
@@ -144,7 +146,7 @@ pub(super) fn sum_lanes(mut x: [f32; LANES]) -> f32 {
     x[0]
 }
 
-/// `x += y`.
+/// Computes `x += y`.
 pub fn add_assign(isa: Isa, x: &mut [f32], y: &[f32]) {
     assert_eq!(x.len(), y.len());
     dispatch!(isa, |_, x: &mut [f32], y: &[f32]| {
@@ -154,7 +156,7 @@ pub fn add_assign(isa: Isa, x: &mut [f32], y: &[f32]) {
     });
 }
 
-/// `x *= factor`.
+/// Computes `x *= factor`.
 pub fn scale(isa: Isa, x: &mut [f32], factor: f32) {
     dispatch!(isa, |_, x: &mut [f32], factor: f32| {
         for x in x {
@@ -163,7 +165,8 @@ pub fn scale(isa: Isa, x: &mut [f32], factor: f32) {
     });
 }
 
-/// `x = cap · tanh(x / cap)`: keeps what is small and bounds what is large.
+/// Computes the soft cap `x = cap · tanh(x / cap)`, which keeps small values and bounds large
+/// ones.
 pub fn soft_cap(isa: Isa, x: &mut [f32], cap: f32) {
     dispatch!(isa, |_, x: &mut [f32], cap: f32| {
         for x in x {
@@ -172,27 +175,27 @@ pub fn soft_cap(isa: Isa, x: &mut [f32], cap: f32) {
     });
 }
 
-/// The same of one number, with `tanh(y) = 1 − 2 / (1 + exp(2y))`. It is off by
-/// some 2⁻²³ of the cap.
+/// Computes the soft cap of one element, with `tanh(y) = 1 − 2 / (1 + exp(2y))`. The error is
+/// about 2⁻²³ of the cap.
 #[inline(always)]
 pub(super) fn soft_cap_one(x: f32, cap: f32) -> f32 {
     cap - 2.0 * cap / (1.0 + exp(2.0 * x / cap))
 }
 
-/// `e^x` with a relative error below 2e-7 from -87.3 to 88.3. Below that it goes
-/// to 0, above to infinity; NaN stays NaN, and `exp(0)` is exactly 1.
+/// Computes `e^x` with a relative error below 2e-7 from -87.3 to 88.3. Below that range the
+/// result goes to 0, above it to infinity; NaN stays NaN, and `exp(0)` is exactly 1.
 ///
-/// `x` is split into `n · ln 2 + r` with `|r| ≤ ln 2 / 2`; the polynomial in `r`
-/// is that of Cephes' `expf`.
+/// `x` is split into `n · ln 2 + r` with `|r| ≤ ln 2 / 2`; the polynomial in `r` is that of
+/// Cephes' `expf`.
 #[inline(always)]
 pub(super) fn exp(x: f32) -> f32 {
-    // Adding 1.5 · 2²³ leaves a float's whole part in its lowest bits.
+    // Adding 1.5 · 2²³ leaves the integer part of a float in its lowest bits.
     const ROUND: f32 = 12_582_912.0;
     // The high part of ln 2 has so few bits that its product with n is exact.
     const LN_2_HIGH: f32 = 0.693_359_4;
     const LN_2_LOW: f32 = -2.121_944_4e-4;
-    // These make n -127 and 128, whose powers of two come out as 0 and infinity.
-    // Comparing so, unlike `clamp`, is one instruction that lets NaN pass.
+    // Clamps n to -127 and 128, whose powers of two come out as 0 and infinity. Unlike `clamp`,
+    // each comparison is a single instruction that preserves NaN.
     let x = if x < -88.0 { -88.0 } else { x };
     let x = if x > 89.0 { 89.0 } else { x };
     let rounded = x.mul_add(std::f32::consts::LOG2_E, ROUND);
@@ -209,7 +212,7 @@ pub(super) fn exp(x: f32) -> f32 {
     y * f32::from_bits(rounded.to_bits().wrapping_add(127) << 23)
 }
 
-/// The gate of a feed-forward part: `gate = activation(gate) · up`.
+/// Computes the gate of a feed-forward layer: `gate = activation(gate) · up`.
 pub fn gated(isa: Isa, activation: Activation, gate: &mut [f32], up: &[f32]) {
     assert_eq!(gate.len(), up.len());
     match activation {
@@ -226,8 +229,8 @@ pub fn gated(isa: Isa, activation: Activation, gate: &mut [f32], up: &[f32]) {
     }
 }
 
-/// `x/2 · (1 + tanh(u))` with `u = √(2/π) · (x + 0.044715 x³)`, which equals
-/// `x / (1 + exp(-2u))`.
+/// Computes the tanh approximation of GELU, `x/2 · (1 + tanh(u))` with
+/// `u = √(2/π) · (x + 0.044715 x³)`, which equals `x / (1 + exp(-2u))`.
 #[inline(always)]
 fn gelu_tanh(x: f32) -> f32 {
     const LINEAR: f32 = -1.595_769;
@@ -235,8 +238,8 @@ fn gelu_tanh(x: f32) -> f32 {
     x / (1.0 + exp((x * x).mul_add(CUBIC, LINEAR) * x))
 }
 
-/// Rotates the first `2 · cos.len()` dimensions of one head by the angles whose
-/// cosines and sines are given.
+/// Applies the rotary position embedding (RoPE): rotates the first `2 · cos.len()` dimensions
+/// of one head by the angles with the given cosines and sines.
 pub fn rope(isa: Isa, style: RopeStyle, head: &mut [f32], cos: &[f32], sin: &[f32]) {
     assert_eq!(cos.len(), sin.len());
     let head = &mut head[..2 * cos.len()];
@@ -270,8 +273,8 @@ fn rotate(x: f32, y: f32, cos: f32, sin: f32) -> (f32, f32) {
     (x.mul_add(cos, -(y * sin)), y.mul_add(cos, x * sin))
 }
 
-/// Converts to IEEE binary16, rounding to nearest even. What lies beyond ±65504,
-/// even infinite, becomes ±65504; NaN stays NaN.
+/// Converts to f16, rounding to nearest even. Values beyond ±65504, including infinities,
+/// become ±65504; NaN stays NaN.
 pub fn to_half(isa: Isa, x: &[f32], out: &mut [u16]) {
     assert_eq!(x.len(), out.len());
     dispatch!(isa, |lanes, x: &[f32], out: &mut [u16]| {
@@ -287,7 +290,7 @@ pub fn to_half(isa: Isa, x: &[f32], out: &mut [u16]) {
     });
 }
 
-/// Converts from IEEE binary16, which is exact.
+/// Converts from f16, which is exact.
 pub fn from_half(isa: Isa, x: &[u16], out: &mut [f32]) {
     assert_eq!(x.len(), out.len());
     dispatch!(isa, |lanes, x: &[u16], out: &mut [f32]| {

@@ -1,4 +1,5 @@
-//! Memory for packed weights: zeroed, in huge pages where the system gives them.
+//! Allocations for packed weights: zeroed, in transparent huge pages where the system provides
+//! them.
 
 use std::io;
 use std::ops::{Deref, DerefMut};
@@ -8,25 +9,25 @@ use std::sync::Arc;
 
 use memmap2::MmapMut;
 
-/// The size of a huge page, on the systems that matter.
+/// The size of a huge page on x86-64 and on ARM with 4 KiB pages.
 const HUGE: usize = 2 << 20;
-/// Room is taken from the system in pieces of at least this size.
+/// The minimum size of a mapping.
 const LEAST: usize = 64 << 20;
-/// Pieces begin on a cache line.
+/// The size of a cache line, to which allocations are aligned.
 const LINE: usize = 64;
 
-/// Gives out memory outside the allocator's heap, side by side in huge pages.
+/// A bump allocator outside the heap, which places allocations side by side in huge pages.
 ///
-/// Weights are read from end to end for every token. In pages of 4 KiB the
-/// address translation alone costs a good part of the memory's bandwidth; a
-/// matrix by itself may be too small for a huge page, but a model is not.
+/// All weights are read for every token. With pages of 4 KiB, address translation (TLB misses)
+/// alone costs a considerable part of the memory bandwidth; a single matrix may be too small
+/// for a huge page, but a model is not.
 #[derive(Debug, Default)]
 pub struct Arena {
     room: Option<Arc<Room>>,
     used: usize,
 }
 
-/// One mapping, of which pieces are given out.
+/// One mapping, shared by its allocations.
 #[derive(Debug)]
 struct Room {
     start: NonNull<u8>,
@@ -34,17 +35,17 @@ struct Room {
     _map: MmapMut,
 }
 
-// SAFETY: the pointer stands for the mapping that is held beside it.
+// SAFETY: the pointer refers to the mapping that is stored beside it.
 unsafe impl Send for Room {}
-// SAFETY: nobody reads or writes through a shared `Room`; pieces do, each
-// within bounds of its own.
+// SAFETY: nothing reads or writes through a shared `Room`; allocations do, each within its own
+// bounds.
 unsafe impl Sync for Room {}
 
 impl Arena {
-    /// `len` bytes of zeros.
+    /// Allocates `len` zeroed bytes.
     ///
     /// # Errors
-    /// The system has no room.
+    /// The system is out of memory.
     pub fn zeroed(&mut self, len: usize) -> io::Result<Pages> {
         let room = match &self.room {
             Some(room) if len <= room.len - self.used => Arc::clone(room),
@@ -63,15 +64,15 @@ impl Arena {
 
 impl Room {
     fn new(len: usize) -> io::Result<Room> {
-        // More, to begin where a huge page does. What is never touched takes
-        // no memory.
+        // Map more than requested, so that the start can be aligned to a huge page. Memory that
+        // is never touched is never backed.
         let with_more = |len: usize| Some((len, len.checked_add(HUGE)?));
         let (len, mapped) = len
             .checked_next_multiple_of(HUGE)
             .and_then(with_more)
             .ok_or(io::ErrorKind::OutOfMemory)?;
         let mut map = MmapMut::map_anon(mapped)?;
-        // Only a wish: without huge pages everything works, a little slower.
+        // A hint only: without huge pages everything works, but slower.
         #[cfg(target_os = "linux")]
         let _ = map.advise(memmap2::Advice::HugePage);
         let before = map.as_ptr().align_offset(HUGE);
@@ -84,7 +85,7 @@ impl Room {
     }
 }
 
-/// Memory that an [`Arena`] gave out.
+/// An allocation from an [`Arena`].
 #[derive(Debug)]
 pub struct Pages {
     room: Arc<Room>,
@@ -96,31 +97,31 @@ impl Deref for Pages {
     type Target = [u8];
 
     fn deref(&self) -> &[u8] {
-        // SAFETY: the piece is within the room, which is held, and is given
-        // out once.
+        // SAFETY: the allocation is within the mapping, which is kept alive, and is handed out
+        // once.
         unsafe { slice::from_raw_parts(self.room.start.as_ptr().add(self.at), self.len) }
     }
 }
 
 impl DerefMut for Pages {
     fn deref_mut(&mut self) -> &mut [u8] {
-        // SAFETY: as above, and borrowed mutably.
+        // SAFETY: as above, and `self` is borrowed mutably.
         unsafe { slice::from_raw_parts_mut(self.room.start.as_ptr().add(self.at), self.len) }
     }
 }
 
 impl Pages {
-    /// The memory as numbers of 16 bits.
+    /// The memory as 16-bit integers.
     pub fn halves(&self) -> &[u16] {
-        // SAFETY: any bits are a number.
+        // SAFETY: any bits are a valid `u16`.
         let (before, numbers, _) = unsafe { self.align_to::<u16>() };
         assert!(before.is_empty(), "pieces begin on a cache line");
         numbers
     }
 
-    /// The same, to be written.
+    /// The memory as mutable 16-bit integers.
     pub fn halves_mut(&mut self) -> &mut [u16] {
-        // SAFETY: any bits are a number, and any number is bits.
+        // SAFETY: any bits are a valid `u16`, and any `u16` is valid bytes.
         let (before, numbers, _) = unsafe { self.align_to_mut::<u16>() };
         assert!(before.is_empty(), "pieces begin on a cache line");
         numbers

@@ -1,14 +1,14 @@
-//! The thread pool that kernels run on.
+//! The thread pool of the native executor.
 //!
-//! A [`Pool`] runs *programs*. A program is one closure that every thread of
-//! the pool runs, and consists of *phases*: each call of [`Crew::each`] is a
-//! parallel loop, and is over when all its indices are done.
+//! A [`Pool`] runs *programs*. A program is one closure that every thread of the pool runs, and
+//! consists of *phases*: each call of [`Crew::each`] is a parallel loop, which ends when all
+//! its indices are done.
 //!
-//! A phase waits for its work, never for a thread. Threads claim indices one
-//! by one, so a thread that the system has taken off its core holds up at most
-//! the one index that it has claimed; whoever comes late to a phase that is
-//! over goes on to the next. And a thread that waits spins only briefly before
-//! it sleeps, for the core that it leaves may be the one that is missing.
+//! A phase waits for its indices, never for a thread. Threads claim indices one by one, so a
+//! thread that the system has preempted delays at most the one index that it has claimed; a
+//! thread that arrives after the end of a phase continues with the next one. A waiting thread
+//! spins only briefly before it sleeps, because the core that it occupies may be the one that a
+//! preempted thread needs.
 
 use std::any::Any;
 use std::cell::Cell;
@@ -28,21 +28,21 @@ mod tests;
 
 use signal::{Signal, lock};
 
-/// How long a thread spins for the end of a phase before it sleeps: longer than
-/// most indices take, so that on idle cores hardly any thread sleeps, and a
-/// hundredth of what the system lets another process run.
+/// The time that a thread spins for the end of a phase before it sleeps: longer than most
+/// indices take, so that on idle cores hardly any thread sleeps, and a hundredth of a scheduler
+/// time slice.
 const PHASE_SPIN: Duration = Duration::from_micros(30);
 
-/// How long a worker spins for the next program: one decode step follows
-/// another after a token is sampled.
+/// The time that a worker spins for the next program: the next decode step follows as soon as a
+/// token is sampled.
 const PROGRAM_SPIN: Duration = Duration::from_micros(100);
 
-/// How many threads to compute with: as many as are asked for, or else (`None`
-/// or zero) as many as this process may run at once.
+/// Returns the number of compute threads: the requested number, or without one (`None` or zero)
+/// the number of threads that this process may run at once.
 ///
-/// The latter is [`thread::available_parallelism`], which on Linux honours the
-/// process's affinity mask and its cgroup's CPU quota. It counts hardware
-/// threads, so twice the cores where a core runs two.
+/// The latter is [`thread::available_parallelism`], which on Linux respects the affinity mask
+/// of the process and the CPU quota of its cgroup. It counts hardware threads, so twice the
+/// number of cores if each core runs two.
 pub fn threads_to_use(requested: Option<usize>) -> NonZeroUsize {
     requested
         .and_then(NonZeroUsize::new)
@@ -50,31 +50,30 @@ pub fn threads_to_use(requested: Option<usize>) -> NonZeroUsize {
         .unwrap_or(NonZeroUsize::MIN)
 }
 
-/// Threads that run one program at a time, together with the caller of
-/// [`Pool::run`].
+/// Threads that run one program at a time, together with the caller of [`Pool::run`].
 ///
 /// Dropping the pool ends its threads.
 #[derive(Debug)]
 pub struct Pool {
     shared: Arc<Shared>,
-    /// One fewer than the pool has threads; the caller of `run` is the other.
+    /// One fewer than the pool has threads; the caller of `run` is the other one.
     workers: Vec<JoinHandle<()>>,
     /// Held while a program runs.
     turn: Mutex<()>,
 }
 
 impl Pool {
-    /// A pool of that many threads, the caller of [`Pool::run`] among them.
+    /// Creates a pool of `threads` threads, including the caller of [`Pool::run`].
     ///
     /// # Errors
-    /// The system refuses a thread.
+    /// A thread cannot be spawned.
     pub fn new(threads: NonZeroUsize) -> io::Result<Pool> {
         let mut pool = Pool {
             shared: Arc::default(),
             workers: Vec::new(),
             turn: Mutex::new(()),
         };
-        // Should one of them fail, dropping the pool ends those before it.
+        // If one of them fails, dropping the pool ends the previous ones.
         for number in 1..threads.get() {
             let shared = Arc::clone(&pool.shared);
             let worker = thread::Builder::new()
@@ -85,27 +84,25 @@ impl Pool {
         Ok(pool)
     }
 
-    /// How many threads run a program at most: [`Crew::thread`] is below it.
+    /// The maximum number of threads that run a program; [`Crew::thread`] is less.
     pub fn threads(&self) -> usize {
         self.workers.len() + 1
     }
 
-    /// Runs a program on this thread and on those of the pool that are awake
-    /// before it is over; returns when all of them have left it. While another
-    /// caller's program runs, this one waits.
+    /// Runs a program on this thread and on the threads of the pool that wake up before it
+    /// ends; returns when all of them have left it. While another caller's program runs, this
+    /// one waits.
     ///
-    /// All threads must call [`Crew::each`] equally often and with the same
-    /// counts, or the program may hang. What stands between these calls may
-    /// run late, while other threads are phases ahead; so it must neither
-    /// write what is shared nor read what a phase writes, but only prepare the
-    /// next call.
+    /// All threads must call [`Crew::each`] equally often and with the same counts, or the
+    /// program may hang. Code between these calls may run late, while other threads are phases
+    /// ahead; so it must neither write shared data nor read data that a phase writes, but only
+    /// prepare the next call.
     ///
     /// # Panics
-    /// When the program panics on any thread: the others abandon it at their
-    /// next call of [`Crew::each`], and the panic goes on here. The pool stays
-    /// usable. Also when called from within a program, this pool's or
-    /// another's. (A program that waits for a thread which calls `run` is not
-    /// detected: it waits forever.)
+    /// If the program panics on any thread: the other threads abandon it at their next call of
+    /// [`Crew::each`], and the panic is resumed here. The pool stays usable. Also if called
+    /// from within a program of this or another pool. (A program that waits for a thread that
+    /// calls `run` is not detected: it waits forever.)
     pub fn run(&self, program: impl Fn(&mut Crew<'_>) + Sync) {
         assert!(
             !IN_PROGRAM.get(),
@@ -136,36 +133,35 @@ impl Drop for Pool {
         self.shared.door.0.fetch_or(END, SeqCst);
         self.shared.door_changed.notify();
         for worker in self.workers.drain(..) {
-            // A worker catches the panics of its programs.
+            // Workers catch the panics of their programs.
             let _ = worker.join();
         }
     }
 }
 
-/// One thread's part in a program.
+/// The participation of one thread in a program.
 #[derive(Debug)]
 pub struct Crew<'pool> {
-    /// None when there is no other thread.
+    /// `None` if there is no other thread.
     shared: Option<&'pool Shared>,
     thread: usize,
-    /// The phase that the next call of `each` is.
+    /// The phase of the next call of `each`.
     phase: u32,
 }
 
 impl Crew<'_> {
-    /// This thread's number, from 0 up to [`Pool::threads`]: no two threads
-    /// have the same at once.
+    /// The number of this thread, less than [`Pool::threads`]: unique among the threads of the
+    /// program.
     pub fn thread(&self) -> usize {
         self.thread
     }
 
-    /// Runs `work` once for every index below `count`, each on some thread,
-    /// and returns when all are done: what they wrote is then visible here,
-    /// and to every index of later phases.
+    /// Runs `work` once for every index below `count`, each on some thread, and returns when
+    /// all are done: their writes are then visible here, and to every index of later phases.
     ///
     /// # Panics
-    /// When the program has panicked on another thread, and when the count or
-    /// the number of the program's phases reaches 2³² − 1.
+    /// If the program has panicked on another thread, or if the count or the number of phases
+    /// of the program reaches 2³² − 1.
     pub fn each(&mut self, count: usize, mut work: impl FnMut(usize)) {
         let Some(shared) = self.shared else {
             (0..count).for_each(work);
@@ -192,20 +188,20 @@ impl Crew<'_> {
     }
 }
 
-/// A program as the threads see it.
+/// A program, as seen by the threads.
 type Program<'a> = dyn Fn(&mut Crew<'_>) + Sync + 'a;
 
-/// What the threads of a pool share.
+/// The state that the threads of a pool share.
 #[derive(Debug, Default)]
 struct Shared {
-    /// The running phase in the upper half, its next unclaimed index in the
-    /// lower; or `ABANDONED`. Each program begins at zero.
+    /// The running phase in the upper half, its next unclaimed index in the lower half; or
+    /// `ABANDONED`. Each program begins at zero.
     ticket: Line<AtomicU64>,
-    /// How many of the running phase's indices are done.
+    /// The number of finished indices of the running phase.
     done: Line<AtomicU32>,
-    /// Notified when a phase is over or the program abandoned.
+    /// Notified when a phase has ended or the program was abandoned.
     ticket_changed: Signal,
-    /// How many workers are in the program, and the bits below.
+    /// The number of workers in the program, and the bits below.
     door: Line<AtomicU64>,
     /// Notified when a program begins and when the pool ends.
     door_changed: Signal,
@@ -213,31 +209,31 @@ struct Shared {
     empty: Signal,
     /// The running program. It points into the stack of `run`.
     program: AtomicPtr<&'static Program<'static>>,
-    /// What the program panicked with.
+    /// The payloads of the program's panics.
     panics: Mutex<Vec<Box<dyn Any + Send>>>,
 }
 
-/// The ticket of a program that has panicked. It stays until the next program
-/// begins, as claims and ends of phases only replace tickets that they expect.
+/// The ticket of a program that has panicked. It stays until the next program begins, because
+/// claims and ends of phases replace only the tickets they expect.
 const ABANDONED: u64 = u64::MAX;
 
-/// The part of the door that counts the workers in the program.
+/// The bits of the door that count the workers in the program.
 const INSIDE: u64 = (1 << 32) - 1;
-/// The door's bit that lets workers into the program.
+/// The bit of the door that lets workers into the program.
 const OPEN: u64 = 1 << 32;
-/// The door's bit that sends the workers home.
+/// The bit of the door that ends the workers.
 const END: u64 = 1 << 33;
-/// The rest of the door is the program's number, by which a worker knows that
-/// it has not been in it yet. It may wrap: at worst a worker misses a program.
+/// The remaining bits of the door are the program's number, by which a worker recognizes a new
+/// program. They may wrap around: at worst a worker misses a program.
 const NUMBER: u64 = 1 << 34;
 
 impl Shared {
-    /// Runs a program on this thread and on the workers that come, and returns
-    /// when they have left: whether it was not abandoned.
+    /// Runs a program on this thread and on the workers that join, and returns when they have
+    /// left. Returns false if the program was abandoned.
     fn run<'a>(&self, program: &'a Program<'a>) -> bool {
-        // No worker is inside and the door is closed, so nobody looks at these
-        // until the door is open. Opening it releases them; the exchange by
-        // which a worker comes in acquires them.
+        // No worker is inside and the door is closed, so no thread reads these until the door
+        // is open. Opening it releases them; the exchange by which a worker enters acquires
+        // them.
         self.ticket.0.store(0, Relaxed);
         self.done.0.store(0, Relaxed);
         let pointer: *const &'a Program<'a> = &program;
@@ -245,19 +241,18 @@ impl Shared {
         self.door.0.fetch_add(NUMBER | OPEN, SeqCst);
         self.door_changed.notify();
 
-        // From here until the last worker has left, nothing may return or
-        // unwind: `take_part` catches the program's panics, and the rest has
-        // none.
+        // From here until the last worker has left, nothing may return or unwind: `take_part`
+        // catches the panics of the program, and the rest cannot panic.
         self.take_part(0, program);
         self.door.0.fetch_and(!OPEN, SeqCst);
-        // The count is changed by read-modify-writes only, so to see it at
-        // zero acquires what every worker released when it left.
+        // The count is changed only by read-modify-writes, so reading zero acquires everything
+        // that the workers released when they left.
         self.empty
             .wait_until(PHASE_SPIN, || self.door.0.load(SeqCst) & INSIDE == 0);
         self.ticket.0.load(Relaxed) != ABANDONED
     }
 
-    /// A worker's life.
+    /// The main loop of a worker.
     fn work(&self, thread: usize) {
         let mut last = 0;
         loop {
@@ -272,11 +267,10 @@ impl Shared {
                 continue;
             };
             last = number;
-            // SAFETY: the pointer is that of the program which this thread has
-            // entered: `run` writes it before it opens the door, and not again
-            // before this thread has left. Until then `run` does not return,
-            // and so keeps alive both the reference pointed to and all that
-            // the program borrows. The program is `Sync`.
+            // SAFETY: the pointer is that of the program which this thread has entered: `run`
+            // writes it before it opens the door, and does not write it again before this
+            // thread has left. Until then `run` does not return, so the reference pointed to
+            // and everything that the program borrows stay alive. The program is `Sync`.
             let program: &Program<'_> = unsafe { *self.program.load(Relaxed) };
             self.take_part(thread, program);
             if self.door.0.fetch_sub(1, SeqCst) & INSIDE == 1 {
@@ -285,8 +279,8 @@ impl Shared {
         }
     }
 
-    /// Enters a program other than the one numbered `last`, unless it is over,
-    /// and returns its number.
+    /// Enters a program other than the one numbered `last`, unless it has ended, and returns
+    /// its number.
     fn enter(&self, last: u64) -> Option<u64> {
         let door = &self.door.0;
         let mut seen = door.load(Relaxed);
@@ -299,7 +293,7 @@ impl Shared {
         None
     }
 
-    /// Runs a program as one of its threads; keeps what it panics with.
+    /// Runs a program as one of its threads and stores the payload of a panic.
     fn take_part(&self, thread: usize, program: &Program<'_>) {
         let _inside = Inside::enter();
         let mut crew = Crew {
@@ -307,8 +301,8 @@ impl Shared {
             thread,
             phase: 0,
         };
-        // Whatever a panic leaves half-done is for the caller of `run` to
-        // judge, which sees the panic as if it were its own.
+        // Inconsistent state after a panic is the concern of the caller of `run`, where the
+        // panic is resumed.
         if let Err(panic) = catch_unwind(AssertUnwindSafe(|| program(&mut crew))) {
             if !panic.is::<Abandoned>() {
                 lock(&self.panics).push(panic);
@@ -317,13 +311,13 @@ impl Shared {
         }
     }
 
-    /// Takes the phase's next index, if there is one.
+    /// Claims the next index of the phase, if there is one.
     ///
-    /// The exchange succeeds only on what was loaded, hence never in a later
-    /// phase. It orders nothing: what earlier phases wrote is visible since
-    /// this thread left the one before (see `finish`) or entered the program.
-    /// But being a read-modify-write, it lets those who read its ticket acquire
-    /// what the end of the phase before released.
+    /// The exchange succeeds only on the loaded value, hence never in a later phase. It needs
+    /// no ordering: the writes of earlier phases are visible since this thread left the
+    /// previous phase (see `finish`) or entered the program. But because it is a
+    /// read-modify-write, threads that read its ticket acquire what the end of the previous
+    /// phase released.
     fn claim(&self, phase: u32, count: u32) -> Option<u32> {
         let ticket = &self.ticket.0;
         let mut seen = ticket.load(Relaxed);
@@ -336,20 +330,20 @@ impl Shared {
         None
     }
 
-    /// Reports how many of a phase's indices this thread has finished, and
-    /// returns when the phase is over.
+    /// Reports how many indices of a phase this thread has finished, and returns when the phase
+    /// has ended.
     fn finish(&self, phase: u32, count: u32, finished: u32) {
-        // A thread reports once in a phase, when nothing is left to claim. The
-        // report releases what its indices wrote, the last one acquires what
-        // all have, and then the next phase is opened with a release. Those who
-        // see that phase in the ticket, or a later one, acquire all of this.
+        // A thread reports once per phase, when no index is left to claim. The report releases
+        // the writes of its indices, the last report acquires those of all threads, and then
+        // the next phase is opened with a release. Threads that see this phase in the ticket,
+        // or a later one, acquire all of this.
         if finished > 0 && self.done.0.fetch_add(finished, AcqRel) + finished == count {
-            // All are counted, so nobody adds to this phase's sum any more,
-            // and nobody to the next one's before its ticket is there.
+            // All indices are counted, so no thread adds to the sum of this phase any more, and
+            // none adds to that of the next phase before its ticket is set.
             self.done.0.store(0, Relaxed);
             let over = ticket(phase, count);
             let next = ticket(phase + 1, 0);
-            // Fails only when the program has been abandoned.
+            // Fails only if the program has been abandoned.
             let opened = self.ticket.0.compare_exchange(over, next, SeqCst, Relaxed);
             if opened.is_ok() {
                 self.ticket_changed.notify();
@@ -358,13 +352,13 @@ impl Shared {
         self.ticket_changed
             .wait_until(PHASE_SPIN, || phase_of(self.ticket.0.load(SeqCst)) != phase);
         if self.ticket.0.load(Relaxed) == ABANDONED {
-            // Indices may be missing, and a program may rely on all of them,
-            // so it must not go on. This does not call the panic hook.
+            // Indices may be missing, and the program may rely on all of them, so it must not
+            // continue. Resuming does not call the panic hook.
             resume_unwind(Box::new(Abandoned));
         }
     }
 
-    /// Lets all threads leave the program at their next call of `each`.
+    /// Makes all threads leave the program at their next call of `each`.
     fn abandon(&self) {
         self.ticket.0.store(ABANDONED, SeqCst);
         self.ticket_changed.notify();
@@ -391,11 +385,11 @@ fn may_enter(door: u64, last: u64) -> bool {
     door & OPEN != 0 && number(door) != last
 }
 
-/// What a thread unwinds with that leaves a program because another panicked.
+/// The panic payload of a thread that leaves a program because another thread panicked.
 struct Abandoned;
 
-/// Abandons the program when dropped. An index that panics is never counted,
-/// so its phase cannot end, even if the program catches the panic.
+/// Abandons the program when dropped. An index that panics is never counted, so its phase
+/// cannot end, even if the program catches the panic.
 struct Abandon<'a>(&'a Shared);
 
 impl Drop for Abandon<'_> {
@@ -424,8 +418,8 @@ impl Drop for Inside {
     }
 }
 
-/// Keeps what different threads write out of each other's cache lines, which
-/// processors fetch in pairs of 64 bytes.
+/// Aligns values that different threads write to separate cache lines, which processors fetch
+/// in pairs of 64 bytes.
 #[derive(Debug, Default)]
 #[repr(align(128))]
 struct Line<T>(T);

@@ -1,14 +1,14 @@
-//! What the machine could do at best: the bounds that measured speed is held
-//! against.
+//! The roofline of the machine: upper bounds on memory bandwidth and arithmetic throughput,
+//! with which measured speeds are compared.
 
 use std::hint::black_box;
 
 use super::isa::{Isa, Tier};
 
-/// Reads all of `bytes`, as fast as memory gives them. The result means nothing.
+/// Reads all of `bytes` at memory speed. The result has no meaning.
 pub fn read(isa: Isa, bytes: &[u8]) -> u64 {
     match isa.tier() {
-        // SAFETY: an `Isa` is proof that its instructions are there.
+        // SAFETY: an `Isa` is proof that its instructions are supported.
         #[cfg(target_arch = "x86_64")]
         Tier::Avx2 | Tier::Avx512 | Tier::Amx => unsafe { read_avx2(bytes) },
         _ => read_body(bytes),
@@ -42,11 +42,11 @@ fn read_body(bytes: &[u8]) -> u64 {
     lanes.into_iter().fold(rest, |sum, lane| sum ^ lane)
 }
 
-/// Multiply-adds of 16-bit numbers, 16 lanes of pairs at a time, on numbers that
-/// stay in registers: what a product of codes is made of. Gives how many it did.
+/// Runs multiply-adds of 16-bit integers, 16 lanes of pairs at a time, on values that stay in
+/// registers: the operations that a product of codes consists of. Returns how many it ran.
 pub fn multiply_add(isa: Isa, rounds: usize) -> u64 {
     match isa.tier() {
-        // SAFETY: an `Isa` is proof that its instructions are there.
+        // SAFETY: an `Isa` is proof that its instructions are supported.
         #[cfg(target_arch = "x86_64")]
         Tier::Avx2 => unsafe { multiply_add_avx2(rounds) },
         // SAFETY: as above.
@@ -56,7 +56,7 @@ pub fn multiply_add(isa: Isa, rounds: usize) -> u64 {
     }
 }
 
-/// Sums at a time: enough that none waits for itself.
+/// Independent sums: enough to hide the latency of an addition.
 const SUMS: usize = 12;
 
 fn multiply_add_scalar(rounds: usize) -> u64 {
@@ -71,14 +71,14 @@ fn multiply_add_scalar(rounds: usize) -> u64 {
     (rounds * SUMS) as u64
 }
 
-/// A loop that does `$first` and `$then` for each sum, where `{sum}` stands for its
-/// register. In assembly, because a bound must not depend on where a compiler's
-/// version keeps twelve sums.
+/// A loop that runs `$first` and `$then` for each sum, where `{sum}` stands for its register.
+/// It is in assembly because an upper bound must not depend on where a compiler version keeps
+/// twelve sums.
 #[cfg(target_arch = "x86_64")]
 macro_rules! sums {
     ($rounds:expr, $($line:literal),+; $($out:tt),+) => {
-        // SAFETY: the block touches no memory; the registers it writes are named, and
-        // whoever calls has the instructions.
+        // SAFETY: the block touches no memory; the registers it writes are declared, and the
+        // caller has ensured that the instructions are supported.
         unsafe {
             std::arch::asm!(
                 "test {left}, {left}",
@@ -99,7 +99,8 @@ macro_rules! sums {
 #[cfg(target_arch = "x86_64")]
 #[target_feature(enable = "avx2")]
 fn multiply_add_avx2(rounds: usize) -> u64 {
-    // Whatever the registers hold: whole numbers take the same time.
+    // The initial contents of the registers do not matter: integer operations take constant
+    // time.
     sums!(
         rounds,
         "vpmaddwd ymm12, ymm14, ymm15", "vpaddd ymm0, ymm0, ymm12",
@@ -172,7 +173,7 @@ mod tests {
         }
     }
 
-    /// The shortest of some runs: what else ran on the machine is not in it.
+    /// Returns the shortest of some runs, which excludes disturbance by other processes.
     fn fastest(mut run: impl FnMut()) -> f64 {
         let times = (0..20).map(|_| {
             let began = Instant::now();
@@ -182,7 +183,7 @@ mod tests {
         times.min().unwrap_or(Duration::ZERO).as_secs_f64()
     }
 
-    /// It was below, once, where a compiler kept the sums in memory.
+    /// The bound was once too low because a compiler kept the sums in memory.
     #[test]
     fn no_product_is_faster_than_its_bound() {
         const ROUNDS: usize = 20_000;

@@ -1,11 +1,11 @@
-//! A slice of which several threads write different parts.
+//! Slices of which several threads write disjoint parts.
 
 use std::marker::PhantomData;
 use std::ops::Range;
 use std::slice;
 
-/// A mutable slice that threads may share, for the phases of a program that
-/// write different parts of one buffer.
+/// A mutable slice that threads may share, for the phases of a program that write disjoint
+/// parts of one buffer.
 #[derive(Debug)]
 pub struct SharedSlice<'a, T> {
     start: *mut T,
@@ -21,11 +21,11 @@ impl<T> Clone for SharedSlice<'_, T> {
 
 impl<T> Copy for SharedSlice<'_, T> {}
 
-// SAFETY: it stands for both `&mut [T]` and `&[T]`, which may be sent when `T`
-// is `Send` and `Sync`. That no two threads write and use the same elements is
-// promised by whoever calls its methods.
+// SAFETY: it stands for both `&mut [T]` and `&[T]`, which may be sent if `T` is `Send` and
+// `Sync`. The callers of its methods guarantee that no two threads write and use the same
+// elements.
 unsafe impl<T: Send + Sync> Send for SharedSlice<'_, T> {}
-// SAFETY: a shared reference gives no more than a copy does; see above.
+// SAFETY: a shared reference allows no more than a copy does; see above.
 unsafe impl<T: Send + Sync> Sync for SharedSlice<'_, T> {}
 
 impl<'a, T> From<&'a mut [T]> for SharedSlice<'a, T> {
@@ -39,45 +39,44 @@ impl<'a, T> From<&'a mut [T]> for SharedSlice<'a, T> {
 }
 
 impl<'a, T> SharedSlice<'a, T> {
-    /// A part of it, to read.
+    /// Returns a part of the slice for reading.
     ///
     /// # Safety
-    /// While the result is in use, no result of [`SharedSlice::slice_mut`]
-    /// that overlaps it is, on any thread.
+    /// While the result is in use, no overlapping result of [`SharedSlice::slice_mut`] may be
+    /// in use on any thread.
     ///
     /// # Panics
-    /// When the range is not within the slice.
+    /// The range is not within the slice.
     pub unsafe fn slice(&self, range: Range<usize>) -> &'a [T] {
         let start = self.part(&range);
-        // SAFETY: the range is within the slice that this was made from, which
-        // is borrowed for `'a`; that nobody writes it is the caller's promise.
+        // SAFETY: the range is within the slice that this was created from, which is borrowed
+        // for `'a`; the caller guarantees that no thread writes to it.
         unsafe { slice::from_raw_parts(start, range.len()) }
     }
 
-    /// A part of it, to write.
+    /// Returns a part of the slice for writing.
     ///
     /// # Safety
-    /// While the result is in use, no other result of this method or of
-    /// [`SharedSlice::slice`] that overlaps it is, on any thread.
+    /// While the result is in use, no other overlapping result of this method or of
+    /// [`SharedSlice::slice`] may be in use on any thread.
     ///
     /// # Panics
-    /// When the range is not within the slice.
+    /// The range is not within the slice.
     pub unsafe fn slice_mut(&self, range: Range<usize>) -> &'a mut [T] {
         let start = self.part(&range);
-        // SAFETY: the range is within the slice that this was made from, which
-        // is mutably borrowed for `'a`; that nobody else uses this part is the
-        // caller's promise.
+        // SAFETY: the range is within the slice that this was created from, which is mutably
+        // borrowed for `'a`; the caller guarantees that nothing else uses this part.
         unsafe { slice::from_raw_parts_mut(start, range.len()) }
     }
 
-    /// Where a range begins, once it is known to be within the slice.
+    /// Returns the start of a range after checking that it is within the slice.
     fn part(&self, range: &Range<usize>) -> *mut T {
         assert!(
             range.start <= range.end && range.end <= self.len,
             "{range:?} is not within a slice of {}",
             self.len
         );
-        // SAFETY: at most one past the end of the slice.
+        // SAFETY: the offset is at most one past the end of the slice.
         unsafe { self.start.add(range.start) }
     }
 }
@@ -111,7 +110,7 @@ mod tests {
             catch_unwind(|| {
                 let mut numbers = [1u8, 2, 3];
                 let shared = SharedSlice::from(numbers.as_mut_slice());
-                // SAFETY: nothing else uses the numbers.
+                // SAFETY: nothing else uses the elements.
                 unsafe { shared.slice_mut(start..end) }.len()
             })
             .ok()

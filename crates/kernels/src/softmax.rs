@@ -1,15 +1,15 @@
-//! Sums over the softmaxes of rows of logits: of one, or of two in one pass over both.
+//! Sums over the softmaxes of rows of logits: of one row, or of two rows in a single pass.
 
 use super::exp::exp as exp_f64;
 use super::isa::{Isa, Tier};
 use super::math::{LANES, dispatch, exp};
 
-/// Logits whose weights are computed before any of them is summed: one long loop
-/// that is nothing but `exp` keeps the processor busier than two in turns.
+/// The number of logits whose weights are computed before they are summed: one long loop that
+/// only computes `exp` keeps the processor busier than two alternating ones.
 const BLOCK: usize = 64;
 
-/// The largest of some logits, or `None` if one of them is infinite or NaN, or
-/// there are none.
+/// Returns the largest logit, or `None` if a logit is infinite or NaN, or if there are no
+/// logits.
 pub fn largest_if_finite(isa: Isa, logits: &[f32]) -> Option<f32> {
     let (mut largest, mut finite) = (f32::MIN, true);
     let (out_largest, out_finite) = (&mut largest, &mut finite);
@@ -18,7 +18,7 @@ pub fn largest_if_finite(isa: Isa, logits: &[f32]) -> Option<f32> {
                     out_largest: &mut f32,
                     out_finite: &mut bool| {
         let mut lanes = [f32::MIN; LANES];
-        // Zero times what is not finite is NaN, and a sum with it stays NaN.
+        // Zero times an infinity or NaN is NaN, and a sum with it stays NaN.
         let mut zeros = [0.0f32; LANES];
         let (groups, rest) = logits.as_chunks::<LANES>();
         for group in groups {
@@ -33,8 +33,8 @@ pub fn largest_if_finite(isa: Isa, logits: &[f32]) -> Option<f32> {
     (finite && !logits.is_empty()).then_some(largest)
 }
 
-/// Σ `e^((logit − largest) · factor)` over some logits, in double precision. NaN weighs
-/// nothing. It is summed lane by lane, in the same order on all instruction sets.
+/// Computes Σ `e^((logit − largest) · factor)` over some logits, in double precision. NaN has
+/// the weight 0. The sum runs lane by lane, in the same order on all instruction sets.
 pub fn weight(isa: Isa, logits: &[f32], largest: f64, factor: f64) -> f64 {
     const DOUBLES: usize = 8;
     let mut sum = 0.0;
@@ -59,8 +59,8 @@ pub fn weight(isa: Isa, logits: &[f32], largest: f64, factor: f64) -> f64 {
     sum
 }
 
-/// Σ w and Σ w · ln w over some logits, w = `e^((logit − largest) · factor)`, in double
-/// precision. NaN and −∞ add nothing. Both are summed lane by lane, in the same order on
+/// Computes Σ w and Σ w · ln w over some logits, w = `e^((logit − largest) · factor)`, in
+/// double precision. NaN and −∞ add nothing. Both sums run lane by lane, in the same order on
 /// all instruction sets.
 pub fn moments(isa: Isa, logits: &[f32], largest: f64, factor: f64) -> (f64, f64) {
     const DOUBLES: usize = 8;
@@ -71,7 +71,7 @@ pub fn moments(isa: Isa, logits: &[f32], largest: f64, factor: f64) -> (f64, f64
                     largest: f64,
                     factor: f64,
                     out: &mut (f64, f64)| {
-        // From here down a weight is 0; zero times an infinity or NaN would be NaN.
+        // At and below this value a weight is 0; zero times an infinity or NaN would be NaN.
         const LEAST: f64 = -1e4;
         let logarithm = |logit: f32| {
             let logarithm = (f64::from(logit) - largest) * factor;
@@ -98,9 +98,9 @@ pub fn moments(isa: Isa, logits: &[f32], largest: f64, factor: f64) -> (f64, f64
     sums
 }
 
-/// The standard deviation of the logits that are above −∞, in double precision; NaN counts
-/// as −∞, and without any such logit it is NaN. It is summed lane by lane, in the same
-/// order on all instruction sets.
+/// Computes the standard deviation of the logits above −∞, in double precision; NaN is treated
+/// like −∞, and the result without any such logit is NaN. The sums run lane by lane, in the
+/// same order on all instruction sets.
 pub fn deviation(isa: Isa, logits: &[f32]) -> f64 {
     const DOUBLES: usize = 8;
     let mut deviation = 0.0;
@@ -130,28 +130,27 @@ pub fn deviation(isa: Isa, logits: &[f32]) -> f64 {
     deviation
 }
 
-/// What the softmaxes of two rows p and q weigh, and how their logits differ by
-/// those weights. A logit `a` of p weighs `e^(a − p_largest)`.
+/// Sums of the softmax weights of two rows p and q, and of the differences between their
+/// logits, weighted by them. A logit `a` of p has the weight `e^(a − p_largest)`.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct Sums {
-    /// Σ of p's weights.
+    /// The sum of p's weights.
     pub p: f64,
-    /// Σ of q's weights.
+    /// The sum of q's weights.
     pub q: f64,
-    /// Σ of p's weights, each times p's logit less q's.
+    /// The sum of p's weights, each times the difference between p's and q's logit.
     pub p_difference: f64,
-    /// Σ of q's weights, each times p's logit less q's.
+    /// The sum of q's weights, each times the difference between p's and q's logit.
     pub q_difference: f64,
 }
 
-/// Sums over two rows of finite logits, given the largest of each.
+/// Computes the sums over two rows of finite logits, given the largest logit of each.
 ///
-/// Weights are computed in single precision, with an error below 4e-7 of each, and
-/// are summed in double precision, lane by lane, in the same order on all
-/// instruction sets.
+/// Weights are computed in single precision, with a relative error below 4e-7, and are summed
+/// in double precision, lane by lane, in the same order on all instruction sets.
 ///
 /// # Panics
-/// If the rows are not equally long.
+/// The lengths of the rows differ.
 pub fn sums(isa: Isa, p: &[f32], p_largest: f32, q: &[f32], q_largest: f32) -> Sums {
     assert_eq!(p.len(), q.len(), "rows over different vocabularies");
     let mut lanes = [[0.0f64; LANES]; 4];
@@ -201,7 +200,7 @@ pub fn sums(isa: Isa, p: &[f32], p_largest: f32, q: &[f32], q_largest: f32) -> S
     }
 }
 
-/// Adds what one token has to one lane of the four sums.
+/// Adds the contribution of one token to one lane of the four sums.
 #[inline(always)]
 fn add(sums: &mut [[f64; LANES]; 4], lane: usize, weights: [f32; 2], p: f32, q: f32) {
     let [p_weight, q_weight] = weights.map(f64::from);

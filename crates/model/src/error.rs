@@ -1,66 +1,66 @@
-//! Why a GGUF file cannot be run.
+//! Errors of GGUF files that cannot be run.
 
 use incant_gguf::{GgufError, TensorType};
 
-/// A file that parses but cannot be run; one line each.
+/// The error of a file that parses but cannot be run; it displays as one line.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum ModelError {
-    /// The file lacks something, or it is of the wrong type.
+    /// A key or tensor is missing, or has the wrong type.
     #[error(transparent)]
     Gguf(#[from] GgufError),
-    /// No file in `arch` reads this architecture.
+    /// The architecture is not supported.
     #[error("architecture '{}' is not supported (supported: {supported})", name.escape_debug())]
     Architecture {
         /// `general.architecture`.
         name: String,
-        /// The names that are supported.
+        /// The supported names.
         supported: String,
     },
-    /// A feature of a known architecture that is not supported.
+    /// The model uses an unsupported feature of a supported architecture.
     #[error("this {architecture} model needs {feature}, which is not supported")]
     Feature {
         /// `general.architecture`.
         architecture: String,
-        /// What it needs.
+        /// The unsupported feature.
         feature: String,
     },
-    /// A tensor whose numbers are stored in a way that cannot be computed with.
+    /// A tensor is stored in an unsupported type.
     #[error("tensor '{}' has weights of type {kind}, which is not supported (supported: {supported})", name.escape_debug())]
     WeightType {
-        /// The tensor's name.
+        /// The name of the tensor.
         name: String,
-        /// Its type.
+        /// The type of the tensor.
         kind: TensorType,
-        /// The types that are supported.
+        /// The supported types.
         supported: String,
     },
-    /// The system has no memory for a packed tensor.
+    /// The memory for a packed tensor cannot be allocated.
     #[error("no memory for '{}': {source}", name.escape_debug())]
     Memory {
-        /// The tensor's name.
+        /// The name of the tensor.
         name: String,
-        /// What the system says.
+        /// The system's error.
         source: std::io::Error,
     },
-    /// Metadata that contradicts itself.
+    /// A metadata value is invalid.
     #[error("{key} = {value} makes no sense: {why}")]
     Value {
         /// The metadata key.
         key: String,
-        /// What it holds.
+        /// The value found.
         value: String,
-        /// The rule it breaks.
+        /// The violated rule.
         why: &'static str,
     },
-    /// A tensor whose shape the metadata does not allow.
+    /// The shape of a tensor contradicts the metadata.
     #[error("tensor '{name}' has shape {found:?}, expected {expected:?}")]
     Shape {
-        /// The tensor's name.
+        /// The name of the tensor.
         name: String,
-        /// Its shape, outermost dimension first.
+        /// The shape found, outermost dimension first.
         found: Vec<usize>,
-        /// The shape the metadata asks for.
+        /// The shape required by the metadata.
         expected: Vec<usize>,
     },
 }

@@ -1,8 +1,11 @@
-//! What a model is: data read from a GGUF file, no forward code.
+//! Models as data read from a GGUF file, without forward-pass code.
 //!
-//! [`DecoderSpec`] describes a decoder-only transformer completely enough for
-//! an executor to run it; each architecture is one file in [`arch`] that fills
-//! it in from metadata.
+//! [`DecoderSpec`] describes a decoder-only transformer completely enough for an executor to
+//! run it; each architecture is one file in [`arch`] that fills it in from metadata.
+//!
+//! [`packed`] holds weights for the CPU kernels, [`lora`] reads and writes adapters, and
+//! [`quantize`] rewrites files. This crate knows no sequence, no batch and no prompt.
+#![forbid(unsafe_code)]
 
 pub mod arch;
 mod dtype;

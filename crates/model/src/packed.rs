@@ -1,4 +1,4 @@
-//! The weights of a model, packed for the CPU kernels.
+//! The packed weights of a model.
 
 use std::cell::RefCell;
 use std::io;
@@ -8,45 +8,45 @@ use incant_gguf::Gguf;
 use incant_kernels::pool::Pool;
 use incant_kernels::{Arena, Format, Kind, Matrix};
 
-/// What a model's weights take in memory.
+/// The memory that the weights of a model take.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Footprint {
-    /// Bytes of all weights as they are held.
+    /// Bytes of all weights as stored in memory.
     pub resident: usize,
-    /// Of those, bytes that every step reads: all but an embedding that is not
-    /// the head too.
+    /// The part of them that every step reads, in bytes: all weights except an embedding that
+    /// is not the LM head too.
     pub streamed: usize,
-    /// Of those, bytes of matrices that were expanded to f32…
+    /// The part of them that was dequantized to f32, in bytes.
     pub expanded: usize,
-    /// …and what these took in the file.
+    /// The size of the dequantized matrices in the file, in bytes.
     pub expanded_from: usize,
 }
 
 /// The weights of a decoder.
 #[derive(Debug)]
 pub struct PackedWeights {
-    /// The token embedding, where it is not the LM head too.
+    /// The token embedding, if it is not the LM head too.
     pub embedding: Option<Matrix>,
-    /// The head; the embedding too where they are tied.
+    /// The LM head; also the embedding if they are tied.
     pub head: Matrix,
-    /// Weights of the norm before the LM head.
+    /// The weights of the norm before the LM head.
     pub output_norm: Vec<f32>,
     /// The layers, first to last.
     pub layers: Vec<Layer>,
-    /// The activation kinds that the matrices take.
+    /// The forms of activations that the matrices take.
     pub kinds: Kinds,
 }
 
-/// What matrices need activations as. Layers may differ in this.
+/// The forms in which matrices need activations, which may differ between layers.
 #[derive(Clone, Copy, Debug)]
 pub struct Kinds {
-    /// The projections, the gate and up.
+    /// For the q, k and v projections, gate and up.
     pub normed: Kind,
-    /// Attention's output projection.
+    /// For the output projection of attention.
     pub attended: Kind,
-    /// The down projection.
+    /// For the down projection.
     pub inner: Kind,
-    /// The head.
+    /// For the LM head.
     pub wanted: Kind,
 }
 
@@ -73,14 +73,14 @@ pub struct Layer {
     pub post_feed_forward_norm: Option<Vec<f32>>,
 }
 
-/// A projection with what some architectures add to it.
+/// A projection, with the bias and norm that some architectures add.
 #[derive(Debug)]
 pub struct Projection {
     /// The weights.
     pub matrix: Matrix,
     /// The bias.
     pub bias: Option<Vec<f32>>,
-    /// Norm of each head, or of all together if it is as long.
+    /// The norm of each head, or of all heads together if it has their whole width.
     pub norm: Option<Vec<f32>>,
 }
 
@@ -117,12 +117,12 @@ impl PackedWeights {
         })
     }
 
-    /// The matrix that tokens' embeddings are rows of.
+    /// Returns the matrix whose rows are the token embeddings.
     pub fn embedding(&self) -> &Matrix {
         self.embedding.as_ref().unwrap_or(&self.head)
     }
 
-    /// What they take in memory.
+    /// The memory that the weights take.
     pub fn footprint(&self) -> Footprint {
         let layers = self.layers.iter().flat_map(Layer::matrices);
         let streamed = layers.chain([&self.head]).map(Matrix::bytes).sum();
@@ -177,8 +177,8 @@ impl Layer {
     }
 }
 
-/// Packs a matrix, with all threads, and lets go of the file's copy of it on the
-/// way: at no time are both in memory.
+/// Packs a matrix with all threads, and releases the file's pages of it on the way: at no time
+/// are both copies in memory.
 fn matrix(
     gguf: &Gguf,
     weight: Weight<'_>,

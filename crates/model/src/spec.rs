@@ -1,10 +1,10 @@
-//! [`DecoderSpec`]: everything an executor needs to know about a decoder.
+//! [`DecoderSpec`]: everything that an executor must know about a decoder.
 
 use incant_kernels::{Activation, RopeStyle};
 
 /// A decoder-only transformer.
 ///
-/// A layer is, with every optional part in brackets:
+/// A layer computes the following; optional parts are in brackets:
 ///
 /// ```text
 /// h = [norm](x);  q, k, v = h·Wq [+bq], h·Wk [+bk], h·Wv [+bv]
@@ -18,127 +18,129 @@ use incant_kernels::{Activation, RopeStyle};
 /// `cap · tanh(x / cap)`.
 #[derive(Clone, Debug, PartialEq)]
 pub struct DecoderSpec {
-    /// `general.architecture`.
+    /// The `general.architecture` of the file.
     pub architecture: &'static str,
-    /// How many tokens the vocabulary has, and logits a row. The embedding and the head
-    /// may have more rows in the file (makers pad them to a round number): an id without
-    /// a token has no logit, so that it is in no distribution and nothing can choose it.
+    /// The number of tokens in the vocabulary, and of logits per row. The embedding and the LM
+    /// head may have more rows in the file (makers pad them to a round number): an id without a
+    /// token has no logit, so it is part of no distribution and cannot be sampled.
     pub vocab: usize,
-    /// Width of the residual stream.
+    /// The width of the residual stream.
     pub hidden: usize,
-    /// Width inside the feed-forward part.
+    /// The inner width of the feed-forward part.
     pub feed_forward: usize,
-    /// Query heads per layer.
+    /// The number of query heads per layer.
     pub heads: usize,
-    /// Key and value heads per layer; each serves `heads / kv_heads` query heads.
+    /// The number of key and value heads per layer (grouped-query attention); each serves
+    /// `heads / kv_heads` query heads.
     pub kv_heads: usize,
-    /// Width of one head.
+    /// The width of one head.
     pub head_dim: usize,
-    /// Longest context the model was made for, in tokens.
+    /// The longest context that the model was trained for, in tokens.
     pub context: usize,
-    /// Longest context that is served, in tokens: some ropes depend on it. It is
-    /// the model's own unless whoever loads the model says less.
+    /// The longest context that is served, in tokens; some RoPE scalings depend on it. It is
+    /// the model's own context unless the caller sets a shorter one.
     pub served_context: usize,
-    /// Epsilon of every RMS norm.
+    /// The epsilon of every RMS norm.
     pub norm_eps: f32,
-    /// What attention scores are multiplied by before the softmax.
+    /// The factor of attention scores before the softmax.
     pub attention_scale: f32,
-    /// Makes the scores of late positions larger.
+    /// The scaling of attention scores at late positions, if any.
     pub temperature: Option<Temperature>,
-    /// Soft cap of the scaled attention scores.
+    /// The soft cap of the scaled attention scores.
     pub attention_cap: Option<f32>,
-    /// What embeddings are multiplied by on the way in.
+    /// The factor of the token embeddings.
     pub embedding_scale: f32,
-    /// What the outputs of attention and feed-forward are multiplied by before
-    /// they are added.
+    /// The factor of the outputs of attention and feed-forward before they are added to the
+    /// residual stream.
     pub residual_scale: f32,
-    /// What logits are multiplied by.
+    /// The factor of the logits.
     pub logit_scale: f32,
-    /// Soft cap of the scaled logits.
+    /// The soft cap of the scaled logits.
     pub logit_cap: Option<f32>,
-    /// The gate's activation.
+    /// The activation of the gate.
     pub activation: Activation,
     /// Whether the q, k and v projections have biases.
     pub qkv_bias: bool,
-    /// How q and k are normalised before rope, where they are.
+    /// The normalisation of q and k before RoPE, if any.
     pub qk_norm: Option<QkNorm>,
     /// Whether the inputs of attention and feed-forward are normalised.
     pub pre_norms: bool,
-    /// Whether the outputs of attention and feed-forward are normalised before
-    /// they are added.
+    /// Whether the outputs of attention and feed-forward are normalised before they are added
+    /// to the residual stream.
     pub post_norms: bool,
-    /// Whether the file has q, k and v as the rows of one tensor, in this order.
+    /// Whether the file holds q, k and v as the rows of one tensor, in this order.
     pub fused_qkv: bool,
-    /// Whether the file has gate and up as the rows of one tensor, in this order.
+    /// Whether the file holds gate and up as the rows of one tensor, in this order.
     pub fused_gate: bool,
-    /// Whether the head shares the embedding's weights.
+    /// Whether the LM head shares the weights of the embedding (tied embeddings).
     pub tied_head: bool,
-    /// The rotary embeddings that layers choose from.
+    /// The rotary position embeddings (RoPE) that layers choose from.
     pub ropes: Vec<RopeSpec>,
-    /// What differs from layer to layer.
+    /// The properties of each layer.
     pub layers: Vec<LayerSpec>,
 }
 
-/// What differs from layer to layer.
+/// The properties that differ between layers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct LayerSpec {
-    /// A position sees itself and the `window − 1` before it; `None` sees all.
+    /// The sliding window: a position sees itself and the `window − 1` positions before it;
+    /// `None` sees all.
     pub window: Option<usize>,
-    /// Index into [`DecoderSpec::ropes`].
+    /// The index into [`DecoderSpec::ropes`].
     pub rope: usize,
 }
 
-/// What q and k are normalised over.
+/// The scope of the q and k norms.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum QkNorm {
-    /// Each head by itself; all heads have the same weights.
+    /// Each head is normalised by itself; all heads share the same weights.
     Head,
-    /// All heads together.
+    /// All heads are normalised together.
     Whole,
 }
 
-/// Attention scores at position `p` are multiplied by
+/// The scaling of attention scores by position: at position `p` they are multiplied by
 /// `1 + slope · ln(1 + ⌊p / length⌋)` (Llama 4, Ministral 3).
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Temperature {
-    /// How fast the factor grows.
+    /// The growth rate of the factor.
     pub slope: f32,
     /// The first position whose factor is not 1.
     pub length: usize,
 }
 
-/// A rotary position embedding: the angle of pair `i` at position `p` is
+/// A rotary position embedding (RoPE): the angle of pair `i` at position `p` is
 /// `p · base^(−2i/dims) / (scale · factors[i])`.
 #[derive(Clone, Debug, PartialEq)]
 pub struct RopeSpec {
     /// The frequency base θ.
     pub base: f32,
-    /// How many of a head's dimensions rotate, from the first.
+    /// The number of dimensions of a head that rotate, from the first on.
     pub dims: usize,
-    /// Positions are divided by this (linear scaling); 1 is off.
+    /// The divisor of positions (linear scaling); 1 means no scaling.
     pub scale: f32,
-    /// Divisor of each pair's frequency (`dims / 2` of them): the scaling of
-    /// Llama 3, YaRN and LongRoPE comes as such.
+    /// The divisors of the frequencies of the `dims / 2` pairs, which express the scaling of
+    /// Llama 3, YaRN and LongRoPE.
     pub factors: Option<Vec<f32>>,
-    /// What takes the place of `factors` where a long context is served.
+    /// The factors that replace `factors` when a long context is served.
     pub long: Option<LongRope>,
-    /// What sines and cosines are multiplied by.
+    /// The factor of sines and cosines.
     pub magnitude: f32,
-    /// Which dimensions make a pair.
+    /// The pairing of dimensions.
     pub style: RopeStyle,
 }
 
-/// The other factors of a rope that has two sets (LongRoPE).
+/// The second set of factors of a RoPE that has two (LongRoPE).
 #[derive(Clone, Debug, PartialEq)]
 pub struct LongRope {
-    /// They count where more tokens than so many are served.
+    /// The factors apply if more than this number of tokens is served.
     pub beyond: usize,
-    /// See [`RopeSpec::factors`].
+    /// The factors, as in [`RopeSpec::factors`].
     pub factors: Vec<f32>,
 }
 
 impl RopeSpec {
-    /// What it takes to rotate, where so many tokens are served.
+    /// Returns the frequencies and the magnitude for a served context of this length.
     pub fn rotation(&self, served_context: usize) -> Rotation {
         let long = self.long.as_ref();
         let long = long.filter(|long| served_context > long.beyond);
@@ -156,19 +158,19 @@ impl RopeSpec {
     }
 }
 
-/// The numbers of a rope.
+/// The frequencies and the magnitude of a RoPE.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Rotation {
-    /// Radians per position, of each pair.
+    /// Radians per position, for each pair.
     frequencies: Vec<f32>,
     magnitude: f32,
 }
 
 impl Rotation {
-    /// Cosines and sines at these positions, `[position][pair]` each.
+    /// Computes the cosines and sines at these positions, `[position][pair]` each.
     pub fn angles(&self, positions: &[usize]) -> (Vec<f32>, Vec<f32>) {
         let magnitude = f64::from(self.magnitude);
-        // In f64: at position 30,000 an f32 angle is off by a thousandth.
+        // In f64, because at position 30,000 an f32 angle is off by a thousandth.
         let angles = positions.iter().flat_map(|&position| {
             let frequencies = self.frequencies.iter();
             frequencies.map(move |&frequency| position as f64 * f64::from(frequency))
@@ -183,7 +185,7 @@ impl Rotation {
 }
 
 impl DecoderSpec {
-    /// What the query at a position is multiplied by.
+    /// Returns the factor of the query at a position.
     pub fn query_scale(&self, position: usize) -> f32 {
         let factor = self.temperature.map_or(1.0, |temperature| {
             let lengths = (position / temperature.length) as f32;
@@ -192,8 +194,8 @@ impl DecoderSpec {
         self.attention_scale * factor
     }
 
-    /// What a KV format's name ends with: the same tokens have other keys where
-    /// some rope takes its factors for long contexts.
+    /// Returns the suffix of a KV format's name: the same tokens have different keys if a RoPE
+    /// uses its factors for long contexts.
     pub fn kv_variant(&self) -> &'static str {
         let mut long = self.ropes.iter().filter_map(|rope| rope.long.as_ref());
         match long.any(|long| self.served_context > long.beyond) {
@@ -202,10 +204,10 @@ impl DecoderSpec {
         }
     }
 
-    /// Bytes of keys and values that `tokens` tokens take at `width` bytes per
-    /// number. Layers with a window hold no more than it. Metadata that no weights
-    /// were held against can ask for more than there are numbers for: then it is the
-    /// largest number.
+    /// Returns the size in bytes of the keys and values of `tokens` tokens, with `width` bytes
+    /// per element. Layers with a sliding window hold no more than the window. Saturates at
+    /// `usize::MAX`, because metadata that was not yet checked against the weights may describe
+    /// a size beyond it.
     pub fn kv_bytes(&self, tokens: usize, width: usize) -> usize {
         let token = [2, self.kv_heads, self.head_dim, width]
             .into_iter()

@@ -1,49 +1,49 @@
-//! Which tensors a decoder is made of, by name, with their shapes checked.
+//! The tensors of a decoder, by name, with checked shapes.
 
 use std::ops::Range;
 
 use super::{DecoderSpec, ModelError, QkNorm};
 use incant_gguf::{Gguf, TensorType, TensorView};
 
-/// One weight matrix or vector of a layer.
+/// The role of a weight matrix or vector within a layer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Part {
-    /// Norm before attention.
+    /// The norm before attention.
     AttentionNorm,
-    /// Query projection.
+    /// The query projection.
     Query,
-    /// Key projection.
+    /// The key projection.
     Key,
-    /// Value projection.
+    /// The value projection.
     Value,
-    /// Query bias.
+    /// The query bias.
     QueryBias,
-    /// Key bias.
+    /// The key bias.
     KeyBias,
-    /// Value bias.
+    /// The value bias.
     ValueBias,
-    /// Norm of each query head.
+    /// The norm of the query heads.
     QueryNorm,
-    /// Norm of each key head.
+    /// The norm of the key heads.
     KeyNorm,
-    /// Output projection of attention.
+    /// The output projection of attention.
     Output,
-    /// Norm of attention's output.
+    /// The norm of the output of attention.
     PostAttentionNorm,
-    /// Norm before the feed-forward part.
+    /// The norm before the feed-forward part.
     FeedForwardNorm,
-    /// Gate projection.
+    /// The gate projection.
     Gate,
-    /// Up projection.
+    /// The up projection.
     Up,
-    /// Down projection.
+    /// The down projection.
     Down,
-    /// Norm of the feed-forward part's output.
+    /// The norm of the output of the feed-forward part.
     PostFeedForwardNorm,
 }
 
 impl Part {
-    /// What each layer of a decoder is made of.
+    /// Iterates over the parts of each layer of a decoder.
     pub fn of(spec: &DecoderSpec) -> impl Iterator<Item = Part> {
         let always = [
             Part::Query,
@@ -74,8 +74,8 @@ impl Part {
         always.into_iter().chain(present)
     }
 
-    /// The tensor that a part of layer `layer` is, or is rows of: a name such as
-    /// `blk.0.attn_q.weight`.
+    /// Returns the name of the tensor that holds a part of layer `layer`, such as
+    /// `blk.0.attn_q.weight`; a fused tensor holds several parts.
     pub fn tensor(self, spec: &DecoderSpec, layer: usize) -> String {
         let suffix = match self {
             Part::Query | Part::Key | Part::Value if spec.fused_qkv => "attn_qkv.weight",
@@ -100,7 +100,7 @@ impl Part {
         format!("blk.{layer}.{suffix}")
     }
 
-    /// Its shape, outermost dimension first.
+    /// The shape, outermost dimension first.
     fn shape(self, spec: &DecoderSpec) -> Vec<usize> {
         let (hidden, ff) = (spec.hidden, spec.feed_forward);
         let (q, kv) = (spec.heads * spec.head_dim, spec.kv_heads * spec.head_dim);
@@ -125,7 +125,7 @@ impl Part {
         }
     }
 
-    /// The rows of its tensor that it is.
+    /// Returns the rows of the tensor that hold this part.
     pub fn rows(self, spec: &DecoderSpec) -> Range<usize> {
         let height = |part: Part| part.shape(spec)[0];
         let together = self.together(spec).iter().copied();
@@ -136,8 +136,8 @@ impl Part {
         first..first + height(self)
     }
 
-    /// The matrices that stand one below the other in its tensor, itself among
-    /// them; none if it has a tensor of its own.
+    /// Returns all parts that a fused tensor holds one after the other, including this one;
+    /// empty if the part has a tensor of its own.
     fn together(self, spec: &DecoderSpec) -> &'static [Part] {
         match self {
             Part::Query | Part::Key | Part::Value if spec.fused_qkv => {
@@ -152,20 +152,20 @@ impl Part {
 /// A matrix or vector of a model: a tensor of its file, or some rows of one.
 #[derive(Clone, Copy, Debug)]
 pub struct Weight<'a> {
-    /// The tensor's name.
+    /// The name of the tensor.
     pub name: &'a str,
-    /// How numbers are stored.
+    /// The storage type of the elements.
     pub kind: TensorType,
-    /// How many rows there are; 1 in a vector.
+    /// The number of rows; 1 for a vector.
     pub rows: usize,
-    /// Numbers in a row.
+    /// The number of elements per row.
     pub columns: usize,
-    /// The rows, one after the other.
+    /// The bytes of the rows.
     pub data: &'a [u8],
 }
 
 impl<'a> Weight<'a> {
-    /// A whole tensor: a matrix or a vector.
+    /// Returns a whole tensor, a matrix or a vector.
     pub fn whole(view: TensorView<'a>) -> Weight<'a> {
         let columns = view.info.shape.last().copied().unwrap_or(1);
         Weight {
@@ -177,7 +177,7 @@ impl<'a> Weight<'a> {
         }
     }
 
-    /// Some of its rows.
+    /// Returns some of the rows.
     pub fn cut(self, rows: Range<usize>) -> Weight<'a> {
         let row = self.data.len() / self.rows;
         Weight {
@@ -196,17 +196,17 @@ pub struct Weights<'a> {
 }
 
 impl<'a> Weights<'a> {
-    /// The weights in `gguf` of the decoder that `spec` describes.
+    /// Returns the weights in `gguf` of the decoder that `spec` describes.
     pub fn new(gguf: &'a Gguf, spec: &'a DecoderSpec) -> Weights<'a> {
         Weights { gguf, spec }
     }
 
-    /// The token embedding, `[vocab, hidden]`.
+    /// Returns the token embedding, `[vocab, hidden]`.
     pub fn embedding(&self) -> Result<Weight<'a>, ModelError> {
         self.tokens("token_embd.weight")
     }
 
-    /// The head, `[vocab, hidden]`; the embedding itself where they are tied.
+    /// Returns the LM head, `[vocab, hidden]`: the embedding itself if they are tied.
     pub fn head(&self) -> Result<Weight<'a>, ModelError> {
         if self.spec.tied_head {
             return self.embedding();
@@ -214,8 +214,8 @@ impl<'a> Weights<'a> {
         self.tokens("output.weight")
     }
 
-    /// The rows of a tensor that belong to tokens: the first `vocab`, of which there may
-    /// be more.
+    /// Returns the rows of a tensor that belong to tokens: the first `vocab` rows. The tensor
+    /// may have more.
     fn tokens(&self, name: &str) -> Result<Weight<'a>, ModelError> {
         let DecoderSpec { vocab, hidden, .. } = *self.spec;
         let rows = self.gguf.tensor(name)?.info.shape.first();
@@ -223,12 +223,12 @@ impl<'a> Weights<'a> {
         Ok(self.whole(name, &[rows, hidden])?.cut(0..vocab))
     }
 
-    /// The last norm, `[hidden]`.
+    /// Returns the final norm, `[hidden]`.
     pub fn output_norm(&self) -> Result<Weight<'a>, ModelError> {
         self.whole("output_norm.weight", &[self.spec.hidden])
     }
 
-    /// A part of layer `layer`, in the shape the spec asks for.
+    /// Returns a part of layer `layer`, in the shape that the spec requires.
     pub fn layer(&self, layer: usize, part: Part) -> Result<Weight<'a>, ModelError> {
         let (name, shape) = (part.tensor(self.spec, layer), part.shape(self.spec));
         let together = part.together(self.spec);
@@ -241,11 +241,11 @@ impl<'a> Weights<'a> {
             .cut(part.rows(self.spec)))
     }
 
-    /// Makes sure that every weight is there, in its shape, and of a type that can
-    /// be computed with, before any work is done.
+    /// Checks that every weight exists, with the right shape and a supported type, before any
+    /// of them is loaded.
     ///
     /// # Errors
-    /// One is not; the error names it.
+    /// A weight is missing or unsuitable; the error names it.
     pub fn check(&self, supported: impl Fn(TensorType) -> bool) -> Result<(), ModelError> {
         let check = |weight: Weight<'_>| match supported(weight.kind) {
             true => Ok(()),

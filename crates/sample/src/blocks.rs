@@ -1,9 +1,8 @@
-//! A row of logits seen in blocks, so that a second look can skip most of it.
+//! A row of logits, indexed by blocks, so that repeated scans can skip most of it.
 //!
-//! One pass notes the largest logit of each block. With that the largest of all
-//! is found again without a search, a bound on what can matter leaves out whole
-//! blocks, and the k-th largest block maximum is a bound for the k-th largest
-//! logit: at least k logits reach it.
+//! One pass records the largest logit of each block. With these, the overall maximum is located
+//! without a search, a bound on relevant logits skips whole blocks, and the k-th largest block
+//! maximum is a lower bound of the k-th largest logit: at least k logits reach it.
 
 use std::sync::LazyLock;
 
@@ -11,25 +10,25 @@ use super::rank::{Ranked, not_nan};
 use incant_kernels::exp::exp;
 use incant_kernels::{Isa, softmax};
 
-/// Logits in a block.
+/// Logits per block.
 const BLOCK: usize = 64;
 
-/// Values that a pass works on side by side.
+/// Elements that a pass processes side by side.
 const LANES: usize = 8;
 
 /// All instruction sets give the same bits.
 static ISA: LazyLock<Isa> = LazyLock::new(Isa::best);
 
-/// Room for what is noted about one row; kept to be used again for the next.
+/// The index of one row; its buffers are reused for the next row.
 #[derive(Debug)]
 pub(super) struct Blocks {
-    /// The largest logit of each block; −∞ if all of it is NaN.
+    /// The largest logit of each block; −∞ if the whole block is NaN.
     largest: Vec<f32>,
     /// The weight of each block, once [`Blocks::weigh`] has run.
     weight: Vec<f64>,
-    /// The first token in the order of likelihood that counts in `weight`.
+    /// The first token, in the order of likelihood, that `weight` includes.
     from: Ranked,
-    /// Room for a selection among `largest`.
+    /// A buffer for selections from `largest`.
     order: Vec<f32>,
 }
 
@@ -45,15 +44,15 @@ impl Default for Blocks {
 }
 
 impl Blocks {
-    /// Looks at a row and returns its largest logit, −∞ if it has none. The other
-    /// methods are then about this row and must be given the same one.
+    /// Indexes a row and returns its largest logit, −∞ if it has none. The other methods then
+    /// refer to this row and must be given the same one.
     pub(super) fn survey(&mut self, logits: &[f32]) -> f32 {
         self.largest.clear();
         self.largest.extend(logits.chunks(BLOCK).map(largest_of));
         largest_of(&self.largest)
     }
 
-    /// The lowest id whose logit is `largest`, the value that `survey` returned.
+    /// Returns the lowest id whose logit is `largest`, the value that `survey` returned.
     pub(super) fn first(&self, logits: &[f32], largest: f32) -> Option<u32> {
         let block = self.largest.iter().position(|&value| value == largest)?;
         let start = block * BLOCK;
@@ -76,8 +75,8 @@ impl Blocks {
         self.weight.iter().sum()
     }
 
-    /// Leaves the tokens before `first` in the order of likelihood out of what
-    /// [`Blocks::weigh`] has summed, and returns what is left.
+    /// Removes the tokens before `first`, in the order of likelihood, from the sums of
+    /// [`Blocks::weigh`], and returns the remaining sum.
     pub(super) fn leave_out_before(&mut self, logits: &[f32], scale: Scale, first: Ranked) -> f64 {
         self.from = first;
         let blocks = logits.chunks(BLOCK).zip(&self.largest).enumerate();
@@ -93,9 +92,10 @@ impl Blocks {
         self.weight.iter().sum()
     }
 
-    /// The sums over all tokens of the weights, and of the weights times their logarithms.
+    /// Computes the sums over all tokens of the weights, and of the weights times their
+    /// logarithms.
     pub(super) fn moments(&self, logits: &[f32], scale: Scale) -> Moments {
-        // As in `weigh`, and farther down by the logarithm that multiplies the weight.
+        // As in `weigh`, with a lower threshold because the logarithm multiplies the weight.
         let negligible = scale.logit_of(negligible(logits.len()) - 5.0);
         let mut moments = Moments::default();
         for (block, &largest) in logits.chunks(BLOCK).zip(&self.largest) {
@@ -109,10 +109,10 @@ impl Blocks {
         moments
     }
 
-    /// The token at which the running sum of weights, in the order of ids, first
-    /// exceeds `target`; the last one that weighs anything if rounding keeps the
-    /// sum below. [`Blocks::weigh`] has run with the same `scale`; the tokens that
-    /// [`Blocks::leave_out_before`] has left out since then are passed over.
+    /// Returns the token at which the running sum of weights, in the order of ids, first
+    /// exceeds `target`; if rounding keeps the sum below it, the last token with a weight above
+    /// zero. Requires that [`Blocks::weigh`] has run with the same `scale`; skips the tokens
+    /// that [`Blocks::leave_out_before`] has removed since then.
     pub(super) fn at_mass(&self, logits: &[f32], scale: Scale, target: f64) -> Option<u32> {
         let mut before = 0.0;
         let mut reached = None;
@@ -141,8 +141,7 @@ impl Blocks {
         last
     }
 
-    /// Appends the tokens whose logit is at least `bound` to `found`, in the order
-    /// of ids.
+    /// Appends the tokens whose logit is at least `bound` to `found`, in the order of ids.
     pub(super) fn at_least(&self, logits: &[f32], bound: f32, found: &mut Vec<Ranked>) {
         for (block, (values, &largest)) in logits.chunks(BLOCK).zip(&self.largest).enumerate() {
             if largest < bound {
@@ -156,8 +155,8 @@ impl Blocks {
         }
     }
 
-    /// A logit that at least `k` tokens reach: the k-th largest block maximum,
-    /// −∞ if there are fewer blocks.
+    /// Returns a logit that at least `k` tokens reach: the k-th largest block maximum, −∞ if
+    /// there are fewer blocks.
     pub(super) fn reached_by(&mut self, k: usize) -> f32 {
         if k == 0 || k > self.largest.len() {
             return f32::NEG_INFINITY;
@@ -171,8 +170,8 @@ impl Blocks {
         *bound
     }
 
-    /// Replaces `found` by the `k` most likely tokens, best first; by all of them
-    /// if the row has fewer.
+    /// Replaces `found` with the `k` most likely tokens, best first; with all tokens if the row
+    /// has fewer.
     pub(super) fn most_likely(&mut self, logits: &[f32], k: usize, found: &mut Vec<Ranked>) {
         found.clear();
         if k == 0 {
@@ -188,13 +187,13 @@ impl Blocks {
     }
 }
 
-/// The standard deviation of the logits above −∞, of which there is one.
+/// Computes the standard deviation of the logits above −∞; at least one must be.
 pub(super) fn deviation(logits: &[f32]) -> f64 {
     softmax::deviation(*ISA, logits)
 }
 
-/// The logarithm of a weight so small that adding it for each of `count` tokens changes a
-/// sum by less than half a unit in the last place: a block below it needs no look.
+/// Returns the logarithm of a weight so small that adding it for each of `count` tokens changes
+/// a sum by less than half a unit in the last place: blocks below it can be skipped.
 fn negligible(count: usize) -> f64 {
     -37.0 - (count as f64).ln()
 }
@@ -208,8 +207,8 @@ pub(super) struct Moments {
     pub(super) logarithms: f64,
 }
 
-/// Turns logits into weights: `e^((logit − largest) / temperature)`, 1 for the
-/// most likely token.
+/// Converts logits to weights: `e^((logit − largest) / temperature)`, 1 for the most likely
+/// token.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Scale {
     largest: f64,
@@ -218,7 +217,8 @@ pub(super) struct Scale {
 }
 
 impl Scale {
-    /// `largest` is the row's largest logit and finite, `temperature` is above 0.
+    /// Creates a scale; `largest` is the row's largest logit and must be finite, `temperature`
+    /// must be above 0.
     pub(super) fn new(largest: f32, temperature: f32) -> Scale {
         let temperature = f64::from(temperature);
         Scale {
@@ -228,13 +228,13 @@ impl Scale {
         }
     }
 
-    /// The weight of a token. NaN weighs nothing.
+    /// Returns the weight of a token; 0 for NaN.
     #[inline(always)]
     pub(super) fn weight(self, logit: f32) -> f64 {
         exp((f64::from(logit) - self.largest) * self.inverse)
     }
 
-    /// The least logit that is at most `depth` below the largest.
+    /// Returns the smallest logit that is at most `depth` below the largest.
     pub(super) fn floor(self, depth: f64) -> f32 {
         let bound = self.largest - depth;
         let nearest = bound as f32;
@@ -245,23 +245,23 @@ impl Scale {
         }
     }
 
-    /// The logarithm of a token's weight.
+    /// Returns the logarithm of a token's weight.
     pub(super) fn logarithm(self, logit: f32) -> f64 {
         (f64::from(logit) - self.largest) * self.inverse
     }
 
-    /// A logit whose weight is at most `e^exponent`, and hardly less: as a bound
-    /// it lets pass whatever weighs that much, and perhaps a neighbour.
+    /// Returns a logit whose weight is at most `e^exponent`, and hardly less: used as a bound,
+    /// it admits all tokens of that weight, and possibly a neighbour.
     pub(super) fn logit_of(self, exponent: f64) -> f32 {
-        // The conversion rounds to the nearest value, maybe up: one step down.
+        // The conversion rounds to nearest, possibly up; so take one step down.
         ((self.largest + self.temperature * exponent) as f32).next_down()
     }
 }
 
-/// The largest of some logits, NaN left out; −∞ if nothing is left.
+/// Returns the largest of some logits, ignoring NaN; −∞ if there is none.
 fn largest_of(logits: &[f32]) -> f32 {
-    // Written out, because `f32::max` takes care of NaN on both sides and would
-    // cost thrice as much. Here a NaN fails the comparison and is passed over.
+    // Written out because `f32::max` handles NaN on both sides and would cost three times as
+    // much. Here the comparison is false for NaN, so NaN is skipped.
     let larger = |a: f32, b: f32| if b > a { b } else { a };
     let mut lanes = [f32::NEG_INFINITY; LANES];
     let (groups, rest) = logits.as_chunks::<LANES>();
@@ -280,7 +280,7 @@ fn largest_of(logits: &[f32]) -> f32 {
 mod tests {
     use super::*;
 
-    /// 1,000 logits, the last block ragged, with ties.
+    /// 1,000 logits, with a partial last block and with ties.
     fn row() -> Vec<f32> {
         (0..1000u32)
             .map(|i| (i.wrapping_mul(2_654_435_761) >> 22) as f32 / 64.0)
@@ -335,7 +335,7 @@ mod tests {
         let mut blocks = Blocks::default();
         blocks.survey(&logits);
         let mut found = Vec::new();
-        // 16 blocks: both sides of where the block bound gives out.
+        // 16 blocks: values of k on both sides of where the block bound no longer applies.
         for k in [0, 1, 2, 15, 16, 17, 500, 999, 1000, 5000] {
             blocks.most_likely(&logits, k, &mut found);
             assert_eq!(found, sorted[..k.min(1000)], "k = {k}");

@@ -1,51 +1,52 @@
-//! DRY ("don't repeat yourself"): a penalty on the tokens that would continue a repetition.
+//! DRY ("don't repeat yourself") sampling: a penalty on the tokens that would continue a
+//! repetition.
 //!
-//! The history is the client's own tokens followed by the answer's; the last
-//! `penalty_last_n` of them are the window. With
+//! The history is the client's own tokens followed by those of the answer; its last
+//! `penalty_last_n` tokens are the window. With
 //!
-//! - *limit* the number of tokens in the window after the last one at which a breaker
-//!   ends (all of them if there is none), and
-//! - *L(i)* the number of tokens in which the window up to position i and the whole
-//!   window end alike, at most *limit*,
+//! - *limit* the number of tokens in the window after the last one at which a breaker ends (all
+//!   of them without a breaker), and
+//! - *L(i)* the length of the common suffix of the window up to position i and the whole
+//!   window, at most *limit*,
 //!
 //! a token t that follows a position i with L(i) ≥ `allowed_length` loses
-//! `multiplier · base^(L − allowed_length)`, where L is the largest such L(i). The
-//! exponent is at most ⌊ln(max f32) / ln(base)⌋ and the penalty at most the largest `f32`.
-//! A token whose own text holds a breaker loses nothing. These are llama.cpp's rules.
+//! `multiplier · base^(L − allowed_length)`, where L is the largest such L(i). The exponent is
+//! at most ⌊ln(max f32) / ln(base)⌋ and the penalty at most the largest `f32`. A token whose
+//! own text contains a breaker is not penalized. These are llama.cpp's rules.
 //!
-//! A step costs one pass over the window: a new token t turns L(i) into L(i − 1) + 1 where
-//! t stands at i, and into 0 elsewhere. For a prompt, all L(i) come from the Z-function of
-//! the reversed tokens.
+//! A step costs one pass over the window: a new token t changes L(i) to L(i − 1) + 1 if t is at
+//! position i, and to 0 otherwise. For a prompt, all L(i) are computed by the Z-function of the
+//! reversed tokens.
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
-/// ln of the largest `f32`.
+/// The natural logarithm of the largest `f32`.
 const LN_MAX: f64 = 88.722_839_1;
 
-/// A base from which the exponent is bounded; below it no exponent overflows.
+/// The smallest base for which the exponent is bounded; below it no exponent overflows.
 const BOUNDED_BASE: f64 = 1.000_001;
 
-/// How repetitions are penalized. The default is off.
+/// The parameters of DRY. The default is off.
 #[derive(Clone, Debug, PartialEq)]
 pub struct DryParams {
-    /// The penalty of a repetition of the allowed length; 0 is off.
+    /// The penalty of a repetition of the allowed length; 0 turns DRY off.
     pub multiplier: f32,
-    /// The factor of the penalty for each further token; below 1 is off.
+    /// The factor of the penalty for each further token; values below 1 turn DRY off.
     pub base: f32,
-    /// A repetition of fewer tokens than this may be continued freely.
+    /// The minimum length of penalized repetitions, in tokens.
     pub allowed_length: usize,
-    /// How many of the last tokens are looked at; `None` looks at all, and 0 is off.
+    /// The number of last tokens to examine; `None` examines all, 0 turns DRY off.
     pub penalty_last_n: Option<usize>,
-    /// Tokens across which nothing counts as a repetition.
+    /// The sequence breakers: repetitions do not extend across them.
     pub breakers: Arc<Breakers>,
 }
 
 impl DryParams {
-    /// The texts that break sequences where nobody names others.
+    /// The default sequence breakers.
     pub const DEFAULT_BREAKERS: [&str; 4] = ["\n", ":", "\"", "*"];
 
-    /// Whether anything is penalized: if not, nobody needs to prepare the breakers.
+    /// Whether anything is penalized; otherwise the breakers need not be prepared.
     pub fn is_on(&self) -> bool {
         self.multiplier != 0.0 && self.base >= 1.0 && self.penalty_last_n != Some(0)
     }
@@ -63,31 +64,31 @@ impl Default for DryParams {
     }
 }
 
-/// Texts that break sequences, as token ids.
+/// Sequence breakers, as token ids.
 ///
-/// A breaker ends at a token if the tokens up to it end with one of its *heads* followed
-/// by the *tail* that belongs to these heads. The tail is empty where one token's text
-/// holds the whole breaker.
+/// A breaker ends at a token if the tokens up to it end with one of its *heads* followed by the
+/// *tail* that belongs to these heads. The tail is empty if the text of a single token contains
+/// the whole breaker.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Breakers {
-    /// A trie of the tails, each read from its end; the first node is the root. No node
-    /// at all breaks nothing.
+    /// A trie of the tails, each read from its end; the first node is the root. Without nodes
+    /// there are no breakers.
     nodes: Vec<Node>,
-    /// The most tokens that a breaker has.
+    /// The maximum number of tokens of a breaker.
     longest: usize,
 }
 
-/// What has been read from the end of the tokens.
+/// A node of the trie: a suffix of the tokens.
 #[derive(Clone, Debug, Default, PartialEq)]
 struct Node {
-    /// The tokens that complete a breaker before what has been read, in order.
+    /// The tokens that complete a breaker if they precede the suffix, sorted.
     heads: Vec<u32>,
-    /// By the token that comes before, the next node.
+    /// The child nodes, by the preceding token.
     next: BTreeMap<u32, usize>,
 }
 
 impl Breakers {
-    /// Takes heads and their tail, for each tail.
+    /// Creates breakers from pairs of heads and their tail.
     pub fn new<'a>(patterns: impl IntoIterator<Item = (&'a [u32], &'a [u32])>) -> Breakers {
         let mut nodes = vec![Node::default()];
         let mut longest = 1;
@@ -110,7 +111,7 @@ impl Breakers {
         Breakers { nodes, longest }
     }
 
-    /// Whether the text of one token holds a breaker.
+    /// Whether the text of a single token contains a breaker.
     fn hold(&self, token: u32) -> bool {
         self.nodes
             .first()
@@ -133,28 +134,28 @@ impl Breakers {
     }
 }
 
-/// The history of one sequence, and what it penalizes.
+/// The history of one sequence, and the resulting penalties.
 #[derive(Clone, Debug)]
 pub(super) struct Dry {
     params: DryParams,
-    /// The most tokens that are looked at.
+    /// The maximum number of tokens to examine.
     window: usize,
-    /// The tokens, or at least those of the window and of a breaker that ends in it.
+    /// The tokens; at least those of the window and of a breaker that ends in it.
     history: Vec<u32>,
-    /// For each position but the last, in how many tokens the history up to it and the
-    /// whole history end alike.
+    /// For each position except the last, the length of the common suffix of the history up to
+    /// it and the whole history.
     alike: Vec<u32>,
-    /// Room for the next `alike`.
+    /// A buffer for the next `alike`.
     next: Vec<u32>,
-    /// How many tokens of the history come after the last breaker.
+    /// The number of tokens after the last breaker.
     unbroken: usize,
-    /// The longest repetition that each token would continue.
+    /// The length of the longest repetition that each token would continue.
     longest: HashMap<u32, u32>,
     penalties: Vec<(u32, f32)>,
 }
 
 impl Dry {
-    /// What `params` ask for after the tokens `prompt`, if they are on.
+    /// Creates the state after the tokens `prompt`; `None` if `params` turn DRY off.
     pub(super) fn new(params: &DryParams, prompt: &[u32]) -> Option<Dry> {
         if !params.is_on() {
             return None;
@@ -193,7 +194,7 @@ impl Dry {
         if self.params.breakers.end(&self.history) {
             self.unbroken = 0;
         }
-        // Dropped seldom, so that it costs little.
+        // Unused tokens are dropped rarely, so that this costs little.
         let unused = self.start().saturating_sub(self.params.breakers.longest);
         if unused > self.window {
             self.history.drain(..unused);
@@ -202,13 +203,12 @@ impl Dry {
         self.penalize();
     }
 
-    /// The tokens that would continue a repetition, in no order, and what their logits
-    /// lose.
+    /// Returns the tokens that would continue a repetition, unordered, and their penalties.
     pub(super) fn penalties(&self) -> &[(u32, f32)] {
         &self.penalties
     }
 
-    /// Where the window begins.
+    /// The start of the window.
     fn start(&self) -> usize {
         self.history.len().saturating_sub(self.window)
     }
@@ -242,7 +242,7 @@ impl Dry {
     }
 }
 
-/// The penalty of a repetition that is so much longer than what is allowed.
+/// Returns the penalty of a repetition that exceeds the allowed length by `excess` tokens.
 fn penalty(params: &DryParams, excess: usize) -> f32 {
     let base = f64::from(params.base);
     let mut exponent = i32::try_from(excess).unwrap_or(i32::MAX);
@@ -253,13 +253,14 @@ fn penalty(params: &DryParams, excess: usize) -> f32 {
     penalty.min(f64::from(f32::MAX)) as f32
 }
 
-/// For each position but the last, in how many tokens the history up to it and the whole
-/// history end alike: the Z-function of the reversed history.
+/// Computes, for each position except the last, the length of the common suffix of the history
+/// up to it and the whole history: the Z-function of the reversed history.
 fn common_suffixes(history: &[u32]) -> Vec<u32> {
     let count = history.len();
     let from_end = |at: usize| history[count - 1 - at];
     let mut lengths = vec![0u32; count];
-    // The known match that reaches farthest: `lengths[left]` long, it ends before `right`.
+    // The known match that reaches farthest: it has the length `lengths[left]` and ends before
+    // `right`.
     let (mut left, mut right) = (0, 0);
     for at in 1..count {
         let mut length = 0;
@@ -286,7 +287,7 @@ mod tests {
 
     use super::*;
 
-    /// The definition, position by position and token by token.
+    /// Computes the penalties by definition, position by position and token by token.
     fn reference(
         params: &DryParams,
         patterns: &[(Vec<u32>, Vec<u32>)],
@@ -354,7 +355,7 @@ mod tests {
     proptest! {
         #[test]
         fn penalties_are_those_of_the_definition(
-            // Few tokens, so that much is repeated.
+            // A small vocabulary, so that there are many repetitions.
             tokens in vec(0u32..4, 0..60),
             prompt in 0usize..60,
             last in proptest::option::of(1usize..40),
@@ -380,7 +381,7 @@ mod tests {
 
     #[test]
     fn a_longer_repetition_costs_more() {
-        // After 1 2 3, in 4 · 9 · 5: once 3 tokens are alike, once 2.
+        // After 1 2 3, before 4 and 5: the common suffix has 3 tokens once, 2 once.
         let history = [1, 2, 3, 4, 9, 2, 3, 5, 1, 2, 3];
         let dry = Dry::new(&params(None, &[]), &history).unwrap();
         assert_eq!(sorted(&dry), BTreeMap::from([(4, 0.8 * 1.75), (5, 0.8)]));
@@ -399,7 +400,7 @@ mod tests {
         assert_eq!(breakers(&[7, 1], &[2]), BTreeMap::new());
         assert_eq!(breakers(&[9], &[1]), BTreeMap::from([(4, 0.8)]));
         assert_eq!(breakers(&[8], &[1]), BTreeMap::from([(4, 0.8 * 1.75)]));
-        // A breaker is itself free to follow.
+        // A breaker itself is not penalized.
         assert_eq!(breakers(&[4], &[]), BTreeMap::new());
     }
 

@@ -1,14 +1,13 @@
-//! Penalties and bias: edits of a few logits, taken back afterwards.
+//! Penalties and logit bias: edits of a few logits, which are reverted afterwards.
 //!
 //! With c the number of times a token was generated, its logit becomes
 //!
-//! - `l / r` if l > 0, else `l · r`, for a token seen before and the repetition
-//!   penalty r (Keskar et al. 2019, with the correction for negative logits that
-//!   became usual);
+//! - `l / r` if l > 0, else `l · r`, for a token seen before and the repetition penalty r
+//!   (Keskar et al. 2019, with the usual correction for negative logits);
 //! - `l − c · frequency − presence` if c > 0 (OpenAI's definition);
-//! - less the penalty of a repetition it would continue (see [`dry`](super::dry));
-//! - `l + bias` for a token the client names; −100 bans it and 100 forces it in
-//!   effect, by their size alone;
+//! - less the DRY penalty of a repetition that it would continue (see [`dry`](super::dry));
+//! - `l + bias` for a token that the client names; −100 practically bans it and 100 practically
+//!   forces it, just by their magnitude;
 //! - −∞ for a token that must not be chosen (see [`Limits`](super::Limits)).
 
 use super::SamplingParams;
@@ -29,18 +28,19 @@ pub(super) struct Edits {
     frequency: f32,
     repetition: f32,
     bias: Vec<(u32, f32)>,
-    /// `None` if it is off.
+    /// `None` if DRY is off.
     dry: Option<Dry>,
     /// `None` if all tokens may be chosen.
     limited: Option<Limited>,
-    /// In the order of ids. Stays empty if nothing penalizes.
+    /// Sorted by id. Stays empty if there are no penalties.
     seen: Vec<Seen>,
-    /// What the edited logits were, in the order of the edits.
+    /// The original values of the edited logits, in the order of the edits.
     before: Vec<(usize, f32)>,
 }
 
 impl Edits {
-    /// `prompt` counts for DRY, and for the repetition penalty if `params` says so.
+    /// Creates the edits. `prompt` counts for DRY, and for the repetition penalty if `params`
+    /// say so.
     pub(super) fn new(params: &SamplingParams, prompt: &[u32]) -> Edits {
         let mut edits = Edits {
             presence: params.presence_penalty,
@@ -81,7 +81,7 @@ impl Edits {
         }
     }
 
-    /// Edits a row. Ids beyond its end are passed over.
+    /// Edits a row. Ids beyond its end are ignored.
     pub(super) fn apply(&mut self, logits: &mut [f32]) {
         self.before.clear();
         for &seen in &self.seen {
@@ -106,7 +106,7 @@ impl Edits {
         self.limited.is_some()
     }
 
-    /// Edits a row by the bias and the limits alone.
+    /// Edits a row only by the bias and the limits.
     pub(super) fn bias(&mut self, logits: &mut [f32]) {
         self.before.clear();
         self.add_bias(logits);
@@ -131,8 +131,8 @@ impl Edits {
         }
     }
 
-    /// Edits the scores of the tokens `ids`, in their order, or of all tokens, by the
-    /// penalties alone, for good.
+    /// Edits the scores of the tokens `ids`, in their order, or of all tokens, only by the
+    /// penalties. These edits are not reverted.
     pub(super) fn penalize(&self, ids: Option<&[u32]>, scores: &mut [f32]) {
         let place = |id: u32| match ids {
             Some(ids) => ids.binary_search(&id).ok(),
@@ -165,9 +165,9 @@ impl Edits {
         logit
     }
 
-    /// Gives an edited row its values back, to the bit.
+    /// Restores the original values of an edited row, bit for bit.
     pub(super) fn take_back(&mut self, logits: &mut [f32]) {
-        // The last edit first: a token may have been edited twice.
+        // The last edit is reverted first, because a token may have been edited twice.
         for (at, logit) in self.before.drain(..).rev() {
             logits[at] = logit;
         }
@@ -239,14 +239,15 @@ mod tests {
             penalize_prompt: true,
             ..SamplingParams::default()
         };
-        // Presence stays with what was generated.
+        // The presence penalty applies only to generated tokens.
         assert_eq!(
             edited(&params, &[3, 0, 3, 77], &[1]),
             [1.0, -4.25, 0.0, 0.5, f32::NEG_INFINITY]
         );
     }
 
-    /// Repeats of at least one token are penalized: by 1, by 3 for two tokens.
+    /// DRY parameters that penalize repetitions of at least one token: by 1 for one token, by 3
+    /// for two.
     fn dry() -> SamplingParams {
         SamplingParams {
             dry: Box::new(DryParams {
@@ -266,7 +267,7 @@ mod tests {
             logit_bias: vec![(3, 10.0)],
             ..dry()
         };
-        // After 0 1 comes 3, after another 1 comes 0.
+        // After 0 1 once came 3, after another 1 came 0.
         assert_eq!(
             edited(&params, &[0, 1, 3, 2, 1, 0], &[1]),
             [1.0, -2.5, 0.0, 8.0, f32::NEG_INFINITY]

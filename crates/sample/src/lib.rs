@@ -1,24 +1,28 @@
-//! From logits to a token: the sampling chain and log-probabilities.
+//! Sampling: from logits to a token, and log-probabilities.
 //!
-//! A row of logits passes, in this order,
+//! A row of logits passes through the following chain:
 //!
-//! 1. the repetition penalty, the frequency and the presence penalty, DRY (a penalty on
-//!    what continues a repetition, see [`DryParams`]), the bias; what must not be chosen
-//!    (see [`Limits`]) is ruled out;
-//! 2. the temperature: 0 takes the most likely token and ends here;
-//! 3. top-n-sigma (which no temperature changes), top-k, typical-p, top-p, min-p;
+//! 1. repetition penalty, frequency and presence penalty, DRY (a penalty on the continuation of
+//!    repetitions, see [`DryParams`]), logit bias; tokens that must not be chosen (see
+//!    [`Limits`]) are ruled out;
+//! 2. temperature: 0 takes the most likely token (greedy decoding) and ends here;
+//! 3. top-n-sigma (which is independent of the temperature), top-k, typical-p, top-p (nucleus),
+//!    min-p;
 //! 4. XTC, with its own probability;
-//! 5. the draw, by the sequence's own random stream.
+//! 5. the draw, from the random stream of the sequence.
 //!
-//! What is off costs nothing and uses no random number.
+//! Steps that are off cost nothing and use no random number.
 //!
-//! Where several arms choose together (see [`Mixture`]), the bias is added to the first
-//! arm's row, and what must not be chosen is ruled out of it; then the rows are mixed, then come the penalties and the rest.
+//! If several arms choose together (see [`Mixture`]), the bias is added to the first arm's row,
+//! and tokens that must not be chosen are ruled out of it; then the rows are mixed; then the
+//! penalties and the rest follow.
 //!
-//! Whatever is decided by likelihood is decided by the logit and among equals by
-//! the lower id, so that each result is a function of the row alone. NaN counts as
-//! −∞, and such tokens are never chosen. The result is exact, that of the full sort
-//! in double precision, but nothing sorts the vocabulary.
+//! The order of likelihood is by logit, ties by the lower id, so that each result is a function
+//! of the row alone. NaN is treated like −∞, and such tokens are never chosen. The result is
+//! exact, equal to that of a full sort in double precision, but the vocabulary is never sorted.
+//!
+//! This crate does not know where a row of logits comes from: it knows no model and no text.
+#![forbid(unsafe_code)]
 
 mod blocks;
 mod divergence;
@@ -49,44 +53,44 @@ use rank::Ranked;
 use truncation::Truncation;
 use xtc::Xtc;
 
-/// How a token is chosen. The defaults are OpenAI's.
+/// The sampling parameters. The defaults are OpenAI's.
 #[derive(Clone, Debug, PartialEq)]
 pub struct SamplingParams {
-    /// 0 takes the most likely token, always.
+    /// The temperature; 0 always takes the most likely token.
     pub temperature: f32,
-    /// Nucleus mass in `[0, 1]`; 0 keeps only the top token.
+    /// Top-p: the nucleus mass in `[0, 1]`; 0 keeps only the most likely token.
     pub top_p: f32,
-    /// Keep the k most likely tokens; 0 keeps all.
+    /// Top-k: keeps the k most likely tokens; 0 keeps all.
     pub top_k: usize,
-    /// Keep tokens at least this likely relative to the most likely one.
+    /// Min-p: keeps tokens at least this likely relative to the most likely one.
     pub min_p: f32,
-    /// Subtracted once from each token that was generated before.
+    /// Subtracted once from the logit of each token that was generated before.
     pub presence_penalty: f32,
-    /// Subtracted for each time a token was generated before.
+    /// Subtracted from the logit of a token for each time it was generated before.
     pub frequency_penalty: f32,
-    /// Divides positive and multiplies negative logits of seen tokens; 1 is off.
+    /// Divides positive and multiplies negative logits of tokens seen before; 1 is off.
     pub repetition_penalty: f32,
-    /// Whether `repetition_penalty` counts the prompt's tokens too.
+    /// Whether `repetition_penalty` applies to the prompt's tokens too.
     pub penalize_prompt: bool,
-    /// The penalty on tokens that would continue a repetition. Boxed, since it is off in
+    /// DRY: the penalty on tokens that would continue a repetition. Boxed because it is off in
     /// most requests.
     pub dry: Box<DryParams>,
-    /// Keep tokens whose logit is at most this many standard deviations below the
-    /// largest; 0 and below keep all.
+    /// Top-n-sigma: keeps tokens whose logit is at most this number of standard deviations
+    /// below the largest; values up to 0 keep all.
     pub top_n_sigma: f32,
-    /// The mass in `[0, 1]` of the tokens whose surprise is nearest the expected one
-    /// that are kept; 1 keeps all.
+    /// Typical-p: the mass in `[0, 1]` of the kept tokens, those whose surprise is nearest the
+    /// expected one; 1 keeps all.
     pub typical_p: f32,
-    /// How often XTC removes all tokens that reach `xtc_threshold` but the least likely
-    /// of them, 0 to 1; 0 is off.
+    /// The probability with which XTC removes all tokens that reach `xtc_threshold`, except the
+    /// least likely of them, 0 to 1; 0 is off.
     pub xtc_probability: f32,
-    /// The probability that marks a token as a top choice; above 0.5 XTC is off.
+    /// The probability from which XTC considers a token a top choice; above 0.5 XTC is off.
     pub xtc_threshold: f32,
     /// Added to the logits of the named tokens.
     pub logit_bias: Vec<(u32, f32)>,
-    /// Which tokens may be chosen at all. Boxed, since most requests allow all.
+    /// The tokens that may be chosen at all. Boxed because most requests allow all.
     pub limits: Box<Limits>,
-    /// The seed of the random stream; `None` draws one.
+    /// The seed of the random stream; without one, a random seed is used.
     pub seed: Option<u64>,
 }
 
@@ -113,25 +117,25 @@ impl Default for SamplingParams {
     }
 }
 
-/// Log-probabilities at one position: log-softmax of the raw logits.
+/// The log-probabilities at one position: log-softmax of the raw logits.
 #[derive(Clone, Debug, PartialEq)]
 pub struct TokenLogprobs {
-    /// That of the chosen token.
+    /// The log-probability of the chosen token.
     pub chosen: f32,
-    /// The 1-based place of the chosen token by likelihood, ties by the lower id.
+    /// The 1-based rank of the chosen token by likelihood, ties by the lower id.
     pub rank: usize,
     /// The most likely tokens, best first.
     pub top: Vec<(u32, f32)>,
 }
 
-/// Why no token could be chosen.
+/// The reasons why no token could be chosen.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum SampleError {
-    /// The row is empty, or nothing in it is above −∞: the model's computation has
-    /// failed, or the bias has banned everything.
+    /// The row is empty, or has no logit above −∞: the model's computation has failed, or the
+    /// bias has banned everything.
     #[error("no token can be chosen: every logit is NaN or minus infinity")]
     NothingToChoose,
-    /// The row is sound, but [`Limits`] rule out all of it.
+    /// The row is valid, but [`Limits`] rule out all tokens.
     #[error("no token can be chosen: none is allowed here")]
     NothingAllowed,
 }
@@ -159,17 +163,16 @@ pub struct Sampler {
 }
 
 impl Sampler {
-    /// A sampler for answer number `stream` of a request.
+    /// Creates a sampler for answer number `stream` of a request.
     ///
-    /// The answers of one request share its `seed` (`params.seed`, or
-    /// [`fresh_seed`] where that is `None`: this is the caller's to decide) and
-    /// differ by `stream`. `prompt` holds the client's own tokens, without those of a
-    /// constant prompt before them. It is read by DRY, and by the repetition penalty if
-    /// `params.penalize_prompt` is set.
+    /// The answers of one request share its `seed` (`params.seed`, or [`fresh_seed`] if that is
+    /// `None`, which is up to the caller) and differ by `stream`. `prompt` holds the client's
+    /// own tokens, without those of a constant prompt before them. DRY uses it, and so does the
+    /// repetition penalty if `params.penalize_prompt` is set.
     ///
-    /// The same parameters, seed, stream and rows give the same tokens, in this
-    /// release and in later ones. The values are taken as they are; refusing those
-    /// out of range is for whoever speaks to the client.
+    /// The same parameters, seed, stream and rows give the same tokens, in this release and in
+    /// later ones. Values are not validated; refusing those out of range is the responsibility
+    /// of the API layer.
     pub fn new(params: &SamplingParams, seed: u64, stream: u64, prompt: &[u32]) -> Sampler {
         Sampler {
             temperature: params.temperature,
@@ -186,15 +189,14 @@ impl Sampler {
 
     /// Chooses a token from a row of raw logits, one per token of the vocabulary.
     ///
-    /// The row is edited while it runs and has all its values back when it returns.
-    /// The token is not counted as generated: [`Sampler::accept`] does that, also
-    /// for tokens that were chosen in another way. One random number is used, two where
-    /// XTC is on, none where nothing is left to chance: at temperature 0, and for a row
-    /// with a logit of +∞, whose first such token is taken.
+    /// The row is edited temporarily and has its original values on return. The token is not
+    /// counted as generated: [`Sampler::accept`] does that, also for tokens chosen in other
+    /// ways. One random number is used, two if XTC is on, none if the choice is deterministic:
+    /// at temperature 0, and for a row with a logit of +∞, whose first such token is chosen.
     ///
     /// # Errors
     /// [`SampleError::NothingToChoose`] if every logit is NaN or −∞, and
-    /// [`SampleError::NothingAllowed`] if the limits alone have made it so.
+    /// [`SampleError::NothingAllowed`] if only the limits have caused this.
     pub fn sample(&mut self, logits: &mut [f32]) -> Result<u32, SampleError> {
         self.edits.apply(logits);
         let chosen = self.choose(logits);
@@ -202,7 +204,7 @@ impl Sampler {
         chosen.ok_or_else(|| self.nothing(logits))
     }
 
-    /// Why nothing could be chosen from a row.
+    /// Returns the reason why no token could be chosen from a row.
     fn nothing(&mut self, logits: &[f32]) -> SampleError {
         let is_sound = self.blocks.survey(logits) > f32::NEG_INFINITY;
         match self.edits.has_limits() && is_sound {
@@ -211,23 +213,23 @@ impl Sampler {
         }
     }
 
-    /// Adds the bias to a row and rules out what must not be chosen, before it is mixed with
-    /// others; [`Sampler::unbias`] takes that back.
+    /// Adds the bias to a row and rules out tokens that must not be chosen, before the row is
+    /// mixed with others; [`Sampler::unbias`] reverts this.
     pub fn bias(&mut self, logits: &mut [f32]) {
         self.edits.bias(logits);
     }
 
-    /// Gives a row that [`Sampler::bias`] has edited its values back, to the bit.
+    /// Restores the original values of a row that [`Sampler::bias`] has edited, bit for bit.
     pub fn unbias(&mut self, logits: &mut [f32]) {
         self.edits.take_back(logits);
     }
 
-    /// [`Sampler::sample`] from a mixture of rows, of which the first had its bias: what
-    /// is left of the chain is the penalties and all that comes after them.
+    /// Like [`Sampler::sample`], from a mixture of rows, the first of which had its bias:
+    /// applies the penalties and the rest of the chain.
     ///
     /// # Errors
     /// [`SampleError::NothingToChoose`] if every score is NaN or −∞, and
-    /// [`SampleError::NothingAllowed`] if there are limits, which are likely to be why.
+    /// [`SampleError::NothingAllowed`] if there are limits, which are the likely cause.
     pub fn sample_mixture(&mut self, mixture: &Mixture) -> Result<u32, SampleError> {
         let mut scores = mixture.scores().to_vec();
         self.edits.penalize(mixture.ids(), &mut scores);
@@ -239,18 +241,18 @@ impl Sampler {
         Ok(mixture.ids().map_or(chosen, |ids| ids[chosen as usize]))
     }
 
-    /// Counts `id` as generated, for the penalties of the tokens that follow.
+    /// Counts `id` as generated, for the penalties of the following tokens.
     pub fn accept(&mut self, id: u32) {
         self.edits.count(id);
     }
 
-    /// Chooses from the edited row; `None` if there is nothing above −∞.
+    /// Chooses from the edited row; `None` if no logit is above −∞.
     fn choose(&mut self, logits: &[f32]) -> Option<u32> {
         let largest = self.blocks.survey(logits);
         if largest == f32::NEG_INFINITY {
             return None;
         }
-        // A logit of +∞ is as certain as a temperature of 0 makes the largest.
+        // With a logit of +∞ the choice is as certain as at temperature 0.
         let greedy = self.temperature.is_nan() || self.temperature <= 0.0;
         if greedy || largest == f32::INFINITY {
             return self.blocks.first(logits, largest);

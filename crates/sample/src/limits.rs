@@ -1,17 +1,17 @@
-//! Which tokens may be chosen at all.
+//! Restrictions of the tokens that may be chosen.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
 
-/// What an answer must not have. The defaults allow everything.
+/// The restrictions of an answer. The defaults allow everything.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Limits {
-    /// The only tokens that may be chosen, in the order of their ids; `None` allows all.
+    /// The only tokens that may be chosen, sorted by id; `None` allows all.
     pub allowed: Option<Arc<[u32]>>,
-    /// Runs of tokens that must not be generated: the last token of one is never chosen
-    /// after all the others. None of them is empty.
+    /// Token sequences that must not be generated: the last token of one is never chosen after
+    /// all its other tokens. No sequence is empty.
     pub banned: Arc<[Vec<u32>]>,
-    /// The least number of tokens to generate: until then none of `end_tokens` is chosen.
+    /// The minimum number of tokens to generate: before that, none of `end_tokens` is chosen.
     pub min_tokens: usize,
     /// The tokens that end an answer.
     pub end_tokens: Arc<[u32]>,
@@ -24,19 +24,19 @@ impl Limits {
     }
 }
 
-/// The limits of one answer, and how far it is.
+/// The limits of one answer, and its progress.
 #[derive(Clone, Debug)]
 pub(super) struct Limited {
     limits: Limits,
-    /// How many tokens were generated.
+    /// The number of generated tokens.
     generated: usize,
-    /// The last of them, as many as a banned run may begin with.
+    /// The last generated tokens, as far as a banned sequence may begin with them.
     last: VecDeque<u32>,
     most: usize,
 }
 
 impl Limited {
-    /// `None` if they allow everything.
+    /// Creates the state; `None` if everything is allowed.
     pub(super) fn new(limits: &Limits) -> Option<Limited> {
         let runs = limits.banned.iter();
         let most = runs.map(|run| run.len().saturating_sub(1)).max();
@@ -57,7 +57,7 @@ impl Limited {
         }
     }
 
-    /// Rules out what may not come next, by `rule_out` of a token's place. The row has
+    /// Calls `rule_out` with the id of each token that must not come next, for a row of
     /// `tokens` tokens.
     pub(super) fn apply(&self, tokens: usize, mut rule_out: impl FnMut(usize)) {
         let Limits {
@@ -67,7 +67,7 @@ impl Limited {
             end_tokens,
         } = &self.limits;
         if let Some(allowed) = allowed {
-            // Those between each allowed one and the next.
+            // The tokens between each allowed one and the next.
             let mut from = 0;
             for &id in allowed.iter() {
                 (from..(id as usize).min(tokens)).for_each(&mut rule_out);
@@ -96,7 +96,7 @@ impl Limited {
 mod tests {
     use super::*;
 
-    /// Those of eight tokens that may come after the `generated` ones.
+    /// Returns those of eight tokens that may follow the `generated` ones.
     fn left(limits: &Limits, generated: &[u32]) -> Vec<usize> {
         let mut left: Vec<usize> = (0..8).collect();
         if let Some(mut limited) = Limited::new(limits) {

@@ -1,22 +1,22 @@
-//! Log-probabilities: log-softmax of the raw logits, before bias, penalties and
+//! Log-probabilities: the log-softmax of the raw logits, before bias, penalties and
 //! temperature.
 
 use super::TokenLogprobs;
 use super::blocks::{Blocks, Scale};
 use super::rank::{Ranked, not_nan};
 
-/// The log-probability and rank of `chosen`, and the `top` most likely tokens of a row.
+/// Returns the log-probability and rank of `chosen`, and the `top` most likely tokens of a row.
 ///
-/// The list is best first, ties by the lower id, and shorter than `top` only if the
-/// row is; `chosen` has the same bits there as by itself. See
-/// [`LogSoftmax::logprob`] for logits that are not finite.
+/// The list is ordered best first, ties by the lower id, and is shorter than `top` only if the
+/// row is; `chosen` has the same bits in the list as by itself. See [`LogSoftmax::logprob`] for
+/// infinite logits and NaN.
 ///
 /// # Panics
-/// If `chosen` is not an index of `logits`.
+/// `chosen` is not an index of `logits`.
 pub fn logprobs(logits: &[f32], chosen: u32, top: usize) -> TokenLogprobs {
     let mut row = LogSoftmax::new(logits);
     let best = row.top(top);
-    // Among the best it need not be counted.
+    // A token in the list need not be counted.
     let place = best.iter().position(|&(id, _)| id == chosen);
     TokenLogprobs {
         chosen: row.logprob(chosen),
@@ -25,21 +25,21 @@ pub fn logprobs(logits: &[f32], chosen: u32, top: usize) -> TokenLogprobs {
     }
 }
 
-/// The 1-based place of a token by likelihood, ties by the lower id: 1 for the
-/// token that greedy decoding takes.
+/// Returns the 1-based rank of a token by likelihood, ties by the lower id: 1 for the token
+/// that greedy decoding chooses.
 ///
 /// # Panics
-/// If `id` is not an index of `logits`.
+/// `id` is not an index of `logits`.
 pub fn rank(logits: &[f32], id: u32) -> usize {
     let at = id as usize;
     let own = not_nan(logits[at]);
     let (before, after) = logits.split_at(at);
-    // Counted without a branch; NaN is as unlikely as −∞.
+    // Counts without branches; NaN is as unlikely as −∞.
     let ahead = before.iter().filter(|&&l| not_nan(l) >= own).count();
     1 + ahead + after.iter().filter(|&&l| l > own).count()
 }
 
-/// The log-softmax of one row, of which any number of values can be asked.
+/// The log-softmax of one row, of which any number of values can be computed.
 #[derive(Debug)]
 pub struct LogSoftmax<'a> {
     logits: &'a [f32],
@@ -50,15 +50,15 @@ pub struct LogSoftmax<'a> {
 }
 
 impl<'a> LogSoftmax<'a> {
-    /// Sums the row once, in double precision, relative to its largest logit, so
-    /// that nothing overflows and the sum is at least 1.
+    /// Sums the row once, in double precision, relative to its largest logit, so that nothing
+    /// overflows and the sum is at least 1.
     pub fn new(logits: &'a [f32]) -> LogSoftmax<'a> {
         let mut blocks = Blocks::default();
         let largest = blocks.survey(logits);
         let sum = if largest.is_finite() {
             blocks.weigh(logits, Scale::new(largest, 1.0))
         } else {
-            // The infinite logits share everything among them.
+            // Logits of +∞ share the whole probability equally.
             logits.iter().filter(|&&l| l == largest).count().max(1) as f64
         };
         LogSoftmax {
@@ -69,19 +69,19 @@ impl<'a> LogSoftmax<'a> {
         }
     }
 
-    /// The log-probability of a token: at most 0.
+    /// Returns the log-probability of a token: at most 0.
     ///
-    /// It is −∞ where the logit is −∞ or NaN, and for every token of a row in which
-    /// nothing is above −∞. A logit of +∞ leaves nothing to the finite ones.
+    /// It is −∞ if the logit is −∞ or NaN, and for every token of a row without a logit above
+    /// −∞. If a logit is +∞, finite logits get −∞.
     ///
     /// # Panics
-    /// If `id` is not an index of the row.
+    /// `id` is not an index of the row.
     pub fn logprob(&self, id: u32) -> f32 {
         self.logprob_of(self.logits[id as usize])
     }
 
-    /// The `count` most likely tokens and their log-probabilities, best first, ties
-    /// by the lower id; fewer if the row is shorter.
+    /// Returns the `count` most likely tokens and their log-probabilities, best first, ties by
+    /// the lower id; fewer if the row is shorter.
     pub fn top(&mut self, count: usize) -> Vec<(u32, f32)> {
         let mut best: Vec<Ranked> = Vec::new();
         self.blocks.most_likely(self.logits, count, &mut best);
@@ -95,7 +95,7 @@ impl<'a> LogSoftmax<'a> {
         if logit == f32::NEG_INFINITY {
             return f32::NEG_INFINITY;
         }
-        // Equal infinities would differ by NaN.
+        // The difference of equal infinities would be NaN.
         let below = if logit == self.largest {
             0.0
         } else {
@@ -160,7 +160,7 @@ mod tests {
         let logits = [1.0, 3.0, f32::NAN, 3.0, f32::NEG_INFINITY, 0.5];
         let ranks: Vec<usize> = (0..6).map(|id| rank(&logits, id)).collect();
         assert_eq!(ranks, [3, 1, 5, 2, 6, 4]);
-        // However many alternatives are listed.
+        // For any number of listed alternatives.
         for top in 0..=6 {
             let ranks = (0..6).map(|id| logprobs(&logits, id, top).rank);
             assert_eq!(ranks.collect::<Vec<_>>(), [3, 1, 5, 2, 6, 4]);

@@ -1,49 +1,48 @@
-//! Several rows of logits for one place in the text, made into one row of scores.
+//! Mixtures of several rows of logits for the same position (classifier-free guidance,
+//! contrastive decoding, ensembles).
 //!
 //! The first arm's row is *A*; each other row *i* has a weight *wᵢ*.
 //!
-//! - Where no weight is negative, every token gets `A + Σ wᵢ·(lᵢ − A)`, with *l* the raw
-//!   logits. That is `A + Σ wᵢ·(lsmᵢ − lsmA)` (*lsm*: log-softmax) but for one constant,
-//!   which no probability depends on; so a weight of 1 gives the other arm's own logits,
-//!   in whose scale penalties then are, and a row mixed with itself is that row.
-//! - Where a weight is negative, a token that both find unlikely could win by being
-//!   the least unlikely one. So only the *plausible* tokens are left,
-//!   `{ t : p(t) ≥ α·max p }` of A (Li et al. 2022, arXiv 2210.15097), and they get
-//!   `A + Σ wᵢ·(lsmᵢ − lsmA)` with log-softmaxes over these tokens: nothing but their
-//!   own logits has to be known of the other rows. The most likely token is always
-//!   plausible, so there is always one.
+//! - If no weight is negative, every token gets `A + Σ wᵢ·(lᵢ − A)`, with *l* the raw logits.
+//!   This equals `A + Σ wᵢ·(lsmᵢ − lsmA)` (*lsm*: log-softmax) up to a constant, on which no
+//!   probability depends; so a weight of 1 gives the other arm's own logits, in whose scale
+//!   penalties then apply, and a row mixed with itself stays the same.
+//! - If a weight is negative, a token that both arms find unlikely could win by being the least
+//!   unlikely one. So only the *plausible* tokens remain, `{ t : p(t) ≥ α·max p }` of A (Li et
+//!   al. 2022, arXiv 2210.15097), and they get `A + Σ wᵢ·(lsmᵢ − lsmA)` with log-softmaxes over
+//!   these tokens: only their logits are needed from the other rows. The most likely token is
+//!   always plausible, so at least one remains.
 //!
-//! Classifier-free guidance (Sanchez et al. 2023, arXiv 2306.17806) is the second with one
-//! other row, of weight −γ.
+//! Classifier-free guidance (Sanchez et al. 2023, arXiv 2306.17806) is the second case with a
+//! single other row, of weight −γ.
 //!
-//! A token whose logit in A is −∞ or NaN stays out.
+//! A token whose logit in A is −∞ or NaN is excluded.
 
 use super::blocks::{Blocks, Scale};
 use super::rank::{Ranked, not_nan};
 use super::{TokenLogprobs, logprobs};
 
-/// The default plausibility threshold: the least probability of a plausible token, as a
-/// share of the most likely token's.
+/// The default plausibility threshold: the minimum probability of a plausible token, relative
+/// to that of the most likely token.
 pub const PLAUSIBLE: f32 = 0.1;
 
-/// The largest weight that guidance can have, and that of an arm in a mix in either
-/// direction.
+/// The maximum weight of guidance, and of an arm of a mix in either direction.
 pub const MOST_WEIGHT: f32 = 10.0;
 
-/// The least log-probability over plausible tokens that another row can have: a token
-/// that is impossible there would otherwise be certain under a negative weight.
+/// The minimum log-probability over plausible tokens in another row: otherwise a token that is
+/// impossible there would be certain under a negative weight.
 const LEAST: f64 = -1e4;
 
 /// The tokens that may be chosen, and their scores.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Mixture {
-    /// The tokens in the order of their ids; `None` where they are the whole vocabulary.
+    /// The tokens, sorted by id; `None` if they are the whole vocabulary.
     ids: Option<Vec<u32>>,
     scores: Vec<f32>,
 }
 
-/// The tokens of a row that are at least `share` (above 0, at most 1) times as likely as
-/// the most likely one, in the order of their ids; empty only where nothing is above −∞.
+/// Returns the tokens of a row that are at least `share` (above 0, at most 1) times as likely
+/// as the most likely one, sorted by id; empty only if no logit is above −∞.
 pub fn plausible(logits: &[f32], share: f32) -> Vec<u32> {
     let mut blocks = Blocks::default();
     let largest = blocks.survey(logits);
@@ -66,13 +65,13 @@ pub fn plausible(logits: &[f32], share: f32) -> Vec<u32> {
 }
 
 impl Mixture {
-    /// Mixes whole rows; no weight is negative.
+    /// Mixes whole rows; no weight may be negative.
     ///
     /// # Panics
-    /// A row has another length than `first`.
+    /// The length of a row differs from that of `first`.
     pub fn of_rows(first: &[f32], others: &[(f32, &[f32])]) -> Mixture {
         let mut scores = first.to_vec();
-        // One pass for each row but the first; with two rows the only one.
+        // One pass for each row except the first; with two rows a single pass.
         let mut sums: Vec<f64> = match others {
             [_] => Vec::new(),
             _ => vec![0.0; first.len()],
@@ -94,7 +93,7 @@ impl Mixture {
         for ((score, &own), &sum) in scores.iter_mut().zip(first).zip(&sums) {
             *score = (f64::from(own) + sum) as f32;
         }
-        // What A rules out stays out: there the difference was not a number.
+        // Tokens that A rules out stay excluded: their difference was NaN.
         for (score, &own) in scores.iter_mut().zip(first) {
             if not_nan(own) == f32::NEG_INFINITY {
                 *score = f32::NEG_INFINITY;
@@ -103,10 +102,10 @@ impl Mixture {
         Mixture { ids: None, scores }
     }
 
-    /// Mixes the logits of the tokens `ids` alone: the first row's, and the others'.
+    /// Mixes only the logits of the tokens `ids`, of the first row and the others.
     ///
     /// # Panics
-    /// There is not one logit for each token.
+    /// The number of logits is not the number of tokens.
     pub fn of_tokens(ids: Vec<u32>, first: &[f32], others: &[(f32, &[f32])]) -> Mixture {
         assert_eq!(first.len(), ids.len(), "a logit for each token");
         let mut sums = vec![0.0; ids.len()];
@@ -125,8 +124,8 @@ impl Mixture {
         }
     }
 
-    /// The log-probability of a token that was chosen, its rank, and the `top` most likely
-    /// ones, among the tokens that may be chosen and before penalties.
+    /// Returns the log-probability of a chosen token, its rank, and the `top` most likely
+    /// tokens, among the tokens that may be chosen and before penalties.
     pub fn logprobs(&self, chosen: u32, top: usize) -> TokenLogprobs {
         let Some(ids) = &self.ids else {
             return logprobs(&self.scores, chosen, top);
@@ -139,23 +138,23 @@ impl Mixture {
         found
     }
 
-    /// The tokens, where they are not the whole vocabulary.
+    /// The tokens, unless they are the whole vocabulary.
     pub(super) fn ids(&self) -> Option<&[u32]> {
         self.ids.as_deref()
     }
 
-    /// The tokens' scores.
     pub(super) fn scores(&self) -> &[f32] {
         &self.scores
     }
 }
 
-/// The log-softmax of some logits in double precision, each at least [`LEAST`].
+/// Computes the log-softmax of some logits in double precision; each value is at least
+/// [`LEAST`].
 fn log_softmax(logits: &[f32]) -> Vec<f64> {
     let largest = logits.iter().copied().map(not_nan);
     let largest = largest.fold(f32::NEG_INFINITY, f32::max);
     let below = |logit: f32| {
-        // Equal infinities would differ by NaN.
+        // The difference of equal infinities would be NaN.
         let logit = not_nan(logit);
         match logit == largest {
             true => 0.0,
@@ -175,7 +174,7 @@ mod tests {
 
     use super::*;
 
-    /// Log-softmax of a whole row, the plain way.
+    /// Computes the log-softmax of a whole row by definition.
     fn plain_log_softmax(logits: &[f32]) -> Vec<f64> {
         let largest = logits.iter().copied().fold(f32::MIN, f32::max);
         let exps = logits
@@ -209,7 +208,7 @@ mod tests {
                     score as f32
                 })
                 .collect();
-            // They differ by one constant.
+            // They differ by a constant.
             let shift = mixed.scores[0] - expected[0];
             for (mixed, expected) in mixed.scores.iter().zip(&expected) {
                 prop_assert!((mixed - expected - shift).abs() < 1e-3);
@@ -238,7 +237,7 @@ mod tests {
             prop_assert_eq!(&ids, &expected);
             let at = |row: &[f32]| -> Vec<f32> { ids.iter().map(|&t| row[t as usize]).collect() };
             let mixed = Mixture::of_tokens(ids.clone(), &at(&a), &[(-gamma, &at(&g))]);
-            // The whole rows' log-softmaxes give the same distribution.
+            // The log-softmaxes of the whole rows give the same distribution.
             let lg = plain_log_softmax(&g);
             let scores: Vec<f32> = ids
                 .iter()
@@ -285,7 +284,7 @@ mod tests {
     #[test]
     fn tokens_are_named_by_their_ids() {
         let mixed = Mixture::of_tokens(vec![5, 9], &[1.0, 2.0], &[(-1.0, &[0.0, 4.0])]);
-        // 1 + (ls(1) − ls(0)) against 2 + (ls(2) − ls(4)): the guide takes 9 down.
+        // 1 + (ls(1) − ls(0)) against 2 + (ls(2) − ls(4)): guidance moves token 9 down.
         let found = mixed.logprobs(5, 2);
         assert_eq!((found.rank, found.top[0].0, found.top[1].0), (1, 5, 9));
     }

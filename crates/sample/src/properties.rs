@@ -1,4 +1,5 @@
-//! The chain against a plain reference: a full sort in double precision.
+//! Property tests of the sampling chain against a plain reference: a full sort in double
+//! precision.
 
 use proptest::collection::vec;
 use proptest::prelude::*;
@@ -6,7 +7,7 @@ use proptest::prelude::*;
 use super::rank::Ranked;
 use super::*;
 
-/// Ids and weights of the tokens that may be drawn, the most likely first.
+/// Returns the ids and weights of the tokens that may be drawn, most likely first.
 fn reference(logits: &[f32], params: &SamplingParams) -> Vec<(u32, f64)> {
     let largest = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
     let mut tokens: Vec<(u32, f32)> = (0..)
@@ -68,7 +69,7 @@ fn reference(logits: &[f32], params: &SamplingParams) -> Vec<(u32, f64)> {
     tokens
 }
 
-/// What is left of the reference's tokens where XTC strikes.
+/// Returns the tokens of the reference that remain when XTC is applied.
 fn struck(mut tokens: Vec<(u32, f64)>, threshold: f32) -> Vec<(u32, f64)> {
     tokens.retain(|t| t.1 > 0.0);
     let total: f64 = tokens.iter().map(|t| t.1).sum();
@@ -88,7 +89,7 @@ fn kept(logits: &[f32], params: &SamplingParams) -> Vec<u32> {
     kept.iter().map(|token| token.id()).collect()
 }
 
-/// Logits on a grid of quarters: differences are exact in `f32`, ties abound.
+/// Logits that are multiples of a quarter: differences are exact in `f32`, ties are frequent.
 fn grid(length: impl Into<proptest::collection::SizeRange>) -> impl Strategy<Value = Vec<f32>> {
     vec(
         (-80i32..40).prop_map(|quarters| quarters as f32 / 4.0),
@@ -112,7 +113,7 @@ fn truncations() -> impl Strategy<Value = SamplingParams> {
         })
 }
 
-/// [`truncations`] with the samplers that OpenAI does not have.
+/// [`truncations`], with the samplers that OpenAI does not offer.
 fn all_truncations() -> impl Strategy<Value = SamplingParams> {
     (
         truncations(),
@@ -132,10 +133,10 @@ fn all_truncations() -> impl Strategy<Value = SamplingParams> {
         )
 }
 
-/// Pearson's statistic of `draws` draws against the expected weights.
+/// Pearson's chi-square statistic of `draws` draws against the expected weights.
 fn chi_square(logits: &[f32], params: &SamplingParams, draws: u32) -> (f64, usize) {
     let mut whole = reference(logits, params);
-    // Nothing can be expected of a banned token, but that it stays out.
+    // A banned token has no expected draws; it must never be drawn.
     whole.retain(|t| t.1 > 0.0);
     let left = struck(whole.clone(), params.xtc_threshold);
     // XTC mixes two distributions.
@@ -200,7 +201,7 @@ proptest! {
             let mass = blocks.weigh(&logits, scale);
             let mass = xtc.leave_out(&logits, scale, mass, &mut blocks, &mut kept);
             prop_assert!((mass / total - 1.0).abs() < 1e-12, "{} {}", mass, total);
-            // The middle of each token's share, in the order of ids, finds it.
+            // The middle of each token's share, in the order of ids, selects it.
             let mut expected = expected;
             expected.sort_unstable_by_key(|t| t.0);
             let mut before = 0.0;
@@ -236,7 +237,7 @@ proptest! {
         order in Just((0..700usize).collect::<Vec<_>>()).prop_shuffle(),
         params in truncations(),
     ) {
-        // All different, so that no tie asks for the id.
+        // All different, so that the id never decides a tie.
         let logits: Vec<f32> = (0..700).map(|i| (i as f32 / 40.0).sin() * 8.0 + i as f32 / 512.0).collect();
         let shuffled: Vec<f32> = order.iter().map(|&i| logits[i]).collect();
         let back: Vec<u32> = kept(&shuffled, &params).iter().map(|&i| order[i as usize] as u32).collect();
@@ -339,7 +340,7 @@ fn draws_follow_the_distribution() {
         with(|p| (p.xtc_probability, p.xtc_threshold) = (0.5, 0.2)),
         with(|p| (p.xtc_probability, p.xtc_threshold) = (1.0, 0.51)),
     ];
-    // The 0.999 quantile of chi-square, by degrees of freedom.
+    // The 0.999 quantiles of chi-square, by degrees of freedom.
     let critical = [0.0, 10.83, 13.82, 16.27, 18.47, 20.52, 22.46];
     for params in cases {
         let (statistic, freedom) = chi_square(&logits, &params, 20_000);
@@ -352,7 +353,7 @@ fn draws_follow_the_distribution() {
 
 #[test]
 fn draws_follow_the_distribution_over_many_blocks() {
-    // 640 tokens of which only every tenth weighs anything.
+    // 640 tokens, of which only every tenth has a weight above zero.
     let logits: Vec<f32> = (0..640)
         .map(|i| {
             if i % 10 == 0 {
@@ -482,7 +483,7 @@ fn what_is_off_changes_nothing() {
             typical_p: 0.5,
             ..plain()
         },
-        // It never strikes, but it uses random numbers.
+        // XTC is practically never applied, but it uses random numbers.
         SamplingParams {
             xtc_probability: 1e-9,
             ..plain()
@@ -506,7 +507,7 @@ fn at_temperature_zero_only_the_penalties_count() {
         }),
         ..SamplingParams::default()
     };
-    // 1 2 was followed by 0, which loses 1 now.
+    // 1 2 was followed by 0, whose logit is now reduced by 1.
     let mut sampler = Sampler::new(&params, 0, 0, &[1, 2, 0, 1, 2]);
     let mut row = [3.0, 2.5, 0.0];
     assert_eq!(sampler.sample(&mut row), Ok(1));
@@ -534,12 +535,12 @@ fn accepted_tokens_are_penalized() {
             id
         })
         .collect();
-    // 3, 2.25 against 2, 1.5 against 2, 1.5 against 1.25, 0.75 against 1.25 …
+    // 3; 2.25 against 2; 1.5 against 2; 1.5 against 1.25; 0.75 against 1.25; …
     assert_eq!(chosen, [0, 0, 1, 0, 1, 2]);
 }
 
-/// Seeded answers stay what they are from release to release. If this fails, every
-/// answer that someone asked for with a seed has changed.
+/// Seeded answers stay the same across releases. If this test fails, every answer that was
+/// requested with a seed has changed.
 #[test]
 fn seeded_draws_are_pinned() {
     let logits: Vec<f32> = (0..1000u32)

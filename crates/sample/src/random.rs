@@ -1,23 +1,22 @@
 //! The random stream of one sequence.
 //!
-//! Numbers are ChaCha8's, made from the seed and the stream's number in a way
-//! that is written out here and kept from release to release: the same seed gives
-//! the same answer from the same logits tomorrow. (The generators and
-//! distributions that `rand` recommends may change with its versions.)
+//! Random numbers come from ChaCha8, derived from the seed and the stream number as specified
+//! here, stable across releases: the same seed gives the same answer from the same logits. (The
+//! generators and distributions that `rand` recommends may change between its versions.)
 
 use rand::RngCore;
 use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::SeedableRng;
 
-/// Uniform numbers from a seed.
+/// A stream of uniform random numbers.
 #[derive(Clone, Debug)]
 pub(super) struct RandomStream(ChaCha8Rng);
 
 impl RandomStream {
-    /// Stream number `stream` of `seed`. Streams of one seed are independent.
+    /// Creates stream number `stream` of `seed`. Streams of one seed are independent.
     ///
-    /// The key is the seed in little-endian order followed by zeros; the stream is
-    /// ChaCha's nonce.
+    /// The key is the seed in little-endian order followed by zeros; the stream is ChaCha's
+    /// nonce.
     pub(super) fn new(seed: u64, stream: u64) -> RandomStream {
         let mut key = [0; 32];
         key[..8].copy_from_slice(&seed.to_le_bytes());
@@ -26,13 +25,13 @@ impl RandomStream {
         RandomStream(generator)
     }
 
-    /// The next number in `[0, 1)`: the upper 53 bits of the next 64.
+    /// Returns the next number in `[0, 1)`: the upper 53 of the next 64 bits.
     pub(super) fn uniform(&mut self) -> f64 {
         (self.0.next_u64() >> 11) as f64 / (1u64 << 53) as f64
     }
 }
 
-/// A seed for a request that names none, from the system's entropy.
+/// Returns a seed from the system's entropy, for a request without one.
 pub fn fresh_seed() -> u64 {
     rand::random()
 }

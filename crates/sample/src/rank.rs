@@ -1,11 +1,10 @@
 //! The order of likelihood: by logit, ties by the lower id.
 
-/// A token and its logit, ordered with the most likely first.
+/// A token and its logit; the most likely token is the smallest.
 ///
-/// Both are packed into one integer, the logit's bits inverted above the id, so
-/// that comparing two is one instruction and no two tokens are ever equal: what
-/// is selected or sorted cannot depend on how the algorithm moves ties about.
-/// NaN stands where −∞ stands, and −0 is 0.
+/// Both are packed into one integer, the inverted bits of the logit above the id, so that a
+/// comparison is one instruction and no two tokens are ever equal: results of selecting and
+/// sorting cannot depend on how an algorithm moves ties. NaN is treated like −∞, and −0 like 0.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) struct Ranked(u64);
 
@@ -13,23 +12,21 @@ pub(super) struct Ranked(u64);
 const SIGN: u32 = 1 << 31;
 
 impl Ranked {
-    /// A bound: no token comes before it.
+    /// A bound that is not after any token.
     pub(super) const FIRST: Ranked = Ranked(0);
 
-    /// The token `id`, whose logit is given.
+    /// Creates the entry of token `id` with this logit.
     pub(super) fn new(id: u32, logit: f32) -> Ranked {
-        // Adding zero turns −0 into 0.
+        // Adding zero converts −0 to 0.
         let bits = (not_nan(logit) + 0.0).to_bits();
         let ascending = if bits & SIGN == 0 { bits | SIGN } else { !bits };
         Ranked((u64::from(!ascending) << 32) | u64::from(id))
     }
 
-    /// The token's id.
     pub(super) fn id(self) -> u32 {
         self.0 as u32
     }
 
-    /// The token's logit.
     pub(super) fn logit(self) -> f32 {
         let ascending = !((self.0 >> 32) as u32);
         f32::from_bits(if ascending & SIGN == 0 {
@@ -40,7 +37,7 @@ impl Ranked {
     }
 }
 
-/// The logit, or −∞ for NaN: a token whose logit is NaN is never chosen.
+/// Returns the logit, or −∞ for NaN: a token whose logit is NaN is never chosen.
 #[inline(always)]
 pub(super) fn not_nan(logit: f32) -> f32 {
     if logit.is_nan() {

@@ -1,53 +1,50 @@
-//! Which tokens may be drawn: top-n-sigma, then top-k, typical-p, top-p, min-p.
+//! Truncation samplers: top-n-sigma, then top-k, typical-p, top-p (nucleus), min-p.
 //!
-//! - **top-n-sigma** keeps the tokens whose logit is at least `max − n · σ`, σ being the
+//! - **top-n-sigma** keeps the tokens whose logit is at least `max − n · σ`, where σ is the
 //!   standard deviation of the logits above −∞ (Tang et al. 2024).
 //! - **top-k** keeps the k most likely tokens.
 //! - **typical-p** keeps, of these, those whose surprise `−ln p` is nearest its expectation,
-//!   the entropy (Meister et al. 2022): the fewest whose share of the mass is above p.
-//!   Among equally near ones the more likely come first.
-//! - **top-p** keeps, of these, the smallest set of the most likely whose share of
-//!   their mass is at least p; the token that crosses p is kept. At least one is.
-//! - **min-p** keeps, of these, the tokens at least p times as likely as the most
-//!   likely one.
+//!   the entropy (Meister et al. 2022): the smallest number whose share of the mass is above p.
+//!   Of equally near tokens, the more likely come first.
+//! - **top-p** keeps, of these, the smallest set of the most likely tokens whose share of their
+//!   mass is at least p; the token that crosses p is kept. At least one token is kept.
+//! - **min-p** keeps, of these, the tokens at least p times as likely as the most likely one.
 //!
-//! The result is that of sorting the whole vocabulary, which is never done. If a
-//! token is in the nucleus, the tokens before it hold less than p of the mass, so
-//! it and those after it hold more than 1 − p; these are at most V and none is
-//! more likely than it. A token whose share is below (1 − p) / V is therefore not
-//! in the nucleus. What passes this bound is selected and sorted piece by piece,
-//! the most likely first, until p is reached.
+//! The result is that of sorting the whole vocabulary, which is never done. If a token is in
+//! the nucleus, the tokens before it hold less than p of the mass, so it and those after it
+//! hold more than 1 − p; these are at most V and none is more likely than it. A token whose
+//! share is below (1 − p) / V is therefore not in the nucleus. The tokens above this bound are
+//! selected and sorted piece by piece, most likely first, until p is reached.
 //!
-//! With w a token's weight relative to the most likely one, its surprise less the entropy
-//! is `c − ln w`, where c is the mean of ln w. So typical-p keeps what is nearest c. A token
-//! that is farther from c than the most likely one (`ln w < 2c`) is also less likely than
-//! all that are farther still, and the bound of top-p holds for it; the others are above
-//! `2c`.
+//! With w a token's weight relative to the most likely one, its surprise minus the entropy is
+//! `c − ln w`, where c is the mean of ln w. So typical-p keeps the tokens nearest c. A token
+//! that is farther from c than the most likely one (`ln w < 2c`) is also at least as likely as
+//! all that are farther still, so the bound of top-p holds for it; the others are above `2c`.
 
 use super::blocks::{Blocks, Moments, Scale, deviation};
 use super::rank::Ranked;
 
-/// How many candidates are sorted at first; then four times as many each time.
+/// The number of candidates that are sorted first; then four times as many each time.
 const FIRST_PIECE: usize = 128;
 
-/// What is cut off, in the form in which it is computed.
+/// The truncation parameters, in the form in which they are computed.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Truncation {
-    /// 0 and below keep all.
+    /// Values up to 0 keep all.
     top_n_sigma: f64,
     /// 0 keeps all.
     top_k: usize,
-    /// From 1 up it keeps all.
+    /// Values from 1 on keep all.
     typical_p: f64,
-    /// From 1 up it keeps all.
+    /// Values from 1 on keep all.
     top_p: f64,
     /// 0 keeps all.
     min_p: f64,
 }
 
 impl Truncation {
-    /// Takes the numbers as a client wrote them: a top-p of 0.6 means six of ten
-    /// equal tokens, though the nearest `f32` is a little more than six tenths.
+    /// Interprets the numbers as the client wrote them: a top-p of 0.6 means six of ten equal
+    /// tokens, although the nearest `f32` is slightly more than 0.6.
     pub(super) fn new(top_k: usize, top_p: f32, min_p: f32) -> Truncation {
         Truncation {
             top_n_sigma: 0.0,
@@ -58,7 +55,6 @@ impl Truncation {
         }
     }
 
-    /// The same with top-n-sigma.
     pub(super) fn with_top_n_sigma(self, top_n_sigma: f32) -> Truncation {
         Truncation {
             top_n_sigma: as_written(top_n_sigma),
@@ -66,7 +62,6 @@ impl Truncation {
         }
     }
 
-    /// The same with typical-p.
     pub(super) fn with_typical_p(self, typical_p: f32) -> Truncation {
         Truncation {
             typical_p: as_written(typical_p),
@@ -74,7 +69,7 @@ impl Truncation {
         }
     }
 
-    /// Whether a row of so many logits is left whole.
+    /// Whether a row of `vocabulary` logits is not truncated.
     pub(super) fn keeps_all(&self, vocabulary: usize) -> bool {
         !self.limits_count(vocabulary)
             && self.top_n_sigma <= 0.0
@@ -83,9 +78,9 @@ impl Truncation {
             && self.min_p <= 0.0
     }
 
-    /// Replaces `kept` by the tokens that may be drawn, the most likely first, and
-    /// returns their summed weight. `blocks` has surveyed this row; it holds a
-    /// finite logit.
+    /// Replaces `kept` with the tokens that may be drawn, most likely first, and returns the
+    /// sum of their weights. `blocks` must have surveyed this row, which must have a finite
+    /// logit.
     pub(super) fn keep(
         &self,
         logits: &[f32],
@@ -119,7 +114,7 @@ impl Truncation {
         let count = count_sorted(kept, |token| {
             let weight = scale.weight(token.logit());
             if mass == 0.0 {
-                // The most likely token is always kept, and weighs more than 0.
+                // The most likely token is always kept; its weight is above 0.
                 least = self.min_p * weight;
             } else if mass >= enough || weight < least {
                 return false;
@@ -131,8 +126,8 @@ impl Truncation {
         mass
     }
 
-    /// Replaces `kept` by what top-n-sigma, top-k and typical-p leave, in any order, and
-    /// returns true; false if all three keep everything.
+    /// Replaces `kept` with the tokens that top-n-sigma, top-k and typical-p keep, unordered,
+    /// and returns true; returns false if all three keep everything.
     fn select(
         &self,
         logits: &[f32],
@@ -177,12 +172,12 @@ impl Truncation {
     }
 }
 
-/// The sums over some tokens' weights.
+/// Computes the sums over some tokens' weights.
 fn moments(tokens: &[Ranked], scale: Scale) -> Moments {
     let mut moments = Moments::default();
     for token in tokens {
         let weight = scale.weight(token.logit());
-        // Zero times the logarithm of zero is to be zero.
+        // Zero times the logarithm of zero is defined as zero.
         if weight > 0.0 {
             moments.mass += weight;
             moments.logarithms += weight * scale.logarithm(token.logit());
@@ -191,16 +186,16 @@ fn moments(tokens: &[Ranked], scale: Scale) -> Moments {
     moments
 }
 
-/// A token by how far its surprise is from the expected one.
+/// A token, ordered by the distance of its surprise from the expected one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 struct Typical {
-    /// The bits of the distance, which is not negative: they are in its order.
+    /// The bits of the distance, which is not negative, so its bits have the same order.
     distance: u64,
     token: Ranked,
 }
 
-/// Keeps the most typical ones of `tokens`, which hold all that can be among them.
-/// `moments` are those of all tokens.
+/// Keeps the most typical of `tokens`, which must include all candidates. `moments` are those
+/// of all tokens.
 fn keep_typical(typical_p: f64, moments: Moments, scale: Scale, tokens: &mut Vec<Ranked>) {
     let center = moments.logarithms / moments.mass;
     let apart = |&token: &Ranked| Typical {
@@ -221,24 +216,24 @@ fn keep_typical(typical_p: f64, moments: Moments, scale: Scale, tokens: &mut Vec
     tokens.extend(typical[..count].iter().map(|typical| typical.token));
 }
 
-/// The decimal number that is written for `value`, in double precision.
+/// Returns, in double precision, the decimal number that is written for `value`.
 pub(super) fn as_written(value: f32) -> f64 {
-    // The shortest text that reads as this f32: what the client wrote, unless it
-    // wrote more than seven digits. The text of an f32 always reads as an f64.
+    // The shortest text that parses to this f32 is what the client wrote, unless it wrote more
+    // than seven digits. The text of an f32 always parses as an f64.
     value
         .to_string()
         .parse()
         .unwrap_or_else(|_| f64::from(value))
 }
 
-/// Sorts as much of `tokens` as it takes and counts the leading ones that `keep`
-/// accepts, asking in order until it refuses one.
+/// Sorts `tokens` as far as necessary and counts the leading ones that `keep` accepts, calling
+/// it in order until it refuses one.
 fn count_sorted<T: Copy + Ord>(tokens: &mut [T], mut keep: impl FnMut(T) -> bool) -> usize {
     let mut sorted = 0;
     let mut piece = FIRST_PIECE;
     while sorted < tokens.len() {
         let rest = &mut tokens[sorted..];
-        // Near the end selecting first costs more than it saves.
+        // Near the end, selecting first costs more than it saves.
         if piece < rest.len() / 4 {
             rest.select_nth_unstable(piece - 1);
         } else {
@@ -301,7 +296,7 @@ mod tests {
 
     #[test]
     fn top_p_is_a_share_of_what_top_k_left() {
-        // 0.5 and 0.25 are left: two thirds and one third.
+        // 0.5 and 0.25 remain: two thirds and one third.
         assert_eq!(ids(Truncation::new(2, 0.66, 0.0), &halves()), [2]);
         assert_eq!(ids(Truncation::new(2, 0.67, 0.0), &halves()), [2, 0]);
     }
@@ -316,24 +311,24 @@ mod tests {
 
     #[test]
     fn top_n_sigma_counts_deviations_from_the_largest() {
-        // The mean is 2 and the deviation 2, with or without what is banned.
+        // The mean is 2 and the deviation 2, with or without the banned tokens.
         let logits = [0.0, f32::NEG_INFINITY, 4.0, f32::NAN, 0.0, 4.0];
         let sigma = |n: f32| Truncation::new(0, 1.0, 0.0).with_top_n_sigma(n);
         assert_eq!(ids(sigma(1.9), &logits), [2, 5]);
         assert_eq!(ids(sigma(2.0), &logits), [2, 5, 0, 4]);
         assert_eq!(ids(sigma(0.01), &[1.0; 4]), [0, 1, 2, 3]);
-        // The deviation is of all logits, also where top-k leaves few.
+        // The deviation is that of all logits, even if top-k keeps few.
         let both = Truncation::new(3, 1.0, 0.0).with_top_n_sigma(1.9);
         assert_eq!(ids(both, &logits), [2, 5]);
-        // What is left is the whole for top-p.
+        // The remaining tokens are the whole mass for top-p.
         let both = Truncation::new(0, 0.5, 0.0).with_top_n_sigma(1.9);
         assert_eq!(ids(both, &logits), [2]);
     }
 
     #[test]
     fn typical_p_keeps_what_is_nearest_the_entropy() {
-        // The entropy is 1.21: a surprise of 1.39 (0.25) is nearer than 0.69 (0.5), and
-        // that is nearer than 2.08 (0.125).
+        // The entropy is 1.21: a surprise of 1.39 (0.25) is nearer than 0.69 (0.5), which is
+        // nearer than 2.08 (0.125).
         let typical = |p: f32| Truncation::new(0, 1.0, 0.0).with_typical_p(p);
         assert_eq!(ids(typical(0.0), &halves()), [0]);
         assert_eq!(ids(typical(0.2), &halves()), [0]);
@@ -341,7 +336,7 @@ mod tests {
         assert_eq!(ids(typical(0.74), &halves()), [2, 0]);
         assert_eq!(ids(typical(0.76), &halves()), [2, 0, 1]);
         assert_eq!(ids(typical(0.9), &halves()), [2, 0, 1, 3]);
-        // Five of ten equal tokens are not above a half.
+        // Five of ten equal tokens are not more than a half.
         assert_eq!(ids(typical(0.5), &[1.0; 10]), [0, 1, 2, 3, 4, 5]);
     }
 
@@ -349,7 +344,7 @@ mod tests {
     fn min_p_is_relative_to_the_most_likely_that_is_left() {
         let truncation = Truncation::new(0, 1.0, 0.6).with_typical_p(0.2);
         assert_eq!(ids(truncation, &halves()), [0]);
-        // Without the most likely one, 0.25 is the measure for the rest.
+        // Without the most likely token, min-p is relative to 0.25.
         let logits = [0.25f32, 0.2, 0.5, 0.05].map(f32::ln);
         let typical = Truncation::new(0, 1.0, 0.0).with_typical_p(0.4);
         assert_eq!(ids(typical, &logits), [0, 1]);
@@ -377,7 +372,7 @@ mod tests {
 
     #[test]
     fn temperature_flattens_before_top_p() {
-        // At temperature 2 the probabilities are as the square roots.
+        // At temperature 2 the probabilities are proportional to the square roots.
         let (ids, mass) = kept(Truncation::new(0, 0.6, 0.0), &halves(), 2.0);
         assert_eq!(ids, [2, 0, 1][..2]);
         assert!((mass - (1.0 + 0.5f64.sqrt())).abs() < 1e-7);

@@ -1,28 +1,28 @@
-//! XTC ("exclude top choices"): now and then the most likely tokens are left out.
+//! XTC ("exclude top choices") sampling: the most likely tokens are randomly removed.
 //!
-//! With the given probability, of the tokens whose share of the mass is at least the
-//! threshold only the least likely one stays. So nothing happens where fewer than two
-//! reach it, and what is left always holds one that does.
+//! With the given probability, only the least likely of the tokens whose share of the mass is
+//! at least the threshold is kept. So nothing happens if fewer than two tokens reach it, and
+//! the remaining tokens always include one that does.
 
 use super::blocks::{Blocks, Scale};
 use super::random::RandomStream;
 use super::rank::Ranked;
 use super::truncation::as_written;
 
-/// A threshold above this is off: two tokens cannot both reach it.
+/// The maximum threshold: two tokens cannot both reach a higher one.
 const HIGHEST_THRESHOLD: f64 = 0.5;
 
-/// Whether and which tokens are left out, in the form in which it is computed.
+/// The XTC parameters, in the form in which they are computed.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Xtc {
     /// 0 is off.
     probability: f64,
-    /// Above a half is off.
+    /// Values above 0.5 are off.
     threshold: f64,
 }
 
 impl Xtc {
-    /// Takes the numbers as a client wrote them.
+    /// Interprets the numbers as the client wrote them.
     pub(super) fn new(probability: f32, threshold: f32) -> Xtc {
         Xtc {
             probability: as_written(probability),
@@ -30,16 +30,16 @@ impl Xtc {
         }
     }
 
-    /// Draws whether tokens are left out this time. Uses one random number, or none if
-    /// it is off.
+    /// Draws whether tokens are removed this time. Uses one random number, or none if XTC is
+    /// off.
     pub(super) fn strikes(&self, random: &mut RandomStream) -> bool {
         self.probability > 0.0
             && self.threshold <= HIGHEST_THRESHOLD
             && random.uniform() < self.probability
     }
 
-    /// Leaves tokens of a whole row out, whose weights `blocks` has summed to `mass`, and
-    /// returns the mass of the rest. `found` is room for tokens.
+    /// Removes tokens of a whole row, whose weights `blocks` has summed to `mass`, and returns
+    /// the mass of the rest. `found` is a buffer.
     pub(super) fn leave_out(
         &self,
         logits: &[f32],
@@ -57,8 +57,8 @@ impl Xtc {
         }
     }
 
-    /// Cuts tokens off the beginning of `kept`, which is in the order of likelihood and
-    /// weighs `mass`, and returns the mass of the rest.
+    /// Removes tokens from the beginning of `kept`, which is ordered by likelihood and has the
+    /// weight `mass`, and returns the mass of the rest.
     pub(super) fn cut(&self, kept: &mut Vec<Ranked>, scale: Scale, mass: f64) -> f64 {
         let weight = |token: &Ranked| scale.weight(token.logit());
         let reach = kept.partition_point(|token| self.reached(weight(token), mass));
@@ -69,8 +69,8 @@ impl Xtc {
         kept.iter().map(weight).sum()
     }
 
-    /// Whether a weight is a share of at least the threshold, and more than none: a token
-    /// that weighs nothing is never chosen.
+    /// Whether the share of a weight is at least the threshold and above 0: a token of weight 0
+    /// is never chosen.
     fn reached(&self, weight: f64, mass: f64) -> bool {
         weight > 0.0 && weight >= self.threshold * mass
     }

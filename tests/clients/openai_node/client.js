@@ -30,7 +30,7 @@ for await (const chunk of await client.chat.completions.create({ ...request, str
 }
 assert.equal(streamed, text);
 
-// The client's own accumulator.
+// The client's stream accumulator.
 const final = await client.chat.completions.stream(request).finalChatCompletion();
 assert.equal(final.choices[0].message.content, text);
 

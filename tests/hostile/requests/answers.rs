@@ -1,8 +1,8 @@
-//! What an answer must look like, whatever was asked.
+//! Checks the form of answers, whatever was requested.
 
 use serde_json::Value;
 
-/// Checks all answers on a connection. Returns whether one of them is no refusal.
+/// Checks all answers on a connection. Returns whether at least one is not a refusal.
 pub(super) fn check(mut bytes: &[u8]) -> Result<bool, String> {
     let mut any = false;
     while !bytes.is_empty() {
@@ -32,7 +32,7 @@ pub(super) fn check(mut bytes: &[u8]) -> Result<bool, String> {
         } else {
             let length = header("content-length").map_or(Ok(bytes.len()), str::parse);
             let length = length.map_err(|_| "a length that is no number")?;
-            // The answer to HEAD has none, whatever its length.
+            // The answer to HEAD has no body, whatever its length.
             let (body, rest) = match bytes.split_at_checked(length) {
                 Some(whole) => whole,
                 None if bytes.is_empty() => (bytes, bytes),
@@ -41,7 +41,7 @@ pub(super) fn check(mut bytes: &[u8]) -> Result<bool, String> {
             bytes = rest;
             body.to_vec()
         };
-        // hyper answers by itself what it cannot read; our answers have a name.
+        // hyper itself answers requests that it cannot parse; our answers have a request id.
         let ours = header("x-request-id").is_some();
         answer(status, header("content-type"), &body, ours)?;
         any |= status < 400;
@@ -110,7 +110,7 @@ fn answer(status: u16, kind: Option<&str>, body: &[u8], ours: bool) -> Result<()
     }
 }
 
-/// Checks that a body is an error as OpenAI writes them.
+/// Checks that a body is an error in OpenAI's format.
 fn is_error(body: &Value) -> Result<(), String> {
     let text = |key: &str, nullable: bool| {
         let value = &body["error"][key];

@@ -1,4 +1,4 @@
-//! The requests that hostile ones are made of.
+//! The valid requests from which hostile ones are derived.
 
 use std::ops::Range;
 
@@ -7,13 +7,13 @@ use serde_json::{Value, json};
 use crate::hostile::edits::{Edit, Material};
 use crate::server_support::{CHAT, COMPLETIONS};
 
-/// Bodies of longer requests are changed as texts alone.
+/// Longer bodies are changed only as text.
 const LONGEST_VARIED: usize = 4096;
 
-/// Stands in a material for the length of what follows the head.
+/// A placeholder for the length of the body.
 const LENGTH: &str = "@@@@@@@@";
 
-/// What may stand anywhere: JSON, fields and header lines.
+/// Texts to insert anywhere: JSON, fields and header lines.
 const WORDS: [&str; 53] = [
     "null",
     "true",
@@ -70,7 +70,7 @@ const WORDS: [&str; 53] = [
     "\r\n\r\n",
 ];
 
-/// A request to each endpoint, and some that are framed otherwise.
+/// Returns a request to each endpoint, and some with other framing.
 pub(super) fn materials() -> Vec<Material> {
     let post = |path: &str, body: &str| {
         format!(
@@ -132,13 +132,13 @@ pub(super) fn materials() -> Vec<Material> {
         ]
         .map(&get),
     );
-    // More answers than memory could hold.
+    // More answers than the memory could hold.
     let prompts_without_end = format!(
         r#"{{"model": "tiny", "n": 128, "prompt": [{}"a"]}}"#,
         "\"a\",".repeat(60_000)
     );
     requests.push(post(COMPLETIONS, &prompts_without_end));
-    // Chunked, and several at once.
+    // Chunked transfer encoding, and several requests at once.
     let body = prompts.split_at(40);
     requests.push(format!(
         "POST {COMPLETIONS} HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nTransfer-Encoding: chunked\r\nConnection: close\r\n\r\n\
@@ -179,7 +179,7 @@ pub(super) fn materials() -> Vec<Material> {
         .collect()
 }
 
-/// A request as material: its head and its body are equally worth changing.
+/// Creates material from a request: its head and its body are equally worth changing.
 fn material(request: &str, words: &[&str]) -> Material {
     let mut material = Material::text(request, words);
     let body = request.find("\r\n\r\n").map_or(0, |end| end + 4);
@@ -199,7 +199,8 @@ fn material(request: &str, words: &[&str]) -> Material {
     }
 }
 
-/// Puts other bodies in the place of `sound`: with one value changed, or a field more.
+/// Returns edits that replace the body `sound`: with one value changed, or with an additional
+/// field.
 fn bodies(sound: &Value, range: Range<usize>) -> Vec<Edit> {
     let mut bodies = Vec::new();
     let mut pointers = Vec::new();
@@ -221,7 +222,7 @@ fn bodies(sound: &Value, range: Range<usize>) -> Vec<Edit> {
     bodies.into_iter().map(replace).collect()
 }
 
-/// The pointers to all values in a value, its own included.
+/// Collects the JSON pointers to all values in a value, including itself.
 fn walk(value: &Value, pointer: String, pointers: &mut Vec<String>) {
     match value {
         Value::Array(items) => {
@@ -286,7 +287,7 @@ fn values() -> Vec<Value> {
     values
 }
 
-/// Says how long what follows the head is, where the request still has a place for it.
+/// Fills in the length of the body, if the request still has the placeholder.
 pub(super) fn framed(input: &[u8]) -> Vec<u8> {
     let find = |what: &[u8]| input.windows(what.len()).position(|window| window == what);
     let (Some(at), Some(end)) = (find(LENGTH.as_bytes()), find(b"\r\n\r\n")) else {

@@ -1,11 +1,11 @@
-//! The oracle's windows and ropes, layer by layer.
+//! The oracle's sliding windows and RoPEs, layer by layer.
 
 use std::collections::BTreeMap;
 
 use super::PlainLayer;
 use crate::reference::tiny::{CONTEXT, LONG_MAGNITUDE, Tiny, Yarn};
 
-/// What differs between a model's layers.
+/// The properties that differ between a model's layers.
 pub(super) fn layers(model: &Tiny, weights: &BTreeMap<String, Vec<f64>>) -> Vec<PlainLayer> {
     let window = match model.window {
         0 => usize::MAX,
@@ -49,7 +49,7 @@ fn frequencies(model: &Tiny, base: f64) -> Vec<f64> {
         .collect()
 }
 
-/// The rope of a layer that sees everything.
+/// The RoPE of a layer without a window.
 fn scaled(model: &Tiny, weights: &BTreeMap<String, Vec<f64>>) -> PlainLayer {
     let mut layer = PlainLayer {
         window: usize::MAX,
@@ -79,12 +79,12 @@ fn scaled(model: &Tiny, weights: &BTreeMap<String, Vec<f64>>) -> PlainLayer {
     layer
 }
 
-/// YaRN: a mixture of the frequencies as they are (extrapolation) and of those
-/// divided by the factor (interpolation).
+/// YaRN: a mixture of the original frequencies (extrapolation) and of those divided by the
+/// factor (interpolation).
 fn stretch(layer: &mut PlainLayer, model: &Tiny, yarn: Yarn) {
     let factor = f64::from(yarn.factor);
     let dims = model.rotating() as f64;
-    // The dimension whose pair turns so often in the original context.
+    // The dimension whose pair rotates `turns` times within the original context.
     let dimension = |turns: f32| {
         let wavelength = yarn.original as f64 / f64::from(turns);
         let base = f64::from(model.rope_base);

@@ -5,7 +5,7 @@ use candle_core::quantized::GgmlDType;
 use super::{Scales, Tiny, Yarn};
 
 impl Tiny {
-    /// One of each architecture.
+    /// Returns one model of each architecture.
     pub(crate) fn all() -> [Tiny; 9] {
         [
             Tiny::llama(),
@@ -60,8 +60,7 @@ impl Tiny {
         }
     }
 
-    /// Seven layers, so that the sixth is global; heads wider than
-    /// `hidden / heads`.
+    /// Seven layers, so that the sixth is global; heads wider than `hidden / heads`.
     pub(crate) fn gemma3() -> Tiny {
         Tiny {
             architecture: "gemma3",
@@ -86,7 +85,7 @@ impl Tiny {
         }
     }
 
-    /// Layers with and without a window, and caps that many numbers reach.
+    /// Layers with and without a window, and caps that many values reach.
     pub(crate) fn gemma2() -> Tiny {
         Tiny {
             architecture: "gemma2",
@@ -121,7 +120,7 @@ impl Tiny {
         }
     }
 
-    /// OLMo 3: windows, and YaRN in the layers without.
+    /// OLMo 3: windows, and YaRN in the layers without windows.
     pub(crate) fn olmo3() -> Tiny {
         Tiny {
             rope_yarn: Some(Yarn {

@@ -1,11 +1,11 @@
-//! The adapters of an executor, each in the form `A` that it computes with.
+//! The LoRA adapters of an executor, each in the representation `A` of that executor.
 
 use std::collections::HashMap;
 use std::sync::Arc;
 
 use super::{AdapterId, ExecError};
 
-/// Adapters by their ids, which are never given twice.
+/// Adapters by id; ids are never reused.
 #[derive(Debug)]
 pub(super) struct Adapters<A> {
     held: HashMap<AdapterId, Arc<A>>,
@@ -20,7 +20,7 @@ impl<A> Adapters<A> {
         }
     }
 
-    /// Adds an adapter.
+    /// Adds an adapter and returns its id.
     pub(super) fn add(&mut self, adapter: A) -> AdapterId {
         self.next_id += 1;
         let id = AdapterId(self.next_id);
@@ -28,15 +28,15 @@ impl<A> Adapters<A> {
         id
     }
 
-    /// Lets go of an adapter. Whoever got it before still has it.
+    /// Removes an adapter. References obtained before stay valid.
     pub(super) fn remove(&mut self, id: AdapterId) {
         self.held.remove(&id);
     }
 
-    /// An adapter, if one is named.
+    /// Returns the adapter with this id; `None` for no id.
     ///
     /// # Errors
-    /// It was never added, or has been let go.
+    /// The adapter was never added, or has been removed.
     pub(super) fn get(&self, id: Option<AdapterId>) -> Result<Option<Arc<A>>, ExecError> {
         id.map(|id| {
             let adapter = self.held.get(&id).cloned();

@@ -1,4 +1,4 @@
-//! What computes: which executor, on which device.
+//! Backends: the choice of executor and device.
 
 use std::fmt;
 use std::str::FromStr;
@@ -13,15 +13,14 @@ use incant_gguf::Gguf;
 use incant_kernels::Isa;
 use incant_model::DecoderSpec;
 
-/// A device as a user names it: `cpu`, `reference`, `cuda`, `cuda:N`, `metal`.
+/// A device as named by the user: `cpu`, `reference`, `cuda`, `cuda:N`, `metal`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum DeviceChoice {
-    /// The processor, with incant's own kernels.
+    /// The CPU, with incant's own kernels.
     Cpu,
-    /// The processor, with plain f32 tensors: slow, and what the rest is held
-    /// against.
+    /// The CPU, with plain f32 tensors: slow, and the reference for the other executors.
     Reference,
-    /// An NVIDIA GPU, by number.
+    /// An NVIDIA GPU, by index.
     Cuda(usize),
     /// An Apple GPU.
     Metal,
@@ -45,14 +44,14 @@ impl FromStr for DeviceChoice {
     }
 }
 
-/// What models are loaded onto. All models of a process share one.
+/// The backend that models are loaded onto. All models of a process share one.
 #[derive(Clone, Debug)]
 pub enum Backend {
     /// The native executor.
     Native {
-        /// The instructions it uses.
+        /// The instruction set to use.
         isa: Isa,
-        /// The threads it uses.
+        /// The threads to use.
         pool: Arc<Pool>,
     },
     /// The device executor.
@@ -60,14 +59,12 @@ pub enum Backend {
 }
 
 impl Backend {
-    /// Opens the chosen device, or the best that is compiled in and answers.
-    /// On the CPU so many threads compute: `None` takes as many as the process
-    /// may use.
+    /// Opens the chosen device, or the best one that is compiled in and available. On the CPU,
+    /// `threads` threads compute; `None` uses as many as the process may run.
     ///
     /// # Errors
-    /// The chosen device is not compiled in or does not answer, or `INCANT_ISA`
-    /// asks for instructions that are not there. Without a choice there is
-    /// always the CPU.
+    /// The chosen device is not compiled in or not available, or `INCANT_ISA` names an
+    /// unsupported instruction set. Without a choice, the CPU is the fallback.
     pub fn open(
         choice: Option<DeviceChoice>,
         threads: Option<usize>,
@@ -88,12 +85,12 @@ impl Backend {
         open(DeviceChoice::Cpu, threads)
     }
 
-    /// Loads the weights of a model, whose KV may take `kv_memory` bytes; `None`
-    /// is [`default_kv_memory`](super::default_kv_memory).
+    /// Loads the weights of a model. `kv_memory` limits the bytes of its KV cache; `None` means
+    /// [`default_kv_memory`](super::default_kv_memory).
     ///
     /// # Errors
-    /// A tensor is missing, has the wrong shape or an unsupported type, or
-    /// there is no room.
+    /// A tensor is missing, has the wrong shape or an unsupported type, or memory cannot be
+    /// allocated.
     pub fn load(
         &self,
         gguf: &Gguf,

@@ -1,5 +1,5 @@
-//! An executor without a model, for tests of what schedules: it knows the tokens of its
-//! sequences, and the next token follows from all of them.
+//! A fake executor without a model, for scheduler tests: it stores the tokens of its sequences,
+//! and the next token is a hash of all of them.
 
 use std::sync::{Arc, Mutex};
 
@@ -15,10 +15,10 @@ use incant_model::lora::Lora;
 
 const VOCAB: usize = 50;
 
-/// The chunks of one step: how many tokens, and which logits were wanted.
+/// The chunks of one step: the number of tokens, and which logits were wanted.
 pub(crate) type Step = Vec<(usize, Wanted)>;
 
-/// An executor with room for so many tokens.
+/// An executor whose KV holds `capacity` tokens.
 #[derive(Debug)]
 pub(crate) struct Fake {
     ledger: Ledger<Kv>,
@@ -32,7 +32,7 @@ struct Kv {
     is_swapped_out: bool,
 }
 
-/// The token that follows these.
+/// Returns the token that follows these tokens.
 fn next(tokens: &[u32]) -> u32 {
     let hash = blake3::hash(
         &tokens
@@ -43,7 +43,7 @@ fn next(tokens: &[u32]) -> u32 {
     u32::from(hash.as_bytes()[0]) % VOCAB as u32
 }
 
-/// The greedy answer to a prompt.
+/// Returns the greedy answer to a prompt.
 pub(crate) fn answer(prompt: &[u32], tokens: usize) -> Vec<u32> {
     let mut all = prompt.to_vec();
     for _ in 0..tokens {
@@ -52,7 +52,7 @@ pub(crate) fn answer(prompt: &[u32], tokens: usize) -> Vec<u32> {
     all.split_off(prompt.len())
 }
 
-/// A prompt that begins like no other one.
+/// Returns a prompt that shares no prefix with other seeds.
 pub(crate) fn prompt(seed: usize, tokens: usize) -> Vec<u32> {
     answer(&[(seed % VOCAB) as u32, (seed / VOCAB) as u32], tokens)
 }
@@ -66,7 +66,7 @@ impl Fake {
         }
     }
 
-    /// What it was asked to compute, step by step.
+    /// Returns the computed batches, step by step.
     pub(crate) fn steps(&self) -> Arc<Mutex<Vec<Step>>> {
         Arc::clone(&self.steps)
     }

@@ -1,6 +1,5 @@
-//! What every executor keeps count of: sequences, their ids and lengths, and how
-//! a batch of their tokens is laid out in rows. How KV is held is the executor's
-//! own affair.
+//! The sequences of an executor, with their ids and lengths, and the layout of a batch in rows.
+//! The representation of the KV is up to the executor.
 
 use std::cmp::Ordering;
 use std::collections::{HashMap, HashSet};
@@ -15,10 +14,9 @@ pub(super) struct Ledger<K> {
     next_id: u64,
 }
 
-/// Tokens and their KV.
 #[derive(Debug)]
 pub(super) struct Sequence<K> {
-    /// How many tokens there are.
+    /// The number of tokens.
     pub(super) len: usize,
     pub(super) kv: K,
 }
@@ -39,25 +37,24 @@ impl<K> Ledger<K> {
         id
     }
 
-    /// A sequence.
+    /// Returns a sequence.
     ///
     /// # Errors
-    /// It was never begun, or has ended.
+    /// The sequence was never begun, or has ended.
     pub(super) fn sequence(&self, id: SequenceId) -> Result<&Sequence<K>, ExecError> {
         self.sequences.get(&id).ok_or_else(|| unknown(id))
     }
 
-    /// The same, to change it.
+    /// Returns a sequence, mutably.
     pub(super) fn sequence_mut(&mut self, id: SequenceId) -> Result<&mut Sequence<K>, ExecError> {
         self.sequences.get_mut(&id).ok_or_else(|| unknown(id))
     }
 
-    /// All sequences.
     pub(super) fn sequences(&self) -> impl Iterator<Item = &Sequence<K>> {
         self.sequences.values()
     }
 
-    /// Counts the tokens of a batch whose KV was written.
+    /// Adds the tokens of a batch, after their KV was written, to the lengths of the sequences.
     pub(super) fn grow(&mut self, batch: &[Chunk<'_>]) {
         for chunk in batch {
             if let Some(sequence) = self.sequences.get_mut(&chunk.sequence) {
@@ -66,12 +63,12 @@ impl<K> Ledger<K> {
         }
     }
 
-    /// Removes a sequence, if it is there.
+    /// Removes a sequence if it exists.
     pub(super) fn end(&mut self, id: SequenceId) -> Option<Sequence<K>> {
         self.sequences.remove(&id)
     }
 
-    /// Checks that a fork of a sequence may have so many tokens.
+    /// Checks that a sequence can be forked after `tokens` tokens.
     ///
     /// # Errors
     /// There is no such sequence, or it is shorter.
@@ -82,12 +79,12 @@ impl<K> Ledger<K> {
         Ok(())
     }
 
-    /// Lays out a batch, with its sequences in the order that `order` gives. With
-    /// `prompts_apart`, rows of chunks of one token come before all others.
+    /// Lays out a batch, with its sequences in the order given by `order`. With
+    /// `prompts_apart`, rows of single-token chunks come before all others.
     ///
     /// # Errors
-    /// An unknown sequence, one that occurs twice, an empty chunk, or a token
-    /// that is not in the vocabulary.
+    /// A sequence is unknown or occurs twice, a chunk is empty, or a token is not in the
+    /// vocabulary.
     pub(super) fn lay_out(
         &self,
         batch: &[Chunk<'_>],
@@ -162,34 +159,31 @@ fn unknown(id: SequenceId) -> ExecError {
     ExecError::Unknown(format!("sequence {}", id.0))
 }
 
-/// The rows of a batch, one per token.
 #[derive(Debug)]
 pub(super) struct Rows {
-    /// Their tokens.
     pub(super) tokens: Vec<u32>,
-    /// Their positions.
     pub(super) positions: Vec<usize>,
-    /// Rows whose logits are wanted, in the batch's own order.
+    /// The rows whose logits are wanted, in the order of the batch.
     pub(super) wanted: Vec<usize>,
-    /// Rows whose states are wanted, likewise.
+    /// The rows whose states are wanted, in the order of the batch.
     pub(super) states: Vec<usize>,
-    /// The first row of a prompt, where those are laid out apart.
+    /// The first row of a prompt, if prompts are laid out apart.
     pub(super) prompts: usize,
-    /// Each chunk, in row order.
+    /// The chunks, in row order.
     pub(super) runs: Vec<Run>,
 }
 
-/// One chunk's rows.
+/// The rows of one chunk.
 #[derive(Clone, Debug)]
 pub(super) struct Run {
     pub(super) sequence: SequenceId,
     pub(super) rows: Range<usize>,
-    /// Position of the first row: how many tokens the sequence has before it.
+    /// The position of the first row: the number of earlier tokens of the sequence.
     pub(super) start: usize,
 }
 
 impl Run {
-    /// Position after the last row.
+    /// The position after the last row.
     pub(super) fn end(&self) -> usize {
         self.start + self.rows.len()
     }

@@ -1,13 +1,12 @@
-//! Runs a decoder: token ids and KV in, logits out.
+//! Executors run a decoder: token ids and KV in, logits out.
 //!
-//! An [`Executor`] owns the weights and the KV of the sequences it was asked
-//! to begin. It never sees a request: the engine tells it which tokens to run
-//! and which logits are wanted.
+//! An [`Executor`] owns the weights and the KV cache of its sequences. It knows nothing of
+//! requests: the engine tells it which tokens to run and which logits are wanted.
 //!
-//! Sequences share KV: a *fork* begins with tokens of another sequence, and
-//! nothing of what both have is computed or kept twice. So what was computed
-//! once, a constant prompt or a conversation's earlier turns, is kept by keeping
-//! a sequence that ends there, and used by forking it.
+//! Sequences share KV: a *fork* begins with the tokens of another sequence, and neither
+//! computes nor stores the KV of the common tokens again (copy-on-write). So the KV of a
+//! constant prompt, or of the earlier turns of a conversation, is cached by keeping a sequence
+//! that ends there, and reused by forking it.
 
 mod adapters;
 mod backend;
@@ -26,41 +25,41 @@ use incant_model::DecoderSpec;
 pub use incant_model::Footprint;
 use incant_model::lora::Lora;
 
-/// A sequence of an executor: tokens and their KV.
+/// The id of a sequence of an executor: tokens and their KV.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct SequenceId(u64);
 
-/// An adapter of an executor.
+/// The id of an adapter of an executor.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct AdapterId(u64);
 
-/// Which of a chunk's rows want logits.
+/// The rows of a chunk whose logits are wanted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Wanted {
-    /// None: more of the prompt follows.
+    /// No row: more of the prompt follows.
     None,
-    /// The last row's: the next token is to be chosen.
+    /// The last row: the next token will be sampled.
     Last,
-    /// No logits yet, but the last row's state, out of which
+    /// No logits yet, but the final hidden state of the last row, from which
     /// [`logits_at`](Executor::logits_at) computes those that turn out to be needed.
     State,
-    /// Every row's: the prompt is scored.
+    /// Every row: the prompt is scored.
     All,
 }
 
-/// Tokens to append to one sequence; a batch holds at most one chunk of each.
+/// Tokens to append to one sequence; a batch holds at most one chunk per sequence.
 #[derive(Clone, Copy, Debug)]
 pub struct Chunk<'a> {
-    /// The sequence that the tokens continue.
+    /// The sequence to continue.
     pub sequence: SequenceId,
-    /// At least one token.
+    /// The tokens, at least one.
     pub tokens: &'a [u32],
-    /// Which logits to compute.
+    /// The logits to compute.
     pub wanted: Wanted,
 }
 
 impl Chunk<'_> {
-    /// How many rows of logits this chunk asks for.
+    /// The number of rows of logits that this chunk requests.
     pub fn wanted_rows(&self) -> usize {
         match self.wanted {
             Wanted::None | Wanted::State => 0,
@@ -70,18 +69,19 @@ impl Chunk<'_> {
     }
 }
 
-/// How much of a sequence is swapped out.
+/// The part of a sequence to swap out.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum SwapOut {
-    /// What it shares with none: all that is sure to free memory.
+    /// The KV that no other sequence shares: exactly the part whose release certainly frees
+    /// memory.
     Own,
-    /// What it shares too. That is free once nobody else holds it, and comes back as
-    /// the sequence's own.
+    /// Shared KV too. Its memory is freed once no other sequence holds it; swapped in again, it
+    /// belongs to the sequence alone.
     All,
 }
 
-/// The wanted rows of logits: chunk by chunk in the batch's order, position by
-/// position within one. And the wanted states, in the batch's order too.
+/// The wanted rows of logits, in the order of the batch's chunks and of the positions within a
+/// chunk, and the wanted states, also in the order of the batch.
 #[derive(Debug, Default)]
 pub struct Logits {
     vocab: usize,
@@ -90,72 +90,74 @@ pub struct Logits {
     states: Vec<f32>,
 }
 
-/// So many logits may be kept for the next step, and four times as many.
+/// The buffer is reallocated if its capacity exceeds four times the larger of this number of
+/// logits and the needed length.
 const KEPT_LOGITS: usize = 1 << 22;
 
 impl Logits {
-    /// So many rows of `vocab` logits, whatever is in them, to be written.
+    /// Resizes the buffer to `rows` rows of `vocab` logits with unspecified contents, and
+    /// returns it.
     fn reset(&mut self, rows: usize, vocab: usize) -> &mut [f32] {
         self.vocab = vocab;
         let len = rows * vocab;
-        // Scored prompts take many rows, and only for a while.
+        // Scored prompts need many rows, but only for a short time.
         let kept = self.values.capacity();
         if kept < len || kept > 4 * len.max(KEPT_LOGITS) {
             self.values = Vec::with_capacity(len);
         }
-        // What was there need not be cleared, only what is new.
+        // Old contents need not be cleared; only additional elements are initialized.
         self.values.resize(len, 0.0);
         &mut self.values
     }
 
-    /// Resizes the buffer to `count` states of `hidden` values each and returns it.
+    /// Resizes the buffer to `count` states of `hidden` values each, and returns it.
     fn reset_states(&mut self, count: usize, hidden: usize) -> &mut [f32] {
         self.hidden = hidden;
         self.states.resize(count * hidden, 0.0);
         &mut self.states
     }
 
-    /// State number `index`: what the head takes of a row.
+    /// Returns state number `index`: the input of the LM head for a row.
     pub fn state(&self, index: usize) -> &[f32] {
         &self.states[index * self.hidden..][..self.hidden]
     }
 
-    /// How many rows there are.
+    /// The number of rows of logits.
     pub fn rows(&self) -> usize {
         self.values.len().checked_div(self.vocab).unwrap_or(0)
     }
 
-    /// Row `index`, one logit per token of the vocabulary.
+    /// Returns row `index`, one logit per token of the vocabulary.
     pub fn row(&self, index: usize) -> &[f32] {
         &self.values[index * self.vocab..][..self.vocab]
     }
 
-    /// Row `index`, to be edited in place by the sampler.
+    /// Returns row `index`, which the sampler edits in place.
     pub fn row_mut(&mut self, index: usize) -> &mut [f32] {
         &mut self.values[index * self.vocab..][..self.vocab]
     }
 }
 
-/// A tensor of saved KV, in the form a safetensors file takes.
+/// A tensor of saved KV, in the form of a safetensors entry.
 #[derive(Debug)]
 pub struct SavedTensor {
-    /// Its name in the file.
+    /// The name in the file.
     pub name: String,
-    /// Its shape, outermost dimension first.
+    /// The shape, outermost dimension first.
     pub shape: Vec<usize>,
-    /// Its type.
+    /// The element type.
     pub dtype: safetensors::Dtype,
-    /// Its values, little endian.
+    /// The elements, little-endian.
     pub bytes: Vec<u8>,
 }
 
-/// The memory for KV where nobody says how much: [`DEFAULT_KV_MEMORY`], or what
-/// the longest context takes at so many bytes a number, if that is more.
+/// The default size of the KV cache: [`DEFAULT_KV_MEMORY`], or the size of the longest context
+/// at `number` bytes per element if that is larger.
 pub fn default_kv_memory(spec: &DecoderSpec, number: usize) -> usize {
     let head = 2 * number * spec.head_dim.next_multiple_of(16);
     let token = head.saturating_mul(spec.kv_heads);
     let layers = spec.layers.iter().map(|layer| {
-        // With some pages to spare.
+        // Leaves some pages to spare.
         let seen = layer
             .window
             .map_or(spec.context, |window| 2 * window + 1024);
@@ -164,10 +166,10 @@ pub fn default_kv_memory(spec: &DecoderSpec, number: usize) -> usize {
     DEFAULT_KV_MEMORY.max(token.saturating_mul(layers.sum::<usize>()))
 }
 
-/// See [`default_kv_memory`].
+/// The default size of the KV cache in bytes; see [`default_kv_memory`].
 pub const DEFAULT_KV_MEMORY: usize = 1 << 30;
 
-/// Checks what [`Executor::logits_at`] is asked for.
+/// Checks the arguments of [`Executor::logits_at`].
 fn check_states(spec: &DecoderSpec, states: &[&[f32]], ids: &[u32]) -> Result<(), ExecError> {
     if states.iter().any(|state| state.len() != spec.hidden) {
         return Err(ExecError::Batch("a state has another width than the model"));
@@ -178,16 +180,16 @@ fn check_states(spec: &DecoderSpec, states: &[&[f32]], ids: &[u32]) -> Result<()
     Ok(())
 }
 
-/// Memory for KV, in bytes.
+/// The memory of the KV cache, in bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct KvMemory {
-    /// What sequences hold; what they share counts once.
+    /// The size of the KV of all sequences; shared KV counts once.
     pub used: usize,
-    /// The most they may hold.
+    /// The maximum size.
     pub capacity: usize,
 }
 
-/// The executor could not do what was asked.
+/// Errors of an executor.
 #[derive(Debug, thiserror::Error)]
 pub enum ExecError {
     /// The tensor library failed: out of memory, a lost device.
@@ -196,149 +198,146 @@ pub enum ExecError {
     /// The weights cannot be run.
     #[error(transparent)]
     Model(#[from] incant_model::ModelError),
-    /// The system has no room for something.
+    /// The system is out of memory.
     #[error("{0}")]
     Memory(String),
-    /// The named device is not there, or not compiled in.
+    /// The chosen device is not available, or not compiled in.
     #[error("{0}")]
     Device(String),
-    /// Saved KV that does not fit this model.
+    /// Saved KV does not match this model.
     #[error("saved KV does not fit: {0}")]
     Saved(String),
-    /// A sequence or an adapter that is not there, or not any more.
+    /// A sequence or an adapter does not exist, or no longer exists.
     #[error("unknown {0}")]
     Unknown(String),
-    /// A batch that breaks the executor's rules.
+    /// A batch violates the rules of the executor.
     #[error("bad batch: {0}")]
     Batch(&'static str),
-    /// The memory for KV is used up; see [`Executor::has_room`].
+    /// The KV cache is full; see [`Executor::has_room`].
     #[error("there is no room for more KV")]
     NoRoom,
 }
 
-/// Runs one model.
+/// Runs the forward passes of one model.
 pub trait Executor: Send {
-    /// What is run.
+    /// The spec of the model.
     fn spec(&self) -> &DecoderSpec;
 
-    /// What its weights take in memory.
+    /// The memory that the weights take.
     fn footprint(&self) -> Footprint;
 
-    /// Names the layout and precision of saved KV: part of a saved prefix's key.
+    /// Returns the name of the layout and precision of saved KV, which is part of the key of a
+    /// saved prefix.
     fn kv_format(&self) -> String;
 
-    /// The bytes that an adapter takes once it is taken in.
+    /// The size that an adapter will have in memory, in bytes.
     fn adapter_bytes(&self, lora: &Lora) -> usize;
 
-    /// Takes in an adapter.
+    /// Adds an adapter.
     ///
     /// # Errors
-    /// The device has no room for it.
+    /// The device is out of memory.
     fn add_adapter(&mut self, lora: &Lora) -> Result<AdapterId, ExecError>;
 
-    /// Lets go of an adapter. Sequences that were begun under it go on. Unknown ids
-    /// are ignored.
+    /// Removes an adapter. Sequences that were begun with it can continue. Unknown ids are
+    /// ignored.
     fn remove_adapter(&mut self, adapter: AdapterId);
 
-    /// Whether rows of chunks of several tokens are computed with another precision than
-    /// those of one token each: then KV that is computed again has the same bits only if its
-    /// chunks are of the same kind.
+    /// Whether rows of chunks of several tokens are computed with another precision than those
+    /// of single-token chunks. If so, recomputed KV has the same bits only if the chunks are of
+    /// the same kind.
     fn computes_prompts_otherwise(&self) -> bool {
         false
     }
 
-    /// Begins an empty sequence of the model as it is.
+    /// Begins an empty sequence of the base model.
     fn begin(&mut self) -> SequenceId;
 
-    /// Begins an empty sequence under an adapter, or none.
+    /// Begins an empty sequence with an adapter, if one is given.
     ///
     /// # Errors
     /// There is no such adapter.
     fn begin_under(&mut self, adapter: Option<AdapterId>) -> Result<SequenceId, ExecError>;
 
-    /// Begins a sequence with the first `tokens` tokens of another, which goes on
-    /// as before, under the same adapter.
+    /// Begins a sequence with the first `tokens` tokens of another sequence, with the same
+    /// adapter. The other sequence is not affected.
     ///
     /// # Errors
-    /// The other sequence has fewer tokens, or [`can_fork`](Executor::can_fork)
-    /// says no.
+    /// The other sequence has fewer tokens, or [`can_fork`](Executor::can_fork) returns false.
     fn fork(&mut self, from: SequenceId, tokens: usize) -> Result<SequenceId, ExecError>;
 
-    /// Whether a sequence still has all KV that its first `tokens` tokens need to
-    /// be continued: layers with a sliding window may have let go of some.
+    /// Whether a sequence still holds all KV needed to continue after its first `tokens`
+    /// tokens: layers with a sliding window may have released some.
     fn can_fork(&self, from: SequenceId, tokens: usize) -> bool;
 
-    /// How many tokens a sequence holds.
+    /// The number of tokens of a sequence.
     fn len(&self, sequence: SequenceId) -> Result<usize, ExecError>;
 
-    /// Appends each chunk to its sequence and computes the wanted logits into
-    /// `logits`, whatever it held. On an error no sequence has grown.
+    /// Appends each chunk to its sequence and overwrites `logits` with the wanted logits. On
+    /// error, no sequence has grown.
     ///
     /// # Errors
-    /// The batch is bad, there is no room, or the device failed.
+    /// The batch is invalid, the KV cache is full, or the device failed.
     fn forward_into(&mut self, batch: &[Chunk<'_>], logits: &mut Logits) -> Result<(), ExecError>;
 
-    /// [`forward_into`](Executor::forward_into) logits of their own.
+    /// Like [`forward_into`](Executor::forward_into), with new logits.
     ///
     /// # Errors
-    /// The same.
+    /// See [`forward_into`](Executor::forward_into).
     fn forward(&mut self, batch: &[Chunk<'_>]) -> Result<Logits, ExecError> {
         let mut logits = Logits::default();
         self.forward_into(batch, &mut logits)?;
         Ok(logits)
     }
 
-    /// The logits of the tokens `ids` for each of some states that a forward pass gave:
-    /// the same ones, to the bit, as a whole row of logits has for its decoded tokens.
-    /// What other tokens' would have cost is not spent.
+    /// Computes the logits of the tokens `ids` for each of some states from a forward pass: bit
+    /// for bit the same as in a whole row of logits of a decoded token, without the cost of the
+    /// other tokens' logits.
     ///
     /// # Errors
-    /// A state of another width, a token that is not in the vocabulary, or the device
-    /// failed.
+    /// A state has the wrong width, a token is not in the vocabulary, or the device failed.
     fn logits_at(&mut self, states: &[&[f32]], ids: &[u32]) -> Result<Vec<Vec<f32>>, ExecError>;
 
-    /// Ends a sequence and frees what KV it shares with none. Unknown ids are
-    /// ignored.
+    /// Ends a sequence and frees the KV that no other sequence shares. Unknown ids are ignored.
     fn end(&mut self, sequence: SequenceId);
 
-    /// How much memory KV takes, and how much it may.
+    /// The used and the maximum memory of the KV cache.
     fn kv_memory(&self) -> KvMemory;
 
-    /// The most tokens that one sequence can have, were it the only one.
+    /// The maximum number of tokens of a sequence that has the KV cache to itself.
     fn longest(&self) -> usize;
 
-    /// Whether there is memory for each of these sequences to grow by so many
-    /// tokens, and to come back if it was swapped out.
+    /// Whether each of these sequences can grow by the given number of tokens, including the
+    /// memory to swap it in if it is swapped out.
     fn has_room(&self, growth: &[(SequenceId, usize)]) -> bool;
 
-    /// Lets go of KV of sliding windows that nothing needs which continues this
-    /// sequence at its end, or a few tokens before. Returns whether there was any.
+    /// Releases KV outside the sliding windows that is not needed to continue this sequence at
+    /// its end, or a few tokens before. Returns whether any was released.
     fn trim(&mut self, sequence: SequenceId) -> bool;
 
-    /// Lets go of a sequence's KV, and returns it. Until it is swapped in again, the
-    /// sequence must not be used. Of what is left, more can be swapped out later; that
-    /// belongs behind the first.
+    /// Releases the KV of a sequence and returns it. Until it is swapped in again, the sequence
+    /// must not be used. More of the remaining KV can be swapped out later; the caller must
+    /// append it to the first part.
     ///
     /// # Errors
     /// There is no such sequence.
     fn swap_out(&mut self, sequence: SequenceId, part: SwapOut) -> Result<Vec<u8>, ExecError>;
 
-    /// Takes back all that [`swap_out`](Executor::swap_out) gave, bit for bit.
+    /// Restores, bit for bit, all KV that [`swap_out`](Executor::swap_out) returned.
     ///
     /// # Errors
-    /// There is no room, or the bytes are not those of this sequence. Then it is
-    /// still swapped out.
+    /// The KV cache is full, or the bytes do not belong to this sequence. The sequence then
+    /// stays swapped out.
     fn swap_in(&mut self, sequence: SequenceId, kv: &[u8]) -> Result<(), ExecError>;
 
-    /// The KV of a sequence, to be written to disk: what continuing it at its end
-    /// takes.
+    /// Returns the KV needed to continue a sequence at its end, to be written to disk.
     fn save(&self, sequence: SequenceId) -> Result<Vec<SavedTensor>, ExecError>;
 
-    /// A sequence of `tokens` tokens out of what [`save`](Executor::save) gave for one
-    /// under the same adapter.
+    /// Restores a sequence of `tokens` tokens from the result of [`save`](Executor::save) for a
+    /// sequence with the same adapter.
     ///
     /// # Errors
-    /// It does not fit, there is no room, or no such adapter.
+    /// The data does not match, the KV cache is full, or there is no such adapter.
     fn restore(
         &mut self,
         adapter: Option<AdapterId>,

@@ -1,11 +1,11 @@
-//! The tensors of saved KV: per layer the keys and the values, each
-//! `[kv_heads, tokens, head_dim]`.
+//! The tensors of saved KV: for each layer the keys and the values,
+//! `[kv_heads, tokens, head_dim]` each.
 
 use safetensors::{Dtype, SafeTensors};
 
 use super::{ExecError, SavedTensor};
 
-/// The tensors of a layer, out of its keys and its values.
+/// Creates the tensors of a layer from its keys and its values.
 pub(super) fn layer(
     index: usize,
     dtype: Dtype,
@@ -20,10 +20,10 @@ pub(super) fn layer(
     })
 }
 
-/// The bytes of a layer's keys and values.
+/// Returns the bytes of a layer's keys and values.
 ///
 /// # Errors
-/// They are not there, or of another type or shape.
+/// They are missing, or have another type or shape.
 pub(super) fn read<'a>(
     saved: &SafeTensors<'a>,
     index: usize,

@@ -1,5 +1,5 @@
-//! What was computed, so that it need not be computed again: which tokens there
-//! is KV of ([`Tree`]), and prefixes on disk ([`PrefixStore`]).
+//! KV reuse: the prefix cache, a radix tree of the token sequences whose KV is kept ([`Tree`]),
+//! and prefixes saved to disk ([`PrefixStore`]).
 
 mod store;
 mod tree;

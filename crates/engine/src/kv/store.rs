@@ -1,9 +1,9 @@
-//! Prefixes on disk: the KV of constant tokens, kept from one start to the next.
+//! Prefixes on disk: the KV of constant prompts, kept across starts (prompt cache files).
 //!
-//! A file is a safetensors file named after everything its numbers depend on:
-//! the weights, the tokens, and how the executor lays KV out. It is written
-//! beside its final name and renamed, and it is believed only if the name, the
-//! metadata and the checksum of its data agree with what is asked for.
+//! Each prefix is a safetensors file, named by a hash of everything its contents depend on: the
+//! weights, the tokens, and the KV layout of the executor. It is written under a temporary name
+//! and renamed, and is used only if its name, its metadata and the checksum of its data match
+//! the request.
 
 use std::collections::HashMap;
 use std::fmt::Write as _;
@@ -20,10 +20,10 @@ use crate::exec::{AdapterId, Executor, SavedTensor, SequenceId};
 use incant_gguf::mmap::Map;
 use incant_gguf::open::{Kind, Location};
 
-/// Raised whenever a file's meaning changes.
+/// Incremented whenever the meaning of the files changes.
 const FORMAT: &str = "2";
 
-/// How the names of files begin that are being written.
+/// The prefix of the names of files that are still being written.
 const UNFINISHED: &str = ".saving-";
 
 const KEY: &str = "incant.prefix";
@@ -33,14 +33,14 @@ const CHECKSUM: &str = "incant.sha256";
 #[derive(Clone, Debug)]
 pub struct PrefixStore {
     folder: PathBuf,
-    /// [`Gguf::fingerprint`](incant_gguf::Gguf::fingerprint) of the weights.
+    /// The [`Gguf::fingerprint`](incant_gguf::Gguf::fingerprint) of the weights.
     weights: [u8; 32],
-    /// [`Executor::kv_format`].
+    /// The [`Executor::kv_format`].
     kv_format: String,
 }
 
 impl PrefixStore {
-    /// The saved prefixes in `folder` for these weights and this layout of KV.
+    /// Opens the saved prefixes in `folder` for these weights and this KV layout.
     pub fn new(folder: &Path, weights: [u8; 32], kv_format: String) -> PrefixStore {
         sweep(folder);
         PrefixStore {
@@ -50,7 +50,7 @@ impl PrefixStore {
         }
     }
 
-    /// The same for what is computed under an adapter, told by its fingerprint.
+    /// Returns the store of KV computed with the adapter of this fingerprint.
     pub fn under(&self, adapter: [u8; 32]) -> PrefixStore {
         let mut hash = Sha256::new();
         hash.update(self.weights);
@@ -61,20 +61,21 @@ impl PrefixStore {
         }
     }
 
-    /// The file that holds (or would hold) the KV of `tokens`.
+    /// Returns the path of the file for the KV of `tokens`, whether it exists or not.
     pub fn path(&self, tokens: &[u32]) -> PathBuf {
         self.folder
             .join(format!("{}.safetensors", self.key(tokens)))
     }
 
-    /// Whether there is a file for `tokens`.
+    /// Whether a file for `tokens` exists.
     pub fn has(&self, tokens: &[u32]) -> bool {
         self.path(tokens).exists()
     }
 
-    /// A sequence of `tokens`, if it was saved. A file that cannot be believed
-    /// is as good as none: the log says why.
-    /// It is one under `adapter`, which the store must be for.
+    /// Restores a sequence of `tokens` if it was saved. An invalid file is ignored with a
+    /// warning in the log.
+    ///
+    /// The sequence runs under `adapter`, which must be the adapter of this store.
     pub fn load(
         &self,
         tokens: &[u32],
@@ -120,8 +121,8 @@ impl PrefixStore {
             .map_err(|error| error.to_string())
     }
 
-    /// Saves the KV of `tokens` on a thread of its own. A failure costs only
-    /// the next start's time: the log says what it was.
+    /// Saves the KV of `tokens` on its own thread. A failure only makes the next start slower,
+    /// and is logged.
     pub fn save_later(&self, tokens: &[u32], tensors: Vec<SavedTensor>) {
         let (path, key) = (self.path(tokens), self.key(tokens));
         let save = move || {
@@ -151,11 +152,10 @@ impl PrefixStore {
     }
 }
 
-/// Removes what processes that were killed did not finish writing: files that
-/// nobody holds a lock on.
+/// Removes unfinished files of killed processes: temporary files that are not locked.
 fn sweep(folder: &Path) {
     let Ok(entries) = fs::read_dir(folder) else {
-        // There is none yet.
+        // The folder does not exist yet.
         return;
     };
     for entry in entries.flatten() {
@@ -170,7 +170,7 @@ fn sweep(folder: &Path) {
     }
 }
 
-/// Writes a file whole or not at all.
+/// Writes a file atomically.
 fn write(path: &Path, key: String, tensors: &[SavedTensor]) -> io::Result<()> {
     let views: Vec<(&str, TensorView<'_>)> = tensors
         .iter()
@@ -192,8 +192,8 @@ fn write(path: &Path, key: String, tensors: &[SavedTensor]) -> io::Result<()> {
         let file = tempfile::Builder::new()
             .prefix(UNFINISHED)
             .tempfile_in(folder)?;
-        // Tells a process that starts now that this file is being written. One that
-        // was quicker may have removed it.
+        // The lock tells a process that starts now that this file is being written. A process
+        // may have removed the file before it was locked; then another file is created.
         file.as_file().lock()?;
         if file.path().exists() {
             break file;
@@ -202,11 +202,11 @@ fn write(path: &Path, key: String, tensors: &[SavedTensor]) -> io::Result<()> {
     file.write_all(&bytes)?;
     file.as_file().sync_all()?;
     file.persist(path).map_err(|error| error.error)?;
-    // The rename itself is durable once the folder is.
+    // The rename is durable only after the folder is synced.
     File::open(folder)?.sync_all()
 }
 
-/// SHA-256 over tensors' names and data, whatever order they come in.
+/// Computes SHA-256 over the names and data of tensors, independent of their order.
 fn checksum<'a>(tensors: impl Iterator<Item = (&'a str, &'a [u8])>) -> String {
     let mut tensors: Vec<_> = tensors.collect();
     tensors.sort_unstable_by_key(|(name, _)| *name);

@@ -1,56 +1,56 @@
-//! Which token sequences are kept: a radix tree over token ids.
+//! A radix tree over token ids: the index of the prefix cache, with least-recently-used
+//! eviction.
 //!
-//! Each entry stands for a sequence of tokens below a *root* and holds a value. A
-//! lookup gives the entries of a root that share the longest beginning with some
-//! tokens; nothing is ever shared between roots. Entries that are used least
-//! recently come first when room is needed, whatever their root; pinned ones are
-//! apart.
+//! Each entry stands for a sequence of tokens below a *root* and holds a value. A lookup
+//! returns the entries of a root that share the longest common prefix with some tokens; entries
+//! are never shared between roots. Eviction takes the least recently used entries first,
+//! whatever their root; pinned entries are exempt.
 
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::hash::Hash;
 
-/// How many entries below the point where a lookup ends it looks at. They share
-/// the same tokens; one may still have what another has let go.
+/// The maximum number of entries below the end of a lookup that it examines. They share the
+/// same tokens; one of them may still hold KV that another has released.
 const BELOW: usize = 8;
 
-/// Names an entry for as long as it is kept.
+/// Identifies an entry as long as it is kept.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Handle(usize);
 
 /// An entry that a lookup found.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Found {
-    /// Which entry.
+    /// The entry.
     pub handle: Handle,
-    /// How many tokens it shares with those looked up.
+    /// The number of tokens it shares with the lookup.
     pub shared: usize,
-    /// How many it has in all.
+    /// The total number of its tokens.
     pub tokens: usize,
 }
 
-/// A tree below each of its roots, which `R` tells apart.
+/// A radix tree for each root; `R` identifies the roots.
 #[derive(Debug)]
 pub struct Tree<R, T> {
     nodes: Vec<Node<T>>,
     roots: HashMap<R, usize>,
-    /// Places in `nodes` that are free.
+    /// Unused indices in `nodes`.
     free: Vec<usize>,
-    /// Entries that are not pinned: when they were used last, the longer ones
-    /// first, and their nodes.
+    /// The nodes of unpinned entries in order of their last use; of entries used at the same
+    /// time, longer ones come first.
     by_use: BTreeSet<(u64, Reverse<usize>, usize)>,
     clock: u64,
 }
 
 #[derive(Debug)]
 struct Node<T> {
-    /// A root has none.
+    /// `None` for a root.
     parent: Option<usize>,
-    /// The tokens from the parent to here.
+    /// The tokens from the parent to this node.
     edge: Vec<u32>,
-    /// The tokens from the root to here.
+    /// The number of tokens from the root to this node.
     depth: usize,
-    /// By the first token of their edges.
+    /// The children, by the first token of their edges.
     children: BTreeMap<u32, usize>,
     entry: Option<Entry<T>>,
 }
@@ -69,7 +69,7 @@ impl<R: Copy + Eq + Hash, T> Default for Tree<R, T> {
 }
 
 impl<R: Copy + Eq + Hash, T> Tree<R, T> {
-    /// A tree without entries.
+    /// Creates a tree without entries.
     pub fn new() -> Tree<R, T> {
         Tree {
             nodes: Vec::new(),
@@ -80,11 +80,11 @@ impl<R: Copy + Eq + Hash, T> Tree<R, T> {
         }
     }
 
-    /// Adds an entry, as the one used last.
+    /// Adds an entry and marks it as used most recently.
     ///
     /// # Errors
-    /// These tokens have an entry, which counts as used now. The value comes back
-    /// with it.
+    /// There is already an entry for these tokens, which is marked as used. The error returns
+    /// the value.
     pub fn insert(
         &mut self,
         root: R,
@@ -110,15 +110,15 @@ impl<R: Copy + Eq + Hash, T> Tree<R, T> {
         Ok(handle)
     }
 
-    /// The entries that share the longest beginning with `tokens`, best first, and
-    /// then those that are a beginning of it themselves, longest first.
+    /// Returns the entries that share the longest prefix with `tokens`, best first, followed by
+    /// those that are themselves a prefix of `tokens`, longest first.
     pub fn find(&self, root: R, tokens: &[u32]) -> Vec<Found> {
         let Some(&root) = self.roots.get(&root) else {
             return Vec::new();
         };
         let mut path = vec![root];
         let mut shared = 0;
-        // The node below which everything shares the most.
+        // Descend to the node below which every entry shares the most tokens.
         let mut below = root;
         while let Some(&child) = tokens
             .get(shared)
@@ -155,17 +155,17 @@ impl<R: Copy + Eq + Hash, T> Tree<R, T> {
         })
     }
 
-    /// An entry's value.
+    /// Returns the value of an entry.
     pub fn get(&self, handle: Handle) -> &T {
         &self.entry(handle).value
     }
 
-    /// The same, to be changed.
+    /// Returns the value of an entry, mutably.
     pub fn get_mut(&mut self, handle: Handle) -> &mut T {
         &mut self.entry_mut(handle).value
     }
 
-    /// Notes that an entry is used, and so is whatever it goes on from.
+    /// Marks an entry and all entries that are prefixes of it as used.
     pub fn touch(&mut self, handle: Handle) {
         self.clock += 1;
         let mut node = handle.0;
@@ -185,7 +185,7 @@ impl<R: Copy + Eq + Hash, T> Tree<R, T> {
         }
     }
 
-    /// Sees to it that an entry does not go with the others.
+    /// Exempts an entry from eviction.
     pub fn pin(&mut self, handle: Handle) {
         let depth = Reverse(self.nodes[handle.0].depth);
         let entry = self.entry_mut(handle);
@@ -194,7 +194,7 @@ impl<R: Copy + Eq + Hash, T> Tree<R, T> {
         self.by_use.remove(&(used, depth, handle.0));
     }
 
-    /// Lets an entry go with the others, by when it was used last.
+    /// Allows an entry to be evicted again, according to its last use.
     pub fn unpin(&mut self, handle: Handle) {
         let depth = Reverse(self.nodes[handle.0].depth);
         let entry = self.entry_mut(handle);
@@ -203,29 +203,29 @@ impl<R: Copy + Eq + Hash, T> Tree<R, T> {
         self.by_use.insert((used, depth, handle.0));
     }
 
-    /// Whether an entry does not go with the others.
+    /// Whether an entry is exempt from eviction.
     pub fn is_pinned(&self, handle: Handle) -> bool {
         self.entry(handle).pinned
     }
 
-    /// Entries that are not pinned, from the one used least recently on.
+    /// Iterates over the unpinned entries, least recently used first.
     pub fn by_use(&self) -> impl Iterator<Item = Handle> {
         self.by_use.iter().map(|&(_, _, node)| Handle(node))
     }
 
-    /// The pinned entry that was used least recently.
+    /// Returns the least recently used pinned entry.
     pub fn oldest_pinned(&self) -> Option<Handle> {
         let pinned = self.handles().filter(|&handle| self.is_pinned(handle));
         pinned.min_by_key(|&handle| self.entry(handle).used)
     }
 
-    /// All entries.
+    /// Iterates over all entries.
     pub fn handles(&self) -> impl Iterator<Item = Handle> {
         let nodes = self.nodes.iter().enumerate();
         nodes.filter_map(|(node, at)| at.entry.is_some().then_some(Handle(node)))
     }
 
-    /// Takes an entry out.
+    /// Removes an entry and returns its value.
     pub fn remove(&mut self, handle: Handle) -> T {
         let depth = Reverse(self.nodes[handle.0].depth);
         let entry = self.nodes[handle.0].entry.take();
@@ -235,7 +235,7 @@ impl<R: Copy + Eq + Hash, T> Tree<R, T> {
         entry.value
     }
 
-    /// Takes out all entries below a root.
+    /// Removes all entries below a root and returns their values.
     pub fn remove_root(&mut self, root: R) -> Vec<T> {
         let Some(&root_node) = self.roots.get(&root) else {
             return Vec::new();
@@ -263,7 +263,7 @@ impl<R: Copy + Eq + Hash, T> Tree<R, T> {
         entry.expect("a handle names an entry that is kept")
     }
 
-    /// The node of exactly these tokens below a root, made if need be.
+    /// Returns the node of exactly these tokens below a root, creating it if necessary.
     fn node_at(&mut self, root: R, tokens: &[u32]) -> usize {
         let (mut node, mut at) = (self.root(root), 0);
         while at < tokens.len() {
@@ -280,7 +280,7 @@ impl<R: Copy + Eq + Hash, T> Tree<R, T> {
         node
     }
 
-    /// A root's node, made if need be.
+    /// Returns the node of a root, creating it if necessary.
     fn root(&mut self, root: R) -> usize {
         if let Some(&node) = self.roots.get(&root) {
             return node;
@@ -290,7 +290,7 @@ impl<R: Copy + Eq + Hash, T> Tree<R, T> {
         node
     }
 
-    /// Adds a node below another.
+    /// Adds a child node.
     fn add(&mut self, parent: usize, edge: Vec<u32>) -> usize {
         let first = edge[0];
         let place = self.place(Some(parent), edge);
@@ -298,7 +298,7 @@ impl<R: Copy + Eq + Hash, T> Tree<R, T> {
         place
     }
 
-    /// Finds a place for a new node.
+    /// Stores a new node at an unused index.
     fn place(&mut self, parent: Option<usize>, edge: Vec<u32>) -> usize {
         let before = parent.map_or(0, |parent| self.nodes[parent].depth);
         let node = Node {
@@ -320,7 +320,7 @@ impl<R: Copy + Eq + Hash, T> Tree<R, T> {
         }
     }
 
-    /// Puts a node in the middle of the edge to `child`, after `tokens` tokens.
+    /// Splits the edge to `child` after `tokens` tokens and returns the new node.
     fn split(&mut self, child: usize, tokens: usize) -> usize {
         let rest = self.nodes[child].edge.split_off(tokens);
         let edge = std::mem::replace(&mut self.nodes[child].edge, rest);
@@ -332,7 +332,7 @@ impl<R: Copy + Eq + Hash, T> Tree<R, T> {
         middle
     }
 
-    /// Removes a node that serves nothing any more, and what then serves nothing.
+    /// Removes a node that has become useless, then ancestors that become useless by that.
     fn prune(&mut self, mut node: usize) {
         while self.nodes[node].entry.is_none()
             && let Some(parent) = self.nodes[node].parent
@@ -340,7 +340,7 @@ impl<R: Copy + Eq + Hash, T> Tree<R, T> {
             let mut children = self.nodes[node].children.values();
             match (children.next().copied(), children.next()) {
                 (Some(_), Some(_)) => return,
-                // An edge that only leads on is made one with the next.
+                // A node with a single child and no entry is merged with the child.
                 (Some(child), None) => {
                     let mut edge = std::mem::take(&mut self.nodes[node].edge);
                     self.nodes[parent].children.insert(edge[0], child);
@@ -362,7 +362,7 @@ impl<R: Copy + Eq + Hash, T> Tree<R, T> {
     }
 }
 
-/// How many tokens two sequences begin with alike.
+/// Returns the length of the common prefix of two sequences.
 fn common(a: &[u32], b: &[u32]) -> usize {
     a.iter().zip(b).take_while(|(a, b)| a == b).count()
 }
@@ -413,7 +413,7 @@ mod tests {
         assert_eq!(tree.by_use().collect::<Vec<_>>(), [old, stem]);
     }
 
-    /// What happens to a tree: entries come and go.
+    /// An operation on a tree.
     #[derive(Clone, Debug)]
     enum Change {
         Insert(u8, Vec<u32>),
@@ -470,7 +470,7 @@ mod tests {
             for (entry, handle) in &list {
                 prop_assert_eq!(tree.get(*handle), entry);
             }
-            // No node is there for nothing.
+            // The tree has no superfluous nodes.
             prop_assert!(tree.nodes.len() - tree.free.len() <= 2 * list.len() + 3);
             for (root, question) in questions {
                 let found = tree.find(root, &question);

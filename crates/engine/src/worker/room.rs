@@ -1,4 +1,5 @@
-//! Memory: who gives way when it runs out, and who comes back.
+//! Memory management: which sequences are preempted when the KV cache is full, and which
+//! return.
 
 use std::sync::atomic::Ordering;
 
@@ -9,8 +10,8 @@ use super::slots::QUANTUM;
 use crate::exec::{Executor, SequenceId, SwapOut};
 
 impl Worker {
-    /// Brings back sequence number `index` of those that are swapped out, if there is room.
-    /// Whoever rests gives way to it, and whose slot it may have.
+    /// Swaps in sequence number `index` of those that are swapped out, if there is room. Idle
+    /// sequences give way to it, and so does the sequence whose slot it may take.
     pub(super) fn bring_back(&mut self, index: usize) -> bool {
         let Some(mut swapped) = self.swapped.remove(index) else {
             return false;
@@ -25,13 +26,13 @@ impl Worker {
                 return true;
             }
         };
-        // With room to go on for a while, or it would be out again at once.
+        // Requires room to continue for a while; otherwise it would soon be swapped out again.
         let budget = self.pace.budget(true).rows;
         let more = |sequence: &Sequence| match sequence.holds_slot() {
             true => sequence.remaining().clamp(LEAST, budget.max(LEAST)),
             false => 0,
         };
-        // What was lost has to come back whole.
+        // Lost KV has to be recomputed as a whole.
         let own = swapped.sequence();
         let own = more(own).max(own.lost());
         loop {
@@ -65,8 +66,8 @@ impl Worker {
         true
     }
 
-    /// Frees what nobody runs until there is room: as a last resort, even what
-    /// profiles begin with. Returns whether there is.
+    /// Frees the KV of idle sequences until there is room; as a last resort, even the prefixes
+    /// of profiles. Returns whether there is room.
     pub(super) fn make_room(&mut self, growth: &[(SequenceId, usize)], last_resort: bool) -> bool {
         let executor = self.executor.as_mut();
         while !executor.has_room(growth) {
@@ -76,9 +77,9 @@ impl Worker {
             if !last_resort {
                 return false;
             }
-            // What those that are swapped out shared may be theirs alone by now; or
-            // nobody else's but theirs, and then it has to go once for each. The one
-            // that comes back last gives first.
+            // KV that swapped-out sequences shared may by now belong to one of them alone; or
+            // be shared only among themselves, and then each has to swap it out. The one that
+            // returns last is first.
             let swapped = &mut self.swapped;
             let mut give = |part, executor: &mut dyn Executor| {
                 let mut swapped = swapped.iter_mut().rev();
@@ -94,8 +95,8 @@ impl Worker {
         true
     }
 
-    /// Makes room for a step, or makes the step smaller. If that does not do, someone
-    /// has to give way: then the step is to be shared out again.
+    /// Makes room for a step, or reduces the step. If that does not suffice, preempts a
+    /// sequence: then it returns false, and the step has to be divided again.
     pub(super) fn find_room(&mut self, counts: &mut [usize]) -> bool {
         let alone = self.running.len() == 1;
         loop {
@@ -107,7 +108,7 @@ impl Worker {
             for sequence in &self.running {
                 self.executor.trim(sequence.id);
             }
-            // With nobody left to give way, prefixes have to.
+            // Prefixes are the last resort if no other sequence can give way.
             if self.make_room(&growth, alone) {
                 return true;
             }
@@ -118,8 +119,8 @@ impl Worker {
                 .iter_mut()
                 .for_each(|count| *count = (*count).min(largest / 2));
         }
-        // Whoever rests needs its memory least; then the one that was let in last of those
-        // who hold most.
+        // Prefers an idle sequence; else preempts the youngest sequence of an owner that holds
+        // most.
         let holders = self.holders();
         let running = self.running.iter();
         let resting = running.clone().rposition(|one| !one.holds_slot());
@@ -141,7 +142,7 @@ impl Worker {
         false
     }
 
-    /// Has running sequence number `index` give up its memory for a while.
+    /// Swaps out running sequence number `index`.
     pub(super) fn swap_out(&mut self, index: usize) {
         let sequence = self.running.remove(index);
         let swapped = self.swap.out(sequence, self.executor.as_mut());

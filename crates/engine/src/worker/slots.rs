@@ -1,10 +1,10 @@
-//! Slots: who gets one.
+//! Slots: which sequences get one.
 //!
-//! All who want a slot have a [`Rank`]: those that wait for their first, those that gave
-//! theirs to another (they are *parked*, with their KV in memory), and those that are swapped
-//! out. While all slots are taken, one of somebody who holds more than others can move: then
-//! the sequence that had it is parked. So a client with many sequences has all slots as long as
-//! nobody else is there, and others get in at once.
+//! All sequences that want a slot have a [`Rank`]: those that wait for their first slot, those
+//! that gave theirs to another (*parked*, with their KV in memory), and those that are swapped
+//! out. While all slots are taken, a slot can move from an owner that holds more than others:
+//! then its sequence is parked. So a client with many sequences has all slots as long as it is
+//! alone, and others get slots at once.
 
 use super::super::Adapter;
 use super::super::cache::{LEAST, Start};
@@ -14,11 +14,11 @@ use super::super::sequence::Sequence;
 use super::Worker;
 use crate::exec::ExecError;
 
-/// Memory moves to whoever was served so many rows less, and no sooner: to swap takes time,
-/// and those that choose their tokens together need each other in memory.
+/// Memory moves only to an owner that was served this number of rows less: swapping takes time,
+/// and sequences of one group need each other in memory.
 pub(super) const QUANTUM: u64 = 512;
 
-/// A sequence that wants a slot, by its place among others of its kind.
+/// A sequence that wants a slot, by its index among those of its kind.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Candidate {
     Parked(usize),
@@ -27,7 +27,8 @@ enum Candidate {
 }
 
 impl Candidate {
-    /// How many rows less it must have been served than whoever gives way to it.
+    /// The number of rows by which it must have been served less than the sequence that gives
+    /// way.
     fn quantum(self) -> u64 {
         match self {
             Candidate::Swapped(_) => QUANTUM,
@@ -36,29 +37,29 @@ impl Candidate {
     }
 }
 
-/// What a request that waits can do.
+/// The next action for a waiting request.
 enum Next {
-    /// Begin, with what was computed already.
+    /// Begin, possibly with cached KV.
     Begin(Option<Start>),
-    /// Wait: what it needs is being computed for another.
+    /// Wait: KV that it needs is being computed for another sequence.
     Wait,
 }
 
 impl Worker {
-    /// Those who hold slots.
+    /// Counts the owners of the sequences that hold slots.
     pub(super) fn holders(&self) -> Holders {
         let running = self.running.iter();
         let holding = running.filter(|sequence| sequence.holds_slot());
         Holders::count(holding.map(Sequence::owner))
     }
 
-    /// How many sequences hold a slot: one that pauses gives way to whoever it waits for.
+    /// The number of taken slots: a paused sequence does not hold its slot.
     fn taken(&self) -> usize {
         let running = self.running.iter();
         running.filter(|sequence| sequence.holds_slot()).count()
     }
 
-    /// Gives out slots: free ones, and those that have to move.
+    /// Assigns free slots, and moves others.
     pub(super) fn fill_slots(&mut self) {
         for waiting in &mut self.waiting {
             waiting.lets_pass = false;
@@ -93,8 +94,8 @@ impl Worker {
         }
     }
 
-    /// The first of those who want a slot for whom there is one, or who may have somebody
-    /// else's; and whose it is.
+    /// Returns the first sequence in rank order for which there is a free slot, or which may
+    /// take another's; with its owner.
     fn next_candidate(&self) -> Option<(Candidate, Owner)> {
         let holders = self.holders();
         let is_free = self.taken() < self.slots;
@@ -119,7 +120,7 @@ impl Worker {
         first.map(|(candidate, owner, _)| (candidate, owner))
     }
 
-    /// Sees to it that there is a slot for a candidate.
+    /// Makes sure that there is a slot for a candidate.
     fn free_slot(&mut self, candidate: Owner, quantum: u64) {
         if self.taken() < self.slots {
             return;
@@ -129,8 +130,8 @@ impl Worker {
         }
     }
 
-    /// Who has to give way to a candidate: the youngest sequence of those who hold most, if
-    /// they were served so many rows more.
+    /// Returns the index of the sequence that must give way to a candidate: the youngest one of
+    /// the owner that holds most, if it was served at least `quantum` rows more.
     pub(super) fn who_gives_way(
         &self,
         holders: &Holders,
@@ -148,7 +149,7 @@ impl Worker {
         most.map(|(index, _)| index)
     }
 
-    /// Where waiting request number `index` can begin.
+    /// Decides how waiting request number `index` can begin.
     fn next(&mut self, index: usize) -> Result<Next, ExecError> {
         let executor = self.executor.as_mut();
         let waiting = &mut self.waiting[index];
@@ -172,14 +173,14 @@ impl Worker {
         let tokens = waiting.shareable();
         let mut start = self.cache.find(adapter, tokens, executor)?;
         let mut found = start.map_or(0, |start| start.tokens);
-        // A running sequence may share more with it, or be about to.
+        // A running sequence may share more tokens with it, or will soon.
         let mut leader = None;
         let mut most = 0;
         let same = |other: &&Sequence| other.adapter_id() == adapter && !other.is_isolated();
         for other in self.running.iter().filter(same) {
             let computed = other.computed().len();
             let common = other.common(tokens);
-            // Who gives its slot to others, or is scored, would keep it waiting for long.
+            // Waiting for a sequence that is parked or scored would take long.
             let soon = match other.is_parked {
                 true => computed,
                 false => common.min(other.unscored().max(computed)),
@@ -197,8 +198,8 @@ impl Worker {
                 found = start.map_or(0, |start| start.tokens);
             }
         }
-        // What waiting saves must be a good part of what is left to do: who knows when
-        // the other one gets there.
+        // Waiting must save a substantial part of the remaining work, because it is unknown how
+        // long the other sequence will take.
         let saved = most.saturating_sub(found);
         if saved >= LEAST && 4 * saved >= tokens.len() - found {
             waiting.waits_for = leader.map(|leader| (leader, most));
@@ -207,7 +208,7 @@ impl Worker {
         Ok(Next::Begin(start))
     }
 
-    /// Lets waiting request number `index` in.
+    /// Starts waiting request number `index`.
     fn begin(&mut self, index: usize, start: Option<Start>) {
         let adapter = self.waiting[index].adapter().map(Adapter::id);
         let begun = match start {
@@ -231,7 +232,7 @@ impl Worker {
         self.running.push(sequence);
     }
 
-    /// Turns waiting request number `index` away.
+    /// Fails waiting request number `index`.
     fn refuse(&mut self, index: usize, error: &ExecError) {
         if let Some(waiting) = self.waiting.remove(index) {
             self.fairness.leave(waiting.owner);

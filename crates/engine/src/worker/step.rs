@@ -1,4 +1,5 @@
-//! One step: a forward pass over a mixed batch of answers and prompts.
+//! One step of continuous batching: a forward pass over a mixed batch of answers (decode) and
+//! prompts (prefill).
 
 use std::time::Instant;
 
@@ -8,25 +9,25 @@ use super::super::share::{Demand, share_out};
 use super::Worker;
 use crate::exec::{Chunk, ExecError, Wanted};
 
-/// The rows of a step.
+/// The numbers of rows of a step.
 #[derive(Clone, Copy, Debug, Default)]
 struct Rows {
     answers: usize,
     prompts: usize,
-    /// Prompts' rows whose logits are wanted.
+    /// Prompt rows whose logits are wanted.
     scored: usize,
 }
 
 impl Worker {
-    /// How many tokens of each running sequence the next step computes.
+    /// Returns the number of tokens of each running sequence that the next step computes.
     fn share_out(&self) -> Vec<usize> {
         let demands: Vec<Demand> = self.running.iter().map(|one| one.demand()).collect();
         let answers = demands.iter().any(|one| one.is_answer && one.tokens > 0);
         share_out(&demands, self.pace.budget(answers))
     }
 
-    /// One forward pass over a mixed batch of answers and prompts. Returns whether there
-    /// was anything to do.
+    /// Runs one forward pass over a mixed batch of answers and prompts. Returns whether there
+    /// was anything to compute.
     pub(super) fn step(&mut self) -> bool {
         let scored_row = self.pace.budget(true).scored_row;
         let counts = loop {
@@ -39,7 +40,7 @@ impl Worker {
             }
         };
         let mut batch: Vec<Chunk<'_>> = Vec::new();
-        // Which running sequence each chunk belongs to.
+        // The running sequence of each chunk.
         let mut owners: Vec<(usize, Computed)> = Vec::new();
         let mut computed = Rows::default();
         let as_before = self.executor.computes_prompts_otherwise();
@@ -97,13 +98,13 @@ impl Worker {
                 }
             }
         }
-        // Only now: whom they choose with may have come later in the batch.
+        // Only now, because other members of the group may come later in the batch.
         for (index, row) in choosing {
             let logits = self.logits.row_mut(row);
             let executor = self.executor.as_mut();
             ended[index] = !self.running[index].choose_or_hold(logits, executor);
         }
-        // What is made of the logits takes its time too, with a large vocabulary.
+        // The time includes sampling, which is slow with a large vocabulary.
         let took = began.elapsed();
         self.pace.note(computed.prompts, computed.scored, took);
         if computed.answers > 0 {
@@ -114,7 +115,7 @@ impl Worker {
         true
     }
 
-    /// Tells the other side how long those that are here will take.
+    /// Publishes the estimate of how long the current sequences will take.
     pub(super) fn look_ahead(&self) {
         let per_token = self.pace.per_token();
         let takes = |left| self.experience.expect(left, per_token);
@@ -130,7 +131,7 @@ impl Worker {
         self.shared.set_outlook(outlook);
     }
 
-    /// The executor failed: everything that was in the batch ends.
+    /// Fails all sequences of the batch after an error of the executor.
     fn fail(&mut self, error: &ExecError, batch: &[(usize, Computed)]) {
         tracing::error!("a step failed: {error}");
         let why = error.to_string();

@@ -1,4 +1,4 @@
-//! Who is computed when, step by step and without a clock.
+//! Deterministic scheduler tests, step by step and without a clock.
 
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
@@ -8,7 +8,7 @@ use crate::exec::fake::{self, Fake, Step};
 use crate::{Client, Engine, EngineOptions, Event, GenerateRequest, Generation, SubmitError};
 use incant_sample::SamplingParams;
 
-/// An engine whose turns the test takes.
+/// An engine whose steps are run by the test.
 struct Stage {
     engine: Engine,
     worker: Worker,
@@ -16,7 +16,7 @@ struct Stage {
 }
 
 impl Stage {
-    /// With so many slots, and memory for so many tokens.
+    /// Creates an engine with `slots` slots, and memory for `memory` tokens.
     fn new(slots: usize, memory: usize) -> Stage {
         Stage::swapping(slots, memory, std::env::temp_dir())
     }
@@ -38,7 +38,7 @@ impl Stage {
         }
     }
 
-    /// Sends one request of a client's.
+    /// Sends one request of a client.
     fn send(&self, client: &str, requests: &[GenerateRequest]) -> Vec<Answer> {
         let client = Client::named(client.as_bytes());
         let generations = self.engine.submit_for(client, requests.to_vec());
@@ -53,7 +53,7 @@ impl Stage {
         answers.map(answer).collect()
     }
 
-    /// Takes turns until all of these have ended; returns how many.
+    /// Runs steps until all answers have ended; returns the number of steps.
     fn run(&mut self, answers: &mut [Answer]) -> usize {
         for turn in 0..100_000 {
             if answers.iter_mut().all(Answer::is_over) {
@@ -71,13 +71,13 @@ impl Stage {
         }
     }
 
-    /// What was computed since the last time.
+    /// Returns the batches computed since the last call.
     fn steps(&self) -> Vec<Step> {
         std::mem::take(&mut self.steps.lock().expect("nobody panicked"))
     }
 }
 
-/// One answer as it comes in.
+/// An answer, received so far.
 struct Answer {
     generation: Generation,
     request: GenerateRequest,
@@ -86,7 +86,7 @@ struct Answer {
 }
 
 impl Answer {
-    /// Takes in what has come. Once it has ended, it is as it must be.
+    /// Receives events. Once the answer has ended, checks that it is correct.
     fn is_over(&mut self) -> bool {
         while let Some(event) = self.generation.try_next() {
             match event {
@@ -130,7 +130,7 @@ fn request(prompt: Vec<u32>, max_tokens: usize) -> GenerateRequest {
     }
 }
 
-/// Requests that have nothing in common, of 20 tokens each.
+/// Requests without common prefixes, of 20 tokens each.
 fn several(first: usize, count: usize, max_tokens: usize) -> Vec<GenerateRequest> {
     let prompts = (first..first + count).map(|seed| fake::prompt(seed, 20));
     prompts.map(|prompt| request(prompt, max_tokens)).collect()
@@ -148,7 +148,7 @@ fn who_comes_later_is_answered_as_if_nobody_else_had_much_to_do() {
     let mut alone = Stage::new(4, 100_000);
     let mut only = alone.send("b", &several(500, 1, 20));
     let turns = alone.run(&mut only);
-    // Another client's request, or another one of the same client.
+    // A request of another client, or another request of the same client.
     for other in ["b", "a"] {
         let mut stage = Stage::new(4, 100_000);
         let mut many = stage.send("a", &several(0, 40, 50));
@@ -213,7 +213,7 @@ fn scored_prompts_leave_answers_their_place_in_every_step() {
             .flat_map(|prompt| stage.send("a", prompt))
             .collect();
         stage.turn(5);
-        // It begins like one of them, but need not wait for what that computes.
+        // It has a common prefix with one of them, but need not wait for that.
         let mut prompt = fake::prompt(5, 200);
         prompt.push(1);
         let mut late = stage.send(client, &[request(prompt, 20)]);
@@ -233,7 +233,7 @@ fn scored_prompts_leave_answers_their_place_in_every_step() {
 #[test]
 fn memory_that_runs_out_changes_no_answer_and_starves_nobody() {
     let file = tempfile::NamedTempFile::new().expect("a file");
-    // Once to files, once where there can be none.
+    // Once with swap files, once with a folder that cannot be created.
     for folder in [std::env::temp_dir(), file.path().join("swap")] {
         let mut stage = Stage::swapping(8, 300, folder);
         let mut many = stage.send("a", &several(0, 12, 60));

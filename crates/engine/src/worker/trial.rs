@@ -1,16 +1,16 @@
-//! Adapters are tried before anyone asks for them: what makes a model compute numbers that
-//! are not finite would fail every request.
+//! Adapters are tried before the first request: an adapter that makes a model compute NaN or
+//! infinity would fail every request.
 
 use super::super::adapter::{AddAdapterError, Added};
 use super::Worker;
 use crate::exec::{AdapterId, Chunk, ExecError, Logits, Wanted};
 use incant_model::lora::Lora;
 
-/// How many tokens an adapter is tried on.
+/// The number of tokens an adapter is tried on.
 const TRIED: usize = 16;
 
 impl Worker {
-    /// Takes in an adapter that a pass under it does not speak against.
+    /// Loads an adapter if a forward pass with it gives finite logits.
     pub(super) fn add_adapter(&mut self, lora: &Lora) -> Result<Added, AddAdapterError> {
         let bytes = self.executor.adapter_bytes(lora);
         let room = self.adapter_memory.reserve(bytes)?;
@@ -19,7 +19,7 @@ impl Worker {
             Ok(true) => Ok(Added { id, room }),
             Ok(false) => Err(match lora.strongest() {
                 Some((layer, linear)) => AddAdapterError::NotFinite(layer, linear),
-                // Without an addition it is the model itself.
+                // Without any additions, the base model itself is at fault.
                 None => ExecError::Unknown("numbers of the model".to_owned()).into(),
             }),
             Err(error) => Err(error.into()),
@@ -30,8 +30,8 @@ impl Worker {
         tried
     }
 
-    /// Whether all logits of tokens from all over the vocabulary are finite under an
-    /// adapter. Whoever is in the way of that gives up its memory for a while.
+    /// Whether all logits of tokens from the whole vocabulary are finite with an adapter. Swaps
+    /// out other sequences if there is too little memory.
     fn is_finite_under(&mut self, id: AdapterId) -> Result<bool, ExecError> {
         let vocab = self.executor.spec().vocab;
         let count = TRIED.min(self.executor.longest()).min(vocab);

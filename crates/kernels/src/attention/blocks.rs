@@ -1,23 +1,22 @@
-//! How keys and values lie in their blocks.
+//! The memory layout of blocks of keys and values.
 
 use crate::isa::Isa;
 use crate::math::{LANES, from_half, to_half};
 
-/// Tokens in a block.
+/// Tokens per block.
 pub const BLOCK: usize = LANES;
 
-/// Numbers in one head's block of keys.
+/// Elements in one head's block of keys.
 pub fn key_block_len(head_dim: usize) -> usize {
     head_dim * BLOCK
 }
 
-/// Numbers in one head's block of values: the dimensions are padded to a
-/// multiple of 16.
+/// Elements in one head's block of values: the dimensions are padded to a multiple of 16.
 pub fn value_block_len(head_dim: usize) -> usize {
     head_dim.next_multiple_of(LANES) * BLOCK
 }
 
-/// Writes a key of one head as binary16, as that of the block's token `place`.
+/// Writes the key of one head, converted to f16, as token `place` of the block.
 pub fn write_key(isa: Isa, block: &mut [u16], place: usize, key: &[f32]) {
     let columns = block[..key_block_len(key.len())].as_chunks_mut::<BLOCK>().0;
     let mut halves = [0; LANES];
@@ -30,7 +29,7 @@ pub fn write_key(isa: Isa, block: &mut [u16], place: usize, key: &[f32]) {
     }
 }
 
-/// Reads back what [`write_key`] wrote.
+/// Reads the key of one head that [`write_key`] wrote.
 pub fn read_key(isa: Isa, block: &[u16], place: usize, key: &mut [f32]) {
     let columns = block[..key_block_len(key.len())].as_chunks::<BLOCK>().0;
     let mut halves = [0; LANES];
@@ -43,7 +42,7 @@ pub fn read_key(isa: Isa, block: &[u16], place: usize, key: &mut [f32]) {
     }
 }
 
-/// Writes a value of one head as binary16, as that of the block's token `place`.
+/// Writes the value of one head, converted to f16, as token `place` of the block.
 pub fn write_value(isa: Isa, block: &mut [u16], place: usize, value: &[f32]) {
     let groups = block[..value_block_len(value.len())].chunks_mut(LANES * BLOCK);
     for (group, value) in groups.zip(value.chunks(LANES)) {
@@ -54,7 +53,7 @@ pub fn write_value(isa: Isa, block: &mut [u16], place: usize, value: &[f32]) {
     }
 }
 
-/// Reads back what [`write_value`] wrote.
+/// Reads the value of one head that [`write_value`] wrote.
 pub fn read_value(isa: Isa, block: &[u16], place: usize, value: &mut [f32]) {
     let groups = block[..value_block_len(value.len())].chunks(LANES * BLOCK);
     for (group, value) in groups.zip(value.chunks_mut(LANES)) {

@@ -5,20 +5,19 @@ use rand::{Rng, SeedableRng};
 
 use super::*;
 
-/// Keys and values of one head among others, with garbage wherever nothing was
-/// written.
+/// Keys and values of one head within blocks, with garbage wherever nothing was written.
 struct Memory {
     head_dim: usize,
     keys: Vec<u16>,
     values: Vec<u16>,
-    /// Rounded to binary16: tokens × head_dim.
+    /// Rounded to f16: tokens × head_dim.
     exact_keys: Vec<f32>,
     exact_values: Vec<f32>,
 }
 
 impl Memory {
     fn random(isa: Isa, seed: u64, tokens: usize, head_dim: usize) -> Memory {
-        // NaN, which would show wherever it is used.
+        // NaN, which would show up in any result that uses it.
         const GARBAGE: u16 = 0x7e00;
         let blocks = tokens.div_ceil(BLOCK);
         let mut random = numbers(seed);
@@ -55,8 +54,7 @@ impl Memory {
         })
     }
 
-    /// The chunk that begins with block number `first`; past the end there are
-    /// empty blocks.
+    /// Returns the chunk that begins with block number `first`; blocks past the end are empty.
     fn stretch(&self, first: usize) -> Stretch<'_> {
         Stretch {
             blocks: std::array::from_fn(|at| self.block(first + at).unwrap_or_default()),
@@ -64,7 +62,7 @@ impl Memory {
         }
     }
 
-    /// Attention by its definition.
+    /// Computes attention by its definition, in f64.
     fn reference(&self, query: &[f32], visible: &Range<u32>, cap: Option<f32>) -> Vec<f64> {
         let head_dim = self.head_dim;
         let row = |all: &[f32], token: usize| -> Vec<f64> {
@@ -96,13 +94,13 @@ fn round(x: &mut f32) {
     *x = f16::from_f32(*x).to_f32();
 }
 
-/// Makes numbers from -1 to 1.
+/// Returns a generator of random numbers from -1 to 1.
 fn numbers(seed: u64) -> impl FnMut(usize) -> Vec<f32> {
     let mut random = StdRng::seed_from_u64(seed);
     move |count| (0..count).map(|_| random.random_range(-1.0..1.0)).collect()
 }
 
-/// Partial results that own their numbers.
+/// Partial results that own their buffers.
 #[derive(Clone, Debug, PartialEq)]
 struct Owned {
     maxima: Vec<f32>,
@@ -111,7 +109,7 @@ struct Owned {
 }
 
 impl Owned {
-    /// Of rows that have seen nothing, which is all that merging may look at.
+    /// Creates the partial results of rows that have seen no keys.
     fn new(rows: usize, head_dim: usize) -> Owned {
         Owned {
             maxima: vec![f32::NEG_INFINITY; rows],
@@ -134,8 +132,8 @@ impl Owned {
     }
 }
 
-/// One call of [`attend`] over the chunk that begins with block number `first`.
-/// What rows see counts from the memory's first token.
+/// Calls [`attend`] once, for the chunk that begins with block number `first`. `visible` counts
+/// from the first token of the memory.
 fn chunk(
     isa: Isa,
     memory: &Memory,
@@ -151,7 +149,7 @@ fn chunk(
     out
 }
 
-/// What is seen of the chunk that begins with block number `first`.
+/// Returns the visible keys relative to the chunk that begins with block number `first`.
 fn within(first: usize, visible: &[Range<u32>]) -> Vec<Range<u32>> {
     let first = (first * BLOCK) as u32;
     let at = |token: u32| token.saturating_sub(first).min(CHUNK as u32);
@@ -161,7 +159,7 @@ fn within(first: usize, visible: &[Range<u32>]) -> Vec<Range<u32>> {
         .collect()
 }
 
-/// All chunks merged.
+/// Computes attention by merging all chunks.
 fn attention(
     isa: Isa,
     memory: &Memory,
@@ -178,7 +176,7 @@ fn attention(
     whole
 }
 
-/// Rows, tokens, the size of a head, a seed, a soft cap, and what each row sees.
+/// Tokens, the head dimension, a seed, a soft cap, and the visible keys of each row.
 #[derive(Clone, Debug)]
 struct Case {
     tokens: usize,
@@ -191,14 +189,14 @@ struct Case {
 fn cases() -> impl Strategy<Value = Case> {
     let tokens = prop_oneof![1usize..40, 1usize..300];
     let head_dims = prop_oneof![(1usize..20).prop_map(|x| 2 * x), Just(64), Just(128)];
-    // One that cuts most scores, and one that cuts few.
+    // One cap that cuts most scores, and one that cuts few.
     let caps = prop_oneof![2 => Just(None), 1 => Just(Some(0.3)), 1 => Just(Some(3.0))];
     let sizes = (tokens, head_dims, any::<u64>(), caps, 1usize..16);
     sizes.prop_flat_map(|(tokens, head_dim, seed, cap, rows)| {
         let end = tokens as u32;
         let range = (0..=end, 0..=end).prop_map(|(a, b)| a.min(b)..a.max(b));
         let visible = prop_oneof![
-            // The last tokens of a prompt; windows; anything.
+            // The last tokens of a prompt; sliding windows; arbitrary ranges.
             Just(
                 (0..rows as u32)
                     .map(|row| 0..end.saturating_sub(row))
@@ -230,7 +228,7 @@ impl Case {
     }
 
     fn queries(&self) -> Vec<f32> {
-        // Scaled, as models have them: a score that is a larger sum is a rounder one.
+        // Scaled as in models: larger scores would have larger rounding errors.
         let scale = 1.0 / (self.head_dim as f32).sqrt();
         let queries = numbers(!self.seed)(self.visible.len() * self.head_dim);
         queries.into_iter().map(|query| query * scale).collect()
@@ -328,7 +326,7 @@ fn a_row_that_sees_nothing_changes_nothing() {
 fn large_scores_do_not_overflow() {
     for isa in Isa::all() {
         let memory = Memory::random(isa, 3, 300, 16);
-        // So large that each row has one key that matters.
+        // So large that a single key dominates each row.
         let queries: Vec<f32> = numbers(4)(7 * 16).iter().map(|x| x * 1e4).collect();
         let whole = attention(isa, &memory, &queries, &vec![0..300; 7], None);
         for row in 0..7 {
@@ -353,8 +351,8 @@ fn large_scores_do_not_overflow() {
     }
 }
 
-/// No processor at hand may have wide registers, but their tiles have shapes of
-/// their own, which these lanes go through.
+/// The tiles for wide registers have shapes of their own. The machine may not have such
+/// registers, so these lanes exercise those shapes.
 #[test]
 fn tiles_for_wide_registers_give_the_same_bits() {
     let isa = Isa::all()[0];

@@ -1,20 +1,20 @@
-//! The kernel: a few rows at a time over all keys of a chunk.
+//! The attention kernel: a tile of a few rows over all keys of a chunk.
 
 use std::ops::Range;
 
 use super::{BLOCK, CHUNK, Partials, Stretch, key_block_len, value_block_len};
 use crate::math::{LANES, Lanes, exp, soft_cap_one, sum_lanes};
 
-/// Blocks in a chunk.
+/// Blocks per chunk.
 const BLOCKS: usize = CHUNK / BLOCK;
 
 /// Dimensions between two prefetches.
 const STEP: usize = 16;
 
-/// Numbers in a cache line.
+/// f16 elements per cache line.
 const LINE: usize = 32;
 
-/// Scores of one row, which become weights: `[block][key]`.
+/// The scores of one row, later replaced by their weights: `[block][key]`.
 type Scores = [[f32; LANES]; BLOCKS];
 
 /// [`super::attend`] with the given instructions.
@@ -31,7 +31,7 @@ pub(super) fn attend<L: Lanes>(
     let tiles = rows.div_ceil(L::TALLEST);
     let mut start = 0;
     for index in 0..tiles {
-        // As even as can be.
+        // Tiles are as even in height as possible.
         let end = rows * (index + 1) / tiles;
         let tile = Tile {
             lanes,
@@ -43,10 +43,10 @@ pub(super) fn attend<L: Lanes>(
         };
         let out = out.rows(start..end);
         let height = end - start;
-        // Tells the compiler which of the tiles below it may leave out.
+        // Lets the compiler drop the arms of taller tiles.
         assert!(height <= L::TALLEST);
-        // Few rows go over several vectors of keys or values at once, so that
-        // there are enough sums to hide the latency of additions.
+        // With few rows, several vectors of keys or values are processed side by side, so that
+        // there are enough independent sums to hide the latency of additions.
         match (height, L::WIDE) {
             (1, false) => tile.run::<1, 4>(out),
             (2, false) => tile.run::<2, 2>(out),
@@ -66,20 +66,20 @@ pub(super) fn attend<L: Lanes>(
     }
 }
 
-/// Rows that share registers.
+/// Rows whose sums share the registers.
 struct Tile<'a, L> {
     lanes: L,
     stretch: Stretch<'a>,
     queries: &'a [f32],
     visible: &'a [Range<u32>],
-    /// Soft cap of the scores.
+    /// The soft cap of the scores.
     cap: Option<f32>,
-    /// Whether keys and values are still far away.
+    /// Whether keys and values should be prefetched.
     prefetch: bool,
 }
 
 impl<L: Lanes> Tile<'_, L> {
-    /// Computes the tile's `ROWS` rows, up to `SIDE` vectors side by side.
+    /// Computes the `ROWS` rows of the tile, with up to `SIDE` vectors side by side.
     #[inline(always)]
     fn run<const ROWS: usize, const SIDE: usize>(&self, out: Partials<'_>) {
         let head_dim = self.stretch.head_dim;
@@ -116,14 +116,14 @@ impl<L: Lanes> Tile<'_, L> {
         }
     }
 
-    /// The keys of the chunk that a row sees.
+    /// Returns the keys of the chunk that a row sees.
     #[inline(always)]
     fn seen(&self, row: usize) -> Range<usize> {
         let visible = &self.visible[row];
         visible.start as usize..CHUNK.min(visible.end as usize)
     }
 
-    /// Products of all rows with the keys of `SIDE` blocks, from `block` on.
+    /// Computes the dot products of all rows with the keys of `SIDE` blocks, from `block` on.
     #[inline(always)]
     fn scores<const ROWS: usize, const SIDE: usize>(
         &self,
@@ -163,15 +163,15 @@ impl<L: Lanes> Tile<'_, L> {
         }
     }
 
-    /// Asks, at dimension `dim` of some blocks of keys, for the values of these
-    /// blocks and for as many keys of the blocks that follow. The processor does
-    /// not foresee them: blocks are far apart, and values are not read in order.
+    /// At dimension `dim` of some blocks of keys, prefetches the values of these blocks and the
+    /// same share of the keys of the following blocks. The hardware prefetcher cannot predict
+    /// these accesses: blocks are far apart, and values are not read in order.
     #[inline(always)]
     fn prefetch(&self, blocks: Range<usize>, dim: usize) {
         let ahead = blocks.len();
         for block in blocks {
             let values = self.stretch.blocks[block].values.as_ptr();
-            // After the last one, anything will do.
+            // After the last block, the choice does not matter.
             let next = (block + ahead).min(BLOCKS - 1);
             let keys = self.stretch.blocks[next].keys.as_ptr();
             for line in (dim * BLOCK..(dim + STEP) * BLOCK).step_by(LINE) {
@@ -181,8 +181,9 @@ impl<L: Lanes> Tile<'_, L> {
         }
     }
 
-    /// Sums of the values of `keys`, weighted by `weights`, which begin with the
-    /// block of the first key; for `SIDE` groups of 16 dimensions from `group` on.
+    /// Sums the values of `keys`, weighted by `weights`, for `SIDE` groups of 16 dimensions
+    /// from `group` on. The first element of `weights` belongs to the first key of the block
+    /// that holds `keys.start`.
     #[inline(always)]
     fn values<const ROWS: usize, const SIDE: usize>(
         &self,
@@ -201,7 +202,7 @@ impl<L: Lanes> Tile<'_, L> {
                 std::array::from_fn(|side| &values.as_chunks().0[group + side]);
             let weights: [&[f32; BLOCK]; ROWS] =
                 std::array::from_fn(|row| &weights[row][block - first_block]);
-            // Values that no row sees may be NaN, so a weight of 0 is no help.
+            // Values that no row sees may be NaN, which a weight of 0 would not remove.
             let start = keys.start.saturating_sub(block * BLOCK);
             let end = (keys.end - block * BLOCK).min(BLOCK);
             for key in start..end {
@@ -219,8 +220,8 @@ impl<L: Lanes> Tile<'_, L> {
         }
         for (row, sums) in sums.into_iter().enumerate() {
             for (side, sum) in sums.into_iter().enumerate() {
-                // Keys that only other rows see add 0, which could make a sum of
-                // -0 a sum of 0. So all are made 0.
+                // Keys that only other rows see add 0, which may or may not turn a sum of -0
+                // into +0. Normalize all such sums to +0.
                 let sum = lanes.mul_add(sum, lanes.splat(1.0), lanes.zero());
                 let dim = (group + side) * LANES;
                 let out = &mut out[row * head_dim..][..head_dim][dim..];
@@ -236,9 +237,9 @@ impl<L: Lanes> Tile<'_, L> {
     }
 }
 
-/// Makes one row's scores weights, `exp(score − maximum)`, and returns the
-/// maximum and the sum of weights. The scores are those of the keys from `first`
-/// on; keys that are not seen weigh 0, whatever their score.
+/// Converts the scores of one row to weights, `exp(score − maximum)`, and returns the maximum
+/// and the sum of the weights. The scores belong to the keys from `first` on; keys that the row
+/// does not see get the weight 0, whatever their score.
 #[inline(always)]
 fn softmax(scores: &mut [[f32; LANES]], first: usize, seen: &Range<usize>) -> (f32, f32) {
     let (start, end) = (seen.start as u32, seen.end as u32);
@@ -263,7 +264,7 @@ fn softmax(scores: &mut [[f32; LANES]], first: usize, seen: &Range<usize>) -> (f
     }
     let larger = |a, b| if a > b { a } else { b };
     let maximum = maxima.into_iter().fold(f32::NEG_INFINITY, larger);
-    // Where nothing is seen, -∞ must not meet -∞ in a subtraction.
+    // A row that sees no keys must not compute -∞ − -∞.
     let base = if maximum == f32::NEG_INFINITY {
         0.0
     } else {

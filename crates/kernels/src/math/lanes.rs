@@ -1,50 +1,50 @@
-//! [`Lanes`]: vectors of 16 numbers, for kernels that LLVM would not vectorize
-//! by itself.
+//! [`Lanes`]: SIMD vectors of 16 f32 elements, for kernels that LLVM would not vectorize by
+//! itself.
 
 use half::f16;
 
-/// Numbers in one vector, whatever the instruction set. That it never changes
-/// is why every set computes the same bits.
+/// Elements per vector on every instruction set. Because it is constant, all instruction sets
+/// compute the same bits.
 pub(crate) const LANES: usize = 16;
 
-/// The largest binary16 number.
+/// The largest finite f16.
 const HALF_MAX: f32 = 65504.0;
 
-/// Operations on 16 numbers at once.
+/// Operations on 16 elements at once.
 ///
-/// A value of a type that implements this is a proof that its instructions may
-/// be run: it can be made safely only inside a function compiled for them. All
-/// methods are inlined into such functions, so write kernels over this trait as
-/// `#[inline(always)]` functions and start them with `dispatch!`.
+/// A value of a type that implements this trait is proof that its instructions may be run: it
+/// can be created safely only inside a function compiled for them. All methods are inlined into
+/// such functions, so write kernels over this trait as `#[inline(always)]` functions and start
+/// them with `dispatch!`.
 pub(crate) trait Lanes: Copy {
-    /// 16 numbers, in registers.
+    /// 16 elements, in registers.
     type Vector: Copy;
-    /// The most rows that share a vector of factors in a tile, so that all sums,
-    /// the factors and one number more stay in registers.
+    /// The maximum number of rows of a tile that share a vector of factors, such that all sums,
+    /// the factors and one more value stay in registers.
     const TALLEST: usize;
-    /// Whether one register holds all 16 numbers and there are 32 registers.
+    /// Whether one register holds all 16 elements and there are 32 registers.
     const WIDE: bool;
 
-    /// All zero.
+    /// All elements zero.
     fn zero(self) -> Self::Vector;
-    /// All the same.
+    /// All elements equal to `x`.
     fn splat(self, x: f32) -> Self::Vector;
-    /// Reads 16 numbers.
+    /// Reads 16 elements.
     fn load(self, from: &[f32; LANES]) -> Self::Vector;
-    /// Reads 16 binary16 numbers.
+    /// Reads 16 f16 elements.
     fn load_half(self, from: &[u16; LANES]) -> Self::Vector;
-    /// `a · b + c`, rounded once.
+    /// Computes `a · b + c`, rounded once.
     fn mul_add(self, a: Self::Vector, b: Self::Vector, c: Self::Vector) -> Self::Vector;
-    /// Writes 16 numbers.
+    /// Writes 16 elements.
     fn store(self, x: Self::Vector, to: &mut [f32; LANES]);
-    /// Writes 16 numbers as binary16, rounded to nearest even; what lies beyond
-    /// ±65504 becomes that, and NaN stays NaN.
+    /// Writes 16 elements as f16, rounded to nearest even; values beyond ±65504 are clamped to
+    /// it, and NaN stays NaN.
     fn store_half(self, x: Self::Vector, to: &mut [u16; LANES]);
-    /// Asks for the cache line at an address, which may be any.
+    /// Prefetches the cache line at an address, which may be invalid.
     fn prefetch(self, at: *const u16);
 }
 
-/// [`Lanes`] in plain Rust: the reference.
+/// [`Lanes`] in plain Rust: the reference implementation.
 #[derive(Clone, Copy)]
 pub(crate) struct Plain;
 
@@ -109,15 +109,15 @@ mod x86 {
     pub(crate) struct Avx2(());
 
     impl Avx2 {
-        /// The proof, where it is due.
+        /// Creates the proof; safe only in functions compiled with these features.
         #[target_feature(enable = "avx2,fma,f16c")]
         pub(crate) fn new() -> Avx2 {
             Avx2(())
         }
     }
 
-    // SAFETY of all blocks below: `self` proves that the processor has the
-    // instructions, and the arrays are as long as what is read or written.
+    // SAFETY of all blocks below: `self` proves that the processor has the instructions, and
+    // the arrays are as long as the data read or written.
     impl Lanes for Avx2 {
         type Vector = [__m256; 2];
         const TALLEST: usize = 6;
@@ -180,7 +180,7 @@ mod x86 {
                 let highest = _mm256_set1_ps(HALF_MAX);
                 let lowest = _mm256_set1_ps(-HALF_MAX);
                 for (half, x) in x.into_iter().enumerate() {
-                    // With a NaN, min and max give their second operand.
+                    // If an operand is NaN, min and max return their second operand.
                     let x = _mm256_max_ps(lowest, _mm256_min_ps(highest, x));
                     let x = _mm256_cvtps_ph::<_MM_FROUND_TO_NEAREST_INT>(x);
                     _mm_storeu_si128(to.add(half), x);
@@ -200,14 +200,14 @@ mod x86 {
     pub(crate) struct Avx512(());
 
     impl Avx512 {
-        /// The proof, where it is due.
+        /// Creates the proof; safe only in functions compiled with these features.
         #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
         pub(crate) fn new() -> Avx512 {
             Avx512(())
         }
     }
 
-    // SAFETY of all blocks below: as above.
+    // SAFETY of all blocks below: as for `Avx2`.
     impl Lanes for Avx512 {
         type Vector = __m512;
         const TALLEST: usize = 6;
@@ -252,7 +252,7 @@ mod x86 {
         fn store_half(self, x: __m512, to: &mut [u16; LANES]) {
             // SAFETY: see above.
             unsafe {
-                // With a NaN, min and max give their second operand.
+                // If an operand is NaN, min and max return their second operand.
                 let x = _mm512_min_ps(_mm512_set1_ps(HALF_MAX), x);
                 let x = _mm512_max_ps(_mm512_set1_ps(-HALF_MAX), x);
                 let x = _mm512_cvtps_ph::<_MM_FROUND_TO_NEAREST_INT>(x);

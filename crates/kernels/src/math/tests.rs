@@ -3,7 +3,7 @@ use proptest::prelude::*;
 
 use super::*;
 
-/// Checks that all instruction sets give the same bits, and returns them.
+/// Checks that all instruction sets give the same bits, and returns the result.
 fn on_all(compute: impl Fn(Isa) -> Vec<f32>) -> Vec<f32> {
     let mut all = Isa::all().into_iter();
     let plain = compute(all.next().expect("plain code runs everywhere"));
@@ -18,8 +18,8 @@ fn on_all(compute: impl Fn(Isa) -> Vec<f32>) -> Vec<f32> {
     plain
 }
 
-/// Checks each number against what it should be, give or take an error relative
-/// to the size of what it was computed from.
+/// Checks each element against its expected value, within an error relative to the magnitude of
+/// the inputs.
 fn assert_close(actual: &[f32], expected: impl IntoIterator<Item = (f64, f64)>, error: f64) {
     let mut count = 0;
     for (index, (expected, size)) in expected.into_iter().enumerate() {
@@ -44,13 +44,13 @@ fn two() -> impl Strategy<Value = (Vec<f32>, Vec<f32>)> {
     (0usize..200).prop_flat_map(|len| (numbers(len), numbers(len)))
 }
 
-/// Any bits at all, half of them numbers near the limits of binary16.
+/// Arbitrary bits, half of them floats near the limits of f16.
 fn any_bits() -> impl Strategy<Value = Vec<f32>> {
     let number = prop_oneof![
         any::<u32>().prop_map(f32::from_bits),
         (any::<u16>(), any::<bool>(), any::<bool>()).prop_map(|(bits, half_more, a_bit_more)| {
-            // A binary16 number, the middle between it and the next, and what
-            // lies just beside.
+            // An f16 value, the midpoint between it and the next one, and values just beside
+            // these.
             let exact = f16::from_bits(bits).to_f32().to_bits();
             f32::from_bits(exact + u32::from(half_more) * 0x1000 + u32::from(a_bit_more))
         }),

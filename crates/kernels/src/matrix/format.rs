@@ -1,78 +1,78 @@
-//! How a packed matrix holds its numbers.
+//! The storage formats of packed matrices.
 //!
-//! Every quantized type of GGUF reduces to unsigned codes of 4, 5, 6 or 8 bits
-//! in groups of 16 or 32 that share a scale and, for some types, a minimum:
+//! Every quantized type of GGUF (Q4_0 to Q8_0, k-quants) reduces to unsigned codes of 4, 5, 6
+//! or 8 bits in groups of 16 or 32 that share a scale and, for some types, a minimum:
 //! `weight = scale · (code − zero) + minimum`.
 
 use incant_gguf::TensorType;
 
 /// Output rows that are packed together: the lanes of the kernels.
 pub const LANES: usize = 16;
-/// Columns of one block of codes.
+/// Columns per block.
 pub const BLOCK: usize = 32;
 
-/// How the numbers of a packed matrix are held.
+/// The storage format of the elements of a packed matrix.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Format {
-    /// Small integers with scales.
+    /// Quantized codes with scales.
     Codes(Codes),
-    /// Floating-point numbers, a column of 16 rows after the other.
+    /// Floating-point elements, one column of 16 rows after the other.
     Dense(Dense),
 }
 
-/// The width of a floating-point weight.
+/// The type of floating-point weights.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Dense {
-    /// IEEE half precision.
+    /// f16 (IEEE half precision).
     F16,
-    /// The upper half of an `f32`.
+    /// bf16 (the upper 16 bits of an `f32`).
     BF16,
-    /// Single precision.
+    /// f32 (single precision).
     F32,
 }
 
-/// Small integers with scales.
+/// Quantized codes with scales.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Codes {
     /// Bits per code.
     pub bits: Bits,
-    /// The code that stands for 0 (before the minimum).
+    /// The code that stands for 0, before the minimum is added.
     pub zero: i16,
     /// Columns that share a scale: 16 or 32.
     pub group: usize,
-    /// How scales are held.
+    /// The storage of the scales.
     pub scales: Scales,
 }
 
 /// Bits per code.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Bits {
-    /// Two to a byte.
+    /// Two codes per byte.
     Four,
-    /// A plane of four bits and a plane of one.
+    /// A plane of four bits and a plane of one bit.
     Five,
-    /// A plane of four bits and a plane of two.
+    /// A plane of four bits and a plane of two bits.
     Six,
-    /// A byte each.
+    /// One code per byte.
     Eight,
 }
 
-/// How the scales of a row's groups are held.
+/// The storage of the scales of a row's groups.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Scales {
-    /// An f16 for each group (of 32 columns).
+    /// An f16 scale for each group of 32 columns.
     Half,
-    /// An f16 and an f16 minimum for each group (of 32 columns).
+    /// An f16 scale and an f16 minimum for each group of 32 columns.
     HalfWithMinimum,
-    /// An f16 for 256 columns, and an i8 factor for each group.
+    /// An f16 super-scale for 256 columns, and an i8 factor for each group.
     Super,
-    /// An f16 each for the scales and the minima of 256 columns, and two u8
-    /// factors for each group.
+    /// An f16 super-scale and an f16 super-minimum for 256 columns, and two u8 factors for each
+    /// group.
     SuperWithMinimum,
 }
 
 impl Format {
-    /// The format that holds weights of this type exactly, if one does.
+    /// Returns the format that holds weights of this type exactly, if one does.
     pub fn of(kind: TensorType) -> Option<Format> {
         use Bits::{Eight, Five, Four, Six};
         use Scales::{Half, HalfWithMinimum, Super, SuperWithMinimum};
@@ -93,7 +93,7 @@ impl Format {
             TensorType::Q5_0 => codes(Five, 16, 32, Half),
             TensorType::Q5_1 => codes(Five, 0, 32, HalfWithMinimum),
             TensorType::Q8_0 => codes(Eight, 128, 32, Half),
-            // Two and three bits are rare enough to live in four.
+            // Two-bit and three-bit types are rare, so they are stored in four bits.
             TensorType::Q2_K => codes(Four, 0, 16, SuperWithMinimum),
             TensorType::Q3_K => codes(Four, 4, 16, Super),
             TensorType::Q4_K => codes(Four, 0, 32, SuperWithMinimum),
@@ -103,7 +103,7 @@ impl Format {
         }
     }
 
-    /// Columns are padded with zeros to a multiple of this.
+    /// Columns are padded with zeros to a multiple of this number.
     pub fn unit(self) -> usize {
         match self {
             Format::Codes(codes) => codes.unit(),
@@ -111,7 +111,7 @@ impl Format {
         }
     }
 
-    /// Bytes of a panel: 16 rows of `columns` (padded) columns.
+    /// The size of a panel in bytes: 16 rows of `columns` (padded) columns.
     pub fn panel_bytes(self, columns: usize) -> usize {
         match self {
             Format::Codes(codes) => codes.codes_at(columns) + codes.code_bytes() * columns / BLOCK,
@@ -121,7 +121,7 @@ impl Format {
 }
 
 impl Dense {
-    /// Bytes per number.
+    /// The size of an element in bytes.
     pub fn width(self) -> usize {
         match self {
             Dense::F16 | Dense::BF16 => 2,
@@ -147,12 +147,12 @@ impl Codes {
         )
     }
 
-    /// Groups in a unit.
+    /// Groups per unit.
     pub fn groups(self) -> usize {
         self.unit() / self.group
     }
 
-    /// Bytes of 16 rows' scales of one unit.
+    /// The size in bytes of the scales of 16 rows of one unit.
     pub fn header_bytes(self) -> usize {
         match self.scales {
             Scales::Half => 2 * LANES,
@@ -162,7 +162,7 @@ impl Codes {
         }
     }
 
-    /// Bytes of 16 rows' codes of one block.
+    /// The size in bytes of the codes of 16 rows of one block.
     pub fn code_bytes(self) -> usize {
         let bits = match self.bits {
             Bits::Four => 4,
@@ -173,7 +173,7 @@ impl Codes {
         LANES * BLOCK * bits / 8
     }
 
-    /// Where codes begin in a panel: behind all headers, on a cache line.
+    /// The offset of the codes in a panel: after all headers, aligned to a cache line.
     pub fn codes_at(self, columns: usize) -> usize {
         (columns / self.unit() * self.header_bytes()).next_multiple_of(64)
     }

@@ -1,8 +1,8 @@
-//! Weight matrices, packed for the product kernels.
+//! Weight matrices, packed (interleaved) for the product kernels.
 //!
-//! A matrix is cut into *panels* of 16 output rows. Within a panel, a *block*
-//! is 32 columns of all 16 rows, laid out so that one vector load gives the
-//! same few columns of each row, one row per lane:
+//! A matrix is cut into *panels* of 16 output rows. Within a panel, a *block* is 32 columns of
+//! all 16 rows, laid out so that one vector load gives the same few columns of each row, one
+//! row per lane:
 //!
 //! ```text
 //! panel  = headers of all units, padded to 64 bytes, then blocks of codes
@@ -17,8 +17,8 @@
 //! dense:  [column][16 rows]
 //! ```
 //!
-//! So an and, and a shift at most, give a vector of 16-bit codes in which each
-//! lane holds two neighbouring columns: what a multiply-add of pairs takes.
+//! So a mask and at most one shift give a vector of 16-bit codes in which each lane holds two
+//! neighbouring columns: the operand of a multiply-add of pairs (such as VNNI's `vpdpwssd`).
 
 mod format;
 mod pack;
@@ -56,14 +56,14 @@ struct Packing<'a> {
 }
 
 impl Matrix {
-    /// An empty matrix for weights of type `kind`, in memory of `arena`, and what
-    /// fills it. `None` if no format holds the type.
+    /// Creates an empty matrix for weights of type `kind` in memory of `arena`, and the
+    /// [`Packing`] that fills it. Returns `None` if no format holds the type.
     ///
     /// # Errors
-    /// The system has no memory for it.
+    /// The memory cannot be allocated.
     ///
     /// # Panics
-    /// `source` is not as long as the shape asks for.
+    /// The length of `source` does not match the shape.
     fn for_packing<'a>(
         kind: TensorType,
         rows: usize,
@@ -96,15 +96,16 @@ impl Matrix {
         Ok(Some((matrix, packing)))
     }
 
-    /// Packs a whole matrix in memory of `arena`, with all threads of `pool`. `packed` is told
-    /// which bytes of `source` are no longer needed, so that the caller can let go of them:
-    /// at no time need both copies be in memory. `None` if no format holds the type.
+    /// Packs a whole matrix in memory of `arena`, with all threads of `pool`. It calls
+    /// `packed` with the bytes of `source` that are no longer needed, so that the caller can
+    /// release them: both copies never have to be in memory at once. Returns `None` if no format
+    /// holds the type.
     ///
     /// # Errors
-    /// The system has no memory for it.
+    /// The memory cannot be allocated.
     ///
     /// # Panics
-    /// `source` is not as long as the shape asks for.
+    /// The length of `source` does not match the shape.
     pub fn pack_in(
         arena: &mut Arena,
         pool: &Pool,
@@ -121,7 +122,7 @@ impl Matrix {
         let panels = matrix.panels();
         let panel_bytes = matrix.panel_bytes;
         let memory = SharedSlice::from(&mut *matrix.bytes);
-        // Enough for each to be worth claiming.
+        // Enough panels for each task to be worth claiming.
         let at_once = (1 << 18) / panel_bytes.max(1) + 1;
         pool.run(|crew| {
             crew.each(panels.div_ceil(at_once), |task| {
@@ -134,15 +135,15 @@ impl Matrix {
                 packed(packing.source_of(panels));
             });
         });
-        // The pages that two tasks shared.
+        // Releases the pages that two tasks shared.
         packed(source);
         Ok(Some(matrix))
     }
 
-    /// Packs a whole matrix on this thread, in memory of its own.
+    /// Packs a whole matrix on this thread, in an allocation of its own.
     ///
     /// # Errors
-    /// The system has no memory for it.
+    /// The memory cannot be allocated.
     pub fn pack(
         kind: TensorType,
         rows: usize,
@@ -160,50 +161,49 @@ impl Matrix {
         Ok(Some(matrix))
     }
 
-    /// How numbers are held.
+    /// The storage format of the elements.
     pub fn format(&self) -> Format {
         self.format
     }
 
-    /// Output rows.
+    /// The number of output rows.
     pub fn rows(&self) -> usize {
         self.rows
     }
 
-    /// Input columns.
+    /// The number of input columns.
     pub fn columns(&self) -> usize {
         self.columns
     }
 
-    /// Input columns with the padding.
+    /// The number of input columns including the padding.
     pub fn padded(&self) -> usize {
         self.padded
     }
 
-    /// How many panels there are.
+    /// The number of panels.
     pub fn panels(&self) -> usize {
         self.rows.div_ceil(LANES)
     }
 
-    /// Bytes of all panels.
+    /// The size of all panels in bytes.
     pub fn bytes(&self) -> usize {
         self.bytes.len()
     }
 
-    /// One panel.
     pub(super) fn panel(&self, index: usize) -> &[u8] {
         &self.bytes[index * self.panel_bytes..][..self.panel_bytes]
     }
 
-    /// All panels, to be filled.
+    /// Iterates over all panels, to be filled.
     fn panels_mut(&mut self) -> impl Iterator<Item = &mut [u8]> {
         self.bytes.chunks_exact_mut(self.panel_bytes)
     }
 
-    /// The weights of one row, as they are meant: `out` takes `columns` of them.
+    /// Dequantizes one row into `out`, which takes `columns` elements.
     ///
     /// # Panics
-    /// There is no such row, or `out` is not that long.
+    /// There is no such row, or `out` has another length.
     pub fn row(&self, row: usize, out: &mut [f32]) {
         assert!(row < self.rows && out.len() == self.columns, "a row fits");
         let panel = self.panel(row / LANES);
@@ -233,7 +233,7 @@ impl Matrix {
     }
 }
 
-/// One code of a block.
+/// Returns one code of a block.
 pub(super) fn code(bits: Bits, block: &[u8], column: usize, lane: usize) -> i16 {
     let word = |index: usize| {
         let at = 4 * (index * LANES + lane);
@@ -254,17 +254,17 @@ pub(super) fn code(bits: Bits, block: &[u8], column: usize, lane: usize) -> i16 
     code as i16
 }
 
-/// 16 numbers of two bytes.
+/// Reads 16 little-endian 16-bit words.
 #[inline(always)]
 pub(super) fn halves(bytes: &[u8; 2 * LANES]) -> [u16; LANES] {
     let bytes = bytes.as_chunks::<2>().0;
     std::array::from_fn(|lane| u16::from_le_bytes(bytes[lane]))
 }
 
-/// Most groups that a unit has.
+/// The maximum number of groups per unit.
 pub(super) const MOST_GROUPS: usize = 16;
 
-/// The scales and minima of one unit, as numbers.
+/// The scales and minima of one unit, as f32.
 #[repr(align(64))]
 pub(super) struct UnitScales {
     pub(super) scales: [[f32; LANES]; MOST_GROUPS],
@@ -279,7 +279,7 @@ impl UnitScales {
         }
     }
 
-    /// Reads a unit's header.
+    /// Reads the header of a unit.
     #[inline(always)]
     pub(super) fn read(&mut self, lanes: impl Lanes, codes: Codes, header: &[u8]) {
         let half_row = |at: usize| {

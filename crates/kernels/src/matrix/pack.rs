@@ -1,4 +1,4 @@
-//! Fills panels from the blocks of a GGUF file.
+//! Packs the blocks of a GGUF file into panels.
 
 use std::ops::Range;
 
@@ -6,7 +6,7 @@ use super::source::Unit;
 use super::{BLOCK, Bits, Codes, Dense, Format, LANES, Packing, Scales};
 
 impl<'a> Packing<'a> {
-    /// What some panels are filled from.
+    /// Returns the source bytes of some panels.
     pub(super) fn source_of(&self, panels: Range<usize>) -> &'a [u8] {
         let row_bytes = self.columns / self.kind.block_size() * self.kind.type_size();
         let rows = panels.start * LANES..self.rows.min(panels.end * LANES);
@@ -85,7 +85,7 @@ fn write_scales(codes: Codes, lane: usize, source: &Unit, header: &mut [u8]) {
     }
 }
 
-/// Puts one row's codes of a block into its lane.
+/// Writes the codes of one row of a block into its lane.
 fn write_codes(bits: Bits, lane: usize, codes: &[u8; BLOCK], block: &mut [u8]) {
     let mut word = |index: usize, value: u32| {
         block[4 * (index * LANES + lane)..][..4].copy_from_slice(&value.to_le_bytes());
@@ -107,7 +107,7 @@ fn write_codes(bits: Bits, lane: usize, codes: &[u8; BLOCK], block: &mut [u8]) {
         }
         word(index, value);
     }
-    // What is left above the lower four bits, by pairs of columns.
+    // The bits above the lower four of each code, by pairs of columns.
     let planes = |codes: &[u8], width: usize| {
         let mut value = 0;
         for (pair, two) in codes.chunks_exact(2).enumerate() {

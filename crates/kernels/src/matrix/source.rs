@@ -1,4 +1,4 @@
-//! Reads one row's unit (32 or 256 columns) out of a GGUF block.
+//! Reads one row's unit (32 or 256 columns) from a GGUF block.
 //!
 //! The layouts are those of ggml's `ggml-common.h`.
 
@@ -7,17 +7,17 @@ use incant_gguf::TensorType;
 /// Columns of the longest unit.
 const LONGEST: usize = 256;
 
-/// One row's codes and scales of one unit, in the order of its columns.
+/// The codes and scales of one row of one unit, in the order of its columns.
 #[derive(Clone, Debug)]
 pub(super) struct Unit {
     pub(super) codes: [u8; LONGEST],
-    /// f16 bits: the scale, or the scales' scale.
+    /// f16 bits: the scale, or the scale of the scales.
     pub(super) scale: u16,
-    /// f16 bits: the minimum, or the minima's scale; what it gives is added.
+    /// f16 bits: the minimum, or the scale of the minima; the minimum is added.
     pub(super) minimum: u16,
-    /// Per group: the scale's factor…
+    /// For each group, the factor of the scale.
     pub(super) scales: [u8; 16],
-    /// …and the minimum's.
+    /// For each group, the factor of the minimum.
     pub(super) minima: [u8; 16],
 }
 
@@ -32,7 +32,6 @@ impl Unit {
         }
     }
 
-    /// Reads a block of type `kind`.
     pub(super) fn read(&mut self, kind: TensorType, block: &[u8]) {
         let half = |at: usize| u16::from_le_bytes([block[at], block[at + 1]]);
         match kind {
@@ -57,7 +56,7 @@ impl Unit {
             TensorType::Q8_0 => {
                 self.scale = half(0);
                 for (code, &byte) in self.codes.iter_mut().zip(&block[2..34]) {
-                    // −128…127 to 0…255.
+                    // Maps −128…127 to 0…255.
                     *code = byte ^ 0x80;
                 }
             }
@@ -84,7 +83,7 @@ impl Unit {
         }
     }
 
-    /// Columns 0 to 15 in the lower halves of the bytes, 16 to 31 in the upper.
+    /// Reads nibbles: columns 0 to 15 in the lower half of the bytes, 16 to 31 in the upper.
     fn nibbles(&mut self, bytes: &[u8]) {
         for (at, byte) in bytes.iter().enumerate() {
             self.codes[at] = byte & 0xF;
@@ -92,7 +91,7 @@ impl Unit {
         }
     }
 
-    /// The fifth bit of 32 codes.
+    /// Reads the fifth bit of 32 codes.
     fn fifth_bits(&mut self, bytes: &[u8]) {
         let bits = u32::from_le_bytes([bytes[0], bytes[1], bytes[2], bytes[3]]);
         for (at, code) in self.codes[..32].iter_mut().enumerate() {
@@ -100,7 +99,7 @@ impl Unit {
         }
     }
 
-    /// 64 columns in 32 bytes: the first 32 in the lower halves.
+    /// Reads nibbles of 64 columns from 32 bytes: the first 32 columns in the lower half.
     fn long_nibbles(&mut self, bytes: &[u8]) {
         for (codes, bytes) in self.codes.chunks_exact_mut(64).zip(bytes.chunks_exact(32)) {
             let (low, high) = codes.split_at_mut(32);
@@ -111,7 +110,7 @@ impl Unit {
         }
     }
 
-    /// Eight scales and eight minima of six bits in twelve bytes.
+    /// Reads eight 6-bit scales and eight 6-bit minima from twelve bytes.
     fn six_bit_scales(&mut self, bytes: &[u8]) {
         for at in 0..4 {
             let (scale, minimum, rest) = (bytes[at], bytes[at + 4], bytes[at + 8]);
@@ -177,5 +176,5 @@ impl Unit {
     }
 }
 
-/// The sign of an f16: minima are stored to be subtracted in K-quants.
+/// The sign bit of an f16: k-quants store minima that are subtracted.
 const SIGN: u16 = 0x8000;

@@ -3,8 +3,8 @@ use half::f16;
 use super::{Format, LANES, Matrix};
 use incant_gguf::TensorType;
 
-/// Weights of any type as a file may hold them: random bits, but scales that
-/// are numbers of a sensible size.
+/// Weights of any type as a file may hold them: random bits, but with scales of a sensible
+/// magnitude.
 pub(crate) fn random_bytes(kind: TensorType, elements: usize, seed: u64) -> Vec<u8> {
     let mut state = seed.wrapping_add(0x9E37_79B9_7F4A_7C15);
     let mut next = move || {

@@ -1,4 +1,4 @@
-//! How threads of the pool wait for each other.
+//! Waiting and waking between the threads of the pool.
 
 use std::hint;
 use std::sync::atomic::AtomicBool;
@@ -6,21 +6,20 @@ use std::sync::atomic::Ordering::SeqCst;
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-/// How often a spinning thread looks before it reads the clock.
+/// The number of checks of a spinning thread between two reads of the clock.
 const LOOKS_PER_CLOCK: u32 = 32;
 
-/// Lets threads sleep until an atomic has changed, at no cost to the one that
-/// changes it while nobody sleeps.
+/// Lets threads sleep until an atomic has changed, at no cost to the thread that changes it
+/// while no thread sleeps.
 ///
-/// The change must be made, and the condition read, with `SeqCst`. All such
-/// accesses have one order. A sleeper first sets `asleep`, then reads the
-/// condition; a notifier first makes the change, then reads `asleep`. So if the
-/// notifier does not see the sleeper's flag, the sleeper sees the change and
-/// does not sleep. If the notifier does see it, it takes the mutex, which the
-/// sleeper holds from before setting the flag until it sleeps: the wake-up
-/// cannot come too early. And if the notifier sees the flag already cleared by
-/// another, that one is about to wake the sleeper, which then starts anew by
-/// setting the flag after it was read, and hence sees the change.
+/// The change and the read of the condition must use `SeqCst`. All such accesses have a single
+/// order. A sleeper first sets `asleep`, then reads the condition; a notifier first makes the
+/// change, then reads `asleep`. So if the notifier does not see the sleeper's flag, the sleeper
+/// sees the change and does not sleep. If the notifier sees the flag, it takes the mutex, which
+/// the sleeper holds from before it sets the flag until it sleeps: the wake-up cannot come too
+/// early. If another notifier has already cleared the flag, that one is about to wake the
+/// sleeper, which then starts over by setting the flag after it was read, and hence sees the
+/// change.
 #[derive(Debug, Default)]
 pub(super) struct Signal {
     asleep: AtomicBool,
@@ -29,9 +28,9 @@ pub(super) struct Signal {
 }
 
 impl Signal {
-    /// Returns once the condition holds: spins for a while, then sleeps. Woken
-    /// in vain it spins anew, or a worker that wakes too late for one short
-    /// program would sleep again just before the next.
+    /// Returns once the condition holds: spins for a while, then sleeps. After a spurious
+    /// wake-up it spins again; otherwise a worker that wakes too late for one short program
+    /// would sleep again just before the next.
     pub(super) fn wait_until(&self, spin: Duration, condition: impl Fn() -> bool) {
         while !spin_until(spin, &condition) {
             let guard = lock(&self.mutex);
@@ -42,7 +41,7 @@ impl Signal {
         }
     }
 
-    /// Wakes all who sleep.
+    /// Wakes all sleeping threads.
     pub(super) fn notify(&self) {
         if self.asleep.load(SeqCst) {
             let guard = lock(&self.mutex);
@@ -53,7 +52,7 @@ impl Signal {
     }
 }
 
-/// Spins until the condition holds; false when that takes too long.
+/// Spins until the condition holds; returns false if that takes too long.
 fn spin_until(limit: Duration, condition: impl Fn() -> bool) -> bool {
     let mut start = None;
     loop {
@@ -70,7 +69,7 @@ fn spin_until(limit: Duration, condition: impl Fn() -> bool) -> bool {
     }
 }
 
-/// Nothing that a mutex guards here is ever left half-done by a panic.
+/// Locks a mutex, ignoring poisoning: no panic here leaves guarded data inconsistent.
 pub(super) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

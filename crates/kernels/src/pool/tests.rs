@@ -13,7 +13,7 @@ fn pool(threads: usize) -> Pool {
     Pool::new(NonZeroUsize::new(threads).unwrap()).unwrap()
 }
 
-/// Waits until the condition holds; false when it does not within ten seconds.
+/// Waits until the condition holds; returns false if it does not within ten seconds.
 fn comes_true(condition: impl Fn() -> bool) -> bool {
     let start = Instant::now();
     while !condition() {
@@ -25,8 +25,8 @@ fn comes_true(condition: impl Fn() -> bool) -> bool {
     true
 }
 
-/// Runs a phase of as many indices as the pool has threads, none of which ends
-/// before all have begun: so afterwards every thread is in the program.
+/// Runs a phase with one index per thread, in which no index ends before all have begun:
+/// afterwards every thread is in the program.
 fn gather(crew: &mut Crew<'_>, threads: usize, begun: &AtomicUsize) {
     crew.each(threads, |_| {
         begun.fetch_add(1, SeqCst);
@@ -46,7 +46,7 @@ fn message(panic: Option<Box<dyn Any + Send>>) -> String {
     }
 }
 
-/// That a pool still does all of its work, and with all of its threads.
+/// Asserts that a pool still completes programs, with all of its threads.
 fn assert_usable(pool: &Pool) {
     let begun = AtomicUsize::new(0);
     let sum = AtomicUsize::new(0);
@@ -83,8 +83,8 @@ fn every_index_of_every_phase_runs_once() {
     }
 }
 
-/// Each phase computes one buffer from its neighbours in the other, without
-/// any synchronization but the pool's.
+/// Each phase computes one buffer from the neighbouring elements in the other, with no
+/// synchronization except that of the pool.
 #[test]
 fn what_one_phase_writes_the_next_reads() {
     const LENGTH: usize = 24;
@@ -113,14 +113,14 @@ fn what_one_phase_writes_the_next_reads() {
             for phase in 0..PHASES {
                 let (from, to) = (buffers[phase % 2], buffers[(phase + 1) % 2]);
                 crew.each(LENGTH, |at| {
-                    // SAFETY: this phase writes only the other buffer, and of
-                    // that each index its own element.
+                    // SAFETY: this phase writes only to the other buffer, and each index writes
+                    // its own element.
                     let (from, to) = unsafe { (from.slice(0..LENGTH), to.slice_mut(at..at + 1)) };
                     to[0] = mix(from[at], from[(at + 1) % LENGTH], phase);
                 });
             }
             crew.each(1, |_| {
-                // SAFETY: the only index of its phase.
+                // SAFETY: this is the only index of its phase.
                 let (from, to) = unsafe {
                     let last = buffers[PHASES % 2];
                     (last.slice(0..LENGTH), total.slice_mut(0..1))
@@ -239,7 +239,7 @@ fn a_panic_between_phases_ends_the_program() {
         let panic = panic_of(&pool, |crew| {
             gather(crew, 3, &begun);
             assert!(crew.thread() != culprit, "not this one");
-            // The others find no end but by the panic.
+            // Only the panic ends the other threads.
             loop {
                 crew.each(4, |_| {});
             }
@@ -331,7 +331,7 @@ fn many_tiny_phases_end_soon() {
         });
     }
     assert_eq!(sum.into_inner(), 3 * 200_000);
-    // A hundred microseconds for each, where an idle machine needs one.
+    // A hundred microseconds each; an idle machine needs one.
     assert!(start.elapsed() < Duration::from_secs(20));
 }
 

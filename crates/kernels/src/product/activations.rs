@@ -1,4 +1,5 @@
-//! The rows that weights are multiplied with, in the order kernels read them.
+//! Activations: the rows that weights are multiplied with, in the order in which kernels read
+//! them.
 
 use super::super::isa::{Isa, Tier};
 #[cfg(target_arch = "x86_64")]
@@ -7,22 +8,22 @@ use super::super::math::{Plain, dispatch};
 use super::super::matrix::{BLOCK, Format, Matrix};
 use super::{HalfSums, PAIRS, Tile, rounded, tile};
 
-/// What the matrices that share some activations need them as.
+/// The forms of activations that a set of matrices needs.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Kind {
-    /// As whole numbers; rows of prompts as bf16, where there are tiles for it.
+    /// As 16-bit codes; rows of prompts as bf16 if AMX is used.
     codes: bool,
-    /// As they are.
+    /// As f32.
     dense: bool,
 }
 
 impl Kind {
-    /// Whether some are needed as they are.
+    /// Whether some matrices need f32 activations.
     pub(super) fn dense(self) -> bool {
         self.dense
     }
 
-    /// What all of `matrices` need.
+    /// Returns the forms that `matrices` need together.
     pub fn of<'a>(matrices: impl IntoIterator<Item = &'a Matrix>) -> Kind {
         let mut kind = Kind::default();
         for matrix in matrices {
@@ -35,10 +36,9 @@ impl Kind {
     }
 }
 
-/// Rows of activations: 16-bit codes with a scale for each 32, or numbers, or
-/// both.
+/// Rows of activations: 16-bit codes with a scale for each 32, or f32, or both.
 ///
-/// Rows are cut into tiles as high as registers allow, the same ones for every
+/// Rows are cut into tiles that are as tall as the registers allow, the same tiles for every
 /// block:
 ///
 /// ```text
@@ -47,17 +47,17 @@ impl Kind {
 /// scales: [block][row]       sums: [block][row]
 /// ```
 ///
-/// With AMX, the rows of prompts, which come last, are rounded to bf16 for its
-/// tiles of 16 rows: `[tile][block][16 rows][column]`.
+/// With AMX, the rows of prompts, which come last, are rounded to bf16 in tiles of 16 rows:
+/// `[tile][block][16 rows][column]`.
 #[derive(Debug)]
 pub struct Activations {
     isa: Isa,
     rows: usize,
-    /// Rows before the first one of a prompt, where it makes a difference.
+    /// Rows before the first prompt row, if prompt rows are treated differently; else all rows.
     plain: usize,
     columns: usize,
     kind: Kind,
-    /// First row and height of each tile of the plain rows, and of all rows.
+    /// The first row and height of each tile of the plain rows, and of all rows.
     tiles: Vec<(usize, usize)>,
     dense_tiles: Vec<(usize, usize)>,
     codes: Vec<u32>,
@@ -67,14 +67,14 @@ pub struct Activations {
     halves: Vec<u16>,
 }
 
-/// Rows of a tile of AMX.
+/// Rows per AMX tile.
 pub(super) const TILE_ROWS: usize = 16;
 
-/// The greatest code. 32 products with a code of 8 bits fit in 32 bits.
+/// The largest code. The sum of 32 products with 8-bit codes fits in 32 bits.
 const GREATEST: f32 = 32767.0;
 
 impl Activations {
-    /// No rows yet, for kernels of `isa`.
+    /// Creates activations without rows, for kernels of `isa`.
     pub fn new(isa: Isa) -> Activations {
         Activations {
             isa,
@@ -92,9 +92,8 @@ impl Activations {
         }
     }
 
-    /// Takes another shape: so many rows, of which those from `prompts` on are
-    /// of prompts. What the rows hold is undefined until they are written;
-    /// memory only grows.
+    /// Changes the shape to `rows` rows, of which those from `prompts` on are prompt rows. The
+    /// contents are undefined until they are written; the allocation only grows.
     pub fn reset(&mut self, rows: usize, prompts: usize, columns: usize, kind: Kind) {
         (self.rows, self.columns, self.kind) = (rows, columns, kind);
         self.plain = match self.isa.tier() {
@@ -121,7 +120,7 @@ impl Activations {
     /// Writes all rows.
     ///
     /// # Panics
-    /// `x` is not as long as the rows.
+    /// The length of `x` does not match the shape.
     pub fn fill(&mut self, x: &[f32]) {
         assert_eq!(x.len(), self.rows * self.columns, "the lengths fit");
         let (isa, rows) = (self.isa, self);
@@ -191,17 +190,17 @@ impl Activations {
         }
     }
 
-    /// How many rows there are.
+    /// The number of rows.
     pub fn rows(&self) -> usize {
         self.rows
     }
 
-    /// How wide they are.
+    /// The number of columns.
     pub fn columns(&self) -> usize {
         self.columns
     }
 
-    /// Bytes of memory.
+    /// The allocated size in bytes.
     pub fn bytes(&self) -> usize {
         4 * self.codes.capacity()
             + 4 * self.scales.capacity()
@@ -210,18 +209,18 @@ impl Activations {
             + 2 * self.halves.capacity()
     }
 
-    /// Rows that are not left to AMX.
+    /// The number of rows that are not computed by AMX.
     #[cfg(target_arch = "x86_64")]
     pub(super) fn plain_rows(&self) -> usize {
         self.plain
     }
 
-    /// First row and height of each tile of the plain rows.
+    /// The first row and height of each tile of the plain rows.
     pub(super) fn tiles(&self) -> &[(usize, usize)] {
         &self.tiles
     }
 
-    /// The same of all rows.
+    /// The first row and height of each tile of all rows.
     pub(super) fn dense_tiles(&self) -> &[(usize, usize)] {
         &self.dense_tiles
     }
@@ -241,7 +240,7 @@ impl Activations {
         &self.dense[(block * self.rows + first) * BLOCK..][..height * BLOCK]
     }
 
-    /// All tiles of bf16, and how many numbers each has.
+    /// Returns all tiles of bf16, and the number of elements of each.
     #[cfg(target_arch = "x86_64")]
     pub(super) fn half_tiles(&self) -> (&[u16], usize) {
         let len = self.columns.div_ceil(BLOCK) * BLOCK * TILE_ROWS;
@@ -249,7 +248,7 @@ impl Activations {
         (&self.halves[..tiles * len], len)
     }
 
-    /// Access for several threads at once, each to rows of its own.
+    /// Returns a writer for several threads at once, each of which writes its own rows.
     pub fn writer(&mut self) -> Writer<'_> {
         Writer {
             codes: self.codes.as_mut_ptr(),
@@ -262,7 +261,7 @@ impl Activations {
     }
 }
 
-/// Cuts so many rows into the fewest tiles, of about the same height.
+/// Cuts `rows` rows into the smallest number of tiles of about the same height.
 fn cut(tiles: &mut Vec<(usize, usize)>, rows: usize, tallest: usize) {
     let count = rows.div_ceil(tallest);
     tiles.clear();
@@ -274,7 +273,7 @@ fn cut(tiles: &mut Vec<(usize, usize)>, rows: usize, tallest: usize) {
     }
 }
 
-/// The tile that a row is in. The first ones may be a row higher than the rest.
+/// Returns the tile of a row. The first tiles may be one row taller than the rest.
 fn tile_of(tiles: &[(usize, usize)], row: usize) -> (usize, usize) {
     let guess = row / tiles[0].1;
     let (first, height) = tiles[guess.min(tiles.len() - 1)];
@@ -284,7 +283,7 @@ fn tile_of(tiles: &[(usize, usize)], row: usize) -> (usize, usize) {
     }
 }
 
-/// Longer if need be, never shorter.
+/// Grows the vector to `len` if it is shorter.
 fn grow<T: Clone>(vector: &mut Vec<T>, len: usize, value: T) {
     if vector.len() < len {
         vector.resize(len, value);
@@ -301,8 +300,8 @@ pub struct Writer<'a> {
     halves: *mut u16,
 }
 
-// SAFETY: a row's places belong to that row alone, and `write` asks its callers
-// to keep rows apart.
+// SAFETY: the elements of a row belong to that row alone, and `write` requires its callers to
+// keep rows apart.
 unsafe impl Send for Writer<'_> {}
 // SAFETY: as above.
 unsafe impl Sync for Writer<'_> {}
@@ -311,26 +310,25 @@ impl Writer<'_> {
     /// Writes row `row`.
     ///
     /// # Safety
-    /// No other thread writes or reads the same row at the same time.
+    /// No other thread may write or read the same row at the same time.
     ///
     /// # Panics
-    /// There is no such row, or `values` is not as wide as the rows.
+    /// There is no such row, or the length of `values` is not the row width.
     pub unsafe fn write(&self, row: usize, values: &[f32]) {
         assert_eq!(values.len(), self.rows.columns, "a row fits");
         for (block, values) in values.chunks(BLOCK).enumerate() {
-            // SAFETY: passed on to the caller.
+            // SAFETY: the caller's obligation.
             unsafe { self.write_block(row, block, values) };
         }
     }
 
-    /// Writes 32 columns of row `row`, or as many as the last block has.
+    /// Writes the 32 columns of block `block` of row `row`; the last block may be shorter.
     ///
     /// # Safety
-    /// No other thread writes or reads the same block of the row at the same
-    /// time.
+    /// No other thread may write or read the same block of the row at the same time.
     ///
     /// # Panics
-    /// There is no such row or block, or `values` is not as long as the block.
+    /// There is no such row or block, or the length of `values` is not that of the block.
     pub unsafe fn write_block(&self, row: usize, block: usize, values: &[f32]) {
         let rows = self.rows;
         let columns = rows.columns.saturating_sub(block * BLOCK).min(BLOCK);
@@ -346,8 +344,8 @@ impl Writer<'_> {
                 &padded
             }
         };
-        // SAFETY (of all that follows): `reset` made room for these places, and
-        // they are this block's and row's.
+        // SAFETY (of all blocks below): `reset` has allocated these elements, and they belong
+        // to this block and row alone.
         if rows.kind.codes && row < rows.plain {
             let (first, height) = tile_of(&rows.tiles, row);
             let at = block * rows.plain + row;
@@ -386,27 +384,27 @@ impl Writer<'_> {
         }
     }
 
-    /// The rows, to be multiplied with.
+    /// Returns the rows, to be multiplied with.
     ///
     /// # Safety
-    /// While the result is in use, no thread writes.
+    /// No thread may write while the result is in use.
     pub unsafe fn activations(&self) -> &Activations {
         self.rows
     }
 }
 
-/// A number as bf16, to the nearest and of two to the even one.
+/// Converts to bf16, rounding to nearest even.
 #[inline(always)]
 fn half(number: f32) -> u16 {
     let bits = number.to_bits();
     let nearest = bits.wrapping_add(0x7FFF + (bits >> 16 & 1));
-    // What is none stays none.
+    // NaN stays NaN.
     let kept = bits | 0x40_0000;
     (if number.is_nan() { kept } else { nearest } >> 16) as u16
 }
 
-/// Rounds 32 numbers to codes of 16 bits, two to a word. Gives their scale, and
-/// the sums of the halves.
+/// Rounds 32 elements to 16-bit codes, two per word. Returns their scale and the sums of each
+/// half of the block.
 fn round(isa: Isa, values: &[f32; BLOCK], codes: &mut [u32; PAIRS]) -> (f32, HalfSums) {
     let (mut scale, mut sums) = (0.0, HalfSums::default());
     let (to_scale, to_sums) = (&mut scale, &mut sums);
@@ -422,8 +420,8 @@ fn round(isa: Isa, values: &[f32; BLOCK], codes: &mut [u32; PAIRS]) -> (f32, Hal
 
 #[inline(always)]
 fn round_body(values: &[f32; BLOCK], codes: &mut [u32; PAIRS]) -> (f32, HalfSums) {
-    // By their bits, numbers without sign are in order, and what is none is above them: it
-    // becomes the scale.
+    // Without the sign bit, floats are ordered like their bits, and NaN is above all of them:
+    // so NaN becomes the scale.
     let mut greatest = [0u32; 8];
     for eight in values.chunks_exact(8) {
         for (greatest, value) in greatest.iter_mut().zip(eight) {
@@ -458,7 +456,7 @@ fn round_body(values: &[f32; BLOCK], codes: &mut [u32; PAIRS]) -> (f32, HalfSums
     )
 }
 
-/// Rows of the tallest tile that the kernels of `isa` take.
+/// The height of the tallest tile of the kernels of `isa`.
 pub(super) fn tallest(isa: Isa) -> usize {
     match isa.tier() {
         #[cfg(target_arch = "x86_64")]
@@ -476,7 +474,7 @@ mod tests {
     #[test]
     fn halves_are_bf16() {
         for high in 0..=u16::MAX {
-            // At, below and above half of a step.
+            // At, below and above the midpoint between two bf16 values.
             for low in [0, 1, 0x7FFF, 0x8000, 0x8001, 0xFFFF] {
                 let number = f32::from_bits(u32::from(high) << 16 | low);
                 let (found, expected) = (super::half(number), bf16::from_f32(number));

@@ -1,8 +1,8 @@
-//! Rows of prompts, and of training, with AMX: tiles of 16 × 32 bf16.
+//! AMX kernels for rows of prompts (prefill) and of training: tiles of 16 × 32 bf16.
 //!
-//! Weights are expanded to bf16 once, scales and minima included, and then all
-//! rows go over them. There is nothing to do per group of weights, so one loop
-//! serves every format of codes.
+//! Weights are dequantized to bf16 once, including scales and minima, and then all rows are
+//! multiplied with them. No work remains per group of weights, so one loop serves every format
+//! of codes.
 
 mod back;
 
@@ -19,20 +19,20 @@ use super::activations::TILE_ROWS;
 use super::tile::{self, Unpacked};
 use super::{Activations, PAIRS, width};
 
-/// Weights in bf16, as a tile takes them: of what is summed over, pairs side by side.
+/// bf16 weights in the layout of a tile: neighbouring pairs along the summed dimension.
 #[repr(C, align(64))]
 #[derive(Clone, Copy)]
 struct Block([[[u16; 2]; LANES]; PAIRS]);
 
 const ZERO: Block = Block([[[0; 2]; LANES]; PAIRS]);
 
-/// Numbers of a tile of rows.
+/// Elements per tile of rows.
 const TILE: usize = TILE_ROWS * BLOCK;
 
-/// Tiles of rows that go over a block together: a register of results each.
+/// The number of row tiles that are multiplied with a block together: one result register each.
 const TOGETHER: usize = 4;
 
-/// How the eight tile registers are cut: 16 rows of 64 bytes all of them.
+/// The tile configuration: eight registers of 16 rows of 64 bytes.
 #[repr(C, align(64))]
 struct Configuration {
     palette: u8,
@@ -50,13 +50,13 @@ static CONFIGURATION: Configuration = Configuration {
     rows: [16, 16, 16, 16, 16, 16, 16, 16, 0, 0, 0, 0, 0, 0, 0, 0],
 };
 
-/// The tile registers, which are this thread's until it is dropped.
+/// Ownership of this thread's tile registers, which are released on drop.
 struct Registers;
 
 impl Registers {
     fn take() -> Registers {
-        // SAFETY: the configuration is valid, and lives as long as the program. An
-        // `Isa` with AMX was made only after the system allowed its use.
+        // SAFETY: the configuration is valid and static. An `Isa` with AMX is created only
+        // after the system has permitted its use.
         unsafe { asm!("ldtilecfg [{}]", in(reg) &raw const CONFIGURATION, options(nostack)) };
         Registers
     }
@@ -64,17 +64,17 @@ impl Registers {
 
 impl Drop for Registers {
     fn drop(&mut self) {
-        // SAFETY: nothing uses them any more.
+        // SAFETY: nothing uses the registers any more.
         unsafe { asm!("tilerelease", options(nostack, nomem)) };
     }
 }
 
 thread_local! {
-    /// The weights at hand.
+    /// The dequantized weights of the current panel.
     static EXPANDED: RefCell<Vec<Block>> = const { RefCell::new(Vec::new()) };
 }
 
-/// [`super::panel`] with AMX.
+/// Computes [`super::panel`] with AMX.
 #[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx512bf16")]
 pub(super) fn panel(matrix: &Matrix, panel: usize, rows: &Activations, out: &mut [[f32; LANES]]) {
     let lanes = Avx512::new();
@@ -97,7 +97,7 @@ pub(super) fn panel(matrix: &Matrix, panel: usize, rows: &Activations, out: &mut
     }
 }
 
-/// A panel's bytes.
+/// The bytes of a panel.
 #[derive(Clone, Copy)]
 struct Panel<'a> {
     codes: Codes,
@@ -105,7 +105,7 @@ struct Panel<'a> {
     blocks: &'a [u8],
 }
 
-/// A block's weights, pair by pair of columns: a lane for each output.
+/// The weights of a block, by pairs of columns: one lane for each output.
 type Numbers = [[__m512; 2]; PAIRS];
 
 impl<'a> Panel<'a> {
@@ -120,7 +120,8 @@ impl<'a> Panel<'a> {
         }
     }
 
-    /// Reads the scales of the unit that has this block, if they are not there.
+    /// Reads the scales of the unit that holds this block, if the block is the first of its
+    /// unit or `first` is set.
     #[inline]
     #[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
     fn read_scales(&self, block: usize, first: bool, scales: &mut UnitScales) {
@@ -131,7 +132,7 @@ impl<'a> Panel<'a> {
         }
     }
 
-    /// A block's weights.
+    /// Dequantizes the weights of a block.
     #[inline]
     #[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
     fn numbers(&self, block: usize, scales: &UnitScales) -> Numbers {
@@ -162,12 +163,12 @@ impl<'a> Panel<'a> {
     }
 }
 
-/// Some blocks of a panel's weights, one after the other.
+/// Dequantizes consecutive blocks of a panel to bf16.
 #[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx512bf16")]
 fn expand(panel: Panel<'_>, blocks: Range<usize>, out: &mut Vec<Block>) {
-    // The outputs of even columns, and then those of odd ones, become pairs.
+    // Interleaves the outputs of even columns with those of odd columns.
     let places: [u16; 2 * LANES] = std::array::from_fn(|at| (at / 2 + at % 2 * LANES) as u16);
-    // SAFETY: 32 places of 16 bits.
+    // SAFETY: the array has 32 elements of 16 bits.
     let places = unsafe { _mm512_loadu_si512(places.as_ptr().cast()) };
     let mut scales = UnitScales::new();
     for block in blocks.clone() {
@@ -176,33 +177,32 @@ fn expand(panel: Panel<'_>, blocks: Range<usize>, out: &mut Vec<Block>) {
         let numbers = panel.numbers(block, &scales);
         for (pairs, [even, odd]) in expanded.0.iter_mut().zip(numbers) {
             let both = _mm512_permutexvar_epi16(places, halves(even, odd));
-            // SAFETY: 16 pairs of 16 bits.
+            // SAFETY: the array has 16 pairs of 16 bits.
             unsafe { _mm512_store_si512(pairs.as_mut_ptr().cast(), both) };
         }
         out.push(expanded);
     }
 }
 
-/// Numbers as bf16: those of `first`, then those of `second`.
+/// Converts to bf16: the elements of `first`, then those of `second`.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bf16")]
 fn halves(first: __m512, second: __m512) -> __m512i {
-    // SAFETY: both are 32 numbers of 16 bits.
+    // SAFETY: both types are 32 elements of 16 bits.
     unsafe { std::mem::transmute(_mm512_cvtne2ps_pbh(second, first)) }
 }
 
-/// Multiplies all tiles of rows with an expanded panel.
+/// Multiplies all row tiles with a dequantized panel.
 fn multiply_panel(blocks: &[Block], tiles: &[u16], tile_len: usize, out: &mut [[f32; LANES]]) {
     let mut results = [Results([[0.0; LANES]; TILE_ROWS]); TOGETHER];
     let _registers = Registers::take();
     let groups = tiles.chunks(TOGETHER * tile_len);
     for (tiles, out) in groups.zip(out.chunks_mut(TOGETHER * TILE_ROWS)) {
         let count = tiles.len() / tile_len;
-        // Where there are fewer tiles than registers, the first ones stand in
-        // for the others, whose results nobody takes.
+        // If there are fewer tiles than registers, the first tiles are repeated and the surplus
+        // results are discarded.
         let tile = |index: usize| tiles[index % count * tile_len..].as_ptr();
-        // SAFETY: every tile has as many blocks as the panel, of 16 rows of 64
-        // bytes each.
+        // SAFETY: every tile has as many blocks as the panel, of 16 rows of 64 bytes each.
         unsafe {
             asm!(
                 "tilezero tmm0",
@@ -252,21 +252,21 @@ fn multiply_panel(blocks: &[Block], tiles: &[u16], tile_len: usize, out: &mut [[
     }
 }
 
-/// What a register of results is stored to.
+/// The memory that a result register is stored to.
 #[repr(C, align(64))]
 #[derive(Clone, Copy)]
 struct Results([[f32; LANES]; TILE_ROWS]);
 
-/// Bytes of rows that are multiplied with all weights of some columns, before others
-/// come: they are to stay in the second-level cache.
+/// The size in bytes of the rows that are multiplied with all weights of some columns before
+/// the next rows: chosen to fit in the L2 cache.
 const IN_CACHE: usize = 1 << 20;
 
-/// Blocks, of what is summed over, that are multiplied before others come.
+/// Returns how many blocks along the summed dimension are multiplied before the next ones.
 fn depth(rows: usize) -> usize {
     (IN_CACHE / (size_of::<u16>() * rows.max(1) * BLOCK)).max(1)
 }
 
-/// `y = x·Wᵀ`, the outputs of some panels.
+/// Computes `y = x·Wᵀ` for the outputs of some panels.
 #[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx512bf16")]
 pub(super) fn multiply(
     matrix: &Matrix,
@@ -304,7 +304,7 @@ pub(super) fn multiply(
 /// Rows in bf16: `[tile][block][row of the tile][column of the block]`.
 struct Tiles<'a> {
     tiles: &'a [u16],
-    /// Of each tile.
+    /// Blocks per tile.
     blocks: usize,
 }
 
@@ -321,24 +321,25 @@ impl<'a> Tiles<'a> {
         self.tiles.len() / (self.blocks * TILE)
     }
 
-    /// Some blocks of a tile.
+    /// Returns some blocks of a tile.
     fn get(&self, tile: usize, blocks: &Range<usize>) -> &'a [u16] {
         &self.tiles[(tile * self.blocks + blocks.start) * TILE..][..blocks.len() * TILE]
     }
 }
 
-/// Results: some rows of `width` numbers.
+/// The results: some rows of `width` elements.
 struct Grid<'a> {
     numbers: &'a mut [f32],
     rows: usize,
     width: usize,
 }
 
-/// Rows and columns of results that are in registers together: two tiles each way.
+/// Rows and columns of results that are kept in registers together: two tiles in each
+/// direction.
 const HIGH: usize = 2 * TILE_ROWS;
 const WIDE: usize = 2 * LANES;
 
-/// That many, apart from others.
+/// A buffer for the results of such a square of 2 × 2 tiles.
 #[repr(C, align(64))]
 struct Square([[f32; WIDE]; HIGH]);
 
@@ -352,8 +353,9 @@ impl<'a> Grid<'a> {
         }
     }
 
-    /// Sums the products of some blocks of all rows with `weights`, which two tiles of
-    /// columns from `column` on have of them; added to what is there, or in its place (`anew`).
+    /// Sums the products of some blocks of all rows with `weights`, two tiles of columns from
+    /// `column` on. The sums replace the results if `anew` is set, and are added to them
+    /// otherwise.
     fn sum(
         &mut self,
         registers: &Registers,
@@ -365,7 +367,7 @@ impl<'a> Grid<'a> {
     ) {
         let wide = WIDE.min(self.width - column);
         for tile in (0..tiles.count()).step_by(2) {
-            // Where there is no second one, nobody takes its results.
+            // Without a second tile, its results are discarded.
             let other = (tile + 1).min(tiles.count() - 1);
             let rows = (tiles.get(tile, blocks), tiles.get(other, blocks));
             let first = tile * TILE_ROWS;
@@ -394,8 +396,9 @@ impl<'a> Grid<'a> {
     }
 }
 
-/// The products of two tiles of rows with two of weights, block by block, summed: added to
-/// `out`, whose rows are so far apart, or in its place (`anew`).
+/// Sums the products of two tiles of rows with two tiles of weights, block by block. The sums
+/// replace `out` if `anew` is set, and are added to it otherwise; the rows of `out` are
+/// `apart` elements apart.
 fn square(
     _: &Registers,
     (rows, other_rows): (&[u16], &[u16]),
@@ -408,8 +411,8 @@ fn square(
     assert!(rows.len() == count * TILE && other_rows.len() == count * TILE);
     assert!(apart >= WIDE && out.len() >= (HIGH - 1) * apart + WIDE);
     let out = out.as_mut_ptr();
-    // SAFETY: all that is read and written is within the slices, by the assertions, and
-    // the registers are ours.
+    // SAFETY: all reads and writes are within the slices, by the assertions, and this thread
+    // owns the registers.
     unsafe {
         asm!(
             "test {anew:e}, {anew:e}",

@@ -1,13 +1,13 @@
-//! The way back through a product: `dX += dY·W`, for packed weights.
+//! The backward pass of a product with packed weights: `dX += dY·W`.
 //!
-//! Sums are over outputs here, each of which has a scale of its own: so weights are
-//! rounded anew, some panels of outputs by a block of columns to 13 bits with one scale,
-//! and what comes back to 14 bits, a scale for as many outputs of a row. Products are
-//! added in whole numbers then, exactly, as on the way forward. Weights that were
-//! prepared serve all rows, so that preparing them hardly counts where there are many;
-//! rows to which nothing comes back from these outputs are left out.
+//! Sums run over outputs here, and every output has a scale of its own. So weights are
+//! requantized: some panels of outputs by one block of columns to 13 bits with a single scale;
+//! gradients to 14 bits, with one scale for these outputs of a row. Products are then summed
+//! exactly, in integers, as in the forward pass. Prepared weights serve all rows, so the cost
+//! of preparing them is small if there are many rows; rows whose gradients of these outputs are
+//! zero are skipped.
 //!
-//! Results are the same on all instruction sets, but for codes with AMX.
+//! Results are the same on all instruction sets, except for codes with AMX.
 
 use std::ops::Range;
 
@@ -16,36 +16,35 @@ use super::rounded;
 use super::tile::{Unpacked, UnpackedDense, unpack, unpack_dense};
 use super::words::Words;
 
-/// Panels whose products are added in whole numbers, where something comes back from all
-/// outputs.
+/// Panels whose products are summed in integers, for gradients that are dense.
 pub(super) const ALL: usize = 4;
 
-/// The same where nothing comes back from most of them.
+/// Panels whose products are summed in integers, for gradients that are sparse.
 pub(super) const FEW: usize = 1;
 
-/// Pairs of outputs of a panel: a word has two.
+/// Pairs of outputs per panel: a word holds two.
 const PAIRS: usize = LANES / 2;
 
-/// Blocks of columns that are prepared together: what comes back is read once for them.
+/// Blocks of columns that are prepared together: the gradients are read once for all of them.
 const BLOCKS: usize = 4;
 
 /// Rows whose sums are in registers together.
 const ROWS: usize = 6;
 
-/// Vectors in a block's row.
+/// Vectors per row of a block.
 const VECTORS: usize = BLOCK / LANES;
 
-/// What weights, and what comes back, are rounded to: their products' sums are below 2³¹.
+/// The limits that weights and gradients are rounded to: sums of their products stay below 2³¹.
 const LARGEST_WEIGHT: f32 = 4095.0;
 const LARGEST_FACTOR: f32 = 8191.0;
 
-/// Below this, numbers are 0.
+/// Smaller values are treated as 0.
 const LEAST: f32 = 1e-30;
 
-/// The largest magnitude, or NaN if one is no number.
+/// Returns the largest magnitude, or NaN if an element is NaN.
 #[inline(always)]
 fn largest(numbers: &[f32]) -> f32 {
-    // By their bits, numbers without sign are in order, and what is none is above them.
+    // Without the sign bit, floats are ordered like their bits, and NaN is above all of them.
     let mut largest = [0u32; LANES];
     let (chunks, rest) = numbers.as_chunks::<LANES>();
     for chunk in chunks {
@@ -62,8 +61,8 @@ fn largest(numbers: &[f32]) -> f32 {
     }
 }
 
-/// A scale by which numbers no larger than `largest` become whole ones no larger than
-/// `limit`, and what undoes it.
+/// Returns the factor that scales values up to `largest` to integers up to `limit`, and its
+/// inverse.
 #[inline(always)]
 fn scale(largest: f32, limit: f32) -> (f32, f32) {
     match largest {
@@ -72,22 +71,22 @@ fn scale(largest: f32, limit: f32) -> (f32, f32) {
     }
 }
 
-/// Pairs of outputs of a part, side by side, `[panel][pair][row]`.
+/// Pairs of outputs of a part: `[panel][pair][row]`.
 type Group<const PANELS: usize> = [[[u32; ROWS]; PAIRS]; PANELS];
 
-/// What comes back, in whole numbers: `PANELS` panels of outputs are one part.
+/// Quantized gradients of the outputs; a part is `PANELS` panels of outputs.
 pub(super) struct Factors<const PANELS: usize> {
-    /// The rows that have something, of each part.
+    /// For each part, the range in `rows` of its rows with gradients.
     parts: Vec<Range<usize>>,
-    /// Which rows these are, and what undoes their scale.
+    /// The index of each row, and the inverse of its scale factor.
     rows: Vec<(u32, f32)>,
-    /// For [`ROWS`] rows each. Each part begins with a group of its own.
+    /// One group for each [`ROWS`] rows. Every part begins a new group.
     codes: Vec<Group<PANELS>>,
 }
 
 impl<const PANELS: usize> Factors<PANELS> {
-    /// Rounds rows of `width` outputs. A row whose magnitudes in a part are all below its
-    /// `least` has nothing there.
+    /// Quantizes rows of `width` outputs. A row is left out of a part if all its magnitudes
+    /// there are zero or below `least` of the row.
     #[inline(always)]
     pub(super) fn new(dy: &[f32], width: usize, least: impl Fn(usize) -> f32) -> Factors<PANELS> {
         let mut factors = Factors {
@@ -125,16 +124,16 @@ impl<const PANELS: usize> Factors<PANELS> {
     }
 }
 
-/// Weights of some outputs and columns, in whole numbers.
+/// Quantized weights of some outputs and columns.
 #[repr(align(64))]
 struct Prepared<const PANELS: usize> {
-    /// Two outputs side by side, `[vector of columns][panel][pair][column]`.
+    /// Pairs of outputs: `[vector of columns][panel][pair][column]`.
     codes: [[[[u32; LANES]; PAIRS]; PANELS]; BLOCKS * VECTORS],
-    /// What undoes the scale of each block.
+    /// The inverse of the scale factor of each block.
     undo: [f32; BLOCKS],
 }
 
-/// Adds what some panels have to all rows of `dx`.
+/// Adds the contribution of some panels to all rows of `dx`.
 #[inline(always)]
 pub(super) fn back<L: Words, const PANELS: usize>(
     lanes: L,
@@ -174,7 +173,7 @@ pub(super) fn back<L: Words, const PANELS: usize>(
     }
 }
 
-/// Adds a vector of columns to some rows.
+/// Adds the contribution to one vector of columns of some rows.
 #[inline(always)]
 fn add<L: Words, const PANELS: usize>(
     lanes: L,
@@ -209,7 +208,7 @@ fn add<L: Words, const PANELS: usize>(
     }
 }
 
-/// Rounds the weights of some panels and blocks of columns.
+/// Quantizes the weights of some panels and blocks of columns.
 #[inline(always)]
 fn prepare<L: Words, const PANELS: usize>(
     lanes: L,
@@ -220,7 +219,7 @@ fn prepare<L: Words, const PANELS: usize>(
 ) {
     let mut values = [const { UnpackedDense([[0.0; LANES]; BLOCK]) }; PANELS];
     if panels.len() < PANELS {
-        // What is not there has no part.
+        // Missing panels contribute nothing.
         out.codes = [[[[0; LANES]; PAIRS]; PANELS]; BLOCKS * VECTORS];
     }
     let vectors = out.codes.as_chunks_mut::<VECTORS>().0;
@@ -246,7 +245,7 @@ fn prepare<L: Words, const PANELS: usize>(
     }
 }
 
-/// Rounds a panel's weights of a vector of columns, `[column][output]`, to words of two
+/// Rounds the weights of a panel for one vector of columns, `[column][output]`, to words of two
 /// outputs: `[pair][column]`.
 #[inline(always)]
 fn round(columns: &[[f32; LANES]; LANES], factor: f32, out: &mut [[u32; LANES]; PAIRS]) {
@@ -259,7 +258,7 @@ fn round(columns: &[[f32; LANES]; LANES], factor: f32, out: &mut [[u32; LANES]; 
     }
 }
 
-/// The weights of a block of a panel, column by column. What is beyond the matrix is 0.
+/// Dequantizes a block of a panel, column by column. Elements beyond the matrix are 0.
 #[inline(always)]
 fn expand<L: Words>(
     lanes: L,

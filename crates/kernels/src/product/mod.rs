@@ -1,13 +1,13 @@
-//! Products of packed weights with activations, `y = W·x` for each row.
+//! Products of packed weights with activations (quantized GEMM and GEMV), `y = W·x` for each
+//! row.
 //!
-//! Weights of codes are multiplied in whole numbers: activations are rounded to
-//! 16 bits with a scale for every 32 of them, and the sum over a group of
-//! columns is exact. A block of weights is unpacked once, into 1 KiB that stays
-//! in the first-level cache, and then serves all rows. So one row costs what
-//! reading the weights costs, a few rows hardly more, and many rows what the
-//! multiplications cost.
+//! Quantized weights are multiplied in integers: activations are rounded to 16 bits with a
+//! scale for every 32 of them, and the sum over a group of columns is exact. A block of weights
+//! is unpacked once, into 1 KiB that stays in the L1 cache, and then serves all rows. So the
+//! cost of one row is that of reading the weights, a few rows cost hardly more, and the cost of
+//! many rows is that of the multiplications.
 //!
-//! A row's result does not depend on the rows beside it.
+//! The result of a row does not depend on the other rows.
 
 mod activations;
 #[cfg(target_arch = "x86_64")]
@@ -32,31 +32,30 @@ use super::matrix::{BLOCK, LANES, Matrix};
 #[cfg(target_arch = "x86_64")]
 use super::matrix::{Codes, Format};
 
-/// Pairs of columns in a block.
+/// Pairs of columns per block.
 const PAIRS: usize = BLOCK / 2;
 
-/// The nearest whole number, as a half of a word: of one that fits in it.
+/// Rounds to the nearest integer, which must fit in 16 bits.
 #[inline(always)]
 fn rounded(number: f32) -> u16 {
-    /// A sum with it has no place for what is behind the point, and the whole number in its
-    /// lowest bits.
+    /// A sum with this constant has no fractional bits, and its lowest bits are the integer.
     const ROUNDER: f32 = 12_582_912.0;
     (number + ROUNDER).to_bits() as u16
 }
 
-/// Sums over the halves of a block of a row.
+/// Sums over each 16-column half of a block of one row.
 #[derive(Clone, Copy, Debug, Default)]
 struct HalfSums {
-    /// Of its codes.
+    /// The sums of the codes.
     codes: [i32; 2],
-    /// Of what they stand for.
+    /// The sums of the values the codes stand for.
     values: [f32; 2],
 }
 
-/// Some rows' activations of one block.
+/// The activations of some rows for one block.
 #[derive(Clone, Copy)]
 struct Tile<'a> {
-    /// `[pair][row]`: two codes, side by side.
+    /// `[pair][row]`: two codes per word.
     codes: &'a [u32],
     /// `[row]`.
     scales: &'a [f32],
@@ -64,34 +63,35 @@ struct Tile<'a> {
     sums: &'a [HalfSums],
 }
 
-/// Bytes of activations that are multiplied with one panel after the other: they are to
-/// stay in the second-level cache. (Processors with AMX have a larger one.)
+/// The size in bytes of the activations that are multiplied with one panel after the other:
+/// chosen to fit in the L2 cache. (Processors with AMX have a larger one.)
 const IN_CACHE: usize = 256 << 10;
 
 #[cfg(target_arch = "x86_64")]
 thread_local! {
-    /// What comes back to rows, for AMX.
+    /// The gradients of the outputs, as activations for AMX.
     static COMING_BACK: RefCell<Option<Activations>> = const { RefCell::new(None) };
 }
 
-/// Rows that AMX takes together.
+/// The maximum number of rows that AMX processes together.
 const TALLEST: usize = 512;
 
-/// Rows that matrices of the same width are multiplied with, on this thread: as rows of
-/// prompts.
+/// Input rows of matrices of the same width, prepared on this thread and treated like prompt
+/// rows.
 #[derive(Debug)]
 pub struct Inputs {
     isa: Isa,
     rows: usize,
-    /// The rows, as many at a time as are multiplied together.
+    /// The rows, in parts that are multiplied together.
     parts: Vec<Activations>,
 }
 
 impl Inputs {
-    /// Prepares rows of some matrices' inputs.
+    /// Prepares the input rows of some matrices.
     ///
     /// # Panics
-    /// There is no matrix, they differ in width, or `x` is no rows of that width.
+    /// There are no matrices, their widths differ, or the length of `x` is not a multiple of
+    /// the width.
     pub fn new<'a>(
         isa: Isa,
         matrices: impl IntoIterator<Item = &'a Matrix> + Clone,
@@ -102,7 +102,7 @@ impl Inputs {
         assert!(widths.all(|width| width == columns) && x.len().is_multiple_of(columns));
         let kind = Kind::of(matrices);
         let height = match isa.tier() {
-            // It cuts them by columns.
+            // AMX splits the rows along the columns by itself.
             Tier::Amx if !kind.dense() => TALLEST,
             _ => {
                 let tall = activations::tallest(isa);
@@ -123,16 +123,16 @@ impl Inputs {
         }
     }
 
-    /// How many rows there are.
+    /// The number of rows.
     pub fn rows(&self) -> usize {
         self.rows
     }
 
-    /// `y = x·Wᵀ`, the outputs of some panels only.
+    /// Computes `y = x·Wᵀ` for the outputs of some panels.
     ///
     /// # Panics
-    /// The matrix has another width than the rows, or `y` is not as long as there are
-    /// outputs of all rows.
+    /// The width of the matrix differs from that of the rows, or the length of `y` is not the
+    /// number of outputs of all rows.
     pub fn multiply(&self, matrix: &Matrix, panels: Range<usize>, y: &mut [f32]) {
         let width = width(matrix, &panels);
         let fits = |part: &Activations| part.columns() == matrix.columns();
@@ -162,10 +162,11 @@ impl Inputs {
     }
 }
 
-/// `dX += dY·W` for some rows, on this thread, where `dy` has the outputs of some panels.
+/// Backward pass: adds `dY·W` to `dX` for some rows, on this thread. `dy` holds the gradients
+/// of the outputs of some panels.
 ///
 /// # Panics
-/// The lengths do not fit.
+/// The lengths do not match.
 pub fn back(isa: Isa, matrix: &Matrix, panels: Range<usize>, dy: &[f32], dx: &mut [f32]) {
     let width = check_back(matrix, &panels, dy, dx);
     #[cfg(target_arch = "x86_64")]
@@ -195,12 +196,12 @@ pub fn back(isa: Isa, matrix: &Matrix, panels: Range<usize>, dy: &[f32], dx: &mu
     });
 }
 
-/// The same where next to nothing comes back from most outputs: in a panel where all of a
-/// row's outputs are below its `least`, they are left out and cost nothing. (AMX leaves out
-/// nothing: that would take as long.)
+/// Like [`back()`], for gradients that are near zero for most outputs: a panel in which all
+/// gradients of a row are below its `least` is skipped and costs nothing. (AMX skips nothing,
+/// because that would take as long.)
 ///
 /// # Panics
-/// The lengths do not fit.
+/// The lengths do not match.
 pub fn back_of_few(
     isa: Isa,
     matrix: &Matrix,
@@ -226,7 +227,7 @@ pub fn back_of_few(
     });
 }
 
-/// A matrix's codes, if AMX takes rows of prompts and of training through it.
+/// Returns the codes of a matrix if AMX computes prompt and training rows through it.
 #[cfg(target_arch = "x86_64")]
 fn for_amx(isa: Isa, matrix: &Matrix) -> Option<Codes> {
     match matrix.format() {
@@ -235,7 +236,7 @@ fn for_amx(isa: Isa, matrix: &Matrix) -> Option<Codes> {
     }
 }
 
-/// How many outputs come back, if the lengths fit.
+/// Checks the lengths, and returns the number of outputs per row.
 fn check_back(matrix: &Matrix, panels: &Range<usize>, dy: &[f32], dx: &[f32]) -> usize {
     let count = dx.len() / matrix.columns();
     let width = width(matrix, panels);
@@ -243,7 +244,7 @@ fn check_back(matrix: &Matrix, panels: &Range<usize>, dy: &[f32], dx: &[f32]) ->
     width
 }
 
-/// How many outputs some panels have.
+/// Returns the number of outputs of some panels.
 fn width(matrix: &Matrix, panels: &Range<usize>) -> usize {
     matrix.rows().min(panels.end * LANES) - panels.start * LANES
 }
@@ -251,8 +252,8 @@ fn width(matrix: &Matrix, panels: &Range<usize>) -> usize {
 /// Computes the outputs of panel `panel` for all rows: `out[row][lane]`.
 ///
 /// # Panics
-/// The matrix and the activations do not fit, or `out` has another length than
-/// there are rows.
+/// The widths of the matrix and the activations differ, or the length of `out` is not the
+/// number of rows.
 pub fn panel(
     isa: Isa,
     matrix: &Matrix,

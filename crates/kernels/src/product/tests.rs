@@ -24,7 +24,7 @@ const TYPES: [TensorType; 13] = [
     TensorType::Q6_K,
 ];
 
-/// Activations as they occur: most near 0, a few far out, in one row per call.
+/// Realistic activations: most are near 0, a few are outliers, in rows of their own.
 fn random_rows(rows: usize, columns: usize, seed: u64) -> Vec<Vec<f32>> {
     let mut state = seed | 1;
     let mut next = move || {
@@ -42,18 +42,18 @@ fn random_rows(rows: usize, columns: usize, seed: u64) -> Vec<Vec<f32>> {
         .collect()
 }
 
-/// All outputs, `[row][output]`, of rows that decode.
+/// Computes all outputs, `[row][output]`, of decode rows.
 fn product(isa: Isa, matrix: &Matrix, rows: &[Vec<f32>]) -> Vec<Vec<f32>> {
     mixed_product(isa, matrix, rows, rows.len())
 }
 
-/// All outputs of rows of which those from `prompts` on are of prompts.
+/// Computes all outputs of rows of which those from `prompts` on are prompt rows.
 fn mixed_product(isa: Isa, matrix: &Matrix, rows: &[Vec<f32>], prompts: usize) -> Vec<Vec<f32>> {
     let mut activations = Activations::new(isa);
     activations.reset(rows.len(), prompts, matrix.columns(), Kind::of([matrix]));
     let writer = activations.writer();
     for (index, row) in rows.iter().enumerate() {
-        // SAFETY: one thread.
+        // SAFETY: there is only one thread.
         unsafe { writer.write(index, row) };
     }
     let mut outputs = vec![Vec::new(); rows.len()];
@@ -123,7 +123,7 @@ proptest! {
         rows in 1..8usize,
         seed: u64,
     ) {
-        // Weights that are no codes may have any width.
+        // Unquantized weights may have any width.
         let columns = match kind.block_size() {
             1 => blocks * 32 - seed as usize % 32,
             block => (blocks * 32).next_multiple_of(block),
@@ -138,8 +138,8 @@ proptest! {
                 let terms = || weights.iter().zip(row).map(|(&w, &x)| f64::from(w) * f64::from(x));
                 let (expected, size) = (terms().sum::<f64>(), terms().map(f64::abs).sum::<f64>());
                 let error = (f64::from(found[output]) - expected).abs();
-                // A code is off by half a step, and a step is 1/32,767 of the
-                // greatest of 32 activations.
+                // A code is off by up to half a step, and a step is 1/32,767 of the largest of
+                // 32 activations.
                 let greatest = row.iter().fold(0.0f32, |a, b| a.max(b.abs()));
                 let heaviest = weights.iter().map(|w| f64::from(w.abs())).sum::<f64>();
                 let allowed = 2e-6 * size + f64::from(greatest) / 32767.0 * heaviest * 0.51;
@@ -152,8 +152,8 @@ proptest! {
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(64))]
 
-    /// Only AMX makes a difference between rows: it rounds those of prompts, and
-    /// the weights for them, to bf16, and adds their products in f32.
+    /// Only AMX treats rows differently: it rounds prompt rows, and the weights for them, to
+    /// bf16, and sums their products in f32.
     #[test]
     fn rows_of_prompts_are_rounded_and_leave_the_others_alone(
         kind in prop::sample::select(&TYPES[..]),
@@ -200,7 +200,8 @@ fn rows_of_zeros_give_zeros() {
     }
 }
 
-/// dX, `[row][column]`, of rows of dY: in two parts, the second of which adds to the first.
+/// Computes dX, `[row][column]`, from rows of dY, in two parts, the second of which adds to the
+/// first.
 fn back_product(isa: Isa, matrix: &Matrix, dy: &[Vec<f32>], few: bool) -> Vec<Vec<f32>> {
     let half = matrix.panels() / 2;
     let mut dx = vec![0.0; dy.len() * matrix.columns()];
@@ -223,7 +224,7 @@ fn back_product(isa: Isa, matrix: &Matrix, dy: &[Vec<f32>], few: bool) -> Vec<Ve
         .collect()
 }
 
-/// Whether rows of prompts are not what rows that decode are.
+/// Whether prompt rows give other results than decode rows.
 fn rounds_prompts(isa: Isa, matrix: &Matrix) -> bool {
     isa.tier() == Tier::Amx && matches!(matrix.format(), Format::Codes(_))
 }
@@ -232,7 +233,7 @@ fn in_bf16(number: f32) -> f64 {
     f64::from(bf16::from_f32(number).to_f32())
 }
 
-/// What was found is `dy · weights`, of both as bf16, summed in f32.
+/// Asserts that `found` is `dy · weights`, both rounded to bf16, summed in f32.
 #[track_caller]
 fn assert_back_in_bf16(weights: &[Vec<f32>], dy: &[Vec<f32>], found: &[Vec<f32>]) {
     for (dy, found) in dy.iter().zip(found) {
@@ -249,14 +250,15 @@ fn assert_back_in_bf16(weights: &[Vec<f32>], dy: &[Vec<f32>], found: &[Vec<f32>]
 #[test]
 fn the_way_back_is_the_product_with_the_transposed_matrix() {
     for kind in TYPES {
-        // Panels and blocks that are not whole, and rows that are not a multiple of six.
+        // Includes partial panels and blocks, and numbers of rows that are not a multiple of
+        // six.
         let unit = kind.block_size();
         let shapes = [(200, unit), (16, 2 * unit.max(64)), (5, 5 * unit.max(32))];
         for (rows, (outputs, columns)) in [7, 1, 4].into_iter().zip(shapes) {
             let matrix = matrix(kind, outputs, columns, 5);
             let mut dy = random_rows(rows, outputs, 9);
             if outputs == 200 {
-                // From some outputs nothing comes back to some rows, or to none.
+                // Some outputs have no gradient in some rows, or in any row.
                 for (row, dy) in dy.iter_mut().enumerate() {
                     if row % 2 == 0 {
                         dy[..ALL * LANES].fill(0.0);
@@ -284,7 +286,7 @@ fn the_way_back_is_the_product_with_the_transposed_matrix() {
             };
             let largest_weight = largest(&mut weights.iter().flatten());
             for (dy, found) in dy.iter().cycle().zip(both.iter().flatten()) {
-                // Half a step of each that was rounded.
+                // Half a step of each rounded operand.
                 let steps = [
                     largest_weight / (2.0 * 4095.0),
                     largest(&mut dy.iter()) / (2.0 * 8191.0),
@@ -310,7 +312,8 @@ fn what_is_least_in_a_whole_panel_is_left_out_but_by_amx() {
     const PANELS: usize = 11;
     let matrix = matrix(TensorType::Q8_0, PANELS * LANES, 64, 5);
     let least = [1e3, 1e-3];
-    // The first row has only small numbers but in the sixth panel, the second one none.
+    // The gradients of the first row are small except in the sixth panel; all of the second row
+    // are small.
     let mut dy = random_rows(2, PANELS * LANES, 9);
     dy[0][5 * LANES + 7] = -2e3;
     let mut counted = dy.clone();
@@ -330,7 +333,7 @@ fn what_is_least_in_a_whole_panel_is_left_out_but_by_amx() {
     }
 }
 
-/// Rows of training are as alone as those of prompts.
+/// Like prompt rows, training rows do not depend on the other rows.
 #[test]
 fn what_comes_back_to_a_row_does_not_depend_on_its_company() {
     let matrix = matrix(TensorType::Q5_0, 200, 96, 5);
@@ -344,7 +347,7 @@ fn what_comes_back_to_a_row_does_not_depend_on_its_company() {
     }
 }
 
-/// More rows and outputs than are multiplied together, neither of them whole.
+/// More rows and outputs than are multiplied together, with partial parts of both.
 #[test]
 fn parts_of_many_rows_and_outputs_are_the_whole() {
     let (rows, outputs, columns) = (TALLEST + 37, 2300, 96);
@@ -376,7 +379,7 @@ fn the_way_back_tells_of_what_is_no_number() {
             assert!(fine.iter().all(|number| number.is_finite()), "{isa}");
             assert!(lost.iter().all(|number| !number.is_finite()), "{isa}");
         }
-        // A weight that is none, in the first of several panels.
+        // A weight that is NaN, in the first of several panels.
         let mut numbers = vec![0.5f32; 80 * 64];
         numbers[3] = f32::NAN;
         let bytes: Vec<u8> = numbers.iter().flat_map(|w| w.to_le_bytes()).collect();
@@ -390,8 +393,8 @@ fn the_way_back_tells_of_what_is_no_number() {
 
 #[test]
 fn inputs_that_are_prepared_at_once_are_those_that_are_written_one_by_one() {
-    // More rows and columns than are multiplied together, and a width that is no whole
-    // block.
+    // More rows and columns than are multiplied together, and a width that is not a multiple of
+    // the block.
     use TensorType::{F16, F32, Q4_0, Q6_K};
     for (kinds, columns, rows) in [
         ([Q4_0, Q4_0], 4096, 71),

@@ -1,10 +1,10 @@
-//! The loops of a product, for any instruction set.
+//! The inner loops of a product, generic over the instruction set.
 
 use super::super::matrix::{BLOCK, Bits, Codes, Dense, Format, LANES, Matrix, UnitScales, halves};
 use super::words::Words;
 use super::{Activations, PAIRS, Tile};
 
-/// A block's codes, spread out: each word is two columns of a row, side by side.
+/// The unpacked codes of a block: each word holds two adjacent columns of a row.
 #[repr(align(64))]
 pub(super) struct Unpacked(pub(super) [[u32; LANES]; PAIRS]);
 
@@ -12,11 +12,11 @@ impl Unpacked {
     pub(super) const EMPTY: Unpacked = Unpacked([[0; LANES]; PAIRS]);
 }
 
-/// A block's dense weights.
+/// The unpacked dense weights of a block.
 #[repr(align(64))]
 pub(super) struct UnpackedDense(pub(super) [[f32; LANES]; BLOCK]);
 
-/// Rows of the tallest tile: what registers can hold the sums of.
+/// The height of the tallest tile whose sums fit in the registers.
 pub(super) const fn tallest<L: Words>() -> usize {
     match L::WIDE {
         true => 2 * L::TALLEST,
@@ -24,7 +24,7 @@ pub(super) const fn tallest<L: Words>() -> usize {
     }
 }
 
-/// How far ahead of the block at hand memory is asked for, in bytes.
+/// The prefetch distance in bytes, from the current block.
 const fn ahead<L: Words>() -> usize {
     match L::WIDE {
         true => 8192,
@@ -48,7 +48,7 @@ macro_rules! by_height {
     };
 }
 
-/// The outputs of a panel for the first rows, as many as `out` takes.
+/// Computes the outputs of a panel for the first rows, as many as `out` has.
 #[inline(always)]
 pub(super) fn panel<L: Words>(
     lanes: L,
@@ -71,7 +71,7 @@ pub(super) fn panel<L: Words>(
     }
 }
 
-/// Asks for the memory that comes some time after a block.
+/// Prefetches the memory at the prefetch distance from a block.
 #[inline(always)]
 pub(super) fn prefetch<L: Words>(lanes: L, block: &[u8]) {
     for line in (0..block.len()).step_by(64) {
@@ -104,7 +104,8 @@ fn run_codes<L: Words, const GROUPS: usize, const MINIMUM: bool>(
             prefetch(lanes, block);
             let number = unit * per_unit + index;
             if let [row] = &mut out[..] {
-                // What is spread out is used once: it need not leave registers.
+                // With a single row, unpacked codes are used once, so they can stay in
+                // registers.
                 let tile = rows.tile(number, 0, 1);
                 let mut sums = Sums::<L, GROUPS>::new(lanes, codes.zero, tile);
                 unpack(lanes, codes, block, &mut sums);
@@ -124,7 +125,7 @@ fn run_codes<L: Words, const GROUPS: usize, const MINIMUM: bool>(
                 zero: in_halves(lanes, codes.zero.cast_unsigned().into()),
             };
             unpack(lanes, codes, block, &mut centred);
-            // Compilers are not to keep parts of it in registers, which the sums need.
+            // Prevents the compiler from keeping parts of it in registers, which the sums need.
             let weights = std::hint::black_box(&weights);
             for &(first, height) in rows.tiles() {
                 let tile = rows.tile(number, first, height);
@@ -132,7 +133,7 @@ fn run_codes<L: Words, const GROUPS: usize, const MINIMUM: bool>(
                 by_height!(height, L, R => {
                     let out: &mut [_; R] = out.try_into().expect("as many rows as the tile");
                     let scaled = Scaled::<R, GROUPS, MINIMUM> { scales, minima, tile };
-                    // One after the other: there are no registers for both.
+                    // One group after the other: there are not enough registers for both.
                     for group in 0..GROUPS {
                         let sums = group_sums::<L, R, GROUPS>(lanes, group, weights, tile);
                         scaled.add(lanes, group, sums, out);
@@ -164,7 +165,7 @@ fn run_dense<L: Words>(
     }
 }
 
-/// Takes the codes of a block, pair by pair of columns.
+/// Receives the codes of a block, by pairs of columns.
 pub(super) trait Sink<L: Words> {
     fn take(&mut self, lanes: L, pair: usize, codes: L::Words);
 }
@@ -176,7 +177,7 @@ impl<L: Words> Sink<L> for Unpacked {
     }
 }
 
-/// Takes codes less the one that stands for 0.
+/// Stores codes after subtracting the code that stands for 0.
 struct Centred<'a, L: Words> {
     to: &'a mut Unpacked,
     zero: L::Words,
@@ -189,10 +190,10 @@ impl<L: Words> Sink<L> for Centred<'_, L> {
     }
 }
 
-/// Spreads out a block of codes.
+/// Unpacks a block of codes.
 ///
-/// It has no loops: the place of a pair must be a constant, or a sink could not
-/// keep its sums in registers.
+/// There are no loops: the index of a pair must be a constant, or a sink could not keep its
+/// sums in registers.
 #[inline(always)]
 pub(super) fn unpack<L: Words>(lanes: L, codes: Codes, block: &[u8], out: &mut impl Sink<L>) {
     let quarters = match codes.bits {
@@ -203,8 +204,7 @@ pub(super) fn unpack<L: Words>(lanes: L, codes: Codes, block: &[u8], out: &mut i
             nibbles(lanes, block, 3),
         ],
         Bits::Five => {
-            // The bits of pair s are at place s of each half. They belong at
-            // place 4.
+            // The bits of pair s are at position s of each half. Move them to position 4.
             let plane = words(lanes, block, 4);
             let (first, bit) = (lanes.raise(plane, 4), in_halves(lanes, 0x10));
             let (third, fourth) = (lanes.lower(plane, 4), lanes.lower(plane, 8));
@@ -216,7 +216,7 @@ pub(super) fn unpack<L: Words>(lanes: L, codes: Codes, block: &[u8], out: &mut i
             ]
         }
         Bits::Six => {
-            // The same with two bits each, and a plane for each half of the block.
+            // As above with two bits per code, and one plane for each half of the block.
             let (left, right) = (words(lanes, block, 4), words(lanes, block, 5));
             let (first, third) = (lanes.raise(left, 4), lanes.raise(right, 4));
             let (second, fourth) = (lanes.lower(left, 4), lanes.lower(right, 4));
@@ -242,7 +242,7 @@ pub(super) fn unpack<L: Words>(lanes: L, codes: Codes, block: &[u8], out: &mut i
     take(lanes, 12, fourth, out);
 }
 
-/// Four pairs, from pair `first` on.
+/// Passes four pairs to the sink, from pair `first` on.
 #[inline(always)]
 fn take<L: Words>(lanes: L, first: usize, codes: [L::Words; 4], out: &mut impl Sink<L>) {
     out.take(lanes, first, codes[0]);
@@ -251,13 +251,13 @@ fn take<L: Words>(lanes: L, first: usize, codes: [L::Words; 4], out: &mut impl S
     out.take(lanes, first + 3, codes[3]);
 }
 
-/// The same bits in both halves of all words.
+/// Returns words with the same bits in both halves.
 #[inline(always)]
 fn in_halves<L: Words>(lanes: L, bits: u32) -> L::Words {
     lanes.same(bits | bits << 16)
 }
 
-/// Words numbered `index` of a block, one per row.
+/// Reads words number `index` of a block, one per row.
 #[inline(always)]
 fn words<L: Words>(lanes: L, block: &[u8], index: usize) -> L::Words {
     let bytes = &block[4 * LANES * index..][..4 * LANES];
@@ -265,7 +265,7 @@ fn words<L: Words>(lanes: L, block: &[u8], index: usize) -> L::Words {
     lanes.words(&std::array::from_fn(|row| u32::from_le_bytes(words[row])))
 }
 
-/// The lower four bits of a quarter of a block: four pairs.
+/// Unpacks the lower four bits of a quarter of a block: four pairs.
 #[inline(always)]
 fn nibbles<L: Words>(lanes: L, block: &[u8], quarter: usize) -> [L::Words; 4] {
     let (words, low) = (words(lanes, block, quarter), in_halves(lanes, 0xF));
@@ -277,8 +277,8 @@ fn nibbles<L: Words>(lanes: L, block: &[u8], quarter: usize) -> [L::Words; 4] {
     ]
 }
 
-/// Four pairs with their upper bits, which for each pair stand `step` places
-/// higher in `plane` than for the one before.
+/// Joins four pairs with their upper bits, which are at positions in `plane` that increase by
+/// `step` from pair to pair.
 #[inline(always)]
 fn joined<L: Words>(
     lanes: L,
@@ -295,7 +295,7 @@ fn joined<L: Words>(
     ]
 }
 
-/// A quarter of a block of bytes: four pairs.
+/// Unpacks a quarter of a block of bytes: four pairs.
 #[inline(always)]
 fn bytes<L: Words>(lanes: L, block: &[u8], quarter: usize) -> [L::Words; 4] {
     let low = in_halves(lanes, 0xFF);
@@ -338,16 +338,16 @@ pub(super) fn unpack_dense<L: Words>(
     }
 }
 
-/// A block's product with one row, in whole numbers. The block has one group of 32 columns
-/// or two of 16.
+/// The integer product of a block with one row. The block has one group of 32 columns or two
+/// groups of 16.
 struct Sums<'a, L: Words, const GROUPS: usize> {
     whole: [L::Words; GROUPS],
     codes: &'a [u32],
 }
 
 impl<'a, L: Words, const GROUPS: usize> Sums<'a, L, GROUPS> {
-    /// Begins with what makes up for `zero`, the code that stands for 0: to
-    /// subtract it from each code gives the same sum.
+    /// Initializes the sums with the correction for `zero`, the code that stands for 0: this is
+    /// equivalent to subtracting it from each code.
     #[inline(always)]
     fn new(lanes: L, zero: i16, tile: Tile<'a>) -> Sums<'a, L, GROUPS> {
         assert_eq!(tile.codes.len(), PAIRS);
@@ -364,7 +364,7 @@ impl<'a, L: Words, const GROUPS: usize> Sums<'a, L, GROUPS> {
     }
 }
 
-/// What a block that was spread out has of a group, for the rows of a tile.
+/// Computes the integer sums of one group of an unpacked block for the rows of a tile.
 #[inline(always)]
 fn group_sums<L: Words, const R: usize, const GROUPS: usize>(
     lanes: L,
@@ -383,7 +383,7 @@ fn group_sums<L: Words, const R: usize, const GROUPS: usize>(
     sums
 }
 
-/// What makes numbers of the sums of a block.
+/// Converts the integer sums of a block to f32 with the scales and minima.
 struct Scaled<'a, const R: usize, const GROUPS: usize, const MINIMUM: bool> {
     scales: &'a [[f32; LANES]],
     minima: &'a [[f32; LANES]],
@@ -391,7 +391,7 @@ struct Scaled<'a, const R: usize, const GROUPS: usize, const MINIMUM: bool> {
 }
 
 impl<const R: usize, const GROUPS: usize, const MINIMUM: bool> Scaled<'_, R, GROUPS, MINIMUM> {
-    /// Adds a group's sums to `out`.
+    /// Adds the scaled sums of a group to `out`.
     #[inline(always)]
     fn add<L: Words>(
         &self,
@@ -430,7 +430,7 @@ impl<L: Words, const GROUPS: usize> Sink<L> for Sums<'_, L, GROUPS> {
     }
 }
 
-/// Adds a dense block's product with `R` rows, `[column][row]`, to `out`.
+/// Adds the product of a dense block with `R` rows, `[column][row]`, to `out`.
 #[inline(always)]
 fn multiply_dense<L: Words, const R: usize>(
     lanes: L,

@@ -1,40 +1,34 @@
-//! [`Words`]: what products need of whole numbers, 16 words of 32 bits at a time.
+//! [`Words`]: integer operations of the product kernels, on 16 words of 32 bits at a time.
 
 use super::super::math::{LANES, Lanes, Plain};
 
-/// Operations on 16 words, each of which is also two halves of 16 bits.
+/// Operations on 16 words of 32 bits, each of which is also two 16-bit halves.
 pub(super) trait Words: Lanes {
     /// 16 words, in registers.
     type Words: Copy;
 
-    /// All the same.
+    /// Returns 16 words equal to `word`.
     fn same(self, word: u32) -> Self::Words;
-    /// Reads 16 words.
     fn words(self, from: &[u32; LANES]) -> Self::Words;
-    /// Writes 16 words.
     fn put(self, words: Self::Words, to: &mut [u32; LANES]);
-    /// Bit by bit.
     fn and(self, a: Self::Words, b: Self::Words) -> Self::Words;
-    /// Bit by bit.
     fn or(self, a: Self::Words, b: Self::Words) -> Self::Words;
-    /// Shifts each half towards its lowest bit. `by` is to be a constant.
+    /// Shifts each half right. `by` must be a constant.
     fn lower(self, words: Self::Words, by: i32) -> Self::Words;
-    /// Shifts each half towards its highest bit. `by` is to be a constant.
+    /// Shifts each half left. `by` must be a constant.
     fn raise(self, words: Self::Words, by: i32) -> Self::Words;
-    /// Subtracts half from half.
+    /// Subtracts each half of `b` from that of `a`.
     fn subtract(self, a: Self::Words, b: Self::Words) -> Self::Words;
-    /// Adds the product of the lower halves and that of the upper ones, as signed
-    /// numbers, to each word.
+    /// Adds to each word the product of the lower halves and that of the upper halves, as
+    /// signed integers (VNNI's `vpdpwssd`).
     fn add_products(self, sum: Self::Words, a: Self::Words, b: Self::Words) -> Self::Words;
-    /// Each word, as a signed number.
+    /// Converts each word, as a signed integer, to f32.
     fn numbers(self, words: Self::Words) -> Self::Vector;
-    /// `a + b`.
     fn add(self, a: Self::Vector, b: Self::Vector) -> Self::Vector;
-    /// `a · b`.
     fn multiply(self, a: Self::Vector, b: Self::Vector) -> Self::Vector;
 }
 
-/// The halves of a word.
+/// Splits a word into its lower and upper half.
 fn halves(word: u32) -> [u16; 2] {
     [word as u16, (word >> 16) as u16]
 }
@@ -129,14 +123,14 @@ mod x86 {
     use super::super::super::math::{Avx2, Avx512, LANES};
     use super::Words;
 
-    /// One operation on the two registers of AVX2, which hold eight words each.
+    /// Applies an operation to the two registers of AVX2, which hold eight words each.
     #[inline(always)]
     fn both<T>(f: impl Fn(usize) -> T) -> [T; 2] {
         [f(0), f(1)]
     }
 
-    // SAFETY of all blocks below: `self` proves that the processor has the
-    // instructions, and the arrays are as long as what is read or written.
+    // SAFETY of all blocks below: `self` proves that the processor has the instructions, and
+    // the arrays are as long as the data read or written.
     impl Words for Avx2 {
         type Words = [__m256i; 2];
 
@@ -217,7 +211,7 @@ mod x86 {
         }
     }
 
-    // SAFETY of all blocks below: as above.
+    // SAFETY of all blocks below: as for `Avx2`.
     impl Words for Avx512 {
         type Words = __m512i;
 

@@ -1,18 +1,18 @@
-//! Gemma 2: a sliding-window layer before each global one; soft caps on attention
-//! scores and logits; norms before and after attention and feed-forward; scaled
-//! embeddings. The files' norm weights already include the "+ 1".
+//! Gemma 2: sliding-window attention in every other layer; soft caps on attention scores and
+//! logits; norms before and after attention and feed-forward; scaled embeddings. The norm
+//! weights in GGUF files already include the "+ 1".
 
 use super::{DecoderSpec, Fields, ModelError, RopeStyle};
 use crate::{Activation, LayerSpec};
 
-/// Every other layer is global.
+/// Every second layer is global.
 const PERIOD: usize = 2;
-/// What counts where a file does not say.
+/// The defaults for files without these keys.
 const WINDOW: usize = 4096;
 const ATTENTION_CAP: f32 = 50.0;
 const LOGIT_CAP: f32 = 30.0;
-/// Gemma 2 27B alone scales queries by its hidden width per head; it is the only
-/// size with this many layers.
+/// Only Gemma 2 27B scales queries by its hidden width per head; no other size has this number
+/// of layers.
 const LAYERS_27B: usize = 46;
 
 pub(super) fn read(fields: &Fields<'_>) -> Result<DecoderSpec, ModelError> {

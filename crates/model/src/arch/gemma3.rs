@@ -1,16 +1,16 @@
-//! Gemma 3 (text): five sliding-window layers to each global one, with a rope
-//! base of their own; q and k norms; norms after attention and feed-forward;
-//! scaled embeddings. The files' norm weights already include the "+ 1".
+//! Gemma 3 (text): five sliding-window layers per global one, which use another RoPE base; q
+//! and k norms; norms after attention and feed-forward; scaled embeddings. The norm weights in
+//! GGUF files already include the "+ 1".
 
 use super::{DecoderSpec, Fields, ModelError, RopeStyle, rope};
 use crate::{Activation, LayerSpec, QkNorm, RopeSpec};
 
 /// One layer in six is global.
 const PERIOD: usize = 6;
-/// The rope base of sliding layers.
+/// The RoPE base of sliding-window layers.
 const LOCAL_BASE: f32 = 10_000.0;
-/// Gemma 3 27B alone scales queries by its hidden width per head; it is the
-/// only size with this many layers.
+/// Only Gemma 3 27B scales queries by its hidden width per head; no other size has this number
+/// of layers.
 const LAYERS_27B: usize = 62;
 
 const GLOBAL_ROPE: usize = 0;
@@ -23,7 +23,7 @@ pub(super) fn read(fields: &Fields<'_>) -> Result<DecoderSpec, ModelError> {
         base: fields.get_float("rope.freq_base")?.unwrap_or(1_000_000.0),
         ..base.ropes[0].clone()
     };
-    // Scaling, where a file has it, is for the global layers only.
+    // RoPE scaling in the file applies only to the global layers.
     let local = RopeSpec {
         base: fields
             .get_float("rope.freq_base_swa")?

@@ -1,5 +1,5 @@
-//! Llama 1 to 3.2 and what is built like them: SmolLM2, TinyLlama, Yi, and most
-//! Mistrals, of which the first have a sliding window in every layer.
+//! Llama 1 to 3.2 and models of the same architecture: SmolLM2, TinyLlama, Yi, and most
+//! Mistrals, the first of which use sliding-window attention in every layer.
 
 use super::{DecoderSpec, Fields, ModelError, RopeStyle};
 

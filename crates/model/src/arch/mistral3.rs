@@ -1,5 +1,5 @@
-//! Ministral 3 and Mistral Small 3.1: Llama, in Ministral with YaRN and with
-//! attention scores that grow with the position.
+//! Ministral 3 and Mistral Small 3.1: Llama; Ministral adds YaRN and attention scores that grow
+//! with the position.
 
 use super::{DecoderSpec, Fields, ModelError, RopeStyle};
 use crate::Temperature;

@@ -1,4 +1,4 @@
-//! One file per architecture: metadata to [`DecoderSpec`].
+//! Reads model architectures: one file per architecture converts metadata to a [`DecoderSpec`].
 
 mod gemma2;
 mod gemma3;
@@ -18,7 +18,7 @@ use incant_gguf::{Gguf, Value};
 
 type Reader = fn(&Fields<'_>) -> Result<DecoderSpec, ModelError>;
 
-/// Every architecture, under its name in `general.architecture`.
+/// All supported architectures, by their name in `general.architecture`.
 const ARCHITECTURES: &[(&str, Reader)] = &[
     ("gemma2", gemma2::read),
     ("gemma3", gemma3::read),
@@ -31,12 +31,12 @@ const ARCHITECTURES: &[(&str, Reader)] = &[
     ("qwen3", qwen3::read),
 ];
 
-/// Reads the decoder that a GGUF file describes.
+/// Reads the [`DecoderSpec`] of a GGUF file.
 ///
 /// # Errors
-/// The architecture is not supported, or its metadata is missing or senseless.
+/// The architecture is unsupported, or its metadata is missing or invalid.
 pub fn read(gguf: &Gguf) -> Result<DecoderSpec, ModelError> {
-    // The first part may have all metadata, the others none.
+    // The first part of a split model may hold all metadata, the other parts none.
     gguf.check_whole()?;
     let name = gguf.metadata().str("general.architecture")?;
     let Some(&(name, reader)) = ARCHITECTURES.iter().find(|(known, _)| *known == name) else {
@@ -51,12 +51,12 @@ pub fn read(gguf: &Gguf) -> Result<DecoderSpec, ModelError> {
     Ok(spec)
 }
 
-/// The architectures that are supported.
+/// The names of the supported architectures.
 pub fn names() -> impl Iterator<Item = &'static str> {
     ARCHITECTURES.iter().map(|(name, _)| *name)
 }
 
-/// The metadata of one model, with the keys' architecture prefix put in.
+/// The metadata of one model; keys are prefixed with the architecture.
 struct Fields<'a> {
     gguf: &'a Gguf,
     name: &'static str,
@@ -107,8 +107,8 @@ impl Fields<'_> {
         }
     }
 
-    /// The decoder that the keys which all architectures share describe: Llama's,
-    /// but for the rope's style. An architecture changes what is its own.
+    /// Reads the keys that all architectures share: the result describes Llama, with the given
+    /// RoPE style. Each architecture then changes the fields that differ.
     fn decoder(&self, style: RopeStyle) -> Result<DecoderSpec, ModelError> {
         if self
             .get_size("expert_count")?
@@ -153,17 +153,17 @@ impl Fields<'_> {
         })
     }
 
-    /// The number of layers.
     fn layer_count(&self) -> Result<usize, ModelError> {
         let layers = self.size("block_count")?;
-        // Far beyond any model; keeps a hostile file from a huge allocation.
+        // Far beyond any model; protects against huge allocations for a hostile file.
         if layers == 0 || layers > 4096 {
             return Err(self.senseless("block_count", layers, "a model has 1 to 4096 layers"));
         }
         Ok(layers)
     }
 
-    /// Query heads, key-value heads, and the width of one head.
+    /// Returns the number of query heads, the number of key-value heads, and the width of a
+    /// head.
     fn heads(&self, hidden: usize) -> Result<(usize, usize, usize), ModelError> {
         let heads = self.size("attention.head_count")?;
         let kv_heads = self.get_size("attention.head_count_kv")?.unwrap_or(heads);
@@ -188,21 +188,21 @@ impl Fields<'_> {
         Ok((heads, kv_heads, head_dim))
     }
 
-    /// Where a model caps something softly: under `key`, at `default` where the
-    /// file does not say, nowhere where it says 0.
+    /// Returns the soft cap under `key`: `default` if the key is absent, `None` if the value is
+    /// 0.
     fn soft_cap(&self, key: &str, default: Option<f32>) -> Result<Option<f32>, ModelError> {
         let cap = self.get_float(key)?.or(default);
         Ok(cap.filter(|&cap| cap != 0.0))
     }
 
-    /// How many tokens a sliding window holds; 0 stands for none.
+    /// Returns the size of the sliding window in tokens; 0 in the file means no window.
     fn window(&self) -> Result<Option<usize>, ModelError> {
         let window = self.get_size("attention.sliding_window")?;
         Ok(window.filter(|&window| window > 0))
     }
 
-    /// The same decoder with a sliding window in every layer, where the file has
-    /// one and the context is longer.
+    /// Adds a sliding window to every layer if the file defines one that is shorter than the
+    /// context.
     fn windowed(&self, spec: DecoderSpec) -> Result<DecoderSpec, ModelError> {
         let window = self.window()?.filter(|&window| window < spec.context);
         let layers = spec.layers.into_iter();
@@ -212,8 +212,8 @@ impl Fields<'_> {
         })
     }
 
-    /// Which layers have a sliding window: all but each `period`th, unless the file
-    /// has a period of its own or a list.
+    /// Tells which layers have a sliding window: all except each `period`th, unless the file
+    /// has another period or a list.
     fn sliding(&self, layers: usize, period: usize) -> Result<Vec<bool>, ModelError> {
         let key = "attention.sliding_window_pattern";
         let metadata = self.gguf.metadata();
@@ -228,14 +228,14 @@ impl Fields<'_> {
             };
         }
         let period = self.get_size(key)?.unwrap_or(period);
-        // A period of 0 stands for none.
+        // A period of 0 means that no layer is global.
         let global = |layer: usize| period > 0 && (layer + 1).is_multiple_of(period);
         Ok((0..layers).map(|layer| !global(layer)).collect())
     }
 
-    /// The vocabulary's size: how many tokens there are, as far as the embedding has
-    /// rows of `hidden` for them. (Who loads the tokenizer refuses one that has more.) A
-    /// file without a tokenizer has as many tokens as rows.
+    /// Returns the vocabulary size: the number of tokens, limited by the number of embedding
+    /// rows of width `hidden`. (Loading the tokenizer fails if it has more tokens.) Without a
+    /// tokenizer in the file, it is the number of rows.
     fn vocab(&self, hidden: usize) -> Result<usize, ModelError> {
         let tokens = self.gguf.metadata().get_strs("tokenizer.ggml.tokens")?;
         let tokens = tokens.map_or(0, |tokens| tokens.len());
@@ -256,18 +256,18 @@ impl Fields<'_> {
     }
 }
 
-/// Refuses a file with a tensor that the decoder would not use: it is a variant
-/// of the architecture, and without the tensor its answers would be wrong.
+/// Refuses a file with a tensor that the decoder would not use: it is a variant of the
+/// architecture, and without the tensor its results would be wrong.
 fn check_tensors(gguf: &Gguf, spec: &DecoderSpec) -> Result<(), ModelError> {
     let mut used: HashSet<String> = ["token_embd", "output_norm", "output"]
         .map(|name| format!("{name}.weight"))
         .into();
     for layer in 0..spec.layers.len() {
         used.extend(Part::of(spec).map(|part| part.tensor(spec, layer)));
-        // Precomputed angles in some old files.
+        // Some old files hold precomputed RoPE angles.
         used.insert(format!("blk.{layer}.attn_rot_embd.weight"));
     }
-    // A file may hold an image encoder beside the decoder.
+    // A file may hold an image encoder in addition to the decoder.
     let ours = |name: &str| {
         ["blk.", "output", "token_embd"]
             .iter()
@@ -285,7 +285,7 @@ fn check_tensors(gguf: &Gguf, spec: &DecoderSpec) -> Result<(), ModelError> {
     }
 }
 
-/// What must hold whatever the architecture: executors rely on it.
+/// Checks the invariants of every architecture, on which executors rely.
 fn check(spec: &DecoderSpec) -> Result<(), ModelError> {
     let senseless = |key: &str, value: String, why| ModelError::Value {
         key: format!("{}.{key}", spec.architecture),

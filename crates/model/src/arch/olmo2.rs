@@ -1,11 +1,10 @@
-//! OLMo 2 and 3: norms after attention and feed-forward and none before, q and k
-//! norms over all heads together. OLMo 3 has three sliding-window layers to each
-//! global one.
+//! OLMo 2 and 3: norms after attention and feed-forward instead of before, and q and k norms
+//! over all heads together. OLMo 3 has three sliding-window layers per global one.
 
 use super::{DecoderSpec, Fields, ModelError, RopeStyle, rope};
 use crate::{LayerSpec, QkNorm};
 
-/// One layer in four is global, where there are windows.
+/// In models with sliding windows, every fourth layer is global.
 const PERIOD: usize = 4;
 
 const GLOBAL_ROPE: usize = 0;
@@ -19,7 +18,7 @@ pub(super) fn read(fields: &Fields<'_>) -> Result<DecoderSpec, ModelError> {
         ..fields.decoder(RopeStyle::Halves)?
     };
     if let Some(window) = fields.window()? {
-        // YaRN is for the global layers only.
+        // YaRN applies only to the global layers.
         spec.ropes.push(rope::unscaled(&spec.ropes[GLOBAL_ROPE]));
         let sliding = fields.sliding(spec.layers.len(), PERIOD)?;
         for (layer, _) in spec.layers.iter_mut().zip(sliding).filter(|(_, on)| *on) {

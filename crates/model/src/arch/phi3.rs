@@ -1,5 +1,5 @@
-//! Phi 3, 3.5 and 4: q, k and v in one tensor, gate and up in another; LongRoPE in
-//! those with a context of 128k tokens; a sliding window in every layer of some.
+//! Phi 3, 3.5 and 4: fused q, k and v, fused gate and up; LongRoPE in models with a context of
+//! 128k tokens; sliding-window attention in every layer of some models.
 
 use super::{DecoderSpec, Fields, ModelError, RopeStyle};
 

@@ -1,4 +1,4 @@
-//! Qwen 2 and 2.5: Llama with q, k and v biases and rope over halves.
+//! Qwen 2 and 2.5: Llama with q, k and v biases and RoPE over halves (NeoX style).
 
 use super::{DecoderSpec, Fields, ModelError, RopeStyle};
 

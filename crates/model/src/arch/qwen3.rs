@@ -1,4 +1,4 @@
-//! Qwen 3 (dense): Llama with q and k norms and rope over halves.
+//! Qwen 3 (dense): Llama with q and k norms and RoPE over halves (NeoX style).
 
 use super::{DecoderSpec, Fields, ModelError, RopeStyle};
 use crate::QkNorm;

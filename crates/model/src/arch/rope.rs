@@ -1,12 +1,12 @@
-//! Ropes out of metadata: the standard keys, and the scalings that come as a
-//! factor for each pair of dimensions.
+//! Rotary position embeddings (RoPE) from metadata: the standard keys, linear scaling, Llama 3
+//! factors, YaRN, and LongRoPE.
 
 use super::Fields;
 use crate::{LongRope, ModelError, RopeSpec, RopeStyle};
 use incant_gguf::TensorType;
 
 impl Fields<'_> {
-    /// The rope that the standard keys describe.
+    /// Reads the RoPE that the standard keys describe.
     pub(super) fn rope(&self, head_dim: usize, style: RopeStyle) -> Result<RopeSpec, ModelError> {
         let key = "rope.dimension_count";
         let dims = self.get_size(key)?.unwrap_or(head_dim);
@@ -14,7 +14,7 @@ impl Fields<'_> {
             let why = "it must be even and at most a head's width";
             return Err(self.senseless(key, dims, why));
         }
-        // Llama 3's factors.
+        // The frequency factors of Llama 3.
         let factors = match self.has_tensor("rope_freqs.weight") {
             true => Some(self.rope_factors("rope_freqs.weight", dims)?),
             false => None,
@@ -28,13 +28,14 @@ impl Fields<'_> {
             magnitude: self.get_float("rope.scaling.attn_factor")?.unwrap_or(1.0),
             style,
         };
-        // A factor has an old name too; 0 stands for none.
+        // The factor also has an older key; 0 means no scaling.
         let old = self.get_float("rope.scale_linear")?;
         let factor = self.get_float("rope.scaling.factor")?.or(old);
         let factor = factor.filter(|&factor| factor != 0.0).unwrap_or(1.0);
         let rope = match self.get_str("rope.scaling.type")? {
             Some("none") => plain,
-            // A factor without a type is linear. LongRoPE has factors for each pair.
+            // A factor without a type means linear scaling. LongRoPE has a factor for each
+            // pair.
             None | Some("linear" | "longrope") => RopeSpec {
                 scale: factor,
                 ..plain
@@ -48,7 +49,7 @@ impl Fields<'_> {
         self.longrope(rope)
     }
 
-    /// How many tokens a model saw before its context was made longer.
+    /// Returns the context length of the model before it was extended.
     pub(super) fn original_context(&self) -> Result<usize, ModelError> {
         let key = "rope.scaling.original_context_length";
         match self.get_size(key)? {
@@ -58,9 +59,9 @@ impl Fields<'_> {
         }
     }
 
-    /// YaRN (arXiv:2309.00071) on top of a rope: pairs that turn often within the
-    /// original context stay as they are, those that turn seldom are slowed down
-    /// by `factor`, and between the two it fades over.
+    /// Applies YaRN (arXiv:2309.00071): pairs that rotate many times within the original
+    /// context keep their frequency, pairs that rotate rarely are slowed down by `factor`, with
+    /// a linear ramp in between.
     fn yarn(&self, rope: RopeSpec, factor: f32) -> Result<RopeSpec, ModelError> {
         let key = "rope.scaling.factor";
         if !(factor.is_finite() && factor >= 1.0) {
@@ -73,7 +74,7 @@ impl Fields<'_> {
         let fast = or("rope.scaling.yarn_beta_fast", 32.0)?;
         let slow = or("rope.scaling.yarn_beta_slow", 1.0)?;
         let (dims, context) = (rope.dims as f32, self.original_context()? as f32);
-        // The pair that turns so many times within the original context.
+        // The index of the pair that rotates `turns` times within the original context.
         let pair = |turns: f32| {
             dims * (context / (turns * std::f32::consts::TAU)).ln() / (2.0 * rope.base.ln())
         };
@@ -85,7 +86,7 @@ impl Fields<'_> {
             let other = rope.factors.as_ref().map_or(1.0, |factors| factors[index]);
             other / (1.0 - slowed + slowed / factor)
         });
-        // Scores are spread over more positions, so they are made larger.
+        // Scores are spread over more positions, so they are scaled up.
         let magnitude = |weight: f32| 0.1 * weight * factor.ln() + 1.0;
         let weight = or("rope.scaling.yarn_log_multiplier", 0.0)?;
         Ok(RopeSpec {
@@ -95,9 +96,9 @@ impl Fields<'_> {
         })
     }
 
-    /// LongRoPE (arXiv:2402.13753): a set of factors for contexts as long as the
-    /// original one, and another for longer ones. The second counts for the whole
-    /// of a sequence or not at all, so what is served decides, as in llama.cpp.
+    /// Applies LongRoPE (arXiv:2402.13753): one set of factors for contexts up to the original
+    /// length, and another for longer ones. A sequence must use one set for all its positions,
+    /// so the served context length decides, as in llama.cpp.
     fn longrope(&self, rope: RopeSpec) -> Result<RopeSpec, ModelError> {
         let (short, long) = ("rope_factors_short.weight", "rope_factors_long.weight");
         if !self.has_tensor(short) && !self.has_tensor(long) {
@@ -116,7 +117,7 @@ impl Fields<'_> {
         })
     }
 
-    /// Frequency factors that a file carries as a tensor.
+    /// Reads the frequency factors that a file holds as a tensor.
     fn rope_factors(&self, name: &str, dims: usize) -> Result<Vec<f32>, ModelError> {
         let view = self.gguf.tensor(name)?;
         if view.info.kind != TensorType::F32 {
@@ -135,7 +136,7 @@ impl Fields<'_> {
     }
 }
 
-/// A rope with its base, and without any scaling.
+/// Returns a RoPE with the same base, but without scaling.
 pub(super) fn unscaled(rope: &RopeSpec) -> RopeSpec {
     RopeSpec {
         scale: 1.0,

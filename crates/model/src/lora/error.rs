@@ -1,10 +1,11 @@
-//! Why an adapter cannot be used.
+//! Errors of adapters that cannot be used.
 
 use super::Linear;
 use incant_gguf::GgufError;
 use incant_gguf::open::{self, Location};
 
-/// An adapter cannot be used; one line that names the file and the cause.
+/// The error of an adapter that cannot be used; it displays as one line with the file and the
+/// cause.
 #[derive(Debug, thiserror::Error)]
 #[error("{place}: {cause}")]
 pub struct LoraError {
@@ -22,7 +23,7 @@ impl LoraError {
         }
     }
 
-    /// Whether the adapter is larger than it may be.
+    /// Whether the adapter exceeds the size limit.
     pub fn is_too_large(&self) -> bool {
         matches!(self.cause, Cause::Room)
     }
@@ -35,11 +36,11 @@ impl LoraError {
     }
 }
 
-/// What is wrong with it. Names out of the files are shown escaped, so that a
-/// hostile one cannot break the line or reach the terminal.
+/// The causes. Names from the files are displayed escaped, so that a hostile name can neither
+/// break the line nor send control sequences to the terminal.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum Cause {
-    // The file is named already.
+    // The message names the file already.
     #[error("{0}")]
     Open(std::io::Error),
     #[error("{file}: {error}")]
@@ -56,7 +57,7 @@ pub(crate) enum Cause {
          safetensors"
     )]
     Pickle,
-    // The file is named already.
+    // The message names the file already.
     #[error("{}", .0.cause())]
     Gguf(#[from] GgufError),
     #[error("it is no LoRA adapter ({key} is '{}')", value.escape_debug())]
@@ -104,7 +105,7 @@ pub(crate) enum Cause {
     Empty,
 }
 
-/// What PEFT calls a linear layer's module.
+/// The name of a linear layer's module in PEFT.
 pub fn place(layer: usize, linear: Linear) -> String {
     format!("layers.{layer}.{}", linear.module())
 }

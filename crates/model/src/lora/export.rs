@@ -1,4 +1,4 @@
-//! Adapters as GGUF files, for other engines.
+//! Exports adapters as GGUF files, for other engines.
 
 use std::io;
 use std::path::Path;
@@ -11,13 +11,13 @@ use incant_gguf::{TensorType, Writer};
 impl Lora {
     /// Writes the adapter as a GGUF file for the model that `spec` describes.
     ///
-    /// The format has one alpha for all and takes alpha over rank for the scale. It is
-    /// chosen to be right for the first part; where it is not for another, what is
-    /// missing goes into its B.
+    /// The format has a single alpha, and the scale is alpha over rank. Alpha is chosen to be
+    /// exact for the first linear layer; for layers with another scale, the remaining factor is
+    /// multiplied into B.
     ///
     /// # Errors
-    /// The file cannot be written, or the model's own file keeps several linear layers
-    /// in one matrix: then the format has no place for what is added to one of them.
+    /// The file cannot be written, or the model's own file holds fused matrices of several
+    /// linear layers: then the format cannot express the addition to one of them.
     pub fn export(&self, spec: &DecoderSpec, path: &Path) -> io::Result<()> {
         if spec.fused_qkv || spec.fused_gate {
             return Err(io::Error::new(
@@ -27,7 +27,7 @@ impl Lora {
         }
         let alpha_of = |part: &LowRank| part.scale * part.rank as f32;
         let mut alphas = self.parts().map(|(_, _, part)| alpha_of(part));
-        // An alpha of 0 would stand for a scale of 1.
+        // An alpha of 0 would mean a scale of 1.
         let alpha = alphas.find(|&alpha| alpha != 0.0).unwrap_or(1.0);
         let mut writer = Writer::new()
             .text("general.type", "adapter")

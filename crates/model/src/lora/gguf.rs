@@ -1,9 +1,9 @@
-//! Adapters in GGUF files, as llama.cpp's converter writes them.
+//! Reads adapters from GGUF files, as written by llama.cpp's converter.
 //!
-//! The metadata say `general.type = adapter` and `adapter.type = lora`; a tensor
-//! `blk.0.attn_q.weight.lora_a` of shape `[rank, inputs]` goes with one that ends in
-//! `lora_b`, `[outputs, rank]`. Rows are in the order of the model's own file. One
-//! alpha counts for all; 0 or none means a scale of 1.
+//! The metadata hold `general.type = adapter` and `adapter.type = lora`; a tensor
+//! `blk.0.attn_q.weight.lora_a` of shape `[rank, inputs]` is paired with one that ends in
+//! `lora_b`, of shape `[outputs, rank]`. Rows are in the order of the model's own file. A
+//! single alpha applies to all pairs; 0 or an absent alpha means a scale of 1.
 
 use super::error::Cause;
 use super::naming::{self, Side};

@@ -1,10 +1,10 @@
 //! LoRA adapters: low-rank additions to the linear layers of a frozen model,
 //! `y = x·Wᵀ + scale · (x·Aᵀ)·Bᵀ`.
 //!
-//! An adapter is read from a PEFT directory (`peft.rs`) or a GGUF file (`gguf.rs`)
-//! into a [`Lora`], which is checked against the model that it is for: what does
-//! not fit, or could not be applied exactly, is refused by name. Executors take it
-//! from there. One that was trained is saved as a PEFT directory (`save.rs`).
+//! An adapter is read from a PEFT directory (`peft.rs`) or a GGUF file (`gguf.rs`) into a
+//! [`Lora`], which is checked against its model: parts that do not match, or could not be
+//! applied exactly, are refused by name. Executors pack it into their own form. A trained
+//! adapter is saved as a PEFT directory (`save.rs`).
 
 mod error;
 mod export;
@@ -27,19 +27,18 @@ use self::pairs::Room;
 use crate::DecoderSpec;
 use incant_gguf::open::{Location, Opened};
 
-/// Where a file says which profile its adapter goes with.
+/// The metadata key for the profile that an adapter belongs to.
 const PROFILE_KEY: &str = "incant.profile";
 
-/// The highest rank that is accepted: far above any in use, far below what would
-/// fill the memory.
+/// The maximum rank: far above any in use, far below one that would exhaust the memory.
 const MOST_RANK: usize = 1024;
 
 /// An adapter for one model.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Lora {
-    /// By layer.
+    /// Indexed by layer.
     layers: Vec<LayerLora>,
-    /// The profile that it was trained to be used with.
+    /// The profile that it was trained for.
     profile: Option<String>,
 }
 
@@ -48,13 +47,13 @@ pub struct Lora {
 pub struct LayerLora([Option<LowRank>; Linear::ALL.len()]);
 
 impl LayerLora {
-    /// What is added to a linear layer.
+    /// Returns the addition to a linear layer.
     pub fn get(&self, linear: Linear) -> Option<&LowRank> {
         self.0[linear as usize].as_ref()
     }
 }
 
-/// What is added to one linear layer of shape `[outputs, inputs]`.
+/// The low-rank addition to one linear layer of shape `[outputs, inputs]`.
 #[derive(Clone, Debug, PartialEq)]
 pub struct LowRank {
     /// Rows of A and columns of B.
@@ -63,17 +62,17 @@ pub struct LowRank {
     pub inputs: usize,
     /// Rows of B.
     pub outputs: usize,
-    /// `[rank, inputs]`, row by row.
+    /// `[rank, inputs]`, row-major.
     pub a: Vec<f32>,
-    /// `[outputs, rank]`, row by row.
+    /// `[outputs, rank]`, row-major.
     pub b: Vec<f32>,
-    /// What the product is multiplied by.
+    /// The factor of the product.
     pub scale: f32,
 }
 
 impl LowRank {
-    /// No number that it adds is larger than this where those of its input are at most 1:
-    /// max over the outputs *o* of |scale| · Σᵣ |B*ₒᵣ*| · Σᵢ |A*ᵣᵢ*|.
+    /// Returns an upper bound of the magnitude of the elements it adds if those of its input
+    /// are at most 1: max over the outputs *o* of |scale| · Σᵣ |B*ₒᵣ*| · Σᵢ |A*ᵣᵢ*|.
     pub fn most(&self) -> f64 {
         let size = |numbers: &[f32]| -> f64 { numbers.iter().map(|&n| f64::from(n).abs()).sum() };
         let low: Vec<f64> = self.a.chunks_exact(self.inputs).map(size).collect();
@@ -87,21 +86,21 @@ impl LowRank {
 }
 
 impl Lora {
-    /// Reads the adapter at `path`, a PEFT directory or a GGUF file, for the model
-    /// that `spec` describes.
+    /// Reads the adapter at `path`, a PEFT directory or a GGUF file, for the model that `spec`
+    /// describes.
     ///
     /// # Errors
-    /// See [`LoraError`]; each is one line that names the file and, where there is
-    /// one, the tensor.
+    /// See [`LoraError`]; each displays as one line that names the file and, if applicable, the
+    /// tensor.
     pub fn read(path: &Path, spec: &DecoderSpec) -> Result<Lora, LoraError> {
         Lora::read_at(&Location::of(path), spec, usize::MAX)
     }
 
-    /// [`read`](Self::read) at a location that a client may have named. An adapter with
-    /// more than `most` numbers is refused before they are in memory.
+    /// Like [`read`](Self::read), at a location that may come from a client. An adapter with
+    /// more than `most` elements is refused before they are loaded.
     ///
     /// # Errors
-    /// The same.
+    /// See [`read`](Self::read).
     pub fn read_at(
         location: &Location,
         spec: &DecoderSpec,
@@ -120,10 +119,10 @@ impl Lora {
         .map_err(|cause| LoraError::new(location, cause))
     }
 
-    /// An adapter of these additions.
+    /// Creates an adapter of these additions.
     ///
     /// # Errors
-    /// One does not fit the model.
+    /// An addition does not match the model.
     pub(crate) fn new(
         spec: &DecoderSpec,
         parts: impl IntoIterator<Item = (usize, Linear, LowRank)>,
@@ -144,11 +143,10 @@ impl Lora {
         Ok(Lora { layers, profile })
     }
 
-    /// An adapter of these additions, of which there is one at the most for each linear
-    /// layer.
+    /// Creates an adapter of these additions, at most one for each linear layer.
     ///
     /// # Errors
-    /// There are none, or two for one; in words.
+    /// There are no additions, or two for the same linear layer; as text.
     pub fn of_parts(
         spec: &DecoderSpec,
         parts: impl IntoIterator<Item = (usize, Linear, LowRank)>,
@@ -157,27 +155,27 @@ impl Lora {
         Lora::new(spec, parts, profile).map_err(|cause| cause.to_string())
     }
 
-    /// How many layers its model has.
+    /// The number of layers of its model.
     pub fn layers(&self) -> usize {
         self.layers.len()
     }
 
-    /// The additions to a layer.
+    /// Returns the additions to a layer.
     pub fn layer(&self, layer: usize) -> &LayerLora {
         &self.layers[layer]
     }
 
-    /// The profile that it was trained to be used with, where its file says so.
+    /// The profile that it was trained for, if its file names one.
     pub fn profile(&self) -> Option<&str> {
         self.profile.as_deref()
     }
 
-    /// The same additions, to be used with `profile`.
+    /// Returns the adapter with another profile.
     pub fn with_profile(self, profile: Option<String>) -> Lora {
         Lora { profile, ..self }
     }
 
-    /// All additions, with their layers.
+    /// Iterates over all additions, with their layers.
     pub fn parts(&self) -> impl Iterator<Item = (usize, Linear, &LowRank)> {
         let layers = self.layers.iter().enumerate();
         layers.flat_map(|(index, layer)| {
@@ -186,7 +184,7 @@ impl Lora {
         })
     }
 
-    /// The linear layer that it can add the largest number to, by [`LowRank::most`].
+    /// Returns the linear layer to which it can add the largest element, by [`LowRank::most`].
     pub fn strongest(&self) -> Option<(usize, Linear)> {
         let parts = self.parts();
         let parts = parts.map(|(layer, linear, part)| (layer, linear, part.most()));
@@ -194,7 +192,7 @@ impl Lora {
         strongest.map(|(layer, linear, _)| (layer, linear))
     }
 
-    /// A linear layer that a row of numbers no larger than 1 can overflow.
+    /// Returns a linear layer that can overflow for inputs of magnitude at most 1.
     fn overflowing(&self) -> Option<(usize, Linear)> {
         let overflows = |part: &LowRank| part.most() > f64::from(f32::MAX);
         let mut parts = self.parts();
@@ -203,7 +201,7 @@ impl Lora {
             .map(|(layer, linear, _)| (layer, linear))
     }
 
-    /// A hash of all that its numbers depend on.
+    /// Returns a hash of everything that its results depend on.
     pub fn fingerprint(&self) -> [u8; 32] {
         let mut hash = Sha256::new();
         for (layer, linear, part) in self.parts() {

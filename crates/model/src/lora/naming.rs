@@ -1,29 +1,29 @@
-//! What adapters call the linear layers of a decoder.
+//! The names of a decoder's linear layers in PEFT and in GGUF adapters.
 
 use super::error::Cause;
 use crate::{DecoderSpec, Part, RopeStyle};
 
-/// A linear layer of a decoder's layer.
+/// A linear layer of a decoder layer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Linear {
-    /// Query projection.
+    /// The query projection.
     Query,
-    /// Key projection.
+    /// The key projection.
     Key,
-    /// Value projection.
+    /// The value projection.
     Value,
-    /// Output projection of attention.
+    /// The output projection of attention.
     Output,
-    /// Gate projection.
+    /// The gate projection.
     Gate,
-    /// Up projection.
+    /// The up projection.
     Up,
-    /// Down projection.
+    /// The down projection.
     Down,
 }
 
 impl Linear {
-    /// All of them.
+    /// All linear layers.
     pub const ALL: [Linear; 7] = [
         Linear::Query,
         Linear::Key,
@@ -34,7 +34,7 @@ impl Linear {
         Linear::Down,
     ];
 
-    /// The part of a layer whose product it is.
+    /// The part of a layer that holds its weights.
     pub fn part(self) -> Part {
         match self {
             Linear::Query => Part::Query,
@@ -47,7 +47,7 @@ impl Linear {
         }
     }
 
-    /// All that take the same input, itself included.
+    /// Returns all linear layers that share its input, including itself.
     pub fn beside(self) -> &'static [Linear] {
         match self {
             Linear::Query | Linear::Key | Linear::Value => {
@@ -59,7 +59,7 @@ impl Linear {
         }
     }
 
-    /// Its shape, `[outputs, inputs]`.
+    /// The shape, `[outputs, inputs]`.
     pub fn shape(self, spec: &DecoderSpec) -> [usize; 2] {
         let (q, kv) = (spec.heads * spec.head_dim, spec.kv_heads * spec.head_dim);
         match self {
@@ -71,9 +71,8 @@ impl Linear {
         }
     }
 
-    /// The linear layers that a PEFT adapter means by a module of a layer, such as
-    /// `self_attn.q_proj`; several where a checkpoint keeps them in one matrix, one
-    /// below the other.
+    /// Returns the linear layers of a PEFT module such as `self_attn.q_proj`; several if
+    /// checkpoints fuse them in one matrix, one after the other.
     pub(super) fn of_module(module: &str) -> Option<&'static [Linear]> {
         Some(match module {
             "self_attn.q_proj" => &[Linear::Query],
@@ -89,7 +88,7 @@ impl Linear {
         })
     }
 
-    /// The module that PEFT knows it as, in a layer.
+    /// The name of its module in PEFT, within a layer.
     pub fn module(self) -> &'static str {
         match self {
             Linear::Query => "self_attn.q_proj",
@@ -102,13 +101,13 @@ impl Linear {
         }
     }
 
-    /// The last part of its module's name, by which PEFT's targets are chosen.
+    /// The last component of its module's name, by which PEFT selects targets.
     pub fn target(self) -> &'static str {
         let module = self.module();
         module.rsplit_once('.').map_or(module, |(_, last)| last)
     }
 
-    /// All modules, by their last names.
+    /// All module names, within a layer.
     pub(super) const MODULES: [&'static str; 9] = [
         "self_attn.q_proj",
         "self_attn.k_proj",
@@ -121,8 +120,8 @@ impl Linear {
         "mlp.down_proj",
     ];
 
-    /// The linear layers that a GGUF adapter means by a tensor of a layer, such as
-    /// `attn_q.weight`, to which it adds `outputs` rows.
+    /// Returns the linear layers of a tensor of a GGUF adapter, such as `attn_q.weight`, to
+    /// which it adds `outputs` rows.
     pub(super) fn of_tensor(
         tensor: &str,
         outputs: usize,
@@ -135,7 +134,7 @@ impl Linear {
             "attn_qkv.weight" => &[Linear::Query, Linear::Key, Linear::Value],
             "attn_output.weight" => &[Linear::Output],
             "ffn_gate.weight" => &[Linear::Gate],
-            // Phi 3 keeps both under this name.
+            // Phi 3 stores both under this name.
             "ffn_up.weight" if outputs == 2 * spec.feed_forward => &[Linear::Gate, Linear::Up],
             "ffn_up.weight" => &[Linear::Up],
             "ffn_down.weight" => &[Linear::Down],
@@ -143,7 +142,7 @@ impl Linear {
         })
     }
 
-    /// What a GGUF file calls it.
+    /// The name of its tensor in GGUF, within a layer.
     pub(super) fn tensor(self) -> &'static str {
         match self {
             Linear::Query => "attn_q.weight",
@@ -156,23 +155,23 @@ impl Linear {
         }
     }
 
-    /// How many of its outputs are one head whose rows GGUF keeps in another order
-    /// than PEFT: pairs of dimensions that rotate stand side by side.
+    /// Returns the head size if GGUF stores the rows of each head in another order than PEFT:
+    /// with the two dimensions of each RoPE pair next to each other.
     pub(super) fn permuted_heads(self, spec: &DecoderSpec) -> Option<usize> {
         let pairs = spec.ropes.iter().any(|r| r.style == RopeStyle::Pairs);
         (pairs && matches!(self, Linear::Query | Linear::Key)).then_some(spec.head_dim)
     }
 }
 
-/// Which of the two matrices a tensor is.
+/// Tells which of the two matrices a tensor is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Side {
     A,
     B,
 }
 
-/// What the name of a tensor of a PEFT adapter says: the module's full name, and
-/// which matrix of it this is.
+/// Parses the name of a tensor of a PEFT adapter: returns the full name of the module, and
+/// which of its matrices it is.
 pub(super) fn of_peft(name: &str) -> Result<(&str, Side), Cause> {
     let tensor = |what| Cause::Tensor {
         name: name.to_owned(),
@@ -193,7 +192,7 @@ pub(super) fn of_peft(name: &str) -> Result<(&str, Side), Cause> {
     let rest = name.strip_prefix("base_model.model.").ok_or_else(unknown)?;
     for (mark, side) in [(".lora_A", Side::A), (".lora_B", Side::B)] {
         if let Some((module, after)) = rest.rsplit_once(mark) {
-            // Some versions write the adapter's name before this.
+            // Some versions insert the adapter's name here.
             return match after.ends_with(".weight") {
                 true => Ok((module, side)),
                 false if after.ends_with(".bias") => Err(tensor("a bias of LoRA")),
@@ -204,7 +203,7 @@ pub(super) fn of_peft(name: &str) -> Result<(&str, Side), Cause> {
     Err(unknown())
 }
 
-/// Where checkpoints keep a decoder's layers. (An image encoder has layers too.)
+/// The prefixes of decoder layers in checkpoints. (An image encoder has layers too.)
 const ROOTS: &[&str] = &[
     "",
     "model.",
@@ -212,7 +211,7 @@ const ROOTS: &[&str] = &[
     "language_model.model.",
 ];
 
-/// The layer that a module is in, and its name there.
+/// Returns the layer index of a module, and its name within the layer.
 pub(super) fn in_layer(module: &str) -> Option<(usize, &str)> {
     let (root, rest) = module.split_once("layers.")?;
     if !ROOTS.contains(&root) {
@@ -222,7 +221,7 @@ pub(super) fn in_layer(module: &str) -> Option<(usize, &str)> {
     Some((layer.parse().ok()?, module))
 }
 
-/// The same for a tensor of a GGUF adapter: layer, tensor, matrix.
+/// Parses the name of a tensor of a GGUF adapter: layer, tensor, matrix.
 pub(super) fn of_gguf(name: &str) -> Result<(usize, &str, Side), Cause> {
     let unknown = || Cause::Unknown {
         name: name.to_owned(),

@@ -1,4 +1,4 @@
-//! From named matrices to additions to linear layers, whatever file they are in.
+//! Combines named A and B matrices, from files of any format, to additions to linear layers.
 
 use std::collections::BTreeMap;
 
@@ -9,7 +9,7 @@ use crate::DecoderSpec;
 use incant_gguf::TensorType;
 use incant_kernels::Matrix;
 
-/// A matrix as a file holds it.
+/// A matrix as stored in a file.
 #[derive(Clone, Copy)]
 pub(super) struct Stored<'a> {
     pub(super) name: &'a str,
@@ -18,18 +18,17 @@ pub(super) struct Stored<'a> {
     pub(super) data: &'a [u8],
 }
 
-/// The matrices of a file, by the module that they belong to.
+/// The matrices of a file, by module.
 #[derive(Default)]
 pub(super) struct Pairs<'a>(pub(super) BTreeMap<String, Pair<'a>>);
 
-/// A and B of one module.
 #[derive(Clone, Copy, Default)]
 pub(super) struct Pair<'a> {
     a: Option<Stored<'a>>,
     b: Option<Stored<'a>>,
 }
 
-/// How many more numbers an adapter may have.
+/// The number of elements that an adapter may still have.
 #[derive(Clone, Copy)]
 pub(super) struct Room(pub(super) usize);
 
@@ -41,7 +40,7 @@ impl Room {
 }
 
 impl<'a> Pairs<'a> {
-    /// Adds a matrix.
+    /// Adds a matrix to its pair.
     pub(super) fn add(
         &mut self,
         module: &str,
@@ -63,15 +62,15 @@ impl<'a> Pairs<'a> {
 }
 
 impl Pair<'_> {
-    /// Rows of B: how many outputs the module has.
+    /// The number of rows of B: the outputs of the module.
     pub(super) fn outputs(&self) -> usize {
         let shape = self.b.map_or(&[][..], |b| b.shape);
         shape.first().copied().unwrap_or(0)
     }
 
-    /// The additions to `linears`, which the module holds one below the other.
-    /// `scale` tells what a rank's product is multiplied by. `missing` names the
-    /// matrix that goes with one that is there. Their numbers are taken from `room`.
+    /// Returns the additions to `linears`, which the module holds one after the other. `scale`
+    /// computes the scale from the rank. `missing` returns the name of a missing matrix of the
+    /// pair. The elements are deducted from `room`.
     pub(super) fn additions(
         &self,
         linears: &[Linear],
@@ -97,7 +96,7 @@ impl Pair<'_> {
             return Err(wrong_shape(&b, &format!("[{outputs}, {rank}]")));
         }
         let scale = scale(rank)?;
-        // Each of several linear layers has an A of its own.
+        // Each of several fused linear layers gets its own copy of A.
         room.take(rank * (inputs * linears.len() + outputs))?;
         let (a, b) = (numbers(&a)?, numbers(&b)?);
         let mut rest = &b[..];
@@ -119,8 +118,8 @@ impl Pair<'_> {
     }
 }
 
-/// The rows of each head in the order in which GGUF keeps them: first with first
-/// of its second half, and so on.
+/// Reorders the rows of each head for GGUF: the first row, the first of the second half, and so
+/// on.
 fn pairs_together(b: &[f32], rank: usize, head: usize) -> Vec<f32> {
     let heads = b.chunks_exact(head * rank);
     let rows = heads.flat_map(|rows| {
@@ -131,7 +130,7 @@ fn pairs_together(b: &[f32], rank: usize, head: usize) -> Vec<f32> {
     rows.flatten().copied().collect()
 }
 
-/// The numbers of a matrix, all finite.
+/// Reads the elements of a matrix, which must all be finite.
 fn numbers(stored: &Stored<'_>) -> Result<Vec<f32>, Cause> {
     let (rows, columns) = (stored.shape[0], stored.shape[1]);
     let packed = Matrix::pack(stored.kind, rows, columns, stored.data);
@@ -155,7 +154,7 @@ fn numbers(stored: &Stored<'_>) -> Result<Vec<f32>, Cause> {
     }
 }
 
-/// What a product of `rank` is multiplied by.
+/// Computes the scale of a product: alpha over rank, or over its square root (rsLoRA).
 pub(super) fn scale(alpha: f64, rank: usize, stabilized: bool) -> Result<f32, Cause> {
     let rank_scale = match stabilized {
         true => (rank as f64).sqrt(),

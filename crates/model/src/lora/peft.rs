@@ -1,5 +1,5 @@
-//! Adapters as PEFT saves them: a directory with `adapter_config.json` and
-//! `adapter_model.safetensors`.
+//! Reads PEFT adapters: a directory with `adapter_config.json` (including rsLoRA,
+//! `rank_pattern`, `alpha_pattern`) and `adapter_model.safetensors`.
 
 use std::collections::{BTreeMap, HashMap};
 use std::io::ErrorKind;
@@ -18,19 +18,19 @@ use incant_gguf::TensorType;
 use incant_gguf::mmap::Map;
 use incant_gguf::open::{Kind, Location};
 
-/// The names of the files that an adapter is made of.
+/// The names of the files of an adapter.
 pub const FILES: [&str; 2] = [CONFIG, TENSORS];
 
 pub(super) const CONFIG: &str = "adapter_config.json";
 pub(super) const TENSORS: &str = "adapter_model.safetensors";
 
-/// The most patterns of a configuration, more than a model has linear layers, and the most
-/// bytes that one of them takes when it is compiled: most are names as they stand.
+/// The maximum number of patterns in a configuration, more than a model has linear layers, and
+/// the maximum size of a compiled pattern in bytes: most patterns are literal names.
 const MOST_PATTERNS: usize = 4096;
 const LARGEST_PATTERN: usize = 64 << 10;
 
-/// What of `adapter_config.json` changes the numbers. Whatever else changes them is
-/// in `rest`, and refused.
+/// The settings in `adapter_config.json` that affect the result. Other settings that affect it
+/// are in `rest`, and refused.
 #[derive(Deserialize)]
 struct Config {
     peft_type: String,
@@ -48,8 +48,8 @@ struct Config {
     rest: HashMap<String, Value>,
 }
 
-/// Settings that make an adapter something other than low-rank additions to linear
-/// layers, and what they make it. They are off when null, false, empty or `none`.
+/// Settings with which an adapter is more than low-rank additions to linear layers, and their
+/// names. They are off when null, false, empty or `none`.
 const UNSUPPORTED: &[(&str, &str)] = &[
     ("use_dora", "DoRA"),
     ("use_qalora", "QALoRA"),
@@ -70,8 +70,8 @@ const UNSUPPORTED: &[(&str, &str)] = &[
     ("monteclora_config", "a Monte Carlo LoRA"),
 ];
 
-/// Ways to begin that change the frozen weights too; PEFT can convert such adapters
-/// when it saves them.
+/// Initialisations that change the frozen weights too; PEFT can convert such adapters when it
+/// saves them.
 const CHANGED_WEIGHTS: &[&str] = &["pissa", "olora", "corda", "loftq", "lora_ga"];
 
 pub(super) fn read(folder: &Location, spec: &DecoderSpec, mut room: Room) -> Result<Lora, Cause> {
@@ -148,7 +148,7 @@ fn read_config(folder: &Location) -> Result<Config, Cause> {
         file: CONFIG,
         error,
     })?;
-    // Some editors put a byte order mark before it.
+    // Some editors insert a byte order mark.
     let text = text.strip_prefix(b"\xef\xbb\xbf").unwrap_or(&text);
     let config: Config = serde_json::from_slice(text).map_err(Cause::Config)?;
     if config.peft_type != "LORA" {
@@ -185,7 +185,7 @@ fn is_on(value: &Value) -> bool {
     }
 }
 
-/// What each module's product is multiplied by.
+/// The scales of the modules.
 struct Scales {
     rank: usize,
     alpha: f64,
@@ -227,8 +227,8 @@ impl Scales {
     }
 }
 
-/// Patterns match a module's name as a whole, or what follows one of its dots, as in
-/// PEFT. The first one that does counts.
+/// Compiles patterns. As in PEFT, a pattern matches a module's whole name, or the part after
+/// one of its dots; the first matching pattern applies.
 fn patterns(
     key: &str,
     patterns: Option<&serde_json::Map<String, Value>>,
@@ -250,7 +250,7 @@ fn patterns(
     patterns.collect()
 }
 
-/// Where the configuration lists modules by name, each layer must have all of them.
+/// Checks that each layer has all modules that the configuration lists by name.
 fn check_complete(config: &Config, found: &Pairs<'_>, spec: &DecoderSpec) -> Result<(), Cause> {
     let chosen = ["layers_to_transform", "exclude_modules"];
     if chosen

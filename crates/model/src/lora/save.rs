@@ -1,4 +1,4 @@
-//! Adapters as PEFT directories.
+//! Saves adapters as PEFT directories.
 
 use std::collections::{BTreeMap, HashMap};
 use std::fs::File;
@@ -14,13 +14,13 @@ use super::{Linear, Lora, LowRank, PROFILE_KEY, peft};
 use crate::DecoderSpec;
 
 impl Lora {
-    /// Writes the adapter into `folder`, which exists, as PEFT does, in f32: reading it
-    /// gives the same adapter again. `base` names the model that it is for.
+    /// Writes the adapter into the existing `folder` as PEFT does, in f32: reading it gives the
+    /// same adapter. `base` is the name of its model.
     ///
-    /// The rank and scale that come first are the configuration's, others are patterns.
-    /// A scale is written as alpha over rank, whatever it was made of. Linear layers that
-    /// a checkpoint keeps in one matrix are written one by one, which PEFT itself would
-    /// not find in such a checkpoint.
+    /// The configuration holds the first rank and scale; others become `rank_pattern` and
+    /// `alpha_pattern`. A scale is written as alpha over rank, whatever its origin. Linear
+    /// layers that a checkpoint fuses in one matrix are written separately, although PEFT
+    /// itself would not find them in such a checkpoint.
     ///
     /// # Errors
     /// A file cannot be written.
@@ -87,8 +87,8 @@ impl Lora {
         })
     }
 
-    /// The modules that it adds to: by their last names where all layers have them, else
-    /// by their full ones.
+    /// Returns the modules that it adds to: by their last name components if all layers have
+    /// them, else by their full names.
     fn targets(&self) -> Vec<String> {
         let mut layers: BTreeMap<Linear, Vec<usize>> = BTreeMap::new();
         for (layer, linear, _) in self.parts() {
@@ -113,14 +113,14 @@ fn module(layer: usize, linear: Linear) -> String {
     format!("model.layers.{layer}.{}", linear.module())
 }
 
-/// What over the rank is its scale: exact, so that the scale is the same when it is
-/// read.
+/// Returns the alpha that gives the scale when divided by the rank; exact, so that reading
+/// gives the same scale.
 fn alpha(part: &LowRank) -> f64 {
     f64::from(part.scale) * part.rank as f64
 }
 
-/// The rows of each head in the order in which PEFT has them, from the one of GGUF:
-/// those that are first in a pair, then those that are second.
+/// Reorders the rows of each head from GGUF to PEFT: the first of all pairs, then the second of
+/// all pairs.
 fn halves_together(b: &[f32], rank: usize, head: usize) -> Vec<f32> {
     let heads = b.chunks_exact(head * rank);
     let rows = heads.flat_map(|rows| {
@@ -135,9 +135,8 @@ fn bytes(numbers: &[f32]) -> Vec<u8> {
     numbers.iter().flat_map(|n| n.to_le_bytes()).collect()
 }
 
-/// A safetensors file with its metadata in the order of their keys. The format's own
-/// writer takes them from a hash map, so that the same adapter would be another file each
-/// time.
+/// Sorts the metadata of a safetensors file by key. The format's own writer takes them from a
+/// hash map, so the same adapter would give different files.
 fn with_sorted_metadata(mut file: Vec<u8>) -> io::Result<Vec<u8>> {
     let cut = || io::Error::other("a safetensors file begins with a header");
     let (length, rest) = file.split_first_chunk::<8>().ok_or_else(cut)?;
@@ -148,7 +147,7 @@ fn with_sorted_metadata(mut file: Vec<u8>) -> io::Result<Vec<u8>> {
         metadata.sort_keys();
     }
     let header = serde_json::to_vec(&header)?;
-    // Behind it is space, up to where the data begin.
+    // The header is padded with spaces up to the start of the data.
     let place = &mut file[8..8 + length];
     let (text, space) = place.split_at_mut_checked(header.len()).ok_or_else(cut)?;
     text.copy_from_slice(&header);
@@ -156,7 +155,7 @@ fn with_sorted_metadata(mut file: Vec<u8>) -> io::Result<Vec<u8>> {
     Ok(file)
 }
 
-/// Writes a file that has reached the disk when this returns.
+/// Writes a file and syncs it to disk.
 fn write(path: &Path, bytes: &[u8]) -> io::Result<()> {
     let mut file = File::create(path)?;
     file.write_all(bytes)?;
@@ -238,7 +237,7 @@ mod tests {
     fn what_is_saved_is_read_again_to_the_last_bit() {
         for style in [RopeStyle::Halves, RopeStyle::Pairs] {
             let spec = spec(style);
-            // The root of 3 and a third are not exact in binary.
+            // The square root of 3 and one third are not exact in binary.
             let scales = [3f32.sqrt(), 1.0 / 3.0];
             let parts = (0..2).flat_map(|layer| {
                 let spec = &spec;
@@ -265,7 +264,7 @@ mod tests {
                 .map(|name| std::fs::read(folder.path().join(name)).unwrap())
         };
         let first = files();
-        // Two entries of a hash map come in either order, each time anew.
+        // Two entries of a hash map appear in random order.
         for _ in 0..20 {
             assert!(files() == first);
         }
@@ -289,7 +288,7 @@ mod tests {
             json!(["model.layers.0.self_attn.q_proj", "down_proj"])
         );
         assert_eq!(config["rank_pattern"]["model.layers.1.mlp.down_proj"], 4);
-        // 2 · 4 and 1 · 4; the first one's 2 · 2 is the configuration's own.
+        // 2 · 4 and 1 · 4; the first layer's 2 · 2 is that of the configuration.
         assert_eq!(config["lora_alpha"], 4.0);
         assert_eq!(
             config["alpha_pattern"],
@@ -299,7 +298,7 @@ mod tests {
 
     #[test]
     fn rows_of_pairs_are_put_as_peft_has_them() {
-        // One head of four rows of one number.
+        // One head of four rows of one element.
         assert_eq!(
             halves_together(&[0.0, 2.0, 1.0, 3.0], 1, 4),
             [0.0, 1.0, 2.0, 3.0]

@@ -1,37 +1,37 @@
-//! llama.cpp's mixtures of K-quants (`llama_tensor_get_type` in `llama-quant.cpp`): some
-//! tensors take more bits, those of some layers too.
+//! llama.cpp's mixtures of k-quants (`llama_tensor_get_type` in `llama-quant.cpp`): some
+//! tensors, and the tensors of some layers, get more bits.
 
 use incant_gguf::{TensorInfo, TensorType};
 
 /// A mixture, by llama.cpp's name.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Mix {
-    /// Q3_K, but for the head.
+    /// Q3_K, except for the LM head.
     Q3KS,
     /// Q3_K with the values and both outputs in Q4_K or Q5_K.
     Q3KM,
     /// Q3_K with the values and both outputs in Q5_K.
     Q3KL,
-    /// Q4_K with some values and downward projections in Q5_K.
+    /// Q4_K with some value and down projections in Q5_K.
     Q4KS,
-    /// Q4_K with half of the values and downward projections in Q6_K.
+    /// Q4_K with half of the value and down projections in Q6_K.
     Q4KM,
-    /// Q5_K, but for the head.
+    /// Q5_K, except for the LM head.
     Q5KS,
-    /// Q5_K with half of the values and downward projections in Q6_K.
+    /// Q5_K with half of the value and down projections in Q6_K.
     Q5KM,
 }
 
-/// What a mixture looks at beside a tensor.
+/// The properties of a model on which a mixture depends.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Model {
     pub(super) layers: usize,
-    /// Whether the head is a tensor of its own.
+    /// Whether the LM head is a tensor of its own.
     pub(super) has_head: bool,
 }
 
 impl Mix {
-    /// All of them.
+    /// All mixtures.
     pub const ALL: [Mix; 7] = [
         Mix::Q3KS,
         Mix::Q3KM,
@@ -42,7 +42,7 @@ impl Mix {
         Mix::Q5KM,
     ];
 
-    /// llama.cpp's name for it.
+    /// The name in llama.cpp.
     pub fn name(self) -> &'static str {
         match self {
             Mix::Q3KS => "Q3_K_S",
@@ -55,7 +55,7 @@ impl Mix {
         }
     }
 
-    /// Its number in `general.file_type`: llama.cpp's `llama_ftype`.
+    /// The number in `general.file_type`: llama.cpp's `llama_ftype`.
     pub(super) fn file_type(self) -> u32 {
         match self {
             Mix::Q3KS => 11,
@@ -68,7 +68,7 @@ impl Mix {
         }
     }
 
-    /// The type that most matrices have.
+    /// The type of most matrices.
     fn base(self) -> TensorType {
         match self {
             Mix::Q3KS | Mix::Q3KM | Mix::Q3KL => TensorType::Q3_K,
@@ -77,7 +77,7 @@ impl Mix {
         }
     }
 
-    /// The type that a matrix of `model` shall have.
+    /// Returns the type that a matrix of `model` should have.
     pub(super) fn wanted(self, tensor: &TensorInfo, model: Model) -> TensorType {
         use TensorType::{Q4_K, Q5_K, Q6_K};
         let Model { layers, has_head } = model;
@@ -128,8 +128,8 @@ impl Mix {
     }
 }
 
-/// Whether a layer is among those that lose most: the first and the last eighth, and every
-/// third between them.
+/// Whether a layer is among the most sensitive: the first and the last eighth, and every third
+/// layer between them.
 fn takes_more_bits(layer: usize, layers: usize) -> bool {
     let eighth = layers / 8;
     layer < eighth || layer >= 7 * layers / 8 || (layer - eighth) % 3 == 2

@@ -1,10 +1,10 @@
-//! A model's file written anew: its weights in another type, or with an adapter
-//! merged into them.
+//! Quantization: rewrites the GGUF file of a model, with its weights in another type, or with
+//! an adapter merged into them.
 //!
-//! [`Rewrite::new`] plans what becomes of each tensor, [`Rewrite::write`] does it.
-//! What does not change is copied byte for byte. What does is unpacked, added to and
-//! quantized some rows at a time, by candle's quantizers on all threads, so that no
-//! tensor is ever in memory as a whole.
+//! [`Rewrite::new`] plans the change of each tensor, [`Rewrite::write`] applies it. Unchanged
+//! tensors are copied byte for byte. Changed ones are dequantized, merged and quantized a few
+//! rows at a time, by candle's quantizers on all threads, so that no tensor is ever in memory
+//! as a whole.
 
 mod mix;
 mod rows;
@@ -21,49 +21,49 @@ use crate::lora::{Lora, LowRank};
 use crate::{DecoderSpec, ModelError, Weight, Weights, candle_dtype};
 use incant_gguf::{CHAT_TEMPLATE_KEY, Gguf, MARKERS_KEY, TensorInfo, TensorType, Writer};
 
-/// Why a file could not be written; one line.
+/// The error of a rewrite; it displays as one line.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum QuantizeError {
     /// The file cannot be written.
     #[error(transparent)]
     Io(#[from] io::Error),
-    /// A number is too large for a type, or is none.
+    /// An element is too large for its new type, or is NaN.
     #[error("tensor '{}' holds {number}, which cannot be written as {kind}", name.escape_debug())]
     Number {
         /// The tensor.
         name: String,
-        /// What it holds.
+        /// The element.
         number: f32,
-        /// The type it should have got.
+        /// The requested type.
         kind: TensorType,
     },
 }
 
-/// A model's file that is written anew.
+/// A rewrite of a model's file.
 pub struct Rewrite<'a> {
     gguf: &'a Gguf,
     target: Target,
     tensors: Vec<Change<'a>>,
-    /// How it is to chat, where that is not as before.
+    /// The new chat template, if it changes.
     chat: Option<Chat>,
 }
 
-/// What becomes of a tensor.
+/// The planned change of a tensor.
 #[derive(Debug)]
 pub struct Change<'a> {
-    /// The tensor as it is.
+    /// The original tensor.
     pub tensor: &'a TensorInfo,
-    /// The type that it should have.
+    /// The requested type.
     pub wanted: TensorType,
-    /// The type that it gets: another one if its rows are not whole blocks of the
-    /// wanted one.
+    /// The actual type: another one if the rows are not a multiple of the block size of the
+    /// requested type.
     pub kind: TensorType,
-    /// What is added to which of its rows.
+    /// The additions to its rows.
     additions: Vec<Addition<'a>>,
 }
 
-/// What is added to rows of a tensor.
+/// A low-rank addition to rows of a tensor.
 #[derive(Clone, Copy, Debug)]
 struct Addition<'a> {
     /// The first of the rows.
@@ -79,29 +79,30 @@ struct Chat {
 }
 
 impl Change<'_> {
-    /// Whether it is a matrix: the embedding, the head, or a linear layer's weights.
+    /// Whether the tensor is a matrix: the embedding, the LM head, or the weights of a linear
+    /// layer.
     pub fn is_matrix(&self) -> bool {
         self.tensor.shape.len() > 1
     }
 
-    /// Whether an adapter adds to it.
+    /// Whether an adapter adds to the tensor.
     pub fn is_adapted(&self) -> bool {
         !self.additions.is_empty()
     }
 
-    /// Whether it stays as it is, byte for byte.
+    /// Whether the tensor is copied byte for byte.
     pub fn is_copied(&self) -> bool {
         self.kind == self.tensor.kind && !self.is_adapted()
     }
 }
 
 impl<'a> Rewrite<'a> {
-    /// Plans to write `gguf`, the model that `spec` describes, with its matrices in
-    /// the type that `target` says and, where there is an adapter for it, with
-    /// `scale · B·A` added to them. Norms and biases stay as they are.
+    /// Plans to write `gguf`, the model that `spec` describes, with its matrices in the type
+    /// that `target` specifies and, if there is an adapter, with `scale · B·A` added to them.
+    /// Norms and biases are copied.
     ///
     /// # Errors
-    /// A tensor is missing or of a type that cannot be unpacked.
+    /// A tensor is missing or has a type that cannot be dequantized.
     pub fn new(
         gguf: &'a Gguf,
         spec: &DecoderSpec,
@@ -138,8 +139,7 @@ impl<'a> Rewrite<'a> {
         })
     }
 
-    /// The same, with this chat template in place of the file's own. A line of an answer that
-    /// begins with one of the `markers` ends it.
+    /// Replaces the chat template.
     #[must_use]
     pub fn with_chat(self, template: String, markers: Vec<String>) -> Rewrite<'a> {
         Rewrite {
@@ -148,21 +148,21 @@ impl<'a> Rewrite<'a> {
         }
     }
 
-    /// What the matrices shall be.
+    /// The target of the matrices.
     pub fn target(&self) -> Target {
         self.target
     }
 
-    /// What becomes of each tensor, in file order.
+    /// The changes of all tensors, in file order.
     pub fn tensors(&self) -> &[Change<'a>] {
         &self.tensors
     }
 
-    /// Writes the file at `path`, all of it or nothing. `progress` hears how many
-    /// bytes of tensors were written each time, and of how many.
+    /// Writes the file at `path` atomically. `progress` is called for each written piece of tensor
+    /// data with its size and the total size, in bytes.
     ///
     /// # Errors
-    /// The file cannot be written, or a number does not fit its type.
+    /// The file cannot be written, or an element does not fit its type.
     pub fn write(
         &self,
         path: &Path,
@@ -185,7 +185,7 @@ impl<'a> Rewrite<'a> {
         }
         if let Some(Chat { template, markers }) = &self.chat {
             writer = writer.text(CHAT_TEMPLATE_KEY, template);
-            // None where there were some before is none, too.
+            // An empty list is written, too, if the file had a list before.
             if !markers.is_empty() || self.gguf.metadata().contains(MARKERS_KEY) {
                 writer = writer.texts(MARKERS_KEY, markers);
             }
@@ -209,5 +209,5 @@ impl<'a> Rewrite<'a> {
     }
 }
 
-/// ggml's `GGML_QNT_VERSION`: how quantized blocks are laid out.
+/// ggml's `GGML_QNT_VERSION`: the version of the layout of quantized blocks.
 const QUANTIZATION_VERSION: u32 = 2;

@@ -1,4 +1,4 @@
-//! The rows of a tensor as the new file has them.
+//! Converts the rows of a tensor.
 
 use std::num::NonZeroUsize;
 use std::ops::Range;
@@ -13,11 +13,11 @@ use crate::{Weight, candle_dtype};
 use incant_gguf::TensorType;
 use incant_kernels::Matrix;
 
-/// A thread takes rows of about so many numbers at a time.
+/// The approximate number of elements that a thread processes at a time.
 const NUMBERS: usize = 1 << 20;
 
-/// Gives the bytes of all rows to `out`, in order and in pieces, each with the bytes
-/// that it was made of.
+/// Passes the bytes of all rows to `out`, in order and in pieces, each with the source bytes
+/// that it was converted from.
 pub(super) fn each(
     change: &Change<'_>,
     weight: Weight<'_>,
@@ -50,7 +50,7 @@ pub(super) fn each(
     Ok(())
 }
 
-/// Some rows in their new type, with what is added to them.
+/// Converts some rows to their new type, after merging the additions.
 fn changed(
     change: &Change<'_>,
     weight: Weight<'_>,
@@ -62,11 +62,11 @@ fn changed(
     }
     let most = match change.kind {
         TensorType::F32 | TensorType::BF16 => f32::MAX,
-        // The scales of all others are halves.
+        // The scales of all other types are f16.
         _ => f16::MAX.to_f32(),
     };
     let fits = |number: &&f32| number.abs() <= most;
-    // What is not a number does not fit either.
+    // NaN does not fit either.
     if let Some(&number) = numbers.iter().find(|number| !fits(number)) {
         return Err(QuantizeError::Number {
             name: weight.name.to_owned(),
@@ -78,7 +78,7 @@ fn changed(
     Ok(quantized(numbers, shape, change.kind))
 }
 
-/// The numbers that the rows of a matrix stand for.
+/// Dequantizes the rows of a matrix.
 fn unpacked(weight: Weight<'_>) -> Result<Vec<f32>, QuantizeError> {
     let Weight {
         kind,
@@ -105,8 +105,8 @@ fn quantized(numbers: Vec<f32>, shape: (usize, usize), kind: TensorType) -> Vec<
 }
 
 impl Addition<'_> {
-    /// Adds to those of its rows that are among `numbers`, the tensor's rows from
-    /// `start` on.
+    /// Adds to the rows that are in `numbers`, which holds the rows of the tensor from `start`
+    /// on.
     fn add(&self, start: usize, numbers: &mut [f32]) {
         let part = self.part;
         let mut product = vec![0.0f32; part.inputs];

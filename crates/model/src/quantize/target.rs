@@ -1,4 +1,4 @@
-//! Which type a tensor gets.
+//! Chooses the target type of each tensor.
 
 use std::fmt;
 use std::str::FromStr;
@@ -8,27 +8,27 @@ use crate::candle_dtype;
 use incant_gguf::nearest::nearest;
 use incant_gguf::{TensorInfo, TensorType};
 
-/// What the matrices of a file shall be.
+/// The target type of the matrices of a file.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Target {
-    /// Each the type that it has; but Q8_0 if an adapter adds to it and it has fewer
-    /// bits, in which most of that would be lost.
+    /// Each matrix keeps its type; but if an adapter adds to it and the type has fewer than 8
+    /// bits, in which most of the addition would be lost, it becomes Q8_0.
     #[default]
     Auto,
-    /// Each the type that it has.
+    /// Each matrix keeps its type.
     Same,
-    /// All of one type. With a K-quant the embedding and the head, which lose most by
-    /// few bits, are Q6_K.
+    /// All matrices get the same type. With a k-quant the embedding and the LM head, which
+    /// suffer most from few bits, become Q6_K.
     Type(TensorType),
     /// One of llama.cpp's mixtures.
     Mix(Mix),
 }
 
 impl Target {
-    /// The type that a tensor shall have, to which an adapter adds or does not.
+    /// Returns the type that a tensor should have, with or without an addition by an adapter.
     pub(super) fn wanted(self, tensor: &TensorInfo, is_adapted: bool, model: Model) -> TensorType {
         match self {
-            // Norms and biases are small, and wanted as they are.
+            // Norms and biases are small, and keep their type for precision.
             _ if tensor.shape.len() < 2 => tensor.kind,
             Target::Auto if is_adapted && tensor.kind.bits_per_weight() < 8.0 => TensorType::Q8_0,
             Target::Auto | Target::Same => tensor.kind,
@@ -38,7 +38,7 @@ impl Target {
         }
     }
 
-    /// All that can be asked for by name.
+    /// Iterates over all targets that can be named.
     fn all() -> impl Iterator<Item = Target> {
         let kinds = TensorType::all().filter(|kind| candle_dtype(*kind).is_some());
         let mixes = Mix::ALL.into_iter().map(Target::Mix);
@@ -81,12 +81,13 @@ fn is_k_quant(kind: TensorType) -> bool {
     kind.block_size() == 256
 }
 
-/// Whether it is the embedding or the head.
+/// Whether the tensor is the embedding or the LM head.
 fn is_outer(name: &str) -> bool {
     ["token_embd.weight", "output.weight"].contains(&name)
 }
 
-/// `kind`, or what llama.cpp takes for it where a tensor's rows are not whole blocks.
+/// Returns `kind`, or llama.cpp's replacement if the tensor's rows are not a multiple of its
+/// block size.
 pub(super) fn fitting(kind: TensorType, tensor: &TensorInfo) -> TensorType {
     use TensorType::{F16, Q2_K, Q3_K, Q4_0, Q4_K, Q5_0, Q5_1, Q5_K, Q6_K, Q8_0};
     let row = tensor.shape.last().copied().unwrap_or(1);
@@ -102,8 +103,8 @@ pub(super) fn fitting(kind: TensorType, tensor: &TensorInfo) -> TensorType {
     kinds.clone().find(fits).unwrap_or(F16)
 }
 
-/// `general.file_type` of a file whose matrices are of this type: llama.cpp's
-/// `llama_ftype`, of K-quants the smallest mixture.
+/// The `general.file_type` of a file whose matrices have this type: llama.cpp's `llama_ftype`,
+/// for k-quants the smallest mixture.
 pub(super) fn file_type(kind: TensorType) -> u32 {
     match kind {
         TensorType::Q3_K => 11,
@@ -114,7 +115,7 @@ pub(super) fn file_type(kind: TensorType) -> u32 {
         TensorType::Q5_1 => 9,
         TensorType::Q8_0 => 7,
         TensorType::BF16 => 32,
-        // Of the others the two numbers are the same.
+        // The two numbers of the other types are equal.
         kind => kind.id(),
     }
 }

@@ -1,4 +1,4 @@
-//! Adapters on the device.
+//! LoRA adapters of the device executor.
 
 use std::ops::Range;
 use std::sync::Arc;
@@ -10,14 +10,14 @@ use incant_model::lora::{Linear, Lora};
 /// An adapter, as tensors.
 #[derive(Debug)]
 pub(super) struct Adapter {
-    /// By layer and [`Linear`].
+    /// Indexed by layer and [`Linear`].
     layers: Vec<[Option<Addition>; Linear::ALL.len()]>,
 }
 
-/// What is added to one linear layer.
+/// The low-rank addition to one linear layer.
 #[derive(Debug)]
 struct Addition {
-    /// `[inputs, rank]`, with the scale.
+    /// `[inputs, rank]`, multiplied with the scale.
     a: Tensor,
     /// `[rank, outputs]`.
     b: Tensor,
@@ -43,12 +43,12 @@ impl Adapter {
     }
 }
 
-/// Which rows of a batch are computed under which adapter: stretches of rows, in
-/// order. The others are computed without.
+/// The adapters of a batch's rows: ranges of rows, in order. Rows outside of them have no
+/// adapter.
 pub(super) type Adapted = [(Range<usize>, Arc<Adapter>)];
 
-/// Adds what the adapters of `x`'s rows add to the linear layer at `place`, whose
-/// result `y` is.
+/// Adds the low-rank products of the adapters of `x`'s rows to `y`, the output of the linear
+/// layer at `place`.
 pub(super) fn add(
     adapted: &Adapted,
     (layer, linear): (usize, Linear),

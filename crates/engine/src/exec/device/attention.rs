@@ -1,9 +1,9 @@
-//! Attention over shared segments and private suffixes (cascade attention).
+//! Attention over shared segments and private suffixes (cascade attention) with online softmax.
 //!
-//! The softmax over all a row sees is computed in parts: one part per segment,
-//! for all rows that share it in one product, and one for the row's own suffix.
-//! A part keeps its weighted sum of values together with the greatest score and
-//! the sum of the weights, which is all that merging two parts needs.
+//! The softmax over all keys of a row is computed in parts: one part per segment, in one
+//! product for all rows that share the segment, and one part for the row's own suffix. A part
+//! keeps its weighted sum of values together with the maximum score and the sum of the weights,
+//! which suffices to merge two parts (log-sum-exp).
 
 use candle_core::{Result, Tensor};
 
@@ -11,19 +11,20 @@ use super::cache::LayerKv;
 use super::ops;
 use super::plan::{Node, Plan};
 
-/// The softmax-weighted values of some keys, before division by the weights' sum.
+/// The softmax-weighted sum of the values of some keys, before division by the sum of the
+/// weights.
 struct Partial {
     /// `[kv_heads, group, rows, head_dim]`.
     values: Tensor,
-    /// Greatest score, `[kv_heads, group, rows, 1]`.
+    /// The maximum score, `[kv_heads, group, rows, 1]`.
     max: Tensor,
-    /// Sum of exp(score − max), of the same shape.
+    /// The sum of exp(score − max), of the same shape.
     sum: Tensor,
 }
 
 impl Partial {
-    /// Attends `q`, `[kv_heads, group, rows, head_dim]` and already scaled, to
-    /// the keys of `kv`.
+    /// Computes the attention of `q`, `[kv_heads, group, rows, head_dim]` and already scaled,
+    /// to the keys of `kv`.
     fn new(q: &Tensor, kv: &LayerKv, cap: Option<f32>, mask: Option<&Tensor>) -> Result<Partial> {
         let (kv_heads, group, rows, width) = q.dims4()?;
         let keys = kv.k.dims()[1];
@@ -45,7 +46,7 @@ impl Partial {
         Ok(Partial { values, max, sum })
     }
 
-    /// The softmax over the keys of both.
+    /// Merges two partial results over different keys.
     fn merge(&self, other: &Partial) -> Result<Partial> {
         let max = self.max.maximum(&other.max)?;
         let mine = (&self.max - &max)?.exp()?;
@@ -55,7 +56,7 @@ impl Partial {
         Ok(Partial { values, max, sum })
     }
 
-    /// The rows of several, one below the other.
+    /// Concatenates the rows of several partial results.
     fn cat(mut parts: Vec<Partial>) -> Result<Partial> {
         if parts.len() == 1 {
             return Ok(parts.remove(0));
@@ -76,21 +77,21 @@ impl Partial {
     }
 }
 
-/// One layer's attention for all rows of a batch.
+/// The attention of one layer for all rows of a batch.
 pub(super) struct Attention<'a> {
     pub(super) plan: &'a Plan,
     pub(super) layer: usize,
     pub(super) window: Option<usize>,
-    /// Soft cap of the scores.
+    /// The soft cap of the scores.
     pub(super) cap: Option<f32>,
     /// Scaled queries, `[kv_heads, group, rows, head_dim]`.
     pub(super) q: &'a Tensor,
-    /// What each run sees of its own suffix, its new tokens included.
+    /// The visible part of each run's own suffix, including its new tokens.
     pub(super) own: &'a [LayerKv],
 }
 
 impl Attention<'_> {
-    /// The attended values, in the shape of the queries.
+    /// Computes the attention output, in the shape of the queries.
     pub(super) fn run(&self) -> Result<Tensor> {
         self.nodes(&self.plan.nodes)?.finish()
     }

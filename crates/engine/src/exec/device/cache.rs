@@ -1,4 +1,5 @@
-//! KV on the device: a chain of shared segments, and a suffix of one's own.
+//! The KV cache of the device executor: for each sequence a chain of shared segments, and a
+//! private suffix.
 
 use std::sync::Arc;
 
@@ -9,10 +10,10 @@ use super::adapters::Adapter;
 use crate::exec::{ExecError, SavedTensor, SwapOut, saved};
 use incant_model::DecoderSpec;
 
-/// The least room a suffix is given, in tokens.
+/// The minimum capacity of a suffix, in tokens.
 const LEAST_ROOM: usize = 64;
 
-/// Keys and values of one layer, `[kv_heads, tokens, head_dim]` each.
+/// The keys and values of one layer, `[kv_heads, tokens, head_dim]` each.
 #[derive(Clone, Debug)]
 pub(super) struct LayerKv {
     pub(super) k: Tensor,
@@ -20,7 +21,7 @@ pub(super) struct LayerKv {
 }
 
 impl LayerKv {
-    /// Some of the tokens.
+    /// Returns a range of the tokens.
     pub(super) fn narrow(&self, first: usize, tokens: usize) -> candle_core::Result<LayerKv> {
         Ok(LayerKv {
             k: self.k.narrow(1, first, tokens)?,
@@ -28,26 +29,25 @@ impl LayerKv {
         })
     }
 
-    /// How many tokens there are, or is room for.
+    /// The number of tokens, or the capacity of a suffix.
     fn tokens(&self) -> usize {
         self.k.dims()[1]
     }
 }
 
-/// A read-only stretch of tokens that sequences share.
+/// A read-only range of tokens that sequences share.
 #[derive(Debug)]
 pub(super) struct Segment {
-    /// Tells it from all others.
     pub(super) id: u64,
-    /// Position of its first token.
+    /// The position of the first token.
     pub(super) start: usize,
     len: usize,
-    /// Per layer; one with a window may hold only the last tokens.
+    /// The KV of each layer; a layer with a sliding window may hold only the last tokens.
     layers: Vec<LayerKv>,
 }
 
 impl Segment {
-    /// The keys and values of a layer, and the position of the first of them.
+    /// Returns the keys and values of a layer, and the position of the first of them.
     pub(super) fn layer(&self, layer: usize) -> (&LayerKv, usize) {
         let kv = &self.layers[layer];
         (kv, self.start + self.len - kv.tokens())
@@ -58,7 +58,7 @@ impl Segment {
     }
 }
 
-/// A segment in a chain, of which the first tokens count.
+/// A link of a chain: the first `len` tokens of a segment.
 #[derive(Clone, Debug)]
 pub(super) struct Link {
     pub(super) segment: Arc<Segment>,
@@ -66,12 +66,13 @@ pub(super) struct Link {
 }
 
 impl Link {
-    /// Position after the last token that counts.
+    /// The position after the last used token.
     pub(super) fn end(&self) -> usize {
         self.segment.start + self.len
     }
 
-    /// The keys and values of each layer, as far as they are held and count.
+    /// Iterates over the keys and values of each layer, limited to the tokens that are held and
+    /// used.
     fn layers(&self) -> impl Iterator<Item = candle_core::Result<LayerKv>> {
         let beyond = self.segment.len - self.len;
         let layers = self.segment.layers.iter();
@@ -79,7 +80,7 @@ impl Link {
     }
 }
 
-/// The KV of a sequence, and the adapter under which it is computed.
+/// The KV of a sequence, and the adapter with which it is computed.
 #[derive(Debug)]
 pub(super) struct Kv {
     pub(super) adapter: Option<Arc<Adapter>>,
@@ -89,7 +90,7 @@ pub(super) struct Kv {
 
 #[derive(Debug)]
 enum Suffix {
-    /// Per layer, with room to grow. Nothing before the first token.
+    /// The KV of each layer, with spare capacity; `None` before the first token.
     Here(Vec<Option<LayerKv>>),
     SwappedOut,
 }
@@ -103,7 +104,7 @@ impl Kv {
         }
     }
 
-    /// Position of the suffix's first token.
+    /// The position of the first token of the suffix.
     pub(super) fn start(&self) -> usize {
         self.chain.last().map_or(0, Link::end)
     }
@@ -112,7 +113,7 @@ impl Kv {
         matches!(self.suffix, Suffix::SwappedOut)
     }
 
-    /// How many tokens the suffix has room for.
+    /// The capacity of the suffix in tokens.
     fn room(&self) -> usize {
         match &self.suffix {
             Suffix::Here(layers) => layers[0].as_ref().map_or(0, LayerKv::tokens),
@@ -120,8 +121,8 @@ impl Kv {
         }
     }
 
-    /// How many more tokens the suffix would take memory for, were it to hold
-    /// `needed`.
+    /// Returns by how many tokens the capacity of the suffix would grow if it had to hold
+    /// `needed` tokens.
     pub(super) fn growth(&self, needed: usize) -> usize {
         let room = self.room();
         match needed > room {
@@ -130,7 +131,7 @@ impl Kv {
         }
     }
 
-    /// Bytes of the suffix.
+    /// The size of the suffix in bytes.
     pub(super) fn bytes(&self) -> usize {
         match &self.suffix {
             Suffix::Here(layers) => bytes_of(layers.iter().flatten()),
@@ -138,9 +139,8 @@ impl Kv {
         }
     }
 
-    /// Writes keys and values, `[kv_heads, tokens, head_dim]`, behind the
-    /// suffix's `own` tokens, and returns the suffix with them from token
-    /// `skipped` on.
+    /// Writes keys and values, `[kv_heads, tokens, head_dim]`, after the `own` tokens of the
+    /// suffix, and returns the suffix including them, from token `skipped` on.
     pub(super) fn append(
         &mut self,
         layer: usize,
@@ -178,8 +178,8 @@ impl Kv {
         kv.narrow(skipped, needed - skipped)
     }
 
-    /// Makes the suffix of a sequence of `len` tokens a segment, so that it can be
-    /// shared. It is known as `id`.
+    /// Converts the suffix of a sequence of `len` tokens to a segment with this id, so that it
+    /// can be shared.
     pub(super) fn seal(&mut self, len: usize, id: u64) -> candle_core::Result<()> {
         let (start, own) = (self.start(), len - self.start());
         let Suffix::Here(layers) = &mut self.suffix else {
@@ -191,8 +191,8 @@ impl Kv {
         let mut sealed = Vec::with_capacity(layers.len());
         for kv in layers.iter() {
             let kv = kv.as_ref().expect("a suffix with tokens has KV");
-            // A copy even of what is contiguous already, as with one KV head: a
-            // view would keep the whole suffix's room alive.
+            // Copy even if the tensor is contiguous already, as with one KV head: a view would
+            // keep the whole capacity of the suffix alive.
             let kv = kv.narrow(0, own)?;
             sealed.push(LayerKv {
                 k: kv.k.force_contiguous()?,
@@ -212,7 +212,7 @@ impl Kv {
         Ok(())
     }
 
-    /// The chain of a sealed sequence's first `tokens` tokens.
+    /// Returns the chain of the first `tokens` tokens of a sealed sequence.
     pub(super) fn chain_of(&self, tokens: usize) -> Vec<Link> {
         let links = self.chain.iter();
         let links = links.take_while(|link| link.segment.start < tokens);
@@ -224,7 +224,7 @@ impl Kv {
             .collect()
     }
 
-    /// Whether nothing is missing that continuing the first `tokens` tokens takes.
+    /// Whether the KV needed to continue after the first `tokens` tokens is complete.
     pub(super) fn can_fork(&self, spec: &DecoderSpec, tokens: usize) -> bool {
         let whole = |link: &Link| {
             let mut layers = spec.layers.iter().enumerate();
@@ -237,9 +237,9 @@ impl Kv {
         !self.is_swapped_out() && self.chain_of(tokens).iter().all(whole)
     }
 
-    /// Gives up the suffix of a sequence of `len` tokens, and segments before it. Each
-    /// is returned behind its first position and its length, each layer of it behind
-    /// the tokens that it holds.
+    /// Releases the suffix of a sequence of `len` tokens, and segments before it. Each is
+    /// serialized after its first position and its length, and each of its layers after the
+    /// number of tokens it holds.
     pub(super) fn swap_out(&mut self, len: usize, part: SwapOut) -> Result<Vec<u8>, ExecError> {
         let mut out = Vec::new();
         let mut write = |start: usize, tokens: usize, layers: Vec<LayerKv>| {
@@ -273,8 +273,8 @@ impl Kv {
         Ok(out)
     }
 
-    /// Takes back what a sequence of `len` tokens gave up, as segments known as the
-    /// ids that `new_id` gives.
+    /// Restores the KV that a sequence of `len` tokens released; the segments get ids from
+    /// `new_id`.
     pub(super) fn swap_in(
         &mut self,
         len: usize,
@@ -294,7 +294,7 @@ impl Kv {
         let mut end = len;
         while !rest.is_empty() {
             let (start, tokens) = (number(&mut rest)?, number(&mut rest)?);
-            // The last one came first.
+            // Segments were written from last to first.
             if tokens == 0 || start.checked_add(tokens) != Some(end) {
                 return Err(wrong());
             }
@@ -335,7 +335,7 @@ impl Kv {
         Ok(())
     }
 
-    /// What continuing the `len` tokens of a sequence takes.
+    /// Returns the KV needed to continue after the `len` tokens of a sequence.
     pub(super) fn save(
         &self,
         len: usize,
@@ -370,7 +370,7 @@ impl Kv {
         Ok(saved)
     }
 
-    /// The KV of `tokens` tokens as it was saved, in a segment known as `id`.
+    /// Restores the saved KV of `tokens` tokens as a segment with this id.
     pub(super) fn restore(
         tokens: usize,
         adapter: Option<Arc<Adapter>>,
@@ -404,12 +404,12 @@ impl Kv {
     }
 }
 
-/// Tokens that a suffix has room for once it must hold `needed`.
+/// The capacity of a suffix that must hold `needed` tokens.
 pub(super) fn room_for(needed: usize) -> usize {
     needed.next_power_of_two().max(LEAST_ROOM)
 }
 
-/// The first token that one at position `at` sees through a window.
+/// The first position visible from position `at` through a sliding window.
 fn first_seen(at: usize, window: usize) -> usize {
     (at + 1).saturating_sub(window)
 }

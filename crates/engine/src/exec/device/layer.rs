@@ -1,4 +1,4 @@
-//! One transformer layer.
+//! One transformer layer of the device executor.
 
 use candle_core::{Device, Result, Tensor};
 
@@ -13,7 +13,6 @@ use crate::exec::{ExecError, Footprint};
 use incant_model::lora;
 use incant_model::{DecoderSpec, Part, Weights};
 
-/// The weights of one layer.
 pub(super) struct Layer {
     attention_norm: Option<Tensor>,
     query: Projection,
@@ -28,16 +27,16 @@ pub(super) struct Layer {
     post_feed_forward_norm: Option<Tensor>,
 }
 
-/// One of the q, k, v projections with what some architectures add to it.
+/// A q, k or v projection, with the bias and norm that some architectures add.
 struct Projection {
     linear: Linear,
     bias: Option<Tensor>,
-    /// Norm of each head, or of all together if it is as long.
+    /// The norm of each head, or of all heads together if it has their whole width.
     norm: Option<Tensor>,
 }
 
 impl Projection {
-    /// `[rows, hidden]` to `[heads, rows, head_dim]`.
+    /// Computes `[heads, rows, head_dim]` from `[rows, hidden]`.
     fn forward(&self, h: &Tensor, spec: &DecoderSpec, adapted: &Adapted) -> Result<Tensor> {
         let mut x = self.linear.forward(h, adapted)?;
         if let Some(bias) = &self.bias {
@@ -102,8 +101,8 @@ impl Layer {
         })
     }
 
-    /// Runs the layer over all rows, `[rows, hidden]`, and appends their keys
-    /// and values to their sequences.
+    /// Runs the layer over all rows, `[rows, hidden]`, and appends their keys and values to
+    /// their sequences.
     pub(super) fn forward(
         &self,
         x: &Tensor,

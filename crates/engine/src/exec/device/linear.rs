@@ -1,4 +1,4 @@
-//! Weights on the device: linear layers, the embedding, norms and biases.
+//! Weights of the device executor: linear layers, the embedding, norms and biases.
 
 use std::borrow::Cow;
 use std::sync::Arc;
@@ -12,25 +12,25 @@ use incant_gguf::TensorType;
 use incant_model::lora;
 use incant_model::{Weight, candle_dtype};
 
-/// Up to so many rows are few: the rows of a batch that decodes.
+/// The maximum number of rows that count as few: the rows of a decode step.
 const FEW_ROWS: usize = 16;
 
-/// A frozen linear layer, `y = x·Wᵀ`, `W` of shape `[out, in]`, to which adapters
-/// may add.
+/// A frozen linear layer, `y = x·Wᵀ` with `W` of shape `[out, in]`, to which adapters may add
+/// low-rank products.
 #[derive(Clone, Debug)]
 pub(super) struct Linear {
     weight: QMatMul,
-    /// Which one it is of which layer; the head has no such place.
+    /// The layer index and the role of this linear layer; the LM head has none.
     place: Option<(usize, lora::Linear)>,
 }
 
 impl Linear {
-    /// Puts a weight matrix on the device.
+    /// Loads a weight matrix onto the device.
     ///
-    /// A GPU computes on every quantized type as it is. On the CPU matrices are
-    /// expanded to f32: candle's code for most quantized types is several times
-    /// slower than the same product in f32, and all of it rounds activations to
-    /// 8 bits, in ways that depend on how many rows there are.
+    /// A GPU computes with every quantized type directly. On the CPU, matrices are dequantized
+    /// to f32: candle's kernels for most quantized types are several times slower than the same
+    /// product in f32, and all of them round activations to 8 bits in ways that depend on the
+    /// number of rows.
     pub(super) fn load(
         weight: Weight<'_>,
         place: Option<(usize, lora::Linear)>,
@@ -54,7 +54,7 @@ impl Linear {
         Ok(Linear { weight, place })
     }
 
-    /// Applies the layer to `[rows, in]`, and the adapters of some of the rows.
+    /// Applies the layer to `[rows, in]`, and adds the low-rank products of the rows' adapters.
     pub(super) fn forward(&self, x: &Tensor, adapted: &Adapted) -> candle_core::Result<Tensor> {
         let y = self.product(x)?;
         match self.place {
@@ -65,8 +65,8 @@ impl Linear {
 
     fn product(&self, x: &Tensor) -> candle_core::Result<Tensor> {
         match &self.weight {
-            // With few rows candle's CPU product is up to five times as fast if
-            // the tall matrix comes first.
+            // With few rows, candle's CPU product is up to five times faster if the tall matrix
+            // is the first operand.
             QMatMul::Tensor(weight) if weight.device().is_cpu() && x.dim(0)? <= FEW_ROWS => {
                 weight.matmul(&x.t()?)?.t()?.contiguous()
             }
@@ -75,18 +75,18 @@ impl Linear {
     }
 }
 
-/// The token embedding: a row of the matrix per id.
+/// The token embedding: one row of the matrix per id.
 #[derive(Debug)]
 pub(super) struct Embedding(QMatMul);
 
 impl Embedding {
-    /// The embedding that shares the head's weights.
+    /// Creates an embedding that shares the weights of the LM head.
     pub(super) fn tied(head: &Linear) -> Embedding {
         Embedding(head.weight.clone())
     }
 
-    /// An embedding with weights of its own. Rows are looked up one by one, so
-    /// no type needs expanding.
+    /// Loads an embedding with its own weights. Rows are looked up one by one, so no type needs
+    /// to be dequantized as a whole.
     pub(super) fn load(
         weight: Weight<'_>,
         device: &Device,
@@ -97,13 +97,13 @@ impl Embedding {
         Ok(Embedding(QMatMul::from_arc(tensor)?))
     }
 
-    /// `[rows]` ids to `[rows, hidden]`.
+    /// Looks up `[rows]` ids and returns `[rows, hidden]`.
     pub(super) fn forward(&self, ids: &Tensor) -> candle_core::Result<Tensor> {
         self.0.embedding(ids)
     }
 }
 
-/// A norm's weight or a bias, as f32.
+/// Loads the weight of a norm, or a bias, as f32.
 pub(super) fn vector(
     weight: Weight<'_>,
     device: &Device,

@@ -1,12 +1,11 @@
-//! The device executor: the forward pass as plain tensor operations, on
-//! whatever device candle drives (CPU, CUDA, Metal).
+//! The device executor: the forward pass as plain tensor operations, on any device that candle
+//! supports (CPU, CUDA, Metal).
 //!
-//! It is the reference that faster executors are held against, so it is
-//! written to be read. A batch is ragged: the rows (tokens) of all its chunks
-//! stand one below the other in a `[rows, hidden]` matrix, and everything but
-//! attention treats rows alike. Attention takes the rows of all sequences that
-//! share a segment through it at once, and each sequence's suffix by itself
-//! (see `attention.rs`).
+//! It is the reference for faster executors, so it is written for readability. A batch is
+//! ragged: the rows (tokens) of all its chunks are concatenated to a `[rows, hidden]` matrix,
+//! and everything except attention treats rows alike. Attention processes the rows of all
+//! sequences that share a segment together, and the suffix of each sequence separately (see
+//! `attention.rs`).
 
 mod adapters;
 mod attention;
@@ -47,19 +46,19 @@ pub struct DeviceExecutor {
     footprint: Footprint,
     ledger: Ledger<Kv>,
     adapters: Adapters<Adapter>,
-    /// Bytes that KV may take.
+    /// The maximum size of the KV cache in bytes.
     kv_memory: usize,
-    /// How many segments were made.
+    /// The number of segments created so far, from which ids are assigned.
     segments: u64,
 }
 
 impl DeviceExecutor {
-    /// Loads the weights of `gguf` onto `device`. KV may take so many bytes; `None`
-    /// is [`default_kv_memory`].
+    /// Loads the weights of `gguf` onto `device`. `kv_memory` limits the bytes of the KV cache;
+    /// `None` means [`default_kv_memory`].
     ///
     /// # Errors
-    /// A tensor is missing, has the wrong shape or an unsupported type, or the
-    /// device has no room.
+    /// A tensor is missing, has the wrong shape or an unsupported type, or the device is out of
+    /// memory.
     pub fn load(
         gguf: &Gguf,
         spec: &DecoderSpec,
@@ -99,7 +98,7 @@ impl DeviceExecutor {
         })
     }
 
-    /// Bytes of a token's KV.
+    /// The size of the KV of one token in bytes.
     fn token_bytes(&self) -> usize {
         let spec = &self.spec;
         2 * spec.layers.len() * spec.kv_heads * spec.head_dim * size_of::<f32>()
@@ -110,8 +109,8 @@ impl DeviceExecutor {
         self.segments
     }
 
-    /// The logits and the states of the rows for which they are wanted, given the last
-    /// layer's output.
+    /// Computes the logits and the final hidden states of the rows for which they are wanted,
+    /// given the output of the last layer.
     fn head(&self, x: &Tensor, plan: &Plan) -> Result<Logits, ExecError> {
         let (vocab, hidden) = (self.spec.vocab, self.spec.hidden);
         let normed = |rows: &[usize]| -> Result<Option<Tensor>, ExecError> {
@@ -139,7 +138,7 @@ impl DeviceExecutor {
         })
     }
 
-    /// The head's logits for some normed rows, row by row.
+    /// Computes the logits of some normed rows with the LM head, row by row.
     fn logits(&self, x: &Tensor) -> Result<Vec<f32>, ExecError> {
         let logits = ops::scaled(self.head.forward(x, &[])?, self.spec.logit_scale)?;
         let logits = ops::soft_cap(logits, self.spec.logit_cap)?;
@@ -192,7 +191,7 @@ impl Executor for DeviceExecutor {
         }
         let id = self.new_segment();
         let parent = self.ledger.sequence_mut(from)?;
-        // What is shared must not change any more.
+        // Shared tokens must not change any more, so they are sealed.
         if tokens > parent.kv.start() {
             parent.kv.seal(parent.len, id)?;
         }
@@ -233,7 +232,7 @@ impl Executor for DeviceExecutor {
             x = layer.forward(&x, index, &self.spec, &plan, &mut self.ledger)?;
         }
         *logits = self.head(&x, &plan)?;
-        // Only now: a batch that failed half-way leaves every sequence as it was.
+        // Only now, so that a failed batch leaves every sequence unchanged.
         self.ledger.grow(batch);
         Ok(())
     }
@@ -243,7 +242,7 @@ impl Executor for DeviceExecutor {
         if states.is_empty() {
             return Ok(Vec::new());
         }
-        // All of the head, of which a few are taken: a device has arithmetic to spare.
+        // Computes all logits and picks a few: a device has arithmetic to spare.
         let shape = (states.len(), self.spec.hidden);
         let logits = self.logits(&Tensor::from_vec(states.concat(), shape, &self.device)?)?;
         let rows = logits.chunks_exact(self.spec.vocab);
@@ -292,7 +291,8 @@ impl Executor for DeviceExecutor {
     }
 
     fn trim(&mut self, _: SequenceId) -> bool {
-        // Windows are views of tensors here: what they do not reach stays.
+        // Sliding windows are views of tensors here, so keys and values outside of them cannot
+        // be freed.
         false
     }
 

@@ -1,16 +1,16 @@
-//! Norm, rope and activation: the seam where serving has candle's fused
-//! operations and training will put differentiable ones.
+//! Norm, RoPE and activation: the place where serving uses candle's fused operations and
+//! training could substitute differentiable ones.
 
 use candle_core::{Result, Tensor};
 
 use incant_model::{Activation, RopeSpec, RopeStyle, Rotation};
 
-/// `x / rms(x) · weight` over the last dimension.
+/// RMS norm: `x / rms(x) · weight` over the last dimension.
 pub(super) fn rms_norm(x: &Tensor, weight: &Tensor, eps: f32) -> Result<Tensor> {
     candle_nn::ops::rms_norm(&x.contiguous()?, weight, eps)
 }
 
-/// The gated feed-forward's product, `activation(gate) ⊙ up`.
+/// The gate of the feed-forward layer: `activation(gate) ⊙ up`.
 pub(super) fn gated(gate: &Tensor, up: &Tensor, activation: Activation) -> Result<Tensor> {
     let gate = match activation {
         Activation::Silu => gate.silu()?,
@@ -28,7 +28,7 @@ pub(super) fn scaled(x: Tensor, factor: f32) -> Result<Tensor> {
     }
 }
 
-/// `cap · tanh(x / cap)`, where there is a cap.
+/// Soft cap: `cap · tanh(x / cap)` if there is a cap.
 pub(super) fn soft_cap(x: Tensor, cap: Option<f32>) -> Result<Tensor> {
     match cap {
         Some(cap) => (x / f64::from(cap))?.tanh()? * f64::from(cap),
@@ -36,7 +36,7 @@ pub(super) fn soft_cap(x: Tensor, cap: Option<f32>) -> Result<Tensor> {
     }
 }
 
-/// Cosines and sines of a rope at the batch's positions, `[rows, dims/2]` each.
+/// The cosines and sines of a RoPE at the positions of a batch, `[rows, dims/2]` each.
 pub(super) struct Angles {
     pub(super) cos: Tensor,
     pub(super) sin: Tensor,
@@ -57,7 +57,7 @@ impl Angles {
     }
 }
 
-/// Rotates the heads of `x`, `[heads, rows, head_dim]`.
+/// Applies a RoPE to the heads of `x`, `[heads, rows, head_dim]`.
 pub(super) fn rope(x: &Tensor, rope: &RopeSpec, angles: &Angles) -> Result<Tensor> {
     let (_, _, head_dim) = x.dims3()?;
     let rotated = x.narrow(2, 0, rope.dims)?.contiguous()?.unsqueeze(0)?;

@@ -1,6 +1,5 @@
-//! How a batch is laid out: which rows belong to which sequence, who shares
-//! which segment, and what each row may see. Made once per forward pass; every
-//! layer uses the same.
+//! The layout of a batch: which rows belong to which sequence, which sequences share a segment,
+//! and which keys each row may see. Computed once per forward pass and used by every layer.
 
 use std::collections::{HashMap, HashSet};
 use std::ops::Range;
@@ -14,56 +13,55 @@ use super::ops::Angles;
 use crate::exec::ledger::{Rows, Run};
 use incant_model::DecoderSpec;
 
-/// A batch, laid out.
+/// The layout of a batch.
 pub(super) struct Plan {
     pub(super) rows: Rows,
-    /// The rows that are computed under adapters.
+    /// The rows that have adapters.
     pub(super) adapted: Vec<(Range<usize>, Arc<Adapter>)>,
-    /// Each run's sequence's own tokens.
+    /// The suffix of each run's sequence.
     pub(super) own: Vec<Own>,
-    /// What the rows attend to: covers all of them, in order.
+    /// The keys that the rows attend to: covers all rows, in order.
     pub(super) nodes: Vec<Node>,
-    /// Cosines and sines per rope of the spec.
+    /// The cosines and sines for each RoPE of the spec.
     pub(super) angles: Vec<Angles>,
-    /// What each row's queries are multiplied by, `[rows, 1]`.
+    /// The factor of each row's queries, `[rows, 1]`.
     pub(super) query_scales: Tensor,
 }
 
-/// The suffix of a run's sequence.
 pub(super) struct Own {
-    /// Position of its first token.
+    /// The position of its first token.
     pub(super) start: usize,
-    /// How many tokens it holds before the run's.
+    /// The number of tokens it holds before those of the run.
     pub(super) tokens: usize,
-    /// What the run sees of it.
+    /// The keys of the suffix that the run sees.
     pub(super) views: Views,
 }
 
-/// A part of the tree of shared segments.
+/// A node of the tree of shared segments.
 pub(super) enum Node {
-    /// A segment and all rows that stand on it.
+    /// A segment and all rows that attend to it.
     Shared {
         segment: Arc<Segment>,
         rows: Range<usize>,
-        /// Position after the last key that any row sees.
+        /// The position after the last key that any row sees.
         end: usize,
         views: Views,
-        /// What these rows attend to beyond the segment.
+        /// The keys that these rows attend to after the segment.
         beyond: Vec<Node>,
     },
     /// The suffix of run number `.0`.
     Own(usize),
 }
 
-/// A row, as a stretch of keys sees it.
+/// A row, relative to a range of keys.
 #[derive(Clone, Copy)]
 struct Row {
     position: usize,
-    /// Position after the last key of the stretch that is the row's.
+    /// The position after the last key of the range that belongs to the row.
     end: usize,
 }
 
-/// What a set of rows sees of a stretch of keys, per kind of window.
+/// The part of a range of keys that a set of rows sees, for each window size.
 pub(super) struct Views(HashMap<Option<usize>, View>);
 
 impl Views {
@@ -81,25 +79,24 @@ impl Views {
             .map(Views)
     }
 
-    /// The view of a layer with this window.
+    /// Returns the view of a layer with this window.
     pub(super) fn of(&self, window: Option<usize>) -> &View {
-        // Made for every window of the spec.
+        // There is a view for every window of the spec.
         &self.0[&window]
     }
 }
 
-/// What a set of rows sees of a stretch of keys.
+/// The part of a range of keys that a set of rows sees.
 pub(super) struct View {
-    /// Position of the first key that any row sees. At or past the stretch's
-    /// end: none sees anything.
+    /// The position of the first key that any row sees. At or after the end of the range, no
+    /// row sees any key.
     pub(super) from: usize,
-    /// `[rows, keys from `from` on]`, 0 where visible; absent where every row
-    /// sees every key.
+    /// `[rows, keys from `from` on]`, 0 where visible; `None` if every row sees every key.
     pub(super) mask: Option<Tensor>,
 }
 
-/// Stands for −∞ in masks: finite, so that a row that sees nothing of a
-/// stretch gets weights that the merge with its other parts makes 0, not NaN.
+/// Replaces −∞ in masks: finite, so that a row that sees no key of a range gets weights that
+/// become 0, not NaN, when they are merged with its other parts.
 const HIDDEN: f32 = -1e30;
 
 impl View {
@@ -138,7 +135,7 @@ impl View {
 }
 
 impl Plan {
-    /// Plans a batch that was laid out, with the KV of its runs' sequences.
+    /// Plans a laid-out batch, given the KV of its runs' sequences.
     pub(super) fn new(
         rows: Rows,
         kv: &[&Kv],
@@ -188,13 +185,13 @@ impl Plan {
     }
 }
 
-/// A run's rows, as keys see them that are the run's up to `end`.
+/// The rows of a run, relative to keys that belong to the run up to `end`.
 fn see(rows: &Rows, run: &Run, end: usize) -> Vec<Row> {
     let positions = rows.positions[run.rows.clone()].iter();
     positions.map(|&position| Row { position, end }).collect()
 }
 
-/// What it takes to find out who shares what.
+/// The inputs for finding shared segments.
 struct Tree<'a> {
     rows: &'a Rows,
     kv: &'a [&'a Kv],
@@ -207,7 +204,7 @@ impl Tree<'_> {
         self.kv[run].chain.get(depth)
     }
 
-    /// What some runs attend to from depth `depth` of their chains on.
+    /// Returns the nodes that some runs attend to, from depth `depth` of their chains on.
     fn nodes(&self, runs: Range<usize>, depth: usize) -> candle_core::Result<Vec<Node>> {
         let mut nodes = Vec::new();
         let mut first = runs.start;
@@ -227,7 +224,7 @@ impl Tree<'_> {
         Ok(nodes)
     }
 
-    /// What some runs attend to that all have this segment at `depth`.
+    /// Returns the node of a segment that all of these runs have at `depth`.
     fn shared(
         &self,
         segment: &Arc<Segment>,

@@ -1,4 +1,4 @@
-//! Adapters, packed, and which rows of a batch they apply to.
+//! Packed LoRA adapters, and the rows of a batch that they apply to.
 
 use std::ops::Range;
 use std::sync::Arc;
@@ -6,12 +6,11 @@ use std::sync::Arc;
 use incant_kernels::LowRank;
 use incant_model::lora::{Linear, Lora};
 
-/// An adapter, packed.
 #[derive(Debug)]
 pub(super) struct Adapter {
-    /// By layer and [`Linear`].
+    /// Indexed by layer and [`Linear`].
     layers: Vec<[Option<LowRank>; Linear::ALL.len()]>,
-    /// The most numbers of a row that stand between two products.
+    /// The maximum number of intermediate elements of a row, between the two products.
     width: usize,
 }
 
@@ -36,13 +35,13 @@ impl Adapter {
         adapter
     }
 
-    /// What is added to a linear layer.
+    /// Returns the low-rank addition to a linear layer.
     pub(super) fn get(&self, layer: usize, linear: Linear) -> Option<&LowRank> {
         self.layers[layer][linear as usize].as_ref()
     }
 
-    /// Numbers of a row between the products for those linear layers that stand
-    /// before one that takes the same input.
+    /// Returns the offset of a linear layer's intermediate elements in a row: the total width
+    /// of the linear layers before it that share its input.
     pub(super) fn offset(&self, layer: usize, linear: Linear) -> usize {
         let before = linear.beside().iter().take_while(|&&other| other != linear);
         before.map(|&other| self.width_of(layer, other)).sum()
@@ -53,15 +52,15 @@ impl Adapter {
     }
 }
 
-/// Which rows of a batch are computed under which adapter.
+/// The adapters of the rows of a batch.
 #[derive(Debug, Default)]
 pub(super) struct Adapted {
-    /// In the order of rows; the others are computed without.
+    /// In row order; rows outside of them have no adapter.
     runs: Vec<(Range<usize>, Arc<Adapter>)>,
 }
 
 impl Adapted {
-    /// Adds rows that stand behind all before.
+    /// Adds rows after all previous ones.
     pub(super) fn push(&mut self, rows: Range<usize>, adapter: &Arc<Adapter>) {
         match self.runs.last_mut() {
             Some((before, same)) if before.end == rows.start && Arc::ptr_eq(same, adapter) => {
@@ -75,19 +74,19 @@ impl Adapted {
         self.runs.is_empty()
     }
 
-    /// All rows that have an adapter, by stretches of the same one.
+    /// Returns all ranges of rows with the same adapter.
     pub(super) fn runs(&self) -> &[(Range<usize>, Arc<Adapter>)] {
         &self.runs
     }
 
-    /// A row's adapter.
+    /// Returns the adapter of a row.
     pub(super) fn of_row(&self, row: usize) -> Option<&Adapter> {
         let run = self.runs.partition_point(|(rows, _)| rows.end <= row);
         let (rows, adapter) = self.runs.get(run)?;
         rows.contains(&row).then_some(&**adapter)
     }
 
-    /// The most numbers of a row that stand between two products.
+    /// The maximum number of intermediate elements of a row, over all adapters.
     pub(super) fn width(&self) -> usize {
         let widths = self.runs.iter().map(|(_, adapter)| adapter.width);
         widths.max().unwrap_or(0)

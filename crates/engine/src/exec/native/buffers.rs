@@ -1,40 +1,40 @@
-//! Memory that forward passes work in.
+//! Working memory of forward passes.
 
 use std::ops::Range;
 
 use incant_kernels::{Activations, BLOCK, Isa, LANES};
 use incant_model::DecoderSpec;
 
-/// Memory that forward passes use again and again. It only grows.
+/// Buffers that all forward passes reuse. They only grow.
 #[derive(Debug)]
 pub(super) struct Buffers {
     /// The residual stream, `[row][hidden]`.
     pub(super) x: Vec<f32>,
-    /// What is to be added to it.
+    /// The output of attention or feed-forward, to be added to `x`.
     pub(super) added: Vec<f32>,
-    /// Queries, keys and values as projected, `[row][heads…]`.
+    /// The projected queries, keys and values, `[row][heads…]`.
     pub(super) projected: Vec<f32>,
-    /// Queries, ready to be used: `[kv_head][row][head of the group][head_dim]`.
+    /// The queries after norm and RoPE: `[kv_head][row][head of the group][head_dim]`.
     pub(super) queries: Vec<f32>,
-    /// Partial results of attention: `[kv_head][result][head of the group]`.
+    /// The partial results of attention: `[kv_head][result][head of the group]`.
     pub(super) maxima: Vec<f32>,
     pub(super) sums: Vec<f32>,
     pub(super) values: Vec<f32>,
-    /// What stands between the two products of adapters, `[row][width]`.
+    /// The intermediate elements between the two products of adapters, `[row][width]`.
     pub(super) low: Vec<f32>,
-    /// What the down projection takes, as adapters take it.
+    /// The input of the down projection as f32, for adapters.
     pub(super) inner_row: Vec<f32>,
-    /// What the projections and the feed-forward part take.
+    /// The input of the projections and of the feed-forward layer.
     pub(super) normed: Activations,
-    /// What attention's output projection takes.
+    /// The input of the output projection of attention.
     pub(super) attended: Activations,
-    /// What the down projection takes.
+    /// The input of the down projection.
     pub(super) inner: Activations,
-    /// Each thread's own.
+    /// One for each thread.
     pub(super) scratch: Vec<Scratch>,
 }
 
-/// What one thread works in.
+/// The working memory of one thread.
 #[derive(Debug, Default)]
 pub(super) struct Scratch {
     pub(super) panel: Vec<[f32; LANES]>,
@@ -66,8 +66,8 @@ impl Buffers {
         }
     }
 
-    /// `low` is the width of what stands between the products of adapters; 0 if none
-    /// is there.
+    /// Grows the buffers for a batch. `low` is the number of intermediate elements per row
+    /// between the products of adapters; 0 without adapters.
     pub(super) fn grow(&mut self, spec: &DecoderSpec, rows: usize, partials: usize, low: usize) {
         let (heads, kv) = (spec.heads * spec.head_dim, spec.kv_heads * spec.head_dim);
         grow(&mut self.x, rows * spec.hidden);
@@ -92,7 +92,7 @@ impl Buffers {
     }
 }
 
-/// Longer if need be, never shorter.
+/// Grows the buffer to `len` if it is shorter.
 pub(super) fn grow(buffer: &mut Vec<f32>, len: usize) {
     if buffer.len() < len {
         buffer.resize(len, 0.0);

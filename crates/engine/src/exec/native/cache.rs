@@ -1,4 +1,4 @@
-//! Which pages hold a sequence's KV.
+//! The paged KV cache: page tables of sequences, with copy-on-write pages and swapping.
 
 use std::collections::HashSet;
 use std::sync::Arc;
@@ -14,46 +14,45 @@ use incant_kernels::Isa;
 use incant_kernels::attention::BLOCK;
 use incant_model::DecoderSpec;
 
-/// Tokens before a window that [`Kv::trim`] keeps, so that a sequence can still be
-/// forked a little before its end: an answer that is sent back as part of a
-/// conversation often ends a few tokens earlier than it did.
+/// The number of tokens before a sliding window that [`Kv::trim`] keeps, so that a sequence can
+/// still be forked shortly before its end: an answer that is sent back as part of a
+/// conversation often ends a few tokens earlier.
 const SLACK: usize = 64;
 
-/// Bytes that tell which page follows in what was swapped out.
+/// The size of the header of a swapped-out page, in bytes.
 const RECORD: usize = 2 * size_of::<u32>();
 
-/// Tokens of a step that [`longest`] reckons with.
+/// The number of tokens of a step that [`longest`] assumes.
 const STEP: usize = 512;
 
-/// The KV of a sequence, and the adapter under which it is computed.
+/// The KV of a sequence, and the adapter with which it is computed.
 #[derive(Debug)]
 pub(super) struct Kv {
     pub(super) adapter: Option<Arc<Adapter>>,
-    /// By group of layers.
+    /// One page table per group of layers.
     pub(super) tables: Vec<Table>,
 }
 
-/// The pages of one group.
+/// The page table of one group.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Table {
-    /// The first token that is held; those before it were let go.
+    /// The first token that is held; earlier tokens were released.
     first: usize,
-    /// The pages from the one on that holds it.
+    /// The pages, starting with the one that holds `first`.
     pages: Vec<PageId>,
 }
 
 impl Table {
-    /// The page that holds block number `block` of the sequence.
+    /// Returns the page that holds block number `block` of the sequence.
     pub(super) fn page(&self, block: usize) -> PageId {
         self.pages[block - self.skipped()]
     }
 
-    /// How many pages at the beginning were let go.
+    /// The number of released pages at the beginning.
     fn skipped(&self) -> usize {
         self.first / BLOCK
     }
 
-    /// All pages that are held.
     pub(super) fn pages(&self) -> &[PageId] {
         &self.pages
     }
@@ -75,7 +74,7 @@ impl Kv {
         self.tables.iter().any(Table::is_swapped_out)
     }
 
-    /// Whether nothing is missing that continuing the first `tokens` tokens takes.
+    /// Whether the KV needed to continue after the first `tokens` tokens is complete.
     pub(super) fn can_fork(&self, layout: &Layout, tokens: usize) -> bool {
         let mut groups = self.tables.iter().zip(&layout.groups);
         !self.is_swapped_out()
@@ -85,7 +84,7 @@ impl Kv {
             })
     }
 
-    /// The same tokens' KV once more, up to `tokens`.
+    /// Forks the KV of the first `tokens` tokens; all pages are shared.
     pub(super) fn fork(&self, pool: &mut PagePool, tokens: usize) -> Kv {
         let mut tables = self.tables.clone();
         for (group, table) in tables.iter_mut().enumerate() {
@@ -101,7 +100,7 @@ impl Kv {
         }
     }
 
-    /// Lets go of everything.
+    /// Releases all pages.
     pub(super) fn release(self, pool: &mut PagePool) {
         for (group, table) in self.tables.into_iter().enumerate() {
             for page in table.pages {
@@ -112,8 +111,8 @@ impl Kv {
         }
     }
 
-    /// Lets go of pages that no window reaches from the end of `len` tokens, but
-    /// for some slack. Returns whether there were any.
+    /// Releases pages that no sliding window reaches from the end of `len` tokens, except for
+    /// some slack. Returns whether there were any.
     pub(super) fn trim(&mut self, pool: &mut PagePool, layout: &Layout, len: usize) -> bool {
         let mut any = false;
         for (index, group) in layout.groups.iter().enumerate() {
@@ -135,8 +134,8 @@ impl Kv {
         any
     }
 
-    /// Adds to `needed`, by group, the pages that `growth` more tokens may take,
-    /// and those that must come back first.
+    /// Adds to `needed`, for each group, the pages that `growth` more tokens may take,
+    /// including copies of shared pages and swapped-out pages.
     pub(super) fn count_needed(
         &self,
         pool: &PagePool,
@@ -147,8 +146,8 @@ impl Kv {
         for (group, table) in self.tables.iter().enumerate() {
             let held = table.skipped() + table.pages.len();
             let swapped = table.pages.iter().filter(|&&p| p == PageId::SWAPPED);
-            // Who appends first to a page that several hold does so in place, but
-            // who that is shows later.
+            // The first sequence to append to a shared page does so in place, but which one
+            // that is becomes known only later, so a copy is counted for each.
             let last = table.pages.last().copied();
             let copied = growth > 0
                 && !len.is_multiple_of(BLOCK)
@@ -158,8 +157,8 @@ impl Kv {
         }
     }
 
-    /// Makes room for `growth` tokens after the first `len`: pages to write that
-    /// nobody else looks at.
+    /// Provides pages for `growth` tokens after the first `len`, which no other sequence reads;
+    /// a shared last page is copied (copy-on-write).
     pub(super) fn grow(
         &mut self,
         pool: &mut PagePool,
@@ -188,13 +187,13 @@ impl Kv {
         Ok(())
     }
 
-    /// Lets go of pages, and returns them: each behind its group and its place in the
+    /// Releases pages and returns their contents: each after its group and its index in the
     /// table.
     pub(super) fn swap_out(&mut self, pool: &mut PagePool, part: SwapOut) -> Vec<u8> {
         let goes = |pool: &PagePool, group: usize, page: PageId| {
             page != PageId::SWAPPED && (part == SwapOut::All || !pool.is_shared(group, page))
         };
-        // All at once: grown bit by bit it would take twice the memory.
+        // Reserve everything at once: growing the buffer gradually would take twice the memory.
         let len = |(group, table): (usize, &Table)| {
             let pages = table.pages.iter().filter(|page| goes(pool, group, **page));
             pages.count() * (RECORD + size_of::<u16>() * pool.page_len(group))
@@ -217,7 +216,7 @@ impl Kv {
         bytes
     }
 
-    /// Takes back what was swapped out of a sequence of `len` tokens.
+    /// Restores the swapped-out pages of a sequence of `len` tokens.
     pub(super) fn swap_in(
         &mut self,
         pool: &mut PagePool,
@@ -250,8 +249,8 @@ impl Kv {
         Ok(())
     }
 
-    /// The pages that were swapped out: each one's group, its place in the table and
-    /// its bytes. `None` if these are not all of them, or not these.
+    /// Parses swapped-out pages: the group of each, its index in the table, and its bytes.
+    /// `None` if they are not exactly the swapped-out pages of this sequence.
     fn records<'a>(
         &self,
         layout: &Layout,
@@ -276,7 +275,7 @@ impl Kv {
         Some(records)
     }
 
-    /// What continuing these `len` tokens takes.
+    /// Returns the KV needed to continue after these `len` tokens.
     pub(super) fn save(
         &self,
         pool: &PagePool,
@@ -307,7 +306,7 @@ impl Kv {
         saved
     }
 
-    /// The KV of `len` tokens as it was saved.
+    /// Restores the saved KV of `len` tokens.
     pub(super) fn restore(
         pool: &mut PagePool,
         layout: &Layout,
@@ -365,12 +364,12 @@ impl Kv {
     }
 }
 
-/// The first token that one at position `at` sees through a window.
+/// The first position visible from position `at` through a sliding window.
 fn first_seen(at: usize, window: usize) -> usize {
     (at + 1).saturating_sub(window)
 }
 
-/// The most tokens that one sequence can have in this pool, up to `most`.
+/// The maximum number of tokens of one sequence in this pool, up to `most`.
 pub(super) fn longest(pool: &PagePool, layout: &Layout, most: usize) -> usize {
     let fits = |tokens: usize| {
         let needed = layout.groups.iter().map(|group| {
@@ -390,12 +389,12 @@ pub(super) fn longest(pool: &PagePool, layout: &Layout, most: usize) -> usize {
     fit
 }
 
-/// Appends numbers that are binary16 already.
+/// Appends elements that have been read from f16, as f16.
 fn push(bytes: &mut Vec<u8>, numbers: &[f32]) {
     bytes.extend(numbers.iter().flat_map(|&x| f16::from_f32(x).to_le_bytes()));
 }
 
-/// Reads the binary16 numbers from the one numbered `first` on.
+/// Reads f16 elements from index `first` on.
 fn read_halves(bytes: &[u8], first: usize, out: &mut [f32]) {
     let halves = bytes[2 * first..].chunks_exact(2);
     for (out, half) in out.iter_mut().zip(halves) {

@@ -1,6 +1,6 @@
 //! The forward pass: a program of phases that all threads of the pool run.
 //!
-//! Per layer:
+//! The phases of each layer:
 //!
 //! ```text
 //! rows    norm, round                       → activations
@@ -15,15 +15,16 @@
 //! rows    norm, add                             (with the next layer's first)
 //! ```
 //!
-//! Where a row has an adapter, the phase that gives what linear layers take also
-//! computes the adapter's first product, and the phase of their panels adds the
-//! second to each panel. Only the down projection's first takes a phase of its own.
+//! For rows with an adapter, the phase that computes the input of linear layers also computes
+//! the first low-rank product of the adapter, and the phase that computes their panels adds the
+//! second product to each panel. Only the first product of the down projection takes a phase of
+//! its own.
 //!
-//! And in the end, where logits are wanted:
+//! At the end, if logits are wanted:
 //!
 //! ```text
 //! rows    norm, add; norm, round            → activations
-//! panels  head                              → logits
+//! panels  LM head                           → logits
 //! parts   scale, cap                        → logits
 //! ```
 
@@ -47,15 +48,15 @@ use incant_model::DecoderSpec;
 use incant_model::lora::Linear;
 use incant_model::packed::{Layer, Projection};
 
-/// Logits that are scaled and capped in one go.
+/// Logits that are scaled and capped per task.
 const LOGITS: usize = 1 << 13;
 
-/// A linear layer of a layer.
+/// The layer index and the role of a linear layer.
 type Place = (usize, Linear);
 
 impl NativeExecutor {
-    /// Runs a batch. Its sequences' keys and values are written, but not yet
-    /// counted.
+    /// Runs a batch. The keys and values of its sequences are written, but not yet added to
+    /// their lengths.
     pub(super) fn run(&mut self, plan: &Plan, adapted: &Adapted, logits: &mut Logits) {
         let spec = &self.spec;
         let (rows, threads) = (plan.count(), self.pool.threads());
@@ -171,8 +172,8 @@ impl NativeExecutor {
 }
 
 impl NativeExecutor {
-    /// The head's products with some states, for the tokens `ids` alone: whole panels of
-    /// the head, by the kernel that a forward pass uses.
+    /// Computes the logits of the tokens `ids` for some states: whole panels of the LM head, by
+    /// the kernel of the forward pass.
     pub(super) fn head_at(&mut self, states: &[&[f32]], ids: &[u32]) -> Vec<Vec<f32>> {
         let (spec, isa, head) = (&self.spec, self.isa, &self.weights.head);
         let rows = states.len();
@@ -205,7 +206,7 @@ impl NativeExecutor {
         let of_state = |state: usize| {
             let logits = ids.iter().map(|&id| {
                 let id = id as usize;
-                // Every id's panel is among them.
+                // The panel of every id is in `panels`.
                 let panel = panels.partition_point(|&panel| panel < id / LANES);
                 products[panel * rows + state][id % LANES]
             });
@@ -215,22 +216,22 @@ impl NativeExecutor {
     }
 }
 
-/// One forward pass, as all threads see it.
+/// One forward pass, as seen by all threads.
 ///
-/// What its phases write is divided by row, by panel, by span or by piece, so
-/// that no two tasks of a phase touch the same numbers; phases follow one
-/// another. That is what every `SAFETY` comment below relies on.
+/// The output of each phase is divided by rows, panels, spans or pieces such that no two tasks
+/// of a phase touch the same elements; phases run one after the other. Every `SAFETY` comment
+/// below relies on this.
 struct Pass<'a> {
     spec: &'a DecoderSpec,
     isa: Isa,
     plan: &'a Plan,
     adapted: &'a Adapted,
-    /// Numbers of a row in `low`.
+    /// Elements of a row in `low`.
     low_width: usize,
     layout: &'a Layout,
     threads: usize,
     split: Split,
-    /// All pages of KV.
+    /// All pages of the KV cache.
     kv: SharedSlice<'a, u16>,
     x: SharedSlice<'a, f32>,
     added: SharedSlice<'a, f32>,
@@ -245,22 +246,22 @@ struct Pass<'a> {
 }
 
 impl<'a> Pass<'a> {
-    /// A thread's scratch memory.
+    /// Returns the working memory of the current thread.
     fn scratch(&self, crew: &Crew<'_>) -> &'a mut Scratch {
         let thread = crew.thread();
-        // SAFETY: a thread has one number, and holds its scratch memory only
-        // within one phase.
+        // SAFETY: thread numbers are unique, and a thread holds its working memory only within
+        // one phase.
         let own = unsafe { self.scratch.slice_mut(thread..thread + 1) };
         &mut own[0]
     }
 
-    /// A row of a buffer, to be written.
+    /// Returns a row of a buffer, to be written.
     fn row(&self, buffer: SharedSlice<'a, f32>, row: usize, width: usize) -> &'a mut [f32] {
-        // SAFETY: the phases that call this divide the buffer by rows.
+        // SAFETY: the phases that call this method divide the buffer by rows.
         unsafe { buffer.slice_mut(row * width..(row + 1) * width) }
     }
 
-    /// The tokens' embeddings.
+    /// Looks up the embeddings of the tokens.
     fn embed(&self, crew: &mut Crew<'_>, embedding: &Matrix) {
         crew.each(self.plan.count(), |row| {
             let x = self.row(self.x, row, self.spec.hidden);
@@ -271,9 +272,9 @@ impl<'a> Pass<'a> {
         });
     }
 
-    /// Adds what the last part of the layer gave, if there was one, and norms
-    /// the sum for the next, where that wants it: for the linear layers beside
-    /// `reader`.
+    /// Adds the output of the previous part of the layer to the residual stream, if there is
+    /// one, and norms the sum for the linear layers beside `reader`, if the model has
+    /// pre-norms.
     fn norm(
         &self,
         crew: &mut Crew<'_>,
@@ -293,8 +294,7 @@ impl<'a> Pass<'a> {
         });
     }
 
-    /// The same for the rows whose logits are wanted, which then are the only
-    /// ones.
+    /// Like [`norm`](Self::norm), for the rows whose logits are wanted; the others are dropped.
     fn last_norm(
         &self,
         crew: &mut Crew<'_>,
@@ -311,7 +311,7 @@ impl<'a> Pass<'a> {
         });
     }
 
-    /// The normed rows whose states are wanted, as they are.
+    /// Copies the normed rows whose states are wanted.
     fn last_states(
         &self,
         crew: &mut Crew<'_>,
@@ -359,7 +359,7 @@ impl<'a> Pass<'a> {
         }
     }
 
-    /// Scales and caps so many logits, where the model does that.
+    /// Scales and caps `len` logits if the model requires it.
     fn finish_logits(&self, crew: &mut Crew<'_>, logits: SharedSlice<'_, f32>, len: usize) {
         let (scale, cap) = (self.spec.logit_scale, self.spec.logit_cap);
         if scale == 1.0 && cap.is_none() {
@@ -376,8 +376,8 @@ impl<'a> Pass<'a> {
         });
     }
 
-    /// Multiplies all rows with some matrices, side by side, into the rows of
-    /// `out`.
+    /// Multiplies all rows with some matrices and writes the results side by side into the rows
+    /// of `out`.
     fn multiply(
         &self,
         crew: &mut Crew<'_>,
@@ -390,7 +390,7 @@ impl<'a> Pass<'a> {
         let shares = Shares::new(panels, self.threads);
         let scratch = self.scratch(crew);
         crew.each(shares.tasks(), |task| {
-            // SAFETY: an earlier phase wrote the rows.
+            // SAFETY: an earlier phase has written the rows.
             let rows = unsafe { rows.activations() };
             let result = &mut scratch.panel[..rows.rows()];
             for panel in shares.range(task) {
@@ -421,8 +421,7 @@ impl<'a> Pass<'a> {
         });
     }
 
-    /// Finishes queries, keys and values, and puts them where attention finds
-    /// them.
+    /// Finishes queries, keys and values (bias, norm, RoPE) and stores them for attention.
     fn place(&self, crew: &mut Crew<'_>, layer: usize, projections: &[Projection; 3]) {
         let spec = self.spec;
         let (heads, kv) = (spec.heads * spec.head_dim, spec.kv_heads * spec.head_dim);
@@ -467,7 +466,7 @@ impl<'a> Pass<'a> {
         });
     }
 
-    /// Adds a projection's bias and norms its heads, each or together.
+    /// Adds the bias of a projection and norms its heads, separately or together.
     fn finish(&self, x: &mut [f32], projection: &Projection) {
         if let Some(bias) = &projection.bias {
             math::add_assign(self.isa, x, bias);
@@ -479,7 +478,7 @@ impl<'a> Pass<'a> {
         }
     }
 
-    /// The feed-forward part up to what the down projection takes.
+    /// Computes the feed-forward layer up to the input of the down projection.
     fn gate(
         &self,
         crew: &mut Crew<'_>,
@@ -493,7 +492,7 @@ impl<'a> Pass<'a> {
         let shares = Shares::new(blocks, self.threads);
         let scratch = self.scratch(crew);
         crew.each(shares.tasks(), |task| {
-            // SAFETY: an earlier phase wrote the rows.
+            // SAFETY: an earlier phase has written the rows.
             let rows = unsafe { rows.activations() };
             let gate = &mut scratch.panel[..rows.rows()];
             let up = &mut scratch.other_panel[..rows.rows()];

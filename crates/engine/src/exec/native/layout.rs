@@ -1,5 +1,5 @@
-//! How keys and values lie in a page: the KV of [`BLOCK`] tokens for all layers
-//! with the same window.
+//! The layout of a KV page: the keys and values of [`BLOCK`] tokens (tokens per page) for all
+//! layers with the same window.
 
 use std::ops::Range;
 
@@ -9,20 +9,20 @@ use incant_kernels::attention::{
 };
 use incant_model::DecoderSpec;
 
-/// The layers of a model, grouped by their windows, and what they keep.
+/// The layers of a model, grouped by their windows, and the sizes of their KV.
 ///
-/// A page holds the blocks of its layers one after the other; a block holds each
-/// head's keys and values.
+/// A page holds one block per layer of its group; a block holds the keys and values of each KV
+/// head.
 #[derive(Clone, Debug)]
 pub(super) struct Layout {
     pub(super) kv_heads: usize,
     pub(super) head_dim: usize,
     pub(super) groups: Vec<Group>,
-    /// Each layer's group and its place there.
+    /// The group of each layer and its index in the group.
     layers: Vec<(usize, usize)>,
 }
 
-/// Layers with the same window.
+/// Layers with the same window, which share pages.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Group {
     pub(super) window: Option<usize>,
@@ -51,48 +51,48 @@ impl Layout {
         }
     }
 
-    /// Numbers in a layer's block.
+    /// Elements in the block of a layer.
     fn block_len(&self) -> usize {
         self.kv_heads * self.head_len()
     }
 
-    /// Numbers in a head's block.
+    /// Elements in the block of a head.
     fn head_len(&self) -> usize {
         key_block_len(self.head_dim) + value_block_len(self.head_dim)
     }
 
-    /// Numbers in a page of a group.
+    /// Elements in a page of a group.
     pub(super) fn page_len(&self, group: usize) -> usize {
         self.groups[group].layers * self.block_len()
     }
 
-    /// The group whose pages hold this layer.
+    /// Returns the group whose pages hold this layer.
     pub(super) fn group_of(&self, layer: usize) -> usize {
         self.layers[layer].0
     }
 
-    /// Where a layer's block lies in its pages.
+    /// Returns the range of a layer's block in its pages.
     pub(super) fn block_of(&self, layer: usize) -> Range<usize> {
         let (_, place) = self.layers[layer];
         place * self.block_len()..(place + 1) * self.block_len()
     }
 
-    /// The group whose tables tell best which sequences share tokens: one that
-    /// forgets nothing, if there is any.
+    /// Returns the group whose page tables show best which sequences share tokens: one without
+    /// a window, if there is any.
     pub(super) fn whole_group(&self) -> usize {
         let whole = self.groups.iter().position(|group| group.window.is_none());
         whole.unwrap_or(0)
     }
 
-    /// What attention reads of one head in a layer's block.
+    /// Returns the keys and values of one head in a layer's block.
     pub(super) fn head<'a>(&self, block: &'a [u16], head: usize) -> Block<'a> {
         let both = &block[head * self.head_len()..][..self.head_len()];
         let (keys, values) = both.split_at(key_block_len(self.head_dim));
         Block { keys, values }
     }
 
-    /// Writes a token's keys and values, all heads side by side, as those of token
-    /// `place` of a layer's block.
+    /// Writes the keys and values of a token, all heads side by side, as token `place` of a
+    /// layer's block.
     pub(super) fn write(
         &self,
         isa: Isa,
@@ -110,7 +110,7 @@ impl Layout {
         }
     }
 
-    /// Reads back one head's key and value.
+    /// Reads the key and the value of one head.
     pub(super) fn read(
         &self,
         isa: Isa,
@@ -125,7 +125,7 @@ impl Layout {
     }
 }
 
-/// How many pages hold so many tokens.
+/// The number of pages that hold `tokens` tokens.
 pub(super) fn pages(tokens: usize) -> usize {
     tokens.div_ceil(BLOCK)
 }

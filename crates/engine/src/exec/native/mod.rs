@@ -1,15 +1,13 @@
-//! The native executor: the forward pass on the CPU, with our own kernels over
-//! packed weights.
+//! The native executor: the forward pass on the CPU, with our own kernels over packed weights
+//! and a paged KV cache.
 //!
-//! It computes what the device executor computes. A batch's rows go through
-//! each layer together, in a handful of *phases* that all threads of one pool
-//! share (`forward.rs`). KV is kept in pages of 16 tokens that sequences share
-//! (`pages.rs`, `cache.rs`), and attention takes the rows of all sequences that
-//! share pages over them at once (`plan.rs`).
+//! It computes the same as the device executor. The rows of a batch pass through each layer
+//! together, in a few *phases* that all threads of one pool share (`forward.rs`). KV is kept in
+//! pages of 16 tokens that sequences share (`pages.rs`, `cache.rs`), and attention processes
+//! the rows of all sequences that share pages together (`plan.rs`).
 //!
-//! A row's numbers depend neither on the rows beside it nor on where its KV came
-//! from: attention goes over chunks of 128 positions, the same ones whoever
-//! shares what.
+//! The result of a row depends neither on the other rows of the batch nor on the origin of its
+//! KV: attention is computed in chunks of 128 positions, whether or not sequences share them.
 #![allow(unsafe_code)]
 
 mod adapters;
@@ -49,7 +47,7 @@ pub struct NativeExecutor {
     isa: Isa,
     pool: Arc<Pool>,
     weights: PackedWeights,
-    /// Those of the spec's ropes.
+    /// The rotations of the RoPEs of the spec.
     rotations: Vec<Rotation>,
     buffers: Buffers,
     layout: Layout,
@@ -59,12 +57,12 @@ pub struct NativeExecutor {
 }
 
 impl NativeExecutor {
-    /// Packs the weights of `gguf` for the kernels of `isa`. KV may take so many
-    /// bytes; `None` is [`default_kv_memory`].
+    /// Packs the weights of `gguf` for the kernels of `isa`. `kv_memory` limits the bytes of
+    /// the KV cache; `None` means [`default_kv_memory`].
     ///
     /// # Errors
-    /// A tensor is missing, has the wrong shape or an unsupported type, or
-    /// there is no memory.
+    /// A tensor is missing, has the wrong shape or an unsupported type, or memory cannot be
+    /// allocated.
     pub fn load(
         gguf: &Gguf,
         spec: &DecoderSpec,
@@ -92,7 +90,7 @@ impl NativeExecutor {
         })
     }
 
-    /// A sequence, and the pages that its KV is in.
+    /// Returns the KV and the length of a sequence, and the page pool.
     fn kv(&mut self, id: SequenceId) -> Result<(&mut Kv, usize, &mut PagePool), ExecError> {
         let sequence = self.ledger.sequence_mut(id)?;
         Ok((&mut sequence.kv, sequence.len, &mut self.pages))
@@ -109,7 +107,7 @@ impl Executor for NativeExecutor {
     }
 
     fn kv_format(&self) -> String {
-        // All instruction sets compute the same, but for the tiles of AMX.
+        // All instruction sets compute the same bits, except for AMX tiles.
         let tiles = match self.isa.tier() {
             Tier::Amx => "-amx",
             _ => "",
@@ -151,7 +149,7 @@ impl Executor for NativeExecutor {
     }
 
     fn computes_prompts_otherwise(&self) -> bool {
-        // Tiles take prompts and nothing else.
+        // AMX tiles are used for prompts only.
         self.isa.tier() == Tier::Amx
     }
 
@@ -167,7 +165,7 @@ impl Executor for NativeExecutor {
 
     fn forward_into(&mut self, batch: &[Chunk<'_>], logits: &mut Logits) -> Result<(), ExecError> {
         let prompts_apart = self.computes_prompts_otherwise();
-        // Those that share pages stand together.
+        // Sequences that share pages are placed next to each other.
         let group = self.layout.whole_group();
         let order = |a: &Kv, b: &Kv| {
             let (a, b) = (&a.tables[group], &b.tables[group]);

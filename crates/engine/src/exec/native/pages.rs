@@ -1,8 +1,8 @@
-//! Memory for KV: one budget, given out in pages that sequences share.
+//! The page pool of the paged KV cache: one budget, handed out in reference-counted pages that
+//! sequences share.
 //!
-//! Pages of different groups of layers have different sizes, so the budget is
-//! cut into *slabs*; a group takes a slab when it needs pages and gives it back
-//! when the last of them is free.
+//! Pages of different groups of layers differ in size, so the budget is cut into *slabs*; a
+//! group takes a slab when it needs pages and returns it when all pages of the slab are free.
 
 use std::collections::BTreeSet;
 use std::ops::Range;
@@ -13,67 +13,64 @@ use incant_kernels::attention::BLOCK;
 use incant_kernels::shared::SharedSlice;
 use incant_kernels::{Arena, Pages};
 
-/// A slab is at least this large where the budget allows.
+/// The minimum size of a slab in bytes, if the budget allows.
 const SLAB: usize = 2 << 20;
 
-/// The budget is cut into at least so many slabs, if they hold a page at all.
+/// The minimum number of slabs, if slabs of that size can hold a page.
 const LEAST_SLABS: usize = 16;
 
-/// A page of a group, by number.
+/// The number of a page in its group.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) struct PageId(u32);
 
 impl PageId {
-    /// Stands in a table for a page that was swapped out.
+    /// Marks a swapped-out page in a table.
     pub(super) const SWAPPED: PageId = PageId(u32::MAX);
 }
 
-/// All pages of an executor.
 #[derive(Debug)]
 pub(super) struct PagePool {
     memory: Pages,
-    /// Numbers in a slab.
+    /// Elements per slab.
     slab_len: usize,
     slabs: Vec<Slab>,
     free_slabs: Vec<u32>,
     groups: Vec<GroupPages>,
 }
 
-/// A piece of the budget.
 #[derive(Clone, Debug, Default)]
 struct Slab {
-    /// Its free pages while a group has it, by their places.
+    /// The indices of its free pages, while a group owns it.
     free: Vec<u32>,
 }
 
-/// The pages of a group.
 #[derive(Debug)]
 struct GroupPages {
-    /// Numbers in a page.
+    /// Elements per page.
     page_len: usize,
     per_slab: usize,
-    /// Its slabs that have free pages. The first ones are used first, so that the
-    /// last ones may become free.
+    /// The slabs of the group with free pages. The first ones are used first, so that the last
+    /// ones may become free.
     open: BTreeSet<u32>,
     free: usize,
     used: usize,
-    /// By page number.
+    /// Indexed by page number.
     states: Vec<State>,
 }
 
 #[derive(Clone, Copy, Debug, Default)]
 struct State {
-    /// How many tables hold the page.
+    /// The number of tables that hold the page (reference count).
     holders: u32,
-    /// Tokens written, by whichever holder wrote most.
+    /// The number of tokens written, by the holder that wrote most.
     filled: u8,
 }
 
 impl PagePool {
-    /// Pages for a budget of so many bytes.
+    /// Creates the pages for a budget of `capacity` bytes.
     ///
     /// # Errors
-    /// The system has no room, or the budget holds no page of each group.
+    /// The memory cannot be allocated, or the budget cannot hold a page of each group.
     pub(super) fn new(layout: &Layout, capacity: usize) -> Result<PagePool, ExecError> {
         let lens = (0..layout.groups.len()).map(|group| layout.page_len(group));
         let lens: Vec<usize> = lens.collect();
@@ -109,7 +106,7 @@ impl PagePool {
         })
     }
 
-    /// Memory in use and in all.
+    /// The used and the maximum memory.
     pub(super) fn usage(&self) -> KvMemory {
         let used = |group: &GroupPages| group.used * group.page_len;
         KvMemory {
@@ -118,12 +115,12 @@ impl PagePool {
         }
     }
 
-    /// Numbers in a page of a group.
+    /// Elements in a page of a group.
     pub(super) fn page_len(&self, group: usize) -> usize {
         self.groups[group].page_len
     }
 
-    /// Whether so many pages of each group can be taken.
+    /// Whether the needed number of pages of each group can be taken.
     pub(super) fn has_room(&self, needed: &[usize]) -> bool {
         let slabs = self.groups.iter().zip(needed).map(|(group, &needed)| {
             let more = needed.saturating_sub(group.free);
@@ -132,17 +129,17 @@ impl PagePool {
         slabs.sum::<usize>() <= self.free_slabs.len()
     }
 
-    /// Whether so many pages of each group could be taken if all were free.
+    /// Whether the needed number of pages of each group could be taken if all pages were free.
     pub(super) fn could_hold(&self, needed: &[usize]) -> bool {
         let slabs = self.groups.iter().zip(needed);
         let slabs = slabs.map(|(group, &needed)| needed.div_ceil(group.per_slab));
         slabs.sum::<usize>() <= self.slabs.len()
     }
 
-    /// A page that nobody else holds.
+    /// Takes a free page.
     ///
     /// # Errors
-    /// There is none left.
+    /// No page is free.
     pub(super) fn take(&mut self, group: usize) -> Result<PageId, ExecError> {
         let pages = &mut self.groups[group];
         let slab = match pages.open.first() {
@@ -173,12 +170,12 @@ impl PagePool {
         Ok(PageId(page))
     }
 
-    /// Counts one more holder of a page.
+    /// Increments the reference count of a page.
     pub(super) fn share(&mut self, group: usize, page: PageId) {
         self.groups[group].states[page.0 as usize].holders += 1;
     }
 
-    /// Counts one holder less; a page that nobody holds is free.
+    /// Decrements the reference count of a page; at zero the page is freed.
     pub(super) fn release(&mut self, group: usize, page: PageId) {
         let pages = &mut self.groups[group];
         let state = &mut pages.states[page.0 as usize];
@@ -208,20 +205,20 @@ impl PagePool {
         self.groups[group].states[page.0 as usize].holders > 1
     }
 
-    /// Whether a holder that has `own` of a page's tokens may write the next one in
-    /// place: nobody else has one there, or could be looking at it.
+    /// Whether a holder that has `own` tokens of a page may write the next one in place: no
+    /// other holder has written or can see a token there.
     pub(super) fn may_append(&self, group: usize, page: PageId, own: usize) -> bool {
         let state = self.groups[group].states[page.0 as usize];
         state.holders == 1 || usize::from(state.filled) == own
     }
 
-    /// Notes that the first `filled` tokens of a page are written.
+    /// Records that the first `filled` tokens of a page are written.
     pub(super) fn fill(&mut self, group: usize, page: PageId, filled: usize) {
         debug_assert!(filled <= BLOCK);
         self.groups[group].states[page.0 as usize].filled = filled as u8;
     }
 
-    /// Where a page's numbers lie in the memory.
+    /// Returns the range of a page in the memory of the pool.
     pub(super) fn range(&self, group: usize, page: PageId) -> Range<usize> {
         let pages = &self.groups[group];
         let (slab, place) = (
@@ -232,25 +229,25 @@ impl PagePool {
         start..start + pages.page_len
     }
 
-    /// A page's numbers.
+    /// Returns the elements of a page.
     pub(super) fn page(&self, group: usize, page: PageId) -> &[u16] {
         let range = self.range(group, page);
         &self.memory.halves()[range]
     }
 
-    /// The same, to be written.
+    /// Returns the elements of a page, mutably.
     pub(super) fn page_mut(&mut self, group: usize, page: PageId) -> &mut [u16] {
         let range = self.range(group, page);
         &mut self.memory.halves_mut()[range]
     }
 
-    /// Copies a page.
+    /// Copies the elements of a page.
     pub(super) fn copy(&mut self, group: usize, from: PageId, to: PageId) {
         let (from, to) = (self.range(group, from), self.range(group, to));
         self.memory.halves_mut().copy_within(from, to.start);
     }
 
-    /// All of the memory, for several threads.
+    /// Returns all memory of the pool, for several threads.
     pub(super) fn shared(&mut self) -> SharedSlice<'_, u16> {
         SharedSlice::from(self.memory.halves_mut())
     }

@@ -1,5 +1,5 @@
-//! How a batch is laid out: which rows belong to which sequence, and what each
-//! row attends to. Made once per forward pass; every layer uses the same.
+//! The layout of a batch: which rows belong to which sequence, and which keys each row attends
+//! to. Computed once per forward pass and used by every layer.
 
 use std::ops::Range;
 
@@ -10,66 +10,66 @@ use crate::exec::ledger::{Rows, Run};
 use incant_kernels::attention::{BLOCK, CHUNK};
 use incant_model::Rotation;
 
-/// Blocks in a chunk.
+/// Blocks per chunk.
 pub(super) const BLOCKS: usize = CHUNK / BLOCK;
 
-/// A batch, laid out.
+/// The layout of a batch.
 #[derive(Debug)]
 pub(super) struct Plan {
     pub(super) rows: Rows,
-    /// The runs' rows, cut where a block ends.
+    /// The rows of the runs, split at block boundaries.
     pub(super) spans: Vec<Span>,
-    /// Where each span's page begins in memory: `[span][group]`.
+    /// The offset of each span's page in memory: `[span][group]`.
     pub(super) places: Vec<usize>,
-    /// What rows attend to, by group of layers.
+    /// The keys that rows attend to, by group of layers.
     pub(super) views: Vec<View>,
-    /// Cosines and sines per rope of the spec: `[row][pair]`.
+    /// The cosines and sines for each RoPE of the spec: `[row][pair]`.
     pub(super) angles: Vec<(Vec<f32>, Vec<f32>)>,
 }
 
-/// Rows of one run whose keys go into the same block.
+/// Rows of one run whose keys are written to the same block.
 #[derive(Debug)]
 pub(super) struct Span {
     pub(super) rows: Range<usize>,
-    /// Place of the first row's token in the block.
+    /// The index of the first row's token in the block.
     pub(super) place: usize,
 }
 
-/// What the rows of a batch attend to in layers with the same window.
+/// The keys that the rows of a batch attend to in layers with the same window.
 #[derive(Debug)]
 pub(super) struct View {
     window: Option<usize>,
-    /// In the order in which a row's results are merged.
+    /// In the order in which the partial results of a row are merged.
     pub(super) pieces: Vec<Piece>,
-    /// How many partial results there are: each piece has one for each of its rows.
+    /// The number of partial results: each piece has one for each of its rows.
     pub(super) partials: usize,
-    /// Each row's partial results, in order: those from `firsts[row]` to
+    /// The partial results of each row, in order: row `row` has those from `firsts[row]` to
     /// `firsts[row + 1]`.
     of_rows: Vec<usize>,
     firsts: Vec<usize>,
 }
 
-/// A chunk of positions and some rows that find the same pages there.
+/// A chunk of positions, and the rows that have the same pages there.
 #[derive(Debug)]
 pub(super) struct Piece {
     pub(super) rows: Range<usize>,
     /// The first position of the chunk.
     base: usize,
-    /// Where the pages begin in memory, for those blocks that some row sees.
+    /// The offsets of the pages in memory, for the blocks that some row sees.
     pub(super) pages: [usize; BLOCKS],
-    /// Which blocks these are.
+    /// The blocks that some row sees.
     pub(super) blocks: Range<usize>,
     /// The number of the first row's partial result.
     pub(super) first: usize,
 }
 
 impl Piece {
-    /// Takes in a run that stands next and sees these pages of the chunk, if that
-    /// goes: what both see must be the same.
+    /// Adds the rows of the next run, which sees these pages of the chunk, if the pages that
+    /// both see are the same.
     fn join(&mut self, run: &Run, pages: &[usize; BLOCKS], blocks: &Range<usize>) -> bool {
         let common = self.blocks.start.max(blocks.start)..self.blocks.end.min(blocks.end);
         let joins = self.rows.end == run.rows.start
-            // Where nothing is common there may be a hole: blocks without a page.
+            // Without common blocks there may be a gap: blocks without a page.
             && common.start < common.end
             && self.pages[common.clone()] == pages[common];
         if joins {
@@ -82,13 +82,14 @@ impl Piece {
 }
 
 impl View {
-    /// The keys that a row at `position` sees of a piece, counted from its first.
+    /// Returns the keys of a piece that a row at `position` sees, counted from the first of the
+    /// piece.
     pub(super) fn visible(&self, piece: &Piece, position: usize) -> Range<u32> {
         let within = |at: usize| at.saturating_sub(piece.base).min(CHUNK) as u32;
         within(self.first_seen(position))..within(position + 1)
     }
 
-    /// The numbers of a row's partial results, in the order to merge them.
+    /// Returns the numbers of a row's partial results, in the order in which they are merged.
     pub(super) fn of_row(&self, row: usize) -> &[usize] {
         &self.of_rows[self.firsts[row]..self.firsts[row + 1]]
     }
@@ -100,8 +101,7 @@ impl View {
 }
 
 impl Plan {
-    /// Plans a batch that was laid out, with the KV of its runs' sequences, for
-    /// these ropes.
+    /// Plans a laid-out batch, given the KV of its runs' sequences and the RoPEs.
     pub(super) fn new(
         rows: Rows,
         kv: &[&Kv],
@@ -144,15 +144,15 @@ impl Plan {
         }
     }
 
-    /// How many rows there are.
+    /// The number of rows.
     pub(super) fn count(&self) -> usize {
         self.rows.tokens.len()
     }
 }
 
 impl View {
-    /// What rows see through a window, where `page` tells where the page of a run's
-    /// block begins.
+    /// Computes the view through a window, given a function `page` that returns the offset of
+    /// the page of a run's block.
     fn new(rows: &Rows, window: Option<usize>, page: impl Fn(usize, usize) -> usize) -> View {
         let mut view = View {
             window,
@@ -205,7 +205,7 @@ impl View {
         });
     }
 
-    /// Fills in which partial results are a row's.
+    /// Computes which partial results belong to each row.
     fn number_by_row(&mut self, rows: usize) {
         let mut firsts = vec![0; rows + 1];
         for piece in &self.pieces {
@@ -233,7 +233,8 @@ mod tests {
     use super::{BLOCKS, Rows, Run, View};
     use crate::exec::SequenceId;
 
-    /// One row for each of some sequences, whose tokens are in pages of these numbers.
+    /// Computes the view of one row for each of some sequences, whose tokens are in pages of
+    /// these numbers.
     fn view(tables: &[Vec<usize>], lens: &[usize], window: Option<usize>) -> View {
         let runs = lens.iter().enumerate().map(|(row, len)| Run {
             sequence: SequenceId(row as u64),
@@ -253,7 +254,7 @@ mod tests {
 
     #[test]
     fn sequences_that_share_pages_go_over_them_together() {
-        // Two chunks are the same; in the third they part.
+        // The sequences share two chunks and differ in the third.
         let shared: Vec<usize> = (0..2 * BLOCKS).collect();
         let own = |page| shared.iter().copied().chain([page]).collect();
         let tables: Vec<Vec<usize>> = vec![own(100), own(101), own(102)];
@@ -269,8 +270,7 @@ mod tests {
 
     #[test]
     fn a_window_hides_whole_pieces_and_leaves_no_hole() {
-        // The first row is far ahead of the second: what they see of the first
-        // chunk does not meet.
+        // The first row is far ahead of the second: they see disjoint parts of the first chunk.
         let tables: Vec<Vec<usize>> = vec![(0..40).collect(), (0..40).collect()];
         let view = view(&tables, &[160, 20], Some(50));
         let first: Vec<_> = view

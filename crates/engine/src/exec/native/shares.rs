@@ -1,10 +1,10 @@
-//! How a phase is cut into tasks.
+//! The division of a phase into tasks.
 
 use std::ops::Range;
 
-/// Cuts `count` equal parts into tasks of falling size: the first ones are long
-/// stretches of memory, the last ones so short that no thread waits long for
-/// another.
+/// Divides `count` equal parts into tasks of decreasing size: the first ones are long ranges of
+/// memory, the last ones so short that no thread waits long for another (guided
+/// self-scheduling).
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Shares {
     count: usize,
@@ -16,7 +16,7 @@ impl Shares {
         Shares { count, threads }
     }
 
-    /// How many tasks there are.
+    /// The number of tasks.
     pub(super) fn tasks(self) -> usize {
         self.ranges().count()
     }

@@ -1,8 +1,8 @@
-//! The way back with AMX: `dX += dY·W`.
+//! The backward pass of a product with AMX: `dX += dY·W`.
 //!
-//! Sums are over outputs, two panels of which make the depth of a tile. Their weights
-//! are turned as they are expanded, so that rows and results lie as they do on the way
-//! forward.
+//! Sums run over outputs; two panels of outputs fill the depth of a tile. Weights are
+//! transposed as they are dequantized, so that rows and results have the same layout as in the
+//! forward pass.
 
 use std::arch::x86_64::*;
 use std::ops::Range;
@@ -11,7 +11,7 @@ use super::super::super::matrix::{BLOCK, Codes, LANES, Matrix, UnitScales};
 use super::super::{Activations, PAIRS};
 use super::{Block, EXPANDED, Grid, Panel, Registers, Tiles, ZERO, depth, halves};
 
-/// [`super::super::back()`] with AMX, of what comes back as rows of bf16.
+/// Computes [`super::super::back()`] with AMX, for gradients as rows of bf16.
 #[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx512bf16")]
 pub(in super::super) fn back(
     matrix: &Matrix,
@@ -39,8 +39,8 @@ pub(in super::super) fn back(
     });
 }
 
-/// A block of columns of some panels' weights: two panels after the other, first for the
-/// columns of the first half of the block, then for those of the second.
+/// Dequantizes and transposes one block of columns of some panels: two panels at a time, first
+/// the columns of the first half of the block, then those of the second.
 #[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx512bf16")]
 fn expand(matrix: &Matrix, codes: Codes, panels: Range<usize>, block: usize, out: &mut Vec<Block>) {
     let pairs = panels.len().div_ceil(2);
@@ -68,7 +68,7 @@ fn expand(matrix: &Matrix, codes: Codes, panels: Range<usize>, block: usize, out
     }
 }
 
-/// Lines of 16 words as columns.
+/// Transposes 16 lines of 16 words.
 #[inline]
 #[target_feature(enable = "avx512f")]
 fn transposed(lines: [__m512i; LANES]) -> [__m512i; LANES] {
@@ -78,7 +78,7 @@ fn transposed(lines: [__m512i; LANES]) -> [__m512i; LANES] {
         b[2 * i] = _mm512_unpacklo_epi32(a[2 * i], a[2 * i + 1]);
         b[2 * i + 1] = _mm512_unpackhi_epi32(a[2 * i], a[2 * i + 1]);
     }
-    // Of four lines: in each quarter of a register, the words of one column.
+    // Of each four lines: every quarter of a register holds the words of one column.
     for i in 0..4 {
         let four: [__m512i; 4] = std::array::from_fn(|line| b[4 * i + line]);
         a[4 * i] = _mm512_unpacklo_epi64(four[0], four[2]);
@@ -86,7 +86,7 @@ fn transposed(lines: [__m512i; LANES]) -> [__m512i; LANES] {
         a[4 * i + 2] = _mm512_unpacklo_epi64(four[1], four[3]);
         a[4 * i + 3] = _mm512_unpackhi_epi64(four[1], four[3]);
     }
-    // Column c of quarter q is in a[c], a[4 + c], a[8 + c] and a[12 + c], at place q.
+    // Column c of quarter q is in quarter q of a[c], a[4 + c], a[8 + c] and a[12 + c].
     for c in 0..4 {
         let even = _mm512_shuffle_i32x4::<0x88>(a[c], a[4 + c]);
         let odd = _mm512_shuffle_i32x4::<0xDD>(a[c], a[4 + c]);
@@ -113,7 +113,7 @@ mod tests {
         }
         let lines: [[u32; LANES]; LANES] =
             std::array::from_fn(|line| std::array::from_fn(|at| (line * LANES + at) as u32));
-        // SAFETY: AVX-512 is there; arrays of words are registers.
+        // SAFETY: the processor has AVX-512; the arrays have the layout of registers.
         let columns: [[u32; LANES]; LANES] = unsafe {
             let lines = std::mem::transmute::<[[u32; LANES]; LANES], [__m512i; LANES]>(lines);
             std::mem::transmute(transposed(lines))

@@ -11,23 +11,23 @@ use incant_kernels::product::Writer;
 use incant_model::DecoderSpec;
 use incant_model::lora::Linear;
 
-/// Queries that go over a chunk of keys together in a long prompt: their
-/// scores and values stay in the second-level cache.
+/// Queries that are processed together over a chunk of keys in a long prompt, such that their
+/// scores and values stay in the L2 cache.
 const QUERIES: usize = 64;
 
-/// How the attention of one layer is shared out.
+/// The division of the attention of one layer into tasks.
 #[derive(Clone, Copy, Debug)]
 pub(super) enum Split {
-    /// Few rows: a task is a piece and a head of keys; each piece has partial results
-    /// of its own.
+    /// For few rows: a task is a piece and a KV head; each piece has its own partial results
+    /// (split-KV).
     Pieces,
-    /// Many rows: a task is so many rows and a head of keys. It goes over all
-    /// their pieces, in the same order in which the others are merged.
+    /// For many rows: a task is this number of rows and a KV head. It processes all pieces of
+    /// these rows, in the same order in which the partial results of `Pieces` are merged.
     Rows(usize),
 }
 
 impl Split {
-    /// By rows if that gives every thread enough to do.
+    /// Splits by rows if that gives every thread enough tasks.
     pub(super) fn of(plan: &Plan, spec: &DecoderSpec, threads: usize) -> Split {
         let many = (QUERIES * spec.kv_heads / spec.heads).max(1);
         match plan.count().div_ceil(many) * spec.kv_heads >= 4 * threads {
@@ -36,7 +36,7 @@ impl Split {
         }
     }
 
-    /// How many partial results there are at once.
+    /// The number of partial results at the same time.
     pub(super) fn partials(self, plan: &Plan) -> usize {
         match self {
             Split::Rows(_) => plan.count(),
@@ -50,12 +50,12 @@ impl<'a> Pass<'a> {
         &self.plan.views[self.layout.group_of(layer)]
     }
 
-    /// Query heads to a head of keys.
+    /// The number of query heads per KV head.
     fn group(&self) -> usize {
         self.spec.heads / self.spec.kv_heads
     }
 
-    /// All rows' partial results.
+    /// Computes the partial results of all rows.
     pub(super) fn attention(&self, crew: &mut Crew<'_>, layer: usize) {
         let view = self.view(layer);
         let scratch = self.scratch(crew);
@@ -79,7 +79,7 @@ impl<'a> Pass<'a> {
         }
     }
 
-    /// Some rows' results over all their pieces, merged into one for each.
+    /// Computes the results of some rows over all their pieces, merged into one per row.
     fn attend_all(
         &self,
         view: &View,
@@ -127,14 +127,14 @@ impl<'a> Pass<'a> {
         }
     }
 
-    /// The partial results with these numbers, of a head of keys.
+    /// Returns the partial results with these numbers for one KV head.
     fn partials(&self, head: usize, numbers: Range<usize>) -> Partials<'a> {
         let group = self.group();
         let first = head * self.split.partials(self.plan);
         let queries = (first + numbers.start) * group..(first + numbers.end) * group;
         let width = self.spec.head_dim;
-        // SAFETY: attention's tasks divide these by piece or by rows, and by heads;
-        // merging divides them by rows.
+        // SAFETY: the tasks of attention divide the partial results by pieces or rows, and by
+        // KV heads; merging divides them by rows.
         unsafe {
             Partials {
                 maxima: self.maxima.slice_mut(queries.clone()),
@@ -146,7 +146,7 @@ impl<'a> Pass<'a> {
         }
     }
 
-    /// The keys that each query of some rows sees.
+    /// Collects the visible keys of each query of some rows.
     fn visible(&self, view: &View, piece: &Piece, rows: Range<usize>, out: &mut Vec<Range<u32>>) {
         out.clear();
         for row in rows {
@@ -168,7 +168,7 @@ impl<'a> Pass<'a> {
         let first = head * self.plan.count();
         let queries = (first + rows.start) * width..(first + rows.end) * width;
         let block = self.layout.block_of(layer);
-        // SAFETY: an earlier phase wrote the queries and the pages.
+        // SAFETY: an earlier phase has written the queries and the pages.
         let (queries, stretch) = unsafe {
             let queries = self.queries.slice(queries);
             let mut blocks = [Block::default(); BLOCKS];
@@ -184,7 +184,7 @@ impl<'a> Pass<'a> {
         attend(self.isa, &stretch, queries, visible, cap, out);
     }
 
-    /// Merges each row's partial results and rounds what they give.
+    /// Merges the partial results of each row and rounds the output of attention.
     pub(super) fn merge(&self, crew: &mut Crew<'_>, layer: usize, to: &Writer<'_>) {
         let view = self.view(layer);
         let scratch = self.scratch(crew);

@@ -1,4 +1,4 @@
-//! What adapters add to linear layers.
+//! The low-rank additions of LoRA adapters to linear layers.
 
 use super::{Pass, Place};
 use incant_kernels::pool::Crew;
@@ -9,13 +9,13 @@ use incant_model::lora::Linear;
 #[derive(Clone, Copy)]
 pub(super) struct Product<'a> {
     pub(super) matrix: &'a Matrix,
-    /// Which linear layer this is, where adapters may add to it.
+    /// The linear layer, if adapters may add to it.
     pub(super) place: Option<Place>,
 }
 
 impl Pass<'_> {
-    /// The first products of what a row's adapter adds to the linear layers that take
-    /// `x` with the one at `place`.
+    /// Computes the first products of a row's adapter for all linear layers that share the
+    /// input `x` with the one at `place`.
     pub(super) fn shrink(&self, row: usize, (layer, linear): Place, x: &[f32]) {
         let Some(adapter) = self.adapted.of_row(row) else {
             return;
@@ -41,14 +41,14 @@ impl Pass<'_> {
             };
             let first = adapter.offset(layer, linear);
             let low = rows.start * self.low_width + first..rows.end * self.low_width;
-            // SAFETY: an earlier phase wrote it.
+            // SAFETY: an earlier phase has written `low`.
             let low = unsafe { self.low.slice(low) };
             let results = &mut results[rows.clone()];
             part.expand(self.isa, panel, low, self.low_width, results);
         }
     }
 
-    /// Keeps some of what the down projection takes of a row, if an adapter will take
+    /// Stores a part of the input of the down projection if the row has an adapter, which needs
     /// it.
     pub(super) fn keep_inner(&self, row: usize, first: usize, inner: &[f32]) {
         if self.adapted.of_row(row).is_some() {
@@ -59,7 +59,7 @@ impl Pass<'_> {
         }
     }
 
-    /// The first products of what adapters add to the down projection.
+    /// Computes the first products of adapters for the down projection.
     pub(super) fn shrink_inner(&self, crew: &mut Crew<'_>, layer: usize) {
         if self.adapted.is_empty() {
             return;
@@ -67,7 +67,7 @@ impl Pass<'_> {
         let width = self.spec.feed_forward;
         crew.each(self.plan.count(), |row| {
             if self.adapted.of_row(row).is_some() {
-                // SAFETY: an earlier phase wrote it.
+                // SAFETY: an earlier phase has written the row.
                 let inner = unsafe { self.inner_row.slice(row * width..(row + 1) * width) };
                 self.shrink(row, (layer, Linear::Down), inner);
             }
