@@ -4,7 +4,7 @@
 use std::path::Path;
 use std::sync::Arc;
 
-use incant::analyze::{Class, Finish, Report, Score};
+use incant::analyze::{Class, FinishReason, Report, Score};
 use incant::engine::EngineOptions;
 use incant::exec::{Chunk, Executor, Wanted};
 use incant::gguf::Gguf;
@@ -92,7 +92,10 @@ fn what_arms_think_of_each_others_tokens_is_what_completions_say() {
         let tokens = answer.tokens.as_ref().expect("analysis");
         // Text that a role marker cut off is not part of the answer.
         let cut = answer.usage.completion_tokens - tokens.len();
-        assert!(cut == 0 || answer.finish_reason == Finish::Stop, "{cut}");
+        assert!(
+            cut == 0 || answer.finish_reason == FinishReason::Stop,
+            "{cut}"
+        );
         let bytes: Vec<u8> = tokens
             .iter()
             .flat_map(|token| token.bytes.clone())

@@ -1,6 +1,7 @@
 //! Failed requests: HTTP errors, connection errors and broken streams, with a message that fits
 //! a screen.
 
+use incant_api::error_message;
 use serde_json::Value;
 
 /// Maximum characters of a failure's message.
@@ -96,16 +97,6 @@ pub(crate) fn excerpt(mut message: String) -> String {
         message.push('…');
     }
     message
-}
-
-/// The message of `{"error": {"message": …}}`, or of `{"error": "…"}` as some servers send it.
-pub(crate) fn error_message(body: &Value) -> Option<String> {
-    let error = body.get("error").filter(|error| !error.is_null())?;
-    let message = error.get("message").unwrap_or(error);
-    Some(match message.as_str() {
-        Some(text) => text.to_owned(),
-        None => message.to_string(),
-    })
 }
 
 #[cfg(test)]

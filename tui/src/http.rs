@@ -15,8 +15,8 @@ use hyper_util::client::legacy::connect::HttpConnector;
 use hyper_util::rt::TokioExecutor;
 use serde_json::Value;
 
-use crate::sse::{Events, TooLong};
 use crate::wire::Failure;
+use incant_api::sse::{Events, TooLong};
 
 /// Connection timeout.
 const CONNECT: Duration = Duration::from_secs(10);
@@ -42,12 +42,7 @@ pub struct Server {
 impl Server {
     /// A client for the server at a URL, which may end in `/v1` as many write it.
     pub fn new(url: &str, key: Option<String>) -> Server {
-        let base = url.trim_end_matches('/');
-        let base = base.strip_suffix("/v1").unwrap_or(base);
-        let base = match base.contains("://") {
-            true => base.to_owned(),
-            false => format!("http://{base}"),
-        };
+        let base = incant_api::base_url(url);
         let mut connector = HttpConnector::new();
         connector.enforce_http(false);
         connector.set_nodelay(true);
@@ -300,7 +295,7 @@ mod tests {
     use serde_json::json;
 
     use super::*;
-    use crate::sse;
+    use incant_api::sse;
 
     /// An upper bound of the bytes that the system buffers on a connection between two
     /// programs.

@@ -14,7 +14,6 @@ pub mod markdown;
 mod private;
 pub mod sampling;
 pub mod session;
-pub mod sse;
 pub mod view;
 pub mod wire;
 pub mod wrap;

@@ -5,7 +5,8 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
 pub use crate::failure::Failure;
-use crate::failure::{error_message, excerpt};
+use crate::failure::excerpt;
+use incant_api::error_message;
 
 /// Maximum number of arms read from a server's list, and maximum length of their ids in bytes.
 pub const MOST_ARMS: usize = 4096;

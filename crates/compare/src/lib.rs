@@ -22,9 +22,9 @@ mod sampling;
 mod summary;
 pub mod token_json;
 
+pub use incant_api::{FinishReason, Usage};
 pub use report::{
-    Alternative, Answer, Class, FORMAT, Finish, Prompt, PromptTokens, Report, ReportArm, Samplers,
-    Score, Settings, Token, Usage,
+    Alternative, Answer, Class, FORMAT, Prompt, Report, ReportArm, Samplers, Score, Settings, Token,
 };
 pub use sampling::{SamplingRow, sampling};
 pub use summary::{Interval, MostShifted, Pair, Position, Removed, Shares, Summary, summary};

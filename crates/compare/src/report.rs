@@ -1,5 +1,6 @@
 //! The serialized form of a comparison: format 1.
 
+use incant_api::{FinishReason, Usage};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
@@ -179,57 +180,11 @@ pub struct Answer {
     /// Its text.
     pub text: String,
     /// Why it ended.
-    pub finish_reason: Finish,
+    pub finish_reason: FinishReason,
     /// Token usage.
     pub usage: Usage,
     /// Its tokens with their scores; null without analysis.
     pub tokens: Option<Vec<Token>>,
-}
-
-/// Why an answer ended.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "lowercase")]
-#[schemars(rename = "ComparedFinish")]
-pub enum Finish {
-    /// By an end token or a role marker.
-    Stop,
-    /// At `max_tokens` or the end of the context.
-    Length,
-}
-
-/// Token usage of an answer.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-#[schemars(rename = "ComparedUsage")]
-pub struct Usage {
-    /// Tokens of the prompt, including those of the profile.
-    pub prompt_tokens: usize,
-    /// Tokens of the answer, including an end token.
-    pub completion_tokens: usize,
-    /// The sum of both.
-    pub total_tokens: usize,
-    /// Details of the prompt's tokens.
-    pub prompt_tokens_details: PromptTokens,
-}
-
-/// Details of a prompt's tokens.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-#[schemars(rename = "ComparedPromptTokens")]
-pub struct PromptTokens {
-    /// Tokens that came from the cache.
-    pub cached_tokens: usize,
-}
-
-impl Usage {
-    /// The usage of an answer of `completion_tokens` to a prompt of `prompt_tokens`, of which
-    /// `cached_tokens` came from the cache.
-    pub fn new(prompt_tokens: usize, cached_tokens: usize, completion_tokens: usize) -> Usage {
-        Usage {
-            prompt_tokens,
-            completion_tokens,
-            total_tokens: prompt_tokens + completion_tokens,
-            prompt_tokens_details: PromptTokens { cached_tokens },
-        }
-    }
 }
 
 /// A token of an answer. The concatenated `bytes` of all tokens are the answer's text.

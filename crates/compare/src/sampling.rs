@@ -146,7 +146,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::{Finish, Token, Usage};
+    use crate::{FinishReason, Token, Usage};
 
     fn answer(index: usize, temperature: f32, text: &str) -> Answer {
         Answer {
@@ -154,7 +154,7 @@ mod tests {
             index,
             temperature,
             text: text.to_owned(),
-            finish_reason: Finish::Stop,
+            finish_reason: FinishReason::Stop,
             usage: Usage::new(5, 0, 3 + index),
             tokens: None,
         }

@@ -3,14 +3,14 @@
 use std::io::{BufReader, StdoutLock};
 
 use anyhow::{Context, anyhow, bail};
+use incant_api::sse::EventReader;
+use incant_api::{base_url, is_local};
 use serde::Deserialize;
 use serde_json::{Map, Value};
 use ureq::http::header;
 
-use crate::cli::http::{
-    Events, MESSAGE, agent, authorized, base, first_model, good, is_local, message, parse,
-};
-use crate::cli::output::{Pieces, clip, json, print};
+use crate::cli::http::{agent, authorized, first_model, good, message, parse};
+use crate::cli::output::{Pieces, json, print};
 
 /// A server of OpenAI's REST API.
 pub(super) struct Server {
@@ -22,7 +22,7 @@ pub(super) struct Server {
 
 impl Server {
     pub(super) fn new(url: &str, key: Option<&str>) -> Server {
-        let base = base(url);
+        let base = base_url(url);
         Server {
             agent: agent(is_local(&base)),
             base,
@@ -57,9 +57,9 @@ impl Server {
             say(&mut out, &url, &text)?;
             return Ok(out.end_line()?);
         }
-        let mut events = Events::new(BufReader::new(response.into_body().into_reader()));
+        let mut events = EventReader::new(BufReader::new(response.into_body().into_reader()));
         let mut is_complete = false;
-        while let Some(data) = events.next().with_context(|| url.clone())? {
+        while let Some(data) = events.next_event().with_context(|| url.clone())? {
             if data == "[DONE]" {
                 is_complete = true;
                 break;
@@ -109,7 +109,7 @@ fn say(out: &mut Pieces<StdoutLock<'static>>, url: &str, json: &str) -> anyhow::
     }
     let part: Part = parse(url, json)?;
     if let Some(error) = part.error {
-        bail!("{url}: {}", message(&error).unwrap_or(clip(json, MESSAGE)));
+        bail!("{url}: {}", message(&error));
     }
     let mut is_last = false;
     for choice in part.choices {

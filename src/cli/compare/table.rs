@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 
-use incant::analyze::{Finish, Pair, Report, ReportArm, SamplingRow, Summary};
+use incant::analyze::{FinishReason, Pair, Report, ReportArm, SamplingRow, Summary};
 
 use incant::printable::printable;
 
@@ -86,9 +86,9 @@ fn answers(report: &Report, names: &[String]) -> String {
             text += "\n";
         }
         match answer.finish_reason {
-            Finish::Length => text += "  […]\n",
-            Finish::Stop if answer.text.is_empty() => text += "  (nothing)\n",
-            Finish::Stop => {}
+            FinishReason::Length => text += "  […]\n",
+            FinishReason::Stop if answer.text.is_empty() => text += "  (nothing)\n",
+            FinishReason::Stop => {}
         }
         text += "\n";
     }
@@ -270,7 +270,12 @@ mod tests {
         Token::new(id, text.into(), -0.5, 1, Vec::new(), scores.collect())
     }
 
-    fn answer(arm: usize, temperature: f32, finish_reason: Finish, tokens: &[Token]) -> Answer {
+    fn answer(
+        arm: usize,
+        temperature: f32,
+        finish_reason: FinishReason,
+        tokens: &[Token],
+    ) -> Answer {
         Answer {
             arm,
             index: 0,
@@ -318,9 +323,9 @@ mod tests {
         let paris = token(1, "\nParis", [1, 1], [0.25, 0.5]);
         let tuned = token(2, "Tokyo", [4, 1], [1.0, 0.25]);
         vec![
-            answer(0, 0.0, Finish::Stop, &[]),
-            answer(1, 0.0, Finish::Length, &[sure, paris]),
-            answer(2, 0.0, Finish::Stop, &[tuned]),
+            answer(0, 0.0, FinishReason::Stop, &[]),
+            answer(1, 0.0, FinishReason::Length, &[sure, paris]),
+            answer(2, 0.0, FinishReason::Stop, &[tuned]),
         ]
     }
 
@@ -380,7 +385,7 @@ mod tests {
     fn several_questions_and_temperatures_show_tables_alone() {
         let more = |text, rank| {
             let tokens = [token(1, text, [rank, 1], [0.5, 0.5])];
-            [0.0, 0.5].map(|temperature| answer(1, temperature, Finish::Stop, &tokens))
+            [0.0, 0.5].map(|temperature| answer(1, temperature, FinishReason::Stop, &tokens))
         };
         let first = answers().into_iter().chain(more("Paris it is", 1));
         let second = more("I do not know", 2).to_vec();

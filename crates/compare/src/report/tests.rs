@@ -27,7 +27,7 @@ fn report() -> Report {
             index: 0,
             temperature: 0.0,
             text: " Paris\u{fffd}".to_owned(),
-            finish_reason: Finish::Length,
+            finish_reason: FinishReason::Length,
             usage: Usage::new(8, 5, 2),
             tokens: Some(tokens),
         }],

@@ -2,7 +2,7 @@ use proptest::collection::vec;
 use proptest::prelude::*;
 
 use super::*;
-use crate::{Finish, Usage};
+use crate::{FinishReason, Usage};
 use incant_sample::Divergence;
 
 /// A score of a token by `arm`: its rank, a probability of 0.5, and the divergences `kl` and
@@ -26,7 +26,7 @@ fn answer(arm: usize, temperature: f32, tokens: Vec<Token>) -> Answer {
         index: 0,
         temperature,
         text: tokens.iter().map(|token| token.token.as_str()).collect(),
-        finish_reason: Finish::Stop,
+        finish_reason: FinishReason::Stop,
         usage: Usage::new(3, 0, tokens.len()),
         tokens: Some(tokens),
     }

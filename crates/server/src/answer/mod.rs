@@ -9,7 +9,6 @@ mod envelope;
 mod logprobs;
 mod watch;
 
-use std::ops::Add;
 use std::pin::Pin;
 use std::sync::Arc;
 
@@ -17,18 +16,18 @@ use axum::Json;
 use axum::response::{IntoResponse, Response};
 use futures_util::StreamExt;
 use futures_util::stream::{FuturesUnordered, unfold};
-use schemars::JsonSchema;
-use serde::Serialize;
 
 use super::call::Call;
 use super::controls::{Resolved, Stream};
 use super::deadline::Deadline;
 use super::errors::ApiError;
 use super::metrics::Outcome;
-use super::sse::{self, Frames};
+use super::sse;
 use crate::runtime::choice::{Choice, Echo, Entry, Piece};
 use crate::runtime::together;
 use crate::runtime::{Arm, Partners, Prompt};
+use incant_api::sse::Frames;
+pub(crate) use incant_api::{GuidanceTokensDetails, Usage};
 use incant_engine::{Event, FinishReason, GenerateRequest, Generation};
 use incant_prompt::text::Tokenizer;
 
@@ -63,80 +62,6 @@ pub(crate) struct Planned {
     pub(crate) echo: Option<Echo>,
     /// The guide and the other arms that shape the answers.
     pub(crate) partners: Partners,
-}
-
-/// The token counts of a request.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, JsonSchema)]
-pub(crate) struct Usage {
-    /// Tokens of all prompts, including those of the profile; a prompt with several answers counts
-    /// once.
-    pub(crate) prompt_tokens: usize,
-    /// Tokens generated in all answers, including end tokens.
-    pub(crate) completion_tokens: usize,
-    /// The sum of both.
-    total_tokens: usize,
-    pub(crate) prompt_tokens_details: PromptTokensDetails,
-    /// Absent if neither a guide nor another arm shapes the answer. Not counted in the other
-    /// numbers.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub(crate) guidance_tokens_details: Option<GuidanceTokensDetails>,
-}
-
-/// Tokens computed for the guide and for the other arms of a mix.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, JsonSchema)]
-pub(crate) struct GuidanceTokensDetails {
-    /// Tokens of all their prompts.
-    pub(crate) prompt_tokens: usize,
-    /// Of these, tokens that were cached and not computed again.
-    pub(crate) cached_tokens: usize,
-    /// Tokens of the answers, counted once for each guide or arm.
-    pub(crate) completion_tokens: usize,
-}
-
-impl Usage {
-    pub(crate) fn new(
-        prompt_tokens: usize,
-        cached_tokens: usize,
-        completion_tokens: usize,
-    ) -> Usage {
-        Usage {
-            prompt_tokens,
-            completion_tokens,
-            total_tokens: prompt_tokens + completion_tokens,
-            prompt_tokens_details: PromptTokensDetails { cached_tokens },
-            guidance_tokens_details: None,
-        }
-    }
-}
-
-impl Add for Usage {
-    type Output = Usage;
-
-    fn add(self, other: Usage) -> Usage {
-        let cached = |usage: &Usage| usage.prompt_tokens_details.cached_tokens;
-        let sum = Usage::new(
-            self.prompt_tokens + other.prompt_tokens,
-            cached(&self) + cached(&other),
-            self.completion_tokens + other.completion_tokens,
-        );
-        let details = [self.guidance_tokens_details, other.guidance_tokens_details];
-        let details = details.into_iter().flatten();
-        Usage {
-            guidance_tokens_details: details.reduce(|a, b| GuidanceTokensDetails {
-                prompt_tokens: a.prompt_tokens + b.prompt_tokens,
-                cached_tokens: a.cached_tokens + b.cached_tokens,
-                completion_tokens: a.completion_tokens + b.completion_tokens,
-            }),
-            ..sum
-        }
-    }
-}
-
-/// Details of the prompt's tokens.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, JsonSchema)]
-pub(crate) struct PromptTokensDetails {
-    /// Tokens that were cached and not computed again.
-    pub(crate) cached_tokens: usize,
 }
 
 /// A whole answer.

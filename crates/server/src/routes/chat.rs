@@ -17,8 +17,9 @@ use crate::fields::{Object, Skipped, TextOr, whole};
 use crate::guidance::GuidanceFields;
 use crate::lacking;
 use crate::runtime::choice::{Entry, Piece};
+use crate::runtime::finish;
 use crate::runtime::{Partner, Wanted};
-use incant_engine::FinishReason;
+use incant_api::FinishReason;
 use incant_prompt::profile::{Message, Role};
 use incant_prompt::text::Cancel;
 
@@ -254,7 +255,7 @@ pub(crate) struct ChatChoice {
     message: AssistantMessage,
     /// Null unless requested.
     logprobs: Option<ChatLogprobs>,
-    finish_reason: FinishWord,
+    finish_reason: FinishReason,
     /// The ids of all its tokens, including those without text; absent unless requested.
     #[serde(skip_serializing_if = "Option::is_none")]
     token_ids: Option<Vec<u32>>,
@@ -279,7 +280,7 @@ pub(crate) struct ChatDelta {
     /// Null unless requested.
     logprobs: Option<ChatLogprobs>,
     /// Null in all but an answer's last chunk.
-    finish_reason: Option<FinishWord>,
+    finish_reason: Option<FinishReason>,
     /// The ids of the tokens since the last chunk; absent unless requested.
     #[serde(skip_serializing_if = "Option::is_none")]
     token_ids: Option<Vec<u32>>,
@@ -294,26 +295,6 @@ struct Delta {
     /// More of the text; empty in an answer's first chunk.
     #[serde(skip_serializing_if = "Option::is_none")]
     content: Option<String>,
-}
-
-/// The reason why an answer ended.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, JsonSchema)]
-#[serde(rename_all = "lowercase")]
-#[schemars(rename = "FinishReason")]
-pub(crate) enum FinishWord {
-    /// At an end token, a stop string or a role marker.
-    Stop,
-    /// At `max_tokens` or the end of the context.
-    Length,
-}
-
-impl From<FinishReason> for FinishWord {
-    fn from(reason: FinishReason) -> FinishWord {
-        match reason {
-            FinishReason::Stop => FinishWord::Stop,
-            FinishReason::Length => FinishWord::Length,
-        }
-    }
 }
 
 impl Chat {
@@ -340,7 +321,7 @@ impl Shape for Chat {
                 refusal: None,
             },
             logprobs: self.logprobs(answer.entries),
-            finish_reason: answer.finish.into(),
+            finish_reason: finish(answer.finish),
             token_ids: self.token_ids.then_some(answer.ids),
         }
     }
@@ -379,7 +360,7 @@ impl Shape for Chat {
                 true => None,
                 false => self.logprobs(entries),
             };
-            let reason = Some(reason.into());
+            let reason = Some(finish(reason));
             chunks.push(chunk(Delta::default(), logprobs, reason, token_ids.take()));
         }
         // Only the role was sent, and text may take long: the ids get a chunk of their own.

@@ -21,7 +21,8 @@ use crate::lacking;
 use crate::runtime::{
     Arm, Partners, Prompt, PromptInput, Runtime, Side, Wanted, Wishes, default_reference, room,
 };
-use incant_compare::{self as analyze, Finish, Report, ReportArm, Settings, Summary, Token, Usage};
+use incant_api::FinishReason;
+use incant_compare::{self as analyze, Report, ReportArm, Settings, Summary, Token, Usage};
 use incant_gguf::printable::excerpt;
 use incant_prompt::profile::{Message, SamplingDefaults};
 use incant_prompt::text::Cancel;
@@ -112,7 +113,7 @@ enum CompareEvent {
     End {
         arm: usize,
         index: usize,
-        finish_reason: Finish,
+        finish_reason: FinishReason,
         usage: Usage,
     },
     /// The last event; null without `analysis`.

@@ -6,7 +6,8 @@ use axum::response::Response;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::chat::FinishWord;
+use crate::runtime::finish;
+use incant_api::FinishReason;
 use prompts::{PromptField, inputs, prompt_schema};
 
 use crate::answer::{Answer, CompletionLogprobs, Measured, Names, Plan, Planned, Shape, respond};
@@ -294,7 +295,7 @@ pub(crate) struct CompletionChoice {
     /// Null unless requested.
     logprobs: Option<CompletionLogprobs>,
     /// Null in all but an answer's last chunk.
-    finish_reason: Option<FinishWord>,
+    finish_reason: Option<FinishReason>,
     /// The ids of the prompt's tokens, in an answer's first chunk; absent unless requested.
     #[serde(skip_serializing_if = "Option::is_none")]
     prompt_token_ids: Option<Vec<u32>>,
@@ -315,7 +316,7 @@ impl Shape for Completions {
             index: answer.index,
             text: answer.text,
             logprobs: self.logprobs(answer.entries),
-            finish_reason: Some(answer.finish.into()),
+            finish_reason: Some(finish(answer.finish)),
             prompt_token_ids: self.prompt_token_ids(answer.index),
             token_ids: self.token_ids.is_some().then_some(answer.ids),
         }
@@ -351,7 +352,7 @@ impl Shape for Completions {
                 true => None,
                 false => self.logprobs(entries),
             };
-            chunks.push(chunk(String::new(), logprobs, Some(reason.into())));
+            chunks.push(chunk(String::new(), logprobs, Some(finish(reason))));
         }
         chunks
     }

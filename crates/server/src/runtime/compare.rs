@@ -16,7 +16,7 @@ use futures_util::stream::FuturesUnordered;
 use super::choice::{Choice, Entry, Piece, Vocabulary};
 use super::together::{self, Sequences};
 use super::{Arm, Partners, Prompt};
-use incant_compare::{self as analyze, Alternative, Finish, ReportArm, Score, Token, Usage};
+use incant_compare::{self as analyze, Alternative, ReportArm, Score, Token, Usage};
 use incant_engine::{
     self as engine, Client, Event, FinishReason, FollowRequest, GenerateRequest, Generation,
     Scored, SubmitError,
@@ -396,7 +396,7 @@ impl Transcript {
                 index,
                 temperature,
                 text: String::new(),
-                finish_reason: Finish::Length,
+                finish_reason: incant_api::FinishReason::Length,
                 usage: Usage::new(prompt, 0, 0),
                 tokens: analysis.then(Vec::new),
             };
@@ -426,11 +426,11 @@ impl Transcript {
     }
 }
 
-/// Converts the engine's finish reason to the report's.
-pub(crate) fn finish(reason: FinishReason) -> Finish {
+/// Converts the engine's finish reason to the API's.
+pub(crate) fn finish(reason: FinishReason) -> incant_api::FinishReason {
     match reason {
-        FinishReason::Stop => Finish::Stop,
-        FinishReason::Length => Finish::Length,
+        FinishReason::Stop => incant_api::FinishReason::Stop,
+        FinishReason::Length => incant_api::FinishReason::Length,
     }
 }
 

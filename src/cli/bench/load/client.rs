@@ -6,14 +6,13 @@ use std::io::{self, BufRead, BufReader};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
+use incant_api::base_url;
+use incant_api::sse::EventReader;
 use serde::Deserialize;
 use serde_json::{Value, json};
 use ureq::http::header;
 
-use crate::cli::http::{
-    Events, MESSAGE, agent, authorized, base, first_model, good, message, parse,
-};
-use crate::cli::output::clip;
+use crate::cli::http::{agent, authorized, first_model, good, message, parse};
 
 /// A server to measure.
 pub(super) struct Server {
@@ -97,7 +96,7 @@ impl Server {
         key: Option<&str>,
     ) -> anyhow::Result<Server> {
         let mut server = Server {
-            url: base(url),
+            url: base_url(url),
             model: model.unwrap_or_default().to_owned(),
             key: key.map(str::to_owned),
         };
@@ -147,12 +146,16 @@ impl Client<'_> {
         }
         let response = good(&url, result)?;
         let reader = BufReader::new(response.into_body().into_reader());
-        read(&url, started, Events::new(reader))
+        read(&url, started, EventReader::new(reader))
     }
 }
 
 /// Reads a streamed completion to its end.
-fn read<R: BufRead>(url: &str, started: Instant, mut events: Events<R>) -> anyhow::Result<Answer> {
+fn read<R: BufRead>(
+    url: &str,
+    started: Instant,
+    mut events: EventReader<R>,
+) -> anyhow::Result<Answer> {
     #[derive(Deserialize)]
     struct Choice {
         text: Option<String>,
@@ -172,7 +175,7 @@ fn read<R: BufRead>(url: &str, started: Instant, mut events: Events<R>) -> anyho
     };
     let mut any = false;
     let mut ended = None;
-    while let Some(data) = events.next().with_context(|| url.to_owned())? {
+    while let Some(data) = events.next_event().with_context(|| url.to_owned())? {
         let now = Instant::now();
         // Data after the end is read too: only then can the connection serve the next request.
         if ended.is_some() {
@@ -185,7 +188,7 @@ fn read<R: BufRead>(url: &str, started: Instant, mut events: Events<R>) -> anyho
         }
         let chunk: Chunk = parse(url, &data)?;
         if let Some(error) = chunk.error {
-            bail!("{url}: {}", message(&error).unwrap_or(clip(&data, MESSAGE)));
+            bail!("{url}: {}", message(&error));
         }
         let mut texts = chunk
             .choices
@@ -220,7 +223,7 @@ mod tests {
     use super::*;
 
     fn answer(text: &str) -> anyhow::Result<Answer> {
-        read("there", Instant::now(), Events::new(text.as_bytes()))
+        read("there", Instant::now(), EventReader::new(text.as_bytes()))
     }
 
     #[test]

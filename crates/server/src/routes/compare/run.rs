@@ -15,7 +15,8 @@ use crate::deadline::Deadline;
 use crate::errors::ApiError;
 use crate::metrics::Outcome;
 use crate::runtime::{Comparison, Said, Transcript, What, finish};
-use crate::sse::{self, Frames};
+use crate::sse;
+use incant_api::sse::Frames;
 use incant_compare::{Report, ReportArm, Settings};
 use incant_engine::Event;
 

@@ -1,6 +1,50 @@
-//! A parser of server-sent events (SSE) from bytes as they arrive, following the HTML standard:
-//! lines end in LF, CR or both, a byte order mark may come first, and other fields and comments
-//! are ignored.
+//! Server-sent events (SSE), framed as in OpenAI's API: [`Frames`] writes them, [`Events`] parses
+//! them from bytes as they arrive, and [`EventReader`] from a blocking reader.
+//!
+//! Parsing follows the HTML standard: lines end in LF, CR or both, a byte order mark may come
+//! first, and other fields and comments are ignored.
+
+use std::collections::VecDeque;
+use std::io::{self, BufRead, ErrorKind};
+
+use serde::Serialize;
+
+/// The end of every stream that did not fail.
+const DONE: &[u8] = b"data: [DONE]\n\n";
+
+/// Events that are sent together.
+#[derive(Debug, Default)]
+pub struct Frames(Vec<u8>);
+
+impl Frames {
+    /// Adds `data: {json}` and an empty line. JSON has no raw line breaks, so one line is always
+    /// enough.
+    ///
+    /// # Panics
+    /// The value cannot be serialized.
+    pub fn push(&mut self, data: &impl Serialize) {
+        self.0.extend_from_slice(b"data: ");
+        serde_json::to_writer(&mut self.0, data)
+            .expect("wire types serialize, and a Vec takes everything");
+        self.0.extend_from_slice(b"\n\n");
+    }
+
+    /// Adds the end marker.
+    pub fn done(&mut self) {
+        self.0.extend_from_slice(DONE);
+    }
+
+    /// Returns whether there is nothing to send.
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+}
+
+impl From<Frames> for Vec<u8> {
+    fn from(frames: Frames) -> Vec<u8> {
+        frames.0
+    }
+}
 
 /// Maximum size in bytes of an event, and of each line. Reading stops if a server exceeds it.
 pub const LONGEST: usize = 4 << 20;
@@ -91,6 +135,47 @@ impl Events {
     }
 }
 
+/// Reads the data of events from a blocking reader, each as soon as it is complete.
+#[derive(Debug)]
+pub struct EventReader<R> {
+    reader: R,
+    events: Events,
+    /// Complete events that were not returned yet.
+    ready: VecDeque<String>,
+}
+
+impl<R: BufRead> EventReader<R> {
+    /// Creates a reader of the events that `reader` yields.
+    pub fn new(reader: R) -> EventReader<R> {
+        EventReader {
+            reader,
+            events: Events::default(),
+            ready: VecDeque::new(),
+        }
+    }
+
+    /// Returns the data of the next event, or `None` at the end of the stream.
+    ///
+    /// # Errors
+    /// Reading fails, or an event is too long.
+    pub fn next_event(&mut self) -> io::Result<Option<String>> {
+        loop {
+            if let Some(event) = self.ready.pop_front() {
+                return Ok(Some(event));
+            }
+            let bytes = self.reader.fill_buf()?;
+            if bytes.is_empty() {
+                return Ok(self.events.finish());
+            }
+            let events = self.events.push(bytes);
+            let read = bytes.len();
+            self.reader.consume(read);
+            let events = events.map_err(|error| io::Error::new(ErrorKind::InvalidData, error))?;
+            self.ready.extend(events);
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -165,5 +250,56 @@ mod tests {
             assert_eq!(events.push(&comment), Ok(Vec::new()));
         }
         assert!(events.data.is_none());
+    }
+
+    #[test]
+    fn a_line_break_in_a_text_does_not_break_the_frame() {
+        let mut frames = Frames::default();
+        assert!(frames.is_empty());
+        frames.push(&serde_json::json!({"text": "a\n\r\n\u{2028}b"}));
+        frames.done();
+        let expected = "data: {\"text\":\"a\\n\\r\\n\u{2028}b\"}\n\ndata: [DONE]\n\n";
+        assert_eq!(Vec::from(frames), expected.as_bytes());
+    }
+
+    #[test]
+    fn frames_are_read_as_they_were_written() {
+        let mut frames = Frames::default();
+        let values = ["a", "two\nlines", "日本"];
+        for value in values {
+            frames.push(&value);
+        }
+        frames.done();
+        let bytes = Vec::from(frames);
+        let mut reader = EventReader::new(io::BufReader::with_capacity(1, &*bytes));
+        for value in values {
+            let event = reader.next_event().unwrap().expect("an event");
+            assert_eq!(serde_json::from_str::<String>(&event).unwrap(), value);
+        }
+        assert_eq!(reader.next_event().unwrap().as_deref(), Some("[DONE]"));
+        assert_eq!(reader.next_event().unwrap(), None);
+    }
+
+    #[test]
+    fn a_reader_returns_every_event_and_the_last_one_without_its_empty_line() {
+        let all = |text: &str| {
+            let mut reader = EventReader::new(io::BufReader::with_capacity(1, text.as_bytes()));
+            let mut events = Vec::new();
+            while let Some(event) = reader.next_event().unwrap() {
+                events.push(event);
+            }
+            events
+        };
+        assert_eq!(all(""), [""; 0]);
+        assert_eq!(all("data: a\r\n\r\ndata:b\n\n"), ["a", "b"]);
+        assert_eq!(all("data: a\n\ndata: b\n"), ["a", "b"]);
+        assert_eq!(all("data: a\n\ndata: cut"), ["a"]);
+    }
+
+    #[test]
+    fn a_reader_of_a_line_without_an_end_stops_reading() {
+        let mut reader = EventReader::new(io::BufReader::new(io::repeat(b'a')));
+        let error = reader.next_event().expect_err("it has no end");
+        assert_eq!(error.kind(), ErrorKind::InvalidData);
     }
 }
