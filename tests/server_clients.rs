@@ -2,12 +2,11 @@
 //! each can also be run separately against any server.
 
 use std::fs;
-use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use crate::server_support::{MODEL, alone, shared};
-use crate::support::python_env;
+use crate::support::{not_run, python_env};
 
 #[test]
 fn the_official_client_is_content() {
@@ -42,9 +41,7 @@ fn the_command_llm_is_content() {
 #[test]
 fn the_official_client_for_node_is_content() {
     if Command::new("npm").arg("--version").output().is_err() {
-        // Written past the test harness's output capture, so that it is always visible.
-        let mut stderr = std::io::stderr();
-        _ = writeln!(stderr, "NOT RUN: the client for Node, as there is no npm");
+        not_run("node", "there is no npm to install its client");
         return;
     }
     let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join("openai_node");

@@ -15,6 +15,8 @@ use base64::prelude::BASE64_STANDARD;
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
+use super::not_run;
+
 /// The timeout of each operation; a machine that builds while testing is slow.
 const PATIENCE: Duration = Duration::from_secs(60);
 
@@ -34,9 +36,7 @@ impl Browser {
     /// Starts the browser. Without Chromium, returns `None` and prints a line.
     pub(crate) fn start() -> Option<Browser> {
         let Some(program) = chromium() else {
-            // Written past the test harness's output capture, so that it is always visible.
-            let line = "NOT RUN: the pages in a browser, as there is no Chromium";
-            _ = writeln!(std::io::stderr(), "{line}");
+            not_run("browser", "there is no Chromium to show the pages");
             return None;
         };
         let folder = tempfile::tempdir().expect("there is a folder for temporary files");

@@ -6,6 +6,7 @@ pub(crate) mod hub;
 pub(crate) mod subjects;
 
 use std::fs::{self, File};
+use std::io::Write as _;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::{Duration, Instant};
@@ -54,6 +55,20 @@ impl Progress for Lines {
     fn end(&self) {}
 }
 
+/// Prints that a part of the tests is not run because `what` is missing.
+///
+/// # Panics
+/// `INCANT_REQUIRE`, a list with commas, names `what`: it is promised to be there.
+pub(crate) fn not_run(what: &str, reason: &str) {
+    let required = std::env::var("INCANT_REQUIRE").unwrap_or_default();
+    assert!(
+        !required.split(',').any(|name| name == what),
+        "INCANT_REQUIRE promises {what}, but {reason}"
+    );
+    // Written past the test harness's output capture, so that it is always visible.
+    _ = writeln!(std::io::stderr(), "NOT RUN for want of {what}: {reason}");
+}
+
 /// The folder of reference data, if `INCANT_SHARED` names one.
 #[allow(dead_code, reason = "for the modules that other parts add")]
 pub(crate) fn shared() -> Option<PathBuf> {
@@ -73,7 +88,7 @@ pub(crate) fn golden(model: &str) -> Option<serde_json::Value> {
         _ => panic!("no reference was made for {model}"),
     };
     let Some(shared) = shared() else {
-        eprintln!("NOT RUN: no reference data for {model}: INCANT_SHARED is not set");
+        not_run("reference", "INCANT_SHARED names no data to compare with");
         return None;
     };
     let path = shared.join("golden").join(file);
