@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, anyhow, bail};
 use incant::engine::{AdapterMemory, DEFAULT_ADAPTER_MEMORY, EngineOptions, Origin};
 use incant::runtime::{Model, Runtime};
-use incant::server::{ServeOptions, serve};
+use incant::server::{ServeOptions, listen, serve};
 use tokio::net::TcpListener;
 use tokio::sync::oneshot;
 
@@ -102,7 +102,7 @@ impl Args {
             .build()?;
         let served = tokio.block_on(async {
             // Bound before any download, so that a port in use is reported at once.
-            let listener = TcpListener::bind((self.host.as_str(), self.port))
+            let listener = listen(&self.host, self.port)
                 .await
                 .with_context(|| format!("cannot listen on {}:{}", self.host, self.port))?;
             let address = listener.local_addr()?;

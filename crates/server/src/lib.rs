@@ -28,6 +28,7 @@ mod hosts;
 mod keys;
 mod lacking;
 mod linger;
+mod listen;
 mod log;
 mod metrics;
 mod openapi;
@@ -57,6 +58,7 @@ pub use crowd::SPARE_PLACES;
 pub use deadline::time_limit;
 pub use hosts::HostName;
 pub use keys::{ApiKeys, KeyError};
+pub use listen::listen;
 pub use tls::{Tls, TlsError};
 
 use crate::runtime::{Arm, Runtime};
