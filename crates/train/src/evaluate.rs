@@ -20,7 +20,7 @@ pub(super) fn evaluate(
     step: usize,
     observer: &mut dyn Observer,
 ) -> Result<Option<Evaluation>, TrainError> {
-    let (examples, student) = (training.held_out, training.student.observed());
+    let (examples, student) = (training.held_out, training.student.without_gradients());
     let lengths: Vec<usize> = examples.iter().map(Example::length).collect();
     let (mut sum, mut weight, mut done) = (0.0, 0, 0);
     let mut margins = Vec::new();

@@ -31,7 +31,7 @@ impl References {
         observer: &mut dyn Observer,
     ) -> Result<Option<References>, TrainError> {
         let total = training.examples.len() + training.held_out.len();
-        let student = training.student.observed();
+        let student = training.student.without_gradients();
         let mut done = 0;
         let mut compute = |examples: &[Example]| {
             let lengths: Vec<usize> = examples.iter().map(Example::length).collect();

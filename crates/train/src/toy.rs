@@ -116,7 +116,7 @@ impl Student for Toy {
         Ok((own - (dense * rows)?.sum(1)?)?)
     }
 
-    fn observed(&self) -> Box<dyn Student + '_> {
+    fn without_gradients(&self) -> Box<dyn Student + '_> {
         Box::new(self.clone())
     }
 

@@ -490,8 +490,8 @@ fn an_adapter_that_the_loss_does_not_reach_is_named() {
         ) -> Result<Tensor, TrainError> {
             self.0.sparse_divergences(batch, targets)
         }
-        fn observed(&self) -> Box<dyn Student + '_> {
-            self.0.observed()
+        fn without_gradients(&self) -> Box<dyn Student + '_> {
+            self.0.without_gradients()
         }
         fn save(&self, folder: &Path) -> Result<(), TrainError> {
             self.0.save(folder)
