@@ -128,9 +128,10 @@ pub fn read(path: &Path) -> Result<Records, TrainError> {
     let is_packed = path.extension().is_some_and(|extension| extension == "gz");
     let hash = RefCell::new(Sha256::new());
     let file = Hashed { file, hash: &hash };
-    let bytes: Box<dyn Read> = match is_packed {
-        true => Box::new(MultiGzDecoder::new(BufReader::new(file))),
-        false => Box::new(file),
+    let bytes: Box<dyn Read> = if is_packed {
+        Box::new(MultiGzDecoder::new(BufReader::new(file)))
+    } else {
+        Box::new(file)
     };
     let file = Arc::new(path.to_owned());
     let mut records = Records {

@@ -121,9 +121,10 @@ impl TrainError {
 
 /// Describes what is left of a run that could not be saved.
 fn left(has_adapter: bool, last: Option<&Path>) -> String {
-    let adapter = match has_adapter {
-        true => "the adapter itself was written, and ",
-        false => "",
+    let adapter = if has_adapter {
+        "the adapter itself was written, and "
+    } else {
+        ""
     };
     match last {
         Some(last) => format!(

@@ -84,9 +84,10 @@ fn in_fresh_folder(
 /// removes it.
 fn clear(path: &Path) {
     if removal_point().is_ok() {
-        _ = match path.is_dir() {
-            true => fs::remove_dir_all(path),
-            false => fs::remove_file(path),
+        _ = if path.is_dir() {
+            fs::remove_dir_all(path)
+        } else {
+            fs::remove_file(path)
         };
     }
 }

@@ -128,9 +128,10 @@ impl<'a> Run<'a> {
         } = *training;
         let identity = Identity::new(settings, objective, examples, held_out);
         let path = folder.path();
-        let mut last = match folder.is_resumed() {
-            true => checkpoint::latest(path)?,
-            false => Latest::default(),
+        let mut last = if folder.is_resumed() {
+            checkpoint::latest(path)?
+        } else {
+            Latest::default()
         };
         // Starting anew would overwrite the broken checkpoint.
         if last.found.is_none()

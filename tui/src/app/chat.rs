@@ -286,9 +286,10 @@ impl App {
         if failed && nothing {
             chat.take_back(running.replaced);
         } else if let Some(answer) = chat.session.messages.last_mut() {
-            answer.finish = match failed {
-                true => Some(FAILED.into()),
-                false => running.finish,
+            answer.finish = if failed {
+                Some(FAILED.into())
+            } else {
+                running.finish
             };
             answer.stats = Some(running.clock.stats());
         }

@@ -263,9 +263,10 @@ impl App {
             head,
             ..Compare::default()
         };
-        match self.compare.alone {
-            true => self.ask_each(),
-            false => self.ask_together(),
+        if self.compare.alone {
+            self.ask_each()
+        } else {
+            self.ask_together()
         }
     }
 

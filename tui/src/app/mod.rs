@@ -258,9 +258,10 @@ impl App {
     /// Performs a key's action.
     fn perform(&mut self, action: Action) -> Vec<Effect> {
         self.notice = None;
-        match self.panel.is_some() {
-            true => self.act_in_panel(action),
-            false => self.act(action),
+        if self.panel.is_some() {
+            self.act_in_panel(action)
+        } else {
+            self.act(action)
         }
     }
 
@@ -417,9 +418,10 @@ impl App {
     }
 
     fn ended(&mut self, request: u64, result: Result<(), Failure>) -> Vec<Effect> {
-        match self.chat.runs(request) {
-            true => self.chat_ended(result),
-            false => self.compare_ended(request, result),
+        if self.chat.runs(request) {
+            self.chat_ended(result)
+        } else {
+            self.compare_ended(request, result)
         }
     }
 

@@ -26,9 +26,10 @@ impl App {
     pub(super) fn switch_mouse(&mut self) -> Vec<Effect> {
         self.mouse = !self.mouse;
         let key = self.keymap.hint(Action::Mouse).unwrap_or_default();
-        self.say(match self.mouse {
-            true => "the wheel scrolls, clicks choose; Shift selects in most terminals".into(),
-            false => format!("the mouse selects text as elsewhere; {key} takes it back"),
+        self.say(if self.mouse {
+            "the wheel scrolls, clicks choose; Shift selects in most terminals".into()
+        } else {
+            format!("the mouse selects text as elsewhere; {key} takes it back")
         });
         vec![Effect::Mouse(self.mouse)]
     }
@@ -39,10 +40,7 @@ impl App {
                 scroll.by(STEP * steps, self.measures.help);
             }
             (Some(Target::List { .. }), Some(_)) => {
-                return self.act_in_panel(match steps < 0 {
-                    true => Action::Up,
-                    false => Action::Down,
-                });
+                return self.act_in_panel(if steps < 0 { Action::Up } else { Action::Down });
             }
             (_, Some(_)) => {}
             (Some(Target::Pane(place)), None) => {

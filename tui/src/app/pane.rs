@@ -234,9 +234,10 @@ impl Pane {
 
     /// Performs a key's action if it scrolls.
     pub(super) fn scroll_by_key(&mut self, action: Action, drawn: Drawn) {
-        let mut scroll = match self.keeps_cursor {
-            true => Scroll::From(drawn.top),
-            false => self.scroll,
+        let mut scroll = if self.keeps_cursor {
+            Scroll::From(drawn.top)
+        } else {
+            self.scroll
         };
         if scroll.act(action, drawn.extent) {
             self.scroll = scroll;

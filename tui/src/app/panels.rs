@@ -227,15 +227,14 @@ impl App {
             Some(Panel::Sessions { .. } | Panel::Rename { .. }) => Some(Action::Sessions),
             None => None,
         };
-        match open == Some(action) {
-            true => self.act_in_panel(Action::Stop),
-            false => {
-                let mut effects = self.act_in_panel(Action::Stop);
-                if self.panel.is_none() {
-                    effects.extend(self.open(action));
-                }
-                effects
+        if open == Some(action) {
+            self.act_in_panel(Action::Stop)
+        } else {
+            let mut effects = self.act_in_panel(Action::Stop);
+            if self.panel.is_none() {
+                effects.extend(self.open(action));
             }
+            effects
         }
     }
 
@@ -392,9 +391,10 @@ impl App {
                 (true, Vec::new())
             }
             (Action::Send, Mode::Compare) => {
-                self.compare.chosen = match marked.is_empty() {
-                    true => here.into_iter().collect(),
-                    false => std::mem::take(marked),
+                self.compare.chosen = if marked.is_empty() {
+                    here.into_iter().collect()
+                } else {
+                    std::mem::take(marked)
                 };
                 (false, Vec::new())
             }
@@ -408,9 +408,10 @@ impl App {
             (Action::Guide, _) => {
                 if let Some(here) = here {
                     let plain = plain_id(&here);
-                    let other = match plain == here {
-                        true => format!("{here}{GUIDANCE}"),
-                        false => plain.to_owned(),
+                    let other = if plain == here {
+                        format!("{here}{GUIDANCE}")
+                    } else {
+                        plain.to_owned()
                     };
                     picker.filter = Editor::with(&other);
                     let found = self.matching_arms(picker, marked);

@@ -54,9 +54,10 @@ impl App {
     /// Saves a comparison that has ended and has text.
     pub(super) fn save_compared(&self) -> Vec<Effect> {
         let said = |pane: &Pane| !pane.text.is_empty();
-        match !self.compare.is_running() && self.compare.panes.iter().any(said) {
-            true => vec![Effect::Save(Box::new(self.compare.session()))],
-            false => Vec::new(),
+        if !self.compare.is_running() && self.compare.panes.iter().any(said) {
+            vec![Effect::Save(Box::new(self.compare.session()))]
+        } else {
+            Vec::new()
         }
     }
 

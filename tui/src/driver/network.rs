@@ -145,10 +145,11 @@ async fn compare(server: Server, events: Events, request: u64, body: Value) {
         Ok(()) => true,
         Err(failure) => failure.is_torn(),
     };
-    let result = match answered && !known {
+    let result = if answered && !known {
         // Some servers answer any request.
-        true => Err(Failure::missing(PATH)),
-        false => heard.outcome(result),
+        Err(Failure::missing(PATH))
+    } else {
+        heard.outcome(result)
     };
     events.send(Event::Ended { request, result });
 }
@@ -166,12 +167,13 @@ impl Heard {
     /// Adds text.
     fn add(&mut self, content: &str) -> Result<(), Failure> {
         self.bytes += content.len();
-        match self.bytes > LONGEST_TEXT {
-            true => Err(Failure::local(format!(
+        if self.bytes > LONGEST_TEXT {
+            Err(Failure::local(format!(
                 "the answer is longer than {} MiB; the rest was not read",
                 LONGEST_TEXT >> 20
-            ))),
-            false => Ok(()),
+            )))
+        } else {
+            Ok(())
         }
     }
 

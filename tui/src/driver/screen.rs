@@ -72,9 +72,10 @@ impl Screen {
 
     /// Captures the mouse, or leaves it to the terminal.
     pub(super) fn take_mouse(&mut self, taken: bool) -> io::Result<()> {
-        match taken {
-            true => execute!(self.terminal.backend_mut(), EnableMouseCapture),
-            false => execute!(self.terminal.backend_mut(), DisableMouseCapture),
+        if taken {
+            execute!(self.terminal.backend_mut(), EnableMouseCapture)
+        } else {
+            execute!(self.terminal.backend_mut(), DisableMouseCapture)
         }
     }
 

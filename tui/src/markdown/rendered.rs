@@ -186,10 +186,13 @@ impl Rendered {
         }
         let cut = self.place_to_cut();
         let opening = match self.blocks.last() {
-            Some(last) if last.is_code => match self.tail.opening.is_empty() {
-                true => first_line(&self.clean[last.range.start..]).to_owned() + "\n",
-                false => self.tail.opening.clone(),
-            },
+            Some(last) if last.is_code => {
+                if self.tail.opening.is_empty() {
+                    first_line(&self.clean[last.range.start..]).to_owned() + "\n"
+                } else {
+                    self.tail.opening.clone()
+                }
+            }
             _ => String::new(),
         };
         self.blocks.truncate(self.firm);

@@ -149,12 +149,11 @@ fn footer(app: &App, place: usize, message: &Message, width: usize) -> String {
                 others => format!("answer {} of {} · ", message.variant + 1, others + 1),
             };
             let whole = which.clone() + &numbers::stats(stats, finish);
-            match whole.chars().count() <= width {
-                true => whole,
-                false => {
-                    let short = which + &numbers::short(stats, finish, None);
-                    numbers::fitting(&short, width)
-                }
+            if whole.chars().count() <= width {
+                whole
+            } else {
+                let short = which + &numbers::short(stats, finish, None);
+                numbers::fitting(&short, width)
             }
         }
         (None, None) => String::new(),

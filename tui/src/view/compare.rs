@@ -114,9 +114,10 @@ fn draw_head(app: &App, frame: &mut Frame<'_>, area: Rect) {
     let compare = &app.compare;
     let legend = legend(app);
     let question = wrap::printable(&compare.question.replace('\n', " "));
-    let seed = match area.width >= 70 {
-        true => format!("  seed {}", compare.seed),
-        false => String::new(),
+    let seed = if area.width >= 70 {
+        format!("  seed {}", compare.seed)
+    } else {
+        String::new()
     };
     let room = usize::from(area.width).saturating_sub(legend.width() + seed.len() + 2);
     let left = vec![
@@ -173,9 +174,10 @@ fn legend(app: &App) -> Line<'static> {
 
 /// The arm that scores a pane's tokens: the reference, or none for the reference itself.
 fn judge(app: &App, index: usize) -> usize {
-    match index == app.compare.reference {
-        true => usize::MAX,
-        false => app.compare.reference,
+    if index == app.compare.reference {
+        usize::MAX
+    } else {
+        app.compare.reference
     }
 }
 
@@ -188,16 +190,18 @@ fn draw_pane(
 ) -> Drawn {
     let pane = &app.compare.panes[index];
     let focused = app.compare.focus == Some(index);
-    let style = match focused {
-        true => Style::new().fg(Color::Cyan),
-        false => dim(),
+    let style = if focused {
+        Style::new().fg(Color::Cyan)
+    } else {
+        dim()
     };
     let room = usize::from(area.width).saturating_sub(4);
     let is_reference = index == app.compare.reference && !app.compare.alone;
     let count = app.compare.panes.len();
-    let role = match is_reference && count > 1 {
-        true => " (reference)",
-        false => "",
+    let role = if is_reference && count > 1 {
+        " (reference)"
+    } else {
+        ""
     };
     // The number shows that there are others, even if they are not visible.
     let number = match count {
@@ -209,12 +213,11 @@ fn draw_pane(
         Style::new().fg(Color::Green).bold(),
     );
     let runs = app.compare.is_running() && pane.finish.is_none();
-    let mut foot = match runs {
-        true => numbers::running(&pane.clock, app.now),
-        false => {
-            let shown = Some(pane.tokens.len()).filter(|count| *count > 0);
-            numbers::short(&pane.stats(), pane.finish.as_deref(), shown)
-        }
+    let mut foot = if runs {
+        numbers::running(&pane.clock, app.now)
+    } else {
+        let shown = Some(pane.tokens.len()).filter(|count| *count > 0);
+        numbers::short(&pane.stats(), pane.finish.as_deref(), shown)
     };
     let judge = judge(app, index);
     if let Some([_, _, shifted]) = pane.shares(judge) {
@@ -290,9 +293,10 @@ fn title(pane: &Pane, number: &str, role: &str, width: usize) -> String {
 /// The shift of a guided answer, which is that of the arm without guidance.
 fn measured_without_guidance(shifted: &str, width: usize) -> String {
     let whole = format!("{shifted}, measured without guidance");
-    match whole.width() <= width {
-        true => whole,
-        false => format!("{shifted} (unguided)"),
+    if whole.width() <= width {
+        whole
+    } else {
+        format!("{shifted} (unguided)")
     }
 }
 

@@ -55,9 +55,10 @@ pub(super) fn draw(app: &App, index: usize, pane: &Pane, frame: &mut Frame<'_>, 
 /// reference itself.
 fn score<'a>(app: &App, index: usize, pane: &'a Pane) -> Option<&'a Score> {
     let mut others = 0..app.compare.panes.len();
-    let other = match index == app.compare.reference {
-        true => others.find(|other| *other != index),
-        false => Some(app.compare.reference),
+    let other = if index == app.compare.reference {
+        others.find(|other| *other != index)
+    } else {
+        Some(app.compare.reference)
     };
     pane.score(pane.cursor, other?)
 }
@@ -111,9 +112,10 @@ fn column(
         lines.push(Line::styled(" alternatives —", dim()));
     }
     for alternative in alternatives.iter().take(usize::from(HEIGHT) - 3) {
-        let style = match alternative.token == token.token {
-            true => Style::new().reversed(),
-            false => Style::new(),
+        let style = if alternative.token == token.token {
+            Style::new().reversed()
+        } else {
+            Style::new()
         };
         let probability = format!(" {:>7} ", numbers::probability(alternative.logprob));
         let text = wrap::shortened(&quoted(&alternative.token), width.saturating_sub(10));

@@ -86,9 +86,10 @@ pub(super) fn draw(app: &App, frame: &mut Frame<'_>, area: Rect, measures: &mut 
 }
 
 fn told(notice: &Notice, width: u16) -> Vec<Line<'static>> {
-    let style = match notice.is_error {
-        true => red(),
-        false => Style::new().fg(Color::Green),
+    let style = if notice.is_error {
+        red()
+    } else {
+        Style::new().fg(Color::Green)
     };
     let text = wrap::printable(&notice.text).replace('\n', " ");
     let edge = Span::raw(" ");

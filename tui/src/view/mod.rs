@@ -86,9 +86,10 @@ fn red() -> Style {
 /// The modes, the answering arm, and the used part of the context.
 fn draw_title(app: &App, frame: &mut Frame<'_>, area: Rect, measures: &mut Measures) {
     let tab = |name, mode| {
-        let style = match app.mode == mode {
-            true => Style::new().reversed().bold(),
-            false => Style::new(),
+        let style = if app.mode == mode {
+            Style::new().reversed().bold()
+        } else {
+            Style::new()
         };
         Span::styled(format!(" {name} "), style)
     };
@@ -134,9 +135,10 @@ fn draw_input(app: &App, frame: &mut Frame<'_>, area: Rect, measures: &mut Measu
         (Mode::Compare, _) => " ask all of them ",
     };
     let active = app.panel.is_none() && (app.mode == Mode::Chat || app.compare.focus.is_none());
-    let style = match active {
-        true => Style::new().fg(Color::Cyan),
-        false => dim(),
+    let style = if active {
+        Style::new().fg(Color::Cyan)
+    } else {
+        dim()
     };
     let mut block = Block::bordered()
         .border_type(BorderType::Rounded)
@@ -206,9 +208,10 @@ fn popup(
     let inner = block.inner(place);
     // Also clears beside the panel, where remains of the content behind it would be
     // distracting.
-    let behind = match height == area.height {
-        true => area,
-        false => area.inner(Margin::new(0, 1)),
+    let behind = if height == area.height {
+        area
+    } else {
+        area.inner(Margin::new(0, 1))
     };
     frame.render_widget(Clear, behind);
     frame.render_widget(block, place);

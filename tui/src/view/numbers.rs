@@ -68,12 +68,13 @@ pub(super) fn fitting(line: &str, width: usize) -> String {
 /// The statistics of a running answer.
 pub(super) fn running(clock: &Clock, now: Now) -> String {
     let waited = clock.waited(now.clock).as_secs_f64();
-    match clock.is_waiting() {
-        true => format!("waiting {waited:.1} s"),
-        false => format!(
+    if clock.is_waiting() {
+        format!("waiting {waited:.1} s")
+    } else {
+        format!(
             "{} · {waited:.1} s so far",
             short(&clock.stats(), None, None)
-        ),
+        )
     }
 }
 
@@ -96,8 +97,9 @@ fn ending(finish: Option<&str>) -> Option<String> {
 /// A probability in percent, with two decimals.
 pub(super) fn probability(logprob: f64) -> String {
     let percent = logprob.exp() * 100.0;
-    match percent >= 0.01 {
-        true => format!("{percent:.2}%"),
-        false => "<0.01%".to_owned(),
+    if percent >= 0.01 {
+        format!("{percent:.2}%")
+    } else {
+        "<0.01%".to_owned()
     }
 }

@@ -132,9 +132,10 @@ fn about(app: &App, arm: &str) -> String {
     let names = names.into_iter().filter(|name| !name.is_empty());
     let names: Vec<&str> = names.collect();
     let named = wrap::printable(&names.join(" · "));
-    match arm.contains('@') {
-        true => named,
-        false => format!("@{}: {named}", wrap::printable(&profile.id)),
+    if arm.contains('@') {
+        named
+    } else {
+        format!("@{}: {named}", wrap::printable(&profile.id))
     }
 }
 
@@ -257,9 +258,10 @@ fn list(
         let text = Span::raw(text);
         let fill = Span::raw(" ".repeat(width.saturating_sub(text.width() + note.width())));
         let line = Line::from(vec![text, fill, note]);
-        match index == picker.at {
-            true => line.style(Style::new().reversed()),
-            false => line,
+        if index == picker.at {
+            line.style(Style::new().reversed())
+        } else {
+            line
         }
     });
     let lines: Vec<Line<'_>> = lines.collect();
@@ -268,9 +270,10 @@ fn list(
         ..below
     };
     measures.targets.push((chosen, Target::List { top }));
-    match lines.is_empty() {
-        true => frame.render_widget(Line::styled("nothing found", dim()), below),
-        false => frame.render_widget(Paragraph::new(lines), below),
+    if lines.is_empty() {
+        frame.render_widget(Line::styled("nothing found", dim()), below)
+    } else {
+        frame.render_widget(Paragraph::new(lines), below)
     }
 }
 

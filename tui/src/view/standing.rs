@@ -20,9 +20,10 @@ pub(super) fn chat(app: &App, width: usize) -> Vec<Line<'static>> {
         1 => "1 arm is served".to_owned(),
         count => format!("{count} arms are served"),
     };
-    let kinds = match arms.iter().any(|arm| arm.id.contains(['@', '+'])) {
-        true => ": models, plain or under a profile (@) or an adapter (+).",
-        false => ".",
+    let kinds = if arms.iter().any(|arm| arm.id.contains(['@', '+'])) {
+        ": models, plain or under a profile (@) or an adapter (+)."
+    } else {
+        "."
     };
     let mut lines = text(count + kinds, dim(), width);
     if let Some(arm) = &app.chat.session.head.arm {
@@ -58,9 +59,10 @@ pub(super) fn compare(app: &App, width: usize) -> Vec<Line<'static>> {
         lines.extend(text(arm, Style::new().fg(Color::Green).bold(), width));
     }
     lines.push(Line::default());
-    let about = match app.compares {
-        true => "Colours show where the reference, one of them, would have said something else.",
-        false => "Colours show how likely each token was.",
+    let about = if app.compares {
+        "Colours show where the reference, one of them, would have said something else."
+    } else {
+        "Colours show how likely each token was."
     };
     lines.extend(text(about.into(), dim(), width));
     lines.push(Line::default());

@@ -334,9 +334,10 @@ pub fn check_file(path: &Path) -> Result<Profile, Vec<ProfileError>> {
         .into_iter()
         .chain(missing)
         .collect();
-    match problems.is_empty() {
-        true => Ok(profile),
-        false => Err(problems),
+    if problems.is_empty() {
+        Ok(profile)
+    } else {
+        Err(problems)
     }
 }
 

@@ -77,9 +77,10 @@ fn truncate(value: &Value, args: &[Value]) -> Result<Value, Error> {
         return Ok(value.clone());
     }
     let kept: String = text.chars().take((length - ending) as usize).collect();
-    let kept = match cut_words.is_some_and(|cut| cut.is_true()) {
-        true => &*kept,
-        false => kept.rsplit_once(' ').map_or(&*kept, |(words, _)| words),
+    let kept = if cut_words.is_some_and(|cut| cut.is_true()) {
+        &*kept
+    } else {
+        kept.rsplit_once(' ').map_or(&*kept, |(words, _)| words)
     };
     Ok(Value::from(format!("{kept}{end}")))
 }
@@ -163,9 +164,10 @@ fn quoted(value: &Value, in_query: bool) -> String {
 
 /// A value as Python's `str` formats it.
 fn python_text(value: &Value) -> String {
-    match value.is_undefined() {
-        true => String::new(),
-        false => value.to_string(),
+    if value.is_undefined() {
+        String::new()
+    } else {
+        value.to_string()
     }
 }
 
@@ -196,9 +198,10 @@ fn xmlattr(value: &Value, args: &[Value]) -> Result<Value, Error> {
     }
     let text = attributes.join(" ");
     let is_spaced = space.is_none_or(|space| space.is_true()) && !text.is_empty();
-    Ok(Value::from(match is_spaced {
-        true => format!(" {text}"),
-        false => text,
+    Ok(Value::from(if is_spaced {
+        format!(" {text}")
+    } else {
+        text
     }))
 }
 
@@ -216,9 +219,10 @@ fn force_escape(value: &Value, args: &[Value]) -> Result<Value, Error> {
 
 pub(super) fn escaped(value: &Value) -> String {
     let text = python_text(value);
-    match value.is_safe() {
-        true => text,
-        false => escape_text(&text),
+    if value.is_safe() {
+        text
+    } else {
+        escape_text(&text)
     }
 }
 
@@ -270,9 +274,10 @@ fn lipsum(state: &mut State, args: &[Value]) -> Result<Value, Error> {
     // none at the end.
     let text = text.to_string();
     let text = text.trim_end();
-    Ok(match html {
-        true => Value::from_safe_string(text.replace("\n\n", "\n")),
-        false => Value::from(text),
+    Ok(if html {
+        Value::from_safe_string(text.replace("\n\n", "\n"))
+    } else {
+        Value::from(text)
     })
 }
 

@@ -42,9 +42,10 @@ thread_local! {
 pub(super) fn on_deep_stack<T: Send>(
     work: impl FnOnce() -> Result<T, ProfileError> + Send,
 ) -> Result<T, ProfileError> {
-    match IS_DEEP.get() {
-        true => work(),
-        false => on_stack_of(STACK, work),
+    if IS_DEEP.get() {
+        work()
+    } else {
+        on_stack_of(STACK, work)
     }
 }
 

@@ -228,9 +228,10 @@ impl Markup {
     }
 
     fn add(&mut self, marker: &str, begins_line: bool, opens_turn: bool) {
-        match begins_line {
-            true => add(&mut self.lines, marker),
-            false => add(&mut self.inline, marker),
+        if begins_line {
+            add(&mut self.lines, marker)
+        } else {
+            add(&mut self.inline, marker)
         }
         if begins_line && opens_turn {
             add(&mut self.turns, marker);

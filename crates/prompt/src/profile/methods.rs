@@ -99,9 +99,10 @@ pub(super) fn of_text(text: &str, method: &str, args: &[Value]) -> Result<Option
                 return Err(invalid("an empty separator"));
             }
             let is_left = method == "partition";
-            let found = match is_left {
-                true => text.split_once(separator),
-                false => text.rsplit_once(separator),
+            let found = if is_left {
+                text.split_once(separator)
+            } else {
+                text.rsplit_once(separator)
             };
             let parts = match found {
                 Some((before, after)) => [before, separator, after],
@@ -131,9 +132,10 @@ pub(super) fn of_text(text: &str, method: &str, args: &[Value]) -> Result<Option
             if method == "count" {
                 return Ok(Some(Value::from(within.matches(part_text).count())));
             }
-            let found = match method.starts_with('r') {
-                true => within.rfind(part_text),
-                false => within.find(part_text),
+            let found = if method.starts_with('r') {
+                within.rfind(part_text)
+            } else {
+                within.find(part_text)
             };
             match found {
                 Some(at) => Value::from(start + within[..at].chars().count()),
@@ -173,9 +175,10 @@ pub(super) fn of_text(text: &str, method: &str, args: &[Value]) -> Result<Option
         "swapcase" => {
             let [] = arguments([], args)?;
             let swapped = text.chars().flat_map(|c| -> Vec<char> {
-                match c.is_uppercase() {
-                    true => c.to_lowercase().collect(),
-                    false => c.to_uppercase().collect(),
+                if c.is_uppercase() {
+                    c.to_lowercase().collect()
+                } else {
+                    c.to_uppercase().collect()
                 }
             });
             Value::from(swapped.collect::<String>())
@@ -198,9 +201,10 @@ fn words_from_the_right(text: &str, most: Option<usize>) -> Vec<&str> {
             .filter(|_| Some(words.len()) != most);
         let Some(at) = at else {
             // The rest, without the white space before it unless the limit was reached.
-            words.push(match Some(words.len()) == most {
-                true => rest,
-                false => rest.trim_start(),
+            words.push(if Some(words.len()) == most {
+                rest
+            } else {
+                rest.trim_start()
             });
             break;
         };
@@ -228,9 +232,10 @@ fn range(length: usize, start: Option<Value>, end: Option<Value>) -> Result<(usi
         };
         let place = integer(&value)?;
         let from_end = place.unsigned_abs().min(length as u64) as usize;
-        Ok(match place < 0 {
-            true => length - from_end,
-            false => from_end,
+        Ok(if place < 0 {
+            length - from_end
+        } else {
+            from_end
         })
     };
     let (start, end) = (place(start, 0)?, place(end, length)?);

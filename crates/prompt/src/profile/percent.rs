@@ -43,9 +43,10 @@ pub(super) fn percent(state: &mut State, left: &Value, right: &Value) -> Result<
         return remainder.eval(context! { left, right });
     };
     bounds::check_widths(left)?;
-    let values = match right.is_tuple() {
-        true => right.try_iter()?.collect(),
-        false => vec![right.clone()],
+    let values = if right.is_tuple() {
+        right.try_iter()?.collect()
+    } else {
+        vec![right.clone()]
     };
     format(FormatStyle::Printf, text, &values).map(Value::from)
 }

@@ -28,9 +28,10 @@ impl Wrapping<'_> {
     /// `TextWrapper._wrap_chunks`.
     fn wrap_line(&self, line: &str) -> Vec<String> {
         let line: Vec<char> = line.chars().collect();
-        let mut chunks: Vec<&[char]> = match self.break_on_hyphens {
-            true => chunks(&line),
-            false => words(&line),
+        let mut chunks: Vec<&[char]> = if self.break_on_hyphens {
+            chunks(&line)
+        } else {
+            words(&line)
         };
         chunks.reverse();
         let mut lines: Vec<String> = Vec::new();
@@ -142,10 +143,12 @@ fn chunks(line: &[char]) -> Vec<&[char]> {
     let mut chunks = Vec::new();
     let mut start = 0;
     while start < line.len() {
-        let end = match is_space(line[start]) {
-            true => run(line, start, is_space),
-            false if begins_dash(line, start) => run(line, start, |c| c == '-'),
-            false => word_end(line, start),
+        let end = if is_space(line[start]) {
+            run(line, start, is_space)
+        } else if begins_dash(line, start) {
+            run(line, start, |c| c == '-')
+        } else {
+            word_end(line, start)
         };
         chunks.push(&line[start..end]);
         start = end;

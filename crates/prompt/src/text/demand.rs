@@ -155,9 +155,10 @@ impl<'a, D: Demand> Output<'a, D> {
     /// Notes a merge.
     pub(super) fn merged(&mut self) -> Result<(), D::Halt> {
         self.merges += 1;
-        match self.merges.is_multiple_of(MERGES_PER_LOOK) {
-            true => self.check(),
-            false => Ok(()),
+        if self.merges.is_multiple_of(MERGES_PER_LOOK) {
+            self.check()
+        } else {
+            Ok(())
         }
     }
 

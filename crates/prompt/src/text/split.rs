@@ -165,9 +165,10 @@ impl Specials {
             cluster.queue.push(Reverse((at, start)));
         }
         let done = hand_out(&mut cluster)?;
-        match done < text.len() {
-            true => each(Fragment::Text, &text[done..]),
-            false => Ok(()),
+        if done < text.len() {
+            each(Fragment::Text, &text[done..])
+        } else {
+            Ok(())
         }
     }
 
@@ -261,9 +262,10 @@ mod tests {
         let mut kinds = Vec::new();
         for piece in pieces {
             assert!(arena.push(piece.as_bytes()));
-            kinds.push(match piece.starts_with('<') {
-                true => TokenKind::Control,
-                false => TokenKind::UserDefined,
+            kinds.push(if piece.starts_with('<') {
+                TokenKind::Control
+            } else {
+                TokenKind::UserDefined
             });
         }
         Specials::new(&Vocabulary::new(arena, kinds)).expect("builds")
@@ -307,9 +309,12 @@ mod tests {
             }
             parts = next;
         }
-        let shown = parts.iter().map(|(special, part)| match special {
-            true => format!("[{part}]"),
-            false => part.clone(),
+        let shown = parts.iter().map(|(special, part)| {
+            if *special {
+                format!("[{part}]")
+            } else {
+                part.clone()
+            }
         });
         shown.collect()
     }

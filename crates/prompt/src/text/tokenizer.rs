@@ -295,9 +295,10 @@ impl Tokenizer {
         let mut bytes = Vec::new();
         let mut first = true;
         for &id in ids {
-            let text = match special {
-                true => self.token_text_special(id),
-                false => self.token_bytes(id),
+            let text = if special {
+                self.token_text_special(id)
+            } else {
+                self.token_bytes(id)
             };
             let added = first && self.adds_space_prefix() && self.is_text(id);
             bytes.extend_from_slice(match text {

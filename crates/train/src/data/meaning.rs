@@ -55,10 +55,13 @@ pub(super) fn content(line: &str, unread: &mut BTreeSet<String>) -> Result<Conte
         (prompt, None, Some(chosen), Some(rejected), None) => {
             pair(messages.as_deref(), prompt, chosen, rejected)
         }
-        (None, None, None, None, Some(text)) if messages.is_none() => match text.is_empty() {
-            true => Err("'text' is empty".to_owned()),
-            false => Ok(Content::Text(text)),
-        },
+        (None, None, None, None, Some(text)) if messages.is_none() => {
+            if text.is_empty() {
+                Err("'text' is empty".to_owned())
+            } else {
+                Ok(Content::Text(text))
+            }
+        }
         _ => Err(
             "its keys are not those of any kind: messages; prompt and completion; prompt, \
              chosen and rejected; chosen and rejected; prompt; text"
@@ -121,9 +124,10 @@ fn answered(name: &str, prompt: Vec<Told>, answer: Said) -> Result<(Vec<Told>, u
     let no_answer = || format!("'{name}' holds only turns of the prompt, and no answer to it");
     if let Some(at) = place_of(&prompt, &answer) {
         let from = at + prompt.len();
-        return match from < answer.len() {
-            true => Ok((answer, from)),
-            false => Err(no_answer()),
+        return if from < answer.len() {
+            Ok((answer, from))
+        } else {
+            Err(no_answer())
         };
     }
     let most = prompt.len().min(answer.len());
@@ -190,9 +194,10 @@ fn pair(
         [true, true] => return Err("'chosen' and 'rejected' are the same".to_owned()),
         [false, false] => {}
         [is_chosen, _] => {
-            let [longer, shorter] = match is_chosen {
-                true => ["rejected", "chosen"],
-                false => ["chosen", "rejected"],
+            let [longer, shorter] = if is_chosen {
+                ["rejected", "chosen"]
+            } else {
+                ["chosen", "rejected"]
             };
             return Err(format!(
                 "'{longer}' begins with all of '{shorter}': a pair is compared by the turns in \

@@ -146,14 +146,13 @@ fn path(
 fn ticks(values: &[f64]) -> Vec<f64> {
     let low = values.iter().copied().fold(f64::INFINITY, f64::min);
     let high = values.iter().copied().fold(f64::NEG_INFINITY, f64::max);
-    let (low, high) = match low < high {
-        true => (low, high),
+    let (low, high) = if low < high {
+        (low, high)
+    } else {
         // A single value, or none: it is put in the middle.
-        false => {
-            let value = if low.is_finite() { low } else { 0.0 };
-            let around = if value == 0.0 { 1.0 } else { value.abs() / 2.0 };
-            (value - around, value + around)
-        }
+        let value = if low.is_finite() { low } else { 0.0 };
+        let around = if value == 0.0 { 1.0 } else { value.abs() / 2.0 };
+        (value - around, value + around)
     };
     let rough = (high - low) / 4.0;
     let power = 10f64.powf(rough.log10().floor());
