@@ -176,8 +176,8 @@ pub(super) fn write_tensors(
     rest: &Value,
 ) -> Result<(), TrainError> {
     let tensors = tensors.iter().map(|(name, tensor)| {
-        let numbers = tensor.flatten_all()?.to_vec1::<f32>()?;
-        let bytes: Vec<u8> = numbers.into_iter().flat_map(f32::to_le_bytes).collect();
+        let elements = tensor.flatten_all()?.to_vec1::<f32>()?;
+        let bytes: Vec<u8> = elements.into_iter().flat_map(f32::to_le_bytes).collect();
         Ok((name, tensor.dims().to_vec(), bytes))
     });
     let tensors = tensors.collect::<Result<Vec<_>, TrainError>>()?;
@@ -199,7 +199,8 @@ pub(super) fn metadata(path: &Path, bytes: &[u8]) -> Result<Value, TrainError> {
     let (_, header) =
         SafeTensors::read_metadata(bytes).map_err(|error| TrainError::state(path, error))?;
     let text = header.metadata().as_ref().and_then(|rest| rest.get(KEY));
-    let text = text.ok_or_else(|| TrainError::state(path, "it was not written by a training"))?;
+    let text =
+        text.ok_or_else(|| TrainError::state(path, "it was not written by a training run"))?;
     serde_json::from_str(text).map_err(|error| TrainError::state(path, error))
 }
 
@@ -211,9 +212,9 @@ pub(super) fn read_tensors(path: &Path) -> Result<HashMap<String, Tensor>, Train
         if view.dtype() != Dtype::F32 {
             return Err(TrainError::state(path, format!("'{name}' is not f32")));
         }
-        let numbers = view.data().as_chunks::<4>().0.iter();
-        let numbers: Vec<f32> = numbers.map(|bytes| f32::from_le_bytes(*bytes)).collect();
-        let tensor = Tensor::from_vec(numbers, view.shape(), &Device::Cpu)?;
+        let elements = view.data().as_chunks::<4>().0.iter();
+        let elements: Vec<f32> = elements.map(|bytes| f32::from_le_bytes(*bytes)).collect();
+        let tensor = Tensor::from_vec(elements, view.shape(), &Device::Cpu)?;
         Ok((name.to_owned(), tensor))
     });
     tensors.collect()

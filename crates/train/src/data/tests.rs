@@ -4,7 +4,7 @@ use std::io::Write;
 use super::*;
 
 fn content(line: &str) -> Result<Content, String> {
-    super::meaning::content(line, &mut BTreeSet::new())
+    super::interpret::content(line, &mut BTreeSet::new())
 }
 
 fn user(text: &str) -> Message {
@@ -20,7 +20,7 @@ fn the_kind_of_a_line_is_seen_from_its_keys() {
     let both = |from| Conversation {
         messages: vec![user("Hi"), assistant("Hello!")],
         from,
-        unlearnt: Vec::new(),
+        excluded: Vec::new(),
     };
     let messages =
         r#"[{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello!"}]"#;
@@ -45,7 +45,7 @@ fn the_kind_of_a_line_is_seen_from_its_keys() {
         rejected: Conversation {
             messages: vec![user("Hi"), assistant("No.")],
             from: 1,
-            unlearnt: Vec::new(),
+            excluded: Vec::new(),
         },
     };
     assert_eq!(
@@ -80,7 +80,7 @@ fn transcripts_are_conversations_whose_ends_differ() {
     let said = |last: &str| Conversation {
         messages: vec![user("a?"), assistant("b"), user("c\n\nd"), assistant(last)],
         from: 3,
-        unlearnt: Vec::new(),
+        excluded: Vec::new(),
     };
     assert_eq!(
         content(&line),
@@ -256,9 +256,9 @@ fn keys_that_nothing_is_read_from_are_named_once() {
     fs::write(&path, [line, line, other].join("\n")).unwrap();
     let records = read(&path).unwrap();
     assert!(records.lines.iter().all(Result::is_ok));
-    let unread: Vec<String> = records.unread.into_iter().collect();
+    let ignored_keys: Vec<String> = records.ignored_keys.into_iter().collect();
     assert_eq!(
-        unread,
+        ignored_keys,
         ["completion[].name", "id", "messages[].name", "score"]
     );
 }
