@@ -7,8 +7,8 @@ use minijinja::value::{Rest, ValueKind, ValueOrKwargs};
 use minijinja::{Environment, Error, State, Value};
 use minijinja_contrib::{filters, globals};
 
-use super::bounds;
-use super::methods::{arguments, integer, invalid, of_text, string};
+use super::step_limits;
+use super::string_methods::{arguments, integer, invalid, of_text, string};
 use super::urlize::urlize;
 use super::wordwrap::Wrapping;
 
@@ -108,7 +108,7 @@ fn wordwrap(value: &Value, args: &[Value]) -> Result<Value, Error> {
     };
     let text = string(value)?;
     // Each word may become a line of its own.
-    if text.len().saturating_mul(wrapping.separator.len().max(1)) > bounds::MOST_WRITTEN {
+    if text.len().saturating_mul(wrapping.separator.len().max(1)) > step_limits::MOST_WRITTEN {
         return Err(invalid("wordwrap: it writes too much"));
     }
     Ok(Value::from(wrapping.wrap(text)))
@@ -251,7 +251,7 @@ fn is_callable(value: &Value) -> bool {
 /// Jinja2's `lipsum(n=5, html=True, min=20, max=100)`: placeholder text.
 fn lipsum(state: &mut State, args: &[Value]) -> Result<Value, Error> {
     for argument in args {
-        bounds::check_size(argument)?;
+        step_limits::check_size(argument)?;
     }
     let [paragraphs, html, least, most] = arguments(["n", "html", "min", "max"], args)?;
     let (paragraphs, least, most) = (

@@ -3,7 +3,7 @@
 //!
 //! - **Files**: an environment has no loader, so a template can access nothing but itself.
 //! - **Time**: each step costs fuel, minijinja refuses long ranges, and single steps have
-//!   limits of their own ([`super::bounds`]).
+//!   limits of their own ([`super::step_limits`]).
 //! - **Stack**: minijinja counts the nesting depth of statements, expressions in brackets,
 //!   blocks, and macros. Nesting that it does not count (a chain of operators, lists in lists)
 //!   is limited by the source and the fuel, for which [`on_deep_stack`] has enough stack. If

@@ -12,9 +12,9 @@ use std::borrow::Cow;
 use minijinja::formatting::{FormatStyle, format};
 use minijinja::{Error, State, Value, context};
 
-use super::bounds;
+use super::step_limits;
 
-/// Maximum number of rewritten operators: each moves the text behind it.
+/// Maximum number of rewritten operators: each moves the text after it.
 const MOST_CALLS: usize = 1000;
 
 /// The function that the operator becomes a call of. No template has a variable of this name.
@@ -42,7 +42,7 @@ pub(super) fn percent(state: &mut State, left: &Value, right: &Value) -> Result<
         let remainder = state.env().compile_expression("left % right")?;
         return remainder.eval(context! { left, right });
     };
-    bounds::check_widths(left)?;
+    step_limits::check_widths(left)?;
     let values = if right.is_tuple() {
         right.try_iter()?.collect()
     } else {

@@ -29,7 +29,7 @@ pub enum Unportable {
 }
 
 /// The texts around a message.
-struct Around {
+struct Affixes {
     open: String,
     close: String,
     /// Whether white space around the message is trimmed.
@@ -39,9 +39,9 @@ struct Around {
 /// The texts of a profile.
 struct Texts {
     prefix: String,
-    system: Around,
-    user: Around,
-    assistant: Around,
+    system: Affixes,
+    user: Affixes,
+    assistant: Affixes,
     /// The text that opens the answer.
     opening: String,
 }
@@ -147,7 +147,7 @@ impl Texts {
         let around = |role: Role, [open, close]: [&str; 2]| {
             let padded = format!(" {USER}\n ");
             let text = turns(&[(role, &padded), (User, AGAIN)])?;
-            Ok::<_, ProfileError>(Around {
+            Ok::<_, ProfileError>(Affixes {
                 open: open.to_owned(),
                 close: close.to_owned(),
                 trims: !text.contains(&padded),
@@ -211,7 +211,7 @@ impl Texts {
     }
 }
 
-impl Around {
+impl Affixes {
     /// Tags that write the variable `name`.
     fn write(&self, name: &str) -> String {
         let trim = if self.trims { " | trim" } else { "" };

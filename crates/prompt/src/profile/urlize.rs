@@ -6,9 +6,9 @@ use std::sync::LazyLock;
 use minijinja::{Error, Value};
 use regex::Regex;
 
-use super::bounds;
 use super::jinja::{escape_text, escaped};
-use super::methods::{arguments, integer, invalid, string};
+use super::step_limits;
+use super::string_methods::{arguments, integer, invalid, string};
 
 /// `jinja2.utils._http_re`.
 static WEB: LazyLock<Regex> = LazyLock::new(|| {
@@ -90,7 +90,7 @@ pub(super) fn urlize(value: &Value, args: &[Value]) -> Result<Value, Error> {
         let space = rest.len() - rest.trim_start().len();
         linked.push_str(&rest[..space]);
         rest = &rest[space..];
-        if linked.len() > bounds::MOST_WRITTEN {
+        if linked.len() > step_limits::MOST_WRITTEN {
             return Err(invalid("urlize: it writes too much"));
         }
     }

@@ -7,7 +7,7 @@ use minijinja::value::{Kwargs, Tuple, ValueKind};
 use minijinja::{Error, ErrorKind, State, Value};
 use minijinja_contrib::pycompat;
 
-use super::bounds;
+use super::step_limits;
 
 /// Calls a method that the value does not have itself.
 pub(super) fn call(
@@ -19,7 +19,7 @@ pub(super) fn call(
     match value.kind() {
         ValueKind::String => {
             if method == "format" {
-                bounds::check_widths(value)?;
+                step_limits::check_widths(value)?;
             }
             let text = value.as_str().unwrap_or_default();
             if let Some(found) = of_text(text, method, args)? {
@@ -218,7 +218,7 @@ fn words_from_the_right(text: &str, most: Option<usize>) -> Vec<&str> {
 
 /// The number of characters that a text falls short of a width.
 fn missing_to(text: &str, width: &Value) -> Result<usize, Error> {
-    bounds::check_size(width)?;
+    step_limits::check_size(width)?;
     let width = usize::try_from(integer(width)?).unwrap_or(0);
     Ok(width.saturating_sub(text.chars().count()))
 }

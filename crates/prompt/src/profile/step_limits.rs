@@ -34,7 +34,7 @@ const FARTHEST: isize = 1 << 40;
 const WIDEST: usize = 1000;
 
 /// Limits templates of `environment`, including its filters.
-pub(super) fn bound(environment: &mut Environment<'static>) {
+pub(super) fn apply(environment: &mut Environment<'static>) {
     environment.set_fuel(Some(FUEL));
     environment.set_formatter(|out, state, value| {
         let list = matches!(value.kind(), ValueKind::Seq | ValueKind::Iterable);
@@ -158,7 +158,7 @@ mod tests {
 
     fn render(source: &str) -> Result<String, Error> {
         let mut environment = Environment::new();
-        bound(&mut environment);
+        apply(&mut environment);
         environment.render_str(source, ())
     }
 
