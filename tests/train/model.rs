@@ -198,12 +198,15 @@ fn it_computes_what_executors_compute() {
         let adapted = subject.model(Some(lora.clone()), false);
         for (model, lora) in [(fresh, None), (adapted, Some(&lora))] {
             let found = numbers(&model.logprobs(&batch()).expect("it runs"));
-            let observed = model
+            let without_gradients = model
                 .without_gradients()
                 .logprobs(&batch())
                 .expect("it runs");
-            assert!(!observed.track_op(), "it keeps what nobody asks for");
-            assert_eq!(numbers(&observed), found);
+            assert!(
+                !without_gradients.track_op(),
+                "it keeps what nobody asks for"
+            );
+            assert_eq!(numbers(&without_gradients), found);
             let expected = subject.by_executor(&batch(), lora);
             assert_eq!(found.len(), expected.len());
             for (found, expected) in found.iter().zip(&expected) {
@@ -415,8 +418,11 @@ fn divergences_are_those_of_whole_distributions_and_have_their_gradients() {
             }
             rows
         };
-        let observed = student.without_gradients().divergences(&answers, &teacher);
-        assert_eq!(numbers(&observed.expect("it runs")), numbers(&found));
+        let without_gradients = student.without_gradients().divergences(&answers, &teacher);
+        assert_eq!(
+            numbers(&without_gradients.expect("it runs")),
+            numbers(&found)
+        );
         let p = distributions(&questions, None);
         let q = distributions(&answers, Some(&lora));
         for ((found, p), q) in numbers(&found).iter().zip(&p).zip(&q) {
@@ -458,11 +464,14 @@ fn divergences_from_certain_tokens_are_what_their_log_probabilities_lack() {
     let logprobs = model.logprobs(&batch).expect("it runs");
     let expected = numbers(&logprobs.neg().expect("numbers"));
     assert_eq!(numbers(&found), expected);
-    let observed = model.without_gradients();
-    let observed = observed.sparse_divergences(&batch, &targets);
-    let observed = observed.expect("it runs");
-    assert!(!observed.track_op(), "it keeps what nobody asks for");
-    assert_eq!(numbers(&observed), expected);
+    let without_gradients = model.without_gradients();
+    let without_gradients = without_gradients.sparse_divergences(&batch, &targets);
+    let without_gradients = without_gradients.expect("it runs");
+    assert!(
+        !without_gradients.track_op(),
+        "it keeps what nobody asks for"
+    );
+    assert_eq!(numbers(&without_gradients), expected);
 
     let sum = |tensor: Tensor| tensor.sum_all().expect("a sum");
     let found = sum(found).backward().expect("it can go back");

@@ -23,8 +23,8 @@ mod summary;
 pub mod token_json;
 
 pub use report::{
-    Alternative, Answer, Class, FORMAT, Finish, Prompt, PromptTokens, Report, ReportArm, Samplers,
-    Score, Settings, Token, Usage,
+    Alternative, Answer, FORMAT, Finish, Prompt, PromptTokens, Report, ReportArm, Samplers, Score,
+    Settings, ShiftClass, Token, Usage,
 };
 pub use sampling::{SamplingRow, sampling};
 pub use summary::{Interval, MostShifted, Pair, Position, Removed, Shares, Summary, summary};

@@ -38,7 +38,7 @@ pub(super) struct State {
 }
 
 #[derive(Deserialize)]
-struct Written {
+struct StoredState {
     step: usize,
     identity: Value,
 }
@@ -77,7 +77,7 @@ pub(super) fn save(
 
 /// Writes the adapter into the run's folder itself, so that the folder can be served.
 pub(super) fn publish(folder: &Path, student: &dyn Student) -> Result<(), TrainError> {
-    files::put_into(folder, |folder| student.save(folder))
+    files::move_into(folder, |folder| student.save(folder))
 }
 
 /// Whether a folder holds any checkpoint, complete or not.
@@ -130,7 +130,7 @@ fn state(checkpoint: &Path) -> Result<State, TrainError> {
     let bytes = fs::read(&path).map_err(TrainError::io(&path))?;
     SafeTensors::deserialize(&bytes).map_err(|error| TrainError::state(&path, error))?;
     let written = metadata(&path, &bytes)?;
-    let written: Written =
+    let written: StoredState =
         serde_json::from_value(written).map_err(|error| TrainError::state(&path, error))?;
     Ok(State {
         step: written.step,
@@ -153,7 +153,7 @@ pub(super) fn restore(
             .remove(name)
             .ok_or_else(|| TrainError::state(&path, format!("'{name}' is missing")))?;
         if tensor.shape() != variable.shape() {
-            let why = format!("'{name}' has another shape than the student's");
+            let why = format!("'{name}' does not have the shape of the student's variable");
             return Err(TrainError::state(&path, why));
         }
         Ok(tensor.to_device(variable.device())?)

@@ -100,7 +100,7 @@ pub enum TrainError {
         places: Vec<Place>,
     },
     /// A part of the adapter is not connected to the loss.
-    #[error("'{name}' gets no gradient")]
+    #[error("'{name}' has no gradient")]
     NoGradient {
         /// The variable.
         name: String,

@@ -11,7 +11,7 @@ use candle_core::Tensor;
 
 use super::batches::Batches;
 use super::checkpoint::{self, Latest, State};
-use super::evaluate::{evaluate, number, weight_of};
+use super::evaluate::{evaluate, scalar, weight_of};
 use super::loss::Objective;
 use super::metrics::{Evaluation, Event, Log, Observer, Record, Step};
 use super::notes;
@@ -76,7 +76,7 @@ pub fn train(training: &Training<'_>, observer: &mut dyn Observer) -> Result<Out
     }
     match Run::begin(training, observer)? {
         Some(mut run) => {
-            run.go(observer)?;
+            run.run_steps(observer)?;
             run.outcome()
         }
         None => Ok(Outcome {
@@ -187,7 +187,7 @@ impl<'a> Run<'a> {
         }))
     }
 
-    fn go(&mut self, observer: &mut dyn Observer) -> Result<(), TrainError> {
+    fn run_steps(&mut self, observer: &mut dyn Observer) -> Result<(), TrainError> {
         let Settings {
             save_every,
             eval_every,
@@ -242,7 +242,7 @@ impl<'a> Run<'a> {
     }
 
     /// Records an event in the log.
-    fn note(&mut self, record: Record, observer: &mut dyn Observer) {
+    fn record(&mut self, record: Record, observer: &mut dyn Observer) {
         observer.on(&Event::Wrote(self.log.add(record)));
         let written = self.log.write();
         // Reported once, not at every record.
@@ -314,7 +314,7 @@ impl<'a> Run<'a> {
             tokens_per_second: tokens as f64 / seconds,
             seconds: self.seconds,
         });
-        self.note(record, observer);
+        self.record(record, observer);
         Ok(())
     }
 
@@ -327,10 +327,10 @@ impl<'a> Run<'a> {
             ..
         } = *self.training;
         let seen: Vec<&Example> = batch.iter().map(|&place| &examples[place]).collect();
-        let references = references::of(self.references.of_examples(), batch);
+        let references = references::of_batch(self.references.of_examples(), batch);
         let loss = objective.loss(student, &seen, &references)?;
         let loss = (loss.sum / weight)?;
-        let value = number(&loss)?;
+        let value = scalar(&loss)?;
         if !value.is_finite() {
             return Err(self.not_finite("loss", value, &seen));
         }
@@ -359,7 +359,7 @@ impl<'a> Run<'a> {
         }
         let found = evaluate(self.training, &self.references, self.step, observer)?;
         if let Some(found) = found {
-            self.note(Record::Evaluation(found), observer);
+            self.record(Record::Evaluation(found), observer);
         }
         Ok(())
     }

@@ -26,7 +26,7 @@ impl App {
     pub(super) fn switch_mouse(&mut self) -> Vec<Effect> {
         self.mouse = !self.mouse;
         let key = self.keymap.hint(Action::Mouse).unwrap_or_default();
-        self.say(if self.mouse {
+        self.notify(if self.mouse {
             "the wheel scrolls, clicks choose; Shift selects in most terminals".into()
         } else {
             format!("the mouse selects text as elsewhere; {key} takes it back")
@@ -97,7 +97,7 @@ impl App {
             let row = drawn.top + usize::from(at.y - text.y);
             // The clicked token is in view already.
             pane.begin_scroll(drawn);
-            pane.look_at(row, usize::from(at.x - text.x), usize::from(text.width));
+            pane.select_at(row, usize::from(at.x - text.x), usize::from(text.width));
         }
     }
 

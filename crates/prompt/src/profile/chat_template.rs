@@ -9,7 +9,7 @@ use minijinja::{Environment, Error, ErrorKind, Value};
 use super::CHAT_TEMPLATE_KEY;
 use super::error::Refusal;
 use super::limits::{Text, check_source, on_deep_stack};
-use super::markup::{Cut, Markup};
+use super::markup::{Markup, SplitFn};
 use super::{Message, ProfileError, Role, jinja, percent, python, step_limits, string_methods};
 
 /// The file name in errors: the GGUF key of the template.
@@ -102,9 +102,9 @@ impl ChatTemplate {
     }
 
     /// The same template, which escapes in messages the text that it writes around them to mark
-    /// roles. Markers that are special tokens, which `cut` finds, are left to the tokenizer.
-    pub fn guarding_its_markers(self, cut: Cut<'_>) -> ChatTemplate {
-        let markup = Markup::learn(&self, cut);
+    /// roles. Markers that are special tokens, which `split` finds, are left to the tokenizer.
+    pub fn with_learned_markers(self, split: SplitFn<'_>) -> ChatTemplate {
+        let markup = Markup::learn(&self, split);
         ChatTemplate { markup, ..self }
     }
 

@@ -15,7 +15,7 @@ use super::{Profile, ProfileError};
 
 /// The required keys, and their descriptions.
 const REQUIRED: [(&str, &str); 7] = [
-    ("name", "what model ids call it, such as name = \"brief\""),
+    ("name", "its name in model ids, such as name = \"brief\""),
     (
         "title",
         "a few words for a list, such as title = \"Brief answers\"",
@@ -106,7 +106,7 @@ impl<'a> Reading<'a> {
     fn front(&mut self) -> FrontMatter {
         // After a syntax error nothing was read, and every key would be reported as missing.
         if self.problems.is_empty() {
-            self.look_for_missing_and_unknown();
+            self.check_keys();
         }
         let name: Option<String> = self.value("name", |name: &String| name_problem(name));
         let variant_of = self.value("variant_of", |variant_of: &String| {
@@ -132,7 +132,7 @@ impl<'a> Reading<'a> {
         }
     }
 
-    fn look_for_missing_and_unknown(&mut self) {
+    fn check_keys(&mut self) {
         for (key, says) in REQUIRED {
             if !self.table.contains_key(key) {
                 let problem = format!("the front matter is missing `{key}`: {says}");

@@ -8,7 +8,7 @@ use minijinja::{Environment, Error, State, Value};
 use minijinja_contrib::{filters, globals};
 
 use super::step_limits;
-use super::string_methods::{arguments, integer, invalid, of_text, string};
+use super::string_methods::{arguments, call_on_text, integer, invalid, string};
 use super::urlize::urlize;
 use super::wordwrap::Wrapping;
 
@@ -29,7 +29,7 @@ pub(super) fn add(environment: &mut Environment<'static>) {
     }
     environment.add_filter("center", |text: String, width: Option<Value>| {
         let width = width.unwrap_or_else(|| Value::from(80));
-        of_text(&text, "center", &[width]).map(Option::unwrap_or_default)
+        call_on_text(&text, "center", &[width]).map(Option::unwrap_or_default)
     });
     environment.add_filter("wordcount", |text: String| {
         let is_word = |c: char| c == '_' || c.is_alphanumeric();
@@ -70,7 +70,7 @@ fn truncate(value: &Value, args: &[Value]) -> Result<Value, Error> {
     let [all, ending] = [text, end].map(|text| text.chars().count() as i64);
     if length < ending || leeway < 0 {
         return Err(invalid(format!(
-            "truncate: a length of {length} has no room for {end:?}, or a leeway below 0"
+            "truncate: the length {length} is too short for {end:?}, or the leeway is below 0"
         )));
     }
     if all <= length.saturating_add(leeway) {
@@ -108,8 +108,8 @@ fn wordwrap(value: &Value, args: &[Value]) -> Result<Value, Error> {
     };
     let text = string(value)?;
     // Each word may become a line of its own.
-    if text.len().saturating_mul(wrapping.separator.len().max(1)) > step_limits::MOST_WRITTEN {
-        return Err(invalid("wordwrap: it writes too much"));
+    if text.len().saturating_mul(wrapping.separator.len().max(1)) > step_limits::MAX_OUTPUT_BYTES {
+        return Err(invalid("wordwrap: the output is too long"));
     }
     Ok(Value::from(wrapping.wrap(text)))
 }
@@ -191,7 +191,7 @@ fn xmlattr(value: &Value, args: &[Value]) -> Result<Value, Error> {
         let is_bad = |c: char| c.is_whitespace() || matches!(c, '/' | '>' | '=');
         if name.contains(is_bad) {
             return Err(invalid(format!(
-                "xmlattr: {name:?} is no name of an attribute"
+                "xmlattr: {name:?} is not the name of an attribute"
             )));
         }
         attributes.push(format!("{}=\"{}\"", escaped(&key), escaped(&attribute)));

@@ -39,7 +39,7 @@ pub enum PartKind {
 }
 
 /// Splits a text at its special tokens, like a tokenizer.
-pub type Cut<'a> = &'a dyn Fn(&str) -> Vec<Part<'_>>;
+pub type SplitFn<'a> = &'a dyn Fn(&str) -> Vec<Part<'_>>;
 
 /// The texts that a template writes around messages, except for special tokens.
 #[derive(Debug, Default)]
@@ -79,7 +79,7 @@ impl Markup {
     }
 
     /// Learns the texts that `template` writes around messages of every role.
-    pub(super) fn learn(template: &ChatTemplate, cut: Cut<'_>) -> Markup {
+    pub(super) fn learn(template: &ChatTemplate, split: SplitFn<'_>) -> Markup {
         use Role::{Assistant, System, User};
         let mut markup = Markup::default();
         let mut written = Vec::new();
@@ -103,12 +103,12 @@ impl Markup {
                 let next = parts.get(at + 1).and_then(|number| number.parse().ok());
                 let next = next.and_then(|number: usize| roles.get(number));
                 let opens_turn = at > 0 && next.is_some_and(|&role| role != Assistant);
-                let cut = cut(around);
-                written.extend(specials(&cut));
-                markup.add_markers_around(&cut, at == 0, opens_turn);
+                let around = split(around);
+                written.extend(specials(&around));
+                markup.add_markers_around(&around, at == 0, opens_turn);
             }
         }
-        let searched = cut(template.source());
+        let searched = split(template.source());
         let searched = searched.iter();
         let mut pieces = Vec::new();
         for part in searched.filter(|part| part.kind == PartKind::Markup) {

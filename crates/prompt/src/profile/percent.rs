@@ -15,7 +15,7 @@ use minijinja::{Error, State, Value, context};
 use super::step_limits;
 
 /// Maximum number of rewritten operators: each moves the text after it.
-const MOST_CALLS: usize = 1000;
+const MAX_OPERATORS: usize = 1000;
 
 /// The function that the operator becomes a call of. No template has a variable of this name.
 pub(super) const FUNCTION: &str = "__percent__";
@@ -258,7 +258,7 @@ impl<'a> Rewriter<'a> {
                     self.rest = &self.rest[1..];
                     frame.is_open = true;
                     self.calls += 1;
-                    if self.calls > MOST_CALLS {
+                    if self.calls > MAX_OPERATORS {
                         return None;
                     }
                     frame.last = Last::Operator;

@@ -24,7 +24,7 @@ pub enum Unportable {
     #[error(transparent)]
     Profile(#[from] ProfileError),
     /// The turns of the profile depend on more than the role.
-    #[error("the turns of the profile '{0}' are more than constant texts around what is said")]
+    #[error("the turns of the profile '{0}' are more than constant texts around the messages")]
     Irregular(String),
 }
 
@@ -77,7 +77,7 @@ impl Rendering {
             markers: self.markers().to_vec(),
         };
         if let Rendering::Turn(profile) | Rendering::Profile(profile) = self
-            && !portable.says_the_same(self)?
+            && !portable.renders_like(self)?
         {
             return Err(Unportable::Irregular(profile.name().to_owned()));
         }
@@ -93,7 +93,7 @@ const BASE: &str = r"{%- for message in messages -%}
 
 impl Portable {
     /// Whether both write the same for conversations of all kinds.
-    fn says_the_same(&self, rendering: &Rendering) -> Result<bool, ProfileError> {
+    fn renders_like(&self, rendering: &Rendering) -> Result<bool, ProfileError> {
         let template = ChatTemplate::new(&self.source, Some(""), None)?;
         let template = template.with_markers(self.markers.clone());
         for messages in conversations() {
@@ -314,7 +314,7 @@ mod tests {
             }
         }
         let base = Rendering::Base.portable(false).unwrap();
-        assert!(base.says_the_same(&Rendering::Base).unwrap());
+        assert!(base.renders_like(&Rendering::Base).unwrap());
         assert!(base.markers.is_empty());
     }
 

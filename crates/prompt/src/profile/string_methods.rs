@@ -22,14 +22,14 @@ pub(super) fn call(
                 step_limits::check_widths(value)?;
             }
             let text = value.as_str().unwrap_or_default();
-            if let Some(found) = of_text(text, method, args)? {
+            if let Some(found) = call_on_text(text, method, args)? {
                 return Ok(found);
             }
         }
         ValueKind::Seq => {
             if method == "index" {
                 let [item, start, end] = arguments(["value", "start", "stop"], args)?;
-                let item = needed(item)?;
+                let item = required(item)?;
                 let items: Vec<Value> = value.try_iter()?.collect();
                 let (start, end) = range(items.len(), start, end)?;
                 let found = (start..end).find(|&at| items[at] == item);
@@ -62,7 +62,11 @@ pub(super) fn call(
 }
 
 /// Calls a method of a text; `None` for methods that are implemented elsewhere.
-pub(super) fn of_text(text: &str, method: &str, args: &[Value]) -> Result<Option<Value>, Error> {
+pub(super) fn call_on_text(
+    text: &str,
+    method: &str,
+    args: &[Value],
+) -> Result<Option<Value>, Error> {
     Ok(Some(match method {
         "rsplit" => {
             let [separator, most] = arguments(["sep", "maxsplit"], args)?;
@@ -73,7 +77,7 @@ pub(super) fn of_text(text: &str, method: &str, args: &[Value]) -> Result<Option
             };
             let separator = separator.filter(|separator| !separator.is_none());
             let parts = match separator {
-                None => words_from_the_right(text, most)
+                None => rsplit_whitespace(text, most)
                     .into_iter()
                     .map(Value::from)
                     .collect(),
@@ -93,7 +97,7 @@ pub(super) fn of_text(text: &str, method: &str, args: &[Value]) -> Result<Option
         }
         "partition" | "rpartition" => {
             let [separator] = arguments(["sep"], args)?;
-            let separator = needed(separator)?;
+            let separator = required(separator)?;
             let separator = string(&separator)?;
             if separator.is_empty() {
                 return Err(invalid("an empty separator"));
@@ -113,17 +117,17 @@ pub(super) fn of_text(text: &str, method: &str, args: &[Value]) -> Result<Option
         }
         "removeprefix" => {
             let [prefix] = arguments(["prefix"], args)?;
-            let prefix = needed(prefix)?;
+            let prefix = required(prefix)?;
             Value::from(text.strip_prefix(string(&prefix)?).unwrap_or(text))
         }
         "removesuffix" => {
             let [suffix] = arguments(["suffix"], args)?;
-            let suffix = needed(suffix)?;
+            let suffix = required(suffix)?;
             Value::from(text.strip_suffix(string(&suffix)?).unwrap_or(text))
         }
         "index" | "rindex" | "find" | "rfind" | "count" => {
             let [part, start, end] = arguments(["sub", "start", "end"], args)?;
-            let part = needed(part)?;
+            let part = required(part)?;
             let places: Vec<usize> = text.char_indices().map(|(at, _)| at).collect();
             let (start, end) = range(places.len(), start, end)?;
             let byte = |place: usize| places.get(place).copied().unwrap_or(text.len());
@@ -145,7 +149,7 @@ pub(super) fn of_text(text: &str, method: &str, args: &[Value]) -> Result<Option
         }
         "zfill" => {
             let [width] = arguments(["width"], args)?;
-            let missing = missing_to(text, &needed(width)?)?;
+            let missing = missing_to(text, &required(width)?)?;
             let digits = text.trim_start_matches(['+', '-']);
             let (sign, digits) = match text.len() - digits.len() {
                 0 => ("", text),
@@ -155,7 +159,7 @@ pub(super) fn of_text(text: &str, method: &str, args: &[Value]) -> Result<Option
         }
         "ljust" | "rjust" | "center" => {
             let [width, fill] = arguments(["width", "fillchar"], args)?;
-            let width = needed(width)?;
+            let width = required(width)?;
             let missing = missing_to(text, &width)?;
             let fill = fill.unwrap_or_else(|| Value::from(" "));
             let fill = string(&fill)?;
@@ -192,7 +196,7 @@ pub(super) fn of_text(text: &str, method: &str, args: &[Value]) -> Result<Option
 }
 
 /// Splits a text at white space from the right, at most `most` times, like `str.rsplit`.
-fn words_from_the_right(text: &str, most: Option<usize>) -> Vec<&str> {
+fn rsplit_whitespace(text: &str, most: Option<usize>) -> Vec<&str> {
     let mut words = Vec::new();
     let mut rest = text.trim_end();
     while !rest.is_empty() {
@@ -272,7 +276,7 @@ fn positional(names: &[&str], args: &[Value]) -> Result<Vec<Option<Value>>, Erro
     Ok(found)
 }
 
-fn needed(argument: Option<Value>) -> Result<Value, Error> {
+fn required(argument: Option<Value>) -> Result<Value, Error> {
     argument.ok_or_else(|| ErrorKind::MissingArgument.into())
 }
 

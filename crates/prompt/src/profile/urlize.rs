@@ -70,7 +70,7 @@ pub(super) fn urlize(value: &Value, args: &[Value]) -> Result<Value, Error> {
         for scheme in schemes.try_iter()? {
             let scheme = string(&scheme)?.to_owned();
             if !SCHEME.is_match(&scheme) {
-                return Err(invalid(format!("urlize: {scheme:?} is no scheme")));
+                return Err(invalid(format!("urlize: {scheme:?} is not a URI scheme")));
             }
             extra.push(scheme);
         }
@@ -90,8 +90,8 @@ pub(super) fn urlize(value: &Value, args: &[Value]) -> Result<Value, Error> {
         let space = rest.len() - rest.trim_start().len();
         linked.push_str(&rest[..space]);
         rest = &rest[space..];
-        if linked.len() > step_limits::MOST_WRITTEN {
-            return Err(invalid("urlize: it writes too much"));
+        if linked.len() > step_limits::MAX_OUTPUT_BYTES {
+            return Err(invalid("urlize: the output is too long"));
         }
     }
     Ok(Value::from(linked))

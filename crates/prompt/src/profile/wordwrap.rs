@@ -74,16 +74,16 @@ impl Wrapping<'_> {
     /// Where to break a word that is too long for a line, of which `length` characters are
     /// taken.
     fn place_to_break(&self, chunk: &[char], length: usize) -> usize {
-        let room = self.width - length;
-        if self.break_on_hyphens && chunk.len() > room {
-            let hyphen = chunk[..room].iter().rposition(|&c| c == '-');
+        let available = self.width - length;
+        if self.break_on_hyphens && chunk.len() > available {
+            let hyphen = chunk[..available].iter().rposition(|&c| c == '-');
             if let Some(hyphen) = hyphen
                 && chunk[..hyphen].iter().any(|&c| c != '-')
             {
                 return hyphen + 1;
             }
         }
-        room
+        available
     }
 }
 

@@ -76,12 +76,12 @@ impl Bpe {
     }
 
     /// Appends the ids of `text`, which has no special tokens.
-    pub(super) fn encode<D: LimitCheck>(
+    pub(super) fn encode<L: LimitCheck>(
         &self,
         vocabulary: &Vocabulary,
         text: &str,
-        output: &mut Output<'_, D>,
-    ) -> Result<(), D::Error> {
+        output: &mut Output<'_, L>,
+    ) -> Result<(), L::Error> {
         let mut chain = Chain::default();
         let mut letters = String::new();
         self.pre_tokenizer.split(text, |word| {
@@ -96,7 +96,7 @@ impl Bpe {
             let mut bytes = word.bytes().peekable();
             while bytes.peek().is_some() {
                 chain.clear();
-                while let Some(byte) = bytes.next_if(|_| chain.has_room(1)) {
+                while let Some(byte) = bytes.next_if(|_| chain.fits(1)) {
                     chain.push(1, self.bytes[byte as usize]);
                 }
                 let find = |left: &Symbol, right: &Symbol| {

@@ -120,21 +120,21 @@ impl Measure {
 }
 
 /// The tokens so far, and the length of the remaining text.
-pub(super) struct Output<'a, D> {
+pub(super) struct Output<'a, L> {
     pub(super) ids: Vec<u32>,
     measure: &'a Measure,
     left: usize,
-    limits: &'a D,
+    limits: &'a L,
     merges: usize,
 }
 
-impl<'a, D: LimitCheck> Output<'a, D> {
+impl<'a, L: LimitCheck> Output<'a, L> {
     /// For the tokens of `text`.
     pub(super) fn new(
         text: &str,
         measure: &'a Measure,
-        limits: &'a D,
-    ) -> Result<Output<'a, D>, D::Error> {
+        limits: &'a L,
+    ) -> Result<Output<'a, L>, L::Error> {
         let output = Output {
             ids: Vec::new(),
             left: measure.of(text),
@@ -147,13 +147,13 @@ impl<'a, D: LimitCheck> Output<'a, D> {
     }
 
     /// Notes that the tokens of `text`, the next part, are among [`ids`](Self::ids).
-    pub(super) fn advance(&mut self, text: &str) -> Result<(), D::Error> {
+    pub(super) fn advance(&mut self, text: &str) -> Result<(), L::Error> {
         self.left = self.left.saturating_sub(self.measure.of(text));
         self.check()
     }
 
     /// Notes a merge.
-    pub(super) fn merged(&mut self) -> Result<(), D::Error> {
+    pub(super) fn merged(&mut self) -> Result<(), L::Error> {
         self.merges += 1;
         if self.merges.is_multiple_of(MERGES_PER_CHECK) {
             self.check()
@@ -162,7 +162,7 @@ impl<'a, D: LimitCheck> Output<'a, D> {
         }
     }
 
-    fn check(&self) -> Result<(), D::Error> {
+    fn check(&self) -> Result<(), L::Error> {
         let rest = self.measure.least_tokens(self.left);
         self.limits.check(self.ids.len() + rest)
     }

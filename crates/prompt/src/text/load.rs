@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use super::bpe::{self, Bpe};
 use super::limits::Measure;
-use super::occurrences::Remembered;
+use super::occurrences::OccurrenceCache;
 use super::pre_tokenizer::{self, PreTokenizer};
 use super::special_tokens::SpecialTokens;
 use super::spm::{self, Spm};
@@ -173,7 +173,7 @@ impl Tokenizer {
             special_tokens,
             encoder,
             facts,
-            remembered: Remembered::default(),
+            occurrence_cache: OccurrenceCache::default(),
         })
     }
 }

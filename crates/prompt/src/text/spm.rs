@@ -42,13 +42,13 @@ impl Spm {
 
     /// Appends the ids of `text`, which has no special tokens. `first` tells whether it begins
     /// the whole text or follows a special token.
-    pub(super) fn encode<D: LimitCheck>(
+    pub(super) fn encode<L: LimitCheck>(
         &self,
         vocabulary: &Vocabulary,
         text: &str,
         first: bool,
-        output: &mut Output<'_, D>,
-    ) -> Result<(), D::Error> {
+        output: &mut Output<'_, L>,
+    ) -> Result<(), L::Error> {
         let prefix = (first && self.space_prefix).then_some(SPACE);
         let mut run = Run::default();
         let mut before = None;
@@ -56,7 +56,7 @@ impl Spm {
         let places = text.char_indices().map(|(at, c)| (at, escaped(c)));
         for (at, c) in prefix.map(|c| (0, c)).into_iter().chain(places) {
             let joined = before.is_none_or(|before| self.adjacent_pairs.contains(before, c));
-            if !(joined && run.chain.has_room(c.len_utf8())) {
+            if !(joined && run.chain.fits(c.len_utf8())) {
                 self.finish(vocabulary, &mut run, output)?;
                 output.advance(&text[begins..at])?;
                 begins = at;
@@ -69,12 +69,12 @@ impl Spm {
     }
 
     /// Appends the ids of a run, and empties it.
-    fn finish<D: LimitCheck>(
+    fn finish<L: LimitCheck>(
         &self,
         vocabulary: &Vocabulary,
         run: &mut Run,
-        output: &mut Output<'_, D>,
-    ) -> Result<(), D::Error> {
+        output: &mut Output<'_, L>,
+    ) -> Result<(), L::Error> {
         let text = run.text.as_bytes();
         let find = |left: &Symbol, right: &Symbol| {
             let id = vocabulary.find(&text[left.range_with(right)])?;

@@ -5,7 +5,7 @@ use std::convert::Infallible;
 
 use super::bpe::Bpe;
 use super::limits::{EncodeError, EncodeLimits, LimitCheck, Measure, Output, Unlimited};
-use super::occurrences::Remembered;
+use super::occurrences::OccurrenceCache;
 use super::special_tokens::{Fragment, SpecialToken, SpecialTokens};
 use super::spm::Spm;
 use super::vocabulary::{Arena, TokenKind, Vocabulary};
@@ -22,7 +22,7 @@ pub struct Tokenizer {
     pub(super) encoder: Encoder,
     pub(super) measure: Measure,
     pub(super) facts: Facts,
-    pub(super) remembered: Remembered,
+    pub(super) occurrence_cache: OccurrenceCache,
 }
 
 /// The encoder of text between special tokens.
@@ -85,12 +85,12 @@ impl Tokenizer {
         self.encode_for(text, special, limits)
     }
 
-    fn encode_for<D: LimitCheck>(
+    fn encode_for<L: LimitCheck>(
         &self,
         text: &str,
         special: Special,
-        limits: &D,
-    ) -> Result<Vec<u32>, D::Error> {
+        limits: &L,
+    ) -> Result<Vec<u32>, L::Error> {
         match special {
             Special::Parse => self.encode_where(text, true, |_, _| true, Markup::Kept, limits),
             Special::Plain => {
@@ -111,7 +111,7 @@ impl Tokenizer {
 
     /// Splits a text at the tokens that [`guard_controls`](Self::guard_controls) protects
     /// against: each part with its token, if it is one.
-    pub fn cut<'a>(&self, text: &'a str) -> Vec<(&'a str, Option<u32>)> {
+    pub fn split_at_special_tokens<'a>(&self, text: &'a str) -> Vec<(&'a str, Option<u32>)> {
         let mut parts = Vec::new();
         let guarded = |token: &SpecialToken, _| token.guarded;
         let Ok(()) = self.special_tokens.split(text, guarded, |fragment, part| {
@@ -146,12 +146,12 @@ impl Tokenizer {
         self.encode_guarded_for(text, guard, limits)
     }
 
-    fn encode_guarded_for<D: LimitCheck>(
+    fn encode_guarded_for<L: LimitCheck>(
         &self,
         text: &str,
         guard: char,
-        limits: &D,
-    ) -> Result<Vec<u32>, D::Error> {
+        limits: &L,
+    ) -> Result<Vec<u32>, L::Error> {
         let mut guards = Vec::new();
         let mut clean = String::with_capacity(text.len());
         for part in text.split(guard) {
@@ -199,12 +199,12 @@ impl Tokenizer {
     }
 
     /// Appends the ids of text without special tokens.
-    fn append_text<D: LimitCheck>(
+    fn append_text<L: LimitCheck>(
         &self,
         text: &str,
         first: bool,
-        output: &mut Output<'_, D>,
-    ) -> Result<(), D::Error> {
+        output: &mut Output<'_, L>,
+    ) -> Result<(), L::Error> {
         match &self.encoder {
             Encoder::Spm(spm) => spm.encode(&self.vocabulary, text, first, output),
             Encoder::Bpe(bpe) => bpe.encode(&self.vocabulary, text, output),
@@ -244,14 +244,14 @@ impl Tokenizer {
 
     /// `first` tells whether the text begins the whole text; later it tells whether the next
     /// fragment does or follows a special token.
-    fn encode_where<D: LimitCheck>(
+    fn encode_where<L: LimitCheck>(
         &self,
         text: &str,
         mut first: bool,
         allowed: impl Fn(&SpecialToken, usize) -> bool,
         markup: Markup,
-        limits: &D,
-    ) -> Result<Vec<u32>, D::Error> {
+        limits: &L,
+    ) -> Result<Vec<u32>, L::Error> {
         let mut output = Output::new(text, &self.measure, limits)?;
         self.special_tokens.split(text, allowed, |fragment, part| {
             let begins = first;

@@ -39,7 +39,7 @@ pub(super) fn content(line: &str, ignored_keys: &mut BTreeSet<String>) -> Result
             match (messages, prompt) {
                 (Some(messages), prompt) => {
                     if prompt.is_some_and(|prompt| position_of(&prompt, &messages).is_none()) {
-                        return Err("'messages' does not hold the 'prompt'".to_owned());
+                        return Err("'messages' does not contain the 'prompt'".to_owned());
                     }
                     conversation_or_prompt(messages)
                 }
@@ -88,7 +88,7 @@ fn check_agreement(
 ) -> Result<(), String> {
     match messages {
         Some(messages) if position_of(messages, whole) != Some(0) => {
-            Err(format!("'messages' says something else than '{name}'"))
+            Err(format!("'messages' does not agree with '{name}'"))
         }
         _ => Ok(()),
     }
@@ -129,7 +129,7 @@ fn with_answer(
         let from = prompt.len();
         return Ok(([prompt, answer].concat(), from));
     }
-    let no_answer = || format!("'{name}' holds only turns of the prompt, and no answer to it");
+    let no_answer = || format!("'{name}' has only turns of the prompt and no answer to it");
     if let Some(at) = position_of(&prompt, &answer) {
         let from = at + prompt.len();
         return if from < answer.len() {

@@ -316,11 +316,11 @@ fn what_cannot_be_used_is_told_in_one_line() {
         ),
         (
             r#"{"prompt": "a", "messages": [{"role": "user", "content": "b"}, {"role": "assistant", "content": "c"}]}"#,
-            "'messages' does not hold the 'prompt'",
+            "'messages' does not contain the 'prompt'",
         ),
         (
             r#"{"prompt": "a", "chosen": "b", "rejected": "c", "messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "c"}]}"#,
-            "'messages' says something else than 'chosen'",
+            "'messages' does not agree with 'chosen'",
         ),
         (
             r#"{"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b", "weight": 0.5}]}"#,
@@ -409,7 +409,7 @@ fn a_side_without_an_answer_of_its_own_is_named() {
         list(&["uand"]),
     ] {
         let found = told(Some(&prompt), &list(&["agood"]), &part);
-        let expected = "'rejected' holds only turns of the prompt, and no answer to it";
+        let expected = "'rejected' has only turns of the prompt and no answer to it";
         assert_eq!(found, expected, "{part}");
         let found = told(Some(&prompt), &part, &list(&["agood"]));
         assert!(found.starts_with("'chosen' holds only"), "{found}");

@@ -48,7 +48,7 @@ impl Objective for Distill {
         }
         for example in examples {
             if example.counted(0) != example.counted(1) {
-                return Err(wrong(example));
+                return Err(target_mismatch(example));
             }
         }
         let knowledge = student.unadapted(&batch(examples, 1))?.detach();
@@ -94,16 +94,16 @@ fn targets<'a>(examples: &[&'a Example]) -> Result<Option<Vec<&'a Target>>, Trai
         let before = all.len();
         all.extend(targets);
         if all.len() - before != example.counted(0) {
-            return Err(wrong(example));
+            return Err(target_mismatch(example));
         }
     }
     Ok(Some(all))
 }
 
-fn wrong(example: &Example) -> TrainError {
+fn target_mismatch(example: &Example) -> TrainError {
     TrainError::Example {
         place: example.place.clone(),
-        what: "the teacher's answer is not the student's",
+        what: "the teacher's answer and the student's have different lengths",
     }
 }
 

@@ -131,7 +131,7 @@ impl Adapter {
                 scale,
                 targets,
                 seed,
-            } => fresh(spec, rank, scale, &targets, seed)?,
+            } => new_lora(spec, rank, scale, &targets, seed)?,
         };
         let (mut variables, mut slots) = (Vec::new(), Vec::new());
         let mut end = 0;
@@ -214,7 +214,7 @@ impl Adapter {
 }
 
 /// A new adapter, initialised like PEFT's: A uniform within ±1/√inputs, B zero.
-fn fresh(
+fn new_lora(
     spec: &DecoderSpec,
     rank: usize,
     scale: f32,

@@ -39,9 +39,12 @@ pub(super) enum Direction {
 /// Rows per part: every thread gets at least one part, and no part is so tall that it falls out
 /// of the caches.
 pub(super) fn part_rows(rows: usize) -> usize {
-    const TALLEST: usize = 512;
+    const MAX_PART_ROWS: usize = 512;
     let threads = rayon::current_num_threads();
-    let parts = rows.div_ceil(TALLEST).next_multiple_of(threads).max(1);
+    let parts = rows
+        .div_ceil(MAX_PART_ROWS)
+        .next_multiple_of(threads)
+        .max(1);
     rows.div_ceil(parts).max(1)
 }
 

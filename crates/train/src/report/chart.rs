@@ -11,7 +11,7 @@ const TOP: f64 = 26.0;
 const BOTTOM: f64 = 204.0;
 
 /// Maximum points per line; more could not be told apart.
-const MOST_POINTS: usize = 600;
+const MAX_POINTS: usize = 600;
 
 /// A line of a chart.
 #[derive(Default)]
@@ -25,7 +25,7 @@ impl Line {
     pub(super) fn new(name: &'static str, points: impl Iterator<Item = (usize, f64)>) -> Line {
         let points: Vec<_> = points.map(|(step, value)| (step as f64, value)).collect();
         // If there are too many points, each one drawn is the mean of several neighbours.
-        let together = points.len().div_ceil(MOST_POINTS).max(1);
+        let together = points.len().div_ceil(MAX_POINTS).max(1);
         let means = points.chunks(together).map(|some| {
             let mean = |part: fn(&(f64, f64)) -> f64| {
                 some.iter().map(part).sum::<f64>() / some.len() as f64

@@ -511,5 +511,5 @@ fn an_adapter_that_the_loss_does_not_reach_is_named() {
         stop: &AtomicBool::new(false),
     };
     let told = train(&training, &mut Watcher::default()).unwrap_err();
-    assert_eq!(told.to_string(), "'alone' gets no gradient");
+    assert_eq!(told.to_string(), "'alone' has no gradient");
 }

@@ -4,7 +4,7 @@ use ratatui::style::{Color, Style};
 use ratatui::text::{Line, Span};
 
 use super::{dim, red};
-use crate::app::{App, Arms, MOST_PANES};
+use crate::app::{App, Arms, MAX_PANES};
 use crate::keymap::Action;
 use crate::wrap;
 
@@ -66,11 +66,11 @@ pub(super) fn compare(app: &App, width: usize) -> Vec<Line<'static>> {
     };
     lines.extend(text(about.into(), dim(), width));
     lines.push(Line::default());
-    let which = format!("chooses who is compared, up to {MOST_PANES}");
+    let which = format!("chooses who is compared, up to {MAX_PANES}");
     let offers = [
         (Action::Arms, which.as_str()),
         (Action::Next, "goes to the tokens of an answer"),
-        (Action::Promote, "goes on in chat with one of them"),
+        (Action::Promote, "continues in chat with one of them"),
         (Action::Help, "shows every key"),
     ];
     lines.extend(keys(app, &offers, width));
@@ -95,7 +95,7 @@ pub(super) fn server(app: &App, width: usize) -> Vec<Line<'static>> {
             lines.extend(keys(app, &[(Action::Arms, "asks the server again")], width));
             lines
         }
-        Arms::Known(_) => text("The server names no models.".into(), red(), width),
+        Arms::Known(_) => text("The server lists no models.".into(), red(), width),
     }
 }
 
