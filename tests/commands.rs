@@ -301,8 +301,8 @@ fn a_profile_is_begun_and_checked() {
     assert_eq!(output.status.code(), Some(1));
     let told = text(&output.stderr);
     for problem in [
-        "broken.jinja:1: the front matter lacks `title`",
-        "broken.jinja:1: the front matter lacks `shots`",
+        "broken.jinja:1: the front matter is missing `title`",
+        "broken.jinja:1: the front matter is missing `shots`",
         "broken.jinja:7: language \"english\"",
         "sampling.temperature is 9",
         "error: 1 of 2 profiles cannot be served",

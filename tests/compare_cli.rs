@@ -3,7 +3,7 @@
 use std::fs;
 use std::process::{Command, Output, Stdio};
 
-use incant::analyze::{Class, Report, page};
+use incant::analyze::{Report, ShiftClass, page};
 
 use crate::support::{model, subjects};
 
@@ -144,7 +144,7 @@ fn the_table_says_what_the_files_hold() {
         .collect();
     let shifted = tokens
         .iter()
-        .filter(|token| token.scores[0].class == Class::Shifted);
+        .filter(|token| token.scores[0].class == ShiftClass::Shifted);
     let share = shifted.count() as f64 / tokens.len() as f64;
     assert_eq!((pair.tokens, pair.shares.shifted), (tokens.len(), share));
     let row = table

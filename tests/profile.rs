@@ -382,7 +382,7 @@ fn a_broken_file_in_the_folder_stops_the_start() {
     );
     let error = error_of("other.jinja", OWN.as_bytes());
     assert!(
-        error.contains("named otherwise than its profile, \"own\""),
+        error.contains("does not have the name of its profile, \"own\""),
         "{error}"
     );
     let error = error_of("own.jinja", b"\xff\xfe");

@@ -4,7 +4,7 @@
 use std::path::Path;
 use std::sync::Arc;
 
-use incant::analyze::{Class, FinishReason, Report, Score};
+use incant::analyze::{FinishReason, Report, Score, ShiftClass};
 use incant::engine::EngineOptions;
 use incant::exec::{Chunk, Executor, Wanted};
 use incant::gguf::Gguf;
@@ -109,7 +109,7 @@ fn what_arms_think_of_each_others_tokens_is_what_completions_say() {
                     true => (token.logprob, token.rank),
                     false => {
                         let score = token.score(arm).expect("every other arm");
-                        assert_eq!(score.class, Class::of(score.rank));
+                        assert_eq!(score.class, ShiftClass::of(score.rank));
                         assert_eq!(score.top_logprobs.len(), 10);
                         (score.logprob, score.rank)
                     }

@@ -6,7 +6,7 @@ use std::sync::OnceLock;
 use std::time::{Duration, Instant};
 
 use incant::gguf::Gguf;
-use incant::text::{Bounds, Cancel, Halt, Special, TokenKind, Tokenizer};
+use incant::text::{Cancel, EncodeError, EncodeLimits, Special, TokenKind, Tokenizer};
 use proptest::prelude::*;
 use serde_json::Value;
 
@@ -500,8 +500,8 @@ fn encoding_ends_where_there_are_more_tokens_than_wanted() {
         let count = tokenizer.encode(&text, Special::Plain).len();
         assert!(tokenizer.least_tokens(&text) <= WANTED && WANTED < count / 2);
         let within = |most, cancel: &Cancel| {
-            let bounds = Bounds {
-                most: Some(most),
+            let bounds = EncodeLimits {
+                max_tokens: Some(most),
                 cancel: cancel.clone(),
             };
             tokenizer.encode_within(&text, Special::Plain, &bounds)
@@ -509,7 +509,7 @@ fn encoding_ends_where_there_are_more_tokens_than_wanted() {
         let cancel = Cancel::default();
         match within(WANTED, &cancel) {
             // Stops before the end of the text.
-            Err(Halt::TooLong { at_least }) => {
+            Err(EncodeError::TooLong { at_least }) => {
                 assert!(
                     (WANTED + 1..WANTED + 10).contains(&at_least),
                     "{model}: {at_least}"
@@ -519,7 +519,11 @@ fn encoding_ends_where_there_are_more_tokens_than_wanted() {
         }
         assert_eq!(within(count, &cancel).map(|ids| ids.len()), Ok(count));
         cancel.cancel();
-        assert_eq!(within(count, &cancel), Err(Halt::Cancelled), "{model}");
+        assert_eq!(
+            within(count, &cancel),
+            Err(EncodeError::Cancelled),
+            "{model}"
+        );
     }
 }
 
@@ -578,16 +582,16 @@ proptest! {
                 let ids = tokenizer.encode(&text, special);
                 let least = tokenizer.least_tokens(&text);
                 prop_assert!(least <= ids.len(), "{}: {} of {}", model, least, ids.len());
-                let bounds = Bounds { most: Some(most), ..Bounds::default() };
+                let bounds = EncodeLimits { max_tokens: Some(most), ..EncodeLimits::default() };
                 match tokenizer.encode_within(&text, special, &bounds) {
                     Ok(within) => {
                         prop_assert!(within.len() <= most);
                         prop_assert_eq!(within, ids);
                     }
-                    Err(Halt::TooLong { at_least }) => {
+                    Err(EncodeError::TooLong { at_least }) => {
                         prop_assert!(most < at_least && at_least <= ids.len());
                     }
-                    Err(Halt::Cancelled) => prop_assert!(false, "nobody has cancelled"),
+                    Err(EncodeError::Cancelled) => prop_assert!(false, "nobody has cancelled"),
                 }
             }
         }

@@ -32,7 +32,7 @@ const TOML: [&str; 16] = [
 ];
 
 /// Endless and expensive steps. Those that only fuel bounds are not included
-/// (`src/profile/bounds.rs`).
+/// (`crates/prompt/src/profile/step_limits.rs`).
 const JINJA: [&str; 32] = [
     "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}",
     "{% for a in range(99999) %}{{ messages }}{% endfor %}",

@@ -11,7 +11,7 @@ use incant::gguf::Gguf;
 use incant::kernels::{Isa, Tier};
 use incant::lora::{Linear, Lora, LowRank};
 use incant::model::{DecoderSpec, arch};
-use incant::train::model::{AdapterSettings, Form, Model};
+use incant::train::model::{AdapterInit, AdapterSettings, Model};
 use incant::train::{Batch, Sample, Student, Target};
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
@@ -90,9 +90,9 @@ impl Subject {
     fn model_on(&self, isa: Isa, from: Option<Lora>, recompute: bool) -> Model {
         let pool = Pool::new(threads_to_use(Some(2))).expect("threads");
         let settings = AdapterSettings {
-            form: match from {
-                Some(lora) => Form::Of(lora),
-                None => Form::New {
+            init: match from {
+                Some(lora) => AdapterInit::Existing(lora),
+                None => AdapterInit::New {
                     rank: RANK,
                     scale: 2.0,
                     targets: Linear::ALL.to_vec(),
@@ -198,9 +198,15 @@ fn it_computes_what_executors_compute() {
         let adapted = subject.model(Some(lora.clone()), false);
         for (model, lora) in [(fresh, None), (adapted, Some(&lora))] {
             let found = numbers(&model.logprobs(&batch()).expect("it runs"));
-            let observed = model.observed().logprobs(&batch()).expect("it runs");
-            assert!(!observed.track_op(), "it keeps what nobody asks for");
-            assert_eq!(numbers(&observed), found);
+            let without_gradients = model
+                .without_gradients()
+                .logprobs(&batch())
+                .expect("it runs");
+            assert!(
+                !without_gradients.track_op(),
+                "it keeps what nobody asks for"
+            );
+            assert_eq!(numbers(&without_gradients), found);
             let expected = subject.by_executor(&batch(), lora);
             assert_eq!(found.len(), expected.len());
             for (found, expected) in found.iter().zip(&expected) {
@@ -412,8 +418,11 @@ fn divergences_are_those_of_whole_distributions_and_have_their_gradients() {
             }
             rows
         };
-        let observed = student.observed().divergences(&answers, &teacher);
-        assert_eq!(numbers(&observed.expect("it runs")), numbers(&found));
+        let without_gradients = student.without_gradients().divergences(&answers, &teacher);
+        assert_eq!(
+            numbers(&without_gradients.expect("it runs")),
+            numbers(&found)
+        );
         let p = distributions(&questions, None);
         let q = distributions(&answers, Some(&lora));
         for ((found, p), q) in numbers(&found).iter().zip(&p).zip(&q) {
@@ -455,11 +464,14 @@ fn divergences_from_certain_tokens_are_what_their_log_probabilities_lack() {
     let logprobs = model.logprobs(&batch).expect("it runs");
     let expected = numbers(&logprobs.neg().expect("numbers"));
     assert_eq!(numbers(&found), expected);
-    let observed = model.observed();
-    let observed = observed.sparse_divergences(&batch, &targets);
-    let observed = observed.expect("it runs");
-    assert!(!observed.track_op(), "it keeps what nobody asks for");
-    assert_eq!(numbers(&observed), expected);
+    let without_gradients = model.without_gradients();
+    let without_gradients = without_gradients.sparse_divergences(&batch, &targets);
+    let without_gradients = without_gradients.expect("it runs");
+    assert!(
+        !without_gradients.track_op(),
+        "it keeps what nobody asks for"
+    );
+    assert_eq!(numbers(&without_gradients), expected);
 
     let sum = |tensor: Tensor| tensor.sum_all().expect("a sum");
     let found = sum(found).backward().expect("it can go back");

@@ -293,7 +293,7 @@ fn a_second_run_in_a_folder_is_refused_and_a_dead_one_is_in_nobodys_way() {
         let told = String::from_utf8_lossy(&second.stderr).into_owned();
         assert_eq!(second.status.code(), Some(1), "{told}");
         assert!(
-            told.starts_with("error: another training is writing to mine;"),
+            told.starts_with("error: another training run is writing to mine;"),
             "{told}"
         );
         assert_eq!(told.lines().count(), 1, "{told}");

@@ -11,7 +11,7 @@ mod failure;
 pub mod http;
 pub mod keymap;
 pub mod markdown;
-mod private;
+mod owner_only;
 pub mod sampling;
 pub mod session;
 pub mod view;

@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use crate::private;
+use crate::owner_only;
 use crate::sampling::Sampling;
 use crate::wire::Usage;
 
@@ -101,7 +101,7 @@ impl Message {
 
     /// Another answer to the same question, with the rest of them as variants. The last one if
     /// `place` is out of range.
-    pub fn turned_to(self, place: usize) -> Message {
+    pub fn with_variant(self, place: usize) -> Message {
         let mut variants = self.into_variants();
         let variant = place.min(variants.len() - 1);
         let shown = variants.remove(variant);
@@ -147,7 +147,8 @@ pub struct Comparison {
     pub seed: u64,
     /// Whether each arm was sent its own request, because the server has no endpoint for
     /// comparisons.
-    pub alone: bool,
+    #[serde(rename = "alone")]
+    pub separate_requests: bool,
 }
 
 /// A server's analysis of a comparison's tokens, as in a report.
@@ -160,12 +161,12 @@ pub struct Analysis {
     /// The statistics; null if the comparison was not completed.
     pub summary: Value,
     /// The analysis of each answer.
-    pub answers: Vec<Analysed>,
+    pub answers: Vec<AnswerAnalysis>,
 }
 
 /// A server's analysis of one answer's tokens.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
-pub struct Analysed {
+pub struct AnswerAnalysis {
     /// The token usage.
     pub usage: Value,
     /// Its tokens, with their scores.
@@ -235,7 +236,7 @@ impl Folder {
     /// # Errors
     /// The disk is full, or the folder cannot be written.
     pub fn save(&self, session: &Session) -> io::Result<()> {
-        private::folder(&self.0)?;
+        owner_only::folder(&self.0)?;
         // A temporary file is readable by its owner alone, and stays so when it is renamed.
         let mut file = tempfile::NamedTempFile::new_in(&self.0)?;
         serde_json::to_writer(&mut file, &session.head)?;
@@ -472,7 +473,7 @@ mod tests {
         };
         let mut shown = all.clone();
         for (place, text) in [(1, "b"), (0, "a"), (2, "c")] {
-            shown = shown.turned_to(place);
+            shown = shown.with_variant(place);
             assert_eq!((shown.content.as_str(), shown.variant), (text, place));
             let order = shown.clone().into_variants();
             let order: Vec<&str> = order.iter().map(|answer| answer.content.as_str()).collect();

@@ -24,7 +24,8 @@ pub mod token_json;
 
 pub use incant_api::{FinishReason, Usage};
 pub use report::{
-    Alternative, Answer, Class, FORMAT, Prompt, Report, ReportArm, Samplers, Score, Settings, Token,
+    Alternative, Answer, FORMAT, Prompt, Report, ReportArm, Samplers, Score, Settings, ShiftClass,
+    Token,
 };
 pub use sampling::{SamplingRow, sampling};
 pub use summary::{Interval, MostShifted, Pair, Position, Removed, Shares, Summary, summary};

@@ -247,7 +247,7 @@ pub struct Score {
     /// Its rank by likelihood under this arm.
     pub rank: usize,
     /// The shift class of that rank.
-    pub class: Class,
+    pub class: ShiftClass,
     /// KL(arm that generated it ‖ this arm) over the whole vocabulary, in nats, at most 9999.
     pub kl: f32,
     /// KL(this arm ‖ arm that generated it).
@@ -272,7 +272,7 @@ impl Score {
             arm,
             logprob: finite(logprob),
             rank,
-            class: Class::of(rank),
+            class: ShiftClass::of(rank),
             kl: finite_kl(divergence.forward),
             kl_reverse: finite_kl(divergence.reverse),
             top_logprobs,
@@ -286,7 +286,7 @@ impl Score {
 )]
 #[serde(rename_all = "lowercase")]
 #[schemars(rename = "ShiftClass")]
-pub enum Class {
+pub enum ShiftClass {
     /// First: it would have generated the same.
     Unshifted,
     /// Second or third.
@@ -295,13 +295,13 @@ pub enum Class {
     Shifted,
 }
 
-impl Class {
+impl ShiftClass {
     /// The class of a 1-based rank.
-    pub fn of(rank: usize) -> Class {
+    pub fn of(rank: usize) -> ShiftClass {
         match rank {
-            ..=1 => Class::Unshifted,
-            2..=3 => Class::Marginal,
-            _ => Class::Shifted,
+            ..=1 => ShiftClass::Unshifted,
+            2..=3 => ShiftClass::Marginal,
+            _ => ShiftClass::Shifted,
         }
     }
 }

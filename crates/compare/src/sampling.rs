@@ -131,9 +131,10 @@ fn common(a: &[String], b: &[String]) -> usize {
         let mut before = 0;
         for (j, other) in b.iter().enumerate() {
             let above = lengths[j + 1];
-            lengths[j + 1] = match word == other {
-                true => before + 1,
-                false => above.max(lengths[j]),
+            lengths[j + 1] = if word == other {
+                before + 1
+            } else {
+                above.max(lengths[j])
             };
             before = above;
         }

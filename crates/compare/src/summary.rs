@@ -6,13 +6,13 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::bootstrap::intervals;
-use super::{Answer, Class, Prompt, Score, Token};
+use super::{Answer, Prompt, Score, ShiftClass, Token};
 
 #[cfg(test)]
 mod tests;
 
 /// The maximum number of most shifted tokens to list.
-const MOST_SHIFTED: usize = 20;
+const MAX_MOST_SHIFTED: usize = 20;
 
 /// A summary of all tokens' scores. It is over the answers of temperature 0 if there are any,
 /// otherwise over those of the first temperature.
@@ -146,7 +146,7 @@ pub struct Removed {
 /// Summarises the scores of `arms` arms. The shift that third arms account for is measured
 /// against `reference`.
 pub fn summary(arms: usize, reference: usize, prompts: &[Prompt]) -> Summary {
-    let Some(temperature) = summed_up(prompts) else {
+    let Some(temperature) = summary_temperature(prompts) else {
         return Summary {
             pairs: Vec::new(),
             removed: Vec::new(),
@@ -177,7 +177,7 @@ pub fn summary(arms: usize, reference: usize, prompts: &[Prompt]) -> Summary {
 }
 
 /// The temperature whose answers are summarised.
-fn summed_up(prompts: &[Prompt]) -> Option<f32> {
+fn summary_temperature(prompts: &[Prompt]) -> Option<f32> {
     let answers = || prompts.iter().flat_map(|prompt| &prompt.answers);
     let temperatures = || answers().map(|answer| answer.temperature);
     temperatures().find(|&t| t == 0.0).or(temperatures().next())
@@ -202,9 +202,9 @@ impl Sums {
     fn add(&mut self, token: &Token, score: &Score) {
         self.tokens += 1;
         match score.class {
-            Class::Unshifted => self.unshifted += 1,
-            Class::Marginal => self.marginal += 1,
-            Class::Shifted => self.shifted += 1,
+            ShiftClass::Unshifted => self.unshifted += 1,
+            ShiftClass::Marginal => self.marginal += 1,
+            ShiftClass::Shifted => self.shifted += 1,
         }
         self.rank += score.rank as f64;
         self.kl += f64::from(score.kl);
@@ -295,7 +295,7 @@ fn pair(arm: usize, under: usize, prompts: &[Vec<(usize, &Token)>]) -> Option<Pa
 }
 
 fn interval(prompts: &[Sums]) -> Option<Interval> {
-    let found = intervals(prompts.len(), |drawn| {
+    let bounds = intervals(prompts.len(), |drawn| {
         let mut sums = Sums::default();
         for &at in drawn {
             let prompt = &prompts[at];
@@ -308,7 +308,7 @@ fn interval(prompts: &[Sums]) -> Option<Interval> {
         }
         Some(sums.statistics())
     });
-    let [unshifted, marginal, shifted, kl, kl_reverse] = found?;
+    let [unshifted, marginal, shifted, kl, kl_reverse] = bounds?;
     Some(Interval {
         prompts: prompts.len(),
         unshifted,
@@ -333,7 +333,7 @@ fn most_shifted(by_id: &BTreeMap<u32, (Sums, &str)>) -> Vec<MostShifted> {
         .collect();
     // The sort is stable: among equals, the lower id comes first.
     tokens.sort_by(|a, b| (b.shifted.cmp(&a.shifted)).then(b.kl.total_cmp(&a.kl)));
-    tokens.truncate(MOST_SHIFTED);
+    tokens.truncate(MAX_MOST_SHIFTED);
     tokens
 }
 
@@ -357,9 +357,9 @@ fn removed_by(
             scored += 1;
             kl += f64::from(under.kl);
             kl_by += f64::from(by.kl);
-            if under.class == Class::Shifted {
+            if under.class == ShiftClass::Shifted {
                 shifted += 1;
-                remaining += usize::from(by.class == Class::Shifted);
+                remaining += usize::from(by.class == ShiftClass::Shifted);
             }
         }
         if scored > 0 {

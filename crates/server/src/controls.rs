@@ -25,7 +25,7 @@ use crate::runtime::{Arm, breakers};
 use incant_compare::Samplers;
 use incant_gguf::printable::excerpt;
 use incant_prompt::profile::{
-    MAX_BREAKER_BYTES, MAX_BREAKERS, MOST_DRY_TOKENS, SamplingDefaults, breakers_problem,
+    MAX_BREAKER_BYTES, MAX_BREAKERS, MAX_DRY_TOKENS, SamplingDefaults, breakers_problem,
 };
 use incant_prompt::text::{Special, Tokenizer};
 use incant_sample::{self as sample, DryParams, SamplingParams};
@@ -303,13 +303,13 @@ impl Controls {
                 allowed_length: integer(
                     "dry_allowed_length",
                     self.dry_allowed_length,
-                    0..=i64::from(MOST_DRY_TOKENS),
+                    0..=i64::from(MAX_DRY_TOKENS),
                 )?
                 .map_or(profile.dry.allowed_length, |length| length as usize),
                 penalty_last_n: integer(
                     "dry_penalty_last_n",
                     self.dry_penalty_last_n,
-                    -1..=i64::from(MOST_DRY_TOKENS),
+                    -1..=i64::from(MAX_DRY_TOKENS),
                 )?
                 .map_or(profile.dry.penalty_last_n, |last| {
                     usize::try_from(last).ok() // -1 looks at everything

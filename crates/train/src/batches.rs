@@ -75,7 +75,7 @@ fn shuffled(lengths: &[usize], size: usize, seed: u64, epoch: usize) -> Vec<Vec<
 
 /// Batches for evaluation, where order does not matter: every example once, similar lengths
 /// together.
-pub fn in_order(lengths: &[usize], size: usize) -> Vec<Vec<usize>> {
+pub fn by_length(lengths: &[usize], size: usize) -> Vec<Vec<usize>> {
     let mut places: Vec<usize> = (0..lengths.len()).collect();
     places.sort_by_key(|&place| lengths[place]);
     places.chunks(size).map(<[usize]>::to_vec).collect()

@@ -38,7 +38,7 @@ pub(super) struct State {
 }
 
 #[derive(Deserialize)]
-struct Written {
+struct StoredState {
     step: usize,
     identity: Value,
 }
@@ -77,7 +77,7 @@ pub(super) fn save(
 
 /// Writes the adapter into the run's folder itself, so that the folder can be served.
 pub(super) fn publish(folder: &Path, student: &dyn Student) -> Result<(), TrainError> {
-    files::put_into(folder, |folder| student.save(folder))
+    files::move_into(folder, |folder| student.save(folder))
 }
 
 /// Whether a folder holds any checkpoint, complete or not.
@@ -130,7 +130,7 @@ fn state(checkpoint: &Path) -> Result<State, TrainError> {
     let bytes = fs::read(&path).map_err(TrainError::io(&path))?;
     SafeTensors::deserialize(&bytes).map_err(|error| TrainError::state(&path, error))?;
     let written = metadata(&path, &bytes)?;
-    let written: Written =
+    let written: StoredState =
         serde_json::from_value(written).map_err(|error| TrainError::state(&path, error))?;
     Ok(State {
         step: written.step,
@@ -153,7 +153,7 @@ pub(super) fn restore(
             .remove(name)
             .ok_or_else(|| TrainError::state(&path, format!("'{name}' is missing")))?;
         if tensor.shape() != variable.shape() {
-            let why = format!("'{name}' has another shape than the student's");
+            let why = format!("'{name}' does not have the shape of the student's variable");
             return Err(TrainError::state(&path, why));
         }
         Ok(tensor.to_device(variable.device())?)
@@ -176,8 +176,8 @@ pub(super) fn write_tensors(
     rest: &Value,
 ) -> Result<(), TrainError> {
     let tensors = tensors.iter().map(|(name, tensor)| {
-        let numbers = tensor.flatten_all()?.to_vec1::<f32>()?;
-        let bytes: Vec<u8> = numbers.into_iter().flat_map(f32::to_le_bytes).collect();
+        let elements = tensor.flatten_all()?.to_vec1::<f32>()?;
+        let bytes: Vec<u8> = elements.into_iter().flat_map(f32::to_le_bytes).collect();
         Ok((name, tensor.dims().to_vec(), bytes))
     });
     let tensors = tensors.collect::<Result<Vec<_>, TrainError>>()?;
@@ -199,7 +199,8 @@ pub(super) fn metadata(path: &Path, bytes: &[u8]) -> Result<Value, TrainError> {
     let (_, header) =
         SafeTensors::read_metadata(bytes).map_err(|error| TrainError::state(path, error))?;
     let text = header.metadata().as_ref().and_then(|rest| rest.get(KEY));
-    let text = text.ok_or_else(|| TrainError::state(path, "it was not written by a training"))?;
+    let text =
+        text.ok_or_else(|| TrainError::state(path, "it was not written by a training run"))?;
     serde_json::from_str(text).map_err(|error| TrainError::state(path, error))
 }
 
@@ -211,9 +212,9 @@ pub(super) fn read_tensors(path: &Path) -> Result<HashMap<String, Tensor>, Train
         if view.dtype() != Dtype::F32 {
             return Err(TrainError::state(path, format!("'{name}' is not f32")));
         }
-        let numbers = view.data().as_chunks::<4>().0.iter();
-        let numbers: Vec<f32> = numbers.map(|bytes| f32::from_le_bytes(*bytes)).collect();
-        let tensor = Tensor::from_vec(numbers, view.shape(), &Device::Cpu)?;
+        let elements = view.data().as_chunks::<4>().0.iter();
+        let elements: Vec<f32> = elements.map(|bytes| f32::from_le_bytes(*bytes)).collect();
+        let tensor = Tensor::from_vec(elements, view.shape(), &Device::Cpu)?;
         Ok((name.to_owned(), tensor))
     });
     tensors.collect()

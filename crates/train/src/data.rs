@@ -16,11 +16,11 @@
 //!
 //! A `prompt` beside `messages`, and `messages` beside an answer or a pair, must agree with
 //! each other; null counts as absent. Other keys are ignored and reported in
-//! [`Records::unread`]. A file whose name ends in `.gz` is decompressed; a byte order mark is
+//! [`Records::ignored_keys`]. A file whose name ends in `.gz` is decompressed; a byte order mark is
 //! skipped.
 
-mod meaning;
-mod written;
+mod interpret;
+mod record;
 
 use std::cell::RefCell;
 use std::collections::BTreeSet;
@@ -69,14 +69,14 @@ pub struct Conversation {
     /// The assistant's turns count from this message on.
     pub from: usize,
     /// Exceptions among these turns: messages whose weight is 0.
-    pub unlearnt: Vec<usize>,
+    pub excluded: Vec<usize>,
 }
 
 impl Conversation {
     /// Whether a message is to be learnt.
     pub fn counts(&self, at: usize) -> bool {
         let is_answer = self.messages[at].role == Role::Assistant;
-        is_answer && at >= self.from && !self.unlearnt.contains(&at)
+        is_answer && at >= self.from && !self.excluded.contains(&at)
     }
 }
 
@@ -114,7 +114,7 @@ pub struct Records {
     pub lines: Vec<Result<Entry, DataError>>,
     /// The ignored keys, such as `score_chosen` and `messages[].name`. Keys whose values are
     /// all null are not among them.
-    pub unread: BTreeSet<String>,
+    pub ignored_keys: BTreeSet<String>,
     /// The SHA-256 of the file's bytes, in hexadecimal digits.
     pub sha256: String,
 }
@@ -128,14 +128,15 @@ pub fn read(path: &Path) -> Result<Records, TrainError> {
     let is_packed = path.extension().is_some_and(|extension| extension == "gz");
     let hash = RefCell::new(Sha256::new());
     let file = Hashed { file, hash: &hash };
-    let bytes: Box<dyn Read> = match is_packed {
-        true => Box::new(MultiGzDecoder::new(BufReader::new(file))),
-        false => Box::new(file),
+    let bytes: Box<dyn Read> = if is_packed {
+        Box::new(MultiGzDecoder::new(BufReader::new(file)))
+    } else {
+        Box::new(file)
     };
     let file = Arc::new(path.to_owned());
     let mut records = Records {
         lines: Vec::new(),
-        unread: BTreeSet::new(),
+        ignored_keys: BTreeSet::new(),
         sha256: String::new(),
     };
     for (line, text) in (1..).zip(BufReader::new(bytes).lines()) {
@@ -152,7 +153,7 @@ pub fn read(path: &Path) -> Result<Records, TrainError> {
         if text.trim().is_empty() {
             continue;
         }
-        let content = meaning::content(text, &mut records.unread);
+        let content = interpret::content(text, &mut records.ignored_keys);
         records.lines.push(match content {
             Ok(content) => Ok(Entry { place, content }),
             Err(what) => Err(DataError { place, what }),

@@ -33,7 +33,7 @@ pub enum TrainError {
     },
     /// The run to resume had a different setting.
     #[error(
-        "the run in {} cannot go on: '{name}' was {then} and is {now}", folder.display()
+        "the run in {} cannot be resumed: '{name}' was {then} and is {now}", folder.display()
     )]
     Differs {
         /// The run's folder.
@@ -47,19 +47,19 @@ pub enum TrainError {
     },
     /// The folder already holds a run.
     #[error(
-        "{} holds a run already; go on with it (--resume) or choose another folder",
+        "{} already holds a run; resume it with --resume or choose another folder",
         .0.display()
     )]
     Exists(PathBuf),
     /// The folder holds an adapter that a run would overwrite.
     #[error(
-        "{} holds an adapter and no checkpoint to go on from; choose another folder",
+        "{} holds an adapter but no checkpoint to resume from; choose another folder",
         .0.display()
     )]
     Finished(PathBuf),
     /// Another run writes to the folder.
     #[error(
-        "another training is writing to {}; wait for its end or choose another folder",
+        "another training run is writing to {}; wait for its end or choose another folder",
         .0.display()
     )]
     Busy(PathBuf),
@@ -72,6 +72,17 @@ pub enum TrainError {
         has_adapter: bool,
         /// The last complete checkpoint.
         last: Option<PathBuf>,
+    },
+    /// A checkpoint was saved, and at the end of a run the adapter, but not the report about it.
+    #[error(
+        "the checkpoint {} is complete, but the report could not be written: {error}",
+        checkpoint.display()
+    )]
+    Unreported {
+        /// The error that kept the report from being written.
+        error: Box<TrainError>,
+        /// The checkpoint.
+        checkpoint: PathBuf,
     },
     /// There are no training examples.
     #[error("there are no examples")]
@@ -89,7 +100,7 @@ pub enum TrainError {
         places: Vec<Place>,
     },
     /// A part of the adapter is not connected to the loss.
-    #[error("'{name}' gets no gradient")]
+    #[error("'{name}' has no gradient")]
     NoGradient {
         /// The variable.
         name: String,
@@ -121,14 +132,15 @@ impl TrainError {
 
 /// Describes what is left of a run that could not be saved.
 fn left(has_adapter: bool, last: Option<&Path>) -> String {
-    let adapter = match has_adapter {
-        true => "the adapter itself was written, and ",
-        false => "",
+    let adapter = if has_adapter {
+        "the adapter itself was written, and "
+    } else {
+        ""
     };
     match last {
         Some(last) => format!(
-            "{adapter}the last whole checkpoint is {}: make room and go on from it with the same \
-             command and --resume",
+            "{adapter}the last complete checkpoint is {}: free disk space and resume from it with \
+             the same command and --resume",
             last.display()
         ),
         None => format!("{adapter}there is no checkpoint"),

@@ -20,18 +20,18 @@ pub(super) fn evaluate(
     step: usize,
     observer: &mut dyn Observer,
 ) -> Result<Option<Evaluation>, TrainError> {
-    let (examples, student) = (training.held_out, training.student.observed());
+    let (examples, student) = (training.held_out, training.student.without_gradients());
     let lengths: Vec<usize> = examples.iter().map(Example::length).collect();
     let (mut sum, mut weight, mut done) = (0.0, 0, 0);
     let mut margins = Vec::new();
-    for batch in batches::in_order(&lengths, training.settings.batch_size) {
+    for batch in batches::by_length(&lengths, training.settings.batch_size) {
         if training.stop.load(Ordering::Relaxed) {
             return Ok(None);
         }
         let some: Vec<&Example> = batch.iter().map(|&place| &examples[place]).collect();
-        let references = references::of(references.of_held_out(), &batch);
+        let references = references::of_batch(references.of_held_out(), &batch);
         let found: Loss = training.objective.loss(&*student, &some, &references)?;
-        let loss = number(&found.sum)?;
+        let loss = scalar(&found.sum)?;
         if !loss.is_finite() {
             return Err(TrainError::NotFinite {
                 what: "held-out loss",
@@ -57,7 +57,7 @@ pub(super) fn evaluate(
 }
 
 /// The only element of a tensor.
-pub(super) fn number(tensor: &candle_core::Tensor) -> Result<f64, TrainError> {
+pub(super) fn scalar(tensor: &candle_core::Tensor) -> Result<f64, TrainError> {
     Ok(tensor.to_dtype(candle_core::DType::F64)?.to_scalar()?)
 }
 

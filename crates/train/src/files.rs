@@ -32,7 +32,7 @@ pub(super) fn make_folder(
     path: &Path,
     fill: impl FnOnce(&Path) -> Result<(), TrainError>,
 ) -> Result<(), TrainError> {
-    in_fresh_folder(path, |folder| {
+    in_temporary_folder(path, |folder| {
         fill(folder)?;
         sync_all(folder)?;
         rename(folder, path)
@@ -41,11 +41,11 @@ pub(super) fn make_folder(
 
 /// Moves the files that `fill` writes into an empty folder to `path`, one by one in the order
 /// of their names. `path` may hold other files.
-pub(super) fn put_into(
+pub(super) fn move_into(
     path: &Path,
     fill: impl FnOnce(&Path) -> Result<(), TrainError>,
 ) -> Result<(), TrainError> {
-    in_fresh_folder(&path.join("files"), |folder| {
+    in_temporary_folder(&path.join("files"), |folder| {
         fill(folder)?;
         for file in sync_all(folder)? {
             let name = file.file_name().expect("it was listed by its name");
@@ -59,7 +59,7 @@ pub(super) fn put_into(
 
 /// Calls `work` with an empty folder, the temporary path of `path`. If it fails, the folder is
 /// removed.
-fn in_fresh_folder(
+fn in_temporary_folder(
     path: &Path,
     work: impl FnOnce(&Path) -> Result<(), TrainError>,
 ) -> Result<(), TrainError> {
@@ -84,9 +84,10 @@ fn in_fresh_folder(
 /// removes it.
 fn clear(path: &Path) {
     if removal_point().is_ok() {
-        _ = match path.is_dir() {
-            true => fs::remove_dir_all(path),
-            false => fs::remove_file(path),
+        _ = if path.is_dir() {
+            fs::remove_dir_all(path)
+        } else {
+            fs::remove_file(path)
         };
     }
 }

@@ -57,7 +57,7 @@ fn evaluation(record: &Record) -> Option<&Evaluation> {
 
 fn is_unchanged(initial: &[Tensor], variables: &[(String, Var)]) -> Result<bool, TrainError> {
     for (before, (_, now)) in initial.iter().zip(variables) {
-        if numbers(before)? != numbers(now.as_tensor())? {
+        if elements(before)? != elements(now.as_tensor())? {
             return Ok(false);
         }
     }
@@ -72,14 +72,17 @@ fn adds_nothing(variables: &[(String, Var)]) -> Result<bool, TrainError> {
         .filter(|(name, _)| name.contains(".lora_B."))
     {
         is_any = true;
-        if numbers(b.as_tensor())?.iter().any(|&number| number != 0.0) {
+        if elements(b.as_tensor())?
+            .iter()
+            .any(|&element| element != 0.0)
+        {
             return Ok(false);
         }
     }
     Ok(is_any)
 }
 
-fn numbers(tensor: &Tensor) -> Result<Vec<f32>, TrainError> {
+fn elements(tensor: &Tensor) -> Result<Vec<f32>, TrainError> {
     Ok(tensor.flatten_all()?.to_vec1()?)
 }
 

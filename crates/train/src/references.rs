@@ -31,12 +31,12 @@ impl References {
         observer: &mut dyn Observer,
     ) -> Result<Option<References>, TrainError> {
         let total = training.examples.len() + training.held_out.len();
-        let student = training.student.observed();
+        let student = training.student.without_gradients();
         let mut done = 0;
         let mut compute = |examples: &[Example]| {
             let lengths: Vec<usize> = examples.iter().map(Example::length).collect();
             let mut found = vec![None; examples.len()];
-            for batch in batches::in_order(&lengths, training.settings.batch_size) {
+            for batch in batches::by_length(&lengths, training.settings.batch_size) {
                 if training.stop.load(Ordering::Relaxed) {
                     return Ok(None);
                 }
@@ -73,7 +73,7 @@ impl References {
         let named: Vec<(String, Tensor)> = named.collect();
         let rest = json!({ "identity": identity.to_json() });
         // Files are renamed one by one, which is atomic here because there is only this one.
-        files::put_into(folder, |folder| {
+        files::move_into(folder, |folder| {
             checkpoint::write_tensors(&folder.join(FILE), &named, &rest)
         })
     }
@@ -126,7 +126,7 @@ fn name(kind: &str, number: usize) -> String {
 }
 
 /// The references of a batch.
-pub(super) fn of<'a>(references: &'a [Tensor], batch: &[usize]) -> Vec<&'a Tensor> {
+pub(super) fn of_batch<'a>(references: &'a [Tensor], batch: &[usize]) -> Vec<&'a Tensor> {
     match references {
         [] => Vec::new(),
         references => batch.iter().map(|&place| &references[place]).collect(),

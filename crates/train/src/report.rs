@@ -1,8 +1,8 @@
 //! Reports on a run, for people (`report.html`, one file without scripts and external
 //! resources) and for programs (`report.json`).
 
-mod about;
 mod chart;
+mod run_facts;
 
 use std::collections::BTreeMap;
 use std::fmt::Write;
@@ -12,10 +12,10 @@ use base64::prelude::BASE64_STANDARD;
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 
-pub use self::about::{About, DataFile, Part, SampleAnswer};
 use self::chart::{Chart, Line};
+pub use self::run_facts::{DataFile, Part, RunFacts, SampleAnswer};
 use super::metrics::{Evaluation, Record, Step};
-use super::settings::shown;
+use super::settings::format_value;
 use super::{RunFolder, TrainError};
 
 const STYLE: &str = include_str!("report.css");
@@ -27,7 +27,7 @@ const JSON: &str = "report.json";
 #[derive(Clone, Debug, PartialEq)]
 pub struct Report {
     /// Facts beyond its settings.
-    pub about: About,
+    pub facts: RunFacts,
     /// Everything that the final weights depend on, by name.
     pub settings: BTreeMap<String, Value>,
     /// The unit of the loss.
@@ -58,8 +58,8 @@ impl Report {
         let last = self.records.iter().filter_map(step).next_back();
         json!({
             "version": env!("CARGO_PKG_VERSION"),
-            "command": self.about.command,
-            "files": self.about.files,
+            "command": self.facts.command,
+            "files": self.facts.files,
             "settings": self.settings,
             "steps": {"made": self.step, "all": self.steps},
             "seconds": last.map_or(0.0, |last| last.seconds),
@@ -67,7 +67,7 @@ impl Report {
             "loss_unit": self.unit,
             "evaluations": evaluations,
             "notes": self.notes,
-            "answers": self.about.answers,
+            "answers": self.facts.answers,
         })
     }
 
@@ -92,10 +92,10 @@ impl Report {
              </html>\n",
             title = self.title(&steps),
             notes = notes.collect::<String>(),
-            command = command(&self.about.command),
+            command = command(&self.facts.command),
             evaluations = evaluations_table(&evaluations),
-            answers = answers_table(&self.about.answers),
-            files = files_table(&self.about.files),
+            answers = answers_table(&self.facts.answers),
+            files = files_table(&self.facts.files),
             settings = settings_table(&self.settings),
         )
     }
@@ -163,7 +163,7 @@ fn table(heading: &str, columns: &[&str], rows: impl Iterator<Item = Vec<String>
 
 fn settings_table(settings: &BTreeMap<String, Value>) -> String {
     let rows = settings.iter();
-    let rows = rows.map(|(name, value)| vec![name.clone(), shown(Some(value))]);
+    let rows = rows.map(|(name, value)| vec![name.clone(), format_value(Some(value))]);
     table("Settings", &["setting", "value"], rows)
 }
 
@@ -307,7 +307,7 @@ mod tests {
 
     fn report(records: Vec<Record>) -> Report {
         Report {
-            about: About {
+            facts: RunFacts {
                 command: "incant train dpo --data 'my pairs.jsonl'".to_owned(),
                 files: vec![DataFile {
                     path: "my pairs.jsonl".into(),
@@ -387,7 +387,7 @@ mod tests {
     #[test]
     fn a_run_without_a_step_has_a_page_too() {
         let page = Report {
-            about: About::default(),
+            facts: RunFacts::default(),
             ..report(Vec::new())
         }
         .page();
@@ -401,7 +401,7 @@ mod tests {
     #[test]
     fn programs_read_the_same() {
         let mut report = report(records());
-        report.about.answers[0].after = Some("what it says".to_owned());
+        report.facts.answers[0].after = Some("what it says".to_owned());
         let json = report.json();
         assert_eq!(json["command"], "incant train dpo --data 'my pairs.jsonl'");
         assert_eq!(

@@ -4,28 +4,32 @@ use super::data::{Content, Conversation, DataError, Entry, Place};
 use super::student::{Sample, Target};
 use incant_prompt::profile::Message;
 
-/// Renders conversations to tokens with the same chat template that serves them. An error is
-/// one line of text.
+/// A conversation that cannot be rendered, in one line of text.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{0}")]
+pub struct RenderError(pub String);
+
+/// Renders conversations to tokens with the same chat template that serves them.
 pub trait Render {
     /// Renders a conversation that ends with the assistant's turn.
     ///
     /// # Errors
     /// The messages are rejected.
-    fn answered(&self, conversation: &[Message]) -> Result<Answered, String>;
+    fn render_answer(&self, conversation: &[Message]) -> Result<RenderedAnswer, RenderError>;
 
     /// Renders a conversation, left open at the assistant's turn.
     ///
     /// # Errors
     /// The messages are rejected.
-    fn open(&self, conversation: &[Message]) -> Result<Vec<u32>, String>;
+    fn render_prompt(&self, conversation: &[Message]) -> Result<Vec<u32>, RenderError>;
 
     /// Tokenizes a text by itself, from beginning to end.
-    fn text(&self, text: &str) -> Vec<u32>;
+    fn tokenize(&self, text: &str) -> Vec<u32>;
 }
 
 /// A prompt and the answer to it.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Answered {
+pub struct RenderedAnswer {
     /// The conversation before the answer, left open at it.
     pub prompt: Vec<u32>,
     /// The answer, including the tokens that end it.
@@ -77,7 +81,7 @@ pub struct Examples {
 impl Examples {
     /// Adds an example whose sequences are truncated to `max_length`. The sides of a pair must
     /// differ within that.
-    fn take(
+    fn push(
         &mut self,
         place: &Place,
         mut sides: Vec<Vec<Sample>>,
@@ -114,7 +118,7 @@ impl Examples {
     ///
     /// # Errors
     /// A line has no answer, or cannot be rendered.
-    pub fn of_answers(
+    pub fn from_answers(
         entries: &[Entry],
         render: &dyn Render,
         max_length: usize,
@@ -122,16 +126,16 @@ impl Examples {
         let mut examples = Examples::default();
         for Entry { place, content } in entries {
             let samples = match content {
-                Content::Text(text) => Ok(vec![sample(&[], &render.text(text))]),
+                Content::Text(text) => Ok(vec![sample(&[], &render.tokenize(text))]),
                 Content::Conversation(conversation)
                 | Content::Pair {
                     chosen: conversation,
                     ..
-                } => samples(conversation, render),
-                Content::Prompt(_) => Err("there is no answer to learn".to_owned()),
+                } => samples(conversation, render).map_err(|error| refused(place, error)),
+                Content::Prompt(_) => Err(refused(place, "there is no answer to learn")),
             };
-            let samples = samples.map_err(|what| refused(place, what))?;
-            examples.take(place, vec![samples], max_length, false);
+            let samples = samples?;
+            examples.push(place, vec![samples], max_length, false);
         }
         Ok(examples)
     }
@@ -140,7 +144,7 @@ impl Examples {
     ///
     /// # Errors
     /// A line is not a pair, or cannot be rendered.
-    pub fn of_pairs(
+    pub fn from_pairs(
         entries: &[Entry],
         render: &dyn Render,
         max_length: usize,
@@ -149,38 +153,38 @@ impl Examples {
         for Entry { place, content } in entries {
             let Content::Pair { chosen, rejected } = content else {
                 let what = "there are no 'chosen' and 'rejected' to compare";
-                return Err(refused(place, what.to_owned()));
+                return Err(refused(place, what));
             };
-            let side = |side| samples(side, render).map_err(|what| refused(place, what));
+            let side = |side| samples(side, render).map_err(|error| refused(place, error));
             let sides = vec![side(chosen)?, side(rejected)?];
-            examples.take(place, sides, max_length, true);
+            examples.push(place, sides, max_length, true);
         }
         Ok(examples)
     }
 
     /// Examples for distillation: the student's view of a teacher's answer, then the teacher's,
-    /// unless the lesson has targets instead. Only the student's length is limited.
-    pub fn of_lessons(
-        lessons: impl IntoIterator<Item = (Place, Lesson)>,
+    /// unless the answer has targets instead. Only the student's length is limited.
+    pub fn from_distillation(
+        answers: impl IntoIterator<Item = (Place, DistillationExample)>,
         max_length: usize,
     ) -> Examples {
         let mut examples = Examples::default();
-        for (place, mut lesson) in lessons {
-            let room = max_length.saturating_sub(lesson.student.len());
-            let is_long = lesson.answer.len() > room;
-            lesson.answer.truncate(room);
-            let views = match lesson.targets {
-                Some(_) => vec![&lesson.student],
-                None => vec![&lesson.student, &lesson.teacher],
+        for (place, mut answer) in answers {
+            let max_answer = max_length.saturating_sub(answer.student.len());
+            let is_long = answer.answer.len() > max_answer;
+            answer.answer.truncate(max_answer);
+            let views = match answer.targets {
+                Some(_) => vec![&answer.student],
+                None => vec![&answer.student, &answer.teacher],
             };
             let views = views.into_iter();
-            let views = views.map(|prompt| vec![sample(prompt, &lesson.answer)]);
+            let views = views.map(|prompt| vec![sample(prompt, &answer.answer)]);
             let before = examples.examples.len();
-            examples.take(&place, views.collect(), usize::MAX, false);
+            examples.push(&place, views.collect(), usize::MAX, false);
             if let Some(example) = examples.examples.get_mut(before) {
                 examples.truncated += usize::from(is_long);
-                example.targets = lesson.targets.map(|mut targets| {
-                    targets.truncate(room);
+                example.targets = answer.targets.map(|mut targets| {
+                    targets.truncate(max_answer);
                     // The first token of a sequence does not count, because nothing precedes
                     // it.
                     let skipped = targets.len().saturating_sub(example.counted(0));
@@ -194,7 +198,7 @@ impl Examples {
 
 /// A teacher's answer to a prompt that the teacher sees in another form than the student.
 #[derive(Clone, Debug, PartialEq)]
-pub struct Lesson {
+pub struct DistillationExample {
     /// The prompt as the student sees it.
     pub student: Vec<u32>,
     /// The prompt as the teacher sees it.
@@ -224,17 +228,14 @@ pub fn prompt_of(entry: &Entry) -> Result<&[Message], DataError> {
             chosen: conversation,
             ..
         } => Ok(&conversation.messages[..before(conversation)]),
-        Content::Text(_) => Err(refused(
-            &entry.place,
-            "a text has no prompt to answer".to_owned(),
-        )),
+        Content::Text(_) => Err(refused(&entry.place, "a text has no prompt to answer")),
     }
 }
 
-fn refused(place: &Place, what: String) -> DataError {
+fn refused(place: &Place, what: impl ToString) -> DataError {
     DataError {
         place: place.clone(),
-        what,
+        what: what.to_string(),
     }
 }
 
@@ -258,11 +259,11 @@ impl Sample {
 
 /// The answers of a conversation, in as few sequences as possible: a sequence is continued if
 /// the rendering of the next turn begins with it.
-fn samples(conversation: &Conversation, render: &dyn Render) -> Result<Vec<Sample>, String> {
+fn samples(conversation: &Conversation, render: &dyn Render) -> Result<Vec<Sample>, RenderError> {
     let mut samples: Vec<Sample> = Vec::new();
     let messages = &conversation.messages;
     for at in (conversation.from..messages.len()).filter(|&at| conversation.counts(at)) {
-        let Answered { prompt, answer } = render.answered(&messages[..=at])?;
+        let RenderedAnswer { prompt, answer } = render.render_answer(&messages[..=at])?;
         let last = samples
             .last_mut()
             .filter(|last| prompt.starts_with(&last.tokens));

@@ -59,7 +59,7 @@ impl Settings {
 }
 
 /// Formats a setting's value for people.
-pub(super) fn shown(value: Option<&Value>) -> String {
+pub(super) fn format_value(value: Option<&Value>) -> String {
     match value {
         None | Some(Value::Null) => "not set".to_owned(),
         Some(Value::String(text)) => text.clone(),
@@ -110,8 +110,8 @@ impl Identity {
                 return Err(TrainError::Differs {
                     folder: folder.to_owned(),
                     name: name.clone(),
-                    then: shown(then),
-                    now: shown(now),
+                    then: format_value(then),
+                    now: format_value(now),
                 });
             }
         }

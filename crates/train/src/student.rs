@@ -77,7 +77,7 @@ pub trait Student {
 
     /// The same student without gradients: its results need not be differentiable, which is
     /// cheaper.
-    fn observed(&self) -> Box<dyn Student + '_>;
+    fn without_gradients(&self) -> Box<dyn Student + '_>;
 
     /// Writes the current adapter into `folder`, which exists and is empty, as a PEFT
     /// directory.

@@ -23,10 +23,10 @@ pub(super) struct Toy {
 impl Toy {
     pub(super) fn new() -> Toy {
         let matrix = |seed: usize| {
-            let numbers =
+            let elements =
                 (0..VOCABULARY * WIDTH).map(|at| ((at * 37 + seed * 101) % 89) as f32 / 89.0 - 0.5);
-            let numbers: Vec<f32> = numbers.collect();
-            Var::from_vec(numbers, (VOCABULARY, WIDTH), &Device::Cpu).unwrap()
+            let elements: Vec<f32> = elements.collect();
+            Var::from_vec(elements, (VOCABULARY, WIDTH), &Device::Cpu).unwrap()
         };
         let [inputs, outputs] = [matrix(1), matrix(2)];
         let frozen = [&inputs, &outputs].map(|matrix| matrix.as_tensor().detach().copy().unwrap());
@@ -41,11 +41,11 @@ impl Toy {
 
     /// The bit patterns of all elements of its variables.
     pub(super) fn bits(&self) -> Vec<u32> {
-        let numbers = self.variables.iter().flat_map(|(_, variable)| {
-            let numbers = variable.flatten_all().unwrap().to_vec1::<f32>().unwrap();
-            numbers.into_iter().map(f32::to_bits)
+        let elements = self.variables.iter().flat_map(|(_, variable)| {
+            let elements = variable.flatten_all().unwrap().to_vec1::<f32>().unwrap();
+            elements.into_iter().map(f32::to_bits)
         });
-        numbers.collect()
+        elements.collect()
     }
 
     /// Makes its outputs infinite or NaN.
@@ -116,7 +116,7 @@ impl Student for Toy {
         Ok((own - (dense * rows)?.sum(1)?)?)
     }
 
-    fn observed(&self) -> Box<dyn Student + '_> {
+    fn without_gradients(&self) -> Box<dyn Student + '_> {
         Box::new(self.clone())
     }
 

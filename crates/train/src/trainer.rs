@@ -11,13 +11,13 @@ use candle_core::Tensor;
 
 use super::batches::Batches;
 use super::checkpoint::{self, Latest, State};
-use super::evaluate::{evaluate, number, weight_of};
+use super::evaluate::{evaluate, scalar, weight_of};
 use super::loss::Objective;
 use super::metrics::{Evaluation, Event, Log, Observer, Record, Step};
 use super::notes;
 use super::optimizer::{self, AdamW, Schedule};
 use super::references::{self, References};
-use super::report::{About, Report};
+use super::report::{Report, RunFacts};
 use super::samples::Example;
 use super::settings::{Identity, Settings};
 use super::student::Student;
@@ -38,7 +38,7 @@ pub struct Training<'a> {
     /// The output folder, which also determines whether the run is resumed.
     pub folder: &'a RunFolder,
     /// Facts that the report shows beyond the settings.
-    pub about: &'a About,
+    pub facts: &'a RunFacts,
     /// Set to `true` to make the run save a checkpoint and return.
     pub stop: &'a AtomicBool,
 }
@@ -67,14 +67,16 @@ pub struct Outcome {
 /// told, the run continues, and the write is retried at the next checkpoint.
 ///
 /// # Errors
-/// See [`TrainError`]. [`TrainError::Unsaved`] means that the final write failed too.
+/// See [`TrainError`]. [`TrainError::Unsaved`] means that the final write failed too,
+/// [`TrainError::Unreported`] that it failed for the report only. Resuming the run writes what is
+/// missing.
 pub fn train(training: &Training<'_>, observer: &mut dyn Observer) -> Result<Outcome, TrainError> {
     if training.examples.is_empty() {
         return Err(TrainError::NoExamples);
     }
     match Run::begin(training, observer)? {
         Some(mut run) => {
-            run.go(observer)?;
+            run.run_steps(observer)?;
             run.outcome()
         }
         None => Ok(Outcome {
@@ -128,9 +130,10 @@ impl<'a> Run<'a> {
         } = *training;
         let identity = Identity::new(settings, objective, examples, held_out);
         let path = folder.path();
-        let mut last = match folder.is_resumed() {
-            true => checkpoint::latest(path)?,
-            false => Latest::default(),
+        let mut last = if folder.is_resumed() {
+            checkpoint::latest(path)?
+        } else {
+            Latest::default()
         };
         // Starting anew would overwrite the broken checkpoint.
         if last.found.is_none()
@@ -184,7 +187,7 @@ impl<'a> Run<'a> {
         }))
     }
 
-    fn go(&mut self, observer: &mut dyn Observer) -> Result<(), TrainError> {
+    fn run_steps(&mut self, observer: &mut dyn Observer) -> Result<(), TrainError> {
         let Settings {
             save_every,
             eval_every,
@@ -216,12 +219,20 @@ impl<'a> Run<'a> {
         // There may be disk space for the adapter even if there is none for a checkpoint.
         let published = checkpoint::publish(self.training.folder.path(), self.training.student);
         let has_adapter = published.is_ok();
-        let ended = saved.and(published);
+        let ended = match saved {
+            // A missing adapter matters more than a missing report.
+            Err(TrainError::Unreported { .. }) if !has_adapter => published,
+            saved => saved.and(published),
+        };
         ended.map_err(|error| self.unsaved(error, has_adapter))
     }
 
-    /// The error of a finished run that could not be saved completely.
+    /// The error of a run that ended and could not be saved completely. If only the report is
+    /// missing, there is nothing to continue from a checkpoint.
     fn unsaved(&self, error: TrainError, has_adapter: bool) -> TrainError {
+        if let TrainError::Unreported { .. } = error {
+            return error;
+        }
         let last = checkpoint::latest(self.training.folder.path());
         TrainError::Unsaved {
             error: Box::new(error),
@@ -231,7 +242,7 @@ impl<'a> Run<'a> {
     }
 
     /// Records an event in the log.
-    fn note(&mut self, record: Record, observer: &mut dyn Observer) {
+    fn record(&mut self, record: Record, observer: &mut dyn Observer) {
         observer.on(&Event::Wrote(self.log.add(record)));
         let written = self.log.write();
         // Reported once, not at every record.
@@ -303,7 +314,7 @@ impl<'a> Run<'a> {
             tokens_per_second: tokens as f64 / seconds,
             seconds: self.seconds,
         });
-        self.note(record, observer);
+        self.record(record, observer);
         Ok(())
     }
 
@@ -316,10 +327,10 @@ impl<'a> Run<'a> {
             ..
         } = *self.training;
         let seen: Vec<&Example> = batch.iter().map(|&place| &examples[place]).collect();
-        let references = references::of(self.references.of_examples(), batch);
+        let references = references::of_batch(self.references.of_examples(), batch);
         let loss = objective.loss(student, &seen, &references)?;
         let loss = (loss.sum / weight)?;
-        let value = number(&loss)?;
+        let value = scalar(&loss)?;
         if !value.is_finite() {
             return Err(self.not_finite("loss", value, &seen));
         }
@@ -348,13 +359,14 @@ impl<'a> Run<'a> {
         }
         let found = evaluate(self.training, &self.references, self.step, observer)?;
         if let Some(found) = found {
-            self.note(Record::Evaluation(found), observer);
+            self.record(Record::Evaluation(found), observer);
         }
         Ok(())
     }
 
     /// Saves a checkpoint, and the reports, which may fit on a disk that has no space for a
-    /// checkpoint. The log is synced before the checkpoint, because a run resumes from both.
+    /// checkpoint. The log is synced before the checkpoint, because a run resumes from both. If
+    /// only the reports cannot be written, the error is [`TrainError::Unreported`].
     fn save(&mut self, observer: &mut dyn Observer) -> Result<(), TrainError> {
         let Training {
             student, folder, ..
@@ -365,9 +377,13 @@ impl<'a> Run<'a> {
         };
         self.log.sync()?;
         let saved = checkpoint::save(folder.path(), student, &self.optimizer, &state);
-        let reported = self.report()?.write(folder);
-        observer.on(&Event::Saved(&saved?));
-        reported
+        let reported = self.report().and_then(|report| report.write(folder));
+        let checkpoint = saved?;
+        observer.on(&Event::Saved(&checkpoint));
+        reported.map_err(|error| TrainError::Unreported {
+            error: Box::new(error),
+            checkpoint,
+        })
     }
 
     fn outcome(&self) -> Result<Outcome, TrainError> {
@@ -390,7 +406,7 @@ impl<'a> Run<'a> {
     fn report(&self) -> Result<Report, TrainError> {
         let variables = self.training.student.variables();
         Ok(Report {
-            about: self.training.about.clone(),
+            facts: self.training.facts.clone(),
             settings: self.identity.settings().clone(),
             unit: self.training.objective.unit(),
             step: self.step,

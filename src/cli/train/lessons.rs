@@ -14,7 +14,7 @@ use incant::runtime::{Partners, Say, Wanted};
 use incant::text::decode::StreamDecoder;
 use incant::text::stop::StopMatcher;
 use incant::train::data::{Entry, Place};
-use incant::train::samples::{Lesson, Render, prompt_of};
+use incant::train::samples::{DistillationExample, Render, prompt_of};
 use incant::train::{RunFolder, Target};
 use serde::{Deserialize, Serialize};
 
@@ -139,7 +139,7 @@ impl School {
         &self,
         entries: &[Entry],
         folder: &RunFolder,
-    ) -> anyhow::Result<Vec<(Place, Lesson)>> {
+    ) -> anyhow::Result<Vec<(Place, DistillationExample)>> {
         // All prompts are rendered first: one that does not fit is reported before hours of work.
         let asked = entries.iter().map(|entry| {
             let (place, lesson, messages) = self.ask(entry)?;
@@ -162,7 +162,7 @@ impl School {
                     let answer = self.answer(messages, &partners, answering).await;
                     let answer = answer.with_context(|| place.to_string())?;
                     answering.borrow_mut().answered(answer.tokens.len());
-                    let lesson = Lesson {
+                    let lesson = DistillationExample {
                         answer: answer.tokens,
                         targets: guided.map(|_| answer.targets),
                         ..lesson
@@ -212,7 +212,7 @@ impl School {
         &self,
         entries: &[Entry],
         folder: &RunFolder,
-    ) -> anyhow::Result<Vec<(Place, Lesson)>> {
+    ) -> anyhow::Result<Vec<(Place, DistillationExample)>> {
         let path = folder.path().join(FILE);
         let known = read(&path)?;
         let name = path.display();
@@ -239,11 +239,14 @@ impl School {
     }
 
     /// Prepares a lesson, whose answer is still missing.
-    fn ask<'a>(&self, entry: &'a Entry) -> anyhow::Result<(Place, Lesson, &'a [Message])> {
+    fn ask<'a>(
+        &self,
+        entry: &'a Entry,
+    ) -> anyhow::Result<(Place, DistillationExample, &'a [Message])> {
         let messages = prompt_of(entry)?;
         let place = &entry.place;
         let open = |render: &ArmRender| {
-            let prompt = render.open(messages);
+            let prompt = render.render_prompt(messages);
             prompt.map_err(|what| anyhow::anyhow!("{place}: {what}"))
         };
         let (student, teacher) = (open(&self.student)?, open(&self.teacher)?);
@@ -254,7 +257,7 @@ impl School {
                 teacher.len()
             );
         }
-        let lesson = Lesson {
+        let lesson = DistillationExample {
             student,
             teacher,
             answer: Vec::new(),
@@ -325,7 +328,11 @@ pub(super) fn are_kept(folder: &RunFolder) -> bool {
 }
 
 /// Stores lessons in a run's folder.
-fn write(folder: &RunFolder, lessons: &[(Place, Lesson)], made: &Made) -> anyhow::Result<()> {
+fn write(
+    folder: &RunFolder,
+    lessons: &[(Place, DistillationExample)],
+    made: &Made,
+) -> anyhow::Result<()> {
     let lines = lessons.iter().map(|(place, lesson)| {
         let kept = Kept {
             file: place.file.to_path_buf(),
@@ -345,7 +352,7 @@ fn write(folder: &RunFolder, lessons: &[(Place, Lesson)], made: &Made) -> anyhow
 }
 
 /// Reads stored lessons, with how they were generated.
-fn read(path: &Path) -> anyhow::Result<Vec<(Place, Lesson, Made)>> {
+fn read(path: &Path) -> anyhow::Result<Vec<(Place, DistillationExample, Made)>> {
     let text = fs::read_to_string(path).with_context(|| path.display().to_string())?;
     let lessons = (1..).zip(text.lines()).map(|(number, line)| {
         let kept: Kept =
@@ -354,7 +361,7 @@ fn read(path: &Path) -> anyhow::Result<Vec<(Place, Lesson, Made)>> {
             file: Arc::new(kept.file),
             line: kept.line,
         };
-        let lesson = Lesson {
+        let lesson = DistillationExample {
             student: kept.student,
             teacher: kept.teacher,
             answer: kept.answer,
@@ -378,13 +385,13 @@ mod tests {
         let place_of_runs = tempfile::tempdir().unwrap();
         let folder = RunFolder::open(&place_of_runs.path().join("run"), false).unwrap();
         let path = folder.path().join(FILE);
-        let plain = Lesson {
+        let plain = DistillationExample {
             student: vec![1, 2],
             teacher: vec![3, 1, 2],
             answer: vec![4, 5],
             targets: None,
         };
-        let with_targets = Lesson {
+        let with_targets = DistillationExample {
             targets: Some(vec![vec![(4, 0.7), (9, 0.3)], vec![(5, 1.0)]]),
             ..plain.clone()
         };

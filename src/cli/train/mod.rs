@@ -21,7 +21,7 @@ use std::collections::BTreeMap;
 use anyhow::bail;
 use bytesize::ByteSize;
 use incant::train::RunFolder;
-use incant::train::loss::{Distil, Dpo, Objective, Sft, Simpo};
+use incant::train::loss::{Distill, Dpo, Objective, Sft, Simpo};
 use incant::train::settings::Settings;
 use incant::train::trainer::{Training, train};
 use serde_json::Value;
@@ -101,7 +101,7 @@ enum Task {
     Pairs(Box<dyn Objective>),
     /// Distillation of a profile's answers.
     Lessons {
-        objective: Distil,
+        objective: Distill,
         /// The maximum number of tokens of an answer.
         answer_tokens: usize,
         /// The weight of the guidance of answers; `None` is the profile's default.
@@ -162,7 +162,7 @@ impl Args {
                 kv_memory,
             } => {
                 let task = Task::Lessons {
-                    objective: Distil,
+                    objective: Distill,
                     answer_tokens,
                     guidance,
                     kv_memory,
@@ -198,7 +198,7 @@ fn run(
             held_out: &prepared.held_out.examples,
             settings,
             folder,
-            about: &prepared.about,
+            facts: &prepared.about,
             stop: &stop,
         };
         train(&training, &mut progress)
@@ -209,7 +209,7 @@ fn run(
     if let Some(report) = &mut outcome.report
         && outcome.step == outcome.steps
     {
-        let answers = &mut report.about.answers;
+        let answers = &mut report.facts.answers;
         let answered = prepared.questions.after(flags, answers);
         // The run itself has ended, and its report exists without them.
         if let Err(error) = answered.and_then(|()| Ok(report.write(folder)?)) {

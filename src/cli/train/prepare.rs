@@ -12,8 +12,8 @@ use incant::runtime::{Arm, Guidance, Model, PromptInput, Runtime, Wishes};
 use incant::train::RunFolder;
 use incant::train::batches::split;
 use incant::train::data::{self, Entry};
-use incant::train::report::{About, DataFile, Part};
-use incant::train::samples::{Answered, Examples, Render};
+use incant::train::report::{DataFile, Part, RunFacts};
+use incant::train::samples::{Examples, Render, RenderError, RenderedAnswer};
 use serde_json::json;
 
 use super::answers::Questions;
@@ -32,7 +32,7 @@ pub(super) struct Prepared {
     pub(super) student: StudentOptions,
     pub(super) origin: Origin,
     /// The description of the run in its report.
-    pub(super) about: About,
+    pub(super) about: RunFacts,
     /// The prompts of sample answers before and after the run.
     pub(super) questions: Questions,
     /// A description of the teacher, if there is one.
@@ -131,12 +131,13 @@ impl Flags {
             Task::Answers(_) => {
                 let render = ArmRender(arm(profile.as_deref())?);
                 let of =
-                    |entries: &[Entry]| Examples::of_answers(entries, &render, self.max_length);
+                    |entries: &[Entry]| Examples::from_answers(entries, &render, self.max_length);
                 (of(&entries)?, of(&held_out)?)
             }
             Task::Pairs(_) => {
                 let render = ArmRender(arm(profile.as_deref())?);
-                let of = |entries: &[Entry]| Examples::of_pairs(entries, &render, self.max_length);
+                let of =
+                    |entries: &[Entry]| Examples::from_pairs(entries, &render, self.max_length);
                 (of(&entries)?, of(&held_out)?)
             }
             Task::Lessons {
@@ -166,7 +167,7 @@ impl Flags {
                     false => school.lessons(&all, folder)?,
                 };
                 let held = lessons.split_off(entries.len());
-                let of = |lessons: Vec<_>| Examples::of_lessons(lessons, self.max_length);
+                let of = |lessons: Vec<_>| Examples::from_distillation(lessons, self.max_length);
                 (of(lessons), of(held))
             }
         };
@@ -190,7 +191,7 @@ impl Flags {
             tell(&format!("warning: no sample answers: {error:#}"));
             Vec::new()
         });
-        let about = About {
+        let about = RunFacts {
             command: command(),
             files,
             answers,
@@ -295,8 +296,8 @@ fn read(files: &[PathBuf], part: Part) -> anyhow::Result<(Vec<Entry>, Vec<DataFi
             records: records.lines.len(),
             sha256: records.sha256,
         });
-        if !records.unread.is_empty() {
-            unread.push((file, records.unread));
+        if !records.ignored_keys.is_empty() {
+            unread.push((file, records.ignored_keys));
         }
         for line in records.lines {
             match line {
@@ -340,21 +341,23 @@ fn printable(key: &str) -> String {
 pub(super) struct ArmRender(pub(super) Arm);
 
 impl Render for ArmRender {
-    fn answered(&self, conversation: &[Message]) -> Result<Answered, String> {
+    fn render_answer(&self, conversation: &[Message]) -> Result<RenderedAnswer, RenderError> {
         let found = self.0.answered(conversation);
-        let found = found.map_err(|error| error.to_string())?;
-        Ok(Answered {
+        let found = found.map_err(|error| RenderError(error.to_string()))?;
+        Ok(RenderedAnswer {
             prompt: whole(found.prompt),
             answer: found.answer,
         })
     }
 
-    fn open(&self, conversation: &[Message]) -> Result<Vec<u32>, String> {
+    fn render_prompt(&self, conversation: &[Message]) -> Result<Vec<u32>, RenderError> {
         let prompt = self.0.chat(conversation);
-        prompt.map(whole).map_err(|error| error.to_string())
+        prompt
+            .map(whole)
+            .map_err(|error| RenderError(error.to_string()))
     }
 
-    fn text(&self, text: &str) -> Vec<u32> {
+    fn tokenize(&self, text: &str) -> Vec<u32> {
         let prompt = self.0.completion(&PromptInput::Text(text.to_owned()));
         let eos = self.0.tokenizer().eos();
         whole(prompt).into_iter().chain(eos).collect()

@@ -78,12 +78,12 @@ pub(super) fn open_student(options: &StudentOptions) -> anyhow::Result<Box<dyn S
         bail!("training computes on the CPU; leave out --device");
     };
     let form = match &options.form {
-        Form::Of(lora) => model::Form::Of(lora.clone()),
+        Form::Of(lora) => model::AdapterInit::Existing(lora.clone()),
         Form::New {
             rank,
             scale,
             targets,
-        } => model::Form::New {
+        } => model::AdapterInit::New {
             rank: *rank,
             scale: *scale as f32,
             targets: targets.clone(),
@@ -92,7 +92,7 @@ pub(super) fn open_student(options: &StudentOptions) -> anyhow::Result<Box<dyn S
     };
     let gguf = Gguf::open(&options.path)?;
     let settings = AdapterSettings {
-        form,
+        init: form,
         base_model: options.name.clone(),
         profile: options.profile.clone(),
     };

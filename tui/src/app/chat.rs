@@ -13,7 +13,7 @@ use crate::session::{Head, Message, Role, Session};
 use crate::wire::{Arm, Chunk, Failure, Usage};
 
 /// The temperature for another answer, if the last one's would give the same again.
-const VARIED: f64 = 0.7;
+const VARIANT_TEMPERATURE: f64 = 0.7;
 
 /// The finish reason of a broken answer.
 const FAILED: &str = "failed";
@@ -99,7 +99,7 @@ impl Chat {
     }
 
     /// Chooses the first arm, unless one was chosen.
-    pub(super) fn meet(&mut self, arms: &[Arm]) {
+    pub(super) fn set_arms(&mut self, arms: &[Arm]) {
         if self.session.head.arm.is_none() {
             self.session.head.arm = arms.first().map(|arm| arm.id.clone());
         }
@@ -111,7 +111,7 @@ impl Chat {
     }
 
     /// Removes an answer that never began, and restores the one it was to replace.
-    fn take_back(&mut self, replaced: Option<Message>) {
+    fn restore_replaced(&mut self, replaced: Option<Message>) {
         let messages = &mut self.session.messages;
         messages.pop();
         messages.extend(replaced);
@@ -120,7 +120,7 @@ impl Chat {
     }
 
     /// Ends selecting and editing.
-    pub(super) fn let_go(&mut self, input: &mut Editor) {
+    pub(super) fn deselect(&mut self, input: &mut Editor) {
         self.selected = None;
         if self.editing.take().is_some() {
             input.take();
@@ -143,7 +143,7 @@ impl Chat {
     }
 
     /// The message that an action applies to: the selected one, or else the last of `role`.
-    fn meant(&self, role: Role) -> Option<usize> {
+    fn target_message(&self, role: Role) -> Option<usize> {
         let messages = &self.session.messages;
         let last = messages.iter().rposition(|message| message.role == role);
         self.selected.or(last)
@@ -188,12 +188,12 @@ impl App {
         let scroll = &mut self.chat.scroll;
         match action {
             Action::Regenerate => return self.regenerate(),
-            Action::VariantBefore => return self.turn_to_variant(-1),
-            Action::VariantAfter => return self.turn_to_variant(1),
+            Action::VariantBefore => return self.show_variant(-1),
+            Action::VariantAfter => return self.show_variant(1),
             Action::Edit => return self.edit(),
             Action::Copy => return self.copy(),
             Action::CopyAll => {
-                self.say("copied the session".into());
+                self.notify("copied the session".into());
                 return vec![Effect::Copy(self.chat.session.markdown())];
             }
             Action::SelectUp => self.select(-1),
@@ -208,13 +208,13 @@ impl App {
 
     pub(super) fn ask_in_chat(&mut self, question: String) -> Vec<Effect> {
         if let Some(place) = self.chat.editing.take() {
-            // The earlier conversation stays on disk, as a session of its own.
+            // The earlier conversation stays on disk, as another session.
             let id = head(self.now).id;
             self.chat.session.head.id = id;
             self.chat.session.messages.truncate(place);
             let key = self.keymap.hint(Action::Sessions).unwrap_or_default();
-            self.say(format!(
-                "this goes on as a session of its own; the one as it was stays saved ({key})"
+            self.notify(format!(
+                "this continues as a new session; the original one stays saved ({key})"
             ));
         }
         self.chat.session.messages.push(Message::user(question));
@@ -284,11 +284,12 @@ impl App {
         chat.error = result.err();
         let nothing = running.clock.is_waiting();
         if failed && nothing {
-            chat.take_back(running.replaced);
+            chat.restore_replaced(running.replaced);
         } else if let Some(answer) = chat.session.messages.last_mut() {
-            answer.finish = match failed {
-                true => Some(FAILED.into()),
-                false => running.finish,
+            answer.finish = if failed {
+                Some(FAILED.into())
+            } else {
+                running.finish
             };
             answer.stats = Some(running.clock.stats());
         }
@@ -304,7 +305,7 @@ impl App {
         if running.clock.is_waiting() {
             let running = self.chat.running.take();
             let replaced = running.and_then(|running| running.replaced);
-            self.chat.take_back(replaced);
+            self.chat.restore_replaced(replaced);
         } else {
             running.finish = Some("stopped".into());
             effects.extend(self.chat_ended(Ok(())));
@@ -314,12 +315,12 @@ impl App {
 
     fn regenerate(&mut self) -> Vec<Effect> {
         if self.is_busy() {
-            return self.say("an answer is running; stop it first".into());
+            return self.notify("an answer is running; stop it first".into());
         }
         let messages = &mut self.chat.session.messages;
         let replaced = messages.pop_if(|last| last.role == Role::Assistant);
         if messages.is_empty() {
-            return self.say("there is no question yet".into());
+            return self.notify("there is no question yet".into());
         }
         let mut body = self.chat.request();
         let answered = replaced
@@ -340,8 +341,8 @@ impl App {
         let key = self.keymap.hint(Action::Sampling).unwrap_or_default();
         let mut changed = Vec::new();
         if temperature.is_none_or(|temperature| temperature == 0.0) {
-            body["temperature"] = json!(VARIED);
-            changed.push(format!("temperature {VARIED}"));
+            body["temperature"] = json!(VARIANT_TEMPERATURE);
+            changed.push(format!("temperature {VARIANT_TEMPERATURE}"));
         }
         if let Some(seed) = set.seed() {
             let seed = seed.wrapping_add(count);
@@ -350,7 +351,7 @@ impl App {
         }
         if !changed.is_empty() {
             let changed = changed.join(" and ");
-            self.say(format!(
+            self.notify(format!(
                 "another answer with {changed}, or it would be the same; {key} sets others"
             ));
         }
@@ -364,30 +365,30 @@ impl App {
     }
 
     /// Shows an answer before or after the last one, to the same question.
-    fn turn_to_variant(&mut self, by: isize) -> Vec<Effect> {
+    fn show_variant(&mut self, by: isize) -> Vec<Effect> {
         if self.chat.is_running() {
-            return self.say("an answer is running; stop it first".into());
+            return self.notify("an answer is running; stop it first".into());
         }
         let messages = &mut self.chat.session.messages;
         let last = messages.pop_if(|last| !last.variants.is_empty());
         let Some(last) = last else {
             let key = self.keymap.hint(Action::Regenerate).unwrap_or_default();
-            return self.say(format!(
+            return self.notify(format!(
                 "there is no other answer to this; {key} asks for one"
             ));
         };
         let place = last.variant.saturating_add_signed(by);
-        messages.push(last.turned_to(place));
+        messages.push(last.with_variant(place));
         self.chat.error = None;
         vec![Effect::Save(Box::new(self.chat.session.clone()))]
     }
 
     fn edit(&mut self) -> Vec<Effect> {
         if self.chat.is_running() {
-            return self.say("an answer is running; stop it first".into());
+            return self.notify("an answer is running; stop it first".into());
         }
-        let Some(place) = self.chat.meant(Role::User) else {
-            return self.say("there is no question yet".into());
+        let Some(place) = self.chat.target_message(Role::User) else {
+            return self.notify("there is no question yet".into());
         };
         // Editing an answer means editing the question before it.
         let questions = &self.chat.session.messages[..=place];
@@ -403,11 +404,11 @@ impl App {
     }
 
     fn copy(&mut self) -> Vec<Effect> {
-        let Some(place) = self.chat.meant(Role::Assistant) else {
-            return self.say("there is nothing to copy yet".into());
+        let Some(place) = self.chat.target_message(Role::Assistant) else {
+            return self.notify("there is nothing to copy yet".into());
         };
         let text = self.chat.session.messages[place].content.clone();
-        self.say(format!("copied {} characters", text.chars().count()));
+        self.notify(format!("copied {} characters", text.chars().count()));
         vec![Effect::Copy(text)]
     }
 

@@ -10,7 +10,7 @@ use crate::session::{Analysis, Head, Message, Session};
 use crate::wire::{Arm, Chunk, CompareChunk, Failure};
 
 /// Maximum number of arms on the screen.
-pub const MOST_PANES: usize = 4;
+pub const MAX_PANES: usize = 4;
 
 /// The number of alternatives to request for each token.
 const ALTERNATIVES: u64 = 10;
@@ -58,7 +58,7 @@ pub struct Compare {
     pub error: Option<Failure>,
     /// Whether each arm was sent its own request, because the server has no endpoint for
     /// comparisons.
-    pub alone: bool,
+    pub separate_requests: bool,
     /// The metadata to save, and the settings of the request.
     pub(super) head: Head,
     pub(super) analysis: Analysis,
@@ -86,7 +86,7 @@ impl Compare {
     }
 
     /// Chooses arms that are worth comparing, unless some were chosen.
-    pub(super) fn meet(&mut self, arms: &[Arm], chat: Option<&str>) {
+    pub(super) fn set_arms(&mut self, arms: &[Arm], chat: Option<&str>) {
         if !self.chosen.is_empty() {
             return;
         }
@@ -184,7 +184,7 @@ impl App {
                 let set = &self.chat.session.head.sampling;
                 if set.temperature().unwrap_or_default() == 0.0 {
                     let key = self.keymap.hint(Action::Sampling).unwrap_or_default();
-                    self.say(format!(
+                    self.notify(format!(
                         "at temperature 0 the answers are the same again; {key} sets another"
                     ));
                 }
@@ -193,11 +193,11 @@ impl App {
             Action::Copy if count > 0 => {
                 let pane = &self.compare.panes[focus.unwrap_or(0)];
                 let text = pane.text.clone();
-                self.say(format!("copied the answer of {}", pane.arm));
+                self.notify(format!("copied the answer of {}", pane.arm));
                 return vec![Effect::Copy(text)];
             }
             Action::CopyAll if count > 0 => {
-                self.say("copied the comparison".into());
+                self.notify("copied the comparison".into());
                 return vec![Effect::Copy(self.compare.session().markdown())];
             }
             action => match focus {
@@ -218,8 +218,8 @@ impl App {
             Action::Right => pane.move_to(pane.cursor + 1),
             Action::LineStart => pane.move_to(0),
             Action::LineEnd => pane.move_to(usize::MAX),
-            Action::Up if has_tokens => pane.climb(-1, width),
-            Action::Down if has_tokens => pane.climb(1, width),
+            Action::Up if has_tokens => pane.move_vertically(-1, width),
+            Action::Down if has_tokens => pane.move_vertically(1, width),
             action => pane.scroll_by_key(action, drawn),
         }
     }
@@ -241,7 +241,7 @@ impl App {
 
     pub(super) fn ask_in_compare(&mut self, question: String) -> Vec<Effect> {
         if self.compare.chosen.is_empty() {
-            return self.complain("the server names no arms to compare".into());
+            return self.report_error("the server lists no arms to compare".into());
         }
         let set = &self.chat.session.head;
         let drawn = u64::from(self.now.unix.subsec_nanos());
@@ -257,19 +257,20 @@ impl App {
             panes: panes.collect(),
             chosen: old.chosen,
             colours: old.colours,
-            alone: !self.compares,
+            separate_requests: !self.compares,
             question,
             seed,
             head,
             ..Compare::default()
         };
-        match self.compare.alone {
-            true => self.ask_each(),
-            false => self.ask_together(),
+        if self.compare.separate_requests {
+            self.request_each()
+        } else {
+            self.request_together()
         }
     }
 
-    fn ask_together(&mut self) -> Vec<Effect> {
+    fn request_together(&mut self) -> Vec<Effect> {
         let request = self.next_request();
         self.compare.running = Some(request);
         let mut body = Map::new();
@@ -290,7 +291,7 @@ impl App {
     }
 
     /// Sends each arm its own request, with an endpoint that all servers have.
-    fn ask_each(&mut self) -> Vec<Effect> {
+    fn request_each(&mut self) -> Vec<Effect> {
         let mut effects = Vec::new();
         for place in 0..self.compare.panes.len() {
             let request = self.next_request();
@@ -378,11 +379,12 @@ impl App {
             let missing = error.as_ref().is_some_and(Failure::is_missing);
             if missing && compare.analysis.arms.is_null() {
                 self.compares = false;
-                compare.alone = true;
+                compare.separate_requests = true;
                 compare.colours = Colours::Probability;
-                let why = "no shift: this server has no /v1/compare; each arm is asked alone";
-                self.say(why.into());
-                return self.ask_each();
+                let why =
+                    "no shift: this server has no /v1/compare; each arm gets a request of its own";
+                self.notify(why.into());
+                return self.request_each();
             }
             compare.error = error;
         } else {
@@ -416,7 +418,7 @@ impl App {
     /// Continues one arm's answer in chat.
     fn promote(&mut self) -> Vec<Effect> {
         let Some(pane) = self.compare.panes.get(self.compare.focus.unwrap_or(0)) else {
-            return self.say("there is no answer yet to go on from".into());
+            return self.notify("there is no answer to continue from yet".into());
         };
         let answer = pane.message();
         let arm = Some(pane.arm.clone());
@@ -441,13 +443,13 @@ impl App {
     }
 
     fn export(&mut self) -> Vec<Effect> {
-        if self.compare.alone {
+        if self.compare.separate_requests {
             let why = "no report: there are no scores, as the server has no /v1/compare";
-            return self.complain(why.into());
+            return self.report_error(why.into());
         }
         match self.compare.report() {
             Some(report) => vec![Effect::Export(Box::new(report))],
-            None => self.say("there is no complete answer to export yet".into()),
+            None => self.notify("there is no complete answer to export yet".into()),
         }
     }
 }

@@ -64,8 +64,8 @@ impl Editor {
             Action::WordRight => self.cursor = self.word_after(),
             Action::LineStart => self.cursor = self.line_start(),
             Action::LineEnd => self.cursor = self.line_end(),
-            Action::Up => self.climb(width, -1),
-            Action::Down => self.climb(width, 1),
+            Action::Up => self.move_vertically(width, -1),
+            Action::Down => self.move_vertically(width, 1),
             Action::DeleteBack => self.delete_from(self.previous()),
             Action::DeleteForward => self.delete_to(self.next()),
             Action::DeleteWord => self.delete_from(self.word_before()),
@@ -130,7 +130,7 @@ impl Editor {
     }
 
     /// Moves to the same column of another row, or the nearest place.
-    fn climb(&mut self, width: usize, by: isize) {
+    fn move_vertically(&mut self, width: usize, by: isize) {
         let rows = wrap::rows(&self.text, width);
         let (row, column) = self.position(width);
         let Some(target) = row.checked_add_signed(by).and_then(|row| rows.get(row)) else {

@@ -74,7 +74,7 @@ pub enum Event {
     /// A report was written to this file.
     Exported(PathBuf),
     /// An error outside the conversation.
-    Trouble(String),
+    Error(String),
     /// The program is asked to end.
     Terminate,
 }

@@ -22,7 +22,7 @@ use std::time::Duration;
 
 pub use chat::Chat;
 pub use clock::Clock;
-pub use compare::{Colours, Compare, MOST_PANES};
+pub use compare::{Colours, Compare, MAX_PANES};
 pub use editor::Editor;
 pub use events::{Drawn, Effect, Event, Measures, Now, Pointer, Target};
 pub use history::History;
@@ -35,7 +35,7 @@ use crate::keymap::{Action, Key, Keymap};
 use crate::wire::{Arm, Failure, Profile, plain_id, with_profile};
 
 /// The delay before retrying a server that is still loading.
-const AGAIN: Duration = Duration::from_millis(500);
+const RETRY_DELAY: Duration = Duration::from_millis(500);
 
 /// The mode of the screen.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -78,7 +78,7 @@ pub struct Start {
     /// The file of key bindings.
     pub keys: PathBuf,
     /// An error at startup.
-    pub trouble: Option<String>,
+    pub error: Option<String>,
 }
 
 /// The program's whole state.
@@ -121,7 +121,7 @@ impl App {
     /// The initial state, and the first effects.
     pub fn new(keymap: Keymap, start: Start, now: Now) -> (App, Vec<Effect>) {
         let mouse = keymap.mouse();
-        let notice = start.trouble.map(|text| {
+        let notice = start.error.map(|text| {
             let is_error = true;
             Notice { text, is_error }
         });
@@ -163,7 +163,7 @@ impl App {
                 self.measures = measures;
                 Vec::new()
             }
-            Event::Arms(arms) => self.learn_arms(arms),
+            Event::Arms(arms) => self.receive_arms(arms),
             Event::Profiles(profiles) => {
                 self.profiles = profiles;
                 Vec::new()
@@ -190,11 +190,11 @@ impl App {
                 Vec::new()
             }
             Event::Analysis { id, analysis } => {
-                self.recall_analysis(&id, *analysis);
+                self.restore_analysis(&id, *analysis);
                 Vec::new()
             }
-            Event::Exported(path) => self.say(format!("saved {}", path.display())),
-            Event::Trouble(text) => self.complain(text),
+            Event::Exported(path) => self.notify(format!("saved {}", path.display())),
+            Event::Error(text) => self.report_error(text),
             Event::Terminate => self.quit(),
         }
     }
@@ -258,9 +258,10 @@ impl App {
     /// Performs a key's action.
     fn perform(&mut self, action: Action) -> Vec<Effect> {
         self.notice = None;
-        match self.panel.is_some() {
-            true => self.act_in_panel(action),
-            false => self.act(action),
+        if self.panel.is_some() {
+            self.act_in_panel(action)
+        } else {
+            self.act(action)
         }
     }
 
@@ -297,7 +298,7 @@ impl App {
             },
             Action::Stop if self.is_busy() => self.stop(),
             Action::Stop => {
-                self.chat.let_go(&mut self.input);
+                self.chat.deselect(&mut self.input);
                 self.compare.focus = None;
                 Vec::new()
             }
@@ -325,7 +326,7 @@ impl App {
             return Vec::new();
         }
         if self.is_busy() {
-            return self.say("an answer is running; stop it first".into());
+            return self.notify("an answer is running; stop it first".into());
         }
         let question = self.input.take();
         let mut effects = Vec::new();
@@ -356,16 +357,16 @@ impl App {
         }
     }
 
-    fn learn_arms(&mut self, arms: Result<Vec<Arm>, Failure>) -> Vec<Effect> {
+    fn receive_arms(&mut self, arms: Result<Vec<Arm>, Failure>) -> Vec<Effect> {
         match arms {
             Ok(arms) => {
-                self.chat.meet(&arms);
+                self.chat.set_arms(&arms);
                 self.compare
-                    .meet(&arms, self.chat.session.head.arm.as_deref());
+                    .set_arms(&arms, self.chat.session.head.arm.as_deref());
                 let were_known = matches!(self.arms, Arms::Known(_));
                 self.arms = Arms::Known(arms);
                 if !were_known {
-                    self.tell_of_missing_arms();
+                    self.warn_of_missing_arms();
                 }
                 let mut effects = self.fetch_context();
                 if let Some(question) = self.waiting.take() {
@@ -376,12 +377,12 @@ impl App {
             // A server that is loading its models will be ready later.
             Err(failure) if failure.status == Some(503) => {
                 self.arms = Arms::Waiting(Some(failure.message));
-                vec![Effect::FetchArms { after: AGAIN }]
+                vec![Effect::FetchArms { after: RETRY_DELAY }]
             }
             Err(failure) => {
                 if let Some(question) = self.waiting.take() {
                     let key = self.keymap.hint(Action::Send).unwrap_or_default();
-                    self.complain(format!(
+                    self.report_error(format!(
                         "{failure}. Your question stays below; {key} tries again."
                     ));
                     // Text that was typed in the meantime stays too.
@@ -400,7 +401,7 @@ impl App {
 
     /// Warns if the chosen arms are not in the server's list. The server may know them all the
     /// same.
-    fn tell_of_missing_arms(&mut self) {
+    fn warn_of_missing_arms(&mut self) {
         let Arms::Known(known) = &self.arms else {
             return;
         };
@@ -411,15 +412,16 @@ impl App {
         let missing = |arm: &&String| known.iter().all(|known| known.id != plain_id(arm));
         if let Some(arm) = asked.iter().find(missing) {
             let key = self.keymap.hint(Action::Arms).unwrap_or_default();
-            let text = format!("the server does not name {arm}; {key} chooses others");
-            self.complain(text);
+            let text = format!("the server does not list {arm}; {key} chooses others");
+            self.report_error(text);
         }
     }
 
     fn ended(&mut self, request: u64, result: Result<(), Failure>) -> Vec<Effect> {
-        match self.chat.runs(request) {
-            true => self.chat_ended(result),
-            false => self.compare_ended(request, result),
+        if self.chat.runs(request) {
+            self.chat_ended(result)
+        } else {
+            self.compare_ended(request, result)
         }
     }
 
@@ -449,13 +451,13 @@ impl App {
         self.requests
     }
 
-    fn say(&mut self, text: String) -> Vec<Effect> {
+    fn notify(&mut self, text: String) -> Vec<Effect> {
         let is_error = false;
         self.notice = Some(Notice { text, is_error });
         Vec::new()
     }
 
-    fn complain(&mut self, text: String) -> Vec<Effect> {
+    fn report_error(&mut self, text: String) -> Vec<Effect> {
         let is_error = true;
         self.notice = Some(Notice { text, is_error });
         Vec::new()

@@ -26,9 +26,10 @@ impl App {
     pub(super) fn switch_mouse(&mut self) -> Vec<Effect> {
         self.mouse = !self.mouse;
         let key = self.keymap.hint(Action::Mouse).unwrap_or_default();
-        self.say(match self.mouse {
-            true => "the wheel scrolls, clicks choose; Shift selects in most terminals".into(),
-            false => format!("the mouse selects text as elsewhere; {key} takes it back"),
+        self.notify(if self.mouse {
+            "the wheel scrolls, clicks choose; Shift selects in most terminals".into()
+        } else {
+            format!("the mouse selects text as elsewhere; {key} takes it back")
         });
         vec![Effect::Mouse(self.mouse)]
     }
@@ -39,10 +40,7 @@ impl App {
                 scroll.by(STEP * steps, self.measures.help);
             }
             (Some(Target::List { .. }), Some(_)) => {
-                return self.act_in_panel(match steps < 0 {
-                    true => Action::Up,
-                    false => Action::Down,
-                });
+                return self.act_in_panel(if steps < 0 { Action::Up } else { Action::Down });
             }
             (_, Some(_)) => {}
             (Some(Target::Pane(place)), None) => {
@@ -99,7 +97,7 @@ impl App {
             let row = drawn.top + usize::from(at.y - text.y);
             // The clicked token is in view already.
             pane.begin_scroll(drawn);
-            pane.look_at(row, usize::from(at.x - text.x), usize::from(text.width));
+            pane.select_at(row, usize::from(at.x - text.x), usize::from(text.width));
         }
     }
 

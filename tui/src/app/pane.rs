@@ -6,9 +6,9 @@ use serde_json::{Value, json};
 
 use super::clock::Clock;
 use super::scroll::Scroll;
-use super::{Drawn, Now, compare::Colours, compare::MOST_PANES};
+use super::{Drawn, Now, compare::Colours, compare::MAX_PANES};
 use crate::keymap::Action;
-use crate::session::{Analysed, Message, Stats};
+use crate::session::{AnswerAnalysis, Message, Stats};
 use crate::wire::{Chunk, Failure, Score, Token, Usage};
 use crate::wrap;
 
@@ -24,7 +24,7 @@ pub enum Shift {
 }
 
 impl Shift {
-    fn of_rank(rank: u64) -> Shift {
+    fn from_rank(rank: u64) -> Shift {
         match rank {
             0 | 1 => Shift::Unshifted,
             2 | 3 => Shift::Marginal,
@@ -47,7 +47,7 @@ pub struct Pane {
     /// The total number of bytes up to and including each token.
     ends: Vec<usize>,
     /// The number of tokens in each class, for each ranking arm.
-    tallies: [[usize; 3]; MOST_PANES],
+    tallies: [[usize; 3]; MAX_PANES],
     /// The finish reason.
     pub finish: Option<String>,
     /// The clock of the answer.
@@ -76,7 +76,7 @@ impl Pane {
             text: String::new(),
             tokens: Vec::new(),
             ends: Vec::new(),
-            tallies: [[0; 3]; MOST_PANES],
+            tallies: [[0; 3]; MAX_PANES],
             finish: None,
             clock: Clock::start(now.clock),
             error: None,
@@ -91,7 +91,7 @@ impl Pane {
     }
 
     /// A saved answer.
-    pub(super) fn of_message(message: Message, now: Now) -> Pane {
+    pub(super) fn from_message(message: Message, now: Now) -> Pane {
         let arm = message.arm.unwrap_or_default();
         Pane {
             profile: message.profile,
@@ -116,17 +116,17 @@ impl Pane {
     }
 
     /// The analysis to save.
-    pub(super) fn analysed(&self) -> Analysed {
-        Analysed {
+    pub(super) fn answer_analysis(&self) -> AnswerAnalysis {
+        AnswerAnalysis {
             usage: self.raw_usage.clone(),
             tokens: self.raw_tokens.clone(),
         }
     }
 
     /// Restores a saved analysis.
-    pub(super) fn recall(&mut self, analysed: Analysed) {
-        self.raw_usage = analysed.usage;
-        self.add_tokens(analysed.tokens);
+    pub(super) fn restore_analysis(&mut self, analysis: AnswerAnalysis) {
+        self.raw_usage = analysis.usage;
+        self.add_tokens(analysis.tokens);
     }
 
     /// The statistics of the answer.
@@ -154,7 +154,7 @@ impl Pane {
 
     /// Adds tokens in a report's format.
     pub(super) fn add_tokens(&mut self, tokens: Vec<Value>) {
-        for token in tokens.iter().filter_map(Token::of_report) {
+        for token in tokens.iter().filter_map(Token::from_report) {
             let before = self.ends.last().copied().unwrap_or_default();
             self.ends.push(before.saturating_add(token.length()));
             self.tokens.push(token);
@@ -190,8 +190,11 @@ impl Pane {
         let before = token
             .checked_sub(1)
             .and_then(|before| self.ends.get(before));
-        let start = before.map_or(0, |end| self.whole(*end));
-        let end = self.ends.get(token).map_or(start, |end| self.whole(*end));
+        let start = before.map_or(0, |end| self.ceil_char(*end));
+        let end = self
+            .ends
+            .get(token)
+            .map_or(start, |end| self.ceil_char(*end));
         start..end
     }
 
@@ -199,27 +202,29 @@ impl Pane {
     pub fn tokens_within(&self, range: &Range<usize>) -> Range<usize> {
         let first = self
             .ends
-            .partition_point(|end| self.whole(*end) <= range.start);
+            .partition_point(|end| self.ceil_char(*end) <= range.start);
         let last = self
             .ends
-            .partition_point(|end| self.whole(*end) < range.end);
+            .partition_point(|end| self.ceil_char(*end) < range.end);
         first..(last + 1).clamp(first, self.ends.len())
     }
 
     /// The number of bytes of the text that belong to tokens, which arrive a little later.
     pub fn known(&self) -> usize {
-        self.ends.last().map_or(0, |end| self.whole(*end))
+        self.ends.last().map_or(0, |end| self.ceil_char(*end))
     }
 
     /// Rounds a number of bytes up to a character boundary of the text.
-    fn whole(&self, bytes: usize) -> usize {
+    fn ceil_char(&self, bytes: usize) -> usize {
         let bytes = bytes.min(self.text.len());
         self.text.ceil_char_boundary(bytes)
     }
 
     /// The token that a byte of the text belongs to, or else the last one.
     fn token_at(&self, byte: usize) -> usize {
-        let token = self.ends.partition_point(|end| self.whole(*end) <= byte);
+        let token = self
+            .ends
+            .partition_point(|end| self.ceil_char(*end) <= byte);
         token.min(self.ends.len().saturating_sub(1))
     }
 
@@ -234,9 +239,10 @@ impl Pane {
 
     /// Performs a key's action if it scrolls.
     pub(super) fn scroll_by_key(&mut self, action: Action, drawn: Drawn) {
-        let mut scroll = match self.keeps_cursor {
-            true => Scroll::From(drawn.top),
-            false => self.scroll,
+        let mut scroll = if self.keeps_cursor {
+            Scroll::From(drawn.top)
+        } else {
+            self.scroll
         };
         if scroll.act(action, drawn.extent) {
             self.scroll = scroll;
@@ -251,7 +257,7 @@ impl Pane {
     }
 
     /// Selects the token at a row and column of the text, for the width it is drawn with.
-    pub(super) fn look_at(&mut self, row: usize, column: usize, width: usize) {
+    pub(super) fn select_at(&mut self, row: usize, column: usize, width: usize) {
         let rows = wrap::rows(&self.text, width);
         if let Some(row) = rows.get(row) {
             let place = wrap::place(&self.text, row.clone(), column);
@@ -260,7 +266,7 @@ impl Pane {
     }
 
     /// Selects the token above or below, skipping rows in which none begins.
-    pub(super) fn climb(&mut self, by: isize, width: usize) {
+    pub(super) fn move_vertically(&mut self, by: isize, width: usize) {
         if self.tokens.is_empty() {
             return;
         }
@@ -327,12 +333,12 @@ impl Pane {
 fn shift(token: Option<&Token>, arm: usize) -> Option<Shift> {
     let mut scores = token?.scores.iter();
     let score = scores.find(|score| score.arm == arm)?;
-    Some(Shift::of_rank(score.rank))
+    Some(Shift::from_rank(score.rank))
 }
 
 impl Token {
     /// Parses a token in a report's format.
-    fn of_report(value: &Value) -> Option<Token> {
+    fn from_report(value: &Value) -> Option<Token> {
         serde::Deserialize::deserialize(value).ok()
     }
 }

@@ -5,7 +5,7 @@ use std::collections::HashSet;
 use super::editor::Editor;
 use super::picker::Picker;
 use super::scroll::Scroll;
-use super::{App, Effect, Mode, compare::MOST_PANES};
+use super::{App, Effect, Mode, compare::MAX_PANES};
 use crate::keymap::Action;
 use crate::sampling::{FIELDS, Field, Sampling};
 use crate::session::{Listing, Session};
@@ -42,7 +42,7 @@ pub enum Panel {
         /// All sessions; `None` while they are read.
         all: Option<Listing>,
         /// The session that is deleted if the key is pressed again.
-        doomed: Option<String>,
+        confirming_delete: Option<String>,
     },
     /// The title of a saved session.
     Rename {
@@ -78,7 +78,7 @@ fn written_arm(arms: &[Arm], picker: &Picker) -> Option<String> {
 }
 
 /// The number of characters shown before a match.
-const BEFORE: usize = 12;
+const CONTEXT_CHARS: usize = 12;
 
 /// The first line of a session that contains the search text, from a little before the match;
 /// `None` if the title contains it.
@@ -89,12 +89,12 @@ pub fn matching_line(session: &Session, picker: &Picker) -> Option<String> {
     let word = missing.next()?;
     let messages = session.messages.iter();
     let lines = messages.flat_map(|message| message.content.lines());
-    let mut found = lines.filter_map(|line| {
+    let mut matches = lines.filter_map(|line| {
         let (line, lower) = (line.trim(), line.trim().to_lowercase());
         let at = lower[..lower.find(word)?].chars().count();
-        Some((line, at.saturating_sub(BEFORE)))
+        Some((line, at.saturating_sub(CONTEXT_CHARS)))
     });
-    Some(match found.next()? {
+    Some(match matches.next()? {
         (line, 0) => line.to_owned(),
         (line, from) => "…".chars().chain(line.chars().skip(from)).collect(),
     })
@@ -103,7 +103,7 @@ pub fn matching_line(session: &Session, picker: &Picker) -> Option<String> {
 /// The sessions that match the search: all their text is searched, and the word `compare` finds
 /// comparisons.
 pub fn matching_sessions<'a>(all: &'a [Session], picker: &Picker) -> Vec<&'a Session> {
-    let found = all.iter().filter(|session| {
+    let matches = all.iter().filter(|session| {
         let mut text = session.markdown();
         text.push_str(&session.head.title);
         text.push(' ');
@@ -114,7 +114,7 @@ pub fn matching_sessions<'a>(all: &'a [Session], picker: &Picker) -> Vec<&'a Ses
         });
         picker.matches(&text)
     });
-    found.collect()
+    matches.collect()
 }
 
 impl App {
@@ -130,13 +130,13 @@ impl App {
         let guided = chosen.iter().filter(|id| plain_id(id) != id.as_str());
         let all = guided.chain(known.iter().map(|arm| &arm.id));
         let written = written.into_iter();
-        let all = written.chain(all.filter(|id| self.finds(picker, id)).cloned());
+        let all = written.chain(all.filter(|id| self.arm_matches(picker, id)).cloned());
         let mut seen = HashSet::new();
         all.filter(|id| seen.insert(id.clone())).collect()
     }
 
     /// Whether the search text occurs in an arm's id or in its profile's language or title.
-    fn finds(&self, picker: &Picker, id: &str) -> bool {
+    fn arm_matches(&self, picker: &Picker, id: &str) -> bool {
         if picker.filter.is_blank() || picker.matches(id) {
             return true;
         }
@@ -147,7 +147,7 @@ impl App {
     }
 
     /// Describes the value in force of a parameter that is not set.
-    pub fn in_force(&self, field: &Field) -> String {
+    pub fn effective_value(&self, field: &Field) -> String {
         let arm = self.chat.session.head.arm.as_deref();
         let own = arm.and_then(|arm| self.known_arm(arm)?.sampling.as_ref());
         let (value, whose) = match (self.mode, own) {
@@ -227,15 +227,14 @@ impl App {
             Some(Panel::Sessions { .. } | Panel::Rename { .. }) => Some(Action::Sessions),
             None => None,
         };
-        match open == Some(action) {
-            true => self.act_in_panel(Action::Stop),
-            false => {
-                let mut effects = self.act_in_panel(Action::Stop);
-                if self.panel.is_none() {
-                    effects.extend(self.open(action));
-                }
-                effects
+        if open == Some(action) {
+            self.act_in_panel(Action::Stop)
+        } else {
+            let mut effects = self.act_in_panel(Action::Stop);
+            if self.panel.is_none() {
+                effects.extend(self.open(action));
             }
+            effects
         }
     }
 
@@ -253,9 +252,9 @@ impl App {
             Panel::Sessions {
                 picker,
                 all,
-                doomed,
+                confirming_delete,
             } => {
-                let doomed = doomed.take();
+                let confirming_delete = confirming_delete.take();
                 let all = all.as_ref().map_or(&[][..], |all| &all.sessions);
                 let found = matching_sessions(all, picker);
                 let here = found.get(picker.at).copied();
@@ -274,7 +273,7 @@ impl App {
                     (Action::Delete, Some(session)) => {
                         let id = session.head.id.clone();
                         let title = session.title().to_owned();
-                        self.delete(panel, id, &title, doomed)
+                        self.delete(panel, id, &title, confirming_delete)
                     }
                     _ => {
                         picker.act(action, found.len());
@@ -349,25 +348,28 @@ impl App {
         let is_open = [&self.chat.session.head.id, &self.compare.head.id].contains(&&id);
         if is_open && self.is_busy() {
             let why = "an answer is running in it; stop it first";
-            return (true, self.say(why.into()));
+            return (true, self.notify(why.into()));
         }
-        let Panel::Sessions { doomed, .. } = panel else {
+        let Panel::Sessions {
+            confirming_delete, ..
+        } = panel
+        else {
             return (true, Vec::new());
         };
         if asked.as_ref() != Some(&id) {
-            *doomed = Some(id);
+            *confirming_delete = Some(id);
             let key = self.keymap.hint(Action::Delete).unwrap_or_default();
             let why = format!("{key} again deletes “{}”", wrap::shortened(title, 40));
-            return (true, self.complain(why));
+            return (true, self.report_error(why));
         }
         // A session that stays on the screen would be saved again.
         if self.chat.session.head.id == id {
-            self.begin_anew(Mode::Chat);
+            self.clear_session(Mode::Chat);
         }
         if self.compare.head.id == id {
-            self.begin_anew(Mode::Compare);
+            self.clear_session(Mode::Compare);
         }
-        self.say(format!("deleted “{}”", wrap::shortened(title, 40)));
+        self.notify(format!("deleted “{}”", wrap::shortened(title, 40)));
         (true, vec![Effect::Delete { id }, Effect::ListSessions])
     }
 
@@ -386,15 +388,16 @@ impl App {
                 };
                 match marked.iter().position(|id| *id == here) {
                     Some(place) => _ = marked.remove(place),
-                    None if marked.len() < MOST_PANES => marked.push(here),
-                    None => _ = self.say(format!("{MOST_PANES} arms fit the screen at most")),
+                    None if marked.len() < MAX_PANES => marked.push(here),
+                    None => _ = self.notify(format!("{MAX_PANES} arms fit the screen at most")),
                 }
                 (true, Vec::new())
             }
             (Action::Send, Mode::Compare) => {
-                self.compare.chosen = match marked.is_empty() {
-                    true => here.into_iter().collect(),
-                    false => std::mem::take(marked),
+                self.compare.chosen = if marked.is_empty() {
+                    here.into_iter().collect()
+                } else {
+                    std::mem::take(marked)
                 };
                 (false, Vec::new())
             }
@@ -408,9 +411,10 @@ impl App {
             (Action::Guide, _) => {
                 if let Some(here) = here {
                     let plain = plain_id(&here);
-                    let other = match plain == here {
-                        true => format!("{here}{GUIDANCE}"),
-                        false => plain.to_owned(),
+                    let other = if plain == here {
+                        format!("{here}{GUIDANCE}")
+                    } else {
+                        plain.to_owned()
                     };
                     picker.filter = Editor::with(&other);
                     let found = self.matching_arms(picker, marked);
@@ -433,7 +437,7 @@ fn sessions() -> Panel {
     Panel::Sessions {
         picker: Picker::default(),
         all: None,
-        doomed: None,
+        confirming_delete: None,
     }
 }
 

@@ -14,7 +14,7 @@ impl Compare {
             arms,
             reference: self.reference,
             seed: self.seed,
-            alone: self.alone,
+            separate_requests: self.separate_requests,
         };
         let mut messages = vec![Message::user(self.question.clone())];
         messages.extend(self.panes.iter().map(Pane::message));
@@ -25,25 +25,25 @@ impl Compare {
             },
             messages,
             analysis: Some(Analysis {
-                answers: self.panes.iter().map(Pane::analysed).collect(),
+                answers: self.panes.iter().map(Pane::answer_analysis).collect(),
                 ..self.analysis.clone()
             }),
         }
     }
 
     /// A saved comparison, without the analysis of its tokens.
-    fn of_session(session: Session, comparison: Comparison, now: Now) -> Compare {
+    fn from_session(session: Session, comparison: Comparison, now: Now) -> Compare {
         let mut messages = session.messages.into_iter();
         let question = messages.next().map(|message| message.content);
         Compare {
             chosen: comparison.arms,
             question: question.unwrap_or_default(),
             panes: messages
-                .map(|answer| Pane::of_message(answer, now))
+                .map(|answer| Pane::from_message(answer, now))
                 .collect(),
             reference: comparison.reference,
             seed: comparison.seed,
-            alone: comparison.alone,
+            separate_requests: comparison.separate_requests,
             head: session.head,
             ..Compare::default()
         }
@@ -54,9 +54,10 @@ impl App {
     /// Saves a comparison that has ended and has text.
     pub(super) fn save_compared(&self) -> Vec<Effect> {
         let said = |pane: &Pane| !pane.text.is_empty();
-        match !self.compare.is_running() && self.compare.panes.iter().any(said) {
-            true => vec![Effect::Save(Box::new(self.compare.session()))],
-            false => Vec::new(),
+        if !self.compare.is_running() && self.compare.panes.iter().any(said) {
+            vec![Effect::Save(Box::new(self.compare.session()))]
+        } else {
+            Vec::new()
         }
     }
 
@@ -74,30 +75,30 @@ impl App {
                 let settings = &mut self.chat.session.head;
                 settings.system.clone_from(&session.head.system);
                 settings.sampling.clone_from(&session.head.sampling);
-                let colours = match (comparison.alone, self.compare.colours) {
+                let colours = match (comparison.separate_requests, self.compare.colours) {
                     (true, Colours::Shift) => Colours::Probability,
                     (_, colours) => colours,
                 };
                 self.compare = Compare {
                     colours,
-                    ..Compare::of_session(session, comparison, self.now)
+                    ..Compare::from_session(session, comparison, self.now)
                 };
                 self.mode = Mode::Compare;
                 effects.push(Effect::LoadAnalysis { id });
             }
         }
-        self.tell_of_missing_arms();
+        self.warn_of_missing_arms();
         effects
     }
 
     /// Restores the analysis of the comparison that is shown.
-    pub(super) fn recall_analysis(&mut self, id: &str, mut analysis: Analysis) {
+    pub(super) fn restore_analysis(&mut self, id: &str, mut analysis: Analysis) {
         if self.compare.head.id != id || self.compare.is_running() {
             return;
         }
         let answers = std::mem::take(&mut analysis.answers);
         for (pane, answer) in self.compare.panes.iter_mut().zip(answers) {
-            pane.recall(answer);
+            pane.restore_analysis(answer);
         }
         self.compare.analysis = analysis;
     }
@@ -105,7 +106,7 @@ impl App {
     /// Begins a new session in the current mode; settings stay, which the user is told.
     pub(super) fn new_session(&mut self) -> Vec<Effect> {
         let effects = self.stop();
-        self.begin_anew(self.mode);
+        self.clear_session(self.mode);
         let head = &self.chat.session.head;
         let mut kept: Vec<String> = match self.mode {
             Mode::Chat => head.arm.iter().cloned().collect(),
@@ -116,12 +117,12 @@ impl App {
         }
         kept.extend(head.sampling.summary());
         let kept = kept.join(", ");
-        self.say(format!("a new session, with {kept} as before"));
+        self.notify(format!("a new session, with {kept} as before"));
         effects
     }
 
     /// Empties a mode's session.
-    pub(super) fn begin_anew(&mut self, mode: Mode) {
+    pub(super) fn clear_session(&mut self, mode: Mode) {
         match mode {
             Mode::Chat => {
                 let old = &self.chat.session.head;

@@ -35,9 +35,10 @@ impl Scroll {
     pub fn by(&mut self, rows: isize, extent: Extent) {
         let last = extent.rows.saturating_sub(extent.height);
         let top = self.top(extent).saturating_add_signed(rows);
-        *self = match top >= last {
-            true => Scroll::Follow,
-            false => Scroll::From(top),
+        *self = if top >= last {
+            Scroll::Follow
+        } else {
+            Scroll::From(top)
         };
     }
 

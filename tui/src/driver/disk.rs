@@ -10,11 +10,11 @@ use serde_json::Value;
 
 use super::{Events, ReportPage};
 use crate::app::{Effect, Event};
-use crate::private;
+use crate::owner_only;
 use crate::session::Folder;
 
 /// Maximum number of questions kept in the history.
-const HISTORY: usize = 1000;
+const MAX_HISTORY: usize = 1000;
 
 /// The disk thread. Dropping it waits until everything is saved.
 pub(super) struct Disk {
@@ -29,16 +29,16 @@ impl Disk {
         report: Box<dyn ReportPage>,
         events: Events,
     ) -> io::Result<(Disk, Vec<String>)> {
-        let keeper = Keeper {
+        let worker = DiskWorker {
             sessions: Folder::new(data.join("sessions")),
             history: data.join("history.jsonl"),
             report,
         };
-        let history = read_history(&keeper.history);
+        let history = read_history(&worker.history);
         let (sender, jobs) = channel();
         let thread = thread::Builder::new()
             .name("disk".into())
-            .spawn(move || keeper.work(&jobs, &events))?;
+            .spawn(move || worker.work(&jobs, &events))?;
         let disk = Disk {
             jobs: Some(sender),
             thread: Some(thread),
@@ -64,13 +64,13 @@ impl Drop for Disk {
     }
 }
 
-struct Keeper {
+struct DiskWorker {
     sessions: Folder,
     history: PathBuf,
     report: Box<dyn ReportPage>,
 }
 
-impl Keeper {
+impl DiskWorker {
     fn work(&self, jobs: &Receiver<Effect>, events: &Events) {
         for job in jobs {
             let (what, result) = match job {
@@ -96,16 +96,16 @@ impl Keeper {
                 _ => continue,
             };
             if let Err(error) = result {
-                events.send(Event::Trouble(format!("{what}: {error}")));
+                events.send(Event::Error(format!("{what}: {error}")));
             }
         }
     }
 
     fn remember(&self, question: &str) -> io::Result<()> {
         if let Some(folder) = self.history.parent() {
-            private::folder(folder)?;
+            owner_only::folder(folder)?;
         }
-        let mut file = private::append(&self.history)?;
+        let mut file = owner_only::append(&self.history)?;
         writeln!(file, "{}", Value::from(question))
     }
 
@@ -115,7 +115,7 @@ impl Keeper {
         let page = self.report.page(&report.to_string());
         for number in 1.. {
             let path = folder.join(format!("incant-compare-{number}.html"));
-            match private::create_new(&path) {
+            match owner_only::create_new(&path) {
                 Ok(mut file) => {
                     file.write_all(page.as_bytes())?;
                     return Ok(path);
@@ -135,5 +135,5 @@ fn read_history(path: &Path) -> Vec<String> {
         .lines()
         .filter_map(|line| serde_json::from_str(line).ok())
         .collect();
-    questions.split_off(questions.len().saturating_sub(HISTORY))
+    questions.split_off(questions.len().saturating_sub(MAX_HISTORY))
 }

@@ -108,7 +108,7 @@ impl Inbox {
 }
 
 /// Maximum number of network events that wait to be handled. More would only take memory.
-const TURNS: usize = 1024;
+const MAX_QUEUED_EVENTS: usize = 1024;
 
 /// A sender of events.
 #[derive(Clone)]
@@ -121,7 +121,7 @@ impl Events {
     fn new(sender: Sender<Message>) -> Events {
         Events {
             sender,
-            turns: Arc::new(Semaphore::new(TURNS)),
+            turns: Arc::new(Semaphore::new(MAX_QUEUED_EVENTS)),
         }
     }
 
@@ -150,10 +150,10 @@ pub fn run(options: Options, inbox: Inbox) -> Result<(), Error> {
     let events = Events::new(inbox.sender);
     let network = Network::start(&options.url, options.api_key, events.clone())?;
     let (disk, history) = Disk::start(options.data, options.report, events.clone())?;
-    let (keymap, trouble) = read_keymap(&options.keys);
+    let (keymap, warning) = read_keymap(&options.keys);
     let start = Start {
         keys: options.keys,
-        trouble,
+        error: warning,
         arm: options.arm,
         question: options.question,
         history,
@@ -187,8 +187,8 @@ fn read_keymap(path: &Path) -> (Keymap, Option<String>) {
         Ok(keymap) => (keymap, None),
         Err(error) => {
             let file = path.display();
-            let trouble = format!("the default keys are used: {error} ({file})");
-            (Keymap::default(), Some(trouble))
+            let warning = format!("the default keys are used: {error} ({file})");
+            (Keymap::default(), Some(warning))
         }
     }
 }
@@ -240,7 +240,7 @@ impl Driver {
     /// Handles the messages that have arrived in the meantime, so that one frame shows them;
     /// bounded, because a fast server keeps sending.
     fn take_all(&mut self, inbox: &Receiver<Message>) -> Result<(), Error> {
-        for message in inbox.try_iter().take(TURNS) {
+        for message in inbox.try_iter().take(MAX_QUEUED_EVENTS) {
             self.take(message)?;
         }
         Ok(())
@@ -264,7 +264,7 @@ impl Driver {
         for effect in effects {
             match effect {
                 Effect::Quit => self.running = false,
-                Effect::Mouse(taken) => self.screen.take_mouse(taken)?,
+                Effect::Mouse(taken) => self.screen.capture_mouse(taken)?,
                 Effect::Copy(text) => self.screen.copy(&text)?,
                 Effect::Save(_)
                 | Effect::Remember(_)
@@ -343,10 +343,10 @@ mod tests {
         let file = folder.path().join("keys.toml");
         assert_eq!(read_keymap(&file).1, None);
         std::fs::write(&file, "[keys]\nquit = \"f5\"\nfly = \"ctrl-x\"\n").unwrap();
-        let (keymap, trouble) = read_keymap(&file);
+        let (keymap, warning) = read_keymap(&file);
         assert_eq!(keymap.keys(Action::Quit), ["Ctrl+Q"]);
-        let trouble = trouble.expect("it is broken");
-        assert!(trouble.contains("no action `fly`"), "{trouble}");
-        assert!(trouble.contains(&file.display().to_string()), "{trouble}");
+        let warning = warning.expect("it is broken");
+        assert!(warning.contains("no action `fly`"), "{warning}");
+        assert!(warning.contains(&file.display().to_string()), "{warning}");
     }
 }

@@ -14,7 +14,7 @@ use crate::http::Server;
 use crate::wire::{self, Chunk, CompareChunk, Failure};
 
 /// Maximum bytes of an answer's text, or of all answers of a comparison together.
-const LONGEST_TEXT: usize = 1 << 20;
+const MAX_TEXT_BYTES: usize = 1 << 20;
 
 /// The server, and the running requests.
 pub(super) struct Network {
@@ -102,13 +102,13 @@ async fn fetch_context(server: Server, events: Events, arm: String) {
 }
 
 async fn chat(server: Server, events: Events, request: u64, body: Value) {
-    let mut heard = Heard::default();
+    let mut received = ReceivedAnswer::default();
     let result = async {
         let mut stream = server.stream("/v1/chat/completions", &body).await?;
         while let Some(data) = stream.next().await? {
             let chunk = wire::chunk(&data)?;
-            heard.finished |= chunk.finish.is_some();
-            heard.add(&chunk.content)?;
+            received.finished |= chunk.finish.is_some();
+            received.add(&chunk.content)?;
             if chunk != Chunk::default() {
                 events.send_in_turn(Event::Chunk { request, chunk }).await;
             }
@@ -116,21 +116,21 @@ async fn chat(server: Server, events: Events, request: u64, body: Value) {
         Ok::<_, Failure>(())
     };
     let result = result.await;
-    let result = heard.outcome(result);
+    let result = received.outcome(result);
     events.send(Event::Ended { request, result });
 }
 
 async fn compare(server: Server, events: Events, request: u64, body: Value) {
     const PATH: &str = "/v1/compare";
-    let mut heard = Heard::default();
+    let mut received = ReceivedAnswer::default();
     let mut known = false;
     let result = async {
         let mut stream = server.stream(PATH, &body).await?;
         while let Some(data) = stream.next().await? {
             let chunk = wire::compare_chunk(&data)?;
             match &chunk {
-                CompareChunk::Delta { content, .. } => heard.add(content)?,
-                CompareChunk::Summary(_) => heard.finished = true,
+                CompareChunk::Delta { content, .. } => received.add(content)?,
+                CompareChunk::Summary(_) => received.finished = true,
                 CompareChunk::Other => continue,
                 _ => {}
             }
@@ -145,33 +145,35 @@ async fn compare(server: Server, events: Events, request: u64, body: Value) {
         Ok(()) => true,
         Err(failure) => failure.is_torn(),
     };
-    let result = match answered && !known {
+    let result = if answered && !known {
         // Some servers answer any request.
-        true => Err(Failure::missing(PATH)),
-        false => heard.outcome(result),
+        Err(Failure::missing(PATH))
+    } else {
+        received.outcome(result)
     };
     events.send(Event::Ended { request, result });
 }
 
 /// The received part of an answer.
 #[derive(Default)]
-struct Heard {
+struct ReceivedAnswer {
     /// Bytes of text.
     bytes: usize,
     /// Whether the server has sent a finish reason for everything.
     finished: bool,
 }
 
-impl Heard {
+impl ReceivedAnswer {
     /// Adds text.
     fn add(&mut self, content: &str) -> Result<(), Failure> {
         self.bytes += content.len();
-        match self.bytes > LONGEST_TEXT {
-            true => Err(Failure::local(format!(
+        if self.bytes > MAX_TEXT_BYTES {
+            Err(Failure::local(format!(
                 "the answer is longer than {} MiB; the rest was not read",
-                LONGEST_TEXT >> 20
-            ))),
-            false => Ok(()),
+                MAX_TEXT_BYTES >> 20
+            )))
+        } else {
+            Ok(())
         }
     }
 
@@ -233,7 +235,7 @@ mod tests {
     }
 
     /// The events of a request, received one after the other.
-    async fn heard(
+    async fn events_of(
         request: impl Future<Output = ()>,
         inbox: &std::sync::mpsc::Receiver<Message>,
     ) -> Vec<Event> {
@@ -275,13 +277,13 @@ mod tests {
         let (sender, inbox) = channel();
         let server = endless("", PIECE);
         let request = chat(server, Events::new(sender), 1, json!({}));
-        let events = heard(request, &inbox).await;
+        let events = events_of(request, &inbox).await;
         assert!(failure(&events).message.contains("longer than 1 MiB"));
         let text = events.iter().map(|event| match event {
             Event::Chunk { chunk, .. } => chunk.content.len(),
             _ => 0,
         });
-        assert_eq!(text.sum::<usize>(), LONGEST_TEXT);
+        assert_eq!(text.sum::<usize>(), MAX_TEXT_BYTES);
     }
 
     #[tokio::test]
@@ -297,7 +299,11 @@ mod tests {
             assert!(ended.is_err(), "it waits for its turn");
         }
         let held: Vec<Message> = inbox.try_iter().collect();
-        assert!(held.len() <= super::super::TURNS, "{}", held.len());
+        assert!(
+            held.len() <= super::super::MAX_QUEUED_EVENTS,
+            "{}",
+            held.len()
+        );
     }
 
     #[tokio::test]
@@ -309,7 +315,7 @@ mod tests {
         ] {
             let (sender, inbox) = channel();
             let request = compare(endless(body, ""), Events::new(sender), 1, json!({}));
-            let events = heard(request, &inbox).await;
+            let events = events_of(request, &inbox).await;
             assert!(failure(&events).is_missing(), "{body}");
         }
     }

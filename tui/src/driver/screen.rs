@@ -42,7 +42,7 @@ impl Screen {
                 restore();
                 hook(info);
             } else {
-                events.send(Event::Trouble(info.to_string()));
+                events.send(Event::Error(info.to_string()));
             }
         }));
         let take = || {
@@ -54,7 +54,7 @@ impl Screen {
             Ok(terminal) => Ok(Screen { terminal, before }),
             Err(error) => {
                 restore();
-                give_back(before);
+                restore_panic_hook(before);
                 Err(error)
             }
         }
@@ -71,10 +71,11 @@ impl Screen {
     }
 
     /// Captures the mouse, or leaves it to the terminal.
-    pub(super) fn take_mouse(&mut self, taken: bool) -> io::Result<()> {
-        match taken {
-            true => execute!(self.terminal.backend_mut(), EnableMouseCapture),
-            false => execute!(self.terminal.backend_mut(), DisableMouseCapture),
+    pub(super) fn capture_mouse(&mut self, taken: bool) -> io::Result<()> {
+        if taken {
+            execute!(self.terminal.backend_mut(), EnableMouseCapture)
+        } else {
+            execute!(self.terminal.backend_mut(), DisableMouseCapture)
         }
     }
 
@@ -90,12 +91,12 @@ impl Drop for Screen {
     fn drop(&mut self) {
         if !thread::panicking() {
             restore();
-            give_back(Arc::clone(&self.before));
+            restore_panic_hook(Arc::clone(&self.before));
         }
     }
 }
 
-fn give_back(hook: Arc<Hook>) {
+fn restore_panic_hook(hook: Arc<Hook>) {
     panic::set_hook(Box::new(move |info| hook(info)));
 }
 
@@ -129,7 +130,7 @@ mod tests {
         if env::var_os(IN_TERMINAL).is_some() {
             let (sender, _receiver) = channel();
             let mut screen = Screen::open(&Events::new(sender)).unwrap();
-            screen.take_mouse(true).unwrap();
+            screen.capture_mouse(true).unwrap();
             panic!("on purpose");
         }
         let pair = native_pty_system().openpty(PtySize::default()).unwrap();

@@ -27,7 +27,7 @@ pub enum KeymapError {
     #[error("there is no action `{0}`; help lists all")]
     Action(String),
     /// No key has this name.
-    #[error("`{key}`, bound to `{action}`, is no key")]
+    #[error("`{key}`, bound to `{action}`, is not a key")]
     Key {
         /// The key as written in the file.
         key: String,
@@ -146,7 +146,7 @@ actions! {
     Next "next" ["tab"] "Go to the next pane, then to the input; mark an arm in the list"
     Previous "previous" ["backtab"] "Go to the pane before"
     Colours "colours" ["f8" "alt-c"] "Colour tokens by shift, by probability, or not"
-    Promote "promote" ["f9" "alt-p"] "Go on alone with the pane, in chat"
+    Promote "promote" ["f9" "alt-p"] "Continue the pane's conversation in chat"
     Export "export" ["f10" "ctrl-s"] "Save the comparison as an HTML report";
     Writing:
     Newline "newline" ["alt-enter" "ctrl-j"] "Begin a new line"
@@ -275,7 +275,7 @@ struct File {
     #[serde(default = "yes")]
     mouse: bool,
     #[serde(default)]
-    keys: std::collections::BTreeMap<String, Written>,
+    keys: std::collections::BTreeMap<String, KeyNames>,
 }
 
 fn yes() -> bool {
@@ -284,16 +284,16 @@ fn yes() -> bool {
 
 #[derive(serde::Deserialize)]
 #[serde(untagged)]
-enum Written {
+enum KeyNames {
     One(String),
     Many(Vec<String>),
 }
 
-impl Written {
+impl KeyNames {
     fn into_vec(self) -> Vec<String> {
         match self {
-            Written::One(key) => vec![key],
-            Written::Many(keys) => keys,
+            KeyNames::One(key) => vec![key],
+            KeyNames::Many(keys) => keys,
         }
     }
 }
@@ -355,7 +355,7 @@ mod tests {
         );
         assert_eq!(
             error("[keys]\nquit = \"ctrl-\""),
-            "`ctrl-`, bound to `quit`, is no key"
+            "`ctrl-`, bound to `quit`, is not a key"
         );
         let syntax = error("[keys]\nquit = ctrl-x");
         assert!(syntax.starts_with("line 2: "), "{syntax}");

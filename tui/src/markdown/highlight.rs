@@ -7,26 +7,29 @@ use ratatui::style::{Color, Style};
 use syntect::parsing::{ParseState, Scope, ScopeStack, SyntaxSet};
 
 /// The colours of scopes; the first match counts.
-const COLOURS: [(&str, Look); 15] = [
-    ("comment", Look::Dim),
-    ("string", Look::Colour(Color::Green)),
-    ("constant", Look::Colour(Color::Yellow)),
-    ("keyword.operator", Look::Plain),
-    ("keyword", Look::Colour(Color::Magenta)),
-    ("storage", Look::Colour(Color::Magenta)),
-    ("entity.name.function", Look::Colour(Color::LightBlue)),
-    ("support.function", Look::Colour(Color::LightBlue)),
-    ("entity.name.tag", Look::Colour(Color::LightBlue)),
-    ("entity.name", Look::Colour(Color::Cyan)),
-    ("entity.other.attribute-name", Look::Colour(Color::Cyan)),
-    ("support.type", Look::Colour(Color::Cyan)),
-    ("markup.inserted", Look::Colour(Color::Green)),
-    ("markup.deleted", Look::Colour(Color::Red)),
-    ("variable.function", Look::Colour(Color::LightBlue)),
+const COLOURS: [(&str, TokenStyle); 15] = [
+    ("comment", TokenStyle::Dim),
+    ("string", TokenStyle::Colour(Color::Green)),
+    ("constant", TokenStyle::Colour(Color::Yellow)),
+    ("keyword.operator", TokenStyle::Plain),
+    ("keyword", TokenStyle::Colour(Color::Magenta)),
+    ("storage", TokenStyle::Colour(Color::Magenta)),
+    ("entity.name.function", TokenStyle::Colour(Color::LightBlue)),
+    ("support.function", TokenStyle::Colour(Color::LightBlue)),
+    ("entity.name.tag", TokenStyle::Colour(Color::LightBlue)),
+    ("entity.name", TokenStyle::Colour(Color::Cyan)),
+    (
+        "entity.other.attribute-name",
+        TokenStyle::Colour(Color::Cyan),
+    ),
+    ("support.type", TokenStyle::Colour(Color::Cyan)),
+    ("markup.inserted", TokenStyle::Colour(Color::Green)),
+    ("markup.deleted", TokenStyle::Colour(Color::Red)),
+    ("variable.function", TokenStyle::Colour(Color::LightBlue)),
 ];
 
 #[derive(Clone, Copy)]
-enum Look {
+enum TokenStyle {
     Plain,
     Dim,
     Colour(Color),
@@ -48,9 +51,9 @@ fn highlighter() -> &'static Highlighter {
     HIGHLIGHTER.get_or_init(|| {
         let colours = COLOURS.iter().filter_map(|(scope, look)| {
             let style = match look {
-                Look::Plain => Style::new(),
-                Look::Dim => Style::new().dim().italic(),
-                Look::Colour(colour) => Style::new().fg(*colour),
+                TokenStyle::Plain => Style::new(),
+                TokenStyle::Dim => Style::new().dim().italic(),
+                TokenStyle::Colour(colour) => Style::new().fg(*colour),
             };
             Some((Scope::new(scope).ok()?, style))
         });

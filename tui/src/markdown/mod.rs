@@ -91,7 +91,10 @@ impl Layout {
             Event::Code(code) => self.inline.code(&code),
             Event::SoftBreak => self.inline.text(" "),
             Event::HardBreak => self.inline.text("\n"),
-            Event::Rule => self.push(vec![Span::styled("─".repeat(self.room()), dim())]),
+            Event::Rule => self.push(vec![Span::styled(
+                "─".repeat(self.available_width()),
+                dim(),
+            )]),
             Event::TaskListMarker(done) => {
                 self.inline.text(if done { "[x] " } else { "[ ] " });
             }
@@ -185,7 +188,7 @@ impl Layout {
             }
             TagEnd::Table => {
                 if let Some(table) = self.table.take() {
-                    for line in table.lines(self.room()) {
+                    for line in table.lines(self.available_width()) {
                         self.push(line);
                     }
                 }
@@ -197,10 +200,10 @@ impl Layout {
     fn code_block(&mut self, language: &str, code: &str) {
         let code = code.strip_suffix('\n').unwrap_or(code);
         let bar = Span::styled("▏ ", dim());
-        let room = self.room();
+        let width = self.available_width();
         for spans in highlight::lines(language, code) {
             // Long code lines are wrapped, so that nothing is hidden.
-            for line in wrap::styled(&spans, room, &bar, &bar) {
+            for line in wrap::styled(&spans, width, &bar, &bar) {
                 self.push(line.spans);
             }
         }
@@ -213,7 +216,7 @@ impl Layout {
             return;
         }
         let none = Span::default();
-        for line in wrap::styled(&spans, self.room(), &none, &none) {
+        for line in wrap::styled(&spans, self.available_width(), &none, &none) {
             self.push(line.spans);
         }
     }
@@ -237,7 +240,7 @@ impl Layout {
         self.lines.push(Line::from(line));
     }
 
-    fn room(&self) -> usize {
+    fn available_width(&self) -> usize {
         let before: usize = self.prefix.iter().map(Span::width).sum();
         self.width.saturating_sub(before).max(10)
     }

@@ -57,7 +57,7 @@ impl Rendered {
             return;
         }
         if self.width == width && text.starts_with(&self.source) {
-            self.firm_up_long_tail();
+            self.finalize_long_tail();
         } else {
             *self = Rendered {
                 width,
@@ -73,7 +73,7 @@ impl Rendered {
         let last = self.blocks.last();
         let whole_line = last.is_some_and(|last| self.clean[last.range.start..].contains('\n'));
         let loose = if whole_line { 1 } else { 2 };
-        self.firm_up(self.blocks.len().saturating_sub(loose));
+        self.finalize_blocks(self.blocks.len().saturating_sub(loose));
     }
 
     /// Lays a text out verbatim, without parsing it as Markdown.
@@ -160,7 +160,7 @@ impl Rendered {
     }
 
     /// Marks the first `count` blocks as firm: no further text can change them.
-    fn firm_up(&mut self, count: usize) {
+    fn finalize_blocks(&mut self, count: usize) {
         if count <= self.firm {
             return;
         }
@@ -176,20 +176,23 @@ impl Rendered {
     }
 
     /// Marks most of a long tail as firm.
-    fn firm_up_long_tail(&mut self) {
+    fn finalize_long_tail(&mut self) {
         if self.clean.len() - self.tail.from <= 2 * LONG {
             return;
         }
-        self.firm_up(self.blocks.len().saturating_sub(1));
+        self.finalize_blocks(self.blocks.len().saturating_sub(1));
         if self.clean.len() - self.tail.from <= LONG {
             return;
         }
         let cut = self.place_to_cut();
         let opening = match self.blocks.last() {
-            Some(last) if last.is_code => match self.tail.opening.is_empty() {
-                true => first_line(&self.clean[last.range.start..]).to_owned() + "\n",
-                false => self.tail.opening.clone(),
-            },
+            Some(last) if last.is_code => {
+                if self.tail.opening.is_empty() {
+                    first_line(&self.clean[last.range.start..]).to_owned() + "\n"
+                } else {
+                    self.tail.opening.clone()
+                }
+            }
             _ => String::new(),
         };
         self.blocks.truncate(self.firm);

@@ -40,7 +40,7 @@ impl Table {
     }
 
     /// Narrows the widest column until all fit.
-    fn widths(&self, room: usize) -> Vec<usize> {
+    fn widths(&self, available: usize) -> Vec<usize> {
         let columns = self.rows.iter().map(Vec::len).max().unwrap_or(0);
         let mut widths: Vec<usize> = (0..columns)
             .map(|column| {
@@ -49,7 +49,7 @@ impl Table {
             })
             .collect();
         let between = 3 * columns.saturating_sub(1);
-        while widths.iter().sum::<usize>() + between > room {
+        while widths.iter().sum::<usize>() + between > available {
             match widths.iter_mut().max() {
                 Some(widest) if *widest > 2 => *widest -= 1,
                 _ => break,

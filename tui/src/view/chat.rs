@@ -7,7 +7,7 @@ use ratatui::style::{Color, Style};
 use ratatui::text::{Line, Span};
 use ratatui::widgets::Paragraph;
 
-use super::{WIDEST, dim, numbers, red, standing};
+use super::{MAX_TEXT_WIDTH, dim, empty, format, red};
 use crate::app::{App, Extent, Measures, Target};
 use crate::keymap::Action;
 use crate::markdown::Rendered;
@@ -34,10 +34,10 @@ impl Transcript {
             ..area
         };
         let messages = &app.chat.session.messages;
-        let width = usize::from(area.width).min(WIDEST);
+        let width = usize::from(area.width).min(MAX_TEXT_WIDTH);
         let end = self.end(app, width);
         if messages.is_empty() && app.chat.error.is_none() {
-            let lines = standing::chat(app, width);
+            let lines = empty::chat(app, width);
             let height = (lines.len() as u16).min(area.height);
             let middle = Rect {
                 y: area.y + (area.height - height) / 2,
@@ -141,20 +141,19 @@ fn speaker(message: &Message, selected: bool) -> Line<'static> {
 fn footer(app: &App, place: usize, message: &Message, width: usize) -> String {
     let last = place + 1 == app.chat.session.messages.len();
     match (app.chat.clock().filter(|_| last), &message.stats) {
-        (Some(clock), _) => numbers::running(clock, app.now),
+        (Some(clock), _) => format::running(clock, app.now),
         (None, Some(stats)) => {
             let finish = message.finish.as_deref();
             let which = match message.variants.len() {
                 0 => String::new(),
                 others => format!("answer {} of {} · ", message.variant + 1, others + 1),
             };
-            let whole = which.clone() + &numbers::stats(stats, finish);
-            match whole.chars().count() <= width {
-                true => whole,
-                false => {
-                    let short = which + &numbers::short(stats, finish, None);
-                    numbers::fitting(&short, width)
-                }
+            let whole = which.clone() + &format::stats(stats, finish);
+            if whole.chars().count() <= width {
+                whole
+            } else {
+                let short = which + &format::short(stats, finish, None);
+                format::fitting(&short, width)
             }
         }
         (None, None) => String::new(),

@@ -9,7 +9,7 @@ use ratatui::text::{Line, Span};
 use ratatui::widgets::{Block, BorderType, Paragraph};
 use unicode_width::UnicodeWidthStr;
 
-use super::{WIDEST, details, dim, numbers, red, standing};
+use super::{MAX_TEXT_WIDTH, details, dim, empty, format, red};
 use crate::app::{App, Colours, Drawn, Extent, Measures, Pane, Shift, Target};
 use crate::wire::with_profile;
 use crate::wrap::{self, GrowingRows};
@@ -53,7 +53,7 @@ fn draw(
     let compare = &app.compare;
     if compare.panes.is_empty() {
         let width = area.width - 2;
-        let lines = standing::compare(app, usize::from(width).min(WIDEST));
+        let lines = empty::compare(app, usize::from(width).min(MAX_TEXT_WIDTH));
         let place = Rect {
             x: area.x + 1,
             y: area.y + area.height.saturating_sub(lines.len() as u16) / 2,
@@ -114,15 +114,16 @@ fn draw_head(app: &App, frame: &mut Frame<'_>, area: Rect) {
     let compare = &app.compare;
     let legend = legend(app);
     let question = wrap::printable(&compare.question.replace('\n', " "));
-    let seed = match area.width >= 70 {
-        true => format!("  seed {}", compare.seed),
-        false => String::new(),
+    let seed = if area.width >= 70 {
+        format!("  seed {}", compare.seed)
+    } else {
+        String::new()
     };
-    let room = usize::from(area.width).saturating_sub(legend.width() + seed.len() + 2);
+    let available = usize::from(area.width).saturating_sub(legend.width() + seed.len() + 2);
     let left = vec![
         Span::raw(" "),
         Span::styled(
-            wrap::shortened(&question, room),
+            wrap::shortened(&question, available),
             Style::new().fg(Color::Cyan).bold(),
         ),
         Span::styled(seed, dim()),
@@ -135,12 +136,12 @@ fn legend(app: &App) -> Line<'static> {
     let compare = &app.compare;
     let mut panes = compare.panes.iter().enumerate();
     let shown = panes.any(|(index, pane)| {
-        let reference = judge(app, index);
+        let reference = scoring_arm(app, index);
         pane.has(compare.colours, reference)
     });
     let mut spans = match compare.colours {
         Colours::None => vec![],
-        Colours::Shift if compare.alone => {
+        Colours::Shift if compare.separate_requests => {
             vec![Span::styled(
                 "no shift: this server has no /v1/compare",
                 dim(),
@@ -172,10 +173,11 @@ fn legend(app: &App) -> Line<'static> {
 }
 
 /// The arm that scores a pane's tokens: the reference, or none for the reference itself.
-fn judge(app: &App, index: usize) -> usize {
-    match index == app.compare.reference {
-        true => usize::MAX,
-        false => app.compare.reference,
+fn scoring_arm(app: &App, index: usize) -> usize {
+    if index == app.compare.reference {
+        usize::MAX
+    } else {
+        app.compare.reference
     }
 }
 
@@ -188,16 +190,18 @@ fn draw_pane(
 ) -> Drawn {
     let pane = &app.compare.panes[index];
     let focused = app.compare.focus == Some(index);
-    let style = match focused {
-        true => Style::new().fg(Color::Cyan),
-        false => dim(),
+    let style = if focused {
+        Style::new().fg(Color::Cyan)
+    } else {
+        dim()
     };
-    let room = usize::from(area.width).saturating_sub(4);
-    let is_reference = index == app.compare.reference && !app.compare.alone;
+    let available = usize::from(area.width).saturating_sub(4);
+    let is_reference = index == app.compare.reference && !app.compare.separate_requests;
     let count = app.compare.panes.len();
-    let role = match is_reference && count > 1 {
-        true => " (reference)",
-        false => "",
+    let role = if is_reference && count > 1 {
+        " (reference)"
+    } else {
+        ""
     };
     // The number shows that there are others, even if they are not visible.
     let number = match count {
@@ -205,33 +209,32 @@ fn draw_pane(
         _ => format!("{}/{count} ", index + 1),
     };
     let title = Span::styled(
-        format!(" {} ", title(pane, &number, role, room)),
+        format!(" {} ", title(pane, &number, role, available)),
         Style::new().fg(Color::Green).bold(),
     );
     let runs = app.compare.is_running() && pane.finish.is_none();
-    let mut foot = match runs {
-        true => numbers::running(&pane.clock, app.now),
-        false => {
-            let shown = Some(pane.tokens.len()).filter(|count| *count > 0);
-            numbers::short(&pane.stats(), pane.finish.as_deref(), shown)
-        }
+    let mut foot = if runs {
+        format::running(&pane.clock, app.now)
+    } else {
+        let shown = Some(pane.tokens.len()).filter(|count| *count > 0);
+        format::short(&pane.stats(), pane.finish.as_deref(), shown)
     };
-    let judge = judge(app, index);
-    if let Some([_, _, shifted]) = pane.shares(judge) {
+    let scorer = scoring_arm(app, index);
+    if let Some([_, _, shifted]) = pane.shares(scorer) {
         let shifted = format!("{:.0}% shifted", shifted * 100.0);
         let shifted = match app.compare.guidance(index) {
-            Some(_) => measured_without_guidance(&shifted, room),
+            Some(_) => measured_without_guidance(&shifted, available),
             None => shifted,
         };
         foot = format!("{shifted} · {foot}");
-    } else if judge != usize::MAX && !pane.tokens.is_empty() && !app.compare.alone {
+    } else if scorer != usize::MAX && !pane.tokens.is_empty() && !app.compare.separate_requests {
         // Only models with the same vocabulary can score each other's tokens.
         foot = format!("other tokens: no shift · {foot}");
     }
     if pane.error.is_some() || (app.compare.error.is_some() && pane.is_waiting()) {
         foot = "failed".into();
     }
-    let foot = Span::styled(format!(" {} ", numbers::fitting(&foot, room)), dim());
+    let foot = Span::styled(format!(" {} ", format::fitting(&foot, available)), dim());
     let block = Block::bordered()
         .border_type(BorderType::Rounded)
         .border_style(style)
@@ -242,7 +245,7 @@ fn draw_pane(
 
     let text = Rect {
         x: inner.x + 1,
-        width: inner.width.saturating_sub(2).min(WIDEST as u16),
+        width: inner.width.saturating_sub(2).min(MAX_TEXT_WIDTH as u16),
         ..inner
     };
     let width = usize::from(text.width);
@@ -290,9 +293,10 @@ fn title(pane: &Pane, number: &str, role: &str, width: usize) -> String {
 /// The shift of a guided answer, which is that of the arm without guidance.
 fn measured_without_guidance(shifted: &str, width: usize) -> String {
     let whole = format!("{shifted}, measured without guidance");
-    match whole.width() <= width {
-        true => whole,
-        false => format!("{shifted} (unguided)"),
+    if whole.width() <= width {
+        whole
+    } else {
+        format!("{shifted} (unguided)")
     }
 }
 
@@ -305,7 +309,7 @@ fn line(app: &App, index: usize, row: &Range<usize>, focused: bool) -> Line<'sta
             Colours::None => Style::new(),
             Colours::Probability => of_probability(pane.tokens[token].logprob.exp()),
             Colours::Shift => pane
-                .shift(token, judge(app, index))
+                .shift(token, scoring_arm(app, index))
                 .map_or(Style::new(), of_shift),
         };
         if focused && token == pane.cursor {

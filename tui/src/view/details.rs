@@ -6,7 +6,7 @@ use ratatui::style::Style;
 use ratatui::text::{Line, Span};
 use ratatui::widgets::{Block, BorderType, Paragraph};
 
-use super::{dim, numbers};
+use super::{dim, format};
 use crate::app::{App, Pane};
 use crate::wire::{Alternative, Score, Token};
 use crate::wrap;
@@ -55,9 +55,10 @@ pub(super) fn draw(app: &App, index: usize, pane: &Pane, frame: &mut Frame<'_>, 
 /// reference itself.
 fn score<'a>(app: &App, index: usize, pane: &'a Pane) -> Option<&'a Score> {
     let mut others = 0..app.compare.panes.len();
-    let other = match index == app.compare.reference {
-        true => others.find(|other| *other != index),
-        false => Some(app.compare.reference),
+    let other = if index == app.compare.reference {
+        others.find(|other| *other != index)
+    } else {
+        Some(app.compare.reference)
     };
     pane.score(pane.cursor, other?)
 }
@@ -74,7 +75,7 @@ fn draw_line(
     let own = own(token, by(&pane.arm));
     let mut line = format!(" {} {own}", quoted(&token.token));
     if let Some(score) = score(app, index, pane) {
-        let probability = numbers::probability(score.logprob);
+        let probability = format::probability(score.logprob);
         line += &format!(" · {probability}, rank {}", score.rank);
         if let Some(arm) = app.compare.panes.get(score.arm) {
             line += &format!(" · {}", by(&arm.arm));
@@ -86,13 +87,13 @@ fn draw_line(
 fn own(token: &Token, arm: &str) -> String {
     let rank = token.rank.map(|rank| format!(", rank {rank}"));
     let rank = rank.unwrap_or_default();
-    format!("{}{rank} · {arm}", numbers::probability(token.logprob))
+    format!("{}{rank} · {arm}", format::probability(token.logprob))
 }
 
 fn other_side(score: &Score, arm: &str) -> String {
     format!(
         "{}, rank {}, KL {:.2} · {arm}",
-        numbers::probability(score.logprob),
+        format::probability(score.logprob),
         score.rank,
         score.kl
     )
@@ -111,11 +112,12 @@ fn column(
         lines.push(Line::styled(" alternatives —", dim()));
     }
     for alternative in alternatives.iter().take(usize::from(HEIGHT) - 3) {
-        let style = match alternative.token == token.token {
-            true => Style::new().reversed(),
-            false => Style::new(),
+        let style = if alternative.token == token.token {
+            Style::new().reversed()
+        } else {
+            Style::new()
         };
-        let probability = format!(" {:>7} ", numbers::probability(alternative.logprob));
+        let probability = format!(" {:>7} ", format::probability(alternative.logprob));
         let text = wrap::shortened(&quoted(&alternative.token), width.saturating_sub(10));
         lines.push(Line::from(vec![
             Span::styled(probability, dim()),

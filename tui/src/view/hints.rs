@@ -43,7 +43,7 @@ impl Hints {
     }
 
     /// Makes the hints clickable, for a line that begins at `at`.
-    pub(super) fn point(&self, at: Position, measures: &mut Measures) {
+    pub(super) fn make_clickable(&self, at: Position, measures: &mut Measures) {
         let targets = self.places.iter().map(|(from, width, action)| {
             let area = Rect::new(at.x + from, at.y, *width, 1);
             (area, Target::Action(*action))
@@ -53,19 +53,19 @@ impl Hints {
 }
 
 /// Maximum rows of a notice.
-const MOST: usize = 3;
+const MAX_ROWS: usize = 3;
 
 /// The number of rows needed.
 pub(super) fn height(app: &App, width: u16) -> u16 {
     app.notice
         .as_ref()
-        .map_or(1, |notice| told(notice, width).len() as u16)
+        .map_or(1, |notice| notice_lines(notice, width).len() as u16)
 }
 
 /// Draws the notice, or hints.
 pub(super) fn draw(app: &App, frame: &mut Frame<'_>, area: Rect, measures: &mut Measures) {
     if let Some(notice) = &app.notice {
-        frame.render_widget(Paragraph::new(told(notice, area.width)), area);
+        frame.render_widget(Paragraph::new(notice_lines(notice, area.width)), area);
         return;
     }
     let offers: Vec<Offer> = offers(app)
@@ -81,19 +81,20 @@ pub(super) fn draw(app: &App, frame: &mut Frame<'_>, area: Rect, measures: &mut 
         })
         .collect();
     let hints = Hints::new(app, &offers, area.width);
-    hints.point(area.as_position(), measures);
+    hints.make_clickable(area.as_position(), measures);
     frame.render_widget(hints.line, area);
 }
 
-fn told(notice: &Notice, width: u16) -> Vec<Line<'static>> {
-    let style = match notice.is_error {
-        true => red(),
-        false => Style::new().fg(Color::Green),
+fn notice_lines(notice: &Notice, width: u16) -> Vec<Line<'static>> {
+    let style = if notice.is_error {
+        red()
+    } else {
+        Style::new().fg(Color::Green)
     };
     let text = wrap::printable(&notice.text).replace('\n', " ");
     let edge = Span::raw(" ");
     let mut lines = wrap::styled(&[(text, style)], usize::from(width) - 1, &edge, &edge);
-    lines.truncate(MOST);
+    lines.truncate(MAX_ROWS);
     lines
 }
 
@@ -159,7 +160,7 @@ fn offers(app: &App) -> &'static [Offer] {
             (Action::Right, "next token"),
             (Action::Next, "next pane"),
             (Action::Stop, "write"),
-            (Action::Promote, "go on in chat"),
+            (Action::Promote, "continue in chat"),
             (Action::Colours, "colours"),
             (Action::Copy, "copy"),
             (Action::Help, "help"),
@@ -168,7 +169,7 @@ fn offers(app: &App) -> &'static [Offer] {
             (Action::Help, "help"),
             (Action::Next, "tokens"),
             (Action::Colours, "colours"),
-            (Action::Promote, "go on"),
+            (Action::Promote, "continue"),
             (Action::Export, "report"),
             (Action::Arms, "arms"),
             (Action::SwitchMode, "chat"),

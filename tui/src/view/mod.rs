@@ -3,11 +3,11 @@
 mod chat;
 mod compare;
 mod details;
+mod empty;
+mod format;
 mod help;
 mod hints;
-mod numbers;
 mod panels;
-mod standing;
 #[cfg(test)]
 mod tests;
 
@@ -25,10 +25,10 @@ use hints::Hints;
 const INPUT_ROWS: usize = 8;
 
 /// The smallest screen that is drawn.
-const SMALLEST: (u16, u16) = (30, 10);
+const MIN_SIZE: (u16, u16) = (30, 10);
 
 /// The maximum line width, because longer lines are hard to read.
-const WIDEST: usize = 100;
+const MAX_TEXT_WIDTH: usize = 100;
 
 /// Draws the state, and caches layouts for the next frame.
 #[derive(Debug, Default)]
@@ -41,8 +41,8 @@ impl View {
     /// Draws everything; returns measures that the state needs.
     pub fn draw(&mut self, app: &App, frame: &mut Frame<'_>) -> Measures {
         let area = frame.area();
-        if area.width < SMALLEST.0 || area.height < SMALLEST.1 {
-            let (width, height) = SMALLEST;
+        if area.width < MIN_SIZE.0 || area.height < MIN_SIZE.1 {
+            let (width, height) = MIN_SIZE;
             frame.render_widget(format!("needs {width}×{height}"), area);
             return Measures::default();
         }
@@ -86,9 +86,10 @@ fn red() -> Style {
 /// The modes, the answering arm, and the used part of the context.
 fn draw_title(app: &App, frame: &mut Frame<'_>, area: Rect, measures: &mut Measures) {
     let tab = |name, mode| {
-        let style = match app.mode == mode {
-            true => Style::new().reversed().bold(),
-            false => Style::new(),
+        let style = if app.mode == mode {
+            Style::new().reversed().bold()
+        } else {
+            Style::new()
         };
         Span::styled(format!(" {name} "), style)
     };
@@ -101,11 +102,11 @@ fn draw_title(app: &App, frame: &mut Frame<'_>, area: Rect, measures: &mut Measu
         from += width;
     }
     let right = match (app.mode, app.compare.chosen.len()) {
-        (Mode::Chat, _) => numbers::context(&app.chat),
+        (Mode::Chat, _) => format::context(&app.chat),
         (Mode::Compare, 1) => "1 arm ".to_owned(),
         (Mode::Compare, count) => format!("{count} arms "),
     };
-    let room = usize::from(area.width).saturating_sub(18 + right.chars().count());
+    let available = usize::from(area.width).saturating_sub(18 + right.chars().count());
     let who = match app.mode {
         Mode::Chat => app.answering(),
         Mode::Compare => app.compare.chosen.join(" | "),
@@ -117,8 +118,8 @@ fn draw_title(app: &App, frame: &mut Frame<'_>, area: Rect, measures: &mut Measu
     };
     let set = set.map(|set| format!("  {set}")).unwrap_or_default();
     left.push(Span::raw(" "));
-    let name = wrap::shortened(&who, room);
-    let rest = room.saturating_sub(Span::raw(&name).width());
+    let name = wrap::shortened(&who, available);
+    let rest = available.saturating_sub(Span::raw(&name).width());
     left.push(Span::styled(name, Style::new().bold()));
     left.push(Span::styled(wrap::shortened(&set, rest), dim()));
     frame.render_widget(Line::from(left), area);
@@ -127,16 +128,15 @@ fn draw_title(app: &App, frame: &mut Frame<'_>, area: Rect, measures: &mut Measu
 
 fn draw_input(app: &App, frame: &mut Frame<'_>, area: Rect, measures: &mut Measures) {
     let title = match (app.mode, app.chat.editing) {
-        (Mode::Chat, Some(_)) => {
-            " edit the question; what came after stays in a session of its own "
-        }
+        (Mode::Chat, Some(_)) => " edit the question; the original session stays saved ",
         (Mode::Chat, None) => " ask ",
         (Mode::Compare, _) => " ask all of them ",
     };
     let active = app.panel.is_none() && (app.mode == Mode::Chat || app.compare.focus.is_none());
-    let style = match active {
-        true => Style::new().fg(Color::Cyan),
-        false => dim(),
+    let style = if active {
+        Style::new().fg(Color::Cyan)
+    } else {
+        dim()
     };
     let mut block = Block::bordered()
         .border_type(BorderType::Rounded)
@@ -202,13 +202,14 @@ fn popup(
         .title_bottom(foot.line.clone());
     measures.targets.push((area, Target::Panel));
     let edge = Position::new(place.x + 1, place.bottom() - 1);
-    foot.point(edge, measures);
+    foot.make_clickable(edge, measures);
     let inner = block.inner(place);
     // Also clears beside the panel, where remains of the content behind it would be
     // distracting.
-    let behind = match height == area.height {
-        true => area,
-        false => area.inner(Margin::new(0, 1)),
+    let behind = if height == area.height {
+        area
+    } else {
+        area.inner(Margin::new(0, 1))
     };
     frame.render_widget(Clear, behind);
     frame.render_widget(block, place);

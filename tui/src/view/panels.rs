@@ -7,7 +7,7 @@ use ratatui::text::{Line, Span};
 use ratatui::widgets::Paragraph;
 
 use super::hints::Hints;
-use super::{dim, draw_editor, help, popup, red, standing};
+use super::{dim, draw_editor, empty, help, popup, red};
 use crate::app::{
     App, Editor, Measures, Mode, Panel, Picker, Target, matching_line, matching_sessions,
 };
@@ -105,7 +105,7 @@ fn arms(
     let foot = Hints::new(app, offers, 60);
     let inner = popup(frame, area, size, title.into(), foot, measures);
     if app.known_arms().is_empty() {
-        let lines = standing::server(app, usize::from(inner.width));
+        let lines = empty::server(app, usize::from(inner.width));
         frame.render_widget(Paragraph::new(lines), inner);
         return;
     }
@@ -132,9 +132,10 @@ fn about(app: &App, arm: &str) -> String {
     let names = names.into_iter().filter(|name| !name.is_empty());
     let names: Vec<&str> = names.collect();
     let named = wrap::printable(&names.join(" · "));
-    match arm.contains('@') {
-        true => named,
-        false => format!("@{}: {named}", wrap::printable(&profile.id)),
+    if arm.contains('@') {
+        named
+    } else {
+        format!("@{}: {named}", wrap::printable(&profile.id))
     }
 }
 
@@ -252,14 +253,15 @@ fn list(
     let lines = shown.map(|(index, (text, note))| {
         let note = wrap::shortened(note, width / 2);
         let note = Span::styled(note, dim());
-        let room = width.saturating_sub(note.width() + 1);
-        let text = wrap::shortened(text, room);
+        let available = width.saturating_sub(note.width() + 1);
+        let text = wrap::shortened(text, available);
         let text = Span::raw(text);
         let fill = Span::raw(" ".repeat(width.saturating_sub(text.width() + note.width())));
         let line = Line::from(vec![text, fill, note]);
-        match index == picker.at {
-            true => line.style(Style::new().reversed()),
-            false => line,
+        if index == picker.at {
+            line.style(Style::new().reversed())
+        } else {
+            line
         }
     });
     let lines: Vec<Line<'_>> = lines.collect();
@@ -268,9 +270,10 @@ fn list(
         ..below
     };
     measures.targets.push((chosen, Target::List { top }));
-    match lines.is_empty() {
-        true => frame.render_widget(Line::styled("nothing found", dim()), below),
-        false => frame.render_widget(Paragraph::new(lines), below),
+    if lines.is_empty() {
+        frame.render_widget(Line::styled("nothing found", dim()), below)
+    } else {
+        frame.render_widget(Paragraph::new(lines), below)
     }
 }
 
@@ -323,14 +326,14 @@ fn sampling(
             let name = name.style(Style::new().fg(Color::Cyan).bold());
             frame.render_widget(name, row);
             if value.text().is_empty() {
-                frame.render_widget(Span::styled(app.in_force(field), dim()), place);
+                frame.render_widget(Span::styled(app.effective_value(field), dim()), place);
             }
             draw_editor(value, frame, place, usize::from(u16::MAX), true);
             continue;
         }
         let value = match set.get(field.name) {
             Some(value) => Span::styled(value, Style::new().bold()),
-            None => Span::styled(app.in_force(field), dim()),
+            None => Span::styled(app.effective_value(field), dim()),
         };
         frame.render_widget(name, row);
         frame.render_widget(value, place);

@@ -2,7 +2,7 @@
 
 /** A stacked bar of the class shares. */
 function shareBar(shares) {
-  const told = CLASSES.map((name) => `${shown(shares[name], "share")} ${name}`).join(", ");
+  const label = CLASSES.map((name) => `${formatValue(shares[name], "share")} ${name}`).join(", ");
   let left = 0;
   const parts = CLASSES.map((name) => {
     const part = draw("rect", { class: name, x: left, y: 0, width: shares[name], height: 1 });
@@ -14,7 +14,7 @@ function shareBar(shares) {
     {
       class: "share-bar",
       role: "img",
-      "aria-label": told,
+      "aria-label": label,
       viewBox: "0 0 1 1",
       preserveAspectRatio: "none",
     },
@@ -32,9 +32,9 @@ function fillBar(share) {
   );
 }
 
-/** Means by position, in at most `most` groups of neighbours, weighted by their tokens. */
-function binned(positions, most = 48) {
-  const width = Math.ceil(positions.length / most);
+/** Means by position, in at most `maxBins` groups of neighbours, weighted by their tokens. */
+function binned(positions, maxBins = 48) {
+  const width = Math.ceil(positions.length / maxBins);
   const bins = [];
   for (let start = 0; start < positions.length; start += width) {
     const group = positions.slice(start, start + width);
@@ -48,7 +48,7 @@ function binned(positions, most = 48) {
 }
 
 /** The positions of a group, counted from one as readers do. */
-function placeOf({ from, to }) {
+function positionLabel({ from, to }) {
   return from === to ? `token ${from + 1}` : `tokens ${from + 1} to ${to + 1}`;
 }
 
@@ -61,8 +61,8 @@ function sharesByPosition(positions) {
       top -= bin[name];
       return draw("rect", { class: name, x: index + 0.06, y: top, width: 0.88, height: bin[name] });
     });
-    const told = CLASSES.map((name) => `${name} ${shown(bin[name], "share")}`).join(", ");
-    return draw("g", {}, draw("title", {}, `${placeOf(bin)}: ${told}`), parts);
+    const label = CLASSES.map((name) => `${name} ${formatValue(bin[name], "share")}`).join(", ");
+    return draw("g", {}, draw("title", {}, `${positionLabel(bin)}: ${label}`), parts);
   });
   const plot = plotArea(bins.length, 1, "Shares of the classes by position", columns);
   return chart("Shares by position in the answer", ["100%", "50%", "0%"], bins, plot);
@@ -79,11 +79,11 @@ function klByPosition(positions, name, other) {
     return draw("polyline", { class: key, points: points.join(" ") });
   };
   const touch = bins.map((bin, index) => {
-    const told = `${placeOf(bin)}: ${shown(bin.kl, "nats")}, reverse ${shown(bin.kl_reverse, "nats")} nats`;
+    const label = `${positionLabel(bin)}: ${formatValue(bin.kl, "nats")}, reverse ${formatValue(bin.kl_reverse, "nats")} nats`;
     return draw(
       "rect",
       { class: "touch", x: index, y: 0, width: 1, height: top },
-      draw("title", {}, told),
+      draw("title", {}, label),
     );
   });
   const plot = plotArea(bins.length, top, "KL divergence by position", [

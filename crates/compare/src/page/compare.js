@@ -1,7 +1,7 @@
 // The compare tab: the question, the arms, and the progress of the comparison.
 
 /** The maximum number of arms of a request. */
-const MOST_ARMS = 8;
+const MAX_ARMS = 8;
 
 /** The form, and the running comparison. */
 class Compare {
@@ -12,16 +12,16 @@ class Compare {
   constructor(server, view) {
     this.server = server;
     this.view = view;
-    const form = part("ask");
-    form.hidden = part("hint").hidden = false;
+    const form = byId("ask");
+    form.hidden = byId("hint").hidden = false;
     form.addEventListener("submit", (event) => {
       event.preventDefault();
       this.#ask();
     });
-    sendFromKeyboard(form, [part("question"), part("system")]);
-    part("stop").addEventListener("click", () => this.#controller?.abort());
-    part("add").addEventListener("change", (event) => {
-      const guidance = part("guidance");
+    sendFromKeyboard(form, [byId("question"), byId("system")]);
+    byId("stop").addEventListener("click", () => this.#controller?.abort());
+    byId("add").addEventListener("change", (event) => {
+      const guidance = byId("guidance");
       // A value out of range keeps the arm from being added, and the browser reports why.
       if (!guidance.reportValidity()) {
         event.target.value = "";
@@ -33,8 +33,8 @@ class Compare {
   }
 
   /** Initialises the form with these models. */
-  welcome(models, profiles) {
-    part("add").replaceChildren(
+  setModels(models, profiles) {
+    byId("add").replaceChildren(
       option("", "Add an arm…"),
       ...models.map(({ id }) => option(id, id)),
     );
@@ -42,16 +42,16 @@ class Compare {
   }
 
   /** Shows an error. */
-  complain(error) {
-    this.server.complain(part("problem"), error);
+  showError(error) {
+    this.server.showError(byId("problem"), error);
   }
 
   focus() {
-    part("question").focus();
+    byId("question").focus();
   }
 
   #choose(arms) {
-    const reference = part("reference").value;
+    const reference = byId("reference").value;
     this.#arms = arms;
     const chips = arms.map((id, index) => {
       const remove = make(
@@ -65,63 +65,63 @@ class Compare {
       );
       return make("li", {}, make("span", {}, id), remove);
     });
-    part("arms").replaceChildren(...chips);
-    part("reference").replaceChildren(...[...new Set(arms)].map((id) => option(id, id)));
-    if (arms.includes(reference)) part("reference").value = reference;
-    part("add").value = "";
-    part("add").disabled = arms.length >= MOST_ARMS;
+    byId("arms").replaceChildren(...chips);
+    byId("reference").replaceChildren(...[...new Set(arms)].map((id) => option(id, id)));
+    if (arms.includes(reference)) byId("reference").value = reference;
+    byId("add").value = "";
+    byId("add").disabled = arms.length >= MAX_ARMS;
   }
 
   /** The request for the form's values. */
   #request() {
-    const system = part("system").value.trim();
-    const messages = [{ role: "user", content: part("question").value }];
+    const system = byId("system").value.trim();
+    const messages = [{ role: "user", content: byId("question").value }];
     if (system !== "") messages.unshift({ role: "system", content: system });
-    const analysis = part("analysis").checked;
-    const request = { arms: this.#arms, messages, reference: part("reference").value, analysis };
+    const analysis = byId("analysis").checked;
+    const request = { arms: this.#arms, messages, reference: byId("reference").value, analysis };
     if (analysis) request.top_logprobs = 10;
-    request.temperature = part("temperature").valueAsNumber;
-    request.max_tokens = part("most").valueAsNumber;
-    if (part("seed").value !== "") request.seed = part("seed").valueAsNumber;
+    request.temperature = byId("temperature").valueAsNumber;
+    request.max_tokens = byId("most").valueAsNumber;
+    if (byId("seed").value !== "") request.seed = byId("seed").valueAsNumber;
     return request;
   }
 
   async #ask() {
     if (this.#controller || this.#arms.length === 0) return;
-    if (part("question").value.trim() === "") {
-      part("question").focus();
+    if (byId("question").value.trim() === "") {
+      byId("question").focus();
       return;
     }
     this.#controller = new AbortController();
-    this.complain(null);
-    this.#say("Asking…", true);
+    this.showError(null);
+    this.#setStatus("Asking…", true);
     const asked = performance.now();
     const request = this.#request();
     try {
       const { signal } = this.#controller;
       await stream("v1/compare", request, this.server.key, signal, (event) =>
-        this.#take(event, request, asked),
+        this.#handleEvent(event, request, asked),
       );
-      this.#say(`Done in ${secondsSince(asked)}.`, false);
+      this.#setStatus(`Done in ${secondsSince(asked)}.`, false);
     } catch (error) {
       if (error.name === "AbortError") {
-        this.#say("Stopped.", false);
+        this.#setStatus("Stopped.", false);
       } else {
-        this.#say("", false);
-        this.complain(error);
+        this.#setStatus("", false);
+        this.showError(error);
       }
     } finally {
       this.#controller = null;
     }
   }
 
-  #take(event, request, asked) {
+  #handleEvent(event, request, asked) {
     const { view } = this;
     if (event.begin) {
-      part("hint").hidden = true;
+      byId("hint").hidden = true;
       view.show(beginReport(event, request.messages));
       for (const pane of view.panes) pane.times = { asked, first: null, last: null };
-      this.#say("Writing…", true);
+      this.#setStatus("Writing…", true);
       return;
     }
     const answer = addEvent(view.report, event);
@@ -136,10 +136,10 @@ class Compare {
     view.update(answer);
   }
 
-  #say(status, running) {
-    part("status").textContent = status;
-    part("submit").disabled = running;
-    part("stop").hidden = !running;
+  #setStatus(status, running) {
+    byId("status").textContent = status;
+    byId("submit").disabled = running;
+    byId("stop").hidden = !running;
   }
 }
 

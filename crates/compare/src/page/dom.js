@@ -20,7 +20,7 @@ function fill(element, attributes, children) {
 }
 
 /** The element of the page with this id. */
-function part(id) {
+function byId(id) {
   return document.getElementById(id);
 }
 
@@ -39,7 +39,7 @@ const FORMATS = {
 };
 
 /** A formatted number. */
-function shown(value, format) {
+function formatValue(value, format) {
   return value === null ? "–" : FORMATS[format](value);
 }
 
@@ -51,7 +51,7 @@ function number(value, format, pointer = null) {
   return make(
     "span",
     { class: "number", "data-value": value, "data-pointer": pointer },
-    shown(value, format),
+    formatValue(value, format),
   );
 }
 

@@ -29,7 +29,7 @@ function nextShifted(view, step) {
 
 /** Registers listeners for the pointer, the focus and the keys. */
 function listen(view, popover) {
-  const panes = part("panes");
+  const panes = byId("panes");
   let lastKey = -Infinity;
   panes.addEventListener("mouseover", (event) => {
     // A key that scrolls the page moves it below a resting pointer, which does not point at
@@ -58,7 +58,7 @@ function listen(view, popover) {
   });
   document.addEventListener("keydown", (event) => {
     lastKey = event.timeStamp;
-    if (event.ctrlKey || event.metaKey || event.altKey || part("compare-panel").hidden) return;
+    if (event.ctrlKey || event.metaKey || event.altKey || byId("compare-panel").hidden) return;
     if (event.key === "Escape") popover.close();
     else if (!event.target.closest("input, textarea, select") && press(event, view, popover))
       event.preventDefault();

@@ -51,7 +51,7 @@ class Pane {
     }
     this.#rest.data = this.answer.text.slice(this.#covered);
     this.#count(view);
-    this.#facts.replaceChildren(...this.#tell().map((fact) => make("li", {}, ...fact)));
+    this.#facts.replaceChildren(...this.#describe().map((fact) => make("li", {}, ...fact)));
   }
 
   /** Ends the answer: no more tokens will arrive. */
@@ -107,7 +107,7 @@ class Pane {
     }
     const total = CLASSES.reduce((sum, name) => sum + counts[name], 0);
     const shares = Object.fromEntries(CLASSES.map((name) => [name, counts[name] / total]));
-    const told = CLASSES.map((name) =>
+    const legend = CLASSES.map((name) =>
       make(
         "li",
         { class: name, "data-class": name },
@@ -116,11 +116,11 @@ class Pane {
         ` ${name}`,
       ),
     );
-    this.#counts.replaceChildren(shareBar(shares), make("ul", { class: "key" }, told));
+    this.#counts.replaceChildren(shareBar(shares), make("ul", { class: "key" }, legend));
   }
 
   /** Further facts, each as nodes. */
-  #tell() {
+  #describe() {
     const { usage, finish_reason } = this.answer;
     const facts = usage ? usageFacts(usage, `${this.pointer}/usage`) : [];
     if (finish_reason)

@@ -6,7 +6,7 @@ class Popover {
   unit = null;
   /** Whether it stays open when the pointer leaves. */
   pinned = false;
-  #element = part("popover");
+  #element = byId("popover");
   #timer = null;
 
   constructor(view) {
@@ -167,7 +167,7 @@ function alternatives(arm, side, chosen) {
       "span",
       { class: "name" },
       tokenName(one.token),
-      one.rank ? make("small", {}, ` rank ${shown(one.rank, "count")}`) : null,
+      one.rank ? make("small", {}, ` rank ${formatValue(one.rank, "count")}`) : null,
     );
     return make(
       "li",

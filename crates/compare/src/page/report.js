@@ -5,7 +5,7 @@ const VERSION = document.querySelector("meta[name=generator]").content.replace(/
 
 /** The report embedded in this page; null in a live one. */
 function embeddedReport() {
-  const text = part("data").textContent;
+  const text = byId("data").textContent;
   return text === "" ? null : JSON.parse(text);
 }
 

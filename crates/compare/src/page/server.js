@@ -2,34 +2,34 @@
 
 const KEY = "incant-api-key";
 
-/** Knows the API key and the arms, and passes the arms to the tabs, its guests. */
+/** Knows the API key and the arms, and passes the arms to the panels of the tabs. */
 class Server {
-  #guests;
+  #panels;
   #loaded = false;
 
-  /** `arrived` is called once the guests have the arms. */
+  /** `arrived` is called once the panels have the arms. */
   constructor(arrived) {
     this.arrived = arrived;
-    part("key").value = sessionStorage.getItem(KEY) ?? "";
-    part("key-form").addEventListener("submit", (event) => event.preventDefault());
-    part("key").addEventListener("change", (event) => {
+    byId("key").value = sessionStorage.getItem(KEY) ?? "";
+    byId("key-form").addEventListener("submit", (event) => event.preventDefault());
+    byId("key").addEventListener("change", (event) => {
       sessionStorage.setItem(KEY, event.target.value);
-      if (!this.#loaded) this.load(this.#guests);
+      if (!this.#loaded) this.load(this.#panels);
     });
   }
 
   /** The entered API key; empty if there is none. */
   get key() {
-    return part("key").value;
+    return byId("key").value;
   }
 
   /**
-   * Requests the lists of arms and profiles, and passes them to the guests (`welcome`), or the
-   * error (`complain`); entering a key then retries.
+   * Requests the lists of arms and profiles, and passes them to the panels (`setModels`), or the
+   * error (`showError`); entering a key then retries.
    */
-  async load(guests) {
-    this.#guests = guests;
-    for (const guest of guests) guest.complain(null);
+  async load(panels) {
+    this.#panels = panels;
+    for (const panel of panels) panel.showError(null);
     try {
       const lists = ["v1/models", "v1/profiles"].map(async (path) => {
         const response = await ask(path, this.key);
@@ -37,19 +37,19 @@ class Server {
       });
       const [models, profiles] = await Promise.all(lists);
       this.#loaded = true;
-      for (const guest of guests) guest.welcome(models, profiles);
+      for (const panel of panels) panel.setModels(models, profiles);
       this.arrived();
     } catch (error) {
-      for (const guest of guests) guest.complain(error);
+      for (const panel of panels) panel.showError(error);
     }
   }
 
   /** Shows an error in an element, or hides it; asks for a key if one is missing. */
-  complain(element, error) {
+  showError(element, error) {
     element.hidden = error === null;
     element.textContent = error?.message ?? "";
     if (error?.status !== 401) return;
-    part("key-form").hidden = false;
-    part("key").focus();
+    byId("key-form").hidden = false;
+    byId("key").focus();
   }
 }

@@ -34,7 +34,7 @@ function showSettings(report, buttons) {
     );
     return entry(name, ...numbers.flatMap((one, index) => (index === 0 ? [one] : [", ", one])));
   });
-  const section = part("settings");
+  const section = byId("settings");
   section.hidden = false;
   section.replaceChildren(
     make("h2", { id: "settings-heading" }, "Settings"),

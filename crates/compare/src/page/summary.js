@@ -2,7 +2,7 @@
 
 /** Fills the section about each pair of arms, those under one arm first. */
 function showSummary(report, under) {
-  const section = part("summary");
+  const section = byId("summary");
   const pairs =
     report.summary?.pairs.map((pair, index) => ({ pair, at: `/summary/pairs/${index}` })) ?? [];
   section.hidden = pairs.length === 0;
@@ -163,7 +163,7 @@ function positionsTable(pair, at) {
 
 /** Shows the part of the shift to one arm that another arm accounts for by itself. */
 function showRemoved(report) {
-  const section = part("removed");
+  const section = byId("removed");
   const list = report.summary?.removed ?? [];
   section.hidden = list.length === 0;
   const cards = list.map((row, index) => {
@@ -214,7 +214,7 @@ function showRemoved(report) {
 
 /** Shows the diversity of answers by temperature. */
 function showSampling(report) {
-  const section = part("sampling");
+  const section = byId("sampling");
   section.hidden = report.sampling.length === 0;
   const formats = {
     temperature: "plain",

@@ -9,13 +9,13 @@ class Tabs {
 
   constructor(shown) {
     this.#shown = shown;
-    part("tabs").hidden = false;
-    part("subject").hidden = true;
+    byId("tabs").hidden = false;
+    byId("subject").hidden = true;
     for (const [index, name] of TABS.entries()) {
-      const panel = part(`${name}-panel`);
+      const panel = byId(`${name}-panel`);
       panel.setAttribute("role", "tabpanel");
       panel.setAttribute("aria-labelledby", `${name}-tab`);
-      const tab = part(`${name}-tab`);
+      const tab = byId(`${name}-tab`);
       tab.addEventListener("click", () => this.#go(name));
       tab.addEventListener("keydown", (event) => this.#move(event, index));
     }
@@ -48,18 +48,18 @@ class Tabs {
     if (goal === undefined) return;
     event.preventDefault();
     this.#go(goal);
-    part(`${goal}-tab`).focus();
+    byId(`${goal}-tab`).focus();
   }
 
   #show() {
     const { current } = this;
     for (const name of TABS) {
-      const tab = part(`${name}-tab`);
+      const tab = byId(`${name}-tab`);
       tab.setAttribute("aria-selected", name === current);
       tab.tabIndex = name === current ? 0 : -1;
-      part(`${name}-panel`).hidden = name !== current;
+      byId(`${name}-panel`).hidden = name !== current;
     }
-    document.title = part(`${current}-tab`).textContent;
+    document.title = byId(`${current}-tab`).textContent;
     this.#shown(current);
   }
 }

@@ -14,14 +14,14 @@ class View {
 
   constructor() {
     listen(this, this.#popover);
-    part("prompt").addEventListener("change", (event) => this.go(Number(event.target.value)));
-    part("previous").addEventListener("click", () => this.turn(-1));
-    part("next").addEventListener("click", () => this.turn(1));
-    part("answer").addEventListener("change", () => this.#layPanes());
-    part("under").addEventListener("change", (event) =>
+    byId("prompt").addEventListener("change", (event) => this.go(Number(event.target.value)));
+    byId("previous").addEventListener("click", () => this.turn(-1));
+    byId("next").addEventListener("click", () => this.turn(1));
+    byId("answer").addEventListener("change", () => this.#layPanes());
+    byId("under").addEventListener("change", (event) =>
       this.#classUnder(Number(event.target.value)),
     );
-    part("colour").addEventListener("change", (event) => {
+    byId("colour").addEventListener("change", (event) => {
       this.colour = event.target.value;
       this.#paint();
     });
@@ -36,17 +36,17 @@ class View {
   show(report) {
     this.report = report;
     this.under = report.settings.reference;
-    part("report").hidden = false;
+    byId("report").hidden = false;
     const { analysis } = report.settings;
-    for (const id of ["under-field", "colour-field", "legend", "keys"]) part(id).hidden = !analysis;
-    part("under").replaceChildren(...report.arms.map((arm, index) => option(index, arm.id)));
-    part("under").value = this.under;
-    part("prompts").hidden = report.prompts.length < 2;
-    part("prompt").replaceChildren(
+    for (const id of ["under-field", "colour-field", "legend", "keys"]) byId(id).hidden = !analysis;
+    byId("under").replaceChildren(...report.arms.map((arm, index) => option(index, arm.id)));
+    byId("under").value = this.under;
+    byId("prompts").hidden = report.prompts.length < 2;
+    byId("prompt").replaceChildren(
       ...report.prompts.map((prompt, index) => option(index, `${index + 1}. ${shortened(prompt)}`)),
     );
-    part("answer-field").hidden = this.#rounds().length < 2;
-    part("answer").replaceChildren(...this.#rounds().map((round, index) => option(index, round)));
+    byId("answer-field").hidden = this.#rounds().length < 2;
+    byId("answer").replaceChildren(...this.#rounds().map((round, index) => option(index, round)));
     this.go(0);
     this.summarize();
   }
@@ -57,7 +57,7 @@ class View {
     const answers = report.prompts.flatMap((prompt) => prompt.answers);
     const complete = answers.every((answer) => answer.finish_reason !== null);
     const scoring = scoringArms(report);
-    for (const entry of part("under").options)
+    for (const entry of byId("under").options)
       entry.disabled = complete && !scoring.has(Number(entry.value));
     showSummary(report, this.under);
     showRemoved(report);
@@ -69,20 +69,20 @@ class View {
     // A report on disk is already the file that would be saved; an unfinished one cannot be
     // saved.
     if (complete) showSettings(report, embeddedReport() ? [json] : [html, json]);
-    else part("settings").hidden = true;
+    else byId("settings").hidden = true;
   }
 
   /** Shows a question. */
   go(prompt) {
     this.prompt = prompt;
-    part("prompt").value = prompt;
-    part("previous").disabled = prompt === 0;
-    part("next").disabled = prompt === this.report.prompts.length - 1;
-    part("prompt-heading").textContent =
+    byId("prompt").value = prompt;
+    byId("previous").disabled = prompt === 0;
+    byId("next").disabled = prompt === this.report.prompts.length - 1;
+    byId("prompt-heading").textContent =
       this.report.prompts.length < 2
         ? "Question"
         : `Question ${prompt + 1} of ${this.report.prompts.length}`;
-    part("messages").replaceChildren(...messagesOf(this.report.prompts[prompt]));
+    byId("messages").replaceChildren(...messagesOf(this.report.prompts[prompt]));
     this.#layPanes();
   }
 
@@ -112,7 +112,7 @@ class View {
     this.#popover.close();
     const { answers } = this.report.prompts[this.prompt];
     const rounds = this.#rounds().length;
-    const round = Number(part("answer").value);
+    const round = Number(byId("answer").value);
     // Answers are ordered by arm, each with all rounds.
     this.panes = this.report.arms.map((_, arm) => {
       const place = arm * rounds + round;
@@ -122,7 +122,7 @@ class View {
       if (pane.answer.finish_reason === null) pane.update(this);
       else pane.finish(this);
     }
-    part("panes").replaceChildren(...this.panes.map((pane) => pane.element));
+    byId("panes").replaceChildren(...this.panes.map((pane) => pane.element));
     this.#paint();
   }
 
@@ -140,7 +140,7 @@ class View {
     const entries = this.colour === "class" ? classes : shades;
     const example = ({ name, word, meaning }) =>
       make("li", {}, make("span", { class: `token ${name}` }, word), meaning);
-    part("legend").replaceChildren(...entries.map(example));
+    byId("legend").replaceChildren(...entries.map(example));
   }
 }
 

@@ -145,7 +145,7 @@ fn comes_back_from_json_as_it_was() {
 
 #[test]
 fn classes_are_by_rank() {
-    use Class::{Marginal, Shifted, Unshifted};
-    let classes = [1, 2, 3, 4, 262_144].map(Class::of);
+    use ShiftClass::{Marginal, Shifted, Unshifted};
+    let classes = [1, 2, 3, 4, 262_144].map(ShiftClass::of);
     assert_eq!(classes, [Unshifted, Marginal, Marginal, Shifted, Shifted]);
 }

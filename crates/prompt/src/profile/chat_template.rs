@@ -9,8 +9,8 @@ use minijinja::{Environment, Error, ErrorKind, Value};
 use super::CHAT_TEMPLATE_KEY;
 use super::error::Refusal;
 use super::limits::{Text, check_source, on_deep_stack};
-use super::markup::{Cut, Markup};
-use super::{Message, ProfileError, Role, bounds, jinja, methods, percent, python};
+use super::markup::{Markup, SplitFn};
+use super::{Message, ProfileError, Role, jinja, percent, python, step_limits, string_methods};
 
 /// The file name in errors: the GGUF key of the template.
 const FILE: &str = CHAT_TEMPLATE_KEY;
@@ -53,13 +53,13 @@ impl ChatTemplate {
     ) -> Result<ChatTemplate, ProfileError> {
         let mut environment = Environment::new();
         environment.set_auto_escape_callback(|_| minijinja::AutoEscape::None);
-        environment.set_unknown_method_callback(methods::call);
-        bounds::bound(&mut environment);
+        environment.set_unknown_method_callback(string_methods::call);
+        step_limits::apply(&mut environment);
         jinja::add(&mut environment);
         environment.add_function(percent::FUNCTION, percent::percent);
         environment.set_debug(true);
         let tojson = Value::from_function(python::tojson);
-        bounds::add_sized_filter(&mut environment, "tojson", tojson);
+        step_limits::add_sized_filter(&mut environment, "tojson", tojson);
         environment.add_function("strftime_now", |format: &str| {
             python::strftime(format, &Zoned::now())
         });
@@ -102,9 +102,9 @@ impl ChatTemplate {
     }
 
     /// The same template, which escapes in messages the text that it writes around them to mark
-    /// roles. Markers that are special tokens, which `cut` finds, are left to the tokenizer.
-    pub fn guarding_its_markers(self, cut: Cut<'_>) -> ChatTemplate {
-        let markup = Markup::learn(&self, cut);
+    /// roles. Markers that are special tokens, which `split` finds, are left to the tokenizer.
+    pub fn with_learned_markers(self, split: SplitFn<'_>) -> ChatTemplate {
+        let markup = Markup::learn(&self, split);
         ChatTemplate { markup, ..self }
     }
 

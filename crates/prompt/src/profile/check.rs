@@ -6,7 +6,7 @@ use serde::de::DeserializeOwned;
 use toml::de::DeTable;
 use toml::{Table, Value};
 
-use super::front::{
+use super::front_matter::{
     self, FrontMatter, GuidanceDefaults, SamplingDefaults, language_problem, line_at,
     markers_problem, name_problem, variant_problem,
 };
@@ -15,7 +15,7 @@ use super::{Profile, ProfileError};
 
 /// The required keys, and their descriptions.
 const REQUIRED: [(&str, &str); 7] = [
-    ("name", "what model ids call it, such as name = \"brief\""),
+    ("name", "its name in model ids, such as name = \"brief\""),
     (
         "title",
         "a few words for a list, such as title = \"Brief answers\"",
@@ -50,7 +50,7 @@ pub fn check(file: &str, source: &str) -> Result<Profile, Vec<ProfileError>> {
 }
 
 fn checked(file: &str, source: &str) -> Result<Profile, Vec<ProfileError>> {
-    let (toml, template) = front::parts(file, source).map_err(|error| vec![error])?;
+    let (toml, template) = front_matter::parts(file, source).map_err(|error| vec![error])?;
     let mut reading = Reading::new(file, &toml);
     let front = reading.front();
     let mut problems = reading.problems;
@@ -95,7 +95,9 @@ impl<'a> Reading<'a> {
                     }
                 }
             }
-            Err(error) => reading.problems.push(front::syntax(file, toml, &error)),
+            Err(error) => reading
+                .problems
+                .push(front_matter::syntax(file, toml, &error)),
         }
         reading
     }
@@ -104,7 +106,7 @@ impl<'a> Reading<'a> {
     fn front(&mut self) -> FrontMatter {
         // After a syntax error nothing was read, and every key would be reported as missing.
         if self.problems.is_empty() {
-            self.look_for_missing_and_unknown();
+            self.check_keys();
         }
         let name: Option<String> = self.value("name", |name: &String| name_problem(name));
         let variant_of = self.value("variant_of", |variant_of: &String| {
@@ -130,10 +132,10 @@ impl<'a> Reading<'a> {
         }
     }
 
-    fn look_for_missing_and_unknown(&mut self) {
+    fn check_keys(&mut self) {
         for (key, says) in REQUIRED {
             if !self.table.contains_key(key) {
-                let problem = format!("the front matter lacks `{key}`: {says}");
+                let problem = format!("the front matter is missing `{key}`: {says}");
                 self.problem(None, problem);
             }
         }
@@ -143,7 +145,10 @@ impl<'a> Reading<'a> {
         };
         let keys: Vec<String> = self.table.keys().cloned().collect();
         for key in keys.iter().filter(|key| !known(key)) {
-            self.problem(Some(key), format!("the front matter has no key `{key}`"));
+            self.problem(
+                Some(key),
+                format!("the front matter has an unknown key `{key}`"),
+            );
         }
     }
 
@@ -224,13 +229,13 @@ mod tests {
         let body = BODY.replace("{{ message.content }}", "{{ message.content }}{{ extra }}");
         let found = problems(front, &format!("{body}stray\n"));
         let expected = [
-            "own.jinja:1: the front matter lacks `description`: ",
-            "own.jinja:1: the front matter lacks `shots`: ",
-            "own.jinja:1: the front matter lacks `version`: ",
+            "own.jinja:1: the front matter is missing `description`: ",
+            "own.jinja:1: the front matter is missing `shots`: ",
+            "own.jinja:1: the front matter is missing `version`: ",
             "own.jinja:2: name \"Own\" may hold only",
             "own.jinja:3: title: invalid type",
             "own.jinja:4: language \"english\" is no BCP-47 tag",
-            "own.jinja:6: the front matter has no key `shot`",
+            "own.jinja:6: the front matter has an unknown key `shot`",
             "own.jinja:8: sampling.temperature is 3, not 0 to 2",
             "own.jinja:9: sampling.top_q: unknown field",
             "own.jinja:10: sampling.top_k: invalid type",

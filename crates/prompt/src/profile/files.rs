@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, LazyLock};
 use std::time::SystemTime;
 
-use super::limits::LONGEST_SOURCE;
+use super::limits::MAX_SOURCE_BYTES;
 use super::{Profile, ProfileError};
 use incant_gguf::open::{Kind, Location};
 
@@ -157,7 +157,7 @@ impl Library {
     /// # Errors
     /// The folder cannot be read. Then nothing changes.
     pub fn read(&mut self) -> Result<bool, ProfileError> {
-        self.seen = self.look()?;
+        self.seen = self.scan()?;
         Ok(self.update(true))
     }
 
@@ -168,7 +168,7 @@ impl Library {
     /// # Errors
     /// The folder cannot be read. Then nothing changes.
     pub fn follow(&mut self) -> Result<bool, ProfileError> {
-        let now = self.look()?;
+        let now = self.scan()?;
         let settled = now == self.seen;
         self.seen = now;
         let read = self
@@ -179,7 +179,7 @@ impl Library {
         Ok(settled && differs && self.update(false))
     }
 
-    fn look(&self) -> Result<BTreeMap<PathBuf, Stamp>, ProfileError> {
+    fn scan(&self) -> Result<BTreeMap<PathBuf, Stamp>, ProfileError> {
         let Some(folder) = &self.folder else {
             return Ok(BTreeMap::new());
         };
@@ -287,7 +287,7 @@ impl Stamp {
     }
 }
 
-const KIND: Kind = Kind::new("profiles", LONGEST_SOURCE as u64);
+const KIND: Kind = Kind::new("profiles", MAX_SOURCE_BYTES as u64);
 
 fn text_of(path: &Path) -> Result<String, ProfileError> {
     let text = Location::of(path).read_text(KIND);
@@ -300,17 +300,17 @@ fn text_of(path: &Path) -> Result<String, ProfileError> {
 fn parse(path: &Path, text: &str) -> Result<Arc<Profile>, ProfileError> {
     let file = path.display().to_string();
     let profile = Profile::parse(&file, text)?;
-    match misnamed(path, &profile) {
+    match name_mismatch(path, &profile) {
         Some(error) => Err(error),
         None => Ok(Arc::new(profile)),
     }
 }
 
 /// The error of a file that is named differently from its profile.
-fn misnamed(path: &Path, profile: &Profile) -> Option<ProfileError> {
+fn name_mismatch(path: &Path, profile: &Profile) -> Option<ProfileError> {
     let file = path.display().to_string();
     let problem = format!(
-        "the file is named otherwise than its profile, {:?}",
+        "the file does not have the name of its profile, {:?}",
         profile.name()
     );
     (profile.name() != stem(path)).then(|| ProfileError::broken(&file, None, problem))
@@ -330,13 +330,14 @@ pub fn check_file(path: &Path) -> Result<Profile, Vec<ProfileError>> {
         let problem = format!("variant_of: there is no profile {name:?}");
         ProfileError::broken(&file, None, problem)
     });
-    let problems: Vec<_> = misnamed(path, &profile)
+    let problems: Vec<_> = name_mismatch(path, &profile)
         .into_iter()
         .chain(missing)
         .collect();
-    match problems.is_empty() {
-        true => Ok(profile),
-        false => Err(problems),
+    if problems.is_empty() {
+        Ok(profile)
+    } else {
+        Err(problems)
     }
 }
 

@@ -7,8 +7,8 @@ use minijinja::value::{Rest, ValueKind, ValueOrKwargs};
 use minijinja::{Environment, Error, State, Value};
 use minijinja_contrib::{filters, globals};
 
-use super::bounds;
-use super::methods::{arguments, integer, invalid, of_text, string};
+use super::step_limits;
+use super::string_methods::{arguments, call_on_text, integer, invalid, string};
 use super::urlize::urlize;
 use super::wordwrap::Wrapping;
 
@@ -29,7 +29,7 @@ pub(super) fn add(environment: &mut Environment<'static>) {
     }
     environment.add_filter("center", |text: String, width: Option<Value>| {
         let width = width.unwrap_or_else(|| Value::from(80));
-        of_text(&text, "center", &[width]).map(Option::unwrap_or_default)
+        call_on_text(&text, "center", &[width]).map(Option::unwrap_or_default)
     });
     environment.add_filter("wordcount", |text: String| {
         let is_word = |c: char| c == '_' || c.is_alphanumeric();
@@ -70,16 +70,17 @@ fn truncate(value: &Value, args: &[Value]) -> Result<Value, Error> {
     let [all, ending] = [text, end].map(|text| text.chars().count() as i64);
     if length < ending || leeway < 0 {
         return Err(invalid(format!(
-            "truncate: a length of {length} has no room for {end:?}, or a leeway below 0"
+            "truncate: the length {length} is too short for {end:?}, or the leeway is below 0"
         )));
     }
     if all <= length.saturating_add(leeway) {
         return Ok(value.clone());
     }
     let kept: String = text.chars().take((length - ending) as usize).collect();
-    let kept = match cut_words.is_some_and(|cut| cut.is_true()) {
-        true => &*kept,
-        false => kept.rsplit_once(' ').map_or(&*kept, |(words, _)| words),
+    let kept = if cut_words.is_some_and(|cut| cut.is_true()) {
+        &*kept
+    } else {
+        kept.rsplit_once(' ').map_or(&*kept, |(words, _)| words)
     };
     Ok(Value::from(format!("{kept}{end}")))
 }
@@ -107,8 +108,8 @@ fn wordwrap(value: &Value, args: &[Value]) -> Result<Value, Error> {
     };
     let text = string(value)?;
     // Each word may become a line of its own.
-    if text.len().saturating_mul(wrapping.separator.len().max(1)) > bounds::MOST_WRITTEN {
-        return Err(invalid("wordwrap: it writes too much"));
+    if text.len().saturating_mul(wrapping.separator.len().max(1)) > step_limits::MAX_OUTPUT_BYTES {
+        return Err(invalid("wordwrap: the output is too long"));
     }
     Ok(Value::from(wrapping.wrap(text)))
 }
@@ -163,9 +164,10 @@ fn quoted(value: &Value, in_query: bool) -> String {
 
 /// A value as Python's `str` formats it.
 fn python_text(value: &Value) -> String {
-    match value.is_undefined() {
-        true => String::new(),
-        false => value.to_string(),
+    if value.is_undefined() {
+        String::new()
+    } else {
+        value.to_string()
     }
 }
 
@@ -189,16 +191,17 @@ fn xmlattr(value: &Value, args: &[Value]) -> Result<Value, Error> {
         let is_bad = |c: char| c.is_whitespace() || matches!(c, '/' | '>' | '=');
         if name.contains(is_bad) {
             return Err(invalid(format!(
-                "xmlattr: {name:?} is no name of an attribute"
+                "xmlattr: {name:?} is not the name of an attribute"
             )));
         }
         attributes.push(format!("{}=\"{}\"", escaped(&key), escaped(&attribute)));
     }
     let text = attributes.join(" ");
     let is_spaced = space.is_none_or(|space| space.is_true()) && !text.is_empty();
-    Ok(Value::from(match is_spaced {
-        true => format!(" {text}"),
-        false => text,
+    Ok(Value::from(if is_spaced {
+        format!(" {text}")
+    } else {
+        text
     }))
 }
 
@@ -216,9 +219,10 @@ fn force_escape(value: &Value, args: &[Value]) -> Result<Value, Error> {
 
 pub(super) fn escaped(value: &Value) -> String {
     let text = python_text(value);
-    match value.is_safe() {
-        true => text,
-        false => escape_text(&text),
+    if value.is_safe() {
+        text
+    } else {
+        escape_text(&text)
     }
 }
 
@@ -247,7 +251,7 @@ fn is_callable(value: &Value) -> bool {
 /// Jinja2's `lipsum(n=5, html=True, min=20, max=100)`: placeholder text.
 fn lipsum(state: &mut State, args: &[Value]) -> Result<Value, Error> {
     for argument in args {
-        bounds::check_size(argument)?;
+        step_limits::check_size(argument)?;
     }
     let [paragraphs, html, least, most] = arguments(["n", "html", "min", "max"], args)?;
     let (paragraphs, least, most) = (
@@ -270,9 +274,10 @@ fn lipsum(state: &mut State, args: &[Value]) -> Result<Value, Error> {
     // none at the end.
     let text = text.to_string();
     let text = text.trim_end();
-    Ok(match html {
-        true => Value::from_safe_string(text.replace("\n\n", "\n")),
-        false => Value::from(text),
+    Ok(if html {
+        Value::from_safe_string(text.replace("\n\n", "\n"))
+    } else {
+        Value::from(text)
     })
 }
 

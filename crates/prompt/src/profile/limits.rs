@@ -3,7 +3,7 @@
 //!
 //! - **Files**: an environment has no loader, so a template can access nothing but itself.
 //! - **Time**: each step costs fuel, minijinja refuses long ranges, and single steps have
-//!   limits of their own ([`super::bounds`]).
+//!   limits of their own ([`super::step_limits`]).
 //! - **Stack**: minijinja counts the nesting depth of statements, expressions in brackets,
 //!   blocks, and macros. Nesting that it does not count (a chain of operators, lists in lists)
 //!   is limited by the source and the fuel, for which [`on_deep_stack`] has enough stack. If
@@ -22,10 +22,10 @@ use minijinja::{Error, ErrorKind};
 use super::ProfileError;
 
 /// The maximum source length in bytes. Profiles and chat templates have some ten thousand.
-pub(super) const LONGEST_SOURCE: usize = 128 << 10;
+pub(super) const MAX_SOURCE_BYTES: usize = 128 << 10;
 
 /// The maximum length of a rendered text in bytes: more than any context holds.
-pub(super) const LONGEST_TEXT: usize = 16 << 20;
+pub(super) const MAX_TEXT_BYTES: usize = 16 << 20;
 
 /// Stack size for compiling and running templates. Only the used part takes memory.
 const STACK: usize = 256 << 20;
@@ -42,9 +42,10 @@ thread_local! {
 pub(super) fn on_deep_stack<T: Send>(
     work: impl FnOnce() -> Result<T, ProfileError> + Send,
 ) -> Result<T, ProfileError> {
-    match IS_DEEP.get() {
-        true => work(),
-        false => on_stack_of(STACK, work),
+    if IS_DEEP.get() {
+        work()
+    } else {
+        on_stack_of(STACK, work)
     }
 }
 
@@ -67,17 +68,17 @@ fn on_stack_of<T: Send>(
 
 /// Rejects a source that is too long.
 pub(super) fn check_source(file: &str, source: &str) -> Result<(), ProfileError> {
-    if source.len() <= LONGEST_SOURCE {
+    if source.len() <= MAX_SOURCE_BYTES {
         return Ok(());
     }
     let problem = format!(
-        "it has {} bytes, more than the {LONGEST_SOURCE} that a template may have",
+        "it has {} bytes, more than the {MAX_SOURCE_BYTES} that a template may have",
         source.len()
     );
     Err(ProfileError::broken(file, None, problem))
 }
 
-/// Collects a template's output, up to [`LONGEST_TEXT`].
+/// Collects a template's output, up to [`MAX_TEXT_BYTES`].
 pub(super) struct Text {
     bytes: Vec<u8>,
     too_long: bool,
@@ -92,7 +93,7 @@ impl Text {
         };
         match render(&mut text) {
             Err(_) if text.too_long => {
-                let problem = format!("the text is longer than {LONGEST_TEXT} bytes");
+                let problem = format!("the text is longer than {MAX_TEXT_BYTES} bytes");
                 Err(Error::new(ErrorKind::WriteFailure, problem))
             }
             Err(error) => Err(error),
@@ -105,7 +106,7 @@ impl Text {
 
 impl Write for Text {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        if bytes.len() > LONGEST_TEXT - self.bytes.len() {
+        if bytes.len() > MAX_TEXT_BYTES - self.bytes.len() {
             self.too_long = true;
             return Err(io::ErrorKind::FileTooLarge.into());
         }

@@ -75,10 +75,13 @@ fn reads_like(text: &str, marker: &str) -> Option<usize> {
     }
     let ((first_at, first), (last_at, last)) = (first?, last?);
     let is_sign = |c: char| !c.is_alphanumeric();
-    match expected.as_str().is_empty() {
-        false => None,
-        true if first_at == last_at || !is_sign(first) && is_sign(last) => Some(last_at),
-        true => Some(first_at + first.len_utf8()),
+    if !expected.as_str().is_empty() {
+        return None;
+    }
+    if first_at == last_at || !is_sign(first) && is_sign(last) {
+        Some(last_at)
+    } else {
+        Some(first_at + first.len_utf8())
     }
 }
 

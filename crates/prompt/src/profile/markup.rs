@@ -39,7 +39,7 @@ pub enum PartKind {
 }
 
 /// Splits a text at its special tokens, like a tokenizer.
-pub type Cut<'a> = &'a dyn Fn(&str) -> Vec<Part<'_>>;
+pub type SplitFn<'a> = &'a dyn Fn(&str) -> Vec<Part<'_>>;
 
 /// The texts that a template writes around messages, except for special tokens.
 #[derive(Debug, Default)]
@@ -51,7 +51,7 @@ pub(super) struct Markup {
     /// Markers at the start of a line that open another turn than the assistant's.
     turns: Vec<String>,
     /// Special tokens that the template parses in answers but does not write itself.
-    read: Vec<String>,
+    parsed_in_answers: Vec<String>,
 }
 
 /// Surrounds each message of a sample conversation: a private-use character that no template
@@ -60,7 +60,7 @@ const EDGE: char = '\u{f8f0}';
 
 /// Maximum number of pieces that are tested for whether a template parses them in answers. Some
 /// templates parse a pair for thoughts and one for tool calls.
-const MOST_READ: usize = 16;
+const MAX_PARSED: usize = 16;
 
 /// Words in brackets: `[INST]`, `<</SYS>>`, `<|user|>`.
 static TAG: LazyLock<Regex> = LazyLock::new(|| {
@@ -79,7 +79,7 @@ impl Markup {
     }
 
     /// Learns the texts that `template` writes around messages of every role.
-    pub(super) fn learn(template: &ChatTemplate, cut: Cut<'_>) -> Markup {
+    pub(super) fn learn(template: &ChatTemplate, split: SplitFn<'_>) -> Markup {
         use Role::{Assistant, System, User};
         let mut markup = Markup::default();
         let mut written = Vec::new();
@@ -103,20 +103,20 @@ impl Markup {
                 let next = parts.get(at + 1).and_then(|number| number.parse().ok());
                 let next = next.and_then(|number: usize| roles.get(number));
                 let opens_turn = at > 0 && next.is_some_and(|&role| role != Assistant);
-                let cut = cut(around);
-                written.extend(specials(&cut));
-                markup.read_around(&cut, at == 0, opens_turn);
+                let around = split(around);
+                written.extend(specials(&around));
+                markup.add_markers_around(&around, at == 0, opens_turn);
             }
         }
-        let searched = cut(template.source());
+        let searched = split(template.source());
         let searched = searched.iter();
         let mut pieces = Vec::new();
         for part in searched.filter(|part| part.kind == PartKind::Markup) {
-            if pieces.len() < MOST_READ && !written.iter().any(|text| text == part.text) {
+            if pieces.len() < MAX_PARSED && !written.iter().any(|text| text == part.text) {
                 add(&mut pieces, part.text);
             }
         }
-        markup.read = read_in_answers(template, pieces);
+        markup.parsed_in_answers = parsed_in_answers(template, pieces);
         let Markup { lines, inline, .. } = &mut markup;
         lines.retain(|line| !inline.contains(line));
         markup
@@ -143,16 +143,20 @@ impl Markup {
             return safe(text);
         }
         // Each piece's next place, searched again only after it has been passed.
-        let mut next: Vec<Option<usize>> = self.read.iter().map(|piece| text.find(piece)).collect();
+        let mut next: Vec<Option<usize>> = self
+            .parsed_in_answers
+            .iter()
+            .map(|piece| text.find(piece))
+            .collect();
         let mut shielded = String::with_capacity(text.len());
         let mut at = 0;
         loop {
-            for (place, piece) in next.iter_mut().zip(&self.read) {
+            for (place, piece) in next.iter_mut().zip(&self.parsed_in_answers) {
                 if place.is_some_and(|place| place < at) {
                     *place = text[at..].find(piece).map(|found| at + found);
                 }
             }
-            let places = next.iter().zip(&self.read);
+            let places = next.iter().zip(&self.parsed_in_answers);
             let found =
                 places.filter_map(|(place, piece)| Some((*place)?..(*place)? + piece.len()));
             let Some(found) = found.min_by_key(|found| (found.start, found.end)) else {
@@ -167,10 +171,10 @@ impl Markup {
 
     /// Adds the markers in the text before, between or after messages. In the text before all
     /// of them, only the last line can open a turn: the rest is a preamble.
-    fn read_around(&mut self, parts: &[Part<'_>], is_head: bool, opens_turn: bool) {
-        let mut lines = lines(parts, is_head);
+    fn add_markers_around(&mut self, parts: &[Part<'_>], is_start: bool, opens_turn: bool) {
+        let mut lines = lines(parts, is_start);
         lines.retain(|line| !line.texts.is_empty());
-        let skipped = if is_head {
+        let skipped = if is_start {
             lines.len().saturating_sub(1)
         } else {
             0
@@ -178,7 +182,7 @@ impl Markup {
         let mut found = false;
         for line in &lines[skipped..] {
             for text in &line.texts {
-                found |= self.read_text(*text, opens_turn);
+                found |= self.add_markers_of(*text, opens_turn);
             }
         }
         let is_all_text = parts.iter().all(|part| part.kind == PartKind::Text);
@@ -193,9 +197,9 @@ impl Markup {
     }
 
     /// Adds the markers of a text on one line. Returns whether there are any.
-    fn read_text(&mut self, text: LineText<'_>, opens_turn: bool) -> bool {
+    fn add_markers_of(&mut self, text: LineText<'_>, opens_turn: bool) -> bool {
         let mut found = false;
-        let mut behind = text.behind;
+        let mut preceding = text.preceding;
         let mut at = 0;
         let tags = TAG.find_iter(text.text);
         let tags: Vec<_> = tags
@@ -211,16 +215,16 @@ impl Markup {
         for end in tags.iter().map(|tag| tag.start()).chain([text.text.len()]) {
             let words = text.text[at..end].trim();
             let is_bare = !words.contains(|c: char| !(c.is_alphanumeric() || " _-".contains(c)));
-            let opens = match behind {
-                Behind::Nothing => true,
-                Behind::Separator => !is_bare,
-                Behind::Special => false,
+            let opens = match preceding {
+                Preceding::Nothing => true,
+                Preceding::Separator => !is_bare,
+                Preceding::Special => false,
             };
             if opens && words.contains(char::is_alphanumeric) {
                 self.add(words, text.begins_line && at == 0, opens_turn);
                 found = true;
             }
-            behind = Behind::Separator;
+            preceding = Preceding::Separator;
             let tag = tags.iter().find(|tag| tag.start() == end);
             at = tag.map_or(end, regex::Match::end);
         }
@@ -228,9 +232,10 @@ impl Markup {
     }
 
     fn add(&mut self, marker: &str, begins_line: bool, opens_turn: bool) {
-        match begins_line {
-            true => add(&mut self.lines, marker),
-            false => add(&mut self.inline, marker),
+        if begins_line {
+            add(&mut self.lines, marker)
+        } else {
+            add(&mut self.inline, marker)
         }
         if begins_line && opens_turn {
             add(&mut self.turns, marker);
@@ -239,7 +244,7 @@ impl Markup {
 }
 
 /// Those of `pieces` that change how a template renders an answer that contains them.
-fn read_in_answers(template: &ChatTemplate, mut pieces: Vec<String>) -> Vec<String> {
+fn parsed_in_answers(template: &ChatTemplate, mut pieces: Vec<String>) -> Vec<String> {
     use Role::{Assistant, User};
     // Opening pieces come before closing ones, as they would in an answer.
     pieces.sort_by_key(|piece| piece.starts_with("</"));
@@ -260,14 +265,14 @@ fn read_in_answers(template: &ChatTemplate, mut pieces: Vec<String>) -> Vec<Stri
         })
     };
     let with_all = written(None);
-    let is_read = |at: usize, piece: &str| {
+    let is_parsed = |at: usize, piece: &str| {
         let without = written(Some(at));
         let without = without.map(|text| text.map(|text| text.replace(EDGE, piece)));
         without != with_all
     };
-    let read = pieces.iter().enumerate();
-    let read = read.filter(|(at, piece)| is_read(*at, piece));
-    read.map(|(_, piece)| piece.clone()).collect()
+    let parsed = pieces.iter().enumerate();
+    let parsed = parsed.filter(|(at, piece)| is_parsed(*at, piece));
+    parsed.map(|(_, piece)| piece.clone()).collect()
 }
 
 fn add(markers: &mut Vec<String>, marker: &str) {
@@ -284,7 +289,7 @@ fn specials<'a>(parts: &'a [Part<'_>]) -> impl Iterator<Item = String> + 'a {
 
 /// The kind of token that precedes a text on its line.
 #[derive(Clone, Copy)]
-enum Behind {
+enum Preceding {
     Nothing,
     Separator,
     Special,
@@ -295,7 +300,7 @@ enum Behind {
 struct LineText<'a> {
     text: &'a str,
     begins_line: bool,
-    behind: Behind,
+    preceding: Preceding,
 }
 
 /// One line of the text around messages.
@@ -308,33 +313,33 @@ struct Line<'a> {
 /// `begins` the conversation.
 fn lines<'a>(parts: &[Part<'a>], begins: bool) -> Vec<Line<'a>> {
     let mut lines = vec![Line::default()];
-    let (mut begins_line, mut behind) = (begins, Behind::Nothing);
+    let (mut begins_line, mut preceding) = (begins, Preceding::Nothing);
     for part in parts {
         match part.kind {
             PartKind::Text => {}
             PartKind::Separator => {
                 // A separator that begins the conversation begins a line as well.
                 begins_line = begins_line && lines.len() == 1;
-                behind = Behind::Separator;
+                preceding = Preceding::Separator;
                 continue;
             }
             PartKind::Control | PartKind::Markup => {
                 begins_line = false;
-                behind = Behind::Special;
+                preceding = Preceding::Special;
                 continue;
             }
         }
         for (at, piece) in part.text.split('\n').enumerate() {
             if at > 0 {
                 lines.push(Line::default());
-                (begins_line, behind) = (true, Behind::Nothing);
+                (begins_line, preceding) = (true, Preceding::Nothing);
             }
             let text = piece.trim();
             if let (false, Some(line)) = (text.is_empty(), lines.last_mut()) {
                 line.texts.push(LineText {
                     text,
                     begins_line,
-                    behind,
+                    preceding,
                 });
                 begins_line = false;
             }

@@ -10,21 +10,21 @@
 //! `protect` function that the caller passes in, with a guard character chosen by
 //! [`guard_for`].
 
-mod bounds;
 mod chat_template;
 mod check;
 mod error;
 mod files;
-mod front;
+mod front_matter;
 mod jinja;
 mod limits;
 pub mod markers;
 mod markup;
-mod methods;
 mod percent;
 mod portable;
 mod python;
 mod rendering;
+mod step_limits;
+mod string_methods;
 mod template;
 mod urlize;
 mod wordwrap;
@@ -34,11 +34,11 @@ pub use check::check;
 pub use error::ProfileError;
 pub use files::is_builtin;
 pub use files::{Library, builtin, check_file, load};
-pub use front::name_problem as profile_name_problem;
-pub use front::{GuidanceDefaults, SamplingDefaults};
-pub use front::{MAX_BREAKER_BYTES, MAX_BREAKERS, MOST_DRY_TOKENS, breakers_problem};
+pub use front_matter::name_problem as profile_name_problem;
+pub use front_matter::{GuidanceDefaults, SamplingDefaults};
+pub use front_matter::{MAX_BREAKER_BYTES, MAX_BREAKERS, MAX_DRY_TOKENS, breakers_problem};
 pub use incant_gguf::{CHAT_TEMPLATE_KEY, MARKERS_KEY};
-pub use markup::{Cut, Part, PartKind};
+pub use markup::{Part, PartKind, SplitFn};
 pub use portable::{Portable, Unportable};
 pub use rendering::{Rendering, guard_for};
 pub use template::Profile;

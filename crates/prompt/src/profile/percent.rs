@@ -12,10 +12,10 @@ use std::borrow::Cow;
 use minijinja::formatting::{FormatStyle, format};
 use minijinja::{Error, State, Value, context};
 
-use super::bounds;
+use super::step_limits;
 
-/// Maximum number of rewritten operators: each moves the text behind it.
-const MOST_CALLS: usize = 1000;
+/// Maximum number of rewritten operators: each moves the text after it.
+const MAX_OPERATORS: usize = 1000;
 
 /// The function that the operator becomes a call of. No template has a variable of this name.
 pub(super) const FUNCTION: &str = "__percent__";
@@ -42,10 +42,11 @@ pub(super) fn percent(state: &mut State, left: &Value, right: &Value) -> Result<
         let remainder = state.env().compile_expression("left % right")?;
         return remainder.eval(context! { left, right });
     };
-    bounds::check_widths(left)?;
-    let values = match right.is_tuple() {
-        true => right.try_iter()?.collect(),
-        false => vec![right.clone()],
+    step_limits::check_widths(left)?;
+    let values = if right.is_tuple() {
+        right.try_iter()?.collect()
+    } else {
+        vec![right.clone()]
     };
     format(FormatStyle::Printf, text, &values).map(Value::from)
 }
@@ -257,7 +258,7 @@ impl<'a> Rewriter<'a> {
                     self.rest = &self.rest[1..];
                     frame.is_open = true;
                     self.calls += 1;
-                    if self.calls > MOST_CALLS {
+                    if self.calls > MAX_OPERATORS {
                         return None;
                     }
                     frame.last = Last::Operator;

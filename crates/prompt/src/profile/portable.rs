@@ -24,12 +24,12 @@ pub enum Unportable {
     #[error(transparent)]
     Profile(#[from] ProfileError),
     /// The turns of the profile depend on more than the role.
-    #[error("the turns of the profile '{0}' are more than constant texts around what is said")]
+    #[error("the turns of the profile '{0}' are more than constant texts around the messages")]
     Irregular(String),
 }
 
 /// The texts around a message.
-struct Around {
+struct Affixes {
     open: String,
     close: String,
     /// Whether white space around the message is trimmed.
@@ -39,9 +39,9 @@ struct Around {
 /// The texts of a profile.
 struct Texts {
     prefix: String,
-    system: Around,
-    user: Around,
-    assistant: Around,
+    system: Affixes,
+    user: Affixes,
+    assistant: Affixes,
     /// The text that opens the answer.
     opening: String,
 }
@@ -77,7 +77,7 @@ impl Rendering {
             markers: self.markers().to_vec(),
         };
         if let Rendering::Turn(profile) | Rendering::Profile(profile) = self
-            && !portable.says_the_same(self)?
+            && !portable.renders_like(self)?
         {
             return Err(Unportable::Irregular(profile.name().to_owned()));
         }
@@ -93,7 +93,7 @@ const BASE: &str = r"{%- for message in messages -%}
 
 impl Portable {
     /// Whether both write the same for conversations of all kinds.
-    fn says_the_same(&self, rendering: &Rendering) -> Result<bool, ProfileError> {
+    fn renders_like(&self, rendering: &Rendering) -> Result<bool, ProfileError> {
         let template = ChatTemplate::new(&self.source, Some(""), None)?;
         let template = template.with_markers(self.markers.clone());
         for messages in conversations() {
@@ -147,7 +147,7 @@ impl Texts {
         let around = |role: Role, [open, close]: [&str; 2]| {
             let padded = format!(" {USER}\n ");
             let text = turns(&[(role, &padded), (User, AGAIN)])?;
-            Ok::<_, ProfileError>(Around {
+            Ok::<_, ProfileError>(Affixes {
                 open: open.to_owned(),
                 close: close.to_owned(),
                 trims: !text.contains(&padded),
@@ -211,7 +211,7 @@ impl Texts {
     }
 }
 
-impl Around {
+impl Affixes {
     /// Tags that write the variable `name`.
     fn write(&self, name: &str) -> String {
         let trim = if self.trims { " | trim" } else { "" };
@@ -314,7 +314,7 @@ mod tests {
             }
         }
         let base = Rendering::Base.portable(false).unwrap();
-        assert!(base.says_the_same(&Rendering::Base).unwrap());
+        assert!(base.renders_like(&Rendering::Base).unwrap());
         assert!(base.markers.is_empty());
     }
 

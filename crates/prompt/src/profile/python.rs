@@ -1,5 +1,5 @@
 //! Features of Python that chat templates rely on and that minijinja does not have, or
-//! implements differently: `json.dumps` behind `tojson`, and `strftime`.
+//! implements differently: `json.dumps` for `tojson`, and `strftime`.
 
 use std::fmt::Write;
 

@@ -5,9 +5,9 @@ use std::io;
 use minijinja::syntax::SyntaxConfig;
 use minijinja::{Environment, ErrorKind, UndefinedBehavior, Value};
 
-use super::front::{self, FrontMatter, GuidanceDefaults, SamplingDefaults};
+use super::front_matter::{self, FrontMatter, GuidanceDefaults, SamplingDefaults};
 use super::limits::{Text, check_source, on_deep_stack};
-use super::{Message, ProfileError, Role, bounds, markers};
+use super::{Message, ProfileError, Role, markers, step_limits};
 
 /// The block whose text is constant.
 const PREFIX: &str = "prefix";
@@ -42,7 +42,7 @@ impl Profile {
     }
 
     fn compile(file: &str, source: &str) -> Result<Profile, ProfileError> {
-        let (front, template) = front::split(file, source)?;
+        let (front, template) = front_matter::split(file, source)?;
         let (profile, problems) = Profile::assemble(file, front, template);
         match (profile, problems.into_iter().next()) {
             (Some(profile), None) => Ok(profile),
@@ -289,7 +289,7 @@ fn environment(file: &str, template: String) -> Result<Environment<'static>, Pro
     let mut environment = Environment::new();
     environment.set_undefined_behavior(UndefinedBehavior::Strict);
     environment.set_auto_escape_callback(|_| minijinja::AutoEscape::None);
-    bounds::bound(&mut environment);
+    step_limits::apply(&mut environment);
     // Makes errors name the variable that is missing.
     environment.set_debug(true);
     let syntax = SyntaxConfig::builder()

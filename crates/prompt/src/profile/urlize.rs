@@ -6,9 +6,9 @@ use std::sync::LazyLock;
 use minijinja::{Error, Value};
 use regex::Regex;
 
-use super::bounds;
 use super::jinja::{escape_text, escaped};
-use super::methods::{arguments, integer, invalid, string};
+use super::step_limits;
+use super::string_methods::{arguments, integer, invalid, string};
 
 /// `jinja2.utils._http_re`.
 static WEB: LazyLock<Regex> = LazyLock::new(|| {
@@ -70,7 +70,7 @@ pub(super) fn urlize(value: &Value, args: &[Value]) -> Result<Value, Error> {
         for scheme in schemes.try_iter()? {
             let scheme = string(&scheme)?.to_owned();
             if !SCHEME.is_match(&scheme) {
-                return Err(invalid(format!("urlize: {scheme:?} is no scheme")));
+                return Err(invalid(format!("urlize: {scheme:?} is not a URI scheme")));
             }
             extra.push(scheme);
         }
@@ -90,8 +90,8 @@ pub(super) fn urlize(value: &Value, args: &[Value]) -> Result<Value, Error> {
         let space = rest.len() - rest.trim_start().len();
         linked.push_str(&rest[..space]);
         rest = &rest[space..];
-        if linked.len() > bounds::MOST_WRITTEN {
-            return Err(invalid("urlize: it writes too much"));
+        if linked.len() > step_limits::MAX_OUTPUT_BYTES {
+            return Err(invalid("urlize: the output is too long"));
         }
     }
     Ok(Value::from(linked))

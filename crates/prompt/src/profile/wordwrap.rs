@@ -28,9 +28,10 @@ impl Wrapping<'_> {
     /// `TextWrapper._wrap_chunks`.
     fn wrap_line(&self, line: &str) -> Vec<String> {
         let line: Vec<char> = line.chars().collect();
-        let mut chunks: Vec<&[char]> = match self.break_on_hyphens {
-            true => chunks(&line),
-            false => words(&line),
+        let mut chunks: Vec<&[char]> = if self.break_on_hyphens {
+            chunks(&line)
+        } else {
+            words(&line)
         };
         chunks.reverse();
         let mut lines: Vec<String> = Vec::new();
@@ -73,16 +74,16 @@ impl Wrapping<'_> {
     /// Where to break a word that is too long for a line, of which `length` characters are
     /// taken.
     fn place_to_break(&self, chunk: &[char], length: usize) -> usize {
-        let room = self.width - length;
-        if self.break_on_hyphens && chunk.len() > room {
-            let hyphen = chunk[..room].iter().rposition(|&c| c == '-');
+        let available = self.width - length;
+        if self.break_on_hyphens && chunk.len() > available {
+            let hyphen = chunk[..available].iter().rposition(|&c| c == '-');
             if let Some(hyphen) = hyphen
                 && chunk[..hyphen].iter().any(|&c| c != '-')
             {
                 return hyphen + 1;
             }
         }
-        room
+        available
     }
 }
 
@@ -142,10 +143,12 @@ fn chunks(line: &[char]) -> Vec<&[char]> {
     let mut chunks = Vec::new();
     let mut start = 0;
     while start < line.len() {
-        let end = match is_space(line[start]) {
-            true => run(line, start, is_space),
-            false if begins_dash(line, start) => run(line, start, |c| c == '-'),
-            false => word_end(line, start),
+        let end = if is_space(line[start]) {
+            run(line, start, is_space)
+        } else if begins_dash(line, start) {
+            run(line, start, |c| c == '-')
+        } else {
+            word_end(line, start)
         };
         chunks.push(&line[start..end]);
         start = end;

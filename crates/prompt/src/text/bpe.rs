@@ -4,15 +4,15 @@ use std::collections::HashMap;
 
 use foldhash::fast::FixedState;
 
-use super::demand::{Demand, Output};
+use super::limits::{LimitCheck, Output};
 use super::merge::{Chain, Merge, Symbol};
+use super::pre_tokenizer::PreTokenizer;
 use super::vocabulary::Vocabulary;
-use super::words::Words;
 
 /// The encoder of a `gpt2` vocabulary.
 #[derive(Debug)]
 pub(super) struct Bpe {
-    words: Words,
+    pre_tokenizer: PreTokenizer,
     /// The token of each single byte.
     bytes: Box<[Option<u32>; 256]>,
     /// The merge of two adjacent tokens.
@@ -33,7 +33,7 @@ impl Bpe {
     pub(super) fn new<'a>(
         vocabulary: &Vocabulary,
         merges: impl ExactSizeIterator<Item = &'a str>,
-        words: Words,
+        pre_tokenizer: PreTokenizer,
         whole_words: bool,
     ) -> Result<Bpe, BadMerge> {
         let mut bytes = Box::new([None; 256]);
@@ -68,7 +68,7 @@ impl Bpe {
             });
         }
         Ok(Bpe {
-            words,
+            pre_tokenizer,
             bytes,
             merges: table,
             whole_words,
@@ -76,15 +76,15 @@ impl Bpe {
     }
 
     /// Appends the ids of `text`, which has no special tokens.
-    pub(super) fn encode<D: Demand>(
+    pub(super) fn encode<L: LimitCheck>(
         &self,
         vocabulary: &Vocabulary,
         text: &str,
-        output: &mut Output<'_, D>,
-    ) -> Result<(), D::Halt> {
+        output: &mut Output<'_, L>,
+    ) -> Result<(), L::Error> {
         let mut chain = Chain::default();
         let mut letters = String::new();
-        self.words.split(text, |word| {
+        self.pre_tokenizer.split(text, |word| {
             if self.whole_words {
                 letters.clear();
                 letters.extend(word.bytes().map(letter));
@@ -96,7 +96,7 @@ impl Bpe {
             let mut bytes = word.bytes().peekable();
             while bytes.peek().is_some() {
                 chain.clear();
-                while let Some(byte) = bytes.next_if(|_| chain.has_room(1)) {
+                while let Some(byte) = bytes.next_if(|_| chain.fits(1)) {
                     chain.push(1, self.bytes[byte as usize]);
                 }
                 let find = |left: &Symbol, right: &Symbol| {

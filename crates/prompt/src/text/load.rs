@@ -3,13 +3,13 @@
 use std::path::{Path, PathBuf};
 
 use super::bpe::{self, Bpe};
-use super::demand::Measure;
-use super::occurrences::Remembered;
-use super::split::Specials;
+use super::limits::Measure;
+use super::occurrences::OccurrenceCache;
+use super::pre_tokenizer::{self, PreTokenizer};
+use super::special_tokens::SpecialTokens;
 use super::spm::{self, Spm};
 use super::tokenizer::{Encoder, Facts, Tokenizer};
 use super::vocabulary::{Arena, TokenKind, Vocabulary};
-use super::words::{self, Words};
 use incant_gguf::{Gguf, GgufError, Metadata};
 
 /// A GGUF's tokenizer cannot be used; one line that names the file.
@@ -36,7 +36,7 @@ pub enum VocabularyError {
     #[error("tokenizer `{}` is not supported (supported: llama, gpt2)", .0.escape_debug())]
     Model(String),
     /// An unsupported pre-tokenizer.
-    #[error("pre-tokenizer `{}` is not supported (supported: {})", .0.escape_debug(), words::supported())]
+    #[error("pre-tokenizer `{}` is not supported (supported: {})", .0.escape_debug(), pre_tokenizer::supported())]
     Pre(String),
     /// There are no tokens.
     #[error("the vocabulary is empty")]
@@ -88,7 +88,7 @@ pub enum VocabularyError {
     NoFallback,
     /// The special tokens are too many or too long to be indexed.
     #[error("the special tokens cannot be indexed: {0}")]
-    Specials(aho_corasick::BuildError),
+    SpecialTokens(aho_corasick::BuildError),
 }
 
 /// Texts of tokens that end generation and are never meant as text: turn and text ends of the
@@ -137,12 +137,13 @@ impl Tokenizer {
         let error = |cause| vocabulary_error(gguf.path(), cause);
         let model = metadata.str("tokenizer.ggml.model")?;
         let pre = metadata.get_str("tokenizer.ggml.pre")?.unwrap_or("default");
-        let (spm, words) = match model {
+        let (spm, pre_tokenizer) = match model {
             "llama" => (true, None),
             "gpt2" => {
-                let words = Words::named(pre);
-                let words = words.ok_or_else(|| error(VocabularyError::Pre(pre.to_owned())))?;
-                (false, Some(words))
+                let pre_tokenizer = PreTokenizer::named(pre);
+                let pre_tokenizer =
+                    pre_tokenizer.ok_or_else(|| error(VocabularyError::Pre(pre.to_owned())))?;
+                (false, Some(pre_tokenizer))
             }
             _ => return Err(error(VocabularyError::Model(model.to_owned()))),
         };
@@ -155,24 +156,24 @@ impl Tokenizer {
             metadata,
             vocabulary: &vocabulary,
         };
-        let encoder = match words {
+        let encoder = match pre_tokenizer {
             None => {
                 let unknown = ids.get("tokenizer.ggml.unknown_token_id", Some(0))?;
                 Encoder::Spm(scored(gguf, &vocabulary, unknown)?)
             }
-            Some(words) => Encoder::Bpe(merged(gguf, &vocabulary, words, pre)?),
+            Some(pre_tokenizer) => Encoder::Bpe(merged(gguf, &vocabulary, pre_tokenizer, pre)?),
         };
         let facts = facts(&ids, spm, pre)?;
-        let specials =
-            Specials::new(&vocabulary).map_err(|cause| error(VocabularyError::Specials(cause)))?;
+        let special_tokens = SpecialTokens::new(&vocabulary)
+            .map_err(|cause| error(VocabularyError::SpecialTokens(cause)))?;
         Ok(Tokenizer {
-            measure: measure(&vocabulary, &specials, &encoder),
+            measure: measure(&vocabulary, &special_tokens, &encoder),
             vocabulary,
             texts,
-            specials,
+            special_tokens,
             encoder,
             facts,
-            remembered: Remembered::default(),
+            occurrence_cache: OccurrenceCache::default(),
         })
     }
 }
@@ -311,10 +312,10 @@ fn scored(
 /// its piece; in a byte-level vocabulary, the number of bytes it stands for. A special token
 /// has the length of its literal piece, and a token for a byte or an unknown character stands
 /// for one character at most.
-fn measure(vocabulary: &Vocabulary, specials: &Specials, encoder: &Encoder) -> Measure {
+fn measure(vocabulary: &Vocabulary, special_tokens: &SpecialTokens, encoder: &Encoder) -> Measure {
     let texts = vocabulary.iter().filter(|(_, kind, _)| kind.is_text());
     let texts = texts.map(|(_, _, piece)| piece.chars().count());
-    let pieces = specials.ids().filter_map(|id| vocabulary.piece(id));
+    let pieces = special_tokens.ids().filter_map(|id| vocabulary.piece(id));
     let mut lengths = Box::new([0; 256]);
     let counted = |byte: u8| match encoder {
         // The first byte of each character.
@@ -337,12 +338,12 @@ fn measure(vocabulary: &Vocabulary, specials: &Specials, encoder: &Encoder) -> M
 fn merged(
     gguf: &Gguf,
     vocabulary: &Vocabulary,
-    words: Words,
+    pre_tokenizer: PreTokenizer,
     pre: &str,
 ) -> Result<Bpe, TokenizerError> {
     let merges = gguf.metadata().strs("tokenizer.ggml.merges")?;
-    let whole_words = Words::whole_words(pre);
-    Bpe::new(vocabulary, merges, words, whole_words).map_err(|bad| {
+    let whole_words = PreTokenizer::whole_words(pre);
+    Bpe::new(vocabulary, merges, pre_tokenizer, whole_words).map_err(|bad| {
         let cause = VocabularyError::Merge {
             at: bad.at,
             piece: bad.piece,
@@ -399,7 +400,7 @@ fn facts(ids: &SpecialIds<'_>, spm: bool, pre: &str) -> Result<Facts, TokenizerE
 
     let metadata = ids.metadata;
     let adds = |key, default| Ok::<_, GgufError>(metadata.get_bool(key)?.unwrap_or(default));
-    let bos_default = spm || Words::whole_words(pre);
+    let bos_default = spm || PreTokenizer::whole_words(pre);
     Ok(Facts {
         pre: pre.to_owned(),
         bos,

@@ -74,13 +74,13 @@ impl Chain {
         self.queue.clear();
     }
 
-    /// Whether there is room for a symbol of `len` bytes: places are 32 bits wide, to keep the
+    /// Whether there is space for a symbol of `len` bytes: places are 32 bits wide, to keep the
     /// chain of a long text small.
-    pub(super) fn has_room(&self, len: usize) -> bool {
+    pub(super) fn fits(&self, len: usize) -> bool {
         self.end() as usize + len < NONE as usize
     }
 
-    /// Appends a symbol of `len` bytes, for which there must be [room](Self::has_room).
+    /// Appends a symbol of `len` bytes, for which there must be [space](Self::fits).
     pub(super) fn push(&mut self, len: usize, id: Option<u32>) {
         let at = self.symbols.len() as u32;
         let start = self.end();

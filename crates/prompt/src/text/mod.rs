@@ -14,20 +14,20 @@
 pub mod decode;
 pub mod stop;
 
+mod adjacent_pairs;
 mod bpe;
-mod demand;
-mod joints;
+mod limits;
 mod load;
 mod markup;
 mod merge;
 mod occurrences;
-mod split;
+mod pre_tokenizer;
+mod special_tokens;
 mod spm;
 mod tokenizer;
 mod vocabulary;
-mod words;
 
-pub use demand::{Bounds, Cancel, Halt};
+pub use limits::{Cancel, EncodeError, EncodeLimits};
 pub use load::{TokenizerError, VocabularyError};
 pub use occurrences::Occurrence;
 pub use tokenizer::{Special, Tokenizer};

@@ -10,7 +10,7 @@ use super::tokenizer::{Special, Tokenizer};
 
 /// How many lists of texts are cached: the default, those of a few profiles, and those of the
 /// latest clients.
-const REMEMBERED: usize = 8;
+const MAX_CACHED_LISTS: usize = 8;
 
 /// A set of first tokens with the common tokens that complete a text after them.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -23,7 +23,7 @@ pub struct Occurrence {
 
 /// A cache of the latest lists of texts, the newest last.
 #[derive(Debug, Default)]
-pub(super) struct Remembered(Mutex<Vec<List>>);
+pub(super) struct OccurrenceCache(Mutex<Vec<List>>);
 
 /// Texts, and their occurrences.
 type List = (Vec<String>, Arc<[Occurrence]>);
@@ -33,7 +33,7 @@ impl Tokenizer {
     /// piece. This reads the whole vocabulary once for each text, unless the list is in the
     /// cache.
     pub fn occurrences(&self, texts: &[String]) -> Arc<[Occurrence]> {
-        let lists = &self.remembered.0;
+        let lists = &self.occurrence_cache.0;
         let lock = || lists.lock().unwrap_or_else(PoisonError::into_inner);
         let known = lock()
             .iter()
@@ -47,7 +47,7 @@ impl Tokenizer {
             .flat_map(|text| self.occurrences_of(text))
             .collect();
         let mut lists = lock();
-        if lists.len() >= REMEMBERED {
+        if lists.len() >= MAX_CACHED_LISTS {
             lists.remove(0);
         }
         lists.push((texts.to_vec(), Arc::clone(&found)));
@@ -158,7 +158,7 @@ mod tests {
         let tokenizer = tokenizer();
         let list = |text: &str| tokenizer.occurrences(&[text.to_owned()]);
         let first = list("a");
-        for other in 0..REMEMBERED - 1 {
+        for other in 0..MAX_CACHED_LISTS - 1 {
             list(&"b".repeat(1 + other));
         }
         assert!(Arc::ptr_eq(&first, &list("a")));

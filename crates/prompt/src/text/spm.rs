@@ -1,8 +1,8 @@
 //! SentencePiece-BPE: byte-pair encoding of characters, merged by the score of the result, with
 //! byte fallback.
 
-use super::demand::{Demand, Output};
-use super::joints::Joints;
+use super::adjacent_pairs::AdjacentPairs;
+use super::limits::{LimitCheck, Output};
 use super::merge::{Chain, Merge, Symbol};
 use super::vocabulary::Vocabulary;
 
@@ -17,7 +17,7 @@ pub(super) struct Spm {
     /// The `<0xNN>` token of each byte.
     bytes: Box<[Option<u32>; 256]>,
     unknown: Option<u32>,
-    joints: Joints,
+    adjacent_pairs: AdjacentPairs,
     /// Whether a text gets a space before it, also after a special token.
     pub(super) space_prefix: bool,
 }
@@ -35,28 +35,28 @@ impl Spm {
             priorities: scores.iter().map(|&score| priority(score)).collect(),
             bytes,
             unknown,
-            joints: Joints::new(vocabulary),
+            adjacent_pairs: AdjacentPairs::new(vocabulary),
             space_prefix,
         }
     }
 
     /// Appends the ids of `text`, which has no special tokens. `first` tells whether it begins
     /// the whole text or follows a special token.
-    pub(super) fn encode<D: Demand>(
+    pub(super) fn encode<L: LimitCheck>(
         &self,
         vocabulary: &Vocabulary,
         text: &str,
         first: bool,
-        output: &mut Output<'_, D>,
-    ) -> Result<(), D::Halt> {
+        output: &mut Output<'_, L>,
+    ) -> Result<(), L::Error> {
         let prefix = (first && self.space_prefix).then_some(SPACE);
         let mut run = Run::default();
         let mut before = None;
         let mut begins = 0;
         let places = text.char_indices().map(|(at, c)| (at, escaped(c)));
         for (at, c) in prefix.map(|c| (0, c)).into_iter().chain(places) {
-            let joined = before.is_none_or(|before| self.joints.join(before, c));
-            if !(joined && run.chain.has_room(c.len_utf8())) {
+            let joined = before.is_none_or(|before| self.adjacent_pairs.contains(before, c));
+            if !(joined && run.chain.fits(c.len_utf8())) {
                 self.finish(vocabulary, &mut run, output)?;
                 output.advance(&text[begins..at])?;
                 begins = at;
@@ -69,12 +69,12 @@ impl Spm {
     }
 
     /// Appends the ids of a run, and empties it.
-    fn finish<D: Demand>(
+    fn finish<L: LimitCheck>(
         &self,
         vocabulary: &Vocabulary,
         run: &mut Run,
-        output: &mut Output<'_, D>,
-    ) -> Result<(), D::Halt> {
+        output: &mut Output<'_, L>,
+    ) -> Result<(), L::Error> {
         let text = run.text.as_bytes();
         let find = |left: &Symbol, right: &Symbol| {
             let id = vocabulary.find(&text[left.range_with(right)])?;
@@ -85,7 +85,7 @@ impl Spm {
         for symbol in run.chain.iter() {
             match symbol.id() {
                 Some(id) => output.ids.push(id),
-                None => self.fall_back(&text[symbol.range()], &mut output.ids),
+                None => self.byte_fallback(&text[symbol.range()], &mut output.ids),
             }
         }
         run.text.clear();
@@ -95,7 +95,7 @@ impl Spm {
 
     /// Byte fallback: the tokens of the bytes of a character without a piece, or the unknown
     /// token.
-    fn fall_back(&self, character: &[u8], ids: &mut Vec<u32>) {
+    fn byte_fallback(&self, character: &[u8], ids: &mut Vec<u32>) {
         let tokens = character.iter().map(|&byte| self.bytes[byte as usize]);
         match tokens.collect::<Option<Vec<u32>>>() {
             Some(tokens) => ids.extend(tokens),

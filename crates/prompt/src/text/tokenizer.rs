@@ -4,9 +4,9 @@ use std::borrow::Cow;
 use std::convert::Infallible;
 
 use super::bpe::Bpe;
-use super::demand::{All, Bounds, Demand, Halt, Measure, Output};
-use super::occurrences::Remembered;
-use super::split::{Fragment, SpecialToken, Specials};
+use super::limits::{EncodeError, EncodeLimits, LimitCheck, Measure, Output, Unlimited};
+use super::occurrences::OccurrenceCache;
+use super::special_tokens::{Fragment, SpecialToken, SpecialTokens};
 use super::spm::Spm;
 use super::vocabulary::{Arena, TokenKind, Vocabulary};
 
@@ -18,11 +18,11 @@ pub struct Tokenizer {
     pub(super) vocabulary: Vocabulary,
     /// The bytes that each token adds to a text.
     pub(super) texts: Arena,
-    pub(super) specials: Specials,
+    pub(super) special_tokens: SpecialTokens,
     pub(super) encoder: Encoder,
     pub(super) measure: Measure,
     pub(super) facts: Facts,
-    pub(super) remembered: Remembered,
+    pub(super) occurrence_cache: OccurrenceCache,
 }
 
 /// The encoder of text between special tokens.
@@ -66,11 +66,11 @@ enum Markup {
 impl Tokenizer {
     /// Encodes `text` to the same ids as llama.cpp, without adding BOS and EOS.
     pub fn encode(&self, text: &str, special: Special) -> Vec<u32> {
-        let Ok(ids) = self.encode_for(text, special, &All);
+        let Ok(ids) = self.encode_for(text, special, &Unlimited);
         ids
     }
 
-    /// Like [`encode`](Self::encode), but stops early once `bounds` are exceeded, at the latest
+    /// Like [`encode`](Self::encode), but stops early once `limits` are exceeded, at the latest
     /// at the end of a word. If the text's length alone implies too many tokens, nothing is
     /// encoded at all.
     ///
@@ -80,22 +80,22 @@ impl Tokenizer {
         &self,
         text: &str,
         special: Special,
-        bounds: &Bounds,
-    ) -> Result<Vec<u32>, Halt> {
-        self.encode_for(text, special, bounds)
+        limits: &EncodeLimits,
+    ) -> Result<Vec<u32>, EncodeError> {
+        self.encode_for(text, special, limits)
     }
 
-    fn encode_for<D: Demand>(
+    fn encode_for<L: LimitCheck>(
         &self,
         text: &str,
         special: Special,
-        demand: &D,
-    ) -> Result<Vec<u32>, D::Halt> {
+        limits: &L,
+    ) -> Result<Vec<u32>, L::Error> {
         match special {
-            Special::Parse => self.encode_where(text, true, |_, _| true, Markup::Kept, demand),
+            Special::Parse => self.encode_where(text, true, |_, _| true, Markup::Kept, limits),
             Special::Plain => {
                 let allowed = |token: &SpecialToken, _| !token.control;
-                self.encode_where(text, true, allowed, Markup::Kept, demand)
+                self.encode_where(text, true, allowed, Markup::Kept, limits)
             }
         }
     }
@@ -105,16 +105,16 @@ impl Tokenizer {
     pub fn encode_inside(&self, text: &str, special: Special) -> Vec<u32> {
         let is_parsed = special == Special::Parse;
         let allowed = |token: &SpecialToken, _| is_parsed || !token.control;
-        let Ok(ids) = self.encode_where(text, false, allowed, Markup::Kept, &All);
+        let Ok(ids) = self.encode_where(text, false, allowed, Markup::Kept, &Unlimited);
         ids
     }
 
     /// Splits a text at the tokens that [`guard_controls`](Self::guard_controls) protects
     /// against: each part with its token, if it is one.
-    pub fn cut<'a>(&self, text: &'a str) -> Vec<(&'a str, Option<u32>)> {
+    pub fn split_at_special_tokens<'a>(&self, text: &'a str) -> Vec<(&'a str, Option<u32>)> {
         let mut parts = Vec::new();
         let guarded = |token: &SpecialToken, _| token.guarded;
-        let Ok(()) = self.specials.split(text, guarded, |fragment, part| {
+        let Ok(()) = self.special_tokens.split(text, guarded, |fragment, part| {
             parts.push(match fragment {
                 Fragment::Text => (part, None),
                 Fragment::Token(id) => (part, Some(id)),
@@ -128,11 +128,11 @@ impl Tokenizer {
     /// removed, and no control token and no markup is found across a place where it stood.
     /// Apart from that, the ids are those of the text without guards.
     pub fn encode_guarded(&self, text: &str, guard: char) -> Vec<u32> {
-        let Ok(ids) = self.encode_guarded_for(text, guard, &All);
+        let Ok(ids) = self.encode_guarded_for(text, guard, &Unlimited);
         ids
     }
 
-    /// Like [`encode_guarded`](Self::encode_guarded), but stops early once `bounds` are
+    /// Like [`encode_guarded`](Self::encode_guarded), but stops early once `limits` are
     /// exceeded.
     ///
     /// # Errors
@@ -141,17 +141,17 @@ impl Tokenizer {
         &self,
         text: &str,
         guard: char,
-        bounds: &Bounds,
-    ) -> Result<Vec<u32>, Halt> {
-        self.encode_guarded_for(text, guard, bounds)
+        limits: &EncodeLimits,
+    ) -> Result<Vec<u32>, EncodeError> {
+        self.encode_guarded_for(text, guard, limits)
     }
 
-    fn encode_guarded_for<D: Demand>(
+    fn encode_guarded_for<L: LimitCheck>(
         &self,
         text: &str,
         guard: char,
-        demand: &D,
-    ) -> Result<Vec<u32>, D::Halt> {
+        limits: &L,
+    ) -> Result<Vec<u32>, L::Error> {
         let mut guards = Vec::new();
         let mut clean = String::with_capacity(text.len());
         for part in text.split(guard) {
@@ -162,17 +162,20 @@ impl Tokenizer {
         guards.pop();
         let allowed =
             |token: &SpecialToken, start: usize| !(token.guarded && token.spans(start, &guards));
-        self.encode_where(&clean, true, allowed, Markup::Broken, demand)
+        self.encode_where(&clean, true, allowed, Markup::Broken, limits)
     }
 
     /// Replaces markup tokens among `ids`, from index `from` on, by tokens of their parts.
     /// Merging can produce markup if the vocabulary has it as text.
     fn break_markup(&self, ids: &mut Vec<u32>, from: usize) {
-        if !ids[from..].iter().any(|&id| self.specials.is_markup(id)) {
+        if !ids[from..]
+            .iter()
+            .any(|&id| self.special_tokens.is_markup(id))
+        {
             return;
         }
         for id in ids.split_off(from) {
-            match self.piece(id).filter(|_| self.specials.is_markup(id)) {
+            match self.piece(id).filter(|_| self.special_tokens.is_markup(id)) {
                 None => ids.push(id),
                 // It has brackets, so that none of its parts is the whole piece.
                 Some(piece) => {
@@ -190,18 +193,18 @@ impl Tokenizer {
 
     /// Encodes text inside of another one, without looking for special tokens.
     fn encode_text(&self, text: &str) -> Result<Vec<u32>, Infallible> {
-        let mut output = Output::new(text, &self.measure, &All)?;
+        let mut output = Output::new(text, &self.measure, &Unlimited)?;
         self.append_text(text, false, &mut output)?;
         Ok(output.ids)
     }
 
     /// Appends the ids of text without special tokens.
-    fn append_text<D: Demand>(
+    fn append_text<L: LimitCheck>(
         &self,
         text: &str,
         first: bool,
-        output: &mut Output<'_, D>,
-    ) -> Result<(), D::Halt> {
+        output: &mut Output<'_, L>,
+    ) -> Result<(), L::Error> {
         match &self.encoder {
             Encoder::Spm(spm) => spm.encode(&self.vocabulary, text, first, output),
             Encoder::Bpe(bpe) => bpe.encode(&self.vocabulary, text, output),
@@ -226,7 +229,7 @@ impl Tokenizer {
     pub fn guard_controls<'a>(&self, text: &'a str, guard: char) -> Cow<'a, str> {
         let mut guarded = String::new();
         let mut copied = 0;
-        for start in self.specials.guarded(text) {
+        for start in self.special_tokens.guarded(text) {
             let first = text[start..].chars().next().map_or(0, char::len_utf8);
             guarded.push_str(&text[copied..start + first]);
             guarded.push(guard);
@@ -241,16 +244,16 @@ impl Tokenizer {
 
     /// `first` tells whether the text begins the whole text; later it tells whether the next
     /// fragment does or follows a special token.
-    fn encode_where<D: Demand>(
+    fn encode_where<L: LimitCheck>(
         &self,
         text: &str,
         mut first: bool,
         allowed: impl Fn(&SpecialToken, usize) -> bool,
         markup: Markup,
-        demand: &D,
-    ) -> Result<Vec<u32>, D::Halt> {
-        let mut output = Output::new(text, &self.measure, demand)?;
-        self.specials.split(text, allowed, |fragment, part| {
+        limits: &L,
+    ) -> Result<Vec<u32>, L::Error> {
+        let mut output = Output::new(text, &self.measure, limits)?;
+        self.special_tokens.split(text, allowed, |fragment, part| {
             let begins = first;
             first = matches!(fragment, Fragment::Token(_));
             match fragment {
@@ -295,9 +298,10 @@ impl Tokenizer {
         let mut bytes = Vec::new();
         let mut first = true;
         for &id in ids {
-            let text = match special {
-                true => self.token_text_special(id),
-                false => self.token_bytes(id),
+            let text = if special {
+                self.token_text_special(id)
+            } else {
+                self.token_bytes(id)
             };
             let added = first && self.adds_space_prefix() && self.is_text(id);
             bytes.extend_from_slice(match text {

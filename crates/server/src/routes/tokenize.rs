@@ -12,7 +12,7 @@ use crate::controls::check_ids;
 use crate::errors::ApiError;
 use crate::fields::whole;
 use crate::lacking;
-use incant_prompt::text::{Bounds, Special, Tokenizer};
+use incant_prompt::text::{EncodeLimits, Special, Tokenizer};
 
 /// A text to tokenize. vLLM and llama.cpp have different names for the fields; if both are given,
 /// the first of each pair below counts.
@@ -121,8 +121,8 @@ pub(crate) async fn tokenize(post: Post) -> Result<Response, ApiError> {
     let tokenized = call.unhurried(None, move |cancel| {
         let tokenizer = arm.tokenizer();
         let bos = tokenizer.bos().filter(|_| add_bos && tokenizer.adds_bos());
-        let bounds = Bounds {
-            most: None,
+        let bounds = EncodeLimits {
+            max_tokens: None,
             cancel: cancel.clone(),
         };
         let ids = tokenizer.encode_within(&text, special, &bounds);

@@ -366,7 +366,7 @@ impl Arm {
             adapter: adapter.map(str::to_owned),
             parent,
             language: one_profile.map(|profile| profile.language().to_owned()),
-            sampling: self.defaults.clone().unlike_openai(),
+            sampling: self.defaults.clone().without_openai_defaults(),
             guidance: self.rendering.guidance().map(|guidance| guidance.weight),
         }
     }

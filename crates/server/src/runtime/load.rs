@@ -365,7 +365,7 @@ fn chat_template(
             let markers = gguf.metadata().get_strs(MARKERS_KEY)?.into_iter().flatten();
             let markers: Vec<String> = markers.map(str::to_owned).collect();
             let template = match markers.is_empty() {
-                true => template.guarding_its_markers(&|text| parts(tokenizer, text)),
+                true => template.with_learned_markers(&|text| parts(tokenizer, text)),
                 false => template.with_markers(markers),
             };
             return Ok((Some(Arc::new(template)), None));
@@ -381,7 +381,7 @@ fn chat_template(
 
 /// Splits a text at its special tokens.
 fn parts<'a>(tokenizer: &Tokenizer, text: &'a str) -> Vec<Part<'a>> {
-    let parts = tokenizer.cut(text).into_iter();
+    let parts = tokenizer.split_at_special_tokens(text).into_iter();
     let parts = parts.map(|(text, id)| Part {
         text,
         kind: match id {

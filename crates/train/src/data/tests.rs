@@ -4,7 +4,7 @@ use std::io::Write;
 use super::*;
 
 fn content(line: &str) -> Result<Content, String> {
-    super::meaning::content(line, &mut BTreeSet::new())
+    super::interpret::content(line, &mut BTreeSet::new())
 }
 
 fn user(text: &str) -> Message {
@@ -20,7 +20,7 @@ fn the_kind_of_a_line_is_seen_from_its_keys() {
     let both = |from| Conversation {
         messages: vec![user("Hi"), assistant("Hello!")],
         from,
-        unlearnt: Vec::new(),
+        excluded: Vec::new(),
     };
     let messages =
         r#"[{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello!"}]"#;
@@ -45,7 +45,7 @@ fn the_kind_of_a_line_is_seen_from_its_keys() {
         rejected: Conversation {
             messages: vec![user("Hi"), assistant("No.")],
             from: 1,
-            unlearnt: Vec::new(),
+            excluded: Vec::new(),
         },
     };
     assert_eq!(
@@ -80,7 +80,7 @@ fn transcripts_are_conversations_whose_ends_differ() {
     let said = |last: &str| Conversation {
         messages: vec![user("a?"), assistant("b"), user("c\n\nd"), assistant(last)],
         from: 3,
-        unlearnt: Vec::new(),
+        excluded: Vec::new(),
     };
     assert_eq!(
         content(&line),
@@ -256,9 +256,9 @@ fn keys_that_nothing_is_read_from_are_named_once() {
     fs::write(&path, [line, line, other].join("\n")).unwrap();
     let records = read(&path).unwrap();
     assert!(records.lines.iter().all(Result::is_ok));
-    let unread: Vec<String> = records.unread.into_iter().collect();
+    let ignored_keys: Vec<String> = records.ignored_keys.into_iter().collect();
     assert_eq!(
-        unread,
+        ignored_keys,
         ["completion[].name", "id", "messages[].name", "score"]
     );
 }
@@ -316,11 +316,11 @@ fn what_cannot_be_used_is_told_in_one_line() {
         ),
         (
             r#"{"prompt": "a", "messages": [{"role": "user", "content": "b"}, {"role": "assistant", "content": "c"}]}"#,
-            "'messages' does not hold the 'prompt'",
+            "'messages' does not contain the 'prompt'",
         ),
         (
             r#"{"prompt": "a", "chosen": "b", "rejected": "c", "messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "c"}]}"#,
-            "'messages' says something else than 'chosen'",
+            "'messages' does not agree with 'chosen'",
         ),
         (
             r#"{"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b", "weight": 0.5}]}"#,
@@ -409,7 +409,7 @@ fn a_side_without_an_answer_of_its_own_is_named() {
         list(&["uand"]),
     ] {
         let found = told(Some(&prompt), &list(&["agood"]), &part);
-        let expected = "'rejected' holds only turns of the prompt, and no answer to it";
+        let expected = "'rejected' has only turns of the prompt and no answer to it";
         assert_eq!(found, expected, "{part}");
         let found = told(Some(&prompt), &part, &list(&["agood"]));
         assert!(found.starts_with("'chosen' holds only"), "{found}");

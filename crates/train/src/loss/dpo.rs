@@ -5,7 +5,7 @@
 use candle_core::Tensor;
 use serde_json::{Value, json};
 
-use super::{Loss, Objective, by_side, numbers, pairs, softplus, sums};
+use super::{Loss, Objective, by_side, elements, pairs, softplus, sums};
 use crate::samples::Example;
 use crate::{Student, TrainError};
 
@@ -55,7 +55,7 @@ impl Objective for Dpo {
         let margins = margins(&answers(student, examples)?, &reference, self.beta)?;
         Ok(Loss {
             sum: losses(&margins)?.sum_all()?,
-            margins: numbers(&margins)?,
+            margins: elements(&margins)?,
         })
     }
 }
@@ -89,11 +89,11 @@ mod tests {
         // Gains: 1 and -1, then 0 and 2.
         let answers = row(&[-9.0, -12.0, -20.0, -16.0]);
         let found = margins(answers.as_tensor(), row(&REFERENCE).as_tensor(), 0.1).unwrap();
-        assert_close(&numbers(&found).unwrap(), &[0.2, -0.2], 1e-12);
+        assert_close(&elements(&found).unwrap(), &[0.2, -0.2], 1e-12);
         // log(1 + e^-0.2) and log(1 + e^0.2).
         let expected = [0.598_138_869_381_592, 0.798_138_869_381_592];
         assert_close(
-            &numbers(&losses(&found).unwrap()).unwrap(),
+            &elements(&losses(&found).unwrap()).unwrap(),
             &expected,
             1e-12,
         );

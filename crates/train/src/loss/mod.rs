@@ -4,7 +4,7 @@
 //! An [`Objective`] queries the student about some examples and computes a loss from the
 //! results. The formulas are functions of plain tensors in the same file.
 
-mod distil;
+mod distill;
 mod dpo;
 mod sft;
 mod simpo;
@@ -12,7 +12,7 @@ mod simpo;
 use candle_core::Tensor;
 use serde_json::Value;
 
-pub use distil::Distil;
+pub use distill::Distill;
 pub use dpo::Dpo;
 pub use sft::Sft;
 pub use simpo::Simpo;
@@ -124,7 +124,7 @@ fn softplus(x: &Tensor) -> candle_core::Result<Tensor> {
 }
 
 /// The elements of a row.
-fn numbers(row: &Tensor) -> candle_core::Result<Vec<f64>> {
+fn elements(row: &Tensor) -> candle_core::Result<Vec<f64>> {
     row.to_dtype(candle_core::DType::F64)?.to_vec1()
 }
 
@@ -178,7 +178,7 @@ mod tests {
             1.313_261_687_518_223,
             800.0,
         ];
-        assert_close(&numbers(&found).unwrap(), &expected, 1e-12);
+        assert_close(&elements(&found).unwrap(), &expected, 1e-12);
         check_gradient(&values[1..4], |x| softplus(x).unwrap().sum_all().unwrap());
     }
 
@@ -186,9 +186,9 @@ mod tests {
     fn parts_are_summed_by_their_lengths() {
         let values = row(&[1.0, 2.0, 4.0, 8.0, 16.0, 32.0]);
         let found = sums(values.as_tensor(), &[1, 3, 0, 2]).unwrap();
-        assert_eq!(numbers(&found).unwrap(), [1.0, 14.0, 0.0, 48.0]);
+        assert_eq!(elements(&found).unwrap(), [1.0, 14.0, 0.0, 48.0]);
         let [chosen, rejected] = by_side(&found).unwrap();
-        assert_eq!(numbers(&chosen).unwrap(), [1.0, 0.0]);
-        assert_eq!(numbers(&rejected).unwrap(), [14.0, 48.0]);
+        assert_eq!(elements(&chosen).unwrap(), [1.0, 0.0]);
+        assert_eq!(elements(&rejected).unwrap(), [14.0, 48.0]);
     }
 }

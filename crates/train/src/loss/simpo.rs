@@ -4,7 +4,7 @@
 use candle_core::Tensor;
 use serde_json::{Value, json};
 
-use super::{Loss, Objective, by_side, numbers, pairs, softplus, sums};
+use super::{Loss, Objective, by_side, elements, pairs, softplus, sums};
 use crate::samples::Example;
 use crate::{Student, TrainError};
 
@@ -48,7 +48,7 @@ impl Objective for Simpo {
         let gamma = self.beta * self.gamma_ratio;
         Ok(Loss {
             sum: losses(&margins, gamma)?.sum_all()?,
-            margins: numbers(&margins)?,
+            margins: elements(&margins)?,
         })
     }
 }
@@ -81,10 +81,10 @@ mod tests {
     fn values_are_those_computed_by_hand() {
         let found = margins(row(&LOGPROBS).as_tensor(), &COUNTED, 2.0).unwrap();
         // 2 (-1.5 + 2) and 2 (-4 + 1.5).
-        assert_close(&numbers(&found).unwrap(), &[1.0, -5.0], 1e-12);
+        assert_close(&elements(&found).unwrap(), &[1.0, -5.0], 1e-12);
         // γ = 1: log(1 + e^0) and log(1 + e^6).
         let expected = [std::f64::consts::LN_2, 6.002_475_685_137_73];
-        let found = numbers(&losses(&found, 1.0).unwrap()).unwrap();
+        let found = elements(&losses(&found, 1.0).unwrap()).unwrap();
         assert_close(&found, &expected, 1e-12);
     }
 

@@ -18,7 +18,7 @@ use incant_model::lora::{Linear, Lora, LowRank};
 #[derive(Clone, Debug)]
 pub struct AdapterSettings {
     /// Its initial weights.
-    pub form: Form,
+    pub init: AdapterInit,
     /// The name of the base model, for the adapter's files.
     pub base_model: String,
     /// The profile to use with the adapter.
@@ -27,9 +27,9 @@ pub struct AdapterSettings {
 
 /// An adapter's initial weights.
 #[derive(Clone, Debug)]
-pub enum Form {
+pub enum AdapterInit {
     /// Those of an existing adapter.
-    Of(Lora),
+    Existing(Lora),
     /// Random A, and B zero.
     New {
         /// Rows of A, columns of B.
@@ -70,11 +70,11 @@ struct Slot {
 
 /// The LoRA terms of one layer.
 #[derive(Clone, Copy, Default)]
-pub(super) struct Layer<'a>([Option<Added<'a>>; Linear::ALL.len()]);
+pub(super) struct Layer<'a>([Option<LoraTerm<'a>>; Linear::ALL.len()]);
 
 /// The LoRA term of one linear layer: `scale · (x·Aᵀ)·Bᵀ`.
 #[derive(Clone, Copy)]
-pub(super) struct Added<'a> {
+pub(super) struct LoraTerm<'a> {
     pub(super) a: &'a [f32],
     pub(super) b: &'a [f32],
     pub(super) rank: usize,
@@ -85,19 +85,19 @@ pub(super) struct Added<'a> {
 pub(super) type Gradients = [Vec<f32>; Linear::ALL.len()];
 
 impl<'a> Layer<'a> {
-    pub(super) fn get(&self, linear: Linear) -> Option<Added<'a>> {
+    pub(super) fn get(&self, linear: Linear) -> Option<LoraTerm<'a>> {
         self.0[linear as usize]
     }
 }
 
 impl Layout {
-    /// The LoRA terms of a layer, for an adapter with the elements `numbers`.
-    pub(super) fn layer<'a>(&self, index: usize, numbers: &'a [f32]) -> Layer<'a> {
+    /// The LoRA terms of a layer, for an adapter with the elements `elements`.
+    pub(super) fn layer<'a>(&self, index: usize, elements: &'a [f32]) -> Layer<'a> {
         let mut layer = Layer::default();
         for slot in self.slots.iter().filter(|slot| slot.layer == index) {
-            layer.0[slot.linear as usize] = Some(Added {
-                a: &numbers[slot.a.clone()],
-                b: &numbers[slot.b.clone()],
+            layer.0[slot.linear as usize] = Some(LoraTerm {
+                a: &elements[slot.a.clone()],
+                b: &elements[slot.b.clone()],
                 rank: slot.rank,
                 scale: slot.scale,
             });
@@ -119,18 +119,19 @@ impl Adapter {
         spec: &DecoderSpec,
         settings: AdapterSettings,
     ) -> std::result::Result<Adapter, TrainError> {
-        let lora = match settings.form {
-            Form::Of(from) if from.layers() == spec.layers.len() => from,
-            Form::Of(_) => {
-                let why = "the adapter to go on from is for a model with other layers";
+        let lora = match settings.init {
+            AdapterInit::Existing(from) if from.layers() == spec.layers.len() => from,
+            AdapterInit::Existing(_) => {
+                let why =
+                    "the adapter to continue from is for a model with another number of layers";
                 return Err(TrainError::Model(why.to_owned()));
             }
-            Form::New {
+            AdapterInit::New {
                 rank,
                 scale,
                 targets,
                 seed,
-            } => fresh(spec, rank, scale, &targets, seed)?,
+            } => new_lora(spec, rank, scale, &targets, seed)?,
         };
         let (mut variables, mut slots) = (Vec::new(), Vec::new());
         let mut end = 0;
@@ -140,8 +141,8 @@ impl Adapter {
                 ("lora_A", &part.a, (part.rank, part.inputs)),
                 ("lora_B", &part.b, (part.outputs, part.rank)),
             ];
-            for (side, numbers, shape) in shapes {
-                let var = Var::from_slice(numbers, shape, &Device::Cpu)?;
+            for (side, elements, shape) in shapes {
+                let var = Var::from_slice(elements, shape, &Device::Cpu)?;
                 variables.push((format!("{module}.{side}.weight"), var));
             }
             let a = end..end + part.a.len();
@@ -173,7 +174,7 @@ impl Adapter {
     }
 
     /// The concatenated elements of all variables.
-    pub(super) fn numbers(&self) -> Result<Tensor> {
+    pub(super) fn elements(&self) -> Result<Tensor> {
         let all = self.variables.iter().map(|(_, var)| var.flatten_all());
         Tensor::cat(&all.collect::<Result<Vec<_>>>()?, 0)
     }
@@ -183,13 +184,13 @@ impl Adapter {
         let pairs = self.variables.as_chunks::<2>().0.iter();
         let parts = self.layout.slots.iter().zip(pairs);
         let parts = parts.map(|(slot, [(_, a), (_, b)])| {
-            let numbers = |var: &Var| var.flatten_all()?.to_vec1();
+            let elements = |var: &Var| var.flatten_all()?.to_vec1();
             let part = LowRank {
                 rank: slot.rank,
                 inputs: a.dim(1)?,
                 outputs: b.dim(0)?,
-                a: numbers(a)?,
-                b: numbers(b)?,
+                a: elements(a)?,
+                b: elements(b)?,
                 scale: slot.scale,
             };
             Ok((slot.layer, slot.linear, part))
@@ -213,7 +214,7 @@ impl Adapter {
 }
 
 /// A new adapter, initialised like PEFT's: A uniform within ±1/√inputs, B zero.
-fn fresh(
+fn new_lora(
     spec: &DecoderSpec,
     rank: usize,
     scale: f32,
@@ -226,12 +227,12 @@ fn fresh(
         for &linear in targets {
             let [outputs, inputs] = linear.shape(spec);
             let bound = 1.0 / (inputs as f32).sqrt();
-            let number = |_| random.random_range(-bound..bound);
+            let element = |_| random.random_range(-bound..bound);
             let part = LowRank {
                 rank,
                 inputs,
                 outputs,
-                a: (0..rank * inputs).map(number).collect(),
+                a: (0..rank * inputs).map(element).collect(),
                 b: vec![0.0; outputs * rank],
                 scale,
             };

@@ -50,12 +50,12 @@ impl Task<'_> {
 }
 
 /// Queries of a task that are computed together, and all positions that any of them sees.
-struct Block {
+struct QueryBlock {
     queries: Range<usize>,
     positions: Range<usize>,
 }
 
-impl Block {
+impl QueryBlock {
     fn shape(&self) -> (usize, usize) {
         (self.queries.len(), self.positions.len())
     }
@@ -68,7 +68,7 @@ fn visible(window: Option<usize>, position: usize) -> Range<usize> {
 }
 
 /// A matrix without its first `row` rows.
-fn from(place: Place, row: usize) -> Place {
+fn without_rows(place: Place, row: usize) -> Place {
     Place {
         start: place.start + row * place.row,
         ..place
@@ -76,7 +76,7 @@ fn from(place: Place, row: usize) -> Place {
 }
 
 /// A matrix whose elements may be borrowed or copied.
-type Held<'a> = (Cow<'a, [f32]>, Place);
+type MatrixRef<'a> = (Cow<'a, [f32]>, Place);
 
 impl Attention<'_> {
     fn tasks(&self) -> Vec<Task<'_>> {
@@ -96,13 +96,13 @@ impl Attention<'_> {
 
     /// A task's queries in consecutive blocks, each with the positions that it sees; all other
     /// positions have weight zero for the whole block.
-    fn blocks(&self, task: Task<'_>) -> impl Iterator<Item = Block> {
+    fn blocks(&self, task: Task<'_>) -> impl Iterator<Item = QueryBlock> {
         let (shared, window) = (task.sequence.shared, self.window);
         let starts = (0..task.queries()).step_by(QUERIES);
         starts.map(move |start| {
             let queries = start..task.queries().min(start + QUERIES);
             let first = visible(window, shared + start).start;
-            Block {
+            QueryBlock {
                 positions: first..shared + queries.end,
                 queries,
             }
@@ -117,7 +117,7 @@ impl Attention<'_> {
     }
 
     /// A task's keys or values: borrowed where they are contiguous, otherwise a gathered copy.
-    fn keys<'a>(&self, task: Task<'_>, of: &'a [f32]) -> Held<'a> {
+    fn keys<'a>(&self, task: Task<'_>, of: &'a [f32]) -> MatrixRef<'a> {
         if task.sequence.shared == 0 {
             let start = self.key_of(task, task.sequence.own().start).start;
             let place = Place::rows(start, self.kv_heads * self.head_dim);
@@ -133,21 +133,23 @@ impl Attention<'_> {
     fn weights(
         &self,
         task: Task<'_>,
-        block: &Block,
+        block: &QueryBlock,
         q: &[f32],
-        k: &Held<'_>,
+        k: &MatrixRef<'_>,
     ) -> (Vec<f32>, Option<Vec<f32>>) {
         let (queries, length) = block.shape();
         let mut weights = vec![0.0; queries * length];
-        let keys = (&*k.0, from(k.1, block.positions.start).transposed());
-        let q = (q, from(self.query(task), block.queries.start));
+        let keys = (&*k.0, without_rows(k.1, block.positions.start).transposed());
+        let q = (q, without_rows(self.query(task), block.queries.start));
         let out = (&mut weights[..], Place::rows(0, length));
         multiply([queries, self.head_dim, length], q, keys, 1.0, 0.0, out);
         let mut slopes = self.cap.map(|_| vec![0.0; queries * length]);
-        let numbers = task.sequence.own().start + block.queries.start..;
+        let row_indices = task.sequence.own().start + block.queries.start..;
         let positions = task.sequence.shared + block.queries.start..;
-        let rows = weights.chunks_exact_mut(length).zip(numbers.zip(positions));
-        for (query, (row, (number, position))) in rows.enumerate() {
+        let rows = weights
+            .chunks_exact_mut(length)
+            .zip(row_indices.zip(positions));
+        for (query, (row, (row_index, position))) in rows.enumerate() {
             let visible = visible(self.window, position);
             let visible =
                 visible.start - block.positions.start..visible.end - block.positions.start;
@@ -155,7 +157,7 @@ impl Attention<'_> {
             let (scores, after) = rest.split_at_mut(visible.len());
             before.fill(0.0);
             after.fill(0.0);
-            math::scale(self.isa, scores, self.scales[number]);
+            math::scale(self.isa, scores, self.scales[row_index]);
             if let (Some(cap), Some(slopes)) = (self.cap, &mut slopes) {
                 math::soft_cap(self.isa, scores, cap);
                 let slopes = &mut slopes[query * length..][visible];
@@ -186,7 +188,7 @@ impl Attention<'_> {
                     multiply(
                         [queries, length, width],
                         (&weights, Place::rows(0, length)),
-                        (&values.0, from(values.1, block.positions.start)),
+                        (&values.0, without_rows(values.1, block.positions.start)),
                         1.0,
                         0.0,
                         (
@@ -200,13 +202,13 @@ impl Attention<'_> {
             .collect();
         let mut y = vec![0.0; q.len()];
         for (task, attended) in tasks.into_iter().zip(attended) {
-            self.put_queries(task, &attended, &mut y);
+            self.scatter_queries(task, &attended, &mut y);
         }
         y
     }
 
     /// Scatters values of a task's queries to their rows.
-    fn put_queries(&self, task: Task<'_>, from: &[f32], to: &mut [f32]) {
+    fn scatter_queries(&self, task: Task<'_>, from: &[f32], to: &mut [f32]) {
         let place = self.query(task);
         for (query, from) in from.chunks_exact(self.head_dim).enumerate() {
             to[place.start + query * place.row..][..self.head_dim].copy_from_slice(from);
@@ -222,18 +224,18 @@ impl Attention<'_> {
     }
 
     /// Backward pass: from the gradient of the attention output to those of `q`, `k` and `v`.
-    pub(super) fn back(&self, [q, k, v]: [&[f32]; 3], dy: &[f32]) -> [Vec<f32>; 3] {
+    pub(super) fn backward(&self, [q, k, v]: [&[f32]; 3], dy: &[f32]) -> [Vec<f32>; 3] {
         let tasks = self.tasks();
         let gradients: Vec<[Vec<f32>; 3]> = tasks
             .par_iter()
-            .map(|&task| self.task_back(task, [q, k, v], dy))
+            .map(|&task| self.task_backward(task, [q, k, v], dy))
             .collect();
         let (mut dq, mut dk, mut dv) = (vec![0.0; q.len()], vec![0.0; k.len()], vec![0.0; v.len()]);
         let all = || tasks.iter().zip(&gradients);
         // Gradients of shared keys are summed in a fixed order, so that results are
         // reproducible.
         rayon::join(
-            || all().for_each(|(&task, [own, ..])| self.put_queries(task, own, &mut dq)),
+            || all().for_each(|(&task, [own, ..])| self.scatter_queries(task, own, &mut dq)),
             || {
                 all().for_each(|(&task, [_, own, _])| self.add_keys(task, own, &mut dk));
                 all().for_each(|(&task, [.., own])| self.add_keys(task, own, &mut dv));
@@ -242,7 +244,7 @@ impl Attention<'_> {
         [dq, dk, dv]
     }
 
-    fn task_back(&self, task: Task<'_>, [q, k, v]: [&[f32]; 3], dy: &[f32]) -> [Vec<f32>; 3] {
+    fn task_backward(&self, task: Task<'_>, [q, k, v]: [&[f32]; 3], dy: &[f32]) -> [Vec<f32>; 3] {
         let width = self.head_dim;
         let (keys, values) = (self.keys(task, k), self.keys(task, v));
         let mut dq = vec![0.0; task.queries() * width];
@@ -252,27 +254,27 @@ impl Attention<'_> {
             let (queries, length) = block.shape();
             let (weights, slopes) = self.weights(task, &block, q, &keys);
             let square = Place::rows(0, length);
-            let own = from(self.query(task), block.queries.start);
+            let own = without_rows(self.query(task), block.queries.start);
             let narrow = Place::rows(block.positions.start * width, width);
             let shape = [length, queries, width];
             let transposed = (&weights[..], square.transposed());
             multiply(shape, transposed, (dy, own), 1.0, 1.0, (&mut dv, narrow));
             let mut scores = vec![0.0; queries * length];
             let shape = [queries, width, length];
-            let transposed = from(values.1, block.positions.start).transposed();
+            let transposed = without_rows(values.1, block.positions.start).transposed();
             let out = (&mut scores[..], square);
             multiply(shape, (dy, own), (&*values.0, transposed), 1.0, 0.0, out);
             let first = task.sequence.own().start + block.queries.start;
             let rows = scores.chunks_exact_mut(length);
             let rows = rows.zip(weights.chunks_exact(length)).zip(first..);
-            for ((scores, weights), number) in rows {
-                gradients::softmax(self.isa, weights, self.scales[number], scores);
+            for ((scores, weights), row_index) in rows {
+                gradients::softmax(self.isa, weights, self.scales[row_index], scores);
             }
             for (score, slope) in scores.iter_mut().zip(slopes.iter().flatten()) {
                 *score *= slope;
             }
             let shape = [queries, length, width];
-            let place = from(keys.1, block.positions.start);
+            let place = without_rows(keys.1, block.positions.start);
             let out = Place::rows(block.queries.start * width, width);
             let scores = &scores[..];
             multiply(
@@ -299,13 +301,13 @@ mod tests {
     const KV_HEADS: usize = 2;
     const WIDTH: usize = 8;
 
-    fn numbers(count: usize, seed: u32) -> Vec<f32> {
-        let number = |i: u32| (i.wrapping_add(seed).wrapping_mul(2_654_435_761) >> 8) as f32;
-        (0..count as u32).map(|i| number(i) / 8e6 - 1.0).collect()
+    fn elements(count: usize, seed: u32) -> Vec<f32> {
+        let element = |i: u32| (i.wrapping_add(seed).wrapping_mul(2_654_435_761) >> 8) as f32;
+        (0..count as u32).map(|i| element(i) / 8e6 - 1.0).collect()
     }
 
     /// The attention output and the gradients of queries, keys and values, element by element.
-    fn plainly(attention: &Attention<'_>, [q, k, v]: [&[f32]; 3], dy: &[f32]) -> [Vec<f64>; 4] {
+    fn reference(attention: &Attention<'_>, [q, k, v]: [&[f32]; 3], dy: &[f32]) -> [Vec<f64>; 4] {
         let mut found = [q, q, k, v].map(|like| vec![0.0f64; like.len()]);
         let [y, dq, dk, dv] = &mut found;
         let dot = |a: &[f32], b: &[f32]| -> f64 {
@@ -383,9 +385,9 @@ mod tests {
         ];
         let rows = 253;
         let scales: Vec<f32> = (0..rows).map(|row| 0.5 + (row % 3) as f32 * 0.1).collect();
-        let q = numbers(rows * HEADS * WIDTH, 1);
-        let [k, v] = [2, 3].map(|seed| numbers(rows * KV_HEADS * WIDTH, seed));
-        let dy = numbers(rows * HEADS * WIDTH, 4);
+        let q = elements(rows * HEADS * WIDTH, 1);
+        let [k, v] = [2, 3].map(|seed| elements(rows * KV_HEADS * WIDTH, seed));
+        let dy = elements(rows * HEADS * WIDTH, 4);
         for (window, cap) in [
             (None, None),
             (Some(5), None),
@@ -403,10 +405,10 @@ mod tests {
                 cap,
             };
             let y = attention.forward(&q, &k, &v);
-            let [dq, dk, dv] = attention.back([&q, &k, &v], &dy);
-            let expected = plainly(&attention, [&q, &k, &v], &dy);
+            let [dq, dk, dv] = attention.backward([&q, &k, &v], &dy);
+            let expected = reference(&attention, [&q, &k, &v], &dy);
             for (found, expected) in [y, dq, dk, dv].iter().zip(&expected) {
-                assert!(expected.iter().any(|number| number.abs() > 0.1));
+                assert!(expected.iter().any(|element| element.abs() > 0.1));
                 for (found, expected) in found.iter().zip(expected) {
                     let apart = (f64::from(*found) - expected).abs();
                     assert!(

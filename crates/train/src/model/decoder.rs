@@ -31,17 +31,20 @@ pub(super) struct Angles {
 
 /// The direction of a rotation.
 #[derive(Clone, Copy)]
-pub(super) enum Turn {
-    Forth,
-    Back,
+pub(super) enum Direction {
+    Forward,
+    Inverse,
 }
 
 /// Rows per part: every thread gets at least one part, and no part is so tall that it falls out
 /// of the caches.
 pub(super) fn part_rows(rows: usize) -> usize {
-    const TALLEST: usize = 512;
+    const MAX_PART_ROWS: usize = 512;
     let threads = rayon::current_num_threads();
-    let parts = rows.div_ceil(TALLEST).next_multiple_of(threads).max(1);
+    let parts = rows
+        .div_ceil(MAX_PART_ROWS)
+        .next_multiple_of(threads)
+        .max(1);
     rows.div_ceil(parts).max(1)
 }
 
@@ -112,7 +115,7 @@ impl Decoder {
 
     /// Backward pass of [`norm`](Self::norm): turns the gradient `dy` of the output into that
     /// of the input `x`.
-    pub(super) fn norm_back(&self, weight: &[f32], x: &[f32], dy: &mut [f32]) {
+    pub(super) fn norm_backward(&self, weight: &[f32], x: &[f32], dy: &mut [f32]) {
         let stretches = dy.chunks_exact_mut(weight.len());
         for (dy, x) in stretches.zip(x.chunks_exact(weight.len())) {
             gradients::rms_norm(self.isa, x, weight, self.spec.norm_eps, dy);
@@ -130,18 +133,18 @@ impl Decoder {
     }
 
     /// Applies RoPE, or its inverse, to the heads of the rows from `first` on.
-    pub(super) fn turn(
+    pub(super) fn apply_rope(
         &self,
         angles: &Angles,
-        turn: Turn,
+        direction: Direction,
         first: usize,
         width: usize,
         x: &mut [f32],
     ) {
-        let sin = match turn {
-            Turn::Forth => &angles.sin,
+        let sin = match direction {
+            Direction::Forward => &angles.sin,
             // The transpose of a rotation is its inverse.
-            Turn::Back => &angles.minus_sin,
+            Direction::Inverse => &angles.minus_sin,
         };
         for (row, x) in (first..).zip(x.chunks_exact_mut(width)) {
             let pairs = row * angles.pairs..(row + 1) * angles.pairs;
@@ -153,15 +156,15 @@ impl Decoder {
     }
 
     /// Adds the residual: `h = x + scale · h`.
-    pub(super) fn add_to(&self, x: &[f32], h: &mut [f32]) {
+    pub(super) fn add_residual(&self, x: &[f32], h: &mut [f32]) {
         if self.spec.residual_scale != 1.0 {
             math::scale(self.isa, h, self.spec.residual_scale);
         }
         math::add_assign(self.isa, h, x);
     }
 
-    /// The gradient of `h` in [`add_to`](Self::add_to), given the gradient of the sum.
-    pub(super) fn residual_back(&self, dx: &[f32]) -> Vec<f32> {
+    /// The gradient of `h` in [`add_residual`](Self::add_residual), given the gradient of the sum.
+    pub(super) fn residual_backward(&self, dx: &[f32]) -> Vec<f32> {
         let mut dh = dx.to_vec();
         if self.spec.residual_scale != 1.0 {
             math::scale(self.isa, &mut dh, self.spec.residual_scale);

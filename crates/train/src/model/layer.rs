@@ -8,7 +8,7 @@ use rayon::prelude::*;
 use super::Context;
 use super::adapter::{self, Gradients};
 use super::attention::Attention;
-use super::decoder::{Angles, Decoder, Turn};
+use super::decoder::{Angles, Decoder, Direction};
 use super::linear::Linear;
 use incant_kernels::product::Inputs;
 use incant_kernels::{gradients, math};
@@ -25,17 +25,17 @@ pub(super) struct Layer<'a> {
 }
 
 /// Activations that the backward pass through a layer needs.
-pub(super) struct Kept {
+pub(super) struct Activations {
     /// After norm and RoPE.
     q: Vec<f32>,
     k: Vec<f32>,
     v: Vec<f32>,
     attended: Vec<f32>,
-    parts: Vec<(Projected, Fed)>,
+    parts: Vec<(ProjectionActivations, FeedForwardActivations)>,
 }
 
 /// Activations of some rows before attention.
-struct Projected {
+struct ProjectionActivations {
     /// The first of these rows.
     first: usize,
     x: Vec<f32>,
@@ -46,7 +46,7 @@ struct Projected {
 }
 
 /// Activations of some rows after attention.
-struct Fed {
+struct FeedForwardActivations {
     /// The output projection before its norm, if there is one.
     output: Option<Vec<f32>>,
     low_output: [Low; 1],
@@ -83,7 +83,7 @@ impl Layer<'_> {
         Linear {
             isa: self.decoder.isa,
             matrix,
-            added: self.adapter.get(linear),
+            lora: self.adapter.get(linear),
         }
     }
 
@@ -106,7 +106,7 @@ impl Layer<'_> {
 
     /// Backward pass of [`linears`](Self::linears): the gradient of the shared inputs `x`, from
     /// those of the outputs.
-    fn linears_back<const N: usize>(
+    fn linears_backward<const N: usize>(
         &self,
         linears: [lora::Linear; N],
         x: &[f32],
@@ -116,7 +116,7 @@ impl Layer<'_> {
     ) -> Vec<f32> {
         let mut dx = vec![0.0; x.len()];
         for ((linear, low), dy) in linears.into_iter().zip(low).zip(dy) {
-            gradients[linear as usize] = self.linear(linear).back(x, low, dy, &mut dx);
+            gradients[linear as usize] = self.linear(linear).backward(x, low, dy, &mut dx);
         }
         dx
     }
@@ -140,11 +140,11 @@ impl Layer<'_> {
     }
 
     /// Runs the layer over all rows, which are given in parts.
-    pub(super) fn forward(&self, x: Vec<Vec<f32>>) -> (Vec<Vec<f32>>, Kept) {
+    pub(super) fn forward(&self, x: Vec<Vec<f32>>) -> (Vec<Vec<f32>>, Activations) {
         let part = self.context.part_rows;
         let parts = x.into_par_iter().enumerate();
         let parts = parts.map(|(number, x)| self.project(number * part, x));
-        let (projected, qkv): (Vec<Projected>, Vec<[Vec<f32>; 3]>) = parts.collect();
+        let (projected, qkv): (Vec<ProjectionActivations>, Vec<[Vec<f32>; 3]>) = parts.collect();
         let [q, k, v] = [0, 1, 2].map(|place| {
             let of_parts: Vec<&[f32]> = qkv.iter().map(|qkv| &qkv[place][..]).collect();
             of_parts.concat()
@@ -154,22 +154,22 @@ impl Layer<'_> {
         let parts = projected.into_par_iter();
         let parts = parts.zip(attended.par_chunks(part * self.decoder.query_width()));
         let parts = parts.map(|(projected, attended)| {
-            let (x, fed) = self.feed(&projected.x, attended);
+            let (x, fed) = self.feed_forward(&projected.x, attended);
             (x, (projected, fed))
         });
         let (x, parts) = parts.collect();
-        let kept = Kept {
+        let activations = Activations {
             q,
             k,
             v,
             attended,
             parts,
         };
-        (x, kept)
+        (x, activations)
     }
 
     /// Queries, keys and values of the rows from `first` on.
-    fn project(&self, first: usize, x: Vec<f32>) -> (Projected, [Vec<f32>; 3]) {
+    fn project(&self, first: usize, x: Vec<f32>) -> (ProjectionActivations, [Vec<f32>; 3]) {
         use lora::Linear::{Key, Query, Value};
         let (decoder, weights) = (self.decoder, self.weights());
         let (mut qkv, low) = {
@@ -185,7 +185,7 @@ impl Layer<'_> {
         }
         let [q, k, _] = &mut qkv;
         let [query, key, _] = &weights.projections;
-        let projected = Projected {
+        let projected = ProjectionActivations {
             q: decoder.norm_in_place(query.norm.as_deref(), q),
             k: decoder.norm_in_place(key.norm.as_deref(), k),
             first,
@@ -193,20 +193,20 @@ impl Layer<'_> {
             low,
         };
         let angles = self.angles();
-        decoder.turn(angles, Turn::Forth, first, decoder.query_width(), q);
-        decoder.turn(angles, Turn::Forth, first, decoder.key_width(), k);
+        decoder.apply_rope(angles, Direction::Forward, first, decoder.query_width(), q);
+        decoder.apply_rope(angles, Direction::Forward, first, decoder.key_width(), k);
         (projected, qkv)
     }
 
     /// The part of a layer after attention, for some rows. Returns the inputs of the next
     /// layer.
-    fn feed(&self, x: &[f32], attended: &[f32]) -> (Vec<f32>, Fed) {
+    fn feed_forward(&self, x: &[f32], attended: &[f32]) -> (Vec<f32>, FeedForwardActivations) {
         use lora::Linear::{Down, Gate, Output, Up};
         let (decoder, weights) = (self.decoder, self.weights());
         let ([mut middle], low_output) = self.linears([Output], attended);
         let post_norm = weights.post_attention_norm.as_deref();
         let output = decoder.norm_in_place(post_norm, &mut middle);
-        decoder.add_to(x, &mut middle);
+        decoder.add_residual(x, &mut middle);
         let h = decoder.normed(weights.feed_forward_norm.as_deref(), &middle);
         let ([gate, up], low_inner) = self.linears([Gate, Up], &h);
         drop(h);
@@ -214,8 +214,8 @@ impl Layer<'_> {
         let ([mut next], low_down) = self.linears([Down], &h);
         let post_norm = weights.post_feed_forward_norm.as_deref();
         let down = decoder.norm_in_place(post_norm, &mut next);
-        decoder.add_to(&middle, &mut next);
-        let fed = Fed {
+        decoder.add_residual(&middle, &mut next);
+        let fed = FeedForwardActivations {
             output,
             low_output,
             middle,
@@ -230,75 +230,78 @@ impl Layer<'_> {
 
     /// Backward pass: from the gradients of the layer's outputs, in parts, to those of its
     /// inputs. Also returns each part's gradients of the adapter.
-    pub(super) fn back(
+    pub(super) fn backward(
         &self,
-        kept: &Kept,
+        activations: &Activations,
         mut dx: Vec<Vec<f32>>,
     ) -> (Vec<Vec<f32>>, Vec<Gradients>) {
         let decoder = self.decoder;
         let wide = self.context.part_rows * decoder.query_width();
         let narrow = self.context.part_rows * decoder.key_width();
-        let parts = dx.par_iter_mut().zip(&kept.parts);
-        let parts = parts.zip(kept.attended.par_chunks(wide));
+        let parts = dx.par_iter_mut().zip(&activations.parts);
+        let parts = parts.zip(activations.attended.par_chunks(wide));
         let fed = parts.map(|((dx, (_, fed)), attended)| {
             let mut gradients = Gradients::default();
-            let d_attended = self.feed_back(fed, attended, dx, &mut gradients);
+            let d_attended = self.feed_forward_backward(fed, attended, dx, &mut gradients);
             (d_attended, gradients)
         });
         let (d_attended, mut gradients): (Vec<Vec<f32>>, Vec<Gradients>) = fed.collect();
         let d_attended = d_attended.concat();
-        let qkv = [&kept.q[..], &kept.k, &kept.v];
-        let [mut dq, mut dk, mut dv] = self.attention().back(qkv, &d_attended);
+        let qkv = [&activations.q[..], &activations.k, &activations.v];
+        let [mut dq, mut dk, mut dv] = self.attention().backward(qkv, &d_attended);
         drop(d_attended);
         let d_qkv = dq.par_chunks_mut(wide);
         let d_qkv = d_qkv.zip(dk.par_chunks_mut(narrow));
         let d_qkv = d_qkv.zip(dv.par_chunks_mut(narrow));
-        let parts = dx.par_iter_mut().zip(&kept.parts).zip(&mut gradients);
+        let parts = dx
+            .par_iter_mut()
+            .zip(&activations.parts)
+            .zip(&mut gradients);
         let parts = parts.zip(d_qkv);
         parts.for_each(|(((dx, (projected, _)), gradients), ((dq, dk), dv))| {
-            self.project_back(projected, [dq, dk, dv], dx, gradients);
+            self.project_backward(projected, [dq, dk, dv], dx, gradients);
         });
         (dx, gradients)
     }
 
-    /// Backward pass of [`feed`](Self::feed). Turns `dx` from the gradient of its outputs into
+    /// Backward pass of [`feed_forward`](Self::feed_forward). Turns `dx` from the gradient of its outputs into
     /// that of `x`, except for the path through attention. Returns the gradient of `attended`.
-    fn feed_back(
+    fn feed_forward_backward(
         &self,
-        fed: &Fed,
+        fed: &FeedForwardActivations,
         attended: &[f32],
         dx: &mut [f32],
         gradients: &mut Gradients,
     ) -> Vec<f32> {
         use lora::Linear::{Down, Gate, Output, Up};
         let (decoder, weights) = (self.decoder, self.weights());
-        let mut dh = decoder.residual_back(dx);
+        let mut dh = decoder.residual_backward(dx);
         if let (Some(weight), Some(down)) = (&weights.post_feed_forward_norm, &fed.down) {
-            decoder.norm_back(weight, down, &mut dh);
+            decoder.norm_backward(weight, down, &mut dh);
         }
         let h = decoder.gated(&fed.gate, &fed.up);
-        let mut d_up = self.linears_back([Down], &h, &fed.low_down, [&dh], gradients);
+        let mut d_up = self.linears_backward([Down], &h, &fed.low_down, [&dh], gradients);
         let mut d_gate = h;
         let (isa, activation) = (decoder.isa, decoder.spec.activation);
         gradients::gated(isa, activation, &fed.gate, &fed.up, &mut d_up, &mut d_gate);
         let h = decoder.normed(weights.feed_forward_norm.as_deref(), &fed.middle);
         let both = [&d_gate[..], &d_up];
-        let mut dh = self.linears_back([Gate, Up], &h, &fed.low_inner, both, gradients);
+        let mut dh = self.linears_backward([Gate, Up], &h, &fed.low_inner, both, gradients);
         if let Some(weight) = &weights.feed_forward_norm {
-            decoder.norm_back(weight, &fed.middle, &mut dh);
+            decoder.norm_backward(weight, &fed.middle, &mut dh);
         }
         math::add_assign(decoder.isa, dx, &dh);
-        let mut dh = decoder.residual_back(dx);
+        let mut dh = decoder.residual_backward(dx);
         if let (Some(weight), Some(output)) = (&weights.post_attention_norm, &fed.output) {
-            decoder.norm_back(weight, output, &mut dh);
+            decoder.norm_backward(weight, output, &mut dh);
         }
-        self.linears_back([Output], attended, &fed.low_output, [&dh], gradients)
+        self.linears_backward([Output], attended, &fed.low_output, [&dh], gradients)
     }
 
     /// Backward pass of [`project`](Self::project); adds to `dx`.
-    fn project_back(
+    fn project_backward(
         &self,
-        projected: &Projected,
+        projected: &ProjectionActivations,
         [dq, dk, dv]: [&mut [f32]; 3],
         dx: &mut [f32],
         gradients: &mut Gradients,
@@ -306,8 +309,8 @@ impl Layer<'_> {
         use lora::Linear::{Key, Query, Value};
         let (decoder, weights) = (self.decoder, self.weights());
         let (angles, first) = (self.angles(), projected.first);
-        decoder.turn(angles, Turn::Back, first, decoder.query_width(), dq);
-        decoder.turn(angles, Turn::Back, first, decoder.key_width(), dk);
+        decoder.apply_rope(angles, Direction::Inverse, first, decoder.query_width(), dq);
+        decoder.apply_rope(angles, Direction::Inverse, first, decoder.key_width(), dk);
         let [query, key, _] = &weights.projections;
         let normed = [
             (query, &projected.q, &mut *dq),
@@ -315,21 +318,21 @@ impl Layer<'_> {
         ];
         for (projection, before, dy) in normed {
             if let (Some(weight), Some(before)) = (&projection.norm, before) {
-                decoder.norm_back(weight, before, dy);
+                decoder.norm_backward(weight, before, dy);
             }
         }
         let h = decoder.normed(weights.attention_norm.as_deref(), &projected.x);
         let dy = [&*dq, &*dk, &*dv];
         let linears = [Query, Key, Value];
-        let mut dh = self.linears_back(linears, &h, &projected.low, dy, gradients);
+        let mut dh = self.linears_backward(linears, &h, &projected.low, dy, gradients);
         if let Some(weight) = &weights.attention_norm {
-            decoder.norm_back(weight, &projected.x, &mut dh);
+            decoder.norm_backward(weight, &projected.x, &mut dh);
         }
         math::add_assign(decoder.isa, dx, &dh);
     }
 }
 
-impl Kept {
+impl Activations {
     /// The layer's inputs, from which everything else can be recomputed (gradient
     /// checkpointing).
     pub(super) fn into_inputs(self) -> Vec<Vec<f32>> {

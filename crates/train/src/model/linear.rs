@@ -1,6 +1,6 @@
 //! A linear layer, frozen weights plus LoRA: forward and backward pass.
 
-use super::adapter::Added;
+use super::adapter::LoraTerm;
 use incant_kernels::gemm::{Place, multiply};
 use incant_kernels::product::{self, Inputs};
 use incant_kernels::{Isa, Matrix};
@@ -10,7 +10,7 @@ use incant_kernels::{Isa, Matrix};
 pub(super) struct Linear<'a> {
     pub(super) isa: Isa,
     pub(super) matrix: &'a Matrix,
-    pub(super) added: Option<Added<'a>>,
+    pub(super) lora: Option<LoraTerm<'a>>,
 }
 
 impl Linear<'_> {
@@ -21,7 +21,7 @@ impl Linear<'_> {
         let rows = inputs.rows();
         let mut y = vec![0.0; rows * outputs];
         inputs.multiply(self.matrix, 0..self.matrix.panels(), &mut y);
-        let Some(Added { a, b, rank, scale }) = self.added else {
+        let Some(LoraTerm { a, b, rank, scale }) = self.lora else {
             return (y, Vec::new());
         };
         let (wide, narrow) = (Place::rows(0, columns), Place::rows(0, rank));
@@ -37,10 +37,10 @@ impl Linear<'_> {
 
     /// Backward pass: adds the gradient of the rows `x` to `dx`, given the gradient `dy` of
     /// their outputs. Returns these rows' share of the gradients of A and B, A's first.
-    pub(super) fn back(self, x: &[f32], low: &[f32], dy: &[f32], dx: &mut [f32]) -> Vec<f32> {
+    pub(super) fn backward(self, x: &[f32], low: &[f32], dy: &[f32], dx: &mut [f32]) -> Vec<f32> {
         let (columns, outputs) = (self.matrix.columns(), self.matrix.rows());
         product::back(self.isa, self.matrix, 0..self.matrix.panels(), dy, dx);
-        let Some(Added { a, b, rank, scale }) = self.added else {
+        let Some(LoraTerm { a, b, rank, scale }) = self.lora else {
             return Vec::new();
         };
         let rows = x.len() / columns;
@@ -78,13 +78,13 @@ mod tests {
     use incant_gguf::TensorType;
     use incant_kernels::Tier;
 
-    fn numbers(count: usize, seed: u32) -> Vec<f32> {
-        let number = |i: u32| (i.wrapping_add(seed).wrapping_mul(2_654_435_761) >> 8) as f32;
-        (0..count as u32).map(|i| number(i) / 8e6 - 1.0).collect()
+    fn elements(count: usize, seed: u32) -> Vec<f32> {
+        let element = |i: u32| (i.wrapping_add(seed).wrapping_mul(2_654_435_761) >> 8) as f32;
+        (0..count as u32).map(|i| element(i) / 8e6 - 1.0).collect()
     }
 
-    fn variable(rows: usize, columns: usize, numbers: &[f32]) -> Var {
-        Var::from_slice(numbers, (rows, columns), &Device::Cpu).unwrap()
+    fn variable(rows: usize, columns: usize, elements: &[f32]) -> Var {
+        Var::from_slice(elements, (rows, columns), &Device::Cpu).unwrap()
     }
 
     #[track_caller]
@@ -116,10 +116,10 @@ mod tests {
             }
             let weights = Tensor::from_vec(weights, (outputs, inputs), &Device::Cpu).unwrap();
 
-            let x = numbers(rows * inputs, 1);
-            let (a, b) = (numbers(rank * inputs, 2), numbers(outputs * rank, 3));
+            let x = elements(rows * inputs, 1);
+            let (a, b) = (elements(rank * inputs, 2), elements(outputs * rank, 3));
             // Every output has a different gradient.
-            let dy = numbers(rows * outputs, 4);
+            let dy = elements(rows * outputs, 4);
             let variables = [
                 variable(rows, inputs, &x),
                 variable(rank, inputs, &a),
@@ -136,19 +136,19 @@ mod tests {
                 sum.backward().unwrap()
             };
 
-            let added = Added {
+            let lora = LoraTerm {
                 a: &a,
                 b: &b,
                 rank,
                 scale: 2.0,
             };
-            let cases = [(None, &plain), (Some(added), &both)];
+            let cases = [(None, &plain), (Some(lora), &both)];
             let all = Isa::all().into_iter();
-            for (isa, (added, expected)) in all.flat_map(|isa| cases.map(|case| (isa, case))) {
+            for (isa, (lora, expected)) in all.flat_map(|isa| cases.map(|case| (isa, case))) {
                 let linear = Linear {
                     isa,
                     matrix: &matrix,
-                    added,
+                    lora,
                 };
                 // bf16, which only products of codes use, has 8 significant bits.
                 let limit = match (isa.tier(), kind) {
@@ -159,13 +159,13 @@ mod tests {
                 assert_near(limit, &y, expected);
                 // The gradient is added to the values that `dx` already holds.
                 let mut dx = vec![1.0; rows * inputs];
-                let gradient = linear.back(&x, &low, &dy, &mut dx);
+                let gradient = linear.backward(&x, &low, &dy, &mut dx);
                 for dx in &mut dx {
                     *dx -= 1.0;
                 }
                 let expected = gradients(expected);
                 assert_near(limit, &dx, expected.get(x_var).unwrap());
-                if added.is_some() {
+                if lora.is_some() {
                     let (da, db) = gradient.split_at(rank * inputs);
                     assert_near(1e-3, da, expected.get(a_var).unwrap());
                     assert_near(1e-3, db, expected.get(b_var).unwrap());

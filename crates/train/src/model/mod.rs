@@ -9,9 +9,9 @@
 mod adapter;
 mod attention;
 mod decoder;
-mod head;
 mod layer;
 mod linear;
+mod lm_head;
 mod node;
 mod rows;
 
@@ -20,13 +20,13 @@ use std::sync::Arc;
 
 use candle_core::{Device, Tensor, Var};
 
-pub use adapter::{AdapterSettings, Form};
+pub use adapter::{AdapterInit, AdapterSettings};
 
 use self::adapter::{Adapter, Layout};
 use self::decoder::{Angles, Decoder};
-use self::head::{Head, Scored};
-use self::layer::{Kept, Layer};
-use self::node::{function, with};
+use self::layer::{Activations, Layer};
+use self::lm_head::{LmHead, Scored};
+use self::node::{custom_op, with_elements};
 use self::rows::{Rows, Sequence};
 use super::{Batch, Student, Target, TrainError};
 use incant_gguf::Gguf;
@@ -56,22 +56,22 @@ struct Context {
 }
 
 /// A batch after its forward pass.
-struct Passed {
+struct ForwardPass {
     context: Context,
     layout: Layout,
     /// The last layer's outputs in the rows before each token that counts.
     x: Vec<f32>,
     /// Which rows these are.
-    wanted: Vec<usize>,
+    output_rows: Vec<usize>,
     /// Rows of the whole batch.
     rows: usize,
     /// One for each layer, if gradients are needed.
-    saved: Vec<Saved>,
+    saved: Vec<SavedActivations>,
 }
 
 /// Activations saved for the backward pass through a layer.
-enum Saved {
-    All(Kept),
+enum SavedActivations {
+    All(Activations),
     /// The layer's inputs; the rest is recomputed.
     Inputs(Vec<Vec<f32>>),
 }
@@ -105,56 +105,63 @@ impl Model {
     }
 
     /// A score for each token that counts, computed from the normalised last hidden state
-    /// before it. If `way_back` is set, the result is differentiable with respect to the
+    /// before it. If `with_gradients` is set, the result is differentiable with respect to the
     /// adapter.
     fn score(
         &self,
         name: &'static str,
         batch: &Batch,
-        way_back: bool,
-        score: impl FnOnce(Head<'_>, &[f32], &[u32]) -> Scored,
+        with_gradients: bool,
+        score: impl FnOnce(LmHead<'_>, &[f32], &[u32]) -> Scored,
     ) -> Result<Tensor, TrainError> {
-        let numbers = self.adapter.numbers()?;
-        let save: Option<fn(Kept) -> Saved> = match (way_back, self.recompute) {
-            (false, _) => None,
-            (true, false) => Some(Saved::All),
-            (true, true) => Some(|kept| Saved::Inputs(kept.into_inputs())),
-        };
-        let (passed, targets) = with(&numbers, |numbers| {
+        let elements = self.adapter.elements()?;
+        let save: Option<fn(Activations) -> SavedActivations> =
+            match (with_gradients, self.recompute) {
+                (false, _) => None,
+                (true, false) => Some(SavedActivations::All),
+                (true, true) => {
+                    Some(|activations| SavedActivations::Inputs(activations.into_inputs()))
+                }
+            };
+        let (forward_pass, targets) = with_elements(&elements, |elements| {
             let layout = self.adapter.layout().clone();
-            self.decoder.pass(batch, layout, numbers, save)
+            self.decoder.forward(batch, layout, elements, save)
         })?;
         let decoder = Arc::clone(&self.decoder);
-        let (values, gradients) = score(decoder.head(), &passed.normed(&decoder), &targets);
+        let (values, gradients) =
+            score(decoder.lm_head(), &forward_pass.normed(&decoder), &targets);
         let Some(gradients) = gradients else {
             return Ok(Tensor::new(values, &Device::Cpu)?);
         };
-        let back = move |numbers: &[f32], dy: &[f32]| {
+        let backward = move |elements: &[f32], dy: &[f32]| {
             let mut d_normed = gradients.clone();
             let rows = d_normed.chunks_exact_mut(decoder.spec.hidden);
             for (row, dy) in rows.zip(dy) {
                 math::scale(decoder.isa, row, *dy);
             }
-            passed.back(&decoder, numbers, d_normed)
+            forward_pass.backward(&decoder, elements, d_normed)
         };
-        Ok(function(name, &numbers, values, Box::new(back))?)
+        Ok(custom_op(name, &elements, values, Box::new(backward))?)
     }
 
-    fn score_tokens(&self, batch: &Batch, way_back: bool) -> Result<Tensor, TrainError> {
-        self.score("log-probabilities", batch, way_back, |head, x, targets| {
-            head.logprobs(x, targets, way_back)
-        })
+    fn score_tokens(&self, batch: &Batch, with_gradients: bool) -> Result<Tensor, TrainError> {
+        self.score(
+            "log-probabilities",
+            batch,
+            with_gradients,
+            |lm_head, x, targets| lm_head.logprobs(x, targets, with_gradients),
+        )
     }
 
     fn score_divergences(
         &self,
         batch: &Batch,
         teacher: &Tensor,
-        way_back: bool,
+        with_gradients: bool,
     ) -> Result<Tensor, TrainError> {
-        with(teacher, |teacher| {
-            self.score("divergences", batch, way_back, |head, x, _| {
-                head.divergences(x, teacher, way_back)
+        with_elements(teacher, |teacher| {
+            self.score("divergences", batch, with_gradients, |lm_head, x, _| {
+                lm_head.divergences(x, teacher, with_gradients)
             })
         })?
     }
@@ -163,17 +170,20 @@ impl Model {
         &self,
         batch: &Batch,
         targets: &[&Target],
-        way_back: bool,
+        with_gradients: bool,
     ) -> Result<Tensor, TrainError> {
-        self.score("sparse divergences", batch, way_back, |head, x, _| {
-            head.sparse_divergences(x, targets, way_back)
-        })
+        self.score(
+            "sparse divergences",
+            batch,
+            with_gradients,
+            |lm_head, x, _| lm_head.sparse_divergences(x, targets, with_gradients),
+        )
     }
 }
 
 impl Decoder {
-    fn head(&self) -> Head<'_> {
-        Head {
+    fn lm_head(&self) -> LmHead<'_> {
+        LmHead {
             isa: self.isa,
             matrix: &self.weights.head,
             scale: self.spec.logit_scale,
@@ -182,14 +192,14 @@ impl Decoder {
     }
 
     /// Forward pass of a batch through all layers, with an adapter whose elements are
-    /// `numbers`. Also returns the tokens that count.
-    fn pass(
+    /// `elements`. Also returns the tokens that count.
+    fn forward(
         &self,
         batch: &Batch,
         layout: Layout,
-        numbers: &[f32],
-        save: Option<fn(Kept) -> Saved>,
-    ) -> (Passed, Vec<u32>) {
+        elements: &[f32],
+        save: Option<fn(Activations) -> SavedActivations>,
+    ) -> (ForwardPass, Vec<u32>) {
         let Rows {
             tokens,
             positions,
@@ -205,28 +215,28 @@ impl Decoder {
                 decoder: self,
                 index,
                 context: &context,
-                adapter: layout.layer(index, numbers),
+                adapter: layout.layer(index, elements),
             };
-            let kept;
-            (x, kept) = layer.forward(x);
-            saved.extend(save.map(|save| save(kept)));
+            let activations;
+            (x, activations) = layer.forward(x);
+            saved.extend(save.map(|save| save(activations)));
         }
-        let (wanted, targets): (Vec<usize>, Vec<u32>) = counted.into_iter().unzip();
+        let (output_rows, targets): (Vec<usize>, Vec<u32>) = counted.into_iter().unzip();
         let hidden = self.spec.hidden;
         let row = |&row: &usize| &x[row / part][row % part * hidden..][..hidden];
-        let passed = Passed {
-            x: wanted.iter().flat_map(row).copied().collect(),
+        let forward_pass = ForwardPass {
+            x: output_rows.iter().flat_map(row).copied().collect(),
             rows: tokens.len(),
             context,
             layout,
-            wanted,
+            output_rows,
             saved,
         };
-        (passed, targets)
+        (forward_pass, targets)
     }
 }
 
-impl Passed {
+impl ForwardPass {
     /// The normalised hidden states before each token that counts.
     fn normed(&self, decoder: &Decoder) -> Vec<f32> {
         decoder.norm(&decoder.weights.output_norm, &self.x)
@@ -234,31 +244,31 @@ impl Passed {
 
     /// Backward pass: from the gradient of [`normed`](Self::normed) to that of the adapter's
     /// elements.
-    fn back(&self, decoder: &Decoder, numbers: &[f32], mut d_normed: Vec<f32>) -> Vec<f32> {
+    fn backward(&self, decoder: &Decoder, elements: &[f32], mut d_normed: Vec<f32>) -> Vec<f32> {
         let (hidden, part) = (decoder.spec.hidden, self.context.part_rows);
-        decoder.norm_back(&decoder.weights.output_norm, &self.x, &mut d_normed);
+        decoder.norm_backward(&decoder.weights.output_norm, &self.x, &mut d_normed);
         let firsts = (0..self.rows).step_by(part);
         let mut dx: Vec<Vec<f32>> = firsts
             .map(|first| vec![0.0; part.min(self.rows - first) * hidden])
             .collect();
         // Sequences with a common prefix may each count the token that follows it, so a row can
         // occur more than once.
-        for (&row, from) in self.wanted.iter().zip(d_normed.chunks_exact(hidden)) {
+        for (&row, from) in self.output_rows.iter().zip(d_normed.chunks_exact(hidden)) {
             let to = &mut dx[row / part][row % part * hidden..][..hidden];
             math::add_assign(decoder.isa, to, from);
         }
-        let mut gradient = vec![0.0; numbers.len()];
+        let mut gradient = vec![0.0; elements.len()];
         for (index, saved) in self.saved.iter().enumerate().rev() {
             let layer = Layer {
                 decoder,
                 index,
                 context: &self.context,
-                adapter: self.layout.layer(index, numbers),
+                adapter: self.layout.layer(index, elements),
             };
             let parts;
             (dx, parts) = match saved {
-                Saved::All(kept) => layer.back(kept, dx),
-                Saved::Inputs(x) => layer.back(&layer.forward(x.clone()).1, dx),
+                SavedActivations::All(activations) => layer.backward(activations, dx),
+                SavedActivations::Inputs(x) => layer.backward(&layer.forward(x.clone()).1, dx),
             };
             // Summed in a fixed order, so that results are reproducible.
             for own in &parts {
@@ -279,8 +289,8 @@ impl Student for Model {
     }
 
     fn unadapted(&self, batch: &Batch) -> Result<Tensor, TrainError> {
-        let (passed, targets) = self.decoder.pass(batch, Layout::default(), &[], None);
-        let rows = passed.normed(&self.decoder);
+        let (forward_pass, targets) = self.decoder.forward(batch, Layout::default(), &[], None);
+        let rows = forward_pass.normed(&self.decoder);
         let shape = (targets.len(), self.decoder.spec.hidden);
         Ok(Tensor::from_vec(rows, shape, &Device::Cpu)?)
     }
@@ -293,8 +303,8 @@ impl Student for Model {
         self.score_sparse_divergences(batch, targets, true)
     }
 
-    fn observed(&self) -> Box<dyn Student + '_> {
-        Box::new(Observed(self))
+    fn without_gradients(&self) -> Box<dyn Student + '_> {
+        Box::new(WithoutGradients(self))
     }
 
     fn save(&self, folder: &Path) -> Result<(), TrainError> {
@@ -303,9 +313,9 @@ impl Student for Model {
 }
 
 /// A model without gradients.
-struct Observed<'a>(&'a Model);
+struct WithoutGradients<'a>(&'a Model);
 
-impl Student for Observed<'_> {
+impl Student for WithoutGradients<'_> {
     fn variables(&self) -> &[(String, Var)] {
         self.0.variables()
     }
@@ -326,8 +336,8 @@ impl Student for Observed<'_> {
         self.0.score_sparse_divergences(batch, targets, false)
     }
 
-    fn observed(&self) -> Box<dyn Student + '_> {
-        self.0.observed()
+    fn without_gradients(&self) -> Box<dyn Student + '_> {
+        self.0.without_gradients()
     }
 
     fn save(&self, folder: &Path) -> Result<(), TrainError> {

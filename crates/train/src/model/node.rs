@@ -9,40 +9,40 @@ use candle_core::{CpuStorage, CustomOp1, Layout, Result, Shape, Storage, Tensor,
 
 /// Backward pass: from the argument and the gradient of the value to the gradient of the
 /// argument.
-pub(super) type Back = Box<dyn Fn(&[f32], &[f32]) -> Vec<f32> + Send + Sync>;
+pub(super) type Backward = Box<dyn Fn(&[f32], &[f32]) -> Vec<f32> + Send + Sync>;
 
 struct Node {
     name: &'static str,
     /// Empty once candle has taken it.
     value: Mutex<Vec<f32>>,
-    back: Back,
+    backward: Backward,
 }
 
-/// A one-dimensional tensor `value` as a function of `x` whose backward pass is `back`.
-pub(super) fn function(
+/// A one-dimensional tensor `value` as a function of `x` whose backward pass is `backward`.
+pub(super) fn custom_op(
     name: &'static str,
     x: &Tensor,
     value: Vec<f32>,
-    back: Back,
+    backward: Backward,
 ) -> Result<Tensor> {
     x.apply_op1(Node {
         name,
         value: Mutex::new(value),
-        back,
+        backward,
     })
 }
 
-/// Calls `work` with a tensor's elements.
-pub(super) fn with<T>(x: &Tensor, work: impl FnOnce(&[f32]) -> T) -> Result<T> {
+/// Calls `f` with a tensor's elements.
+pub(super) fn with_elements<T>(x: &Tensor, f: impl FnOnce(&[f32]) -> T) -> Result<T> {
     let x = x.contiguous()?;
     let (storage, layout) = x.storage_and_layout();
-    let Storage::Cpu(CpuStorage::F32(numbers)) = &*storage else {
+    let Storage::Cpu(CpuStorage::F32(elements)) = &*storage else {
         bail!("training computes in f32, on the processor");
     };
     let Some((start, end)) = layout.contiguous_offsets() else {
-        bail!("a tensor's numbers do not lie one after the other");
+        bail!("a tensor is not contiguous");
     };
-    Ok(work(&numbers[start..end]))
+    Ok(f(&elements[start..end]))
 }
 
 impl CustomOp1 for Node {
@@ -57,7 +57,9 @@ impl CustomOp1 for Node {
     }
 
     fn bwd(&self, x: &Tensor, _: &Tensor, dy: &Tensor) -> Result<Option<Tensor>> {
-        let dx = with(x, |values| with(dy, |dy| (self.back)(values, dy)))??;
+        let dx = with_elements(x, |values| {
+            with_elements(dy, |dy| (self.backward)(values, dy))
+        })??;
         Tensor::from_vec(dx, x.shape(), x.device()).map(Some)
     }
 }

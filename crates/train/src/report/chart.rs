@@ -11,7 +11,7 @@ const TOP: f64 = 26.0;
 const BOTTOM: f64 = 204.0;
 
 /// Maximum points per line; more could not be told apart.
-const MOST_POINTS: usize = 600;
+const MAX_POINTS: usize = 600;
 
 /// A line of a chart.
 #[derive(Default)]
@@ -25,7 +25,7 @@ impl Line {
     pub(super) fn new(name: &'static str, points: impl Iterator<Item = (usize, f64)>) -> Line {
         let points: Vec<_> = points.map(|(step, value)| (step as f64, value)).collect();
         // If there are too many points, each one drawn is the mean of several neighbours.
-        let together = points.len().div_ceil(MOST_POINTS).max(1);
+        let together = points.len().div_ceil(MAX_POINTS).max(1);
         let means = points.chunks(together).map(|some| {
             let mean = |part: fn(&(f64, f64)) -> f64| {
                 some.iter().map(part).sum::<f64>() / some.len() as f64
@@ -146,14 +146,13 @@ fn path(
 fn ticks(values: &[f64]) -> Vec<f64> {
     let low = values.iter().copied().fold(f64::INFINITY, f64::min);
     let high = values.iter().copied().fold(f64::NEG_INFINITY, f64::max);
-    let (low, high) = match low < high {
-        true => (low, high),
+    let (low, high) = if low < high {
+        (low, high)
+    } else {
         // A single value, or none: it is put in the middle.
-        false => {
-            let value = if low.is_finite() { low } else { 0.0 };
-            let around = if value == 0.0 { 1.0 } else { value.abs() / 2.0 };
-            (value - around, value + around)
-        }
+        let value = if low.is_finite() { low } else { 0.0 };
+        let around = if value == 0.0 { 1.0 } else { value.abs() / 2.0 };
+        (value - around, value + around)
     };
     let rough = (high - low) / 4.0;
     let power = 10f64.powf(rough.log10().floor());

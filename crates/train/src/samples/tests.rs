@@ -17,26 +17,29 @@ impl Bytes {
 }
 
 impl Render for Bytes {
-    fn answered(&self, conversation: &[Message]) -> Result<Answered, String> {
+    fn render_answer(&self, conversation: &[Message]) -> Result<RenderedAnswer, RenderError> {
         let (last, before) = conversation.split_last().unwrap();
-        Ok(Answered {
-            prompt: self.open(before)?,
+        Ok(RenderedAnswer {
+            prompt: self.render_prompt(before)?,
             answer: Bytes::ids(&format!("{}.", last.content)),
         })
     }
 
-    fn open(&self, conversation: &[Message]) -> Result<Vec<u32>, String> {
+    fn render_prompt(&self, conversation: &[Message]) -> Result<Vec<u32>, RenderError> {
         let turns = conversation.iter().map(|message| match message.role {
             Role::Assistant if self.forgets => Ok("A…".to_owned()),
             Role::Assistant => Ok(format!("A{}.", message.content)),
             Role::User => Ok(format!("U{}", message.content)),
-            Role::System => Err("there is no place for a system message".to_owned()),
+            Role::System => {
+                let why = "there is no place for a system message";
+                Err(RenderError(why.to_owned()))
+            }
         });
-        let turns: Vec<String> = turns.collect::<Result<_, String>>()?;
+        let turns: Vec<String> = turns.collect::<Result<_, RenderError>>()?;
         Ok(Bytes::ids(&format!("{}A", turns.concat())))
     }
 
-    fn text(&self, text: &str) -> Vec<u32> {
+    fn tokenize(&self, text: &str) -> Vec<u32> {
         Bytes::ids(text)
     }
 }
@@ -65,7 +68,7 @@ fn conversation(turns: &[&str], from: usize) -> Conversation {
     Conversation {
         messages: messages.collect(),
         from,
-        unlearnt: Vec::new(),
+        excluded: Vec::new(),
     }
 }
 
@@ -84,7 +87,7 @@ fn shown(sample: &Sample) -> String {
 }
 
 fn learnt(content: Content, render: &Bytes) -> Vec<String> {
-    let examples = Examples::of_answers(&[entry(content)], render, 100).unwrap();
+    let examples = Examples::from_answers(&[entry(content)], render, 100).unwrap();
     examples.examples[0].sides[0].iter().map(shown).collect()
 }
 
@@ -100,9 +103,9 @@ fn all_answers_of_a_conversation_are_learnt_in_one_sequence() {
 
 #[test]
 fn a_turn_of_weight_0_is_read_and_not_learnt() {
-    let without = |unlearnt: &[usize]| {
+    let without = |excluded: &[usize]| {
         Content::Conversation(Conversation {
-            unlearnt: unlearnt.to_vec(),
+            excluded: excluded.to_vec(),
             ..conversation(&["hi", "yes", "and", "no"], 0)
         })
     };
@@ -128,7 +131,7 @@ fn a_pair_has_two_sides_of_which_answers_learn_the_chosen_one() {
         chosen: conversation(&["hi", "yes"], 1),
         rejected: conversation(&["hi", "no"], 1),
     };
-    let pairs = Examples::of_pairs(&[entry(pair.clone())], &PLAIN, 100).unwrap();
+    let pairs = Examples::from_pairs(&[entry(pair.clone())], &PLAIN, 100).unwrap();
     let sides = &pairs.examples[0].sides;
     let sides: Vec<String> = sides.iter().map(|side| shown(&side[0])).collect();
     assert_eq!(sides, ["(UhiA)yes.", "(UhiA)no."]);
@@ -144,12 +147,12 @@ fn what_is_too_long_is_cut_and_counted() {
         })
     };
     let entries = [pair("yes indeed"), pair("yes")];
-    let examples = Examples::of_pairs(&entries, &PLAIN, 8).unwrap();
+    let examples = Examples::from_pairs(&entries, &PLAIN, 8).unwrap();
     let cut = |truncated, dropped| (truncated, dropped);
     assert_eq!((examples.truncated, examples.dropped), cut(1, 0));
     assert_eq!(shown(&examples.examples[0].sides[0][0]), "(UhiA)yes ");
     // Nothing is left of any answer.
-    let examples = Examples::of_pairs(&entries, &PLAIN, 4).unwrap();
+    let examples = Examples::from_pairs(&entries, &PLAIN, 4).unwrap();
     assert_eq!((examples.truncated, examples.dropped), cut(0, 2));
     assert!(examples.examples.is_empty());
 }
@@ -164,7 +167,7 @@ fn a_pair_whose_sides_have_become_the_same_is_left_out_and_counted() {
     };
     let entries = [pair("one and less"), pair("two")];
     let counts = |max_length| {
-        let found = Examples::of_pairs(&entries, &PLAIN, max_length).unwrap();
+        let found = Examples::from_pairs(&entries, &PLAIN, max_length).unwrap();
         (found.examples.len(), found.truncated, found.same)
     };
     assert_eq!(counts(100), (2, 0, 0));
@@ -174,13 +177,13 @@ fn a_pair_whose_sides_have_become_the_same_is_left_out_and_counted() {
 
 #[test]
 fn both_views_of_a_lesson_have_the_same_answer_however_long_the_teachers_prompt() {
-    let lesson = Lesson {
+    let example = DistillationExample {
         student: Bytes::ids("UhiA"),
         teacher: Bytes::ids("be kind UhiA"),
         answer: Bytes::ids("gladly."),
         targets: None,
     };
-    let examples = Examples::of_lessons([(place(), lesson)], 7);
+    let examples = Examples::from_distillation([(place(), example)], 7);
     let sides = &examples.examples[0].sides;
     let sides: Vec<String> = sides.iter().map(|side| shown(&side[0])).collect();
     assert_eq!(sides, ["(UhiA)gla", "(be kind UhiA)gla"]);
@@ -194,13 +197,13 @@ fn a_lesson_with_targets_has_one_view_and_a_target_for_each_token_that_counts() 
         tokens.map(|token| vec![(token, 0.75), (0, 0.25)]).collect()
     };
     for (student, shown_as, learnt) in [("UhiA", "(UhiA)gla", "gla"), ("", "(g)ladly.", "ladly.")] {
-        let lesson = Lesson {
+        let example = DistillationExample {
             student: Bytes::ids(student),
             teacher: Bytes::ids("be kind UhiA"),
             answer: Bytes::ids("gladly."),
             targets: Some(targets("gladly.")),
         };
-        let examples = Examples::of_lessons([(place(), lesson)], 7);
+        let examples = Examples::from_distillation([(place(), example)], 7);
         let example = &examples.examples[0];
         assert_eq!(example.sides.len(), 1);
         assert_eq!(shown(&example.sides[0][0]), shown_as);
@@ -211,10 +214,10 @@ fn a_lesson_with_targets_has_one_view_and_a_target_for_each_token_that_counts() 
 #[test]
 fn a_line_of_the_wrong_kind_is_named() {
     let prompt = entry(Content::Prompt(vec![Message::new(Role::User, "hi")]));
-    let told = Examples::of_answers(std::slice::from_ref(&prompt), &PLAIN, 9);
+    let told = Examples::from_answers(std::slice::from_ref(&prompt), &PLAIN, 9);
     let told = told.unwrap_err().to_string();
     assert_eq!(told, "mine.jsonl:3: there is no answer to learn");
-    let told = Examples::of_pairs(&[prompt], &PLAIN, 9).unwrap_err();
+    let told = Examples::from_pairs(&[prompt], &PLAIN, 9).unwrap_err();
     assert!(told.to_string().contains("no 'chosen'"), "{told}");
     let refused = Content::Conversation(Conversation {
         messages: vec![
@@ -222,9 +225,9 @@ fn a_line_of_the_wrong_kind_is_named() {
             Message::new(Role::Assistant, "yes"),
         ],
         from: 0,
-        unlearnt: Vec::new(),
+        excluded: Vec::new(),
     });
-    let told = Examples::of_answers(&[entry(refused)], &PLAIN, 9).unwrap_err();
+    let told = Examples::from_answers(&[entry(refused)], &PLAIN, 9).unwrap_err();
     assert!(
         told.to_string()
             .starts_with("mine.jsonl:3: there is no place")

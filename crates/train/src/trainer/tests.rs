@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use super::*;
 use crate::data::Place;
-use crate::loss::{Distil, Dpo, Sft, Simpo};
+use crate::loss::{Distill, Dpo, Sft, Simpo};
 use crate::metrics::Preference;
 use crate::settings::Length;
 use crate::student::{Batch, Sample, Target};
@@ -124,7 +124,7 @@ impl Runner {
             held_out: &self.held_out,
             settings: &self.settings,
             folder: &folder,
-            about: &About::default(),
+            facts: &RunFacts::default(),
             stop: &stop,
         };
         train(&training, watcher)
@@ -221,7 +221,7 @@ fn preferences_are_counted_and_all_are_even_before_the_first_step() {
 #[test]
 fn a_student_that_has_drifted_is_taught_back_what_the_frozen_model_knows() {
     // Both sides of an example end with the same answer.
-    let mut runner = Runner::new(Distil);
+    let mut runner = Runner::new(Distill);
     for example in runner.examples.iter_mut().chain(&mut runner.held_out) {
         let answer = example.sides[0].clone();
         example.sides[1] = answer;
@@ -239,7 +239,7 @@ fn a_student_that_has_drifted_is_taught_back_what_the_frozen_model_knows() {
 /// A run whose examples have targets: most of the probability on the answer's token, the rest
 /// on its neighbour.
 fn with_targets() -> Runner {
-    let mut runner = Runner::new(Distil);
+    let mut runner = Runner::new(Distill);
     for example in runner.examples.iter_mut().chain(&mut runner.held_out) {
         example.sides.truncate(1);
         let Sample { tokens, counts } = &example.sides[0][0];
@@ -490,8 +490,8 @@ fn an_adapter_that_the_loss_does_not_reach_is_named() {
         ) -> Result<Tensor, TrainError> {
             self.0.sparse_divergences(batch, targets)
         }
-        fn observed(&self) -> Box<dyn Student + '_> {
-            self.0.observed()
+        fn without_gradients(&self) -> Box<dyn Student + '_> {
+            self.0.without_gradients()
         }
         fn save(&self, folder: &Path) -> Result<(), TrainError> {
             self.0.save(folder)
@@ -507,9 +507,9 @@ fn an_adapter_that_the_loss_does_not_reach_is_named() {
         held_out: &[],
         settings: &runner.settings,
         folder: &RunFolder::open(runner.folder.path(), false).unwrap(),
-        about: &About::default(),
+        facts: &RunFacts::default(),
         stop: &AtomicBool::new(false),
     };
     let told = train(&training, &mut Watcher::default()).unwrap_err();
-    assert_eq!(told.to_string(), "'alone' gets no gradient");
+    assert_eq!(told.to_string(), "'alone' has no gradient");
 }

@@ -362,7 +362,7 @@ fn an_arm_that_is_not_served_is_told_at_once() {
 #[test]
 fn what_went_wrong_before_stays_on_the_screen_until_a_key_does_something() {
     let mut story = Story::with(Start {
-        trouble: Some("the default keys are used".into()),
+        error: Some("the default keys are used".into()),
         ..Start::default()
     });
     story.serve(&["m"]);

@@ -330,7 +330,7 @@ fn a_comparison_of_another_server_is_shown_as_it_was_and_asked_as_this_one_can()
         ..Listing::default()
     }));
     story.press(&["enter"]);
-    assert!(story.app.compare.alone);
+    assert!(story.app.compare.separate_requests);
     assert_eq!(story.app.compare.colours, Colours::Probability);
     story.press(&["f5"]);
     assert!(matches!(story.effects[..], [Effect::Compare { .. }]));

@@ -150,7 +150,7 @@ fn what_is_in_force_is_told_where_nothing_is_set() {
     let told = |story: &Story| {
         FIELDS[..2]
             .iter()
-            .map(|field| story.app.in_force(field))
+            .map(|field| story.app.effective_value(field))
             .collect()
     };
     story.happen(Event::Arms(Ok(vec![arm(json!({"temperature": 0.25}))])));

@@ -72,10 +72,10 @@ fn a_servers_long_error_is_shown_to_its_end() {
 #[test]
 fn what_went_wrong_is_told_in_more_than_a_row() {
     let mut scene = scene();
-    let trouble = "the session: No space left on device (os error 28)";
-    scene.happen(Event::Trouble(trouble.into()));
+    let error = "the session: No space left on device (os error 28)";
+    scene.happen(Event::Error(error.into()));
     let joined = scene.screen().replace("\n ", " ");
-    assert!(joined.contains(trouble), "{joined}");
+    assert!(joined.contains(error), "{joined}");
 }
 
 #[test]

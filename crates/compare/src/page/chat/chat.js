@@ -17,53 +17,53 @@ class Chat {
 
   constructor(server) {
     this.server = server;
-    const form = part("chat-form");
+    const form = byId("chat-form");
     form.addEventListener("submit", (event) => {
       event.preventDefault();
       this.#send();
     });
     // Opens the section of an invalid field, so that the browser can point at it.
-    form.addEventListener("invalid", () => (part("chat-more").open = true), true);
-    sendFromKeyboard(form, [part("message"), part("chat-system")]);
-    part("chat-arm").addEventListener("change", () => this.#showArm());
-    part("chat-stop").addEventListener("click", () => this.#controller?.abort());
-    part("chat-cancel").addEventListener("click", () => this.#endEditing());
-    part("chat-clear").addEventListener("click", () => this.#clear());
-    const copy = copyButton("Copy all", () => transcript(this.#turns), part("turns"));
-    part("chat-clear").before(copy);
+    form.addEventListener("invalid", () => (byId("chat-more").open = true), true);
+    sendFromKeyboard(form, [byId("message"), byId("chat-system")]);
+    byId("chat-arm").addEventListener("change", () => this.#showArm());
+    byId("chat-stop").addEventListener("click", () => this.#controller?.abort());
+    byId("chat-cancel").addEventListener("click", () => this.#endEditing());
+    byId("chat-clear").addEventListener("click", () => this.#clear());
+    const copy = copyButton("Copy all", () => transcript(this.#turns), byId("turns"));
+    byId("chat-clear").before(copy);
     document.addEventListener("keydown", (event) => {
-      if (event.key !== "Escape" || event.isComposing || part("chat-panel").hidden) return;
+      if (event.key !== "Escape" || event.isComposing || byId("chat-panel").hidden) return;
       if (this.#controller) this.#controller.abort();
       else if (this.#draft !== null) this.#endEditing();
     });
     this.#restore();
     addEventListener("pagehide", () => this.#keep());
-    part("chat-more").open = matchMedia("(min-width: 64rem)").matches;
+    byId("chat-more").open = matchMedia("(min-width: 64rem)").matches;
   }
 
   /** Fills the list of arms. */
-  welcome(models, profiles) {
+  setModels(models, profiles) {
     [this.#models, this.#profiles] = [models, profiles];
-    const field = part("chat-arm");
+    const field = byId("chat-arm");
     field.replaceChildren(...models.map(({ id }) => option(id, id)));
     if (models.some(({ id }) => id === this.#keptArm)) field.value = this.#keptArm;
     this.#showArm();
   }
 
   /** Shows an error. */
-  complain(error) {
-    this.server.complain(part("chat-problem"), error);
+  showError(error) {
+    this.server.showError(byId("chat-problem"), error);
   }
 
   focus() {
-    part("message").focus();
+    byId("message").focus();
   }
 
   /** Describes the chosen arm, and shows its defaults as placeholders. */
   #showArm() {
-    const model = this.#models.find(({ id }) => id === part("chat-arm").value);
+    const model = this.#models.find(({ id }) => id === byId("chat-arm").value);
     if (!model) return;
-    part("chat-about").replaceChildren(
+    byId("chat-about").replaceChildren(
       ...aboutArm(model, this.#profiles).filter((paragraph) => paragraph !== null),
     );
     for (const [name, standard] of Object.entries(DEFAULTS)) {
@@ -75,7 +75,7 @@ class Chat {
   }
 
   #field(name) {
-    return part("chat-form").elements.namedItem(name);
+    return byId("chat-form").elements.namedItem(name);
   }
 
   /** Whether a question can be sent: the arms are known, and no answer is running. */
@@ -85,16 +85,16 @@ class Chat {
 
   /** Sends the question in the field. */
   async #send() {
-    const question = part("message").value;
+    const question = byId("message").value;
     if (!this.#isReady) return;
     if (question.trim() === "") {
-      part("message").focus();
+      byId("message").focus();
       return;
     }
     const isEdited = this.#draft !== null;
     const before = this.#turns;
     this.#turns = isEdited ? before.slice(0, -1) : before;
-    part("message").value = "";
+    byId("message").value = "";
     if (isEdited) this.#endEditing();
     if (await this.#answer(question)) return;
     // Nothing arrived: everything is restored, with the question before newer text in the
@@ -102,8 +102,8 @@ class Chat {
     this.#turns = before;
     this.#draw();
     if (isEdited) this.#edit();
-    const since = isEdited ? "" : part("message").value;
-    part("message").value = since === "" ? question : `${question}\n${since}`;
+    const since = isEdited ? "" : byId("message").value;
+    byId("message").value = since === "" ? question : `${question}\n${since}`;
   }
 
   /** Sends the last question once more. */
@@ -121,34 +121,34 @@ class Chat {
    * Requests an answer to a question after the existing turns; returns whether anything arrived.
    */
   async #answer(question) {
-    const answer = newAnswer(part("chat-arm").value);
+    const answer = newAnswer(byId("chat-arm").value);
     this.#turns = [...this.#turns, { question, answer }];
     this.#controller = new AbortController();
-    this.complain(null);
+    this.showError(null);
     this.#draw();
-    this.#say("Asking…");
+    this.#setStatus("Asking…");
     scrollTo({ top: document.documentElement.scrollHeight });
     const { signal } = this.#controller;
     let problem = null;
     try {
       await stream("v1/chat/completions", this.#request(), this.server.key, signal, (chunk) => {
         addChunk(answer, chunk);
-        if (answer.text !== "") this.#say("Writing…");
+        if (answer.text !== "") this.#setStatus("Writing…");
         this.#follow(() => this.#views.at(-1).update());
       });
       answer.state = "complete";
-      this.#say(`Done in ${secondsSince(answer.times.asked)}.`);
+      this.#setStatus(`Done in ${secondsSince(answer.times.asked)}.`);
     } catch (error) {
       const isStopped = error.name === "AbortError";
       answer.state = isStopped ? "stopped" : "broken";
-      this.#say(isStopped ? "Stopped." : "");
+      this.#setStatus(isStopped ? "Stopped." : "");
       if (!isStopped) problem = error;
     } finally {
       answer.times.last ??= performance.now();
       this.#controller = null;
     }
     this.#follow(() => {
-      this.complain(problem);
+      this.showError(problem);
       this.#draw();
     });
     return answer.state === "complete" || answer.text !== "";
@@ -156,8 +156,8 @@ class Chat {
 
   /** The request for the last turn's answer. */
   #request() {
-    const model = part("chat-arm").value;
-    const messages = messagesFor(this.#turns, part("chat-system").value);
+    const model = byId("chat-arm").value;
+    const messages = messagesFor(this.#turns, byId("chat-system").value);
     const request = { model, messages, stream_options: { include_usage: true } };
     for (const name of Object.keys(DEFAULTS)) {
       const field = this.#field(name);
@@ -169,30 +169,30 @@ class Chat {
   /** Puts the last question into the field. */
   #edit() {
     if (this.#controller) return;
-    this.#draft ??= part("message").value;
+    this.#draft ??= byId("message").value;
     this.#follow(() => {
-      part("editing").hidden = false;
-      part("message").value = this.#turns.at(-1).question;
+      byId("editing").hidden = false;
+      byId("message").value = this.#turns.at(-1).question;
     });
-    part("message").focus();
+    byId("message").focus();
   }
 
   /** Restores the text that was in the field before editing. */
   #endEditing() {
     if (this.#draft === null) return;
-    part("message").value = this.#draft;
+    byId("message").value = this.#draft;
     this.#draft = null;
-    part("editing").hidden = true;
-    part("message").focus();
+    byId("editing").hidden = true;
+    byId("message").focus();
   }
 
   #clear() {
     this.#endEditing();
     this.#turns = [];
     this.#draw();
-    this.complain(null);
-    this.#say("");
-    part("message").focus();
+    this.showError(null);
+    this.#setStatus("");
+    byId("message").focus();
   }
 
   /** Draws changes, and updates the buttons. */
@@ -200,15 +200,15 @@ class Chat {
     const isRunning = this.#controller !== null;
     const focused = document.activeElement;
     // Screen readers announce the answer once it is complete.
-    part("turns").ariaBusy = isRunning;
+    byId("turns").ariaBusy = isRunning;
     this.#drawTurns();
-    part("chat-tools").hidden = this.#turns.length === 0;
-    part("chat-hint").hidden = this.#turns.length > 0;
-    part("chat-clear").disabled = isRunning;
-    part("chat-idle").hidden = isRunning;
-    part("chat-busy").hidden = !isRunning;
+    byId("chat-tools").hidden = this.#turns.length === 0;
+    byId("chat-hint").hidden = this.#turns.length > 0;
+    byId("chat-clear").disabled = isRunning;
+    byId("chat-idle").hidden = isRunning;
+    byId("chat-busy").hidden = !isRunning;
     // The button that was pressed may be gone; the one that replaces it gets the focus.
-    if (!focused.checkVisibility()) part(isRunning ? "chat-stop" : "send").focus();
+    if (!focused.checkVisibility()) byId(isRunning ? "chat-stop" : "send").focus();
     this.#keep();
   }
 
@@ -227,7 +227,7 @@ class Chat {
             () => this.#repeat(),
           ),
       );
-    part("turns").append(...added.map(({ element }) => element));
+    byId("turns").append(...added.map(({ element }) => element));
     this.#views = [...kept, ...added];
     this.#views.at(-1)?.update();
   }
@@ -236,19 +236,19 @@ class Chat {
   #follow(action) {
     const page = document.documentElement;
     const isAtEnd =
-      !part("chat-panel").hidden && page.scrollHeight - innerHeight - scrollY < NEAR_END;
+      !byId("chat-panel").hidden && page.scrollHeight - innerHeight - scrollY < NEAR_END;
     action();
     if (isAtEnd) scrollTo({ top: page.scrollHeight });
   }
 
-  #say(status) {
+  #setStatus(status) {
     // The same text set again would be announced again by screen readers.
-    if (part("chat-status").textContent !== status) part("chat-status").textContent = status;
+    if (byId("chat-status").textContent !== status) byId("chat-status").textContent = status;
   }
 
   #keep() {
     // The list of arms is empty until the server has answered.
-    const fields = { arm: this.#keptArm, ...Object.fromEntries(new FormData(part("chat-form"))) };
+    const fields = { arm: this.#keptArm, ...Object.fromEntries(new FormData(byId("chat-form"))) };
     keepConversation(this.#turns, fields);
   }
 

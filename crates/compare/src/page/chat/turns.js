@@ -56,10 +56,10 @@ class TurnView {
     );
     this.#text.data = text;
     this.element.classList.toggle("running", state === "running");
-    this.#facts.replaceChildren(...this.#tell().map((fact) => make("li", {}, ...fact)));
+    this.#facts.replaceChildren(...this.#describe().map((fact) => make("li", {}, ...fact)));
   }
 
-  #tell() {
+  #describe() {
     const { text, usage, times, finish_reason, state } = this.turn.answer;
     if (state === "running") return [];
     const end = state === "complete" ? finish_reason : state;

@@ -1,13 +1,13 @@
 use minijinja::context;
 
 use super::*;
-use crate::profile::{methods, percent};
+use crate::profile::{percent, string_methods};
 
 const TEXT: &str = "The quick brown fox jumped over the well-known lazy-dog -- it's a state-of-the-art, e-mail--ready, supercalifragilisticexpialidocious jump!";
 
 fn render(expression: &str) -> Result<String, Error> {
     let mut environment = Environment::new();
-    environment.set_unknown_method_callback(methods::call);
+    environment.set_unknown_method_callback(string_methods::call);
     environment.add_function(percent::FUNCTION, percent::percent);
     add(&mut environment);
     environment.render_str(

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use super::Arm;
 use incant_engine::Prefix;
 use incant_prompt::profile::{Message, ProfileError, guard_for};
-use incant_prompt::text::{Bounds, Cancel, Halt, Special};
+use incant_prompt::text::{Cancel, EncodeError, EncodeLimits, Special};
 
 /// A prompt that is ready to run.
 #[derive(Clone, Debug)]
@@ -173,22 +173,22 @@ impl Arm {
     }
 
     /// Returns the bounds of the tokens after a prefix.
-    fn bounds(&self, prefix: Option<&Arc<Prefix>>, wanted: &Wanted) -> Bounds {
+    fn bounds(&self, prefix: Option<&Arc<Prefix>>, wanted: &Wanted) -> EncodeLimits {
         let room = self.context().saturating_sub(length(prefix));
-        Bounds {
-            most: wanted.fitting.then_some(room),
+        EncodeLimits {
+            max_tokens: wanted.fitting.then_some(room),
             cancel: wanted.cancel.clone(),
         }
     }
 
-    fn halted(&self, halt: Halt, prefix: Option<&Arc<Prefix>>) -> PromptError {
+    fn halted(&self, halt: EncodeError, prefix: Option<&Arc<Prefix>>) -> PromptError {
         match halt {
-            Halt::TooLong { at_least } => PromptError::TooLong {
+            EncodeError::TooLong { at_least } => PromptError::TooLong {
                 context: self.context(),
                 at_least: length(prefix) + at_least,
                 prefix: length(prefix),
             },
-            Halt::Cancelled => PromptError::Cancelled,
+            EncodeError::Cancelled => PromptError::Cancelled,
         }
     }
 

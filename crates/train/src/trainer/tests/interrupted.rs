@@ -103,6 +103,34 @@ fn a_disk_that_is_full_for_a_while_costs_no_step() {
 }
 
 #[test]
+fn a_run_of_which_only_the_report_cannot_be_written_is_not_called_unsaved() {
+    let runner = Runner::new(Sft);
+    let report = runner.folder.path().join("report.html");
+    // No file can replace a folder.
+    fs::create_dir(&report).unwrap();
+    let (student, mut watcher) = (Toy::new(), Watcher::default());
+    let error = runner.run(&student, false, &mut watcher).unwrap_err();
+    assert!(matches!(error, TrainError::Unreported { .. }), "{error}");
+    let text = error.to_string();
+    assert!(text.contains("checkpoint-8 is complete"), "{text}");
+    assert!(text.contains("report.html"), "{text}");
+    assert!(runner.has("adapter_model.safetensors"));
+    // Each save is told as what it is: the checkpoint saved, the report not.
+    assert_eq!(watcher.saved, 3);
+    assert_eq!(watcher.failed.len(), 2, "{:?}", watcher.failed);
+    for (text, step) in watcher.failed.iter().zip([3, 6]) {
+        let expected = format!("checkpoint-{step} is complete");
+        assert!(text.contains(&expected), "{text}");
+    }
+
+    fs::remove_dir(&report).unwrap();
+    runner
+        .run(&Toy::new(), true, &mut Watcher::default())
+        .unwrap();
+    assert!(report.is_file());
+}
+
+#[test]
 fn a_checkpoint_that_is_not_whole_is_passed_over_and_told() {
     let (expected, ..) = Runner::new(Sft).whole();
     let runner = Runner::new(Sft);

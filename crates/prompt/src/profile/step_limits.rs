@@ -21,29 +21,29 @@ const FUEL: u64 = 2_000_000;
 
 /// Bytes that all expressions of one rendering may write: more than any context holds.
 /// Tokenizing a text takes some hundred times its size in memory.
-pub(super) const MOST_WRITTEN: usize = 16 << 20;
+pub(super) const MAX_OUTPUT_BYTES: usize = 16 << 20;
 
 /// Maximum items of a list that an expression writes. A list that repeats another takes no
 /// memory for its items, but a step for each.
-const MOST_ITEMS: usize = 1_000_000;
+const MAX_LIST_ITEMS: usize = 1_000_000;
 
 /// The largest number that `range` counts from or to.
-const FARTHEST: isize = 1 << 40;
+const MAX_RANGE_BOUND: isize = 1 << 40;
 
 /// The maximum indentation or column width, and the maximum number of columns or rows.
-const WIDEST: usize = 1000;
+const MAX_SIZE: usize = 1000;
 
 /// Limits templates of `environment`, including its filters.
-pub(super) fn bound(environment: &mut Environment<'static>) {
+pub(super) fn apply(environment: &mut Environment<'static>) {
     environment.set_fuel(Some(FUEL));
     environment.set_formatter(|out, state, value| {
         let list = matches!(value.kind(), ValueKind::Seq | ValueKind::Iterable);
-        if list && value.len().is_some_and(|items| items > MOST_ITEMS) {
-            return Err(refusal("it writes too much"));
+        if list && value.len().is_some_and(|items| items > MAX_LIST_ITEMS) {
+            return Err(refusal("the output is too long"));
         }
-        let left = state.get_or_insert_extension(Left(MOST_WRITTEN));
+        let left = state.get_or_insert_extension(Left(MAX_OUTPUT_BYTES));
         if write!(left, "{value}").is_err() {
-            return Err(refusal("it writes too much"));
+            return Err(refusal("the output is too long"));
         }
         escape_formatter(out, state, value)
     });
@@ -53,9 +53,9 @@ pub(super) fn bound(environment: &mut Environment<'static>) {
             let given = [Some(first), second, step].into_iter().flatten();
             match given
                 .into_iter()
-                .find(|n| n.unsigned_abs() > FARTHEST as usize)
+                .find(|n| n.unsigned_abs() > MAX_RANGE_BOUND as usize)
             {
-                Some(far) => Err(refusal(format!("{far} is too far to count"))),
+                Some(far) => Err(refusal(format!("range: {far} is too large"))),
                 None => functions::range(first, second, step),
             }
         },
@@ -104,8 +104,10 @@ pub(super) fn check_size(argument: &Value) -> Result<(), Error> {
             .try_for_each(|name| check_size(&named.peek::<Value>(name)?));
     }
     let number = argument.kind() == ValueKind::Number;
-    if number && argument.as_usize().is_none_or(|size| size > WIDEST) {
-        return Err(refusal(format!("{argument} is no size from 0 to {WIDEST}")));
+    if number && argument.as_usize().is_none_or(|size| size > MAX_SIZE) {
+        return Err(refusal(format!(
+            "{argument} is not a size from 0 to {MAX_SIZE}"
+        )));
     }
     Ok(())
 }
@@ -130,10 +132,10 @@ pub(super) fn check_widths(format: &Value) -> Result<(), Error> {
         .flat_map(|field| field.split(|c: char| !c.is_ascii_digit()));
     let wide = |digits: &&str| {
         let digits = digits.trim_start_matches('0');
-        !digits.is_empty() && digits.parse().map_or(true, |width: usize| width > WIDEST)
+        !digits.is_empty() && digits.parse().map_or(true, |width: usize| width > MAX_SIZE)
     };
     match numbers.into_iter().find(wide) {
-        Some(width) => Err(refusal(format!("{width} is wider than {WIDEST}"))),
+        Some(width) => Err(refusal(format!("{width} is wider than {MAX_SIZE}"))),
         None => Ok(()),
     }
 }
@@ -158,7 +160,7 @@ mod tests {
 
     fn render(source: &str) -> Result<String, Error> {
         let mut environment = Environment::new();
-        bound(&mut environment);
+        apply(&mut environment);
         environment.render_str(source, ())
     }
 

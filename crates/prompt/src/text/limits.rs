@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 /// Merges between two checks of the limit and of cancellation.
-const MERGES_PER_LOOK: usize = 4096;
+const MERGES_PER_CHECK: usize = 4096;
 
 /// A cancellation flag. Clones share it.
 #[derive(Clone, Debug, Default)]
@@ -29,16 +29,16 @@ impl Cancel {
 
 /// Limits of an encoding. The default is unlimited.
 #[derive(Clone, Debug, Default)]
-pub struct Bounds {
+pub struct EncodeLimits {
     /// The maximum number of tokens; `None` if unlimited.
-    pub most: Option<usize>,
+    pub max_tokens: Option<usize>,
     /// The cancellation flag.
     pub cancel: Cancel,
 }
 
 /// Why encoding ended before the text did.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum Halt {
+pub enum EncodeError {
     /// There are more tokens than the limit.
     #[error("the text has at least {at_least} tokens")]
     TooLong {
@@ -46,51 +46,51 @@ pub enum Halt {
         at_least: usize,
     },
     /// The work was cancelled.
-    #[error("nobody waits for the tokens")]
+    #[error("the request was cancelled")]
     Cancelled,
 }
 
 /// Decides whether encoding continues.
-pub(super) trait Demand {
+pub(super) trait LimitCheck {
     /// The reason not to.
-    type Halt;
+    type Error;
 
     /// Checks a lower bound of the number of tokens in the whole text.
-    fn check(&self, at_least: usize) -> Result<(), Self::Halt>;
+    fn check(&self, at_least: usize) -> Result<(), Self::Error>;
 }
 
 /// No limit.
-pub(super) struct All;
+pub(super) struct Unlimited;
 
-impl Demand for All {
-    type Halt = Infallible;
+impl LimitCheck for Unlimited {
+    type Error = Infallible;
 
     fn check(&self, _: usize) -> Result<(), Infallible> {
         Ok(())
     }
 }
 
-impl Bounds {
+impl EncodeLimits {
     /// Checks the limits for a text with at least `at_least` tokens.
     ///
     /// # Errors
     /// There are too many tokens, or the work was cancelled.
-    pub fn check(&self, at_least: usize) -> Result<(), Halt> {
+    pub fn check(&self, at_least: usize) -> Result<(), EncodeError> {
         if self.cancel.is_cancelled() {
-            return Err(Halt::Cancelled);
+            return Err(EncodeError::Cancelled);
         }
-        match self.most {
-            Some(most) if at_least > most => Err(Halt::TooLong { at_least }),
+        match self.max_tokens {
+            Some(max_tokens) if at_least > max_tokens => Err(EncodeError::TooLong { at_least }),
             _ => Ok(()),
         }
     }
 }
 
-impl Demand for Bounds {
-    type Halt = Halt;
+impl LimitCheck for EncodeLimits {
+    type Error = EncodeError;
 
-    fn check(&self, at_least: usize) -> Result<(), Halt> {
-        Bounds::check(self, at_least)
+    fn check(&self, at_least: usize) -> Result<(), EncodeError> {
+        EncodeLimits::check(self, at_least)
     }
 }
 
@@ -120,26 +120,26 @@ impl Measure {
 }
 
 /// The tokens so far, and the length of the remaining text.
-pub(super) struct Output<'a, D> {
+pub(super) struct Output<'a, L> {
     pub(super) ids: Vec<u32>,
     measure: &'a Measure,
     left: usize,
-    demand: &'a D,
+    limits: &'a L,
     merges: usize,
 }
 
-impl<'a, D: Demand> Output<'a, D> {
+impl<'a, L: LimitCheck> Output<'a, L> {
     /// For the tokens of `text`.
     pub(super) fn new(
         text: &str,
         measure: &'a Measure,
-        demand: &'a D,
-    ) -> Result<Output<'a, D>, D::Halt> {
+        limits: &'a L,
+    ) -> Result<Output<'a, L>, L::Error> {
         let output = Output {
             ids: Vec::new(),
             left: measure.of(text),
             measure,
-            demand,
+            limits,
             merges: 0,
         };
         output.check()?;
@@ -147,22 +147,23 @@ impl<'a, D: Demand> Output<'a, D> {
     }
 
     /// Notes that the tokens of `text`, the next part, are among [`ids`](Self::ids).
-    pub(super) fn advance(&mut self, text: &str) -> Result<(), D::Halt> {
+    pub(super) fn advance(&mut self, text: &str) -> Result<(), L::Error> {
         self.left = self.left.saturating_sub(self.measure.of(text));
         self.check()
     }
 
     /// Notes a merge.
-    pub(super) fn merged(&mut self) -> Result<(), D::Halt> {
+    pub(super) fn merged(&mut self) -> Result<(), L::Error> {
         self.merges += 1;
-        match self.merges.is_multiple_of(MERGES_PER_LOOK) {
-            true => self.check(),
-            false => Ok(()),
+        if self.merges.is_multiple_of(MERGES_PER_CHECK) {
+            self.check()
+        } else {
+            Ok(())
         }
     }
 
-    fn check(&self) -> Result<(), D::Halt> {
+    fn check(&self) -> Result<(), L::Error> {
         let rest = self.measure.least_tokens(self.left);
-        self.demand.check(self.ids.len() + rest)
+        self.limits.check(self.ids.len() + rest)
     }
 }

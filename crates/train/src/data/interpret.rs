@@ -2,13 +2,13 @@
 
 use std::collections::BTreeSet;
 
-use super::written::{Line, Said, Told, told, transcript};
+use super::record::{ParsedMessage, RawRecord, TextOrMessages, parse_messages, transcript};
 use super::{Content, Conversation};
 use incant_gguf::printable::printable;
 use incant_prompt::profile::{Message, Role};
 
 /// Parses a line, or returns what is wrong with it.
-pub(super) fn content(line: &str, unread: &mut BTreeSet<String>) -> Result<Content, String> {
+pub(super) fn content(line: &str, ignored_keys: &mut BTreeSet<String>) -> Result<Content, String> {
     if line.trim_start().starts_with('[') {
         return Err(
             "a record is an object, not a list; of a JSON array, write each record in a \
@@ -16,7 +16,7 @@ pub(super) fn content(line: &str, unread: &mut BTreeSet<String>) -> Result<Conte
                 .to_owned(),
         );
     }
-    let line: Line = serde_json::from_str(line).map_err(|error| {
+    let line: RawRecord = serde_json::from_str(line).map_err(|error| {
         // serde's message always names line 1.
         let text = error.to_string();
         let what = text
@@ -24,10 +24,10 @@ pub(super) fn content(line: &str, unread: &mut BTreeSet<String>) -> Result<Conte
             .map_or(&*text, |(what, _)| what);
         format!("column {}: {}", error.column(), printable(what))
     })?;
-    line.note_unread(unread);
-    let messages = line.messages.map(|turns| told("messages", turns));
+    line.collect_ignored_keys(ignored_keys);
+    let messages = line.messages.map(|turns| parse_messages("messages", turns));
     let messages = messages.transpose()?;
-    let prompt = line.prompt.map(Said::prompt).transpose()?;
+    let prompt = line.prompt.map(TextOrMessages::prompt).transpose()?;
     match (
         prompt,
         line.completion,
@@ -38,27 +38,30 @@ pub(super) fn content(line: &str, unread: &mut BTreeSet<String>) -> Result<Conte
         (prompt, None, None, None, None) if messages.is_some() || prompt.is_some() => {
             match (messages, prompt) {
                 (Some(messages), prompt) => {
-                    if prompt.is_some_and(|prompt| place_of(&prompt, &messages).is_none()) {
-                        return Err("'messages' does not hold the 'prompt'".to_owned());
+                    if prompt.is_some_and(|prompt| position_of(&prompt, &messages).is_none()) {
+                        return Err("'messages' does not contain the 'prompt'".to_owned());
                     }
-                    whole(messages)
+                    conversation_or_prompt(messages)
                 }
-                (None, prompt) => open(prompt.unwrap_or_default()),
+                (None, prompt) => open_prompt(prompt.unwrap_or_default()),
             }
         }
         (Some(prompt), Some(completion), None, None, None) => {
-            let (whole, from) = answered("completion", prompt, completion)?;
-            agree(messages.as_deref(), "completion", &whole)?;
+            let (whole, from) = with_answer("completion", prompt, completion)?;
+            check_agreement(messages.as_deref(), "completion", &whole)?;
             let conversation = conversation("completion", whole, from)?;
             Ok(Content::Conversation(conversation))
         }
         (prompt, None, Some(chosen), Some(rejected), None) => {
             pair(messages.as_deref(), prompt, chosen, rejected)
         }
-        (None, None, None, None, Some(text)) if messages.is_none() => match text.is_empty() {
-            true => Err("'text' is empty".to_owned()),
-            false => Ok(Content::Text(text)),
-        },
+        (None, None, None, None, Some(text)) if messages.is_none() => {
+            if text.is_empty() {
+                Err("'text' is empty".to_owned())
+            } else {
+                Ok(Content::Text(text))
+            }
+        }
         _ => Err(
             "its keys are not those of any kind: messages; prompt and completion; prompt, \
              chosen and rejected; chosen and rejected; prompt; text"
@@ -68,41 +71,45 @@ pub(super) fn content(line: &str, unread: &mut BTreeSet<String>) -> Result<Conte
 }
 
 /// The index at which `turns` occur in a conversation, one after the other.
-fn place_of(turns: &[Told], conversation: &[Told]) -> Option<usize> {
+fn position_of(turns: &[ParsedMessage], conversation: &[ParsedMessage]) -> Option<usize> {
     let last = conversation.len().checked_sub(turns.len())?;
     (0..=last).find(|&at| {
         let mut pairs = turns.iter().zip(&conversation[at..]);
-        pairs.all(|(one, other)| one.says(other))
+        pairs.all(|(one, other)| one.same_text(other))
     })
 }
 
 /// Rejects `messages` beside an answer, unless the conversation with that answer begins with
 /// them.
-fn agree(messages: Option<&[Told]>, name: &str, whole: &[Told]) -> Result<(), String> {
+fn check_agreement(
+    messages: Option<&[ParsedMessage]>,
+    name: &str,
+    whole: &[ParsedMessage],
+) -> Result<(), String> {
     match messages {
-        Some(messages) if place_of(messages, whole) != Some(0) => {
-            Err(format!("'messages' says something else than '{name}'"))
+        Some(messages) if position_of(messages, whole) != Some(0) => {
+            Err(format!("'messages' does not agree with '{name}'"))
         }
         _ => Ok(()),
     }
 }
 
-fn messages(told: Vec<Told>) -> Vec<Message> {
-    told.into_iter().map(|told| told.message).collect()
+fn messages(parsed: Vec<ParsedMessage>) -> Vec<Message> {
+    parsed.into_iter().map(|parsed| parsed.message).collect()
 }
 
 /// A conversation whose every assistant turn counts, or a prompt.
-fn whole(told: Vec<Told>) -> Result<Content, String> {
-    match told.last().map(|last| last.message.role) {
+fn conversation_or_prompt(parsed: Vec<ParsedMessage>) -> Result<Content, String> {
+    match parsed.last().map(|last| last.message.role) {
         None => Err("'messages' is empty".to_owned()),
-        Some(Role::Assistant) => conversation("messages", told, 0).map(Content::Conversation),
-        Some(_) => open(told),
+        Some(Role::Assistant) => conversation("messages", parsed, 0).map(Content::Conversation),
+        Some(_) => open_prompt(parsed),
     }
 }
 
-fn open(told: Vec<Told>) -> Result<Content, String> {
-    match told.last().map(|last| last.message.role) {
-        Some(Role::User | Role::System) => Ok(Content::Prompt(messages(told))),
+fn open_prompt(parsed: Vec<ParsedMessage>) -> Result<Content, String> {
+    match parsed.last().map(|last| last.message.role) {
+        Some(Role::User | Role::System) => Ok(Content::Prompt(messages(parsed))),
         Some(Role::Assistant) => Err("the prompt ends with the assistant's turn".to_owned()),
         None => Err("the prompt is empty".to_owned()),
     }
@@ -111,32 +118,37 @@ fn open(told: Vec<Told>) -> Result<Content, String> {
 /// `prompt` with the answer called `name`, and the index at which the answer begins. An answer
 /// with turns of others before its own is a conversation, which must contain the prompt or
 /// continue it.
-fn answered(name: &str, prompt: Vec<Told>, answer: Said) -> Result<(Vec<Told>, usize), String> {
-    let answer = answer.told(name, Role::Assistant)?;
+fn with_answer(
+    name: &str,
+    prompt: Vec<ParsedMessage>,
+    answer: TextOrMessages,
+) -> Result<(Vec<ParsedMessage>, usize), String> {
+    let answer = answer.parse(name, Role::Assistant)?;
     let first = answer.first().map(|first| first.message.role);
     if first.is_none_or(|role| role == Role::Assistant) {
         let from = prompt.len();
         return Ok(([prompt, answer].concat(), from));
     }
-    let no_answer = || format!("'{name}' holds only turns of the prompt, and no answer to it");
-    if let Some(at) = place_of(&prompt, &answer) {
+    let no_answer = || format!("'{name}' has only turns of the prompt and no answer to it");
+    if let Some(at) = position_of(&prompt, &answer) {
         let from = at + prompt.len();
-        return match from < answer.len() {
-            true => Ok((answer, from)),
-            false => Err(no_answer()),
+        return if from < answer.len() {
+            Ok((answer, from))
+        } else {
+            Err(no_answer())
         };
     }
     let most = prompt.len().min(answer.len());
     let shared = (1..=most).rev().find(|&shared| {
         let end = &prompt[prompt.len() - shared..];
-        place_of(end, &answer[..shared]).is_some()
+        position_of(end, &answer[..shared]).is_some()
     });
     match shared {
         Some(shared) if shared < answer.len() => {
             let from = prompt.len();
             Ok(([&prompt, &answer[shared..]].concat(), from))
         }
-        None if place_of(&answer, &prompt).is_none() => Err(format!(
+        None if position_of(&answer, &prompt).is_none() => Err(format!(
             "'{name}' has turns before its answer that are not the prompt's"
         )),
         _ => Err(no_answer()),
@@ -144,44 +156,48 @@ fn answered(name: &str, prompt: Vec<Told>, answer: Said) -> Result<(Vec<Told>, u
 }
 
 /// A conversation, called `name`, whose assistant turns count from the message `from` on.
-fn conversation(name: &str, told: Vec<Told>, from: usize) -> Result<Conversation, String> {
-    match told.last().map(|last| last.message.role) {
-        Some(Role::Assistant) if told.len() > from => {}
+fn conversation(
+    name: &str,
+    parsed: Vec<ParsedMessage>,
+    from: usize,
+) -> Result<Conversation, String> {
+    match parsed.last().map(|last| last.message.role) {
+        Some(Role::Assistant) if parsed.len() > from => {}
         _ => return Err(format!("'{name}' does not end with the assistant's turn")),
     }
-    let answers = told.iter().enumerate().skip(from);
-    let answers = answers.filter(|(_, told)| told.message.role == Role::Assistant);
-    let (learnt, unlearnt): (Vec<_>, Vec<_>) = answers.partition(|(_, told)| told.is_learnt);
+    let answers = parsed.iter().enumerate().skip(from);
+    let answers = answers.filter(|(_, parsed)| parsed.message.role == Role::Assistant);
+    let (learnt, excluded): (Vec<_>, Vec<_>) = answers.partition(|(_, parsed)| parsed.is_learnt);
     if learnt.is_empty() {
         return Err(format!(
             "nothing of '{name}' would be learnt: all its answers have the weight 0"
         ));
     }
-    let unlearnt = unlearnt.into_iter().map(|(at, _)| at).collect();
+    let excluded = excluded.into_iter().map(|(at, _)| at).collect();
     Ok(Conversation {
-        messages: messages(told),
+        messages: messages(parsed),
         from,
-        unlearnt,
+        excluded,
     })
 }
 
 fn pair(
-    together: Option<&[Told]>,
-    prompt: Option<Vec<Told>>,
-    chosen: Said,
-    rejected: Said,
+    together: Option<&[ParsedMessage]>,
+    prompt: Option<Vec<ParsedMessage>>,
+    chosen: TextOrMessages,
+    rejected: TextOrMessages,
 ) -> Result<Content, String> {
     let [(chosen, after), (rejected, other)] = match prompt {
         Some(prompt) => [
-            answered("chosen", prompt.clone(), chosen)?,
-            answered("rejected", prompt, rejected)?,
+            with_answer("chosen", prompt.clone(), chosen)?,
+            with_answer("rejected", prompt, rejected)?,
         ],
         None => [
-            (complete("chosen", chosen)?, 0),
-            (complete("rejected", rejected)?, 0),
+            (whole_conversation("chosen", chosen)?, 0),
+            (whole_conversation("rejected", rejected)?, 0),
         ],
     };
-    agree(together, "chosen", &chosen)?;
+    check_agreement(together, "chosen", &chosen)?;
     // The common prefix is the prompt, even if the record names another one: a pair teaches
     // only where its sides differ.
     let both = chosen.iter().zip(&rejected);
@@ -190,9 +206,10 @@ fn pair(
         [true, true] => return Err("'chosen' and 'rejected' are the same".to_owned()),
         [false, false] => {}
         [is_chosen, _] => {
-            let [longer, shorter] = match is_chosen {
-                true => ["rejected", "chosen"],
-                false => ["chosen", "rejected"],
+            let [longer, shorter] = if is_chosen {
+                ["rejected", "chosen"]
+            } else {
+                ["chosen", "rejected"]
             };
             return Err(format!(
                 "'{longer}' begins with all of '{shorter}': a pair is compared by the turns in \
@@ -207,10 +224,10 @@ fn pair(
 }
 
 /// A whole conversation, under the key `name`: a list of messages, or a transcript.
-fn complete(name: &str, said: Said) -> Result<Vec<Told>, String> {
-    match said {
-        Said::Turns(turns) => told(name, turns),
-        Said::Text(text) => transcript(&text).ok_or_else(|| {
+fn whole_conversation(name: &str, value: TextOrMessages) -> Result<Vec<ParsedMessage>, String> {
+    match value {
+        TextOrMessages::Messages(turns) => parse_messages(name, turns),
+        TextOrMessages::Text(text) => transcript(&text).ok_or_else(|| {
             "without a 'prompt', 'chosen' and 'rejected' must be lists of messages or begin with \
              a turn, \"\\n\\nHuman: \""
                 .to_owned()

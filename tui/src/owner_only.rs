@@ -15,7 +15,7 @@ pub(crate) fn folder(path: &Path) -> io::Result<()> {
     #[cfg(unix)]
     std::os::unix::fs::DirBuilderExt::mode(&mut builder, 0o700);
     builder.create(path)?;
-    withhold(path, &fs::metadata(path)?);
+    restrict(path, &fs::metadata(path)?);
     Ok(())
 }
 
@@ -25,7 +25,7 @@ pub(crate) fn folder(path: &Path) -> io::Result<()> {
 /// The file cannot be opened or created.
 pub(crate) fn append(path: &Path) -> io::Result<File> {
     let file = options().create(true).append(true).open(path)?;
-    withhold(path, &file.metadata()?);
+    restrict(path, &file.metadata()?);
     Ok(file)
 }
 
@@ -47,7 +47,7 @@ fn options() -> OpenOptions {
 /// Removes other users' permissions from a file or folder. If it belongs to another user, it
 /// stays unchanged.
 #[cfg(unix)]
-fn withhold(path: &Path, found: &fs::Metadata) {
+fn restrict(path: &Path, found: &fs::Metadata) {
     use std::os::unix::fs::PermissionsExt as _;
     let mode = found.permissions().mode();
     if mode & 0o077 != 0 {
@@ -56,7 +56,7 @@ fn withhold(path: &Path, found: &fs::Metadata) {
 }
 
 #[cfg(not(unix))]
-fn withhold(_: &Path, _: &fs::Metadata) {}
+fn restrict(_: &Path, _: &fs::Metadata) {}
 
 #[cfg(all(test, unix))]
 mod tests {

@@ -1,14 +1,14 @@
 use proptest::prelude::*;
 use tokenizers::pre_tokenizers::split::{Split, SplitPattern};
 use tokenizers::{
-    OffsetReferential, OffsetType, PreTokenizedString, PreTokenizer, SplitDelimiterBehavior,
+    OffsetReferential, OffsetType, PreTokenizedString, PreTokenizer as _, SplitDelimiterBehavior,
 };
 
 use super::*;
 
 fn words(pre: &str, text: &str) -> Vec<String> {
     let mut words = Vec::new();
-    Words::named(pre)
+    PreTokenizer::named(pre)
         .expect("supported")
         .split(text, |word| {
             words.push(word.to_owned());
@@ -22,9 +22,9 @@ fn words(pre: &str, text: &str) -> Vec<String> {
 #[test]
 fn every_supported_name_compiles() {
     for (pre, _) in NAMES {
-        assert!(Words::named(pre).is_some(), "{pre}");
+        assert!(PreTokenizer::named(pre).is_some(), "{pre}");
     }
-    assert!(Words::named("mamba").is_none());
+    assert!(PreTokenizer::named("mamba").is_none());
     assert!(NAMES.is_sorted_by_key(|(name, _)| name));
 }
 

@@ -14,11 +14,11 @@ const BITS: u32 = 20;
 /// The pairs of characters that are adjacent in any piece, as a Bloom filter with one hash: a
 /// false positive merely joins parts that could have been separate.
 #[derive(Debug)]
-pub(super) struct Joints(Box<[u64]>);
+pub(super) struct AdjacentPairs(Box<[u64]>);
 
-impl Joints {
+impl AdjacentPairs {
     /// The pairs in all pieces that merging can produce.
-    pub(super) fn new(vocabulary: &Vocabulary) -> Joints {
+    pub(super) fn new(vocabulary: &Vocabulary) -> AdjacentPairs {
         let mut filter = vec![0; 1 << (BITS - 6)].into_boxed_slice();
         let pieces = vocabulary.iter().filter(|(_, kind, _)| kind.is_text());
         for (_, _, piece) in pieces {
@@ -27,11 +27,11 @@ impl Joints {
                 filter[word] |= bit;
             }
         }
-        Joints(filter)
+        AdjacentPairs(filter)
     }
 
     /// Whether a token may contain `first` directly followed by `second`.
-    pub(super) fn join(&self, first: char, second: char) -> bool {
+    pub(super) fn contains(&self, first: char, second: char) -> bool {
         let (word, bit) = place(first, second);
         self.0[word] & bit != 0
     }

@@ -13,9 +13,9 @@ use crate::{Student, Target, TrainError};
 /// that of the model without the adapter after the other side of an example, over the whole
 /// vocabulary.
 #[derive(Clone, Copy, Debug, Default)]
-pub struct Distil;
+pub struct Distill;
 
-impl Objective for Distil {
+impl Objective for Distill {
     fn name(&self) -> &'static str {
         "distill"
     }
@@ -48,7 +48,7 @@ impl Objective for Distil {
         }
         for example in examples {
             if example.counted(0) != example.counted(1) {
-                return Err(wrong(example));
+                return Err(target_mismatch(example));
             }
         }
         let knowledge = student.unadapted(&batch(examples, 1))?.detach();
@@ -94,16 +94,16 @@ fn targets<'a>(examples: &[&'a Example]) -> Result<Option<Vec<&'a Target>>, Trai
         let before = all.len();
         all.extend(targets);
         if all.len() - before != example.counted(0) {
-            return Err(wrong(example));
+            return Err(target_mismatch(example));
         }
     }
     Ok(Some(all))
 }
 
-fn wrong(example: &Example) -> TrainError {
+fn target_mismatch(example: &Example) -> TrainError {
     TrainError::Example {
         place: example.place.clone(),
-        what: "the teacher's answer is not the student's",
+        what: "the teacher's answer and the student's have different lengths",
     }
 }
 
@@ -141,17 +141,17 @@ mod tests {
         ];
         let examples: Vec<&Example> = examples.iter().collect();
         let student = Toy::new();
-        assert!(Distil.references(&student, &examples).unwrap().is_none());
-        let loss = || Distil.loss(&student, &examples, &[]).unwrap().sum;
+        assert!(Distill.references(&student, &examples).unwrap().is_none());
+        let loss = || Distill.loss(&student, &examples, &[]).unwrap().sum;
         let value = || f64::from(loss().to_scalar::<f32>().unwrap());
         let gradients = loss().backward().unwrap();
         for (name, variable) in student.variables() {
             let gradient = gradients.get(variable).unwrap().flatten_all().unwrap();
             let gradient = gradient.to_vec1::<f32>().unwrap();
             let before = variable.as_tensor().copy().unwrap();
-            let numbers = before.flatten_all().unwrap().to_vec1::<f32>().unwrap();
+            let elements = before.flatten_all().unwrap().to_vec1::<f32>().unwrap();
             let moved = |place: usize, by: f32| {
-                let mut moved = numbers.clone();
+                let mut moved = elements.clone();
                 moved[place] += by;
                 let moved = Tensor::from_vec(moved, before.shape(), before.device()).unwrap();
                 variable.set(&moved).unwrap();
@@ -175,7 +175,7 @@ mod tests {
             ..whole.clone()
         };
         for odd in [&lacks, &without] {
-            let told = Distil.loss(&Toy::new(), &[&whole, odd], &[]).unwrap_err();
+            let told = Distill.loss(&Toy::new(), &[&whole, odd], &[]).unwrap_err();
             assert!(told.to_string().starts_with("toy.jsonl:1: "), "{told}");
         }
     }

@@ -147,7 +147,7 @@ fn absent_defaults_are_anothers() {
     let both = profile.or(&model);
     assert_eq!(both.temperature, Some(0.0));
     assert_eq!(both.top_p, Some(0.9));
-    let shown = serde_json::to_string(&both.unlike_openai()).unwrap();
+    let shown = serde_json::to_string(&both.without_openai_defaults()).unwrap();
     assert_eq!(shown, r#"{"temperature":0.0,"top_p":0.9}"#);
 }
 

@@ -7,7 +7,7 @@ use crate::session::Stats;
 use crate::wrap;
 
 /// The separator between parts of a line.
-const BETWEEN: &str = " · ";
+const SEPARATOR: &str = " · ";
 
 /// The used part of the context.
 pub(super) fn context(chat: &Chat) -> String {
@@ -37,7 +37,7 @@ pub(super) fn stats(stats: &Stats, finish: Option<&str>) -> String {
     let mut parts: Vec<String> = [first, speed].into_iter().flatten().collect();
     parts.extend([tokens, cached]);
     parts.extend(ending(finish));
-    parts.join(BETWEEN)
+    parts.join(SEPARATOR)
 }
 
 /// An answer's statistics for a narrow place. `shown` is the number of visible tokens, if it is
@@ -51,14 +51,14 @@ pub(super) fn short(stats: &Stats, finish: Option<&str>, shown: Option<usize>) -
     parts.extend(tokens.map(|tokens| format!("{tokens} tokens")));
     let cached = stats.usage.and_then(|usage| usage.cached_tokens);
     parts.extend(cached.map(|cached| format!("{cached} cached")));
-    parts.join(BETWEEN)
+    parts.join(SEPARATOR)
 }
 
 /// The first parts of a line that fit a width, at least one of them.
 pub(super) fn fitting(line: &str, width: usize) -> String {
     let mut line = line;
     while line.width() > width
-        && let Some((before, _)) = line.rsplit_once(BETWEEN)
+        && let Some((before, _)) = line.rsplit_once(SEPARATOR)
     {
         line = before;
     }
@@ -68,12 +68,13 @@ pub(super) fn fitting(line: &str, width: usize) -> String {
 /// The statistics of a running answer.
 pub(super) fn running(clock: &Clock, now: Now) -> String {
     let waited = clock.waited(now.clock).as_secs_f64();
-    match clock.is_waiting() {
-        true => format!("waiting {waited:.1} s"),
-        false => format!(
+    if clock.is_waiting() {
+        format!("waiting {waited:.1} s")
+    } else {
+        format!(
             "{} · {waited:.1} s so far",
             short(&clock.stats(), None, None)
-        ),
+        )
     }
 }
 
@@ -96,8 +97,9 @@ fn ending(finish: Option<&str>) -> Option<String> {
 /// A probability in percent, with two decimals.
 pub(super) fn probability(logprob: f64) -> String {
     let percent = logprob.exp() * 100.0;
-    match percent >= 0.01 {
-        true => format!("{percent:.2}%"),
-        false => "<0.01%".to_owned(),
+    if percent >= 0.01 {
+        format!("{percent:.2}%")
+    } else {
+        "<0.01%".to_owned()
     }
 }

@@ -7,7 +7,7 @@ use minijinja::value::{Kwargs, Tuple, ValueKind};
 use minijinja::{Error, ErrorKind, State, Value};
 use minijinja_contrib::pycompat;
 
-use super::bounds;
+use super::step_limits;
 
 /// Calls a method that the value does not have itself.
 pub(super) fn call(
@@ -19,17 +19,17 @@ pub(super) fn call(
     match value.kind() {
         ValueKind::String => {
             if method == "format" {
-                bounds::check_widths(value)?;
+                step_limits::check_widths(value)?;
             }
             let text = value.as_str().unwrap_or_default();
-            if let Some(found) = of_text(text, method, args)? {
+            if let Some(found) = call_on_text(text, method, args)? {
                 return Ok(found);
             }
         }
         ValueKind::Seq => {
             if method == "index" {
                 let [item, start, end] = arguments(["value", "start", "stop"], args)?;
-                let item = needed(item)?;
+                let item = required(item)?;
                 let items: Vec<Value> = value.try_iter()?.collect();
                 let (start, end) = range(items.len(), start, end)?;
                 let found = (start..end).find(|&at| items[at] == item);
@@ -62,7 +62,11 @@ pub(super) fn call(
 }
 
 /// Calls a method of a text; `None` for methods that are implemented elsewhere.
-pub(super) fn of_text(text: &str, method: &str, args: &[Value]) -> Result<Option<Value>, Error> {
+pub(super) fn call_on_text(
+    text: &str,
+    method: &str,
+    args: &[Value],
+) -> Result<Option<Value>, Error> {
     Ok(Some(match method {
         "rsplit" => {
             let [separator, most] = arguments(["sep", "maxsplit"], args)?;
@@ -73,7 +77,7 @@ pub(super) fn of_text(text: &str, method: &str, args: &[Value]) -> Result<Option
             };
             let separator = separator.filter(|separator| !separator.is_none());
             let parts = match separator {
-                None => words_from_the_right(text, most)
+                None => rsplit_whitespace(text, most)
                     .into_iter()
                     .map(Value::from)
                     .collect(),
@@ -93,15 +97,16 @@ pub(super) fn of_text(text: &str, method: &str, args: &[Value]) -> Result<Option
         }
         "partition" | "rpartition" => {
             let [separator] = arguments(["sep"], args)?;
-            let separator = needed(separator)?;
+            let separator = required(separator)?;
             let separator = string(&separator)?;
             if separator.is_empty() {
                 return Err(invalid("an empty separator"));
             }
             let is_left = method == "partition";
-            let found = match is_left {
-                true => text.split_once(separator),
-                false => text.rsplit_once(separator),
+            let found = if is_left {
+                text.split_once(separator)
+            } else {
+                text.rsplit_once(separator)
             };
             let parts = match found {
                 Some((before, after)) => [before, separator, after],
@@ -112,17 +117,17 @@ pub(super) fn of_text(text: &str, method: &str, args: &[Value]) -> Result<Option
         }
         "removeprefix" => {
             let [prefix] = arguments(["prefix"], args)?;
-            let prefix = needed(prefix)?;
+            let prefix = required(prefix)?;
             Value::from(text.strip_prefix(string(&prefix)?).unwrap_or(text))
         }
         "removesuffix" => {
             let [suffix] = arguments(["suffix"], args)?;
-            let suffix = needed(suffix)?;
+            let suffix = required(suffix)?;
             Value::from(text.strip_suffix(string(&suffix)?).unwrap_or(text))
         }
         "index" | "rindex" | "find" | "rfind" | "count" => {
             let [part, start, end] = arguments(["sub", "start", "end"], args)?;
-            let part = needed(part)?;
+            let part = required(part)?;
             let places: Vec<usize> = text.char_indices().map(|(at, _)| at).collect();
             let (start, end) = range(places.len(), start, end)?;
             let byte = |place: usize| places.get(place).copied().unwrap_or(text.len());
@@ -131,9 +136,10 @@ pub(super) fn of_text(text: &str, method: &str, args: &[Value]) -> Result<Option
             if method == "count" {
                 return Ok(Some(Value::from(within.matches(part_text).count())));
             }
-            let found = match method.starts_with('r') {
-                true => within.rfind(part_text),
-                false => within.find(part_text),
+            let found = if method.starts_with('r') {
+                within.rfind(part_text)
+            } else {
+                within.find(part_text)
             };
             match found {
                 Some(at) => Value::from(start + within[..at].chars().count()),
@@ -143,7 +149,7 @@ pub(super) fn of_text(text: &str, method: &str, args: &[Value]) -> Result<Option
         }
         "zfill" => {
             let [width] = arguments(["width"], args)?;
-            let missing = missing_to(text, &needed(width)?)?;
+            let missing = missing_to(text, &required(width)?)?;
             let digits = text.trim_start_matches(['+', '-']);
             let (sign, digits) = match text.len() - digits.len() {
                 0 => ("", text),
@@ -153,7 +159,7 @@ pub(super) fn of_text(text: &str, method: &str, args: &[Value]) -> Result<Option
         }
         "ljust" | "rjust" | "center" => {
             let [width, fill] = arguments(["width", "fillchar"], args)?;
-            let width = needed(width)?;
+            let width = required(width)?;
             let missing = missing_to(text, &width)?;
             let fill = fill.unwrap_or_else(|| Value::from(" "));
             let fill = string(&fill)?;
@@ -173,9 +179,10 @@ pub(super) fn of_text(text: &str, method: &str, args: &[Value]) -> Result<Option
         "swapcase" => {
             let [] = arguments([], args)?;
             let swapped = text.chars().flat_map(|c| -> Vec<char> {
-                match c.is_uppercase() {
-                    true => c.to_lowercase().collect(),
-                    false => c.to_uppercase().collect(),
+                if c.is_uppercase() {
+                    c.to_lowercase().collect()
+                } else {
+                    c.to_uppercase().collect()
                 }
             });
             Value::from(swapped.collect::<String>())
@@ -189,7 +196,7 @@ pub(super) fn of_text(text: &str, method: &str, args: &[Value]) -> Result<Option
 }
 
 /// Splits a text at white space from the right, at most `most` times, like `str.rsplit`.
-fn words_from_the_right(text: &str, most: Option<usize>) -> Vec<&str> {
+fn rsplit_whitespace(text: &str, most: Option<usize>) -> Vec<&str> {
     let mut words = Vec::new();
     let mut rest = text.trim_end();
     while !rest.is_empty() {
@@ -198,9 +205,10 @@ fn words_from_the_right(text: &str, most: Option<usize>) -> Vec<&str> {
             .filter(|_| Some(words.len()) != most);
         let Some(at) = at else {
             // The rest, without the white space before it unless the limit was reached.
-            words.push(match Some(words.len()) == most {
-                true => rest,
-                false => rest.trim_start(),
+            words.push(if Some(words.len()) == most {
+                rest
+            } else {
+                rest.trim_start()
             });
             break;
         };
@@ -214,7 +222,7 @@ fn words_from_the_right(text: &str, most: Option<usize>) -> Vec<&str> {
 
 /// The number of characters that a text falls short of a width.
 fn missing_to(text: &str, width: &Value) -> Result<usize, Error> {
-    bounds::check_size(width)?;
+    step_limits::check_size(width)?;
     let width = usize::try_from(integer(width)?).unwrap_or(0);
     Ok(width.saturating_sub(text.chars().count()))
 }
@@ -228,9 +236,10 @@ fn range(length: usize, start: Option<Value>, end: Option<Value>) -> Result<(usi
         };
         let place = integer(&value)?;
         let from_end = place.unsigned_abs().min(length as u64) as usize;
-        Ok(match place < 0 {
-            true => length - from_end,
-            false => from_end,
+        Ok(if place < 0 {
+            length - from_end
+        } else {
+            from_end
         })
     };
     let (start, end) = (place(start, 0)?, place(end, length)?);
@@ -267,7 +276,7 @@ fn positional(names: &[&str], args: &[Value]) -> Result<Vec<Option<Value>>, Erro
     Ok(found)
 }
 
-fn needed(argument: Option<Value>) -> Result<Value, Error> {
+fn required(argument: Option<Value>) -> Result<Value, Error> {
     argument.ok_or_else(|| ErrorKind::MissingArgument.into())
 }
 

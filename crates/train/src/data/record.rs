@@ -16,12 +16,12 @@ type Rest = BTreeMap<String, Option<IgnoredAny>>;
 /// A line as written in the file.
 #[derive(Deserialize)]
 #[serde(expecting = "an object")]
-pub(super) struct Line {
-    pub(super) messages: Option<Vec<Turn>>,
-    pub(super) prompt: Option<Said>,
-    pub(super) completion: Option<Said>,
-    pub(super) chosen: Option<Said>,
-    pub(super) rejected: Option<Said>,
+pub(super) struct RawRecord {
+    pub(super) messages: Option<Vec<RawMessage>>,
+    pub(super) prompt: Option<TextOrMessages>,
+    pub(super) completion: Option<TextOrMessages>,
+    pub(super) chosen: Option<TextOrMessages>,
+    pub(super) rejected: Option<TextOrMessages>,
     pub(super) text: Option<String>,
     #[serde(flatten)]
     rest: Rest,
@@ -30,7 +30,7 @@ pub(super) struct Line {
 /// A message as written in the file.
 #[derive(Deserialize)]
 #[serde(expecting = "a message with a role and a content")]
-pub(super) struct Turn {
+pub(super) struct RawMessage {
     role: Role,
     content: String,
     weight: Option<f64>,
@@ -39,28 +39,28 @@ pub(super) struct Turn {
 }
 
 /// A text or a list of messages.
-pub(super) enum Said {
+pub(super) enum TextOrMessages {
     Text(String),
-    Turns(Vec<Turn>),
+    Messages(Vec<RawMessage>),
 }
 
-impl<'de> Deserialize<'de> for Said {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Said, D::Error> {
+impl<'de> Deserialize<'de> for TextOrMessages {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<TextOrMessages, D::Error> {
         struct Either;
 
         impl<'de> Visitor<'de> for Either {
-            type Value = Said;
+            type Value = TextOrMessages;
 
             fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
                 f.write_str("a string or a list of messages, each with a role and a content")
             }
 
-            fn visit_str<E: de::Error>(self, text: &str) -> Result<Said, E> {
-                Ok(Said::Text(text.to_owned()))
+            fn visit_str<E: de::Error>(self, text: &str) -> Result<TextOrMessages, E> {
+                Ok(TextOrMessages::Text(text.to_owned()))
             }
 
-            fn visit_seq<A: SeqAccess<'de>>(self, turns: A) -> Result<Said, A::Error> {
-                Vec::deserialize(SeqAccessDeserializer::new(turns)).map(Said::Turns)
+            fn visit_seq<A: SeqAccess<'de>>(self, turns: A) -> Result<TextOrMessages, A::Error> {
+                Vec::deserialize(SeqAccessDeserializer::new(turns)).map(TextOrMessages::Messages)
             }
         }
 
@@ -70,29 +70,29 @@ impl<'de> Deserialize<'de> for Said {
 
 /// A message, and whether it may be learnt.
 #[derive(Clone, Debug)]
-pub(super) struct Told {
+pub(super) struct ParsedMessage {
     pub(super) message: Message,
     pub(super) is_learnt: bool,
 }
 
-impl Told {
-    pub(super) fn new(role: Role, content: impl Into<String>) -> Told {
-        Told {
+impl ParsedMessage {
+    pub(super) fn new(role: Role, content: impl Into<String>) -> ParsedMessage {
+        ParsedMessage {
             message: Message::new(role, content),
             is_learnt: true,
         }
     }
 
     /// Whether both have the same role and text, ignoring surrounding white space.
-    pub(super) fn says(&self, other: &Told) -> bool {
-        let [one, other] = [self, other].map(|told| &told.message);
+    pub(super) fn same_text(&self, other: &ParsedMessage) -> bool {
+        let [one, other] = [self, other].map(|message| &message.message);
         one.role == other.role && one.content.trim() == other.content.trim()
     }
 }
 
-impl Turn {
+impl RawMessage {
     /// Converts the message at index `at` of the list called `name`.
-    fn told(self, name: &str, at: usize) -> Result<Told, String> {
+    fn parse(self, name: &str, at: usize) -> Result<ParsedMessage, String> {
         let is_learnt = match (self.weight, self.role) {
             (None, _) => true,
             (Some(0.0), _) => false,
@@ -110,7 +110,7 @@ impl Turn {
                 ));
             }
         };
-        Ok(Told {
+        Ok(ParsedMessage {
             message: Message::new(self.role, self.content),
             is_learnt,
         })
@@ -118,27 +118,30 @@ impl Turn {
 }
 
 /// Converts the messages of the list called `name`.
-pub(super) fn told(name: &str, turns: Vec<Turn>) -> Result<Vec<Told>, String> {
+pub(super) fn parse_messages(
+    name: &str,
+    turns: Vec<RawMessage>,
+) -> Result<Vec<ParsedMessage>, String> {
     let turns = turns.into_iter().enumerate();
-    turns.map(|(at, turn)| turn.told(name, at)).collect()
+    turns.map(|(at, message)| message.parse(name, at)).collect()
 }
 
-impl Said {
+impl TextOrMessages {
     /// The messages under the key `name`. A string is a message of `role`, or a transcript.
-    pub(super) fn told(self, name: &str, role: Role) -> Result<Vec<Told>, String> {
+    pub(super) fn parse(self, name: &str, role: Role) -> Result<Vec<ParsedMessage>, String> {
         match self {
-            Said::Text(text) => {
-                Ok(transcript(&text).unwrap_or_else(|| vec![Told::new(role, text)]))
+            TextOrMessages::Text(text) => {
+                Ok(transcript(&text).unwrap_or_else(|| vec![ParsedMessage::new(role, text)]))
             }
-            Said::Turns(turns) => told(name, turns),
+            TextOrMessages::Messages(turns) => parse_messages(name, turns),
         }
     }
 
     /// The messages of a prompt. A transcript may end with an open turn.
-    pub(super) fn prompt(self) -> Result<Vec<Told>, String> {
-        let is_text = matches!(self, Said::Text(_));
-        let mut prompt = self.told("prompt", Role::User)?;
-        let open = |last: &mut Told| {
+    pub(super) fn prompt(self) -> Result<Vec<ParsedMessage>, String> {
+        let is_text = matches!(self, TextOrMessages::Text(_));
+        let mut prompt = self.parse("prompt", Role::User)?;
+        let open = |last: &mut ParsedMessage| {
             is_text && last.message.role == Role::Assistant && last.message.content.is_empty()
         };
         prompt.pop_if(open);
@@ -146,29 +149,31 @@ impl Said {
     }
 }
 
-impl Line {
+impl RawRecord {
     /// Adds the keys that are ignored.
-    pub(super) fn note_unread(&self, unread: &mut BTreeSet<String>) {
+    pub(super) fn collect_ignored_keys(&self, ignored_keys: &mut BTreeSet<String>) {
         let set = |rest: &Rest| -> Vec<String> {
             let set = rest.iter().filter(|(_, value)| value.is_some());
             set.map(|(key, _)| key.clone()).collect()
         };
-        unread.extend(set(&self.rest));
-        let turns = |said: &Option<Said>| match said {
-            Some(Said::Turns(turns)) => turns.iter().flat_map(|turn| set(&turn.rest)).collect(),
+        ignored_keys.extend(set(&self.rest));
+        let turns = |value: &Option<TextOrMessages>| match value {
+            Some(TextOrMessages::Messages(turns)) => {
+                turns.iter().flat_map(|turn| set(&turn.rest)).collect()
+            }
             _ => Vec::new(),
         };
-        for (name, said) in [
+        for (name, value) in [
             ("prompt", &self.prompt),
             ("completion", &self.completion),
             ("chosen", &self.chosen),
             ("rejected", &self.rejected),
         ] {
-            let keys = turns(said).into_iter();
-            unread.extend(keys.map(|key| format!("{name}[].{key}")));
+            let keys = turns(value).into_iter();
+            ignored_keys.extend(keys.map(|key| format!("{name}[].{key}")));
         }
         for turn in self.messages.iter().flatten() {
-            unread.extend(
+            ignored_keys.extend(
                 set(&turn.rest)
                     .iter()
                     .map(|key| format!("messages[].{key}")),
@@ -184,7 +189,7 @@ const TURNS: [(&str, Role); 2] = [
 ];
 
 /// Parses a transcript. Consecutive turns of one speaker are merged.
-pub(super) fn transcript(text: &str) -> Option<Vec<Told>> {
+pub(super) fn transcript(text: &str) -> Option<Vec<ParsedMessage>> {
     let next = |text: &str| {
         let found = TURNS
             .iter()
@@ -196,17 +201,17 @@ pub(super) fn transcript(text: &str) -> Option<Vec<Told>> {
         return None;
     }
     let mut rest = text;
-    let mut turns: Vec<Told> = Vec::new();
+    let mut turns: Vec<ParsedMessage> = Vec::new();
     loop {
         rest = &rest[at + mark..];
         let following = next(rest);
-        let said = rest[..following.map_or(rest.len(), |(at, ..)| at)].trim();
+        let content = rest[..following.map_or(rest.len(), |(at, ..)| at)].trim();
         match turns.last_mut().map(|last| &mut last.message) {
             Some(last) if last.role == role => {
                 last.content.push_str("\n\n");
-                last.content.push_str(said);
+                last.content.push_str(content);
             }
-            _ => turns.push(Told::new(role, said)),
+            _ => turns.push(ParsedMessage::new(role, content)),
         }
         match following {
             Some(found) => (at, mark, role) = found,

@@ -4,7 +4,7 @@ use ratatui::style::{Color, Style};
 use ratatui::text::{Line, Span};
 
 use super::{dim, red};
-use crate::app::{App, Arms, MOST_PANES};
+use crate::app::{App, Arms, MAX_PANES};
 use crate::keymap::Action;
 use crate::wrap;
 
@@ -20,9 +20,10 @@ pub(super) fn chat(app: &App, width: usize) -> Vec<Line<'static>> {
         1 => "1 arm is served".to_owned(),
         count => format!("{count} arms are served"),
     };
-    let kinds = match arms.iter().any(|arm| arm.id.contains(['@', '+'])) {
-        true => ": models, plain or under a profile (@) or an adapter (+).",
-        false => ".",
+    let kinds = if arms.iter().any(|arm| arm.id.contains(['@', '+'])) {
+        ": models, plain or under a profile (@) or an adapter (+)."
+    } else {
+        "."
     };
     let mut lines = text(count + kinds, dim(), width);
     if let Some(arm) = &app.chat.session.head.arm {
@@ -58,17 +59,18 @@ pub(super) fn compare(app: &App, width: usize) -> Vec<Line<'static>> {
         lines.extend(text(arm, Style::new().fg(Color::Green).bold(), width));
     }
     lines.push(Line::default());
-    let about = match app.compares {
-        true => "Colours show where the reference, one of them, would have said something else.",
-        false => "Colours show how likely each token was.",
+    let about = if app.compares {
+        "Colours show where the reference, one of them, would have said something else."
+    } else {
+        "Colours show how likely each token was."
     };
     lines.extend(text(about.into(), dim(), width));
     lines.push(Line::default());
-    let which = format!("chooses who is compared, up to {MOST_PANES}");
+    let which = format!("chooses who is compared, up to {MAX_PANES}");
     let offers = [
         (Action::Arms, which.as_str()),
         (Action::Next, "goes to the tokens of an answer"),
-        (Action::Promote, "goes on in chat with one of them"),
+        (Action::Promote, "continues in chat with one of them"),
         (Action::Help, "shows every key"),
     ];
     lines.extend(keys(app, &offers, width));
@@ -93,7 +95,7 @@ pub(super) fn server(app: &App, width: usize) -> Vec<Line<'static>> {
             lines.extend(keys(app, &[(Action::Arms, "asks the server again")], width));
             lines
         }
-        Arms::Known(_) => text("The server names no models.".into(), red(), width),
+        Arms::Known(_) => text("The server lists no models.".into(), red(), width),
     }
 }
 

@@ -6,7 +6,7 @@ use serde::Serialize;
 
 /// Facts about a run that its report shows beyond its settings.
 #[derive(Clone, Debug, Default, PartialEq, Serialize)]
-pub struct About {
+pub struct RunFacts {
     /// The command line.
     pub command: String,
     /// The files of examples.

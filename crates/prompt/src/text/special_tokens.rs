@@ -18,7 +18,7 @@ use super::vocabulary::{TokenKind, Vocabulary};
 
 /// The special tokens of a vocabulary.
 #[derive(Debug)]
-pub(super) struct Specials {
+pub(super) struct SpecialTokens {
     /// Longest first, then by id. The automaton's patterns are in this order.
     tokens: Vec<SpecialToken>,
     automaton: AhoCorasick,
@@ -75,9 +75,9 @@ struct Cluster {
     range: Range<usize>,
 }
 
-impl Specials {
+impl SpecialTokens {
     /// Collects control, unknown and user-defined tokens.
-    pub(super) fn new(vocabulary: &Vocabulary) -> Result<Specials, BuildError> {
+    pub(super) fn new(vocabulary: &Vocabulary) -> Result<SpecialTokens, BuildError> {
         let mut found: Vec<(&str, u32, bool)> = vocabulary
             .iter()
             .filter(|(_, _, piece)| !piece.is_empty())
@@ -124,7 +124,7 @@ impl Specials {
             .match_kind(MatchKind::LeftmostLongest)
             .start_kind(StartKind::Anchored)
             .build(found.iter().map(|(piece, ..)| piece))?;
-        Ok(Specials {
+        Ok(SpecialTokens {
             tokens,
             automaton,
             begins,
@@ -165,9 +165,10 @@ impl Specials {
             cluster.queue.push(Reverse((at, start)));
         }
         let done = hand_out(&mut cluster)?;
-        match done < text.len() {
-            true => each(Fragment::Text, &text[done..]),
-            false => Ok(()),
+        if done < text.len() {
+            each(Fragment::Text, &text[done..])
+        } else {
+            Ok(())
         }
     }
 
@@ -256,21 +257,22 @@ mod tests {
     use super::*;
 
     /// Pieces that begin with `<` are control tokens, the others user-defined.
-    fn specials(pieces: &[&str]) -> Specials {
+    fn special_tokens(pieces: &[&str]) -> SpecialTokens {
         let mut arena = Arena::default();
         let mut kinds = Vec::new();
         for piece in pieces {
             assert!(arena.push(piece.as_bytes()));
-            kinds.push(match piece.starts_with('<') {
-                true => TokenKind::Control,
-                false => TokenKind::UserDefined,
+            kinds.push(if piece.starts_with('<') {
+                TokenKind::Control
+            } else {
+                TokenKind::UserDefined
             });
         }
-        Specials::new(&Vocabulary::new(arena, kinds)).expect("builds")
+        SpecialTokens::new(&Vocabulary::new(arena, kinds)).expect("builds")
     }
 
     /// The text with each special token in brackets.
-    fn show(specials: &Specials, pieces: &[&str], text: &str) -> String {
+    fn show(special_tokens: &SpecialTokens, pieces: &[&str], text: &str) -> String {
         let mut shown = String::new();
         let show = |fragment, part: &str| {
             match fragment {
@@ -282,7 +284,7 @@ mod tests {
             }
             Ok::<_, Infallible>(())
         };
-        let Ok(()) = specials.split(text, |_, _| true, show);
+        let Ok(()) = special_tokens.split(text, |_, _| true, show);
         shown
     }
 
@@ -307,9 +309,12 @@ mod tests {
             }
             parts = next;
         }
-        let shown = parts.iter().map(|(special, part)| match special {
-            true => format!("[{part}]"),
-            false => part.clone(),
+        let shown = parts.iter().map(|(special, part)| {
+            if *special {
+                format!("[{part}]")
+            } else {
+                part.clone()
+            }
         });
         shown.collect()
     }
@@ -317,18 +322,18 @@ mod tests {
     #[test]
     fn the_longest_token_wins_wherever_it_stands() {
         let pieces = ["abc", "bcde", "de", "c"];
-        let specials = specials(&pieces);
-        assert_eq!(show(&specials, &pieces, "abcde"), "a[bcde]");
-        assert_eq!(show(&specials, &pieces, "abcd"), "[abc]d");
-        assert_eq!(show(&specials, &pieces, "xcxdex"), "x[c]x[de]x");
+        let special_tokens = special_tokens(&pieces);
+        assert_eq!(show(&special_tokens, &pieces, "abcde"), "a[bcde]");
+        assert_eq!(show(&special_tokens, &pieces, "abcd"), "[abc]d");
+        assert_eq!(show(&special_tokens, &pieces, "xcxdex"), "x[c]x[de]x");
     }
 
     #[test]
     fn runs_are_cut_from_the_left() {
         let pieces = ["aa", "aaa", "aaaa"];
-        let specials = specials(&pieces);
-        assert_eq!(show(&specials, &pieces, "aaaaaaa"), "[aaaa][aaa]");
-        assert_eq!(show(&specials, &pieces, "aaaaa"), "[aaaa]a");
+        let special_tokens = special_tokens(&pieces);
+        assert_eq!(show(&special_tokens, &pieces, "aaaaaaa"), "[aaaa][aaa]");
+        assert_eq!(show(&special_tokens, &pieces, "aaaaa"), "[aaaa]a");
     }
 
     proptest::proptest! {
@@ -339,8 +344,8 @@ mod tests {
         ) {
             let mut pieces: Vec<&str> = pieces.iter().map(String::as_str).collect();
             pieces.sort();
-            let specials = specials(&pieces);
-            proptest::prop_assert_eq!(show(&specials, &pieces, &text), reference(&pieces, &text));
+            let special_tokens = special_tokens(&pieces);
+            proptest::prop_assert_eq!(show(&special_tokens, &pieces, &text), reference(&pieces, &text));
         }
     }
 }

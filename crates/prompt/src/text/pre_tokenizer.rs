@@ -73,7 +73,7 @@ pub(super) fn supported() -> String {
 
 /// A pre-tokenizer: stages, each of which splits the parts of the stage before it further.
 #[derive(Debug)]
-pub(super) struct Words {
+pub(super) struct PreTokenizer {
     stages: Vec<Stage>,
 }
 
@@ -90,9 +90,9 @@ enum Stage {
     },
 }
 
-impl Words {
+impl PreTokenizer {
     /// The pre-tokenizer called `pre` in GGUF metadata, if it is supported.
-    pub(super) fn named(pre: &str) -> Option<Words> {
+    pub(super) fn named(pre: &str) -> Option<PreTokenizer> {
         let (_, rules) = NAMES.iter().find(|(name, _)| *name == pre)?;
         let stages = match rules {
             Rules::Default => vec![
@@ -108,7 +108,7 @@ impl Words {
             Rules::Qwen2 => vec![Stage::words(QWEN2, true)],
             Rules::Tekken => vec![Stage::words(TEKKEN, true)],
         };
-        Some(Words { stages })
+        Some(PreTokenizer { stages })
     }
 
     /// Whether words that are pieces skip the merges under `pre`.

@@ -152,7 +152,7 @@ impl SamplingDefaults {
     }
 
     /// Drops the fields whose values equal OpenAI's defaults.
-    pub fn unlike_openai(mut self) -> SamplingDefaults {
+    pub fn without_openai_defaults(mut self) -> SamplingDefaults {
         fn drop_equal<T: PartialEq>(value: &mut Option<T>, openai: &T) {
             if value.as_ref() == Some(openai) {
                 *value = None;
@@ -202,14 +202,14 @@ impl SamplingDefaults {
             .or_else(|| within("dry_multiplier", self.dry_multiplier, 0.0, 100.0))
             .or_else(|| within("dry_base", self.dry_base, 0.0, 10.0))
             .or_else(|| match self.dry_allowed_length {
-                Some(length) if length > MOST_DRY_TOKENS => Some(format!(
-                    "sampling.dry_allowed_length is {length}, not 0 to {MOST_DRY_TOKENS}"
+                Some(length) if length > MAX_DRY_TOKENS => Some(format!(
+                    "sampling.dry_allowed_length is {length}, not 0 to {MAX_DRY_TOKENS}"
                 )),
                 _ => None,
             })
             .or_else(|| match self.dry_penalty_last_n {
-                Some(last) if !(-1..=MOST_DRY_TOKENS as i32).contains(&last) => Some(format!(
-                    "sampling.dry_penalty_last_n is {last}, not -1 to {MOST_DRY_TOKENS}"
+                Some(last) if !(-1..=MAX_DRY_TOKENS as i32).contains(&last) => Some(format!(
+                    "sampling.dry_penalty_last_n is {last}, not -1 to {MAX_DRY_TOKENS}"
                 )),
                 _ => None,
             })
@@ -264,7 +264,7 @@ impl GuidanceDefaults {
 }
 
 /// The largest number of tokens that DRY's parameters accept.
-pub const MOST_DRY_TOKENS: u32 = 1_000_000;
+pub const MAX_DRY_TOKENS: u32 = 1_000_000;
 
 /// The maximum number of DRY sequence breakers: each is searched for in the whole vocabulary.
 pub const MAX_BREAKERS: usize = 16;
