@@ -20,7 +20,7 @@ use biases::{Biases, biases, biases_schema};
 
 use super::deadline::time_limit;
 use super::errors::ApiError;
-use super::fields::{Few, Object, TextOr, whole};
+use super::fields::{BoundedList, Object, StringOr, integer};
 use crate::runtime::{Arm, breakers};
 use incant_compare::Samplers;
 use incant_gguf::printable::excerpt;
@@ -56,7 +56,7 @@ pub(crate) struct Controls {
     #[schemars(range(min = 0, max = 1))]
     top_p: Option<f64>,
     /// Sample among the k most likely tokens; 0 or -1 keeps all.
-    #[serde(deserialize_with = "whole::option")]
+    #[serde(deserialize_with = "integer::option")]
     #[schemars(range(min = -1, max = 4_294_967_295_u32))]
     top_k: Option<i64>,
     /// Drop tokens less likely than this share of the most likely one.
@@ -84,18 +84,18 @@ pub(crate) struct Controls {
     #[schemars(range(min = 0, max = 10))]
     dry_base: Option<f64>,
     /// DRY: repetitions of fewer tokens than this have no penalty.
-    #[serde(deserialize_with = "whole::option")]
+    #[serde(deserialize_with = "integer::option")]
     #[schemars(range(min = 0, max = 1_000_000))]
     dry_allowed_length: Option<i64>,
     /// DRY: how many of the last tokens of the client's text and the answer are searched for
     /// repetitions; -1 searches all, 0 is off.
-    #[serde(deserialize_with = "whole::option")]
+    #[serde(deserialize_with = "integer::option")]
     #[schemars(range(min = -1, max = 1_000_000))]
     dry_penalty_last_n: Option<i64>,
     /// DRY: texts that no repetition extends across; if absent, newline, colon, double quote and
     /// asterisk.
     #[schemars(schema_with = "breakers_schema")]
-    dry_sequence_breakers: Option<Few<String, MAX_BREAKERS>>,
+    dry_sequence_breakers: Option<BoundedList<String, MAX_BREAKERS>>,
     /// Top-n-sigma: keep tokens whose logit is at most this many standard deviations below the
     /// largest; 0 and below keep all.
     #[schemars(range(min = -1, max = 100))]
@@ -115,39 +115,39 @@ pub(crate) struct Controls {
     #[schemars(schema_with = "biases_schema")]
     logit_bias: Option<Biases>,
     /// The only tokens that may be chosen; end tokens too must be among them.
-    #[serde(deserialize_with = "whole::optional_list")]
+    #[serde(deserialize_with = "integer::optional_list")]
     #[schemars(length(min = 1))]
     allowed_token_ids: Option<Vec<u32>>,
     /// Texts that the answer must not contain, as far as it is made of their own tokens, with a
     /// space before them or without.
     #[schemars(schema_with = "bad_words_schema")]
-    bad_words: Option<Few<String, MAX_BAD_WORDS>>,
+    bad_words: Option<BoundedList<String, MAX_BAD_WORDS>>,
     /// The same request with the same seed gives the same answer; -1 draws one.
-    #[serde(deserialize_with = "whole::option")]
+    #[serde(deserialize_with = "integer::option")]
     seed: Option<i64>,
     /// How many answers to generate.
-    #[serde(deserialize_with = "whole::option")]
+    #[serde(deserialize_with = "integer::option")]
     #[schemars(range(min = 1, max = 128))]
     n: Option<i64>,
     /// Stop strings: texts that end the answer and are not part of it.
     #[schemars(schema_with = "stop_schema")]
-    stop: Option<TextOr<Few<String, MAX_STOPS>>>,
+    stop: Option<StringOr<BoundedList<String, MAX_STOPS>>>,
     /// Ids of tokens that end the answer, besides the model's own end tokens.
-    #[serde(deserialize_with = "whole::optional_list")]
+    #[serde(deserialize_with = "integer::optional_list")]
     stop_token_ids: Option<Vec<u32>>,
     /// Do not end at the model's end tokens.
     ignore_eos: Option<bool>,
     /// The minimum number of tokens of an answer: before that, no end token and none of
     /// `stop_token_ids` is chosen. Stop strings and role markers still end an answer.
-    #[serde(deserialize_with = "whole::option")]
+    #[serde(deserialize_with = "integer::option")]
     #[schemars(range(min = 0, max = 4_294_967_295_u32))]
     min_tokens: Option<i64>,
     /// The maximum number of tokens of an answer.
-    #[serde(deserialize_with = "whole::option")]
+    #[serde(deserialize_with = "integer::option")]
     #[schemars(range(min = 0, max = 4_294_967_295_u32))]
     max_tokens: Option<i64>,
     /// The newer name of `max_tokens`.
-    #[serde(deserialize_with = "whole::option")]
+    #[serde(deserialize_with = "integer::option")]
     #[schemars(range(min = 0, max = 4_294_967_295_u32))]
     max_completion_tokens: Option<i64>,
     /// Seconds that the answer may take, including the time in the queue; the server's own limit
@@ -238,7 +238,7 @@ pub(crate) enum Stream {
 impl Controls {
     /// Returns the number of answers per prompt.
     pub(crate) fn answers(&self) -> Result<usize, ApiError> {
-        Ok(integer("n", self.n, 1..=MAX_ANSWERS)?.map_or(1, |n| n as usize))
+        Ok(in_range("n", self.n, 1..=MAX_ANSWERS)?.map_or(1, |n| n as usize))
     }
 
     /// Returns `max_tokens` as the request sets it.
@@ -263,7 +263,10 @@ impl Controls {
             dry_base: narrow(self.dry_base),
             dry_allowed_length: self.dry_allowed_length.and_then(|n| n.try_into().ok()),
             dry_penalty_last_n: self.dry_penalty_last_n.and_then(|n| n.try_into().ok()),
-            dry_sequence_breakers: self.dry_sequence_breakers.clone().map(|Few(texts)| texts),
+            dry_sequence_breakers: self
+                .dry_sequence_breakers
+                .clone()
+                .map(|BoundedList(texts)| texts),
             top_n_sigma: narrow(self.top_n_sigma),
             typical_p: narrow(self.typical_p),
             xtc_probability: narrow(self.xtc_probability),
@@ -286,7 +289,7 @@ impl Controls {
             temperature: number("temperature", self.temperature, 0.0..=2.0)?
                 .unwrap_or(profile.temperature),
             top_p: number("top_p", self.top_p, 0.0..=1.0)?.unwrap_or(profile.top_p),
-            top_k: integer("top_k", self.top_k, -1..=i64::from(u32::MAX))?
+            top_k: in_range("top_k", self.top_k, -1..=i64::from(u32::MAX))?
                 .map(|k| usize::try_from(k).unwrap_or(0)) // -1 keeps all, like 0
                 .unwrap_or(profile.top_k),
             min_p: number("min_p", self.min_p, 0.0..=1.0)?.unwrap_or(profile.min_p),
@@ -300,13 +303,13 @@ impl Controls {
                 multiplier: number("dry_multiplier", self.dry_multiplier, 0.0..=100.0)?
                     .unwrap_or(profile.dry.multiplier),
                 base: number("dry_base", self.dry_base, 0.0..=10.0)?.unwrap_or(profile.dry.base),
-                allowed_length: integer(
+                allowed_length: in_range(
                     "dry_allowed_length",
                     self.dry_allowed_length,
                     0..=i64::from(MOST_DRY_TOKENS),
                 )?
                 .map_or(profile.dry.allowed_length, |length| length as usize),
-                penalty_last_n: integer(
+                penalty_last_n: in_range(
                     "dry_penalty_last_n",
                     self.dry_penalty_last_n,
                     -1..=i64::from(MOST_DRY_TOKENS),
@@ -330,7 +333,7 @@ impl Controls {
             // which other servers take for no seed.
             seed: self.seed.filter(|seed| *seed != -1).map(i64::cast_unsigned),
         };
-        let texts = sequence_breakers(self.dry_sequence_breakers.map(|Few(texts)| texts))?;
+        let texts = sequence_breakers(self.dry_sequence_breakers.map(|BoundedList(texts)| texts))?;
         if sampling.dry.is_on() {
             let texts = texts.as_deref();
             let texts = texts.or(defaults.dry_sequence_breakers.as_deref());
@@ -348,7 +351,7 @@ impl Controls {
         *sampling.limits = token_limits(
             arm.tokenizer(),
             self.allowed_token_ids,
-            self.bad_words.map(|Few(words)| words),
+            self.bad_words.map(|BoundedList(words)| words),
             min_tokens(self.min_tokens, max_tokens)?,
             &end_tokens,
         )?;
@@ -378,7 +381,7 @@ fn number(
 }
 
 /// Checks the range of an integer.
-pub(crate) fn integer(
+pub(crate) fn in_range(
     name: &str,
     value: Option<i64>,
     range: RangeInclusive<i64>,
@@ -410,11 +413,13 @@ fn sequence_breakers(texts: Option<Vec<String>>) -> Result<Option<Vec<String>>, 
     }
 }
 
-fn stop_texts(stop: Option<TextOr<Few<String, MAX_STOPS>>>) -> Result<Vec<String>, ApiError> {
+fn stop_texts(
+    stop: Option<StringOr<BoundedList<String, MAX_STOPS>>>,
+) -> Result<Vec<String>, ApiError> {
     let texts = match stop {
         None => Vec::new(),
-        Some(TextOr::Text(text)) => vec![text],
-        Some(TextOr::List(Few(texts))) => texts,
+        Some(StringOr::Text(text)) => vec![text],
+        Some(StringOr::List(BoundedList(texts))) => texts,
     };
     let refuse = |message: String| Err(ApiError::invalid("stop", message));
     if texts.iter().any(String::is_empty) {
@@ -463,8 +468,8 @@ pub(crate) fn check_ids(param: &str, ids: &[u32], vocabulary: usize) -> Result<(
 
 fn max_tokens(old: Option<i64>, new: Option<i64>, least: usize) -> Result<Option<usize>, ApiError> {
     let range = least as i64..=i64::from(u32::MAX);
-    let old = integer("max_tokens", old, range.clone())?;
-    let new = integer("max_completion_tokens", new, range)?;
+    let old = in_range("max_tokens", old, range.clone())?;
+    let new = in_range("max_completion_tokens", new, range)?;
     let tokens = either(["max_tokens", "max_completion_tokens"], [old, new])?;
     Ok(tokens.map(|tokens| tokens as usize))
 }
@@ -492,7 +497,7 @@ fn either<T: PartialEq>(
 }
 
 fn min_tokens(least: Option<i64>, most: Option<usize>) -> Result<usize, ApiError> {
-    let least = integer("min_tokens", least, 0..=i64::from(u32::MAX))?;
+    let least = in_range("min_tokens", least, 0..=i64::from(u32::MAX))?;
     let least = least.map_or(0, |least| least as usize);
     match most {
         Some(most) if least > most => {
@@ -650,7 +655,7 @@ mod tests {
     fn stop_texts_have_a_number_and_a_size() {
         let texts = |count: usize, bytes: usize| {
             let texts = vec!["x".repeat(bytes); count];
-            stop_texts(Some(TextOr::List(Few(texts)))).is_ok()
+            stop_texts(Some(StringOr::List(BoundedList(texts)))).is_ok()
         };
         assert!(texts(MAX_STOPS, 1) && texts(1, MAX_STOP_BYTES));
         assert!(!texts(MAX_STOPS + 1, 1) && !texts(1, MAX_STOP_BYTES + 1));

@@ -135,7 +135,7 @@ impl Authority {
 ///
 /// # Errors
 /// The request has no host or more than one, or the host is malformed.
-pub(crate) fn addressed(request: &Request) -> Result<Option<Authority>, ApiError> {
+pub(crate) fn request_authority(request: &Request) -> Result<Option<Authority>, ApiError> {
     let mut hosts = request.headers().get_all(header::HOST).iter();
     let header = hosts.next();
     if hosts.next().is_some() {
@@ -267,7 +267,7 @@ mod tests {
         let request = hosts
             .iter()
             .fold(request, |request, host| request.header(header::HOST, *host));
-        addressed(&request.body(Body::empty()).unwrap())
+        request_authority(&request.body(Body::empty()).unwrap())
     }
 
     #[test]

@@ -1,6 +1,6 @@
 //! The HTTP server: OpenAI's REST API on top of [`crate::runtime`].
 //!
-//! A request is read into typed views (`fields`), checked (`controls`, `lacking`), rendered and
+//! A request is read into typed views (`fields`), checked (`controls`, `unsupported`), rendered and
 //! tokenized by its arm, and handed to the engine. `answer` turns the engine's events back into
 //! text; an endpoint (one file each in `routes`) only defines its JSON. Every failure is an
 //! `ApiError`.
@@ -13,29 +13,29 @@
 mod accept;
 mod answer;
 mod body;
-mod call;
 mod client;
 mod controls;
 mod cors;
-mod crowd;
 mod deadline;
-mod doors;
 mod errors;
 mod extras;
 mod fields;
 mod guidance;
 mod hosts;
 mod keys;
-mod lacking;
 mod linger;
 mod log;
 mod metrics;
 mod openapi;
+mod origin_check;
+mod overload;
+mod request;
 mod routes;
 pub mod runtime;
 mod sse;
 #[cfg_attr(not(feature = "tls"), path = "no_tls.rs")]
 mod tls;
+mod unsupported;
 mod work;
 
 use std::collections::HashSet;
@@ -53,18 +53,18 @@ use tower_http::catch_panic::CatchPanicLayer;
 
 pub use accept::serve;
 pub use cors::Origin;
-pub use crowd::SPARE_PLACES;
 pub use deadline::time_limit;
 pub use hosts::HostName;
 pub use keys::{ApiKeys, KeyError};
+pub use overload::SPARE_PLACES;
 pub use tls::{Tls, TlsError};
 
 use crate::runtime::{Arm, Runtime};
-use body::Rooms;
+use body::BodyMemory;
 use errors::ApiError;
 use incant_gguf::printable::excerpt;
 use metrics::Metrics;
-use work::Workshop;
+use work::BlockingPool;
 
 /// Settings of the server.
 #[derive(Clone, Debug)]
@@ -124,9 +124,9 @@ struct App {
     options: ServeOptions,
     metrics: Metrics,
     /// The memory budget of request bodies.
-    rooms: Rooms,
+    body_memory: BodyMemory,
     /// The threads that turn bodies into prompts.
-    workshop: Workshop,
+    blocking: BlockingPool,
     /// Unknown fields that were warned of.
     warned: Mutex<HashSet<String>>,
     /// Held by the request that loads an adapter.
@@ -188,8 +188,8 @@ fn router(runtime: Arc<Runtime>, options: ServeOptions) -> Router {
     let cors = cors::layer(&options.origins);
     let app = Arc::new(App {
         runtime,
-        rooms: Rooms::new(options.max_body),
-        workshop: Workshop::new(),
+        body_memory: BodyMemory::new(options.max_body),
+        blocking: BlockingPool::new(),
         options,
         metrics: Metrics::new(),
         warned: Mutex::default(),
@@ -210,14 +210,17 @@ fn router(runtime: Arc<Runtime>, options: ServeOptions) -> Router {
         .layer(middleware::from_fn_with_state(app.clone(), unless_loading))
         .layer(middleware::from_fn_with_state(app.clone(), keys::check))
         .layer(CatchPanicLayer::custom(ApiError::from_panic))
-        .layer(middleware::from_fn(crowd::check));
+        .layer(middleware::from_fn(overload::check));
     // Preflight requests have no key, and a page must be able to read every refusal.
     let shared = match cors {
         Some(cors) => guarded.layer(cors),
         None => guarded,
     };
     shared
-        .layer(middleware::from_fn_with_state(app.clone(), doors::check))
+        .layer(middleware::from_fn_with_state(
+            app.clone(),
+            origin_check::check,
+        ))
         .layer(middleware::map_request(linger::request))
         .layer(middleware::from_fn_with_state(app.clone(), log::request))
         .with_state(app)

@@ -20,7 +20,7 @@ use crate::runtime::Runtime;
 
 /// The maximum number of arms that have series of their own. Adapters are loaded and unloaded under
 /// arbitrary names.
-const MOST_ARMS: usize = 256;
+const MAX_ARMS: usize = 256;
 
 /// The label of all arms beyond these; no arm can have this id.
 const OTHER_ARMS: &str = "(other)";
@@ -49,7 +49,7 @@ pub(crate) enum Outcome {
     /// All its answers were generated.
     Finished,
     /// Its client disconnected first, or a shutdown cut it off.
-    Left,
+    Disconnected,
     /// The server failed.
     Failed,
     /// Its deadline passed.
@@ -60,7 +60,7 @@ impl Outcome {
     /// All outcomes; the position of each is its discriminant.
     const ALL: [Outcome; 4] = [
         Outcome::Finished,
-        Outcome::Left,
+        Outcome::Disconnected,
         Outcome::Failed,
         Outcome::TimedOut,
     ];
@@ -69,7 +69,7 @@ impl Outcome {
     pub(crate) fn word(self) -> &'static str {
         match self {
             Outcome::Finished => "finished",
-            Outcome::Left => "left",
+            Outcome::Disconnected => "left",
             Outcome::Failed => "failed",
             Outcome::TimedOut => "timed_out",
         }
@@ -219,7 +219,7 @@ impl Metrics {
         let mut arms = self.arms.lock().unwrap_or_else(PoisonError::into_inner);
         let id = if arms.contains(id) {
             id
-        } else if arms.len() < MOST_ARMS {
+        } else if arms.len() < MAX_ARMS {
             arms.insert(id.to_owned());
             id
         } else {
@@ -291,7 +291,7 @@ mod tests {
     #[test]
     fn arms_beyond_the_most_share_their_series() {
         let metrics = Metrics::new();
-        for n in 0..MOST_ARMS + 50 {
+        for n in 0..MAX_ARMS + 50 {
             metrics.arm(&format!("m+{n}")).ended(Outcome::Finished);
         }
         metrics.arm("m+0").ended(Outcome::Finished);
@@ -299,7 +299,7 @@ mod tests {
         let finished =
             |line: &&str| line.starts_with("incant_requests_total{") && line.contains("finished");
         let lines: Vec<&str> = text.lines().filter(finished).collect();
-        assert_eq!(lines.len(), MOST_ARMS + 1);
+        assert_eq!(lines.len(), MAX_ARMS + 1);
         let of = |arm: &str| {
             let label = format!("arm=\"{arm}\"");
             let line = lines.iter().find(|line| line.contains(&label));

@@ -20,11 +20,11 @@ use futures_util::stream::{FuturesUnordered, unfold};
 use schemars::JsonSchema;
 use serde::Serialize;
 
-use super::call::Call;
 use super::controls::{Resolved, Stream};
 use super::deadline::Deadline;
 use super::errors::ApiError;
 use super::metrics::Outcome;
+use super::request::RequestContext;
 use super::sse::{self, Frames};
 use crate::runtime::choice::{Choice, Echo, Entry, Piece};
 use crate::runtime::together;
@@ -149,16 +149,16 @@ pub(crate) struct Answer {
     pub(crate) finish: FinishReason,
 }
 
-/// Runs the `plan` of the request `call` and writes the answers in `shape`.
+/// Runs the `plan` of the request `context` and writes the answers in `shape`.
 pub(crate) async fn respond<S: Shape>(
-    call: &Call,
+    context: &RequestContext,
     mut plan: Plan,
     shape: S,
 ) -> Result<Response, ApiError> {
     let prompt_token_ids = plan.prompt_token_ids.take();
     let head = Head::new::<S>(plan.arm.full_id(), plan.profile.clone(), prompt_token_ids);
     let stream = plan.controls.stream;
-    let mut running = Running::submit(call, plan)?;
+    let mut running = Running::submit(context, plan)?;
     match stream {
         Stream::No => {
             let answers = running.collect().await?;
@@ -280,7 +280,7 @@ impl Drop for Running {
 
 impl Running {
     /// Submits all sequences to the engine, or none.
-    fn submit(call: &Call, plan: Plan) -> Result<Running, ApiError> {
+    fn submit(context: &RequestContext, plan: Plan) -> Result<Running, ApiError> {
         let Plan {
             arm,
             prompts,
@@ -336,8 +336,8 @@ impl Running {
                 ));
             }
         }
-        let generations = together::submit(call.client, sequences)?;
-        let watch = call.watch(arm.id(), prompt_tokens, controls.answers);
+        let generations = together::submit(context.client, sequences)?;
+        let watch = context.watch(arm.id(), prompt_tokens, controls.answers);
         let steps = generations
             .into_iter()
             .enumerate()
@@ -348,7 +348,7 @@ impl Running {
             guided,
             steps,
             answers_per_prompt: controls.answers,
-            deadline: call.deadline(controls.timeout),
+            deadline: context.deadline(controls.timeout),
             watch,
         })
     }

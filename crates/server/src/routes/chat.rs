@@ -9,15 +9,15 @@ use serde::de::value::{Error as UnknownWord, StringDeserializer};
 use serde::{Deserialize, Deserializer, Serialize};
 
 use crate::answer::{Answer, ChatLogprobs, Measured, Names, Plan, Planned, Shape, respond};
-use crate::call::Post;
-use crate::controls::{Controls, Limits, integer};
+use crate::controls::{Controls, Limits, in_range};
 use crate::errors::ApiError;
 use crate::extras::Extras;
-use crate::fields::{Object, Skipped, TextOr, whole};
+use crate::fields::{Object, Skipped, StringOr, integer};
 use crate::guidance::GuidanceFields;
-use crate::lacking;
+use crate::request::Post;
 use crate::runtime::choice::{Entry, Piece};
 use crate::runtime::{Partner, Wanted};
+use crate::unsupported;
 use incant_engine::FinishReason;
 use incant_prompt::profile::{Message, Role};
 use incant_prompt::text::Cancel;
@@ -36,7 +36,7 @@ pub(crate) struct ChatRequest {
     /// Report the log-probability of every token.
     logprobs: Option<bool>,
     /// The number of alternatives to report for each token.
-    #[serde(default, deserialize_with = "whole::option")]
+    #[serde(default, deserialize_with = "integer::option")]
     #[schemars(range(min = 0, max = 20))]
     top_logprobs: Option<i64>,
 }
@@ -48,7 +48,7 @@ pub(crate) struct ChatMessage {
     role: ChatRole,
     /// A text, or a list of parts which are joined by line breaks.
     #[schemars(required)]
-    content: Option<TextOr<Vec<Object<Part>>>>,
+    content: Option<StringOr<Vec<Object<Part>>>>,
     /// Not supported: a message with one is refused.
     #[schemars(skip)]
     tool_calls: Option<Skipped>,
@@ -103,14 +103,14 @@ pub(crate) async fn chat(post: Post) -> Result<Response, ApiError> {
         let controls: Controls = fields.view()?;
         let extras: Extras = fields.view()?;
         let guidance: GuidanceFields = fields.view()?;
-        lacking::refuse(fields, lacking::EVERYWHERE)?;
-        lacking::refuse(fields, lacking::CHAT)?;
+        unsupported::refuse(fields, unsupported::EVERYWHERE)?;
+        unsupported::refuse(fields, unsupported::CHAT)?;
         Ok((request, controls, extras, guidance))
     });
-    let ((request, controls, extras, guidance), mut call) = read.await?;
+    let ((request, controls, extras, guidance), mut context) = read.await?;
     let logprobs = alternatives(request.logprobs, request.top_logprobs)?;
-    let arm = call.arm(&request.model)?;
-    let app = Arc::clone(&call.app);
+    let arm = context.arm(&request.model)?;
+    let app = Arc::clone(&context.app);
     let timeout = controls.timeout()?;
     let plan = move |cancel: &Cancel| {
         let messages = conversation(request.messages)?;
@@ -157,13 +157,13 @@ pub(crate) async fn chat(post: Post) -> Result<Response, ApiError> {
         };
         Ok((plan, shape))
     };
-    let (plan, shape) = call.plan(timeout, plan).await?;
-    respond(&call, plan, shape).await
+    let (plan, shape) = context.plan(timeout, plan).await?;
+    respond(&context, plan, shape).await
 }
 
 /// Returns how many alternatives to report; `None` reports no log-probabilities.
 fn alternatives(logprobs: Option<bool>, top: Option<i64>) -> Result<Option<usize>, ApiError> {
-    let top = integer("top_logprobs", top, 0..=MAX_TOP_LOGPROBS)?.unwrap_or(0) as usize;
+    let top = in_range("top_logprobs", top, 0..=MAX_TOP_LOGPROBS)?.unwrap_or(0) as usize;
     match logprobs.unwrap_or(false) {
         true => Ok(Some(top)),
         false if top > 0 => Err(ApiError::invalid(
@@ -215,8 +215,8 @@ fn read(at: usize, message: ChatMessage) -> Result<Message, ApiError> {
     }
     let content = match message.content {
         None => return refuse("content", "is required."),
-        Some(TextOr::Text(text)) => text,
-        Some(TextOr::List(parts)) => {
+        Some(StringOr::Text(text)) => text,
+        Some(StringOr::List(parts)) => {
             let mut texts = Vec::with_capacity(parts.len());
             for (part_at, Object(part)) in parts.into_iter().enumerate() {
                 if !part.is_text {

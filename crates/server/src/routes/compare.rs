@@ -13,14 +13,14 @@ use super::chat::{ChatMessage, conversation};
 use run::respond;
 
 use crate::answer::fit;
-use crate::call::{Call, Post};
-use crate::controls::{Controls, Limits, Resolved, Stream, integer};
+use crate::controls::{Controls, Limits, Resolved, Stream, in_range};
 use crate::errors::ApiError;
-use crate::fields::{Few, Object, whole};
-use crate::lacking;
+use crate::fields::{BoundedList, Object, integer};
+use crate::request::{Post, RequestContext};
 use crate::runtime::{
     Arm, Partners, Prompt, PromptInput, Runtime, Side, Wanted, Wishes, default_reference, room,
 };
+use crate::unsupported;
 use incant_compare::{self as analyze, Finish, Report, ReportArm, Settings, Summary, Token, Usage};
 use incant_gguf::printable::excerpt;
 use incant_prompt::profile::{Message, SamplingDefaults};
@@ -48,7 +48,7 @@ pub(crate) struct CompareRequest {
     /// The arms that answer, of any served models. An arm may be listed twice, and have guidance of
     /// its own: `ID guidance=0.5`.
     #[schemars(length(min = 1, max = 16))]
-    arms: Few<String, MAX_ARMS>,
+    arms: BoundedList<String, MAX_ARMS>,
     /// A conversation, which each arm renders in its own way. Either this or `prompt` is required.
     messages: Option<Vec<Object<ChatMessage>>>,
     /// A text that each arm continues verbatim, after its profile's text if its id names one.
@@ -59,7 +59,7 @@ pub(crate) struct CompareRequest {
     /// Score each token under the other arms with the same tokenizer.
     analysis: Option<bool>,
     /// The number of alternatives to report for each token; 10 by default.
-    #[serde(default, deserialize_with = "whole::option")]
+    #[serde(default, deserialize_with = "integer::option")]
     #[schemars(range(min = 0, max = 20))]
     top_logprobs: Option<i64>,
 }
@@ -123,15 +123,15 @@ pub(crate) async fn compare(post: Post) -> Result<Response, ApiError> {
     let read = post.read(|fields| {
         let request: CompareRequest = fields.view()?;
         let controls: Controls = fields.view()?;
-        lacking::refuse(fields, lacking::EVERYWHERE)?;
-        lacking::refuse(fields, lacking::CHAT)?;
-        lacking::refuse(fields, lacking::COMPARE)?;
+        unsupported::refuse(fields, unsupported::EVERYWHERE)?;
+        unsupported::refuse(fields, unsupported::CHAT)?;
+        unsupported::refuse(fields, unsupported::COMPARE)?;
         Ok((request, controls))
     });
-    let ((request, controls), mut call) = read.await?;
-    let arms = arms(&call, &request.arms.0)?;
+    let ((request, controls), mut context) = read.await?;
+    let arms = arms(&context, &request.arms.0)?;
     let reference = reference(&request, &arms)?;
-    let top = integer("top_logprobs", request.top_logprobs, 0..=MAX_TOP_LOGPROBS)?;
+    let top = in_range("top_logprobs", request.top_logprobs, 0..=MAX_TOP_LOGPROBS)?;
     let analysis = request.analysis.unwrap_or(false);
     let top = top.map_or(TOP_LOGPROBS, |top| top as usize);
     // Checked before prompts are made: a small body can ask for many sequences.
@@ -140,8 +140,8 @@ pub(crate) async fn compare(post: Post) -> Result<Response, ApiError> {
     let sequences = arms.len().saturating_mul(answers).saturating_mul(judges);
     arms[0]
         .could_take(sequences)
-        .map_err(|error| ApiError::too_many(error, answers, "arms"))?;
-    let app = Arc::clone(&call.app);
+        .map_err(|error| ApiError::too_many_answers(error, answers, "arms"))?;
+    let app = Arc::clone(&context.app);
     let timeout = controls.timeout()?;
     let plan = move |cancel: &Cancel| {
         let question = Question::read(request.messages, request.prompt)?;
@@ -184,8 +184,8 @@ pub(crate) async fn compare(post: Post) -> Result<Response, ApiError> {
             stream: first.stream,
         })
     };
-    let plan = call.plan(timeout, plan).await?;
-    respond(&call, plan).await
+    let plan = context.plan(timeout, plan).await?;
+    respond(&context, plan).await
 }
 
 /// The generation that one comparison asks for.
@@ -198,12 +198,12 @@ struct Plan {
 }
 
 /// Returns the arms with these ids.
-fn arms(call: &Call, ids: &[String]) -> Result<Vec<Arm>, ApiError> {
+fn arms(context: &RequestContext, ids: &[String]) -> Result<Vec<Arm>, ApiError> {
     if !(1..=MAX_ARMS).contains(&ids.len()) {
         let message = format!("`arms` must name 1 to {MAX_ARMS} arms.");
         return Err(ApiError::invalid("arms", message));
     }
-    ids.iter().map(|id| call.arm(id)).collect()
+    ids.iter().map(|id| context.arm(id)).collect()
 }
 
 /// Returns the position of the arm that shift is measured against.

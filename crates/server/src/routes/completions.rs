@@ -10,15 +10,15 @@ use super::chat::FinishWord;
 use prompts::{PromptField, inputs, prompt_schema};
 
 use crate::answer::{Answer, CompletionLogprobs, Measured, Names, Plan, Planned, Shape, respond};
-use crate::call::Post;
-use crate::controls::{Controls, Limits, check_ids, integer};
+use crate::controls::{Controls, Limits, check_ids, in_range};
 use crate::errors::ApiError;
 use crate::extras::Extras;
-use crate::fields::whole;
+use crate::fields::integer;
 use crate::guidance::GuidanceFields;
-use crate::lacking;
+use crate::request::Post;
 use crate::runtime::choice::{Echo, Entry, Piece, Vocabulary};
 use crate::runtime::{Arm, Prompt, PromptInput, Say, Wanted};
+use crate::unsupported;
 use incant_prompt::profile::SamplingDefaults;
 use incant_prompt::text::{Cancel, Tokenizer};
 
@@ -38,13 +38,13 @@ pub(crate) struct CompletionRequest {
     #[schemars(schema_with = "prompt_schema")]
     prompt: PromptField,
     /// Report log-probabilities, with this number of alternatives per token.
-    #[serde(default, deserialize_with = "whole::option")]
+    #[serde(default, deserialize_with = "integer::option")]
     #[schemars(range(min = 0, max = 5))]
     logprobs: Option<i64>,
     /// Begin the answer with the prompt; with `logprobs`, its tokens are scored too.
     echo: Option<bool>,
     /// Only the value of `n` is accepted: all answers are returned.
-    #[serde(default, deserialize_with = "whole::option")]
+    #[serde(default, deserialize_with = "integer::option")]
     best_of: Option<i64>,
     /// Begin a text prompt with BOS if the model expects it; true by default.
     add_special_tokens: Option<bool>,
@@ -57,22 +57,23 @@ pub(crate) async fn completions(post: Post) -> Result<Response, ApiError> {
         let controls: Controls = fields.view()?;
         let extras: Extras = fields.view()?;
         let guidance: GuidanceFields = fields.view()?;
-        lacking::refuse(fields, lacking::EVERYWHERE)?;
-        lacking::refuse(fields, lacking::COMPLETIONS)?;
+        unsupported::refuse(fields, unsupported::EVERYWHERE)?;
+        unsupported::refuse(fields, unsupported::COMPLETIONS)?;
         Ok((request, controls, extras, guidance))
     });
-    let ((request, controls, extras, guidance), mut call) = read.await?;
-    let logprobs = integer("logprobs", request.logprobs, 0..=MAX_LOGPROBS)?.map(|top| top as usize);
-    let arm = call.arm(&request.model)?;
+    let ((request, controls, extras, guidance), mut context) = read.await?;
+    let logprobs =
+        in_range("logprobs", request.logprobs, 0..=MAX_LOGPROBS)?.map(|top| top as usize);
+    let arm = context.arm(&request.model)?;
     // Checked before prompts are made: a small body can ask for millions of answers.
     let answers = controls.answers()?;
     let inputs = inputs(request.prompt, |count| {
         arm.could_take(count.saturating_mul(answers))
-            .map_err(|error| ApiError::too_many(error, answers, "prompt"))
+            .map_err(|error| ApiError::too_many_answers(error, answers, "prompt"))
     })?;
     extras.check(arm.context())?;
     let echo = request.echo.unwrap_or(false);
-    let say = arm.say_in_completion(&call.app.runtime, &guidance.wishes())?;
+    let say = arm.say_in_completion(&context.app.runtime, &guidance.wishes())?;
     if say.is_wished() && echo && logprobs.is_some() {
         let message = "`echo` with `logprobs` scores the prompt by the arm alone: it cannot be \
             asked for together with `guidance` or `mix`.";
@@ -146,8 +147,8 @@ pub(crate) async fn completions(post: Post) -> Result<Response, ApiError> {
         };
         Ok((plan, shape))
     };
-    let (plan, shape) = call.plan(timeout, plan).await?;
-    respond(&call, plan, shape).await
+    let (plan, shape) = context.plan(timeout, plan).await?;
+    respond(&context, plan, shape).await
 }
 
 /// Refuses `max_tokens` beyond the context's end: the answer would be shorter than requested

@@ -28,6 +28,6 @@ pub(crate) async fn health(State(app): State<Arc<App>>) -> Result<Json<Health>, 
     } else if app.runtime.is_well() {
         Ok(Json(Health { status: "ok" }))
     } else {
-        Err(ApiError::Ill)
+        Err(ApiError::Unhealthy)
     }
 }

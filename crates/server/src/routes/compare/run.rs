@@ -9,20 +9,20 @@ use futures_util::stream::unfold;
 
 use super::{CompareChunk, CompareEvent, CompareResponse, Plan, Question};
 use crate::answer::{Usage, Watch};
-use crate::call::Call;
 use crate::controls::Stream;
 use crate::deadline::Deadline;
 use crate::errors::ApiError;
 use crate::metrics::Outcome;
+use crate::request::RequestContext;
 use crate::runtime::{Comparison, Said, Transcript, What, finish};
 use crate::sse::{self, Frames};
 use incant_compare::{Report, ReportArm, Settings};
 use incant_engine::Event;
 
-/// Runs the `plan` of the request `call` and writes the response.
-pub(super) async fn respond(call: &Call, plan: Plan) -> Result<Response, ApiError> {
+/// Runs the `plan` of the request `context` and writes the response.
+pub(super) async fn respond(context: &RequestContext, plan: Plan) -> Result<Response, ApiError> {
     let stream = plan.stream;
-    let mut running = Running::begin(call, plan)?;
+    let mut running = Running::begin(context, plan)?;
     match stream {
         Stream::No => {
             while running.next().await.transpose()?.is_some() {}
@@ -75,7 +75,7 @@ impl Drop for Running {
 
 impl Running {
     /// Submits all sequences to the engines, or none.
-    fn begin(call: &Call, plan: Plan) -> Result<Running, ApiError> {
+    fn begin(context: &RequestContext, plan: Plan) -> Result<Running, ApiError> {
         let Settings {
             n,
             analysis,
@@ -83,11 +83,11 @@ impl Running {
             ..
         } = plan.settings;
         let top = analysis.then_some(top_logprobs);
-        let comparison = Comparison::begin(call.client, &plan.sides, n, top)?;
+        let comparison = Comparison::begin(context.client, &plan.sides, n, top)?;
         let sides = plan.sides.iter();
         let watches = sides.clone().map(|side| {
             let prompt = side.prompt.token_count();
-            call.watch(side.arm.id(), vec![prompt], n)
+            context.watch(side.arm.id(), vec![prompt], n)
         });
         let is_chat = matches!(plan.question, Question::Messages(_));
         let since_1970 = SystemTime::now().duration_since(UNIX_EPOCH);
@@ -101,7 +101,7 @@ impl Running {
             comparison,
             transcript: Transcript::new(&plan.sides, n, analysis),
             watches: watches.collect(),
-            deadline: call.deadline(plan.timeout),
+            deadline: context.deadline(plan.timeout),
         })
     }
 

@@ -9,7 +9,7 @@ use serde::de::{self, Deserializer, SeqAccess, Unexpected, Visitor};
 use serde_json::json;
 
 use crate::errors::ApiError;
-use crate::fields::{TextOr, whole};
+use crate::fields::{StringOr, integer};
 use crate::runtime::PromptInput;
 
 /// The maximum number of prompts per request; the engine's own limit is lower.
@@ -39,10 +39,10 @@ pub(super) struct PromptList {
 
 impl<'de> Deserialize<'de> for PromptField {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        let field = TextOr::<PromptList>::deserialize(deserializer)?;
+        let field = StringOr::<PromptList>::deserialize(deserializer)?;
         Ok(match field {
-            TextOr::Text(text) => PromptField::Text(text),
-            TextOr::List(list) => PromptField::List(list),
+            StringOr::Text(text) => PromptField::Text(text),
+            StringOr::List(list) => PromptField::List(list),
         })
     }
 }
@@ -115,14 +115,14 @@ impl<'de> Deserialize<'de> for PromptItem {
             }
 
             fn visit_f64<E: de::Error>(self, id: f64) -> Result<PromptItem, E> {
-                match whole::of_float(id).map(u64::try_from) {
+                match integer::of_float(id).map(u64::try_from) {
                     Some(Ok(id)) => self.visit_u64(id),
                     _ => Err(E::invalid_type(Unexpected::Float(id), &self)),
                 }
             }
 
             fn visit_seq<A: SeqAccess<'de>>(self, ids: A) -> Result<PromptItem, A::Error> {
-                whole::list(SeqAccessDeserializer::new(ids)).map(PromptItem::Ids)
+                integer::list(SeqAccessDeserializer::new(ids)).map(PromptItem::Ids)
             }
         }
         deserializer.deserialize_any(ItemVisitor)
