@@ -10,7 +10,7 @@ use incant::catalog::{self, Located};
 use incant::engine::EngineOptions;
 use incant::exec::{Backend, DeviceChoice};
 use incant::profile::{Library, SamplingDefaults};
-use incant::runtime::{LoadOptions, Model, Wishes};
+use incant::runtime::{GuidanceOptions, LoadOptions, Model};
 
 use crate::cli::output::tell;
 use crate::cli::pull::{self, Consent};
@@ -158,9 +158,10 @@ impl ModelArgs {
     ) -> ModelArgs {
         if self.models.is_empty() {
             let arms = arms.into_iter().flat_map(|arm| {
-                let (id, wishes) = Wishes::split(arm).unwrap_or((arm, Wishes::default()));
-                let against = wishes.guidance.and_then(|guidance| guidance.against);
-                let mix = wishes.mix.into_iter().map(|(id, _)| id);
+                let (id, options) =
+                    GuidanceOptions::split(arm).unwrap_or((arm, GuidanceOptions::default()));
+                let against = options.guidance.and_then(|guidance| guidance.against);
+                let mix = options.mix.into_iter().map(|(id, _)| id);
                 std::iter::once(id.to_owned()).chain(mix).chain(against)
             });
             for arm in arms {

@@ -9,7 +9,7 @@ use anyhow::{Context, bail};
 use incant::analyze::Samplers;
 use incant::engine::{EngineOptions, Event, FinishReason, GenerateRequest};
 use incant::profile::{Message, Role};
-use incant::runtime::{Arm, Guidance, Runtime, Wanted, Wishes};
+use incant::runtime::{Arm, Guidance, GuidanceOptions, PromptBounds, Runtime};
 use incant::sample::SamplingParams;
 use incant::server::serve;
 use incant::text::decode::StreamDecoder;
@@ -164,7 +164,7 @@ impl Args {
             messages.push(json!({"role": "system", "content": system}));
         }
         messages.push(json!({"role": "user", "content": question}));
-        let Wishes { mix, .. } = self.wishes()?;
+        let GuidanceOptions { mix, .. } = self.guidance_options()?;
         let mix = mix
             .iter()
             .map(|(model, weight)| json!({"model": model, "weight": weight}));
@@ -204,11 +204,10 @@ impl Args {
         messages.push(Message::new(Role::User, question));
         let arm = &arm.for_conversation(&messages);
         let prompt = arm.chat(&messages)?;
-        let say = arm.say_in_chat(runtime, &self.wishes()?)?;
-        let partners = say.of_chat(arm, &messages, &Wanted::default())?;
+        let guidance = arm.guidance_for_chat(runtime, &self.guidance_options()?)?;
+        let partners = guidance.partners_for_chat(arm, &messages, &PromptBounds::default())?;
         let markers = partners.markers(&prompt);
-        let prefix = prompt.prefix.as_ref().map_or(0, |prefix| prefix.ids.len());
-        let used = prefix + prompt.ids.len();
+        let used = prompt.token_count();
         if used >= arm.context() {
             bail!(
                 "the question has {used} tokens, the context {}",
@@ -217,12 +216,13 @@ impl Args {
         }
         let most = self.max_tokens.or(arm.defaults().max_tokens);
         let end_tokens = arm.end_tokens();
-        let room = (arm.context() - used).min(partners.room());
+        let fitting = arm.max_answer_tokens(&prompt);
+        let fitting = fitting.min(partners.max_answer_tokens());
         let request = GenerateRequest {
             adapter: arm.adapter(),
             prefix: prompt.prefix,
             prompt: prompt.ids,
-            max_tokens: most.unwrap_or(usize::MAX).min(room),
+            max_tokens: most.unwrap_or(usize::MAX).min(fitting),
             end_tokens: end_tokens.clone(),
             sampling: self.sampling(arm, samplers),
             index: 0,
@@ -269,13 +269,13 @@ impl Args {
     }
 
     /// Returns the guidance and the mix of the answer.
-    fn wishes(&self) -> anyhow::Result<Wishes> {
+    fn guidance_options(&self) -> anyhow::Result<GuidanceOptions> {
         let mix = self.mix.iter().map(|mix| {
             let parts = mix.rsplit_once('*');
             let read = parts.and_then(|(arm, weight)| Some((arm.to_owned(), weight.parse().ok()?)));
             read.with_context(|| format!("--mix {mix}: expected ARM*WEIGHT"))
         });
-        Ok(Wishes {
+        Ok(GuidanceOptions {
             guidance: self.guidance.map(Guidance::new),
             mix: mix.collect::<anyhow::Result<_>>()?,
         })

@@ -200,7 +200,7 @@ async fn run(
         };
         tokio::spawn(stop_at_next(requests));
         if signal == TERMINATED && !shutdown_delay.is_zero() {
-            runtime.announce_end();
+            runtime.announce_shutdown();
             tracing::info!(
                 "new requests are taken for {} s more, while /health answers 503",
                 shutdown_delay.as_secs()

@@ -10,7 +10,7 @@ use serde_json::json;
 
 use super::errors::ApiError;
 use super::fields::Object;
-use crate::runtime::{Guidance, WishError, Wishes};
+use crate::runtime::{Guidance, GuidanceError, GuidanceOptions};
 use incant_sample::PLAUSIBLE;
 
 /// How a guide and other arms shape an answer. The profile decides on absent and null fields.
@@ -129,9 +129,9 @@ impl From<GuidanceField> for Guidance {
 
 impl GuidanceFields {
     /// Returns the guidance and the mix that the fields ask for.
-    pub(crate) fn wishes(self) -> Wishes {
+    pub(crate) fn options(self) -> GuidanceOptions {
         let mix = self.mix.unwrap_or_default().into_iter();
-        Wishes {
+        GuidanceOptions {
             guidance: self.guidance.map(Guidance::from),
             mix: mix
                 .map(|Object(field)| (field.model, field.weight as f32))
@@ -140,9 +140,9 @@ impl GuidanceFields {
     }
 }
 
-impl From<WishError> for ApiError {
-    fn from(error: WishError) -> ApiError {
-        let WishError { field, message } = error;
+impl From<GuidanceError> for ApiError {
+    fn from(error: GuidanceError) -> ApiError {
+        let GuidanceError { field, message } = error;
         ApiError::invalid(field.clone(), format!("`{field}`: {message}."))
     }
 }

@@ -9,7 +9,8 @@ use incant::analyze::{Answer, Prompt, Settings};
 use incant::engine::{Client, Event};
 use incant::profile::SamplingDefaults;
 use incant::runtime::{
-    self, Arm, Comparison, Partners, PromptInput, Runtime, Side, Transcript, Wanted, What, Wishes,
+    self, Arm, Comparison, GuidanceOptions, OutputPart, Partners, PromptBounds, PromptInput,
+    Runtime, Side, Transcript,
 };
 use incant::sample::SamplingParams;
 use indicatif::{ProgressBar, ProgressStyle};
@@ -141,12 +142,12 @@ impl<'a> Job<'a> {
                 progress.token();
             }
         };
-        while let Some(said) = comparison.next(note).await {
-            let said = said.map_err(|why| anyhow!(why))?;
-            if let What::End(..) = said.what {
+        while let Some(output) = comparison.next(note).await {
+            let output = output.map_err(|why| anyhow!(why))?;
+            if let OutputPart::End(..) = output.part {
                 progress.answer();
             }
-            transcript.take_in(said);
+            transcript.process(output);
         }
         Ok(transcript.into_answers())
     }
@@ -159,7 +160,7 @@ fn sides(
     asked: &Asked,
     settings: &Settings,
 ) -> anyhow::Result<Vec<Side>> {
-    let wishes = Wishes::default();
+    let options = GuidanceOptions::default();
     let arms: Vec<Arm> = match asked {
         Asked::Chat(messages) => {
             let arms = arms.iter();
@@ -167,19 +168,22 @@ fn sides(
         }
         Asked::Verbatim(_) => arms.to_vec(),
     };
-    let wanted = &Wanted::default();
+    let bounds = &PromptBounds::default();
     let render = |arm: &Arm| -> anyhow::Result<_> {
         let (prompt, partners) = match asked {
             Asked::Chat(messages) => {
-                let say = arm.say_in_chat(runtime, &wishes)?;
-                (arm.chat(messages)?, say.of_chat(arm, messages, wanted)?)
+                let guidance = arm.guidance_for_chat(runtime, &options)?;
+                (
+                    arm.chat(messages)?,
+                    guidance.partners_for_chat(arm, messages, bounds)?,
+                )
             }
             Asked::Verbatim(text) => {
                 let input = PromptInput::Text(text.clone());
-                let say = arm.say_in_completion(runtime, &wishes)?;
+                let guidance = arm.guidance_for_completion(runtime, &options)?;
                 (
                     arm.completion(&input),
-                    say.of_completion(arm, &input, wanted)?,
+                    guidance.partners_for_completion(arm, &input, bounds)?,
                 )
             }
         };
@@ -212,8 +216,8 @@ fn sides(
             sampling: sampling(settings, arm),
             max_tokens: settings
                 .max_tokens
-                .min(runtime::room(heard.map(|(_, side)| side)))
-                .min(partners[place].room()),
+                .min(runtime::max_answer_tokens(heard.map(|(_, side)| side)))
+                .min(partners[place].max_answer_tokens()),
             end_tokens: arm.end_tokens(),
             stop: Vec::new(),
             partners: partners[place].clone(),

@@ -6,7 +6,7 @@ use anyhow::{Context, bail};
 use futures_util::future;
 use incant::engine::{Event, FinishReason, GenerateRequest};
 use incant::profile::{Message, Role};
-use incant::runtime::{Arm, Runtime, Wanted, Wishes};
+use incant::runtime::{Arm, GuidanceOptions, PromptBounds, Runtime};
 use incant::text::decode::StreamDecoder;
 use incant::text::stop::StopMatcher;
 use incant::train::data::Entry;
@@ -17,7 +17,7 @@ use super::flags::Flags;
 use super::prepare::options;
 
 /// The maximum number of tokens of an answer.
-const MOST_TOKENS: usize = 64;
+const MAX_TOKENS: usize = 64;
 
 /// The adapter's name while it answers.
 const ADAPTER: &str = "adapter";
@@ -120,12 +120,12 @@ fn shown(prompt: &[Message]) -> String {
 
 /// Generates the most likely answer (greedy decoding), as it would be served.
 async fn answer(runtime: &Runtime, arm: &Arm, messages: &[Message]) -> anyhow::Result<String> {
-    let say = arm.say_in_chat(runtime, &Wishes::default())?;
-    let partners = say.of_chat(arm, messages, &Wanted::default())?;
+    let guidance = arm.guidance_for_chat(runtime, &GuidanceOptions::default())?;
+    let partners = guidance.partners_for_chat(arm, messages, &PromptBounds::default())?;
     let prompt = arm.chat(messages)?;
-    let room = arm.context().saturating_sub(prompt.token_count());
-    let room = room.min(partners.room());
-    if room == 0 {
+    let fitting = arm.max_answer_tokens(&prompt);
+    let fitting = fitting.min(partners.max_answer_tokens());
+    if fitting == 0 {
         return Ok("(the prompt is as long as the context)".to_owned());
     }
     let end_tokens = arm.end_tokens();
@@ -136,7 +136,7 @@ async fn answer(runtime: &Runtime, arm: &Arm, messages: &[Message]) -> anyhow::R
         adapter: arm.adapter(),
         prefix: prompt.prefix,
         prompt: prompt.ids,
-        max_tokens: MOST_TOKENS.min(room),
+        max_tokens: MAX_TOKENS.min(fitting),
         end_tokens: end_tokens.clone(),
         sampling,
         index: 0,

@@ -10,7 +10,7 @@ use anyhow::{Context, bail};
 use futures_util::{StreamExt, TryStreamExt, stream};
 use incant::engine::{Event, GenerateRequest};
 use incant::profile::Message;
-use incant::runtime::{Partners, Say, Wanted};
+use incant::runtime::{Partners, PromptBounds, ResolvedGuidance};
 use incant::text::decode::StreamDecoder;
 use incant::text::stop::StopMatcher;
 use incant::train::data::{Entry, Place};
@@ -35,7 +35,7 @@ pub(super) struct School {
     /// The arm that answers: the one with the profile.
     pub(super) teacher: ArmRender,
     /// The guidance of the teacher's answers, if any.
-    pub(super) say: Say,
+    pub(super) guidance: ResolvedGuidance,
     /// The maximum number of tokens of an answer.
     pub(super) answer_tokens: usize,
     /// The number of sequences that the engine runs at once.
@@ -119,7 +119,7 @@ impl Answer {
 impl School {
     /// Returns the teacher's guidance.
     pub(super) fn guided(&self) -> Option<Guided> {
-        let guidance = self.say.guidance()?;
+        let guidance = self.guidance.guidance()?;
         Some(Guided {
             weight: guidance.weight,
             plausible: guidance.plausible,
@@ -194,9 +194,9 @@ impl School {
 
     /// Returns the partners of the teacher's answer.
     fn partners(&self, messages: &[Message]) -> anyhow::Result<Partners> {
-        let mut partners = self
-            .say
-            .of_chat(&self.teacher.0, messages, &Wanted::default())?;
+        let mut partners =
+            self.guidance
+                .partners_for_chat(&self.teacher.0, messages, &PromptBounds::default())?;
         match (self.guided(), &partners.partners[..]) {
             (None, []) | (Some(_), [_]) => {}
             (Some(_), []) => bail!("there is no question that a guide could have left empty"),
@@ -272,8 +272,8 @@ impl School {
     ) -> anyhow::Result<Answer> {
         let arm = &self.teacher.0;
         let prompt = arm.chat(messages)?;
-        let room = arm.context().saturating_sub(prompt.token_count());
-        let room = room.min(partners.room());
+        let fitting = arm.max_answer_tokens(&prompt);
+        let fitting = fitting.min(partners.max_answer_tokens());
         let end_tokens = arm.end_tokens();
         let mut sampling = arm.sampling();
         sampling.temperature = 0.0;
@@ -282,7 +282,7 @@ impl School {
             adapter: None,
             prefix: prompt.prefix,
             prompt: prompt.ids,
-            max_tokens: self.answer_tokens.min(room),
+            max_tokens: self.answer_tokens.min(fitting),
             end_tokens: Arc::clone(&end_tokens),
             sampling,
             index: 0,

@@ -8,7 +8,7 @@ use incant::engine::EngineOptions;
 use incant::gguf::Gguf;
 use incant::lora::Lora;
 use incant::profile::Message;
-use incant::runtime::{Arm, Guidance, Model, PromptInput, Runtime, Wishes};
+use incant::runtime::{Arm, Guidance, GuidanceOptions, Model, PromptInput, Runtime};
 use incant::train::RunFolder;
 use incant::train::batches::split;
 use incant::train::data::{self, Entry};
@@ -145,13 +145,13 @@ impl Flags {
                 ..
             } => {
                 let answering = arm(profile.as_deref())?;
-                let wishes = Wishes {
+                let options = GuidanceOptions {
                     guidance: guidance.map(Guidance::new),
                     mix: Vec::new(),
                 };
                 let school = lessons::School {
                     student: ArmRender(arm(Some(TURN))?),
-                    say: answering.say_in_chat(&runtime, &wishes)?,
+                    guidance: answering.guidance_for_chat(&runtime, &options)?,
                     teacher: ArmRender(answering),
                     answer_tokens: *answer_tokens,
                     slots,

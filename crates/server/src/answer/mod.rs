@@ -27,7 +27,7 @@ use super::metrics::Outcome;
 use super::request::RequestContext;
 use super::sse::{self, Frames};
 use crate::runtime::choice::{Choice, Echo, Entry, Piece};
-use crate::runtime::together;
+use crate::runtime::guidance;
 use crate::runtime::{Arm, Partners, Prompt};
 use incant_engine::{Event, FinishReason, GenerateRequest, Generation};
 use incant_prompt::text::Tokenizer;
@@ -301,8 +301,8 @@ impl Running {
             partners,
         } in prompts
         {
-            let room = fit(&prompt, arm.context(), controls.max_tokens, param)?;
-            let room = with_partners(room, &partners, controls.max_tokens)?;
+            let max_tokens = fit(&prompt, arm.context(), controls.max_tokens, param)?;
+            let max_tokens = with_partners(max_tokens, &partners, controls.max_tokens)?;
             prompt_tokens.push(prompt.token_count());
             let markers = partners.markers(&prompt);
             for index in 0..controls.answers {
@@ -310,7 +310,7 @@ impl Running {
                     adapter: arm.adapter(),
                     prefix: prompt.prefix.clone(),
                     prompt: prompt.ids.clone(),
-                    max_tokens: room,
+                    max_tokens,
                     end_tokens: controls.end_tokens.clone(),
                     sampling: controls.sampling.clone(),
                     index: index as u64,
@@ -336,7 +336,7 @@ impl Running {
                 ));
             }
         }
-        let generations = together::submit(context.client, sequences)?;
+        let generations = guidance::submit(context.client, sequences)?;
         let watch = context.watch(arm.id(), prompt_tokens, controls.answers);
         let steps = generations
             .into_iter()
@@ -443,18 +443,19 @@ impl Running {
     }
 }
 
-/// Limits `room` so that the answer also fits after the prompts of the partners.
+/// Limits `fitting` so that the answer also fits after the prompts of the partners.
 fn with_partners(
-    room: usize,
+    fitting: usize,
     partners: &Partners,
     max_tokens: Option<usize>,
 ) -> Result<usize, ApiError> {
-    let theirs = partners.room();
+    let theirs = partners.max_answer_tokens();
     if theirs == 0 && max_tokens != Some(0) {
-        let message = "`mix`: the prompt of an arm that has a say leaves no room for an answer.";
+        let message =
+            "`mix`: the prompt of an arm that shapes the answer leaves no room for an answer.";
         return Err(ApiError::invalid("mix", message));
     }
-    Ok(room.min(theirs))
+    Ok(fitting.min(theirs))
 }
 
 /// Returns how many tokens may be generated. The prompt must fit; the answer ends with the context.
@@ -471,14 +472,14 @@ pub(crate) fn fit(
             format!("`{param}` has no tokens to continue from."),
         ));
     }
-    let room = max_tokens.map_or(1, |most| most.min(1));
-    if tokens + room > context {
+    let needed = max_tokens.map_or(1, |most| most.min(1));
+    if tokens + needed > context {
         let prefix = tokens - prompt.ids.len();
         return Err(ApiError::ContextLength {
             context,
             prompt: tokens,
             prefix,
-            room,
+            needed,
             param,
         });
     }
@@ -491,7 +492,7 @@ mod tests {
     use super::*;
     use incant_engine::Prefix;
 
-    fn room(prefix: usize, ids: usize, max_tokens: Option<usize>) -> Result<usize, ApiError> {
+    fn fitting(prefix: usize, ids: usize, max_tokens: Option<usize>) -> Result<usize, ApiError> {
         let prefix = (prefix > 0).then(|| {
             Arc::new(Prefix {
                 ids: vec![1; prefix],
@@ -521,15 +522,15 @@ mod tests {
             (7, 4, Some(0), Err(0)),
         ];
         for (prefix, ids, max_tokens, expected) in table {
-            let refused = |room| ApiError::ContextLength {
+            let refused = |needed| ApiError::ContextLength {
                 context: 10,
                 prompt: prefix + ids,
                 prefix,
-                room,
+                needed,
                 param: "prompt",
             };
             assert_eq!(
-                room(prefix, ids, max_tokens),
+                fitting(prefix, ids, max_tokens),
                 expected.map_err(refused),
                 "{prefix} + {ids}, {max_tokens:?}"
             );
@@ -539,9 +540,9 @@ mod tests {
     #[test]
     fn there_must_be_something_to_continue_from() {
         assert!(matches!(
-            room(0, 0, None),
+            fitting(0, 0, None),
             Err(ApiError::Invalid { param: Some(_), .. })
         ));
-        assert_eq!(room(3, 0, None), Ok(7), "a profile alone will do");
+        assert_eq!(fitting(3, 0, None), Ok(7), "a profile alone will do");
     }
 }

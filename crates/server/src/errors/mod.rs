@@ -52,7 +52,7 @@ pub(crate) enum ApiError {
     /// The prompt does not fit.
     #[error(
         "This model's maximum context length is {context} tokens, but the prompt has {prompt} tokens{} \
-         and must leave room for {room} more.",
+         and must leave room for {needed} more.",
         prefix_note(*.prefix)
     )]
     ContextLength {
@@ -62,7 +62,7 @@ pub(crate) enum ApiError {
         /// The profile's part of them.
         prefix: usize,
         /// Tokens that must be free after the prompt: 1 for an answer, 0 to score.
-        room: usize,
+        needed: usize,
         /// The field that holds the prompt.
         param: &'static str,
     },
@@ -250,7 +250,7 @@ mod tests {
             context: 8192,
             prompt: 9000,
             prefix: 1300,
-            room: 1,
+            needed: 1,
             param: "messages",
         };
         let text = error.to_string();

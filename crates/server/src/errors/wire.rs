@@ -250,7 +250,7 @@ mod tests {
             context: 8,
             prompt: 9,
             prefix: 4,
-            room: 1,
+            needed: 1,
             param: "prompt",
         };
         let overflow = ApiError::ContextOverflow {

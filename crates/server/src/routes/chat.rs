@@ -16,7 +16,7 @@ use crate::fields::{Object, Skipped, StringOr, integer};
 use crate::guidance::GuidanceFields;
 use crate::request::Post;
 use crate::runtime::choice::{Entry, Piece};
-use crate::runtime::{Partner, Wanted};
+use crate::runtime::{Partner, PromptBounds};
 use crate::unsupported;
 use incant_engine::FinishReason;
 use incant_prompt::profile::{Message, Role};
@@ -120,15 +120,15 @@ pub(crate) async fn chat(post: Post) -> Result<Response, ApiError> {
             default_tokens: None,
         };
         let controls = controls.resolve(&arm, arm.defaults(), limits)?;
-        let say = arm.say_in_chat(&app.runtime, &guidance.wishes())?;
+        let guidance = arm.guidance_for_chat(&app.runtime, &guidance.options())?;
         extras.check(arm.context())?;
-        let wanted = Wanted {
-            fitting: !extras.truncates(),
+        let bounds = PromptBounds {
+            must_fit: !extras.truncates(),
             cancel: cancel.clone(),
         };
-        let prompt = arm.chat_within(&messages, &wanted);
+        let prompt = arm.chat_within(&messages, &bounds);
         let mut prompt = prompt.map_err(|error| ApiError::no_prompt(error, "messages"))?;
-        let mut partners = say.of_chat(&arm, &messages, &wanted)?;
+        let mut partners = guidance.partners_for_chat(&arm, &messages, &bounds)?;
         extras.truncate(&mut prompt, arm.context(), controls.max_tokens);
         for Partner { arm, prompt, .. } in &mut partners.partners {
             extras.truncate(prompt, arm.context(), controls.max_tokens);

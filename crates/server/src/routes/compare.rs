@@ -18,7 +18,8 @@ use crate::errors::ApiError;
 use crate::fields::{BoundedList, Object, integer};
 use crate::request::{Post, RequestContext};
 use crate::runtime::{
-    Arm, Partners, Prompt, PromptInput, Runtime, Side, Wanted, Wishes, default_reference, room,
+    Arm, GuidanceOptions, Partners, Prompt, PromptBounds, PromptInput, Runtime, Side,
+    default_reference, max_answer_tokens,
 };
 use crate::unsupported;
 use incant_compare::{self as analyze, Finish, Report, ReportArm, Settings, Summary, Token, Usage};
@@ -148,13 +149,13 @@ pub(crate) async fn compare(post: Post) -> Result<Response, ApiError> {
         let arms = question.of_arms(arms);
         let samplers = controls.samplers();
         let resolved = resolve(controls, &arms)?;
-        let wanted = Wanted {
-            fitting: true,
+        let bounds = PromptBounds {
+            must_fit: true,
             cancel: cancel.clone(),
         };
         let prompts = arms
             .iter()
-            .map(|arm| question.read_by(&app.runtime, arm, &wanted));
+            .map(|arm| question.read_by(&app.runtime, arm, &bounds));
         let prompts = prompts.collect::<Result<_, ApiError>>()?;
         let sides = sides(arms, prompts, &resolved, analysis, question.param())?;
         let first = &resolved[0];
@@ -272,21 +273,24 @@ impl Question {
         &self,
         runtime: &Runtime,
         arm: &Arm,
-        wanted: &Wanted,
+        bounds: &PromptBounds,
     ) -> Result<(Prompt, Partners), ApiError> {
-        let wishes = Wishes::default();
+        let options = GuidanceOptions::default();
         let refused = |error| ApiError::no_prompt(error, self.param());
         let (prompt, partners) = match self {
             Question::Messages(messages) => {
-                let prompt = arm.chat_within(messages, wanted).map_err(refused)?;
-                let say = arm.say_in_chat(runtime, &wishes)?;
-                (prompt, say.of_chat(arm, messages, wanted)?)
+                let prompt = arm.chat_within(messages, bounds).map_err(refused)?;
+                let guidance = arm.guidance_for_chat(runtime, &options)?;
+                (prompt, guidance.partners_for_chat(arm, messages, bounds)?)
             }
             Question::Text(text) => {
                 let input = PromptInput::Text(text.clone());
-                let prompt = arm.completion_within(&input, wanted).map_err(refused)?;
-                let say = arm.say_in_completion(runtime, &wishes)?;
-                (prompt, say.of_completion(arm, &input, wanted)?)
+                let prompt = arm.completion_within(&input, bounds).map_err(refused)?;
+                let guidance = arm.guidance_for_completion(runtime, &options)?;
+                (
+                    prompt,
+                    guidance.partners_for_completion(arm, &input, bounds)?,
+                )
             }
         };
         Ok((prompt, partners.measuring_the_arm()))
@@ -336,26 +340,23 @@ fn sides(
 ) -> Result<Vec<Side>, ApiError> {
     let (prompts, partners): (Vec<Prompt>, Vec<Partners>) = prompts.into_iter().unzip();
     let sides = arms.iter().zip(&prompts);
-    let rooms =
+    let limits =
         sides
             .clone()
             .zip(resolved)
             .zip(&partners)
             .map(|(((arm, prompt), resolved), partners)| {
                 let own = fit(prompt, arm.context(), resolved.max_tokens, param)?;
-                let own = own.min(partners.room());
+                let own = own.min(partners.max_answer_tokens());
                 // The other arms that score the answer must have room for it too.
                 let judges = sides
                     .clone()
                     .filter(|(other, _)| analysis && arm.shares_tokens(other));
-                Ok(match analysis {
-                    true => own.min(room(judges)),
-                    false => own,
-                })
+                Ok(own.min(max_answer_tokens(judges)))
             });
-    let rooms: Vec<usize> = rooms.collect::<Result<_, ApiError>>()?;
+    let limits: Vec<usize> = limits.collect::<Result<_, ApiError>>()?;
     let sides = arms.into_iter().zip(prompts).zip(resolved);
-    let sides = sides.zip(rooms.into_iter().zip(partners));
+    let sides = sides.zip(limits.into_iter().zip(partners));
     let sides = sides.map(|(((arm, prompt), resolved), (max_tokens, partners))| Side {
         arm,
         prompt,

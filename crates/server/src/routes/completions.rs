@@ -17,7 +17,7 @@ use crate::fields::integer;
 use crate::guidance::GuidanceFields;
 use crate::request::Post;
 use crate::runtime::choice::{Echo, Entry, Piece, Vocabulary};
-use crate::runtime::{Arm, Prompt, PromptInput, Say, Wanted};
+use crate::runtime::{Arm, Prompt, PromptBounds, PromptInput, ResolvedGuidance};
 use crate::unsupported;
 use incant_prompt::profile::SamplingDefaults;
 use incant_prompt::text::{Cancel, Tokenizer};
@@ -73,8 +73,8 @@ pub(crate) async fn completions(post: Post) -> Result<Response, ApiError> {
     })?;
     extras.check(arm.context())?;
     let echo = request.echo.unwrap_or(false);
-    let say = arm.say_in_completion(&context.app.runtime, &guidance.wishes())?;
-    if say.is_wished() && echo && logprobs.is_some() {
+    let guidance = arm.guidance_for_completion(&context.app.runtime, &guidance.options())?;
+    if guidance.is_requested() && echo && logprobs.is_some() {
         let message = "`echo` with `logprobs` scores the prompt by the arm alone: it cannot be \
             asked for together with `guidance` or `mix`.";
         return Err(ApiError::invalid("echo", message));
@@ -90,13 +90,13 @@ pub(crate) async fn completions(post: Post) -> Result<Response, ApiError> {
     let plan = move |cancel: &Cancel| {
         let maker = Maker {
             arm: &arm,
-            say: &say,
+            guidance: &guidance,
             extras: &extras,
             max_tokens,
             add_special,
             echo,
-            wanted: Wanted {
-                fitting: !extras.truncates(),
+            bounds: PromptBounds {
+                must_fit: !extras.truncates(),
                 cancel: cancel.clone(),
             },
         };
@@ -162,7 +162,7 @@ fn room_for(prompt: &Prompt, context: usize, asked: Option<usize>) -> Result<(),
                 context,
                 prompt: tokens,
                 prefix: tokens - prompt.ids.len(),
-                room: asked,
+                needed: asked,
                 param: "max_tokens",
             })
         }
@@ -173,7 +173,7 @@ fn room_for(prompt: &Prompt, context: usize, asked: Option<usize>) -> Result<(),
 /// Turns inputs into prompts that are ready to run.
 struct Maker<'a> {
     arm: &'a Arm,
-    say: &'a Say,
+    guidance: &'a ResolvedGuidance,
     extras: &'a Extras,
     /// The maximum number of tokens of an answer.
     max_tokens: Option<usize>,
@@ -182,27 +182,27 @@ struct Maker<'a> {
     /// Whether the answer begins with the prompt.
     echo: bool,
     /// Bounds of the prompts that are worth encoding.
-    wanted: Wanted,
+    bounds: PromptBounds,
 }
 
 impl Maker<'_> {
     fn planned(&self, input: PromptInput) -> Result<Planned, ApiError> {
-        let Maker { arm, wanted, .. } = self;
+        let Maker { arm, bounds, .. } = self;
         let tokenizer = arm.tokenizer();
         if let PromptInput::Tokens(ids) = &input {
             check_ids("prompt", ids, tokenizer.vocab_size())?;
         }
         let prompt = match &input {
             PromptInput::Text(text) if !self.add_special => {
-                let ids = arm.encode_within(text, wanted);
+                let ids = arm.encode_within(text, bounds);
                 ids.map(|ids| arm.completion(&PromptInput::Tokens(ids)))
             }
-            input => arm.completion_within(input, wanted),
+            input => arm.completion_within(input, bounds),
         };
         let mut prompt = prompt.map_err(|error| ApiError::no_prompt(error, "prompt"))?;
         self.cut(arm, &mut prompt);
         let echo = self.echo.then(|| echoed(tokenizer, &prompt, &input));
-        let mut partners = self.say.of_completion(arm, &input, wanted)?;
+        let mut partners = self.guidance.partners_for_completion(arm, &input, bounds)?;
         for partner in &mut partners.partners {
             self.cut(&partner.arm, &mut partner.prompt);
         }

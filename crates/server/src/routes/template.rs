@@ -9,7 +9,7 @@ use super::chat::{ChatMessage, conversation};
 use crate::errors::ApiError;
 use crate::fields::Object;
 use crate::request::Post;
-use crate::runtime::Wanted;
+use crate::runtime::PromptBounds;
 use crate::unsupported;
 
 /// A conversation to render.
@@ -51,11 +51,11 @@ pub(crate) async fn apply(post: Post) -> Result<Response, ApiError> {
         let messages = conversation(request.messages)?;
         let arm = arm?;
         // A conversation that is too long to be answered can be rendered too.
-        let wanted = Wanted {
-            fitting: false,
+        let bounds = PromptBounds {
+            must_fit: false,
             cancel: cancel.clone(),
         };
-        let prompt = arm.chat_within(&messages, &wanted);
+        let prompt = arm.chat_within(&messages, &bounds);
         let prompt = prompt.map_err(|error| ApiError::no_prompt(error, "messages"))?;
         let tokens = prompt.all_ids();
         Ok(Json(TemplateResponse {

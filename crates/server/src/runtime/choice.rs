@@ -93,7 +93,7 @@ struct Place {
 }
 
 /// A token with its log-probabilities, until all of its text is released.
-struct Held {
+struct PendingToken {
     id: u32,
     place: Place,
     logprobs: Option<TokenLogprobs>,
@@ -110,7 +110,7 @@ pub(crate) struct Choice<V> {
     echoed: Vec<(u32, Place)>,
     /// The echoed prompt's text, until the first token.
     head: String,
-    held: VecDeque<Held>,
+    pending: VecDeque<PendingToken>,
     /// Tokens generated since the last piece.
     ids: Vec<u32>,
     /// Entries that wait for a piece with text.
@@ -158,7 +158,7 @@ impl<V: Vocabulary> Choice<V> {
             sent: 0..0,
             prompt: head.len(),
             head,
-            held: VecDeque::new(),
+            pending: VecDeque::new(),
             ids: Vec::new(),
             ready: Vec::new(),
             opened: false,
@@ -194,11 +194,12 @@ impl<V: Vocabulary> Choice<V> {
             }
             Event::Prompt(logprobs) => {
                 let echoed = std::mem::take(&mut self.echoed).into_iter().zip(logprobs);
-                self.held.extend(echoed.map(|((id, place), logprobs)| Held {
-                    id,
-                    place,
-                    logprobs,
-                }));
+                self.pending
+                    .extend(echoed.map(|((id, place), logprobs)| PendingToken {
+                        id,
+                        place,
+                        logprobs,
+                    }));
                 Ok(None)
             }
             Event::Token { id, logprobs } => Ok(self.token(id, logprobs)),
@@ -219,7 +220,7 @@ impl<V: Vocabulary> Choice<V> {
         };
         let (place, decoded) = self.text.push(bytes);
         if logprobs.is_some() {
-            self.held.push_back(Held {
+            self.pending.push_back(PendingToken {
                 id,
                 place,
                 logprobs,
@@ -263,10 +264,10 @@ impl<V: Vocabulary> Choice<V> {
         text += &rest.text;
         self.note_sent();
         if rest.stopped {
-            self.settle_what_was_sent();
+            self.settle_sent();
         } else {
-            for held in std::mem::take(&mut self.held) {
-                self.settle(held);
+            for pending in std::mem::take(&mut self.pending) {
+                self.settle(pending);
             }
         }
         self.last(text, reason)
@@ -274,21 +275,21 @@ impl<V: Vocabulary> Choice<V> {
 
     /// Ends the answer at a stop string.
     fn stop(&mut self, text: String) -> Piece {
-        self.settle_what_was_sent();
+        self.settle_sent();
         self.last(text, FinishReason::Stop)
     }
 
     /// Settles the tokens whose text was sent, truncated where the cut text begins.
-    fn settle_what_was_sent(&mut self) {
-        for mut held in std::mem::take(&mut self.held) {
-            let over = held.place.end.saturating_sub(self.sent.end);
-            let length = held.place.bytes.len();
+    fn settle_sent(&mut self) {
+        for mut pending in std::mem::take(&mut self.pending) {
+            let over = pending.place.end.saturating_sub(self.sent.end);
+            let length = pending.place.bytes.len();
             if over == 0 {
-                self.settle(held);
+                self.settle(pending);
             } else if over < length {
-                held.place.bytes.truncate(length - over);
-                held.place.end -= over;
-                self.settle(held);
+                pending.place.bytes.truncate(length - over);
+                pending.place.end -= over;
+                self.settle(pending);
             }
         }
     }
@@ -314,32 +315,32 @@ impl<V: Vocabulary> Choice<V> {
 
     /// Settles entries whose text is all released.
     fn release(&mut self) {
-        while let Some(held) = self
-            .held
-            .pop_front_if(|held| held.place.release <= self.sent.end)
+        while let Some(pending) = self
+            .pending
+            .pop_front_if(|pending| pending.place.release <= self.sent.end)
         {
-            self.settle(held);
+            self.settle(pending);
         }
     }
 
     /// Makes an entry ready to send, without the bytes that were trimmed from the start.
-    fn settle(&mut self, mut held: Held) {
-        let Place { bytes, end, .. } = &mut held.place;
+    fn settle(&mut self, mut pending: PendingToken) {
+        let Place { bytes, end, .. } = &mut pending.place;
         let before = (self.sent.start + bytes.len()).saturating_sub(*end);
         if before > 0 && before >= bytes.len() && !self.keeps_trimmed {
             return;
         }
         bytes.drain(..before.min(bytes.len()));
-        let entry = self.entry(held);
+        let entry = self.entry(pending);
         self.ready.push(entry);
     }
 
-    fn entry(&self, held: Held) -> Entry {
-        let Held {
+    fn entry(&self, pending: PendingToken) -> Entry {
+        let PendingToken {
             id,
             place,
             logprobs,
-        } = held;
+        } = pending;
         let alternative = |(other, logprob): (u32, f32)| {
             let chosen = other == id;
             let bytes = if chosen {

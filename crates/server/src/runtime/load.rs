@@ -162,8 +162,8 @@ impl Model {
     pub fn load(id: &str, path: &Path, options: &LoadOptions) -> Result<Model, LoadError> {
         let gguf = Gguf::open(path)?;
         let mut spec = arch::read(&gguf).map_err(|error| LoadError::model(path, error))?;
-        let wanted_context = options.context.unwrap_or(spec.context).min(spec.context);
-        spec.served_context = wanted_context;
+        let requested_context = options.context.unwrap_or(spec.context).min(spec.context);
+        spec.served_context = requested_context;
         let tokenizer = Arc::new(Tokenizer::from_gguf(&gguf)?);
         if tokenizer.vocab_size() > spec.vocab {
             return Err(LoadError::Model {
@@ -204,11 +204,11 @@ impl Model {
         let executor = backend.load(&gguf, &spec, options.kv_memory);
         let executor = executor.map_err(|error| LoadError::exec(path, error))?;
         let footprint = executor.footprint();
-        let context = wanted_context.min(executor.longest());
-        if context < wanted_context {
+        let context = requested_context.min(executor.longest());
+        if context < requested_context {
             tracing::warn!(
                 model = id,
-                wanted = wanted_context,
+                wanted = requested_context,
                 context,
                 "the memory for KV limits the context (--kv-memory)"
             );

@@ -14,7 +14,7 @@ use crate::deadline::Deadline;
 use crate::errors::ApiError;
 use crate::metrics::Outcome;
 use crate::request::RequestContext;
-use crate::runtime::{Comparison, Said, Transcript, What, finish};
+use crate::runtime::{Comparison, Output, OutputPart, Transcript, finish};
 use crate::sse::{self, Frames};
 use incant_compare::{Report, ReportArm, Settings};
 use incant_engine::Event;
@@ -121,9 +121,9 @@ impl Running {
             }),
         };
         match next {
-            Some(Ok(said)) => {
-                self.transcript.take_in(said.clone());
-                Some(Ok(self.event(said)))
+            Some(Ok(output)) => {
+                self.transcript.process(output.clone());
+                Some(Ok(self.event(output)))
             }
             Some(Err((outcome, error))) => {
                 self.note_outcome(outcome);
@@ -143,16 +143,19 @@ impl Running {
     }
 
     /// Converts a comparison's output to an event.
-    fn event(&self, said: Said) -> CompareEvent {
-        let (arm, index) = (said.answer / self.settings.n, said.answer % self.settings.n);
-        match said.what {
-            What::Text(content) => CompareEvent::Delta {
+    fn event(&self, output: Output) -> CompareEvent {
+        let (arm, index) = (
+            output.answer / self.settings.n,
+            output.answer % self.settings.n,
+        );
+        match output.part {
+            OutputPart::Text(content) => CompareEvent::Delta {
                 arm,
                 index,
                 content,
             },
-            What::Tokens(tokens) => CompareEvent::Tokens { arm, index, tokens },
-            What::End(reason, usage) => CompareEvent::End {
+            OutputPart::Tokens(tokens) => CompareEvent::Tokens { arm, index, tokens },
+            OutputPart::End(reason, usage) => CompareEvent::End {
                 arm,
                 index,
                 finish_reason: finish(reason),
