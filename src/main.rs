@@ -2,14 +2,13 @@
 #![forbid(unsafe_code)]
 
 mod cli;
-mod config;
 
 use std::process::ExitCode;
 
 use incant::printable::is_command;
 
 fn main() -> ExitCode {
-    let cli = match cli::Cli::typed() {
+    let cli = match cli::Cli::parse_args() {
         Ok(cli) => cli,
         Err(refusal) => return refused(&refusal),
     };
@@ -27,7 +26,7 @@ fn main() -> ExitCode {
 fn refused(refusal: &clap::Error) -> ExitCode {
     let plain = refusal.render().to_string();
     match plain.contains(is_command) {
-        true => cli::output::tell(plain.trim_end()),
+        true => cli::output::eprint_safe(plain.trim_end()),
         // Printed with clap's colours. An error means that the reader has closed the pipe.
         false => _ = refusal.print(),
     }

@@ -17,9 +17,9 @@ use incant::text::stop::StopMatcher;
 use serde_json::{Map, Value, json};
 
 use super::local::Local;
+use super::model_args::ModelArgs;
 use super::output::Pieces;
 use super::samplers::{self, SamplerArgs};
-use crate::config::ModelArgs;
 
 /// Answer one question in the terminal
 ///

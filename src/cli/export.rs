@@ -112,7 +112,7 @@ impl Args {
                 }
                 Err(error) => {
                     told.clear();
-                    output::tell(&format!("warning: {error}: {kept}"));
+                    output::eprint_safe(&format!("warning: {error}: {kept}"));
                 }
             }
         }

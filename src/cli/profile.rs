@@ -81,7 +81,7 @@ fn check(files: &[PathBuf]) -> anyhow::Result<()> {
             Err(problems) => {
                 broken += 1;
                 for problem in problems {
-                    output::tell(&problem.to_string());
+                    output::eprint_safe(&problem.to_string());
                 }
             }
         }

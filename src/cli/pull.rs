@@ -10,7 +10,7 @@ use incant::open;
 use incant::printable::printable;
 use indicatif::{DecimalBytes, ProgressBar, ProgressStyle};
 
-use super::output::{self, tell};
+use super::output::{self, eprint_safe};
 
 /// Download models, or list the available ones
 #[derive(clap::Args)]
@@ -104,7 +104,7 @@ fn obtain(
     let size = DecimalBytes(manifest.size);
     let can_ask = io::stdin().is_terminal() && io::stderr().is_terminal();
     match consent.yes || !can_ask {
-        true => tell(&format!("Downloading {name}, {size}, under these terms")),
+        true => eprint_safe(&format!("Downloading {name}, {size}, under these terms")),
         false if agreed(&format!("Download {name}, {size}, under these terms?"))? => {}
         false => bail!("the model {name} is not here, and was not downloaded"),
     }
@@ -130,9 +130,9 @@ fn show_terms(manifest: &Manifest) {
         ..
     } = manifest;
     let size = DecimalBytes(manifest.size);
-    tell(&format!("{title}, {quantization}, {size}"));
-    tell(&format!("Licence: {} ({})", licence.id, licence.url));
-    tell(licence.terms.trim());
+    eprint_safe(&format!("{title}, {quantization}, {size}"));
+    eprint_safe(&format!("Licence: {} ({})", licence.id, licence.url));
+    eprint_safe(licence.terms.trim());
 }
 
 /// Asks at a terminal.
@@ -174,7 +174,7 @@ fn list(cache: &Cache) -> anyhow::Result<()> {
     text += &format!("\nModels are kept in {}\n", cache.dir.display());
     output::print(&text)?;
     for problem in catalogue.broken {
-        tell(&format!("warning: {problem}"));
+        eprint_safe(&format!("warning: {problem}"));
     }
     Ok(())
 }
@@ -207,8 +207,8 @@ impl Display {
 impl Progress for Display {
     fn note(&self, line: &str) {
         match &*self.bar.borrow() {
-            Some(bar) => bar.suspend(|| tell(line)),
-            None => tell(line),
+            Some(bar) => bar.suspend(|| eprint_safe(line)),
+            None => eprint_safe(line),
         }
     }
 
@@ -241,7 +241,7 @@ impl Progress for Display {
         let tenths = percent(bytes, self.total.get()) / 10;
         if tenths > self.tenths.replace(tenths) {
             let size = DecimalBytes(self.total.get());
-            tell(&format!(
+            eprint_safe(&format!(
                 "{}: {}% of {size}",
                 self.name.borrow(),
                 tenths * 10

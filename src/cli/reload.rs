@@ -10,14 +10,14 @@ use incant::profile::Library;
 use incant::runtime::Runtime;
 
 use super::serve::warm;
-use super::signals::Hangups;
+use super::signals::Sighups;
 
 /// The polling interval. A change is applied at the second poll that sees it.
 const EVERY: Duration = Duration::from_millis(500);
 
 /// Serves the current contents of the folder, if there is one, for as long as the process lives. On
 /// SIGHUP all its files are read at once.
-pub(super) fn follow(library: Library, runtime: Arc<Runtime>, mut hangups: Option<Hangups>) {
+pub(super) fn follow(library: Library, runtime: Arc<Runtime>, mut sighups: Option<Sighups>) {
     if library.folder().is_none() {
         return;
     }
@@ -29,7 +29,7 @@ pub(super) fn follow(library: Library, runtime: Arc<Runtime>, mut hangups: Optio
         };
         loop {
             let again = tokio::select! {
-                () = next(&mut hangups) => true,
+                () = next(&mut sighups) => true,
                 () = tokio::time::sleep(EVERY) => false,
             };
             let looked = tokio::task::spawn_blocking(move || {
@@ -48,9 +48,9 @@ pub(super) fn follow(library: Library, runtime: Arc<Runtime>, mut hangups: Optio
 }
 
 /// Logs at each SIGHUP that there is nothing to reload.
-pub(super) async fn tell_of_nothing(mut hangups: Hangups) {
+pub(super) async fn log_nothing_to_reload(mut sighups: Sighups) {
     loop {
-        hangups.next().await;
+        sighups.next().await;
         tracing::info!(
             "a hangup: there is nothing to read again, no --profile-dir and no --tls-cert"
         );
@@ -58,9 +58,9 @@ pub(super) async fn tell_of_nothing(mut hangups: Hangups) {
 }
 
 /// Waits for the next SIGHUP, if they are handled at all.
-async fn next(hangups: &mut Option<Hangups>) {
-    match hangups {
-        Some(hangups) => hangups.next().await,
+async fn next(sighups: &mut Option<Sighups>) {
+    match sighups {
+        Some(sighups) => sighups.next().await,
         None => std::future::pending().await,
     }
 }

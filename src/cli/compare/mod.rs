@@ -22,7 +22,7 @@ use self::job::Job;
 use self::prompts::{Asked, Asking};
 use super::files::Target;
 use super::output;
-use crate::config::ModelArgs;
+use crate::cli::model_args::ModelArgs;
 
 /// Let several arms answer the same question, side by side, and score each other's answers: which
 /// tokens would another arm have chosen differently?
@@ -97,7 +97,7 @@ impl Args {
             html.write(&page::report(&text))?;
         }
         if let Some(json) = &json {
-            json.write(&(output::harmless_json(&text) + "\n"))?;
+            json.write(&(output::escape_json(&text) + "\n"))?;
         }
         if ![&json, &html].contains(&&Some(Target::Output)) {
             output::print(&table::show(&report))?;

@@ -100,8 +100,8 @@ impl Questions {
             .prompts
             .iter()
             .map(|prompt| answer(runtime, &arm, prompt));
-        let answering = tokio::runtime::Builder::new_current_thread().build()?;
-        answering.block_on(future::try_join_all(answers))
+        let tokio = tokio::runtime::Builder::new_current_thread().build()?;
+        tokio.block_on(future::try_join_all(answers))
     }
 }
 

@@ -19,8 +19,8 @@ use serde_json::json;
 use super::answers::Questions;
 use super::flags::Flags;
 use super::student::{Form, StudentOptions};
-use super::{Origin, Task, lessons};
-use crate::cli::output::{grouped, tell};
+use super::{Origin, Task, distill_data};
+use crate::cli::output::{eprint_safe, grouped};
 
 /// The profile of bare turns.
 const TURN: &str = "turn";
@@ -50,9 +50,9 @@ pub(super) fn options() -> EngineOptions {
 
 impl Prepared {
     /// Prints a summary of the training data.
-    pub(super) fn tell(&self, task: &Task) {
+    pub(super) fn print_summary(&self, task: &Task) {
         if let Some(teacher) = &self.teacher {
-            tell(&format!("the teacher: {teacher}"));
+            eprint_safe(&format!("the teacher: {teacher}"));
         }
         for (what, examples) in [("learn from", &self.examples), ("hold out", &self.held_out)] {
             let count = examples.examples.len();
@@ -139,35 +139,35 @@ impl Flags {
                 let of = |entries: &[Entry]| Examples::of_pairs(entries, &render, self.max_length);
                 (of(&entries)?, of(&held_out)?)
             }
-            Task::Lessons {
+            Task::Distill {
                 answer_tokens,
                 guidance,
                 ..
             } => {
-                let answering = arm(profile.as_deref())?;
+                let teacher_arm = arm(profile.as_deref())?;
                 let options = GuidanceOptions {
                     guidance: guidance.map(Guidance::new),
                     mix: Vec::new(),
                 };
-                let school = lessons::School {
+                let distillation = distill_data::Distillation {
                     student: ArmRender(arm(Some(TURN))?),
-                    guidance: answering.guidance_for_chat(&runtime, &options)?,
-                    teacher: ArmRender(answering),
+                    guidance: teacher_arm.guidance_for_chat(&runtime, &options)?,
+                    teacher: ArmRender(teacher_arm),
                     answer_tokens: *answer_tokens,
                     slots,
                     weights: weights.clone(),
                 };
-                guided = school.guided();
-                let id = school.teacher.0.id();
-                teacher = Some(format!("{id}, {}", lessons::named(guided)));
+                guided = distillation.teacher_guidance();
+                let id = distillation.teacher.0.id();
+                teacher = Some(format!("{id}, {}", distill_data::describe(guided)));
                 let all = [&entries[..], &held_out].concat();
-                let mut lessons = match folder.is_resumed() && lessons::are_kept(folder) {
-                    true => school.recall(&all, folder)?,
-                    false => school.lessons(&all, folder)?,
+                let mut distilled = match folder.is_resumed() && distill_data::has_stored(folder) {
+                    true => distillation.read_stored(&all, folder)?,
+                    false => distillation.generate(&all, folder)?,
                 };
-                let held = lessons.split_off(entries.len());
+                let held = distilled.split_off(entries.len());
                 let of = |lessons: Vec<_>| Examples::of_lessons(lessons, self.max_length);
-                (of(lessons), of(held))
+                (of(distilled), of(held))
             }
         };
         if examples.examples.is_empty() {
@@ -177,7 +177,7 @@ impl Flags {
             );
         }
         let recorded = match task {
-            Task::Lessons { .. } => Some(TURN.to_owned()),
+            Task::Distill { .. } => Some(TURN.to_owned()),
             Task::Answers(_) | Task::Pairs(_) => profile.clone(),
         };
         let asks = self.samples > 0;
@@ -187,7 +187,7 @@ impl Flags {
             false => Ok(Vec::new()),
         };
         let answers = answers.unwrap_or_else(|error| {
-            tell(&format!("warning: no sample answers: {error:#}"));
+            eprint_safe(&format!("warning: no sample answers: {error:#}"));
             Vec::new()
         });
         let about = About {
@@ -251,7 +251,7 @@ impl Flags {
         if let Some(profile) = &self.profile {
             return Ok(Some(profile.clone()));
         }
-        if let Task::Lessons { .. } = task {
+        if let Task::Distill { .. } = task {
             let default = model.default_profile();
             let default = default.context("say which profile is learnt (--profile)")?;
             return Ok(Some(default.to_owned()));
@@ -307,7 +307,7 @@ fn read(files: &[PathBuf], part: Part) -> anyhow::Result<(Vec<Entry>, Vec<DataFi
     }
     if failed.is_empty() {
         for (file, keys) in unread {
-            tell(&named_unread(file, &keys));
+            eprint_safe(&named_unread(file, &keys));
         }
     }
     let more = failed.len().saturating_sub(1);

@@ -12,8 +12,8 @@ use incant::exec::{Backend, DeviceChoice};
 use incant::profile::{Library, SamplingDefaults};
 use incant::runtime::{GuidanceOptions, LoadOptions, Model};
 
-use crate::cli::output::tell;
-use crate::cli::pull::{self, Consent};
+use super::output::eprint_safe;
+use super::pull::{self, Consent};
 
 /// The models to load, and their options. Shared by the commands that run models.
 #[derive(Clone, Debug, clap::Args)]
@@ -258,7 +258,7 @@ impl Loading {
     pub(crate) fn load_and_tell(&self) -> anyhow::Result<Vec<Arc<Model>>> {
         let models = self.load()?;
         for problem in models.iter().filter_map(|model| model.template_problem()) {
-            tell(&format!("warning: {problem}"));
+            eprint_safe(&format!("warning: {problem}"));
         }
         Ok(models)
     }

@@ -75,7 +75,7 @@ impl Form {
 }
 
 /// Rewrites `error`, the result of parsing `words` with `command`, in plain words.
-pub(super) fn explained(error: Error, command: &Command, words: &[OsString]) -> Error {
+pub(super) fn explain(error: Error, command: &Command, words: &[OsString]) -> Error {
     explanation(&error, command, words).unwrap_or(error)
 }
 
@@ -123,7 +123,7 @@ mod tests {
         let mut command = Cli::command();
         command.build();
         let error = command.clone().try_get_matches_from(&words).unwrap_err();
-        explained(error, &command, &words).to_string()
+        explain(error, &command, &words).to_string()
     }
 
     #[test]
