@@ -162,7 +162,7 @@ fn by_itself(lora: &Lora, spec: &DecoderSpec, path: &Path, model: &Located) -> a
         .with_context(|| path.display().to_string())?;
     let parameters = lora.parts().map(|(_, _, part)| part.a.len() + part.b.len());
     Ok(output::print(&format!(
-        "{}: {} numbers for {}\n",
+        "{}: {} parameters for {}\n",
         path.display(),
         output::grouped(parameters.sum::<usize>() as u64),
         model.name

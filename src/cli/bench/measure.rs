@@ -211,7 +211,7 @@ impl<'a> Cost<'a> {
     }
 
     /// Returns the multiply-adds of the LM head per token.
-    fn head(&self) -> usize {
+    fn lm_head(&self) -> usize {
         self.spec.vocab * self.spec.hidden
     }
 
@@ -230,7 +230,7 @@ impl<'a> Cost<'a> {
     /// Returns the bound on a prompt's tokens per second, and the limit that sets it.
     pub(super) fn prefill(&self, tokens: usize, limits: &Limits) -> (f64, &'static str) {
         let attention: usize = (0..tokens).map(|depth| self.attention(depth)).sum();
-        let macs = tokens * self.layers() + self.head() + attention;
+        let macs = tokens * self.layers() + self.lm_head() + attention;
         bound(limits, tokens, macs, self.weights)
     }
 
@@ -242,7 +242,7 @@ impl<'a> Cost<'a> {
         depth: usize,
         limits: &Limits,
     ) -> (f64, &'static str) {
-        let macs = batch * (self.layers() + self.head() + self.attention(depth));
+        let macs = batch * (self.layers() + self.lm_head() + self.attention(depth));
         // The shared context is read once per step, in f16.
         let context = self.spec.kv_bytes(depth, 2);
         bound(limits, batch, macs, self.weights + context)
