@@ -45,7 +45,7 @@ pub(super) fn fill(
                 losses += 1;
                 let kept = part.len();
                 job.progress
-                    .note(&format!("{reason}; going on from byte {kept}"));
+                    .note(&format!("{reason}; resuming at byte {kept}"));
                 thread::sleep(Duration::from_millis(200) * losses);
             }
             // A request without a range is less ambiguous. Downloaded bytes are kept until the
@@ -149,7 +149,7 @@ impl Download<'_> {
         if range.start < from {
             self.job
                 .progress
-                .note("the server cannot go on where a download ended; starting again");
+                .note("the server cannot resume the download; starting again");
         }
         part.cut(range.start).map_err(AttemptError::Failed)?;
         let before = part.len();

@@ -124,9 +124,10 @@ impl Args {
             None => server.first_model()?,
         };
         let body = self.request(&model, question, samplers)?;
-        match self.json {
-            true => server.whole(body),
-            false => server.streamed(body),
+        if self.json {
+            server.whole(body)
+        } else {
+            server.streamed(body)
         }
     }
 

@@ -91,17 +91,16 @@ impl Args {
         };
         let mut rewrite = Rewrite::new(gguf, spec, self.target, Some(lora))
             .with_context(|| gguf.path().display().to_string())?;
-        let kept = match gguf.metadata().contains(CHAT_TEMPLATE_KEY) {
-            true => "the file keeps its model's chat template",
-            false => {
-                "the file has no chat template, so programs that serve it choose a form of their own"
-            }
+        let kept = if gguf.metadata().contains(CHAT_TEMPLATE_KEY) {
+            "the file keeps its model's chat template"
+        } else {
+            "the file has no chat template, so programs that serve it choose a form of their own"
         };
         let mut told = match (&form, lora.profile()) {
             (Some(_), Some(profile)) => {
                 format!("the chat template is that of the adapter's form, {profile}\n")
             }
-            _ => format!("note: the adapter says no form of turns that it is for: {kept}\n"),
+            _ => format!("note: the adapter does not name its form of turns: {kept}\n"),
         };
         if let Some(form) = form {
             let tokenizer = Tokenizer::from_gguf(gguf)?;
@@ -126,8 +125,8 @@ impl Args {
         let mut known = |name: &str| {
             profiles.remove(name).with_context(|| {
                 format!(
-                    "the adapter is for the profile '{}', which is not known here; say where it \
-                     is (--profile-dir)",
+                    "the adapter is for the profile '{}', which is unknown; --profile-dir names \
+                     its folder",
                     name.escape_debug()
                 )
             })

@@ -298,7 +298,7 @@ impl AdapterArg {
 
 /// Returns `$XDG_CACHE_HOME/incant`, or its equivalent on this system.
 fn cache_folder() -> anyhow::Result<PathBuf> {
-    let folders = folders().context("say --prefix-dir DIR or --no-prefix-cache")?;
+    let folders = folders().context("give --prefix-dir DIR or --no-prefix-cache")?;
     Ok(folders.cache_dir())
 }
 

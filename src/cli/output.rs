@@ -107,9 +107,10 @@ pub(crate) fn escape_json(json: &str) -> String {
     let mut text = String::with_capacity(json.len());
     for character in json.chars() {
         // JSON has such characters only in strings, and all of them are below U+10000.
-        match is_command(character) {
-            true => text.push_str(&format!("\\u{:04x}", u32::from(character))),
-            false => text.push(character),
+        if is_command(character) {
+            text.push_str(&format!("\\u{:04x}", u32::from(character)))
+        } else {
+            text.push(character)
         }
     }
     text

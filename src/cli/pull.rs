@@ -103,10 +103,10 @@ fn obtain(
     let name = &manifest.name;
     let size = DecimalBytes(manifest.size);
     let can_ask = io::stdin().is_terminal() && io::stderr().is_terminal();
-    match consent.yes || !can_ask {
-        true => eprint_safe(&format!("Downloading {name}, {size}, under these terms")),
-        false if agreed(&format!("Download {name}, {size}, under these terms?"))? => {}
-        false => bail!("the model {name} is not here, and was not downloaded"),
+    if consent.yes || !can_ask {
+        eprint_safe(&format!("Downloading {name}, {size}, under these terms"));
+    } else if !agreed(&format!("Download {name}, {size}, under these terms?"))? {
+        bail!("the model {name} is not on this machine, and was not downloaded");
     }
     Ok(cache.fetch(manifest, display)?)
 }
@@ -114,9 +114,10 @@ fn obtain(
 fn pull(cache: &Cache, manifest: &Manifest, consent: Consent) -> anyhow::Result<()> {
     let path = cache.path(&manifest.name);
     let display = Display::new();
-    let path = match cache.holds(manifest, &display)? {
-        true => path,
-        false => obtain(cache, manifest, consent, &display)?,
+    let path = if cache.holds(manifest, &display)? {
+        path
+    } else {
+        obtain(cache, manifest, consent, &display)?
     };
     let line = format!("{} is here: {}\n", manifest.name, path.display());
     Ok(output::print(&line)?)

@@ -39,7 +39,7 @@ pub(super) fn follow(library: Library, runtime: Arc<Runtime>, mut sighups: Optio
             match looked.await {
                 Ok(it) => follower = it,
                 Err(error) => {
-                    tracing::error!("profiles are followed no more: {error}");
+                    tracing::error!("profiles are no longer reloaded: {error}");
                     return;
                 }
             }
@@ -51,9 +51,7 @@ pub(super) fn follow(library: Library, runtime: Arc<Runtime>, mut sighups: Optio
 pub(super) async fn log_nothing_to_reload(mut sighups: Sighups) {
     loop {
         sighups.next().await;
-        tracing::info!(
-            "a hangup: there is nothing to read again, no --profile-dir and no --tls-cert"
-        );
+        tracing::info!("SIGHUP: nothing to reload, there is neither --profile-dir nor --tls-cert");
     }
 }
 
@@ -75,9 +73,10 @@ struct Follower {
 impl Follower {
     /// Checks the folder for changes; with `again`, reads all of it.
     fn look(&mut self, again: bool) {
-        let looked = match again {
-            true => self.library.read(),
-            false => self.library.follow(),
+        let looked = if again {
+            self.library.read()
+        } else {
+            self.library.follow()
         };
         let unreadable = looked.as_ref().err().map(ToString::to_string);
         if let Some(why) = unreadable

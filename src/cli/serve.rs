@@ -208,7 +208,7 @@ async fn run(
             tokio::time::sleep(shutdown_delay).await;
         }
         tracing::info!(
-            "running answers may go on for {} s; press Ctrl-C again to stop at once",
+            "running answers may take {} s more; press Ctrl-C again to stop at once",
             limit.as_secs()
         );
     };
@@ -301,9 +301,10 @@ impl Greeting {
         };
         let scheme = if self.secure { "https" } else { "http" };
         let base = format!("{scheme}://{host}:{}", self.address.port());
-        let key = match self.keyed {
-            true => " -H \"Authorization: Bearer $INCANT_API_KEY\"",
-            false => "",
+        let key = if self.keyed {
+            " -H \"Authorization: Bearer $INCANT_API_KEY\""
+        } else {
+            ""
         };
         let model = models.first().map_or("", |model| model.id());
         eprint_safe(&format!(

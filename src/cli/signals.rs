@@ -95,9 +95,10 @@ impl Terminal {
     pub(super) fn new() -> anyhow::Result<Terminal> {
         Ok(Terminal {
             #[cfg(unix)]
-            sighups: match io::stderr().is_terminal() {
-                true => Some(Sighups::listen()?),
-                false => None,
+            sighups: if io::stderr().is_terminal() {
+                Some(Sighups::listen()?)
+            } else {
+                None
             },
         })
     }

@@ -79,9 +79,10 @@ impl Args {
             [dash] if dash == "-" => read_input()?,
             parts => parts.join(" "),
         };
-        let special = match self.no_special {
-            true => Special::Plain,
-            false => Special::Parse,
+        let special = if self.no_special {
+            Special::Plain
+        } else {
+            Special::Parse
         };
         let report = Report {
             text: &text,
@@ -92,9 +93,10 @@ impl Args {
                 .map(|(model, tokenizer)| report(&model.name, tokenizer, &text, special))
                 .collect(),
         };
-        let shown = match self.json {
-            true => output::json(&report)?,
-            false => show(&report),
+        let shown = if self.json {
+            output::json(&report)?
+        } else {
+            show(&report)
         };
         Ok(output::print(&shown)?)
     }
@@ -219,9 +221,10 @@ fn show(report: &Report<'_>) -> String {
 fn shown(token: &Token) -> String {
     if token.bytes.is_empty() {
         let piece = output::clip(&token.piece, 60);
-        return match token.kind == TokenKind::Control.name() {
-            true => piece,
-            false => format!("{piece} ({})", token.kind),
+        return if token.kind == TokenKind::Control.name() {
+            piece
+        } else {
+            format!("{piece} ({})", token.kind)
         };
     }
     match std::str::from_utf8(&token.bytes) {

@@ -334,7 +334,7 @@ fn a_run_that_cannot_be_saved_goes_on_and_leaves_nothing_half_done() {
     let told = String::from_utf8_lossy(&ended.stderr).into_owned();
     assert_eq!(ended.status.code(), Some(1), "{told}");
     assert!(
-        told.contains("trainer.safetensors") && told.contains("training goes on"),
+        told.contains("trainer.safetensors") && told.contains("training continues"),
         "{told}"
     );
     assert!(

@@ -88,7 +88,7 @@ pub async fn serve(
     if timeout(drain_timeout, drained).await.is_err() {
         tracing::warn!(
             connections = connections.len(),
-            "cutting off what still runs"
+            "cutting off running answers"
         );
         connections.shutdown().await;
     }
@@ -212,7 +212,7 @@ impl HttpServer {
         match timeout(self.client_timeout, tls.accept(stream)).await {
             Ok(Ok(stream)) => self.answer(stream, peer, stop).await,
             Ok(Err(error)) => tracing::debug!(%error, "TLS"),
-            Err(_) => tracing::debug!("a client took too long to shake hands"),
+            Err(_) => tracing::debug!("a client took too long for the TLS handshake"),
         }
     }
 

@@ -138,9 +138,10 @@ pub(crate) fn check_kind(headers: &HeaderMap) -> Result<(), ApiError> {
         let coding = coding.trim_ascii();
         coding.is_empty() || coding.eq_ignore_ascii_case(b"identity")
     };
-    match codings.all(is_identity) {
-        true => Ok(()),
-        false => Err(ApiError::Encoded),
+    if codings.all(is_identity) {
+        Ok(())
+    } else {
+        Err(ApiError::Encoded)
     }
 }
 

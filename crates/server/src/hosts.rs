@@ -65,9 +65,10 @@ impl FromStr for Host {
             let is_plain = |byte: u8| byte.is_ascii_alphanumeric() || b"-_".contains(&byte);
             !label.is_empty() && label.bytes().all(is_plain)
         };
-        match name.len() <= MAX_NAME && name.split('.').all(is_label) {
-            true => Ok(Host::Name(name.to_ascii_lowercase())),
-            false => Err(Malformed),
+        if name.len() <= MAX_NAME && name.split('.').all(is_label) {
+            Ok(Host::Name(name.to_ascii_lowercase()))
+        } else {
+            Err(Malformed)
         }
     }
 }

@@ -55,8 +55,8 @@ fn build() -> Value {
             "description": "OpenAI's REST API over base language models that answer in context.\n\n\
                 A model id is an arm, `MODEL[@PROFILE][+ADAPTER]`. Values out of range are refused, null \
                 means the default, and fields that are not listed are ignored with a warning in the log, \
-                or refused by a server started as strict. What incant lacks (tools, images, constrained \
-                formats) is refused too.\n\n\
+                or refused by a server started as strict. Unsupported features (tools, images, \
+                constrained formats) are refused too.\n\n\
                 Models, chat and completions are at paths without `/v1` too, and a key can be sent as \
                 `X-Api-Key`.",
             "license": {"name": "MIT OR Apache-2.0", "identifier": "MIT OR Apache-2.0"},
@@ -273,9 +273,12 @@ fn failures() -> Value {
     let told = [
         (
             "400",
-            "The request is wrong: malformed, out of range, longer than the context, or asking for what incant lacks",
+            "The request is wrong: malformed, out of range, longer than the context, or asking for an unsupported feature",
         ),
-        ("401", "The server wants a key, and got none or another one"),
+        (
+            "401",
+            "The server requires a key, and got none or a wrong one",
+        ),
         (
             "403",
             "A web page of another origin asks, or `Host` is a name that the server does not know as its own",

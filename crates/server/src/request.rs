@@ -93,9 +93,10 @@ impl Post {
             app.check_unknown(&fields)?;
             Ok(read)
         };
-        let read = match context.size <= SMALL {
-            true => read(&Cancel::default())?,
-            false => context.work(None, read).await?,
+        let read = if context.size <= SMALL {
+            read(&Cancel::default())?
+        } else {
+            context.work(None, read).await?
         };
         Ok((read, context))
     }

@@ -43,9 +43,10 @@ impl BlockingPool {
         work: impl FnOnce(&Cancel) -> T + Send + 'static,
     ) -> T {
         // The semaphore is never closed; if it were, no permit would be needed.
-        let permit = match bytes > SMALL {
-            true => Arc::clone(&self.permits).acquire_owned().await.ok(),
-            false => None,
+        let permit = if bytes > SMALL {
+            Arc::clone(&self.permits).acquire_owned().await.ok()
+        } else {
+            None
         };
         let request = Span::current();
         let cancel = Cancel::default();

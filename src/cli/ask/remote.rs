@@ -70,9 +70,10 @@ impl Server {
             }
         }
         out.end_line()?;
-        match is_complete {
-            true => Ok(()),
-            false => bail!("{url}: the connection ended before the answer was complete"),
+        if is_complete {
+            Ok(())
+        } else {
+            bail!("{url}: the connection ended before the answer was complete")
         }
     }
 

@@ -55,9 +55,10 @@ impl Bench {
     fn feed(&mut self, sequence: SequenceId, tokens: &[u32]) -> Result<(), ExecError> {
         let chunks = tokens.len().div_ceil(CHUNK);
         for (index, tokens) in tokens.chunks(CHUNK).enumerate() {
-            let wanted = match index + 1 == chunks {
-                true => Wanted::Last,
-                false => Wanted::None,
+            let wanted = if index + 1 == chunks {
+                Wanted::Last
+            } else {
+                Wanted::None
             };
             let chunk = Chunk {
                 sequence,
@@ -252,9 +253,10 @@ impl<'a> Cost<'a> {
 fn bound(limits: &Limits, tokens: usize, macs: usize, bytes: usize) -> (f64, &'static str) {
     let computing = macs as f64 / limits.macs_per_second;
     let reading = bytes as f64 / limits.bytes_per_second;
-    let by = match computing > reading {
-        true => "multiply-adds",
-        false => "memory",
+    let by = if computing > reading {
+        "multiply-adds"
+    } else {
+        "memory"
     };
     (tokens as f64 / computing.max(reading), by)
 }

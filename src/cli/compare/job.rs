@@ -40,9 +40,12 @@ impl<'a> Job<'a> {
     ) -> anyhow::Result<Job<'a>> {
         let several = asked.len() > 1;
         let questions = (1..).zip(asked).map(|(number, asked)| {
-            let sides = sides(runtime, &arms, &asked, settings).map_err(|error| match several {
-                true => error.context(format!("prompt {number}")),
-                false => error,
+            let sides = sides(runtime, &arms, &asked, settings).map_err(|error| {
+                if several {
+                    error.context(format!("prompt {number}"))
+                } else {
+                    error
+                }
             })?;
             Ok(Question { asked, sides })
         });

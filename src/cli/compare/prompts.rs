@@ -51,9 +51,10 @@ struct Turn {
 impl Asking {
     /// Turns a text into a prompt.
     pub(super) fn text(&self, text: &str) -> Asked {
-        match self.verbatim {
-            true => Asked::Verbatim(text.to_owned()),
-            false => self.chat(vec![Message::new(Role::User, text)]),
+        if self.verbatim {
+            Asked::Verbatim(text.to_owned())
+        } else {
+            self.chat(vec![Message::new(Role::User, text)])
         }
     }
 
@@ -79,12 +80,11 @@ impl Asking {
             if line.trim().is_empty() {
                 continue;
             }
-            prompts.push(match is_json {
-                true => {
-                    let prompt = self.json(line);
-                    prompt.with_context(|| format!("{name}, line {number}"))?
-                }
-                false => self.text(line),
+            prompts.push(if is_json {
+                let prompt = self.json(line);
+                prompt.with_context(|| format!("{name}, line {number}"))?
+            } else {
+                self.text(line)
             });
         }
         if prompts.is_empty() {

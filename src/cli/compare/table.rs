@@ -59,10 +59,11 @@ fn names(arms: &[ReportArm]) -> Vec<String> {
 fn guided(arms: &[ReportArm], names: &[String]) -> Option<String> {
     let lines = names.iter().zip(arms).filter_map(|(name, arm)| {
         let guidance = arm.guidance.as_ref()?;
-        Some(match name.contains(guidance.as_str()) {
-            true => format!("  {name}\n"),
+        Some(if name.contains(guidance.as_str()) {
+            format!("  {name}\n")
+        } else {
             // The profile's own guidance.
-            false => format!("  {name}: {guidance}\n"),
+            format!("  {name}: {guidance}\n")
         })
     });
     let lines: String = lines.collect();
@@ -144,10 +145,11 @@ fn most_shifted(summary: &Summary, reference: usize, names: &[String]) -> Option
     let rows = summary.pairs.iter().filter(under).map(|pair| {
         let tokens = pair.most_shifted.iter().take(MOST_SHIFTED).map(|token| {
             let shown: String = token.token.chars().flat_map(visible).collect();
-            match token.token.is_empty() {
+            if token.token.is_empty() {
                 // An end token has no text.
-                true => format!("#{} {}×", token.id, token.shifted),
-                false => format!("‘{shown}’ {}×", token.shifted),
+                format!("#{} {}×", token.id, token.shifted)
+            } else {
+                format!("‘{shown}’ {}×", token.shifted)
             }
         });
         vec![
@@ -164,10 +166,10 @@ fn removed(summary: &Summary, reference: &str, names: &[String]) -> Option<Strin
     let has_interval = summary.removed.iter().any(|row| row.interval.is_some());
     let mut head = vec![
         "answers of",
-        "brought by",
+        "explained by",
         "shifted",
         "remaining",
-        "brought",
+        "explained",
     ];
     head.extend(has_interval.then_some("95%"));
     head.push("of the KL");
@@ -184,7 +186,7 @@ fn removed(summary: &Summary, reference: &str, names: &[String]) -> Option<Strin
         row.push(removed.kl_share.map(percent).unwrap_or_default());
         row
     });
-    let title = format!("What an arm brings by itself of the shift from {reference}");
+    let title = format!("Share of the shift from {reference} that another arm explains");
     section(&title, 2, head, rows.collect())
 }
 
@@ -355,10 +357,10 @@ mod tests {
           @urial      ‘日本\u{1b}!’ 1×
           +tuned      ‘Tokyo’ 1×
 
-        What an arm brings by itself of the shift from @base
-          answers of  brought by  shifted  remaining  brought  of the KL
-          @urial      +tuned            1          1     0.0%      53.8%
-          +tuned      @urial            1          0   100.0%      75.0%
+        Share of the shift from @base that another arm explains
+          answers of  explained by  shifted  remaining  explained  of the KL
+          @urial      +tuned              1          1       0.0%      53.8%
+          +tuned      @urial              1          0     100.0%      75.0%
         ");
     }
 
@@ -399,10 +401,10 @@ mod tests {
           @urial      ‘日本\u{1b}!’ 1×
           +tuned      ‘Tokyo’ 1×
 
-        What an arm brings by itself of the shift from @base
-          answers of  brought by  shifted  remaining  brought       95%  of the KL
-          @urial      +tuned            1          1     0.0%  0.0–0.0%      41.2%
-          +tuned      @urial            1          0   100.0%                75.0%
+        Share of the shift from @base that another arm explains
+          answers of  explained by  shifted  remaining  explained       95%  of the KL
+          @urial      +tuned              1          1       0.0%  0.0–0.0%      41.2%
+          +tuned      @urial              1          0     100.0%                75.0%
 
         How answers scatter
           arm     temperature  answers  distinct  distinct-2  diversity  tokens  log-probability

@@ -186,7 +186,7 @@ impl Distillation {
         // The same teacher generates the same answers again: a full disk need not end the run.
         if let Err(error) = write(folder, &answers, &self.provenance()) {
             eprint_safe(&format!(
-                "warning: {error:#}; a resumed run will have to make them again"
+                "warning: {error:#}; a resumed run will have to generate them again"
             ));
         }
         Ok(answers)
@@ -345,7 +345,7 @@ fn write(
     });
     let text = lines.collect::<anyhow::Result<String>>()?;
     let written = folder.write(FILE, text.as_bytes());
-    written.context("the teacher's answers cannot be kept")
+    written.context("the teacher's answers cannot be stored")
 }
 
 /// Reads stored lessons, with how they were generated.

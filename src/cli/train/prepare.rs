@@ -161,9 +161,10 @@ impl Flags {
                 let id = distillation.teacher.0.id();
                 teacher = Some(format!("{id}, {}", distill_data::describe(guided)));
                 let all = [&entries[..], &held_out].concat();
-                let mut distilled = match folder.is_resumed() && distill_data::has_stored(folder) {
-                    true => distillation.read_stored(&all, folder)?,
-                    false => distillation.generate(&all, folder)?,
+                let mut distilled = if folder.is_resumed() && distill_data::has_stored(folder) {
+                    distillation.read_stored(&all, folder)?
+                } else {
+                    distillation.generate(&all, folder)?
                 };
                 let held = distilled.split_off(entries.len());
                 let of = |lessons: Vec<_>| Examples::of_lessons(lessons, self.max_length);
@@ -182,9 +183,10 @@ impl Flags {
         };
         let asks = self.samples > 0;
         let questions = Questions::new(&held_out_entries, self.samples, &name, recorded.as_deref());
-        let answers = match asks {
-            true => questions.before(&runtime, self.from.as_deref()),
-            false => Ok(Vec::new()),
+        let answers = if asks {
+            questions.before(&runtime, self.from.as_deref())
+        } else {
+            Ok(Vec::new())
         };
         let answers = answers.unwrap_or_else(|error| {
             eprint_safe(&format!("warning: no sample answers: {error:#}"));
@@ -235,9 +237,10 @@ impl Flags {
 
     /// Returns the factor of the adapter's product.
     fn scale(&self) -> f64 {
-        match self.rslora {
-            true => self.alpha / (self.rank as f64).sqrt(),
-            false => self.alpha / self.rank as f64,
+        if self.rslora {
+            self.alpha / (self.rank as f64).sqrt()
+        } else {
+            self.alpha / self.rank as f64
         }
     }
 
@@ -253,7 +256,7 @@ impl Flags {
         }
         if let Task::Distill { .. } = task {
             let default = model.default_profile();
-            let default = default.context("say which profile is learnt (--profile)")?;
+            let default = default.context("--profile must name the profile to distill")?;
             return Ok(Some(default.to_owned()));
         }
         let recorded = from.and_then(Lora::profile).map(str::to_owned);

@@ -79,7 +79,7 @@ impl Observer for Progress {
             }
             Event::Saved(path) => self.line.print(&format!("saved {}", path.display())),
             Event::Failed(error) => {
-                let line = format!("warning: {error}; training goes on");
+                let line = format!("warning: {error}; training continues");
                 self.line.print(&line);
             }
         }

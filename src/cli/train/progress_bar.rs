@@ -63,9 +63,10 @@ impl ProgressLine {
 
     /// Writes a line, above the bar if there is one.
     pub(super) fn print(&self, line: &str) {
-        match self.is_seen {
-            true => self.bar.println(printable(line)),
-            false => eprint_safe(line),
+        if self.is_seen {
+            self.bar.println(printable(line))
+        } else {
+            eprint_safe(line)
         }
     }
 

@@ -12,13 +12,14 @@ pub(super) fn summary(out: &Path, outcome: &Outcome) -> String {
     let folder = out.display();
     let Outcome { step, steps, .. } = *outcome;
     let count = |steps: usize| grouped(steps as u64);
-    let mut text = match step < steps {
-        true => format!(
-            "Stopped after {} of {} steps; go on with the same command and --resume.\n",
+    let mut text = if step < steps {
+        format!(
+            "Stopped after {} of {} steps; the same command with --resume continues.\n",
             count(step),
             count(steps)
-        ),
-        false => format!("{} steps.\n", count(steps)),
+        )
+    } else {
+        format!("{} steps.\n", count(steps))
     };
     if let Some((first, last)) = &outcome.evaluations {
         let mut line = |when: &str, what: &str| text += &format!("Held out, {when}: {what}\n");
@@ -31,7 +32,10 @@ pub(super) fn summary(out: &Path, outcome: &Outcome) -> String {
             line(&after(last.step), &found(last));
         }
         if last.step < step {
-            line(&after(step), "not measured (--resume goes on and does)");
+            line(
+                &after(step),
+                "not measured (--resume continues and measures)",
+            );
         }
     }
     if let Some(report) = &outcome.report {

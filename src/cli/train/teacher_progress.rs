@@ -56,10 +56,11 @@ impl TeacherProgress {
             whole => self.in_whole as f64 / whole as f64,
         };
         let all = self.in_whole as f64 + (self.all - self.whole) as f64 * each;
-        match self.whole == self.all {
-            true => 1.0,
+        if self.whole == self.all {
+            1.0
+        } else {
             // Running answers may become longer than expected.
-            false => (self.tokens as f64 / all.max(1.0)).min(0.99),
+            (self.tokens as f64 / all.max(1.0)).min(0.99)
         }
     }
 

@@ -151,9 +151,10 @@ fn refused(app: &App, error: AdapterError) -> ApiError {
             ids.collect::<Vec<_>>()
         });
         let loaded = loaded.collect::<Vec<_>>().join(", ");
-        ApiError::AdapterMemoryFull(match loaded.is_empty() {
-            true => format!("{error}."),
-            false => format!("{error}. Loaded are {}.", excerpt(&loaded)),
+        ApiError::AdapterMemoryFull(if loaded.is_empty() {
+            format!("{error}.")
+        } else {
+            format!("{error}. Loaded are {}.", excerpt(&loaded))
         })
     };
     match &error {

@@ -164,13 +164,15 @@ pub(crate) async fn chat(post: Post) -> Result<Response, ApiError> {
 /// Returns how many alternatives to report; `None` reports no log-probabilities.
 fn alternatives(logprobs: Option<bool>, top: Option<i64>) -> Result<Option<usize>, ApiError> {
     let top = in_range("top_logprobs", top, 0..=MAX_TOP_LOGPROBS)?.unwrap_or(0) as usize;
-    match logprobs.unwrap_or(false) {
-        true => Ok(Some(top)),
-        false if top > 0 => Err(ApiError::invalid(
+    if logprobs.unwrap_or(false) {
+        Ok(Some(top))
+    } else if top > 0 {
+        Err(ApiError::invalid(
             "top_logprobs",
             "`top_logprobs` needs `logprobs` to be true.",
-        )),
-        false => Ok(None),
+        ))
+    } else {
+        Ok(None)
     }
 }
 
@@ -375,9 +377,10 @@ impl Shape for Chat {
         }
         if let Some(reason) = piece.finish {
             // Only tokens without text are left: the end token, if it arrived alone.
-            let logprobs = match entries.is_empty() {
-                true => None,
-                false => self.logprobs(entries),
+            let logprobs = if entries.is_empty() {
+                None
+            } else {
+                self.logprobs(entries)
             };
             let reason = Some(reason.into());
             chunks.push(chunk(Delta::default(), logprobs, reason, token_ids.take()));

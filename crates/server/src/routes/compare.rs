@@ -216,7 +216,7 @@ fn reference(request: &CompareRequest, arms: &[Arm]) -> Result<usize, ApiError> 
             .position(|(arm, asked)| asked == id || arm.full_id() == *id)
             .ok_or_else(|| {
                 let id = excerpt(id);
-                let message = format!("`reference` is '{id}', which is none of `arms`.");
+                let message = format!("`reference` is '{id}', which is not among `arms`.");
                 ApiError::invalid("reference", message)
             }),
         None => Ok(default_reference(arms)),

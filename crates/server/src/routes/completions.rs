@@ -340,17 +340,19 @@ impl Shape for Completions {
         // Requested ids do not wait for text.
         let tells_ids = self.token_ids.is_some() && piece.finish.is_none();
         if !piece.text.is_empty() || tells_ids {
-            let logprobs = match piece.text.is_empty() {
-                true => None,
-                false => self.logprobs(std::mem::take(&mut entries)),
+            let logprobs = if piece.text.is_empty() {
+                None
+            } else {
+                self.logprobs(std::mem::take(&mut entries))
             };
             chunks.push(chunk(piece.text, logprobs, None));
         }
         if let Some(reason) = piece.finish {
             // Only tokens without text are left: the end token, if it arrived alone.
-            let logprobs = match entries.is_empty() {
-                true => None,
-                false => self.logprobs(entries),
+            let logprobs = if entries.is_empty() {
+                None
+            } else {
+                self.logprobs(entries)
             };
             chunks.push(chunk(String::new(), logprobs, Some(reason.into())));
         }

@@ -54,7 +54,7 @@ pub enum AdapterError {
         model: String,
     },
     /// There is no memory for it, the model's executor does not support it, or the engine failed.
-    #[error("the adapter cannot be taken in: {0}")]
+    #[error("the adapter cannot be loaded: {0}")]
     Engine(#[from] AddAdapterError),
 }
 

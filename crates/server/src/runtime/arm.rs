@@ -224,9 +224,10 @@ impl Arm {
 
     /// Returns its id as requested, with guidance and mix.
     pub fn full_id(&self) -> String {
-        match self.guidance == GuidanceOptions::default() {
-            true => self.id.clone(),
-            false => format!("{}{}", self.id, self.guidance),
+        if self.guidance == GuidanceOptions::default() {
+            self.id.clone()
+        } else {
+            format!("{}{}", self.id, self.guidance)
         }
     }
 
@@ -267,9 +268,10 @@ impl Arm {
         options: &GuidanceOptions,
         default: Option<GuidanceDefaults>,
     ) -> Result<ResolvedGuidance, GuidanceError> {
-        let options = match options == &GuidanceOptions::default() {
-            true => &self.guidance,
-            false => options,
+        let options = if options == &GuidanceOptions::default() {
+            &self.guidance
+        } else {
+            options
         };
         ResolvedGuidance::resolve(runtime, self, options, default)
     }
@@ -393,9 +395,10 @@ fn defaults_of(model: &Model, rendering: &Rendering) -> SamplingDefaults {
         Rendering::Profile(_) => model.template().is_none(),
         Rendering::Base | Rendering::Turn(_) => false,
     };
-    match is_own_way {
-        true => own.or(model.sampling()),
-        false => own,
+    if is_own_way {
+        own.or(model.sampling())
+    } else {
+        own
     }
 }
 

@@ -118,10 +118,7 @@ fn stable_boundary(text: &str, ids: &[u32], tokenizer: &Tokenizer) -> (usize, us
     let alone = ids[tokens..] == end
         && bytes_of(&ids[..tokens], tokenizer) == begins
         && !tokenizer.adds_space_prefix();
-    match alone {
-        true => (begins, tokens),
-        false => (0, 0),
-    }
+    if alone { (begins, tokens) } else { (0, 0) }
 }
 
 /// Returns the length of the tokens' text.

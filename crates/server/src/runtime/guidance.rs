@@ -90,12 +90,13 @@ impl ResolvedGuidance {
         let find = |id: &str, field: &str| {
             let found = runtime.arm(id);
             let other = found.or_else(|error| refuse(field, error.to_string()))?;
-            match arm.shares_tokens(&other) {
-                true => Ok(other),
-                false => refuse(
+            if arm.shares_tokens(&other) {
+                Ok(other)
+            } else {
+                refuse(
                     field,
                     format!("'{id}' has another tokenizer than '{}'", arm.id()),
-                ),
+                )
             }
         };
         if options.mix.len() > MAX_MIX_ARMS {

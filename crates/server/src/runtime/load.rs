@@ -364,9 +364,10 @@ fn chat_template(
         Ok(template) if !template.is_silent() => {
             let markers = gguf.metadata().get_strs(MARKERS_KEY)?.into_iter().flatten();
             let markers: Vec<String> = markers.map(str::to_owned).collect();
-            let template = match markers.is_empty() {
-                true => template.guarding_its_markers(&|text| parts(tokenizer, text)),
-                false => template.with_markers(markers),
+            let template = if markers.is_empty() {
+                template.guarding_its_markers(&|text| parts(tokenizer, text))
+            } else {
+                template.with_markers(markers)
             };
             return Ok((Some(Arc::new(template)), None));
         }

@@ -163,9 +163,10 @@ pub(super) fn inputs(
         (false, _) => return refuse("`prompt` mixes single token ids with whole prompts."),
     };
     could_take(list.count.max(prompts.len()))?;
-    match list.count > MAX_PROMPTS {
-        true => refuse(&format!("`prompt` may hold at most {MAX_PROMPTS} prompts.")),
-        false => Ok(prompts),
+    if list.count > MAX_PROMPTS {
+        refuse(&format!("`prompt` may hold at most {MAX_PROMPTS} prompts."))
+    } else {
+        Ok(prompts)
     }
 }
 

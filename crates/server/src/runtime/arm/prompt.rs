@@ -92,10 +92,13 @@ impl Arm {
     ) -> Result<Prompt, PromptError> {
         let tokenizer = self.tokenizer();
         let guard = guard_for(messages);
-        let protect = |text: &str| match bounds.cancel.is_cancelled() {
-            // The rendering is discarded.
-            true => String::new(),
-            false => tokenizer.guard_controls(text, guard).into_owned(),
+        let protect = |text: &str| {
+            if bounds.cancel.is_cancelled() {
+                // The rendering is discarded.
+                String::new()
+            } else {
+                tokenizer.guard_controls(text, guard).into_owned()
+            }
         };
         let rendered = self.rendering.render(messages, &protect)?;
         let open = format!("{}{rendered}", self.chat_tail);
