@@ -10,7 +10,9 @@ use std::time::Duration;
 use anyhow::{Context, bail};
 use bytesize::ByteSize;
 use incant::open;
-use incant::server::{ApiKeys, HostName, Origin, SPARE_PLACES, ServeOptions, Tls, time_limit};
+use incant::server::{
+    ApiKeys, HostName, Origin, SPARE_PLACES, ServeOptions, TimeLimitError, Tls, time_limit,
+};
 
 use super::signals::Sighups;
 
@@ -67,7 +69,7 @@ pub(crate) struct ClientArgs {
 }
 
 /// Reads a limit in seconds, fractions allowed.
-pub(crate) fn seconds(text: &str) -> Result<Duration, String> {
+pub(crate) fn seconds(text: &str) -> Result<Duration, TimeLimitError> {
     // Text that is not a number becomes NaN, which is out of range too.
     time_limit(text.parse().unwrap_or(f64::NAN))
 }

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, anyhow, bail};
 use incant::engine::{AdapterMemory, DEFAULT_ADAPTER_MEMORY, EngineOptions, Origin};
-use incant::runtime::{Model, Runtime};
+use incant::runtime::{EngineFailure, Model, Runtime};
 use incant::server::{ServeOptions, serve};
 use tokio::net::TcpListener;
 use tokio::sync::oneshot;
@@ -239,13 +239,13 @@ pub(super) fn load(loading: &Loading) -> anyhow::Result<Vec<Arc<Model>>> {
     let models = loading.load()?;
     tracing::info!(took = ?began.elapsed(), "loaded");
     for model in &models {
-        warm(model).map_err(anyhow::Error::msg)?;
+        warm(model)?;
     }
     Ok(models)
 }
 
 /// Makes sure that the prefix of a model's chats is in memory (warm-up).
-pub(super) fn warm(model: &Model) -> Result<(), String> {
+pub(super) fn warm(model: &Model) -> Result<(), EngineFailure> {
     let Some(warmed) = model.warm()? else {
         return Ok(());
     };

@@ -575,7 +575,7 @@ fn banned(tokenizer: &Tokenizer, words: Vec<String>) -> Result<Vec<Vec<u32>>, Ap
 }
 
 fn timeout(seconds: Option<f64>) -> Result<Option<Duration>, ApiError> {
-    let refuse = |why| ApiError::invalid("timeout", format!("`timeout` {why}."));
+    let refuse = |error| ApiError::invalid("timeout", format!("`timeout` {error}."));
     seconds.map(time_limit).transpose().map_err(refuse)
 }
 

@@ -16,17 +16,20 @@ const MAX_SECONDS: f64 = 31_536_000.0;
 /// Returns the time limit of this number of seconds.
 ///
 /// # Errors
-/// The number is not above 0, or above the maximum. The message has no subject: the limit's name
-/// goes before it.
-pub fn time_limit(seconds: f64) -> Result<Duration, String> {
+/// The number is not above 0, or above the maximum.
+pub fn time_limit(seconds: f64) -> Result<Duration, TimeLimitError> {
     if seconds > 0.0 && seconds <= MAX_SECONDS {
         Ok(Duration::from_secs_f64(seconds))
     } else {
-        Err(format!(
-            "must be a number of seconds above 0 and at most {MAX_SECONDS}"
-        ))
+        Err(TimeLimitError)
     }
 }
+
+/// The number of seconds is not a time limit. The message has no subject: the limit's name goes
+/// before it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("must be a number of seconds above 0 and at most {MAX_SECONDS}")]
+pub struct TimeLimitError;
 
 /// The source of a limit.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -73,17 +73,22 @@ impl FromStr for Host {
     }
 }
 
+/// The text is not the name of a host.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("expected `*`, or a name without scheme and port")]
+pub struct HostNameError;
+
 impl FromStr for HostName {
-    type Err = String;
+    type Err = HostNameError;
 
     /// Reads a name without scheme and port; `*` is all names.
-    fn from_str(text: &str) -> Result<HostName, String> {
+    fn from_str(text: &str) -> Result<HostName, HostNameError> {
         if text == "*" {
             return Ok(HostName(Allowed::Any));
         }
         let host = text.parse();
         host.map(|host| HostName(Allowed::One(host)))
-            .map_err(|Malformed| "expected `*`, or a name without scheme and port".to_owned())
+            .map_err(|Malformed| HostNameError)
     }
 }
 

@@ -2,7 +2,7 @@
 
 use std::cell::Cell;
 
-use anyhow::{anyhow, bail};
+use anyhow::bail;
 use futures_util::{StreamExt, TryStreamExt, stream};
 use incant::analyze::ReportArm;
 use incant::analyze::{Answer, Prompt, Settings};
@@ -146,7 +146,7 @@ impl<'a> Job<'a> {
             }
         };
         while let Some(output) = comparison.next(note).await {
-            let output = output.map_err(|why| anyhow!(why))?;
+            let output = output?;
             if let OutputPart::End(..) = output.part {
                 progress.answer();
             }

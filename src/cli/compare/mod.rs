@@ -10,12 +10,12 @@ mod table;
 
 use std::io::{self, Read};
 use std::path::PathBuf;
-use std::time::{SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context, bail};
 use incant::analyze::{Report, page};
 use incant::engine::EngineOptions;
 use incant::runtime::{Arm, Model, Runtime, default_reference};
+use incant::server::clock::unix_time;
 
 use self::controls::Controls;
 use self::job::Job;
@@ -85,9 +85,7 @@ impl Args {
         let arms = self.arms(&runtime)?;
         settings.reference = self.reference(&arms)?;
 
-        let since_1970 = SystemTime::now().duration_since(UNIX_EPOCH);
-        // A clock before 1970 is no reason to refuse an answer.
-        let created = since_1970.map_or(0, |time| time.as_secs());
+        let created = unix_time();
         let job = Job::new(&runtime, arms, asked, &settings)?;
         let infos = job.arms();
         let prompts = job.run(slots)?;

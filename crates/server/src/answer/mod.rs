@@ -28,7 +28,7 @@ use super::request::RequestContext;
 use super::sse::{self, Frames};
 use crate::runtime::choice::{Choice, Echo, Entry, Piece};
 use crate::runtime::guidance;
-use crate::runtime::{Arm, Partners, Prompt};
+use crate::runtime::{Arm, EngineFailure, Partners, Prompt};
 use incant_engine::{Event, FinishReason, GenerateRequest, Generation};
 use incant_prompt::text::Tokenizer;
 
@@ -377,7 +377,7 @@ impl Running {
                 guided.cached_tokens = Some(generation.partners_cached());
             }
             match self.choices[index].advance(event) {
-                Err(cause) => return Some(Err(ApiError::Internal(cause))),
+                Err(EngineFailure(cause)) => return Some(Err(ApiError::Internal(cause))),
                 Ok(Some(piece)) => {
                     // An answer that a stop string ended is dropped here, which frees its slot.
                     if piece.finish.is_none() {

@@ -3,8 +3,8 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, PoisonError, RwLock};
-use std::time::{SystemTime, UNIX_EPOCH};
 
+use crate::clock::unix_time;
 use incant_engine::{self as engine, AddAdapterError};
 use incant_gguf::open::Location;
 use incant_model::lora::{Lora, LoraError};
@@ -156,15 +156,13 @@ impl super::Model {
         ranks.dedup();
         let numbers = lora.parts().map(|(_, _, part)| part.a.len() + part.b.len());
         let parameters = numbers.sum();
-        let now = SystemTime::now().duration_since(UNIX_EPOCH);
         let adapter = Arc::new(Adapter {
             name: name.to_owned(),
             path: location.public_path().to_owned(),
             profile,
             ranks,
             parameters,
-            // A clock before 1970 is wrong anyway.
-            created: now.map_or(0, |since| since.as_secs()),
+            created: unix_time(),
             loaded: self.engine().add_adapter(lora)?,
         });
         let served = Arc::clone(&adapter);

@@ -9,6 +9,7 @@ use std::collections::VecDeque;
 use std::ops::Range;
 use std::sync::Arc;
 
+use super::EngineFailure;
 use incant_engine::{Event, FinishReason};
 use incant_prompt::text::Tokenizer;
 use incant_prompt::text::decode::StreamDecoder;
@@ -186,7 +187,7 @@ impl<V: Vocabulary> Choice<V> {
     }
 
     /// Advances by one event; returns a piece if anything can be sent.
-    pub(crate) fn advance(&mut self, event: Event) -> Result<Option<Piece>, String> {
+    pub(crate) fn advance(&mut self, event: Event) -> Result<Option<Piece>, EngineFailure> {
         match event {
             Event::Started { cached_tokens, .. } => {
                 self.cached = cached_tokens;
@@ -206,7 +207,7 @@ impl<V: Vocabulary> Choice<V> {
             Event::Finished(reason) => Ok(Some(self.end(reason))),
             // Events of followers are reported to another receiver.
             Event::Scored(_) => Ok(None),
-            Event::Failed(cause) => Err(cause),
+            Event::Failed(cause) => Err(EngineFailure(cause)),
         }
     }
 

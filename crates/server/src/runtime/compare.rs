@@ -15,7 +15,7 @@ use futures_util::stream::FuturesUnordered;
 
 use super::choice::{Choice, Entry, Piece, Vocabulary};
 use super::guidance::{self, Sequences};
-use super::{Arm, Partners, Prompt};
+use super::{Arm, EngineFailure, Partners, Prompt};
 use incant_compare::{self as analyze, Alternative, Finish, ReportArm, Score, Token, Usage};
 use incant_engine::{
     self as engine, Client, Event, FinishReason, FollowRequest, GenerateRequest, Generation,
@@ -194,7 +194,7 @@ impl Comparison {
     pub async fn next(
         &mut self,
         mut note: impl FnMut(usize, &Event),
-    ) -> Option<Result<Output, String>> {
+    ) -> Option<Result<Output, EngineFailure>> {
         loop {
             if let Some(output) = self.ready.pop_front() {
                 return Some(Ok(output));
@@ -219,7 +219,7 @@ impl Comparison {
     }
 
     /// Processes one event. Returns whether more events of its source are needed.
-    fn process(&mut self, source: Source, event: Event) -> Result<bool, String> {
+    fn process(&mut self, source: Source, event: Event) -> Result<bool, EngineFailure> {
         match source {
             Source::Answer(number) => {
                 let answer = &mut self.answers[number];
@@ -232,7 +232,7 @@ impl Comparison {
                 let answer = &mut self.answers[number];
                 match event {
                     Event::Scored(scored) => answer.judges[judge].scores.push_back(scored),
-                    Event::Failed(why) => return Err(why),
+                    Event::Failed(why) => return Err(EngineFailure(why)),
                     Event::Finished(_) => return Ok(false),
                     _ => {}
                 }

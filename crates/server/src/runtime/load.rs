@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, PoisonError, RwLock};
 
+use super::EngineFailure;
 use super::adapters::Table;
 use super::bind::BoundProfile;
 use incant_engine::exec::{Backend, ExecError, Footprint};
@@ -338,11 +339,14 @@ impl Model {
     ///
     /// # Errors
     /// The executor failed, with its message.
-    pub fn warm(&self) -> Result<Option<Warmed>, String> {
+    pub fn warm(&self) -> Result<Option<Warmed>, EngineFailure> {
         let profiles = self.profiles();
         let profile = self.chat_profile().and_then(|name| profiles.get(name));
         match profile.and_then(BoundProfile::prefix) {
-            Some(prefix) => self.engine.warm(Arc::clone(prefix)).map(Some),
+            Some(prefix) => {
+                let warmed = self.engine.warm(Arc::clone(prefix)).map(Some);
+                warmed.map_err(|error| EngineFailure(error.to_string()))
+            }
             None => Ok(None),
         }
     }

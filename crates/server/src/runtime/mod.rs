@@ -19,11 +19,11 @@ use std::collections::BTreeMap;
 use std::future::pending;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock, PoisonError, RwLock};
-use std::time::{SystemTime, UNIX_EPOCH};
 
 use futures_util::StreamExt;
 use futures_util::stream::FuturesUnordered;
 
+use crate::clock::unix_time;
 #[cfg(doc)]
 use incant_engine::Engine;
 use incant_gguf::nearest::nearest;
@@ -40,6 +40,11 @@ pub use compare::{
 };
 pub use guidance::{Guidance, GuidanceError, GuidanceOptions, Partner, Partners, ResolvedGuidance};
 pub use load::{DEFAULT_PROFILE, LoadError, LoadOptions, Model, Profiles};
+
+/// An engine failed while it computed a prefix or an answer.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{0}")]
+pub struct EngineFailure(pub(crate) String);
 
 /// All loaded models, shared by all requests.
 pub struct Runtime {
@@ -111,13 +116,11 @@ impl Default for Runtime {
 impl Runtime {
     /// Creates a runtime that is still loading.
     pub fn new() -> Runtime {
-        let now = SystemTime::now().duration_since(UNIX_EPOCH);
         Runtime {
             models: OnceLock::new(),
             problems: RwLock::default(),
             is_shutting_down: AtomicBool::new(false),
-            // A clock before 1970 is wrong anyway.
-            created: now.map_or(0, |since| since.as_secs()),
+            created: unix_time(),
         }
     }
 

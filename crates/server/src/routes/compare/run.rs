@@ -1,7 +1,6 @@
 //! Runs a comparison and writes its response, whole or streamed.
 
 use std::ops::Range;
-use std::time::{SystemTime, UNIX_EPOCH};
 
 use axum::Json;
 use axum::response::{IntoResponse, Response};
@@ -9,12 +8,13 @@ use futures_util::stream::unfold;
 
 use super::{CompareChunk, CompareEvent, CompareResponse, Plan, Question};
 use crate::answer::{Usage, Watch};
+use crate::clock::unix_time;
 use crate::controls::Stream;
 use crate::deadline::Deadline;
 use crate::errors::ApiError;
 use crate::metrics::Outcome;
 use crate::request::RequestContext;
-use crate::runtime::{Comparison, Output, OutputPart, Transcript, finish};
+use crate::runtime::{Comparison, EngineFailure, Output, OutputPart, Transcript, finish};
 use crate::sse::{self, Frames};
 use incant_compare::{Report, ReportArm, Settings};
 use incant_engine::Event;
@@ -90,11 +90,9 @@ impl Running {
             context.watch(side.arm.id(), vec![prompt], n)
         });
         let is_chat = matches!(plan.question, Question::Messages(_));
-        let since_1970 = SystemTime::now().duration_since(UNIX_EPOCH);
         Ok(Running {
             id: format!("cmp-{:032x}", rand::random::<u128>()),
-            // A clock before 1970 is no reason to refuse an answer.
-            created: since_1970.map_or(0, |time| time.as_secs()),
+            created: unix_time(),
             arms: sides.map(|side| side.report_arm(is_chat)).collect(),
             settings: plan.settings,
             question: plan.question,
@@ -117,7 +115,7 @@ impl Running {
             biased;
             error = self.deadline.passed() => Some(Err((Outcome::TimedOut, error))),
             next = self.comparison.next(note) => next.map(|next| {
-                next.map_err(|why| (Outcome::Failed, ApiError::Internal(why)))
+                next.map_err(|EngineFailure(why)| (Outcome::Failed, ApiError::Internal(why)))
             }),
         };
         match next {
