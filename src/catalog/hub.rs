@@ -121,7 +121,7 @@ impl Download<'_> {
         }
         let response = request
             .call()
-            .map_err(|error| AttemptError::source(format!("{url}: {}", plainly(error))))?;
+            .map_err(|error| AttemptError::source(format!("{url}: {}", error_text(error))))?;
 
         let answer = Answer::read(&response, size)
             .map_err(|reason| AttemptError::source(format!("{url}: {reason}")))?;
@@ -167,7 +167,7 @@ impl Download<'_> {
 }
 
 /// Returns the text of an error without the category that the client puts first.
-fn plainly(error: ureq::Error) -> String {
+fn error_text(error: ureq::Error) -> String {
     match error {
         ureq::Error::Io(error) => error.to_string(),
         ureq::Error::Timeout(phase) => format!("no answer in time ({phase})"),

@@ -118,7 +118,7 @@ mod tests {
     use super::*;
     use crate::cli::Cli;
 
-    fn told(words: &str) -> String {
+    fn message(words: &str) -> String {
         let words: Vec<OsString> = words.split(' ').map(OsString::from).collect();
         let mut command = Cli::command();
         command.build();
@@ -175,11 +175,11 @@ mod tests {
                 "a whole number, such as 16",
             ),
         ] {
-            let told = told(words);
+            let message = message(words);
             let value = words.rsplit([' ', '=', ',']).next().unwrap();
             let expected =
                 format!("error: invalid value '{value}' for '{flag}': expected {form}\n");
-            assert!(told.starts_with(&expected), "{words}: {told}");
+            assert!(message.starts_with(&expected), "{words}: {message}");
         }
     }
 
@@ -194,8 +194,8 @@ mod tests {
                 "it must be 1 to 1024",
             ),
         ] {
-            let told = told(words);
-            assert!(told.contains(reason), "{words}: {told}");
+            let message = message(words);
+            assert!(message.contains(reason), "{words}: {message}");
         }
     }
 }

@@ -11,7 +11,7 @@ use incant::engine::{EngineOptions, Event, FinishReason, GenerateRequest};
 use incant::profile::{Message, Role};
 use incant::runtime::{Arm, Guidance, GuidanceOptions, PromptBounds, Runtime};
 use incant::sample::SamplingParams;
-use incant::server::serve;
+use incant::server::{ranges, serve};
 use incant::text::decode::StreamDecoder;
 use incant::text::stop::StopMatcher;
 use serde_json::{Map, Value, json};
@@ -78,8 +78,8 @@ pub(crate) struct Args {
 
 impl Args {
     pub(crate) fn run(self) -> anyhow::Result<()> {
-        if self.temperature.is_some_and(|t| !(0.0..=2.0).contains(&t)) {
-            bail!("--temperature must be 0 to 2");
+        if let Some(temperature) = self.temperature {
+            samplers::check_float("--temperature", temperature, ranges::TEMPERATURE)?;
         }
         if self.max_tokens == Some(0) {
             bail!("--max-tokens must be at least 1");
@@ -101,7 +101,9 @@ impl Args {
             return self.ask(&server, &question, &samplers);
         }
         let models = self.models.clone().or_of_arms(&self.arm);
-        let loaded = models.resolve(EngineOptions::default())?.load_and_tell()?;
+        let loaded = models
+            .resolve(EngineOptions::default())?
+            .load_with_warnings()?;
         let runtime = Runtime::new();
         let default = loaded[0].id().to_owned();
         runtime.loaded(loaded);

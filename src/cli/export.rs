@@ -73,7 +73,7 @@ impl Args {
         let lora = Lora::read(&self.adapter, &spec)?;
         match self.merge {
             Some(_) => self.merge(&gguf, &spec, &lora, &path, &model),
-            None => by_itself(&lora, &spec, &path, &model),
+            None => export_adapter(&lora, &spec, &path, &model),
         }
     }
 
@@ -96,7 +96,7 @@ impl Args {
         } else {
             "the file has no chat template, so programs that serve it choose a form of their own"
         };
-        let mut told = match (&form, lora.profile()) {
+        let mut notes = match (&form, lora.profile()) {
             (Some(_), Some(profile)) => {
                 format!("the chat template is that of the adapter's form, {profile}\n")
             }
@@ -106,17 +106,17 @@ impl Args {
             let tokenizer = Tokenizer::from_gguf(gguf)?;
             match form.portable(tokenizer.bos().is_some() && tokenizer.adds_bos()) {
                 Ok(chat) => {
-                    told += &stops(&chat.markers);
+                    notes += &stops(&chat.markers);
                     rewrite = rewrite.with_chat(chat.source, chat.markers);
                 }
                 Err(error) => {
-                    told.clear();
+                    notes.clear();
                     output::eprint_safe(&format!("warning: {error}: {kept}"));
                 }
             }
         }
         rewrite::write(&rewrite, path)?;
-        Ok(output::print(&told)?)
+        Ok(output::print(&notes)?)
     }
 
     /// Returns the form of turns that an adapter for `profile` was trained on.
@@ -156,7 +156,12 @@ fn stops(markers: &[String]) -> String {
     )
 }
 
-fn by_itself(lora: &Lora, spec: &DecoderSpec, path: &Path, model: &Located) -> anyhow::Result<()> {
+fn export_adapter(
+    lora: &Lora,
+    spec: &DecoderSpec,
+    path: &Path,
+    model: &Located,
+) -> anyhow::Result<()> {
     lora.export(spec, path)
         .with_context(|| path.display().to_string())?;
     let parameters = lora.parts().map(|(_, _, part)| part.a.len() + part.b.len());

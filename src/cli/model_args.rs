@@ -255,7 +255,7 @@ impl Loading {
 
     /// Like [`load`](Self::load), for commands without a log: warnings that affect answers are
     /// written to the standard error.
-    pub(crate) fn load_and_tell(&self) -> anyhow::Result<Vec<Arc<Model>>> {
+    pub(crate) fn load_with_warnings(&self) -> anyhow::Result<Vec<Arc<Model>>> {
         let models = self.load()?;
         for problem in models.iter().filter_map(|model| model.template_problem()) {
             eprint_safe(&format!("warning: {problem}"));

@@ -56,7 +56,7 @@ impl Args {
         // download.
         let manifests = names
             .iter()
-            .map(|name| known(&cache, name))
+            .map(|name| find_manifest(&cache, name))
             .collect::<Result<Vec<Manifest>, CatalogError>>()?;
         manifests
             .iter()
@@ -78,7 +78,7 @@ pub(crate) fn ensure(name_or_file: &str, consent: Consent) -> anyhow::Result<Loc
     let cache = Cache::from_env()?;
     match cache.locate(name_or_file) {
         Err(CatalogError::NotPulled { name } | CatalogError::WrongSize { name, .. }) => {
-            let manifest = known(&cache, &name)?;
+            let manifest = find_manifest(&cache, &name)?;
             obtain(&cache, &manifest, consent, &Display::new())?;
             Ok(cache.locate(&name)?)
         }
@@ -86,7 +86,7 @@ pub(crate) fn ensure(name_or_file: &str, consent: Consent) -> anyhow::Result<Loc
     }
 }
 
-fn known(cache: &Cache, name: &str) -> Result<Manifest, CatalogError> {
+fn find_manifest(cache: &Cache, name: &str) -> Result<Manifest, CatalogError> {
     cache.find(name)?.ok_or_else(|| cache.unknown(name))
 }
 
@@ -105,7 +105,7 @@ fn obtain(
     let can_ask = io::stdin().is_terminal() && io::stderr().is_terminal();
     if consent.yes || !can_ask {
         eprint_safe(&format!("Downloading {name}, {size}, under these terms"));
-    } else if !agreed(&format!("Download {name}, {size}, under these terms?"))? {
+    } else if !confirm(&format!("Download {name}, {size}, under these terms?"))? {
         bail!("the model {name} is not on this machine, and was not downloaded");
     }
     Ok(cache.fetch(manifest, display)?)
@@ -137,7 +137,7 @@ fn show_terms(manifest: &Manifest) {
 }
 
 /// Asks at a terminal.
-fn agreed(question: &str) -> io::Result<bool> {
+fn confirm(question: &str) -> io::Result<bool> {
     eprint!("{} [Y/n] ", printable(question));
     io::stderr().flush()?;
     let mut answer = String::new();

@@ -13,7 +13,7 @@ use super::serve::warm;
 use super::signals::Sighups;
 
 /// The polling interval. A change is applied at the second poll that sees it.
-const EVERY: Duration = Duration::from_millis(500);
+const POLL_INTERVAL: Duration = Duration::from_millis(500);
 
 /// Serves the current contents of the folder, if there is one, for as long as the process lives. On
 /// SIGHUP all its files are read at once.
@@ -30,7 +30,7 @@ pub(super) fn follow(library: Library, runtime: Arc<Runtime>, mut sighups: Optio
         loop {
             let again = tokio::select! {
                 () = next(&mut sighups) => true,
-                () = tokio::time::sleep(EVERY) => false,
+                () = tokio::time::sleep(POLL_INTERVAL) => false,
             };
             let looked = tokio::task::spawn_blocking(move || {
                 follower.look(again);

@@ -122,7 +122,7 @@ impl Args {
                 None => {}
             }
             #[cfg(unix)]
-            outlive_file_limits()?;
+            ignore_sigxfsz()?;
             let loading = tokio::task::spawn_blocking(|| self.models.resolve(engine)).await??;
             run(
                 listener,
@@ -194,11 +194,11 @@ async fn run(
     let mut terminal = Terminal::new()?;
     let limit = options.drain_timeout;
     let mut error = None;
-    let asked_to_end = async {
+    let shutdown_signal = async {
         let Ok(signal) = signals.next().await else {
             return pending().await;
         };
-        tokio::spawn(stop_at_next(signals));
+        tokio::spawn(exit_at_next_signal(signals));
         if signal == TERMINATED && !shutdown_delay.is_zero() {
             runtime.announce_shutdown();
             tracing::info!(
@@ -214,7 +214,7 @@ async fn run(
     };
     let shutdown = async {
         tokio::select! {
-            () = asked_to_end => {}
+            () = shutdown_signal => {}
             () = terminal.closed() => {}
             Ok(why) = failure => error = Some(why),
         }
@@ -350,7 +350,7 @@ fn megabytes(bytes: usize) -> String {
 }
 
 /// Ends the process at the next signal.
-async fn stop_at_next(mut signals: ShutdownSignals) {
+async fn exit_at_next_signal(mut signals: ShutdownSignals) {
     if let Ok(code) = signals.next().await {
         tracing::warn!("stopped at once; running answers were cut off");
         std::process::exit(code);
@@ -360,7 +360,7 @@ async fn stop_at_next(mut signals: ShutdownSignals) {
 /// Turns a write beyond the limit of file sizes into an error for the writer, as on a full disk,
 /// instead of a signal (SIGXFSZ) that ends the process.
 #[cfg(unix)]
-fn outlive_file_limits() -> std::io::Result<()> {
+fn ignore_sigxfsz() -> std::io::Result<()> {
     use tokio::signal::unix::{SignalKind, signal};
     // The handler stays installed after the signal is dropped.
     signal(SignalKind::from_raw(libc::SIGXFSZ)).map(drop)

@@ -166,7 +166,7 @@ fn show(report: &Report<'_>) -> String {
     for model in models {
         aligns.push(Align::Right);
         let bos = match &model.adds_bos {
-            Some(token) => format!("{} {}", shown(token), token.id),
+            Some(token) => format!("{} {}", format_token(token), token.id),
             None => "-".to_owned(),
         };
         let tokenizer = match model.tokenizer {
@@ -205,7 +205,7 @@ fn show(report: &Report<'_>) -> String {
         let mut row = vec![(at + 1).to_string()];
         for model in models {
             row.extend(match model.tokens.get(at) {
-                Some(token) => [token.id.to_string(), shown(token)],
+                Some(token) => [token.id.to_string(), format_token(token)],
                 None => [String::new(), String::new()],
             });
         }
@@ -218,7 +218,7 @@ fn show(report: &Report<'_>) -> String {
 
 /// Formats a token: text in quotes, so that spaces show; bytes that are part of a character in
 /// hexadecimal; other tokens without quotes.
-fn shown(token: &Token) -> String {
+fn format_token(token: &Token) -> String {
     if token.bytes.is_empty() {
         let piece = output::clip(&token.piece, 60);
         return if token.kind == TokenKind::Control.name() {

@@ -62,7 +62,7 @@ pub async fn serve(
         tokio::select! {
             () = &mut shutdown => break,
             Some(ended) = connections.join_next() => report(ended),
-            Client { stream, address, server, permit } = listener.accept() => {
+            AcceptedConnection { stream, address, server, permit } = listener.accept() => {
                 let is_spare = permit.is_none();
                 let connection = server.serve_connection(stream, address, stopped.clone());
                 let connection = connections.spawn(async move {
@@ -107,7 +107,7 @@ struct Listener {
 }
 
 /// An accepted connection.
-struct Client {
+struct AcceptedConnection {
     stream: TcpStream,
     address: SocketAddr,
     server: HttpServer,
@@ -148,9 +148,9 @@ impl Listener {
     }
 
     /// Waits for the next connection.
-    async fn accept(&mut self) -> Client {
+    async fn accept(&mut self) -> AcceptedConnection {
         if self.permits.available_permits() == 0 {
-            self.spares.make_room().await;
+            self.spares.free_spare_place().await;
         }
         loop {
             match self.listener.accept().await {
@@ -160,7 +160,7 @@ impl Listener {
                         Some(_) => &self.server,
                         None => &self.spare_server,
                     };
-                    return Client {
+                    return AcceptedConnection {
                         stream,
                         address,
                         server: server.clone(),

@@ -11,14 +11,14 @@ use tokio::time::{Sleep, sleep_until};
 use super::errors::ApiError;
 
 /// The maximum limit in seconds, a year: a larger number is a mistake.
-const MAX_SECONDS: f64 = 31_536_000.0;
+pub(crate) const MAX_SECONDS: u32 = 31_536_000;
 
 /// Returns the time limit of this number of seconds.
 ///
 /// # Errors
 /// The number is not above 0, or above the maximum.
 pub fn time_limit(seconds: f64) -> Result<Duration, TimeLimitError> {
-    if seconds > 0.0 && seconds <= MAX_SECONDS {
+    if seconds > 0.0 && seconds <= f64::from(MAX_SECONDS) {
         Ok(Duration::from_secs_f64(seconds))
     } else {
         Err(TimeLimitError)
@@ -103,7 +103,7 @@ impl Deadline {
 mod tests {
     use super::*;
 
-    fn told(server: Option<f64>, request: Option<f64>) -> String {
+    fn timeout_message(server: Option<f64>, request: Option<f64>) -> String {
         let limit = |seconds: Option<f64>| seconds.map(|seconds| time_limit(seconds).unwrap());
         let runtime = tokio::runtime::Builder::new_current_thread()
             .enable_time()
@@ -120,16 +120,16 @@ mod tests {
     fn the_shorter_limit_counts_and_the_message_says_whose_it_was() {
         let servers = "The answer was not complete within this server's limit of 1.5 s.";
         let requests = "The answer was not complete within the request's own `timeout` of 0.5 s.";
-        assert_eq!(told(Some(1.5), None), servers);
-        assert_eq!(told(Some(1.5), Some(20.0)), servers);
-        assert_eq!(told(Some(1.5), Some(0.5)), requests);
-        assert_eq!(told(None, Some(0.5)), requests);
+        assert_eq!(timeout_message(Some(1.5), None), servers);
+        assert_eq!(timeout_message(Some(1.5), Some(20.0)), servers);
+        assert_eq!(timeout_message(Some(1.5), Some(0.5)), requests);
+        assert_eq!(timeout_message(None, Some(0.5)), requests);
     }
 
     #[test]
     fn only_a_number_of_seconds_is_a_limit() {
         assert_eq!(time_limit(0.25), Ok(Duration::from_millis(250)));
-        assert!(time_limit(MAX_SECONDS).is_ok());
+        assert!(time_limit(f64::from(MAX_SECONDS)).is_ok());
         for seconds in [0.0, -0.0, -1.0, f64::NAN, f64::INFINITY, 1e300, 1e-400] {
             assert!(time_limit(seconds).is_err(), "{seconds}");
         }

@@ -6,6 +6,7 @@ use serde::Deserialize;
 use super::controls::in_range;
 use super::errors::ApiError;
 use super::fields::integer;
+use super::ranges::Range;
 use crate::runtime::Prompt;
 
 /// Parameters for prompt truncation, reported token ids and KV isolation.
@@ -53,7 +54,11 @@ impl Extras {
     pub(crate) fn check(&self, context: usize) -> Result<(), ApiError> {
         let most = i64::try_from(context).unwrap_or(i64::MAX);
         let truncated = self.truncate_prompt_tokens.filter(|tokens| *tokens != -1);
-        in_range("truncate_prompt_tokens", truncated, 1..=most)?;
+        in_range(
+            "truncate_prompt_tokens",
+            truncated,
+            Range::integers(1, most),
+        )?;
         match self.cache_salt.as_deref() {
             Some("") => Err(ApiError::invalid(
                 "cache_salt",

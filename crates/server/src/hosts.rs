@@ -278,8 +278,8 @@ mod tests {
 
     #[test]
     fn a_request_says_once_whom_it_addresses() {
-        let is = |told: Result<Option<Authority>, ApiError>, host: &str| {
-            assert_eq!(told.unwrap(), Some(host.parse().unwrap()));
+        let is = |authority: Result<Option<Authority>, ApiError>, host: &str| {
+            assert_eq!(authority.unwrap(), Some(host.parse().unwrap()));
         };
         is(asked(Version::HTTP_11, "/", &["localhost"]), "localhost");
         is(asked(Version::HTTP_10, "/", &["localhost"]), "localhost");

@@ -293,8 +293,8 @@ mod tests {
             .header(FORWARDED_FOR, "10.0.0.1, 10.0.0.2")
             .header(FORWARDED_FOR, "10.0.0.3");
         let request = request.body(Body::empty()).expect("a request");
-        let told = forwarded_for(&request);
-        assert_eq!(told.as_deref(), Some("10.0.0.1, 10.0.0.2, 10.0.0.3"));
+        let client = forwarded_for(&request);
+        assert_eq!(client.as_deref(), Some("10.0.0.1, 10.0.0.2, 10.0.0.3"));
         let none = Request::new(Body::empty());
         assert_eq!(forwarded_for(&none), None);
     }

@@ -77,28 +77,28 @@ impl Outcome {
 }
 
 #[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
-struct OfArm {
+struct ArmLabels {
     arm: String,
 }
 
 #[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
-struct OfOutcome {
+struct OutcomeLabels {
     arm: String,
     outcome: &'static str,
 }
 
 #[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
-struct OfReason {
+struct ReasonLabels {
     reason: &'static str,
 }
 
 #[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
-struct OfModel {
+struct ModelLabels {
     model: String,
 }
 
-type Histograms = Family<OfArm, Histogram, fn() -> Histogram>;
-type Gauges = Family<OfModel, Gauge<u64, AtomicU64>>;
+type Histograms = Family<ArmLabels, Histogram, fn() -> Histogram>;
+type Gauges = Family<ModelLabels, Gauge<u64, AtomicU64>>;
 
 /// All metrics of a server.
 #[derive(Debug)]
@@ -108,16 +108,16 @@ pub(crate) struct Metrics {
     first_token: Histograms,
     between_tokens: Histograms,
     queued: Histograms,
-    requests: Family<OfOutcome, Counter>,
-    prompt_tokens: Family<OfArm, Counter>,
-    cached_tokens: Family<OfArm, Counter>,
-    generated_tokens: Family<OfArm, Counter>,
-    refused: Family<OfReason, Counter>,
+    requests: Family<OutcomeLabels, Counter>,
+    prompt_tokens: Family<ArmLabels, Counter>,
+    cached_tokens: Family<ArmLabels, Counter>,
+    generated_tokens: Family<ArmLabels, Counter>,
+    refused: Family<ReasonLabels, Counter>,
     running: Gauges,
     waiting: Gauges,
     kv_used: Gauges,
     kv_capacity: Gauges,
-    preemptions: Family<OfModel, Counter>,
+    preemptions: Family<ModelLabels, Counter>,
 }
 
 /// The metrics of one arm.
@@ -225,9 +225,9 @@ impl Metrics {
         } else {
             OTHER_ARMS
         };
-        let arm = OfArm { arm: id.to_owned() };
+        let arm = ArmLabels { arm: id.to_owned() };
         let requests = Outcome::ALL.map(|outcome| {
-            self.requests.get_or_create_owned(&OfOutcome {
+            self.requests.get_or_create_owned(&OutcomeLabels {
                 arm: id.to_owned(),
                 outcome: outcome.word(),
             })
@@ -245,7 +245,7 @@ impl Metrics {
 
     /// Counts a refused request.
     pub(crate) fn refused(&self, Refusal(reason): Refusal) {
-        self.refused.get_or_create(&OfReason { reason }).inc();
+        self.refused.get_or_create(&ReasonLabels { reason }).inc();
     }
 
     /// Returns all metrics in the format of Prometheus, with the current load of the engines of
@@ -256,7 +256,7 @@ impl Metrics {
     pub(crate) fn text(&self, runtime: &Runtime) -> Result<String, fmt::Error> {
         for model in runtime.models() {
             let load = model.engine().load();
-            let of = OfModel {
+            let of = ModelLabels {
                 model: model.id().to_owned(),
             };
             let gauges = [

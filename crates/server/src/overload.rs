@@ -39,7 +39,7 @@ impl Spares {
 
     /// Makes sure that a spare place is free, if need be by closing the connection that has had one
     /// for longest. Cancel safe.
-    pub(crate) async fn make_room(&mut self) {
+    pub(crate) async fn free_spare_place(&mut self) {
         if self.0.len() >= SPARE_PLACES {
             self.0.retain(|(_, connection)| !connection.is_finished());
         }

@@ -171,7 +171,7 @@ impl RequestContext {
     ) -> Result<T, ApiError> {
         // The body's memory stays taken until the work ends, even if the client disconnects before.
         let reservation = self.reservation.clone();
-        let working = self.app.blocking.work(self.size, move |cancel| {
+        let working = self.app.blocking_pool.run(self.size, move |cancel| {
             let _reservation = reservation;
             work(cancel)
         });

@@ -15,7 +15,7 @@ use incant::runtime::{
 use incant::sample::SamplingParams;
 use indicatif::{ProgressBar, ProgressStyle};
 
-use super::prompts::Asked;
+use super::prompts::InputPrompt;
 use crate::cli::samplers;
 
 /// The rendered prompts of a comparison.
@@ -26,7 +26,7 @@ pub(super) struct Job<'a> {
 
 /// One prompt, with the sides of its first temperature.
 struct Question {
-    asked: Asked,
+    input: InputPrompt,
     sides: Vec<Side>,
 }
 
@@ -35,19 +35,19 @@ impl<'a> Job<'a> {
     pub(super) fn new(
         runtime: &Runtime,
         arms: Vec<Arm>,
-        asked: Vec<Asked>,
+        inputs: Vec<InputPrompt>,
         settings: &'a Settings,
     ) -> anyhow::Result<Job<'a>> {
-        let several = asked.len() > 1;
-        let questions = (1..).zip(asked).map(|(number, asked)| {
-            let sides = sides(runtime, &arms, &asked, settings).map_err(|error| {
+        let several = inputs.len() > 1;
+        let questions = (1..).zip(inputs).map(|(number, input)| {
+            let sides = sides(runtime, &arms, &input, settings).map_err(|error| {
                 if several {
                     error.context(format!("prompt {number}"))
                 } else {
                     error
                 }
             })?;
-            Ok(Question { asked, sides })
+            Ok(Question { input, sides })
         });
         Ok(Job {
             settings,
@@ -59,12 +59,12 @@ impl<'a> Job<'a> {
     /// each prompt: then the report names no profile for it, and has the guidance of the first
     /// prompt.
     pub(super) fn arms(&self) -> Vec<ReportArm> {
-        let told = self.questions.iter().map(|question| {
-            let is_chat = matches!(question.asked, Asked::Chat(_));
+        let described = self.questions.iter().map(|question| {
+            let is_chat = matches!(question.input, InputPrompt::Chat(_));
             let sides = question.sides.iter();
             sides.map(|side| side.report_arm(is_chat)).collect()
         });
-        let all = told.reduce(|first: Vec<ReportArm>, next: Vec<ReportArm>| {
+        let all = described.reduce(|first: Vec<ReportArm>, next: Vec<ReportArm>| {
             let both = first.into_iter().zip(next);
             let both = both.map(|(first, next)| {
                 let is_same = first.rendered_by == next.rendered_by;
@@ -107,9 +107,9 @@ impl<'a> Job<'a> {
             let mut answers: Vec<Answer> = answers.flatten().collect();
             // The sort is stable: each arm's answers stay ordered by temperature.
             answers.sort_by_key(|answer| answer.arm);
-            let (messages, prompt) = match question.asked {
-                Asked::Chat(messages) => (Some(messages), None),
-                Asked::Verbatim(text) => (None, Some(text)),
+            let (messages, prompt) = match question.input {
+                InputPrompt::Chat(messages) => (Some(messages), None),
+                InputPrompt::Verbatim(text) => (None, Some(text)),
             };
             Prompt {
                 messages,
@@ -160,28 +160,28 @@ impl<'a> Job<'a> {
 fn sides(
     runtime: &Runtime,
     arms: &[Arm],
-    asked: &Asked,
+    input: &InputPrompt,
     settings: &Settings,
 ) -> anyhow::Result<Vec<Side>> {
     let options = GuidanceOptions::default();
-    let arms: Vec<Arm> = match asked {
-        Asked::Chat(messages) => {
+    let arms: Vec<Arm> = match input {
+        InputPrompt::Chat(messages) => {
             let arms = arms.iter();
             arms.map(|arm| arm.for_conversation(messages)).collect()
         }
-        Asked::Verbatim(_) => arms.to_vec(),
+        InputPrompt::Verbatim(_) => arms.to_vec(),
     };
     let bounds = &PromptBounds::default();
     let render = |arm: &Arm| -> anyhow::Result<_> {
-        let (prompt, partners) = match asked {
-            Asked::Chat(messages) => {
+        let (prompt, partners) = match input {
+            InputPrompt::Chat(messages) => {
                 let guidance = arm.guidance_for_chat(runtime, &options)?;
                 (
                     arm.chat(messages)?,
                     guidance.partners_for_chat(arm, messages, bounds)?,
                 )
             }
-            Asked::Verbatim(text) => {
+            InputPrompt::Verbatim(text) => {
                 let input = PromptInput::Text(text.clone());
                 let guidance = arm.guidance_for_completion(runtime, &options)?;
                 (
@@ -190,7 +190,7 @@ fn sides(
                 )
             }
         };
-        Ok((prompt, partners.measuring_the_arm()))
+        Ok((prompt, partners.reporting_own_logprobs()))
     };
     let rendered = arms.iter().map(render);
     let rendered = rendered.collect::<anyhow::Result<Vec<_>>>()?;

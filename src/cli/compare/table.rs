@@ -9,7 +9,7 @@ use incant::printable::printable;
 use crate::cli::output::{Align, grouped, table, visible};
 
 /// The number of most shifted tokens that are shown per arm.
-const MOST_SHIFTED: usize = 8;
+const MAX_SHIFTED_TOKENS: usize = 8;
 
 /// Formats the tables, and the seed if it matters. The answers come first if there is only one
 /// prompt, or if there is no table: a single arm has nothing to be compared with.
@@ -161,15 +161,19 @@ fn shift(summary: &Summary, reference: usize, names: &[String]) -> Option<String
 fn most_shifted(summary: &Summary, reference: usize, names: &[String]) -> Option<String> {
     let under = |pair: &&Pair| pair.under == reference && !pair.most_shifted.is_empty();
     let rows = summary.pairs.iter().filter(under).map(|pair| {
-        let tokens = pair.most_shifted.iter().take(MOST_SHIFTED).map(|token| {
-            let shown: String = token.token.chars().flat_map(visible).collect();
-            if token.token.is_empty() {
-                // An end token has no text.
-                format!("#{} {}×", token.id, token.shifted)
-            } else {
-                format!("‘{shown}’ {}×", token.shifted)
-            }
-        });
+        let tokens = pair
+            .most_shifted
+            .iter()
+            .take(MAX_SHIFTED_TOKENS)
+            .map(|token| {
+                let shown: String = token.token.chars().flat_map(visible).collect();
+                if token.token.is_empty() {
+                    // An end token has no text.
+                    format!("#{} {}×", token.id, token.shifted)
+                } else {
+                    format!("‘{shown}’ {}×", token.shifted)
+                }
+            });
         vec![
             names[pair.arm].clone(),
             tokens.collect::<Vec<_>>().join("  "),

@@ -56,7 +56,7 @@ impl Questions {
         from: Option<&Path>,
     ) -> anyhow::Result<Vec<SampleAnswer>> {
         let answers = self.ask(runtime, from)?;
-        let prompts = self.prompts.iter().map(|prompt| shown(prompt));
+        let prompts = self.prompts.iter().map(|prompt| format_prompt(prompt));
         let answers = prompts.zip(answers);
         Ok(answers
             .map(|(prompt, before)| SampleAnswer {
@@ -75,7 +75,7 @@ impl Questions {
         }
         let loading = flags.student.models(None).resolve(options())?;
         let runtime = Runtime::new();
-        runtime.loaded(loading.load_and_tell()?);
+        runtime.loaded(loading.load_with_warnings()?);
         let after = self.ask(&runtime, Some(&flags.out))?;
         for (answer, after) in answers.iter_mut().zip(after) {
             answer.after = Some(after);
@@ -106,7 +106,7 @@ impl Questions {
 }
 
 /// Formats a conversation for a report.
-fn shown(prompt: &[Message]) -> String {
+fn format_prompt(prompt: &[Message]) -> String {
     match prompt {
         [only] if only.role == Role::User => only.content.clone(),
         turns => {
@@ -183,8 +183,8 @@ mod tests {
     #[test]
     fn a_conversation_is_shown_with_who_speaks() {
         let user = Message::new(Role::User, "Hi");
-        assert_eq!(shown(std::slice::from_ref(&user)), "Hi");
+        assert_eq!(format_prompt(std::slice::from_ref(&user)), "Hi");
         let turns = [Message::new(Role::System, "Be kind."), user];
-        assert_eq!(shown(&turns), "system: Be kind.\n\nuser: Hi");
+        assert_eq!(format_prompt(&turns), "system: Be kind.\n\nuser: Hi");
     }
 }

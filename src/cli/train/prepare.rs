@@ -104,7 +104,7 @@ impl Flags {
         let located = &loading.located()[0];
         let (name, path) = (located.name.clone(), located.path.clone());
         let backend = loading.backend().clone();
-        let models = loading.load_and_tell()?;
+        let models = loading.load_with_warnings()?;
         let model = &models[0];
         let weights = match model.fingerprint() {
             Some(known) => known,
@@ -324,9 +324,13 @@ fn read(files: &[PathBuf], part: Part) -> anyhow::Result<(Vec<Entry>, Vec<DataFi
 /// Names the keys of a file that are ignored, so that nobody expects them to have an effect.
 fn named_unread(file: &Path, keys: &BTreeSet<String>) -> String {
     /// The number of keys that are named.
-    const MOST: usize = 12;
-    let named: Vec<String> = keys.iter().take(MOST).map(|key| printable(key)).collect();
-    let more = match keys.len().saturating_sub(MOST) {
+    const MAX_NAMED: usize = 12;
+    let named: Vec<String> = keys
+        .iter()
+        .take(MAX_NAMED)
+        .map(|key| printable(key))
+        .collect();
+    let more = match keys.len().saturating_sub(MAX_NAMED) {
         0 => String::new(),
         more => format!(" and {more} more"),
     };
@@ -379,23 +383,26 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("mine.jsonl");
         std::fs::write(&path, "{\"prompt\": \"a\"}\n{}\n{}\n{\"no\": 1}\n").unwrap();
-        let told = read(std::slice::from_ref(&path), Part::Data)
+        let message = read(std::slice::from_ref(&path), Part::Data)
             .unwrap_err()
             .to_string();
-        assert!(told.contains("mine.jsonl:2: its keys"), "{told}");
-        assert!(told.ends_with("(and 2 more such lines)"), "{told}");
+        assert!(message.contains("mine.jsonl:2: its keys"), "{message}");
+        assert!(message.ends_with("(and 2 more such lines)"), "{message}");
         std::fs::write(&path, "\n").unwrap();
-        let told = read(&[path], Part::Data).unwrap_err().to_string();
-        assert!(told.ends_with("there are no lines in it"), "{told}");
+        let message = read(&[path], Part::Data).unwrap_err().to_string();
+        assert!(message.ends_with("there are no lines in it"), "{message}");
     }
 
     #[test]
     fn keys_that_nothing_is_read_from_are_told_in_one_line() {
         let keys = |count: usize| (0..count).map(|n| format!("k{n:02}")).collect();
-        let told = |keys: &BTreeSet<String>| named_unread(Path::new("mine.jsonl"), keys);
-        assert_eq!(told(&keys(2)), "mine.jsonl: nothing is read from k00, k01");
-        assert!(told(&keys(14)).ends_with("k11 and 2 more"));
-        let odd = told(&["a\n\u{1b}[2J".to_owned()].into());
+        let message = |keys: &BTreeSet<String>| named_unread(Path::new("mine.jsonl"), keys);
+        assert_eq!(
+            message(&keys(2)),
+            "mine.jsonl: nothing is read from k00, k01"
+        );
+        assert!(message(&keys(14)).ends_with("k11 and 2 more"));
+        let odd = message(&["a\n\u{1b}[2J".to_owned()].into());
         assert!(!odd.contains(['\n', '\u{1b}']), "{odd}");
     }
 }

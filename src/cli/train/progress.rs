@@ -73,7 +73,7 @@ impl Observer for Progress {
                 self.show("");
             }
             Event::Wrote(Record::Evaluation(evaluation)) => {
-                let found = super::summary::found(evaluation);
+                let found = super::summary::format_evaluation(evaluation);
                 let line = format!("step {}: held-out {found}", evaluation.step);
                 self.line.print(&line);
             }

@@ -187,7 +187,7 @@ impl ApiError {
     }
 
     /// Refuses the value of the field `param`, which could not be turned into a prompt.
-    pub(crate) fn no_prompt(error: PromptError, param: &'static str) -> ApiError {
+    pub(crate) fn from_prompt_error(error: PromptError, param: &'static str) -> ApiError {
         match error {
             PromptError::TooLong {
                 context,
@@ -199,7 +199,7 @@ impl ApiError {
                 prefix,
                 param,
             },
-            error if error.is_servers() => ApiError::Internal(error.to_string()),
+            error if error.is_server_error() => ApiError::Internal(error.to_string()),
             // A client that cancels gets no answer.
             PromptError::Refused(_) | PromptError::Cancelled => {
                 ApiError::invalid(param, excerpt(&error.to_string()))

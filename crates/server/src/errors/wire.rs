@@ -226,7 +226,7 @@ mod tests {
     use super::super::LimitSource;
     use super::*;
 
-    fn told(error: ApiError) -> (u16, Option<String>, serde_json::Value) {
+    fn response_parts(error: ApiError) -> (u16, Option<String>, serde_json::Value) {
         let body = serde_json::to_value(error.body()).unwrap();
         let response = error.into_response();
         let retry = response.headers().get("retry-after");
@@ -236,7 +236,7 @@ mod tests {
 
     #[test]
     fn all_four_keys_are_always_there() {
-        let (status, retry, body) = told(ApiError::malformed("no"));
+        let (status, retry, body) = response_parts(ApiError::malformed("no"));
         assert_eq!((status, retry), (400, None));
         let expected = serde_json::json!({"error": {
             "message": "no", "type": "invalid_request_error", "param": null, "code": null,
@@ -440,9 +440,9 @@ mod tests {
         ];
         for (error, status, retry, kind, code, param) in table {
             let name = format!("{error:?}");
-            let (told_status, told_retry, body) = told(error);
-            assert_eq!(told_status, status, "{name}");
-            assert_eq!(told_retry.as_deref(), retry, "{name}");
+            let (actual_status, actual_retry, body) = response_parts(error);
+            assert_eq!(actual_status, status, "{name}");
+            assert_eq!(actual_retry.as_deref(), retry, "{name}");
             assert_eq!(body["error"]["type"], kind, "{name}");
             assert_eq!(body["error"]["code"].as_str(), code, "{name}");
             assert_eq!(body["error"]["param"].as_str(), param, "{name}");

@@ -14,6 +14,7 @@ use crate::errors::ApiError;
 use crate::extras::Extras;
 use crate::fields::{Object, Skipped, StringOr, integer};
 use crate::guidance::GuidanceFields;
+use crate::ranges::TOP_LOGPROBS;
 use crate::request::Post;
 use crate::runtime::choice::{Entry, Piece};
 use crate::runtime::{Partner, PromptBounds};
@@ -21,9 +22,6 @@ use crate::unsupported;
 use incant_engine::FinishReason;
 use incant_prompt::profile::{Message, Role};
 use incant_prompt::text::Cancel;
-
-/// The maximum number of alternatives per token, as in OpenAI's API.
-const MAX_TOP_LOGPROBS: i64 = 20;
 
 /// A conversation to continue.
 #[derive(Debug, Deserialize, JsonSchema)]
@@ -37,7 +35,7 @@ pub(crate) struct ChatRequest {
     logprobs: Option<bool>,
     /// The number of alternatives to report for each token.
     #[serde(default, deserialize_with = "integer::option")]
-    #[schemars(range(min = 0, max = 20))]
+    #[schemars(range(min = TOP_LOGPROBS.min, max = TOP_LOGPROBS.max))]
     top_logprobs: Option<i64>,
 }
 
@@ -127,7 +125,7 @@ pub(crate) async fn chat(post: Post) -> Result<Response, ApiError> {
             cancel: cancel.clone(),
         };
         let prompt = arm.chat_within(&messages, &bounds);
-        let mut prompt = prompt.map_err(|error| ApiError::no_prompt(error, "messages"))?;
+        let mut prompt = prompt.map_err(|error| ApiError::from_prompt_error(error, "messages"))?;
         let mut partners = guidance.partners_for_chat(&arm, &messages, &bounds)?;
         extras.truncate(&mut prompt, arm.context(), controls.max_tokens);
         for Partner { arm, prompt, .. } in &mut partners.partners {
@@ -163,7 +161,7 @@ pub(crate) async fn chat(post: Post) -> Result<Response, ApiError> {
 
 /// Returns how many alternatives to report; `None` reports no log-probabilities.
 fn alternatives(logprobs: Option<bool>, top: Option<i64>) -> Result<Option<usize>, ApiError> {
-    let top = in_range("top_logprobs", top, 0..=MAX_TOP_LOGPROBS)?.unwrap_or(0) as usize;
+    let top = in_range("top_logprobs", top, TOP_LOGPROBS)?.unwrap_or(0) as usize;
     if logprobs.unwrap_or(false) {
         Ok(Some(top))
     } else if top > 0 {

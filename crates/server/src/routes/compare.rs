@@ -16,6 +16,7 @@ use crate::answer::fit;
 use crate::controls::{Controls, Limits, Resolved, Stream, in_range};
 use crate::errors::ApiError;
 use crate::fields::{BoundedList, Object, integer};
+use crate::ranges::TOP_LOGPROBS;
 use crate::request::{Post, RequestContext};
 use crate::runtime::{
     Arm, GuidanceOptions, Partners, Prompt, PromptBounds, PromptInput, Runtime, Side,
@@ -31,11 +32,8 @@ use incant_sample::fresh_seed;
 /// The maximum number of arms per comparison.
 const MAX_ARMS: usize = 16;
 
-/// The maximum number of alternatives per token.
-const MAX_TOP_LOGPROBS: i64 = 20;
-
 /// The default number of alternatives per token.
-const TOP_LOGPROBS: usize = 10;
+const DEFAULT_TOP_LOGPROBS: usize = 10;
 
 /// The default of `max_tokens`: a base model seldom ends by itself.
 const DEFAULT_MAX_TOKENS: usize = 256;
@@ -48,7 +46,7 @@ const SEEDS: u64 = 1 << 53;
 pub(crate) struct CompareRequest {
     /// The arms that answer, of any served models. An arm may be listed twice, and have guidance of
     /// its own: `ID guidance=0.5`.
-    #[schemars(length(min = 1, max = 16))]
+    #[schemars(length(min = 1, max = MAX_ARMS))]
     arms: BoundedList<String, MAX_ARMS>,
     /// A conversation, which each arm renders in its own way. Either this or `prompt` is required.
     messages: Option<Vec<Object<ChatMessage>>>,
@@ -61,7 +59,7 @@ pub(crate) struct CompareRequest {
     analysis: Option<bool>,
     /// The number of alternatives to report for each token; 10 by default.
     #[serde(default, deserialize_with = "integer::option")]
-    #[schemars(range(min = 0, max = 20))]
+    #[schemars(range(min = TOP_LOGPROBS.min, max = TOP_LOGPROBS.max))]
     top_logprobs: Option<i64>,
 }
 
@@ -132,15 +130,15 @@ pub(crate) async fn compare(post: Post) -> Result<Response, ApiError> {
     let ((request, controls), mut context) = read.await?;
     let arms = arms(&context, &request.arms.0)?;
     let reference = reference(&request, &arms)?;
-    let top = in_range("top_logprobs", request.top_logprobs, 0..=MAX_TOP_LOGPROBS)?;
+    let top = in_range("top_logprobs", request.top_logprobs, TOP_LOGPROBS)?;
     let analysis = request.analysis.unwrap_or(false);
-    let top = top.map_or(TOP_LOGPROBS, |top| top as usize);
+    let top = top.map_or(DEFAULT_TOP_LOGPROBS, |top| top as usize);
     // Checked before prompts are made: a small body can ask for many sequences.
     let answers = controls.answers()?;
     let judges = if analysis { arms.len() } else { 1 };
     let sequences = arms.len().saturating_mul(answers).saturating_mul(judges);
     arms[0]
-        .could_take(sequences)
+        .check_capacity(sequences)
         .map_err(|error| ApiError::too_many_answers(error, answers, "arms"))?;
     let app = Arc::clone(&context.app);
     let timeout = controls.timeout()?;
@@ -276,7 +274,7 @@ impl Question {
         bounds: &PromptBounds,
     ) -> Result<(Prompt, Partners), ApiError> {
         let options = GuidanceOptions::default();
-        let refused = |error| ApiError::no_prompt(error, self.param());
+        let refused = |error| ApiError::from_prompt_error(error, self.param());
         let (prompt, partners) = match self {
             Question::Messages(messages) => {
                 let prompt = arm.chat_within(messages, bounds).map_err(refused)?;
@@ -293,7 +291,7 @@ impl Question {
                 )
             }
         };
-        Ok((prompt, partners.measuring_the_arm()))
+        Ok((prompt, partners.reporting_own_logprobs()))
     }
 
     fn into_prompt(self, answers: Vec<analyze::Answer>) -> analyze::Prompt {

@@ -15,15 +15,13 @@ use crate::errors::ApiError;
 use crate::extras::Extras;
 use crate::fields::integer;
 use crate::guidance::GuidanceFields;
+use crate::ranges::LOGPROBS;
 use crate::request::Post;
 use crate::runtime::choice::{Echo, Entry, Piece, Vocabulary};
 use crate::runtime::{Arm, Prompt, PromptBounds, PromptInput, ResolvedGuidance};
 use crate::unsupported;
 use incant_prompt::profile::SamplingDefaults;
 use incant_prompt::text::{Cancel, Tokenizer};
-
-/// The maximum number of alternatives per token, as in OpenAI's API.
-const MAX_LOGPROBS: i64 = 5;
 
 /// The default of `max_tokens`, as in OpenAI's API.
 const DEFAULT_MAX_TOKENS: usize = 16;
@@ -39,7 +37,7 @@ pub(crate) struct CompletionRequest {
     prompt: PromptField,
     /// Report log-probabilities, with this number of alternatives per token.
     #[serde(default, deserialize_with = "integer::option")]
-    #[schemars(range(min = 0, max = 5))]
+    #[schemars(range(min = LOGPROBS.min, max = LOGPROBS.max))]
     logprobs: Option<i64>,
     /// Begin the answer with the prompt; with `logprobs`, its tokens are scored too.
     echo: Option<bool>,
@@ -62,13 +60,12 @@ pub(crate) async fn completions(post: Post) -> Result<Response, ApiError> {
         Ok((request, controls, extras, guidance))
     });
     let ((request, controls, extras, guidance), mut context) = read.await?;
-    let logprobs =
-        in_range("logprobs", request.logprobs, 0..=MAX_LOGPROBS)?.map(|top| top as usize);
+    let logprobs = in_range("logprobs", request.logprobs, LOGPROBS)?.map(|top| top as usize);
     let arm = context.arm(&request.model)?;
     // Checked before prompts are made: a small body can ask for millions of answers.
     let answers = controls.answers()?;
     let inputs = inputs(request.prompt, |count| {
-        arm.could_take(count.saturating_mul(answers))
+        arm.check_capacity(count.saturating_mul(answers))
             .map_err(|error| ApiError::too_many_answers(error, answers, "prompt"))
     })?;
     extras.check(arm.context())?;
@@ -83,12 +80,12 @@ pub(crate) async fn completions(post: Post) -> Result<Response, ApiError> {
         least_tokens: 0,
         default_tokens: Some(DEFAULT_MAX_TOKENS),
     };
-    let max_tokens = controls.asked_tokens(limits)?.or(limits.default_tokens);
+    let max_tokens = controls.requested_tokens(limits)?.or(limits.default_tokens);
     let timeout = controls.timeout()?;
     let add_special = request.add_special_tokens.unwrap_or(true);
     let best_of = request.best_of;
     let plan = move |cancel: &Cancel| {
-        let maker = Maker {
+        let builder = PromptBuilder {
             arm: &arm,
             guidance: &guidance,
             extras: &extras,
@@ -100,7 +97,7 @@ pub(crate) async fn completions(post: Post) -> Result<Response, ApiError> {
                 cancel: cancel.clone(),
             },
         };
-        let prompts = inputs.into_iter().map(|input| maker.planned(input));
+        let prompts = inputs.into_iter().map(|input| builder.planned(input));
         let prompts: Vec<Planned> = prompts.collect::<Result<_, ApiError>>()?;
         // A profile sets the defaults of the raw model only if its text comes first.
         let profile = prompts
@@ -114,7 +111,7 @@ pub(crate) async fn completions(post: Post) -> Result<Response, ApiError> {
         };
         let controls = controls.resolve(&arm, defaults, limits)?;
         for planned in &prompts {
-            room_for(&planned.prompt, arm.context(), controls.asked_tokens)?;
+            check_max_tokens(&planned.prompt, arm.context(), controls.requested_tokens)?;
         }
         if best_of.is_some_and(|best_of| best_of != controls.answers as i64) {
             let message =
@@ -153,7 +150,7 @@ pub(crate) async fn completions(post: Post) -> Result<Response, ApiError> {
 
 /// Refuses `max_tokens` beyond the context's end: the answer would be shorter than requested
 /// without any explanation.
-fn room_for(prompt: &Prompt, context: usize, asked: Option<usize>) -> Result<(), ApiError> {
+fn check_max_tokens(prompt: &Prompt, context: usize, asked: Option<usize>) -> Result<(), ApiError> {
     let tokens = prompt.token_count();
     match asked {
         // A prompt that is too long by itself has its own error.
@@ -171,7 +168,7 @@ fn room_for(prompt: &Prompt, context: usize, asked: Option<usize>) -> Result<(),
 }
 
 /// Turns inputs into prompts that are ready to run.
-struct Maker<'a> {
+struct PromptBuilder<'a> {
     arm: &'a Arm,
     guidance: &'a ResolvedGuidance,
     extras: &'a Extras,
@@ -185,9 +182,9 @@ struct Maker<'a> {
     bounds: PromptBounds,
 }
 
-impl Maker<'_> {
+impl PromptBuilder<'_> {
     fn planned(&self, input: PromptInput) -> Result<Planned, ApiError> {
-        let Maker { arm, bounds, .. } = self;
+        let PromptBuilder { arm, bounds, .. } = self;
         let tokenizer = arm.tokenizer();
         if let PromptInput::Tokens(ids) = &input {
             check_ids("prompt", ids, tokenizer.vocab_size())?;
@@ -199,12 +196,12 @@ impl Maker<'_> {
             }
             input => arm.completion_within(input, bounds),
         };
-        let mut prompt = prompt.map_err(|error| ApiError::no_prompt(error, "prompt"))?;
-        self.cut(arm, &mut prompt);
+        let mut prompt = prompt.map_err(|error| ApiError::from_prompt_error(error, "prompt"))?;
+        self.truncate(arm, &mut prompt);
         let echo = self.echo.then(|| echoed(tokenizer, &prompt, &input));
         let mut partners = self.guidance.partners_for_completion(arm, &input, bounds)?;
         for partner in &mut partners.partners {
-            self.cut(&partner.arm, &mut partner.prompt);
+            self.truncate(&partner.arm, &mut partner.prompt);
         }
         Ok(Planned {
             prompt,
@@ -213,7 +210,7 @@ impl Maker<'_> {
         })
     }
 
-    fn cut(&self, arm: &Arm, prompt: &mut Prompt) {
+    fn truncate(&self, arm: &Arm, prompt: &mut Prompt) {
         self.extras.truncate(prompt, arm.context(), self.max_tokens);
     }
 }
@@ -225,7 +222,7 @@ fn echoed(tokenizer: &Tokenizer, prompt: &Prompt, input: &PromptInput) -> Echo {
     let mut tokens: Vec<(u32, Vec<u8>)> = prompt
         .ids
         .iter()
-        .map(|id| (*id, tokenizer.shown(*id).to_vec()))
+        .map(|id| (*id, tokenizer.display_bytes(*id).to_vec()))
         .collect();
     if let PromptInput::Text(text) = input {
         strip_added(&mut tokens, text.as_bytes());

@@ -56,7 +56,7 @@ pub(crate) async fn apply(post: Post) -> Result<Response, ApiError> {
             cancel: cancel.clone(),
         };
         let prompt = arm.chat_within(&messages, &bounds);
-        let prompt = prompt.map_err(|error| ApiError::no_prompt(error, "messages"))?;
+        let prompt = prompt.map_err(|error| ApiError::from_prompt_error(error, "messages"))?;
         let tokens = prompt.all_ids();
         Ok(Json(TemplateResponse {
             model: arm.id().to_owned(),

@@ -10,7 +10,7 @@ use incant_gguf::open::Location;
 use incant_model::lora::{Lora, LoraError};
 
 /// The maximum length of a name.
-const MOST_NAME: usize = 64;
+const MAX_NAME: usize = 64;
 
 /// An adapter that a model serves under a name.
 #[derive(Debug)]
@@ -38,7 +38,7 @@ pub(super) struct Table(RwLock<Arc<Adapters>>);
 pub enum AdapterError {
     /// The name cannot be part of an arm's id.
     #[error(
-        "'{}' is no name for an adapter: 1 to {MOST_NAME} letters, digits, '.', '_' and '-'",
+        "'{}' is no name for an adapter: 1 to {MAX_NAME} letters, digits, '.', '_' and '-'",
         incant_gguf::printable::excerpt(.0).escape_debug()
     )]
     Name(String),
@@ -136,7 +136,7 @@ impl super::Model {
         location: &Location,
     ) -> Result<Arc<Adapter>, AdapterError> {
         let fits = |c: char| c.is_ascii_alphanumeric() || matches!(c, '.' | '_' | '-');
-        if name.is_empty() || name.len() > MOST_NAME || !name.chars().all(fits) {
+        if name.is_empty() || name.len() > MAX_NAME || !name.chars().all(fits) {
             return Err(AdapterError::Name(name.to_owned()));
         }
         // No executor stores an element in less than two bytes.

@@ -324,7 +324,7 @@ impl Arm {
     ///
     /// # Errors
     /// See [`SubmitError`].
-    pub fn could_take(&self, count: usize) -> Result<(), SubmitError> {
+    pub fn check_capacity(&self, count: usize) -> Result<(), SubmitError> {
         self.model.engine().could_take(count)
     }
 

@@ -21,7 +21,7 @@ pub(crate) trait Vocabulary: Send + Sync {
     /// Returns the bytes that a generated token adds to the answer; control tokens add none.
     fn bytes(&self, id: u32) -> &[u8];
     /// Returns the bytes that show a token, including control tokens.
-    fn shown(&self, id: u32) -> &[u8];
+    fn display_bytes(&self, id: u32) -> &[u8];
 }
 
 impl Vocabulary for Tokenizer {
@@ -29,7 +29,7 @@ impl Vocabulary for Tokenizer {
         self.token_bytes(id)
     }
 
-    fn shown(&self, id: u32) -> &[u8] {
+    fn display_bytes(&self, id: u32) -> &[u8] {
         self.token_text_special(id)
     }
 }
@@ -347,7 +347,7 @@ impl<V: Vocabulary> Choice<V> {
             let bytes = if chosen {
                 place.bytes.clone()
             } else {
-                self.vocabulary.shown(other).to_vec()
+                self.vocabulary.display_bytes(other).to_vec()
             };
             Alternative {
                 id: other,

@@ -363,7 +363,7 @@ fn token(entry: Entry, scores: Vec<Score>) -> Token {
 
 impl Judge {
     fn score(&self, scored: Scored) -> Score {
-        let shown = |id| self.tokenizer.shown(id).to_vec();
+        let shown = |id| self.tokenizer.display_bytes(id).to_vec();
         let top = scored.top.into_iter();
         let top = top.map(|(id, logprob)| Alternative::new(shown(id), logprob));
         Score::new(

@@ -18,7 +18,7 @@ use incant_prompt::profile::{GuidanceDefaults, Message, without_question};
 use incant_sample::MOST_WEIGHT;
 
 /// The maximum number of arms of a mix besides the arm that answers.
-const MAX_MIX_ARMS: usize = 8;
+pub(crate) const MAX_MIX_ARMS: usize = 8;
 
 /// The reason why guidance or a mix is refused.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -155,7 +155,7 @@ impl ResolvedGuidance {
     }
 
     /// Returns whether there is neither a guide nor a mix.
-    pub fn is_alone(&self) -> bool {
+    pub fn has_no_partners(&self) -> bool {
         self.mix.is_empty() && self.guide.is_none()
     }
 
@@ -171,7 +171,7 @@ impl ResolvedGuidance {
 
     /// Returns whether a guide or a mix was requested and is in effect.
     pub fn is_requested(&self) -> bool {
-        self.is_requested && !self.is_alone()
+        self.is_requested && !self.has_no_partners()
     }
 
     /// Returns it in the form of [`GuidanceOptions::split`], such as `guidance=0.5`; `None` if there is

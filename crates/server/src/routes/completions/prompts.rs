@@ -139,10 +139,10 @@ pub(super) fn prompt_schema(generator: &mut SchemaGenerator) -> Schema {
     })
 }
 
-/// Returns the prompts of a request, in order, if `could_take` accepts their number.
+/// Returns the prompts of a request, in order, if `check_capacity` accepts their number.
 pub(super) fn inputs(
     prompt: PromptField,
-    could_take: impl FnOnce(usize) -> Result<(), ApiError>,
+    check_capacity: impl FnOnce(usize) -> Result<(), ApiError>,
 ) -> Result<Vec<PromptInput>, ApiError> {
     let refuse = |message: &str| Err(ApiError::invalid("prompt", message));
     let list = match prompt {
@@ -162,7 +162,7 @@ pub(super) fn inputs(
         (false, 0) => vec![PromptInput::Tokens(list.ids)],
         (false, _) => return refuse("`prompt` mixes single token ids with whole prompts."),
     };
-    could_take(list.count.max(prompts.len()))?;
+    check_capacity(list.count.max(prompts.len()))?;
     if list.count > MAX_PROMPTS {
         refuse(&format!("`prompt` may hold at most {MAX_PROMPTS} prompts."))
     } else {

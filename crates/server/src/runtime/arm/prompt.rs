@@ -66,7 +66,7 @@ pub enum PromptError {
 
 impl PromptError {
     /// Returns whether the server is at fault, not the messages: it had no memory to render them.
-    pub fn is_servers(&self) -> bool {
+    pub fn is_server_error(&self) -> bool {
         matches!(self, PromptError::Refused(ProfileError::NoStack(_)))
     }
 }

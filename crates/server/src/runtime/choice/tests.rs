@@ -12,7 +12,7 @@ impl Vocabulary for Tokens {
         &self.0[id as usize]
     }
 
-    fn shown(&self, id: u32) -> &[u8] {
+    fn display_bytes(&self, id: u32) -> &[u8] {
         match self.bytes(id) {
             [] => b"<control>",
             bytes => bytes,

@@ -51,7 +51,7 @@ impl Partners {
     }
 
     /// Reports log-probabilities of the arm without its partners.
-    pub fn measuring_the_arm(self) -> Partners {
+    pub fn reporting_own_logprobs(self) -> Partners {
         Partners {
             report_mixture: false,
             ..self

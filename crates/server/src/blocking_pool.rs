@@ -37,7 +37,7 @@ impl BlockingPool {
 
     /// Runs work on data from a body of `bytes` bytes; a small one needs no permit. Dropping this
     /// future cancels the work.
-    pub(crate) async fn work<T: Send + 'static>(
+    pub(crate) async fn run<T: Send + 'static>(
         &self,
         bytes: usize,
         work: impl FnOnce(&Cancel) -> T + Send + 'static,
@@ -109,7 +109,7 @@ mod tests {
                 begun.send(()).expect("the test listens");
                 ends.recv().expect("the test allows the end");
             };
-            pool.work(LARGE, work).await;
+            pool.run(LARGE, work).await;
         });
         (working, has_begun, end)
     }
@@ -125,7 +125,7 @@ mod tests {
         let (working, has_begun, end) = lasting(&pool);
         wait(&has_begun);
         let (did, done) = channel();
-        let waiting = pool.work(LARGE, move |_| did.send(()));
+        let waiting = pool.run(LARGE, move |_| did.send(()));
         // It is polled once and must wait; then its caller leaves.
         tokio::select! {
             biased;
@@ -133,10 +133,10 @@ mod tests {
             () = std::future::ready(()) => {}
         }
         // Small work needs no permit.
-        assert_eq!(pool.work(SMALL, |_| 7).await, 7);
+        assert_eq!(pool.run(SMALL, |_| 7).await, 7);
         end.send(()).expect("it works still");
         working.await.expect("no panic");
-        assert_eq!(pool.work(LARGE, |_| 8).await, 8);
+        assert_eq!(pool.run(LARGE, |_| 8).await, 8);
         assert!(done.recv().is_err(), "it was never begun");
     }
 
@@ -154,19 +154,19 @@ mod tests {
                 }
                 cancelled.send(()).expect("the test listens");
             };
-            worked.work(LARGE, work).await;
+            worked.run(LARGE, work).await;
         });
         wait(&has_begun);
         working.abort();
         wait(&was_cancelled);
-        assert_eq!(pool.work(LARGE, |_| 7).await, 7, "its permit is free");
+        assert_eq!(pool.run(LARGE, |_| 7).await, 7, "its permit is free");
     }
 
     #[tokio::test]
     async fn a_panic_is_passed_on() {
         let pool = BlockingPool::new();
         let working = tokio::spawn(async move {
-            pool.work(0, |_| panic!("as it should")).await;
+            pool.run(0, |_| panic!("as it should")).await;
         });
         assert!(working.await.expect_err("a panic").is_panic());
     }
