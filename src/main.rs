@@ -2,14 +2,13 @@
 #![forbid(unsafe_code)]
 
 mod cli;
-mod config;
 
 use std::process::ExitCode;
 
 use incant::printable::is_command;
 
 fn main() -> ExitCode {
-    let cli = match cli::Cli::typed() {
+    let cli = match cli::Cli::parse_args() {
         Ok(cli) => cli,
         Err(refusal) => return refused(&refusal),
     };
@@ -26,13 +25,15 @@ fn main() -> ExitCode {
 /// name of a file that a stranger chose, so control characters are escaped.
 fn refused(refusal: &clap::Error) -> ExitCode {
     let plain = refusal.render().to_string();
-    match plain.contains(is_command) {
-        true => cli::output::tell(plain.trim_end()),
+    if plain.contains(is_command) {
+        cli::output::eprint_safe(plain.trim_end())
+    } else {
         // Printed with clap's colours. An error means that the reader has closed the pipe.
-        false => _ = refusal.print(),
+        _ = refusal.print()
     }
-    match refusal.use_stderr() {
-        true => ExitCode::from(2),
-        false => ExitCode::SUCCESS,
+    if refusal.use_stderr() {
+        ExitCode::from(2)
+    } else {
+        ExitCode::SUCCESS
     }
 }

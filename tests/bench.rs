@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use serde_json::Value;
 
-use crate::support::chat_server::{Asked, Log, Manners, chat_server};
+use crate::support::chat_server::{Asked, Behaviour, Log, chat_server};
 
 fn bench(args: &[&str]) -> Output {
     Command::new(assert_cmd::cargo::cargo_bin!("incant"))
@@ -96,11 +96,11 @@ fn rounds<'a>(log: &'a [Asked], server: &str, phases: &[usize]) -> Vec<Vec<&'a [
 #[test]
 fn both_servers_are_asked_the_same_in_turns() {
     let log = Log::default();
-    let slow = Manners {
+    let slow = Behaviour {
         delay: Duration::from_millis(100),
-        ..Manners::GOOD
+        ..Behaviour::GOOD
     };
-    let first = chat_server("first", Manners::GOOD, &log);
+    let first = chat_server("first", Behaviour::GOOD, &log);
     let second = chat_server("second", slow, &log);
     let servers = ["--url", &first, "--against", &second, "--clients", "2,3"];
     let report = json(&bench(&[&servers[..], &SHORT, &["--json"]].concat()));
@@ -192,11 +192,11 @@ fn both_servers_are_asked_the_same_in_turns() {
 #[test]
 fn the_table_says_what_its_ratios_mean_and_which_server_said_less() {
     let log = Log::default();
-    let early = Manners {
+    let early = Behaviour {
         most: 4,
-        ..Manners::GOOD
+        ..Behaviour::GOOD
     };
-    let first = chat_server("first", Manners::GOOD, &log);
+    let first = chat_server("first", Behaviour::GOOD, &log);
     let second = chat_server("second", early, &log);
     let servers = ["--url", &first, "--against", &second, "--clients", "2"];
     let output = bench(&[&servers[..], &SHORT, &["--model-id", "mine"]].concat());
@@ -215,11 +215,11 @@ fn the_table_says_what_its_ratios_mean_and_which_server_said_less() {
 #[test]
 fn a_server_of_few_manners_is_measured_too() {
     let log = Log::default();
-    let silent = Manners {
+    let silent = Behaviour {
         usage: false,
         done: false,
         closes: true,
-        ..Manners::GOOD
+        ..Behaviour::GOOD
     };
     let url = chat_server("only", silent, &log);
     let args = [&["--url", &url, "--clients", "2"], &SHORT[..]].concat();
@@ -241,9 +241,9 @@ fn a_server_that_fails_is_named_in_one_line() {
     let log = Log::default();
     for fails_after in [0, 5] {
         log.lock().expect("nothing else runs").clear();
-        let failing = Manners {
+        let failing = Behaviour {
             fails_after,
-            ..Manners::GOOD
+            ..Behaviour::GOOD
         };
         let url = chat_server("failing", failing, &log);
         let output = bench(&[&["--url", &url], &SHORT[..]].concat());

@@ -177,7 +177,7 @@ fn a_lost_connection_goes_on_where_it_was() {
     ];
     assert_eq!(server.ranges(), ranges);
     assert!(
-        notes.0.borrow()[0].contains("going on from byte 100000"),
+        notes.0.borrow()[0].contains("resuming at byte 100000"),
         "{:?}",
         notes.0
     );

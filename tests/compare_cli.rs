@@ -196,6 +196,19 @@ fn the_command_line_in_a_report_repeats_it() {
 }
 
 #[test]
+fn several_prompts_to_one_arm_show_its_answers() {
+    let args = ["--prompts", "prompts.txt", "--arm", MODEL];
+    let (_folder, output) = compare(&[&args[..], &["--max-tokens", "8"]].concat());
+    let shown = good(&output);
+    let headings = ["Prompt 1: Name a colour.\n", "\nPrompt 2: Name a fruit.\n"];
+    for heading in headings {
+        let (_, rest) = shown.split_once(heading).expect("a heading");
+        let answer = rest.strip_prefix(&format!("\n{MODEL}\n  "));
+        assert!(answer.is_some(), "{shown}");
+    }
+}
+
+#[test]
 fn what_cannot_be_compared_is_told_in_one_line() {
     let told = [
         (vec!["x", "-t", "3"], "error: --temperature must be 0 to 2"),

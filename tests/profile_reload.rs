@@ -416,7 +416,7 @@ fn a_hangup_reads_everything_at_once() {
         .open(&path)
         .expect("it is there");
     file.set_modified(before).expect("it can be set");
-    served.program.hang_up();
+    served.program.send_sighup();
     let line = served.program.wait_for("profiles were read again");
     assert_eq!(line["changed"], true);
     served.program.wait_for("a profile was changed");
@@ -431,6 +431,6 @@ fn a_hangup_while_models_load_is_heard() {
     let folder = tempfile::tempdir().expect("a folder");
     let path = folder.path().to_str().expect("a path of plain letters");
     let program = Program::listening(&["--profile-dir", path], &[]);
-    program.hang_up();
+    program.send_sighup();
     program.wait_for("profiles were read again");
 }

@@ -219,7 +219,7 @@ fn export_merges_an_adapter_into_its_model() {
          the adapter is merged into 14\n\
          5 are as they were\n\
          note: 2 take F16 for Q8_0: their rows are not whole blocks of 32\n\
-         note: the adapter says no form of turns that it is for: the file has no chat template, \
+         note: the adapter does not name its form of turns: the file has no chat template, \
          so programs that serve it choose a form of their own\n"
     );
     // Weights of few bits are rounded to few bits again.

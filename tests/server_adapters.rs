@@ -2,7 +2,7 @@
 
 #[cfg(unix)]
 mod files;
-mod room;
+mod memory;
 
 use std::fs;
 use std::path::Path;

@@ -85,8 +85,8 @@ fn time_in_the_queue_counts() {
     eventually("the engine is idle", idle);
     // A request with several answers would give slots to another request; these are one more
     // request than there are slots.
-    let crowd: Vec<TcpStream> = (0..9).map(|_| shared().connect()).collect();
-    for mut client in &crowd {
+    let clients: Vec<TcpStream> = (0..9).map(|_| shared().connect()).collect();
+    for mut client in &clients {
         client.write_all(&endless(&json!({}))).unwrap();
     }
     eventually("the slots are taken", || waiting() > 0);
@@ -96,7 +96,7 @@ fn time_in_the_queue_counts() {
         refused(&shared().post(COMPLETIONS, &body));
         eventually("its place in the queue is free", || waiting() <= others);
     }
-    drop(crowd);
+    drop(clients);
     eventually("the engine is idle", idle);
 }
 

@@ -320,13 +320,13 @@ fn what_is_turned_away_is_counted_by_reason() {
     assert_eq!(post(json!({"prompt": vec![5; 5000]})), 400);
     assert_eq!(post(json!({"prompt": ["a", "b"], "n": 128})), 400);
     assert_eq!(server.get("/nowhere").status, 404);
-    let mut crowd = server.connect();
-    crowd.write_all(&endless(&json!({"n": 128}))).unwrap();
+    let mut clients = server.connect();
+    clients.write_all(&endless(&json!({"n": 128}))).unwrap();
     eventually("they wait", || {
         Scrape::of(&server).of_model("incant_waiting_sequences") > 0.0
     });
     assert_eq!(post(json!({"n": 64})), 429);
-    drop(crowd);
+    drop(clients);
     eventually("the engine is idle", idle);
     let scrape = Scrape::of(&server);
     for reason in [

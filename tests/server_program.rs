@@ -137,7 +137,7 @@ impl Program {
 
     /// Sends SIGHUP, which makes the program reload its files.
     #[cfg(unix)]
-    pub(crate) fn hang_up(&self) {
+    pub(crate) fn send_sighup(&self) {
         self.signal("-HUP");
     }
 

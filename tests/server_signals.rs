@@ -79,16 +79,16 @@ fn the_shutdown_delay_is_for_supervisors_and_a_second_signal_ends_it() {
 }
 
 #[test]
-fn a_hangup_does_not_end_a_server_that_has_nothing_to_read_again() {
+fn sighup_does_not_end_a_server_that_has_nothing_to_reload() {
     let _company = in_company();
     let program = Program::listening(&[], &[]);
-    program.hang_up();
+    program.send_sighup();
     program.lines_until("says so", |line| {
         let message = line["message"].as_str().unwrap_or_default();
-        message.contains("there is nothing to read again")
+        message.contains("SIGHUP: nothing to reload")
     });
     program.wait_for("serving");
-    program.hang_up();
+    program.send_sighup();
     let answer = program.ask("after", "/tokenize", &json!({"prompt": "x"}));
     assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");
 }

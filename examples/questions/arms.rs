@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 
 use anyhow::{Context, ensure};
-use incant::runtime::Wishes;
+use incant::runtime::GuidanceOptions;
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
 
@@ -61,7 +61,7 @@ struct Adapter {
 
 /// Returns an arm's id without the guidance that may follow it.
 fn plain(id: &str) -> &str {
-    Wishes::split(id).map_or(id, |(id, _)| id)
+    GuidanceOptions::split(id).map_or(id, |(id, _)| id)
 }
 
 /// Requests a list of the API.

@@ -41,26 +41,26 @@ pub(super) fn fill(
         match download.attempt(from, part) {
             Ok(()) => {}
             // Data had arrived: the connection is lost, not the source.
-            Err(Trouble::Lost(reason)) if losses < MAX_LOSSES => {
+            Err(AttemptError::Lost(reason)) if losses < MAX_LOSSES => {
                 losses += 1;
                 let kept = part.len();
                 job.progress
-                    .note(&format!("{reason}; going on from byte {kept}"));
+                    .note(&format!("{reason}; resuming at byte {kept}"));
                 thread::sleep(Duration::from_millis(200) * losses);
             }
             // A request without a range is less ambiguous. Downloaded bytes are kept until the
             // server begins to send the whole file.
-            Err(Trouble::Misfit(reason)) if may_restart => {
+            Err(AttemptError::Misfit(reason)) if may_restart => {
                 may_restart = false;
                 job.progress
                     .note(&format!("{reason}; asking for the whole file"));
                 from = 0;
                 continue;
             }
-            Err(Trouble::Lost(reason) | Trouble::Misfit(reason)) => {
+            Err(AttemptError::Lost(reason) | AttemptError::Misfit(reason)) => {
                 return Err(Failure::Source(reason));
             }
-            Err(Trouble::Failed(failure)) => return Err(failure),
+            Err(AttemptError::Failed(failure)) => return Err(failure),
         }
         from = part.len();
     }
@@ -68,7 +68,7 @@ pub(super) fn fill(
 }
 
 /// The reason why one request did not complete the file.
-enum Trouble {
+enum AttemptError {
     /// The connection was lost after data had arrived.
     Lost(String),
     /// The answer does not match the requested range.
@@ -77,9 +77,9 @@ enum Trouble {
     Failed(Failure),
 }
 
-impl Trouble {
-    fn source(reason: String) -> Trouble {
-        Trouble::Failed(Failure::Source(reason))
+impl AttemptError {
+    fn source(reason: String) -> AttemptError {
+        AttemptError::Failed(Failure::Source(reason))
     }
 }
 
@@ -105,7 +105,7 @@ struct Download<'a> {
 impl Download<'_> {
     /// Sends one request for the file from byte `from` on, which is either the length of `part`, or
     /// 0 to download the file again.
-    fn attempt(&self, from: u64, part: &mut Part) -> Result<(), Trouble> {
+    fn attempt(&self, from: u64, part: &mut Part) -> Result<(), AttemptError> {
         let url = &self.url;
         let size = self.job.manifest.size;
         let mut request = self
@@ -121,20 +121,20 @@ impl Download<'_> {
         }
         let response = request
             .call()
-            .map_err(|error| Trouble::source(format!("{url}: {}", plainly(error))))?;
+            .map_err(|error| AttemptError::source(format!("{url}: {}", error_text(error))))?;
 
         let answer = Answer::read(&response, size)
-            .map_err(|reason| Trouble::source(format!("{url}: {reason}")))?;
+            .map_err(|reason| AttemptError::source(format!("{url}: {reason}")))?;
         if let Some(total) = answer.total.filter(|&total| total != size) {
-            return Err(Trouble::source(format!(
+            return Err(AttemptError::source(format!(
                 "{url}: the file has {total} bytes there, not {size}"
             )));
         }
-        let misfit = |reason: &str| Trouble::Misfit(format!("{url}: {reason}"));
+        let misfit = |reason: &str| AttemptError::Misfit(format!("{url}: {reason}"));
         let Some(range) = answer.range else {
             return Err(misfit(&format!(
                 "asked for byte {from}, {}",
-                answer.instead
+                answer.why_no_range
             )));
         };
         // An answer from byte 0 must be the whole file, or downloads could restart forever.
@@ -149,25 +149,25 @@ impl Download<'_> {
         if range.start < from {
             self.job
                 .progress
-                .note("the server cannot go on where a download ended; starting again");
+                .note("the server cannot resume the download; starting again");
         }
-        part.cut(range.start).map_err(Trouble::Failed)?;
+        part.cut(range.start).map_err(AttemptError::Failed)?;
         let before = part.len();
         let watch = |len| self.job.progress.position(len);
         let mut body = response.into_body().into_reader();
         let appended = part.append(&mut body, range.end, &watch);
         appended.map_err(|failure| match failure {
             Failure::Source(reason) if part.len() > before => {
-                Trouble::Lost(format!("{url}: {reason}"))
+                AttemptError::Lost(format!("{url}: {reason}"))
             }
-            Failure::Source(reason) => Trouble::source(format!("{url}: {reason}")),
-            local => Trouble::Failed(local),
+            Failure::Source(reason) => AttemptError::source(format!("{url}: {reason}")),
+            local => AttemptError::Failed(local),
         })
     }
 }
 
 /// Returns the text of an error without the category that the client puts first.
-fn plainly(error: ureq::Error) -> String {
+fn error_text(error: ureq::Error) -> String {
     match error {
         ureq::Error::Io(error) => error.to_string(),
         ureq::Error::Timeout(phase) => format!("no answer in time ({phase})"),
@@ -181,7 +181,7 @@ struct Answer {
     /// The range of the file's bytes; `None` if it sends or states none.
     range: Option<Range<u64>>,
     /// A description of the response if it has no range.
-    instead: &'static str,
+    why_no_range: &'static str,
     /// The file's size in bytes, if the server reports it.
     total: Option<u64>,
 }
@@ -197,20 +197,20 @@ impl Answer {
         match response.status() {
             StatusCode::OK => Ok(Answer {
                 range: Some(0..size),
-                instead: "",
+                why_no_range: "",
                 total: text(header::CONTENT_LENGTH).and_then(|length| length.parse().ok()),
             }),
             StatusCode::PARTIAL_CONTENT => {
                 let (range, total) = range().and_then(sent_range).unzip();
                 Ok(Answer {
                     range,
-                    instead: "it sends a part of the file without saying which",
+                    why_no_range: "it sends a part of the file without saying which",
                     total: total.flatten(),
                 })
             }
             StatusCode::RANGE_NOT_SATISFIABLE => Ok(Answer {
                 range: None,
-                instead: "it says that there is no such byte (416)",
+                why_no_range: "it says that there is no such byte (416)",
                 total: range().and_then(unsatisfied_range),
             }),
             status @ (StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN) => Err(format!(

@@ -9,17 +9,17 @@ use anyhow::{Context, bail};
 use incant::analyze::Samplers;
 use incant::engine::{EngineOptions, Event, FinishReason, GenerateRequest};
 use incant::profile::{Message, Role};
-use incant::runtime::{Arm, Guidance, Runtime, Wanted, Wishes};
+use incant::runtime::{Arm, Guidance, GuidanceOptions, PromptBounds, Runtime};
 use incant::sample::SamplingParams;
-use incant::server::serve;
+use incant::server::{ranges, serve};
 use incant::text::decode::StreamDecoder;
 use incant::text::stop::StopMatcher;
 use serde_json::{Map, Value, json};
 
 use super::local::Local;
+use super::model_args::ModelArgs;
 use super::output::Pieces;
 use super::samplers::{self, SamplerArgs};
-use crate::config::ModelArgs;
 
 /// Answer one question in the terminal
 ///
@@ -78,8 +78,8 @@ pub(crate) struct Args {
 
 impl Args {
     pub(crate) fn run(self) -> anyhow::Result<()> {
-        if self.temperature.is_some_and(|t| !(0.0..=2.0).contains(&t)) {
-            bail!("--temperature must be 0 to 2");
+        if let Some(temperature) = self.temperature {
+            samplers::check_float("--temperature", temperature, ranges::TEMPERATURE)?;
         }
         if self.max_tokens == Some(0) {
             bail!("--max-tokens must be at least 1");
@@ -101,7 +101,9 @@ impl Args {
             return self.ask(&server, &question, &samplers);
         }
         let models = self.models.clone().or_of_arms(&self.arm);
-        let loaded = models.resolve(EngineOptions::default())?.load_and_tell()?;
+        let loaded = models
+            .resolve(EngineOptions::default())?
+            .load_with_warnings()?;
         let runtime = Runtime::new();
         let default = loaded[0].id().to_owned();
         runtime.loaded(loaded);
@@ -124,9 +126,10 @@ impl Args {
             None => server.first_model()?,
         };
         let body = self.request(&model, question, samplers)?;
-        match self.json {
-            true => server.whole(body),
-            false => server.streamed(body),
+        if self.json {
+            server.whole(body)
+        } else {
+            server.streamed(body)
         }
     }
 
@@ -164,7 +167,7 @@ impl Args {
             messages.push(json!({"role": "system", "content": system}));
         }
         messages.push(json!({"role": "user", "content": question}));
-        let Wishes { mix, .. } = self.wishes()?;
+        let GuidanceOptions { mix, .. } = self.guidance_options()?;
         let mix = mix
             .iter()
             .map(|(model, weight)| json!({"model": model, "weight": weight}));
@@ -204,11 +207,10 @@ impl Args {
         messages.push(Message::new(Role::User, question));
         let arm = &arm.for_conversation(&messages);
         let prompt = arm.chat(&messages)?;
-        let say = arm.say_in_chat(runtime, &self.wishes()?)?;
-        let partners = say.of_chat(arm, &messages, &Wanted::default())?;
+        let guidance = arm.guidance_for_chat(runtime, &self.guidance_options()?)?;
+        let partners = guidance.partners_for_chat(arm, &messages, &PromptBounds::default())?;
         let markers = partners.markers(&prompt);
-        let prefix = prompt.prefix.as_ref().map_or(0, |prefix| prefix.ids.len());
-        let used = prefix + prompt.ids.len();
+        let used = prompt.token_count();
         if used >= arm.context() {
             bail!(
                 "the question has {used} tokens, the context {}",
@@ -217,12 +219,13 @@ impl Args {
         }
         let most = self.max_tokens.or(arm.defaults().max_tokens);
         let end_tokens = arm.end_tokens();
-        let room = (arm.context() - used).min(partners.room());
+        let fitting = arm.max_answer_tokens(&prompt);
+        let fitting = fitting.min(partners.max_answer_tokens());
         let request = GenerateRequest {
             adapter: arm.adapter(),
             prefix: prompt.prefix,
             prompt: prompt.ids,
-            max_tokens: most.unwrap_or(usize::MAX).min(room),
+            max_tokens: most.unwrap_or(usize::MAX).min(fitting),
             end_tokens: end_tokens.clone(),
             sampling: self.sampling(arm, samplers),
             index: 0,
@@ -269,13 +272,13 @@ impl Args {
     }
 
     /// Returns the guidance and the mix of the answer.
-    fn wishes(&self) -> anyhow::Result<Wishes> {
+    fn guidance_options(&self) -> anyhow::Result<GuidanceOptions> {
         let mix = self.mix.iter().map(|mix| {
             let parts = mix.rsplit_once('*');
             let read = parts.and_then(|(arm, weight)| Some((arm.to_owned(), weight.parse().ok()?)));
             read.with_context(|| format!("--mix {mix}: expected ARM*WEIGHT"))
         });
-        Ok(Wishes {
+        Ok(GuidanceOptions {
             guidance: self.guidance.map(Guidance::new),
             mix: mix.collect::<anyhow::Result<_>>()?,
         })

@@ -14,9 +14,9 @@ use tokio::net::TcpListener;
 use tokio::sync::oneshot;
 
 use super::local::Local;
+use super::model_args::{self, Loading, ModelArgs};
 use super::serve::load;
 use super::{log, reload};
-use crate::config::{self, Loading, ModelArgs};
 
 /// Chat in the terminal, and compare arms side by side
 ///
@@ -55,7 +55,7 @@ pub(crate) struct Args {
 
 impl Args {
     pub(crate) fn run(self) -> anyhow::Result<()> {
-        let folders = config::folders()?;
+        let folders = model_args::folders()?;
         let program = Program {
             arm: self.arm,
             question: self.question,
@@ -140,7 +140,7 @@ async fn keep_serving(
             // SIGHUP ends the program: its terminal is gone.
             reload::follow(loading.into_library(), loaded, None);
         }
-        Err(error) => failed.fail(log::told(&error)),
+        Err(error) => failed.fail(log::error_chain(&error)),
     });
     let shutdown = async {
         // A dropped sender means the same as a message: stop serving.

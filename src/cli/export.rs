@@ -73,7 +73,7 @@ impl Args {
         let lora = Lora::read(&self.adapter, &spec)?;
         match self.merge {
             Some(_) => self.merge(&gguf, &spec, &lora, &path, &model),
-            None => by_itself(&lora, &spec, &path, &model),
+            None => export_adapter(&lora, &spec, &path, &model),
         }
     }
 
@@ -91,33 +91,32 @@ impl Args {
         };
         let mut rewrite = Rewrite::new(gguf, spec, self.target, Some(lora))
             .with_context(|| gguf.path().display().to_string())?;
-        let kept = match gguf.metadata().contains(CHAT_TEMPLATE_KEY) {
-            true => "the file keeps its model's chat template",
-            false => {
-                "the file has no chat template, so programs that serve it choose a form of their own"
-            }
+        let kept = if gguf.metadata().contains(CHAT_TEMPLATE_KEY) {
+            "the file keeps its model's chat template"
+        } else {
+            "the file has no chat template, so programs that serve it choose a form of their own"
         };
-        let mut told = match (&form, lora.profile()) {
+        let mut notes = match (&form, lora.profile()) {
             (Some(_), Some(profile)) => {
                 format!("the chat template is that of the adapter's form, {profile}\n")
             }
-            _ => format!("note: the adapter says no form of turns that it is for: {kept}\n"),
+            _ => format!("note: the adapter does not name its form of turns: {kept}\n"),
         };
         if let Some(form) = form {
             let tokenizer = Tokenizer::from_gguf(gguf)?;
             match form.portable(tokenizer.bos().is_some() && tokenizer.adds_bos()) {
                 Ok(chat) => {
-                    told += &stops(&chat.markers);
+                    notes += &stops(&chat.markers);
                     rewrite = rewrite.with_chat(chat.source, chat.markers);
                 }
                 Err(error) => {
-                    told.clear();
-                    output::tell(&format!("warning: {error}: {kept}"));
+                    notes.clear();
+                    output::eprint_safe(&format!("warning: {error}: {kept}"));
                 }
             }
         }
         rewrite::write(&rewrite, path)?;
-        Ok(output::print(&told)?)
+        Ok(output::print(&notes)?)
     }
 
     /// Returns the form of turns that an adapter for `profile` was trained on.
@@ -126,8 +125,8 @@ impl Args {
         let mut known = |name: &str| {
             profiles.remove(name).with_context(|| {
                 format!(
-                    "the adapter is for the profile '{}', which is not known here; say where it \
-                     is (--profile-dir)",
+                    "the adapter is for the profile '{}', which is unknown; --profile-dir names \
+                     its folder",
                     name.escape_debug()
                 )
             })
@@ -157,12 +156,17 @@ fn stops(markers: &[String]) -> String {
     )
 }
 
-fn by_itself(lora: &Lora, spec: &DecoderSpec, path: &Path, model: &Located) -> anyhow::Result<()> {
+fn export_adapter(
+    lora: &Lora,
+    spec: &DecoderSpec,
+    path: &Path,
+    model: &Located,
+) -> anyhow::Result<()> {
     lora.export(spec, path)
         .with_context(|| path.display().to_string())?;
     let parameters = lora.parts().map(|(_, _, part)| part.a.len() + part.b.len());
     Ok(output::print(&format!(
-        "{}: {} numbers for {}\n",
+        "{}: {} parameters for {}\n",
         path.display(),
         output::grouped(parameters.sum::<usize>() as u64),
         model.name

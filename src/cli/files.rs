@@ -132,9 +132,9 @@ mod tests {
     #[test]
     fn what_cannot_be_written_is_known_before() {
         let folder = tempfile::tempdir().unwrap();
-        let told = |path: &Path| Target::new(path).unwrap_err().to_string();
-        assert!(told(folder.path()).ends_with(" is a folder"));
-        let missing = told(&folder.path().join("no/report.json"));
+        let message = |path: &Path| Target::new(path).unwrap_err().to_string();
+        assert!(message(folder.path()).ends_with(" is a folder"));
+        let missing = message(&folder.path().join("no/report.json"));
         assert!(missing.contains("there is no folder "), "{missing}");
     }
 
@@ -144,24 +144,24 @@ mod tests {
         let path = folder.path().join("model.gguf");
         let other = folder.path().join("other.gguf");
         fs::write(&path, "weights").unwrap();
-        let told = |path: &Path, needed: &Path, force| {
+        let message = |path: &Path, needed: &Path, force| {
             writable(path, &[needed], force).unwrap_err().to_string()
         };
         for force in [false, true] {
-            let told = told(&folder.path().join("./model.gguf"), &path, force);
-            assert!(told.ends_with("over itself"), "{told}");
+            let message = message(&folder.path().join("./model.gguf"), &path, force);
+            assert!(message.ends_with("over itself"), "{message}");
         }
         writable(&other, &[&path], false).unwrap();
-        let told = told(&path, &other, false);
-        assert!(told.ends_with("--force replaces it"), "{told}");
+        let message = message(&path, &other, false);
+        assert!(message.ends_with("--force replaces it"), "{message}");
         writable(&path, &[&other], true).unwrap();
         #[cfg(unix)]
         {
             let link = folder.path().join("link.gguf");
             fs::hard_link(&path, &link).unwrap();
             assert!(writable(&link, &[&path], true).is_err());
-            let told = writable(Path::new("/dev/null"), &[], true).unwrap_err();
-            assert_eq!(told.to_string(), "/dev/null is no file");
+            let message = writable(Path::new("/dev/null"), &[], true).unwrap_err();
+            assert_eq!(message.to_string(), "/dev/null is no file");
         }
     }
 

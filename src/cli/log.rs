@@ -13,7 +13,7 @@ use tracing::Level;
 use tracing_subscriber::EnvFilter;
 use tracing_subscriber::filter::LevelFilter;
 
-use super::output::tell;
+use super::output::eprint_safe;
 
 /// The format of the log.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
@@ -53,14 +53,16 @@ pub(crate) fn to_stderr(format: Format) {
 pub(crate) fn failure(error: &anyhow::Error) {
     match ON_STDERR.get() {
         // The filter must allow errors.
-        Some(Format::Json) if tracing::enabled!(Level::ERROR) => tracing::error!("{}", told(error)),
-        _ => tell(&format!("error: {}", told(error))),
+        Some(Format::Json) if tracing::enabled!(Level::ERROR) => {
+            tracing::error!("{}", error_chain(error))
+        }
+        _ => eprint_safe(&format!("error: {}", error_chain(error))),
     }
 }
 
 /// Formats an error with its causes, in a line. Many errors include the text of their cause, which
 /// is not repeated then.
-pub(crate) fn told(error: &anyhow::Error) -> String {
+pub(crate) fn error_chain(error: &anyhow::Error) -> String {
     let mut text = String::new();
     for cause in error.chain() {
         let cause = cause.to_string();
@@ -122,9 +124,9 @@ mod tests {
     fn a_cause_is_told_once() {
         let error = anyhow!("no such file");
         let error = error.context("cannot read a.jinja: no such file");
-        assert_eq!(told(&error), "cannot read a.jinja: no such file");
+        assert_eq!(error_chain(&error), "cannot read a.jinja: no such file");
         let error = Err::<(), _>(error).context("--profile-dir").unwrap_err();
         let expected = "--profile-dir: cannot read a.jinja: no such file";
-        assert_eq!(told(&error), expected);
+        assert_eq!(error_chain(&error), expected);
     }
 }

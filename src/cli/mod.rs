@@ -1,16 +1,18 @@
 //! The command line: one file per command, with its arguments and implementation.
 
+mod arg_errors;
 mod ask;
 mod bench;
 mod chat;
+mod client_args;
 mod compare;
-mod edges;
 mod export;
 mod files;
 mod http;
 mod inspect;
 mod local;
 pub(crate) mod log;
+mod model_args;
 pub(crate) mod output;
 mod profile;
 pub(crate) mod pull;
@@ -22,7 +24,6 @@ mod serve;
 mod signals;
 mod tokenize;
 mod train;
-mod wrong;
 
 use std::ffi::OsString;
 
@@ -58,13 +59,13 @@ impl Cli {
     /// # Errors
     ///
     /// Fails on invalid arguments, and if help or the version is requested.
-    pub(crate) fn typed() -> Result<Cli, clap::Error> {
+    pub(crate) fn parse_args() -> Result<Cli, clap::Error> {
         let words: Vec<OsString> = std::env::args_os().collect();
         let mut command = Cli::command();
         command.build();
         let matches = command.clone().try_get_matches_from(&words);
         let typed = matches.and_then(|matches| Cli::from_arg_matches(&matches));
-        typed.map_err(|error| wrong::explained(error, &command, &words))
+        typed.map_err(|error| arg_errors::explain(error, &command, &words))
     }
 
     pub(crate) fn run(self) -> anyhow::Result<()> {

@@ -16,7 +16,7 @@ pub(crate) fn print(text: &str) -> io::Result<()> {
 }
 
 /// Writes a line to standard error, for a person.
-pub(crate) fn tell(line: &str) {
+pub(crate) fn eprint_safe(line: &str) {
     eprintln!("{}", printable(line));
 }
 
@@ -98,18 +98,19 @@ impl<W: Write> Pieces<W> {
 
 /// Formats a value as indented JSON that is safe for a terminal, with a line end.
 pub(crate) fn json(value: &impl Serialize) -> serde_json::Result<String> {
-    Ok(harmless_json(&serde_json::to_string_pretty(value)?) + "\n")
+    Ok(escape_json(&serde_json::to_string_pretty(value)?) + "\n")
 }
 
 /// Escapes the characters of JSON that a terminal would take for control characters; the JSON means
 /// the same.
-pub(crate) fn harmless_json(json: &str) -> String {
+pub(crate) fn escape_json(json: &str) -> String {
     let mut text = String::with_capacity(json.len());
     for character in json.chars() {
         // JSON has such characters only in strings, and all of them are below U+10000.
-        match is_command(character) {
-            true => text.push_str(&format!("\\u{:04x}", u32::from(character))),
-            false => text.push(character),
+        if is_command(character) {
+            text.push_str(&format!("\\u{:04x}", u32::from(character)))
+        } else {
+            text.push(character)
         }
     }
     text

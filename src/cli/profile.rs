@@ -77,11 +77,11 @@ fn check(files: &[PathBuf]) -> anyhow::Result<()> {
     let mut broken = 0;
     for path in files {
         match check_file(path) {
-            Ok(profile) => output::print(&shown(path.display().to_string(), &profile)?)?,
+            Ok(profile) => output::print(&describe(path.display().to_string(), &profile)?)?,
             Err(problems) => {
                 broken += 1;
                 for problem in problems {
-                    output::tell(&problem.to_string());
+                    output::eprint_safe(&problem.to_string());
                 }
             }
         }
@@ -94,7 +94,7 @@ fn check(files: &[PathBuf]) -> anyhow::Result<()> {
 }
 
 /// Formats a profile in a line, and the conversations that it renders.
-fn shown(file: String, profile: &Profile) -> anyhow::Result<String> {
+fn describe(file: String, profile: &Profile) -> anyhow::Result<String> {
     let mut text = format!(
         "{file}: good; @{}, {} ({}), a prefix of {} characters\n",
         profile.name(),
@@ -135,9 +135,9 @@ mod tests {
         let source = TEMPLATE.replace("NAME", "own");
         let profile = Profile::parse("own.jinja", &source).unwrap();
         assert_eq!(profile.name(), "own");
-        let told = shown("own.jinja".to_owned(), &profile).unwrap();
-        assert!(told.contains("  | How do I keep bread fresh?\n"), "{told}");
-        assert!(told.contains("  | Answer in one sentence.\n"), "{told}");
+        let text = describe("own.jinja".to_owned(), &profile).unwrap();
+        assert!(text.contains("  | How do I keep bread fresh?\n"), "{text}");
+        assert!(text.contains("  | Answer in one sentence.\n"), "{text}");
         // Comments are for the author, never for the model.
         assert!(!profile.prefix().contains("{#"), "{}", profile.prefix());
     }

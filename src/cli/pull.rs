@@ -10,7 +10,7 @@ use incant::open;
 use incant::printable::printable;
 use indicatif::{DecimalBytes, ProgressBar, ProgressStyle};
 
-use super::output::{self, tell};
+use super::output::{self, eprint_safe};
 
 /// Download models, or list the available ones
 #[derive(clap::Args)]
@@ -56,7 +56,7 @@ impl Args {
         // download.
         let manifests = names
             .iter()
-            .map(|name| known(&cache, name))
+            .map(|name| find_manifest(&cache, name))
             .collect::<Result<Vec<Manifest>, CatalogError>>()?;
         manifests
             .iter()
@@ -78,7 +78,7 @@ pub(crate) fn ensure(name_or_file: &str, consent: Consent) -> anyhow::Result<Loc
     let cache = Cache::from_env()?;
     match cache.locate(name_or_file) {
         Err(CatalogError::NotPulled { name } | CatalogError::WrongSize { name, .. }) => {
-            let manifest = known(&cache, &name)?;
+            let manifest = find_manifest(&cache, &name)?;
             obtain(&cache, &manifest, consent, &Display::new())?;
             Ok(cache.locate(&name)?)
         }
@@ -86,7 +86,7 @@ pub(crate) fn ensure(name_or_file: &str, consent: Consent) -> anyhow::Result<Loc
     }
 }
 
-fn known(cache: &Cache, name: &str) -> Result<Manifest, CatalogError> {
+fn find_manifest(cache: &Cache, name: &str) -> Result<Manifest, CatalogError> {
     cache.find(name)?.ok_or_else(|| cache.unknown(name))
 }
 
@@ -103,10 +103,10 @@ fn obtain(
     let name = &manifest.name;
     let size = DecimalBytes(manifest.size);
     let can_ask = io::stdin().is_terminal() && io::stderr().is_terminal();
-    match consent.yes || !can_ask {
-        true => tell(&format!("Downloading {name}, {size}, under these terms")),
-        false if agreed(&format!("Download {name}, {size}, under these terms?"))? => {}
-        false => bail!("the model {name} is not here, and was not downloaded"),
+    if consent.yes || !can_ask {
+        eprint_safe(&format!("Downloading {name}, {size}, under these terms"));
+    } else if !confirm(&format!("Download {name}, {size}, under these terms?"))? {
+        bail!("the model {name} is not on this machine, and was not downloaded");
     }
     Ok(cache.fetch(manifest, display)?)
 }
@@ -114,9 +114,10 @@ fn obtain(
 fn pull(cache: &Cache, manifest: &Manifest, consent: Consent) -> anyhow::Result<()> {
     let path = cache.path(&manifest.name);
     let display = Display::new();
-    let path = match cache.holds(manifest, &display)? {
-        true => path,
-        false => obtain(cache, manifest, consent, &display)?,
+    let path = if cache.holds(manifest, &display)? {
+        path
+    } else {
+        obtain(cache, manifest, consent, &display)?
     };
     let line = format!("{} is here: {}\n", manifest.name, path.display());
     Ok(output::print(&line)?)
@@ -130,13 +131,13 @@ fn show_terms(manifest: &Manifest) {
         ..
     } = manifest;
     let size = DecimalBytes(manifest.size);
-    tell(&format!("{title}, {quantization}, {size}"));
-    tell(&format!("Licence: {} ({})", licence.id, licence.url));
-    tell(licence.terms.trim());
+    eprint_safe(&format!("{title}, {quantization}, {size}"));
+    eprint_safe(&format!("Licence: {} ({})", licence.id, licence.url));
+    eprint_safe(licence.terms.trim());
 }
 
 /// Asks at a terminal.
-fn agreed(question: &str) -> io::Result<bool> {
+fn confirm(question: &str) -> io::Result<bool> {
     eprint!("{} [Y/n] ", printable(question));
     io::stderr().flush()?;
     let mut answer = String::new();
@@ -174,7 +175,7 @@ fn list(cache: &Cache) -> anyhow::Result<()> {
     text += &format!("\nModels are kept in {}\n", cache.dir.display());
     output::print(&text)?;
     for problem in catalogue.broken {
-        tell(&format!("warning: {problem}"));
+        eprint_safe(&format!("warning: {problem}"));
     }
     Ok(())
 }
@@ -207,8 +208,8 @@ impl Display {
 impl Progress for Display {
     fn note(&self, line: &str) {
         match &*self.bar.borrow() {
-            Some(bar) => bar.suspend(|| tell(line)),
-            None => tell(line),
+            Some(bar) => bar.suspend(|| eprint_safe(line)),
+            None => eprint_safe(line),
         }
     }
 
@@ -241,7 +242,7 @@ impl Progress for Display {
         let tenths = percent(bytes, self.total.get()) / 10;
         if tenths > self.tenths.replace(tenths) {
             let size = DecimalBytes(self.total.get());
-            tell(&format!(
+            eprint_safe(&format!(
                 "{}: {}% of {size}",
                 self.name.borrow(),
                 tenths * 10

@@ -10,14 +10,14 @@ use incant::profile::Library;
 use incant::runtime::Runtime;
 
 use super::serve::warm;
-use super::signals::Hangups;
+use super::signals::Sighups;
 
 /// The polling interval. A change is applied at the second poll that sees it.
-const EVERY: Duration = Duration::from_millis(500);
+const POLL_INTERVAL: Duration = Duration::from_millis(500);
 
 /// Serves the current contents of the folder, if there is one, for as long as the process lives. On
 /// SIGHUP all its files are read at once.
-pub(super) fn follow(library: Library, runtime: Arc<Runtime>, mut hangups: Option<Hangups>) {
+pub(super) fn follow(library: Library, runtime: Arc<Runtime>, mut sighups: Option<Sighups>) {
     if library.folder().is_none() {
         return;
     }
@@ -29,8 +29,8 @@ pub(super) fn follow(library: Library, runtime: Arc<Runtime>, mut hangups: Optio
         };
         loop {
             let again = tokio::select! {
-                () = next(&mut hangups) => true,
-                () = tokio::time::sleep(EVERY) => false,
+                () = next(&mut sighups) => true,
+                () = tokio::time::sleep(POLL_INTERVAL) => false,
             };
             let looked = tokio::task::spawn_blocking(move || {
                 follower.look(again);
@@ -39,7 +39,7 @@ pub(super) fn follow(library: Library, runtime: Arc<Runtime>, mut hangups: Optio
             match looked.await {
                 Ok(it) => follower = it,
                 Err(error) => {
-                    tracing::error!("profiles are followed no more: {error}");
+                    tracing::error!("profiles are no longer reloaded: {error}");
                     return;
                 }
             }
@@ -48,19 +48,17 @@ pub(super) fn follow(library: Library, runtime: Arc<Runtime>, mut hangups: Optio
 }
 
 /// Logs at each SIGHUP that there is nothing to reload.
-pub(super) async fn tell_of_nothing(mut hangups: Hangups) {
+pub(super) async fn log_nothing_to_reload(mut sighups: Sighups) {
     loop {
-        hangups.next().await;
-        tracing::info!(
-            "a hangup: there is nothing to read again, no --profile-dir and no --tls-cert"
-        );
+        sighups.next().await;
+        tracing::info!("SIGHUP: nothing to reload, there is neither --profile-dir nor --tls-cert");
     }
 }
 
 /// Waits for the next SIGHUP, if they are handled at all.
-async fn next(hangups: &mut Option<Hangups>) {
-    match hangups {
-        Some(hangups) => hangups.next().await,
+async fn next(sighups: &mut Option<Sighups>) {
+    match sighups {
+        Some(sighups) => sighups.next().await,
         None => std::future::pending().await,
     }
 }
@@ -75,9 +73,10 @@ struct Follower {
 impl Follower {
     /// Checks the folder for changes; with `again`, reads all of it.
     fn look(&mut self, again: bool) {
-        let looked = match again {
-            true => self.library.read(),
-            false => self.library.follow(),
+        let looked = if again {
+            self.library.read()
+        } else {
+            self.library.follow()
         };
         let unreadable = looked.as_ref().err().map(ToString::to_string);
         if let Some(why) = unreadable

@@ -1,13 +1,12 @@
 //! Flags of the samplers for base models (DRY, XTC and others), shared by all commands that
 //! generate answers.
 
-use std::ops::RangeInclusive;
-
-use anyhow::bail;
+use anyhow::{bail, ensure};
 use incant::analyze::Samplers;
 use incant::profile::SamplingDefaults;
 use incant::runtime::{Arm, breakers};
 use incant::sample::SamplingParams;
+use incant::server::ranges::{self, Float, Range};
 
 /// Samplers against repetition and for variety.
 #[derive(Clone, Debug, Default, clap::Args)]
@@ -47,22 +46,41 @@ pub(crate) struct SamplerArgs {
 impl SamplerArgs {
     /// Returns the samplers, if every value is in its range.
     pub(crate) fn samplers(&self) -> anyhow::Result<Samplers> {
-        within("--dry-multiplier", self.dry_multiplier, 0.0..=100.0)?;
-        within("--dry-base", self.dry_base, 0.0..=10.0)?;
-        within(
-            "--dry-allowed-length",
-            self.dry_allowed_length,
-            0..=1_000_000,
-        )?;
-        within(
-            "--dry-penalty-last-n",
-            self.dry_penalty_last_n,
-            -1..=1_000_000,
-        )?;
-        within("--top-n-sigma", self.top_n_sigma, -1.0..=100.0)?;
-        within("--typical-p", self.typical_p, 0.0..=1.0)?;
-        within("--xtc-probability", self.xtc_probability, 0.0..=1.0)?;
-        within("--xtc-threshold", self.xtc_threshold, 0.0..=1.0)?;
+        let floats = [
+            (
+                "--dry-multiplier",
+                self.dry_multiplier,
+                ranges::DRY_MULTIPLIER,
+            ),
+            ("--dry-base", self.dry_base, ranges::DRY_BASE),
+            ("--top-n-sigma", self.top_n_sigma, ranges::TOP_N_SIGMA),
+            ("--typical-p", self.typical_p, ranges::TYPICAL_P),
+            (
+                "--xtc-probability",
+                self.xtc_probability,
+                ranges::XTC_PROBABILITY,
+            ),
+            ("--xtc-threshold", self.xtc_threshold, ranges::XTC_THRESHOLD),
+        ];
+        for (flag, value, range) in floats {
+            if let Some(value) = value {
+                check_float(flag, value, range)?;
+            }
+        }
+        if let Some(length) = self.dry_allowed_length {
+            check_integer(
+                "--dry-allowed-length",
+                length.into(),
+                ranges::DRY_ALLOWED_LENGTH,
+            )?;
+        }
+        if let Some(last) = self.dry_penalty_last_n {
+            check_integer(
+                "--dry-penalty-last-n",
+                last.into(),
+                ranges::DRY_PENALTY_LAST_N,
+            )?;
+        }
         let texts = &self.dry_sequence_breaker;
         if texts.len() > 16 || texts.iter().any(|text| !(1..=64).contains(&text.len())) {
             bail!("--dry-sequence-breaker takes at most 16 texts of 1 to 64 bytes");
@@ -111,15 +129,25 @@ pub(crate) fn sampling(
     sampling
 }
 
-/// Refuses a value out of range; NaN is out of any range.
-fn within<T: PartialOrd + std::fmt::Display>(
-    flag: &str,
-    value: Option<T>,
-    range: RangeInclusive<T>,
-) -> anyhow::Result<()> {
-    if value.is_some_and(|value| !range.contains(&value)) {
-        bail!("{flag} must be {} to {}", range.start(), range.end());
-    }
+/// Refuses a number out of range; NaN is out of any range.
+pub(super) fn check_float(flag: &str, value: f32, range: Range<Float>) -> anyhow::Result<()> {
+    ensure!(
+        range.contains_f32(value),
+        "{flag} must be {} to {}",
+        range.min,
+        range.max
+    );
+    Ok(())
+}
+
+/// Refuses an integer out of range.
+pub(super) fn check_integer(flag: &str, value: i64, range: Range<i64>) -> anyhow::Result<()> {
+    ensure!(
+        range.contains(value),
+        "{flag} must be {} to {}",
+        range.min,
+        range.max
+    );
     Ok(())
 }
 
@@ -154,14 +182,17 @@ mod tests {
 
     #[test]
     fn what_is_out_of_range_is_refused_by_its_flag() {
-        let told = |line| samplers(line).unwrap_err().to_string();
-        assert_eq!(told("--typical-p 2"), "--typical-p must be 0 to 1");
-        assert_eq!(told("--top-n-sigma nan"), "--top-n-sigma must be -1 to 100");
+        let message = |line| samplers(line).unwrap_err().to_string();
+        assert_eq!(message("--typical-p 2"), "--typical-p must be 0 to 1");
         assert_eq!(
-            told("--dry-penalty-last-n -2"),
+            message("--top-n-sigma nan"),
+            "--top-n-sigma must be -1 to 100"
+        );
+        assert_eq!(
+            message("--dry-penalty-last-n -2"),
             "--dry-penalty-last-n must be -1 to 1000000"
         );
         let long = format!("--dry-sequence-breaker {}", "x".repeat(65));
-        assert!(told(&long).starts_with("--dry-sequence-breaker takes"));
+        assert!(message(&long).starts_with("--dry-sequence-breaker takes"));
     }
 }

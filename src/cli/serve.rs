@@ -8,16 +8,16 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, anyhow, bail};
 use incant::engine::{AdapterMemory, DEFAULT_ADAPTER_MEMORY, EngineOptions, Origin};
-use incant::runtime::{Model, Runtime};
+use incant::runtime::{EngineFailure, Model, Runtime};
 use incant::server::{ServeOptions, listen, serve};
 use tokio::net::TcpListener;
 use tokio::sync::oneshot;
 
-use super::edges::{self, EdgeArgs, seconds};
-use super::output::tell;
-use super::signals::{Hangups, Requests, TERMINATED, Terminal};
+use super::client_args::{self, ClientArgs, seconds};
+use super::model_args::{Loading, ModelArgs};
+use super::output::eprint_safe;
+use super::signals::{ShutdownSignals, Sighups, TERMINATED, Terminal};
 use super::{log, reload};
-use crate::config::{Loading, ModelArgs};
 
 /// Serve models over OpenAI's REST API
 #[derive(clap::Args)]
@@ -67,7 +67,7 @@ pub(crate) struct Args {
     #[arg(long, value_name = "SIZE", default_value_t = bytesize::ByteSize::b(DEFAULT_ADAPTER_MEMORY as u64))]
     adapter_memory: bytesize::ByteSize,
     #[command(flatten, next_help_heading = "Clients")]
-    edges: EdgeArgs,
+    clients: ClientArgs,
 }
 
 impl Args {
@@ -76,7 +76,7 @@ impl Args {
         if self.parallel == 0 || self.chunk == 0 {
             bail!("--parallel and --chunk must be at least 1");
         }
-        let mut options = self.edges.resolve(ServeOptions {
+        let mut options = self.clients.resolve(ServeOptions {
             strict: self.strict,
             // An IP address may fail to parse here, but is always allowed.
             hosts: self.host.parse().into_iter().collect(),
@@ -85,7 +85,7 @@ impl Args {
             drain_timeout: Duration::from_secs(self.drain),
             ..ServeOptions::default()
         })?;
-        options.max_connections = edges::allow_connections(options.max_connections);
+        options.max_connections = client_args::allow_connections(options.max_connections);
         let engine = EngineOptions {
             slots: self.parallel,
             queue: self.queue,
@@ -110,25 +110,25 @@ impl Args {
                 tracing::warn!(%address, "{OPEN}");
             }
             // From now on other processes may know of the server: SIGHUP must not end it.
-            let hangups = Hangups::listen()?;
+            let sighups = Sighups::listen()?;
             match &options.tls {
                 Some(tls) => {
-                    let hangups = Hangups::listen()?;
-                    tokio::spawn(edges::follow_hangups(Arc::clone(tls), hangups));
+                    let sighups = Sighups::listen()?;
+                    tokio::spawn(client_args::reload_on_sighup(Arc::clone(tls), sighups));
                 }
                 None if !self.models.follows_profiles() => {
-                    tokio::spawn(reload::tell_of_nothing(Hangups::listen()?));
+                    tokio::spawn(reload::log_nothing_to_reload(Sighups::listen()?));
                 }
                 None => {}
             }
             #[cfg(unix)]
-            outlive_file_limits()?;
+            ignore_sigxfsz()?;
             let loading = tokio::task::spawn_blocking(|| self.models.resolve(engine)).await??;
             run(
                 listener,
                 address,
                 loading,
-                hangups,
+                sighups,
                 options,
                 Duration::from_secs(self.shutdown_delay),
                 self.log_format,
@@ -155,7 +155,7 @@ async fn run(
     listener: TcpListener,
     address: SocketAddr,
     loading: Loading,
-    hangups: Hangups,
+    sighups: Sighups,
     options: ServeOptions,
     shutdown_delay: Duration,
     format: log::Format,
@@ -172,7 +172,7 @@ async fn run(
     let loading = tokio::task::spawn_blocking(move || {
         let models = load(&loading)?;
         loaded.loaded(models);
-        reload::follow(loading.into_library(), Arc::clone(&loaded), Some(hangups));
+        reload::follow(loading.into_library(), Arc::clone(&loaded), Some(sighups));
         match format {
             log::Format::Text => greeting.print(loaded.models()),
             log::Format::Json => announce(loaded.models()),
@@ -190,17 +190,17 @@ async fn run(
         // The receiver exists until the server has ended.
         _ = failed.send(error);
     });
-    let mut requests = Requests::listen().context("cannot listen for Ctrl-C")?;
+    let mut signals = ShutdownSignals::listen().context("cannot listen for Ctrl-C")?;
     let mut terminal = Terminal::new()?;
     let limit = options.drain_timeout;
     let mut error = None;
-    let asked_to_end = async {
-        let Ok(signal) = requests.next().await else {
+    let shutdown_signal = async {
+        let Ok(signal) = signals.next().await else {
             return pending().await;
         };
-        tokio::spawn(stop_at_next(requests));
+        tokio::spawn(exit_at_next_signal(signals));
         if signal == TERMINATED && !shutdown_delay.is_zero() {
-            runtime.announce_end();
+            runtime.announce_shutdown();
             tracing::info!(
                 "new requests are taken for {} s more, while /health answers 503",
                 shutdown_delay.as_secs()
@@ -208,13 +208,13 @@ async fn run(
             tokio::time::sleep(shutdown_delay).await;
         }
         tracing::info!(
-            "running answers may go on for {} s; press Ctrl-C again to stop at once",
+            "running answers may take {} s more; press Ctrl-C again to stop at once",
             limit.as_secs()
         );
     };
     let shutdown = async {
         tokio::select! {
-            () = asked_to_end => {}
+            () = shutdown_signal => {}
             () = terminal.closed() => {}
             Ok(why) = failure => error = Some(why),
         }
@@ -239,13 +239,13 @@ pub(super) fn load(loading: &Loading) -> anyhow::Result<Vec<Arc<Model>>> {
     let models = loading.load()?;
     tracing::info!(took = ?began.elapsed(), "loaded");
     for model in &models {
-        warm(model).map_err(anyhow::Error::msg)?;
+        warm(model)?;
     }
     Ok(models)
 }
 
 /// Makes sure that the prefix of a model's chats is in memory (warm-up).
-pub(super) fn warm(model: &Model) -> Result<(), String> {
+pub(super) fn warm(model: &Model) -> Result<(), EngineFailure> {
     let Some(warmed) = model.warm()? else {
         return Ok(());
     };
@@ -291,7 +291,7 @@ impl Greeting {
     /// Prints the served models, and how to try them.
     fn print(&self, models: &[Arc<Model>]) {
         for model in models {
-            tell(&describe(model));
+            eprint_safe(&describe(model));
         }
         // A server that listens on every interface can be reached here.
         let host = match self.address.ip() {
@@ -301,12 +301,13 @@ impl Greeting {
         };
         let scheme = if self.secure { "https" } else { "http" };
         let base = format!("{scheme}://{host}:{}", self.address.port());
-        let key = match self.keyed {
-            true => " -H \"Authorization: Bearer $INCANT_API_KEY\"",
-            false => "",
+        let key = if self.keyed {
+            " -H \"Authorization: Bearer $INCANT_API_KEY\""
+        } else {
+            ""
         };
         let model = models.first().map_or("", |model| model.id());
-        tell(&format!(
+        eprint_safe(&format!(
             "listening on {base}\n\
              in a browser: {base}/\n\
              in a terminal: incant chat --url {base}\n\n\
@@ -315,7 +316,7 @@ impl Greeting {
              \"content\":\"What is the capital of France?\"}}],\"max_tokens\":128}}'\n"
         ));
         if self.open {
-            tell(&format!("warning: {OPEN}\n"));
+            eprint_safe(&format!("warning: {OPEN}\n"));
         }
     }
 }
@@ -349,8 +350,8 @@ fn megabytes(bytes: usize) -> String {
 }
 
 /// Ends the process at the next signal.
-async fn stop_at_next(mut requests: Requests) {
-    if let Ok(code) = requests.next().await {
+async fn exit_at_next_signal(mut signals: ShutdownSignals) {
+    if let Ok(code) = signals.next().await {
         tracing::warn!("stopped at once; running answers were cut off");
         std::process::exit(code);
     }
@@ -359,7 +360,7 @@ async fn stop_at_next(mut requests: Requests) {
 /// Turns a write beyond the limit of file sizes into an error for the writer, as on a full disk,
 /// instead of a signal (SIGXFSZ) that ends the process.
 #[cfg(unix)]
-fn outlive_file_limits() -> std::io::Result<()> {
+fn ignore_sigxfsz() -> std::io::Result<()> {
     use tokio::signal::unix::{SignalKind, signal};
     // The handler stays installed after the signal is dropped.
     signal(SignalKind::from_raw(libc::SIGXFSZ)).map(drop)

@@ -13,16 +13,16 @@ pub(super) const TERMINATED: i32 = 143;
 /// Shutdown requests: Ctrl-C and SIGTERM. From its creation until the process ends, these signals
 /// no longer end the process by themselves.
 #[cfg(unix)]
-pub(super) struct Requests {
+pub(super) struct ShutdownSignals {
     interrupt: tokio::signal::unix::Signal,
     terminate: tokio::signal::unix::Signal,
 }
 
 #[cfg(unix)]
-impl Requests {
-    pub(super) fn listen() -> io::Result<Requests> {
+impl ShutdownSignals {
+    pub(super) fn listen() -> io::Result<ShutdownSignals> {
         use tokio::signal::unix::{SignalKind, signal};
-        Ok(Requests {
+        Ok(ShutdownSignals {
             interrupt: signal(SignalKind::interrupt())?,
             terminate: signal(SignalKind::terminate())?,
         })
@@ -39,12 +39,12 @@ impl Requests {
 
 /// Shutdown requests: Ctrl-C.
 #[cfg(not(unix))]
-pub(super) struct Requests;
+pub(super) struct ShutdownSignals;
 
 #[cfg(not(unix))]
-impl Requests {
-    pub(super) fn listen() -> std::io::Result<Requests> {
-        Ok(Requests)
+impl ShutdownSignals {
+    pub(super) fn listen() -> std::io::Result<ShutdownSignals> {
+        Ok(ShutdownSignals)
     }
 
     /// Waits for the next request; returns the exit code for it.
@@ -55,24 +55,24 @@ impl Requests {
 
 /// The SIGHUP signals since its creation, by which a daemon reloads its files. While no instance
 /// exists, SIGHUP ends the process. On systems without signals none arrive.
-pub(super) struct Hangups {
+pub(super) struct Sighups {
     #[cfg(unix)]
     signal: tokio::signal::unix::Signal,
 }
 
-impl Hangups {
+impl Sighups {
     /// Handles signals from now on, even before the first wait.
     #[cfg(unix)]
-    pub(super) fn listen() -> anyhow::Result<Hangups> {
+    pub(super) fn listen() -> anyhow::Result<Sighups> {
         use tokio::signal::unix::{SignalKind, signal};
         let signal = signal(SignalKind::hangup()).context("cannot listen for SIGHUP")?;
-        Ok(Hangups { signal })
+        Ok(Sighups { signal })
     }
 
     /// Handles signals from now on, even before the first wait.
     #[cfg(not(unix))]
-    pub(super) fn listen() -> anyhow::Result<Hangups> {
-        Ok(Hangups {})
+    pub(super) fn listen() -> anyhow::Result<Sighups> {
+        Ok(Sighups {})
     }
 
     /// Waits for the next signal; several unobserved ones count as one.
@@ -88,16 +88,17 @@ impl Hangups {
 /// The terminal that the process was started in, if any.
 pub(super) struct Terminal {
     #[cfg(unix)]
-    hangups: Option<Hangups>,
+    sighups: Option<Sighups>,
 }
 
 impl Terminal {
     pub(super) fn new() -> anyhow::Result<Terminal> {
         Ok(Terminal {
             #[cfg(unix)]
-            hangups: match io::stderr().is_terminal() {
-                true => Some(Hangups::listen()?),
-                false => None,
+            sighups: if io::stderr().is_terminal() {
+                Some(Sighups::listen()?)
+            } else {
+                None
             },
         })
     }
@@ -105,9 +106,9 @@ impl Terminal {
     /// Resolves when the terminal was closed, which SIGHUP reports too.
     pub(super) async fn closed(&mut self) {
         #[cfg(unix)]
-        if let Some(hangups) = &mut self.hangups {
+        if let Some(sighups) = &mut self.sighups {
             loop {
-                hangups.next().await;
+                sighups.next().await;
                 if !io::stderr().is_terminal() {
                     return;
                 }

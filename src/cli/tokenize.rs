@@ -79,9 +79,10 @@ impl Args {
             [dash] if dash == "-" => read_input()?,
             parts => parts.join(" "),
         };
-        let special = match self.no_special {
-            true => Special::Plain,
-            false => Special::Parse,
+        let special = if self.no_special {
+            Special::Plain
+        } else {
+            Special::Parse
         };
         let report = Report {
             text: &text,
@@ -92,9 +93,10 @@ impl Args {
                 .map(|(model, tokenizer)| report(&model.name, tokenizer, &text, special))
                 .collect(),
         };
-        let shown = match self.json {
-            true => output::json(&report)?,
-            false => show(&report),
+        let shown = if self.json {
+            output::json(&report)?
+        } else {
+            show(&report)
         };
         Ok(output::print(&shown)?)
     }
@@ -164,7 +166,7 @@ fn show(report: &Report<'_>) -> String {
     for model in models {
         aligns.push(Align::Right);
         let bos = match &model.adds_bos {
-            Some(token) => format!("{} {}", shown(token), token.id),
+            Some(token) => format!("{} {}", format_token(token), token.id),
             None => "-".to_owned(),
         };
         let tokenizer = match model.tokenizer {
@@ -203,7 +205,7 @@ fn show(report: &Report<'_>) -> String {
         let mut row = vec![(at + 1).to_string()];
         for model in models {
             row.extend(match model.tokens.get(at) {
-                Some(token) => [token.id.to_string(), shown(token)],
+                Some(token) => [token.id.to_string(), format_token(token)],
                 None => [String::new(), String::new()],
             });
         }
@@ -216,12 +218,13 @@ fn show(report: &Report<'_>) -> String {
 
 /// Formats a token: text in quotes, so that spaces show; bytes that are part of a character in
 /// hexadecimal; other tokens without quotes.
-fn shown(token: &Token) -> String {
+fn format_token(token: &Token) -> String {
     if token.bytes.is_empty() {
         let piece = output::clip(&token.piece, 60);
-        return match token.kind == TokenKind::Control.name() {
-            true => piece,
-            false => format!("{piece} ({})", token.kind),
+        return if token.kind == TokenKind::Control.name() {
+            piece
+        } else {
+            format!("{piece} ({})", token.kind)
         };
     }
     match std::str::from_utf8(&token.bytes) {

@@ -36,7 +36,7 @@ pub(super) fn engine(
 /// A KV cache for about 600 tokens.
 pub(super) fn little_memory(model: &Tiny, subject: &Subject) -> Option<usize> {
     let token = 2 * model.layers * model.kv_heads * model.head_dim.next_multiple_of(16);
-    Some(600 * token * subject.kv_number())
+    Some(600 * token * subject.kv_element_size())
 }
 
 /// A greedy request that reports the log-probabilities of its tokens.
@@ -196,7 +196,7 @@ fn a_request_like_one_that_was_trimmed_is_answered_all_the_same() {
     let other = plain(&after(&prompt[..200], 2, 5), 5);
     let expected = alone(&model, subject, &[long.clone(), other.clone()]);
     let token = 2 * model.layers * model.kv_heads * model.head_dim.next_multiple_of(16);
-    let memory = Some(380 * token * subject.kv_number());
+    let memory = Some(380 * token * subject.kv_element_size());
     let engine = engine(&model, subject, memory, EngineOptions::default());
     let mut running = engine.submit(vec![long]).expect("there is room").remove(0);
     let mut tokens = Vec::new();

@@ -169,12 +169,12 @@ fn the_program_reads_its_certificate_again_at_a_hangup() {
     let old = identity.client();
     send(old.clone(), program.connect(), HEALTH).unwrap();
     identity.renew();
-    program.hang_up();
+    program.send_sighup();
     program.wait_for("the certificate was read again");
     send(identity.client(), program.connect(), HEALTH).unwrap();
     send(old, program.connect(), HEALTH).unwrap_err();
     fs::write(key, "nothing").unwrap();
-    program.hang_up();
+    program.send_sighup();
     let lines = program.lines_until("is an error", |line| line["level"] == "ERROR");
     let line = lines.last().unwrap()["message"].as_str().unwrap();
     assert!(line.contains("stays as it was") && line.contains(key));

@@ -11,7 +11,7 @@ use serde_json::{Value, json};
 
 /// The behaviour of a server.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Manners {
+pub(crate) struct Behaviour {
     /// The delay before the first token.
     pub(crate) delay: Duration,
     /// The maximum number of tokens.
@@ -26,8 +26,8 @@ pub(crate) struct Manners {
     pub(crate) fails_after: usize,
 }
 
-impl Manners {
-    pub(crate) const GOOD: Manners = Manners {
+impl Behaviour {
+    pub(crate) const GOOD: Behaviour = Behaviour {
         delay: Duration::ZERO,
         most: usize::MAX,
         usage: true,
@@ -52,7 +52,7 @@ pub(crate) struct Asked {
 pub(crate) type Log = Arc<Mutex<Vec<Asked>>>;
 
 /// Starts a server that ends with the test binary; returns its URL.
-pub(crate) fn chat_server(name: &'static str, manners: Manners, log: &Log) -> String {
+pub(crate) fn chat_server(name: &'static str, behaviour: Behaviour, log: &Log) -> String {
     let listener = TcpListener::bind("127.0.0.1:0").expect("a port is free");
     let address = listener.local_addr().expect("it is bound");
     let log = Arc::clone(log);
@@ -60,7 +60,7 @@ pub(crate) fn chat_server(name: &'static str, manners: Manners, log: &Log) -> St
         for stream in listener.incoming().flatten() {
             let log = Arc::clone(&log);
             // An error only means that the client has closed the connection.
-            thread::spawn(move || _ = connection(&stream, name, manners, &log));
+            thread::spawn(move || _ = connection(&stream, name, behaviour, &log));
         }
     });
     format!("http://{address}")
@@ -69,7 +69,7 @@ pub(crate) fn chat_server(name: &'static str, manners: Manners, log: &Log) -> St
 fn connection(
     stream: &TcpStream,
     server: &'static str,
-    manners: Manners,
+    behaviour: Behaviour,
     log: &Log,
 ) -> io::Result<()> {
     stream.set_nodelay(true)?;
@@ -109,7 +109,7 @@ fn connection(
         }
         assert_eq!(path, "/v1/completions");
         completions += 1;
-        if manners.closes && completions > 1 {
+        if behaviour.closes && completions > 1 {
             return Ok(());
         }
         let body: Value = serde_json::from_slice(&body).expect("JSON");
@@ -123,8 +123,8 @@ fn connection(
             });
             log.len() - 1
         };
-        match before < manners.fails_after {
-            true => stream_tokens(stream, manners, &body)?,
+        match before < behaviour.fails_after {
+            true => stream_tokens(stream, behaviour, &body)?,
             false => {
                 let error = json!({"error": {"message": "out of\nmemory", "type": "server_error"}});
                 whole(stream, "500 Internal Server Error", &error)?;
@@ -143,9 +143,9 @@ fn whole(mut stream: &TcpStream, status: &str, body: &Value) -> io::Result<()> {
 }
 
 /// Sends two tokens in each event.
-fn stream_tokens(mut stream: &TcpStream, manners: Manners, body: &Value) -> io::Result<()> {
+fn stream_tokens(mut stream: &TcpStream, behaviour: Behaviour, body: &Value) -> io::Result<()> {
     let asked = body["max_tokens"].as_u64().expect("a number") as usize;
-    let tokens = asked.min(manners.most);
+    let tokens = asked.min(behaviour.most);
     let prompt = body["prompt"].as_str().expect("a text");
     stream.write_all(
         b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\ntransfer-encoding: chunked\r\n\r\n",
@@ -154,18 +154,18 @@ fn stream_tokens(mut stream: &TcpStream, manners: Manners, body: &Value) -> io::
         let event = format!("data: {event}\n\n");
         stream.write_all(format!("{:x}\r\n{event}\r\n", event.len()).as_bytes())
     };
-    thread::sleep(manners.delay);
+    thread::sleep(behaviour.delay);
     for _ in 0..tokens.div_ceil(2) {
         send(&json!({"choices": [{"index": 0, "text": "a b", "finish_reason": null}], "usage": null}).to_string())?;
         thread::sleep(Duration::from_millis(1));
     }
     send(&json!({"choices": [{"index": 0, "text": "", "finish_reason": "length"}]}).to_string())?;
-    if manners.usage {
+    if behaviour.usage {
         // Differs from a client's estimate.
         let usage = json!({"prompt_tokens": prompt.len() / 5, "completion_tokens": tokens});
         send(&json!({"choices": [], "usage": usage}).to_string())?;
     }
-    if manners.done {
+    if behaviour.done {
         send("[DONE]")?;
     }
     stream.write_all(b"0\r\n\r\n")

@@ -90,7 +90,7 @@ impl Subject {
     }
 
     /// The size of an element of keys and values in bytes.
-    pub(crate) fn kv_number(&self) -> usize {
+    pub(crate) fn kv_element_size(&self) -> usize {
         match &self.backend {
             Backend::Native { .. } => 2,
             Backend::Device(_) => 4,

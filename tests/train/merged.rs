@@ -131,7 +131,7 @@ fn an_adapter_that_says_no_form_leaves_the_files_own() {
     let folder = tempfile::tempdir().expect("a folder");
     let told = merged("smollm2-135m-instruct", None, folder.path());
     assert!(
-        told.contains("note: the adapter says no form of turns that it is for"),
+        told.contains("note: the adapter does not name its form of turns"),
         "{told}"
     );
     let merged = Gguf::open(&folder.path().join("merged.gguf")).expect("a sound file");

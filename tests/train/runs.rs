@@ -190,7 +190,7 @@ fn a_guided_profile_moves_into_an_adapter_that_needs_no_guide() {
 }
 
 #[cfg(unix)]
-fn tell_to_end(run: &Child) {
+fn send_sigterm(run: &Child) {
     let told = Command::new("kill")
         .args(["-TERM", &run.id().to_string()])
         .status();
@@ -227,7 +227,7 @@ fn a_run_that_was_ended_and_killed_goes_on_to_the_same_weights() {
     // After SIGTERM it saves a checkpoint and prints how to resume.
     let run = start(&[]);
     wait_until("a first checkpoint", || is_saved(1));
-    tell_to_end(&run);
+    send_sigterm(&run);
     let ended = run.wait_with_output().expect("it ends");
     let said = String::from_utf8_lossy(&ended.stdout).into_owned();
     assert!(
@@ -334,7 +334,7 @@ fn a_run_that_cannot_be_saved_goes_on_and_leaves_nothing_half_done() {
     let told = String::from_utf8_lossy(&ended.stderr).into_owned();
     assert_eq!(ended.status.code(), Some(1), "{told}");
     assert!(
-        told.contains("trainer.safetensors") && told.contains("training goes on"),
+        told.contains("trainer.safetensors") && told.contains("training continues"),
         "{told}"
     );
     assert!(

@@ -21,8 +21,8 @@ use tokio::time::timeout;
 use tokio_io_timeout::TimeoutStream;
 use tower::ServiceExt;
 
-use super::crowd::{self, Crowded, Spares};
 use super::log::Peer;
+use super::overload::{self, ConnectionLimit, Spares};
 use super::tls::Tls;
 use super::{ServeOptions, router};
 use crate::runtime::Runtime;
@@ -52,7 +52,7 @@ pub async fn serve(
 ) -> io::Result<()> {
     let address = listener.local_addr()?;
     let drain_timeout = options.drain_timeout;
-    let mut entrance = Entrance::new(listener, runtime, options);
+    let mut listener = Listener::new(listener, runtime, options);
     let (stop, stopped) = watch::channel(());
     let mut connections = JoinSet::new();
     let mut shutdown = pin!(shutdown);
@@ -62,21 +62,21 @@ pub async fn serve(
         tokio::select! {
             () = &mut shutdown => break,
             Some(ended) = connections.join_next() => report(ended),
-            Client { stream, address, host, place } = entrance.accept() => {
-                let is_spare = place.is_none();
-                let connection = host.converse(stream, address, stopped.clone());
+            AcceptedConnection { stream, address, server, permit } = listener.accept() => {
+                let is_spare = permit.is_none();
+                let connection = server.serve_connection(stream, address, stopped.clone());
                 let connection = connections.spawn(async move {
                     connection.await;
-                    drop(place);
+                    drop(permit);
                 });
                 if is_spare {
-                    entrance.spares.push(connection);
+                    listener.spares.push(connection);
                 }
             }
         }
     }
 
-    drop(entrance);
+    drop(listener);
     tracing::info!(connections = connections.len(), "draining");
     // Sending fails if no connection is left, which needs no handling.
     _ = stop.send(());
@@ -88,7 +88,7 @@ pub async fn serve(
     if timeout(drain_timeout, drained).await.is_err() {
         tracing::warn!(
             connections = connections.len(),
-            "cutting off what still runs"
+            "cutting off running answers"
         );
         connections.shutdown().await;
     }
@@ -96,75 +96,75 @@ pub async fn serve(
 }
 
 /// Accepts connections and holds the permits of the connection limit.
-struct Entrance {
+struct Listener {
     listener: TcpListener,
-    places: Arc<Semaphore>,
-    host: Host,
+    permits: Arc<Semaphore>,
+    server: HttpServer,
     /// Connections over the limit, each of which is kept only for a moment.
     spares: Spares,
     /// Serves the connections over the limit.
-    spare_host: Host,
+    spare_server: HttpServer,
 }
 
 /// An accepted connection.
-struct Client {
+struct AcceptedConnection {
     stream: TcpStream,
     address: SocketAddr,
-    host: Host,
+    server: HttpServer,
     /// Its permit of the connection limit; `None` for a connection over the limit.
-    place: Option<OwnedSemaphorePermit>,
+    permit: Option<OwnedSemaphorePermit>,
 }
 
-impl Entrance {
-    fn new(listener: TcpListener, runtime: Arc<Runtime>, options: ServeOptions) -> Entrance {
+impl Listener {
+    fn new(listener: TcpListener, runtime: Arc<Runtime>, options: ServeOptions) -> Listener {
         let mut http = http1::Builder::new();
         http.timer(TokioTimer::new())
             .header_read_timeout(options.client_timeout)
             .max_buf_size(BUFFER);
-        let places = Arc::new(Semaphore::new(options.max_connections));
-        let host = Host {
+        let permits = Arc::new(Semaphore::new(options.max_connections));
+        let server = HttpServer {
             http,
-            patience: options.client_timeout,
+            client_timeout: options.client_timeout,
             tls: options.tls.clone(),
             router: router(runtime, options),
         };
-        let patience = host.patience.min(crowd::PATIENCE);
-        let mut spare_host = Host {
-            patience,
-            router: host.router.clone().layer(Extension(Crowded)),
-            ..host.clone()
+        let client_timeout = server.client_timeout.min(overload::REQUEST_TIMEOUT);
+        let mut spare_server = HttpServer {
+            client_timeout,
+            router: server.router.clone().layer(Extension(ConnectionLimit)),
+            ..server.clone()
         };
-        spare_host
+        spare_server
             .http
-            .header_read_timeout(patience)
+            .header_read_timeout(client_timeout)
             .keep_alive(false);
-        Entrance {
+        Listener {
             listener,
-            places,
-            host,
+            permits,
+            server,
             spares: Spares::default(),
-            spare_host,
+            spare_server,
         }
     }
 
     /// Waits for the next connection.
-    async fn accept(&mut self) -> Client {
-        if self.places.available_permits() == 0 {
-            self.spares.make_room().await;
+    async fn accept(&mut self) -> AcceptedConnection {
+        if self.permits.available_permits() == 0 {
+            self.spares.free_spare_place().await;
         }
         loop {
             match self.listener.accept().await {
                 Ok((stream, address)) => {
-                    let place = Arc::clone(&self.places).try_acquire_owned().ok();
-                    let host = match place {
-                        Some(_) => &self.host,
-                        None => &self.spare_host,
+                    let permit = Arc::clone(&self.permits).try_acquire_owned().ok();
+                    let server = match permit {
+                        Some(_) => &self.server,
+                        None => &self.spare_server,
                     };
-                    return Client {
+                    return AcceptedConnection {
                         stream,
                         address,
-                        host: host.clone(),
-                        place,
+                        server: server.clone(),
+                        permit,
                     };
                 }
                 // The client disconnected before its connection was accepted.
@@ -180,17 +180,22 @@ impl Entrance {
 
 /// Serves connections: TLS handshake, timeouts and HTTP/1.
 #[derive(Clone)]
-struct Host {
+struct HttpServer {
     http: http1::Builder,
     /// How long a client may take for the TLS handshake, or to read any of the bytes sent to it.
-    patience: Duration,
+    client_timeout: Duration,
     tls: Option<Arc<Tls>>,
     router: Router,
 }
 
-impl Host {
+impl HttpServer {
     /// Serves one connection from its first byte to its last.
-    async fn converse(self, stream: TcpStream, peer: SocketAddr, stop: watch::Receiver<()>) {
+    async fn serve_connection(
+        self,
+        stream: TcpStream,
+        peer: SocketAddr,
+        stop: watch::Receiver<()>,
+    ) {
         // Tokens are small and must not wait for more data (Nagle's algorithm).
         let prepared = stream
             .set_nodelay(true)
@@ -199,15 +204,15 @@ impl Host {
             tracing::debug!(%error, "socket options");
         }
         let mut stream = TimeoutStream::new(stream);
-        stream.set_write_timeout(Some(self.patience));
+        stream.set_write_timeout(Some(self.client_timeout));
         let stream: Pin<Box<_>> = Box::pin(stream);
         let Some(tls) = self.tls.clone() else {
             return self.answer(stream, peer, stop).await;
         };
-        match timeout(self.patience, tls.accept(stream)).await {
+        match timeout(self.client_timeout, tls.accept(stream)).await {
             Ok(Ok(stream)) => self.answer(stream, peer, stop).await,
             Ok(Err(error)) => tracing::debug!(%error, "TLS"),
-            Err(_) => tracing::debug!("a client took too long to shake hands"),
+            Err(_) => tracing::debug!("a client took too long for the TLS handshake"),
         }
     }
 

@@ -24,70 +24,73 @@ use incant_engine::Client;
 pub(crate) const SMALL: usize = 64 << 10;
 
 /// The size of the budget, in bodies of the maximum size.
-const LARGEST: usize = 8;
+const BUDGET_BODIES: usize = 8;
 
 /// The part of the budget that one client may take, in bodies of the maximum size.
-const LARGEST_OF_ONE: usize = LARGEST / 2;
+const BUDGET_BODIES_PER_CLIENT: usize = BUDGET_BODIES / 2;
 
 /// Bytes per permit.
 const UNIT: usize = 64 << 10;
 
 /// The memory budget of bodies that are not small.
 #[derive(Debug)]
-pub(crate) struct Rooms {
+pub(crate) struct BodyMemory {
     /// One permit for each unit that all bodies share.
     shared: Arc<Semaphore>,
     /// One permit, for a body that may grow to the maximum size.
-    own: Arc<Semaphore>,
+    overflow: Arc<Semaphore>,
     /// Each client's part of the shared budget, kept while the client holds any of it.
-    parts: Mutex<HashMap<Client, Weak<Semaphore>>>,
+    per_client: Mutex<HashMap<Client, Weak<Semaphore>>>,
     /// The number of permits of such a part.
     part: usize,
 }
 
 /// The memory that one body holds, until it is dropped.
 #[derive(Debug, Default)]
-pub(crate) struct Room {
+pub(crate) struct Reservation {
     shared: Option<OwnedSemaphorePermit>,
     /// The permits of its client's part.
     part: Option<OwnedSemaphorePermit>,
     /// Set if the body may grow without waiting, up to the limit of all bodies.
-    own: Option<OwnedSemaphorePermit>,
+    overflow: Option<OwnedSemaphorePermit>,
 }
 
-impl Rooms {
+impl BodyMemory {
     /// Creates a budget of eight bodies of `limit` bytes.
-    pub(crate) fn new(limit: usize) -> Rooms {
+    pub(crate) fn new(limit: usize) -> BodyMemory {
         let largest = limit.div_ceil(UNIT);
         let units = |count| Semaphore::MAX_PERMITS.min(largest.saturating_mul(count));
-        Rooms {
-            shared: Arc::new(Semaphore::new(units(LARGEST - 1))),
-            own: Arc::new(Semaphore::new(1)),
-            parts: Mutex::default(),
-            part: units(LARGEST_OF_ONE),
+        BodyMemory {
+            shared: Arc::new(Semaphore::new(units(BUDGET_BODIES - 1))),
+            overflow: Arc::new(Semaphore::new(1)),
+            per_client: Mutex::default(),
+            part: units(BUDGET_BODIES_PER_CLIENT),
         }
     }
 
     /// Returns the part of the budget that `client` may take.
     fn part(&self, client: Client) -> Arc<Semaphore> {
-        let mut parts = self.parts.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(part) = parts.get(&client).and_then(Weak::upgrade) {
+        let mut per_client = self
+            .per_client
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        if let Some(part) = per_client.get(&client).and_then(Weak::upgrade) {
             return part;
         }
-        parts.retain(|_, part| part.strong_count() > 0);
+        per_client.retain(|_, part| part.strong_count() > 0);
         let part = Arc::new(Semaphore::new(self.part));
-        parts.insert(client, Arc::downgrade(&part));
+        per_client.insert(client, Arc::downgrade(&part));
         part
     }
 
     /// Waits until a body of `bytes` bytes, sent by `client`, fits into the budget.
-    async fn grow(&self, client: Client, room: &mut Room, bytes: usize) {
-        let held = room
+    async fn grow(&self, client: Client, reservation: &mut Reservation, bytes: usize) {
+        let held = reservation
             .shared
             .as_ref()
             .map_or(0, OwnedSemaphorePermit::num_permits);
         let more = bytes.div_ceil(UNIT).saturating_sub(held);
-        if more == 0 || room.own.is_some() {
+        if more == 0 || reservation.overflow.is_some() {
             return;
         }
         let more = u32::try_from(more).unwrap_or(u32::MAX);
@@ -99,10 +102,10 @@ impl Rooms {
         tokio::select! {
             biased;
             Ok((part, shared)) = permits => {
-                add(&mut room.part, part);
-                add(&mut room.shared, shared);
+                add(&mut reservation.part, part);
+                add(&mut reservation.shared, shared);
             }
-            Ok(own) = Arc::clone(&self.own).acquire_owned() => room.own = Some(own),
+            Ok(overflow) = Arc::clone(&self.overflow).acquire_owned() => reservation.overflow = Some(overflow),
             // Neither semaphore is ever closed.
             else => {}
         }
@@ -131,25 +134,26 @@ pub(crate) fn check_kind(headers: &HeaderMap) -> Result<(), ApiError> {
     }
     let codings = headers.get_all(header::CONTENT_ENCODING).iter();
     let mut codings = codings.flat_map(|value| value.as_bytes().split(|byte| *byte == b','));
-    let is_none = |coding: &[u8]| {
+    let is_identity = |coding: &[u8]| {
         let coding = coding.trim_ascii();
         coding.is_empty() || coding.eq_ignore_ascii_case(b"identity")
     };
-    match codings.all(is_none) {
-        true => Ok(()),
-        false => Err(ApiError::Encoded),
+    if codings.all(is_identity) {
+        Ok(())
+    } else {
+        Err(ApiError::Encoded)
     }
 }
 
-/// Reads a body of at most `limit` bytes. A client has `patience` to send it, not counting the time
+/// Reads a body of at most `limit` bytes. A client has `client_timeout` to send it, not counting the time
 /// that the body waits for memory, which has the same limit.
 pub(crate) async fn read(
     request: Request,
     client: Client,
-    rooms: &Rooms,
+    memory: &BodyMemory,
     limit: usize,
-    patience: Duration,
-) -> Result<(Bytes, Room), ApiError> {
+    client_timeout: Duration,
+) -> Result<(Bytes, Reservation), ApiError> {
     let announced = request.headers().get(header::CONTENT_LENGTH);
     let announced = announced.and_then(|length| length.to_str().ok()?.parse::<u64>().ok());
     if announced.is_some_and(|length| length > limit as u64) {
@@ -158,12 +162,16 @@ pub(crate) async fn read(
     let announced = announced.map_or(0, |length| length as usize);
     let mut body = request.into_body();
     let mut bytes = Vec::new();
-    let mut room = Room::default();
-    let mut give_up = Instant::now() + patience;
+    let mut reservation = Reservation::default();
+    let mut deadline = Instant::now() + client_timeout;
     loop {
-        let frame = match timeout_at(give_up, body.frame()).await {
-            Err(_) => return Err(ApiError::BodyTimeout { limit: patience }),
-            Ok(None) => return Ok((Bytes::from(bytes), room)),
+        let frame = match timeout_at(deadline, body.frame()).await {
+            Err(_) => {
+                return Err(ApiError::BodyTimeout {
+                    limit: client_timeout,
+                });
+            }
+            Ok(None) => return Ok((Bytes::from(bytes), reservation)),
             Ok(Some(Ok(frame))) => frame,
             Ok(Some(Err(error))) => {
                 let message = format!("The body could not be read: {error}.");
@@ -180,13 +188,16 @@ pub(crate) async fn read(
         }
         if length > SMALL {
             let since = Instant::now();
-            if timeout(patience, rooms.grow(client, &mut room, length))
-                .await
-                .is_err()
+            if timeout(
+                client_timeout,
+                memory.grow(client, &mut reservation, length),
+            )
+            .await
+            .is_err()
             {
-                return Err(ApiError::NoRoom);
+                return Err(ApiError::BodyMemoryFull);
             }
-            give_up += since.elapsed();
+            deadline += since.elapsed();
             // The announced length is reserved only once more than the announcement has arrived.
             bytes.reserve_exact(announced.saturating_sub(bytes.len()));
         }
@@ -274,76 +285,86 @@ mod tests {
     }
 
     #[test]
-    fn bodies_that_grow_beside_each_other_all_come_to_their_end() {
+    fn bodies_that_grow_at_the_same_time_all_complete() {
         const LIMIT: usize = 4 * UNIT;
-        let rooms = Rooms::new(LIMIT);
+        let memory = BodyMemory::new(LIMIT);
         let names = ["a", "b"].map(client).into_iter().cycle();
         // Each holds half of the memory it needs: none of the shared budget is left.
-        let mut bodies: Vec<_> = names.take(14).map(|name| (name, Room::default())).collect();
-        for (client, room) in &mut bodies {
-            assert!(ready(pin!(rooms.grow(*client, room, LIMIT / 2))).is_some());
+        let mut bodies: Vec<_> = names
+            .take(14)
+            .map(|name| (name, Reservation::default()))
+            .collect();
+        for (client, reservation) in &mut bodies {
+            assert!(ready(pin!(memory.grow(*client, reservation, LIMIT / 2))).is_some());
         }
         // The first that asks for more may have all of it; the others wait until it is done.
         let (client, mut first) = bodies.pop().expect("there are some");
         for bytes in [3 * UNIT, LIMIT] {
-            assert!(ready(pin!(rooms.grow(client, &mut first, bytes))).is_some());
+            assert!(ready(pin!(memory.grow(client, &mut first, bytes))).is_some());
         }
-        for (client, room) in &mut bodies {
-            assert!(ready(pin!(rooms.grow(*client, room, LIMIT))).is_none());
+        for (client, reservation) in &mut bodies {
+            assert!(ready(pin!(memory.grow(*client, reservation, LIMIT))).is_none());
         }
         drop(first);
-        while let Some((client, mut room)) = bodies.pop() {
-            assert!(ready(pin!(rooms.grow(client, &mut room, LIMIT))).is_some());
+        while let Some((client, mut reservation)) = bodies.pop() {
+            assert!(ready(pin!(memory.grow(client, &mut reservation, LIMIT))).is_some());
         }
-        assert_eq!(rooms.shared.available_permits(), 28, "all room is back");
-        assert_eq!(rooms.own.available_permits(), 1);
+        assert_eq!(
+            memory.shared.available_permits(),
+            28,
+            "all memory is free again"
+        );
+        assert_eq!(memory.overflow.available_permits(), 1);
     }
 
     #[test]
-    fn one_client_leaves_room_for_others() {
+    fn one_client_leaves_memory_for_others() {
         const LIMIT: usize = 4 * UNIT;
-        let rooms = Rooms::new(LIMIT);
+        let memory = BodyMemory::new(LIMIT);
         let (greedy, other) = (client("greedy"), client("other"));
-        let mut held: Vec<Room> = Vec::new();
+        let mut held: Vec<Reservation> = Vec::new();
         let mut take = |client| {
-            let mut room = Room::default();
-            let fits = ready(pin!(rooms.grow(client, &mut room, LIMIT))).is_some();
-            held.extend(fits.then_some(room));
+            let mut reservation = Reservation::default();
+            let fits = ready(pin!(memory.grow(client, &mut reservation, LIMIT))).is_some();
+            held.extend(fits.then_some(reservation));
             fits
         };
         // The client's part, and the one body that may grow without waiting.
-        for _ in 0..=LARGEST_OF_ONE {
+        for _ in 0..=BUDGET_BODIES_PER_CLIENT {
             assert!(take(greedy));
         }
         assert!(!take(greedy));
-        for _ in 0..LARGEST - 1 - LARGEST_OF_ONE {
+        for _ in 0..BUDGET_BODIES - 1 - BUDGET_BODIES_PER_CLIENT {
             assert!(take(other));
         }
-        assert!(!take(other), "all room is taken");
+        assert!(!take(other), "all memory is taken");
         held.clear();
         // Parts that nobody holds are removed when another client arrives.
-        let mut room = Room::default();
-        assert!(ready(pin!(rooms.grow(client("third"), &mut room, LIMIT))).is_some());
-        assert_eq!(rooms.parts.lock().expect("no panic").len(), 1);
+        let mut reservation = Reservation::default();
+        assert!(ready(pin!(memory.grow(client("third"), &mut reservation, LIMIT))).is_some());
+        assert_eq!(memory.per_client.lock().expect("no panic").len(), 1);
     }
 
     #[tokio::test]
-    async fn a_body_waits_for_room_and_is_told_when_there_is_none() {
+    async fn a_body_waits_for_memory_and_is_refused_when_there_is_none() {
         const LIMIT: usize = 2 * UNIT;
         const LONG: Duration = Duration::from_secs(60);
-        let rooms = Rooms::new(LIMIT);
-        let read = |name, length: usize, patience| {
+        let memory = BodyMemory::new(LIMIT);
+        let read = |name, length: usize, client_timeout| {
             let request = Request::new(Body::from(vec![b'x'; length]));
-            super::read(request, client(name), &rooms, LIMIT, patience)
+            super::read(request, client(name), &memory, LIMIT, client_timeout)
         };
         let mut held = Vec::new();
-        for name in ["a", "b"].into_iter().cycle().take(LARGEST) {
-            let (bytes, room) = read(name, LIMIT, LONG).await.expect("there is room");
+        for name in ["a", "b"].into_iter().cycle().take(BUDGET_BODIES) {
+            let (bytes, reservation) = read(name, LIMIT, LONG).await.expect("there is memory");
             assert_eq!(bytes.len(), LIMIT);
-            held.push(room);
+            held.push(reservation);
         }
         let short = Duration::from_millis(20);
-        assert_eq!(read("a", LIMIT, short).await.err(), Some(ApiError::NoRoom));
+        assert_eq!(
+            read("a", LIMIT, short).await.err(),
+            Some(ApiError::BodyMemoryFull)
+        );
         // Small bodies are read all the same, and too large ones are refused as such.
         assert!(read("a", SMALL, LONG).await.is_ok());
         let over = read("a", LIMIT + 1, LONG).await.err();

@@ -8,7 +8,7 @@
 mod biases;
 
 use std::collections::HashSet;
-use std::ops::RangeInclusive;
+use std::fmt::Display;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -18,20 +18,16 @@ use serde_json::json;
 
 use biases::{Biases, biases, biases_schema};
 
-use super::deadline::time_limit;
+use super::deadline::{MAX_SECONDS, time_limit};
 use super::errors::ApiError;
-use super::fields::{Few, Object, TextOr, whole};
+use super::fields::{BoundedList, Object, StringOr, integer};
+use super::ranges::{self, Float, Range};
 use crate::runtime::{Arm, breakers};
 use incant_compare::Samplers;
 use incant_gguf::printable::excerpt;
-use incant_prompt::profile::{
-    MAX_BREAKER_BYTES, MAX_BREAKERS, MAX_DRY_TOKENS, SamplingDefaults, breakers_problem,
-};
+use incant_prompt::profile::{MAX_BREAKER_BYTES, MAX_BREAKERS, SamplingDefaults, breakers_problem};
 use incant_prompt::text::{Special, Tokenizer};
 use incant_sample::{self as sample, DryParams, SamplingParams};
-
-/// The maximum number of answers per request, as in OpenAI's API.
-const MAX_ANSWERS: i64 = 128;
 
 /// The maximum number of stop strings, and of their bytes in total: each answer has a matcher of
 /// its own, which compares every byte with each of them.
@@ -49,110 +45,110 @@ const MAX_BAD_WORD_BYTES: usize = 16 << 10;
 #[schemars(rename = "GenerationParameters")]
 pub(crate) struct Controls {
     /// 0 always takes the most likely token; 1 samples from the model's own distribution.
-    #[schemars(range(min = 0, max = 2))]
+    #[schemars(range(min = ranges::TEMPERATURE.min, max = ranges::TEMPERATURE.max))]
     temperature: Option<f64>,
     /// Nucleus sampling: sample among the most likely tokens that together hold this mass; 0 keeps
     /// only the top one.
-    #[schemars(range(min = 0, max = 1))]
+    #[schemars(range(min = ranges::TOP_P.min, max = ranges::TOP_P.max))]
     top_p: Option<f64>,
     /// Sample among the k most likely tokens; 0 or -1 keeps all.
-    #[serde(deserialize_with = "whole::option")]
-    #[schemars(range(min = -1, max = 4_294_967_295_u32))]
+    #[serde(deserialize_with = "integer::option")]
+    #[schemars(range(min = ranges::TOP_K.min, max = ranges::TOP_K.max))]
     top_k: Option<i64>,
     /// Drop tokens less likely than this share of the most likely one.
-    #[schemars(range(min = 0, max = 1))]
+    #[schemars(range(min = ranges::MIN_P.min, max = ranges::MIN_P.max))]
     min_p: Option<f64>,
     /// Subtracted once from every token that was generated before.
-    #[schemars(range(min = -2, max = 2))]
+    #[schemars(range(min = ranges::PENALTY.min, max = ranges::PENALTY.max))]
     presence_penalty: Option<f64>,
     /// Subtracted for every time a token was generated before.
-    #[schemars(range(min = -2, max = 2))]
+    #[schemars(range(min = ranges::PENALTY.min, max = ranges::PENALTY.max))]
     frequency_penalty: Option<f64>,
     /// Divides the positive and multiplies the negative logits of generated tokens; 1 is off.
-    #[schemars(range(min = 0.01, max = 100))]
+    #[schemars(range(min = ranges::REPETITION_PENALTY.min, max = ranges::REPETITION_PENALTY.max))]
     repetition_penalty: Option<f64>,
     /// The name of `repetition_penalty` in llama.cpp.
-    #[schemars(range(min = 0.01, max = 100))]
+    #[schemars(range(min = ranges::REPETITION_PENALTY.min, max = ranges::REPETITION_PENALTY.max))]
     repeat_penalty: Option<f64>,
     /// Whether `repetition_penalty` counts the prompt's tokens too.
     penalize_prompt: Option<bool>,
     /// DRY: the penalty of a token that would continue a repetition of the allowed length; 0 is
     /// off.
-    #[schemars(range(min = 0, max = 100))]
+    #[schemars(range(min = ranges::DRY_MULTIPLIER.min, max = ranges::DRY_MULTIPLIER.max))]
     dry_multiplier: Option<f64>,
     /// DRY: the factor of that penalty for each further repeated token; below 1 is off.
-    #[schemars(range(min = 0, max = 10))]
+    #[schemars(range(min = ranges::DRY_BASE.min, max = ranges::DRY_BASE.max))]
     dry_base: Option<f64>,
     /// DRY: repetitions of fewer tokens than this have no penalty.
-    #[serde(deserialize_with = "whole::option")]
-    #[schemars(range(min = 0, max = 1_000_000))]
+    #[serde(deserialize_with = "integer::option")]
+    #[schemars(range(min = ranges::DRY_ALLOWED_LENGTH.min, max = ranges::DRY_ALLOWED_LENGTH.max))]
     dry_allowed_length: Option<i64>,
     /// DRY: how many of the last tokens of the client's text and the answer are searched for
     /// repetitions; -1 searches all, 0 is off.
-    #[serde(deserialize_with = "whole::option")]
-    #[schemars(range(min = -1, max = 1_000_000))]
+    #[serde(deserialize_with = "integer::option")]
+    #[schemars(range(min = ranges::DRY_PENALTY_LAST_N.min, max = ranges::DRY_PENALTY_LAST_N.max))]
     dry_penalty_last_n: Option<i64>,
     /// DRY: texts that no repetition extends across; if absent, newline, colon, double quote and
     /// asterisk.
     #[schemars(schema_with = "breakers_schema")]
-    dry_sequence_breakers: Option<Few<String, MAX_BREAKERS>>,
+    dry_sequence_breakers: Option<BoundedList<String, MAX_BREAKERS>>,
     /// Top-n-sigma: keep tokens whose logit is at most this many standard deviations below the
     /// largest; 0 and below keep all.
-    #[schemars(range(min = -1, max = 100))]
+    #[schemars(range(min = ranges::TOP_N_SIGMA.min, max = ranges::TOP_N_SIGMA.max))]
     top_n_sigma: Option<f64>,
     /// Locally typical sampling: sample among the tokens with this mass whose surprise is nearest
     /// the expected one; 1 keeps all.
-    #[schemars(range(min = 0, max = 1))]
+    #[schemars(range(min = ranges::TYPICAL_P.min, max = ranges::TYPICAL_P.max))]
     typical_p: Option<f64>,
     /// XTC: how often all tokens that reach `xtc_threshold` are left out, except the least likely
     /// of them; 0 is off.
-    #[schemars(range(min = 0, max = 1))]
+    #[schemars(range(min = ranges::XTC_PROBABILITY.min, max = ranges::XTC_PROBABILITY.max))]
     xtc_probability: Option<f64>,
     /// XTC: the probability from which on tokens are left out; above 0.5 it is off.
-    #[schemars(range(min = 0, max = 1))]
+    #[schemars(range(min = ranges::XTC_THRESHOLD.min, max = ranges::XTC_THRESHOLD.max))]
     xtc_threshold: Option<f64>,
     /// Maps token ids (as strings) to numbers that are added to their logits.
     #[schemars(schema_with = "biases_schema")]
     logit_bias: Option<Biases>,
     /// The only tokens that may be chosen; end tokens too must be among them.
-    #[serde(deserialize_with = "whole::optional_list")]
+    #[serde(deserialize_with = "integer::optional_list")]
     #[schemars(length(min = 1))]
     allowed_token_ids: Option<Vec<u32>>,
     /// Texts that the answer must not contain, as far as it is made of their own tokens, with a
     /// space before them or without.
     #[schemars(schema_with = "bad_words_schema")]
-    bad_words: Option<Few<String, MAX_BAD_WORDS>>,
+    bad_words: Option<BoundedList<String, MAX_BAD_WORDS>>,
     /// The same request with the same seed gives the same answer; -1 draws one.
-    #[serde(deserialize_with = "whole::option")]
+    #[serde(deserialize_with = "integer::option")]
     seed: Option<i64>,
     /// How many answers to generate.
-    #[serde(deserialize_with = "whole::option")]
-    #[schemars(range(min = 1, max = 128))]
+    #[serde(deserialize_with = "integer::option")]
+    #[schemars(range(min = ranges::ANSWERS.min, max = ranges::ANSWERS.max))]
     n: Option<i64>,
     /// Stop strings: texts that end the answer and are not part of it.
     #[schemars(schema_with = "stop_schema")]
-    stop: Option<TextOr<Few<String, MAX_STOPS>>>,
+    stop: Option<StringOr<BoundedList<String, MAX_STOPS>>>,
     /// Ids of tokens that end the answer, besides the model's own end tokens.
-    #[serde(deserialize_with = "whole::optional_list")]
+    #[serde(deserialize_with = "integer::optional_list")]
     stop_token_ids: Option<Vec<u32>>,
     /// Do not end at the model's end tokens.
     ignore_eos: Option<bool>,
     /// The minimum number of tokens of an answer: before that, no end token and none of
     /// `stop_token_ids` is chosen. Stop strings and role markers still end an answer.
-    #[serde(deserialize_with = "whole::option")]
-    #[schemars(range(min = 0, max = 4_294_967_295_u32))]
+    #[serde(deserialize_with = "integer::option")]
+    #[schemars(range(min = ranges::TOKENS.min, max = ranges::TOKENS.max))]
     min_tokens: Option<i64>,
     /// The maximum number of tokens of an answer.
-    #[serde(deserialize_with = "whole::option")]
-    #[schemars(range(min = 0, max = 4_294_967_295_u32))]
+    #[serde(deserialize_with = "integer::option")]
+    #[schemars(range(min = ranges::TOKENS.min, max = ranges::TOKENS.max))]
     max_tokens: Option<i64>,
     /// The newer name of `max_tokens`.
-    #[serde(deserialize_with = "whole::option")]
-    #[schemars(range(min = 0, max = 4_294_967_295_u32))]
+    #[serde(deserialize_with = "integer::option")]
+    #[schemars(range(min = ranges::TOKENS.min, max = ranges::TOKENS.max))]
     max_completion_tokens: Option<i64>,
     /// Seconds that the answer may take, including the time in the queue; the server's own limit
     /// may be shorter.
-    #[schemars(extend("exclusiveMinimum" = 0), range(max = 31_536_000))]
+    #[schemars(extend("exclusiveMinimum" = 0), range(max = MAX_SECONDS))]
     timeout: Option<f64>,
     /// Send the answer as server-sent events while it is generated.
     stream: Option<bool>,
@@ -215,7 +211,7 @@ pub(crate) struct Resolved {
     /// `None` runs to the end of the context.
     pub(crate) max_tokens: Option<usize>,
     /// `max_tokens` as the request itself sets it.
-    pub(crate) asked_tokens: Option<usize>,
+    pub(crate) requested_tokens: Option<usize>,
     /// The time limit that the client set, if any.
     pub(crate) timeout: Option<Duration>,
     pub(crate) stream: Stream,
@@ -238,11 +234,11 @@ pub(crate) enum Stream {
 impl Controls {
     /// Returns the number of answers per prompt.
     pub(crate) fn answers(&self) -> Result<usize, ApiError> {
-        Ok(integer("n", self.n, 1..=MAX_ANSWERS)?.map_or(1, |n| n as usize))
+        Ok(in_range("n", self.n, ranges::ANSWERS)?.map_or(1, |n| n as usize))
     }
 
     /// Returns `max_tokens` as the request sets it.
-    pub(crate) fn asked_tokens(&self, limits: Limits) -> Result<Option<usize>, ApiError> {
+    pub(crate) fn requested_tokens(&self, limits: Limits) -> Result<Option<usize>, ApiError> {
         max_tokens(
             self.max_tokens,
             self.max_completion_tokens,
@@ -263,7 +259,10 @@ impl Controls {
             dry_base: narrow(self.dry_base),
             dry_allowed_length: self.dry_allowed_length.and_then(|n| n.try_into().ok()),
             dry_penalty_last_n: self.dry_penalty_last_n.and_then(|n| n.try_into().ok()),
-            dry_sequence_breakers: self.dry_sequence_breakers.clone().map(|Few(texts)| texts),
+            dry_sequence_breakers: self
+                .dry_sequence_breakers
+                .clone()
+                .map(|BoundedList(texts)| texts),
             top_n_sigma: narrow(self.top_n_sigma),
             typical_p: narrow(self.typical_p),
             xtc_probability: narrow(self.xtc_probability),
@@ -280,48 +279,62 @@ impl Controls {
     ) -> Result<Resolved, ApiError> {
         let profile = defaults.sampling();
         let answers = self.answers()?;
-        let asked_tokens = self.asked_tokens(limits)?;
+        let requested_tokens = self.requested_tokens(limits)?;
         let vocabulary = arm.tokenizer().vocab_size();
         let mut sampling = SamplingParams {
-            temperature: number("temperature", self.temperature, 0.0..=2.0)?
+            temperature: number("temperature", self.temperature, ranges::TEMPERATURE)?
                 .unwrap_or(profile.temperature),
-            top_p: number("top_p", self.top_p, 0.0..=1.0)?.unwrap_or(profile.top_p),
-            top_k: integer("top_k", self.top_k, -1..=i64::from(u32::MAX))?
+            top_p: number("top_p", self.top_p, ranges::TOP_P)?.unwrap_or(profile.top_p),
+            top_k: in_range("top_k", self.top_k, ranges::TOP_K)?
                 .map(|k| usize::try_from(k).unwrap_or(0)) // -1 keeps all, like 0
                 .unwrap_or(profile.top_k),
-            min_p: number("min_p", self.min_p, 0.0..=1.0)?.unwrap_or(profile.min_p),
-            presence_penalty: number("presence_penalty", self.presence_penalty, -2.0..=2.0)?
+            min_p: number("min_p", self.min_p, ranges::MIN_P)?.unwrap_or(profile.min_p),
+            presence_penalty: number("presence_penalty", self.presence_penalty, ranges::PENALTY)?
                 .unwrap_or(profile.presence_penalty),
-            frequency_penalty: number("frequency_penalty", self.frequency_penalty, -2.0..=2.0)?
-                .unwrap_or(profile.frequency_penalty),
+            frequency_penalty: number(
+                "frequency_penalty",
+                self.frequency_penalty,
+                ranges::PENALTY,
+            )?
+            .unwrap_or(profile.frequency_penalty),
             repetition_penalty: repetition_penalty(self.repetition_penalty, self.repeat_penalty)?
                 .unwrap_or(profile.repetition_penalty),
             dry: Box::new(DryParams {
-                multiplier: number("dry_multiplier", self.dry_multiplier, 0.0..=100.0)?
-                    .unwrap_or(profile.dry.multiplier),
-                base: number("dry_base", self.dry_base, 0.0..=10.0)?.unwrap_or(profile.dry.base),
-                allowed_length: integer(
+                multiplier: number(
+                    "dry_multiplier",
+                    self.dry_multiplier,
+                    ranges::DRY_MULTIPLIER,
+                )?
+                .unwrap_or(profile.dry.multiplier),
+                base: number("dry_base", self.dry_base, ranges::DRY_BASE)?
+                    .unwrap_or(profile.dry.base),
+                allowed_length: in_range(
                     "dry_allowed_length",
                     self.dry_allowed_length,
-                    0..=i64::from(MAX_DRY_TOKENS),
+                    ranges::DRY_ALLOWED_LENGTH,
                 )?
                 .map_or(profile.dry.allowed_length, |length| length as usize),
-                penalty_last_n: integer(
+                penalty_last_n: in_range(
                     "dry_penalty_last_n",
                     self.dry_penalty_last_n,
-                    -1..=i64::from(MAX_DRY_TOKENS),
+                    ranges::DRY_PENALTY_LAST_N,
                 )?
                 .map_or(profile.dry.penalty_last_n, |last| {
                     usize::try_from(last).ok() // -1 looks at everything
                 }),
                 breakers: profile.dry.breakers,
             }),
-            top_n_sigma: number("top_n_sigma", self.top_n_sigma, -1.0..=100.0)?
+            top_n_sigma: number("top_n_sigma", self.top_n_sigma, ranges::TOP_N_SIGMA)?
                 .unwrap_or(profile.top_n_sigma),
-            typical_p: number("typical_p", self.typical_p, 0.0..=1.0)?.unwrap_or(profile.typical_p),
-            xtc_probability: number("xtc_probability", self.xtc_probability, 0.0..=1.0)?
-                .unwrap_or(profile.xtc_probability),
-            xtc_threshold: number("xtc_threshold", self.xtc_threshold, 0.0..=1.0)?
+            typical_p: number("typical_p", self.typical_p, ranges::TYPICAL_P)?
+                .unwrap_or(profile.typical_p),
+            xtc_probability: number(
+                "xtc_probability",
+                self.xtc_probability,
+                ranges::XTC_PROBABILITY,
+            )?
+            .unwrap_or(profile.xtc_probability),
+            xtc_threshold: number("xtc_threshold", self.xtc_threshold, ranges::XTC_THRESHOLD)?
                 .unwrap_or(profile.xtc_threshold),
             penalize_prompt: self.penalize_prompt.unwrap_or(profile.penalize_prompt),
             logit_bias: biases(self.logit_bias.unwrap_or_default(), vocabulary)?,
@@ -330,7 +343,7 @@ impl Controls {
             // which other servers take for no seed.
             seed: self.seed.filter(|seed| *seed != -1).map(i64::cast_unsigned),
         };
-        let texts = sequence_breakers(self.dry_sequence_breakers.map(|Few(texts)| texts))?;
+        let texts = sequence_breakers(self.dry_sequence_breakers.map(|BoundedList(texts)| texts))?;
         if sampling.dry.is_on() {
             let texts = texts.as_deref();
             let texts = texts.or(defaults.dry_sequence_breakers.as_deref());
@@ -342,13 +355,13 @@ impl Controls {
             self.stop_token_ids,
             vocabulary,
         )?;
-        let max_tokens = asked_tokens
+        let max_tokens = requested_tokens
             .or(defaults.max_tokens)
             .or(limits.default_tokens);
         *sampling.limits = token_limits(
             arm.tokenizer(),
             self.allowed_token_ids,
-            self.bad_words.map(|Few(words)| words),
+            self.bad_words.map(|BoundedList(words)| words),
             min_tokens(self.min_tokens, max_tokens)?,
             &end_tokens,
         )?;
@@ -358,7 +371,7 @@ impl Controls {
             stop: stop_texts(self.stop)?,
             end_tokens,
             max_tokens,
-            asked_tokens,
+            requested_tokens,
             timeout: timeout(self.timeout)?,
             stream: stream(self.stream, self.stream_options)?,
         })
@@ -366,36 +379,32 @@ impl Controls {
 }
 
 /// Checks the range of a number; engines compute in `f32`.
-fn number(
-    name: &str,
-    value: Option<f64>,
-    range: RangeInclusive<f64>,
-) -> Result<Option<f32>, ApiError> {
+fn number(name: &str, value: Option<f64>, range: Range<Float>) -> Result<Option<f32>, ApiError> {
     match value {
-        Some(value) if !range.contains(&value) => Err(out_of_range(name, value, &range)),
+        Some(value) if !range.contains(value) => Err(out_of_range(name, value, range)),
         value => Ok(value.map(|value| value as f32)),
     }
 }
 
 /// Checks the range of an integer.
-pub(crate) fn integer(
+pub(crate) fn in_range(
     name: &str,
     value: Option<i64>,
-    range: RangeInclusive<i64>,
+    range: Range<i64>,
 ) -> Result<Option<i64>, ApiError> {
     match value {
-        Some(value) if !range.contains(&value) => Err(out_of_range(name, value, &range)),
+        Some(value) if !range.contains(value) => Err(out_of_range(name, value, range)),
         value => Ok(value),
     }
 }
 
-fn out_of_range<T: std::fmt::Display>(name: &str, value: T, range: &RangeInclusive<T>) -> ApiError {
-    let (least, most) = (range.start(), range.end());
+fn out_of_range<T: Display>(name: &str, value: impl Display, range: Range<T>) -> ApiError {
+    let Range { min, max } = range;
     let value = value.to_string();
     let value = excerpt(&value);
     ApiError::invalid(
         name,
-        format!("`{name}` is {value}, but must be between {least} and {most}."),
+        format!("`{name}` is {value}, but must be between {min} and {max}."),
     )
 }
 
@@ -410,11 +419,13 @@ fn sequence_breakers(texts: Option<Vec<String>>) -> Result<Option<Vec<String>>, 
     }
 }
 
-fn stop_texts(stop: Option<TextOr<Few<String, MAX_STOPS>>>) -> Result<Vec<String>, ApiError> {
+fn stop_texts(
+    stop: Option<StringOr<BoundedList<String, MAX_STOPS>>>,
+) -> Result<Vec<String>, ApiError> {
     let texts = match stop {
         None => Vec::new(),
-        Some(TextOr::Text(text)) => vec![text],
-        Some(TextOr::List(Few(texts))) => texts,
+        Some(StringOr::Text(text)) => vec![text],
+        Some(StringOr::List(BoundedList(texts))) => texts,
     };
     let refuse = |message: String| Err(ApiError::invalid("stop", message));
     if texts.iter().any(String::is_empty) {
@@ -462,17 +473,20 @@ pub(crate) fn check_ids(param: &str, ids: &[u32], vocabulary: usize) -> Result<(
 }
 
 fn max_tokens(old: Option<i64>, new: Option<i64>, least: usize) -> Result<Option<usize>, ApiError> {
-    let range = least as i64..=i64::from(u32::MAX);
-    let old = integer("max_tokens", old, range.clone())?;
-    let new = integer("max_completion_tokens", new, range)?;
+    let range = Range {
+        min: least as i64,
+        ..ranges::TOKENS
+    };
+    let old = in_range("max_tokens", old, range)?;
+    let new = in_range("max_completion_tokens", new, range)?;
     let tokens = either(["max_tokens", "max_completion_tokens"], [old, new])?;
     Ok(tokens.map(|tokens| tokens as usize))
 }
 
 fn repetition_penalty(ours: Option<f64>, other: Option<f64>) -> Result<Option<f32>, ApiError> {
     let names = ["repetition_penalty", "repeat_penalty"];
-    let ours = number(names[0], ours, 0.01..=100.0)?;
-    let other = number(names[1], other, 0.01..=100.0)?;
+    let ours = number(names[0], ours, ranges::REPETITION_PENALTY)?;
+    let other = number(names[1], other, ranges::REPETITION_PENALTY)?;
     either(names, [ours, other])
 }
 
@@ -492,7 +506,7 @@ fn either<T: PartialEq>(
 }
 
 fn min_tokens(least: Option<i64>, most: Option<usize>) -> Result<usize, ApiError> {
-    let least = integer("min_tokens", least, 0..=i64::from(u32::MAX))?;
+    let least = in_range("min_tokens", least, ranges::TOKENS)?;
     let least = least.map_or(0, |least| least as usize);
     match most {
         Some(most) if least > most => {
@@ -570,7 +584,7 @@ fn banned(tokenizer: &Tokenizer, words: Vec<String>) -> Result<Vec<Vec<u32>>, Ap
 }
 
 fn timeout(seconds: Option<f64>) -> Result<Option<Duration>, ApiError> {
-    let refuse = |why| ApiError::invalid("timeout", format!("`timeout` {why}."));
+    let refuse = |error| ApiError::invalid("timeout", format!("`timeout` {error}."));
     seconds.map(time_limit).transpose().map_err(refuse)
 }
 
@@ -650,7 +664,7 @@ mod tests {
     fn stop_texts_have_a_number_and_a_size() {
         let texts = |count: usize, bytes: usize| {
             let texts = vec!["x".repeat(bytes); count];
-            stop_texts(Some(TextOr::List(Few(texts)))).is_ok()
+            stop_texts(Some(StringOr::List(BoundedList(texts)))).is_ok()
         };
         assert!(texts(MAX_STOPS, 1) && texts(1, MAX_STOP_BYTES));
         assert!(!texts(MAX_STOPS + 1, 1) && !texts(1, MAX_STOP_BYTES + 1));

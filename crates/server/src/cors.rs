@@ -22,10 +22,15 @@ pub enum Origin {
     One(HeaderValue),
 }
 
-impl FromStr for Origin {
-    type Err = String;
+/// The text is not an origin.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("expected `*`, or an origin such as https://example.org")]
+pub struct OriginError;
 
-    fn from_str(text: &str) -> Result<Origin, String> {
+impl FromStr for Origin {
+    type Err = OriginError;
+
+    fn from_str(text: &str) -> Result<Origin, OriginError> {
         match text {
             "*" => return Ok(Origin::Any),
             "null" => return Ok(Origin::One(HeaderValue::from_static("null"))),
@@ -40,7 +45,7 @@ impl FromStr for Origin {
         });
         match HeaderValue::from_str(text) {
             Ok(origin) if bare => Ok(Origin::One(origin)),
-            _ => Err("expected `*`, or an origin such as https://example.org".to_owned()),
+            _ => Err(OriginError),
         }
     }
 }

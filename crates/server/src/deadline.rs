@@ -11,37 +11,40 @@ use tokio::time::{Sleep, sleep_until};
 use super::errors::ApiError;
 
 /// The maximum limit in seconds, a year: a larger number is a mistake.
-const MOST: f64 = 31_536_000.0;
+pub(crate) const MAX_SECONDS: u32 = 31_536_000;
 
 /// Returns the time limit of this number of seconds.
 ///
 /// # Errors
-/// The number is not above 0, or above the maximum. The message has no subject: the limit's name
-/// goes before it.
-pub fn time_limit(seconds: f64) -> Result<Duration, String> {
-    if seconds > 0.0 && seconds <= MOST {
+/// The number is not above 0, or above the maximum.
+pub fn time_limit(seconds: f64) -> Result<Duration, TimeLimitError> {
+    if seconds > 0.0 && seconds <= f64::from(MAX_SECONDS) {
         Ok(Duration::from_secs_f64(seconds))
     } else {
-        Err(format!(
-            "must be a number of seconds above 0 and at most {MOST}"
-        ))
+        Err(TimeLimitError)
     }
 }
 
+/// The number of seconds is not a time limit. The message has no subject: the limit's name goes
+/// before it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("must be a number of seconds above 0 and at most {MAX_SECONDS}")]
+pub struct TimeLimitError;
+
 /// The source of a limit.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Whose {
+pub(crate) enum LimitSource {
     /// `--request-timeout`.
     Server,
     /// The field `timeout`.
     Request,
 }
 
-impl fmt::Display for Whose {
+impl fmt::Display for LimitSource {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
-            Whose::Server => "this server's limit",
-            Whose::Request => "the request's own `timeout`",
+            LimitSource::Server => "this server's limit",
+            LimitSource::Request => "the request's own `timeout`",
         })
     }
 }
@@ -52,7 +55,7 @@ pub(crate) struct Deadline(Option<Limit>);
 
 #[derive(Debug)]
 struct Limit {
-    whose: Whose,
+    limit_source: LimitSource,
     limit: Duration,
     sleep: Pin<Box<Sleep>>,
 }
@@ -64,11 +67,11 @@ impl Deadline {
         server: Option<Duration>,
         request: Option<Duration>,
     ) -> Deadline {
-        let server = server.map(|limit| (limit, Whose::Server));
-        let request = request.map(|limit| (limit, Whose::Request));
+        let server = server.map(|limit| (limit, LimitSource::Server));
+        let request = request.map(|limit| (limit, LimitSource::Request));
         let shorter = server.into_iter().chain(request).min_by_key(|set| set.0);
-        Deadline(shorter.map(|(limit, whose)| Limit {
-            whose,
+        Deadline(shorter.map(|(limit, limit_source)| Limit {
+            limit_source,
             limit,
             sleep: Box::pin(sleep_until((arrived + limit).into())),
         }))
@@ -78,7 +81,7 @@ impl Deadline {
     pub(crate) async fn passed(&mut self) -> ApiError {
         match &mut self.0 {
             Some(Limit {
-                whose,
+                limit_source,
                 limit,
                 sleep,
             }) => {
@@ -88,7 +91,7 @@ impl Deadline {
                 }
                 ApiError::Timeout {
                     limit: *limit,
-                    whose: *whose,
+                    limit_source: *limit_source,
                 }
             }
             None => pending().await,
@@ -100,7 +103,7 @@ impl Deadline {
 mod tests {
     use super::*;
 
-    fn told(server: Option<f64>, request: Option<f64>) -> String {
+    fn timeout_message(server: Option<f64>, request: Option<f64>) -> String {
         let limit = |seconds: Option<f64>| seconds.map(|seconds| time_limit(seconds).unwrap());
         let runtime = tokio::runtime::Builder::new_current_thread()
             .enable_time()
@@ -117,16 +120,16 @@ mod tests {
     fn the_shorter_limit_counts_and_the_message_says_whose_it_was() {
         let servers = "The answer was not complete within this server's limit of 1.5 s.";
         let requests = "The answer was not complete within the request's own `timeout` of 0.5 s.";
-        assert_eq!(told(Some(1.5), None), servers);
-        assert_eq!(told(Some(1.5), Some(20.0)), servers);
-        assert_eq!(told(Some(1.5), Some(0.5)), requests);
-        assert_eq!(told(None, Some(0.5)), requests);
+        assert_eq!(timeout_message(Some(1.5), None), servers);
+        assert_eq!(timeout_message(Some(1.5), Some(20.0)), servers);
+        assert_eq!(timeout_message(Some(1.5), Some(0.5)), requests);
+        assert_eq!(timeout_message(None, Some(0.5)), requests);
     }
 
     #[test]
     fn only_a_number_of_seconds_is_a_limit() {
         assert_eq!(time_limit(0.25), Ok(Duration::from_millis(250)));
-        assert!(time_limit(MOST).is_ok());
+        assert!(time_limit(f64::from(MAX_SECONDS)).is_ok());
         for seconds in [0.0, -0.0, -1.0, f64::NAN, f64::INFINITY, 1e300, 1e-400] {
             assert!(time_limit(seconds).is_err(), "{seconds}");
         }

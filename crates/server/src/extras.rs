@@ -3,9 +3,10 @@
 use schemars::JsonSchema;
 use serde::Deserialize;
 
-use super::controls::integer;
+use super::controls::in_range;
 use super::errors::ApiError;
-use super::fields::whole;
+use super::fields::integer;
+use super::ranges::Range;
 use crate::runtime::Prompt;
 
 /// Parameters for prompt truncation, reported token ids and KV isolation.
@@ -15,7 +16,7 @@ use crate::runtime::Prompt;
 pub(crate) struct Extras {
     /// Truncate the prompt to this number of last tokens, and the prompts of a guide or other arms
     /// too; -1 keeps as many as leave room for `max_tokens`, or for one token without it.
-    #[serde(deserialize_with = "whole::option")]
+    #[serde(deserialize_with = "integer::option")]
     #[schemars(range(min = -1))]
     truncate_prompt_tokens: Option<i64>,
     /// Report the token ids of the prompt and the answers.
@@ -53,7 +54,11 @@ impl Extras {
     pub(crate) fn check(&self, context: usize) -> Result<(), ApiError> {
         let most = i64::try_from(context).unwrap_or(i64::MAX);
         let truncated = self.truncate_prompt_tokens.filter(|tokens| *tokens != -1);
-        integer("truncate_prompt_tokens", truncated, 1..=most)?;
+        in_range(
+            "truncate_prompt_tokens",
+            truncated,
+            Range::integers(1, most),
+        )?;
         match self.cache_salt.as_deref() {
             Some("") => Err(ApiError::invalid(
                 "cache_salt",

@@ -25,7 +25,7 @@ use serde_path_to_error::{Path, Segment};
 use super::errors::ApiError;
 use incant_gguf::printable::excerpt;
 
-pub(crate) use types::{Few, Object, Skipped, TextOr, whole};
+pub(crate) use types::{BoundedList, Object, Skipped, StringOr, integer};
 
 /// The JSON object that a client sent.
 pub(crate) struct Fields<'a> {
@@ -36,16 +36,16 @@ pub(crate) struct Fields<'a> {
 
 /// A field at the top level.
 struct Field<'a> {
-    value: Given<'a>,
+    value: RawField<'a>,
     /// Whether some view has it.
     is_known: bool,
 }
 
 /// A value as the client wrote it.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Given<'a>(&'a RawValue);
+pub(crate) struct RawField<'a>(&'a RawValue);
 
-impl<'a> Given<'a> {
+impl<'a> RawField<'a> {
     /// Reads the value, if it is a `T`.
     pub(crate) fn read<T: Deserialize<'a>>(self) -> Option<T> {
         serde_json::from_str(self.0.get()).ok()
@@ -105,7 +105,7 @@ impl<'a> Fields<'a> {
     }
 
     /// Returns the value of a field, unless it is absent or null; the field is known from now on.
-    pub(crate) fn take(&mut self, name: &str) -> Option<Given<'a>> {
+    pub(crate) fn take(&mut self, name: &str) -> Option<RawField<'a>> {
         let field = self.fields.get_mut(name)?;
         field.is_known = true;
         Some(field.value).filter(|value| !value.is_null())
@@ -137,7 +137,7 @@ impl<'de> Deserialize<'de> for Entries<'de> {
                 let mut fields = IndexMap::new();
                 while let Some((Name(name), value)) = map.next_entry::<Name<'de>, &RawValue>()? {
                     let field = Field {
-                        value: Given(value),
+                        value: RawField(value),
                         is_known: false,
                     };
                     fields.insert(name, field);
@@ -177,7 +177,7 @@ impl<'de> Deserializer<'de> for Whole<'_, 'de> {
 struct Walk<'f, 'a> {
     rest: Iter<'f, Cow<'a, str>, Field<'a>>,
     /// The value of the last name read.
-    value: Option<Given<'a>>,
+    value: Option<RawField<'a>>,
 }
 
 impl<'a> MapAccess<'a> for Walk<'_, 'a> {
@@ -200,7 +200,10 @@ impl<'a> MapAccess<'a> for Walk<'_, 'a> {
         seed: V,
     ) -> Result<V::Value, Self::Error> {
         // Serde asks for a value only after its name.
-        let text = self.value.take().map_or("null", |Given(value)| value.get());
+        let text = self
+            .value
+            .take()
+            .map_or("null", |RawField(value)| value.get());
         seed.deserialize(&mut serde_json::Deserializer::from_str(text))
     }
 }
@@ -292,7 +295,7 @@ mod tests {
         #[serde(default, rename = "list")]
         _list: Vec<Object<Inner>>,
         #[serde(rename = "stop")]
-        _stop: Option<TextOr<Few<String, 2>>>,
+        _stop: Option<StringOr<BoundedList<String, 2>>>,
     }
 
     #[derive(Debug, Deserialize)]
@@ -360,7 +363,7 @@ mod tests {
     #[test]
     fn a_byte_order_mark_is_skipped_before_the_body_alone() {
         let mut fields = Fields::parse("\u{feff}{\"size\": 1}".as_bytes()).unwrap();
-        assert_eq!(fields.take("size").and_then(Given::read), Some(1));
+        assert_eq!(fields.take("size").and_then(RawField::read), Some(1));
         for body in [
             "{\u{feff}\"size\": 1}",
             "{}\u{feff}",
@@ -376,9 +379,9 @@ mod tests {
         #[derive(Debug, Default, PartialEq, Deserialize)]
         #[serde(default)]
         struct Numbers {
-            #[serde(deserialize_with = "whole::option")]
+            #[serde(deserialize_with = "integer::option")]
             one: Option<i64>,
-            #[serde(deserialize_with = "whole::optional_list")]
+            #[serde(deserialize_with = "integer::optional_list")]
             some: Option<Vec<u32>>,
         }
         let read = |text: &str| Fields::parse(text.as_bytes()).unwrap().view::<Numbers>();
@@ -419,7 +422,7 @@ mod tests {
         let mut fields = Fields::parse(body.as_bytes()).unwrap();
         fields.view::<View>().unwrap();
         fields.view::<Other>().unwrap();
-        assert_eq!(fields.take("taken").and_then(Given::read), Some(4));
+        assert_eq!(fields.take("taken").and_then(RawField::read), Some(4));
         assert_eq!(fields.unknown().collect::<Vec<_>>(), ["odd", "list[].name"]);
     }
 
@@ -465,7 +468,7 @@ mod tests {
 
     #[test]
     fn of_a_list_that_is_too_long_little_is_kept() {
-        let read = |text: &str| serde_json::from_str::<Few<u32, 2>>(text).unwrap().0;
+        let read = |text: &str| serde_json::from_str::<BoundedList<u32, 2>>(text).unwrap().0;
         assert_eq!(read("[]"), [0; 0]);
         assert_eq!(read("[1, 2]"), [1, 2]);
         assert_eq!(read("[1, 2, 3]"), [1, 2, 3]);

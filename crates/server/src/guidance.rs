@@ -6,11 +6,13 @@ use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::Deserialize;
 use serde::de::value::MapAccessDeserializer;
 use serde::de::{self, Deserializer, MapAccess, Visitor};
-use serde_json::json;
+use serde_json::{Value, json};
 
 use super::errors::ApiError;
 use super::fields::Object;
-use crate::runtime::{Guidance, WishError, Wishes};
+use super::ranges::{GUIDANCE_WEIGHT, MIX_WEIGHT};
+use crate::runtime::guidance::MAX_MIX_ARMS;
+use crate::runtime::{Guidance, GuidanceError, GuidanceOptions};
 use incant_sample::PLAUSIBLE;
 
 /// How a guide and other arms shape an answer. The profile decides on absent and null fields.
@@ -25,7 +27,7 @@ pub(crate) struct GuidanceFields {
     guidance: Option<GuidanceField>,
     /// Other arms with the same tokenizer that choose the tokens together with this one, each with
     /// a weight: 1 is the other arm alone, a negative weight leads away from it.
-    #[schemars(length(max = 8))]
+    #[schemars(length(max = MAX_MIX_ARMS))]
     mix: Option<Vec<Object<MixField>>>,
 }
 
@@ -36,7 +38,7 @@ struct MixField {
     /// The arm's id.
     model: String,
     /// The arm's weight.
-    #[schemars(range(min = -10, max = 10))]
+    #[schemars(range(min = MIX_WEIGHT.min, max = MIX_WEIGHT.max))]
     weight: f64,
 }
 
@@ -58,7 +60,11 @@ struct GuidanceObject {
 const QUESTION: &str = "question";
 
 fn guidance_schema(_: &mut SchemaGenerator) -> Schema {
-    let weight = json!({"type": "number", "minimum": 0, "maximum": 10});
+    let weight = json!({
+        "type": "number",
+        "minimum": Value::from(GUIDANCE_WEIGHT.min),
+        "maximum": Value::from(GUIDANCE_WEIGHT.max),
+    });
     json_schema!({
         "anyOf": [weight, {
             "type": "object",
@@ -129,9 +135,9 @@ impl From<GuidanceField> for Guidance {
 
 impl GuidanceFields {
     /// Returns the guidance and the mix that the fields ask for.
-    pub(crate) fn wishes(self) -> Wishes {
+    pub(crate) fn options(self) -> GuidanceOptions {
         let mix = self.mix.unwrap_or_default().into_iter();
-        Wishes {
+        GuidanceOptions {
             guidance: self.guidance.map(Guidance::from),
             mix: mix
                 .map(|Object(field)| (field.model, field.weight as f32))
@@ -140,9 +146,9 @@ impl GuidanceFields {
     }
 }
 
-impl From<WishError> for ApiError {
-    fn from(error: WishError) -> ApiError {
-        let WishError { field, message } = error;
+impl From<GuidanceError> for ApiError {
+    fn from(error: GuidanceError) -> ApiError {
+        let GuidanceError { field, message } = error;
         ApiError::invalid(field.clone(), format!("`{field}`: {message}."))
     }
 }

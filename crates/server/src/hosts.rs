@@ -65,24 +65,30 @@ impl FromStr for Host {
             let is_plain = |byte: u8| byte.is_ascii_alphanumeric() || b"-_".contains(&byte);
             !label.is_empty() && label.bytes().all(is_plain)
         };
-        match name.len() <= MAX_NAME && name.split('.').all(is_label) {
-            true => Ok(Host::Name(name.to_ascii_lowercase())),
-            false => Err(Malformed),
+        if name.len() <= MAX_NAME && name.split('.').all(is_label) {
+            Ok(Host::Name(name.to_ascii_lowercase()))
+        } else {
+            Err(Malformed)
         }
     }
 }
 
+/// The text is not the name of a host.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("expected `*`, or a name without scheme and port")]
+pub struct HostNameError;
+
 impl FromStr for HostName {
-    type Err = String;
+    type Err = HostNameError;
 
     /// Reads a name without scheme and port; `*` is all names.
-    fn from_str(text: &str) -> Result<HostName, String> {
+    fn from_str(text: &str) -> Result<HostName, HostNameError> {
         if text == "*" {
             return Ok(HostName(Allowed::Any));
         }
         let host = text.parse();
         host.map(|host| HostName(Allowed::One(host)))
-            .map_err(|Malformed| "expected `*`, or a name without scheme and port".to_owned())
+            .map_err(|Malformed| HostNameError)
     }
 }
 
@@ -135,7 +141,7 @@ impl Authority {
 ///
 /// # Errors
 /// The request has no host or more than one, or the host is malformed.
-pub(crate) fn addressed(request: &Request) -> Result<Option<Authority>, ApiError> {
+pub(crate) fn request_authority(request: &Request) -> Result<Option<Authority>, ApiError> {
     let mut hosts = request.headers().get_all(header::HOST).iter();
     let header = hosts.next();
     if hosts.next().is_some() {
@@ -267,13 +273,13 @@ mod tests {
         let request = hosts
             .iter()
             .fold(request, |request, host| request.header(header::HOST, *host));
-        addressed(&request.body(Body::empty()).unwrap())
+        request_authority(&request.body(Body::empty()).unwrap())
     }
 
     #[test]
     fn a_request_says_once_whom_it_addresses() {
-        let is = |told: Result<Option<Authority>, ApiError>, host: &str| {
-            assert_eq!(told.unwrap(), Some(host.parse().unwrap()));
+        let is = |authority: Result<Option<Authority>, ApiError>, host: &str| {
+            assert_eq!(authority.unwrap(), Some(host.parse().unwrap()));
         };
         is(asked(Version::HTTP_11, "/", &["localhost"]), "localhost");
         is(asked(Version::HTTP_10, "/", &["localhost"]), "localhost");

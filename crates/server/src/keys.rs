@@ -66,7 +66,7 @@ impl ApiKeys {
     }
 
     /// Returns whether `key` is one of them.
-    fn know(&self, key: &[u8]) -> bool {
+    fn contains(&self, key: &[u8]) -> bool {
         let hash: [u8; 32] = Sha256::digest(key).into();
         let among = |known: Choice, one: &[u8; 32]| known | one.ct_eq(&hash);
         self.0.iter().fold(Choice::from(0), among).into()
@@ -85,7 +85,7 @@ impl fmt::Debug for ApiKeys {
 pub(crate) async fn check(State(app): State<Arc<App>>, request: Request, next: Next) -> Response {
     let keys = &app.options.keys;
     let open = keys.is_empty() || [health::PATH, page::PATH].contains(&request.uri().path());
-    if open || key(request.headers()).is_some_and(|key| keys.know(key)) {
+    if open || key(request.headers()).is_some_and(|key| keys.contains(key)) {
         next.run(request).await
     } else {
         ApiError::Unauthorized.into_response()
@@ -125,17 +125,17 @@ mod tests {
     fn commas_and_line_breaks_separate_keys_and_space_around_them_is_none_of_theirs() {
         let keys = keys(&["one, two\r\n\r\n\tthree \n", "four"]);
         for known in ["one", "two", "three", "four"] {
-            assert!(keys.know(known.as_bytes()), "{known}");
+            assert!(keys.contains(known.as_bytes()), "{known}");
         }
         for unknown in ["", "on", "onee", "One", "one, two", " one"] {
-            assert!(!keys.know(unknown.as_bytes()), "{unknown:?}");
+            assert!(!keys.contains(unknown.as_bytes()), "{unknown:?}");
         }
     }
 
     #[test]
     fn a_byte_order_mark_is_no_part_of_a_key() {
         let keys = keys(&["\u{feff}one\ntwo\n"]);
-        assert!(keys.know(b"one") && keys.know(b"two"));
+        assert!(keys.contains(b"one") && keys.contains(b"two"));
         let error = ApiKeys::default().add("\u{feff}\n").unwrap_err();
         assert_eq!(error, KeyError::None);
     }

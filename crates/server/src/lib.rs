@@ -1,6 +1,6 @@
 //! The HTTP server: OpenAI's REST API on top of [`crate::runtime`].
 //!
-//! A request is read into typed views (`fields`), checked (`controls`, `lacking`), rendered and
+//! A request is read into typed views (`fields`), checked (`controls`, `unsupported`), rendered and
 //! tokenized by its arm, and handed to the engine. `answer` turns the engine's events back into
 //! text; an endpoint (one file each in `routes`) only defines its JSON. Every failure is an
 //! `ApiError`.
@@ -12,32 +12,35 @@
 
 mod accept;
 mod answer;
+mod blocking_pool;
 mod body;
-mod call;
 mod client;
+pub mod clock;
 mod controls;
 mod cors;
-mod crowd;
 mod deadline;
-mod doors;
+mod endpoints;
 mod errors;
 mod extras;
 mod fields;
 mod guidance;
 mod hosts;
 mod keys;
-mod lacking;
 mod linger;
 mod listen;
 mod log;
 mod metrics;
 mod openapi;
+mod origin_check;
+mod overload;
+pub mod ranges;
+mod request;
 mod routes;
 pub mod runtime;
 mod sse;
 #[cfg_attr(not(feature = "tls"), path = "no_tls.rs")]
 mod tls;
-mod work;
+mod unsupported;
 
 use std::collections::HashSet;
 use std::net::IpAddr;
@@ -49,24 +52,23 @@ use axum::Router;
 use axum::extract::{Request, State};
 use axum::middleware::{self, Next};
 use axum::response::{IntoResponse, Response};
-use axum::routing::{MethodRouter, delete, get, post};
 use tower_http::catch_panic::CatchPanicLayer;
 
 pub use accept::serve;
-pub use cors::Origin;
-pub use crowd::SPARE_PLACES;
-pub use deadline::time_limit;
-pub use hosts::HostName;
+pub use cors::{Origin, OriginError};
+pub use deadline::{TimeLimitError, time_limit};
+pub use hosts::{HostName, HostNameError};
 pub use keys::{ApiKeys, KeyError};
 pub use listen::listen;
+pub use overload::SPARE_PLACES;
 pub use tls::{Tls, TlsError};
 
 use crate::runtime::{Arm, Runtime};
-use body::Rooms;
+use blocking_pool::BlockingPool;
+use body::BodyMemory;
 use errors::ApiError;
 use incant_gguf::printable::excerpt;
 use metrics::Metrics;
-use work::Workshop;
 
 /// Settings of the server.
 #[derive(Clone, Debug)]
@@ -126,9 +128,9 @@ struct App {
     options: ServeOptions,
     metrics: Metrics,
     /// The memory budget of request bodies.
-    rooms: Rooms,
+    body_memory: BodyMemory,
     /// The threads that turn bodies into prompts.
-    workshop: Workshop,
+    blocking_pool: BlockingPool,
     /// Unknown fields that were warned of.
     warned: Mutex<HashSet<String>>,
     /// Held by the request that loads an adapter.
@@ -154,72 +156,38 @@ impl App {
     }
 }
 
-/// Every endpoint, one per line; `openapi.rs` describes them.
-fn endpoints() -> Vec<(&'static str, MethodRouter<Arc<App>>)> {
-    use routes::*;
-    vec![
-        (page::PATH, get(page::page)),
-        (health::PATH, get(health::health)),
-        (metrics::PATH, get(metrics::metrics)),
-        ("/openapi.json", get(openapi::document)),
-        ("/v1/models", get(models::list)),
-        ("/v1/models/{*id}", get(models::one)),
-        ("/v1/profiles", get(profiles::list)),
-        ("/v1/adapters", get(adapters::list).post(adapters::load)),
-        ("/v1/adapters/{*id}", delete(adapters::unload)),
-        ("/v1/chat/completions", post(chat::chat)),
-        ("/v1/completions", post(completions::completions)),
-        ("/v1/compare", post(compare::compare)),
-        ("/tokenize", post(tokenize::tokenize)),
-        ("/detokenize", post(tokenize::detokenize)),
-        ("/tokenizer_info", get(tokenizer::info)),
-        ("/apply-template", post(template::apply)),
-    ]
-}
-
-/// The endpoints that clients of other servers also request without `/v1`.
-const ALSO_WITHOUT_V1: [&str; 4] = [
-    "/v1/models",
-    "/v1/models/{*id}",
-    "/v1/chat/completions",
-    "/v1/completions",
-];
-
 /// Returns the endpoints with all middleware around them.
 fn router(runtime: Arc<Runtime>, options: ServeOptions) -> Router {
     let cors = cors::layer(&options.origins);
     let app = Arc::new(App {
         runtime,
-        rooms: Rooms::new(options.max_body),
-        workshop: Workshop::new(),
+        body_memory: BodyMemory::new(options.max_body),
+        blocking_pool: BlockingPool::new(),
         options,
         metrics: Metrics::new(),
         warned: Mutex::default(),
         adapter_turn: Arc::default(),
     });
-    let routed = endpoints()
-        .into_iter()
-        .fold(Router::new(), |router, (path, method)| {
-            let short = path.strip_prefix("/v1");
-            match short.filter(|_| ALSO_WITHOUT_V1.contains(&path)) {
-                Some(short) => router.route(short, method.clone()).route(path, method),
-                None => router.route(path, method),
-            }
-        });
-    let guarded = routed
+    let guarded = endpoints::router()
         .fallback(unknown_path)
         .method_not_allowed_fallback(method_not_allowed)
-        .layer(middleware::from_fn_with_state(app.clone(), unless_loading))
+        .layer(middleware::from_fn_with_state(
+            app.clone(),
+            refuse_while_loading,
+        ))
         .layer(middleware::from_fn_with_state(app.clone(), keys::check))
         .layer(CatchPanicLayer::custom(ApiError::from_panic))
-        .layer(middleware::from_fn(crowd::check));
+        .layer(middleware::from_fn(overload::check));
     // Preflight requests have no key, and a page must be able to read every refusal.
     let shared = match cors {
         Some(cors) => guarded.layer(cors),
         None => guarded,
     };
     shared
-        .layer(middleware::from_fn_with_state(app.clone(), doors::check))
+        .layer(middleware::from_fn_with_state(
+            app.clone(),
+            origin_check::check,
+        ))
         .layer(middleware::map_request(linger::request))
         .layer(middleware::from_fn_with_state(app.clone(), log::request))
         .with_state(app)
@@ -239,11 +207,15 @@ async fn method_not_allowed(request: Request) -> ApiError {
 }
 
 /// Paths that are served while models load.
-const ALWAYS: [&str; 3] = [routes::page::PATH, routes::metrics::PATH, "/openapi.json"];
+const SERVED_WHILE_LOADING: [&str; 3] = [routes::page::PATH, routes::metrics::PATH, openapi::PATH];
 
-/// Refuses requests while models load, except to [`ALWAYS`].
-async fn unless_loading(State(app): State<Arc<App>>, request: Request, next: Next) -> Response {
-    if app.runtime.is_ready() || ALWAYS.contains(&request.uri().path()) {
+/// Refuses requests while models load, except to [`SERVED_WHILE_LOADING`].
+async fn refuse_while_loading(
+    State(app): State<Arc<App>>,
+    request: Request,
+    next: Next,
+) -> Response {
+    if app.runtime.is_ready() || SERVED_WHILE_LOADING.contains(&request.uri().path()) {
         next.run(request).await
     } else {
         ApiError::Loading.into_response()

@@ -35,17 +35,17 @@ pub(crate) struct Peer(pub(crate) SocketAddr);
 
 /// Details that a handler adds to its request's log line.
 #[derive(Debug, Default)]
-pub(crate) struct Trace(Mutex<Noted>);
+pub(crate) struct Trace(Mutex<Notes>);
 
 #[derive(Clone, Debug, Default)]
-struct Noted {
+struct Notes {
     arms: Vec<String>,
-    answer: Option<Learned>,
+    answer: Option<AnswerStats>,
 }
 
 /// The measurements of generated answers.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Learned {
+pub(crate) struct AnswerStats {
     pub(crate) outcome: Outcome,
     pub(crate) usage: Usage,
     /// How long they waited for a slot, if they got one.
@@ -57,33 +57,33 @@ pub(crate) struct Learned {
 impl Trace {
     /// Adds an arm that answers.
     pub(crate) fn note_arm(&self, id: &str) {
-        self.noted().arms.push(id.to_owned());
+        self.notes().arms.push(id.to_owned());
     }
 
     pub(crate) fn arms(&self) -> Vec<String> {
-        self.noted().arms.clone()
+        self.notes().arms.clone()
     }
 
     /// Adds the measurements of the answers of an arm.
-    pub(crate) fn note_answer(&self, learned: Learned) {
-        let mut noted = self.noted();
-        noted.answer = Some(match noted.answer {
-            Some(other) => other.and(learned),
-            None => learned,
+    pub(crate) fn note_answer(&self, stats: AnswerStats) {
+        let mut notes = self.notes();
+        notes.answer = Some(match notes.answer {
+            Some(other) => other.and(stats),
+            None => stats,
         });
     }
 
-    fn noted(&self) -> MutexGuard<'_, Noted> {
+    fn notes(&self) -> MutexGuard<'_, Notes> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-impl Learned {
+impl AnswerStats {
     /// Merges the measurements of two arms' answers: the outcome is the same for both, and the
     /// smaller times count.
-    fn and(self, other: Learned) -> Learned {
+    fn and(self, other: AnswerStats) -> AnswerStats {
         let first = |a: Option<Duration>, b: Option<Duration>| a.into_iter().chain(b).min();
-        Learned {
+        AnswerStats {
             outcome: self.outcome,
             usage: self.usage + other.usage,
             queued: first(self.queued, other.queued),
@@ -109,22 +109,22 @@ struct Line {
 }
 
 impl Line {
-    fn outcome(&self, answer: Option<Learned>) -> &'static str {
+    fn outcome(&self, answer: Option<AnswerStats>) -> &'static str {
         match answer {
-            Some(learned) => learned.outcome.word(),
+            Some(stats) => stats.outcome.word(),
             None if self.refusal.is_some() => "refused",
             None if self.status.is_some_and(|status| status.is_server_error()) => {
                 Outcome::Failed.word()
             }
             None if self.complete => Outcome::Finished.word(),
-            None => Outcome::Left.word(),
+            None => Outcome::Disconnected.word(),
         }
     }
 }
 
 impl Drop for Line {
     fn drop(&mut self) {
-        let Noted { arms, answer } = self.trace.noted().clone();
+        let Notes { arms, answer } = self.trace.notes().clone();
         let usage = answer.map(|answer| answer.usage);
         tracing::info!(
             parent: &self.span,
@@ -293,8 +293,8 @@ mod tests {
             .header(FORWARDED_FOR, "10.0.0.1, 10.0.0.2")
             .header(FORWARDED_FOR, "10.0.0.3");
         let request = request.body(Body::empty()).expect("a request");
-        let told = forwarded_for(&request);
-        assert_eq!(told.as_deref(), Some("10.0.0.1, 10.0.0.2, 10.0.0.3"));
+        let client = forwarded_for(&request);
+        assert_eq!(client.as_deref(), Some("10.0.0.1, 10.0.0.2, 10.0.0.3"));
         let none = Request::new(Body::empty());
         assert_eq!(forwarded_for(&none), None);
     }

@@ -20,7 +20,7 @@ use crate::runtime::Runtime;
 
 /// The maximum number of arms that have series of their own. Adapters are loaded and unloaded under
 /// arbitrary names.
-const MOST_ARMS: usize = 256;
+const MAX_ARMS: usize = 256;
 
 /// The label of all arms beyond these; no arm can have this id.
 const OTHER_ARMS: &str = "(other)";
@@ -49,7 +49,7 @@ pub(crate) enum Outcome {
     /// All its answers were generated.
     Finished,
     /// Its client disconnected first, or a shutdown cut it off.
-    Left,
+    Disconnected,
     /// The server failed.
     Failed,
     /// Its deadline passed.
@@ -60,7 +60,7 @@ impl Outcome {
     /// All outcomes; the position of each is its discriminant.
     const ALL: [Outcome; 4] = [
         Outcome::Finished,
-        Outcome::Left,
+        Outcome::Disconnected,
         Outcome::Failed,
         Outcome::TimedOut,
     ];
@@ -69,7 +69,7 @@ impl Outcome {
     pub(crate) fn word(self) -> &'static str {
         match self {
             Outcome::Finished => "finished",
-            Outcome::Left => "left",
+            Outcome::Disconnected => "left",
             Outcome::Failed => "failed",
             Outcome::TimedOut => "timed_out",
         }
@@ -77,28 +77,28 @@ impl Outcome {
 }
 
 #[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
-struct OfArm {
+struct ArmLabels {
     arm: String,
 }
 
 #[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
-struct OfOutcome {
+struct OutcomeLabels {
     arm: String,
     outcome: &'static str,
 }
 
 #[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
-struct OfReason {
+struct ReasonLabels {
     reason: &'static str,
 }
 
 #[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
-struct OfModel {
+struct ModelLabels {
     model: String,
 }
 
-type Histograms = Family<OfArm, Histogram, fn() -> Histogram>;
-type Gauges = Family<OfModel, Gauge<u64, AtomicU64>>;
+type Histograms = Family<ArmLabels, Histogram, fn() -> Histogram>;
+type Gauges = Family<ModelLabels, Gauge<u64, AtomicU64>>;
 
 /// All metrics of a server.
 #[derive(Debug)]
@@ -108,16 +108,16 @@ pub(crate) struct Metrics {
     first_token: Histograms,
     between_tokens: Histograms,
     queued: Histograms,
-    requests: Family<OfOutcome, Counter>,
-    prompt_tokens: Family<OfArm, Counter>,
-    cached_tokens: Family<OfArm, Counter>,
-    generated_tokens: Family<OfArm, Counter>,
-    refused: Family<OfReason, Counter>,
+    requests: Family<OutcomeLabels, Counter>,
+    prompt_tokens: Family<ArmLabels, Counter>,
+    cached_tokens: Family<ArmLabels, Counter>,
+    generated_tokens: Family<ArmLabels, Counter>,
+    refused: Family<ReasonLabels, Counter>,
     running: Gauges,
     waiting: Gauges,
     kv_used: Gauges,
     kv_capacity: Gauges,
-    preemptions: Family<OfModel, Counter>,
+    preemptions: Family<ModelLabels, Counter>,
 }
 
 /// The metrics of one arm.
@@ -219,15 +219,15 @@ impl Metrics {
         let mut arms = self.arms.lock().unwrap_or_else(PoisonError::into_inner);
         let id = if arms.contains(id) {
             id
-        } else if arms.len() < MOST_ARMS {
+        } else if arms.len() < MAX_ARMS {
             arms.insert(id.to_owned());
             id
         } else {
             OTHER_ARMS
         };
-        let arm = OfArm { arm: id.to_owned() };
+        let arm = ArmLabels { arm: id.to_owned() };
         let requests = Outcome::ALL.map(|outcome| {
-            self.requests.get_or_create_owned(&OfOutcome {
+            self.requests.get_or_create_owned(&OutcomeLabels {
                 arm: id.to_owned(),
                 outcome: outcome.word(),
             })
@@ -245,7 +245,7 @@ impl Metrics {
 
     /// Counts a refused request.
     pub(crate) fn refused(&self, Refusal(reason): Refusal) {
-        self.refused.get_or_create(&OfReason { reason }).inc();
+        self.refused.get_or_create(&ReasonLabels { reason }).inc();
     }
 
     /// Returns all metrics in the format of Prometheus, with the current load of the engines of
@@ -256,7 +256,7 @@ impl Metrics {
     pub(crate) fn text(&self, runtime: &Runtime) -> Result<String, fmt::Error> {
         for model in runtime.models() {
             let load = model.engine().load();
-            let of = OfModel {
+            let of = ModelLabels {
                 model: model.id().to_owned(),
             };
             let gauges = [
@@ -291,7 +291,7 @@ mod tests {
     #[test]
     fn arms_beyond_the_most_share_their_series() {
         let metrics = Metrics::new();
-        for n in 0..MOST_ARMS + 50 {
+        for n in 0..MAX_ARMS + 50 {
             metrics.arm(&format!("m+{n}")).ended(Outcome::Finished);
         }
         metrics.arm("m+0").ended(Outcome::Finished);
@@ -299,7 +299,7 @@ mod tests {
         let finished =
             |line: &&str| line.starts_with("incant_requests_total{") && line.contains("finished");
         let lines: Vec<&str> = text.lines().filter(finished).collect();
-        assert_eq!(lines.len(), MOST_ARMS + 1);
+        assert_eq!(lines.len(), MAX_ARMS + 1);
         let of = |arm: &str| {
             let label = format!("arm=\"{arm}\"");
             let line = lines.iter().find(|line| line.contains(&label));

@@ -1,7 +1,9 @@
 //! `GET /openapi.json`: the whole API as an OpenAPI 3.1 document.
 //!
-//! The schemas are derived from the types that read and write the JSON; this file assigns them to
-//! operations. A test compares it with the routing table.
+//! The schemas are derived from the types that read and write the JSON; `operations` assigns them
+//! to operations, and the table of endpoints assigns those to routes.
+
+pub(crate) mod operations;
 
 use std::sync::LazyLock;
 
@@ -12,24 +14,11 @@ use schemars::generate::{SchemaGenerator, SchemaSettings};
 use schemars::{JsonSchema, Schema};
 use serde_json::{Map, Value, json};
 
-use super::answer::Envelope;
-use super::controls::Controls;
+use super::endpoints::endpoints;
 use super::errors::ErrorBody;
-use super::extras::Extras;
-use super::guidance::GuidanceFields;
-use super::metrics::CONTENT_TYPE;
-use super::routes::adapters::{Adapter, Adapters, Deleted, LoadRequest};
-use super::routes::chat::{ChatChoice, ChatDelta, ChatRequest};
-use super::routes::compare::{CompareChunk, CompareRequest, CompareResponse};
-use super::routes::completions::{CompletionChoice, CompletionRequest};
-use super::routes::health::Health;
-use super::routes::models::{Model, Models};
-use super::routes::profiles::Profiles;
-use super::routes::template::{TemplateRequest, TemplateResponse};
-use super::routes::tokenize::{
-    DetokenizeRequest, DetokenizeResponse, TokenizeRequest, TokenizeResponse,
-};
-use super::routes::tokenizer::TokenizerInfo;
+
+/// The path of the document.
+pub(crate) const PATH: &str = "/openapi.json";
 
 /// The name of the security scheme of API keys.
 const KEY: &str = "apiKey";
@@ -55,8 +44,8 @@ fn build() -> Value {
             "description": "OpenAI's REST API over base language models that answer in context.\n\n\
                 A model id is an arm, `MODEL[@PROFILE][+ADAPTER]`. Values out of range are refused, null \
                 means the default, and fields that are not listed are ignored with a warning in the log, \
-                or refused by a server started as strict. What incant lacks (tools, images, constrained \
-                formats) is refused too.\n\n\
+                or refused by a server started as strict. Unsupported features (tools, images, \
+                constrained formats) are refused too.\n\n\
                 Models, chat and completions are at paths without `/v1` too, and a key can be sent as \
                 `X-Api-Key`.",
             "license": {"name": "MIT OR Apache-2.0", "identifier": "MIT OR Apache-2.0"},
@@ -78,204 +67,28 @@ fn build() -> Value {
     })
 }
 
+/// Describes all endpoints, by path and method.
 fn paths(schemas: &mut Schemas) -> Value {
-    let mut health = get(
-        "health",
-        "Whether the server can answer",
-        schemas.output::<Health>(),
-        &["503"],
-    );
-    health["get"]["security"] = json!([]);
-    let mut metrics = get(
-        "metrics",
-        "Metrics, as Prometheus reads them",
-        json!({}),
-        &["401", "503"],
-    );
-    metrics["get"]["responses"]["200"]["content"] =
-        json!({CONTENT_TYPE: {"schema": {"type": "string"}}});
-    let document = get(
-        "openapi",
-        "This document",
-        json!({"type": "object"}),
-        &["401", "503"],
-    );
-    let models = get(
-        "listModels",
-        "Every arm",
-        schemas.output::<Models>(),
-        &["401", "503"],
-    );
-    let mut model = get(
-        "getModel",
-        "One arm",
-        schemas.output::<Model>(),
-        &["401", "404", "503"],
-    );
-    model["get"]["parameters"] = json!([{
-        "name": "id", "in": "path", "required": true, "schema": {"type": "string"},
-        "description": "The arm's id; `@` and `+` may be percent-encoded.",
-    }]);
-    let profiles = get(
-        "listProfiles",
-        "The alignment prompts",
-        schemas.output::<Profiles>(),
-        &["401", "503"],
-    );
-    let adapters = {
-        let adapters = schemas.output::<Adapters>();
-        let mut path = get(
-            "listAdapters",
-            "The LoRA adapters",
-            adapters,
-            &["401", "503"],
-        );
-        let (what, adapter) = (schemas.input::<LoadRequest>(), schemas.output::<Adapter>());
-        let load = "Load an adapter, or replace one";
-        let mut load = post("loadAdapter", load, what, adapter, BODY_FAILURES);
-        path["post"] = load["post"].take();
-        path
-    };
-    let adapter = {
-        let deleted = schemas.output::<Deleted>();
-        let failures = &["401", "404", "503"];
-        let mut path = get("unloadAdapter", "Unload an adapter", deleted, failures);
-        let mut operation = path["get"].take();
-        operation["parameters"] = json!([{
-            "name": "id", "in": "path", "required": true, "schema": {"type": "string"},
-            "description": "The adapter's id, `MODEL+ADAPTER`; `+` may be percent-encoded.",
-        }]);
-        json!({"delete": operation})
-    };
-    let chat = {
-        let request = all_of([
-            schemas.input::<ChatRequest>(),
-            schemas.input::<Controls>(),
-            schemas.input::<Extras>(),
-            schemas.input::<GuidanceFields>(),
-        ]);
-        let answer = schemas.output::<Envelope<ChatChoice>>();
-        let chunk = schemas.output::<Envelope<ChatDelta>>();
-        let operation = post(
-            "chat",
-            "Answer a conversation",
-            request,
-            answer,
-            GENERATION_FAILURES,
-        );
-        with_stream(operation, chunk)
-    };
-    let completions = {
-        let request = all_of([
-            schemas.input::<CompletionRequest>(),
-            schemas.input::<Controls>(),
-            schemas.input::<Extras>(),
-            schemas.input::<GuidanceFields>(),
-        ]);
-        let answer = schemas.output::<Envelope<CompletionChoice>>();
-        let operation = post(
-            "complete",
-            "Continue texts, verbatim",
-            request,
-            answer.clone(),
-            GENERATION_FAILURES,
-        );
-        with_stream(operation, answer)
-    };
-    let (text, tokens) = (
-        schemas.input::<TokenizeRequest>(),
-        schemas.output::<TokenizeResponse>(),
-    );
-    let compare = {
-        let request = all_of([
-            schemas.input::<CompareRequest>(),
-            schemas.input::<Controls>(),
-        ]);
-        let answer = schemas.output::<CompareResponse>();
-        let chunk = schemas.output::<CompareChunk>();
-        let summary = "Have several arms answer the same, side by side";
-        let operation = post("compare", summary, request, answer, GENERATION_FAILURES);
-        with_stream(operation, chunk)
-    };
-    let tokenize = post(
-        "tokenize",
-        "Make tokens of a text",
-        text,
-        tokens,
-        BODY_FAILURES,
-    );
-    let (tokens, text) = (
-        schemas.input::<DetokenizeRequest>(),
-        schemas.output::<DetokenizeResponse>(),
-    );
-    let detokenize = post(
-        "detokenize",
-        "Make a text of tokens",
-        tokens,
-        text,
-        BODY_FAILURES,
-    );
-    let mut tokenizer = get(
-        "tokenizerInfo",
-        "What a client must know of a tokenizer",
-        schemas.output::<TokenizerInfo>(),
-        &["400", "401", "404", "503"],
-    );
-    tokenizer["get"]["parameters"] = json!([{
-        "name": "model", "in": "query", "schema": {"type": "string"},
-        "description": "Whose tokenizer; may be absent if only one model is served.",
-    }]);
-    let (messages, rendered) = (
-        schemas.input::<TemplateRequest>(),
-        schemas.output::<TemplateResponse>(),
-    );
-    let template = post(
-        "applyTemplate",
-        "Render a conversation as the model reads it",
-        messages,
-        rendered,
-        BODY_FAILURES,
-    );
-    let mut page = get(
-        "page",
-        "A page that compares arms, and chats with one, in a browser",
-        json!({}),
-        &[],
-    );
-    page["get"]["security"] = json!([]);
-    page["get"]["responses"]["200"]["content"] =
-        json!({"text/html; charset=utf-8": {"schema": {"type": "string"}}});
-    json!({
-        "/": page,
-        "/health": health,
-        "/metrics": metrics,
-        "/openapi.json": document,
-        "/v1/models": models,
-        "/v1/models/{id}": model,
-        "/v1/profiles": profiles,
-        "/v1/adapters": adapters,
-        "/v1/adapters/{id}": adapter,
-        "/v1/chat/completions": chat,
-        "/v1/completions": completions,
-        "/v1/compare": compare,
-        "/tokenize": tokenize,
-        "/detokenize": detokenize,
-        "/tokenizer_info": tokenizer,
-        "/apply-template": template,
-    })
+    let mut paths = json!({});
+    for endpoint in endpoints() {
+        // The router's wildcards are plain parameters here.
+        let path = endpoint.path.replace("{*", "{");
+        paths[path][endpoint.method] = (endpoint.describe)(schemas);
+    }
+    paths
 }
-
-const BODY_FAILURES: &[&str] = &["401", "404", "408", "413", "415", "500", "503"];
-const GENERATION_FAILURES: &[&str] = &["401", "404", "408", "413", "415", "429", "500", "503"];
 
 /// The failures that operations refer to, by status.
 fn failures() -> Value {
-    let told = [
+    let descriptions = [
         (
             "400",
-            "The request is wrong: malformed, out of range, longer than the context, or asking for what incant lacks",
+            "The request is wrong: malformed, out of range, longer than the context, or asking for an unsupported feature",
         ),
-        ("401", "The server wants a key, and got none or another one"),
+        (
+            "401",
+            "The server requires a key, and got none or a wrong one",
+        ),
         (
             "403",
             "A web page of another origin asks, or `Host` is a name that the server does not know as its own",
@@ -318,74 +131,15 @@ fn failures() -> Value {
         }
         (status.to_owned(), response)
     };
-    told.into_iter().map(failure).collect::<Map<_, _>>().into()
-}
-
-fn get(id: &str, summary: &str, answer: Value, failures: &[&str]) -> Value {
-    let operation = json!({
-        "operationId": id,
-        "summary": summary,
-        "responses": {"200": {"description": "OK", "content": {"application/json": {"schema": answer}}}},
-    });
-    with_failures(json!({"get": operation}), failures)
-}
-
-fn post(id: &str, summary: &str, request: Value, answer: Value, failures: &[&str]) -> Value {
-    let operation = json!({
-        "operationId": id,
-        "summary": summary,
-        "requestBody": {"required": true, "content": {"application/json": {"schema": request}}},
-        "responses": {"200": {"description": "OK", "content": {"application/json": {"schema": answer}}}},
-    });
-    with_failures(json!({"post": operation}), failures)
-}
-
-/// The failures of every operation.
-const FAILURES: &[&str] = &["400", "403"];
-
-/// Adds references to `failures`, and to those of every operation, to all operations of a path.
-fn with_failures(mut path: Value, failures: &[&str]) -> Value {
-    for operation in path
-        .as_object_mut()
+    descriptions
         .into_iter()
-        .flat_map(|path| path.values_mut())
-    {
-        for status in FAILURES.iter().chain(failures) {
-            operation["responses"][status] =
-                json!({"$ref": format!("#/components/responses/{status}")});
-        }
-    }
-    path
-}
-
-/// The schema of an object that is read as several views.
-fn all_of<const N: usize>(views: [Value; N]) -> Value {
-    json!({"allOf": views.to_vec()})
-}
-
-/// Adds the stream of `chunk`s that an answer can be. As is usual before OpenAPI 3.2, the schema is
-/// that of one event.
-fn with_stream(mut path: Value, chunk: Value) -> Value {
-    let either = json!({"anyOf": [chunk, {"$ref": "#/components/schemas/Error"}]});
-    let json = json!({
-        "type": "string",
-        "contentMediaType": "application/json",
-        "contentSchema": either,
-    });
-    path["post"]["responses"]["200"]["content"]["text/event-stream"] = json!({
-        "schema": {
-            "type": "object",
-            "description": "With `stream`: the events, `data: {chunk}`, then `data: [DONE]`. A failure after the \
-                first token is sent as `data: {error}` and ends the stream.",
-            "properties": {"data": {"anyOf": [{"const": "[DONE]"}, json]}},
-            "required": ["data"],
-        },
-    });
-    path
+        .map(failure)
+        .collect::<Map<_, _>>()
+        .into()
 }
 
 /// Collects schemas: input fields may be absent, output fields may not.
-struct Schemas {
+pub(crate) struct Schemas {
     input: SchemaGenerator,
     output: SchemaGenerator,
 }
@@ -428,15 +182,19 @@ mod tests {
 
     #[test]
     fn every_endpoint_is_described_and_nothing_else() {
-        let described: BTreeSet<String> = build()["paths"]
-            .as_object()
-            .unwrap()
-            .keys()
-            .cloned()
-            .collect();
-        let routed = super::super::endpoints()
+        let document = build();
+        let mut described = BTreeSet::new();
+        let mut ids = BTreeSet::new();
+        for (path, operations) in document["paths"].as_object().unwrap() {
+            for (method, operation) in operations.as_object().unwrap() {
+                described.insert((path.clone(), method.clone()));
+                let id = operation["operationId"].as_str().unwrap();
+                assert!(ids.insert(id.to_owned()), "{id} is there twice");
+            }
+        }
+        let routed = endpoints()
             .into_iter()
-            .map(|(path, _)| path.replace("{*", "{"))
+            .map(|it| (it.path.replace("{*", "{"), it.method.to_owned()))
             .collect();
         assert_eq!(described, routed);
     }

@@ -54,7 +54,7 @@ impl Server {
         if is_json {
             let text = response.body_mut().read_to_string();
             let text = text.map_err(|error| anyhow!("{url}: {error}"))?;
-            say(&mut out, &url, &text)?;
+            print_event(&mut out, &url, &text)?;
             return Ok(out.end_line()?);
         }
         let mut events = EventReader::new(BufReader::new(response.into_body().into_reader()));
@@ -64,15 +64,16 @@ impl Server {
                 is_complete = true;
                 break;
             }
-            is_complete |= say(&mut out, &url, &data)?;
+            is_complete |= print_event(&mut out, &url, &data)?;
             if out.reader_has_left() {
                 return Ok(());
             }
         }
         out.end_line()?;
-        match is_complete {
-            true => Ok(()),
-            false => bail!("{url}: the connection ended before the answer was complete"),
+        if is_complete {
+            Ok(())
+        } else {
+            bail!("{url}: the connection ended before the answer was complete")
         }
     }
 
@@ -90,7 +91,11 @@ impl Server {
 }
 
 /// Prints the text of a chunk, or of a whole answer. Returns whether it is the last.
-fn say(out: &mut Pieces<StdoutLock<'static>>, url: &str, json: &str) -> anyhow::Result<bool> {
+fn print_event(
+    out: &mut Pieces<StdoutLock<'static>>,
+    url: &str,
+    json: &str,
+) -> anyhow::Result<bool> {
     #[derive(Deserialize)]
     struct Said {
         content: Option<String>,

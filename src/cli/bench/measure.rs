@@ -55,9 +55,10 @@ impl Bench {
     fn feed(&mut self, sequence: SequenceId, tokens: &[u32]) -> Result<(), ExecError> {
         let chunks = tokens.len().div_ceil(CHUNK);
         for (index, tokens) in tokens.chunks(CHUNK).enumerate() {
-            let wanted = match index + 1 == chunks {
-                true => Wanted::Last,
-                false => Wanted::None,
+            let wanted = if index + 1 == chunks {
+                Wanted::Last
+            } else {
+                Wanted::None
             };
             let chunk = Chunk {
                 sequence,
@@ -211,7 +212,7 @@ impl<'a> Cost<'a> {
     }
 
     /// Returns the multiply-adds of the LM head per token.
-    fn head(&self) -> usize {
+    fn lm_head(&self) -> usize {
         self.spec.vocab * self.spec.hidden
     }
 
@@ -230,7 +231,7 @@ impl<'a> Cost<'a> {
     /// Returns the bound on a prompt's tokens per second, and the limit that sets it.
     pub(super) fn prefill(&self, tokens: usize, limits: &Limits) -> (f64, &'static str) {
         let attention: usize = (0..tokens).map(|depth| self.attention(depth)).sum();
-        let macs = tokens * self.layers() + self.head() + attention;
+        let macs = tokens * self.layers() + self.lm_head() + attention;
         bound(limits, tokens, macs, self.weights)
     }
 
@@ -242,7 +243,7 @@ impl<'a> Cost<'a> {
         depth: usize,
         limits: &Limits,
     ) -> (f64, &'static str) {
-        let macs = batch * (self.layers() + self.head() + self.attention(depth));
+        let macs = batch * (self.layers() + self.lm_head() + self.attention(depth));
         // The shared context is read once per step, in f16.
         let context = self.spec.kv_bytes(depth, 2);
         bound(limits, batch, macs, self.weights + context)
@@ -252,9 +253,10 @@ impl<'a> Cost<'a> {
 fn bound(limits: &Limits, tokens: usize, macs: usize, bytes: usize) -> (f64, &'static str) {
     let computing = macs as f64 / limits.macs_per_second;
     let reading = bytes as f64 / limits.bytes_per_second;
-    let by = match computing > reading {
-        true => "multiply-adds",
-        false => "memory",
+    let by = if computing > reading {
+        "multiply-adds"
+    } else {
+        "memory"
     };
     (tokens as f64 / computing.max(reading), by)
 }

@@ -17,7 +17,7 @@ use serde::Serialize;
 use self::measure::{Bench, Cost, Limits, Measured};
 use super::output::{self, Align, grouped, size};
 use super::pull::{self, Consent};
-use crate::config::ComputeArgs;
+use crate::cli::model_args::ComputeArgs;
 
 /// Measure how fast models run here, compared with the machine's limits; or, with --url, how fast a
 /// server is under a chat workload

@@ -1,15 +1,14 @@
 //! The flags for sampling and analysis of a comparison, as typed and as settings.
 
-use std::ops::RangeInclusive;
-
-use anyhow::bail;
+use anyhow::{bail, ensure};
 use incant::analyze::Settings;
 use incant::sample::fresh_seed;
+use incant::server::ranges::{self, Range};
 
-use crate::cli::samplers::SamplerArgs;
+use crate::cli::samplers::{SamplerArgs, check_float, check_integer};
 
 /// The largest seed. Readers of JSON may represent numbers in double precision.
-const LARGEST_SEED: u64 = (1 << 53) - 1;
+const MAX_SEED: u64 = (1 << 53) - 1;
 
 /// How answers are generated and analysed.
 #[derive(clap::Args)]
@@ -67,25 +66,27 @@ impl Controls {
     /// Returns the settings, with the first arm as reference, if every value is in its range.
     pub(super) fn settings(&self) -> anyhow::Result<Settings> {
         for (at, &temperature) in self.temperature.iter().enumerate() {
-            within("--temperature", temperature, 0.0..=2.0)?;
+            check_float("--temperature", temperature, ranges::TEMPERATURE)?;
             if self.temperature[..at].contains(&temperature) {
                 bail!("--temperature has {temperature} twice");
             }
         }
-        within("-n", self.n, 1..=128)?;
-        within("--max-tokens", self.max_tokens, 1..=u32::MAX as usize)?;
-        within("--top-p", self.top_p, 0.0..=1.0)?;
-        within("--min-p", self.min_p, 0.0..=1.0)?;
-        within("--presence-penalty", self.presence_penalty, -2.0..=2.0)?;
-        within("--frequency-penalty", self.frequency_penalty, -2.0..=2.0)?;
-        within(
-            "--repetition-penalty",
-            self.repetition_penalty,
-            0.01..=100.0,
-        )?;
-        within("--top-logprobs", self.top_logprobs, 0..=20)?;
-        let seed = self.seed.unwrap_or_else(|| fresh_seed() & LARGEST_SEED);
-        within("--seed", seed, 0..=LARGEST_SEED)?;
+        check_count("-n", self.n, ranges::ANSWERS)?;
+        let max_tokens = Range {
+            min: 1,
+            ..ranges::TOKENS
+        };
+        check_count("--max-tokens", self.max_tokens, max_tokens)?;
+        check_float("--top-p", self.top_p, ranges::TOP_P)?;
+        check_float("--min-p", self.min_p, ranges::MIN_P)?;
+        let penalty = ranges::PENALTY;
+        check_float("--presence-penalty", self.presence_penalty, penalty)?;
+        check_float("--frequency-penalty", self.frequency_penalty, penalty)?;
+        let repetition = ranges::REPETITION_PENALTY;
+        check_float("--repetition-penalty", self.repetition_penalty, repetition)?;
+        check_count("--top-logprobs", self.top_logprobs, ranges::TOP_LOGPROBS)?;
+        let seed = self.seed.unwrap_or_else(|| fresh_seed() & MAX_SEED);
+        ensure!(seed <= MAX_SEED, "--seed must be 0 to {MAX_SEED}");
         Ok(Settings {
             reference: 0,
             seed,
@@ -118,16 +119,9 @@ impl Controls {
     }
 }
 
-/// Refuses a value out of range; NaN is out of any range.
-fn within<T: PartialOrd + std::fmt::Display>(
-    flag: &str,
-    value: T,
-    range: RangeInclusive<T>,
-) -> anyhow::Result<()> {
-    if !range.contains(&value) {
-        bail!("{flag} must be {} to {}", range.start(), range.end());
-    }
-    Ok(())
+/// Refuses a number of things that is out of range.
+fn check_count(flag: &str, count: usize, range: Range<i64>) -> anyhow::Result<()> {
+    check_integer(flag, i64::try_from(count).unwrap_or(i64::MAX), range)
 }
 
 #[cfg(test)]
@@ -168,18 +162,21 @@ mod tests {
 
     #[test]
     fn what_is_out_of_range_is_refused_by_its_flag() {
-        let told = |line| parse(line).settings().unwrap_err().to_string();
-        assert_eq!(told("-t 0,2.5"), "--temperature must be 0 to 2");
-        assert_eq!(told("-t nan"), "--temperature must be 0 to 2");
-        assert_eq!(told("-t 0.5,1,0.5"), "--temperature has 0.5 twice");
-        assert_eq!(told("-n 0"), "-n must be 1 to 128");
+        let message = |line| parse(line).settings().unwrap_err().to_string();
+        assert_eq!(message("-t 0,2.5"), "--temperature must be 0 to 2");
+        assert_eq!(message("-t nan"), "--temperature must be 0 to 2");
+        assert_eq!(message("-t 0.5,1,0.5"), "--temperature has 0.5 twice");
+        assert_eq!(message("-n 0"), "-n must be 1 to 128");
         assert_eq!(
-            told("--presence-penalty -3"),
+            message("--presence-penalty -3"),
             "--presence-penalty must be -2 to 2"
         );
-        assert_eq!(told("--top-logprobs 21"), "--top-logprobs must be 0 to 20");
+        assert_eq!(
+            message("--top-logprobs 21"),
+            "--top-logprobs must be 0 to 20"
+        );
         let most = "--seed must be 0 to 9007199254740991";
-        assert_eq!(told("--seed 9007199254740992"), most);
+        assert_eq!(message("--seed 9007199254740992"), most);
     }
 
     #[test]

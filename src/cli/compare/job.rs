@@ -2,19 +2,20 @@
 
 use std::cell::Cell;
 
-use anyhow::{anyhow, bail};
+use anyhow::bail;
 use futures_util::{StreamExt, TryStreamExt, stream};
 use incant::analyze::ReportArm;
 use incant::analyze::{Answer, Prompt, Settings};
 use incant::engine::{Client, Event};
 use incant::profile::SamplingDefaults;
 use incant::runtime::{
-    self, Arm, Comparison, Partners, PromptInput, Runtime, Side, Transcript, Wanted, What, Wishes,
+    self, Arm, Comparison, GuidanceOptions, OutputPart, Partners, PromptBounds, PromptInput,
+    Runtime, Side, Transcript,
 };
 use incant::sample::SamplingParams;
 use indicatif::{ProgressBar, ProgressStyle};
 
-use super::prompts::Asked;
+use super::prompts::InputPrompt;
 use crate::cli::samplers;
 
 /// The rendered prompts of a comparison.
@@ -25,7 +26,7 @@ pub(super) struct Job<'a> {
 
 /// One prompt, with the sides of its first temperature.
 struct Question {
-    asked: Asked,
+    input: InputPrompt,
     sides: Vec<Side>,
 }
 
@@ -34,16 +35,19 @@ impl<'a> Job<'a> {
     pub(super) fn new(
         runtime: &Runtime,
         arms: Vec<Arm>,
-        asked: Vec<Asked>,
+        inputs: Vec<InputPrompt>,
         settings: &'a Settings,
     ) -> anyhow::Result<Job<'a>> {
-        let several = asked.len() > 1;
-        let questions = (1..).zip(asked).map(|(number, asked)| {
-            let sides = sides(runtime, &arms, &asked, settings).map_err(|error| match several {
-                true => error.context(format!("prompt {number}")),
-                false => error,
+        let several = inputs.len() > 1;
+        let questions = (1..).zip(inputs).map(|(number, input)| {
+            let sides = sides(runtime, &arms, &input, settings).map_err(|error| {
+                if several {
+                    error.context(format!("prompt {number}"))
+                } else {
+                    error
+                }
             })?;
-            Ok(Question { asked, sides })
+            Ok(Question { input, sides })
         });
         Ok(Job {
             settings,
@@ -55,12 +59,12 @@ impl<'a> Job<'a> {
     /// each prompt: then the report names no profile for it, and has the guidance of the first
     /// prompt.
     pub(super) fn arms(&self) -> Vec<ReportArm> {
-        let told = self.questions.iter().map(|question| {
-            let is_chat = matches!(question.asked, Asked::Chat(_));
+        let described = self.questions.iter().map(|question| {
+            let is_chat = matches!(question.input, InputPrompt::Chat(_));
             let sides = question.sides.iter();
             sides.map(|side| side.report_arm(is_chat)).collect()
         });
-        let all = told.reduce(|first: Vec<ReportArm>, next: Vec<ReportArm>| {
+        let all = described.reduce(|first: Vec<ReportArm>, next: Vec<ReportArm>| {
             let both = first.into_iter().zip(next);
             let both = both.map(|(first, next)| {
                 let is_same = first.rendered_by == next.rendered_by;
@@ -103,9 +107,9 @@ impl<'a> Job<'a> {
             let mut answers: Vec<Answer> = answers.flatten().collect();
             // The sort is stable: each arm's answers stay ordered by temperature.
             answers.sort_by_key(|answer| answer.arm);
-            let (messages, prompt) = match question.asked {
-                Asked::Chat(messages) => (Some(messages), None),
-                Asked::Verbatim(text) => (None, Some(text)),
+            let (messages, prompt) = match question.input {
+                InputPrompt::Chat(messages) => (Some(messages), None),
+                InputPrompt::Verbatim(text) => (None, Some(text)),
             };
             Prompt {
                 messages,
@@ -141,12 +145,12 @@ impl<'a> Job<'a> {
                 progress.token();
             }
         };
-        while let Some(said) = comparison.next(note).await {
-            let said = said.map_err(|why| anyhow!(why))?;
-            if let What::End(..) = said.what {
+        while let Some(output) = comparison.next(note).await {
+            let output = output?;
+            if let OutputPart::End(..) = output.part {
                 progress.answer();
             }
-            transcript.take_in(said);
+            transcript.process(output);
         }
         Ok(transcript.into_answers())
     }
@@ -156,34 +160,37 @@ impl<'a> Job<'a> {
 fn sides(
     runtime: &Runtime,
     arms: &[Arm],
-    asked: &Asked,
+    input: &InputPrompt,
     settings: &Settings,
 ) -> anyhow::Result<Vec<Side>> {
-    let wishes = Wishes::default();
-    let arms: Vec<Arm> = match asked {
-        Asked::Chat(messages) => {
+    let options = GuidanceOptions::default();
+    let arms: Vec<Arm> = match input {
+        InputPrompt::Chat(messages) => {
             let arms = arms.iter();
             arms.map(|arm| arm.for_conversation(messages)).collect()
         }
-        Asked::Verbatim(_) => arms.to_vec(),
+        InputPrompt::Verbatim(_) => arms.to_vec(),
     };
-    let wanted = &Wanted::default();
+    let bounds = &PromptBounds::default();
     let render = |arm: &Arm| -> anyhow::Result<_> {
-        let (prompt, partners) = match asked {
-            Asked::Chat(messages) => {
-                let say = arm.say_in_chat(runtime, &wishes)?;
-                (arm.chat(messages)?, say.of_chat(arm, messages, wanted)?)
+        let (prompt, partners) = match input {
+            InputPrompt::Chat(messages) => {
+                let guidance = arm.guidance_for_chat(runtime, &options)?;
+                (
+                    arm.chat(messages)?,
+                    guidance.partners_for_chat(arm, messages, bounds)?,
+                )
             }
-            Asked::Verbatim(text) => {
+            InputPrompt::Verbatim(text) => {
                 let input = PromptInput::Text(text.clone());
-                let say = arm.say_in_completion(runtime, &wishes)?;
+                let guidance = arm.guidance_for_completion(runtime, &options)?;
                 (
                     arm.completion(&input),
-                    say.of_completion(arm, &input, wanted)?,
+                    guidance.partners_for_completion(arm, &input, bounds)?,
                 )
             }
         };
-        Ok((prompt, partners.measuring_the_arm()))
+        Ok((prompt, partners.reporting_own_logprobs()))
     };
     let rendered = arms.iter().map(render);
     let rendered = rendered.collect::<anyhow::Result<Vec<_>>>()?;
@@ -212,8 +219,8 @@ fn sides(
             sampling: sampling(settings, arm),
             max_tokens: settings
                 .max_tokens
-                .min(runtime::room(heard.map(|(_, side)| side)))
-                .min(partners[place].room()),
+                .min(runtime::max_answer_tokens(heard.map(|(_, side)| side)))
+                .min(partners[place].max_answer_tokens()),
             end_tokens: arm.end_tokens(),
             stop: Vec::new(),
             partners: partners[place].clone(),

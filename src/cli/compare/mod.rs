@@ -1,6 +1,6 @@
 //! `incant compare`: the effect of alignment, on one question or a file of prompts.
 //!
-//! [`Controls`] are the sampling flags, [`Asking`] turns texts into prompts, [`Job`] lets all arms
+//! [`Controls`] are the sampling flags, [`PromptReader`] turns texts into prompts, [`Job`] lets all arms
 //! answer and score, [`table::show`] prints the report.
 
 mod controls;
@@ -10,19 +10,19 @@ mod table;
 
 use std::io::{self, Read};
 use std::path::PathBuf;
-use std::time::{SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context, bail};
 use incant::analyze::{Report, page};
 use incant::engine::EngineOptions;
 use incant::runtime::{Arm, Model, Runtime, default_reference};
+use incant::server::clock::unix_time;
 
 use self::controls::Controls;
 use self::job::Job;
-use self::prompts::{Asked, Asking};
+use self::prompts::{InputPrompt, PromptReader};
 use super::files::Target;
 use super::output;
-use crate::config::ModelArgs;
+use crate::cli::model_args::ModelArgs;
 
 /// Let several arms answer the same question, side by side, and score each other's answers: which
 /// tokens would another arm have chosen differently?
@@ -64,7 +64,7 @@ impl Args {
     pub(crate) fn run(self) -> anyhow::Result<()> {
         // Everything that needs no model is checked first.
         let mut settings = self.controls.settings()?;
-        let asked = self.asked()?;
+        let inputs = self.input_prompts()?;
         let json = self.json.as_deref().map(Target::new).transpose()?;
         let html = self.html.as_deref().map(Target::new).transpose()?;
         if json.is_some() && json == html {
@@ -81,14 +81,12 @@ impl Args {
         };
         let slots = options.slots;
         let runtime = Runtime::new();
-        runtime.loaded(models.resolve(options)?.load_and_tell()?);
+        runtime.loaded(models.resolve(options)?.load_with_warnings()?);
         let arms = self.arms(&runtime)?;
         settings.reference = self.reference(&arms)?;
 
-        let since_1970 = SystemTime::now().duration_since(UNIX_EPOCH);
-        // A clock before 1970 is no reason to refuse an answer.
-        let created = since_1970.map_or(0, |time| time.as_secs());
-        let job = Job::new(&runtime, arms, asked, &settings)?;
+        let created = unix_time();
+        let job = Job::new(&runtime, arms, inputs, &settings)?;
         let infos = job.arms();
         let prompts = job.run(slots)?;
         let report = Report::new(created, settings, infos, prompts);
@@ -97,7 +95,7 @@ impl Args {
             html.write(&page::report(&text))?;
         }
         if let Some(json) = &json {
-            json.write(&(output::harmless_json(&text) + "\n"))?;
+            json.write(&(output::escape_json(&text) + "\n"))?;
         }
         if ![&json, &html].contains(&&Some(Target::Output)) {
             output::print(&table::show(&report))?;
@@ -105,13 +103,13 @@ impl Args {
         Ok(())
     }
 
-    fn asked(&self) -> anyhow::Result<Vec<Asked>> {
-        let asking = Asking {
+    fn input_prompts(&self) -> anyhow::Result<Vec<InputPrompt>> {
+        let reader = PromptReader {
             verbatim: self.verbatim,
             system: self.system.clone(),
         };
         match (&self.prompts, self.question.as_deref()) {
-            (Some(file), _) => asking.file(file),
+            (Some(file), _) => reader.file(file),
             (None, Some("-")) => {
                 let mut question = String::new();
                 io::stdin()
@@ -119,9 +117,9 @@ impl Args {
                     .context("cannot read the question")?;
                 // A file may begin with a byte order mark.
                 let question = question.strip_prefix('\u{feff}').unwrap_or(&question);
-                Ok(vec![asking.text(question)])
+                Ok(vec![reader.text(question)])
             }
-            (None, question) => Ok(vec![asking.text(question.unwrap_or_default())]),
+            (None, question) => Ok(vec![reader.text(question.unwrap_or_default())]),
         }
     }
 

@@ -11,7 +11,7 @@ use serde::de::IgnoredAny;
 
 /// One prompt.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) enum Asked {
+pub(super) enum InputPrompt {
     /// A conversation, which each arm renders.
     Chat(Vec<Message>),
     /// A text that each arm continues verbatim.
@@ -20,7 +20,7 @@ pub(super) enum Asked {
 
 /// How texts become prompts.
 #[derive(Clone, Debug)]
-pub(super) struct Asking {
+pub(super) struct PromptReader {
     /// Take each text verbatim.
     pub(super) verbatim: bool,
     /// The system message, for conversations without one.
@@ -48,26 +48,27 @@ struct Turn {
     _rest: HashMap<String, IgnoredAny>,
 }
 
-impl Asking {
+impl PromptReader {
     /// Turns a text into a prompt.
-    pub(super) fn text(&self, text: &str) -> Asked {
-        match self.verbatim {
-            true => Asked::Verbatim(text.to_owned()),
-            false => self.chat(vec![Message::new(Role::User, text)]),
+    pub(super) fn text(&self, text: &str) -> InputPrompt {
+        if self.verbatim {
+            InputPrompt::Verbatim(text.to_owned())
+        } else {
+            self.chat(vec![Message::new(Role::User, text)])
         }
     }
 
-    fn chat(&self, mut messages: Vec<Message>) -> Asked {
+    fn chat(&self, mut messages: Vec<Message>) -> InputPrompt {
         let has_system = messages.iter().any(|message| message.role == Role::System);
         if let Some(system) = self.system.as_ref().filter(|_| !has_system) {
             messages.insert(0, Message::new(Role::System, system));
         }
-        Asked::Chat(messages)
+        InputPrompt::Chat(messages)
     }
 
     /// Reads a file: JSON Lines if its name ends in `.jsonl`, else a text file with a prompt on
     /// each line that is not blank. A byte order mark is skipped.
-    pub(super) fn file(&self, path: &Path) -> anyhow::Result<Vec<Asked>> {
+    pub(super) fn file(&self, path: &Path) -> anyhow::Result<Vec<InputPrompt>> {
         let name = path.display();
         let text = open::read_text(path, open::Kind::PROMPTS).with_context(|| name.to_string())?;
         let text = text.strip_prefix('\u{feff}').unwrap_or(&text);
@@ -79,12 +80,11 @@ impl Asking {
             if line.trim().is_empty() {
                 continue;
             }
-            prompts.push(match is_json {
-                true => {
-                    let prompt = self.json(line);
-                    prompt.with_context(|| format!("{name}, line {number}"))?
-                }
-                false => self.text(line),
+            prompts.push(if is_json {
+                let prompt = self.json(line);
+                prompt.with_context(|| format!("{name}, line {number}"))?
+            } else {
+                self.text(line)
             });
         }
         if prompts.is_empty() {
@@ -93,7 +93,7 @@ impl Asking {
         Ok(prompts)
     }
 
-    fn json(&self, line: &str) -> anyhow::Result<Asked> {
+    fn json(&self, line: &str) -> anyhow::Result<InputPrompt> {
         let line: Line = serde_json::from_str(line).map_err(|error| {
             // The error's position is left out: its line is always the first.
             let text = error.to_string();
@@ -125,7 +125,7 @@ mod tests {
 
     use super::*;
 
-    const CHAT: Asking = Asking {
+    const CHAT: PromptReader = PromptReader {
         verbatim: false,
         system: None,
     };
@@ -135,16 +135,16 @@ mod tests {
     }
 
     /// Reads a file called `name` that contains `text`.
-    fn read(asking: &Asking, name: &str, text: &str) -> anyhow::Result<Vec<Asked>> {
+    fn read(reader: &PromptReader, name: &str, text: &str) -> anyhow::Result<Vec<InputPrompt>> {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join(name);
         fs::write(&path, text).unwrap();
-        asking.file(&path)
+        reader.file(&path)
     }
 
     #[track_caller]
-    fn told(asking: &Asking, name: &str, text: &str) -> String {
-        let error = format!("{:#}", read(asking, name, text).unwrap_err());
+    fn error_text(reader: &PromptReader, name: &str, text: &str) -> String {
+        let error = format!("{:#}", read(reader, name, text).unwrap_err());
         let (_, rest) = error.split_once(name).expect("the file is named");
         assert!(!rest.contains('\n'), "{rest}");
         rest.to_owned()
@@ -153,7 +153,7 @@ mod tests {
     #[test]
     fn each_line_of_a_text_is_a_prompt() {
         let prompts = read(&CHAT, "a.txt", "One?\r\n\n  \n{\"prompt\": 2}\n").unwrap();
-        let expected = ["One?", "{\"prompt\": 2}"].map(|text| Asked::Chat(vec![user(text)]));
+        let expected = ["One?", "{\"prompt\": 2}"].map(|text| InputPrompt::Chat(vec![user(text)]));
         assert_eq!(prompts, expected);
     }
 
@@ -168,49 +168,52 @@ mod tests {
         assert_eq!(
             prompts,
             [
-                Asked::Chat(vec![user("One?")]),
-                Asked::Chat(conversation.clone())
+                InputPrompt::Chat(vec![user("One?")]),
+                InputPrompt::Chat(conversation.clone())
             ]
         );
         // A conversation keeps its own system message.
-        let polite = Asking {
+        let polite = PromptReader {
             system: Some("Be polite.".to_owned()),
             ..CHAT
         };
         let prompts = read(&polite, "a.jsonl", lines).unwrap();
         let system = Message::new(Role::System, "Be polite.");
-        assert_eq!(prompts[0], Asked::Chat(vec![system, user("One?")]));
-        assert_eq!(prompts[1], Asked::Chat(conversation));
+        assert_eq!(prompts[0], InputPrompt::Chat(vec![system, user("One?")]));
+        assert_eq!(prompts[1], InputPrompt::Chat(conversation));
     }
 
     #[test]
     fn what_is_wrong_is_told_with_its_line() {
-        let verbatim = Asking {
+        let verbatim = PromptReader {
             verbatim: true,
             system: None,
         };
         let message = r#"{"messages": [{"role": "user", "content": "x"}]}"#;
-        let told = |asking, line: &str| told(asking, "a.jsonl", &format!("\n{line}\n"));
+        let error_text = |reader, line: &str| error_text(reader, "a.jsonl", &format!("\n{line}\n"));
         assert_eq!(
-            told(&CHAT, "{\"prompt\": \"x\""),
+            error_text(&CHAT, "{\"prompt\": \"x\""),
             ", line 2: column 14: EOF while parsing an object"
         );
         let neither = ", line 2: there is neither 'prompt' nor 'messages'";
-        assert_eq!(told(&CHAT, "{\"text\": \"x\"}"), neither);
+        assert_eq!(error_text(&CHAT, "{\"text\": \"x\"}"), neither);
         let both = ", line 2: give 'prompt' or 'messages', not both";
-        assert_eq!(told(&CHAT, "{\"prompt\": \"x\", \"messages\": []}"), both);
+        assert_eq!(
+            error_text(&CHAT, "{\"prompt\": \"x\", \"messages\": []}"),
+            both
+        );
         let empty = ", line 2: 'messages' is empty";
-        assert_eq!(told(&CHAT, "{\"messages\": []}"), empty);
-        let tool = told(&CHAT, r#"{"messages": [{"role": "tool", "content": "x"}]}"#);
+        assert_eq!(error_text(&CHAT, "{\"messages\": []}"), empty);
+        let tool = error_text(&CHAT, r#"{"messages": [{"role": "tool", "content": "x"}]}"#);
         assert!(tool.contains("unknown variant `tool`"), "{tool}");
-        let verbatim = told(&verbatim, message);
+        let verbatim = error_text(&verbatim, message);
         assert!(verbatim.contains("cannot be taken verbatim"), "{verbatim}");
     }
 
     #[test]
     fn a_byte_order_mark_is_no_part_of_the_first_prompt() {
         let prompts = read(&CHAT, "a.txt", "\u{feff}One?\r\nTwo?\r\n").unwrap();
-        let expected = ["One?", "Two?"].map(|text| Asked::Chat(vec![user(text)]));
+        let expected = ["One?", "Two?"].map(|text| InputPrompt::Chat(vec![user(text)]));
         assert_eq!(prompts, expected);
         let prompts = read(&CHAT, "a.jsonl", "\u{feff}{\"prompt\": \"One?\"}\n").unwrap();
         assert_eq!(prompts, expected[..1]);
@@ -218,16 +221,16 @@ mod tests {
 
     #[test]
     fn a_list_does_not_stand_for_an_object() {
-        let list = told(&CHAT, "a.jsonl", "[\"One?\", null]\n");
+        let list = error_text(&CHAT, "a.jsonl", "[\"One?\", null]\n");
         assert!(list.contains("expected an object"), "{list}");
-        let list = told(&CHAT, "a.jsonl", "{\"messages\": [[\"user\", \"One?\"]]}\n");
+        let list = error_text(&CHAT, "a.jsonl", "{\"messages\": [[\"user\", \"One?\"]]}\n");
         assert!(list.contains("expected a message"), "{list}");
     }
 
     #[test]
     fn a_file_without_prompts_is_refused() {
         assert_eq!(
-            told(&CHAT, "a.txt", "\n \n"),
+            error_text(&CHAT, "a.txt", "\n \n"),
             ": there are no prompts in it"
         );
     }

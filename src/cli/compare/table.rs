@@ -2,30 +2,35 @@
 
 use std::collections::HashMap;
 
-use incant::analyze::{FinishReason, Pair, Report, ReportArm, SamplingRow, Summary};
+use incant::analyze::{FinishReason, Pair, Prompt, Report, ReportArm, SamplingRow, Summary};
 
 use incant::printable::printable;
 
 use crate::cli::output::{Align, grouped, table, visible};
 
 /// The number of most shifted tokens that are shown per arm.
-const MOST_SHIFTED: usize = 8;
+const MAX_SHIFTED_TOKENS: usize = 8;
 
-/// Formats the answers, if there is only one prompt, the tables, and the seed if it matters.
+/// Formats the tables, and the seed if it matters. The answers come first if there is only one
+/// prompt, or if there is no table: a single arm has nothing to be compared with.
 pub(super) fn show(report: &Report) -> String {
     let names = names(&report.arms);
+    let mut tables = Vec::new();
+    if let Some(summary) = &report.summary {
+        let reference = report.settings.reference;
+        tables.extend(shift(summary, reference, &names));
+        tables.extend(most_shifted(summary, reference, &names));
+        tables.extend(removed(summary, &names[reference], &names));
+    }
+    tables.extend(sampling(&report.sampling, &names));
     let mut parts = Vec::new();
-    if report.prompts.len() == 1 {
+    if report.prompts.len() == 1 || tables.is_empty() {
         parts.push(answers(report, &names));
     }
-    if let Some(summary) = &report.summary {
+    if report.summary.is_some() {
         parts.extend(guided(&report.arms, &names));
-        let reference = report.settings.reference;
-        parts.extend(shift(summary, reference, &names));
-        parts.extend(most_shifted(summary, reference, &names));
-        parts.extend(removed(summary, &names[reference], &names));
     }
-    parts.extend(sampling(&report.sampling, &names));
+    parts.append(&mut tables);
     // Random answers can be repeated.
     if report.settings.temperature.iter().any(|&t| t > 0.0) {
         parts.push(format!("Repeat it with --seed {}\n", report.settings.seed));
@@ -59,10 +64,11 @@ fn names(arms: &[ReportArm]) -> Vec<String> {
 fn guided(arms: &[ReportArm], names: &[String]) -> Option<String> {
     let lines = names.iter().zip(arms).filter_map(|(name, arm)| {
         let guidance = arm.guidance.as_ref()?;
-        Some(match name.contains(guidance.as_str()) {
-            true => format!("  {name}\n"),
+        Some(if name.contains(guidance.as_str()) {
+            format!("  {name}\n")
+        } else {
             // The profile's own guidance.
-            false => format!("  {name}: {guidance}\n"),
+            format!("  {name}: {guidance}\n")
         })
     });
     let lines: String = lines.collect();
@@ -72,28 +78,41 @@ fn guided(arms: &[ReportArm], names: &[String]) -> Option<String> {
 fn answers(report: &Report, names: &[String]) -> String {
     let settings = &report.settings;
     let mut text = String::new();
-    for answer in report.prompts.iter().flat_map(|prompt| &prompt.answers) {
-        text += &names[answer.arm];
-        if settings.temperature.len() > 1 {
-            text += &format!(", temperature {}", answer.temperature);
+    for (number, prompt) in (1..).zip(&report.prompts) {
+        if report.prompts.len() > 1 {
+            text += &format!("Prompt {number}: {}\n\n", first_line(prompt));
         }
-        if settings.n > 1 {
-            text += &format!(", answer {}", answer.index + 1);
-        }
-        text += "\n";
-        for line in answer.text.lines() {
-            text += format!("  {}", printable(line)).trim_end();
+        for answer in &prompt.answers {
+            text += &names[answer.arm];
+            if settings.temperature.len() > 1 {
+                text += &format!(", temperature {}", answer.temperature);
+            }
+            if settings.n > 1 {
+                text += &format!(", answer {}", answer.index + 1);
+            }
+            text += "\n";
+            for line in answer.text.lines() {
+                text += format!("  {}", printable(line)).trim_end();
+                text += "\n";
+            }
+            match answer.finish_reason {
+                FinishReason::Length => text += "  […]\n",
+                FinishReason::Stop if answer.text.is_empty() => text += "  (nothing)\n",
+                FinishReason::Stop => {}
+            }
             text += "\n";
         }
-        match answer.finish_reason {
-            FinishReason::Length => text += "  […]\n",
-            FinishReason::Stop if answer.text.is_empty() => text += "  (nothing)\n",
-            FinishReason::Stop => {}
-        }
-        text += "\n";
     }
     // Parts are separated by an empty line.
     text.trim_end().to_owned() + "\n"
+}
+
+/// Returns the first line of a prompt's text; of a conversation, that of its last message.
+fn first_line(prompt: &Prompt) -> String {
+    let messages = prompt.messages.iter().flatten();
+    let last = messages.last().map(|message| message.content.as_str());
+    let text = last.or(prompt.prompt.as_deref()).unwrap_or_default();
+    printable(text.lines().next().unwrap_or_default()).into_owned()
 }
 
 /// Formats the shares of tokens by class for all pairs, those under the reference first.
@@ -142,14 +161,19 @@ fn shift(summary: &Summary, reference: usize, names: &[String]) -> Option<String
 fn most_shifted(summary: &Summary, reference: usize, names: &[String]) -> Option<String> {
     let under = |pair: &&Pair| pair.under == reference && !pair.most_shifted.is_empty();
     let rows = summary.pairs.iter().filter(under).map(|pair| {
-        let tokens = pair.most_shifted.iter().take(MOST_SHIFTED).map(|token| {
-            let shown: String = token.token.chars().flat_map(visible).collect();
-            match token.token.is_empty() {
-                // An end token has no text.
-                true => format!("#{} {}×", token.id, token.shifted),
-                false => format!("‘{shown}’ {}×", token.shifted),
-            }
-        });
+        let tokens = pair
+            .most_shifted
+            .iter()
+            .take(MAX_SHIFTED_TOKENS)
+            .map(|token| {
+                let shown: String = token.token.chars().flat_map(visible).collect();
+                if token.token.is_empty() {
+                    // An end token has no text.
+                    format!("#{} {}×", token.id, token.shifted)
+                } else {
+                    format!("‘{shown}’ {}×", token.shifted)
+                }
+            });
         vec![
             names[pair.arm].clone(),
             tokens.collect::<Vec<_>>().join("  "),
@@ -164,10 +188,10 @@ fn removed(summary: &Summary, reference: &str, names: &[String]) -> Option<Strin
     let has_interval = summary.removed.iter().any(|row| row.interval.is_some());
     let mut head = vec![
         "answers of",
-        "brought by",
+        "explained by",
         "shifted",
         "remaining",
-        "brought",
+        "explained",
     ];
     head.extend(has_interval.then_some("95%"));
     head.push("of the KL");
@@ -184,7 +208,7 @@ fn removed(summary: &Summary, reference: &str, names: &[String]) -> Option<Strin
         row.push(removed.kl_share.map(percent).unwrap_or_default());
         row
     });
-    let title = format!("What an arm brings by itself of the shift from {reference}");
+    let title = format!("Share of the shift from {reference} that another arm explains");
     section(&title, 2, head, rows.collect())
 }
 
@@ -239,7 +263,7 @@ fn percents([low, high]: [f64; 2]) -> String {
 
 #[cfg(test)]
 mod tests {
-    use incant::analyze::{Answer, Prompt, Samplers, Score, Settings, Token, Usage};
+    use incant::analyze::{Answer, Samplers, Score, Settings, Token, Usage};
     use incant::profile::{Message, Role};
     use incant::sample::Divergence;
 
@@ -360,10 +384,10 @@ mod tests {
           @urial      ‘日本\u{1b}!’ 1×
           +tuned      ‘Tokyo’ 1×
 
-        What an arm brings by itself of the shift from @base
-          answers of  brought by  shifted  remaining  brought  of the KL
-          @urial      +tuned            1          1     0.0%      53.8%
-          +tuned      @urial            1          0   100.0%      75.0%
+        Share of the shift from @base that another arm explains
+          answers of  explained by  shifted  remaining  explained  of the KL
+          @urial      +tuned              1          1       0.0%      53.8%
+          +tuned      @urial              1          0     100.0%      75.0%
         ");
     }
 
@@ -404,10 +428,10 @@ mod tests {
           @urial      ‘日本\u{1b}!’ 1×
           +tuned      ‘Tokyo’ 1×
 
-        What an arm brings by itself of the shift from @base
-          answers of  brought by  shifted  remaining  brought       95%  of the KL
-          @urial      +tuned            1          1     0.0%  0.0–0.0%      41.2%
-          +tuned      @urial            1          0   100.0%                75.0%
+        Share of the shift from @base that another arm explains
+          answers of  explained by  shifted  remaining  explained       95%  of the KL
+          @urial      +tuned              1          1       0.0%  0.0–0.0%      41.2%
+          +tuned      @urial              1          0     100.0%                75.0%
 
         How answers scatter
           arm     temperature  answers  distinct  distinct-2  diversity  tokens  log-probability
@@ -417,6 +441,29 @@ mod tests {
           @urial          0.5        2      1.00        1.00       0.00     1.0           -0.500
 
         Repeat it with --seed 1
+        ");
+    }
+
+    #[test]
+    fn several_questions_to_one_arm_show_its_answers() {
+        let only = |text| {
+            let token = Token::new(1, Vec::from(text), -0.5, 1, Vec::new(), Vec::new());
+            prompt(vec![answer(0, 0.0, FinishReason::Stop, &[token])])
+        };
+        let mut verbatim = only("Rome");
+        verbatim.messages = None;
+        verbatim.prompt = Some("Where\u{1b}\nare we?".to_owned());
+        let report = report(&["@urial"], &[0.0], vec![only("Paris"), verbatim]);
+        insta::assert_snapshot!(show(&report), @r"
+        Prompt 1: Where?
+
+        @urial
+          Paris
+
+        Prompt 2: Where\u{1b}
+
+        @urial
+          Rome
         ");
     }
 

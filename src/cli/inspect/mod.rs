@@ -26,9 +26,10 @@ impl Args {
         let located = catalog::locate(&self.model)?;
         let gguf = Gguf::open(&located.path)?;
         let report = Report::of(&gguf);
-        let shown = match self.json {
-            true => output::json(&report)?,
-            false => show::text(&report),
+        let shown = if self.json {
+            output::json(&report)?
+        } else {
+            show::text(&report)
         };
         Ok(output::print(&shown)?)
     }

@@ -125,7 +125,8 @@ pub(super) enum Role {
     Attention,
     FeedForward,
     Norms,
-    Head,
+    #[serde(rename = "head")]
+    LmHead,
     Other,
 }
 
@@ -323,7 +324,7 @@ fn role(name: &str) -> Role {
     match stem {
         _ if stem.ends_with("_norm") => Role::Norms,
         "token_embd" | "position_embd" | "token_types" => Role::Embeddings,
-        "output" => Role::Head,
+        "output" => Role::LmHead,
         _ if stem.starts_with("attn_") => Role::Attention,
         _ if stem.starts_with("ffn_") => Role::FeedForward,
         _ => Role::Other,
@@ -394,7 +395,7 @@ mod tests {
     fn tensors_are_told_apart_by_name() {
         let is = |name, part: Role| assert!(role(name) == part, "{name}");
         is("token_embd.weight", Role::Embeddings);
-        is("output.weight", Role::Head);
+        is("output.weight", Role::LmHead);
         is("output_norm.weight", Role::Norms);
         is("blk.0.attn_q.weight", Role::Attention);
         is("blk.11.attn_q.bias", Role::Attention);

@@ -156,7 +156,7 @@ fn parts(report: &Report) -> String {
             Role::Attention => "attention",
             Role::FeedForward => "feed-forward",
             Role::Norms => "norms",
-            Role::Head => "head",
+            Role::LmHead => "head",
             Role::Other => "other",
         };
         rows.push(vec![
@@ -164,7 +164,7 @@ fn parts(report: &Report) -> String {
             grouped(entry.elements),
             size(entry.bytes),
         ]);
-        let has_head = report.parts.iter().any(|entry| entry.part == Role::Head);
+        let has_head = report.parts.iter().any(|entry| entry.part == Role::LmHead);
         if entry.part == Role::Embeddings && !has_head {
             rows.push(row(["head", "", "is the embeddings"]));
         }

@@ -6,7 +6,7 @@ use anyhow::{Context, bail};
 use futures_util::future;
 use incant::engine::{Event, FinishReason, GenerateRequest};
 use incant::profile::{Message, Role};
-use incant::runtime::{Arm, Runtime, Wanted, Wishes};
+use incant::runtime::{Arm, GuidanceOptions, PromptBounds, Runtime};
 use incant::text::decode::StreamDecoder;
 use incant::text::stop::StopMatcher;
 use incant::train::data::Entry;
@@ -17,7 +17,7 @@ use super::flags::Flags;
 use super::prepare::options;
 
 /// The maximum number of tokens of an answer.
-const MOST_TOKENS: usize = 64;
+const MAX_TOKENS: usize = 64;
 
 /// The adapter's name while it answers.
 const ADAPTER: &str = "adapter";
@@ -56,7 +56,7 @@ impl Questions {
         from: Option<&Path>,
     ) -> anyhow::Result<Vec<SampleAnswer>> {
         let answers = self.ask(runtime, from)?;
-        let prompts = self.prompts.iter().map(|prompt| shown(prompt));
+        let prompts = self.prompts.iter().map(|prompt| format_prompt(prompt));
         let answers = prompts.zip(answers);
         Ok(answers
             .map(|(prompt, before)| SampleAnswer {
@@ -75,7 +75,7 @@ impl Questions {
         }
         let loading = flags.student.models(None).resolve(options())?;
         let runtime = Runtime::new();
-        runtime.loaded(loading.load_and_tell()?);
+        runtime.loaded(loading.load_with_warnings()?);
         let after = self.ask(&runtime, Some(&flags.out))?;
         for (answer, after) in answers.iter_mut().zip(after) {
             answer.after = Some(after);
@@ -100,13 +100,13 @@ impl Questions {
             .prompts
             .iter()
             .map(|prompt| answer(runtime, &arm, prompt));
-        let answering = tokio::runtime::Builder::new_current_thread().build()?;
-        answering.block_on(future::try_join_all(answers))
+        let tokio = tokio::runtime::Builder::new_current_thread().build()?;
+        tokio.block_on(future::try_join_all(answers))
     }
 }
 
 /// Formats a conversation for a report.
-fn shown(prompt: &[Message]) -> String {
+fn format_prompt(prompt: &[Message]) -> String {
     match prompt {
         [only] if only.role == Role::User => only.content.clone(),
         turns => {
@@ -120,12 +120,12 @@ fn shown(prompt: &[Message]) -> String {
 
 /// Generates the most likely answer (greedy decoding), as it would be served.
 async fn answer(runtime: &Runtime, arm: &Arm, messages: &[Message]) -> anyhow::Result<String> {
-    let say = arm.say_in_chat(runtime, &Wishes::default())?;
-    let partners = say.of_chat(arm, messages, &Wanted::default())?;
+    let guidance = arm.guidance_for_chat(runtime, &GuidanceOptions::default())?;
+    let partners = guidance.partners_for_chat(arm, messages, &PromptBounds::default())?;
     let prompt = arm.chat(messages)?;
-    let room = arm.context().saturating_sub(prompt.token_count());
-    let room = room.min(partners.room());
-    if room == 0 {
+    let fitting = arm.max_answer_tokens(&prompt);
+    let fitting = fitting.min(partners.max_answer_tokens());
+    if fitting == 0 {
         return Ok("(the prompt is as long as the context)".to_owned());
     }
     let end_tokens = arm.end_tokens();
@@ -136,7 +136,7 @@ async fn answer(runtime: &Runtime, arm: &Arm, messages: &[Message]) -> anyhow::R
         adapter: arm.adapter(),
         prefix: prompt.prefix,
         prompt: prompt.ids,
-        max_tokens: MOST_TOKENS.min(room),
+        max_tokens: MAX_TOKENS.min(fitting),
         end_tokens: end_tokens.clone(),
         sampling,
         index: 0,
@@ -183,8 +183,8 @@ mod tests {
     #[test]
     fn a_conversation_is_shown_with_who_speaks() {
         let user = Message::new(Role::User, "Hi");
-        assert_eq!(shown(std::slice::from_ref(&user)), "Hi");
+        assert_eq!(format_prompt(std::slice::from_ref(&user)), "Hi");
         let turns = [Message::new(Role::System, "Be kind."), user];
-        assert_eq!(shown(&turns), "system: Be kind.\n\nuser: Hi");
+        assert_eq!(format_prompt(&turns), "system: Be kind.\n\nuser: Hi");
     }
 }

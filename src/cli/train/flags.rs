@@ -7,7 +7,7 @@ use incant::lora::Linear;
 use incant::train::settings::{Length, Settings};
 
 use super::{Origin, Task};
-use crate::config::StudentArgs;
+use crate::cli::model_args::StudentArgs;
 
 /// The flags that all methods share.
 #[derive(clap::Args)]

@@ -6,7 +6,7 @@ use std::thread;
 
 use anyhow::Context;
 
-use crate::cli::signals::Requests;
+use crate::cli::signals::ShutdownSignals;
 
 /// A flag that the first Ctrl-C or SIGTERM sets. The second ends the process.
 pub(super) fn flag() -> anyhow::Result<Arc<AtomicBool>> {
@@ -19,13 +19,13 @@ pub(super) fn flag() -> anyhow::Result<Arc<AtomicBool>> {
     thread::spawn(move || {
         runtime.block_on(async {
             // If signals cannot be handled, they end the process as usual.
-            let Ok(mut requests) = Requests::listen() else {
+            let Ok(mut signals) = ShutdownSignals::listen() else {
                 return;
             };
-            if requests.next().await.is_ok() {
+            if signals.next().await.is_ok() {
                 shared.store(true, Ordering::Relaxed);
                 eprintln!("Stopping after this step; press Ctrl-C again to stop at once.");
-                if let Ok(code) = requests.next().await {
+                if let Ok(code) = signals.next().await {
                     std::process::exit(code);
                 }
             }

@@ -5,16 +5,16 @@
 //! will be served, [`open_student`] opens the model with the adapter to train, and the library's
 //! trainer does the rest.
 
-mod answering;
 mod answers;
+mod distill_data;
 mod flags;
 mod interrupt;
-mod lessons;
 mod prepare;
 mod progress;
-mod standing;
+mod progress_bar;
 mod student;
 mod summary;
+mod teacher_progress;
 
 use std::collections::BTreeMap;
 
@@ -100,7 +100,7 @@ enum Task {
     /// Preference optimization on pairs.
     Pairs(Box<dyn Objective>),
     /// Distillation of a profile's answers.
-    Lessons {
+    Distill {
         objective: Distill,
         /// The maximum number of tokens of an answer.
         answer_tokens: usize,
@@ -116,14 +116,14 @@ impl Task {
         match self {
             Task::Answers(objective) => objective,
             Task::Pairs(objective) => &**objective,
-            Task::Lessons { objective, .. } => objective,
+            Task::Distill { objective, .. } => objective,
         }
     }
 
     /// Returns the memory for the KV of its answers; `None` is the default.
     fn kv_memory(&self) -> Option<ByteSize> {
         match self {
-            Task::Lessons { kv_memory, .. } => *kv_memory,
+            Task::Distill { kv_memory, .. } => *kv_memory,
             Task::Answers(_) | Task::Pairs(_) => None,
         }
     }
@@ -131,7 +131,7 @@ impl Task {
     /// Returns the default learning rate.
     fn learning_rate(&self) -> f64 {
         match self {
-            Task::Answers(_) | Task::Lessons { .. } => 2e-4,
+            Task::Answers(_) | Task::Distill { .. } => 2e-4,
             Task::Pairs(_) => 5e-6,
         }
     }
@@ -161,7 +161,7 @@ impl Args {
                 guidance,
                 kv_memory,
             } => {
-                let task = Task::Lessons {
+                let task = Task::Distill {
                     objective: Distill,
                     answer_tokens,
                     guidance,
@@ -174,7 +174,7 @@ impl Args {
         // An existing run is found before anything is loaded or answered.
         let folder = RunFolder::open(&flags.out, flags.resume)?;
         let prepared = flags.prepare(&task, &folder)?;
-        prepared.tell(&task);
+        prepared.print_summary(&task);
         let settings = flags.settings(&task, prepared.origin.clone());
         run(&flags, &task, &prepared, &settings, &folder)
     }
@@ -213,7 +213,7 @@ fn run(
         let answered = prepared.questions.after(flags, answers);
         // The run itself has ended, and its report exists without them.
         if let Err(error) = answered.and_then(|()| Ok(report.write(folder)?)) {
-            super::output::tell(&format!("warning: no sample answers: {error:#}"));
+            super::output::eprint_safe(&format!("warning: no sample answers: {error:#}"));
         }
     }
     super::output::print(&summary::summary(&flags.out, &outcome))?;

@@ -8,7 +8,7 @@ use incant::engine::EngineOptions;
 use incant::gguf::Gguf;
 use incant::lora::Lora;
 use incant::profile::Message;
-use incant::runtime::{Arm, Guidance, Model, PromptInput, Runtime, Wishes};
+use incant::runtime::{Arm, Guidance, GuidanceOptions, Model, PromptInput, Runtime};
 use incant::train::RunFolder;
 use incant::train::batches::split;
 use incant::train::data::{self, Entry};
@@ -19,8 +19,8 @@ use serde_json::json;
 use super::answers::Questions;
 use super::flags::Flags;
 use super::student::{Form, StudentOptions};
-use super::{Origin, Task, lessons};
-use crate::cli::output::{grouped, tell};
+use super::{Origin, Task, distill_data};
+use crate::cli::output::{eprint_safe, grouped};
 
 /// The profile of bare turns.
 const TURN: &str = "turn";
@@ -50,9 +50,9 @@ pub(super) fn options() -> EngineOptions {
 
 impl Prepared {
     /// Prints a summary of the training data.
-    pub(super) fn tell(&self, task: &Task) {
+    pub(super) fn print_summary(&self, task: &Task) {
         if let Some(teacher) = &self.teacher {
-            tell(&format!("the teacher: {teacher}"));
+            eprint_safe(&format!("the teacher: {teacher}"));
         }
         for (what, examples) in [("learn from", &self.examples), ("hold out", &self.held_out)] {
             let count = examples.examples.len();
@@ -104,7 +104,7 @@ impl Flags {
         let located = &loading.located()[0];
         let (name, path) = (located.name.clone(), located.path.clone());
         let backend = loading.backend().clone();
-        let models = loading.load_and_tell()?;
+        let models = loading.load_with_warnings()?;
         let model = &models[0];
         let weights = match model.fingerprint() {
             Some(known) => known,
@@ -140,35 +140,36 @@ impl Flags {
                     |entries: &[Entry]| Examples::from_pairs(entries, &render, self.max_length);
                 (of(&entries)?, of(&held_out)?)
             }
-            Task::Lessons {
+            Task::Distill {
                 answer_tokens,
                 guidance,
                 ..
             } => {
-                let answering = arm(profile.as_deref())?;
-                let wishes = Wishes {
+                let teacher_arm = arm(profile.as_deref())?;
+                let options = GuidanceOptions {
                     guidance: guidance.map(Guidance::new),
                     mix: Vec::new(),
                 };
-                let school = lessons::School {
+                let distillation = distill_data::Distillation {
                     student: ArmRender(arm(Some(TURN))?),
-                    say: answering.say_in_chat(&runtime, &wishes)?,
-                    teacher: ArmRender(answering),
+                    guidance: teacher_arm.guidance_for_chat(&runtime, &options)?,
+                    teacher: ArmRender(teacher_arm),
                     answer_tokens: *answer_tokens,
                     slots,
                     weights: weights.clone(),
                 };
-                guided = school.guided();
-                let id = school.teacher.0.id();
-                teacher = Some(format!("{id}, {}", lessons::named(guided)));
+                guided = distillation.teacher_guidance();
+                let id = distillation.teacher.0.id();
+                teacher = Some(format!("{id}, {}", distill_data::describe(guided)));
                 let all = [&entries[..], &held_out].concat();
-                let mut lessons = match folder.is_resumed() && lessons::are_kept(folder) {
-                    true => school.recall(&all, folder)?,
-                    false => school.lessons(&all, folder)?,
+                let mut distilled = if folder.is_resumed() && distill_data::has_stored(folder) {
+                    distillation.read_stored(&all, folder)?
+                } else {
+                    distillation.generate(&all, folder)?
                 };
-                let held = lessons.split_off(entries.len());
-                let of = |lessons: Vec<_>| Examples::from_distillation(lessons, self.max_length);
-                (of(lessons), of(held))
+                let held = distilled.split_off(entries.len());
+                let of = |examples: Vec<_>| Examples::from_distillation(examples, self.max_length);
+                (of(distilled), of(held))
             }
         };
         if examples.examples.is_empty() {
@@ -178,17 +179,18 @@ impl Flags {
             );
         }
         let recorded = match task {
-            Task::Lessons { .. } => Some(TURN.to_owned()),
+            Task::Distill { .. } => Some(TURN.to_owned()),
             Task::Answers(_) | Task::Pairs(_) => profile.clone(),
         };
         let asks = self.samples > 0;
         let questions = Questions::new(&held_out_entries, self.samples, &name, recorded.as_deref());
-        let answers = match asks {
-            true => questions.before(&runtime, self.from.as_deref()),
-            false => Ok(Vec::new()),
+        let answers = if asks {
+            questions.before(&runtime, self.from.as_deref())
+        } else {
+            Ok(Vec::new())
         };
         let answers = answers.unwrap_or_else(|error| {
-            tell(&format!("warning: no sample answers: {error:#}"));
+            eprint_safe(&format!("warning: no sample answers: {error:#}"));
             Vec::new()
         });
         let about = RunFacts {
@@ -236,9 +238,10 @@ impl Flags {
 
     /// Returns the factor of the adapter's product.
     fn scale(&self) -> f64 {
-        match self.rslora {
-            true => self.alpha / (self.rank as f64).sqrt(),
-            false => self.alpha / self.rank as f64,
+        if self.rslora {
+            self.alpha / (self.rank as f64).sqrt()
+        } else {
+            self.alpha / self.rank as f64
         }
     }
 
@@ -252,9 +255,9 @@ impl Flags {
         if let Some(profile) = &self.profile {
             return Ok(Some(profile.clone()));
         }
-        if let Task::Lessons { .. } = task {
+        if let Task::Distill { .. } = task {
             let default = model.default_profile();
-            let default = default.context("say which profile is learnt (--profile)")?;
+            let default = default.context("--profile must name the profile to distill")?;
             return Ok(Some(default.to_owned()));
         }
         let recorded = from.and_then(Lora::profile).map(str::to_owned);
@@ -308,7 +311,7 @@ fn read(files: &[PathBuf], part: Part) -> anyhow::Result<(Vec<Entry>, Vec<DataFi
     }
     if failed.is_empty() {
         for (file, keys) in unread {
-            tell(&named_unread(file, &keys));
+            eprint_safe(&named_unread(file, &keys));
         }
     }
     let more = failed.len().saturating_sub(1);
@@ -322,9 +325,13 @@ fn read(files: &[PathBuf], part: Part) -> anyhow::Result<(Vec<Entry>, Vec<DataFi
 /// Names the keys of a file that are ignored, so that nobody expects them to have an effect.
 fn named_unread(file: &Path, keys: &BTreeSet<String>) -> String {
     /// The number of keys that are named.
-    const MOST: usize = 12;
-    let named: Vec<String> = keys.iter().take(MOST).map(|key| printable(key)).collect();
-    let more = match keys.len().saturating_sub(MOST) {
+    const MAX_NAMED: usize = 12;
+    let named: Vec<String> = keys
+        .iter()
+        .take(MAX_NAMED)
+        .map(|key| printable(key))
+        .collect();
+    let more = match keys.len().saturating_sub(MAX_NAMED) {
         0 => String::new(),
         more => format!(" and {more} more"),
     };
@@ -379,23 +386,26 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("mine.jsonl");
         std::fs::write(&path, "{\"prompt\": \"a\"}\n{}\n{}\n{\"no\": 1}\n").unwrap();
-        let told = read(std::slice::from_ref(&path), Part::Data)
+        let message = read(std::slice::from_ref(&path), Part::Data)
             .unwrap_err()
             .to_string();
-        assert!(told.contains("mine.jsonl:2: its keys"), "{told}");
-        assert!(told.ends_with("(and 2 more such lines)"), "{told}");
+        assert!(message.contains("mine.jsonl:2: its keys"), "{message}");
+        assert!(message.ends_with("(and 2 more such lines)"), "{message}");
         std::fs::write(&path, "\n").unwrap();
-        let told = read(&[path], Part::Data).unwrap_err().to_string();
-        assert!(told.ends_with("there are no lines in it"), "{told}");
+        let message = read(&[path], Part::Data).unwrap_err().to_string();
+        assert!(message.ends_with("there are no lines in it"), "{message}");
     }
 
     #[test]
     fn keys_that_nothing_is_read_from_are_told_in_one_line() {
         let keys = |count: usize| (0..count).map(|n| format!("k{n:02}")).collect();
-        let told = |keys: &BTreeSet<String>| named_unread(Path::new("mine.jsonl"), keys);
-        assert_eq!(told(&keys(2)), "mine.jsonl: nothing is read from k00, k01");
-        assert!(told(&keys(14)).ends_with("k11 and 2 more"));
-        let odd = told(&["a\n\u{1b}[2J".to_owned()].into());
+        let message = |keys: &BTreeSet<String>| named_unread(Path::new("mine.jsonl"), keys);
+        assert_eq!(
+            message(&keys(2)),
+            "mine.jsonl: nothing is read from k00, k01"
+        );
+        assert!(message(&keys(14)).ends_with("k11 and 2 more"));
+        let odd = message(&["a\n\u{1b}[2J".to_owned()].into());
         assert!(!odd.contains(['\n', '\u{1b}']), "{odd}");
     }
 }

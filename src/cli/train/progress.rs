@@ -2,13 +2,13 @@
 
 use incant::train::metrics::{Event, Observer, Record};
 
-use super::standing::Standing;
+use super::progress_bar::ProgressLine;
 
 /// The progress of the steps; evaluations on held-out examples are printed as lines.
 pub(super) struct Progress {
-    standing: Standing,
+    line: ProgressLine,
     /// The number of steps done when the run began, of steps done now, and of all steps.
-    before: usize,
+    resumed_at: usize,
     done: usize,
     steps: usize,
     /// A summary of the last step.
@@ -18,8 +18,8 @@ pub(super) struct Progress {
 impl Progress {
     pub(super) fn new() -> Progress {
         Progress {
-            standing: Standing::new(),
-            before: 0,
+            line: ProgressLine::new(),
+            resumed_at: 0,
             done: 0,
             steps: 0,
             last: String::new(),
@@ -28,19 +28,19 @@ impl Progress {
 
     /// Removes the progress bar.
     pub(super) fn end(&self) {
-        self.standing.end();
+        self.line.end();
     }
 
     fn show(&mut self, more: &str) {
         let Progress {
-            before,
+            resumed_at,
             done,
             steps,
             ..
         } = *self;
         let text = format!("{done} of {steps} steps{}{more}", self.last);
-        let share = (done - before) as f64 / (steps - before).max(1) as f64;
-        self.standing.at(done, &text, share);
+        let share = (done - resumed_at) as f64 / (steps - resumed_at).max(1) as f64;
+        self.line.update(done, &text, share);
     }
 }
 
@@ -48,18 +48,18 @@ impl Observer for Progress {
     fn on(&mut self, event: &Event<'_>) {
         match event {
             Event::Begins { done, steps } => {
-                (self.before, self.done, self.steps) = (*done, *done, *steps);
-                self.standing.begin(*done, *steps);
+                (self.resumed_at, self.done, self.steps) = (*done, *done, *steps);
+                self.line.begin(*done, *steps);
                 self.show("");
             }
             Event::Referencing { done, total } => {
                 if self.steps == 0 {
                     self.steps = *total;
-                    self.standing.begin(0, *total);
+                    self.line.begin(0, *total);
                 }
                 let text = format!("{done} of {total} references");
                 let share = *done as f64 / *total as f64;
-                self.standing.at(*done, &text, share);
+                self.line.update(*done, &text, share);
             }
             Event::Evaluating { done, total } => {
                 self.show(&format!("  {done} of {total} held-out examples"));
@@ -73,14 +73,14 @@ impl Observer for Progress {
                 self.show("");
             }
             Event::Wrote(Record::Evaluation(evaluation)) => {
-                let found = super::summary::found(evaluation);
+                let found = super::summary::format_evaluation(evaluation);
                 let line = format!("step {}: held-out {found}", evaluation.step);
-                self.standing.line(&line);
+                self.line.print(&line);
             }
-            Event::Saved(path) => self.standing.line(&format!("saved {}", path.display())),
+            Event::Saved(path) => self.line.print(&format!("saved {}", path.display())),
             Event::Failed(error) => {
-                let line = format!("warning: {error}; training goes on");
-                self.standing.line(&line);
+                let line = format!("warning: {error}; training continues");
+                self.line.print(&line);
             }
         }
     }
@@ -95,7 +95,7 @@ mod tests {
     fn the_bar_shows_where_a_run_stands() {
         let mut progress = Progress::new();
         let stands = |progress: &Progress| {
-            let bar = progress.standing.bar();
+            let bar = progress.line.bar();
             (bar.position(), bar.length(), bar.message())
         };
         progress.on(&Event::Referencing { done: 2, total: 9 });

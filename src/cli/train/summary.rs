@@ -12,13 +12,14 @@ pub(super) fn summary(out: &Path, outcome: &Outcome) -> String {
     let folder = out.display();
     let Outcome { step, steps, .. } = *outcome;
     let count = |steps: usize| grouped(steps as u64);
-    let mut text = match step < steps {
-        true => format!(
-            "Stopped after {} of {} steps; go on with the same command and --resume.\n",
+    let mut text = if step < steps {
+        format!(
+            "Stopped after {} of {} steps; the same command with --resume continues.\n",
             count(step),
             count(steps)
-        ),
-        false => format!("{} steps.\n", count(steps)),
+        )
+    } else {
+        format!("{} steps.\n", count(steps))
     };
     if let Some((first, last)) = &outcome.evaluations {
         let mut line = |when: &str, what: &str| text += &format!("Held out, {when}: {what}\n");
@@ -26,12 +27,15 @@ pub(super) fn summary(out: &Path, outcome: &Outcome) -> String {
             0 => "before the first step".to_owned(),
             step => format!("after {} steps", count(step)),
         };
-        line(&after(first.step), &found(first));
+        line(&after(first.step), &format_evaluation(first));
         if last.step > first.step {
-            line(&after(last.step), &found(last));
+            line(&after(last.step), &format_evaluation(last));
         }
         if last.step < step {
-            line(&after(step), "not measured (--resume goes on and does)");
+            line(
+                &after(step),
+                "not measured (--resume continues and measures)",
+            );
         }
     }
     if let Some(report) = &outcome.report {
@@ -47,7 +51,7 @@ pub(super) fn summary(out: &Path, outcome: &Outcome) -> String {
 }
 
 /// Formats an evaluation on held-out examples.
-pub(super) fn found(evaluation: &Evaluation) -> String {
+pub(super) fn format_evaluation(evaluation: &Evaluation) -> String {
     let mut text = format!("loss {:.4}", evaluation.loss);
     if let Some(preference) = evaluation.preference {
         let pairs = grouped(preference.pairs as u64);
@@ -83,7 +87,7 @@ mod tests {
         }
     }
 
-    fn told(step: usize, first: Evaluation, last: Evaluation) -> String {
+    fn summary_after(step: usize, first: Evaluation, last: Evaluation) -> String {
         let outcome = Outcome {
             step,
             steps: 12,
@@ -95,22 +99,22 @@ mod tests {
 
     #[test]
     fn what_was_measured_is_told_with_when() {
-        let ended = told(12, at(0, 2.5), at(12, 1.25));
+        let ended = summary_after(12, at(0, 2.5), at(12, 1.25));
         assert!(ended.contains("Held out, before the first step: loss 2.5000\n"));
         assert!(ended.contains("Held out, after 12 steps: loss 1.2500\n"));
         assert!(!ended.contains("not measured"), "{ended}");
         // Stopped before another evaluation.
-        let stopped = told(5, at(0, 2.5), at(0, 2.5));
+        let stopped = summary_after(5, at(0, 2.5), at(0, 2.5));
         assert!(stopped.contains("Stopped after 5 of 12 steps"));
         assert!(
             stopped.contains("Held out, after 5 steps: not measured"),
             "{stopped}"
         );
         assert_eq!(stopped.matches("loss 2.5000").count(), 1, "{stopped}");
-        let stopped = told(5, at(0, 2.5), at(4, 2.0));
+        let stopped = summary_after(5, at(0, 2.5), at(4, 2.0));
         assert!(stopped.contains("Held out, after 4 steps: loss 2.0000\n"));
         assert!(stopped.contains("Held out, after 5 steps: not measured"));
-        let stopped = told(0, at(0, 2.5), at(0, 2.5));
+        let stopped = summary_after(0, at(0, 2.5), at(0, 2.5));
         assert!(!stopped.contains("not measured"), "{stopped}");
     }
 
@@ -127,14 +131,14 @@ mod tests {
             ..at(0, 0.7)
         };
         assert_eq!(
-            found(&with(4, 0.5)),
+            format_evaluation(&with(4, 0.5)),
             "loss 0.7000, neither answer is ahead in any of 4 pairs"
         );
         assert_eq!(
-            found(&with(1, 0.625)),
+            format_evaluation(&with(1, 0.625)),
             "loss 0.7000, the chosen answer is ahead in 62.5% of 4 pairs (20.0 to 90.0%, 1 of \
              them even, which count half), mean margin 0.5000"
         );
-        assert!(!found(&with(0, 0.75)).contains("even"));
+        assert!(!format_evaluation(&with(0, 0.75)).contains("even"));
     }
 }

@@ -1,11 +1,10 @@
 //! The outer object of an answer, shared by chat and completions.
 
-use std::time::{SystemTime, UNIX_EPOCH};
-
 use schemars::JsonSchema;
 use serde::Serialize;
 
 use super::{Answer, Usage};
+use crate::clock::unix_time;
 use crate::runtime::choice::Piece;
 
 /// Identifies the build, as OpenAI identifies its backend configuration.
@@ -78,11 +77,9 @@ impl Head {
         profile: Option<String>,
         prompt_token_ids: Option<Vec<u32>>,
     ) -> Head {
-        let since_1970 = SystemTime::now().duration_since(UNIX_EPOCH);
         Head {
             id: format!("{}{:032x}", S::ID, rand::random::<u128>()),
-            // A clock before 1970 is no reason to refuse an answer.
-            created: since_1970.map_or(0, |time| time.as_secs()),
+            created: unix_time(),
             model,
             profile,
             prompt_token_ids,

@@ -22,10 +22,7 @@ pub(crate) enum Names {
 impl Names {
     /// Names tokens by id if `return_tokens_as_token_ids` is true.
     pub(crate) fn new(by_ids: bool) -> Names {
-        match by_ids {
-            true => Names::Ids,
-            false => Names::Texts,
-        }
+        if by_ids { Names::Ids } else { Names::Texts }
     }
 
     fn of(self, id: u32, bytes: &[u8]) -> String {

@@ -17,15 +17,15 @@ use axum::response::{IntoResponse, Response};
 use futures_util::StreamExt;
 use futures_util::stream::{FuturesUnordered, unfold};
 
-use super::call::Call;
 use super::controls::{Resolved, Stream};
 use super::deadline::Deadline;
 use super::errors::ApiError;
 use super::metrics::Outcome;
+use super::request::RequestContext;
 use super::sse;
 use crate::runtime::choice::{Choice, Echo, Entry, Piece};
-use crate::runtime::together;
-use crate::runtime::{Arm, Partners, Prompt};
+use crate::runtime::guidance;
+use crate::runtime::{Arm, EngineFailure, Partners, Prompt};
 use incant_api::sse::Frames;
 pub(crate) use incant_api::{GuidanceTokensDetails, Usage};
 use incant_engine::{Event, FinishReason, GenerateRequest, Generation};
@@ -74,16 +74,16 @@ pub(crate) struct Answer {
     pub(crate) finish: FinishReason,
 }
 
-/// Runs the `plan` of the request `call` and writes the answers in `shape`.
+/// Runs the `plan` of the request `context` and writes the answers in `shape`.
 pub(crate) async fn respond<S: Shape>(
-    call: &Call,
+    context: &RequestContext,
     mut plan: Plan,
     shape: S,
 ) -> Result<Response, ApiError> {
     let prompt_token_ids = plan.prompt_token_ids.take();
     let head = Head::new::<S>(plan.arm.full_id(), plan.profile.clone(), prompt_token_ids);
     let stream = plan.controls.stream;
-    let mut running = Running::submit(call, plan)?;
+    let mut running = Running::submit(context, plan)?;
     match stream {
         Stream::No => {
             let answers = running.collect().await?;
@@ -205,7 +205,7 @@ impl Drop for Running {
 
 impl Running {
     /// Submits all sequences to the engine, or none.
-    fn submit(call: &Call, plan: Plan) -> Result<Running, ApiError> {
+    fn submit(context: &RequestContext, plan: Plan) -> Result<Running, ApiError> {
         let Plan {
             arm,
             prompts,
@@ -226,8 +226,8 @@ impl Running {
             partners,
         } in prompts
         {
-            let room = fit(&prompt, arm.context(), controls.max_tokens, param)?;
-            let room = with_partners(room, &partners, controls.max_tokens)?;
+            let max_tokens = fit(&prompt, arm.context(), controls.max_tokens, param)?;
+            let max_tokens = with_partners(max_tokens, &partners, controls.max_tokens)?;
             prompt_tokens.push(prompt.token_count());
             let markers = partners.markers(&prompt);
             for index in 0..controls.answers {
@@ -235,7 +235,7 @@ impl Running {
                     adapter: arm.adapter(),
                     prefix: prompt.prefix.clone(),
                     prompt: prompt.ids.clone(),
-                    max_tokens: room,
+                    max_tokens,
                     end_tokens: controls.end_tokens.clone(),
                     sampling: controls.sampling.clone(),
                     index: index as u64,
@@ -261,8 +261,8 @@ impl Running {
                 ));
             }
         }
-        let generations = together::submit(call.client, sequences)?;
-        let watch = call.watch(arm.id(), prompt_tokens, controls.answers);
+        let generations = guidance::submit(context.client, sequences)?;
+        let watch = context.watch(arm.id(), prompt_tokens, controls.answers);
         let steps = generations
             .into_iter()
             .enumerate()
@@ -273,7 +273,7 @@ impl Running {
             guided,
             steps,
             answers_per_prompt: controls.answers,
-            deadline: call.deadline(controls.timeout),
+            deadline: context.deadline(controls.timeout),
             watch,
         })
     }
@@ -302,7 +302,7 @@ impl Running {
                 guided.cached_tokens = Some(generation.partners_cached());
             }
             match self.choices[index].advance(event) {
-                Err(cause) => return Some(Err(ApiError::Internal(cause))),
+                Err(EngineFailure(cause)) => return Some(Err(ApiError::Internal(cause))),
                 Ok(Some(piece)) => {
                     // An answer that a stop string ended is dropped here, which frees its slot.
                     if piece.finish.is_none() {
@@ -368,18 +368,19 @@ impl Running {
     }
 }
 
-/// Limits `room` so that the answer also fits after the prompts of the partners.
+/// Limits `fitting` so that the answer also fits after the prompts of the partners.
 fn with_partners(
-    room: usize,
+    fitting: usize,
     partners: &Partners,
     max_tokens: Option<usize>,
 ) -> Result<usize, ApiError> {
-    let theirs = partners.room();
+    let theirs = partners.max_answer_tokens();
     if theirs == 0 && max_tokens != Some(0) {
-        let message = "`mix`: the prompt of an arm that has a say leaves no room for an answer.";
+        let message =
+            "`mix`: the prompt of an arm that shapes the answer leaves no room for an answer.";
         return Err(ApiError::invalid("mix", message));
     }
-    Ok(room.min(theirs))
+    Ok(fitting.min(theirs))
 }
 
 /// Returns how many tokens may be generated. The prompt must fit; the answer ends with the context.
@@ -396,14 +397,14 @@ pub(crate) fn fit(
             format!("`{param}` has no tokens to continue from."),
         ));
     }
-    let room = max_tokens.map_or(1, |most| most.min(1));
-    if tokens + room > context {
+    let needed = max_tokens.map_or(1, |most| most.min(1));
+    if tokens + needed > context {
         let prefix = tokens - prompt.ids.len();
         return Err(ApiError::ContextLength {
             context,
             prompt: tokens,
             prefix,
-            room,
+            needed,
             param,
         });
     }
@@ -416,7 +417,7 @@ mod tests {
     use super::*;
     use incant_engine::Prefix;
 
-    fn room(prefix: usize, ids: usize, max_tokens: Option<usize>) -> Result<usize, ApiError> {
+    fn fitting(prefix: usize, ids: usize, max_tokens: Option<usize>) -> Result<usize, ApiError> {
         let prefix = (prefix > 0).then(|| {
             Arc::new(Prefix {
                 ids: vec![1; prefix],
@@ -446,15 +447,15 @@ mod tests {
             (7, 4, Some(0), Err(0)),
         ];
         for (prefix, ids, max_tokens, expected) in table {
-            let refused = |room| ApiError::ContextLength {
+            let refused = |needed| ApiError::ContextLength {
                 context: 10,
                 prompt: prefix + ids,
                 prefix,
-                room,
+                needed,
                 param: "prompt",
             };
             assert_eq!(
-                room(prefix, ids, max_tokens),
+                fitting(prefix, ids, max_tokens),
                 expected.map_err(refused),
                 "{prefix} + {ids}, {max_tokens:?}"
             );
@@ -464,9 +465,9 @@ mod tests {
     #[test]
     fn there_must_be_something_to_continue_from() {
         assert!(matches!(
-            room(0, 0, None),
+            fitting(0, 0, None),
             Err(ApiError::Invalid { param: Some(_), .. })
         ));
-        assert_eq!(room(3, 0, None), Ok(7), "a profile alone will do");
+        assert_eq!(fitting(3, 0, None), Ok(7), "a profile alone will do");
     }
 }

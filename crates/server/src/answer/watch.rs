@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::Usage;
-use crate::log::{Learned, Trace};
+use crate::log::{AnswerStats, Trace};
 use crate::metrics::{ArmMetrics, Outcome};
 use incant_engine::Event;
 
@@ -46,7 +46,7 @@ impl Watch {
             queued: None,
             first_token: None,
             // Stays so if no other outcome is noted.
-            outcome: Outcome::Left,
+            outcome: Outcome::Disconnected,
         }
     }
 
@@ -95,7 +95,7 @@ impl Watch {
     /// Counts the request in the metrics and adds the measurements to its log line.
     pub(crate) fn end(&self, usage: Usage) {
         self.metrics.ended(self.outcome);
-        self.trace.note_answer(Learned {
+        self.trace.note_answer(AnswerStats {
             outcome: self.outcome,
             usage,
             queued: self.queued,

@@ -6,9 +6,11 @@ use std::fmt;
 use schemars::{Schema, SchemaGenerator, json_schema};
 use serde::Deserialize;
 use serde::de::{Deserializer, MapAccess, Visitor};
+use serde_json::Value;
 
 use super::number;
 use crate::errors::ApiError;
+use crate::ranges::LOGIT_BIAS;
 use incant_gguf::printable::excerpt;
 
 /// Biases that are added to the logits of tokens. `5` and `05` are the same token: one of them
@@ -50,7 +52,11 @@ pub(super) fn biases_schema(_: &mut SchemaGenerator) -> Schema {
     json_schema!({
         "type": ["object", "null"],
         "propertyNames": {"pattern": "^[0-9]+$"},
-        "additionalProperties": {"type": "number", "minimum": -100, "maximum": 100},
+        "additionalProperties": {
+            "type": "number",
+            "minimum": Value::from(LOGIT_BIAS.min),
+            "maximum": Value::from(LOGIT_BIAS.max),
+        },
     })
 }
 
@@ -67,7 +73,7 @@ pub(super) fn biases(biases: Biases, vocabulary: usize) -> Result<Vec<(u32, f32)
         return Err(ApiError::invalid("logit_bias", message));
     }
     let read = |(id, bias)| {
-        let bias = number("logit_bias", Some(bias), -100.0..=100.0)?;
+        let bias = number("logit_bias", Some(bias), LOGIT_BIAS)?;
         Ok((id, bias.unwrap_or(0.0)))
     };
     of.into_iter().map(read).collect()

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use axum::response::{IntoResponse, Response};
 
-use super::deadline::Whose;
+use super::deadline::LimitSource;
 use crate::runtime::{ArmError, PromptError};
 use incant_engine::SubmitError;
 use incant_gguf::printable::excerpt;
@@ -48,11 +48,11 @@ pub(crate) enum ApiError {
     UnknownModel(String),
     /// An adapter does not fit into the memory for adapters.
     #[error("{0}")]
-    NoAdapterRoom(String),
+    AdapterMemoryFull(String),
     /// The prompt does not fit.
     #[error(
         "This model's maximum context length is {context} tokens, but the prompt has {prompt} tokens{} \
-         and must leave room for {room} more.",
+         and must leave room for {needed} more.",
         prefix_note(*.prefix)
     )]
     ContextLength {
@@ -62,7 +62,7 @@ pub(crate) enum ApiError {
         /// The profile's part of them.
         prefix: usize,
         /// Tokens that must be free after the prompt: 1 for an answer, 0 to score.
-        room: usize,
+        needed: usize,
         /// The field that holds the prompt.
         param: &'static str,
     },
@@ -95,7 +95,7 @@ pub(crate) enum ApiError {
     },
     /// The body waited in vain for memory that other bodies hold.
     #[error("The server has more large requests than it can hold at once.")]
-    NoRoom,
+    BodyMemoryFull,
     /// No endpoint has this path.
     #[error("There is no endpoint {path}; /openapi.json lists those there are.")]
     UnknownPath { path: String },
@@ -110,7 +110,7 @@ pub(crate) enum ApiError {
     },
     /// The request has more answers than the engine can ever hold.
     #[error("The request asks for {asked} answers, but this server takes {limit} at once.")]
-    TooMany {
+    TooManyAnswers {
         /// The number of answers it asks for.
         asked: usize,
         /// The maximum number of answers.
@@ -119,19 +119,19 @@ pub(crate) enum ApiError {
         param: &'static str,
     },
     /// The answer was not complete in time.
-    #[error("The answer was not complete within {whose} of {} s.", .limit.as_secs_f64())]
+    #[error("The answer was not complete within {limit_source} of {} s.", .limit.as_secs_f64())]
     Timeout {
         /// The time that it could take.
         limit: Duration,
         /// The source of the limit.
-        whose: Whose,
+        limit_source: LimitSource,
     },
     /// Overload: the connection limit is reached.
     #[error("The server has all the connections that it can serve.")]
-    Crowded,
+    OverLimit,
     /// An engine has died, or makes no progress although it has requests.
     #[error("A model's engine has failed.")]
-    Ill,
+    Unhealthy,
     /// The models are still being loaded.
     #[error("The server is still loading its models.")]
     Loading,
@@ -169,19 +169,25 @@ impl ApiError {
 
     /// Refuses a request with `answers` to each element of the list in the field `param`. If the
     /// request asks for one answer each, the list is too long.
-    pub(crate) fn too_many(error: SubmitError, answers: usize, param: &'static str) -> ApiError {
+    pub(crate) fn too_many_answers(
+        error: SubmitError,
+        answers: usize,
+        param: &'static str,
+    ) -> ApiError {
         match ApiError::from(error) {
-            ApiError::TooMany { asked, limit, .. } if answers == 1 => ApiError::TooMany {
-                asked,
-                limit,
-                param,
-            },
+            ApiError::TooManyAnswers { asked, limit, .. } if answers == 1 => {
+                ApiError::TooManyAnswers {
+                    asked,
+                    limit,
+                    param,
+                }
+            }
             other => other,
         }
     }
 
     /// Refuses the value of the field `param`, which could not be turned into a prompt.
-    pub(crate) fn no_prompt(error: PromptError, param: &'static str) -> ApiError {
+    pub(crate) fn from_prompt_error(error: PromptError, param: &'static str) -> ApiError {
         match error {
             PromptError::TooLong {
                 context,
@@ -193,7 +199,7 @@ impl ApiError {
                 prefix,
                 param,
             },
-            error if error.is_servers() => ApiError::Internal(error.to_string()),
+            error if error.is_server_error() => ApiError::Internal(error.to_string()),
             // A client that cancels gets no answer.
             PromptError::Refused(_) | PromptError::Cancelled => {
                 ApiError::invalid(param, excerpt(&error.to_string()))
@@ -223,12 +229,12 @@ impl From<SubmitError> for ApiError {
     fn from(error: SubmitError) -> ApiError {
         match error {
             SubmitError::QueueFull { retry_after } => ApiError::QueueFull { retry_after },
-            SubmitError::TooMany { asked, limit } => ApiError::TooMany {
+            SubmitError::TooMany { asked, limit } => ApiError::TooManyAnswers {
                 asked,
                 limit,
                 param: "n",
             },
-            SubmitError::Ill => ApiError::Ill,
+            SubmitError::Ill => ApiError::Unhealthy,
             SubmitError::Draining => ApiError::Draining,
         }
     }
@@ -244,7 +250,7 @@ mod tests {
             context: 8192,
             prompt: 9000,
             prefix: 1300,
-            room: 1,
+            needed: 1,
             param: "messages",
         };
         let text = error.to_string();

@@ -27,7 +27,7 @@ struct Wire {
     retry_after: Option<u64>,
     /// Whether the official clients may retry the request, as they do automatically for some
     /// statuses.
-    repeat: bool,
+    retryable: bool,
 }
 
 /// The reason why a request was refused, in a word: the response carries this to the log and the
@@ -48,7 +48,7 @@ impl ApiError {
                 (StatusCode::UNSUPPORTED_MEDIA_TYPE, INVALID, None)
             }
             ApiError::UnknownModel(_) => (StatusCode::NOT_FOUND, INVALID, Some("model_not_found")),
-            ApiError::NoAdapterRoom(_) => (
+            ApiError::AdapterMemoryFull(_) => (
                 StatusCode::BAD_REQUEST,
                 INVALID,
                 Some("adapter_memory_exceeded"),
@@ -67,24 +67,24 @@ impl ApiError {
                 "rate_limit_error",
                 Some("queue_full"),
             ),
-            ApiError::TooMany { .. } => (StatusCode::BAD_REQUEST, INVALID, None),
+            ApiError::TooManyAnswers { .. } => (StatusCode::BAD_REQUEST, INVALID, None),
             ApiError::Timeout { .. } => (
                 StatusCode::REQUEST_TIMEOUT,
                 "timeout_error",
                 Some("request_timeout"),
             ),
-            ApiError::NoRoom
-            | ApiError::Crowded
-            | ApiError::Ill
+            ApiError::BodyMemoryFull
+            | ApiError::OverLimit
+            | ApiError::Unhealthy
             | ApiError::Loading
             | ApiError::Draining => (StatusCode::SERVICE_UNAVAILABLE, UNAVAILABLE, None),
             ApiError::Internal(_) => (StatusCode::INTERNAL_SERVER_ERROR, "server_error", None),
         };
         let retry_after = match self {
             ApiError::QueueFull { retry_after } => Some(*retry_after),
-            ApiError::NoRoom
-            | ApiError::Crowded
-            | ApiError::Ill
+            ApiError::BodyMemoryFull
+            | ApiError::OverLimit
+            | ApiError::Unhealthy
             | ApiError::Loading
             | ApiError::Draining => Some(UNAVAILABLE_RETRY_AFTER),
             _ => None,
@@ -94,7 +94,7 @@ impl ApiError {
             kind,
             code,
             retry_after,
-            repeat: !matches!(self, ApiError::Timeout { .. }),
+            retryable: !matches!(self, ApiError::Timeout { .. }),
         }
     }
 
@@ -107,19 +107,19 @@ impl ApiError {
             ApiError::ForeignOrigin => "origin_not_allowed",
             ApiError::NotJson | ApiError::Encoded => "unsupported_media_type",
             ApiError::UnknownModel(_) => "model_not_found",
-            ApiError::NoAdapterRoom(_) => "adapter_memory_exceeded",
+            ApiError::AdapterMemoryFull(_) => "adapter_memory_exceeded",
             ApiError::ContextLength { .. } | ApiError::ContextOverflow { .. } => {
                 "context_length_exceeded"
             }
             ApiError::BodyTooLarge { .. } => "body_too_large",
             ApiError::BodyTimeout { .. } => "body_timeout",
-            ApiError::NoRoom => "no_room",
+            ApiError::BodyMemoryFull => "no_room",
             ApiError::UnknownPath { .. } => "unknown_path",
             ApiError::MethodNotAllowed { .. } => "method_not_allowed",
             ApiError::QueueFull { .. } => "queue_full",
-            ApiError::TooMany { .. } => "too_many",
-            ApiError::Crowded => "crowded",
-            ApiError::Ill => "engine_failed",
+            ApiError::TooManyAnswers { .. } => "too_many",
+            ApiError::OverLimit => "crowded",
+            ApiError::Unhealthy => "engine_failed",
             ApiError::Loading => "loading",
             ApiError::Draining => "draining",
             ApiError::Timeout { .. } | ApiError::Internal(_) => return None,
@@ -131,11 +131,11 @@ impl ApiError {
         match self {
             ApiError::Invalid { param, .. } => param.clone(),
             ApiError::UnknownModel(_) => Some("model".into()),
-            ApiError::NoAdapterRoom(_) => Some("path".into()),
+            ApiError::AdapterMemoryFull(_) => Some("path".into()),
             ApiError::ContextLength { param, .. } | ApiError::ContextOverflow { param, .. } => {
                 Some((*param).into())
             }
-            ApiError::TooMany { param, .. } => Some((*param).into()),
+            ApiError::TooManyAnswers { param, .. } => Some((*param).into()),
             _ => None,
         }
     }
@@ -188,7 +188,7 @@ impl IntoResponse for ApiError {
                 HeaderValue::from_static("identity"),
             );
         }
-        if !wire.repeat {
+        if !wire.retryable {
             headers.insert(SHOULD_RETRY, HeaderValue::from_static("false"));
         }
         if let Some(refusal) = self.refusal() {
@@ -223,10 +223,10 @@ struct ErrorDetail {
 mod tests {
     use std::time::Duration;
 
-    use super::super::Whose;
+    use super::super::LimitSource;
     use super::*;
 
-    fn told(error: ApiError) -> (u16, Option<String>, serde_json::Value) {
+    fn response_parts(error: ApiError) -> (u16, Option<String>, serde_json::Value) {
         let body = serde_json::to_value(error.body()).unwrap();
         let response = error.into_response();
         let retry = response.headers().get("retry-after");
@@ -236,7 +236,7 @@ mod tests {
 
     #[test]
     fn all_four_keys_are_always_there() {
-        let (status, retry, body) = told(ApiError::malformed("no"));
+        let (status, retry, body) = response_parts(ApiError::malformed("no"));
         assert_eq!((status, retry), (400, None));
         let expected = serde_json::json!({"error": {
             "message": "no", "type": "invalid_request_error", "param": null, "code": null,
@@ -250,7 +250,7 @@ mod tests {
             context: 8,
             prompt: 9,
             prefix: 4,
-            room: 1,
+            needed: 1,
             param: "prompt",
         };
         let overflow = ApiError::ContextOverflow {
@@ -266,7 +266,7 @@ mod tests {
         };
         let timeout = ApiError::Timeout {
             limit: Duration::from_millis(1500),
-            whose: Whose::Server,
+            limit_source: LimitSource::Server,
         };
         let table = [
             (
@@ -342,7 +342,7 @@ mod tests {
                 Some("messages"),
             ),
             (
-                ApiError::NoRoom,
+                ApiError::BodyMemoryFull,
                 503,
                 Some("5"),
                 "service_unavailable",
@@ -378,7 +378,7 @@ mod tests {
                 None,
             ),
             (
-                ApiError::TooMany {
+                ApiError::TooManyAnswers {
                     asked: 9,
                     limit: 8,
                     param: "n",
@@ -398,7 +398,7 @@ mod tests {
                 None,
             ),
             (
-                ApiError::Crowded,
+                ApiError::OverLimit,
                 503,
                 Some("5"),
                 "service_unavailable",
@@ -406,7 +406,7 @@ mod tests {
                 None,
             ),
             (
-                ApiError::Ill,
+                ApiError::Unhealthy,
                 503,
                 Some("5"),
                 "service_unavailable",
@@ -440,9 +440,9 @@ mod tests {
         ];
         for (error, status, retry, kind, code, param) in table {
             let name = format!("{error:?}");
-            let (told_status, told_retry, body) = told(error);
-            assert_eq!(told_status, status, "{name}");
-            assert_eq!(told_retry.as_deref(), retry, "{name}");
+            let (actual_status, actual_retry, body) = response_parts(error);
+            assert_eq!(actual_status, status, "{name}");
+            assert_eq!(actual_retry.as_deref(), retry, "{name}");
             assert_eq!(body["error"]["type"], kind, "{name}");
             assert_eq!(body["error"]["code"].as_str(), code, "{name}");
             assert_eq!(body["error"]["param"].as_str(), param, "{name}");

@@ -46,7 +46,7 @@ impl<T: JsonSchema> JsonSchema for Object<T> {
 }
 
 /// Integers, which may be written as `2.0` too: JSON has only one type of number.
-pub(crate) mod whole {
+pub(crate) mod integer {
     use super::*;
 
     /// Reads a field that may be absent, together with `#[serde(default)]`.
@@ -55,8 +55,8 @@ pub(crate) mod whole {
         D: Deserializer<'de>,
         T: TryFrom<i64>,
     {
-        let value = Option::<Whole<T>>::deserialize(deserializer)?;
-        Ok(value.map(|Whole(value)| value))
+        let value = Option::<Integer<T>>::deserialize(deserializer)?;
+        Ok(value.map(|Integer(value)| value))
     }
 
     /// Reads a list of integers.
@@ -65,8 +65,8 @@ pub(crate) mod whole {
         D: Deserializer<'de>,
         T: TryFrom<i64>,
     {
-        let values = Vec::<Whole<T>>::deserialize(deserializer)?;
-        Ok(values.into_iter().map(|Whole(value)| value).collect())
+        let values = Vec::<Integer<T>>::deserialize(deserializer)?;
+        Ok(values.into_iter().map(|Integer(value)| value).collect())
     }
 
     /// Reads a list that may be absent, together with `#[serde(default)]`.
@@ -75,8 +75,9 @@ pub(crate) mod whole {
         D: Deserializer<'de>,
         T: TryFrom<i64>,
     {
-        let values = Option::<Vec<Whole<T>>>::deserialize(deserializer)?;
-        let plain = |values: Vec<Whole<T>>| values.into_iter().map(|Whole(value)| value).collect();
+        let values = Option::<Vec<Integer<T>>>::deserialize(deserializer)?;
+        let plain =
+            |values: Vec<Integer<T>>| values.into_iter().map(|Integer(value)| value).collect();
         Ok(values.map(plain))
     }
 
@@ -88,33 +89,33 @@ pub(crate) mod whole {
     }
 
     /// An integer that fits a `T`.
-    struct Whole<T>(T);
+    struct Integer<T>(T);
 
-    impl<'de, T: TryFrom<i64>> Deserialize<'de> for Whole<T> {
+    impl<'de, T: TryFrom<i64>> Deserialize<'de> for Integer<T> {
         fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-            struct WholeVisitor<T>(PhantomData<T>);
-            impl<T: TryFrom<i64>> Visitor<'_> for WholeVisitor<T> {
-                type Value = Whole<T>;
+            struct IntegerVisitor<T>(PhantomData<T>);
+            impl<T: TryFrom<i64>> Visitor<'_> for IntegerVisitor<T> {
+                type Value = Integer<T>;
 
                 fn expecting(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
                     formatter.write_str("an integer")
                 }
 
-                fn visit_i64<E: Error>(self, number: i64) -> Result<Whole<T>, E> {
+                fn visit_i64<E: Error>(self, number: i64) -> Result<Integer<T>, E> {
                     let fitting = T::try_from(number);
                     fitting
-                        .map(Whole)
+                        .map(Integer)
                         .map_err(|_| E::invalid_value(Unexpected::Signed(number), &self))
                 }
 
-                fn visit_u64<E: Error>(self, number: u64) -> Result<Whole<T>, E> {
+                fn visit_u64<E: Error>(self, number: u64) -> Result<Integer<T>, E> {
                     match i64::try_from(number) {
                         Ok(number) => self.visit_i64(number),
                         Err(_) => Err(E::invalid_value(Unexpected::Unsigned(number), &self)),
                     }
                 }
 
-                fn visit_f64<E: Error>(self, number: f64) -> Result<Whole<T>, E> {
+                fn visit_f64<E: Error>(self, number: f64) -> Result<Integer<T>, E> {
                     match of_float(number) {
                         Some(number) => self.visit_i64(number),
                         None => Err(E::invalid_type(Unexpected::Float(number), &self)),
@@ -122,49 +123,49 @@ pub(crate) mod whole {
                 }
             }
             // The messages of `deserialize_i64` for other types are less plain.
-            deserializer.deserialize_any(WholeVisitor(PhantomData))
+            deserializer.deserialize_any(IntegerVisitor(PhantomData))
         }
     }
 }
 
 /// A string, or a list of type `L`.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) enum TextOr<L> {
+pub(crate) enum StringOr<L> {
     /// The string alone.
     Text(String),
     /// The list.
     List(L),
 }
 
-impl<'de, L: Deserialize<'de>> Deserialize<'de> for TextOr<L> {
+impl<'de, L: Deserialize<'de>> Deserialize<'de> for StringOr<L> {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        struct TextOrVisitor<L>(PhantomData<L>);
-        impl<'de, L: Deserialize<'de>> Visitor<'de> for TextOrVisitor<L> {
-            type Value = TextOr<L>;
+        struct StringOrVisitor<L>(PhantomData<L>);
+        impl<'de, L: Deserialize<'de>> Visitor<'de> for StringOrVisitor<L> {
+            type Value = StringOr<L>;
 
             fn expecting(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
                 formatter.write_str("a string or a list")
             }
 
-            fn visit_str<E: Error>(self, text: &str) -> Result<TextOr<L>, E> {
-                Ok(TextOr::Text(text.to_owned()))
+            fn visit_str<E: Error>(self, text: &str) -> Result<StringOr<L>, E> {
+                Ok(StringOr::Text(text.to_owned()))
             }
 
-            fn visit_seq<A: SeqAccess<'de>>(self, list: A) -> Result<TextOr<L>, A::Error> {
-                L::deserialize(SeqAccessDeserializer::new(list)).map(TextOr::List)
+            fn visit_seq<A: SeqAccess<'de>>(self, list: A) -> Result<StringOr<L>, A::Error> {
+                L::deserialize(SeqAccessDeserializer::new(list)).map(StringOr::List)
             }
         }
-        deserializer.deserialize_any(TextOrVisitor(PhantomData))
+        deserializer.deserialize_any(StringOrVisitor(PhantomData))
     }
 }
 
-impl<L: JsonSchema> JsonSchema for TextOr<L> {
+impl<L: JsonSchema> JsonSchema for StringOr<L> {
     fn inline_schema() -> bool {
         true
     }
 
     fn schema_name() -> std::borrow::Cow<'static, str> {
-        format!("TextOr{}", L::schema_name()).into()
+        format!("StringOr{}", L::schema_name()).into()
     }
 
     fn json_schema(generator: &mut SchemaGenerator) -> Schema {
@@ -173,16 +174,16 @@ impl<L: JsonSchema> JsonSchema for TextOr<L> {
     }
 }
 
-/// A list of at most `MOST` elements. Of a longer one it keeps one more than that, which shows that
+/// A list of at most `MAX` elements. Of a longer one it keeps one more than that, which shows that
 /// it is too long, and drops the rest.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct Few<T, const MOST: usize>(pub(crate) Vec<T>);
+pub(crate) struct BoundedList<T, const MAX: usize>(pub(crate) Vec<T>);
 
-impl<'de, T: Deserialize<'de>, const MOST: usize> Deserialize<'de> for Few<T, MOST> {
+impl<'de, T: Deserialize<'de>, const MAX: usize> Deserialize<'de> for BoundedList<T, MAX> {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        struct FewVisitor<T, const MOST: usize>(PhantomData<T>);
-        impl<'de, T: Deserialize<'de>, const MOST: usize> Visitor<'de> for FewVisitor<T, MOST> {
-            type Value = Few<T, MOST>;
+        struct BoundedListVisitor<T, const MAX: usize>(PhantomData<T>);
+        impl<'de, T: Deserialize<'de>, const MAX: usize> Visitor<'de> for BoundedListVisitor<T, MAX> {
+            type Value = BoundedList<T, MAX>;
 
             fn expecting(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
                 formatter.write_str("a sequence")
@@ -190,21 +191,21 @@ impl<'de, T: Deserialize<'de>, const MOST: usize> Deserialize<'de> for Few<T, MO
 
             fn visit_seq<A: SeqAccess<'de>>(self, mut list: A) -> Result<Self::Value, A::Error> {
                 let mut kept = Vec::new();
-                while kept.len() <= MOST {
+                while kept.len() <= MAX {
                     match list.next_element()? {
                         Some(element) => kept.push(element),
-                        None => return Ok(Few(kept)),
+                        None => return Ok(BoundedList(kept)),
                     }
                 }
                 while list.next_element::<Skipped>()?.is_some() {}
-                Ok(Few(kept))
+                Ok(BoundedList(kept))
             }
         }
-        deserializer.deserialize_seq(FewVisitor(PhantomData))
+        deserializer.deserialize_seq(BoundedListVisitor(PhantomData))
     }
 }
 
-impl<T: JsonSchema, const MOST: usize> JsonSchema for Few<T, MOST> {
+impl<T: JsonSchema, const MAX: usize> JsonSchema for BoundedList<T, MAX> {
     fn inline_schema() -> bool {
         true
     }

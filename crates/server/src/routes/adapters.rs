@@ -10,8 +10,8 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::App;
-use crate::call::Post;
 use crate::errors::ApiError;
+use crate::request::Post;
 use crate::runtime::{self, AdapterError, Model};
 use incant_engine::AddAdapterError;
 use incant_gguf::open::Location;
@@ -108,14 +108,14 @@ pub(crate) async fn list(State(app): State<Arc<App>>) -> Json<Adapters> {
 
 /// Loads an adapter. Running requests keep the adapters that they began with.
 pub(crate) async fn load(post: Post) -> Result<Json<Adapter>, ApiError> {
-    let (request, mut call) = post.read(|fields| fields.view::<LoadRequest>()).await?;
+    let (request, mut context) = post.read(|fields| fields.view::<LoadRequest>()).await?;
     let required = |value: Option<String>, name| {
         value.ok_or_else(|| ApiError::invalid(name, format!("`{name}` is required.")))
     };
     let name = required(request.name, "name")?;
     let path = required(request.path, "path")?;
-    let model = model(&call.app, request.model.as_deref())?;
-    let folder = call.app.options.adapter_folder.clone().ok_or_else(|| {
+    let model = model(&context.app, request.model.as_deref())?;
+    let folder = context.app.options.adapter_folder.clone().ok_or_else(|| {
         ApiError::invalid(
             "path",
             "This server loads no adapters: it was started without --adapter-dir.",
@@ -123,9 +123,9 @@ pub(crate) async fn load(post: Post) -> Result<Json<Adapter>, ApiError> {
     })?;
     // One at a time: the parameters of an adapter that is being read are not in the memory budget
     // yet. Requests that wait hold no thread.
-    let turn = Arc::clone(&call.app.adapter_turn).lock_owned().await;
-    let app = Arc::clone(&call.app);
-    let loaded = call.unhurried(None, move |_| {
+    let turn = Arc::clone(&context.app.adapter_turn).lock_owned().await;
+    let app = Arc::clone(&context.app);
+    let loaded = context.run_blocking(None, move |_| {
         let _turn = turn;
         let missing = |error| ApiError::Internal(format!("the adapter directory: {error}"));
         let location = Location::within(&folder, Path::new(&path)).map_err(missing)?;
@@ -151,9 +151,10 @@ fn refused(app: &App, error: AdapterError) -> ApiError {
             ids.collect::<Vec<_>>()
         });
         let loaded = loaded.collect::<Vec<_>>().join(", ");
-        ApiError::NoAdapterRoom(match loaded.is_empty() {
-            true => format!("{error}."),
-            false => format!("{error}. Loaded are {}.", excerpt(&loaded)),
+        ApiError::AdapterMemoryFull(if loaded.is_empty() {
+            format!("{error}.")
+        } else {
+            format!("{error}. Loaded are {}.", excerpt(&loaded))
         })
     };
     match &error {

@@ -9,22 +9,19 @@ use serde::de::value::{Error as UnknownWord, StringDeserializer};
 use serde::{Deserialize, Deserializer, Serialize};
 
 use crate::answer::{Answer, ChatLogprobs, Measured, Names, Plan, Planned, Shape, respond};
-use crate::call::Post;
-use crate::controls::{Controls, Limits, integer};
+use crate::controls::{Controls, Limits, in_range};
 use crate::errors::ApiError;
 use crate::extras::Extras;
-use crate::fields::{Object, Skipped, TextOr, whole};
+use crate::fields::{Object, Skipped, StringOr, integer};
 use crate::guidance::GuidanceFields;
-use crate::lacking;
+use crate::ranges::TOP_LOGPROBS;
+use crate::request::Post;
 use crate::runtime::choice::{Entry, Piece};
-use crate::runtime::finish;
-use crate::runtime::{Partner, Wanted};
+use crate::runtime::{Partner, PromptBounds, finish};
+use crate::unsupported;
 use incant_api::FinishReason;
 use incant_prompt::profile::{Message, Role};
 use incant_prompt::text::Cancel;
-
-/// The maximum number of alternatives per token, as in OpenAI's API.
-const MAX_TOP_LOGPROBS: i64 = 20;
 
 /// A conversation to continue.
 #[derive(Debug, Deserialize, JsonSchema)]
@@ -37,8 +34,8 @@ pub(crate) struct ChatRequest {
     /// Report the log-probability of every token.
     logprobs: Option<bool>,
     /// The number of alternatives to report for each token.
-    #[serde(default, deserialize_with = "whole::option")]
-    #[schemars(range(min = 0, max = 20))]
+    #[serde(default, deserialize_with = "integer::option")]
+    #[schemars(range(min = TOP_LOGPROBS.min, max = TOP_LOGPROBS.max))]
     top_logprobs: Option<i64>,
 }
 
@@ -49,7 +46,7 @@ pub(crate) struct ChatMessage {
     role: ChatRole,
     /// A text, or a list of parts which are joined by line breaks.
     #[schemars(required)]
-    content: Option<TextOr<Vec<Object<Part>>>>,
+    content: Option<StringOr<Vec<Object<Part>>>>,
     /// Not supported: a message with one is refused.
     #[schemars(skip)]
     tool_calls: Option<Skipped>,
@@ -104,14 +101,14 @@ pub(crate) async fn chat(post: Post) -> Result<Response, ApiError> {
         let controls: Controls = fields.view()?;
         let extras: Extras = fields.view()?;
         let guidance: GuidanceFields = fields.view()?;
-        lacking::refuse(fields, lacking::EVERYWHERE)?;
-        lacking::refuse(fields, lacking::CHAT)?;
+        unsupported::refuse(fields, unsupported::EVERYWHERE)?;
+        unsupported::refuse(fields, unsupported::CHAT)?;
         Ok((request, controls, extras, guidance))
     });
-    let ((request, controls, extras, guidance), mut call) = read.await?;
+    let ((request, controls, extras, guidance), mut context) = read.await?;
     let logprobs = alternatives(request.logprobs, request.top_logprobs)?;
-    let arm = call.arm(&request.model)?;
-    let app = Arc::clone(&call.app);
+    let arm = context.arm(&request.model)?;
+    let app = Arc::clone(&context.app);
     let timeout = controls.timeout()?;
     let plan = move |cancel: &Cancel| {
         let messages = conversation(request.messages)?;
@@ -121,15 +118,15 @@ pub(crate) async fn chat(post: Post) -> Result<Response, ApiError> {
             default_tokens: None,
         };
         let controls = controls.resolve(&arm, arm.defaults(), limits)?;
-        let say = arm.say_in_chat(&app.runtime, &guidance.wishes())?;
+        let guidance = arm.guidance_for_chat(&app.runtime, &guidance.options())?;
         extras.check(arm.context())?;
-        let wanted = Wanted {
-            fitting: !extras.truncates(),
+        let bounds = PromptBounds {
+            must_fit: !extras.truncates(),
             cancel: cancel.clone(),
         };
-        let prompt = arm.chat_within(&messages, &wanted);
-        let mut prompt = prompt.map_err(|error| ApiError::no_prompt(error, "messages"))?;
-        let mut partners = say.of_chat(&arm, &messages, &wanted)?;
+        let prompt = arm.chat_within(&messages, &bounds);
+        let mut prompt = prompt.map_err(|error| ApiError::from_prompt_error(error, "messages"))?;
+        let mut partners = guidance.partners_for_chat(&arm, &messages, &bounds)?;
         extras.truncate(&mut prompt, arm.context(), controls.max_tokens);
         for Partner { arm, prompt, .. } in &mut partners.partners {
             extras.truncate(prompt, arm.context(), controls.max_tokens);
@@ -158,20 +155,22 @@ pub(crate) async fn chat(post: Post) -> Result<Response, ApiError> {
         };
         Ok((plan, shape))
     };
-    let (plan, shape) = call.plan(timeout, plan).await?;
-    respond(&call, plan, shape).await
+    let (plan, shape) = context.plan(timeout, plan).await?;
+    respond(&context, plan, shape).await
 }
 
 /// Returns how many alternatives to report; `None` reports no log-probabilities.
 fn alternatives(logprobs: Option<bool>, top: Option<i64>) -> Result<Option<usize>, ApiError> {
-    let top = integer("top_logprobs", top, 0..=MAX_TOP_LOGPROBS)?.unwrap_or(0) as usize;
-    match logprobs.unwrap_or(false) {
-        true => Ok(Some(top)),
-        false if top > 0 => Err(ApiError::invalid(
+    let top = in_range("top_logprobs", top, TOP_LOGPROBS)?.unwrap_or(0) as usize;
+    if logprobs.unwrap_or(false) {
+        Ok(Some(top))
+    } else if top > 0 {
+        Err(ApiError::invalid(
             "top_logprobs",
             "`top_logprobs` needs `logprobs` to be true.",
-        )),
-        false => Ok(None),
+        ))
+    } else {
+        Ok(None)
     }
 }
 
@@ -216,8 +215,8 @@ fn read(at: usize, message: ChatMessage) -> Result<Message, ApiError> {
     }
     let content = match message.content {
         None => return refuse("content", "is required."),
-        Some(TextOr::Text(text)) => text,
-        Some(TextOr::List(parts)) => {
+        Some(StringOr::Text(text)) => text,
+        Some(StringOr::List(parts)) => {
             let mut texts = Vec::with_capacity(parts.len());
             for (part_at, Object(part)) in parts.into_iter().enumerate() {
                 if !part.is_text {
@@ -356,9 +355,10 @@ impl Shape for Chat {
         }
         if let Some(reason) = piece.finish {
             // Only tokens without text are left: the end token, if it arrived alone.
-            let logprobs = match entries.is_empty() {
-                true => None,
-                false => self.logprobs(entries),
+            let logprobs = if entries.is_empty() {
+                None
+            } else {
+                self.logprobs(entries)
             };
             let reason = Some(finish(reason));
             chunks.push(chunk(Delta::default(), logprobs, reason, token_ids.take()));

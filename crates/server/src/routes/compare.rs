@@ -13,14 +13,16 @@ use super::chat::{ChatMessage, conversation};
 use run::respond;
 
 use crate::answer::fit;
-use crate::call::{Call, Post};
-use crate::controls::{Controls, Limits, Resolved, Stream, integer};
+use crate::controls::{Controls, Limits, Resolved, Stream, in_range};
 use crate::errors::ApiError;
-use crate::fields::{Few, Object, whole};
-use crate::lacking;
+use crate::fields::{BoundedList, Object, integer};
+use crate::ranges::TOP_LOGPROBS;
+use crate::request::{Post, RequestContext};
 use crate::runtime::{
-    Arm, Partners, Prompt, PromptInput, Runtime, Side, Wanted, Wishes, default_reference, room,
+    Arm, GuidanceOptions, Partners, Prompt, PromptBounds, PromptInput, Runtime, Side,
+    default_reference, max_answer_tokens,
 };
+use crate::unsupported;
 use incant_api::FinishReason;
 use incant_compare::{self as analyze, Report, ReportArm, Settings, Summary, Token, Usage};
 use incant_gguf::printable::excerpt;
@@ -31,11 +33,8 @@ use incant_sample::fresh_seed;
 /// The maximum number of arms per comparison.
 const MAX_ARMS: usize = 16;
 
-/// The maximum number of alternatives per token.
-const MAX_TOP_LOGPROBS: i64 = 20;
-
 /// The default number of alternatives per token.
-const TOP_LOGPROBS: usize = 10;
+const DEFAULT_TOP_LOGPROBS: usize = 10;
 
 /// The default of `max_tokens`: a base model seldom ends by itself.
 const DEFAULT_MAX_TOKENS: usize = 256;
@@ -48,8 +47,8 @@ const SEEDS: u64 = 1 << 53;
 pub(crate) struct CompareRequest {
     /// The arms that answer, of any served models. An arm may be listed twice, and have guidance of
     /// its own: `ID guidance=0.5`.
-    #[schemars(length(min = 1, max = 16))]
-    arms: Few<String, MAX_ARMS>,
+    #[schemars(length(min = 1, max = MAX_ARMS))]
+    arms: BoundedList<String, MAX_ARMS>,
     /// A conversation, which each arm renders in its own way. Either this or `prompt` is required.
     messages: Option<Vec<Object<ChatMessage>>>,
     /// A text that each arm continues verbatim, after its profile's text if its id names one.
@@ -60,8 +59,8 @@ pub(crate) struct CompareRequest {
     /// Score each token under the other arms with the same tokenizer.
     analysis: Option<bool>,
     /// The number of alternatives to report for each token; 10 by default.
-    #[serde(default, deserialize_with = "whole::option")]
-    #[schemars(range(min = 0, max = 20))]
+    #[serde(default, deserialize_with = "integer::option")]
+    #[schemars(range(min = TOP_LOGPROBS.min, max = TOP_LOGPROBS.max))]
     top_logprobs: Option<i64>,
 }
 
@@ -124,38 +123,38 @@ pub(crate) async fn compare(post: Post) -> Result<Response, ApiError> {
     let read = post.read(|fields| {
         let request: CompareRequest = fields.view()?;
         let controls: Controls = fields.view()?;
-        lacking::refuse(fields, lacking::EVERYWHERE)?;
-        lacking::refuse(fields, lacking::CHAT)?;
-        lacking::refuse(fields, lacking::COMPARE)?;
+        unsupported::refuse(fields, unsupported::EVERYWHERE)?;
+        unsupported::refuse(fields, unsupported::CHAT)?;
+        unsupported::refuse(fields, unsupported::COMPARE)?;
         Ok((request, controls))
     });
-    let ((request, controls), mut call) = read.await?;
-    let arms = arms(&call, &request.arms.0)?;
+    let ((request, controls), mut context) = read.await?;
+    let arms = arms(&context, &request.arms.0)?;
     let reference = reference(&request, &arms)?;
-    let top = integer("top_logprobs", request.top_logprobs, 0..=MAX_TOP_LOGPROBS)?;
+    let top = in_range("top_logprobs", request.top_logprobs, TOP_LOGPROBS)?;
     let analysis = request.analysis.unwrap_or(false);
-    let top = top.map_or(TOP_LOGPROBS, |top| top as usize);
+    let top = top.map_or(DEFAULT_TOP_LOGPROBS, |top| top as usize);
     // Checked before prompts are made: a small body can ask for many sequences.
     let answers = controls.answers()?;
     let judges = if analysis { arms.len() } else { 1 };
     let sequences = arms.len().saturating_mul(answers).saturating_mul(judges);
     arms[0]
-        .could_take(sequences)
-        .map_err(|error| ApiError::too_many(error, answers, "arms"))?;
-    let app = Arc::clone(&call.app);
+        .check_capacity(sequences)
+        .map_err(|error| ApiError::too_many_answers(error, answers, "arms"))?;
+    let app = Arc::clone(&context.app);
     let timeout = controls.timeout()?;
     let plan = move |cancel: &Cancel| {
         let question = Question::read(request.messages, request.prompt)?;
         let arms = question.of_arms(arms);
         let samplers = controls.samplers();
         let resolved = resolve(controls, &arms)?;
-        let wanted = Wanted {
-            fitting: true,
+        let bounds = PromptBounds {
+            must_fit: true,
             cancel: cancel.clone(),
         };
         let prompts = arms
             .iter()
-            .map(|arm| question.read_by(&app.runtime, arm, &wanted));
+            .map(|arm| question.read_by(&app.runtime, arm, &bounds));
         let prompts = prompts.collect::<Result<_, ApiError>>()?;
         let sides = sides(arms, prompts, &resolved, analysis, question.param())?;
         let first = &resolved[0];
@@ -185,8 +184,8 @@ pub(crate) async fn compare(post: Post) -> Result<Response, ApiError> {
             stream: first.stream,
         })
     };
-    let plan = call.plan(timeout, plan).await?;
-    respond(&call, plan).await
+    let plan = context.plan(timeout, plan).await?;
+    respond(&context, plan).await
 }
 
 /// The generation that one comparison asks for.
@@ -199,12 +198,12 @@ struct Plan {
 }
 
 /// Returns the arms with these ids.
-fn arms(call: &Call, ids: &[String]) -> Result<Vec<Arm>, ApiError> {
+fn arms(context: &RequestContext, ids: &[String]) -> Result<Vec<Arm>, ApiError> {
     if !(1..=MAX_ARMS).contains(&ids.len()) {
         let message = format!("`arms` must name 1 to {MAX_ARMS} arms.");
         return Err(ApiError::invalid("arms", message));
     }
-    ids.iter().map(|id| call.arm(id)).collect()
+    ids.iter().map(|id| context.arm(id)).collect()
 }
 
 /// Returns the position of the arm that shift is measured against.
@@ -216,7 +215,7 @@ fn reference(request: &CompareRequest, arms: &[Arm]) -> Result<usize, ApiError> 
             .position(|(arm, asked)| asked == id || arm.full_id() == *id)
             .ok_or_else(|| {
                 let id = excerpt(id);
-                let message = format!("`reference` is '{id}', which is none of `arms`.");
+                let message = format!("`reference` is '{id}', which is not among `arms`.");
                 ApiError::invalid("reference", message)
             }),
         None => Ok(default_reference(arms)),
@@ -273,24 +272,27 @@ impl Question {
         &self,
         runtime: &Runtime,
         arm: &Arm,
-        wanted: &Wanted,
+        bounds: &PromptBounds,
     ) -> Result<(Prompt, Partners), ApiError> {
-        let wishes = Wishes::default();
-        let refused = |error| ApiError::no_prompt(error, self.param());
+        let options = GuidanceOptions::default();
+        let refused = |error| ApiError::from_prompt_error(error, self.param());
         let (prompt, partners) = match self {
             Question::Messages(messages) => {
-                let prompt = arm.chat_within(messages, wanted).map_err(refused)?;
-                let say = arm.say_in_chat(runtime, &wishes)?;
-                (prompt, say.of_chat(arm, messages, wanted)?)
+                let prompt = arm.chat_within(messages, bounds).map_err(refused)?;
+                let guidance = arm.guidance_for_chat(runtime, &options)?;
+                (prompt, guidance.partners_for_chat(arm, messages, bounds)?)
             }
             Question::Text(text) => {
                 let input = PromptInput::Text(text.clone());
-                let prompt = arm.completion_within(&input, wanted).map_err(refused)?;
-                let say = arm.say_in_completion(runtime, &wishes)?;
-                (prompt, say.of_completion(arm, &input, wanted)?)
+                let prompt = arm.completion_within(&input, bounds).map_err(refused)?;
+                let guidance = arm.guidance_for_completion(runtime, &options)?;
+                (
+                    prompt,
+                    guidance.partners_for_completion(arm, &input, bounds)?,
+                )
             }
         };
-        Ok((prompt, partners.measuring_the_arm()))
+        Ok((prompt, partners.reporting_own_logprobs()))
     }
 
     fn into_prompt(self, answers: Vec<analyze::Answer>) -> analyze::Prompt {
@@ -337,26 +339,23 @@ fn sides(
 ) -> Result<Vec<Side>, ApiError> {
     let (prompts, partners): (Vec<Prompt>, Vec<Partners>) = prompts.into_iter().unzip();
     let sides = arms.iter().zip(&prompts);
-    let rooms =
+    let limits =
         sides
             .clone()
             .zip(resolved)
             .zip(&partners)
             .map(|(((arm, prompt), resolved), partners)| {
                 let own = fit(prompt, arm.context(), resolved.max_tokens, param)?;
-                let own = own.min(partners.room());
+                let own = own.min(partners.max_answer_tokens());
                 // The other arms that score the answer must have room for it too.
                 let judges = sides
                     .clone()
                     .filter(|(other, _)| analysis && arm.shares_tokens(other));
-                Ok(match analysis {
-                    true => own.min(room(judges)),
-                    false => own,
-                })
+                Ok(own.min(max_answer_tokens(judges)))
             });
-    let rooms: Vec<usize> = rooms.collect::<Result<_, ApiError>>()?;
+    let limits: Vec<usize> = limits.collect::<Result<_, ApiError>>()?;
     let sides = arms.into_iter().zip(prompts).zip(resolved);
-    let sides = sides.zip(rooms.into_iter().zip(partners));
+    let sides = sides.zip(limits.into_iter().zip(partners));
     let sides = sides.map(|(((arm, prompt), resolved), (max_tokens, partners))| Side {
         arm,
         prompt,

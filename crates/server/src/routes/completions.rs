@@ -11,20 +11,18 @@ use incant_api::FinishReason;
 use prompts::{PromptField, inputs, prompt_schema};
 
 use crate::answer::{Answer, CompletionLogprobs, Measured, Names, Plan, Planned, Shape, respond};
-use crate::call::Post;
-use crate::controls::{Controls, Limits, check_ids, integer};
+use crate::controls::{Controls, Limits, check_ids, in_range};
 use crate::errors::ApiError;
 use crate::extras::Extras;
-use crate::fields::whole;
+use crate::fields::integer;
 use crate::guidance::GuidanceFields;
-use crate::lacking;
+use crate::ranges::LOGPROBS;
+use crate::request::Post;
 use crate::runtime::choice::{Echo, Entry, Piece, Vocabulary};
-use crate::runtime::{Arm, Prompt, PromptInput, Say, Wanted};
+use crate::runtime::{Arm, Prompt, PromptBounds, PromptInput, ResolvedGuidance};
+use crate::unsupported;
 use incant_prompt::profile::SamplingDefaults;
 use incant_prompt::text::{Cancel, Tokenizer};
-
-/// The maximum number of alternatives per token, as in OpenAI's API.
-const MAX_LOGPROBS: i64 = 5;
 
 /// The default of `max_tokens`, as in OpenAI's API.
 const DEFAULT_MAX_TOKENS: usize = 16;
@@ -39,13 +37,13 @@ pub(crate) struct CompletionRequest {
     #[schemars(schema_with = "prompt_schema")]
     prompt: PromptField,
     /// Report log-probabilities, with this number of alternatives per token.
-    #[serde(default, deserialize_with = "whole::option")]
-    #[schemars(range(min = 0, max = 5))]
+    #[serde(default, deserialize_with = "integer::option")]
+    #[schemars(range(min = LOGPROBS.min, max = LOGPROBS.max))]
     logprobs: Option<i64>,
     /// Begin the answer with the prompt; with `logprobs`, its tokens are scored too.
     echo: Option<bool>,
     /// Only the value of `n` is accepted: all answers are returned.
-    #[serde(default, deserialize_with = "whole::option")]
+    #[serde(default, deserialize_with = "integer::option")]
     best_of: Option<i64>,
     /// Begin a text prompt with BOS if the model expects it; true by default.
     add_special_tokens: Option<bool>,
@@ -58,23 +56,23 @@ pub(crate) async fn completions(post: Post) -> Result<Response, ApiError> {
         let controls: Controls = fields.view()?;
         let extras: Extras = fields.view()?;
         let guidance: GuidanceFields = fields.view()?;
-        lacking::refuse(fields, lacking::EVERYWHERE)?;
-        lacking::refuse(fields, lacking::COMPLETIONS)?;
+        unsupported::refuse(fields, unsupported::EVERYWHERE)?;
+        unsupported::refuse(fields, unsupported::COMPLETIONS)?;
         Ok((request, controls, extras, guidance))
     });
-    let ((request, controls, extras, guidance), mut call) = read.await?;
-    let logprobs = integer("logprobs", request.logprobs, 0..=MAX_LOGPROBS)?.map(|top| top as usize);
-    let arm = call.arm(&request.model)?;
+    let ((request, controls, extras, guidance), mut context) = read.await?;
+    let logprobs = in_range("logprobs", request.logprobs, LOGPROBS)?.map(|top| top as usize);
+    let arm = context.arm(&request.model)?;
     // Checked before prompts are made: a small body can ask for millions of answers.
     let answers = controls.answers()?;
     let inputs = inputs(request.prompt, |count| {
-        arm.could_take(count.saturating_mul(answers))
-            .map_err(|error| ApiError::too_many(error, answers, "prompt"))
+        arm.check_capacity(count.saturating_mul(answers))
+            .map_err(|error| ApiError::too_many_answers(error, answers, "prompt"))
     })?;
     extras.check(arm.context())?;
     let echo = request.echo.unwrap_or(false);
-    let say = arm.say_in_completion(&call.app.runtime, &guidance.wishes())?;
-    if say.is_wished() && echo && logprobs.is_some() {
+    let guidance = arm.guidance_for_completion(&context.app.runtime, &guidance.options())?;
+    if guidance.is_requested() && echo && logprobs.is_some() {
         let message = "`echo` with `logprobs` scores the prompt by the arm alone: it cannot be \
             asked for together with `guidance` or `mix`.";
         return Err(ApiError::invalid("echo", message));
@@ -83,24 +81,24 @@ pub(crate) async fn completions(post: Post) -> Result<Response, ApiError> {
         least_tokens: 0,
         default_tokens: Some(DEFAULT_MAX_TOKENS),
     };
-    let max_tokens = controls.asked_tokens(limits)?.or(limits.default_tokens);
+    let max_tokens = controls.requested_tokens(limits)?.or(limits.default_tokens);
     let timeout = controls.timeout()?;
     let add_special = request.add_special_tokens.unwrap_or(true);
     let best_of = request.best_of;
     let plan = move |cancel: &Cancel| {
-        let maker = Maker {
+        let builder = PromptBuilder {
             arm: &arm,
-            say: &say,
+            guidance: &guidance,
             extras: &extras,
             max_tokens,
             add_special,
             echo,
-            wanted: Wanted {
-                fitting: !extras.truncates(),
+            bounds: PromptBounds {
+                must_fit: !extras.truncates(),
                 cancel: cancel.clone(),
             },
         };
-        let prompts = inputs.into_iter().map(|input| maker.planned(input));
+        let prompts = inputs.into_iter().map(|input| builder.planned(input));
         let prompts: Vec<Planned> = prompts.collect::<Result<_, ApiError>>()?;
         // A profile sets the defaults of the raw model only if its text comes first.
         let profile = prompts
@@ -114,7 +112,7 @@ pub(crate) async fn completions(post: Post) -> Result<Response, ApiError> {
         };
         let controls = controls.resolve(&arm, defaults, limits)?;
         for planned in &prompts {
-            room_for(&planned.prompt, arm.context(), controls.asked_tokens)?;
+            check_max_tokens(&planned.prompt, arm.context(), controls.requested_tokens)?;
         }
         if best_of.is_some_and(|best_of| best_of != controls.answers as i64) {
             let message =
@@ -147,13 +145,13 @@ pub(crate) async fn completions(post: Post) -> Result<Response, ApiError> {
         };
         Ok((plan, shape))
     };
-    let (plan, shape) = call.plan(timeout, plan).await?;
-    respond(&call, plan, shape).await
+    let (plan, shape) = context.plan(timeout, plan).await?;
+    respond(&context, plan, shape).await
 }
 
 /// Refuses `max_tokens` beyond the context's end: the answer would be shorter than requested
 /// without any explanation.
-fn room_for(prompt: &Prompt, context: usize, asked: Option<usize>) -> Result<(), ApiError> {
+fn check_max_tokens(prompt: &Prompt, context: usize, asked: Option<usize>) -> Result<(), ApiError> {
     let tokens = prompt.token_count();
     match asked {
         // A prompt that is too long by itself has its own error.
@@ -162,7 +160,7 @@ fn room_for(prompt: &Prompt, context: usize, asked: Option<usize>) -> Result<(),
                 context,
                 prompt: tokens,
                 prefix: tokens - prompt.ids.len(),
-                room: asked,
+                needed: asked,
                 param: "max_tokens",
             })
         }
@@ -171,9 +169,9 @@ fn room_for(prompt: &Prompt, context: usize, asked: Option<usize>) -> Result<(),
 }
 
 /// Turns inputs into prompts that are ready to run.
-struct Maker<'a> {
+struct PromptBuilder<'a> {
     arm: &'a Arm,
-    say: &'a Say,
+    guidance: &'a ResolvedGuidance,
     extras: &'a Extras,
     /// The maximum number of tokens of an answer.
     max_tokens: Option<usize>,
@@ -182,29 +180,29 @@ struct Maker<'a> {
     /// Whether the answer begins with the prompt.
     echo: bool,
     /// Bounds of the prompts that are worth encoding.
-    wanted: Wanted,
+    bounds: PromptBounds,
 }
 
-impl Maker<'_> {
+impl PromptBuilder<'_> {
     fn planned(&self, input: PromptInput) -> Result<Planned, ApiError> {
-        let Maker { arm, wanted, .. } = self;
+        let PromptBuilder { arm, bounds, .. } = self;
         let tokenizer = arm.tokenizer();
         if let PromptInput::Tokens(ids) = &input {
             check_ids("prompt", ids, tokenizer.vocab_size())?;
         }
         let prompt = match &input {
             PromptInput::Text(text) if !self.add_special => {
-                let ids = arm.encode_within(text, wanted);
+                let ids = arm.encode_within(text, bounds);
                 ids.map(|ids| arm.completion(&PromptInput::Tokens(ids)))
             }
-            input => arm.completion_within(input, wanted),
+            input => arm.completion_within(input, bounds),
         };
-        let mut prompt = prompt.map_err(|error| ApiError::no_prompt(error, "prompt"))?;
-        self.cut(arm, &mut prompt);
+        let mut prompt = prompt.map_err(|error| ApiError::from_prompt_error(error, "prompt"))?;
+        self.truncate(arm, &mut prompt);
         let echo = self.echo.then(|| echoed(tokenizer, &prompt, &input));
-        let mut partners = self.say.of_completion(arm, &input, wanted)?;
+        let mut partners = self.guidance.partners_for_completion(arm, &input, bounds)?;
         for partner in &mut partners.partners {
-            self.cut(&partner.arm, &mut partner.prompt);
+            self.truncate(&partner.arm, &mut partner.prompt);
         }
         Ok(Planned {
             prompt,
@@ -213,7 +211,7 @@ impl Maker<'_> {
         })
     }
 
-    fn cut(&self, arm: &Arm, prompt: &mut Prompt) {
+    fn truncate(&self, arm: &Arm, prompt: &mut Prompt) {
         self.extras.truncate(prompt, arm.context(), self.max_tokens);
     }
 }
@@ -225,7 +223,7 @@ fn echoed(tokenizer: &Tokenizer, prompt: &Prompt, input: &PromptInput) -> Echo {
     let mut tokens: Vec<(u32, Vec<u8>)> = prompt
         .ids
         .iter()
-        .map(|id| (*id, tokenizer.shown(*id).to_vec()))
+        .map(|id| (*id, tokenizer.display_bytes(*id).to_vec()))
         .collect();
     if let PromptInput::Text(text) = input {
         strip_added(&mut tokens, text.as_bytes());
@@ -340,17 +338,19 @@ impl Shape for Completions {
         // Requested ids do not wait for text.
         let tells_ids = self.token_ids.is_some() && piece.finish.is_none();
         if !piece.text.is_empty() || tells_ids {
-            let logprobs = match piece.text.is_empty() {
-                true => None,
-                false => self.logprobs(std::mem::take(&mut entries)),
+            let logprobs = if piece.text.is_empty() {
+                None
+            } else {
+                self.logprobs(std::mem::take(&mut entries))
             };
             chunks.push(chunk(piece.text, logprobs, None));
         }
         if let Some(reason) = piece.finish {
             // Only tokens without text are left: the end token, if it arrived alone.
-            let logprobs = match entries.is_empty() {
-                true => None,
-                false => self.logprobs(entries),
+            let logprobs = if entries.is_empty() {
+                None
+            } else {
+                self.logprobs(entries)
             };
             chunks.push(chunk(String::new(), logprobs, Some(finish(reason))));
         }

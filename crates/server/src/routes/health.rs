@@ -23,11 +23,11 @@ pub(crate) struct Health {
 /// Answers only after the models are loaded. One engine that has died or is stuck makes the whole
 /// server unhealthy, since a load balancer cannot tell models apart.
 pub(crate) async fn health(State(app): State<Arc<App>>) -> Result<Json<Health>, ApiError> {
-    if app.runtime.is_about_to_end() {
+    if app.runtime.is_shutting_down() {
         Err(ApiError::Draining)
-    } else if app.runtime.is_well() {
+    } else if app.runtime.is_healthy() {
         Ok(Json(Health { status: "ok" }))
     } else {
-        Err(ApiError::Ill)
+        Err(ApiError::Unhealthy)
     }
 }

@@ -6,11 +6,11 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::chat::{ChatMessage, conversation};
-use crate::call::Post;
 use crate::errors::ApiError;
 use crate::fields::Object;
-use crate::lacking;
-use crate::runtime::Wanted;
+use crate::request::Post;
+use crate::runtime::PromptBounds;
+use crate::unsupported;
 
 /// A conversation to render.
 #[derive(Debug, Deserialize, JsonSchema)]
@@ -42,21 +42,21 @@ pub(crate) struct TemplateResponse {
 pub(crate) async fn apply(post: Post) -> Result<Response, ApiError> {
     let read = post.read(|fields| {
         let request: TemplateRequest = fields.view()?;
-        lacking::refuse(fields, lacking::TEMPLATE)?;
+        unsupported::refuse(fields, unsupported::TEMPLATE)?;
         Ok(request)
     });
-    let (request, mut call) = read.await?;
-    let arm = call.arm_or_only(request.model.as_deref());
-    let rendered = call.unhurried(None, move |cancel| {
+    let (request, mut context) = read.await?;
+    let arm = context.arm_or_only(request.model.as_deref());
+    let rendered = context.run_blocking(None, move |cancel| {
         let messages = conversation(request.messages)?;
         let arm = arm?;
         // A conversation that is too long to be answered can be rendered too.
-        let wanted = Wanted {
-            fitting: false,
+        let bounds = PromptBounds {
+            must_fit: false,
             cancel: cancel.clone(),
         };
-        let prompt = arm.chat_within(&messages, &wanted);
-        let prompt = prompt.map_err(|error| ApiError::no_prompt(error, "messages"))?;
+        let prompt = arm.chat_within(&messages, &bounds);
+        let prompt = prompt.map_err(|error| ApiError::from_prompt_error(error, "messages"))?;
         let tokens = prompt.all_ids();
         Ok(Json(TemplateResponse {
             model: arm.id().to_owned(),

@@ -7,11 +7,11 @@ use axum::response::{IntoResponse, Response};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize, Serializer};
 
-use crate::call::Post;
 use crate::controls::check_ids;
 use crate::errors::ApiError;
-use crate::fields::whole;
-use crate::lacking;
+use crate::fields::integer;
+use crate::request::Post;
+use crate::unsupported;
 use incant_prompt::text::{EncodeLimits, Special, Tokenizer};
 
 /// A text to tokenize. vLLM and llama.cpp have different names for the fields; if both are given,
@@ -98,16 +98,16 @@ pub(crate) struct TokenizeResponse {
 pub(crate) async fn tokenize(post: Post) -> Result<Response, ApiError> {
     let read = post.read(|fields| {
         let request: TokenizeRequest = fields.view()?;
-        lacking::refuse(fields, lacking::TOKENIZE)?;
+        unsupported::refuse(fields, unsupported::TOKENIZE)?;
         Ok(request)
     });
-    let (request, mut call) = read.await?;
+    let (request, mut context) = read.await?;
     // The name of the field decides whose default counts.
     let is_prompt = request.prompt.is_some();
     let text = request.prompt.or(request.content);
     let text =
         text.ok_or_else(|| ApiError::invalid("prompt", "`prompt` (or `content`) is required."))?;
-    let arm = call.arm_or_only(request.model.as_deref())?;
+    let arm = context.arm_or_only(request.model.as_deref())?;
     let add_bos = request
         .add_special_tokens
         .or(request.add_special)
@@ -118,7 +118,7 @@ pub(crate) async fn tokenize(post: Post) -> Result<Response, ApiError> {
     } else {
         Special::Plain
     };
-    let tokenized = call.unhurried(None, move |cancel| {
+    let tokenized = context.run_blocking(None, move |cancel| {
         let tokenizer = arm.tokenizer();
         let bos = tokenizer.bos().filter(|_| add_bos && tokenizer.adds_bos());
         let bounds = EncodeLimits {
@@ -145,7 +145,7 @@ pub(crate) async fn tokenize(post: Post) -> Result<Response, ApiError> {
 /// Tokens to convert to a text.
 #[derive(Debug, Deserialize, JsonSchema)]
 pub(crate) struct DetokenizeRequest {
-    #[serde(deserialize_with = "whole::list")]
+    #[serde(deserialize_with = "integer::list")]
     tokens: Vec<u32>,
     /// The model whose tokenizer is used; may be absent if only one model is served.
     model: Option<String>,
@@ -163,10 +163,10 @@ pub(crate) struct DetokenizeResponse<'a> {
 /// Converts tokens to a text.
 pub(crate) async fn detokenize(post: Post) -> Result<Response, ApiError> {
     let read = post.read(|fields| fields.view::<DetokenizeRequest>());
-    let (request, mut call) = read.await?;
-    let arm = call.arm_or_only(request.model.as_deref())?;
-    let most = call.app.options.max_body;
-    let text = call.unhurried(None, move |_| {
+    let (request, mut context) = read.await?;
+    let arm = context.arm_or_only(request.model.as_deref())?;
+    let most = context.app.options.max_body;
+    let text = context.run_blocking(None, move |_| {
         let tokenizer = arm.tokenizer();
         let ids = request.tokens;
         check_ids("tokens", &ids, tokenizer.vocab_size())?;

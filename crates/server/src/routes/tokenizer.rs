@@ -14,7 +14,7 @@ use incant_gguf::printable::excerpt;
 
 /// The model whose tokenizer is meant.
 #[derive(Debug, Deserialize)]
-pub(crate) struct Whose {
+pub(crate) struct TokenizerQuery {
     model: Option<String>,
 }
 
@@ -37,11 +37,11 @@ pub(crate) struct TokenizerInfo {
 /// Answers with the tokenizer's facts.
 pub(crate) async fn info(
     State(app): State<Arc<App>>,
-    whose: Result<Query<Whose>, QueryRejection>,
+    query: Result<Query<TokenizerQuery>, QueryRejection>,
 ) -> Result<Json<TokenizerInfo>, ApiError> {
-    let Query(whose) =
-        whose.map_err(|error| ApiError::invalid("model", excerpt(&error.body_text())))?;
-    let arm = app.arm_or_only(whose.model.as_deref())?;
+    let Query(query) =
+        query.map_err(|error| ApiError::invalid("model", excerpt(&error.body_text())))?;
+    let arm = app.arm_or_only(query.model.as_deref())?;
     let tokenizer = arm.tokenizer();
     let text = |id: Option<u32>| tokenizer.piece(id?).map(str::to_owned);
     Ok(Json(TokenizerInfo {

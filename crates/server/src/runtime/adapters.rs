@@ -3,14 +3,14 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, PoisonError, RwLock};
-use std::time::{SystemTime, UNIX_EPOCH};
 
+use crate::clock::unix_time;
 use incant_engine::{self as engine, AddAdapterError};
 use incant_gguf::open::Location;
 use incant_model::lora::{Lora, LoraError};
 
 /// The maximum length of a name.
-const MOST_NAME: usize = 64;
+const MAX_NAME: usize = 64;
 
 /// An adapter that a model serves under a name.
 #[derive(Debug)]
@@ -38,7 +38,7 @@ pub(super) struct Table(RwLock<Arc<Adapters>>);
 pub enum AdapterError {
     /// The name cannot be part of an arm's id.
     #[error(
-        "'{}' is no name for an adapter: 1 to {MOST_NAME} letters, digits, '.', '_' and '-'",
+        "'{}' is no name for an adapter: 1 to {MAX_NAME} letters, digits, '.', '_' and '-'",
         incant_gguf::printable::excerpt(.0).escape_debug()
     )]
     Name(String),
@@ -54,7 +54,7 @@ pub enum AdapterError {
         model: String,
     },
     /// There is no memory for it, the model's executor does not support it, or the engine failed.
-    #[error("the adapter cannot be taken in: {0}")]
+    #[error("the adapter cannot be loaded: {0}")]
     Engine(#[from] AddAdapterError),
 }
 
@@ -136,7 +136,7 @@ impl super::Model {
         location: &Location,
     ) -> Result<Arc<Adapter>, AdapterError> {
         let fits = |c: char| c.is_ascii_alphanumeric() || matches!(c, '.' | '_' | '-');
-        if name.is_empty() || name.len() > MOST_NAME || !name.chars().all(fits) {
+        if name.is_empty() || name.len() > MAX_NAME || !name.chars().all(fits) {
             return Err(AdapterError::Name(name.to_owned()));
         }
         // No executor stores an element in less than two bytes.
@@ -156,15 +156,13 @@ impl super::Model {
         ranks.dedup();
         let numbers = lora.parts().map(|(_, _, part)| part.a.len() + part.b.len());
         let parameters = numbers.sum();
-        let now = SystemTime::now().duration_since(UNIX_EPOCH);
         let adapter = Arc::new(Adapter {
             name: name.to_owned(),
             path: location.public_path().to_owned(),
             profile,
             ranks,
             parameters,
-            // A clock before 1970 is wrong anyway.
-            created: now.map_or(0, |since| since.as_secs()),
+            created: unix_time(),
             loaded: self.engine().add_adapter(lora)?,
         });
         let served = Arc::clone(&adapter);

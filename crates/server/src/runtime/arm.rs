@@ -6,9 +6,9 @@ mod prompt;
 use std::sync::Arc;
 
 pub use answered::Answered;
-pub use prompt::{Prompt, PromptError, PromptInput, Wanted};
+pub use prompt::{Prompt, PromptBounds, PromptError, PromptInput};
 
-use super::together::{Say, WishError, Wishes};
+use super::guidance::{GuidanceError, GuidanceOptions, ResolvedGuidance};
 use super::{Adapter, ArmInfo, BoundProfile, Model, Profiles, Runtime};
 use incant_engine::{self as engine, Client, Generation, Prefix, Request, SubmitError};
 use incant_gguf::nearest::{listed, nearest};
@@ -37,7 +37,7 @@ pub struct Arm {
     /// one.
     variants: Option<Arc<Profiles>>,
     /// The guidance and mix that its id asks for.
-    wishes: Wishes,
+    guidance: GuidanceOptions,
 }
 
 /// The reason why an id names no arm.
@@ -48,7 +48,7 @@ pub enum ArmError {
         "the model '{}' ends with something other than guidance=WEIGHT, against=ARM, plausible=SHARE or mix=ARM*WEIGHT",
         excerpt(id)
     )]
-    BadWish {
+    BadGuidance {
         /// The requested id.
         id: String,
     },
@@ -141,7 +141,7 @@ impl Arm {
             completion_prefix: named.and_then(BoundProfile::whole).cloned(),
             adapter,
             variants: is_default.then(|| Arc::clone(&profiles)),
-            wishes: Wishes::default(),
+            guidance: GuidanceOptions::default(),
         })
     }
 
@@ -224,51 +224,66 @@ impl Arm {
 
     /// Returns its id as requested, with guidance and mix.
     pub fn full_id(&self) -> String {
-        match self.wishes == Wishes::default() {
-            true => self.id.clone(),
-            false => format!("{}{}", self.id, self.wishes),
+        if self.guidance == GuidanceOptions::default() {
+            self.id.clone()
+        } else {
+            format!("{}{}", self.id, self.guidance)
         }
     }
 
     /// Returns the same arm with this guidance and mix.
-    pub(super) fn wishing(mut self, wishes: Wishes) -> Arm {
-        self.wishes = wishes;
+    pub(super) fn with_guidance(mut self, options: GuidanceOptions) -> Arm {
+        self.guidance = options;
         self
     }
 
-    /// Resolves the guidance and the mix of its answers to a conversation: those of `wishes`, or
+    /// Resolves the guidance and the mix of its answers to a conversation: those of `options`, or
     /// else of its id, or else of its profile.
     ///
     /// # Errors
-    /// See [`Say::resolve`].
-    pub fn say_in_chat(&self, runtime: &Runtime, wishes: &Wishes) -> Result<Say, WishError> {
-        self.say(runtime, wishes, self.rendering.guidance())
-    }
-
-    /// Resolves the guidance and the mix of its completions: those of `wishes`, or else of its id.
-    ///
-    /// # Errors
-    /// See [`Say::resolve`].
-    pub fn say_in_completion(&self, runtime: &Runtime, wishes: &Wishes) -> Result<Say, WishError> {
-        self.say(runtime, wishes, None)
-    }
-
-    fn say(
+    /// See [`ResolvedGuidance::resolve`].
+    pub fn guidance_for_chat(
         &self,
         runtime: &Runtime,
-        wishes: &Wishes,
+        options: &GuidanceOptions,
+    ) -> Result<ResolvedGuidance, GuidanceError> {
+        self.resolve_guidance(runtime, options, self.rendering.guidance())
+    }
+
+    /// Resolves the guidance and the mix of its completions: those of `options`, or else of its id.
+    ///
+    /// # Errors
+    /// See [`ResolvedGuidance::resolve`].
+    pub fn guidance_for_completion(
+        &self,
+        runtime: &Runtime,
+        options: &GuidanceOptions,
+    ) -> Result<ResolvedGuidance, GuidanceError> {
+        self.resolve_guidance(runtime, options, None)
+    }
+
+    fn resolve_guidance(
+        &self,
+        runtime: &Runtime,
+        options: &GuidanceOptions,
         default: Option<GuidanceDefaults>,
-    ) -> Result<Say, WishError> {
-        let wishes = match wishes == &Wishes::default() {
-            true => &self.wishes,
-            false => wishes,
+    ) -> Result<ResolvedGuidance, GuidanceError> {
+        let options = if options == &GuidanceOptions::default() {
+            &self.guidance
+        } else {
+            options
         };
-        Say::resolve(runtime, self, wishes, default)
+        ResolvedGuidance::resolve(runtime, self, options, default)
     }
 
     /// Returns the maximum context, in tokens.
     pub fn context(&self) -> usize {
         self.model.context()
+    }
+
+    /// Returns the maximum number of tokens of an answer to `prompt`: what is left of the context.
+    pub fn max_answer_tokens(&self, prompt: &Prompt) -> usize {
+        self.context().saturating_sub(prompt.token_count())
     }
 
     /// Returns its model's tokenizer.
@@ -309,7 +324,7 @@ impl Arm {
     ///
     /// # Errors
     /// See [`SubmitError`].
-    pub fn could_take(&self, count: usize) -> Result<(), SubmitError> {
+    pub fn check_capacity(&self, count: usize) -> Result<(), SubmitError> {
         self.model.engine().could_take(count)
     }
 
@@ -380,9 +395,10 @@ fn defaults_of(model: &Model, rendering: &Rendering) -> SamplingDefaults {
         Rendering::Profile(_) => model.template().is_none(),
         Rendering::Base | Rendering::Turn(_) => false,
     };
-    match is_own_way {
-        true => own.or(model.sampling()),
-        false => own,
+    if is_own_way {
+        own.or(model.sampling())
+    } else {
+        own
     }
 }
 

@@ -9,11 +9,11 @@ use incant_prompt::text::{Special, Tokenizer};
 
 /// The maximum number of bytes (and tokens) at the end of a prefix that may be encoded together
 /// with the text after it.
-const MOST_UNSTABLE: usize = 32;
+const MAX_UNSTABLE: usize = 32;
 
 /// The minimum number of bytes at the end of a prefix that are encoded together with possible
 /// continuations, to see whether those change them.
-const PROBED: usize = 8 * MOST_UNSTABLE;
+const MIN_PROBED: usize = 8 * MAX_UNSTABLE;
 
 /// A profile and its prefix, encoded with a model's tokenizer.
 #[derive(Clone, Debug)]
@@ -38,7 +38,7 @@ impl BoundProfile {
         let text = profile.prefix();
         let encode = |text: &str| tokenizer.encode(text, Special::Parse);
         let mut ids = encode(text);
-        let (bytes, tokens) = steady(text, &ids, tokenizer);
+        let (bytes, tokens) = stable_boundary(text, &ids, tokenizer);
         let end = &text[bytes..];
         let mut end_ids = ids.split_off(tokens);
         for probe in profile.probes()? {
@@ -50,7 +50,7 @@ impl BoundProfile {
         // A space that the tokenizer puts before the text is not part of it.
         let added = usize::from(tokenizer.adds_space_prefix());
         let mut stable = None;
-        for _ in 0..=MOST_UNSTABLE {
+        for _ in 0..=MAX_UNSTABLE {
             let bytes = bytes_of(&end_ids, tokenizer);
             let cut = end.split_at_checked(bytes.saturating_sub(added));
             if let Some((before, after)) = cut.filter(|(before, _)| encode(before) == end_ids) {
@@ -59,7 +59,7 @@ impl BoundProfile {
             }
             end_ids.pop();
         }
-        let Some((_, tail)) = stable.filter(|(_, tail)| tail.len() <= MOST_UNSTABLE) else {
+        let Some((_, tail)) = stable.filter(|(_, tail)| tail.len() <= MAX_UNSTABLE) else {
             return Err(LoadError::PrefixDepends {
                 profile: profile.name().to_owned(),
                 model: model.to_owned(),
@@ -107,21 +107,18 @@ impl BoundProfile {
 }
 
 /// Returns the numbers of bytes and tokens before the last paragraph that starts at least
-/// [`PROBED`] bytes before the text's end and is encoded as if it stood alone. No tokenizer looks
+/// [`MIN_PROBED`] bytes before the text's end and is encoded as if it stood alone. No tokenizer looks
 /// farther back, so only this paragraph must be encoded for each probe. If there is no such
 /// paragraph, both are 0.
-fn steady(text: &str, ids: &[u32], tokenizer: &Tokenizer) -> (usize, usize) {
-    let last = text.floor_char_boundary(text.len().saturating_sub(PROBED));
+fn stable_boundary(text: &str, ids: &[u32], tokenizer: &Tokenizer) -> (usize, usize) {
+    let last = text.floor_char_boundary(text.len().saturating_sub(MIN_PROBED));
     let begins = text[..last].rfind("\n\n").map_or(0, |at| at + 2);
     let end = tokenizer.encode(&text[begins..], Special::Parse);
     let tokens = ids.len().saturating_sub(end.len());
     let alone = ids[tokens..] == end
         && bytes_of(&ids[..tokens], tokenizer) == begins
         && !tokenizer.adds_space_prefix();
-    match alone {
-        true => (begins, tokens),
-        false => (0, 0),
-    }
+    if alone { (begins, tokens) } else { (0, 0) }
 }
 
 /// Returns the length of the tokens' text.

@@ -9,6 +9,7 @@ use std::collections::VecDeque;
 use std::ops::Range;
 use std::sync::Arc;
 
+use super::EngineFailure;
 use incant_engine::{Event, FinishReason};
 use incant_prompt::text::Tokenizer;
 use incant_prompt::text::decode::StreamDecoder;
@@ -20,7 +21,7 @@ pub(crate) trait Vocabulary: Send + Sync {
     /// Returns the bytes that a generated token adds to the answer; control tokens add none.
     fn bytes(&self, id: u32) -> &[u8];
     /// Returns the bytes that show a token, including control tokens.
-    fn shown(&self, id: u32) -> &[u8];
+    fn display_bytes(&self, id: u32) -> &[u8];
 }
 
 impl Vocabulary for Tokenizer {
@@ -28,7 +29,7 @@ impl Vocabulary for Tokenizer {
         self.token_bytes(id)
     }
 
-    fn shown(&self, id: u32) -> &[u8] {
+    fn display_bytes(&self, id: u32) -> &[u8] {
         self.token_text_special(id)
     }
 }
@@ -93,7 +94,7 @@ struct Place {
 }
 
 /// A token with its log-probabilities, until all of its text is released.
-struct Held {
+struct PendingToken {
     id: u32,
     place: Place,
     logprobs: Option<TokenLogprobs>,
@@ -110,7 +111,7 @@ pub(crate) struct Choice<V> {
     echoed: Vec<(u32, Place)>,
     /// The echoed prompt's text, until the first token.
     head: String,
-    held: VecDeque<Held>,
+    pending: VecDeque<PendingToken>,
     /// Tokens generated since the last piece.
     ids: Vec<u32>,
     /// Entries that wait for a piece with text.
@@ -158,7 +159,7 @@ impl<V: Vocabulary> Choice<V> {
             sent: 0..0,
             prompt: head.len(),
             head,
-            held: VecDeque::new(),
+            pending: VecDeque::new(),
             ids: Vec::new(),
             ready: Vec::new(),
             opened: false,
@@ -186,7 +187,7 @@ impl<V: Vocabulary> Choice<V> {
     }
 
     /// Advances by one event; returns a piece if anything can be sent.
-    pub(crate) fn advance(&mut self, event: Event) -> Result<Option<Piece>, String> {
+    pub(crate) fn advance(&mut self, event: Event) -> Result<Option<Piece>, EngineFailure> {
         match event {
             Event::Started { cached_tokens, .. } => {
                 self.cached = cached_tokens;
@@ -194,18 +195,19 @@ impl<V: Vocabulary> Choice<V> {
             }
             Event::Prompt(logprobs) => {
                 let echoed = std::mem::take(&mut self.echoed).into_iter().zip(logprobs);
-                self.held.extend(echoed.map(|((id, place), logprobs)| Held {
-                    id,
-                    place,
-                    logprobs,
-                }));
+                self.pending
+                    .extend(echoed.map(|((id, place), logprobs)| PendingToken {
+                        id,
+                        place,
+                        logprobs,
+                    }));
                 Ok(None)
             }
             Event::Token { id, logprobs } => Ok(self.token(id, logprobs)),
             Event::Finished(reason) => Ok(Some(self.end(reason))),
             // Events of followers are reported to another receiver.
             Event::Scored(_) => Ok(None),
-            Event::Failed(cause) => Err(cause),
+            Event::Failed(cause) => Err(EngineFailure(cause)),
         }
     }
 
@@ -219,7 +221,7 @@ impl<V: Vocabulary> Choice<V> {
         };
         let (place, decoded) = self.text.push(bytes);
         if logprobs.is_some() {
-            self.held.push_back(Held {
+            self.pending.push_back(PendingToken {
                 id,
                 place,
                 logprobs,
@@ -263,10 +265,10 @@ impl<V: Vocabulary> Choice<V> {
         text += &rest.text;
         self.note_sent();
         if rest.stopped {
-            self.settle_what_was_sent();
+            self.settle_sent();
         } else {
-            for held in std::mem::take(&mut self.held) {
-                self.settle(held);
+            for pending in std::mem::take(&mut self.pending) {
+                self.settle(pending);
             }
         }
         self.last(text, reason)
@@ -274,21 +276,21 @@ impl<V: Vocabulary> Choice<V> {
 
     /// Ends the answer at a stop string.
     fn stop(&mut self, text: String) -> Piece {
-        self.settle_what_was_sent();
+        self.settle_sent();
         self.last(text, FinishReason::Stop)
     }
 
     /// Settles the tokens whose text was sent, truncated where the cut text begins.
-    fn settle_what_was_sent(&mut self) {
-        for mut held in std::mem::take(&mut self.held) {
-            let over = held.place.end.saturating_sub(self.sent.end);
-            let length = held.place.bytes.len();
+    fn settle_sent(&mut self) {
+        for mut pending in std::mem::take(&mut self.pending) {
+            let over = pending.place.end.saturating_sub(self.sent.end);
+            let length = pending.place.bytes.len();
             if over == 0 {
-                self.settle(held);
+                self.settle(pending);
             } else if over < length {
-                held.place.bytes.truncate(length - over);
-                held.place.end -= over;
-                self.settle(held);
+                pending.place.bytes.truncate(length - over);
+                pending.place.end -= over;
+                self.settle(pending);
             }
         }
     }
@@ -314,38 +316,38 @@ impl<V: Vocabulary> Choice<V> {
 
     /// Settles entries whose text is all released.
     fn release(&mut self) {
-        while let Some(held) = self
-            .held
-            .pop_front_if(|held| held.place.release <= self.sent.end)
+        while let Some(pending) = self
+            .pending
+            .pop_front_if(|pending| pending.place.release <= self.sent.end)
         {
-            self.settle(held);
+            self.settle(pending);
         }
     }
 
     /// Makes an entry ready to send, without the bytes that were trimmed from the start.
-    fn settle(&mut self, mut held: Held) {
-        let Place { bytes, end, .. } = &mut held.place;
+    fn settle(&mut self, mut pending: PendingToken) {
+        let Place { bytes, end, .. } = &mut pending.place;
         let before = (self.sent.start + bytes.len()).saturating_sub(*end);
         if before > 0 && before >= bytes.len() && !self.keeps_trimmed {
             return;
         }
         bytes.drain(..before.min(bytes.len()));
-        let entry = self.entry(held);
+        let entry = self.entry(pending);
         self.ready.push(entry);
     }
 
-    fn entry(&self, held: Held) -> Entry {
-        let Held {
+    fn entry(&self, pending: PendingToken) -> Entry {
+        let PendingToken {
             id,
             place,
             logprobs,
-        } = held;
+        } = pending;
         let alternative = |(other, logprob): (u32, f32)| {
             let chosen = other == id;
             let bytes = if chosen {
                 place.bytes.clone()
             } else {
-                self.vocabulary.shown(other).to_vec()
+                self.vocabulary.display_bytes(other).to_vec()
             };
             Alternative {
                 id: other,

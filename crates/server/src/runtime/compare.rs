@@ -14,8 +14,8 @@ use futures_util::StreamExt;
 use futures_util::stream::FuturesUnordered;
 
 use super::choice::{Choice, Entry, Piece, Vocabulary};
-use super::together::{self, Sequences};
-use super::{Arm, Partners, Prompt};
+use super::guidance::{self, Sequences};
+use super::{Arm, EngineFailure, Partners, Prompt};
 use incant_compare::{self as analyze, Alternative, ReportArm, Score, Token, Usage};
 use incant_engine::{
     self as engine, Client, Event, FinishReason, FollowRequest, GenerateRequest, Generation,
@@ -34,7 +34,7 @@ pub struct Side {
     /// The sampling parameters.
     pub sampling: SamplingParams,
     /// The maximum number of tokens of an answer. Prompt and answer must fit the context; with
-    /// analysis also the context of every side that scores this one (see [`room`]).
+    /// analysis also the context of every side that scores this one (see [`max_answer_tokens`]).
     pub max_tokens: usize,
     /// Tokens that end an answer.
     pub end_tokens: Arc<[u32]>,
@@ -45,13 +45,11 @@ pub struct Side {
 }
 
 /// Returns the maximum number of tokens of an answer that fits the context of each of these arms,
-/// after its own prompt.
-pub fn room<'a>(sides: impl IntoIterator<Item = (&'a Arm, &'a Prompt)>) -> usize {
-    let left = sides.into_iter().map(|(arm, prompt)| {
-        let context = arm.context();
-        context.saturating_sub(prompt.token_count())
-    });
-    left.min().unwrap_or(0)
+/// after its own prompt; without any arm there is no limit.
+pub fn max_answer_tokens<'a>(sides: impl IntoIterator<Item = (&'a Arm, &'a Prompt)>) -> usize {
+    let sides = sides.into_iter();
+    let most = sides.map(|(arm, prompt)| arm.max_answer_tokens(prompt));
+    most.min().unwrap_or(usize::MAX)
 }
 
 /// Returns the position of the default arm to measure shift against: the first with `@turn`, or
@@ -63,16 +61,16 @@ pub fn default_reference(arms: &[Arm]) -> usize {
 
 /// One output of a comparison.
 #[derive(Clone, Debug, PartialEq)]
-pub struct Said {
+pub struct Output {
     /// The number of the answer.
     pub answer: usize,
     /// The part of the answer.
-    pub what: What,
+    pub part: OutputPart,
 }
 
 /// A part of an answer.
 #[derive(Clone, Debug, PartialEq)]
-pub enum What {
+pub enum OutputPart {
     /// More of its text.
     Text(String),
     /// Its next tokens, with all their scores; only with analysis.
@@ -86,7 +84,7 @@ pub struct Comparison {
     answers: Vec<Answer>,
     steps: FuturesUnordered<Step>,
     /// Output that was not returned yet.
-    ready: VecDeque<Said>,
+    ready: VecDeque<Output>,
 }
 
 /// One answer of one side.
@@ -181,7 +179,7 @@ impl Comparison {
             sources.push(source);
             sequences.push(sequence);
         }
-        let generations = together::submit(client, sequences)?;
+        let generations = guidance::submit(client, sequences)?;
         let steps = sources.into_iter().zip(generations);
         let steps = steps.map(|(source, generation)| step(source, generation));
         comparison.steps.extend(steps);
@@ -196,17 +194,17 @@ impl Comparison {
     pub async fn next(
         &mut self,
         mut note: impl FnMut(usize, &Event),
-    ) -> Option<Result<Said, String>> {
+    ) -> Option<Result<Output, EngineFailure>> {
         loop {
-            if let Some(said) = self.ready.pop_front() {
-                return Some(Ok(said));
+            if let Some(output) = self.ready.pop_front() {
+                return Some(Ok(output));
             }
             let (source, generation, event) = self.steps.next().await?;
             let event = event.unwrap_or_else(|| Event::Failed("the engine stopped".to_owned()));
             if let Source::Answer(answer) = source {
                 note(answer, &event);
             }
-            match self.take_in(source, event) {
+            match self.process(source, event) {
                 Ok(true) => self.steps.push(step(source, generation)),
                 // The sequence has served its purpose: dropping it ends it.
                 Ok(false) => {}
@@ -221,12 +219,12 @@ impl Comparison {
     }
 
     /// Processes one event. Returns whether more events of its source are needed.
-    fn take_in(&mut self, source: Source, event: Event) -> Result<bool, String> {
+    fn process(&mut self, source: Source, event: Event) -> Result<bool, EngineFailure> {
         match source {
             Source::Answer(number) => {
                 let answer = &mut self.answers[number];
                 if let Some(piece) = answer.choice.advance(event)? {
-                    answer.take_in(number, piece, &mut self.ready);
+                    answer.process(number, piece, &mut self.ready);
                 }
                 Ok(!answer.has_ended)
             }
@@ -234,11 +232,11 @@ impl Comparison {
                 let answer = &mut self.answers[number];
                 match event {
                     Event::Scored(scored) => answer.judges[judge].scores.push_back(scored),
-                    Event::Failed(why) => return Err(why),
+                    Event::Failed(why) => return Err(EngineFailure(why)),
                     Event::Finished(_) => return Ok(false),
                     _ => {}
                 }
-                answer.give(number, &mut self.ready);
+                answer.flush_scored(number, &mut self.ready);
                 Ok(!(answer.has_ended && answer.entries.is_empty()))
             }
         }
@@ -302,22 +300,22 @@ impl Answer {
         }
     }
 
-    fn take_in(&mut self, number: usize, piece: Piece, ready: &mut VecDeque<Said>) {
-        let mut say = |what| {
-            ready.push_back(Said {
+    fn process(&mut self, number: usize, piece: Piece, ready: &mut VecDeque<Output>) {
+        let mut emit = |part| {
+            ready.push_back(Output {
                 answer: number,
-                what,
+                part,
             });
         };
         if !piece.text.is_empty() {
-            say(What::Text(piece.text));
+            emit(OutputPart::Text(piece.text));
         }
         if let Some(reason) = piece.finish {
             self.has_ended = true;
-            say(What::End(reason, self.usage()));
+            emit(OutputPart::End(reason, self.usage()));
         }
         self.entries.extend(piece.entries);
-        self.give(number, ready);
+        self.flush_scored(number, ready);
     }
 
     fn usage(&self) -> Usage {
@@ -326,7 +324,7 @@ impl Answer {
     }
 
     /// Outputs the tokens that have all their scores.
-    fn give(&mut self, number: usize, ready: &mut VecDeque<Said>) {
+    fn flush_scored(&mut self, number: usize, ready: &mut VecDeque<Output>) {
         let scored = self.judges.iter().map(|judge| judge.scores.len());
         let whole = scored.chain([self.entries.len()]).min().unwrap_or(0);
         let entries = self.entries.drain(..whole);
@@ -340,9 +338,9 @@ impl Answer {
         });
         let tokens: Vec<Token> = tokens.collect();
         if !tokens.is_empty() {
-            ready.push_back(Said {
+            ready.push_back(Output {
                 answer: number,
-                what: What::Tokens(tokens),
+                part: OutputPart::Tokens(tokens),
             });
         }
     }
@@ -365,7 +363,7 @@ fn token(entry: Entry, scores: Vec<Score>) -> Token {
 
 impl Judge {
     fn score(&self, scored: Scored) -> Score {
-        let shown = |id| self.tokenizer.shown(id).to_vec();
+        let shown = |id| self.tokenizer.display_bytes(id).to_vec();
         let top = scored.top.into_iter();
         let top = top.map(|(id, logprob)| Alternative::new(shown(id), logprob));
         Score::new(
@@ -408,12 +406,12 @@ impl Transcript {
     }
 
     /// Adds one output.
-    pub fn take_in(&mut self, said: Said) {
-        let answer = &mut self.answers[said.answer];
-        match said.what {
-            What::Text(text) => answer.text += &text,
-            What::Tokens(tokens) => answer.tokens.get_or_insert_default().extend(tokens),
-            What::End(reason, usage) => {
+    pub fn process(&mut self, output: Output) {
+        let answer = &mut self.answers[output.answer];
+        match output.part {
+            OutputPart::Text(text) => answer.text += &text,
+            OutputPart::Tokens(tokens) => answer.tokens.get_or_insert_default().extend(tokens),
+            OutputPart::End(reason, usage) => {
                 answer.finish_reason = finish(reason);
                 answer.usage = usage;
             }

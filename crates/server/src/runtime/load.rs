@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, PoisonError, RwLock};
 
+use super::EngineFailure;
 use super::adapters::Table;
 use super::bind::BoundProfile;
 use incant_engine::exec::{Backend, ExecError, Footprint};
@@ -162,8 +163,8 @@ impl Model {
     pub fn load(id: &str, path: &Path, options: &LoadOptions) -> Result<Model, LoadError> {
         let gguf = Gguf::open(path)?;
         let mut spec = arch::read(&gguf).map_err(|error| LoadError::model(path, error))?;
-        let wanted_context = options.context.unwrap_or(spec.context).min(spec.context);
-        spec.served_context = wanted_context;
+        let requested_context = options.context.unwrap_or(spec.context).min(spec.context);
+        spec.served_context = requested_context;
         let tokenizer = Arc::new(Tokenizer::from_gguf(&gguf)?);
         if tokenizer.vocab_size() > spec.vocab {
             return Err(LoadError::Model {
@@ -204,11 +205,11 @@ impl Model {
         let executor = backend.load(&gguf, &spec, options.kv_memory);
         let executor = executor.map_err(|error| LoadError::exec(path, error))?;
         let footprint = executor.footprint();
-        let context = wanted_context.min(executor.longest());
-        if context < wanted_context {
+        let context = requested_context.min(executor.longest());
+        if context < requested_context {
             tracing::warn!(
                 model = id,
-                wanted = wanted_context,
+                wanted = requested_context,
                 context,
                 "the memory for KV limits the context (--kv-memory)"
             );
@@ -338,11 +339,14 @@ impl Model {
     ///
     /// # Errors
     /// The executor failed, with its message.
-    pub fn warm(&self) -> Result<Option<Warmed>, String> {
+    pub fn warm(&self) -> Result<Option<Warmed>, EngineFailure> {
         let profiles = self.profiles();
         let profile = self.chat_profile().and_then(|name| profiles.get(name));
         match profile.and_then(BoundProfile::prefix) {
-            Some(prefix) => self.engine.warm(Arc::clone(prefix)).map(Some),
+            Some(prefix) => {
+                let warmed = self.engine.warm(Arc::clone(prefix)).map(Some);
+                warmed.map_err(|error| EngineFailure(error.to_string()))
+            }
             None => Ok(None),
         }
     }
@@ -364,9 +368,10 @@ fn chat_template(
         Ok(template) if !template.is_silent() => {
             let markers = gguf.metadata().get_strs(MARKERS_KEY)?.into_iter().flatten();
             let markers: Vec<String> = markers.map(str::to_owned).collect();
-            let template = match markers.is_empty() {
-                true => template.with_learned_markers(&|text| parts(tokenizer, text)),
-                false => template.with_markers(markers),
+            let template = if markers.is_empty() {
+                template.with_learned_markers(&|text| parts(tokenizer, text))
+            } else {
+                template.with_markers(markers)
             };
             return Ok((Some(Arc::new(template)), None));
         }

@@ -11,19 +11,19 @@ mod bind;
 mod breakers;
 pub(crate) mod choice;
 mod compare;
+pub(crate) mod guidance;
 mod load;
 mod reload;
-pub(crate) mod together;
 
 use std::collections::BTreeMap;
 use std::future::pending;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock, PoisonError, RwLock};
-use std::time::{SystemTime, UNIX_EPOCH};
 
 use futures_util::StreamExt;
 use futures_util::stream::FuturesUnordered;
 
+use crate::clock::unix_time;
 #[cfg(doc)]
 use incant_engine::Engine;
 use incant_gguf::nearest::nearest;
@@ -31,13 +31,20 @@ use incant_gguf::printable::excerpt;
 use incant_prompt::profile::SamplingDefaults;
 
 pub use adapters::{Adapter, AdapterError, Adapters};
-pub use arm::{Answered, Arm, ArmError, Prompt, PromptError, PromptInput, Wanted};
+pub use arm::{Answered, Arm, ArmError, Prompt, PromptBounds, PromptError, PromptInput};
 pub use bind::BoundProfile;
 pub use breakers::breakers;
 pub(crate) use compare::finish;
-pub use compare::{Comparison, Said, Side, Transcript, What, default_reference, room};
+pub use compare::{
+    Comparison, Output, OutputPart, Side, Transcript, default_reference, max_answer_tokens,
+};
+pub use guidance::{Guidance, GuidanceError, GuidanceOptions, Partner, Partners, ResolvedGuidance};
 pub use load::{DEFAULT_PROFILE, LoadError, LoadOptions, Model, Profiles};
-pub use together::{Guidance, Partner, Partners, Say, WishError, Wishes};
+
+/// An engine failed while it computed a prefix or an answer.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{0}")]
+pub struct EngineFailure(pub(crate) String);
 
 /// All loaded models, shared by all requests.
 pub struct Runtime {
@@ -47,7 +54,7 @@ pub struct Runtime {
     problems: RwLock<BTreeMap<String, String>>,
     created: u64,
     /// Set when the server is about to shut down.
-    ends: AtomicBool,
+    is_shutting_down: AtomicBool,
 }
 
 /// An arm, as the list of models describes it.
@@ -109,13 +116,11 @@ impl Default for Runtime {
 impl Runtime {
     /// Creates a runtime that is still loading.
     pub fn new() -> Runtime {
-        let now = SystemTime::now().duration_since(UNIX_EPOCH);
         Runtime {
             models: OnceLock::new(),
             problems: RwLock::default(),
-            ends: AtomicBool::new(false),
-            // A clock before 1970 is wrong anyway.
-            created: now.map_or(0, |since| since.as_secs()),
+            is_shutting_down: AtomicBool::new(false),
+            created: unix_time(),
         }
     }
 
@@ -137,13 +142,13 @@ impl Runtime {
 
     /// Makes health checks fail from now on, although requests are still served: the server is
     /// about to shut down.
-    pub fn announce_end(&self) {
-        self.ends.store(true, Ordering::Relaxed);
+    pub fn announce_shutdown(&self) {
+        self.is_shutting_down.store(true, Ordering::Relaxed);
     }
 
-    /// Returns whether the server is about to shut down (see [`Runtime::announce_end`]).
-    pub fn is_about_to_end(&self) -> bool {
-        self.ends.load(Ordering::Relaxed)
+    /// Returns whether the server is about to shut down (see [`Runtime::announce_shutdown`]).
+    pub fn is_shutting_down(&self) -> bool {
+        self.is_shutting_down.load(Ordering::Relaxed)
     }
 
     /// Refuses new requests from now on; accepted ones continue.
@@ -154,7 +159,7 @@ impl Runtime {
     }
 
     /// Returns whether all engines can be expected to answer (see [`Engine::is_well`]).
-    pub fn is_well(&self) -> bool {
+    pub fn is_healthy(&self) -> bool {
         self.models().iter().all(|model| model.engine().is_well())
     }
 
@@ -180,18 +185,18 @@ impl Runtime {
     }
 
     /// Returns the arm called `id`, which may be followed by guidance and a mix (see
-    /// [`Wishes::split`]).
+    /// [`GuidanceOptions::split`]).
     ///
     /// # Errors
     /// There is no such model, profile or adapter.
     pub fn arm(&self, id: &str) -> Result<Arm, ArmError> {
         // A model's own name may contain a space, so it is tried whole first.
         let whole = self.plain_arm(id);
-        match Wishes::split(id) {
-            Some((plain, wishes)) if whole.is_err() && plain != id => {
-                Ok(self.plain_arm(plain)?.wishing(wishes))
+        match GuidanceOptions::split(id) {
+            Some((plain, options)) if whole.is_err() && plain != id => {
+                Ok(self.plain_arm(plain)?.with_guidance(options))
             }
-            None if whole.is_err() => Err(ArmError::BadWish { id: id.to_owned() }),
+            None if whole.is_err() => Err(ArmError::BadGuidance { id: id.to_owned() }),
             _ => whole,
         }
     }

@@ -62,7 +62,7 @@ impl Runtime {
         };
 
         for (model, before) in self.models().iter().zip(before) {
-            tell(model.id(), &before, &model.profiles());
+            log_changes(model.id(), &before, &model.profiles());
         }
         for (profile, problem) in &problems {
             if known.get(profile) != Some(problem) {
@@ -84,7 +84,7 @@ impl Runtime {
 }
 
 /// Logs the changes.
-fn tell(model: &str, before: &Profiles, after: &Profiles) {
+fn log_changes(model: &str, before: &Profiles, after: &Profiles) {
     for (profile, bound) in after {
         match before.get(profile) {
             None => tracing::info!(model, profile, "a profile was added"),

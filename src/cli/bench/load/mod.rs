@@ -121,9 +121,10 @@ impl LoadArgs {
             }
         }
         let report = Report::new(results, self.max_tokens.get());
-        let text = match json {
-            true => output::json(&report).context("the report")?,
-            false => report.table(),
+        let text = if json {
+            output::json(&report).context("the report")?
+        } else {
+            report.table()
         };
         Ok(output::print(&text)?)
     }

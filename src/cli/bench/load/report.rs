@@ -166,9 +166,10 @@ impl Report {
         let mut text = self.head();
         let compared = self.servers.len() == 2;
         let mut columns = vec!["work", "clients", "figure", "unit"];
-        match compared {
-            true => columns.extend(["A", "B", "ratio", "of the rounds"]),
-            false => columns.extend(["median", "of the rounds"]),
+        if compared {
+            columns.extend(["A", "B", "ratio", "of the rounds"])
+        } else {
+            columns.extend(["median", "of the rounds"])
         }
         let mut rows = vec![columns.into_iter().map(str::to_owned).collect()];
         for row in &self.figures {

@@ -1,7 +1,6 @@
 //! Runs a comparison and writes its response, whole or streamed.
 
 use std::ops::Range;
-use std::time::{SystemTime, UNIX_EPOCH};
 
 use axum::Json;
 use axum::response::{IntoResponse, Response};
@@ -9,21 +8,22 @@ use futures_util::stream::unfold;
 
 use super::{CompareChunk, CompareEvent, CompareResponse, Plan, Question};
 use crate::answer::{Usage, Watch};
-use crate::call::Call;
+use crate::clock::unix_time;
 use crate::controls::Stream;
 use crate::deadline::Deadline;
 use crate::errors::ApiError;
 use crate::metrics::Outcome;
-use crate::runtime::{Comparison, Said, Transcript, What, finish};
+use crate::request::RequestContext;
+use crate::runtime::{Comparison, EngineFailure, Output, OutputPart, Transcript, finish};
 use crate::sse;
 use incant_api::sse::Frames;
 use incant_compare::{Report, ReportArm, Settings};
 use incant_engine::Event;
 
-/// Runs the `plan` of the request `call` and writes the response.
-pub(super) async fn respond(call: &Call, plan: Plan) -> Result<Response, ApiError> {
+/// Runs the `plan` of the request `context` and writes the response.
+pub(super) async fn respond(context: &RequestContext, plan: Plan) -> Result<Response, ApiError> {
     let stream = plan.stream;
-    let mut running = Running::begin(call, plan)?;
+    let mut running = Running::begin(context, plan)?;
     match stream {
         Stream::No => {
             while running.next().await.transpose()?.is_some() {}
@@ -76,7 +76,7 @@ impl Drop for Running {
 
 impl Running {
     /// Submits all sequences to the engines, or none.
-    fn begin(call: &Call, plan: Plan) -> Result<Running, ApiError> {
+    fn begin(context: &RequestContext, plan: Plan) -> Result<Running, ApiError> {
         let Settings {
             n,
             analysis,
@@ -84,25 +84,23 @@ impl Running {
             ..
         } = plan.settings;
         let top = analysis.then_some(top_logprobs);
-        let comparison = Comparison::begin(call.client, &plan.sides, n, top)?;
+        let comparison = Comparison::begin(context.client, &plan.sides, n, top)?;
         let sides = plan.sides.iter();
         let watches = sides.clone().map(|side| {
             let prompt = side.prompt.token_count();
-            call.watch(side.arm.id(), vec![prompt], n)
+            context.watch(side.arm.id(), vec![prompt], n)
         });
         let is_chat = matches!(plan.question, Question::Messages(_));
-        let since_1970 = SystemTime::now().duration_since(UNIX_EPOCH);
         Ok(Running {
             id: format!("cmp-{:032x}", rand::random::<u128>()),
-            // A clock before 1970 is no reason to refuse an answer.
-            created: since_1970.map_or(0, |time| time.as_secs()),
+            created: unix_time(),
             arms: sides.map(|side| side.report_arm(is_chat)).collect(),
             settings: plan.settings,
             question: plan.question,
             comparison,
             transcript: Transcript::new(&plan.sides, n, analysis),
             watches: watches.collect(),
-            deadline: call.deadline(plan.timeout),
+            deadline: context.deadline(plan.timeout),
         })
     }
 
@@ -118,13 +116,13 @@ impl Running {
             biased;
             error = self.deadline.passed() => Some(Err((Outcome::TimedOut, error))),
             next = self.comparison.next(note) => next.map(|next| {
-                next.map_err(|why| (Outcome::Failed, ApiError::Internal(why)))
+                next.map_err(|EngineFailure(why)| (Outcome::Failed, ApiError::Internal(why)))
             }),
         };
         match next {
-            Some(Ok(said)) => {
-                self.transcript.take_in(said.clone());
-                Some(Ok(self.event(said)))
+            Some(Ok(output)) => {
+                self.transcript.process(output.clone());
+                Some(Ok(self.event(output)))
             }
             Some(Err((outcome, error))) => {
                 self.note_outcome(outcome);
@@ -144,16 +142,19 @@ impl Running {
     }
 
     /// Converts a comparison's output to an event.
-    fn event(&self, said: Said) -> CompareEvent {
-        let (arm, index) = (said.answer / self.settings.n, said.answer % self.settings.n);
-        match said.what {
-            What::Text(content) => CompareEvent::Delta {
+    fn event(&self, output: Output) -> CompareEvent {
+        let (arm, index) = (
+            output.answer / self.settings.n,
+            output.answer % self.settings.n,
+        );
+        match output.part {
+            OutputPart::Text(content) => CompareEvent::Delta {
                 arm,
                 index,
                 content,
             },
-            What::Tokens(tokens) => CompareEvent::Tokens { arm, index, tokens },
-            What::End(reason, usage) => CompareEvent::End {
+            OutputPart::Tokens(tokens) => CompareEvent::Tokens { arm, index, tokens },
+            OutputPart::End(reason, usage) => CompareEvent::End {
                 arm,
                 index,
                 finish_reason: finish(reason),

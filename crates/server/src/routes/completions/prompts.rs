@@ -9,7 +9,7 @@ use serde::de::{self, Deserializer, SeqAccess, Unexpected, Visitor};
 use serde_json::json;
 
 use crate::errors::ApiError;
-use crate::fields::{TextOr, whole};
+use crate::fields::{StringOr, integer};
 use crate::runtime::PromptInput;
 
 /// The maximum number of prompts per request; the engine's own limit is lower.
@@ -39,10 +39,10 @@ pub(super) struct PromptList {
 
 impl<'de> Deserialize<'de> for PromptField {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        let field = TextOr::<PromptList>::deserialize(deserializer)?;
+        let field = StringOr::<PromptList>::deserialize(deserializer)?;
         Ok(match field {
-            TextOr::Text(text) => PromptField::Text(text),
-            TextOr::List(list) => PromptField::List(list),
+            StringOr::Text(text) => PromptField::Text(text),
+            StringOr::List(list) => PromptField::List(list),
         })
     }
 }
@@ -115,14 +115,14 @@ impl<'de> Deserialize<'de> for PromptItem {
             }
 
             fn visit_f64<E: de::Error>(self, id: f64) -> Result<PromptItem, E> {
-                match whole::of_float(id).map(u64::try_from) {
+                match integer::of_float(id).map(u64::try_from) {
                     Some(Ok(id)) => self.visit_u64(id),
                     _ => Err(E::invalid_type(Unexpected::Float(id), &self)),
                 }
             }
 
             fn visit_seq<A: SeqAccess<'de>>(self, ids: A) -> Result<PromptItem, A::Error> {
-                whole::list(SeqAccessDeserializer::new(ids)).map(PromptItem::Ids)
+                integer::list(SeqAccessDeserializer::new(ids)).map(PromptItem::Ids)
             }
         }
         deserializer.deserialize_any(ItemVisitor)
@@ -139,10 +139,10 @@ pub(super) fn prompt_schema(generator: &mut SchemaGenerator) -> Schema {
     })
 }
 
-/// Returns the prompts of a request, in order, if `could_take` accepts their number.
+/// Returns the prompts of a request, in order, if `check_capacity` accepts their number.
 pub(super) fn inputs(
     prompt: PromptField,
-    could_take: impl FnOnce(usize) -> Result<(), ApiError>,
+    check_capacity: impl FnOnce(usize) -> Result<(), ApiError>,
 ) -> Result<Vec<PromptInput>, ApiError> {
     let refuse = |message: &str| Err(ApiError::invalid("prompt", message));
     let list = match prompt {
@@ -162,10 +162,11 @@ pub(super) fn inputs(
         (false, 0) => vec![PromptInput::Tokens(list.ids)],
         (false, _) => return refuse("`prompt` mixes single token ids with whole prompts."),
     };
-    could_take(list.count.max(prompts.len()))?;
-    match list.count > MAX_PROMPTS {
-        true => refuse(&format!("`prompt` may hold at most {MAX_PROMPTS} prompts.")),
-        false => Ok(prompts),
+    check_capacity(list.count.max(prompts.len()))?;
+    if list.count > MAX_PROMPTS {
+        refuse(&format!("`prompt` may hold at most {MAX_PROMPTS} prompts."))
+    } else {
+        Ok(prompts)
     }
 }
 

@@ -38,13 +38,13 @@ impl Arm {
 
         let encode = |text: &str| tokenizer.encode_guarded(text, guard);
         let open = format!("{}{}", self.chat_tail, turn.open);
-        let whole = encode(&format!("{open}{}{}", turn.said, turn.after));
+        let whole = encode(&format!("{open}{}{}", turn.answer_with_end, turn.after));
         // If the answer changes the tokens before it, it is encoded on its own: the tokens before
         // it must be those of serving.
         let opened = encode(&open);
         let mut answer = match whole.strip_prefix(&*opened) {
             Some(rest) => rest.to_vec(),
-            None => encode(&format!("{}{}", turn.said, turn.after)),
+            None => encode(&format!("{}{}", turn.answer_with_end, turn.after)),
         };
         match turn.end {
             End::Token => {
@@ -53,7 +53,7 @@ impl Arm {
             }
             End::Marker | End::Nothing => {
                 let mut missing = turn
-                    .said
+                    .answer_with_end
                     .chars()
                     .filter(|&c| c != guard)
                     .map(char::len_utf8)
@@ -90,7 +90,7 @@ struct Turn {
     /// The text before the answer in its prompt.
     open: String,
     /// The answer, with its end.
-    said: String,
+    answer_with_end: String,
     /// The text after it.
     after: String,
     end: End,
@@ -118,7 +118,7 @@ impl Turn {
 
         let nothing = || Turn {
             open: open.clone(),
-            said: answer.to_owned(),
+            answer_with_end: answer.to_owned(),
             after: String::new(),
             end: End::Nothing,
         };
@@ -138,10 +138,10 @@ impl Turn {
         };
         let ended = begins + answer.len();
         let (length, end) = ending(&rest[ended..], ends, rendering.markers());
-        let (said, after) = rest.split_at(ended + length);
+        let (answer_with_end, after) = rest.split_at(ended + length);
         Ok(Turn {
             open,
-            said: said.to_owned(),
+            answer_with_end: answer_with_end.to_owned(),
             // The text after an end is not part of the answer, but can change its tokens.
             after: match end {
                 End::Nothing => String::new(),
@@ -227,7 +227,7 @@ markers = ["# Query:", "# Answer:"]
         let found = turn(&template(CHATML), "Hello!");
         assert!(found.open.ends_with("<|im_start|>assistant\n"));
         assert_eq!(
-            (found.said.as_str(), found.end),
+            (found.answer_with_end.as_str(), found.end),
             ("Hello!<|im_end|>", End::Token)
         );
         assert!(
@@ -242,7 +242,7 @@ markers = ["# Query:", "# Answer:"]
         let found = turn(&profile(), "  Hello!\n");
         assert!(found.open.ends_with("# Answer:\n"));
         assert_eq!(
-            (found.said.as_str(), found.end),
+            (found.answer_with_end.as_str(), found.end),
             ("Hello!\n\n# Query:", End::Marker)
         );
         assert!(found.after.starts_with("\nHello"));
@@ -251,16 +251,19 @@ markers = ["# Query:", "# Answer:"]
     #[test]
     fn what_an_answer_says_does_not_end_it() {
         let found = turn(&template(CHATML), "It ends with <|im_end|>.");
-        assert_eq!(found.said, "It ends with <!|im_end|>.<|im_end|>");
+        assert_eq!(found.answer_with_end, "It ends with <!|im_end|>.<|im_end|>");
         let found = turn(&profile(), "Write:\n# Query:\nand so on");
-        assert_eq!(found.said, "Write:\n\\# Query:\nand so on\n\n# Query:");
+        assert_eq!(
+            found.answer_with_end,
+            "Write:\n\\# Query:\nand so on\n\n# Query:"
+        );
     }
 
     #[test]
     fn plain_text_has_no_end_of_its_own() {
         let found = turn(&Rendering::Base, "Hello!");
         assert_eq!(
-            (found.open.as_str(), found.said.as_str()),
+            (found.open.as_str(), found.answer_with_end.as_str()),
             ("Hi", "\n\nHello!")
         );
         assert_eq!(found.end, End::Nothing);
@@ -276,14 +279,14 @@ markers = ["# Query:", "# Answer:"]
         for answer in ["Hello!", "Hello", "Hi"] {
             let found = turn(&template(&thinking), answer);
             assert!(found.open.ends_with("</think>\n"));
-            assert_eq!(found.said, format!("{answer}<|im_end|>"));
+            assert_eq!(found.answer_with_end, format!("{answer}<|im_end|>"));
             assert!(found.after.starts_with("\n<|im_start|>user\nHello"));
         }
     }
 
     #[test]
     fn an_empty_answer_is_its_end() {
-        assert_eq!(turn(&template(CHATML), "").said, "<|im_end|>");
-        assert_eq!(turn(&profile(), "").said, "\n\n# Query:");
+        assert_eq!(turn(&template(CHATML), "").answer_with_end, "<|im_end|>");
+        assert_eq!(turn(&profile(), "").answer_with_end, "\n\n# Query:");
     }
 }

@@ -34,9 +34,9 @@ pub enum PromptInput {
 
 /// Bounds of the prompts that are worth encoding. By default there are none.
 #[derive(Clone, Debug, Default)]
-pub struct Wanted {
+pub struct PromptBounds {
     /// Only prompts that fit the arm's context.
-    pub fitting: bool,
+    pub must_fit: bool,
     /// No prompt at all, once this is cancelled.
     pub cancel: Cancel,
 }
@@ -60,13 +60,13 @@ pub enum PromptError {
         prefix: usize,
     },
     /// The caller has cancelled the prompt.
-    #[error("nobody waits for the prompt")]
+    #[error("the prompt was cancelled")]
     Cancelled,
 }
 
 impl PromptError {
     /// Returns whether the server is at fault, not the messages: it had no memory to render them.
-    pub fn is_servers(&self) -> bool {
+    pub fn is_server_error(&self) -> bool {
         matches!(self, PromptError::Refused(ProfileError::NoStack(_)))
     }
 }
@@ -78,30 +78,33 @@ impl Arm {
     /// # Errors
     /// A chat template refuses the messages.
     pub fn chat(&self, messages: &[Message]) -> Result<Prompt, PromptError> {
-        self.chat_within(messages, &Wanted::default())
+        self.chat_within(messages, &PromptBounds::default())
     }
 
-    /// Renders a conversation within the bounds of `wanted`.
+    /// Renders a conversation within the bounds of `bounds`.
     ///
     /// # Errors
     /// A chat template refuses the messages, or the prompt is out of bounds.
     pub fn chat_within(
         &self,
         messages: &[Message],
-        wanted: &Wanted,
+        bounds: &PromptBounds,
     ) -> Result<Prompt, PromptError> {
         let tokenizer = self.tokenizer();
         let guard = guard_for(messages);
-        let protect = |text: &str| match wanted.cancel.is_cancelled() {
-            // The rendering is discarded.
-            true => String::new(),
-            false => tokenizer.guard_controls(text, guard).into_owned(),
+        let protect = |text: &str| {
+            if bounds.cancel.is_cancelled() {
+                // The rendering is discarded.
+                String::new()
+            } else {
+                tokenizer.guard_controls(text, guard).into_owned()
+            }
         };
         let rendered = self.rendering.render(messages, &protect)?;
         let open = format!("{}{rendered}", self.chat_tail);
-        let bounds = self.bounds(self.chat_prefix.as_ref(), wanted);
-        let turns = tokenizer.encode_guarded_within(&open, guard, &bounds);
-        let turns = turns.map_err(|halt| self.halted(halt, self.chat_prefix.as_ref()))?;
+        let tokens = self.token_bounds(self.chat_prefix.as_ref(), bounds);
+        let turns = tokenizer.encode_guarded_within(&open, guard, &tokens);
+        let turns = turns.map_err(|halt| self.bounds_error(halt, self.chat_prefix.as_ref()))?;
         let bos = self
             .bos()
             .filter(|_| self.chat_prefix.is_none() && !self.rendering.writes_bos());
@@ -124,22 +127,22 @@ impl Arm {
         self.continued(input, ids)
     }
 
-    /// Takes a prompt verbatim within the bounds of `wanted`.
+    /// Takes a prompt verbatim within the bounds of `bounds`.
     ///
     /// # Errors
     /// The prompt is out of bounds.
     pub fn completion_within(
         &self,
         input: &PromptInput,
-        wanted: &Wanted,
+        bounds: &PromptBounds,
     ) -> Result<Prompt, PromptError> {
         let ids = match input {
-            PromptInput::Text(text) => self.encode_within(text, wanted)?,
+            PromptInput::Text(text) => self.encode_within(text, bounds)?,
             PromptInput::Tokens(ids) => {
                 let prefix = self.completion_prefix.as_ref();
-                let bounds = self.bounds(prefix, wanted);
-                let checked = bounds.check(ids.len());
-                checked.map_err(|halt| self.halted(halt, prefix))?;
+                let tokens = self.token_bounds(prefix, bounds);
+                let checked = tokens.check(ids.len());
+                checked.map_err(|halt| self.bounds_error(halt, prefix))?;
                 ids.clone()
             }
         };
@@ -150,13 +153,17 @@ impl Arm {
     ///
     /// # Errors
     /// The prompt with them is out of bounds.
-    pub fn encode_within(&self, text: &str, wanted: &Wanted) -> Result<Vec<u32>, PromptError> {
+    pub fn encode_within(
+        &self,
+        text: &str,
+        bounds: &PromptBounds,
+    ) -> Result<Vec<u32>, PromptError> {
         let prefix = self.completion_prefix.as_ref();
-        let bounds = self.bounds(prefix, wanted);
+        let tokens = self.token_bounds(prefix, bounds);
         let ids = self
             .tokenizer()
-            .encode_within(text, Special::Parse, &bounds);
-        ids.map_err(|halt| self.halted(halt, prefix))
+            .encode_within(text, Special::Parse, &tokens);
+        ids.map_err(|halt| self.bounds_error(halt, prefix))
     }
 
     /// Returns the prompt of `input`, which has these ids.
@@ -173,15 +180,15 @@ impl Arm {
     }
 
     /// Returns the bounds of the tokens after a prefix.
-    fn bounds(&self, prefix: Option<&Arc<Prefix>>, wanted: &Wanted) -> EncodeLimits {
-        let room = self.context().saturating_sub(length(prefix));
+    fn token_bounds(&self, prefix: Option<&Arc<Prefix>>, bounds: &PromptBounds) -> EncodeLimits {
+        let max_tokens = self.context().saturating_sub(length(prefix));
         EncodeLimits {
-            max_tokens: wanted.fitting.then_some(room),
-            cancel: wanted.cancel.clone(),
+            max_tokens: bounds.must_fit.then_some(max_tokens),
+            cancel: bounds.cancel.clone(),
         }
     }
 
-    fn halted(&self, halt: EncodeError, prefix: Option<&Arc<Prefix>>) -> PromptError {
+    fn bounds_error(&self, halt: EncodeError, prefix: Option<&Arc<Prefix>>) -> PromptError {
         match halt {
             EncodeError::TooLong { at_least } => PromptError::TooLong {
                 context: self.context(),

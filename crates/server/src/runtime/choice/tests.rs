@@ -12,7 +12,7 @@ impl Vocabulary for Tokens {
         &self.0[id as usize]
     }
 
-    fn shown(&self, id: u32) -> &[u8] {
+    fn display_bytes(&self, id: u32) -> &[u8] {
         match self.bytes(id) {
             [] => b"<control>",
             bytes => bytes,
@@ -303,7 +303,7 @@ fn an_echoed_prompt_comes_with_the_first_token_and_cannot_stop_the_answer() {
 fn a_failure_is_the_servers_fault() {
     let mut choice = choice(&[], &[], None);
     let failed = choice.advance(Event::Failed("out of memory".into()));
-    assert_eq!(failed, Err("out of memory".to_owned()));
+    assert_eq!(failed, Err(EngineFailure("out of memory".to_owned())));
 }
 
 #[test]

@@ -7,26 +7,26 @@
 use serde::Deserialize;
 
 use super::errors::ApiError;
-use super::fields::{Fields, Given, Object};
+use super::fields::{Fields, Object, RawField};
 
 /// One unsupported parameter.
-pub(crate) struct Lacking {
+pub(crate) struct Unsupported {
     field: &'static str,
     /// Returns whether a value other than null needs no support.
-    harmless: fn(Given<'_>) -> bool,
+    is_noop: fn(RawField<'_>) -> bool,
     /// The end of the sentence "`field` …".
-    why: &'static str,
+    reason: &'static str,
 }
 
-const fn lacking(
+const fn unsupported(
     field: &'static str,
-    harmless: fn(Given<'_>) -> bool,
-    why: &'static str,
-) -> Lacking {
-    Lacking {
+    is_noop: fn(RawField<'_>) -> bool,
+    reason: &'static str,
+) -> Unsupported {
+    Unsupported {
         field,
-        harmless,
-        why,
+        is_noop,
+        reason,
     }
 }
 
@@ -58,12 +58,12 @@ struct TextFormat {
     _kind: Text,
 }
 
-fn empty(value: Given<'_>) -> bool {
+fn empty(value: RawField<'_>) -> bool {
     value.read::<Empty>().is_some()
 }
 
 /// Returns whether a value turns reasoning off, in the ways of other APIs.
-fn no_thinking(value: Given<'_>) -> bool {
+fn no_thinking(value: RawField<'_>) -> bool {
     #[derive(Deserialize)]
     #[serde(deny_unknown_fields)]
     struct Thinking {
@@ -80,45 +80,45 @@ fn no_thinking(value: Given<'_>) -> bool {
     off(value) || value.read().is_some_and(is_off)
 }
 
-fn never(_: Given<'_>) -> bool {
+fn never(_: RawField<'_>) -> bool {
     false
 }
 
-fn anything(_: Given<'_>) -> bool {
+fn anything(_: RawField<'_>) -> bool {
     true
 }
 
-fn off(value: Given<'_>) -> bool {
+fn off(value: RawField<'_>) -> bool {
     value.read() == Some(false)
 }
 
-fn on(value: Given<'_>) -> bool {
+fn on(value: RawField<'_>) -> bool {
     value.read() == Some(true)
 }
 
-fn number(value: Given<'_>) -> Option<f64> {
+fn number(value: RawField<'_>) -> Option<f64> {
     value.read()
 }
 
-fn zero(value: Given<'_>) -> bool {
+fn zero(value: RawField<'_>) -> bool {
     number(value) == Some(0.0)
 }
 
-fn one_of(value: Given<'_>, words: &[&str]) -> bool {
+fn one_of(value: RawField<'_>, words: &[&str]) -> bool {
     value
         .read::<String>()
         .is_some_and(|word| words.contains(&&*word))
 }
 
-fn one(value: Given<'_>) -> bool {
+fn one(value: RawField<'_>) -> bool {
     number(value) == Some(1.0)
 }
 
-fn not_above_zero(value: Given<'_>) -> bool {
+fn not_above_zero(value: RawField<'_>) -> bool {
     number(value).is_some_and(|number| number <= 0.0)
 }
 
-fn below_zero(value: Given<'_>) -> bool {
+fn below_zero(value: RawField<'_>) -> bool {
     number(value).is_some_and(|number| number < 0.0)
 }
 
@@ -136,158 +136,158 @@ const NO_TEMPLATE: &str =
     "is not supported: how a conversation is written is chosen by the model id (`MODEL@PROFILE`).";
 
 /// Parameters that neither endpoint supports.
-pub(crate) const EVERYWHERE: &[Lacking] = &[
-    lacking("use_beam_search", off, NO_SEARCH),
-    lacking("num_beams", one, NO_SEARCH),
-    lacking("early_stopping", off, NO_SEARCH),
-    lacking("length_penalty", one, NO_SEARCH),
-    lacking("mirostat", zero, NO_SAMPLER),
-    lacking("mirostat_mode", zero, NO_SAMPLER),
-    lacking("mirostat_tau", anything, ""),
-    lacking("mirostat_eta", anything, ""),
-    lacking("dynatemp_range", zero, NO_SAMPLER),
-    lacking("dynatemp_exponent", anything, ""),
-    lacking("dynamic_temperature", off, NO_SAMPLER),
-    lacking("adaptive_target", below_zero, NO_SAMPLER),
-    lacking("adaptive_decay", anything, ""),
-    lacking("tfs", one, NO_SAMPLER),
-    lacking("tfs_z", one, NO_SAMPLER),
-    lacking("top_a", zero, NO_SAMPLER),
-    lacking("epsilon_cutoff", zero, NO_SAMPLER),
-    lacking("eta_cutoff", zero, NO_SAMPLER),
-    lacking("smoothing_factor", zero, NO_SAMPLER),
-    lacking("penalty_alpha", zero, NO_SAMPLER),
-    lacking("no_repeat_ngram_size", zero, NO_SAMPLER),
-    lacking("encoder_repetition_penalty", one, NO_SAMPLER),
-    lacking("min_keep", zero, NO_SAMPLER),
-    lacking(
+pub(crate) const EVERYWHERE: &[Unsupported] = &[
+    unsupported("use_beam_search", off, NO_SEARCH),
+    unsupported("num_beams", one, NO_SEARCH),
+    unsupported("early_stopping", off, NO_SEARCH),
+    unsupported("length_penalty", one, NO_SEARCH),
+    unsupported("mirostat", zero, NO_SAMPLER),
+    unsupported("mirostat_mode", zero, NO_SAMPLER),
+    unsupported("mirostat_tau", anything, ""),
+    unsupported("mirostat_eta", anything, ""),
+    unsupported("dynatemp_range", zero, NO_SAMPLER),
+    unsupported("dynatemp_exponent", anything, ""),
+    unsupported("dynamic_temperature", off, NO_SAMPLER),
+    unsupported("adaptive_target", below_zero, NO_SAMPLER),
+    unsupported("adaptive_decay", anything, ""),
+    unsupported("tfs", one, NO_SAMPLER),
+    unsupported("tfs_z", one, NO_SAMPLER),
+    unsupported("top_a", zero, NO_SAMPLER),
+    unsupported("epsilon_cutoff", zero, NO_SAMPLER),
+    unsupported("eta_cutoff", zero, NO_SAMPLER),
+    unsupported("smoothing_factor", zero, NO_SAMPLER),
+    unsupported("penalty_alpha", zero, NO_SAMPLER),
+    unsupported("no_repeat_ngram_size", zero, NO_SAMPLER),
+    unsupported("encoder_repetition_penalty", one, NO_SAMPLER),
+    unsupported("min_keep", zero, NO_SAMPLER),
+    unsupported(
         "samplers",
         never,
         "is not supported: the order of samplers is fixed, and each is off unless it is asked for.",
     ),
-    lacking(
+    unsupported(
         "repeat_last_n",
         |value| number(value) == Some(-1.0),
         "can only be -1: `repetition_penalty` counts the whole answer.",
     ),
-    lacking("logits_processors", empty, NO_SAMPLER),
-    lacking("vllm_xargs", empty, NO_SAMPLER),
-    lacking(
+    unsupported("logits_processors", empty, NO_SAMPLER),
+    unsupported("vllm_xargs", empty, NO_SAMPLER),
+    unsupported(
         "bad_words_ids",
         empty,
         "is not supported; `bad_words` takes texts.",
     ),
-    lacking("force_words_ids", empty, NO_SEARCH),
-    lacking(
+    unsupported("force_words_ids", empty, NO_SEARCH),
+    unsupported(
         "ban_eos_token",
         off,
         "is not supported; `ignore_eos` keeps an answer going.",
     ),
-    lacking(
+    unsupported(
         "guidance_scale",
         one,
         "is not supported; `guidance` is 1 less.",
     ),
-    lacking(
+    unsupported(
         "negative_prompt",
         |value| one_of(value, &[""]),
         "is not supported; `guidance` leads away from a prompt.",
     ),
-    lacking(
+    unsupported(
         "n_predict",
         below_zero,
         "is not supported; `max_tokens` is what it is called here.",
     ),
-    lacking("t_max_predict_ms", not_above_zero, NO_LIMIT),
-    lacking("t_max_prompt_ms", not_above_zero, NO_LIMIT),
-    lacking("n_indent", zero, NO_GRAMMAR),
-    lacking("prompt_embeds", never, NO_EMBEDDINGS),
-    lacking("inputs_embeds", never, NO_EMBEDDINGS),
-    lacking("image_data", empty, NO_EMBEDDINGS),
-    lacking("multi_modal_data", empty, NO_EMBEDDINGS),
-    lacking("mm_processor_kwargs", empty, NO_EMBEDDINGS),
-    lacking(
+    unsupported("t_max_predict_ms", not_above_zero, NO_LIMIT),
+    unsupported("t_max_prompt_ms", not_above_zero, NO_LIMIT),
+    unsupported("n_indent", zero, NO_GRAMMAR),
+    unsupported("prompt_embeds", never, NO_EMBEDDINGS),
+    unsupported("inputs_embeds", never, NO_EMBEDDINGS),
+    unsupported("image_data", empty, NO_EMBEDDINGS),
+    unsupported("multi_modal_data", empty, NO_EMBEDDINGS),
+    unsupported("mm_processor_kwargs", empty, NO_EMBEDDINGS),
+    unsupported(
         "kv_transfer_params",
         empty,
         "is not supported: KV stays where it is.",
     ),
-    lacking(
+    unsupported(
         "lora",
         empty,
         "is not supported: an adapter is named in the model id (`MODEL+ADAPTER`).",
     ),
-    lacking(
+    unsupported(
         "lora_request",
         empty,
         "is not supported: an adapter is named in the model id (`MODEL+ADAPTER`).",
     ),
-    lacking("thinking_token_budget", never, NO_REASONING),
-    lacking("thinking", no_thinking, NO_REASONING),
-    lacking("reasoning", no_thinking, NO_REASONING),
-    lacking(
+    unsupported("thinking_token_budget", never, NO_REASONING),
+    unsupported("thinking", no_thinking, NO_REASONING),
+    unsupported("reasoning", no_thinking, NO_REASONING),
+    unsupported(
         "priority",
         zero,
         "is not supported: who comes first is served first.",
     ),
-    lacking(
+    unsupported(
         "n_probs",
         zero,
         "is not supported; `logprobs` asks for log-probabilities.",
     ),
-    lacking("post_sampling_probs", off, NO_REPORT),
-    lacking("logprob_token_ids", empty, NO_REPORT),
-    lacking("return_token_strs", off, NO_REPORT),
-    lacking(
+    unsupported("post_sampling_probs", off, NO_REPORT),
+    unsupported("logprob_token_ids", empty, NO_REPORT),
+    unsupported("return_token_strs", off, NO_REPORT),
+    unsupported(
         "return_tokens",
         off,
         "is not supported; `return_token_ids` is.",
     ),
-    lacking("return_progress", off, NO_REPORT),
-    lacking("timings_per_token", off, NO_REPORT),
-    lacking("response_fields", empty, NO_REPORT),
-    lacking("return_hidden_states", off, NO_REPORT),
-    lacking("structural_tag", never, NO_GRAMMAR),
-    lacking("grammar_triggers", empty, NO_GRAMMAR),
-    lacking("guided_whitespace_pattern", never, NO_GRAMMAR),
-    lacking("regex", never, NO_GRAMMAR),
-    lacking("ebnf", never, NO_GRAMMAR),
-    lacking("stop_regex", empty, NO_GRAMMAR),
-    lacking(
+    unsupported("return_progress", off, NO_REPORT),
+    unsupported("timings_per_token", off, NO_REPORT),
+    unsupported("response_fields", empty, NO_REPORT),
+    unsupported("return_hidden_states", off, NO_REPORT),
+    unsupported("structural_tag", never, NO_GRAMMAR),
+    unsupported("grammar_triggers", empty, NO_GRAMMAR),
+    unsupported("guided_whitespace_pattern", never, NO_GRAMMAR),
+    unsupported("regex", never, NO_GRAMMAR),
+    unsupported("ebnf", never, NO_GRAMMAR),
+    unsupported("stop_regex", empty, NO_GRAMMAR),
+    unsupported(
         "prompt_logprobs",
         never,
         "is not supported; /v1/completions with `echo` and `logprobs` scores a prompt.",
     ),
-    lacking(
+    unsupported(
         "include_stop_str_in_output",
         off,
         "is not supported: the stop text is never part of the answer.",
     ),
-    lacking(
+    unsupported(
         "skip_special_tokens",
         on,
         "cannot be turned off: control tokens have no text.",
     ),
-    lacking("guided_json", never, NO_GRAMMAR),
-    lacking("guided_regex", never, NO_GRAMMAR),
-    lacking("guided_choice", never, NO_GRAMMAR),
-    lacking("guided_grammar", never, NO_GRAMMAR),
-    lacking("structured_outputs", never, NO_GRAMMAR),
-    lacking("json_schema", empty, NO_GRAMMAR),
-    lacking("grammar", |value| one_of(value, &[""]), NO_GRAMMAR),
-    lacking(
+    unsupported("guided_json", never, NO_GRAMMAR),
+    unsupported("guided_regex", never, NO_GRAMMAR),
+    unsupported("guided_choice", never, NO_GRAMMAR),
+    unsupported("guided_grammar", never, NO_GRAMMAR),
+    unsupported("structured_outputs", never, NO_GRAMMAR),
+    unsupported("json_schema", empty, NO_GRAMMAR),
+    unsupported("grammar", |value| one_of(value, &[""]), NO_GRAMMAR),
+    unsupported(
         "response_format",
         |value| value.read::<Object<TextFormat>>().is_some(),
         "can only be {\"type\": \"text\"}: incant does not constrain answers to a format.",
     ),
     // These concern OpenAI's own service and change no answer.
-    lacking("user", |value| value.is_text(), "must be a string."),
-    lacking("metadata", |value| value.is_object(), "must be an object."),
-    lacking("safety_identifier", anything, ""),
-    lacking("prompt_cache_key", anything, ""),
-    lacking("prompt_cache_retention", anything, ""),
-    lacking("cache_prompt", anything, ""),
-    lacking("store", off, "is not supported: incant keeps no answers."),
-    lacking(
+    unsupported("user", |value| value.is_text(), "must be a string."),
+    unsupported("metadata", |value| value.is_object(), "must be an object."),
+    unsupported("safety_identifier", anything, ""),
+    unsupported("prompt_cache_key", anything, ""),
+    unsupported("prompt_cache_retention", anything, ""),
+    unsupported("cache_prompt", anything, ""),
+    unsupported("store", off, "is not supported: incant keeps no answers."),
+    unsupported(
         "service_tier",
         |value| one_of(value, &["auto", "default"]),
         "can only be `auto` or `default`.",
@@ -295,61 +295,61 @@ pub(crate) const EVERYWHERE: &[Lacking] = &[
 ];
 
 /// Parameters that chat does not support.
-pub(crate) const CHAT: &[Lacking] = &[
-    lacking("tools", empty, NO_TOOLS),
-    lacking("functions", empty, NO_TOOLS),
-    lacking(
+pub(crate) const CHAT: &[Unsupported] = &[
+    unsupported("tools", empty, NO_TOOLS),
+    unsupported("functions", empty, NO_TOOLS),
+    unsupported(
         "tool_choice",
         |value| one_of(value, &["none", "auto"]),
         NO_TOOLS,
     ),
-    lacking(
+    unsupported(
         "function_call",
         |value| one_of(value, &["none", "auto"]),
         NO_TOOLS,
     ),
-    lacking(
+    unsupported(
         "parallel_tool_calls",
         |value| value.read::<bool>().is_some(),
         "must be true or false.",
     ),
-    lacking("audio", never, NO_AUDIO),
-    lacking(
+    unsupported("audio", never, NO_AUDIO),
+    unsupported(
         "modalities",
         |value| value.read::<Vec<Text>>().is_some(),
         NO_AUDIO,
     ),
-    lacking(
+    unsupported(
         "prediction",
         never,
         "is not supported: incant does not read predicted output.",
     ),
-    lacking(
+    unsupported(
         "web_search_options",
         never,
         "is not supported: incant does not search the web.",
     ),
-    lacking(
+    unsupported(
         "reasoning_effort",
         |value| one_of(value, &["none"]),
         "is not supported: incant has no reasoning mode.",
     ),
-    lacking(
+    unsupported(
         "verbosity",
         |value| one_of(value, &["medium"]),
         "is not supported: ask for it in a message.",
     ),
-    lacking(
+    unsupported(
         "echo",
         off,
         "is not supported in chat; /v1/completions has it.",
     ),
-    lacking("chat_template", never, NO_TEMPLATE),
-    lacking("chat_template_kwargs", empty, NO_TEMPLATE),
-    lacking("add_generation_prompt", on, NO_TEMPLATE),
-    lacking("continue_final_message", off, NO_TEMPLATE),
-    lacking("documents", empty, NO_TEMPLATE),
-    lacking(
+    unsupported("chat_template", never, NO_TEMPLATE),
+    unsupported("chat_template_kwargs", empty, NO_TEMPLATE),
+    unsupported("add_generation_prompt", on, NO_TEMPLATE),
+    unsupported("continue_final_message", off, NO_TEMPLATE),
+    unsupported("documents", empty, NO_TEMPLATE),
+    unsupported(
         "add_special_tokens",
         off,
         "is not supported in chat: the template says how a conversation begins.",
@@ -357,21 +357,21 @@ pub(crate) const CHAT: &[Lacking] = &[
 ];
 
 /// Parameters that comparisons do not support, besides those of chat.
-pub(crate) const COMPARE: &[Lacking] = &[
-    lacking("truncate_prompt_tokens", never, NO_COMPARED),
-    lacking("return_token_ids", off, NO_COMPARED),
-    lacking("return_tokens_as_token_ids", off, NO_COMPARED),
-    lacking("cache_salt", never, NO_COMPARED),
+pub(crate) const COMPARE: &[Unsupported] = &[
+    unsupported("truncate_prompt_tokens", never, NO_COMPARED),
+    unsupported("return_token_ids", off, NO_COMPARED),
+    unsupported("return_tokens_as_token_ids", off, NO_COMPARED),
+    unsupported("cache_salt", never, NO_COMPARED),
 ];
 
 /// Parameters that tokenizing does not support.
-pub(crate) const TOKENIZE: &[Lacking] = &[
-    lacking(
+pub(crate) const TOKENIZE: &[Unsupported] = &[
+    unsupported(
         "return_token_strs",
         off,
         "is not supported; `with_pieces` is.",
     ),
-    lacking(
+    unsupported(
         "messages",
         empty,
         "is not supported; /apply-template renders a conversation and gives its tokens.",
@@ -379,32 +379,32 @@ pub(crate) const TOKENIZE: &[Lacking] = &[
 ];
 
 /// Parameters that rendering a template does not support.
-pub(crate) const TEMPLATE: &[Lacking] = &[
-    lacking("chat_template", never, NO_TEMPLATE),
-    lacking("chat_template_kwargs", empty, NO_TEMPLATE),
-    lacking("add_generation_prompt", on, NO_TEMPLATE),
-    lacking("continue_final_message", off, NO_TEMPLATE),
-    lacking("documents", empty, NO_TEMPLATE),
-    lacking("tools", empty, NO_TOOLS),
+pub(crate) const TEMPLATE: &[Unsupported] = &[
+    unsupported("chat_template", never, NO_TEMPLATE),
+    unsupported("chat_template_kwargs", empty, NO_TEMPLATE),
+    unsupported("add_generation_prompt", on, NO_TEMPLATE),
+    unsupported("continue_final_message", off, NO_TEMPLATE),
+    unsupported("documents", empty, NO_TEMPLATE),
+    unsupported("tools", empty, NO_TOOLS),
 ];
 
 /// Parameters that completions do not support.
-pub(crate) const COMPLETIONS: &[Lacking] = &[lacking(
+pub(crate) const COMPLETIONS: &[Unsupported] = &[unsupported(
     "suffix",
     |value| one_of(value, &[""]),
     "is not supported: incant does not fill in the middle.",
 )];
 
 /// Refuses a request that needs one of the unsupported `features`.
-pub(crate) fn refuse(fields: &mut Fields<'_>, features: &[Lacking]) -> Result<(), ApiError> {
-    for Lacking {
+pub(crate) fn refuse(fields: &mut Fields<'_>, features: &[Unsupported]) -> Result<(), ApiError> {
+    for Unsupported {
         field,
-        harmless,
-        why,
+        is_noop,
+        reason,
     } in features
     {
-        if fields.take(field).is_some_and(|value| !harmless(value)) {
-            return Err(ApiError::invalid(*field, format!("`{field}` {why}")));
+        if fields.take(field).is_some_and(|value| !is_noop(value)) {
+            return Err(ApiError::invalid(*field, format!("`{field}` {reason}")));
         }
     }
     Ok(())
@@ -416,7 +416,7 @@ mod tests {
 
     use super::*;
 
-    fn verdict(body: Value, features: &[Lacking]) -> Result<(), Option<String>> {
+    fn verdict(body: Value, features: &[Unsupported]) -> Result<(), Option<String>> {
         let text = body.to_string();
         let mut fields = Fields::parse(text.as_bytes()).unwrap();
         match refuse(&mut fields, features) {

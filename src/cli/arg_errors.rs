@@ -75,7 +75,7 @@ impl Form {
 }
 
 /// Rewrites `error`, the result of parsing `words` with `command`, in plain words.
-pub(super) fn explained(error: Error, command: &Command, words: &[OsString]) -> Error {
+pub(super) fn explain(error: Error, command: &Command, words: &[OsString]) -> Error {
     explanation(&error, command, words).unwrap_or(error)
 }
 
@@ -118,12 +118,12 @@ mod tests {
     use super::*;
     use crate::cli::Cli;
 
-    fn told(words: &str) -> String {
+    fn message(words: &str) -> String {
         let words: Vec<OsString> = words.split(' ').map(OsString::from).collect();
         let mut command = Cli::command();
         command.build();
         let error = command.clone().try_get_matches_from(&words).unwrap_err();
-        explained(error, &command, &words).to_string()
+        explain(error, &command, &words).to_string()
     }
 
     #[test]
@@ -175,11 +175,11 @@ mod tests {
                 "a whole number, such as 16",
             ),
         ] {
-            let told = told(words);
+            let message = message(words);
             let value = words.rsplit([' ', '=', ',']).next().unwrap();
             let expected =
                 format!("error: invalid value '{value}' for '{flag}': expected {form}\n");
-            assert!(told.starts_with(&expected), "{words}: {told}");
+            assert!(message.starts_with(&expected), "{words}: {message}");
         }
     }
 
@@ -194,8 +194,8 @@ mod tests {
                 "it must be 1 to 1024",
             ),
         ] {
-            let told = told(words);
-            assert!(told.contains(reason), "{words}: {told}");
+            let message = message(words);
+            assert!(message.contains(reason), "{words}: {message}");
         }
     }
 }

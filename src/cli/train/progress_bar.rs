@@ -5,14 +5,14 @@ use std::time::{Duration, Instant};
 use incant::printable::printable;
 use indicatif::{ProgressBar, ProgressStyle};
 
-use crate::cli::output::tell;
+use crate::cli::output::eprint_safe;
 
 /// The time between lines if there is no terminal for a bar.
 const BETWEEN_LINES: Duration = Duration::from_secs(15);
 
 /// A progress bar on the standard error, if that is a terminal. Otherwise, as in a log, there are
 /// only lines.
-pub(super) struct Standing {
+pub(super) struct ProgressLine {
     bar: ProgressBar,
     /// Whether a terminal shows the bar.
     is_seen: bool,
@@ -23,14 +23,14 @@ pub(super) struct Standing {
     wrote: Instant,
 }
 
-impl Standing {
-    pub(super) fn new() -> Standing {
+impl ProgressLine {
+    pub(super) fn new() -> ProgressLine {
         let style = ProgressStyle::with_template("[{bar:30}]  {msg}")
             .expect("the template is a constant that a test draws")
             .progress_chars("=> ");
         let now = Instant::now();
         let bar = ProgressBar::new(0).with_style(style);
-        Standing {
+        ProgressLine {
             is_seen: !bar.is_hidden(),
             bar,
             between: BETWEEN_LINES,
@@ -48,7 +48,7 @@ impl Standing {
 
     /// Updates the number of steps done, described by `text`; `share` is the share of the work
     /// since it began. Returns the line, if one was written.
-    pub(super) fn at(&mut self, done: usize, text: &str, share: f64) -> Option<String> {
+    pub(super) fn update(&mut self, done: usize, text: &str, share: f64) -> Option<String> {
         let left = left(self.began.elapsed(), share);
         let left = left.map_or_else(String::new, |left| format!("  about {left} left"));
         let text = format!("{text}{left}");
@@ -56,16 +56,17 @@ impl Standing {
         self.bar.set_message(text.clone());
         (!self.is_seen && self.wrote.elapsed() >= self.between).then(|| {
             self.wrote = Instant::now();
-            tell(&text);
+            eprint_safe(&text);
             text
         })
     }
 
     /// Writes a line, above the bar if there is one.
-    pub(super) fn line(&self, line: &str) {
-        match self.is_seen {
-            true => self.bar.println(printable(line)),
-            false => tell(line),
+    pub(super) fn print(&self, line: &str) {
+        if self.is_seen {
+            self.bar.println(printable(line))
+        } else {
+            eprint_safe(line)
         }
     }
 
@@ -113,18 +114,18 @@ mod tests {
 
     #[test]
     fn lines_are_written_where_no_bar_is_seen() {
-        let mut standing = Standing::new();
-        (standing.is_seen, standing.between) = (false, Duration::ZERO);
-        standing.begin(2, 10);
-        let line = standing.at(2, "2 of 10 answers", 0.0);
+        let mut progress = ProgressLine::new();
+        (progress.is_seen, progress.between) = (false, Duration::ZERO);
+        progress.begin(2, 10);
+        let line = progress.update(2, "2 of 10 answers", 0.0);
         assert_eq!(line.as_deref(), Some("2 of 10 answers"));
-        let line = standing.at(6, "6 of 10 answers", 0.5).unwrap();
+        let line = progress.update(6, "6 of 10 answers", 0.5).unwrap();
         assert!(line.starts_with("6 of 10 answers  about "), "{line}");
         assert_eq!(
-            (standing.bar.position(), standing.bar.length()),
+            (progress.bar.position(), progress.bar.length()),
             (6, Some(10))
         );
-        standing.between = Duration::MAX;
-        assert_eq!(standing.at(7, "7 of 10 answers", 0.6), None);
+        progress.between = Duration::MAX;
+        assert_eq!(progress.update(7, "7 of 10 answers", 0.6), None);
     }
 }

@@ -10,9 +10,11 @@ use std::time::Duration;
 use anyhow::{Context, bail};
 use bytesize::ByteSize;
 use incant::open;
-use incant::server::{ApiKeys, HostName, Origin, SPARE_PLACES, ServeOptions, Tls, time_limit};
+use incant::server::{
+    ApiKeys, HostName, Origin, SPARE_PLACES, ServeOptions, TimeLimitError, Tls, time_limit,
+};
 
-use super::signals::Hangups;
+use super::signals::Sighups;
 
 /// The environment variable that holds keys.
 const KEY_VARIABLE: &str = "INCANT_API_KEY";
@@ -22,7 +24,7 @@ const OTHER_FILES: usize = 256;
 
 /// Access and limits of clients.
 #[derive(clap::Args)]
-pub(crate) struct EdgeArgs {
+pub(crate) struct ClientArgs {
     /// A key that clients must send as `Authorization: Bearer KEY`, for all requests but /health;
     /// repeatable. Others can see it in the list of processes: --api-key-file and the environment
     /// variable INCANT_API_KEY are safer. The keys of all three are accepted, and may be separated
@@ -67,12 +69,12 @@ pub(crate) struct EdgeArgs {
 }
 
 /// Reads a limit in seconds, fractions allowed.
-pub(crate) fn seconds(text: &str) -> Result<Duration, String> {
+pub(crate) fn seconds(text: &str) -> Result<Duration, TimeLimitError> {
     // Text that is not a number becomes NaN, which is out of range too.
     time_limit(text.parse().unwrap_or(f64::NAN))
 }
 
-impl EdgeArgs {
+impl ClientArgs {
     /// Returns the server's options with these arguments, and the rest as in `others`.
     pub(crate) fn resolve(self, others: ServeOptions) -> anyhow::Result<ServeOptions> {
         if self.max_connections == 0 {
@@ -140,9 +142,9 @@ pub(crate) fn allow_connections(wanted: usize) -> usize {
 }
 
 /// Reloads the certificate at each SIGHUP.
-pub(crate) async fn follow_hangups(tls: Arc<Tls>, mut hangups: Hangups) {
+pub(crate) async fn reload_on_sighup(tls: Arc<Tls>, mut sighups: Sighups) {
     loop {
-        hangups.next().await;
+        sighups.next().await;
         match tls.reload() {
             Ok(()) => tracing::info!("the certificate was read again"),
             Err(error) => tracing::error!("the certificate stays as it was: {error}"),

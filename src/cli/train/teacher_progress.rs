@@ -1,11 +1,11 @@
 //! Shows the progress of a teacher's answers on the terminal.
 
-use super::standing::Standing;
+use super::progress_bar::ProgressLine;
 use crate::cli::output::grouped;
 
 /// The progress of a teacher's answers.
-pub(super) struct Answering {
-    standing: Standing,
+pub(super) struct TeacherProgress {
+    line: ProgressLine,
     /// The numbers of all answers, and of complete ones.
     all: usize,
     whole: usize,
@@ -16,17 +16,17 @@ pub(super) struct Answering {
     most: usize,
 }
 
-impl Answering {
-    pub(super) fn new(all: usize, most: usize) -> Answering {
-        let mut standing = Standing::new();
-        standing.line(&format!(
+impl TeacherProgress {
+    pub(super) fn new(all: usize, most: usize) -> TeacherProgress {
+        let mut line = ProgressLine::new();
+        line.print(&format!(
             "{} prompts to answer, with {} tokens each at most",
             grouped(all as u64),
             grouped(most as u64)
         ));
-        standing.begin(0, all);
-        Answering {
-            standing,
+        line.begin(0, all);
+        TeacherProgress {
+            line,
             all,
             whole: 0,
             tokens: 0,
@@ -36,13 +36,13 @@ impl Answering {
     }
 
     /// Counts a generated token.
-    pub(super) fn said(&mut self) {
+    pub(super) fn token(&mut self) {
         self.tokens += 1;
         self.show();
     }
 
     /// Counts an answer of `tokens` tokens as complete; its tokens were counted before.
-    pub(super) fn answered(&mut self, tokens: usize) {
+    pub(super) fn answer_done(&mut self, tokens: usize) {
         self.whole += 1;
         self.in_whole += tokens;
         self.show();
@@ -56,16 +56,17 @@ impl Answering {
             whole => self.in_whole as f64 / whole as f64,
         };
         let all = self.in_whole as f64 + (self.all - self.whole) as f64 * each;
-        match self.whole == self.all {
-            true => 1.0,
+        if self.whole == self.all {
+            1.0
+        } else {
             // Running answers may become longer than expected.
-            false => (self.tokens as f64 / all.max(1.0)).min(0.99),
+            (self.tokens as f64 / all.max(1.0)).min(0.99)
         }
     }
 
     /// Removes the progress bar.
     pub(super) fn end(&self) {
-        self.standing.end();
+        self.line.end();
     }
 
     fn show(&mut self) {
@@ -76,7 +77,7 @@ impl Answering {
             grouped(self.tokens as u64)
         );
         let share = self.share();
-        self.standing.at(self.whole, &text, share);
+        self.line.update(self.whole, &text, share);
     }
 }
 
@@ -86,22 +87,22 @@ mod tests {
 
     #[test]
     fn how_far_the_answers_are_is_known_before_the_first_is_whole() {
-        let mut answering = Answering::new(4, 100);
-        assert_eq!(answering.share(), 0.0);
-        (0..40).for_each(|_| answering.said());
+        let mut progress = TeacherProgress::new(4, 100);
+        assert_eq!(progress.share(), 0.0);
+        (0..40).for_each(|_| progress.token());
         // A tenth of the maximum number of tokens.
-        assert_eq!(answering.share(), 0.1);
-        let text = answering.standing.bar().message();
+        assert_eq!(progress.share(), 0.1);
+        let text = progress.line.bar().message();
         assert!(
             text.starts_with("0 of 4 answers  40 tokens  about "),
             "{text}"
         );
-        answering.answered(10);
+        progress.answer_done(10);
         // By now four answers of ten tokens would be complete.
-        assert_eq!(answering.share(), 0.99);
-        (0..3).for_each(|_| answering.answered(10));
-        assert_eq!(answering.share(), 1.0);
-        let bar = answering.standing.bar();
+        assert_eq!(progress.share(), 0.99);
+        (0..3).for_each(|_| progress.answer_done(10));
+        assert_eq!(progress.share(), 1.0);
+        let bar = progress.line.bar();
         assert_eq!((bar.position(), bar.length()), (4, Some(4)));
     }
 }

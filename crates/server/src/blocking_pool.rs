@@ -17,44 +17,45 @@ use incant_prompt::text::Cancel;
 
 /// Runs work on blocking threads.
 #[derive(Clone, Debug)]
-pub(crate) struct Workshop {
-    places: Arc<Semaphore>,
+pub(crate) struct BlockingPool {
+    permits: Arc<Semaphore>,
 }
 
-impl Workshop {
+impl BlockingPool {
     /// Allows large work on half of the machine's cores at once.
-    pub(crate) fn new() -> Workshop {
+    pub(crate) fn new() -> BlockingPool {
         let cores = available_parallelism().map_or(1, NonZero::get);
-        Workshop::with(cores.div_ceil(2))
+        BlockingPool::with(cores.div_ceil(2))
     }
 
     /// Allows this number of large jobs at once.
-    fn with(places: usize) -> Workshop {
-        Workshop {
-            places: Arc::new(Semaphore::new(places)),
+    fn with(permits: usize) -> BlockingPool {
+        BlockingPool {
+            permits: Arc::new(Semaphore::new(permits)),
         }
     }
 
     /// Runs work on data from a body of `bytes` bytes; a small one needs no permit. Dropping this
     /// future cancels the work.
-    pub(crate) async fn work<T: Send + 'static>(
+    pub(crate) async fn run<T: Send + 'static>(
         &self,
         bytes: usize,
         work: impl FnOnce(&Cancel) -> T + Send + 'static,
     ) -> T {
         // The semaphore is never closed; if it were, no permit would be needed.
-        let place = match bytes > SMALL {
-            true => Arc::clone(&self.places).acquire_owned().await.ok(),
-            false => None,
+        let permit = if bytes > SMALL {
+            Arc::clone(&self.permits).acquire_owned().await.ok()
+        } else {
+            None
         };
         let request = Span::current();
         let cancel = Cancel::default();
-        let told = cancel.clone();
+        let cancelled = cancel.clone();
         let working = tokio::task::spawn_blocking(move || {
-            let _place = place;
-            request.in_scope(|| work(&told))
+            let _permit = permit;
+            request.in_scope(|| work(&cancelled))
         });
-        let _leaving = Leaving {
+        let _cancel_on_drop = CancelOnDrop {
             cancel,
             working: working.abort_handle(),
         };
@@ -70,12 +71,12 @@ impl Workshop {
 }
 
 /// Cancels work when dropped.
-struct Leaving {
+struct CancelOnDrop {
     cancel: Cancel,
     working: AbortHandle,
 }
 
-impl Drop for Leaving {
+impl Drop for CancelOnDrop {
     fn drop(&mut self) {
         self.cancel.cancel();
         // This stops only work that has not begun.
@@ -94,7 +95,7 @@ mod tests {
 
     /// Starts work that reports when it has begun and runs until it is allowed to end.
     fn lasting(
-        workshop: &Workshop,
+        pool: &BlockingPool,
     ) -> (
         tokio::task::JoinHandle<()>,
         Receiver<()>,
@@ -102,13 +103,13 @@ mod tests {
     ) {
         let (begun, has_begun) = channel();
         let (end, ends) = channel();
-        let workshop = workshop.clone();
+        let pool = pool.clone();
         let working = tokio::spawn(async move {
             let work = move |_: &Cancel| {
                 begun.send(()).expect("the test listens");
                 ends.recv().expect("the test allows the end");
             };
-            workshop.work(LARGE, work).await;
+            pool.run(LARGE, work).await;
         });
         (working, has_begun, end)
     }
@@ -119,53 +120,53 @@ mod tests {
     }
 
     #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-    async fn who_leaves_before_there_is_a_place_has_nothing_done() {
-        let workshop = Workshop::with(1);
-        let (working, has_begun, end) = lasting(&workshop);
+    async fn a_caller_that_leaves_before_there_is_a_permit_has_nothing_run() {
+        let pool = BlockingPool::with(1);
+        let (working, has_begun, end) = lasting(&pool);
         wait(&has_begun);
         let (did, done) = channel();
-        let waiting = workshop.work(LARGE, move |_| did.send(()));
+        let waiting = pool.run(LARGE, move |_| did.send(()));
         // It is polled once and must wait; then its caller leaves.
         tokio::select! {
             biased;
-            _ = waiting => panic!("there is no place"),
+            _ = waiting => panic!("there is no permit"),
             () = std::future::ready(()) => {}
         }
         // Small work needs no permit.
-        assert_eq!(workshop.work(SMALL, |_| 7).await, 7);
+        assert_eq!(pool.run(SMALL, |_| 7).await, 7);
         end.send(()).expect("it works still");
         working.await.expect("no panic");
-        assert_eq!(workshop.work(LARGE, |_| 8).await, 8);
+        assert_eq!(pool.run(LARGE, |_| 8).await, 8);
         assert!(done.recv().is_err(), "it was never begun");
     }
 
     #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-    async fn work_is_told_that_nobody_waits_for_it() {
-        let workshop = Workshop::with(1);
+    async fn work_is_cancelled_when_its_caller_leaves() {
+        let pool = BlockingPool::with(1);
         let (begun, has_begun) = channel();
-        let (told, was_told) = channel();
-        let worked = workshop.clone();
+        let (cancelled, was_cancelled) = channel();
+        let worked = pool.clone();
         let working = tokio::spawn(async move {
             let work = move |cancel: &Cancel| {
                 begun.send(()).expect("the test listens");
                 while !cancel.is_cancelled() {
                     std::thread::yield_now();
                 }
-                told.send(()).expect("the test listens");
+                cancelled.send(()).expect("the test listens");
             };
-            worked.work(LARGE, work).await;
+            worked.run(LARGE, work).await;
         });
         wait(&has_begun);
         working.abort();
-        wait(&was_told);
-        assert_eq!(workshop.work(LARGE, |_| 7).await, 7, "its place is free");
+        wait(&was_cancelled);
+        assert_eq!(pool.run(LARGE, |_| 7).await, 7, "its permit is free");
     }
 
     #[tokio::test]
     async fn a_panic_is_passed_on() {
-        let workshop = Workshop::new();
+        let pool = BlockingPool::new();
         let working = tokio::spawn(async move {
-            workshop.work(0, |_| panic!("as it should")).await;
+            pool.run(0, |_| panic!("as it should")).await;
         });
         assert!(working.await.expect_err("a panic").is_panic());
     }

@@ -8,12 +8,12 @@ use bytes::Bytes;
 
 use super::App;
 use super::answer::{Usage, Watch};
-use super::body::{self, Room, SMALL};
+use super::body::{self, Reservation, SMALL};
 use super::client;
 use super::deadline::Deadline;
 use super::errors::ApiError;
 use super::fields::Fields;
-use super::log::{Learned, Peer, Trace};
+use super::log::{AnswerStats, Peer, Trace};
 use super::metrics::Outcome;
 use crate::runtime::Arm;
 use incant_engine::Client;
@@ -26,12 +26,12 @@ const MAX_WARNED: usize = 1000;
 
 /// A request with a JSON body that is not parsed yet.
 pub(crate) struct Post {
-    call: Call,
+    context: RequestContext,
     body: Bytes,
 }
 
 /// A request whose body was parsed.
-pub(crate) struct Call {
+pub(crate) struct RequestContext {
     pub(crate) app: Arc<App>,
     pub(crate) client: Client,
     trace: Arc<Trace>,
@@ -40,7 +40,7 @@ pub(crate) struct Call {
     /// The size of its body in bytes.
     size: usize,
     /// The memory budget taken by the body, or by the data parsed from it.
-    room: Option<Arc<Room>>,
+    reservation: Option<Arc<Reservation>>,
 }
 
 impl FromRequest<Arc<App>> for Post {
@@ -56,22 +56,22 @@ impl FromRequest<Arc<App>> for Post {
         let options = &app.options;
         let peer = request.extensions().get::<Peer>().copied();
         let client = client::of(options, request.headers(), peer);
-        let (body, room) = body::read(
+        let (body, reservation) = body::read(
             request,
             client,
-            &app.rooms,
+            &app.body_memory,
             options.max_body,
             options.client_timeout,
         )
         .await?;
         Ok(Post {
-            call: Call {
+            context: RequestContext {
                 app: app.clone(),
                 client,
                 trace,
                 arrived: Instant::now(),
                 size: body.len(),
-                room: Some(Arc::new(room)),
+                reservation: Some(Arc::new(reservation)),
             },
             body,
         })
@@ -84,24 +84,25 @@ impl Post {
     pub(crate) async fn read<T: Send + 'static>(
         self,
         views: impl FnOnce(&mut Fields<'_>) -> Result<T, ApiError> + Send + 'static,
-    ) -> Result<(T, Call), ApiError> {
-        let Post { call, body } = self;
-        let app = Arc::clone(&call.app);
+    ) -> Result<(T, RequestContext), ApiError> {
+        let Post { context, body } = self;
+        let app = Arc::clone(&context.app);
         let read = move |_: &Cancel| {
             let mut fields = Fields::parse(&body)?;
             let read = views(&mut fields)?;
             app.check_unknown(&fields)?;
             Ok(read)
         };
-        let read = match call.size <= SMALL {
-            true => read(&Cancel::default())?,
-            false => call.work(None, read).await?,
+        let read = if context.size <= SMALL {
+            read(&Cancel::default())?
+        } else {
+            context.work(None, read).await?
         };
-        Ok((read, call))
+        Ok((read, context))
     }
 }
 
-impl Call {
+impl RequestContext {
     /// Returns the arm with this id, and names it in the log line.
     pub(crate) fn arm(&self, id: &str) -> Result<Arm, ApiError> {
         let arm = self.app.runtime.arm(id)?;
@@ -130,7 +131,7 @@ impl Call {
     }
 
     /// Runs the work that turns the parsed fields into the engine's input, as
-    /// [`unhurried`](Self::unhurried) does. A request that ends here, because its client
+    /// [`run_blocking`](Self::run_blocking) does. A request that ends here, because its client
     /// disconnects or its deadline passes, is counted among the requests of its arms.
     pub(crate) async fn plan<T: Send + 'static>(
         &mut self,
@@ -140,9 +141,9 @@ impl Call {
         let mut unplanned = Unplanned {
             app: Arc::clone(&self.app),
             trace: Arc::clone(&self.trace),
-            outcome: Some(Outcome::Left),
+            outcome: Some(Outcome::Disconnected),
         };
-        let planned = self.unhurried(timeout, work).await;
+        let planned = self.run_blocking(timeout, work).await;
         unplanned.outcome = match planned {
             Err(ApiError::Timeout { .. }) => Some(Outcome::TimedOut),
             _ => None,
@@ -153,13 +154,13 @@ impl Call {
     /// Runs work where it delays no other request. The work is cancelled when the client
     /// disconnects or the deadline passes. After it the request holds none of the memory budget of
     /// bodies.
-    pub(crate) async fn unhurried<T: Send + 'static>(
+    pub(crate) async fn run_blocking<T: Send + 'static>(
         &mut self,
         timeout: Option<Duration>,
         work: impl FnOnce(&Cancel) -> Result<T, ApiError> + Send + 'static,
     ) -> Result<T, ApiError> {
         let done = self.work(timeout, work).await;
-        self.room = None;
+        self.reservation = None;
         done
     }
 
@@ -169,9 +170,9 @@ impl Call {
         work: impl FnOnce(&Cancel) -> Result<T, ApiError> + Send + 'static,
     ) -> Result<T, ApiError> {
         // The body's memory stays taken until the work ends, even if the client disconnects before.
-        let room = self.room.clone();
-        let working = self.app.workshop.work(self.size, move |cancel| {
-            let _room = room;
+        let reservation = self.reservation.clone();
+        let working = self.app.blocking_pool.run(self.size, move |cancel| {
+            let _reservation = reservation;
             work(cancel)
         });
         let mut deadline = self.deadline(timeout);
@@ -188,7 +189,7 @@ impl Call {
 
     /// Notes in the log line that the deadline passed before there was an answer.
     fn note_timeout(&self) {
-        self.trace.note_answer(Learned {
+        self.trace.note_answer(AnswerStats {
             outcome: Outcome::TimedOut,
             usage: Usage::new(0, 0, 0),
             queued: None,

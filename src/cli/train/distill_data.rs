@@ -10,7 +10,7 @@ use anyhow::{Context, bail};
 use futures_util::{StreamExt, TryStreamExt, stream};
 use incant::engine::{Event, GenerateRequest};
 use incant::profile::Message;
-use incant::runtime::{Partners, Say, Wanted};
+use incant::runtime::{Partners, PromptBounds, ResolvedGuidance};
 use incant::text::decode::StreamDecoder;
 use incant::text::stop::StopMatcher;
 use incant::train::data::{Entry, Place};
@@ -18,24 +18,24 @@ use incant::train::samples::{DistillationExample, Render, prompt_of};
 use incant::train::{RunFolder, Target};
 use serde::{Deserialize, Serialize};
 
-use super::answering::Answering;
 use super::prepare::ArmRender;
-use crate::cli::output::{grouped, tell};
+use super::teacher_progress::TeacherProgress;
+use crate::cli::output::{eprint_safe, grouped};
 
 /// The file in a run's folder that stores a teacher's answers.
 const FILE: &str = "answers.jsonl";
 
 /// The maximum number of tokens of a target. If more are plausible, none of them is likely.
-const MOST_TOKENS: usize = 64;
+const MAX_TARGET_TOKENS: usize = 64;
 
 /// The teacher and the student of a distillation.
-pub(super) struct School {
+pub(super) struct Distillation {
     /// The arm that learns: the bare turns.
     pub(super) student: ArmRender,
     /// The arm that answers: the one with the profile.
     pub(super) teacher: ArmRender,
     /// The guidance of the teacher's answers, if any.
-    pub(super) say: Say,
+    pub(super) guidance: ResolvedGuidance,
     /// The maximum number of tokens of an answer.
     pub(super) answer_tokens: usize,
     /// The number of sequences that the engine runs at once.
@@ -46,7 +46,7 @@ pub(super) struct School {
 
 /// An answer in the file.
 #[derive(Serialize, Deserialize)]
-struct Kept {
+struct StoredAnswer {
     file: PathBuf,
     line: usize,
     student: Vec<u32>,
@@ -57,36 +57,36 @@ struct Kept {
     weights: Option<String>,
     /// Set if the teacher was guided; then there are targets.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    guided: Option<Guided>,
+    guided: Option<TeacherGuidance>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     targets: Option<Vec<Target>>,
 }
 
 /// The classifier-free guidance of a teacher.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
-pub(super) struct Guided {
+pub(super) struct TeacherGuidance {
     /// The weight of the guidance.
     pub(super) weight: f32,
     /// The minimum probability of a plausible token, as a share of the most likely one's.
     pub(super) plausible: f32,
 }
 
-impl fmt::Display for Guided {
+impl fmt::Display for TeacherGuidance {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Guided { weight, plausible } = self;
+        let TeacherGuidance { weight, plausible } = self;
         write!(f, "guidance {weight} (plausible {plausible})")
     }
 }
 
 /// How an answer was generated, as stored in the file.
 #[derive(Clone, Debug, Default, PartialEq)]
-struct Made {
+struct Provenance {
     weights: Option<String>,
-    guided: Option<Guided>,
+    guided: Option<TeacherGuidance>,
 }
 
 /// Formats guidance for people.
-pub(super) fn named(guided: Option<Guided>) -> String {
+pub(super) fn describe(guided: Option<TeacherGuidance>) -> String {
     guided.map_or_else(|| "no guidance".to_owned(), |guided| guided.to_string())
 }
 
@@ -96,14 +96,14 @@ struct Answer {
     tokens: Vec<u32>,
     /// One for each token if it was guided, else empty.
     targets: Vec<Target>,
-    /// The number of targets that were cut to [`MOST_TOKENS`] tokens.
+    /// The number of targets that were cut to [`MAX_TARGET_TOKENS`] tokens.
     cut: usize,
 }
 
 impl Answer {
     /// Adds a target from the log-probabilities of the tokens that one was chosen from, best first.
     fn add_target(&mut self, logprobs: &[(u32, f32)]) {
-        let kept = &logprobs[..logprobs.len().min(MOST_TOKENS)];
+        let kept = &logprobs[..logprobs.len().min(MAX_TARGET_TOKENS)];
         self.cut += usize::from(kept.len() < logprobs.len());
         let weights = kept
             .iter()
@@ -116,26 +116,26 @@ impl Answer {
     }
 }
 
-impl School {
+impl Distillation {
     /// Returns the teacher's guidance.
-    pub(super) fn guided(&self) -> Option<Guided> {
-        let guidance = self.say.guidance()?;
-        Some(Guided {
+    pub(super) fn teacher_guidance(&self) -> Option<TeacherGuidance> {
+        let guidance = self.guidance.guidance()?;
+        Some(TeacherGuidance {
             weight: guidance.weight,
             plausible: guidance.plausible,
         })
     }
 
-    fn made(&self) -> Made {
-        Made {
+    fn provenance(&self) -> Provenance {
+        Provenance {
             weights: Some(self.weights.clone()),
-            guided: self.guided(),
+            guided: self.teacher_guidance(),
         }
     }
 
     /// Generates the teacher's answers to the prompts of all entries, in their order, and stores
     /// them in the run's folder. Blocks.
-    pub(super) fn lessons(
+    pub(super) fn generate(
         &self,
         entries: &[Entry],
         folder: &RunFolder,
@@ -148,8 +148,8 @@ impl School {
             Ok((place, lesson, messages, partners))
         });
         let asked = asked.collect::<anyhow::Result<Vec<_>>>()?;
-        let guided = self.guided();
-        let answering = RefCell::new(Answering::new(asked.len(), self.answer_tokens));
+        let guided = self.teacher_guidance();
+        let progress = RefCell::new(TeacherProgress::new(asked.len(), self.answer_tokens));
         // A guide takes a slot, too.
         let at_once = match guided {
             Some(_) => self.slots.div_ceil(2),
@@ -157,11 +157,11 @@ impl School {
         };
         let answers = stream::iter(asked)
             .map(|(place, lesson, messages, partners)| {
-                let answering = &answering;
+                let progress = &progress;
                 async move {
-                    let answer = self.answer(messages, &partners, answering).await;
+                    let answer = self.answer(messages, &partners, progress).await;
                     let answer = answer.with_context(|| place.to_string())?;
-                    answering.borrow_mut().answered(answer.tokens.len());
+                    progress.borrow_mut().answer_done(answer.tokens.len());
                     let lesson = DistillationExample {
                         answer: answer.tokens,
                         targets: guided.map(|_| answer.targets),
@@ -174,19 +174,19 @@ impl School {
             .try_collect();
         let runtime = tokio::runtime::Builder::new_current_thread().build()?;
         let answers: anyhow::Result<Vec<_>> = runtime.block_on(answers);
-        answering.borrow().end();
+        progress.borrow().end();
         let (cut, answers): (Vec<usize>, Vec<_>) = answers?.into_iter().unzip();
         match cut.iter().sum() {
             0 => {}
             cut => eprintln!(
-                "targets of the {MOST_TOKENS} most likely tokens only, where more were plausible: {}",
+                "targets of the {MAX_TARGET_TOKENS} most likely tokens only, where more were plausible: {}",
                 grouped(cut as u64)
             ),
         }
         // The same teacher generates the same answers again: a full disk need not end the run.
-        if let Err(error) = write(folder, &answers, &self.made()) {
-            tell(&format!(
-                "warning: {error:#}; a resumed run will have to make them again"
+        if let Err(error) = write(folder, &answers, &self.provenance()) {
+            eprint_safe(&format!(
+                "warning: {error:#}; a resumed run will have to generate them again"
             ));
         }
         Ok(answers)
@@ -194,10 +194,10 @@ impl School {
 
     /// Returns the partners of the teacher's answer.
     fn partners(&self, messages: &[Message]) -> anyhow::Result<Partners> {
-        let mut partners = self
-            .say
-            .of_chat(&self.teacher.0, messages, &Wanted::default())?;
-        match (self.guided(), &partners.partners[..]) {
+        let mut partners =
+            self.guidance
+                .partners_for_chat(&self.teacher.0, messages, &PromptBounds::default())?;
+        match (self.teacher_guidance(), &partners.partners[..]) {
             (None, []) | (Some(_), [_]) => {}
             (Some(_), []) => bail!("there is no question that a guide could have left empty"),
             _ => bail!("a mix of arms cannot be learnt, only guidance"),
@@ -208,7 +208,7 @@ impl School {
     }
 
     /// Reads the answers from the run's folder, which must be to the same prompts.
-    pub(super) fn recall(
+    pub(super) fn read_stored(
         &self,
         entries: &[Entry],
         folder: &RunFolder,
@@ -220,7 +220,7 @@ impl School {
             let (known, entries) = (known.len(), entries.len());
             bail!("{name} has answers to {known} prompts, the data has {entries}");
         }
-        let now = self.made();
+        let now = self.provenance();
         for (entry, (_, lesson, then)) in entries.iter().zip(&known) {
             let (place, asked, _) = self.ask(entry)?;
             if (&asked.student, &asked.teacher) != (&lesson.student, &lesson.teacher) {
@@ -230,7 +230,7 @@ impl School {
                 bail!("{name} has an answer of other weights for {place}");
             }
             if then.guided != now.guided || then.guided.is_some() != lesson.targets.is_some() {
-                let (then, now) = (named(then.guided), named(now.guided));
+                let (then, now) = (describe(then.guided), describe(now.guided));
                 bail!("{name} has an answer with {then} for {place}, not with {now}");
             }
         }
@@ -271,12 +271,12 @@ impl School {
         &self,
         messages: &[Message],
         partners: &Partners,
-        answering: &RefCell<Answering>,
+        progress: &RefCell<TeacherProgress>,
     ) -> anyhow::Result<Answer> {
         let arm = &self.teacher.0;
         let prompt = arm.chat(messages)?;
-        let room = arm.context().saturating_sub(prompt.token_count());
-        let room = room.min(partners.room());
+        let fitting = arm.max_answer_tokens(&prompt);
+        let fitting = fitting.min(partners.max_answer_tokens());
         let end_tokens = arm.end_tokens();
         let mut sampling = arm.sampling();
         sampling.temperature = 0.0;
@@ -285,12 +285,12 @@ impl School {
             adapter: None,
             prefix: prompt.prefix,
             prompt: prompt.ids,
-            max_tokens: self.answer_tokens.min(room),
+            max_tokens: self.answer_tokens.min(fitting),
             end_tokens: Arc::clone(&end_tokens),
             sampling,
             index: 0,
             // One more token shows whether the target must be cut.
-            logprobs: self.guided().map(|_| MOST_TOKENS + 1),
+            logprobs: self.teacher_guidance().map(|_| MAX_TARGET_TOKENS + 1),
             prompt_logprobs: None,
             feeds: Vec::new(),
             together: None,
@@ -303,7 +303,7 @@ impl School {
             match event {
                 Event::Token { id, logprobs } => {
                     answer.tokens.push(id);
-                    answering.borrow_mut().said();
+                    progress.borrow_mut().token();
                     if let Some(logprobs) = logprobs {
                         answer.add_target(&logprobs.top);
                     }
@@ -323,7 +323,7 @@ impl School {
 }
 
 /// Returns whether a run's folder contains a teacher's answers.
-pub(super) fn are_kept(folder: &RunFolder) -> bool {
+pub(super) fn has_stored(folder: &RunFolder) -> bool {
     folder.path().join(FILE).exists()
 }
 
@@ -331,47 +331,47 @@ pub(super) fn are_kept(folder: &RunFolder) -> bool {
 fn write(
     folder: &RunFolder,
     lessons: &[(Place, DistillationExample)],
-    made: &Made,
+    provenance: &Provenance,
 ) -> anyhow::Result<()> {
     let lines = lessons.iter().map(|(place, lesson)| {
-        let kept = Kept {
+        let stored = StoredAnswer {
             file: place.file.to_path_buf(),
             line: place.line,
             student: lesson.student.clone(),
             teacher: lesson.teacher.clone(),
             answer: lesson.answer.clone(),
-            weights: made.weights.clone(),
-            guided: made.guided,
+            weights: provenance.weights.clone(),
+            guided: provenance.guided,
             targets: lesson.targets.clone(),
         };
-        Ok(serde_json::to_string(&kept)? + "\n")
+        Ok(serde_json::to_string(&stored)? + "\n")
     });
     let text = lines.collect::<anyhow::Result<String>>()?;
     let written = folder.write(FILE, text.as_bytes());
-    written.context("the teacher's answers cannot be kept")
+    written.context("the teacher's answers cannot be stored")
 }
 
 /// Reads stored lessons, with how they were generated.
-fn read(path: &Path) -> anyhow::Result<Vec<(Place, DistillationExample, Made)>> {
+fn read(path: &Path) -> anyhow::Result<Vec<(Place, DistillationExample, Provenance)>> {
     let text = fs::read_to_string(path).with_context(|| path.display().to_string())?;
     let lessons = (1..).zip(text.lines()).map(|(number, line)| {
-        let kept: Kept =
+        let stored: StoredAnswer =
             serde_json::from_str(line).with_context(|| format!("{}:{number}", path.display()))?;
         let place = Place {
-            file: Arc::new(kept.file),
-            line: kept.line,
+            file: Arc::new(stored.file),
+            line: stored.line,
         };
         let lesson = DistillationExample {
-            student: kept.student,
-            teacher: kept.teacher,
-            answer: kept.answer,
-            targets: kept.targets,
+            student: stored.student,
+            teacher: stored.teacher,
+            answer: stored.answer,
+            targets: stored.targets,
         };
-        let made = Made {
-            weights: kept.weights,
-            guided: kept.guided,
+        let provenance = Provenance {
+            weights: stored.weights,
+            guided: stored.guided,
         };
-        Ok((place, lesson, made))
+        Ok((place, lesson, provenance))
     });
     lessons.collect()
 }
@@ -381,7 +381,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn lessons_are_kept_as_they_are() {
+    fn stored_answers_are_read_as_they_were_written() {
         let place_of_runs = tempfile::tempdir().unwrap();
         let folder = RunFolder::open(&place_of_runs.path().join("run"), false).unwrap();
         let path = folder.path().join(FILE);
@@ -395,17 +395,17 @@ mod tests {
             targets: Some(vec![vec![(4, 0.7), (9, 0.3)], vec![(5, 1.0)]]),
             ..plain.clone()
         };
-        let guided = Guided {
+        let guided = TeacherGuidance {
             weight: 0.3,
             plausible: 0.1,
         };
         for (lesson, guided) in [(&plain, None), (&with_targets, Some(guided))] {
-            let made = Made {
+            let provenance = Provenance {
                 weights: Some("0123".to_owned()),
                 guided,
             };
-            write(&folder, &[(place(), lesson.clone())], &made).unwrap();
-            let expected = [(place(), lesson.clone(), made)];
+            write(&folder, &[(place(), lesson.clone())], &provenance).unwrap();
+            let expected = [(place(), lesson.clone(), provenance)];
             assert_eq!(read(&path).unwrap(), expected);
             assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 1);
         }
@@ -414,7 +414,10 @@ mod tests {
         let line =
             r#"{"file":"prompts.jsonl","line":7,"student":[1,2],"teacher":[3,1,2],"answer":[4,5]}"#;
         fs::write(&path, line).unwrap();
-        assert_eq!(read(&path).unwrap(), [(place(), plain, Made::default())]);
+        assert_eq!(
+            read(&path).unwrap(),
+            [(place(), plain, Provenance::default())]
+        );
     }
 
     #[test]

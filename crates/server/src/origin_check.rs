@@ -15,7 +15,7 @@ use http::{HeaderMap, HeaderName, HeaderValue, Method, header};
 
 use super::cors::Origin;
 use super::errors::ApiError;
-use super::hosts::{Authority, addressed};
+use super::hosts::{Authority, request_authority};
 use super::routes::{health, metrics, page};
 use super::{App, ServeOptions};
 
@@ -38,14 +38,14 @@ const UNDER_ANY_NAME: [&str; 2] = [health::PATH, metrics::PATH];
 
 /// Refuses requests that pages of other sites send, before any of the body is read.
 pub(crate) async fn check(State(app): State<Arc<App>>, request: Request, next: Next) -> Response {
-    match admit(&request, &app.options) {
+    match check_origin(&request, &app.options) {
         Ok(()) => next.run(request).await,
         Err(error) => error.into_response(),
     }
 }
 
-fn admit(request: &Request, options: &ServeOptions) -> Result<(), ApiError> {
-    let host = addressed(request)?;
+fn check_origin(request: &Request, options: &ServeOptions) -> Result<(), ApiError> {
+    let host = request_authority(request)?;
     let headers = request.headers();
     let by_browser = headers.contains_key(FETCH_SITE) || headers.contains_key(header::ORIGIN);
     let open = UNDER_ANY_NAME.contains(&request.uri().path()) && !by_browser;
@@ -56,14 +56,14 @@ fn admit(request: &Request, options: &ServeOptions) -> Result<(), ApiError> {
         return Err(ApiError::ForeignHost);
     }
     let mut origins = headers.get_all(header::ORIGIN).iter();
-    let let_in = match (origins.next(), origins.next()) {
+    let is_allowed = match (origins.next(), origins.next()) {
         (None, _) => !is_foreign(headers) || is_link(request) || any(options),
         (Some(origin), None) => {
             is_named(origin, options) || is_own(origin, host.as_ref(), headers, options)
         }
         (Some(_), Some(_)) => false,
     };
-    let_in.then_some(()).ok_or(ApiError::ForeignOrigin)
+    is_allowed.then_some(()).ok_or(ApiError::ForeignOrigin)
 }
 
 /// Returns whether all pages may use the server.
@@ -102,12 +102,13 @@ fn is_own(
 /// Returns whether a proxy terminates TLS for a server without TLS: the proxy says so, or the
 /// browser says that the page's origin is the one it sends the request to.
 fn is_behind_tls(headers: &HeaderMap) -> bool {
-    says(headers, &FORWARDED_PROTO, &["https"]) || says(headers, &FETCH_SITE, &["same-origin"])
+    header_is_any(headers, &FORWARDED_PROTO, &["https"])
+        || header_is_any(headers, &FETCH_SITE, &["same-origin"])
 }
 
 /// Returns whether the browser says that a page of another origin sent the request.
 fn is_foreign(headers: &HeaderMap) -> bool {
-    says(headers, &FETCH_SITE, &["cross-site", "same-site"])
+    header_is_any(headers, &FETCH_SITE, &["cross-site", "same-site"])
 }
 
 /// Returns whether a user followed a link to the server's page, which holds no data and cannot be
@@ -116,19 +117,19 @@ fn is_link(request: &Request) -> bool {
     let headers = request.headers();
     request.method() == Method::GET
         && request.uri().path() == page::PATH
-        && says(headers, &FETCH_MODE, &["navigate"])
-        && says(headers, &FETCH_DEST, &["document"])
+        && header_is_any(headers, &FETCH_MODE, &["navigate"])
+        && header_is_any(headers, &FETCH_DEST, &["document"])
 }
 
 /// Returns whether any header `name` has one of the `words`.
-fn says(headers: &HeaderMap, name: &HeaderName, words: &[&str]) -> bool {
-    let said = |value: &HeaderValue| {
+fn header_is_any(headers: &HeaderMap, name: &HeaderName, words: &[&str]) -> bool {
+    let is_any = |value: &HeaderValue| {
         let value = value.as_bytes().trim_ascii();
         words
             .iter()
             .any(|word| value.eq_ignore_ascii_case(word.as_bytes()))
     };
-    headers.get_all(name).iter().any(said)
+    headers.get_all(name).iter().any(is_any)
 }
 
 #[cfg(test)]
@@ -152,7 +153,7 @@ mod tests {
             hosts: vec!["box.lan".parse().unwrap()],
             ..ServeOptions::default()
         };
-        admit(&request.body(Body::empty()).unwrap(), &options)
+        check_origin(&request.body(Body::empty()).unwrap(), &options)
     }
 
     const CHAT: &str = "POST /v1/chat/completions";

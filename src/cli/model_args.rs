@@ -10,10 +10,10 @@ use incant::catalog::{self, Located};
 use incant::engine::EngineOptions;
 use incant::exec::{Backend, DeviceChoice};
 use incant::profile::{Library, SamplingDefaults};
-use incant::runtime::{LoadOptions, Model, Wishes};
+use incant::runtime::{GuidanceOptions, LoadOptions, Model};
 
-use crate::cli::output::tell;
-use crate::cli::pull::{self, Consent};
+use super::output::eprint_safe;
+use super::pull::{self, Consent};
 
 /// The models to load, and their options. Shared by the commands that run models.
 #[derive(Clone, Debug, clap::Args)]
@@ -158,9 +158,10 @@ impl ModelArgs {
     ) -> ModelArgs {
         if self.models.is_empty() {
             let arms = arms.into_iter().flat_map(|arm| {
-                let (id, wishes) = Wishes::split(arm).unwrap_or((arm, Wishes::default()));
-                let against = wishes.guidance.and_then(|guidance| guidance.against);
-                let mix = wishes.mix.into_iter().map(|(id, _)| id);
+                let (id, options) =
+                    GuidanceOptions::split(arm).unwrap_or((arm, GuidanceOptions::default()));
+                let against = options.guidance.and_then(|guidance| guidance.against);
+                let mix = options.mix.into_iter().map(|(id, _)| id);
                 std::iter::once(id.to_owned()).chain(mix).chain(against)
             });
             for arm in arms {
@@ -254,10 +255,10 @@ impl Loading {
 
     /// Like [`load`](Self::load), for commands without a log: warnings that affect answers are
     /// written to the standard error.
-    pub(crate) fn load_and_tell(&self) -> anyhow::Result<Vec<Arc<Model>>> {
+    pub(crate) fn load_with_warnings(&self) -> anyhow::Result<Vec<Arc<Model>>> {
         let models = self.load()?;
         for problem in models.iter().filter_map(|model| model.template_problem()) {
-            tell(&format!("warning: {problem}"));
+            eprint_safe(&format!("warning: {problem}"));
         }
         Ok(models)
     }
@@ -297,7 +298,7 @@ impl AdapterArg {
 
 /// Returns `$XDG_CACHE_HOME/incant`, or its equivalent on this system.
 fn cache_folder() -> anyhow::Result<PathBuf> {
-    let folders = folders().context("say --prefix-dir DIR or --no-prefix-cache")?;
+    let folders = folders().context("give --prefix-dir DIR or --no-prefix-cache")?;
     Ok(folders.cache_dir())
 }
 

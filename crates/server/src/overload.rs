@@ -21,11 +21,11 @@ use super::routes::health;
 pub const SPARE_PLACES: usize = 256;
 
 /// How long such a connection may take to send a request.
-pub(crate) const PATIENCE: Duration = Duration::from_secs(5);
+pub(crate) const REQUEST_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// The minimum time that such a connection is kept, even when others arrive. A health checker sends
 /// its request as soon as it is connected.
-const LEAST: Duration = Duration::from_millis(50);
+const MIN_KEPT: Duration = Duration::from_millis(50);
 
 /// The connections in spare places, oldest first.
 #[derive(Debug, Default)]
@@ -39,14 +39,14 @@ impl Spares {
 
     /// Makes sure that a spare place is free, if need be by closing the connection that has had one
     /// for longest. Cancel safe.
-    pub(crate) async fn make_room(&mut self) {
+    pub(crate) async fn free_spare_place(&mut self) {
         if self.0.len() >= SPARE_PLACES {
             self.0.retain(|(_, connection)| !connection.is_finished());
         }
         if self.0.len() >= SPARE_PLACES
             && let Some((since, _)) = self.0.front()
         {
-            sleep_until(*since + LEAST).await;
+            sleep_until(*since + MIN_KEPT).await;
             if let Some((_, oldest)) = self.0.pop_front() {
                 oldest.abort();
             }
@@ -56,13 +56,13 @@ impl Spares {
 
 /// Marks requests of a connection over the limit.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Crowded;
+pub(crate) struct ConnectionLimit;
 
 /// Refuses requests of connections over the limit, except health checks.
 pub(crate) async fn check(request: Request, next: Next) -> Response {
-    let crowded = request.extensions().get::<Crowded>().is_some();
-    if crowded && request.uri().path() != health::PATH {
-        ApiError::Crowded.into_response()
+    let is_over_limit = request.extensions().get::<ConnectionLimit>().is_some();
+    if is_over_limit && request.uri().path() != health::PATH {
+        ApiError::OverLimit.into_response()
     } else {
         next.run(request).await
     }
