@@ -7,13 +7,13 @@ use std::sync::Arc;
 
 use anyhow::{Context, bail};
 use incant::analyze::Samplers;
-use incant::engine::{EngineOptions, Event, FinishReason, GenerateRequest};
+use incant::engine::EngineOptions;
 use incant::profile::{Message, Role};
-use incant::runtime::{Arm, Guidance, GuidanceOptions, PromptBounds, Runtime};
+use incant::runtime::{
+    AnswerOptions, Arm, Guidance, GuidanceOptions, PromptBounds, Runtime, TextAnswer,
+};
 use incant::sample::SamplingParams;
 use incant::server::{ranges, serve};
-use incant::text::decode::StreamDecoder;
-use incant::text::stop::StopMatcher;
 use serde_json::{Map, Value, json};
 
 use super::local::Local;
@@ -209,66 +209,20 @@ impl Args {
         let prompt = arm.chat(&messages)?;
         let guidance = arm.guidance_for_chat(runtime, &self.guidance_options()?)?;
         let partners = guidance.partners_for_chat(arm, &messages, &PromptBounds::default())?;
-        let markers = partners.markers(&prompt);
-        let used = prompt.token_count();
-        if used >= arm.context() {
-            bail!(
-                "the question has {used} tokens, the context {}",
-                arm.context()
-            );
-        }
-        let most = self.max_tokens.or(arm.defaults().max_tokens);
-        let end_tokens = arm.end_tokens();
-        let fitting = arm.max_answer_tokens(&prompt);
-        let fitting = fitting.min(partners.max_answer_tokens());
-        let request = GenerateRequest {
-            adapter: arm.adapter(),
-            prefix: prompt.prefix,
-            prompt: prompt.ids,
-            max_tokens: most.unwrap_or(usize::MAX).min(fitting),
-            end_tokens: end_tokens.clone(),
+        let options = AnswerOptions {
+            max_tokens: self.max_tokens.or(arm.defaults().max_tokens),
             sampling: self.sampling(arm, samplers),
-            index: 0,
             logprobs: None,
-            prompt_logprobs: None,
-            feeds: Vec::new(),
-            together: None,
-            isolated: false,
         };
-        let mut generation = partners.submit(arm, request)?;
-
-        let mut decoder = StreamDecoder::new();
-        let mut matcher = StopMatcher::new(&[], &markers).trim_start(true);
+        let mut answer = TextAnswer::start(arm, prompt, &partners, options)?;
         let mut out = Pieces::stdout();
-        while let Some(event) = generation.blocking_next() {
-            match event {
-                Event::Token { id, .. } if !end_tokens.contains(&id) => {
-                    let text = decoder.push(arm.tokenizer().token_bytes(id));
-                    let output = matcher.push(&text);
-                    out.push(&output.text)?;
-                    if output.stopped {
-                        return Ok(out.end_line()?);
-                    }
-                    if out.reader_has_left() {
-                        return Ok(());
-                    }
-                }
-                Event::Finished(reason) => {
-                    let output = matcher.push(&decoder.finish());
-                    out.push(&output.text)?;
-                    if !output.stopped {
-                        out.push(&matcher.finish(reason == FinishReason::Length).text)?;
-                    }
-                    return Ok(out.end_line()?);
-                }
-                Event::Failed(why) => bail!(why),
-                Event::Started { .. }
-                | Event::Prompt(_)
-                | Event::Token { .. }
-                | Event::Scored(_) => {}
+        while let Some(step) = answer.blocking_next()? {
+            out.push(&step.text)?;
+            if out.reader_has_left() {
+                return Ok(());
             }
         }
-        bail!("the engine has died")
+        Ok(out.end_line()?)
     }
 
     /// Returns the guidance and the mix of the answer.

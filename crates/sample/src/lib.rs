@@ -143,7 +143,7 @@ pub enum SampleError {
 /// Chooses the tokens of one sequence.
 ///
 /// ```
-/// use incant::sample::{Sampler, SamplingParams};
+/// use incant_sample::{Sampler, SamplingParams};
 ///
 /// let mut sampler = Sampler::new(&SamplingParams::default(), 7, 0, &[]);
 /// let mut logits = [0.0, 2.0, 1.0];

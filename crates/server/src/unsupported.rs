@@ -227,7 +227,7 @@ pub(crate) const EVERYWHERE: &[Unsupported] = &[
     unsupported(
         "priority",
         zero,
-        "is not supported: who comes first is served first.",
+        "is not supported: slots are shared evenly among clients.",
     ),
     unsupported(
         "n_probs",

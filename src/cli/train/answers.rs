@@ -2,13 +2,13 @@
 
 use std::path::Path;
 
-use anyhow::{Context, bail};
+use anyhow::Context;
 use futures_util::future;
-use incant::engine::{Event, FinishReason, GenerateRequest};
+use incant::engine::FinishReason;
 use incant::profile::{Message, Role};
-use incant::runtime::{Arm, GuidanceOptions, PromptBounds, Runtime};
-use incant::text::decode::StreamDecoder;
-use incant::text::stop::StopMatcher;
+use incant::runtime::{
+    AnswerError, AnswerOptions, Arm, GuidanceOptions, PromptBounds, Runtime, TextAnswer,
+};
 use incant::train::data::Entry;
 use incant::train::report::SampleAnswer;
 use incant::train::samples::prompt_of;
@@ -123,57 +123,27 @@ async fn answer(runtime: &Runtime, arm: &Arm, messages: &[Message]) -> anyhow::R
     let guidance = arm.guidance_for_chat(runtime, &GuidanceOptions::default())?;
     let partners = guidance.partners_for_chat(arm, messages, &PromptBounds::default())?;
     let prompt = arm.chat(messages)?;
-    let fitting = arm.max_answer_tokens(&prompt);
-    let fitting = fitting.min(partners.max_answer_tokens());
-    if fitting == 0 {
-        return Ok("(the prompt is as long as the context)".to_owned());
-    }
-    let end_tokens = arm.end_tokens();
     let mut sampling = arm.sampling();
     sampling.temperature = 0.0;
-    let mut matcher = StopMatcher::new(&[], &partners.markers(&prompt)).trim_start(true);
-    let request = GenerateRequest {
-        adapter: arm.adapter(),
-        prefix: prompt.prefix,
-        prompt: prompt.ids,
-        max_tokens: MAX_TOKENS.min(fitting),
-        end_tokens: end_tokens.clone(),
+    let options = AnswerOptions {
+        max_tokens: Some(MAX_TOKENS),
         sampling,
-        index: 0,
         logprobs: None,
-        prompt_logprobs: None,
-        feeds: Vec::new(),
-        together: None,
-        isolated: false,
     };
-    let mut generation = partners.submit(arm, request)?;
-    let (mut decoder, mut said) = (StreamDecoder::new(), String::new());
-    while let Some(event) = generation.next().await {
-        match event {
-            Event::Token { id, .. } if !end_tokens.contains(&id) => {
-                let text = decoder.push(arm.tokenizer().token_bytes(id));
-                let output = matcher.push(&text);
-                said += &output.text;
-                if output.stopped {
-                    return Ok(said);
-                }
-            }
-            Event::Finished(reason) => {
-                let output = matcher.push(&decoder.finish());
-                said += &output.text;
-                if !output.stopped {
-                    said += &matcher.finish(reason == FinishReason::Length).text;
-                }
-                if reason == FinishReason::Length {
-                    said += "…";
-                }
-                return Ok(said);
-            }
-            Event::Failed(why) => bail!(why),
-            Event::Token { .. } | Event::Started { .. } | Event::Prompt(_) | Event::Scored(_) => {}
+    let mut answer = match TextAnswer::start(arm, prompt, &partners, options) {
+        Err(AnswerError::PromptTooLong { .. }) => {
+            return Ok("(the prompt is as long as the context)".to_owned());
+        }
+        answer => answer?,
+    };
+    let mut text = String::new();
+    while let Some(step) = answer.next().await? {
+        text += &step.text;
+        if step.finish == Some(FinishReason::Length) {
+            text += "…";
         }
     }
-    bail!("the engine has died")
+    Ok(text)
 }
 
 #[cfg(test)]

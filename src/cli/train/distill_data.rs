@@ -8,11 +8,8 @@ use std::sync::Arc;
 
 use anyhow::{Context, bail};
 use futures_util::{StreamExt, TryStreamExt, stream};
-use incant::engine::{Event, GenerateRequest};
 use incant::profile::Message;
-use incant::runtime::{Partners, PromptBounds, ResolvedGuidance};
-use incant::text::decode::StreamDecoder;
-use incant::text::stop::StopMatcher;
+use incant::runtime::{AnswerOptions, Partners, PromptBounds, ResolvedGuidance, TextAnswer};
 use incant::train::data::{Entry, Place};
 use incant::train::samples::{DistillationExample, Render, prompt_of};
 use incant::train::{RunFolder, Target};
@@ -275,50 +272,27 @@ impl Distillation {
     ) -> anyhow::Result<Answer> {
         let arm = &self.teacher.0;
         let prompt = arm.chat(messages)?;
-        let fitting = arm.max_answer_tokens(&prompt);
-        let fitting = fitting.min(partners.max_answer_tokens());
-        let end_tokens = arm.end_tokens();
         let mut sampling = arm.sampling();
         sampling.temperature = 0.0;
-        let mut matcher = StopMatcher::new(&[], &partners.markers(&prompt));
-        let request = GenerateRequest {
-            adapter: None,
-            prefix: prompt.prefix,
-            prompt: prompt.ids,
-            max_tokens: self.answer_tokens.min(fitting),
-            end_tokens: Arc::clone(&end_tokens),
+        let options = AnswerOptions {
+            max_tokens: Some(self.answer_tokens),
             sampling,
-            index: 0,
             // One more token shows whether the target must be cut.
             logprobs: self.teacher_guidance().map(|_| MAX_TARGET_TOKENS + 1),
-            prompt_logprobs: None,
-            feeds: Vec::new(),
-            together: None,
-            isolated: false,
         };
-        let mut generation = partners.submit(arm, request)?;
-        let mut decoder = StreamDecoder::new();
+        let mut steps = TextAnswer::start(arm, prompt, partners, options)?;
         let mut answer = Answer::default();
-        while let Some(event) = generation.next().await {
-            match event {
-                Event::Token { id, logprobs } => {
-                    answer.tokens.push(id);
-                    progress.borrow_mut().token();
-                    if let Some(logprobs) = logprobs {
-                        answer.add_target(&logprobs.top);
-                    }
-                    let text = decoder.push(arm.tokenizer().token_bytes(id));
-                    // The marker of the next turn is part of the training data.
-                    if end_tokens.contains(&id) || matcher.push(&text).stopped {
-                        return Ok(answer);
-                    }
-                }
-                Event::Finished(_) => return Ok(answer),
-                Event::Failed(why) => bail!(why),
-                Event::Started { .. } | Event::Prompt(_) | Event::Scored(_) => {}
+        while let Some(step) = steps.next().await? {
+            // The marker of the next turn, or the end token, is part of the training data.
+            if let Some(id) = step.token {
+                answer.tokens.push(id);
+                progress.borrow_mut().token();
+            }
+            if let Some(logprobs) = step.logprobs {
+                answer.add_target(&logprobs.top);
             }
         }
-        bail!("the engine has died")
+        Ok(answer)
     }
 }
 

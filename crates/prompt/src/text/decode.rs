@@ -7,7 +7,7 @@
 /// Decodes a stream of bytes as UTF-8 without splitting a character.
 ///
 /// ```
-/// use incant::text::decode::StreamDecoder;
+/// use incant_prompt::text::decode::StreamDecoder;
 ///
 /// let mut decoder = StreamDecoder::new();
 /// assert_eq!(decoder.push(b"na\xC3"), "na");

@@ -55,7 +55,7 @@ pub struct Output {
 /// the text was split.
 ///
 /// ```
-/// use incant::text::stop::StopMatcher;
+/// use incant_prompt::text::stop::StopMatcher;
 ///
 /// let mut matcher = StopMatcher::new(&["END".to_owned()], &["# Query:".to_owned()]);
 /// assert_eq!(matcher.push("Blue, E").text, "Blue, ");

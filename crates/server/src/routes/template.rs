@@ -49,7 +49,7 @@ pub(crate) async fn apply(post: Post) -> Result<Response, ApiError> {
     let arm = context.arm_or_only(request.model.as_deref());
     let rendered = context.run_blocking(None, move |cancel| {
         let messages = conversation(request.messages)?;
-        let arm = arm?;
+        let arm = arm?.for_conversation(&messages);
         // A conversation that is too long to be answered can be rendered too.
         let bounds = PromptBounds {
             must_fit: false,

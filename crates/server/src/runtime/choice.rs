@@ -176,6 +176,13 @@ impl<V: Vocabulary> Choice<V> {
         self
     }
 
+    /// Trims white space from the start of the answer, also if it has no markers. Must be called
+    /// before the first event.
+    pub(crate) fn trim_start(mut self) -> Choice<V> {
+        self.matcher = self.matcher.trim_start(true);
+        self
+    }
+
     /// Returns the number of tokens generated so far.
     pub(crate) fn generated(&self) -> usize {
         self.generated

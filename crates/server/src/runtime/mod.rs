@@ -14,6 +14,7 @@ mod compare;
 pub(crate) mod guidance;
 mod load;
 mod reload;
+mod text_answer;
 
 use std::collections::BTreeMap;
 use std::future::pending;
@@ -40,6 +41,7 @@ pub use compare::{
 };
 pub use guidance::{Guidance, GuidanceError, GuidanceOptions, Partner, Partners, ResolvedGuidance};
 pub use load::{DEFAULT_PROFILE, LoadError, LoadOptions, Model, Profiles};
+pub use text_answer::{AnswerError, AnswerOptions, AnswerStep, TextAnswer};
 
 /// An engine failed while it computed a prefix or an answer.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
