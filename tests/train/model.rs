@@ -111,7 +111,7 @@ impl Subject {
         let adapter = lora.map(|lora| executor.add_adapter(lora).expect("it fits"));
         let mut found = Vec::new();
         for sample in &batch.sequences {
-            let sequence = executor.begin_under(adapter).expect("it is there");
+            let sequence = executor.begin_with_adapter(adapter).expect("it is there");
             let chunk = Chunk {
                 sequence,
                 tokens: &sample.tokens,
@@ -395,7 +395,7 @@ fn divergences_are_those_of_whole_distributions_and_have_their_gradients() {
             let adapter = lora.map(|lora| executor.add_adapter(lora).expect("it fits"));
             let mut rows = Vec::new();
             for sample in &batch.sequences {
-                let sequence = executor.begin_under(adapter).expect("it is there");
+                let sequence = executor.begin_with_adapter(adapter).expect("it is there");
                 let (tokens, wanted) = (&sample.tokens[..], Wanted::All);
                 let chunk = Chunk {
                     sequence,

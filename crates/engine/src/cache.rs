@@ -222,9 +222,9 @@ impl Cache {
     /// Frees memory until `tokens` tokens fit. Returns whether they do.
     fn make_room(&mut self, tokens: usize, executor: &mut dyn Executor) -> bool {
         let empty = executor.begin();
-        let mut room = executor.has_room(&[(empty, tokens)]);
+        let mut room = executor.fits(&[(empty, tokens)]);
         while !room && self.reclaim(executor) {
-            room = executor.has_room(&[(empty, tokens)]);
+            room = executor.fits(&[(empty, tokens)]);
         }
         executor.end(empty);
         room

@@ -90,10 +90,10 @@ impl Swapped {
             let adapter = self.sequence.adapter_id();
             let tokens = self
                 .sequence
-                .replaceable(executor.computes_prompts_otherwise());
+                .replaceable(executor.prefill_precision_differs());
             let (id, present) = match cache.find(adapter, tokens, executor)? {
                 Some(start) => (executor.fork(start.from, start.tokens)?, start.tokens),
-                None => (executor.begin_under(adapter)?, 0),
+                None => (executor.begin_with_adapter(adapter)?, 0),
             };
             self.sequence.restart(id, present);
         }

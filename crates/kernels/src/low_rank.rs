@@ -131,12 +131,12 @@ fn weighted_sum<L: Lanes>(
     let (factor_groups, factor_rest) = factors.as_chunks::<SUMS>();
     for (vectors, factors) in groups.iter().zip(factor_groups) {
         for at in 0..SUMS {
-            let vector = lanes.load_half(&vectors[at]);
+            let vector = lanes.load_f16(&vectors[at]);
             sums[at] = lanes.mul_add(vector, lanes.splat(factors[at]), sums[at]);
         }
     }
     for ((sum, vector), factor) in sums.iter_mut().zip(rest).zip(factor_rest) {
-        *sum = lanes.mul_add(lanes.load_half(vector), lanes.splat(*factor), *sum);
+        *sum = lanes.mul_add(lanes.load_f16(vector), lanes.splat(*factor), *sum);
     }
     let one = lanes.splat(1.0);
     let add = |a, b| lanes.mul_add(a, one, b);

@@ -73,7 +73,7 @@ pub struct DecoderSpec {
     /// Whether the file holds gate and up as the rows of one tensor, in this order.
     pub fused_gate: bool,
     /// Whether the LM head shares the weights of the embedding (tied embeddings).
-    pub tied_head: bool,
+    pub tied_embeddings: bool,
     /// The rotary position embeddings (RoPE) that layers choose from.
     pub ropes: Vec<RopeSpec>,
     /// The properties of each layer.

@@ -70,7 +70,7 @@ impl Worker {
     /// of profiles. Returns whether there is room.
     pub(super) fn make_room(&mut self, growth: &[(SequenceId, usize)], last_resort: bool) -> bool {
         let executor = self.executor.as_mut();
-        while !executor.has_room(growth) {
+        while !executor.fits(growth) {
             if self.cache.reclaim(executor) {
                 continue;
             }

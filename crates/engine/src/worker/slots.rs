@@ -213,7 +213,7 @@ impl Worker {
         let adapter = self.waiting[index].adapter().map(Adapter::id);
         let begun = match start {
             Some(start) => self.executor.fork(start.from, start.tokens),
-            None => self.executor.begin_under(adapter),
+            None => self.executor.begin_with_adapter(adapter),
         };
         let id = match begun {
             Ok(id) => id,

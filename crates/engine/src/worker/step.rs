@@ -43,7 +43,7 @@ impl Worker {
         // The running sequence of each chunk.
         let mut owners: Vec<(usize, Computed)> = Vec::new();
         let mut computed = Rows::default();
-        let as_before = self.executor.computes_prompts_otherwise();
+        let as_before = self.executor.prefill_precision_differs();
         for (index, (sequence, &count)) in self.running.iter().zip(&counts).enumerate() {
             if count == 0 {
                 continue;

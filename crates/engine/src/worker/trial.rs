@@ -34,10 +34,10 @@ impl Worker {
     /// out other sequences if there is too little memory.
     fn is_finite_under(&mut self, id: AdapterId) -> Result<bool, ExecError> {
         let vocab = self.executor.spec().vocab;
-        let count = TRIED.min(self.executor.longest()).min(vocab);
+        let count = TRIED.min(self.executor.max_tokens()).min(vocab);
         let tokens = (0..count).map(|at| (at * vocab / count) as u32);
         let tokens: Vec<u32> = tokens.collect();
-        let sequence = self.executor.begin_under(Some(id))?;
+        let sequence = self.executor.begin_with_adapter(Some(id))?;
         let growth = [(sequence, tokens.len())];
         while !self.make_room(&growth, self.running.is_empty()) {
             match self.running.len().checked_sub(1) {

@@ -160,7 +160,7 @@ proptest! {
     fn halves_are_the_nearest_in_every_set(x in any_bits()) {
         on_all(|isa| {
             let mut halves = vec![0; x.len()];
-            to_half(isa, &x, &mut halves);
+            to_f16(isa, &x, &mut halves);
             for (x, half) in x.iter().zip(&halves) {
                 let half = f16::from_bits(*half);
                 if x.is_nan() {
@@ -222,7 +222,7 @@ fn every_half_becomes_the_number_it_is() {
     let halves: Vec<u16> = (0..=u16::MAX).collect();
     let numbers = on_all(|isa| {
         let mut numbers = vec![0.0; halves.len()];
-        from_half(isa, &halves, &mut numbers);
+        from_f16(isa, &halves, &mut numbers);
         numbers
     });
     for (half, number) in halves.iter().zip(numbers) {

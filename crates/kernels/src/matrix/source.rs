@@ -33,28 +33,28 @@ impl Unit {
     }
 
     pub(super) fn read(&mut self, kind: TensorType, block: &[u8]) {
-        let half = |at: usize| u16::from_le_bytes([block[at], block[at + 1]]);
+        let f16_at = |at: usize| u16::from_le_bytes([block[at], block[at + 1]]);
         match kind {
             TensorType::Q4_0 => {
-                self.scale = half(0);
+                self.scale = f16_at(0);
                 self.nibbles(&block[2..18]);
             }
             TensorType::Q4_1 => {
-                (self.scale, self.minimum) = (half(0), half(2));
+                (self.scale, self.minimum) = (f16_at(0), f16_at(2));
                 self.nibbles(&block[4..20]);
             }
             TensorType::Q5_0 => {
-                self.scale = half(0);
+                self.scale = f16_at(0);
                 self.nibbles(&block[6..22]);
                 self.fifth_bits(&block[2..6]);
             }
             TensorType::Q5_1 => {
-                (self.scale, self.minimum) = (half(0), half(2));
+                (self.scale, self.minimum) = (f16_at(0), f16_at(2));
                 self.nibbles(&block[8..24]);
                 self.fifth_bits(&block[4..8]);
             }
             TensorType::Q8_0 => {
-                self.scale = half(0);
+                self.scale = f16_at(0);
                 for (code, &byte) in self.codes.iter_mut().zip(&block[2..34]) {
                     // Maps −128…127 to 0…255.
                     *code = byte ^ 0x80;
@@ -63,12 +63,12 @@ impl Unit {
             TensorType::Q2_K => self.q2_k(block),
             TensorType::Q3_K => self.q3_k(block),
             TensorType::Q4_K => {
-                (self.scale, self.minimum) = (half(0), half(2) ^ SIGN);
+                (self.scale, self.minimum) = (f16_at(0), f16_at(2) ^ SIGN);
                 self.six_bit_scales(&block[4..16]);
                 self.long_nibbles(&block[16..144]);
             }
             TensorType::Q5_K => {
-                (self.scale, self.minimum) = (half(0), half(2) ^ SIGN);
+                (self.scale, self.minimum) = (f16_at(0), f16_at(2) ^ SIGN);
                 self.six_bit_scales(&block[4..16]);
                 self.long_nibbles(&block[48..176]);
                 let bits = &block[16..48];
@@ -122,8 +122,8 @@ impl Unit {
     }
 
     fn q2_k(&mut self, block: &[u8]) {
-        let half = |at: usize| u16::from_le_bytes([block[at], block[at + 1]]);
-        (self.scale, self.minimum) = (half(80), half(82) ^ SIGN);
+        let f16_at = |at: usize| u16::from_le_bytes([block[at], block[at + 1]]);
+        (self.scale, self.minimum) = (f16_at(80), f16_at(82) ^ SIGN);
         for (at, byte) in block[..16].iter().enumerate() {
             self.scales[at] = byte & 0xF;
             self.minima[at] = byte >> 4;

@@ -147,7 +147,7 @@ impl Fields<'_> {
             post_norms: false,
             fused_qkv: self.has_tensor("blk.0.attn_qkv.weight"),
             fused_gate: false,
-            tied_head: !self.has_tensor("output.weight"),
+            tied_embeddings: !self.has_tensor("output.weight"),
             ropes: vec![self.rope(head_dim, style)?],
             layers: vec![layer; self.layer_count()?],
         })

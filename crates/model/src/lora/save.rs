@@ -193,7 +193,7 @@ mod tests {
             post_norms: false,
             fused_qkv: false,
             fused_gate: false,
-            tied_head: true,
+            tied_embeddings: true,
             ropes: vec![RopeSpec {
                 base: 1e4,
                 dims: 4,

@@ -132,7 +132,7 @@ impl Head<'_> {
                 }
             }
         }
-        product::back_of_few(self.isa, self.matrix, panels, (weights, &least), along);
+        product::backward_sparse(self.isa, self.matrix, panels, (weights, &least), along);
     }
 
     /// The log-probability of one token after each row of `x`.

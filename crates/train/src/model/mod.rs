@@ -175,7 +175,7 @@ impl Decoder {
     fn head(&self) -> Head<'_> {
         Head {
             isa: self.isa,
-            matrix: &self.weights.head,
+            matrix: &self.weights.lm_head,
             scale: self.spec.logit_scale,
             cap: self.spec.logit_cap,
         }

@@ -11,7 +11,7 @@ use crate::exec::{ExecError, SavedTensor, SwapOut, saved};
 use incant_model::DecoderSpec;
 
 /// The minimum capacity of a suffix, in tokens.
-const LEAST_ROOM: usize = 64;
+const MIN_CAPACITY: usize = 64;
 
 /// The keys and values of one layer, `[kv_heads, tokens, head_dim]` each.
 #[derive(Clone, Debug)]
@@ -114,7 +114,7 @@ impl Kv {
     }
 
     /// The capacity of the suffix in tokens.
-    fn room(&self) -> usize {
+    fn capacity(&self) -> usize {
         match &self.suffix {
             Suffix::Here(layers) => layers[0].as_ref().map_or(0, LayerKv::tokens),
             Suffix::SwappedOut => 0,
@@ -124,9 +124,9 @@ impl Kv {
     /// Returns by how many tokens the capacity of the suffix would grow if it had to hold
     /// `needed` tokens.
     pub(super) fn growth(&self, needed: usize) -> usize {
-        let room = self.room();
-        match needed > room {
-            true => room_for(needed) - room,
+        let capacity = self.capacity();
+        match needed > capacity {
+            true => capacity_for(needed) - capacity,
             false => 0,
         }
     }
@@ -157,7 +157,7 @@ impl Kv {
         let slot = &mut layers[layer];
         if slot.as_ref().map_or(0, LayerKv::tokens) < needed {
             let grown = |old: Option<&Tensor>| -> candle_core::Result<Tensor> {
-                let shape = (heads, room_for(needed), width);
+                let shape = (heads, capacity_for(needed), width);
                 let new = Tensor::zeros(shape, k.dtype(), k.device())?;
                 if let Some(old) = old
                     && own > 0
@@ -171,7 +171,7 @@ impl Kv {
                 v: grown(slot.as_ref().map(|kv| &kv.v))?,
             });
         }
-        let kv = slot.as_ref().expect("room was just made");
+        let kv = slot.as_ref().expect("capacity was just added");
         kv.k.slice_set(&k.contiguous()?, 1, own)?;
         kv.v.slice_set(&v.contiguous()?, 1, own)?;
         let skipped = skipped.min(needed);
@@ -405,8 +405,8 @@ impl Kv {
 }
 
 /// The capacity of a suffix that must hold `needed` tokens.
-pub(super) fn room_for(needed: usize) -> usize {
-    needed.next_power_of_two().max(LEAST_ROOM)
+pub(super) fn capacity_for(needed: usize) -> usize {
+    needed.next_power_of_two().max(MIN_CAPACITY)
 }
 
 /// The first position visible from position `at` through a sliding window.

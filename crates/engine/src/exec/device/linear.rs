@@ -39,14 +39,14 @@ impl Linear {
     ) -> Result<Linear, ExecError> {
         let tensor = quantized(weight, device)?;
         if device.is_cpu() {
-            let expanded = tensor.dequantize(device)?;
-            let bytes = expanded.elem_count() * expanded.dtype().size_in_bytes();
+            let dequantized = tensor.dequantize(device)?;
+            let bytes = dequantized.elem_count() * dequantized.dtype().size_in_bytes();
             footprint.resident += bytes;
             if weight.kind != TensorType::F32 {
-                footprint.expanded += bytes;
-                footprint.expanded_from += weight.data.len();
+                footprint.dequantized += bytes;
+                footprint.dequantized_from += weight.data.len();
             }
-            let weight = QMatMul::Tensor(expanded);
+            let weight = QMatMul::Tensor(dequantized);
             return Ok(Linear { weight, place });
         }
         footprint.resident += weight.data.len();

@@ -21,7 +21,7 @@ use candle_core::{DType, Device, Tensor};
 use safetensors::SafeTensors;
 
 use self::adapters::Adapter;
-use self::cache::{Kv, room_for};
+use self::cache::{Kv, capacity_for};
 use self::layer::Layer;
 use self::linear::{Embedding, Linear};
 use self::plan::Plan;
@@ -68,8 +68,8 @@ impl DeviceExecutor {
         let weights = Weights::new(gguf, spec);
         weights.check(|kind| candle_dtype(kind).is_some())?;
         let mut footprint = Footprint::default();
-        let head = Linear::load(weights.head()?, None, device, &mut footprint)?;
-        let embedding = if spec.tied_head {
+        let head = Linear::load(weights.lm_head()?, None, device, &mut footprint)?;
+        let embedding = if spec.tied_embeddings {
             Embedding::tied(&head)
         } else {
             Embedding::load(weights.embedding()?, device, &mut footprint)?
@@ -78,7 +78,7 @@ impl DeviceExecutor {
         let layers = (0..spec.layers.len())
             .map(|index| Layer::load(&weights, spec, index, device, &mut footprint))
             .collect::<Result<_, _>>()?;
-        let looked_up = match spec.tied_head {
+        let looked_up = match spec.tied_embeddings {
             true => 0,
             false => weights.embedding()?.data.len(),
         };
@@ -178,7 +178,7 @@ impl Executor for DeviceExecutor {
         self.ledger.add(0, Kv::new(&self.spec, None, Vec::new()))
     }
 
-    fn begin_under(&mut self, adapter: Option<AdapterId>) -> Result<SequenceId, ExecError> {
+    fn begin_with_adapter(&mut self, adapter: Option<AdapterId>) -> Result<SequenceId, ExecError> {
         let adapter = self.adapters.get(adapter)?;
         let kv = Kv::new(&self.spec, adapter, Vec::new());
         Ok(self.ledger.add(0, kv))
@@ -222,8 +222,8 @@ impl Executor for DeviceExecutor {
             return Err(ExecError::Batch("a sequence is swapped out"));
         }
         let growth = batch.iter().map(|c| (c.sequence, c.tokens.len()));
-        if !self.has_room(&growth.collect::<Vec<_>>()) {
-            return Err(ExecError::NoRoom);
+        if !self.fits(&growth.collect::<Vec<_>>()) {
+            return Err(ExecError::OutOfKvMemory);
         }
         let plan = Plan::new(rows, &kv, &self.spec, &self.device)?;
         let ids = Tensor::new(plan.rows.tokens.as_slice(), &self.device)?;
@@ -272,14 +272,15 @@ impl Executor for DeviceExecutor {
         }
     }
 
-    fn longest(&self) -> usize {
+    fn max_tokens(&self) -> usize {
         let most = self.kv_memory / self.token_bytes();
-        let rooms = std::iter::successors(Some(room_for(1)), |room| Some(2 * room));
-        let room = rooms.take_while(|&room| room <= most).last();
-        room.unwrap_or(0).min(self.spec.context)
+        let capacities =
+            std::iter::successors(Some(capacity_for(1)), |capacity| Some(2 * capacity));
+        let largest = capacities.take_while(|&capacity| capacity <= most).last();
+        largest.unwrap_or(0).min(self.spec.context)
     }
 
-    fn has_room(&self, growth: &[(SequenceId, usize)]) -> bool {
+    fn fits(&self, growth: &[(SequenceId, usize)]) -> bool {
         let tokens = growth.iter().map(|&(id, tokens)| {
             self.ledger.sequence(id).map_or(0, |sequence| {
                 let own = sequence.len - sequence.kv.start();
@@ -302,8 +303,8 @@ impl Executor for DeviceExecutor {
     }
 
     fn swap_in(&mut self, sequence: SequenceId, kv: &[u8]) -> Result<(), ExecError> {
-        if !self.has_room(&[(sequence, 0)]) {
-            return Err(ExecError::NoRoom);
+        if !self.fits(&[(sequence, 0)]) {
+            return Err(ExecError::OutOfKvMemory);
         }
         let found = self.ledger.sequence_mut(sequence)?;
         let segments = &mut self.segments;

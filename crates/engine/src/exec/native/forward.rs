@@ -38,12 +38,12 @@ use super::adapters::Adapted;
 use super::buffers::Scratch;
 use super::layout::Layout;
 use super::plan::Plan;
-use super::shares::Shares;
+use super::tasks::Tasks;
 use crate::exec::Logits;
-use incant_kernels::pool::Crew;
+use incant_kernels::pool::Worker;
 use incant_kernels::product::{self, Writer};
 use incant_kernels::shared::SharedSlice;
-use incant_kernels::{BLOCK, Isa, LANES, Matrix, math};
+use incant_kernels::{COLUMNS_PER_BLOCK, Isa, LANES, Matrix, math};
 use incant_model::DecoderSpec;
 use incant_model::lora::Linear;
 use incant_model::packed::{Layer, Projection};
@@ -90,24 +90,24 @@ impl NativeExecutor {
         };
         let weights = &self.weights;
         let heads = spec.heads * spec.head_dim;
-        let kinds = &weights.kinds;
+        let forms = &weights.forms;
         let prompts = plan.rows.prompts;
         buffers
             .normed
-            .reset(rows, prompts, spec.hidden, kinds.normed);
-        buffers.attended.reset(rows, prompts, heads, kinds.attended);
+            .reset(rows, prompts, spec.hidden, forms.normed);
+        buffers.attended.reset(rows, prompts, heads, forms.attended);
         buffers
             .inner
-            .reset(rows, prompts, spec.feed_forward, kinds.inner);
+            .reset(rows, prompts, spec.feed_forward, forms.inner);
         let normed = buffers.normed.writer();
         let attended = buffers.attended.writer();
         let inner = buffers.inner.writer();
-        self.pool.run(|crew| {
-            pass.embed(crew, weights.embedding());
+        self.pool.run(|worker| {
+            pass.embed(worker, weights.embedding());
             for (index, layer) in weights.layers.iter().enumerate() {
                 let before = index.checked_sub(1).map(|index| &weights.layers[index]);
                 pass.norm(
-                    crew,
+                    worker,
                     before.map(|layer| layer.post_feed_forward_norm.as_deref()),
                     layer.attention_norm.as_deref(),
                     Some((index, Linear::Query)),
@@ -119,53 +119,53 @@ impl NativeExecutor {
                     matrix: projections[at],
                     place: Some((index, linears[at])),
                 });
-                pass.multiply(crew, &products, &normed, pass.projected);
-                pass.place(crew, index, &layer.projections);
-                pass.attention(crew, index);
-                pass.merge(crew, index, &attended);
+                pass.multiply(worker, &products, &normed, pass.projected);
+                pass.place(worker, index, &layer.projections);
+                pass.attention(worker, index);
+                pass.merge(worker, index, &attended);
                 let output = Product {
                     matrix: &layer.output,
                     place: Some((index, Linear::Output)),
                 };
-                pass.multiply(crew, &[output], &attended, pass.added);
+                pass.multiply(worker, &[output], &attended, pass.added);
                 pass.norm(
-                    crew,
+                    worker,
                     Some(layer.post_attention_norm.as_deref()),
                     layer.feed_forward_norm.as_deref(),
                     Some((index, Linear::Gate)),
                     &normed,
                 );
-                pass.gate(crew, index, layer, &normed, &inner);
-                pass.shrink_inner(crew, index);
+                pass.gate(worker, index, layer, &normed, &inner);
+                pass.shrink_inner(worker, index);
                 let down = Product {
                     matrix: &layer.down,
                     place: Some((index, Linear::Down)),
                 };
-                pass.multiply(crew, &[down], &inner, pass.added);
+                pass.multiply(worker, &[down], &inner, pass.added);
             }
         });
         let last = weights.layers.last();
         let post_norm = last.and_then(|layer| layer.post_feed_forward_norm.as_deref());
         if !plan.rows.states.is_empty() {
             let states = SharedSlice::from(&mut logits.states[..]);
-            self.pool.run(|crew| {
-                pass.last_states(crew, post_norm, &weights.output_norm, states);
+            self.pool.run(|worker| {
+                pass.last_states(worker, post_norm, &weights.output_norm, states);
             });
         }
         if !plan.rows.wanted.is_empty() {
             let wanted = &mut buffers.normed;
             let count = plan.rows.wanted.len();
-            wanted.reset(count, count, spec.hidden, kinds.wanted);
+            wanted.reset(count, count, spec.hidden, forms.lm_head);
             let wanted = wanted.writer();
             let out = SharedSlice::from(&mut logits.values[..]);
-            self.pool.run(|crew| {
-                pass.last_norm(crew, post_norm, &weights.output_norm, &wanted);
+            self.pool.run(|worker| {
+                pass.last_norm(worker, post_norm, &weights.output_norm, &wanted);
                 let head = Product {
-                    matrix: &weights.head,
+                    matrix: &weights.lm_head,
                     place: None,
                 };
-                pass.multiply(crew, &[head], &wanted, out);
-                pass.finish_logits(crew, out, count * spec.vocab);
+                pass.multiply(worker, &[head], &wanted, out);
+                pass.finish_logits(worker, out, count * spec.vocab);
             });
         }
     }
@@ -174,12 +174,12 @@ impl NativeExecutor {
 impl NativeExecutor {
     /// Computes the logits of the tokens `ids` for some states: whole panels of the LM head, by
     /// the kernel of the forward pass.
-    pub(super) fn head_at(&mut self, states: &[&[f32]], ids: &[u32]) -> Vec<Vec<f32>> {
-        let (spec, isa, head) = (&self.spec, self.isa, &self.weights.head);
+    pub(super) fn lm_head_at(&mut self, states: &[&[f32]], ids: &[u32]) -> Vec<Vec<f32>> {
+        let (spec, isa, head) = (&self.spec, self.isa, &self.weights.lm_head);
         let rows = states.len();
         let buffers = &mut self.buffers;
         let wanted = &mut buffers.normed;
-        wanted.reset(rows, rows, spec.hidden, self.weights.kinds.wanted);
+        wanted.reset(rows, rows, spec.hidden, self.weights.forms.lm_head);
         wanted.fill(&states.concat());
         let mut panels: Vec<usize> = ids.iter().map(|&id| id as usize / LANES).collect();
         panels.sort_unstable();
@@ -188,8 +188,8 @@ impl NativeExecutor {
         let mut products = vec![[0.0; LANES]; panels.len() * rows];
         let out = SharedSlice::from(&mut products[..]);
         let wanted = &buffers.normed;
-        self.pool.run(|crew| {
-            crew.each(panels.len(), |index| {
+        self.pool.run(|worker| {
+            worker.each(panels.len(), |index| {
                 let part = index * rows..(index + 1) * rows;
                 // SAFETY: each part is written by one task.
                 let out = unsafe { out.slice_mut(part) };
@@ -247,8 +247,8 @@ struct Pass<'a> {
 
 impl<'a> Pass<'a> {
     /// Returns the working memory of the current thread.
-    fn scratch(&self, crew: &Crew<'_>) -> &'a mut Scratch {
-        let thread = crew.thread();
+    fn scratch(&self, worker: &Worker<'_>) -> &'a mut Scratch {
+        let thread = worker.thread();
         // SAFETY: thread numbers are unique, and a thread holds its working memory only within
         // one phase.
         let own = unsafe { self.scratch.slice_mut(thread..thread + 1) };
@@ -262,8 +262,8 @@ impl<'a> Pass<'a> {
     }
 
     /// Looks up the embeddings of the tokens.
-    fn embed(&self, crew: &mut Crew<'_>, embedding: &Matrix) {
-        crew.each(self.plan.count(), |row| {
+    fn embed(&self, worker: &mut Worker<'_>, embedding: &Matrix) {
+        worker.each(self.plan.count(), |row| {
             let x = self.row(self.x, row, self.spec.hidden);
             embedding.row(self.plan.rows.tokens[row] as usize, x);
             if self.spec.embedding_scale != 1.0 {
@@ -277,14 +277,14 @@ impl<'a> Pass<'a> {
     /// pre-norms.
     fn norm(
         &self,
-        crew: &mut Crew<'_>,
+        worker: &mut Worker<'_>,
         before: Option<Option<&[f32]>>,
         weight: Option<&[f32]>,
         reader: Option<Place>,
         to: &Writer<'_>,
     ) {
-        let scratch = self.scratch(crew);
-        crew.each(self.plan.count(), |row| {
+        let scratch = self.scratch(worker);
+        worker.each(self.plan.count(), |row| {
             let normed = self.norm_row(row, before, weight, scratch);
             if let Some(place) = reader {
                 self.shrink(row, place, normed);
@@ -297,13 +297,13 @@ impl<'a> Pass<'a> {
     /// Like [`norm`](Self::norm), for the rows whose logits are wanted; the others are dropped.
     fn last_norm(
         &self,
-        crew: &mut Crew<'_>,
+        worker: &mut Worker<'_>,
         post_norm: Option<&[f32]>,
         weight: &[f32],
         to: &Writer<'_>,
     ) {
-        let scratch = self.scratch(crew);
-        crew.each(self.plan.rows.wanted.len(), |index| {
+        let scratch = self.scratch(worker);
+        worker.each(self.plan.rows.wanted.len(), |index| {
             let row = self.plan.rows.wanted[index];
             let normed = self.norm_row(row, Some(post_norm), Some(weight), scratch);
             // SAFETY: each row is written by one task.
@@ -314,13 +314,13 @@ impl<'a> Pass<'a> {
     /// Copies the normed rows whose states are wanted.
     fn last_states(
         &self,
-        crew: &mut Crew<'_>,
+        worker: &mut Worker<'_>,
         post_norm: Option<&[f32]>,
         weight: &[f32],
         to: SharedSlice<'a, f32>,
     ) {
-        let scratch = self.scratch(crew);
-        crew.each(self.plan.rows.states.len(), |index| {
+        let scratch = self.scratch(worker);
+        worker.each(self.plan.rows.states.len(), |index| {
             let row = self.plan.rows.states[index];
             let normed = self.norm_row(row, Some(post_norm), Some(weight), scratch);
             self.row(to, index, normed.len()).copy_from_slice(normed);
@@ -360,12 +360,12 @@ impl<'a> Pass<'a> {
     }
 
     /// Scales and caps `len` logits if the model requires it.
-    fn finish_logits(&self, crew: &mut Crew<'_>, logits: SharedSlice<'_, f32>, len: usize) {
+    fn finish_logits(&self, worker: &mut Worker<'_>, logits: SharedSlice<'_, f32>, len: usize) {
         let (scale, cap) = (self.spec.logit_scale, self.spec.logit_cap);
         if scale == 1.0 && cap.is_none() {
             return;
         }
-        crew.each(len.div_ceil(LOGITS), |task| {
+        worker.each(len.div_ceil(LOGITS), |task| {
             let part = task * LOGITS..len.min((task + 1) * LOGITS);
             // SAFETY: each part is written by one task.
             let logits = unsafe { logits.slice_mut(part) };
@@ -380,20 +380,20 @@ impl<'a> Pass<'a> {
     /// of `out`.
     fn multiply(
         &self,
-        crew: &mut Crew<'_>,
+        worker: &mut Worker<'_>,
         products: &[Product<'_>],
         rows: &Writer<'_>,
         out: SharedSlice<'a, f32>,
     ) {
         let panels: usize = products.iter().map(|product| product.matrix.panels()).sum();
         let width: usize = products.iter().map(|product| product.matrix.rows()).sum();
-        let shares = Shares::new(panels, self.threads);
-        let scratch = self.scratch(crew);
-        crew.each(shares.tasks(), |task| {
+        let tasks = Tasks::new(panels, self.threads);
+        let scratch = self.scratch(worker);
+        worker.each(tasks.count(), |task| {
             // SAFETY: an earlier phase has written the rows.
             let rows = unsafe { rows.activations() };
             let result = &mut scratch.panel[..rows.rows()];
-            for panel in shares.range(task) {
+            for panel in tasks.range(task) {
                 let (mut panel, mut column) = (panel, 0);
                 let Product {
                     mut matrix,
@@ -422,7 +422,7 @@ impl<'a> Pass<'a> {
     }
 
     /// Finishes queries, keys and values (bias, norm, RoPE) and stores them for attention.
-    fn place(&self, crew: &mut Crew<'_>, layer: usize, projections: &[Projection; 3]) {
+    fn place(&self, worker: &mut Worker<'_>, layer: usize, projections: &[Projection; 3]) {
         let spec = self.spec;
         let (heads, kv) = (spec.heads * spec.head_dim, spec.kv_heads * spec.head_dim);
         let rope = spec.layers[layer].rope;
@@ -431,7 +431,7 @@ impl<'a> Pass<'a> {
         let pairs = spec.ropes[rope].dims / 2;
         let group = spec.heads / spec.kv_heads;
         let (group_of, block) = (self.layout.group_of(layer), self.layout.block_of(layer));
-        crew.each(self.plan.spans.len(), |index| {
+        worker.each(self.plan.spans.len(), |index| {
             let span = &self.plan.spans[index];
             let page = self.plan.places[index * self.layout.groups.len() + group_of];
             // SAFETY: each span's page is written by one task.
@@ -481,23 +481,23 @@ impl<'a> Pass<'a> {
     /// Computes the feed-forward layer up to the input of the down projection.
     fn gate(
         &self,
-        crew: &mut Crew<'_>,
+        worker: &mut Worker<'_>,
         index: usize,
         layer: &Layer,
         rows: &Writer<'_>,
         to: &Writer<'_>,
     ) {
         let width = self.spec.feed_forward;
-        let blocks = width.div_ceil(BLOCK);
-        let shares = Shares::new(blocks, self.threads);
-        let scratch = self.scratch(crew);
-        crew.each(shares.tasks(), |task| {
+        let blocks = width.div_ceil(COLUMNS_PER_BLOCK);
+        let tasks = Tasks::new(blocks, self.threads);
+        let scratch = self.scratch(worker);
+        worker.each(tasks.count(), |task| {
             // SAFETY: an earlier phase has written the rows.
             let rows = unsafe { rows.activations() };
             let gate = &mut scratch.panel[..rows.rows()];
             let up = &mut scratch.other_panel[..rows.rows()];
             let inner = &mut scratch.block[..rows.rows()];
-            for block in shares.range(task) {
+            for block in tasks.range(task) {
                 for half in 0..2 {
                     let panel = 2 * block + half;
                     if panel >= layer.gate.panels() {
@@ -514,12 +514,12 @@ impl<'a> Pass<'a> {
                         inner[half * LANES..][..LANES].copy_from_slice(gate);
                     }
                 }
-                let used = BLOCK.min(width - block * BLOCK);
+                let used = COLUMNS_PER_BLOCK.min(width - block * COLUMNS_PER_BLOCK);
                 for (row, inner) in inner.iter().enumerate() {
                     let inner = &inner[..used];
                     // SAFETY: each block is written by one task.
                     unsafe { to.write_block(row, block, inner) };
-                    self.keep_inner(row, block * BLOCK, inner);
+                    self.keep_inner(row, block * COLUMNS_PER_BLOCK, inner);
                 }
             }
         });

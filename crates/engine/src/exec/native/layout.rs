@@ -1,11 +1,12 @@
-//! The layout of a KV page: the keys and values of [`BLOCK`] tokens (tokens per page) for all
+//! The layout of a KV page: the keys and values of [`TOKENS_PER_BLOCK`] tokens (tokens per page) for all
 //! layers with the same window.
 
 use std::ops::Range;
 
 use incant_kernels::Isa;
 use incant_kernels::attention::{
-    BLOCK, Block, key_block_len, read_key, read_value, value_block_len, write_key, write_value,
+    Block, TOKENS_PER_BLOCK, key_block_len, read_key, read_value, value_block_len, write_key,
+    write_value,
 };
 use incant_model::DecoderSpec;
 
@@ -127,5 +128,5 @@ impl Layout {
 
 /// The number of pages that hold `tokens` tokens.
 pub(super) fn pages(tokens: usize) -> usize {
-    tokens.div_ceil(BLOCK)
+    tokens.div_ceil(TOKENS_PER_BLOCK)
 }

@@ -7,11 +7,11 @@ use super::cache::{Kv, Table};
 use super::layout::Layout;
 use super::pages::PagePool;
 use crate::exec::ledger::{Rows, Run};
-use incant_kernels::attention::{BLOCK, CHUNK};
+use incant_kernels::attention::{CHUNK, TOKENS_PER_BLOCK};
 use incant_model::Rotation;
 
 /// Blocks per chunk.
-pub(super) const BLOCKS: usize = CHUNK / BLOCK;
+pub(super) const BLOCKS: usize = CHUNK / TOKENS_PER_BLOCK;
 
 /// The layout of a batch.
 #[derive(Debug)]
@@ -121,16 +121,17 @@ impl Plan {
             let mut row = run.rows.start;
             while row < run.rows.end {
                 let token = run.start + row - run.rows.start;
-                let place = token % BLOCK;
-                let end = run.rows.end.min(row + BLOCK - place);
+                let place = token % TOKENS_PER_BLOCK;
+                let end = run.rows.end.min(row + TOKENS_PER_BLOCK - place);
                 spans.push(Span {
                     rows: row..end,
                     place,
                 });
                 let tables = kv.tables.iter().enumerate();
-                places.extend(
-                    tables.map(|(group, table)| pool.range(group, table.page(token / BLOCK)).start),
-                );
+                places.extend(tables.map(|(group, table)| {
+                    pool.range(group, table.page(token / TOKENS_PER_BLOCK))
+                        .start
+                }));
                 row = end;
             }
         }
@@ -172,10 +173,11 @@ impl View {
             for (index, (run, seen)) in rows.runs.iter().zip(&seen).enumerate() {
                 let seen = seen.start.max(base)..seen.end.min(base + CHUNK);
                 if !seen.is_empty() {
-                    let blocks = (seen.start - base) / BLOCK..(seen.end - base).div_ceil(BLOCK);
+                    let blocks = (seen.start - base) / TOKENS_PER_BLOCK
+                        ..(seen.end - base).div_ceil(TOKENS_PER_BLOCK);
                     let mut pages = [0; BLOCKS];
                     for block in blocks.clone() {
-                        pages[block] = page(index, base / BLOCK + block);
+                        pages[block] = page(index, base / TOKENS_PER_BLOCK + block);
                     }
                     view.add(run, base, pages, blocks);
                 }

@@ -5,8 +5,8 @@ use std::ops::Range;
 use super::Pass;
 use crate::exec::native::buffers::{Scratch, grow};
 use crate::exec::native::plan::{BLOCKS, Piece, Plan, View};
-use incant_kernels::attention::{self, Block, Partials, Stretch, attend, merge};
-use incant_kernels::pool::Crew;
+use incant_kernels::attention::{self, Block, KvChunk, Partials, attend, merge};
+use incant_kernels::pool::Worker;
 use incant_kernels::product::Writer;
 use incant_model::DecoderSpec;
 use incant_model::lora::Linear;
@@ -56,12 +56,12 @@ impl<'a> Pass<'a> {
     }
 
     /// Computes the partial results of all rows.
-    pub(super) fn attention(&self, crew: &mut Crew<'_>, layer: usize) {
+    pub(super) fn attention(&self, worker: &mut Worker<'_>, layer: usize) {
         let view = self.view(layer);
-        let scratch = self.scratch(crew);
+        let scratch = self.scratch(worker);
         let kv_heads = self.spec.kv_heads;
         match self.split {
-            Split::Pieces => crew.each(view.pieces.len() * kv_heads, |task| {
+            Split::Pieces => worker.each(view.pieces.len() * kv_heads, |task| {
                 let (piece, head) = (&view.pieces[task / kv_heads], task % kv_heads);
                 let rows = piece.rows.clone();
                 let mut out = self.partials(head, piece.first..piece.first + rows.len());
@@ -70,7 +70,7 @@ impl<'a> Pass<'a> {
             }),
             Split::Rows(many) => {
                 let tiles = self.plan.count().div_ceil(many);
-                crew.each(tiles * kv_heads, |task| {
+                worker.each(tiles * kv_heads, |task| {
                     let (tile, head) = (task / kv_heads, task % kv_heads);
                     let rows = tile * many..self.plan.count().min((tile + 1) * many);
                     self.attend_all(view, layer, head, rows, scratch);
@@ -169,7 +169,7 @@ impl<'a> Pass<'a> {
         let queries = (first + rows.start) * width..(first + rows.end) * width;
         let block = self.layout.block_of(layer);
         // SAFETY: an earlier phase has written the queries and the pages.
-        let (queries, stretch) = unsafe {
+        let (queries, chunk) = unsafe {
             let queries = self.queries.slice(queries);
             let mut blocks = [Block::default(); BLOCKS];
             for seen in piece.blocks.clone() {
@@ -178,18 +178,18 @@ impl<'a> Pass<'a> {
                 blocks[seen] = self.layout.head(numbers, head);
             }
             let head_dim = self.spec.head_dim;
-            (queries, Stretch { blocks, head_dim })
+            (queries, KvChunk { blocks, head_dim })
         };
         let cap = self.spec.attention_cap;
-        attend(self.isa, &stretch, queries, visible, cap, out);
+        attend(self.isa, &chunk, queries, visible, cap, out);
     }
 
     /// Merges the partial results of each row and rounds the output of attention.
-    pub(super) fn merge(&self, crew: &mut Crew<'_>, layer: usize, to: &Writer<'_>) {
+    pub(super) fn merge(&self, worker: &mut Worker<'_>, layer: usize, to: &Writer<'_>) {
         let view = self.view(layer);
-        let scratch = self.scratch(crew);
+        let scratch = self.scratch(worker);
         let (width, group) = (self.spec.head_dim, self.group());
-        crew.each(self.plan.count(), |row| {
+        worker.each(self.plan.count(), |row| {
             let own = [row];
             let (first, others) = match self.split {
                 Split::Pieces => view.of_row(row),

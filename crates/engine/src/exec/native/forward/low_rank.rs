@@ -1,7 +1,7 @@
 //! The low-rank additions of LoRA adapters to linear layers.
 
 use super::{Pass, Place};
-use incant_kernels::pool::Crew;
+use incant_kernels::pool::Worker;
 use incant_kernels::{LANES, Matrix};
 use incant_model::lora::Linear;
 
@@ -60,12 +60,12 @@ impl Pass<'_> {
     }
 
     /// Computes the first products of adapters for the down projection.
-    pub(super) fn shrink_inner(&self, crew: &mut Crew<'_>, layer: usize) {
+    pub(super) fn shrink_inner(&self, worker: &mut Worker<'_>, layer: usize) {
         if self.adapted.is_empty() {
             return;
         }
         let width = self.spec.feed_forward;
-        crew.each(self.plan.count(), |row| {
+        worker.each(self.plan.count(), |row| {
             if self.adapted.of_row(row).is_some() {
                 // SAFETY: an earlier phase has written the row.
                 let inner = unsafe { self.inner_row.slice(row * width..(row + 1) * width) };
