@@ -10,25 +10,25 @@
 //! crate knows no profile, no tokenizer and no wire format.
 
 mod adapter;
+mod admission;
 mod cache;
 mod client;
+mod ensemble;
 pub mod exec;
-mod fair;
+mod fairness;
 #[cfg(debug_assertions)]
 mod fault;
-mod follow;
-mod group;
+mod follower;
 mod handle;
+mod heartbeat;
 pub mod kv;
-mod outlook;
-mod pace;
-mod places;
-mod pulse;
+mod prefill_budget;
 mod sequence;
-mod share;
+mod step_budget;
 mod swap;
+mod task;
+mod wait_estimate;
 mod waiting;
-mod work;
 mod worker;
 
 use std::sync::Arc;
@@ -36,10 +36,10 @@ use std::time::Duration;
 
 pub use adapter::{Adapter, AdapterMemory, AddAdapterError};
 pub use client::Client;
+pub use ensemble::{EnsembleLead, EnsembleMember, MemberSpec, ensemble};
 #[cfg(debug_assertions)]
 pub use fault::Fault;
-pub use follow::{Feed, Follow, lead};
-pub use group::{Lead, Seat, Share, group};
+pub use follower::{Feed, Follow, follow_channel};
 pub use handle::{DEFAULT_ADAPTER_MEMORY, Engine, EngineOptions, Generation, Load};
 
 use incant_sample::{Divergence, SamplingParams, TokenLogprobs};
@@ -113,7 +113,7 @@ pub struct GenerateRequest {
 #[derive(Clone, Debug)]
 pub struct Together {
     /// Its handle of the group.
-    pub lead: Lead,
+    pub lead: EnsembleLead,
     /// Whether the reported log-probabilities of generated tokens are those of the mixture,
     /// over the tokens that could be chosen, instead of the sequence's own.
     pub report_mixture: bool,
@@ -131,7 +131,7 @@ pub struct JoinRequest {
     /// The tokens before the lead's answer. Prefix and prompt together hold at least one token.
     pub prompt: Vec<u32>,
     /// Its handle of the group.
-    pub seat: Seat,
+    pub member: EnsembleMember,
     /// Whether a later prompt is likely to continue where this sequence ends.
     pub keep: bool,
     /// See [`GenerateRequest::isolated`].
@@ -253,7 +253,7 @@ pub enum SubmitError {
     },
     /// The engine's thread has panicked, or is stuck.
     #[error("the engine has failed")]
-    Ill,
+    Unhealthy,
     /// The engine is draining and refuses requests.
     #[error("the server is shutting down")]
     Draining,

@@ -13,10 +13,10 @@ impl Worker {
     /// Loads an adapter if a forward pass with it gives finite logits.
     pub(super) fn add_adapter(&mut self, lora: &Lora) -> Result<Added, AddAdapterError> {
         let bytes = self.executor.adapter_bytes(lora);
-        let room = self.adapter_memory.reserve(bytes)?;
+        let reservation = self.adapter_memory.reserve(bytes)?;
         let id = self.executor.add_adapter(lora)?;
         let tried = match self.is_finite_under(id) {
-            Ok(true) => Ok(Added { id, room }),
+            Ok(true) => Ok(Added { id, reservation }),
             Ok(false) => Err(match lora.strongest() {
                 Some((layer, linear)) => AddAdapterError::NotFinite(layer, linear),
                 // Without any additions, the base model itself is at fault.
@@ -39,7 +39,7 @@ impl Worker {
         let tokens: Vec<u32> = tokens.collect();
         let sequence = self.executor.begin_with_adapter(Some(id))?;
         let growth = [(sequence, tokens.len())];
-        while !self.make_room(&growth, self.running.is_empty()) {
+        while !self.free_memory(&growth, self.running.is_empty()) {
             match self.running.len().checked_sub(1) {
                 Some(youngest) => self.swap_out(youngest),
                 None => break,

@@ -228,7 +228,7 @@ impl From<SubmitError> for ApiError {
                 limit,
                 param: "n",
             },
-            SubmitError::Ill => ApiError::Ill,
+            SubmitError::Unhealthy => ApiError::Ill,
             SubmitError::Draining => ApiError::Draining,
         }
     }

@@ -25,7 +25,7 @@ pub(crate) struct Health {
 pub(crate) async fn health(State(app): State<Arc<App>>) -> Result<Json<Health>, ApiError> {
     if app.runtime.is_about_to_end() {
         Err(ApiError::Draining)
-    } else if app.runtime.is_well() {
+    } else if app.runtime.is_healthy() {
         Ok(Json(Health { status: "ok" }))
     } else {
         Err(ApiError::Ill)

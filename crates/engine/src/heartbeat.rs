@@ -5,13 +5,13 @@ use std::time::{Duration, Instant};
 
 use tokio::sync::watch;
 
-/// The value of [`Pulse::last`] while the thread is idle.
+/// The value of [`Heartbeat::last`] while the thread is idle.
 const REST: u64 = 0;
 
 /// The heartbeat of an engine's thread: it beats with each step, and rests while the thread is
 /// idle.
 #[derive(Debug)]
-pub(super) struct Pulse {
+pub(super) struct Heartbeat {
     began: Instant,
     /// The time of the last beat: milliseconds since `began` plus one, so that it never equals
     /// [`REST`].
@@ -19,9 +19,9 @@ pub(super) struct Pulse {
     has_died: watch::Sender<bool>,
 }
 
-impl Pulse {
-    pub(super) fn new() -> Pulse {
-        Pulse {
+impl Heartbeat {
+    pub(super) fn new() -> Heartbeat {
+        Heartbeat {
             began: Instant::now(),
             last: AtomicU64::new(REST),
             has_died: watch::Sender::new(false),
@@ -50,7 +50,7 @@ impl Pulse {
     }
 
     /// The time that the thread has been stuck with work to do.
-    pub(super) fn still(&self) -> Duration {
+    pub(super) fn stalled_for(&self) -> Duration {
         match self.last.load(Ordering::Acquire) {
             REST => Duration::ZERO,
             last => Duration::from_millis(self.now().saturating_sub(last)),
@@ -79,27 +79,27 @@ mod tests {
 
     #[test]
     fn only_who_has_something_to_do_stands_still() {
-        let pulse = Pulse::new();
+        let heartbeat = Heartbeat::new();
         let pause = || std::thread::sleep(Duration::from_millis(20));
         pause();
-        assert_eq!(pulse.still(), Duration::ZERO, "it rests");
-        pulse.expect();
+        assert_eq!(heartbeat.stalled_for(), Duration::ZERO, "it rests");
+        heartbeat.expect();
         pause();
-        let still = pulse.still();
+        let still = heartbeat.stalled_for();
         assert!(still >= Duration::from_millis(15), "{still:?}");
         // Additional work is no sign of life.
-        pulse.expect();
-        assert!(pulse.still() >= still);
+        heartbeat.expect();
+        assert!(heartbeat.stalled_for() >= still);
         let before = Instant::now();
-        pulse.beat();
-        let still = pulse.still();
-        // The pulse counts whole milliseconds.
+        heartbeat.beat();
+        let still = heartbeat.stalled_for();
+        // The heartbeat counts whole milliseconds.
         assert!(still <= before.elapsed() + Duration::from_millis(1));
-        pulse.rest();
+        heartbeat.rest();
         pause();
-        assert_eq!(pulse.still(), Duration::ZERO);
-        assert!(!pulse.has_died());
-        pulse.die();
-        assert!(pulse.has_died());
+        assert_eq!(heartbeat.stalled_for(), Duration::ZERO);
+        assert!(!heartbeat.has_died());
+        heartbeat.die();
+        assert!(heartbeat.has_died());
     }
 }

@@ -53,7 +53,7 @@ impl Part {
 }
 
 /// Returns the number of tokens that each of these sequences, oldest first, gets.
-pub(super) fn share_out(demands: &[Demand], budget: Budget) -> Vec<usize> {
+pub(super) fn divide_step(demands: &[Demand], budget: Budget) -> Vec<usize> {
     let answers = demands.iter().map(|demand| match demand.is_answer {
         true => demand.tokens,
         false => 0,
@@ -206,9 +206,9 @@ mod tests {
     #[test]
     fn one_clients_prompts_get_on_half_by_age_and_half_by_length() {
         let demands = [demand("a", 1000), demand("a", 500), demand("a", 10)];
-        assert_eq!(share_out(&demands, BUDGET), [58, 28, 10]);
-        assert_eq!(share_out(&demands[..1], BUDGET), [96]);
-        assert_eq!(share_out(&[], BUDGET), [0; 0]);
+        assert_eq!(divide_step(&demands, BUDGET), [58, 28, 10]);
+        assert_eq!(divide_step(&demands[..1], BUDGET), [96]);
+        assert_eq!(divide_step(&[], BUDGET), [0; 0]);
     }
 
     #[test]
@@ -216,7 +216,7 @@ mod tests {
         let mut demands = vec![demand("a", 1000); 20];
         demands.push(demand("b", 200));
         demands.push(demand("c", 5));
-        let counts = share_out(&demands, BUDGET);
+        let counts = divide_step(&demands, BUDGET);
         assert_eq!(counts[20..], [46, 5]);
         assert_eq!(cost(&demands, &counts), 96);
     }
@@ -225,23 +225,23 @@ mod tests {
     fn answers_grow_in_every_step_whatever_prompts_there_are() {
         let mut demands = vec![demand("a", 1000); 3];
         demands.extend([answer(demand("a", 1)), answer(demand("b", 1))]);
-        assert_eq!(share_out(&demands, BUDGET)[3..], [1, 1]);
+        assert_eq!(divide_step(&demands, BUDGET)[3..], [1, 1]);
     }
 
     #[test]
     fn scored_rows_count_for_what_they_cost() {
         let alone = vec![scored(demand("a", 1000)); 6];
-        let counts = share_out(&alone, BUDGET);
+        let counts = divide_step(&alone, BUDGET);
         assert_eq!(cost(&alone, &counts), 96, "{counts:?}");
         // The prompt of a new client is completed in one step.
         let mut demands = alone;
         demands.push(demand("b", 40));
-        let counts = share_out(&demands, BUDGET);
+        let counts = divide_step(&demands, BUDGET);
         assert_eq!(counts[6], 40);
         assert!((90..=96).contains(&cost(&demands, &counts)), "{counts:?}");
         // So is a prompt of the same client.
         demands[6].client = demands[0].client;
-        let counts = share_out(&demands, BUDGET);
+        let counts = divide_step(&demands, BUDGET);
         assert!(counts[6] >= 24, "{counts:?}");
     }
 
@@ -255,7 +255,7 @@ mod tests {
         demands.extend(vec![scored(answer(demand("a", 8))); 3]);
         demands.extend(vec![scored(answer(demand("b", 8))); 20]);
         demands.push(scored(demand("c", 30)));
-        let counts = share_out(&demands, plenty);
+        let counts = divide_step(&demands, plenty);
         assert_eq!(counts.iter().sum::<usize>(), SCORED_ROWS);
         // Scored answers take precedence over prompts; no client takes everything.
         assert_eq!(counts[6..9], [7, 7, 7], "{counts:?}");
@@ -274,7 +274,7 @@ mod tests {
             demands.push(scored(demand(client, 100)));
             demands.push(demand(client, 100));
         }
-        let counts = share_out(&demands, short);
+        let counts = divide_step(&demands, short);
         for pair in counts.chunks(2) {
             assert!(pair[0] + pair[1] >= 1, "{counts:?}");
         }
