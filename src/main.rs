@@ -6,7 +6,7 @@ mod config;
 
 use std::process::ExitCode;
 
-use incant::printable::is_command;
+use incant::printable::is_terminal_control;
 
 fn main() -> ExitCode {
     let cli = match cli::Cli::typed() {
@@ -26,7 +26,7 @@ fn main() -> ExitCode {
 /// name of a file that a stranger chose, so control characters are escaped.
 fn refused(refusal: &clap::Error) -> ExitCode {
     let plain = refusal.render().to_string();
-    match plain.contains(is_command) {
+    match plain.contains(is_terminal_control) {
         true => cli::output::tell(plain.trim_end()),
         // Printed with clap's colours. An error means that the reader has closed the pipe.
         false => _ = refusal.print(),

@@ -160,7 +160,9 @@ fn stops(markers: &[String]) -> String {
 fn by_itself(lora: &Lora, spec: &DecoderSpec, path: &Path, model: &Located) -> anyhow::Result<()> {
     lora.export(spec, path)
         .with_context(|| path.display().to_string())?;
-    let parameters = lora.parts().map(|(_, _, part)| part.a.len() + part.b.len());
+    let parameters = lora
+        .additions()
+        .map(|(_, _, part)| part.a.len() + part.b.len());
     Ok(output::print(&format!(
         "{}: {} numbers for {}\n",
         path.display(),

@@ -44,17 +44,17 @@ fn random_adapter(spec: &DecoderSpec, size: f32) -> Lora {
             parts.push((layer, linear, part));
         }
     }
-    Lora::of_parts(spec, parts, None).expect("an adapter")
+    Lora::of_additions(spec, parts, None).expect("an adapter")
 }
 
 /// A random adapter for some linear layers of the last layer only.
 fn partial_adapter(spec: &DecoderSpec, size: f32) -> Lora {
     let whole = random_adapter(spec, size);
-    let parts = whole.parts().filter(|&(layer, linear, _)| {
+    let parts = whole.additions().filter(|&(layer, linear, _)| {
         layer + 1 == spec.layers.len() && [Linear::Query, Linear::Down].contains(&linear)
     });
     let parts = parts.map(|(layer, linear, part)| (layer, linear, part.clone()));
-    Lora::of_parts(spec, parts, None).expect("an adapter")
+    Lora::of_additions(spec, parts, None).expect("an adapter")
 }
 
 /// The best instruction set that does not round training rows to bf16.

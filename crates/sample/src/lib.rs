@@ -43,7 +43,7 @@ pub use divergence::{Divergence, divergence};
 pub use dry::{Breakers, DryParams};
 pub use limits::Limits;
 pub use logprobs::{LogSoftmax, logprobs, rank};
-pub use mixture::{MOST_WEIGHT, Mixture, PLAUSIBLE, plausible};
+pub use mixture::{DEFAULT_PLAUSIBILITY, MAX_WEIGHT, Mixture, plausible};
 pub use random::fresh_seed;
 
 use blocks::{Blocks, Scale};
@@ -200,7 +200,7 @@ impl Sampler {
     pub fn sample(&mut self, logits: &mut [f32]) -> Result<u32, SampleError> {
         self.edits.apply(logits);
         let chosen = self.choose(logits);
-        self.edits.take_back(logits);
+        self.edits.revert(logits);
         chosen.ok_or_else(|| self.nothing(logits))
     }
 
@@ -221,7 +221,7 @@ impl Sampler {
 
     /// Restores the original values of a row that [`Sampler::bias`] has edited, bit for bit.
     pub fn unbias(&mut self, logits: &mut [f32]) {
-        self.edits.take_back(logits);
+        self.edits.revert(logits);
     }
 
     /// Like [`Sampler::sample`], from a mixture of rows, the first of which had its bias:

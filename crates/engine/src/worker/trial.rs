@@ -17,7 +17,7 @@ impl Worker {
         let id = self.executor.add_adapter(lora)?;
         let tried = match self.is_finite_under(id) {
             Ok(true) => Ok(Added { id, reservation }),
-            Ok(false) => Err(match lora.strongest() {
+            Ok(false) => Err(match lora.largest_addition() {
                 Some((layer, linear)) => AddAdapterError::NotFinite(layer, linear),
                 // Without any additions, the base model itself is at fault.
                 None => ExecError::Unknown("numbers of the model".to_owned()).into(),

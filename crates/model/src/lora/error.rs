@@ -25,7 +25,7 @@ impl LoraError {
 
     /// Whether the adapter exceeds the size limit.
     pub fn is_too_large(&self) -> bool {
-        matches!(self.cause, Cause::Room)
+        matches!(self.cause, Cause::OverBudget)
     }
 
     pub(super) fn new(location: &Location, cause: Cause) -> LoraError {
@@ -96,7 +96,7 @@ pub(crate) enum Cause {
     #[error("the numbers that it adds to {} are too large for any computation", place(*layer, *linear))]
     Overflow { layer: usize, linear: Linear },
     #[error("it has more numbers than the memory for adapters can hold (--adapter-memory)")]
-    Room,
+    OverBudget,
     #[error("its scale ({alpha} for rank {rank}) makes no sense")]
     Scale { alpha: f64, rank: usize },
     #[error("it adds to a linear layer twice ({linear:?} of layer {layer})")]

@@ -48,7 +48,7 @@ impl Linear {
     }
 
     /// Returns all linear layers that share its input, including itself.
-    pub fn beside(self) -> &'static [Linear] {
+    pub fn sharing_input(self) -> &'static [Linear] {
         match self {
             Linear::Query | Linear::Key | Linear::Value => {
                 &[Linear::Query, Linear::Key, Linear::Value]

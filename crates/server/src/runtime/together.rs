@@ -14,7 +14,7 @@ use incant_engine::{
 };
 use incant_gguf::printable::excerpt;
 use incant_prompt::profile::{GuidanceDefaults, Message, without_question};
-use incant_sample::{MOST_WEIGHT, PLAUSIBLE};
+use incant_sample::{DEFAULT_PLAUSIBILITY, MAX_WEIGHT};
 
 /// The maximum number of arms of a mix besides the arm that answers.
 const MOST_ARMS: usize = 8;
@@ -31,7 +31,7 @@ pub struct Wishes {
 /// The guide that answers are led away from, and how far.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Guidance {
-    /// From 0 to [`MOST_WEIGHT`]; the guidance scale of others is 1 more.
+    /// From 0 to [`MAX_WEIGHT`]; the guidance scale of others is 1 more.
     pub weight: f32,
     /// The id of the guide's arm; `None` is the arm itself with the question left empty.
     pub against: Option<String>,
@@ -46,7 +46,7 @@ impl Guidance {
         Guidance {
             weight,
             against: None,
-            plausible: PLAUSIBLE,
+            plausible: DEFAULT_PLAUSIBILITY,
         }
     }
 }
@@ -73,7 +73,7 @@ impl Wishes {
         };
         let (id, rest) = text.split_at(first);
         let mut wishes = Wishes::default();
-        let (mut weight, mut against, mut plausible) = (None, None, PLAUSIBLE);
+        let (mut weight, mut against, mut plausible) = (None, None, DEFAULT_PLAUSIBILITY);
         for word in rest.split_whitespace() {
             let (key, value) = word.split_once('=')?;
             match key {
@@ -110,7 +110,7 @@ impl fmt::Display for Wishes {
             if let Some(against) = &guidance.against {
                 write!(f, " against={against}")?;
             }
-            if guidance.plausible != PLAUSIBLE {
+            if guidance.plausible != DEFAULT_PLAUSIBILITY {
                 write!(f, " plausible={}", guidance.plausible)?;
             }
         }
@@ -212,11 +212,11 @@ impl Say {
         }
         let mut mix = Vec::new();
         for (at, (id, weight)) in wishes.mix.iter().enumerate() {
-            if !(-MOST_WEIGHT..=MOST_WEIGHT).contains(weight) {
+            if !(-MAX_WEIGHT..=MAX_WEIGHT).contains(weight) {
                 return wrong(
                     format!("mix[{at}].weight"),
                     format!(
-                        "a weight is {weight}, but must be between -{MOST_WEIGHT} and {MOST_WEIGHT}"
+                        "a weight is {weight}, but must be between -{MAX_WEIGHT} and {MAX_WEIGHT}"
                     ),
                 );
             }
@@ -234,11 +234,11 @@ impl Say {
             against,
             plausible,
         } = guidance;
-        if !(0.0..=MOST_WEIGHT).contains(&weight) {
+        if !(0.0..=MAX_WEIGHT).contains(&weight) {
             return wrong(
                 "guidance.weight",
                 format!(
-                    "guidance has the weight {weight}, but it must be between 0 and {MOST_WEIGHT}"
+                    "guidance has the weight {weight}, but it must be between 0 and {MAX_WEIGHT}"
                 ),
             );
         }

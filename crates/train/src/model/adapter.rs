@@ -134,7 +134,7 @@ impl Adapter {
         };
         let (mut variables, mut slots) = (Vec::new(), Vec::new());
         let mut end = 0;
-        for (layer, linear, part) in lora.parts() {
+        for (layer, linear, part) in lora.additions() {
             let module = format!("model.layers.{layer}.{}", linear.module());
             let shapes = [
                 ("lora_A", &part.a, (part.rank, part.inputs)),
@@ -195,7 +195,7 @@ impl Adapter {
             Ok((slot.layer, slot.linear, part))
         });
         let parts: Vec<_> = parts.collect::<Result<_>>()?;
-        Lora::of_parts(spec, parts, self.profile.clone()).map_err(TrainError::Model)
+        Lora::of_additions(spec, parts, self.profile.clone()).map_err(TrainError::Model)
     }
 
     /// Writes the adapter as a PEFT directory.
@@ -238,5 +238,5 @@ fn fresh(
             parts.push((layer, linear, part));
         }
     }
-    Lora::of_parts(spec, parts, None).map_err(TrainError::Model)
+    Lora::of_additions(spec, parts, None).map_err(TrainError::Model)
 }

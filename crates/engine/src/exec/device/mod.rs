@@ -160,7 +160,7 @@ impl Executor for DeviceExecutor {
     }
 
     fn adapter_bytes(&self, lora: &Lora) -> usize {
-        let parts = lora.parts();
+        let parts = lora.additions();
         let numbers = parts.map(|(.., part)| part.a.len() + part.b.len());
         numbers.sum::<usize>() * size_of::<f32>()
     }

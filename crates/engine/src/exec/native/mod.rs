@@ -116,7 +116,7 @@ impl Executor for NativeExecutor {
     }
 
     fn adapter_bytes(&self, lora: &Lora) -> usize {
-        let parts = lora.parts();
+        let parts = lora.additions();
         let bytes = parts.map(|(.., part)| LowRank::packed(part.rank, part.inputs, part.outputs));
         bytes.sum()
     }

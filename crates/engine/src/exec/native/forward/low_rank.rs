@@ -21,7 +21,7 @@ impl Pass<'_> {
             return;
         };
         let mut low = self.row(self.low, row, self.low_width);
-        for &linear in linear.beside() {
+        for &linear in linear.sharing_input() {
             if let Some(part) = adapter.get(layer, linear) {
                 let (own, rest) = low.split_at_mut(part.width());
                 part.shrink(self.isa, x, own);
