@@ -102,9 +102,10 @@ impl Permit {
 impl Drop for Permit {
     fn drop(&mut self) {
         let mut taken = self.admission.taken();
-        match self.runs {
-            true => taken.running -= 1,
-            false => taken.waiting -= 1,
+        if self.runs {
+            taken.running -= 1;
+        } else {
+            taken.waiting -= 1;
         }
         if let Some(count) = taken.clients.get_mut(&self.client) {
             *count -= 1;

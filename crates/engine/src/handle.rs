@@ -183,12 +183,13 @@ impl Engine {
     pub fn could_take(&self, count: usize) -> Result<(), SubmitError> {
         // Slots count too: requests to an idle engine start at once.
         let limit = self.shared.admission.limit();
-        match count > limit {
-            true => Err(SubmitError::TooMany {
+        if count > limit {
+            Err(SubmitError::TooMany {
                 asked: count,
                 limit,
-            }),
-            false => Ok(()),
+            })
+        } else {
+            Ok(())
         }
     }
 

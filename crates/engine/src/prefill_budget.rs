@@ -50,10 +50,7 @@ impl PrefillBudget {
 
     /// Returns the prompt budget of the next step.
     pub(super) fn budget(&self, beside_answers: bool) -> Budget {
-        let limit = match beside_answers {
-            true => WITH_ANSWERS,
-            false => ALONE,
-        };
+        let limit = if beside_answers { WITH_ANSWERS } else { ALONE };
         // A token that is not scored takes no longer than one that is.
         let fitting = match self.per_token.or(self.per_scored) {
             Some(per_token) => (limit.as_secs_f64() / per_token) as usize,

@@ -199,9 +199,10 @@ impl Sequence {
     /// The estimated remaining work.
     pub(super) fn remaining_work(&self) -> RemainingWork {
         let (answer, may_end) = self.task.remaining_work();
-        let prompt = match self.is_decoding() {
-            true => 0,
-            false => self.remaining(),
+        let prompt = if self.is_decoding() {
+            0
+        } else {
+            self.remaining()
         };
         RemainingWork {
             prompt,

@@ -54,14 +54,16 @@ impl Part {
 
 /// Returns the number of tokens that each of these sequences, oldest first, gets.
 pub(super) fn divide_step(demands: &[Demand], budget: Budget) -> Vec<usize> {
-    let answers = demands.iter().map(|demand| match demand.is_answer {
-        true => demand.tokens,
-        false => 0,
-    });
+    let answers = demands
+        .iter()
+        .map(|demand| if demand.is_answer { demand.tokens } else { 0 });
     let mut counts: Vec<usize> = answers.collect();
-    let logits = |at: usize| match demands[at].is_scored {
-        true => demands[at].tokens,
-        false => 0,
+    let logits = |at: usize| {
+        if demands[at].is_scored {
+            demands[at].tokens
+        } else {
+            0
+        }
     };
     let mut scored: HashMap<Client, usize> = HashMap::new();
     for (mut rows, of_client) in of_clients(demands, SCORED_ROWS, logits) {
@@ -75,13 +77,19 @@ pub(super) fn divide_step(demands: &[Demand], budget: Budget) -> Vec<usize> {
         }
         scored.insert(client, rows);
     }
-    let cost = |at: usize| match demands[at].is_scored {
-        true => budget.scored_row,
-        false => 1,
+    let cost = |at: usize| {
+        if demands[at].is_scored {
+            budget.scored_row
+        } else {
+            1
+        }
     };
-    let wanted = |at: usize| match demands[at].is_answer {
-        true => 0,
-        false => demands[at].tokens * cost(at),
+    let wanted = |at: usize| {
+        if demands[at].is_answer {
+            0
+        } else {
+            demands[at].tokens * cost(at)
+        }
     };
     for (rows, of_client) in of_clients(demands, budget.rows, wanted) {
         let oldest = of_client[0];
@@ -196,9 +204,12 @@ mod tests {
     /// The cost of the prompt rows.
     fn cost(demands: &[Demand], counts: &[usize]) -> usize {
         let prompts = demands.iter().zip(counts).filter(|(d, _)| !d.is_answer);
-        let cost = prompts.map(|(demand, count)| match demand.is_scored {
-            true => count * BUDGET.scored_row,
-            false => *count,
+        let cost = prompts.map(|(demand, count)| {
+            if demand.is_scored {
+                count * BUDGET.scored_row
+            } else {
+                *count
+            }
         });
         cost.sum()
     }

@@ -97,12 +97,13 @@ impl Waiting {
             Task::Answer(answer) if let Some(scoring) = &answer.scoring => scoring.first - 1,
             _ => self.tokens.len().saturating_sub(1),
         };
-        let most = match self.isolated {
-            true => most.min(
+        let most = if self.isolated {
+            most.min(
                 self.prefix()
                     .map_or(0, |prefix| cache::shared(prefix).len()),
-            ),
-            false => most,
+            )
+        } else {
+            most
         };
         &self.tokens[..most]
     }

@@ -199,9 +199,10 @@ impl Worker {
     /// Ends every swapped-out sequence for which `stays` returns false.
     fn retain_swapped(&mut self, mut stays: impl FnMut(&mut Sequence) -> bool) {
         for mut swapped in std::mem::take(&mut self.swapped) {
-            match stays(swapped.sequence_mut()) {
-                true => self.swapped.push_back(swapped),
-                false => self.lose(swapped.sequence()),
+            if stays(swapped.sequence_mut()) {
+                self.swapped.push_back(swapped);
+            } else {
+                self.lose(swapped.sequence());
             }
         }
     }

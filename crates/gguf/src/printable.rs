@@ -66,9 +66,10 @@ impl Stream {
 
     /// Returns the rest of the text after its end.
     pub fn finish(&mut self) -> String {
-        match std::mem::take(&mut self.returned) {
-            true => "\\r".to_owned(),
-            false => String::new(),
+        if std::mem::take(&mut self.returned) {
+            "\\r".to_owned()
+        } else {
+            String::new()
         }
     }
 }

@@ -147,9 +147,10 @@ fn weighted_sum<L: Lanes>(
 /// Packs a matrix with `columns` columns, and returns the factor it was multiplied by.
 fn pack(matrix: &[f32], columns: usize) -> (Vec<[u16; LANES]>, f32) {
     let largest = matrix.iter().fold(0.0f32, |most, x| most.max(x.abs()));
-    let factor = match largest > 0.0 {
-        true => (TOP / largest).log2().floor().clamp(-100.0, 100.0).exp2(),
-        false => 1.0,
+    let factor = if largest > 0.0 {
+        (TOP / largest).log2().floor().clamp(-100.0, 100.0).exp2()
+    } else {
+        1.0
     };
     let rows = matrix.len() / columns;
     let mut packed = vec![[0; LANES]; rows.div_ceil(LANES) * columns];

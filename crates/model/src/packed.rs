@@ -91,9 +91,10 @@ impl PackedWeights {
         tensors.check(|kind| Format::of(kind).is_some())?;
         let arena = RefCell::default();
         let matrix = |weight: Weight<'_>| matrix(gguf, weight, pool, &arena);
-        let embedding = match spec.tied_embeddings {
-            true => None,
-            false => Some(matrix(tensors.embedding()?)?),
+        let embedding = if spec.tied_embeddings {
+            None
+        } else {
+            Some(matrix(tensors.embedding()?)?)
         };
         let layers = (0..spec.layers.len())
             .map(|index| Layer::load(&tensors, spec, index, &matrix))

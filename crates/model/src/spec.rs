@@ -198,9 +198,10 @@ impl DecoderSpec {
     /// uses its factors for long contexts.
     pub fn kv_variant(&self) -> &'static str {
         let mut long = self.ropes.iter().filter_map(|rope| rope.long.as_ref());
-        match long.any(|long| self.served_context > long.beyond) {
-            true => "-long-rope",
-            false => "",
+        if long.any(|long| self.served_context > long.beyond) {
+            "-long-rope"
+        } else {
+            ""
         }
     }
 

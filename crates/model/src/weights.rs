@@ -244,9 +244,10 @@ impl<'a> Weights<'a> {
     /// # Errors
     /// A weight is missing or unsuitable; the error names it.
     pub fn check(&self, supported: impl Fn(TensorType) -> bool) -> Result<(), ModelError> {
-        let check = |weight: Weight<'_>| match supported(weight.kind) {
-            true => Ok(()),
-            false => {
+        let check = |weight: Weight<'_>| {
+            if supported(weight.kind) {
+                Ok(())
+            } else {
                 let all = TensorType::all().filter(|&kind| supported(kind));
                 Err(ModelError::WeightType {
                     name: weight.name.to_owned(),

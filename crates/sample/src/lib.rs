@@ -207,9 +207,10 @@ impl Sampler {
     /// Returns the reason why no token could be chosen from a row.
     fn nothing(&mut self, logits: &[f32]) -> SampleError {
         let is_sound = self.blocks.survey(logits) > f32::NEG_INFINITY;
-        match self.edits.has_limits() && is_sound {
-            true => SampleError::NothingAllowed,
-            false => SampleError::NothingToChoose,
+        if self.edits.has_limits() && is_sound {
+            SampleError::NothingAllowed
+        } else {
+            SampleError::NothingToChoose
         }
     }
 
@@ -234,9 +235,10 @@ impl Sampler {
         let mut scores = mixture.scores().to_vec();
         self.edits.penalize(mixture.ids(), &mut scores);
         let chosen = self.choose(&scores);
-        let chosen = chosen.ok_or(match self.edits.has_limits() {
-            true => SampleError::NothingAllowed,
-            false => SampleError::NothingToChoose,
+        let chosen = chosen.ok_or(if self.edits.has_limits() {
+            SampleError::NothingAllowed
+        } else {
+            SampleError::NothingToChoose
         })?;
         Ok(mixture.ids().map_or(chosen, |ids| ids[chosen as usize]))
     }

@@ -156,9 +156,10 @@ fn log_softmax(logits: &[f32]) -> Vec<f64> {
     let below = |logit: f32| {
         // The difference of equal infinities would be NaN.
         let logit = not_nan(logit);
-        match logit == largest {
-            true => 0.0,
-            false => f64::from(logit) - f64::from(largest),
+        if logit == largest {
+            0.0
+        } else {
+            f64::from(logit) - f64::from(largest)
         }
     };
     let sum: f64 = logits.iter().map(|&logit| below(logit).exp()).sum();

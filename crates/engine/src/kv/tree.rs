@@ -272,9 +272,10 @@ impl<R: Copy + Eq + Hash, T> Tree<R, T> {
             };
             let same = common(&self.nodes[child].edge, &tokens[at..]);
             at += same;
-            node = match same < self.nodes[child].edge.len() {
-                true => self.split(child, same),
-                false => child,
+            node = if same < self.nodes[child].edge.len() {
+                self.split(child, same)
+            } else {
+                child
             };
         }
         node

@@ -28,11 +28,14 @@ impl Worker {
         };
         // Requires room to continue for a while; otherwise it would soon be swapped out again.
         let budget = self.prefill_budget.budget(true).rows;
-        let more = |sequence: &Sequence| match sequence.holds_slot() {
-            true => sequence
-                .remaining()
-                .clamp(MIN_SHARED_TOKENS, budget.max(MIN_SHARED_TOKENS)),
-            false => 0,
+        let more = |sequence: &Sequence| {
+            if sequence.holds_slot() {
+                sequence
+                    .remaining()
+                    .clamp(MIN_SHARED_TOKENS, budget.max(MIN_SHARED_TOKENS))
+            } else {
+                0
+            }
         };
         // Lost KV has to be recomputed as a whole.
         let own = swapped.sequence();

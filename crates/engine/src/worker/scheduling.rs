@@ -181,9 +181,10 @@ impl Worker {
             let computed = other.computed_tokens().len();
             let common = other.common(tokens);
             // Waiting for a sequence that is parked or scored would take long.
-            let soon = match other.is_parked {
-                true => computed,
-                false => common.min(other.unscored().max(computed)),
+            let soon = if other.is_parked {
+                computed
+            } else {
+                common.min(other.unscored().max(computed))
             };
             let common = common.min(computed);
             if soon > computed {

@@ -289,9 +289,10 @@ fn cut(tiles: &mut Vec<(usize, usize)>, rows: usize, tallest: usize) {
 fn tile_of(tiles: &[(usize, usize)], row: usize) -> (usize, usize) {
     let guess = row / tiles[0].1;
     let (first, height) = tiles[guess.min(tiles.len() - 1)];
-    match row < first + height {
-        true => (first, height),
-        false => tiles[guess + 1],
+    if row < first + height {
+        (first, height)
+    } else {
+        tiles[guess + 1]
     }
 }
 
@@ -500,9 +501,10 @@ mod tests {
             for low in [0, 1, 0x7FFF, 0x8000, 0x8001, 0xFFFF] {
                 let number = f32::from_bits(u32::from(high) << 16 | low);
                 let (found, expected) = (super::to_bf16(number), bf16::from_f32(number));
-                match number.is_nan() {
-                    true => assert!(bf16::from_bits(found).is_nan()),
-                    false => assert_eq!(found, expected.to_bits(), "{number:e}"),
+                if number.is_nan() {
+                    assert!(bf16::from_bits(found).is_nan());
+                } else {
+                    assert_eq!(found, expected.to_bits(), "{number:e}");
                 }
             }
         }

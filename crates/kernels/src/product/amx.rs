@@ -286,11 +286,10 @@ pub(super) fn multiply(
             for panel in panels.clone().step_by(2) {
                 weights.clear();
                 for panel in panel..panel + 2 {
-                    match panels.contains(&panel) {
-                        true => {
-                            expand(Panel::new(matrix, codes, panel), blocks.clone(), weights);
-                        }
-                        false => weights.resize(2 * blocks.len(), ZERO),
+                    if panels.contains(&panel) {
+                        expand(Panel::new(matrix, codes, panel), blocks.clone(), weights);
+                    } else {
+                        weights.resize(2 * blocks.len(), ZERO);
                     }
                 }
                 let column = (panel - panels.start) * LANES;

@@ -216,12 +216,11 @@ fn backward_product(isa: Isa, matrix: &Matrix, dy: &[Vec<f32>], sparse: bool) ->
             .iter()
             .flat_map(|dy| dy[outputs.clone()].to_vec())
             .collect();
-        match sparse {
-            true => {
-                let least = vec![0.0; dx.len() / matrix.columns()];
-                backward_sparse(isa, matrix, panels, (&dy, &least), &mut dx);
-            }
-            false => backward(isa, matrix, panels, &dy, &mut dx),
+        if sparse {
+            let least = vec![0.0; dx.len() / matrix.columns()];
+            backward_sparse(isa, matrix, panels, (&dy, &least), &mut dx);
+        } else {
+            backward(isa, matrix, panels, &dy, &mut dx);
         }
     }
     dx.chunks_exact(matrix.columns())
@@ -279,9 +278,10 @@ fn backward_is_the_product_with_the_transposed_matrix() {
                 let plain = backward_product(Isa::all()[0], &matrix, &dy, few);
                 for isa in Isa::all() {
                     let found = backward_product(isa, &matrix, &dy, few);
-                    match rounds_prompts(isa, &matrix) {
-                        true => assert_backward_in_bf16(&weights, &dy, &found),
-                        false => assert_eq!(found, plain, "{kind} on {isa}"),
+                    if rounds_prompts(isa, &matrix) {
+                        assert_backward_in_bf16(&weights, &dy, &found);
+                    } else {
+                        assert_eq!(found, plain, "{kind} on {isa}");
                     }
                 }
                 plain
@@ -331,13 +331,14 @@ fn panels_below_the_minimum_are_skipped_except_by_amx() {
             backward_sparse(isa, &matrix, all, (&dy.concat(), least), &mut dx);
             dx
         };
-        match rounds_prompts(isa, &matrix) {
-            true => assert_eq!(gradients(&dy, &least), gradients(&dy, &[0.0; 2]), "{isa}"),
-            false => assert_eq!(
+        if rounds_prompts(isa, &matrix) {
+            assert_eq!(gradients(&dy, &least), gradients(&dy, &[0.0; 2]), "{isa}");
+        } else {
+            assert_eq!(
                 gradients(&dy, &least),
                 gradients(&counted, &[0.0; 2]),
                 "{isa}"
-            ),
+            );
         }
     }
 }
@@ -369,9 +370,10 @@ fn parts_of_many_rows_and_outputs_are_the_whole() {
     let plain = backward_product(Isa::all()[0], &matrix, &dy, false);
     for isa in Isa::all() {
         let found = backward_product(isa, &matrix, &dy, false);
-        match rounds_prompts(isa, &matrix) {
-            true => assert_backward_in_bf16(&weights, &dy, &found),
-            false => assert_eq!(found, plain, "{isa}"),
+        if rounds_prompts(isa, &matrix) {
+            assert_backward_in_bf16(&weights, &dy, &found);
+        } else {
+            assert_eq!(found, plain, "{isa}");
         }
     }
 }

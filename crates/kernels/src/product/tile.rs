@@ -20,18 +20,12 @@ pub(super) struct UnpackedDense(pub(super) [[f32; LANES]; COLUMNS_PER_BLOCK]);
 
 /// The height of the tallest tile whose sums fit in the registers.
 pub(super) const fn tallest<L: Words>() -> usize {
-    match L::WIDE {
-        true => 2 * L::TALLEST,
-        false => L::TALLEST,
-    }
+    if L::WIDE { 2 * L::TALLEST } else { L::TALLEST }
 }
 
 /// The prefetch distance in bytes, from the current block.
 const fn ahead<L: Words>() -> usize {
-    match L::WIDE {
-        true => 8192,
-        false => 4096,
-    }
+    if L::WIDE { 8192 } else { 4096 }
 }
 
 /// Calls a kernel with the height of a tile as a constant.

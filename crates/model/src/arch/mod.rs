@@ -219,12 +219,11 @@ impl Fields<'_> {
         let metadata = self.gguf.metadata();
         if let Some(Value::Array(_)) = metadata.get(&self.key(key)) {
             let listed = metadata.bools(&self.key(key))?;
-            return match listed.len() == layers {
-                true => Ok(listed),
-                false => {
-                    let found = format!("a list of {}", listed.len());
-                    Err(self.senseless(key, found, "it must have an entry for each layer"))
-                }
+            return if listed.len() == layers {
+                Ok(listed)
+            } else {
+                let found = format!("a list of {}", listed.len());
+                Err(self.senseless(key, found, "it must have an entry for each layer"))
             };
         }
         let period = self.get_size(key)?.unwrap_or(period);

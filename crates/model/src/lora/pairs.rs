@@ -146,24 +146,27 @@ fn numbers(stored: &Stored<'_>) -> Result<Vec<f32>, Cause> {
     for (row, numbers) in numbers.chunks_exact_mut(columns).enumerate() {
         packed.row(row, numbers);
     }
-    match numbers.iter().all(|number| number.is_finite()) {
-        true => Ok(numbers),
-        false => Err(Cause::NotFinite {
+    if numbers.iter().all(|number| number.is_finite()) {
+        Ok(numbers)
+    } else {
+        Err(Cause::NotFinite {
             name: stored.name.to_owned(),
-        }),
+        })
     }
 }
 
 /// Computes the scale of a product: alpha over rank, or over its square root (rsLoRA).
 pub(super) fn scale(alpha: f64, rank: usize, use_rslora: bool) -> Result<f32, Cause> {
-    let rank_scale = match use_rslora {
-        true => (rank as f64).sqrt(),
-        false => rank as f64,
+    let rank_scale = if use_rslora {
+        (rank as f64).sqrt()
+    } else {
+        rank as f64
     };
     let scale = (alpha / rank_scale) as f32;
-    match scale.is_finite() {
-        true => Ok(scale),
-        false => Err(Cause::Scale { alpha, rank }),
+    if scale.is_finite() {
+        Ok(scale)
+    } else {
+        Err(Cause::Scale { alpha, rank })
     }
 }
 

@@ -96,16 +96,16 @@ impl Lora {
         for (layer, linear, _) in self.additions() {
             layers.entry(linear).or_default().push(layer);
         }
-        let targets =
-            layers
-                .into_iter()
-                .flat_map(|(linear, layers)| match layers.len() == self.layers() {
-                    true => vec![linear.target().to_owned()],
-                    false => layers
-                        .into_iter()
-                        .map(|layer| module(layer, linear))
-                        .collect(),
-                });
+        let targets = layers.into_iter().flat_map(|(linear, layers)| {
+            if layers.len() == self.layers() {
+                vec![linear.target().to_owned()]
+            } else {
+                layers
+                    .into_iter()
+                    .map(|layer| module(layer, linear))
+                    .collect()
+            }
+        });
         targets.collect()
     }
 }

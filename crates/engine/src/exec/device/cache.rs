@@ -125,9 +125,10 @@ impl Kv {
     /// `needed` tokens.
     pub(super) fn growth(&self, needed: usize) -> usize {
         let capacity = self.capacity();
-        match needed > capacity {
-            true => capacity_for(needed) - capacity,
-            false => 0,
+        if needed > capacity {
+            capacity_for(needed) - capacity
+        } else {
+            0
         }
     }
 

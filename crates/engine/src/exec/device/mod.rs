@@ -78,9 +78,10 @@ impl DeviceExecutor {
         let layers = (0..spec.layers.len())
             .map(|index| Layer::load(&weights, spec, index, device, &mut footprint))
             .collect::<Result<_, _>>()?;
-        let looked_up = match spec.tied_embeddings {
-            true => 0,
-            false => weights.embedding()?.data.len(),
+        let looked_up = if spec.tied_embeddings {
+            0
+        } else {
+            weights.embedding()?.data.len()
         };
         footprint.streamed = footprint.resident - looked_up;
         Ok(DeviceExecutor {

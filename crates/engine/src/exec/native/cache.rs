@@ -388,9 +388,10 @@ pub(super) fn max_tokens(pool: &PagePool, layout: &Layout, most: usize) -> usize
     let (mut fit, mut not) = (0, most + 1);
     while fit + 1 < not {
         let middle = fit.midpoint(not);
-        match fits(middle) {
-            true => fit = middle,
-            false => not = middle,
+        if fits(middle) {
+            fit = middle;
+        } else {
+            not = middle;
         }
     }
     fit

@@ -207,9 +207,10 @@ impl Executor for NativeExecutor {
 
     fn logits_at(&mut self, states: &[&[f32]], ids: &[u32]) -> Result<Vec<Vec<f32>>, ExecError> {
         check_states(&self.spec, states, ids)?;
-        match states.is_empty() || ids.is_empty() {
-            true => Ok(vec![Vec::new(); states.len()]),
-            false => Ok(self.lm_head_at(states, ids)),
+        if states.is_empty() || ids.is_empty() {
+            Ok(vec![Vec::new(); states.len()])
+        } else {
+            Ok(self.lm_head_at(states, ids))
         }
     }
 

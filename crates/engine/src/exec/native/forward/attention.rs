@@ -30,9 +30,10 @@ impl Split {
     /// Splits by rows if that gives every thread enough tasks.
     pub(super) fn of(plan: &Plan, spec: &DecoderSpec, threads: usize) -> Split {
         let many = (QUERIES * spec.kv_heads / spec.heads).max(1);
-        match plan.count().div_ceil(many) * spec.kv_heads >= 4 * threads {
-            true => Split::Rows(many),
-            false => Split::Pieces,
+        if plan.count().div_ceil(many) * spec.kv_heads >= 4 * threads {
+            Split::Rows(many)
+        } else {
+            Split::Pieces
         }
     }
 
