@@ -23,7 +23,7 @@ pub fn printable(text: &str) -> String {
     for character in text.chars() {
         match character {
             '\t' => clean.push_str(TAB),
-            command if is_terminal_control(command) => {}
+            command if is_command(command) => {}
             shown => clean.push(shown),
         }
     }
@@ -32,12 +32,12 @@ pub fn printable(text: &str) -> String {
 
 /// A text without characters that a terminal interprets as commands. Tabs stay.
 pub fn harmless(text: &str) -> String {
-    text.chars().filter(|c| !is_terminal_control(*c)).collect()
+    text.chars().filter(|c| !is_command(*c)).collect()
 }
 
 /// Whether a terminal acts on a character instead of displaying it: control characters other
 /// than tabs and line ends, and bidirectional formatting characters.
-fn is_terminal_control(character: char) -> bool {
+fn is_command(character: char) -> bool {
     match character {
         '\n' | '\t' => false,
         '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}' => true,

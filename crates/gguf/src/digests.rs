@@ -2,12 +2,13 @@
 //! times).
 
 use std::fs;
-use std::io::{self, Write as _};
+use std::io;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
 use serde::{Deserialize, Serialize};
 
+use crate::atomic::{self, Access};
 use crate::mmap::FileIdentity;
 use crate::open::{Kind, Location};
 
@@ -64,15 +65,11 @@ impl Digests<'_> {
             algorithm: self.algorithm.to_owned(),
             digest,
         };
-        // Written atomically. An entry for the same inode is replaced, so that a rewritten file
-        // leaves no old entry behind.
+        // An entry for the same inode is replaced, so that a rewritten file leaves no old entry
+        // behind.
         fs::create_dir_all(self.folder)?;
-        let mut file = tempfile::Builder::new()
-            .prefix(".writing-")
-            .tempfile_in(self.folder)?;
-        file.write_all(&serde_json::to_vec(&cached)?)?;
-        let persisted = file.persist(self.path(&before));
-        persisted.map(drop).map_err(|error| error.error)
+        let bytes = serde_json::to_vec(&cached)?;
+        atomic::replace(&self.path(&before), &bytes, Access::Owner)
     }
 
     /// Returns the path of a file's cached digest.
