@@ -82,7 +82,7 @@ pub enum AddAdapterError {
     /// With the adapter, the model computes NaN or infinity.
     #[error(
         "under it the model computes numbers that are not finite; the largest ones are added to {}",
-        lora::place(*.0, *.1)
+        lora::module_path(*.0, *.1)
     )]
     NotFinite(usize, Linear),
     /// The executor failed.

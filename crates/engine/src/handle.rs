@@ -17,7 +17,9 @@ use super::heartbeat::Heartbeat;
 use super::wait_estimate::WaitEstimate;
 use super::waiting::Submitted;
 use super::worker::Worker;
-use super::{Event, GenerateRequest, Origin, Prefix, Request, SubmitError, Warmed, cache};
+use super::{
+    Event, GenerateRequest, Origin, Prefix, Request, SubmitError, WarmError, Warmed, cache,
+};
 use crate::exec::{AdapterId, Executor};
 use crate::kv::PrefixStore;
 use incant_model::lora::Lora;
@@ -259,7 +261,7 @@ impl Engine {
         // Recorded before sending, because the worker may have finished and rest again before
         // this thread continues. The worker ends only after the last handle: if sending fails,
         // the worker has just panicked, and has reverted the counts.
-        shared.heartbeat.expect();
+        shared.heartbeat.expect_progress();
         match self.messages.send(Message::Requests(submitted)) {
             Ok(()) => Ok(generations),
             Err(_) => Err(SubmitError::Unhealthy),
@@ -281,7 +283,7 @@ impl Engine {
         }
         let (reply, answer) = mpsc::channel();
         let message = Message::AddAdapter(Box::new(lora), reply);
-        self.shared.heartbeat.expect();
+        self.shared.heartbeat.expect_progress();
         self.messages
             .send(message)
             .map_err(|_| AddAdapterError::Died)?;
@@ -299,8 +301,8 @@ impl Engine {
     /// Loads a prefix from disk or computes it, unless it is in memory. Blocks.
     ///
     /// # Errors
-    /// The executor failed, or the engine refuses requests; as text.
-    pub fn warm(&self, prefix: Arc<Prefix>) -> Result<Warmed, String> {
+    /// The executor failed, or the engine refuses requests.
+    pub fn warm(&self, prefix: Arc<Prefix>) -> Result<Warmed, WarmError> {
         let began = Instant::now();
         let tokens = cache::shared(&prefix).len();
         let request = GenerateRequest {
@@ -318,8 +320,7 @@ impl Engine {
             isolated: false,
         };
         let mut origin = Origin::Computed;
-        let generations = self.submit(vec![request]);
-        for mut generation in generations.map_err(|error| error.to_string())? {
+        for mut generation in self.submit(vec![request])? {
             loop {
                 match generation.blocking_next() {
                     Some(Event::Started {
@@ -333,9 +334,9 @@ impl Engine {
                         }
                     }
                     Some(Event::Finished(_)) => break,
-                    Some(Event::Failed(why)) => return Err(why),
+                    Some(Event::Failed(why)) => return Err(WarmError::Failed(why)),
                     Some(_) => {}
-                    None => return Err("the engine's thread has died".to_owned()),
+                    None => return Err(WarmError::Died),
                 }
             }
         }
@@ -394,7 +395,7 @@ impl Generation {
         }
     }
 
-    /// Attaches the generations of the group's other members, which end when this one is
+    /// Attaches the generations of the ensemble's other members, which end when this one is
     /// dropped.
     pub fn with_partners(mut self, partners: Vec<Generation>) -> Generation {
         self.partners.extend(partners);

@@ -17,7 +17,9 @@ mod ledger;
 pub mod native;
 mod saved;
 
-pub use backend::{Backend, DeviceChoice};
+pub use backend::{Backend, DeviceChoice, UnknownDevice};
+
+use std::error::Error;
 
 use safetensors::SafeTensors;
 
@@ -194,7 +196,7 @@ pub struct KvMemory {
 pub enum ExecError {
     /// The tensor library failed: out of memory, a lost device.
     #[error(transparent)]
-    Candle(#[from] candle_core::Error),
+    Tensor(Box<dyn Error + Send + Sync>),
     /// The weights cannot be run.
     #[error(transparent)]
     Model(#[from] incant_model::ModelError),

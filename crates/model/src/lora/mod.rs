@@ -18,8 +18,8 @@ use std::path::Path;
 
 use sha2::{Digest, Sha256};
 
-pub use error::LoraError;
-pub use error::place;
+pub use error::module_path;
+pub use error::{AdditionsError, LoraError};
 pub use naming::Linear;
 pub use peft::FILES as PEFT_FILES;
 
@@ -146,13 +146,13 @@ impl Lora {
     /// Creates an adapter of these additions, at most one for each linear layer.
     ///
     /// # Errors
-    /// There are no additions, or two for the same linear layer; as text.
+    /// There are no additions, or two for the same linear layer.
     pub fn of_additions(
         spec: &DecoderSpec,
         parts: impl IntoIterator<Item = (usize, Linear, LowRank)>,
         profile: Option<String>,
-    ) -> Result<Lora, String> {
-        Lora::new(spec, parts, profile).map_err(|cause| cause.to_string())
+    ) -> Result<Lora, AdditionsError> {
+        Lora::new(spec, parts, profile).map_err(AdditionsError)
     }
 
     /// The number of layers of its model.
@@ -184,7 +184,8 @@ impl Lora {
         })
     }
 
-    /// Returns the linear layer to which it can add the largest element, by [`LowRank::output_bound`].
+    /// Returns the linear layer to which it can add the largest element, by
+    /// [`LowRank::output_bound`].
     pub fn largest_addition(&self) -> Option<(usize, Linear)> {
         let parts = self.additions();
         let parts = parts.map(|(layer, linear, part)| (layer, linear, part.output_bound()));

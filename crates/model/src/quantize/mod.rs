@@ -15,7 +15,7 @@ use std::io;
 use std::path::Path;
 
 pub use mix::Mix;
-pub use target::Target;
+pub use target::{Target, UnknownTarget};
 
 use crate::lora::{Lora, LowRank};
 use crate::{DecoderSpec, ModelError, Weight, Weights, candle_dtype};

@@ -342,7 +342,10 @@ impl Model {
         let profiles = self.profiles();
         let profile = self.chat_profile().and_then(|name| profiles.get(name));
         match profile.and_then(BoundProfile::prefix) {
-            Some(prefix) => self.engine.warm(Arc::clone(prefix)).map(Some),
+            Some(prefix) => {
+                let warmed = self.engine.warm(Arc::clone(prefix));
+                warmed.map(Some).map_err(|error| error.to_string())
+            }
             None => Ok(None),
         }
     }

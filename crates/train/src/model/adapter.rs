@@ -195,7 +195,8 @@ impl Adapter {
             Ok((slot.layer, slot.linear, part))
         });
         let parts: Vec<_> = parts.collect::<Result<_>>()?;
-        Lora::of_additions(spec, parts, self.profile.clone()).map_err(TrainError::Model)
+        Lora::of_additions(spec, parts, self.profile.clone())
+            .map_err(|error| TrainError::Model(error.to_string()))
     }
 
     /// Writes the adapter as a PEFT directory.
@@ -238,5 +239,5 @@ fn fresh(
             parts.push((layer, linear, part));
         }
     }
-    Lora::of_additions(spec, parts, None).map_err(TrainError::Model)
+    Lora::of_additions(spec, parts, None).map_err(|error| TrainError::Model(error.to_string()))
 }

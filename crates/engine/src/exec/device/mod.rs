@@ -10,6 +10,7 @@
 mod adapters;
 mod attention;
 mod cache;
+mod error;
 mod layer;
 mod linear;
 mod ops;
@@ -22,6 +23,7 @@ use safetensors::SafeTensors;
 
 use self::adapters::Adapter;
 use self::cache::{Kv, capacity_for};
+use self::error::DeviceError;
 use self::layer::Layer;
 use self::linear::{Embedding, Linear};
 use self::plan::Plan;
@@ -42,7 +44,7 @@ pub struct DeviceExecutor {
     embedding: Embedding,
     layers: Vec<Layer>,
     output_norm: Tensor,
-    head: Linear,
+    lm_head: Linear,
     footprint: Footprint,
     ledger: Ledger<Kv>,
     adapters: Adapters<Adapter>,
@@ -68,16 +70,16 @@ impl DeviceExecutor {
         let weights = Weights::new(gguf, spec);
         weights.check(|kind| candle_dtype(kind).is_some())?;
         let mut footprint = Footprint::default();
-        let head = Linear::load(weights.lm_head()?, None, device, &mut footprint)?;
+        let lm_head = Linear::load(weights.lm_head()?, None, device, &mut footprint)?;
         let embedding = if spec.tied_embeddings {
-            Embedding::tied(&head)
+            Embedding::tied(&lm_head)
         } else {
             Embedding::load(weights.embedding()?, device, &mut footprint)?
         };
         let output_norm = linear::vector(weights.output_norm()?, device, &mut footprint)?;
         let layers = (0..spec.layers.len())
             .map(|index| Layer::load(&weights, spec, index, device, &mut footprint))
-            .collect::<Result<_, _>>()?;
+            .collect::<Result<_, DeviceError>>()?;
         let looked_up = if spec.tied_embeddings {
             0
         } else {
@@ -90,7 +92,7 @@ impl DeviceExecutor {
             embedding,
             layers,
             output_norm,
-            head,
+            lm_head,
             footprint,
             ledger: Ledger::new(),
             adapters: Adapters::new(),
@@ -110,11 +112,21 @@ impl DeviceExecutor {
         self.segments
     }
 
+    /// Runs a batch: all layers and the LM head.
+    fn compute(&mut self, plan: &Plan) -> Result<Logits, DeviceError> {
+        let ids = Tensor::new(plan.rows.tokens.as_slice(), &self.device)?;
+        let mut x = ops::scaled(self.embedding.forward(&ids)?, self.spec.embedding_scale)?;
+        for (index, layer) in self.layers.iter().enumerate() {
+            x = layer.forward(&x, index, &self.spec, plan, &mut self.ledger)?;
+        }
+        self.lm_head(&x, plan)
+    }
+
     /// Computes the logits and the final hidden states of the rows for which they are wanted,
     /// given the output of the last layer.
-    fn head(&self, x: &Tensor, plan: &Plan) -> Result<Logits, ExecError> {
+    fn lm_head(&self, x: &Tensor, plan: &Plan) -> Result<Logits, DeviceError> {
         let (vocab, hidden) = (self.spec.vocab, self.spec.hidden);
-        let normed = |rows: &[usize]| -> Result<Option<Tensor>, ExecError> {
+        let normed = |rows: &[usize]| -> Result<Option<Tensor>, DeviceError> {
             if rows.is_empty() {
                 return Ok(None);
             }
@@ -140,8 +152,8 @@ impl DeviceExecutor {
     }
 
     /// Computes the logits of some normed rows with the LM head, row by row.
-    fn logits(&self, x: &Tensor) -> Result<Vec<f32>, ExecError> {
-        let logits = ops::scaled(self.head.forward(x, &[])?, self.spec.logit_scale)?;
+    fn logits(&self, x: &Tensor) -> Result<Vec<f32>, DeviceError> {
+        let logits = ops::scaled(self.lm_head.forward(x, &[])?, self.spec.logit_scale)?;
         let logits = ops::soft_cap(logits, self.spec.logit_cap)?;
         Ok(logits.to_dtype(DType::F32)?.flatten_all()?.to_vec1()?)
     }
@@ -167,7 +179,7 @@ impl Executor for DeviceExecutor {
     }
 
     fn add_adapter(&mut self, lora: &Lora) -> Result<AdapterId, ExecError> {
-        let adapter = Adapter::load(lora, &self.device)?;
+        let adapter = Adapter::load(lora, &self.device).map_err(DeviceError::from)?;
         Ok(self.adapters.add(adapter))
     }
 
@@ -194,7 +206,8 @@ impl Executor for DeviceExecutor {
         let parent = self.ledger.sequence_mut(from)?;
         // Shared tokens must not change any more, so they are sealed.
         if tokens > parent.kv.start() {
-            parent.kv.seal(parent.len, id)?;
+            let sealed = parent.kv.seal(parent.len, id);
+            sealed.map_err(DeviceError::from)?;
         }
         let chain = parent.kv.chain_of(tokens);
         let kv = Kv::new(&self.spec, parent.kv.adapter.clone(), chain);
@@ -226,13 +239,8 @@ impl Executor for DeviceExecutor {
         if !self.fits(&growth.collect::<Vec<_>>()) {
             return Err(ExecError::OutOfKvMemory);
         }
-        let plan = Plan::new(rows, &kv, &self.spec, &self.device)?;
-        let ids = Tensor::new(plan.rows.tokens.as_slice(), &self.device)?;
-        let mut x = ops::scaled(self.embedding.forward(&ids)?, self.spec.embedding_scale)?;
-        for (index, layer) in self.layers.iter().enumerate() {
-            x = layer.forward(&x, index, &self.spec, &plan, &mut self.ledger)?;
-        }
-        *logits = self.head(&x, &plan)?;
+        let plan = Plan::new(rows, &kv, &self.spec, &self.device).map_err(DeviceError::from)?;
+        *logits = self.compute(&plan)?;
         // Only now, so that a failed batch leaves every sequence unchanged.
         self.ledger.grow(batch);
         Ok(())
@@ -245,7 +253,8 @@ impl Executor for DeviceExecutor {
         }
         // Computes all logits and picks a few: a device has arithmetic to spare.
         let shape = (states.len(), self.spec.hidden);
-        let logits = self.logits(&Tensor::from_vec(states.concat(), shape, &self.device)?)?;
+        let states = Tensor::from_vec(states.concat(), shape, &self.device);
+        let logits = self.logits(&states.map_err(DeviceError::from)?)?;
         let rows = logits.chunks_exact(self.spec.vocab);
         Ok(rows
             .map(|row| ids.iter().map(|&id| row[id as usize]).collect())
@@ -300,7 +309,7 @@ impl Executor for DeviceExecutor {
 
     fn swap_out(&mut self, sequence: SequenceId, part: SwapOut) -> Result<Vec<u8>, ExecError> {
         let found = self.ledger.sequence_mut(sequence)?;
-        found.kv.swap_out(found.len, part)
+        Ok(found.kv.swap_out(found.len, part)?)
     }
 
     fn swap_in(&mut self, sequence: SequenceId, kv: &[u8]) -> Result<(), ExecError> {
@@ -315,7 +324,8 @@ impl Executor for DeviceExecutor {
         };
         found
             .kv
-            .swap_in(found.len, &self.spec, &self.device, kv, new_id)
+            .swap_in(found.len, &self.spec, &self.device, kv, new_id)?;
+        Ok(())
     }
 
     fn save(&self, sequence: SequenceId) -> Result<Vec<SavedTensor>, ExecError> {
@@ -323,7 +333,7 @@ impl Executor for DeviceExecutor {
         if !self.can_fork(sequence, found.len) {
             return Err(ExecError::Batch("a sequence is swapped out"));
         }
-        found.kv.save(found.len, &self.spec)
+        Ok(found.kv.save(found.len, &self.spec)?)
     }
 
     fn restore(
