@@ -17,13 +17,13 @@ use incant_model::DecoderSpec;
 /// The number of tokens before a sliding window that [`Kv::trim`] keeps, so that a sequence can
 /// still be forked shortly before its end: an answer that is sent back as part of a
 /// conversation often ends a few tokens earlier.
-const SLACK: usize = 64;
+const WINDOW_SLACK: usize = 64;
 
 /// The size of the header of a swapped-out page, in bytes.
-const RECORD: usize = 2 * size_of::<u32>();
+const RECORD_HEADER_BYTES: usize = 2 * size_of::<u32>();
 
 /// The number of tokens of a step that [`max_tokens`] assumes.
-const STEP: usize = 512;
+const ASSUMED_STEP_TOKENS: usize = 512;
 
 /// The KV of a sequence, and the adapter with which it is computed.
 #[derive(Debug)]
@@ -120,7 +120,7 @@ impl Kv {
                 continue;
             };
             let table = &mut self.tables[index];
-            let first = first_seen(len, window + SLACK) / TOKENS_PER_BLOCK;
+            let first = first_seen(len, window + WINDOW_SLACK) / TOKENS_PER_BLOCK;
             let count = first.saturating_sub(table.skipped()).min(table.pages.len());
             if count == 0 || table.is_swapped_out() {
                 continue;
@@ -200,7 +200,7 @@ impl Kv {
         // Reserve everything at once: growing the buffer gradually would take twice the memory.
         let len = |(group, table): (usize, &Table)| {
             let pages = table.pages.iter().filter(|page| goes(pool, group, **page));
-            pages.count() * (RECORD + size_of::<u16>() * pool.page_len(group))
+            pages.count() * (RECORD_HEADER_BYTES + size_of::<u16>() * pool.page_len(group))
         };
         let mut bytes = Vec::with_capacity(self.tables.iter().enumerate().map(len).sum());
         for (group, table) in self.tables.iter_mut().enumerate() {
@@ -380,7 +380,7 @@ pub(super) fn max_tokens(pool: &PagePool, layout: &Layout, most: usize) -> usize
         let needed = layout.groups.iter().map(|group| {
             let seen = group
                 .window
-                .map(|window| window + SLACK + STEP + TOKENS_PER_BLOCK);
+                .map(|window| window + WINDOW_SLACK + ASSUMED_STEP_TOKENS + TOKENS_PER_BLOCK);
             pages(tokens.min(seen.unwrap_or(tokens)))
         });
         pool.could_hold(&needed.collect::<Vec<_>>())

@@ -14,7 +14,7 @@ use incant_kernels::shared::SharedSlice;
 use incant_kernels::{Allocation, Arena};
 
 /// The minimum size of a slab in bytes, if the budget allows.
-const SLAB: usize = 2 << 20;
+const MIN_SLAB_BYTES: usize = 2 << 20;
 
 /// The minimum number of slabs, if slabs of that size can hold a page.
 const MIN_SLABS: usize = 16;
@@ -76,7 +76,7 @@ impl PagePool {
         let lens: Vec<usize> = lens.collect();
         let largest = lens.iter().copied().max().unwrap_or(1);
         let capacity = capacity / size_of::<u16>();
-        let wanted = (SLAB / size_of::<u16>()).min(capacity / MIN_SLABS);
+        let wanted = (MIN_SLAB_BYTES / size_of::<u16>()).min(capacity / MIN_SLABS);
         let slab_len = wanted.div_ceil(largest).max(1) * largest;
         let slabs = capacity / slab_len;
         if slabs < lens.len() {
