@@ -6,8 +6,8 @@
 //! answer. Each token is sampled from a mixture of the logits of the lead and of the members
 //! (see [`Mixture`]), so the lead waits until all rows are available.
 //!
-//! EnsembleLead and members share a [`Ensemble`] behind a lock: a member stores its row there, the lead
-//! takes the rows and stores the token. Each sequence can be computed, swapped out and swapped
+//! The lead and its members share an [`Ensemble`] behind a lock: a member stores its row there, the
+//! lead takes the rows and stores the token. Each sequence can be computed, swapped out and swapped
 //! in independently of the others; a waiting sequence holds no slot, so there is no deadlock.
 //! Waiting engines are woken.
 //!
@@ -15,7 +15,7 @@
 //! stores its final hidden *state* instead of a row: then only the logits of these tokens are
 //! computed for it.
 //!
-//! The group ends with its lead. If a member ends earlier, the lead fails.
+//! The ensemble ends with its lead. If a member ends earlier, the lead fails.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, mpsc};
 
@@ -32,18 +32,18 @@ pub struct MemberSpec {
     pub same_engine: bool,
 }
 
-/// The lead's handle of a group; part of a [`GenerateRequest`](super::GenerateRequest).
+/// The lead's handle of an ensemble; part of a [`GenerateRequest`](super::GenerateRequest).
 #[derive(Clone, Debug)]
 pub struct EnsembleLead(Arc<LeadState>);
 
-/// A member's handle of a group; part of a [`JoinRequest`](super::JoinRequest).
+/// A member's handle of an ensemble; part of a [`JoinRequest`](super::JoinRequest).
 #[derive(Debug)]
 pub struct EnsembleMember {
     ensemble: Arc<Ensemble>,
     index: usize,
 }
 
-/// Creates a group of a lead and members with these specs, which must have the same
+/// Creates an ensemble of a lead and members with these specs, which must have the same
 /// vocabulary. A token is plausible if its probability according to the lead is at least
 /// `plausible` times (above 0, at most 1) that of the most likely token; this applies only if a
 /// weight is negative.
@@ -131,7 +131,7 @@ impl Ensemble {
     }
 }
 
-/// The lead's side. Dropping it, with the lead, ends the group.
+/// The lead's side. Dropping it, with the lead, ends the ensemble.
 #[derive(Debug)]
 struct LeadState(Arc<Ensemble>);
 
@@ -160,7 +160,7 @@ impl EnsembleLead {
         state.members.iter().all(|member| member.row.is_some())
     }
 
-    /// Returns why the group cannot continue, if a member has ended.
+    /// Returns why the ensemble cannot continue, if a member has ended.
     pub(super) fn failure(&self) -> Option<String> {
         self.0.0.state().failure.clone()
     }

@@ -9,10 +9,10 @@ use std::time::Duration;
 use super::step_budget::Budget;
 
 /// The maximum delay of running answers by prompts.
-const WITH_ANSWERS: Duration = Duration::from_millis(100);
+const MAX_STEP_WITH_ANSWERS: Duration = Duration::from_millis(100);
 
 /// The maximum duration of a step without running answers.
-const ALONE: Duration = Duration::from_millis(400);
+const MAX_STEP_ALONE: Duration = Duration::from_millis(400);
 
 /// The minimum number of prompt tokens per step; with fewer, reading the weights would
 /// dominate.
@@ -23,7 +23,7 @@ const MIN_SCORED_TOKENS: usize = 4;
 
 /// The assumed cost of a scored token, in prompt tokens, before any was measured: with a large
 /// vocabulary, the LM head is the largest part of a small model.
-const SCORED_COST: usize = 4;
+const DEFAULT_SCORED_COST: usize = 4;
 
 /// The maximum cost of a scored token, in prompt tokens; a measurement may be an outlier.
 const MAX_SCORED_COST: usize = 64;
@@ -50,7 +50,11 @@ impl PrefillBudget {
 
     /// Returns the prompt budget of the next step.
     pub(super) fn budget(&self, beside_answers: bool) -> Budget {
-        let limit = if beside_answers { WITH_ANSWERS } else { ALONE };
+        let limit = if beside_answers {
+            MAX_STEP_WITH_ANSWERS
+        } else {
+            MAX_STEP_ALONE
+        };
         // A token that is not scored takes no longer than one that is.
         let fitting = match self.per_token.or(self.per_scored) {
             Some(per_token) => (limit.as_secs_f64() / per_token) as usize,
@@ -59,7 +63,7 @@ impl PrefillBudget {
         let scored_row = match (self.per_token, self.per_scored) {
             (Some(token), Some(scored)) => (scored / token).ceil() as usize,
             (None, Some(_)) => 1,
-            (_, None) => SCORED_COST,
+            (_, None) => DEFAULT_SCORED_COST,
         };
         let scored_row = scored_row.clamp(1, MAX_SCORED_COST);
         let least = MIN_PROMPT_TOKENS.max(MIN_SCORED_TOKENS * scored_row);
@@ -99,7 +103,7 @@ impl PrefillBudget {
 mod tests {
     use std::time::Duration;
 
-    use super::{MIN_PROMPT_TOKENS, MIN_SCORED_TOKENS, PrefillBudget, SCORED_COST};
+    use super::{DEFAULT_SCORED_COST, MIN_PROMPT_TOKENS, MIN_SCORED_TOKENS, PrefillBudget};
 
     fn rows(prefill_budget: &PrefillBudget, beside_answers: bool) -> usize {
         prefill_budget.budget(beside_answers).rows
@@ -137,7 +141,7 @@ mod tests {
         let mut prefill_budget = PrefillBudget::new(256);
         assert_eq!(
             prefill_budget.budget(true).scored_row,
-            SCORED_COST,
+            DEFAULT_SCORED_COST,
             "nothing is known"
         );
         for _ in 0..40 {

@@ -106,9 +106,9 @@ impl Sequence {
         self.events.is_closed()
     }
 
-    /// Receives the tokens of the sequence that it follows, or with which it is grouped.
+    /// Receives the tokens of the sequence that it follows, or whose ensemble it is in.
     /// Returns whether the sequence continues: a follower ends when its leader has ended and
-    /// all tokens are scored; a member of a group ends when its lead has ended.
+    /// all tokens are scored; a member of an ensemble ends when its lead has ended.
     pub(super) fn receive(&mut self) -> bool {
         match &mut self.task {
             Task::Answer(answer) => {
@@ -152,7 +152,7 @@ impl Sequence {
         }
     }
 
-    /// Whether the sequence waits for others: for its followers, its leader, or its group.
+    /// Whether the sequence waits for others: for its followers, its leader, or its ensemble.
     pub(super) fn is_paused(&self) -> bool {
         match &self.task {
             // The step that completes its prompt also chooses a token.
@@ -387,7 +387,7 @@ impl Sequence {
         }
     }
 
-    /// Whether it holds its row of logits, and all members of its group have stored theirs.
+    /// Whether it holds its row of logits, and all members of its ensemble have stored theirs.
     pub(super) fn can_choose_now(&self) -> bool {
         match &self.task {
             Task::Answer(answer) if answer.held.is_some() => answer.can_choose(),
@@ -406,7 +406,7 @@ impl Sequence {
         }
     }
 
-    /// Chooses the next token, or holds the row of logits until all members of the group have
+    /// Chooses the next token, or holds the row of logits until all members of the ensemble have
     /// stored theirs. Returns whether the sequence continues.
     pub(super) fn choose_or_hold(
         &mut self,
@@ -471,7 +471,7 @@ impl Sequence {
         }
     }
 
-    /// Reports to the client and to the group that the sequence failed.
+    /// Reports to the client and to the ensemble that the sequence failed.
     pub(super) fn fail(&self, why: &str) {
         self.task.fail(why);
         self.send(Event::Failed(why.to_owned()));

@@ -11,7 +11,7 @@ use super::client::Client;
 
 /// The maximum number of scored rows per step. Each holds a row of logits (64 rows of gemma's
 /// 262,144 logits are 64 MiB).
-pub(super) const SCORED_ROWS: usize = 64;
+pub(super) const MAX_SCORED_ROWS: usize = 64;
 
 /// The demand of a sequence for rows of a step.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -66,7 +66,7 @@ pub(super) fn divide_step(demands: &[Demand], budget: Budget) -> Vec<usize> {
         }
     };
     let mut scored: HashMap<Client, usize> = HashMap::new();
-    for (mut rows, of_client) in of_clients(demands, SCORED_ROWS, logits) {
+    for (mut rows, of_client) in of_clients(demands, MAX_SCORED_ROWS, logits) {
         let client = demands[of_client[0]].client;
         let answers = of_client.into_iter().filter(|&at| demands[at].is_answer);
         let answers: Vec<usize> = answers.collect();
@@ -267,7 +267,7 @@ mod tests {
         demands.extend(vec![scored(answer(demand("b", 8))); 20]);
         demands.push(scored(demand("c", 30)));
         let counts = divide_step(&demands, plenty);
-        assert_eq!(counts.iter().sum::<usize>(), SCORED_ROWS);
+        assert_eq!(counts.iter().sum::<usize>(), MAX_SCORED_ROWS);
         // Scored answers take precedence over prompts; no client takes everything.
         assert_eq!(counts[6..9], [7, 7, 7], "{counts:?}");
         assert!(counts[9..29].iter().all(|&count| count <= 2), "{counts:?}");

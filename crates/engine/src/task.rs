@@ -1,4 +1,4 @@
-//! The purposes of sequences: generate, follow, or join a group.
+//! The purposes of sequences: generate, follow, or join an ensemble.
 
 use std::sync::Arc;
 
@@ -35,7 +35,7 @@ impl Task {
         }
     }
 
-    /// Reports to the group that the sequence failed.
+    /// Reports to the ensemble that the sequence failed.
     pub(super) fn fail(&self, why: &str) {
         if let Task::Join { member, .. } = self {
             member.fail(why);
@@ -53,7 +53,7 @@ pub(super) struct Answering {
     pub(super) scoring: Option<Scoring>,
     pub(super) followers: Followers,
     pub(super) together: Option<Together>,
-    /// The row of logits for the next token, while members of the group have not all computed
+    /// The row of logits for the next token, while members of the ensemble have not all computed
     /// theirs.
     pub(super) held: Option<Vec<f32>>,
 }

@@ -76,7 +76,7 @@ impl StepStatistics {
     }
 
     /// Estimates the remaining time of a sequence, given the seconds per prompt token.
-    pub(super) fn expect(&self, left: RemainingWork, per_prompt_token: f64) -> Duration {
+    pub(super) fn estimate(&self, left: RemainingWork, per_prompt_token: f64) -> Duration {
         let answer = match (left.answer, self.tokens) {
             // The age of an answer says nothing about its remaining length.
             (Some(most), Some(mean)) if left.may_end => mean.min(most as f64),
@@ -138,7 +138,8 @@ mod tests {
             may_end,
         };
         let mut statistics = StepStatistics::default();
-        let take = |statistics: &StepStatistics, left| statistics.expect(left, 0.01).as_secs_f64();
+        let take =
+            |statistics: &StepStatistics, left| statistics.estimate(left, 0.01).as_secs_f64();
         assert_eq!(
             take(&statistics, left(100, Some(50), true)),
             1.0,

@@ -147,7 +147,7 @@ impl Worker {
     /// should end.
     fn read_messages(&mut self) -> bool {
         if self.is_idle() {
-            self.shared.heartbeat.rest();
+            self.shared.heartbeat.idle();
             match self.inbox.recv() {
                 Ok(message) => {
                     self.shared.heartbeat.beat();
@@ -172,7 +172,7 @@ impl Worker {
         }
     }
 
-    /// Chooses the next token of sequences whose group, in this engine or others, has computed
+    /// Chooses the next token of sequences whose ensemble, in this engine or others, has computed
     /// all rows; also of sequences that are swapped out.
     fn choose_held(&mut self) {
         let executor = self.executor.as_mut();

@@ -4,12 +4,12 @@
 use std::borrow::Cow;
 
 /// The number of characters of an untrusted value that an error or log line repeats.
-const EXCERPT: usize = 200;
+const MAX_EXCERPT: usize = 200;
 
 /// Returns `text`, or the first 200 characters of a longer one and an ellipsis: for errors and log
 /// lines, which must not grow with untrusted input.
 pub fn excerpt(text: &str) -> Cow<'_, str> {
-    match text.char_indices().nth(EXCERPT) {
+    match text.char_indices().nth(MAX_EXCERPT) {
         Some((end, _)) => Cow::Owned(format!("{}\u{2026}", &text[..end])),
         None => Cow::Borrowed(text),
     }

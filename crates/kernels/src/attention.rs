@@ -27,9 +27,10 @@ pub const CHUNK: usize = 128;
 
 /// Keys and values of one head for a block of [`TOKENS_PER_BLOCK`] tokens, as f16.
 ///
-/// Keys are `[head_dim][TOKENS_PER_BLOCK]`, values are `[head_dim / 16, rounded up][TOKENS_PER_BLOCK][16]`. Data of
-/// tokens that no row sees is never used, so a block need not be filled. Data of visible tokens
-/// must be finite; [`write_key`] and [`write_value`] ensure this for every input except NaN.
+/// Keys are `[head_dim][TOKENS_PER_BLOCK]`, values are
+/// `[head_dim / 16, rounded up][TOKENS_PER_BLOCK][16]`. Data of tokens that no row sees is never
+/// used, so a block need not be filled. Data of visible tokens must be finite; [`write_key`] and
+/// [`write_value`] ensure this for every input except NaN.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Block<'a> {
     /// The keys: at least [`key_block_len`] elements.

@@ -10,11 +10,11 @@ use super::isa::{Isa, Tier};
 use super::math::{LANES, Lanes, dispatch};
 
 /// Sums that run side by side, so that additions do not wait for each other.
-const SUMS: usize = 4;
+const INDEPENDENT_SUMS: usize = 4;
 
 /// The largest elements are scaled to at most this value: far from overflow; sums of products
 /// are in f32 anyway.
-const TOP: f32 = 16_384.0;
+const MAX_SCALED: f32 = 16_384.0;
 
 /// A packed pair of low-rank matrices.
 #[derive(Debug)]
@@ -126,11 +126,11 @@ fn weighted_sum<L: Lanes>(
     before: &[f32; LANES],
     out: &mut [f32; LANES],
 ) {
-    let mut sums = [lanes.zero(); SUMS];
-    let (groups, rest) = vectors.as_chunks::<SUMS>();
-    let (factor_groups, factor_rest) = factors.as_chunks::<SUMS>();
+    let mut sums = [lanes.zero(); INDEPENDENT_SUMS];
+    let (groups, rest) = vectors.as_chunks::<INDEPENDENT_SUMS>();
+    let (factor_groups, factor_rest) = factors.as_chunks::<INDEPENDENT_SUMS>();
     for (vectors, factors) in groups.iter().zip(factor_groups) {
-        for at in 0..SUMS {
+        for at in 0..INDEPENDENT_SUMS {
             let vector = lanes.load_f16(&vectors[at]);
             sums[at] = lanes.mul_add(vector, lanes.splat(factors[at]), sums[at]);
         }
@@ -148,7 +148,11 @@ fn weighted_sum<L: Lanes>(
 fn pack(matrix: &[f32], columns: usize) -> (Vec<[u16; LANES]>, f32) {
     let largest = matrix.iter().fold(0.0f32, |most, x| most.max(x.abs()));
     let factor = if largest > 0.0 {
-        (TOP / largest).log2().floor().clamp(-100.0, 100.0).exp2()
+        (MAX_SCALED / largest)
+            .log2()
+            .floor()
+            .clamp(-100.0, 100.0)
+            .exp2()
     } else {
         1.0
     };

@@ -10,11 +10,11 @@ use std::sync::Arc;
 use memmap2::MmapMut;
 
 /// The size of a huge page on x86-64 and on ARM with 4 KiB pages.
-const HUGE: usize = 2 << 20;
+const HUGE_PAGE: usize = 2 << 20;
 /// The minimum size of a mapping.
 const MIN_MAPPING: usize = 64 << 20;
 /// The size of a cache line, to which allocations are aligned.
-const LINE: usize = 64;
+const CACHE_LINE: usize = 64;
 
 /// A bump allocator outside the heap, which places allocations side by side in huge pages.
 ///
@@ -57,7 +57,7 @@ impl Arena {
             }
         };
         let at = self.used;
-        self.used = (at + len).next_multiple_of(LINE).min(mapping.len);
+        self.used = (at + len).next_multiple_of(CACHE_LINE).min(mapping.len);
         Ok(Allocation { mapping, at, len })
     }
 }
@@ -66,16 +66,16 @@ impl Mapping {
     fn new(len: usize) -> io::Result<Mapping> {
         // Map more than requested, so that the start can be aligned to a huge page. Memory that
         // is never touched is never backed.
-        let with_more = |len: usize| Some((len, len.checked_add(HUGE)?));
+        let with_more = |len: usize| Some((len, len.checked_add(HUGE_PAGE)?));
         let (len, mapped) = len
-            .checked_next_multiple_of(HUGE)
+            .checked_next_multiple_of(HUGE_PAGE)
             .and_then(with_more)
             .ok_or(io::ErrorKind::OutOfMemory)?;
         let mut map = MmapMut::map_anon(mapped)?;
         // A hint only: without huge pages everything works, but slower.
         #[cfg(target_os = "linux")]
         let _ = map.advise(memmap2::Advice::HugePage);
-        let before = map.as_ptr().align_offset(HUGE);
+        let before = map.as_ptr().align_offset(HUGE_PAGE);
         let start = NonNull::from(&mut map[before..before + len]).cast();
         Ok(Mapping {
             start,
@@ -130,11 +130,11 @@ impl Allocation {
 
 #[cfg(test)]
 mod tests {
-    use super::{Arena, HUGE, MIN_MAPPING};
+    use super::{Arena, HUGE_PAGE, MIN_MAPPING};
 
     #[test]
     fn more_than_there_can_be_is_refused() {
-        for len in [usize::MAX, usize::MAX - HUGE, usize::MAX / 2] {
+        for len in [usize::MAX, usize::MAX - HUGE_PAGE, usize::MAX / 2] {
             assert!(Arena::default().zeroed(len).is_err(), "{len}");
         }
     }

@@ -15,7 +15,7 @@ use super::Worker;
 use crate::exec::ExecError;
 
 /// Memory moves only to an owner that was served this number of rows less: swapping takes time,
-/// and sequences of one group need each other in memory.
+/// and sequences of one ensemble need each other in memory.
 pub(super) const QUANTUM: u64 = 512;
 
 /// A sequence that wants a slot, by its index among those of its kind.

@@ -98,7 +98,7 @@ impl Worker {
                 }
             }
         }
-        // Only now, because other members of the group may come later in the batch.
+        // Only now, because other members of the ensemble may come later in the batch.
         for (index, row) in choosing {
             let logits = self.logits.row_mut(row);
             let executor = self.executor.as_mut();
@@ -119,7 +119,7 @@ impl Worker {
     /// Publishes the estimate of how long the current sequences will take.
     pub(super) fn update_wait_estimate(&self) {
         let per_token = self.prefill_budget.per_token();
-        let takes = |left| self.statistics.expect(left, per_token);
+        let takes = |left| self.statistics.estimate(left, per_token);
         let slots = self.running.iter().filter(|one| one.holds_slot());
         let swapped = self.swapped.iter().map(|one| one.sequence());
         let parked = self.running.iter().filter(|one| !one.holds_slot());

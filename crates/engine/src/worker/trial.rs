@@ -7,7 +7,7 @@ use crate::exec::{AdapterId, Chunk, ExecError, Logits, Wanted};
 use incant_model::lora::Lora;
 
 /// The number of tokens an adapter is tried on.
-const TRIED: usize = 16;
+const TRIAL_TOKENS: usize = 16;
 
 impl Worker {
     /// Loads an adapter if a forward pass with it gives finite logits.
@@ -34,7 +34,7 @@ impl Worker {
     /// out other sequences if there is too little memory.
     fn is_finite_under(&mut self, id: AdapterId) -> Result<bool, ExecError> {
         let vocab = self.executor.spec().vocab;
-        let count = TRIED.min(self.executor.max_tokens()).min(vocab);
+        let count = TRIAL_TOKENS.min(self.executor.max_tokens()).min(vocab);
         let tokens = (0..count).map(|at| (at * vocab / count) as u32);
         let tokens: Vec<u32> = tokens.collect();
         let sequence = self.executor.begin_with_adapter(Some(id))?;

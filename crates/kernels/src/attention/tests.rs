@@ -379,7 +379,7 @@ mod wide_lanes {
 
     impl Lanes for Wide {
         type Vector = <Plain as Lanes>::Vector;
-        const TALLEST: usize = 6;
+        const MAX_TILE_ROWS: usize = 6;
         const WIDE: bool = true;
 
         fn zero(self) -> Self::Vector {

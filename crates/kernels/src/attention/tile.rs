@@ -6,16 +6,16 @@ use super::{CHUNK, KvChunk, Partials, TOKENS_PER_BLOCK, key_block_len, value_blo
 use crate::math::{LANES, Lanes, exp, soft_cap_one, sum_lanes};
 
 /// Blocks per chunk.
-const BLOCKS: usize = CHUNK / TOKENS_PER_BLOCK;
+const BLOCKS_PER_CHUNK: usize = CHUNK / TOKENS_PER_BLOCK;
 
 /// Dimensions between two prefetches.
-const STEP: usize = 16;
+const DIMS_PER_PREFETCH: usize = 16;
 
 /// f16 elements per cache line.
-const LINE: usize = 32;
+const ELEMENTS_PER_CACHE_LINE: usize = 32;
 
 /// The scores of one row, later replaced by their weights: `[block][key]`.
-type Scores = [[f32; LANES]; BLOCKS];
+type Scores = [[f32; LANES]; BLOCKS_PER_CHUNK];
 
 /// [`super::attend`] with the given instructions.
 #[inline(always)]
@@ -28,7 +28,7 @@ pub(super) fn attend<L: Lanes>(
     out: &mut Partials<'_>,
 ) {
     let rows = visible.len();
-    let tiles = rows.div_ceil(L::TALLEST);
+    let tiles = rows.div_ceil(L::MAX_TILE_ROWS);
     let mut start = 0;
     for index in 0..tiles {
         // Tiles are as even in height as possible.
@@ -44,7 +44,7 @@ pub(super) fn attend<L: Lanes>(
         let out = out.rows(start..end);
         let height = end - start;
         // Lets the compiler drop the arms of taller tiles.
-        assert!(height <= L::TALLEST);
+        assert!(height <= L::MAX_TILE_ROWS);
         // With few rows, several vectors of keys or values are processed side by side, so that
         // there are enough independent sums to hide the latency of additions.
         match (height, L::WIDE) {
@@ -90,7 +90,7 @@ impl<L: Lanes> Tile<'_, L> {
         let end = some().map(|seen| seen.end).max().unwrap_or(0);
         let blocks = first / TOKENS_PER_BLOCK..end.div_ceil(TOKENS_PER_BLOCK);
 
-        let mut scores: [Scores; ROWS] = [[[0.0; LANES]; BLOCKS]; ROWS];
+        let mut scores: [Scores; ROWS] = [[[0.0; LANES]; BLOCKS_PER_CHUNK]; ROWS];
         let whole = blocks.len() - blocks.len() % SIDE;
         for at in (0..whole).step_by(SIDE) {
             self.scores::<ROWS, SIDE>(blocks.start + at, at, &mut scores);
@@ -140,11 +140,11 @@ impl<L: Lanes> Tile<'_, L> {
         let queries: [&[f32]; ROWS] =
             std::array::from_fn(|row| &self.queries[row * head_dim..][..head_dim]);
         let mut sums = [[lanes.zero(); SIDE]; ROWS];
-        for first in (0..head_dim).step_by(STEP) {
+        for first in (0..head_dim).step_by(DIMS_PER_PREFETCH) {
             if self.prefetch {
                 self.prefetch(block..block + SIDE, first);
             }
-            for dim in first..head_dim.min(first + STEP) {
+            for dim in first..head_dim.min(first + DIMS_PER_PREFETCH) {
                 let mut vectors = [lanes.zero(); SIDE];
                 for side in 0..SIDE {
                     vectors[side] = lanes.load_f16(&keys[side][dim]);
@@ -173,9 +173,11 @@ impl<L: Lanes> Tile<'_, L> {
         for block in blocks {
             let values = self.chunk.blocks[block].values.as_ptr();
             // After the last block, the choice does not matter.
-            let next = (block + ahead).min(BLOCKS - 1);
+            let next = (block + ahead).min(BLOCKS_PER_CHUNK - 1);
             let keys = self.chunk.blocks[next].keys.as_ptr();
-            for line in (dim * TOKENS_PER_BLOCK..(dim + STEP) * TOKENS_PER_BLOCK).step_by(LINE) {
+            for line in (dim * TOKENS_PER_BLOCK..(dim + DIMS_PER_PREFETCH) * TOKENS_PER_BLOCK)
+                .step_by(ELEMENTS_PER_CACHE_LINE)
+            {
                 self.lanes.prefetch(values.wrapping_add(line));
                 self.lanes.prefetch(keys.wrapping_add(line));
             }

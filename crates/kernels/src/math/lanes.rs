@@ -21,7 +21,7 @@ pub(crate) trait Lanes: Copy {
     type Vector: Copy;
     /// The maximum number of rows of a tile that share a vector of factors, such that all sums,
     /// the factors and one more value stay in registers.
-    const TALLEST: usize;
+    const MAX_TILE_ROWS: usize;
     /// Whether one register holds all 16 elements and there are 32 registers.
     const WIDE: bool;
 
@@ -50,7 +50,7 @@ pub(crate) struct Plain;
 
 impl Lanes for Plain {
     type Vector = [f32; LANES];
-    const TALLEST: usize = 2;
+    const MAX_TILE_ROWS: usize = 2;
     const WIDE: bool = false;
 
     #[inline(always)]
@@ -120,7 +120,7 @@ mod x86 {
     // the arrays are as long as the data read or written.
     impl Lanes for Avx2 {
         type Vector = [__m256; 2];
-        const TALLEST: usize = 6;
+        const MAX_TILE_ROWS: usize = 6;
         const WIDE: bool = false;
 
         #[inline(always)]
@@ -210,7 +210,7 @@ mod x86 {
     // SAFETY of all blocks below: as for `Avx2`.
     impl Lanes for Avx512 {
         type Vector = __m512;
-        const TALLEST: usize = 6;
+        const MAX_TILE_ROWS: usize = 6;
         const WIDE: bool = true;
 
         #[inline(always)]

@@ -262,20 +262,20 @@ pub(super) fn read_u16s(bytes: &[u8; 2 * LANES]) -> [u16; LANES] {
 }
 
 /// The maximum number of groups per unit.
-pub(super) const MOST_GROUPS: usize = 16;
+pub(super) const MAX_GROUPS: usize = 16;
 
 /// The scales and minima of one unit, as f32.
 #[repr(align(64))]
 pub(super) struct UnitScales {
-    pub(super) scales: [[f32; LANES]; MOST_GROUPS],
-    pub(super) minima: [[f32; LANES]; MOST_GROUPS],
+    pub(super) scales: [[f32; LANES]; MAX_GROUPS],
+    pub(super) minima: [[f32; LANES]; MAX_GROUPS],
 }
 
 impl UnitScales {
     pub(super) fn new() -> UnitScales {
         UnitScales {
-            scales: [[0.0; LANES]; MOST_GROUPS],
-            minima: [[0.0; LANES]; MOST_GROUPS],
+            scales: [[0.0; LANES]; MAX_GROUPS],
+            minima: [[0.0; LANES]; MAX_GROUPS],
         }
     }
 

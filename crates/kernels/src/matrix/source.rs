@@ -5,12 +5,12 @@
 use incant_gguf::TensorType;
 
 /// Columns of the longest unit.
-const LONGEST: usize = 256;
+const MAX_UNIT_COLUMNS: usize = 256;
 
 /// The codes and scales of one row of one unit, in the order of its columns.
 #[derive(Clone, Debug)]
 pub(super) struct Unit {
-    pub(super) codes: [u8; LONGEST],
+    pub(super) codes: [u8; MAX_UNIT_COLUMNS],
     /// f16 bits: the scale, or the scale of the scales.
     pub(super) scale: u16,
     /// f16 bits: the minimum, or the scale of the minima; the minimum is added.
@@ -24,7 +24,7 @@ pub(super) struct Unit {
 impl Unit {
     pub(super) fn new() -> Unit {
         Unit {
-            codes: [0; LONGEST],
+            codes: [0; MAX_UNIT_COLUMNS],
             scale: 0,
             minimum: 0,
             scales: [0; 16],

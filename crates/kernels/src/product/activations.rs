@@ -71,7 +71,7 @@ pub struct Activations {
 pub(super) const TILE_ROWS: usize = 16;
 
 /// The largest code. The sum of 32 products with 8-bit codes fits in 32 bits.
-const GREATEST: f32 = 32767.0;
+const MAX_CODE: f32 = 32767.0;
 
 impl Activations {
     /// Creates activations without rows, for kernels of `isa`.
@@ -100,8 +100,8 @@ impl Activations {
             Tier::Amx => prompts.min(rows),
             _ => rows,
         };
-        cut(&mut self.tiles, self.plain, tallest(self.isa));
-        cut(&mut self.dense_tiles, rows, tallest(self.isa));
+        cut(&mut self.tiles, self.plain, max_tile_rows(self.isa));
+        cut(&mut self.dense_tiles, rows, max_tile_rows(self.isa));
         let blocks = columns.div_ceil(COLUMNS_PER_BLOCK);
         if forms.codes && self.plain < rows {
             let tiles = (rows - self.plain).div_ceil(TILE_ROWS);
@@ -274,8 +274,8 @@ impl Activations {
 }
 
 /// Cuts `rows` rows into the smallest number of tiles of about the same height.
-fn cut(tiles: &mut Vec<(usize, usize)>, rows: usize, tallest: usize) {
-    let count = rows.div_ceil(tallest);
+fn cut(tiles: &mut Vec<(usize, usize)>, rows: usize, max_rows: usize) {
+    let count = rows.div_ceil(max_rows);
     tiles.clear();
     let mut first = 0;
     for tile in 0..count {
@@ -449,9 +449,9 @@ fn round_body(values: &[f32; COLUMNS_PER_BLOCK], codes: &mut [u32; PAIRS]) -> (f
         }
     }
     let greatest = f32::from_bits(greatest.into_iter().fold(0, u32::max));
-    let scale = greatest / GREATEST;
+    let scale = greatest / MAX_CODE;
     let inverse = if scale > 0.0 {
-        GREATEST / greatest
+        MAX_CODE / greatest
     } else {
         0.0
     };
@@ -480,13 +480,13 @@ fn round_body(values: &[f32; COLUMNS_PER_BLOCK], codes: &mut [u32; PAIRS]) -> (f
 }
 
 /// The height of the tallest tile of the kernels of `isa`.
-pub(super) fn tallest(isa: Isa) -> usize {
+pub(super) fn max_tile_rows(isa: Isa) -> usize {
     match isa.tier() {
         #[cfg(target_arch = "x86_64")]
-        Tier::Avx2 => tile::tallest::<Avx2>(),
+        Tier::Avx2 => tile::max_tile_rows::<Avx2>(),
         #[cfg(target_arch = "x86_64")]
-        Tier::Avx512 | Tier::Amx => tile::tallest::<Avx512>(),
-        _ => tile::tallest::<Plain>(),
+        Tier::Avx512 | Tier::Amx => tile::max_tile_rows::<Avx512>(),
+        _ => tile::max_tile_rows::<Plain>(),
     }
 }
 
@@ -495,7 +495,7 @@ mod tests {
     use half::bf16;
 
     #[test]
-    fn halves_are_bf16() {
+    fn rounding_gives_bf16() {
         for high in 0..=u16::MAX {
             // At, below and above the midpoint between two bf16 values.
             for low in [0, 1, 0x7FFF, 0x8000, 0x8001, 0xFFFF] {

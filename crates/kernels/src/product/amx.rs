@@ -30,7 +30,7 @@ const ZERO: Block = Block([[[0; 2]; LANES]; PAIRS]);
 const TILE: usize = TILE_ROWS * COLUMNS_PER_BLOCK;
 
 /// The number of row tiles that are multiplied with a block together: one result register each.
-const TOGETHER: usize = 4;
+const TILES_PER_STEP: usize = 4;
 
 /// The tile configuration: eight registers of 16 rows of 64 bytes.
 #[repr(C, align(64))]
@@ -194,10 +194,10 @@ fn to_bf16(first: __m512, second: __m512) -> __m512i {
 
 /// Multiplies all row tiles with a dequantized panel.
 fn multiply_panel(blocks: &[Block], tiles: &[u16], tile_len: usize, out: &mut [[f32; LANES]]) {
-    let mut results = [Results([[0.0; LANES]; TILE_ROWS]); TOGETHER];
+    let mut results = [Results([[0.0; LANES]; TILE_ROWS]); TILES_PER_STEP];
     let _registers = Registers::take();
-    let groups = tiles.chunks(TOGETHER * tile_len);
-    for (tiles, out) in groups.zip(out.chunks_mut(TOGETHER * TILE_ROWS)) {
+    let groups = tiles.chunks(TILES_PER_STEP * tile_len);
+    for (tiles, out) in groups.zip(out.chunks_mut(TILES_PER_STEP * TILE_ROWS)) {
         let count = tiles.len() / tile_len;
         // If there are fewer tiles than registers, the first tiles are repeated and the surplus
         // results are discarded.
@@ -259,11 +259,11 @@ struct Results([[f32; LANES]; TILE_ROWS]);
 
 /// The size in bytes of the rows that are multiplied with all weights of some columns before
 /// the next rows: chosen to fit in the L2 cache.
-const IN_CACHE: usize = 1 << 20;
+const MAX_L2_BYTES: usize = 1 << 20;
 
 /// Returns how many blocks along the summed dimension are multiplied before the next ones.
 fn depth(rows: usize) -> usize {
-    (IN_CACHE / (size_of::<u16>() * rows.max(1) * COLUMNS_PER_BLOCK)).max(1)
+    (MAX_L2_BYTES / (size_of::<u16>() * rows.max(1) * COLUMNS_PER_BLOCK)).max(1)
 }
 
 /// Computes `y = x·Wᵀ` for the outputs of some panels.

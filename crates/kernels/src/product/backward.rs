@@ -26,17 +26,17 @@ pub(super) const SPARSE_PANELS: usize = 1;
 const PAIRS: usize = LANES / 2;
 
 /// Blocks of columns that are prepared together: the gradients are read once for all of them.
-const BLOCKS: usize = 4;
+const BLOCKS_PER_STEP: usize = 4;
 
 /// Rows whose sums are in registers together.
-const ROWS: usize = 6;
+const ROWS_PER_GROUP: usize = 6;
 
 /// Vectors per row of a block.
-const VECTORS: usize = COLUMNS_PER_BLOCK / LANES;
+const VECTORS_PER_BLOCK: usize = COLUMNS_PER_BLOCK / LANES;
 
 /// The limits that weights and gradients are rounded to: sums of their products stay below 2³¹.
-const LARGEST_WEIGHT: f32 = 4095.0;
-const LARGEST_FACTOR: f32 = 8191.0;
+const MAX_WEIGHT_CODE: f32 = 4095.0;
+const MAX_GRADIENT_CODE: f32 = 8191.0;
 
 /// Smaller values are treated as 0.
 const MIN_MAGNITUDE: f32 = 1e-30;
@@ -72,7 +72,7 @@ fn scale(largest: f32, limit: f32) -> (f32, f32) {
 }
 
 /// Pairs of outputs of a part: `[panel][pair][row]`.
-type Group<const PANELS: usize> = [[[u32; ROWS]; PAIRS]; PANELS];
+type Group<const PANELS: usize> = [[[u32; ROWS_PER_GROUP]; PAIRS]; PANELS];
 
 /// Quantized gradients of the outputs; a part is `PANELS` panels of outputs.
 pub(super) struct QuantizedGradients<const PANELS: usize> {
@@ -80,7 +80,7 @@ pub(super) struct QuantizedGradients<const PANELS: usize> {
     parts: Vec<Range<usize>>,
     /// The index of each row, and the inverse of its scale factor.
     rows: Vec<(u32, f32)>,
-    /// One group for each [`ROWS`] rows. Every part begins a new group.
+    /// One group for each [`ROWS_PER_GROUP`] rows. Every part begins a new group.
     codes: Vec<Group<PANELS>>,
 }
 
@@ -107,10 +107,10 @@ impl<const PANELS: usize> QuantizedGradients<PANELS> {
                 if largest == 0.0 || largest < least(row) {
                     continue;
                 }
-                let (factor, undo) = scale(largest, LARGEST_FACTOR);
-                let place = (factors.rows.len() - first) % ROWS;
+                let (factor, undo) = scale(largest, MAX_GRADIENT_CODE);
+                let place = (factors.rows.len() - first) % ROWS_PER_GROUP;
                 if place == 0 {
-                    factors.codes.push([[[0; ROWS]; PAIRS]; PANELS]);
+                    factors.codes.push([[[0; ROWS_PER_GROUP]; PAIRS]; PANELS]);
                 }
                 factors.rows.push((row as u32, undo));
                 let mut codes = [[0; LANES]; PANELS];
@@ -132,9 +132,9 @@ impl<const PANELS: usize> QuantizedGradients<PANELS> {
 #[repr(align(64))]
 struct Prepared<const PANELS: usize> {
     /// Pairs of outputs: `[vector of columns][panel][pair][column]`.
-    codes: [[[[u32; LANES]; PAIRS]; PANELS]; BLOCKS * VECTORS],
+    codes: [[[[u32; LANES]; PAIRS]; PANELS]; BLOCKS_PER_STEP * VECTORS_PER_BLOCK],
     /// The inverse of the scale factor of each block.
-    undo: [f32; BLOCKS],
+    undo: [f32; BLOCKS_PER_STEP],
 }
 
 /// Adds the contribution of some panels to all rows of `dx`.
@@ -149,11 +149,11 @@ pub(super) fn backward<L: Words, const PANELS: usize>(
     let columns = matrix.columns();
     let blocks = columns.div_ceil(COLUMNS_PER_BLOCK);
     let mut weights = Prepared {
-        codes: [[[[0; LANES]; PAIRS]; PANELS]; BLOCKS * VECTORS],
-        undo: [0.0; BLOCKS],
+        codes: [[[[0; LANES]; PAIRS]; PANELS]; BLOCKS_PER_STEP * VECTORS_PER_BLOCK],
+        undo: [0.0; BLOCKS_PER_STEP],
     };
-    for first in (0..blocks).step_by(BLOCKS) {
-        let blocks = first..blocks.min(first + BLOCKS);
+    for first in (0..blocks).step_by(BLOCKS_PER_STEP) {
+        let blocks = first..blocks.min(first + BLOCKS_PER_STEP);
         let mut codes = &factors.codes[..];
         for (part, rows) in factors.parts.iter().enumerate() {
             if rows.is_empty() {
@@ -162,11 +162,11 @@ pub(super) fn backward<L: Words, const PANELS: usize>(
             let start = panels.start + part * PANELS;
             let panels = start..panels.end.min(start + PANELS);
             prepare(lanes, matrix, panels, blocks.clone(), &mut weights);
-            let groups = factors.rows[rows.clone()].chunks(ROWS);
+            let groups = factors.rows[rows.clone()].chunks(ROWS_PER_GROUP);
             let (own, rest) = codes.split_at(groups.len());
             codes = rest;
             for (rows, codes) in groups.zip(own) {
-                for vector in 0..blocks.len() * VECTORS {
+                for vector in 0..blocks.len() * VECTORS_PER_BLOCK {
                     let at = first * COLUMNS_PER_BLOCK + vector * LANES;
                     if at < columns {
                         add(lanes, &weights, vector, (rows, codes), (dx, columns, at));
@@ -186,7 +186,7 @@ fn add<L: Words, const PANELS: usize>(
     (rows, codes): (&[(u32, f32)], &Group<PANELS>),
     (dx, columns, at): (&mut [f32], usize, usize),
 ) {
-    let mut sums = [lanes.splat_words(0); ROWS];
+    let mut sums = [lanes.splat_words(0); ROWS_PER_GROUP];
     let pairs = weights.codes[vector].as_flattened().iter();
     for (weights, codes) in pairs.zip(codes.as_flattened()) {
         let weights = lanes.load_words(weights);
@@ -194,7 +194,7 @@ fn add<L: Words, const PANELS: usize>(
             *sum = lanes.add_products(*sum, weights, lanes.splat_words(code));
         }
     }
-    let undo = weights.undo[vector / VECTORS];
+    let undo = weights.undo[vector / VECTORS_PER_BLOCK];
     let width = LANES.min(columns - at);
     for (&(row, factor), sum) in rows.iter().zip(sums) {
         let (sum, scale) = (lanes.to_f32(sum), lanes.splat(factor * undo));
@@ -224,9 +224,9 @@ fn prepare<L: Words, const PANELS: usize>(
     let mut values = [const { UnpackedDense([[0.0; LANES]; COLUMNS_PER_BLOCK]) }; PANELS];
     if panels.len() < PANELS {
         // Missing panels contribute nothing.
-        out.codes = [[[[0; LANES]; PAIRS]; PANELS]; BLOCKS * VECTORS];
+        out.codes = [[[[0; LANES]; PAIRS]; PANELS]; BLOCKS_PER_STEP * VECTORS_PER_BLOCK];
     }
-    let vectors = out.codes.as_chunks_mut::<VECTORS>().0;
+    let vectors = out.codes.as_chunks_mut::<VECTORS_PER_BLOCK>().0;
     for ((block, vectors), undo) in blocks.zip(vectors).zip(&mut out.undo) {
         let mut most = 0.0f32;
         for (panel, values) in panels.clone().zip(&mut values) {
@@ -238,7 +238,7 @@ fn prepare<L: Words, const PANELS: usize>(
                 largest
             };
         }
-        let (factor, inverse) = scale(most, LARGEST_WEIGHT);
+        let (factor, inverse) = scale(most, MAX_WEIGHT_CODE);
         *undo = inverse;
         for (panel, values) in values[..panels.len()].iter().enumerate() {
             let columns = values.0.as_chunks::<LANES>().0;

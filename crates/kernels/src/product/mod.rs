@@ -65,7 +65,7 @@ struct Tile<'a> {
 
 /// The size in bytes of the activations that are multiplied with one panel after the other:
 /// chosen to fit in the L2 cache. (Processors with AMX have a larger one.)
-const IN_CACHE: usize = 256 << 10;
+const MAX_L2_BYTES: usize = 256 << 10;
 
 #[cfg(target_arch = "x86_64")]
 thread_local! {
@@ -74,7 +74,7 @@ thread_local! {
 }
 
 /// The maximum number of rows that AMX processes together.
-const TALLEST: usize = 512;
+const MAX_AMX_ROWS: usize = 512;
 
 /// Input rows of matrices of the same width, prepared on this thread and treated like prompt
 /// rows.
@@ -103,10 +103,10 @@ impl Inputs {
         let forms = ActivationForms::of(matrices);
         let height = match isa.tier() {
             // AMX splits the rows along the columns by itself.
-            Tier::Amx if !forms.dense() => TALLEST,
+            Tier::Amx if !forms.dense() => MAX_AMX_ROWS,
             _ => {
-                let tall = activations::tallest(isa);
-                (IN_CACHE / (size_of::<u16>() * columns) / tall).max(1) * tall
+                let tall = activations::max_tile_rows(isa);
+                (MAX_L2_BYTES / (size_of::<u16>() * columns) / tall).max(1) * tall
             }
         };
         let parts = x.chunks(height * columns);
@@ -173,10 +173,10 @@ pub fn backward(isa: Isa, matrix: &Matrix, panels: Range<usize>, dy: &[f32], dx:
     if let Some(codes) = for_amx(isa, matrix)
         && width > 0
     {
-        let parts = dx.chunks_mut(TALLEST * matrix.columns());
+        let parts = dx.chunks_mut(MAX_AMX_ROWS * matrix.columns());
         GRADIENTS.with_borrow_mut(|rows| {
             let rows = rows.get_or_insert_with(|| Activations::new(isa));
-            for (dx, dy) in parts.zip(dy.chunks(TALLEST * width)) {
+            for (dx, dy) in parts.zip(dy.chunks(MAX_AMX_ROWS * width)) {
                 rows.reset(dy.len() / width, 0, width, ActivationForms::of([matrix]));
                 rows.fill(dy);
                 // SAFETY: an `Isa` is proof that its instructions are there.

@@ -5,7 +5,7 @@ use super::super::isa::{Isa, Tier};
 use super::super::matrix::tests::random_bytes;
 use super::super::matrix::{Format, LANES, Matrix};
 use super::backward::DENSE_PANELS;
-use super::{ActivationForms, Activations, Inputs, TALLEST, backward, backward_sparse, panel};
+use super::{ActivationForms, Activations, Inputs, MAX_AMX_ROWS, backward, backward_sparse, panel};
 use incant_gguf::TensorType;
 
 const TYPES: [TensorType; 13] = [
@@ -360,7 +360,7 @@ fn gradients_of_a_row_do_not_depend_on_other_rows() {
 /// More rows and outputs than are multiplied together, with partial parts of both.
 #[test]
 fn parts_of_many_rows_and_outputs_are_the_whole() {
-    let (rows, outputs, columns) = (TALLEST + 37, 2300, 96);
+    let (rows, outputs, columns) = (MAX_AMX_ROWS + 37, 2300, 96);
     let matrix = matrix(TensorType::Q5_0, outputs, columns, 5);
     let mut weights = vec![vec![0.0; columns]; outputs];
     for (row, weights) in weights.iter_mut().enumerate() {
@@ -409,7 +409,7 @@ fn inputs_that_are_prepared_at_once_are_those_that_are_written_one_by_one() {
     use TensorType::{F16, F32, Q4_0, Q6_K};
     for (kinds, columns, rows) in [
         ([Q4_0, Q4_0], 4096, 71),
-        ([Q6_K, Q4_0], 2048, TALLEST + 300),
+        ([Q6_K, Q4_0], 2048, MAX_AMX_ROWS + 300),
         ([F16, Q6_K], 4096, 71),
         ([Q6_K, F16], 256, 3),
         ([F32, F32], 40, 5),

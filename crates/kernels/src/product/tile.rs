@@ -19,8 +19,12 @@ impl Unpacked {
 pub(super) struct UnpackedDense(pub(super) [[f32; LANES]; COLUMNS_PER_BLOCK]);
 
 /// The height of the tallest tile whose sums fit in the registers.
-pub(super) const fn tallest<L: Words>() -> usize {
-    if L::WIDE { 2 * L::TALLEST } else { L::TALLEST }
+pub(super) const fn max_tile_rows<L: Words>() -> usize {
+    if L::WIDE {
+        2 * L::MAX_TILE_ROWS
+    } else {
+        L::MAX_TILE_ROWS
+    }
 }
 
 /// The prefetch distance in bytes, from the current block.
@@ -35,7 +39,7 @@ macro_rules! by_height {
     };
     (@ $height:expr, $lanes:ident, $rows:ident => $call:expr; $($constant:literal)*) => {
         match $height {
-            $($constant if $constant <= tallest::<$lanes>() => {
+            $($constant if $constant <= max_tile_rows::<$lanes>() => {
                 const $rows: usize = $constant;
                 $call
             })*
