@@ -5,9 +5,9 @@
 
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
 use incant::gguf::TensorType;
-use incant::kernels::attention::{self, BLOCK, Block, CHUNK, Partials, Stretch};
+use incant::kernels::attention::{self, Block, CHUNK, KvChunk, Partials, TOKENS_PER_BLOCK};
 use incant::kernels::product::Inputs;
-use incant::kernels::{Activations, Isa, Kind, LANES, Matrix, math, product};
+use incant::kernels::{ActivationForms, Activations, Isa, LANES, Matrix, math, product};
 use incant::model::{Activation, RopeStyle};
 
 const TYPES: [TensorType; 7] = [
@@ -39,7 +39,12 @@ fn weights(kind: TensorType, rows: usize, columns: usize) -> Matrix {
 
 fn activations(isa: Isa, matrix: &Matrix, rows: usize, prompts: usize) -> Activations {
     let mut activations = Activations::new(isa);
-    activations.reset(rows, prompts, matrix.columns(), Kind::of([matrix]));
+    activations.reset(
+        rows,
+        prompts,
+        matrix.columns(),
+        ActivationForms::of([matrix]),
+    );
     let writer = activations.writer();
     for row in 0..rows {
         // SAFETY: one thread.
@@ -91,10 +96,10 @@ fn training(criterion: &mut Criterion) {
                     inputs.multiply(&matrix, 0..matrix.panels(), &mut y);
                 });
             });
-            group.bench_function(BenchmarkId::new("back", &shape), |bencher| {
+            group.bench_function(BenchmarkId::new("backward", &shape), |bencher| {
                 bencher.iter(|| {
                     x.fill(0.0);
-                    product::back(Isa::best(), &matrix, 0..matrix.panels(), &y, &mut x);
+                    product::backward(Isa::best(), &matrix, 0..matrix.panels(), &y, &mut x);
                 });
             });
         }
@@ -110,15 +115,15 @@ fn attend(criterion: &mut Criterion) {
             attention::key_block_len(head_dim),
             attention::value_block_len(head_dim),
         );
-        let mut keys = vec![0; CHUNK / BLOCK * key_len];
-        let mut values = vec![0; CHUNK / BLOCK * value_len];
+        let mut keys = vec![0; CHUNK / TOKENS_PER_BLOCK * key_len];
+        let mut values = vec![0; CHUNK / TOKENS_PER_BLOCK * value_len];
         for token in 0..CHUNK {
             let (isa, number) = (Isa::best(), numbers(head_dim));
-            let (block, place) = (token / BLOCK, token % BLOCK);
+            let (block, place) = (token / TOKENS_PER_BLOCK, token % TOKENS_PER_BLOCK);
             attention::write_key(isa, &mut keys[block * key_len..], place, &number);
             attention::write_value(isa, &mut values[block * value_len..], place, &number);
         }
-        let stretch = Stretch {
+        let chunk = KvChunk {
             blocks: std::array::from_fn(|block| Block {
                 keys: &keys[block * key_len..],
                 values: &values[block * value_len..],
@@ -141,7 +146,7 @@ fn attend(criterion: &mut Criterion) {
                             sums: &mut sums,
                             values: &mut out,
                         };
-                        attention::attend(isa, &stretch, &queries, &visible, None, &mut partials);
+                        attention::attend(isa, &chunk, &queries, &visible, None, &mut partials);
                     });
                 });
             }

@@ -5,7 +5,7 @@ mod cli;
 
 use std::process::ExitCode;
 
-use incant::printable::is_command;
+use incant::printable::is_terminal_control;
 
 fn main() -> ExitCode {
     let cli = match cli::Cli::parse_args() {
@@ -25,7 +25,7 @@ fn main() -> ExitCode {
 /// name of a file that a stranger chose, so control characters are escaped.
 fn refused(refusal: &clap::Error) -> ExitCode {
     let plain = refusal.render().to_string();
-    if plain.contains(is_command) {
+    if plain.contains(is_terminal_control) {
         cli::output::eprint_safe(plain.trim_end())
     } else {
         // Printed with clap's colours. An error means that the reader has closed the pipe.

@@ -5,7 +5,7 @@ use std::io::Read as _;
 use std::path::Path;
 use std::process::Command;
 
-use incant::printable::{is_command, printable};
+use incant::printable::{is_terminal_control, printable};
 use portable_pty::{CommandBuilder, PtySize, native_pty_system};
 
 use crate::build::{Builder, Item};
@@ -46,7 +46,7 @@ fn piped(args: &[&str]) -> (String, String) {
 
 #[track_caller]
 fn harmless(shown: &str) {
-    assert!(!shown.contains(is_command), "{shown:?}");
+    assert!(!shown.contains(is_terminal_control), "{shown:?}");
 }
 
 fn text(path: &Path) -> &str {
@@ -74,7 +74,7 @@ fn an_answer_reaches_a_terminal_without_commands_and_a_pipe_as_it_is() {
         "hello",
     ];
     let (raw, _) = piped(&args);
-    assert!(raw.contains(is_command), "it says none: {raw:?}");
+    assert!(raw.contains(is_terminal_control), "it says none: {raw:?}");
     let shown = on_terminal(&args);
     harmless(&shown);
     assert_eq!(shown, printable(&raw));

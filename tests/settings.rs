@@ -295,7 +295,7 @@ fn an_adapters_alpha_may_have_any_type_that_holds_it() {
             .tensor("blk.0.attn_q.weight.lora_b", &[4, 32], 0, ones(128));
         std::fs::write(&path, file.bytes()).expect("written");
         let lora = Lora::read(&path, &fixture.spec()).map_err(|error| error.to_string())?;
-        let scale = lora.parts().next().expect("there is one").2.scale;
+        let scale = lora.additions().next().expect("there is one").2.scale;
         Ok::<_, String>(scale)
     };
     assert_eq!(with(Item::F32(8.0)), Ok(2.0));

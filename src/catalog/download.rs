@@ -14,6 +14,7 @@ use std::path::{Path, PathBuf};
 use super::{
     Cache, CatalogError, Checksum, Manifest, Progress, Source, hub, size_of, verified, wheel,
 };
+use incant_gguf::atomic;
 
 /// The reason why a source failed.
 pub(super) enum Failure {
@@ -272,19 +273,14 @@ impl Part {
     }
 
     /// Renames the finished file to its final name, durably: its bytes are synced to disk before
-    /// the name.
+    /// the name, and the name after them (see [`atomic`]).
     fn become_file(self, target: &Path) -> io::Result<()> {
         self.file.sync_all()?;
         // Windows cannot rename an open file. Elsewhere it stays locked until it has its name, so a
         // process that waits for the lock finds the file there.
         #[cfg(windows)]
         drop(self.file);
-        fs::rename(&self.path, target)?;
-        #[cfg(unix)]
-        if let Some(dir) = target.parent() {
-            File::open(dir)?.sync_all()?;
-        }
-        Ok(())
+        atomic::rename(&self.path, target)
     }
 
     /// Releases the file. Downloaded bytes are kept for another try, unless the model `is_here`.

@@ -164,7 +164,9 @@ fn export_adapter(
 ) -> anyhow::Result<()> {
     lora.export(spec, path)
         .with_context(|| path.display().to_string())?;
-    let parameters = lora.parts().map(|(_, _, part)| part.a.len() + part.b.len());
+    let parameters = lora
+        .additions()
+        .map(|(_, _, part)| part.a.len() + part.b.len());
     Ok(output::print(&format!(
         "{}: {} parameters for {}\n",
         path.display(),

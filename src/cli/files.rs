@@ -1,10 +1,12 @@
 //! Writes reports and models: checks the path first, then replaces the file atomically.
 
 use std::fs;
-use std::io::{self, Write};
+use std::io;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, bail};
+
+use incant::gguf::atomic::{self, Access};
 
 /// A file that is written at the end, or the standard output.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -99,19 +101,7 @@ fn replace(path: &Path, text: &str) -> io::Result<()> {
     if path.exists() && !path.is_file() {
         return fs::write(path, text);
     }
-    let mut builder = tempfile::Builder::new();
-    builder.prefix(".writing-");
-    #[cfg(unix)]
-    {
-        use std::os::unix::fs::PermissionsExt;
-        // The permissions of any new file, which the umask restricts.
-        builder.permissions(fs::Permissions::from_mode(0o666));
-    }
-    let mut file = builder.tempfile_in(folder(path))?;
-    file.write_all(text.as_bytes())?;
-    file.as_file().sync_all()?;
-    file.persist(path).map_err(|error| error.error)?;
-    Ok(())
+    atomic::replace(path, text.as_bytes(), Access::Umask)
 }
 
 #[cfg(test)]

@@ -3,7 +3,7 @@
 
 use std::io::{self, ErrorKind, IsTerminal, Write};
 
-use incant::printable::{self, is_command, printable};
+use incant::printable::{self, is_terminal_control, printable};
 use serde::Serialize;
 use unicode_width::UnicodeWidthStr;
 
@@ -107,7 +107,7 @@ pub(crate) fn escape_json(json: &str) -> String {
     let mut text = String::with_capacity(json.len());
     for character in json.chars() {
         // JSON has such characters only in strings, and all of them are below U+10000.
-        if is_command(character) {
+        if is_terminal_control(character) {
             text.push_str(&format!("\\u{:04x}", u32::from(character)))
         } else {
             text.push(character)
@@ -257,7 +257,7 @@ mod tests {
     fn json_means_the_same_and_holds_no_commands() {
         let value = ["\u{1b}\u{7f}\u{9b}", "\u{202e}日本\t\n"];
         let text = json(&value).unwrap();
-        assert!(!text.contains(is_command), "{text:?}");
+        assert!(!text.contains(is_terminal_control), "{text:?}");
         assert_eq!(serde_json::from_str::<[String; 2]>(&text).unwrap(), value);
     }
 

@@ -330,11 +330,11 @@ fn describe(model: &Model) -> String {
         model.context(),
         megabytes(footprint.resident),
     );
-    if footprint.expanded > 0 {
+    if footprint.dequantized > 0 {
         line += &format!(
             " ({} of them expanded to f32 from {} in the file)",
-            megabytes(footprint.expanded),
-            megabytes(footprint.expanded_from)
+            megabytes(footprint.dequantized),
+            megabytes(footprint.dequantized_from)
         );
     }
     match model.chat_profile() {

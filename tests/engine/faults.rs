@@ -41,10 +41,13 @@ fn all_that_an_engine_has_accepted_fails_when_it_panics_and_nothing_more_is_queu
     let tokio = tokio::runtime::Builder::new_current_thread();
     let tokio = { tokio }.build().expect("a thread will do");
     tokio.block_on(engine.died());
-    assert!(!engine.is_well());
+    assert!(!engine.is_healthy());
     for _ in 0..6 {
         let refused = engine.submit(four.clone());
-        assert!(matches!(refused, Err(SubmitError::Ill)), "{refused:?}");
+        assert!(
+            matches!(refused, Err(SubmitError::Unhealthy)),
+            "{refused:?}"
+        );
     }
     let load = engine.load();
     assert_eq!((load.running, load.waiting), (0, 0));
@@ -60,12 +63,15 @@ fn an_engine_that_stands_still_with_work_is_ill_and_one_that_rests_is_well() {
     // the engine would seem unhealthy, and recover.
     let engine = faulty("hang:0", options);
     std::thread::sleep(Duration::from_millis(400));
-    assert!(engine.is_well());
+    assert!(engine.is_healthy());
     let prompt = encode(QUESTIONS[1]);
     let running = engine.submit(vec![request(None, &prompt, 50)]);
     let running = running.expect("it rested");
-    wait_until("the engine is ill", || !engine.is_well());
+    wait_until("the engine is ill", || !engine.is_healthy());
     let refused = engine.submit(vec![request(None, &prompt, 50)]);
-    assert!(matches!(refused, Err(SubmitError::Ill)), "{refused:?}");
+    assert!(
+        matches!(refused, Err(SubmitError::Unhealthy)),
+        "{refused:?}"
+    );
     drop(running);
 }

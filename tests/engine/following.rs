@@ -4,7 +4,8 @@
 use std::time::Duration;
 
 use incant::engine::{
-    Engine, EngineOptions, Event, FollowRequest, GenerateRequest, Generation, Request, Scored, lead,
+    Engine, EngineOptions, Event, FollowRequest, GenerateRequest, Generation, Request, Scored,
+    follow_channel,
 };
 use incant::exec::{Chunk, Wanted};
 use incant::gguf::Gguf;
@@ -22,7 +23,7 @@ fn led(prompt: &[u32], others: &[Vec<u32>]) -> (GenerateRequest, Vec<FollowReque
     let (feeds, followers) = others
         .iter()
         .map(|other| {
-            let (feed, follow) = lead();
+            let (feed, follow) = follow_channel();
             let follower = FollowRequest {
                 adapter: None,
                 prefix: None,
@@ -223,7 +224,7 @@ fn a_leader_waits_for_who_is_behind_and_not_for_who_has_left() {
     for (subject, model) in cases() {
         let (prompt, _) = beginnings();
         let engine = engine(&model, subject, None, EngineOptions::default());
-        let (feed, follow) = lead();
+        let (feed, follow) = follow_channel();
         let mut leader = plain(&prompt, 200);
         leader.feeds = vec![feed];
         let mut leader = engine

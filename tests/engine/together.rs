@@ -4,7 +4,7 @@
 use std::time::Duration;
 
 use incant::engine::{
-    Engine, EngineOptions, GenerateRequest, JoinRequest, Request, Share, Together, group,
+    Engine, EngineOptions, GenerateRequest, JoinRequest, MemberSpec, Request, Together, ensemble,
 };
 
 use super::following::distributions;
@@ -23,17 +23,17 @@ fn guided(
     members: &[(f32, &[u32])],
     same_engine: bool,
 ) -> (GenerateRequest, Vec<JoinRequest>) {
-    let shares = members.iter().map(|&(weight, _)| Share {
+    let shares = members.iter().map(|&(weight, _)| MemberSpec {
         weight,
         same_engine,
     });
-    let (lead, seats) = group(&shares.collect::<Vec<_>>(), PLAUSIBLE);
+    let (lead, seats) = ensemble(&shares.collect::<Vec<_>>(), PLAUSIBLE);
     let joins = seats.into_iter().zip(members);
     let joins = joins.map(|(seat, (_, prompt))| JoinRequest {
         adapter: None,
         prefix: None,
         prompt: prompt.to_vec(),
-        seat,
+        member: seat,
         keep: false,
         isolated: false,
     });

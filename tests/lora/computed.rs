@@ -51,7 +51,7 @@ fn adapters_compute_what_peft_computes() {
             for (index, (adapter, expected)) in
                 arms(&fixture, executor.as_mut()).into_iter().enumerate()
             {
-                let sequence = executor.begin_under(adapter).expect("begins");
+                let sequence = executor.begin_with_adapter(adapter).expect("begins");
                 let logits = step(executor.as_mut(), &[(sequence, &tokens)]);
                 let distance = furthest(&flat(&logits), &expected);
                 assert!(
@@ -72,7 +72,7 @@ fn rows_of_different_adapters_share_a_batch_and_change_nothing_for_each_other() 
             let executor = executor.as_mut();
             let arms = arms(&fixture, executor);
             let begin = |executor: &mut dyn Executor, arm: usize| {
-                executor.begin_under(arms[arm].0).expect("begins")
+                executor.begin_with_adapter(arms[arm].0).expect("begins")
             };
             // Each sequence in two chunks, and by itself.
             let (first, second) = tokens.split_at(7);
@@ -120,7 +120,7 @@ fn a_sequence_keeps_its_adapter() {
         let adapter = executor
             .add_adapter(&fixture.lora("plain"))
             .expect("taken in");
-        let first = executor.begin_under(Some(adapter)).expect("begins");
+        let first = executor.begin_with_adapter(Some(adapter)).expect("begins");
         step(executor, &[(first, before)]);
         let saved = executor.save(first).expect("saves");
         let views = saved.iter().map(|tensor| {
@@ -132,7 +132,10 @@ fn a_sequence_keeps_its_adapter() {
         let file = safetensors::SafeTensors::deserialize(&file).expect("reads");
         let restored = executor.restore(Some(adapter), 11, &file).expect("fits");
         executor.remove_adapter(adapter);
-        assert!(executor.begin_under(Some(adapter)).is_err(), "it has gone");
+        assert!(
+            executor.begin_with_adapter(Some(adapter)).is_err(),
+            "it has gone"
+        );
         assert!(
             executor.restore(Some(adapter), 11, &file).is_err(),
             "it has gone"
@@ -163,7 +166,7 @@ fn an_adapter_written_as_gguf_is_read_as_the_same() {
             let subject = subjects::reference();
             let mut executor = subject.load(&fixture.gguf());
             let id = executor.add_adapter(&read).expect("taken in");
-            let sequence = executor.begin_under(Some(id)).expect("begins");
+            let sequence = executor.begin_with_adapter(Some(id)).expect("begins");
             let logits = step(executor.as_mut(), &[(sequence, &tokens)]);
             let distance = furthest(&flat(&logits), &fixture.expected(Some(adapter)));
             assert!(distance < subject.tolerance, "{adapter}: {distance}");

@@ -40,7 +40,7 @@ fn rewritten(gguf: &Gguf, target: Target, lora: Option<&Lora>) -> (TempDir, Gguf
 fn logits(gguf: &Gguf, lora: Option<&Lora>, tokens: &[u32]) -> Vec<f32> {
     let mut executor = subjects::reference().load(gguf);
     let adapter = lora.map(|lora| executor.add_adapter(lora).expect("taken in"));
-    let sequence = executor.begin_under(adapter).expect("begins");
+    let sequence = executor.begin_with_adapter(adapter).expect("begins");
     flat(&step(executor.as_mut(), &[(sequence, tokens)]))
 }
 

@@ -115,14 +115,14 @@ fn memory_that_is_used_up_is_an_error_that_changes_nothing() {
         let executor = subject.load_with(&gguf, Some(most));
         let plain = Plain::new(&model, &tensors);
         let mut watched = Watched::of(plain, executor, subject);
-        let longest = watched.executor.longest();
+        let longest = watched.executor.max_tokens();
         assert!(longest > 100, "{subject}: {longest}");
         let first = watched.computed(None, &tiny::tokens(1, 100), 100);
         let mut forks = vec![first];
         // Forks cost only their own tokens.
-        while watched.executor.has_room(&[(forks[0], 1), (first, 20)]) {
+        while watched.executor.fits(&[(forks[0], 1), (first, 20)]) {
             let fork = watched.fork_all(first);
-            if !watched.executor.has_room(&[(fork, 20)]) {
+            if !watched.executor.fits(&[(fork, 20)]) {
                 break;
             }
             watched.feed(fork, &tiny::tokens(2, 20));
@@ -133,7 +133,7 @@ fn memory_that_is_used_up_is_an_error_that_changes_nothing() {
         let last = watched.fork_all(first);
         let text = tiny::tokens(3, 2000);
         let error = watched.executor.forward(&[chunk(last, &text)]);
-        assert!(matches!(error, Err(ExecError::NoRoom)), "{error:?}");
+        assert!(matches!(error, Err(ExecError::OutOfKvMemory)), "{error:?}");
         assert_eq!(watched.executor.len(last).expect("known"), 100);
         // Freed memory is available to others.
         for fork in forks.drain(1..) {

@@ -27,7 +27,7 @@ fn merged(name: &str, profile: Option<&str>, folder: &Path) -> String {
         b: vec![0.01; outputs],
         scale: 1.0,
     };
-    let lora = Lora::of_parts(
+    let lora = Lora::of_additions(
         &spec,
         [(0, Linear::Query, part)],
         profile.map(str::to_owned),

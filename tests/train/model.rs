@@ -44,17 +44,17 @@ fn random_adapter(spec: &DecoderSpec, size: f32) -> Lora {
             parts.push((layer, linear, part));
         }
     }
-    Lora::of_parts(spec, parts, None).expect("an adapter")
+    Lora::of_additions(spec, parts, None).expect("an adapter")
 }
 
 /// A random adapter for some linear layers of the last layer only.
 fn partial_adapter(spec: &DecoderSpec, size: f32) -> Lora {
     let whole = random_adapter(spec, size);
-    let parts = whole.parts().filter(|&(layer, linear, _)| {
+    let parts = whole.additions().filter(|&(layer, linear, _)| {
         layer + 1 == spec.layers.len() && [Linear::Query, Linear::Down].contains(&linear)
     });
     let parts = parts.map(|(layer, linear, part)| (layer, linear, part.clone()));
-    Lora::of_parts(spec, parts, None).expect("an adapter")
+    Lora::of_additions(spec, parts, None).expect("an adapter")
 }
 
 /// The best instruction set that does not round training rows to bf16.
@@ -111,7 +111,7 @@ impl Subject {
         let adapter = lora.map(|lora| executor.add_adapter(lora).expect("it fits"));
         let mut found = Vec::new();
         for sample in &batch.sequences {
-            let sequence = executor.begin_under(adapter).expect("it is there");
+            let sequence = executor.begin_with_adapter(adapter).expect("it is there");
             let chunk = Chunk {
                 sequence,
                 tokens: &sample.tokens,
@@ -401,7 +401,7 @@ fn divergences_are_those_of_whole_distributions_and_have_their_gradients() {
             let adapter = lora.map(|lora| executor.add_adapter(lora).expect("it fits"));
             let mut rows = Vec::new();
             for sample in &batch.sequences {
-                let sequence = executor.begin_under(adapter).expect("it is there");
+                let sequence = executor.begin_with_adapter(adapter).expect("it is there");
                 let (tokens, wanted) = (&sample.tokens[..], Wanted::All);
                 let chunk = Chunk {
                     sequence,

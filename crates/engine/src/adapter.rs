@@ -3,7 +3,7 @@
 use std::sync::mpsc;
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 
-use super::handle::Mail;
+use super::handle::Message;
 use crate::exec::{AdapterId, ExecError};
 use incant_model::lora::{self, Linear};
 
@@ -16,23 +16,27 @@ pub struct Adapter(Arc<Held>);
 struct Held {
     id: AdapterId,
     fingerprint: [u8; 32],
-    room: Reserved,
-    mail: mpsc::Sender<Mail>,
+    reservation: Reserved,
+    messages: mpsc::Sender<Message>,
 }
 
 impl Adapter {
-    pub(super) fn new(added: Added, fingerprint: [u8; 32], mail: mpsc::Sender<Mail>) -> Adapter {
+    pub(super) fn new(
+        added: Added,
+        fingerprint: [u8; 32],
+        messages: mpsc::Sender<Message>,
+    ) -> Adapter {
         Adapter(Arc::new(Held {
             id: added.id,
             fingerprint,
-            room: added.room,
-            mail,
+            reservation: added.reservation,
+            messages,
         }))
     }
 
     /// The size of the adapter in memory, in bytes, shared by all clones.
     pub fn bytes(&self) -> usize {
-        self.0.room.bytes
+        self.0.reservation.bytes
     }
 
     /// The id of the adapter in the executor.
@@ -49,7 +53,7 @@ impl Adapter {
 impl Drop for Held {
     fn drop(&mut self) {
         // An engine that has ended has already released the adapter.
-        _ = self.mail.send(Mail::RemoveAdapter(self.id));
+        _ = self.messages.send(Message::RemoveAdapter(self.id));
     }
 }
 
@@ -57,7 +61,7 @@ impl Drop for Held {
 #[derive(Debug)]
 pub(super) struct Added {
     pub(super) id: AdapterId,
-    pub(super) room: Reserved,
+    pub(super) reservation: Reserved,
 }
 
 /// The reasons why an engine refuses an adapter.
@@ -67,7 +71,7 @@ pub enum AddAdapterError {
     #[error(
         "it takes {needed} bytes, and of the {budget} for adapters (--adapter-memory) {used} are used"
     )]
-    NoRoom {
+    OutOfMemory {
         /// The size of the adapter in bytes.
         needed: usize,
         /// The bytes used by other adapters.
@@ -78,7 +82,7 @@ pub enum AddAdapterError {
     /// With the adapter, the model computes NaN or infinity.
     #[error(
         "under it the model computes numbers that are not finite; the largest ones are added to {}",
-        lora::place(*.0, *.1)
+        lora::module_path(*.0, *.1)
     )]
     NotFinite(usize, Linear),
     /// The executor failed.
@@ -116,7 +120,7 @@ impl AdapterMemory {
     pub(super) fn reserve(&self, bytes: usize) -> Result<Reserved, AddAdapterError> {
         let mut used = self.0.used.lock().unwrap_or_else(PoisonError::into_inner);
         if bytes > self.0.most - *used {
-            return Err(AddAdapterError::NoRoom {
+            return Err(AddAdapterError::OutOfMemory {
                 needed: bytes,
                 used: *used,
                 budget: self.0.most,

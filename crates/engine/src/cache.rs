@@ -14,7 +14,7 @@ use crate::kv::{Found, Handle, PrefixStore, Tree};
 
 /// The minimum number of common tokens to reuse KV: recomputing fewer tokens costs less than
 /// keeping a sequence for them.
-pub(super) const LEAST: usize = 16;
+pub(super) const MIN_SHARED_TOKENS: usize = 16;
 
 /// All kept sequences. KV computed with one adapter is never found for another.
 pub(super) struct Cache {
@@ -69,7 +69,7 @@ impl Cache {
     ) -> Result<Option<Start>, ExecError> {
         let whole = |found: &Found| {
             let kept = self.kept.get(found.handle);
-            found.shared >= LEAST && executor.can_fork(kept.sequence, found.shared)
+            found.shared >= MIN_SHARED_TOKENS && executor.can_fork(kept.sequence, found.shared)
         };
         let Some(found) = self.kept.find(adapter, tokens).into_iter().find(whole) else {
             return Ok(None);
@@ -113,7 +113,7 @@ impl Cache {
             sequence,
             trimmed: false,
         };
-        if tokens.len() < LEAST && !pinned {
+        if tokens.len() < MIN_SHARED_TOKENS && !pinned {
             executor.end(sequence);
         } else {
             self.untrimmed += 1;
@@ -184,7 +184,7 @@ impl Cache {
         }
         let tokens = shared(prefix);
         let stored = self.store(adapter).filter(|store| store.has(tokens));
-        if stored.is_some() && !self.make_room(tokens.len(), executor) {
+        if stored.is_some() && !self.free_memory(tokens.len(), executor) {
             // A later attempt may succeed.
             return false;
         }
@@ -210,7 +210,7 @@ impl Cache {
     }
 
     /// Ends all sequences that were computed with an adapter.
-    pub(super) fn forget(&mut self, adapter: AdapterId, executor: &mut dyn Executor) {
+    pub(super) fn remove_adapter(&mut self, adapter: AdapterId, executor: &mut dyn Executor) {
         for kept in self.kept.remove_root(Some(adapter)) {
             self.untrimmed -= usize::from(!kept.trimmed);
             executor.end(kept.sequence);
@@ -220,11 +220,11 @@ impl Cache {
     }
 
     /// Frees memory until `tokens` tokens fit. Returns whether they do.
-    fn make_room(&mut self, tokens: usize, executor: &mut dyn Executor) -> bool {
+    fn free_memory(&mut self, tokens: usize, executor: &mut dyn Executor) -> bool {
         let empty = executor.begin();
-        let mut room = executor.has_room(&[(empty, tokens)]);
+        let mut room = executor.fits(&[(empty, tokens)]);
         while !room && self.reclaim(executor) {
-            room = executor.has_room(&[(empty, tokens)]);
+            room = executor.fits(&[(empty, tokens)]);
         }
         executor.end(empty);
         room
@@ -271,16 +271,16 @@ impl Cache {
             }
         }
         let oldest = self.kept.by_use().next();
-        self.let_go(oldest, executor)
+        self.evict(oldest, executor)
     }
 
     /// Frees the least recently used prefix, as a last resort before a request fails.
     pub(super) fn reclaim_prefix(&mut self, executor: &mut dyn Executor) -> bool {
         let oldest = self.kept.oldest_pinned();
-        self.let_go(oldest, executor)
+        self.evict(oldest, executor)
     }
 
-    fn let_go(&mut self, handle: Option<Handle>, executor: &mut dyn Executor) -> bool {
+    fn evict(&mut self, handle: Option<Handle>, executor: &mut dyn Executor) -> bool {
         if let Some(handle) = handle {
             let kept = self.kept.remove(handle);
             self.untrimmed -= usize::from(!kept.trimmed);

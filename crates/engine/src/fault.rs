@@ -18,11 +18,16 @@ enum Kind {
     Hang,
 }
 
+/// The error of a text that describes no fault.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("'{0}' is neither panic:N nor hang:N")]
+pub struct UnknownFault(String);
+
 impl FromStr for Fault {
-    type Err = String;
+    type Err = UnknownFault;
 
     /// Parses `panic:N` or `hang:N`, where N is the number of steps before the fault.
-    fn from_str(text: &str) -> Result<Fault, String> {
+    fn from_str(text: &str) -> Result<Fault, UnknownFault> {
         let fault = text.split_once(':').and_then(|(kind, after)| {
             let kind = match kind {
                 "panic" => Kind::Panic,
@@ -32,7 +37,7 @@ impl FromStr for Fault {
             let after = after.parse().ok()?;
             Some(Fault { kind, after })
         });
-        fault.ok_or_else(|| format!("'{text}' is neither panic:N nor hang:N"))
+        fault.ok_or_else(|| UnknownFault(text.to_owned()))
     }
 }
 

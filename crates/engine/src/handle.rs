@@ -10,14 +10,16 @@ use std::time::{Duration, Instant};
 use tokio::sync::mpsc as tokio_mpsc;
 
 use super::adapter::{Adapter, AdapterMemory, AddAdapterError, Added, Known};
+use super::admission::Admission;
 use super::client::{Client, Owner};
-use super::group::Bell;
-use super::outlook::Outlook;
-use super::places::Places;
-use super::pulse::Pulse;
+use super::ensemble::Waker;
+use super::heartbeat::Heartbeat;
+use super::wait_estimate::WaitEstimate;
 use super::waiting::Submitted;
 use super::worker::Worker;
-use super::{Event, GenerateRequest, Origin, Prefix, Request, SubmitError, Warmed, cache};
+use super::{
+    Event, GenerateRequest, Origin, Prefix, Request, SubmitError, WarmError, Warmed, cache,
+};
 use crate::exec::{AdapterId, Executor};
 use crate::kv::PrefixStore;
 use incant_model::lora::Lora;
@@ -71,14 +73,14 @@ impl Default for EngineOptions {
 /// dropped and the last sequence has ended.
 #[derive(Clone, Debug)]
 pub struct Engine {
-    mail: mpsc::Sender<Mail>,
+    messages: mpsc::Sender<Message>,
     shared: Arc<Shared>,
     adapters: Arc<Mutex<Known>>,
     adapter_memory: AdapterMemory,
 }
 
 /// A message to the worker.
-pub(super) enum Mail {
+pub(super) enum Message {
     /// Requests that were accepted.
     Requests(Vec<Submitted>),
     /// An adapter to load, and the channel for the result.
@@ -92,13 +94,13 @@ pub(super) enum Mail {
 /// The state that handles and worker share.
 #[derive(Debug)]
 pub(super) struct Shared {
-    places: Arc<Places>,
+    admission: Arc<Admission>,
     /// The number of requests so far.
     requests: AtomicU64,
     draining: AtomicBool,
     stall_timeout: Duration,
-    pub(super) pulse: Pulse,
-    outlook: Mutex<Outlook>,
+    pub(super) heartbeat: Heartbeat,
+    wait_estimate: Mutex<WaitEstimate>,
     pub(super) kv_used: AtomicUsize,
     pub(super) kv_capacity: AtomicUsize,
     pub(super) preemptions: AtomicU64,
@@ -106,18 +108,20 @@ pub(super) struct Shared {
 
 impl Shared {
     /// Whether the worker is alive and makes progress.
-    fn is_well(&self) -> bool {
-        !self.pulse.has_died() && self.pulse.still() <= self.stall_timeout
+    fn is_healthy(&self) -> bool {
+        !self.heartbeat.has_died() && self.heartbeat.stalled_for() <= self.stall_timeout
     }
 
     /// Updates the estimate of how long the current sequences will take.
-    pub(super) fn set_outlook(&self, outlook: Outlook) {
-        *self.outlook() = outlook;
+    pub(super) fn set_wait_estimate(&self, wait_estimate: WaitEstimate) {
+        *self.wait_estimate() = wait_estimate;
     }
 
-    fn outlook(&self) -> MutexGuard<'_, Outlook> {
+    fn wait_estimate(&self) -> MutexGuard<'_, WaitEstimate> {
         // The value is always replaced as a whole, so it is consistent.
-        self.outlook.lock().unwrap_or_else(PoisonError::into_inner)
+        self.wait_estimate
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -151,14 +155,14 @@ impl Engine {
 
     /// Creates a handle and its worker.
     pub(super) fn around(executor: Box<dyn Executor>, options: EngineOptions) -> (Engine, Worker) {
-        let (mail, inbox) = mpsc::channel();
+        let (messages, inbox) = mpsc::channel();
         let shared = Arc::new(Shared {
-            places: Arc::new(Places::new(options.slots, options.queue)),
+            admission: Arc::new(Admission::new(options.slots, options.queue)),
             requests: AtomicU64::new(0),
             draining: AtomicBool::new(false),
             stall_timeout: options.stall_timeout,
-            pulse: Pulse::new(),
-            outlook: Mutex::default(),
+            heartbeat: Heartbeat::new(),
+            wait_estimate: Mutex::default(),
             kv_used: AtomicUsize::new(0),
             kv_capacity: AtomicUsize::new(executor.kv_memory().capacity),
             preemptions: AtomicU64::new(0),
@@ -166,7 +170,7 @@ impl Engine {
         let adapter_memory = options.adapter_memory.clone();
         let worker = Worker::new(executor, options, inbox, Arc::clone(&shared));
         let engine = Engine {
-            mail,
+            messages,
             shared,
             adapters: Arc::default(),
             adapter_memory,
@@ -180,13 +184,14 @@ impl Engine {
     /// They could not.
     pub fn could_take(&self, count: usize) -> Result<(), SubmitError> {
         // Slots count too: requests to an idle engine start at once.
-        let limit = self.shared.places.limit();
-        match count > limit {
-            true => Err(SubmitError::TooMany {
+        let limit = self.shared.admission.limit();
+        if count > limit {
+            Err(SubmitError::TooMany {
                 asked: count,
                 limit,
-            }),
-            false => Ok(()),
+            })
+        } else {
+            Ok(())
         }
     }
 
@@ -216,39 +221,39 @@ impl Engine {
         if shared.draining.load(Ordering::Acquire) {
             return Err(SubmitError::Draining);
         }
-        if !shared.is_well() {
-            return Err(SubmitError::Ill);
+        if !shared.is_healthy() {
+            return Err(SubmitError::Unhealthy);
         }
         let count = requests.len();
         self.could_take(count)?;
-        let places = shared.places.take(client, count);
-        let places = places.map_err(|lacking| SubmitError::QueueFull {
-            retry_after: shared.outlook().retry_after(lacking),
+        let permits = shared.admission.take(client, count);
+        let permits = permits.map_err(|missing| SubmitError::QueueFull {
+            retry_after: shared.wait_estimate().retry_after(missing),
         })?;
         let owner = Owner {
             client,
             request: shared.requests.fetch_add(1, Ordering::Relaxed),
         };
-        let (mail, generations) = requests
+        let (submitted, generations) = requests
             .into_iter()
-            .zip(places)
-            .map(|(request, place)| {
+            .zip(permits)
+            .map(|(request, permit)| {
                 let (sender, events) = tokio_mpsc::unbounded_channel();
                 let request = request.into();
-                let bell = || Bell::new(self.mail.clone());
+                let waker = || Waker::new(self.messages.clone());
                 match &request {
                     Request::Generate(GenerateRequest {
                         together: Some(together),
                         ..
-                    }) => together.lead.seat(bell()),
-                    Request::Join(join) => join.seat.seat(bell()),
+                    }) => together.lead.register(waker()),
+                    Request::Join(join) => join.member.register(waker()),
                     Request::Generate(_) | Request::Follow(_) => {}
                 }
                 let submitted = Submitted {
                     request,
                     events: sender,
                     owner,
-                    place,
+                    permit,
                 };
                 (submitted, Generation::new(events))
             })
@@ -256,10 +261,10 @@ impl Engine {
         // Recorded before sending, because the worker may have finished and rest again before
         // this thread continues. The worker ends only after the last handle: if sending fails,
         // the worker has just panicked, and has reverted the counts.
-        shared.pulse.expect();
-        match self.mail.send(Mail::Requests(mail)) {
+        shared.heartbeat.expect_progress();
+        match self.messages.send(Message::Requests(submitted)) {
             Ok(()) => Ok(generations),
-            Err(_) => Err(SubmitError::Ill),
+            Err(_) => Err(SubmitError::Unhealthy),
         }
     }
 
@@ -277,11 +282,13 @@ impl Engine {
             return Ok(adapter);
         }
         let (reply, answer) = mpsc::channel();
-        let mail = Mail::AddAdapter(Box::new(lora), reply);
-        self.shared.pulse.expect();
-        self.mail.send(mail).map_err(|_| AddAdapterError::Died)?;
+        let message = Message::AddAdapter(Box::new(lora), reply);
+        self.shared.heartbeat.expect_progress();
+        self.messages
+            .send(message)
+            .map_err(|_| AddAdapterError::Died)?;
         let added = answer.recv().map_err(|_| AddAdapterError::Died)??;
-        let adapter = Adapter::new(added, fingerprint, self.mail.clone());
+        let adapter = Adapter::new(added, fingerprint, self.messages.clone());
         known.add(&adapter);
         Ok(adapter)
     }
@@ -294,8 +301,8 @@ impl Engine {
     /// Loads a prefix from disk or computes it, unless it is in memory. Blocks.
     ///
     /// # Errors
-    /// The executor failed, or the engine refuses requests; as text.
-    pub fn warm(&self, prefix: Arc<Prefix>) -> Result<Warmed, String> {
+    /// The executor failed, or the engine refuses requests.
+    pub fn warm(&self, prefix: Arc<Prefix>) -> Result<Warmed, WarmError> {
         let began = Instant::now();
         let tokens = cache::shared(&prefix).len();
         let request = GenerateRequest {
@@ -313,8 +320,7 @@ impl Engine {
             isolated: false,
         };
         let mut origin = Origin::Computed;
-        let generations = self.submit(vec![request]);
-        for mut generation in generations.map_err(|error| error.to_string())? {
+        for mut generation in self.submit(vec![request])? {
             loop {
                 match generation.blocking_next() {
                     Some(Event::Started {
@@ -328,9 +334,9 @@ impl Engine {
                         }
                     }
                     Some(Event::Finished(_)) => break,
-                    Some(Event::Failed(why)) => return Err(why),
+                    Some(Event::Failed(why)) => return Err(WarmError::Failed(why)),
                     Some(_) => {}
-                    None => return Err("the engine's thread has died".to_owned()),
+                    None => return Err(WarmError::Died),
                 }
             }
         }
@@ -348,25 +354,25 @@ impl Engine {
 
     /// Whether the engine can be expected to answer: its thread is alive, and no step takes
     /// longer than [`EngineOptions::stall_timeout`].
-    pub fn is_well(&self) -> bool {
-        self.shared.is_well()
+    pub fn is_healthy(&self) -> bool {
+        self.shared.is_healthy()
     }
 
     /// Resolves when the engine's thread has panicked. By then its sequences have failed, and
     /// it refuses requests.
     pub async fn died(&self) {
-        self.shared.pulse.died().await;
+        self.shared.heartbeat.died().await;
     }
 
     /// The current load of the engine.
     pub fn load(&self) -> Load {
         // The counts of a dead thread are meaningless.
-        let lives = !self.shared.pulse.has_died();
+        let lives = !self.shared.heartbeat.has_died();
         let count = |count: usize| if lives { count } else { 0 };
-        let places = &self.shared.places;
+        let admission = &self.shared.admission;
         Load {
-            running: count(places.running()),
-            waiting: count(places.waiting()),
+            running: count(admission.running()),
+            waiting: count(admission.waiting()),
             kv_used: self.shared.kv_used.load(Ordering::Relaxed),
             kv_capacity: self.shared.kv_capacity.load(Ordering::Relaxed),
             preemptions: self.shared.preemptions.load(Ordering::Relaxed),
@@ -389,7 +395,7 @@ impl Generation {
         }
     }
 
-    /// Attaches the generations of the group's other members, which end when this one is
+    /// Attaches the generations of the ensemble's other members, which end when this one is
     /// dropped.
     pub fn with_partners(mut self, partners: Vec<Generation>) -> Generation {
         self.partners.extend(partners);

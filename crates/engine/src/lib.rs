@@ -10,25 +10,25 @@
 //! crate knows no profile, no tokenizer and no wire format.
 
 mod adapter;
+mod admission;
 mod cache;
 mod client;
+mod ensemble;
 pub mod exec;
-mod fair;
+mod fairness;
 #[cfg(debug_assertions)]
 mod fault;
-mod follow;
-mod group;
+mod follower;
 mod handle;
+mod heartbeat;
 pub mod kv;
-mod outlook;
-mod pace;
-mod places;
-mod pulse;
+mod prefill_budget;
 mod sequence;
-mod share;
+mod step_budget;
 mod swap;
+mod task;
+mod wait_estimate;
 mod waiting;
-mod work;
 mod worker;
 
 use std::sync::Arc;
@@ -36,10 +36,10 @@ use std::time::Duration;
 
 pub use adapter::{Adapter, AdapterMemory, AddAdapterError};
 pub use client::Client;
+pub use ensemble::{EnsembleLead, EnsembleMember, MemberSpec, ensemble};
 #[cfg(debug_assertions)]
-pub use fault::Fault;
-pub use follow::{Feed, Follow, lead};
-pub use group::{Lead, Seat, Share, group};
+pub use fault::{Fault, UnknownFault};
+pub use follower::{Feed, Follow, follow_channel};
 pub use handle::{DEFAULT_ADAPTER_MEMORY, Engine, EngineOptions, Generation, Load};
 
 use incant_sample::{Divergence, SamplingParams, TokenLogprobs};
@@ -102,24 +102,24 @@ pub struct GenerateRequest {
     pub prompt_logprobs: Option<usize>,
     /// Feeds to the followers that score the answer, each a [`FollowRequest`].
     pub feeds: Vec<Feed>,
-    /// The group that chooses the answer's tokens; each member is a [`JoinRequest`].
+    /// The ensemble that chooses the answer's tokens; each member is a [`JoinRequest`].
     pub together: Option<Together>,
     /// Whether the KV is isolated: nothing of it is kept, and only the KV of the constant
     /// prefix is reused, so that response times reveal nothing about the requests of others.
     pub isolated: bool,
 }
 
-/// The participation of a generating sequence in a group.
+/// The participation of a generating sequence in an ensemble.
 #[derive(Clone, Debug)]
 pub struct Together {
-    /// Its handle of the group.
-    pub lead: Lead,
+    /// Its handle of the ensemble.
+    pub lead: EnsembleLead,
     /// Whether the reported log-probabilities of generated tokens are those of the mixture,
     /// over the tokens that could be chosen, instead of the sequence's own.
     pub report_mixture: bool,
 }
 
-/// A request for one member of a group: a sequence that contributes to the choice of another's
+/// A request for one member of an ensemble: a sequence that contributes to the choice of another's
 /// tokens by its own logits for the same answer after another prompt. It reports only its start
 /// and its end, which is that of the lead.
 #[derive(Debug)]
@@ -130,8 +130,8 @@ pub struct JoinRequest {
     pub prefix: Option<Arc<Prefix>>,
     /// The tokens before the lead's answer. Prefix and prompt together hold at least one token.
     pub prompt: Vec<u32>,
-    /// Its handle of the group.
-    pub seat: Seat,
+    /// Its handle of the ensemble.
+    pub member: EnsembleMember,
     /// Whether a later prompt is likely to continue where this sequence ends.
     pub keep: bool,
     /// See [`GenerateRequest::isolated`].
@@ -253,8 +253,22 @@ pub enum SubmitError {
     },
     /// The engine's thread has panicked, or is stuck.
     #[error("the engine has failed")]
-    Ill,
+    Unhealthy,
     /// The engine is draining and refuses requests.
     #[error("the server is shutting down")]
     Draining,
+}
+
+/// The reasons why a prefix cannot be warmed.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum WarmError {
+    /// The engine refuses requests.
+    #[error(transparent)]
+    Refused(#[from] SubmitError),
+    /// The executor failed, with this message.
+    #[error("{0}")]
+    Failed(String),
+    /// The engine's thread has panicked.
+    #[error("the engine's thread has died")]
+    Died,
 }

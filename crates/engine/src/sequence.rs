@@ -5,13 +5,13 @@ use std::time::Instant;
 
 use tokio::sync::mpsc::UnboundedSender;
 
+use super::admission::Permit;
 use super::client::Owner;
-use super::group::ChooseError;
-use super::outlook::Left;
-use super::places::Place;
-use super::share::Demand;
+use super::ensemble::ChooseError;
+use super::step_budget::Demand;
+use super::task::Task;
+use super::wait_estimate::RemainingWork;
 use super::waiting::Waiting;
-use super::work::Work;
 use super::{Adapter, Event, FinishReason, Prefix, cache};
 use crate::exec::{AdapterId, Chunk, Executor, Logits, SequenceId, Wanted};
 use incant_sample::{SampleError, logprobs};
@@ -20,7 +20,7 @@ use incant_sample::{SampleError, logprobs};
 /// per step (decode).
 ///
 /// Its KV can be lost. Then it is recomputed, without effect on the results: until everything
-/// *done* is *present* again, its logits are ignored.
+/// *processed* is *computed* again, its logits are ignored.
 pub(super) struct Sequence {
     pub(super) id: SequenceId,
     pub(super) began: Instant,
@@ -32,31 +32,31 @@ pub(super) struct Sequence {
     /// The number of tokens of prefix and prompt.
     prompt: usize,
     /// The number of tokens that were computed and whose logits were processed.
-    done: usize,
-    /// The number of tokens whose KV exists: fewer than `done` if KV was lost.
-    present: usize,
+    processed: usize,
+    /// The number of tokens whose KV exists: fewer than `processed` if KV was lost.
+    computed: usize,
     /// Whether it has temporarily given its slot to another sequence.
     pub(super) is_parked: bool,
     owner: Owner,
     /// Held until the sequence ends.
     #[expect(dead_code, reason = "held, not read")]
-    place: Place,
+    permit: Permit,
     /// The prefix, until it is kept.
     prefix: Option<Arc<Prefix>>,
-    work: Work,
+    task: Task,
     isolated: bool,
 }
 
 impl Sequence {
-    /// Creates a sequence with `done` computed tokens. With `keep_prefix`, its prefix will be
+    /// Creates a sequence with `processed` computed tokens. With `keep_prefix`, its prefix will be
     /// kept as soon as it is computed.
     pub(super) fn new(
         id: SequenceId,
         mut waiting: Waiting,
-        done: usize,
+        processed: usize,
         keep_prefix: bool,
     ) -> Sequence {
-        waiting.place.run();
+        waiting.permit.run();
         Sequence {
             id,
             began: Instant::now(),
@@ -64,13 +64,13 @@ impl Sequence {
             events: waiting.events,
             prompt: waiting.tokens.len(),
             tokens: waiting.tokens,
-            done,
-            present: done,
+            processed,
+            computed: processed,
             is_parked: false,
             owner: waiting.owner,
-            place: waiting.place,
+            permit: waiting.permit,
             prefix: waiting.prefix.filter(|_| keep_prefix),
-            work: waiting.work,
+            task: waiting.task,
             isolated: waiting.isolated,
         }
     }
@@ -106,12 +106,12 @@ impl Sequence {
         self.events.is_closed()
     }
 
-    /// Receives the tokens of the sequence that it follows, or with which it is grouped.
+    /// Receives the tokens of the sequence that it follows, or whose ensemble it is in.
     /// Returns whether the sequence continues: a follower ends when its leader has ended and
-    /// all tokens are scored; a member of a group ends when its lead has ended.
-    pub(super) fn listen(&mut self) -> bool {
-        match &mut self.work {
-            Work::Answer(answer) => {
+    /// all tokens are scored; a member of an ensemble ends when its lead has ended.
+    pub(super) fn receive(&mut self) -> bool {
+        match &mut self.task {
+            Task::Answer(answer) => {
                 let together = answer.together.as_ref();
                 let failure = together.and_then(|together| together.lead.failure());
                 if let Some(why) = &failure {
@@ -119,17 +119,17 @@ impl Sequence {
                 }
                 failure.is_none()
             }
-            Work::Follow(following) => {
-                following.listen(&mut self.tokens);
+            Task::Follow(following) => {
+                following.receive(&mut self.tokens);
                 let is_done = following.is_done();
                 if is_done {
                     self.send(Event::Finished(FinishReason::Stop));
                 }
                 !is_done
             }
-            Work::Join { seat, .. } => {
-                self.tokens.extend(seat.told());
-                let is_over = seat.is_over();
+            Task::Join { member, .. } => {
+                self.tokens.extend(member.take_chosen());
+                let is_over = member.is_over();
                 if is_over {
                     self.send(Event::Finished(FinishReason::Stop));
                 }
@@ -145,19 +145,19 @@ impl Sequence {
 
     /// Whether the prompt has been computed, even if its KV was lost since.
     fn has_answer(&self) -> bool {
-        match &self.work {
-            Work::Answer(answer) => answer.generated > 0,
-            Work::Follow(_) => self.done + 1 >= self.prompt,
-            Work::Join { .. } => self.done >= self.prompt,
+        match &self.task {
+            Task::Answer(answer) => answer.generated > 0,
+            Task::Follow(_) => self.processed + 1 >= self.prompt,
+            Task::Join { .. } => self.processed >= self.prompt,
         }
     }
 
-    /// Whether the sequence waits for others: for its followers, its leader, or its group.
+    /// Whether the sequence waits for others: for its followers, its leader, or its ensemble.
     pub(super) fn is_paused(&self) -> bool {
-        match &self.work {
+        match &self.task {
             // The step that completes its prompt also chooses a token.
-            Work::Answer(answer) => answer.held.is_some() || answer.followers.are_behind(),
-            Work::Follow(_) | Work::Join { .. } => self.end() == self.done,
+            Task::Answer(answer) => answer.held.is_some() || answer.followers.are_behind(),
+            Task::Follow(_) | Task::Join { .. } => self.end() == self.processed,
         }
     }
 
@@ -168,7 +168,7 @@ impl Sequence {
 
     /// Whether all logits of the next tokens are wanted.
     fn is_scored(&self) -> bool {
-        self.lost() == 0 && self.unscored() <= self.done
+        self.lost() == 0 && self.unscored() <= self.processed
     }
 
     /// The number of its tokens before the first one whose logits are all wanted, which is
@@ -178,8 +178,8 @@ impl Sequence {
     }
 
     /// The computed tokens, with which another sequence may begin.
-    pub(super) fn computed(&self) -> &[u32] {
-        &self.tokens[..self.present]
+    pub(super) fn computed_tokens(&self) -> &[u32] {
+        &self.tokens[..self.computed]
     }
 
     /// The demand for rows of a step, which is zero without a slot.
@@ -197,13 +197,14 @@ impl Sequence {
     }
 
     /// The estimated remaining work.
-    pub(super) fn left(&self) -> Left {
-        let (answer, may_end) = self.work.left();
-        let prompt = match self.is_decoding() {
-            true => 0,
-            false => self.remaining(),
+    pub(super) fn remaining_work(&self) -> RemainingWork {
+        let (answer, may_end) = self.task.remaining_work();
+        let prompt = if self.is_decoding() {
+            0
+        } else {
+            self.remaining()
         };
-        Left {
+        RemainingWork {
             prompt,
             answer,
             may_end,
@@ -212,56 +213,56 @@ impl Sequence {
 
     /// The number of generated tokens, if the sequence generates.
     pub(super) fn generated(&self) -> Option<usize> {
-        match &self.work {
-            Work::Answer(answer) if answer.max_tokens > 0 => Some(answer.generated),
+        match &self.task {
+            Task::Answer(answer) if answer.max_tokens > 0 => Some(answer.generated),
             _ => None,
         }
     }
 
     /// Whether another sequence may continue where this one ends.
     pub(super) fn is_worth_keeping(&self) -> bool {
-        match self.work {
-            Work::Answer(_) => !self.isolated,
-            Work::Follow(_) => false,
-            Work::Join { keep, .. } => keep && !self.isolated,
+        match self.task {
+            Task::Answer(_) => !self.isolated,
+            Task::Follow(_) => false,
+            Task::Join { keep, .. } => keep && !self.isolated,
         }
     }
 
     /// The number of known tokens that have to be computed.
     fn end(&self) -> usize {
-        match self.work {
-            Work::Answer(_) | Work::Join { .. } => self.tokens.len(),
+        match self.task {
+            Task::Answer(_) | Task::Join { .. } => self.tokens.len(),
             // The logits of the last token would score a token that is not known yet.
-            Work::Follow(_) => self.tokens.len() - 1,
+            Task::Follow(_) => self.tokens.len() - 1,
         }
     }
 
     /// The number of tokens to compute before the next one is chosen.
     pub(super) fn remaining(&self) -> usize {
-        self.end() - self.present
+        self.end() - self.computed
     }
 
     /// The number of tokens to recompute.
     pub(super) fn lost(&self) -> usize {
-        self.done - self.present
+        self.processed - self.computed
     }
 
     /// The tokens whose lost KV may be replaced by KV that was computed for other sequences.
     /// With `prompt_only`, the KV of the answer must be recomputed.
-    pub(super) fn replaceable(&self, prompt_only: bool) -> &[u32] {
+    pub(super) fn recoverable(&self, prompt_only: bool) -> &[u32] {
         let most = match (self.isolated, prompt_only) {
             (true, _) => 0,
-            (false, true) => self.prompt.min(self.done),
-            (false, false) => self.done,
+            (false, true) => self.prompt.min(self.processed),
+            (false, false) => self.processed,
         };
         &self.tokens[..most]
     }
 
-    /// Records that all KV is lost except that of the first `present` tokens, which the
+    /// Records that all KV is lost except that of the first `computed` tokens, which the
     /// executor's sequence `id` holds.
-    pub(super) fn restart(&mut self, id: SequenceId, present: usize) {
+    pub(super) fn restart(&mut self, id: SequenceId, computed: usize) {
         self.id = id;
-        self.present = present;
+        self.computed = computed;
     }
 
     /// The number of leading tokens it has in common with `tokens`, computed or not.
@@ -273,15 +274,15 @@ impl Sequence {
     /// Takes the prefix that is to be kept, once it is computed.
     pub(super) fn prefix_to_keep(&mut self) -> Option<Arc<Prefix>> {
         self.prefix
-            .take_if(|prefix| cache::shared(prefix).len() <= self.present)
+            .take_if(|prefix| cache::shared(prefix).len() <= self.computed)
     }
 
     /// The index of the first token that is scored by the logits before it, if any.
     fn first_scored(&self) -> Option<usize> {
-        match &self.work {
-            Work::Answer(answer) => answer.scoring.as_ref().map(|scoring| scoring.first),
-            Work::Follow(_) => Some(self.prompt),
-            Work::Join { .. } => None,
+        match &self.task {
+            Task::Answer(answer) => answer.scoring.as_ref().map(|scoring| scoring.first),
+            Task::Follow(_) => Some(self.prompt),
+            Task::Join { .. } => None,
         }
     }
 
@@ -290,8 +291,8 @@ impl Sequence {
     /// token by token, as it was.
     pub(super) fn chunk(&self, most: usize, as_before: bool) -> Chunk<'_> {
         if self.lost() > 0 {
-            let lost = &self.tokens[self.present..self.done];
-            let most = match self.prompt.checked_sub(self.present) {
+            let lost = &self.tokens[self.computed..self.processed];
+            let most = match self.prompt.checked_sub(self.computed) {
                 _ if !as_before => most,
                 None | Some(0) => 1,
                 Some(prompt) => most.min(prompt),
@@ -302,18 +303,18 @@ impl Sequence {
                 wanted: Wanted::None,
             };
         }
-        let rest = &self.tokens[self.done..][..self.remaining()];
+        let rest = &self.tokens[self.processed..][..self.remaining()];
         let scored = self.is_scored();
         let most = match self.first_scored() {
             // Stops before the first row whose logits are wanted.
-            Some(first) if !scored => most.min(first - 1 - self.done),
+            Some(first) if !scored => most.min(first - 1 - self.processed),
             _ => most,
         };
         let count = rest.len().min(most);
-        let wanted = match (scored, &self.work) {
+        let wanted = match (scored, &self.task) {
             (true, _) => Wanted::All,
-            (false, Work::Answer(_)) if count == rest.len() => Wanted::Last,
-            (false, Work::Join { seat, .. }) if count == rest.len() => seat.wanted(),
+            (false, Task::Answer(_)) if count == rest.len() => Wanted::Last,
+            (false, Task::Join { member, .. }) if count == rest.len() => member.wanted(),
             (false, _) => Wanted::None,
         };
         Chunk {
@@ -325,18 +326,23 @@ impl Sequence {
 
     /// Records that a chunk was computed. Its wanted logits begin at row `first`; its state, if
     /// wanted, is number `first`.
-    pub(super) fn advance(&mut self, chunk: Computed, logits: &Logits, first: usize) -> Advance {
-        let Computed { tokens, wanted } = chunk;
-        self.present += tokens;
-        if self.present <= self.done {
+    pub(super) fn advance(
+        &mut self,
+        chunk: ComputedChunk,
+        logits: &Logits,
+        first: usize,
+    ) -> Advance {
+        let ComputedChunk { tokens, wanted } = chunk;
+        self.computed += tokens;
+        if self.computed <= self.processed {
             // The logits were processed before the KV was lost.
             return Advance::On;
         }
-        let before = self.done;
-        self.done += tokens;
-        let is_whole = self.done == self.tokens.len();
-        match &mut self.work {
-            Work::Follow(following) => {
+        let before = self.processed;
+        self.processed += tokens;
+        let is_whole = self.processed == self.tokens.len();
+        match &mut self.task {
+            Task::Follow(following) => {
                 let rows = if wanted == Wanted::All { tokens } else { 0 };
                 let scored = (first..first + rows).map(|row| following.score(logits.row(row)));
                 for scored in scored.flatten().collect::<Vec<_>>() {
@@ -344,13 +350,13 @@ impl Sequence {
                 }
                 Advance::On
             }
-            Work::Join { seat, .. } => {
+            Task::Join { member, .. } => {
                 if is_whole {
-                    seat.leave(logits, first);
+                    member.store_logits(logits, first);
                 }
                 Advance::On
             }
-            Work::Answer(answer) => {
+            Task::Answer(answer) => {
                 if let Some(scoring) = &mut answer.scoring
                     && wanted == Wanted::All
                 {
@@ -381,17 +387,17 @@ impl Sequence {
         }
     }
 
-    /// Whether it holds its row of logits, and all members of its group have stored theirs.
+    /// Whether it holds its row of logits, and all members of its ensemble have stored theirs.
     pub(super) fn can_choose_now(&self) -> bool {
-        match &self.work {
-            Work::Answer(answer) if answer.held.is_some() => answer.can_choose(),
+        match &self.task {
+            Task::Answer(answer) if answer.held.is_some() => answer.can_choose(),
             _ => false,
         }
     }
 
     /// Chooses the next token from the held row. Returns whether the sequence continues.
     pub(super) fn choose_from_held(&mut self, executor: &mut dyn Executor) -> bool {
-        let Work::Answer(answer) = &mut self.work else {
+        let Task::Answer(answer) = &mut self.task else {
             return true;
         };
         match answer.held.take() {
@@ -400,14 +406,14 @@ impl Sequence {
         }
     }
 
-    /// Chooses the next token, or holds the row of logits until all members of the group have
+    /// Chooses the next token, or holds the row of logits until all members of the ensemble have
     /// stored theirs. Returns whether the sequence continues.
     pub(super) fn choose_or_hold(
         &mut self,
         logits: &mut [f32],
         executor: &mut dyn Executor,
     ) -> bool {
-        if let Work::Answer(answer) = &mut self.work
+        if let Task::Answer(answer) = &mut self.task
             && !answer.can_choose()
         {
             answer.held = Some(logits.to_vec());
@@ -418,7 +424,7 @@ impl Sequence {
 
     /// Chooses the next token. Returns whether the sequence continues.
     fn choose(&mut self, logits: &mut [f32], executor: &mut dyn Executor) -> bool {
-        let Work::Answer(answer) = &mut self.work else {
+        let Task::Answer(answer) = &mut self.task else {
             return true;
         };
         let (id, mixture) = match answer.next(logits, executor) {
@@ -439,7 +445,7 @@ impl Sequence {
             Some(mixture) => mixture.logprobs(id, top),
             None => logprobs(logits, id, top),
         });
-        answer.followers.tell(id, logits);
+        answer.followers.send(id, logits);
         let finish = if answer.end_tokens.contains(&id) {
             Some(FinishReason::Stop)
         } else if answer.generated == answer.max_tokens {
@@ -450,7 +456,7 @@ impl Sequence {
         if finish.is_none()
             && let Some(together) = &answer.together
         {
-            together.lead.tell(id);
+            together.lead.send_chosen(id);
         }
         self.send(Event::Token { id, logprobs });
         match finish {
@@ -465,9 +471,9 @@ impl Sequence {
         }
     }
 
-    /// Reports to the client and to the group that the sequence failed.
+    /// Reports to the client and to the ensemble that the sequence failed.
     pub(super) fn fail(&self, why: &str) {
-        self.work.fail(why);
+        self.task.fail(why);
         self.send(Event::Failed(why.to_owned()));
     }
 
@@ -489,7 +495,7 @@ pub(super) enum Advance {
 }
 
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Computed {
+pub(super) struct ComputedChunk {
     /// The number of tokens.
     pub(super) tokens: usize,
     pub(super) wanted: Wanted,

@@ -33,7 +33,11 @@ impl Swap {
     }
 
     /// Swaps out the KV that a sequence shares with no other.
-    pub(super) fn out(&mut self, mut sequence: Sequence, executor: &mut dyn Executor) -> Swapped {
+    pub(super) fn swap_out(
+        &mut self,
+        mut sequence: Sequence,
+        executor: &mut dyn Executor,
+    ) -> Swapped {
         sequence.is_parked = false;
         let written = executor
             .swap_out(sequence.id, SwapOut::Own)
@@ -90,18 +94,18 @@ impl Swapped {
             let adapter = self.sequence.adapter_id();
             let tokens = self
                 .sequence
-                .replaceable(executor.computes_prompts_otherwise());
-            let (id, present) = match cache.find(adapter, tokens, executor)? {
+                .recoverable(executor.prefill_precision_differs());
+            let (id, computed) = match cache.find(adapter, tokens, executor)? {
                 Some(start) => (executor.fork(start.from, start.tokens)?, start.tokens),
-                None => (executor.begin_under(adapter)?, 0),
+                None => (executor.begin_with_adapter(adapter)?, 0),
             };
-            self.sequence.restart(id, present);
+            self.sequence.restart(id, computed);
         }
         Ok(self.sequence.id)
     }
 
     /// Reverts the preparation.
-    pub(super) fn unprepare(&mut self, executor: &mut dyn Executor) {
+    pub(super) fn revert_preparation(&mut self, executor: &mut dyn Executor) {
         if self.file.is_none() {
             self.lose_kv(executor);
         }
@@ -109,7 +113,7 @@ impl Swapped {
 
     /// Swaps the sequence in. If its file cannot be read, the KV is lost and the sequence stays
     /// swapped out.
-    pub(super) fn back(mut self, executor: &mut dyn Executor) -> Result<Sequence, Box<Swapped>> {
+    pub(super) fn swap_in(mut self, executor: &mut dyn Executor) -> Result<Sequence, Box<Swapped>> {
         let Some(file) = &mut self.file else {
             return Ok(self.sequence);
         };
@@ -131,7 +135,7 @@ impl Swapped {
 
     /// Swaps out more: the KV that the sequence shared when it was swapped out and now holds
     /// alone, or also KV that it shares. Returns whether there was any.
-    pub(super) fn give_more(&mut self, part: SwapOut, executor: &mut dyn Executor) -> bool {
+    pub(super) fn swap_out_more(&mut self, part: SwapOut, executor: &mut dyn Executor) -> bool {
         let Some(file) = &mut self.file else {
             return false;
         };

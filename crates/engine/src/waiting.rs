@@ -4,11 +4,11 @@ use std::sync::Arc;
 
 use tokio::sync::mpsc::UnboundedSender;
 
+use super::admission::Permit;
 use super::client::Owner;
-use super::follow::Following;
-use super::outlook::Left;
-use super::places::Place;
-use super::work::{Answering, Work};
+use super::follower::Following;
+use super::task::{Answering, Task};
+use super::wait_estimate::RemainingWork;
 use super::{Adapter, Event, Prefix, Request, cache};
 use crate::exec::SequenceId;
 
@@ -17,7 +17,7 @@ pub(super) struct Submitted {
     pub(super) request: Request,
     pub(super) events: UnboundedSender<Event>,
     pub(super) owner: Owner,
-    pub(super) place: Place,
+    pub(super) permit: Permit,
 }
 
 /// One sequence that waits for a slot.
@@ -27,10 +27,10 @@ pub(super) struct Waiting {
     pub(super) events: UnboundedSender<Event>,
     /// The tokens of prefix and prompt.
     pub(super) tokens: Vec<u32>,
-    pub(super) work: Work,
+    pub(super) task: Task,
     pub(super) isolated: bool,
     pub(super) owner: Owner,
-    pub(super) place: Place,
+    pub(super) permit: Permit,
     /// Whether its prefix was read from disk for it.
     pub(super) read_from_disk: bool,
     /// The sequence that is computing tokens for it, and the number of their common tokens.
@@ -45,33 +45,33 @@ impl Waiting {
             request,
             events,
             owner,
-            place,
+            permit,
         } = submitted;
         let join = |prefix: &Option<Arc<Prefix>>, prompt: &[u32]| {
             let prefix: &[u32] = prefix.as_ref().map_or(&[], |prefix| &prefix.ids);
             [prefix, prompt].concat()
         };
-        let (adapter, prefix, tokens, work, isolated) = match request {
+        let (adapter, prefix, tokens, task, isolated) = match request {
             Request::Generate(mut request) => {
                 let tokens = join(&request.prefix, &request.prompt);
                 let (adapter, prefix) = (request.adapter.take(), request.prefix.take());
                 let (isolated, first) = (request.isolated, tokens.len() - request.prompt.len());
-                let work = Work::Answer(Box::new(Answering::new(request, first)));
-                (adapter, prefix, tokens, work, isolated)
+                let task = Task::Answer(Box::new(Answering::new(request, first)));
+                (adapter, prefix, tokens, task, isolated)
             }
             Request::Follow(request) => {
                 let tokens = join(&request.prefix, &request.prompt);
-                let work = Work::Follow(Following::new(request.follow, request.top));
-                (request.adapter, request.prefix, tokens, work, false)
+                let task = Task::Follow(Following::new(request.follow, request.top));
+                (request.adapter, request.prefix, tokens, task, false)
             }
             Request::Join(request) => {
                 let tokens = join(&request.prefix, &request.prompt);
-                let work = Work::Join {
-                    seat: request.seat,
+                let task = Task::Join {
+                    member: request.member,
                     keep: request.keep,
                 };
                 let isolated = request.isolated;
-                (request.adapter, request.prefix, tokens, work, isolated)
+                (request.adapter, request.prefix, tokens, task, isolated)
             }
         };
         Waiting {
@@ -79,10 +79,10 @@ impl Waiting {
             prefix,
             events,
             tokens,
-            work,
+            task,
             isolated,
             owner,
-            place,
+            permit,
             read_from_disk: false,
             waits_for: None,
             lets_pass: false,
@@ -92,25 +92,26 @@ impl Waiting {
     /// The tokens whose KV other sequences may provide. At least one token is left to compute,
     /// whose logits determine the next one.
     pub(super) fn shareable(&self) -> &[u32] {
-        let most = match &self.work {
+        let most = match &self.task {
             // Scoring needs the logits before each of the prompt's tokens.
-            Work::Answer(answer) if let Some(scoring) = &answer.scoring => scoring.first - 1,
+            Task::Answer(answer) if let Some(scoring) = &answer.scoring => scoring.first - 1,
             _ => self.tokens.len().saturating_sub(1),
         };
-        let most = match self.isolated {
-            true => most.min(
+        let most = if self.isolated {
+            most.min(
                 self.prefix()
                     .map_or(0, |prefix| cache::shared(prefix).len()),
-            ),
-            false => most,
+            )
+        } else {
+            most
         };
         &self.tokens[..most]
     }
 
     /// The estimated remaining work.
-    pub(super) fn left(&self) -> Left {
-        let (answer, may_end) = self.work.left();
-        Left {
+    pub(super) fn remaining_work(&self) -> RemainingWork {
+        let (answer, may_end) = self.task.remaining_work();
+        RemainingWork {
             prompt: self.tokens.len(),
             answer,
             may_end,
@@ -134,7 +135,7 @@ impl Waiting {
 
     /// Reports to the client that the request failed.
     pub(super) fn fail(&self, why: &str) {
-        self.work.fail(why);
+        self.task.fail(why);
         // A client that has disconnected needs no answer.
         _ = self.events.send(Event::Failed(why.to_owned()));
     }

@@ -1,7 +1,7 @@
 //! The engine's thread, which owns the executor: accepts requests and runs steps.
 
-mod room;
-mod slots;
+mod memory;
+mod scheduling;
 mod step;
 #[cfg(test)]
 mod tests;
@@ -18,17 +18,17 @@ use std::time::Duration;
 use super::EngineOptions;
 use super::adapter::AdapterMemory;
 use super::cache::Cache;
-use super::fair::Fairness;
-use super::handle::{Mail, Shared};
-use super::outlook::Experience;
-use super::pace::Pace;
+use super::fairness::Fairness;
+use super::handle::{Message, Shared};
+use super::prefill_budget::PrefillBudget;
 use super::sequence::Sequence;
 use super::swap::{Swap, Swapped};
+use super::wait_estimate::StepStatistics;
 use super::waiting::Waiting;
 use crate::exec::{Executor, Logits};
 
 /// How often sequences that wait for another engine are checked.
-const NAP: Duration = Duration::from_millis(2);
+const POLL_INTERVAL: Duration = Duration::from_millis(2);
 
 /// The error message of all requests after a panic.
 const PANICKED: &str = "the engine has failed";
@@ -36,13 +36,13 @@ const PANICKED: &str = "the engine has failed";
 pub(super) struct Worker {
     executor: Box<dyn Executor>,
     slots: usize,
-    inbox: Receiver<Mail>,
+    inbox: Receiver<Message>,
     shared: Arc<Shared>,
     cache: Cache,
-    pace: Pace,
+    prefill_budget: PrefillBudget,
     adapter_memory: AdapterMemory,
     fairness: Fairness,
-    experience: Experience,
+    statistics: StepStatistics,
     /// In order of arrival.
     waiting: VecDeque<Waiting>,
     /// In the order in which they began.
@@ -62,7 +62,7 @@ impl Worker {
     pub(super) fn new(
         executor: Box<dyn Executor>,
         options: EngineOptions,
-        inbox: Receiver<Mail>,
+        inbox: Receiver<Message>,
         shared: Arc<Shared>,
     ) -> Worker {
         Worker {
@@ -72,9 +72,9 @@ impl Worker {
             shared,
             cache: Cache::new(options.prefixes),
             adapter_memory: options.adapter_memory,
-            pace: Pace::new(options.chunk),
+            prefill_budget: PrefillBudget::new(options.chunk),
             fairness: Fairness::default(),
-            experience: Experience::default(),
+            statistics: StepStatistics::default(),
             waiting: VecDeque::new(),
             running: Vec::new(),
             swapped: VecDeque::new(),
@@ -88,16 +88,16 @@ impl Worker {
 
     /// Runs until all handles are dropped and all sequences have ended, or until a panic.
     pub(super) fn run(mut self) {
-        if panic::catch_unwind(AssertUnwindSafe(|| self.live())).is_err() {
-            self.die();
+        if panic::catch_unwind(AssertUnwindSafe(|| self.run_until_idle())).is_err() {
+            self.fail_all();
         }
     }
 
     /// Fails all accepted requests after a panic.
-    fn die(self) {
+    fn fail_all(self) {
         tracing::error!("the engine's thread has panicked and ends");
         // From here on no request is queued.
-        self.shared.pulse.die();
+        self.shared.heartbeat.die();
         for waiting in &self.waiting {
             waiting.fail(PANICKED);
         }
@@ -107,9 +107,9 @@ impl Worker {
         for swapped in &self.swapped {
             swapped.sequence().fail(PANICKED);
         }
-        while let Ok(mail) = self.inbox.try_recv() {
-            // The senders of other mail notice that their channel is closed.
-            if let Mail::Requests(requests) = mail {
+        while let Ok(message) = self.inbox.try_recv() {
+            // The senders of other messages notice that their channel is closed.
+            if let Message::Requests(requests) = message {
                 for submitted in requests {
                     Waiting::new(submitted).fail(PANICKED);
                 }
@@ -120,21 +120,21 @@ impl Worker {
     }
 
     /// The main loop.
-    fn live(&mut self) {
-        while self.read_mail() {
+    fn run_until_idle(&mut self) {
+        while self.read_messages() {
             self.turn();
         }
     }
 
     /// Drops ended sequences, starts waiting ones, and runs a step.
     fn turn(&mut self) {
-        self.shared.pulse.beat();
+        self.shared.heartbeat.beat();
         self.drop_abandoned();
         self.choose_held();
-        self.listen();
+        self.receive();
         self.fill_slots();
         self.waits = !self.step();
-        self.look_ahead();
+        self.update_wait_estimate();
         let used = self.executor.kv_memory().used;
         self.shared.kv_used.store(used, Ordering::Release);
     }
@@ -143,36 +143,36 @@ impl Worker {
         self.running.is_empty() && self.waiting.is_empty() && self.swapped.is_empty()
     }
 
-    /// Reads all mail; blocks if there is nothing else to do. Returns false when the thread
+    /// Reads all messages; blocks if there is nothing else to do. Returns false when the thread
     /// should end.
-    fn read_mail(&mut self) -> bool {
+    fn read_messages(&mut self) -> bool {
         if self.is_idle() {
-            self.shared.pulse.rest();
+            self.shared.heartbeat.idle();
             match self.inbox.recv() {
-                Ok(mail) => {
-                    self.shared.pulse.beat();
-                    self.open(mail);
+                Ok(message) => {
+                    self.shared.heartbeat.beat();
+                    self.handle(message);
                 }
                 Err(_) => return false,
             }
         } else if self.waits {
             // All running sequences wait for sequences of another engine.
-            match self.inbox.recv_timeout(NAP) {
-                Ok(mail) => self.open(mail),
+            match self.inbox.recv_timeout(POLL_INTERVAL) {
+                Ok(message) => self.handle(message),
                 Err(RecvTimeoutError::Timeout) => {}
-                Err(RecvTimeoutError::Disconnected) => thread::sleep(NAP),
+                Err(RecvTimeoutError::Disconnected) => thread::sleep(POLL_INTERVAL),
             }
         }
         loop {
             match self.inbox.try_recv() {
-                Ok(mail) => self.open(mail),
+                Ok(message) => self.handle(message),
                 Err(TryRecvError::Empty) => return true,
                 Err(TryRecvError::Disconnected) => return !self.is_idle(),
             }
         }
     }
 
-    /// Chooses the next token of sequences whose group, in this engine or others, has computed
+    /// Chooses the next token of sequences whose ensemble, in this engine or others, has computed
     /// all rows; also of sequences that are swapped out.
     fn choose_held(&mut self) {
         let executor = self.executor.as_mut();
@@ -189,42 +189,43 @@ impl Worker {
 
     /// Lets followers receive their leaders' tokens, and ends those that have scored all of
     /// them.
-    fn listen(&mut self) {
-        let on: Vec<bool> = self.running.iter_mut().map(Sequence::listen).collect();
+    fn receive(&mut self) {
+        let on: Vec<bool> = self.running.iter_mut().map(Sequence::receive).collect();
         let mut on = on.into_iter();
         self.retain_running(|_| on.next().unwrap_or(true));
-        self.retain_swapped(Sequence::listen);
+        self.retain_swapped(Sequence::receive);
     }
 
     /// Ends every swapped-out sequence for which `stays` returns false.
     fn retain_swapped(&mut self, mut stays: impl FnMut(&mut Sequence) -> bool) {
         for mut swapped in std::mem::take(&mut self.swapped) {
-            match stays(swapped.sequence_mut()) {
-                true => self.swapped.push_back(swapped),
-                false => self.lose(swapped.sequence()),
+            if stays(swapped.sequence_mut()) {
+                self.swapped.push_back(swapped);
+            } else {
+                self.lose(swapped.sequence());
             }
         }
     }
 
-    fn open(&mut self, mail: Mail) {
+    fn handle(&mut self, message: Message) {
         let executor = self.executor.as_mut();
-        match mail {
-            Mail::Requests(requests) => {
+        match message {
+            Message::Requests(requests) => {
                 let waiting: Vec<_> = requests.into_iter().map(Waiting::new).collect();
                 for one in &waiting {
                     self.fairness.enter(one.owner);
                 }
                 self.waiting.extend(waiting);
             }
-            Mail::AddAdapter(lora, reply) => {
+            Message::AddAdapter(lora, reply) => {
                 if let Err(mpsc::SendError(Ok(added))) = reply.send(self.add_adapter(&lora)) {
                     // The requester has gone.
                     self.executor.remove_adapter(added.id);
                 }
             }
-            Mail::Wake => {}
-            Mail::RemoveAdapter(id) => {
-                self.cache.forget(id, executor);
+            Message::Wake => {}
+            Message::RemoveAdapter(id) => {
+                self.cache.remove_adapter(id, executor);
                 executor.remove_adapter(id);
             }
         }
@@ -257,7 +258,7 @@ impl Worker {
                 continue;
             }
             let executor = self.executor.as_mut();
-            let (adapter, tokens) = (ended.adapter_id(), ended.computed());
+            let (adapter, tokens) = (ended.adapter_id(), ended.computed_tokens());
             self.cache.keep(ended.id, adapter, tokens, false, executor);
             self.count_ended(&ended);
         }
@@ -272,7 +273,7 @@ impl Worker {
     fn count_ended(&mut self, sequence: &Sequence) {
         self.fairness.leave(sequence.owner());
         if let Some(tokens) = sequence.generated() {
-            self.experience.note_answer(tokens);
+            self.statistics.note_answer(tokens);
         }
     }
 }

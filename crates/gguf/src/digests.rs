@@ -2,23 +2,24 @@
 //! times).
 
 use std::fs;
-use std::io::{self, Write as _};
+use std::io;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
 use serde::{Deserialize, Serialize};
 
+use crate::atomic::{self, Access};
 use crate::mmap::FileIdentity;
 use crate::open::{Kind, Location};
 
 /// The minimum time since a file's last change before its digest is cached: longer than the
 /// resolution of any file system's clock. A file that was changed twice within one tick, before and
 /// after it was hashed, would have the same times.
-const SETTLED: Duration = Duration::from_secs(3);
+const MIN_UNCHANGED: Duration = Duration::from_secs(3);
 
 /// A cached digest with the identity of its file.
 #[derive(Serialize, Deserialize)]
-struct Kept {
+struct CachedDigest {
     file: FileIdentity,
     algorithm: String,
     /// In hexadecimal digits.
@@ -39,8 +40,8 @@ impl Digests<'_> {
     pub fn recall(&self, file: &FileIdentity) -> Option<String> {
         let path = self.path(file);
         let text = Location::of(&path).read_text(Kind::NOTE).ok()?;
-        let kept: Kept = serde_json::from_str(&text).ok()?;
-        (kept.file == *file && kept.algorithm == self.algorithm).then_some(kept.digest)
+        let cached: CachedDigest = serde_json::from_str(&text).ok()?;
+        (cached.file == *file && cached.algorithm == self.algorithm).then_some(cached.digest)
     }
 
     /// Caches the digest that was just computed for a file. `before` and `after` are the file's
@@ -56,23 +57,19 @@ impl Digests<'_> {
         after: Option<FileIdentity>,
         digest: String,
     ) -> io::Result<()> {
-        if after != Some(before) || !before.settled(began, SETTLED) {
+        if after != Some(before) || !before.unchanged_for(MIN_UNCHANGED, began) {
             return Ok(());
         }
-        let kept = Kept {
+        let cached = CachedDigest {
             file: before,
             algorithm: self.algorithm.to_owned(),
             digest,
         };
-        // Written atomically. An entry for the same inode is replaced, so that a rewritten file
-        // leaves no old entry behind.
+        // An entry for the same inode is replaced, so that a rewritten file leaves no old entry
+        // behind.
         fs::create_dir_all(self.folder)?;
-        let mut file = tempfile::Builder::new()
-            .prefix(".writing-")
-            .tempfile_in(self.folder)?;
-        file.write_all(&serde_json::to_vec(&kept)?)?;
-        let persisted = file.persist(self.path(&before));
-        persisted.map(drop).map_err(|error| error.error)
+        let bytes = serde_json::to_vec(&cached)?;
+        atomic::replace(&self.path(&before), &bytes, Access::Owner)
     }
 
     /// Returns the path of a file's cached digest.

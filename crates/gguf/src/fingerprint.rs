@@ -11,7 +11,7 @@ use crate::digests::Digests;
 use crate::mmap::Map;
 
 /// The number of bytes that are hashed before their memory pages are released.
-const PART: usize = 8 << 20;
+const BYTES_PER_PART: usize = 8 << 20;
 
 impl Gguf {
     /// Returns the BLAKE3 hash of all bytes of the file, which identifies the weights. Reads
@@ -44,7 +44,7 @@ impl Gguf {
 
 fn hash(map: &Map) -> [u8; 32] {
     let mut hasher = blake3::Hasher::new();
-    for part in map.chunks(PART) {
+    for part in map.chunks(BYTES_PER_PART) {
         hasher.update(part);
         // Packing releases the pages it has read, too, so the file does not stay in the
         // process's resident memory.

@@ -10,9 +10,11 @@
 //! versions 2 and 3, little-endian, are supported.
 //!
 //! Beside them stands what every crate needs for files and messages: [`open`] for files that a
-//! person or a client names, [`mmap`], [`digests`], [`printable`] for text of unknown origin, and
-//! [`nearest`] for names. This crate knows no model, no tensor library and no text encoding.
+//! person or a client names, [`atomic`] for files that are written, [`mmap`], [`digests`],
+//! [`printable`] for text of unknown origin, and [`nearest`] for names. This crate knows no model,
+//! no tensor library and no text encoding.
 
+pub mod atomic;
 pub mod digests;
 mod error;
 mod fingerprint;

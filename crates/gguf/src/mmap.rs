@@ -57,14 +57,14 @@ impl FileIdentity {
         }
     }
 
-    /// Returns whether the file has not changed for the duration `long` before `now`.
-    pub fn settled(&self, now: SystemTime, long: Duration) -> bool {
+    /// Returns whether the file has not changed for `duration` before `now`.
+    pub fn unchanged_for(&self, duration: Duration, now: SystemTime) -> bool {
         let Ok(now) = now.duration_since(SystemTime::UNIX_EPOCH) else {
             return false;
         };
         let since = i128::try_from(now.as_nanos()).unwrap_or(i128::MAX)
             - (i128::from(self.changed.0) * 1_000_000_000 + i128::from(self.changed.1));
-        u128::try_from(since).is_ok_and(|since| since >= long.as_nanos())
+        u128::try_from(since).is_ok_and(|since| since >= duration.as_nanos())
     }
 }
 

@@ -1,7 +1,7 @@
 //! Suggestions for unknown names ("did you mean").
 
 /// The maximum number of names in a message.
-const LISTED: usize = 12;
+const MAX_LISTED: usize = 12;
 
 /// Sorts the known names, those most like `name` first (Jaro-Winkler similarity).
 pub fn nearest(name: &str, mut known: Vec<String>) -> Vec<String> {
@@ -12,8 +12,8 @@ pub fn nearest(name: &str, mut known: Vec<String>) -> Vec<String> {
 
 /// Lists the first twelve of `names`, and the number of others.
 pub fn listed(names: &[String]) -> String {
-    let shown = names[..names.len().min(LISTED)].join(", ");
-    match names.len().saturating_sub(LISTED) {
+    let shown = names[..names.len().min(MAX_LISTED)].join(", ");
+    match names.len().saturating_sub(MAX_LISTED) {
         0 => shown,
         more => format!("{shown} and {more} more"),
     }

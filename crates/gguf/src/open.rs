@@ -55,12 +55,13 @@ impl Kind {
 
     fn check(self, size: u64) -> io::Result<()> {
         let Kind { what, limit } = self;
-        match size > limit {
-            true => Err(io::Error::new(
+        if size > limit {
+            Err(io::Error::new(
                 ErrorKind::FileTooLarge,
                 Refused::TooLarge { what, limit },
-            )),
-            false => Ok(()),
+            ))
+        } else {
+            Ok(())
         }
     }
 }

@@ -19,7 +19,7 @@ const MAX_DIMS: u32 = 4;
 /// ggml's `GGUF_DEFAULT_ALIGNMENT`.
 const DEFAULT_ALIGNMENT: u64 = 32;
 /// The format requires a multiple of eight; code that reads tensors in place relies on it.
-const LEAST_ALIGNMENT: u64 = 8;
+const MIN_ALIGNMENT: u64 = 8;
 /// The smallest size of a metadata entry in bytes: key length, type, one byte of value.
 const MIN_ENTRY: u64 = 8 + 4 + 1;
 /// The smallest size of a tensor description in bytes: name length, number of dimensions, type,
@@ -109,7 +109,7 @@ fn alignment(
             found: stored.describe(file),
         });
     };
-    if !alignment.is_power_of_two() || alignment < LEAST_ALIGNMENT {
+    if !alignment.is_power_of_two() || alignment < MIN_ALIGNMENT {
         return Err(GgufCause::Alignment(alignment));
     }
     Ok(alignment)

@@ -4,12 +4,12 @@
 use std::borrow::Cow;
 
 /// The number of characters of an untrusted value that an error or log line repeats.
-const EXCERPT: usize = 200;
+const MAX_EXCERPT: usize = 200;
 
 /// Returns `text`, or the first 200 characters of a longer one and an ellipsis: for errors and log
 /// lines, which must not grow with untrusted input.
 pub fn excerpt(text: &str) -> Cow<'_, str> {
-    match text.char_indices().nth(EXCERPT) {
+    match text.char_indices().nth(MAX_EXCERPT) {
         Some((end, _)) => Cow::Owned(format!("{}\u{2026}", &text[..end])),
         None => Cow::Borrowed(text),
     }
@@ -18,7 +18,7 @@ pub fn excerpt(text: &str) -> Cow<'_, str> {
 /// Returns whether a terminal acts on a character instead of showing it: C0 and C1 control
 /// characters, except for tabs and line ends, and bidirectional controls, which change the
 /// direction of the text around them, so that it reads as something else.
-pub fn is_command(character: char) -> bool {
+pub fn is_terminal_control(character: char) -> bool {
     match character {
         '\n' | '\t' => false,
         '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}' => true,
@@ -29,7 +29,7 @@ pub fn is_command(character: char) -> bool {
 /// Returns `text` with every control character escaped, such as `\u{1b}`. Windows line ends become
 /// plain line ends.
 pub fn printable(text: &str) -> Cow<'_, str> {
-    if !text.contains(is_command) {
+    if !text.contains(is_terminal_control) {
         return Cow::Borrowed(text);
     }
     let mut stream = Stream::default();
@@ -57,7 +57,7 @@ impl Stream {
             }
             match character {
                 '\r' => self.returned = true,
-                command if is_command(command) => shown.extend(command.escape_default()),
+                control if is_terminal_control(control) => shown.extend(control.escape_default()),
                 plain => shown.push(plain),
             }
         }
@@ -66,9 +66,10 @@ impl Stream {
 
     /// Returns the rest of the text after its end.
     pub fn finish(&mut self) -> String {
-        match std::mem::take(&mut self.returned) {
-            true => "\\r".to_owned(),
-            false => String::new(),
+        if std::mem::take(&mut self.returned) {
+            "\\r".to_owned()
+        } else {
+            String::new()
         }
     }
 }
@@ -118,6 +119,6 @@ mod tests {
             let shown: String = pieces.collect();
             assert_eq!(shown + &stream.finish(), whole, "cut by {size}");
         }
-        assert!(!whole.contains(is_command));
+        assert!(!whole.contains(is_terminal_control));
     }
 }

@@ -138,10 +138,12 @@ impl<'a> Value<'a> {
         let whole = |value: f64| {
             // The bounds are powers of two, so every whole number between them can be cast.
             let fits = value.fract() == 0.0 && (-(2f64.powi(63))..2f64.powi(64)).contains(&value);
-            match fits {
-                false => None,
-                true if value < 0.0 => T::try_from(value as i64).ok(),
-                true => T::try_from(value as u64).ok(),
+            if !fits {
+                None
+            } else if value < 0.0 {
+                T::try_from(value as i64).ok()
+            } else {
+                T::try_from(value as u64).ok()
             }
         };
         match *self {

@@ -1,9 +1,9 @@
 //! Writes GGUF files, version 3.
 
-use std::fs::File;
 use std::io::{self, BufWriter, Write};
 use std::path::Path;
 
+use super::atomic::{Access, UNFINISHED, UnfinishedFile};
 use super::metadata::Metadata;
 use super::types::TensorType;
 use super::value::ValueType;
@@ -114,8 +114,8 @@ impl Writer {
         self.tensors.iter().map(NewTensor::len).sum()
     }
 
-    /// Writes the file at `path` atomically. `data` writes the bytes of each tensor, in the
-    /// order in which the tensors were added.
+    /// Writes the file at `path` atomically (see [`atomic`](super::atomic)). `data` writes the
+    /// bytes of each tensor, in the order in which the tensors were added.
     ///
     /// # Errors
     /// The file cannot be written, or `data` fails.
@@ -127,14 +127,9 @@ impl Writer {
         path: &Path,
         mut data: impl FnMut(usize, &mut dyn Write) -> Result<(), E>,
     ) -> Result<(), E> {
-        let folder = path
-            .parent()
-            .filter(|folder| !folder.as_os_str().is_empty());
-        let file = tempfile::Builder::new()
-            .prefix(".writing-")
-            .tempfile_in(folder.unwrap_or(Path::new(".")))?;
+        let file = UnfinishedFile::create(path, UNFINISHED, Access::Umask)?;
         let mut out = Counted {
-            out: BufWriter::new(file.as_file()),
+            out: BufWriter::new(file.file()),
             written: 0,
         };
         out.write_all(&self.header())?;
@@ -146,10 +141,7 @@ impl Writer {
         }
         out.flush()?;
         drop(out);
-        readable(file.as_file())?;
-        // Some file systems report a full disk only now.
-        file.as_file().sync_all()?;
-        file.persist(path).map_err(|error| error.error)?;
+        file.commit()?;
         Ok(())
     }
 
@@ -207,19 +199,6 @@ impl<W: Write> Write for Counted<W> {
     fn flush(&mut self) -> io::Result<()> {
         self.out.flush()
     }
-}
-
-/// Temporary files are readable by their owner only; a model gets the usual mode 0644.
-#[cfg(unix)]
-fn readable(file: &File) -> io::Result<()> {
-    use std::os::unix::fs::PermissionsExt;
-
-    file.set_permissions(std::fs::Permissions::from_mode(0o644))
-}
-
-#[cfg(not(unix))]
-fn readable(_: &File) -> io::Result<()> {
-    Ok(())
 }
 
 fn string(into: &mut Vec<u8>, text: &str) {

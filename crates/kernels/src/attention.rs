@@ -16,7 +16,7 @@ mod tile;
 use std::ops::Range;
 
 pub use blocks::{
-    BLOCK, key_block_len, read_key, read_value, value_block_len, write_key, write_value,
+    TOKENS_PER_BLOCK, key_block_len, read_key, read_value, value_block_len, write_key, write_value,
 };
 
 use super::isa::{Isa, Tier};
@@ -25,11 +25,12 @@ use super::math::{dispatch, exp};
 /// Keys per chunk: the keys that one partial result covers.
 pub const CHUNK: usize = 128;
 
-/// Keys and values of one head for a block of [`BLOCK`] tokens, as f16.
+/// Keys and values of one head for a block of [`TOKENS_PER_BLOCK`] tokens, as f16.
 ///
-/// Keys are `[head_dim][BLOCK]`, values are `[head_dim / 16, rounded up][BLOCK][16]`. Data of
-/// tokens that no row sees is never used, so a block need not be filled. Data of visible tokens
-/// must be finite; [`write_key`] and [`write_value`] ensure this for every input except NaN.
+/// Keys are `[head_dim][TOKENS_PER_BLOCK]`, values are
+/// `[head_dim / 16, rounded up][TOKENS_PER_BLOCK][16]`. Data of tokens that no row sees is never
+/// used, so a block need not be filled. Data of visible tokens must be finite; [`write_key`] and
+/// [`write_value`] ensure this for every input except NaN.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Block<'a> {
     /// The keys: at least [`key_block_len`] elements.
@@ -41,9 +42,9 @@ pub struct Block<'a> {
 /// Keys and values of one head for the [`CHUNK`] tokens of a chunk. The blocks may lie anywhere
 /// in memory; blocks that no row sees may be empty.
 #[derive(Clone, Copy, Debug)]
-pub struct Stretch<'a> {
+pub struct KvChunk<'a> {
     /// The blocks, in the order of their tokens.
-    pub blocks: [Block<'a>; CHUNK / BLOCK],
+    pub blocks: [Block<'a>; CHUNK / TOKENS_PER_BLOCK],
     /// Elements of a key and of a value; even.
     pub head_dim: usize,
 }
@@ -83,23 +84,23 @@ impl Partials<'_> {
 /// The lengths do not match, or a block that some row sees is too short.
 pub fn attend(
     isa: Isa,
-    stretch: &Stretch<'_>,
+    chunk: &KvChunk<'_>,
     queries: &[f32],
     visible: &[Range<u32>],
     cap: Option<f32>,
     out: &mut Partials<'_>,
 ) {
-    let (rows, head_dim) = (visible.len(), stretch.head_dim);
+    let (rows, head_dim) = (visible.len(), chunk.head_dim);
     assert!(head_dim > 0 && queries.len() == rows * head_dim);
     assert!(out.maxima.len() == rows && out.sums.len() == rows);
     assert_eq!(out.values.len(), queries.len());
     dispatch!(isa, |lanes,
-                    stretch: &Stretch<'_>,
+                    chunk: &KvChunk<'_>,
                     queries: &[f32],
                     visible: &[Range<u32>],
                     cap: Option<f32>,
                     out: &mut Partials<'_>| {
-        tile::attend(lanes, stretch, queries, visible, cap, out)
+        tile::attend(lanes, chunk, queries, visible, cap, out)
     });
 }
 

@@ -5,7 +5,7 @@ use gemm::Parallelism;
 
 /// The layout of a matrix in a slice: element (i, j) is at `start + i · row + j · column`.
 #[derive(Clone, Copy, Debug)]
-pub struct Place {
+pub struct StridedLayout {
     /// The index of the first element.
     pub start: usize,
     /// The stride from one row to the next.
@@ -14,10 +14,10 @@ pub struct Place {
     pub column: usize,
 }
 
-impl Place {
+impl StridedLayout {
     /// The layout of consecutive rows, `width` elements apart.
-    pub fn rows(start: usize, width: usize) -> Place {
-        Place {
+    pub fn rows(start: usize, width: usize) -> StridedLayout {
+        StridedLayout {
             start,
             row: width,
             column: 1,
@@ -25,8 +25,8 @@ impl Place {
     }
 
     /// The layout of the transposed matrix.
-    pub fn transposed(self) -> Place {
-        Place {
+    pub fn transposed(self) -> StridedLayout {
+        StridedLayout {
             start: self.start,
             row: self.column,
             column: self.row,
@@ -51,14 +51,14 @@ impl Place {
 /// A matrix does not lie within its slice.
 pub fn multiply(
     [m, k, n]: [usize; 3],
-    (a, a_place): (&[f32], Place),
-    (b, b_place): (&[f32], Place),
+    (a, a_layout): (&[f32], StridedLayout),
+    (b, b_layout): (&[f32], StridedLayout),
     factor: f32,
     before: f32,
-    (out, out_place): (&mut [f32], Place),
+    (out, out_layout): (&mut [f32], StridedLayout),
 ) {
-    assert!(a_place.fits(m, k, a.len()) && b_place.fits(k, n, b.len()));
-    assert!(out_place.fits(m, n, out.len()));
+    assert!(a_layout.fits(m, k, a.len()) && b_layout.fits(k, n, b.len()));
+    assert!(out_layout.fits(m, n, out.len()));
     if m == 0 || n == 0 {
         return;
     }
@@ -70,16 +70,16 @@ pub fn multiply(
             m,
             n,
             k,
-            out.as_mut_ptr().wrapping_add(out_place.start),
-            step(out_place.column),
-            step(out_place.row),
+            out.as_mut_ptr().wrapping_add(out_layout.start),
+            step(out_layout.column),
+            step(out_layout.row),
             before != 0.0,
-            a.as_ptr().wrapping_add(a_place.start),
-            step(a_place.column),
-            step(a_place.row),
-            b.as_ptr().wrapping_add(b_place.start),
-            step(b_place.column),
-            step(b_place.row),
+            a.as_ptr().wrapping_add(a_layout.start),
+            step(a_layout.column),
+            step(a_layout.row),
+            b.as_ptr().wrapping_add(b_layout.start),
+            step(b_layout.column),
+            step(b_layout.row),
             before,
             factor,
             false,
@@ -98,25 +98,25 @@ mod tests {
     fn multiplies_whatever_lies_in_whatever_order() {
         // a = [1 2 3; 4 5 6], after one element; b is its transpose.
         let a = [9.0, 1.0, 2.0, 3.0, 4.0, 5.0, 6.0];
-        let place = Place::rows(1, 3);
+        let layout = StridedLayout::rows(1, 3);
         let mut out = [f32::NAN, 1.0, 1.0, 1.0, 1.0];
-        let b = (&a[..], place.transposed());
+        let b = (&a[..], layout.transposed());
         multiply(
             [2, 3, 2],
-            (&a, place),
+            (&a, layout),
             b,
             2.0,
             1.0,
-            (&mut out, Place::rows(1, 2)),
+            (&mut out, StridedLayout::rows(1, 2)),
         );
         assert_eq!(out[1..], [29.0, 65.0, 65.0, 155.0]);
         multiply(
             [2, 3, 2],
-            (&a, place),
+            (&a, layout),
             b,
             1.0,
             0.0,
-            (&mut out, Place::rows(1, 2)),
+            (&mut out, StridedLayout::rows(1, 2)),
         );
         assert_eq!(out[1..], [14.0, 32.0, 32.0, 77.0]);
     }
@@ -125,15 +125,15 @@ mod tests {
     #[should_panic(expected = "fits")]
     fn refuses_what_is_beyond_a_slice() {
         let (a, mut out) = ([0.0; 6], [0.0; 3]);
-        let place = Place::rows(0, 3);
-        let b = (&a[..], place.transposed());
+        let layout = StridedLayout::rows(0, 3);
+        let b = (&a[..], layout.transposed());
         multiply(
             [2, 3, 2],
-            (&a, place),
+            (&a, layout),
             b,
             1.0,
             0.0,
-            (&mut out, Place::rows(0, 2)),
+            (&mut out, StridedLayout::rows(0, 2)),
         );
     }
 }

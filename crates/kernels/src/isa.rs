@@ -49,7 +49,7 @@ impl Tier {
                     && is_x86_feature_detected!("avx512vnni")
             }
             Tier::Amx => {
-                Tier::Avx512.runs_here() && is_x86_feature_detected!("avx512bf16") && amx_is_ours()
+                Tier::Avx512.runs_here() && is_x86_feature_detected!("avx512bf16") && enable_amx()
             }
         }
     }
@@ -63,7 +63,7 @@ impl Tier {
 /// Whether the processor has AMX tiles of bf16 and the system lets this process use them: a
 /// process must request once permission for the tile state of its threads.
 #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
-fn amx_is_ours() -> bool {
+fn enable_amx() -> bool {
     use std::arch::x86_64::{__cpuid_count, _xgetbv};
 
     const BF16: u32 = 1 << 22;
@@ -86,7 +86,7 @@ fn amx_is_ours() -> bool {
 }
 
 #[cfg(all(target_arch = "x86_64", not(target_os = "linux")))]
-fn amx_is_ours() -> bool {
+fn enable_amx() -> bool {
     false
 }
 
@@ -111,7 +111,7 @@ pub enum IsaError {
     Unknown(String),
     /// The processor or the system does not support the instruction set.
     #[error("this processor cannot run {0} (it can run {1})")]
-    Lacking(Tier, String),
+    Unsupported(Tier, String),
 }
 
 impl Isa {
@@ -152,7 +152,7 @@ impl FromStr for Isa {
         let tier = tier.ok_or_else(|| IsaError::Unknown(name.to_owned()))?;
         if !tier.runs_here() {
             let all: Vec<&str> = Isa::all().iter().map(|isa| isa.0.name()).collect();
-            return Err(IsaError::Lacking(tier, all.join(", ")));
+            return Err(IsaError::Unsupported(tier, all.join(", ")));
         }
         Ok(Isa(tier))
     }

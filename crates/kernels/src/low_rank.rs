@@ -10,11 +10,11 @@ use super::isa::{Isa, Tier};
 use super::math::{LANES, Lanes, dispatch};
 
 /// Sums that run side by side, so that additions do not wait for each other.
-const SUMS: usize = 4;
+const INDEPENDENT_SUMS: usize = 4;
 
 /// The largest elements are scaled to at most this value: far from overflow; sums of products
 /// are in f32 anyway.
-const TOP: f32 = 16_384.0;
+const MAX_SCALED: f32 = 16_384.0;
 
 /// A packed pair of low-rank matrices.
 #[derive(Debug)]
@@ -126,17 +126,17 @@ fn weighted_sum<L: Lanes>(
     before: &[f32; LANES],
     out: &mut [f32; LANES],
 ) {
-    let mut sums = [lanes.zero(); SUMS];
-    let (groups, rest) = vectors.as_chunks::<SUMS>();
-    let (factor_groups, factor_rest) = factors.as_chunks::<SUMS>();
+    let mut sums = [lanes.zero(); INDEPENDENT_SUMS];
+    let (groups, rest) = vectors.as_chunks::<INDEPENDENT_SUMS>();
+    let (factor_groups, factor_rest) = factors.as_chunks::<INDEPENDENT_SUMS>();
     for (vectors, factors) in groups.iter().zip(factor_groups) {
-        for at in 0..SUMS {
-            let vector = lanes.load_half(&vectors[at]);
+        for at in 0..INDEPENDENT_SUMS {
+            let vector = lanes.load_f16(&vectors[at]);
             sums[at] = lanes.mul_add(vector, lanes.splat(factors[at]), sums[at]);
         }
     }
     for ((sum, vector), factor) in sums.iter_mut().zip(rest).zip(factor_rest) {
-        *sum = lanes.mul_add(lanes.load_half(vector), lanes.splat(*factor), *sum);
+        *sum = lanes.mul_add(lanes.load_f16(vector), lanes.splat(*factor), *sum);
     }
     let one = lanes.splat(1.0);
     let add = |a, b| lanes.mul_add(a, one, b);
@@ -147,9 +147,14 @@ fn weighted_sum<L: Lanes>(
 /// Packs a matrix with `columns` columns, and returns the factor it was multiplied by.
 fn pack(matrix: &[f32], columns: usize) -> (Vec<[u16; LANES]>, f32) {
     let largest = matrix.iter().fold(0.0f32, |most, x| most.max(x.abs()));
-    let factor = match largest > 0.0 {
-        true => (TOP / largest).log2().floor().clamp(-100.0, 100.0).exp2(),
-        false => 1.0,
+    let factor = if largest > 0.0 {
+        (MAX_SCALED / largest)
+            .log2()
+            .floor()
+            .clamp(-100.0, 100.0)
+            .exp2()
+    } else {
+        1.0
     };
     let rows = matrix.len() / columns;
     let mut packed = vec![[0; LANES]; rows.div_ceil(LANES) * columns];

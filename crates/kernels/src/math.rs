@@ -275,33 +275,33 @@ fn rotate(x: f32, y: f32, cos: f32, sin: f32) -> (f32, f32) {
 
 /// Converts to f16, rounding to nearest even. Values beyond ±65504, including infinities,
 /// become ±65504; NaN stays NaN.
-pub fn to_half(isa: Isa, x: &[f32], out: &mut [u16]) {
+pub fn to_f16(isa: Isa, x: &[f32], out: &mut [u16]) {
     assert_eq!(x.len(), out.len());
     dispatch!(isa, |lanes, x: &[f32], out: &mut [u16]| {
         let (x, last_x) = x.as_chunks::<LANES>();
         let (out, last_out) = out.as_chunks_mut::<LANES>();
         for (x, out) in x.iter().zip(out) {
-            lanes.store_half(lanes.load(x), out);
+            lanes.store_f16(lanes.load(x), out);
         }
         let (mut padded, mut halves) = ([0.0; LANES], [0; LANES]);
         padded[..last_x.len()].copy_from_slice(last_x);
-        lanes.store_half(lanes.load(&padded), &mut halves);
+        lanes.store_f16(lanes.load(&padded), &mut halves);
         last_out.copy_from_slice(&halves[..last_out.len()]);
     });
 }
 
 /// Converts from f16, which is exact.
-pub fn from_half(isa: Isa, x: &[u16], out: &mut [f32]) {
+pub fn from_f16(isa: Isa, x: &[u16], out: &mut [f32]) {
     assert_eq!(x.len(), out.len());
     dispatch!(isa, |lanes, x: &[u16], out: &mut [f32]| {
         let (x, last_x) = x.as_chunks::<LANES>();
         let (out, last_out) = out.as_chunks_mut::<LANES>();
         for (x, out) in x.iter().zip(out) {
-            lanes.store(lanes.load_half(x), out);
+            lanes.store(lanes.load_f16(x), out);
         }
         let (mut halves, mut padded) = ([0; LANES], [0.0; LANES]);
         halves[..last_x.len()].copy_from_slice(last_x);
-        lanes.store(lanes.load_half(&halves), &mut padded);
+        lanes.store(lanes.load_f16(&halves), &mut padded);
         last_out.copy_from_slice(&padded[..last_out.len()]);
     });
 }

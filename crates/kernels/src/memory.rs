@@ -10,11 +10,11 @@ use std::sync::Arc;
 use memmap2::MmapMut;
 
 /// The size of a huge page on x86-64 and on ARM with 4 KiB pages.
-const HUGE: usize = 2 << 20;
+const HUGE_PAGE: usize = 2 << 20;
 /// The minimum size of a mapping.
-const LEAST: usize = 64 << 20;
+const MIN_MAPPING: usize = 64 << 20;
 /// The size of a cache line, to which allocations are aligned.
-const LINE: usize = 64;
+const CACHE_LINE: usize = 64;
 
 /// A bump allocator outside the heap, which places allocations side by side in huge pages.
 ///
@@ -23,61 +23,61 @@ const LINE: usize = 64;
 /// for a huge page, but a model is not.
 #[derive(Debug, Default)]
 pub struct Arena {
-    room: Option<Arc<Room>>,
+    mapping: Option<Arc<Mapping>>,
     used: usize,
 }
 
 /// One mapping, shared by its allocations.
 #[derive(Debug)]
-struct Room {
+struct Mapping {
     start: NonNull<u8>,
     len: usize,
     _map: MmapMut,
 }
 
 // SAFETY: the pointer refers to the mapping that is stored beside it.
-unsafe impl Send for Room {}
-// SAFETY: nothing reads or writes through a shared `Room`; allocations do, each within its own
+unsafe impl Send for Mapping {}
+// SAFETY: nothing reads or writes through a shared `Mapping`; allocations do, each within its own
 // bounds.
-unsafe impl Sync for Room {}
+unsafe impl Sync for Mapping {}
 
 impl Arena {
     /// Allocates `len` zeroed bytes.
     ///
     /// # Errors
     /// The system is out of memory.
-    pub fn zeroed(&mut self, len: usize) -> io::Result<Pages> {
-        let room = match &self.room {
-            Some(room) if len <= room.len - self.used => Arc::clone(room),
+    pub fn zeroed(&mut self, len: usize) -> io::Result<Allocation> {
+        let mapping = match &self.mapping {
+            Some(mapping) if len <= mapping.len - self.used => Arc::clone(mapping),
             _ => {
-                let room = Arc::new(Room::new(len.max(LEAST))?);
+                let mapping = Arc::new(Mapping::new(len.max(MIN_MAPPING))?);
                 self.used = 0;
-                self.room = Some(Arc::clone(&room));
-                room
+                self.mapping = Some(Arc::clone(&mapping));
+                mapping
             }
         };
         let at = self.used;
-        self.used = (at + len).next_multiple_of(LINE).min(room.len);
-        Ok(Pages { room, at, len })
+        self.used = (at + len).next_multiple_of(CACHE_LINE).min(mapping.len);
+        Ok(Allocation { mapping, at, len })
     }
 }
 
-impl Room {
-    fn new(len: usize) -> io::Result<Room> {
+impl Mapping {
+    fn new(len: usize) -> io::Result<Mapping> {
         // Map more than requested, so that the start can be aligned to a huge page. Memory that
         // is never touched is never backed.
-        let with_more = |len: usize| Some((len, len.checked_add(HUGE)?));
+        let with_more = |len: usize| Some((len, len.checked_add(HUGE_PAGE)?));
         let (len, mapped) = len
-            .checked_next_multiple_of(HUGE)
+            .checked_next_multiple_of(HUGE_PAGE)
             .and_then(with_more)
             .ok_or(io::ErrorKind::OutOfMemory)?;
         let mut map = MmapMut::map_anon(mapped)?;
         // A hint only: without huge pages everything works, but slower.
         #[cfg(target_os = "linux")]
         let _ = map.advise(memmap2::Advice::HugePage);
-        let before = map.as_ptr().align_offset(HUGE);
+        let before = map.as_ptr().align_offset(HUGE_PAGE);
         let start = NonNull::from(&mut map[before..before + len]).cast();
-        Ok(Room {
+        Ok(Mapping {
             start,
             len,
             _map: map,
@@ -87,54 +87,54 @@ impl Room {
 
 /// An allocation from an [`Arena`].
 #[derive(Debug)]
-pub struct Pages {
-    room: Arc<Room>,
+pub struct Allocation {
+    mapping: Arc<Mapping>,
     at: usize,
     len: usize,
 }
 
-impl Deref for Pages {
+impl Deref for Allocation {
     type Target = [u8];
 
     fn deref(&self) -> &[u8] {
         // SAFETY: the allocation is within the mapping, which is kept alive, and is handed out
         // once.
-        unsafe { slice::from_raw_parts(self.room.start.as_ptr().add(self.at), self.len) }
+        unsafe { slice::from_raw_parts(self.mapping.start.as_ptr().add(self.at), self.len) }
     }
 }
 
-impl DerefMut for Pages {
+impl DerefMut for Allocation {
     fn deref_mut(&mut self) -> &mut [u8] {
         // SAFETY: as above, and `self` is borrowed mutably.
-        unsafe { slice::from_raw_parts_mut(self.room.start.as_ptr().add(self.at), self.len) }
+        unsafe { slice::from_raw_parts_mut(self.mapping.start.as_ptr().add(self.at), self.len) }
     }
 }
 
-impl Pages {
+impl Allocation {
     /// The memory as 16-bit integers.
-    pub fn halves(&self) -> &[u16] {
+    pub fn as_u16(&self) -> &[u16] {
         // SAFETY: any bits are a valid `u16`.
-        let (before, numbers, _) = unsafe { self.align_to::<u16>() };
-        assert!(before.is_empty(), "pieces begin on a cache line");
-        numbers
+        let (before, elements, _) = unsafe { self.align_to::<u16>() };
+        assert!(before.is_empty(), "allocations begin on a cache line");
+        elements
     }
 
     /// The memory as mutable 16-bit integers.
-    pub fn halves_mut(&mut self) -> &mut [u16] {
+    pub fn as_u16_mut(&mut self) -> &mut [u16] {
         // SAFETY: any bits are a valid `u16`, and any `u16` is valid bytes.
-        let (before, numbers, _) = unsafe { self.align_to_mut::<u16>() };
-        assert!(before.is_empty(), "pieces begin on a cache line");
-        numbers
+        let (before, elements, _) = unsafe { self.align_to_mut::<u16>() };
+        assert!(before.is_empty(), "allocations begin on a cache line");
+        elements
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use super::{Arena, HUGE, LEAST};
+    use super::{Arena, HUGE_PAGE, MIN_MAPPING};
 
     #[test]
     fn more_than_there_can_be_is_refused() {
-        for len in [usize::MAX, usize::MAX - HUGE, usize::MAX / 2] {
+        for len in [usize::MAX, usize::MAX - HUGE_PAGE, usize::MAX / 2] {
             assert!(Arena::default().zeroed(len).is_err(), "{len}");
         }
     }
@@ -142,7 +142,17 @@ mod tests {
     #[test]
     fn pieces_are_zeros_and_do_not_meet() {
         let mut arena = Arena::default();
-        let sizes = [1, 63, 64, 65, 0, LEAST / 2, LEAST / 2, LEAST + 1, 5];
+        let sizes = [
+            1,
+            63,
+            64,
+            65,
+            0,
+            MIN_MAPPING / 2,
+            MIN_MAPPING / 2,
+            MIN_MAPPING + 1,
+            5,
+        ];
         let mut pieces: Vec<_> = sizes
             .iter()
             .map(|&size| arena.zeroed(size).expect("there is room"))

@@ -1,7 +1,7 @@
 //! The thread pool of the native executor.
 //!
 //! A [`Pool`] runs *programs*. A program is one closure that every thread of the pool runs, and
-//! consists of *phases*: each call of [`Crew::each`] is a parallel loop, which ends when all
+//! consists of *phases*: each call of [`Worker::each`] is a parallel loop, which ends when all
 //! its indices are done.
 //!
 //! A phase waits for its indices, never for a thread. Threads claim indices one by one, so a
@@ -84,7 +84,7 @@ impl Pool {
         Ok(pool)
     }
 
-    /// The maximum number of threads that run a program; [`Crew::thread`] is less.
+    /// The maximum number of threads that run a program; [`Worker::thread`] is less.
     pub fn threads(&self) -> usize {
         self.workers.len() + 1
     }
@@ -93,17 +93,17 @@ impl Pool {
     /// ends; returns when all of them have left it. While another caller's program runs, this
     /// one waits.
     ///
-    /// All threads must call [`Crew::each`] equally often and with the same counts, or the
+    /// All threads must call [`Worker::each`] equally often and with the same counts, or the
     /// program may hang. Code between these calls may run late, while other threads are phases
     /// ahead; so it must neither write shared data nor read data that a phase writes, but only
     /// prepare the next call.
     ///
     /// # Panics
     /// If the program panics on any thread: the other threads abandon it at their next call of
-    /// [`Crew::each`], and the panic is resumed here. The pool stays usable. Also if called
+    /// [`Worker::each`], and the panic is resumed here. The pool stays usable. Also if called
     /// from within a program of this or another pool. (A program that waits for a thread that
     /// calls `run` is not detected: it waits forever.)
-    pub fn run(&self, program: impl Fn(&mut Crew<'_>) + Sync) {
+    pub fn run(&self, program: impl Fn(&mut Worker<'_>) + Sync) {
         assert!(
             !IN_PROGRAM.get(),
             "a program must not run another one within it"
@@ -111,7 +111,7 @@ impl Pool {
         let turn = lock(&self.turn);
         if self.workers.is_empty() {
             let _inside = Inside::enter();
-            program(&mut Crew {
+            program(&mut Worker {
                 shared: None,
                 thread: 0,
                 phase: 0,
@@ -141,7 +141,7 @@ impl Drop for Pool {
 
 /// The participation of one thread in a program.
 #[derive(Debug)]
-pub struct Crew<'pool> {
+pub struct Worker<'pool> {
     /// `None` if there is no other thread.
     shared: Option<&'pool Shared>,
     thread: usize,
@@ -149,7 +149,7 @@ pub struct Crew<'pool> {
     phase: u32,
 }
 
-impl Crew<'_> {
+impl Worker<'_> {
     /// The number of this thread, less than [`Pool::threads`]: unique among the threads of the
     /// program.
     pub fn thread(&self) -> usize {
@@ -189,7 +189,7 @@ impl Crew<'_> {
 }
 
 /// A program, as seen by the threads.
-type Program<'a> = dyn Fn(&mut Crew<'_>) + Sync + 'a;
+type Program<'a> = dyn Fn(&mut Worker<'_>) + Sync + 'a;
 
 /// The state that the threads of a pool share.
 #[derive(Debug, Default)]
@@ -296,14 +296,14 @@ impl Shared {
     /// Runs a program as one of its threads and stores the payload of a panic.
     fn take_part(&self, thread: usize, program: &Program<'_>) {
         let _inside = Inside::enter();
-        let mut crew = Crew {
+        let mut worker = Worker {
             shared: Some(self),
             thread,
             phase: 0,
         };
         // Inconsistent state after a panic is the concern of the caller of `run`, where the
         // panic is resumed.
-        if let Err(panic) = catch_unwind(AssertUnwindSafe(|| program(&mut crew))) {
+        if let Err(panic) = catch_unwind(AssertUnwindSafe(|| program(&mut worker))) {
             if !panic.is::<Abandoned>() {
                 lock(&self.panics).push(panic);
             }

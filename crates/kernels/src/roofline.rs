@@ -57,10 +57,10 @@ pub fn multiply_add(isa: Isa, rounds: usize) -> u64 {
 }
 
 /// Independent sums: enough to hide the latency of an addition.
-const SUMS: usize = 12;
+const INDEPENDENT_SUMS: usize = 12;
 
 fn multiply_add_scalar(rounds: usize) -> u64 {
-    let mut sums = [0i32; SUMS];
+    let mut sums = [0i32; INDEPENDENT_SUMS];
     let (a, b) = (black_box(3i16), black_box(5i16));
     for _ in 0..rounds {
         for sum in &mut sums {
@@ -68,7 +68,7 @@ fn multiply_add_scalar(rounds: usize) -> u64 {
         }
         black_box(&mut sums);
     }
-    (rounds * SUMS) as u64
+    (rounds * INDEPENDENT_SUMS) as u64
 }
 
 /// A loop that runs `$first` and `$then` for each sum, where `{sum}` stands for its register.
@@ -118,7 +118,7 @@ fn multiply_add_avx2(rounds: usize) -> u64 {
         "ymm0", "ymm1", "ymm2", "ymm3", "ymm4", "ymm5", "ymm6", "ymm7", "ymm8", "ymm9",
         "ymm10", "ymm11", "ymm12", "ymm13"
     );
-    (rounds * SUMS * 16) as u64
+    (rounds * INDEPENDENT_SUMS * 16) as u64
 }
 
 #[cfg(target_arch = "x86_64")]
@@ -135,7 +135,7 @@ fn multiply_add_avx512(rounds: usize) -> u64 {
         "zmm0", "zmm1", "zmm2", "zmm3", "zmm4", "zmm5", "zmm6", "zmm7", "zmm8", "zmm9",
         "zmm10", "zmm11"
     );
-    (rounds * SUMS * 32) as u64
+    (rounds * INDEPENDENT_SUMS * 32) as u64
 }
 
 #[cfg(test)]
@@ -143,7 +143,7 @@ mod tests {
     use std::hint::black_box;
     use std::time::{Duration, Instant};
 
-    use super::super::{Activations, Isa, Kind, LANES, Matrix, product};
+    use super::super::{ActivationForms, Activations, Isa, LANES, Matrix, product};
     use super::{multiply_add, read};
     use incant_gguf::TensorType;
 
@@ -200,7 +200,7 @@ mod tests {
             let matrix = Matrix::pack(kind, PANELS * LANES, COLUMNS, &vec![0x2c; bytes]);
             let matrix = matrix.expect("memory").expect("a format");
             let mut activations = Activations::new(isa);
-            activations.reset(ROWS, 0, COLUMNS, Kind::of([&matrix]));
+            activations.reset(ROWS, 0, COLUMNS, ActivationForms::of([&matrix]));
             let mut out = vec![[0.0; LANES]; ROWS];
             let took = fastest(|| {
                 for panel in 0..PANELS {

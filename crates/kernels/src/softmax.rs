@@ -6,7 +6,7 @@ use super::math::{LANES, dispatch, exp};
 
 /// The number of logits whose weights are computed before they are summed: one long loop that
 /// only computes `exp` keeps the processor busier than two alternating ones.
-const BLOCK: usize = 64;
+const LOGITS_PER_BATCH: usize = 64;
 
 /// Returns the largest logit, or `None` if a logit is infinite or NaN, or if there are no
 /// logits.
@@ -72,10 +72,14 @@ pub fn moments(isa: Isa, logits: &[f32], largest: f64, factor: f64) -> (f64, f64
                     factor: f64,
                     out: &mut (f64, f64)| {
         // At and below this value a weight is 0; zero times an infinity or NaN would be NaN.
-        const LEAST: f64 = -1e4;
+        const MIN_LOGARITHM: f64 = -1e4;
         let logarithm = |logit: f32| {
             let logarithm = (f64::from(logit) - largest) * factor;
-            if logarithm > LEAST { logarithm } else { LEAST }
+            if logarithm > MIN_LOGARITHM {
+                logarithm
+            } else {
+                MIN_LOGARITHM
+            }
         };
         let (mut mass, mut product) = ([0.0; DOUBLES], [0.0; DOUBLES]);
         let (groups, rest) = logits.as_chunks::<DOUBLES>();
@@ -162,17 +166,17 @@ pub fn sums(isa: Isa, p: &[f32], p_largest: f32, q: &[f32], q_largest: f32) -> S
                     q_largest: f32,
                     out: &mut [[f64; LANES]; 4]| {
         let mut lanes = [[0.0; LANES]; 4];
-        let (p, p_rest) = p.as_chunks::<BLOCK>();
-        let (q, q_rest) = q.as_chunks::<BLOCK>();
+        let (p, p_rest) = p.as_chunks::<LOGITS_PER_BATCH>();
+        let (q, q_rest) = q.as_chunks::<LOGITS_PER_BATCH>();
         for (p, q) in p.iter().zip(q) {
-            let (mut p_weights, mut q_weights) = ([0.0; BLOCK], [0.0; BLOCK]);
+            let (mut p_weights, mut q_weights) = ([0.0; LOGITS_PER_BATCH], [0.0; LOGITS_PER_BATCH]);
             for (weight, logit) in p_weights.iter_mut().zip(p) {
                 *weight = exp(logit - p_largest);
             }
             for (weight, logit) in q_weights.iter_mut().zip(q) {
                 *weight = exp(logit - q_largest);
             }
-            for start in (0..BLOCK).step_by(LANES) {
+            for start in (0..LOGITS_PER_BATCH).step_by(LANES) {
                 for lane in 0..LANES {
                     let at = start + lane;
                     add(

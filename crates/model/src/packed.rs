@@ -6,7 +6,7 @@ use std::io;
 use crate::{DecoderSpec, ModelError, Part, Weight, Weights};
 use incant_gguf::Gguf;
 use incant_kernels::pool::Pool;
-use incant_kernels::{Arena, Format, Kind, Matrix};
+use incant_kernels::{ActivationForms, Arena, Format, Matrix};
 
 /// The memory that the weights of a model take.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -17,9 +17,9 @@ pub struct Footprint {
     /// is not the LM head too.
     pub streamed: usize,
     /// The part of them that was dequantized to f32, in bytes.
-    pub expanded: usize,
+    pub dequantized: usize,
     /// The size of the dequantized matrices in the file, in bytes.
-    pub expanded_from: usize,
+    pub dequantized_from: usize,
 }
 
 /// The weights of a decoder.
@@ -28,26 +28,26 @@ pub struct PackedWeights {
     /// The token embedding, if it is not the LM head too.
     pub embedding: Option<Matrix>,
     /// The LM head; also the embedding if they are tied.
-    pub head: Matrix,
+    pub lm_head: Matrix,
     /// The weights of the norm before the LM head.
     pub output_norm: Vec<f32>,
     /// The layers, first to last.
     pub layers: Vec<Layer>,
     /// The forms of activations that the matrices take.
-    pub kinds: Kinds,
+    pub forms: LayerForms,
 }
 
 /// The forms in which matrices need activations, which may differ between layers.
 #[derive(Clone, Copy, Debug)]
-pub struct Kinds {
+pub struct LayerForms {
     /// For the q, k and v projections, gate and up.
-    pub normed: Kind,
+    pub normed: ActivationForms,
     /// For the output projection of attention.
-    pub attended: Kind,
+    pub attended: ActivationForms,
     /// For the down projection.
-    pub inner: Kind,
+    pub inner: ActivationForms,
     /// For the LM head.
-    pub wanted: Kind,
+    pub lm_head: ActivationForms,
 }
 
 /// The weights of one layer.
@@ -91,27 +91,28 @@ impl PackedWeights {
         tensors.check(|kind| Format::of(kind).is_some())?;
         let arena = RefCell::default();
         let matrix = |weight: Weight<'_>| matrix(gguf, weight, pool, &arena);
-        let embedding = match spec.tied_head {
-            true => None,
-            false => Some(matrix(tensors.embedding()?)?),
+        let embedding = if spec.tied_embeddings {
+            None
+        } else {
+            Some(matrix(tensors.embedding()?)?)
         };
         let layers = (0..spec.layers.len())
             .map(|index| Layer::load(&tensors, spec, index, &matrix))
             .collect::<Result<Vec<Layer>, _>>()?;
-        let head = matrix(tensors.head()?)?;
-        let kinds = Kinds {
-            normed: Kind::of(layers.iter().flat_map(|layer| {
+        let lm_head = matrix(tensors.lm_head()?)?;
+        let forms = LayerForms {
+            normed: ActivationForms::of(layers.iter().flat_map(|layer| {
                 let projections = layer.projections.iter().map(|p| &p.matrix);
                 projections.chain([&layer.gate, &layer.up])
             })),
-            attended: Kind::of(layers.iter().map(|layer| &layer.output)),
-            inner: Kind::of(layers.iter().map(|layer| &layer.down)),
-            wanted: Kind::of([&head]),
+            attended: ActivationForms::of(layers.iter().map(|layer| &layer.output)),
+            inner: ActivationForms::of(layers.iter().map(|layer| &layer.down)),
+            lm_head: ActivationForms::of([&lm_head]),
         };
         Ok(PackedWeights {
             embedding,
-            head,
-            kinds,
+            lm_head,
+            forms,
             output_norm: vector(tensors.output_norm()?)?,
             layers,
         })
@@ -119,13 +120,13 @@ impl PackedWeights {
 
     /// Returns the matrix whose rows are the token embeddings.
     pub fn embedding(&self) -> &Matrix {
-        self.embedding.as_ref().unwrap_or(&self.head)
+        self.embedding.as_ref().unwrap_or(&self.lm_head)
     }
 
     /// The memory that the weights take.
     pub fn footprint(&self) -> Footprint {
         let layers = self.layers.iter().flat_map(Layer::matrices);
-        let streamed = layers.chain([&self.head]).map(Matrix::bytes).sum();
+        let streamed = layers.chain([&self.lm_head]).map(Matrix::bytes).sum();
         Footprint {
             resident: streamed + self.embedding.as_ref().map_or(0, Matrix::bytes),
             streamed,

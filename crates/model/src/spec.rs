@@ -73,7 +73,7 @@ pub struct DecoderSpec {
     /// Whether the file holds gate and up as the rows of one tensor, in this order.
     pub fused_gate: bool,
     /// Whether the LM head shares the weights of the embedding (tied embeddings).
-    pub tied_head: bool,
+    pub tied_embeddings: bool,
     /// The rotary position embeddings (RoPE) that layers choose from.
     pub ropes: Vec<RopeSpec>,
     /// The properties of each layer.
@@ -198,9 +198,10 @@ impl DecoderSpec {
     /// uses its factors for long contexts.
     pub fn kv_variant(&self) -> &'static str {
         let mut long = self.ropes.iter().filter_map(|rope| rope.long.as_ref());
-        match long.any(|long| self.served_context > long.beyond) {
-            true => "-long-rope",
-            false => "",
+        if long.any(|long| self.served_context > long.beyond) {
+            "-long-rope"
+        } else {
+            ""
         }
     }
 

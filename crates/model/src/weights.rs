@@ -128,17 +128,14 @@ impl Part {
     /// Returns the rows of the tensor that hold this part.
     pub fn rows(self, spec: &DecoderSpec) -> Range<usize> {
         let height = |part: Part| part.shape(spec)[0];
-        let together = self.together(spec).iter().copied();
-        let first = together
-            .take_while(|&other| other != self)
-            .map(height)
-            .sum();
+        let fused = self.fused_with(spec).iter().copied();
+        let first = fused.take_while(|&other| other != self).map(height).sum();
         first..first + height(self)
     }
 
     /// Returns all parts that a fused tensor holds one after the other, including this one;
     /// empty if the part has a tensor of its own.
-    fn together(self, spec: &DecoderSpec) -> &'static [Part] {
+    fn fused_with(self, spec: &DecoderSpec) -> &'static [Part] {
         match self {
             Part::Query | Part::Key | Part::Value if spec.fused_qkv => {
                 &[Part::Query, Part::Key, Part::Value]
@@ -207,8 +204,8 @@ impl<'a> Weights<'a> {
     }
 
     /// Returns the LM head, `[vocab, hidden]`: the embedding itself if they are tied.
-    pub fn head(&self) -> Result<Weight<'a>, ModelError> {
-        if self.spec.tied_head {
+    pub fn lm_head(&self) -> Result<Weight<'a>, ModelError> {
+        if self.spec.tied_embeddings {
             return self.embedding();
         }
         self.tokens("output.weight")
@@ -231,11 +228,11 @@ impl<'a> Weights<'a> {
     /// Returns a part of layer `layer`, in the shape that the spec requires.
     pub fn layer(&self, layer: usize, part: Part) -> Result<Weight<'a>, ModelError> {
         let (name, shape) = (part.tensor(self.spec, layer), part.shape(self.spec));
-        let together = part.together(self.spec);
-        if together.is_empty() {
+        let fused = part.fused_with(self.spec);
+        if fused.is_empty() {
             return self.whole(&name, &shape);
         }
-        let all = together.iter().map(|part| part.shape(self.spec)[0]).sum();
+        let all = fused.iter().map(|part| part.shape(self.spec)[0]).sum();
         Ok(self
             .whole(&name, &[all, shape[1]])?
             .cut(part.rows(self.spec)))
@@ -247,9 +244,10 @@ impl<'a> Weights<'a> {
     /// # Errors
     /// A weight is missing or unsuitable; the error names it.
     pub fn check(&self, supported: impl Fn(TensorType) -> bool) -> Result<(), ModelError> {
-        let check = |weight: Weight<'_>| match supported(weight.kind) {
-            true => Ok(()),
-            false => {
+        let check = |weight: Weight<'_>| {
+            if supported(weight.kind) {
+                Ok(())
+            } else {
                 let all = TensorType::all().filter(|&kind| supported(kind));
                 Err(ModelError::WeightType {
                     name: weight.name.to_owned(),
@@ -259,7 +257,7 @@ impl<'a> Weights<'a> {
             }
         };
         check(self.embedding()?)?;
-        check(self.head()?)?;
+        check(self.lm_head()?)?;
         check(self.output_norm()?)?;
         for layer in 0..self.spec.layers.len() {
             for part in Part::of(self.spec) {

@@ -11,7 +11,7 @@ use incant_kernels::exp::exp;
 use incant_kernels::{Isa, softmax};
 
 /// Logits per block.
-const BLOCK: usize = 64;
+const LOGITS_PER_BLOCK: usize = 64;
 
 /// Elements that a pass processes side by side.
 const LANES: usize = 8;
@@ -48,14 +48,15 @@ impl Blocks {
     /// refer to this row and must be given the same one.
     pub(super) fn survey(&mut self, logits: &[f32]) -> f32 {
         self.largest.clear();
-        self.largest.extend(logits.chunks(BLOCK).map(largest_of));
+        self.largest
+            .extend(logits.chunks(LOGITS_PER_BLOCK).map(largest_of));
         largest_of(&self.largest)
     }
 
     /// Returns the lowest id whose logit is `largest`, the value that `survey` returned.
     pub(super) fn first(&self, logits: &[f32], largest: f32) -> Option<u32> {
         let block = self.largest.iter().position(|&value| value == largest)?;
-        let start = block * BLOCK;
+        let start = block * LOGITS_PER_BLOCK;
         let inside = logits[start..].iter().position(|&l| l == largest)?;
         Some((start + inside) as u32)
     }
@@ -66,7 +67,7 @@ impl Blocks {
         self.from = Ranked::FIRST;
         self.weight.clear();
         self.weight.resize(self.largest.len(), 0.0);
-        let blocks = logits.chunks(BLOCK).zip(&self.largest);
+        let blocks = logits.chunks(LOGITS_PER_BLOCK).zip(&self.largest);
         for ((block, &largest), weight) in blocks.zip(&mut self.weight) {
             if largest >= negligible {
                 *weight = softmax::weight(*ISA, block, scale.largest, scale.inverse);
@@ -79,10 +80,13 @@ impl Blocks {
     /// [`Blocks::weigh`], and returns the remaining sum.
     pub(super) fn leave_out_before(&mut self, logits: &[f32], scale: Scale, first: Ranked) -> f64 {
         self.from = first;
-        let blocks = logits.chunks(BLOCK).zip(&self.largest).enumerate();
+        let blocks = logits
+            .chunks(LOGITS_PER_BLOCK)
+            .zip(&self.largest)
+            .enumerate();
         for ((index, (block, &largest)), weight) in blocks.zip(&mut self.weight) {
             if largest >= first.logit() {
-                let ids = (index * BLOCK..).map(|id| id as u32);
+                let ids = (index * LOGITS_PER_BLOCK..).map(|id| id as u32);
                 let left = ids
                     .zip(block)
                     .filter(|&(id, &logit)| Ranked::new(id, logit) >= first);
@@ -98,7 +102,7 @@ impl Blocks {
         // As in `weigh`, with a lower threshold because the logarithm multiplies the weight.
         let negligible = scale.logit_of(negligible(logits.len()) - 5.0);
         let mut moments = Moments::default();
-        for (block, &largest) in logits.chunks(BLOCK).zip(&self.largest) {
+        for (block, &largest) in logits.chunks(LOGITS_PER_BLOCK).zip(&self.largest) {
             if largest >= negligible {
                 let (mass, logarithms) =
                     softmax::moments(*ISA, block, scale.largest, scale.inverse);
@@ -126,9 +130,11 @@ impl Blocks {
             }
         }
         let (block, mut mass) = reached?;
-        let start = block * BLOCK;
+        let start = block * LOGITS_PER_BLOCK;
         let mut last = None;
-        for (id, &logit) in (start..).zip(&logits[start..logits.len().min(start + BLOCK)]) {
+        for (id, &logit) in
+            (start..).zip(&logits[start..logits.len().min(start + LOGITS_PER_BLOCK)])
+        {
             let weight = scale.weight(logit);
             if weight > 0.0 && Ranked::new(id as u32, logit) >= self.from {
                 mass += weight;
@@ -143,11 +149,15 @@ impl Blocks {
 
     /// Appends the tokens whose logit is at least `bound` to `found`, in the order of ids.
     pub(super) fn at_least(&self, logits: &[f32], bound: f32, found: &mut Vec<Ranked>) {
-        for (block, (values, &largest)) in logits.chunks(BLOCK).zip(&self.largest).enumerate() {
+        for (block, (values, &largest)) in logits
+            .chunks(LOGITS_PER_BLOCK)
+            .zip(&self.largest)
+            .enumerate()
+        {
             if largest < bound {
                 continue;
             }
-            for (id, &logit) in (block * BLOCK..).zip(values) {
+            for (id, &logit) in (block * LOGITS_PER_BLOCK..).zip(values) {
                 if not_nan(logit) >= bound {
                     found.push(Ranked::new(id as u32, logit));
                 }

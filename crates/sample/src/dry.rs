@@ -112,14 +112,14 @@ impl Breakers {
     }
 
     /// Whether the text of a single token contains a breaker.
-    fn hold(&self, token: u32) -> bool {
+    fn contains_breaker(&self, token: u32) -> bool {
         self.nodes
             .first()
             .is_some_and(|root| root.heads.binary_search(&token).is_ok())
     }
 
     /// Whether a breaker ends at the last of some tokens.
-    fn end(&self, tokens: &[u32]) -> bool {
+    fn breaker_ends_at(&self, tokens: &[u32]) -> bool {
         let mut node = self.nodes.first();
         for token in tokens.iter().rev() {
             let Some(here) = node else {
@@ -164,7 +164,7 @@ impl Dry {
         let kept = window.saturating_add(params.breakers.longest);
         let history = prompt[prompt.len().saturating_sub(kept)..].to_vec();
         let mut ends = (1..=history.len()).rev();
-        let broken = ends.find(|&end| params.breakers.end(&history[..end]));
+        let broken = ends.find(|&end| params.breakers.breaker_ends_at(&history[..end]));
         let mut dry = Dry {
             params: params.clone(),
             window,
@@ -191,7 +191,7 @@ impl Dry {
         std::mem::swap(&mut self.alike, &mut self.next);
         self.history.push(id);
         self.unbroken += 1;
-        if self.params.breakers.end(&self.history) {
+        if self.params.breakers.breaker_ends_at(&self.history) {
             self.unbroken = 0;
         }
         // Unused tokens are dropped rarely, so that this costs little.
@@ -234,7 +234,7 @@ impl Dry {
             }
         }
         for (&token, &length) in &self.longest {
-            if !self.params.breakers.hold(token) {
+            if !self.params.breakers.contains_breaker(token) {
                 let penalty = penalty(&self.params, length as usize - allowed);
                 self.penalties.push((token, penalty));
             }

@@ -166,7 +166,7 @@ impl Edits {
     }
 
     /// Restores the original values of an edited row, bit for bit.
-    pub(super) fn take_back(&mut self, logits: &mut [f32]) {
+    pub(super) fn revert(&mut self, logits: &mut [f32]) {
         // The last edit is reverted first, because a token may have been edited twice.
         for (at, logit) in self.before.drain(..).rev() {
             logits[at] = logit;
@@ -188,7 +188,7 @@ mod tests {
         let mut logits = original;
         edits.apply(&mut logits);
         let result = logits.to_vec();
-        edits.take_back(&mut logits);
+        edits.revert(&mut logits);
         assert_eq!(logits, original);
         result
     }

@@ -43,7 +43,7 @@ pub use divergence::{Divergence, divergence};
 pub use dry::{Breakers, DryParams};
 pub use limits::Limits;
 pub use logprobs::{LogSoftmax, logprobs, rank};
-pub use mixture::{MOST_WEIGHT, Mixture, PLAUSIBLE, plausible};
+pub use mixture::{DEFAULT_PLAUSIBILITY, MAX_WEIGHT, Mixture, plausible};
 pub use random::fresh_seed;
 
 use blocks::{Blocks, Scale};
@@ -200,16 +200,17 @@ impl Sampler {
     pub fn sample(&mut self, logits: &mut [f32]) -> Result<u32, SampleError> {
         self.edits.apply(logits);
         let chosen = self.choose(logits);
-        self.edits.take_back(logits);
+        self.edits.revert(logits);
         chosen.ok_or_else(|| self.nothing(logits))
     }
 
     /// Returns the reason why no token could be chosen from a row.
     fn nothing(&mut self, logits: &[f32]) -> SampleError {
         let is_sound = self.blocks.survey(logits) > f32::NEG_INFINITY;
-        match self.edits.has_limits() && is_sound {
-            true => SampleError::NothingAllowed,
-            false => SampleError::NothingToChoose,
+        if self.edits.has_limits() && is_sound {
+            SampleError::NothingAllowed
+        } else {
+            SampleError::NothingToChoose
         }
     }
 
@@ -221,7 +222,7 @@ impl Sampler {
 
     /// Restores the original values of a row that [`Sampler::bias`] has edited, bit for bit.
     pub fn unbias(&mut self, logits: &mut [f32]) {
-        self.edits.take_back(logits);
+        self.edits.revert(logits);
     }
 
     /// Like [`Sampler::sample`], from a mixture of rows, the first of which had its bias:
@@ -234,9 +235,10 @@ impl Sampler {
         let mut scores = mixture.scores().to_vec();
         self.edits.penalize(mixture.ids(), &mut scores);
         let chosen = self.choose(&scores);
-        let chosen = chosen.ok_or(match self.edits.has_limits() {
-            true => SampleError::NothingAllowed,
-            false => SampleError::NothingToChoose,
+        let chosen = chosen.ok_or(if self.edits.has_limits() {
+            SampleError::NothingAllowed
+        } else {
+            SampleError::NothingToChoose
         })?;
         Ok(mixture.ids().map_or(chosen, |ids| ids[chosen as usize]))
     }

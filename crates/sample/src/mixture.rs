@@ -24,14 +24,14 @@ use super::{TokenLogprobs, logprobs};
 
 /// The default plausibility threshold: the minimum probability of a plausible token, relative
 /// to that of the most likely token.
-pub const PLAUSIBLE: f32 = 0.1;
+pub const DEFAULT_PLAUSIBILITY: f32 = 0.1;
 
 /// The maximum weight of guidance, and of an arm of a mix in either direction.
-pub const MOST_WEIGHT: f32 = 10.0;
+pub const MAX_WEIGHT: f32 = 10.0;
 
 /// The minimum log-probability over plausible tokens in another row: otherwise a token that is
 /// impossible there would be certain under a negative weight.
-const LEAST: f64 = -1e4;
+const MIN_LOGPROB: f64 = -1e4;
 
 /// The tokens that may be chosen, and their scores.
 #[derive(Clone, Debug, PartialEq)]
@@ -149,22 +149,23 @@ impl Mixture {
 }
 
 /// Computes the log-softmax of some logits in double precision; each value is at least
-/// [`LEAST`].
+/// [`MIN_LOGPROB`].
 fn log_softmax(logits: &[f32]) -> Vec<f64> {
     let largest = logits.iter().copied().map(not_nan);
     let largest = largest.fold(f32::NEG_INFINITY, f32::max);
     let below = |logit: f32| {
         // The difference of equal infinities would be NaN.
         let logit = not_nan(logit);
-        match logit == largest {
-            true => 0.0,
-            false => f64::from(logit) - f64::from(largest),
+        if logit == largest {
+            0.0
+        } else {
+            f64::from(logit) - f64::from(largest)
         }
     };
     let sum: f64 = logits.iter().map(|&logit| below(logit).exp()).sum();
     let log_sum = sum.ln();
     let values = logits.iter().map(|&logit| below(logit) - log_sum);
-    values.map(|value| value.max(LEAST)).collect()
+    values.map(|value| value.max(MIN_LOGPROB)).collect()
 }
 
 #[cfg(test)]
@@ -263,7 +264,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_not_finite_never_makes_a_score_that_is_no_number() {
+    fn infinity_and_nan_never_make_a_score_nan() {
         let odd = [f32::NEG_INFINITY, f32::NAN, f32::INFINITY, 1.0, 2.0];
         for a in odd {
             for b in odd {

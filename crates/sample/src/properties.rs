@@ -142,9 +142,10 @@ fn chi_square(logits: &[f32], params: &SamplingParams, draws: u32) -> (f64, usiz
     // XTC mixes two distributions.
     let sum = |tokens: &[(u32, f64)]| -> f64 { tokens.iter().map(|t| t.1).sum() };
     let (of_whole, of_left) = (sum(&whole), sum(&left));
-    let struck = match params.xtc_threshold > 0.5 {
-        true => 0.0,
-        false => f64::from(params.xtc_probability),
+    let struck = if params.xtc_threshold > 0.5 {
+        0.0
+    } else {
+        f64::from(params.xtc_probability)
     };
     let share = |&(id, weight): &(u32, f64)| {
         let stays = f64::from(u8::from(left.iter().any(|t| t.0 == id)));

@@ -13,7 +13,7 @@ use super::fields::Object;
 use super::ranges::{GUIDANCE_WEIGHT, MIX_WEIGHT};
 use crate::runtime::guidance::MAX_MIX_ARMS;
 use crate::runtime::{Guidance, GuidanceError, GuidanceOptions};
-use incant_sample::PLAUSIBLE;
+use incant_sample::DEFAULT_PLAUSIBILITY;
 
 /// How a guide and other arms shape an answer. The profile decides on absent and null fields.
 #[derive(Clone, Debug, Default, Deserialize, JsonSchema)]
@@ -80,7 +80,7 @@ fn guidance_schema(_: &mut SchemaGenerator) -> Schema {
                     "type": ["number", "null"],
                     "exclusiveMinimum": 0,
                     "maximum": 1,
-                    "default": PLAUSIBLE,
+                    "default": DEFAULT_PLAUSIBILITY,
                     "description": "Only tokens that are at least so many times as likely as the most likely one \
                         can be chosen; counts where a weight is negative, guidance included.",
                 },
@@ -127,7 +127,9 @@ impl From<GuidanceField> for Guidance {
             GuidanceField::Whole(whole) => Guidance {
                 weight: whole.weight as f32,
                 against: whole.against.filter(|against| against != QUESTION),
-                plausible: whole.plausible.map_or(PLAUSIBLE, |share| share as f32),
+                plausible: whole
+                    .plausible
+                    .map_or(DEFAULT_PLAUSIBILITY, |share| share as f32),
             },
         }
     }

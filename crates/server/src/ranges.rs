@@ -4,7 +4,7 @@
 use std::fmt::{self, Display, Formatter};
 
 use incant_prompt::profile::MAX_DRY_TOKENS;
-use incant_sample::MOST_WEIGHT;
+use incant_sample::MAX_WEIGHT;
 use serde_json::Value;
 
 /// A range of numbers that includes both ends.
@@ -110,9 +110,9 @@ pub const TOP_LOGPROBS: Range<i64> = Range::integers(0, 20);
 /// `logprobs` of completions, as in OpenAI's API.
 pub const LOGPROBS: Range<i64> = Range::integers(0, 5);
 /// The weight of guidance.
-pub const GUIDANCE_WEIGHT: Range<Float> = Range::floats(0.0, MOST_WEIGHT as f64);
+pub const GUIDANCE_WEIGHT: Range<Float> = Range::floats(0.0, MAX_WEIGHT as f64);
 /// The weight of an arm of a mix.
-pub const MIX_WEIGHT: Range<Float> = Range::floats(-(MOST_WEIGHT as f64), MOST_WEIGHT as f64);
+pub const MIX_WEIGHT: Range<Float> = Range::floats(-(MAX_WEIGHT as f64), MAX_WEIGHT as f64);
 
 #[cfg(test)]
 mod tests {

@@ -7,6 +7,7 @@ use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 
 use super::TrainError;
+use incant_gguf::atomic;
 
 /// The prefix of unfinished files' names.
 pub(super) const UNFINISHED: &str = ".writing-";
@@ -116,21 +117,10 @@ fn sync_all(folder: &Path) -> Result<Vec<PathBuf>, TrainError> {
             files.push(path);
         }
         files.sort();
-        sync_names(folder)?;
+        atomic::sync_folder(folder)?;
         Ok(files)
     };
     list().map_err(TrainError::io(folder))
-}
-
-/// Syncs a folder's directory entries to the disk.
-#[cfg(unix)]
-fn sync_names(folder: &Path) -> io::Result<()> {
-    fs::File::open(folder)?.sync_all()
-}
-
-#[cfg(not(unix))]
-fn sync_names(_: &Path) -> io::Result<()> {
-    Ok(())
 }
 
 /// Writes a file in an unfinished folder.
@@ -180,8 +170,7 @@ fn write_halves(file: &mut fs::File, bytes: &[u8]) -> io::Result<()> {
 fn rename(from: &Path, to: &Path) -> Result<(), TrainError> {
     let rename = || {
         write_point()?;
-        fs::rename(from, to)?;
-        to.parent().map_or(Ok(()), sync_names)
+        atomic::rename(from, to)
     };
     rename().map_err(TrainError::io(to))
 }

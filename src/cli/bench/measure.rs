@@ -165,8 +165,8 @@ impl Limits {
         let mut multiplying = Vec::new();
         for _ in 0..5 {
             let started = Instant::now();
-            pool.run(|crew| {
-                crew.each(parts, |index| {
+            pool.run(|worker| {
+                worker.each(parts, |index| {
                     std::hint::black_box(roofline::read(*isa, &memory[index * part..][..part]));
                 });
             });
@@ -176,8 +176,8 @@ impl Limits {
         for _ in 0..5 {
             let started = Instant::now();
             let done = std::sync::atomic::AtomicU64::new(0);
-            pool.run(|crew| {
-                crew.each(4 * threads, |_| {
+            pool.run(|worker| {
+                worker.each(4 * threads, |_| {
                     let macs = roofline::multiply_add(*isa, ROUNDS);
                     done.fetch_add(macs, std::sync::atomic::Ordering::Relaxed);
                 });

@@ -26,10 +26,15 @@ pub enum DeviceChoice {
     Metal,
 }
 
-impl FromStr for DeviceChoice {
-    type Err = String;
+/// The error of a text that names no device.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("'{0}' is no device (cpu, cuda, cuda:N, metal or reference)")]
+pub struct UnknownDevice(String);
 
-    fn from_str(text: &str) -> Result<DeviceChoice, String> {
+impl FromStr for DeviceChoice {
+    type Err = UnknownDevice;
+
+    fn from_str(text: &str) -> Result<DeviceChoice, UnknownDevice> {
         match text {
             "cpu" => return Ok(DeviceChoice::Cpu),
             "reference" => return Ok(DeviceChoice::Reference),
@@ -40,7 +45,7 @@ impl FromStr for DeviceChoice {
         text.strip_prefix("cuda:")
             .and_then(|number| number.parse().ok())
             .map(DeviceChoice::Cuda)
-            .ok_or_else(|| format!("'{text}' is no device (cpu, cuda, cuda:N, metal or reference)"))
+            .ok_or_else(|| UnknownDevice(text.to_owned()))
     }
 }
 

@@ -99,7 +99,7 @@ impl Executor for Fake {
         self.ledger.add(0, Kv::default())
     }
 
-    fn begin_under(&mut self, _adapter: Option<AdapterId>) -> Result<SequenceId, ExecError> {
+    fn begin_with_adapter(&mut self, _adapter: Option<AdapterId>) -> Result<SequenceId, ExecError> {
         Ok(self.begin())
     }
 
@@ -125,8 +125,8 @@ impl Executor for Fake {
         let growth = batch
             .iter()
             .map(|chunk| (chunk.sequence, chunk.tokens.len()));
-        if !self.has_room(&growth.collect::<Vec<_>>()) {
-            return Err(ExecError::NoRoom);
+        if !self.fits(&growth.collect::<Vec<_>>()) {
+            return Err(ExecError::OutOfKvMemory);
         }
         let rows = batch.iter().map(Chunk::wanted_rows).sum();
         let mut rows = logits.reset(rows, VOCAB).chunks_mut(VOCAB);
@@ -169,11 +169,11 @@ impl Executor for Fake {
         }
     }
 
-    fn longest(&self) -> usize {
+    fn max_tokens(&self) -> usize {
         self.capacity
     }
 
-    fn has_room(&self, growth: &[(SequenceId, usize)]) -> bool {
+    fn fits(&self, growth: &[(SequenceId, usize)]) -> bool {
         let needed = growth.iter().filter_map(|&(id, tokens)| {
             let one = self.ledger.sequence(id).ok()?;
             Some(tokens + if one.kv.is_swapped_out { one.len } else { 0 })
@@ -193,8 +193,8 @@ impl Executor for Fake {
     }
 
     fn swap_in(&mut self, sequence: SequenceId, bytes: &[u8]) -> Result<(), ExecError> {
-        if !self.has_room(&[(sequence, 0)]) {
-            return Err(ExecError::NoRoom);
+        if !self.fits(&[(sequence, 0)]) {
+            return Err(ExecError::OutOfKvMemory);
         }
         let found = self.ledger.sequence_mut(sequence)?;
         let tokens = bytes.as_chunks().0.iter().copied().map(u32::from_le_bytes);

@@ -17,7 +17,9 @@ mod ledger;
 pub mod native;
 mod saved;
 
-pub use backend::{Backend, DeviceChoice};
+pub use backend::{Backend, DeviceChoice, UnknownDevice};
+
+use std::error::Error;
 
 use safetensors::SafeTensors;
 
@@ -92,7 +94,7 @@ pub struct Logits {
 
 /// The buffer is reallocated if its capacity exceeds four times the larger of this number of
 /// logits and the needed length.
-const KEPT_LOGITS: usize = 1 << 22;
+const MIN_KEPT_LOGITS: usize = 1 << 22;
 
 impl Logits {
     /// Resizes the buffer to `rows` rows of `vocab` logits with unspecified contents, and
@@ -102,7 +104,7 @@ impl Logits {
         let len = rows * vocab;
         // Scored prompts need many rows, but only for a short time.
         let kept = self.values.capacity();
-        if kept < len || kept > 4 * len.max(KEPT_LOGITS) {
+        if kept < len || kept > 4 * len.max(MIN_KEPT_LOGITS) {
             self.values = Vec::with_capacity(len);
         }
         // Old contents need not be cleared; only additional elements are initialized.
@@ -194,7 +196,7 @@ pub struct KvMemory {
 pub enum ExecError {
     /// The tensor library failed: out of memory, a lost device.
     #[error(transparent)]
-    Candle(#[from] candle_core::Error),
+    Tensor(Box<dyn Error + Send + Sync>),
     /// The weights cannot be run.
     #[error(transparent)]
     Model(#[from] incant_model::ModelError),
@@ -213,9 +215,9 @@ pub enum ExecError {
     /// A batch violates the rules of the executor.
     #[error("bad batch: {0}")]
     Batch(&'static str),
-    /// The KV cache is full; see [`Executor::has_room`].
+    /// The KV cache is full; see [`Executor::fits`].
     #[error("there is no room for more KV")]
-    NoRoom,
+    OutOfKvMemory,
 }
 
 /// Runs the forward passes of one model.
@@ -246,7 +248,7 @@ pub trait Executor: Send {
     /// Whether rows of chunks of several tokens are computed with another precision than those
     /// of single-token chunks. If so, recomputed KV has the same bits only if the chunks are of
     /// the same kind.
-    fn computes_prompts_otherwise(&self) -> bool {
+    fn prefill_precision_differs(&self) -> bool {
         false
     }
 
@@ -257,7 +259,7 @@ pub trait Executor: Send {
     ///
     /// # Errors
     /// There is no such adapter.
-    fn begin_under(&mut self, adapter: Option<AdapterId>) -> Result<SequenceId, ExecError>;
+    fn begin_with_adapter(&mut self, adapter: Option<AdapterId>) -> Result<SequenceId, ExecError>;
 
     /// Begins a sequence with the first `tokens` tokens of another sequence, with the same
     /// adapter. The other sequence is not affected.
@@ -305,11 +307,11 @@ pub trait Executor: Send {
     fn kv_memory(&self) -> KvMemory;
 
     /// The maximum number of tokens of a sequence that has the KV cache to itself.
-    fn longest(&self) -> usize;
+    fn max_tokens(&self) -> usize;
 
     /// Whether each of these sequences can grow by the given number of tokens, including the
     /// memory to swap it in if it is swapped out.
-    fn has_room(&self, growth: &[(SequenceId, usize)]) -> bool;
+    fn fits(&self, growth: &[(SequenceId, usize)]) -> bool;
 
     /// Releases KV outside the sliding windows that is not needed to continue this sequence at
     /// its end, or a few tokens before. Returns whether any was released.

@@ -7,7 +7,7 @@
 
 use std::collections::HashMap;
 use std::fmt::Write as _;
-use std::fs::{self, File};
+use std::fs;
 use std::io::{self, Write as _};
 use std::path::{Path, PathBuf};
 use std::thread;
@@ -17,6 +17,7 @@ use safetensors::tensor::TensorView;
 use sha2::{Digest, Sha256};
 
 use crate::exec::{AdapterId, Executor, SavedTensor, SequenceId};
+use incant_gguf::atomic::{Access, UnfinishedFile};
 use incant_gguf::mmap::Map;
 use incant_gguf::open::{Kind, Location};
 
@@ -188,22 +189,17 @@ fn write(path: &Path, key: String, tensors: &[SavedTensor]) -> io::Result<()> {
 
     let folder = path.parent().unwrap_or(Path::new("."));
     fs::create_dir_all(folder)?;
-    let mut file = loop {
-        let file = tempfile::Builder::new()
-            .prefix(UNFINISHED)
-            .tempfile_in(folder)?;
+    let file = loop {
+        let file = UnfinishedFile::create(path, UNFINISHED, Access::Owner)?;
         // The lock tells a process that starts now that this file is being written. A process
         // may have removed the file before it was locked; then another file is created.
-        file.as_file().lock()?;
-        if file.path().exists() {
+        file.file().lock()?;
+        if file.current_path().exists() {
             break file;
         }
     };
-    file.write_all(&bytes)?;
-    file.as_file().sync_all()?;
-    file.persist(path).map_err(|error| error.error)?;
-    // The rename is durable only after the folder is synced.
-    File::open(folder)?.sync_all()
+    file.file().write_all(&bytes)?;
+    file.commit()
 }
 
 /// Computes SHA-256 over the names and data of tensors, independent of their order.

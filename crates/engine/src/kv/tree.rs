@@ -12,7 +12,7 @@ use std::hash::Hash;
 
 /// The maximum number of entries below the end of a lookup that it examines. They share the
 /// same tokens; one of them may still hold KV that another has released.
-const BELOW: usize = 8;
+const MAX_EXAMINED: usize = 8;
 
 /// Identifies an entry as long as it is kept.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -136,7 +136,7 @@ impl<R: Copy + Eq + Hash, T> Tree<R, T> {
         let mut found = Vec::new();
         let mut open = vec![below];
         while let Some(node) = open.pop() {
-            if found.len() == BELOW || shared == 0 {
+            if found.len() == MAX_EXAMINED || shared == 0 {
                 break;
             }
             found.extend(self.found(node, shared));
@@ -272,9 +272,10 @@ impl<R: Copy + Eq + Hash, T> Tree<R, T> {
             };
             let same = common(&self.nodes[child].edge, &tokens[at..]);
             at += same;
-            node = match same < self.nodes[child].edge.len() {
-                true => self.split(child, same),
-                false => child,
+            node = if same < self.nodes[child].edge.len() {
+                self.split(child, same)
+            } else {
+                child
             };
         }
         node

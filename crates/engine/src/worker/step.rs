@@ -3,9 +3,9 @@
 
 use std::time::Instant;
 
-use super::super::outlook::Outlook;
-use super::super::sequence::{Advance, Computed};
-use super::super::share::{Demand, share_out};
+use super::super::sequence::{Advance, ComputedChunk};
+use super::super::step_budget::{Demand, divide_step};
+use super::super::wait_estimate::WaitEstimate;
 use super::Worker;
 use crate::exec::{Chunk, ExecError, Wanted};
 
@@ -20,30 +20,30 @@ struct Rows {
 
 impl Worker {
     /// Returns the number of tokens of each running sequence that the next step computes.
-    fn share_out(&self) -> Vec<usize> {
+    fn divide_step(&self) -> Vec<usize> {
         let demands: Vec<Demand> = self.running.iter().map(|one| one.demand()).collect();
         let answers = demands.iter().any(|one| one.is_answer && one.tokens > 0);
-        share_out(&demands, self.pace.budget(answers))
+        divide_step(&demands, self.prefill_budget.budget(answers))
     }
 
     /// Runs one forward pass over a mixed batch of answers and prompts. Returns whether there
     /// was anything to compute.
     pub(super) fn step(&mut self) -> bool {
-        let scored_row = self.pace.budget(true).scored_row;
+        let scored_row = self.prefill_budget.budget(true).scored_row;
         let counts = loop {
-            let mut counts = self.share_out();
+            let mut counts = self.divide_step();
             if counts.iter().all(|&count| count == 0) {
                 return false;
             }
-            if self.find_room(&mut counts) {
+            if self.fit_step(&mut counts) {
                 break counts;
             }
         };
         let mut batch: Vec<Chunk<'_>> = Vec::new();
         // The running sequence of each chunk.
-        let mut owners: Vec<(usize, Computed)> = Vec::new();
+        let mut owners: Vec<(usize, ComputedChunk)> = Vec::new();
         let mut computed = Rows::default();
-        let as_before = self.executor.computes_prompts_otherwise();
+        let as_before = self.executor.prefill_precision_differs();
         for (index, (sequence, &count)) in self.running.iter().zip(&counts).enumerate() {
             if count == 0 {
                 continue;
@@ -60,7 +60,7 @@ impl Worker {
                 _ => tokens,
             };
             self.fairness.charge(sequence.owner(), cost);
-            owners.push((index, Computed { tokens, wanted }));
+            owners.push((index, ComputedChunk { tokens, wanted }));
             batch.push(chunk);
         }
         let rows: Vec<usize> = batch.iter().map(Chunk::wanted_rows).collect();
@@ -98,7 +98,7 @@ impl Worker {
                 }
             }
         }
-        // Only now, because other members of the group may come later in the batch.
+        // Only now, because other members of the ensemble may come later in the batch.
         for (index, row) in choosing {
             let logits = self.logits.row_mut(row);
             let executor = self.executor.as_mut();
@@ -106,9 +106,10 @@ impl Worker {
         }
         // The time includes sampling, which is slow with a large vocabulary.
         let took = began.elapsed();
-        self.pace.note(computed.prompts, computed.scored, took);
+        self.prefill_budget
+            .note(computed.prompts, computed.scored, took);
         if computed.answers > 0 {
-            self.experience.note_step(took);
+            self.statistics.note_step(took);
         }
         let mut ended = ended.into_iter();
         self.retain_running(|_| !ended.next().unwrap_or(false));
@@ -116,23 +117,23 @@ impl Worker {
     }
 
     /// Publishes the estimate of how long the current sequences will take.
-    pub(super) fn look_ahead(&self) {
-        let per_token = self.pace.per_token();
-        let takes = |left| self.experience.expect(left, per_token);
+    pub(super) fn update_wait_estimate(&self) {
+        let per_token = self.prefill_budget.per_token();
+        let takes = |left| self.statistics.estimate(left, per_token);
         let slots = self.running.iter().filter(|one| one.holds_slot());
         let swapped = self.swapped.iter().map(|one| one.sequence());
         let parked = self.running.iter().filter(|one| !one.holds_slot());
-        let begun = parked.chain(swapped).map(|one| takes(one.left()));
-        let waiting = self.waiting.iter().map(|one| takes(one.left()));
-        let outlook = Outlook {
-            running: slots.map(|one| takes(one.left())).collect(),
+        let begun = parked.chain(swapped).map(|one| takes(one.remaining_work()));
+        let waiting = self.waiting.iter().map(|one| takes(one.remaining_work()));
+        let wait_estimate = WaitEstimate {
+            running: slots.map(|one| takes(one.remaining_work())).collect(),
             waiting: begun.chain(waiting).collect(),
         };
-        self.shared.set_outlook(outlook);
+        self.shared.set_wait_estimate(wait_estimate);
     }
 
     /// Fails all sequences of the batch after an error of the executor.
-    fn fail(&mut self, error: &ExecError, batch: &[(usize, Computed)]) {
+    fn fail(&mut self, error: &ExecError, batch: &[(usize, ComputedChunk)]) {
         tracing::error!("a step failed: {error}");
         let why = error.to_string();
         for (at, sequence) in std::mem::take(&mut self.running).into_iter().enumerate() {

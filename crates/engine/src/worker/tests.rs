@@ -66,7 +66,7 @@ impl Stage {
 
     fn turn(&mut self, count: usize) {
         for _ in 0..count {
-            assert!(self.worker.read_mail());
+            assert!(self.worker.read_messages());
             self.worker.turn();
         }
     }

@@ -7,17 +7,17 @@ use crate::exec::{AdapterId, Chunk, ExecError, Logits, Wanted};
 use incant_model::lora::Lora;
 
 /// The number of tokens an adapter is tried on.
-const TRIED: usize = 16;
+const TRIAL_TOKENS: usize = 16;
 
 impl Worker {
     /// Loads an adapter if a forward pass with it gives finite logits.
     pub(super) fn add_adapter(&mut self, lora: &Lora) -> Result<Added, AddAdapterError> {
         let bytes = self.executor.adapter_bytes(lora);
-        let room = self.adapter_memory.reserve(bytes)?;
+        let reservation = self.adapter_memory.reserve(bytes)?;
         let id = self.executor.add_adapter(lora)?;
         let tried = match self.is_finite_under(id) {
-            Ok(true) => Ok(Added { id, room }),
-            Ok(false) => Err(match lora.strongest() {
+            Ok(true) => Ok(Added { id, reservation }),
+            Ok(false) => Err(match lora.largest_addition() {
                 Some((layer, linear)) => AddAdapterError::NotFinite(layer, linear),
                 // Without any additions, the base model itself is at fault.
                 None => ExecError::Unknown("numbers of the model".to_owned()).into(),
@@ -34,12 +34,12 @@ impl Worker {
     /// out other sequences if there is too little memory.
     fn is_finite_under(&mut self, id: AdapterId) -> Result<bool, ExecError> {
         let vocab = self.executor.spec().vocab;
-        let count = TRIED.min(self.executor.longest()).min(vocab);
+        let count = TRIAL_TOKENS.min(self.executor.max_tokens()).min(vocab);
         let tokens = (0..count).map(|at| (at * vocab / count) as u32);
         let tokens: Vec<u32> = tokens.collect();
-        let sequence = self.executor.begin_under(Some(id))?;
+        let sequence = self.executor.begin_with_adapter(Some(id))?;
         let growth = [(sequence, tokens.len())];
-        while !self.make_room(&growth, self.running.is_empty()) {
+        while !self.free_memory(&growth, self.running.is_empty()) {
             match self.running.len().checked_sub(1) {
                 Some(youngest) => self.swap_out(youngest),
                 None => break,

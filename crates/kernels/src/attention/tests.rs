@@ -19,7 +19,7 @@ impl Memory {
     fn random(isa: Isa, seed: u64, tokens: usize, head_dim: usize) -> Memory {
         // NaN, which would show up in any result that uses it.
         const GARBAGE: u16 = 0x7e00;
-        let blocks = tokens.div_ceil(BLOCK);
+        let blocks = tokens.div_ceil(TOKENS_PER_BLOCK);
         let mut random = numbers(seed);
         let mut memory = Memory {
             head_dim,
@@ -30,14 +30,14 @@ impl Memory {
         };
         for token in 0..tokens {
             let numbers = token * head_dim..(token + 1) * head_dim;
-            let (block, place) = (token / BLOCK, token % BLOCK);
+            let (block, offset) = (token / TOKENS_PER_BLOCK, token % TOKENS_PER_BLOCK);
             let key = &mut memory.exact_keys[numbers.clone()];
             let to = &mut memory.keys[block * (key_block_len(head_dim) + 10)..];
-            write_key(isa, to, place, key);
+            write_key(isa, to, offset, key);
             key.iter_mut().for_each(round);
             let value = &mut memory.exact_values[numbers];
             let to = &mut memory.values[block * (value_block_len(head_dim) + 20)..];
-            write_value(isa, to, place, value);
+            write_value(isa, to, offset, value);
             value.iter_mut().for_each(round);
         }
         memory
@@ -55,8 +55,8 @@ impl Memory {
     }
 
     /// Returns the chunk that begins with block number `first`; blocks past the end are empty.
-    fn stretch(&self, first: usize) -> Stretch<'_> {
-        Stretch {
+    fn chunk(&self, first: usize) -> KvChunk<'_> {
+        KvChunk {
             blocks: std::array::from_fn(|at| self.block(first + at).unwrap_or_default()),
             head_dim: self.head_dim,
         }
@@ -144,14 +144,14 @@ fn chunk(
 ) -> Owned {
     let mut out = Owned::new(visible.len(), memory.head_dim);
     out.values.fill(f32::NAN);
-    let (stretch, visible) = (memory.stretch(first), within(first, visible));
-    attend(isa, &stretch, queries, &visible, cap, &mut out.partials());
+    let (chunk, visible) = (memory.chunk(first), within(first, visible));
+    attend(isa, &chunk, queries, &visible, cap, &mut out.partials());
     out
 }
 
 /// Returns the visible keys relative to the chunk that begins with block number `first`.
 fn within(first: usize, visible: &[Range<u32>]) -> Vec<Range<u32>> {
-    let first = (first * BLOCK) as u32;
+    let first = (first * TOKENS_PER_BLOCK) as u32;
     let at = |token: u32| token.saturating_sub(first).min(CHUNK as u32);
     visible
         .iter()
@@ -170,7 +170,7 @@ fn attention(
     let tokens = memory.exact_keys.len() / memory.head_dim;
     let mut whole = Owned::new(visible.len(), memory.head_dim);
     for start in (0..tokens).step_by(CHUNK) {
-        let mut part = chunk(isa, memory, start / BLOCK, queries, visible, cap);
+        let mut part = chunk(isa, memory, start / TOKENS_PER_BLOCK, queries, visible, cap);
         merge(isa, &mut whole.partials(), &part.partials());
     }
     whole
@@ -286,19 +286,19 @@ proptest! {
     }
 
     #[test]
-    fn what_was_written_is_read_back(case in cases()) {
+    fn written_blocks_are_read_unchanged(case in cases()) {
         for isa in Isa::all() {
             let memory = case.memory(isa);
-            let block = |token| memory.block(token / BLOCK).expect("it was written");
+            let block = |token| memory.block(token / TOKENS_PER_BLOCK).expect("it was written");
             let mut read = vec![f32::NAN; case.head_dim];
             let exact = memory.exact_keys.chunks(case.head_dim);
             for (token, exact) in exact.enumerate() {
-                read_key(isa, block(token).keys, token % BLOCK, &mut read);
+                read_key(isa, block(token).keys, token % TOKENS_PER_BLOCK, &mut read);
                 prop_assert_eq!(&read[..], exact);
             }
             let exact = memory.exact_values.chunks(case.head_dim);
             for (token, exact) in exact.enumerate() {
-                read_value(isa, block(token).values, token % BLOCK, &mut read);
+                read_value(isa, block(token).values, token % TOKENS_PER_BLOCK, &mut read);
                 prop_assert_eq!(&read[..], exact);
             }
         }
@@ -362,17 +362,10 @@ fn tiles_for_wide_registers_give_the_same_bits() {
         let visible: Vec<_> = (0..rows as u32).map(|row| 3 * row..150 + row).collect();
         let narrow = chunk(isa, &memory, 1, &queries, &visible, Some(2.0));
         let mut wide = Owned::new(rows, 34);
-        let (stretch, visible) = (memory.stretch(1), within(1, &visible));
+        let (chunk, visible) = (memory.chunk(1), within(1, &visible));
         let mut out = wide.partials();
         let cap = Some(2.0);
-        tile::attend(
-            wide_lanes::Wide,
-            &stretch,
-            &queries,
-            &visible,
-            cap,
-            &mut out,
-        );
+        tile::attend(wide_lanes::Wide, &chunk, &queries, &visible, cap, &mut out);
         assert_eq!(wide.bits(), narrow.bits(), "{rows} rows");
     }
 }
@@ -386,7 +379,7 @@ mod wide_lanes {
 
     impl Lanes for Wide {
         type Vector = <Plain as Lanes>::Vector;
-        const TALLEST: usize = 6;
+        const MAX_TILE_ROWS: usize = 6;
         const WIDE: bool = true;
 
         fn zero(self) -> Self::Vector {
@@ -401,8 +394,8 @@ mod wide_lanes {
             Plain.load(from)
         }
 
-        fn load_half(self, from: &[u16; LANES]) -> Self::Vector {
-            Plain.load_half(from)
+        fn load_f16(self, from: &[u16; LANES]) -> Self::Vector {
+            Plain.load_f16(from)
         }
 
         fn mul_add(self, a: Self::Vector, b: Self::Vector, c: Self::Vector) -> Self::Vector {
@@ -413,8 +406,8 @@ mod wide_lanes {
             Plain.store(x, to);
         }
 
-        fn store_half(self, x: Self::Vector, to: &mut [u16; LANES]) {
-            Plain.store_half(x, to);
+        fn store_f16(self, x: Self::Vector, to: &mut [u16; LANES]) {
+            Plain.store_f16(x, to);
         }
 
         fn prefetch(self, at: *const u16) {

@@ -2,41 +2,41 @@
 
 use std::ops::Range;
 
-use super::{BLOCK, CHUNK, Partials, Stretch, key_block_len, value_block_len};
+use super::{CHUNK, KvChunk, Partials, TOKENS_PER_BLOCK, key_block_len, value_block_len};
 use crate::math::{LANES, Lanes, exp, soft_cap_one, sum_lanes};
 
 /// Blocks per chunk.
-const BLOCKS: usize = CHUNK / BLOCK;
+const BLOCKS_PER_CHUNK: usize = CHUNK / TOKENS_PER_BLOCK;
 
 /// Dimensions between two prefetches.
-const STEP: usize = 16;
+const DIMS_PER_PREFETCH: usize = 16;
 
 /// f16 elements per cache line.
-const LINE: usize = 32;
+const ELEMENTS_PER_CACHE_LINE: usize = 32;
 
 /// The scores of one row, later replaced by their weights: `[block][key]`.
-type Scores = [[f32; LANES]; BLOCKS];
+type Scores = [[f32; LANES]; BLOCKS_PER_CHUNK];
 
 /// [`super::attend`] with the given instructions.
 #[inline(always)]
 pub(super) fn attend<L: Lanes>(
     lanes: L,
-    stretch: &Stretch<'_>,
+    chunk: &KvChunk<'_>,
     queries: &[f32],
     visible: &[Range<u32>],
     cap: Option<f32>,
     out: &mut Partials<'_>,
 ) {
     let rows = visible.len();
-    let tiles = rows.div_ceil(L::TALLEST);
+    let tiles = rows.div_ceil(L::MAX_TILE_ROWS);
     let mut start = 0;
     for index in 0..tiles {
         // Tiles are as even in height as possible.
         let end = rows * (index + 1) / tiles;
         let tile = Tile {
             lanes,
-            stretch: *stretch,
-            queries: &queries[start * stretch.head_dim..end * stretch.head_dim],
+            chunk: *chunk,
+            queries: &queries[start * chunk.head_dim..end * chunk.head_dim],
             visible: &visible[start..end],
             cap,
             prefetch: index == 0,
@@ -44,7 +44,7 @@ pub(super) fn attend<L: Lanes>(
         let out = out.rows(start..end);
         let height = end - start;
         // Lets the compiler drop the arms of taller tiles.
-        assert!(height <= L::TALLEST);
+        assert!(height <= L::MAX_TILE_ROWS);
         // With few rows, several vectors of keys or values are processed side by side, so that
         // there are enough independent sums to hide the latency of additions.
         match (height, L::WIDE) {
@@ -69,7 +69,7 @@ pub(super) fn attend<L: Lanes>(
 /// Rows whose sums share the registers.
 struct Tile<'a, L> {
     lanes: L,
-    stretch: Stretch<'a>,
+    chunk: KvChunk<'a>,
     queries: &'a [f32],
     visible: &'a [Range<u32>],
     /// The soft cap of the scores.
@@ -82,15 +82,15 @@ impl<L: Lanes> Tile<'_, L> {
     /// Computes the `ROWS` rows of the tile, with up to `SIDE` vectors side by side.
     #[inline(always)]
     fn run<const ROWS: usize, const SIDE: usize>(&self, out: Partials<'_>) {
-        let head_dim = self.stretch.head_dim;
+        let head_dim = self.chunk.head_dim;
         let seen: [Range<usize>; ROWS] = std::array::from_fn(|row| self.seen(row));
         let some = || seen.iter().filter(|seen| !seen.is_empty());
         // All keys that any row sees.
         let first = some().map(|seen| seen.start).min().unwrap_or(0);
         let end = some().map(|seen| seen.end).max().unwrap_or(0);
-        let blocks = first / BLOCK..end.div_ceil(BLOCK);
+        let blocks = first / TOKENS_PER_BLOCK..end.div_ceil(TOKENS_PER_BLOCK);
 
-        let mut scores: [Scores; ROWS] = [[[0.0; LANES]; BLOCKS]; ROWS];
+        let mut scores: [Scores; ROWS] = [[[0.0; LANES]; BLOCKS_PER_CHUNK]; ROWS];
         let whole = blocks.len() - blocks.len() % SIDE;
         for at in (0..whole).step_by(SIDE) {
             self.scores::<ROWS, SIDE>(blocks.start + at, at, &mut scores);
@@ -104,7 +104,8 @@ impl<L: Lanes> Tile<'_, L> {
                 let all = scores.as_flattened_mut().iter_mut();
                 all.for_each(|score| *score = soft_cap_one(*score, cap));
             }
-            (out.maxima[row], out.sums[row]) = softmax(scores, blocks.start * BLOCK, &seen[row]);
+            (out.maxima[row], out.sums[row]) =
+                softmax(scores, blocks.start * TOKENS_PER_BLOCK, &seen[row]);
         }
         let groups = head_dim.div_ceil(LANES);
         let whole = groups - groups % SIDE;
@@ -131,22 +132,22 @@ impl<L: Lanes> Tile<'_, L> {
         at: usize,
         scores: &mut [Scores; ROWS],
     ) {
-        let (lanes, head_dim) = (self.lanes, self.stretch.head_dim);
+        let (lanes, head_dim) = (self.lanes, self.chunk.head_dim);
         let keys: [&[[u16; LANES]]; SIDE] = std::array::from_fn(|side| {
-            let keys = self.stretch.blocks[block + side].keys;
+            let keys = self.chunk.blocks[block + side].keys;
             &keys[..key_block_len(head_dim)].as_chunks().0[..head_dim]
         });
         let queries: [&[f32]; ROWS] =
             std::array::from_fn(|row| &self.queries[row * head_dim..][..head_dim]);
         let mut sums = [[lanes.zero(); SIDE]; ROWS];
-        for first in (0..head_dim).step_by(STEP) {
+        for first in (0..head_dim).step_by(DIMS_PER_PREFETCH) {
             if self.prefetch {
                 self.prefetch(block..block + SIDE, first);
             }
-            for dim in first..head_dim.min(first + STEP) {
+            for dim in first..head_dim.min(first + DIMS_PER_PREFETCH) {
                 let mut vectors = [lanes.zero(); SIDE];
                 for side in 0..SIDE {
-                    vectors[side] = lanes.load_half(&keys[side][dim]);
+                    vectors[side] = lanes.load_f16(&keys[side][dim]);
                 }
                 for row in 0..ROWS {
                     let query = lanes.splat(queries[row][dim]);
@@ -170,11 +171,13 @@ impl<L: Lanes> Tile<'_, L> {
     fn prefetch(&self, blocks: Range<usize>, dim: usize) {
         let ahead = blocks.len();
         for block in blocks {
-            let values = self.stretch.blocks[block].values.as_ptr();
+            let values = self.chunk.blocks[block].values.as_ptr();
             // After the last block, the choice does not matter.
-            let next = (block + ahead).min(BLOCKS - 1);
-            let keys = self.stretch.blocks[next].keys.as_ptr();
-            for line in (dim * BLOCK..(dim + STEP) * BLOCK).step_by(LINE) {
+            let next = (block + ahead).min(BLOCKS_PER_CHUNK - 1);
+            let keys = self.chunk.blocks[next].keys.as_ptr();
+            for line in (dim * TOKENS_PER_BLOCK..(dim + DIMS_PER_PREFETCH) * TOKENS_PER_BLOCK)
+                .step_by(ELEMENTS_PER_CACHE_LINE)
+            {
                 self.lanes.prefetch(values.wrapping_add(line));
                 self.lanes.prefetch(keys.wrapping_add(line));
             }
@@ -192,23 +195,23 @@ impl<L: Lanes> Tile<'_, L> {
         group: usize,
         out: &mut [f32],
     ) {
-        let (lanes, head_dim) = (self.lanes, self.stretch.head_dim);
+        let (lanes, head_dim) = (self.lanes, self.chunk.head_dim);
         let mut sums = [[lanes.zero(); SIDE]; ROWS];
-        let first_block = keys.start / BLOCK;
-        for block in first_block..keys.end.div_ceil(BLOCK) {
-            let values = &self.stretch.blocks[block].values[..value_block_len(head_dim)];
+        let first_block = keys.start / TOKENS_PER_BLOCK;
+        for block in first_block..keys.end.div_ceil(TOKENS_PER_BLOCK) {
+            let values = &self.chunk.blocks[block].values[..value_block_len(head_dim)];
             let values = values.as_chunks::<LANES>().0;
-            let values: [&[[u16; LANES]; BLOCK]; SIDE] =
+            let values: [&[[u16; LANES]; TOKENS_PER_BLOCK]; SIDE] =
                 std::array::from_fn(|side| &values.as_chunks().0[group + side]);
-            let weights: [&[f32; BLOCK]; ROWS] =
+            let weights: [&[f32; TOKENS_PER_BLOCK]; ROWS] =
                 std::array::from_fn(|row| &weights[row][block - first_block]);
             // Values that no row sees may be NaN, which a weight of 0 would not remove.
-            let start = keys.start.saturating_sub(block * BLOCK);
-            let end = (keys.end - block * BLOCK).min(BLOCK);
+            let start = keys.start.saturating_sub(block * TOKENS_PER_BLOCK);
+            let end = (keys.end - block * TOKENS_PER_BLOCK).min(TOKENS_PER_BLOCK);
             for key in start..end {
                 let mut vectors = [lanes.zero(); SIDE];
                 for side in 0..SIDE {
-                    vectors[side] = lanes.load_half(&values[side][key]);
+                    vectors[side] = lanes.load_f16(&values[side][key]);
                 }
                 for row in 0..ROWS {
                     let weight = lanes.splat(weights[row][key]);
@@ -245,7 +248,7 @@ fn softmax(scores: &mut [[f32; LANES]], first: usize, seen: &Range<usize>) -> (f
     let (start, end) = (seen.start as u32, seen.end as u32);
     let mut maxima = [f32::NEG_INFINITY; LANES];
     for (block, scores) in scores.iter_mut().enumerate() {
-        let first = (first + block * BLOCK) as u32;
+        let first = (first + block * TOKENS_PER_BLOCK) as u32;
         for lane in 0..LANES {
             let key = first + lane as u32;
             let seen = (start <= key) & (key < end);

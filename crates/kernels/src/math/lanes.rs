@@ -8,7 +8,7 @@ use half::f16;
 pub(crate) const LANES: usize = 16;
 
 /// The largest finite f16.
-const HALF_MAX: f32 = 65504.0;
+const F16_MAX: f32 = 65504.0;
 
 /// Operations on 16 elements at once.
 ///
@@ -21,7 +21,7 @@ pub(crate) trait Lanes: Copy {
     type Vector: Copy;
     /// The maximum number of rows of a tile that share a vector of factors, such that all sums,
     /// the factors and one more value stay in registers.
-    const TALLEST: usize;
+    const MAX_TILE_ROWS: usize;
     /// Whether one register holds all 16 elements and there are 32 registers.
     const WIDE: bool;
 
@@ -32,14 +32,14 @@ pub(crate) trait Lanes: Copy {
     /// Reads 16 elements.
     fn load(self, from: &[f32; LANES]) -> Self::Vector;
     /// Reads 16 f16 elements.
-    fn load_half(self, from: &[u16; LANES]) -> Self::Vector;
+    fn load_f16(self, from: &[u16; LANES]) -> Self::Vector;
     /// Computes `a · b + c`, rounded once.
     fn mul_add(self, a: Self::Vector, b: Self::Vector, c: Self::Vector) -> Self::Vector;
     /// Writes 16 elements.
     fn store(self, x: Self::Vector, to: &mut [f32; LANES]);
     /// Writes 16 elements as f16, rounded to nearest even; values beyond ±65504 are clamped to
     /// it, and NaN stays NaN.
-    fn store_half(self, x: Self::Vector, to: &mut [u16; LANES]);
+    fn store_f16(self, x: Self::Vector, to: &mut [u16; LANES]);
     /// Prefetches the cache line at an address, which may be invalid.
     fn prefetch(self, at: *const u16);
 }
@@ -50,7 +50,7 @@ pub(crate) struct Plain;
 
 impl Lanes for Plain {
     type Vector = [f32; LANES];
-    const TALLEST: usize = 2;
+    const MAX_TILE_ROWS: usize = 2;
     const WIDE: bool = false;
 
     #[inline(always)]
@@ -69,7 +69,7 @@ impl Lanes for Plain {
     }
 
     #[inline(always)]
-    fn load_half(self, from: &[u16; LANES]) -> [f32; LANES] {
+    fn load_f16(self, from: &[u16; LANES]) -> [f32; LANES] {
         from.map(|bits| f16::from_bits(bits).to_f32())
     }
 
@@ -87,8 +87,8 @@ impl Lanes for Plain {
     }
 
     #[inline(always)]
-    fn store_half(self, x: [f32; LANES], to: &mut [u16; LANES]) {
-        *to = x.map(|x| f16::from_f32(x.clamp(-HALF_MAX, HALF_MAX)).to_bits());
+    fn store_f16(self, x: [f32; LANES], to: &mut [u16; LANES]) {
+        *to = x.map(|x| f16::from_f32(x.clamp(-F16_MAX, F16_MAX)).to_bits());
     }
 
     #[inline(always)]
@@ -102,7 +102,7 @@ pub(crate) use x86::{Avx2, Avx512};
 mod x86 {
     use std::arch::x86_64::*;
 
-    use super::{HALF_MAX, LANES, Lanes};
+    use super::{F16_MAX, LANES, Lanes};
 
     /// [`Lanes`] in AVX2, FMA and F16C.
     #[derive(Clone, Copy)]
@@ -120,7 +120,7 @@ mod x86 {
     // the arrays are as long as the data read or written.
     impl Lanes for Avx2 {
         type Vector = [__m256; 2];
-        const TALLEST: usize = 6;
+        const MAX_TILE_ROWS: usize = 6;
         const WIDE: bool = false;
 
         #[inline(always)]
@@ -142,7 +142,7 @@ mod x86 {
         }
 
         #[inline(always)]
-        fn load_half(self, from: &[u16; LANES]) -> [__m256; 2] {
+        fn load_f16(self, from: &[u16; LANES]) -> [__m256; 2] {
             let from = from.as_ptr().cast::<__m128i>();
             // SAFETY: see above.
             unsafe {
@@ -173,12 +173,12 @@ mod x86 {
         }
 
         #[inline(always)]
-        fn store_half(self, x: [__m256; 2], to: &mut [u16; LANES]) {
+        fn store_f16(self, x: [__m256; 2], to: &mut [u16; LANES]) {
             let to = to.as_mut_ptr().cast::<__m128i>();
             // SAFETY: see above.
             unsafe {
-                let highest = _mm256_set1_ps(HALF_MAX);
-                let lowest = _mm256_set1_ps(-HALF_MAX);
+                let highest = _mm256_set1_ps(F16_MAX);
+                let lowest = _mm256_set1_ps(-F16_MAX);
                 for (half, x) in x.into_iter().enumerate() {
                     // If an operand is NaN, min and max return their second operand.
                     let x = _mm256_max_ps(lowest, _mm256_min_ps(highest, x));
@@ -210,7 +210,7 @@ mod x86 {
     // SAFETY of all blocks below: as for `Avx2`.
     impl Lanes for Avx512 {
         type Vector = __m512;
-        const TALLEST: usize = 6;
+        const MAX_TILE_ROWS: usize = 6;
         const WIDE: bool = true;
 
         #[inline(always)]
@@ -231,7 +231,7 @@ mod x86 {
         }
 
         #[inline(always)]
-        fn load_half(self, from: &[u16; LANES]) -> __m512 {
+        fn load_f16(self, from: &[u16; LANES]) -> __m512 {
             // SAFETY: see above.
             unsafe { _mm512_cvtph_ps(_mm256_loadu_si256(from.as_ptr().cast())) }
         }
@@ -249,12 +249,12 @@ mod x86 {
         }
 
         #[inline(always)]
-        fn store_half(self, x: __m512, to: &mut [u16; LANES]) {
+        fn store_f16(self, x: __m512, to: &mut [u16; LANES]) {
             // SAFETY: see above.
             unsafe {
                 // If an operand is NaN, min and max return their second operand.
-                let x = _mm512_min_ps(_mm512_set1_ps(HALF_MAX), x);
-                let x = _mm512_max_ps(_mm512_set1_ps(-HALF_MAX), x);
+                let x = _mm512_min_ps(_mm512_set1_ps(F16_MAX), x);
+                let x = _mm512_max_ps(_mm512_set1_ps(-F16_MAX), x);
                 let x = _mm512_cvtps_ph::<_MM_FROUND_TO_NEAREST_INT>(x);
                 _mm256_storeu_si256(to.as_mut_ptr().cast(), x);
             }

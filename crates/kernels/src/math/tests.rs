@@ -157,10 +157,10 @@ proptest! {
     }
 
     #[test]
-    fn halves_are_the_nearest_in_every_set(x in any_bits()) {
+    fn f16_conversion_rounds_to_nearest_in_every_set(x in any_bits()) {
         on_all(|isa| {
             let mut halves = vec![0; x.len()];
-            to_half(isa, &x, &mut halves);
+            to_f16(isa, &x, &mut halves);
             for (x, half) in x.iter().zip(&halves) {
                 let half = f16::from_bits(*half);
                 if x.is_nan() {
@@ -218,11 +218,11 @@ fn gates_far_out_neither_overflow_nor_vanish() {
 }
 
 #[test]
-fn every_half_becomes_the_number_it_is() {
+fn every_f16_becomes_its_value() {
     let halves: Vec<u16> = (0..=u16::MAX).collect();
     let numbers = on_all(|isa| {
         let mut numbers = vec![0.0; halves.len()];
-        from_half(isa, &halves, &mut numbers);
+        from_f16(isa, &halves, &mut numbers);
         numbers
     });
     for (half, number) in halves.iter().zip(numbers) {

@@ -9,7 +9,7 @@ use incant_gguf::TensorType;
 /// Output rows that are packed together: the lanes of the kernels.
 pub const LANES: usize = 16;
 /// Columns per block.
-pub const BLOCK: usize = 32;
+pub const COLUMNS_PER_BLOCK: usize = 32;
 
 /// The storage format of the elements of a packed matrix.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -61,9 +61,9 @@ pub enum Bits {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Scales {
     /// An f16 scale for each group of 32 columns.
-    Half,
+    F16,
     /// An f16 scale and an f16 minimum for each group of 32 columns.
-    HalfWithMinimum,
+    F16WithMinimum,
     /// An f16 super-scale for 256 columns, and an i8 factor for each group.
     Super,
     /// An f16 super-scale and an f16 super-minimum for 256 columns, and two u8 factors for each
@@ -75,7 +75,7 @@ impl Format {
     /// Returns the format that holds weights of this type exactly, if one does.
     pub fn of(kind: TensorType) -> Option<Format> {
         use Bits::{Eight, Five, Four, Six};
-        use Scales::{Half, HalfWithMinimum, Super, SuperWithMinimum};
+        use Scales::{F16, F16WithMinimum, Super, SuperWithMinimum};
         let codes = |bits, zero, group, scales| {
             Some(Format::Codes(Codes {
                 bits,
@@ -88,11 +88,11 @@ impl Format {
             TensorType::F32 => Some(Format::Dense(Dense::F32)),
             TensorType::F16 => Some(Format::Dense(Dense::F16)),
             TensorType::BF16 => Some(Format::Dense(Dense::BF16)),
-            TensorType::Q4_0 => codes(Four, 8, 32, Half),
-            TensorType::Q4_1 => codes(Four, 0, 32, HalfWithMinimum),
-            TensorType::Q5_0 => codes(Five, 16, 32, Half),
-            TensorType::Q5_1 => codes(Five, 0, 32, HalfWithMinimum),
-            TensorType::Q8_0 => codes(Eight, 128, 32, Half),
+            TensorType::Q4_0 => codes(Four, 8, 32, F16),
+            TensorType::Q4_1 => codes(Four, 0, 32, F16WithMinimum),
+            TensorType::Q5_0 => codes(Five, 16, 32, F16),
+            TensorType::Q5_1 => codes(Five, 0, 32, F16WithMinimum),
+            TensorType::Q8_0 => codes(Eight, 128, 32, F16),
             // Two-bit and three-bit types are rare, so they are stored in four bits.
             TensorType::Q2_K => codes(Four, 0, 16, SuperWithMinimum),
             TensorType::Q3_K => codes(Four, 4, 16, Super),
@@ -107,14 +107,16 @@ impl Format {
     pub fn unit(self) -> usize {
         match self {
             Format::Codes(codes) => codes.unit(),
-            Format::Dense(_) => BLOCK,
+            Format::Dense(_) => COLUMNS_PER_BLOCK,
         }
     }
 
     /// The size of a panel in bytes: 16 rows of `columns` (padded) columns.
     pub fn panel_bytes(self, columns: usize) -> usize {
         match self {
-            Format::Codes(codes) => codes.codes_at(columns) + codes.code_bytes() * columns / BLOCK,
+            Format::Codes(codes) => {
+                codes.codes_at(columns) + codes.code_bytes() * columns / COLUMNS_PER_BLOCK
+            }
             Format::Dense(dense) => dense.width() * LANES * columns,
         }
     }
@@ -134,7 +136,7 @@ impl Codes {
     /// Columns that share a header of scales.
     pub fn unit(self) -> usize {
         match self.scales {
-            Scales::Half | Scales::HalfWithMinimum => BLOCK,
+            Scales::F16 | Scales::F16WithMinimum => COLUMNS_PER_BLOCK,
             Scales::Super | Scales::SuperWithMinimum => 256,
         }
     }
@@ -143,7 +145,7 @@ impl Codes {
     pub fn has_minimum(self) -> bool {
         matches!(
             self.scales,
-            Scales::HalfWithMinimum | Scales::SuperWithMinimum
+            Scales::F16WithMinimum | Scales::SuperWithMinimum
         )
     }
 
@@ -155,8 +157,8 @@ impl Codes {
     /// The size in bytes of the scales of 16 rows of one unit.
     pub fn header_bytes(self) -> usize {
         match self.scales {
-            Scales::Half => 2 * LANES,
-            Scales::HalfWithMinimum => 4 * LANES,
+            Scales::F16 => 2 * LANES,
+            Scales::F16WithMinimum => 4 * LANES,
             Scales::Super => (2 + self.groups()) * LANES,
             Scales::SuperWithMinimum => (4 + 2 * self.groups()) * LANES,
         }
@@ -170,7 +172,7 @@ impl Codes {
             Bits::Six => 6,
             Bits::Eight => 8,
         };
-        LANES * BLOCK * bits / 8
+        LANES * COLUMNS_PER_BLOCK * bits / 8
     }
 
     /// The offset of the codes in a panel: after all headers, aligned to a cache line.

@@ -26,12 +26,12 @@ mod source;
 #[cfg(test)]
 pub(super) mod tests;
 
-pub use format::{BLOCK, Bits, Codes, Dense, Format, LANES, Scales};
+pub use format::{Bits, COLUMNS_PER_BLOCK, Codes, Dense, Format, LANES, Scales};
 
 use half::{bf16, f16};
 
 use super::math::{Lanes, Plain};
-use super::memory::{Arena, Pages};
+use super::memory::{Allocation, Arena};
 use crate::pool::Pool;
 use crate::shared::SharedSlice;
 use incant_gguf::TensorType;
@@ -44,7 +44,7 @@ pub struct Matrix {
     columns: usize,
     padded: usize,
     panel_bytes: usize,
-    bytes: Pages,
+    bytes: Allocation,
 }
 
 /// A matrix that is being packed, panel by panel.
@@ -124,8 +124,8 @@ impl Matrix {
         let memory = SharedSlice::from(&mut *matrix.bytes);
         // Enough panels for each task to be worth claiming.
         let at_once = (1 << 18) / panel_bytes.max(1) + 1;
-        pool.run(|crew| {
-            crew.each(panels.div_ceil(at_once), |task| {
+        pool.run(|worker| {
+            worker.each(panels.div_ceil(at_once), |task| {
                 let panels = task * at_once..panels.min((task + 1) * at_once);
                 for panel in panels.clone() {
                     let bytes = panel * panel_bytes..(panel + 1) * panel_bytes;
@@ -219,12 +219,12 @@ impl Matrix {
         let mut scales = UnitScales::new();
         for (unit, out) in out.chunks_mut(codes.unit()).enumerate() {
             scales.read(Plain, codes, &headers[unit * codes.header_bytes()..]);
-            for (block, out) in out.chunks_mut(BLOCK).enumerate() {
-                let block = unit * codes.unit() / BLOCK + block;
+            for (block, out) in out.chunks_mut(COLUMNS_PER_BLOCK).enumerate() {
+                let block = unit * codes.unit() / COLUMNS_PER_BLOCK + block;
                 let bytes = &blocks[block * codes.code_bytes()..][..codes.code_bytes()];
                 for (column, out) in out.iter_mut().enumerate() {
                     let code = f32::from(code(codes.bits, bytes, column, lane) - codes.zero);
-                    let group = (block * BLOCK % codes.unit() + column) / codes.group;
+                    let group = (block * COLUMNS_PER_BLOCK % codes.unit() + column) / codes.group;
                     let minimum = scales.minima[group][lane];
                     *out = code.mul_add(scales.scales[group][lane], minimum);
                 }
@@ -256,37 +256,37 @@ pub(super) fn code(bits: Bits, block: &[u8], column: usize, lane: usize) -> i16 
 
 /// Reads 16 little-endian 16-bit words.
 #[inline(always)]
-pub(super) fn halves(bytes: &[u8; 2 * LANES]) -> [u16; LANES] {
+pub(super) fn read_u16s(bytes: &[u8; 2 * LANES]) -> [u16; LANES] {
     let bytes = bytes.as_chunks::<2>().0;
     std::array::from_fn(|lane| u16::from_le_bytes(bytes[lane]))
 }
 
 /// The maximum number of groups per unit.
-pub(super) const MOST_GROUPS: usize = 16;
+pub(super) const MAX_GROUPS: usize = 16;
 
 /// The scales and minima of one unit, as f32.
 #[repr(align(64))]
 pub(super) struct UnitScales {
-    pub(super) scales: [[f32; LANES]; MOST_GROUPS],
-    pub(super) minima: [[f32; LANES]; MOST_GROUPS],
+    pub(super) scales: [[f32; LANES]; MAX_GROUPS],
+    pub(super) minima: [[f32; LANES]; MAX_GROUPS],
 }
 
 impl UnitScales {
     pub(super) fn new() -> UnitScales {
         UnitScales {
-            scales: [[0.0; LANES]; MOST_GROUPS],
-            minima: [[0.0; LANES]; MOST_GROUPS],
+            scales: [[0.0; LANES]; MAX_GROUPS],
+            minima: [[0.0; LANES]; MAX_GROUPS],
         }
     }
 
     /// Reads the header of a unit.
     #[inline(always)]
     pub(super) fn read(&mut self, lanes: impl Lanes, codes: Codes, header: &[u8]) {
-        let half_row = |at: usize| {
+        let f16_row = |at: usize| {
             let bytes = header[at..at + 2 * LANES].try_into();
             let mut numbers = [0.0; LANES];
-            let bits = halves(bytes.expect("a slice of that length"));
-            lanes.store(lanes.load_half(&bits), &mut numbers);
+            let bits = read_u16s(bytes.expect("a slice of that length"));
+            lanes.store(lanes.load_f16(&bits), &mut numbers);
             numbers
         };
         let row = |at: usize| -> &[u8; LANES] {
@@ -294,13 +294,13 @@ impl UnitScales {
             bytes.expect("a slice of that length")
         };
         match codes.scales {
-            Scales::Half => self.scales[0] = half_row(0),
-            Scales::HalfWithMinimum => {
-                self.scales[0] = half_row(0);
-                self.minima[0] = half_row(2 * LANES);
+            Scales::F16 => self.scales[0] = f16_row(0),
+            Scales::F16WithMinimum => {
+                self.scales[0] = f16_row(0);
+                self.minima[0] = f16_row(2 * LANES);
             }
             Scales::Super => {
-                let scale = half_row(0);
+                let scale = f16_row(0);
                 for group in 0..codes.groups() {
                     let factors = row((2 + group) * LANES);
                     for lane in 0..LANES {
@@ -310,7 +310,7 @@ impl UnitScales {
                 }
             }
             Scales::SuperWithMinimum => {
-                let (scale, minimum) = (half_row(0), half_row(2 * LANES));
+                let (scale, minimum) = (f16_row(0), f16_row(2 * LANES));
                 for group in 0..codes.groups() {
                     let scales = row((4 + group) * LANES);
                     let minima = row((4 + codes.groups() + group) * LANES);

@@ -3,7 +3,7 @@
 use std::ops::Range;
 
 use super::source::Unit;
-use super::{BLOCK, Bits, Codes, Dense, Format, LANES, Packing, Scales};
+use super::{Bits, COLUMNS_PER_BLOCK, Codes, Dense, Format, LANES, Packing, Scales};
 
 impl<'a> Packing<'a> {
     /// Returns the source bytes of some panels.
@@ -45,9 +45,10 @@ impl<'a> Packing<'a> {
                     &source,
                     &mut headers[unit * per_header..][..per_header],
                 );
-                let per_unit = codes.unit() / BLOCK;
-                for (block, codes_of) in
-                    source.codes[..codes.unit()].chunks_exact(BLOCK).enumerate()
+                let per_unit = codes.unit() / COLUMNS_PER_BLOCK;
+                for (block, codes_of) in source.codes[..codes.unit()]
+                    .chunks_exact(COLUMNS_PER_BLOCK)
+                    .enumerate()
                 {
                     let at = (unit * per_unit + block) * per_block;
                     let codes_of = codes_of.try_into().expect("a chunk of a block's length");
@@ -59,24 +60,24 @@ impl<'a> Packing<'a> {
 }
 
 fn write_scales(codes: Codes, lane: usize, source: &Unit, header: &mut [u8]) {
-    let mut half = |at: usize, value: u16| {
+    let mut write_f16 = |at: usize, value: u16| {
         header[at * LANES + 2 * lane..][..2].copy_from_slice(&value.to_le_bytes());
     };
     match codes.scales {
-        Scales::Half => half(0, source.scale),
-        Scales::HalfWithMinimum => {
-            half(0, source.scale);
-            half(2, source.minimum);
+        Scales::F16 => write_f16(0, source.scale),
+        Scales::F16WithMinimum => {
+            write_f16(0, source.scale);
+            write_f16(2, source.minimum);
         }
         Scales::Super => {
-            half(0, source.scale);
+            write_f16(0, source.scale);
             for group in 0..codes.groups() {
                 header[(2 + group) * LANES + lane] = source.scales[group];
             }
         }
         Scales::SuperWithMinimum => {
-            half(0, source.scale);
-            half(2, source.minimum);
+            write_f16(0, source.scale);
+            write_f16(2, source.minimum);
             for group in 0..codes.groups() {
                 header[(4 + group) * LANES + lane] = source.scales[group];
                 header[(4 + codes.groups() + group) * LANES + lane] = source.minima[group];
@@ -86,7 +87,7 @@ fn write_scales(codes: Codes, lane: usize, source: &Unit, header: &mut [u8]) {
 }
 
 /// Writes the codes of one row of a block into its lane.
-fn write_codes(bits: Bits, lane: usize, codes: &[u8; BLOCK], block: &mut [u8]) {
+fn write_codes(bits: Bits, lane: usize, codes: &[u8; COLUMNS_PER_BLOCK], block: &mut [u8]) {
     let mut word = |index: usize, value: u32| {
         block[4 * (index * LANES + lane)..][..4].copy_from_slice(&value.to_le_bytes());
     };

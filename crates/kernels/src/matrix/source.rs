@@ -5,12 +5,12 @@
 use incant_gguf::TensorType;
 
 /// Columns of the longest unit.
-const LONGEST: usize = 256;
+const MAX_UNIT_COLUMNS: usize = 256;
 
 /// The codes and scales of one row of one unit, in the order of its columns.
 #[derive(Clone, Debug)]
 pub(super) struct Unit {
-    pub(super) codes: [u8; LONGEST],
+    pub(super) codes: [u8; MAX_UNIT_COLUMNS],
     /// f16 bits: the scale, or the scale of the scales.
     pub(super) scale: u16,
     /// f16 bits: the minimum, or the scale of the minima; the minimum is added.
@@ -24,7 +24,7 @@ pub(super) struct Unit {
 impl Unit {
     pub(super) fn new() -> Unit {
         Unit {
-            codes: [0; LONGEST],
+            codes: [0; MAX_UNIT_COLUMNS],
             scale: 0,
             minimum: 0,
             scales: [0; 16],
@@ -33,28 +33,28 @@ impl Unit {
     }
 
     pub(super) fn read(&mut self, kind: TensorType, block: &[u8]) {
-        let half = |at: usize| u16::from_le_bytes([block[at], block[at + 1]]);
+        let f16_at = |at: usize| u16::from_le_bytes([block[at], block[at + 1]]);
         match kind {
             TensorType::Q4_0 => {
-                self.scale = half(0);
+                self.scale = f16_at(0);
                 self.nibbles(&block[2..18]);
             }
             TensorType::Q4_1 => {
-                (self.scale, self.minimum) = (half(0), half(2));
+                (self.scale, self.minimum) = (f16_at(0), f16_at(2));
                 self.nibbles(&block[4..20]);
             }
             TensorType::Q5_0 => {
-                self.scale = half(0);
+                self.scale = f16_at(0);
                 self.nibbles(&block[6..22]);
                 self.fifth_bits(&block[2..6]);
             }
             TensorType::Q5_1 => {
-                (self.scale, self.minimum) = (half(0), half(2));
+                (self.scale, self.minimum) = (f16_at(0), f16_at(2));
                 self.nibbles(&block[8..24]);
                 self.fifth_bits(&block[4..8]);
             }
             TensorType::Q8_0 => {
-                self.scale = half(0);
+                self.scale = f16_at(0);
                 for (code, &byte) in self.codes.iter_mut().zip(&block[2..34]) {
                     // Maps −128…127 to 0…255.
                     *code = byte ^ 0x80;
@@ -63,12 +63,12 @@ impl Unit {
             TensorType::Q2_K => self.q2_k(block),
             TensorType::Q3_K => self.q3_k(block),
             TensorType::Q4_K => {
-                (self.scale, self.minimum) = (half(0), half(2) ^ SIGN);
+                (self.scale, self.minimum) = (f16_at(0), f16_at(2) ^ SIGN);
                 self.six_bit_scales(&block[4..16]);
                 self.long_nibbles(&block[16..144]);
             }
             TensorType::Q5_K => {
-                (self.scale, self.minimum) = (half(0), half(2) ^ SIGN);
+                (self.scale, self.minimum) = (f16_at(0), f16_at(2) ^ SIGN);
                 self.six_bit_scales(&block[4..16]);
                 self.long_nibbles(&block[48..176]);
                 let bits = &block[16..48];
@@ -122,8 +122,8 @@ impl Unit {
     }
 
     fn q2_k(&mut self, block: &[u8]) {
-        let half = |at: usize| u16::from_le_bytes([block[at], block[at + 1]]);
-        (self.scale, self.minimum) = (half(80), half(82) ^ SIGN);
+        let f16_at = |at: usize| u16::from_le_bytes([block[at], block[at + 1]]);
+        (self.scale, self.minimum) = (f16_at(80), f16_at(82) ^ SIGN);
         for (at, byte) in block[..16].iter().enumerate() {
             self.scales[at] = byte & 0xF;
             self.minima[at] = byte >> 4;

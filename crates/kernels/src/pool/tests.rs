@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicBool, AtomicU32, AtomicUsize};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use super::{Crew, Pool, threads_to_use};
+use super::{Pool, Worker, threads_to_use};
 use crate::shared::SharedSlice;
 
 fn pool(threads: usize) -> Pool {
@@ -27,14 +27,14 @@ fn comes_true(condition: impl Fn() -> bool) -> bool {
 
 /// Runs a phase with one index per thread, in which no index ends before all have begun:
 /// afterwards every thread is in the program.
-fn gather(crew: &mut Crew<'_>, threads: usize, begun: &AtomicUsize) {
-    crew.each(threads, |_| {
+fn gather(worker: &mut Worker<'_>, threads: usize, begun: &AtomicUsize) {
+    worker.each(threads, |_| {
         begun.fetch_add(1, SeqCst);
         assert!(comes_true(|| begun.load(SeqCst) >= threads));
     });
 }
 
-fn panic_of(pool: &Pool, program: impl Fn(&mut Crew<'_>) + Sync) -> Option<Box<dyn Any + Send>> {
+fn panic_of(pool: &Pool, program: impl Fn(&mut Worker<'_>) + Sync) -> Option<Box<dyn Any + Send>> {
     catch_unwind(AssertUnwindSafe(|| pool.run(program))).err()
 }
 
@@ -50,9 +50,9 @@ fn message(panic: Option<Box<dyn Any + Send>>) -> String {
 fn assert_usable(pool: &Pool) {
     let begun = AtomicUsize::new(0);
     let sum = AtomicUsize::new(0);
-    pool.run(|crew| {
-        gather(crew, pool.threads(), &begun);
-        crew.each(100, |index| {
+    pool.run(|worker| {
+        gather(worker, pool.threads(), &begun);
+        worker.each(100, |index| {
             sum.fetch_add(index, SeqCst);
         });
     });
@@ -70,9 +70,9 @@ fn every_index_of_every_phase_runs_once() {
                 .map(|phase| counts[phase % counts.len()])
                 .map(|count| (0..count).map(|_| AtomicU32::new(0)).collect())
                 .collect();
-            pool.run(|crew| {
+            pool.run(|worker| {
                 for phase in &runs {
-                    crew.each(phase.len(), |index| {
+                    worker.each(phase.len(), |index| {
                         phase[index].fetch_add(1, SeqCst);
                     });
                 }
@@ -109,17 +109,17 @@ fn what_one_phase_writes_the_next_reads() {
             SharedSlice::from(odd.as_mut_slice()),
         ];
         let total = SharedSlice::from(std::slice::from_mut(&mut sum));
-        pool(threads).run(|crew| {
+        pool(threads).run(|worker| {
             for phase in 0..PHASES {
                 let (from, to) = (buffers[phase % 2], buffers[(phase + 1) % 2]);
-                crew.each(LENGTH, |at| {
+                worker.each(LENGTH, |at| {
                     // SAFETY: this phase writes only to the other buffer, and each index writes
                     // its own element.
                     let (from, to) = unsafe { (from.slice(0..LENGTH), to.slice_mut(at..at + 1)) };
                     to[0] = mix(from[at], from[(at + 1) % LENGTH], phase);
                 });
             }
-            crew.each(1, |_| {
+            worker.each(1, |_| {
                 // SAFETY: this is the only index of its phase.
                 let (from, to) = unsafe {
                     let last = buffers[PHASES % 2];
@@ -142,9 +142,9 @@ fn threads_have_numbers_of_their_own() {
     assert_eq!(pool.threads(), 3);
     let begun = AtomicUsize::new(0);
     let seen = [const { AtomicU32::new(0) }; 3];
-    pool.run(|crew| {
-        gather(crew, 3, &begun);
-        seen[crew.thread()].fetch_add(1, SeqCst);
+    pool.run(|worker| {
+        gather(worker, 3, &begun);
+        seen[worker.thread()].fetch_add(1, SeqCst);
     });
     assert_eq!(seen.map(AtomicU32::into_inner), [1, 1, 1]);
 }
@@ -153,9 +153,9 @@ fn threads_have_numbers_of_their_own() {
 fn a_slow_index_holds_up_its_phase_and_no_other_index() {
     let pool = pool(3);
     let done = AtomicUsize::new(0);
-    pool.run(|crew| {
+    pool.run(|worker| {
         for phase in 0..10 {
-            crew.each(8, |index| {
+            worker.each(8, |index| {
                 if index == phase % 8 {
                     // Longer than any thread spins.
                     thread::sleep(Duration::from_millis(5));
@@ -175,14 +175,14 @@ fn a_thread_that_has_claimed_nothing_holds_up_no_phase() {
     let begun = AtomicUsize::new(0);
     let (over, was_over) = (AtomicBool::new(false), AtomicBool::new(false));
     let by_the_late = AtomicUsize::new(0);
-    pool.run(|crew| {
-        gather(crew, 2, &begun);
-        let late = crew.thread() == 1;
+    pool.run(|worker| {
+        gather(worker, 2, &begun);
+        let late = worker.thread() == 1;
         if late {
             was_over.store(comes_true(|| over.load(SeqCst)), SeqCst);
         }
         for _ in 0..1000 {
-            crew.each(4, |_| {
+            worker.each(4, |_| {
                 by_the_late.fetch_add(usize::from(late), SeqCst);
             });
         }
@@ -199,9 +199,9 @@ fn a_program_is_left_by_all_before_it_returns() {
     let pool = pool(3);
     let begun = AtomicUsize::new(0);
     let left = AtomicUsize::new(0);
-    pool.run(|crew| {
-        gather(crew, 3, &begun);
-        if crew.thread() > 0 {
+    pool.run(|worker| {
+        gather(worker, 3, &begun);
+        if worker.thread() > 0 {
             thread::sleep(Duration::from_millis(20));
         }
         left.fetch_add(1, SeqCst);
@@ -215,15 +215,15 @@ fn a_panic_on_any_thread_goes_on_in_the_caller() {
         let pool = pool(threads);
         for culprit in 0..threads {
             let (first, second) = (AtomicUsize::new(0), AtomicUsize::new(0));
-            let panic = panic_of(&pool, |crew| {
-                gather(crew, threads, &first);
-                let thread = crew.thread();
-                crew.each(threads, |_| {
+            let panic = panic_of(&pool, |worker| {
+                gather(worker, threads, &first);
+                let thread = worker.thread();
+                worker.each(threads, |_| {
                     second.fetch_add(1, SeqCst);
                     assert!(comes_true(|| second.load(SeqCst) == threads));
                     assert!(thread != culprit, "on thread {thread}");
                 });
-                crew.each(1, |_| unreachable!("a phase after one that panicked"));
+                worker.each(1, |_| unreachable!("a phase after one that panicked"));
             });
             assert_eq!(message(panic), format!("on thread {culprit}"));
             assert_usable(&pool);
@@ -236,12 +236,12 @@ fn a_panic_between_phases_ends_the_program() {
     let pool = pool(3);
     for culprit in 0..3 {
         let begun = AtomicUsize::new(0);
-        let panic = panic_of(&pool, |crew| {
-            gather(crew, 3, &begun);
-            assert!(crew.thread() != culprit, "not this one");
+        let panic = panic_of(&pool, |worker| {
+            gather(worker, 3, &begun);
+            assert!(worker.thread() != culprit, "not this one");
             // Only the panic ends the other threads.
             loop {
-                crew.each(4, |_| {});
+                worker.each(4, |_| {});
             }
         });
         assert_eq!(message(panic), "not this one");
@@ -252,8 +252,8 @@ fn a_panic_between_phases_ends_the_program() {
 #[test]
 fn a_phase_is_not_over_when_its_panic_is_caught() {
     let pool = pool(2);
-    let panic = panic_of(&pool, |crew| {
-        let phase = || crew.each(2, |_| panic!("caught"));
+    let panic = panic_of(&pool, |worker| {
+        let phase = || worker.each(2, |_| panic!("caught"));
         assert!(catch_unwind(AssertUnwindSafe(phase)).is_err());
     });
     assert!(message(panic).contains("caught the panic"));
@@ -265,7 +265,7 @@ fn a_program_within_a_program_is_refused() {
     for threads in [1, 2] {
         let (outer, inner) = (pool(threads), pool(threads));
         for within in [&outer, &inner] {
-            let panic = panic_of(&outer, |crew| crew.each(2, |_| within.run(|_| {})));
+            let panic = panic_of(&outer, |worker| worker.each(2, |_| within.run(|_| {})));
             assert!(message(panic).contains("another one within it"));
         }
         assert_usable(&outer);
@@ -275,7 +275,7 @@ fn a_program_within_a_program_is_refused() {
 
 #[test]
 fn too_many_indices_are_refused() {
-    let panic = panic_of(&pool(2), |crew| crew.each(usize::MAX, |_| {}));
+    let panic = panic_of(&pool(2), |worker| worker.each(usize::MAX, |_| {}));
     assert!(message(panic).contains("too many indices"));
 }
 
@@ -288,12 +288,12 @@ fn programs_of_two_callers_take_turns() {
         for _ in 0..2 {
             scope.spawn(|| {
                 for _ in 0..500 {
-                    pool.run(|crew| {
-                        crew.each(1, |_| assert!(!running.swap(true, SeqCst)));
-                        crew.each(10, |index| {
+                    pool.run(|worker| {
+                        worker.each(1, |_| assert!(!running.swap(true, SeqCst)));
+                        worker.each(10, |index| {
                             sum.fetch_add(index, SeqCst);
                         });
-                        crew.each(1, |_| assert!(running.swap(false, SeqCst)));
+                        worker.each(1, |_| assert!(running.swap(false, SeqCst)));
                     });
                 }
             });
@@ -322,9 +322,9 @@ fn many_tiny_phases_end_soon() {
     let sum = AtomicUsize::new(0);
     let start = Instant::now();
     for _ in 0..1000 {
-        pool.run(|crew| {
+        pool.run(|worker| {
             for _ in 0..200 {
-                crew.each(2, |index| {
+                worker.each(2, |index| {
                     sum.fetch_add(index + 1, SeqCst);
                 });
             }

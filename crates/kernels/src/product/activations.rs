@@ -5,34 +5,34 @@ use super::super::isa::{Isa, Tier};
 #[cfg(target_arch = "x86_64")]
 use super::super::math::{Avx2, Avx512};
 use super::super::math::{Plain, dispatch};
-use super::super::matrix::{BLOCK, Format, Matrix};
-use super::{HalfSums, PAIRS, Tile, rounded, tile};
+use super::super::matrix::{COLUMNS_PER_BLOCK, Format, Matrix};
+use super::{BlockHalfSums, PAIRS, Tile, rounded, tile};
 
 /// The forms of activations that a set of matrices needs.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Kind {
+pub struct ActivationForms {
     /// As 16-bit codes; rows of prompts as bf16 if AMX is used.
     codes: bool,
     /// As f32.
     dense: bool,
 }
 
-impl Kind {
+impl ActivationForms {
     /// Whether some matrices need f32 activations.
     pub(super) fn dense(self) -> bool {
         self.dense
     }
 
     /// Returns the forms that `matrices` need together.
-    pub fn of<'a>(matrices: impl IntoIterator<Item = &'a Matrix>) -> Kind {
-        let mut kind = Kind::default();
+    pub fn of<'a>(matrices: impl IntoIterator<Item = &'a Matrix>) -> ActivationForms {
+        let mut forms = ActivationForms::default();
         for matrix in matrices {
             match matrix.format() {
-                Format::Codes(_) => kind.codes = true,
-                Format::Dense(_) => kind.dense = true,
+                Format::Codes(_) => forms.codes = true,
+                Format::Dense(_) => forms.dense = true,
             }
         }
-        kind
+        forms
     }
 }
 
@@ -56,22 +56,22 @@ pub struct Activations {
     /// Rows before the first prompt row, if prompt rows are treated differently; else all rows.
     plain: usize,
     columns: usize,
-    kind: Kind,
+    forms: ActivationForms,
     /// The first row and height of each tile of the plain rows, and of all rows.
     tiles: Vec<(usize, usize)>,
     dense_tiles: Vec<(usize, usize)>,
     codes: Vec<u32>,
     scales: Vec<f32>,
-    sums: Vec<HalfSums>,
+    sums: Vec<BlockHalfSums>,
     dense: Vec<f32>,
-    halves: Vec<u16>,
+    bf16: Vec<u16>,
 }
 
 /// Rows per AMX tile.
 pub(super) const TILE_ROWS: usize = 16;
 
 /// The largest code. The sum of 32 products with 8-bit codes fits in 32 bits.
-const GREATEST: f32 = 32767.0;
+const MAX_CODE: f32 = 32767.0;
 
 impl Activations {
     /// Creates activations without rows, for kernels of `isa`.
@@ -81,39 +81,47 @@ impl Activations {
             rows: 0,
             plain: 0,
             columns: 0,
-            kind: Kind::default(),
+            forms: ActivationForms::default(),
             tiles: Vec::new(),
             dense_tiles: Vec::new(),
             codes: Vec::new(),
             scales: Vec::new(),
             sums: Vec::new(),
             dense: Vec::new(),
-            halves: Vec::new(),
+            bf16: Vec::new(),
         }
     }
 
     /// Changes the shape to `rows` rows, of which those from `prompts` on are prompt rows. The
     /// contents are undefined until they are written; the allocation only grows.
-    pub fn reset(&mut self, rows: usize, prompts: usize, columns: usize, kind: Kind) {
-        (self.rows, self.columns, self.kind) = (rows, columns, kind);
+    pub fn reset(&mut self, rows: usize, prompts: usize, columns: usize, forms: ActivationForms) {
+        (self.rows, self.columns, self.forms) = (rows, columns, forms);
         self.plain = match self.isa.tier() {
             Tier::Amx => prompts.min(rows),
             _ => rows,
         };
-        cut(&mut self.tiles, self.plain, tallest(self.isa));
-        cut(&mut self.dense_tiles, rows, tallest(self.isa));
-        let blocks = columns.div_ceil(BLOCK);
-        if kind.codes && self.plain < rows {
+        cut(&mut self.tiles, self.plain, max_tile_rows(self.isa));
+        cut(&mut self.dense_tiles, rows, max_tile_rows(self.isa));
+        let blocks = columns.div_ceil(COLUMNS_PER_BLOCK);
+        if forms.codes && self.plain < rows {
             let tiles = (rows - self.plain).div_ceil(TILE_ROWS);
-            grow(&mut self.halves, tiles * TILE_ROWS * blocks * BLOCK, 0);
+            grow(
+                &mut self.bf16,
+                tiles * TILE_ROWS * blocks * COLUMNS_PER_BLOCK,
+                0,
+            );
         }
-        if kind.codes {
+        if forms.codes {
             grow(&mut self.codes, self.plain * blocks * PAIRS, 0);
             grow(&mut self.scales, self.plain * blocks, 0.0);
-            grow(&mut self.sums, self.plain * blocks, HalfSums::default());
+            grow(
+                &mut self.sums,
+                self.plain * blocks,
+                BlockHalfSums::default(),
+            );
         }
-        if kind.dense {
-            grow(&mut self.dense, rows * blocks * BLOCK, 0.0);
+        if forms.dense {
+            grow(&mut self.dense, rows * blocks * COLUMNS_PER_BLOCK, 0.0);
         }
     }
 
@@ -131,19 +139,20 @@ impl Activations {
     #[inline(always)]
     fn fill_body(&mut self, x: &[f32]) {
         let columns = self.columns;
-        let values = |row: usize, block: usize| -> [f32; BLOCK] {
-            let x = &x[row * columns..][block * BLOCK..columns.min((block + 1) * BLOCK)];
+        let values = |row: usize, block: usize| -> [f32; COLUMNS_PER_BLOCK] {
+            let x = &x[row * columns..]
+                [block * COLUMNS_PER_BLOCK..columns.min((block + 1) * COLUMNS_PER_BLOCK)];
             match x.try_into() {
                 Ok(values) => values,
                 Err(_) => {
-                    let mut padded = [0.0; BLOCK];
+                    let mut padded = [0.0; COLUMNS_PER_BLOCK];
                     padded[..x.len()].copy_from_slice(x);
                     padded
                 }
             }
         };
-        let blocks = 0..columns.div_ceil(BLOCK);
-        if self.kind.codes {
+        let blocks = 0..columns.div_ceil(COLUMNS_PER_BLOCK);
+        if self.forms.codes {
             for &(first, height) in &self.tiles {
                 for block in blocks.clone() {
                     let at = block * self.plain + first;
@@ -160,25 +169,28 @@ impl Activations {
                 }
             }
         }
-        if self.kind.codes && self.plain < self.rows {
-            let len = blocks.len() * TILE_ROWS * BLOCK;
+        if self.forms.codes && self.plain < self.rows {
+            let len = blocks.len() * TILE_ROWS * COLUMNS_PER_BLOCK;
             for row in self.plain..self.rows {
                 let number = row - self.plain;
                 let (tile, place) = (number / TILE_ROWS, number % TILE_ROWS);
-                let tile = &mut self.halves[tile * len..][..len];
-                let lines = tile.chunks_exact_mut(BLOCK).skip(place).step_by(TILE_ROWS);
+                let tile = &mut self.bf16[tile * len..][..len];
+                let lines = tile
+                    .chunks_exact_mut(COLUMNS_PER_BLOCK)
+                    .skip(place)
+                    .step_by(TILE_ROWS);
                 for (block, line) in blocks.clone().zip(lines) {
-                    for (half, value) in line.iter_mut().zip(values(row, block)) {
-                        *half = self::half(value);
+                    for (element, value) in line.iter_mut().zip(values(row, block)) {
+                        *element = to_bf16(value);
                     }
                 }
             }
         }
-        if self.kind.dense {
+        if self.forms.dense {
             for &(first, height) in &self.dense_tiles {
                 for block in blocks.clone() {
-                    let at = (block * self.rows + first) * BLOCK;
-                    let tile = &mut self.dense[at..][..height * BLOCK];
+                    let at = (block * self.rows + first) * COLUMNS_PER_BLOCK;
+                    let tile = &mut self.dense[at..][..height * COLUMNS_PER_BLOCK];
                     for place in 0..height {
                         let values = values(first + place, block);
                         for (numbers, value) in tile.chunks_exact_mut(height).zip(values) {
@@ -204,9 +216,9 @@ impl Activations {
     pub fn bytes(&self) -> usize {
         4 * self.codes.capacity()
             + 4 * self.scales.capacity()
-            + size_of::<HalfSums>() * self.sums.capacity()
+            + size_of::<BlockHalfSums>() * self.sums.capacity()
             + 4 * self.dense.capacity()
-            + 2 * self.halves.capacity()
+            + 2 * self.bf16.capacity()
     }
 
     /// The number of rows that are not computed by AMX.
@@ -237,15 +249,15 @@ impl Activations {
 
     #[inline(always)]
     pub(super) fn dense_tile(&self, block: usize, first: usize, height: usize) -> &[f32] {
-        &self.dense[(block * self.rows + first) * BLOCK..][..height * BLOCK]
+        &self.dense[(block * self.rows + first) * COLUMNS_PER_BLOCK..][..height * COLUMNS_PER_BLOCK]
     }
 
     /// Returns all tiles of bf16, and the number of elements of each.
     #[cfg(target_arch = "x86_64")]
-    pub(super) fn half_tiles(&self) -> (&[u16], usize) {
-        let len = self.columns.div_ceil(BLOCK) * BLOCK * TILE_ROWS;
+    pub(super) fn bf16_tiles(&self) -> (&[u16], usize) {
+        let len = self.columns.div_ceil(COLUMNS_PER_BLOCK) * COLUMNS_PER_BLOCK * TILE_ROWS;
         let tiles = (self.rows - self.plain).div_ceil(TILE_ROWS);
-        (&self.halves[..tiles * len], len)
+        (&self.bf16[..tiles * len], len)
     }
 
     /// Returns a writer for several threads at once, each of which writes its own rows.
@@ -255,15 +267,15 @@ impl Activations {
             scales: self.scales.as_mut_ptr(),
             sums: self.sums.as_mut_ptr(),
             dense: self.dense.as_mut_ptr(),
-            halves: self.halves.as_mut_ptr(),
+            bf16: self.bf16.as_mut_ptr(),
             rows: self,
         }
     }
 }
 
 /// Cuts `rows` rows into the smallest number of tiles of about the same height.
-fn cut(tiles: &mut Vec<(usize, usize)>, rows: usize, tallest: usize) {
-    let count = rows.div_ceil(tallest);
+fn cut(tiles: &mut Vec<(usize, usize)>, rows: usize, max_rows: usize) {
+    let count = rows.div_ceil(max_rows);
     tiles.clear();
     let mut first = 0;
     for tile in 0..count {
@@ -277,9 +289,10 @@ fn cut(tiles: &mut Vec<(usize, usize)>, rows: usize, tallest: usize) {
 fn tile_of(tiles: &[(usize, usize)], row: usize) -> (usize, usize) {
     let guess = row / tiles[0].1;
     let (first, height) = tiles[guess.min(tiles.len() - 1)];
-    match row < first + height {
-        true => (first, height),
-        false => tiles[guess + 1],
+    if row < first + height {
+        (first, height)
+    } else {
+        tiles[guess + 1]
     }
 }
 
@@ -295,9 +308,9 @@ pub struct Writer<'a> {
     rows: &'a Activations,
     codes: *mut u32,
     scales: *mut f32,
-    sums: *mut HalfSums,
+    sums: *mut BlockHalfSums,
     dense: *mut f32,
-    halves: *mut u16,
+    bf16: *mut u16,
 }
 
 // SAFETY: the elements of a row belong to that row alone, and `write` requires its callers to
@@ -316,7 +329,7 @@ impl Writer<'_> {
     /// There is no such row, or the length of `values` is not the row width.
     pub unsafe fn write(&self, row: usize, values: &[f32]) {
         assert_eq!(values.len(), self.rows.columns, "a row fits");
-        for (block, values) in values.chunks(BLOCK).enumerate() {
+        for (block, values) in values.chunks(COLUMNS_PER_BLOCK).enumerate() {
             // SAFETY: the caller's obligation.
             unsafe { self.write_block(row, block, values) };
         }
@@ -331,13 +344,16 @@ impl Writer<'_> {
     /// There is no such row or block, or the length of `values` is not that of the block.
     pub unsafe fn write_block(&self, row: usize, block: usize, values: &[f32]) {
         let rows = self.rows;
-        let columns = rows.columns.saturating_sub(block * BLOCK).min(BLOCK);
+        let columns = rows
+            .columns
+            .saturating_sub(block * COLUMNS_PER_BLOCK)
+            .min(COLUMNS_PER_BLOCK);
         assert!(
             row < rows.rows && columns > 0 && values.len() == columns,
             "a block fits"
         );
-        let mut padded = [0.0; BLOCK];
-        let values: &[f32; BLOCK] = match values.try_into() {
+        let mut padded = [0.0; COLUMNS_PER_BLOCK];
+        let values: &[f32; COLUMNS_PER_BLOCK] = match values.try_into() {
             Ok(values) => values,
             Err(_) => {
                 padded[..columns].copy_from_slice(values);
@@ -346,7 +362,7 @@ impl Writer<'_> {
         };
         // SAFETY (of all blocks below): `reset` has allocated these elements, and they belong
         // to this block and row alone.
-        if rows.kind.codes && row < rows.plain {
+        if rows.forms.codes && row < rows.plain {
             let (first, height) = tile_of(&rows.tiles, row);
             let at = block * rows.plain + row;
             let mut codes = [0; PAIRS];
@@ -362,24 +378,24 @@ impl Writer<'_> {
                 }
             }
         }
-        if rows.kind.dense {
+        if rows.forms.dense {
             let (first, height) = tile_of(&rows.dense_tiles, row);
-            let tile = (block * rows.rows + first) * BLOCK + row - first;
+            let tile = (block * rows.rows + first) * COLUMNS_PER_BLOCK + row - first;
             for (column, &value) in values.iter().enumerate() {
                 // SAFETY: see above.
                 unsafe { self.dense.add(tile + column * height).write(value) };
             }
         }
-        if rows.kind.codes && row >= rows.plain {
+        if rows.forms.codes && row >= rows.plain {
             let (tile, place) = (
                 (row - rows.plain) / TILE_ROWS,
                 (row - rows.plain) % TILE_ROWS,
             );
-            let blocks = rows.columns.div_ceil(BLOCK);
-            let at = ((tile * blocks + block) * TILE_ROWS + place) * BLOCK;
+            let blocks = rows.columns.div_ceil(COLUMNS_PER_BLOCK);
+            let at = ((tile * blocks + block) * TILE_ROWS + place) * COLUMNS_PER_BLOCK;
             for (column, &value) in values.iter().enumerate() {
                 // SAFETY: see above.
-                unsafe { self.halves.add(at + column).write(half(value)) };
+                unsafe { self.bf16.add(at + column).write(to_bf16(value)) };
             }
         }
     }
@@ -395,7 +411,7 @@ impl Writer<'_> {
 
 /// Converts to bf16, rounding to nearest even.
 #[inline(always)]
-fn half(number: f32) -> u16 {
+fn to_bf16(number: f32) -> u16 {
     let bits = number.to_bits();
     let nearest = bits.wrapping_add(0x7FFF + (bits >> 16 & 1));
     // NaN stays NaN.
@@ -405,21 +421,25 @@ fn half(number: f32) -> u16 {
 
 /// Rounds 32 elements to 16-bit codes, two per word. Returns their scale and the sums of each
 /// half of the block.
-fn round(isa: Isa, values: &[f32; BLOCK], codes: &mut [u32; PAIRS]) -> (f32, HalfSums) {
-    let (mut scale, mut sums) = (0.0, HalfSums::default());
+fn round(
+    isa: Isa,
+    values: &[f32; COLUMNS_PER_BLOCK],
+    codes: &mut [u32; PAIRS],
+) -> (f32, BlockHalfSums) {
+    let (mut scale, mut sums) = (0.0, BlockHalfSums::default());
     let (to_scale, to_sums) = (&mut scale, &mut sums);
     dispatch!(isa, |_,
-                    values: &[f32; BLOCK],
+                    values: &[f32; COLUMNS_PER_BLOCK],
                     codes: &mut [u32; PAIRS],
                     to_scale: &mut f32,
-                    to_sums: &mut HalfSums| {
+                    to_sums: &mut BlockHalfSums| {
         (*to_scale, *to_sums) = round_body(values, codes);
     });
     (scale, sums)
 }
 
 #[inline(always)]
-fn round_body(values: &[f32; BLOCK], codes: &mut [u32; PAIRS]) -> (f32, HalfSums) {
+fn round_body(values: &[f32; COLUMNS_PER_BLOCK], codes: &mut [u32; PAIRS]) -> (f32, BlockHalfSums) {
     // Without the sign bit, floats are ordered like their bits, and NaN is above all of them:
     // so NaN becomes the scale.
     let mut greatest = [0u32; 8];
@@ -429,18 +449,21 @@ fn round_body(values: &[f32; BLOCK], codes: &mut [u32; PAIRS]) -> (f32, HalfSums
         }
     }
     let greatest = f32::from_bits(greatest.into_iter().fold(0, u32::max));
-    let scale = greatest / GREATEST;
+    let scale = greatest / MAX_CODE;
     let inverse = if scale > 0.0 {
-        GREATEST / greatest
+        MAX_CODE / greatest
     } else {
         0.0
     };
-    let mut whole = [0i32; BLOCK];
+    let mut whole = [0i32; COLUMNS_PER_BLOCK];
     for (whole, value) in whole.iter_mut().zip(values) {
         *whole = rounded(value * inverse).cast_signed().into();
     }
     let mut sums = [0i32; 2];
-    for (sum, half) in sums.iter_mut().zip(whole.chunks_exact(BLOCK / 2)) {
+    for (sum, half) in sums
+        .iter_mut()
+        .zip(whole.chunks_exact(COLUMNS_PER_BLOCK / 2))
+    {
         *sum = half.iter().sum();
     }
     for (pair, whole) in codes.iter_mut().zip(whole.chunks_exact(2)) {
@@ -449,7 +472,7 @@ fn round_body(values: &[f32; BLOCK], codes: &mut [u32; PAIRS]) -> (f32, HalfSums
     let values = sums.map(|sum| sum as f32 * scale);
     (
         scale,
-        HalfSums {
+        BlockHalfSums {
             codes: sums,
             values,
         },
@@ -457,13 +480,13 @@ fn round_body(values: &[f32; BLOCK], codes: &mut [u32; PAIRS]) -> (f32, HalfSums
 }
 
 /// The height of the tallest tile of the kernels of `isa`.
-pub(super) fn tallest(isa: Isa) -> usize {
+pub(super) fn max_tile_rows(isa: Isa) -> usize {
     match isa.tier() {
         #[cfg(target_arch = "x86_64")]
-        Tier::Avx2 => tile::tallest::<Avx2>(),
+        Tier::Avx2 => tile::max_tile_rows::<Avx2>(),
         #[cfg(target_arch = "x86_64")]
-        Tier::Avx512 | Tier::Amx => tile::tallest::<Avx512>(),
-        _ => tile::tallest::<Plain>(),
+        Tier::Avx512 | Tier::Amx => tile::max_tile_rows::<Avx512>(),
+        _ => tile::max_tile_rows::<Plain>(),
     }
 }
 
@@ -472,15 +495,16 @@ mod tests {
     use half::bf16;
 
     #[test]
-    fn halves_are_bf16() {
+    fn rounding_gives_bf16() {
         for high in 0..=u16::MAX {
             // At, below and above the midpoint between two bf16 values.
             for low in [0, 1, 0x7FFF, 0x8000, 0x8001, 0xFFFF] {
                 let number = f32::from_bits(u32::from(high) << 16 | low);
-                let (found, expected) = (super::half(number), bf16::from_f32(number));
-                match number.is_nan() {
-                    true => assert!(bf16::from_bits(found).is_nan()),
-                    false => assert_eq!(found, expected.to_bits(), "{number:e}"),
+                let (found, expected) = (super::to_bf16(number), bf16::from_f32(number));
+                if number.is_nan() {
+                    assert!(bf16::from_bits(found).is_nan());
+                } else {
+                    assert_eq!(found, expected.to_bits(), "{number:e}");
                 }
             }
         }

@@ -4,17 +4,17 @@
 //! multiplied with them. No work remains per group of weights, so one loop serves every format
 //! of codes.
 
-mod back;
+mod backward;
 
 use std::arch::asm;
 use std::arch::x86_64::*;
 use std::cell::RefCell;
 use std::ops::Range;
 
-pub(super) use back::back;
+pub(super) use backward::backward;
 
 use super::super::math::Avx512;
-use super::super::matrix::{BLOCK, Codes, Format, LANES, Matrix, UnitScales};
+use super::super::matrix::{COLUMNS_PER_BLOCK, Codes, Format, LANES, Matrix, UnitScales};
 use super::activations::TILE_ROWS;
 use super::tile::{self, Unpacked};
 use super::{Activations, PAIRS, width};
@@ -27,10 +27,10 @@ struct Block([[[u16; 2]; LANES]; PAIRS]);
 const ZERO: Block = Block([[[0; 2]; LANES]; PAIRS]);
 
 /// Elements per tile of rows.
-const TILE: usize = TILE_ROWS * BLOCK;
+const TILE: usize = TILE_ROWS * COLUMNS_PER_BLOCK;
 
 /// The number of row tiles that are multiplied with a block together: one result register each.
-const TOGETHER: usize = 4;
+const TILES_PER_STEP: usize = 4;
 
 /// The tile configuration: eight registers of 16 rows of 64 bytes.
 #[repr(C, align(64))]
@@ -89,9 +89,9 @@ pub(super) fn panel(matrix: &Matrix, panel: usize, rows: &Activations, out: &mut
         EXPANDED.with_borrow_mut(|blocks| {
             blocks.clear();
             let panel = Panel::new(matrix, codes, panel);
-            expand(panel, 0..matrix.padded() / BLOCK, blocks);
-            let (tiles, tile_len) = rows.half_tiles();
-            assert_eq!(tile_len, blocks.len() * BLOCK * TILE_ROWS);
+            expand(panel, 0..matrix.padded() / COLUMNS_PER_BLOCK, blocks);
+            let (tiles, tile_len) = rows.bf16_tiles();
+            assert_eq!(tile_len, blocks.len() * COLUMNS_PER_BLOCK * TILE_ROWS);
             multiply_panel(blocks, tiles, tile_len, prompts);
         });
     }
@@ -125,7 +125,7 @@ impl<'a> Panel<'a> {
     #[inline]
     #[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
     fn read_scales(&self, block: usize, first: bool, scales: &mut UnitScales) {
-        let per_unit = self.codes.unit() / BLOCK;
+        let per_unit = self.codes.unit() / COLUMNS_PER_BLOCK;
         if first || block.is_multiple_of(per_unit) {
             let header = &self.headers[block / per_unit * self.codes.header_bytes()..];
             scales.read(Avx512::new(), self.codes, header);
@@ -141,7 +141,7 @@ impl<'a> Panel<'a> {
         tile::prefetch(lanes, bytes);
         let mut words = Unpacked::EMPTY;
         tile::unpack(lanes, codes, bytes, &mut words);
-        let first = block % (codes.unit() / BLOCK) * BLOCK;
+        let first = block % (codes.unit() / COLUMNS_PER_BLOCK) * COLUMNS_PER_BLOCK;
         let zero = _mm512_set1_epi32(codes.zero.into());
         std::array::from_fn(|pair| {
             let group = (first + 2 * pair) / codes.group;
@@ -176,7 +176,7 @@ fn expand(panel: Panel<'_>, blocks: Range<usize>, out: &mut Vec<Block>) {
         let mut expanded = ZERO;
         let numbers = panel.numbers(block, &scales);
         for (pairs, [even, odd]) in expanded.0.iter_mut().zip(numbers) {
-            let both = _mm512_permutexvar_epi16(places, halves(even, odd));
+            let both = _mm512_permutexvar_epi16(places, to_bf16(even, odd));
             // SAFETY: the array has 16 pairs of 16 bits.
             unsafe { _mm512_store_si512(pairs.as_mut_ptr().cast(), both) };
         }
@@ -187,17 +187,17 @@ fn expand(panel: Panel<'_>, blocks: Range<usize>, out: &mut Vec<Block>) {
 /// Converts to bf16: the elements of `first`, then those of `second`.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bf16")]
-fn halves(first: __m512, second: __m512) -> __m512i {
+fn to_bf16(first: __m512, second: __m512) -> __m512i {
     // SAFETY: both types are 32 elements of 16 bits.
     unsafe { std::mem::transmute(_mm512_cvtne2ps_pbh(second, first)) }
 }
 
 /// Multiplies all row tiles with a dequantized panel.
 fn multiply_panel(blocks: &[Block], tiles: &[u16], tile_len: usize, out: &mut [[f32; LANES]]) {
-    let mut results = [Results([[0.0; LANES]; TILE_ROWS]); TOGETHER];
+    let mut results = [Results([[0.0; LANES]; TILE_ROWS]); TILES_PER_STEP];
     let _registers = Registers::take();
-    let groups = tiles.chunks(TOGETHER * tile_len);
-    for (tiles, out) in groups.zip(out.chunks_mut(TOGETHER * TILE_ROWS)) {
+    let groups = tiles.chunks(TILES_PER_STEP * tile_len);
+    for (tiles, out) in groups.zip(out.chunks_mut(TILES_PER_STEP * TILE_ROWS)) {
         let count = tiles.len() / tile_len;
         // If there are fewer tiles than registers, the first tiles are repeated and the surplus
         // results are discarded.
@@ -212,7 +212,7 @@ fn multiply_panel(blocks: &[Block], tiles: &[u16], tile_len: usize, out: &mut [[
                 options(nostack, nomem)
             );
             for (index, block) in blocks.iter().enumerate() {
-                let at = index * TILE_ROWS * BLOCK;
+                let at = index * TILE_ROWS * COLUMNS_PER_BLOCK;
                 asm!(
                     "tileloadd tmm6, [{weights} + {stride}]",
                     "tileloadd tmm4, [{rows0} + {stride}]",
@@ -259,11 +259,11 @@ struct Results([[f32; LANES]; TILE_ROWS]);
 
 /// The size in bytes of the rows that are multiplied with all weights of some columns before
 /// the next rows: chosen to fit in the L2 cache.
-const IN_CACHE: usize = 1 << 20;
+const MAX_L2_BYTES: usize = 1 << 20;
 
 /// Returns how many blocks along the summed dimension are multiplied before the next ones.
 fn depth(rows: usize) -> usize {
-    (IN_CACHE / (size_of::<u16>() * rows.max(1) * BLOCK)).max(1)
+    (MAX_L2_BYTES / (size_of::<u16>() * rows.max(1) * COLUMNS_PER_BLOCK)).max(1)
 }
 
 /// Computes `y = x·Wᵀ` for the outputs of some panels.
@@ -277,7 +277,7 @@ pub(super) fn multiply(
 ) {
     let mut grid = Grid::new(y, rows.rows(), width(matrix, &panels));
     let tiles = Tiles::of(rows);
-    let all = matrix.padded() / BLOCK;
+    let all = matrix.padded() / COLUMNS_PER_BLOCK;
     let deep = depth(rows.rows());
     let registers = Registers::take();
     EXPANDED.with_borrow_mut(|weights| {
@@ -286,11 +286,10 @@ pub(super) fn multiply(
             for panel in panels.clone().step_by(2) {
                 weights.clear();
                 for panel in panel..panel + 2 {
-                    match panels.contains(&panel) {
-                        true => {
-                            expand(Panel::new(matrix, codes, panel), blocks.clone(), weights);
-                        }
-                        false => weights.resize(2 * blocks.len(), ZERO),
+                    if panels.contains(&panel) {
+                        expand(Panel::new(matrix, codes, panel), blocks.clone(), weights);
+                    } else {
+                        weights.resize(2 * blocks.len(), ZERO);
                     }
                 }
                 let column = (panel - panels.start) * LANES;
@@ -310,7 +309,7 @@ struct Tiles<'a> {
 
 impl<'a> Tiles<'a> {
     fn of(rows: &'a Activations) -> Tiles<'a> {
-        let (tiles, len) = rows.half_tiles();
+        let (tiles, len) = rows.bf16_tiles();
         Tiles {
             tiles,
             blocks: len / TILE,
@@ -455,7 +454,7 @@ fn square(
             out = in(reg) out,
             lower = in(reg) out.wrapping_add(TILE_ROWS * apart),
             apart = in(reg) apart * size_of::<f32>(),
-            line = in(reg) BLOCK * size_of::<u16>(),
+            line = in(reg) COLUMNS_PER_BLOCK * size_of::<u16>(),
             options(nostack),
         );
     }

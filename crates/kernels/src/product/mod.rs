@@ -12,28 +12,28 @@
 mod activations;
 #[cfg(target_arch = "x86_64")]
 mod amx;
-mod back;
+mod backward;
 #[cfg(test)]
 mod tests;
 mod tile;
 mod words;
 
-pub use activations::{Activations, Kind, Writer};
+pub use activations::{ActivationForms, Activations, Writer};
 
 #[cfg(target_arch = "x86_64")]
 use std::cell::RefCell;
 use std::ops::Range;
 
-use back::Factors;
+use backward::QuantizedGradients;
 
 use super::isa::{Isa, Tier};
 use super::math::dispatch;
-use super::matrix::{BLOCK, LANES, Matrix};
+use super::matrix::{COLUMNS_PER_BLOCK, LANES, Matrix};
 #[cfg(target_arch = "x86_64")]
 use super::matrix::{Codes, Format};
 
 /// Pairs of columns per block.
-const PAIRS: usize = BLOCK / 2;
+const PAIRS: usize = COLUMNS_PER_BLOCK / 2;
 
 /// Rounds to the nearest integer, which must fit in 16 bits.
 #[inline(always)]
@@ -45,7 +45,7 @@ fn rounded(number: f32) -> u16 {
 
 /// Sums over each 16-column half of a block of one row.
 #[derive(Clone, Copy, Debug, Default)]
-struct HalfSums {
+struct BlockHalfSums {
     /// The sums of the codes.
     codes: [i32; 2],
     /// The sums of the values the codes stand for.
@@ -60,21 +60,21 @@ struct Tile<'a> {
     /// `[row]`.
     scales: &'a [f32],
     /// `[row]`.
-    sums: &'a [HalfSums],
+    sums: &'a [BlockHalfSums],
 }
 
 /// The size in bytes of the activations that are multiplied with one panel after the other:
 /// chosen to fit in the L2 cache. (Processors with AMX have a larger one.)
-const IN_CACHE: usize = 256 << 10;
+const MAX_L2_BYTES: usize = 256 << 10;
 
 #[cfg(target_arch = "x86_64")]
 thread_local! {
     /// The gradients of the outputs, as activations for AMX.
-    static COMING_BACK: RefCell<Option<Activations>> = const { RefCell::new(None) };
+    static GRADIENTS: RefCell<Option<Activations>> = const { RefCell::new(None) };
 }
 
 /// The maximum number of rows that AMX processes together.
-const TALLEST: usize = 512;
+const MAX_AMX_ROWS: usize = 512;
 
 /// Input rows of matrices of the same width, prepared on this thread and treated like prompt
 /// rows.
@@ -100,19 +100,19 @@ impl Inputs {
         let mut widths = matrices.clone().into_iter().map(Matrix::columns);
         let columns = widths.next().expect("rows are for a matrix");
         assert!(widths.all(|width| width == columns) && x.len().is_multiple_of(columns));
-        let kind = Kind::of(matrices);
+        let forms = ActivationForms::of(matrices);
         let height = match isa.tier() {
             // AMX splits the rows along the columns by itself.
-            Tier::Amx if !kind.dense() => TALLEST,
+            Tier::Amx if !forms.dense() => MAX_AMX_ROWS,
             _ => {
-                let tall = activations::tallest(isa);
-                (IN_CACHE / (size_of::<u16>() * columns) / tall).max(1) * tall
+                let tall = activations::max_tile_rows(isa);
+                (MAX_L2_BYTES / (size_of::<u16>() * columns) / tall).max(1) * tall
             }
         };
         let parts = x.chunks(height * columns);
         let parts = parts.map(|x| {
             let mut part = Activations::new(isa);
-            part.reset(x.len() / columns, 0, columns, kind);
+            part.reset(x.len() / columns, 0, columns, forms);
             part.fill(x);
             part
         });
@@ -167,20 +167,20 @@ impl Inputs {
 ///
 /// # Panics
 /// The lengths do not match.
-pub fn back(isa: Isa, matrix: &Matrix, panels: Range<usize>, dy: &[f32], dx: &mut [f32]) {
-    let width = check_back(matrix, &panels, dy, dx);
+pub fn backward(isa: Isa, matrix: &Matrix, panels: Range<usize>, dy: &[f32], dx: &mut [f32]) {
+    let width = check_backward(matrix, &panels, dy, dx);
     #[cfg(target_arch = "x86_64")]
     if let Some(codes) = for_amx(isa, matrix)
         && width > 0
     {
-        let parts = dx.chunks_mut(TALLEST * matrix.columns());
-        COMING_BACK.with_borrow_mut(|rows| {
+        let parts = dx.chunks_mut(MAX_AMX_ROWS * matrix.columns());
+        GRADIENTS.with_borrow_mut(|rows| {
             let rows = rows.get_or_insert_with(|| Activations::new(isa));
-            for (dx, dy) in parts.zip(dy.chunks(TALLEST * width)) {
-                rows.reset(dy.len() / width, 0, width, Kind::of([matrix]));
+            for (dx, dy) in parts.zip(dy.chunks(MAX_AMX_ROWS * width)) {
+                rows.reset(dy.len() / width, 0, width, ActivationForms::of([matrix]));
                 rows.fill(dy);
                 // SAFETY: an `Isa` is proof that its instructions are there.
-                unsafe { amx::back(matrix, codes, panels.clone(), rows, dx) };
+                unsafe { amx::backward(matrix, codes, panels.clone(), rows, dx) };
             }
         });
         return;
@@ -191,29 +191,29 @@ pub fn back(isa: Isa, matrix: &Matrix, panels: Range<usize>, dy: &[f32], dx: &mu
                     dy: &[f32],
                     width: usize,
                     dx: &mut [f32]| {
-        let factors = Factors::<{ back::ALL }>::new(dy, width, |_| 0.0);
-        back::back(lanes, matrix, panels, &factors, dx)
+        let factors = QuantizedGradients::<{ backward::DENSE_PANELS }>::new(dy, width, |_| 0.0);
+        backward::backward(lanes, matrix, panels, &factors, dx)
     });
 }
 
-/// Like [`back()`], for gradients that are near zero for most outputs: a panel in which all
+/// Like [`backward()`], for gradients that are near zero for most outputs: a panel in which all
 /// gradients of a row are below its `least` is skipped and costs nothing. (AMX skips nothing,
 /// because that would take as long.)
 ///
 /// # Panics
 /// The lengths do not match.
-pub fn back_of_few(
+pub fn backward_sparse(
     isa: Isa,
     matrix: &Matrix,
     panels: Range<usize>,
     (dy, least): (&[f32], &[f32]),
     dx: &mut [f32],
 ) {
-    let width = check_back(matrix, &panels, dy, dx);
+    let width = check_backward(matrix, &panels, dy, dx);
     assert_eq!(dy.len(), least.len() * width, "the lengths fit");
     #[cfg(target_arch = "x86_64")]
     if for_amx(isa, matrix).is_some() {
-        return back(isa, matrix, panels, dy, dx);
+        return backward(isa, matrix, panels, dy, dx);
     }
     dispatch!(isa, |lanes,
                     matrix: &Matrix,
@@ -222,8 +222,9 @@ pub fn back_of_few(
                     least: &[f32],
                     width: usize,
                     dx: &mut [f32]| {
-        let factors = Factors::<{ back::FEW }>::new(dy, width, |row| least[row]);
-        back::back(lanes, matrix, panels, &factors, dx)
+        let factors =
+            QuantizedGradients::<{ backward::SPARSE_PANELS }>::new(dy, width, |row| least[row]);
+        backward::backward(lanes, matrix, panels, &factors, dx)
     });
 }
 
@@ -237,7 +238,7 @@ fn for_amx(isa: Isa, matrix: &Matrix) -> Option<Codes> {
 }
 
 /// Checks the lengths, and returns the number of outputs per row.
-fn check_back(matrix: &Matrix, panels: &Range<usize>, dy: &[f32], dx: &[f32]) -> usize {
+fn check_backward(matrix: &Matrix, panels: &Range<usize>, dy: &[f32], dx: &[f32]) -> usize {
     let count = dx.len() / matrix.columns();
     let width = width(matrix, panels);
     assert!(dx.len() == count * matrix.columns() && dy.len() == count * width);

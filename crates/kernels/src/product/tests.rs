@@ -4,8 +4,8 @@ use proptest::prelude::*;
 use super::super::isa::{Isa, Tier};
 use super::super::matrix::tests::random_bytes;
 use super::super::matrix::{Format, LANES, Matrix};
-use super::back::ALL;
-use super::{Activations, Inputs, Kind, TALLEST, back, back_of_few, panel};
+use super::backward::DENSE_PANELS;
+use super::{ActivationForms, Activations, Inputs, MAX_AMX_ROWS, backward, backward_sparse, panel};
 use incant_gguf::TensorType;
 
 const TYPES: [TensorType; 13] = [
@@ -50,7 +50,12 @@ fn product(isa: Isa, matrix: &Matrix, rows: &[Vec<f32>]) -> Vec<Vec<f32>> {
 /// Computes all outputs of rows of which those from `prompts` on are prompt rows.
 fn mixed_product(isa: Isa, matrix: &Matrix, rows: &[Vec<f32>], prompts: usize) -> Vec<Vec<f32>> {
     let mut activations = Activations::new(isa);
-    activations.reset(rows.len(), prompts, matrix.columns(), Kind::of([matrix]));
+    activations.reset(
+        rows.len(),
+        prompts,
+        matrix.columns(),
+        ActivationForms::of([matrix]),
+    );
     let writer = activations.writer();
     for (index, row) in rows.iter().enumerate() {
         // SAFETY: there is only one thread.
@@ -202,7 +207,7 @@ fn rows_of_zeros_give_zeros() {
 
 /// Computes dX, `[row][column]`, from rows of dY, in two parts, the second of which adds to the
 /// first.
-fn back_product(isa: Isa, matrix: &Matrix, dy: &[Vec<f32>], few: bool) -> Vec<Vec<f32>> {
+fn backward_product(isa: Isa, matrix: &Matrix, dy: &[Vec<f32>], sparse: bool) -> Vec<Vec<f32>> {
     let half = matrix.panels() / 2;
     let mut dx = vec![0.0; dy.len() * matrix.columns()];
     for panels in [0..half, half..matrix.panels()] {
@@ -211,12 +216,11 @@ fn back_product(isa: Isa, matrix: &Matrix, dy: &[Vec<f32>], few: bool) -> Vec<Ve
             .iter()
             .flat_map(|dy| dy[outputs.clone()].to_vec())
             .collect();
-        match few {
-            true => {
-                let least = vec![0.0; dx.len() / matrix.columns()];
-                back_of_few(isa, matrix, panels, (&dy, &least), &mut dx);
-            }
-            false => back(isa, matrix, panels, &dy, &mut dx),
+        if sparse {
+            let least = vec![0.0; dx.len() / matrix.columns()];
+            backward_sparse(isa, matrix, panels, (&dy, &least), &mut dx);
+        } else {
+            backward(isa, matrix, panels, &dy, &mut dx);
         }
     }
     dx.chunks_exact(matrix.columns())
@@ -235,7 +239,7 @@ fn in_bf16(number: f32) -> f64 {
 
 /// Asserts that `found` is `dy · weights`, both rounded to bf16, summed in f32.
 #[track_caller]
-fn assert_back_in_bf16(weights: &[Vec<f32>], dy: &[Vec<f32>], found: &[Vec<f32>]) {
+fn assert_backward_in_bf16(weights: &[Vec<f32>], dy: &[Vec<f32>], found: &[Vec<f32>]) {
     for (dy, found) in dy.iter().zip(found) {
         for (column, &found) in found.iter().enumerate() {
             let pairs = dy.iter().zip(weights);
@@ -248,7 +252,7 @@ fn assert_back_in_bf16(weights: &[Vec<f32>], dy: &[Vec<f32>], found: &[Vec<f32>]
 }
 
 #[test]
-fn the_way_back_is_the_product_with_the_transposed_matrix() {
+fn backward_is_the_product_with_the_transposed_matrix() {
     for kind in TYPES {
         // Includes partial panels and blocks, and numbers of rows that are not a multiple of
         // six.
@@ -261,9 +265,9 @@ fn the_way_back_is_the_product_with_the_transposed_matrix() {
                 // Some outputs have no gradient in some rows, or in any row.
                 for (row, dy) in dy.iter_mut().enumerate() {
                     if row % 2 == 0 {
-                        dy[..ALL * LANES].fill(0.0);
+                        dy[..DENSE_PANELS * LANES].fill(0.0);
                     }
-                    dy[6 * LANES..6 * LANES + ALL * LANES].fill(0.0);
+                    dy[6 * LANES..6 * LANES + DENSE_PANELS * LANES].fill(0.0);
                 }
             }
             let mut weights = vec![vec![0.0; columns]; outputs];
@@ -271,12 +275,13 @@ fn the_way_back_is_the_product_with_the_transposed_matrix() {
                 matrix.row(row, weights);
             }
             let both = [false, true].map(|few| {
-                let plain = back_product(Isa::all()[0], &matrix, &dy, few);
+                let plain = backward_product(Isa::all()[0], &matrix, &dy, few);
                 for isa in Isa::all() {
-                    let found = back_product(isa, &matrix, &dy, few);
-                    match rounds_prompts(isa, &matrix) {
-                        true => assert_back_in_bf16(&weights, &dy, &found),
-                        false => assert_eq!(found, plain, "{kind} on {isa}"),
+                    let found = backward_product(isa, &matrix, &dy, few);
+                    if rounds_prompts(isa, &matrix) {
+                        assert_backward_in_bf16(&weights, &dy, &found);
+                    } else {
+                        assert_eq!(found, plain, "{kind} on {isa}");
                     }
                 }
                 plain
@@ -308,7 +313,7 @@ fn the_way_back_is_the_product_with_the_transposed_matrix() {
 }
 
 #[test]
-fn what_is_least_in_a_whole_panel_is_left_out_but_by_amx() {
+fn panels_below_the_minimum_are_skipped_except_by_amx() {
     const PANELS: usize = 11;
     let matrix = matrix(TensorType::Q8_0, PANELS * LANES, 64, 5);
     let least = [1e3, 1e-3];
@@ -320,28 +325,33 @@ fn what_is_least_in_a_whole_panel_is_left_out_but_by_amx() {
     counted[0][..5 * LANES].fill(0.0);
     counted[0][6 * LANES..].fill(0.0);
     for isa in Isa::all() {
-        let back = |dy: &[Vec<f32>], least: &[f32]| {
+        let gradients = |dy: &[Vec<f32>], least: &[f32]| {
             let mut dx = vec![0.0; 2 * 64];
             let all = 0..matrix.panels();
-            back_of_few(isa, &matrix, all, (&dy.concat(), least), &mut dx);
+            backward_sparse(isa, &matrix, all, (&dy.concat(), least), &mut dx);
             dx
         };
-        match rounds_prompts(isa, &matrix) {
-            true => assert_eq!(back(&dy, &least), back(&dy, &[0.0; 2]), "{isa}"),
-            false => assert_eq!(back(&dy, &least), back(&counted, &[0.0; 2]), "{isa}"),
+        if rounds_prompts(isa, &matrix) {
+            assert_eq!(gradients(&dy, &least), gradients(&dy, &[0.0; 2]), "{isa}");
+        } else {
+            assert_eq!(
+                gradients(&dy, &least),
+                gradients(&counted, &[0.0; 2]),
+                "{isa}"
+            );
         }
     }
 }
 
 /// Like prompt rows, training rows do not depend on the other rows.
 #[test]
-fn what_comes_back_to_a_row_does_not_depend_on_its_company() {
+fn gradients_of_a_row_do_not_depend_on_other_rows() {
     let matrix = matrix(TensorType::Q5_0, 200, 96, 5);
     let dy = random_rows(70, 200, 9);
     for isa in Isa::all() {
-        let together = back_product(isa, &matrix, &dy, false);
+        let together = backward_product(isa, &matrix, &dy, false);
         for (dy, together) in dy.iter().zip(&together) {
-            let alone = back_product(isa, &matrix, std::slice::from_ref(dy), false);
+            let alone = backward_product(isa, &matrix, std::slice::from_ref(dy), false);
             assert_eq!(&alone[0], together, "{isa}");
         }
     }
@@ -350,31 +360,32 @@ fn what_comes_back_to_a_row_does_not_depend_on_its_company() {
 /// More rows and outputs than are multiplied together, with partial parts of both.
 #[test]
 fn parts_of_many_rows_and_outputs_are_the_whole() {
-    let (rows, outputs, columns) = (TALLEST + 37, 2300, 96);
+    let (rows, outputs, columns) = (MAX_AMX_ROWS + 37, 2300, 96);
     let matrix = matrix(TensorType::Q5_0, outputs, columns, 5);
     let mut weights = vec![vec![0.0; columns]; outputs];
     for (row, weights) in weights.iter_mut().enumerate() {
         matrix.row(row, weights);
     }
     let dy = random_rows(rows, outputs, 9);
-    let plain = back_product(Isa::all()[0], &matrix, &dy, false);
+    let plain = backward_product(Isa::all()[0], &matrix, &dy, false);
     for isa in Isa::all() {
-        let found = back_product(isa, &matrix, &dy, false);
-        match rounds_prompts(isa, &matrix) {
-            true => assert_back_in_bf16(&weights, &dy, &found),
-            false => assert_eq!(found, plain, "{isa}"),
+        let found = backward_product(isa, &matrix, &dy, false);
+        if rounds_prompts(isa, &matrix) {
+            assert_backward_in_bf16(&weights, &dy, &found);
+        } else {
+            assert_eq!(found, plain, "{isa}");
         }
     }
 }
 
 #[test]
-fn the_way_back_tells_of_what_is_no_number() {
+fn backward_propagates_nan_and_infinity() {
     let matrix = matrix(TensorType::Q8_0, 80, 64, 5);
     for isa in Isa::all() {
         for broken in [f32::NAN, f32::INFINITY] {
             let (mut dy, mut dx) = (vec![0.5; 2 * 80], vec![0.0; 2 * 64]);
             dy[80 + 70] = broken;
-            back(isa, &matrix, 0..matrix.panels(), &dy, &mut dx);
+            backward(isa, &matrix, 0..matrix.panels(), &dy, &mut dx);
             let (fine, lost) = dx.split_at(64);
             assert!(fine.iter().all(|number| number.is_finite()), "{isa}");
             assert!(lost.iter().all(|number| !number.is_finite()), "{isa}");
@@ -386,7 +397,7 @@ fn the_way_back_tells_of_what_is_no_number() {
         let broken = Matrix::pack(TensorType::F32, 80, 64, &bytes);
         let broken = broken.expect("memory").expect("a format");
         let mut dx = vec![0.0; 64];
-        back(isa, &broken, 0..broken.panels(), &[1.0; 80], &mut dx);
+        backward(isa, &broken, 0..broken.panels(), &[1.0; 80], &mut dx);
         assert!(dx[3].is_nan() && dx[40] == 40.0, "{isa}: {dx:?}");
     }
 }
@@ -398,7 +409,7 @@ fn inputs_that_are_prepared_at_once_are_those_that_are_written_one_by_one() {
     use TensorType::{F16, F32, Q4_0, Q6_K};
     for (kinds, columns, rows) in [
         ([Q4_0, Q4_0], 4096, 71),
-        ([Q6_K, Q4_0], 2048, TALLEST + 300),
+        ([Q6_K, Q4_0], 2048, MAX_AMX_ROWS + 300),
         ([F16, Q6_K], 4096, 71),
         ([Q6_K, F16], 256, 3),
         ([F32, F32], 40, 5),
@@ -425,7 +436,7 @@ fn inputs_that_are_prepared_at_once_are_those_that_are_written_one_by_one() {
 }
 
 #[test]
-fn a_row_that_has_what_is_no_number_has_no_products() {
+fn a_row_with_nan_or_infinity_has_no_finite_products() {
     for kind in [TensorType::Q8_0, TensorType::Q4_K, TensorType::F16] {
         let matrix = matrix(kind, 16, 256, 3);
         for broken in [f32::NAN, -f32::NAN, f32::INFINITY] {

@@ -1,6 +1,8 @@
 //! The inner loops of a product, generic over the instruction set.
 
-use super::super::matrix::{BLOCK, Bits, Codes, Dense, Format, LANES, Matrix, UnitScales, halves};
+use super::super::matrix::{
+    Bits, COLUMNS_PER_BLOCK, Codes, Dense, Format, LANES, Matrix, UnitScales, read_u16s,
+};
 use super::words::Words;
 use super::{Activations, PAIRS, Tile};
 
@@ -14,22 +16,20 @@ impl Unpacked {
 
 /// The unpacked dense weights of a block.
 #[repr(align(64))]
-pub(super) struct UnpackedDense(pub(super) [[f32; LANES]; BLOCK]);
+pub(super) struct UnpackedDense(pub(super) [[f32; LANES]; COLUMNS_PER_BLOCK]);
 
 /// The height of the tallest tile whose sums fit in the registers.
-pub(super) const fn tallest<L: Words>() -> usize {
-    match L::WIDE {
-        true => 2 * L::TALLEST,
-        false => L::TALLEST,
+pub(super) const fn max_tile_rows<L: Words>() -> usize {
+    if L::WIDE {
+        2 * L::MAX_TILE_ROWS
+    } else {
+        L::MAX_TILE_ROWS
     }
 }
 
 /// The prefetch distance in bytes, from the current block.
 const fn ahead<L: Words>() -> usize {
-    match L::WIDE {
-        true => 8192,
-        false => 4096,
-    }
+    if L::WIDE { 8192 } else { 4096 }
 }
 
 /// Calls a kernel with the height of a tile as a constant.
@@ -39,7 +39,7 @@ macro_rules! by_height {
     };
     (@ $height:expr, $lanes:ident, $rows:ident => $call:expr; $($constant:literal)*) => {
         match $height {
-            $($constant if $constant <= tallest::<$lanes>() => {
+            $($constant if $constant <= max_tile_rows::<$lanes>() => {
                 const $rows: usize = $constant;
                 $call
             })*
@@ -92,7 +92,7 @@ fn run_codes<L: Words, const GROUPS: usize, const MINIMUM: bool>(
     let (headers, blocks) = panel.split_at(codes.codes_at(columns));
     let mut weights = Unpacked::EMPTY;
     let mut scales = UnitScales::new();
-    let per_unit = codes.unit() / BLOCK;
+    let per_unit = codes.unit() / COLUMNS_PER_BLOCK;
     let units = headers
         .chunks_exact(codes.header_bytes())
         .zip(blocks.chunks_exact(per_unit * codes.code_bytes()));
@@ -152,8 +152,8 @@ fn run_dense<L: Words>(
     rows: &Activations,
     out: &mut [[f32; LANES]],
 ) {
-    let mut weights = UnpackedDense([[0.0; LANES]; BLOCK]);
-    let blocks = panel.chunks_exact(dense.width() * LANES * BLOCK);
+    let mut weights = UnpackedDense([[0.0; LANES]; COLUMNS_PER_BLOCK]);
+    let blocks = panel.chunks_exact(dense.width() * LANES * COLUMNS_PER_BLOCK);
     for (block, bytes) in blocks.enumerate() {
         prefetch(lanes, bytes);
         unpack_dense(lanes, dense, bytes, &mut weights);
@@ -173,7 +173,7 @@ pub(super) trait Sink<L: Words> {
 impl<L: Words> Sink<L> for Unpacked {
     #[inline(always)]
     fn take(&mut self, lanes: L, pair: usize, codes: L::Words) {
-        lanes.put(codes, &mut self.0[pair]);
+        lanes.store_words(codes, &mut self.0[pair]);
     }
 }
 
@@ -206,8 +206,8 @@ pub(super) fn unpack<L: Words>(lanes: L, codes: Codes, block: &[u8], out: &mut i
         Bits::Five => {
             // The bits of pair s are at position s of each half. Move them to position 4.
             let plane = words(lanes, block, 4);
-            let (first, bit) = (lanes.raise(plane, 4), in_halves(lanes, 0x10));
-            let (third, fourth) = (lanes.lower(plane, 4), lanes.lower(plane, 8));
+            let (first, bit) = (lanes.shift_left(plane, 4), in_halves(lanes, 0x10));
+            let (third, fourth) = (lanes.shift_right(plane, 4), lanes.shift_right(plane, 8));
             [
                 joined(lanes, nibbles(lanes, block, 0), first, 1, bit),
                 joined(lanes, nibbles(lanes, block, 1), plane, 1, bit),
@@ -218,8 +218,8 @@ pub(super) fn unpack<L: Words>(lanes: L, codes: Codes, block: &[u8], out: &mut i
         Bits::Six => {
             // As above with two bits per code, and one plane for each half of the block.
             let (left, right) = (words(lanes, block, 4), words(lanes, block, 5));
-            let (first, third) = (lanes.raise(left, 4), lanes.raise(right, 4));
-            let (second, fourth) = (lanes.lower(left, 4), lanes.lower(right, 4));
+            let (first, third) = (lanes.shift_left(left, 4), lanes.shift_left(right, 4));
+            let (second, fourth) = (lanes.shift_right(left, 4), lanes.shift_right(right, 4));
             let bits = in_halves(lanes, 0x30);
             [
                 joined(lanes, nibbles(lanes, block, 0), first, 2, bits),
@@ -254,7 +254,7 @@ fn take<L: Words>(lanes: L, first: usize, codes: [L::Words; 4], out: &mut impl S
 /// Returns words with the same bits in both halves.
 #[inline(always)]
 fn in_halves<L: Words>(lanes: L, bits: u32) -> L::Words {
-    lanes.same(bits | bits << 16)
+    lanes.splat_words(bits | bits << 16)
 }
 
 /// Reads words number `index` of a block, one per row.
@@ -262,7 +262,7 @@ fn in_halves<L: Words>(lanes: L, bits: u32) -> L::Words {
 fn words<L: Words>(lanes: L, block: &[u8], index: usize) -> L::Words {
     let bytes = &block[4 * LANES * index..][..4 * LANES];
     let words = bytes.as_chunks::<4>().0;
-    lanes.words(&std::array::from_fn(|row| u32::from_le_bytes(words[row])))
+    lanes.load_words(&std::array::from_fn(|row| u32::from_le_bytes(words[row])))
 }
 
 /// Unpacks the lower four bits of a quarter of a block: four pairs.
@@ -271,9 +271,9 @@ fn nibbles<L: Words>(lanes: L, block: &[u8], quarter: usize) -> [L::Words; 4] {
     let (words, low) = (words(lanes, block, quarter), in_halves(lanes, 0xF));
     [
         lanes.and(words, low),
-        lanes.and(lanes.lower(words, 4), low),
-        lanes.and(lanes.lower(words, 8), low),
-        lanes.lower(words, 12),
+        lanes.and(lanes.shift_right(words, 4), low),
+        lanes.and(lanes.shift_right(words, 8), low),
+        lanes.shift_right(words, 12),
     ]
 }
 
@@ -289,9 +289,9 @@ fn joined<L: Words>(
 ) -> [L::Words; 4] {
     [
         lanes.or(low[0], lanes.and(plane, bits)),
-        lanes.or(low[1], lanes.and(lanes.lower(plane, step), bits)),
-        lanes.or(low[2], lanes.and(lanes.lower(plane, 2 * step), bits)),
-        lanes.or(low[3], lanes.and(lanes.lower(plane, 3 * step), bits)),
+        lanes.or(low[1], lanes.and(lanes.shift_right(plane, step), bits)),
+        lanes.or(low[2], lanes.and(lanes.shift_right(plane, 2 * step), bits)),
+        lanes.or(low[3], lanes.and(lanes.shift_right(plane, 3 * step), bits)),
     ]
 }
 
@@ -303,9 +303,9 @@ fn bytes<L: Words>(lanes: L, block: &[u8], quarter: usize) -> [L::Words; 4] {
     let second = words(lanes, block, 2 * quarter + 1);
     [
         lanes.and(first, low),
-        lanes.lower(first, 8),
+        lanes.shift_right(first, 8),
         lanes.and(second, low),
-        lanes.lower(second, 8),
+        lanes.shift_right(second, 8),
     ]
 }
 
@@ -319,12 +319,12 @@ pub(super) fn unpack_dense<L: Words>(
     match dense {
         Dense::F16 => {
             for (out, bytes) in out.0.iter_mut().zip(block.as_chunks::<32>().0) {
-                lanes.store(lanes.load_half(&halves(bytes)), out);
+                lanes.store(lanes.load_f16(&read_u16s(bytes)), out);
             }
         }
         Dense::BF16 => {
             for (out, bytes) in out.0.iter_mut().zip(block.as_chunks::<32>().0) {
-                for (out, half) in out.iter_mut().zip(halves(bytes)) {
+                for (out, half) in out.iter_mut().zip(read_u16s(bytes)) {
                     *out = f32::from_bits(u32::from(half) << 16);
                 }
             }
@@ -357,7 +357,7 @@ impl<'a, L: Words, const GROUPS: usize> Sums<'a, L, GROUPS> {
                 1 => sums[0] + sums[1],
                 _ => sums[group],
             };
-            lanes.same((-i32::from(zero) * sum).cast_unsigned())
+            lanes.splat_words((-i32::from(zero) * sum).cast_unsigned())
         });
         let codes = tile.codes;
         Sums { whole, codes }
@@ -373,11 +373,11 @@ fn group_sums<L: Words, const R: usize, const GROUPS: usize>(
     tile: Tile<'_>,
 ) -> [L::Words; R] {
     let codes: &[[u32; R]; PAIRS] = tile.codes.as_chunks::<R>().0.try_into().expect("a tile");
-    let mut sums = [lanes.same(0); R];
+    let mut sums = [lanes.splat_words(0); R];
     for pair in group * PAIRS / GROUPS..(group + 1) * PAIRS / GROUPS {
-        let weights = lanes.words(&weights.0[pair]);
+        let weights = lanes.load_words(&weights.0[pair]);
         for (sum, &codes) in sums.iter_mut().zip(&codes[pair]) {
-            *sum = lanes.add_products(*sum, weights, lanes.same(codes));
+            *sum = lanes.add_products(*sum, weights, lanes.splat_words(codes));
         }
     }
     sums
@@ -407,7 +407,7 @@ impl<const R: usize, const GROUPS: usize, const MINIMUM: bool> Scaled<'_, R, GRO
         let row_scales: &[f32; R] = self.tile.scales.try_into().expect("a scale for each row");
         let row_sums: &[_; R] = self.tile.sums.try_into().expect("sums of each row");
         for (row, (&sum, out)) in sums.iter().zip(out).enumerate() {
-            let product = lanes.multiply(lanes.numbers(sum), lanes.splat(row_scales[row]));
+            let product = lanes.multiply(lanes.to_f32(sum), lanes.splat(row_scales[row]));
             let mut total = lanes.mul_add(product, scales, lanes.load(out));
             if MINIMUM {
                 let values = row_sums[row].values;
@@ -426,7 +426,7 @@ impl<L: Words, const GROUPS: usize> Sink<L> for Sums<'_, L, GROUPS> {
     #[inline(always)]
     fn take(&mut self, lanes: L, pair: usize, weights: L::Words) {
         let whole = &mut self.whole[pair * GROUPS / PAIRS];
-        *whole = lanes.add_products(*whole, weights, lanes.same(self.codes[pair]));
+        *whole = lanes.add_products(*whole, weights, lanes.splat_words(self.codes[pair]));
     }
 }
 
@@ -439,7 +439,7 @@ fn multiply_dense<L: Words, const R: usize>(
     out: &mut [[f32; LANES]],
 ) {
     let values = tile.as_chunks::<R>().0;
-    assert!(values.len() == BLOCK && out.len() == R);
+    assert!(values.len() == COLUMNS_PER_BLOCK && out.len() == R);
     let mut sums = [lanes.zero(); R];
     for (weights, values) in weights.0.iter().zip(values) {
         let weights = lanes.load(weights);

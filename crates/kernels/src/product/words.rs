@@ -8,22 +8,22 @@ pub(super) trait Words: Lanes {
     type Words: Copy;
 
     /// Returns 16 words equal to `word`.
-    fn same(self, word: u32) -> Self::Words;
-    fn words(self, from: &[u32; LANES]) -> Self::Words;
-    fn put(self, words: Self::Words, to: &mut [u32; LANES]);
+    fn splat_words(self, word: u32) -> Self::Words;
+    fn load_words(self, from: &[u32; LANES]) -> Self::Words;
+    fn store_words(self, words: Self::Words, to: &mut [u32; LANES]);
     fn and(self, a: Self::Words, b: Self::Words) -> Self::Words;
     fn or(self, a: Self::Words, b: Self::Words) -> Self::Words;
     /// Shifts each half right. `by` must be a constant.
-    fn lower(self, words: Self::Words, by: i32) -> Self::Words;
+    fn shift_right(self, words: Self::Words, by: i32) -> Self::Words;
     /// Shifts each half left. `by` must be a constant.
-    fn raise(self, words: Self::Words, by: i32) -> Self::Words;
+    fn shift_left(self, words: Self::Words, by: i32) -> Self::Words;
     /// Subtracts each half of `b` from that of `a`.
     fn subtract(self, a: Self::Words, b: Self::Words) -> Self::Words;
     /// Adds to each word the product of the lower halves and that of the upper halves, as
     /// signed integers (VNNI's `vpdpwssd`).
     fn add_products(self, sum: Self::Words, a: Self::Words, b: Self::Words) -> Self::Words;
     /// Converts each word, as a signed integer, to f32.
-    fn numbers(self, words: Self::Words) -> Self::Vector;
+    fn to_f32(self, words: Self::Words) -> Self::Vector;
     fn add(self, a: Self::Vector, b: Self::Vector) -> Self::Vector;
     fn multiply(self, a: Self::Vector, b: Self::Vector) -> Self::Vector;
 }
@@ -47,17 +47,17 @@ impl Words for Plain {
     type Words = [u32; LANES];
 
     #[inline(always)]
-    fn same(self, word: u32) -> [u32; LANES] {
+    fn splat_words(self, word: u32) -> [u32; LANES] {
         [word; LANES]
     }
 
     #[inline(always)]
-    fn words(self, from: &[u32; LANES]) -> [u32; LANES] {
+    fn load_words(self, from: &[u32; LANES]) -> [u32; LANES] {
         *from
     }
 
     #[inline(always)]
-    fn put(self, words: [u32; LANES], to: &mut [u32; LANES]) {
+    fn store_words(self, words: [u32; LANES], to: &mut [u32; LANES]) {
         *to = words;
     }
 
@@ -72,12 +72,12 @@ impl Words for Plain {
     }
 
     #[inline(always)]
-    fn lower(self, words: [u32; LANES], by: i32) -> [u32; LANES] {
+    fn shift_right(self, words: [u32; LANES], by: i32) -> [u32; LANES] {
         by_halves(words, |half| half >> by)
     }
 
     #[inline(always)]
-    fn raise(self, words: [u32; LANES], by: i32) -> [u32; LANES] {
+    fn shift_left(self, words: [u32; LANES], by: i32) -> [u32; LANES] {
         by_halves(words, |half| half << by)
     }
 
@@ -101,7 +101,7 @@ impl Words for Plain {
     }
 
     #[inline(always)]
-    fn numbers(self, words: [u32; LANES]) -> [f32; LANES] {
+    fn to_f32(self, words: [u32; LANES]) -> [f32; LANES] {
         words.map(|word| word.cast_signed() as f32)
     }
 
@@ -135,20 +135,20 @@ mod x86 {
         type Words = [__m256i; 2];
 
         #[inline(always)]
-        fn same(self, word: u32) -> [__m256i; 2] {
+        fn splat_words(self, word: u32) -> [__m256i; 2] {
             // SAFETY: see above.
             unsafe { [_mm256_set1_epi32(word.cast_signed()); 2] }
         }
 
         #[inline(always)]
-        fn words(self, from: &[u32; LANES]) -> [__m256i; 2] {
+        fn load_words(self, from: &[u32; LANES]) -> [__m256i; 2] {
             let from = from.as_ptr().cast::<__m256i>();
             // SAFETY: see above.
             both(|half| unsafe { _mm256_loadu_si256(from.add(half)) })
         }
 
         #[inline(always)]
-        fn put(self, words: [__m256i; 2], to: &mut [u32; LANES]) {
+        fn store_words(self, words: [__m256i; 2], to: &mut [u32; LANES]) {
             let to = to.as_mut_ptr().cast::<__m256i>();
             for (half, words) in words.into_iter().enumerate() {
                 // SAFETY: see above.
@@ -169,13 +169,13 @@ mod x86 {
         }
 
         #[inline(always)]
-        fn lower(self, words: [__m256i; 2], by: i32) -> [__m256i; 2] {
+        fn shift_right(self, words: [__m256i; 2], by: i32) -> [__m256i; 2] {
             // SAFETY: see above.
             both(|half| unsafe { _mm256_srl_epi16(words[half], _mm_cvtsi32_si128(by)) })
         }
 
         #[inline(always)]
-        fn raise(self, words: [__m256i; 2], by: i32) -> [__m256i; 2] {
+        fn shift_left(self, words: [__m256i; 2], by: i32) -> [__m256i; 2] {
             // SAFETY: see above.
             both(|half| unsafe { _mm256_sll_epi16(words[half], _mm_cvtsi32_si128(by)) })
         }
@@ -193,7 +193,7 @@ mod x86 {
         }
 
         #[inline(always)]
-        fn numbers(self, words: [__m256i; 2]) -> [__m256; 2] {
+        fn to_f32(self, words: [__m256i; 2]) -> [__m256; 2] {
             // SAFETY: see above.
             both(|half| unsafe { _mm256_cvtepi32_ps(words[half]) })
         }
@@ -216,19 +216,19 @@ mod x86 {
         type Words = __m512i;
 
         #[inline(always)]
-        fn same(self, word: u32) -> __m512i {
+        fn splat_words(self, word: u32) -> __m512i {
             // SAFETY: see above.
             unsafe { _mm512_set1_epi32(word.cast_signed()) }
         }
 
         #[inline(always)]
-        fn words(self, from: &[u32; LANES]) -> __m512i {
+        fn load_words(self, from: &[u32; LANES]) -> __m512i {
             // SAFETY: see above.
             unsafe { _mm512_loadu_si512(from.as_ptr().cast()) }
         }
 
         #[inline(always)]
-        fn put(self, words: __m512i, to: &mut [u32; LANES]) {
+        fn store_words(self, words: __m512i, to: &mut [u32; LANES]) {
             // SAFETY: see above.
             unsafe { _mm512_storeu_si512(to.as_mut_ptr().cast(), words) }
         }
@@ -246,13 +246,13 @@ mod x86 {
         }
 
         #[inline(always)]
-        fn lower(self, words: __m512i, by: i32) -> __m512i {
+        fn shift_right(self, words: __m512i, by: i32) -> __m512i {
             // SAFETY: see above.
             unsafe { _mm512_srl_epi16(words, _mm_cvtsi32_si128(by)) }
         }
 
         #[inline(always)]
-        fn raise(self, words: __m512i, by: i32) -> __m512i {
+        fn shift_left(self, words: __m512i, by: i32) -> __m512i {
             // SAFETY: see above.
             unsafe { _mm512_sll_epi16(words, _mm_cvtsi32_si128(by)) }
         }
@@ -270,7 +270,7 @@ mod x86 {
         }
 
         #[inline(always)]
-        fn numbers(self, words: __m512i) -> __m512 {
+        fn to_f32(self, words: __m512i) -> __m512 {
             // SAFETY: see above.
             unsafe { _mm512_cvtepi32_ps(words) }
         }

@@ -147,7 +147,7 @@ impl Fields<'_> {
             post_norms: false,
             fused_qkv: self.has_tensor("blk.0.attn_qkv.weight"),
             fused_gate: false,
-            tied_head: !self.has_tensor("output.weight"),
+            tied_embeddings: !self.has_tensor("output.weight"),
             ropes: vec![self.rope(head_dim, style)?],
             layers: vec![layer; self.layer_count()?],
         })
@@ -219,12 +219,11 @@ impl Fields<'_> {
         let metadata = self.gguf.metadata();
         if let Some(Value::Array(_)) = metadata.get(&self.key(key)) {
             let listed = metadata.bools(&self.key(key))?;
-            return match listed.len() == layers {
-                true => Ok(listed),
-                false => {
-                    let found = format!("a list of {}", listed.len());
-                    Err(self.senseless(key, found, "it must have an entry for each layer"))
-                }
+            return if listed.len() == layers {
+                Ok(listed)
+            } else {
+                let found = format!("a list of {}", listed.len());
+                Err(self.senseless(key, found, "it must have an entry for each layer"))
             };
         }
         let period = self.get_size(key)?.unwrap_or(period);

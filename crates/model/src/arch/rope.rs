@@ -15,9 +15,10 @@ impl Fields<'_> {
             return Err(self.senseless(key, dims, why));
         }
         // The frequency factors of Llama 3.
-        let factors = match self.has_tensor("rope_freqs.weight") {
-            true => Some(self.rope_factors("rope_freqs.weight", dims)?),
-            false => None,
+        let factors = if self.has_tensor("rope_freqs.weight") {
+            Some(self.rope_factors("rope_freqs.weight", dims)?)
+        } else {
+            None
         };
         let plain = RopeSpec {
             base: self.get_float("rope.freq_base")?.unwrap_or(10_000.0),

@@ -25,7 +25,7 @@ impl LoraError {
 
     /// Whether the adapter exceeds the size limit.
     pub fn is_too_large(&self) -> bool {
-        matches!(self.cause, Cause::Room)
+        matches!(self.cause, Cause::OverBudget)
     }
 
     pub(super) fn new(location: &Location, cause: Cause) -> LoraError {
@@ -35,6 +35,11 @@ impl LoraError {
         }
     }
 }
+
+/// The error of additions that make no adapter: there are none, or two for one linear layer.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+pub struct AdditionsError(pub(super) Cause);
 
 /// The causes. Names from the files are displayed escaped, so that a hostile name can neither
 /// break the line nor send control sequences to the terminal.
@@ -93,10 +98,10 @@ pub(crate) enum Cause {
     Type { name: String, kind: String },
     #[error("the tensor '{}' holds a number that is not finite", name.escape_debug())]
     NotFinite { name: String },
-    #[error("the numbers that it adds to {} are too large for any computation", place(*layer, *linear))]
+    #[error("the numbers that it adds to {} are too large for any computation", module_path(*layer, *linear))]
     Overflow { layer: usize, linear: Linear },
     #[error("it has more numbers than the memory for adapters can hold (--adapter-memory)")]
-    Room,
+    OverBudget,
     #[error("its scale ({alpha} for rank {rank}) makes no sense")]
     Scale { alpha: f64, rank: usize },
     #[error("it adds to a linear layer twice ({linear:?} of layer {layer})")]
@@ -106,6 +111,6 @@ pub(crate) enum Cause {
 }
 
 /// The name of a linear layer's module in PEFT.
-pub fn place(layer: usize, linear: Linear) -> String {
+pub fn module_path(layer: usize, linear: Linear) -> String {
     format!("layers.{layer}.{}", linear.module())
 }

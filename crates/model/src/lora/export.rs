@@ -26,7 +26,7 @@ impl Lora {
             ));
         }
         let alpha_of = |part: &LowRank| part.scale * part.rank as f32;
-        let mut alphas = self.parts().map(|(_, _, part)| alpha_of(part));
+        let mut alphas = self.additions().map(|(_, _, part)| alpha_of(part));
         // An alpha of 0 would mean a scale of 1.
         let alpha = alphas.find(|&alpha| alpha != 0.0).unwrap_or(1.0);
         let mut writer = Writer::new()
@@ -38,7 +38,7 @@ impl Lora {
             writer = writer.text(PROFILE_KEY, profile);
         }
         let mut tensors = Vec::new();
-        for (layer, linear, part) in self.parts() {
+        for (layer, linear, part) in self.additions() {
             for side in [Side::A, Side::B] {
                 let (suffix, shape) = match side {
                     Side::A => ("lora_a", [part.rank, part.inputs]),

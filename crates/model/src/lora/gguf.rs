@@ -7,13 +7,17 @@
 
 use super::error::Cause;
 use super::naming::{self, Side};
-use super::pairs::{self, Pairs, Room, Stored};
+use super::pairs::{self, ElementBudget, Pairs, Stored};
 use super::{Linear, Lora};
 use crate::DecoderSpec;
 use incant_gguf::Gguf;
 use incant_gguf::open::{Kind, Location};
 
-pub(super) fn read(location: &Location, spec: &DecoderSpec, mut room: Room) -> Result<Lora, Cause> {
+pub(super) fn read(
+    location: &Location,
+    spec: &DecoderSpec,
+    mut budget: ElementBudget,
+) -> Result<Lora, Cause> {
     let file = location.file(Kind::ADAPTER).map_err(Cause::Open)?;
     let file = Gguf::of_file(file, location.path())?;
     file.check_whole()?;
@@ -72,7 +76,7 @@ pub(super) fn read(location: &Location, spec: &DecoderSpec, mut room: Room) -> R
         }
         let linears = Linear::of_tensor(tensor, pair.outputs(), spec);
         let linears = linears.ok_or_else(|| Cause::Unknown { name: any.clone() })?;
-        let additions = pair.additions(linears, spec, scale, false, name, &mut room)?;
+        let additions = pair.additions(linears, spec, scale, false, name, &mut budget)?;
         parts.extend(
             additions
                 .into_iter()

@@ -18,12 +18,12 @@ use std::path::Path;
 
 use sha2::{Digest, Sha256};
 
-pub use error::LoraError;
-pub use error::place;
+pub use error::module_path;
+pub use error::{AdditionsError, LoraError};
 pub use naming::Linear;
 pub use peft::FILES as PEFT_FILES;
 
-use self::pairs::Room;
+use self::pairs::ElementBudget;
 use crate::DecoderSpec;
 use incant_gguf::open::{Location, Opened};
 
@@ -31,7 +31,7 @@ use incant_gguf::open::{Location, Opened};
 const PROFILE_KEY: &str = "incant.profile";
 
 /// The maximum rank: far above any in use, far below one that would exhaust the memory.
-const MOST_RANK: usize = 1024;
+const MAX_RANK: usize = 1024;
 
 /// An adapter for one model.
 #[derive(Clone, Debug, PartialEq)]
@@ -73,7 +73,7 @@ pub struct LowRank {
 impl LowRank {
     /// Returns an upper bound of the magnitude of the elements it adds if those of its input
     /// are at most 1: max over the outputs *o* of |scale| · Σᵣ |B*ₒᵣ*| · Σᵢ |A*ᵣᵢ*|.
-    pub fn most(&self) -> f64 {
+    pub fn output_bound(&self) -> f64 {
         let size = |numbers: &[f32]| -> f64 { numbers.iter().map(|&n| f64::from(n).abs()).sum() };
         let low: Vec<f64> = self.a.chunks_exact(self.inputs).map(size).collect();
         let rows = self.b.chunks_exact(self.rank);
@@ -106,10 +106,10 @@ impl Lora {
         spec: &DecoderSpec,
         most: usize,
     ) -> Result<Lora, LoraError> {
-        let room = Room(most);
+        let budget = ElementBudget(most);
         let read = match location.open() {
-            Ok(Opened::Folder) => peft::read(location, spec, room),
-            Ok(Opened::File(_)) => gguf::read(location, spec, room),
+            Ok(Opened::Folder) => peft::read(location, spec, budget),
+            Ok(Opened::File(_)) => gguf::read(location, spec, budget),
             Err(error) => Err(error::Cause::Open(error)),
         };
         read.and_then(|lora| match lora.overflowing() {
@@ -146,13 +146,13 @@ impl Lora {
     /// Creates an adapter of these additions, at most one for each linear layer.
     ///
     /// # Errors
-    /// There are no additions, or two for the same linear layer; as text.
-    pub fn of_parts(
+    /// There are no additions, or two for the same linear layer.
+    pub fn of_additions(
         spec: &DecoderSpec,
         parts: impl IntoIterator<Item = (usize, Linear, LowRank)>,
         profile: Option<String>,
-    ) -> Result<Lora, String> {
-        Lora::new(spec, parts, profile).map_err(|cause| cause.to_string())
+    ) -> Result<Lora, AdditionsError> {
+        Lora::new(spec, parts, profile).map_err(AdditionsError)
     }
 
     /// The number of layers of its model.
@@ -176,7 +176,7 @@ impl Lora {
     }
 
     /// Iterates over all additions, with their layers.
-    pub fn parts(&self) -> impl Iterator<Item = (usize, Linear, &LowRank)> {
+    pub fn additions(&self) -> impl Iterator<Item = (usize, Linear, &LowRank)> {
         let layers = self.layers.iter().enumerate();
         layers.flat_map(|(index, layer)| {
             let linears = Linear::ALL.into_iter();
@@ -184,18 +184,19 @@ impl Lora {
         })
     }
 
-    /// Returns the linear layer to which it can add the largest element, by [`LowRank::most`].
-    pub fn strongest(&self) -> Option<(usize, Linear)> {
-        let parts = self.parts();
-        let parts = parts.map(|(layer, linear, part)| (layer, linear, part.most()));
-        let strongest = parts.max_by(|(.., one), (.., other)| one.total_cmp(other));
-        strongest.map(|(layer, linear, _)| (layer, linear))
+    /// Returns the linear layer to which it can add the largest element, by
+    /// [`LowRank::output_bound`].
+    pub fn largest_addition(&self) -> Option<(usize, Linear)> {
+        let parts = self.additions();
+        let parts = parts.map(|(layer, linear, part)| (layer, linear, part.output_bound()));
+        let largest = parts.max_by(|(.., one), (.., other)| one.total_cmp(other));
+        largest.map(|(layer, linear, _)| (layer, linear))
     }
 
     /// Returns a linear layer that can overflow for inputs of magnitude at most 1.
     fn overflowing(&self) -> Option<(usize, Linear)> {
-        let overflows = |part: &LowRank| part.most() > f64::from(f32::MAX);
-        let mut parts = self.parts();
+        let overflows = |part: &LowRank| part.output_bound() > f64::from(f32::MAX);
+        let mut parts = self.additions();
         parts
             .find(|(_, _, part)| overflows(part))
             .map(|(layer, linear, _)| (layer, linear))
@@ -204,7 +205,7 @@ impl Lora {
     /// Returns a hash of everything that its results depend on.
     pub fn fingerprint(&self) -> [u8; 32] {
         let mut hash = Sha256::new();
-        for (layer, linear, part) in self.parts() {
+        for (layer, linear, part) in self.additions() {
             for number in [layer, linear as usize, part.rank] {
                 hash.update((number as u64).to_le_bytes());
             }

@@ -48,7 +48,7 @@ impl Linear {
     }
 
     /// Returns all linear layers that share its input, including itself.
-    pub fn beside(self) -> &'static [Linear] {
+    pub fn sharing_input(self) -> &'static [Linear] {
         match self {
             Linear::Query | Linear::Key | Linear::Value => {
                 &[Linear::Query, Linear::Key, Linear::Value]
@@ -193,10 +193,12 @@ pub(super) fn of_peft(name: &str) -> Result<(&str, Side), Cause> {
     for (mark, side) in [(".lora_A", Side::A), (".lora_B", Side::B)] {
         if let Some((module, after)) = rest.rsplit_once(mark) {
             // Some versions insert the adapter's name here.
-            return match after.ends_with(".weight") {
-                true => Ok((module, side)),
-                false if after.ends_with(".bias") => Err(tensor("a bias of LoRA")),
-                false => Err(unknown()),
+            return if after.ends_with(".weight") {
+                Ok((module, side))
+            } else if after.ends_with(".bias") {
+                Err(tensor("a bias of LoRA"))
+            } else {
+                Err(unknown())
             };
         }
     }

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use super::error::Cause;
 use super::naming::Side;
-use super::{Linear, LowRank, MOST_RANK};
+use super::{Linear, LowRank, MAX_RANK};
 use crate::DecoderSpec;
 use incant_gguf::TensorType;
 use incant_kernels::Matrix;
@@ -30,11 +30,11 @@ pub(super) struct Pair<'a> {
 
 /// The number of elements that an adapter may still have.
 #[derive(Clone, Copy)]
-pub(super) struct Room(pub(super) usize);
+pub(super) struct ElementBudget(pub(super) usize);
 
-impl Room {
+impl ElementBudget {
     fn take(&mut self, numbers: usize) -> Result<(), Cause> {
-        self.0 = self.0.checked_sub(numbers).ok_or(Cause::Room)?;
+        self.0 = self.0.checked_sub(numbers).ok_or(Cause::OverBudget)?;
         Ok(())
     }
 }
@@ -70,7 +70,7 @@ impl Pair<'_> {
 
     /// Returns the additions to `linears`, which the module holds one after the other. `scale`
     /// computes the scale from the rank. `missing` returns the name of a missing matrix of the
-    /// pair. The elements are deducted from `room`.
+    /// pair. The elements are deducted from `budget`.
     pub(super) fn additions(
         &self,
         linears: &[Linear],
@@ -78,7 +78,7 @@ impl Pair<'_> {
         scale: impl FnOnce(usize) -> Result<f32, Cause>,
         permute: bool,
         missing: impl Fn(Side) -> String,
-        room: &mut Room,
+        budget: &mut ElementBudget,
     ) -> Result<Vec<(Linear, LowRank)>, Cause> {
         let lacks = |side| Cause::Missing {
             name: missing(side),
@@ -89,15 +89,15 @@ impl Pair<'_> {
         let outputs = shapes.clone().map(|[outputs, _]| outputs).sum::<usize>();
         let inputs = linears[0].shape(spec)[1];
         let rank = match a.shape {
-            &[rank, width] if width == inputs && (1..=MOST_RANK).contains(&rank) => rank,
-            _ => return Err(wrong_shape(&a, &format!("[1 to {MOST_RANK}, {inputs}]"))),
+            &[rank, width] if width == inputs && (1..=MAX_RANK).contains(&rank) => rank,
+            _ => return Err(wrong_shape(&a, &format!("[1 to {MAX_RANK}, {inputs}]"))),
         };
         if b.shape != [outputs, rank] {
             return Err(wrong_shape(&b, &format!("[{outputs}, {rank}]")));
         }
         let scale = scale(rank)?;
         // Each of several fused linear layers gets its own copy of A.
-        room.take(rank * (inputs * linears.len() + outputs))?;
+        budget.take(rank * (inputs * linears.len() + outputs))?;
         let (a, b) = (numbers(&a)?, numbers(&b)?);
         let mut rest = &b[..];
         let parts = linears.iter().zip(shapes).map(|(&linear, [outputs, _])| {
@@ -109,7 +109,7 @@ impl Pair<'_> {
                 inputs,
                 outputs,
                 a: a.clone(),
-                b: heads.map_or_else(|| b.to_vec(), |head| pairs_together(b, rank, head)),
+                b: heads.map_or_else(|| b.to_vec(), |head| interleave_pairs(b, rank, head)),
                 scale,
             };
             (linear, part)
@@ -120,7 +120,7 @@ impl Pair<'_> {
 
 /// Reorders the rows of each head for GGUF: the first row, the first of the second half, and so
 /// on.
-fn pairs_together(b: &[f32], rank: usize, head: usize) -> Vec<f32> {
+fn interleave_pairs(b: &[f32], rank: usize, head: usize) -> Vec<f32> {
     let heads = b.chunks_exact(head * rank);
     let rows = heads.flat_map(|rows| {
         let (first, second) = rows.split_at(head / 2 * rank);
@@ -146,24 +146,27 @@ fn numbers(stored: &Stored<'_>) -> Result<Vec<f32>, Cause> {
     for (row, numbers) in numbers.chunks_exact_mut(columns).enumerate() {
         packed.row(row, numbers);
     }
-    match numbers.iter().all(|number| number.is_finite()) {
-        true => Ok(numbers),
-        false => Err(Cause::NotFinite {
+    if numbers.iter().all(|number| number.is_finite()) {
+        Ok(numbers)
+    } else {
+        Err(Cause::NotFinite {
             name: stored.name.to_owned(),
-        }),
+        })
     }
 }
 
 /// Computes the scale of a product: alpha over rank, or over its square root (rsLoRA).
-pub(super) fn scale(alpha: f64, rank: usize, stabilized: bool) -> Result<f32, Cause> {
-    let rank_scale = match stabilized {
-        true => (rank as f64).sqrt(),
-        false => rank as f64,
+pub(super) fn scale(alpha: f64, rank: usize, use_rslora: bool) -> Result<f32, Cause> {
+    let rank_scale = if use_rslora {
+        (rank as f64).sqrt()
+    } else {
+        rank as f64
     };
     let scale = (alpha / rank_scale) as f32;
-    match scale.is_finite() {
-        true => Ok(scale),
-        false => Err(Cause::Scale { alpha, rank }),
+    if scale.is_finite() {
+        Ok(scale)
+    } else {
+        Err(Cause::Scale { alpha, rank })
     }
 }
 

@@ -11,7 +11,7 @@ use serde_json::Value;
 
 use super::error::Cause;
 use super::naming::{self, Side};
-use super::pairs::{self, Pairs, Room, Stored};
+use super::pairs::{self, ElementBudget, Pairs, Stored};
 use super::{Linear, Lora};
 use crate::DecoderSpec;
 use incant_gguf::TensorType;
@@ -26,8 +26,8 @@ pub(super) const TENSORS: &str = "adapter_model.safetensors";
 
 /// The maximum number of patterns in a configuration, more than a model has linear layers, and
 /// the maximum size of a compiled pattern in bytes: most patterns are literal names.
-const MOST_PATTERNS: usize = 4096;
-const LARGEST_PATTERN: usize = 64 << 10;
+const MAX_PATTERNS: usize = 4096;
+const MAX_PATTERN_BYTES: usize = 64 << 10;
 
 /// The settings in `adapter_config.json` that affect the result. Other settings that affect it
 /// are in `rest`, and refused.
@@ -74,7 +74,11 @@ const UNSUPPORTED: &[(&str, &str)] = &[
 /// saves them.
 const CHANGED_WEIGHTS: &[&str] = &["pissa", "olora", "corda", "loftq", "lora_ga"];
 
-pub(super) fn read(folder: &Location, spec: &DecoderSpec, mut room: Room) -> Result<Lora, Cause> {
+pub(super) fn read(
+    folder: &Location,
+    spec: &DecoderSpec,
+    mut budget: ElementBudget,
+) -> Result<Lora, Cause> {
     let config = read_config(folder)?;
     let tensors = folder.join(TENSORS).file(Kind::ADAPTER);
     let map = match tensors.and_then(Map::of) {
@@ -130,7 +134,7 @@ pub(super) fn read(folder: &Location, spec: &DecoderSpec, mut room: Room) -> Res
             });
         }
         let scale = |rank| scales.of(module, rank);
-        let additions = pair.additions(linears, spec, scale, true, name, &mut room)?;
+        let additions = pair.additions(linears, spec, scale, true, name, &mut budget)?;
         parts.extend(
             additions
                 .into_iter()
@@ -189,7 +193,7 @@ fn is_on(value: &Value) -> bool {
 struct Scales {
     rank: usize,
     alpha: f64,
-    stabilized: bool,
+    use_rslora: bool,
     ranks: Vec<(Regex, f64)>,
     alphas: Vec<(Regex, f64)>,
 }
@@ -199,7 +203,7 @@ impl Scales {
         Ok(Scales {
             rank: config.r,
             alpha: config.lora_alpha,
-            stabilized: config.use_rslora,
+            use_rslora: config.use_rslora,
             ranks: patterns("rank_pattern", config.rank_pattern.as_ref())?,
             alphas: patterns("alpha_pattern", config.alpha_pattern.as_ref())?,
         })
@@ -222,7 +226,7 @@ impl Scales {
         pairs::scale(
             of(&self.alphas).unwrap_or(self.alpha),
             rank,
-            self.stabilized,
+            self.use_rslora,
         )
     }
 }
@@ -235,14 +239,14 @@ fn patterns(
 ) -> Result<Vec<(Regex, f64)>, Cause> {
     let wrong =
         |pattern: &str| Cause::Unsupported(format!("'{}' in {key}", pattern.escape_debug()));
-    if patterns.is_some_and(|patterns| patterns.len() > MOST_PATTERNS) {
+    if patterns.is_some_and(|patterns| patterns.len() > MAX_PATTERNS) {
         return Err(Cause::Unsupported(format!(
-            "{key} has more than {MOST_PATTERNS} patterns"
+            "{key} has more than {MAX_PATTERNS} patterns"
         )));
     }
     let patterns = patterns.into_iter().flatten().map(|(pattern, value)| {
         let regex = RegexBuilder::new(&format!(r"^(?:.*\.)?(?:{pattern})$"))
-            .size_limit(LARGEST_PATTERN)
+            .size_limit(MAX_PATTERN_BYTES)
             .build();
         let value = value.as_f64().ok_or_else(|| wrong(pattern))?;
         Ok((regex.map_err(|_| wrong(pattern))?, value))

@@ -28,10 +28,10 @@ impl Lora {
         let config = serde_json::to_string_pretty(&self.config(base))?;
         write(&folder.join(peft::CONFIG), (config + "\n").as_bytes())?;
 
-        let tensors = self.parts().flat_map(|(layer, linear, part)| {
+        let tensors = self.additions().flat_map(|(layer, linear, part)| {
             let module = module(layer, linear);
             let b = match linear.permuted_heads(spec) {
-                Some(head) => halves_together(&part.b, part.rank, head),
+                Some(head) => split_into_halves(&part.b, part.rank, head),
                 None => part.b.clone(),
             };
             let sides = [
@@ -57,10 +57,12 @@ impl Lora {
     }
 
     fn config(&self, base: &str) -> Value {
-        let mut kinds = self.parts().map(|(_, _, part)| (part.rank, alpha(part)));
+        let mut kinds = self
+            .additions()
+            .map(|(_, _, part)| (part.rank, alpha(part)));
         let (rank, scale) = kinds.next().unwrap_or((1, 1.0));
         let (mut ranks, mut alphas) = (Map::new(), Map::new());
-        for (layer, linear, part) in self.parts() {
+        for (layer, linear, part) in self.additions() {
             let module = module(layer, linear);
             if part.rank != rank {
                 ranks.insert(module.clone(), json!(part.rank));
@@ -91,19 +93,19 @@ impl Lora {
     /// them, else by their full names.
     fn targets(&self) -> Vec<String> {
         let mut layers: BTreeMap<Linear, Vec<usize>> = BTreeMap::new();
-        for (layer, linear, _) in self.parts() {
+        for (layer, linear, _) in self.additions() {
             layers.entry(linear).or_default().push(layer);
         }
-        let targets =
-            layers
-                .into_iter()
-                .flat_map(|(linear, layers)| match layers.len() == self.layers() {
-                    true => vec![linear.target().to_owned()],
-                    false => layers
-                        .into_iter()
-                        .map(|layer| module(layer, linear))
-                        .collect(),
-                });
+        let targets = layers.into_iter().flat_map(|(linear, layers)| {
+            if layers.len() == self.layers() {
+                vec![linear.target().to_owned()]
+            } else {
+                layers
+                    .into_iter()
+                    .map(|layer| module(layer, linear))
+                    .collect()
+            }
+        });
         targets.collect()
     }
 }
@@ -121,7 +123,7 @@ fn alpha(part: &LowRank) -> f64 {
 
 /// Reorders the rows of each head from GGUF to PEFT: the first of all pairs, then the second of
 /// all pairs.
-fn halves_together(b: &[f32], rank: usize, head: usize) -> Vec<f32> {
+fn split_into_halves(b: &[f32], rank: usize, head: usize) -> Vec<f32> {
     let heads = b.chunks_exact(head * rank);
     let rows = heads.flat_map(|rows| {
         let pairs = || rows.chunks_exact(2 * rank).map(|pair| pair.split_at(rank));
@@ -193,7 +195,7 @@ mod tests {
             post_norms: false,
             fused_qkv: false,
             fused_gate: false,
-            tied_head: true,
+            tied_embeddings: true,
             ropes: vec![RopeSpec {
                 base: 1e4,
                 dims: 4,
@@ -300,7 +302,7 @@ mod tests {
     fn rows_of_pairs_are_put_as_peft_has_them() {
         // One head of four rows of one element.
         assert_eq!(
-            halves_together(&[0.0, 2.0, 1.0, 3.0], 1, 4),
+            split_into_halves(&[0.0, 2.0, 1.0, 3.0], 1, 4),
             [0.0, 1.0, 2.0, 3.0]
         );
     }

@@ -15,7 +15,7 @@ use std::io;
 use std::path::Path;
 
 pub use mix::Mix;
-pub use target::Target;
+pub use target::{Target, UnknownTarget};
 
 use crate::lora::{Lora, LowRank};
 use crate::{DecoderSpec, ModelError, Weight, Weights, candle_dtype};
@@ -30,7 +30,7 @@ pub enum QuantizeError {
     Io(#[from] io::Error),
     /// An element is too large for its new type, or is NaN.
     #[error("tensor '{}' holds {number}, which cannot be written as {kind}", name.escape_debug())]
-    Number {
+    Element {
         /// The tensor.
         name: String,
         /// The element.
@@ -111,7 +111,7 @@ impl<'a> Rewrite<'a> {
     ) -> Result<Rewrite<'a>, ModelError> {
         Weights::new(gguf, spec).check(|kind| candle_dtype(kind).is_some())?;
         let mut additions: HashMap<String, Vec<Addition<'a>>> = HashMap::new();
-        for (layer, linear, part) in lora.iter().flat_map(|lora| lora.parts()) {
+        for (layer, linear, part) in lora.iter().flat_map(|lora| lora.additions()) {
             let role = linear.part();
             let first = role.rows(spec).start;
             let tensor = additions.entry(role.tensor(spec, layer)).or_default();

@@ -14,7 +14,7 @@ use incant_gguf::TensorType;
 use incant_kernels::Matrix;
 
 /// The approximate number of elements that a thread processes at a time.
-const NUMBERS: usize = 1 << 20;
+const ELEMENTS_PER_TASK: usize = 1 << 20;
 
 /// Passes the bytes of all rows to `out`, in order and in pieces, each with the source bytes
 /// that it was converted from.
@@ -23,7 +23,7 @@ pub(super) fn each(
     weight: Weight<'_>,
     mut out: impl FnMut(&[u8], &[u8]) -> Result<(), QuantizeError>,
 ) -> Result<(), QuantizeError> {
-    let height = (NUMBERS / weight.columns).max(1);
+    let height = (ELEMENTS_PER_TASK / weight.columns).max(1);
     let mut pieces = (0..weight.rows).step_by(height).map(|start| {
         let rows = start..weight.rows.min(start + height);
         (rows.clone(), weight.cut(rows).data)
@@ -68,7 +68,7 @@ fn changed(
     let fits = |number: &&f32| number.abs() <= most;
     // NaN does not fit either.
     if let Some(&number) = numbers.iter().find(|number| !fits(number)) {
-        return Err(QuantizeError::Number {
+        return Err(QuantizeError::Element {
             name: weight.name.to_owned(),
             number,
             kind: change.kind,

@@ -49,20 +49,28 @@ impl Target {
     }
 }
 
-impl FromStr for Target {
-    type Err = String;
+/// The error of a text that names no target.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("no weights are written in it; the nearest is {nearest}, and all are {all}")]
+pub struct UnknownTarget {
+    /// The target with the most similar name.
+    nearest: String,
+    /// The names of all targets.
+    all: String,
+}
 
-    fn from_str(text: &str) -> Result<Target, String> {
+impl FromStr for Target {
+    type Err = UnknownTarget;
+
+    fn from_str(text: &str) -> Result<Target, UnknownTarget> {
         let named = |target: &Target| target.to_string().eq_ignore_ascii_case(text);
         if let Some(target) = Target::all().find(named) {
             return Ok(target);
         }
         let names: Vec<String> = Target::all().map(|target| target.to_string()).collect();
         let all = names.join(", ");
-        let near = nearest(&text.to_uppercase(), names).swap_remove(0);
-        Err(format!(
-            "no weights are written in it; the nearest is {near}, and all are {all}"
-        ))
+        let nearest = nearest(&text.to_uppercase(), names).swap_remove(0);
+        Err(UnknownTarget { nearest, all })
     }
 }
 
@@ -131,7 +139,7 @@ mod tests {
         assert_eq!("auto".parse(), Ok(Target::Auto));
         assert_eq!("q4_k_m".parse(), Ok(Target::Mix(Mix::Q4KM)));
         for (text, near) in [("Q4_KM", "Q4_K_M"), ("iq4_xs", "Q4_K_S"), ("Q8", "Q8_0")] {
-            let told = text.parse::<Target>().unwrap_err();
+            let told = text.parse::<Target>().unwrap_err().to_string();
             let expected = format!("no weights are written in it; the nearest is {near}, and all");
             assert!(told.starts_with(&expected), "{told}");
             assert!(told.ends_with("Q5_K_S, Q5_K_M"), "{told}");

@@ -4,7 +4,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::ProfileError;
-use incant_sample::{DryParams, MOST_WEIGHT, PLAUSIBLE, SamplingParams};
+use incant_sample::{DEFAULT_PLAUSIBILITY, DryParams, MAX_WEIGHT, SamplingParams};
 
 const FENCE: &str = "+++";
 
@@ -234,24 +234,24 @@ impl SamplingDefaults {
 #[derive(Clone, Copy, Debug, PartialEq, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct GuidanceDefaults {
-    /// 0 (off) to [`MOST_WEIGHT`].
+    /// 0 (off) to [`MAX_WEIGHT`].
     pub weight: f32,
-    /// Above 0, at most 1; [`PLAUSIBLE`] if absent.
+    /// Above 0, at most 1; [`DEFAULT_PLAUSIBILITY`] if absent.
     #[serde(default = "plausible")]
     pub plausible: f32,
 }
 
 fn plausible() -> f32 {
-    PLAUSIBLE
+    DEFAULT_PLAUSIBILITY
 }
 
 impl GuidanceDefaults {
     /// Names the first field that is out of range, and the range.
     pub(super) fn out_of_range(&self) -> Option<String> {
         let GuidanceDefaults { weight, plausible } = *self;
-        if !(0.0..=MOST_WEIGHT).contains(&weight) {
+        if !(0.0..=MAX_WEIGHT).contains(&weight) {
             return Some(format!(
-                "guidance.weight is {weight}, not 0 to {MOST_WEIGHT}"
+                "guidance.weight is {weight}, not 0 to {MAX_WEIGHT}"
             ));
         }
         if !(plausible > 0.0 && plausible <= 1.0) {

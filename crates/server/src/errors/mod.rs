@@ -234,7 +234,7 @@ impl From<SubmitError> for ApiError {
                 limit,
                 param: "n",
             },
-            SubmitError::Ill => ApiError::Unhealthy,
+            SubmitError::Unhealthy => ApiError::Unhealthy,
             SubmitError::Draining => ApiError::Draining,
         }
     }

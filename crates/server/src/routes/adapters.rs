@@ -164,7 +164,7 @@ fn refused(app: &App, error: AdapterError) -> ApiError {
             "`path` must be relative to the server's adapter directory and lie within it.",
         ),
         AdapterError::Lora(cause) if cause.is_too_large() => no_room(&error),
-        AdapterError::Engine(AddAdapterError::NoRoom { .. }) => no_room(&error),
+        AdapterError::Engine(AddAdapterError::OutOfMemory { .. }) => no_room(&error),
         AdapterError::Lora(_)
         | AdapterError::UnknownProfile { .. }
         | AdapterError::Engine(AddAdapterError::NotFinite(..)) => {

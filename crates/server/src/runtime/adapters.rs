@@ -151,10 +151,12 @@ impl super::Model {
                 model: self.id().to_owned(),
             });
         }
-        let mut ranks: Vec<usize> = lora.parts().map(|(_, _, part)| part.rank).collect();
+        let mut ranks: Vec<usize> = lora.additions().map(|(_, _, part)| part.rank).collect();
         ranks.sort_unstable();
         ranks.dedup();
-        let numbers = lora.parts().map(|(_, _, part)| part.a.len() + part.b.len());
+        let numbers = lora
+            .additions()
+            .map(|(_, _, part)| part.a.len() + part.b.len());
         let parameters = numbers.sum();
         let adapter = Arc::new(Adapter {
             name: name.to_owned(),

@@ -155,7 +155,7 @@ impl Comparison {
                 let answer = comparison.answers.len();
                 let mut feeds = Vec::new();
                 for (place, (_, judge)) in judges.iter().enumerate() {
-                    let (feed, follow) = engine::lead();
+                    let (feed, follow) = engine::follow_channel();
                     feeds.push(feed);
                     let request = FollowRequest {
                         adapter: judge.arm.adapter(),

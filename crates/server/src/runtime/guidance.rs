@@ -15,7 +15,7 @@ pub(crate) use partners::{Sequences, submit};
 use super::{Arm, Prompt, PromptBounds, PromptError, PromptInput, Runtime};
 use incant_gguf::printable::excerpt;
 use incant_prompt::profile::{GuidanceDefaults, Message, without_question};
-use incant_sample::MOST_WEIGHT;
+use incant_sample::MAX_WEIGHT;
 
 /// The maximum number of arms of a mix besides the arm that answers.
 pub(crate) const MAX_MIX_ARMS: usize = 8;
@@ -104,11 +104,11 @@ impl ResolvedGuidance {
         }
         let mut mix = Vec::new();
         for (at, (id, weight)) in options.mix.iter().enumerate() {
-            if !(-MOST_WEIGHT..=MOST_WEIGHT).contains(weight) {
+            if !(-MAX_WEIGHT..=MAX_WEIGHT).contains(weight) {
                 return refuse(
                     format!("mix[{at}].weight"),
                     format!(
-                        "a weight is {weight}, but must be between -{MOST_WEIGHT} and {MOST_WEIGHT}"
+                        "a weight is {weight}, but must be between -{MAX_WEIGHT} and {MAX_WEIGHT}"
                     ),
                 );
             }
@@ -126,11 +126,11 @@ impl ResolvedGuidance {
             against,
             plausible,
         } = guidance;
-        if !(0.0..=MOST_WEIGHT).contains(&weight) {
+        if !(0.0..=MAX_WEIGHT).contains(&weight) {
             return refuse(
                 "guidance.weight",
                 format!(
-                    "guidance has the weight {weight}, but it must be between 0 and {MOST_WEIGHT}"
+                    "guidance has the weight {weight}, but it must be between 0 and {MAX_WEIGHT}"
                 ),
             );
         }

@@ -205,7 +205,7 @@ impl Model {
         let executor = backend.load(&gguf, &spec, options.kv_memory);
         let executor = executor.map_err(|error| LoadError::exec(path, error))?;
         let footprint = executor.footprint();
-        let context = requested_context.min(executor.longest());
+        let context = requested_context.min(executor.max_tokens());
         if context < requested_context {
             tracing::warn!(
                 model = id,

@@ -160,9 +160,11 @@ impl Runtime {
         }
     }
 
-    /// Returns whether all engines can be expected to answer (see [`Engine::is_well`]).
+    /// Returns whether all engines can be expected to answer (see [`Engine::is_healthy`]).
     pub fn is_healthy(&self) -> bool {
-        self.models().iter().all(|model| model.engine().is_well())
+        self.models()
+            .iter()
+            .all(|model| model.engine().is_healthy())
     }
 
     /// Resolves to a model's id when its engine's thread has panicked. The models must be loaded

@@ -135,7 +135,7 @@ impl Adapter {
         };
         let (mut variables, mut slots) = (Vec::new(), Vec::new());
         let mut end = 0;
-        for (layer, linear, part) in lora.parts() {
+        for (layer, linear, part) in lora.additions() {
             let module = format!("model.layers.{layer}.{}", linear.module());
             let shapes = [
                 ("lora_A", &part.a, (part.rank, part.inputs)),
@@ -196,7 +196,8 @@ impl Adapter {
             Ok((slot.layer, slot.linear, part))
         });
         let parts: Vec<_> = parts.collect::<Result<_>>()?;
-        Lora::of_parts(spec, parts, self.profile.clone()).map_err(TrainError::Model)
+        Lora::of_additions(spec, parts, self.profile.clone())
+            .map_err(|error| TrainError::Model(error.to_string()))
     }
 
     /// Writes the adapter as a PEFT directory.
@@ -239,5 +240,5 @@ fn new_lora(
             parts.push((layer, linear, part));
         }
     }
-    Lora::of_parts(spec, parts, None).map_err(TrainError::Model)
+    Lora::of_additions(spec, parts, None).map_err(|error| TrainError::Model(error.to_string()))
 }

@@ -10,7 +10,7 @@ use std::ops::Range;
 use rayon::prelude::*;
 
 use super::rows::Sequence;
-use incant_kernels::gemm::{Place, multiply};
+use incant_kernels::gemm::{StridedLayout, multiply};
 use incant_kernels::{Isa, gradients, math};
 
 /// Queries per block. Positions after a block's last query are skipped altogether.
@@ -68,15 +68,15 @@ fn visible(window: Option<usize>, position: usize) -> Range<usize> {
 }
 
 /// A matrix without its first `row` rows.
-fn without_rows(place: Place, row: usize) -> Place {
-    Place {
+fn without_rows(place: StridedLayout, row: usize) -> StridedLayout {
+    StridedLayout {
         start: place.start + row * place.row,
         ..place
     }
 }
 
 /// A matrix whose elements may be borrowed or copied.
-type MatrixRef<'a> = (Cow<'a, [f32]>, Place);
+type MatrixRef<'a> = (Cow<'a, [f32]>, StridedLayout);
 
 impl Attention<'_> {
     fn tasks(&self) -> Vec<Task<'_>> {
@@ -88,10 +88,10 @@ impl Attention<'_> {
     }
 
     /// The place of a task's queries.
-    fn query(&self, task: Task<'_>) -> Place {
+    fn query(&self, task: Task<'_>) -> StridedLayout {
         let width = self.heads * self.head_dim;
         let start = task.sequence.own().start * width;
-        Place::rows(start + task.head * self.head_dim, width)
+        StridedLayout::rows(start + task.head * self.head_dim, width)
     }
 
     /// A task's queries in consecutive blocks, each with the positions that it sees; all other
@@ -120,12 +120,12 @@ impl Attention<'_> {
     fn keys<'a>(&self, task: Task<'_>, of: &'a [f32]) -> MatrixRef<'a> {
         if task.sequence.shared == 0 {
             let start = self.key_of(task, task.sequence.own().start).start;
-            let place = Place::rows(start, self.kv_heads * self.head_dim);
+            let place = StridedLayout::rows(start, self.kv_heads * self.head_dim);
             return (Cow::Borrowed(of), place);
         }
         let rows = task.sequence.rows.iter();
         let rows: Vec<&[f32]> = rows.map(|&row| &of[self.key_of(task, row)]).collect();
-        (rows.concat().into(), Place::rows(0, self.head_dim))
+        (rows.concat().into(), StridedLayout::rows(0, self.head_dim))
     }
 
     /// A block's attention weights, `[query][position]`, and the derivatives of the scores'
@@ -141,7 +141,7 @@ impl Attention<'_> {
         let mut weights = vec![0.0; queries * length];
         let keys = (&*k.0, without_rows(k.1, block.positions.start).transposed());
         let q = (q, without_rows(self.query(task), block.queries.start));
-        let out = (&mut weights[..], Place::rows(0, length));
+        let out = (&mut weights[..], StridedLayout::rows(0, length));
         multiply([queries, self.head_dim, length], q, keys, 1.0, 0.0, out);
         let mut slopes = self.cap.map(|_| vec![0.0; queries * length]);
         let row_indices = task.sequence.own().start + block.queries.start..;
@@ -187,13 +187,13 @@ impl Attention<'_> {
                     let (weights, _) = self.weights(task, &block, q, &keys);
                     multiply(
                         [queries, length, width],
-                        (&weights, Place::rows(0, length)),
+                        (&weights, StridedLayout::rows(0, length)),
                         (&values.0, without_rows(values.1, block.positions.start)),
                         1.0,
                         0.0,
                         (
                             &mut attended,
-                            Place::rows(block.queries.start * width, width),
+                            StridedLayout::rows(block.queries.start * width, width),
                         ),
                     );
                 }
@@ -253,9 +253,9 @@ impl Attention<'_> {
         for block in self.blocks(task) {
             let (queries, length) = block.shape();
             let (weights, slopes) = self.weights(task, &block, q, &keys);
-            let square = Place::rows(0, length);
+            let square = StridedLayout::rows(0, length);
             let own = without_rows(self.query(task), block.queries.start);
-            let narrow = Place::rows(block.positions.start * width, width);
+            let narrow = StridedLayout::rows(block.positions.start * width, width);
             let shape = [length, queries, width];
             let transposed = (&weights[..], square.transposed());
             multiply(shape, transposed, (dy, own), 1.0, 1.0, (&mut dv, narrow));
@@ -275,7 +275,7 @@ impl Attention<'_> {
             }
             let shape = [queries, length, width];
             let place = without_rows(keys.1, block.positions.start);
-            let out = Place::rows(block.queries.start * width, width);
+            let out = StridedLayout::rows(block.queries.start * width, width);
             let scores = &scores[..];
             multiply(
                 shape,

@@ -1,7 +1,7 @@
 //! A linear layer, frozen weights plus LoRA: forward and backward pass.
 
 use super::adapter::LoraTerm;
-use incant_kernels::gemm::{Place, multiply};
+use incant_kernels::gemm::{StridedLayout, multiply};
 use incant_kernels::product::{self, Inputs};
 use incant_kernels::{Isa, Matrix};
 
@@ -24,13 +24,16 @@ impl Linear<'_> {
         let Some(LoraTerm { a, b, rank, scale }) = self.lora else {
             return (y, Vec::new());
         };
-        let (wide, narrow) = (Place::rows(0, columns), Place::rows(0, rank));
+        let (wide, narrow) = (
+            StridedLayout::rows(0, columns),
+            StridedLayout::rows(0, rank),
+        );
         let mut low = vec![0.0; rows * rank];
         let shape = [rows, columns, rank];
         let a = (a, wide.transposed());
         multiply(shape, (x, wide), a, scale, 0.0, (&mut low, narrow));
         let shape = [rows, rank, outputs];
-        let (b, out) = ((b, narrow.transposed()), Place::rows(0, outputs));
+        let (b, out) = ((b, narrow.transposed()), StridedLayout::rows(0, outputs));
         multiply(shape, (&low, narrow), b, 1.0, 1.0, (&mut y, out));
         (y, low)
     }
@@ -39,13 +42,16 @@ impl Linear<'_> {
     /// their outputs. Returns these rows' share of the gradients of A and B, A's first.
     pub(super) fn backward(self, x: &[f32], low: &[f32], dy: &[f32], dx: &mut [f32]) -> Vec<f32> {
         let (columns, outputs) = (self.matrix.columns(), self.matrix.rows());
-        product::back(self.isa, self.matrix, 0..self.matrix.panels(), dy, dx);
+        product::backward(self.isa, self.matrix, 0..self.matrix.panels(), dy, dx);
         let Some(LoraTerm { a, b, rank, scale }) = self.lora else {
             return Vec::new();
         };
         let rows = x.len() / columns;
-        let (wide, narrow) = (Place::rows(0, columns), Place::rows(0, rank));
-        let out = Place::rows(0, outputs);
+        let (wide, narrow) = (
+            StridedLayout::rows(0, columns),
+            StridedLayout::rows(0, rank),
+        );
+        let out = StridedLayout::rows(0, outputs);
         let mut gradient = vec![0.0; rank * columns + outputs * rank];
         let (da, db) = gradient.split_at_mut(rank * columns);
         let shape = [outputs, rows, rank];

@@ -142,7 +142,7 @@ impl LmHead<'_> {
                 }
             }
         }
-        product::back_of_few(
+        product::backward_sparse(
             self.isa,
             self.matrix,
             panels,

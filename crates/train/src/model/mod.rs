@@ -185,7 +185,7 @@ impl Decoder {
     fn lm_head(&self) -> LmHead<'_> {
         LmHead {
             isa: self.isa,
-            matrix: &self.weights.head,
+            matrix: &self.weights.lm_head,
             scale: self.spec.logit_scale,
             cap: self.spec.logit_cap,
         }

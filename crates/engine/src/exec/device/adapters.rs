@@ -27,7 +27,7 @@ impl Adapter {
     pub(super) fn load(lora: &Lora, device: &Device) -> Result<Adapter> {
         let mut layers: Vec<[Option<Addition>; Linear::ALL.len()]> = Vec::new();
         layers.resize_with(lora.layers(), Default::default);
-        for (layer, linear, part) in lora.parts() {
+        for (layer, linear, part) in lora.additions() {
             let tensor = |numbers: &[f32], shape| {
                 Tensor::from_slice(numbers, shape, device)?
                     .t()?

@@ -7,11 +7,12 @@ use candle_core::{DType, Device, Tensor};
 use safetensors::{Dtype, SafeTensors};
 
 use super::adapters::Adapter;
+use super::error::DeviceError;
 use crate::exec::{ExecError, SavedTensor, SwapOut, saved};
 use incant_model::DecoderSpec;
 
 /// The minimum capacity of a suffix, in tokens.
-const LEAST_ROOM: usize = 64;
+const MIN_CAPACITY: usize = 64;
 
 /// The keys and values of one layer, `[kv_heads, tokens, head_dim]` each.
 #[derive(Clone, Debug)]
@@ -114,7 +115,7 @@ impl Kv {
     }
 
     /// The capacity of the suffix in tokens.
-    fn room(&self) -> usize {
+    fn capacity(&self) -> usize {
         match &self.suffix {
             Suffix::Here(layers) => layers[0].as_ref().map_or(0, LayerKv::tokens),
             Suffix::SwappedOut => 0,
@@ -124,10 +125,11 @@ impl Kv {
     /// Returns by how many tokens the capacity of the suffix would grow if it had to hold
     /// `needed` tokens.
     pub(super) fn growth(&self, needed: usize) -> usize {
-        let room = self.room();
-        match needed > room {
-            true => room_for(needed) - room,
-            false => 0,
+        let capacity = self.capacity();
+        if needed > capacity {
+            capacity_for(needed) - capacity
+        } else {
+            0
         }
     }
 
@@ -157,7 +159,7 @@ impl Kv {
         let slot = &mut layers[layer];
         if slot.as_ref().map_or(0, LayerKv::tokens) < needed {
             let grown = |old: Option<&Tensor>| -> candle_core::Result<Tensor> {
-                let shape = (heads, room_for(needed), width);
+                let shape = (heads, capacity_for(needed), width);
                 let new = Tensor::zeros(shape, k.dtype(), k.device())?;
                 if let Some(old) = old
                     && own > 0
@@ -171,7 +173,7 @@ impl Kv {
                 v: grown(slot.as_ref().map(|kv| &kv.v))?,
             });
         }
-        let kv = slot.as_ref().expect("room was just made");
+        let kv = slot.as_ref().expect("capacity was just added");
         kv.k.slice_set(&k.contiguous()?, 1, own)?;
         kv.v.slice_set(&v.contiguous()?, 1, own)?;
         let skipped = skipped.min(needed);
@@ -240,7 +242,7 @@ impl Kv {
     /// Releases the suffix of a sequence of `len` tokens, and segments before it. Each is
     /// serialized after its first position and its length, and each of its layers after the
     /// number of tokens it holds.
-    pub(super) fn swap_out(&mut self, len: usize, part: SwapOut) -> Result<Vec<u8>, ExecError> {
+    pub(super) fn swap_out(&mut self, len: usize, part: SwapOut) -> Result<Vec<u8>, DeviceError> {
         let mut out = Vec::new();
         let mut write = |start: usize, tokens: usize, layers: Vec<LayerKv>| {
             for number in [start, tokens] {
@@ -251,7 +253,7 @@ impl Kv {
                 out.extend(bytes(&kv.k)?);
                 out.extend(bytes(&kv.v)?);
             }
-            Ok::<(), ExecError>(())
+            Ok::<(), DeviceError>(())
         };
         let start = self.start();
         if let Suffix::Here(layers) = &self.suffix {
@@ -282,28 +284,28 @@ impl Kv {
         device: &Device,
         bytes: &[u8],
         mut new_id: impl FnMut() -> u64,
-    ) -> Result<(), ExecError> {
+    ) -> Result<(), DeviceError> {
         let wrong = || ExecError::Saved("it is not what was swapped out".to_owned());
         let mut links = Vec::new();
         let mut rest = bytes;
         let number = |rest: &mut &[u8]| {
             let (number, after) = rest.split_first_chunk().ok_or_else(wrong)?;
             *rest = after;
-            Ok::<usize, ExecError>(u64::from_le_bytes(*number) as usize)
+            Ok::<usize, DeviceError>(u64::from_le_bytes(*number) as usize)
         };
         let mut end = len;
         while !rest.is_empty() {
             let (start, tokens) = (number(&mut rest)?, number(&mut rest)?);
             // Segments were written from last to first.
             if tokens == 0 || start.checked_add(tokens) != Some(end) {
-                return Err(wrong());
+                return Err(wrong().into());
             }
             end = start;
             let mut layers = Vec::with_capacity(spec.layers.len());
             for _ in &spec.layers {
                 let held = number(&mut rest)?;
                 if held > tokens {
-                    return Err(wrong());
+                    return Err(wrong().into());
                 }
                 let shape = [spec.kv_heads, held, spec.head_dim];
                 let each = size_of::<f32>() * shape.iter().product::<usize>();
@@ -328,7 +330,7 @@ impl Kv {
             });
         }
         if end != self.start() {
-            return Err(wrong());
+            return Err(wrong().into());
         }
         self.chain.extend(links.into_iter().rev());
         self.suffix = Suffix::Here(vec![None; spec.layers.len()]);
@@ -340,7 +342,7 @@ impl Kv {
         &self,
         len: usize,
         spec: &DecoderSpec,
-    ) -> Result<Vec<SavedTensor>, ExecError> {
+    ) -> Result<Vec<SavedTensor>, DeviceError> {
         let mut saved = Vec::with_capacity(2 * spec.layers.len());
         let own = len - self.start();
         for (index, layer) in spec.layers.iter().enumerate() {
@@ -378,7 +380,7 @@ impl Kv {
         spec: &DecoderSpec,
         device: &Device,
         id: u64,
-    ) -> Result<Kv, ExecError> {
+    ) -> Result<Kv, DeviceError> {
         let mut layers = Vec::with_capacity(spec.layers.len());
         for (index, layer) in spec.layers.iter().enumerate() {
             let first = layer.window.map_or(0, |window| first_seen(tokens, window));
@@ -405,8 +407,8 @@ impl Kv {
 }
 
 /// The capacity of a suffix that must hold `needed` tokens.
-pub(super) fn room_for(needed: usize) -> usize {
-    needed.next_power_of_two().max(LEAST_ROOM)
+pub(super) fn capacity_for(needed: usize) -> usize {
+    needed.next_power_of_two().max(MIN_CAPACITY)
 }
 
 /// The first position visible from position `at` through a sliding window.
@@ -419,7 +421,7 @@ fn bytes_of<'a>(layers: impl Iterator<Item = &'a LayerKv>) -> usize {
     layers.map(numbers).sum::<usize>() * size_of::<f32>()
 }
 
-fn bytes(tensor: &Tensor) -> Result<Vec<u8>, ExecError> {
+fn bytes(tensor: &Tensor) -> Result<Vec<u8>, DeviceError> {
     let values: Vec<f32> = tensor.flatten_all()?.to_vec1()?;
     let bytes = values.iter().flat_map(|value| value.to_le_bytes());
     Ok(bytes.collect())

@@ -5,11 +5,12 @@ use candle_core::{Device, Result, Tensor};
 use super::adapters::Adapted;
 use super::attention::Attention;
 use super::cache::Kv;
+use super::error::DeviceError;
 use super::linear::{Linear, vector};
 use super::ops;
 use super::plan::Plan;
+use crate::exec::Footprint;
 use crate::exec::ledger::Ledger;
-use crate::exec::{ExecError, Footprint};
 use incant_model::lora;
 use incant_model::{DecoderSpec, Part, Weights};
 
@@ -60,7 +61,7 @@ impl Layer {
         index: usize,
         device: &Device,
         footprint: &mut Footprint,
-    ) -> std::result::Result<Layer, ExecError> {
+    ) -> std::result::Result<Layer, DeviceError> {
         let mut linear = |part, linear| {
             let place = Some((index, linear));
             Linear::load(weights.layer(index, part)?, place, device, footprint)
@@ -110,7 +111,7 @@ impl Layer {
         spec: &DecoderSpec,
         plan: &Plan,
         ledger: &mut Ledger<Kv>,
-    ) -> std::result::Result<Tensor, ExecError> {
+    ) -> std::result::Result<Tensor, DeviceError> {
         let h = normed(x, self.attention_norm.as_ref(), spec)?;
         let h = self.attention(&h, index, spec, plan, ledger)?;
         let h = normed(&h, self.post_attention_norm.as_ref(), spec)?;
@@ -133,7 +134,7 @@ impl Layer {
         spec: &DecoderSpec,
         plan: &Plan,
         ledger: &mut Ledger<Kv>,
-    ) -> std::result::Result<Tensor, ExecError> {
+    ) -> std::result::Result<Tensor, DeviceError> {
         let (rope, window) = (spec.layers[index].rope, spec.layers[index].window);
         let rotate = |x| ops::rope(&x, &spec.ropes[rope], &plan.angles[rope]);
         let q = rotate(self.query.forward(h, spec, &plan.adapted)?)?;

@@ -7,7 +7,8 @@ use candle_core::quantized::{QMatMul, QStorage, QTensor};
 use candle_core::{Device, Module, Tensor};
 
 use super::adapters::{self, Adapted};
-use crate::exec::{ExecError, Footprint};
+use super::error::DeviceError;
+use crate::exec::Footprint;
 use incant_gguf::TensorType;
 use incant_model::lora;
 use incant_model::{Weight, candle_dtype};
@@ -36,17 +37,17 @@ impl Linear {
         place: Option<(usize, lora::Linear)>,
         device: &Device,
         footprint: &mut Footprint,
-    ) -> Result<Linear, ExecError> {
+    ) -> Result<Linear, DeviceError> {
         let tensor = quantized(weight, device)?;
         if device.is_cpu() {
-            let expanded = tensor.dequantize(device)?;
-            let bytes = expanded.elem_count() * expanded.dtype().size_in_bytes();
+            let dequantized = tensor.dequantize(device)?;
+            let bytes = dequantized.elem_count() * dequantized.dtype().size_in_bytes();
             footprint.resident += bytes;
             if weight.kind != TensorType::F32 {
-                footprint.expanded += bytes;
-                footprint.expanded_from += weight.data.len();
+                footprint.dequantized += bytes;
+                footprint.dequantized_from += weight.data.len();
             }
-            let weight = QMatMul::Tensor(expanded);
+            let weight = QMatMul::Tensor(dequantized);
             return Ok(Linear { weight, place });
         }
         footprint.resident += weight.data.len();
@@ -91,7 +92,7 @@ impl Embedding {
         weight: Weight<'_>,
         device: &Device,
         footprint: &mut Footprint,
-    ) -> Result<Embedding, ExecError> {
+    ) -> Result<Embedding, DeviceError> {
         footprint.resident += weight.data.len();
         let tensor = Arc::new(quantized(weight, device)?);
         Ok(Embedding(QMatMul::from_arc(tensor)?))
@@ -108,7 +109,7 @@ pub(super) fn vector(
     weight: Weight<'_>,
     device: &Device,
     footprint: &mut Footprint,
-) -> Result<Tensor, ExecError> {
+) -> Result<Tensor, DeviceError> {
     let vector = quantized(weight, device)?
         .dequantize(device)?
         .flatten_all()?;
@@ -116,7 +117,7 @@ pub(super) fn vector(
     Ok(vector)
 }
 
-fn quantized(weight: Weight<'_>, device: &Device) -> Result<QTensor, ExecError> {
+fn quantized(weight: Weight<'_>, device: &Device) -> Result<QTensor, DeviceError> {
     let dtype = candle_dtype(weight.kind).expect("the weights' types were checked");
     let storage = QStorage::from_data(Cow::Borrowed(weight.data), device, dtype)?;
     Ok(QTensor::new(storage, (weight.rows, weight.columns))?)

@@ -10,6 +10,7 @@
 mod adapters;
 mod attention;
 mod cache;
+mod error;
 mod layer;
 mod linear;
 mod ops;
@@ -21,7 +22,8 @@ use candle_core::{DType, Device, Tensor};
 use safetensors::SafeTensors;
 
 use self::adapters::Adapter;
-use self::cache::{Kv, room_for};
+use self::cache::{Kv, capacity_for};
+use self::error::DeviceError;
 use self::layer::Layer;
 use self::linear::{Embedding, Linear};
 use self::plan::Plan;
@@ -42,7 +44,7 @@ pub struct DeviceExecutor {
     embedding: Embedding,
     layers: Vec<Layer>,
     output_norm: Tensor,
-    head: Linear,
+    lm_head: Linear,
     footprint: Footprint,
     ledger: Ledger<Kv>,
     adapters: Adapters<Adapter>,
@@ -68,19 +70,20 @@ impl DeviceExecutor {
         let weights = Weights::new(gguf, spec);
         weights.check(|kind| candle_dtype(kind).is_some())?;
         let mut footprint = Footprint::default();
-        let head = Linear::load(weights.head()?, None, device, &mut footprint)?;
-        let embedding = if spec.tied_head {
-            Embedding::tied(&head)
+        let lm_head = Linear::load(weights.lm_head()?, None, device, &mut footprint)?;
+        let embedding = if spec.tied_embeddings {
+            Embedding::tied(&lm_head)
         } else {
             Embedding::load(weights.embedding()?, device, &mut footprint)?
         };
         let output_norm = linear::vector(weights.output_norm()?, device, &mut footprint)?;
         let layers = (0..spec.layers.len())
             .map(|index| Layer::load(&weights, spec, index, device, &mut footprint))
-            .collect::<Result<_, _>>()?;
-        let looked_up = match spec.tied_head {
-            true => 0,
-            false => weights.embedding()?.data.len(),
+            .collect::<Result<_, DeviceError>>()?;
+        let looked_up = if spec.tied_embeddings {
+            0
+        } else {
+            weights.embedding()?.data.len()
         };
         footprint.streamed = footprint.resident - looked_up;
         Ok(DeviceExecutor {
@@ -89,7 +92,7 @@ impl DeviceExecutor {
             embedding,
             layers,
             output_norm,
-            head,
+            lm_head,
             footprint,
             ledger: Ledger::new(),
             adapters: Adapters::new(),
@@ -109,11 +112,21 @@ impl DeviceExecutor {
         self.segments
     }
 
+    /// Runs a batch: all layers and the LM head.
+    fn compute(&mut self, plan: &Plan) -> Result<Logits, DeviceError> {
+        let ids = Tensor::new(plan.rows.tokens.as_slice(), &self.device)?;
+        let mut x = ops::scaled(self.embedding.forward(&ids)?, self.spec.embedding_scale)?;
+        for (index, layer) in self.layers.iter().enumerate() {
+            x = layer.forward(&x, index, &self.spec, plan, &mut self.ledger)?;
+        }
+        self.lm_head(&x, plan)
+    }
+
     /// Computes the logits and the final hidden states of the rows for which they are wanted,
     /// given the output of the last layer.
-    fn head(&self, x: &Tensor, plan: &Plan) -> Result<Logits, ExecError> {
+    fn lm_head(&self, x: &Tensor, plan: &Plan) -> Result<Logits, DeviceError> {
         let (vocab, hidden) = (self.spec.vocab, self.spec.hidden);
-        let normed = |rows: &[usize]| -> Result<Option<Tensor>, ExecError> {
+        let normed = |rows: &[usize]| -> Result<Option<Tensor>, DeviceError> {
             if rows.is_empty() {
                 return Ok(None);
             }
@@ -139,8 +152,8 @@ impl DeviceExecutor {
     }
 
     /// Computes the logits of some normed rows with the LM head, row by row.
-    fn logits(&self, x: &Tensor) -> Result<Vec<f32>, ExecError> {
-        let logits = ops::scaled(self.head.forward(x, &[])?, self.spec.logit_scale)?;
+    fn logits(&self, x: &Tensor) -> Result<Vec<f32>, DeviceError> {
+        let logits = ops::scaled(self.lm_head.forward(x, &[])?, self.spec.logit_scale)?;
         let logits = ops::soft_cap(logits, self.spec.logit_cap)?;
         Ok(logits.to_dtype(DType::F32)?.flatten_all()?.to_vec1()?)
     }
@@ -160,13 +173,13 @@ impl Executor for DeviceExecutor {
     }
 
     fn adapter_bytes(&self, lora: &Lora) -> usize {
-        let parts = lora.parts();
+        let parts = lora.additions();
         let numbers = parts.map(|(.., part)| part.a.len() + part.b.len());
         numbers.sum::<usize>() * size_of::<f32>()
     }
 
     fn add_adapter(&mut self, lora: &Lora) -> Result<AdapterId, ExecError> {
-        let adapter = Adapter::load(lora, &self.device)?;
+        let adapter = Adapter::load(lora, &self.device).map_err(DeviceError::from)?;
         Ok(self.adapters.add(adapter))
     }
 
@@ -178,7 +191,7 @@ impl Executor for DeviceExecutor {
         self.ledger.add(0, Kv::new(&self.spec, None, Vec::new()))
     }
 
-    fn begin_under(&mut self, adapter: Option<AdapterId>) -> Result<SequenceId, ExecError> {
+    fn begin_with_adapter(&mut self, adapter: Option<AdapterId>) -> Result<SequenceId, ExecError> {
         let adapter = self.adapters.get(adapter)?;
         let kv = Kv::new(&self.spec, adapter, Vec::new());
         Ok(self.ledger.add(0, kv))
@@ -193,7 +206,8 @@ impl Executor for DeviceExecutor {
         let parent = self.ledger.sequence_mut(from)?;
         // Shared tokens must not change any more, so they are sealed.
         if tokens > parent.kv.start() {
-            parent.kv.seal(parent.len, id)?;
+            let sealed = parent.kv.seal(parent.len, id);
+            sealed.map_err(DeviceError::from)?;
         }
         let chain = parent.kv.chain_of(tokens);
         let kv = Kv::new(&self.spec, parent.kv.adapter.clone(), chain);
@@ -222,16 +236,11 @@ impl Executor for DeviceExecutor {
             return Err(ExecError::Batch("a sequence is swapped out"));
         }
         let growth = batch.iter().map(|c| (c.sequence, c.tokens.len()));
-        if !self.has_room(&growth.collect::<Vec<_>>()) {
-            return Err(ExecError::NoRoom);
+        if !self.fits(&growth.collect::<Vec<_>>()) {
+            return Err(ExecError::OutOfKvMemory);
         }
-        let plan = Plan::new(rows, &kv, &self.spec, &self.device)?;
-        let ids = Tensor::new(plan.rows.tokens.as_slice(), &self.device)?;
-        let mut x = ops::scaled(self.embedding.forward(&ids)?, self.spec.embedding_scale)?;
-        for (index, layer) in self.layers.iter().enumerate() {
-            x = layer.forward(&x, index, &self.spec, &plan, &mut self.ledger)?;
-        }
-        *logits = self.head(&x, &plan)?;
+        let plan = Plan::new(rows, &kv, &self.spec, &self.device).map_err(DeviceError::from)?;
+        *logits = self.compute(&plan)?;
         // Only now, so that a failed batch leaves every sequence unchanged.
         self.ledger.grow(batch);
         Ok(())
@@ -244,7 +253,8 @@ impl Executor for DeviceExecutor {
         }
         // Computes all logits and picks a few: a device has arithmetic to spare.
         let shape = (states.len(), self.spec.hidden);
-        let logits = self.logits(&Tensor::from_vec(states.concat(), shape, &self.device)?)?;
+        let states = Tensor::from_vec(states.concat(), shape, &self.device);
+        let logits = self.logits(&states.map_err(DeviceError::from)?)?;
         let rows = logits.chunks_exact(self.spec.vocab);
         Ok(rows
             .map(|row| ids.iter().map(|&id| row[id as usize]).collect())
@@ -272,14 +282,15 @@ impl Executor for DeviceExecutor {
         }
     }
 
-    fn longest(&self) -> usize {
+    fn max_tokens(&self) -> usize {
         let most = self.kv_memory / self.token_bytes();
-        let rooms = std::iter::successors(Some(room_for(1)), |room| Some(2 * room));
-        let room = rooms.take_while(|&room| room <= most).last();
-        room.unwrap_or(0).min(self.spec.context)
+        let capacities =
+            std::iter::successors(Some(capacity_for(1)), |capacity| Some(2 * capacity));
+        let largest = capacities.take_while(|&capacity| capacity <= most).last();
+        largest.unwrap_or(0).min(self.spec.context)
     }
 
-    fn has_room(&self, growth: &[(SequenceId, usize)]) -> bool {
+    fn fits(&self, growth: &[(SequenceId, usize)]) -> bool {
         let tokens = growth.iter().map(|&(id, tokens)| {
             self.ledger.sequence(id).map_or(0, |sequence| {
                 let own = sequence.len - sequence.kv.start();
@@ -298,12 +309,12 @@ impl Executor for DeviceExecutor {
 
     fn swap_out(&mut self, sequence: SequenceId, part: SwapOut) -> Result<Vec<u8>, ExecError> {
         let found = self.ledger.sequence_mut(sequence)?;
-        found.kv.swap_out(found.len, part)
+        Ok(found.kv.swap_out(found.len, part)?)
     }
 
     fn swap_in(&mut self, sequence: SequenceId, kv: &[u8]) -> Result<(), ExecError> {
-        if !self.has_room(&[(sequence, 0)]) {
-            return Err(ExecError::NoRoom);
+        if !self.fits(&[(sequence, 0)]) {
+            return Err(ExecError::OutOfKvMemory);
         }
         let found = self.ledger.sequence_mut(sequence)?;
         let segments = &mut self.segments;
@@ -313,7 +324,8 @@ impl Executor for DeviceExecutor {
         };
         found
             .kv
-            .swap_in(found.len, &self.spec, &self.device, kv, new_id)
+            .swap_in(found.len, &self.spec, &self.device, kv, new_id)?;
+        Ok(())
     }
 
     fn save(&self, sequence: SequenceId) -> Result<Vec<SavedTensor>, ExecError> {
@@ -321,7 +333,7 @@ impl Executor for DeviceExecutor {
         if !self.can_fork(sequence, found.len) {
             return Err(ExecError::Batch("a sequence is swapped out"));
         }
-        found.kv.save(found.len, &self.spec)
+        Ok(found.kv.save(found.len, &self.spec)?)
     }
 
     fn restore(

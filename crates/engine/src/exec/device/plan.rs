@@ -97,7 +97,7 @@ pub(super) struct View {
 
 /// Replaces −∞ in masks: finite, so that a row that sees no key of a range gets weights that
 /// become 0, not NaN, when they are merged with its other parts.
-const HIDDEN: f32 = -1e30;
+const MASKED: f32 = -1e30;
 
 impl View {
     fn new(
@@ -123,7 +123,7 @@ impl View {
             .iter()
             .flat_map(|row| {
                 let seen = sees(row);
-                (from..keys.end).map(move |key| if seen.contains(&key) { 0.0 } else { HIDDEN })
+                (from..keys.end).map(move |key| if seen.contains(&key) { 0.0 } else { MASKED })
             })
             .collect();
         let shape = (rows.len(), keys.end - from);

@@ -43,7 +43,10 @@ impl Adapter {
     /// Returns the offset of a linear layer's intermediate elements in a row: the total width
     /// of the linear layers before it that share its input.
     pub(super) fn offset(&self, layer: usize, linear: Linear) -> usize {
-        let before = linear.beside().iter().take_while(|&&other| other != linear);
+        let before = linear
+            .sharing_input()
+            .iter()
+            .take_while(|&&other| other != linear);
         before.map(|&other| self.width_of(layer, other)).sum()
     }
 

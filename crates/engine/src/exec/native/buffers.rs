@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 
-use incant_kernels::{Activations, BLOCK, Isa, LANES};
+use incant_kernels::{Activations, COLUMNS_PER_BLOCK, Isa, LANES};
 use incant_model::DecoderSpec;
 
 /// Buffers that all forward passes reuse. They only grow.
@@ -39,7 +39,7 @@ pub(super) struct Buffers {
 pub(super) struct Scratch {
     pub(super) panel: Vec<[f32; LANES]>,
     pub(super) other_panel: Vec<[f32; LANES]>,
-    pub(super) block: Vec<[f32; BLOCK]>,
+    pub(super) block: Vec<[f32; COLUMNS_PER_BLOCK]>,
     pub(super) row: Vec<f32>,
     pub(super) maxima: Vec<f32>,
     pub(super) sums: Vec<f32>,
@@ -85,7 +85,7 @@ impl Buffers {
             if scratch.panel.len() < rows {
                 scratch.panel.resize(rows, [0.0; LANES]);
                 scratch.other_panel.resize(rows, [0.0; LANES]);
-                scratch.block.resize(rows, [0.0; BLOCK]);
+                scratch.block.resize(rows, [0.0; COLUMNS_PER_BLOCK]);
             }
             grow(&mut scratch.row, spec.hidden.max(heads));
         }

@@ -11,19 +11,19 @@ use super::layout::{Layout, pages};
 use super::pages::{PageId, PagePool};
 use crate::exec::{ExecError, SavedTensor, SwapOut, saved};
 use incant_kernels::Isa;
-use incant_kernels::attention::BLOCK;
+use incant_kernels::attention::TOKENS_PER_BLOCK;
 use incant_model::DecoderSpec;
 
 /// The number of tokens before a sliding window that [`Kv::trim`] keeps, so that a sequence can
 /// still be forked shortly before its end: an answer that is sent back as part of a
 /// conversation often ends a few tokens earlier.
-const SLACK: usize = 64;
+const WINDOW_SLACK: usize = 64;
 
 /// The size of the header of a swapped-out page, in bytes.
-const RECORD: usize = 2 * size_of::<u32>();
+const RECORD_HEADER_BYTES: usize = 2 * size_of::<u32>();
 
-/// The number of tokens of a step that [`longest`] assumes.
-const STEP: usize = 512;
+/// The number of tokens of a step that [`max_tokens`] assumes.
+const ASSUMED_STEP_TOKENS: usize = 512;
 
 /// The KV of a sequence, and the adapter with which it is computed.
 #[derive(Debug)]
@@ -50,7 +50,7 @@ impl Table {
 
     /// The number of released pages at the beginning.
     fn skipped(&self) -> usize {
-        self.first / BLOCK
+        self.first / TOKENS_PER_BLOCK
     }
 
     pub(super) fn pages(&self) -> &[PageId] {
@@ -120,7 +120,7 @@ impl Kv {
                 continue;
             };
             let table = &mut self.tables[index];
-            let first = first_seen(len, window + SLACK) / BLOCK;
+            let first = first_seen(len, window + WINDOW_SLACK) / TOKENS_PER_BLOCK;
             let count = first.saturating_sub(table.skipped()).min(table.pages.len());
             if count == 0 || table.is_swapped_out() {
                 continue;
@@ -128,7 +128,7 @@ impl Kv {
             for page in table.pages.drain(..count) {
                 pool.release(index, page);
             }
-            table.first = (table.skipped() + count) * BLOCK;
+            table.first = (table.skipped() + count) * TOKENS_PER_BLOCK;
             any = true;
         }
         any
@@ -150,7 +150,7 @@ impl Kv {
             // that is becomes known only later, so a copy is counted for each.
             let last = table.pages.last().copied();
             let copied = growth > 0
-                && !len.is_multiple_of(BLOCK)
+                && !len.is_multiple_of(TOKENS_PER_BLOCK)
                 && last.is_some_and(|p| p != PageId::SWAPPED && pool.is_shared(group, p));
             needed[group] +=
                 pages(len + growth).saturating_sub(held) + swapped.count() + usize::from(copied);
@@ -167,7 +167,7 @@ impl Kv {
     ) -> Result<(), ExecError> {
         let end = len + growth;
         for (group, table) in self.tables.iter_mut().enumerate() {
-            let own = len % BLOCK;
+            let own = len % TOKENS_PER_BLOCK;
             if own > 0
                 && let Some(last) = table.pages.last_mut()
                 && !pool.may_append(group, *last, own)
@@ -180,8 +180,12 @@ impl Kv {
             while table.skipped() + table.pages.len() < pages(end) {
                 table.pages.push(pool.take(group)?);
             }
-            for block in table.skipped().max(len / BLOCK)..pages(end) {
-                pool.fill(group, table.page(block), BLOCK.min(end - block * BLOCK));
+            for block in table.skipped().max(len / TOKENS_PER_BLOCK)..pages(end) {
+                pool.fill(
+                    group,
+                    table.page(block),
+                    TOKENS_PER_BLOCK.min(end - block * TOKENS_PER_BLOCK),
+                );
             }
         }
         Ok(())
@@ -196,7 +200,7 @@ impl Kv {
         // Reserve everything at once: growing the buffer gradually would take twice the memory.
         let len = |(group, table): (usize, &Table)| {
             let pages = table.pages.iter().filter(|page| goes(pool, group, **page));
-            pages.count() * (RECORD + size_of::<u16>() * pool.page_len(group))
+            pages.count() * (RECORD_HEADER_BYTES + size_of::<u16>() * pool.page_len(group))
         };
         let mut bytes = Vec::with_capacity(self.tables.iter().enumerate().map(len).sum());
         for (group, table) in self.tables.iter_mut().enumerate() {
@@ -226,8 +230,8 @@ impl Kv {
     ) -> Result<(), ExecError> {
         let mut needed = vec![0; self.tables.len()];
         self.count_needed(pool, len, 0, &mut needed);
-        if !pool.has_room(&needed) {
-            return Err(ExecError::NoRoom);
+        if !pool.fits(&needed) {
+            return Err(ExecError::OutOfKvMemory);
         }
         let pages = self.records(layout, bytes);
         let wrong = || ExecError::Saved("it is not what was swapped out".to_owned());
@@ -239,12 +243,12 @@ impl Kv {
             let table = &mut self.tables[group];
             let page = pool.take(group)?;
             table.pages[place] = page;
-            let halves = numbers.as_chunks().0;
-            for (number, half) in pool.page_mut(group, page).iter_mut().zip(halves) {
-                *number = u16::from_le_bytes(*half);
+            let elements = numbers.as_chunks().0;
+            for (to, element) in pool.page_mut(group, page).iter_mut().zip(elements) {
+                *to = u16::from_le_bytes(*element);
             }
-            let before = (table.skipped() + place) * BLOCK;
-            pool.fill(group, page, BLOCK.min(len - before));
+            let before = (table.skipped() + place) * TOKENS_PER_BLOCK;
+            pool.fill(group, page, TOKENS_PER_BLOCK.min(len - before));
         }
         Ok(())
     }
@@ -292,12 +296,13 @@ impl Kv {
             let [mut keys, mut values] = [(); 2].map(|()| Vec::new());
             for head in 0..spec.kv_heads {
                 for token in first..len {
-                    let page = pool.page(layout.group_of(index), table.page(token / BLOCK));
+                    let page =
+                        pool.page(layout.group_of(index), table.page(token / TOKENS_PER_BLOCK));
                     let block = &page[layout.block_of(index)];
                     let to = (&mut key[..], &mut value[..]);
-                    layout.read(isa, block, head, token % BLOCK, to);
-                    push(&mut keys, &key);
-                    push(&mut values, &value);
+                    layout.read(isa, block, head, token % TOKENS_PER_BLOCK, to);
+                    push_f16s(&mut keys, &key);
+                    push_f16s(&mut values, &value);
                 }
             }
             let shape = [spec.kv_heads, len - first, spec.head_dim];
@@ -352,12 +357,12 @@ impl Kv {
                 for head in 0..spec.kv_heads {
                     let from = (head * held + token - first) * spec.head_dim;
                     let to = head * spec.head_dim..(head + 1) * spec.head_dim;
-                    read_halves(keys, from, &mut key[to.clone()]);
-                    read_halves(values, from, &mut value[to]);
+                    read_f16s(keys, from, &mut key[to.clone()]);
+                    read_f16s(values, from, &mut value[to]);
                 }
-                let page = pool.page_mut(group, self.tables[group].page(token / BLOCK));
+                let page = pool.page_mut(group, self.tables[group].page(token / TOKENS_PER_BLOCK));
                 let block = &mut page[layout.block_of(index)];
-                layout.write(isa, block, token % BLOCK, (&key, &value));
+                layout.write(isa, block, token % TOKENS_PER_BLOCK, (&key, &value));
             }
         }
         Ok(())
@@ -370,10 +375,12 @@ fn first_seen(at: usize, window: usize) -> usize {
 }
 
 /// The maximum number of tokens of one sequence in this pool, up to `most`.
-pub(super) fn longest(pool: &PagePool, layout: &Layout, most: usize) -> usize {
+pub(super) fn max_tokens(pool: &PagePool, layout: &Layout, most: usize) -> usize {
     let fits = |tokens: usize| {
         let needed = layout.groups.iter().map(|group| {
-            let seen = group.window.map(|window| window + SLACK + STEP + BLOCK);
+            let seen = group
+                .window
+                .map(|window| window + WINDOW_SLACK + ASSUMED_STEP_TOKENS + TOKENS_PER_BLOCK);
             pages(tokens.min(seen.unwrap_or(tokens)))
         });
         pool.could_hold(&needed.collect::<Vec<_>>())
@@ -381,23 +388,24 @@ pub(super) fn longest(pool: &PagePool, layout: &Layout, most: usize) -> usize {
     let (mut fit, mut not) = (0, most + 1);
     while fit + 1 < not {
         let middle = fit.midpoint(not);
-        match fits(middle) {
-            true => fit = middle,
-            false => not = middle,
+        if fits(middle) {
+            fit = middle;
+        } else {
+            not = middle;
         }
     }
     fit
 }
 
 /// Appends elements that have been read from f16, as f16.
-fn push(bytes: &mut Vec<u8>, numbers: &[f32]) {
+fn push_f16s(bytes: &mut Vec<u8>, numbers: &[f32]) {
     bytes.extend(numbers.iter().flat_map(|&x| f16::from_f32(x).to_le_bytes()));
 }
 
 /// Reads f16 elements from index `first` on.
-fn read_halves(bytes: &[u8], first: usize, out: &mut [f32]) {
-    let halves = bytes[2 * first..].chunks_exact(2);
-    for (out, half) in out.iter_mut().zip(halves) {
-        *out = f16::from_le_bytes([half[0], half[1]]).to_f32();
+fn read_f16s(bytes: &[u8], first: usize, out: &mut [f32]) {
+    let elements = bytes[2 * first..].chunks_exact(2);
+    for (out, element) in out.iter_mut().zip(elements) {
+        *out = f16::from_le_bytes([element[0], element[1]]).to_f32();
     }
 }

@@ -38,21 +38,21 @@ use super::adapters::Adapted;
 use super::buffers::Scratch;
 use super::layout::Layout;
 use super::plan::Plan;
-use super::shares::Shares;
+use super::tasks::Tasks;
 use crate::exec::Logits;
-use incant_kernels::pool::Crew;
+use incant_kernels::pool::Worker;
 use incant_kernels::product::{self, Writer};
 use incant_kernels::shared::SharedSlice;
-use incant_kernels::{BLOCK, Isa, LANES, Matrix, math};
+use incant_kernels::{COLUMNS_PER_BLOCK, Isa, LANES, Matrix, math};
 use incant_model::DecoderSpec;
 use incant_model::lora::Linear;
 use incant_model::packed::{Layer, Projection};
 
 /// Logits that are scaled and capped per task.
-const LOGITS: usize = 1 << 13;
+const LOGITS_PER_TASK: usize = 1 << 13;
 
 /// The layer index and the role of a linear layer.
-type Place = (usize, Linear);
+type LinearId = (usize, Linear);
 
 impl NativeExecutor {
     /// Runs a batch. The keys and values of its sequences are written, but not yet added to
@@ -90,82 +90,91 @@ impl NativeExecutor {
         };
         let weights = &self.weights;
         let heads = spec.heads * spec.head_dim;
-        let kinds = &weights.kinds;
+        let forms = &weights.forms;
         let prompts = plan.rows.prompts;
         buffers
             .normed
-            .reset(rows, prompts, spec.hidden, kinds.normed);
-        buffers.attended.reset(rows, prompts, heads, kinds.attended);
+            .reset(rows, prompts, spec.hidden, forms.normed);
+        buffers.attended.reset(rows, prompts, heads, forms.attended);
         buffers
             .inner
-            .reset(rows, prompts, spec.feed_forward, kinds.inner);
+            .reset(rows, prompts, spec.feed_forward, forms.inner);
         let normed = buffers.normed.writer();
         let attended = buffers.attended.writer();
         let inner = buffers.inner.writer();
-        self.pool.run(|crew| {
-            pass.embed(crew, weights.embedding());
+        self.pool.run(|worker| {
+            // SAFETY: this program alone uses the pass and the writers, and all its threads run
+            // the same phases.
+            unsafe { pass.embed(worker, weights.embedding()) };
             for (index, layer) in weights.layers.iter().enumerate() {
                 let before = index.checked_sub(1).map(|index| &weights.layers[index]);
-                pass.norm(
-                    crew,
-                    before.map(|layer| layer.post_feed_forward_norm.as_deref()),
-                    layer.attention_norm.as_deref(),
-                    Some((index, Linear::Query)),
-                    &normed,
-                );
                 let projections = layer.projections.each_ref().map(|p| &p.matrix);
                 let linears = [Linear::Query, Linear::Key, Linear::Value];
                 let products: [Product<'_>; 3] = std::array::from_fn(|at| Product {
                     matrix: projections[at],
                     place: Some((index, linears[at])),
                 });
-                pass.multiply(crew, &products, &normed, pass.projected);
-                pass.place(crew, index, &layer.projections);
-                pass.attention(crew, index);
-                pass.merge(crew, index, &attended);
                 let output = Product {
                     matrix: &layer.output,
                     place: Some((index, Linear::Output)),
                 };
-                pass.multiply(crew, &[output], &attended, pass.added);
-                pass.norm(
-                    crew,
-                    Some(layer.post_attention_norm.as_deref()),
-                    layer.feed_forward_norm.as_deref(),
-                    Some((index, Linear::Gate)),
-                    &normed,
-                );
-                pass.gate(crew, index, layer, &normed, &inner);
-                pass.shrink_inner(crew, index);
                 let down = Product {
                     matrix: &layer.down,
                     place: Some((index, Linear::Down)),
                 };
-                pass.multiply(crew, &[down], &inner, pass.added);
+                // SAFETY: as above.
+                unsafe {
+                    pass.norm(
+                        worker,
+                        before.map(|layer| layer.post_feed_forward_norm.as_deref()),
+                        layer.attention_norm.as_deref(),
+                        Some((index, Linear::Query)),
+                        &normed,
+                    );
+                    pass.multiply(worker, &products, &normed, pass.projected);
+                    pass.store_qkv(worker, index, &layer.projections);
+                    pass.attention(worker, index);
+                    pass.merge(worker, index, &attended);
+                    pass.multiply(worker, &[output], &attended, pass.added);
+                    pass.norm(
+                        worker,
+                        Some(layer.post_attention_norm.as_deref()),
+                        layer.feed_forward_norm.as_deref(),
+                        Some((index, Linear::Gate)),
+                        &normed,
+                    );
+                    pass.gate(worker, index, layer, &normed, &inner);
+                    pass.shrink_inner(worker, index);
+                    pass.multiply(worker, &[down], &inner, pass.added);
+                }
             }
         });
         let last = weights.layers.last();
         let post_norm = last.and_then(|layer| layer.post_feed_forward_norm.as_deref());
         if !plan.rows.states.is_empty() {
             let states = SharedSlice::from(&mut logits.states[..]);
-            self.pool.run(|crew| {
-                pass.last_states(crew, post_norm, &weights.output_norm, states);
+            self.pool.run(|worker| {
+                // SAFETY: as above.
+                unsafe { pass.last_states(worker, post_norm, &weights.output_norm, states) };
             });
         }
         if !plan.rows.wanted.is_empty() {
             let wanted = &mut buffers.normed;
             let count = plan.rows.wanted.len();
-            wanted.reset(count, count, spec.hidden, kinds.wanted);
+            wanted.reset(count, count, spec.hidden, forms.lm_head);
             let wanted = wanted.writer();
             let out = SharedSlice::from(&mut logits.values[..]);
-            self.pool.run(|crew| {
-                pass.last_norm(crew, post_norm, &weights.output_norm, &wanted);
+            self.pool.run(|worker| {
                 let head = Product {
-                    matrix: &weights.head,
+                    matrix: &weights.lm_head,
                     place: None,
                 };
-                pass.multiply(crew, &[head], &wanted, out);
-                pass.finish_logits(crew, out, count * spec.vocab);
+                // SAFETY: as above.
+                unsafe {
+                    pass.last_norm(worker, post_norm, &weights.output_norm, &wanted);
+                    pass.multiply(worker, &[head], &wanted, out);
+                    pass.finish_logits(worker, out, count * spec.vocab);
+                }
             });
         }
     }
@@ -174,12 +183,12 @@ impl NativeExecutor {
 impl NativeExecutor {
     /// Computes the logits of the tokens `ids` for some states: whole panels of the LM head, by
     /// the kernel of the forward pass.
-    pub(super) fn head_at(&mut self, states: &[&[f32]], ids: &[u32]) -> Vec<Vec<f32>> {
-        let (spec, isa, head) = (&self.spec, self.isa, &self.weights.head);
+    pub(super) fn lm_head_at(&mut self, states: &[&[f32]], ids: &[u32]) -> Vec<Vec<f32>> {
+        let (spec, isa, head) = (&self.spec, self.isa, &self.weights.lm_head);
         let rows = states.len();
         let buffers = &mut self.buffers;
         let wanted = &mut buffers.normed;
-        wanted.reset(rows, rows, spec.hidden, self.weights.kinds.wanted);
+        wanted.reset(rows, rows, spec.hidden, self.weights.forms.lm_head);
         wanted.fill(&states.concat());
         let mut panels: Vec<usize> = ids.iter().map(|&id| id as usize / LANES).collect();
         panels.sort_unstable();
@@ -188,8 +197,8 @@ impl NativeExecutor {
         let mut products = vec![[0.0; LANES]; panels.len() * rows];
         let out = SharedSlice::from(&mut products[..]);
         let wanted = &buffers.normed;
-        self.pool.run(|crew| {
-            crew.each(panels.len(), |index| {
+        self.pool.run(|worker| {
+            worker.each(panels.len(), |index| {
                 let part = index * rows..(index + 1) * rows;
                 // SAFETY: each part is written by one task.
                 let out = unsafe { out.slice_mut(part) };
@@ -219,8 +228,20 @@ impl NativeExecutor {
 /// One forward pass, as seen by all threads.
 ///
 /// The output of each phase is divided by rows, panels, spans or pieces such that no two tasks
-/// of a phase touch the same elements; phases run one after the other. Every `SAFETY` comment
-/// below relies on this.
+/// of a phase touch the same elements; phases run one after the other.
+///
+/// # Safety
+/// The buffers are shared by all threads, so the methods that use them are unsafe, with one of
+/// two contracts:
+///
+/// - A *phase* (a method that takes the [`Worker`]) must be called by all threads of a program,
+///   and no other program may use the pass, the buffers or the writers that are passed at the
+///   same time. The pool then runs each task of the phase once, on one thread, after all tasks
+///   of earlier phases.
+/// - A *part of a task* (any other unsafe method) must be called within a task of a phase that
+///   owns the elements it names: no other task of the phase may use elements that it writes, or
+///   write elements that it reads, and the task itself may hold no other reference to elements
+///   that it writes.
 struct Pass<'a> {
     spec: &'a DecoderSpec,
     isa: Isa,
@@ -247,24 +268,35 @@ struct Pass<'a> {
 
 impl<'a> Pass<'a> {
     /// Returns the working memory of the current thread.
-    fn scratch(&self, crew: &Crew<'_>) -> &'a mut Scratch {
-        let thread = crew.thread();
-        // SAFETY: thread numbers are unique, and a thread holds its working memory only within
-        // one phase.
+    ///
+    /// # Safety
+    /// No other program may use the pass at the same time, and a thread may call this once per
+    /// phase, and use the result only within the phase.
+    unsafe fn scratch(&self, worker: &Worker<'_>) -> &'a mut Scratch {
+        let thread = worker.thread();
+        // SAFETY: thread numbers are unique within a program, and the caller holds no other
+        // reference to the working memory of its thread.
         let own = unsafe { self.scratch.slice_mut(thread..thread + 1) };
         &mut own[0]
     }
 
     /// Returns a row of a buffer, to be written.
-    fn row(&self, buffer: SharedSlice<'a, f32>, row: usize, width: usize) -> &'a mut [f32] {
-        // SAFETY: the phases that call this method divide the buffer by rows.
+    ///
+    /// # Safety
+    /// A part of a task that owns the row of the buffer: see [`Pass`].
+    unsafe fn row(&self, buffer: SharedSlice<'a, f32>, row: usize, width: usize) -> &'a mut [f32] {
+        // SAFETY: the caller's obligation.
         unsafe { buffer.slice_mut(row * width..(row + 1) * width) }
     }
 
     /// Looks up the embeddings of the tokens.
-    fn embed(&self, crew: &mut Crew<'_>, embedding: &Matrix) {
-        crew.each(self.plan.count(), |row| {
-            let x = self.row(self.x, row, self.spec.hidden);
+    ///
+    /// # Safety
+    /// A phase: see [`Pass`].
+    unsafe fn embed(&self, worker: &mut Worker<'_>, embedding: &Matrix) {
+        worker.each(self.plan.count(), |row| {
+            // SAFETY: each row is written by one task.
+            let x = unsafe { self.row(self.x, row, self.spec.hidden) };
             embedding.row(self.plan.rows.tokens[row] as usize, x);
             if self.spec.embedding_scale != 1.0 {
                 math::scale(self.isa, x, self.spec.embedding_scale);
@@ -273,61 +305,85 @@ impl<'a> Pass<'a> {
     }
 
     /// Adds the output of the previous part of the layer to the residual stream, if there is
-    /// one, and norms the sum for the linear layers beside `reader`, if the model has
-    /// pre-norms.
-    fn norm(
+    /// one, and norms the sum for the linear layers that share their input with `reader`, if the
+    /// model has pre-norms.
+    ///
+    /// # Safety
+    /// A phase: see [`Pass`].
+    unsafe fn norm(
         &self,
-        crew: &mut Crew<'_>,
+        worker: &mut Worker<'_>,
         before: Option<Option<&[f32]>>,
         weight: Option<&[f32]>,
-        reader: Option<Place>,
+        reader: Option<LinearId>,
         to: &Writer<'_>,
     ) {
-        let scratch = self.scratch(crew);
-        crew.each(self.plan.count(), |row| {
-            let normed = self.norm_row(row, before, weight, scratch);
-            if let Some(place) = reader {
-                self.shrink(row, place, normed);
+        // SAFETY: it is used within this phase.
+        let scratch = unsafe { self.scratch(worker) };
+        worker.each(self.plan.count(), |row| {
+            // SAFETY: each row of all these buffers is used by one task.
+            unsafe {
+                let normed = self.norm_row(row, before, weight, scratch);
+                if let Some(place) = reader {
+                    self.shrink(row, place, normed);
+                }
+                to.write(row, normed);
             }
-            // SAFETY: each row is written by one task.
-            unsafe { to.write(row, normed) };
         });
     }
 
     /// Like [`norm`](Self::norm), for the rows whose logits are wanted; the others are dropped.
-    fn last_norm(
+    ///
+    /// # Safety
+    /// A phase: see [`Pass`].
+    unsafe fn last_norm(
         &self,
-        crew: &mut Crew<'_>,
+        worker: &mut Worker<'_>,
         post_norm: Option<&[f32]>,
         weight: &[f32],
         to: &Writer<'_>,
     ) {
-        let scratch = self.scratch(crew);
-        crew.each(self.plan.rows.wanted.len(), |index| {
+        // SAFETY: it is used within this phase.
+        let scratch = unsafe { self.scratch(worker) };
+        worker.each(self.plan.rows.wanted.len(), |index| {
             let row = self.plan.rows.wanted[index];
-            let normed = self.norm_row(row, Some(post_norm), Some(weight), scratch);
-            // SAFETY: each row is written by one task.
-            unsafe { to.write(index, normed) };
+            // SAFETY: each row is used by one task.
+            unsafe {
+                let normed = self.norm_row(row, Some(post_norm), Some(weight), scratch);
+                to.write(index, normed);
+            }
         });
     }
 
     /// Copies the normed rows whose states are wanted.
-    fn last_states(
+    ///
+    /// # Safety
+    /// A phase: see [`Pass`].
+    unsafe fn last_states(
         &self,
-        crew: &mut Crew<'_>,
+        worker: &mut Worker<'_>,
         post_norm: Option<&[f32]>,
         weight: &[f32],
         to: SharedSlice<'a, f32>,
     ) {
-        let scratch = self.scratch(crew);
-        crew.each(self.plan.rows.states.len(), |index| {
+        // SAFETY: it is used within this phase.
+        let scratch = unsafe { self.scratch(worker) };
+        worker.each(self.plan.rows.states.len(), |index| {
             let row = self.plan.rows.states[index];
-            let normed = self.norm_row(row, Some(post_norm), Some(weight), scratch);
-            self.row(to, index, normed.len()).copy_from_slice(normed);
+            // SAFETY: each row of all these buffers is used by one task.
+            unsafe {
+                let normed = self.norm_row(row, Some(post_norm), Some(weight), scratch);
+                self.row(to, index, normed.len()).copy_from_slice(normed);
+            }
         });
     }
 
-    fn norm_row<'s>(
+    /// Adds the output of the previous part of the layer to a row of the residual stream, if
+    /// there is one, and returns the normed row.
+    ///
+    /// # Safety
+    /// A part of a task that owns the row of `x` and `added`: see [`Pass`].
+    unsafe fn norm_row<'s>(
         &self,
         row: usize,
         before: Option<Option<&[f32]>>,
@@ -338,9 +394,11 @@ impl<'a> Pass<'a> {
         'a: 's,
     {
         let (isa, eps, hidden) = (self.isa, self.spec.norm_eps, self.spec.hidden);
-        let x = self.row(self.x, row, hidden);
+        // SAFETY: the caller's obligation.
+        let x = unsafe { self.row(self.x, row, hidden) };
         if let Some(post_norm) = before {
-            let added = self.row(self.added, row, hidden);
+            // SAFETY: the caller's obligation.
+            let added = unsafe { self.row(self.added, row, hidden) };
             if let Some(weight) = post_norm {
                 math::rms_norm_in_place(isa, added, weight, eps);
             }
@@ -360,13 +418,21 @@ impl<'a> Pass<'a> {
     }
 
     /// Scales and caps `len` logits if the model requires it.
-    fn finish_logits(&self, crew: &mut Crew<'_>, logits: SharedSlice<'_, f32>, len: usize) {
+    ///
+    /// # Safety
+    /// A phase: see [`Pass`].
+    unsafe fn finish_logits(
+        &self,
+        worker: &mut Worker<'_>,
+        logits: SharedSlice<'_, f32>,
+        len: usize,
+    ) {
         let (scale, cap) = (self.spec.logit_scale, self.spec.logit_cap);
         if scale == 1.0 && cap.is_none() {
             return;
         }
-        crew.each(len.div_ceil(LOGITS), |task| {
-            let part = task * LOGITS..len.min((task + 1) * LOGITS);
+        worker.each(len.div_ceil(LOGITS_PER_TASK), |task| {
+            let part = task * LOGITS_PER_TASK..len.min((task + 1) * LOGITS_PER_TASK);
             // SAFETY: each part is written by one task.
             let logits = unsafe { logits.slice_mut(part) };
             math::scale(self.isa, logits, scale);
@@ -378,22 +444,26 @@ impl<'a> Pass<'a> {
 
     /// Multiplies all rows with some matrices and writes the results side by side into the rows
     /// of `out`.
-    fn multiply(
+    ///
+    /// # Safety
+    /// A phase after the one that wrote the rows: see [`Pass`].
+    unsafe fn multiply(
         &self,
-        crew: &mut Crew<'_>,
+        worker: &mut Worker<'_>,
         products: &[Product<'_>],
         rows: &Writer<'_>,
         out: SharedSlice<'a, f32>,
     ) {
         let panels: usize = products.iter().map(|product| product.matrix.panels()).sum();
         let width: usize = products.iter().map(|product| product.matrix.rows()).sum();
-        let shares = Shares::new(panels, self.threads);
-        let scratch = self.scratch(crew);
-        crew.each(shares.tasks(), |task| {
+        let tasks = Tasks::new(panels, self.threads);
+        // SAFETY: it is used within this phase.
+        let scratch = unsafe { self.scratch(worker) };
+        worker.each(tasks.count(), |task| {
             // SAFETY: an earlier phase has written the rows.
             let rows = unsafe { rows.activations() };
             let result = &mut scratch.panel[..rows.rows()];
-            for panel in shares.range(task) {
+            for panel in tasks.range(task) {
                 let (mut panel, mut column) = (panel, 0);
                 let Product {
                     mut matrix,
@@ -408,7 +478,8 @@ impl<'a> Pass<'a> {
                     column += matrix.rows();
                 }
                 product::panel(self.isa, matrix, panel, rows, result);
-                self.expand(place, panel, result);
+                // SAFETY: an earlier phase has written the products of adapters.
+                unsafe { self.expand(place, panel, result) };
                 let used = LANES.min(matrix.rows() - panel * LANES);
                 column += panel * LANES;
                 for (row, lanes) in result.iter().enumerate() {
@@ -422,7 +493,15 @@ impl<'a> Pass<'a> {
     }
 
     /// Finishes queries, keys and values (bias, norm, RoPE) and stores them for attention.
-    fn place(&self, crew: &mut Crew<'_>, layer: usize, projections: &[Projection; 3]) {
+    ///
+    /// # Safety
+    /// A phase: see [`Pass`].
+    unsafe fn store_qkv(
+        &self,
+        worker: &mut Worker<'_>,
+        layer: usize,
+        projections: &[Projection; 3],
+    ) {
         let spec = self.spec;
         let (heads, kv) = (spec.heads * spec.head_dim, spec.kv_heads * spec.head_dim);
         let rope = spec.layers[layer].rope;
@@ -431,14 +510,15 @@ impl<'a> Pass<'a> {
         let pairs = spec.ropes[rope].dims / 2;
         let group = spec.heads / spec.kv_heads;
         let (group_of, block) = (self.layout.group_of(layer), self.layout.block_of(layer));
-        crew.each(self.plan.spans.len(), |index| {
+        worker.each(self.plan.spans.len(), |index| {
             let span = &self.plan.spans[index];
-            let page = self.plan.places[index * self.layout.groups.len() + group_of];
+            let page = self.plan.pages[index * self.layout.groups.len() + group_of];
             // SAFETY: each span's page is written by one task.
             let block = unsafe { self.kv.slice_mut(page + block.start..page + block.end) };
             for (offset, row) in span.rows.clone().enumerate() {
                 let (cos, sin) = (&cos[row * pairs..][..pairs], &sin[row * pairs..][..pairs]);
-                let projected = self.row(self.projected, row, heads + 2 * kv);
+                // SAFETY: each row is used by one task.
+                let projected = unsafe { self.row(self.projected, row, heads + 2 * kv) };
                 let (query, rest) = projected.split_at_mut(heads);
                 let (key, value) = rest.split_at_mut(kv);
                 let parts = [&mut *query, &mut *key, &mut *value];
@@ -460,8 +540,8 @@ impl<'a> Pass<'a> {
                     let to = unsafe { self.queries.slice_mut(at..at + width) };
                     to.copy_from_slice(queries);
                 }
-                let place = span.place + offset;
-                self.layout.write(self.isa, block, place, (key, value));
+                let token = span.first_token + offset;
+                self.layout.write(self.isa, block, token, (key, value));
             }
         });
     }
@@ -479,34 +559,40 @@ impl<'a> Pass<'a> {
     }
 
     /// Computes the feed-forward layer up to the input of the down projection.
-    fn gate(
+    ///
+    /// # Safety
+    /// A phase after the one that wrote the rows: see [`Pass`].
+    unsafe fn gate(
         &self,
-        crew: &mut Crew<'_>,
+        worker: &mut Worker<'_>,
         index: usize,
         layer: &Layer,
         rows: &Writer<'_>,
         to: &Writer<'_>,
     ) {
         let width = self.spec.feed_forward;
-        let blocks = width.div_ceil(BLOCK);
-        let shares = Shares::new(blocks, self.threads);
-        let scratch = self.scratch(crew);
-        crew.each(shares.tasks(), |task| {
+        let blocks = width.div_ceil(COLUMNS_PER_BLOCK);
+        let tasks = Tasks::new(blocks, self.threads);
+        // SAFETY: it is used within this phase.
+        let scratch = unsafe { self.scratch(worker) };
+        worker.each(tasks.count(), |task| {
             // SAFETY: an earlier phase has written the rows.
             let rows = unsafe { rows.activations() };
             let gate = &mut scratch.panel[..rows.rows()];
             let up = &mut scratch.other_panel[..rows.rows()];
             let inner = &mut scratch.block[..rows.rows()];
-            for block in shares.range(task) {
+            for block in tasks.range(task) {
                 for half in 0..2 {
                     let panel = 2 * block + half;
                     if panel >= layer.gate.panels() {
                         break;
                     }
                     product::panel(self.isa, &layer.gate, panel, rows, gate);
-                    self.expand(Some((index, Linear::Gate)), panel, gate);
+                    // SAFETY: an earlier phase has written the products of adapters.
+                    unsafe { self.expand(Some((index, Linear::Gate)), panel, gate) };
                     product::panel(self.isa, &layer.up, panel, rows, up);
-                    self.expand(Some((index, Linear::Up)), panel, up);
+                    // SAFETY: as above.
+                    unsafe { self.expand(Some((index, Linear::Up)), panel, up) };
                     let activation = self.spec.activation;
                     let up = up.as_flattened();
                     math::gated(self.isa, activation, gate.as_flattened_mut(), up);
@@ -514,12 +600,14 @@ impl<'a> Pass<'a> {
                         inner[half * LANES..][..LANES].copy_from_slice(gate);
                     }
                 }
-                let used = BLOCK.min(width - block * BLOCK);
+                let used = COLUMNS_PER_BLOCK.min(width - block * COLUMNS_PER_BLOCK);
                 for (row, inner) in inner.iter().enumerate() {
                     let inner = &inner[..used];
-                    // SAFETY: each block is written by one task.
-                    unsafe { to.write_block(row, block, inner) };
-                    self.keep_inner(row, block * BLOCK, inner);
+                    // SAFETY: each block of both buffers is written by one task.
+                    unsafe {
+                        to.write_block(row, block, inner);
+                        self.keep_inner(row, block * COLUMNS_PER_BLOCK, inner);
+                    }
                 }
             }
         });

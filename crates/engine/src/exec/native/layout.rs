@@ -1,11 +1,12 @@
-//! The layout of a KV page: the keys and values of [`BLOCK`] tokens (tokens per page) for all
+//! The layout of a KV page: the keys and values of [`TOKENS_PER_BLOCK`] tokens for all
 //! layers with the same window.
 
 use std::ops::Range;
 
 use incant_kernels::Isa;
 use incant_kernels::attention::{
-    BLOCK, Block, key_block_len, read_key, read_value, value_block_len, write_key, write_value,
+    Block, TOKENS_PER_BLOCK, key_block_len, read_key, read_value, value_block_len, write_key,
+    write_value,
 };
 use incant_model::DecoderSpec;
 
@@ -73,8 +74,8 @@ impl Layout {
 
     /// Returns the range of a layer's block in its pages.
     pub(super) fn block_of(&self, layer: usize) -> Range<usize> {
-        let (_, place) = self.layers[layer];
-        place * self.block_len()..(place + 1) * self.block_len()
+        let (_, index) = self.layers[layer];
+        index * self.block_len()..(index + 1) * self.block_len()
     }
 
     /// Returns the group whose page tables show best which sequences share tokens: one without
@@ -91,13 +92,13 @@ impl Layout {
         Block { keys, values }
     }
 
-    /// Writes the keys and values of a token, all heads side by side, as token `place` of a
+    /// Writes the keys and values of a token, all heads side by side, as token number `token` of a
     /// layer's block.
     pub(super) fn write(
         &self,
         isa: Isa,
         block: &mut [u16],
-        place: usize,
+        token: usize,
         (key, value): (&[f32], &[f32]),
     ) {
         let heads = block.chunks_exact_mut(self.head_len());
@@ -105,8 +106,8 @@ impl Layout {
         let value = value.chunks_exact(self.head_dim);
         for (both, (key, value)) in heads.zip(key.zip(value)) {
             let (keys, values) = both.split_at_mut(key_block_len(self.head_dim));
-            write_key(isa, keys, place, key);
-            write_value(isa, values, place, value);
+            write_key(isa, keys, token, key);
+            write_value(isa, values, token, value);
         }
     }
 
@@ -116,16 +117,16 @@ impl Layout {
         isa: Isa,
         block: &[u16],
         head: usize,
-        place: usize,
+        token: usize,
         (key, value): (&mut [f32], &mut [f32]),
     ) {
         let block = self.head(block, head);
-        read_key(isa, block.keys, place, key);
-        read_value(isa, block.values, place, value);
+        read_key(isa, block.keys, token, key);
+        read_value(isa, block.values, token, value);
     }
 }
 
 /// The number of pages that hold `tokens` tokens.
 pub(super) fn pages(tokens: usize) -> usize {
-    tokens.div_ceil(BLOCK)
+    tokens.div_ceil(TOKENS_PER_BLOCK)
 }

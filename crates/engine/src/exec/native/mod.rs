@@ -17,7 +17,7 @@ mod forward;
 mod layout;
 mod pages;
 mod plan;
-mod shares;
+mod tasks;
 
 use std::sync::Arc;
 
@@ -36,7 +36,7 @@ use super::{
     SwapOut, check_states, default_kv_memory,
 };
 use incant_gguf::Gguf;
-pub use incant_kernels::pool::{Crew, Pool, threads_to_use};
+pub use incant_kernels::pool::{Pool, Worker, threads_to_use};
 use incant_kernels::{Isa, LowRank, Tier};
 use incant_model::lora::Lora;
 use incant_model::{DecoderSpec, PackedWeights, Rotation};
@@ -116,7 +116,7 @@ impl Executor for NativeExecutor {
     }
 
     fn adapter_bytes(&self, lora: &Lora) -> usize {
-        let parts = lora.parts();
+        let parts = lora.additions();
         let bytes = parts.map(|(.., part)| LowRank::packed(part.rank, part.inputs, part.outputs));
         bytes.sum()
     }
@@ -133,7 +133,7 @@ impl Executor for NativeExecutor {
         self.ledger.add(0, Kv::new(&self.layout, None))
     }
 
-    fn begin_under(&mut self, adapter: Option<AdapterId>) -> Result<SequenceId, ExecError> {
+    fn begin_with_adapter(&mut self, adapter: Option<AdapterId>) -> Result<SequenceId, ExecError> {
         let adapter = self.adapters.get(adapter)?;
         Ok(self.ledger.add(0, Kv::new(&self.layout, adapter)))
     }
@@ -148,7 +148,7 @@ impl Executor for NativeExecutor {
         Ok(self.ledger.add(tokens, kv))
     }
 
-    fn computes_prompts_otherwise(&self) -> bool {
+    fn prefill_precision_differs(&self) -> bool {
         // AMX tiles are used for prompts only.
         self.isa.tier() == Tier::Amx
     }
@@ -164,7 +164,7 @@ impl Executor for NativeExecutor {
     }
 
     fn forward_into(&mut self, batch: &[Chunk<'_>], logits: &mut Logits) -> Result<(), ExecError> {
-        let prompts_apart = self.computes_prompts_otherwise();
+        let prompts_apart = self.prefill_precision_differs();
         // Sequences that share pages are placed next to each other.
         let group = self.layout.whole_group();
         let order = |a: &Kv, b: &Kv| {
@@ -180,8 +180,8 @@ impl Executor for NativeExecutor {
             }
         }
         let growth = batch.iter().map(|c| (c.sequence, c.tokens.len()));
-        if !self.has_room(&growth.collect::<Vec<_>>()) {
-            return Err(ExecError::NoRoom);
+        if !self.fits(&growth.collect::<Vec<_>>()) {
+            return Err(ExecError::OutOfKvMemory);
         }
         for run in &rows.runs {
             let (kv, len, pool) = self.kv(run.sequence)?;
@@ -207,9 +207,10 @@ impl Executor for NativeExecutor {
 
     fn logits_at(&mut self, states: &[&[f32]], ids: &[u32]) -> Result<Vec<Vec<f32>>, ExecError> {
         check_states(&self.spec, states, ids)?;
-        match states.is_empty() || ids.is_empty() {
-            true => Ok(vec![Vec::new(); states.len()]),
-            false => Ok(self.head_at(states, ids)),
+        if states.is_empty() || ids.is_empty() {
+            Ok(vec![Vec::new(); states.len()])
+        } else {
+            Ok(self.lm_head_at(states, ids))
         }
     }
 
@@ -223,11 +224,11 @@ impl Executor for NativeExecutor {
         self.pages.usage()
     }
 
-    fn longest(&self) -> usize {
-        cache::longest(&self.pages, &self.layout, self.spec.context)
+    fn max_tokens(&self) -> usize {
+        cache::max_tokens(&self.pages, &self.layout, self.spec.context)
     }
 
-    fn has_room(&self, growth: &[(SequenceId, usize)]) -> bool {
+    fn fits(&self, growth: &[(SequenceId, usize)]) -> bool {
         let mut needed = vec![0; self.layout.groups.len()];
         for &(id, tokens) in growth {
             if let Ok(sequence) = self.ledger.sequence(id) {
@@ -235,7 +236,7 @@ impl Executor for NativeExecutor {
                 kv.count_needed(&self.pages, len, tokens, &mut needed);
             }
         }
-        self.pages.has_room(&needed)
+        self.pages.fits(&needed)
     }
 
     fn trim(&mut self, sequence: SequenceId) -> bool {

@@ -9,15 +9,15 @@ use std::ops::Range;
 
 use super::layout::Layout;
 use crate::exec::{ExecError, KvMemory};
-use incant_kernels::attention::BLOCK;
+use incant_kernels::attention::TOKENS_PER_BLOCK;
 use incant_kernels::shared::SharedSlice;
-use incant_kernels::{Arena, Pages};
+use incant_kernels::{Allocation, Arena};
 
 /// The minimum size of a slab in bytes, if the budget allows.
-const SLAB: usize = 2 << 20;
+const MIN_SLAB_BYTES: usize = 2 << 20;
 
 /// The minimum number of slabs, if slabs of that size can hold a page.
-const LEAST_SLABS: usize = 16;
+const MIN_SLABS: usize = 16;
 
 /// The number of a page in its group.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -30,7 +30,7 @@ impl PageId {
 
 #[derive(Debug)]
 pub(super) struct PagePool {
-    memory: Pages,
+    memory: Allocation,
     /// Elements per slab.
     slab_len: usize,
     slabs: Vec<Slab>,
@@ -76,7 +76,7 @@ impl PagePool {
         let lens: Vec<usize> = lens.collect();
         let largest = lens.iter().copied().max().unwrap_or(1);
         let capacity = capacity / size_of::<u16>();
-        let wanted = (SLAB / size_of::<u16>()).min(capacity / LEAST_SLABS);
+        let wanted = (MIN_SLAB_BYTES / size_of::<u16>()).min(capacity / MIN_SLABS);
         let slab_len = wanted.div_ceil(largest).max(1) * largest;
         let slabs = capacity / slab_len;
         if slabs < lens.len() {
@@ -121,7 +121,7 @@ impl PagePool {
     }
 
     /// Whether the needed number of pages of each group can be taken.
-    pub(super) fn has_room(&self, needed: &[usize]) -> bool {
+    pub(super) fn fits(&self, needed: &[usize]) -> bool {
         let slabs = self.groups.iter().zip(needed).map(|(group, &needed)| {
             let more = needed.saturating_sub(group.free);
             more.div_ceil(group.per_slab)
@@ -145,7 +145,7 @@ impl PagePool {
         let slab = match pages.open.first() {
             Some(&slab) => slab,
             None => {
-                let slab = self.free_slabs.pop().ok_or(ExecError::NoRoom)?;
+                let slab = self.free_slabs.pop().ok_or(ExecError::OutOfKvMemory)?;
                 self.slabs[slab as usize].free = (0..pages.per_slab as u32).rev().collect();
                 pages.open.insert(slab);
                 pages.free += pages.per_slab;
@@ -153,7 +153,7 @@ impl PagePool {
             }
         };
         let free = &mut self.slabs[slab as usize].free;
-        let place = free.pop().ok_or(ExecError::NoRoom)?;
+        let place = free.pop().ok_or(ExecError::OutOfKvMemory)?;
         if free.is_empty() {
             pages.open.remove(&slab);
         }
@@ -214,7 +214,7 @@ impl PagePool {
 
     /// Records that the first `filled` tokens of a page are written.
     pub(super) fn fill(&mut self, group: usize, page: PageId, filled: usize) {
-        debug_assert!(filled <= BLOCK);
+        debug_assert!(filled <= TOKENS_PER_BLOCK);
         self.groups[group].states[page.0 as usize].filled = filled as u8;
     }
 
@@ -232,23 +232,23 @@ impl PagePool {
     /// Returns the elements of a page.
     pub(super) fn page(&self, group: usize, page: PageId) -> &[u16] {
         let range = self.range(group, page);
-        &self.memory.halves()[range]
+        &self.memory.as_u16()[range]
     }
 
     /// Returns the elements of a page, mutably.
     pub(super) fn page_mut(&mut self, group: usize, page: PageId) -> &mut [u16] {
         let range = self.range(group, page);
-        &mut self.memory.halves_mut()[range]
+        &mut self.memory.as_u16_mut()[range]
     }
 
     /// Copies the elements of a page.
     pub(super) fn copy(&mut self, group: usize, from: PageId, to: PageId) {
         let (from, to) = (self.range(group, from), self.range(group, to));
-        self.memory.halves_mut().copy_within(from, to.start);
+        self.memory.as_u16_mut().copy_within(from, to.start);
     }
 
     /// Returns all memory of the pool, for several threads.
     pub(super) fn shared(&mut self) -> SharedSlice<'_, u16> {
-        SharedSlice::from(self.memory.halves_mut())
+        SharedSlice::from(self.memory.as_u16_mut())
     }
 }

@@ -7,11 +7,11 @@ use super::cache::{Kv, Table};
 use super::layout::Layout;
 use super::pages::PagePool;
 use crate::exec::ledger::{Rows, Run};
-use incant_kernels::attention::{BLOCK, CHUNK};
+use incant_kernels::attention::{CHUNK, TOKENS_PER_BLOCK};
 use incant_model::Rotation;
 
 /// Blocks per chunk.
-pub(super) const BLOCKS: usize = CHUNK / BLOCK;
+pub(super) const BLOCKS_PER_CHUNK: usize = CHUNK / TOKENS_PER_BLOCK;
 
 /// The layout of a batch.
 #[derive(Debug)]
@@ -20,7 +20,7 @@ pub(super) struct Plan {
     /// The rows of the runs, split at block boundaries.
     pub(super) spans: Vec<Span>,
     /// The offset of each span's page in memory: `[span][group]`.
-    pub(super) places: Vec<usize>,
+    pub(super) pages: Vec<usize>,
     /// The keys that rows attend to, by group of layers.
     pub(super) views: Vec<View>,
     /// The cosines and sines for each RoPE of the spec: `[row][pair]`.
@@ -32,7 +32,7 @@ pub(super) struct Plan {
 pub(super) struct Span {
     pub(super) rows: Range<usize>,
     /// The index of the first row's token in the block.
-    pub(super) place: usize,
+    pub(super) first_token: usize,
 }
 
 /// The keys that the rows of a batch attend to in layers with the same window.
@@ -56,7 +56,7 @@ pub(super) struct Piece {
     /// The first position of the chunk.
     base: usize,
     /// The offsets of the pages in memory, for the blocks that some row sees.
-    pub(super) pages: [usize; BLOCKS],
+    pub(super) pages: [usize; BLOCKS_PER_CHUNK],
     /// The blocks that some row sees.
     pub(super) blocks: Range<usize>,
     /// The number of the first row's partial result.
@@ -66,7 +66,12 @@ pub(super) struct Piece {
 impl Piece {
     /// Adds the rows of the next run, which sees these pages of the chunk, if the pages that
     /// both see are the same.
-    fn join(&mut self, run: &Run, pages: &[usize; BLOCKS], blocks: &Range<usize>) -> bool {
+    fn join(
+        &mut self,
+        run: &Run,
+        pages: &[usize; BLOCKS_PER_CHUNK],
+        blocks: &Range<usize>,
+    ) -> bool {
         let common = self.blocks.start.max(blocks.start)..self.blocks.end.min(blocks.end);
         let joins = self.rows.end == run.rows.start
             // Without common blocks there may be a gap: blocks without a page.
@@ -116,28 +121,29 @@ impl Plan {
             })
         });
         let views = views.collect();
-        let (mut spans, mut places) = (Vec::new(), Vec::new());
+        let (mut spans, mut pages) = (Vec::new(), Vec::new());
         for (run, kv) in rows.runs.iter().zip(kv) {
             let mut row = run.rows.start;
             while row < run.rows.end {
                 let token = run.start + row - run.rows.start;
-                let place = token % BLOCK;
-                let end = run.rows.end.min(row + BLOCK - place);
+                let first_token = token % TOKENS_PER_BLOCK;
+                let end = run.rows.end.min(row + TOKENS_PER_BLOCK - first_token);
                 spans.push(Span {
                     rows: row..end,
-                    place,
+                    first_token,
                 });
                 let tables = kv.tables.iter().enumerate();
-                places.extend(
-                    tables.map(|(group, table)| pool.range(group, table.page(token / BLOCK)).start),
-                );
+                pages.extend(tables.map(|(group, table)| {
+                    pool.range(group, table.page(token / TOKENS_PER_BLOCK))
+                        .start
+                }));
                 row = end;
             }
         }
         let angles = rotations.iter().map(|of| of.angles(&rows.positions));
         Plan {
             spans,
-            places,
+            pages,
             views,
             angles: angles.collect(),
             rows,
@@ -172,10 +178,11 @@ impl View {
             for (index, (run, seen)) in rows.runs.iter().zip(&seen).enumerate() {
                 let seen = seen.start.max(base)..seen.end.min(base + CHUNK);
                 if !seen.is_empty() {
-                    let blocks = (seen.start - base) / BLOCK..(seen.end - base).div_ceil(BLOCK);
-                    let mut pages = [0; BLOCKS];
+                    let blocks = (seen.start - base) / TOKENS_PER_BLOCK
+                        ..(seen.end - base).div_ceil(TOKENS_PER_BLOCK);
+                    let mut pages = [0; BLOCKS_PER_CHUNK];
                     for block in blocks.clone() {
-                        pages[block] = page(index, base / BLOCK + block);
+                        pages[block] = page(index, base / TOKENS_PER_BLOCK + block);
                     }
                     view.add(run, base, pages, blocks);
                 }
@@ -189,7 +196,13 @@ impl View {
         view
     }
 
-    fn add(&mut self, run: &Run, base: usize, pages: [usize; BLOCKS], blocks: Range<usize>) {
+    fn add(
+        &mut self,
+        run: &Run,
+        base: usize,
+        pages: [usize; BLOCKS_PER_CHUNK],
+        blocks: Range<usize>,
+    ) {
         if let Some(last) = self.pieces.last_mut()
             && last.base == base
             && last.join(run, &pages, &blocks)
@@ -230,7 +243,7 @@ impl View {
 
 #[cfg(test)]
 mod tests {
-    use super::{BLOCKS, Rows, Run, View};
+    use super::{BLOCKS_PER_CHUNK, Rows, Run, View};
     use crate::exec::SequenceId;
 
     /// Computes the view of one row for each of some sequences, whose tokens are in pages of
@@ -255,7 +268,7 @@ mod tests {
     #[test]
     fn sequences_that_share_pages_go_over_them_together() {
         // The sequences share two chunks and differ in the third.
-        let shared: Vec<usize> = (0..2 * BLOCKS).collect();
+        let shared: Vec<usize> = (0..2 * BLOCKS_PER_CHUNK).collect();
         let own = |page| shared.iter().copied().chain([page]).collect();
         let tables: Vec<Vec<usize>> = vec![own(100), own(101), own(102)];
         let view = view(&tables, &[258, 265, 270], None);

@@ -3,7 +3,7 @@
 use std::fmt;
 
 use incant_prompt::profile::GuidanceDefaults;
-use incant_sample::PLAUSIBLE;
+use incant_sample::DEFAULT_PLAUSIBILITY;
 
 /// The guidance and the mix that are requested for an arm's answers.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -17,7 +17,7 @@ pub struct GuidanceOptions {
 /// The guide that answers are led away from, and how far.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Guidance {
-    /// From 0 to [`MOST_WEIGHT`]; the guidance scale of others is 1 more.
+    /// From 0 to [`MAX_WEIGHT`]; the guidance scale of others is 1 more.
     pub weight: f32,
     /// The id of the guide's arm; `None` is the arm itself with the question left empty.
     pub against: Option<String>,
@@ -32,7 +32,7 @@ impl Guidance {
         Guidance {
             weight,
             against: None,
-            plausible: PLAUSIBLE,
+            plausible: DEFAULT_PLAUSIBILITY,
         }
     }
 }
@@ -59,7 +59,7 @@ impl GuidanceOptions {
         };
         let (id, rest) = text.split_at(first);
         let mut options = GuidanceOptions::default();
-        let (mut weight, mut against, mut plausible) = (None, None, PLAUSIBLE);
+        let (mut weight, mut against, mut plausible) = (None, None, DEFAULT_PLAUSIBILITY);
         for word in rest.split_whitespace() {
             let (key, value) = word.split_once('=')?;
             match key {
@@ -96,7 +96,7 @@ impl fmt::Display for GuidanceOptions {
             if let Some(against) = &guidance.against {
                 write!(f, " against={against}")?;
             }
-            if guidance.plausible != PLAUSIBLE {
+            if guidance.plausible != DEFAULT_PLAUSIBILITY {
                 write!(f, " plausible={}", guidance.plausible)?;
             }
         }

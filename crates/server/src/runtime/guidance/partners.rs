@@ -3,8 +3,8 @@
 use super::super::compare;
 use super::super::{Arm, Prompt};
 use incant_engine::{
-    self as engine, Client, GenerateRequest, Generation, JoinRequest, Request, Share, SubmitError,
-    Together,
+    self as engine, Client, GenerateRequest, Generation, JoinRequest, MemberSpec, Request,
+    SubmitError, Together,
 };
 
 /// An arm that shapes another's answers, as a guide or in a mix.
@@ -25,7 +25,7 @@ pub struct Partner {
 pub struct Partners {
     /// Empty if the arm answers by itself.
     pub partners: Vec<Partner>,
-    /// See [`incant_engine::group()`].
+    /// See [`incant_engine::ensemble()`].
     pub plausible: f32,
     /// Whether log-probabilities are those of the mixture.
     pub report_mixture: bool,
@@ -84,14 +84,14 @@ impl Partners {
 
     /// Returns the sequences of one answer of `arm`: its own, and its partners'.
     pub(crate) fn sequences(&self, arm: &Arm, mut request: GenerateRequest) -> Sequences {
-        let shares = self.partners.iter().map(|partner| Share {
+        let shares = self.partners.iter().map(|partner| MemberSpec {
             weight: partner.weight,
             same_engine: arm.shares_model(&partner.arm),
         });
-        let shares: Vec<Share> = shares.collect();
+        let shares: Vec<MemberSpec> = shares.collect();
         let mut others = Vec::new();
         if !shares.is_empty() {
-            let (lead, seats) = engine::group(&shares, self.plausible);
+            let (lead, seats) = engine::ensemble(&shares, self.plausible);
             request.together = Some(Together {
                 lead,
                 report_mixture: self.report_mixture,
@@ -101,7 +101,7 @@ impl Partners {
                     adapter: partner.arm.adapter(),
                     prefix: partner.prompt.prefix.clone(),
                     prompt: partner.prompt.ids.clone(),
-                    seat,
+                    member: seat,
                     keep: partner.keep,
                     isolated: request.isolated,
                 };

@@ -4,16 +4,16 @@ use std::ops::Range;
 
 use super::Pass;
 use crate::exec::native::buffers::{Scratch, grow};
-use crate::exec::native::plan::{BLOCKS, Piece, Plan, View};
-use incant_kernels::attention::{self, Block, Partials, Stretch, attend, merge};
-use incant_kernels::pool::Crew;
+use crate::exec::native::plan::{BLOCKS_PER_CHUNK, Piece, Plan, View};
+use incant_kernels::attention::{self, Block, KvChunk, Partials, attend, merge};
+use incant_kernels::pool::Worker;
 use incant_kernels::product::Writer;
 use incant_model::DecoderSpec;
 use incant_model::lora::Linear;
 
 /// Queries that are processed together over a chunk of keys in a long prompt, such that their
 /// scores and values stay in the L2 cache.
-const QUERIES: usize = 64;
+const QUERIES_PER_TASK: usize = 64;
 
 /// The division of the attention of one layer into tasks.
 #[derive(Clone, Copy, Debug)]
@@ -29,10 +29,11 @@ pub(super) enum Split {
 impl Split {
     /// Splits by rows if that gives every thread enough tasks.
     pub(super) fn of(plan: &Plan, spec: &DecoderSpec, threads: usize) -> Split {
-        let many = (QUERIES * spec.kv_heads / spec.heads).max(1);
-        match plan.count().div_ceil(many) * spec.kv_heads >= 4 * threads {
-            true => Split::Rows(many),
-            false => Split::Pieces,
+        let many = (QUERIES_PER_TASK * spec.kv_heads / spec.heads).max(1);
+        if plan.count().div_ceil(many) * spec.kv_heads >= 4 * threads {
+            Split::Rows(many)
+        } else {
+            Split::Pieces
         }
     }
 
@@ -56,31 +57,45 @@ impl<'a> Pass<'a> {
     }
 
     /// Computes the partial results of all rows.
-    pub(super) fn attention(&self, crew: &mut Crew<'_>, layer: usize) {
+    ///
+    /// # Safety
+    /// A phase after the one that stored queries, keys and values: see [`Pass`].
+    pub(super) unsafe fn attention(&self, worker: &mut Worker<'_>, layer: usize) {
         let view = self.view(layer);
-        let scratch = self.scratch(crew);
+        // SAFETY: it is used within this phase.
+        let scratch = unsafe { self.scratch(worker) };
         let kv_heads = self.spec.kv_heads;
         match self.split {
-            Split::Pieces => crew.each(view.pieces.len() * kv_heads, |task| {
+            Split::Pieces => worker.each(view.pieces.len() * kv_heads, |task| {
                 let (piece, head) = (&view.pieces[task / kv_heads], task % kv_heads);
                 let rows = piece.rows.clone();
-                let mut out = self.partials(head, piece.first..piece.first + rows.len());
                 self.visible(view, piece, rows.clone(), &mut scratch.visible);
-                self.attend(piece, layer, head, rows, &scratch.visible, &mut out);
+                // SAFETY: tasks divide the partial results by pieces and KV heads; an earlier
+                // phase has written queries, keys and values.
+                unsafe {
+                    let mut out = self.partials(head, piece.first..piece.first + rows.len());
+                    self.attend(piece, layer, head, rows, &scratch.visible, &mut out);
+                }
             }),
             Split::Rows(many) => {
                 let tiles = self.plan.count().div_ceil(many);
-                crew.each(tiles * kv_heads, |task| {
+                worker.each(tiles * kv_heads, |task| {
                     let (tile, head) = (task / kv_heads, task % kv_heads);
                     let rows = tile * many..self.plan.count().min((tile + 1) * many);
-                    self.attend_all(view, layer, head, rows, scratch);
+                    // SAFETY: tasks divide the partial results by rows and KV heads; an earlier
+                    // phase has written queries, keys and values.
+                    unsafe { self.attend_all(view, layer, head, rows, scratch) };
                 });
             }
         }
     }
 
     /// Computes the results of some rows over all their pieces, merged into one per row.
-    fn attend_all(
+    ///
+    /// # Safety
+    /// A part of a task that owns the partial results of the rows for a KV head, after queries,
+    /// keys and values were stored: see [`Pass`].
+    unsafe fn attend_all(
         &self,
         view: &View,
         layer: usize,
@@ -88,11 +103,12 @@ impl<'a> Pass<'a> {
         rows: Range<usize>,
         scratch: &mut Scratch,
     ) {
+        // SAFETY: the caller's obligation.
         let Partials {
             maxima,
             sums,
             values,
-        } = self.partials(head, rows.clone());
+        } = unsafe { self.partials(head, rows.clone()) };
         maxima.fill(f32::NEG_INFINITY);
         sums.fill(0.0);
         values.fill(0.0);
@@ -115,26 +131,26 @@ impl<'a> Pass<'a> {
                 sums: &mut scratch.sums[..queries],
                 values: &mut scratch.values[..queries * self.spec.head_dim],
             };
-            self.attend(
-                piece,
-                layer,
-                head,
-                rows.clone(),
-                &scratch.visible,
-                &mut part,
-            );
-            merge(self.isa, &mut self.partials(head, rows), &part);
+            let visible = &scratch.visible;
+            // SAFETY: the caller's obligation; no other reference to these partial results is
+            // in use.
+            unsafe {
+                self.attend(piece, layer, head, rows.clone(), visible, &mut part);
+                merge(self.isa, &mut self.partials(head, rows), &part);
+            }
         }
     }
 
-    /// Returns the partial results with these numbers for one KV head.
-    fn partials(&self, head: usize, numbers: Range<usize>) -> Partials<'a> {
+    /// Returns the partial results with these numbers for one KV head, to be written.
+    ///
+    /// # Safety
+    /// A part of a task that owns these partial results: see [`Pass`].
+    unsafe fn partials(&self, head: usize, numbers: Range<usize>) -> Partials<'a> {
         let group = self.group();
         let first = head * self.split.partials(self.plan);
         let queries = (first + numbers.start) * group..(first + numbers.end) * group;
         let width = self.spec.head_dim;
-        // SAFETY: the tasks of attention divide the partial results by pieces or rows, and by
-        // KV heads; merging divides them by rows.
+        // SAFETY: the caller's obligation.
         unsafe {
             Partials {
                 maxima: self.maxima.slice_mut(queries.clone()),
@@ -155,7 +171,12 @@ impl<'a> Pass<'a> {
         }
     }
 
-    fn attend(
+    /// Computes the partial results of some rows over one piece.
+    ///
+    /// # Safety
+    /// A part of a task of a phase in which nothing writes queries, keys or values: see
+    /// [`Pass`].
+    unsafe fn attend(
         &self,
         piece: &Piece,
         layer: usize,
@@ -168,28 +189,32 @@ impl<'a> Pass<'a> {
         let first = head * self.plan.count();
         let queries = (first + rows.start) * width..(first + rows.end) * width;
         let block = self.layout.block_of(layer);
-        // SAFETY: an earlier phase has written the queries and the pages.
-        let (queries, stretch) = unsafe {
+        // SAFETY: the caller's obligation.
+        let (queries, chunk) = unsafe {
             let queries = self.queries.slice(queries);
-            let mut blocks = [Block::default(); BLOCKS];
+            let mut blocks = [Block::default(); BLOCKS_PER_CHUNK];
             for seen in piece.blocks.clone() {
                 let page = piece.pages[seen];
                 let numbers = self.kv.slice(page + block.start..page + block.end);
                 blocks[seen] = self.layout.head(numbers, head);
             }
             let head_dim = self.spec.head_dim;
-            (queries, Stretch { blocks, head_dim })
+            (queries, KvChunk { blocks, head_dim })
         };
         let cap = self.spec.attention_cap;
-        attend(self.isa, &stretch, queries, visible, cap, out);
+        attend(self.isa, &chunk, queries, visible, cap, out);
     }
 
     /// Merges the partial results of each row and rounds the output of attention.
-    pub(super) fn merge(&self, crew: &mut Crew<'_>, layer: usize, to: &Writer<'_>) {
+    ///
+    /// # Safety
+    /// A phase: see [`Pass`].
+    pub(super) unsafe fn merge(&self, worker: &mut Worker<'_>, layer: usize, to: &Writer<'_>) {
         let view = self.view(layer);
-        let scratch = self.scratch(crew);
+        // SAFETY: it is used within this phase.
+        let scratch = unsafe { self.scratch(worker) };
         let (width, group) = (self.spec.head_dim, self.group());
-        crew.each(self.plan.count(), |row| {
+        worker.each(self.plan.count(), |row| {
             let own = [row];
             let (first, others) = match self.split {
                 Split::Pieces => view.of_row(row),
@@ -199,9 +224,12 @@ impl<'a> Pass<'a> {
             .expect("a row sees its own key");
             let out = &mut scratch.row[..self.spec.heads * width];
             for (head, out) in out.chunks_exact_mut(group * width).enumerate() {
-                let mut whole = self.partials(head, *first..first + 1);
+                // SAFETY: each row's partial results are used by one task, and none is merged
+                // with itself.
+                let mut whole = unsafe { self.partials(head, *first..first + 1) };
                 for other in others {
-                    let part = self.partials(head, *other..other + 1);
+                    // SAFETY: as above.
+                    let part = unsafe { self.partials(head, *other..other + 1) };
                     merge(self.isa, &mut whole, &part);
                 }
                 for (query, out) in out.chunks_exact_mut(width).enumerate() {
@@ -209,9 +237,11 @@ impl<'a> Pass<'a> {
                     attention::finish(self.isa, whole.sums[query], values, out);
                 }
             }
-            self.shrink(row, (layer, Linear::Output), out);
-            // SAFETY: each row is written by one task.
-            unsafe { to.write(row, out) };
+            // SAFETY: each row of both buffers is written by one task.
+            unsafe {
+                self.shrink(row, (layer, Linear::Output), out);
+                to.write(row, out);
+            }
         });
     }
 }

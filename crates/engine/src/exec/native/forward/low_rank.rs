@@ -1,7 +1,7 @@
 //! The low-rank additions of LoRA adapters to linear layers.
 
-use super::{Pass, Place};
-use incant_kernels::pool::Crew;
+use super::{LinearId, Pass};
+use incant_kernels::pool::Worker;
 use incant_kernels::{LANES, Matrix};
 use incant_model::lora::Linear;
 
@@ -10,18 +10,22 @@ use incant_model::lora::Linear;
 pub(super) struct Product<'a> {
     pub(super) matrix: &'a Matrix,
     /// The linear layer, if adapters may add to it.
-    pub(super) place: Option<Place>,
+    pub(super) place: Option<LinearId>,
 }
 
 impl Pass<'_> {
     /// Computes the first products of a row's adapter for all linear layers that share the
-    /// input `x` with the one at `place`.
-    pub(super) fn shrink(&self, row: usize, (layer, linear): Place, x: &[f32]) {
+    /// input `x` with the one given.
+    ///
+    /// # Safety
+    /// A part of a task that owns the row of `low`: see [`Pass`].
+    pub(super) unsafe fn shrink(&self, row: usize, (layer, linear): LinearId, x: &[f32]) {
         let Some(adapter) = self.adapted.of_row(row) else {
             return;
         };
-        let mut low = self.row(self.low, row, self.low_width);
-        for &linear in linear.beside() {
+        // SAFETY: the caller's obligation.
+        let mut low = unsafe { self.row(self.low, row, self.low_width) };
+        for &linear in linear.sharing_input() {
             if let Some(part) = adapter.get(layer, linear) {
                 let (own, rest) = low.split_at_mut(part.width());
                 part.shrink(self.isa, x, own);
@@ -31,7 +35,15 @@ impl Pass<'_> {
     }
 
     /// Adds the second products to a panel of all rows.
-    pub(super) fn expand(&self, place: Option<Place>, panel: usize, results: &mut [[f32; LANES]]) {
+    ///
+    /// # Safety
+    /// A part of a task of a phase in which nothing writes `low`: see [`Pass`].
+    pub(super) unsafe fn expand(
+        &self,
+        place: Option<LinearId>,
+        panel: usize,
+        results: &mut [[f32; LANES]],
+    ) {
         let Some((layer, linear)) = place else {
             return;
         };
@@ -41,7 +53,7 @@ impl Pass<'_> {
             };
             let first = adapter.offset(layer, linear);
             let low = rows.start * self.low_width + first..rows.end * self.low_width;
-            // SAFETY: an earlier phase has written `low`.
+            // SAFETY: the caller's obligation.
             let low = unsafe { self.low.slice(low) };
             let results = &mut results[rows.clone()];
             part.expand(self.isa, panel, low, self.low_width, results);
@@ -50,26 +62,35 @@ impl Pass<'_> {
 
     /// Stores a part of the input of the down projection if the row has an adapter, which needs
     /// it.
-    pub(super) fn keep_inner(&self, row: usize, first: usize, inner: &[f32]) {
+    ///
+    /// # Safety
+    /// A part of a task that owns these elements of `inner_row`: see [`Pass`].
+    pub(super) unsafe fn keep_inner(&self, row: usize, first: usize, inner: &[f32]) {
         if self.adapted.of_row(row).is_some() {
             let at = row * self.spec.feed_forward + first;
-            // SAFETY: each block is written by one task.
+            // SAFETY: the caller's obligation.
             let kept = unsafe { self.inner_row.slice_mut(at..at + inner.len()) };
             kept.copy_from_slice(inner);
         }
     }
 
     /// Computes the first products of adapters for the down projection.
-    pub(super) fn shrink_inner(&self, crew: &mut Crew<'_>, layer: usize) {
+    ///
+    /// # Safety
+    /// A phase after the one that wrote `inner_row`: see [`Pass`].
+    pub(super) unsafe fn shrink_inner(&self, worker: &mut Worker<'_>, layer: usize) {
         if self.adapted.is_empty() {
             return;
         }
         let width = self.spec.feed_forward;
-        crew.each(self.plan.count(), |row| {
+        worker.each(self.plan.count(), |row| {
             if self.adapted.of_row(row).is_some() {
-                // SAFETY: an earlier phase has written the row.
-                let inner = unsafe { self.inner_row.slice(row * width..(row + 1) * width) };
-                self.shrink(row, (layer, Linear::Down), inner);
+                // SAFETY: an earlier phase has written the row of `inner_row`, and each row of
+                // `low` is written by one task.
+                unsafe {
+                    let inner = self.inner_row.slice(row * width..(row + 1) * width);
+                    self.shrink(row, (layer, Linear::Down), inner);
+                }
             }
         });
     }

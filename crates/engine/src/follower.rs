@@ -21,25 +21,25 @@ use incant_sample::{LogSoftmax, divergence, rank};
 
 /// The maximum number of tokens in a feed, and of tokens that a follower takes from it at once.
 /// Each holds a row of logits (1 MiB for gemma's vocabulary).
-const AHEAD: usize = 8;
+const MAX_AHEAD: usize = 8;
 
 /// The sending side, for the leader.
 #[derive(Clone, Debug)]
-pub struct Feed(Sender<Led>);
+pub struct Feed(Sender<FedToken>);
 
 /// The receiving side, for the follower.
 #[derive(Debug)]
-pub struct Follow(Receiver<Led>);
+pub struct Follow(Receiver<FedToken>);
 
 /// Creates a channel from one leader to one follower. Both must have the same vocabulary.
-pub fn lead() -> (Feed, Follow) {
-    let (sender, receiver) = channel(AHEAD);
+pub fn follow_channel() -> (Feed, Follow) {
+    let (sender, receiver) = channel(MAX_AHEAD);
     (Feed(sender), Follow(receiver))
 }
 
 /// A token that a leader sampled, and the logits that it was sampled from.
 #[derive(Debug)]
-struct Led {
+struct FedToken {
     id: u32,
     logits: Arc<[f32]>,
 }
@@ -62,7 +62,7 @@ impl Followers {
 
     /// Sends the next token and the raw logits that it was sampled from to the followers. None
     /// of them may be [behind](Followers::are_behind).
-    pub(super) fn tell(&self, id: u32, logits: &[f32]) {
+    pub(super) fn send(&self, id: u32, logits: &[f32]) {
         if self.0.is_empty() {
             return;
         }
@@ -70,7 +70,7 @@ impl Followers {
         for Feed(feed) in &self.0 {
             let logits = Arc::clone(&logits);
             // A follower that has ended is ignored.
-            _ = feed.try_send(Led { id, logits });
+            _ = feed.try_send(FedToken { id, logits });
         }
     }
 }
@@ -81,7 +81,7 @@ pub(super) struct Following {
     follow: Follow,
     top: usize,
     /// The tokens that are not scored yet.
-    ahead: VecDeque<Led>,
+    ahead: VecDeque<FedToken>,
     /// Whether the leader has ended.
     is_over: bool,
 }
@@ -98,12 +98,12 @@ impl Following {
     }
 
     /// Receives the leader's new tokens and appends them to `tokens`.
-    pub(super) fn listen(&mut self, tokens: &mut Vec<u32>) {
-        while self.ahead.len() < AHEAD {
+    pub(super) fn receive(&mut self, tokens: &mut Vec<u32>) {
+        while self.ahead.len() < MAX_AHEAD {
             match self.follow.0.try_recv() {
-                Ok(led) => {
-                    tokens.push(led.id);
-                    self.ahead.push_back(led);
+                Ok(fed) => {
+                    tokens.push(fed.id);
+                    self.ahead.push_back(fed);
                 }
                 Err(TryRecvError::Empty) => return,
                 Err(TryRecvError::Disconnected) => {
@@ -121,13 +121,13 @@ impl Following {
 
     /// Scores the next token by the logits at its position.
     pub(super) fn score(&mut self, logits: &[f32]) -> Option<Scored> {
-        let led = self.ahead.pop_front()?;
+        let fed = self.ahead.pop_front()?;
         let mut row = LogSoftmax::new(logits);
         Some(Scored {
-            logprob: row.logprob(led.id),
-            rank: rank(logits, led.id),
+            logprob: row.logprob(fed.id),
+            rank: rank(logits, fed.id),
             top: row.top(self.top),
-            divergence: divergence(&led.logits, logits),
+            divergence: divergence(&fed.logits, logits),
         })
     }
 }

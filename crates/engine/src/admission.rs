@@ -9,7 +9,7 @@ use super::client::Client;
 /// place for each slot. Spare places are for clients that have next to no sequences here, so
 /// that no client can take all places.
 #[derive(Debug)]
-pub(super) struct Places {
+pub(super) struct Admission {
     /// The number of places for all clients.
     limit: usize,
     spare: usize,
@@ -23,9 +23,9 @@ struct Taken {
     clients: HashMap<Client, usize>,
 }
 
-impl Places {
-    pub(super) fn new(slots: usize, queue: usize) -> Places {
-        Places {
+impl Admission {
+    pub(super) fn new(slots: usize, queue: usize) -> Admission {
+        Admission {
             limit: slots + queue,
             spare: slots,
             taken: Mutex::default(),
@@ -40,10 +40,10 @@ impl Places {
     /// Takes places for all of a client's new sequences, or for none. If there are too few, the
     /// error is the number of missing places.
     pub(super) fn take(
-        self: &Arc<Places>,
+        self: &Arc<Admission>,
         client: Client,
         count: usize,
-    ) -> Result<Vec<Place>, usize> {
+    ) -> Result<Vec<Permit>, usize> {
         let mut taken = self.taken();
         let all = taken.waiting + taken.running + count;
         let own = taken.clients.get(&client).copied().unwrap_or(0) + count;
@@ -55,12 +55,12 @@ impl Places {
             taken.waiting += count;
             taken.clients.insert(client, own);
         }
-        let place = || Place {
-            places: Arc::clone(self),
+        let permit = || Permit {
+            admission: Arc::clone(self),
             client,
             runs: false,
         };
-        Ok(std::iter::repeat_with(place).take(count).collect())
+        Ok(std::iter::repeat_with(permit).take(count).collect())
     }
 
     /// The number of waiting sequences.
@@ -79,32 +79,33 @@ impl Places {
     }
 }
 
-/// The place of one sequence, freed on drop.
+/// The permit of one sequence: its place, freed on drop.
 #[derive(Debug)]
-pub(super) struct Place {
-    places: Arc<Places>,
+pub(super) struct Permit {
+    admission: Arc<Admission>,
     client: Client,
     runs: bool,
 }
 
-impl Place {
+impl Permit {
     /// Records that the sequence has begun.
     pub(super) fn run(&mut self) {
         if !self.runs {
             self.runs = true;
-            let mut taken = self.places.taken();
+            let mut taken = self.admission.taken();
             taken.waiting -= 1;
             taken.running += 1;
         }
     }
 }
 
-impl Drop for Place {
+impl Drop for Permit {
     fn drop(&mut self) {
-        let mut taken = self.places.taken();
-        match self.runs {
-            true => taken.running -= 1,
-            false => taken.waiting -= 1,
+        let mut taken = self.admission.taken();
+        if self.runs {
+            taken.running -= 1;
+        } else {
+            taken.waiting -= 1;
         }
         if let Some(count) = taken.clients.get_mut(&self.client) {
             *count -= 1;
@@ -121,28 +122,28 @@ mod tests {
 
     #[test]
     fn no_client_can_take_all_places() {
-        let places = Arc::new(Places::new(2, 6));
+        let admission = Arc::new(Admission::new(2, 6));
         let client = |name: &str| Client::named(name.as_bytes());
-        let all = places.take(client("a"), 8).expect("there is room");
-        assert_eq!(places.take(client("a"), 3).expect_err("it has all"), 3);
+        let all = admission.take(client("a"), 8).expect("there is room");
+        assert_eq!(admission.take(client("a"), 3).expect_err("it has all"), 3);
         // Another client still gets some, but not that number.
-        assert_eq!(places.take(client("b"), 3).expect_err("too many"), 3);
-        let few = places.take(client("b"), 1).expect("a spare place");
-        let more = places.take(client("b"), 1).expect("another");
-        assert_eq!(places.take(client("c"), 1).expect_err("no more"), 3);
+        assert_eq!(admission.take(client("b"), 3).expect_err("too many"), 3);
+        let few = admission.take(client("b"), 1).expect("a spare place");
+        let more = admission.take(client("b"), 1).expect("another");
+        assert_eq!(admission.take(client("c"), 1).expect_err("no more"), 3);
         drop(few);
-        let other = places.take(client("c"), 1).expect("that place");
+        let other = admission.take(client("c"), 1).expect("that place");
         drop((all, more, other));
-        let taken = places.taken();
+        let taken = admission.taken();
         assert_eq!((taken.waiting, taken.running), (0, 0));
         assert!(taken.clients.is_empty());
     }
 
     #[test]
     fn a_sequence_waits_and_then_runs() {
-        let places = Arc::new(Places::new(2, 2));
-        let mut taken = places.take(Client::default(), 3).expect("there is room");
-        let counts = || (places.waiting(), places.running());
+        let admission = Arc::new(Admission::new(2, 2));
+        let mut taken = admission.take(Client::default(), 3).expect("there is room");
+        let counts = || (admission.waiting(), admission.running());
         assert_eq!(counts(), (3, 0));
         taken[0].run();
         assert_eq!(counts(), (2, 1));

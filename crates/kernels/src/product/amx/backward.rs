@@ -7,13 +7,13 @@
 use std::arch::x86_64::*;
 use std::ops::Range;
 
-use super::super::super::matrix::{BLOCK, Codes, LANES, Matrix, UnitScales};
+use super::super::super::matrix::{COLUMNS_PER_BLOCK, Codes, LANES, Matrix, UnitScales};
 use super::super::{Activations, PAIRS};
-use super::{Block, EXPANDED, Grid, Panel, Registers, Tiles, ZERO, depth, halves};
+use super::{Block, EXPANDED, Grid, Panel, Registers, Tiles, ZERO, depth, to_bf16};
 
-/// Computes [`super::super::back()`] with AMX, for gradients as rows of bf16.
+/// Computes [`super::super::backward()`] with AMX, for gradients as rows of bf16.
 #[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx512bf16")]
-pub(in super::super) fn back(
+pub(in super::super) fn backward(
     matrix: &Matrix,
     codes: Codes,
     panels: Range<usize>,
@@ -30,10 +30,17 @@ pub(in super::super) fn back(
             let pairs = start..all.min(start + deep);
             let panels =
                 panels.start + 2 * pairs.start..panels.end.min(panels.start + 2 * pairs.end);
-            for block in 0..matrix.columns().div_ceil(BLOCK) {
+            for block in 0..matrix.columns().div_ceil(COLUMNS_PER_BLOCK) {
                 expand(matrix, codes, panels.clone(), block, weights);
                 let weights = weights.split_at(pairs.len());
-                grid.sum(&registers, block * BLOCK, &tiles, &pairs, weights, false);
+                grid.sum(
+                    &registers,
+                    block * COLUMNS_PER_BLOCK,
+                    &tiles,
+                    &pairs,
+                    weights,
+                    false,
+                );
             }
         }
     });
@@ -57,7 +64,7 @@ fn expand(matrix: &Matrix, codes: Codes, panels: Range<usize>, block: usize, out
         }
         let [first, second] = &numbers;
         let columns = first.as_flattened().iter().zip(second.as_flattened());
-        let mut columns = columns.map(|(first, second)| halves(*first, *second));
+        let mut columns = columns.map(|(first, second)| to_bf16(*first, *second));
         for tile in [left, right] {
             let lines = std::array::from_fn(|_| columns.next().expect("as many as a block has"));
             for (pairs, line) in tile.0.iter_mut().zip(transposed(lines)) {

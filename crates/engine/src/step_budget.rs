@@ -11,7 +11,7 @@ use super::client::Client;
 
 /// The maximum number of scored rows per step. Each holds a row of logits (64 rows of gemma's
 /// 262,144 logits are 64 MiB).
-pub(super) const SCORED_ROWS: usize = 64;
+pub(super) const MAX_SCORED_ROWS: usize = 64;
 
 /// The demand of a sequence for rows of a step.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -53,18 +53,20 @@ impl Part {
 }
 
 /// Returns the number of tokens that each of these sequences, oldest first, gets.
-pub(super) fn share_out(demands: &[Demand], budget: Budget) -> Vec<usize> {
-    let answers = demands.iter().map(|demand| match demand.is_answer {
-        true => demand.tokens,
-        false => 0,
-    });
+pub(super) fn divide_step(demands: &[Demand], budget: Budget) -> Vec<usize> {
+    let answers = demands
+        .iter()
+        .map(|demand| if demand.is_answer { demand.tokens } else { 0 });
     let mut counts: Vec<usize> = answers.collect();
-    let logits = |at: usize| match demands[at].is_scored {
-        true => demands[at].tokens,
-        false => 0,
+    let logits = |at: usize| {
+        if demands[at].is_scored {
+            demands[at].tokens
+        } else {
+            0
+        }
     };
     let mut scored: HashMap<Client, usize> = HashMap::new();
-    for (mut rows, of_client) in of_clients(demands, SCORED_ROWS, logits) {
+    for (mut rows, of_client) in of_clients(demands, MAX_SCORED_ROWS, logits) {
         let client = demands[of_client[0]].client;
         let answers = of_client.into_iter().filter(|&at| demands[at].is_answer);
         let answers: Vec<usize> = answers.collect();
@@ -75,13 +77,19 @@ pub(super) fn share_out(demands: &[Demand], budget: Budget) -> Vec<usize> {
         }
         scored.insert(client, rows);
     }
-    let cost = |at: usize| match demands[at].is_scored {
-        true => budget.scored_row,
-        false => 1,
+    let cost = |at: usize| {
+        if demands[at].is_scored {
+            budget.scored_row
+        } else {
+            1
+        }
     };
-    let wanted = |at: usize| match demands[at].is_answer {
-        true => 0,
-        false => demands[at].tokens * cost(at),
+    let wanted = |at: usize| {
+        if demands[at].is_answer {
+            0
+        } else {
+            demands[at].tokens * cost(at)
+        }
     };
     for (rows, of_client) in of_clients(demands, budget.rows, wanted) {
         let oldest = of_client[0];
@@ -196,9 +204,12 @@ mod tests {
     /// The cost of the prompt rows.
     fn cost(demands: &[Demand], counts: &[usize]) -> usize {
         let prompts = demands.iter().zip(counts).filter(|(d, _)| !d.is_answer);
-        let cost = prompts.map(|(demand, count)| match demand.is_scored {
-            true => count * BUDGET.scored_row,
-            false => *count,
+        let cost = prompts.map(|(demand, count)| {
+            if demand.is_scored {
+                count * BUDGET.scored_row
+            } else {
+                *count
+            }
         });
         cost.sum()
     }
@@ -206,9 +217,9 @@ mod tests {
     #[test]
     fn one_clients_prompts_get_on_half_by_age_and_half_by_length() {
         let demands = [demand("a", 1000), demand("a", 500), demand("a", 10)];
-        assert_eq!(share_out(&demands, BUDGET), [58, 28, 10]);
-        assert_eq!(share_out(&demands[..1], BUDGET), [96]);
-        assert_eq!(share_out(&[], BUDGET), [0; 0]);
+        assert_eq!(divide_step(&demands, BUDGET), [58, 28, 10]);
+        assert_eq!(divide_step(&demands[..1], BUDGET), [96]);
+        assert_eq!(divide_step(&[], BUDGET), [0; 0]);
     }
 
     #[test]
@@ -216,7 +227,7 @@ mod tests {
         let mut demands = vec![demand("a", 1000); 20];
         demands.push(demand("b", 200));
         demands.push(demand("c", 5));
-        let counts = share_out(&demands, BUDGET);
+        let counts = divide_step(&demands, BUDGET);
         assert_eq!(counts[20..], [46, 5]);
         assert_eq!(cost(&demands, &counts), 96);
     }
@@ -225,23 +236,23 @@ mod tests {
     fn answers_grow_in_every_step_whatever_prompts_there_are() {
         let mut demands = vec![demand("a", 1000); 3];
         demands.extend([answer(demand("a", 1)), answer(demand("b", 1))]);
-        assert_eq!(share_out(&demands, BUDGET)[3..], [1, 1]);
+        assert_eq!(divide_step(&demands, BUDGET)[3..], [1, 1]);
     }
 
     #[test]
     fn scored_rows_count_for_what_they_cost() {
         let alone = vec![scored(demand("a", 1000)); 6];
-        let counts = share_out(&alone, BUDGET);
+        let counts = divide_step(&alone, BUDGET);
         assert_eq!(cost(&alone, &counts), 96, "{counts:?}");
         // The prompt of a new client is completed in one step.
         let mut demands = alone;
         demands.push(demand("b", 40));
-        let counts = share_out(&demands, BUDGET);
+        let counts = divide_step(&demands, BUDGET);
         assert_eq!(counts[6], 40);
         assert!((90..=96).contains(&cost(&demands, &counts)), "{counts:?}");
         // So is a prompt of the same client.
         demands[6].client = demands[0].client;
-        let counts = share_out(&demands, BUDGET);
+        let counts = divide_step(&demands, BUDGET);
         assert!(counts[6] >= 24, "{counts:?}");
     }
 
@@ -255,8 +266,8 @@ mod tests {
         demands.extend(vec![scored(answer(demand("a", 8))); 3]);
         demands.extend(vec![scored(answer(demand("b", 8))); 20]);
         demands.push(scored(demand("c", 30)));
-        let counts = share_out(&demands, plenty);
-        assert_eq!(counts.iter().sum::<usize>(), SCORED_ROWS);
+        let counts = divide_step(&demands, plenty);
+        assert_eq!(counts.iter().sum::<usize>(), MAX_SCORED_ROWS);
         // Scored answers take precedence over prompts; no client takes everything.
         assert_eq!(counts[6..9], [7, 7, 7], "{counts:?}");
         assert!(counts[9..29].iter().all(|&count| count <= 2), "{counts:?}");
@@ -274,7 +285,7 @@ mod tests {
             demands.push(scored(demand(client, 100)));
             demands.push(demand(client, 100));
         }
-        let counts = share_out(&demands, short);
+        let counts = divide_step(&demands, short);
         for pair in counts.chunks(2) {
             assert!(pair[0] + pair[1] >= 1, "{counts:?}");
         }

@@ -7,15 +7,15 @@
 //! alone, and others get slots at once.
 
 use super::super::Adapter;
-use super::super::cache::{LEAST, Start};
+use super::super::cache::{MIN_SHARED_TOKENS, Start};
 use super::super::client::Owner;
-use super::super::fair::{Holders, Rank};
+use super::super::fairness::{Holders, Rank};
 use super::super::sequence::Sequence;
 use super::Worker;
 use crate::exec::ExecError;
 
 /// Memory moves only to an owner that was served this number of rows less: swapping takes time,
-/// and sequences of one group need each other in memory.
+/// and sequences of one ensemble need each other in memory.
 pub(super) const QUANTUM: u64 = 512;
 
 /// A sequence that wants a slot, by its index among those of its kind.
@@ -65,7 +65,7 @@ impl Worker {
             waiting.lets_pass = false;
         }
         while let Some((candidate, owner)) = self.next_candidate() {
-            let goes_on = match candidate {
+            let continues = match candidate {
                 Candidate::Parked(index) => {
                     self.free_slot(owner, candidate.quantum());
                     self.running[index].is_parked = false;
@@ -74,7 +74,7 @@ impl Worker {
                 // A later sequence would take the memory that it waits for.
                 Candidate::Swapped(index) => {
                     self.free_slot(owner, candidate.quantum());
-                    self.bring_back(index)
+                    self.swap_in(index)
                 }
                 Candidate::Waiting(index) => {
                     match self.next(index) {
@@ -88,7 +88,7 @@ impl Worker {
                     true
                 }
             };
-            if !goes_on {
+            if !continues {
                 return;
             }
         }
@@ -110,8 +110,8 @@ impl Worker {
         let waiting = waiting.map(|(at, one)| (Candidate::Waiting(at), one.owner, true));
         let all = parked.chain(swapped).chain(waiting);
         let may = all.filter(|(candidate, owner, _)| {
-            let gives_way = || self.who_gives_way(&holders, *owner, candidate.quantum());
-            is_free || holders.may_move_to(*owner) && gives_way().is_some()
+            let victim = || self.preemption_victim(&holders, *owner, candidate.quantum());
+            is_free || holders.may_move_to(*owner) && victim().is_some()
         });
         let rank = |(_, owner, is_new): &(Candidate, Owner, bool)| -> Rank {
             self.fairness.rank(&holders, *owner, *is_new)
@@ -125,14 +125,14 @@ impl Worker {
         if self.taken() < self.slots {
             return;
         }
-        if let Some(index) = self.who_gives_way(&self.holders(), candidate, quantum) {
+        if let Some(index) = self.preemption_victim(&self.holders(), candidate, quantum) {
             self.running[index].is_parked = true;
         }
     }
 
     /// Returns the index of the sequence that must give way to a candidate: the youngest one of
     /// the owner that holds most, if it was served at least `quantum` rows more.
-    pub(super) fn who_gives_way(
+    pub(super) fn preemption_victim(
         &self,
         holders: &Holders,
         candidate: Owner,
@@ -161,10 +161,10 @@ impl Worker {
         }
         if let Some((leader, common)) = waiting.waits_for.take() {
             let leader = self.running.iter().find(|other| other.id == leader);
-            let goes_on = |leader: &&Sequence| !leader.is_parked;
+            let continues = |leader: &&Sequence| !leader.is_parked;
             if leader
-                .filter(goes_on)
-                .is_some_and(|leader| leader.computed().len() < common)
+                .filter(continues)
+                .is_some_and(|leader| leader.computed_tokens().len() < common)
             {
                 waiting.waits_for = leader.map(|leader| (leader.id, common));
                 return Ok(Next::Wait);
@@ -178,12 +178,13 @@ impl Worker {
         let mut most = 0;
         let same = |other: &&Sequence| other.adapter_id() == adapter && !other.is_isolated();
         for other in self.running.iter().filter(same) {
-            let computed = other.computed().len();
+            let computed = other.computed_tokens().len();
             let common = other.common(tokens);
             // Waiting for a sequence that is parked or scored would take long.
-            let soon = match other.is_parked {
-                true => computed,
-                false => common.min(other.unscored().max(computed)),
+            let soon = if other.is_parked {
+                computed
+            } else {
+                common.min(other.unscored().max(computed))
             };
             let common = common.min(computed);
             if soon > computed {
@@ -191,7 +192,7 @@ impl Worker {
                     most = soon;
                     leader = Some(other.id);
                 }
-            } else if common >= found + LEAST && executor.can_fork(other.id, common) {
+            } else if common >= found + MIN_SHARED_TOKENS && executor.can_fork(other.id, common) {
                 self.cache
                     .branch(other.id, adapter, &tokens[..common], executor)?;
                 start = self.cache.find(adapter, tokens, executor)?;
@@ -201,7 +202,7 @@ impl Worker {
         // Waiting must save a substantial part of the remaining work, because it is unknown how
         // long the other sequence will take.
         let saved = most.saturating_sub(found);
-        if saved >= LEAST && 4 * saved >= tokens.len() - found {
+        if saved >= MIN_SHARED_TOKENS && 4 * saved >= tokens.len() - found {
             waiting.waits_for = leader.map(|leader| (leader, most));
             return Ok(Next::Wait);
         }
@@ -213,7 +214,7 @@ impl Worker {
         let adapter = self.waiting[index].adapter().map(Adapter::id);
         let begun = match start {
             Some(start) => self.executor.fork(start.from, start.tokens),
-            None => self.executor.begin_under(adapter),
+            None => self.executor.begin_with_adapter(adapter),
         };
         let id = match begun {
             Ok(id) => id,

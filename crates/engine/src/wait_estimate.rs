@@ -7,14 +7,14 @@ use std::time::Duration;
 /// The estimated durations of running and waiting sequences, based on previous steps and
 /// answers.
 #[derive(Clone, Debug, Default)]
-pub(super) struct Outlook {
+pub(super) struct WaitEstimate {
     /// The remaining time of each sequence that holds a slot.
     pub(super) running: Vec<Duration>,
     /// The time that each waiting sequence will hold a slot, in order of arrival.
     pub(super) waiting: Vec<Duration>,
 }
 
-impl Outlook {
+impl WaitEstimate {
     /// The time until `count` of the sequences will have ended, if each waiting sequence takes
     /// the first free slot.
     pub(super) fn until_ended(&self, count: usize) -> Duration {
@@ -46,7 +46,7 @@ impl Outlook {
 
 /// Statistics of previous steps and answers.
 #[derive(Debug, Default)]
-pub(super) struct Experience {
+pub(super) struct StepStatistics {
     /// The mean duration of a decode step in seconds.
     step: Option<f64>,
     /// The mean number of tokens of an answer.
@@ -55,7 +55,7 @@ pub(super) struct Experience {
 
 /// The remaining work of one sequence, in tokens.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Left {
+pub(super) struct RemainingWork {
     /// The tokens to compute before its next token.
     pub(super) prompt: usize,
     /// The maximum number of tokens to generate, if it generates.
@@ -64,7 +64,7 @@ pub(super) struct Left {
     pub(super) may_end: bool,
 }
 
-impl Experience {
+impl StepStatistics {
     /// Records the duration of a decode step.
     pub(super) fn note_step(&mut self, took: Duration) {
         note(&mut self.step, took.as_secs_f64(), 0.1);
@@ -76,7 +76,7 @@ impl Experience {
     }
 
     /// Estimates the remaining time of a sequence, given the seconds per prompt token.
-    pub(super) fn expect(&self, left: Left, per_prompt_token: f64) -> Duration {
+    pub(super) fn estimate(&self, left: RemainingWork, per_prompt_token: f64) -> Duration {
         let answer = match (left.answer, self.tokens) {
             // The age of an answer says nothing about its remaining length.
             (Some(most), Some(mean)) if left.may_end => mean.min(most as f64),
@@ -116,14 +116,14 @@ mod tests {
             (&[500], &[500], 1, 60),
         ];
         for (running, waiting, places, expected) in table {
-            let outlook = Outlook {
+            let wait_estimate = WaitEstimate {
                 running: seconds(running),
                 waiting: seconds(waiting),
             };
-            let told = outlook.retry_after(places);
+            let told = wait_estimate.retry_after(places);
             assert_eq!(told, expected, "{running:?}, {waiting:?}, {places}");
         }
-        let part = Outlook {
+        let part = WaitEstimate {
             running: vec![Duration::from_millis(2001)],
             waiting: Vec::new(),
         };
@@ -132,40 +132,41 @@ mod tests {
 
     #[test]
     fn a_sequence_takes_its_prompt_and_as_many_steps_as_its_answer_is_likely_to_have() {
-        let left = |prompt, answer, may_end| Left {
+        let left = |prompt, answer, may_end| RemainingWork {
             prompt,
             answer,
             may_end,
         };
-        let mut experience = Experience::default();
-        let take = |experience: &Experience, left| experience.expect(left, 0.01).as_secs_f64();
+        let mut statistics = StepStatistics::default();
+        let take =
+            |statistics: &StepStatistics, left| statistics.estimate(left, 0.01).as_secs_f64();
         assert_eq!(
-            take(&experience, left(100, Some(50), true)),
+            take(&statistics, left(100, Some(50), true)),
             1.0,
             "no step yet"
         );
         for _ in 0..3 {
-            experience.note_step(Duration::from_millis(500));
+            statistics.note_step(Duration::from_millis(500));
         }
-        assert_eq!(take(&experience, left(0, Some(40), true)), 20.0);
-        assert_eq!(take(&experience, left(100, Some(40), false)), 21.0);
+        assert_eq!(take(&statistics, left(0, Some(40), true)), 20.0);
+        assert_eq!(take(&statistics, left(100, Some(40), false)), 21.0);
         for _ in 0..3 {
-            experience.note_answer(10);
+            statistics.note_answer(10);
         }
-        assert_eq!(take(&experience, left(0, Some(40), true)), 5.0, "as others");
+        assert_eq!(take(&statistics, left(0, Some(40), true)), 5.0, "as others");
         assert_eq!(
-            take(&experience, left(0, Some(4), true)),
+            take(&statistics, left(0, Some(4), true)),
             2.0,
             "at the most"
         );
         assert_eq!(
-            take(&experience, left(0, Some(40), false)),
+            take(&statistics, left(0, Some(40), false)),
             20.0,
             "all of it"
         );
-        assert_eq!(take(&experience, left(0, None, false)), 5.0, "unknown");
+        assert_eq!(take(&statistics, left(0, None, false)), 5.0, "unknown");
         // A longer step has an effect, but only a partial one.
-        experience.note_step(Duration::from_millis(1500));
-        assert_eq!(take(&experience, left(0, Some(10), false)), 6.0);
+        statistics.note_step(Duration::from_millis(1500));
+        assert_eq!(take(&statistics, left(0, Some(10), false)), 6.0);
     }
 }

@@ -6,25 +6,25 @@ use std::ops::Range;
 /// memory, the last ones so short that no thread waits long for another (guided
 /// self-scheduling).
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Shares {
+pub(super) struct Tasks {
     count: usize,
     threads: usize,
 }
 
-impl Shares {
-    pub(super) fn new(count: usize, threads: usize) -> Shares {
-        Shares { count, threads }
+impl Tasks {
+    pub(super) fn new(count: usize, threads: usize) -> Tasks {
+        Tasks { count, threads }
     }
 
     /// The number of tasks.
-    pub(super) fn tasks(self) -> usize {
+    pub(super) fn count(self) -> usize {
         self.ranges().count()
     }
 
     /// The parts of a task.
     pub(super) fn range(self, task: usize) -> Range<usize> {
         let mut ranges = self.ranges();
-        ranges.nth(task).expect("there are so many tasks")
+        ranges.nth(task).expect("the task exists")
     }
 
     fn ranges(self) -> impl Iterator<Item = Range<usize>> {
@@ -41,14 +41,14 @@ impl Shares {
 
 #[cfg(test)]
 mod tests {
-    use super::Shares;
+    use super::Tasks;
 
     #[test]
     fn every_part_is_in_one_task() {
         for threads in [1, 2, 3, 64] {
             for count in [0, 1, 2, 7, 40, 16384] {
-                let shares = Shares::new(count, threads);
-                let mut parts = (0..shares.tasks()).flat_map(|task| shares.range(task));
+                let tasks = Tasks::new(count, threads);
+                let mut parts = (0..tasks.count()).flat_map(|task| tasks.range(task));
                 assert!(parts.by_ref().eq(0..count), "{count} for {threads}");
             }
         }
@@ -56,9 +56,9 @@ mod tests {
 
     #[test]
     fn tasks_begin_long_and_end_short() {
-        let shares = Shares::new(1000, 2);
-        let sizes: Vec<usize> = (0..shares.tasks())
-            .map(|task| shares.range(task).len())
+        let tasks = Tasks::new(1000, 2);
+        let sizes: Vec<usize> = (0..tasks.count())
+            .map(|task| tasks.range(task).len())
             .collect();
         assert_eq!(sizes[0], 250);
         assert!(sizes.is_sorted_by(|a, b| a >= b), "{sizes:?}");

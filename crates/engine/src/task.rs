@@ -1,44 +1,44 @@
-//! The purposes of sequences: generate, follow, or join a group.
+//! The purposes of sequences: generate, follow, or join an ensemble.
 
 use std::sync::Arc;
 
-use super::follow::{Followers, Following};
-use super::group::{ChooseError, Seat};
+use super::ensemble::{ChooseError, EnsembleMember};
+use super::follower::{Followers, Following};
 use super::{GenerateRequest, Together};
 use crate::exec::Executor;
 use incant_sample::{Mixture, Sampler, TokenLogprobs, fresh_seed};
 
 /// The purpose of a sequence, with its state.
-pub(super) enum Work {
+pub(super) enum Task {
     /// Generates an answer.
     Answer(Box<Answering>),
     /// Scores the answer of another sequence.
     Follow(Following),
     /// Contributes to the choice of another sequence's tokens.
     Join {
-        seat: Seat,
+        member: EnsembleMember,
         /// Whether its KV is likely to be reused.
         keep: bool,
     },
 }
 
-impl Work {
+impl Task {
     /// The maximum number of tokens that remain to be generated, if it generates, and whether
     /// the answer may end earlier.
-    pub(super) fn left(&self) -> (Option<usize>, bool) {
+    pub(super) fn remaining_work(&self) -> (Option<usize>, bool) {
         match self {
-            Work::Answer(answer) => {
+            Task::Answer(answer) => {
                 let most = answer.max_tokens - answer.generated;
                 (Some(most), !answer.end_tokens.is_empty())
             }
-            Work::Follow(_) | Work::Join { .. } => (None, true),
+            Task::Follow(_) | Task::Join { .. } => (None, true),
         }
     }
 
-    /// Reports to the group that the sequence failed.
+    /// Reports to the ensemble that the sequence failed.
     pub(super) fn fail(&self, why: &str) {
-        if let Work::Join { seat, .. } = self {
-            seat.fail(why);
+        if let Task::Join { member, .. } = self {
+            member.fail(why);
         }
     }
 }
@@ -53,7 +53,7 @@ pub(super) struct Answering {
     pub(super) scoring: Option<Scoring>,
     pub(super) followers: Followers,
     pub(super) together: Option<Together>,
-    /// The row of logits for the next token, while members of the group have not all computed
+    /// The row of logits for the next token, while members of the ensemble have not all computed
     /// theirs.
     pub(super) held: Option<Vec<f32>>,
 }

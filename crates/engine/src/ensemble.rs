@@ -6,8 +6,8 @@
 //! answer. Each token is sampled from a mixture of the logits of the lead and of the members
 //! (see [`Mixture`]), so the lead waits until all rows are available.
 //!
-//! Lead and members share a [`Group`] behind a lock: a member stores its row there, the lead
-//! takes the rows and stores the token. Each sequence can be computed, swapped out and swapped
+//! The lead and its members share an [`Ensemble`] behind a lock: a member stores its row there, the
+//! lead takes the rows and stores the token. Each sequence can be computed, swapped out and swapped
 //! in independently of the others; a waiting sequence holds no slot, so there is no deadlock.
 //! Waiting engines are woken.
 //!
@@ -15,77 +15,77 @@
 //! stores its final hidden *state* instead of a row: then only the logits of these tokens are
 //! computed for it.
 //!
-//! The group ends with its lead. If a member ends earlier, the lead fails.
+//! The ensemble ends with its lead. If a member ends earlier, the lead fails.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, mpsc};
 
-use super::handle::Mail;
+use super::handle::Message;
 use crate::exec::{Executor, Logits, Wanted};
 use incant_sample::{Mixture, SampleError, Sampler, plausible};
 
 /// The contribution of a member.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub struct Share {
+pub struct MemberSpec {
     /// The weight of its distribution; a negative weight steers away from it.
     pub weight: f32,
     /// Whether the lead's engine computes the member.
     pub same_engine: bool,
 }
 
-/// The lead's handle of a group; part of a [`GenerateRequest`](super::GenerateRequest).
+/// The lead's handle of an ensemble; part of a [`GenerateRequest`](super::GenerateRequest).
 #[derive(Clone, Debug)]
-pub struct Lead(Arc<Leading>);
+pub struct EnsembleLead(Arc<LeadState>);
 
-/// A member's handle of a group; part of a [`JoinRequest`](super::JoinRequest).
+/// A member's handle of an ensemble; part of a [`JoinRequest`](super::JoinRequest).
 #[derive(Debug)]
-pub struct Seat {
-    group: Arc<Group>,
+pub struct EnsembleMember {
+    ensemble: Arc<Ensemble>,
     index: usize,
 }
 
-/// Creates a group of a lead and members with these shares, which must have the same
+/// Creates an ensemble of a lead and members with these specs, which must have the same
 /// vocabulary. A token is plausible if its probability according to the lead is at least
 /// `plausible` times (above 0, at most 1) that of the most likely token; this applies only if a
 /// weight is negative.
-pub fn group(shares: &[Share], plausible: f32) -> (Lead, Vec<Seat>) {
-    let narrows = shares.iter().any(|share| share.weight < 0.0);
-    let group = Arc::new(Group {
-        weights: shares.iter().map(|share| share.weight).collect(),
+pub fn ensemble(specs: &[MemberSpec], plausible: f32) -> (EnsembleLead, Vec<EnsembleMember>) {
+    let narrows = specs.iter().any(|spec| spec.weight < 0.0);
+    let ensemble = Arc::new(Ensemble {
+        weights: specs.iter().map(|spec| spec.weight).collect(),
         plausible: narrows.then_some(plausible),
-        same_engine: shares.iter().map(|share| share.same_engine).collect(),
+        same_engine: specs.iter().map(|spec| spec.same_engine).collect(),
         state: Mutex::new(State {
             lead: None,
             is_over: false,
             failure: None,
-            members: shares.iter().map(|_| Member::default()).collect(),
+            members: specs.iter().map(|_| MemberState::default()).collect(),
         }),
     });
-    let seats = (0..shares.len()).map(|index| Seat {
-        group: Arc::clone(&group),
+    let members = (0..specs.len()).map(|index| EnsembleMember {
+        ensemble: Arc::clone(&ensemble),
         index,
     });
-    let seats = seats.collect();
-    (Lead(Arc::new(Leading(group))), seats)
+    let members = members.collect();
+    (EnsembleLead(Arc::new(LeadState(ensemble))), members)
 }
 
 /// Wakes the thread of an engine.
 #[derive(Clone, Debug)]
-pub(super) struct Bell(mpsc::Sender<Mail>);
+pub(super) struct Waker(mpsc::Sender<Message>);
 
-impl Bell {
-    pub(super) fn new(mail: mpsc::Sender<Mail>) -> Bell {
-        Bell(mail)
+impl Waker {
+    pub(super) fn new(messages: mpsc::Sender<Message>) -> Waker {
+        Waker(messages)
     }
 
-    fn ring(&self) {
+    fn wake(&self) {
         // An engine that has ended needs no waking.
-        _ = self.0.send(Mail::Wake);
+        _ = self.0.send(Message::Wake);
     }
 }
 
 /// The state that lead and members share.
 #[derive(Debug)]
-struct Group {
+struct Ensemble {
     weights: Vec<f32>,
     /// `None` if no weight is negative.
     plausible: Option<f32>,
@@ -97,22 +97,22 @@ struct Group {
 #[derive(Debug)]
 struct State {
     /// The lead's engine, to be woken by members of other engines.
-    lead: Option<Bell>,
+    lead: Option<Waker>,
     /// Whether the lead has ended.
     is_over: bool,
     /// The reason why a member ended before its lead.
     failure: Option<String>,
-    members: Vec<Member>,
+    members: Vec<MemberState>,
 }
 
 #[derive(Debug, Default)]
-struct Member {
+struct MemberState {
     /// The member's engine, if it is not the lead's.
-    bell: Option<Bell>,
+    waker: Option<Waker>,
     /// The member's contribution to the next token.
     row: Option<Row>,
     /// The chosen token, until the member takes it.
-    told: Option<u32>,
+    chosen: Option<u32>,
 }
 
 /// The contribution of a member to one token.
@@ -124,34 +124,34 @@ enum Row {
     State(Vec<f32>),
 }
 
-impl Group {
+impl Ensemble {
     fn state(&self) -> MutexGuard<'_, State> {
         // No code panics while holding the lock; even so, the state would be consistent.
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-/// The lead's side. Dropping it, with the lead, ends the group.
+/// The lead's side. Dropping it, with the lead, ends the ensemble.
 #[derive(Debug)]
-struct Leading(Arc<Group>);
+struct LeadState(Arc<Ensemble>);
 
-impl Drop for Leading {
+impl Drop for LeadState {
     fn drop(&mut self) {
         let mut state = self.0.state();
         state.is_over = true;
         for member in &mut state.members {
             member.row = None;
-            if let Some(bell) = member.bell.take() {
-                bell.ring();
+            if let Some(waker) = member.waker.take() {
+                waker.wake();
             }
         }
     }
 }
 
-impl Lead {
+impl EnsembleLead {
     /// Registers the lead's engine.
-    pub(super) fn seat(&self, bell: Bell) {
-        self.0.0.state().lead = Some(bell);
+    pub(super) fn register(&self, waker: Waker) {
+        self.0.0.state().lead = Some(waker);
     }
 
     /// Whether every member has stored its contribution.
@@ -160,7 +160,7 @@ impl Lead {
         state.members.iter().all(|member| member.row.is_some())
     }
 
-    /// Returns why the group cannot continue, if a member has ended.
+    /// Returns why the ensemble cannot continue, if a member has ended.
     pub(super) fn failure(&self) -> Option<String> {
         self.0.0.state().failure.clone()
     }
@@ -172,14 +172,14 @@ impl Lead {
         sampler: &mut Sampler,
         executor: &mut dyn Executor,
     ) -> Result<(u32, Mixture), ChooseError> {
-        let group = &*self.0.0;
+        let ensemble = &*self.0.0;
         let rows: Vec<Row> = {
-            let mut state = group.state();
+            let mut state = ensemble.state();
             let members = state.members.iter_mut();
             members.filter_map(|member| member.row.take()).collect()
         };
         sampler.bias(own);
-        let mixture = group.mix(own, &rows, executor);
+        let mixture = ensemble.mix(own, &rows, executor);
         sampler.unbias(own);
         let mixture = mixture?;
         let id = sampler.sample_mixture(&mixture)?;
@@ -187,11 +187,11 @@ impl Lead {
     }
 
     /// Stores the chosen token for the members.
-    pub(super) fn tell(&self, id: u32) {
+    pub(super) fn send_chosen(&self, id: u32) {
         for member in &mut self.0.0.state().members {
-            member.told = Some(id);
-            if let Some(bell) = &member.bell {
-                bell.ring();
+            member.chosen = Some(id);
+            if let Some(waker) = &member.waker {
+                waker.wake();
             }
         }
     }
@@ -206,7 +206,7 @@ pub(super) enum ChooseError {
     Exec(#[from] crate::exec::ExecError),
 }
 
-impl Group {
+impl Ensemble {
     /// Mixes the lead's row and the contributions of the members into one row of scores.
     fn mix(
         &self,
@@ -243,43 +243,43 @@ impl Group {
     }
 }
 
-impl Seat {
+impl EnsembleMember {
     /// Registers the member's engine.
-    pub(super) fn seat(&self, bell: Bell) {
+    pub(super) fn register(&self, waker: Waker) {
         if !self.shares_engine() {
-            self.group.state().members[self.index].bell = Some(bell);
+            self.ensemble.state().members[self.index].waker = Some(waker);
         }
     }
 
     fn shares_engine(&self) -> bool {
-        self.group.same_engine[self.index]
+        self.ensemble.same_engine[self.index]
     }
 
     /// Tells whether the member must compute logits or the state of its last row.
     pub(super) fn wanted(&self) -> Wanted {
-        match self.group.plausible {
+        match self.ensemble.plausible {
             Some(_) if self.shares_engine() => Wanted::State,
             _ => Wanted::Last,
         }
     }
 
     /// Takes the next token, if it was chosen.
-    pub(super) fn told(&self) -> Option<u32> {
-        self.group.state().members[self.index].told.take()
+    pub(super) fn take_chosen(&self) -> Option<u32> {
+        self.ensemble.state().members[self.index].chosen.take()
     }
 
     /// Whether the lead has ended.
     pub(super) fn is_over(&self) -> bool {
-        self.group.state().is_over
+        self.ensemble.state().is_over
     }
 
     /// Stores row or state number `index`, whichever was wanted.
-    pub(super) fn leave(&self, logits: &Logits, index: usize) {
+    pub(super) fn store_logits(&self, logits: &Logits, index: usize) {
         let row = match self.wanted() {
             Wanted::State => Row::State(logits.state(index).to_vec()),
             _ => Row::Logits(logits.row(index).to_vec()),
         };
-        let mut state = self.group.state();
+        let mut state = self.ensemble.state();
         if !state.is_over {
             state.members[self.index].row = Some(row);
             self.wake_lead(&state);
@@ -288,7 +288,7 @@ impl Seat {
 
     /// Reports why the member cannot continue.
     pub(super) fn fail(&self, why: &str) {
-        let mut state = self.group.state();
+        let mut state = self.ensemble.state();
         state.failure.get_or_insert_with(|| why.to_owned());
         self.wake_lead(&state);
     }
@@ -296,14 +296,14 @@ impl Seat {
     /// Wakes the lead's engine, unless it is awake because it computes this member.
     fn wake_lead(&self, state: &State) {
         if !self.shares_engine()
-            && let Some(bell) = &state.lead
+            && let Some(waker) = &state.lead
         {
-            bell.ring();
+            waker.wake();
         }
     }
 }
 
-impl Drop for Seat {
+impl Drop for EnsembleMember {
     fn drop(&mut self) {
         if !self.is_over() {
             self.fail("a sequence that it chooses its tokens with has ended");

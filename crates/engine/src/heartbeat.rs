@@ -5,25 +5,25 @@ use std::time::{Duration, Instant};
 
 use tokio::sync::watch;
 
-/// The value of [`Pulse::last`] while the thread is idle.
-const REST: u64 = 0;
+/// The value of [`Heartbeat::last`] while the thread is idle.
+const IDLE: u64 = 0;
 
 /// The heartbeat of an engine's thread: it beats with each step, and rests while the thread is
 /// idle.
 #[derive(Debug)]
-pub(super) struct Pulse {
+pub(super) struct Heartbeat {
     began: Instant,
     /// The time of the last beat: milliseconds since `began` plus one, so that it never equals
-    /// [`REST`].
+    /// [`IDLE`].
     last: AtomicU64,
     has_died: watch::Sender<bool>,
 }
 
-impl Pulse {
-    pub(super) fn new() -> Pulse {
-        Pulse {
+impl Heartbeat {
+    pub(super) fn new() -> Heartbeat {
+        Heartbeat {
             began: Instant::now(),
-            last: AtomicU64::new(REST),
+            last: AtomicU64::new(IDLE),
             has_died: watch::Sender::new(false),
         }
     }
@@ -38,21 +38,21 @@ impl Pulse {
     }
 
     /// Records that the thread is idle.
-    pub(super) fn rest(&self) {
-        self.last.store(REST, Ordering::Release);
+    pub(super) fn idle(&self) {
+        self.last.store(IDLE, Ordering::Release);
     }
 
     /// Records that the thread was sent work: if it rests, the time counts from now.
-    pub(super) fn expect(&self) {
+    pub(super) fn expect_progress(&self) {
         let last = &self.last;
         // A thread that does not rest beats by itself.
-        _ = last.compare_exchange(REST, self.now(), Ordering::AcqRel, Ordering::Acquire);
+        _ = last.compare_exchange(IDLE, self.now(), Ordering::AcqRel, Ordering::Acquire);
     }
 
     /// The time that the thread has been stuck with work to do.
-    pub(super) fn still(&self) -> Duration {
+    pub(super) fn stalled_for(&self) -> Duration {
         match self.last.load(Ordering::Acquire) {
-            REST => Duration::ZERO,
+            IDLE => Duration::ZERO,
             last => Duration::from_millis(self.now().saturating_sub(last)),
         }
     }
@@ -79,27 +79,27 @@ mod tests {
 
     #[test]
     fn only_who_has_something_to_do_stands_still() {
-        let pulse = Pulse::new();
+        let heartbeat = Heartbeat::new();
         let pause = || std::thread::sleep(Duration::from_millis(20));
         pause();
-        assert_eq!(pulse.still(), Duration::ZERO, "it rests");
-        pulse.expect();
+        assert_eq!(heartbeat.stalled_for(), Duration::ZERO, "it rests");
+        heartbeat.expect_progress();
         pause();
-        let still = pulse.still();
+        let still = heartbeat.stalled_for();
         assert!(still >= Duration::from_millis(15), "{still:?}");
         // Additional work is no sign of life.
-        pulse.expect();
-        assert!(pulse.still() >= still);
+        heartbeat.expect_progress();
+        assert!(heartbeat.stalled_for() >= still);
         let before = Instant::now();
-        pulse.beat();
-        let still = pulse.still();
-        // The pulse counts whole milliseconds.
+        heartbeat.beat();
+        let still = heartbeat.stalled_for();
+        // The heartbeat counts whole milliseconds.
         assert!(still <= before.elapsed() + Duration::from_millis(1));
-        pulse.rest();
+        heartbeat.idle();
         pause();
-        assert_eq!(pulse.still(), Duration::ZERO);
-        assert!(!pulse.has_died());
-        pulse.die();
-        assert!(pulse.has_died());
+        assert_eq!(heartbeat.stalled_for(), Duration::ZERO);
+        assert!(!heartbeat.has_died());
+        heartbeat.die();
+        assert!(heartbeat.has_died());
     }
 }

@@ -128,11 +128,14 @@ impl Fairness {
     /// client, its requests are compared. Always true for zero rows.
     pub(super) fn is_ahead(&self, one: Owner, other: Owner, rows: u64) -> bool {
         let account = |owner: Owner| self.clients.get(&owner.client);
-        let served = |owner: Owner| match one.client == other.client {
-            true => account(owner)
-                .and_then(|account| account.requests.get(&owner.request))
-                .map_or(0, |request| request.served),
-            false => account(owner).map_or(0, |account| account.served),
+        let served = |owner: Owner| {
+            if one.client == other.client {
+                account(owner)
+                    .and_then(|account| account.requests.get(&owner.request))
+                    .map_or(0, |request| request.served)
+            } else {
+                account(owner).map_or(0, |account| account.served)
+            }
         };
         rows == 0 || served(one) >= served(other) + rows
     }
@@ -200,9 +203,10 @@ impl Holders {
 
     /// Whether a slot may move from one owner to another.
     pub(super) fn may_move(&self, from: Owner, to: Owner) -> bool {
-        match from.client == to.client {
-            true => self.of_request(from.request) >= self.of_request(to.request) + 2,
-            false => self.of_client(from.client) >= self.of_client(to.client) + 2,
+        if from.client == to.client {
+            self.of_request(from.request) >= self.of_request(to.request) + 2
+        } else {
+            self.of_client(from.client) >= self.of_client(to.client) + 2
         }
     }
 }

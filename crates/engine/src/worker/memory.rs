@@ -3,16 +3,16 @@
 
 use std::sync::atomic::Ordering;
 
-use super::super::cache::LEAST;
+use super::super::cache::MIN_SHARED_TOKENS;
 use super::super::sequence::Sequence;
 use super::Worker;
-use super::slots::QUANTUM;
+use super::scheduling::QUANTUM;
 use crate::exec::{Executor, SequenceId, SwapOut};
 
 impl Worker {
     /// Swaps in sequence number `index` of those that are swapped out, if there is room. Idle
     /// sequences give way to it, and so does the sequence whose slot it may take.
-    pub(super) fn bring_back(&mut self, index: usize) -> bool {
+    pub(super) fn swap_in(&mut self, index: usize) -> bool {
         let Some(mut swapped) = self.swapped.remove(index) else {
             return false;
         };
@@ -27,10 +27,15 @@ impl Worker {
             }
         };
         // Requires room to continue for a while; otherwise it would soon be swapped out again.
-        let budget = self.pace.budget(true).rows;
-        let more = |sequence: &Sequence| match sequence.holds_slot() {
-            true => sequence.remaining().clamp(LEAST, budget.max(LEAST)),
-            false => 0,
+        let budget = self.prefill_budget.budget(true).rows;
+        let more = |sequence: &Sequence| {
+            if sequence.holds_slot() {
+                sequence
+                    .remaining()
+                    .clamp(MIN_SHARED_TOKENS, budget.max(MIN_SHARED_TOKENS))
+            } else {
+                0
+            }
         };
         // Lost KV has to be recomputed as a whole.
         let own = swapped.sequence();
@@ -39,23 +44,23 @@ impl Worker {
             let mut growth = vec![(id, own)];
             growth.extend(self.running.iter().map(|other| (other.id, more(other))));
             let alone = self.running.is_empty();
-            if self.make_room(&growth, alone) || alone {
+            if self.free_memory(&growth, alone) || alone {
                 break;
             }
             let parked = self.running.iter().rposition(|one| one.is_parked);
             let all_pause = !self.running.iter().any(Sequence::holds_slot);
             let youngest = all_pause.then(|| self.running.len() - 1);
-            let other = || self.who_gives_way(&self.holders(), owner, QUANTUM);
+            let other = || self.preemption_victim(&self.holders(), owner, QUANTUM);
             match parked.or(youngest).or_else(other) {
-                Some(gives_way) => self.swap_out(gives_way),
+                Some(victim) => self.swap_out(victim),
                 None => {
-                    swapped.unprepare(self.executor.as_mut());
+                    swapped.revert_preparation(self.executor.as_mut());
                     self.swapped.insert(index, swapped);
                     return false;
                 }
             }
         }
-        match swapped.back(self.executor.as_mut()) {
+        match swapped.swap_in(self.executor.as_mut()) {
             Ok(sequence) => {
                 let before = |other: &Sequence| other.began < sequence.began;
                 let place = self.running.partition_point(before);
@@ -68,9 +73,13 @@ impl Worker {
 
     /// Frees the KV of idle sequences until there is room; as a last resort, even the prefixes
     /// of profiles. Returns whether there is room.
-    pub(super) fn make_room(&mut self, growth: &[(SequenceId, usize)], last_resort: bool) -> bool {
+    pub(super) fn free_memory(
+        &mut self,
+        growth: &[(SequenceId, usize)],
+        last_resort: bool,
+    ) -> bool {
         let executor = self.executor.as_mut();
-        while !executor.has_room(growth) {
+        while !executor.fits(growth) {
             if self.cache.reclaim(executor) {
                 continue;
             }
@@ -83,7 +92,7 @@ impl Worker {
             let swapped = &mut self.swapped;
             let mut give = |part, executor: &mut dyn Executor| {
                 let mut swapped = swapped.iter_mut().rev();
-                swapped.any(|swapped| swapped.give_more(part, executor))
+                swapped.any(|swapped| swapped.swap_out_more(part, executor))
             };
             if !give(SwapOut::Own, executor)
                 && !self.cache.reclaim_prefix(executor)
@@ -97,22 +106,27 @@ impl Worker {
 
     /// Makes room for a step, or reduces the step. If that does not suffice, preempts a
     /// sequence: then it returns false, and the step has to be divided again.
-    pub(super) fn find_room(&mut self, counts: &mut [usize]) -> bool {
+    pub(super) fn fit_step(&mut self, counts: &mut [usize]) -> bool {
         let alone = self.running.len() == 1;
         loop {
             let ids = self.running.iter().map(|sequence| sequence.id);
             let growth: Vec<_> = ids.zip(counts.iter().copied()).collect();
-            if self.make_room(&growth, false) {
+            if self.free_memory(&growth, false) {
                 return true;
             }
             for sequence in &self.running {
                 self.executor.trim(sequence.id);
             }
             // Prefixes are the last resort if no other sequence can give way.
-            if self.make_room(&growth, alone) {
+            if self.free_memory(&growth, alone) {
                 return true;
             }
-            let Some(largest) = counts.iter().copied().max().filter(|&most| most > LEAST) else {
+            let Some(largest) = counts
+                .iter()
+                .copied()
+                .max()
+                .filter(|&most| most > MIN_SHARED_TOKENS)
+            else {
                 break;
             };
             counts
@@ -145,7 +159,7 @@ impl Worker {
     /// Swaps out running sequence number `index`.
     pub(super) fn swap_out(&mut self, index: usize) {
         let sequence = self.running.remove(index);
-        let swapped = self.swap.out(sequence, self.executor.as_mut());
+        let swapped = self.swap.swap_out(sequence, self.executor.as_mut());
         self.shared.preemptions.fetch_add(1, Ordering::AcqRel);
         self.swapped.push_back(swapped);
     }
