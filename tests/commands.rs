@@ -9,8 +9,8 @@ use portable_pty::{CommandBuilder, native_pty_system};
 use serde_json::{Value, json};
 
 use crate::catalog::{file_bytes, manifest_text};
-use crate::server_program::Program;
-use crate::server_support::{CHAT, MODEL, in_company, shared};
+use crate::server::program::Program;
+use crate::server::support::{CHAT, MODEL, in_company, shared};
 use crate::support::hub::FakeHub;
 use crate::support::model;
 

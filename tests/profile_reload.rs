@@ -13,8 +13,8 @@ use incant::profile::Library;
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
-use crate::server_program::Program;
-use crate::server_support::{CHAT, Reply, in_company, post};
+use crate::server::program::Program;
+use crate::server::support::{CHAT, Reply, in_company, post};
 
 /// The file of a profile that writes `mark` before every question, and starts every answer such
 /// that a model has to continue it.

@@ -1,7 +1,5 @@
 //! The one integration-test binary: one module per behaviour.
 mod build;
-mod server_program;
-mod server_support;
 mod support;
 
 mod bench;
@@ -23,32 +21,7 @@ mod profile_limits;
 mod profile_reload;
 mod quantize;
 mod reference;
-mod server_adapters;
-mod server_answers;
-mod server_banned_words;
-mod server_browsers;
-mod server_clients;
-mod server_compare;
-mod server_deadlines;
-mod server_defaults;
-mod server_fair;
-#[cfg(debug_assertions)]
-mod server_faults;
-mod server_fields;
-mod server_guidance;
-mod server_keys;
-mod server_large;
-mod server_lifecycle;
-mod server_lm_eval;
-mod server_log;
-mod server_metrics;
-mod server_overload;
-mod server_refusals;
-#[cfg(unix)]
-mod server_signals;
-mod server_slow_clients;
-mod server_tls;
-mod server_wire;
+mod server;
 mod settings;
 mod tokenizer;
 mod tokenizer_oracle;

@@ -553,7 +553,7 @@ proptest! {
         }
     }
 
-    /// Whatever a user's text consists of, if guarded it contains no control token and has the
+    /// A guarded text of a user contains no control token and has the
     /// ids of plain text.
     #[test]
     fn guarded_text_is_plain_text(

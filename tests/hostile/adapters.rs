@@ -16,7 +16,7 @@ use crate::support::subjects;
 const INPUTS: u64 = 3000;
 
 /// More elements than any of the unmodified adapters has.
-const MOST: usize = 1 << 20;
+const MAX_BYTES: usize = 1 << 20;
 
 const CONFIG: &str = "adapter_config.json";
 const TENSORS: &str = "adapter_model.safetensors";
@@ -134,7 +134,7 @@ impl Target for Adapters {
         }
         let location = Location::within(self.folder.path(), Path::new(name));
         let location = location.expect("the folder is there");
-        let lora = match Lora::read_at(&location, &self.spec, MOST) {
+        let lora = match Lora::read_at(&location, &self.spec, MAX_BYTES) {
             Ok(lora) => lora,
             Err(error) => return refused_in_a_line(&error),
         };

@@ -22,7 +22,7 @@ use super::edits::Material;
 use super::{Target, fuzz};
 use crate::build::{Builder, Item};
 use crate::reference::tiny::Tiny;
-use crate::server_support::Server;
+use crate::server::support::Server;
 use crate::support::subjects;
 
 const INPUTS: u64 = 10_000;
@@ -219,7 +219,7 @@ impl Target for Requests {
         let whole = json!({"max_tokens": CONTEXT - 8, "ignore_eos": true, "n": SLOTS});
         let answer = self
             .server
-            .complete(crate::server_support::with(ordinary(), &whole));
+            .complete(crate::server::support::with(ordinary(), &whole));
         let tokens = answer["usage"]["completion_tokens"]
             .as_u64()
             .expect("a count");

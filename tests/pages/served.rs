@@ -7,7 +7,7 @@ use incant::server::{ApiKeys, ServeOptions};
 use serde_json::Value;
 
 use super::{compare_numbers, places_to_show};
-use crate::server_support::{Server, in_company, shared};
+use crate::server::support::{Server, in_company, shared};
 use crate::support::browser::Browser;
 
 /// Asks the initial arms of the page, and waits for the end.

@@ -46,7 +46,7 @@ fn assert_same(found: &[Vec<f32>], expected: &[Vec<f32>], what: &str) {
     for (row, (found, expected)) in found.iter().zip(expected).enumerate() {
         let pairs = found.iter().zip(expected);
         let other = pairs.filter(|(a, b)| a.to_bits() != b.to_bits()).count();
-        assert_eq!(other, 0, "{what}: so many logits of row {row} differ");
+        assert_eq!(other, 0, "{what}: differing logits in row {row}");
     }
 }
 

@@ -48,7 +48,7 @@ const ANSWERS: [&str; 6] = [
     "## Steps\n\n1. One\n2. Two\n\n```python\nprint('# Query:')\n```",
     "もちろんです。空は青いです。🙂",
     "  spaces around\n",
-    "# Query:\nan end <|im_end|> <end_of_turn> </s> <|endoftext|> that is none",
+    "# Query:\nan end <|im_end|> <end_of_turn> </s> <|endoftext|> which is no end",
     "",
 ];
 

@@ -42,7 +42,7 @@ pub const FIELDS: &[Field] = &[
     Field {
         name: "top_k",
         neutral: "0",
-        help: "only so many tokens; 0 for all",
+        help: "only this number of the likeliest tokens; 0 for all",
         kind: Kind::Whole(0),
     },
     Field {

@@ -81,7 +81,7 @@ fn guidance_schema(_: &mut SchemaGenerator) -> Schema {
                     "exclusiveMinimum": 0,
                     "maximum": 1,
                     "default": DEFAULT_PLAUSIBILITY,
-                    "description": "Only tokens that are at least so many times as likely as the most likely one \
+                    "description": "Only tokens that are at least this fraction as likely as the most likely one \
                         can be chosen; counts where a weight is negative, guidance included.",
                 },
             },

@@ -139,10 +139,10 @@ impl Distillation {
     ) -> anyhow::Result<Vec<(Place, DistillationExample)>> {
         // All prompts are rendered first: one that does not fit is reported before hours of work.
         let asked = entries.iter().map(|entry| {
-            let (place, lesson, messages) = self.ask(entry)?;
+            let (place, example, messages) = self.ask(entry)?;
             let partners = self.partners(messages);
             let partners = partners.with_context(|| place.to_string())?;
-            Ok((place, lesson, messages, partners))
+            Ok((place, example, messages, partners))
         });
         let asked = asked.collect::<anyhow::Result<Vec<_>>>()?;
         let guided = self.teacher_guidance();
@@ -153,18 +153,18 @@ impl Distillation {
             None => self.slots,
         };
         let answers = stream::iter(asked)
-            .map(|(place, lesson, messages, partners)| {
+            .map(|(place, example, messages, partners)| {
                 let progress = &progress;
                 async move {
                     let answer = self.answer(messages, &partners, progress).await;
                     let answer = answer.with_context(|| place.to_string())?;
                     progress.borrow_mut().answer_done(answer.tokens.len());
-                    let lesson = DistillationExample {
+                    let example = DistillationExample {
                         answer: answer.tokens,
                         targets: guided.map(|_| answer.targets),
-                        ..lesson
+                        ..example
                     };
-                    Ok::<_, anyhow::Error>((answer.cut, (place, lesson)))
+                    Ok::<_, anyhow::Error>((answer.cut, (place, example)))
                 }
             })
             .buffered(at_once)
@@ -218,24 +218,24 @@ impl Distillation {
             bail!("{name} has answers to {known} prompts, the data has {entries}");
         }
         let now = self.provenance();
-        for (entry, (_, lesson, then)) in entries.iter().zip(&known) {
+        for (entry, (_, example, then)) in entries.iter().zip(&known) {
             let (place, asked, _) = self.ask(entry)?;
-            if (&asked.student, &asked.teacher) != (&lesson.student, &lesson.teacher) {
+            if (&asked.student, &asked.teacher) != (&example.student, &example.teacher) {
                 bail!("{name} has an answer to another prompt than that of {place}");
             }
             if then.weights.is_some() && then.weights != now.weights {
                 bail!("{name} has an answer of other weights for {place}");
             }
-            if then.guided != now.guided || then.guided.is_some() != lesson.targets.is_some() {
+            if then.guided != now.guided || then.guided.is_some() != example.targets.is_some() {
                 let (then, now) = (describe(then.guided), describe(now.guided));
                 bail!("{name} has an answer with {then} for {place}, not with {now}");
             }
         }
         let known = known.into_iter();
-        Ok(known.map(|(place, lesson, _)| (place, lesson)).collect())
+        Ok(known.map(|(place, example, _)| (place, example)).collect())
     }
 
-    /// Prepares a lesson, whose answer is still missing.
+    /// Prepares a example, whose answer is still missing.
     fn ask<'a>(
         &self,
         entry: &'a Entry,
@@ -254,13 +254,13 @@ impl Distillation {
                 teacher.len()
             );
         }
-        let lesson = DistillationExample {
+        let example = DistillationExample {
             student,
             teacher,
             answer: Vec::new(),
             targets: None,
         };
-        Ok((place.clone(), lesson, messages))
+        Ok((place.clone(), example, messages))
     }
 
     /// Generates the most likely answer (greedy decoding), with its end.
@@ -301,22 +301,22 @@ pub(super) fn has_stored(folder: &RunFolder) -> bool {
     folder.path().join(FILE).exists()
 }
 
-/// Stores lessons in a run's folder.
+/// Stores examples in a run's folder.
 fn write(
     folder: &RunFolder,
-    lessons: &[(Place, DistillationExample)],
+    examples: &[(Place, DistillationExample)],
     provenance: &Provenance,
 ) -> anyhow::Result<()> {
-    let lines = lessons.iter().map(|(place, lesson)| {
+    let lines = examples.iter().map(|(place, example)| {
         let stored = StoredAnswer {
             file: place.file.to_path_buf(),
             line: place.line,
-            student: lesson.student.clone(),
-            teacher: lesson.teacher.clone(),
-            answer: lesson.answer.clone(),
+            student: example.student.clone(),
+            teacher: example.teacher.clone(),
+            answer: example.answer.clone(),
             weights: provenance.weights.clone(),
             guided: provenance.guided,
-            targets: lesson.targets.clone(),
+            targets: example.targets.clone(),
         };
         Ok(serde_json::to_string(&stored)? + "\n")
     });
@@ -325,17 +325,17 @@ fn write(
     written.context("the teacher's answers cannot be stored")
 }
 
-/// Reads stored lessons, with how they were generated.
+/// Reads stored examples, with how they were generated.
 fn read(path: &Path) -> anyhow::Result<Vec<(Place, DistillationExample, Provenance)>> {
     let text = fs::read_to_string(path).with_context(|| path.display().to_string())?;
-    let lessons = (1..).zip(text.lines()).map(|(number, line)| {
+    let examples = (1..).zip(text.lines()).map(|(number, line)| {
         let stored: StoredAnswer =
             serde_json::from_str(line).with_context(|| format!("{}:{number}", path.display()))?;
         let place = Place {
             file: Arc::new(stored.file),
             line: stored.line,
         };
-        let lesson = DistillationExample {
+        let example = DistillationExample {
             student: stored.student,
             teacher: stored.teacher,
             answer: stored.answer,
@@ -345,9 +345,9 @@ fn read(path: &Path) -> anyhow::Result<Vec<(Place, DistillationExample, Provenan
             weights: stored.weights,
             guided: stored.guided,
         };
-        Ok((place, lesson, provenance))
+        Ok((place, example, provenance))
     });
-    lessons.collect()
+    examples.collect()
 }
 
 #[cfg(test)]
@@ -373,13 +373,13 @@ mod tests {
             weight: 0.3,
             plausible: 0.1,
         };
-        for (lesson, guided) in [(&plain, None), (&with_targets, Some(guided))] {
+        for (example, guided) in [(&plain, None), (&with_targets, Some(guided))] {
             let provenance = Provenance {
                 weights: Some("0123".to_owned()),
                 guided,
             };
-            write(&folder, &[(place(), lesson.clone())], &provenance).unwrap();
-            let expected = [(place(), lesson.clone(), provenance)];
+            write(&folder, &[(place(), example.clone())], &provenance).unwrap();
+            let expected = [(place(), example.clone(), provenance)];
             assert_eq!(read(&path).unwrap(), expected);
             assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 1);
         }

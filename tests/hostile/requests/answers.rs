@@ -31,7 +31,7 @@ pub(super) fn check(mut bytes: &[u8]) -> Result<bool, String> {
             body
         } else {
             let length = header("content-length").map_or(Ok(bytes.len()), str::parse);
-            let length = length.map_err(|_| "a length that is no number")?;
+            let length = length.map_err(|_| "the length is not a number")?;
             // The answer to HEAD has no body, whatever its length.
             let (body, rest) = match bytes.split_at_checked(length) {
                 Some(whole) => whole,

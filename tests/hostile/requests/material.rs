@@ -5,7 +5,7 @@ use std::ops::Range;
 use serde_json::{Value, json};
 
 use crate::hostile::edits::{Edit, Material};
-use crate::server_support::{CHAT, COMPLETIONS};
+use crate::server::support::{CHAT, COMPLETIONS};
 
 /// Longer bodies are changed only as text.
 const LONGEST_VARIED: usize = 4096;

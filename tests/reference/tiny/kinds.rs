@@ -85,7 +85,7 @@ impl Tiny {
         }
     }
 
-    /// Layers with and without a window, and caps that many values reach.
+    /// Layers with and without a window, and caps that a large share of values reaches.
     pub(crate) fn gemma2() -> Tiny {
         Tiny {
             architecture: "gemma2",

@@ -5,7 +5,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use crate::server_support::{MODEL, alone, shared};
+use crate::server::support::{MODEL, alone, shared};
 use crate::support::{not_run, python_env};
 
 #[test]

@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use serde_json::{Value, json};
 
-use crate::server_support::post;
+use crate::server::support::post;
 use crate::support::model;
 
 /// A model with a chat template, so that nothing is computed before it is served.

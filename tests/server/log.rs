@@ -4,8 +4,8 @@ use std::io::{Read, Write};
 
 use serde_json::{Value, json};
 
-use crate::server_program::Program;
-use crate::server_support::{CHAT, COMPLETIONS, in_company, post, with};
+use crate::server::program::Program;
+use crate::server::support::{CHAT, COMPLETIONS, in_company, post, with};
 
 fn completion(id: &str, more: &Value) -> Value {
     let body = json!({"model": id, "prompt": "One two three", "ignore_eos": true});

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use incant::server::ServeOptions;
 use serde_json::json;
 
-use crate::server_support::{
+use crate::server::support::{
     COMPLETIONS, MODEL, Server, alone, endless, eventually, idle, in_company, post, runtime, shared,
 };
 

@@ -8,7 +8,7 @@ use incant::runtime::{LoadOptions, Model, Runtime};
 use incant::server::ServeOptions;
 use serde_json::{Value, json};
 
-use crate::server_support::{
+use crate::server::support::{
     CHAT, COMPLETIONS, MODEL, Server, alone, eventually, idle, load_options, shared, with,
 };
 
@@ -228,7 +228,7 @@ fn who_leaves_ends_the_guide_too() {
         &json!({"guidance": 0.5, "max_tokens": 3000, "ignore_eos": true, "stream": true}),
     );
     {
-        let bytes = crate::server_support::post(CHAT, body.to_string().as_bytes(), "");
+        let bytes = crate::server::support::post(CHAT, body.to_string().as_bytes(), "");
         let mut stream = shared().connect();
         stream.write_all(&bytes).unwrap();
         let mut some = [0; 200];

@@ -14,7 +14,7 @@ use serde::Serialize;
 use serde_json::{Value, json};
 
 use crate::lora::fixtures::Fixture;
-use crate::server_support::{MODEL, Server, alone, eventually, idle, shared, with};
+use crate::server::support::{MODEL, Server, alone, eventually, idle, shared, with};
 use crate::support::{self, subjects};
 
 const COMPARE: &str = "/v1/compare";
@@ -363,7 +363,7 @@ fn a_client_that_leaves_ends_all_of_it() {
     );
     let server = shared();
     let _alone = alone();
-    let bytes = crate::server_support::post(COMPARE, request.to_string().as_bytes(), "");
+    let bytes = crate::server::support::post(COMPARE, request.to_string().as_bytes(), "");
     let mut stream = server.connect();
     std::io::Write::write_all(&mut stream, &bytes).expect("the server reads");
     let mut some = [0; 2000];

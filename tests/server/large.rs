@@ -9,7 +9,7 @@ use std::time::Duration;
 use incant::server::ServeOptions;
 use serde_json::{Value, json};
 
-use crate::server_support::{
+use crate::server::support::{
     CHAT, COMPLETIONS, MODEL, Reply, Server, chat_body, completion_body, post, shared, with,
 };
 
@@ -50,7 +50,7 @@ fn at_once(connect: impl Fn() -> TcpStream, path: &str, bodies: &[Vec<u8>]) -> V
 #[cfg(target_os = "linux")]
 #[test]
 fn large_bodies_take_little_more_memory_than_their_bytes() {
-    let program = crate::server_program::Program::start(&[], &[]);
+    let program = crate::server::program::Program::start(&[], &[]);
     let model = "smollm2-135m-instruct";
     let ask = |path, bodies: &[Vec<u8>]| {
         let connect = || {

@@ -10,7 +10,7 @@ use incant::server::ServeOptions;
 use serde_json::{Value, json};
 
 use crate::reference::tiny::Tiny;
-use crate::server_support::{Server, with};
+use crate::server::support::{Server, with};
 use crate::support::subjects;
 
 #[test]

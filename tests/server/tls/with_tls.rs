@@ -15,8 +15,8 @@ use tokio_rustls::rustls::pki_types::pem::PemObject;
 use tokio_rustls::rustls::pki_types::{CertificateDer, ServerName};
 use tokio_rustls::rustls::{ClientConfig, ClientConnection, RootCertStore, StreamOwned};
 
-use crate::server_program::Program;
-use crate::server_support::{CHAT, Reply, Server, chat_body, in_company, post};
+use crate::server::program::Program;
+use crate::server::support::{CHAT, Reply, Server, chat_body, in_company, post};
 
 /// A folder with a certificate and its key.
 struct Identity(TempDir);

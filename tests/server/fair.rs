@@ -6,8 +6,8 @@ use std::io::{Read, Write};
 use incant::server::ServeOptions;
 use serde_json::{Value, json};
 
-use crate::server_program::Program;
-use crate::server_support::{
+use crate::server::program::Program;
+use crate::server::support::{
     COMPLETIONS, MODEL, Server, alone, completion_body, endless, eventually, idle, in_company,
     runtime,
 };
@@ -27,7 +27,7 @@ fn generated(server: &Server) -> u64 {
 fn a_short_request_is_answered_while_a_large_one_runs() {
     /// More than all slots can generate while twelve tokens and their prompt are computed, and
     /// far less than the 4,000 tokens after which the first slot would be free.
-    const MOST: u64 = 1500;
+    const MAX_TOKENS: u64 = 1500;
     let _alone = alone();
     eventually("the engine is idle", idle);
     let server = Server::start(ServeOptions::default());
@@ -44,7 +44,7 @@ fn a_short_request_is_answered_while_a_large_one_runs() {
         let reply = server.post(COMPLETIONS, &completion_body(&body));
         assert_eq!(reply.status, 200, "{}", reply.text());
         let meanwhile = generated(&server) - before;
-        assert!(meanwhile < MOST, "{meanwhile} tokens");
+        assert!(meanwhile < MAX_TOKENS, "{meanwhile} tokens");
         assert!(waiting() > 0, "the large one still has some in the queue");
         drop(large);
         eventually("the engine is idle", idle);
@@ -63,7 +63,7 @@ fn a_short_request_is_answered_while_long_prompts_are_scored() {
         let body = json!({"prompt": ids, "echo": true, "logprobs": 1, "max_tokens": 0});
         let mut stream = server.connect();
         let body = completion_body(&body).to_string();
-        let request = crate::server_support::post(COMPLETIONS, body.as_bytes(), "");
+        let request = crate::server::support::post(COMPLETIONS, body.as_bytes(), "");
         stream.write_all(&request).unwrap();
         scored.push(stream);
     }

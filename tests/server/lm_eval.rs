@@ -11,7 +11,7 @@ use incant::text::{Special, Tokenizer};
 use serde_json::Value;
 
 use crate::golden::{argmax, log_softmax, score};
-use crate::server_support::{MODEL, alone, shared};
+use crate::server::support::{MODEL, alone, shared};
 use crate::support::{self, python_env, subjects};
 
 /// The version of the harness on the package index.

@@ -9,7 +9,7 @@ use incant::server::ServeOptions;
 use serde_json::json;
 use socket2::{Domain, Socket, Type};
 
-use crate::server_support::{
+use crate::server::support::{
     COMPLETIONS, Reply, Server, alone, completion_body, endless, eventually, idle, post, shared,
 };
 

@@ -18,7 +18,7 @@ use serde_json::{Value, json};
 use tempfile::TempDir;
 
 use crate::lora::fixtures::Fixture;
-use crate::server_support::{CHAT, Reply, Server, eventually};
+use crate::server::support::{CHAT, Reply, Server, eventually};
 use crate::support::subjects;
 
 /// A served tiny model, and the folder from which adapters are loaded.

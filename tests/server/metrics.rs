@@ -9,7 +9,7 @@ use incant::runtime::Runtime;
 use incant::server::ServeOptions;
 use serde_json::{Value, json};
 
-use crate::server_support::{
+use crate::server::support::{
     CHAT, COMPLETIONS, MODEL, Server, alone, chat_body, completion_body, endless, eventually, idle,
 };
 

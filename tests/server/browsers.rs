@@ -7,8 +7,8 @@ use std::io::{Read, Write};
 use incant::server::{Origin, ServeOptions};
 use serde_json::json;
 
-use crate::server_keys::keys;
-use crate::server_support::{CHAT, Reply, Server, chat_body, post, shared};
+use crate::server::keys::keys;
+use crate::server::support::{CHAT, Reply, Server, chat_body, post, shared};
 
 const HERE: &str = "https://chat.example.org";
 const HEADERS: &str = "authorization,content-type,x-stainless-arch,x-stainless-retry-count";

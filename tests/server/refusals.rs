@@ -4,7 +4,7 @@ use serde_json::{Value, json};
 
 use incant::server::ServeOptions;
 
-use crate::server_support::{
+use crate::server::support::{
     CHAT, COMPLETIONS, MODEL, Reply, Server, chat_body, completion_body, shared,
 };
 

@@ -3,7 +3,7 @@
 use serde_json::{Value, json};
 
 use super::{PROMPT, question, text};
-use crate::server_support::{MODEL, shared};
+use crate::server::support::{MODEL, shared};
 
 #[test]
 fn chat_log_probabilities_spell_the_content() {

@@ -6,7 +6,7 @@ mod logprobs;
 use serde_json::{Value, json};
 
 use self::logprobs::check_lists;
-use crate::server_support::{CHAT, COMPLETIONS, MODEL, Reply, alone, shared};
+use crate::server::support::{CHAT, COMPLETIONS, MODEL, Reply, alone, shared};
 
 const PROMPT: &str = "The quick brown fox jumps over the";
 

@@ -4,8 +4,8 @@ use std::io::{Read, Write};
 
 use serde_json::json;
 
-use crate::server_program::Program;
-use crate::server_support::{COMPLETIONS, in_company, post};
+use crate::server::program::Program;
+use crate::server::support::{COMPLETIONS, in_company, post};
 
 /// Starts an answer of the maximum length.
 fn endless(program: &Program) -> std::net::TcpStream {

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use incant::server::{SPARE_PLACES, ServeOptions};
 use serde_json::json;
 
-use crate::server_support::{
+use crate::server::support::{
     COMPLETIONS, Server, alone, completion_body, endless, eventually, idle, post,
 };
 
@@ -69,7 +69,7 @@ fn connections_that_say_nothing_do_not_keep_health_from_others() {
     let mut busy = server.connect();
     busy.write_all(&endless(&json!({}))).unwrap();
     eventually("it has the place", || !idle());
-    // Twice as many as there are spare places.
+    // Twice the number of spare places.
     let silent: Vec<TcpStream> = (0..2 * SPARE_PLACES).map(|_| server.connect()).collect();
     server.get("/health").expect(200);
     server.get("/v1/models").error(503);

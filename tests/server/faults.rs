@@ -5,8 +5,8 @@ use std::io::{Read, Write};
 
 use serde_json::{Value, json};
 
-use crate::server_program::Program;
-use crate::server_support::{COMPLETIONS, in_company, post};
+use crate::server::program::Program;
+use crate::server::support::{COMPLETIONS, in_company, post};
 use crate::support::wait_until;
 
 fn completion(program: &Program) -> Value {

@@ -6,8 +6,8 @@ use std::process::{Command, Stdio};
 use incant::server::{ApiKeys, ServeOptions};
 use serde_json::{Value, json};
 
-use crate::server_program::Program;
-use crate::server_support::{CHAT, Reply, Server, chat_body, in_company, post};
+use crate::server::program::Program;
+use crate::server::support::{CHAT, Reply, Server, chat_body, in_company, post};
 
 /// Parses the keys of a text.
 pub(crate) fn keys(text: &str) -> ApiKeys {

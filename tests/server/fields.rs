@@ -5,7 +5,7 @@ use std::io::{Read, Write};
 
 use serde_json::{Value, json};
 
-use crate::server_support::{
+use crate::server::support::{
     CHAT, COMPLETIONS, MODEL, alone, chat_body, completion_body, post, shared, with,
 };
 
@@ -466,8 +466,8 @@ fn paths_are_known_without_v1() {
 
 #[test]
 fn a_key_may_come_as_other_clients_send_it() {
-    let locked = crate::server_support::Server::start(incant::server::ServeOptions {
-        keys: crate::server_keys::keys("sesame"),
+    let locked = crate::server::support::Server::start(incant::server::ServeOptions {
+        keys: crate::server::keys::keys("sesame"),
         ..Default::default()
     });
     let status = |headers: &str| {

@@ -13,7 +13,7 @@ use serde_json::{Value, json};
 
 use crate::build::{Builder, Item};
 use crate::reference::tiny::{Tiny, written};
-use crate::server_support::{Server, with};
+use crate::server::support::{Server, with};
 use crate::support::subjects;
 
 const PROFILE: &str = r##"+++

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use incant::server::ServeOptions;
 use serde_json::{Value, json};
 
-use crate::server_support::{
+use crate::server::support::{
     CHAT, COMPLETIONS, Reply, Server, alone, chat_body, completion_body, endless, eventually, idle,
     runtime, shared, with,
 };
