@@ -17,7 +17,7 @@ pub struct GuidanceOptions {
 /// The guide that answers are led away from, and how far.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Guidance {
-    /// From 0 to [`MAX_WEIGHT`]; the guidance scale of others is 1 more.
+    /// From 0 to [`MAX_WEIGHT`](incant_sample::MAX_WEIGHT); the guidance scale of others is 1 more.
     pub weight: f32,
     /// The id of the guide's arm; `None` is the arm itself with the question left empty.
     pub against: Option<String>,
