@@ -1,7 +1,7 @@
 //! Benchmarks of the kernels, one by one, for every available instruction set:
 //! `cargo bench --bench kernels`.
 
-#![allow(unsafe_code)]
+#![expect(unsafe_code)]
 
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
 use incant::gguf::TensorType;

@@ -119,7 +119,7 @@ thread_local! {
 
 /// While it is held, only its test sends requests.
 pub(crate) struct Alone(
-    #[allow(dead_code, reason = "held, not read")] RwLockWriteGuard<'static, ()>,
+    #[expect(dead_code, reason = "held, not read")] RwLockWriteGuard<'static, ()>,
 );
 
 /// Waits until no other test has a request in progress.

@@ -70,7 +70,6 @@ pub(crate) fn not_run(what: &str, reason: &str) {
 }
 
 /// The folder of reference data, if `INCANT_SHARED` names one.
-#[allow(dead_code, reason = "for the modules that other parts add")]
 pub(crate) fn shared() -> Option<PathBuf> {
     std::env::var_os("INCANT_SHARED")
         .filter(|path| !path.is_empty())
@@ -79,7 +78,6 @@ pub(crate) fn shared() -> Option<PathBuf> {
 
 /// Returns the golden data that an independent engine computed for a model. Without reference
 /// data, returns `None` and prints a line.
-#[allow(dead_code, reason = "for the modules that other parts add")]
 pub(crate) fn golden(model: &str) -> Option<serde_json::Value> {
     let file = match model {
         "gemma-3-270m" => "gemma-3-270m-q4_k_m.json",
@@ -99,7 +97,6 @@ pub(crate) fn golden(model: &str) -> Option<serde_json::Value> {
 
 /// Returns the interpreter of a Python environment with these packages (`NAME==VERSION`). It is
 /// created once per set of packages and kept in the target folder.
-#[allow(dead_code, reason = "for the modules that other parts add")]
 pub(crate) fn python_env(packages: &[&str]) -> PathBuf {
     let folder = format!("python-{}", packages.join("-").replace("==", "-"));
     let dir = Path::new(env!("CARGO_TARGET_TMPDIR")).join(folder);
@@ -132,7 +129,6 @@ pub(crate) fn python_env(packages: &[&str]) -> PathBuf {
     python
 }
 
-#[allow(dead_code, reason = "for the modules that other parts add")]
 fn run(command: &mut Command) {
     let status = command
         .status()

@@ -1,5 +1,5 @@
 //! Memory-mapped files: the only place that maps a file.
-#![allow(unsafe_code)]
+#![expect(unsafe_code)]
 
 use std::fs::File;
 use std::ops::Deref;

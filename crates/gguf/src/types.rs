@@ -5,8 +5,8 @@
 /// Elements come in blocks of [`block_size`](TensorType::block_size) along the innermost
 /// dimension; each block takes [`type_size`](TensorType::type_size) bytes. The ids and sizes
 /// are those of ggml's `ggml_type` and `ggml-common.h`.
-#[allow(missing_docs, reason = "the names are ggml's; name() spells them")]
-#[allow(non_camel_case_types, reason = "ggml's spelling is the one users know")]
+#[expect(missing_docs, reason = "the names are ggml's; name() spells them")]
+#[expect(non_camel_case_types, reason = "ggml's spelling is the one users know")]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum TensorType {
     F32,

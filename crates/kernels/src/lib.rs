@@ -8,7 +8,7 @@
 //!
 //! [`pool`] has the threads that kernels run on. This crate knows the element types of GGUF. It
 //! knows no architecture, no sequence and no KV cache.
-#![allow(unsafe_code)]
+#![expect(unsafe_code)]
 
 pub mod attention;
 pub mod exp;

@@ -8,7 +8,7 @@
 //!
 //! The result of a row depends neither on the other rows of the batch nor on the origin of its
 //! KV: attention is computed in chunks of 128 positions, whether or not sequences share them.
-#![allow(unsafe_code)]
+#![expect(unsafe_code)]
 
 mod adapters;
 mod buffers;
