@@ -210,6 +210,21 @@ fn variants_are_those_that_say_so_whatever_their_names() {
 }
 
 #[test]
+fn a_conversation_is_shown_under_the_variant_that_answers_it() {
+    let variant = profile("kurz", "ja", Some("short")).replace("Answer well.", "Antworte gut.");
+    let server = serve_raw(&[PROFILE.to_owned(), variant]);
+    let shown = |question: &str| {
+        let messages = json!([{"role": "user", "content": question}]);
+        let body = json!({"model": "raw", "messages": messages});
+        let shown = server.post("/apply-template", &body).expect(200);
+        assert_eq!(shown["model"], "raw");
+        shown["prompt"].as_str().expect("a text").to_owned()
+    };
+    assert!(shown(ENGLISH).contains("Answer well."));
+    assert!(shown(JAPANESE).contains("Antworte gut."));
+}
+
+#[test]
 fn without_a_variant_that_fits_the_default_profile_answers() {
     // A profile whose language is only in its name, and one in a language that is not
     // recognized.
