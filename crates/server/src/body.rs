@@ -1,8 +1,8 @@
 //! Request bodies: their content type, and a memory budget for those held at once.
 //!
 //! Small bodies are always read. The others share a memory budget: each takes part of it as it
-//! arrives, until a prompt has been made of it. One client's bodies take at most half of the
-//! budget, so that there is memory for others'. Growing bodies cannot deadlock: one at a time may
+//! arrives, until a prompt has been made of it. One client's bodies take at most half of it
+//! and the one body that may always grow, so that there is memory for others'. Growing bodies cannot deadlock: one at a time may
 //! grow without waiting.
 
 use std::collections::HashMap;
@@ -198,7 +198,7 @@ pub(crate) async fn read(
                 return Err(ApiError::BodyMemoryFull);
             }
             deadline += since.elapsed();
-            // The announced length is reserved only once more than the announcement has arrived.
+            // The announced length is reserved only once more than 64 KiB have arrived.
             bytes.reserve_exact(announced.saturating_sub(bytes.len()));
         }
         bytes.extend_from_slice(&data);
