@@ -9,6 +9,7 @@ use std::time::Duration;
 use incant::server::ServeOptions;
 use serde_json::{Value, json};
 
+use crate::server::keys::keys;
 use crate::server::support::{
     CHAT, COMPLETIONS, MODEL, Reply, Server, chat_body, completion_body, post, shared, with,
 };
@@ -179,35 +180,42 @@ fn the_time_for_a_prompt_is_part_of_the_time_for_an_answer() {
 #[test]
 fn small_bodies_pass_by_large_ones_that_wait_for_room() {
     const LIMIT: usize = 256 << 10;
+    /// Three clients, of which each may use half of the memory for bodies.
+    const KEYS: [&str; 3] = ["one", "two", "three"];
     let server = Server::start(ServeOptions {
         max_body: LIMIT,
+        keys: keys(&KEYS.join(",")),
         ..ServeOptions::default()
     });
     let body = completion_body(&json!({"junk": "x".repeat(LIMIT - 1000)}));
     let body = body.to_string().into_bytes();
-    let request = post(COMPLETIONS, &body, "Connection: close\r\n");
-    let (most, last) = request.split_at(request.len() - 1);
-    // More than fits into memory for bodies, all of them almost complete. One client may use
-    // half of that memory.
-    let send = |_| {
+    let request = |body: &[u8], key: &str| {
+        let headers = format!("Connection: close\r\nAuthorization: Bearer {key}\r\n");
+        post(COMPLETIONS, body, &headers)
+    };
+    // More than fits into memory for bodies, all of them almost complete.
+    let send = |key: &str| {
         let stream = server.connect();
         let mut sending = stream.try_clone().expect("a second handle");
-        let most = most.to_vec();
+        let mut most = request(&body, key);
+        let last = most.pop().expect("it is not empty");
         // Without memory the body is not read.
         let sent = thread::spawn(move || sending.write_all(&most));
-        (stream, sent)
+        (stream, sent, last)
     };
-    let mut clients: Vec<_> = (0..12).map(send).collect();
-    server.complete(completion_body(&json!({})));
+    let keys = KEYS.iter().cycle().take(12);
+    let mut clients: Vec<_> = keys.map(|key| send(key)).collect();
+    let small = completion_body(&json!({})).to_string().into_bytes();
+    let _: Value = server.send(&request(&small, KEYS[0])).expect(200);
     // Clients that disconnect free memory, and requests that have memory complete.
-    for (client, sent) in clients.drain(..8) {
+    for (client, sent, _) in clients.drain(..6) {
         client.shutdown(Shutdown::Both).expect("it is open");
         // Data that was not received by then is lost.
         _ = sent.join().expect("no panic");
     }
-    for (mut client, sent) in clients {
+    for (mut client, sent, last) in clients {
         sent.join().expect("no panic").expect("the server reads");
-        client.write_all(last).expect("the server reads");
+        client.write_all(&[last]).expect("the server reads");
         let mut bytes = Vec::new();
         client.read_to_end(&mut bytes).expect("the server answers");
         let answer: Value = Reply::parse(&bytes).expect(200);
