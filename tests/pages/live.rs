@@ -209,9 +209,9 @@ fn text_and_colours_come_while_the_answer_grows_and_stop_ends_it() {
         browser.eval("document.getElementById('submit').disabled"),
         true
     );
-    let so_far = browser.eval(PAGE_TEXTS);
     browser.eval("document.getElementById('stop').click()");
     status(&mut browser, "Stopped");
+    let so_far = browser.eval(PAGE_TEXTS);
     wait_until("the page hangs up", || stub.hung_up());
     assert_eq!(browser.eval(PAGE_TEXTS), so_far);
     assert_eq!(

@@ -149,7 +149,7 @@ pub enum SampleError {
 /// let mut logits = [0.0, 2.0, 1.0];
 /// let id = sampler.sample(&mut logits)?;
 /// sampler.accept(id);
-/// # Ok::<(), incant::sample::SampleError>(())
+/// # Ok::<(), incant_sample::SampleError>(())
 /// ```
 #[derive(Debug)]
 pub struct Sampler {

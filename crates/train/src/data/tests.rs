@@ -412,7 +412,7 @@ fn a_side_without_an_answer_of_its_own_is_named() {
         let expected = "'rejected' has only turns of the prompt and no answer to it";
         assert_eq!(found, expected, "{part}");
         let found = told(Some(&prompt), &part, &list(&["agood"]));
-        assert!(found.starts_with("'chosen' holds only"), "{found}");
+        assert!(found.starts_with("'chosen' has only turns"), "{found}");
     }
     // A repeated question with the answer that it had before counts as an answer.
     let again = list(&["uq", "aso", "uq"]);
