@@ -147,7 +147,7 @@ pub(crate) struct Controls {
     stream_options: Option<Object<StreamOptions>>,
 }
 
-/// The JSON schema of the values that [`stop_texts`] accepts.
+/// The JSON schema of the values that `resolve::stop_texts` accepts.
 fn stop_schema(_: &mut SchemaGenerator) -> Schema {
     let text = json!({"type": "string", "minLength": 1});
     json_schema!({"anyOf": [text, {"type": "array", "items": text}, {"type": "null"}]})
@@ -162,7 +162,7 @@ fn bad_words_schema(_: &mut SchemaGenerator) -> Schema {
     })
 }
 
-/// The JSON schema of the values that [`sequence_breakers`] accepts.
+/// The JSON schema of the values that `resolve::sequence_breakers` accepts.
 fn breakers_schema(_: &mut SchemaGenerator) -> Schema {
     json_schema!({
         "type": ["array", "null"],
