@@ -84,17 +84,26 @@ pub(crate) fn router() -> Router<Arc<App>> {
         })
 }
 
+fn endpoint(
+    path: &'static str,
+    method: &'static str,
+    handler: MethodRouter<Arc<App>>,
+    describe: fn(&mut Schemas) -> Value,
+) -> Endpoint {
+    Endpoint {
+        path,
+        method,
+        handler,
+        describe,
+    }
+}
+
 fn get<H: Handler<T, Arc<App>>, T: 'static>(
     path: &'static str,
     handler: H,
     describe: fn(&mut Schemas) -> Value,
 ) -> Endpoint {
-    Endpoint {
-        path,
-        method: "get",
-        handler: routing::get(handler),
-        describe,
-    }
+    endpoint(path, "get", routing::get(handler), describe)
 }
 
 fn post<H: Handler<T, Arc<App>>, T: 'static>(
@@ -102,12 +111,7 @@ fn post<H: Handler<T, Arc<App>>, T: 'static>(
     handler: H,
     describe: fn(&mut Schemas) -> Value,
 ) -> Endpoint {
-    Endpoint {
-        path,
-        method: "post",
-        handler: routing::post(handler),
-        describe,
-    }
+    endpoint(path, "post", routing::post(handler), describe)
 }
 
 fn delete<H: Handler<T, Arc<App>>, T: 'static>(
@@ -115,10 +119,5 @@ fn delete<H: Handler<T, Arc<App>>, T: 'static>(
     handler: H,
     describe: fn(&mut Schemas) -> Value,
 ) -> Endpoint {
-    Endpoint {
-        path,
-        method: "delete",
-        handler: routing::delete(handler),
-        describe,
-    }
+    endpoint(path, "delete", routing::delete(handler), describe)
 }
