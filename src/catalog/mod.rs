@@ -22,6 +22,7 @@ use std::sync::LazyLock;
 
 use etcetera::BaseStrategy;
 
+use incant_gguf::atomic::{self, Access};
 use incant_gguf::nearest::nearest;
 use incant_gguf::open::{Kind, Location};
 
@@ -267,7 +268,8 @@ impl Cache {
     pub fn keep(&self, manifest: &Manifest, text: &str) -> Result<(), CatalogError> {
         let path = self.added_path(&manifest.name);
         fs::create_dir_all(&self.dir).map_err(CatalogError::io("create", &self.dir))?;
-        fs::write(&path, text).map_err(CatalogError::io("write", &path))
+        let written = atomic::replace(&path, text.as_bytes(), Access::Umask);
+        written.map_err(CatalogError::io("write", &path))
     }
 
     /// Returns whether the model's file is on this machine, completely or in part.
