@@ -59,7 +59,7 @@ fn a_short_request_is_answered_while_long_prompts_are_scored() {
     let load = || runtime().models()[0].engine().load();
     let mut scored = Vec::new();
     for first in 0..6 {
-        let ids: Vec<u32> = (0..1500).map(|at| 1000 + 7 * first + 13 * at).collect();
+        let ids: Vec<u32> = (0..4000).map(|at| 1000 + 7 * first + 10 * at).collect();
         let body = json!({"prompt": ids, "echo": true, "logprobs": 1, "max_tokens": 0});
         let mut stream = server.connect();
         let body = completion_body(&body).to_string();

@@ -1,9 +1,13 @@
 //! Request bodies: their content type, and a memory budget for those held at once.
 //!
-//! Small bodies are always read. The others share a memory budget: each takes part of it as it
-//! arrives, until a prompt has been made of it. One client's bodies take at most half of it
-//! and the one body that may always grow, so that there is memory for others'. Growing bodies cannot deadlock: one at a time may
-//! grow without waiting.
+//! Small bodies are always read. The others share a memory budget, and each holds a part of it
+//! until a prompt has been made of it. One client's bodies take at most half of it and the one
+//! body that may always grow, so that there is memory for others'.
+//!
+//! Bodies cannot deadlock. One that announces its length takes all its memory at once: while it
+//! waits it holds none, and once it has memory it depends on its own client alone, whose
+//! disconnection is seen because the body is being read. Of bodies whose length is unknown
+//! (chunked ones), which grow while they hold memory, one at a time may grow without waiting.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError, Weak};
@@ -190,7 +194,7 @@ pub(crate) async fn read(
             let since = Instant::now();
             if timeout(
                 client_timeout,
-                memory.grow(client, &mut reservation, length),
+                memory.grow(client, &mut reservation, length.max(announced)),
             )
             .await
             .is_err()
@@ -198,7 +202,7 @@ pub(crate) async fn read(
                 return Err(ApiError::BodyMemoryFull);
             }
             deadline += since.elapsed();
-            // The announced length is reserved only once more than 64 KiB have arrived.
+            // Nothing is allocated for the announced length before there is memory for it.
             bytes.reserve_exact(announced.saturating_sub(bytes.len()));
         }
         bytes.extend_from_slice(&data);
@@ -343,6 +347,66 @@ mod tests {
         let mut reservation = Reservation::default();
         assert!(ready(pin!(memory.grow(client("third"), &mut reservation, LIMIT))).is_some());
         assert_eq!(memory.per_client.lock().expect("no panic").len(), 1);
+    }
+
+    /// A body of which parts arrive when they are sent.
+    fn arriving(length: usize) -> (tokio::sync::mpsc::Sender<Option<Bytes>>, Request) {
+        let (sender, mut receiver) = tokio::sync::mpsc::channel(8);
+        let frames =
+            http_body_util::StreamBody::new(futures_util::stream::poll_fn(move |context| {
+                receiver
+                    .poll_recv(context)
+                    .map(|part: Option<Option<Bytes>>| {
+                        let lost = || std::io::Error::other("the client has disconnected");
+                        Some(part?.map(http_body::Frame::data).ok_or_else(lost))
+                    })
+            }));
+        let request = Request::builder().header(header::CONTENT_LENGTH, length);
+        (sender, request.body(Body::new(frames)).expect("a request"))
+    }
+
+    #[tokio::test]
+    async fn clients_that_disconnect_while_bodies_wait_for_memory_keep_none_of_it() {
+        const LIMIT: usize = 4 * UNIT;
+        let memory = BodyMemory::new(LIMIT);
+        let clients = ["one", "two", "three"].map(client).into_iter().cycle();
+        let mut bodies: Vec<_> = clients
+            .take(12)
+            .map(|client| {
+                let (sender, request) = arriving(LIMIT);
+                let read = super::read(request, client, &memory, LIMIT, Duration::from_secs(60));
+                (sender, Box::pin(read))
+            })
+            .collect();
+        let part = || Some(Bytes::from_static(&[b'x'; UNIT]));
+        // Three parts of four arrive, in turns: more than there is memory for.
+        for _ in 0..3 {
+            for (sender, read) in &mut bodies {
+                sender.try_send(part()).expect("there is space");
+                assert!(ready(read.as_mut()).is_none());
+            }
+        }
+        let mut lost = bodies.split_off(6);
+        for (sender, _) in &lost {
+            sender.try_send(None).expect("there is space");
+        }
+        // Each of the others completes although those after it do not send their last part.
+        for (sender, mut read) in bodies {
+            sender.try_send(part()).expect("there is space");
+            drop(sender);
+            let mut read_whole = false;
+            for _ in 0..10 {
+                lost.retain_mut(|(_, read)| ready(read.as_mut()).is_none());
+                if let Some(outcome) = ready(read.as_mut()) {
+                    assert_eq!(outcome.expect("a body").0.len(), LIMIT);
+                    read_whole = true;
+                    break;
+                }
+            }
+            assert!(read_whole, "it waits for memory that nobody frees");
+        }
+        assert_eq!(memory.shared.available_permits(), 28);
+        assert_eq!(memory.overflow.available_permits(), 1);
     }
 
     #[tokio::test]
