@@ -5,6 +5,7 @@
 mod faults;
 mod following;
 mod sharing;
+mod speculation;
 mod together;
 
 use std::path::Path;
@@ -60,6 +61,8 @@ fn request(prefix: Option<&Arc<Prefix>>, prompt: &[u32], max_tokens: usize) -> G
         feeds: Vec::new(),
         together: None,
         isolated: false,
+        speculation: None,
+        prediction: Vec::new(),
     }
 }
 
@@ -88,6 +91,7 @@ fn report(mut generation: Generation) -> Report {
                 };
             }
             Event::Failed(why) => panic!("{why}"),
+            Event::Drafted { .. } => {}
             Event::Scored(scored) => panic!("it follows nobody: {scored:?}"),
         }
     }

@@ -1,7 +1,7 @@
 //! The executors against an independent engine (golden data), on real models: log-probabilities
 //! along the reference's own greedy continuations.
 
-use incant::exec::{Chunk, Executor, Wanted};
+use incant::exec::{Chunk, Executor, Precision, Wanted};
 use incant::gguf::Gguf;
 use incant::text::Tokenizer;
 use serde_json::Value;
@@ -159,6 +159,7 @@ pub(crate) fn score(executor: &mut dyn Executor, prompt: &[u32], chosen: &[u32])
             sequence,
             tokens,
             wanted: Wanted::None,
+            precision: Precision::Fast,
         };
         executor.forward(&[chunk]).expect("the prompt runs");
     }
@@ -168,6 +169,7 @@ pub(crate) fn score(executor: &mut dyn Executor, prompt: &[u32], chosen: &[u32])
         sequence,
         tokens: &tokens,
         wanted: Wanted::All,
+        precision: Precision::Exact,
     };
     let logits = executor.forward(&[chunk]).expect("the continuation runs");
     executor.end(sequence);

@@ -7,7 +7,9 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, anyhow, bail};
-use incant::engine::{AdapterMemory, DEFAULT_ADAPTER_MEMORY, EngineOptions, Origin};
+use incant::engine::{
+    AdapterMemory, DEFAULT_ADAPTER_MEMORY, EngineOptions, MAX_DRAFT, Origin, Speculation,
+};
 use incant::runtime::{EngineFailure, Model, Runtime};
 use incant::server::{ServeOptions, listen, serve};
 use tokio::net::TcpListener;
@@ -39,6 +41,11 @@ pub(crate) struct Args {
     /// Prompt tokens computed in one step (chunked prefill): the longest delay of running answers
     #[arg(long, value_name = "TOKENS", default_value_t = 256)]
     chunk: usize,
+    /// Speculative decoding: how many tokens are drafted at once for an answer, from text that
+    /// occurred before (`auto` as many as save time, `off` none, or a maximum); it changes no
+    /// answer, and a request can set it with its field `speculate`
+    #[arg(long, value_name = "auto|off|N", value_parser = speculation, default_value = "auto")]
+    speculate: Speculation,
     /// Refuse requests with unknown fields instead of logging a warning
     #[arg(long)]
     strict: bool,
@@ -70,6 +77,20 @@ pub(crate) struct Args {
     clients: ClientArgs,
 }
 
+/// Parses the value of `--speculate`.
+fn speculation(text: &str) -> Result<Speculation, String> {
+    match text {
+        "auto" => Ok(Speculation::Auto),
+        "off" => Ok(Speculation::OFF),
+        number => match number.parse() {
+            Ok(number) if number <= MAX_DRAFT => Ok(Speculation::UpTo(number)),
+            _ => Err(format!(
+                "expected auto, off, or a number from 0 to {MAX_DRAFT}"
+            )),
+        },
+    }
+}
+
 impl Args {
     pub(crate) fn run(self) -> anyhow::Result<()> {
         log::to_stderr(self.log_format);
@@ -92,6 +113,7 @@ impl Args {
             chunk: self.chunk,
             stall_timeout: self.stall_timeout,
             adapter_memory: AdapterMemory::new(self.adapter_memory.as_u64() as usize),
+            speculation: self.speculate,
             #[cfg(debug_assertions)]
             fault: fault()?,
             ..EngineOptions::default()

@@ -5,9 +5,9 @@ use std::time::Duration;
 
 use incant::engine::{
     Engine, EngineOptions, Event, FollowRequest, GenerateRequest, Generation, Request, Scored,
-    follow_channel,
+    Speculation, follow_channel,
 };
-use incant::exec::{Chunk, Wanted};
+use incant::exec::{Chunk, Precision, Wanted};
 use incant::gguf::Gguf;
 
 use super::sharing::{cases, engine, little_memory, plain};
@@ -19,7 +19,7 @@ const TOKENS: usize = 24;
 const TOP: usize = 3;
 
 /// A leader after `prompt`, and a follower after each of `others`.
-fn led(prompt: &[u32], others: &[Vec<u32>]) -> (GenerateRequest, Vec<FollowRequest>) {
+pub(super) fn led(prompt: &[u32], others: &[Vec<u32>]) -> (GenerateRequest, Vec<FollowRequest>) {
     let (feeds, followers) = others
         .iter()
         .map(|other| {
@@ -39,7 +39,7 @@ fn led(prompt: &[u32], others: &[Vec<u32>]) -> (GenerateRequest, Vec<FollowReque
     (leader, followers)
 }
 
-fn scores(mut follower: Generation) -> Vec<Scored> {
+pub(super) fn scores(mut follower: Generation) -> Vec<Scored> {
     let mut scores = Vec::new();
     while let Some(event) = follower.blocking_next() {
         match event {
@@ -80,6 +80,7 @@ pub(super) fn distributions(
         sequence: executor.begin(),
         tokens: &tokens,
         wanted: Wanted::All,
+        precision: Precision::Exact,
     };
     let logits = executor.forward(&[chunk]).expect("it runs");
     let rows = (prompt.len() - 1..tokens.len()).map(|row| {
@@ -226,6 +227,7 @@ fn a_leader_waits_for_who_is_behind_and_not_for_who_has_left() {
         let engine = engine(&model, subject, None, EngineOptions::default());
         let (feed, follow) = follow_channel();
         let mut leader = plain(&prompt, 200);
+        leader.speculation = Some(Speculation::OFF);
         leader.feeds = vec![feed];
         let mut leader = engine
             .submit(vec![leader])

@@ -294,6 +294,8 @@ fn answer(model: Model) -> Result<(), String> {
             feeds: Vec::new(),
             together: None,
             isolated: false,
+            speculation: None,
+            prediction: Vec::new(),
         };
         let generations = arm
             .submit(incant::engine::Client::default(), vec![request])

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
-use incant::exec::{Chunk, Executor, SequenceId, Wanted};
+use incant::exec::{Chunk, Executor, Precision, SequenceId, Wanted};
 use incant::gguf::Gguf;
 use incant::kv::PrefixStore;
 
@@ -52,6 +52,7 @@ impl Prefixes {
             sequence,
             tokens: &tokens,
             wanted: Wanted::None,
+            precision: Precision::Fast,
         };
         executor.forward(&[prompt]).expect("there is room");
         let saved = executor.save(sequence).expect("it is there");
@@ -113,6 +114,7 @@ fn next(executor: &mut dyn Executor, sequence: SequenceId) -> Vec<f32> {
         sequence,
         tokens: &[7],
         wanted: Wanted::Last,
+        precision: Precision::Exact,
     };
     let logits = executor.forward(&[chunk]).expect("there is room");
     logits.row(0).to_vec()

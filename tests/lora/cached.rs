@@ -33,6 +33,8 @@ fn request(adapter: Option<&Adapter>, prompt: &[u32], max_tokens: usize) -> Gene
         feeds: Vec::new(),
         together: None,
         isolated: false,
+        speculation: None,
+        prediction: Vec::new(),
     }
 }
 
@@ -48,7 +50,7 @@ fn run(engine: &Engine, request: GenerateRequest) -> (usize, Vec<u32>) {
             Event::Started { cached_tokens, .. } => cached = cached_tokens,
             Event::Token { id, .. } => tokens.push(id),
             Event::Finished(_) => return (cached, tokens),
-            Event::Prompt(_) | Event::Scored(_) => {}
+            Event::Prompt(_) | Event::Scored(_) | Event::Drafted { .. } => {}
             Event::Failed(why) => panic!("{why}"),
         }
     }

@@ -1,6 +1,6 @@
 //! The results of adapters, on both executors.
 
-use incant::exec::{AdapterId, Chunk, Executor, Logits, SequenceId, Wanted};
+use incant::exec::{AdapterId, Chunk, Executor, Logits, Precision, SequenceId, Wanted};
 use incant::lora::Lora;
 
 use super::fixtures::{self, ADAPTERS, Fixture};
@@ -13,6 +13,7 @@ pub(super) fn step(executor: &mut dyn Executor, batch: &[(SequenceId, &[u32])]) 
             sequence,
             tokens,
             wanted: Wanted::All,
+            precision: Precision::Exact,
         })
         .collect();
     executor.forward(&chunks).expect("runs")

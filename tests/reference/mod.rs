@@ -19,7 +19,7 @@ mod weight_types;
 
 use std::collections::BTreeMap;
 
-use incant::exec::{Chunk, Executor, SequenceId, Wanted};
+use incant::exec::{Chunk, Executor, Precision, SequenceId, Wanted};
 use incant::gguf::Gguf;
 
 use crate::support::subjects::Subject;
@@ -61,12 +61,21 @@ fn at_once(executor: &mut dyn Executor, tokens: &[u32]) -> Vec<Vec<f32>> {
     rows
 }
 
+/// Returns the precision that an engine would choose: prompts come several tokens at a time.
+fn precision(tokens: &[u32]) -> Precision {
+    match tokens {
+        [_] => Precision::Exact,
+        _ => Precision::Fast,
+    }
+}
+
 /// Computes all logits of `tokens` as the next chunk of `sequence`.
 fn forward(executor: &mut dyn Executor, sequence: SequenceId, tokens: &[u32]) -> Vec<Vec<f32>> {
     let chunk = Chunk {
         sequence,
         tokens,
         wanted: Wanted::All,
+        precision: precision(tokens),
     };
     let logits = executor.forward(&[chunk]).expect("runs");
     (0..logits.rows())

@@ -1,7 +1,7 @@
 //! Models with more rows than tokens: an id without a token is part of no distribution.
 
 use candle_core::quantized::GgmlDType;
-use incant::exec::{Chunk, Wanted};
+use incant::exec::{Chunk, Precision, Wanted};
 use incant::gguf::Gguf;
 use incant::model::arch;
 
@@ -31,6 +31,7 @@ fn logits(gguf: &Gguf, subject: &Subject) -> Vec<f32> {
         sequence,
         tokens: &tokens,
         wanted: Wanted::All,
+        precision: Precision::Exact,
     };
     let logits = executor.forward(&[chunk]).expect("computes");
     let rows: Vec<f32> = (0..logits.rows())
@@ -42,6 +43,7 @@ fn logits(gguf: &Gguf, subject: &Subject) -> Vec<f32> {
         sequence,
         tokens: &[VOCAB as u32],
         wanted: Wanted::None,
+        precision: Precision::Exact,
     };
     assert!(executor.forward(&[beyond]).is_err());
     rows

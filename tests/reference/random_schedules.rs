@@ -20,6 +20,8 @@ enum Action {
     Begin,
     /// Forks a sequence after a fraction of its tokens.
     Fork(Index, Index),
+    /// Takes back all tokens after a fraction of them.
+    Truncate(Index, Index),
     /// A batch of different sequences, with a number of tokens for each.
     Step(Vec<(Index, usize, Wanted)>),
     Restore(Index),
@@ -41,6 +43,7 @@ fn action() -> impl Strategy<Value = Action> {
     prop_oneof![
         3 => Just(Action::Begin),
         6 => (index(), index()).prop_map(|(from, at)| Action::Fork(from, at)),
+        4 => (index(), index()).prop_map(|(from, at)| Action::Truncate(from, at)),
         10 => proptest::collection::vec(part, 1..7).prop_map(Action::Step),
         1 => index().prop_map(Action::Restore),
         1 => index().prop_map(Action::Trim),
@@ -104,6 +107,12 @@ fn act(watched: &mut Watched, action: &Action, text: &mut impl Iterator<Item = u
             if let Some(from) = pick(*from, &watched.present()) {
                 let tokens = at.index(watched.len(from) + 1);
                 watched.try_fork(from, tokens);
+            }
+        }
+        Action::Truncate(index, at) => {
+            if let Some(sequence) = pick(*index, &watched.present()) {
+                let tokens = at.index(watched.len(sequence) + 1);
+                watched.try_truncate(sequence, tokens);
             }
         }
         Action::Step(parts) => {

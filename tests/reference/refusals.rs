@@ -1,6 +1,6 @@
 //! A refused batch leaves every sequence unchanged.
 
-use incant::exec::{Chunk, ExecError, Executor, SequenceId, SwapOut, Wanted};
+use incant::exec::{Chunk, ExecError, Executor, Precision, SequenceId, SwapOut, Wanted};
 use incant::gguf::Gguf;
 use safetensors::SafeTensors;
 use safetensors::tensor::TensorView;
@@ -15,6 +15,7 @@ fn chunk(sequence: SequenceId, tokens: &[u32]) -> Chunk<'_> {
         sequence,
         tokens,
         wanted: Wanted::Last,
+        precision: Precision::Exact,
     }
 }
 

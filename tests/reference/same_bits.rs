@@ -2,7 +2,7 @@
 //! in any batch, with any instruction set, on any number of threads.
 
 use candle_core::quantized::GgmlDType;
-use incant::exec::{Chunk, Executor, SequenceId, SwapOut, Wanted};
+use incant::exec::{Chunk, Executor, Precision, SequenceId, SwapOut, Wanted};
 use incant::kernels::Tier;
 use safetensors::SafeTensors;
 use safetensors::tensor::TensorView;
@@ -125,6 +125,7 @@ fn decoded(executor: &mut dyn Executor, beginning: SequenceId, together: usize) 
                 sequence: sequences[index],
                 tokens: &texts[index][step..][..1],
                 wanted: Wanted::Last,
+                precision: Precision::Exact,
             };
             let batch: Vec<Chunk<'_>> = range.clone().map(chunk).collect();
             let logits = executor.forward(&batch).expect("runs");
@@ -182,6 +183,7 @@ fn prompts_of_other_sequences_change_nothing() {
                 sequence,
                 tokens,
                 wanted: Wanted::All,
+                precision: Precision::Fast,
             });
             let logits = executor.forward(&chunks.collect::<Vec<_>>());
             let logits = logits.expect("runs");

@@ -2,13 +2,13 @@
 
 use std::collections::BTreeMap;
 
-use incant::exec::{Chunk, ExecError, Executor, SequenceId, SwapOut, Wanted};
+use incant::exec::{Chunk, ExecError, Executor, Precision, SequenceId, SwapOut, Wanted};
 use safetensors::SafeTensors;
 use safetensors::tensor::TensorView;
 
 use super::plain::Plain;
 use super::tiny::Tiny;
-use super::{Twice, row_distance};
+use super::{Twice, precision, row_distance};
 use crate::support::subjects::Subject;
 
 /// An executor, and its inputs and results so far.
@@ -84,6 +84,32 @@ impl Watched {
         self.fork(from, self.len(from))
     }
 
+    /// Takes back the last tokens of a sequence, if that is possible.
+    pub(crate) fn try_truncate(&mut self, sequence: SequenceId, tokens: usize) {
+        let can = self.executor.can_fork(sequence, tokens);
+        let used = self.executor.kv_memory().used;
+        match self.executor.truncate(sequence, tokens) {
+            Ok(()) => {
+                assert!(can && self.executor.kv_memory().used <= used);
+                assert_eq!(self.executor.len(sequence).expect("known"), tokens);
+                let course = self.sequences.get_mut(&sequence).expect("begun");
+                // The results for these tokens are compared as well.
+                let expected = self.plain.logits(&course.tokens);
+                let (kept, dropped) = course.rows.drain(..).partition(|(at, _)| *at < tokens);
+                course.rows = kept;
+                let dropped: Vec<(usize, Vec<f32>)> = dropped;
+                for (position, row) in &dropped {
+                    self.error = self.error.max(row_distance(row, &expected[*position]));
+                }
+                self.compared += dropped.len();
+                course.tokens.truncate(tokens);
+            }
+            Err(error) => assert!(!can, "{error}"),
+        }
+        let longer = self.executor.truncate(sequence, self.len(sequence) + 1);
+        assert!(longer.is_err(), "there are fewer tokens");
+    }
+
     fn add(&mut self, sequence: SequenceId, tokens: Vec<u32>) -> SequenceId {
         assert_eq!(self.executor.len(sequence).expect("known"), tokens.len());
         let rows = Vec::new();
@@ -97,6 +123,7 @@ impl Watched {
             sequence,
             tokens,
             wanted,
+            precision: precision(tokens),
         };
         let chunks: Vec<Chunk<'_>> = batch.iter().map(chunk).collect();
         let logits = self.executor.forward(&chunks).expect("runs");
@@ -191,6 +218,7 @@ impl Watched {
                 sequence,
                 tokens: &[0],
                 wanted: Wanted::None,
+                precision: Precision::Exact,
             };
             assert!(executor.forward(&[chunk]).is_err());
         }

@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use incant::analyze::{FinishReason, Report, Score, ShiftClass};
 use incant::engine::EngineOptions;
-use incant::exec::{Chunk, Executor, Wanted};
+use incant::exec::{Chunk, Executor, Precision, Wanted};
 use incant::gguf::Gguf;
 use incant::runtime::{LoadOptions, Model, Runtime};
 use incant::server::ServeOptions;
@@ -148,11 +148,13 @@ fn by_device_executor(
         sequence: executor.begin(),
         tokens: &tokens[..first],
         wanted: Wanted::None,
+        precision: Precision::Fast,
     };
     executor.forward(&[chunk]).expect("it runs");
     let chunk = Chunk {
         tokens: &tokens[first..],
         wanted: Wanted::All,
+        precision: Precision::Exact,
         ..chunk
     };
     let logits = executor.forward(&[chunk]).expect("it runs");

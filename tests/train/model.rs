@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 use candle_core::quantized::GgmlDType;
 use candle_core::{Device, Tensor, Var};
 use incant::exec::native::{Pool, threads_to_use};
-use incant::exec::{Chunk, Wanted};
+use incant::exec::{Chunk, Precision, Wanted};
 use incant::gguf::Gguf;
 use incant::kernels::{Isa, Tier};
 use incant::lora::{Linear, Lora, LowRank};
@@ -116,6 +116,7 @@ impl Subject {
                 sequence,
                 tokens: &sample.tokens,
                 wanted: Wanted::All,
+                precision: Precision::Exact,
             };
             let logits = executor.forward(&[chunk]).expect("it runs");
             for (place, &token) in sample.tokens.iter().enumerate().skip(1) {
@@ -407,6 +408,7 @@ fn divergences_are_those_of_whole_distributions_and_have_their_gradients() {
                     sequence,
                     tokens,
                     wanted,
+                    precision: Precision::Exact,
                 };
                 let logits = executor.forward(&[chunk]).expect("it runs");
                 let counted = (1..tokens.len()).filter(|&place| sample.counts[place]);

@@ -27,6 +27,9 @@ pub struct Usage {
     pub total_tokens: usize,
     /// Details of the prompt's tokens.
     pub prompt_tokens_details: PromptTokensDetails,
+    /// Absent if no tokens were drafted.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub completion_tokens_details: Option<CompletionTokensDetails>,
     /// Absent if neither a guide nor another arm shapes the answer. Not counted in the other
     /// numbers.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -38,6 +41,29 @@ pub struct Usage {
 pub struct PromptTokensDetails {
     /// Tokens that were cached and not computed again.
     pub cached_tokens: usize,
+}
+
+/// Drafted tokens (speculative decoding): tokens that were computed before it was known whether
+/// they are the answer's next ones. They change no answer, only the time it takes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct CompletionTokensDetails {
+    /// Drafted tokens that are part of the answers.
+    pub accepted_prediction_tokens: usize,
+    /// Drafted tokens that were discarded; not counted in the other numbers.
+    pub rejected_prediction_tokens: usize,
+}
+
+impl Add for CompletionTokensDetails {
+    type Output = CompletionTokensDetails;
+
+    fn add(self, other: CompletionTokensDetails) -> CompletionTokensDetails {
+        CompletionTokensDetails {
+            accepted_prediction_tokens: self.accepted_prediction_tokens
+                + other.accepted_prediction_tokens,
+            rejected_prediction_tokens: self.rejected_prediction_tokens
+                + other.rejected_prediction_tokens,
+        }
+    }
 }
 
 /// Tokens computed for the guide and for the other arms of a mix.
@@ -60,7 +86,17 @@ impl Usage {
             completion_tokens,
             total_tokens: prompt_tokens + completion_tokens,
             prompt_tokens_details: PromptTokensDetails { cached_tokens },
+            completion_tokens_details: None,
             guidance_tokens_details: None,
+        }
+    }
+
+    /// Adds the numbers of drafted tokens, if there are any.
+    pub fn with_drafts(self, drafts: CompletionTokensDetails) -> Usage {
+        let drafted = drafts.accepted_prediction_tokens + drafts.rejected_prediction_tokens;
+        Usage {
+            completion_tokens_details: (drafted > 0).then_some(drafts),
+            ..self
         }
     }
 }
@@ -75,9 +111,14 @@ impl Add for Usage {
             cached(&self) + cached(&other),
             self.completion_tokens + other.completion_tokens,
         );
+        let drafts = [
+            self.completion_tokens_details,
+            other.completion_tokens_details,
+        ];
         let details = [self.guidance_tokens_details, other.guidance_tokens_details];
         let details = details.into_iter().flatten();
         Usage {
+            completion_tokens_details: drafts.into_iter().flatten().reduce(Add::add),
             guidance_tokens_details: details.reduce(|a, b| GuidanceTokensDetails {
                 prompt_tokens: a.prompt_tokens + b.prompt_tokens,
                 cached_tokens: a.cached_tokens + b.cached_tokens,

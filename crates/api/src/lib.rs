@@ -12,5 +12,7 @@ mod error;
 pub mod sse;
 
 pub use address::{base_url, is_local};
-pub use answer::{FinishReason, GuidanceTokensDetails, PromptTokensDetails, Usage};
+pub use answer::{
+    CompletionTokensDetails, FinishReason, GuidanceTokensDetails, PromptTokensDetails, Usage,
+};
 pub use error::error_message;

@@ -60,6 +60,14 @@ impl Followers {
         self.0.iter().any(behind)
     }
 
+    /// The number of tokens that can be sent before a follower is behind.
+    pub(super) fn room(&self) -> usize {
+        let open = self.0.iter().filter(|Feed(feed)| !feed.is_closed());
+        open.map(|Feed(feed)| feed.capacity())
+            .min()
+            .unwrap_or(usize::MAX)
+    }
+
     /// Sends the next token and the raw logits that it was sampled from to the followers. None
     /// of them may be [behind](Followers::are_behind).
     pub(super) fn send(&self, id: u32, logits: &[f32]) {

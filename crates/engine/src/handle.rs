@@ -18,7 +18,8 @@ use super::wait_estimate::WaitEstimate;
 use super::waiting::Submitted;
 use super::worker::Worker;
 use super::{
-    Event, GenerateRequest, Origin, Prefix, Request, SubmitError, WarmError, Warmed, cache,
+    Event, GenerateRequest, Origin, Prefix, Request, Speculation, SubmitError, WarmError, Warmed,
+    cache,
 };
 use crate::exec::{AdapterId, Executor};
 use crate::kv::PrefixStore;
@@ -43,6 +44,8 @@ pub struct EngineOptions {
     pub stall_timeout: Duration,
     /// The memory budget of adapters, which several engines may share.
     pub adapter_memory: AdapterMemory,
+    /// How many tokens are drafted for answers whose request does not say.
+    pub speculation: Speculation,
     /// A fault for tests.
     #[cfg(debug_assertions)]
     pub fault: Option<super::Fault>,
@@ -63,6 +66,7 @@ impl Default for EngineOptions {
             // slow disk takes longer.
             stall_timeout: Duration::from_secs(30),
             adapter_memory: AdapterMemory::new(DEFAULT_ADAPTER_MEMORY),
+            speculation: Speculation::default(),
             #[cfg(debug_assertions)]
             fault: None,
         }
@@ -77,6 +81,7 @@ pub struct Engine {
     shared: Arc<Shared>,
     adapters: Arc<Mutex<Known>>,
     adapter_memory: AdapterMemory,
+    speculation: Speculation,
 }
 
 /// A message to the worker.
@@ -167,13 +172,14 @@ impl Engine {
             kv_capacity: AtomicUsize::new(executor.kv_memory().capacity),
             preemptions: AtomicU64::new(0),
         });
-        let adapter_memory = options.adapter_memory.clone();
+        let (adapter_memory, speculation) = (options.adapter_memory.clone(), options.speculation);
         let worker = Worker::new(executor, options, inbox, Arc::clone(&shared));
         let engine = Engine {
             messages,
             shared,
             adapters: Arc::default(),
             adapter_memory,
+            speculation,
         };
         (engine, worker)
     }
@@ -239,15 +245,17 @@ impl Engine {
             .zip(permits)
             .map(|(request, permit)| {
                 let (sender, events) = tokio_mpsc::unbounded_channel();
-                let request = request.into();
+                let mut request = request.into();
                 let waker = || Waker::new(self.messages.clone());
-                match &request {
-                    Request::Generate(GenerateRequest {
-                        together: Some(together),
-                        ..
-                    }) => together.lead.register(waker()),
+                match &mut request {
+                    Request::Generate(generate) => {
+                        generate.speculation.get_or_insert(self.speculation);
+                        if let Some(together) = &generate.together {
+                            together.lead.register(waker());
+                        }
+                    }
                     Request::Join(join) => join.member.register(waker()),
-                    Request::Generate(_) | Request::Follow(_) => {}
+                    Request::Follow(_) => {}
                 }
                 let submitted = Submitted {
                     request,
@@ -318,6 +326,8 @@ impl Engine {
             feeds: Vec::new(),
             together: None,
             isolated: false,
+            speculation: None,
+            prediction: Vec::new(),
         };
         let mut origin = Origin::Computed;
         for mut generation in self.submit(vec![request])? {

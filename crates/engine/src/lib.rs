@@ -24,6 +24,7 @@ mod heartbeat;
 pub mod kv;
 mod prefill_budget;
 mod sequence;
+mod speculation;
 mod step_budget;
 mod swap;
 mod task;
@@ -41,6 +42,7 @@ pub use ensemble::{EnsembleLead, EnsembleMember, MemberSpec, ensemble};
 pub use fault::{Fault, UnknownFault};
 pub use follower::{Feed, Follow, follow_channel};
 pub use handle::{DEFAULT_ADAPTER_MEMORY, Engine, EngineOptions, Generation, Load};
+pub use speculation::{MAX_DRAFT, Speculation};
 
 use incant_sample::{Divergence, SamplingParams, TokenLogprobs};
 
@@ -107,6 +109,11 @@ pub struct GenerateRequest {
     /// Whether the KV is isolated: nothing of it is kept, and only the KV of the constant
     /// prefix is reused, so that response times reveal nothing about the requests of others.
     pub isolated: bool,
+    /// How many tokens are drafted; `None` is the default of the engine. An answer whose tokens
+    /// an ensemble chooses has no drafts.
+    pub speculation: Option<Speculation>,
+    /// Text that the answer may repeat, from which tokens are drafted too; may be empty.
+    pub prediction: Vec<u32>,
 }
 
 /// The participation of a generating sequence in an ensemble.
@@ -159,7 +166,7 @@ pub struct FollowRequest {
 #[derive(Debug)]
 pub enum Request {
     /// A sequence that generates.
-    Generate(GenerateRequest),
+    Generate(Box<GenerateRequest>),
     /// A sequence that scores what another generates.
     Follow(FollowRequest),
     /// A sequence that contributes to the choice of another's tokens.
@@ -168,7 +175,7 @@ pub enum Request {
 
 impl From<GenerateRequest> for Request {
     fn from(request: GenerateRequest) -> Request {
-        Request::Generate(request)
+        Request::Generate(Box::new(request))
     }
 }
 
@@ -212,6 +219,14 @@ pub enum Event {
         id: u32,
         /// The log-probabilities, if requested.
         logprobs: Option<TokenLogprobs>,
+    },
+    /// Some tokens were drafted (see [`Speculation`]); follows the tokens that were chosen in the
+    /// same step.
+    Drafted {
+        /// The number of drafted tokens.
+        drafted: usize,
+        /// The number of these that became tokens of the answer.
+        accepted: usize,
     },
     /// The score of the leader's next token.
     Scored(Scored),

@@ -1,5 +1,9 @@
 //! The state of a sequence that has begun.
 
+mod choose;
+mod drafts;
+
+use std::ops::Range;
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -7,14 +11,13 @@ use tokio::sync::mpsc::UnboundedSender;
 
 use super::admission::Permit;
 use super::client::Owner;
-use super::ensemble::ChooseError;
 use super::step_budget::Demand;
 use super::task::Task;
 use super::wait_estimate::RemainingWork;
 use super::waiting::Waiting;
 use super::{Adapter, Event, FinishReason, Prefix, cache};
-use crate::exec::{AdapterId, Chunk, Executor, Logits, SequenceId, Wanted};
-use incant_sample::{SampleError, logprobs};
+use crate::exec::{AdapterId, Chunk, Logits, Precision, SequenceId, Wanted};
+use incant_sample::logprobs;
 
 /// A sequence that has begun: first its prompt is computed in chunks (prefill), then one token
 /// per step (decode).
@@ -248,11 +251,11 @@ impl Sequence {
     }
 
     /// The tokens whose lost KV may be replaced by KV that was computed for other sequences.
-    /// With `prompt_only`, the KV of the answer must be recomputed.
-    pub(super) fn recoverable(&self, prompt_only: bool) -> &[u32] {
-        let most = match (self.isolated, prompt_only) {
+    /// If the executor `has_fast` rows, the others must be recomputed.
+    pub(super) fn recoverable(&self, has_fast: bool) -> &[u32] {
+        let most = match (self.isolated, has_fast) {
             (true, _) => 0,
-            (false, true) => self.prompt.min(self.processed),
+            (false, true) => self.fast_tokens().min(self.processed),
             (false, false) => self.processed,
         };
         &self.tokens[..most]
@@ -286,22 +289,41 @@ impl Sequence {
         }
     }
 
-    /// Returns the next chunk, of at most `most` tokens. With `as_before`, because the executor
-    /// computes prompts with another precision than answers, lost KV of an answer is recomputed
-    /// token by token, as it was.
-    pub(super) fn chunk(&self, most: usize, as_before: bool) -> Chunk<'_> {
+    /// The number of first tokens that may be computed with [`Precision::Fast`]: the prompt
+    /// without the tokens whose logits are used. It depends on nothing else, so that a token is
+    /// always computed alike.
+    fn fast_tokens(&self) -> usize {
+        self.unscored().min(self.prompt - 1)
+    }
+
+    /// Returns a chunk of the next tokens, `tokens`.
+    fn chunk_of<'a>(&self, tokens: &'a [u32], wanted: Wanted) -> Chunk<'a> {
+        let is_fast = self.computed + tokens.len() <= self.fast_tokens();
+        Chunk {
+            sequence: self.id,
+            tokens,
+            wanted,
+            precision: if is_fast {
+                Precision::Fast
+            } else {
+                Precision::Exact
+            },
+        }
+    }
+
+    /// Returns the next chunk, of at most `most` tokens. If the executor `has_fast` rows, all of
+    /// the chunk have the same precision.
+    pub(super) fn chunk(&self, most: usize, has_fast: bool) -> Chunk<'_> {
+        if let Some(drafted) = self.drafted() {
+            return self.chunk_of(&drafted[..drafted.len().min(most)], Wanted::All);
+        }
+        let most = match self.fast_tokens().checked_sub(self.computed) {
+            Some(fast @ 1..) if has_fast => most.min(fast),
+            _ => most,
+        };
         if self.lost() > 0 {
             let lost = &self.tokens[self.computed..self.processed];
-            let most = match self.prompt.checked_sub(self.computed) {
-                _ if !as_before => most,
-                None | Some(0) => 1,
-                Some(prompt) => most.min(prompt),
-            };
-            return Chunk {
-                sequence: self.id,
-                tokens: &lost[..lost.len().min(most)],
-                wanted: Wanted::None,
-            };
+            return self.chunk_of(&lost[..lost.len().min(most)], Wanted::None);
         }
         let rest = &self.tokens[self.processed..][..self.remaining()];
         let scored = self.is_scored();
@@ -317,11 +339,7 @@ impl Sequence {
             (false, Task::Join { member, .. }) if count == rest.len() => member.wanted(),
             (false, _) => Wanted::None,
         };
-        Chunk {
-            sequence: self.id,
-            tokens: &rest[..count],
-            wanted,
-        }
+        self.chunk_of(&rest[..count], wanted)
     }
 
     /// Records that a chunk was computed. Its wanted logits begin at row `first`; its state, if
@@ -333,6 +351,12 @@ impl Sequence {
         first: usize,
     ) -> Advance {
         let ComputedChunk { tokens, wanted } = chunk;
+        if self.drafted().is_some() {
+            // Drafted tokens are none of the sequence's until they are accepted.
+            self.computed += 1;
+            self.processed += 1;
+            return Advance::Chooses(first..first + tokens);
+        }
         self.computed += tokens;
         if self.computed <= self.processed {
             // The logits were processed before the KV was lost.
@@ -382,91 +406,7 @@ impl Sequence {
                     self.send(Event::Finished(FinishReason::Length));
                     return Advance::Over;
                 }
-                Advance::Chooses(row)
-            }
-        }
-    }
-
-    /// Whether it holds its row of logits, and all members of its ensemble have stored theirs.
-    pub(super) fn can_choose_now(&self) -> bool {
-        match &self.task {
-            Task::Answer(answer) if answer.held.is_some() => answer.can_choose(),
-            _ => false,
-        }
-    }
-
-    /// Chooses the next token from the held row. Returns whether the sequence continues.
-    pub(super) fn choose_from_held(&mut self, executor: &mut dyn Executor) -> bool {
-        let Task::Answer(answer) = &mut self.task else {
-            return true;
-        };
-        match answer.held.take() {
-            Some(mut row) => self.choose(&mut row, executor),
-            None => true,
-        }
-    }
-
-    /// Chooses the next token, or holds the row of logits until all members of the ensemble have
-    /// stored theirs. Returns whether the sequence continues.
-    pub(super) fn choose_or_hold(
-        &mut self,
-        logits: &mut [f32],
-        executor: &mut dyn Executor,
-    ) -> bool {
-        if let Task::Answer(answer) = &mut self.task
-            && !answer.can_choose()
-        {
-            answer.held = Some(logits.to_vec());
-            return true;
-        }
-        self.choose(logits, executor)
-    }
-
-    /// Chooses the next token. Returns whether the sequence continues.
-    fn choose(&mut self, logits: &mut [f32], executor: &mut dyn Executor) -> bool {
-        let Task::Answer(answer) = &mut self.task else {
-            return true;
-        };
-        let (id, mixture) = match answer.next(logits, executor) {
-            Ok(next) => next,
-            // The client's restrictions allow no further token, which ends the answer.
-            Err(ChooseError::Sample(SampleError::NothingAllowed)) => {
-                self.send(Event::Finished(FinishReason::Stop));
-                return false;
-            }
-            Err(error) => {
-                self.fail(&error.to_string());
-                return false;
-            }
-        };
-        answer.sampler.accept(id);
-        answer.generated += 1;
-        let logprobs = answer.logprobs.map(|top| match &mixture {
-            Some(mixture) => mixture.logprobs(id, top),
-            None => logprobs(logits, id, top),
-        });
-        answer.followers.send(id, logits);
-        let finish = if answer.end_tokens.contains(&id) {
-            Some(FinishReason::Stop)
-        } else if answer.generated == answer.max_tokens {
-            Some(FinishReason::Length)
-        } else {
-            None
-        };
-        if finish.is_none()
-            && let Some(together) = &answer.together
-        {
-            together.lead.send_chosen(id);
-        }
-        self.send(Event::Token { id, logprobs });
-        match finish {
-            Some(reason) => {
-                self.send(Event::Finished(reason));
-                false
-            }
-            None => {
-                self.tokens.push(id);
-                true
+                Advance::Chooses(row..row + 1)
             }
         }
     }
@@ -484,14 +424,15 @@ impl Sequence {
 }
 
 /// The result of a chunk.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Advance {
     /// The sequence continues.
     On,
     /// The sequence has ended.
     Over,
-    /// The next token has to be chosen, from this row of logits.
-    Chooses(usize),
+    /// The next token has to be chosen from the first of these rows of logits, and those after
+    /// it from the other ones as long as they are the drafted ones.
+    Chooses(Range<usize>),
 }
 
 #[derive(Clone, Copy, Debug)]

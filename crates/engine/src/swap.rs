@@ -92,9 +92,7 @@ impl Swapped {
     ) -> Result<SequenceId, ExecError> {
         if self.file.is_none() {
             let adapter = self.sequence.adapter_id();
-            let tokens = self
-                .sequence
-                .recoverable(executor.prefill_precision_differs());
+            let tokens = self.sequence.recoverable(executor.has_fast_precision());
             let (id, computed) = match cache.find(adapter, tokens, executor)? {
                 Some(start) => (executor.fork(start.from, start.tokens)?, start.tokens),
                 None => (executor.begin_with_adapter(adapter)?, 0),

@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use super::ensemble::{ChooseError, EnsembleMember};
 use super::follower::{Followers, Following};
+use super::speculation::Drafter;
 use super::{GenerateRequest, Together};
 use crate::exec::Executor;
 use incant_sample::{Mixture, Sampler, TokenLogprobs, fresh_seed};
@@ -53,6 +54,8 @@ pub(super) struct Answering {
     pub(super) scoring: Option<Scoring>,
     pub(super) followers: Followers,
     pub(super) together: Option<Together>,
+    /// Drafts tokens, unless an ensemble chooses them.
+    pub(super) drafter: Option<Drafter>,
     /// The row of logits for the next token, while members of the ensemble have not all computed
     /// theirs.
     pub(super) held: Option<Vec<f32>>,
@@ -84,9 +87,28 @@ impl Answering {
                 entries: vec![None; usize::from(prefix == 0 && !request.prompt.is_empty())],
             }),
             followers: Followers::new(request.feeds),
+            drafter: request.together.is_none().then(|| {
+                let speculation = request.speculation.unwrap_or_default();
+                Drafter::new(speculation, &request.prompt, &request.prediction)
+            }),
             together: request.together,
             held: None,
         }
+    }
+
+    /// The maximum number of tokens to draft: with the one that follows them, no more than the
+    /// answer may still have and its followers can take.
+    fn max_draft(&self) -> usize {
+        let most = (self.max_tokens - self.generated).min(self.followers.room());
+        most.saturating_sub(1)
+    }
+
+    /// Looks up which tokens may follow, given all tokens of the sequence: see
+    /// [`Drafter::look_up`].
+    pub(super) fn look_up(&mut self, tokens: &[u32]) -> Vec<f32> {
+        let most = self.max_draft();
+        let drafter = self.drafter.as_mut();
+        drafter.map_or_else(Vec::new, |drafter| drafter.look_up(tokens, most))
     }
 
     /// Whether all rows for its next token are available, except its own.

@@ -56,7 +56,7 @@ impl Waiting {
                 let tokens = join(&request.prefix, &request.prompt);
                 let (adapter, prefix) = (request.adapter.take(), request.prefix.take());
                 let (isolated, first) = (request.isolated, tokens.len() - request.prompt.len());
-                let task = Task::Answer(Box::new(Answering::new(request, first)));
+                let task = Task::Answer(Box::new(Answering::new(*request, first)));
                 (adapter, prefix, tokens, task, isolated)
             }
             Request::Follow(request) => {

@@ -22,6 +22,8 @@ use super::fairness::Fairness;
 use super::handle::{Message, Shared};
 use super::prefill_budget::PrefillBudget;
 use super::sequence::Sequence;
+use super::speculation::cost::StepCost;
+use super::speculation::recent::RecentAnswers;
 use super::swap::{Swap, Swapped};
 use super::wait_estimate::StepStatistics;
 use super::waiting::Waiting;
@@ -43,6 +45,8 @@ pub(super) struct Worker {
     adapter_memory: AdapterMemory,
     fairness: Fairness,
     statistics: StepStatistics,
+    step_cost: StepCost,
+    recent_answers: RecentAnswers,
     /// In order of arrival.
     waiting: VecDeque<Waiting>,
     /// In the order in which they began.
@@ -75,6 +79,8 @@ impl Worker {
             prefill_budget: PrefillBudget::new(options.chunk),
             fairness: Fairness::default(),
             statistics: StepStatistics::default(),
+            step_cost: StepCost::default(),
+            recent_answers: RecentAnswers::default(),
             waiting: VecDeque::new(),
             running: Vec::new(),
             swapped: VecDeque::new(),
@@ -253,6 +259,9 @@ impl Worker {
                 continue;
             }
             let ended = self.running.remove(index);
+            if let Some(answer) = ended.recent_answer() {
+                self.recent_answers.add(ended.owner().client, answer);
+            }
             if !ended.is_worth_keeping() {
                 self.lose(&ended);
                 continue;

@@ -141,10 +141,35 @@ pub(crate) struct Controls {
     /// may be shorter.
     #[schemars(extend("exclusiveMinimum" = 0), range(max = MAX_SECONDS))]
     timeout: Option<f64>,
+    /// Speculative decoding: how many tokens are drafted at once for an answer, from text that
+    /// occurred before; `auto` as many as save time, `off` none. It changes no token of the answer.
+    #[schemars(schema_with = "speculate_schema")]
+    speculate: Option<Speculate>,
     /// Send the answer as server-sent events while it is generated.
     stream: Option<bool>,
     /// Only with `stream`.
     stream_options: Option<Object<StreamOptions>>,
+}
+
+/// The value of `speculate`.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(untagged, expecting = "`auto`, `off` or an integer")]
+enum Speculate {
+    /// `auto` or `off`.
+    Word(String),
+    /// The maximum number of drafted tokens.
+    #[serde(deserialize_with = "integer::of")]
+    Number(i64),
+}
+
+/// The JSON schema of the values that `resolve::speculation` accepts.
+fn speculate_schema(_: &mut SchemaGenerator) -> Schema {
+    let ranges::Range { min, max } = ranges::SPECULATE;
+    json_schema!({"anyOf": [
+        {"enum": ["auto", "off"]},
+        {"type": "integer", "minimum": min, "maximum": max},
+        {"type": "null"},
+    ]})
 }
 
 /// The JSON schema of the values that `resolve::stop_texts` accepts.

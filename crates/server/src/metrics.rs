@@ -112,6 +112,8 @@ pub(crate) struct Metrics {
     prompt_tokens: Family<ArmLabels, Counter>,
     cached_tokens: Family<ArmLabels, Counter>,
     generated_tokens: Family<ArmLabels, Counter>,
+    drafted_tokens: Family<ArmLabels, Counter>,
+    accepted_tokens: Family<ArmLabels, Counter>,
     refused: Family<ReasonLabels, Counter>,
     running: Gauges,
     waiting: Gauges,
@@ -129,6 +131,8 @@ pub(crate) struct ArmMetrics {
     pub(crate) prompt_tokens: Counter,
     pub(crate) cached_tokens: Counter,
     pub(crate) generated_tokens: Counter,
+    pub(crate) drafted_tokens: Counter,
+    pub(crate) accepted_tokens: Counter,
     requests: [Counter; Outcome::ALL.len()],
 }
 
@@ -177,6 +181,12 @@ impl Metrics {
         let generated_tokens = Family::default();
         let help = "Tokens of answers, end tokens included";
         registry.register("generated_tokens", help, generated_tokens.clone());
+        let drafted_tokens = Family::default();
+        let help = "Tokens that were drafted for answers (speculative decoding)";
+        registry.register("drafted_tokens", help, drafted_tokens.clone());
+        let accepted_tokens = Family::default();
+        let help = "Those of the drafted tokens that became tokens of answers";
+        registry.register("accepted_draft_tokens", help, accepted_tokens.clone());
         let refused = Family::default();
         let help = "Requests to any endpoint that were turned away, by reason";
         registry.register("refused_requests", help, refused.clone());
@@ -205,6 +215,8 @@ impl Metrics {
             prompt_tokens,
             cached_tokens,
             generated_tokens,
+            drafted_tokens,
+            accepted_tokens,
             refused,
             running,
             waiting,
@@ -239,6 +251,8 @@ impl Metrics {
             prompt_tokens: self.prompt_tokens.get_or_create_owned(&arm),
             cached_tokens: self.cached_tokens.get_or_create_owned(&arm),
             generated_tokens: self.generated_tokens.get_or_create_owned(&arm),
+            drafted_tokens: self.drafted_tokens.get_or_create_owned(&arm),
+            accepted_tokens: self.accepted_tokens.get_or_create_owned(&arm),
             requests,
         }
     }

@@ -71,6 +71,8 @@ impl From<Float> for Value {
 /// The maximum number of tokens that a parameter can name.
 const MAX_TOKENS: i64 = u32::MAX as i64;
 
+/// `speculate`, as a number.
+pub const SPECULATE: Range<i64> = Range::integers(0, incant_engine::MAX_DRAFT as i64);
 /// `temperature`.
 pub const TEMPERATURE: Range<Float> = Range::floats(0.0, 2.0);
 /// `top_p`.

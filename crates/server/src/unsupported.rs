@@ -320,11 +320,6 @@ pub(crate) const CHAT: &[Unsupported] = &[
         NO_AUDIO,
     ),
     unsupported(
-        "prediction",
-        never,
-        "is not supported: incant does not read predicted output.",
-    ),
-    unsupported(
         "web_search_options",
         never,
         "is not supported: incant does not search the web.",

@@ -2,7 +2,7 @@
 
 use std::time::Instant;
 
-use incant::exec::{Backend, Chunk, ExecError, Executor, SequenceId, Wanted};
+use incant::exec::{Backend, Chunk, ExecError, Executor, Precision, SequenceId, Wanted};
 use incant::kernels::roofline;
 use incant::model::DecoderSpec;
 use serde::Serialize;
@@ -64,6 +64,7 @@ impl Bench {
                 sequence,
                 tokens,
                 wanted,
+                precision: Precision::Fast,
             };
             self.executor.forward(&[chunk])?;
         }
@@ -109,6 +110,7 @@ impl Bench {
                     sequence,
                     tokens: std::slice::from_ref(token),
                     wanted: Wanted::Last,
+                    precision: Precision::Exact,
                 };
                 let chunks: Vec<Chunk<'_>> = sequences.iter().zip(tokens).map(chunk).collect();
                 self.executor.forward(&chunks)?;

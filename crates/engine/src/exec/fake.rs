@@ -115,6 +115,20 @@ impl Executor for Fake {
         from.is_ok_and(|from| tokens <= from.len && !from.kv.is_swapped_out)
     }
 
+    fn truncate(&mut self, sequence: SequenceId, tokens: usize) -> Result<(), ExecError> {
+        self.ledger.check_fork(sequence, tokens)?;
+        if !self.can_fork(sequence, tokens) {
+            return Err(ExecError::Batch("a sequence is swapped out"));
+        }
+        self.ledger
+            .sequence_mut(sequence)?
+            .kv
+            .tokens
+            .truncate(tokens);
+        self.ledger.shorten(sequence, tokens);
+        Ok(())
+    }
+
     fn len(&self, sequence: SequenceId) -> Result<usize, ExecError> {
         Ok(self.ledger.sequence(sequence)?.len)
     }

@@ -5,7 +5,7 @@ use std::cmp::Ordering;
 use std::collections::{HashMap, HashSet};
 use std::ops::Range;
 
-use super::{Chunk, ExecError, SequenceId, Wanted};
+use super::{Chunk, ExecError, Precision, SequenceId, Wanted};
 
 /// The sequences of an executor, each with KV of type `K`.
 #[derive(Debug)]
@@ -54,6 +54,13 @@ impl<K> Ledger<K> {
         self.sequences.values()
     }
 
+    /// Shortens a sequence to its first `tokens` tokens.
+    pub(super) fn shorten(&mut self, id: SequenceId, tokens: usize) {
+        if let Some(sequence) = self.sequences.get_mut(&id) {
+            sequence.len = sequence.len.min(tokens);
+        }
+    }
+
     /// Adds the tokens of a batch, after their KV was written, to the lengths of the sequences.
     pub(super) fn grow(&mut self, batch: &[Chunk<'_>]) {
         for chunk in batch {
@@ -80,7 +87,7 @@ impl<K> Ledger<K> {
     }
 
     /// Lays out a batch, with its sequences in the order given by `order`. With
-    /// `prompts_apart`, rows of single-token chunks come before all others.
+    /// `fast_apart`, rows of [`Precision::Fast`] come after all others.
     ///
     /// # Errors
     /// A sequence is unknown or occurs twice, a chunk is empty, or a token is not in the
@@ -89,7 +96,7 @@ impl<K> Ledger<K> {
         &self,
         batch: &[Chunk<'_>],
         vocab: usize,
-        prompts_apart: bool,
+        fast_apart: bool,
         order: impl Fn(&K, &K) -> Ordering,
     ) -> Result<Rows, ExecError> {
         let mut members = Vec::with_capacity(batch.len());
@@ -110,11 +117,11 @@ impl<K> Ledger<K> {
         if members.is_empty() {
             return Err(ExecError::Batch("it is empty"));
         }
-        let is_prompt = |index: usize| prompts_apart && members[index].1.tokens.len() > 1;
+        let is_fast = |index: usize| fast_apart && members[index].1.precision == Precision::Fast;
         let mut by_row: Vec<usize> = (0..members.len()).collect();
         by_row.sort_by(|&a, &b| {
-            let prompts = is_prompt(a).cmp(&is_prompt(b));
-            prompts.then_with(|| order(&members[a].0.kv, &members[b].0.kv))
+            let precision = is_fast(a).cmp(&is_fast(b));
+            precision.then_with(|| order(&members[a].0.kv, &members[b].0.kv))
         });
 
         let mut rows = Rows {
@@ -122,7 +129,7 @@ impl<K> Ledger<K> {
             positions: Vec::new(),
             wanted: Vec::new(),
             states: Vec::new(),
-            prompts: 0,
+            fast: 0,
             runs: Vec::with_capacity(members.len()),
         };
         let mut first_rows = vec![0; members.len()];
@@ -138,8 +145,8 @@ impl<K> Ledger<K> {
                 rows: first..rows.tokens.len(),
                 start: sequence.len,
             });
-            if !is_prompt(index) {
-                rows.prompts = rows.tokens.len();
+            if !is_fast(index) {
+                rows.fast = rows.tokens.len();
             }
         }
         for (chunk, &first) in batch.iter().zip(&first_rows) {
@@ -167,8 +174,8 @@ pub(super) struct Rows {
     pub(super) wanted: Vec<usize>,
     /// The rows whose states are wanted, in the order of the batch.
     pub(super) states: Vec<usize>,
-    /// The first row of a prompt, if prompts are laid out apart.
-    pub(super) prompts: usize,
+    /// The first row of [`Precision::Fast`], if these are laid out apart; else the number of rows.
+    pub(super) fast: usize,
     /// The chunks, in row order.
     pub(super) runs: Vec<Run>,
 }

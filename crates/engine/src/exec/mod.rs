@@ -49,6 +49,16 @@ pub enum Wanted {
     All,
 }
 
+/// How exactly the rows of a chunk are computed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Precision {
+    /// As exactly as the executor can. A row has the same bits in whatever chunks and batches its
+    /// sequence was computed, as long as all tokens before it were computed alike.
+    Exact,
+    /// Possibly faster and less exact: rows of a prompt, of which no logits are wanted.
+    Fast,
+}
+
 /// Tokens to append to one sequence; a batch holds at most one chunk per sequence.
 #[derive(Clone, Copy, Debug)]
 pub struct Chunk<'a> {
@@ -58,6 +68,8 @@ pub struct Chunk<'a> {
     pub tokens: &'a [u32],
     /// The logits to compute.
     pub wanted: Wanted,
+    /// How exactly they are computed.
+    pub precision: Precision,
 }
 
 impl Chunk<'_> {
@@ -245,10 +257,9 @@ pub trait Executor: Send {
     /// ignored.
     fn remove_adapter(&mut self, adapter: AdapterId);
 
-    /// Whether rows of chunks of several tokens are computed with another precision than those
-    /// of single-token chunks. If so, recomputed KV has the same bits only if the chunks are of
-    /// the same kind.
-    fn prefill_precision_differs(&self) -> bool {
+    /// Whether [`Precision::Fast`] differs from [`Precision::Exact`]. If so, recomputed KV has
+    /// the same bits only if each token is computed with the precision that it had before.
+    fn has_fast_precision(&self) -> bool {
         false
     }
 
@@ -271,6 +282,14 @@ pub trait Executor: Send {
     /// Whether a sequence still holds all KV needed to continue after its first `tokens`
     /// tokens: layers with a sliding window may have released some.
     fn can_fork(&self, from: SequenceId, tokens: usize) -> bool;
+
+    /// Takes back the last tokens of a sequence, so that it has its first `tokens` tokens. It
+    /// continues as if the others had never been appended. Sequences that were forked from it keep
+    /// all of theirs.
+    ///
+    /// # Errors
+    /// The sequence has fewer tokens, or [`can_fork`](Executor::can_fork) returns false.
+    fn truncate(&mut self, sequence: SequenceId, tokens: usize) -> Result<(), ExecError>;
 
     /// The number of tokens of a sequence.
     fn len(&self, sequence: SequenceId) -> Result<usize, ExecError>;

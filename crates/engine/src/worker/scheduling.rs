@@ -228,7 +228,8 @@ impl Worker {
             .is_some_and(|prefix| !self.cache.has(adapter, prefix));
         let from_disk = waiting.read_from_disk;
         let cached = start.map_or(0, |start| start.tokens);
-        let sequence = Sequence::new(id, waiting, cached, keep_prefix);
+        let mut sequence = Sequence::new(id, waiting, cached, keep_prefix);
+        sequence.add_recent_answers(&self.recent_answers);
         sequence.started(cached, from_disk);
         self.running.push(sequence);
     }

@@ -1,10 +1,10 @@
 //! One step of continuous batching: a forward pass over a mixed batch of answers (decode) and
 //! prompts (prefill).
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use super::super::sequence::{Advance, ComputedChunk};
-use super::super::step_budget::{Demand, divide_step};
+use super::super::step_budget::{Demand, MAX_SCORED_ROWS, divide_step};
 use super::super::wait_estimate::WaitEstimate;
 use super::Worker;
 use crate::exec::{Chunk, ExecError, Wanted};
@@ -26,6 +26,51 @@ impl Worker {
         divide_step(&demands, self.prefill_budget.budget(answers))
     }
 
+    /// Drafts tokens of answers (speculative decoding), and adds their rows to the step.
+    fn draft(&mut self, counts: &mut [usize]) {
+        for sequence in &mut self.running {
+            sequence.draft(0);
+        }
+        let mut chances = Vec::new();
+        let mut answers = Vec::new();
+        let (mut others, mut prompts) = (0, 0);
+        for (index, (sequence, count)) in self.running.iter_mut().zip(counts.iter_mut()).enumerate()
+        {
+            if *count == 0 {
+                continue;
+            }
+            match sequence.look_up() {
+                Some(found) if sequence.has_fixed_drafts() => {
+                    let drafted = found.len().min(MAX_SCORED_ROWS.saturating_sub(others + 1));
+                    sequence.draft(drafted);
+                    *count += drafted;
+                    others += *count;
+                }
+                Some(found) => {
+                    chances.push(found);
+                    answers.push(index);
+                }
+                None if sequence.is_decoding() => others += *count,
+                None => prompts += *count,
+            }
+        }
+        let beside = Duration::from_secs_f64(self.prefill_budget.per_token() * prompts as f64);
+        let most = MAX_SCORED_ROWS.saturating_sub(others + answers.len());
+        let drafts = self.step_cost.drafts(&chances, others, beside, most);
+        for (index, drafted) in answers.into_iter().zip(drafts) {
+            self.running[index].draft(drafted);
+            counts[index] += drafted;
+        }
+        // Drafts are not worth the KV that is kept for later requests.
+        let ids = self.running.iter().map(|sequence| sequence.id);
+        let growth: Vec<_> = ids.zip(counts.iter().copied()).collect();
+        if !self.executor.fits(&growth) {
+            for (sequence, count) in self.running.iter_mut().zip(counts) {
+                *count -= sequence.drop_draft();
+            }
+        }
+    }
+
     /// Runs one forward pass over a mixed batch of answers and prompts. Returns whether there
     /// was anything to compute.
     pub(super) fn step(&mut self) -> bool {
@@ -35,6 +80,7 @@ impl Worker {
             if counts.iter().all(|&count| count == 0) {
                 return false;
             }
+            self.draft(&mut counts);
             if self.fit_step(&mut counts) {
                 break counts;
             }
@@ -43,12 +89,12 @@ impl Worker {
         // The running sequence of each chunk.
         let mut owners: Vec<(usize, ComputedChunk)> = Vec::new();
         let mut computed = Rows::default();
-        let as_before = self.executor.prefill_precision_differs();
+        let has_fast = self.executor.has_fast_precision();
         for (index, (sequence, &count)) in self.running.iter().zip(&counts).enumerate() {
             if count == 0 {
                 continue;
             }
-            let chunk = sequence.chunk(count, as_before);
+            let chunk = sequence.chunk(count, has_fast);
             let (tokens, wanted) = (chunk.tokens.len(), chunk.wanted);
             match wanted {
                 _ if sequence.is_decoding() => computed.answers += tokens,
@@ -56,7 +102,9 @@ impl Worker {
                 _ => computed.prompts += tokens,
             }
             let cost = match wanted {
-                Wanted::All => tokens * scored_row,
+                Wanted::All if sequence.generated().is_none() || !sequence.is_decoding() => {
+                    tokens * scored_row
+                }
                 _ => tokens,
             };
             self.fairness.charge(sequence.owner(), cost);
@@ -84,7 +132,7 @@ impl Worker {
             match sequence.advance(computed, &self.logits, first) {
                 Advance::On => {}
                 Advance::Over => ended[index] = true,
-                Advance::Chooses(row) => choosing.push((index, row)),
+                Advance::Chooses(rows) => choosing.push((index, rows)),
             }
             row += rows;
             state += usize::from(is_state);
@@ -99,17 +147,27 @@ impl Worker {
             }
         }
         // Only now, because other members of the ensemble may come later in the batch.
-        for (index, row) in choosing {
-            let logits = self.logits.row_mut(row);
+        let mut chosen = (0, 0);
+        for (index, rows) in choosing {
+            let sequence = &mut self.running[index];
+            let before = sequence.generated().unwrap_or(0);
             let executor = self.executor.as_mut();
-            ended[index] = !self.running[index].choose_or_hold(logits, executor);
+            ended[index] = !sequence.choose_or_hold(&mut self.logits, rows, executor);
+            let after = sequence.generated().unwrap_or(0);
+            chosen = (chosen.0 + 1, chosen.1 + after - before);
         }
         // The time includes sampling, which is slow with a large vocabulary.
         let took = began.elapsed();
         self.prefill_budget
             .note(computed.prompts, computed.scored, took);
         if computed.answers > 0 {
-            self.statistics.note_step(took);
+            // An answer with accepted drafts has several steps' tokens in one.
+            let (answers, tokens) = chosen;
+            let tokens_each = (tokens as f64 / answers.max(1) as f64).max(1.0);
+            self.statistics.note_step(took.div_f64(tokens_each));
+            if computed.prompts == 0 && computed.scored == 0 {
+                self.step_cost.note(computed.answers, took);
+            }
         }
         let mut ended = ended.into_iter();
         self.retain_running(|_| !ended.next().unwrap_or(false));

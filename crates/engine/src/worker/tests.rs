@@ -5,7 +5,9 @@ use std::sync::{Arc, Mutex};
 
 use super::Worker;
 use crate::exec::fake::{self, Fake, Step};
-use crate::{Client, Engine, EngineOptions, Event, GenerateRequest, Generation, SubmitError};
+use crate::{
+    Client, Engine, EngineOptions, Event, GenerateRequest, Generation, Speculation, SubmitError,
+};
 use incant_sample::SamplingParams;
 
 /// An engine whose steps are run by the test.
@@ -98,7 +100,10 @@ impl Answer {
                     assert_eq!(self.tokens, expected);
                 }
                 Event::Failed(why) => panic!("{why}"),
-                Event::Started { .. } | Event::Prompt(_) | Event::Scored(_) => {}
+                Event::Started { .. }
+                | Event::Prompt(_)
+                | Event::Scored(_)
+                | Event::Drafted { .. } => {}
             }
         }
         self.has_ended
@@ -127,6 +132,8 @@ fn request(prompt: Vec<u32>, max_tokens: usize) -> GenerateRequest {
         feeds: Vec::new(),
         together: None,
         isolated: false,
+        speculation: Some(Speculation::OFF),
+        prediction: Vec::new(),
     }
 }
 
@@ -300,4 +307,94 @@ fn a_full_queue_has_room_for_another_client_and_tells_how_long_it_takes() {
     many.truncate(0);
     stage.turn(1);
     assert_eq!(stage.engine.load().waiting, 0);
+}
+
+/// Requests whose answers are predicted, except for every ninth token.
+fn predicted(requests: Vec<GenerateRequest>, speculation: Speculation) -> Vec<GenerateRequest> {
+    let predict = |request: GenerateRequest| {
+        let mut prediction = fake::answer(&request.prompt, request.max_tokens);
+        prediction
+            .iter_mut()
+            .skip(4)
+            .step_by(9)
+            .for_each(|token| *token ^= 1);
+        GenerateRequest {
+            speculation: Some(speculation),
+            prediction,
+            ..request
+        }
+    };
+    requests.into_iter().map(predict).collect()
+}
+
+#[test]
+fn drafts_save_steps_and_change_no_answer() {
+    for speculation in [
+        Speculation::UpTo(5),
+        Speculation::UpTo(15),
+        Speculation::Auto,
+    ] {
+        let mut stage = Stage::new(4, 100_000);
+        let mut answers = stage.send("a", &predicted(several(0, 1, 200), speculation));
+        let (mut drafted_in_all, mut accepted_in_all) = (0, 0);
+        let mut turns = 0;
+        while !answers[0].has_ended {
+            stage.turn(1);
+            turns += 1;
+            while let Some(event) = answers[0].generation.try_next() {
+                match event {
+                    Event::Token { id, .. } => answers[0].tokens.push(id),
+                    Event::Drafted { drafted, accepted } => {
+                        assert!(accepted <= drafted && !answers[0].has_ended);
+                        drafted_in_all += drafted;
+                        accepted_in_all += accepted;
+                    }
+                    Event::Finished(_) => answers[0].has_ended = true,
+                    _ => {}
+                }
+            }
+        }
+        let prompt = &answers[0].request.prompt;
+        assert_eq!(answers[0].tokens, fake::answer(prompt, 200));
+        if speculation != Speculation::Auto {
+            assert!(
+                turns < 90,
+                "{turns} steps, {accepted_in_all} of {drafted_in_all} accepted"
+            );
+        }
+        // Each accepted token has saved a step.
+        assert!(turns + accepted_in_all <= 203 && turns + accepted_in_all >= 200);
+    }
+}
+
+#[test]
+fn drafts_and_memory_that_runs_out_change_no_answer() {
+    let file = tempfile::NamedTempFile::new().expect("a file");
+    for folder in [std::env::temp_dir(), file.path().join("swap")] {
+        let mut stage = Stage::swapping(8, 300, folder);
+        let requests = predicted(several(0, 12, 60), Speculation::UpTo(7));
+        let mut many = stage.send("a", &requests);
+        stage.run(&mut many);
+        assert!(stage.engine.load().preemptions > 0);
+        assert!(stage.worker.is_idle());
+    }
+}
+
+#[test]
+fn drafts_take_no_more_rows_of_logits_than_may_be_held() {
+    let mut stage = Stage::new(32, 100_000);
+    let requests = predicted(several(0, 32, 60), Speculation::UpTo(15));
+    let mut many = stage.send("a", &requests);
+    stage.run(&mut many);
+    let rows = stage.steps().into_iter().map(|step| {
+        let wanted = step
+            .iter()
+            .filter(|(_, wanted)| *wanted == crate::exec::Wanted::All);
+        wanted.map(|(tokens, _)| tokens).sum::<usize>()
+    });
+    let most = rows.max();
+    assert!(
+        most.is_some_and(|rows| (33..=64).contains(&rows)),
+        "{most:?}"
+    );
 }

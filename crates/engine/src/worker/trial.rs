@@ -3,7 +3,7 @@
 
 use super::super::adapter::{AddAdapterError, Added};
 use super::Worker;
-use crate::exec::{AdapterId, Chunk, ExecError, Logits, Wanted};
+use crate::exec::{AdapterId, Chunk, ExecError, Logits, Precision, Wanted};
 use incant_model::lora::Lora;
 
 /// The number of tokens an adapter is tried on.
@@ -50,6 +50,7 @@ impl Worker {
             sequence,
             tokens: &tokens,
             wanted: Wanted::All,
+            precision: Precision::Fast,
         };
         let computed = self.executor.forward_into(&[chunk], &mut logits);
         self.executor.end(sequence);

@@ -9,6 +9,7 @@ mod envelope;
 mod logprobs;
 mod watch;
 
+use std::ops::Add;
 use std::pin::Pin;
 use std::sync::Arc;
 
@@ -62,6 +63,8 @@ pub(crate) struct Planned {
     pub(crate) echo: Option<Echo>,
     /// The guide and the other arms that shape the answers.
     pub(crate) partners: Partners,
+    /// The ids of text that the answers may repeat; may be empty.
+    pub(crate) prediction: Vec<u32>,
 }
 
 /// A whole answer.
@@ -224,6 +227,7 @@ impl Running {
             prompt,
             echo,
             partners,
+            prediction,
         } in prompts
         {
             let max_tokens = fit(&prompt, arm.context(), controls.max_tokens, param)?;
@@ -244,6 +248,8 @@ impl Running {
                     feeds: Vec::new(),
                     together: None,
                     isolated,
+                    speculation: controls.speculation,
+                    prediction: prediction.clone(),
                 };
                 sequences.push(partners.sequences(&arm, request));
                 guided.push(Guided {
@@ -344,9 +350,11 @@ impl Running {
             .step_by(self.answers_per_prompt)
             .map(Choice::cached)
             .sum();
+        let usage = Usage::new(self.watch.prompt_tokens(), cached_tokens, completion_tokens);
+        let drafts = self.choices.iter().map(Choice::drafts).reduce(Add::add);
         Usage {
             guidance_tokens_details: self.guidance_usage(),
-            ..Usage::new(self.watch.prompt_tokens(), cached_tokens, completion_tokens)
+            ..drafts.map_or(usage, |drafts| usage.with_drafts(drafts))
         }
     }
 

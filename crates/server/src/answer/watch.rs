@@ -77,6 +77,10 @@ impl Watch {
                     self.first_token = Some(since);
                 }
             }
+            Event::Drafted { drafted, accepted } => {
+                self.metrics.drafted_tokens.inc_by(*drafted as u64);
+                self.metrics.accepted_tokens.inc_by(*accepted as u64);
+            }
             Event::Failed(_) => self.outcome = Outcome::Failed,
             Event::Prompt(_) | Event::Scored(_) | Event::Finished(_) => {}
         }

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use incant_compare::Samplers;
+use incant_engine::Speculation;
 use incant_gguf::printable::excerpt;
 use incant_prompt::profile::{SamplingDefaults, breakers_problem};
 use incant_prompt::text::{Special, Tokenizer};
@@ -13,7 +14,8 @@ use incant_sample::{self as sample, DryParams, SamplingParams};
 
 use super::biases::biases;
 use super::{
-    Controls, MAX_BAD_WORD_BYTES, MAX_BAD_WORDS, MAX_STOP_BYTES, MAX_STOPS, StreamOptions,
+    Controls, MAX_BAD_WORD_BYTES, MAX_BAD_WORDS, MAX_STOP_BYTES, MAX_STOPS, Speculate,
+    StreamOptions,
 };
 use crate::deadline::time_limit;
 use crate::errors::ApiError;
@@ -45,6 +47,8 @@ pub(crate) struct Resolved {
     pub(crate) requested_tokens: Option<usize>,
     /// The time limit that the client set, if any.
     pub(crate) timeout: Option<Duration>,
+    /// How many tokens are drafted; `None` is the server's default.
+    pub(crate) speculation: Option<Speculation>,
     pub(crate) stream: Stream,
 }
 
@@ -204,6 +208,7 @@ impl Controls {
             max_tokens,
             requested_tokens,
             timeout: timeout(self.timeout)?,
+            speculation: self.speculate.map(speculation).transpose()?,
             stream: stream(self.stream, self.stream_options)?,
         })
     }
@@ -241,6 +246,26 @@ fn out_of_range<T: Display>(name: &str, value: impl Display, range: Range<T>) ->
         name,
         format!("`{name}` is {value}, but must be between {min} and {max}."),
     )
+}
+
+fn speculation(asked: Speculate) -> Result<Speculation, ApiError> {
+    let number = match asked {
+        Speculate::Word(word) => match word.as_str() {
+            "auto" => return Ok(Speculation::Auto),
+            "off" => return Ok(Speculation::OFF),
+            _ => {
+                let word = excerpt(&word);
+                let max = ranges::SPECULATE.max;
+                return Err(ApiError::invalid(
+                    "speculate",
+                    format!("`speculate` is {word}, but must be `auto`, `off` or 0 to {max}."),
+                ));
+            }
+        },
+        Speculate::Number(number) => number,
+    };
+    let number = in_range("speculate", Some(number), ranges::SPECULATE)?;
+    Ok(Speculation::UpTo(number.unwrap_or(0) as usize))
 }
 
 /// Checks the number of texts and their lengths.

@@ -59,6 +59,16 @@ pub(crate) mod integer {
         Ok(value.map(|Integer(value)| value))
     }
 
+    /// Reads an integer.
+    pub(crate) fn of<'de, D, T>(deserializer: D) -> Result<T, D::Error>
+    where
+        D: Deserializer<'de>,
+        T: TryFrom<i64>,
+    {
+        let Integer(value) = Integer::<T>::deserialize(deserializer)?;
+        Ok(value)
+    }
+
     /// Reads a list of integers.
     pub(crate) fn list<'de, D, T>(deserializer: D) -> Result<Vec<T>, D::Error>
     where

@@ -37,6 +37,21 @@ pub(crate) struct ChatRequest {
     #[serde(default, deserialize_with = "integer::option")]
     #[schemars(range(min = TOP_LOGPROBS.min, max = TOP_LOGPROBS.max))]
     top_logprobs: Option<i64>,
+    /// Predicted output: text that the answer is likely to repeat, such as a file to be edited.
+    /// The answer is the same without it, but takes longer.
+    prediction: Option<Object<Prediction>>,
+}
+
+/// Text that the answer is likely to repeat.
+#[derive(Clone, Debug, Deserialize, JsonSchema)]
+pub(crate) struct Prediction {
+    /// Always `content`.
+    #[serde(rename = "type", deserialize_with = "is_content")]
+    #[schemars(with = "String", extend("const" = "content"))]
+    is_content: bool,
+    /// A text, or a list of parts which are joined by line breaks.
+    #[schemars(required)]
+    content: Option<StringOr<Vec<Object<Part>>>>,
 }
 
 /// One message.
@@ -94,6 +109,11 @@ fn is_text<'de, D: Deserializer<'de>>(deserializer: D) -> Result<bool, D::Error>
     String::deserialize(deserializer).map(|word| word == "text")
 }
 
+/// Returns whether a string is `content`.
+fn is_content<'de, D: Deserializer<'de>>(deserializer: D) -> Result<bool, D::Error> {
+    String::deserialize(deserializer).map(|word| word == "content")
+}
+
 /// Answers a conversation.
 pub(crate) async fn chat(post: Post) -> Result<Response, ApiError> {
     let read = post.read(|fields| {
@@ -137,11 +157,20 @@ pub(crate) async fn chat(post: Post) -> Result<Response, ApiError> {
             token_ids: extras.token_ids(),
             measured: Measured::of(&partners),
         };
+        let prediction = match request.prediction {
+            Some(Object(prediction)) => {
+                let text = predicted(prediction)?;
+                let ids = arm.encode_prediction(&text, cancel);
+                ids.map_err(|error| ApiError::from_prompt_error(error, "prediction"))?
+            }
+            None => Vec::new(),
+        };
         let prompt_token_ids = extras.token_ids().then(|| prompt.all_ids());
         let prompts = vec![Planned {
             prompt,
             echo: None,
             partners,
+            prediction,
         }];
         let plan = Plan {
             profile: arm.profile_name().map(str::to_owned),
@@ -213,25 +242,44 @@ fn read(at: usize, message: ChatMessage) -> Result<Message, ApiError> {
             return refuse(field, "is not supported: incant has no tool calls.");
         }
     }
-    let content = match message.content {
-        None => return refuse("content", "is required."),
-        Some(StringOr::Text(text)) => text,
+    let content = text_of(message.content, &format!("messages[{at}].content"))?;
+    Ok(Message { role, content })
+}
+
+/// Returns the text that the answer is likely to repeat.
+fn predicted(prediction: Prediction) -> Result<String, ApiError> {
+    if !prediction.is_content {
+        return Err(ApiError::invalid(
+            "prediction.type",
+            "`prediction.type` can only be `content`.",
+        ));
+    }
+    text_of(prediction.content, "prediction.content")
+}
+
+/// Joins the parts of the content of field `param`.
+fn text_of(content: Option<StringOr<Vec<Object<Part>>>>, param: &str) -> Result<String, ApiError> {
+    let refuse = |param: String, why: &str| {
+        Err(ApiError::invalid(param.clone(), format!("`{param}` {why}")))
+    };
+    match content {
+        None => refuse(param.to_owned(), "is required."),
+        Some(StringOr::Text(text)) => Ok(text),
         Some(StringOr::List(parts)) => {
             let mut texts = Vec::with_capacity(parts.len());
-            for (part_at, Object(part)) in parts.into_iter().enumerate() {
+            for (at, Object(part)) in parts.into_iter().enumerate() {
                 if !part.is_text {
                     let why = "can only be `text`: incant reads no images, audio or files.";
-                    return refuse(&format!("content[{part_at}].type"), why);
+                    return refuse(format!("{param}[{at}].type"), why);
                 }
                 let Some(text) = part.text else {
-                    return refuse(&format!("content[{part_at}].text"), "is required.");
+                    return refuse(format!("{param}[{at}].text"), "is required.");
                 };
                 texts.push(text);
             }
-            texts.join("\n")
+            Ok(texts.join("\n"))
         }
-    };
-    Ok(Message { role, content })
+    }
 }
 
 /// The format of chat answers.

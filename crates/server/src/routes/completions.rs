@@ -208,6 +208,7 @@ impl PromptBuilder<'_> {
             prompt,
             echo,
             partners,
+            prediction: Vec::new(),
         })
     }
 

@@ -10,6 +10,7 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use super::EngineFailure;
+use incant_api::CompletionTokensDetails;
 use incant_engine::{Event, FinishReason};
 use incant_prompt::text::Tokenizer;
 use incant_prompt::text::decode::StreamDecoder;
@@ -126,6 +127,9 @@ pub(crate) struct Choice<V> {
     keeps_trimmed: bool,
     generated: usize,
     cached: usize,
+    /// Drafted tokens, and those of them that became tokens of the answer.
+    drafted: usize,
+    accepted: usize,
 }
 
 impl<V: Vocabulary> Choice<V> {
@@ -166,6 +170,8 @@ impl<V: Vocabulary> Choice<V> {
             keeps_trimmed: false,
             generated: 0,
             cached: 0,
+            drafted: 0,
+            accepted: 0,
         }
     }
 
@@ -193,6 +199,14 @@ impl<V: Vocabulary> Choice<V> {
         self.cached
     }
 
+    /// Returns the numbers of drafted tokens that were accepted and rejected.
+    pub(crate) fn drafts(&self) -> CompletionTokensDetails {
+        CompletionTokensDetails {
+            accepted_prediction_tokens: self.accepted,
+            rejected_prediction_tokens: self.drafted - self.accepted,
+        }
+    }
+
     /// Advances by one event; returns a piece if anything can be sent.
     pub(crate) fn advance(&mut self, event: Event) -> Result<Option<Piece>, EngineFailure> {
         match event {
@@ -211,6 +225,11 @@ impl<V: Vocabulary> Choice<V> {
                 Ok(None)
             }
             Event::Token { id, logprobs } => Ok(self.token(id, logprobs)),
+            Event::Drafted { drafted, accepted } => {
+                self.drafted += drafted;
+                self.accepted += accepted;
+                Ok(None)
+            }
             Event::Finished(reason) => Ok(Some(self.end(reason))),
             // Events of followers are reported to another receiver.
             Event::Scored(_) => Ok(None),

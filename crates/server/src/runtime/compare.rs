@@ -263,6 +263,8 @@ impl Side {
             feeds,
             together: None,
             isolated: false,
+            speculation: None,
+            prediction: Vec::new(),
         }
     }
 }

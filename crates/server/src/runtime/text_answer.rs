@@ -101,6 +101,8 @@ impl TextAnswer {
             feeds: Vec::new(),
             together: None,
             isolated: false,
+            speculation: None,
+            prediction: Vec::new(),
         };
         Ok(TextAnswer {
             generation: partners.submit(arm, request)?,

@@ -226,6 +226,17 @@ impl Kv {
             .collect()
     }
 
+    /// Shortens the chain to the first `tokens` tokens. Tokens of the suffix are overwritten by
+    /// the next ones.
+    pub(super) fn truncate(&mut self, tokens: usize) {
+        if tokens < self.start() {
+            self.chain = self.chain_of(tokens);
+            if let Suffix::Here(layers) = &mut self.suffix {
+                layers.fill(None);
+            }
+        }
+    }
+
     /// Whether the KV needed to continue after the first `tokens` tokens is complete.
     pub(super) fn can_fork(&self, spec: &DecoderSpec, tokens: usize) -> bool {
         let whole = |link: &Link| {

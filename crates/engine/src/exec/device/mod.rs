@@ -220,6 +220,18 @@ impl Executor for DeviceExecutor {
         })
     }
 
+    fn truncate(&mut self, sequence: SequenceId, tokens: usize) -> Result<(), ExecError> {
+        self.ledger.check_fork(sequence, tokens)?;
+        if !self.can_fork(sequence, tokens) {
+            return Err(ExecError::Batch(
+                "a sequence is cut where its KV was let go",
+            ));
+        }
+        self.ledger.sequence_mut(sequence)?.kv.truncate(tokens);
+        self.ledger.shorten(sequence, tokens);
+        Ok(())
+    }
+
     fn len(&self, sequence: SequenceId) -> Result<usize, ExecError> {
         Ok(self.ledger.sequence(sequence)?.len)
     }

@@ -100,6 +100,23 @@ impl Kv {
         }
     }
 
+    /// Releases the pages after the first `tokens` tokens.
+    pub(super) fn truncate(&mut self, pool: &mut PagePool, tokens: usize) {
+        for (group, table) in self.tables.iter_mut().enumerate() {
+            let kept = pages(tokens).saturating_sub(table.skipped());
+            for page in table.pages.drain(kept.min(table.pages.len())..) {
+                pool.release(group, page);
+            }
+            // Another holder of the last page may have more of its tokens.
+            if let Some(&last) = table.pages.last()
+                && !pool.is_shared(group, last)
+            {
+                let blocks = table.skipped() + table.pages.len() - 1;
+                pool.fill(group, last, tokens - blocks * TOKENS_PER_BLOCK);
+            }
+        }
+    }
+
     /// Releases all pages.
     pub(super) fn release(self, pool: &mut PagePool) {
         for (group, table) in self.tables.into_iter().enumerate() {

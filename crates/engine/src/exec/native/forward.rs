@@ -29,6 +29,7 @@
 //! ```
 
 mod attention;
+mod linear;
 mod low_rank;
 
 use self::attention::Split;
@@ -38,15 +39,13 @@ use super::adapters::Adapted;
 use super::buffers::Scratch;
 use super::layout::Layout;
 use super::plan::Plan;
-use super::tasks::Tasks;
 use crate::exec::Logits;
 use incant_kernels::pool::Worker;
 use incant_kernels::product::{self, Writer};
 use incant_kernels::shared::SharedSlice;
-use incant_kernels::{COLUMNS_PER_BLOCK, Isa, LANES, Matrix, math};
+use incant_kernels::{Isa, LANES, Matrix, math};
 use incant_model::DecoderSpec;
 use incant_model::lora::Linear;
-use incant_model::packed::{Layer, Projection};
 
 /// Logits that are scaled and capped per task.
 const LOGITS_PER_TASK: usize = 1 << 13;
@@ -91,14 +90,12 @@ impl NativeExecutor {
         let weights = &self.weights;
         let heads = spec.heads * spec.head_dim;
         let forms = &weights.forms;
-        let prompts = plan.rows.prompts;
-        buffers
-            .normed
-            .reset(rows, prompts, spec.hidden, forms.normed);
-        buffers.attended.reset(rows, prompts, heads, forms.attended);
+        let fast = plan.rows.fast;
+        buffers.normed.reset(rows, fast, spec.hidden, forms.normed);
+        buffers.attended.reset(rows, fast, heads, forms.attended);
         buffers
             .inner
-            .reset(rows, prompts, spec.feed_forward, forms.inner);
+            .reset(rows, fast, spec.feed_forward, forms.inner);
         let normed = buffers.normed.writer();
         let attended = buffers.attended.writer();
         let inner = buffers.inner.writer();
@@ -415,201 +412,5 @@ impl<'a> Pass<'a> {
             }
             None => x,
         }
-    }
-
-    /// Scales and caps `len` logits if the model requires it.
-    ///
-    /// # Safety
-    /// A phase: see [`Pass`].
-    unsafe fn finish_logits(
-        &self,
-        worker: &mut Worker<'_>,
-        logits: SharedSlice<'_, f32>,
-        len: usize,
-    ) {
-        let (scale, cap) = (self.spec.logit_scale, self.spec.logit_cap);
-        if scale == 1.0 && cap.is_none() {
-            return;
-        }
-        worker.each(len.div_ceil(LOGITS_PER_TASK), |task| {
-            let part = task * LOGITS_PER_TASK..len.min((task + 1) * LOGITS_PER_TASK);
-            // SAFETY: each part is written by one task.
-            let logits = unsafe { logits.slice_mut(part) };
-            math::scale(self.isa, logits, scale);
-            if let Some(cap) = cap {
-                math::soft_cap(self.isa, logits, cap);
-            }
-        });
-    }
-
-    /// Multiplies all rows with some matrices and writes the results side by side into the rows
-    /// of `out`.
-    ///
-    /// # Safety
-    /// A phase after the one that wrote the rows: see [`Pass`].
-    unsafe fn multiply(
-        &self,
-        worker: &mut Worker<'_>,
-        products: &[Product<'_>],
-        rows: &Writer<'_>,
-        out: SharedSlice<'a, f32>,
-    ) {
-        let panels: usize = products.iter().map(|product| product.matrix.panels()).sum();
-        let width: usize = products.iter().map(|product| product.matrix.rows()).sum();
-        let tasks = Tasks::new(panels, self.threads);
-        // SAFETY: it is used within this phase.
-        let scratch = unsafe { self.scratch(worker) };
-        worker.each(tasks.count(), |task| {
-            // SAFETY: an earlier phase has written the rows.
-            let rows = unsafe { rows.activations() };
-            let result = &mut scratch.panel[..rows.rows()];
-            for panel in tasks.range(task) {
-                let (mut panel, mut column) = (panel, 0);
-                let Product {
-                    mut matrix,
-                    mut place,
-                } = products[0];
-                for next in products {
-                    Product { matrix, place } = *next;
-                    if panel < matrix.panels() {
-                        break;
-                    }
-                    panel -= matrix.panels();
-                    column += matrix.rows();
-                }
-                product::panel(self.isa, matrix, panel, rows, result);
-                // SAFETY: an earlier phase has written the products of adapters.
-                unsafe { self.expand(place, panel, result) };
-                let used = LANES.min(matrix.rows() - panel * LANES);
-                column += panel * LANES;
-                for (row, lanes) in result.iter().enumerate() {
-                    let at = row * width + column;
-                    // SAFETY: each panel's columns are written by one task.
-                    let out = unsafe { out.slice_mut(at..at + used) };
-                    out.copy_from_slice(&lanes[..used]);
-                }
-            }
-        });
-    }
-
-    /// Finishes queries, keys and values (bias, norm, RoPE) and stores them for attention.
-    ///
-    /// # Safety
-    /// A phase: see [`Pass`].
-    unsafe fn store_qkv(
-        &self,
-        worker: &mut Worker<'_>,
-        layer: usize,
-        projections: &[Projection; 3],
-    ) {
-        let spec = self.spec;
-        let (heads, kv) = (spec.heads * spec.head_dim, spec.kv_heads * spec.head_dim);
-        let rope = spec.layers[layer].rope;
-        let style = spec.ropes[rope].style;
-        let (cos, sin) = &self.plan.angles[rope];
-        let pairs = spec.ropes[rope].dims / 2;
-        let group = spec.heads / spec.kv_heads;
-        let (group_of, block) = (self.layout.group_of(layer), self.layout.block_of(layer));
-        worker.each(self.plan.spans.len(), |index| {
-            let span = &self.plan.spans[index];
-            let page = self.plan.pages[index * self.layout.groups.len() + group_of];
-            // SAFETY: each span's page is written by one task.
-            let block = unsafe { self.kv.slice_mut(page + block.start..page + block.end) };
-            for (offset, row) in span.rows.clone().enumerate() {
-                let (cos, sin) = (&cos[row * pairs..][..pairs], &sin[row * pairs..][..pairs]);
-                // SAFETY: each row is used by one task.
-                let projected = unsafe { self.row(self.projected, row, heads + 2 * kv) };
-                let (query, rest) = projected.split_at_mut(heads);
-                let (key, value) = rest.split_at_mut(kv);
-                let parts = [&mut *query, &mut *key, &mut *value];
-                for (part, projection) in parts.into_iter().zip(projections) {
-                    self.finish(part, projection);
-                }
-                for head in query.chunks_exact_mut(spec.head_dim) {
-                    math::rope(self.isa, style, head, cos, sin);
-                }
-                for head in key.chunks_exact_mut(spec.head_dim) {
-                    math::rope(self.isa, style, head, cos, sin);
-                }
-                let scale = spec.query_scale(self.plan.rows.positions[row]);
-                math::scale(self.isa, query, scale);
-                let width = group * spec.head_dim;
-                for (head, queries) in query.chunks_exact(width).enumerate() {
-                    let at = (head * self.plan.count() + row) * width;
-                    // SAFETY: each row's queries are written by one task.
-                    let to = unsafe { self.queries.slice_mut(at..at + width) };
-                    to.copy_from_slice(queries);
-                }
-                let token = span.first_token + offset;
-                self.layout.write(self.isa, block, token, (key, value));
-            }
-        });
-    }
-
-    /// Adds the bias of a projection and norms its heads, separately or together.
-    fn finish(&self, x: &mut [f32], projection: &Projection) {
-        if let Some(bias) = &projection.bias {
-            math::add_assign(self.isa, x, bias);
-        }
-        if let Some(norm) = &projection.norm {
-            for part in x.chunks_exact_mut(norm.len()) {
-                math::rms_norm_in_place(self.isa, part, norm, self.spec.norm_eps);
-            }
-        }
-    }
-
-    /// Computes the feed-forward layer up to the input of the down projection.
-    ///
-    /// # Safety
-    /// A phase after the one that wrote the rows: see [`Pass`].
-    unsafe fn gate(
-        &self,
-        worker: &mut Worker<'_>,
-        index: usize,
-        layer: &Layer,
-        rows: &Writer<'_>,
-        to: &Writer<'_>,
-    ) {
-        let width = self.spec.feed_forward;
-        let blocks = width.div_ceil(COLUMNS_PER_BLOCK);
-        let tasks = Tasks::new(blocks, self.threads);
-        // SAFETY: it is used within this phase.
-        let scratch = unsafe { self.scratch(worker) };
-        worker.each(tasks.count(), |task| {
-            // SAFETY: an earlier phase has written the rows.
-            let rows = unsafe { rows.activations() };
-            let gate = &mut scratch.panel[..rows.rows()];
-            let up = &mut scratch.other_panel[..rows.rows()];
-            let inner = &mut scratch.block[..rows.rows()];
-            for block in tasks.range(task) {
-                for half in 0..2 {
-                    let panel = 2 * block + half;
-                    if panel >= layer.gate.panels() {
-                        break;
-                    }
-                    product::panel(self.isa, &layer.gate, panel, rows, gate);
-                    // SAFETY: an earlier phase has written the products of adapters.
-                    unsafe { self.expand(Some((index, Linear::Gate)), panel, gate) };
-                    product::panel(self.isa, &layer.up, panel, rows, up);
-                    // SAFETY: as above.
-                    unsafe { self.expand(Some((index, Linear::Up)), panel, up) };
-                    let activation = self.spec.activation;
-                    let up = up.as_flattened();
-                    math::gated(self.isa, activation, gate.as_flattened_mut(), up);
-                    for (inner, gate) in inner.iter_mut().zip(&*gate) {
-                        inner[half * LANES..][..LANES].copy_from_slice(gate);
-                    }
-                }
-                let used = COLUMNS_PER_BLOCK.min(width - block * COLUMNS_PER_BLOCK);
-                for (row, inner) in inner.iter().enumerate() {
-                    let inner = &inner[..used];
-                    // SAFETY: each block of both buffers is written by one task.
-                    unsafe {
-                        to.write_block(row, block, inner);
-                        self.keep_inner(row, block * COLUMNS_PER_BLOCK, inner);
-                    }
-                }
-            }
-        });
     }
 }

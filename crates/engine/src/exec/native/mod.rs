@@ -148,8 +148,8 @@ impl Executor for NativeExecutor {
         Ok(self.ledger.add(tokens, kv))
     }
 
-    fn prefill_precision_differs(&self) -> bool {
-        // AMX tiles are used for prompts only.
+    fn has_fast_precision(&self) -> bool {
+        // AMX tiles round to bf16.
         self.isa.tier() == Tier::Amx
     }
 
@@ -159,12 +159,25 @@ impl Executor for NativeExecutor {
         })
     }
 
+    fn truncate(&mut self, sequence: SequenceId, tokens: usize) -> Result<(), ExecError> {
+        self.ledger.check_fork(sequence, tokens)?;
+        if !self.can_fork(sequence, tokens) {
+            return Err(ExecError::Batch(
+                "a sequence is cut where its KV was let go",
+            ));
+        }
+        let (kv, _, pool) = self.kv(sequence)?;
+        kv.truncate(pool, tokens);
+        self.ledger.shorten(sequence, tokens);
+        Ok(())
+    }
+
     fn len(&self, sequence: SequenceId) -> Result<usize, ExecError> {
         Ok(self.ledger.sequence(sequence)?.len)
     }
 
     fn forward_into(&mut self, batch: &[Chunk<'_>], logits: &mut Logits) -> Result<(), ExecError> {
-        let prompts_apart = self.prefill_precision_differs();
+        let fast_apart = self.has_fast_precision();
         // Sequences that share pages are placed next to each other.
         let group = self.layout.whole_group();
         let order = |a: &Kv, b: &Kv| {
@@ -173,7 +186,7 @@ impl Executor for NativeExecutor {
         };
         let rows = self
             .ledger
-            .lay_out(batch, self.spec.vocab, prompts_apart, order)?;
+            .lay_out(batch, self.spec.vocab, fast_apart, order)?;
         for run in &rows.runs {
             if self.ledger.sequence(run.sequence)?.kv.is_swapped_out() {
                 return Err(ExecError::Batch("a sequence is swapped out"));

@@ -259,7 +259,7 @@ mod tests {
             positions: lens.iter().map(|len| len - 1).collect(),
             wanted: Vec::new(),
             states: Vec::new(),
-            prompts: lens.len(),
+            fast: lens.len(),
             runs: runs.collect(),
         };
         View::new(&rows, window, |run, block| tables[run][block])

@@ -166,6 +166,22 @@ impl Arm {
         ids.map_err(|halt| self.bounds_error(halt, prefix))
     }
 
+    /// Returns the ids of a text that an answer may repeat.
+    ///
+    /// # Errors
+    /// It is longer than the context, or the work was cancelled.
+    pub fn encode_prediction(&self, text: &str, cancel: &Cancel) -> Result<Vec<u32>, PromptError> {
+        let bounds = PromptBounds {
+            must_fit: true,
+            cancel: cancel.clone(),
+        };
+        let limits = self.token_bounds(None, &bounds);
+        let ids = self
+            .tokenizer()
+            .encode_within(text, Special::Plain, &limits);
+        ids.map_err(|halt| self.bounds_error(halt, None))
+    }
+
     /// Returns the prompt of `input`, which has these ids.
     fn continued(&self, input: &PromptInput, ids: Vec<u32>) -> Prompt {
         let prefix = self.completion_prefix.clone();

@@ -6,10 +6,12 @@ use super::Pass;
 use crate::exec::native::buffers::{Scratch, grow};
 use crate::exec::native::plan::{BLOCKS_PER_CHUNK, Piece, Plan, View};
 use incant_kernels::attention::{self, Block, KvChunk, Partials, attend, merge};
+use incant_kernels::math;
 use incant_kernels::pool::Worker;
 use incant_kernels::product::Writer;
 use incant_model::DecoderSpec;
 use incant_model::lora::Linear;
+use incant_model::packed::Projection;
 
 /// Queries that are processed together over a chunk of keys in a long prompt, such that their
 /// scores and values stay in the L2 cache.
@@ -47,6 +49,72 @@ impl Split {
 }
 
 impl<'a> Pass<'a> {
+    /// Finishes queries, keys and values (bias, norm, RoPE) and stores them for attention.
+    ///
+    /// # Safety
+    /// A phase: see [`Pass`].
+    pub(super) unsafe fn store_qkv(
+        &self,
+        worker: &mut Worker<'_>,
+        layer: usize,
+        projections: &[Projection; 3],
+    ) {
+        let spec = self.spec;
+        let (heads, kv) = (spec.heads * spec.head_dim, spec.kv_heads * spec.head_dim);
+        let rope = spec.layers[layer].rope;
+        let style = spec.ropes[rope].style;
+        let (cos, sin) = &self.plan.angles[rope];
+        let pairs = spec.ropes[rope].dims / 2;
+        let group = spec.heads / spec.kv_heads;
+        let (group_of, block) = (self.layout.group_of(layer), self.layout.block_of(layer));
+        worker.each(self.plan.spans.len(), |index| {
+            let span = &self.plan.spans[index];
+            let page = self.plan.pages[index * self.layout.groups.len() + group_of];
+            // SAFETY: each span's page is written by one task.
+            let block = unsafe { self.kv.slice_mut(page + block.start..page + block.end) };
+            for (offset, row) in span.rows.clone().enumerate() {
+                let (cos, sin) = (&cos[row * pairs..][..pairs], &sin[row * pairs..][..pairs]);
+                // SAFETY: each row is used by one task.
+                let projected = unsafe { self.row(self.projected, row, heads + 2 * kv) };
+                let (query, rest) = projected.split_at_mut(heads);
+                let (key, value) = rest.split_at_mut(kv);
+                let parts = [&mut *query, &mut *key, &mut *value];
+                for (part, projection) in parts.into_iter().zip(projections) {
+                    self.finish(part, projection);
+                }
+                for head in query.chunks_exact_mut(spec.head_dim) {
+                    math::rope(self.isa, style, head, cos, sin);
+                }
+                for head in key.chunks_exact_mut(spec.head_dim) {
+                    math::rope(self.isa, style, head, cos, sin);
+                }
+                let scale = spec.query_scale(self.plan.rows.positions[row]);
+                math::scale(self.isa, query, scale);
+                let width = group * spec.head_dim;
+                for (head, queries) in query.chunks_exact(width).enumerate() {
+                    let at = (head * self.plan.count() + row) * width;
+                    // SAFETY: each row's queries are written by one task.
+                    let to = unsafe { self.queries.slice_mut(at..at + width) };
+                    to.copy_from_slice(queries);
+                }
+                let token = span.first_token + offset;
+                self.layout.write(self.isa, block, token, (key, value));
+            }
+        });
+    }
+
+    /// Adds the bias of a projection and norms its heads, separately or together.
+    fn finish(&self, x: &mut [f32], projection: &Projection) {
+        if let Some(bias) = &projection.bias {
+            math::add_assign(self.isa, x, bias);
+        }
+        if let Some(norm) = &projection.norm {
+            for part in x.chunks_exact_mut(norm.len()) {
+                math::rms_norm_in_place(self.isa, part, norm, self.spec.norm_eps);
+            }
+        }
+    }
+
     fn view(&self, layer: usize) -> &'a View {
         &self.plan.views[self.layout.group_of(layer)]
     }

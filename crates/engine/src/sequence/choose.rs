@@ -1,0 +1,145 @@
+//! The choice of a sequence's next tokens.
+
+use std::ops::{ControlFlow, Range};
+
+use incant_sample::{SampleError, logprobs};
+
+use super::Sequence;
+use crate::ensemble::ChooseError;
+use crate::exec::{Executor, Logits};
+use crate::task::Task;
+use crate::{Event, FinishReason};
+
+impl Sequence {
+    /// Whether it holds its row of logits, and all members of its ensemble have stored theirs.
+    pub(crate) fn can_choose_now(&self) -> bool {
+        match &self.task {
+            Task::Answer(answer) if answer.held.is_some() => answer.can_choose(),
+            _ => false,
+        }
+    }
+
+    /// Chooses the next token from the held row. Returns whether the sequence continues.
+    pub(crate) fn choose_from_held(&mut self, executor: &mut dyn Executor) -> bool {
+        let Task::Answer(answer) = &mut self.task else {
+            return true;
+        };
+        match answer.held.take() {
+            Some(mut row) => {
+                let next = self.choose(&mut row, executor);
+                self.continues(next)
+            }
+            None => true,
+        }
+    }
+
+    /// Reports the end of the answer if it has ended. Returns whether the sequence continues.
+    fn continues(&self, next: ControlFlow<Option<FinishReason>>) -> bool {
+        match next {
+            ControlFlow::Continue(()) => true,
+            ControlFlow::Break(reason) => {
+                if let Some(reason) = reason {
+                    self.send(Event::Finished(reason));
+                }
+                false
+            }
+        }
+    }
+
+    /// Chooses the next token from row `rows.start`, or holds the row until all members of the
+    /// ensemble have stored theirs; then chooses further tokens from the other rows, as long as
+    /// the drafted tokens are chosen. Returns whether the sequence continues.
+    pub(crate) fn choose_or_hold(
+        &mut self,
+        logits: &mut Logits,
+        rows: Range<usize>,
+        executor: &mut dyn Executor,
+    ) -> bool {
+        if let Task::Answer(answer) = &mut self.task
+            && !answer.can_choose()
+        {
+            answer.held = Some(logits.row(rows.start).to_vec());
+            return true;
+        }
+        let drafted = self.drafted().map_or(Vec::new(), |drafted| {
+            // A chunk may have had room for a part of the draft.
+            drafted[1..rows.len()].to_vec()
+        });
+        let mut accepted = 0;
+        let next = loop {
+            let row = logits.row_mut(rows.start + accepted);
+            let next = self.choose(row, executor);
+            match drafted.get(accepted) {
+                Some(drafted) if next.is_continue() && self.tokens.last() == Some(drafted) => {
+                    accepted += 1;
+                }
+                _ => break next,
+            }
+        };
+        if !drafted.is_empty() {
+            self.draft(0);
+            self.computed += accepted;
+            self.processed += accepted;
+            self.send(Event::Drafted {
+                drafted: drafted.len(),
+                accepted,
+            });
+            if let Err(error) = executor.truncate(self.id, self.computed) {
+                self.fail(&error.to_string());
+                return false;
+            }
+        }
+        self.continues(next)
+    }
+
+    /// Chooses the next token. If it is the last one, returns why the answer ends; `None` if that
+    /// was reported as a failure.
+    fn choose(
+        &mut self,
+        logits: &mut [f32],
+        executor: &mut dyn Executor,
+    ) -> ControlFlow<Option<FinishReason>> {
+        let Task::Answer(answer) = &mut self.task else {
+            return ControlFlow::Continue(());
+        };
+        let (id, mixture) = match answer.next(logits, executor) {
+            Ok(next) => next,
+            // The client's restrictions allow no further token, which ends the answer.
+            Err(ChooseError::Sample(SampleError::NothingAllowed)) => {
+                return ControlFlow::Break(Some(FinishReason::Stop));
+            }
+            Err(error) => {
+                self.fail(&error.to_string());
+                return ControlFlow::Break(None);
+            }
+        };
+        answer.sampler.accept(id);
+        answer.generated += 1;
+        if let Some(drafter) = &mut answer.drafter {
+            drafter.note(id);
+        }
+        let logprobs = answer.logprobs.map(|top| match &mixture {
+            Some(mixture) => mixture.logprobs(id, top),
+            None => logprobs(logits, id, top),
+        });
+        answer.followers.send(id, logits);
+        let finish = if answer.end_tokens.contains(&id) {
+            Some(FinishReason::Stop)
+        } else if answer.generated == answer.max_tokens {
+            Some(FinishReason::Length)
+        } else {
+            None
+        };
+        if finish.is_none()
+            && let Some(together) = &answer.together
+        {
+            together.lead.send_chosen(id);
+        }
+        self.send(Event::Token { id, logprobs });
+        if finish.is_some() {
+            return ControlFlow::Break(finish);
+        }
+        self.tokens.push(id);
+        ControlFlow::Continue(())
+    }
+}
