@@ -4,7 +4,7 @@
 use std::sync::Arc;
 
 use incant::engine::{
-    Engine, EngineOptions, Event, FinishReason, GenerateRequest, Generation, Prefix,
+    Engine, EngineOptions, Event, FinishReason, GenerateRequest, Generation, Prefix, Speculation,
 };
 use incant::gguf::Gguf;
 use incant::kv::PrefixStore;
@@ -47,6 +47,15 @@ pub(super) fn plain(prompt: &[u32], max_tokens: usize) -> GenerateRequest {
         together: None,
         isolated: false,
         ..request(None, prompt, max_tokens)
+    }
+}
+
+/// A plain request without drafts: such sequences grow in step with each other, so it is known
+/// when they need all memory.
+fn steady(prompt: &[u32], max_tokens: usize) -> GenerateRequest {
+    GenerateRequest {
+        speculation: Some(Speculation::OFF),
+        ..plain(prompt, max_tokens)
     }
 }
 
@@ -122,7 +131,7 @@ fn a_conversation_goes_on_from_its_earlier_turns() {
 fn who_has_to_give_way_goes_on_as_if_nothing_had_been() {
     for (subject, model) in cases() {
         let requests: Vec<_> = (0..6)
-            .map(|at| plain(&tiny::tokens(30 + at, 60 + 10 * at as usize), 120))
+            .map(|at| steady(&tiny::tokens(30 + at, 60 + 10 * at as usize), 120))
             .collect();
         let expected = alone(&model, subject, &requests);
         let memory = little_memory(&model, subject);
@@ -146,7 +155,7 @@ fn those_who_share_and_give_way_go_on_as_if_nothing_had_been() {
     for (subject, model) in cases() {
         let shared = tiny::tokens(1, 150);
         let requests: Vec<_> = (0..6)
-            .map(|at| plain(&after(&shared, 40 + at, 5), 110 + 10 * at as usize))
+            .map(|at| steady(&after(&shared, 40 + at, 5), 110 + 10 * at as usize))
             .collect();
         let expected = alone(&model, subject, &requests);
         let memory = little_memory(&model, subject);

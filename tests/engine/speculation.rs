@@ -3,12 +3,14 @@
 use std::sync::Arc;
 
 use incant::engine::{
-    Engine, EngineOptions, Event, GenerateRequest, Generation, MAX_DRAFT, Request, Speculation,
+    Engine, EngineOptions, Event, GenerateRequest, Generation, JoinRequest, MAX_DRAFT, Request,
+    Speculation,
 };
 use incant::sample::{SamplingParams, TokenLogprobs};
 
 use super::following::{led, scores};
 use super::sharing::{engine, little_memory, plain};
+use super::together::{guided, requests as requests_of};
 use crate::reference::tiny::{self, Tiny};
 use crate::support::subjects::{self, Subject};
 
@@ -208,6 +210,64 @@ fn followers_score_drafted_tokens() {
     assert_eq!(answer.tokens, expected.tokens);
     assert!(answer.accepted > 10, "{answer:?}");
     assert_eq!(found, scored);
+}
+
+/// Runs a lead with members; returns its answer.
+fn guided_answer(engine: &Engine, lead: GenerateRequest, joins: Vec<JoinRequest>) -> Drafted {
+    let mut generations = engine
+        .submit(requests_of((lead, joins)))
+        .expect("there is room");
+    let members = generations.split_off(1);
+    let answer = receive(generations.remove(0));
+    drop(members);
+    answer
+}
+
+#[test]
+fn drafts_under_guidance_change_no_bit() {
+    for (model, seed) in [(Tiny::gemma3(), 1), (Tiny::llama(), 2)] {
+        for subject in subjects::instruction_sets() {
+            let prompt = tiny::tokens(seed, 60);
+            let shared = [&prompt[..40], &tiny::tokens(12, 9)].concat();
+            let third = tiny::tokens(13, 90);
+            let cases: [&[(f32, &[u32])]; 3] = [
+                &[(-0.5, &shared)],
+                &[(0.5, &third)],
+                &[(1.0, &third), (-0.7, &shared)],
+            ];
+            for members in cases {
+                for (temperature, memory) in [(0.0, None), (0.8, little_memory(&model, subject))] {
+                    let engine = engine(&model, subject, memory, EngineOptions::default());
+                    let run = |answer: Option<(&Drafted, Speculation)>| {
+                        let (lead, joins) = guided(&prompt, members, true);
+                        let mut lead = GenerateRequest {
+                            max_tokens: 50,
+                            sampling: SamplingParams {
+                                temperature,
+                                seed: Some(5),
+                                ..SamplingParams::default()
+                            },
+                            ..without_drafts(lead)
+                        };
+                        if let Some((answer, speculation)) = answer {
+                            lead = with_prediction(lead, answer, speculation);
+                        }
+                        guided_answer(&engine, lead, joins)
+                    };
+                    let expected = run(None);
+                    for most in [1, 4, MAX_DRAFT] {
+                        // Beside other answers with drafts, too.
+                        let other = requests().remove(1);
+                        let other = engine.submit(vec![other]).expect("there is room");
+                        let answer = run(Some((&expected, Speculation::UpTo(most))));
+                        assert_eq!(answer.tokens, expected.tokens, "{subject}, {members:?}");
+                        assert!(answer.accepted > 10, "{answer:?}");
+                        drop(other);
+                    }
+                }
+            }
+        }
+    }
 }
 
 #[test]

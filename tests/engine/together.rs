@@ -18,7 +18,7 @@ const PLAUSIBLE: f32 = 0.1;
 
 /// A lead after `prompt` that reports the log-probabilities of the mixture, and a member for
 /// each weight and prompt.
-fn guided(
+pub(super) fn guided(
     prompt: &[u32],
     members: &[(f32, &[u32])],
     same_engine: bool,
@@ -45,7 +45,7 @@ fn guided(
     (request, joins.collect())
 }
 
-fn requests((lead, joins): (GenerateRequest, Vec<JoinRequest>)) -> Vec<Request> {
+pub(super) fn requests((lead, joins): (GenerateRequest, Vec<JoinRequest>)) -> Vec<Request> {
     let mut requests = vec![Request::from(lead)];
     requests.extend(joins.into_iter().map(Request::from));
     requests

@@ -15,8 +15,13 @@
 //! stores its final hidden *state* instead of a row: then only the logits of these tokens are
 //! computed for it.
 //!
+//! If all are in one engine and in the same step, tokens can be drafted (see
+//! [`speculation`](super::speculation)): then each computes the rows of all drafted tokens.
+//!
 //! The ensemble ends with its lead. If a member ends earlier, the lead fails.
 
+use std::collections::VecDeque;
+use std::ops::Range;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, mpsc};
 
 use super::handle::Message;
@@ -109,11 +114,16 @@ struct State {
 struct MemberState {
     /// The member's engine, if it is not the lead's.
     waker: Option<Waker>,
-    /// The member's contribution to the next token.
-    row: Option<Row>,
-    /// The chosen token, until the member takes it.
-    chosen: Option<u32>,
+    /// The member's contributions to the next tokens: to one, or also to those that follow if
+    /// the drafted tokens are chosen.
+    rows: VecDeque<Row>,
+    /// The chosen tokens, until the member takes them.
+    chosen: Vec<u32>,
 }
+
+/// Identifies an ensemble while it exists.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(super) struct EnsembleId(usize);
 
 /// The contribution of a member to one token.
 #[derive(Debug)]
@@ -140,7 +150,7 @@ impl Drop for LeadState {
         let mut state = self.0.state();
         state.is_over = true;
         for member in &mut state.members {
-            member.row = None;
+            member.rows.clear();
             if let Some(waker) = member.waker.take() {
                 waker.wake();
             }
@@ -157,12 +167,33 @@ impl EnsembleLead {
     /// Whether every member has stored its contribution.
     pub(super) fn can_choose(&self) -> bool {
         let state = self.0.0.state();
-        state.members.iter().all(|member| member.row.is_some())
+        state.members.iter().all(|member| !member.rows.is_empty())
     }
 
     /// Returns why the ensemble cannot continue, if a member has ended.
     pub(super) fn failure(&self) -> Option<String> {
         self.0.0.state().failure.clone()
+    }
+
+    /// The number of its members, if all are in the lead's own engine.
+    pub(super) fn members_here(&self) -> Option<usize> {
+        let same_engine = &self.0.0.same_engine;
+        same_engine
+            .iter()
+            .all(|&same| same)
+            .then_some(same_engine.len())
+    }
+
+    /// The id of the ensemble.
+    pub(super) fn id(&self) -> EnsembleId {
+        EnsembleId(Arc::as_ptr(&self.0.0) as usize)
+    }
+
+    /// Drops the members' contributions to tokens after the last chosen one.
+    pub(super) fn drop_rows(&self) {
+        for member in &mut self.0.0.state().members {
+            member.rows.clear();
+        }
     }
 
     /// Chooses a token from the lead's row and the contributions of the members. Edits the row.
@@ -176,7 +207,9 @@ impl EnsembleLead {
         let rows: Vec<Row> = {
             let mut state = ensemble.state();
             let members = state.members.iter_mut();
-            members.filter_map(|member| member.row.take()).collect()
+            members
+                .filter_map(|member| member.rows.pop_front())
+                .collect()
         };
         sampler.bias(own);
         let mixture = ensemble.mix(own, &rows, executor);
@@ -189,7 +222,7 @@ impl EnsembleLead {
     /// Stores the chosen token for the members.
     pub(super) fn send_chosen(&self, id: u32) {
         for member in &mut self.0.0.state().members {
-            member.chosen = Some(id);
+            member.chosen.push(id);
             if let Some(waker) = &member.waker {
                 waker.wake();
             }
@@ -244,6 +277,11 @@ impl Ensemble {
 }
 
 impl EnsembleMember {
+    /// The id of the ensemble.
+    pub(super) fn id(&self) -> EnsembleId {
+        EnsembleId(Arc::as_ptr(&self.ensemble) as usize)
+    }
+
     /// Registers the member's engine.
     pub(super) fn register(&self, waker: Waker) {
         if !self.shares_engine() {
@@ -255,17 +293,19 @@ impl EnsembleMember {
         self.ensemble.same_engine[self.index]
     }
 
-    /// Tells whether the member must compute logits or the state of its last row.
-    pub(super) fn wanted(&self) -> Wanted {
-        match self.ensemble.plausible {
-            Some(_) if self.shares_engine() => Wanted::State,
-            _ => Wanted::Last,
+    /// Tells whether the member must compute logits or states: of its last row, or `of_all` rows.
+    pub(super) fn wanted(&self, of_all: bool) -> Wanted {
+        match (self.ensemble.plausible, of_all) {
+            (Some(_), false) if self.shares_engine() => Wanted::State,
+            (Some(_), true) if self.shares_engine() => Wanted::States,
+            (_, false) => Wanted::Last,
+            (_, true) => Wanted::All,
         }
     }
 
-    /// Takes the next token, if it was chosen.
-    pub(super) fn take_chosen(&self) -> Option<u32> {
-        self.ensemble.state().members[self.index].chosen.take()
+    /// Takes the tokens that were chosen.
+    pub(super) fn take_chosen(&self) -> Vec<u32> {
+        std::mem::take(&mut self.ensemble.state().members[self.index].chosen)
     }
 
     /// Whether the lead has ended.
@@ -273,15 +313,15 @@ impl EnsembleMember {
         self.ensemble.state().is_over
     }
 
-    /// Stores row or state number `index`, whichever was wanted.
-    pub(super) fn store_logits(&self, logits: &Logits, index: usize) {
-        let row = match self.wanted() {
-            Wanted::State => Row::State(logits.state(index).to_vec()),
-            _ => Row::Logits(logits.row(index).to_vec()),
+    /// Stores the rows or states of these numbers, whichever were wanted.
+    pub(super) fn store_logits(&self, logits: &Logits, numbers: Range<usize>) {
+        let row = |number| match self.wanted(false) {
+            Wanted::State => Row::State(logits.state(number).to_vec()),
+            _ => Row::Logits(logits.row(number).to_vec()),
         };
         let mut state = self.ensemble.state();
         if !state.is_over {
-            state.members[self.index].row = Some(row);
+            state.members[self.index].rows = numbers.map(row).collect();
             self.wake_lead(&state);
         }
     }

@@ -109,8 +109,8 @@ pub struct GenerateRequest {
     /// Whether the KV is isolated: nothing of it is kept, and only the KV of the constant
     /// prefix is reused, so that response times reveal nothing about the requests of others.
     pub isolated: bool,
-    /// How many tokens are drafted; `None` is the default of the engine. An answer whose tokens
-    /// an ensemble chooses has no drafts.
+    /// How many tokens are drafted; `None` is the default of the engine. If an ensemble with
+    /// members in other engines chooses the tokens, there are no drafts.
     pub speculation: Option<Speculation>,
     /// Text that the answer may repeat, from which tokens are drafted too; may be empty.
     pub prediction: Vec<u32>,

@@ -3,6 +3,8 @@
 mod choose;
 mod drafts;
 
+pub(super) use drafts::DraftRole;
+
 use std::ops::Range;
 use std::sync::Arc;
 use std::time::Instant;
@@ -48,6 +50,8 @@ pub(super) struct Sequence {
     prefix: Option<Arc<Prefix>>,
     task: Task,
     isolated: bool,
+    /// The last token and the drafted ones that the next step computes; empty without a draft.
+    draft: Vec<u32>,
 }
 
 impl Sequence {
@@ -75,6 +79,7 @@ impl Sequence {
             prefix: waiting.prefix.filter(|_| keep_prefix),
             task: waiting.task,
             isolated: waiting.isolated,
+            draft: Vec::new(),
         }
     }
 
@@ -314,8 +319,12 @@ impl Sequence {
     /// Returns the next chunk, of at most `most` tokens. If the executor `has_fast` rows, all of
     /// the chunk have the same precision.
     pub(super) fn chunk(&self, most: usize, has_fast: bool) -> Chunk<'_> {
-        if let Some(drafted) = self.drafted() {
-            return self.chunk_of(&drafted[..drafted.len().min(most)], Wanted::All);
+        if !self.draft.is_empty() {
+            let wanted = match &self.task {
+                Task::Join { member, .. } => member.wanted(true),
+                Task::Answer(_) | Task::Follow(_) => Wanted::All,
+            };
+            return self.chunk_of(&self.draft[..self.draft.len().min(most)], wanted);
         }
         let most = match self.fast_tokens().checked_sub(self.computed) {
             Some(fast @ 1..) if has_fast => most.min(fast),
@@ -336,7 +345,7 @@ impl Sequence {
         let wanted = match (scored, &self.task) {
             (true, _) => Wanted::All,
             (false, Task::Answer(_)) if count == rest.len() => Wanted::Last,
-            (false, Task::Join { member, .. }) if count == rest.len() => member.wanted(),
+            (false, Task::Join { member, .. }) if count == rest.len() => member.wanted(false),
             (false, _) => Wanted::None,
         };
         self.chunk_of(&rest[..count], wanted)
@@ -351,11 +360,17 @@ impl Sequence {
         first: usize,
     ) -> Advance {
         let ComputedChunk { tokens, wanted } = chunk;
-        if self.drafted().is_some() {
+        if !self.draft.is_empty() {
             // Drafted tokens are none of the sequence's until they are accepted.
+            self.draft.truncate(tokens);
             self.computed += 1;
             self.processed += 1;
-            return Advance::Chooses(first..first + tokens);
+            let rows = first..first + tokens;
+            if let Task::Join { member, .. } = &self.task {
+                member.store_logits(logits, rows);
+                return Advance::On;
+            }
+            return Advance::Chooses(rows);
         }
         self.computed += tokens;
         if self.computed <= self.processed {
@@ -376,7 +391,7 @@ impl Sequence {
             }
             Task::Join { member, .. } => {
                 if is_whole {
-                    member.store_logits(logits, first);
+                    member.store_logits(logits, first..first + 1);
                 }
                 Advance::On
             }
@@ -395,7 +410,7 @@ impl Sequence {
                 }
                 let row = match wanted {
                     Wanted::All => first + tokens - 1,
-                    Wanted::Last | Wanted::State | Wanted::None => first,
+                    Wanted::Last | Wanted::State | Wanted::States | Wanted::None => first,
                 };
                 let scoring = answer.scoring.take();
                 let is_over = answer.max_tokens == 0;

@@ -58,8 +58,6 @@ pub(super) struct Drafter {
     found: Option<Match>,
     /// The number of tokens that were chosen since.
     chosen: usize,
-    /// The last token of the sequence and the drafted ones; empty without a draft.
-    chunk: Vec<u32>,
 }
 
 impl Drafter {
@@ -72,7 +70,6 @@ impl Drafter {
             acceptance: Acceptance::default(),
             found: None,
             chosen: 0,
-            chunk: Vec::new(),
         };
         if !prediction.is_empty() {
             let context = &prompt[prompt.len().saturating_sub(CONTEXT)..];
@@ -93,7 +90,6 @@ impl Drafter {
     /// tokens of a draft are accepted, each with all before it: at most `most`, and an empty list
     /// if nothing was found.
     pub(super) fn look_up(&mut self, tokens: &[u32], most: usize) -> Vec<f32> {
-        self.chunk.clear();
         let most = match self.speculation {
             Speculation::Auto => MAX_DRAFT.min(most),
             Speculation::UpTo(number) => number.min(MAX_DRAFT).min(most),
@@ -131,21 +127,13 @@ impl Drafter {
         self.speculation != Speculation::Auto
     }
 
-    /// Drafts `count` tokens, as many as [`look_up`](Drafter::look_up) has promised at most.
-    pub(super) fn draft(&mut self, count: usize) {
-        self.chunk.clear();
-        if let Some(found) = self.found
-            && count > 0
-        {
-            self.chunk.extend(self.lookup.last());
-            let drafted = self.lookup.continuation(found, count);
-            self.chunk.extend(drafted);
-        }
-    }
-
-    /// The last token of the sequence and the drafted ones; empty without a draft.
-    pub(super) fn chunk(&self) -> &[u32] {
-        &self.chunk
+    /// Returns the first `count` of the tokens that may follow, as many as
+    /// [`look_up`](Drafter::look_up) has promised at most.
+    pub(super) fn draft(&self, count: usize) -> Vec<u32> {
+        let found = self
+            .found
+            .map(|found| self.lookup.continuation(found, count));
+        found.unwrap_or_default()
     }
 
     /// Records the next token of the answer, drafted or not: what was found is compared with it
@@ -233,11 +221,9 @@ mod tests {
         let mut drafter = Drafter::new(Speculation::UpTo(3), &[], &[]);
         let tokens = [1, 2, 3, 4, 5, 9, 1, 2];
         assert_eq!(drafter.look_up(&tokens, 8).len(), 3);
-        drafter.draft(2);
-        assert_eq!(drafter.chunk(), [2, 3, 4]);
+        assert_eq!(drafter.draft(2), [3, 4]);
         // Only as many as the answer may have.
         assert_eq!(drafter.look_up(&tokens, 1).len(), 1);
-        assert_eq!(drafter.chunk(), [0; 0], "the old draft is gone");
         assert_eq!(drafter.look_up(&[&tokens[..], &[7]].concat(), 8).len(), 0);
         let mut off = Drafter::new(Speculation::OFF, &[], &[]);
         assert_eq!(off.look_up(&tokens, 8).len(), 0);
@@ -248,8 +234,7 @@ mod tests {
         let prompt = [7, 8, 9];
         let mut drafter = Drafter::new(Speculation::UpTo(4), &prompt, &[1, 2, 3]);
         drafter.look_up(&prompt, 8);
-        drafter.draft(3);
-        assert_eq!(drafter.chunk(), [9, 1, 2, 3]);
+        assert_eq!(drafter.draft(3), [1, 2, 3]);
         // Text after the prediction does not continue it.
         assert_eq!(drafter.look_up(&[7, 8, 9, 1, 2, 3], 8).len(), 0);
     }

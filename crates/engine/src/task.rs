@@ -54,8 +54,7 @@ pub(super) struct Answering {
     pub(super) scoring: Option<Scoring>,
     pub(super) followers: Followers,
     pub(super) together: Option<Together>,
-    /// Drafts tokens, unless an ensemble chooses them.
-    pub(super) drafter: Option<Drafter>,
+    pub(super) drafter: Drafter,
     /// The row of logits for the next token, while members of the ensemble have not all computed
     /// theirs.
     pub(super) held: Option<Vec<f32>>,
@@ -87,10 +86,11 @@ impl Answering {
                 entries: vec![None; usize::from(prefix == 0 && !request.prompt.is_empty())],
             }),
             followers: Followers::new(request.feeds),
-            drafter: request.together.is_none().then(|| {
-                let speculation = request.speculation.unwrap_or_default();
-                Drafter::new(speculation, &request.prompt, &request.prediction)
-            }),
+            drafter: Drafter::new(
+                request.speculation.unwrap_or_default(),
+                &request.prompt,
+                &request.prediction,
+            ),
             together: request.together,
             held: None,
         }
@@ -107,8 +107,7 @@ impl Answering {
     /// [`Drafter::look_up`].
     pub(super) fn look_up(&mut self, tokens: &[u32]) -> Vec<f32> {
         let most = self.max_draft();
-        let drafter = self.drafter.as_mut();
-        drafter.map_or_else(Vec::new, |drafter| drafter.look_up(tokens, most))
+        self.drafter.look_up(tokens, most)
     }
 
     /// Whether all rows for its next token are available, except its own.

@@ -1,5 +1,6 @@
 //! The engine's thread, which owns the executor: accepts requests and runs steps.
 
+mod drafts;
 mod memory;
 mod scheduling;
 mod step;

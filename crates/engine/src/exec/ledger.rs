@@ -156,6 +156,7 @@ impl<K> Ledger<K> {
                 Wanted::Last => rows.wanted.push(of_chunk.end - 1),
                 Wanted::State => rows.states.push(of_chunk.end - 1),
                 Wanted::All => rows.wanted.extend(of_chunk),
+                Wanted::States => rows.states.extend(of_chunk),
             }
         }
         Ok(rows)

@@ -45,8 +45,10 @@ pub enum Wanted {
     /// No logits yet, but the final hidden state of the last row, from which
     /// [`logits_at`](Executor::logits_at) computes those that turn out to be needed.
     State,
-    /// Every row: the prompt is scored.
+    /// Every row: the prompt is scored, or tokens are drafted.
     All,
+    /// The final hidden states of every row.
+    States,
 }
 
 /// How exactly the rows of a chunk are computed.
@@ -76,9 +78,18 @@ impl Chunk<'_> {
     /// The number of rows of logits that this chunk requests.
     pub fn wanted_rows(&self) -> usize {
         match self.wanted {
-            Wanted::None | Wanted::State => 0,
+            Wanted::None | Wanted::State | Wanted::States => 0,
             Wanted::Last => 1,
             Wanted::All => self.tokens.len(),
+        }
+    }
+
+    /// The number of states that this chunk requests.
+    pub fn wanted_states(&self) -> usize {
+        match self.wanted {
+            Wanted::None | Wanted::Last | Wanted::All => 0,
+            Wanted::State => 1,
+            Wanted::States => self.tokens.len(),
         }
     }
 }

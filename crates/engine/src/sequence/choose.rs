@@ -61,10 +61,8 @@ impl Sequence {
             answer.held = Some(logits.row(rows.start).to_vec());
             return true;
         }
-        let drafted = self.drafted().map_or(Vec::new(), |drafted| {
-            // A chunk may have had room for a part of the draft.
-            drafted[1..rows.len()].to_vec()
-        });
+        let drafted = std::mem::take(&mut self.draft);
+        let drafted = drafted.get(1..).unwrap_or_default();
         let mut accepted = 0;
         let next = loop {
             let row = logits.row_mut(rows.start + accepted);
@@ -77,7 +75,11 @@ impl Sequence {
             }
         };
         if !drafted.is_empty() {
-            self.draft(0);
+            if let Task::Answer(answer) = &self.task
+                && let Some(together) = &answer.together
+            {
+                together.lead.drop_rows();
+            }
             self.computed += accepted;
             self.processed += accepted;
             self.send(Event::Drafted {
@@ -115,9 +117,7 @@ impl Sequence {
         };
         answer.sampler.accept(id);
         answer.generated += 1;
-        if let Some(drafter) = &mut answer.drafter {
-            drafter.note(id);
-        }
+        answer.drafter.note(id);
         let logprobs = answer.logprobs.map(|top| match &mixture {
             Some(mixture) => mixture.logprobs(id, top),
             None => logprobs(logits, id, top),

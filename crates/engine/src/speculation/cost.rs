@@ -28,6 +28,23 @@ pub(crate) struct StepCost {
     sums: [f64; 5],
 }
 
+/// An answer that may have a draft.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) struct Candidate {
+    /// The probability that each of its next tokens is accepted, with all before it.
+    pub(crate) chances: Vec<f32>,
+    /// The number of rows that each drafted token takes: more than one in an ensemble.
+    pub(crate) rows_each: usize,
+}
+
+/// One token that may be drafted.
+#[derive(Clone, Copy, Debug)]
+struct Draft {
+    answer: usize,
+    chance: f64,
+    rows: usize,
+}
+
 impl StepCost {
     /// Records a step that computed `rows` such rows and nothing else.
     pub(crate) fn note(&mut self, rows: usize, took: Duration) {
@@ -63,54 +80,67 @@ impl StepCost {
 
     /// Returns the number of tokens to draft for each answer of a step, so that the step yields
     /// the most tokens per time: none of the answers then gets its tokens notably later than
-    /// without any drafts. `chances` has for each answer the probability that each drafted
-    /// token is accepted, with all before it. Beside these answers the step has `others` further
-    /// rows whose logits are wanted, and takes `beside` for the rest; at most `most` tokens are
-    /// drafted.
+    /// without any drafts. Beside these answers the step has `others` further rows whose logits or
+    /// states are wanted, and takes `beside` for the rest; at most `most` rows are added.
     pub(crate) fn drafts(
         &self,
-        chances: &[Vec<f32>],
+        candidates: &[Candidate],
         others: usize,
         beside: Duration,
         most: usize,
     ) -> Vec<usize> {
-        let answers = chances.len();
-        let mut rows: Vec<(usize, f64)> = Vec::new();
-        for (answer, chances) in chances.iter().enumerate() {
-            let chances = chances.iter().take(MAX_DRAFT);
-            rows.extend(chances.map(|&chance| (answer, f64::from(chance))));
+        let answers = candidates.len();
+        let mut drafts: Vec<Draft> = Vec::new();
+        for (answer, candidate) in candidates.iter().enumerate() {
+            let chances = candidate.chances.iter().take(MAX_DRAFT);
+            drafts.extend(chances.map(|&chance| Draft {
+                answer,
+                chance: f64::from(chance),
+                rows: candidate.rows_each,
+            }));
         }
-        // Chances never increase along a draft, and the sort is stable.
-        rows.sort_by(|a, b| b.1.total_cmp(&a.1));
-        rows.truncate(most);
+        // Chances never increase along the draft of an answer, and the sort is stable.
+        let worth = |draft: &Draft| draft.chance / draft.rows as f64;
+        drafts.sort_by(|a, b| worth(b).total_cmp(&worth(a)));
+        let mut rows = 0;
+        let fits = drafts.iter().take_while(|draft| {
+            rows += draft.rows;
+            rows <= most
+        });
+        let fitting = fits.count();
+        drafts.truncate(fitting);
         let beside = beside.as_secs_f64();
-        let time = |drafted: usize| beside + self.of(answers + others + drafted);
+        let base = answers + others;
+        let time = |rows: usize| beside + self.of(base + rows);
         let mut expected = answers as f64;
+        let mut rows = 0;
         let mut best = (0, expected / time(0));
-        for (index, (_, chance)) in rows.iter().enumerate() {
-            expected += chance;
-            let rate = expected / time(index + 1);
+        for (index, draft) in drafts.iter().enumerate() {
+            expected += draft.chance;
+            rows += draft.rows;
+            let rate = expected / time(rows);
             if rate > best.1 {
                 best = (index + 1, rate);
             }
         }
-        let mut drafted = best.0;
+        drafts.truncate(best.0);
         let mut counts = vec![0; answers];
         let mut gains = vec![1.0; answers];
-        for &(answer, chance) in &rows[..drafted] {
-            counts[answer] += 1;
-            gains[answer] += chance;
+        for draft in &drafts {
+            counts[draft.answer] += 1;
+            gains[draft.answer] += draft.chance;
         }
-        while drafted > 0 {
-            let longer = time(drafted) / time(0);
+        let mut rows: usize = drafts.iter().map(|draft| draft.rows).sum();
+        while let Some(last) = drafts.last() {
+            let longer = time(rows) / time(0);
             let least = gains.iter().copied().fold(f64::INFINITY, f64::min);
             if longer <= least * (1.0 + TOLERANCE) {
                 break;
             }
-            drafted -= 1;
-            let (answer, chance) = rows[drafted];
-            counts[answer] -= 1;
-            gains[answer] -= chance;
+            counts[last.answer] -= 1;
+            gains[last.answer] -= last.chance;
+            rows -= last.rows;
+            drafts.pop();
         }
         counts
     }
@@ -121,6 +151,14 @@ mod tests {
     use super::*;
 
     const NONE: Duration = Duration::ZERO;
+
+    fn alone(chances: &[Vec<f32>]) -> Vec<Candidate> {
+        let candidate = |chances: &Vec<f32>| Candidate {
+            chances: chances.clone(),
+            rows_each: 1,
+        };
+        chances.iter().map(candidate).collect()
+    }
 
     fn measured(first: f64, row: f64) -> StepCost {
         let mut cost = StepCost::default();
@@ -153,17 +191,33 @@ mod tests {
     fn as_much_is_drafted_as_saves_time() {
         let cost = measured(0.01, 0.001);
         // A draft of which each token is accepted.
-        assert_eq!(cost.drafts(&[vec![1.0; 15]], 0, NONE, 99), [15]);
+        assert_eq!(cost.drafts(&alone(&[vec![1.0; 15]]), 0, NONE, 99), [15]);
         // None that is accepted less often than a row costs.
-        assert_eq!(cost.drafts(&[vec![0.05, 0.02]], 0, NONE, 99), [0]);
+        assert_eq!(cost.drafts(&alone(&[vec![0.05, 0.02]]), 0, NONE, 99), [0]);
         let chances: Vec<f32> = (1..=15).map(|length| 0.6_f32.powi(length)).collect();
-        let [drafted] = cost.drafts(std::slice::from_ref(&chances), 0, NONE, 99)[..] else {
+        let [drafted] = cost.drafts(&alone(std::slice::from_ref(&chances)), 0, NONE, 99)[..] else {
             panic!("one answer");
         };
         assert!((2..=6).contains(&drafted), "{drafted}");
         // Beside a long prompt a drafted row costs relatively less.
-        assert!(cost.drafts(&[chances], 0, Duration::from_millis(100), 99)[0] > drafted);
-        assert_eq!(cost.drafts(&[], 3, NONE, 99), [0; 0]);
+        assert!(cost.drafts(&alone(&[chances]), 0, Duration::from_millis(100), 99)[0] > drafted);
+        assert_eq!(cost.drafts(&alone(&[]), 3, NONE, 99), [0; 0]);
+    }
+
+    #[test]
+    fn a_token_that_takes_more_rows_must_be_worth_more() {
+        let cost = measured(0.01, 0.002);
+        let guided = |chance| Candidate {
+            chances: vec![chance; 4],
+            rows_each: 2,
+        };
+        assert_eq!(cost.drafts(&[guided(0.3)], 1, NONE, 99), [0]);
+        assert_eq!(cost.drafts(&[guided(0.95)], 1, NONE, 99), [4]);
+        assert_eq!(
+            cost.drafts(&[guided(0.95)], 1, NONE, 5),
+            [2],
+            "more do not fit"
+        );
     }
 
     #[test]
@@ -172,14 +226,14 @@ mod tests {
         let sure = vec![1.0; 15];
         // The other answer would get its tokens later.
         assert_eq!(
-            cost.drafts(&[sure.clone(), Vec::new()], 0, NONE, 99),
+            cost.drafts(&alone(&[sure.clone(), Vec::new()]), 0, NONE, 99),
             [0, 0]
         );
         // Both gain.
-        let both = cost.drafts(&[sure.clone(), sure.clone()], 0, NONE, 99);
+        let both = cost.drafts(&alone(&[sure.clone(), sure.clone()]), 0, NONE, 99);
         assert!(both.iter().all(|&count| count > 10), "{both:?}");
         // Rows that cost nothing delay nobody.
         let free = measured(0.01, 0.0);
-        assert!(free.drafts(&[sure, Vec::new()], 0, NONE, 99)[0] > 0);
+        assert!(free.drafts(&alone(&[sure, Vec::new()]), 0, NONE, 99)[0] > 0);
     }
 }

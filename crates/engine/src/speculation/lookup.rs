@@ -39,11 +39,6 @@ impl Lookup {
         }
     }
 
-    /// The last token.
-    pub(super) fn last(&self) -> Option<u32> {
-        self.tokens.last().copied()
-    }
-
     /// Returns the longest earlier occurrence of the last tokens, of equally long ones the most
     /// recent.
     pub(super) fn longest(&self) -> Option<Match> {

@@ -1,10 +1,10 @@
 //! One step of continuous batching: a forward pass over a mixed batch of answers (decode) and
 //! prompts (prefill).
 
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use super::super::sequence::{Advance, ComputedChunk};
-use super::super::step_budget::{Demand, MAX_SCORED_ROWS, divide_step};
+use super::super::step_budget::{Demand, divide_step};
 use super::super::wait_estimate::WaitEstimate;
 use super::Worker;
 use crate::exec::{Chunk, ExecError, Wanted};
@@ -24,51 +24,6 @@ impl Worker {
         let demands: Vec<Demand> = self.running.iter().map(|one| one.demand()).collect();
         let answers = demands.iter().any(|one| one.is_answer && one.tokens > 0);
         divide_step(&demands, self.prefill_budget.budget(answers))
-    }
-
-    /// Drafts tokens of answers (speculative decoding), and adds their rows to the step.
-    fn draft(&mut self, counts: &mut [usize]) {
-        for sequence in &mut self.running {
-            sequence.draft(0);
-        }
-        let mut chances = Vec::new();
-        let mut answers = Vec::new();
-        let (mut others, mut prompts) = (0, 0);
-        for (index, (sequence, count)) in self.running.iter_mut().zip(counts.iter_mut()).enumerate()
-        {
-            if *count == 0 {
-                continue;
-            }
-            match sequence.look_up() {
-                Some(found) if sequence.has_fixed_drafts() => {
-                    let drafted = found.len().min(MAX_SCORED_ROWS.saturating_sub(others + 1));
-                    sequence.draft(drafted);
-                    *count += drafted;
-                    others += *count;
-                }
-                Some(found) => {
-                    chances.push(found);
-                    answers.push(index);
-                }
-                None if sequence.is_decoding() => others += *count,
-                None => prompts += *count,
-            }
-        }
-        let beside = Duration::from_secs_f64(self.prefill_budget.per_token() * prompts as f64);
-        let most = MAX_SCORED_ROWS.saturating_sub(others + answers.len());
-        let drafts = self.step_cost.drafts(&chances, others, beside, most);
-        for (index, drafted) in answers.into_iter().zip(drafts) {
-            self.running[index].draft(drafted);
-            counts[index] += drafted;
-        }
-        // Drafts are not worth the KV that is kept for later requests.
-        let ids = self.running.iter().map(|sequence| sequence.id);
-        let growth: Vec<_> = ids.zip(counts.iter().copied()).collect();
-        if !self.executor.fits(&growth) {
-            for (sequence, count) in self.running.iter_mut().zip(counts) {
-                *count -= sequence.drop_draft();
-            }
-        }
     }
 
     /// Runs one forward pass over a mixed batch of answers and prompts. Returns whether there
@@ -111,7 +66,9 @@ impl Worker {
             owners.push((index, ComputedChunk { tokens, wanted }));
             batch.push(chunk);
         }
-        let rows: Vec<usize> = batch.iter().map(Chunk::wanted_rows).collect();
+        let wanted = batch.iter();
+        let wanted = wanted.map(|chunk| (chunk.wanted_rows(), chunk.wanted_states()));
+        let wanted: Vec<(usize, usize)> = wanted.collect();
 
         #[cfg(debug_assertions)]
         if let Some(fault) = &mut self.fault {
@@ -125,17 +82,16 @@ impl Worker {
         let mut ended = vec![false; self.running.len()];
         let mut choosing = Vec::new();
         let (mut row, mut state) = (0, 0);
-        for ((index, computed), rows) in owners.into_iter().zip(rows) {
+        for ((index, computed), (rows, states)) in owners.into_iter().zip(wanted) {
             let sequence = &mut self.running[index];
-            let is_state = computed.wanted == Wanted::State;
-            let first = if is_state { state } else { row };
+            let first = if states > 0 { state } else { row };
             match sequence.advance(computed, &self.logits, first) {
                 Advance::On => {}
                 Advance::Over => ended[index] = true,
                 Advance::Chooses(rows) => choosing.push((index, rows)),
             }
             row += rows;
-            state += usize::from(is_state);
+            state += states;
             if let Some(prefix) = sequence.prefix_to_keep() {
                 let executor = self.executor.as_mut();
                 let pinned = self
@@ -155,6 +111,12 @@ impl Worker {
             ended[index] = !sequence.choose_or_hold(&mut self.logits, rows, executor);
             let after = sequence.generated().unwrap_or(0);
             chosen = (chosen.0 + 1, chosen.1 + after - before);
+        }
+        for (sequence, ended) in self.running.iter_mut().zip(&mut ended) {
+            if let Err(error) = sequence.settle_draft(self.executor.as_mut()) {
+                sequence.fail(&error.to_string());
+                *ended = true;
+            }
         }
         // The time includes sampling, which is slow with a large vocabulary.
         let took = began.elapsed();
