@@ -6,7 +6,7 @@
 Two sets of requests are sent to one server, each once with `speculate: off` and once with
 `speculate: auto`, in turns: tasks whose answers copy from the prompt (rewrite, edit,
 extract, translate names; also with the text as `prediction`), and open questions (the
-`dev` set of prompts/questions). Texts and log-probabilities of both answers must be
+`dev` set of prompts/questions), and these asked again. Texts and log-probabilities of both answers must be
 equal. For each set the script prints the ratio of the times (above 1: drafts save time)
 with a 95% interval (bootstrap over the requests), tokens per second, and the share of
 drafted tokens that were accepted. The binary of incant is target/release/incant.
@@ -131,15 +131,20 @@ def said(answer):
     return choice["message"]["content"], choice["logprobs"], choice["finish_reason"]
 
 
-def measure(url, requests, rounds, clients):
-    """Returns for each request the median times without and with drafts, and all counts."""
+def measure(url, requests, rounds, clients, knows):
+    """Returns for each request the median times without and with drafts, and all counts.
+
+    With `knows`, drafts may come from earlier answers to the same request.
+    """
     times = {mode: [[] for _ in requests] for mode in ("off", "auto")}
     counts = {"tokens": 0, "accepted": 0, "rejected": 0}
     with concurrent.futures.ThreadPoolExecutor(clients) as pool:
         for turn in range(rounds):
             answers = {}
             for mode in ("off", "auto") if turn % 2 == 0 else ("auto", "off"):
-                bodies = [{**body, "speculate": mode} for body in requests]
+                # Without a salt, drafts would come from the other mode's answer to the same request.
+                salt = {} if knows else {"cache_salt": f"{mode} {turn}"}
+                bodies = [{**body, "speculate": mode, **salt} for body in requests]
                 answers[mode] = list(pool.map(lambda body: post(url, body), bodies))
                 for index, (_, took) in enumerate(answers[mode]):
                     times[mode][index].append(took)
@@ -198,12 +203,14 @@ def main():
             for task, text in COPIES
         ]
         sets[f"open questions, {name}"] = [ask(text, **sampling) for text in asked]
+    sets["asked again, greedy"] = [ask(text, temperature=0) for text in asked]
     server = contextlib.nullcontext(arguments.url) if arguments.url else serving(arguments.model, arguments.binary)
     with server as url:
         for requests in sets.values():
             post(url, {**requests[0], "max_tokens": 1})
         for name, requests in sets.items():
-            medians, counts = measure(url, requests, arguments.rounds, arguments.clients)
+            knows = name.startswith("asked again")
+            medians, counts = measure(url, requests, arguments.rounds, arguments.clients, knows)
             report(name, medians, counts, arguments.rounds)
 
 

@@ -276,8 +276,8 @@ fn who_has_nowhere_to_go_is_computed_again_as_it_was() {
         let shared = tiny::tokens(1, 60);
         let mut requests: Vec<_> = (0..6)
             .map(|at| match at % 2 {
-                0 => plain(&tiny::tokens(30 + at, 100), 120),
-                _ => plain(&after(&shared, 30 + at, 40), 120),
+                0 => steady(&tiny::tokens(30 + at, 100), 120),
+                _ => steady(&after(&shared, 30 + at, 40), 120),
             })
             .collect();
         requests[4].isolated = true;

@@ -220,8 +220,8 @@ pub enum Event {
         /// The log-probabilities, if requested.
         logprobs: Option<TokenLogprobs>,
     },
-    /// Some tokens were drafted (see [`Speculation`]); follows the tokens that were chosen in the
-    /// same step.
+    /// Some tokens were drafted (see [`Speculation`]); comes before the tokens that were chosen in
+    /// the same step.
     Drafted {
         /// The number of drafted tokens.
         drafted: usize,

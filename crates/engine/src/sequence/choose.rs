@@ -26,7 +26,8 @@ impl Sequence {
         };
         match answer.held.take() {
             Some(mut row) => {
-                let next = self.choose(&mut row, executor);
+                let (token, next) = self.choose(&mut row, executor);
+                self.send_all(token);
                 self.continues(next)
             }
             None => true,
@@ -64,9 +65,11 @@ impl Sequence {
         let drafted = std::mem::take(&mut self.draft);
         let drafted = drafted.get(1..).unwrap_or_default();
         let mut accepted = 0;
+        let mut tokens = Vec::with_capacity(rows.len());
         let next = loop {
             let row = logits.row_mut(rows.start + accepted);
-            let next = self.choose(row, executor);
+            let (token, next) = self.choose(row, executor);
+            tokens.extend(token);
             match drafted.get(accepted) {
                 Some(drafted) if next.is_continue() && self.tokens.last() == Some(drafted) => {
                     accepted += 1;
@@ -82,6 +85,7 @@ impl Sequence {
             }
             self.computed += accepted;
             self.processed += accepted;
+            // Comes first, because the receiver may leave at any of the tokens (stop strings).
             self.send(Event::Drafted {
                 drafted: drafted.len(),
                 accepted,
@@ -91,28 +95,35 @@ impl Sequence {
                 return false;
             }
         }
+        self.send_all(tokens);
         self.continues(next)
     }
 
-    /// Chooses the next token. If it is the last one, returns why the answer ends; `None` if that
-    /// was reported as a failure.
+    fn send_all(&self, events: impl IntoIterator<Item = Event>) {
+        for event in events {
+            self.send(event);
+        }
+    }
+
+    /// Chooses the next token; returns its event. If it is the last one, also returns why the
+    /// answer ends; `None` if that was reported as a failure.
     fn choose(
         &mut self,
         logits: &mut [f32],
         executor: &mut dyn Executor,
-    ) -> ControlFlow<Option<FinishReason>> {
+    ) -> (Option<Event>, ControlFlow<Option<FinishReason>>) {
         let Task::Answer(answer) = &mut self.task else {
-            return ControlFlow::Continue(());
+            return (None, ControlFlow::Continue(()));
         };
         let (id, mixture) = match answer.next(logits, executor) {
             Ok(next) => next,
             // The client's restrictions allow no further token, which ends the answer.
             Err(ChooseError::Sample(SampleError::NothingAllowed)) => {
-                return ControlFlow::Break(Some(FinishReason::Stop));
+                return (None, ControlFlow::Break(Some(FinishReason::Stop)));
             }
             Err(error) => {
                 self.fail(&error.to_string());
-                return ControlFlow::Break(None);
+                return (None, ControlFlow::Break(None));
             }
         };
         answer.sampler.accept(id);
@@ -135,11 +146,11 @@ impl Sequence {
         {
             together.lead.send_chosen(id);
         }
-        self.send(Event::Token { id, logprobs });
+        let token = Some(Event::Token { id, logprobs });
         if finish.is_some() {
-            return ControlFlow::Break(finish);
+            return (token, ControlFlow::Break(finish));
         }
         self.tokens.push(id);
-        ControlFlow::Continue(())
+        (token, ControlFlow::Continue(()))
     }
 }

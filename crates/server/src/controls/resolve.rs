@@ -254,7 +254,7 @@ fn speculation(asked: Speculate) -> Result<Speculation, ApiError> {
             "auto" => return Ok(Speculation::Auto),
             "off" => return Ok(Speculation::OFF),
             _ => {
-                let word = excerpt(&word);
+                let word = format!("{:?}", excerpt(&word));
                 let max = ranges::SPECULATE.max;
                 return Err(ApiError::invalid(
                     "speculate",

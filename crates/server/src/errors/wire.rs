@@ -118,7 +118,7 @@ impl ApiError {
             ApiError::MethodNotAllowed { .. } => "method_not_allowed",
             ApiError::QueueFull { .. } => "queue_full",
             ApiError::TooManyAnswers { .. } => "too_many",
-            ApiError::OverLimit => "crowded",
+            ApiError::OverLimit => "connection_limit",
             ApiError::Unhealthy => "engine_failed",
             ApiError::Loading => "loading",
             ApiError::Draining => "draining",
