@@ -14,6 +14,7 @@ pub use incant_gguf::{self as gguf, mmap, open, printable};
 pub use incant_kernels as kernels;
 pub use incant_model::{self as model, lora, quantize};
 pub use incant_prompt::{profile, text};
+pub use incant_runtime as runtime;
 pub use incant_sample as sample;
-pub use incant_server::{self as server, runtime};
+pub use incant_server as server;
 pub use incant_train as train;

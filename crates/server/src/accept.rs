@@ -25,7 +25,7 @@ use super::log::Peer;
 use super::overload::{self, ConnectionLimit, Spares};
 use super::tls::Tls;
 use super::{ServeOptions, router};
-use crate::runtime::Runtime;
+use incant_runtime::Runtime;
 
 /// The pause after `accept` failed, most likely because the process has no file descriptor left.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);

@@ -7,7 +7,7 @@ use super::controls::in_range;
 use super::errors::ApiError;
 use super::fields::integer;
 use super::ranges::Range;
-use crate::runtime::Prompt;
+use incant_runtime::Prompt;
 
 /// Parameters for prompt truncation, reported token ids and KV isolation.
 #[derive(Clone, Debug, Default, Deserialize, JsonSchema)]

@@ -11,8 +11,8 @@ use serde_json::{Value, json};
 use super::errors::ApiError;
 use super::fields::Object;
 use super::ranges::{GUIDANCE_WEIGHT, MIX_WEIGHT};
-use crate::runtime::guidance::MAX_MIX_ARMS;
-use crate::runtime::{Guidance, GuidanceError, GuidanceOptions};
+use incant_runtime::guidance::MAX_MIX_ARMS;
+use incant_runtime::{Guidance, GuidanceError, GuidanceOptions};
 use incant_sample::DEFAULT_PLAUSIBILITY;
 
 /// How a guide and other arms shape an answer. The profile decides on absent and null fields.

@@ -1,13 +1,13 @@
-//! The HTTP server: OpenAI's REST API on top of [`crate::runtime`].
+//! The HTTP server: OpenAI's REST API on top of [`incant_runtime`].
 //!
 //! A request is read into typed views (`fields`), checked (`controls`, `unsupported`), rendered and
 //! tokenized by its arm, and handed to the engine. `answer` turns the engine's events back into
 //! text; an endpoint (one file each in `routes`) only defines its JSON. Every failure is an
 //! `ApiError`.
 //!
-//! [`runtime`] is the seam between HTTP and everything below it. It knows arms, profiles and
-//! engines, and nothing of HTTP; no crate below this one knows HTTP or OpenAI's formats. This
-//! crate knows nothing of the command line or the terminal program, and trains nothing.
+//! [`incant_runtime`] is the seam between HTTP and everything below it. It knows arms, profiles and
+//! engines, and nothing of HTTP. This crate knows nothing of the command line or the terminal
+//! program, and trains nothing.
 #![forbid(unsafe_code)]
 
 mod accept;
@@ -15,7 +15,6 @@ mod answer;
 mod blocking_pool;
 mod body;
 mod client;
-pub mod clock;
 mod controls;
 mod cors;
 mod deadline;
@@ -36,7 +35,6 @@ mod overload;
 pub mod ranges;
 mod request;
 mod routes;
-pub mod runtime;
 mod sse;
 #[cfg_attr(not(feature = "tls"), path = "no_tls.rs")]
 mod tls;
@@ -63,11 +61,11 @@ pub use listen::listen;
 pub use overload::SPARE_PLACES;
 pub use tls::{Tls, TlsError};
 
-use crate::runtime::{Arm, Runtime};
 use blocking_pool::BlockingPool;
 use body::BodyMemory;
 use errors::ApiError;
 use incant_gguf::printable::excerpt;
+use incant_runtime::{Arm, Runtime};
 use metrics::Metrics;
 
 /// Settings of the server.

@@ -16,7 +16,7 @@ use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::registry::{Registry, Unit};
 
 use super::errors::Refusal;
-use crate::runtime::Runtime;
+use incant_runtime::Runtime;
 
 /// The maximum number of arms that have series of their own. Adapters are loaded and unloaded under
 /// arbitrary names.

@@ -15,10 +15,10 @@ use super::errors::ApiError;
 use super::fields::Fields;
 use super::log::{AnswerStats, Peer, Trace};
 use super::metrics::Outcome;
-use crate::runtime::Arm;
 use incant_engine::Client;
 use incant_gguf::printable::excerpt;
 use incant_prompt::text::Cancel;
+use incant_runtime::Arm;
 
 /// The maximum number of unknown field names remembered. Each is shortened, so that a hostile
 /// client cannot fill the memory with them.

@@ -14,8 +14,8 @@ use std::path::PathBuf;
 use anyhow::{Context, bail};
 use incant::analyze::{Report, page};
 use incant::engine::EngineOptions;
+use incant::runtime::clock::unix_time;
 use incant::runtime::{Arm, Model, Runtime, default_reference};
-use incant::server::clock::unix_time;
 
 use self::controls::Controls;
 use self::job::Job;

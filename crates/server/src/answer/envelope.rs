@@ -4,8 +4,8 @@ use schemars::JsonSchema;
 use serde::Serialize;
 
 use super::{Answer, Usage};
-use crate::clock::unix_time;
-use crate::runtime::choice::Piece;
+use incant_runtime::choice::Piece;
+use incant_runtime::clock::unix_time;
 
 /// Identifies the build, as OpenAI identifies its backend configuration.
 const FINGERPRINT: &str = concat!("incant-", env!("CARGO_PKG_VERSION"));

@@ -6,9 +6,9 @@ use schemars::{JsonSchema, Schema, SchemaGenerator};
 use serde::ser::SerializeMap;
 use serde::{Serialize, Serializer};
 
-use crate::runtime::Partners;
-use crate::runtime::choice::{Alternative, Entry};
 use incant_compare::token_json::{ZERO_PROBABILITY, finite, token_name};
+use incant_runtime::Partners;
+use incant_runtime::choice::{Alternative, Entry};
 
 /// How log-probabilities name tokens.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

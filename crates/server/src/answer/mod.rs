@@ -24,13 +24,13 @@ use super::errors::ApiError;
 use super::metrics::Outcome;
 use super::request::RequestContext;
 use super::sse;
-use crate::runtime::choice::{Choice, Echo, Entry, Piece};
-use crate::runtime::guidance;
-use crate::runtime::{Arm, EngineFailure, Partners, Prompt};
 use incant_api::sse::Frames;
 pub(crate) use incant_api::{GuidanceTokensDetails, Usage};
 use incant_engine::{Event, FinishReason, GenerateRequest, Generation};
 use incant_prompt::text::Tokenizer;
+use incant_runtime::choice::{Choice, Echo, Entry, Piece};
+use incant_runtime::guidance;
+use incant_runtime::{Arm, Partners, Prompt};
 
 pub(crate) use envelope::{Envelope, Shape};
 pub(crate) use logprobs::{ChatLogprobs, CompletionLogprobs, Measured, Names};
@@ -308,7 +308,7 @@ impl Running {
                 guided.cached_tokens = Some(generation.partners_cached());
             }
             match self.choices[index].advance(event) {
-                Err(EngineFailure(cause)) => return Some(Err(ApiError::Internal(cause))),
+                Err(failure) => return Some(Err(ApiError::Internal(failure.to_string()))),
                 Ok(Some(piece)) => {
                     // An answer that a stop string ended is dropped here, which frees its slot.
                     if piece.finish.is_none() {

@@ -21,7 +21,7 @@ use crate::deadline::time_limit;
 use crate::errors::ApiError;
 use crate::fields::{BoundedList, Object, StringOr};
 use crate::ranges::{self, Float, Range};
-use crate::runtime::{Arm, breakers};
+use incant_runtime::{Arm, breakers};
 
 /// Limits that differ between the endpoints.
 #[derive(Clone, Copy, Debug)]

@@ -8,9 +8,9 @@ use std::time::Duration;
 use axum::response::{IntoResponse, Response};
 
 use super::deadline::LimitSource;
-use crate::runtime::{ArmError, PromptError};
 use incant_engine::SubmitError;
 use incant_gguf::printable::excerpt;
+use incant_runtime::{ArmError, PromptError};
 
 pub(crate) use wire::{ErrorBody, Refusal, SHOULD_RETRY};
 

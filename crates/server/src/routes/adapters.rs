@@ -12,10 +12,10 @@ use serde::{Deserialize, Serialize};
 use crate::App;
 use crate::errors::ApiError;
 use crate::request::Post;
-use crate::runtime::{self, AdapterError, Model};
 use incant_engine::AddAdapterError;
 use incant_gguf::open::Location;
 use incant_gguf::printable::excerpt;
+use incant_runtime::{self as runtime, AdapterError, Model};
 
 /// Every adapter that a model id can name.
 #[derive(Debug, Serialize, JsonSchema)]

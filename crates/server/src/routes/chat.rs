@@ -16,12 +16,12 @@ use crate::fields::{Object, Skipped, StringOr, integer};
 use crate::guidance::GuidanceFields;
 use crate::ranges::TOP_LOGPROBS;
 use crate::request::Post;
-use crate::runtime::choice::{Entry, Piece};
-use crate::runtime::{Partner, PromptBounds, finish};
 use crate::unsupported;
 use incant_api::FinishReason;
 use incant_prompt::profile::{Message, Role};
 use incant_prompt::text::Cancel;
+use incant_runtime::choice::{Entry, Piece};
+use incant_runtime::{Partner, PromptBounds, finish};
 
 /// A conversation to continue.
 #[derive(Debug, Deserialize, JsonSchema)]

@@ -18,16 +18,16 @@ use crate::errors::ApiError;
 use crate::fields::{BoundedList, Object, integer};
 use crate::ranges::TOP_LOGPROBS;
 use crate::request::{Post, RequestContext};
-use crate::runtime::{
-    Arm, GuidanceOptions, Partners, Prompt, PromptBounds, PromptInput, Runtime, Side,
-    default_reference, max_answer_tokens,
-};
 use crate::unsupported;
 use incant_api::FinishReason;
 use incant_compare::{self as analyze, Report, ReportArm, Settings, Summary, Token, Usage};
 use incant_gguf::printable::excerpt;
 use incant_prompt::profile::{Message, SamplingDefaults};
 use incant_prompt::text::Cancel;
+use incant_runtime::{
+    Arm, GuidanceOptions, Partners, Prompt, PromptBounds, PromptInput, Runtime, Side,
+    default_reference, max_answer_tokens,
+};
 use incant_sample::fresh_seed;
 
 /// The maximum number of arms per comparison.

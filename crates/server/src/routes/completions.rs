@@ -6,8 +6,8 @@ use axum::response::Response;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use crate::runtime::finish;
 use incant_api::FinishReason;
+use incant_runtime::finish;
 use prompts::{PromptField, inputs, prompt_schema};
 
 use crate::answer::{Answer, CompletionLogprobs, Measured, Names, Plan, Planned, Shape, respond};
@@ -18,11 +18,11 @@ use crate::fields::integer;
 use crate::guidance::GuidanceFields;
 use crate::ranges::LOGPROBS;
 use crate::request::Post;
-use crate::runtime::choice::{Echo, Entry, Piece, Vocabulary};
-use crate::runtime::{Arm, Prompt, PromptBounds, PromptInput, ResolvedGuidance};
 use crate::unsupported;
 use incant_prompt::profile::SamplingDefaults;
 use incant_prompt::text::{Cancel, Tokenizer};
+use incant_runtime::choice::{Echo, Entry, Piece, Vocabulary};
+use incant_runtime::{Arm, Prompt, PromptBounds, PromptInput, ResolvedGuidance};
 
 /// The default of `max_tokens`, as in OpenAI's API.
 const DEFAULT_MAX_TOKENS: usize = 16;

@@ -10,9 +10,9 @@ use serde::Serialize;
 
 use crate::App;
 use crate::errors::ApiError;
-use crate::runtime::ArmInfo;
 use incant_gguf::printable::excerpt;
 use incant_prompt::profile::SamplingDefaults;
+use incant_runtime::ArmInfo;
 
 /// Every arm that requests can name.
 #[derive(Debug, Serialize, JsonSchema)]

@@ -9,7 +9,7 @@ use schemars::JsonSchema;
 use serde::Serialize;
 
 use crate::App;
-use crate::runtime::ProfileInfo;
+use incant_runtime::ProfileInfo;
 
 /// Every profile that a model id can name.
 #[derive(Debug, Serialize, JsonSchema)]

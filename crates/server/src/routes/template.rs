@@ -9,8 +9,8 @@ use super::chat::{ChatMessage, conversation};
 use crate::errors::ApiError;
 use crate::fields::Object;
 use crate::request::Post;
-use crate::runtime::PromptBounds;
 use crate::unsupported;
+use incant_runtime::PromptBounds;
 
 /// A conversation to render.
 #[derive(Debug, Deserialize, JsonSchema)]

@@ -8,17 +8,17 @@ use futures_util::stream::unfold;
 
 use super::{CompareChunk, CompareEvent, CompareResponse, Plan, Question};
 use crate::answer::{Usage, Watch};
-use crate::clock::unix_time;
 use crate::controls::Stream;
 use crate::deadline::Deadline;
 use crate::errors::ApiError;
 use crate::metrics::Outcome;
 use crate::request::RequestContext;
-use crate::runtime::{Comparison, EngineFailure, Output, OutputPart, Transcript, finish};
 use crate::sse;
 use incant_api::sse::Frames;
 use incant_compare::{Report, ReportArm, Settings};
 use incant_engine::Event;
+use incant_runtime::clock::unix_time;
+use incant_runtime::{Comparison, Output, OutputPart, Transcript, finish};
 
 /// Runs the `plan` of the request `context` and writes the response.
 pub(super) async fn respond(context: &RequestContext, plan: Plan) -> Result<Response, ApiError> {
@@ -116,7 +116,7 @@ impl Running {
             biased;
             error = self.deadline.passed() => Some(Err((Outcome::TimedOut, error))),
             next = self.comparison.next(note) => next.map(|next| {
-                next.map_err(|EngineFailure(why)| (Outcome::Failed, ApiError::Internal(why)))
+                next.map_err(|failure| (Outcome::Failed, ApiError::Internal(failure.to_string())))
             }),
         };
         match next {

@@ -10,7 +10,7 @@ use serde_json::json;
 
 use crate::errors::ApiError;
 use crate::fields::{StringOr, integer};
-use crate::runtime::PromptInput;
+use incant_runtime::PromptInput;
 
 /// The maximum number of prompts per request; the engine's own limit is lower.
 const MAX_PROMPTS: usize = 1 << 16;

@@ -19,7 +19,7 @@ pub struct Prompt {
     /// Role markers that end an answer at the start of a line; see [`Partners::markers`] for
     /// answers with guidance or a mix.
     ///
-    /// [`Partners::markers`]: crate::runtime::Partners::markers
+    /// [`Partners::markers`]: crate::Partners::markers
     pub markers: Vec<String>,
 }
 
@@ -233,7 +233,7 @@ impl Prompt {
     }
 
     /// Returns its tokens, including the profile's.
-    pub(crate) fn all_ids(&self) -> Vec<u32> {
+    pub fn all_ids(&self) -> Vec<u32> {
         let prefix = self.prefix.as_ref().map_or(&[][..], |prefix| &prefix.ids);
         [prefix, &self.ids].concat()
     }

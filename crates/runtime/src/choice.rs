@@ -18,7 +18,7 @@ use incant_prompt::text::stop::StopMatcher;
 use incant_sample::TokenLogprobs;
 
 /// The texts of tokens, as an answer needs them.
-pub(crate) trait Vocabulary: Send + Sync {
+pub trait Vocabulary: Send + Sync {
     /// Returns the bytes that a generated token adds to the answer; control tokens add none.
     fn bytes(&self, id: u32) -> &[u8];
     /// Returns the bytes that show a token, including control tokens.
@@ -37,49 +37,57 @@ impl Vocabulary for Tokenizer {
 
 /// A prompt to repeat before the answer: each token with the bytes it shows.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub(crate) struct Echo(pub(crate) Vec<(u32, Vec<u8>)>);
+pub struct Echo(
+    /// Ids with their bytes, in order.
+    pub Vec<(u32, Vec<u8>)>,
+);
 
 /// A part of an answer that can be sent.
 #[derive(Clone, Debug, PartialEq)]
-pub(crate) struct Piece {
+pub struct Piece {
     /// The number of the answer within its request.
-    pub(crate) index: usize,
+    pub index: usize,
     /// Whether it is the answer's first piece.
-    pub(crate) opens: bool,
-    pub(crate) text: String,
+    pub opens: bool,
+    /// The text that is released with it.
+    pub text: String,
     /// The tokens generated since the last piece, whether their text is released or not.
-    pub(crate) ids: Vec<u32>,
+    pub ids: Vec<u32>,
     /// The log-probabilities of tokens whose text is released, if requested.
-    pub(crate) entries: Vec<Entry>,
+    pub entries: Vec<Entry>,
     /// Set in the answer's last piece.
-    pub(crate) finish: Option<FinishReason>,
+    pub finish: Option<FinishReason>,
 }
 
 /// A token of the answer (or of the echoed prompt) with its log-probability.
 #[derive(Clone, Debug, PartialEq)]
-pub(crate) struct Entry {
-    pub(crate) id: u32,
+pub struct Entry {
+    /// The token.
+    pub id: u32,
     /// The bytes that it contributed to the text.
-    pub(crate) bytes: Vec<u8>,
+    pub bytes: Vec<u8>,
     /// Characters of the text before it.
-    pub(crate) offset: usize,
+    pub offset: usize,
     /// `None` only for a prompt's first token, which nothing precedes.
-    pub(crate) logprob: Option<f32>,
+    pub logprob: Option<f32>,
     /// Its rank by likelihood; `None` likewise.
-    pub(crate) rank: Option<usize>,
+    pub rank: Option<usize>,
     /// The most likely tokens at its position, best first; the token itself is marked if it is
     /// among them.
-    pub(crate) top: Vec<Alternative>,
+    pub top: Vec<Alternative>,
 }
 
 /// An alternative to a token.
 #[derive(Clone, Debug, PartialEq)]
-pub(crate) struct Alternative {
-    pub(crate) id: u32,
-    pub(crate) bytes: Vec<u8>,
-    pub(crate) logprob: f32,
+pub struct Alternative {
+    /// The alternative token.
+    pub id: u32,
+    /// The bytes that show it, including control tokens.
+    pub bytes: Vec<u8>,
+    /// Its log-probability.
+    pub logprob: f32,
     /// Whether this is the chosen token.
-    pub(crate) chosen: bool,
+    pub chosen: bool,
 }
 
 /// The position of a token's bytes in the decoded text.
@@ -102,7 +110,7 @@ struct PendingToken {
 }
 
 /// The state of one answer.
-pub(crate) struct Choice<V> {
+pub struct Choice<V> {
     index: usize,
     vocabulary: Arc<V>,
     end_tokens: Arc<[u32]>,
@@ -133,7 +141,9 @@ pub(crate) struct Choice<V> {
 }
 
 impl<V: Vocabulary> Choice<V> {
-    pub(crate) fn new(
+    /// Creates the answer number `index` of a request, which ends at any of `end_tokens`, `stop` or
+    /// `markers`; `echo` is repeated before it.
+    pub fn new(
         index: usize,
         vocabulary: Arc<V>,
         end_tokens: Arc<[u32]>,
@@ -190,17 +200,17 @@ impl<V: Vocabulary> Choice<V> {
     }
 
     /// Returns the number of tokens generated so far.
-    pub(crate) fn generated(&self) -> usize {
+    pub fn generated(&self) -> usize {
         self.generated
     }
 
     /// Returns the number of cached prompt tokens, which were not computed again.
-    pub(crate) fn cached(&self) -> usize {
+    pub fn cached(&self) -> usize {
         self.cached
     }
 
     /// Returns the numbers of drafted tokens that were accepted and rejected.
-    pub(crate) fn drafts(&self) -> CompletionTokensDetails {
+    pub fn drafts(&self) -> CompletionTokensDetails {
         CompletionTokensDetails {
             accepted_prediction_tokens: self.accepted,
             rejected_prediction_tokens: self.drafted - self.accepted,
@@ -208,7 +218,10 @@ impl<V: Vocabulary> Choice<V> {
     }
 
     /// Advances by one event; returns a piece if anything can be sent.
-    pub(crate) fn advance(&mut self, event: Event) -> Result<Option<Piece>, EngineFailure> {
+    ///
+    /// # Errors
+    /// The event is a failure of the engine.
+    pub fn advance(&mut self, event: Event) -> Result<Option<Piece>, EngineFailure> {
         match event {
             Event::Started { cached_tokens, .. } => {
                 self.cached = cached_tokens;

@@ -427,7 +427,7 @@ impl Transcript {
 }
 
 /// Converts the engine's finish reason to the API's.
-pub(crate) fn finish(reason: FinishReason) -> incant_api::FinishReason {
+pub fn finish(reason: FinishReason) -> incant_api::FinishReason {
     match reason {
         FinishReason::Stop => incant_api::FinishReason::Stop,
         FinishReason::Length => incant_api::FinishReason::Length,

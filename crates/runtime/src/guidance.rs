@@ -9,8 +9,7 @@ mod options;
 mod partners;
 
 pub use options::{Guidance, GuidanceOptions};
-pub use partners::{Partner, Partners};
-pub(crate) use partners::{Sequences, submit};
+pub use partners::{Partner, Partners, Sequences, submit};
 
 use super::{Arm, Prompt, PromptBounds, PromptError, PromptInput, Runtime};
 use incant_gguf::printable::excerpt;
@@ -18,7 +17,7 @@ use incant_prompt::profile::{GuidanceDefaults, Message, without_question};
 use incant_sample::MAX_WEIGHT;
 
 /// The maximum number of arms of a mix besides the arm that answers.
-pub(crate) const MAX_MIX_ARMS: usize = 8;
+pub const MAX_MIX_ARMS: usize = 8;
 
 /// The reason why guidance or a mix is refused.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]

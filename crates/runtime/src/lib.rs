@@ -3,15 +3,18 @@
 //!
 //! This is the seam between the server and everything below it: an [`Arm`] turns a client's
 //! messages or text into a [`Prompt`] of token ids, and submits sequences to the engine of its
-//! model.
+//! model. A [`Choice`](choice::Choice) turns the engine's events back into text. This crate knows
+//! nothing of HTTP; the server and the command line use it alike.
+#![forbid(unsafe_code)]
 
 mod adapters;
 mod arm;
 mod bind;
 mod breakers;
-pub(crate) mod choice;
+pub mod choice;
+pub mod clock;
 mod compare;
-pub(crate) mod guidance;
+pub mod guidance;
 mod load;
 mod reload;
 mod text_answer;
@@ -35,9 +38,8 @@ pub use adapters::{Adapter, AdapterError, Adapters};
 pub use arm::{Answered, Arm, ArmError, Prompt, PromptBounds, PromptError, PromptInput};
 pub use bind::BoundProfile;
 pub use breakers::breakers;
-pub(crate) use compare::finish;
 pub use compare::{
-    Comparison, Output, OutputPart, Side, Transcript, default_reference, max_answer_tokens,
+    Comparison, Output, OutputPart, Side, Transcript, default_reference, finish, max_answer_tokens,
 };
 pub use guidance::{Guidance, GuidanceError, GuidanceOptions, Partner, Partners, ResolvedGuidance};
 pub use load::{DEFAULT_PROFILE, LoadError, LoadOptions, Model, Profiles};
@@ -46,7 +48,7 @@ pub use text_answer::{AnswerError, AnswerOptions, AnswerStep, TextAnswer};
 /// An engine failed while it computed a prefix or an answer.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{0}")]
-pub struct EngineFailure(pub(crate) String);
+pub struct EngineFailure(String);
 
 /// All loaded models, shared by all requests.
 pub struct Runtime {

@@ -43,7 +43,7 @@ impl GuidanceOptions {
     /// Returns `None` if any word after the id is none of these.
     ///
     /// ```
-    /// use incant_server::runtime::GuidanceOptions;
+    /// use incant_runtime::GuidanceOptions;
     ///
     /// let (id, options) = GuidanceOptions::split("m@urial guidance=0.5 mix=m+short*0.25").unwrap();
     /// assert_eq!(id, "m@urial");

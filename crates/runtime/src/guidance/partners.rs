@@ -83,7 +83,7 @@ impl Partners {
     }
 
     /// Returns the sequences of one answer of `arm`: its own, and its partners'.
-    pub(crate) fn sequences(&self, arm: &Arm, mut request: GenerateRequest) -> Sequences {
+    pub fn sequences(&self, arm: &Arm, mut request: GenerateRequest) -> Sequences {
         let shares = self.partners.iter().map(|partner| MemberSpec {
             weight: partner.weight,
             same_engine: arm.shares_model(&partner.arm),
@@ -116,7 +116,7 @@ impl Partners {
 }
 
 /// The sequences of one generation.
-pub(crate) struct Sequences {
+pub struct Sequences {
     own: (Arm, Request),
     others: Vec<(Arm, Request)>,
 }
@@ -134,7 +134,10 @@ impl Sequences {
 /// Submits a client's sequences to the engines of their models: those of one model together, all or
 /// none. Sequences that one engine has begun are dropped if another has no slots. Returns one
 /// generation for each element, in order, which holds those of its partners.
-pub(crate) fn submit(client: Client, all: Vec<Sequences>) -> Result<Vec<Generation>, SubmitError> {
+///
+/// # Errors
+/// An engine has no slots for its part.
+pub fn submit(client: Client, all: Vec<Sequences>) -> Result<Vec<Generation>, SubmitError> {
     let sizes: Vec<usize> = all.iter().map(|one| 1 + one.others.len()).collect();
     let flat = all.into_iter().flat_map(|one| {
         let own = std::iter::once(one.own);
