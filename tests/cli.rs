@@ -7,6 +7,7 @@ use std::process::{Command, Output, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use incant::gguf::atomic::{Access, UNFINISHED, UnfinishedFile};
 use zip::ZipWriter;
 use zip::write::SimpleFileOptions;
 
@@ -243,6 +244,20 @@ fn a_broken_manifest_hides_no_other_model() {
     machine.write("broken.toml", "name = 1");
     let said = bad(&machine.run(&["pull", "--manifest", "broken.toml"]));
     assert_eq!(said.matches("invalid type").count(), 1, "{said}");
+}
+
+#[test]
+fn what_a_killed_process_left_beside_models_is_removed_at_the_next_start() {
+    let machine = Machine::new();
+    fs::create_dir(machine.models()).expect("it is new");
+    let model = machine.models().join("merged.gguf");
+    let written = UnfinishedFile::create(&model, UNFINISHED, Access::Umask);
+    let written = written.expect("it can be created");
+    let left = machine.models().join(".writing-a1B2c3");
+    fs::write(&left, b"GGUF").expect("it is writable");
+    good(&machine.run(&["pull", "--list"]));
+    assert!(!left.exists(), "nobody writes it");
+    assert!(written.current_path().exists(), "it is being written");
 }
 
 #[test]

@@ -20,6 +20,7 @@ use incant::kv::PrefixStore;
 use incant::sample::{SamplingParams, TokenLogprobs};
 use incant::text::{Special, Tokenizer};
 
+use crate::support::fixtures::greedy;
 use crate::support::subjects::{self, Subject};
 use crate::support::{self, wait_until};
 
@@ -46,23 +47,10 @@ fn encode(text: &str) -> Vec<u32> {
 /// A greedy request that reports everything.
 fn request(prefix: Option<&Arc<Prefix>>, prompt: &[u32], max_tokens: usize) -> GenerateRequest {
     GenerateRequest {
-        adapter: None,
         prefix: prefix.cloned(),
-        prompt: prompt.to_vec(),
-        max_tokens,
-        end_tokens: Arc::new([]),
-        sampling: SamplingParams {
-            temperature: 0.0,
-            ..SamplingParams::default()
-        },
-        index: 0,
         logprobs: Some(3),
         prompt_logprobs: Some(3),
-        feeds: Vec::new(),
-        together: None,
-        isolated: false,
-        speculation: None,
-        prediction: Vec::new(),
+        ..greedy(prompt, max_tokens)
     }
 }
 

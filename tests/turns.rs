@@ -4,13 +4,12 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use incant::engine::EngineOptions;
-use incant::profile::{Message, Role, SamplingDefaults, markers};
+use incant::profile::{Message, Role, markers};
 use incant::runtime::{Arm, LoadOptions, Model, Prompt, Runtime};
 
 use crate::build::{Builder, Item};
 use crate::reference::tiny::{self, Tiny, VOCAB};
-use crate::support::subjects;
+use crate::support::fixtures::load_options;
 
 const NORMAL: i32 = 1;
 const CONTROL: i32 = 3;
@@ -68,14 +67,9 @@ fn arm(template: &str, tokens: &[(&str, i32)]) -> Arm {
         .set("tokenizer.ggml.token_type", Item::I32s(&kinds));
     let file = tiny::written(&file);
     let options = LoadOptions {
-        backend: subjects::native().backend.clone(),
         kv_memory: Some(1 << 20),
-        engine: EngineOptions::default(),
-        context: None,
         profiles: BTreeMap::new(),
-        default_profile: None,
-        sampling: SamplingDefaults::default(),
-        prefix_folder: None,
+        ..load_options()
     };
     let model = Model::load("tiny", file.path(), &options).expect("a sound model");
     assert_eq!(model.template_problem(), None);

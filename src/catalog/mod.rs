@@ -166,6 +166,12 @@ impl Cache {
         Ok(Cache { dir, hub })
     }
 
+    /// Removes what killed processes left half written in the folder: manifests, and models that
+    /// were merged or quantized into it. Unfinished downloads stay: they are continued.
+    pub fn sweep(&self) {
+        atomic::sweep(&self.dir, atomic::UNFINISHED);
+    }
+
     /// Returns the path of the model of that name, whether it exists or not.
     pub fn path(&self, name: &str) -> PathBuf {
         self.dir.join(format!("{name}.gguf"))

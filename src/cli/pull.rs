@@ -31,6 +31,7 @@ pub(crate) struct Args {
 impl Args {
     pub(crate) fn run(self) -> anyhow::Result<()> {
         let cache = Cache::from_env()?;
+        cache.sweep();
         if self.list {
             return list(&cache);
         }
@@ -76,6 +77,7 @@ pub(crate) struct Consent {
 /// it is in the catalogue and not on this machine.
 pub(crate) fn ensure(name_or_file: &str, consent: Consent) -> anyhow::Result<Located> {
     let cache = Cache::from_env()?;
+    cache.sweep();
     match cache.locate(name_or_file) {
         Err(CatalogError::NotPulled { name } | CatalogError::WrongSize { name, .. }) => {
             let manifest = find_manifest(&cache, &name)?;

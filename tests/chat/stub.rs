@@ -1,9 +1,11 @@
 //! A fake server with only OpenAI's REST API and scripted answers.
 
-use std::io::{self, BufRead as _, BufReader, Read as _, Write as _};
+use std::io::{self, BufReader, Write as _};
 use std::net::{TcpListener, TcpStream};
 use std::sync::{Arc, Mutex};
 use std::thread;
+
+use crate::support::http::next_request;
 
 /// The answer to one chat completion request.
 #[derive(Clone, Copy)]
@@ -33,8 +35,10 @@ pub(crate) fn server(answers: &'static [Answer]) -> String {
 }
 
 fn answer(mut stream: &TcpStream, answers: &[Answer], turn: &Mutex<usize>) -> io::Result<()> {
-    let path = read_request(stream)?;
-    let reply = match path.as_str() {
+    let Some(request) = next_request(&mut BufReader::new(stream))? else {
+        return Ok(());
+    };
+    let reply = match request.path.as_str() {
         "/v1/models" => whole(
             "200 OK",
             r#"{"data": [{"id": "stub-a"}, {"id": "stub-b"}]}"#,
@@ -55,28 +59,6 @@ fn answer(mut stream: &TcpStream, answers: &[Answer], turn: &Mutex<usize>) -> io
         ),
     };
     stream.write_all(reply.as_bytes())
-}
-
-/// Reads a request and returns its path.
-fn read_request(stream: &TcpStream) -> io::Result<String> {
-    let mut reader = BufReader::new(stream);
-    let mut path = String::new();
-    let mut length = 0;
-    loop {
-        let mut line = String::new();
-        reader.read_line(&mut line)?;
-        let line = line.trim_end();
-        match line.split_once(": ") {
-            _ if line.is_empty() => break,
-            Some((name, value)) if name.eq_ignore_ascii_case("content-length") => {
-                length = value.parse().expect("a number");
-            }
-            Some(_) => {}
-            None => path = line.split(' ').nth(1).unwrap_or_default().to_owned(),
-        }
-    }
-    reader.take(length).read_to_end(&mut Vec::new())?;
-    Ok(path)
 }
 
 fn whole(status: &str, body: &str) -> String {

@@ -43,9 +43,6 @@ pub(super) fn little_memory(model: &Tiny, subject: &Subject) -> Option<usize> {
 pub(super) fn plain(prompt: &[u32], max_tokens: usize) -> GenerateRequest {
     GenerateRequest {
         prompt_logprobs: None,
-        feeds: Vec::new(),
-        together: None,
-        isolated: false,
         ..request(None, prompt, max_tokens)
     }
 }

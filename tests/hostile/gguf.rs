@@ -18,6 +18,7 @@ use super::edits::{Edit, Material};
 use super::{Target, fuzz, header, refused, refused_in_a_line};
 use crate::build::{Builder, Item};
 use crate::reference::tiny::Tiny;
+use crate::support::fixtures::{greedy, load_options};
 use crate::support::{self, subjects};
 
 /// The number of inputs for each real model's header, and for all tiny models together.
@@ -200,17 +201,12 @@ impl TinyModels {
         };
         let models: Vec<Tiny> = Tiny::all().into_iter().chain([odd]).collect();
         let options = LoadOptions {
-            backend: subjects::native().backend.clone(),
             kv_memory: None,
             engine: EngineOptions {
                 slots: 2,
                 ..EngineOptions::default()
             },
-            context: None,
-            profiles: incant::profile::load(None).expect("the built-in profiles"),
-            default_profile: None,
-            sampling: incant::profile::SamplingDefaults::default(),
-            prefix_folder: None,
+            ..load_options()
         };
         TinyModels {
             materials: models.iter().map(whole).collect(),
@@ -277,10 +273,7 @@ fn answer(model: Model) -> Result<(), String> {
             continue;
         }
         let request = GenerateRequest {
-            adapter: None,
             prefix: prompt.prefix,
-            prompt: prompt.ids,
-            max_tokens: 8,
             end_tokens: arm.end_tokens(),
             sampling: SamplingParams {
                 logit_bias: Vec::new(),
@@ -288,14 +281,9 @@ fn answer(model: Model) -> Result<(), String> {
                 top_k: 40,
                 ..SamplingParams::default()
             },
-            index: 0,
             logprobs: Some(3),
             prompt_logprobs: Some(0),
-            feeds: Vec::new(),
-            together: None,
-            isolated: false,
-            speculation: None,
-            prediction: Vec::new(),
+            ..greedy(&prompt.ids, 8)
         };
         let generations = arm
             .submit(incant::engine::Client::default(), vec![request])

@@ -9,7 +9,7 @@ mod material;
 use std::collections::BTreeMap;
 use std::io::{ErrorKind, Read, Write};
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use incant::engine::EngineOptions;
 use incant::profile::Profile;
@@ -23,7 +23,8 @@ use super::{Target, fuzz};
 use crate::build::{Builder, Item};
 use crate::reference::tiny::Tiny;
 use crate::server::support::Server;
-use crate::support::subjects;
+use crate::support::fixtures::{load_options, short_profile};
+use crate::support::wait_until;
 
 const INPUTS: u64 = 10_000;
 
@@ -39,29 +40,6 @@ const PATIENCE: Duration = Duration::from_secs(15);
 /// The longest context, and the number of slots.
 const CONTEXT: usize = 160;
 const SLOTS: usize = 4;
-
-const PROFILE: &str = r##"+++
-name = "short"
-title = "Short"
-description = "For tests"
-language = "en"
-shots = 0
-version = 1
-markers = ["# Query:", "# Answer:"]
-+++
-{% block prefix %}
-Answer well.
-
-{% endblock %}
-{% block turns %}
-{% for message in messages %}
-# {{ "Query" if message.role == "user" else "Answer" }}:
-{{ message.content }}
-
-{% endfor %}
-# Answer:
-{% endblock %}
-"##;
 
 #[test]
 fn requests_do_no_harm() {
@@ -139,9 +117,9 @@ fn runtime() -> Arc<Runtime> {
     let template = "{% for m in messages %}<{{ m.role }}>{{ m.content }}{% endfor %}";
     let file = Builder::new().with("tokenizer.chat_template", Item::Str(template));
     let file = crate::reference::tiny::written(&model.continued(file, &model.tensors()));
-    let profile = Profile::parse("short.jinja", PROFILE).expect("a sound profile");
+    let profile = short_profile(r##"markers = ["# Query:", "# Answer:"]"##);
+    let profile = Profile::parse("short.jinja", &profile).expect("a sound profile");
     let options = LoadOptions {
-        backend: subjects::native().backend.clone(),
         // Enough for some sequences of maximum length.
         kv_memory: Some(6 * CONTEXT * 2 * 2 * 16 * 2),
         engine: EngineOptions {
@@ -152,8 +130,7 @@ fn runtime() -> Arc<Runtime> {
         context: Some(CONTEXT),
         profiles: BTreeMap::from([("short".to_owned(), Arc::new(profile))]),
         default_profile: Some("short".to_owned()),
-        sampling: incant::profile::SamplingDefaults::default(),
-        prefix_folder: None,
+        ..load_options()
     };
     let model = Model::load("tiny", file.path(), &options).expect("a sound model");
     let runtime = Runtime::new();
@@ -201,14 +178,7 @@ impl Target for Requests {
     }
 
     fn end(&self) {
-        let since = Instant::now();
-        while !self.idle() {
-            assert!(
-                since.elapsed() < Duration::from_secs(60),
-                "the engine is never idle"
-            );
-            std::thread::sleep(Duration::from_millis(10));
-        }
+        wait_until("the engine is idle", || self.idle());
         let after = self.server.complete(ordinary());
         assert_eq!(
             after["choices"], self.before["choices"],
@@ -224,13 +194,6 @@ impl Target for Requests {
             .as_u64()
             .expect("a count");
         assert!(tokens as usize > SLOTS * (CONTEXT - 16), "{answer}");
-        let since = Instant::now();
-        while !self.idle() {
-            assert!(
-                since.elapsed() < Duration::from_secs(60),
-                "the engine is never idle"
-            );
-            std::thread::sleep(Duration::from_millis(10));
-        }
+        wait_until("the engine is idle", || self.idle());
     }
 }

@@ -5,10 +5,10 @@ use std::sync::Arc;
 
 use incant::engine::{Adapter, Engine, EngineOptions, Event, GenerateRequest, Prefix};
 use incant::kv::PrefixStore;
-use incant::sample::SamplingParams;
 
 use super::fixtures::{ADAPTERS, Fixture};
 use crate::reference::tiny;
+use crate::support::fixtures::greedy;
 use crate::support::subjects::{self, Subject};
 
 fn engine(fixture: &Fixture, subject: &Subject, options: EngineOptions) -> Engine {
@@ -19,22 +19,7 @@ fn engine(fixture: &Fixture, subject: &Subject, options: EngineOptions) -> Engin
 fn request(adapter: Option<&Adapter>, prompt: &[u32], max_tokens: usize) -> GenerateRequest {
     GenerateRequest {
         adapter: adapter.cloned(),
-        prefix: None,
-        prompt: prompt.to_vec(),
-        max_tokens,
-        end_tokens: Arc::new([]),
-        sampling: SamplingParams {
-            temperature: 0.0,
-            ..SamplingParams::default()
-        },
-        index: 0,
-        logprobs: None,
-        prompt_logprobs: None,
-        feeds: Vec::new(),
-        together: None,
-        isolated: false,
-        speculation: None,
-        prediction: Vec::new(),
+        ..greedy(prompt, max_tokens)
     }
 }
 

@@ -1,6 +1,6 @@
 //! A fake server of the live page with scripted answers.
 
-use std::io::{self, BufRead as _, BufReader, Read as _, Write as _};
+use std::io::{self, BufReader, Read as _, Write as _};
 use std::net::{TcpListener, TcpStream};
 use std::sync::{Arc, Mutex};
 use std::thread;
@@ -8,6 +8,8 @@ use std::time::Duration;
 
 use incant::analyze::page;
 use serde_json::{Value, json};
+
+use crate::support::http::{Request, next_request};
 
 /// The answer to a comparison or a chat.
 pub(crate) enum Script {
@@ -97,28 +99,13 @@ impl Stub {
 impl State {
     fn answer(&self, stream: &TcpStream) -> io::Result<()> {
         stream.set_nodelay(true)?;
-        let mut reader = BufReader::new(stream);
-        let mut path = String::new();
-        let mut length = 0;
-        let mut allowed = self.key.is_none();
-        loop {
-            let mut line = String::new();
-            reader.read_line(&mut line)?;
-            let line = line.trim_end().to_owned();
-            match line.split_once(": ") {
-                _ if line.is_empty() => break,
-                Some((name, value)) if name.eq_ignore_ascii_case("content-length") => {
-                    length = value.parse().expect("a number");
-                }
-                Some((name, value)) if name.eq_ignore_ascii_case("authorization") => {
-                    allowed |= value.strip_prefix("Bearer ") == self.key;
-                }
-                Some(_) => {}
-                None => path = line.split(' ').nth(1).unwrap_or_default().to_owned(),
-            }
-        }
-        let mut body = vec![0; length];
-        reader.read_exact(&mut body)?;
+        let Some(request) = next_request(&mut BufReader::new(stream))? else {
+            return Ok(());
+        };
+        let Request { path, body, .. } = &request;
+        let given = request.authorization.as_deref();
+        let given = given.and_then(|given| given.strip_prefix("Bearer "));
+        let allowed = self.key.is_none() || given == self.key;
         // The page may be reloaded with a query.
         match path.split('?').next().unwrap_or_default() {
             "/" => {
@@ -150,7 +137,7 @@ impl State {
                 &profiles(self.default).to_string(),
             ),
             "/v1/compare" | "/v1/chat/completions" => {
-                let request = serde_json::from_slice(&body).expect("JSON");
+                let request = serde_json::from_slice(body).expect("JSON");
                 let mut asked = self.asked.lock().expect("no test holds it");
                 let script = &self.scripts[asked.len().min(self.scripts.len() - 1)];
                 asked.push(request);

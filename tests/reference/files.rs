@@ -2,12 +2,12 @@
 
 use std::collections::BTreeMap;
 
-use incant::engine::EngineOptions;
 use incant::runtime::{LoadOptions, Model};
 use incant::text::Special;
 use tempfile::NamedTempFile;
 
 use crate::build::{Builder, Item};
+use crate::support::fixtures::load_options;
 use crate::support::subjects::{self, Subject};
 
 use super::tiny::{self, Tiny, VOCAB, Weight, Yarn};
@@ -16,12 +16,8 @@ fn options(subject: &Subject) -> LoadOptions {
     LoadOptions {
         kv_memory: None,
         backend: subject.backend.clone(),
-        engine: EngineOptions::default(),
-        context: None,
         profiles: BTreeMap::new(),
-        default_profile: None,
-        sampling: incant::profile::SamplingDefaults::default(),
-        prefix_folder: None,
+        ..load_options()
     }
 }
 

@@ -19,7 +19,7 @@ use tempfile::TempDir;
 
 use crate::lora::fixtures::Fixture;
 use crate::server::support::{CHAT, Reply, Server, eventually};
-use crate::support::subjects;
+use crate::support::fixtures::load_options;
 
 /// A served tiny model, and the folder from which adapters are loaded.
 struct Served {
@@ -39,14 +39,8 @@ impl Served {
     fn with(engine: EngineOptions) -> Served {
         let fixture = Fixture::new("llama");
         let options = LoadOptions {
-            backend: subjects::native().backend.clone(),
-            kv_memory: Some(64 << 20),
             engine,
-            context: None,
-            profiles: incant::profile::load(None).expect("the built-in profiles"),
-            default_profile: None,
-            sampling: incant::profile::SamplingDefaults::default(),
-            prefix_folder: None,
+            ..load_options()
         };
         let model = Model::load("tiny", fixture.file(), &options).expect("a sound model");
         let runtime = Arc::new(Runtime::new());

@@ -3,29 +3,22 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use incant::engine::EngineOptions;
-use incant::profile::SamplingDefaults;
 use incant::runtime::{LoadOptions, Model, Runtime};
 use incant::server::ServeOptions;
 use serde_json::{Value, json};
 
 use crate::reference::tiny::Tiny;
 use crate::server::support::{Server, with};
-use crate::support::subjects;
+use crate::support::fixtures::load_options;
 
 #[test]
 fn a_word_is_barred_with_a_space_before_it_and_without() {
     let tiny = Tiny::llama();
     let file = tiny.written(&tiny.tensors());
     let options = LoadOptions {
-        backend: subjects::native().backend.clone(),
         kv_memory: Some(1 << 20),
-        engine: EngineOptions::default(),
-        context: None,
         profiles: BTreeMap::new(),
-        default_profile: None,
-        sampling: SamplingDefaults::default(),
-        prefix_folder: None,
+        ..load_options()
     };
     let model = Model::load("tiny", file.path(), &options).expect("a sound model");
     let tokenizer = Arc::clone(model.tokenizer());

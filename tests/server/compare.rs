@@ -5,16 +5,16 @@ use std::path::Path;
 use std::sync::Arc;
 
 use incant::analyze::{FinishReason, Report, Score, ShiftClass};
-use incant::engine::EngineOptions;
 use incant::exec::{Chunk, Executor, Precision, Wanted};
 use incant::gguf::Gguf;
-use incant::runtime::{LoadOptions, Model, Runtime};
+use incant::runtime::{Model, Runtime};
 use incant::server::ServeOptions;
 use serde::Serialize;
 use serde_json::{Value, json};
 
 use crate::lora::fixtures::Fixture;
 use crate::server::support::{MODEL, Server, alone, eventually, idle, shared, with};
+use crate::support::fixtures::load_options;
 use crate::support::{self, subjects};
 
 const COMPARE: &str = "/v1/compare";
@@ -400,17 +400,8 @@ fn the_report_says_which_profile_answered_where_an_id_names_none() {
 fn arms_of_other_models_score_too_if_they_have_the_same_tokens() {
     let llama = Fixture::new("llama");
     let load = |name: &str, file: &Path| {
-        let options = LoadOptions {
-            backend: subjects::native().backend.clone(),
-            kv_memory: Some(64 << 20),
-            engine: EngineOptions::default(),
-            context: None,
-            profiles: incant::profile::load(None).expect("the built-in profiles"),
-            default_profile: None,
-            sampling: incant::profile::SamplingDefaults::default(),
-            prefix_folder: None,
-        };
-        Arc::new(Model::load(name, file, &options).expect("a sound model"))
+        let model = Model::load(name, file, &load_options());
+        Arc::new(model.expect("a sound model"))
     };
     let runtime = Arc::new(Runtime::new());
     let (one, two) = (load("one", llama.file()), load("two", llama.file()));

@@ -5,7 +5,6 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use incant::engine::EngineOptions;
 use incant::profile::{Profile, SamplingDefaults};
 use incant::runtime::{LoadOptions, Model, Runtime};
 use incant::server::ServeOptions;
@@ -14,42 +13,26 @@ use serde_json::{Value, json};
 use crate::build::{Builder, Item};
 use crate::reference::tiny::{Tiny, written};
 use crate::server::support::{Server, with};
-use crate::support::subjects;
+use crate::support::fixtures::{self, load_options};
 
-const PROFILE: &str = r##"+++
-name = "short"
-title = "Short"
-description = "For tests"
-language = "en"
-shots = 0
-version = 1
-markers = ["# Query:", "# Answer:"]
+/// The settings of the profile `short`.
+const SETTINGS: &str = r##"markers = ["# Query:", "# Answer:"]
 
 [sampling]
 max_tokens = 5
 
 [guidance]
-weight = 0.5
-+++
-{% block prefix %}
-Answer well.
+weight = 0.5"##;
 
-{% endblock %}
-{% block turns %}
-{% for message in messages %}
-# {{ "Query" if message.role == "user" else "Answer" }}:
-{{ message.content }}
-
-{% endfor %}
-# Answer:
-{% endblock %}
-"##;
+fn short() -> String {
+    fixtures::short_profile(SETTINGS)
+}
 
 /// The profile `short` under another name, in a language, and possibly as a variant of another.
 fn profile(name: &str, language: &str, variant_of: Option<&str>) -> String {
     let variant_of = variant_of.map_or_else(String::new, |of| format!("\nvariant_of = {of:?}"));
     let language = format!("language = {language:?}{variant_of}");
-    PROFILE
+    short()
         .replace("name = \"short\"", &format!("name = {name:?}"))
         .replace("language = \"en\"", &language)
 }
@@ -78,9 +61,7 @@ fn load(
     };
     let file = written(&model.continued(file, &model.tensors()));
     let options = LoadOptions {
-        backend: subjects::native().backend.clone(),
         kv_memory: Some(16 << 20),
-        engine: EngineOptions::default(),
         context: Some(1024),
         profiles,
         default_profile: Some(default_profile.to_owned()),
@@ -89,7 +70,7 @@ fn load(
             top_p: Some(0.9),
             ..SamplingDefaults::default()
         },
-        prefix_folder: None,
+        ..load_options()
     };
     Arc::new(Model::load(name, file.path(), &options).expect("a sound model"))
 }
@@ -109,7 +90,7 @@ fn serve_raw(texts: &[String]) -> Server {
 fn server() -> Server {
     let template = "{% for m in messages %}<{{ m.role }}>{{ m.content }}{% endfor %}";
     let templated = Builder::new().with("tokenizer.chat_template", Item::Str(template));
-    let short = profiles(&[PROFILE.to_owned()]);
+    let short = profiles(&[short()]);
     serve(vec![
         load("tuned", templated, short.clone(), "short"),
         load("raw", Builder::new(), short, "short"),
@@ -187,7 +168,7 @@ const JAPANESE: &str = "こんにちは";
 #[test]
 fn variants_are_those_that_say_so_whatever_their_names() {
     let server = serve_raw(&[
-        PROFILE.to_owned(),
+        short(),
         profile("kurz", "ja", Some("short")),
         profile("kort", "sv", Some("short")),
         profile("other", "ja", Some("kurz")),
@@ -212,7 +193,7 @@ fn variants_are_those_that_say_so_whatever_their_names() {
 #[test]
 fn a_conversation_is_shown_under_the_variant_that_answers_it() {
     let variant = profile("kurz", "ja", Some("short")).replace("Answer well.", "Antworte gut.");
-    let server = serve_raw(&[PROFILE.to_owned(), variant]);
+    let server = serve_raw(&[short(), variant]);
     let shown = |question: &str| {
         let messages = json!([{"role": "user", "content": question}]);
         let body = json!({"model": "raw", "messages": messages});
@@ -229,7 +210,7 @@ fn without_a_variant_that_fits_the_default_profile_answers() {
     // A profile whose language is only in its name, and one in a language that is not
     // recognized.
     let server = serve_raw(&[
-        PROFILE.to_owned(),
+        short(),
         profile("short-ja", "ja", None),
         profile("kort", "sv", Some("short")),
     ]);
@@ -261,33 +242,19 @@ fn a_users_variant_comes_before_the_built_in_one() {
 }
 
 /// A profile whose turns begin with a single token.
-const MARKED: &str = r##"+++
-name = "marked"
-title = "Marked"
-description = "For tests"
-language = "en"
-shots = 0
-version = 1
-markers = ["?"]
-+++
-{% block prefix %}
-Answer in few words.
-
-{% endblock %}
-{% block turns %}
-{% for message in messages %}
-{{ "?" if message.role == "user" else "!" }}
-{{ message.content }}
-
-{% endfor %}
-!
-{% endblock %}
-"##;
+fn marked() -> String {
+    fixtures::profile(
+        "marked",
+        "Answer in few words.",
+        ["?", "!"],
+        r#"markers = ["?"]"#,
+    )
+}
 
 /// An answer ends where any of the arms that choose its tokens would start the next turn.
 #[test]
 fn the_markers_of_all_who_have_a_say_end_an_answer() {
-    let server = serve_raw(&[PROFILE.to_owned(), MARKED.to_owned()]);
+    let server = serve_raw(&[short(), marked()]);
     // The token for the byte: every answer consists of question marks.
     let question_mark = (3 + u32::from(b'?')).to_string();
     let body = |more: Value| {

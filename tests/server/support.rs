@@ -13,7 +13,7 @@ use serde_json::{Value, json};
 use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
 
-use crate::support::subjects;
+use crate::support::{fixtures, subjects};
 
 /// The model of all server tests: a base model without a chat template.
 pub(crate) const MODEL: &str = "gemma-3-270m";
@@ -88,10 +88,7 @@ pub(crate) fn load_options() -> LoadOptions {
         },
         // Short enough to be exceeded cheaply.
         context: Some(4096),
-        profiles: incant::profile::load(None).expect("the built-in profiles"),
-        default_profile: None,
-        sampling: incant::profile::SamplingDefaults::default(),
-        prefix_folder: None,
+        ..fixtures::load_options()
     }
 }
 

@@ -1,13 +1,15 @@
 //! A fake server of OpenAI's REST API: it streams scripted completions, and records its
 //! requests.
 
-use std::io::{self, BufRead, BufReader, Read, Write};
+use std::io::{self, BufReader, Write};
 use std::net::{TcpListener, TcpStream};
 use std::sync::{Arc, Mutex};
 use std::thread;
 use std::time::Duration;
 
 use serde_json::{Value, json};
+
+use super::http::next_request;
 
 /// The behaviour of a server.
 #[derive(Clone, Copy, Debug)]
@@ -76,49 +78,24 @@ fn connection(
     let peer = stream.peer_addr()?.to_string();
     let mut reader = BufReader::new(stream);
     let mut completions = 0;
-    loop {
-        let mut path = String::new();
-        let mut length = 0;
-        let mut authorization = None;
-        loop {
-            let mut line = String::new();
-            if reader.read_line(&mut line)? == 0 {
-                return Ok(());
-            }
-            let line = line.trim_end();
-            if line.is_empty() {
-                break;
-            }
-            match line.split_once(": ") {
-                Some((name, value)) if name.eq_ignore_ascii_case("content-length") => {
-                    length = value.parse().expect("a number");
-                }
-                Some((name, value)) if name.eq_ignore_ascii_case("authorization") => {
-                    authorization = Some(value.to_owned());
-                }
-                Some(_) => {}
-                None => path = line.split(' ').nth(1).unwrap_or_default().to_owned(),
-            }
-        }
-        let mut body = vec![0; length];
-        reader.read_exact(&mut body)?;
-        if path == "/v1/models" {
+    while let Some(request) = next_request(&mut reader)? {
+        if request.path == "/v1/models" {
             let models = json!({"data": [{"id": format!("{server}-model")}, {"id": "other"}]});
             whole(stream, "200 OK", &models)?;
             continue;
         }
-        assert_eq!(path, "/v1/completions");
+        assert_eq!(request.path, "/v1/completions");
         completions += 1;
         if behaviour.closes && completions > 1 {
             return Ok(());
         }
-        let body: Value = serde_json::from_slice(&body).expect("JSON");
+        let body: Value = serde_json::from_slice(&request.body).expect("JSON");
         let before = {
             let mut log = log.lock().expect("no test holds it");
             log.push(Asked {
                 server,
                 connection: format!("{server} {peer}"),
-                authorization,
+                authorization: request.authorization,
                 body: body.clone(),
             });
             log.len() - 1
@@ -131,6 +108,7 @@ fn connection(
             }
         }
     }
+    Ok(())
 }
 
 fn whole(mut stream: &TcpStream, status: &str, body: &Value) -> io::Result<()> {

@@ -2,6 +2,8 @@
 
 pub(crate) mod browser;
 pub(crate) mod chat_server;
+pub(crate) mod fixtures;
+pub(crate) mod http;
 pub(crate) mod hub;
 pub(crate) mod subjects;
 

@@ -2,23 +2,17 @@
 
 use std::sync::Arc;
 
-use incant::engine::EngineOptions;
 use incant::profile::{Message, Role};
 use incant::runtime::{Arm, LoadOptions, Model, Prompt, Runtime};
 
-use crate::support::{model, subjects};
+use crate::support::fixtures::load_options;
+use crate::support::model;
 
 /// The options with which models are loaded here.
 pub(super) fn options() -> LoadOptions {
     LoadOptions {
-        backend: subjects::native().backend.clone(),
-        kv_memory: Some(64 << 20),
-        engine: EngineOptions::default(),
         context: Some(2048),
-        profiles: incant::profile::load(None).expect("the built-in profiles"),
-        default_profile: None,
-        sampling: incant::profile::SamplingDefaults::default(),
-        prefix_folder: None,
+        ..load_options()
     }
 }
 

@@ -339,7 +339,7 @@ impl Reader<'_> {
                 format!("has the unknown type {id}; a newer format, or a corrupt file"),
             )
         })?;
-        let len = size_of(&shape, kind).map_err(|text| problem(&name, text))?;
+        let len = size_of(&name, &shape, kind)?;
         let offset = usize::try_from(offset)
             .map_err(|_| problem(&name, format!("begins at the impossible offset {offset}")))?;
         Ok(TensorInfo {
@@ -353,16 +353,22 @@ impl Reader<'_> {
     }
 }
 
-/// The size in bytes of a tensor whose dimensions are given innermost first.
-fn size_of(dims: &[u64], kind: TensorType) -> Result<usize, String> {
+/// The size in bytes of the tensor `name`, whose dimensions are given innermost first.
+fn size_of(name: &str, dims: &[u64], kind: TensorType) -> Result<usize, GgufCause> {
     if dims.contains(&0) {
-        return Err(format!("has a dimension of 0 in its shape {dims:?}"));
+        return Err(problem(
+            name,
+            format!("has a dimension of 0 in its shape {dims:?}"),
+        ));
     }
     let (block, bytes) = (kind.block_size() as u64, kind.type_size() as u64);
     let row = dims.first().copied().unwrap_or(1);
     if !row.is_multiple_of(block) {
-        return Err(format!(
-            "has rows of {row} elements, not a multiple of the {block} in a block of {kind}"
+        return Err(problem(
+            name,
+            format!(
+                "has rows of {row} elements, not a multiple of the {block} in a block of {kind}"
+            ),
         ));
     }
     dims.iter()
@@ -370,5 +376,10 @@ fn size_of(dims: &[u64], kind: TensorType) -> Result<usize, String> {
         .and_then(|count| (count / block).checked_mul(bytes))
         .and_then(|size| usize::try_from(size).ok())
         .filter(|&size| size <= isize::MAX as usize)
-        .ok_or_else(|| format!("is impossibly large: {dims:?} elements of {kind}"))
+        .ok_or_else(|| {
+            problem(
+                name,
+                format!("is impossibly large: {dims:?} elements of {kind}"),
+            )
+        })
 }

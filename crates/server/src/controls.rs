@@ -6,7 +6,9 @@
 //! never clamped.
 
 mod biases;
+mod numbers;
 mod resolve;
+mod tokens;
 
 use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::Deserialize;
@@ -18,7 +20,9 @@ use incant_prompt::profile::{MAX_BREAKER_BYTES, MAX_BREAKERS};
 use super::deadline::MAX_SECONDS;
 use super::fields::{BoundedList, Object, StringOr, integer};
 use super::ranges;
-pub(crate) use resolve::{Limits, Resolved, Stream, check_ids, in_range};
+pub(crate) use numbers::in_range;
+pub(crate) use resolve::{Limits, Resolved, Stream};
+pub(crate) use tokens::check_ids;
 
 /// The maximum number of stop strings, and of their bytes in total: each answer has a matcher of
 /// its own, which compares every byte with each of them.
@@ -172,7 +176,7 @@ fn speculate_schema(_: &mut SchemaGenerator) -> Schema {
     ]})
 }
 
-/// The JSON schema of the values that `resolve::stop_texts` accepts.
+/// The JSON schema of the values that `tokens::stop_texts` accepts.
 fn stop_schema(_: &mut SchemaGenerator) -> Schema {
     let text = json!({"type": "string", "minLength": 1});
     json_schema!({"anyOf": [text, {"type": "array", "items": text}, {"type": "null"}]})
@@ -187,7 +191,7 @@ fn bad_words_schema(_: &mut SchemaGenerator) -> Schema {
     })
 }
 
-/// The JSON schema of the values that `resolve::sequence_breakers` accepts.
+/// The JSON schema of the values that `tokens::sequence_breakers` accepts.
 fn breakers_schema(_: &mut SchemaGenerator) -> Schema {
     json_schema!({
         "type": ["array", "null"],

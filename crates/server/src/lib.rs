@@ -29,6 +29,7 @@ mod linger;
 mod listen;
 mod log;
 mod metrics;
+mod observed_body;
 mod openapi;
 mod origin_check;
 mod overload;

@@ -1,23 +1,20 @@
 //! The access log: an id for every request (`x-request-id`), and a log line when it ends.
 
 use std::net::SocketAddr;
-use std::pin::Pin;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
-use axum::body::{Body, Bytes};
 use axum::extract::{Request, State};
 use axum::middleware::Next;
 use axum::response::Response;
 use http::{HeaderName, HeaderValue, Method, StatusCode};
-use http_body::{Body as _, Frame, SizeHint};
 use tracing::{Instrument, Span};
 
 use super::App;
 use super::answer::Usage;
 use super::errors::Refusal;
 use super::metrics::Outcome;
+use super::observed_body::{End, observe};
 use incant_gguf::printable::excerpt;
 
 /// The header that carries a request's id.
@@ -181,7 +178,14 @@ pub(crate) async fn request(
         app.metrics.refused(refusal);
     }
     response.headers_mut().insert(REQUEST_ID, id);
-    response.map(|body| Body::new(LoggedBody { body, line }))
+    response.map(|body| {
+        observe(body, line.span.clone(), move |body, end| {
+            // It may still report measurements.
+            drop(body);
+            let mut line = line;
+            line.complete = end == End::Complete;
+        })
+    })
 }
 
 /// Returns the clients that proxies name: the addresses of all such headers.
@@ -208,46 +212,10 @@ fn request_id(request: &Request) -> HeaderValue {
     })
 }
 
-/// A body that logs its request's line when it ends.
-struct LoggedBody {
-    body: Body,
-    line: Line,
-}
-
-impl http_body::Body for LoggedBody {
-    type Data = Bytes;
-    type Error = axum::Error;
-
-    fn poll_frame(
-        mut self: Pin<&mut Self>,
-        context: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, axum::Error>>> {
-        let this = &mut *self;
-        let polled = this
-            .line
-            .span
-            .in_scope(|| Pin::new(&mut this.body).poll_frame(context));
-        self.line.complete |= matches!(polled, Poll::Ready(None));
-        polled
-    }
-
-    fn is_end_stream(&self) -> bool {
-        self.body.is_end_stream()
-    }
-
-    fn size_hint(&self) -> SizeHint {
-        self.body.size_hint()
-    }
-}
-
-impl Drop for LoggedBody {
-    fn drop(&mut self) {
-        self.line.complete |= self.body.is_end_stream();
-    }
-}
-
 #[cfg(test)]
 mod tests {
+    use axum::body::Body;
+
     use super::*;
 
     fn named(id: &[u8]) -> HeaderValue {

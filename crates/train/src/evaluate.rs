@@ -63,10 +63,8 @@ pub(super) fn scalar(tensor: &candle_core::Tensor) -> Result<f64, TrainError> {
 
 /// The total weight of some examples, by which their losses are divided.
 pub(super) fn weight_of(training: &Training<'_>, examples: &[&Example]) -> usize {
-    let weights = examples
-        .iter()
-        .map(|example| training.objective.weight(example));
-    weights.sum()
+    let unit = training.objective.unit();
+    examples.iter().map(|example| unit.weight(example)).sum()
 }
 
 fn preference(margins: &[f64]) -> Option<Preference> {

@@ -408,7 +408,7 @@ impl<'a> Run<'a> {
         Ok(Report {
             facts: self.training.facts.clone(),
             settings: self.identity.settings().clone(),
-            unit: self.training.objective.unit(),
+            unit: self.training.objective.unit().name(),
             step: self.step,
             steps: self.schedule.steps,
             records: self.log.records().to_vec(),

@@ -8,7 +8,7 @@ use serde::Deserialize;
 use serde::de::{Deserializer, MapAccess, Visitor};
 use serde_json::Value;
 
-use super::resolve::number;
+use super::numbers::number;
 use crate::errors::ApiError;
 use crate::ranges::LOGIT_BIAS;
 use incant_gguf::printable::excerpt;

@@ -2,9 +2,8 @@
 //! continue as the frozen model does with it. The loss is the KL divergence.
 
 use candle_core::Tensor;
-use serde_json::Value;
 
-use super::{Loss, Objective, batch};
+use super::{Loss, LossUnit, Objective, batch};
 use crate::samples::Example;
 use crate::{Student, Target, TrainError};
 
@@ -20,16 +19,8 @@ impl Objective for Distill {
         "distill"
     }
 
-    fn unit(&self) -> &'static str {
-        "nats per token"
-    }
-
-    fn settings(&self) -> Vec<(&'static str, Value)> {
-        Vec::new()
-    }
-
-    fn weight(&self, example: &Example) -> usize {
-        example.counted(0)
+    fn unit(&self) -> LossUnit {
+        LossUnit::Token
     }
 
     fn tokens(&self, example: &Example) -> usize {
@@ -76,10 +67,7 @@ impl Objective for Distill {
                 student.divergences(&batch(examples, 0), &teacher)?
             }
         };
-        Ok(Loss {
-            sum: divergences.sum_all()?,
-            margins: Vec::new(),
-        })
+        Ok(Loss::without_margins(divergences.sum_all()?))
     }
 }
 

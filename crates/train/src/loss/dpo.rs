@@ -5,7 +5,7 @@
 use candle_core::Tensor;
 use serde_json::{Value, json};
 
-use super::{Loss, Objective, by_side, elements, pairs, softplus, sums};
+use super::{Loss, LossUnit, Objective, by_side, elements, pairs, softplus, sums};
 use crate::samples::Example;
 use crate::{Student, TrainError};
 
@@ -23,16 +23,12 @@ impl Objective for Dpo {
         "dpo"
     }
 
-    fn unit(&self) -> &'static str {
-        "nats per pair"
+    fn unit(&self) -> LossUnit {
+        LossUnit::Pair
     }
 
     fn settings(&self) -> Vec<(&'static str, Value)> {
         vec![("beta", json!(self.beta))]
-    }
-
-    fn weight(&self, _example: &Example) -> usize {
-        1
     }
 
     fn references(

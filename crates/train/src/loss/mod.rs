@@ -27,14 +27,12 @@ pub trait Objective {
     fn name(&self) -> &'static str;
 
     /// The unit of the loss.
-    fn unit(&self) -> &'static str;
+    fn unit(&self) -> LossUnit;
 
     /// Its parameters by name, which must not change when a run is resumed.
-    fn settings(&self) -> Vec<(&'static str, Value)>;
-
-    /// An example's weight: the number of tokens or pairs that its loss is summed over. A
-    /// step's summed loss is divided by the total weight of its examples.
-    fn weight(&self, example: &Example) -> usize;
+    fn settings(&self) -> Vec<(&'static str, Value)> {
+        Vec::new()
+    }
 
     /// The number of tokens in an example's sequences that a step processes. A common prefix
     /// counts for each sequence, though it is computed once.
@@ -68,6 +66,34 @@ pub trait Objective {
     ) -> Result<Loss, TrainError>;
 }
 
+/// The unit of a loss: the things that it is summed over, and whose number it is divided by.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum LossUnit {
+    /// The tokens of the first side that count.
+    Token,
+    /// The examples, each a pair of a chosen and a rejected answer.
+    Pair,
+}
+
+impl LossUnit {
+    /// Its name, such as "nats per token".
+    pub fn name(self) -> &'static str {
+        match self {
+            LossUnit::Token => "nats per token",
+            LossUnit::Pair => "nats per pair",
+        }
+    }
+
+    /// An example's weight: the number of tokens or pairs that its loss is summed over. A
+    /// step's summed loss is divided by the total weight of its examples.
+    pub fn weight(self, example: &Example) -> usize {
+        match self {
+            LossUnit::Token => example.counted(0),
+            LossUnit::Pair => 1,
+        }
+    }
+}
+
 /// The loss of some examples.
 #[derive(Debug)]
 pub struct Loss {
@@ -75,6 +101,16 @@ pub struct Loss {
     pub sum: Tensor,
     /// For preferences: the margin of the chosen over the rejected answer of each pair.
     pub margins: Vec<f64>,
+}
+
+impl Loss {
+    /// The loss of examples that are not preferences.
+    fn without_margins(sum: Tensor) -> Loss {
+        Loss {
+            sum,
+            margins: Vec::new(),
+        }
+    }
 }
 
 /// All sequences of one side of some examples.

@@ -1,9 +1,8 @@
 //! Supervised fine-tuning (SFT): cross-entropy on the answers' tokens.
 
 use candle_core::Tensor;
-use serde_json::Value;
 
-use super::{Loss, Objective, batch};
+use super::{Loss, LossUnit, Objective, batch};
 use crate::samples::Example;
 use crate::{Student, TrainError};
 
@@ -16,16 +15,8 @@ impl Objective for Sft {
         "sft"
     }
 
-    fn unit(&self) -> &'static str {
-        "nats per token"
-    }
-
-    fn settings(&self) -> Vec<(&'static str, Value)> {
-        Vec::new()
-    }
-
-    fn weight(&self, example: &Example) -> usize {
-        example.counted(0)
+    fn unit(&self) -> LossUnit {
+        LossUnit::Token
     }
 
     fn loss(
@@ -35,10 +26,7 @@ impl Objective for Sft {
         _references: &[&Tensor],
     ) -> Result<Loss, TrainError> {
         let logprobs = student.logprobs(&batch(examples, 0))?;
-        Ok(Loss {
-            sum: negative_log_likelihood(&logprobs)?,
-            margins: Vec::new(),
-        })
+        Ok(Loss::without_margins(negative_log_likelihood(&logprobs)?))
     }
 }
 

@@ -4,7 +4,7 @@
 use candle_core::Tensor;
 use serde_json::{Value, json};
 
-use super::{Loss, Objective, by_side, elements, pairs, softplus, sums};
+use super::{Loss, LossUnit, Objective, by_side, elements, pairs, softplus, sums};
 use crate::samples::Example;
 use crate::{Student, TrainError};
 
@@ -22,8 +22,8 @@ impl Objective for Simpo {
         "simpo"
     }
 
-    fn unit(&self) -> &'static str {
-        "nats per pair"
+    fn unit(&self) -> LossUnit {
+        LossUnit::Pair
     }
 
     fn settings(&self) -> Vec<(&'static str, Value)> {
@@ -31,10 +31,6 @@ impl Objective for Simpo {
             ("beta", json!(self.beta)),
             ("gamma-ratio", json!(self.gamma_ratio)),
         ]
-    }
-
-    fn weight(&self, _example: &Example) -> usize {
-        1
     }
 
     fn loss(
