@@ -18,7 +18,7 @@ use serde_json::json;
 
 use super::answers::Questions;
 use super::flags::Flags;
-use super::student::{Form, StudentOptions};
+use super::student::{Form, StudentOptions, on_cpu};
 use super::{Origin, Task, distill_data};
 use crate::cli::output::{eprint_safe, grouped};
 
@@ -104,6 +104,7 @@ impl Flags {
         let located = &loading.located()[0];
         let (name, path) = (located.name.clone(), located.path.clone());
         let backend = loading.backend().clone();
+        on_cpu(&backend)?;
         let models = loading.load_with_warnings()?;
         let model = &models[0];
         let weights = match model.fingerprint() {

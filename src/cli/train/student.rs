@@ -1,10 +1,13 @@
 //! The student: the model with the adapter to train.
 
 use std::path::PathBuf;
+use std::sync::Arc;
 
 use anyhow::bail;
 use incant::exec::Backend;
 use incant::gguf::Gguf;
+use incant::kernels::Isa;
+use incant::kernels::pool::Pool;
 use incant::lora::{Linear, Lora};
 use incant::train::Student;
 use incant::train::model::{self, AdapterSettings, Model};
@@ -72,11 +75,17 @@ impl Form {
     }
 }
 
+/// Returns the parts of the only backend that trains.
+pub(super) fn on_cpu(backend: &Backend) -> anyhow::Result<(Isa, &Arc<Pool>)> {
+    match backend {
+        Backend::Native { isa, pool } => Ok((*isa, pool)),
+        Backend::Device(_) => bail!("training computes on the CPU; leave out --device"),
+    }
+}
+
 /// Opens the model with the adapter to train.
 pub(super) fn open_student(options: &StudentOptions) -> anyhow::Result<Box<dyn Student>> {
-    let Backend::Native { isa, pool } = &options.backend else {
-        bail!("training computes on the CPU; leave out --device");
-    };
+    let (isa, pool) = on_cpu(&options.backend)?;
     let form = match &options.form {
         Form::Of(lora) => model::AdapterInit::Existing(lora.clone()),
         Form::New {
@@ -96,6 +105,6 @@ pub(super) fn open_student(options: &StudentOptions) -> anyhow::Result<Box<dyn S
         base_model: options.name.clone(),
         profile: options.profile.clone(),
     };
-    let model = Model::load(&gguf, *isa, pool, settings, options.recompute)?;
+    let model = Model::load(&gguf, isa, pool, settings, options.recompute)?;
     Ok(Box::new(model))
 }

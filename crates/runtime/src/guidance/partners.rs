@@ -131,6 +131,17 @@ impl Sequences {
     }
 }
 
+/// Counts answers in an error that counts sequences, of which each answer has several.
+fn in_answers(error: SubmitError, sequences: usize, answers: usize) -> SubmitError {
+    match error {
+        SubmitError::TooMany { limit, .. } if sequences > answers => SubmitError::TooMany {
+            asked: answers,
+            limit: limit * answers / sequences,
+        },
+        error => error,
+    }
+}
+
 /// Submits a client's sequences to the engines of their models: those of one model together, all or
 /// none. Sequences that one engine has begun are dropped if another has no slots. Returns one
 /// generation for each element, in order, which holds those of its partners.
@@ -147,6 +158,7 @@ pub fn submit(client: Client, all: Vec<Sequences>) -> Result<Vec<Generation>, Su
         .enumerate()
         .map(|(at, (arm, request))| (at, arm, request))
         .collect();
+    let answers = sizes.len();
     let mut begun: Vec<(usize, Generation)> = Vec::with_capacity(waiting.len());
     while let Some((_, first, _)) = waiting.first() {
         let arm = first.clone();
@@ -155,7 +167,10 @@ pub fn submit(client: Client, all: Vec<Sequences>) -> Result<Vec<Generation>, Su
             .extract_if(.., same)
             .map(|(at, _, request)| (at, request))
             .unzip();
-        begun.extend(places.into_iter().zip(arm.submit(client, requests)?));
+        let sequences = requests.len();
+        let generations = arm.submit(client, requests);
+        let generations = generations.map_err(|error| in_answers(error, sequences, answers))?;
+        begun.extend(places.into_iter().zip(generations));
     }
     begun.sort_by_key(|(at, _)| *at);
     let mut begun = begun.into_iter().map(|(_, generation)| generation);
@@ -165,4 +180,19 @@ pub fn submit(client: Client, all: Vec<Sequences>) -> Result<Vec<Generation>, Su
         own.map(|own| own.with_partners(others))
     });
     Ok(generations.collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_request_of_too_many_guided_answers_is_told_in_answers() {
+        let error = |asked, limit| SubmitError::TooMany { asked, limit };
+        // Each answer has a guide.
+        assert_eq!(in_answers(error(10, 4), 10, 5), error(5, 2));
+        assert_eq!(in_answers(error(10, 4), 10, 10), error(10, 4));
+        let full = SubmitError::QueueFull { retry_after: 3 };
+        assert_eq!(in_answers(full.clone(), 10, 5), full);
+    }
 }
