@@ -108,18 +108,16 @@ impl Drafter {
             return Vec::new();
         };
         let mut all = 1.0;
-        let lengths = found.length..found.length + most;
-        let probabilities = lengths.map(|length| match self.speculation {
-            Speculation::Auto => {
-                all *= self.acceptance.probability(length);
-                all
+        let followed = self.lookup.continuation(found).take(most);
+        let probabilities = followed.zip(found.length..).map(|(_, length)| {
+            match self.speculation {
+                Speculation::Auto => all *= self.acceptance.probability(length),
+                // As many as are wanted, whatever they are worth.
+                Speculation::UpTo(_) => {}
             }
-            // As many as are wanted, whatever they are worth.
-            Speculation::UpTo(_) => 1.0,
+            all
         });
-        let probabilities = probabilities.collect::<Vec<_>>();
-        let drafted = self.lookup.continuation(found, most).len();
-        probabilities[..drafted].to_vec()
+        probabilities.collect()
     }
 
     /// Whether as many tokens as possible are drafted, whatever they are worth.
@@ -130,10 +128,8 @@ impl Drafter {
     /// Returns the first `count` of the tokens that may follow, as many as
     /// [`look_up`](Drafter::look_up) has promised at most.
     pub(super) fn draft(&self, count: usize) -> Vec<u32> {
-        let found = self
-            .found
-            .map(|found| self.lookup.continuation(found, count));
-        found.unwrap_or_default()
+        let found = self.found.map(|found| self.lookup.continuation(found));
+        found.into_iter().flatten().take(count).collect()
     }
 
     /// Records the next token of the answer, drafted or not: what was found is compared with it
@@ -142,14 +138,13 @@ impl Drafter {
         let Some(found) = self.found else {
             return;
         };
-        let expected = self.lookup.continuation(found, self.chosen + 1);
-        let expected = expected.get(self.chosen);
-        if let Some(&expected) = expected {
+        let expected = self.lookup.continuation(found).nth(self.chosen);
+        if let Some(expected) = expected {
             let length = found.length + self.chosen;
             self.acceptance.note(length, expected == chosen);
         }
         self.chosen += 1;
-        if expected != Some(&chosen) {
+        if expected != Some(chosen) {
             self.found = None;
         }
     }

@@ -60,17 +60,11 @@ impl Lookup {
         best
     }
 
-    /// Returns up to `most` tokens that followed an occurrence. Where the occurrence reaches
-    /// into the last tokens, the text is continued as if it repeated itself.
-    pub(super) fn continuation(&self, found: Match, most: usize) -> Vec<u32> {
-        let following = &self.tokens[found.end..];
-        following
-            .iter()
-            .cycle()
-            .take(most)
-            .copied()
-            .take_while(|&token| token != super::GAP)
-            .collect()
+    /// Iterates over the tokens that followed an occurrence. Where it reaches into the last
+    /// tokens, the text is continued as if it repeated itself, without an end.
+    pub(super) fn continuation(&self, found: Match) -> impl Iterator<Item = u32> {
+        let following = self.tokens[found.end..].iter().cycle().copied();
+        following.take_while(|&token| token != super::GAP)
     }
 }
 
@@ -115,6 +109,7 @@ mod tests {
         lookup.extend(&[5, 1, 2, 1, 2, 1]);
         let found = lookup.longest().expect("it occurred");
         assert_eq!((found.end, found.length), (4, 3));
-        assert_eq!(lookup.continuation(found, 5), [2, 1, 2, 1, 2]);
+        let continued: Vec<u32> = lookup.continuation(found).take(5).collect();
+        assert_eq!(continued, [2, 1, 2, 1, 2]);
     }
 }
